@@ -1,0 +1,76 @@
+"""DeepSeek V4 in readable Python. Importing this is cheap: each public name loads its module, and torch, on first use."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dsv4.checkpoint import CheckpointError
+    from dsv4.checkpoint import load_model as load
+    from dsv4.config import ModelConfig
+    from dsv4.engine import LLM, AsyncEngine, SamplingParams
+    from dsv4.model.transformer import Transformer
+    from dsv4.tokenizer import Tokenizer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LLM",
+    "AsyncEngine",
+    "CheckpointError",
+    "ModelConfig",
+    "SamplingParams",
+    "Tokenizer",
+    "Transformer",
+    "load",
+]
+
+# Public name -> (module, name there).
+_LAZY = {
+    "AsyncEngine": ("dsv4.engine", "AsyncEngine"),
+    "CheckpointError": ("dsv4.checkpoint", "CheckpointError"),
+    "LLM": ("dsv4.engine", "LLM"),
+    "ModelConfig": ("dsv4.config", "ModelConfig"),
+    "SamplingParams": ("dsv4.engine", "SamplingParams"),
+    "Tokenizer": ("dsv4.tokenizer", "Tokenizer"),
+    "Transformer": ("dsv4.model.transformer", "Transformer"),
+    "load": ("dsv4.checkpoint", "load_model"),
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'dsv4' has no attribute {name!r}; public names: {', '.join(sorted(_LAZY))}")
+    module, attribute = _LAZY[name]
+    value: object = getattr(import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
+
+def _pin_mkl_rounding() -> None:
+    """Ask MKL for its strict reproducible mode, unless the user already chose one.
+
+    By default MKL picks a kernel by the matrix sizes, so the same row times the same weights can round differently
+    when other rows sit beside it. In strict mode a row's result does not depend on how many rows there are, which is
+    what makes chunked, batched and cached forwards of the reference path equal bit for bit. MKL reads the variable at
+    its first call, hence here, before anything of ours imports torch.
+    """
+    if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
+        return
+    with open("/proc/cpuinfo", encoding="ascii", errors="replace") as cpuinfo:
+        flags = next((line.split(":", 1)[1].split() for line in cpuinfo if line.startswith("flags")), [])
+    if {"avx512f", "avx512bw", "avx512vl", "avx512dq"} <= set(flags):
+        os.environ.setdefault("MKL_CBWR", "AVX512,STRICT")
+    elif "avx2" in flags:
+        os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")
+
+
+_pin_mkl_rounding()
