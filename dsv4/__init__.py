@@ -1,4 +1,4 @@
-"""DeepSeek V4 in readable Python. Importing this is cheap: each public name loads its module, and torch, on first use."""
+"""DeepSeek V4 in readable Python. Cheap to import: each public name loads its module, and torch, on first use."""
 
 from __future__ import annotations
 

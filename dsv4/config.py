@@ -1,8 +1,22 @@
-"""ModelConfig: one DeepSeek V4 model's hyperparameters. Field names are the keys of the official config.json. No torch."""
+"""ModelConfig: hyperparameters of one DeepSeek V4 model, named as the keys of the official config.json. No torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from dsv4.config_json import config_to_json, fields_from_json
+from dsv4.presets import PRESETS
+
+LayerKind = Literal["swa", "csa", "hca"]
+
+# Ratio of a layer -> its kind: window only; window + indexer-selected entries; window + all compressed entries.
+LAYER_KINDS: dict[int, LayerKind] = {0: "swa", 4: "csa", 128: "hca"}
+EXPERT_DTYPES = ("fp4", "fp8")
 
 
 @dataclass(frozen=True)
@@ -17,6 +31,8 @@ class YarnScaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
+    """Checked on construction: a value that V4's mathematics does not allow raises ValueError naming key and value."""
+
     vocab_size: int
     hidden_size: int
     num_hidden_layers: int
@@ -51,3 +67,158 @@ class ModelConfig:
     expert_dtype: str = "fp4"  # fp4: official instruct layout; fp8: official Base layout
     bos_token_id: int = 0
     eos_token_id: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "compress_ratios", tuple(self.compress_ratios))
+        _check_numbers(self)
+        _check_schedule(self)
+        _check_widths(self)
+
+    @classmethod
+    def preset(cls, name: str) -> ModelConfig:
+        """A published shape (flash, pro, flash-base, pro-base) or the embedded model's (nano)."""
+        if name not in PRESETS:
+            raise ValueError(f"preset {name!r} is unknown; allowed: {', '.join(PRESETS)}")
+        return cls(**PRESETS[name])
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> ModelConfig:
+        """Read the content of a config.json, official or as transformers writes it.
+
+        An unknown key or a contradiction raises ValueError. Without `rope_scaling` there is no YaRN.
+        """
+        values = fields_from_json(raw)
+        scaling = cast("dict[str, Any] | None", values.pop("rope_scaling"))
+        missing = [f.name for f in fields(cls) if f.name not in values and f.name in _REQUIRED]
+        if missing:
+            raise ValueError(f"missing {'key' if len(missing) == 1 else 'keys'}: {', '.join(missing)}")
+        return cls(**values, rope_scaling=None if scaling is None else YarnScaling(**scaling))
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> ModelConfig:
+        """Read config.json in a model folder (or the file itself). Errors name the file."""
+        file = Path(path)
+        if file.is_dir():
+            file /= "config.json"
+        if not file.is_file():
+            raise FileNotFoundError(f"no config.json at {file}; expected a model folder or a config.json file")
+        try:
+            raw: object = json.loads(file.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{file}: not valid JSON: {error}") from error
+        if not isinstance(raw, dict):
+            raise ValueError(f"{file}: expected a JSON object, found {type(raw).__name__}")
+        try:
+            return cls.from_dict(cast("dict[str, Any]", raw))
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+
+    def to_dict(self, quantized: bool = True) -> dict[str, Any]:
+        """Every key of the official config.json. `quantized=False` (a BF16 or FP32 folder) leaves out the formats."""
+        return config_to_json(self, quantized)
+
+    def layer_ratio(self, layer: int) -> int:
+        """Tokens per compressed entry of main layer `layer` (MTP blocks follow the main layers); 0: window only."""
+        if not 0 <= layer < len(self.compress_ratios):
+            raise IndexError(f"layer {layer} is out of range; allowed: 0 to {len(self.compress_ratios) - 1}")
+        return self.compress_ratios[layer]
+
+    def layer_kind(self, layer: int) -> LayerKind:
+        return LAYER_KINDS[self.layer_ratio(layer)]
+
+    def is_hash_routed(self, layer: int) -> bool:
+        """True when the layer picks experts by token id (`gate.tid2eid`), False when by score plus bias."""
+        return layer < self.num_hash_layers
+
+    def layers_of_kind(self, kind: LayerKind) -> list[int]:
+        """Main layers only, ascending."""
+        return [layer for layer in range(self.num_hidden_layers) if self.layer_kind(layer) == kind]
+
+
+def nano_path() -> Path:
+    """Folder of the embedded nano model: `_models/nano` in an installed package, `models/nano` in a checkout."""
+    package = Path(__file__).resolve().parent
+    candidates = (package / "_models" / "nano", package.parent / "models" / "nano")
+    for folder in candidates:
+        if (folder / "config.json").is_file():
+            return folder
+    raise FileNotFoundError(f"the embedded nano model is missing; looked in {' and '.join(map(str, candidates))}")
+
+
+_REQUIRED = {
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "q_lora_rank",
+    "o_groups",
+    "index_topk",
+    "n_routed_experts",
+    "moe_intermediate_size",
+    "compress_ratios",
+    "routed_scaling_factor",
+}
+_MAY_BE_ZERO = {"num_nextn_predict_layers", "num_hash_layers", "bos_token_id", "eos_token_id"}
+
+
+def _reject(key: str, value: object, allowed: str) -> ValueError:
+    return ValueError(f"{key} = {value!r} is not allowed; allowed: {allowed}")
+
+
+def _check_numbers(config: ModelConfig) -> None:
+    scaling = config.rope_scaling
+    if scaling is not None and not isinstance(scaling, YarnScaling):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise _reject("rope_scaling", scaling, "a YarnScaling, or None for no YaRN")
+    for owner, prefix in ((config, ""), (scaling, "rope_scaling.")):
+        for item in fields(owner) if owner is not None else ():
+            key, value = prefix + item.name, getattr(owner, item.name)
+            if item.type == "int":
+                lowest = 0 if item.name in _MAY_BE_ZERO else 1
+                if type(value) is not int or value < lowest:
+                    raise _reject(key, value, f"an integer of at least {lowest}")
+            elif item.type == "float" and (type(value) not in (int, float) or not 0 < value < math.inf):
+                raise _reject(key, value, "a finite number above 0")
+    if config.expert_dtype not in EXPERT_DTYPES:
+        raise _reject("expert_dtype", config.expert_dtype, " or ".join(map(repr, EXPERT_DTYPES)))
+
+
+def _check_schedule(config: ModelConfig) -> None:
+    layers, drafts = config.num_hidden_layers, config.num_nextn_predict_layers
+    if drafts > 1:
+        raise _reject("num_nextn_predict_layers", drafts, "0 or 1, as V4 has one MTP block")
+    if len(config.compress_ratios) != layers + drafts:
+        raise _reject(
+            "compress_ratios",
+            list(config.compress_ratios),
+            f"num_hidden_layers + num_nextn_predict_layers = {layers} + {drafts} entries, "
+            f"found {len(config.compress_ratios)}",
+        )
+    for index, ratio in enumerate(config.compress_ratios):
+        if type(ratio) is not int or ratio not in LAYER_KINDS:
+            hint = " (ratios 1 and 2 belong to V4.1, another model)" if ratio in (1, 2) else ""
+            raise _reject(f"compress_ratios[{index}]", ratio, f"0, 4 or 128{hint}")
+    if any(config.compress_ratios[layers:]):
+        raise _reject(
+            f"compress_ratios[{layers}]", config.compress_ratios[layers], "0, as the MTP block has no compressor"
+        )
+    if config.num_hash_layers > layers:
+        raise _reject("num_hash_layers", config.num_hash_layers, f"0 to num_hidden_layers = {layers}")
+
+
+def _check_widths(config: ModelConfig) -> None:
+    if config.num_attention_heads % config.o_groups:
+        raise _reject("o_groups", config.o_groups, f"a divisor of num_attention_heads = {config.num_attention_heads}")
+    if config.num_experts_per_tok > config.n_routed_experts:
+        raise _reject(
+            "num_experts_per_tok", config.num_experts_per_tok, f"1 to n_routed_experts = {config.n_routed_experts}"
+        )
+    rope = config.qk_rope_head_dim
+    if rope % 2:
+        raise _reject("qk_rope_head_dim", rope, "an even number: channels rotate in pairs")
+    if rope > config.head_dim:
+        raise _reject("qk_rope_head_dim", rope, f"up to head_dim = {config.head_dim}")
+    if 4 in config.compress_ratios and rope > config.index_head_dim:
+        raise _reject("qk_rope_head_dim", rope, f"up to index_head_dim = {config.index_head_dim}")
+    for key in ("bos_token_id", "eos_token_id"):
+        if getattr(config, key) >= config.vocab_size:
+            raise _reject(key, getattr(config, key), f"0 to vocab_size - 1 = {config.vocab_size - 1}")
