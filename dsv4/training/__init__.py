@@ -1,0 +1,1 @@
+"""Training: losses, Muon + AdamW, schedules, router balancing, quantisation-aware training, the loop."""
