@@ -1,0 +1,75 @@
+"""Bytes of the KV cache: what grows with the context, and the fixed state of a sequence. Main layers only.
+
+Source: architecture notes 3.2. The published sizes count the FP8 cache with the FP4 index.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dsv4.config import ModelConfig
+
+KvFormat = Literal["fp8+fp4", "fp8+fp8", "bf16"]  # main entries + index keys
+KV_FORMATS: tuple[KvFormat, ...] = ("fp8+fp4", "fp8+fp8", "bf16")
+
+KV_BLOCK = 64  # channels of one FP8 block scale; the rotary channels stay BF16
+SCALE_ALIGN = 8  # an entry's scale bytes are padded to this
+FP4_GROUP = 32
+
+# DeepSeek V3.2: 512 FP8 + 4 fp32 scales + 64 BF16 latent, 128 FP8 + one fp32 scale index key, 61 layers.
+V3_2_KV_BYTES_PER_TOKEN = (512 + 4 * 4 + 64 * 2 + 128 + 4) * 61
+
+
+def entry_bytes(config: ModelConfig, kv_format: KvFormat = "fp8+fp4") -> int:
+    """One window or compressed entry of one layer (keys and values are the same vector)."""
+    if kv_format == "bf16":
+        return 2 * config.head_dim
+    plain = config.head_dim - config.qk_rope_head_dim
+    scales = -(-plain // KV_BLOCK)
+    return plain + 2 * config.qk_rope_head_dim + -(-scales // SCALE_ALIGN) * SCALE_ALIGN
+
+
+def index_key_bytes(config: ModelConfig, kv_format: KvFormat = "fp8+fp4") -> int:
+    """One key of the lightning indexer, shared by its heads. FP4: one E8M0 scale a group; FP8: one fp32 scale."""
+    dim = config.index_head_dim
+    return {"fp8+fp4": dim // 2 + dim // FP4_GROUP, "fp8+fp8": dim + 4, "bf16": 2 * dim}[kv_format]
+
+
+@dataclass(frozen=True)
+class CacheBytes:
+    """One sequence's cache, by component."""
+
+    entries: int  # compressed entries of CSA and HCA layers
+    index_keys: int
+    windows: int  # rings of the last `sliding_window` tokens; fixed
+    states: int  # open compression windows in fp32; fixed
+
+    @property
+    def growing(self) -> int:
+        """The part that the published bytes per token count."""
+        return self.entries + self.index_keys
+
+    @property
+    def total(self) -> int:
+        return self.growing + self.windows + self.states
+
+
+def cache_bytes(config: ModelConfig, num_tokens: int, kv_format: KvFormat = "fp8+fp4") -> CacheBytes:
+    """Cache after `num_tokens` tokens; a compressed entry exists once its window is full."""
+    csa, hca = len(config.layers_of_kind("csa")), len(config.layers_of_kind("hca"))
+    entry, key = entry_bytes(config, kv_format), index_key_bytes(config, kv_format)
+    # A CSA layer keeps kv and score of two windows of 4, in two series, for entries and index keys; HCA of one window.
+    csa_state = 2 * 8 * 2 * (config.head_dim + config.index_head_dim) * 4
+    hca_state = 2 * 128 * config.head_dim * 4
+    return CacheBytes(
+        entries=entry * (csa * (num_tokens // 4) + hca * (num_tokens // 128)),
+        index_keys=key * csa * (num_tokens // 4),
+        windows=entry * config.num_hidden_layers * config.sliding_window,
+        states=csa * csa_state + hca * hca_state,
+    )
+
+
+def kv_bytes_per_token(config: ModelConfig, kv_format: KvFormat = "fp8+fp4") -> float:
+    """Growth a context token, exact over a multiple of 128 tokens."""
+    return cache_bytes(config, 128, kv_format).growing / 128
