@@ -1,0 +1,71 @@
+"""Plain torch definition of windowed plus compressed attention with a sink."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ENTRY_CHUNK = 64
+
+
+def attend(
+    q: Tensor,
+    window: Tensor,
+    window_mask: Tensor,
+    sink: Tensor,
+    entries: Tensor | None = None,
+    entry_mask: Tensor | None = None,
+    return_entry_probs: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """One softmax over window slots, compressed entries and the sink; see the package docstring for the shapes."""
+    G, R, H, D = q.shape
+    scale = D**-0.5
+    rows = q.float().reshape(G, R * H, D) * scale
+    window = window.float()
+    neg_inf = float("-inf")
+
+    score_w = torch.bmm(rows, window.mT).view(G, R, H, -1).masked_fill_(~window_mask[:, :, None], neg_inf)
+    sink_row = sink.float().view(1, 1, H, 1)
+    top = torch.maximum(score_w.detach().amax(-1, keepdim=True), sink_row.detach())
+    score_e = None
+    if entries is not None:
+        assert entry_mask is not None
+        entries = entries.float()
+        score_e = _entry_scores(rows, entries, G, R, H).masked_fill_(~entry_mask[:, :, None], neg_inf)
+        top = torch.maximum(top, score_e.detach().amax(-1, keepdim=True))
+
+    p_w = (score_w - top).exp_()
+    total = p_w.sum(-1, keepdim=True) + (sink_row - top).exp_()
+    out = torch.bmm(p_w.view(G, R * H, -1), window)
+    p_e = None
+    if score_e is not None:
+        assert entries is not None
+        p_e = (score_e - top).exp_()
+        out, total = _add_entries(out, total, p_e, entries)
+    out = out.view(G, R, H, D) / total
+    probs = (p_e / total).sum(2) if return_entry_probs and p_e is not None else None
+    return out.to(q.dtype), probs
+
+
+def _entry_scores(rows: Tensor, entries: Tensor, G: int, R: int, H: int) -> Tensor:
+    if entries.dim() == 2:
+        return (rows.flatten(0, 1) @ entries.mT).view(G, R, H, -1)
+    if entries.dim() == 3:
+        return torch.bmm(rows, entries.mT).view(G, R, H, -1)
+    return torch.bmm(rows.reshape(G * R, H, -1), entries.flatten(0, 1).mT).view(G, R, H, -1)
+
+
+def _add_entries(out: Tensor, total: Tensor, p: Tensor, entries: Tensor) -> tuple[Tensor, Tensor]:
+    G, R, H, E = p.shape
+    if entries.dim() == 4:
+        values = torch.bmm(p.reshape(G * R, H, E), entries.flatten(0, 1))
+        return out + values.view(G, R * H, -1), total + p.sum(-1, keepdim=True)
+    flat = p.view(G, R * H, E)
+    for start in range(0, E, ENTRY_CHUNK):
+        part = slice(start, start + ENTRY_CHUNK)
+        if entries.dim() == 2:
+            out = out + (flat[..., part].flatten(0, 1) @ entries[part]).view_as(out)
+        else:
+            out = out + torch.bmm(flat[..., part], entries[:, part])
+        total = total + p[..., part].sum(-1, keepdim=True)
+    return out, total

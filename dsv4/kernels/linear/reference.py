@@ -1,0 +1,11 @@
+"""Plain torch definition of the linear map."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x [..., in] @ weight [out, in]^T -> [..., out]."""
+    return F.linear(x, weight)

@@ -1,0 +1,60 @@
+"""Plain torch definition of FP8 and FP4 fake quantisation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FP8_MAX = 448.0
+FP4_MAX = 6.0
+
+
+def power_of_two_scale(amax: Tensor, largest: float) -> Tensor:
+    """2^ceil(log2(amax / largest)), exactly, from the fp32 bits: no logarithm that could round across a power of two."""
+    ratio = amax.float() * (1.0 / largest)
+    mantissa, exponent = torch.frexp(ratio)  # ratio = mantissa * 2^exponent, mantissa in [0.5, 1)
+    return torch.ldexp(torch.ones_like(ratio), exponent - (mantissa == 0.5).int())
+
+
+def _blocks(x: Tensor, block: int) -> tuple[Tensor, int]:
+    pad = -x.shape[-1] % block
+    if pad:
+        x = torch.nn.functional.pad(x, (0, pad))
+    return x.unflatten(-1, (-1, block)), pad
+
+
+def _fake_quant(x: Tensor, block: int, largest: float, floor: float) -> Tensor:
+    blocks, pad = _blocks(x.float(), block)
+    scale = power_of_two_scale(blocks.abs().amax(-1, keepdim=True).clamp(min=floor), largest)
+    scaled = (blocks / scale).clamp(-largest, largest)
+    rounded = scaled.to(torch.float8_e4m3fn).float() if largest == FP8_MAX else round_to_fp4(scaled)
+    out = (rounded * scale).flatten(-2)
+    return (out[..., : x.shape[-1]] if pad else out).to(x.dtype)
+
+
+def round_to_fp4(x: Tensor) -> Tensor:
+    """Nearest e2m1 value (0 .5 1 1.5 2 3 4 6, signed) of x in [-6, 6]; ties to the even code, as IEEE rounding does."""
+    magnitude = x.abs()
+    # Within a binade e2m1 values are evenly spaced (0.5 below 2, 1 below 4, then 2), and torch.round ties to even.
+    step = torch.where(magnitude < 2.0, 0.5, torch.where(magnitude < 4.0, 1.0, 2.0))
+    return torch.copysign(torch.round(magnitude / step) * step, x)
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: Tensor, block: int, largest: float, floor: float) -> Tensor:
+        return _fake_quant(x, block, largest, floor)
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return grad, None, None, None
+
+
+def fake_quant_fp8(x: Tensor, block: int) -> Tensor:
+    """Round x [..., n] to e4m3fn with one power-of-two scale a `block` of the last dimension -> same shape and dtype."""
+    return _StraightThrough.apply(x, block, FP8_MAX, 1e-4)
+
+
+def fake_quant_fp4(x: Tensor, block: int = 32) -> Tensor:
+    """Round x [..., n] to e2m1 with one power-of-two scale a `block` of the last dimension -> same shape and dtype."""
+    return _StraightThrough.apply(x, block, FP4_MAX, FP4_MAX * 2.0**-126)

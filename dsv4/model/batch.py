@@ -1,0 +1,64 @@
+"""RaggedBatch: the one input of the model, tokens of N sequences laid end to end, no padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RaggedBatch:
+    """Tokens of N sequences. Sequence i is token_ids[cu_seqlens[i]:cu_seqlens[i + 1]] and starts at position starts[i]."""
+
+    token_ids: Tensor  # int64 [T]
+    lengths: np.ndarray  # int64 [N], new tokens of each sequence, each >= 1
+    starts: np.ndarray  # int64 [N], position of each sequence's first new token
+    slots: np.ndarray  # int64 [N], the cache row that each sequence lives in
+
+    @property
+    def num_tokens(self) -> int:
+        return self.token_ids.shape[0]
+
+    @property
+    def num_seqs(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def cu_seqlens(self) -> Tensor:
+        """int64 [N + 1]: where each sequence begins in the batch."""
+        return torch.from_numpy(np.concatenate(([0], np.cumsum(self.lengths))))
+
+    @property
+    def positions(self) -> Tensor:
+        """int64 [T]: position of each token in its own sequence."""
+        return torch.from_numpy(token_positions(self.lengths, self.starts)[1])
+
+    @staticmethod
+    def pack(
+        sequences: Sequence[Sequence[int]],
+        starts: Sequence[int] | None = None,
+        slots: Sequence[int] | None = None,
+        device: str | torch.device = "cpu",
+    ) -> RaggedBatch:
+        """Lay token lists end to end. starts default to 0, slots to 0..N-1. An empty list of tokens is a ValueError."""
+        if not sequences or any(len(s) == 0 for s in sequences):
+            raise ValueError("a ragged batch needs at least one sequence, and every sequence at least one token")
+        n = len(sequences)
+        flat = torch.tensor([t for s in sequences for t in s], dtype=torch.int64)
+        return RaggedBatch(
+            token_ids=flat.to(device),
+            lengths=np.array([len(s) for s in sequences], dtype=np.int64),
+            starts=np.zeros(n, np.int64) if starts is None else np.array(starts, dtype=np.int64),
+            slots=np.arange(n) if slots is None else np.array(slots, dtype=np.int64),
+        )
+
+
+def token_positions(lengths: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(sequence of each token [T], position of each token [T]) of a ragged batch."""
+    seq = np.repeat(np.arange(len(lengths)), lengths)
+    first = np.cumsum(lengths) - lengths
+    return seq, np.arange(len(seq)) - first[seq] + starts[seq]

@@ -1,0 +1,156 @@
+"""The cache of one model: a fixed state a sequence, and pages of 128 tokens.
+
+State of a sequence and layer: the window ring (last 128 tokens, slot = position mod 128) and, for each compressor, the
+projected rows of the windows that are still needed (fp32, ape added to the scores): the last 2 * ratio tokens with
+overlap, the last ratio tokens without; slot = position mod that number.
+Pages: a page covers 128 tokens of one sequence in every layer: 32 CSA entries with their 32 index keys, or one HCA entry.
+A sequence's first page is preferred next to its others, so that its entries can be read as one slice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsv4.config import ModelConfig
+
+PAGE_TOKENS = 128
+
+
+def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros whose memory the system hands out when it is first written: a long context costs what it holds."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    raw = np.zeros(int(np.prod(shape)) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(raw).view(dtype).view(shape)
+
+
+@dataclass
+class CompressorState:
+    """Rows a compressor still needs, and the entries it made. kv, score: fp32 [slots, rows, width]; entries [rows, D]."""
+
+    ratio: int
+    kv: Tensor
+    score: Tensor
+    entries: Tensor
+
+    @property
+    def rows(self) -> int:
+        return self.kv.shape[1]
+
+
+@dataclass
+class LayerCache:
+    """One layer: window [slots, 128, head_dim], and the compressors' state where the layer has them."""
+
+    window: Tensor
+    main: CompressorState | None = None
+    index: CompressorState | None = None
+
+    def compressors(self) -> list[CompressorState]:
+        return [c for c in (self.main, self.index) if c is not None]
+
+
+@dataclass
+class Snapshot:
+    """State of one sequence: its length, and per layer its window and open compression windows. Entries stay in place."""
+
+    length: int
+    tensors: list[Tensor] = field(default_factory=list)
+
+
+class Cache:
+    """State and pages of `batch_size` sequences of up to `max_tokens` tokens each."""
+
+    def __init__(
+        self, config: ModelConfig, batch_size: int, max_tokens: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        if batch_size < 1 or max_tokens < 1:
+            raise ValueError(f"new_cache: batch_size {batch_size} and max_tokens {max_tokens} must be at least 1")
+        self.config, self.batch_size, self.max_tokens = config, batch_size, max_tokens
+        self.lengths: list[int] = [0] * batch_size
+        self.pages_per_slot = -(-max_tokens // PAGE_TOKENS)
+        num_pages = batch_size * self.pages_per_slot
+        self.block_table = np.arange(num_pages).reshape(batch_size, self.pages_per_slot)
+        self.layers: list[LayerCache] = []
+        for ratio in config.compress_ratios:
+            layer = LayerCache(torch.zeros(batch_size, config.sliding_window, config.head_dim, dtype=dtype, device=device))
+            if ratio:
+                layer.main = self._compressor(ratio, config.head_dim, num_pages, dtype, device)
+            if ratio == 4:
+                layer.index = self._compressor(ratio, config.index_head_dim, num_pages, dtype, device)
+            self.layers.append(layer)
+
+    def _compressor(
+        self, ratio: int, width: int, num_pages: int, dtype: torch.dtype, device: torch.device
+    ) -> CompressorState:
+        overlap = 2 if ratio == 4 else 1
+        shape = (self.batch_size, overlap * ratio, overlap * width)
+        # 64 rows of slack: entries are read in fixed chunks, and the last chunk may reach past the last page.
+        entries = _lazy_zeros((num_pages * (PAGE_TOKENS // ratio) + 64, width), dtype, device)
+        return CompressorState(
+            ratio,
+            torch.zeros(shape, device=device),
+            torch.full(shape, float("-inf"), device=device),
+            entries,
+        )
+
+    def entry_rows(self, slot: int, ratio: int, start: int, stop: int) -> np.ndarray:
+        """Rows of entries start..stop-1 of a slot in the entry tensors of a layer with this ratio."""
+        per_page = PAGE_TOKENS // ratio
+        i = np.arange(start, stop)
+        return self.block_table[slot, i // per_page] * per_page + i % per_page
+
+    def reserve(self, slot: int, new_tokens: int) -> None:
+        """Check that a slot can take new_tokens more; ValueError says how many it holds and may hold."""
+        if not 0 <= slot < self.batch_size:
+            raise ValueError(f"cache row {slot}: the cache has rows 0 to {self.batch_size - 1}")
+        if self.lengths[slot] + new_tokens > self.max_tokens:
+            raise ValueError(
+                f"cache row {slot} holds {self.lengths[slot]} tokens and cannot take {new_tokens} more: "
+                f"max_tokens is {self.max_tokens}"
+            )
+
+    def reset(self, slot: int) -> None:
+        """Forget a sequence. Its pages may keep old bytes: nothing reads an entry before it is written."""
+        self.lengths[slot] = 0
+        for layer in self.layers:
+            layer.window[slot] = 0
+            for state in layer.compressors():
+                state.kv[slot] = 0
+                state.score[slot] = float("-inf")
+
+    def snapshot(self, slot: int) -> Snapshot:
+        """Copy the state of a sequence: enough to return to this length later, or to seed another cache row."""
+        snap = Snapshot(self.lengths[slot])
+        for layer in self.layers:
+            snap.tensors.append(layer.window[slot].clone())
+            for state in layer.compressors():
+                snap.tensors += [state.kv[slot].clone(), state.score[slot].clone()]
+        return snap
+
+    def restore(self, slot: int, snap: Snapshot) -> None:
+        """Put a sequence back to a snapshot taken of this slot; entries made since are overwritten as it goes on."""
+        self.lengths[slot] = snap.length
+        tensors = iter(snap.tensors)
+        for layer in self.layers:
+            layer.window[slot] = next(tensors)
+            for state in layer.compressors():
+                state.kv[slot] = next(tensors)
+                state.score[slot] = next(tensors)
+
+    def num_bytes(self) -> dict[str, int]:
+        """Bytes by component for full sequences: window, compressor state, entries, index keys (slack rows included)."""
+        total = {"window": 0, "state": 0, "entries": 0, "index_keys": 0}
+        for layer in self.layers:
+            total["window"] += layer.window.nbytes
+            for state in layer.compressors():
+                total["state"] += state.kv.nbytes + state.score.nbytes
+            if layer.main is not None:
+                total["entries"] += layer.main.entries.nbytes
+            if layer.index is not None:
+                total["index_keys"] += layer.index.entries.nbytes
+        return total

@@ -1,0 +1,52 @@
+"""Initial weights for training from scratch. Source: training notes 1.9; the rest are this project's choices."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from dsv4.config import ModelConfig
+
+
+@torch.no_grad()
+def init_weights(model: nn.Module, config: ModelConfig, generator: torch.Generator | None = None) -> None:
+    """Matrices N(0, initializer_range); norms 1; sinks, ape and router bias 0; mHC close to a plain residual stream.
+
+    mHC at the start: pre = 1 / s each, post = 1, the combine matrix nearly the identity, gates 0.01: the streams stay
+    near-equal copies and a block acts as a pre-norm residual block. Hash tables deal the experts out evenly.
+    """
+    s = config.hc_mult
+    base = torch.zeros(s * (2 + s))
+    base[:s] = -math.log(s - 1) if s > 1 else 8.0
+    base[2 * s :] = 8.0 * torch.eye(s).flatten()
+    for name, p in model.named_parameters():
+        leaf = name.rsplit(".", 1)[-1]
+        if name.endswith("norm.weight"):
+            p.fill_(1.0)
+        elif leaf in ("attn_sink", "ape", "bias"):
+            p.zero_()
+        elif leaf in ("hc_attn_base", "hc_ffn_base"):
+            p.copy_(base)
+        elif leaf == "hc_head_base":
+            p.fill_(base[0])
+        elif leaf.startswith("hc_") and leaf.endswith("_scale"):
+            p.fill_(0.01)
+        else:
+            p.normal_(0.0, config.initializer_range, generator=generator)
+    for name, table in model.named_buffers():
+        if name.endswith("tid2eid"):
+            table.copy_(deal_experts(config, generator))
+
+
+def deal_experts(config: ModelConfig, generator: torch.Generator | None = None) -> torch.Tensor:
+    """A hash routing table int64 [vocab, k]: k distinct experts a token, every expert equally often (to within one deal).
+
+    Row by row from shuffled decks; a deck is reshuffled when fewer than k distinct experts are left in it.
+    """
+    E, k = config.n_routed_experts, config.num_experts_per_tok
+    per_deck = E // k
+    decks = -(-config.vocab_size // per_deck)
+    rows = [torch.randperm(E, generator=generator)[: per_deck * k].view(per_deck, k) for _ in range(decks)]
+    return torch.cat(rows)[: config.vocab_size]

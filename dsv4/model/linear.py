@@ -1,0 +1,28 @@
+"""Linear layer without bias, and whether its input is quantised."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dsv4.kernels.linear import linear
+from dsv4.kernels.quant import fake_quant_fp8
+
+
+class Linear(nn.Module):
+    """x [..., in] -> [..., out]. quantize: round the input to FP8 in blocks of 128, as the shipped FP8 GEMM does."""
+
+    def __init__(self, in_features: int, out_features: int, quantize: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.quantize = quantize
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.quantize:
+            x = fake_quant_fp8(x, 128)
+        return linear(x, self.weight)
+
+
+def linear_fp32(x: Tensor, weight: Tensor) -> Tensor:
+    """Linear map in fp32 whatever the storage type: the compressors, the router, the head."""
+    return linear(x.float(), weight.float())

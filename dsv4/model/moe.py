@@ -1,0 +1,109 @@
+"""Mixture of experts: hash or score routing, clamped SwiGLU experts, one shared expert. Source: architecture notes 2.6."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dsv4.config import ModelConfig
+from dsv4.kernels.swiglu import clamped_swiglu
+from dsv4.kernels.topk import top_k_lowest_index
+from dsv4.model.aux_losses import AuxLosses
+from dsv4.model.layout import Layout
+from dsv4.model.linear import Linear, linear_fp32
+
+
+class Expert(nn.Module):
+    """w2(silu(min(w1 x, limit)) * clamp(w3 x) * routing weight)."""
+
+    def __init__(self, config: ModelConfig, quantize: bool) -> None:
+        super().__init__()
+        d, width = config.hidden_size, config.moe_intermediate_size
+        self.w1 = Linear(d, width, quantize)
+        self.w2 = Linear(width, d, quantize)
+        self.w3 = Linear(d, width, quantize)
+        self.limit = config.swiglu_limit
+
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        return self.w2(clamped_swiglu(self.w1(x), self.w3(x), self.limit, weight))
+
+
+def affinity(logits: Tensor) -> Tensor:
+    """sqrt(softplus(logits)), fp32, stable at both ends."""
+    return (logits.clamp(min=0.0) + torch.log1p((-logits.abs()).exp())).sqrt()
+
+
+class Gate(nn.Module):
+    """Chooses experts: by token id in hash layers, else by score + bias (bias only selects, never weighs)."""
+
+    def __init__(self, config: ModelConfig, hashed: bool) -> None:
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
+        if hashed:
+            shape = (config.vocab_size, config.num_experts_per_tok)
+            self.register_buffer("tid2eid", torch.zeros(shape, dtype=torch.int64))
+            self.bias = None
+        else:
+            self.tid2eid = None
+            self.bias = nn.Parameter(torch.empty(config.n_routed_experts), requires_grad=False)
+
+    def forward(self, x: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [T, d], token_ids [T] -> (weights fp32 [T, k], expert index [T, k], scores fp32 [T, E])."""
+        scores = affinity(linear_fp32(x, self.weight))
+        if self.tid2eid is not None:
+            index = self.tid2eid[token_ids]
+        else:
+            assert self.bias is not None
+            index = top_k_lowest_index(scores.detach() + self.bias, self.config.num_experts_per_tok)
+        chosen = scores.gather(1, index)
+        weights = chosen / (chosen.sum(-1, keepdim=True) + 1e-20) * self.config.routed_scaling_factor
+        return weights, index, scores
+
+
+class MoE(nn.Module):
+    """Routed experts plus the shared expert, accumulated in fp32 in the order of the experts' numbers."""
+
+    def __init__(self, config: ModelConfig, name: str, hashed: bool, quantize: bool) -> None:
+        super().__init__()
+        self.name, self.config = name, config
+        self.gate = Gate(config, hashed)
+        self.experts = nn.ModuleList(Expert(config, quantize) for _ in range(config.n_routed_experts))
+        self.shared_experts = Expert(config, quantize)
+
+    def forward(self, x: Tensor, token_ids: Tensor, layout: Layout, aux: AuxLosses | None = None) -> Tensor:
+        """x [T, d] -> [T, d]."""
+        weights, index, scores = self.gate(x, token_ids)
+        # Sorting by expert, stably, keeps tokens in order inside each expert.
+        order = index.flatten().argsort(stable=True)
+        counts = torch.bincount(index.flatten(), minlength=self.config.n_routed_experts)
+        token = order // index.shape[1]
+        flat_weights = weights.flatten()[order].unsqueeze(-1)
+        rows = x[token]
+        parts, start = [], 0
+        for expert, count in zip(self.experts, counts.tolist(), strict=True):
+            if count:
+                stop = start + count
+                parts.append(expert(rows[start:stop], flat_weights[start:stop]))
+                start = stop
+        # Back to [T, k] slots: a token's experts are then added in slot order, which top-k made ascending; a hash row that
+        # names an expert twice counts it twice.
+        slots = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        routed = torch.cat(parts)[slots].view(*index.shape, -1).float()
+        out = self.shared_experts(x).float()
+        for slot in routed.unbind(1):
+            out = out + slot
+        if aux is not None and self.gate.bias is not None:
+            aux.add_routing(self.name, counts, self._balance_loss(scores, index, layout))
+        return out.to(x.dtype)
+
+    def _balance_loss(self, scores: Tensor, index: Tensor, layout: Layout) -> Tensor:
+        """Mean over sequences of sum_e f_e * P_e: f the load share (1 when even), P the mean normalised affinity."""
+        E, k = self.config.n_routed_experts, index.shape[1]
+        n, seq = layout.batch.num_seqs, layout.sequence_ids
+        length = torch.bincount(seq, minlength=n).unsqueeze(-1).float()
+        share = scores / (scores.sum(-1, keepdim=True) + 1e-20)
+        mean_share = torch.zeros(n, E, device=scores.device).index_add(0, seq, share) / length
+        chosen = torch.zeros_like(scores).scatter_(1, index, 1.0).detach()
+        load = torch.zeros(n, E, device=scores.device).index_add(0, seq, chosen) * (E / k) / length
+        return (load * mean_share).sum(-1).mean()

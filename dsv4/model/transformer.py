@@ -1,0 +1,195 @@
+"""The model: embedding, blocks with mHC around attention and experts, read-out, MTP block. Official parameter names."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from dsv4.config import ModelConfig
+from dsv4.kernels.linear import linear
+from dsv4.model.attention import Attention
+from dsv4.model.attention.attention import Rope
+from dsv4.model.aux_losses import AuxLosses
+from dsv4.model.batch import RaggedBatch
+from dsv4.model.cache import Cache, LayerCache
+from dsv4.model.hyper_connections import hc_head, hc_post, hc_pre
+from dsv4.model.initialization import init_weights
+from dsv4.model.layout import Layout
+from dsv4.model.linear import Linear, linear_fp32
+from dsv4.model.moe import MoE
+from dsv4.model.norm import RMSNorm
+
+NUMERICS = ("float", "shipped")
+
+
+class ForwardContext:
+    """What all layers of one forward share: index tables, rotations, token ids, cache, auxiliary losses."""
+
+    def __init__(
+        self, config: ModelConfig, batch: RaggedBatch, cache: Cache | None, aux: AuxLosses | None, device: torch.device
+    ) -> None:
+        self.config, self.cache, self.aux = config, cache, aux
+        self.token_ids = batch.token_ids.to(device)
+        self.layout = Layout(batch, cache, device)
+        self._rope: dict[bool, Rope] = {}
+
+    def rope(self, ratio: int) -> Rope:
+        """Rotations of a layer with this ratio; ratio 0 has frequencies of its own."""
+        if bool(ratio) not in self._rope:
+            self._rope[bool(ratio)] = Rope(self.config, bool(ratio), self.layout)
+        return self._rope[bool(ratio)]
+
+    def layer_cache(self, index: int) -> LayerCache | None:
+        return self.cache.layers[index] if self.cache is not None else None
+
+
+class Block(nn.Module):
+    """mHC read, attention, mHC write; mHC read, experts, mHC write."""
+
+    def __init__(self, config: ModelConfig, index: int, name: str, quantize: bool) -> None:
+        super().__init__()
+        self.config, self.index, self.ratio = config, index, config.compress_ratios[index]
+        d, s = config.hidden_size, config.hc_mult
+        self.attn = Attention(config, self.ratio, quantize)
+        self.ffn = MoE(config, f"{name}.ffn", index < config.num_hash_layers, quantize)
+        self.attn_norm = RMSNorm(d, config.rms_norm_eps)
+        self.ffn_norm = RMSNorm(d, config.rms_norm_eps)
+        for site in ("attn", "ffn"):
+            self.register_parameter(f"hc_{site}_fn", nn.Parameter(torch.empty(s * (2 + s), s * d)))
+            self.register_parameter(f"hc_{site}_base", nn.Parameter(torch.empty(s * (2 + s))))
+            self.register_parameter(f"hc_{site}_scale", nn.Parameter(torch.empty(3)))
+
+    def forward(self, streams: Tensor, ctx: ForwardContext) -> Tensor:
+        """streams [T, hc_mult, d] -> the same shape."""
+        c = self.config
+        x, post, comb = hc_pre(streams, self.hc_attn_fn, self.hc_attn_scale, self.hc_attn_base, c)
+        y = self.attn(self.attn_norm(x), ctx.layout, ctx.rope(self.ratio), ctx.layer_cache(self.index), ctx.aux)
+        streams = hc_post(y, streams, post, comb)
+        x, post, comb = hc_pre(streams, self.hc_ffn_fn, self.hc_ffn_scale, self.hc_ffn_base, c)
+        y = self.ffn(self.ffn_norm(x), ctx.token_ids, ctx.layout, ctx.aux)
+        return hc_post(y, streams, post, comb)
+
+
+class MTPBlock(Block):
+    """Multi-token prediction: the next token's embedding joins every stream, then one block and a read-out of its own."""
+
+    def __init__(self, config: ModelConfig, depth: int, quantize: bool) -> None:
+        super().__init__(config, config.num_hidden_layers + depth, f"mtp.{depth}", quantize)
+        d, s = config.hidden_size, config.hc_mult
+        self.e_proj = Linear(d, d, quantize)
+        self.h_proj = Linear(d, d, quantize)
+        self.enorm = RMSNorm(d, config.rms_norm_eps)
+        self.hnorm = RMSNorm(d, config.rms_norm_eps)
+        self.norm = RMSNorm(d, config.rms_norm_eps)
+        self.hc_head_fn = nn.Parameter(torch.empty(s, s * d))
+        self.hc_head_base = nn.Parameter(torch.empty(s))
+        self.hc_head_scale = nn.Parameter(torch.empty(1))
+
+    def fuse(self, embedding: Tensor, streams: Tensor) -> Tensor:
+        """Embedding [T, d] of the next token into streams [T, hc_mult, d] of the main model."""
+        return self.e_proj(self.enorm(embedding)).unsqueeze(1) + self.h_proj(self.hnorm(streams))
+
+
+class Transformer(nn.Module):
+    """DeepSeek V4. numerics: "float" (no fake quantisation) or "shipped" (FP8 KV and activations, FP4 indexer)."""
+
+    def __init__(self, config: ModelConfig, numerics: str = "float") -> None:
+        super().__init__()
+        if numerics not in NUMERICS:
+            raise ValueError(f"numerics {numerics!r}: allowed are {', '.join(NUMERICS)}")
+        self.config, self.numerics = config, numerics
+        quantize = numerics == "shipped"
+        d, s = config.hidden_size, config.hc_mult
+        self.embed = nn.Embedding(config.vocab_size, d, _weight=torch.empty(config.vocab_size, d))
+        self.layers = nn.ModuleList(Block(config, i, f"layers.{i}", quantize) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(d, config.rms_norm_eps)
+        self.head = Linear(d, config.vocab_size)
+        self.hc_head_fn = nn.Parameter(torch.empty(s, s * d))
+        self.hc_head_base = nn.Parameter(torch.empty(s))
+        self.hc_head_scale = nn.Parameter(torch.empty(1))
+        self.mtp = nn.ModuleList(MTPBlock(config, i, quantize) for i in range(config.num_nextn_predict_layers))
+
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Initialise all parameters for training from scratch."""
+        init_weights(self, self.config, generator)
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embed.weight.dtype
+
+    def new_cache(self, batch_size: int = 1, max_tokens: int = 4096) -> Cache:
+        """An empty cache of `batch_size` sequences of up to `max_tokens` tokens; memory is taken as it fills (CPU)."""
+        return Cache(self.config, batch_size, max_tokens, self.device, self.dtype)
+
+    def forward_ragged(self, batch: RaggedBatch, cache: Cache | None = None, aux: AuxLosses | None = None) -> Tensor:
+        """Streams [T, hc_mult, d] after the last main layer. With a cache, appends to the rows that batch.slots names.
+
+        Sequence i must start at the position that its cache row holds; ValueError otherwise, before anything is written.
+        """
+        if cache is not None:
+            for slot, start, length in zip(batch.slots.tolist(), batch.starts.tolist(), batch.lengths.tolist(), strict=True):
+                cache.reserve(slot, length)
+                if cache.lengths[slot] != start:
+                    raise ValueError(f"cache row {slot} holds {cache.lengths[slot]} tokens, the batch starts at {start}")
+        ctx = ForwardContext(self.config, batch, cache, aux, self.device)
+        streams = self.embed(ctx.token_ids).unsqueeze(1).expand(-1, self.config.hc_mult, -1)
+        for layer in self.layers:
+            streams = layer(streams, ctx)
+        if cache is not None:
+            for slot, length in zip(batch.slots.tolist(), batch.lengths.tolist(), strict=True):
+                cache.lengths[slot] += length
+        return streams
+
+    def logits(self, streams: Tensor) -> Tensor:
+        """Next-token logits, fp32 [n, vocab], of streams [n, hc_mult, d]."""
+        x = hc_head(streams, self.hc_head_fn, self.hc_head_scale, self.hc_head_base, self.config)
+        return linear_fp32(self.norm(x.float()), self.head.weight)
+
+    def mtp_forward(
+        self,
+        streams: Tensor,
+        next_token_ids: Tensor,
+        batch: RaggedBatch,
+        cache: Cache | None = None,
+        aux: AuxLosses | None = None,
+        depth: int = 0,
+    ) -> Tensor:
+        """Streams of the MTP block: main streams at t and the id at t + 1 [T] -> streams that predict t + 2.
+
+        With a cache, batch is the one just forwarded through the main layers (its starts are used, not cache.lengths).
+        """
+        block = cast(MTPBlock, self.mtp[depth])
+        ctx = ForwardContext(self.config, batch, cache, aux, self.device)
+        ctx.token_ids = next_token_ids
+        return block(block.fuse(self.embed(next_token_ids), streams), ctx)
+
+    def mtp_logits(self, streams: Tensor, depth: int = 0) -> Tensor:
+        """Logits for t + 2, fp32 [n, vocab], of MTP streams [n, hc_mult, d]; the head is the main model's."""
+        block = cast(MTPBlock, self.mtp[depth])
+        x = hc_head(streams, block.hc_head_fn, block.hc_head_scale, block.hc_head_base, self.config)
+        return linear_fp32(block.norm(x.float()), self.head.weight)
+
+    def forward(self, input_ids: Tensor, cache: Cache | None = None) -> Tensor:
+        """Padded call: input_ids int64 [B, S], no padding among them -> logits fp32 [B, S, vocab].
+
+        With a cache, row b continues cache row b; any split of a sequence into calls gives the same logits.
+        """
+        if input_ids.dim() != 2 or input_ids.shape[1] == 0:
+            raise ValueError(f"input_ids must be [batch, at least one token], got {tuple(input_ids.shape)}")
+        low, high = int(input_ids.min()), int(input_ids.max())
+        if low < 0 or high >= self.config.vocab_size:
+            raise ValueError(f"token id {low if low < 0 else high}: allowed are 0 to {self.config.vocab_size - 1}")
+        if cache is not None and input_ids.shape[0] != cache.batch_size:
+            raise ValueError(f"input_ids has {input_ids.shape[0]} rows, the cache {cache.batch_size}")
+        starts = cache.lengths if cache is not None else None
+        batch = RaggedBatch.pack(input_ids.tolist(), starts=starts, device=self.device)
+        return self.logits(self.forward_ragged(batch, cache)).view(*input_ids.shape, -1)
+
+
+__all__ = ["Block", "ForwardContext", "MTPBlock", "Transformer", "linear"]
