@@ -1,0 +1,67 @@
+"""The chat page: static files, and the routes that serve them from the server's own origin.
+
+No build step: what lies in static/ is what the browser runs. The page calls /v1/models and /v1/chat/completions only.
+"""
+
+import mimetypes
+from os import PathLike, stat_result
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+STATIC = Path(__file__).parent / "static"
+
+# Model output is shown as HTML. Should a sanitiser fail, these still keep scripts, frames and foreign hosts out.
+HEADERS = {
+    "Content-Security-Policy": "; ".join(
+        (
+            "default-src 'none'",
+            "script-src 'self'",
+            "style-src 'self'",
+            "font-src 'self'",
+            "img-src 'self'",
+            "connect-src 'self'",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+            "require-trusted-types-for 'script'",
+            "trusted-types dompurify",
+        )
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    # Ask again each time (the ETag makes that cheap): an upgraded server must not meet an old page.
+    "Cache-Control": "no-cache",
+}
+
+
+class PageFiles(StaticFiles):
+    """Static files that carry the page's security headers."""
+
+    def file_response(
+        self,
+        full_path: str | PathLike[str],
+        stat_result: stat_result,
+        scope: Scope,
+        status_code: int = 200,
+    ) -> Response:
+        response = super().file_response(full_path, stat_result, scope, status_code)
+        response.headers.update(HEADERS)
+        return response
+
+
+async def index(request: Request) -> Response:
+    """GET / -> the page."""
+    return FileResponse(STATIC / "index.html", media_type="text/html", headers=HEADERS)
+
+
+def chat_routes() -> list[BaseRoute]:
+    """Routes of the chat page: GET / and its files under /web. They need no API key; every call the page makes does."""
+    # Windows may map .js to text/plain in its registry, and browsers refuse such a module.
+    mimetypes.add_type("text/javascript", ".js")
+    mimetypes.add_type("font/woff2", ".woff2")
+    return [Route("/", index, methods=["GET"]), Mount("/web", PageFiles(directory=STATIC), name="web")]

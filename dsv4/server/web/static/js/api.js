@@ -1,0 +1,127 @@
+// The two calls the page makes: GET v1/models and POST v1/chat/completions (server-sent events).
+
+import { apiKey } from "./storage.js";
+
+/** A call that failed. kind: "offline" | "key" | "context" | "busy" | "request" | "server" | "broken" (cut off mid-answer). */
+export class ApiError extends Error {
+  constructor(kind, message) {
+    super(message);
+    this.kind = kind;
+  }
+}
+
+const TITLES = {
+  offline: "The server cannot be reached",
+  key: "The server asks for an API key",
+  context: "This chat has become too long for the model",
+  busy: "The server is busy",
+  request: "The server refused the request",
+  server: "The server failed",
+  broken: "The answer was cut off",
+};
+
+/** {kind, title, detail} to show and to store for an error. Errors of the page itself are thrown on. */
+export function describe(error) {
+  if (!(error instanceof ApiError)) throw error;
+  return { kind: error.kind, title: TITLES[error.kind], detail: error.message };
+}
+
+function headers() {
+  const key = apiKey();
+  return { "Content-Type": "application/json", ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+}
+
+async function request(path, options) {
+  let response;
+  try {
+    response = await fetch(path, { ...options, headers: headers() });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError("offline", "Check that it is running, then try again.");
+  }
+  if (response.ok) return response;
+  const message = messageOf(await response.text()) || `HTTP ${response.status} ${response.statusText}`.trim();
+  throw new ApiError(kindOf(response.status, message), message);
+}
+
+function parse(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    throw new ApiError("server", `It sent something other than JSON: ${text.slice(0, 200)}`);
+  }
+}
+
+function messageOf(text) {
+  try {
+    const body = JSON.parse(text);
+    const error = body.error ?? body.detail ?? body.message ?? body;
+    return typeof error === "string" ? error : (error.message ?? text);
+  } catch {
+    return text.slice(0, 400);
+  }
+}
+
+function kindOf(status, message) {
+  if (status === 401 || status === 403) return "key";
+  if (status === 429 || status === 503) return "busy";
+  if (status >= 500) return "server";
+  return /context length|context_length|maximum context|too long/i.test(message) ? "context" : "request";
+}
+
+/** Names of the models the server offers, first the default. */
+export async function listModels() {
+  const body = parse(await (await request("v1/models", {})).text());
+  return body.data.map((model) => model.id);
+}
+
+/** Yields the chunks of one streamed chat completion; an error in the stream or a missing [DONE] throws ApiError. */
+export async function* streamChat(body, signal) {
+  const options = {
+    method: "POST",
+    body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
+    signal,
+  };
+  const response = await request("v1/chat/completions", options);
+  for await (const data of eventData(response.body)) {
+    if (data === "[DONE]") return;
+    const chunk = parse(data);
+    if (chunk.error) throw new ApiError("server", chunk.error.message ?? String(chunk.error));
+    yield chunk;
+  }
+  throw new ApiError("broken", "The connection ended before the answer did.");
+}
+
+/** Yields the data of each server-sent event of a byte stream; comments (keep-alive) are skipped. */
+export async function* eventData(stream) {
+  const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  let data = [];
+  try {
+    while (true) {
+      const { value, done } = await readFrom(reader);
+      if (done) return;
+      const lines = (rest + value).split("\n");
+      rest = lines.pop();
+      for (const raw of lines) {
+        const line = raw.endsWith("\r") ? raw.slice(0, -1) : raw;
+        if (line.startsWith("data:")) data.push(line.slice(line[5] === " " ? 6 : 5));
+        if (line !== "" || data.length === 0) continue;
+        yield data.join("\n");
+        data = [];
+      }
+    }
+  } finally {
+    // Also when the consumer leaves early: the server then sees the connection close.
+    await reader.cancel().catch(() => {});
+  }
+}
+
+async function readFrom(reader) {
+  try {
+    return await reader.read();
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError("broken", "The connection was lost.");
+  }
+}

@@ -1,0 +1,154 @@
+// The page: which conversation is shown, and what each button does.
+
+import { describe, listModels } from "./api.js";
+import { announce, askKey, hideBanner, showBanner, toast } from "./banner.js";
+import { setupComposer } from "./composer.js";
+import * as conversations from "./conversations.js";
+import { generate, isRunning, stop } from "./generation.js";
+import { offerKey, sampling, setupSettings, showModels, systemPrompt } from "./settings.js";
+import { setupSidebar } from "./sidebar.js";
+import { load, save } from "./storage.js";
+import { Thread } from "./thread.js";
+
+const SAVE_EVERY = 1000; // ms, while an answer is being written
+const ASK_AGAIN = 4000; // ms, while the server is away
+
+const live = new Map(); // conversations with an answer in progress, by id: the stored copy lags behind these
+let current = conversations.create();
+let chosenModel = () => undefined;
+let nextTry = 0; // timer
+
+const thread = new Thread({
+  again: (node) => answer(current, current.nodes[node.parent]),
+  retry: (node) => retry(current, node),
+  edit: (node, text) => ask(text, current.nodes[node.parent] ?? null),
+  pick: (node) => {
+    conversations.pick(current, node);
+    store(current);
+    show(false);
+  },
+});
+const composer = setupComposer({
+  send: (text) => ask(text, conversations.path(current).at(-1) ?? null),
+  stop: () => stop(current),
+});
+const sidebar = setupSidebar({ open, create: () => open(null), rename, remove });
+
+/** Shows the conversation with this id, a new one for null. */
+function open(id) {
+  current = live.get(id) ?? (id && conversations.read(id)) ?? conversations.create();
+  show();
+  sidebar.close();
+  composer.focus();
+}
+
+function show(following = true) {
+  save("shown", current.id);
+  thread.show(current, following);
+  refresh();
+}
+
+function refresh() {
+  composer.setRunning(isRunning(current));
+  sidebar.draw(conversations.list(), current.id);
+  document.title = current.title ? `${current.title} - dsv4` : "dsv4";
+}
+
+function store(conversation) {
+  if (!conversations.write(conversation)) toast("The browser's storage is full: delete chats to keep new ones.");
+}
+
+/** Adds the user's message under `parent` and has it answered. */
+function ask(text, parent) {
+  if (isRunning(current)) return;
+  answer(current, conversations.addNode(current, parent, { role: "user", content: text }));
+}
+
+async function answer(conversation, question) {
+  if (isRunning(conversation)) return;
+  const model = chosenModel();
+  const messages = conversations.toMessages(conversation, question, systemPrompt());
+  const node = conversations.addNode(conversation, question, { role: "assistant", status: "streaming", model });
+  const body = { model, messages, ...composer.mode(), ...sampling() };
+  let saved = Date.now();
+  const done = generate(conversation, node, body, () => {
+    if (conversation === current) thread.changed(node);
+    if (Date.now() - saved < SAVE_EVERY) return;
+    saved = Date.now();
+    store(conversation);
+  });
+  live.set(conversation.id, conversation);
+  store(conversation);
+  if (conversation === current) show();
+  await done;
+  live.delete(conversation.id);
+  if (conversations.list().some((entry) => entry.id === conversation.id)) store(conversation);
+  refresh();
+  announce(node.status === "error" ? node.error.title : "The answer is complete.");
+  if (node.error?.kind === "key") needKey();
+}
+
+/** Asks again after a failure; a failed answer without text is not kept. */
+function retry(conversation, node) {
+  if (!node.content && !node.reasoning) conversations.removeNode(conversation, node);
+  answer(conversation, conversation.nodes[node.parent]);
+}
+
+function rename(id, title) {
+  const conversation = live.get(id) ?? (id === current.id ? current : conversations.read(id));
+  conversation.title = title;
+  store(conversation);
+  refresh();
+}
+
+function remove(id) {
+  if (live.has(id)) stop(live.get(id));
+  const conversation = live.get(id) ?? conversations.read(id);
+  conversations.remove(id);
+  if (id === current.id) open(null);
+  else refresh();
+  const undo = () => {
+    store(conversation);
+    open(id);
+  };
+  toast("Chat deleted.", { label: "Undo", run: undo });
+}
+
+function needKey() {
+  offerKey();
+  askKey(async () => {
+    await connect();
+    const last = conversations.path(current).at(-1);
+    if (last?.error?.kind === "key") retry(current, last);
+  });
+}
+
+/** Asks the server for its models; while it is away, a banner says so and the page asks again. */
+async function connect() {
+  clearTimeout(nextTry);
+  let error;
+  try {
+    chosenModel = showModels(await listModels());
+    hideBanner();
+    return;
+  } catch (caught) {
+    error = describe(caught);
+  }
+  if (error.kind === "key") {
+    needKey();
+    return;
+  }
+  showBanner(error, connect);
+  nextTry = setTimeout(connect, ASK_AGAIN);
+}
+
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && !document.querySelector("dialog[open]")) stop(current);
+});
+addEventListener("pagehide", () => live.forEach((conversation) => conversations.write(conversation)));
+// Another tab has changed the list.
+addEventListener("storage", refresh);
+
+setupSettings(connect);
+open(load("shown", null));
+connect();

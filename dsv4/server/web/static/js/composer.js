@@ -1,0 +1,86 @@
+// Where messages are written: text, DeepThink and effort switches, send and stop.
+
+import { byId, h, icon } from "./dom.js";
+import { load, save } from "./storage.js";
+
+const SUGGESTIONS = [
+  "What is 47 + 38?",
+  "Sort 9, 2, 14, 7",
+  "Spell 'planet' backward",
+  "How many r are in strawberry?",
+  "Solve 3*x + 4 = 19",
+];
+
+/** `actions`: {send(text), stop()}. Returns the composer's handle. */
+export function setupComposer(actions) {
+  const area = byId("prompt");
+  const button = byId("send");
+  const think = byId("think");
+  const effort = byId("effort");
+  let running = false;
+
+  const refresh = () => {
+    area.style.height = "auto";
+    area.style.height = `${area.scrollHeight}px`;
+    button.disabled = !running && !area.value.trim();
+  };
+  const send = () => {
+    const text = area.value.trim();
+    if (running || !text) return;
+    area.value = "";
+    refresh();
+    actions.send(text);
+  };
+  const setThinking = (on) => {
+    think.setAttribute("aria-checked", on);
+    effort.disabled = !on;
+    save("thinking", on);
+  };
+
+  think.append(icon("think"), "DeepThink");
+  think.addEventListener("click", () => setThinking(think.getAttribute("aria-checked") !== "true"));
+  setThinking(load("thinking", true));
+  effort.querySelector(`[value="${load("effort", "high")}"]`).checked = true;
+  effort.addEventListener("change", (event) => save("effort", event.target.value));
+
+  byId("composer").addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (running) actions.stop();
+    else send();
+  });
+  area.addEventListener("input", refresh);
+  area.addEventListener("keydown", (event) => {
+    // isComposing: Enter that ends an input method's word is not a send.
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    send();
+  });
+  byId("composer").addEventListener(
+    "click",
+    (event) => event.target.closest("button, label, textarea") || area.focus(),
+  );
+  byId("suggestions").append(
+    ...SUGGESTIONS.map((text) =>
+      h("button", { type: "button", class: "suggestion", onclick: () => actions.send(text) }, text),
+    ),
+  );
+
+  const setRunning = (on) => {
+    running = on;
+    button.classList.toggle("running", on);
+    button.setAttribute("aria-label", on ? "Stop" : "Send message");
+    button.title = on ? "Stop (Esc)" : "Send (Enter)";
+    button.replaceChildren(icon(on ? "stop" : "send"));
+    refresh();
+  };
+  setRunning(false);
+  return {
+    setRunning,
+    focus: () => area.focus(),
+    /** Request fields that the switches stand for. */
+    mode: () =>
+      think.getAttribute("aria-checked") === "true"
+        ? { thinking: { type: "enabled" }, reasoning_effort: effort.querySelector(":checked").value }
+        : { thinking: { type: "disabled" } },
+  };
+}

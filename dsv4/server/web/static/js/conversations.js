@@ -1,0 +1,111 @@
+// Conversations: trees of messages. Editing a question or asking again adds a sibling; `picked` says which one is shown.
+//
+// conversation  {id, title, created, updated, nodes: {id: node}, picked: {parent id or "": child id}}
+// node          {id, parent, role: "user", content}
+//               {id, parent, role: "assistant", content, reasoning, status, model, thinking, thinkMs, ...stats, error}
+// status        "streaming" | "done" | "stopped" | "length" | "error"
+
+import { load, save } from "./storage.js";
+
+const INDEX = "chats";
+const key = (id) => `chat.${id}`;
+
+// getRandomValues, unlike randomUUID, also exists on plain http.
+function newId() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(8)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+/** Short entries {id, title, updated} of all stored conversations, newest first. */
+export function list() {
+  return load(INDEX, []);
+}
+
+/** An empty conversation; it is stored once it holds a message. */
+export function create() {
+  return { id: newId(), title: "", created: Date.now(), updated: Date.now(), nodes: {}, picked: {} };
+}
+
+/** The stored conversation, or null. An answer that a reload cut off becomes a stopped one. */
+export function read(id) {
+  const conversation = load(key(id), null);
+  if (!conversation) return null;
+  for (const node of Object.values(conversation.nodes)) {
+    if (node.status !== "streaming") continue;
+    if (node.content || node.reasoning) node.status = "stopped";
+    else removeNode(conversation, node);
+  }
+  return conversation;
+}
+
+/** Stores the conversation and moves it to the top of the list. False when the browser refuses. */
+export function write(conversation) {
+  const { id, title, updated } = conversation;
+  const others = list().filter((entry) => entry.id !== id);
+  const entries = [{ id, title, updated }, ...others].sort((a, b) => b.updated - a.updated);
+  return save(key(id), conversation) && save(INDEX, entries);
+}
+
+/** Deletes the stored conversation; returns it so that it can be written back. */
+export function remove(id) {
+  const conversation = read(id);
+  save(
+    INDEX,
+    list().filter((entry) => entry.id !== id),
+  );
+  save(key(id), null);
+  return conversation;
+}
+
+/** Adds a message under `parent` (null: the first) and shows it. */
+export function addNode(conversation, parent, fields) {
+  const node = { id: newId(), parent: parent?.id ?? null, ...fields };
+  conversation.nodes[node.id] = node;
+  pick(conversation, node);
+  conversation.updated = Date.now();
+  if (!conversation.title && node.role === "user") conversation.title = titleOf(node.content);
+  return node;
+}
+
+/** Removes a message that has no replies; the sibling before it, if any, is shown instead. */
+export function removeNode(conversation, node) {
+  const rest = siblings(conversation, node).filter((other) => other.id !== node.id);
+  delete conversation.nodes[node.id];
+  if (rest.length) pick(conversation, rest.at(-1));
+  else delete conversation.picked[node.parent ?? ""];
+}
+
+/** Shows `node` among its siblings. */
+export function pick(conversation, node) {
+  conversation.picked[node.parent ?? ""] = node.id;
+}
+
+/** All versions of a message, oldest first, itself included. */
+export function siblings(conversation, node) {
+  return Object.values(conversation.nodes).filter((other) => other.parent === node.parent);
+}
+
+/** The messages shown, first to last. */
+export function path(conversation) {
+  const nodes = [];
+  for (let id = conversation.picked[""]; id; id = conversation.picked[id]) {
+    const node = conversation.nodes[id];
+    if (!node) break;
+    nodes.push(node);
+  }
+  return nodes;
+}
+
+/** Messages for the API up to `leaf` and including it. Answers that hold no text are left out. */
+export function toMessages(conversation, leaf, system) {
+  const messages = [];
+  for (let node = leaf; node; node = conversation.nodes[node.parent]) {
+    if (node.role === "user" || node.content) messages.unshift({ role: node.role, content: node.content });
+  }
+  if (system.trim()) messages.unshift({ role: "system", content: system });
+  return messages;
+}
+
+function titleOf(text) {
+  const line = text.trim().replace(/\s+/g, " ");
+  return line.length > 60 ? `${line.slice(0, 60).trimEnd()}…` : line;
+}

@@ -1,0 +1,61 @@
+// The view of one message of the user, which can be edited in place.
+
+import { copyFrom, h, iconButton } from "./dom.js";
+import { pager } from "./pager.js";
+
+/** `actions`: {edit(node, text), pick(node)}; `versions`: the message's siblings. */
+export class QuestionView {
+  constructor(node, versions, actions) {
+    this.node = node;
+    this.actions = actions;
+    this.bubble = h("div", { class: "bubble" }, node.content);
+    const copy = iconButton("copy", "Copy message", () => copyFrom(copy, node.content));
+    this.foot = h(
+      "footer",
+      {},
+      pager(node, versions, actions),
+      copy,
+      iconButton("edit", "Edit message", () => this.edit()),
+    );
+    this.element = h("article", { class: "message user", "aria-label": "Your message" }, this.bubble, this.foot);
+  }
+
+  edit() {
+    const area = h("textarea", { "aria-label": "Edit message", rows: "3" });
+    area.value = this.node.content;
+    const close = () => {
+      form.replaceWith(this.bubble);
+      this.foot.hidden = false;
+    };
+    const send = () => {
+      const text = area.value.trim();
+      close();
+      if (text && text !== this.node.content) this.actions.edit(this.node, text);
+    };
+    const cancel = h("button", { type: "button", class: "button quiet", onclick: close }, "Cancel");
+    const submit = h("button", { type: "submit", class: "button" }, "Send");
+    const onsubmit = (event) => {
+      event.preventDefault();
+      send();
+    };
+    const onkeydown = (event) => {
+      if (event.key === "Escape") close();
+      else if (event.key === "Enter" && !event.shiftKey && !event.isComposing) onsubmit(event);
+      else return;
+      event.stopPropagation();
+    };
+    const form = h(
+      "form",
+      { class: "edit", onsubmit, onkeydown },
+      area,
+      h("div", { class: "edit-row" }, cancel, submit),
+    );
+    this.bubble.replaceWith(form);
+    this.foot.hidden = true;
+    area.focus();
+  }
+
+  update() {}
+
+  tick() {}
+}

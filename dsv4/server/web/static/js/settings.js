@@ -1,0 +1,109 @@
+// The settings panel, the theme button and the model's name.
+
+import { byId, h, icon } from "./dom.js";
+import { apiKey, load, save, setApiKey } from "./storage.js";
+
+const DEFAULTS = { system: "", temperature: null, maxTokens: null };
+const dark = matchMedia("(prefers-color-scheme: dark)");
+
+let settings = { ...DEFAULTS, ...load("settings", {}) };
+
+/** System prompt of the settings. */
+export function systemPrompt() {
+  return settings.system;
+}
+
+/** Request fields that the settings stand for; what was not set is left to the server. */
+export function sampling() {
+  const fields = {};
+  if (settings.temperature !== null) fields.temperature = settings.temperature;
+  if (settings.maxTokens !== null) fields.max_tokens = settings.maxTokens;
+  return fields;
+}
+
+/** Wires the panel. `keyChanged` is called when another API key was typed. */
+export function setupSettings(keyChanged) {
+  const dialog = byId("settings");
+  byId("settings-open").append(icon("sliders"));
+  byId("settings-close").append(icon("close"));
+  const fill = () => {
+    byId("system").value = settings.system;
+    byId("temperature").value = settings.temperature ?? 1;
+    byId("temperature-value").textContent = settings.temperature?.toFixed(1) ?? "Server default";
+    byId("max-tokens").value = settings.maxTokens ?? "";
+    byId("key").value = apiKey();
+  };
+  const change = (fields) => {
+    settings = { ...settings, ...fields };
+    save("settings", settings);
+    byId("temperature-value").textContent = settings.temperature?.toFixed(1) ?? "Server default";
+  };
+  byId("settings-open").addEventListener("click", () => {
+    fill();
+    dialog.showModal();
+  });
+  // A click on the backdrop lands on the dialog itself.
+  dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+  dialog.addEventListener("close", () => {
+    const key = byId("key").value.trim();
+    if (key === apiKey()) return;
+    setApiKey(key);
+    keyChanged();
+  });
+  byId("system").addEventListener("input", (event) => change({ system: event.target.value }));
+  byId("temperature").addEventListener("input", (event) => change({ temperature: Number(event.target.value) }));
+  byId("max-tokens").addEventListener("input", (event) => {
+    const value = event.target.valueAsNumber;
+    change({ maxTokens: event.target.checkValidity() && !Number.isNaN(value) ? value : null });
+  });
+  byId("settings-reset").addEventListener("click", () => {
+    change(DEFAULTS);
+    fill();
+  });
+  setupTheme();
+}
+
+/** Shows the key field in the panel: only servers that ask for keys need it. */
+export function offerKey() {
+  byId("key-field").hidden = false;
+}
+
+function setupTheme() {
+  const button = byId("theme");
+  const isDark = () => (load("theme", null) ?? (dark.matches ? "dark" : "light")) === "dark";
+  const draw = () => {
+    const theme = load("theme", null);
+    if (theme) document.documentElement.dataset.theme = theme;
+    else delete document.documentElement.dataset.theme;
+    const label = isDark() ? "Switch to light colours" : "Switch to dark colours";
+    button.setAttribute("aria-label", label);
+    button.title = label;
+    button.replaceChildren(icon(isDark() ? "sun" : "moon"));
+  };
+  button.addEventListener("click", () => {
+    const next = isDark() ? "light" : "dark";
+    // A choice that equals the system's is no choice: follow the system again.
+    save("theme", next === (dark.matches ? "dark" : "light") ? null : next);
+    draw();
+  });
+  dark.addEventListener("change", draw);
+  draw();
+}
+
+/** Shows the models' names, a menu when there are several. Returns a function that gives the chosen one. */
+export function showModels(names) {
+  const place = byId("model");
+  if (names.length < 2) {
+    place.replaceChildren(h("span", {}, names[0] ?? ""));
+    return () => names[0];
+  }
+  const select = h(
+    "select",
+    { "aria-label": "Model", onchange: () => save("model", select.value) },
+    ...names.map((name) => h("option", { value: name }, name)),
+  );
+  const saved = load("model", names[0]);
+  select.value = names.includes(saved) ? saved : names[0];
+  place.replaceChildren(select);
+  return () => select.value;
+}

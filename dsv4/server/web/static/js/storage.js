@@ -1,0 +1,45 @@
+// Values kept in the browser, as JSON under "dsv4." names.
+
+const PREFIX = "dsv4.";
+
+/** Stored value of `name`, or `fallback` when there is none, it is damaged, or storage is blocked. */
+export function load(name, fallback) {
+  try {
+    const text = localStorage.getItem(PREFIX + name);
+    return text === null ? fallback : JSON.parse(text);
+  } catch {
+    return fallback;
+  }
+}
+
+/** Stores `value`; null removes it. False when the browser refuses (full or blocked). */
+export function save(name, value) {
+  try {
+    if (value === null) localStorage.removeItem(PREFIX + name);
+    else localStorage.setItem(PREFIX + name, JSON.stringify(value));
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+let memoryKey = "";
+
+/** The API key: this tab's session only, never localStorage. */
+export function apiKey() {
+  try {
+    return sessionStorage.getItem(PREFIX + "key") ?? memoryKey;
+  } catch {
+    return memoryKey;
+  }
+}
+
+export function setApiKey(key) {
+  memoryKey = key;
+  try {
+    if (key) sessionStorage.setItem(PREFIX + "key", key);
+    else sessionStorage.removeItem(PREFIX + "key");
+  } catch {
+    // Storage is blocked: the key lives as long as the page.
+  }
+}
