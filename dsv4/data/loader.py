@@ -1,0 +1,117 @@
+"""Training batches as a pure function of (seed, stage, step): resuming needs no state but the step."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from dsv4.data.packing import Document, pack
+from dsv4.data.sources import sample_document
+from dsv4.data.tasks import TASKS
+from dsv4.data.tasks.base import stable_hash
+from dsv4.tokenizer import Tokenizer
+from dsv4.tokenizer.loss_mask import encode_training
+from dsv4.tokenizer.prompts import PromptEncoder
+from dsv4.tokenizer.special import BOS, EOS
+
+STDLIB = "stdlib"
+# Shares of the tokens, by stage. The harder a task's steps, the more of them.
+_TASK_SHARES = {
+    "chain_sum": 10.0,
+    "basic_arithmetic": 7.0,
+    "simple_equations": 8.0,
+    "gcd": 8.0,
+    "count_bits": 8.0,
+    "number_sorting": 8.0,
+    "number_filtering": 6.0,
+    "word_sequence_reversal": 6.0,
+    "needle_haystack": 7.0,
+    "letter_counting": 8.0,
+    "spell_backward": 8.0,
+    "tool_call": 8.0,
+    "json_extraction": 4.0,
+    "conversation": 3.0,
+    "follow_up": 4.0,
+}
+MIXTURES: dict[str, dict[str, float]] = {
+    "pretrain": _TASK_SHARES | {STDLIB: 20.0},
+    "sft": _TASK_SHARES,
+}
+GROUP = 8  # rows packed together: enough that best fit leaves few tokens over
+LENGTH_SAMPLES = 24
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One ragged row: token ids of each document and, aligned with them, whether loss falls on predicting that token."""
+
+    documents: list[list[int]]
+    loss_masks: list[list[int]]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in the batch."""
+        return sum(map(len, self.documents))
+
+
+class NanoLoader:
+    """Generates, encodes and packs examples on demand.
+
+    `stage` "pretrain": standard library prose and conversations, loss on every token. `stage` "sft": conversations with
+    loss on what the assistant writes. `batch(step)` holds at most `tokens_per_batch` tokens. Steps are made in groups of
+    GROUP; the last group is kept, so going through steps in order makes each example once. `workdir` is unused: examples
+    are generated faster than they are trained on.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stage: str,
+        seed: int,
+        tokens_per_batch: int,
+        workdir: Path | None = None,
+        mixture: dict[str, float] | None = None,
+    ) -> None:
+        if stage not in MIXTURES:
+            raise ValueError(f"stage {stage!r}: one of {', '.join(MIXTURES)} is allowed")
+        self._stage, self._seed, self._tokens = stage, seed, tokens_per_batch
+        self._tokenizer = tokenizer
+        # The conversations name efforts of the later ladder, so that both instructions are trained.
+        self._prompts = PromptEncoder(tokenizer, "0731")
+        shares = MIXTURES[stage] if mixture is None else mixture
+        unknown = set(shares) - set(TASKS) - {STDLIB}
+        if unknown:
+            raise ValueError(f"mixture: unknown sources {sorted(unknown)}; tasks and {STDLIB!r} are allowed")
+        self._names = sorted(shares)
+        # Shares are of tokens: a source is drawn less often the longer its documents are.
+        self._weights = [shares[name] / self._mean_length(name) for name in self._names]
+        self._group: tuple[int, list[Batch]] = (-1, [])
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of a step, the same to the bit whatever was asked before."""
+        group, place = divmod(step, GROUP)
+        if self._group[0] != group:
+            rows = pack(self._documents(group), GROUP, self._tokens)
+            batches = [Batch([list(d.ids) for d in row.documents], [list(d.mask) for d in row.documents]) for row in rows]
+            self._group = (group, batches)
+        return self._group[1][place]
+
+    def _documents(self, group: int) -> Iterator[Document]:
+        rng = Random(stable_hash("group", self._stage, self._seed, group))
+        while True:
+            name = rng.choices(self._names, self._weights)[0]
+            yield self._document(name, rng.getrandbits(48))
+
+    def _document(self, name: str, seed: int) -> Document:
+        if name == STDLIB:
+            text = sample_document(Random(seed))
+            special = self._tokenizer.special_id
+            ids = [special(BOS), *self._tokenizer.encode(text), special(EOS)]
+            return Document(tuple(ids), (1,) * len(ids))
+        example = TASKS[name].sample(seed, "train")
+        ids, mask = encode_training(self._prompts, example.prompt(), example.target(), example.letterwise)
+        return Document(tuple(ids), (1,) * len(ids) if self._stage == "pretrain" else tuple(mask))
+
+    def _mean_length(self, name: str) -> float:
+        lengths = [len(self._document(name, stable_hash("length", n) >> 16)) for n in range(LENGTH_SAMPLES)]
+        return sum(lengths) / LENGTH_SAMPLES

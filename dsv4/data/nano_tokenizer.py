@@ -1,0 +1,55 @@
+"""The corpus of the nano tokenizer, and its training into a model folder."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from deepseek_recipe import DeepseekV4Encoding
+
+from dsv4.data.sources import stdlib_documents
+from dsv4.data.tasks import TASKS
+from dsv4.tokenizer.prompts import write_effort_ladder
+from dsv4.tokenizer.special import SPECIAL_TOKENS
+from dsv4.tokenizer.train import NANO_VOCAB_SIZE, train_tokenizer, write_tokenizer
+
+EXAMPLES_PER_TASK = 1500
+EFFORT_COPIES = 40  # the effort instructions are rare in the examples but long; these copies earn them merges
+STDLIB_DOCUMENTS = 1200
+
+
+def nano_corpus() -> Iterator[str]:
+    """Yield plain texts: rendered training examples with their worked steps, effort instructions, standard library prose."""
+    encoding = DeepseekV4Encoding()
+    for task in TASKS.values():
+        count = EXAMPLES_PER_TASK // 3 if task.name == "tool_call" else EXAMPLES_PER_TASK
+        for seed in range(count):
+            example = task.sample(seed, "train")
+            prompt = encoding.render_conversation(example.prompt())
+            yield from _plain_parts(prompt.prompt, prompt.special_ranges)
+            if not task.letterwise:
+                yield example.answer
+            yield example.reasoning
+    for effort in ("high", "max"):
+        example = next(e for e in (TASKS["gcd"].sample(n, "train") for n in range(10_000)) if e.effort == effort and e.thinking)
+        prompt = encoding.render_conversation(example.prompt())
+        for _ in range(EFFORT_COPIES):
+            yield from _plain_parts(prompt.prompt, prompt.special_ranges)
+    yield from stdlib_documents()[:STDLIB_DOCUMENTS]
+
+
+def _plain_parts(prompt: str, ranges: list[tuple[int, int]]) -> Iterator[str]:
+    end = 0
+    for start, stop in [*ranges, (len(prompt), len(prompt))]:
+        if start > end:
+            yield prompt[end:start]
+        end = stop
+
+
+def train_nano_tokenizer(folder: Path) -> None:
+    """Train the nano tokenizer and write tokenizer.json, tokenizer_config.json and generation_config.json to `folder`.
+
+    The nano folder speaks the preview ladder: only effort "max" adds an instruction, so ordinary prompts stay short.
+    """
+    tokenizer = train_tokenizer(nano_corpus(), NANO_VOCAB_SIZE)
+    assert all(tokenizer.token_to_id(text) == n for n, text in enumerate(SPECIAL_TOKENS))
+    write_tokenizer(tokenizer, folder)
+    write_effort_ladder(folder, "preview")

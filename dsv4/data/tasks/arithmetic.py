@@ -1,0 +1,210 @@
+"""Arithmetic questions of reasoning-gym at sizes a tiny model can work through, with column arithmetic as the trace."""
+
+import ast
+import re
+from math import gcd
+from random import Random
+
+import reasoning_gym
+from reasoning_gym.algebra.simple_equations import SimpleEquationsConfig, SimpleEquationsDataset
+
+from dsv4.data.tasks.base import Draft, GymTask
+from dsv4.data.tasks.steps import add_steps, operation_steps, subtract_steps
+
+_OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*"}
+
+
+class ChainSum(GymTask):
+    """`State the final answer to the following arithmetic problem: 47 + 38 - 12 =`."""
+
+    name = "chain_sum"
+    difficulty = {"terms": (2, 3), "digits": (1, 2), "negative_results": "only from single digits"}
+    make_dataset = staticmethod(
+        lambda: reasoning_gym.create_dataset(
+            "chain_sum", min_terms=2, max_terms=3, min_digits=1, max_digits=2, size=1, seed=0
+        )
+    )
+
+    def draft(self, rng: Random) -> Draft | None:
+        """Draw a chain whose every partial result stays small."""
+        entry = self.entry(rng)
+        parts = entry["metadata"]["expression"].split(" ")
+        total, lines = int(parts[0]), []
+        for op, term in zip(parts[1::2], parts[2::2], strict=True):
+            steps = operation_steps(total, op, int(term))
+            if steps is None:
+                return None
+            lines += steps
+            total = total + int(term) if op == "+" else total - int(term)
+        return Draft(" ".join(parts), entry["question"], entry["answer"], "\n".join(lines), entry)
+
+
+class BasicArithmetic(GymTask):
+    """`Calculate (3 + 4) * 2.`, operators + - * and parentheses."""
+
+    name = "basic_arithmetic"
+    difficulty = {"terms": (2, 3), "digits": 1, "operators": "+ - *", "negative_terms": False, "products_up_to": 81}
+    make_dataset = staticmethod(
+        lambda: reasoning_gym.create_dataset(
+            "basic_arithmetic",
+            min_terms=2,
+            max_terms=3,
+            min_digits=1,
+            max_digits=1,
+            operators=["+", "-", "*"],
+            allow_parentheses=True,
+            allow_negation=False,
+            size=1,
+            seed=0,
+        )
+    )
+
+    def draft(self, rng: Random) -> Draft | None:
+        """Draw an expression of single digits whose every partial result stays small."""
+        entry = self.entry(rng)
+        expression = entry["metadata"]["expression"]
+        if re.search(r"(^|[(*+-] ?)-", expression):
+            return None
+        lines: list[str] = []
+        value = _evaluate(ast.parse(expression, mode="eval").body, lines)
+        if value is None or str(value) != entry["answer"]:
+            return None
+        return Draft(expression, entry["question"], entry["answer"], "\n".join(lines), entry)
+
+
+def _evaluate(node: ast.expr, lines: list[str]) -> int | None:
+    """Evaluate an expression tree, appending the steps of each operation; None where one does not stay small."""
+    if isinstance(node, ast.Constant):
+        assert isinstance(node.value, int)
+        return node.value
+    if not isinstance(node, ast.BinOp):
+        return None
+    left, right = _evaluate(node.left, lines), _evaluate(node.right, lines)
+    if left is None or right is None:
+        return None
+    op = _OPERATORS[type(node.op)]
+    steps = operation_steps(left, op, right)
+    if steps is None:
+        return None
+    lines += steps
+    return {"+": left + right, "-": left - right, "*": left * right}[op]
+
+
+class FastSimpleEquations(SimpleEquationsDataset):
+    """reasoning-gym's two-term equations drawn in the same order of random numbers, without building sympy expressions."""
+
+    def _generate_equation(self, rng: Random, variable: str) -> tuple[str, int]:
+        config = self.config
+        count = rng.randint(config.min_terms, config.max_terms)
+        if count != 2:
+            raise ValueError(f"terms {count}: only equations of 2 terms are written here")
+        values = [rng.randint(config.min_value, config.max_value) for _ in range(2)]
+        position = rng.randint(0, 1)
+        coefficient = rng.randint(config.min_value, config.max_value)
+        op = rng.choices(config.operators, weights=config.operators_weights, k=1)[0]
+        solution = rng.randint(config.min_value, config.max_value)
+        constant = values[1 - position]
+        if op == "*":
+            return f"{_term(coefficient * constant, variable)} = {coefficient * constant * solution}", solution
+        term, product = _term(coefficient, variable), coefficient * solution
+        if op == "+":
+            return f"{term} + {constant} = {product + constant}", solution
+        if position == 0:
+            return f"{term} - {constant} = {product - constant}", solution
+        return f"{constant} - {term} = {constant - product}", solution
+
+
+def _term(coefficient: int, variable: str) -> str:
+    return variable if coefficient == 1 else f"{coefficient}*{variable}"
+
+
+class SimpleEquations(GymTask):
+    """`Solve for x: 3*x + 4 = 19`."""
+
+    name = "simple_equations"
+    difficulty = {"terms": 2, "values": (1, 9), "operators": "+ - *", "coefficient_up_to": 9}
+    make_dataset = staticmethod(
+        lambda: FastSimpleEquations(
+            SimpleEquationsConfig(min_terms=2, max_terms=2, min_value=1, max_value=9, size=1, seed=0)
+        )
+    )
+    _form = re.compile(r"(?:(?P<first>\d+) - )?(?:(?P<a>\d+)\*)?(?P<v>[a-z])(?: (?P<op>[+-]) (?P<b>\d+))? = (?P<c>-?\d+)")
+
+    def draft(self, rng: Random) -> Draft | None:
+        """Draw an equation; the steps move the constant, then divide."""
+        entry = self.entry(rng)
+        match = self._form.fullmatch(entry["metadata"]["equation"])
+        if match is None:
+            raise ValueError(f"equation {entry['metadata']['equation']!r} is not of the two-term form")
+        a, v, c = int(match["a"] or 1), match["v"], int(match["c"])
+        if a > 9:
+            return None
+        left = _term(a, v)
+        if match["first"]:
+            b = int(match["first"])
+            lines, value = self._move(left, b, c, subtract=True)
+        elif match["b"]:
+            lines, value = self._move(left, int(match["b"]), c, subtract=False, plus=match["op"] == "+")
+        else:
+            lines, value = [], c
+        if a > 1:
+            lines.append(f"{v}={value}/{a}={value // a}")
+        else:
+            lines.append(f"{v}={value}")
+        key = entry["metadata"]["equation"].replace(v, "x")
+        return Draft(key, entry["question"], entry["answer"], "\n".join(lines), entry)
+
+    def _move(self, left: str, b: int, c: int, subtract: bool, plus: bool = False) -> tuple[list[str], int]:
+        """Write `left` alone: b - left = c, left + b = c (plus) or left - b = c."""
+        if subtract:
+            x, op, y = (b, "-", c) if c >= 0 else (b, "+", -c)
+        elif plus:
+            x, op, y = c, "-", b
+        else:
+            x, op, y = (c, "+", b) if c >= 0 else (b, "-", -c)
+        steps = add_steps(x, y) if op == "+" else subtract_steps(x, y)
+        return [f"{left}={x}{op}{y}", *steps], x + y if op == "+" else x - y
+
+
+class Gcd(GymTask):
+    """`Find the Greatest Common Divisor (GCD) of these numbers: 48, 36.`; the steps list divisors and look them up."""
+
+    name = "gcd"
+    difficulty = {"numbers": 2, "values": (1, 60)}
+    make_dataset = staticmethod(
+        lambda: reasoning_gym.create_dataset("gcd", min_numbers=2, max_numbers=2, min_value=1, max_value=60, size=1, seed=0)
+    )
+
+    def draft(self, rng: Random) -> Draft | None:
+        """Draw two numbers; the order of the two does not make a new question."""
+        entry = self.entry(rng)
+        a, b = entry["metadata"]["numbers"]
+        small, large = min(a, b), max(a, b)
+        lines = [f"{n}: " + " ".join(str(d) for d in range(n, 0, -1) if n % d == 0) for n in (large, small)]
+        for d in (d for d in range(small, 0, -1) if small % d == 0):
+            lines.append(f"{d} {'yes' if large % d == 0 else 'no'}")
+            if large % d == 0:
+                break
+        assert d == gcd(a, b)
+        return Draft(f"{small} {large}", entry["question"], entry["answer"], "\n".join(lines), entry)
+
+
+class CountBits(GymTask):
+    """`How many 1 bits are there in the binary representation of the number 45?`; number, lowest bit, ones so far."""
+
+    name = "count_bits"
+    difficulty = {"n": (1, 511)}
+    make_dataset = staticmethod(lambda: reasoning_gym.create_dataset("count_bits", min_n=1, max_n=511, size=1, seed=0))
+
+    def draft(self, rng: Random) -> Draft | None:
+        """Draw a number; each step halves it."""
+        entry = self.entry(rng)
+        n, ones, lines = int(entry["metadata"]["number"]), 0, []
+        while n:
+            ones += n % 2
+            lines.append(f"{n} {n % 2} {ones}")
+            n //= 2
+        return Draft(str(entry["metadata"]["number"]), entry["question"], entry["answer"], "\n".join(lines), entry)
+
+
+ARITHMETIC: tuple[type[GymTask], ...] = (ChainSum, BasicArithmetic, SimpleEquations, Gcd, CountBits)

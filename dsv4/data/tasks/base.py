@@ -1,0 +1,200 @@
+"""Examples and tasks: a question, its worked steps, its answer, and a scorer, drawn by (task, seed, split)."""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import Any, Literal
+
+from deepseek_recipe import (
+    AssistantMessage,
+    Conversation,
+    Message,
+    SystemMessage,
+    ToolCall,
+    ToolDefinition,
+    ToolMessage,
+    UserMessage,
+)
+
+Split = Literal["train", "eval"]
+Effort = Literal["low", "high", "max"]
+
+EVAL_SHARE = 5  # one question in this many belongs to the evaluation split
+THINKING_SHARE = 2 / 3
+HIGH_EFFORT_SHARE = 0.025
+MAX_EFFORT_SHARE = 0.015
+
+
+def stable_hash(*parts: object) -> int:
+    """Hash the parts to 64 bits, the same in every process (Python's own hash is salted)."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def split_of(key: str) -> Split:
+    """Assign a question to a split by its key alone, so that no evaluation question is ever a training question.
+
+    The task does not enter: an expression that two tasks can ask falls into the same split in both.
+    """
+    return "eval" if stable_hash("split", key) % EVAL_SHARE == 0 else "train"
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One candidate question before split and mode are decided; `key` identifies the question up to trivial variants."""
+
+    key: str
+    question: str
+    answer: str
+    reasoning: str
+    entry: dict[str, Any] = field(default_factory=dict[str, Any])
+    history: tuple[dict[str, Any], ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    system: str = ""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One conversation up to the assistant turn to be written, and that turn.
+
+    `messages` are dicts of role, content and, on assistant turns, reasoning and tool_calls ({id, name, arguments: dict}).
+    `reasoning` is the worked solution; it is used when `thinking` is true. `letterwise` answers are tokenised one
+    character at a time.
+    """
+
+    task: str
+    key: str
+    messages: tuple[dict[str, Any], ...]
+    tools: tuple[dict[str, Any], ...]
+    thinking: bool
+    effort: Effort
+    reasoning: str
+    answer: str
+    tool_calls: tuple[dict[str, Any], ...]
+    entry: dict[str, Any]
+    letterwise: bool = False
+
+    @property
+    def question(self) -> str:
+        """The text of the last user or tool message."""
+        return str(self.messages[-1]["content"])
+
+    def with_thinking(self, thinking: bool) -> "Example":
+        """Return the same question in the other mode."""
+        return replace(self, thinking=thinking)
+
+    def prompt(self) -> Conversation:
+        """Build the conversation that asks for the assistant turn."""
+        return Conversation(
+            [_message(message, self.thinking) for message in self.messages],
+            thinking_mode=self.thinking,
+            tools=[ToolDefinition(t["name"], t.get("description"), t.get("parameters")) for t in self.tools],
+            reasoning_effort=self.effort,
+        )
+
+    def target(self) -> AssistantMessage:
+        """Build the assistant turn that training teaches."""
+        reasoning = self.reasoning if self.thinking else None
+        return AssistantMessage(self.answer, reasoning, _tool_calls(self.tool_calls))
+
+
+def _tool_calls(calls: tuple[dict[str, Any], ...]) -> list[ToolCall] | None:
+    return [ToolCall(c["id"], c["name"], json.dumps(c["arguments"])) for c in calls] or None
+
+
+def _message(message: dict[str, Any], thinking: bool) -> Message:
+    role, content = message["role"], message["content"]
+    if role == "system":
+        return SystemMessage(content)
+    if role == "user":
+        return UserMessage(content)
+    if role == "tool":
+        return ToolMessage(content, message["tool_call_id"])
+    if role == "assistant":
+        reasoning = message.get("reasoning") if thinking else None
+        return AssistantMessage(content, reasoning, _tool_calls(tuple(message.get("tool_calls", ()))))
+    raise ValueError(f"role {role!r} of a task message: one of system, user, assistant, tool is allowed")
+
+
+class Task(ABC):
+    """A family of questions with a scorer.
+
+    `group` is "reasoning", "tools" or "talk"; `difficulty` names every parameter that decides how hard a question is.
+    """
+
+    name: str
+    group: str = "reasoning"
+    letterwise: bool = False
+    difficulty: dict[str, Any]
+
+    @abstractmethod
+    def draft(self, rng: Random) -> Draft | None:
+        """Draw one candidate question; None where it falls outside the difficulty."""
+
+    @abstractmethod
+    def score(self, example: Example, answer_text: str) -> float:
+        """Score what the model wrote after its thinking: 1.0 for a right answer, else 0.0."""
+
+    def sample(self, seed: int, split: Split = "train") -> Example:
+        """Return the example that (task, seed, split) determines."""
+        rng = Random(stable_hash(self.name, seed, split))
+        for _ in range(10_000):
+            draft = self.draft(rng)
+            if draft is not None and split_of(draft.key) == split:
+                break
+        else:
+            raise RuntimeError(f"task {self.name}: no question of split {split!r} in 10,000 draws for seed {seed}")
+        mode, level = rng.random(), rng.random()
+        effort: Effort = "low"
+        if level < MAX_EFFORT_SHARE:
+            effort = "max"
+        elif level < MAX_EFFORT_SHARE + HIGH_EFFORT_SHARE:
+            effort = "high"
+        system = ({"role": "system", "content": draft.system},) if draft.system else ()
+        last = () if not draft.question else ({"role": "user", "content": draft.question},)
+        return Example(
+            task=self.name,
+            key=draft.key,
+            messages=(*system, *draft.history, *last),
+            tools=draft.tools,
+            thinking=mode < THINKING_SHARE,
+            effort=effort,
+            reasoning=draft.reasoning,
+            answer=draft.answer,
+            tool_calls=draft.tool_calls,
+            entry=draft.entry,
+            letterwise=self.letterwise,
+        )
+
+
+class GymTask(Task):
+    """A task whose questions and scorer come from a reasoning-gym dataset (or one with its `score_answer`)."""
+
+    make_dataset: Callable[[], Any]
+
+    def __init__(self) -> None:
+        self._dataset: Any = None
+
+    @property
+    def dataset(self) -> Any:
+        """The reasoning-gym dataset, made on first use (some read word lists)."""
+        if self._dataset is None:
+            self._dataset = type(self).make_dataset()
+        return self._dataset
+
+    def entry(self, rng: Random) -> dict[str, Any]:
+        """Draw one reasoning-gym entry: question, answer, metadata."""
+        return self.dataset[rng.getrandbits(40)]
+
+    def normalise(self, answer_text: str) -> str:
+        """Bring an answer in the task's own short form to the form that the gym's scorer reads."""
+        return answer_text.strip()
+
+    def score(self, example: Example, answer_text: str) -> float:
+        """Score with reasoning-gym's scorer; partial credit counts as 0.0."""
+        score = self.dataset.score_answer(self.normalise(answer_text), example.entry)
+        return 1.0 if score >= 1.0 else 0.0

@@ -1,0 +1,54 @@
+"""Questions about the letters of words; the steps spell the words, one letter and one digit at a time."""
+
+from random import Random
+
+import reasoning_gym
+
+from dsv4.data.tasks.base import Draft, GymTask
+
+
+class LetterCounting(GymTask):
+    """`How many times does the letter "h" appear in the text: "hundred thousand"?`; each letter with the count so far."""
+
+    name = "letter_counting"
+    difficulty = {"words": (1, 3), "letters_in_all": (3, 14), "case": "lower"}
+    make_dataset = staticmethod(lambda: reasoning_gym.create_dataset("letter_counting", min_words=1, max_words=3, size=1, seed=0))
+
+    def draft(self, rng: Random) -> Draft | None:
+        """Draw a short lower-case span."""
+        entry = self.entry(rng)
+        span, letter = entry["metadata"]["span"], entry["metadata"]["target_letter"]
+        text = "".join(span)
+        if not (text.isascii() and text.isalpha() and text.islower() and 3 <= len(text) <= 14):
+            return None
+        count, lines = 0, [letter]
+        for word in span:
+            line = ""
+            for c in word:
+                count += c == letter
+                line += f"{c}{count}"
+            lines.append(line)
+        key = f"{letter} {' '.join(span)}"
+        return Draft(key, entry["question"], entry["answer"], "\n".join(lines), entry)
+
+
+class SpellBackward(GymTask):
+    """`Spell this word backward (example: sun -> nus): splat`; letters with their places, then from the last place."""
+
+    name = "spell_backward"
+    letterwise = True
+    difficulty = {"letters": (3, 6), "case": "lower"}
+    make_dataset = staticmethod(lambda: reasoning_gym.create_dataset("spell_backward", min_word_len=3, max_word_len=6, size=1, seed=0))
+
+    def draft(self, rng: Random) -> Draft | None:
+        """Draw a short lower-case word."""
+        entry = self.entry(rng)
+        word = entry["metadata"]["word"]
+        if not (word.isascii() and word.isalpha() and word.islower()):
+            return None
+        places = [f"{c}{i}" for i, c in enumerate(word, 1)]
+        reasoning = "".join(places) + "\n" + "".join(reversed(places))
+        return Draft(word, entry["question"], entry["answer"], reasoning, entry)
+
+
+LETTERS: tuple[type[GymTask], ...] = (LetterCounting, SpellBackward)

@@ -1,0 +1,148 @@
+"""Questions about lists of numbers or words: sort, filter, reverse, find who did it."""
+
+import re
+from random import Random
+from typing import Any
+
+import reasoning_gym
+from reasoning_gym.cognition.needle_data import NAMES, SUBJECTS, VERBS
+from reasoning_gym.cognition.needle_haystack import generate_unique_triplets
+
+from dsv4.data.tasks.base import Draft, Example, GymTask
+
+
+class NumberSorting(GymTask):
+    """`Sort these numbers in ascending order: 14, 3, 52` (our template: the gym's long format rules are left out).
+
+    The answer is `3, 14, 52`; it is scored by the gym in its list form, and must also match exactly, because the gym
+    tolerates differences of 1. The steps are a selection sort: the number chosen, then what is left.
+    """
+
+    name = "number_sorting"
+    difficulty = {"numbers": (3, 5), "values": (0, 99), "decimals": 0}
+    make_dataset = staticmethod(
+        lambda: reasoning_gym.create_dataset(
+            "number_sorting",
+            min_numbers=3,
+            max_numbers=5,
+            min_decimals=0,
+            max_decimals=0,
+            min_value=0,
+            max_value=99,
+            size=1,
+            seed=0,
+        )
+    )
+
+    def draft(self, rng: Random) -> Draft | None:
+        """Draw a list of different numbers."""
+        entry = self.entry(rng)
+        left = [int(float(text)) for text in entry["metadata"]["original_numbers"]]
+        if len(set(left)) < len(left):
+            return None
+        direction = entry["metadata"]["direction"]
+        question = f"Sort these numbers in {direction} order: {', '.join(map(str, left))}"
+        choose = min if direction == "ascending" else max
+        answer, lines = [], [" ".join(map(str, left))]
+        while left:
+            answer.append(choose(left))
+            left.remove(answer[-1])
+            lines.append(f"{answer[-1]}: {' '.join(map(str, left))}".rstrip())
+        return Draft(question, question, ", ".join(map(str, answer)), "\n".join(lines), entry)
+
+    def normalise(self, answer_text: str) -> str:
+        """Turn `3, 14` into the gym's `['3', '14']`; leave anything else as it is."""
+        text = answer_text.strip()
+        return str(text.split(", ")) if re.fullmatch(r"\d+(, \d+)*", text) else text
+
+    def score(self, example: Example, answer_text: str) -> float:
+        """Score as the gym does, and require the exact numbers."""
+        return super().score(example, answer_text) if answer_text.strip() == example.answer else 0.0
+
+
+class NumberFiltering(GymTask):
+    """`Keep all numbers larger than 37 in this list: ['14', '52'] ...`; the steps decide number by number."""
+
+    name = "number_filtering"
+    difficulty = {"numbers": (3, 5), "values": (0, 99), "decimals": 0}
+    make_dataset = staticmethod(
+        lambda: reasoning_gym.create_dataset(
+            "number_filtering",
+            min_numbers=3,
+            max_numbers=5,
+            min_decimals=0,
+            max_decimals=0,
+            min_value=0,
+            max_value=99,
+            size=1,
+            seed=0,
+        )
+    )
+    _keep = {"keep_larger": ">", "keep_smaller": "<", "remove_larger": "<=", "remove_smaller": ">="}
+
+    def draft(self, rng: Random) -> Draft | None:
+        """Draw a list and a bound."""
+        entry = self.entry(rng)
+        meta = entry["metadata"]
+        numbers, bound, sign = meta["original_numbers"], meta["filter_value"], self._keep[meta["operation"]]
+        kept = set(meta["result"])
+        lines = [f"{sign} {bound}"] + [f"{n} {'yes' if n in kept else 'no'}" for n in numbers]
+        return Draft(entry["question"], entry["question"], entry["answer"], "\n".join(lines), entry)
+
+
+class WordSequenceReversal(GymTask):
+    """`Reverse this list of words: go, acute, word` (our template: the gym's preamble is left out)."""
+
+    name = "word_sequence_reversal"
+    difficulty = {"words": (3, 5), "letters": (1, 6), "case": "lower"}
+    make_dataset = staticmethod(
+        lambda: reasoning_gym.create_dataset("word_sequence_reversal", min_words=3, max_words=5, size=1, seed=0)
+    )
+
+    def draft(self, rng: Random) -> Draft | None:
+        """Draw short lower-case words; the steps number them, then count down."""
+        if self._dataset is None:
+            self.dataset.words = [w for w in self.dataset.words if w.isalpha() and w.islower() and len(w) <= 6]
+        entry = self.entry(rng)
+        words = entry["metadata"]["words"]
+        # No space before the word: the answer starts without one, so the step from " word" to "word" is trained.
+        numbered = [f"{i}{word}" for i, word in enumerate(words, 1)]
+        question = f"Reverse this list of words: {', '.join(words)}"
+        reasoning = "\n".join([*numbered, *reversed(numbered)])
+        return Draft(question, question, entry["answer"], reasoning, entry)
+
+
+class NeedleHaystack(GymTask):
+    """`Tayo accepts the color red. Chad likes pigs. Who likes pigs? ...`; the step repeats the asked deed, then the name."""
+
+    name = "needle_haystack"
+    difficulty = {"statements": (3, 6), "names": 250, "name_letters": (3, 5), "verb_words": 1, "subject_words": (1, 2)}
+    make_dataset = staticmethod(lambda: reasoning_gym.create_dataset("needle_haystack", size=1, seed=0))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._names = sorted({n for n in NAMES if n.isascii() and n.isalpha() and 3 <= len(n) <= 5})
+        self._names = self._names[:: len(self._names) // 250][:250]
+        self._verbs = sorted({v for v in VERBS if v.isascii() and " " not in v})
+        self._subjects = sorted({s for s in SUBJECTS if s.isascii() and len(s.split()) <= 2})
+
+    def entry(self, rng: Random) -> dict[str, Any]:
+        """Draw statements as the gym does, from its shorter names, verbs and subjects."""
+        count = rng.randint(3, 6)
+        stack = generate_unique_triplets(self._names, self._verbs, self._subjects, count, rng)
+        name, verb, subject = stack["needle"]
+        asked = f"Who {verb} {subject}? Reply only with a name."
+        text = "".join(f"{n} {v} {s}. " for n, v, s in stack["triplets"]) + "\n" + asked
+        return {"question": text, "answer": name, "metadata": {"stack": stack["triplets"], "needle": stack["needle"]}}
+
+    def draft(self, rng: Random) -> Draft | None:
+        """Draw a haystack in which one person alone did what is asked."""
+        entry = self.entry(rng)
+        name, verb, subject = entry["metadata"]["needle"]
+        deeds = [(v, s) for _, v, s in entry["metadata"]["stack"]]
+        if deeds.count((verb, subject)) > 1:
+            return None
+        return Draft(entry["question"], entry["question"], name, f"{verb} {subject}: {name}", entry)
+
+
+LISTS: tuple[type[GymTask], ...] = (NumberSorting, NumberFiltering, WordSequenceReversal, NeedleHaystack)

@@ -1,0 +1,89 @@
+"""Training conversations to token ids and a loss mask.
+
+The ids are exactly those of inference: the prompt as `PromptEncoder.encode` gives it, then what the model must write. Loss
+falls on what the model wrote: reasoning, answer, tool calls and the EOS after them, never on what the template or another
+role wrote. Earlier assistant turns carry loss where the text shows them as they were generated, which is without thinking
+or, in thinking mode, with tools; in other conversations their thinking is dropped and they are only context.
+"""
+
+from deepseek_recipe import AssistantMessage, Conversation, Message, RenderedPrompt
+
+from dsv4.tokenizer.prompts import PromptEncoder
+from dsv4.tokenizer.special import EOS
+
+
+def _with_messages(conversation: Conversation, messages: list[Message]) -> Conversation:
+    return Conversation(
+        messages,
+        thinking_mode=conversation.thinking_mode,
+        tools=conversation.tools,
+        tool_choice=conversation.tool_choice,
+        reasoning_effort=conversation.reasoning_effort,
+        response_format="json_object" if conversation.response_format == "json_object" else "text",
+        response_schema=conversation.response_schema,
+        response_regex=conversation.response_regex,
+    )
+
+
+def encode_training(
+    prompts: PromptEncoder, conversation: Conversation, target: AssistantMessage, letterwise: bool = False
+) -> tuple[list[int], list[int]]:
+    """Encode a conversation and the assistant turn that answers it as (ids, mask), mask 1 where loss falls.
+
+    `letterwise`: the answer's characters are encoded one by one, so that the model writes it letter after letter.
+    """
+    prompt = prompts.render(conversation)
+    completion, ranges = _completion(prompts, conversation, target, prompt)
+    ids, mask = _encode_prompt(prompts, conversation, prompt)
+    if letterwise:
+        if target.tool_calls:
+            raise ValueError("letterwise: an answer with tool calls cannot be encoded letter by letter")
+        head = len(completion) - len(target.content)
+        written = prompts.tokenizer.encode_rendered(completion[:head], ranges)
+        written += [i for c in target.content for i in prompts.tokenizer.encode(c)]
+    else:
+        written = prompts.tokenizer.encode_rendered(completion, ranges)
+    written.append(prompts.tokenizer.eos_token_id)
+    return ids + written, mask + [1] * len(written)
+
+
+def _completion(
+    prompts: PromptEncoder, conversation: Conversation, target: AssistantMessage, prompt: RenderedPrompt
+) -> tuple[str, list[tuple[int, int]]]:
+    """Render what the model writes after `prompt`, without the EOS, and its special ranges."""
+    # A prefix turn is rendered as the model would have it written, thinking included, and left open.
+    open_turn = AssistantMessage(target.content, target.reasoning_content, target.tool_calls, prefix=True)
+    whole = prompts.render(_with_messages(conversation, [*conversation.messages, open_turn]))
+    if not whole.prompt.startswith(prompt.prompt):
+        raise ValueError("the rendered answer does not continue the rendered prompt: the last message must await an answer")
+    start = len(prompt.prompt)
+    return whole.prompt[start:], [(a - start, b - start) for a, b in whole.special_ranges if a >= start]
+
+
+def _encode_prompt(
+    prompts: PromptEncoder, conversation: Conversation, prompt: RenderedPrompt
+) -> tuple[list[int], list[int]]:
+    """Encode the prompt with loss on the earlier assistant turns that stand in it as generated."""
+    spans: list[tuple[int, int]] = []
+    messages = conversation.messages
+    for i, message in enumerate(messages):
+        if not isinstance(message, AssistantMessage):
+            continue
+        before = _with_messages(conversation, messages[:i])
+        asked = prompts.render(before)
+        text, _ = _completion(prompts, before, message, asked)
+        if prompt.prompt.startswith(asked.prompt + text + EOS):
+            start = len(asked.prompt)
+            spans.append((start, start + len(text) + len(EOS)))
+    ids: list[int] = []
+    mask: list[int] = []
+    cuts = [0, *(edge for span in spans for edge in span), len(prompt.prompt)]
+    # Spans start after <think> or </think> and end with EOS, so a cut never parts a word from its neighbours.
+    for n, (start, stop) in enumerate(zip(cuts, cuts[1:], strict=False)):
+        ranges = [(a - start, b - start) for a, b in prompt.special_ranges if start <= a and b <= stop]
+        piece = prompts.tokenizer.encode_rendered(prompt.prompt[start:stop], ranges)
+        ids += piece
+        mask += [n % 2] * len(piece)
+    return ids, mask
+
+

@@ -1,0 +1,98 @@
+"""Conversations to prompt token ids: deepseek-recipe writes the text, the model folder says which effort ladder it speaks.
+
+A ladder says which instruction a reasoning effort puts before the conversation. deepseek-recipe renders the later one.
+
+    effort      preview (April models)    0731 (later models)
+    low, none   nothing                   nothing
+    high        nothing                   "Absolute maximum"
+    xhigh       "Absolute maximum"        "Absolute maximum"
+    max         "Absolute maximum"        "Beyond maximum"
+
+The ladder stands in the folder's generation_config.json as "reasoning_effort_ladder"; a folder without it speaks 0731.
+"""
+
+import json
+from pathlib import Path
+from typing import Literal, cast
+
+from deepseek_recipe import Conversation, DeepseekV4Encoding, Message, RenderedPrompt, SystemMessage
+
+from dsv4.tokenizer.tokenizer import Tokenizer
+
+Ladder = Literal["preview", "0731"]
+ReasoningEffort = Literal["low", "high", "xhigh", "max"]
+LADDER_KEY = "reasoning_effort_ladder"
+# Request effort -> the effort under which deepseek-recipe renders the wanted instruction.
+LADDERS: dict[str, dict[str | None, ReasoningEffort]] = {
+    "preview": {None: "low", "low": "low", "high": "low", "xhigh": "high", "max": "high"},
+    "0731": {None: "low", "low": "low", "high": "high", "xhigh": "high", "max": "max"},
+}
+
+
+def _ladder(name: object, place: str) -> Ladder:
+    if name not in LADDERS:
+        raise ValueError(f"{place}: reasoning effort ladder {name!r}: one of {', '.join(sorted(LADDERS))} is allowed")
+    return cast(Ladder, name)
+
+
+def effort_ladder(folder: str | Path) -> Ladder:
+    """Read the ladder of a model folder from generation_config.json; 0731 where it does not say."""
+    path = Path(folder) / "generation_config.json"
+    if not path.is_file():
+        return "0731"
+    return _ladder(json.loads(path.read_text(encoding="utf-8")).get(LADDER_KEY, "0731"), str(path))
+
+
+def write_effort_ladder(folder: str | Path, ladder: Ladder) -> None:
+    """Set the ladder in generation_config.json, keeping the file's other keys; makes the file with the official ones."""
+    path = Path(folder) / "generation_config.json"
+    settings = {"bos_token_id": 0, "eos_token_id": 1, "do_sample": True, "temperature": 1.0, "top_p": 1.0}
+    if path.is_file():
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    settings[LADDER_KEY] = _ladder(ladder, "write_effort_ladder")
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+class PromptEncoder:
+    """Renders and encodes conversations for one model folder.
+
+    Tools are left out where tool_choice is "none" (deepseek-recipe would still describe them), and then earlier thinking
+    is dropped as in any conversation without tools.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, effort_ladder: str = "0731") -> None:
+        self.tokenizer = tokenizer
+        self.ladder = _ladder(effort_ladder, "PromptEncoder")
+        self._encoding = DeepseekV4Encoding()
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "PromptEncoder":
+        """Load the tokenizer and the ladder of a model folder."""
+        return cls(Tokenizer.from_pretrained(folder), effort_ladder(folder))
+
+    def render(self, conversation: Conversation) -> RenderedPrompt:
+        """Render the prompt text and the ranges of it that are special tokens."""
+        return self._encoding.render_conversation(self._adapted(conversation))
+
+    def encode(self, conversation: Conversation) -> list[int]:
+        """Encode the prompt, ready for the model to continue."""
+        rendered = self.render(conversation)
+        return self.tokenizer.encode_rendered(rendered.prompt, rendered.special_ranges)
+
+    def _adapted(self, conversation: Conversation) -> Conversation:
+        messages: list[Message] = conversation.messages
+        tools = conversation.tools
+        if conversation.tool_choice == "none":
+            tools = []
+            messages = [SystemMessage(m.content, m.image_sources) if isinstance(m, SystemMessage) else m for m in messages]
+        return Conversation(
+            messages,
+            thinking_mode=conversation.thinking_mode,
+            tools=tools,
+            tool_choice=conversation.tool_choice,
+            reasoning_effort=LADDERS[self.ladder][conversation.reasoning_effort],
+            # The constructor takes a schema or a regular expression with the format left at "text".
+            response_format="json_object" if conversation.response_format == "json_object" else "text",
+            response_schema=conversation.response_schema,
+            response_regex=conversation.response_regex,
+        )

@@ -1,0 +1,124 @@
+"""Text to token ids and back for a model folder; special tokens come from marked ranges alone, never from text."""
+
+import codecs
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from dsv4.tokenizer.special import EOS
+
+
+class TokenizerMissingError(FileNotFoundError):
+    """A model folder has no tokenizer; everything that needs only token ids still works."""
+
+
+def byte_alphabet() -> dict[str, int]:
+    """Map each character of byte-level BPE's alphabet to its byte: printable Latin-1 stands for itself, the rest from U+0100."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    alphabet = {chr(byte): byte for byte in plain}
+    others = [byte for byte in range(256) if byte not in set(plain)]
+    return alphabet | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+class DecodeStream:
+    """Decode ids one at a time; a character comes out when its last byte is in.
+
+    Bytes that are not UTF-8 become U+FFFD, as in `Tokenizer.decode`; the concatenation of all pushes and the flush equals
+    the decoding of all ids.
+    """
+
+    def __init__(self, tokenizer: "Tokenizer") -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token_id: int) -> str:
+        """Add one token; return the text that is now certain, which may be empty."""
+        return self._decoder.decode(self._tokenizer.token_bytes(token_id))
+
+    def flush(self) -> str:
+        """End the text: an unfinished character becomes U+FFFD."""
+        return self._decoder.decode(b"", final=True)
+
+
+class Tokenizer:
+    """A `tokenizer.json` with byte-level BPE.
+
+    `encode` never gives a special token's id; `encode_rendered` gives them for the ranges it is told and nowhere else.
+    """
+
+    def __init__(self, definition: str) -> None:
+        data: dict[str, Any] = json.loads(definition)
+        self._added: dict[str, int] = {token["content"]: token["id"] for token in data["added_tokens"]}
+        full = tokenizers.Tokenizer.from_str(definition)
+        # The same model without its added tokens: no spelling in plain text can match one.
+        self._plain = tokenizers.Tokenizer.from_str(json.dumps(data | {"added_tokens": []}))
+        alphabet = byte_alphabet()
+        self._bytes: dict[int, bytes] = {
+            token_id: bytes(alphabet[c] for c in text)
+            for text, token_id in self._plain.get_vocab().items()
+            if text not in self._added
+        }
+        self._bytes |= {token_id: text.encode() for text, token_id in self._added.items()}
+        self.vocab_size: int = full.get_vocab_size(with_added_tokens=True)
+        self.eos_token_id: int = self.special_id(EOS)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "Tokenizer":
+        """Load `tokenizer.json` of a model folder; TokenizerMissingError where there is none."""
+        path = Path(folder) / "tokenizer.json"
+        if not path.is_file():
+            raise TokenizerMissingError(
+                f"{folder}: no tokenizer.json, so text cannot be encoded or decoded here; token ids still work"
+            )
+        return cls(path.read_text(encoding="utf-8"))
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Spelling to id of every added token."""
+        return dict(self._added)
+
+    def special_id(self, spelling: str) -> int:
+        """Return the id of a special token; KeyError naming the spelling where there is none."""
+        if spelling not in self._added:
+            raise KeyError(f"{spelling!r} is not a special token of this tokenizer")
+        return self._added[spelling]
+
+    def encode(self, text: str) -> list[int]:
+        """Encode plain text; spellings of special tokens stay text."""
+        return self._plain.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode plain texts; faster than one by one."""
+        return [encoding.ids for encoding in self._plain.encode_batch(list(texts), add_special_tokens=False)]
+
+    def encode_rendered(self, prompt: str, special_ranges: Iterable[tuple[int, int]]) -> list[int]:
+        """Encode a rendered prompt: each range (start, end) of `prompt` is one special token, all else plain text."""
+        ids: list[int] = []
+        end = 0
+        for start, stop in special_ranges:
+            if not end <= start < stop <= len(prompt):
+                raise ValueError(f"special range ({start}, {stop}) after {end}: ascending ranges within {len(prompt)} are allowed")
+            if start > end:
+                ids += self.encode(prompt[end:start])
+            ids.append(self.special_id(prompt[start:stop]))
+            end = stop
+        if end < len(prompt):
+            ids += self.encode(prompt[end:])
+        return ids
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes of one token; a special token gives its spelling."""
+        if token_id not in self._bytes:
+            raise ValueError(f"token id {token_id}: ids 0 to {self.vocab_size - 1} are allowed")
+        return self._bytes[token_id]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Decode ids to text, special tokens to their spellings; bytes that are not UTF-8 become U+FFFD."""
+        return b"".join(self.token_bytes(token_id) for token_id in ids).decode("utf-8", errors="replace")
+
+    def decode_stream(self) -> DecodeStream:
+        """Start decoding ids one at a time."""
+        return DecodeStream(self)
