@@ -1,0 +1,157 @@
+"""AsyncEngine: many requests at a time from asyncio, computed by one background thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+
+from dsv4.engine.core import EngineCore
+from dsv4.engine.llm import LLM
+from dsv4.engine.outputs import TokenEvent
+from dsv4.engine.sampling_params import SamplingParams
+from dsv4.engine.sequence import Sequence
+
+
+class EngineError(RuntimeError):
+    """The engine thread has stopped: every request it had, and every new one, gets this."""
+
+
+Item = TokenEvent | EngineError
+
+
+@dataclass
+class _Listener:
+    """Where a request's events go. `loop` is the event loop that its client runs on."""
+
+    queue: asyncio.Queue[Item]
+    loop: asyncio.AbstractEventLoop
+
+    def send(self, item: Item) -> None:
+        self.loop.call_soon_threadsafe(self.queue.put_nowait, item)
+
+
+class AsyncEngine:
+    """Takes an LLM over and steps it in a thread until `close`; the LLM itself refuses calls meanwhile."""
+
+    def __init__(self, llm: LLM) -> None:
+        llm.claim()
+        self.llm = llm
+        self.error: BaseException | None = None
+        self._core: EngineCore = llm.core
+        self._listeners: dict[int, _Listener] = {}
+        self._commands: list[Callable[[], None]] = []
+        self._wake = threading.Condition()  # guards _commands, _closed and error
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="dsv4-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def healthy(self) -> bool:
+        return self.error is None and not self._closed
+
+    @property
+    def num_running(self) -> int:
+        return len(self._core.scheduler.running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._core.scheduler.waiting)
+
+    def stream(self, prompt_token_ids: list[int], params: SamplingParams) -> AsyncGenerator[TokenEvent, None]:
+        """Yields the request's events; closing or dropping the generator stops the request.
+
+        Raises ValueError at once for a prompt that cannot run. The request is queued when iteration begins; if the
+        engine stops, iteration raises EngineError.
+        """
+        return self._events(self._core.new_sequence(prompt_token_ids, params))
+
+    def close(self) -> None:
+        """Stops the thread; requests still running get EngineError."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        self._thread.join()
+        self.llm.release()
+
+    async def _events(self, sequence: Sequence) -> AsyncGenerator[TokenEvent, None]:
+        listener = _Listener(asyncio.Queue(), asyncio.get_running_loop())
+        self._submit(lambda: self._start(sequence, listener))
+        finished = False
+        try:
+            while not finished:
+                item = await listener.queue.get()
+                if isinstance(item, EngineError):
+                    finished = True
+                    raise item
+                finished = item.finish_reason is not None
+                yield item
+        finally:
+            if not finished:
+                with contextlib.suppress(EngineError):  # an engine that has stopped runs nothing to abort
+                    self._submit(lambda: self._abort(sequence))
+
+    def _submit(self, command: Callable[[], None]) -> None:
+        """Hands a command to the engine thread, which carries it out between two steps."""
+        with self._wake:
+            self._raise_if_stopped()
+            self._commands.append(command)
+            self._wake.notify()
+
+    def _raise_if_stopped(self) -> None:
+        if self.error is not None:
+            raise EngineError(f"the engine has failed: {self.error}") from self.error
+        if self._closed:
+            raise EngineError("the engine is closed")
+
+    # From here on: the engine thread.
+
+    def _run(self) -> None:
+        try:
+            while (commands := self._next_commands()) is not None:
+                for command in commands:
+                    command()
+                for sequence, event in self._core.step():
+                    self._deliver(sequence, event)
+        except BaseException as error:  # every waiting client has to learn of it
+            with self._wake:
+                self.error = error
+        self._fail_listeners()
+
+    def _next_commands(self) -> list[Callable[[], None]] | None:
+        """Waits until there is something to do. None: the engine is closed."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._closed or self._commands or self._core.has_work)
+            if self._closed:
+                return None
+            commands, self._commands = self._commands, []
+            return commands
+
+    def _start(self, sequence: Sequence, listener: _Listener) -> None:
+        self._listeners[sequence.request_id] = listener
+        self._core.add(sequence)
+
+    def _abort(self, sequence: Sequence) -> None:
+        self._listeners.pop(sequence.request_id, None)
+        self._core.abort(sequence)
+
+    def _deliver(self, sequence: Sequence, event: TokenEvent) -> None:
+        try:
+            self._listeners[sequence.request_id].send(event)
+        except RuntimeError:  # the client's event loop is closed: nobody is left to read this request
+            self._abort(sequence)
+        if sequence.finished:
+            self._listeners.pop(sequence.request_id, None)
+
+    def _fail_listeners(self) -> None:
+        message = f"the engine has failed: {self.error}" if self.error is not None else "the engine is closed"
+        with self._wake:
+            commands, self._commands = self._commands, []
+        for command in commands:  # requests that were handed over too late still get an answer
+            command()
+        for listener in self._listeners.values():
+            if not listener.loop.is_closed():
+                listener.send(EngineError(message))
+        self._listeners.clear()

@@ -1,0 +1,115 @@
+"""One conversation turn: a converted request becomes a prompt and sampling parameters, its tokens become wire events.
+
+deepseek-recipe validates requests, renders prompts and parses what the model writes (thinking, tool calls, stop
+strings) for every protocol; this module only carries tokens between it and the engine.
+
+Limits: an output constraint of the request (JSON mode, a required tool call) is not enforced on the tokens. JSON mode
+has its instruction in the prompt and its parsing of the answer; a required tool call has its prompt opened inside the
+tool block, and the model does the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import deepseek_recipe as recipe
+
+from dsv4.engine.llm import LLM
+from dsv4.engine.outputs import Alternatives, TokenEvent
+from dsv4.engine.sampling_params import SamplingParams
+from dsv4.tokenizer.prompts import PromptEncoder
+
+Generator = recipe.ChatCompletionChunkGenerator | recipe.MessagesChunkGenerator
+Chunk = recipe.ChatCompletionChunk | recipe.ResponsesStreamEvent | recipe.MessagesStreamEvent
+
+# A model that writes one of these has begun somebody else's turn: its own is over.
+_TURN_TOKENS = (
+    recipe.SpecialToken.Bos,
+    recipe.SpecialToken.User,
+    recipe.SpecialToken.Assistant,
+    recipe.SpecialToken.System,
+    recipe.SpecialToken.LatestReminder,
+)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What the engine needs to answer one request, and how to parse the answer."""
+
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    parsing: recipe.ParsingOptions
+
+
+class ConversationModel:
+    """What a served model adds to plain generation: prompts from conversations, and the parser's tokenizer."""
+
+    def __init__(self, llm: LLM) -> None:
+        if llm.tokenizer is None or llm.prompts is None or llm.path is None:
+            raise ValueError(f"{llm.path or 'this model'} has no tokenizer, so it cannot hold a conversation")
+        self.prompts: PromptEncoder = llm.prompts
+        self.max_model_len = llm.max_model_len
+        self.parser_tokenizer = recipe.Tokenizer.from_file(str(llm.path / "tokenizer.json"))
+        self.vocab_size = llm.tokenizer.vocab_size
+        special = llm.tokenizer.special_tokens  # which of the turn tokens a tokenizer has differs
+        turn_ids = [special[t.default_str()] for t in _TURN_TOKENS if t.default_str() in special]
+        self.stop_token_ids = frozenset({llm.config.eos_token_id, *turn_ids})
+
+    def prepare(self, request: recipe.ConversationRequest) -> Turn:
+        """Renders and tokenises. Raises recipe.ConversionError when the context cannot hold prompt and answer."""
+        prompt = self.prompts.encode(request.conversation)
+        options = request.inference_options
+        params = SamplingParams(
+            max_tokens=request.resolve_max_tokens(len(prompt), self.max_model_len),
+            temperature=1.0 if options.temperature is None else options.temperature,
+            top_p=1.0 if options.top_p is None else options.top_p,
+            seed=options.seed,
+            stop_token_ids=tuple(sorted(self.stop_token_ids)),
+            logprobs=(options.top_logprobs or 0) if options.logprobs else False,
+        )
+        return Turn(prompt, params, request.parsing_options)
+
+    def answer(self, turn: Turn, generator: Generator) -> Answer:
+        return Answer(turn, generator, self)
+
+
+class Answer:
+    """Turns the token events of one turn into the protocol's chunks."""
+
+    def __init__(self, turn: Turn, generator: Generator, model: ConversationModel) -> None:
+        self._prompt_tokens = len(turn.prompt_token_ids)
+        self._model = model
+        self._processor = recipe.StreamProcessor(generator, turn.parsing, model.parser_tokenizer)
+        self._started = False
+
+    @property
+    def finished(self) -> bool:
+        """The answer is complete: a stop string or the end of a tool block may end it before the tokens end."""
+        return self._processor.finished
+
+    def push(self, event: TokenEvent) -> list[Chunk]:
+        """Chunks that the event's tokens bring about; the first event also brings the opening ones."""
+        chunks: list[Chunk] = []
+        if not self._started:
+            self._started = True
+            usage = recipe.PromptUsage(prompt_tokens=self._prompt_tokens, prompt_cache_hit_tokens=event.cached_tokens)
+            chunks += self._processor.push(recipe.InferenceChunk.ready(prompt_usage=usage))
+        for i, token_id in enumerate(event.token_ids):
+            if self.finished:
+                return chunks
+            if token_id in self._model.stop_token_ids or token_id >= self._model.vocab_size:
+                # Counted in the usage, never shown. The parser may answer with an empty delta: nothing to send.
+                self._processor.push(recipe.InferenceChunk.text("", 1))
+            else:
+                chunks += self._processor.push(recipe.InferenceChunk.tokens([token_id], _logprobs(event, i)))
+        if event.finish_reason is not None and not self.finished:
+            reasons = recipe.InferenceFinishReason
+            reason = reasons.Length if event.finish_reason == "length" else reasons.Stop
+            chunks += self._processor.push(recipe.InferenceChunk.finish(reason))
+            if not self.finished:
+                chunks += self._processor.finish()
+        return chunks
+
+
+def _logprobs(event: TokenEvent, i: int) -> list[tuple[float, Alternatives]] | None:
+    return [(event.logprobs[i], event.top_logprobs[i])] if event.logprobs else None

@@ -1,0 +1,106 @@
+"""EngineCore: requests in, one step at a time, tokens out. Single-threaded; LLM and AsyncEngine drive it."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dsv4.engine.outputs import TokenEvent
+from dsv4.engine.runner import ModelRunner
+from dsv4.engine.sampler import sample
+from dsv4.engine.sampling_params import MAX_SEED, SamplingParams
+from dsv4.engine.scheduler import Scheduler
+from dsv4.engine.sequence import Sequence, TextDecoder
+
+
+@dataclass(frozen=True)
+class CoreLimits:
+    """What a request is checked against before it is queued, and how its tokens become text."""
+
+    vocab_size: int
+    eos_token_id: int
+    max_model_len: int  # prompt and output together
+    text_vocab_size: int = 0  # ids that the tokenizer knows; the vocabulary may be padded beyond
+    new_decoder: Callable[[], TextDecoder] | None = None  # None: no tokenizer, so no text
+
+
+class EngineCore:
+    """Scheduler and runner together. Not thread-safe: one thread calls it."""
+
+    def __init__(self, runner: ModelRunner, scheduler: Scheduler, limits: CoreLimits) -> None:
+        self.runner = runner
+        self.scheduler = scheduler
+        self.limits = limits
+        self._request_ids = itertools.count(1)
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work
+
+    def new_sequence(self, prompt_token_ids: list[int], params: SamplingParams) -> Sequence:
+        """A checked sequence, not queued yet. Raises ValueError for a prompt that cannot run; safe from any thread."""
+        self._check(prompt_token_ids, params)
+        limits = self.limits
+        stops = set(params.stop_token_ids)
+        if not params.ignore_eos:
+            stops.add(limits.eos_token_id)
+        return Sequence(
+            request_id=next(self._request_ids),
+            prompt_token_ids=list(prompt_token_ids),
+            params=params,
+            seed=params.seed if params.seed is not None else secrets.randbelow(MAX_SEED),
+            stop_token_ids=frozenset(stops),
+            max_total_tokens=limits.max_model_len,
+            decoder=limits.new_decoder() if limits.new_decoder else None,
+            text_vocab_size=limits.text_vocab_size,
+        )
+
+    def add(self, sequence: Sequence) -> None:
+        self.scheduler.add(sequence)
+
+    def abort(self, sequence: Sequence) -> None:
+        """Ends a new, waiting or running sequence with finish reason "abort"; one that has ended stays as it is."""
+        if not sequence.finished:
+            sequence.abort()
+            self._release(sequence)
+
+    def step(self) -> list[tuple[Sequence, TokenEvent]]:
+        """Computes one ragged batch and returns the new token of each sequence that got one."""
+        chunks = self.scheduler.schedule()
+        if not chunks:
+            return []
+        logits = self.runner.run(chunks)
+        for chunk in chunks:
+            chunk.sequence.num_computed_tokens = chunk.stop
+        if logits is None:
+            return []
+        sampling = [chunk.sequence for chunk in chunks if chunk.samples]
+        sampled = sample(logits, [sequence.sample_request() for sequence in sampling])
+        events: list[tuple[Sequence, TokenEvent]] = []
+        for sequence, token in zip(sampling, sampled, strict=True):
+            events.append((sequence, sequence.append(token)))
+            if sequence.finished:
+                self._release(sequence)
+        return events
+
+    def _release(self, sequence: Sequence) -> None:
+        slot = self.scheduler.finish(sequence)
+        if slot is not None:
+            self.runner.release(slot)
+
+    def _check(self, prompt_token_ids: list[int], params: SamplingParams) -> None:
+        limits = self.limits
+        if not prompt_token_ids:
+            raise ValueError("the prompt is empty; it needs at least 1 token")
+        if len(prompt_token_ids) >= limits.max_model_len:
+            raise ValueError(
+                f"the prompt has {len(prompt_token_ids)} tokens; with at least 1 new token the limit is"
+                f" max_model_len = {limits.max_model_len}"
+            )
+        for place, token_id in enumerate(prompt_token_ids):
+            if not 0 <= token_id < limits.vocab_size:
+                raise ValueError(f"token id {token_id} at position {place} is outside [0, {limits.vocab_size - 1}]")
+        if params.stop_strings and limits.new_decoder is None:
+            raise ValueError(f"stop strings {params.stop_strings!r} need a tokenizer, and this model has none")

@@ -1,0 +1,173 @@
+"""LLM: a model folder as a generator of text. The engine's plain, synchronous face."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator
+from collections.abc import Sequence as SequenceOf
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from dsv4.config import ModelConfig, nano_path
+from dsv4.engine.core import CoreLimits, EngineCore
+from dsv4.engine.outputs import RequestOutput, TokenEvent
+from dsv4.engine.runner import EngineModel, ModelRunner
+from dsv4.engine.sampling_params import SamplingParams
+from dsv4.engine.scheduler import Scheduler, SchedulerConfig
+from dsv4.tokenizer import Tokenizer
+from dsv4.tokenizer.prompts import PromptEncoder, effort_ladder
+
+DEFAULT_MAX_MODEL_LEN = 131072  # the cache takes memory as tokens come, so a long limit costs nothing by itself
+
+Prompt = str | list[int]
+
+
+class LLM:
+    """One loaded model that generates. `LLM()` is the embedded nano model.
+
+    `model`: a model folder, or a model object (then text needs `tokenizer` as well). A folder without a tokenizer takes
+    prompts as token ids and gives token ids; text raises ValueError. `max_model_len` bounds prompt and output together;
+    by default it is the model's own limit, at most 131072.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | EngineModel | None = None,
+        *,
+        tokenizer: Tokenizer | None = None,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        numerics: str = "float",
+        max_num_seqs: int = 8,
+        max_model_len: int | None = None,
+        max_num_batched_tokens: int = 1024,
+    ) -> None:
+        self.path: Path | None = None
+        if model is None or isinstance(model, (str, Path)):
+            self.path = nano_path() if model is None else Path(model)
+            tokenizer = tokenizer or _find_tokenizer(self.path)
+            model = _load(self.path, device, dtype, numerics)
+        self.config = model.config
+        self.tokenizer = tokenizer
+        self.prompts: PromptEncoder | None = None
+        if tokenizer is not None:
+            ladder = effort_ladder(self.path) if self.path is not None else "0731"
+            self.prompts = PromptEncoder(tokenizer, effort_ladder=ladder)
+        self.max_model_len = _resolve_max_model_len(max_model_len, self.config)
+        scheduler = Scheduler(SchedulerConfig(max_num_seqs, max_num_batched_tokens))
+        runner = ModelRunner(model, max_num_seqs, self.max_model_len, torch.device(device))
+        limits = CoreLimits(
+            self.config.vocab_size,
+            self.config.eos_token_id,
+            self.max_model_len,
+            text_vocab_size=0 if tokenizer is None else tokenizer.vocab_size,
+            new_decoder=None if tokenizer is None else tokenizer.decode_stream,
+        )
+        self.core = EngineCore(runner, scheduler, limits)
+        self._in_use = threading.Lock()  # the core serves one caller at a time
+
+    @property
+    def name(self) -> str:
+        """How the model calls itself to clients: the folder's name, with "dsv4-" before the embedded model's."""
+        if self.path is None:
+            return "dsv4"
+        name = self.path.resolve().name
+        return f"dsv4-{name}" if name == "nano" else name
+
+    def generate(
+        self,
+        prompts: Prompt | SequenceOf[Prompt],
+        sampling_params: SamplingParams | SequenceOf[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Completes every prompt; the outputs are in the prompts' order.
+
+        A str is plain text (special spellings in it stay text) after a begin-of-sentence token; a list of ids is taken
+        as it is. One SamplingParams serves all prompts, or a list gives each its own. Raises ValueError for a prompt
+        that cannot run, before anything is computed.
+        """
+        batch = _as_batch(prompts)
+        if sampling_params is None or isinstance(sampling_params, SamplingParams):
+            params = [sampling_params or SamplingParams()] * len(batch)
+        else:
+            params = list(sampling_params)
+            if len(params) != len(batch):
+                raise ValueError(f"{len(params)} sampling_params for {len(batch)} prompts; give one, or one a prompt")
+        sequences = [
+            self.core.new_sequence(self.encode(prompt), param) for prompt, param in zip(batch, params, strict=True)
+        ]
+        self.claim()
+        try:
+            for sequence in sequences:
+                self.core.add(sequence)
+            while self.core.has_work:
+                self.core.step()
+        finally:  # an error or Ctrl-C leaves nothing behind in the scheduler
+            for sequence in sequences:
+                self.core.abort(sequence)
+            self.release()
+        return [sequence.output for sequence in sequences]
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[TokenEvent, None, None]:
+        """Completes one prompt and yields its tokens as they come; closing the generator stops the request."""
+        sequence = self.core.new_sequence(self.encode(prompt), params or SamplingParams())
+        self.claim()
+        try:
+            self.core.add(sequence)
+            while not sequence.finished:
+                for _, event in self.core.step():
+                    yield event
+        finally:
+            self.core.abort(sequence)
+            self.release()
+
+    def claim(self) -> None:
+        """Makes the caller the engine's only user; RuntimeError when it has one."""
+        if not self._in_use.acquire(blocking=False):
+            raise RuntimeError(
+                "this LLM is busy: a generate or stream call, or an AsyncEngine, is using it;"
+                " for many requests at a time use AsyncEngine"
+            )
+
+    def release(self) -> None:
+        self._in_use.release()
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt: text after a begin-of-sentence token, ids as they are."""
+        if not isinstance(prompt, str):
+            return prompt
+        if self.tokenizer is None:
+            where = f" {self.path}" if self.path is not None else ""
+            raise ValueError(f"the model{where} has no tokenizer, so a prompt must be a list of token ids, not text")
+        if not prompt:
+            raise ValueError("the prompt is an empty text; it needs at least 1 character")
+        return [self.config.bos_token_id, *self.tokenizer.encode(prompt)]
+
+
+def _as_batch(prompts: Prompt | SequenceOf[Prompt]) -> list[Prompt]:
+    """A lone prompt becomes a batch of one."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if prompts and all(isinstance(item, int) for item in prompts):
+        return [cast("list[int]", list(prompts))]
+    return list(cast("SequenceOf[Prompt]", prompts))
+
+
+def _resolve_max_model_len(requested: int | None, config: ModelConfig) -> int:
+    limit = config.max_position_embeddings
+    if requested is None:
+        return min(limit, DEFAULT_MAX_MODEL_LEN)
+    if not 2 <= requested <= limit:
+        raise ValueError(f"max_model_len is {requested}; allowed: [2, {limit}] (the model's max_position_embeddings)")
+    return requested
+
+
+def _find_tokenizer(path: Path) -> Tokenizer | None:
+    return Tokenizer.from_pretrained(path) if (path / "tokenizer.json").is_file() else None
+
+
+def _load(path: Path, device: str, dtype: torch.dtype, numerics: str) -> EngineModel:
+    from dsv4.checkpoint import load_model
+
+    return load_model(path, device=device, dtype=dtype, numerics=numerics)

@@ -1,0 +1,64 @@
+"""ModelRunner: owns the model and its cache; turns scheduled chunks into logits in one ragged forward."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from dsv4.config import ModelConfig
+from dsv4.engine.scheduler import ScheduledChunk
+from dsv4.model.batch import RaggedBatch
+
+
+class EngineModel(Protocol):
+    """What the engine needs of a model; `dsv4.model.transformer.Transformer` is one.
+
+    The cache is the model's own: `reset(row)` empties a row, `forward_ragged` continues the rows of the batch's slots.
+    """
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    def forward_ragged(self, batch: RaggedBatch, cache: Any = None) -> Tensor: ...
+
+    def logits(self, streams: Tensor) -> Tensor: ...
+
+    def new_cache(self, batch_size: int, max_tokens: int) -> Any: ...
+
+
+class ModelRunner:
+    """Runs steps on one device. The cache has one row for each sequence that may run."""
+
+    def __init__(self, model: EngineModel, max_num_seqs: int, max_model_len: int, device: torch.device) -> None:
+        self.model = model
+        self.device = device
+        self.cache = model.new_cache(batch_size=max_num_seqs, max_tokens=max_model_len)
+
+    @torch.inference_mode()
+    def run(self, chunks: list[ScheduledChunk]) -> Tensor | None:
+        """fp32 [n, vocab] logits of the chunks that sample, in their order; None when no chunk does.
+
+        Each chunk continues its sequence's cache row, which afterwards holds everything up to chunk.stop.
+        """
+        batch = RaggedBatch.pack(
+            [chunk.sequence.tokens(chunk.start, chunk.stop) for chunk in chunks],
+            starts=[chunk.start for chunk in chunks],
+            slots=[chunk.sequence.slot for chunk in chunks],
+            device=self.device,
+        )
+        streams = self.model.forward_ragged(batch, cache=self.cache)
+        last_rows: list[int] = []
+        end = 0
+        for chunk in chunks:
+            end += chunk.stop - chunk.start
+            if chunk.samples:
+                last_rows.append(end - 1)
+        if not last_rows:
+            return None
+        return self.model.logits(streams[torch.tensor(last_rows, device=streams.device)])
+
+    def release(self, slot: int) -> None:
+        """Empties a cache row for its next sequence."""
+        self.cache.reset(slot)

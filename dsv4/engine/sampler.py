@@ -1,0 +1,107 @@
+"""Logits to tokens: pure functions of one row's logits, its parameters, its seed and its output position.
+
+Nothing here sees another row, so a request's tokens never depend on what runs beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dsv4.engine.sampling_params import SamplingParams
+
+_MASK64 = (1 << 64) - 1
+
+
+@dataclass(frozen=True)
+class SampledToken:
+    """One sampled token. `logprob` and `alternatives` are filled only when the request asked for them."""
+
+    token_id: int
+    logprob: float | None = None
+    alternatives: tuple[tuple[int, float], ...] = ()  # (token id, log-probability), likeliest first, ties by lower id
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """What a row of logits needs to become a token: parameters, the request's seed, how many tokens it has made."""
+
+    params: SamplingParams
+    seed: int
+    position: int
+
+
+def sample(logits: Tensor, requests: list[SampleRequest]) -> list[SampledToken]:
+    """Samples one token a row. logits: fp32 [n, vocab], one request a row, any device."""
+    if logits.shape[0] != len(requests):
+        raise ValueError(f"{logits.shape[0]} rows of logits for {len(requests)} requests; one row a request is needed")
+    return [_sample_row(row, request) for row, request in zip(logits.float(), requests, strict=True)]
+
+
+def _sample_row(logits: Tensor, request: SampleRequest) -> SampledToken:
+    params = request.params
+    if params.temperature == 0.0:
+        token_id = int(logits.argmax())  # torch returns the first of equal maxima: the lower id
+    else:
+        token_id = draw(filtered_probs(logits, params), uniform(request.seed, request.position))
+    if not params.wants_logprobs:
+        return SampledToken(token_id)
+    logprobs = logits.log_softmax(dim=-1)
+    return SampledToken(token_id, float(logprobs[token_id]), most_likely(logprobs, params.num_alternatives))
+
+
+def most_likely(logprobs: Tensor, count: int) -> tuple[tuple[int, float], ...]:
+    """The `count` likeliest tokens of one row [vocab], likeliest first, the lower id first among equals."""
+    if count == 0:
+        return ()
+    values, ids = logprobs.sort(descending=True, stable=True)
+    return tuple((int(ids[i]), float(values[i])) for i in range(min(count, ids.shape[0])))
+
+
+def filtered_probs(logits: Tensor, params: SamplingParams) -> Tensor:
+    """The distribution that is sampled: float64 [vocab], zero outside the kept tokens, not renormalised.
+
+    Temperature first; then top_k keeps the k likeliest; top_p keeps the shortest run of likeliest tokens whose share of
+    what top_k kept reaches top_p (so never fewer than one); min_p drops tokens below min_p times the likeliest. The
+    lower id counts as likelier among equals.
+    """
+    # Subtracting the maximum first keeps a tiny temperature from overflowing.
+    logits = logits.double()
+    probs = ((logits - logits.max()) / params.temperature).softmax(dim=-1)
+    if params.top_k == 0 and params.top_p == 1.0 and params.min_p == 0.0:
+        return probs
+    ordered, order = probs.sort(descending=True, stable=True)
+    if params.top_k:
+        ordered[params.top_k :] = 0.0
+    if params.top_p < 1.0:
+        mass_before = ordered.cumsum(dim=-1) - ordered
+        ordered[mass_before >= params.top_p * ordered.sum()] = 0.0
+    ordered[ordered < params.min_p * ordered[0]] = 0.0
+    return torch.zeros_like(probs).scatter_(0, order, ordered)
+
+
+def draw(probs: Tensor, u: float) -> int:
+    """Inverse of the cumulative distribution at u in [0, 1). probs: float64 [vocab], not necessarily normalised."""
+    cumulative = probs.cumsum(dim=-1)
+    token_id = int(torch.searchsorted(cumulative, u * cumulative[-1], right=True))
+    if token_id < probs.shape[0]:
+        return token_id
+    return int(probs.nonzero()[-1])  # rounding carried u past the end: the last token that may be drawn
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) that depends on (seed, position) alone, the same on every device and version.
+
+    Two rounds of the SplitMix64 finaliser (Steele, Lea, Flood 2014), the top 53 bits.
+    """
+    bits = _mix(_mix(seed & _MASK64) ^ (position & _MASK64))
+    return (bits >> 11) * 2.0**-53
+
+
+def _mix(x: int) -> int:
+    x = (x + 0x9E3779B97F4A7C15) & _MASK64
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK64
+    return x ^ (x >> 31)

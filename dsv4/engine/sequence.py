@@ -1,0 +1,107 @@
+"""One request inside the engine: its tokens, how much of it the cache holds, and when it ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+from dsv4.engine.outputs import FinishReason, RequestOutput, TokenEvent
+from dsv4.engine.sampler import SampledToken, SampleRequest
+from dsv4.engine.sampling_params import SamplingParams
+from dsv4.engine.stop_strings import StopMatcher
+
+
+class TextDecoder(Protocol):
+    """Turns token ids into text one at a time (`Tokenizer.decode_stream`); never gives out half a character."""
+
+    def push(self, token_id: int, /) -> str: ...
+
+    def flush(self) -> str: ...
+
+
+class SequenceStatus(Enum):
+    NEW = "new"  # not queued yet
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(eq=False)
+class Sequence:
+    """The state of one request. The scheduler owns status, slot and num_computed_tokens."""
+
+    request_id: int
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    seed: int
+    stop_token_ids: frozenset[int]  # the end-of-sentence token too, unless the request ignores it
+    max_total_tokens: int  # prompt and output together never exceed it
+    decoder: TextDecoder | None = None  # None: a model without a tokenizer
+    text_vocab_size: int = 0  # ids from here on pad the vocabulary: the decoder does not know them
+    status: SequenceStatus = SequenceStatus.NEW
+    slot: int = -1  # the cache row, while running
+    num_computed_tokens: int = 0  # tokens whose keys and state the cache row holds
+    output: RequestOutput = field(init=False)
+    _stops: StopMatcher = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.output = RequestOutput(self.prompt_token_ids)
+        self._stops = StopMatcher(self.params.stop_strings)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_token_ids) + len(self.output.token_ids)
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        return self.num_tokens - self.num_computed_tokens
+
+    @property
+    def finished(self) -> bool:
+        return self.output.finish_reason is not None
+
+    def tokens(self, start: int, stop: int) -> list[int]:
+        """Token ids of positions start to stop over prompt and output."""
+        prompt = len(self.prompt_token_ids)
+        return self.prompt_token_ids[start:stop] + self.output.token_ids[max(start - prompt, 0) : max(stop - prompt, 0)]
+
+    def sample_request(self) -> SampleRequest:
+        return SampleRequest(self.params, self.seed, position=len(self.output.token_ids))
+
+    def append(self, sampled: SampledToken) -> TokenEvent:
+        """Takes the next token in, decides whether the request has ended, and returns what is new to show."""
+        output = self.output
+        output.token_ids.append(sampled.token_id)
+        logprobs, alternatives = [], []
+        if sampled.logprob is not None:
+            logprobs, alternatives = [sampled.logprob], [sampled.alternatives]
+            output.logprobs += logprobs
+            output.top_logprobs += alternatives
+        text = ""
+        if sampled.token_id in self.stop_token_ids:
+            self._finish("stop", sampled.token_id)
+        else:
+            if self.decoder and sampled.token_id < self.text_vocab_size:
+                text = self._stops.push(self.decoder.push(sampled.token_id))
+            if self._stops.matched is not None:
+                self._finish("stop", self._stops.matched)
+            elif len(output.token_ids) >= self.params.max_tokens or self.num_tokens >= self.max_total_tokens:
+                self._finish("length", None)
+        if self.finished:
+            text += self._flush_text()
+        output.text += text
+        return TokenEvent([sampled.token_id], text, logprobs, alternatives, output.finish_reason, output.cached_tokens)
+
+    def abort(self) -> None:
+        if not self.finished:
+            self.output.text += self._flush_text()
+            self._finish("abort", None)
+
+    def _finish(self, reason: FinishReason, cause: str | int | None) -> None:
+        self.output.finish_reason, self.output.stop_reason = reason, cause
+
+    def _flush_text(self) -> str:
+        """The end of the text: what the decoder and the stop matcher still hold back."""
+        shown = self._stops.push(self.decoder.flush()) if self.decoder else ""
+        return shown + self._stops.flush()

@@ -1,0 +1,101 @@
+"""A stand-in model whose logits depend on the whole history of a cache row, and on nothing else."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import Tensor
+
+from dsv4.config import ModelConfig
+from dsv4.model.batch import RaggedBatch
+
+VOCAB = 53
+EOS = 1
+
+
+@dataclass
+class HistoryCache:
+    histories: list[list[int]]
+    resets: list[int] = field(default_factory=list)
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(history) for history in self.histories]
+
+    def reset(self, row: int) -> None:
+        self.histories[row].clear()
+        self.resets.append(row)
+
+
+class HistoryModel:
+    """Logits of a token are a hash of everything its row has seen: any mistake in the bookkeeping changes them."""
+
+    def __init__(self, max_position_embeddings: int = 4096) -> None:
+        self.config = ModelConfig(
+            vocab_size=VOCAB,
+            hidden_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            q_lora_rank=32,
+            o_groups=1,
+            index_topk=4,
+            n_routed_experts=8,
+            moe_intermediate_size=32,
+            compress_ratios=(0, 0),
+            routed_scaling_factor=1.0,
+            max_position_embeddings=max_position_embeddings,
+            eos_token_id=EOS,
+            num_hash_layers=0,
+            rope_scaling=None,
+        )
+        self.batches: list[list[tuple[int, int, int]]] = []  # per step: (slot, start, count)
+        self.seconds_per_step = 0.0
+        self.fail_at_step: int | None = None
+        self.cache: HistoryCache | None = None
+        self.scripts: dict[tuple[int, ...], list[int]] = {}  # prompt -> tokens that are made certain
+
+    def new_cache(self, batch_size: int, max_tokens: int) -> HistoryCache:
+        self.cache = HistoryCache([[] for _ in range(batch_size)])
+        return self.cache
+
+    def forward_ragged(self, batch: RaggedBatch, cache: HistoryCache | None = None) -> Tensor:
+        assert cache is not None
+        time.sleep(self.seconds_per_step)
+        if self.fail_at_step == len(self.batches):
+            raise RuntimeError("the model broke")
+        ids, rows, keys = batch.token_ids.tolist(), [], []
+        for length, start, slot in zip(*(a.tolist() for a in (batch.lengths, batch.starts, batch.slots)), strict=True):
+            assert start == len(cache.histories[slot]), "a chunk must continue its row"
+            rows.append((slot, start, length))
+            for _ in range(length):
+                cache.histories[slot].append(ids.pop(0))
+                keys.append(self._key(cache.histories[slot]))
+        self.batches.append(rows)
+        return torch.tensor(keys, dtype=torch.float64).view(-1, 1, 1)
+
+    def logits(self, streams: Tensor) -> Tensor:
+        return torch.stack([self._logits(int(key)) for key in streams[:, 0, 0]])
+
+    def expected_logits(self, history: list[int]) -> Tensor:
+        return self._logits(self._key(history))
+
+    def _key(self, history: list[int]) -> int:
+        for prompt, script in self.scripts.items():
+            written = len(history) - len(prompt)
+            if tuple(history[: len(prompt)]) == prompt and 0 <= written < len(script):
+                return -1 - script[written]
+        return zlib.crc32(bytes(history))
+
+    def _logits(self, key: int) -> Tensor:
+        if key < 0:
+            return torch.nn.functional.one_hot(torch.tensor(-1 - key), VOCAB).float() * 100.0
+        return torch.randn(VOCAB, generator=torch.Generator().manual_seed(key))
+
+
+@pytest.fixture
+def model() -> HistoryModel:
+    return HistoryModel()
