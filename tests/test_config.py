@@ -1,0 +1,241 @@
+"""ModelConfig: presets, both spellings of config.json, and every way in which a config can be wrong."""
+
+import json
+import math
+import re
+from dataclasses import FrozenInstanceError, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import DeepseekV4Config
+
+from dsv4.config import ModelConfig, YarnScaling, nano_path
+from dsv4.presets import PRESETS
+
+_OFFICIAL = """
+architectures model_type vocab_size hidden_size num_hidden_layers num_nextn_predict_layers num_hash_layers
+num_attention_heads num_key_value_heads head_dim qk_rope_head_dim q_lora_rank o_groups o_lora_rank sliding_window
+index_n_heads index_head_dim index_topk n_routed_experts n_shared_experts num_experts_per_tok moe_intermediate_size
+scoring_func topk_method norm_topk_prob routed_scaling_factor swiglu_limit hc_mult hc_sinkhorn_iters hc_eps
+rms_norm_eps rope_theta compress_rope_theta rope_scaling max_position_embeddings compress_ratios hidden_act
+attention_bias attention_dropout initializer_range tie_word_embeddings use_cache bos_token_id eos_token_id torch_dtype
+transformers_version expert_dtype quantization_config
+"""
+OFFICIAL_KEYS = set(_OFFICIAL.split())
+
+
+def nano(**changes: Any) -> dict[str, Any]:
+    """config.json of the nano shape with some keys changed."""
+    return {**ModelConfig.preset("nano").to_dict(), **changes}
+
+
+def transformers_json(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What transformers writes after reading `raw`."""
+    DeepseekV4Config(**raw).save_pretrained(folder)
+    return json.loads((folder / "config.json").read_text())
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_round_trip(name: str, tmp_path: Path) -> None:
+    config = ModelConfig.preset(name)
+    assert set(config.to_dict()) == OFFICIAL_KEYS
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    assert ModelConfig.from_pretrained(tmp_path) == config
+    assert ModelConfig.from_pretrained(tmp_path / "config.json") == config
+
+
+def test_published_schedules() -> None:
+    flash, pro = ModelConfig.preset("flash"), ModelConfig.preset("pro")
+    assert (len(flash.compress_ratios), len(pro.compress_ratios)) == (44, 62)
+    assert flash.layers_of_kind("swa") == [0, 1]
+    assert flash.layers_of_kind("csa") == list(range(2, 43, 2))
+    assert flash.layers_of_kind("hca") == list(range(3, 42, 2))
+    assert pro.layers_of_kind("hca") == [0, 1, *range(3, 60, 2)]
+    assert pro.layers_of_kind("csa") == list(range(2, 61, 2))
+    assert flash.layer_kind(43) == pro.layer_kind(61) == "swa"
+    assert [flash.is_hash_routed(layer) for layer in (0, 2, 3, 43)] == [True, True, False, False]
+    with pytest.raises(IndexError, match="layer 44 is out of range; allowed: 0 to 43"):
+        flash.layer_ratio(44)
+
+
+def test_unknown_preset() -> None:
+    with pytest.raises(ValueError, match="preset 'lite' is unknown; allowed: flash, pro, flash-base, pro-base, nano"):
+        ModelConfig.preset("lite")
+
+
+def test_frozen() -> None:
+    with pytest.raises(FrozenInstanceError):
+        ModelConfig.preset("nano").vocab_size = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_reads_what_transformers_writes(name: str, tmp_path: Path) -> None:
+    config = ModelConfig.preset(name)
+    saved = transformers_json(config.to_dict(), tmp_path)
+    assert "compress_ratios" not in saved and "num_hash_layers" not in saved and "rope_scaling" not in saved
+    assert ModelConfig.from_dict(saved) == config
+
+
+def test_reads_transformers_without_yarn_and_without_quantisation(tmp_path: Path) -> None:
+    config = replace(ModelConfig.preset("nano"), rope_scaling=None, num_hash_layers=0)
+    saved = transformers_json(config.to_dict(quantized=False), tmp_path)
+    assert ModelConfig.from_dict(saved) == config
+    # expert_dtype sits in quantization_config only
+    saved["quantization_config"] = {"quant_method": "fp8", "scale_fmt": "float", "expert_dtype": "fp8"}
+    assert ModelConfig.from_dict(saved).expert_dtype == "fp8"
+
+
+def test_plain_folder_names_no_quantisation() -> None:
+    plain = ModelConfig.preset("nano").to_dict(quantized=False)
+    assert OFFICIAL_KEYS - set(plain) == {"expert_dtype", "quantization_config"}
+    assert ModelConfig.from_dict(plain) == ModelConfig.preset("nano")
+
+
+def test_first_flash_revision_has_no_expert_dtype() -> None:
+    raw = ModelConfig.preset("flash").to_dict()
+    del raw["expert_dtype"]
+    assert ModelConfig.from_dict(raw) == ModelConfig.preset("flash")
+
+
+def test_tolerated_keys_change_nothing() -> None:
+    extra = {"dtype": "float32", "use_cache": False, "pad_token_id": 1, "router_jitter_noise": 0.0, "mlp_bias": False}
+    assert ModelConfig.from_dict(nano(**extra, partial_rotary_factor=0.5, eos_token_id=[1])) == ModelConfig.preset(
+        "nano"
+    )
+
+
+WRONG_VALUES = [
+    ({"model_type": "deepseek_v3"}, "model_type = 'deepseek_v3' is not supported; allowed: 'deepseek_v4'"),
+    ({"architectures": ["LlamaForCausalLM"]}, "architectures = ['LlamaForCausalLM'] is not supported; allowed: ['Deep"),
+    ({"scoring_func": "softmax"}, "scoring_func = 'softmax' is not supported; allowed: 'sqrtsoftplus'"),
+    ({"topk_method": "greedy"}, "topk_method = 'greedy' is not supported; allowed: 'noaux_tc'"),
+    ({"norm_topk_prob": False}, "norm_topk_prob = False is not supported; allowed: True"),
+    ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported; allowed: 'silu'"),
+    ({"attention_bias": True}, "attention_bias = True is not supported; allowed: False"),
+    ({"attention_dropout": 0.1}, "attention_dropout = 0.1 is not supported; allowed: 0.0"),
+    ({"tie_word_embeddings": True}, "tie_word_embeddings = True is not supported; allowed: False"),
+    ({"num_key_value_heads": 4}, "num_key_value_heads = 4 is not supported; allowed: 1"),
+    ({"expert_dtype": "int4"}, "expert_dtype = 'int4'"),
+    ({"compress_ratios": [0, 0, 4, 64, 4, 128, 0]}, "compress_ratios[3] = 64 is not allowed; allowed: 0, 4 or 128"),
+    ({"compress_ratios": [0, 0, 2, 128, 4, 128, 0]}, "ratios 1 and 2 belong to V4.1"),
+    ({"compress_ratios": [0, 0, 4, 128, 4, 128]}, "num_nextn_predict_layers = 6 + 1 entries, found 6"),
+    ({"compress_ratios": [0, 0, 4, 128, 4, 128, 4]}, "compress_ratios[6] = 4 is not allowed; allowed: 0"),
+    ({"compress_ratios": 4}, "compress_ratios = 4 is not supported; allowed: a list"),
+    ({"num_hidden_layers": 7}, "num_hidden_layers + num_nextn_predict_layers = 7 + 1 entries, found 7"),
+    ({"num_hidden_layers": 6.0}, "num_hidden_layers = 6.0 is not allowed; allowed: an integer of at least 1"),
+    ({"vocab_size": "2560"}, "vocab_size = '2560' is not allowed"),
+    ({"hidden_size": True}, "hidden_size = True is not allowed"),
+    ({"q_lora_rank": 0}, "q_lora_rank = 0 is not allowed"),
+    ({"hc_eps": math.nan}, "hc_eps = nan is not allowed; allowed: a finite number above 0"),
+    ({"swiglu_limit": 0.0}, "swiglu_limit = 0.0 is not allowed"),
+    ({"num_nextn_predict_layers": 3}, "num_nextn_predict_layers = 3 is not allowed; allowed: 0 or 1"),
+    ({"num_hash_layers": 7}, "num_hash_layers = 7 is not allowed; allowed: 0 to num_hidden_layers = 6"),
+    ({"o_groups": 3}, "o_groups = 3 is not allowed; allowed: a divisor of num_attention_heads = 4"),
+    ({"num_experts_per_tok": 33}, "num_experts_per_tok = 33 is not allowed; allowed: 1 to n_routed_experts = 32"),
+    ({"head_dim": 32}, "qk_rope_head_dim = 64 is not allowed; allowed: up to head_dim = 32"),
+    ({"qk_rope_head_dim": 63}, "qk_rope_head_dim = 63 is not allowed; allowed: an even number"),
+    ({"index_head_dim": 32}, "qk_rope_head_dim = 64 is not allowed; allowed: up to index_head_dim = 32"),
+    ({"eos_token_id": 2560}, "eos_token_id = 2560 is not allowed; allowed: 0 to vocab_size - 1 = 2559"),
+    ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling: type 'linear'"),
+    ({"rope_scaling": {"type": "yarn", "factor": 16}}, "rope_scaling.original_max_position_embeddings is missing"),
+    ({"rope_scaling": {**nano()["rope_scaling"], "mscale": 1.0}}, "unknown key 'rope_scaling.mscale' (value 1.0)"),
+    ({"rope_scaling": {**nano()["rope_scaling"], "factor": -1}}, "rope_scaling.factor = -1 is not allowed"),
+    ({"rope_scaling": {**nano()["rope_scaling"], "attention_factor": 1.27}}, "rope_scaling.attention_factor = 1.27"),
+    ({"quantization_config": {"quant_method": "awq"}}, "quantization_config.quant_method = 'awq' is not supported"),
+    ({"quantization_config": {"weight_block_size": [64, 64]}}, "quantization_config.weight_block_size = [64, 64]"),
+    (
+        {"quantization_config": {"expert_dtype": "fp8"}},
+        "expert_dtype = 'fp4' contradicts quantization_config.expert_dtype",
+    ),
+    ({"quantization_config": {"bits": 4}}, "unknown key 'quantization_config.bits'"),
+    ({"layer_types": ["sliding_attention"] * 6}, "contradicts layer_types"),
+    ({"layer_types": ["full_attention"] * 6}, "layer_types[0] = 'full_attention' is not supported"),
+    ({"layer_types": ["sliding_attention"]}, "allowed: a list of num_hidden_layers = 6 entries"),
+    ({"mlp_layer_types": ["moe", "hash_moe", "moe", "moe", "moe", "moe"]}, "'hash_moe' entries, then 'moe' entries"),
+    ({"mlp_layer_types": ["moe"] * 6}, "num_hash_layers = 2 contradicts mlp_layer_types, which says 0"),
+    ({"compress_rates": {"compressed_sparse_attention": 2}}, "compress_rates = {'compressed_sparse_attention': 2}"),
+    ({"partial_rotary_factor": 0.25}, "qk_rope_head_dim = 64 contradicts config: partial_rotary_factor 0.25"),
+    ({"rope_parameters": {"main": {}}}, "rope_parameters has keys ['main']; allowed: exactly 'compress' and 'main'"),
+    (
+        {"rope_parameters": {"main": {"rope_theta": 1e4}, "compress": {"rope_theta": 4e4}}},
+        "compress_rope_theta = 160000.0",
+    ),
+    ({"hidden_sizes": 1}, "unknown key 'hidden_sizes' (value 1); the nearest known key is 'hidden_size'"),
+    ({"dspark_block_size": 8}, "dspark_block_size = 8: this is a DSpark checkpoint"),
+    ({"engram_layers": [1]}, "engram_layers = [1]: this is V4.1"),
+    ({"kv_lora_rank": 512}, "kv_lora_rank = 512: this is a DeepSeek V2 or V3 model"),
+    ({"moe_inter_dim": 2048}, "the inference demo's config.json"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG_VALUES, ids=[message[:40] for _, message in WRONG_VALUES])
+def test_wrong_value_names_key_value_and_what_is_allowed(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ModelConfig.from_dict(nano(**changes))
+
+
+def test_missing_keys_are_named() -> None:
+    raw = nano()
+    del raw["q_lora_rank"], raw["compress_ratios"]
+    with pytest.raises(ValueError, match="missing keys: q_lora_rank, compress_ratios"):
+        ModelConfig.from_dict(raw)
+
+
+def test_construction_checks_too() -> None:
+    with pytest.raises(ValueError, match="num_experts_per_tok = 33"):
+        replace(ModelConfig.preset("nano"), num_experts_per_tok=33)
+    with pytest.raises(ValueError, match="rope_scaling = {}"):
+        replace(ModelConfig.preset("nano"), rope_scaling={})  # type: ignore[arg-type]
+
+
+def test_errors_name_the_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no config.json at"):
+        ModelConfig.from_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    for text, message in (("{", "not valid JSON"), ("[]", "expected a JSON object"), ('{"a": 1}', "unknown key 'a'")):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=re.escape(str(file))) as caught:
+            ModelConfig.from_pretrained(tmp_path)
+        assert message in str(caught.value)
+
+
+def test_nano_path_holds_the_nano_preset() -> None:
+    assert ModelConfig.from_pretrained(nano_path()) == ModelConfig.preset("nano")
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> ModelConfig:
+    layers, drafts = draw(st.integers(1, 9)), draw(st.integers(0, 1))
+    ratios = draw(st.lists(st.sampled_from([0, 4, 128]), min_size=layers, max_size=layers))
+    rope = 2 * draw(st.integers(1, 32))
+    groups, experts = draw(st.integers(1, 5)), draw(st.integers(1, 40))
+    size, positive = st.integers(1, 700), st.floats(1e-9, 1e9)
+    plain = ("hidden_size", "q_lora_rank", "o_lora_rank", "sliding_window", "index_n_heads", "index_topk")
+    plain += ("moe_intermediate_size", "n_shared_experts", "hc_mult", "hc_sinkhorn_iters", "max_position_embeddings")
+    real = [item.name for item in fields(ModelConfig) if item.type == "float"]
+    return ModelConfig(
+        vocab_size=draw(st.integers(2, 5000)),
+        num_hidden_layers=layers,
+        num_nextn_predict_layers=drafts,
+        num_hash_layers=draw(st.integers(0, layers)),
+        compress_ratios=(*ratios, *[0] * drafts),
+        num_attention_heads=groups * draw(st.integers(1, 4)),
+        o_groups=groups,
+        qk_rope_head_dim=rope,
+        head_dim=rope + draw(st.integers(0, 500)),
+        index_head_dim=rope + draw(st.integers(0, 100)),
+        n_routed_experts=experts,
+        num_experts_per_tok=draw(st.integers(1, experts)),
+        expert_dtype=draw(st.sampled_from(["fp4", "fp8"])),
+        rope_scaling=draw(st.none() | st.builds(YarnScaling, positive, size, positive, positive)),
+        **{name: draw(size) for name in plain},
+        **{name: draw(positive) for name in real},
+    )
+
+
+@given(configs())
+def test_round_trip(config: ModelConfig) -> None:
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config

@@ -1,0 +1,117 @@
+"""The package's shape: imports point down one list, modules stay readable, importing it is cheap."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "dsv4"
+
+# A module may import from its own entry and from earlier ones.
+ORDER = (
+    *("config", "analysis", "kernels", "model", "checkpoint", "tokenizer", "engine", "server"),
+    *("data", "parallel", "training", "post_training", "evals", "cli"),
+)
+# Modules that sit beside config.py and are part of it, and the entry point that belongs to the command line.
+ALIASES = {"config_json": "config", "presets": "config", "__main__": "cli"}
+MAX_LINES = 400
+LONGER: dict[str, str] = {}  # module -> why it is longer
+NAMELESS = {"utils.py", "helpers.py", "misc.py", "common.py"}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def imported(tree: ast.AST, module: str) -> Iterator[tuple[int, str]]:
+    """Line and full name of every import in a module, those inside functions and TYPE_CHECKING included."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = module.split(".")[: -node.level]
+                base = ".".join([*parents, base] if base else parents)
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+
+
+def entry(name: str) -> str | None:
+    """The ORDER entry of a full module name, None for what is not ours or for the package itself."""
+    parts = name.split(".")
+    if parts[0] != "dsv4" or len(parts) == 1:
+        return None
+    return ALIASES.get(parts[1], parts[1])
+
+
+def upward_imports(source: str, module: str) -> list[str]:
+    own = entry(module)
+    found: list[str] = []
+    for line, name in imported(ast.parse(source), module):
+        target = entry(name)
+        if own is None or target is None or target == "__version__":
+            continue
+        if target not in ORDER:
+            found.append(f"{module}:{line} imports {name}, which has no place in ORDER")
+        elif ORDER.index(target) > ORDER.index(own):
+            found.append(f"{module}:{line} imports {name}: {own} may not import {target}")
+    return found
+
+
+def test_imports_point_down() -> None:
+    wrong: list[str] = []
+    for path in modules():
+        # A package keeps its __init__ part, so that relative imports count levels alike everywhere.
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        if module == "dsv4.__init__":
+            continue  # the lazy public names, from every floor
+        assert entry(module) in ORDER, f"{module} has no place in ORDER"
+        wrong += upward_imports(path.read_text(encoding="utf-8"), module)
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("source", "module", "ok"),
+    [
+        ("from dsv4.engine import LLM", "dsv4.model.core", False),
+        ("def f():\n    import dsv4.server.app", "dsv4.engine.llm", False),
+        ("from ..training import loop", "dsv4.model.core", False),
+        ("from dsv4.config import ModelConfig\nimport torch", "dsv4.model.core", True),
+        ("from . import norm\nfrom .norm import RMSNorm", "dsv4.model.core", True),
+        ("import dsv4.helpers", "dsv4.cli", False),
+    ],
+)
+def test_the_check_itself(source: str, module: str, ok: bool) -> None:
+    assert (upward_imports(source, module) == []) == ok
+
+
+def test_modules_stay_readable() -> None:
+    for path in modules():
+        name = str(path.relative_to(ROOT))
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        assert lines <= MAX_LINES or name in LONGER, f"{name} has {lines} lines; split it, or say why in LONGER"
+        assert path.name not in NAMELESS, f"{name}: name a module for its job"
+    for name in LONGER:
+        assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) > MAX_LINES, f"{name} needs no exception"
+
+
+def test_importing_the_package_does_not_load_torch() -> None:
+    code = "import sys, dsv4, dsv4.cli; dsv4.ModelConfig; dir(dsv4); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_every_public_name_resolves() -> None:
+    code = "import dsv4; [getattr(dsv4, name) for name in dsv4.__all__]"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_unknown_public_name() -> None:
+    import dsv4
+
+    with pytest.raises(AttributeError, match="no attribute 'LLMs'; public names: AsyncEngine, CheckpointError, LLM"):
+        dsv4.LLMs  # noqa: B018
