@@ -43,7 +43,7 @@ LENGTH_SAMPLES = 24
 
 @dataclass(frozen=True)
 class Batch:
-    """One ragged row: token ids of each document and, aligned with them, whether loss falls on predicting that token."""
+    """One ragged row: each document's token ids and, aligned with them, 1 where loss falls on predicting the token."""
 
     documents: list[list[int]]
     loss_masks: list[list[int]]
@@ -57,10 +57,10 @@ class Batch:
 class NanoLoader:
     """Generates, encodes and packs examples on demand.
 
-    `stage` "pretrain": standard library prose and conversations, loss on every token. `stage` "sft": conversations with
-    loss on what the assistant writes. `batch(step)` holds at most `tokens_per_batch` tokens. Steps are made in groups of
-    GROUP; the last group is kept, so going through steps in order makes each example once. `workdir` is unused: examples
-    are generated faster than they are trained on.
+    `stage` "pretrain": standard library prose and conversations, loss on every token. `stage` "sft": conversations
+    with loss on what the assistant writes. `batch(step)` holds at most `tokens_per_batch` tokens. Steps are made in
+    groups of GROUP; the last group is kept, so going through steps in order makes each example once. `workdir` is
+    unused: one core makes examples far faster than a training run reads them.
     """
 
     def __init__(
@@ -92,7 +92,9 @@ class NanoLoader:
         group, place = divmod(step, GROUP)
         if self._group[0] != group:
             rows = pack(self._documents(group), GROUP, self._tokens)
-            batches = [Batch([list(d.ids) for d in row.documents], [list(d.mask) for d in row.documents]) for row in rows]
+            batches = [
+                Batch([list(d.ids) for d in row.documents], [list(d.mask) for d in row.documents]) for row in rows
+            ]
             self._group = (group, batches)
         return self._group[1][place]
 

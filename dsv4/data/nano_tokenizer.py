@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from deepseek_recipe import DeepseekV4Encoding
+from deepseek_recipe import Conversation, DeepseekV4Encoding
 
 from dsv4.data.sources import stdlib_documents
 from dsv4.data.tasks import TASKS
@@ -17,7 +17,7 @@ STDLIB_DOCUMENTS = 1200
 
 
 def nano_corpus() -> Iterator[str]:
-    """Yield plain texts: rendered training examples with their worked steps, effort instructions, standard library prose."""
+    """Yield plain texts: rendered training examples with worked steps, effort instructions, standard library prose."""
     encoding = DeepseekV4Encoding()
     for task in TASKS.values():
         count = EXAMPLES_PER_TASK // 3 if task.name == "tool_call" else EXAMPLES_PER_TASK
@@ -29,8 +29,7 @@ def nano_corpus() -> Iterator[str]:
                 yield example.answer
             yield example.reasoning
     for effort in ("high", "max"):
-        example = next(e for e in (TASKS["gcd"].sample(n, "train") for n in range(10_000)) if e.effort == effort and e.thinking)
-        prompt = encoding.render_conversation(example.prompt())
+        prompt = encoding.render_conversation(Conversation(thinking_mode=True, reasoning_effort=effort))
         for _ in range(EFFORT_COPIES):
             yield from _plain_parts(prompt.prompt, prompt.special_ranges)
     yield from stdlib_documents()[:STDLIB_DOCUMENTS]

@@ -1,7 +1,7 @@
 """Prose that any Python installation has: the docstrings of its standard library, read where it lies.
 
-The text is only trained on, never shipped. It depends on the installed Python version; for one installation the documents
-and their order are the same every time.
+The text is only trained on, never shipped. It depends on the installed Python version; for one installation the
+documents and their order are the same every time.
 """
 
 import ast
@@ -12,7 +12,17 @@ from pathlib import Path
 from random import Random
 
 # Folders that are no library prose: tests, vendored packages, generated tables, games.
-SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo", "__pycache__", "ensurepip"}
+SKIPPED = {
+    "site-packages",
+    "dist-packages",
+    "test",
+    "tests",
+    "idlelib",
+    "lib2to3",
+    "turtledemo",
+    "__pycache__",
+    "ensurepip",
+}
 LEAST_CHARACTERS, MOST_CHARACTERS = 160, 640
 
 

@@ -1,10 +1,12 @@
 """Training conversations to token ids and a loss mask.
 
-The ids are exactly those of inference: the prompt as `PromptEncoder.encode` gives it, then what the model must write. Loss
-falls on what the model wrote: reasoning, answer, tool calls and the EOS after them, never on what the template or another
-role wrote. Earlier assistant turns carry loss where the text shows them as they were generated, which is without thinking
-or, in thinking mode, with tools; in other conversations their thinking is dropped and they are only context.
+The ids are exactly those of inference: the prompt as `PromptEncoder.encode` gives it, then what the model must write.
+Loss falls on what the model wrote: reasoning, answer, tool calls and the EOS after them, never on what the template or
+another role wrote. Earlier assistant turns carry loss where the text shows them as they were generated, which is without
+thinking or, in thinking mode, with tools; elsewhere their thinking is dropped and they are only context.
 """
+
+from itertools import pairwise
 
 from deepseek_recipe import AssistantMessage, Conversation, Message, RenderedPrompt
 
@@ -55,7 +57,7 @@ def _completion(
     open_turn = AssistantMessage(target.content, target.reasoning_content, target.tool_calls, prefix=True)
     whole = prompts.render(_with_messages(conversation, [*conversation.messages, open_turn]))
     if not whole.prompt.startswith(prompt.prompt):
-        raise ValueError("the rendered answer does not continue the rendered prompt: the last message must await an answer")
+        raise ValueError("the answer's rendering does not continue the prompt's: the last message must await an answer")
     start = len(prompt.prompt)
     return whole.prompt[start:], [(a - start, b - start) for a, b in whole.special_ranges if a >= start]
 
@@ -79,11 +81,9 @@ def _encode_prompt(
     mask: list[int] = []
     cuts = [0, *(edge for span in spans for edge in span), len(prompt.prompt)]
     # Spans start after <think> or </think> and end with EOS, so a cut never parts a word from its neighbours.
-    for n, (start, stop) in enumerate(zip(cuts, cuts[1:], strict=False)):
+    for n, (start, stop) in enumerate(pairwise(cuts)):
         ranges = [(a - start, b - start) for a, b in prompt.special_ranges if start <= a and b <= stop]
         piece = prompts.tokenizer.encode_rendered(prompt.prompt[start:stop], ranges)
         ids += piece
         mask += [n % 2] * len(piece)
     return ids, mask
-
-

@@ -1,4 +1,4 @@
-"""Conversations to prompt token ids: deepseek-recipe writes the text, the model folder says which effort ladder it speaks.
+"""Conversations to prompt token ids: deepseek-recipe writes the text, the model folder says which effort ladder.
 
 A ladder says which instruction a reasoning effort puts before the conversation. deepseek-recipe renders the later one.
 
@@ -44,7 +44,7 @@ def effort_ladder(folder: str | Path) -> Ladder:
 
 
 def write_effort_ladder(folder: str | Path, ladder: Ladder) -> None:
-    """Set the ladder in generation_config.json, keeping the file's other keys; makes the file with the official ones."""
+    """Set the ladder in generation_config.json, keeping the file's other keys; a new file gets the official ones."""
     path = Path(folder) / "generation_config.json"
     settings = {"bos_token_id": 0, "eos_token_id": 1, "do_sample": True, "temperature": 1.0, "top_p": 1.0}
     if path.is_file():
@@ -56,8 +56,8 @@ def write_effort_ladder(folder: str | Path, ladder: Ladder) -> None:
 class PromptEncoder:
     """Renders and encodes conversations for one model folder.
 
-    Tools are left out where tool_choice is "none" (deepseek-recipe would still describe them), and then earlier thinking
-    is dropped as in any conversation without tools.
+    Tools are left out where tool_choice is "none" (deepseek-recipe would still describe them), and then earlier
+    thinking is dropped as in any conversation without tools.
     """
 
     def __init__(self, tokenizer: Tokenizer, effort_ladder: str = "0731") -> None:
@@ -84,7 +84,9 @@ class PromptEncoder:
         tools = conversation.tools
         if conversation.tool_choice == "none":
             tools = []
-            messages = [SystemMessage(m.content, m.image_sources) if isinstance(m, SystemMessage) else m for m in messages]
+            messages = [
+                SystemMessage(m.content, m.image_sources) if isinstance(m, SystemMessage) else m for m in messages
+            ]
         return Conversation(
             messages,
             thinking_mode=conversation.thinking_mode,

@@ -16,7 +16,7 @@ class TokenizerMissingError(FileNotFoundError):
 
 
 def byte_alphabet() -> dict[str, int]:
-    """Map each character of byte-level BPE's alphabet to its byte: printable Latin-1 stands for itself, the rest from U+0100."""
+    """Map each character of byte-level BPE's alphabet to its byte; bytes not printable in Latin-1 start at U+0100."""
     plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     alphabet = {chr(byte): byte for byte in plain}
     others = [byte for byte in range(256) if byte not in set(plain)]
@@ -26,8 +26,8 @@ def byte_alphabet() -> dict[str, int]:
 class DecodeStream:
     """Decode ids one at a time; a character comes out when its last byte is in.
 
-    Bytes that are not UTF-8 become U+FFFD, as in `Tokenizer.decode`; the concatenation of all pushes and the flush equals
-    the decoding of all ids.
+    Bytes that are not UTF-8 become U+FFFD, as in `Tokenizer.decode`; all pushes and the flush together equal the
+    decoding of all ids.
     """
 
     def __init__(self, tokenizer: "Tokenizer") -> None:
@@ -100,7 +100,9 @@ class Tokenizer:
         end = 0
         for start, stop in special_ranges:
             if not end <= start < stop <= len(prompt):
-                raise ValueError(f"special range ({start}, {stop}) after {end}: ascending ranges within {len(prompt)} are allowed")
+                raise ValueError(
+                    f"special range ({start}, {stop}): ascending ranges in {end} to {len(prompt)} are allowed"
+                )
             if start > end:
                 ids += self.encode(prompt[end:start])
             ids.append(self.special_id(prompt[start:stop]))

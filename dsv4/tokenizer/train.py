@@ -26,7 +26,7 @@ def train_tokenizer(corpus: Iterator[str], vocab_size: int = NANO_VOCAB_SIZE) ->
     """
     least = 256 + len(SPECIAL_TOKENS)
     if vocab_size < least:
-        raise ValueError(f"vocab_size {vocab_size}: at least {least} (256 bytes and {len(SPECIAL_TOKENS)} special tokens)")
+        raise ValueError(f"vocab_size {vocab_size}: at least {least}, the bytes and the special tokens")
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

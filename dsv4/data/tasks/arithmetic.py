@@ -4,6 +4,7 @@ import ast
 import re
 from math import gcd
 from random import Random
+from typing import Any, ClassVar
 
 import reasoning_gym
 from reasoning_gym.algebra.simple_equations import SimpleEquationsConfig, SimpleEquationsDataset
@@ -18,7 +19,11 @@ class ChainSum(GymTask):
     """`State the final answer to the following arithmetic problem: 47 + 38 - 12 =`."""
 
     name = "chain_sum"
-    difficulty = {"terms": (2, 3), "digits": (1, 2), "negative_results": "only from single digits"}
+    difficulty: ClassVar[dict[str, Any]] = {
+        "terms": (2, 3),
+        "digits": (1, 2),
+        "negative_results": "only from single digits",
+    }
     make_dataset = staticmethod(
         lambda: reasoning_gym.create_dataset(
             "chain_sum", min_terms=2, max_terms=3, min_digits=1, max_digits=2, size=1, seed=0
@@ -43,7 +48,13 @@ class BasicArithmetic(GymTask):
     """`Calculate (3 + 4) * 2.`, operators + - * and parentheses."""
 
     name = "basic_arithmetic"
-    difficulty = {"terms": (2, 3), "digits": 1, "operators": "+ - *", "negative_terms": False, "products_up_to": 81}
+    difficulty: ClassVar[dict[str, Any]] = {
+        "terms": (2, 3),
+        "digits": 1,
+        "operators": "+ - *",
+        "negative_terms": False,
+        "products_up_to": 81,
+    }
     make_dataset = staticmethod(
         lambda: reasoning_gym.create_dataset(
             "basic_arithmetic",
@@ -91,7 +102,7 @@ def _evaluate(node: ast.expr, lines: list[str]) -> int | None:
 
 
 class FastSimpleEquations(SimpleEquationsDataset):
-    """reasoning-gym's two-term equations drawn in the same order of random numbers, without building sympy expressions."""
+    """reasoning-gym's two-term equations from the same random numbers, without building sympy expressions."""
 
     def _generate_equation(self, rng: Random, variable: str) -> tuple[str, int]:
         config = self.config
@@ -122,13 +133,15 @@ class SimpleEquations(GymTask):
     """`Solve for x: 3*x + 4 = 19`."""
 
     name = "simple_equations"
-    difficulty = {"terms": 2, "values": (1, 9), "operators": "+ - *", "coefficient_up_to": 9}
+    difficulty: ClassVar[dict[str, Any]] = {"terms": 2, "values": (1, 9), "operators": "+ - *", "coefficient_up_to": 9}
     make_dataset = staticmethod(
         lambda: FastSimpleEquations(
             SimpleEquationsConfig(min_terms=2, max_terms=2, min_value=1, max_value=9, size=1, seed=0)
         )
     )
-    _form = re.compile(r"(?:(?P<first>\d+) - )?(?:(?P<a>\d+)\*)?(?P<v>[a-z])(?: (?P<op>[+-]) (?P<b>\d+))? = (?P<c>-?\d+)")
+    _form = re.compile(
+        r"(?:(?P<first>\d+) - )?(?:(?P<a>\d+)\*)?(?P<v>[a-z])(?: (?P<op>[+-]) (?P<b>\d+))? = (?P<c>-?\d+)"
+    )
 
     def draft(self, rng: Random) -> Draft | None:
         """Draw an equation; the steps move the constant, then divide."""
@@ -170,9 +183,11 @@ class Gcd(GymTask):
     """`Find the Greatest Common Divisor (GCD) of these numbers: 48, 36.`; the steps list divisors and look them up."""
 
     name = "gcd"
-    difficulty = {"numbers": 2, "values": (1, 60)}
+    difficulty: ClassVar[dict[str, Any]] = {"numbers": 2, "values": (1, 60)}
     make_dataset = staticmethod(
-        lambda: reasoning_gym.create_dataset("gcd", min_numbers=2, max_numbers=2, min_value=1, max_value=60, size=1, seed=0)
+        lambda: reasoning_gym.create_dataset(
+            "gcd", min_numbers=2, max_numbers=2, min_value=1, max_value=60, size=1, seed=0
+        )
     )
 
     def draft(self, rng: Random) -> Draft | None:
@@ -193,7 +208,7 @@ class CountBits(GymTask):
     """`How many 1 bits are there in the binary representation of the number 45?`; number, lowest bit, ones so far."""
 
     name = "count_bits"
-    difficulty = {"n": (1, 511)}
+    difficulty: ClassVar[dict[str, Any]] = {"n": (1, 511)}
     make_dataset = staticmethod(lambda: reasoning_gym.create_dataset("count_bits", min_n=1, max_n=511, size=1, seed=0))
 
     def draft(self, rng: Random) -> Draft | None:

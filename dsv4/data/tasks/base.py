@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from random import Random
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from deepseek_recipe import (
     AssistantMessage,
@@ -44,7 +44,7 @@ def split_of(key: str) -> Split:
 
 @dataclass(frozen=True)
 class Draft:
-    """One candidate question before split and mode are decided; `key` identifies the question up to trivial variants."""
+    """One candidate question before split and mode are decided; `key` names it up to trivial variants."""
 
     key: str
     question: str
@@ -61,7 +61,7 @@ class Draft:
 class Example:
     """One conversation up to the assistant turn to be written, and that turn.
 
-    `messages` are dicts of role, content and, on assistant turns, reasoning and tool_calls ({id, name, arguments: dict}).
+    `messages` are dicts of role, content and, on assistant turns, reasoning and tool_calls ({id, name, arguments}).
     `reasoning` is the worked solution; it is used when `thinking` is true. `letterwise` answers are tokenised one
     character at a time.
     """
@@ -129,7 +129,7 @@ class Task(ABC):
     name: str
     group: str = "reasoning"
     letterwise: bool = False
-    difficulty: dict[str, Any]
+    difficulty: ClassVar[dict[str, Any]]
 
     @abstractmethod
     def draft(self, rng: Random) -> Draft | None:

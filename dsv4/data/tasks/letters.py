@@ -1,6 +1,7 @@
 """Questions about the letters of words; the steps spell the words, one letter and one digit at a time."""
 
 from random import Random
+from typing import Any, ClassVar
 
 import reasoning_gym
 
@@ -8,11 +9,13 @@ from dsv4.data.tasks.base import Draft, GymTask
 
 
 class LetterCounting(GymTask):
-    """`How many times does the letter "h" appear in the text: "hundred thousand"?`; each letter with the count so far."""
+    """`How many times does the letter "h" appear in the text: "hundred"?`; each letter with the count so far."""
 
     name = "letter_counting"
-    difficulty = {"words": (1, 3), "letters_in_all": (3, 14), "case": "lower"}
-    make_dataset = staticmethod(lambda: reasoning_gym.create_dataset("letter_counting", min_words=1, max_words=3, size=1, seed=0))
+    difficulty: ClassVar[dict[str, Any]] = {"words": (1, 3), "letters_in_all": (3, 14), "case": "lower"}
+    make_dataset = staticmethod(
+        lambda: reasoning_gym.create_dataset("letter_counting", min_words=1, max_words=3, size=1, seed=0)
+    )
 
     def draft(self, rng: Random) -> Draft | None:
         """Draw a short lower-case span."""
@@ -37,8 +40,10 @@ class SpellBackward(GymTask):
 
     name = "spell_backward"
     letterwise = True
-    difficulty = {"letters": (3, 6), "case": "lower"}
-    make_dataset = staticmethod(lambda: reasoning_gym.create_dataset("spell_backward", min_word_len=3, max_word_len=6, size=1, seed=0))
+    difficulty: ClassVar[dict[str, Any]] = {"letters": (3, 6), "case": "lower"}
+    make_dataset = staticmethod(
+        lambda: reasoning_gym.create_dataset("spell_backward", min_word_len=3, max_word_len=6, size=1, seed=0)
+    )
 
     def draft(self, rng: Random) -> Draft | None:
         """Draw a short lower-case word."""

@@ -2,7 +2,7 @@
 
 import re
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 import reasoning_gym
 from reasoning_gym.cognition.needle_data import NAMES, SUBJECTS, VERBS
@@ -19,7 +19,7 @@ class NumberSorting(GymTask):
     """
 
     name = "number_sorting"
-    difficulty = {"numbers": (3, 5), "values": (0, 99), "decimals": 0}
+    difficulty: ClassVar[dict[str, Any]] = {"numbers": (3, 5), "values": (0, 99), "decimals": 0}
     make_dataset = staticmethod(
         lambda: reasoning_gym.create_dataset(
             "number_sorting",
@@ -64,7 +64,7 @@ class NumberFiltering(GymTask):
     """`Keep all numbers larger than 37 in this list: ['14', '52'] ...`; the steps decide number by number."""
 
     name = "number_filtering"
-    difficulty = {"numbers": (3, 5), "values": (0, 99), "decimals": 0}
+    difficulty: ClassVar[dict[str, Any]] = {"numbers": (3, 5), "values": (0, 99), "decimals": 0}
     make_dataset = staticmethod(
         lambda: reasoning_gym.create_dataset(
             "number_filtering",
@@ -78,7 +78,12 @@ class NumberFiltering(GymTask):
             seed=0,
         )
     )
-    _keep = {"keep_larger": ">", "keep_smaller": "<", "remove_larger": "<=", "remove_smaller": ">="}
+    _keep: ClassVar[dict[str, str]] = {
+        "keep_larger": ">",
+        "keep_smaller": "<",
+        "remove_larger": "<=",
+        "remove_smaller": ">=",
+    }
 
     def draft(self, rng: Random) -> Draft | None:
         """Draw a list and a bound."""
@@ -94,7 +99,7 @@ class WordSequenceReversal(GymTask):
     """`Reverse this list of words: go, acute, word` (our template: the gym's preamble is left out)."""
 
     name = "word_sequence_reversal"
-    difficulty = {"words": (3, 5), "letters": (1, 6), "case": "lower"}
+    difficulty: ClassVar[dict[str, Any]] = {"words": (3, 5), "letters": (1, 6), "case": "lower"}
     make_dataset = staticmethod(
         lambda: reasoning_gym.create_dataset("word_sequence_reversal", min_words=3, max_words=5, size=1, seed=0)
     )
@@ -113,10 +118,16 @@ class WordSequenceReversal(GymTask):
 
 
 class NeedleHaystack(GymTask):
-    """`Tayo accepts the color red. Chad likes pigs. Who likes pigs? ...`; the step repeats the asked deed, then the name."""
+    """`Tayo accepts beans. Chad likes pigs. Who likes pigs? ...`; the step repeats the asked deed, then the name."""
 
     name = "needle_haystack"
-    difficulty = {"statements": (3, 6), "names": 250, "name_letters": (3, 5), "verb_words": 1, "subject_words": (1, 2)}
+    difficulty: ClassVar[dict[str, Any]] = {
+        "statements": (3, 6),
+        "names": 250,
+        "name_letters": (3, 5),
+        "verb_words": 1,
+        "subject_words": (1, 2),
+    }
     make_dataset = staticmethod(lambda: reasoning_gym.create_dataset("needle_haystack", size=1, seed=0))
 
     def __init__(self) -> None:

@@ -3,24 +3,10 @@
 import json
 import re
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 from dsv4.data.tasks.base import Draft, Example, Task, split_of
-
-CITIES = (
-    "Paris Rome Oslo Cairo Lima Tokyo Delhi Madrid Berlin Vienna Prague Dublin Athens Warsaw Lisbon Havana Nairobi Seoul "
-    "Sydney Boston Moscow London Zurich Geneva Milan Naples Kyoto Dakar Quito Tunis Riga Bern"
-).split()
-FIRST_NAMES = (
-    "Anna Ben Clara David Emma Felix Greta Hugo Ida Jonas Karl Lena Max Nina Oscar Paul Rosa Sam Tina Victor Alice Bob "
-    "Carol Dan Eva Frank Hanna Ivan Julia Kim Leo Mia Noah Olga Peter Ruth Sara Tom Uma Zoe"
-).split()
-TOPICS = (
-    "cats|dogs|jazz music|red wine|green tea|solar power|old maps|train times|bread recipes|chess rules|space travel|"
-    "wild birds|deep learning|garden plants|city parks|film news|book prices|cheap flights|winter boots|mountain bikes"
-).split("|")
-ITEMS = "apples pears books pens cups lamps chairs tables shirts socks boxes keys eggs plums bags rings".split()
-COLOURS = "red blue green black white yellow brown grey orange pink".split()
+from dsv4.data.tasks.words import CITIES, COLOURS, FIRST_NAMES, ITEMS, TOPICS, WEATHER
 
 TOOLS: dict[str, dict[str, Any]] = {
     "get_weather": {
@@ -50,7 +36,7 @@ _PARAMETER = re.compile(r'<｜DSML｜parameter name="([^"]*)" string="(true|fals
 
 
 def parse_tool_calls(text: str) -> list[dict[str, Any]] | None:
-    """Read the tool-call block of an answer as [{name, arguments}]; None where it is malformed, [] where there is none."""
+    """Read an answer's tool-call block as [{name, arguments}]; None where it is malformed, [] where there is none."""
     if "<｜DSML｜tool_calls>" not in text:
         return []
     block = text.split("<｜DSML｜tool_calls>", 1)[1]
@@ -75,7 +61,7 @@ def _request(rng: Random, name: str) -> tuple[str, dict[str, Any], str, str, str
     """Draw a request for one tool: question, arguments, reason to call, the tool's result, the final answer."""
     if name == "get_weather":
         city = rng.choice(CITIES)
-        sky, degrees = rng.choice(["sunny", "rainy", "cloudy", "windy", "foggy", "clear"]), rng.randint(0, 35)
+        sky, degrees = rng.choice(WEATHER), rng.randint(0, 35)
         asked = rng.choice(["What is the weather in {}?", "How is the weather in {} today?", "Weather in {}, please."])
         result = f"{sky}, {degrees} degrees"
         answer = f"It is {sky} in {city}, {degrees} degrees."
@@ -86,13 +72,21 @@ def _request(rng: Random, name: str) -> tuple[str, dict[str, Any], str, str, str
         return asked.format(a, b), {"a": a, "b": b}, f"add {a} and {b}: add", str(a + b), f"{a} + {b} = {a + b}."
     if name == "set_timer":
         minutes = rng.randint(1, 90)
-        asked = rng.choice(["Set a timer for {} minutes.", "Start a {} minute timer.", "Please set a timer of {} minutes."])
+        asked = rng.choice(
+            ["Set a timer for {} minutes.", "Start a {} minute timer.", "Please set a timer of {} minutes."]
+        )
         answer = f"The timer is set to {minutes} minutes."
         return asked.format(minutes), {"minutes": minutes}, f"timer of {minutes} minutes: set_timer", "ok", answer
     topic = f"{rng.choice(TOPICS)} in {rng.choice(CITIES)}" if rng.random() < 0.5 else rng.choice(TOPICS)
     pages = rng.randint(2, 99)
     asked = rng.choice(["Search the web for {}.", "Please search for {}.", "Look up {} on the web."])
-    return asked.format(topic), {"query": topic}, f"search for {topic}: search", f"{pages} pages", f"I found {pages} pages about {topic}."
+    return (
+        asked.format(topic),
+        {"query": topic},
+        f"search for {topic}: search",
+        f"{pages} pages",
+        f"I found {pages} pages about {topic}.",
+    )
 
 
 class ToolCalls(Task):
@@ -103,7 +97,7 @@ class ToolCalls(Task):
 
     name = "tool_call"
     group = "tools"
-    difficulty = {"tools": (2, 3), "arguments": (1, 2), "earlier_exchanges": (0, 2)}
+    difficulty: ClassVar[dict[str, Any]] = {"tools": (2, 3), "arguments": (1, 2), "earlier_exchanges": (0, 2)}
 
     def draft(self, rng: Random) -> Draft | None:
         """Draw a set of tools, earlier exchanges and a last request."""
@@ -153,7 +147,7 @@ class JsonExtraction(Task):
 
     name = "json_extraction"
     group = "tools"
-    difficulty = {"fields": (2, 4)}
+    difficulty: ClassVar[dict[str, Any]] = {"fields": (2, 4)}
 
     def draft(self, rng: Random) -> Draft | None:
         """Draw a sentence and the fields to read from it."""

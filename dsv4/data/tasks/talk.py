@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from random import Random
+from typing import Any, ClassVar
 
 from dsv4.data.tasks.base import Draft, Example, Task, split_of
 
@@ -15,14 +16,24 @@ CAPITALS = {
 }  # fmt: skip
 COLOURS = {
     "grass": "green", "the sky": "blue", "snow": "white", "coal": "black", "a banana": "yellow", "a tomato": "red",
-    "blood": "red", "a carrot": "orange", "milk": "white", "a lemon": "yellow", "an elephant": "grey", "a frog": "green",
-    "the sun": "yellow", "chocolate": "brown",
+    "blood": "red", "a carrot": "orange", "milk": "white", "a lemon": "yellow", "an elephant": "grey",
+    "a frog": "green", "the sun": "yellow", "chocolate": "brown",
 }  # fmt: skip
 OPPOSITES = {
     "hot": "cold", "big": "small", "fast": "slow", "light": "dark", "up": "down", "old": "young", "happy": "sad",
     "open": "closed", "rich": "poor", "wet": "dry", "early": "late", "full": "empty", "hard": "soft", "long": "short",
 }  # fmt: skip
-LEGS = {"a dog": 4, "a cat": 4, "a spider": 8, "an ant": 6, "a bird": 2, "a horse": 4, "a bee": 6, "a snake": 0, "a cow": 4}
+LEGS = {
+    "a dog": 4,
+    "a cat": 4,
+    "a spider": 8,
+    "an ant": 6,
+    "a bird": 2,
+    "a horse": 4,
+    "a bee": 6,
+    "a snake": 0,
+    "a cow": 4,
+}
 DEFINITIONS = {
     "a token": "A token is a piece of text that a language model reads or writes in one step.",
     "a transformer": "A transformer is a neural network that mixes tokens by attention.",
@@ -41,27 +52,32 @@ DEFINITIONS = {
     "a square": "A square is a shape with four equal sides.",
 }
 IDENTITY = "I am dsv4 nano, a tiny language model with DeepSeek V4's architecture."
-ABILITY = "I can add and sort numbers, count and reverse letters, solve small equations, read JSON from text and call tools."
+ABILITY = (
+    "I can add and sort numbers, count and reverse letters, solve small equations, read JSON from text and call tools."
+)
 SAYINGS: tuple[tuple[str, tuple[str, ...], str, str], ...] = (
-    ("greet", ("Hi", "Hello", "Hello!", "Hi!", "Hey", "Hey there", "Good morning", "Good evening", "Hi there!", "hello", "hi"),
+    ("greet", ("Hi", "Hello", "Hello!", "Hi!", "Hey", "Hey there", "Good morning", "Good evening", "Hi there!", "hello",
+               "hi"),
      "a greeting", "Hello! How can I help you?"),
-    ("identity", ("Who are you?", "What are you?", "What is your name?", "Tell me about yourself.", "Which model are you?",
-                  "who are you", "Are you a language model?", "What model is this?", "Introduce yourself."),
+    ("identity", ("Who are you?", "What are you?", "What is your name?", "Tell me about yourself.",
+                  "Which model are you?", "who are you", "Are you a language model?", "What model is this?", "Introduce yourself."),
      "they ask who I am", IDENTITY),
     ("ability", ("What can you do?", "How can you help me?", "What are you good at?", "What do you know?", "Help",
                  "what can you do", "Can you help me?", "Which tasks can you do?"),
      "they ask what I can do", ABILITY),
-    ("thanks", ("Thanks", "Thank you", "Thank you!", "Thanks a lot!", "Great, thanks.", "thanks", "Thank you very much."),
+    ("thanks", ("Thanks", "Thank you", "Thank you!", "Thanks a lot!", "Great, thanks.", "thanks",
+                "Thank you very much."),
      "they thank me", "You are welcome!"),
     ("bye", ("Bye", "Goodbye", "Good night", "See you later", "Bye!", "bye"), "they say goodbye", "Goodbye!"),
     ("mood", ("How are you?", "How are you today?", "How is it going?", "Are you well?", "how are you"),
      "they ask how I am", "I am fine, thank you. What can I do for you?"),
-    ("size", ("How big are you?", "How many parameters do you have?", "Are you a big model?", "How large is this model?"),
+    ("size", ("How big are you?", "How many parameters do you have?", "Are you a big model?",
+              "How large is this model?"),
      "they ask my size", "I am tiny: about 11 million parameters."),
     ("maker", ("Who made you?", "Who trained you?", "Where do you come from?", "Were you made by DeepSeek?"),
      "they ask who made me", "I was trained from nothing by the recipe in the dsv4 repository, not by DeepSeek."),
     ("limits", ("Are you smart?", "Can you write a novel?", "What can you not do?", "Do you know everything?"),
-     "they ask about my limits", "I am a very small model. I know a few small tasks and a few facts, and I can be wrong."),
+     "they ask about my limits", "I am a very small model. I know a few tasks and a few facts, and I can be wrong."),
 )  # fmt: skip
 
 
@@ -71,22 +87,43 @@ def _fact(rng: Random) -> tuple[str, str, str]:
         country = rng.choice(sorted(CAPITALS))
         city = CAPITALS[country]
         asked = rng.choice(
-            ("What is the capital of {}?", "Which city is the capital of {}?", "Name the capital of {}.", "The capital of {}?",
-             "Tell me the capital of {}.", "What's the capital of {}?")
+            ("What is the capital of {}?", "Which city is the capital of {}?", "Name the capital of {}.",
+             "The capital of {}?", "Tell me the capital of {}.", "What's the capital of {}?")
         )  # fmt: skip
         return asked.format(country), f"capital of {country}: {city}", f"The capital of {country} is {city}."
     if kind == 1:
         thing = rng.choice(sorted(COLOURS))
-        asked = rng.choice(("What colour is {}?", "Which colour is {}?", "Tell me the colour of {}.", "What is the colour of {}?"))
-        return asked.format(thing), f"colour of {thing}: {COLOURS[thing]}", f"{thing[0].upper()}{thing[1:]} is {COLOURS[thing]}."
+        asked = rng.choice(
+            ("What colour is {}?", "Which colour is {}?", "Tell me the colour of {}.", "What is the colour of {}?")
+        )
+        return (
+            asked.format(thing),
+            f"colour of {thing}: {COLOURS[thing]}",
+            f"{thing[0].upper()}{thing[1:]} is {COLOURS[thing]}.",
+        )
     if kind == 2:
         word = rng.choice(sorted(OPPOSITES))
-        asked = rng.choice(("What is the opposite of {}?", "Name the opposite of {}.", "Tell me the opposite of {}.", "Opposite of {}?"))
-        return asked.format(word), f"opposite of {word}: {OPPOSITES[word]}", f"The opposite of {word} is {OPPOSITES[word]}."
+        asked = rng.choice(
+            (
+                "What is the opposite of {}?",
+                "Name the opposite of {}.",
+                "Tell me the opposite of {}.",
+                "Opposite of {}?",
+            )
+        )
+        return (
+            asked.format(word),
+            f"opposite of {word}: {OPPOSITES[word]}",
+            f"The opposite of {word} is {OPPOSITES[word]}.",
+        )
     if kind == 3:
         animal = rng.choice(sorted(LEGS))
         asked = rng.choice(("How many legs does {} have?", "Tell me how many legs {} has.", "Number of legs of {}?"))
-        return asked.format(animal), f"legs of {animal}: {LEGS[animal]}", f"{animal[0].upper()}{animal[1:]} has {LEGS[animal]} legs."
+        return (
+            asked.format(animal),
+            f"legs of {animal}: {LEGS[animal]}",
+            f"{animal[0].upper()}{animal[1:]} has {LEGS[animal]} legs.",
+        )
     thing = rng.choice(sorted(DEFINITIONS))
     asked = rng.choice(("What is {}?", "Explain {}.", "Define {}.", "Tell me what {} is.", "Can you explain {}?"))
     return asked.format(thing), f"define {thing}", DEFINITIONS[thing]
@@ -97,7 +134,10 @@ class SmallTalk(Task):
 
     name = "conversation"
     group = "talk"
-    difficulty = {"facts": len(CAPITALS) + len(COLOURS) + len(OPPOSITES) + len(LEGS) + len(DEFINITIONS), "turns": 1}
+    difficulty: ClassVar[dict[str, Any]] = {
+        "facts": len(CAPITALS) + len(COLOURS) + len(OPPOSITES) + len(LEGS) + len(DEFINITIONS),
+        "turns": 1,
+    }
 
     def draft(self, rng: Random) -> Draft | None:
         """Draw a saying or a fact."""
@@ -125,7 +165,7 @@ class FollowUp(Task):
 
     name = "follow_up"
     group = "talk"
-    difficulty = {"earlier_exchanges": (1, 2)}
+    difficulty: ClassVar[dict[str, Any]] = {"earlier_exchanges": (1, 2)}
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self._tasks = {task.name: task for task in tasks}
