@@ -1,0 +1,64 @@
+# make serve   start the server on the embedded nano model and print the chat page's address
+# make chat    talk to it in the terminal
+# make test    run the tests            make check   lint, format and types
+# make bench   compare with transformers  make setup   only install
+# Variables: MODEL=folder PORT=8000 HOST=127.0.0.1 PYTHON=python3 VENV=.venv WORKERS=2 ARGS="more arguments"
+
+PYTHON ?= python3
+VENV ?= .venv
+MODEL ?=
+HOST ?= 127.0.0.1
+PORT ?= 8000
+WORKERS ?= 2
+CONSTRAINTS ?= -c constraints.txt
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
+
+.PHONY: help setup serve chat test check bench
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# //p;/^$$/q' $(firstword $(MAKEFILE_LIST))
+
+setup: $(VENV)/.run
+
+serve: $(VENV)/.run
+	@$(BIN)/dsv4 serve $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
+
+chat: $(VENV)/.run
+	@$(BIN)/dsv4 chat $(MODEL) $(ARGS)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+check: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(VENV)/.bench
+	$(BIN)/dsv4 bench $(or $(ARGS),model)
+
+$(VENV)/.python:
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is missing; install Python 3.11 or newer, or run make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) -V | cut -d' ' -f2); run make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: $(PYTHON) has no venv module; on Debian and Ubuntu: sudo apt-get install python3-venv"; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# An editable install needs no repeating when the code changes, only when the requirements do.
+$(VENV)/.run: $(VENV)/.python pyproject.toml constraints.txt
+	@echo "make: installing into $(VENV) (torch is large: this takes some minutes once)"
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.run
+	@echo "make: installing what tests and checks need into $(VENV)"
+	@$(PIP) --editable '.[test]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.run
+	@$(PIP) --editable '.[bench]'
+	@touch $@
