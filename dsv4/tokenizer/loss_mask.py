@@ -2,8 +2,8 @@
 
 The ids are exactly those of inference: the prompt as `PromptEncoder.encode` gives it, then what the model must write.
 Loss falls on what the model wrote: reasoning, answer, tool calls and the EOS after them, never on what the template or
-another role wrote. Earlier assistant turns carry loss where the text shows them as they were generated, which is without
-thinking or, in thinking mode, with tools; elsewhere their thinking is dropped and they are only context.
+another role wrote. Earlier assistant turns carry loss where the text shows them as they were generated, which is
+without thinking or, in thinking mode, with tools; elsewhere their thinking is dropped and they are only context.
 """
 
 from itertools import pairwise

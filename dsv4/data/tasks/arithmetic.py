@@ -6,7 +6,6 @@ from math import gcd
 from random import Random
 from typing import Any, ClassVar
 
-import reasoning_gym
 from reasoning_gym.algebra.simple_equations import SimpleEquationsConfig, SimpleEquationsDataset
 
 from dsv4.data.tasks.base import Draft, GymTask
@@ -24,11 +23,7 @@ class ChainSum(GymTask):
         "digits": (1, 2),
         "negative_results": "only from single digits",
     }
-    make_dataset = staticmethod(
-        lambda: reasoning_gym.create_dataset(
-            "chain_sum", min_terms=2, max_terms=3, min_digits=1, max_digits=2, size=1, seed=0
-        )
-    )
+    settings: ClassVar[dict[str, Any]] = {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2}
 
     def draft(self, rng: Random) -> Draft | None:
         """Draw a chain whose every partial result stays small."""
@@ -55,20 +50,15 @@ class BasicArithmetic(GymTask):
         "negative_terms": False,
         "products_up_to": 81,
     }
-    make_dataset = staticmethod(
-        lambda: reasoning_gym.create_dataset(
-            "basic_arithmetic",
-            min_terms=2,
-            max_terms=3,
-            min_digits=1,
-            max_digits=1,
-            operators=["+", "-", "*"],
-            allow_parentheses=True,
-            allow_negation=False,
-            size=1,
-            seed=0,
-        )
-    )
+    settings: ClassVar[dict[str, Any]] = {
+        "min_terms": 2,
+        "max_terms": 3,
+        "min_digits": 1,
+        "max_digits": 1,
+        "operators": ["+", "-", "*"],
+        "allow_parentheses": True,
+        "allow_negation": False,
+    }
 
     def draft(self, rng: Random) -> Draft | None:
         """Draw an expression of single digits whose every partial result stays small."""
@@ -134,14 +124,14 @@ class SimpleEquations(GymTask):
 
     name = "simple_equations"
     difficulty: ClassVar[dict[str, Any]] = {"terms": 2, "values": (1, 9), "operators": "+ - *", "coefficient_up_to": 9}
-    make_dataset = staticmethod(
-        lambda: FastSimpleEquations(
-            SimpleEquationsConfig(min_terms=2, max_terms=2, min_value=1, max_value=9, size=1, seed=0)
-        )
-    )
+    settings: ClassVar[dict[str, Any]] = {"min_terms": 2, "max_terms": 2, "min_value": 1, "max_value": 9}
     _form = re.compile(
         r"(?:(?P<first>\d+) - )?(?:(?P<a>\d+)\*)?(?P<v>[a-z])(?: (?P<op>[+-]) (?P<b>\d+))? = (?P<c>-?\d+)"
     )
+
+    def make_dataset(self) -> FastSimpleEquations:
+        """Make the dataset that draws the gym's equations without sympy."""
+        return FastSimpleEquations(SimpleEquationsConfig(size=1, seed=0, **self.settings))
 
     def draft(self, rng: Random) -> Draft | None:
         """Draw an equation; the steps move the constant, then divide."""
@@ -184,11 +174,7 @@ class Gcd(GymTask):
 
     name = "gcd"
     difficulty: ClassVar[dict[str, Any]] = {"numbers": 2, "values": (1, 60)}
-    make_dataset = staticmethod(
-        lambda: reasoning_gym.create_dataset(
-            "gcd", min_numbers=2, max_numbers=2, min_value=1, max_value=60, size=1, seed=0
-        )
-    )
+    settings: ClassVar[dict[str, Any]] = {"min_numbers": 2, "max_numbers": 2, "min_value": 1, "max_value": 60}
 
     def draft(self, rng: Random) -> Draft | None:
         """Draw two numbers; the order of the two does not make a new question."""
@@ -209,7 +195,7 @@ class CountBits(GymTask):
 
     name = "count_bits"
     difficulty: ClassVar[dict[str, Any]] = {"n": (1, 511)}
-    make_dataset = staticmethod(lambda: reasoning_gym.create_dataset("count_bits", min_n=1, max_n=511, size=1, seed=0))
+    settings: ClassVar[dict[str, Any]] = {"min_n": 1, "max_n": 511}
 
     def draft(self, rng: Random) -> Draft | None:
         """Draw a number; each step halves it."""

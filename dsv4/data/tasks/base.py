@@ -3,11 +3,11 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, ClassVar, Literal
 
+import reasoning_gym
 from deepseek_recipe import (
     AssistantMessage,
     Conversation,
@@ -174,16 +174,20 @@ class Task(ABC):
 class GymTask(Task):
     """A task whose questions and scorer come from a reasoning-gym dataset (or one with its `score_answer`)."""
 
-    make_dataset: Callable[[], Any]
+    settings: ClassVar[dict[str, Any]] = {}
 
     def __init__(self) -> None:
         self._dataset: Any = None
 
+    def make_dataset(self) -> Any:
+        """Make the reasoning-gym dataset of this task's name with its settings; each draw is an index of its own."""
+        return reasoning_gym.create_dataset(self.name, size=1, seed=0, **self.settings)
+
     @property
     def dataset(self) -> Any:
-        """The reasoning-gym dataset, made on first use (some read word lists)."""
+        """The dataset, made on first use (some read word lists)."""
         if self._dataset is None:
-            self._dataset = type(self).make_dataset()
+            self._dataset = self.make_dataset()
         return self._dataset
 
     def entry(self, rng: Random) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 from random import Random
 from typing import Any, ClassVar
 
-import reasoning_gym
-
 from dsv4.data.tasks.base import Draft, GymTask
 
 
@@ -13,9 +11,7 @@ class LetterCounting(GymTask):
 
     name = "letter_counting"
     difficulty: ClassVar[dict[str, Any]] = {"words": (1, 3), "letters_in_all": (3, 14), "case": "lower"}
-    make_dataset = staticmethod(
-        lambda: reasoning_gym.create_dataset("letter_counting", min_words=1, max_words=3, size=1, seed=0)
-    )
+    settings: ClassVar[dict[str, Any]] = {"min_words": 1, "max_words": 3}
 
     def draft(self, rng: Random) -> Draft | None:
         """Draw a short lower-case span."""
@@ -41,9 +37,7 @@ class SpellBackward(GymTask):
     name = "spell_backward"
     letterwise = True
     difficulty: ClassVar[dict[str, Any]] = {"letters": (3, 6), "case": "lower"}
-    make_dataset = staticmethod(
-        lambda: reasoning_gym.create_dataset("spell_backward", min_word_len=3, max_word_len=6, size=1, seed=0)
-    )
+    settings: ClassVar[dict[str, Any]] = {"min_word_len": 3, "max_word_len": 6}
 
     def draft(self, rng: Random) -> Draft | None:
         """Draw a short lower-case word."""

@@ -4,7 +4,6 @@ import re
 from random import Random
 from typing import Any, ClassVar
 
-import reasoning_gym
 from reasoning_gym.cognition.needle_data import NAMES, SUBJECTS, VERBS
 from reasoning_gym.cognition.needle_haystack import generate_unique_triplets
 
@@ -20,19 +19,14 @@ class NumberSorting(GymTask):
 
     name = "number_sorting"
     difficulty: ClassVar[dict[str, Any]] = {"numbers": (3, 5), "values": (0, 99), "decimals": 0}
-    make_dataset = staticmethod(
-        lambda: reasoning_gym.create_dataset(
-            "number_sorting",
-            min_numbers=3,
-            max_numbers=5,
-            min_decimals=0,
-            max_decimals=0,
-            min_value=0,
-            max_value=99,
-            size=1,
-            seed=0,
-        )
-    )
+    settings: ClassVar[dict[str, Any]] = {
+        "min_numbers": 3,
+        "max_numbers": 5,
+        "min_decimals": 0,
+        "max_decimals": 0,
+        "min_value": 0,
+        "max_value": 99,
+    }
 
     def draft(self, rng: Random) -> Draft | None:
         """Draw a list of different numbers."""
@@ -65,19 +59,14 @@ class NumberFiltering(GymTask):
 
     name = "number_filtering"
     difficulty: ClassVar[dict[str, Any]] = {"numbers": (3, 5), "values": (0, 99), "decimals": 0}
-    make_dataset = staticmethod(
-        lambda: reasoning_gym.create_dataset(
-            "number_filtering",
-            min_numbers=3,
-            max_numbers=5,
-            min_decimals=0,
-            max_decimals=0,
-            min_value=0,
-            max_value=99,
-            size=1,
-            seed=0,
-        )
-    )
+    settings: ClassVar[dict[str, Any]] = {
+        "min_numbers": 3,
+        "max_numbers": 5,
+        "min_decimals": 0,
+        "max_decimals": 0,
+        "min_value": 0,
+        "max_value": 99,
+    }
     _keep: ClassVar[dict[str, str]] = {
         "keep_larger": ">",
         "keep_smaller": "<",
@@ -100,9 +89,7 @@ class WordSequenceReversal(GymTask):
 
     name = "word_sequence_reversal"
     difficulty: ClassVar[dict[str, Any]] = {"words": (3, 5), "letters": (1, 6), "case": "lower"}
-    make_dataset = staticmethod(
-        lambda: reasoning_gym.create_dataset("word_sequence_reversal", min_words=3, max_words=5, size=1, seed=0)
-    )
+    settings: ClassVar[dict[str, Any]] = {"min_words": 3, "max_words": 5}
 
     def draft(self, rng: Random) -> Draft | None:
         """Draw short lower-case words; the steps number them, then count down."""
@@ -128,7 +115,6 @@ class NeedleHaystack(GymTask):
         "verb_words": 1,
         "subject_words": (1, 2),
     }
-    make_dataset = staticmethod(lambda: reasoning_gym.create_dataset("needle_haystack", size=1, seed=0))
 
     def __init__(self) -> None:
         super().__init__()

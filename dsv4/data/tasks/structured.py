@@ -143,7 +143,7 @@ class ToolCalls(Task):
 
 
 class JsonExtraction(Task):
-    """`Extract name, age and city as JSON: Anna is 34 years old and lives in Rome.`; the steps name each field's value."""
+    """`Extract name, age and city as JSON: Anna is 34 years old and lives in Rome.`; the steps name the fields."""
 
     name = "json_extraction"
     group = "tools"
