@@ -43,8 +43,8 @@ def target_rows(cu_seqlens: Tensor, mask: Tensor, ahead: int) -> tuple[Tensor, T
 
     `cu_seqlens` int64 [N + 1], `mask` bool [T] (true: this token is a target) -> two int64 [n].
     """
-    total = int(cu_seqlens[-1])
-    rows = torch.arange(total, device=mask.device)
+    cu_seqlens = cu_seqlens.to(mask.device)
+    rows = torch.arange(len(mask), device=mask.device)
     ends = torch.repeat_interleave(cu_seqlens[1:], cu_seqlens.diff())
     rows = rows[rows + ahead < ends]
     rows = rows[mask[rows + ahead]]

@@ -152,8 +152,9 @@ class MuonAdamW:
             group.momentum.mul_(self.momentum).add_(gradient)
             gradient.add_(group.momentum, alpha=self.momentum)
             update = orthogonalise(gradient, self.compute_dtype)
-            torch._foreach_mul_(weights, 1.0 - lr * self.weight_decay)
-            torch._foreach_add_(weights, list(update.unbind()), alpha=-lr * self.gamma * max(group.shape) ** 0.5)
+            scale = -lr * self.gamma * max(group.shape) ** 0.5
+            for weight, direction in zip(weights, update.unbind(), strict=True):
+                weight.mul_(1.0 - lr * self.weight_decay).add_(direction, alpha=scale)
         for group in self._adamw.param_groups:
             group["lr"] = lr
             for parameter in group["params"]:
@@ -175,9 +176,7 @@ class MuonAdamW:
     def gradient_norm(self) -> float:
         """Euclidean norm of all gradients together, before any scaling."""
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        if not gradients:
-            return 0.0
-        return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
+        return float(nn.utils.get_total_norm(gradients))
 
     def state_dict(self) -> dict[str, Any]:
         """Momenta and AdamW moments; tensors are not copied."""

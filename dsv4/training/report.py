@@ -1,0 +1,71 @@
+"""What a run shows while it goes: metrics.jsonl, and a progress bar or plain lines with the time left."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+PLAIN_LINE_EVERY = 20
+
+
+def format_seconds(seconds: float) -> str:
+    """1:02:03 or 2:03."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Report:
+    """Appends one JSON line a step to `path` and shows progress on the terminal. Use as a context manager.
+
+    `first_step` is where the run (re)starts: lines of later steps, which a killed run left, are dropped.
+    """
+
+    def __init__(self, path: Path, first_step: int, console: Console | None = None, quiet: bool = False) -> None:
+        self.console = console or Console()
+        self.quiet = quiet
+        kept = []
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            # A kill may have cut the last line; every step before the saved one was written whole.
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < first_step]
+        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+        self._bar: Progress | None = None
+        self._task: Any = None
+
+    def __enter__(self) -> Report:
+        if self.console.is_terminal and not self.quiet:
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+                console=self.console,
+            )  # fmt: skip
+            self._task = self._bar.add_task("starting", total=None, note="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._bar:
+            self._bar.stop()
+        self._file.close()
+
+    def step(self, metrics: dict[str, Any], total_steps: int, planned: bool, seconds_left: float) -> None:
+        """Record one step; `metrics` must hold stage, step, loss, accuracy and tokens_per_second."""
+        self._file.write(json.dumps(metrics) + "\n")
+        self._file.flush()
+        done = metrics["step"] + 1
+        left = format_seconds(seconds_left) if planned else "?"
+        note = (
+            f"loss {metrics['loss']:.3f}  acc {metrics['accuracy']:.3f}  lr {metrics['lr']:.2e}  "
+            f"{metrics['tokens_per_second']:.0f} tok/s  left {left}"
+        )
+        if self._bar:
+            total = total_steps if planned else None
+            self._bar.update(self._task, description=metrics["stage"], completed=done, total=total, note=note)
+        elif not self.quiet and (done % PLAIN_LINE_EVERY == 0 or done == total_steps):
+            self.console.print(f"{metrics['stage']} {done}/{total_steps if planned else '?'}  {note}", highlight=False)

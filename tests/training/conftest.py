@@ -1,0 +1,94 @@
+"""A stand-in for the Transformer: the same calls, a few parameters of each kind. Training tests need no more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dsv4.model.aux_losses import AuxLosses
+from dsv4.model.batch import RaggedBatch
+
+
+class StandIn(nn.Module):
+    """Next-token model that sees the current token only, with two experts chosen by token parity."""
+
+    def __init__(self, vocab: int = 13, width: int = 8) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.embed = nn.Embedding(vocab, width)
+        self.head = nn.Linear(width, vocab, bias=False)
+        self.norm = nn.RMSNorm(width)
+        ffn, gate, layer = nn.Module(), nn.Module(), nn.Module()
+        gate.bias = nn.Parameter(torch.zeros(2), requires_grad=False)
+        ffn.gate = gate
+        ffn.experts = nn.ModuleList()
+        for _ in range(2):
+            expert = nn.Module()
+            expert.w1 = nn.Linear(width, width, bias=False)
+            ffn.experts.append(expert)
+        layer.ffn = ffn
+        self.layers = nn.ModuleList([layer])
+        with torch.no_grad():
+            for parameter in self.parameters():
+                if parameter.requires_grad and parameter.ndim == 2:
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+
+    def forward_ragged(self, batch: RaggedBatch, cache: None = None, aux: AuxLosses | None = None) -> Tensor:
+        x, parity = self.embed(batch.token_ids), batch.token_ids % 2
+        outs = torch.stack([expert.w1(x) for expert in self.layers[0].ffn.experts])
+        x = x + torch.where(parity[:, None] == 0, outs[0], outs[1])
+        if aux is not None:
+            aux.add_routing("layers.0.ffn", torch.bincount(parity, minlength=2), x.square().mean())
+        return x.unsqueeze(1)
+
+    def logits(self, streams: Tensor) -> Tensor:
+        return self.head(self.norm(streams.squeeze(1))).float()
+
+    def mtp_forward(
+        self, streams: Tensor, following: Tensor, batch: RaggedBatch, cache: None = None, aux: AuxLosses | None = None
+    ) -> Tensor:
+        return streams + self.embed(following).unsqueeze(1)
+
+    def mtp_logits(self, streams: Tensor) -> Tensor:
+        return self.logits(streams)
+
+
+@dataclass
+class ListBatch:
+    documents: list[list[int]]
+    loss_masks: list[list[bool]] = field(default_factory=list)
+
+
+class NumberedBatches:
+    """Batch `step` depends on `step` and the seed only."""
+
+    def __init__(self, seed: int, vocab: int = 13) -> None:
+        self.seed, self.vocab = seed, vocab
+        self.asked: list[int] = []
+
+    def batch(self, step: int) -> ListBatch:
+        self.asked.append(step)
+        generator = torch.Generator().manual_seed(self.seed * 1000 + step)
+        lengths = torch.randint(2, 9, (3,), generator=generator).tolist()
+        documents = [torch.randint(0, self.vocab, (n,), generator=generator).tolist() for n in lengths]
+        return ListBatch(documents, [[True] * n for n in lengths])
+
+
+@pytest.fixture
+def stand_in() -> Callable[[], StandIn]:
+    return StandIn
+
+
+@pytest.fixture
+def batches() -> type[NumberedBatches]:
+    return NumberedBatches
+
+
+@pytest.fixture
+def split_config() -> SimpleNamespace:
+    return SimpleNamespace(num_attention_heads=2, o_groups=1, index_n_heads=2, hc_mult=4)

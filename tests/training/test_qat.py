@@ -1,0 +1,85 @@
+"""Quantisation-aware training: stored values inside, masters outside."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from dsv4.training.qat import as_stored, fake_quant_fp8_blocks, stored_format, stored_weights
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("layers.0.ffn.experts.31.w2.weight", "fp4"),
+        ("mtp.0.ffn.experts.0.w1.weight", "fp4"),
+        ("layers.0.ffn.shared_experts.w1.weight", "fp8"),
+        ("layers.2.attn.wq_b.weight", "fp8"),
+        ("layers.2.attn.wo_a.weight", "fp8"),
+        ("layers.2.attn.indexer.wq_b.weight", "fp8"),
+        ("mtp.0.e_proj.weight", "fp8"),
+        ("layers.2.attn.compressor.wkv.weight", "plain"),
+        ("layers.2.attn.indexer.compressor.wkv.weight", "plain"),
+        ("layers.2.attn.indexer.weights_proj.weight", "plain"),
+        ("layers.0.ffn.gate.weight", "plain"),
+        ("embed.weight", "plain"),
+        ("mtp.0.norm.weight", "plain"),
+    ],
+)
+def test_official_layout_decides_the_format(name: str, kind: str) -> None:
+    assert stored_format(name) == kind
+
+
+def test_fp8_scale_is_one_power_of_two_a_block() -> None:
+    weight = torch.zeros(130, 200)
+    weight[0, 0], weight[0, 1] = 500.0, 449.0  # 500 / 448 needs scale 2: steps of 32 * 2 at this size
+    weight[129, 199], weight[128, 130] = 0.3, 7.0
+    out = fake_quant_fp8_blocks(weight)
+    assert out[0, :2].tolist() == [512.0, 448.0]
+    # 7 / 448 = 2^-6 exactly: 0.3 * 64 = 19.2, e4m3 steps of 2 there -> 20 / 64.
+    assert out[128, 130] == 7.0
+    assert out[129, 199] == pytest.approx(20 / 64, abs=0)
+
+
+def test_rounding_twice_changes_nothing_and_zero_stays() -> None:
+    weight = torch.randn(70, 190, generator=torch.Generator().manual_seed(2))
+    once = fake_quant_fp8_blocks(weight)
+    assert torch.equal(fake_quant_fp8_blocks(once), once)
+    assert torch.count_nonzero(fake_quant_fp8_blocks(torch.zeros(3, 5))) == 0
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList()
+        for seed in range(3):
+            expert = nn.Module()
+            expert.w1 = nn.Linear(64, 5, bias=False)
+            torch.nn.init.normal_(expert.w1.weight, generator=torch.Generator().manual_seed(seed))
+            self.experts.append(expert)
+        self.head = nn.Linear(5, 3, bias=False)
+
+
+def test_masters_return_and_receive_the_gradient_of_the_stored_values() -> None:
+    model = Model()
+    masters = {name: p.detach().clone() for name, p in model.named_parameters()}
+    x = torch.randn(4, 64, generator=torch.Generator().manual_seed(7))
+    with stored_weights(model):
+        for name, parameter in model.named_parameters():
+            assert torch.equal(parameter, as_stored(name, masters[name]))
+        assert not torch.equal(model.experts[0].w1.weight, masters["experts.0.w1.weight"])
+        model.head(model.experts[0].w1(x)).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, masters[name])
+    stored = as_stored("experts.0.w1.weight", masters["experts.0.w1.weight"]).requires_grad_()
+    model.head(x @ stored.T).square().sum().backward()
+    torch.testing.assert_close(model.experts[0].w1.weight.grad, stored.grad)
+
+
+def test_masters_return_after_an_error() -> None:
+    model = Model()
+    before = model.experts[1].w1.weight.detach().clone()
+    with pytest.raises(RuntimeError, match="boom"), stored_weights(model):
+        raise RuntimeError("boom")
+    assert torch.equal(model.experts[1].w1.weight, before)
