@@ -13,6 +13,8 @@ from deepseek_recipe import AssistantMessage, Conversation, Message, RenderedPro
 from dsv4.tokenizer.prompts import PromptEncoder
 from dsv4.tokenizer.special import EOS
 
+FILLER = "."
+
 
 def _with_messages(conversation: Conversation, messages: list[Message]) -> Conversation:
     return Conversation(
@@ -53,13 +55,22 @@ def _completion(
     prompts: PromptEncoder, conversation: Conversation, target: AssistantMessage, prompt: RenderedPrompt
 ) -> tuple[str, list[tuple[int, int]]]:
     """Render what the model writes after `prompt`, without the EOS, and its special ranges."""
-    # A prefix turn is rendered as the model would have it written, thinking included, and left open.
-    open_turn = AssistantMessage(target.content, target.reasoning_content, target.tool_calls, prefix=True)
+    # A prefix turn is rendered as the model would have it written, thinking included, and left open. One without
+    # content is taken for unfinished thinking, so an empty content is rendered as a filler, which is then cut out.
+    content = target.content or FILLER
+    open_turn = AssistantMessage(content, target.reasoning_content, target.tool_calls, prefix=True)
     whole = prompts.render(_with_messages(conversation, [*conversation.messages, open_turn]))
     if not whole.prompt.startswith(prompt.prompt):
         raise ValueError("the answer's rendering does not continue the prompt's: the last message must await an answer")
     start = len(prompt.prompt)
-    return whole.prompt[start:], [(a - start, b - start) for a, b in whole.special_ranges if a >= start]
+    text = whole.prompt[start:]
+    ranges = [(a - start, b - start) for a, b in whole.special_ranges if a >= start]
+    if target.content:
+        return text, ranges
+    # The content starts after </think>, which the prompt already holds where there is no thinking.
+    cut = ranges[0][1] if conversation.thinking_mode else 0
+    assert text[cut] == FILLER
+    return text[:cut] + text[cut + 1 :], [(a - (a > cut), b - (b > cut)) for a, b in ranges]
 
 
 def _encode_prompt(
