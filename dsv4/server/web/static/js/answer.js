@@ -11,10 +11,11 @@ export function duration(ms) {
   return `${Math.floor(seconds / 60)} min ${Math.floor(seconds % 60)} s`;
 }
 
-/** `actions`: {again(node), retry(node), pick(node)}; `versions`: the answer's siblings. */
+/** `actions`: {again(node), retry(node), pick(node), fresh()}; `versions`: the answer's siblings. */
 export class AnswerView {
   constructor(node, versions, actions) {
     this.node = node;
+    this.actions = actions;
     this.time = h("span", { class: "thinking-label" });
     this.thinkingBody = h("div", { class: "thinking-body" });
     // Open while the model thinks, closed when the answer begins; a reader's own click has the last word.
@@ -31,11 +32,6 @@ export class AnswerView {
     this.stats = h("span", { class: "stats" });
     this.copy = iconButton("copy", "Copy answer", () => copyFrom(this.copy, node.content));
     this.again = iconButton("again", "Answer again", () => actions.again(node));
-    this.retry = h(
-      "button",
-      { type: "button", class: "button quiet", onclick: () => actions.retry(node) },
-      "Try again",
-    );
     this.foot = h("footer", {}, pager(node, versions, actions), this.copy, this.again, this.stats);
     const parts = [this.thinking, this.waiting, this.body, this.notice, this.failure, this.foot];
     this.element = h("article", { class: "message assistant", "aria-label": "Answer" }, ...parts);
@@ -94,14 +90,20 @@ export class AnswerView {
     this.failure.append(
       icon("alert"),
       h("div", {}, h("strong", {}, error.title), h("p", {}, error.detail)),
-      this.retry,
+      this.remedy(error),
     );
+  }
+
+  remedy(error) {
+    const button = (label, onclick) => h("button", { type: "button", class: "button quiet", onclick }, label);
+    if (error.kind === "context") return button("New chat", () => this.actions.fresh());
+    return button("Try again", () => this.actions.retry(this.node));
   }
 }
 
 function noticeOf(node) {
   if (node.status === "length") return "Stopped at the token limit.";
-  if (node.status === "stopped") return "You stopped this answer.";
+  if (node.status === "stopped") return "This answer was stopped.";
   if (node.status === "done" && !node.content) return "The model gave no answer.";
   return "";
 }

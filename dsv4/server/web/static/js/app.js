@@ -21,6 +21,7 @@ let nextTry = 0; // timer
 const thread = new Thread({
   again: (node) => answer(current, current.nodes[node.parent]),
   retry: (node) => retry(current, node),
+  fresh: () => open(null),
   edit: (node, text) => ask(text, current.nodes[node.parent] ?? null),
   pick: (node) => {
     conversations.pick(current, node);

@@ -4,6 +4,13 @@ import { describe, streamChat } from "./api.js";
 
 const running = new Map(); // conversation id -> AbortController
 
+// The browser cuts connections when the page is left or loaded again: not the server's failure.
+let leaving = false;
+addEventListener("beforeunload", () => {
+  leaving = true;
+  setTimeout(() => (leaving = false), 2000); // the page was not left after all
+});
+
 /** Is an answer being written in this conversation? */
 export function isRunning(conversation) {
   return running.has(conversation.id);
@@ -25,7 +32,7 @@ export async function generate(conversation, node, body, changed) {
     }
     if (node.status === "streaming") node.status = "done";
   } catch (error) {
-    if (controller.signal.aborted) {
+    if (controller.signal.aborted || leaving) {
       node.status = "stopped";
     } else if (node.status === "streaming") {
       node.status = "error";

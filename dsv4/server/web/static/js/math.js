@@ -73,6 +73,8 @@ function typeset(spot) {
   } catch {
     return; // not TeX after all
   }
+  // The page's content policy forbids style attributes; the parser would report each of them.
+  mathml = mathml.replace(/ style="([^"]*)"/g, (_, style) => (style.includes("border:") ? ' class="boxed"' : ""));
   const options = { USE_PROFILES: { mathMl: true }, FORBID_ATTR: ["style", "href"], RETURN_DOM_FRAGMENT: true };
   spot.replaceChildren(globalThis.DOMPurify.sanitize(mathml, options));
 }

@@ -1,0 +1,210 @@
+"""Headless Chromium, and a stand-in for the API behind the chat page: scripted answers, recorded requests."""
+
+import asyncio
+import json
+import shutil
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import uvicorn
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator, expect, sync_playwright
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from dsv4.server.web import chat_routes
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium on the PATH (Debian: apt-get install chromium)"
+)
+ARGUMENTS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync"
+)
+MODEL = "dsv4-nano"
+
+
+@dataclass
+class Script:
+    """One answer: pieces of reasoning and of text, `pause` seconds before each; or a status with an error text."""
+
+    answer: list[str] = field(default_factory=list)
+    thinking: list[str] = field(default_factory=list)
+    pause: float = 0.0
+    finish: str = "stop"
+    status: int = 200
+    error: str = ""
+    cut: bool = False  # close the stream before the end
+
+    def chunks(self) -> list[dict[str, Any]]:
+        deltas: list[dict[str, Any]] = [{"role": "assistant", "content": None, "reasoning_content": ""}]
+        deltas += [{"content": None, "reasoning_content": piece} for piece in self.thinking]
+        deltas += [{"content": piece, "reasoning_content": None} for piece in self.answer]
+        return [{"choices": [{"index": 0, "delta": delta, "finish_reason": None}], "usage": None} for delta in deltas]
+
+    def last(self) -> dict[str, Any]:
+        tokens = len(self.thinking) + len(self.answer)
+        usage = {"prompt_tokens": 5, "completion_tokens": tokens, "total_tokens": tokens + 5}
+        delta = {"content": "", "reasoning_content": None}
+        return {"choices": [{"index": 0, "delta": delta, "finish_reason": self.finish}], "usage": usage}
+
+
+class Mock:
+    """The server in a thread; `script` answers every request."""
+
+    def __init__(self) -> None:
+        self.script = Script()
+        self.requests: list[dict[str, Any]] = []
+        self.disconnects = 0
+        self.key = ""
+        routes = [
+            Route("/v1/models", self.models),
+            Route("/v1/chat/completions", self.complete, methods=["POST"]),
+            *chat_routes(),
+        ]
+        config = uvicorn.Config(Starlette(routes=routes), log_level="error", ws="none", lifespan="off")
+        self.server = uvicorn.Server(config)
+        self.socket = socket.socket()
+        self.socket.bind(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}/"
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]}, daemon=True)
+
+    def start(self) -> None:
+        self.thread.start()
+        while not self.server.started:
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+        self.server.force_exit = True
+        self.thread.join(timeout=10)
+        self.socket.close()
+
+    def reset(self) -> None:
+        self.script, self.requests, self.disconnects, self.key = Script(), [], 0, ""
+
+    def refused(self, request: Request) -> Response | None:
+        given = request.headers.get("authorization", "")
+        if not self.key or given == f"Bearer {self.key}":
+            return None
+        return error_response(401, f"Authentication Fails, Your api key: ****{given[-4:]} is invalid")
+
+    async def models(self, request: Request) -> Response:
+        body = {"object": "list", "data": [{"id": MODEL, "object": "model"}]}
+        return self.refused(request) or JSONResponse(body)
+
+    async def complete(self, request: Request) -> Response:
+        if refused := self.refused(request):
+            return refused
+        self.requests.append(await request.json())
+        script = self.script
+        if script.status != 200:
+            return error_response(script.status, script.error)
+        return StreamingResponse(self.stream(script), media_type="text/event-stream")
+
+    async def stream(self, script: Script) -> AsyncIterator[str]:
+        try:
+            yield ": keep-alive\n\n"
+            for chunk in script.chunks():
+                await asyncio.sleep(script.pause)
+                yield f"data: {json.dumps(chunk)}\n\n"
+            if not script.cut:
+                yield f"data: {json.dumps(script.last())}\n\ndata: [DONE]\n\n"
+        except (asyncio.CancelledError, GeneratorExit):
+            self.disconnects += 1
+            raise
+
+
+def error_response(status: int, message: str) -> Response:
+    error = {"message": message, "type": "invalid_request_error", "param": None, "code": "invalid_request_error"}
+    return JSONResponse({"error": error}, status)
+
+
+@pytest.fixture(scope="package")
+def mock() -> Iterator[Mock]:
+    server = Mock()
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no chromium on the PATH (Debian and Ubuntu: apt-get install chromium)")
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS.split())
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="package")
+def plain_context(browser: Browser) -> Iterator[BrowserContext]:
+    """One profile for all tests without special options: its warm cache saves a second a test."""
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+    yield context
+    context.close()
+
+
+class Tab:
+    """A tab with the page open and empty storage; every request and script error in it is noted."""
+
+    def __init__(self, context: BrowserContext, mock: Mock) -> None:
+        self.mock = mock
+        self.page = context.new_page()
+        self.page.set_default_timeout(10_000)
+        self.hosts: set[str] = set()
+        self.errors: list[str] = []
+        self.page.on("request", lambda request: self.hosts.add(request.url.split("/")[2]))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", self.note)
+        self.page.goto(mock.url + "web/logo.svg")
+        self.page.evaluate("localStorage.clear(), sessionStorage.clear()")
+        self.page.goto(mock.url)
+
+    def note(self, message: ConsoleMessage) -> None:
+        # Chromium reports refused and cut connections here too; those are part of some tests.
+        if message.type == "error" and "Failed to load resource" not in message.text:
+            self.errors.append(message.text)
+
+    def ask(self, text: str, answer: list[str], **fields: Any) -> None:
+        """Sends `text`; the server will answer with the script that the other arguments make, from now on."""
+        self.will_answer(answer, **fields)
+        self.page.fill("#prompt", text)
+        self.page.keyboard.press("Enter")
+
+    def will_answer(self, answer: list[str], **fields: Any) -> None:
+        self.mock.script = Script(answer, **fields)
+
+    def wait(self, status: str, turn: int = -1) -> Locator:
+        """The answer of a turn, once it has the status."""
+        expect(self.answer(turn)).to_have_attribute("data-status", status, timeout=10_000)
+        return self.answer(turn)
+
+    def answer(self, turn: int = -1) -> Locator:
+        return self.page.locator(".assistant").nth(turn)
+
+    def text(self, turn: int = -1) -> str:
+        return self.answer(turn).locator(".answer").inner_text()
+
+
+@pytest.fixture
+def tab(mock: Mock, browser: Browser, plain_context: BrowserContext, request: pytest.FixtureRequest) -> Iterator[Tab]:
+    """Parametrise indirectly to give context options (colour scheme, viewport, ...)."""
+    mock.reset()
+    options = getattr(request, "param", None)
+    context = browser.new_context(**options) if options else plain_context
+    opened = Tab(context, mock)
+    yield opened
+    opened.page.close()
+    if options:
+        context.close()
+    assert opened.errors == []
+    assert opened.hosts == {mock.url.split("/")[2]}  # nothing is asked of another host

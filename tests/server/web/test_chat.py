@@ -1,0 +1,167 @@
+"""The chat page: asking, thinking, stopping, versions, several chats, and the requests that the switches make."""
+
+import re
+import time
+from typing import Any
+
+import pytest
+from playwright.sync_api import expect
+
+MODEL = "dsv4-nano"
+
+
+def test_answer_streams_as_markdown_with_figures(tab: Any) -> None:
+    pieces = ["Sum: **4", "2**", "\n\n```python\nprint(1)", "\n```\n\n| a | b |\n|---|--:|\n| 1 | 2 |"]
+    tab.ask("What is 40 + 2?", pieces, pause=0.15)
+    # While the emphasis is still open it is drawn closed.
+    expect(tab.answer().locator(".answer strong")).to_have_text("4")
+    assert tab.answer().get_attribute("data-status") == "streaming"
+    answer = tab.wait("done")
+    assert answer.locator(".answer strong").inner_text() == "42"
+    assert answer.locator("figure.code pre").inner_text() == "print(1)"
+    expect(answer.locator("figure.code .hljs-built_in")).to_have_text("print")
+    assert answer.locator("td").all_inner_texts() == ["1", "2"]
+    count, speed = re.fullmatch(r"(\d+) tokens · ([\d.]+) tokens/s", answer.locator(".stats").inner_text()).groups()
+    assert count == "4" and 0.05 < float(speed) < 20  # three tokens after the first, some 0.15 s each
+    assert tab.page.locator(".bubble").inner_text() == "What is 40 + 2?"
+    assert tab.page.locator("#model").inner_text() == MODEL
+    answer.get_by_role("button", name="Copy code").click()
+    assert tab.page.evaluate("navigator.clipboard.readText()") == "print(1)"
+    answer.get_by_role("button", name="Copy answer").click()
+    assert tab.page.evaluate("navigator.clipboard.readText()") == "".join(pieces)
+
+
+def test_thinking_panel_opens_counts_and_collapses(tab: Any) -> None:
+    start = time.monotonic()
+    tab.ask("hi", ["Done."], thinking=["First ", "second."], pause=0.3)
+    panel = tab.page.locator("details.thinking")
+    expect(panel).to_have_attribute("open", "")
+    expect(panel.locator("summary")).to_have_text(re.compile(r"Thinking 0\.\d s"))
+    expect(panel.locator(".thinking-body")).to_have_text("First second.")
+    tab.wait("done")
+    assert panel.get_attribute("open") is None
+    seconds = re.fullmatch(r"Thought for ([\d.]+) s", panel.locator("summary").inner_text())
+    # From the first thought to the answer: two pauses of 0.3 s, less what a busy machine bunches together.
+    assert seconds and 0.3 <= float(seconds[1]) < time.monotonic() - start
+    panel.locator("summary").click()
+    assert panel.locator(".thinking-body").is_visible()
+    assert "First" not in tab.text()
+
+
+@pytest.mark.parametrize("how", ["button", "escape"])
+def test_stop_keeps_what_came_and_closes_the_connection(tab: Any, how: str) -> None:
+    tab.ask("count", [f"{i} " for i in range(500)], pause=0.05)
+    expect(tab.answer().locator(".answer")).to_contain_text("0 1 2")
+    if how == "button":
+        tab.page.get_by_role("button", name="Stop").click()
+    else:
+        tab.page.keyboard.press("Escape")
+    answer = tab.wait("stopped")
+    kept = tab.text()
+    assert kept.startswith("0 1 2") and "499" not in kept
+    assert "stopped" in answer.locator(".notice").inner_text()
+    deadline = time.monotonic() + 3
+    while tab.mock.disconnects == 0 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert tab.mock.disconnects == 1
+    assert tab.text() == kept
+    # The stopped answer is part of the next request.
+    tab.ask("go on", ["ok"])
+    tab.wait("done")
+    assert [message["role"] for message in tab.mock.requests[-1]["messages"]] == ["user", "assistant", "user"]
+    assert tab.mock.requests[-1]["messages"][1]["content"].strip() == kept.strip()
+
+
+def test_answer_again_and_edit_keep_versions(tab: Any) -> None:
+    tab.ask("one", ["first"])
+    answer = tab.wait("done")
+    tab.will_answer(["second"])
+    answer.get_by_role("button", name="Answer again").click()
+    expect(tab.answer().locator(".pager")).to_contain_text("2 / 2")
+    tab.wait("done")
+    assert [request["messages"] for request in tab.mock.requests] == [[{"role": "user", "content": "one"}]] * 2
+    tab.answer().get_by_role("button", name="Previous version").click()
+    assert tab.text() == "first" and "1 / 2" in tab.answer().inner_text()
+    tab.page.locator(".user").hover()
+    tab.page.get_by_role("button", name="Edit message").click()
+    tab.page.get_by_role("textbox", name="Edit message").fill("two")
+    tab.page.keyboard.press("Enter")
+    tab.wait("done")
+    assert tab.page.locator(".bubble").inner_text() == "two"
+    assert tab.mock.requests[-1]["messages"] == [{"role": "user", "content": "two"}]
+    tab.page.locator(".user").get_by_role("button", name="Previous version").click()
+    assert tab.text() == "first"
+
+
+def test_chats_survive_a_reload(tab: Any) -> None:
+    tab.ask("alpha", ["**A**"], thinking=["hm", "m"])
+    tab.wait("done")
+    stats, thought = tab.answer().locator(".stats").inner_text(), tab.answer().locator("summary").inner_text()
+    tab.page.reload()
+    answer = tab.wait("done")
+    assert answer.locator(".answer strong").inner_text() == "A"
+    assert (answer.locator(".stats").inner_text(), answer.locator("summary").inner_text()) == (stats, thought)
+    tab.ask("slow", ["x "] * 200, pause=0.05)
+    expect(tab.answer().locator(".answer")).to_contain_text("x x")
+    tab.page.reload()  # in the middle of an answer: what had come is kept
+    assert "x x" in tab.wait("stopped").locator(".answer").inner_text()
+
+
+def test_several_chats(tab: Any) -> None:
+    page = tab.page
+    tab.ask("alpha", ["A ", "B ", "C ", "D"], pause=0.2)
+    expect(tab.answer().locator(".answer")).to_contain_text("A")
+    page.get_by_role("button", name="New chat").first.click()
+    expect(page.get_by_role("heading", name="What shall we work out?")).to_be_visible()
+    tab.ask("beta", ["E"])
+    tab.wait("done")
+    titles = page.locator(".chat-open")
+    assert titles.all_inner_texts() == ["beta", "alpha"]
+    titles.nth(1).click()  # it went on meanwhile
+    assert tab.wait("done").locator(".answer").inner_text() == "A B C D"
+    page.locator(".chat", has_text="beta").hover()
+    page.get_by_role("button", name="Rename: beta").click()
+    page.get_by_label("Chat title").fill("gamma")
+    page.keyboard.press("Enter")
+    page.locator(".chat", has_text="gamma").hover()
+    page.get_by_role("button", name="Delete: gamma").click()
+    expect(titles).to_have_text(["alpha"])
+    page.get_by_role("button", name="Undo").click()
+    expect(titles).to_have_text(["gamma", "alpha"])
+    assert tab.text() == "E"
+    page.locator(".chat", has_text="alpha").hover()
+    page.get_by_role("button", name="Delete: alpha").click()
+    page.reload()
+    assert titles.all_inner_texts() == ["gamma"]
+    assert page.evaluate("Object.keys(localStorage).filter(k => k.startsWith('dsv4.chat.')).length") == 1
+
+
+def test_switches_and_settings_make_the_request(tab: Any) -> None:
+    page = tab.page
+    tab.ask("a", ["ok"])
+    tab.wait("done", 0)
+    page.locator(".segments").get_by_text("Max").click()
+    page.get_by_role("button", name="Settings").click()
+    page.fill("#system", "Be brief.")
+    page.fill("#max-tokens", "77")
+    page.locator("#temperature").fill("0.3")
+    page.get_by_role("button", name="Done").click()
+    tab.ask("b", ["ok"])
+    tab.wait("done", 1)
+    page.reload()  # the switches are remembered
+    page.get_by_role("switch", name="DeepThink").click()
+    tab.ask("c", ["ok"])
+    tab.wait("done", 2)
+    first, second, third = tab.mock.requests
+    assert first == {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "a"}],
+        "thinking": {"type": "enabled"},
+        "reasoning_effort": "high",
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    assert second["reasoning_effort"] == "max"
+    assert second["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert (second["max_tokens"], second["temperature"]) == (77, 0.3)
+    assert third["thinking"] == {"type": "disabled"} and "reasoning_effort" not in third

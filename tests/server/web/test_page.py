@@ -1,0 +1,105 @@
+"""The chat page: failures, a server that is away, keyboard, colours and small screens."""
+
+from typing import Any
+
+import pytest
+from playwright.sync_api import expect
+
+
+@pytest.mark.parametrize(
+    ("script", "title", "detail"),
+    [
+        ({"status": 400, "error": "Invalid top_p value"}, "The server refused the request", "Invalid top_p value"),
+        ({"status": 400, "error": "This model's maximum context length is 9 tokens."}, "too long", "is 9 tokens"),
+        ({"status": 429, "error": "Slow down."}, "The server is busy", "Slow down."),
+        ({"status": 500, "error": "Out of memory"}, "The server failed", "Out of memory"),
+        ({"cut": True}, "The answer was cut off", "The connection ended"),
+    ],
+    ids=["400", "context", "429", "500", "cut"],
+)
+def test_failures_are_told_and_can_be_retried(tab: Any, script: dict[str, Any], title: str, detail: str) -> None:
+    tab.ask("hi", ["half"], **script)
+    failure = tab.wait("error").locator(".failure")
+    assert title in failure.locator("strong").inner_text() and detail in failure.locator("p").inner_text()
+    assert tab.text().strip() == ("half" if "cut" in script else "")
+    tab.will_answer(["fine"])
+    if title == "too long":
+        failure.get_by_role("button", name="New chat").click()
+        expect(tab.page.locator(".welcome")).to_be_visible()
+        return
+    failure.get_by_role("button", name="Try again").click()
+    assert tab.wait("done").locator(".answer").inner_text() == "fine"
+
+
+def test_server_away_and_back(tab: Any) -> None:
+    page = tab.page
+    page.route("**/v1/**", lambda route: route.abort())
+    page.reload()
+    expect(page.locator("#banner")).to_contain_text("The server cannot be reached")
+    tab.ask("hi", ["back"])
+    expect(tab.wait("error").locator(".failure")).to_contain_text("The server cannot be reached")
+    page.unroute("**/v1/**")
+    page.locator("#banner").get_by_role("button", name="Try again").click()
+    expect(page.locator("#banner")).to_be_hidden()
+    tab.answer().get_by_role("button", name="Try again").click()
+    tab.wait("done")
+
+
+def test_keyboard_and_labels(tab: Any) -> None:
+    page = tab.page
+    expect(page.locator("#prompt")).to_be_focused()
+    page.keyboard.type("one")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("two")
+    tab.will_answer(["ok"], finish="length")
+    page.keyboard.press("Enter")
+    tab.wait("length")
+    assert tab.mock.requests[0]["messages"] == [{"role": "user", "content": "one\ntwo"}]
+    assert "token limit" in tab.answer().locator(".notice").inner_text()
+    nameless = (
+        "[...document.querySelectorAll('button')].filter(b => !b.ariaLabel && !b.textContent.trim()).map(b => b.id)"
+    )
+    assert page.evaluate(nameless) == []
+
+
+def test_suggestion_is_sent(tab: Any) -> None:
+    tab.will_answer(["85"])
+    tab.page.get_by_role("button", name="What is 47 + 38?").click()
+    tab.wait("done")
+    assert tab.mock.requests[0]["messages"] == [{"role": "user", "content": "What is 47 + 38?"}]
+    assert tab.page.locator("#suggestions").is_hidden()
+
+
+@pytest.mark.parametrize("tab", [{"color_scheme": "dark"}], indirect=True)
+def test_colours_follow_the_system_until_chosen(tab: Any) -> None:
+    background = "getComputedStyle(document.body).backgroundColor"
+    dark = tab.page.evaluate(background)
+    tab.page.get_by_role("button", name="Switch to light colours").click()
+    assert tab.page.evaluate(background) == "rgb(255, 255, 255)" != dark
+    tab.page.reload()
+    assert tab.page.evaluate(background) == "rgb(255, 255, 255)"
+    tab.page.get_by_role("button", name="Switch to dark colours").click()
+    assert tab.page.evaluate(background) == dark
+
+
+@pytest.mark.parametrize("tab", [{"viewport": {"width": 360, "height": 700}}], indirect=True)
+def test_small_screen(tab: Any) -> None:
+    page = tab.page
+    wide = (
+        "| "
+        + " | ".join(f"column {i}" for i in range(12))
+        + " |\n|"
+        + "---|" * 12
+        + "\n\n```\n"
+        + "x" * 300
+        + "\n```\n"
+    )
+    tab.ask("w" * 200, [wide])
+    tab.wait("done")
+    assert page.evaluate("document.querySelector('#thread').scrollWidth <= innerWidth")
+    send = page.get_by_role("button", name="Send message").bounding_box()
+    assert send["x"] + send["width"] <= 360 and send["y"] + send["height"] <= 700
+    assert not page.get_by_role("navigation", name="Your chats").is_visible()
+    page.get_by_role("button", name="Show sidebar").click()
+    page.locator(".chat-open").click()
+    expect(page.get_by_role("navigation", name="Your chats")).not_to_be_visible()
