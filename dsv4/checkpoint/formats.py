@@ -188,9 +188,7 @@ def _amax(blocks: Tensor) -> Tensor:
     """Largest magnitude of each block; ValueError on NaN, infinity and values that could round up to infinity."""
     amax = blocks.abs().amax((1, 3))
     if not (amax <= 2.0**127).all():
-        raise ValueError(
-            "the weight holds NaN, infinity or a magnitude above 2^127, which are not allowed"
-        )
+        raise ValueError("the weight holds NaN, infinity or a magnitude above 2^127, which are not allowed")
     return amax
 
 

@@ -1,0 +1,14 @@
+"""The one error of the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class CheckpointError(ValueError):
+    """A model folder that cannot be read or written: which file, which tensor, what was expected, what was found."""
+
+    def __init__(self, file: str | Path, expected: str, found: str, tensor: str | None = None) -> None:
+        self.file, self.tensor, self.expected, self.found = Path(file), tensor, expected, found
+        place = f"{file}: tensor {tensor!r}" if tensor is not None else str(file)
+        super().__init__(f"{place}: expected {expected}; found {found}")

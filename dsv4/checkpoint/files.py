@@ -1,0 +1,126 @@
+"""Files of a model folder: a safetensors shard written at its offsets, and a folder that appears whole or never."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from dsv4.analysis.inventory import DTYPE_BYTES, TensorSpec
+from dsv4.checkpoint.errors import CheckpointError
+
+TORCH_DTYPES = {
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "I64": torch.int64,
+    "I8": torch.int8,
+}
+
+
+class ShardWriter:
+    """One safetensors file whose tensors are known beforehand and arrive in any order, each written to its place.
+
+    The library's own writer wants all tensors of a file in memory at once; this one holds none.
+    """
+
+    def __init__(self, file: Path, specs: Sequence[TensorSpec]) -> None:
+        self._missing = {spec.name: spec for spec in specs}
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        self._offsets: dict[str, int] = {}
+        end = 0
+        # Wide elements first, so that every tensor starts at a multiple of its element size.
+        for spec in sorted(specs, key=lambda spec: -DTYPE_BYTES[spec.dtype]):
+            self._offsets[spec.name], end = end, end + spec.num_bytes
+            place = [self._offsets[spec.name], end]
+            header[spec.name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": place}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        self._start = 8 + len(text)
+        self._handle = file.open("wb")
+        self._handle.write(len(text).to_bytes(8, "little") + text)
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        spec = self._missing.pop(name)
+        if tuple(tensor.shape) != spec.shape or tensor.dtype != TORCH_DTYPES[spec.dtype]:
+            raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}; planned: {spec.dtype} {list(spec.shape)}")
+        self._handle.seek(self._start + self._offsets[name])
+        self._handle.write(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._handle:
+            if kind is None:
+                if self._missing:
+                    raise ValueError(f"never written: {', '.join(self._missing)}")
+                self._handle.flush()
+                os.fsync(self._handle.fileno())
+
+
+@contextmanager
+def new_folder(target: Path, overwrite: bool) -> Generator[Path]:
+    """A temporary folder beside `target` to write into; it becomes `target` at the end, or vanishes on any error.
+
+    A target that is not empty is refused unless `overwrite`, and then replaced whole; only a model folder may be.
+    """
+    occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
+    if occupied and not overwrite:
+        raise CheckpointError(target, "a new or empty folder (or overwrite=True)", "something there already")
+    if occupied and not (target / "config.json").is_file():
+        raise CheckpointError(target, "a model folder to overwrite", "one without config.json")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unique = f".{target.name}.{uuid.uuid4().hex[:8]}"
+    temporary, replaced = target.parent / f"{unique}.tmp", target.parent / f"{unique}.old"
+    temporary.mkdir()
+    try:
+        yield temporary
+        _sync(temporary)
+        if occupied:
+            target.rename(replaced)
+        try:
+            temporary.rename(target)
+        except OSError:
+            if occupied:
+                replaced.rename(target)
+            raise
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _sync(target.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def write_json(file: Path, value: object) -> None:
+    with file.open("w", encoding="utf-8") as handle:
+        handle.write(json.dumps(value, indent=2) + "\n")
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def copy_file(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
+    with target.open("rb+") as handle:
+        os.fsync(handle.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in a folder durable (where directories can be synced: not on Windows)."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,199 @@
+"""An opened model folder: official FP4 or FP8, plain BF16 or FP32, or as transformers saved it.
+
+A folder is checked whole, from config, index and headers, before the first value is read. Then tensors come one at a
+time out of the mapped files.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dsv4.analysis.inventory import Layout, TensorSpec, tensor_inventory
+from dsv4.checkpoint import formats, names
+from dsv4.checkpoint.errors import CheckpointError
+from dsv4.checkpoint.shards import Shards, StoredTensor, read_json
+from dsv4.config import ModelConfig
+
+PLAIN_DTYPES = ("BF16", "F32", "F16")
+# What most routed experts are stored as -> the layout of the folder.
+_LAYOUT_OF: dict[str, Layout] = {"I8": "official", "F8_E4M3": "official-base", "F32": "fp32", "F16": "fp32"}
+
+
+class _Source(NamedTuple):
+    """Where one official tensor lies: a stored tensor, or a part of one that holds all experts."""
+
+    stored: StoredTensor
+    part: names.MergedPart | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        if self.part is None:
+            return self.stored.shape
+        rows, columns = self.stored.shape[1:]
+        return (rows if self.part.half is None else rows // 2, columns)
+
+
+class Checkpoint:
+    """One opened folder that holds exactly the tensors that its config asks for, each of the right shape and dtype.
+
+    `config`: as stored; without an MTP block where transformers saved the folder, which drops it.
+    `layout`: how tensors are stored. "official-base" with `scale_dtype` F8_E8M0 is what DeepSeek's converter makes of
+    FP4 experts. "bf16" and "fp32" say what most experts are; any float tensor may then be of any plain dtype.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        folder = Path(path)
+        config = _read_config(folder)
+        self.folder = folder
+        self._shards = Shards(folder)
+        try:
+            self._sources = _official_sources(self._shards, config.n_routed_experts)
+            self.config = _without_lost_mtp(config, self._shards, self._sources)
+            self.layout = _detect_layout(self._sources)
+            self.scale_dtype = _detect_scale_dtype(self._sources, self.layout)
+            _check(folder, self._sources, self.config, self.layout, self.scale_dtype)
+        except BaseException:
+            self.close()
+            raise
+
+    def parameter(self, name: str, device: torch.device | str = "cpu") -> Tensor:
+        """The values of an official parameter: float32 if it was quantised, else in the stored dtype.
+
+        On the CPU a plain tensor is a view of the mapped file: copy before writing to it or closing.
+        """
+        tensor = self.stored(name).to(device)
+        if tensor.dtype == torch.int8:
+            return formats.dequantize_fp4(tensor, self.stored(scale_name(name)).to(device))
+        if tensor.dtype == torch.float8_e4m3fn:
+            return formats.dequantize_fp8(tensor, self.stored(scale_name(name)).to(device))
+        return tensor
+
+    def stored(self, name: str) -> Tensor:
+        """One official tensor, codes or scales too, as stored: a view of the mapped file."""
+        source = self._sources[name]
+        tensor = self._shards.read(source.stored)
+        if source.part is None:
+            return tensor
+        tensor = tensor[source.part.expert]
+        return tensor if source.part.half is None else tensor.chunk(2)[source.part.half]
+
+    def place(self, name: str) -> tuple[Path, str]:
+        """File and stored name of an official tensor, for messages."""
+        stored = self._sources[name].stored
+        return stored.file, stored.name
+
+    def close(self) -> None:
+        self._shards.close()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_config(path: str | Path) -> ModelConfig:
+    """The config of the model that `load_model` would give; CheckpointError where the folder's files disagree."""
+    folder = Path(path)
+    config = _read_config(folder)
+    with Shards(folder) as shards:
+        return _without_lost_mtp(config, shards, _official_sources(shards, config.n_routed_experts))
+
+
+def scale_name(weight: str) -> str:
+    return weight.removesuffix("weight") + "scale"
+
+
+def _read_config(folder: Path) -> ModelConfig:
+    if not folder.is_dir():
+        raise CheckpointError(folder, "a model folder", "no such folder" if not folder.exists() else "a file")
+    raw = read_json(folder / "config.json")
+    try:
+        return ModelConfig.from_dict(raw)
+    except ValueError as error:
+        raise CheckpointError(folder / "config.json", "a DeepSeek V4 config", str(error)) from error
+
+
+def _official_sources(shards: Shards, num_experts: int) -> dict[str, _Source]:
+    sources: dict[str, _Source] = {}
+    for stored in shards.tensors.values():
+        official = names.to_official(stored.name)
+        if names.is_duplicate(official):
+            continue
+        parts = names.merged_parts(official, num_experts)
+        if parts and (len(stored.shape) != 3 or stored.shape[0] != num_experts):
+            expected = f"three dimensions, {num_experts} experts first"
+            raise CheckpointError(stored.file, expected, f"shape {list(stored.shape)}", stored.name)
+        found = [(part.name, _Source(stored, part)) for part in parts] or [(official, _Source(stored))]
+        for name, source in found:
+            if name in sources:
+                first = sources[name].stored
+                expected = f"{name} once, which {first.name!r} in {first.file.name} already is"
+                raise CheckpointError(stored.file, expected, "a duplicate", stored.name)
+            sources[name] = source
+    return sources
+
+
+def _without_lost_mtp(config: ModelConfig, shards: Shards, sources: dict[str, _Source]) -> ModelConfig:
+    """transformers writes the number of MTP blocks into the config, but not the block."""
+    if any(name.startswith("mtp.") for name in sources) or not any(map(names.is_transformers, shards.tensors)):
+        return config
+    ratios = config.compress_ratios[: config.num_hidden_layers]
+    return replace(config, num_nextn_predict_layers=0, compress_ratios=ratios)
+
+
+def _detect_layout(sources: dict[str, _Source]) -> Layout:
+    """By the majority of the routed experts, so that one wrong tensor does not turn the whole folder wrong."""
+    experts = (name for name in sources if ".experts." in name and name.endswith(".weight"))
+    common = Counter(sources[name].stored.dtype for name in experts).most_common(1)
+    return _LAYOUT_OF.get(common[0][0], "bf16") if common else "bf16"
+
+
+def _detect_scale_dtype(sources: dict[str, _Source], layout: Layout) -> str:
+    if layout != "official-base":
+        return "F8_E8M0"
+    scales = Counter(source.stored.dtype for name, source in sources.items() if name.endswith(".scale"))
+    return "F8_E8M0" if scales["F8_E8M0"] > scales["F32"] else "F32"
+
+
+def _check(folder: Path, sources: dict[str, _Source], config: ModelConfig, layout: Layout, scale_dtype: str) -> None:
+    """Exactly the expected tensors, each of the right shape and dtype; CheckpointError names the first that is not."""
+    expected = {spec.name: spec for spec in tensor_inventory(config, layout)}
+    for name, spec in expected.items():
+        if name not in sources:
+            missing = sum(other not in sources for other in expected)
+            found = f"no such tensor ({missing} of {len(expected)} are missing)"
+            raise CheckpointError(folder, _describe(_dtypes(spec, layout, scale_dtype), spec.shape), found, name)
+    for name, source in sources.items():
+        stored = source.stored
+        if name not in expected:
+            unexpected = sum(other not in expected for other in sources)
+            found = f"{_describe([stored.dtype], stored.shape)} ({unexpected} unexpected in all)"
+            raise CheckpointError(stored.file, "no tensor of that name in this model", found, stored.name)
+        dtypes, shape = _dtypes(expected[name], layout, scale_dtype), expected[name].shape
+        if stored.dtype not in dtypes or source.shape != shape:
+            part = "" if source.part is None else f" in it for {name}"
+            found = _describe([stored.dtype], stored.shape)
+            raise CheckpointError(stored.file, _describe(dtypes, shape) + part, found, stored.name)
+
+
+def _dtypes(spec: TensorSpec, layout: Layout, scale_dtype: str) -> Sequence[str]:
+    if spec.component == "scale":
+        return [scale_dtype]
+    if spec.dtype == "I64" or layout in ("official", "official-base"):
+        return [spec.dtype]
+    return PLAIN_DTYPES
+
+
+def _describe(dtypes: Sequence[str], shape: tuple[int, ...]) -> str:
+    return f"{' or '.join(dtypes)} {list(shape)}"

@@ -1,0 +1,68 @@
+"""Read a model folder into a model, one tensor at a time: memory holds the model and one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dsv4.analysis.inventory import tensor_inventory
+from dsv4.checkpoint.errors import CheckpointError
+from dsv4.checkpoint.folder import Checkpoint
+from dsv4.model.transformer import Transformer
+
+
+def iter_float_tensors(path: str | Path) -> Iterator[tuple[str, Tensor]]:
+    """Every official parameter and table of a folder, dequantised, one at a time; valid until the next one."""
+    with Checkpoint(path) as checkpoint:
+        for spec in tensor_inventory(checkpoint.config, "fp32"):
+            yield spec.name, checkpoint.parameter(spec.name)
+
+
+def load_model(
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    numerics: str = "float",
+) -> Transformer:
+    """A model folder, official or as transformers saved it -> the model, in eval mode.
+
+    dtype: of the matrices. Norms and what the official layout stores as F32 (mHC, sinks, ape, router bias) are float32.
+    """
+    with Checkpoint(path) as checkpoint:
+        with torch.device("meta"):
+            model = Transformer(checkpoint.config, numerics)
+        _materialize(model, checkpoint, torch.device(device), dtype)
+    return model.eval()
+
+
+def _materialize(model: Transformer, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+    """Replace every tensor of a model on the meta device by its values, one after the other."""
+    declared: dict[str, Tensor] = model.state_dict(keep_vars=True)
+    official = {spec.name: spec for spec in tensor_inventory(checkpoint.config, "bf16")}
+    if declared.keys() != official.keys():
+        raise RuntimeError(f"model and inventory name different tensors: {sorted(declared.keys() ^ official.keys())}")
+    for name, spec in official.items():
+        value = checkpoint.parameter(name, device)
+        matrix = spec.dtype == "BF16" and len(spec.shape) == 2
+        wanted = dtype if matrix else declared[name].dtype
+        values = torch.empty(spec.shape, dtype=wanted, device=device).copy_(value)
+        if spec.dtype == "I64":
+            _check_expert_ids(values, checkpoint, name)
+        owner, _, leaf = name.rpartition(".")
+        if isinstance(declared[name], nn.Parameter):
+            values = nn.Parameter(values, requires_grad=declared[name].requires_grad)
+        setattr(model.get_submodule(owner), leaf, values)
+    left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
+    if left:
+        raise RuntimeError(f"no checkpoint tensor fills {left}")
+
+
+def _check_expert_ids(table: Tensor, checkpoint: Checkpoint, name: str) -> None:
+    experts = checkpoint.config.n_routed_experts
+    wrong = table[(table < 0) | (table >= experts)]
+    if wrong.numel():
+        file, stored = checkpoint.place(name)
+        raise CheckpointError(file, f"expert numbers from 0 to {experts - 1}", str(int(wrong[0])), stored)
