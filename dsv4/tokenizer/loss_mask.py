@@ -36,6 +36,9 @@ def encode_training(
 
     `letterwise`: the answer's characters are encoded one by one, so that the model writes it letter after letter.
     """
+    last = conversation.messages[-1]
+    if last.role == "assistant" and last.prefix:
+        raise ValueError("the conversation ends with an open assistant turn: it must await an answer to be trained on")
     prompt = prompts.render(conversation)
     completion, ranges = _completion(prompts, conversation, target, prompt)
     ids, mask = _encode_prompt(prompts, conversation, prompt)

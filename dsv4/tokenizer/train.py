@@ -45,8 +45,8 @@ def train_tokenizer(corpus: Iterator[str], vocab_size: int = NANO_VOCAB_SIZE) ->
     tokenizer.train_from_iterator(corpus, trainer)
     missing = vocab_size - tokenizer.get_vocab_size(with_added_tokens=True)
     tokenizer.add_tokens([_added(placeholder(n)) for n in range(missing)])
-    # The trainer marks every token it is given as special. As in the official file only BOS, EOS and pad are; the others
-    # survive skip_special_tokens.
+    # The trainer marks every token it is given as special. As in the official file only BOS, EOS and pad are; the
+    # others survive skip_special_tokens.
     data = json.loads(tokenizer.to_str())
     for token in data["added_tokens"]:
         token["special"] = token["content"] in (BOS, EOS, PAD)

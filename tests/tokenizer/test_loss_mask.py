@@ -31,7 +31,7 @@ def test_training_ids_are_the_prompt_ids_and_then_what_is_generated(tokenizer: T
     prompt = prompts.encode(conversation)
     written = "7+4=11" if thinking else ""
     generated = tokenizer.encode(written) + ([tokenizer.special_id(END_THINK)] if thinking else [])
-    generated += tokenizer.encode("21") + [tokenizer.special_id(EOS)]
+    generated += [*tokenizer.encode("21"), tokenizer.special_id(EOS)]
     assert ids == prompt + generated
     assert mask == [0] * len(prompt) + [1] * len(generated)
 

@@ -39,8 +39,8 @@ def parse_tool_calls(text: str) -> list[dict[str, Any]] | None:
     """Read an answer's tool-call block as [{name, arguments}]; None where it is malformed, [] where there is none."""
     if "<｜DSML｜tool_calls>" not in text:
         return []
-    block = text.split("<｜DSML｜tool_calls>", 1)[1]
-    if "</｜DSML｜tool_calls>" not in block:
+    block, closed, after = text.split("<｜DSML｜tool_calls>", 1)[1].partition("</｜DSML｜tool_calls>")
+    if not closed or after.strip():
         return None
     calls: list[dict[str, Any]] = []
     for name, body in _INVOKE.findall(block):

@@ -1,0 +1,165 @@
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from random import Random
+
+import pytest
+from reasoning_gym.algebra.simple_equations import SimpleEquationsConfig, SimpleEquationsDataset
+
+from dsv4.data.tasks import TASKS, GymTask, parse_tool_calls, split_of
+from dsv4.data.tasks.arithmetic import FastSimpleEquations
+from dsv4.data.tasks.base import Example
+
+NAMES = sorted(TASKS)
+GYM = sorted(name for name, task in TASKS.items() if isinstance(task, GymTask))
+
+
+def call_text(example: Example) -> str:
+    """Write an example's calls as the template does."""
+    lines = ["\n\n<｜DSML｜tool_calls>"]
+    for call in example.tool_calls:
+        lines.append(f'<｜DSML｜invoke name="{call["name"]}">')
+        for key, value in call["arguments"].items():
+            text, flag = (value, "true") if isinstance(value, str) else (json.dumps(value), "false")
+            lines.append(f'<｜DSML｜parameter name="{key}" string="{flag}">{text}</｜DSML｜parameter>')
+        lines.append("</｜DSML｜invoke>")
+    return "\n".join([*lines, "</｜DSML｜tool_calls>"])
+
+
+def written(example: Example) -> str:
+    """What a right answer looks like."""
+    return call_text(example) if example.tool_calls else example.answer
+
+
+def test_the_eight_tasks_of_the_gym_that_were_asked_for_are_there() -> None:
+    asked = (
+        "chain_sum basic_arithmetic number_sorting letter_counting spell_backward gcd simple_equations needle_haystack"
+    )
+    assert set(asked.split()) <= set(GYM) and len(GYM) >= 8
+    assert all(task.difficulty for task in TASKS.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_is_a_function_of_task_seed_and_split(name: str) -> None:
+    task = TASKS[name]
+    first = [task.sample(seed, "train") for seed in range(20)]
+    assert [task.sample(seed, "train") for seed in reversed(range(20))] == first[::-1]
+    assert len({example.key for example in first}) > 10
+
+
+def test_examples_are_the_same_in_another_process() -> None:
+    code = "from dsv4.data.tasks import TASKS; print([t.sample(3).key for t in TASKS.values()])"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert other.strip() == str([task.sample(3).key for task in TASKS.values()])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_evaluation_question_is_a_training_question(name: str) -> None:
+    task = TASKS[name]
+    train = {task.sample(seed, "train").key for seed in range(300)}
+    evaluation = {task.sample(seed, "eval").key for seed in range(100)}
+    assert not train & evaluation
+    assert {split_of(key) for key in evaluation} == {"eval"}
+    # The same seed in both splits is not the same question either, and nothing that came before it in the chat is.
+    for seed in range(60):
+        asked = [m["content"] for m in task.sample(seed, "train").messages if m["role"] == "user"]
+        assert not set(asked) & evaluation
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_right_answer_scores_one_and_a_wrong_one_zero(name: str) -> None:
+    task = TASKS[name]
+    for seed in range(40):
+        example = task.sample(seed, "eval")
+        assert task.score(example, written(example)) == 1.0
+        assert task.score(example, written(example) + "7") == 0.0
+        assert task.score(example, "") == 0.0
+
+
+@pytest.mark.parametrize("name", GYM)
+def test_the_gym_agrees_with_the_answer(name: str) -> None:
+    task = TASKS[name]
+    assert isinstance(task, GymTask)
+    for seed in range(60):
+        example = task.sample(seed)
+        assert task.dataset.score_answer(task.normalise(example.answer), example.entry) == 1.0
+
+
+@pytest.mark.parametrize("name", ["chain_sum", "basic_arithmetic", "simple_equations"])
+def test_every_line_of_the_steps_is_true(name: str) -> None:
+    task = TASKS[name]
+    for seed in range(200):
+        example = task.sample(seed)
+        lines = example.reasoning.split("\n")
+        assert re.search(rf"=(?<!\d){re.escape(example.answer)}$", lines[-1])
+        for line in lines:
+            sides = line.split("=")
+            numbers = [side for side in sides if re.fullmatch(r"-?[\d+*/-]+", side)]
+            values = {eval(re.sub(r"\b0+(?=\d)", "", side)) for side in numbers}
+            assert len(values) <= 1, line
+
+
+def test_steps_end_in_the_answer_for_letters_bits_and_divisors() -> None:
+    for name in ("letter_counting", "count_bits"):
+        for seed in range(50):
+            example = TASKS[name].sample(seed)
+            assert example.reasoning.endswith(example.answer)
+    for seed in range(50):
+        example = TASKS["gcd"].sample(seed)
+        assert example.reasoning.endswith(f"{example.answer} yes")
+        example = TASKS["spell_backward"].sample(seed)
+        assert re.sub(r"\d", "", example.reasoning.split("\n")[1]) == example.answer
+
+
+def test_fast_equations_are_the_gyms() -> None:
+    config = SimpleEquationsConfig(min_terms=2, max_terms=2, min_value=1, max_value=9, size=1, seed=5)
+    ours, gym = FastSimpleEquations(config), SimpleEquationsDataset(config)
+    for index in range(150):
+        assert ours[index] == gym[index]
+
+
+def test_thinking_and_effort_are_shared_out() -> None:
+    examples = [TASKS["count_bits"].sample(seed) for seed in range(600)]
+    assert 0.6 < sum(e.thinking for e in examples) / 600 < 0.73
+    assert {e.effort for e in examples} == {"low", "high", "max"}
+    assert sum(e.effort == "low" for e in examples) > 540
+    turned = dataclasses.replace(examples[0], thinking=True).with_thinking(False)
+    assert not turned.prompt().thinking_mode and turned.target().reasoning_content is None
+
+
+@pytest.mark.parametrize(
+    ("text", "calls"),
+    [
+        ("no call", []),
+        ("<｜DSML｜tool_calls>\n<｜DSML｜invoke name=", None),
+        (
+            '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="f">\n<｜DSML｜parameter name="n" string="false">{</｜DSML｜parameter>'
+            "\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>",
+            None,
+        ),
+        (
+            '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="f">\n<｜DSML｜parameter name="n" string="true">1</｜DSML｜parameter>'
+            "\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>",
+            [{"name": "f", "arguments": {"n": "1"}}],
+        ),
+    ],
+)
+def test_tool_calls_are_read_back(text: str, calls: list[dict[str, object]] | None) -> None:
+    assert parse_tool_calls(text) == calls
+
+
+def test_a_wrong_tool_or_argument_scores_zero() -> None:
+    task = TASKS["tool_call"]
+    example = next(e for e in (task.sample(n) for n in range(100)) if e.tool_calls and e.tool_calls[0]["name"] == "add")
+    text = call_text(example)
+    assert task.score(example, text) == 1.0
+    assert task.score(example, text.replace('name="add"', 'name="search"')) == 0.0
+    assert task.score(example, text.replace('string="false"', 'string="true"')) == 0.0
+
+
+def test_a_task_that_finds_no_question_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(TASKS["gcd"]), "draft", lambda self, rng: None if isinstance(rng, Random) else 1)
+    with pytest.raises(RuntimeError, match="gcd"):
+        TASKS["gcd"].sample(0)
