@@ -1,0 +1,31 @@
+"""What importing the package and running under tests guarantees about rounding and uninitialised memory."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+
+READ = "import dsv4, os; print(os.environ.get('MKL_CBWR'))"
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.machine() != "x86_64", reason="MKL is the x86 Linux BLAS")
+def test_import_asks_mkl_for_row_independent_rounding_and_respects_the_user() -> None:
+    free = {key: value for key, value in os.environ.items() if key != "MKL_CBWR"}
+    for given, expected in ((free, ("AVX512,STRICT", "AVX2,STRICT")), ({**free, "MKL_CBWR": "AUTO"}, ("AUTO",))):
+        found = subprocess.run([sys.executable, "-c", READ], env=given, capture_output=True, text=True, check=True)
+        assert found.stdout.strip() in expected
+
+
+def test_uninitialised_tensors_are_poisoned_for_the_package_only() -> None:
+    ours: dict[str, object] = {"__name__": "dsv4.probe", "torch": torch}
+    exec("x = torch.empty(3); i = torch.empty_like(torch.zeros(3, dtype=torch.int64)); n = x.new_empty(2)", ours)
+    floats, indices, new = ours["x"], ours["i"], ours["n"]
+    assert isinstance(floats, torch.Tensor) and isinstance(indices, torch.Tensor) and isinstance(new, torch.Tensor)
+    assert floats.isnan().all() and new.isnan().all() and (indices < -1_000_000).all()
+    exec("m = torch.empty(3, device='meta')", ours)
+    theirs: dict[str, object] = {"__name__": "elsewhere", "torch": torch}
+    exec("torch.full((64,), 2.0); x = torch.empty(64)", theirs)
+    assert isinstance(theirs["x"], torch.Tensor) and not theirs["x"].isnan().all()
