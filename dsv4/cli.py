@@ -124,6 +124,7 @@ def _add_serve(commands: Any) -> None:
         "--max-model-len", type=int, default=None, metavar="N", help="tokens a request may hold, prompt included"
     )
     parser.add_argument("--threads", type=int, default=None, metavar="N", help="CPU threads of a forward")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
 
 
 def _serve(options: argparse.Namespace) -> int | None:
@@ -137,6 +138,7 @@ def _serve(options: argparse.Namespace) -> int | None:
         max_num_seqs=options.max_num_seqs,
         max_model_len=options.max_model_len,
         threads=options.threads,
+        device=options.device,
     )
 
 
