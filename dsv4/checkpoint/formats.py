@@ -36,8 +36,6 @@ _LOWEST_EXPONENT = -127  # E8M0 byte 0
 _STRIP_ELEMENTS = 1 << 21
 
 _E2M1_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-# Code of twice the value, for the codes up to half the range.
-_E2M1_DOUBLED = (0, 2, 4, 5, 6, 7)
 
 
 def decode_e8m0(scales: Tensor) -> Tensor:
@@ -102,13 +100,14 @@ def quantize_fp4(weight: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"FP4 packs two columns in a byte: {columns} columns are not allowed; allowed: an even number")
     packed = torch.empty(rows, columns // 2, dtype=torch.uint8, device=weight.device)
     scales = torch.empty(rows, -(-columns // FP4_GROUP), dtype=torch.float8_e8m0fnu, device=weight.device)
-    doubled = torch.tensor((*_E2M1_DOUBLED, 7, 7), dtype=torch.int32, device=weight.device)
     for strip in _strips(rows, columns, 1):
         groups = _blocks(weight[strip], 1, FP4_GROUP)
         exponent, half = _exponent(_amax(groups), FP4_MAX)
         codes = _round_fp4(groups / _spread(_two_to(exponent)))
-        codes = torch.where(_spread(half), doubled[codes], codes) | groups.signbit().int() << 3
-        nibbles = codes.flatten(2).flatten(0, 1)[:, :columns].to(torch.uint8)
+        # Twice the value: code 1 becomes 2, and 2 to 5 become 4 to 7.
+        codes += ((codes > 0).to(torch.uint8) + (codes > 1)) * _spread(half)
+        codes += groups.signbit().to(torch.uint8) << 3
+        nibbles = codes.flatten(2).flatten(0, 1)[:, :columns]
         packed[strip] = nibbles[:, 0::2] | nibbles[:, 1::2] << 4
         scales[strip] = _two_to(exponent - half.int()).to(scales.dtype)
     return packed.view(torch.int8), scales
@@ -124,9 +123,10 @@ def dequantize_fp4(packed: Tensor, scales: Tensor) -> Tensor:
     magnitudes = torch.tensor(_E2M1_MAGNITUDES, device=packed.device)
     values = torch.cat([magnitudes, -magnitudes])
     byte = torch.arange(256, device=packed.device)
-    pairs = torch.stack([values[byte & 15], values[byte >> 4]], 1)  # both values of each byte, low nibble first
+    # Both values of each byte, low nibble first; one eight-byte element a pair, as that gathers faster.
+    pairs = torch.stack([values[byte & 15], values[byte >> 4]], 1).view(torch.int64).flatten()
     for strip in _strips(rows, half_columns, 1):
-        weight[strip] = pairs[packed[strip].view(torch.uint8).int()].flatten(1)
+        weight[strip] = pairs[packed[strip].view(torch.uint8).int()].view(torch.float32)
     _multiply_blocks(weight, factors, 1, FP4_GROUP)
     return weight
 
@@ -219,12 +219,13 @@ def _round_fp8(scaled: Tensor) -> Tensor:
 
 
 def _round_fp4(scaled: Tensor) -> Tensor:
-    """Code 0 to 7 (int32) of the nearest e2m1 magnitude, ties to the even code, clamped to 6."""
-    middle = [(low + high) / 2 for low, high in pairwise(_E2M1_MAGNITUDES)]
-    bounds = torch.tensor(middle, device=scaled.device)
-    # bucketize sends a value equal to a bound to the lower code; where the upper one is even the bound steps down.
-    bounds[1::2] = torch.nextafter(bounds[1::2], torch.zeros_like(bounds[1::2]))
-    return torch.bucketize(scaled.abs(), bounds, out_int32=True)
+    """Code 0 to 7 (uint8) of the nearest e2m1 magnitude, ties to the even code, clamped to 6."""
+    magnitude = scaled.abs()
+    codes = torch.zeros_like(magnitude, dtype=torch.uint8)
+    for low_code, (low, high) in enumerate(pairwise(_E2M1_MAGNITUDES)):
+        middle = (low + high) / 2
+        codes += magnitude > middle if low_code % 2 == 0 else magnitude >= middle
+    return codes
 
 
 def _fp32_scales(blocks: Tensor) -> tuple[Tensor, Tensor]:
@@ -259,8 +260,13 @@ def _fp32_scales(blocks: Tensor) -> tuple[Tensor, Tensor]:
 
 def _reproduces(blocks: Tensor, scale: Tensor) -> Tensor:
     """Per block: does code * scale give back every value? A scale of zero does not count."""
-    again = _round_fp8(blocks / _spread(scale)) * _spread(scale)
-    return (again == blocks).all(3).all(1) & (scale > 0)
+    fits = scale > 0
+    for part in (blocks[:, :1], blocks):  # a first row that no block reproduces settles it cheaply
+        again = _round_fp8(part / _spread(scale)) * _spread(scale)
+        fits &= (again == part).all(3).all(1)
+        if not fits.any():
+            break
+    return fits
 
 
 def _multiply_blocks(weight: Tensor, factors: Tensor, block_rows: int, block_columns: int) -> None:
