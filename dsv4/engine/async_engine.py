@@ -68,6 +68,11 @@ class AsyncEngine:
         """
         return self._events(self._core.new_sequence(prompt_token_ids, params))
 
+    def check(self) -> None:
+        """Raises EngineError unless the engine runs."""
+        with self._wake:
+            self._raise_if_stopped()
+
     def close(self) -> None:
         """Stops the thread; requests still running get EngineError."""
         with self._wake:

@@ -27,16 +27,16 @@ Prompt = str | list[int]
 class LLM:
     """One loaded model that generates. `LLM()` is the embedded nano model.
 
-    `model`: a model folder, or a model object (then text needs `tokenizer` as well). A folder without a tokenizer takes
-    prompts as token ids and gives token ids; text raises ValueError. `max_model_len` bounds prompt and output together;
-    by default it is the model's own limit, at most 131072.
+    `model`: a model folder, or a model object; `folder` is then where its tokenizer and prompt settings are. Without a
+    tokenizer prompts are token ids and so is the output; text raises ValueError. `max_model_len` bounds prompt and
+    output together; by default it is the model's own limit, at most 131072.
     """
 
     def __init__(
         self,
         model: str | Path | EngineModel | None = None,
         *,
-        tokenizer: Tokenizer | None = None,
+        folder: str | Path | None = None,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
         numerics: str = "float",
@@ -44,17 +44,15 @@ class LLM:
         max_model_len: int | None = None,
         max_num_batched_tokens: int = 1024,
     ) -> None:
-        self.path: Path | None = None
         if model is None or isinstance(model, (str, Path)):
-            self.path = nano_path() if model is None else Path(model)
-            tokenizer = tokenizer or _find_tokenizer(self.path)
-            model = _load(self.path, device, dtype, numerics)
+            folder = nano_path() if model is None else Path(model)
+            model = _load(folder, device, dtype, numerics)
+        self.path: Path | None = None if folder is None else Path(folder)
         self.config = model.config
-        self.tokenizer = tokenizer
+        self.tokenizer = tokenizer = _find_tokenizer(self.path)
         self.prompts: PromptEncoder | None = None
-        if tokenizer is not None:
-            ladder = effort_ladder(self.path) if self.path is not None else "0731"
-            self.prompts = PromptEncoder(tokenizer, effort_ladder=ladder)
+        if self.path is not None and tokenizer is not None:
+            self.prompts = PromptEncoder(tokenizer, effort_ladder(self.path))
         self.max_model_len = _resolve_max_model_len(max_model_len, self.config)
         scheduler = Scheduler(SchedulerConfig(max_num_seqs, max_num_batched_tokens))
         runner = ModelRunner(model, max_num_seqs, self.max_model_len, torch.device(device))
@@ -163,8 +161,9 @@ def _resolve_max_model_len(requested: int | None, config: ModelConfig) -> int:
     return requested
 
 
-def _find_tokenizer(path: Path) -> Tokenizer | None:
-    return Tokenizer.from_pretrained(path) if (path / "tokenizer.json").is_file() else None
+def _find_tokenizer(path: Path | None) -> Tokenizer | None:
+    """The folder's tokenizer; a folder without one is a model for token ids alone."""
+    return Tokenizer.from_pretrained(path) if path is not None and (path / "tokenizer.json").is_file() else None
 
 
 def _load(path: Path, device: str, dtype: torch.dtype, numerics: str) -> EngineModel:

@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -8,6 +9,12 @@ from dsv4.engine import LLM, AsyncEngine, EngineError, SamplingParams
 
 PARAMS = SamplingParams(seed=2, max_tokens=15, ignore_eos=True)
 ENDLESS = SamplingParams(seed=2, max_tokens=4000, ignore_eos=True)
+
+
+def run(work):
+    """asyncio.run in a thread of its own: other tests may leave an event loop running in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
 
 
 @contextlib.contextmanager
@@ -37,7 +44,7 @@ def test_many_requests_at_a_time_each_get_their_own_tokens(model) -> None:
         return await asyncio.gather(*(collect(engine, [i + 2, 3]) for i in range(20)))
 
     with running(model, max_num_seqs=3) as engine:
-        assert asyncio.run(main(engine)) == expected
+        assert run(main(engine)) == expected
         assert engine.num_running == engine.num_waiting == 0
 
 
@@ -54,7 +61,7 @@ def test_closing_the_generator_stops_the_request_at_once(model) -> None:
 
     model.seconds_per_step = 0.001
     with running(model) as engine:
-        asyncio.run(main(engine))
+        run(main(engine))
         assert model.cache.lengths == [0] * 8
 
 
@@ -71,7 +78,7 @@ def test_a_cancelled_task_stops_its_request_even_while_it_waits_in_the_queue(mod
 
     model.seconds_per_step = 0.001
     with running(model, max_num_seqs=1) as engine:
-        asyncio.run(main(engine))
+        run(main(engine))
 
 
 def test_an_abort_does_not_disturb_the_others(model) -> None:
@@ -87,7 +94,7 @@ def test_an_abort_does_not_disturb_the_others(model) -> None:
 
     model.seconds_per_step = 0.001
     with running(model) as engine:
-        assert asyncio.run(main(engine)) == expected
+        assert run(main(engine)) == expected
 
 
 def test_a_bad_prompt_is_refused_before_it_is_queued(model) -> None:
@@ -101,11 +108,11 @@ def test_a_failing_model_reaches_every_waiting_request_and_the_health(model) -> 
 
     model.fail_at_step = 3
     with running(model, max_num_seqs=2) as engine:
-        errors = asyncio.run(main(engine))
+        errors = run(main(engine))
         assert all(isinstance(error, EngineError) and "the model broke" in str(error) for error in errors)
         assert not engine.healthy
         with pytest.raises(EngineError, match="the model broke"):
-            asyncio.run(collect(engine, [3]))
+            run(collect(engine, [3]))
 
 
 def test_closing_the_engine_ends_its_requests_with_an_error(model) -> None:
@@ -118,7 +125,7 @@ def test_closing_the_engine_ends_its_requests_with_an_error(model) -> None:
 
     model.seconds_per_step = 0.001
     engine = AsyncEngine(LLM(model))
-    asyncio.run(main(engine))
+    run(main(engine))
     assert not engine.healthy
 
 
@@ -131,8 +138,8 @@ def test_a_client_whose_loop_is_gone_does_not_stop_the_engine(model) -> None:
     abandoned: list[object] = []
     model.seconds_per_step = 0.001
     with running(model) as engine:
-        asyncio.run(leave(engine))
-        assert asyncio.run(collect(engine, [5])) == LLM(model).generate([[5]], PARAMS)[0].token_ids
+        run(leave(engine))
+        assert run(collect(engine, [5])) == LLM(model).generate([[5]], PARAMS)[0].token_ids
 
 
 def test_the_llm_refuses_calls_while_the_engine_owns_it(model) -> None:

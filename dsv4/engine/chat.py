@@ -1,0 +1,148 @@
+"""`dsv4 chat`: talk to a model in the terminal. Replies stream, thinking in a dim panel; Ctrl-C stops a reply."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.panel import Panel
+from rich.text import Text
+
+from dsv4.engine.chat_session import ChatSession
+from dsv4.engine.llm import LLM
+
+EFFORTS = ("low", "high", "max")
+HELP = """/think          switch thinking on or off
+/effort LEVEL   low, high or max: how much to think
+/reset          forget the conversation
+/exit           leave (so does Ctrl-D)
+Ctrl-C stops a reply."""
+TAIL_LINES = 12  # of the thinking, while it runs; the whole of it is shown once it ends
+
+
+def chat(
+    model: str | None = None,
+    thinking: bool = True,
+    effort: str | None = None,
+    max_tokens: int = 1024,
+    temperature: float | None = None,
+    top_p: float = 1.0,
+    seed: int | None = None,
+) -> None:
+    """Reads lines and answers them until the input ends."""
+    console = Console()
+    with console.status("loading the model"):
+        llm = LLM(model, max_num_seqs=1)
+        session = ChatSession(llm, thinking, effort, max_tokens, temperature, top_p, seed)
+    console.print(f"[bold]{llm.name}[/] is here. /help lists the commands.")
+    # Line editing and history for input(), where the platform has it.
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    run(session, console)
+
+
+def run(session: ChatSession, console: Console) -> None:
+    """The loop: a command or a question a line. Ctrl-C at the prompt leaves, during a reply it stops the reply."""
+    while True:
+        try:
+            line = console.input("\n[bold cyan]you>[/] ").strip()
+        except (EOFError, KeyboardInterrupt):
+            console.print()
+            return
+        if line == "/exit":
+            return
+        if line.startswith("/"):
+            console.print(command(session, line), style="dim", markup=False)
+        elif line:
+            reply(session, console, line)
+
+
+def command(session: ChatSession, line: str) -> str:
+    """Carries a command out and says what it did."""
+    name, _, argument = line.partition(" ")
+    argument = argument.strip()
+    if name == "/think":
+        session.thinking = not session.thinking
+        return f"thinking is {'on' if session.thinking else 'off'}"
+    if name == "/effort":
+        if argument not in EFFORTS:
+            return f"/effort {argument}: one of {', '.join(EFFORTS)} is needed"
+        session.effort = argument
+        return f"effort is {argument}"
+    if name == "/reset":
+        session.reset()
+        return "the conversation is forgotten"
+    return HELP if name == "/help" else f"{name} is not a command\n{HELP}"
+
+
+def reply(session: ChatSession, console: Console, question: str) -> None:
+    """Streams one reply; a question that does not fit is answered with the reason."""
+    started = time.monotonic()
+    note = ""
+    pieces = session.ask(question)
+    try:
+        with ReplyView(console) as view:
+            for kind, text in pieces:
+                if kind == "thinking":
+                    view.think(text)
+                else:
+                    view.say(text)
+    except KeyboardInterrupt:
+        note = ", stopped"
+    except ValueError as error:
+        console.print(str(error), style="red", markup=False)
+        return
+    finally:
+        pieces.close()
+    seconds = max(time.monotonic() - started, 1e-9)
+    console.print(
+        f"{session.num_tokens} tokens, {session.num_tokens / seconds:.0f} tokens/s{note}", style="dim", highlight=False
+    )
+
+
+class ReplyView:
+    """One reply on the screen: a panel of thinking that follows its end, then the answer as it comes."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._thinking = ""
+        self._started = time.monotonic()
+        self._live: Live | None = None
+        self._answered = False
+
+    def __enter__(self) -> ReplyView:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end_thinking()
+        if self._answered:
+            self._console.print()
+
+    def think(self, text: str) -> None:
+        self._thinking += text
+        if self._live is None:
+            self._live = Live(self._panel(), console=self._console, refresh_per_second=8)
+            self._live.start()
+        self._live.update(self._panel(TAIL_LINES))
+
+    def say(self, text: str) -> None:
+        self._end_thinking()
+        self._answered = True
+        self._console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
+
+    def _end_thinking(self) -> None:
+        if self._live is not None:
+            self._live.update(self._panel())
+            self._live.stop()
+            self._live = None
+
+    def _panel(self, tail: int | None = None) -> Panel:
+        lines = self._thinking.splitlines()
+        shown = "\n".join(lines[-tail:] if tail else lines)
+        title = f"thinking, {time.monotonic() - self._started:.1f} s"
+        return Panel(Text(shown, style="dim"), title=title, title_align="left", border_style="dim")

@@ -1,0 +1,55 @@
+"""`dsv4 generate`: continues prompts as plain text."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+
+from dsv4.engine.llm import LLM
+from dsv4.engine.sampling_params import SamplingParams
+
+
+def generate(
+    model: str | None,
+    prompts: Sequence[str],
+    max_tokens: int = 64,
+    temperature: float | None = None,
+    top_p: float = 1.0,
+    seed: int | None = None,
+    stop: Sequence[str] = (),
+    as_json: bool = False,
+) -> None:
+    """Prints what follows each prompt: streamed for a single one, else in order, each under a line with its number.
+
+    The prompt "-" is standard input. `as_json` prints one object a prompt and line: prompt, text, token_ids, logprobs,
+    finish_reason, cached_tokens.
+    """
+    params = SamplingParams(
+        max_tokens=max_tokens,
+        temperature=1.0 if temperature is None else temperature,
+        top_p=top_p,
+        seed=seed,
+        stop=tuple(stop),
+        logprobs=as_json,
+    )
+    texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
+    llm = LLM(model)
+    if len(texts) == 1 and not as_json:
+        for event in llm.stream(texts[0], params):
+            print(event.text, end="", flush=True)
+        print()
+        return
+    for number, (prompt, output) in enumerate(zip(texts, llm.generate(texts, params), strict=True), start=1):
+        if as_json:
+            row = {
+                "prompt": prompt,
+                "text": output.text,
+                "token_ids": output.token_ids,
+                "logprobs": output.logprobs,
+                "finish_reason": output.finish_reason,
+                "cached_tokens": output.cached_tokens,
+            }
+            print(json.dumps(row, ensure_ascii=False))
+        else:
+            print(f"--- {number}\n{output.text}")

@@ -1,0 +1,1 @@
+"""The HTTP server: DeepSeek's Chat Completions and Messages APIs over one engine, and the chat page."""

@@ -1,0 +1,59 @@
+"""API keys: Authorization: Bearer KEY or x-api-key: KEY on every path but the few that are open."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from dsv4.server.errors import error_response
+
+# The page itself holds nothing secret and every call that it makes needs the key.
+OPEN_PATHS = ("/", "/health", "/favicon.ico")
+OPEN_PREFIXES = ("/web/",)
+
+
+class ApiKeyMiddleware:
+    """Answers 401 unless a request carries one of the keys. Unknown paths need one too: nothing is open by accident."""
+
+    def __init__(self, app: ASGIApp, api_keys: Iterable[str]) -> None:
+        self.app = app
+        self.api_keys = [key.encode() for key in api_keys]
+        if not all(self.api_keys):
+            raise ValueError("an API key is an empty string; give keys of at least 1 character, or no key at all")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not self.api_keys or _is_open(scope["path"]):
+            await self.app(scope, receive, send)
+            return
+        key = presented_key(Headers(scope=scope))
+        if key is not None and self._is_valid(key):
+            await self.app(scope, receive, send)
+            return
+        message = (
+            f"Authentication Fails, Your api key: ****{key[-4:]} is invalid"
+            if key
+            else "Authentication Fails, no api key was given: send Authorization: Bearer KEY or x-api-key: KEY"
+        )
+        response = error_response(scope["path"], 401, message, {"WWW-Authenticate": "Bearer"})
+        await response(scope, receive, send)
+
+    def _is_valid(self, key: str) -> bool:
+        """Compares with every key in constant time: neither the match nor its place shows in the time taken."""
+        given = key.encode("latin-1")  # headers are read as Latin-1: back to the bytes that came
+        return sum(hmac.compare_digest(given, known) for known in self.api_keys) > 0
+
+
+def presented_key(headers: Headers) -> str | None:
+    """The key of a request, None without one. Authorization wins over x-api-key when both are sent."""
+    authorization = headers.get("authorization")
+    if authorization is not None:
+        scheme, _, key = authorization.partition(" ")
+        return key.strip() if scheme.lower() == "bearer" else ""
+    return headers.get("x-api-key")
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)

@@ -1,0 +1,36 @@
+"""POST /chat/completions: DeepSeek's Chat Completions API.
+
+JSON mode and a required or named tool call are asked of the model in its prompt and parsed from its answer; no grammar
+holds the model to them. Thinking with a required tool call is refused, as the hosted service does.
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from dsv4.server.requests import read_body
+from dsv4.server.responses import JsonWhenReady, event_stream
+from dsv4.server.service import CHAT, ChatService, Protocol
+
+
+def chat_router(service: ChatService, keep_alive_seconds: float) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/v1/chat/completions")
+    @router.post("/chat/completions")
+    async def chat_completions(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        return await answer(service, CHAT, request, keep_alive_seconds)
+
+    return router
+
+
+async def answer(service: ChatService, protocol: Protocol, request: Request, keep_alive_seconds: float) -> Response:
+    """Checks a request and starts its answer, streamed or whole. Raises RequestError before anything is generated."""
+    service.engine.check()
+    job = await run_in_threadpool(service.prepare, protocol, await read_body(request))
+    if job.stream:
+        return event_stream(service, job, keep_alive_seconds)
+    return JsonWhenReady(lambda: service.whole(job), keep_alive_seconds)

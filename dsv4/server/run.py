@@ -1,0 +1,92 @@
+"""serve: loads a model, binds the port, prints where the chat page is, and serves until Ctrl-C."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+import uvicorn
+
+SHUTDOWN_SECONDS = 3  # what open streams get to end after Ctrl-C
+
+
+class PortTakenError(OSError):
+    """The address cannot be listened on, most often because another process does."""
+
+
+def serve(
+    model: str | Path | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    api_keys: Sequence[str] = (),
+    max_num_seqs: int = 8,
+    max_model_len: int | None = None,
+    threads: int | None = None,
+    device: str = "cpu",
+) -> None:
+    """Serves a model folder, by default the embedded nano model. `port` 0 takes a free one.
+
+    Raises PortTakenError before the model is loaded, and whatever loading it raises.
+    """
+    listening = bind(host, port)
+    try:
+        # torch is needed from here on; a taken port is known before its seconds are spent.
+        import torch
+
+        from dsv4.engine import LLM, AsyncEngine
+        from dsv4.server.app import create_app
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        llm = LLM(model, max_num_seqs=max_num_seqs, max_model_len=max_model_len, device=device)
+        engine = AsyncEngine(llm)
+        try:
+            app = create_app(engine, api_keys=api_keys)
+            config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=SHUTDOWN_SECONDS)
+            AnnouncingServer(config, llm.name, address(listening)).run(sockets=[listening])
+        finally:
+            engine.close()
+    finally:
+        listening.close()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound socket. PortTakenError names the port and the way out."""
+    family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listening = socket.socket(family, kind, protocol)
+    # So that a server that was just stopped does not keep its port for a minute.
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind(where)
+        listening.listen()  # two servers can bind one port before either listens: only now it is ours
+    except OSError as error:
+        listening.close()
+        raise PortTakenError(
+            f"cannot listen on {host} port {port}: {error.strerror}; stop what uses it or choose another with --port"
+        ) from error
+    return listening
+
+
+def address(listening: socket.socket) -> str:
+    """The base URL of a bound socket, as a browser on this machine reaches it."""
+    name: tuple[str, int] = listening.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(name[0], name[0])
+    return f"http://[{host}]:{name[1]}" if ":" in host else f"http://{host}:{name[1]}"
+
+
+class AnnouncingServer(uvicorn.Server):
+    """Prints the addresses once requests are taken."""
+
+    def __init__(self, config: uvicorn.Config, model_name: str, url: str) -> None:
+        super().__init__(config)
+        self._model_name, self._url = model_name, url
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            print(f"{self._model_name} is ready. Chat page: {self._url}/")
+            print(
+                f"OpenAI base URL: {self._url}/v1   Anthropic base URL: {self._url}/anthropic   (Ctrl-C stops)",
+                flush=True,
+            )

@@ -1,0 +1,112 @@
+"""ChatService: one served model. A request body becomes a Job, and a job becomes the protocol's chunks."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
+
+import deepseek_recipe as recipe
+
+from dsv4.engine import AsyncEngine
+from dsv4.engine.conversation import Chunk, ConversationModel, Generator, Turn
+from dsv4.server.errors import RequestError
+from dsv4.server.leniency import adapt_chat, adapt_messages
+
+Request = recipe.ChatCompletionRequest | recipe.MessagesRequest
+Response = recipe.ChatCompletionResponse | recipe.MessagesResponse
+
+# The names under which the hosted service offers V4: clients that are set up for it work unchanged.
+OFFICIAL_NAMES = ("deepseek-v4-flash", "deepseek-v4-pro", "deepseek-flash")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One API: deepseek-recipe's request and response types, and the leniencies that this server adds."""
+
+    name: str
+    adapt: Callable[[bytes], bytes]
+    request: type[Request]
+    response: type[Response]
+    accepts_claude_names: bool  # clients made for Anthropic's models insist on their names
+
+    def generator(self, request: recipe.ConversationRequest, answer_id: str, model: str) -> Generator:
+        return self.request.chunk_generator(request, answer_id, model)
+
+
+CHAT = Protocol("chat.completions", adapt_chat, recipe.ChatCompletionRequest, recipe.ChatCompletionResponse, False)
+MESSAGES = Protocol("messages", adapt_messages, recipe.MessagesRequest, recipe.MessagesResponse, True)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked request, ready to run."""
+
+    protocol: Protocol
+    id: str
+    model: str  # the name that the client used
+    stream: bool
+    turn: Turn
+    generator: Generator
+
+
+class ChatService:
+    """Answers conversations with one engine, for every protocol."""
+
+    def __init__(self, engine: AsyncEngine, model_name: str, aliases: Sequence[str], thinking: bool) -> None:
+        """`thinking`: whether a request that does not say thinks, as the hosted service does."""
+        self.engine = engine
+        self.conversation = ConversationModel(engine.llm)
+        self.model_name = model_name
+        self.model_names = list(dict.fromkeys([model_name, *aliases]))
+        self._options = recipe.ConversionOptions(
+            default_thinking_mode=thinking,
+            messages_web_search=recipe.WebSearchBehavior.Drop,
+        ).with_model_versions_by_name(dict.fromkeys(self.model_names, recipe.ModelVersion.DeepseekV4Pro))
+
+    def prepare(self, protocol: Protocol, body: bytes) -> Job:
+        """Checks, renders and tokenises a request. Raises RequestError. Slow for a long prompt: run it in a thread."""
+        model, converted = self._convert(protocol, body)
+        try:
+            turn = self.conversation.prepare(converted)
+        except recipe.ConversionError as error:
+            raise RequestError.from_recipe(error) from error
+        answer_id = str(uuid.uuid4())
+        return Job(protocol, answer_id, model, converted.stream, turn, protocol.generator(converted, answer_id, model))
+
+    def count_tokens(self, protocol: Protocol, body: bytes) -> int:
+        """Tokens of the rendered prompt. Raises RequestError as `prepare` does, but never for its length."""
+        _, converted = self._convert(protocol, body)
+        return len(self.conversation.prompts.encode(converted.conversation))
+
+    async def chunks(self, job: Job) -> AsyncGenerator[Chunk, None]:
+        """Runs a job. Closing the generator stops the generation; so does an answer that ends before its tokens do."""
+        answer = self.conversation.answer(job.turn, job.generator)
+        async with contextlib.aclosing(self.engine.stream(job.turn.prompt_token_ids, job.turn.params)) as events:
+            async for event in events:
+                for chunk in answer.push(event):
+                    yield chunk
+                if answer.finished:
+                    return
+
+    async def whole(self, job: Job) -> str:
+        """Runs a job to its end; the protocol's response object as JSON."""
+        response = job.protocol.response(job.id, job.model, int(time.time()), len(job.turn.prompt_token_ids), 0)
+        async with contextlib.aclosing(self.chunks(job)) as chunks:
+            async for chunk in chunks:
+                response.accumulate(chunk)  # pyright: ignore[reportArgumentType]  # generator and response are one pair
+        return response.to_json()
+
+    def _convert(self, protocol: Protocol, body: bytes) -> tuple[str, recipe.ConversationRequest]:
+        try:
+            request = protocol.request(protocol.adapt(body))
+            model = request.model
+            options = self._options
+            if protocol.accepts_claude_names and model.startswith("claude-"):
+                options = options.with_model_alias(model, recipe.ModelVersion.DeepseekV4Pro)
+            converted = request.convert(options)
+        except (recipe.ConversionError, ValueError) as error:
+            raise RequestError.from_recipe(error) from error
+        return model, converted

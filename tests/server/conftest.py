@@ -1,0 +1,181 @@
+"""A server over a model that says what a test tells it to: real tokens, real engine, real HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anthropic
+import deepseek_recipe as recipe
+import httpx
+import openai
+import pytest
+import torch
+import uvicorn
+from torch import Tensor
+
+from dsv4.config import ModelConfig
+from dsv4.engine import LLM, AsyncEngine
+from dsv4.model.batch import RaggedBatch
+from dsv4.server.app import create_app
+from dsv4.server.run import address, bind
+from dsv4.tokenizer.train import train_tokenizer, write_tokenizer
+
+VOCAB = 300
+EOS = 1
+
+
+class ScriptedCache:
+    def __init__(self, rows: int) -> None:
+        self.histories: list[list[int]] = [[] for _ in range(rows)]
+        self.prompt_lengths: dict[int, int] = {}
+
+    def reset(self, row: int) -> None:
+        self.histories[row].clear()
+        self.prompt_lengths.pop(row, None)
+
+
+class ScriptedModel:
+    """Makes the tokens of `reply` certain, one after the other, then the end of the sentence."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config = ModelConfig.from_dict(
+            ModelConfig.preset("nano").to_dict() | {"vocab_size": VOCAB, "max_position_embeddings": 65536}
+        )
+        self.tokenizer = recipe.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.reply: str | Callable[[list[int]], str] = "</think>ok"
+        self.seconds_per_step = 0.0
+        self.seconds_of_prefill = 0.0
+        self.fail: str | None = None
+        self.prompts: list[list[int]] = []
+        self.num_sampled = 0
+        self._cache = ScriptedCache(0)
+
+    def new_cache(self, batch_size: int, max_tokens: int) -> ScriptedCache:
+        self._cache = ScriptedCache(batch_size)
+        return self._cache
+
+    def forward_ragged(self, batch: RaggedBatch, cache: ScriptedCache | None = None) -> Tensor:
+        assert cache is not None
+        if self.fail is not None:
+            raise RuntimeError(self.fail)
+        decoding = all(length == 1 for length in batch.lengths.tolist())
+        time.sleep(self.seconds_per_step if decoding else self.seconds_of_prefill)
+        ids, rows = batch.token_ids.tolist(), []
+        for length, slot in zip(batch.lengths.tolist(), batch.slots.tolist(), strict=True):
+            for _ in range(length):
+                cache.histories[slot].append(ids.pop(0))
+                rows.append([slot, len(cache.histories[slot])])
+        return torch.tensor(rows)
+
+    def logits(self, streams: Tensor) -> Tensor:
+        return torch.stack([self._next(slot, length) for slot, length in streams.tolist()])
+
+    def _next(self, slot: int, length: int) -> Tensor:
+        cache = self._cache
+        history = cache.histories[slot]
+        if slot not in cache.prompt_lengths:
+            cache.prompt_lengths[slot] = length
+            self.prompts.append(list(history))
+        start = cache.prompt_lengths[slot]
+        text = self.reply if isinstance(self.reply, str) else self.reply(history[:start])
+        script = self.tokenizer.encode(text)
+        step = length - start
+        token = script[step] if step < len(script) else EOS
+        self.num_sampled += 1
+        return torch.nn.functional.one_hot(torch.tensor(token), VOCAB).float() * 50.0
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder that has a tokenizer and nothing else."""
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    write_tokenizer(train_tokenizer(iter(["the cat sat on the mat"] * 4), VOCAB), path)
+    return path
+
+
+@pytest.fixture
+def model(folder: Path) -> ScriptedModel:
+    return ScriptedModel(folder)
+
+
+@dataclass
+class Served:
+    """A running server and clients for it."""
+
+    url: str
+    engine: AsyncEngine
+    model: ScriptedModel
+    key: str = "unused"
+    _closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def openai(self, base: str = "/v1") -> openai.OpenAI:
+        client = openai.OpenAI(base_url=self.url + base, api_key=self.key, max_retries=0)
+        return self._closing.enter_context(client)
+
+    def anthropic(self, base: str = "/anthropic") -> anthropic.Anthropic:
+        client = anthropic.Anthropic(base_url=self.url + base, api_key=self.key, max_retries=0)
+        return self._closing.enter_context(client)
+
+    def http(self, **options: object) -> httpx.Client:
+        return self._closing.enter_context(httpx.Client(base_url=self.url, timeout=30, **options))  # type: ignore[arg-type]
+
+    def wait_until_idle(self, seconds: float = 5.0) -> None:
+        deadline = time.monotonic() + seconds
+        while self.engine.num_running or self.engine.num_waiting:
+            assert time.monotonic() < deadline, "a ghost request is still running"
+            time.sleep(0.005)
+
+    def wait_until_running(self, count: int = 1, seconds: float = 5.0) -> None:
+        deadline = time.monotonic() + seconds
+        while self.engine.num_running != count:
+            assert time.monotonic() < deadline, f"never saw {count} running"
+            time.sleep(0.002)
+
+
+@contextlib.contextmanager
+def serving(llm: LLM, model: ScriptedModel | None = None, **options: object) -> Iterator[Served]:
+    """Runs uvicorn in a thread on a free port of the loopback interface."""
+    engine = AsyncEngine(llm)
+    listening = bind("127.0.0.1", 0)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(engine, **options),  # type: ignore[arg-type]
+            log_level="critical",
+            lifespan="off",
+            timeout_graceful_shutdown=1,
+        )
+    )
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.005)
+        with contextlib.ExitStack() as closing:
+            yield Served(address(listening), engine, model, _closing=closing)  # type: ignore[arg-type]
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        engine.close()
+        listening.close()
+
+
+@pytest.fixture
+def serve(folder: Path) -> Callable[..., contextlib.AbstractContextManager[Served]]:
+    """serve(model, **options of create_app and LLM limits) -> a running server."""
+
+    def start(model: ScriptedModel, **options: object) -> contextlib.AbstractContextManager[Served]:
+        limits = {k: options.pop(k) for k in ("max_num_seqs", "max_model_len") if k in options}
+        return serving(LLM(model, folder=folder, **limits), model, **options)  # type: ignore[arg-type]
+
+    return start
+
+
+@pytest.fixture
+def server(model: ScriptedModel, serve: Callable[..., contextlib.AbstractContextManager[Served]]) -> Iterator[Served]:
+    with serve(model) as served:
+        yield served
