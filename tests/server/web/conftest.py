@@ -6,7 +6,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,7 +97,8 @@ class Mock:
         return error_response(401, f"Authentication Fails, Your api key: ****{given[-4:]} is invalid")
 
     async def models(self, request: Request) -> Response:
-        body = {"object": "list", "data": [{"id": MODEL, "object": "model"}]}
+        names = (MODEL, "another-name-of-it")
+        body = {"object": "list", "data": [{"id": name, "object": "model", "root": MODEL} for name in names]}
         return self.refused(request) or JSONResponse(body)
 
     async def complete(self, request: Request) -> Response:
@@ -156,8 +157,9 @@ def plain_context(browser: Browser) -> Iterator[BrowserContext]:
 class Tab:
     """A tab with the page open and empty storage; every request and script error in it is noted."""
 
-    def __init__(self, context: BrowserContext, mock: Mock) -> None:
-        self.mock = mock
+    def __init__(self, context: BrowserContext, url: str, mock: Mock | None = None) -> None:
+        self.url = url
+        self._mock = mock
         self.page = context.new_page()
         self.page.set_default_timeout(10_000)
         self.hosts: set[str] = set()
@@ -165,23 +167,34 @@ class Tab:
         self.page.on("request", lambda request: self.hosts.add(request.url.split("/")[2]))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("console", self.note)
-        self.page.goto(mock.url + "web/logo.svg")
+        self.page.goto(url + "web/logo.svg")
         self.page.evaluate("localStorage.clear(), sessionStorage.clear()")
-        self.page.goto(mock.url)
+        self.page.goto(url)
+
+    @property
+    def mock(self) -> Mock:
+        assert self._mock is not None, "this tab talks to a real server"
+        return self._mock
 
     def note(self, message: ConsoleMessage) -> None:
         # Chromium reports refused and cut connections here too; those are part of some tests.
         if message.type == "error" and "Failed to load resource" not in message.text:
             self.errors.append(message.text)
 
-    def ask(self, text: str, answer: list[str], **fields: Any) -> None:
-        """Sends `text`; the server will answer with the script that the other arguments make, from now on."""
-        self.will_answer(answer, **fields)
+    def ask(self, text: str, answer: list[str] | None = None, **fields: Any) -> None:
+        """Sends `text`; the mock will answer with the script that the other arguments make, from now on."""
+        if answer is not None:
+            self.will_answer(answer, **fields)
         self.page.fill("#prompt", text)
         self.page.keyboard.press("Enter")
 
     def will_answer(self, answer: list[str], **fields: Any) -> None:
         self.mock.script = Script(answer, **fields)
+
+    def close(self) -> None:
+        self.page.close()
+        assert self.errors == []
+        assert self.hosts == {self.url.split("/")[2]}  # nothing is asked of another host
 
     def wait(self, status: str, turn: int = -1) -> Locator:
         """The answer of a turn, once it has the status."""
@@ -201,10 +214,22 @@ def tab(mock: Mock, browser: Browser, plain_context: BrowserContext, request: py
     mock.reset()
     options = getattr(request, "param", None)
     context = browser.new_context(**options) if options else plain_context
-    opened = Tab(context, mock)
+    opened = Tab(context, mock.url, mock)
     yield opened
-    opened.page.close()
+    opened.close()
     if options:
         context.close()
-    assert opened.errors == []
-    assert opened.hosts == {mock.url.split("/")[2]}  # nothing is asked of another host
+
+
+@pytest.fixture
+def open_tab(plain_context: BrowserContext) -> Iterator[Callable[[str], Tab]]:
+    """open_tab(url) -> a tab on the page of any server."""
+    tabs: list[Tab] = []
+
+    def opened(url: str) -> Tab:
+        tabs.append(Tab(plain_context, url))
+        return tabs[-1]
+
+    yield opened
+    for tab in tabs:
+        tab.close()

@@ -103,3 +103,18 @@ def test_small_screen(tab: Any) -> None:
     page.get_by_role("button", name="Show sidebar").click()
     page.locator(".chat-open").click()
     expect(page.get_by_role("navigation", name="Your chats")).not_to_be_visible()
+
+
+def test_end_is_followed_until_the_reader_scrolls_up(tab: Any) -> None:
+    page = tab.page
+    tab.ask("count", [f"line {i}\n\n" for i in range(60)], pause=0.03)
+    left = "(t => t.scrollHeight - t.scrollTop - t.clientHeight)(document.querySelector('#thread'))"
+    expect(tab.answer().locator(".answer")).to_contain_text("line 25")
+    assert page.evaluate(left) < 60
+    page.locator("#thread").hover()
+    page.mouse.wheel(0, -50)
+    expect(tab.answer().locator(".answer")).to_contain_text("line 40")
+    assert page.evaluate(left) > 200
+    page.get_by_role("button", name="Scroll to the latest message").click()
+    tab.wait("done")
+    page.wait_for_function(f"{left} < 2")

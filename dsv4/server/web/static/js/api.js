@@ -69,10 +69,11 @@ function kindOf(status, message) {
   return /context length|context_length|maximum context|too long/i.test(message) ? "context" : "request";
 }
 
-/** Names of the models the server offers, first the default. */
+/** Names of the models the server offers, first the default; further names of the same model (`root`) are left out. */
 export async function listModels() {
   const body = parse(await (await request("v1/models", {})).text());
-  return body.data.map((model) => model.id);
+  const models = body.data.filter((model) => !model.root || model.root === model.id);
+  return (models.length ? models : body.data).map((model) => model.id);
 }
 
 /** Yields the chunks of one streamed chat completion; an error in the stream or a missing [DONE] throws ApiError. */

@@ -14,13 +14,14 @@ export class Thread {
     this.views = new Map(); // node id -> view
     this.dirty = new Set();
     this.following = true; // keep the end in view
+    [this.top, this.height] = [0, 0]; // where the scroller was
     this.scroller = byId("thread");
     this.column = byId("messages");
     this.jump = byId("jump");
     this.jump.append(icon("down"));
     this.jump.addEventListener("click", () => this.toEnd(true));
     this.scroller.addEventListener("scroll", () => this.scrolled(), { passive: true });
-    new ResizeObserver(() => this.following && this.toEnd()).observe(this.column);
+    new ResizeObserver(() => (this.following ? this.toEnd() : this.scrolled())).observe(this.column);
     setInterval(() => this.views.forEach((view) => view.tick()), 100);
   }
 
@@ -71,7 +72,10 @@ export class Thread {
   scrolled() {
     const { scrollHeight, scrollTop, clientHeight } = this.scroller;
     const left = scrollHeight - scrollTop - clientHeight;
-    this.following = left < NEAR_END;
+    // A reader who scrolls up, however little, wants to stay there; content that shrinks moves the view up too.
+    const up = scrollTop < this.top - 1 && scrollHeight >= this.height;
+    this.following = left < (up ? 2 : NEAR_END);
+    [this.top, this.height] = [scrollTop, scrollHeight];
     this.jump.hidden = left < NEAR_END * 3;
   }
 
