@@ -1,0 +1,179 @@
+"""Train the nano model end to end from nothing: tokenizer, data, pre-training, fine-tuning, quantisation, model folder.
+
+    python recipes/nano.py --budget cpu            2 hours on 2 cores
+    python recipes/nano.py --budget gpu            20 minutes on one data-centre GPU
+    python recipes/nano.py --steps 2 --out /tmp/x  a smoke test
+
+A killed run goes on with --resume, from its last saved step, to the same bits. The run's folder keeps the tokenizer,
+the state, the step plan and metrics.jsonl; the model folder appears when training is done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from dsv4.checkpoint import save_model
+from dsv4.config import ModelConfig
+from dsv4.data.loader import NanoLoader
+from dsv4.data.nano_tokenizer import train_nano_tokenizer
+from dsv4.model.transformer import Transformer
+from dsv4.tokenizer import Tokenizer
+from dsv4.training.hash_routing import install_tables
+from dsv4.training.loop import Stage, Trainer, TrainSettings
+from dsv4.training.optim import MuonAdamW
+from dsv4.training.plan import StepPlan
+from dsv4.training.schedule import Schedule
+
+ROOT = Path(__file__).resolve().parents[1]
+PRETRAIN_SHARE = 0.2
+WARMUP_STEPS = 40
+COUNTED_BATCHES = 24  # batches whose token counts balance the hash-routed layers
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that decides a run's bits; kept in run.json, so that resuming cannot change it."""
+
+    budget: str
+    seconds: float | None
+    steps: int | None
+    tokens_per_batch: int
+    peak_lr: float
+    seed: int
+    preset: str = "nano"
+    device: str = "cpu"
+
+
+# The GPU run sees many more tokens: larger batches, the same peak rate.
+DEFAULTS = {
+    "cpu": {"seconds": 6600.0, "tokens_per_batch": 4096, "peak_lr": 3e-3, "device": "cpu"},
+    "gpu": {"seconds": 1080.0, "tokens_per_batch": 32768, "peak_lr": 3e-3, "device": "cuda"},
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the recipe; 0 when the model folder is written."""
+    options = _parser().parse_args(arguments)
+    console = Console()
+    run_dir: Path = options.run_dir
+    run = load_or_make_run(options, run_dir)
+    tokenizer = make_tokenizer(run_dir, console)
+    trainer = make_trainer(run, tokenizer, run_dir, console)
+    trainer.run()
+    export(trainer, run_dir / "tokenizer", options.out)
+    console.print(f"model folder: {options.out}", highlight=False)
+    if options.eval:
+        from dsv4.evals.model_card import write_model_card
+        from dsv4.evals.runner import evaluate
+
+        results = evaluate(options.out, examples=options.eval, console=console)
+        write_model_card(options.out, results, asdict(run), asdict(trainer.progress))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="recipes/nano.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--budget", choices=sorted(DEFAULTS), default="cpu", help="size of the run (default: %(default)s)"
+    )
+    parser.add_argument("--seconds", type=float, help="training time instead of the budget's")
+    parser.add_argument("--steps", type=int, help="a fixed number of steps instead of a time")
+    parser.add_argument("--tokens-per-batch", type=int, help="tokens of one step instead of the budget's")
+    parser.add_argument("--peak-lr", type=float, help="highest learning rate instead of the budget's")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=ROOT / "models" / "nano", help="model folder to write")
+    parser.add_argument("--run-dir", type=Path, default=ROOT / "runs" / "nano", help="folder of the run's state")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --run-dir")
+    parser.add_argument("--eval", type=int, default=0, metavar="N", help="then score N examples a task and mode")
+    return parser
+
+
+def load_or_make_run(options: argparse.Namespace, run_dir: Path) -> Run:
+    """The run in `run_dir` with --resume, else a new one; a folder that holds a run is not overwritten."""
+    path = run_dir / "run.json"
+    if options.resume:
+        if not path.exists():
+            raise SystemExit(f"--resume: {run_dir} holds no run (no run.json)")
+        return Run(**json.loads(path.read_text(encoding="utf-8")))
+    if path.exists():
+        raise SystemExit(f"{run_dir} already holds a run; pass --resume to go on with it, or another --run-dir")
+    values = DEFAULTS[options.budget] | {"budget": options.budget, "seed": options.seed, "steps": options.steps}
+    for name in ("seconds", "tokens_per_batch", "peak_lr"):
+        if getattr(options, name) is not None:
+            values[name] = getattr(options, name)
+    if options.steps is not None:
+        values["seconds"] = None
+    run = Run(**values)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(run), indent=2) + "\n", encoding="utf-8")
+    return run
+
+
+def make_tokenizer(run_dir: Path, console: Console) -> Tokenizer:
+    """Train the tokenizer into `run_dir`/tokenizer, or read the one that a killed run finished there."""
+    folder = run_dir / "tokenizer"
+    if not folder.exists():
+        console.print("training the tokenizer")
+        unfinished = run_dir / "tokenizer.tmp"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        train_nano_tokenizer(unfinished)
+        unfinished.rename(folder)
+    return Tokenizer.from_pretrained(folder)
+
+
+def make_trainer(run: Run, tokenizer: Tokenizer, run_dir: Path, console: Console) -> Trainer:
+    """Model, optimiser and data of `run`, at the step where its folder stands."""
+    torch.manual_seed(run.seed)
+    generator = torch.Generator().manual_seed(run.seed)
+    config = ModelConfig.preset(run.preset)
+    stages = [
+        Stage(name, share, NanoLoader(tokenizer, name, run.seed, run.tokens_per_batch, run_dir))
+        for name, share in (("pretrain", PRETRAIN_SHARE), ("sft", 1 - PRETRAIN_SHARE))
+    ]
+    model = Transformer(config)
+    model.init_weights(generator)
+    install_tables(model, count_tokens(stages[-1], config.vocab_size), generator)
+    model.to(run.device)
+    plan = StepPlan(run_dir / "plan.json", steps=run.steps, seconds=run.seconds)
+    settings = TrainSettings(
+        Schedule(run.peak_lr, WARMUP_STEPS, decay_fraction=0.35, final_ratio=0.02),
+        balance_speed=3e-3,
+        quantised_share=0.2,
+    )
+    return Trainer(model, MuonAdamW(model, config), stages, settings, plan, run_dir, console)
+
+
+def count_tokens(stage: Stage, vocab_size: int) -> list[int]:
+    """How often each id occurs in the first batches of `stage`."""
+    counts: Counter[int] = Counter()
+    for step in range(COUNTED_BATCHES):
+        for document in stage.source.batch(step).documents:
+            counts.update(document)
+    return [counts[token] for token in range(vocab_size)]
+
+
+def export(trainer: Trainer, tokenizer_folder: Path, out: Path) -> None:
+    """Write the model in the official FP4/FP8 layout with the tokenizer's files beside it; whole or not at all."""
+    unfinished = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_model(trainer.model, trainer.model.config, unfinished, format="official")
+    for path in sorted(tokenizer_folder.iterdir()):
+        shutil.copy2(path, unfinished / path.name)
+    shutil.rmtree(out, ignore_errors=True)
+    unfinished.rename(out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
