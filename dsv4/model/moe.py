@@ -9,6 +9,7 @@ from dsv4.config import ModelConfig
 from dsv4.kernels.swiglu import clamped_swiglu
 from dsv4.kernels.topk import top_k_lowest_index
 from dsv4.model.aux_losses import AuxLosses
+from dsv4.model.gather import take_rows
 from dsv4.model.layout import Layout
 from dsv4.model.linear import Linear, linear_fp32
 
@@ -78,18 +79,15 @@ class MoE(nn.Module):
         order = index.flatten().argsort(stable=True)
         counts = torch.bincount(index.flatten(), minlength=self.config.n_routed_experts)
         token = order // index.shape[1]
-        flat_weights = weights.flatten()[order].unsqueeze(-1)
-        rows = x[token]
-        parts, start = [], 0
-        for expert, count in zip(self.experts, counts.tolist(), strict=True):
-            if count:
-                stop = start + count
-                parts.append(expert(rows[start:stop], flat_weights[start:stop]))
-                start = stop
+        sizes = counts.tolist()
+        # One split: slicing expert by expert would pass over the whole of the rows again for each gradient.
+        rows = take_rows(x, token).split(sizes)
+        flat_weights = weights.flatten()[order].unsqueeze(-1).split(sizes)
+        parts = [expert(r, w) for expert, r, w in zip(self.experts, rows, flat_weights, strict=True) if len(r)]
         # Back to [T, k] slots: a token's experts are then added in slot order, which top-k made ascending; a hash row that
         # names an expert twice counts it twice.
         slots = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        routed = torch.cat(parts)[slots].view(*index.shape, -1).float()
+        routed = take_rows(torch.cat(parts), slots).view(*index.shape, -1).float()
         out = self.shared_experts(x).float()
         for slot in routed.unbind(1):
             out = out + slot

@@ -16,6 +16,7 @@ from dsv4.model.attention.compressor import Compressor, store_entries
 from dsv4.model.attention.indexer import Indexer, index_scores
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.cache import LayerCache
+from dsv4.model.gather import take_rows
 from dsv4.model.layout import TILE, WINDOW, Layout, TileGroup
 from dsv4.model.linear import Linear
 from dsv4.model.norm import RMSNorm, rms_norm
@@ -110,7 +111,7 @@ class Attention(nn.Module):
         if aux is not None and losses:
             aux.add_indexer(torch.cat(losses).sum() / max(1, int((layout.position >= self.ratio - 1).sum())))
         o = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-        return o.flatten(0, 1)[layout.token_row]
+        return take_rows(o.flatten(0, 1), layout.token_row)
 
     def _attend_group(
         self,
@@ -127,13 +128,13 @@ class Attention(nn.Module):
         """Output [G, R, H, D] of a group of tiles, and the indexer's KL of each row where one is wanted."""
         tiles = slice(group.first, group.last)
         rows = layout.row_token[tiles]
-        args = (q[rows], window[layout.window_index[tiles]], layout.window_mask[tiles], self.attn_sink)
+        args = (take_rows(q, rows), take_rows(window, layout.window_index[tiles]), layout.window_mask[tiles], self.attn_sink)
         if group.num_entries == 0 or entries is None:
             return attend(*args)[0], []
         mask = torch.arange(group.num_entries, device=q.device) < group.num_visible.unsqueeze(-1)
         scores = None
         if index_q is not None and index_w is not None and keys is not None and (group.sparse or want_loss):
-            scores = index_scores(index_q[rows], index_w[rows], keys[group.entries])
+            scores = index_scores(take_rows(index_q, rows), take_rows(index_w, rows), pick(keys, group.entries))
         if group.sparse:
             assert self.indexer is not None and scores is not None
             chosen = self.indexer.select(scores.detach(), group.num_visible)
@@ -141,7 +142,7 @@ class Attention(nn.Module):
             scores = scores.gather(-1, chosen.clamp(max=scores.shape[-1] - 1))
             picked = self._gather(entries, group, chosen)
         else:
-            picked = entries[group.entries]
+            picked = pick(entries, group.entries)
         loss = want_loss and scores is not None
         out, probs = attend(*args, picked, mask, return_entry_probs=loss)
         if not loss:
@@ -152,10 +153,10 @@ class Attention(nn.Module):
     def _gather(self, entries: Tensor, group: TileGroup, chosen: Tensor) -> Tensor:
         """Entries [G, R, k, D] that each row chose by its number within the sequence, chosen [G, R, k]."""
         if isinstance(group.entries, slice):
-            return entries[chosen + group.entries.start]
+            return take_rows(entries, chosen + group.entries.start)
         assert group.entries is not None
         tile = torch.arange(chosen.shape[0], device=chosen.device)[:, None, None]
-        return entries[group.entries[tile, chosen]]
+        return take_rows(entries, group.entries[tile, chosen])
 
     def _project(self, o: Tensor) -> Tensor:
         """o [T, H, D] -> [T, d]: each group of heads to its own o_lora_rank channels, then all to the hidden size."""
@@ -163,6 +164,12 @@ class Attention(nn.Module):
         weight = self.wo_a.weight.view(groups, rank, -1)
         parts = [linear(part.flatten(1), w) for part, w in zip(o.chunk(groups, 1), weight, strict=True)]
         return self.wo_b(torch.cat(parts, dim=-1))
+
+
+def pick(entries: Tensor, rows: slice | Tensor | None) -> Tensor:
+    """Rows of the entry tensor that a group reads: shared [E, D] for a slice, [G, E, D] for an index."""
+    assert rows is not None
+    return entries[rows] if isinstance(rows, slice) else take_rows(entries, rows)
 
 
 def indexer_kl(probs: Tensor, scores: Tensor, mask: Tensor) -> Tensor:

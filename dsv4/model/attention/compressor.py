@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from dsv4.config import ModelConfig
 from dsv4.model.cache import CompressorState
+from dsv4.model.gather import take_rows
 from dsv4.model.layout import CompressionLayout, Layout
 from dsv4.model.linear import Linear, linear_fp32
 from dsv4.model.norm import RMSNorm
@@ -48,7 +49,7 @@ class Compressor(nn.Module):
         """x [T, d] -> entries [windows closed here, width] in x's dtype, normed and rotated; None when none closes."""
         where = layout.compression(self.ratio)
         kv = linear_fp32(x, self.wkv.weight)
-        score = linear_fp32(x, self.wgate.weight) + self.ape[layout.positions % self.ratio]
+        score = linear_fp32(x, self.wgate.weight) + take_rows(self.ape, layout.positions % self.ratio)
         entries = None
         if where.source.shape[0]:
             kv_rows, score_rows = self._windows(kv, score, where, state)
@@ -72,7 +73,7 @@ class Compressor(nn.Module):
         if state is not None:
             kv_parts.insert(0, state.kv[where.state_slots].view(-1, width))
             score_parts.insert(0, state.score[where.state_slots].view(-1, width))
-        return torch.cat(kv_parts)[where.source], torch.cat(score_parts)[where.source]
+        return take_rows(torch.cat(kv_parts), where.source), take_rows(torch.cat(score_parts), where.source)
 
 
 def store_entries(entries: Tensor | None, layout: Layout, ratio: int, state: CompressorState | None, like: Tensor, width: int) -> Tensor:

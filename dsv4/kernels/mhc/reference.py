@@ -1,0 +1,79 @@
+"""Plain torch definition of the mHC stream maps, with their derivatives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsv4.kernels.linear import linear
+
+
+class _Mixes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, streams: Tensor, fn: Tensor, eps: float) -> Tensor:
+        flat = streams.flatten(1).float()
+        raw = linear(flat, fn)
+        norm = torch.linalg.vector_norm(flat, dim=-1, keepdim=True)
+        inverse = (norm.square_().div_(flat.shape[1]) + eps).rsqrt_()
+        ctx.save_for_backward(streams, fn, raw, inverse)
+        return raw * inverse
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        streams, fn, raw, inverse = ctx.saved_tensors
+        flat = streams.flatten(1).float()
+        d_raw = grad * inverse
+        # inverse = (|X|^2 / n + eps)^-1/2, so d inverse / dX = -inverse^3 / n * X
+        d_inverse = (grad * raw).sum(-1, keepdim=True)
+        pull = d_inverse * inverse.pow(3).neg_().div_(flat.shape[1])
+        d_flat = torch.mul(flat, pull).addmm_(d_raw, fn)
+        return d_flat.view_as(streams).to(streams.dtype), d_raw.mT @ flat, None
+
+
+class _Collect(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, streams: Tensor) -> Tensor:
+        ctx.save_for_backward(weights, streams)
+        return torch.bmm(weights.unsqueeze(1), streams.float()).squeeze(1).to(streams.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        weights, streams = ctx.saved_tensors
+        g = grad.float()
+        d_weights = torch.bmm(streams.float(), g.unsqueeze(-1)).squeeze(-1)
+        return d_weights, (weights.unsqueeze(-1) * g.unsqueeze(1)).to(streams.dtype)
+
+
+class _Distribute(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
+        ctx.save_for_backward(y, streams, post, comb)
+        added = post.unsqueeze(-1) * y.float().unsqueeze(1)
+        return added.baddbmm_(comb.mT, streams.float()).to(streams.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        y, streams, post, comb = ctx.saved_tensors
+        g = grad.float()
+        d_y = torch.bmm(post.unsqueeze(1), g).squeeze(1)
+        d_post = torch.bmm(g, y.float().unsqueeze(-1)).squeeze(-1)
+        d_streams = torch.bmm(comb, g)
+        d_comb = torch.bmm(streams.float(), g.mT)
+        return d_y.to(y.dtype), d_streams.to(streams.dtype), d_post, d_comb
+
+
+def mixes(streams: Tensor, fn: Tensor, eps: float) -> Tensor:
+    """Normed projection of the flattened streams [T, s, d] by fn [m, s * d] -> [T, m] fp32."""
+    return _Mixes.apply(streams, fn, eps)
+
+
+def collect(weights: Tensor, streams: Tensor) -> Tensor:
+    """Weighted sum of the streams [T, s, d] by weights [T, s] -> [T, d]."""
+    return _Collect.apply(weights, streams)
+
+
+def distribute(y: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
+    """Write y [T, d] into the streams [T, s, d]: post [T, s] times y, plus the streams mixed by comb [T, s, s]."""
+    return _Distribute.apply(y, streams, post, comb)
