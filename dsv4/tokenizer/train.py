@@ -19,10 +19,13 @@ WORDS = (
 )
 
 
-def train_tokenizer(corpus: Iterator[str], vocab_size: int = NANO_VOCAB_SIZE) -> tokenizers.Tokenizer:
-    """Train on plain texts; the result has exactly `vocab_size` ids, unused ones as placeholders.
+def train_tokenizer(
+    corpus: Iterator[str], vocab_size: int = NANO_VOCAB_SIZE, trained_size: int | None = None
+) -> tokenizers.Tokenizer:
+    """Train on plain texts; the result has exactly `vocab_size` ids, those from `trained_size` on placeholders.
 
-    Special tokens take the first ids. A vocabulary below 256 bytes + special tokens is refused.
+    Special tokens take the first ids. Without `trained_size` the corpus decides how many ids find a use. A vocabulary
+    below 256 bytes + special tokens is refused.
     """
     least = 256 + len(SPECIAL_TOKENS)
     if vocab_size < least:
@@ -37,7 +40,7 @@ def train_tokenizer(corpus: Iterator[str], vocab_size: int = NANO_VOCAB_SIZE) ->
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=min(vocab_size, trained_size or vocab_size),
         show_progress=False,
         special_tokens=[_added(text) for text in SPECIAL_TOKENS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),

@@ -135,12 +135,14 @@ def test_thinking_and_effort_are_shared_out() -> None:
         ("no call", []),
         ("<｜DSML｜tool_calls>\n<｜DSML｜invoke name=", None),
         (
-            '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="f">\n<｜DSML｜parameter name="n" string="false">{</｜DSML｜parameter>'
+            '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="f">\n'
+            '<｜DSML｜parameter name="n" string="false">{</｜DSML｜parameter>'
             "\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>",
             None,
         ),
         (
-            '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="f">\n<｜DSML｜parameter name="n" string="true">1</｜DSML｜parameter>'
+            '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="f">\n'
+            '<｜DSML｜parameter name="n" string="true">1</｜DSML｜parameter>'
             "\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>",
             [{"name": "f", "arguments": {"n": "1"}}],
         ),

@@ -10,15 +10,15 @@ class LetterCounting(GymTask):
     """`How many times does the letter "h" appear in the text: "hundred"?`; each letter with the count so far."""
 
     name = "letter_counting"
-    difficulty: ClassVar[dict[str, Any]] = {"words": (1, 3), "letters_in_all": (3, 14), "case": "lower"}
-    settings: ClassVar[dict[str, Any]] = {"min_words": 1, "max_words": 3}
+    difficulty: ClassVar[dict[str, Any]] = {"words": (1, 2), "letters_in_all": (3, 10), "case": "lower"}
+    settings: ClassVar[dict[str, Any]] = {"min_words": 1, "max_words": 2}
 
     def draft(self, rng: Random) -> Draft | None:
         """Draw a short lower-case span."""
         entry = self.entry(rng)
         span, letter = entry["metadata"]["span"], entry["metadata"]["target_letter"]
         text = "".join(span)
-        if not (text.isascii() and text.isalpha() and text.islower() and 3 <= len(text) <= 14):
+        if not (text.isascii() and text.isalpha() and text.islower() and 3 <= len(text) <= 10):
             return None
         count, lines = 0, [letter]
         for word in span:
@@ -36,8 +36,8 @@ class SpellBackward(GymTask):
 
     name = "spell_backward"
     letterwise = True
-    difficulty: ClassVar[dict[str, Any]] = {"letters": (3, 6), "case": "lower"}
-    settings: ClassVar[dict[str, Any]] = {"min_word_len": 3, "max_word_len": 6}
+    difficulty: ClassVar[dict[str, Any]] = {"letters": (3, 5), "case": "lower"}
+    settings: ClassVar[dict[str, Any]] = {"min_word_len": 3, "max_word_len": 5}
 
     def draft(self, rng: Random) -> Draft | None:
         """Draw a short lower-case word."""

@@ -109,8 +109,8 @@ class NeedleHaystack(GymTask):
 
     name = "needle_haystack"
     difficulty: ClassVar[dict[str, Any]] = {
-        "statements": (3, 6),
-        "names": 250,
+        "statements": (3, 5),
+        "names": 150,
         "name_letters": (3, 5),
         "verb_words": 1,
         "subject_words": (1, 2),
@@ -119,13 +119,13 @@ class NeedleHaystack(GymTask):
     def __init__(self) -> None:
         super().__init__()
         self._names = sorted({n for n in NAMES if n.isascii() and n.isalpha() and 3 <= len(n) <= 5})
-        self._names = self._names[:: len(self._names) // 250][:250]
+        self._names = self._names[:: len(self._names) // 150][:150]
         self._verbs = sorted({v for v in VERBS if v.isascii() and " " not in v})
         self._subjects = sorted({s for s in SUBJECTS if s.isascii() and len(s.split()) <= 2})
 
     def entry(self, rng: Random) -> dict[str, Any]:
         """Draw statements as the gym does, from its shorter names, verbs and subjects."""
-        count = rng.randint(3, 6)
+        count = rng.randint(3, 5)
         stack = generate_unique_triplets(self._names, self._verbs, self._subjects, count, rng)
         name, verb, subject = stack["needle"]
         asked = f"Who {verb} {subject}? Reply only with a name."
