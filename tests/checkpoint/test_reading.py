@@ -1,0 +1,190 @@
+"""Every layout is read to the values that the independent writer meant; memory holds one tensor beside the model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.profiler import ProfilerActivity, profile
+
+from dsv4.analysis import tensor_inventory
+from dsv4.checkpoint import iter_float_tensors, load_model, names, read_config
+from dsv4.config import ModelConfig
+
+LAYOUTS = ["official", "official-base", "bf16", "fp32"]
+
+
+def assert_same(model: torch.nn.Module, values: dict[str, torch.Tensor]) -> None:
+    state = model.state_dict()
+    assert state.keys() == values.keys()
+    for name, value in values.items():
+        assert state[name].dtype == value.dtype and torch.equal(state[name], value), name
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shards", [0, 3])
+def test_values_of_every_layout(layout: str, shards: int, tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
+    expert_dtype = "fp8" if layout == "official-base" else "fp4"
+    source = tiny(replace(tiny_config, expert_dtype=expert_dtype), layout, seed=1)
+    folder = source.write(tmp_path / "model", shards)
+    model = load_model(folder)
+    assert_same(model, source.values)
+    assert model.config == source.config and not model.training
+    assert {name: tensor.clone() for name, tensor in iter_float_tensors(folder)}.keys() == source.values.keys()
+
+
+def test_inventory_and_model_name_the_tensors_that_the_published_list_names(
+    tiny: Any, tiny_config: ModelConfig
+) -> None:
+    for layout in LAYOUTS:
+        stored = tiny(tiny_config, layout).stored
+        dtypes = {torch.bfloat16: "BF16", torch.float32: "F32", torch.int64: "I64", torch.int8: "I8"}
+        dtypes |= {torch.float8_e4m3fn: "F8_E4M3", torch.float8_e8m0fnu: "F8_E8M0"}
+        expected = {name: (tuple(tensor.shape), dtypes[tensor.dtype]) for name, tensor in stored.items()}
+        specs = {spec.name: (spec.shape, spec.dtype) for spec in tensor_inventory(tiny_config, layout)}  # type: ignore[arg-type]
+        assert specs == expected
+
+
+def test_bf16_model_keeps_float32_where_the_official_layout_does(official: Any, official_folder: Path) -> None:
+    model = load_model(official_folder, dtype=torch.bfloat16)
+    for name, tensor in model.state_dict().items():
+        kept = tensor.dim() == 1 or "hc_" in name or name.endswith("ape")
+        expected = torch.int64 if name.endswith("tid2eid") else torch.float32 if kept else torch.bfloat16
+        assert tensor.dtype == expected, name
+        assert torch.equal(tensor, official.values[name].to(expected)), name
+
+
+def test_integer_tables_and_router_bias_are_not_trained(official_folder: Path) -> None:
+    model = load_model(official_folder)
+    assert model.layers[0].ffn.gate.tid2eid.dtype == torch.int64
+    assert "layers.0.ffn.gate.tid2eid" not in dict(model.named_parameters())
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen == {f"{prefix}.ffn.gate.bias" for prefix in ("layers.1", "layers.2", "layers.3", "mtp.0")}
+
+
+def test_the_loaded_model_does_not_live_in_the_file(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
+    """Training a loaded model must not touch the checkpoint, nor the other way round."""
+    source = tiny(tiny_config, "fp32")
+    folder = source.write(tmp_path / "model")
+    model = load_model(folder)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert_same(load_model(folder), source.values)
+
+
+def test_base_duplicates_of_embedding_and_head_are_ignored(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
+    source = tiny(replace(tiny_config, expert_dtype="fp8"), "official-base")
+    source.stored["mtp.0.emb.tok_emb.weight"] = source.stored["embed.weight"].clone()
+    source.stored["mtp.0.head.weight"] = source.stored["head.weight"].clone()
+    assert_same(load_model(source.write(tmp_path / "model")), source.values)
+
+
+def test_fp8_experts_with_e8m0_scales(tiny: Any, tiny_config: ModelConfig, oracle: Any, tmp_path: Path) -> None:
+    """What DeepSeek's own converter makes of FP4 experts: FP8 throughout, scales still E8M0."""
+    source = tiny(tiny_config, "official")
+    for name in [name for name in source.values if ".experts." in name]:
+        codes, scales = oracle.fp8(source.values[name].double().numpy())
+        source.stored[name] = torch.from_numpy(codes).view(torch.float8_e4m3fn)
+        source.stored[name.removesuffix("weight") + "scale"] = torch.from_numpy(scales).view(torch.float8_e8m0fnu)
+        source.values[name] = torch.from_numpy(oracle.read_fp8(codes, 2.0 ** (scales.astype(float) - 127))).float()
+    assert_same(load_model(source.write(tmp_path / "model")), source.values)
+
+
+@pytest.mark.parametrize("style", ["prefix", "modules", "v3"])
+def test_other_spellings_of_the_names(
+    style: str, official: Any, tiny: Any, tiny_config: ModelConfig, tmp_path: Path
+) -> None:
+    """`model.` before official names; V3-like names; transformers' module names with all experts of a layer merged."""
+    source = tiny(tiny_config, "fp32" if style == "modules" else "official")
+    stored: dict[str, torch.Tensor] = {}
+    for name, tensor in source.stored.items():
+        if style == "v3":
+            name = (
+                name.replace(".attn.", ".self_attn.")
+                .replace(".ffn.", ".mlp.")
+                .replace("gate.bias", "gate.e_score_correction_bias")
+            )
+            name = name.removesuffix(".scale") + ".weight_scale_inv" if name.endswith(".scale") else name
+        stored[f"model.{name}"] = tensor
+    if style == "modules":
+        stored = merge_experts(source.stored, tiny_config)
+    source.stored = stored
+    assert_same(load_model(source.write(tmp_path / "model")), source.values)
+
+
+def merge_experts(stored: dict[str, torch.Tensor], config: ModelConfig) -> dict[str, torch.Tensor]:
+    merged = {name: tensor for name, tensor in stored.items() if ".experts." not in name}
+    for prefix in [*(f"layers.{i}" for i in range(config.num_hidden_layers)), "mtp.0"]:
+        experts = [
+            [stored[f"{prefix}.ffn.experts.{e}.w{i}.weight"] for i in (1, 2, 3)] for e in range(config.n_routed_experts)
+        ]
+        merged[f"model.{prefix}.mlp.experts.gate_up_proj"] = torch.stack([torch.cat([w1, w3]) for w1, _, w3 in experts])
+        merged[f"model.{prefix}.mlp.experts.down_proj"] = torch.stack([w2 for _, w2, _ in experts])
+    return merged
+
+
+def test_official_names_are_their_own_official_spelling(tiny_config: ModelConfig) -> None:
+    specs = list(tensor_inventory(tiny_config))
+    assert [names.to_official(spec.name) for spec in specs] == [spec.name for spec in specs]
+    assert [names.to_official(names.to_transformers(spec.name)) for spec in specs] == [spec.name for spec in specs]
+
+
+def test_read_config(official: Any, official_folder: Path) -> None:
+    assert read_config(official_folder) == official.config
+
+
+def test_mtp_is_expected_unless_transformers_lost_it(
+    official: Any, tiny: Any, tiny_config: ModelConfig, tmp_path: Path
+) -> None:
+    source = tiny(tiny_config, "fp32")
+    source.stored = {f"model.{name}": tensor for name, tensor in source.stored.items() if not name.startswith("mtp.")}
+    folder = source.write(tmp_path / "model")
+    config = replace(tiny_config, num_nextn_predict_layers=0, compress_ratios=tiny_config.compress_ratios[:-1])
+    assert read_config(folder) == config
+    model = load_model(folder)
+    assert model.config == config and len(model.mtp) == 0
+    assert_same(model, {name: value for name, value in source.values.items() if not name.startswith("mtp.")})
+
+
+def peak_bytes(work: Callable[[], object], mapped: set[int]) -> int:
+    """Most bytes that torch's CPU allocator held at once for `work`; mapped files, of these sizes, are not its own."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        kept = work()
+    assert kept is not None
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    assert mapped <= set(changes)
+    return max(accumulate(change for change in changes if abs(change) not in mapped))
+
+
+@pytest.mark.parametrize("layout", ["official", "official-base", "bf16"])
+def test_peak_memory_is_the_model_and_one_tensor(
+    layout: str, tiny: Any, tiny_config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dsv4.checkpoint import formats
+
+    monkeypatch.setattr(formats, "_STRIP_ELEMENTS", 256)  # strips are small beside the tensors of a real model
+    folder = tiny(tiny_config, layout).write(tmp_path / "model")
+    sizes = [tensor.numel() * tensor.element_size() for tensor in load_model(folder).state_dict().values()]
+    assert max(sizes) < sum(sizes) / 10
+    mapped = {file.stat().st_size for file in folder.glob("*.safetensors")}
+    assert sum(sizes) <= peak_bytes(lambda: load_model(folder), mapped) <= sum(sizes) + 1.3 * max(sizes)
+
+
+def test_index_without_total_size_and_single_file_without_metadata(official: Any, official_folder: Path) -> None:
+    index = official_folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    del content["metadata"]
+    index.write_text(json.dumps(content))
+    assert_same(load_model(official_folder), official.values)
+    for file in official_folder.glob("*.safetensors"):
+        save_file(load_file(file), file)
+    assert_same(load_model(official_folder), official.values)
