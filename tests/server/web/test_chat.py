@@ -165,3 +165,15 @@ def test_switches_and_settings_make_the_request(tab: Any) -> None:
     assert second["messages"][0] == {"role": "system", "content": "Be brief."}
     assert (second["max_tokens"], second["temperature"]) == (77, 0.3)
     assert third["thinking"] == {"type": "disabled"} and "reasoning_effort" not in third
+
+
+def test_choice_of_models(tab: Any) -> None:
+    models = {"data": [{"id": "small"}, {"id": "large"}]}
+    tab.page.route("**/v1/models", lambda route: route.fulfill(json=models))
+    tab.page.reload()
+    tab.page.get_by_role("combobox", name="Model").select_option("large")
+    tab.page.reload()  # the choice is remembered
+    expect(tab.page.get_by_placeholder("Message large")).to_be_visible()
+    tab.ask("hi", ["ok"])
+    tab.wait("done")
+    assert tab.mock.requests[0]["model"] == "large"

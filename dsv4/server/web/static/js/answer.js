@@ -79,6 +79,7 @@ export class AnswerView {
     thinking.classList.toggle("live", live);
     if (live && changed && !this.touched) thinking.open = true;
     if (!live && changed && !this.touched) thinking.open = false;
+    this.thinkingBody.classList.toggle("overflowing", this.thinkingBody.scrollHeight > this.thinkingBody.clientHeight);
     if (live && (pinned || changed)) this.thinkingBody.scrollTop = this.thinkingBody.scrollHeight;
     if (!live) this.time.textContent = `Thought for ${duration(node.thinkMs ?? 0)}`;
   }

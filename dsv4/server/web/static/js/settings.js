@@ -93,17 +93,24 @@ function setupTheme() {
 /** Shows the models' names, a menu when there are several. Returns a function that gives the chosen one. */
 export function showModels(names) {
   const place = byId("model");
+  const address = (name) => (byId("prompt").placeholder = `Message ${name}`);
   if (names.length < 2) {
+    address(names[0] ?? "the model");
     place.replaceChildren(h("span", {}, names[0] ?? ""));
     return () => names[0];
   }
+  const choose = () => {
+    save("model", select.value);
+    address(select.value);
+  };
   const select = h(
     "select",
-    { "aria-label": "Model", onchange: () => save("model", select.value) },
+    { "aria-label": "Model", onchange: choose },
     ...names.map((name) => h("option", { value: name }, name)),
   );
   const saved = load("model", names[0]);
   select.value = names.includes(saved) ? saved : names[0];
+  address(select.value);
   place.replaceChildren(select);
   return () => select.value;
 }
