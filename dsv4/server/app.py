@@ -34,6 +34,8 @@ def create_app(
     answers to. With `api_keys` every path but the page and /health needs one. `thinking`: the default of requests that
     do not say. The engine stays the caller's to close. No documentation routes: their pages load code from elsewhere.
     """
+    if not all(api_keys):
+        raise ValueError("an API key is an empty string; give keys of at least 1 character, or no key at all")
     app = FastAPI(title="dsv4", docs_url=None, redoc_url=None, openapi_url=None)
     service = ChatService(engine, model_name or engine.llm.name, aliases, thinking)
     install_error_handlers(app)

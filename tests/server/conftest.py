@@ -47,13 +47,17 @@ class ScriptedModel:
             ModelConfig.preset("nano").to_dict() | {"vocab_size": VOCAB, "max_position_embeddings": 65536}
         )
         self.tokenizer = recipe.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._cache = ScriptedCache(0)
+        self.forget()
+
+    def forget(self) -> None:
+        """Back to the first reply, nothing recorded."""
         self.reply: str | Callable[[list[int]], str] = "</think>ok"
         self.seconds_per_step = 0.0
         self.seconds_of_prefill = 0.0
         self.fail: str | None = None
         self.prompts: list[list[int]] = []
         self.num_sampled = 0
-        self._cache = ScriptedCache(0)
 
     def new_cache(self, batch_size: int, max_tokens: int) -> ScriptedCache:
         self._cache = ScriptedCache(batch_size)
@@ -111,18 +115,18 @@ class Served:
     engine: AsyncEngine
     model: ScriptedModel
     key: str = "unused"
-    _closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def openai(self, base: str = "/v1") -> openai.OpenAI:
         client = openai.OpenAI(base_url=self.url + base, api_key=self.key, max_retries=0)
-        return self._closing.enter_context(client)
+        return self.closing.enter_context(client)
 
     def anthropic(self, base: str = "/anthropic") -> anthropic.Anthropic:
         client = anthropic.Anthropic(base_url=self.url + base, api_key=self.key, max_retries=0)
-        return self._closing.enter_context(client)
+        return self.closing.enter_context(client)
 
     def http(self, **options: object) -> httpx.Client:
-        return self._closing.enter_context(httpx.Client(base_url=self.url, timeout=30, **options))  # type: ignore[arg-type]
+        return self.closing.enter_context(httpx.Client(base_url=self.url, timeout=30, **options))  # type: ignore[arg-type]
 
     def wait_until_idle(self, seconds: float = 5.0) -> None:
         deadline = time.monotonic() + seconds
@@ -156,7 +160,7 @@ def serving(llm: LLM, model: ScriptedModel | None = None, **options: object) -> 
         while not server.started:
             time.sleep(0.005)
         with contextlib.ExitStack() as closing:
-            yield Served(address(listening), engine, model, _closing=closing)  # type: ignore[arg-type]
+            yield Served(address(listening), engine, model, closing=closing)  # type: ignore[arg-type]
     finally:
         server.should_exit = True
         thread.join(10)
@@ -175,7 +179,18 @@ def serve(folder: Path) -> Callable[..., contextlib.AbstractContextManager[Serve
     return start
 
 
-@pytest.fixture
-def server(model: ScriptedModel, serve: Callable[..., contextlib.AbstractContextManager[Served]]) -> Iterator[Served]:
-    with serve(model) as served:
+@pytest.fixture(scope="session")
+def shared_server(folder: Path) -> Iterator[Served]:
+    model = ScriptedModel(folder)
+    with serving(LLM(model, folder=folder), model) as served:
         yield served
+
+
+@pytest.fixture
+def server(shared_server: Served) -> Iterator[Served]:
+    """The shared server with its model as new, for tests that need no options."""
+    shared_server.model.forget()
+    with contextlib.ExitStack() as closing:
+        shared_server.closing = closing
+        yield shared_server
+    shared_server.wait_until_idle()

@@ -1,0 +1,139 @@
+import threading
+
+import openai
+import pytest
+
+QUESTION = [{"role": "user", "content": "hi"}]
+CHAT = "/v1/chat/completions"
+
+
+def refused(server, path: str = CHAT, **change) -> dict:
+    response = server.http().post(path, json={"model": "tiny", "messages": QUESTION} | change)
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert (error["type"], error["code"], error["param"]) == ("invalid_request_error", "invalid_request_error", None)
+    return error["message"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"messages": []}, "Empty input messages"),
+        ({"temperature": 2.5}, "Invalid temperature value, the valid range of temperature is [0, 2]"),
+        ({"top_p": 0}, "Invalid top_p value, the valid range of top_p is (0, 1.0]"),
+        ({"n": 2}, "Invalid n value (currently only n = 1 is supported)"),
+        ({"max_tokens": 0}, "Invalid max_tokens value, the valid range of max_tokens is [1, 393216]"),
+        ({"stop": ["x"] * 17}, "Stop string array too long: 17"),
+        ({"top_logprobs": 3}, "logprobs must be set to true if top_logprobs is used."),
+        ({"stream_options": {"include_usage": True}}, "stream_options should be set along with stream = true"),
+        ({"thinking": True}, "Failed to deserialize the JSON body into the target type: invalid type: boolean"),
+        ({"max_tokens": "5"}, "Failed to deserialize the JSON body into the target type: invalid type: string"),
+        ({"messages": [{"role": "function", "content": "x"}]}, "unknown variant `function`, expected one of `system`"),
+        ({"response_format": {"type": "json_object"}}, "Prompt must contain the word 'json' in some form"),
+    ],
+)
+def test_a_bad_request_is_refused_in_the_hosted_words(server, change, message: str) -> None:
+    assert message in refused(server, **change)
+
+
+def test_an_unknown_model_is_answered_with_the_known_ones(server) -> None:
+    message = refused(server, model="gpt-9")
+    assert "The supported API model names are" in message and "but you passed gpt-9." in message
+    assert "tiny" in message and "deepseek-v4-pro" in message
+    assert "claude-x" in refused(server, model="claude-x"), "only the Messages API takes these names"
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"[" * 100_000, b'{"model": 1}', b"\xff\xfe"])
+@pytest.mark.parametrize("path", [CHAT, "/v1/messages", "/v1/messages/count_tokens"])
+def test_a_body_that_is_no_request(server, path: str, body: bytes) -> None:
+    response = server.http().post(path, content=body)
+    assert response.status_code == 400
+    assert "Failed to deserialize the JSON body" in response.json()["error"]["message"]
+    assert server.engine.healthy
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/messages"])
+def test_a_context_overflow_names_the_numbers(model, serve, path: str) -> None:
+    messages = [{"role": "user", "content": "x" * 900}]
+    low = {"reasoning_effort": "low"} if path == CHAT else {"output_config": {"effort": "low"}}
+    with serve(model, max_model_len=1000) as served:
+        message = refused(served, path, messages=messages, max_tokens=500, **low)
+        assert message.startswith("This model's maximum context length is 1000 tokens. However, you requested ")
+        assert "500 in the completion). Please reduce the length of the messages or completion." in message
+        message = refused(served, path, messages=[{"role": "user", "content": "x" * 1100}], **low)
+        assert "0 in the completion" in message
+
+
+def test_images_are_refused_and_not_replaced_by_a_note(server) -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    expected = "This model does not support image"
+    assert refused(server, messages=[{"role": "user", "content": [image]}]) == expected
+    block = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
+    assert refused(server, "/v1/messages", messages=[{"role": "user", "content": [block]}]) == expected
+
+
+def test_unknown_paths_and_methods_answer_in_json(server) -> None:
+    http = server.http()
+    assert (http.get("/v2/nothing").status_code, http.get(CHAT).status_code) == (404, 405)
+    assert "GET /v2/nothing: Not Found" in http.get("/v2/nothing").json()["error"]["message"]
+    assert http.get("/anthropic/nothing").json()["type"] == "error"
+    assert "type" not in http.get("/nothing").json()
+
+
+def test_a_body_over_the_limit_is_refused_before_it_is_read(server, monkeypatch) -> None:
+    monkeypatch.setattr("dsv4.server.requests.MAX_BODY_BYTES", 1000)
+    response = server.http().post(CHAT, content=b"x" * 2000)
+    assert (response.status_code, response.json()["error"]["type"]) == (413, "request_too_large")
+    parts = iter([b"x" * 600] * 3)
+    assert server.http().post(CHAT, content=parts).status_code == 413  # without a length announced
+
+
+def test_models_are_listed_for_both_sdks(server) -> None:
+    client = server.openai()
+    listed = [model.id for model in client.models.list()]
+    assert listed[0] == "tiny" and "deepseek-v4-flash" in listed
+    assert client.models.retrieve("tiny").context_window == 65536
+    with pytest.raises(openai.NotFoundError, match="There is no model 'nope'"):
+        client.models.retrieve("nope")
+    assert [model.id for model in server.anthropic().models.list()] == listed
+
+
+def test_base_addresses_answer_probes(server) -> None:
+    http = server.http()
+    assert http.head("/").status_code == http.get("/").status_code == 200
+    assert http.head("/anthropic").status_code == http.get("/anthropic").status_code == 200
+
+
+def test_health_counts_and_a_broken_engine_is_told_to_everybody(model, serve) -> None:
+    with serve(model) as served:
+        http = served.http()
+        assert http.get("/health").json() == {"status": "ok", "running": 0, "waiting": 0}
+        model.seconds_per_step = 0.02
+        model.reply = "</think>" + "x" * 500
+        frames: list[str] = []
+
+        def read(path: str) -> None:
+            with served.http().stream("POST", path, json={"model": "tiny", "messages": QUESTION, "stream": True}) as r:
+                frames.append("".join(r.iter_text()))
+
+        threads = [threading.Thread(target=read, args=(path,)) for path in (CHAT, "/v1/messages")]
+        for thread in threads:
+            thread.start()
+        served.wait_until_running(2)
+        model.fail = "out of order"
+        for thread in threads:
+            thread.join(5)
+        chat, messages = sorted(frames, key=lambda text: "event: " in text)
+        assert "out of order" in chat.split("\n\n")[-2] and "[DONE]" not in chat
+        assert messages.split("\n\n")[-2].startswith("event: error\ndata: {")
+        health = http.get("/health")
+        assert health.status_code == 503 and "out of order" in health.json()["error"]
+        late = http.post(CHAT, json={"model": "tiny", "messages": QUESTION})
+        assert late.status_code == 503 and "out of order" in late.json()["error"]["message"]
+
+
+def test_an_engine_that_breaks_under_a_whole_answer_is_a_503(model, serve) -> None:
+    model.fail = "out of order"
+    with serve(model) as served:
+        response = served.http().post(CHAT, json={"model": "tiny", "messages": QUESTION})
+        assert response.status_code == 503 and "out of order" in response.json()["error"]["message"]

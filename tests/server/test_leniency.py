@@ -1,0 +1,72 @@
+import json
+
+import pytest
+
+from dsv4.server.leniency import adapt_chat, adapt_messages
+
+
+def chat(**request):
+    return json.loads(adapt_chat(json.dumps(request).encode()))
+
+
+def messages(**request):
+    return json.loads(adapt_messages(json.dumps(request).encode()))
+
+
+def test_developer_is_system() -> None:
+    got = chat(messages=[{"role": "developer", "content": "x"}, {"role": "user", "content": "y"}])
+    assert [message["role"] for message in got["messages"]] == ["system", "user"]
+
+
+def test_max_completion_tokens_stands_in_for_max_tokens() -> None:
+    assert chat(max_completion_tokens=5)["max_tokens"] == 5
+    assert chat(max_completion_tokens=5, max_tokens=7)["max_tokens"] == 7
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        ({"chat_template_kwargs": {"thinking": False}}, {"type": "disabled"}),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, {"type": "enabled"}),
+        ({"enable_thinking": False}, {"type": "disabled"}),
+        ({"enable_thinking": False, "thinking": {"type": "enabled"}}, {"type": "enabled"}),
+        ({"chat_template_kwargs": {"thinking": "yes"}}, None),
+        ({"chat_template_kwargs": 5}, None),
+    ],
+)
+def test_thinking_switches_of_other_servers(request_, expected) -> None:
+    assert chat(**request_).get("thinking") == expected
+
+
+def test_effort_of_the_template_arguments() -> None:
+    assert chat(chat_template_kwargs={"reasoning_effort": "max"})["reasoning_effort"] == "max"
+
+
+def test_reasoning_and_untyped_tool_calls_of_the_history() -> None:
+    call = {"id": "a", "function": {"name": "f", "arguments": "{}"}}
+    message = {"role": "assistant", "content": "", "reasoning": "r", "tool_calls": [call]}
+    got = chat(messages=[message])["messages"][0]
+    assert got["reasoning_content"] == "r" and got["tool_calls"][0]["type"] == "function"
+    kept = chat(messages=[{"role": "assistant", "reasoning": "r", "reasoning_content": "own"}])["messages"][0]
+    assert kept["reasoning_content"] == "own"
+
+
+def test_what_needs_no_change_keeps_its_bytes() -> None:
+    for body in (b'{ "model" : "x", "messages": [] }', b"{broken", b"[1]", b"[" * 50_000):
+        assert adapt_chat(body) is body and adapt_messages(body) is body
+
+
+def test_custom_tools_and_redacted_thinking() -> None:
+    got = messages(
+        tools=[{"type": "custom", "name": "f"}, {"type": "web_search_20250305", "name": "w"}],
+        messages=[
+            {"role": "assistant", "content": [{"type": "redacted_thinking"}, {"type": "text", "text": "a"}]},
+            {"role": "assistant", "content": [{"type": "redacted_thinking"}]},
+        ],
+    )
+    assert got["tools"] == [{"name": "f"}, {"type": "web_search_20250305", "name": "w"}]
+    assert [message["content"] for message in got["messages"]] == [[{"type": "text", "text": "a"}], ""]
+
+
+def test_the_long_context_suffix_is_dropped() -> None:
+    assert chat(model="m[1m]")["model"] == messages(model="m[1m]")["model"] == "m"
