@@ -257,7 +257,7 @@ TINY_SHAPE: dict[str, Any] = {
     "o_lora_rank": 72,
     "index_n_heads": 2,
     "index_head_dim": 16,
-    "index_topk": 6,
+    "index_topk": 64,  # all entries: a top-k that has to choose meets ties, which transformers breaks its own way
     "n_routed_experts": 5,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 48,
