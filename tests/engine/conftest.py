@@ -5,15 +5,20 @@ from __future__ import annotations
 import time
 import zlib
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import deepseek_recipe as recipe
 import pytest
 import torch
 from torch import Tensor
 
 from dsv4.config import ModelConfig
+from dsv4.engine import LLM, SamplingParams, TokenEvent
 from dsv4.model.batch import RaggedBatch
+from dsv4.tokenizer.train import train_tokenizer, write_tokenizer
 
 VOCAB = 53
+TEXT_VOCAB = 300
 EOS = 1
 
 
@@ -34,9 +39,9 @@ class HistoryCache:
 class HistoryModel:
     """Logits of a token are a hash of everything its row has seen: any mistake in the bookkeeping changes them."""
 
-    def __init__(self, max_position_embeddings: int = 4096) -> None:
+    def __init__(self, vocab_size: int = VOCAB) -> None:
         self.config = ModelConfig(
-            vocab_size=VOCAB,
+            vocab_size=vocab_size,
             hidden_size=64,
             num_hidden_layers=1,
             num_attention_heads=2,
@@ -47,7 +52,7 @@ class HistoryModel:
             moe_intermediate_size=32,
             compress_ratios=(0, 0),
             routed_scaling_factor=1.0,
-            max_position_embeddings=max_position_embeddings,
+            max_position_embeddings=4096,
             eos_token_id=EOS,
             num_hash_layers=0,
             rope_scaling=None,
@@ -88,12 +93,42 @@ class HistoryModel:
             written = len(history) - len(prompt)
             if tuple(history[: len(prompt)]) == prompt and 0 <= written < len(script):
                 return -1 - script[written]
-        return zlib.crc32(bytes(history))
+        return zlib.crc32(str(history).encode())
 
     def _logits(self, key: int) -> Tensor:
         if key < 0:
-            return torch.nn.functional.one_hot(torch.tensor(-1 - key), VOCAB).float() * 100.0
-        return torch.randn(VOCAB, generator=torch.Generator().manual_seed(key))
+            return torch.nn.functional.one_hot(torch.tensor(-1 - key), self.config.vocab_size).float() * 100.0
+        return torch.randn(self.config.vocab_size, generator=torch.Generator().manual_seed(key))
+
+
+class ScriptedLLM(LLM):
+    """An LLM with a tokenizer that says what it is told, one reply a call, and remembers what it was asked."""
+
+    def __init__(self, folder: Path, replies: list[str]) -> None:
+        super().__init__(HistoryModel(TEXT_VOCAB), folder=folder)
+        self.replies = replies
+        self.asked: list[tuple[str, SamplingParams]] = []
+
+    def stream(self, prompt, params=None):
+        self.asked.append((self.tokenizer.decode(prompt), params))
+        ids = recipe.Tokenizer.from_file(str(self.path / "tokenizer.json")).encode(self.replies.pop(0))
+        for token in ids:
+            yield TokenEvent([token], "", [], [])
+        yield TokenEvent([EOS], "", [], [], "stop")
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder that has a tokenizer and nothing else."""
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    write_tokenizer(train_tokenizer(iter(["the cat sat on the mat"] * 4), TEXT_VOCAB), path)
+    return path
+
+
+@pytest.fixture
+def scripted(text_folder: Path):
+    """scripted(reply, reply, ...) -> an LLM that gives these replies."""
+    return lambda *replies: ScriptedLLM(text_folder, list(replies))
 
 
 @pytest.fixture

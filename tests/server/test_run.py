@@ -1,0 +1,102 @@
+"""`serve` as a user starts it: a real process, a real (random) model folder."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import anthropic
+import httpx
+import openai
+import pytest
+import torch
+
+from dsv4.checkpoint import save_model
+from dsv4.config import ModelConfig
+from dsv4.model.transformer import Transformer
+from dsv4.server.run import PortTakenError, address, bind, serve
+from dsv4.tokenizer.train import train_tokenizer, write_tokenizer
+
+
+def test_a_taken_port_is_told_before_anything_is_loaded(monkeypatch) -> None:
+    with bind("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(
+            PortTakenError, match=rf"cannot listen on 127.0.0.1 port {port}: .*choose another with --port"
+        ):
+            serve("/no/such/model", port=port)
+
+
+def test_addresses_are_what_a_browser_takes() -> None:
+    for host, shown in (("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1")):
+        with bind(host, 0) as listening:
+            assert address(listening) == f"http://{shown}:{listening.getsockname()[1]}"
+    if socket.has_ipv6:
+        try:
+            listening = bind("::1", 0)
+        except OSError:
+            return  # no IPv6 on this machine
+        with listening:
+            assert address(listening) == f"http://[::1]:{listening.getsockname()[1]}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "random"
+    shape = {"vocab_size": 300, "hidden_size": 128, "num_hidden_layers": 2, "num_hash_layers": 1}
+    shape |= {"compress_ratios": [0, 4, 0], "max_position_embeddings": 8192, "n_routed_experts": 8}
+    model = Transformer(ModelConfig.from_dict(ModelConfig.preset("nano").to_dict() | shape))
+    model.init_weights(torch.Generator().manual_seed(0))
+    save_model(model, model.config, path)  # the official layout, FP4 experts and FP8 linears
+    write_tokenizer(train_tokenizer(iter(["the cat sat on the mat"] * 4), 300), path)
+    return path
+
+
+@contextlib.contextmanager
+def process_serving(folder: Path, **options: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A process that serves a folder -> (the process, the URL that it printed)."""
+    code = f"from dsv4.server.run import serve; serve({str(folder)!r}, port=0, threads=1, **{options!r})"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            found = re.fullmatch(r"random is ready\. Chat page: (http://127\.0\.0\.1:\d+)/\n", line)
+            assert found, line
+            yield process, found[1]
+        finally:
+            process.kill()
+
+
+def test_both_sdks_talk_to_a_served_folder(folder: Path) -> None:
+    with process_serving(folder, api_keys=["sk-1"]) as (process, url):
+        question = [{"role": "user", "content": "the cat"}]
+        with openai.OpenAI(base_url=url + "/v1", api_key="sk-1", max_retries=0) as client:
+            options = {"model": "random", "messages": question, "max_tokens": 12, "seed": 5, "reasoning_effort": "low"}
+            whole = client.chat.completions.create(**options)
+            assert 1 <= whole.usage.completion_tokens <= 12
+            chunks = list(client.chat.completions.create(stream=True, **options))
+            streamed = "".join(chunk.choices[0].delta.reasoning_content or "" for chunk in chunks)
+            assert streamed == whole.choices[0].message.reasoning_content, "a seed gives the same text, streamed or not"
+        with anthropic.Anthropic(base_url=url + "/anthropic", api_key="sk-1", max_retries=0) as client:
+            message = client.messages.create(model="random", messages=question, max_tokens=8)
+            assert 1 <= message.usage.output_tokens <= 8
+        assert httpx.get(url + "/").status_code == 200
+        assert httpx.get(url + "/v1/models").status_code == 401
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) in (0, 130, -signal.SIGINT)
+
+
+def test_ctrl_c_ends_the_server_while_a_client_still_streams(folder: Path) -> None:
+    body = {"model": "random", "messages": [{"role": "user", "content": "x"}], "stream": True, "max_tokens": 5000}
+    with process_serving(folder) as (process, url):
+        with httpx.stream("POST", url + "/v1/chat/completions", json=body, timeout=20) as response:
+            lines = response.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGINT)
+            process.wait(8)
