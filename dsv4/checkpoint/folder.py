@@ -22,6 +22,8 @@ from dsv4.checkpoint.errors import CheckpointError
 from dsv4.checkpoint.shards import Shards, StoredTensor, read_json
 from dsv4.config import ModelConfig
 
+# Attribute of a loaded model: weight name -> the scales that it was stored with, on the CPU.
+LOADED_SCALES = "checkpoint_scales"
 PLAIN_DTYPES = ("BF16", "F32", "F16")
 # What most routed experts are stored as -> the layout of the folder.
 _LAYOUT_OF: dict[str, Layout] = {"I8": "official", "F8_E4M3": "official-base", "F32": "fp32", "F16": "fp32"}
@@ -70,11 +72,16 @@ class Checkpoint:
         On the CPU a plain tensor is a view of the mapped file: copy before writing to it or closing.
         """
         tensor = self.stored(name).to(device)
-        if tensor.dtype == torch.int8:
-            return formats.dequantize_fp4(tensor, self.stored(scale_name(name)).to(device))
-        if tensor.dtype == torch.float8_e4m3fn:
-            return formats.dequantize_fp8(tensor, self.stored(scale_name(name)).to(device))
-        return tensor
+        scale = self.scale(name)
+        if scale is None:
+            return tensor
+        dequantize = formats.dequantize_fp4 if tensor.dtype == torch.int8 else formats.dequantize_fp8
+        return dequantize(tensor, scale.to(device))
+
+    def scale(self, name: str) -> Tensor | None:
+        """The scales of an official parameter, as stored, None if it is not quantised."""
+        scale = name.removesuffix("weight") + "scale"
+        return self.stored(scale) if name.endswith(".weight") and scale in self._sources else None
 
     def stored(self, name: str) -> Tensor:
         """One official tensor, codes or scales too, as stored: a view of the mapped file."""
@@ -108,10 +115,6 @@ def read_config(path: str | Path) -> ModelConfig:
     config = _read_config(folder)
     with Shards(folder) as shards:
         return _without_lost_mtp(config, shards, _official_sources(shards, config.n_routed_experts))
-
-
-def scale_name(weight: str) -> str:
-    return weight.removesuffix("weight") + "scale"
 
 
 def _read_config(folder: Path) -> ModelConfig:

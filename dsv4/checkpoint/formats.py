@@ -6,7 +6,8 @@ shorter. Scales are E8M0 (a power of two: byte b is 2^(b - 127), 255 is NaN) or,
 Values follow the rule that the model was trained with: scale = 2^ceil(log2(amax / largest)), codes rounded to nearest,
 ties to the even code (architecture notes 2.8). That rule alone has two spellings for a block whose largest element
 rounds down to half the range (224 of 448, 3 of 6): the coarse one, and half the scale with doubled codes. Writers here
-always store the second, so that quantise(dequantise(x)) gives back x's codes and scales for all x that they wrote.
+always store the second, so that quantise(dequantise(x)) gives back x's codes and scales for all x that they wrote. To
+write what others wrote just as it was, they take the scales to keep.
 A weight without an exact power-of-two form that is stored with F32 scales uses scale = amax / 448; see `_fp32_scales`.
 
 All functions work in row strips: beside input and output they hold some tens of MB.
@@ -53,10 +54,13 @@ def encode_e8m0(values: Tensor) -> Tensor:
     return codes
 
 
-def quantize_fp8(weight: Tensor, scale_dtype: torch.dtype = torch.float8_e8m0fnu) -> tuple[Tensor, Tensor]:
+def quantize_fp8(
+    weight: Tensor, scale_dtype: torch.dtype = torch.float8_e8m0fnu, keep: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Float [out, in] -> (float8_e4m3fn [out, in], scales [ceil(out/128), ceil(in/128)] in `scale_dtype`).
 
-    `scale_dtype`: float8_e8m0fnu or float32. ValueError on NaN, infinity and magnitudes above 2^127.
+    `scale_dtype`: float8_e8m0fnu or float32. `keep`: scales to use if they give `weight` back exactly, such as those
+    that it was read with. ValueError on NaN, infinity and magnitudes above 2^127.
     """
     if scale_dtype not in (torch.float8_e8m0fnu, torch.float32):
         raise ValueError(f"scale_dtype = {scale_dtype} is not allowed; allowed: torch.float8_e8m0fnu, torch.float32")
@@ -64,6 +68,15 @@ def quantize_fp8(weight: Tensor, scale_dtype: torch.dtype = torch.float8_e8m0fnu
     codes = torch.empty(rows, columns, dtype=torch.float8_e4m3fn, device=weight.device)
     grid = -(-rows // FP8_BLOCK), -(-columns // FP8_BLOCK)
     scales = torch.empty(grid, dtype=scale_dtype, device=weight.device)
+    if keep is not None and keep.dtype == scale_dtype and tuple(keep.shape) == grid:
+        keep = keep.to(weight.device)
+        factors = _scale_grid(keep, *grid)
+        for strip in _strips(rows, columns, FP8_BLOCK):
+            blocks = _blocks(weight[strip], FP8_BLOCK, FP8_BLOCK)
+            rounded = _round_fp8(blocks / _spread(factors[_block_rows(strip)]))
+            codes[strip] = rounded.flatten(2).flatten(0, 1)[: strip.stop - strip.start, :columns].to(codes.dtype)
+        if torch.equal(dequantize_fp8(codes, keep).to(weight.dtype), weight):
+            return codes, keep
     for strip in _strips(rows, columns, FP8_BLOCK):
         blocks = _blocks(weight[strip], FP8_BLOCK, FP8_BLOCK)
         if scale_dtype == torch.float32:
@@ -72,9 +85,8 @@ def quantize_fp8(weight: Tensor, scale_dtype: torch.dtype = torch.float8_e8m0fnu
             exponent, half = _exponent(_amax(blocks), FP8_MAX)
             rounded = _round_fp8(blocks / _spread(_two_to(exponent))) * _spread(1.0 + half)
             scale = _two_to(exponent - half.int()).to(scale_dtype)
-        strip_rows = strip.stop - strip.start
-        codes[strip] = rounded.flatten(2).flatten(0, 1)[:strip_rows, :columns].to(codes.dtype)
-        scales[strip.start // FP8_BLOCK : -(-strip.stop // FP8_BLOCK)] = scale
+        codes[strip] = rounded.flatten(2).flatten(0, 1)[: strip.stop - strip.start, :columns].to(codes.dtype)
+        scales[_block_rows(strip)] = scale
     return codes, scales
 
 
@@ -89,10 +101,11 @@ def dequantize_fp8(codes: Tensor, scales: Tensor) -> Tensor:
     return weight
 
 
-def quantize_fp4(weight: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_fp4(weight: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Float [out, in], in even -> (int8 [out, in/2], float8_e8m0fnu [out, ceil(in/32)]).
 
     Byte k of a row holds column 2k in its low nibble and 2k + 1 in its high one; bit 3 of a nibble is the sign.
+    `keep`: scales to use if they give `weight` back exactly, such as those that it was read with.
     ValueError on NaN, infinity and magnitudes above 2^127.
     """
     rows, columns = _matrix_shape(weight)
@@ -100,15 +113,21 @@ def quantize_fp4(weight: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"FP4 packs two columns in a byte: {columns} columns are not allowed; allowed: an even number")
     packed = torch.empty(rows, columns // 2, dtype=torch.uint8, device=weight.device)
     scales = torch.empty(rows, -(-columns // FP4_GROUP), dtype=torch.float8_e8m0fnu, device=weight.device)
+    if keep is not None and keep.shape == scales.shape:
+        keep = keep.to(weight.device)
+        factors = decode_e8m0(keep)
+        for strip in _strips(rows, columns, 1):
+            groups = _blocks(weight[strip], 1, FP4_GROUP)
+            packed[strip] = _pack_fp4(_round_fp4(groups / _spread(factors[strip])), groups, columns)
+        if torch.equal(dequantize_fp4(packed.view(torch.int8), keep).to(weight.dtype), weight):
+            return packed.view(torch.int8), keep
     for strip in _strips(rows, columns, 1):
         groups = _blocks(weight[strip], 1, FP4_GROUP)
         exponent, half = _exponent(_amax(groups), FP4_MAX)
         codes = _round_fp4(groups / _spread(_two_to(exponent)))
         # Twice the value: code 1 becomes 2, and 2 to 5 become 4 to 7.
         codes += ((codes > 0).to(torch.uint8) + (codes > 1)) * _spread(half)
-        codes += groups.signbit().to(torch.uint8) << 3
-        nibbles = codes.flatten(2).flatten(0, 1)[:, :columns]
-        packed[strip] = nibbles[:, 0::2] | nibbles[:, 1::2] << 4
+        packed[strip] = _pack_fp4(codes, groups, columns)
         scales[strip] = _two_to(exponent - half.int()).to(scales.dtype)
     return packed.view(torch.int8), scales
 
@@ -170,6 +189,11 @@ def _strips(rows: int, columns: int, block_rows: int) -> Iterator[slice]:
         yield slice(start, min(rows, start + step))
 
 
+def _block_rows(strip: slice) -> slice:
+    """The rows of a scale grid that belong to a strip of FP8 blocks."""
+    return slice(strip.start // FP8_BLOCK, -(-strip.stop // FP8_BLOCK))
+
+
 def _blocks(strip: Tensor, block_rows: int, block_columns: int) -> Tensor:
     """[rows, columns] -> float32 [row blocks, block_rows, column blocks, block_columns], zeros beyond the edges."""
     pad_rows, pad_columns = -strip.shape[0] % block_rows, -strip.shape[1] % block_columns
@@ -226,6 +250,13 @@ def _round_fp4(scaled: Tensor) -> Tensor:
         middle = (low + high) / 2
         codes += magnitude > middle if low_code % 2 == 0 else magnitude >= middle
     return codes
+
+
+def _pack_fp4(codes: Tensor, groups: Tensor, columns: int) -> Tensor:
+    """Magnitude codes and the values whose signs they take, both as from `_blocks` -> bytes [rows, columns / 2]."""
+    codes = codes | groups.signbit().to(torch.uint8) << 3
+    nibbles = codes.flatten(2).flatten(0, 1)[:, :columns]
+    return nibbles[:, 0::2] | nibbles[:, 1::2] << 4
 
 
 def _fp32_scales(blocks: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dsv4.analysis.inventory import tensor_inventory
 from dsv4.checkpoint.errors import CheckpointError
-from dsv4.checkpoint.folder import Checkpoint
+from dsv4.checkpoint.folder import LOADED_SCALES, Checkpoint
 from dsv4.model.transformer import Transformer
 
 
@@ -30,6 +30,7 @@ def load_model(
     """A model folder, official or as transformers saved it -> the model, in eval mode.
 
     dtype: of the matrices. Norms and what the official layout stores as F32 (mHC, sinks, ape, router bias) are float32.
+    The model remembers the scales of quantised weights, so that `save_model` writes unchanged weights as they were.
     """
     with Checkpoint(path) as checkpoint:
         with torch.device("meta"):
@@ -44,6 +45,7 @@ def _materialize(model: Transformer, checkpoint: Checkpoint, device: torch.devic
     official = {spec.name: spec for spec in tensor_inventory(checkpoint.config, "bf16")}
     if declared.keys() != official.keys():
         raise RuntimeError(f"model and inventory name different tensors: {sorted(declared.keys() ^ official.keys())}")
+    scales: dict[str, Tensor] = {}
     for name, spec in official.items():
         value = checkpoint.parameter(name, device)
         matrix = spec.dtype == "BF16" and len(spec.shape) == 2
@@ -51,10 +53,14 @@ def _materialize(model: Transformer, checkpoint: Checkpoint, device: torch.devic
         values = torch.empty(spec.shape, dtype=wanted, device=device).copy_(value)
         if spec.dtype == "I64":
             _check_expert_ids(values, checkpoint, name)
+        scale = checkpoint.scale(name)
+        if scale is not None:
+            scales[name] = scale.clone()
         owner, _, leaf = name.rpartition(".")
         if isinstance(declared[name], nn.Parameter):
             values = nn.Parameter(values, requires_grad=declared[name].requires_grad)
         setattr(model.get_submodule(owner), leaf, values)
+    setattr(model, LOADED_SCALES, scales)
     left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
     if left:
         raise RuntimeError(f"no checkpoint tensor fills {left}")

@@ -15,7 +15,7 @@ from dsv4.analysis.inventory import Layout, TensorSpec, tensor_inventory
 from dsv4.checkpoint import formats, names
 from dsv4.checkpoint.errors import CheckpointError
 from dsv4.checkpoint.files import TORCH_DTYPES, ShardWriter, copy_file, new_folder, write_json
-from dsv4.checkpoint.folder import Checkpoint, scale_name
+from dsv4.checkpoint.folder import LOADED_SCALES, Checkpoint
 from dsv4.checkpoint.shards import INDEX_NAME
 from dsv4.config import ModelConfig
 
@@ -44,10 +44,13 @@ def save_model(
     tensors: Mapping[str, Tensor] = model.state_dict() if isinstance(model, nn.Module) else model
     target = Path(path)
     _check_tensors(tensors, config, target)
+    # A model has these if it was loaded; see reading.
+    scales: dict[str, Tensor] = getattr(model, LOADED_SCALES, {})
     plain: Layout = "bf16" if tensors["embed.weight"].dtype == torch.bfloat16 else "fp32"
 
     def encode(group: Group) -> list[Tensor]:
-        return _encode(group, tensors[group[0].name], target)
+        name = group[0].name
+        return _encode(group, tensors[name], target, scales.get(name))
 
     _write(target, config, format, plain, encode, {}, max_shard_bytes, overwrite)
 
@@ -97,14 +100,14 @@ def _check_tensors(tensors: Mapping[str, Tensor], config: ModelConfig, target: P
             raise CheckpointError(target, "no tensor of that name in this model", "one to save", name)
 
 
-def _encode(group: Group, tensor: Tensor, place: Path) -> list[Tensor]:
-    """Values of one parameter -> its stored tensors, in the order of `group`."""
+def _encode(group: Group, tensor: Tensor, place: Path, keep: Tensor | None = None) -> list[Tensor]:
+    """Values of one parameter -> its stored tensors, in the order of `group`; `keep` as in formats.quantize_fp8."""
     spec = group[0]
     try:
         if spec.dtype == "I8":
-            return list(formats.quantize_fp4(tensor))
+            return list(formats.quantize_fp4(tensor, keep))
         if spec.dtype == "F8_E4M3":
-            return list(formats.quantize_fp8(tensor, TORCH_DTYPES[group[1].dtype]))
+            return list(formats.quantize_fp8(tensor, TORCH_DTYPES[group[1].dtype], keep))
     except ValueError as error:
         raise CheckpointError(place, f"values that {spec.dtype} can hold", str(error), spec.name) from error
     # Integer tables are never cast: ShardWriter refuses another dtype.
@@ -113,16 +116,16 @@ def _encode(group: Group, tensor: Tensor, place: Path) -> list[Tensor]:
 
 def _recode(group: Group, source: Checkpoint, format: Format) -> list[Tensor]:
     spec = group[0]
-    raw = source.stored(spec.name)
-    if len(group) == 2 and raw.dtype == TORCH_DTYPES[spec.dtype]:
-        scales = source.stored(scale_name(spec.name))
-        if source.layout == format and scales.dtype == TORCH_DTYPES[group[1].dtype]:
-            return [raw, scales]
+    raw, scales = source.stored(spec.name), source.scale(spec.name)
+    if len(group) == 1 or scales is None:
+        return _encode(group, source.parameter(spec.name), source.place(spec.name)[0])
+    scale_dtype = TORCH_DTYPES[group[1].dtype]
+    if source.layout == format and scales.dtype == scale_dtype:
+        return [raw, scales]
     if spec.dtype == "F8_E4M3" and raw.dtype == torch.int8:
         file, name = source.place(spec.name)
         try:
-            scales = source.stored(scale_name(spec.name))
-            return list(formats.fp4_to_fp8(raw, scales, TORCH_DTYPES[group[1].dtype]))
+            return list(formats.fp4_to_fp8(raw, scales, scale_dtype))
         except ValueError as error:
             raise CheckpointError(file, "FP4 values with an exact FP8 form", str(error), name) from error
     return _encode(group, source.parameter(spec.name), source.place(spec.name)[0])

@@ -200,6 +200,22 @@ def test_base_weights_with_f32_scales_keep_their_values_and_codes(seed: int, ora
     assert same_bits(again, codes)
 
 
+def test_scales_are_kept_if_they_give_the_weight_back_exactly() -> None:
+    weight = torch.tensor([[3.0, 0.5, -1.0, -0.0]])
+    for exponent, kept in ((0.0, True), (-1.0, True), (1.0, False), (-2.0, False)):
+        scales = formats.encode_e8m0(torch.tensor([[2.0**exponent]]))
+        packed, groups = formats.quantize_fp4(weight, keep=scales)
+        assert same_bits(groups, scales) == kept
+        assert torch.equal(formats.dequantize_fp4(packed, groups), weight)
+        assert packed.view(torch.uint8)[0, 1] >> 4 == 8
+    for scale, kept in ((0.5, True), (1 / 3, False), (2.0**-10, False), (0.0, False)):
+        codes, scales = formats.quantize_fp8(weight, torch.float32, keep=torch.tensor([[scale]]))
+        assert (scales.item() == scale) == kept
+        assert torch.equal(formats.dequantize_fp8(codes, scales), weight)
+    wrong_shape = torch.ones(2, 1)
+    assert formats.quantize_fp8(weight, torch.float32, keep=wrong_shape)[1].shape == (1, 1)
+
+
 def test_f32_scales_of_new_weights_use_the_whole_range() -> None:
     weight = random_weight(128, 256, 3, spread=0.0)
     codes, scales = formats.quantize_fp8(weight, torch.float32)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch.profiler import ProfilerActivity, profile
 
 from dsv4.analysis import tensor_inventory
-from dsv4.checkpoint import iter_float_tensors, load_model, names, read_config
+from dsv4.checkpoint import iter_float_tensors, load_model, names, read_config, save_model
 from dsv4.config import ModelConfig
 
 LAYOUTS = ["official", "official-base", "bf16", "fp32"]
@@ -188,3 +188,17 @@ def test_index_without_total_size_and_single_file_without_metadata(official: Any
     for file in official_folder.glob("*.safetensors"):
         save_file(load_file(file), file)
     assert_same(load_model(official_folder), official.values)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_values_on_cuda(layout: str, tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
+    """Codes are dequantised on the device; saving from there gives the stored tensors again."""
+    source = tiny(tiny_config, layout, seed=1)
+    folder = source.write(tmp_path / "model")
+    model = load_model(folder, device="cuda")
+    assert all(tensor.is_cuda for tensor in model.state_dict().values())
+    assert_same(model.cpu(), source.values)
+    save_model(load_model(folder, device="cuda"), tiny_config, tmp_path / "again", layout)  # type: ignore[arg-type]
+    for name, tensor in load_file(tmp_path / "again" / "model-00001-of-00001.safetensors").items():
+        assert torch.equal(tensor.view(torch.uint8), source.stored[name].view(torch.uint8)), name
