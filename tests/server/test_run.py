@@ -94,9 +94,11 @@ def test_both_sdks_talk_to_a_served_folder(folder: Path) -> None:
 
 def test_ctrl_c_ends_the_server_while_a_client_still_streams(folder: Path) -> None:
     body = {"model": "random", "messages": [{"role": "user", "content": "x"}], "stream": True, "max_tokens": 5000}
-    with process_serving(folder) as (process, url):
-        with httpx.stream("POST", url + "/v1/chat/completions", json=body, timeout=20) as response:
-            lines = response.iter_lines()
-            next(lines)
-            process.send_signal(signal.SIGINT)
-            process.wait(8)
+    with (
+        process_serving(folder) as (process, url),
+        httpx.stream("POST", url + "/v1/chat/completions", json=body, timeout=20) as response,
+    ):
+        lines = response.iter_lines()
+        next(lines)
+        process.send_signal(signal.SIGINT)
+        process.wait(8)
