@@ -52,7 +52,9 @@ def serve(
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A bound socket. PortTakenError names the port and the way out."""
+    """A listening socket. PortTakenError names the port and the way out; ValueError a port that cannot be."""
+    if not 0 <= port <= 65535:  # the resolver would take it modulo 65536
+        raise ValueError(f"port is {port}; allowed: [0, 65535], 0 for any free port")
     family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     listening = socket.socket(family, kind, protocol)
     # So that a server that was just stopped does not keep its port for a minute.

@@ -32,6 +32,12 @@ def test_a_taken_port_is_told_before_anything_is_loaded(monkeypatch) -> None:
             serve("/no/such/model", port=port)
 
 
+@pytest.mark.parametrize("port", [-1, 65536])
+def test_a_port_that_cannot_be_is_refused(port: int) -> None:
+    with pytest.raises(ValueError, match=rf"port is {port}; allowed: \[0, 65535\]"):
+        bind("127.0.0.1", port)
+
+
 def test_addresses_are_what_a_browser_takes() -> None:
     for host, shown in (("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1")):
         with bind(host, 0) as listening:
