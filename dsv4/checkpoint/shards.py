@@ -47,10 +47,13 @@ class Shards:
 
     def read(self, tensor: StoredTensor) -> Tensor:
         """The stored tensor, on the CPU, as a view of the mapped file: not to be written to, not to outlive `close`."""
-        if tensor.file not in self._open:
-            # safe_open has no annotations that a strict checker could follow.
-            self._open[tensor.file] = cast(Any, safe_open)(tensor.file, framework="pt").__enter__()
-        return self._open[tensor.file].get_tensor(tensor.name)
+        try:
+            if tensor.file not in self._open:
+                # safe_open has no annotations that a strict checker could follow.
+                self._open[tensor.file] = cast(Any, safe_open)(tensor.file, framework="pt").__enter__()
+            return self._open[tensor.file].get_tensor(tensor.name)
+        except (SafetensorError, OSError, RuntimeError) as error:
+            raise CheckpointError(tensor.file, "the file as it was when opened", str(error), tensor.name) from error
 
     def close(self) -> None:
         for handle in self._open.values():
@@ -126,7 +129,7 @@ def _check_total(index: Path, content: dict[str, Any], tensors: dict[str, Stored
 def _read_header(file: Path) -> dict[str, StoredTensor]:
     """Tensors of one safetensors file, from its header; the library checks that the data is all there."""
     try:
-        with cast(Any, safe_open)(file, framework="pt"):
+        with cast(Any, safe_open)(file, framework="np"):  # "pt" would already map the file for writing copies
             pass
     except (SafetensorError, OSError) as error:
         found = f"{file.stat().st_size} bytes that are not: {error}"

@@ -253,6 +253,16 @@ def test_no_config_no_folder_no_weights(official_folder: Path, tmp_path: Path) -
     fails(official_folder, config, None, "a JSON file", "no such file")
 
 
+def test_a_shard_that_changes_while_it_is_read(official_folder: Path) -> None:
+    from dsv4.checkpoint.folder import Checkpoint
+
+    file = shard_of(official_folder, EXPERT)
+    with Checkpoint(official_folder) as checkpoint:
+        rewrite(file, lambda tensors: [tensors.pop(EXPERT)])  # type: ignore[arg-type]
+        with pytest.raises(CheckpointError, match=f"{file.name}: tensor '{EXPERT}': expected the file as it was"):
+            checkpoint.parameter(EXPERT)
+
+
 def test_expert_number_that_is_no_expert(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
     source = tiny(tiny_config, "official")
     source.stored[TABLE][66, 1] = 5

@@ -202,3 +202,28 @@ def test_values_on_cuda(layout: str, tiny: Any, tiny_config: ModelConfig, tmp_pa
     save_model(load_model(folder, device="cuda"), tiny_config, tmp_path / "again", layout)  # type: ignore[arg-type]
     for name, tensor in load_file(tmp_path / "again" / "model-00001-of-00001.safetensors").items():
         assert torch.equal(tensor.view(torch.uint8), source.stored[name].view(torch.uint8)), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["flash", "pro"])
+def test_a_folder_of_the_published_shape_opens(preset: str, tmp_path: Path) -> None:
+    """All tensors of Flash and Pro, in sparse files: checked in seconds; a tensor is read from the middle."""
+    from dsv4.checkpoint.files import ShardWriter
+    from dsv4.checkpoint.folder import Checkpoint
+
+    config = ModelConfig.preset(preset)
+    specs = list(tensor_inventory(config))
+    weight_map: dict[str, str] = {}
+    for number in range(64):
+        part, file = specs[number::64], f"model-{number + 1:05d}-of-00064.safetensors"
+        writer = ShardWriter(tmp_path / file, part)
+        with writer._handle as handle:
+            handle.truncate(writer._start + sum(spec.num_bytes for spec in part))
+        weight_map |= {spec.name: file for spec in part}
+    total = sum(spec.num_bytes for spec in specs)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    with Checkpoint(tmp_path) as checkpoint:
+        weight = checkpoint.parameter("layers.20.ffn.experts.7.w1.weight")
+    assert weight.shape == (config.moe_intermediate_size, config.hidden_size) and not weight.any()
