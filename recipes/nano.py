@@ -23,18 +23,17 @@ from rich.console import Console
 
 from dsv4.checkpoint import save_model
 from dsv4.config import ModelConfig
-from dsv4.data.loader import NanoLoader
 from dsv4.data.nano_tokenizer import train_nano_tokenizer
 from dsv4.model.transformer import Transformer
-from dsv4.tokenizer import Tokenizer
 from dsv4.training.hash_routing import install_tables
 from dsv4.training.loop import Stage, Trainer, TrainSettings
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.plan import StepPlan
 from dsv4.training.schedule import Schedule
+from dsv4.training.sources import NanoSource
 
 ROOT = Path(__file__).resolve().parents[1]
-PRETRAIN_SHARE = 0.2
+PRETRAIN_SHARE = 0.12
 WARMUP_STEPS = 40
 COUNTED_BATCHES = 24  # batches whose token counts balance the hash-routed layers
 
@@ -49,13 +48,14 @@ class Run:
     tokens_per_batch: int
     peak_lr: float
     seed: int
+    replicas: int = 1
     preset: str = "nano"
     device: str = "cpu"
 
 
 # The GPU run sees many more tokens: larger batches, the same peak rate.
 DEFAULTS = {
-    "cpu": {"seconds": 6600.0, "tokens_per_batch": 4096, "peak_lr": 3e-3, "device": "cpu"},
+    "cpu": {"seconds": 6600.0, "tokens_per_batch": 4096, "peak_lr": 3e-3, "device": "cpu", "replicas": 2},
     "gpu": {"seconds": 1080.0, "tokens_per_batch": 32768, "peak_lr": 3e-3, "device": "cuda"},
 }
 
@@ -66,10 +66,10 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console()
     run_dir: Path = options.run_dir
     run = load_or_make_run(options, run_dir)
-    tokenizer = make_tokenizer(run_dir, console)
-    trainer = make_trainer(run, tokenizer, run_dir, console)
+    tokenizer_folder = make_tokenizer(run_dir, console)
+    trainer = make_trainer(run, tokenizer_folder, run_dir, console)
     trainer.run()
-    export(trainer, run_dir / "tokenizer", options.out)
+    export(trainer, tokenizer_folder, options.out)
     console.print(f"model folder: {options.out}", highlight=False)
     if options.eval:
         from dsv4.evals.model_card import write_model_card
@@ -90,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, help="training time instead of the budget's")
     parser.add_argument("--steps", type=int, help="a fixed number of steps instead of a time")
     parser.add_argument("--tokens-per-batch", type=int, help="tokens of one step instead of the budget's")
+    parser.add_argument("--replicas", type=int, help="processes that share a step's tokens instead of the budget's")
     parser.add_argument("--peak-lr", type=float, help="highest learning rate instead of the budget's")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=ROOT / "models" / "nano", help="model folder to write")
@@ -109,7 +110,7 @@ def load_or_make_run(options: argparse.Namespace, run_dir: Path) -> Run:
     if path.exists():
         raise SystemExit(f"{run_dir} already holds a run; pass --resume to go on with it, or another --run-dir")
     values = DEFAULTS[options.budget] | {"budget": options.budget, "seed": options.seed, "steps": options.steps}
-    for name in ("seconds", "tokens_per_batch", "peak_lr"):
+    for name in ("seconds", "tokens_per_batch", "peak_lr", "replicas"):
         if getattr(options, name) is not None:
             values[name] = getattr(options, name)
     if options.steps is not None:
@@ -120,8 +121,8 @@ def load_or_make_run(options: argparse.Namespace, run_dir: Path) -> Run:
     return run
 
 
-def make_tokenizer(run_dir: Path, console: Console) -> Tokenizer:
-    """Train the tokenizer into `run_dir`/tokenizer, or read the one that a killed run finished there."""
+def make_tokenizer(run_dir: Path, console: Console) -> Path:
+    """Train the tokenizer into `run_dir`/tokenizer, unless a killed run finished it there already -> that folder."""
     folder = run_dir / "tokenizer"
     if not folder.exists():
         console.print("training the tokenizer")
@@ -129,16 +130,16 @@ def make_tokenizer(run_dir: Path, console: Console) -> Tokenizer:
         shutil.rmtree(unfinished, ignore_errors=True)
         train_nano_tokenizer(unfinished)
         unfinished.rename(folder)
-    return Tokenizer.from_pretrained(folder)
+    return folder
 
 
-def make_trainer(run: Run, tokenizer: Tokenizer, run_dir: Path, console: Console) -> Trainer:
+def make_trainer(run: Run, tokenizer_folder: Path, run_dir: Path, console: Console) -> Trainer:
     """Model, optimiser and data of `run`, at the step where its folder stands."""
     torch.manual_seed(run.seed)
     generator = torch.Generator().manual_seed(run.seed)
     config = ModelConfig.preset(run.preset)
     stages = [
-        Stage(name, share, NanoLoader(tokenizer, name, run.seed, run.tokens_per_batch, run_dir))
+        Stage(name, share, NanoSource(tokenizer_folder, name, run.seed, run.tokens_per_batch // run.replicas))
         for name, share in (("pretrain", PRETRAIN_SHARE), ("sft", 1 - PRETRAIN_SHARE))
     ]
     model = Transformer(config)
@@ -150,6 +151,7 @@ def make_trainer(run: Run, tokenizer: Tokenizer, run_dir: Path, console: Console
         Schedule(run.peak_lr, WARMUP_STEPS, decay_fraction=0.35, final_ratio=0.02),
         balance_speed=3e-3,
         quantised_share=0.2,
+        replicas=run.replicas,
     )
     return Trainer(model, MuonAdamW(model, config), stages, settings, plan, run_dir, console)
 

@@ -5,42 +5,24 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
 
-from dsv4.model.aux_losses import AuxLosses
-from dsv4.model.batch import RaggedBatch
 from dsv4.training.balance import load_imbalance, update_router_biases
-from dsv4.training.losses import Losses, LossWeights, compute_losses, pack_masks
+from dsv4.training.losses import LossWeights, mean_losses
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.plan import UNPLANNED, StepPlan
-from dsv4.training.qat import stored_weights
+from dsv4.training.replicas import BatchSource, Replicas, Work
 from dsv4.training.report import Report
 from dsv4.training.schedule import Schedule
 from dsv4.training.state import Progress, load_state, save_state
 
 if TYPE_CHECKING:
     from dsv4.model.transformer import Transformer
-
-
-class Batch(Protocol):
-    """Documents of one step and, token by token, whether each token is a target."""
-
-    @property
-    def documents(self) -> Sequence[Sequence[int]]: ...
-    @property
-    def loss_masks(self) -> Sequence[Sequence[bool]]: ...
-
-
-class BatchSource(Protocol):
-    """Gives any batch of a stage by its number, so that a run resumes without replaying data."""
-
-    def batch(self, step: int) -> Batch: ...
 
 
 @dataclass(frozen=True)
@@ -64,6 +46,8 @@ class TrainSettings:
     quantised_share: float = 0.15  # the last part of the run forwards with the weights as they will be stored
     save_every: int = 100
     autocast: torch.dtype | None = None
+    replicas: int = 1  # processes, each with a micro-batch of its own
+    threads: int = 1  # of each process, where there are several
 
 
 class NonFiniteLossError(RuntimeError):
@@ -103,9 +87,14 @@ class Trainer:
 
     def run(self, stop_after: int | None = None) -> Progress:
         """Train to the end of the plan, or until `stop_after` steps are done; the state is saved at the end."""
-        with Report(self.run_dir / "metrics.jsonl", self.progress.step, self.console, self.quiet) as report:
+        sources = [stage.source for stage in self.stages]
+        settings = self.settings
+        with (
+            Report(self.run_dir / "metrics.jsonl", self.progress.step, self.console, self.quiet) as report,
+            Replicas(self.model, self.optimiser, sources, settings.replicas, settings.threads) as replicas,
+        ):
             while not self.finished and (stop_after is None or self.progress.step < stop_after):
-                self._one_step(report)
+                self._one_step(report, replicas)
                 if self.progress.step % self.settings.save_every == 0:
                     self.save()
         self.save()
@@ -115,28 +104,30 @@ class Trainer:
         """Write the whole state of the run."""
         save_state(self.state_path, self.model, self.optimiser, self.progress)
 
-    def _one_step(self, report: Report) -> None:
+    def _one_step(self, report: Report, replicas: Replicas) -> None:
         started = time.perf_counter()
         progress, settings = self.progress, self.settings
         step, total = progress.step, self.plan.total(progress.step)
         self._advance_stage(step, total)
         stage = self.stages[progress.stage]
-        data = stage.source.batch(step - progress.stage_start)
         decaying = settings.schedule.in_decay(step, total)
         weights = settings.loss_weights
         if decaying:
-            weights = LossWeights(settings.mtp_weight_in_decay, weights.balance, weights.indexer)
-        aux = AuxLosses()
-        losses, tokens = self._backward(data, weights, aux, quantised=step >= total * (1 - settings.quantised_share))
-        norm = self.optimiser.gradient_norm()
+            weights = replace(weights, mtp=settings.mtp_weight_in_decay)
+        quantised = step >= total * (1 - settings.quantised_share)
+        work = Work(progress.stage, step - progress.stage_start, weights, quantised, settings.autocast)
+        results = replicas.gradient(work)
+        losses, tokens = mean_losses([result.losses for result in results]), sum(result.tokens for result in results)
+        loads = {name: torch.stack([result.loads[name] for result in results]).sum(0) for name in results[0].loads}
+        norm = self.optimiser.gradient_norm() / len(results)
         if not math.isfinite(norm) or not math.isfinite(losses.next_token):
             raise NonFiniteLossError(
                 f"step {step}: loss {losses.next_token}, gradient norm {norm}; nothing was updated"
             )
         rate = settings.schedule.rate(step, total)
-        self.optimiser.step(rate, grad_scale=min(1.0, settings.grad_clip / (norm + 1e-6)))
+        replicas.update(rate, min(1.0, settings.grad_clip / (norm + 1e-6)) / len(results))
         self.optimiser.zero_grad()
-        update_router_biases(self.model, aux.loads, settings.balance_speed)
+        update_router_biases(self.model, loads, settings.balance_speed)
 
         took = time.perf_counter() - started
         progress.step, progress.tokens, progress.seconds = step + 1, progress.tokens + tokens, progress.seconds + took
@@ -144,24 +135,11 @@ class Trainer:
         metrics = {
             "step": step, "stage": stage.name, "loss": losses.next_token, "accuracy": losses.accuracy,
             "mtp_loss": losses.mtp, "balance_loss": losses.balance, "indexer_loss": losses.indexer,
-            "lr": rate, "grad_norm": norm, "imbalance": load_imbalance(aux.loads), "targets": losses.targets,
+            "lr": rate, "grad_norm": norm, "imbalance": load_imbalance(loads), "targets": losses.targets,
             "tokens": progress.tokens, "seconds": round(progress.seconds, 3), "tokens_per_second": tokens / took,
         }  # fmt: skip
         total = self.plan.total(progress.step)
         report.step(metrics, total, total < UNPLANNED, (total - progress.step) * progress.seconds / progress.step)
-
-    def _backward(self, data: Batch, weights: LossWeights, aux: AuxLosses, quantised: bool) -> tuple[Losses, int]:
-        device = next(self.model.parameters()).device
-        batch = RaggedBatch.pack(data.documents, device=device)
-        mask = pack_masks(data.loss_masks, device)
-        autocast = (
-            torch.autocast(device.type, self.settings.autocast) if self.settings.autocast is not None else nullcontext()
-        )
-        with stored_weights(self.model) if quantised else nullcontext():
-            with autocast:
-                losses = compute_losses(self.model, batch, mask, weights, aux)
-            losses.total.backward()
-        return losses, len(mask)
 
     def _advance_stage(self, step: int, total: int) -> None:
         """Enter the next stage once the earlier ones have had their share of `total`; never back."""

@@ -27,9 +27,8 @@ class LossWeights:
 
 @dataclass(frozen=True)
 class Losses:
-    """`total` carries the gradient; the other fields are plain numbers for the log."""
+    """The parts of a loss as plain numbers, for the log."""
 
-    total: Tensor
     next_token: float
     accuracy: float
     mtp: float
@@ -58,8 +57,8 @@ def pack_masks(masks: Sequence[Sequence[bool]], device: torch.device | str = "cp
 
 def compute_losses(
     model: Transformer, batch: RaggedBatch, mask: Tensor, weights: LossWeights, aux: AuxLosses
-) -> Losses:
-    """Forward `batch` and weigh the losses; `mask` bool [T] marks the tokens that are targets.
+) -> tuple[Tensor, Losses]:
+    """Forward `batch` -> (weighted loss, its parts); `mask` bool [T] marks the tokens that are targets.
 
     Logits are computed for rows with a target only. Raises ValueError when no row has one.
     """
@@ -83,4 +82,12 @@ def compute_losses(
     balance, indexer = aux.balance_loss, aux.indexer_loss
     total = next_token + weights.mtp * mtp + weights.balance * balance + weights.indexer * indexer
     numbers = [float(value.detach()) for value in (next_token, accuracy, mtp, balance, indexer)]
-    return Losses(total, *numbers, targets=len(rows))
+    return total, Losses(*numbers, targets=len(rows))
+
+
+def mean_losses(parts: Sequence[Losses]) -> Losses:
+    """One record of the losses of several micro-batches: means weighted by targets, targets summed."""
+    targets = sum(part.targets for part in parts)
+    names = ("next_token", "accuracy", "mtp", "balance", "indexer")
+    means = {name: sum(getattr(part, name) * part.targets for part in parts) / targets for name in names}
+    return Losses(**means, targets=targets)

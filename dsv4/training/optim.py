@@ -9,14 +9,14 @@ series in a CSA compressor's `wkv` and `wgate`, whose rows feed one softmax.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from dsv4.training.newton_schulz import orthogonalise
+from dsv4.training.newton_schulz import CHUNK_ELEMENTS, orthogonalise
 
 Kind = Literal["muon", "adamw", "adamw_no_decay", "by_rule"]
 
@@ -86,7 +86,10 @@ def split_parameters(named: Iterable[tuple[str, nn.Parameter]], config: SplitCon
 
 @dataclass
 class _MuonGroup:
-    """Matrices of one shape: (parameter name, first row, last row) each, and their momenta stacked [N, n, m]."""
+    """Some matrices of one shape: (parameter name, first row, last row) each, and their momenta stacked [N, n, m].
+
+    Few enough that one group's step stays in cache, from gradient to weight.
+    """
 
     shape: tuple[int, int]
     members: list[tuple[str, int, int]] = field(default_factory=list)
@@ -124,27 +127,32 @@ class MuonAdamW:
         )
 
     def _stack_groups(self) -> list[_MuonGroup]:
-        groups: dict[tuple[int, int], _MuonGroup] = {}
+        by_shape: dict[tuple[int, int], list[tuple[str, int, int]]] = {}
         for rule in self.rules:
             if rule.kind != "muon":
                 continue
             width, start = self.parameters[rule.name].shape[1], 0
             for rows in rule.rows:
-                group = groups.setdefault((rows, width), _MuonGroup((rows, width)))
-                group.members.append((rule.name, start, start + rows))
+                by_shape.setdefault((rows, width), []).append((rule.name, start, start + rows))
                 start += rows
-        for group in groups.values():
-            device = self.parameters[group.members[0][0]].device
-            group.momentum = torch.zeros(len(group.members), *group.shape, device=device)
-        return list(groups.values())
+        groups: list[_MuonGroup] = []
+        for (rows, width), members in by_shape.items():
+            size = max(1, CHUNK_ELEMENTS // (rows * width))
+            for first in range(0, len(members), size):
+                some = members[first : first + size]
+                device = self.parameters[some[0][0]].device
+                groups.append(_MuonGroup((rows, width), some, torch.zeros(len(some), rows, width, device=device)))
+        # The costliest first, so that dealing them out in turn loads the workers evenly.
+        return sorted(groups, key=lambda group: -len(group.members) * group.shape[0] * group.shape[1])
 
     @torch.no_grad()
-    def step(self, lr: float, grad_scale: float = 1.0) -> None:
+    def step(self, lr: float, grad_scale: float = 1.0, worker: int = 0, workers: int = 1) -> None:
         """Apply one update at learning rate `lr`; gradients count times `grad_scale` (clipping without another pass).
 
-        A parameter without gradient counts as one whose gradient is zero.
+        A parameter without gradient counts as one whose gradient is zero. Of several workers that share the weights,
+        the gradients and the momenta, each steps its part: the Muon groups in turn, AdamW's the first worker.
         """
-        for group in self._groups:
+        for group in self._groups[worker::workers]:
             weights = [self.parameters[name].detach()[start:stop] for name, start, stop in group.members]
             gradient = torch.stack([self._gradient(name)[start:stop] for name, start, stop in group.members])
             if grad_scale != 1.0:
@@ -155,6 +163,8 @@ class MuonAdamW:
             scale = -lr * self.gamma * max(group.shape) ** 0.5
             for weight, direction in zip(weights, update.unbind(), strict=True):
                 weight.mul_(1.0 - lr * self.weight_decay).add_(direction, alpha=scale)
+        if worker:
+            return
         for group in self._adamw.param_groups:
             group["lr"] = lr
             for parameter in group["params"]:
@@ -177,6 +187,15 @@ class MuonAdamW:
         """Euclidean norm of all gradients together, before any scaling."""
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         return float(nn.utils.get_total_norm(gradients))
+
+    def momenta(self) -> list[Tensor]:
+        """Muon's momenta, the tensors themselves."""
+        return [group.momentum for group in self._groups]
+
+    def share_momenta(self, momenta: Sequence[Tensor]) -> None:
+        """Keep the momenta in `momenta`, as another optimiser's `momenta()` lists them."""
+        for group, momentum in zip(self._groups, momenta, strict=True):
+            group.momentum = momentum
 
     def state_dict(self) -> dict[str, Any]:
         """Momenta and AdamW moments; tensors are not copied."""

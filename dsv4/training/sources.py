@@ -1,0 +1,31 @@
+"""Batch sources that travel to helper processes: they carry what it takes to make the loader, not the loader."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dsv4.data.loader import Batch, NanoLoader
+from dsv4.tokenizer import Tokenizer
+
+
+@dataclass
+class NanoSource:
+    """Batches of a NanoLoader with the tokenizer in `tokenizer_folder`; the loader is made at the first batch."""
+
+    tokenizer_folder: Path
+    stage: str
+    seed: int
+    tokens_per_batch: int
+    _loader: NanoLoader | None = field(default=None, repr=False, compare=False)
+
+    def batch(self, step: int, /) -> Batch:
+        """The batch of that number, whatever was asked before."""
+        if self._loader is None:
+            tokenizer = Tokenizer.from_pretrained(self.tokenizer_folder)
+            self._loader = NanoLoader(tokenizer, self.stage, self.seed, self.tokens_per_batch)
+        return self._loader.batch(step)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_loader": None}

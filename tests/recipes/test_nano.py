@@ -1,0 +1,47 @@
+"""The nano recipe, two steps of it, from nothing to a model folder that loads."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+import dsv4
+
+RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "nano.py"
+
+
+@pytest.fixture
+def recipe(monkeypatch):
+    """The recipe's main, with a quicker tokenizer than the real one."""
+    monkeypatch.setattr("dsv4.data.nano_tokenizer.EXAMPLES_PER_TASK", 12)
+    monkeypatch.setattr("dsv4.data.nano_tokenizer.STDLIB_DOCUMENTS", 40)
+    return runpy.run_path(str(RECIPE))["main"]
+
+
+def test_two_steps_give_a_model_folder(recipe, tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "models" / "nano"
+    common = ["--run-dir", str(run), "--out", str(out)]
+    assert recipe(["--steps", "2", "--tokens-per-batch", "256", "--replicas", "1", *common]) == 0
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in metrics] == [0, 1]
+    model = dsv4.load(out)
+    logits = model(torch.tensor([[0, 5, 6]]))
+    assert logits.shape == (1, 3, 2560)
+    assert bool(logits.isfinite().all())
+    assert dsv4.Tokenizer.from_pretrained(out).vocab_size == 2560
+    assert sum(file.stat().st_size for file in out.iterdir()) <= 25e6
+
+    with pytest.raises(SystemExit, match="already holds a run"):
+        recipe(["--steps", "2", *common])
+    before = (out / "config.json").stat().st_mtime_ns
+    assert recipe(["--resume", *common]) == 0  # nothing left to train: the folder is written again
+    assert (out / "config.json").stat().st_mtime_ns > before
+
+
+def test_resuming_nothing_is_refused(recipe, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="holds no run"):
+        recipe(["--resume", "--run-dir", str(tmp_path / "none"), "--out", str(tmp_path / "out")])
