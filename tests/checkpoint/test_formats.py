@@ -224,6 +224,15 @@ def test_f32_scales_of_new_weights_use_the_whole_range() -> None:
     assert (formats.dequantize_fp8(codes, scales) - weight).abs().max() <= amax.max() / 448 * 16.01
 
 
+def test_f32_scales_come_back_where_one_value_alone_shows_them() -> None:
+    """A block with a single value: the scale must follow from code * scale, which then may not have been rounded."""
+    weight = torch.zeros(1, 2000 * 128)
+    weight[0, ::128] = torch.randn(2000, generator=torch.Generator().manual_seed(2)).exp()
+    codes, scales = formats.quantize_fp8(weight, torch.float32)
+    again = formats.quantize_fp8(formats.dequantize_fp8(codes, scales), torch.float32)
+    assert same_bits(again[0], codes) and same_bits(again[1], scales)
+
+
 def test_all_zero_blocks_and_negative_zero() -> None:
     weight = torch.zeros(3, 64)
     weight[1] = -0.0
