@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsv4.kernels.attention import ENTRY_CHUNK
+from dsv4.kernels.attention import KEY_CHUNK
 from dsv4.model.batch import RaggedBatch, token_positions
 from dsv4.model.cache import Cache
 
@@ -28,7 +28,8 @@ class TileGroup:
 
     first: int
     last: int
-    num_entries: int  # a multiple of ENTRY_CHUNK, 0 when no row sees an entry
+    window_skip: int  # leading window slots that lie before the sequence's start for every tile, a multiple of KEY_CHUNK
+    num_entries: int  # a multiple of KEY_CHUNK, 0 when no row sees an entry
     entries: slice | Tensor | None  # slice, or int64 [tiles, num_entries]
     num_visible: Tensor  # int64 [tiles, rows]: entries that each row may see
     sparse: bool  # rows may see more entries than the indexer keeps
@@ -85,10 +86,15 @@ class Layout:
         self.tile_seq = np.repeat(np.arange(len(per_seq)), per_seq)
         base = np.cumsum(per_seq) - per_seq
         self.tile_block = np.arange(len(self.tile_seq)) - base[self.tile_seq] + first_block[self.tile_seq]
+        # Tiles at the start of a sequence have a shorter window: keep them together, so that a group can leave it out.
+        order = np.argsort(np.minimum(self.tile_block, WINDOW // TILE), kind="stable")
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(order))
+        self.tile_seq, self.tile_block = self.tile_seq[order], self.tile_block[order]
         tile_start = np.maximum(self.starts[self.tile_seq], self.tile_block * TILE)
         tile_end = np.minimum(self.ends[self.tile_seq], (self.tile_block + 1) * TILE)
         self.num_tiles, self.num_rows = len(self.tile_seq), int((tile_end - tile_start).max())
-        token_tile = base[self.seq] + self.position // TILE - first_block[self.seq]
+        token_tile = rank[base[self.seq] + self.position // TILE - first_block[self.seq]]
         token_row = self.position - tile_start[token_tile]
         self.tile_end = tile_end
         row = np.arange(self.num_rows)
@@ -149,7 +155,7 @@ class Layout:
             page = self.cache.block_table[self.batch.slots[seq], window // per_page]
             entry_row, num_rows = page * per_page + window % per_page, 0
         else:
-            entry_row, num_rows = np.arange(len(seq)), len(seq) + ENTRY_CHUNK
+            entry_row, num_rows = np.arange(len(seq)), len(seq) + KEY_CHUNK
         state_row, state_token = self._last_rows(rows)
         return CompressionLayout(
             ratio=ratio,
@@ -174,13 +180,14 @@ class Layout:
         # A property of the tile's place, not of what this batch holds of it: any cut of the sequence decides the same.
         most = (self.tile_block + 1) * TILE // ratio if ratio else seen
         sparse = (most > top_k) if top_k else np.zeros(self.num_tiles, bool)
-        padded = -(-seen // ENTRY_CHUNK) * ENTRY_CHUNK
+        padded = -(-seen // KEY_CHUNK) * KEY_CHUNK
         many = np.bincount(self.tile_seq)[self.tile_seq] >= 4  # long sequences read their entries as a shared slice
+        skip = np.maximum(0, WINDOW - self.tile_block * TILE)
         groups: list[TileGroup] = []
         first = 0
         while first < self.num_tiles:
             last, widest = first + 1, int(padded[first])
-            while last < self.num_tiles and sparse[last] == sparse[first]:
+            while last < self.num_tiles and sparse[last] == sparse[first] and skip[last] == skip[first]:
                 same = self.tile_seq[last] == self.tile_seq[first]
                 if not same and (many[first] or many[last]):
                     break
@@ -188,22 +195,24 @@ class Layout:
                 if (last + 1 - first) * self.num_rows * (TILE + WINDOW + wider) > budget:
                     break
                 last, widest = last + 1, wider
-            groups.append(self._group(first, last, ratio, widest, seen, bool(sparse[first])))
+            groups.append(self._group(first, last, int(skip[first]), ratio, widest, seen, bool(sparse[first])))
             first = last
         return groups
 
-    def _group(self, first: int, last: int, ratio: int, width: int, seen: np.ndarray, sparse: bool) -> TileGroup:
+    def _group(
+        self, first: int, last: int, skip: int, ratio: int, width: int, seen: np.ndarray, sparse: bool
+    ) -> TileGroup:
         visible = self._tensor((self.row_position[first:last] + 1) // ratio if ratio else self.row_position[first:last] * 0)
         if width == 0:
-            return TileGroup(first, last, 0, None, visible, sparse)
+            return TileGroup(first, last, skip, 0, None, visible, sparse)
         seqs = self.tile_seq[first:last]
         names, which = np.unique(seqs, return_inverse=True)
         rows = [self._entry_rows(int(s), ratio, int(seen[first:last][seqs == s].max())) for s in names]
         if len(rows) == 1 and (np.diff(rows[0]) == 1).all():
             # The slice may run past the sequence's entries: what lies there is finite and masked.
-            return TileGroup(first, last, width, slice(int(rows[0][0]), int(rows[0][0]) + width), visible, sparse)
+            return TileGroup(first, last, skip, width, slice(int(rows[0][0]), int(rows[0][0]) + width), visible, sparse)
         index = np.stack([np.concatenate((r, np.zeros(width - len(r), np.int64))) for r in rows])[which]
-        return TileGroup(first, last, width, self._tensor(index), visible, sparse)
+        return TileGroup(first, last, skip, width, self._tensor(index), visible, sparse)
 
     def _entry_rows(self, seq: int, ratio: int, count: int) -> np.ndarray:
         if self.cache is not None:

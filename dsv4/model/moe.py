@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from dsv4.config import ModelConfig
+from dsv4.kernels.grouped_linear import grouped_linear
+from dsv4.kernels.quant import fake_quant_fp8
 from dsv4.kernels.swiglu import clamped_swiglu
 from dsv4.kernels.topk import top_k_lowest_index
 from dsv4.model.aux_losses import AuxLosses
@@ -15,7 +19,7 @@ from dsv4.model.linear import Linear, linear_fp32
 
 
 class Expert(nn.Module):
-    """w2(silu(min(w1 x, limit)) * clamp(w3 x) * routing weight)."""
+    """w2(silu(min(w1 x, limit)) * clamp(w3 x)). Routed experts are weights only: MoE runs them all together."""
 
     def __init__(self, config: ModelConfig, quantize: bool) -> None:
         super().__init__()
@@ -25,8 +29,8 @@ class Expert(nn.Module):
         self.w3 = Linear(d, width, quantize)
         self.limit = config.swiglu_limit
 
-    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        return self.w2(clamped_swiglu(self.w1(x), self.w3(x), self.limit, weight))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(clamped_swiglu(self.w1(x), self.w3(x), self.limit))
 
 
 def affinity(logits: Tensor) -> Tensor:
@@ -67,7 +71,7 @@ class MoE(nn.Module):
 
     def __init__(self, config: ModelConfig, name: str, hashed: bool, quantize: bool) -> None:
         super().__init__()
-        self.name, self.config = name, config
+        self.name, self.config, self.quantize = name, config, quantize
         self.gate = Gate(config, hashed)
         self.experts = nn.ModuleList(Expert(config, quantize) for _ in range(config.n_routed_experts))
         self.shared_experts = Expert(config, quantize)
@@ -80,20 +84,29 @@ class MoE(nn.Module):
         counts = torch.bincount(index.flatten(), minlength=self.config.n_routed_experts)
         token = order // index.shape[1]
         sizes = counts.tolist()
-        # One split: slicing expert by expert would pass over the whole of the rows again for each gradient.
-        rows = take_rows(x, token).split(sizes)
-        flat_weights = weights.flatten()[order].unsqueeze(-1).split(sizes)
-        parts = [expert(r, w) for expert, r, w in zip(self.experts, rows, flat_weights, strict=True) if len(r)]
+        rows = self._experts(take_rows(x, token), sizes, weights.flatten()[order].unsqueeze(-1))
         # Back to [T, k] slots: a token's experts are then added in slot order, which top-k made ascending; a hash row that
         # names an expert twice counts it twice.
         slots = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        routed = take_rows(torch.cat(parts), slots).view(*index.shape, -1).float()
+        routed = take_rows(rows, slots).view(*index.shape, -1).float()
         out = self.shared_experts(x).float()
         for slot in routed.unbind(1):
             out = out + slot
         if aux is not None and self.gate.bias is not None:
             aux.add_routing(self.name, counts, self._balance_loss(scores, index, layout))
         return out.to(x.dtype)
+
+    def _experts(self, x: Tensor, sizes: list[int], weights: Tensor) -> Tensor:
+        """Every expert on its own rows: x [n, d] sorted by expert, sizes rows an expert, weights [n, 1] -> [n, d]."""
+        experts = cast("list[Expert]", list(self.experts))
+        if self.quantize:
+            x = fake_quant_fp8(x, 128)
+        gate = grouped_linear(x, sizes, [e.w1.weight for e in experts])
+        up = grouped_linear(x, sizes, [e.w3.weight for e in experts])
+        h = clamped_swiglu(gate, up, self.config.swiglu_limit, weights)
+        if self.quantize:
+            h = fake_quant_fp8(h, 128)
+        return grouped_linear(h, sizes, [e.w2.weight for e in experts])
 
     def _balance_loss(self, scores: Tensor, index: Tensor, layout: Layout) -> Tensor:
         """Mean over sequences of sum_e f_e * P_e: f the load share (1 when even), P the mean normalised affinity."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-ENTRY_CHUNK = 64
+KEY_CHUNK = 64
 
 
 def attend(
@@ -35,13 +35,17 @@ def attend(
         top = torch.maximum(top, score_e.detach().amax(-1, keepdim=True))
 
     p_w = (score_w - top).exp_()
-    total = p_w.sum(-1, keepdim=True) + (sink_row - top).exp_()
-    out = torch.bmm(p_w.view(G, R * H, -1), window)
+    total = (sink_row - top).exp_()
+    out, total = _add_chunks(None, total, p_w, window)
     p_e = None
     if score_e is not None:
         assert entries is not None
         p_e = (score_e - top).exp_()
-        out, total = _add_entries(out, total, p_e, entries)
+        if entries.dim() == 4:
+            values = torch.bmm(p_e.view(G * R, H, -1), entries.flatten(0, 1))
+            out, total = out + values.view(G, R * H, D), total + p_e.sum(-1, keepdim=True)
+        else:
+            out, total = _add_chunks(out, total, p_e, entries)
     out = out.view(G, R, H, D) / total
     probs = (p_e / total).sum(2) if return_entry_probs and p_e is not None else None
     return out.to(q.dtype), probs
@@ -55,17 +59,19 @@ def _entry_scores(rows: Tensor, entries: Tensor, G: int, R: int, H: int) -> Tens
     return torch.bmm(rows.reshape(G * R, H, -1), entries.flatten(0, 1).mT).view(G, R, H, -1)
 
 
-def _add_entries(out: Tensor, total: Tensor, p: Tensor, entries: Tensor) -> tuple[Tensor, Tensor]:
+def _add_chunks(out: Tensor | None, total: Tensor, p: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Add p [G, R, H, E] times values ([E, D] or [G, E, D]) to out, and p's sums to total, KEY_CHUNK keys at a time."""
     G, R, H, E = p.shape
-    if entries.dim() == 4:
-        values = torch.bmm(p.reshape(G * R, H, E), entries.flatten(0, 1))
-        return out + values.view(G, R * H, -1), total + p.sum(-1, keepdim=True)
     flat = p.view(G, R * H, E)
-    for start in range(0, E, ENTRY_CHUNK):
-        part = slice(start, start + ENTRY_CHUNK)
-        if entries.dim() == 2:
-            out = out + (flat[..., part].flatten(0, 1) @ entries[part]).view_as(out)
+    for start in range(0, E, KEY_CHUNK):
+        part = slice(start, start + KEY_CHUNK)
+        if values.dim() == 2:
+            added = (flat[..., part].flatten(0, 1) @ values[part]).view(G, R * H, -1)
+            out = added if out is None else out + added
+        elif out is None:
+            out = torch.bmm(flat[..., part], values[:, part])
         else:
-            out = out + torch.bmm(flat[..., part], entries[:, part])
+            out = torch.baddbmm(out, flat[..., part], values[:, part])
         total = total + p[..., part].sum(-1, keepdim=True)
+    assert out is not None
     return out, total

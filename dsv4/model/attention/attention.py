@@ -128,7 +128,9 @@ class Attention(nn.Module):
         """Output [G, R, H, D] of a group of tiles, and the indexer's KL of each row where one is wanted."""
         tiles = slice(group.first, group.last)
         rows = layout.row_token[tiles]
-        args = (take_rows(q, rows), take_rows(window, layout.window_index[tiles]), layout.window_mask[tiles], self.attn_sink)
+        seen = slice(group.window_skip, None)
+        keys_w = take_rows(window, layout.window_index[tiles, seen])
+        args = (take_rows(q, rows), keys_w, layout.window_mask[tiles, :, seen], self.attn_sink)
         if group.num_entries == 0 or entries is None:
             return attend(*args)[0], []
         mask = torch.arange(group.num_entries, device=q.device) < group.num_visible.unsqueeze(-1)

@@ -1,0 +1,44 @@
+"""Plain torch definition of the grouped linear map, with its derivative."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def _spans(sizes: Sequence[int]) -> list[tuple[int, slice]]:
+    spans, start = [], 0
+    for group, size in enumerate(sizes):
+        if size:
+            spans.append((group, slice(start, start + size)))
+            start += size
+    return spans
+
+
+class _GroupedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sizes: Sequence[int], *weights: Tensor) -> Tensor:
+        ctx.save_for_backward(x, *weights)
+        ctx.sizes = sizes
+        out = x.new_empty(x.shape[0], weights[0].shape[0])
+        for group, rows in _spans(sizes):
+            torch.mm(x[rows], weights[group].mT, out=out[rows])
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, *weights = ctx.saved_tensors
+        d_x = torch.empty_like(x)
+        d_weights: list[Tensor | None] = [None] * len(weights)
+        for group, rows in _spans(ctx.sizes):
+            torch.mm(grad[rows], weights[group], out=d_x[rows])
+            d_weights[group] = grad[rows].mT @ x[rows]
+        return d_x, None, *d_weights
+
+
+def grouped_linear(x: Tensor, sizes: Sequence[int], weights: Sequence[Tensor]) -> Tensor:
+    """Group g's rows of x [n, in] times weights[g] [out, in] transposed -> [n, out]."""
+    return _GroupedLinear.apply(x, sizes, *weights)
