@@ -13,7 +13,7 @@ from dsv4.tokenizer.train import NANO_VOCAB_SIZE, train_tokenizer, write_tokeniz
 EXAMPLES_PER_TASK = 1500
 EFFORT_COPIES = 40  # the effort instructions are rare in the examples but long; these copies earn them merges
 # Letter tasks need the spelling of every token that a word may be made of. Their own words are left out of the corpus
-# and the merges end early, so that a word falls into few, common pieces; the other ids are placeholders. Of new words
+# and the merges end early, so that a word falls into few, common pieces. Of new words
 # 14 % held a piece that 16,000 training words hold fewer than 10 times with 2,560 trained ids, 5 % with 1,200.
 TRAINED_SIZE = 1200
 WITHOUT = {"letter_counting", "spell_backward"}

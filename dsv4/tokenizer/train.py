@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, proc
 
 from dsv4.tokenizer.special import BOS, EOS, PAD, SPECIAL_TOKENS, placeholder
 
-NANO_VOCAB_SIZE = 2560
+NANO_VOCAB_SIZE = 1280
 # V4's three splits, with one change: a digit stands alone where V4 takes up to three.
 DIGITS = r"\p{N}"
 CJK = "[一-龥぀-ゟ゠-ヿ]+"
