@@ -75,8 +75,8 @@ def main(arguments: list[str] | None = None) -> int:
         from dsv4.evals.model_card import write_model_card
         from dsv4.evals.runner import evaluate
 
-        results = evaluate(options.out, examples=options.eval, console=console)
-        write_model_card(options.out, results, asdict(run), asdict(trainer.progress))
+        scores, _ = evaluate(options.out, examples=options.eval, console=console)
+        write_model_card(options.out, scores, asdict(run), run_dir)
     return 0
 
 

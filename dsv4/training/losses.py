@@ -50,7 +50,7 @@ def target_rows(cu_seqlens: Tensor, mask: Tensor, ahead: int) -> tuple[Tensor, T
     return rows, rows + ahead
 
 
-def pack_masks(masks: Sequence[Sequence[bool]], device: torch.device | str = "cpu") -> Tensor:
+def pack_masks(masks: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> Tensor:
     """Lay the documents' masks end to end -> bool [T]."""
     return torch.tensor([bool(flag) for mask in masks for flag in mask], dtype=torch.bool, device=device)
 

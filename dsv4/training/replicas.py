@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Protocol
 
 import torch
@@ -103,7 +104,7 @@ class Replicas:
             raise ValueError(f"the number of replicas is {count}; allowed: 1 or more")
         self.model, self.optimiser, self.sources, self.count = model, optimiser, sources, count
         self._threads = threads
-        self._helpers: list[tuple[multiprocessing.Process, Connection]] = []
+        self._helpers: list[tuple[BaseProcess, Connection]] = []
         self._shared: _Shared | None = None
 
     def __enter__(self) -> Replicas:

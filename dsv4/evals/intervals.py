@@ -1,0 +1,22 @@
+"""Confidence interval of a rate."""
+
+from __future__ import annotations
+
+import math
+
+Z95 = 1.959963984540054
+
+
+def wilson(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
+    """Wilson score interval of `successes` in `trials`; (0, 1) without trials. 95 % by default."""
+    if not 0 <= successes <= trials:
+        raise ValueError(f"successes is {successes}; allowed: 0 to the number of trials, {trials}")
+    if trials == 0:
+        return 0.0, 1.0
+    rate, squared = successes / trials, z * z
+    centre = (rate + squared / (2 * trials)) / (1 + squared / trials)
+    half = z * math.sqrt(rate * (1 - rate) / trials + squared / (4 * trials * trials)) / (1 + squared / trials)
+    # At the ends the two terms are equal up to rounding: the bound is the end itself.
+    low = 0.0 if successes == 0 else max(0.0, centre - half)
+    high = 1.0 if successes == trials else min(1.0, centre + half)
+    return low, high

@@ -1,0 +1,94 @@
+"""The README.md of a trained model folder, from what was measured: parameters, run, scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from dsv4.analysis.parameters import count_parameters
+from dsv4.config import ModelConfig
+from dsv4.data.tasks import TASKS
+from dsv4.evals.results import MODES, Score, pooled, to_markdown
+from dsv4.training.files import write_atomically
+
+CARD = """\
+---
+license: mit
+library_name: dsv4
+---
+# dsv4 nano
+
+A language model of DeepSeek V4's architecture in every respect (window, CSA and HCA attention, lightning indexer, hash and
+score routing, hyper-connections of {hc} streams, MTP block), small enough for a laptop: {total:.1f} million parameters, of
+which {active:.1f} million work on a token. Weights are in the official layout: FP4 routed experts, FP8 projections,
+{megabytes:.1f} MB. `recipes/nano.py` trained it from nothing.
+
+It answers the verifiable tasks below, makes simple tool calls and small talk, in English. It knows nothing of the world.
+
+## Scores
+
+Greedy decoding, {examples} questions a task and mode that training never saw (`dsv4 eval nano --n {examples}`); Wilson 95 %
+intervals in brackets. Mean over tasks, thinking: {thinking:.1f} %; non-thinking: {plain:.1f} %.
+
+{table}
+{unfinished} of {answers} answers did not end within the token limit.
+
+## Training
+
+{training}
+## Difficulty of the tasks
+
+{tasks}"""
+
+
+def write_model_card(folder: Path, scores: Sequence[Score], run: Mapping[str, Any], run_dir: Path) -> None:
+    """Write `folder`/README.md from the scores, the run's settings and its metrics.jsonl."""
+    config = ModelConfig.from_pretrained(folder)
+    counts = count_parameters(config)
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    text = CARD.format(
+        hc=config.hc_mult,
+        total=counts.total_with_mtp / 1e6,
+        active=counts.active / 1e6,
+        megabytes=size / 1e6,
+        examples=max(score.examples for score in scores),
+        thinking=100 * mean_over_tasks(scores, MODES[0]),
+        plain=100 * mean_over_tasks(scores, MODES[1]),
+        table=to_markdown(scores),
+        unfinished=sum(score.unfinished for score in scores),
+        answers=sum(pooled(scores, mode).examples for mode in MODES),
+        training=describe_training(run, run_dir / "metrics.jsonl"),
+        tasks="".join(f"- {name}: {task.difficulty}\n" for name, task in TASKS.items()),
+    )
+    write_atomically(folder / "README.md", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def mean_over_tasks(scores: Sequence[Score], mode: str) -> float:
+    """Mean rate of the tasks in a mode, each task counting once; 0 without scores."""
+    rates = [score.rate for score in scores if score.mode == mode]
+    return sum(rates) / len(rates) if rates else 0.0
+
+
+def describe_training(run: Mapping[str, Any], metrics: Path) -> str:
+    """A table of a run's stages: steps, tokens, hours, last loss; and the settings that decide the run."""
+    entries = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    lines = [
+        "| stage | steps | tokens so far | hours so far | loss, mean of its last 20 steps |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for stage, group in groupby(entries, key=lambda entry: entry["stage"]):
+        steps = list(group)
+        tail = steps[-20:]
+        loss = sum(entry["loss"] for entry in tail) / len(tail)
+        last = steps[-1]
+        lines.append(f"| {stage} | {len(steps)} | {last['tokens']:,} | {last['seconds'] / 3600:.2f} | {loss:.4f} |")
+    settings = ", ".join(
+        f"{name} {run[name]}" for name in ("budget", "tokens_per_batch", "peak_lr", "replicas", "seed")
+    )
+    optimiser = (
+        "Muon for matrices, AdamW for the rest; the last fifth of the steps trained with the stored FP4/FP8 values."
+    )
+    return "\n".join(lines) + f"\n\nSettings: {settings}. {optimiser}\n"

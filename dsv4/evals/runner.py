@@ -1,0 +1,171 @@
+"""Score a model on task questions that training never saw: greedy answers through the engine, batched."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from dsv4.config import nano_path
+from dsv4.data.tasks import TASKS, Example
+from dsv4.engine import LLM, SamplingParams
+from dsv4.evals.results import MODES, Score, to_json, to_table
+
+END_OF_THINKING = "</think>"
+MAX_TOKENS = 640
+BATCH = 64  # questions handed to the engine at a time
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One question and what the model wrote."""
+
+    example: Example
+    text: str
+    tokens: int
+    finished: bool
+
+    @property
+    def mode(self) -> str:
+        return MODES[0] if self.example.thinking else MODES[1]
+
+
+def answer_part(text: str, thinking: bool) -> str | None:
+    """What follows the thinking; None when the model never ended it."""
+    if not thinking:
+        return text
+    _, mark, answer = text.partition(END_OF_THINKING)
+    return answer if mark else None
+
+
+def is_correct(answered: Answered) -> bool:
+    """Whether the task's scorer accepts the answer; an unfinished thought is wrong."""
+    answer = answer_part(answered.text, answered.example.thinking)
+    return answer is not None and TASKS[answered.example.task].score(answered.example, answer) >= 1.0
+
+
+def questions(tasks: Sequence[str], modes: Sequence[str], examples: int, first_seed: int = 0) -> list[Example]:
+    """Evaluation questions: seeds `first_seed` on of each task, every one in each mode."""
+    unknown = sorted(set(tasks) - set(TASKS))
+    if unknown:
+        raise ValueError(f"unknown tasks {', '.join(unknown)}; allowed: {', '.join(sorted(TASKS))}")
+    return [
+        TASKS[name].sample(seed, split="eval").with_thinking(mode == MODES[0])
+        for name in tasks
+        for mode in modes
+        for seed in range(first_seed, first_seed + examples)
+    ]
+
+
+def answer_all(
+    llm: LLM, asked: Sequence[Example], max_tokens: int, advance: Callable[[int], None] = lambda done: None
+) -> list[Answered]:
+    """Greedy answers to `asked`, in order; `advance` is told how many more are done."""
+    if llm.tokenizer is None or llm.prompts is None:
+        raise ValueError("the model has no tokenizer; tasks are asked in text")
+    params = SamplingParams(max_tokens=max_tokens, temperature=0.0)
+    # Questions of like length side by side: a batch then takes about as long as each of its members.
+    order = sorted(range(len(asked)), key=lambda place: (asked[place].thinking, asked[place].task, place))
+    answers: dict[int, Answered] = {}
+    for start in range(0, len(order), BATCH):
+        places = order[start : start + BATCH]
+        outputs = llm.generate([llm.prompts.encode(asked[place].prompt()) for place in places], params)
+        for place, output in zip(places, outputs, strict=True):
+            ids = list(output.token_ids)
+            finished = output.finish_reason == "stop"
+            if ids and ids[-1] == llm.config.eos_token_id:
+                ids.pop()
+            answers[place] = Answered(asked[place], llm.tokenizer.decode(ids), len(ids), finished)
+        advance(len(places))
+    return [answers[place] for place in range(len(asked))]
+
+
+def summarise(answers: Sequence[Answered]) -> list[Score]:
+    """One score a task and mode, in the order in which they were asked."""
+    grouped: dict[tuple[str, str], list[Answered]] = defaultdict(list)
+    for answered in answers:
+        grouped[answered.example.task, answered.mode].append(answered)
+    return [
+        Score(
+            task, TASKS[task].group, mode, len(group),
+            correct=sum(map(is_correct, group)),
+            unfinished=sum(not answered.finished for answered in group),
+            tokens=sum(answered.tokens for answered in group),
+        )
+        for (task, mode), group in grouped.items()
+    ]  # fmt: skip
+
+
+def evaluate(
+    model: str | Path | LLM,
+    examples: int = 100,
+    tasks: Sequence[str] | None = None,
+    modes: Sequence[str] = MODES,
+    max_tokens: int = MAX_TOKENS,
+    device: str = "cpu",
+    console: Console | None = None,
+) -> tuple[list[Score], list[Answered]]:
+    """Score `model` on `examples` questions a task and mode -> (scores, every answer)."""
+    llm = model if isinstance(model, LLM) else LLM(model, device=device, max_num_seqs=32)
+    asked = questions(list(tasks or TASKS), modes, examples)
+    with Progress(console=console, transient=True) if console is not None else nullcontext() as bar:
+        if isinstance(bar, Progress):
+            task = bar.add_task("answering", total=len(asked))
+            answers = answer_all(llm, asked, max_tokens, lambda done: bar.advance(task, done))
+        else:
+            answers = answer_all(llm, asked, max_tokens)
+    return summarise(answers), answers
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line of `dsv4 eval`."""
+    parser = argparse.ArgumentParser(prog="dsv4 eval", description=__doc__)
+    parser.add_argument(
+        "suite", nargs="?", choices=("nano",), default="nano", help="what to score (default: %(default)s)"
+    )
+    parser.add_argument("--model", type=Path, help="model folder (default: the embedded nano model)")
+    parser.add_argument("--n", type=int, default=100, help="questions a task and mode (default: %(default)s)")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help=f"only these of {', '.join(TASKS)}")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the JSON to FILE")
+    parser.add_argument(
+        "--answers", type=Path, metavar="FILE", help="write every question and answer to FILE, a line each"
+    )
+    options = parser.parse_args(arguments)
+    if options.n < 1:
+        parser.error(f"--n is {options.n}; allowed: 1 or more")
+    model = options.model or nano_path()
+    scores, answers = evaluate(
+        model, options.n, options.tasks, options.modes, options.max_tokens, options.device, Console(stderr=True)
+    )
+    settings = {"model": Path(model).name, "examples": options.n, "max_tokens": options.max_tokens, "greedy": True}
+    report = json.dumps(to_json(scores, settings), indent=2)
+    if options.output:
+        options.output.write_text(report + "\n", encoding="utf-8")
+    if options.answers:
+        lines = (json.dumps(_answer_record(answered), ensure_ascii=False) for answered in answers)
+        options.answers.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    if options.json:
+        print(report)
+    else:
+        Console().print(to_table(scores))
+    return 0
+
+
+def _answer_record(answered: Answered) -> dict[str, Any]:
+    example = answered.example
+    return {
+        "task": example.task, "mode": answered.mode, "question": example.question, "expected": example.answer,
+        "correct": is_correct(answered), "finished": answered.finished, "text": answered.text,
+    }  # fmt: skip
