@@ -265,24 +265,24 @@ def _fp32_scales(blocks: Tensor) -> tuple[Tensor, Tensor]:
     1. A block that some scale reproduces exactly keeps its values: a power of two first (what FP8 and FP4 weights of
        instruct models have), then amax / 448 and its two neighbours (what Base weights have; the product 448 * scale
        was rounded when the weight was read, so the quotient can miss the scale by one unit in the last place).
-    2. Any other block gets scale amax / 448 with 20 significant bits, so that code * scale is exact in float32.
-       Reading such a block gives values for which 1. finds the same scale again.
+    2. Any other block gets amax / 448. Values read from it make 1. find that scale again: rounding 448 * scale, a
+       product with 7, moves the quotient by less than half a unit.
     """
     amax = _amax(blocks)
-    exact_ratio = amax / FP8_MAX
-    ulp_down = torch.nextafter(exact_ratio, torch.zeros_like(amax))
-    ulp_up = torch.nextafter(exact_ratio, torch.full_like(amax, torch.inf))
+    ratio = amax / FP8_MAX
+    ulp_down = torch.nextafter(ratio, torch.zeros_like(amax))
+    ulp_up = torch.nextafter(ratio, torch.full_like(amax, torch.inf))
     power_of_two = _two_to(_exponent(amax, FP8_MAX)[0])
     scale = power_of_two
     done = _reproduces(blocks, scale)
-    for candidate in (exact_ratio, ulp_down, ulp_up):
+    for candidate in (ratio, ulp_down, ulp_up):
         if done.all():
             break
         scale = torch.where(done, scale, candidate)
         done |= _reproduces(blocks, scale)
     if not done.all():
-        short = (exact_ratio.view(torch.int32) & ~0xF).view(torch.float32).clamp(min=2.0**-120)
-        scale = torch.where(done, scale, short)
+        # Far below any weight quotients lose bits, and a power of two is exact.
+        scale = torch.where(done, scale, ratio.clamp(min=2.0**-120))
         blocks = torch.where(_spread(done), blocks, _round_fp8(blocks / _spread(scale)) * _spread(scale))
         power_of_two = _two_to(_exponent(_amax(blocks), FP8_MAX)[0])
         scale = torch.where(~done & _reproduces(blocks, power_of_two), power_of_two, scale)
