@@ -21,17 +21,18 @@ library_name: dsv4
 ---
 # dsv4 nano
 
-A language model of DeepSeek V4's architecture in every respect (window, CSA and HCA attention, lightning indexer, hash and
-score routing, hyper-connections of {hc} streams, MTP block), small enough for a laptop: {total:.1f} million parameters, of
-which {active:.1f} million work on a token. Weights are in the official layout: FP4 routed experts, FP8 projections,
-{megabytes:.1f} MB. `recipes/nano.py` trained it from nothing.
+A language model of DeepSeek V4's architecture in every respect (window, CSA and HCA attention, lightning indexer, hash
+and score routing, hyper-connections of {hc} streams, MTP block), small enough for a laptop: {total:.1f} million
+parameters, of which {active:.1f} million work on a token. Weights are in the official layout (FP4 experts, FP8
+projections), {megabytes:.1f} MB. `recipes/nano.py` trained it from nothing.
 
-It answers the verifiable tasks below, makes simple tool calls and small talk, in English. It knows nothing of the world.
+It answers the verifiable tasks below, makes simple tool calls and small talk, in English. It knows nothing of the
+world.
 
 ## Scores
 
-Greedy decoding, {examples} questions a task and mode that training never saw (`dsv4 eval nano --n {examples}`); Wilson 95 %
-intervals in brackets. Mean over tasks, thinking: {thinking:.1f} %; non-thinking: {plain:.1f} %.
+Greedy decoding, {examples} questions a task and mode that training never saw (`dsv4 eval nano --n {examples}`); Wilson
+95 % intervals in brackets. Mean over tasks, thinking: {thinking:.1f} %; non-thinking: {plain:.1f} %.
 
 {table}
 {unfinished} of {answers} answers did not end within the token limit.

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+from dsv4.checkpoint import load_model, save_model
+from dsv4.config import ModelConfig
+from dsv4.model.transformer import Transformer
 from dsv4.training.qat import as_stored, fake_quant_fp8_blocks, stored_format, stored_weights
+
+CONFIG = replace(
+    ModelConfig.preset("nano"), vocab_size=50, hidden_size=192, num_hidden_layers=3, num_hash_layers=1,
+    n_routed_experts=3, compress_ratios=(0, 4, 128, 0),
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -83,3 +94,19 @@ def test_masters_return_after_an_error() -> None:
     with pytest.raises(RuntimeError, match="boom"), stored_weights(model):
         raise RuntimeError("boom")
     assert torch.equal(model.experts[1].w1.weight, before)
+
+
+def test_training_sees_the_values_that_a_saved_model_is_read_back_with(tmp_path: Path) -> None:
+    model = Transformer(CONFIG)
+    model.init_weights(torch.Generator().manual_seed(4))
+    save_model(model, CONFIG, tmp_path / "saved", format="official")
+    stored = dict(load_model(tmp_path / "saved").named_parameters())
+    kinds = set()
+    for name, parameter in model.named_parameters():
+        kind = stored_format(name)
+        kinds.add(kind)
+        if kind == "plain":  # bf16 or fp32 on disk
+            torch.testing.assert_close(stored[name], parameter, rtol=2**-8, atol=0, check_device=False)
+        else:
+            assert torch.equal(stored[name], as_stored(name, parameter.detach())), name
+    assert kinds == {"fp4", "fp8", "plain"}
