@@ -16,8 +16,8 @@ from dsv4.training.replicas import Replicas, Work
 
 CONFIG = replace(
     ModelConfig.preset("nano"), vocab_size=50, hidden_size=32, num_hidden_layers=3, num_hash_layers=1,
-    num_attention_heads=2, head_dim=64, q_lora_rank=16, o_groups=2, o_lora_rank=16, index_n_heads=2, index_topk=8, n_routed_experts=4,
-    moe_intermediate_size=16, compress_ratios=(0, 4, 128, 0),
+    num_attention_heads=2, head_dim=64, q_lora_rank=16, o_groups=2, o_lora_rank=16, index_n_heads=2, index_topk=8,
+    n_routed_experts=4, moe_intermediate_size=16, compress_ratios=(0, 4, 128, 0),
 )  # fmt: skip
 
 
