@@ -50,7 +50,10 @@ def _materialize(model: Transformer, checkpoint: Checkpoint, device: torch.devic
         value = checkpoint.parameter(name, device)
         matrix = spec.dtype == "BF16" and len(spec.shape) == 2
         wanted = dtype if matrix else declared[name].dtype
-        values = torch.empty(spec.shape, dtype=wanted, device=device).copy_(value)
+        # As Transformer.store_input_major lays weights out, without a second copy of each.
+        input_major = matrix and name != "embed.weight"
+        values = torch.empty(spec.shape[::-1] if input_major else spec.shape, dtype=wanted, device=device)
+        values = (values.t() if input_major else values).copy_(value)
         if spec.dtype == "I64":
             _check_expert_ids(values, checkpoint, name)
         scale = checkpoint.scale(name)

@@ -98,7 +98,8 @@ class MoE(nn.Module):
 
     def _experts(self, x: Tensor, sizes: list[int], weights: Tensor) -> Tensor:
         """Every expert on its own rows: x [n, d] sorted by expert, sizes rows an expert, weights [n, 1] -> [n, d]."""
-        experts = cast("list[Expert]", list(self.experts))
+        experts = [cast(Expert, e) for e, size in zip(self.experts, sizes, strict=True) if size]
+        sizes = [size for size in sizes if size]
         if self.quantize:
             x = fake_quant_fp8(x, 128)
         gate = grouped_linear(x, sizes, [e.w1.weight for e in experts])

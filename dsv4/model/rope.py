@@ -40,24 +40,28 @@ def rotation(inv_freq: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     return angle.cos(), angle.sin()
 
 
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    out = x.clone()
+    pairs = x[..., -2 * cos.shape[-1] :].float().unflatten(-1, (-1, 2))
+    even, odd = pairs[..., 0], pairs[..., 1]
+    rotated = out[..., -2 * cos.shape[-1] :].unflatten(-1, (-1, 2))
+    rotated[..., 0] = even * cos - odd * sin
+    rotated[..., 1] = even * sin + odd * cos
+    return out
+
+
 class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        out = x.clone()
-        pairs = x[..., -2 * cos.shape[-1] :].float().unflatten(-1, (-1, 2))
-        even, odd = pairs[..., 0], pairs[..., 1]
-        rotated = out[..., -2 * cos.shape[-1] :].unflatten(-1, (-1, 2))
-        rotated[..., 0] = even * cos - odd * sin
-        rotated[..., 1] = even * sin + odd * cos
-        return out
+        return _rotate(x, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return _Rotate.apply(grad, cos, -sin), None, None
+        return _rotate(grad, cos, -sin), None, None
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate pairs (2i, 2i+1) of the last channels of x [..., D] by cos, sin [..., pairs] (broadcast) -> like x."""
-    return _Rotate.apply(x, cos, sin)
+    return _Rotate.apply(x, cos, sin) if torch.is_grad_enabled() else _rotate(x, cos, sin)

@@ -18,15 +18,19 @@ def _spans(sizes: Sequence[int]) -> list[tuple[int, slice]]:
     return spans
 
 
+def _forward(x: Tensor, sizes: Sequence[int], weights: Sequence[Tensor]) -> Tensor:
+    out = x.new_empty(x.shape[0], weights[0].shape[0])
+    for group, rows in _spans(sizes):
+        torch.mm(x[rows], weights[group].mT, out=out[rows])
+    return out
+
+
 class _GroupedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, sizes: Sequence[int], *weights: Tensor) -> Tensor:
         ctx.save_for_backward(x, *weights)
         ctx.sizes = sizes
-        out = x.new_empty(x.shape[0], weights[0].shape[0])
-        for group, rows in _spans(sizes):
-            torch.mm(x[rows], weights[group].mT, out=out[rows])
-        return out
+        return _forward(x, sizes, weights)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -41,4 +45,4 @@ class _GroupedLinear(torch.autograd.Function):
 
 def grouped_linear(x: Tensor, sizes: Sequence[int], weights: Sequence[Tensor]) -> Tensor:
     """Group g's rows of x [n, in] times weights[g] [out, in] transposed -> [n, out]."""
-    return _GroupedLinear.apply(x, sizes, *weights)
+    return _GroupedLinear.apply(x, sizes, *weights) if torch.is_grad_enabled() else _forward(x, sizes, weights)

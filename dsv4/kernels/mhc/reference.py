@@ -10,13 +10,26 @@ from torch import Tensor
 from dsv4.kernels.linear import linear
 
 
+def _project(streams: Tensor, fn: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(fn . X [T, m], rsqrt(mean(X^2) + eps) [T, 1]) of the flattened streams X."""
+    flat = streams.flatten(1).float()
+    norm = torch.linalg.vector_norm(flat, dim=-1, keepdim=True)
+    return linear(flat, fn), norm.square_().div_(flat.shape[1]).add_(eps).rsqrt_()
+
+
+def _collect(weights: Tensor, streams: Tensor) -> Tensor:
+    return torch.bmm(weights.unsqueeze(1), streams.float()).squeeze(1).to(streams.dtype)
+
+
+def _distribute(y: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
+    added = post.unsqueeze(-1) * y.float().unsqueeze(1)
+    return added.baddbmm_(comb.mT, streams.float()).to(streams.dtype)
+
+
 class _Mixes(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, streams: Tensor, fn: Tensor, eps: float) -> Tensor:
-        flat = streams.flatten(1).float()
-        raw = linear(flat, fn)
-        norm = torch.linalg.vector_norm(flat, dim=-1, keepdim=True)
-        inverse = (norm.square_().div_(flat.shape[1]) + eps).rsqrt_()
+        raw, inverse = _project(streams, fn, eps)
         ctx.save_for_backward(streams, fn, raw, inverse)
         return raw * inverse
 
@@ -36,7 +49,7 @@ class _Collect(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weights: Tensor, streams: Tensor) -> Tensor:
         ctx.save_for_backward(weights, streams)
-        return torch.bmm(weights.unsqueeze(1), streams.float()).squeeze(1).to(streams.dtype)
+        return _collect(weights, streams)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,8 +63,7 @@ class _Distribute(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
         ctx.save_for_backward(y, streams, post, comb)
-        added = post.unsqueeze(-1) * y.float().unsqueeze(1)
-        return added.baddbmm_(comb.mT, streams.float()).to(streams.dtype)
+        return _distribute(y, streams, post, comb)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -66,14 +78,19 @@ class _Distribute(torch.autograd.Function):
 
 def mixes(streams: Tensor, fn: Tensor, eps: float) -> Tensor:
     """Normed projection of the flattened streams [T, s, d] by fn [m, s * d] -> [T, m] fp32."""
+    if not torch.is_grad_enabled():
+        raw, inverse = _project(streams, fn, eps)
+        return raw.mul_(inverse)
     return _Mixes.apply(streams, fn, eps)
 
 
 def collect(weights: Tensor, streams: Tensor) -> Tensor:
     """Weighted sum of the streams [T, s, d] by weights [T, s] -> [T, d]."""
-    return _Collect.apply(weights, streams)
+    return _Collect.apply(weights, streams) if torch.is_grad_enabled() else _collect(weights, streams)
 
 
 def distribute(y: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
     """Write y [T, d] into the streams [T, s, d]: post [T, s] times y, plus the streams mixed by comb [T, s, s]."""
+    if not torch.is_grad_enabled():
+        return _distribute(y, streams, post, comb)
     return _Distribute.apply(y, streams, post, comb)

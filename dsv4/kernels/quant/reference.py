@@ -50,11 +50,16 @@ class _StraightThrough(torch.autograd.Function):
         return grad, None, None, None
 
 
+def _round(x: Tensor, block: int, largest: float, floor: float) -> Tensor:
+    apply = _StraightThrough.apply if torch.is_grad_enabled() else _fake_quant
+    return apply(x, block, largest, floor)
+
+
 def fake_quant_fp8(x: Tensor, block: int) -> Tensor:
     """Round x [..., n] to e4m3fn with one power-of-two scale a `block` of the last dimension -> same shape and dtype."""
-    return _StraightThrough.apply(x, block, FP8_MAX, 1e-4)
+    return _round(x, block, FP8_MAX, 1e-4)
 
 
 def fake_quant_fp4(x: Tensor, block: int = 32) -> Tensor:
     """Round x [..., n] to e2m1 with one power-of-two scale a `block` of the last dimension -> same shape and dtype."""
-    return _StraightThrough.apply(x, block, FP4_MAX, FP4_MAX * 2.0**-126)
+    return _round(x, block, FP4_MAX, FP4_MAX * 2.0**-126)

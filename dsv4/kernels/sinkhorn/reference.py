@@ -16,14 +16,19 @@ def _total(c: Tensor, axis: int) -> Tensor:
     return total.unsqueeze(axis)
 
 
+def softmax_streams_first(logits: Tensor) -> Tensor:
+    """Softmax over the second stream index: logits [T, s, s] -> [s, s, T], contiguous."""
+    a = logits.permute(1, 2, 0).contiguous()
+    soft = (a - a.amax(1, keepdim=True)).exp_()
+    return soft.div_(_total(soft, 1))
+
+
 class _Sinkhorn(torch.autograd.Function):
     """Streams lead and tokens trail inside, [s, s, T]: every step is then a long vector operation."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, iters: int, eps: float) -> Tensor:
-        a = logits.permute(1, 2, 0).contiguous()
-        soft = (a - a.amax(1, keepdim=True)).exp_()
-        soft.div_(_total(soft, 1))
+        soft = softmax_streams_first(logits)
         c = soft + eps
         keep = ctx.needs_input_grad[0]
         steps: list[Tensor] = []

@@ -14,16 +14,20 @@ def _sigmoid(x: Tensor) -> Tensor:
     return x.neg().exp_().add_(1.0).reciprocal_()
 
 
+def _forward(gate: Tensor, up: Tensor, weight: Tensor | None, limit: float) -> Tensor:
+    g = gate.float().clamp(max=limit)
+    out = _sigmoid(g).mul_(g).mul_(up.float().clamp(-limit, limit))
+    if weight is not None:
+        out.mul_(weight)
+    return out.to(gate.dtype)
+
+
 class _ClampedSwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor | None, limit: float) -> Tensor:
         ctx.save_for_backward(gate, up, weight)
         ctx.limit = limit
-        g = gate.float().clamp(max=limit)
-        out = _sigmoid(g).mul_(g).mul_(up.float().clamp(-limit, limit))
-        if weight is not None:
-            out = out * weight
-        return out.to(gate.dtype)
+        return _forward(gate, up, weight, limit)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
@@ -42,4 +46,6 @@ class _ClampedSwiGLU(torch.autograd.Function):
 
 def clamped_swiglu(gate: Tensor, up: Tensor, limit: float, weight: Tensor | None = None) -> Tensor:
     """silu(min(gate, limit)) * clamp(up, +-limit) * weight: [n, width], [n, width], [n, 1] -> [n, width]."""
+    if not torch.is_grad_enabled():
+        return _forward(gate, up, weight, limit)
     return _ClampedSwiGLU.apply(gate, up, weight, limit)
