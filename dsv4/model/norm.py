@@ -8,11 +8,8 @@ from torch import Tensor, nn
 
 def rms_norm(x: Tensor, eps: float, weight: Tensor | None = None) -> Tensor:
     """x * rsqrt(mean(x^2) + eps) * weight over the last dimension; fp32 inside, one cast to x's dtype at the end."""
-    y = x.float()
-    y = y * (y.square().mean(-1, keepdim=True) + eps).rsqrt()
-    if weight is not None:
-        y = y * weight.float()
-    return y.to(x.dtype)
+    weight = weight.float() if weight is not None else None
+    return torch.rms_norm(x.float(), x.shape[-1:], weight, eps).to(x.dtype)
 
 
 class RMSNorm(nn.Module):

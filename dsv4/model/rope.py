@@ -35,19 +35,20 @@ def inverse_frequencies(config: ModelConfig, compressed: bool) -> Tensor:
 
 
 def rotation(inv_freq: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """(cos, sin) of the angles at int64 positions [...], each fp32 [..., pairs]."""
+    """Factors of the rotation at int64 positions [...]: (cos, signed sin), each fp32 [..., 2 * pairs].
+
+    A pair's two channels share the cosine; the sine is negative for the even one.
+    """
     angle = positions.float().unsqueeze(-1) * inv_freq
-    return angle.cos(), angle.sin()
+    sin = angle.sin()
+    return angle.cos().repeat_interleave(2, dim=-1), torch.stack((-sin, sin), dim=-1).flatten(-2)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    out = x.clone()
-    pairs = x[..., -2 * cos.shape[-1] :].float().unflatten(-1, (-1, 2))
-    even, odd = pairs[..., 0], pairs[..., 1]
-    rotated = out[..., -2 * cos.shape[-1] :].unflatten(-1, (-1, 2))
-    rotated[..., 0] = even * cos - odd * sin
-    rotated[..., 1] = even * sin + odd * cos
-    return out
+    still, turning = x.split((x.shape[-1] - cos.shape[-1], cos.shape[-1]), dim=-1)
+    turning = turning.float()
+    swapped = turning.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return torch.cat((still, (turning * cos + swapped * sin).to(x.dtype)), dim=-1)
 
 
 class _Rotate(torch.autograd.Function):
@@ -63,5 +64,8 @@ class _Rotate(torch.autograd.Function):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate pairs (2i, 2i+1) of the last channels of x [..., D] by cos, sin [..., pairs] (broadcast) -> like x."""
+    """Rotate the last channels of x [..., D], pairs (2i, 2i + 1), by factors of `rotation` (broadcast) -> like x.
+
+    With -sin the rotation is inverted.
+    """
     return _Rotate.apply(x, cos, sin) if torch.is_grad_enabled() else _rotate(x, cos, sin)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 def _total(c: Tensor, axis: int) -> Tensor:
-    parts = c.unbind(axis)
-    total = parts[0] + parts[1] if len(parts) > 1 else parts[0].clone()
-    for part in parts[2:]:
+    parts = list(c.unbind(axis))
+    total = parts.pop(0).clone()
+    for part in parts:
         total.add_(part)
     return total.unsqueeze(axis)
 
