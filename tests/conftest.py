@@ -8,9 +8,13 @@ import dsv4  # before torch: it pins MKL's rounding mode
 
 import torch  # isort: skip
 import pytest
+from torch.utils._device import _device_constructors
 
 assert dsv4.__version__
 torch.set_num_threads(1)
+# torch.device("meta") finds the functions it redirects in a table that it fills at first use. Fill it before
+# torch.empty is replaced below, or a model meant for the meta device would be built on the CPU.
+_device_constructors()
 
 POISON_INT = -(2**30) + 1
 

@@ -15,13 +15,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch.utils._device import _device_constructors
 
 from dsv4.config import ModelConfig
-
-# torch.device("meta") finds the functions it redirects in a table that it fills at first use. Fill it before the shared
-# conftest replaces torch.empty, or a model under load would be built on the CPU first.
-_device_constructors()
 
 Array = np.ndarray[Any, Any]
 
