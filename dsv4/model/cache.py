@@ -115,7 +115,7 @@ class Cache:
             )
 
     def reset(self, slot: int) -> None:
-        """Forget a sequence. Its pages may keep old bytes: nothing reads an entry before it is written."""
+        """Forget a sequence. Its pages keep old entries: finite, and masked until they are written anew."""
         self.lengths[slot] = 0
         for layer in self.layers:
             layer.window[slot] = 0
@@ -124,7 +124,7 @@ class Cache:
                 state.score[slot] = float("-inf")
 
     def snapshot(self, slot: int) -> Snapshot:
-        """Copy the state of a sequence: enough to return to this length later, or to seed another cache row."""
+        """Copy the state of a sequence: enough to return to this length later, as its entries stay in their pages."""
         snap = Snapshot(self.lengths[slot])
         for layer in self.layers:
             snap.tensors.append(layer.window[slot].clone())

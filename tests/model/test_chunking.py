@@ -1,0 +1,214 @@
+"""However a sequence is cut, packed or cached, a token's logits have the same bits.
+
+To the bit where MKL runs in strict mode (x86 with MKL, and dsv4 imported before the first product, as the shared
+conftest does); elsewhere to 1e-5.
+"""
+
+import os
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from dsv4.model.aux_losses import AuxLosses
+from dsv4.model.batch import RaggedBatch
+from dsv4.model.cache import Cache
+from dsv4.model.transformer import Transformer
+
+from .tiny import random_ids, random_model, tiny_config
+
+STRICT = torch.backends.mkl.is_available() and os.environ.get("MKL_CBWR", "").endswith("STRICT")
+LENGTH = 389
+CHUNKS = (1, 3, 4, 5, 127, 128, 129, LENGTH)
+SELECTS, READS_ALL = 16, 512  # index_topk: of up to 97 entries
+SETTINGS = [("float", SELECTS), ("shipped", SELECTS), ("float", READS_ALL), ("shipped", READS_ALL)]
+
+
+def same(got: Tensor, want: Tensor) -> bool:
+    return torch.equal(got, want) if STRICT else torch.allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+@cache
+def setting(numerics: str = "float", top_k: int = SELECTS) -> tuple[Transformer, Tensor, Tensor]:
+    """(model, ids [389], logits of one whole forward)."""
+    config = tiny_config(schedule=(0, 4, 128, 4), index_topk=top_k)
+    model, ids = random_model(config, numerics=numerics).eval(), random_ids(config, LENGTH)
+    with torch.no_grad():
+        return model, ids, model(ids[None])[0]
+
+
+@torch.no_grad()
+def feed(model: Transformer, cache: Cache, ids: Tensor, slot: int = 0, chunk: int = 10**9) -> Tensor:
+    """Logits of ids, appended to a cache row in chunks."""
+    logits = []
+    for part in ids.split(chunk):
+        batch = RaggedBatch.pack([part.tolist()], starts=[cache.lengths[slot]], slots=[slot])
+        logits.append(model.logits(model.forward_ragged(batch, cache)))
+    return torch.cat(logits)
+
+
+@pytest.mark.parametrize("numerics", ["float", "shipped"])
+@pytest.mark.parametrize(
+    ("chunk", "top_k"), [*((chunk, SELECTS) for chunk in CHUNKS), *((chunk, READS_ALL) for chunk in (5, 127, 129))]
+)
+def test_every_chunking(chunk: int, top_k: int, numerics: str) -> None:
+    model, ids, whole = setting(numerics, top_k)
+    assert same(feed(model, model.new_cache(1, 400), ids, chunk=chunk), whole)
+
+
+def test_uneven_chunks_through_the_padded_call() -> None:
+    model, ids, whole = setting()
+    both = torch.stack((ids, ids.flip(0)))
+    cache = model.new_cache(2, LENGTH)
+    with torch.no_grad():
+        logits = torch.cat([model(part, cache) for part in both.split((2, 61, 1, 64, 130, 7, 124), dim=1)], dim=1)
+        other = model(both[1:])[0]
+    assert same(logits[0], whole) and same(logits[1], other)
+    assert cache.lengths == [LENGTH, LENGTH]
+
+
+@pytest.mark.parametrize(("numerics", "top_k"), SETTINGS)
+def test_ragged_batch_of_unequal_sequences(numerics: str, top_k: int) -> None:
+    model, ids, whole = setting(numerics, top_k)
+    lengths = (3, 128, 1, LENGTH, 131, 64, 5)
+    batch = RaggedBatch.pack([ids[:n].tolist() for n in lengths])
+    with torch.no_grad():
+        logits = model.logits(model.forward_ragged(batch))
+    for part, n in zip(logits.split(lengths), lengths, strict=True):
+        assert same(part, whole[:n]), n
+
+
+@pytest.mark.parametrize(("numerics", "top_k"), [SETTINGS[1], SETTINGS[2]])
+def test_batched_decode_at_different_depths(numerics: str, top_k: int) -> None:
+    """Sequences of 2, 127, 128, 255 and 3 tokens in rows of no order, one of them in chunks beside the decoding."""
+    model, ids, whole = setting(numerics, top_k)
+    cache = model.new_cache(6, 400)
+    at = {4: 2, 0: 127, 5: 128, 2: 255, 1: 3}
+    for slot, n in at.items():
+        assert same(feed(model, cache, ids[:n], slot), whole[:n])
+    steps = {4: 1, 0: 1, 5: 1, 2: 1, 1: 33}
+    with torch.no_grad():
+        for _ in range(4):
+            parts = [ids[at[slot] : at[slot] + n].tolist() for slot, n in steps.items()]
+            batch = RaggedBatch.pack(parts, starts=list(at.values()), slots=list(at))
+            logits = model.logits(model.forward_ragged(batch, cache)).split(list(steps.values()))
+            for (slot, n), got in zip(steps.items(), logits, strict=True):
+                assert same(got, whole[at[slot] : at[slot] + n]), (slot, at[slot])
+                at[slot] += n
+    assert cache.lengths == [at.get(slot, 0) for slot in range(6)]
+
+
+@pytest.mark.parametrize(("numerics", "top_k"), SETTINGS)
+def test_training_forward_is_the_cached_forward(numerics: str, top_k: int) -> None:
+    model, ids, whole = setting(numerics, top_k)
+    batch = RaggedBatch.pack([ids.tolist(), ids[:77].tolist()])
+    with torch.enable_grad():
+        logits = model.logits(model.forward_ragged(batch, aux=AuxLosses()))
+    assert logits.requires_grad
+    assert same(logits.detach()[:LENGTH], whole) and same(logits.detach()[LENGTH:], whole[:77])
+
+
+@pytest.mark.skipif(not STRICT, reason="only strict mode promises bits")
+def test_one_thread_and_two_give_the_same_bits() -> None:
+    model, ids, whole = setting()
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with torch.no_grad():
+            assert torch.equal(model(ids[None])[0], whole)
+        assert torch.equal(feed(model, model.new_cache(1, 400), ids[:80], chunk=20), whole[:80])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_weights_laid_out_input_major_give_the_same_bits() -> None:
+    model, ids, whole = setting()
+    other = Transformer(model.config)
+    other.load_state_dict(model.state_dict())
+    other.store_input_major()
+    with torch.no_grad():
+        assert same(other(ids[None])[0], whole)
+    assert same(feed(other, other.new_cache(1, 400), ids[:20], chunk=1), whole[:20])
+    assert {n: p.shape for n, p in other.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
+
+
+@torch.no_grad()
+def draft(model: Transformer, ids: Tensor, chunk: int) -> Tensor:
+    """MTP logits at every token but the last, main model and MTP block side by side in one cache."""
+    cache, logits = model.new_cache(1, 400), []
+    for start in range(0, len(ids) - 1, chunk):
+        part = ids[start : min(start + chunk, len(ids) - 1)]
+        batch = RaggedBatch.pack([part.tolist()], starts=[start])
+        streams = model.forward_ragged(batch, cache)
+        drafted = model.mtp_forward(streams, ids[start + 1 : start + 1 + len(part)], batch, cache)
+        logits.append(model.mtp_logits(drafted))
+    return torch.cat(logits)
+
+
+@pytest.mark.parametrize("numerics", ["float", "shipped"])
+def test_mtp_block_in_chunks(numerics: str) -> None:
+    model, ids, _ = setting(numerics)
+    batch = RaggedBatch.pack([ids[:-1].tolist()])
+    with torch.no_grad():
+        whole = model.mtp_logits(model.mtp_forward(model.forward_ragged(batch), ids[1:], batch))
+    for chunk in (5, 65, 129):
+        assert same(draft(model, ids, chunk), whole), chunk
+    assert same(draft(model, ids[:20], 1), whole[:19])
+
+
+# Going back and starting over
+
+
+@pytest.mark.parametrize(("numerics", "top_k"), [SETTINGS[1], SETTINGS[2]])
+@pytest.mark.parametrize("held", [1, 3, 125, 130, 254])
+def test_rollback(held: int, numerics: str, top_k: int) -> None:
+    """Feed wrong tokens far enough to close windows of 4 and of 128 and to wrap the window ring, go back, go on."""
+    model, ids, whole = setting(numerics, top_k)
+    cache = model.new_cache(2, 600)
+    feed(model, cache, ids[:held], slot=1)
+    snap = cache.snapshot(1)
+    for wrong in (2, 7, 140):
+        feed(model, cache, random_ids(model.config, wrong, seed=wrong), slot=1, chunk=67)
+        assert cache.lengths == [0, held + wrong]
+        cache.restore(1, snap)
+        assert cache.lengths == [0, held]
+        assert same(feed(model, cache, ids[held : held + 135], slot=1), whole[held : held + 135])
+        cache.restore(1, snap)
+
+
+@pytest.mark.parametrize("top_k", [SELECTS, READS_ALL])
+def test_a_reset_row_forgets(top_k: int) -> None:
+    """The pages stay dirty from a longer sequence: nothing of it may be read."""
+    model, ids, whole = setting("float", top_k)
+    cache = model.new_cache(2, 400)
+    feed(model, cache, random_ids(model.config, LENGTH, seed=5), slot=1)
+    neighbour = feed(model, cache, ids[:50], slot=0)
+    cache.reset(1)
+    assert cache.lengths == [50, 0]
+    assert same(feed(model, cache, ids[:200], slot=1, chunk=9), whole[:200])
+    assert same(torch.cat((neighbour, feed(model, cache, ids[50:60], slot=0))), whole[:60])
+
+
+# What is refused
+
+
+def test_cache_refusals() -> None:
+    model, ids, _ = setting()
+    cache = model.new_cache(2, 10)
+    feed(model, cache, ids[:8])
+    with pytest.raises(ValueError, match="cache row 0 holds 8 tokens and cannot take 3 more: max_tokens is 10"):
+        feed(model, cache, ids[:3])
+    with pytest.raises(ValueError, match="cache row 2: the cache has rows 0 to 1"):
+        model.forward_ragged(RaggedBatch.pack([[1]], slots=[2]), cache)
+    with pytest.raises(ValueError, match="cache row 0 holds 8 tokens, the batch starts at 0"):
+        model.forward_ragged(RaggedBatch.pack([[1]]), cache)
+    assert cache.lengths == [8, 0]
+    with pytest.raises(ValueError, match="every sequence at least one token"):
+        RaggedBatch.pack([[1], []])
+    with pytest.raises(ValueError, match="token id 97: allowed are 0 to 96"):
+        model(torch.tensor([[97]]))
+    with pytest.raises(ValueError, match="input_ids has 1 rows, the cache 2"):
+        model(torch.tensor([[1]]), cache)
+    with pytest.raises(ValueError, match="numerics 'fp8': allowed are float, shipped"):
+        Transformer(model.config, "fp8")
