@@ -1,0 +1,83 @@
+"""The two contenders behind one interface: an empty cache, then more tokens of one sequence -> logits of the last one.
+
+A peer imports its package when it is made: dsv4 asks MKL for reproducible rounding, which would slow transformers down.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Peer(Protocol):
+    settings: dict[str, Any]  # how it was run, for the record
+
+    def begin(self, max_tokens: int) -> None:
+        """Forget the sequence; the next one has up to max_tokens tokens."""
+        ...
+
+    def extend(self, ids: list[int]) -> Tensor:
+        """Append tokens -> fp32 logits [vocab] of the last one."""
+        ...
+
+
+class Dsv4Peer:
+    """dsv4 as its engine runs it: ragged batches of up to the scheduler's tokens a step, into a cache."""
+
+    def __init__(self, folder: Path) -> None:
+        import dsv4
+        from dsv4.engine.scheduler import SchedulerConfig
+        from dsv4.model.batch import RaggedBatch
+
+        self._batch = RaggedBatch
+        self._step = SchedulerConfig().max_num_batched_tokens
+        self._model = dsv4.load(folder, dtype=torch.float32, numerics="float")
+        self._cache: Any = None
+        self.settings = {"version": dsv4.__version__, "chunk": self._step, "numerics": "float"}
+
+    def begin(self, max_tokens: int) -> None:
+        self._cache = self._model.new_cache(batch_size=1, max_tokens=max_tokens)
+
+    def extend(self, ids: list[int]) -> Tensor:
+        streams = torch.empty(0)
+        for start in range(0, len(ids), self._step):
+            batch = self._batch.pack([ids[start : start + self._step]], starts=self._cache.lengths)
+            streams = self._model.forward_ragged(batch, cache=self._cache)
+        return self._model.logits(streams[-1:])[0]
+
+
+class TransformersPeer:
+    """transformers as from_pretrained gives it: whole prompts in one forward, one row of logits, its own cache."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self._past: Any = None
+        config = self._model.config
+        self.settings = {
+            "version": version("transformers"),
+            "attention": config._attn_implementation,
+            "experts": config._experts_implementation,
+        }
+
+    def begin(self, max_tokens: int) -> None:
+        self._past = None
+
+    def extend(self, ids: list[int]) -> Tensor:
+        out = self._model(
+            input_ids=torch.tensor([ids]),
+            past_key_values=self._past,
+            use_cache=True,
+            logits_to_keep=1,
+            return_dict=True,
+        )
+        self._past = out.past_key_values
+        return out.logits[0, -1].float()
+
+
+MAKERS: dict[str, type[Dsv4Peer] | type[TransformersPeer]] = {"dsv4": Dsv4Peer, "transformers": TransformersPeer}
