@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RaggedBatch:
-    """Tokens of N sequences. Sequence i is token_ids[cu_seqlens[i]:cu_seqlens[i + 1]] and starts at position starts[i]."""
+    """Tokens of N sequences. Sequence i is token_ids[cu_seqlens[i]:cu_seqlens[i + 1]], from position starts[i] on."""
 
     token_ids: Tensor  # int64 [T]
     lengths: np.ndarray  # int64 [N], new tokens of each sequence, each >= 1

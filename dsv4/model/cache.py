@@ -3,7 +3,7 @@
 State of a sequence and layer: the window ring (last 128 tokens, slot = position mod 128) and, for each compressor, the
 projected rows of the windows that are still needed (fp32, ape added to the scores): the last 2 * ratio tokens with
 overlap, the last ratio tokens without; slot = position mod that number.
-Pages: a page covers 128 tokens of one sequence in every layer: 32 CSA entries with their 32 index keys, or one HCA entry.
+Pages: a page covers 128 tokens of one sequence in every layer: 32 CSA entries with 32 index keys, or one HCA entry.
 A sequence's first page is preferred next to its others, so that its entries can be read as one slice.
 """
 
@@ -30,7 +30,7 @@ def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 
 @dataclass
 class CompressorState:
-    """Rows a compressor still needs, and the entries it made. kv, score: fp32 [slots, rows, width]; entries [rows, D]."""
+    """Rows a compressor still needs, and entries it made. kv, score: fp32 [slots, rows, width]; entries [rows, D]."""
 
     ratio: int
     kv: Tensor
@@ -56,7 +56,7 @@ class LayerCache:
 
 @dataclass
 class Snapshot:
-    """State of one sequence: its length, and per layer its window and open compression windows. Entries stay in place."""
+    """State of one sequence: its length, and per layer its window and compressor rows. Entries stay in place."""
 
     length: int
     tensors: list[Tensor] = field(default_factory=list)
@@ -77,7 +77,9 @@ class Cache:
         self.block_table = np.arange(num_pages).reshape(batch_size, self.pages_per_slot)
         self.layers: list[LayerCache] = []
         for ratio in config.compress_ratios:
-            layer = LayerCache(torch.zeros(batch_size, config.sliding_window, config.head_dim, dtype=dtype, device=device))
+            layer = LayerCache(
+                torch.zeros(batch_size, config.sliding_window, config.head_dim, dtype=dtype, device=device)
+            )
             if ratio:
                 layer.main = self._compressor(ratio, config.head_dim, num_pages, dtype, device)
             if ratio == 4:
@@ -143,7 +145,7 @@ class Cache:
                 state.score[slot] = next(tensors)
 
     def num_bytes(self) -> dict[str, int]:
-        """Bytes by component for full sequences: window, compressor state, entries, index keys (slack rows included)."""
+        """Bytes by component of full sequences: window, compressor state, entries, index keys (with slack rows)."""
         total = {"window": 0, "state": 0, "entries": 0, "index_keys": 0}
         for layer in self.layers:
             total["window"] += layer.window.nbytes

@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def take_rows(rows: Tensor, index: Tensor) -> Tensor:
-    """rows [n, ...] at int64 index [...] -> [..., *rows.shape[1:]]. As rows[index], whose gradient is far slower on CPUs."""
+    """rows [n, ...] at int64 index [...] -> [..., *rows.shape[1:]]. rows[index] has a far slower gradient on CPUs."""
     return F.embedding(index, rows.flatten(1)).view(*index.shape, *rows.shape[1:])

@@ -41,7 +41,7 @@ def init_weights(model: nn.Module, config: ModelConfig, generator: torch.Generat
 
 
 def deal_experts(config: ModelConfig, generator: torch.Generator | None = None) -> torch.Tensor:
-    """A hash routing table int64 [vocab, k]: k distinct experts a token, every expert equally often (to within one deal).
+    """A hash routing table int64 [vocab, k]: k distinct experts a token, every expert equally often (to one deal).
 
     Row by row from shuffled decks; a deck is reshuffled when fewer than k distinct experts are left in it.
     """

@@ -1,4 +1,4 @@
-"""Mixture of experts: hash or score routing, clamped SwiGLU experts, one shared expert. Source: architecture notes 2.6."""
+"""Mixture of experts: hash or score routing, clamped SwiGLU, a shared expert. Source: architecture notes 2.6."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from dsv4.model.linear import Linear, linear_fp32
 class Expert(nn.Module):
     """w2(silu(min(w1 x, limit)) * clamp(w3 x)). Routed experts are weights only: MoE runs them all together."""
 
-    def __init__(self, config: ModelConfig, quantize: bool) -> None:
+    def __init__(self, config: ModelConfig, width: int, quantize: bool) -> None:
         super().__init__()
-        d, width = config.hidden_size, config.moe_intermediate_size
+        d = config.hidden_size
         self.w1 = Linear(d, width, quantize)
         self.w2 = Linear(width, d, quantize)
         self.w3 = Linear(d, width, quantize)
@@ -73,8 +73,10 @@ class MoE(nn.Module):
         super().__init__()
         self.name, self.config, self.quantize = name, config, quantize
         self.gate = Gate(config, hashed)
-        self.experts = nn.ModuleList(Expert(config, quantize) for _ in range(config.n_routed_experts))
-        self.shared_experts = Expert(config, quantize)
+        width = config.moe_intermediate_size
+        self.experts = nn.ModuleList(Expert(config, width, quantize) for _ in range(config.n_routed_experts))
+        # Several shared experts are one wider expert: every token goes through all of them.
+        self.shared_experts = Expert(config, width * config.n_shared_experts, quantize)
 
     def forward(self, x: Tensor, token_ids: Tensor, layout: Layout, aux: AuxLosses | None = None) -> Tensor:
         """x [T, d] -> [T, d]."""
@@ -85,8 +87,8 @@ class MoE(nn.Module):
         token = order // index.shape[1]
         sizes = counts.tolist()
         rows = self._experts(take_rows(x, token), sizes, weights.flatten()[order].unsqueeze(-1))
-        # Back to [T, k] slots: a token's experts are then added in slot order, which top-k made ascending; a hash row that
-        # names an expert twice counts it twice.
+        # Back to [T, k] slots: a token's experts are then added in slot order, which top-k made ascending; a hash row
+        # that names an expert twice counts it twice.
         slots = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         routed = take_rows(rows, slots).view(*index.shape, -1).float()
         out = self.shared_experts(x).float()

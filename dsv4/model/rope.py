@@ -1,8 +1,8 @@
 """Rotary positions: interleaved pairs of the last `qk_rope_head_dim` channels, fp32 angles.
 
-Layers with ratio 0 (and the MTP block) use base rope_theta, unscaled. CSA and HCA layers use compress_rope_theta with YaRN
-for everything in them: queries, window keys, entries, indexer, and the inverse rotation of the output. YaRN never scales
-magnitudes. Source: architecture notes 2.2.
+Layers with ratio 0 (and the MTP block) use base rope_theta, unscaled. CSA and HCA layers use compress_rope_theta with
+YaRN for everything in them: queries, window keys, entries, indexer, and the inverse rotation of the output. YaRN never
+scales magnitudes. Source: architecture notes 2.2.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def inverse_frequencies(config: ModelConfig, compressed: bool) -> Tensor:
     if compressed and yarn is not None:
 
         def corrected(rotations: float) -> float:
-            return dim * math.log(yarn.original_max_position_embeddings / (2 * math.pi * rotations)) / (2 * math.log(base))
+            period = yarn.original_max_position_embeddings / rotations
+            return dim * math.log(period / (2 * math.pi)) / (2 * math.log(base))
 
         low = max(math.floor(corrected(yarn.beta_fast)), 0)
         high = min(math.ceil(corrected(yarn.beta_slow)), dim - 1)

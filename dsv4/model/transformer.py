@@ -15,7 +15,7 @@ from dsv4.model.batch import RaggedBatch
 from dsv4.model.cache import Cache, LayerCache
 from dsv4.model.hyper_connections import hc_head, hc_post, hc_pre
 from dsv4.model.initialization import init_weights
-from dsv4.model.layout import Layout
+from dsv4.model.layout import WINDOW, Layout
 from dsv4.model.linear import Linear, linear_fp32
 from dsv4.model.moe import Gate, MoE
 from dsv4.model.norm import RMSNorm
@@ -44,6 +44,16 @@ class ForwardContext:
         return self.cache.layers[index] if self.cache is not None else None
 
 
+def _hc_parameters(config: ModelConfig, mixes: int, scales: int) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter]:
+    """fn [mixes, s * d], base [mixes] and scale [scales] of one mHC site, uninitialised."""
+    wide = config.hc_mult * config.hidden_size
+    return (
+        nn.Parameter(torch.empty(mixes, wide)),
+        nn.Parameter(torch.empty(mixes)),
+        nn.Parameter(torch.empty(scales)),
+    )
+
+
 class Block(nn.Module):
     """mHC read, attention, mHC write; mHC read, experts, mHC write."""
 
@@ -55,10 +65,8 @@ class Block(nn.Module):
         self.ffn = MoE(config, f"{name}.ffn", index < config.num_hash_layers, quantize)
         self.attn_norm = RMSNorm(d, config.rms_norm_eps)
         self.ffn_norm = RMSNorm(d, config.rms_norm_eps)
-        for site in ("attn", "ffn"):
-            self.register_parameter(f"hc_{site}_fn", nn.Parameter(torch.empty(s * (2 + s), s * d)))
-            self.register_parameter(f"hc_{site}_base", nn.Parameter(torch.empty(s * (2 + s))))
-            self.register_parameter(f"hc_{site}_scale", nn.Parameter(torch.empty(3)))
+        self.hc_attn_fn, self.hc_attn_base, self.hc_attn_scale = _hc_parameters(config, s * (2 + s), 3)
+        self.hc_ffn_fn, self.hc_ffn_base, self.hc_ffn_scale = _hc_parameters(config, s * (2 + s), 3)
 
     def forward(self, streams: Tensor, ctx: ForwardContext) -> Tensor:
         """streams [T, hc_mult, d] -> the same shape."""
@@ -72,7 +80,7 @@ class Block(nn.Module):
 
 
 class MTPBlock(Block):
-    """Multi-token prediction: the next token's embedding joins every stream, then one block and a read-out of its own."""
+    """Multi-token prediction: the next token's embedding joins every stream, then one block and its own read-out."""
 
     def __init__(self, config: ModelConfig, depth: int, quantize: bool) -> None:
         super().__init__(config, config.num_hidden_layers + depth, f"mtp.{depth}", quantize)
@@ -82,9 +90,7 @@ class MTPBlock(Block):
         self.enorm = RMSNorm(d, config.rms_norm_eps)
         self.hnorm = RMSNorm(d, config.rms_norm_eps)
         self.norm = RMSNorm(d, config.rms_norm_eps)
-        self.hc_head_fn = nn.Parameter(torch.empty(s, s * d))
-        self.hc_head_base = nn.Parameter(torch.empty(s))
-        self.hc_head_scale = nn.Parameter(torch.empty(1))
+        self.hc_head_fn, self.hc_head_base, self.hc_head_scale = _hc_parameters(config, s, 1)
 
     def fuse(self, embedding: Tensor, streams: Tensor) -> Tensor:
         """Embedding [T, d] of the next token into streams [T, hc_mult, d] of the main model."""
@@ -98,16 +104,23 @@ class Transformer(nn.Module):
         super().__init__()
         if numerics not in NUMERICS:
             raise ValueError(f"numerics {numerics!r}: allowed are {', '.join(NUMERICS)}")
-        self.config, self.numerics = config, numerics
+        if config.sliding_window != WINDOW:
+            raise ValueError(
+                f"sliding_window {config.sliding_window}: this implementation has windows of {WINDOW} tokens"
+            )
         quantize = numerics == "shipped"
+        width = config.index_head_dim
+        if quantize and 4 in config.compress_ratios and width & (width - 1):
+            raise ValueError(
+                f"index_head_dim {width}: shipped numerics rotate it by Hadamard, which needs a power of two"
+            )
+        self.config, self.numerics = config, numerics
         d, s = config.hidden_size, config.hc_mult
         self.embed = nn.Embedding(config.vocab_size, d, _weight=torch.empty(config.vocab_size, d))
         self.layers = nn.ModuleList(Block(config, i, f"layers.{i}", quantize) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(d, config.rms_norm_eps)
         self.head = Linear(d, config.vocab_size)
-        self.hc_head_fn = nn.Parameter(torch.empty(s, s * d))
-        self.hc_head_base = nn.Parameter(torch.empty(s))
-        self.hc_head_scale = nn.Parameter(torch.empty(1))
+        self.hc_head_fn, self.hc_head_base, self.hc_head_scale = _hc_parameters(config, s, 1)
         self.mtp = nn.ModuleList(MTPBlock(config, i, quantize) for i in range(config.num_nextn_predict_layers))
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
@@ -116,10 +129,10 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def store_input_major(self) -> Transformer:
-        """Lay every linear weight [out, in] out with `out` running fastest, in place; shapes and values stay. Returns self.
+        """Lay every linear weight [out, in] out with `out` running fastest; shapes and values stay. Returns self.
 
-        A product with few rows then reads the weight in the order the BLAS likes: 1.6 times faster with one row in MKL's
-        strict mode, to the same bits.
+        A product with few rows then reads the weight in the order the BLAS likes: 1.6 times faster with one row in
+        MKL's strict mode, to the same bits.
         """
         for module in self.modules():
             if isinstance(module, (Linear, Gate)):
@@ -141,13 +154,15 @@ class Transformer(nn.Module):
     def forward_ragged(self, batch: RaggedBatch, cache: Cache | None = None, aux: AuxLosses | None = None) -> Tensor:
         """Streams [T, hc_mult, d] after the last main layer. With a cache, appends to the rows that batch.slots names.
 
-        Sequence i must start at the position that its cache row holds; ValueError otherwise, before anything is written.
+        Sequence i must start where its cache row ends; ValueError otherwise, before anything is written.
         """
         if cache is not None:
-            for slot, start, length in zip(batch.slots.tolist(), batch.starts.tolist(), batch.lengths.tolist(), strict=True):
+            rows = zip(batch.slots.tolist(), batch.starts.tolist(), batch.lengths.tolist(), strict=True)
+            for slot, start, length in rows:
                 cache.reserve(slot, length)
-                if cache.lengths[slot] != start:
-                    raise ValueError(f"cache row {slot} holds {cache.lengths[slot]} tokens, the batch starts at {start}")
+                held = cache.lengths[slot]
+                if held != start:
+                    raise ValueError(f"cache row {slot} holds {held} tokens, the batch starts at {start}")
         ctx = ForwardContext(self.config, batch, cache, aux, self.device)
         streams = self.embed(ctx.token_ids).unsqueeze(1).expand(-1, self.config.hc_mult, -1)
         for layer in self.layers:

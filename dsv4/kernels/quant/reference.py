@@ -10,7 +10,7 @@ FP4_MAX = 6.0
 
 
 def power_of_two_scale(amax: Tensor, largest: float) -> Tensor:
-    """2^ceil(log2(amax / largest)), exactly, from the fp32 bits: no logarithm that could round across a power of two."""
+    """2^ceil(log2(amax / largest)), exactly, from the fp32 bits: a logarithm could round across a power of two."""
     ratio = amax.float() * (1.0 / largest)
     mantissa, exponent = torch.frexp(ratio)  # ratio = mantissa * 2^exponent, mantissa in [0.5, 1)
     return torch.ldexp(torch.ones_like(ratio), exponent - (mantissa == 0.5).int())
@@ -56,10 +56,10 @@ def _round(x: Tensor, block: int, largest: float, floor: float) -> Tensor:
 
 
 def fake_quant_fp8(x: Tensor, block: int) -> Tensor:
-    """Round x [..., n] to e4m3fn with one power-of-two scale a `block` of the last dimension -> same shape and dtype."""
+    """Round x [..., n] to e4m3fn, one power-of-two scale a `block` of the last dimension -> same shape and dtype."""
     return _round(x, block, FP8_MAX, 1e-4)
 
 
 def fake_quant_fp4(x: Tensor, block: int = 32) -> Tensor:
-    """Round x [..., n] to e2m1 with one power-of-two scale a `block` of the last dimension -> same shape and dtype."""
+    """Round x [..., n] to e2m1, one power-of-two scale a `block` of the last dimension -> same shape and dtype."""
     return _round(x, block, FP4_MAX, FP4_MAX * 2.0**-126)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 
 def _sigmoid(x: Tensor) -> Tensor:
-    # torch.sigmoid rounds differently in the vector body and the scalar tail of an array, which would make a row depend on
-    # the rows beside it; exp does not.
+    # torch.sigmoid rounds differently in the vector body and the scalar tail of an array, which would make a row depend
+    # on the rows beside it; exp does not.
     return x.neg().exp_().add_(1.0).reciprocal_()
 
 

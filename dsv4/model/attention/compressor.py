@@ -32,7 +32,7 @@ def fold_overlap(rows: Tensor, ratio: int) -> Tensor:
 
 
 class Compressor(nn.Module):
-    """One entry of `width` channels for each closed window of `ratio` tokens; ratio 4 overlaps with the window before."""
+    """One entry of `width` channels a closed window of `ratio` tokens; ratio 4 overlaps with the window before."""
 
     def __init__(self, config: ModelConfig, width: int, ratio: int) -> None:
         super().__init__()
@@ -44,7 +44,12 @@ class Compressor(nn.Module):
         self.norm = RMSNorm(width, config.rms_norm_eps)
 
     def forward(
-        self, x: Tensor, layout: Layout, state: CompressorState | None, inv_freq: Tensor, cos_sin: dict[int, tuple[Tensor, Tensor]]
+        self,
+        x: Tensor,
+        layout: Layout,
+        state: CompressorState | None,
+        inv_freq: Tensor,
+        cos_sin: dict[int, tuple[Tensor, Tensor]],
     ) -> Tensor | None:
         """x [T, d] -> entries [windows closed here, width] in x's dtype, normed and rotated; None when none closes."""
         where = layout.compression(self.ratio)
@@ -76,7 +81,9 @@ class Compressor(nn.Module):
         return take_rows(torch.cat(kv_parts), where.source), take_rows(torch.cat(score_parts), where.source)
 
 
-def store_entries(entries: Tensor | None, layout: Layout, ratio: int, state: CompressorState | None, like: Tensor, width: int) -> Tensor:
+def store_entries(
+    entries: Tensor | None, layout: Layout, ratio: int, state: CompressorState | None, like: Tensor, width: int
+) -> Tensor:
     """The entry tensor that the layout's groups index: the cache's with the new entries written, or a fresh one."""
     where = layout.compression(ratio)
     if state is not None:

@@ -17,7 +17,7 @@ SCORE_CHUNK = 4096
 
 
 def index_scores(q: Tensor, weights: Tensor, keys: Tensor) -> Tensor:
-    """sum_h weights[h] * relu(q[h] . key): q [..., h, D], weights [..., h], keys [..., n, D] or shared [n, D] -> [..., n].
+    """sum_h weights[h] * relu(q[h] . key): q [..., h, D], weights [..., h], keys [..., n, D] or one [n, D] -> [..., n].
 
     fp32. Keys are taken SCORE_CHUNK at a time, so memory does not grow with heads times context.
     """
