@@ -6,6 +6,9 @@ Source: architecture notes 2.1. fn rows and base entries: first the pre weights,
 
 from __future__ import annotations
 
+from functools import cache
+
+import torch
 from torch import Tensor
 
 from dsv4.config import ModelConfig
@@ -15,16 +18,25 @@ from dsv4.kernels.sinkhorn import sinkhorn
 
 def _sigmoid(x: Tensor) -> Tensor:
     # exp has the same bits in an array's vector body and its tail; torch.sigmoid does not.
-    return 1.0 / (1.0 + (-x).exp())
+    return x.neg().exp().add(1.0).reciprocal()
 
 
 def hc_weights(mix: Tensor, scale: Tensor, base: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor, Tensor]:
     """(pre [T, s], post [T, s], comb [T, s, s]) from the mixes [T, s * (2 + s)]; s = hc_mult."""
     s = config.hc_mult
-    pre = _sigmoid(mix[:, :s] * scale[0] + base[:s]) + config.hc_eps
-    post = 2.0 * _sigmoid(mix[:, s : 2 * s] * scale[1] + base[s : 2 * s])
-    logits = mix[:, 2 * s :] * scale[2] + base[2 * s :]
-    return pre, post, sinkhorn(logits.view(-1, s, s), config.hc_sinkhorn_iters, config.hc_eps)
+    pre, post, comb = (mix * scale.repeat_interleave(_counts(s, mix.device)) + base).split((s, s, s * s), dim=1)
+    post = 2.0 * _sigmoid(post)
+    return (
+        _sigmoid(pre) + config.hc_eps,
+        post,
+        sinkhorn(comb.reshape(-1, s, s), config.hc_sinkhorn_iters, config.hc_eps),
+    )
+
+
+@cache
+def _counts(s: int, device: torch.device) -> Tensor:
+    """How many of a site's mixes are pre, post and combine weights."""
+    return torch.tensor((s, s, s * s), device=device)
 
 
 def hc_pre(

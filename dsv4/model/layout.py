@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsv4.kernels.attention import KEY_CHUNK
+from dsv4.kernels.attention import ENTRY_CHUNK
 from dsv4.model.batch import RaggedBatch, token_positions
 from dsv4.model.cache import Cache
+from dsv4.model.gather import take_rows
 
 TILE = 64
 WINDOW = 128
@@ -24,12 +25,12 @@ WINDOW = 128
 
 @dataclass(frozen=True)
 class TileGroup:
-    """Tiles first..last-1, attended to in one call. entries: rows of the entry tensor, a slice when they are contiguous."""
+    """Tiles first..last-1, attended to in one call. entries: rows of the entry tensor, a slice when contiguous."""
 
     first: int
     last: int
-    window_skip: int  # leading window slots that lie before the sequence's start for every tile, a multiple of KEY_CHUNK
-    num_entries: int  # a multiple of KEY_CHUNK, 0 when no row sees an entry
+    window_skip: int  # leading window slots before the sequence's start in every tile, a multiple of TILE
+    num_entries: int  # a multiple of ENTRY_CHUNK, 0 when no row sees an entry
     entries: slice | Tensor | None  # slice, or int64 [tiles, num_entries]
     num_visible: Tensor  # int64 [tiles, rows]: entries that each row may see
     sparse: bool  # rows may see more entries than the indexer keeps
@@ -37,7 +38,7 @@ class TileGroup:
 
 @dataclass(frozen=True)
 class CompressionLayout:
-    """One ratio's compression windows that close in this batch. Source rows index [state rows | new tokens | one pad]."""
+    """One ratio's compression windows that close in this batch. Sources index [state rows | new tokens | one pad]."""
 
     ratio: int
     source: Tensor  # int64 [windows, span]; span = ratio, or 2 * ratio with overlap (previous window first)
@@ -101,7 +102,8 @@ class Layout:
         # Rows that hold no token get position -1: they see nothing and come out as zeros.
         self.row_position = np.where(row < (tile_end - tile_start)[:, None], tile_start[:, None] + row, -1)
         tile_first_token = self.cu[self.tile_seq] + tile_start - self.starts[self.tile_seq]
-        self.full = bool((tile_end - tile_start == self.num_rows).all())
+        # In a decode step, or a chunk of whole tiles, tile rows are the tokens in their order.
+        self.in_order = len(self.seq) == self.num_tiles * self.num_rows and bool((order == np.arange(len(order))).all())
         row_token = np.where(self.row_position >= 0, tile_first_token[:, None] + row, 0)
         self.row_token = self._tensor(row_token)  # pad rows repeat token 0: nobody reads their output
         self.token_row = self._tensor(token_tile * self.num_rows + token_row)
@@ -120,6 +122,16 @@ class Layout:
         visible = (key[:, None] >= 0) & (key[:, None] <= self.row_position[..., None])
         visible &= key[:, None] > self.row_position[..., None] - WINDOW
         self.window_mask = self._tensor(visible)
+
+    def tile_rows(self, x: Tensor, tiles: slice) -> Tensor:
+        """Rows of x [T, ...] as the tiles hold them, [tiles, rows, ...]; a row without a token repeats some token's."""
+        if self.in_order:
+            return x.view(self.num_tiles, self.num_rows, *x.shape[1:])[tiles]
+        return take_rows(x, self.row_token[tiles])
+
+    def token_rows(self, x: Tensor) -> Tensor:
+        """The reverse, for all tiles: x [tiles, rows, ...] -> [T, ...]."""
+        return x.flatten(0, 1) if self.in_order else take_rows(x.flatten(0, 1), self.token_row)
 
     @cached_property
     def ring_write(self) -> tuple[Tensor, Tensor]:
@@ -155,7 +167,7 @@ class Layout:
             page = self.cache.block_table[self.batch.slots[seq], window // per_page]
             entry_row, num_rows = page * per_page + window % per_page, 0
         else:
-            entry_row, num_rows = np.arange(len(seq)), len(seq) + KEY_CHUNK
+            entry_row, num_rows = np.arange(len(seq)), len(seq) + ENTRY_CHUNK
         state_row, state_token = self._last_rows(rows)
         return CompressionLayout(
             ratio=ratio,
@@ -169,7 +181,7 @@ class Layout:
         )
 
     def groups(self, ratio: int, top_k: int, budget: int) -> list[TileGroup]:
-        """Tiles in groups of at most `budget` (row, key) pairs; top_k: entries a row keeps, 0 where no indexer selects."""
+        """Tiles in groups of at most `budget` (row, key) pairs; top_k: entries a row keeps, 0 without an indexer."""
         key = (ratio, top_k, budget)
         if key not in self._groups:
             self._groups[key] = self._build_groups(ratio, top_k, budget)
@@ -180,7 +192,7 @@ class Layout:
         # A property of the tile's place, not of what this batch holds of it: any cut of the sequence decides the same.
         most = (self.tile_block + 1) * TILE // ratio if ratio else seen
         sparse = (most > top_k) if top_k else np.zeros(self.num_tiles, bool)
-        padded = -(-seen // KEY_CHUNK) * KEY_CHUNK
+        padded = -(-seen // ENTRY_CHUNK) * ENTRY_CHUNK
         many = np.bincount(self.tile_seq)[self.tile_seq] >= 4  # long sequences read their entries as a shared slice
         skip = np.maximum(0, WINDOW - self.tile_block * TILE)
         groups: list[TileGroup] = []
@@ -202,7 +214,8 @@ class Layout:
     def _group(
         self, first: int, last: int, skip: int, ratio: int, width: int, seen: np.ndarray, sparse: bool
     ) -> TileGroup:
-        visible = self._tensor((self.row_position[first:last] + 1) // ratio if ratio else self.row_position[first:last] * 0)
+        position = self.row_position[first:last]
+        visible = self._tensor((position + 1) // ratio if ratio else position * 0)
         if width == 0:
             return TileGroup(first, last, skip, 0, None, visible, sparse)
         seqs = self.tile_seq[first:last]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-KEY_CHUNK = 64
+ENTRY_CHUNK = 64
 
 
 def attend(
@@ -35,8 +35,8 @@ def attend(
         top = torch.maximum(top, score_e.detach().amax(-1, keepdim=True))
 
     p_w = (score_w - top).exp_()
-    total = (sink_row - top).exp_()
-    out, total = _add_chunks(None, total, p_w, window)
+    total = p_w.sum(-1, keepdim=True) + (sink_row - top).exp_()
+    out = torch.bmm(p_w.view(G, R * H, -1), window)
     p_e = None
     if score_e is not None:
         assert entries is not None
@@ -59,19 +59,15 @@ def _entry_scores(rows: Tensor, entries: Tensor, G: int, R: int, H: int) -> Tens
     return torch.bmm(rows.reshape(G * R, H, -1), entries.flatten(0, 1).mT).view(G, R, H, -1)
 
 
-def _add_chunks(out: Tensor | None, total: Tensor, p: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Add p [G, R, H, E] times values ([E, D] or [G, E, D]) to out, and p's sums to total, KEY_CHUNK keys at a time."""
+def _add_chunks(out: Tensor, total: Tensor, p: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Add p [G, R, H, E] times values ([E, D] or [G, E, D]) to out, and p's sums to total, ENTRY_CHUNK at a time."""
     G, R, H, E = p.shape
     flat = p.view(G, R * H, E)
-    for start in range(0, E, KEY_CHUNK):
-        part = slice(start, start + KEY_CHUNK)
+    for start in range(0, E, ENTRY_CHUNK):
+        part = slice(start, start + ENTRY_CHUNK)
         if values.dim() == 2:
-            added = (flat[..., part].flatten(0, 1) @ values[part]).view(G, R * H, -1)
-            out = added if out is None else out + added
-        elif out is None:
-            out = torch.bmm(flat[..., part], values[:, part])
+            out = out + (flat[..., part].flatten(0, 1) @ values[part]).view(G, R * H, -1)
         else:
             out = torch.baddbmm(out, flat[..., part], values[:, part])
         total = total + p[..., part].sum(-1, keepdim=True)
-    assert out is not None
     return out, total

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-def _spans(sizes: Sequence[int]) -> list[tuple[int, slice]]:
+def _spans(sizes: list[int]) -> list[tuple[int, slice]]:
     spans, start = [], 0
     for group, size in enumerate(sizes):
         if size:
@@ -18,16 +18,17 @@ def _spans(sizes: Sequence[int]) -> list[tuple[int, slice]]:
     return spans
 
 
-def _forward(x: Tensor, sizes: Sequence[int], weights: Sequence[Tensor]) -> Tensor:
+def _forward(x: Tensor, sizes: list[int], weights: Sequence[Tensor]) -> Tensor:
     out = x.new_empty(x.shape[0], weights[0].shape[0])
-    for group, rows in _spans(sizes):
-        torch.mm(x[rows], weights[group].mT, out=out[rows])
+    for rows, weight, into in zip(x.split(sizes), weights, out.split(sizes), strict=True):
+        if len(rows):
+            torch.mm(rows, weight.t(), out=into)
     return out
 
 
 class _GroupedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, sizes: Sequence[int], *weights: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, sizes: list[int], *weights: Tensor) -> Tensor:
         ctx.save_for_backward(x, *weights)
         ctx.sizes = sizes
         return _forward(x, sizes, weights)
@@ -43,6 +44,6 @@ class _GroupedLinear(torch.autograd.Function):
         return d_x, None, *d_weights
 
 
-def grouped_linear(x: Tensor, sizes: Sequence[int], weights: Sequence[Tensor]) -> Tensor:
+def grouped_linear(x: Tensor, sizes: list[int], weights: Sequence[Tensor]) -> Tensor:
     """Group g's rows of x [n, in] times weights[g] [out, in] transposed -> [n, out]."""
     return _GroupedLinear.apply(x, sizes, *weights) if torch.is_grad_enabled() else _forward(x, sizes, weights)

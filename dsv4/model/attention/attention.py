@@ -17,7 +17,7 @@ from dsv4.model.attention.indexer import Indexer, index_scores
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.cache import LayerCache
 from dsv4.model.gather import take_rows
-from dsv4.model.layout import TILE, WINDOW, Layout, TileGroup
+from dsv4.model.layout import Layout, TileGroup
 from dsv4.model.linear import Linear
 from dsv4.model.norm import RMSNorm, rms_norm
 from dsv4.model.rope import inverse_frequencies, rotate, rotation
@@ -111,7 +111,7 @@ class Attention(nn.Module):
         if aux is not None and losses:
             aux.add_indexer(torch.cat(losses).sum() / max(1, int((layout.position >= self.ratio - 1).sum())))
         o = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-        return take_rows(o.flatten(0, 1), layout.token_row)
+        return layout.token_rows(o)
 
     def _attend_group(
         self,
@@ -127,16 +127,17 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """Output [G, R, H, D] of a group of tiles, and the indexer's KL of each row where one is wanted."""
         tiles = slice(group.first, group.last)
-        rows = layout.row_token[tiles]
         seen = slice(group.window_skip, None)
         keys_w = take_rows(window, layout.window_index[tiles, seen])
-        args = (take_rows(q, rows), keys_w, layout.window_mask[tiles, :, seen], self.attn_sink)
+        args = (layout.tile_rows(q, tiles), keys_w, layout.window_mask[tiles, :, seen], self.attn_sink)
         if group.num_entries == 0 or entries is None:
             return attend(*args)[0], []
         mask = torch.arange(group.num_entries, device=q.device) < group.num_visible.unsqueeze(-1)
         scores = None
         if index_q is not None and index_w is not None and keys is not None and (group.sparse or want_loss):
-            scores = index_scores(take_rows(index_q, rows), take_rows(index_w, rows), pick(keys, group.entries))
+            scores = index_scores(
+                layout.tile_rows(index_q, tiles), layout.tile_rows(index_w, tiles), pick(keys, group.entries)
+            )
         if group.sparse:
             assert self.indexer is not None and scores is not None
             chosen = self.indexer.select(scores.detach(), group.num_visible)
@@ -186,12 +187,9 @@ def indexer_kl(probs: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
 
 
 class Rope:
-    """Rotations of one forward for layers of one kind: of the tokens, and of the entries by ratio (filled on first use)."""
+    """Rotations of one forward for layers of one kind: of tokens, and of entries by ratio (filled on first use)."""
 
     def __init__(self, config: ModelConfig, compressed: bool, layout: Layout) -> None:
         self.inv_freq = inverse_frequencies(config, compressed).to(layout.device)
         self.tokens = rotation(self.inv_freq, layout.positions)
         self.entries: dict[int, tuple[Tensor, Tensor]] = {}
-
-
-__all__ = ["TILE", "WINDOW", "Attention", "Rope", "indexer_kl"]
