@@ -1,0 +1,31 @@
+"""Comparison of a kernel with automatic differentiation of the plain formula."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def noise(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
+    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def check_derivatives(
+    kernel: Callable[..., Tensor], formula: Callable[..., Tensor], inputs: Sequence[Tensor], tolerance: float = 1e-5
+) -> None:
+    """Output and all gradients (fp32) against the formula's in float64, relative to the largest; no-grad: same bits."""
+    ours = [x.clone().requires_grad_() for x in inputs]
+    theirs = [x.double().requires_grad_() for x in inputs]
+    got, want = kernel(*ours), formula(*theirs)
+    assert got.dtype == torch.float32 and got.shape == want.shape
+    assert (got - want).abs().max() <= tolerance * want.abs().max()
+    pull = noise(*want.shape, seed=99)
+    got_grads = torch.autograd.grad(got, ours, pull)
+    want_grads = torch.autograd.grad(want, theirs, pull.double())
+    for number, (a, b) in enumerate(zip(got_grads, want_grads, strict=True)):
+        assert a.shape == b.shape
+        assert (a - b).abs().max() <= tolerance * b.abs().max(), f"gradient of input {number}"
+    with torch.no_grad():
+        assert torch.equal(kernel(*inputs), got.detach())
