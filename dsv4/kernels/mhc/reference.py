@@ -14,7 +14,7 @@ def _project(streams: Tensor, fn: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(fn . X [T, m], rsqrt(mean(X^2) + eps) [T, 1]) of the flattened streams X."""
     flat = streams.flatten(1).float()
     norm = torch.linalg.vector_norm(flat, dim=-1, keepdim=True)
-    return linear(flat, fn), norm.square_().div_(flat.shape[1]).add_(eps).rsqrt_()
+    return linear(flat, fn.float()), norm.square_().div_(flat.shape[1]).add_(eps).rsqrt_()
 
 
 def _collect(weights: Tensor, streams: Tensor) -> Tensor:
@@ -41,8 +41,8 @@ class _Mixes(torch.autograd.Function):
         # inverse = (|X|^2 / n + eps)^-1/2, so d inverse / dX = -inverse^3 / n * X
         d_inverse = (grad * raw).sum(-1, keepdim=True)
         pull = d_inverse * inverse.pow(3).neg_().div_(flat.shape[1])
-        d_flat = torch.mul(flat, pull).addmm_(d_raw, fn)
-        return d_flat.view_as(streams).to(streams.dtype), d_raw.mT @ flat, None
+        d_flat = torch.mul(flat, pull).addmm_(d_raw, fn.float())
+        return d_flat.view_as(streams).to(streams.dtype), (d_raw.mT @ flat).to(fn.dtype), None
 
 
 class _Collect(torch.autograd.Function):

@@ -1,0 +1,106 @@
+"""Small parts on their own: norm, rotation, row gathers, indexer scores, initial weights, the batch."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from dsv4.model.attention import indexer
+from dsv4.model.attention.indexer import index_scores
+from dsv4.model.aux_losses import AuxLosses
+from dsv4.model.batch import RaggedBatch
+from dsv4.model.gather import take_rows
+from dsv4.model.norm import rms_norm
+from dsv4.model.rope import inverse_frequencies, rotate, rotation
+from dsv4.model.transformer import Transformer
+
+from ..kernels.derivatives import check_derivatives, noise
+from .tiny import random_ids, tiny_config
+
+
+def plain_norm(x: Tensor, weight: Tensor | float, eps: float) -> Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+
+
+def test_rms_norm() -> None:
+    x, weight = noise(3, 5, 33), noise(33, seed=1)
+    check_derivatives(lambda x, w: rms_norm(x, 1e-6, w), lambda x, w: plain_norm(x, w, 1e-6), (x, weight))
+    check_derivatives(lambda x: rms_norm(x, 0.1), lambda x: plain_norm(x, 1.0, 0.1), (x,))
+    low = rms_norm(x.bfloat16(), 1e-6, weight)
+    want = plain_norm(x.bfloat16().float(), weight, 1e-6).bfloat16()
+    assert low.dtype == torch.bfloat16 and (low.float() - want.float()).abs().max() < 0.02
+
+
+def test_rotation_and_its_inverse() -> None:
+    config = tiny_config()
+    factors = rotation(inverse_frequencies(config, compressed=True), torch.tensor([0, 3, 70000]))
+    x = noise(3, config.head_dim)
+    assert torch.equal(rotate(x, *factors)[0], x[0])  # position 0
+    assert torch.allclose(rotate(rotate(x, *factors), factors[0], -factors[1]), x, atol=1e-6)
+    x.requires_grad_()
+    pull = noise(3, config.head_dim, seed=1)
+    (grad,) = torch.autograd.grad(rotate(x, *factors), x, pull)
+    assert torch.allclose(grad, rotate(pull, factors[0], -factors[1]), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(9, 4), (9, 2, 3)])
+def test_take_rows(shape: tuple[int, ...]) -> None:
+    index = torch.tensor([[0, 8, 8], [3, 0, 8]])
+    check_derivatives(lambda x: take_rows(x, index), lambda x: x[index], (noise(*shape),))
+
+
+@pytest.mark.parametrize("chunk", [3, 4096])
+def test_index_scores(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(indexer, "SCORE_CHUNK", chunk)
+    q, weights = noise(2, 5, 3, 8), noise(2, 5, 3, seed=1)
+    own, one = noise(2, 7, 8, seed=2), noise(7, 8, seed=3)
+
+    def formula(q: Tensor, w: Tensor, k: Tensor) -> Tensor:
+        k = k.expand(2, -1, -1)
+        return torch.einsum("grh,grhn->grn", w, torch.einsum("grhd,gnd->grhn", q, k).clamp(min=0))
+
+    check_derivatives(index_scores, formula, (q, weights, own))
+    check_derivatives(index_scores, formula, (q, weights, one))
+
+
+def test_initial_weights_make_a_plain_residual_model() -> None:
+    """Streams stay near-equal copies, logits are small, the same generator gives the same weights."""
+    config = tiny_config()
+    model, again = Transformer(config), Transformer(config)
+    for m in (model, again):
+        m.init_weights(torch.Generator().manual_seed(5))
+    for (name, p), q in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(p, q) and p.isfinite().all(), name
+    assert torch.equal(model.layers[0].ffn.gate.tid2eid, again.layers[0].ffn.gate.tid2eid)
+    with torch.no_grad():
+        streams = model.forward_ragged(RaggedBatch.pack([random_ids(config, 140).tolist()]))
+        assert (streams - streams.mean(1, keepdim=True)).abs().max() < 0.05 * streams.abs().max()
+        assert model.logits(streams).abs().max() < 2
+
+
+def test_batch_positions() -> None:
+    batch = RaggedBatch.pack([[5, 6, 7], [8], [9, 10]], starts=[0, 41, 7], slots=[2, 0, 1])
+    assert batch.token_ids.tolist() == [5, 6, 7, 8, 9, 10]
+    assert batch.cu_seqlens.tolist() == [0, 3, 4, 6]
+    assert batch.positions.tolist() == [0, 1, 2, 41, 7, 8]
+    assert (batch.num_tokens, batch.num_seqs, batch.slots.tolist()) == (6, 3, [2, 0, 1])
+
+
+def test_bfloat16_model_is_near_the_float_one() -> None:
+    """Whole, in cached chunks, and with gradients: every module copes with a model cast as a whole."""
+    config = tiny_config()
+    model = Transformer(config)
+    model.init_weights(torch.Generator().manual_seed(1))
+    ids = random_ids(config, 1, 150)
+    with torch.no_grad():
+        want = model(ids)
+        model.to(torch.bfloat16)
+        got, cache = model(ids), model.new_cache(1, 150)
+        chunked = torch.cat([model(part, cache) for part in ids.split((3, 130, 17), dim=1)], dim=1)
+    assert got.dtype == chunked.dtype == torch.float32
+    assert (got - want).abs().max() < 0.1 * want.abs().max()
+    assert (chunked - want).abs().max() < 0.1 * want.abs().max()
+    aux = AuxLosses()
+    streams = model.forward_ragged(RaggedBatch.pack(ids.tolist()), aux=aux)
+    (model.logits(streams).square().mean() + aux.balance_loss + aux.indexer_loss).backward()
+    trained = [p for n, p in model.named_parameters() if p.requires_grad and not n.startswith("mtp.")]
+    assert all(p.grad is not None and p.grad.dtype == p.dtype and p.grad.isfinite().all() for p in trained)

@@ -1,0 +1,230 @@
+"""Routing, and what a training forward reports: loads, the balance loss, the indexer's loss."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dsv4.model.attention.attention import indexer_kl
+from dsv4.model.aux_losses import AuxLosses
+from dsv4.model.batch import RaggedBatch
+from dsv4.model.initialization import deal_experts
+from dsv4.model.layout import Layout
+from dsv4.model.moe import Gate, MoE
+from dsv4.model.transformer import Transformer
+
+from .tiny import deviation, random_ids, random_model, tiny_config
+
+CONFIG = tiny_config()
+E, K = CONFIG.n_routed_experts, CONFIG.num_experts_per_tok
+
+
+def random_moe(hashed: bool, **changes: Any) -> MoE:
+    config = tiny_config(**changes)
+    moe = MoE(config, "layers.0.ffn", hashed, quantize=False)
+    g = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for p in moe.parameters():
+            p.copy_(torch.randn(p.shape, generator=g) * (p.shape[-1] ** -0.5 if p.dim() > 1 else 0.3))
+    return moe
+
+
+def layout_of(*lengths: int) -> Layout:
+    return Layout(RaggedBatch.pack([[0] * n for n in lengths]), None, torch.device("cpu"))
+
+
+def plain_moe(moe: MoE, x: Tensor, weights: Tensor, index: Tensor) -> Tensor:
+    """Token by token, expert by expert."""
+    out = []
+    for t in range(len(x)):
+        y = moe.shared_experts(x[t : t + 1])
+        for w, e in zip(weights[t].tolist(), index[t].tolist(), strict=True):
+            y = y + w * moe.experts[e](x[t : t + 1])
+        out.append(y)
+    return torch.cat(out)
+
+
+@pytest.mark.parametrize("hashed", [False, True])
+def test_experts_together_are_experts_one_by_one(hashed: bool) -> None:
+    moe, x = random_moe(hashed), torch.randn(11, CONFIG.hidden_size, generator=torch.Generator().manual_seed(1))
+    ids = random_ids(CONFIG, 11)
+    if hashed:
+        moe.gate.get_buffer("tid2eid").random_(0, E, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        weights, index, _ = moe.gate(x, ids)
+        assert deviation(moe(x, ids, layout_of(11)), plain_moe(moe, x, weights, index)) < 1e-6
+
+
+def test_a_repeated_expert_counts_twice() -> None:
+    """tid2eid rows may name an expert twice: it gets its score's share twice, and its output twice."""
+    moe = random_moe(True)
+    x = torch.randn(1, CONFIG.hidden_size, generator=torch.Generator().manual_seed(1))
+    moe.gate.get_buffer("tid2eid")[5] = torch.tensor([2, 2])
+    with torch.no_grad():
+        weights, index, _ = moe.gate(x, torch.tensor([5]))
+        assert index.tolist() == [[2, 2]]
+        assert torch.allclose(weights, torch.full((1, 2), CONFIG.routed_scaling_factor / 2))
+        want = moe.shared_experts(x) + CONFIG.routed_scaling_factor * moe.experts[2](x)
+        assert deviation(moe(x, torch.tensor([5]), layout_of(1)), want) < 1e-6
+
+
+def gate_and_input() -> tuple[Gate, Tensor]:
+    moe = random_moe(False)
+    return moe.gate, torch.randn(40, CONFIG.hidden_size, generator=torch.Generator().manual_seed(1))
+
+
+def test_bias_selects_and_never_weighs() -> None:
+    gate, x = gate_and_input()
+    assert gate.bias is not None
+    none = torch.zeros(40, dtype=torch.int64)
+    with torch.no_grad():
+        gate.bias.zero_()
+        gate.bias[4] = 100.0
+        weights, index, scores = gate(x, none)
+        assert (index == 4).any(1).all()
+        chosen = scores.gather(1, index)
+        want = chosen / chosen.sum(1, keepdim=True) * CONFIG.routed_scaling_factor
+        assert torch.allclose(weights, want, rtol=1e-6)
+        gate.bias[4] = -100.0
+        assert not (gate(x, none)[1] == 4).any()
+    assert not gate.bias.requires_grad
+
+
+def test_equal_scores_go_to_the_lower_expert() -> None:
+    gate, _ = gate_and_input()
+    assert gate.bias is not None
+    with torch.no_grad():
+        gate.bias.zero_()
+        assert gate(torch.zeros(3, CONFIG.hidden_size), torch.zeros(3, dtype=torch.int64))[1].tolist() == [[0, 1]] * 3
+
+
+def test_several_shared_experts_are_one_of_their_width() -> None:
+    """Two shared experts side by side: the sum of both, each of moe_intermediate_size."""
+    moe, width = random_moe(False, n_shared_experts=2), CONFIG.moe_intermediate_size
+    shared, x = moe.shared_experts, torch.randn(5, CONFIG.hidden_size, generator=torch.Generator().manual_seed(1))
+    assert shared.w1.weight.shape == (2 * width, CONFIG.hidden_size)
+    assert moe.experts[0].w1.weight.shape == (width, CONFIG.hidden_size)
+    with torch.no_grad():
+        parts = []
+        for half in (slice(0, width), slice(width, 2 * width)):
+            gate, up = x @ shared.w1.weight[half].mT, x @ shared.w3.weight[half].mT
+            parts.append(nn.functional.silu(gate.clamp(max=10)) * up.clamp(-10, 10) @ shared.w2.weight[:, half].mT)
+        assert deviation(shared(x), parts[0] + parts[1]) < 1e-6
+
+
+@pytest.mark.parametrize(("vocab", "experts", "k"), [(97, 6, 2), (50, 7, 3), (8, 5, 5), (3, 6, 1)])
+def test_dealt_tables_are_even_and_distinct(vocab: int, experts: int, k: int) -> None:
+    config = tiny_config(vocab_size=vocab, n_routed_experts=experts, num_experts_per_tok=k)
+    table = deal_experts(config, torch.Generator().manual_seed(0))
+    assert table.shape == (vocab, k) and table.dtype == torch.int64
+    assert all(len(set(row)) == k for row in table.tolist())
+    if experts % k == 0:
+        counts = torch.bincount(table.flatten(), minlength=experts)
+        assert counts.max() - counts.min() <= 1
+
+
+# Auxiliary losses
+
+
+def training_forward(model: Transformer, sequences: list[list[int]]) -> tuple[AuxLosses, Tensor]:
+    aux = AuxLosses()
+    batch = RaggedBatch.pack(sequences)
+    streams = model.forward_ragged(batch, aux=aux)
+    ids = batch.token_ids.roll(-1)
+    return aux, model.mtp_logits(model.mtp_forward(streams, ids, batch, aux=aux)) + model.logits(streams)
+
+
+def test_loads_count_every_choice_of_the_score_routed_layers() -> None:
+    model, ids = random_model(CONFIG), random_ids(CONFIG, 90).tolist()
+    aux, _ = training_forward(model, [ids[:37], ids[37:]])
+    assert sorted(aux.loads) == ["layers.1.ffn", "layers.2.ffn", "layers.3.ffn", "mtp.0.ffn"]
+    for load in aux.loads.values():
+        assert load.dtype == torch.int64 and load.shape == (E,)
+        assert int(load.sum()) == 90 * K
+
+
+def moe_with_scores(scores: Tensor) -> tuple[MoE, Tensor]:
+    """(a MoE, inputs) whose affinities are the given ones [T, E]: identity router, inputs from the inverse affinity."""
+    config = tiny_config(hidden_size=E, n_routed_experts=E)
+    moe = MoE(config, "layers.0.ffn", hashed=False, quantize=False)
+    with torch.no_grad():
+        for p in moe.parameters():
+            p.zero_()
+        moe.gate.weight.copy_(torch.eye(E))
+    return moe, torch.log(torch.expm1(scores**2))
+
+
+def balance_loss(scores: Tensor, *lengths: int) -> float:
+    moe, x = moe_with_scores(scores)
+    aux = AuxLosses()
+    moe(x, torch.zeros(len(x), dtype=torch.int64), layout_of(*lengths), aux)
+    return float(aux.balance_loss.detach())
+
+
+def test_balance_loss_is_one_when_even() -> None:
+    """Every expert chosen equally often, with the same mean affinity."""
+    rows = torch.full((E // K, E), 0.5)
+    for t in range(E // K):
+        rows[t, t * K : (t + 1) * K] = 2.0
+    assert balance_loss(rows, E // K) == pytest.approx(1.0, rel=1e-5)
+    assert balance_loss(rows.repeat(2, 1), E // K, E // K) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_balance_loss_of_one_sided_choices() -> None:
+    """All tokens choose experts 0 and 1: f = E / K for those, P their share; sequences are averaged."""
+    rows = torch.full((4, E), 0.5)
+    rows[:, :K] = 2.0
+    share = 2.0 / (2.0 * K + 0.5 * (E - K))
+    assert balance_loss(rows, 4) == pytest.approx(K * (E / K) * share, rel=1e-5)
+    even = torch.full((E // K, E), 0.5)
+    for t in range(E // K):
+        even[t, t * K : (t + 1) * K] = 2.0
+    both = balance_loss(torch.cat((rows, even)), 4, E // K)
+    assert both == pytest.approx((K * (E / K) * share + 1) / 2, rel=1e-5)  # not one mean over all tokens
+
+
+def test_balance_loss_teaches_the_router_only() -> None:
+    moe, x = random_moe(False), torch.randn(12, CONFIG.hidden_size, generator=torch.Generator().manual_seed(1))
+    aux = AuxLosses()
+    moe(x, torch.zeros(12, dtype=torch.int64), layout_of(5, 7), aux)
+    aux.balance_loss.backward()
+    assert {n for n, p in moe.named_parameters() if p.grad is not None and p.grad.abs().max() > 0} == {"gate.weight"}
+
+
+@pytest.mark.parametrize("top_k", [3, 64])
+def test_indexer_loss_reaches_the_indexer_only(top_k: int) -> None:
+    model = random_model(tiny_config(index_topk=top_k))
+    aux, _ = training_forward(model, [random_ids(CONFIG, 70).tolist(), random_ids(CONFIG, 9, seed=1).tolist()])
+    assert float(aux.indexer_loss.detach()) > 0
+    aux.indexer_loss.backward()
+    taught = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    assert taught == {n for n, _ in model.named_parameters() if ".indexer." in n}
+
+
+@pytest.mark.parametrize("top_k", [3, 64])
+def test_main_loss_does_not_reach_the_indexer_but_everything_else(top_k: int) -> None:
+    """200 tokens, so that HCA has an entry."""
+    model = random_model(tiny_config(index_topk=top_k))
+    _, logits = training_forward(model, [random_ids(CONFIG, 200).tolist()])
+    logits.square().mean().backward()
+    untaught = {n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())}
+    assert untaught == {n for n, _ in model.named_parameters() if ".indexer." in n}
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_indexer_kl() -> None:
+    """KL(p || softmax(s)) over what a row sees; rows that see nothing give 0; the least value is 0, at s = log p."""
+    probs = torch.tensor([[[0.4, 1.2, 0.4, 0.0], [0.0, 0.0, 0.0, 0.0], [3.0, 0.0, 0.0, 0.0]]])
+    mask = torch.tensor([[[True, True, True, False], [False] * 4, [True] * 4]])
+    scores = torch.tensor([[[1.0, 0.5, -1.0, 50.0], [1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 0.0]]])
+    p, q = probs[0, 0, :3] / 2, torch.softmax(scores[0, 0, :3], 0)
+    want = torch.tensor([[float((p * (p / q).log()).sum()), 0.0, torch.log(torch.tensor(4.0))]])
+    assert torch.allclose(indexer_kl(probs, scores, mask), want, atol=1e-6)
+    fitted = indexer_kl(probs[:, :1], (probs[:, :1] + 1e-9).log(), mask[:, :1])
+    assert fitted.abs().max() < 1e-6
+
+
+def test_losses_of_a_forward_without_such_layers_are_zero() -> None:
+    aux = AuxLosses()
+    assert float(aux.balance_loss) == 0 and float(aux.indexer_loss) == 0 and aux.loads == {}
