@@ -71,7 +71,7 @@ def test_training_step() -> None:
             after = model.mtp_forward(streams, batch.token_ids.roll(-1), batch, aux=aux)
             loss = torch.nn.functional.cross_entropy(model.logits(streams), batch.token_ids.roll(-1))
             loss = loss + torch.nn.functional.cross_entropy(model.mtp_logits(after), batch.token_ids.roll(-2))
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
             if len(losses) == 1:
                 (loss + aux.balance_loss + aux.indexer_loss).backward()
                 gradients.append({n: p.grad.cpu().clone() for n, p in model.named_parameters() if p.grad is not None})

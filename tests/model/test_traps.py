@@ -175,15 +175,20 @@ def test_shipped_numerics() -> None:
     assert apart.median() < 0.05 * effect.median()
 
 
-def test_first_quantised_layer_exactly() -> None:
-    """One layer deep nothing cascades: most tokens agree to fp32 rounding, so every site is rounded as it should."""
-    config = tiny_config(schedule=(4,), num_hash_layers=0, index_topk=3)
+@pytest.mark.parametrize("schedule", [(0,), (4,), (4, 4)])
+def test_shipped_numerics_of_few_layers_exactly(schedule: tuple[int, ...]) -> None:
+    """Short of a cascade nearly all tokens agree to fp32 rounding: each rounding is where it should be, MTP included."""
+    config = tiny_config(schedule=schedule, num_hash_layers=0, index_topk=3)
     ids, model = random_ids(config, 61), random_model(config, numerics="shipped")
     r = Restatement(model.state_dict(), config, shipped=True)
+    h = r.streams(ids.numpy())
     with torch.no_grad():
-        got = model(ids[None])[0].double()
-    apart = (got - torch.from_numpy(r.logits(r.streams(ids.numpy())))).abs().amax(-1)
-    assert (apart < 1e-5).float().mean() > 0.7
+        streams = model.forward_ragged(RaggedBatch.pack([ids.tolist()]))
+        drafted = model.mtp_forward(streams[:-1], ids[1:], RaggedBatch.pack([ids[:-1].tolist()]))
+        logits, mtp = model.logits(streams).double(), model.mtp_logits(drafted).double()
+    for got, want in ((logits, r.logits(h)), (mtp, r.mtp(h[:-1], ids[1:].numpy()))):
+        apart = (got - torch.from_numpy(want)).abs().amax(-1)
+        assert (apart < 1e-5).float().mean() > 0.95
 
 
 # 6. Causality, of the model itself
