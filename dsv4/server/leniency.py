@@ -28,13 +28,13 @@ def adapt_messages(body: bytes) -> bytes:
 def _adapt(body: bytes, change: Any) -> bytes:
     try:
         request: object = json.loads(body)
+        copied: object = copy.deepcopy(request)  # gives up at fewer levels than json
     except (ValueError, RecursionError):
         return body  # deepseek-recipe words the error
     if not isinstance(request, dict):
         return body
-    original = cast(Json, request)
+    original, adapted = cast(Json, request), cast(Json, copied)
     _refuse_images(original)
-    adapted = copy.deepcopy(original)
     change(adapted)
     return body if adapted == original else json.dumps(adapted).encode()
 
