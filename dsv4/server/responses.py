@@ -45,7 +45,7 @@ async def _frames(service: ChatService, job: Job, messages_style: bool) -> Async
             async for chunk in chunks:
                 name = response.sse_event_name(chunk)  # pyright: ignore[reportArgumentType]  # of the same protocol
                 yield ServerSentEvent(chunk.to_json(), event=name, sep="\n")
-    except RuntimeError as error:  # of the engine or the parser; the status line is out, so it travels in the stream
+    except Exception as error:  # the status line is out: whatever failed, the client learns of it in the stream
         logger.error("%s %s failed", job.protocol.name, job.id, exc_info=error)
         body = json.dumps(error_body(500, str(error), messages_style=messages_style))
         yield ServerSentEvent(body, event="error" if messages_style else None, sep="\n")
@@ -58,7 +58,8 @@ async def _frames(service: ChatService, job: Job, messages_style: bool) -> Async
 class JsonWhenReady(Response):
     """Runs `work` and sends its JSON text; blank lines before it (legal JSON) while it takes long.
 
-    `work` is cancelled when the client goes away. An error of the engine is a 503 as long as nothing has been sent.
+    `work` is cancelled when the client goes away. As long as nothing has been sent, an error of the engine is a 503 and
+    any other leaves for the application's handlers.
     """
 
     media_type = "application/json"
@@ -78,7 +79,9 @@ class JsonWhenReady(Response):
                 await asyncio.wait({work, gone}, timeout=self._keep_alive_seconds, return_when=asyncio.FIRST_COMPLETED)
                 if gone.done():
                     return
-                if work.done() and isinstance(error := work.exception(), EngineError) and not started:
+                if work.done() and not started and (error := work.exception()) is not None:
+                    if not isinstance(error, EngineError):
+                        raise error
                     await error_response(scope["path"], 503, str(error))(scope, receive, send)
                     return
                 if not started:

@@ -137,3 +137,16 @@ def test_an_engine_that_breaks_under_a_whole_answer_is_a_503(model, serve) -> No
     with serve(model) as served:
         response = served.http().post(CHAT, json={"model": "tiny", "messages": QUESTION})
         assert response.status_code == 503 and "out of order" in response.json()["error"]["message"]
+
+
+def test_an_answer_that_cannot_be_parsed_is_an_error_and_no_cut_connection(server, monkeypatch) -> None:
+    def fail(answer: object, event: object) -> list[object]:
+        raise ValueError("no such token")
+
+    monkeypatch.setattr("dsv4.engine.conversation.Answer.push", fail)
+    http = server.http()
+    body = {"model": "tiny", "messages": QUESTION}
+    whole = http.post(CHAT, json=body)
+    assert whole.status_code == 500 and whole.json()["error"]["type"] == "internal_error"
+    frames = http.post(CHAT, json=body | {"stream": True}).text
+    assert "no such token" in frames and "[DONE]" not in frames
