@@ -74,12 +74,13 @@ class AsyncEngine:
             self._raise_if_stopped()
 
     def close(self) -> None:
-        """Stops the thread; requests still running get EngineError."""
+        """Stops the thread and gives the LLM back; requests still running get EngineError. Closing twice is closing."""
         with self._wake:
-            self._closed = True
+            was_closed, self._closed = self._closed, True
             self._wake.notify()
         self._thread.join()
-        self.llm.release()
+        if not was_closed:
+            self.llm.release()
 
     async def _events(self, sequence: Sequence) -> AsyncGenerator[TokenEvent, None]:
         listener = _Listener(asyncio.Queue(), asyncio.get_running_loop())
@@ -160,3 +161,4 @@ class AsyncEngine:
             if not listener.loop.is_closed():
                 listener.send(EngineError(message))
         self._listeners.clear()
+        self._core.abort_all()  # the LLM's next user must not go on computing them

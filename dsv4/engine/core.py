@@ -66,6 +66,11 @@ class EngineCore:
             sequence.abort()
             self._release(sequence)
 
+    def abort_all(self) -> None:
+        """Ends every waiting or running sequence."""
+        for sequence in (*self.scheduler.running, *self.scheduler.waiting):
+            self.abort(sequence)
+
     def step(self) -> list[tuple[Sequence, TokenEvent]]:
         """Computes one ragged batch and returns the new token of each sequence that got one."""
         chunks = self.scheduler.schedule()

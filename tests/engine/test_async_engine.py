@@ -124,9 +124,13 @@ def test_closing_the_engine_ends_its_requests_with_an_error(model) -> None:
             await task
 
     model.seconds_per_step = 0.001
-    engine = AsyncEngine(LLM(model))
+    llm = LLM(model)
+    engine = AsyncEngine(llm)
     run(main(engine))
     assert not engine.healthy
+    assert not llm.core.has_work and model.cache.lengths == [0] * 8, "the LLM would go on with the engine's requests"
+    engine.close()
+    assert len(llm.generate([[3]], PARAMS)[0].token_ids) == 15
 
 
 def test_a_client_whose_loop_is_gone_does_not_stop_the_engine(model) -> None:
