@@ -44,6 +44,7 @@ class LLM:
         max_model_len: int | None = None,
         max_num_batched_tokens: int = 1024,
     ) -> None:
+        _check_device(device)
         if model is None or isinstance(model, (str, Path)):
             folder = nano_path() if model is None else Path(model)
             model = _load(folder, device, dtype, numerics)
@@ -150,6 +151,17 @@ def _as_batch(prompts: Prompt | SequenceOf[Prompt]) -> list[Prompt]:
     if prompts and all(isinstance(item, int) for item in prompts):
         return [cast("list[int]", list(prompts))]
     return list(cast("SequenceOf[Prompt]", prompts))
+
+
+def _check_device(device: str) -> None:
+    """ValueError for what torch does not know, and for a CUDA device that this machine has not."""
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device is {device!r}; allowed: cpu, cuda or cuda:N") from error
+    found = torch.cuda.device_count()
+    if wanted.type == "cuda" and (wanted.index or 0) >= found:
+        raise ValueError(f"device is {device!r}; torch finds {found} CUDA devices here")
 
 
 def _resolve_max_model_len(requested: int | None, config: ModelConfig) -> int:

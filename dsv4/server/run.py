@@ -29,6 +29,8 @@ def serve(
 
     Raises PortTakenError before the model is loaded, and whatever loading it raises.
     """
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads is {threads}; allowed: 1 or more")
     listening = bind(host, port)
     try:
         # torch is needed from here on; a taken port is known before its seconds are spent.

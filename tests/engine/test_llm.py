@@ -127,6 +127,18 @@ def test_limits_are_checked(model) -> None:
         LLM(model, max_num_seqs=4, max_num_batched_tokens=3)
 
 
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("gpu", "device is 'gpu'; allowed: cpu, cuda or cuda:N"),
+        ("cuda:99", r"device is 'cuda:99'; torch finds \d+ CUDA devices here"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(model, device: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LLM(model, device=device)
+
+
 def test_stream_yields_what_generate_returns_and_closing_it_stops_the_request(model) -> None:
     llm = LLM(model)
     whole = llm.generate([[6, 7]], GREEDY)[0].token_ids

@@ -38,6 +38,11 @@ def test_a_port_that_cannot_be_is_refused(port: int) -> None:
         bind("127.0.0.1", port)
 
 
+def test_threads_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ValueError, match="threads is 0; allowed: 1 or more"):
+        serve("/no/such/model", port=0, threads=0)
+
+
 def test_addresses_are_what_a_browser_takes() -> None:
     for host, shown in (("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1")):
         with bind(host, 0) as listening:
