@@ -8,7 +8,7 @@ from dsv4.tokenizer import Tokenizer
 from dsv4.tokenizer.train import train_tokenizer, write_tokenizer
 
 TEXTS = [
-    "You have access to a set of tools to help answer the user's question.",
+    "The cat's owner may look up words in the library, and every word that she finds is read aloud.",
     "Sort these numbers in ascending order: 12, 7, 2024. Hello! How can I help you?",
     "Grüße, 世界! Καλημέρα κόσμε 🙂🙂 naïve café",
     '{"name": "Anna", "age": 34}',
