@@ -13,7 +13,7 @@ The ladder stands in the folder's generation_config.json as "reasoning_effort_la
 
 import json
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from deepseek_recipe import Conversation, DeepseekV4Encoding, Message, RenderedPrompt, SystemMessage
 
@@ -30,7 +30,7 @@ LADDERS: dict[str, dict[str | None, ReasoningEffort]] = {
 
 
 def _ladder(name: object, place: str) -> Ladder:
-    if name not in LADDERS:
+    if not isinstance(name, str) or name not in LADDERS:
         raise ValueError(f"{place}: reasoning effort ladder {name!r}: one of {', '.join(sorted(LADDERS))} is allowed")
     return cast(Ladder, name)
 
@@ -40,15 +40,31 @@ def effort_ladder(folder: str | Path) -> Ladder:
     path = Path(folder) / "generation_config.json"
     if not path.is_file():
         return "0731"
-    return _ladder(json.loads(path.read_text(encoding="utf-8")).get(LADDER_KEY, "0731"), str(path))
+    return _ladder(_read_settings(path).get(LADDER_KEY, "0731"), str(path))
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        settings: object = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(settings).__name__}")
+    return cast("dict[str, Any]", settings)
 
 
 def write_effort_ladder(folder: str | Path, ladder: Ladder) -> None:
     """Set the ladder in generation_config.json, keeping the file's other keys; a new file gets the official ones."""
     path = Path(folder) / "generation_config.json"
-    settings = {"bos_token_id": 0, "eos_token_id": 1, "do_sample": True, "temperature": 1.0, "top_p": 1.0}
+    settings: dict[str, Any] = {
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "do_sample": True,
+        "temperature": 1.0,
+        "top_p": 1.0,
+    }
     if path.is_file():
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = _read_settings(path)
     settings[LADDER_KEY] = _ladder(ladder, "write_effort_ladder")
     path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 

@@ -67,13 +67,18 @@ class Tokenizer:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Tokenizer":
-        """Load `tokenizer.json` of a model folder; TokenizerMissingError where there is none."""
+        """Load `tokenizer.json` of a model folder; TokenizerMissingError without one, ValueError for a damaged one."""
         path = Path(folder) / "tokenizer.json"
         if not path.is_file():
             raise TokenizerMissingError(
                 f"{folder}: no tokenizer.json, so text cannot be encoded or decoded here; token ids still work"
             )
-        return cls(path.read_text(encoding="utf-8"))
+        try:
+            return cls(path.read_text(encoding="utf-8"))
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise ValueError(
+                f"{path}: not a byte-level BPE tokenizer with an end-of-sentence token: {type(error).__name__}: {error}"
+            ) from error
 
     @property
     def special_tokens(self) -> dict[str, int]:

@@ -57,6 +57,20 @@ def test_the_ladder_is_a_property_of_the_folder(tmp_path: Path) -> None:
         effort_ladder(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[1]", "expected a JSON object, found list"),
+        ('{"reasoning_effort_ladder": ["0731"]}', r"reasoning effort ladder \['0731'\]: one of"),
+    ],
+)
+def test_a_damaged_generation_config_is_named(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "generation_config.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"generation_config\.json: {message}"):
+        effort_ladder(tmp_path)
+
+
 def test_an_unknown_ladder_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="'v5'"):
         PromptEncoder(tokenizer, "v5")

@@ -114,3 +114,10 @@ def test_a_folder_without_a_tokenizer_says_that_ids_still_work(tmp_path: Path) -
     with pytest.raises(TokenizerMissingError, match="token ids still work"):
         Tokenizer.from_pretrained(tmp_path)
     assert issubclass(TokenizerMissingError, FileNotFoundError)
+
+
+@pytest.mark.parametrize("content", ["x", "[]", '{"added_tokens": []}', '{"a": 1}'])
+def test_a_damaged_tokenizer_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match=r"tokenizer\.json: not a byte-level BPE tokenizer"):
+        Tokenizer.from_pretrained(tmp_path)
