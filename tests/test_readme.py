@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,12 +11,12 @@ import pytest
 
 from dsv4.cli import build_parser
 
+from .readme_commands import arguments, blocks, commands
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS: list[tuple[str, str]] = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.S | re.M)
-PYTHON = [text for language, text in BLOCKS if language == "python"]
-PLAIN = "".join(text for language, text in BLOCKS if not language)
-COMMANDS = sorted({*re.findall(r"^(dsv4 .*)$", PLAIN, flags=re.M), *re.findall(r"`(dsv4 [^`]+)`", README)})
+PYTHON = [text for language, text in blocks(README) if language == "python"]
+COMMANDS = commands(README)
 URL = "http://127.0.0.1:8000"
 # Commands that wait for a user or take long; their arguments are checked, their packages have their own tests.
 NOT_RUN = ("serve", "chat", "train", "eval", "bench")
@@ -61,11 +60,10 @@ def test_python_against_the_server(code: str, server: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command(command: str, tmp_path: Path) -> None:
-    arguments = shlex.split(command)[1:]
-    options = build_parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments(command))
     if options.command not in NOT_RUN:
         (tmp_path / "models").symlink_to(ROOT / "models")
-        run(sys.executable, "-m", "dsv4", *arguments, cwd=tmp_path)
+        run(sys.executable, "-m", "dsv4", *arguments(command), cwd=tmp_path)
 
 
 def test_make_targets_exist() -> None:
