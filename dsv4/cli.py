@@ -17,6 +17,9 @@ from dsv4.presets import PRESETS
 
 EFFORTS = ("low", "high", "max")
 
+# Package that serving does not need -> the extra of pyproject.toml that installs it.
+_EXTRAS = {"reasoning_gym": "train", "transformers": "bench", "psutil": "bench"}
+
 Handler = Callable[[argparse.Namespace], "int | None"]
 
 
@@ -40,6 +43,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (`| head`) has seen enough. Python would complain when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get(error.name or "")
+        if extra is None or os.environ.get("DSV4_TRACEBACK") == "1":
+            raise
+        print(
+            f"dsv4 {options.command}: error: {error.name} is not installed; it comes with the extra {extra!r}: "
+            f"pip install 'dsv4[{extra}]', or '.[{extra}]' in a checkout",
+            file=sys.stderr,
+        )
+        return 2
     except (ValueError, OSError) as error:
         if os.environ.get("DSV4_TRACEBACK") == "1":
             raise
@@ -317,6 +330,8 @@ def _run_script(folder: str, name: str | None, arguments: list[str]) -> None:
     if not root.is_dir():
         raise ValueError(f"no {folder}/ at {root}; it comes with the repository, not with the installed package")
     scripts = sorted(path.stem for path in root.glob("*.py") if not path.stem.startswith("_"))
+    if name is None:
+        raise ValueError(f"give the name of one of {folder}/: {', '.join(scripts)}")
     if name not in scripts:
         raise ValueError(f"{name!r} is not in {folder}/; allowed: {', '.join(scripts)}")
     sys.argv = [f"dsv4 {name}", *arguments]

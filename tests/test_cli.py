@@ -109,6 +109,7 @@ def test_errors_are_one_line(
     for arguments, message in (
         (["inspect", "flas"], "'flas' is neither a preset (flash, pro, flash-base, pro-base, nano) nor a model folder"),
         (["inspect", str(tmp_path)], f"{tmp_path}/config.json: unknown key 'hidden_sizes'"),
+        (["train"], "give the name of one of recipes/: nano"),
         (["train", "nanno"], "'nanno' is not in recipes/; allowed: "),
     ):
         assert main(arguments) == 2
@@ -118,6 +119,24 @@ def test_errors_are_one_line(
     monkeypatch.setenv("DSV4_TRACEBACK", "1")
     with pytest.raises(ValueError, match="neither a preset"):
         main(["inspect", "flas"])
+
+
+def test_a_package_of_an_extra_is_asked_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without(package: str) -> None:
+        def handler(options: object) -> None:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+        monkeypatch.setattr("dsv4.cli._eval", handler)
+
+    without("reasoning_gym")
+    assert main(["eval", "nano"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "reasoning_gym is not installed" in error and "pip install 'dsv4[train]'" in error
+    without("dsv4.nothing")
+    with pytest.raises(ModuleNotFoundError, match=r"dsv4\.nothing"):
+        main(["eval", "nano"])
 
 
 def test_inspect_needs_no_torch() -> None:
