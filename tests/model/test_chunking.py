@@ -109,6 +109,18 @@ def test_training_forward_is_the_cached_forward(numerics: str, top_k: int) -> No
     assert same(logits.detach()[:LENGTH], whole) and same(logits.detach()[LENGTH:], whole[:77])
 
 
+def test_a_cache_holds_no_graph() -> None:
+    """With gradients on, a cached forward gives the same bits, and the cache keeps values only."""
+    model, ids, whole = setting()
+    cache = model.new_cache(1, 140)
+    with torch.enable_grad():
+        logits = torch.cat([model(part[None], cache)[0] for part in ids[:140].split(67)])
+    assert logits.requires_grad and same(logits.detach(), whole[:140])
+    for layer in cache.layers:
+        tensors = [layer.window, *(t for s in layer.compressors() for t in (s.kv, s.score, s.entries))]
+        assert not any(t.requires_grad for t in tensors)
+
+
 @pytest.mark.skipif(not STRICT, reason="only strict mode promises bits")
 def test_one_thread_and_two_give_the_same_bits() -> None:
     model, ids, whole = setting()

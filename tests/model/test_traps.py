@@ -177,7 +177,7 @@ def test_shipped_numerics() -> None:
 
 @pytest.mark.parametrize("schedule", [(0,), (4,), (4, 4)])
 def test_shipped_numerics_of_few_layers_exactly(schedule: tuple[int, ...]) -> None:
-    """Short of a cascade nearly all tokens agree to fp32 rounding: each rounding is where it should be, MTP included."""
+    """Short of a cascade nearly all tokens agree to fp32 rounding: every site rounds as it should, MTP included."""
     config = tiny_config(schedule=schedule, num_hash_layers=0, index_topk=3)
     ids, model = random_ids(config, 61), random_model(config, numerics="shipped")
     r = Restatement(model.state_dict(), config, shipped=True)
