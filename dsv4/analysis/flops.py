@@ -1,7 +1,8 @@
 """FLOPs of decoding one token at a context length, 2 a multiply-add, by term and number format.
 
-Source: architecture notes 4. `eq_fp8` weighs a format by its cost on the tensor cores (FP8 1, BF16 and FP32 2, FP4 with
-FP4 one half); with it the published ratios to V3.2 come out. Experts are FP8 activations times FP4 weights: 1.
+Source: DeepSeek-V4 report, which gives the ratios to V3.2 but no formula. `eq_fp8` weighs a format by its cost on the
+tensor cores (FP8 1, BF16 and FP32 2, FP4 with FP4 one half); with it the published ratios come out. Experts are FP8
+activations times FP4 weights: 1.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Every tensor of a checkpoint, from the config alone: name, shape and dtype as stored, and the part it belongs to.
 
-Source: architecture notes 6.1 and 6.2. The published Flash-Base holds two tensors more than listed here, copies of the
-embedding and the head under `mtp.0`.
+Source: the published checkpoints' listings. The published Flash-Base holds two tensors more than listed here, copies of
+the embedding and the head under `mtp.0`.
 """
 
 from __future__ import annotations

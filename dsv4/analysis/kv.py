@@ -1,6 +1,7 @@
 """Bytes of the KV cache: what grows with the context, and the fixed state of a sequence. Main layers only.
 
-Source: architecture notes 3.2. The published sizes count the FP8 cache with the FP4 index.
+Source: DeepSeek-V4 report; entry layout as in the public inference engines. The published sizes count
+the FP8 cache with the FP4 index.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Parameter counts by component. Scales, the router's correction bias and the hash tables are not parameters.
 
-Source: architecture notes 5. "284B" is Flash without its MTP block; "13B" and "49B" leave out the embedding lookup.
+Source: the published sizes. "284B" is Flash without its MTP block; "13B" and "49B" leave out the embedding lookup.
 """
 
 from __future__ import annotations

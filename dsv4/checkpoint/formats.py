@@ -4,7 +4,7 @@ A stored weight is a table of codes and a table of scales that multiply them; th
 shorter. Scales are E8M0 (a power of two: byte b is 2^(b - 127), 255 is NaN) or, in the Base models, F32.
 
 Values follow the rule that the model was trained with: scale = 2^ceil(log2(amax / largest)), codes rounded to nearest,
-ties to the even code (architecture notes 2.8). That rule alone has two spellings for a block whose largest element
+ties to the even code (official inference kernel). That rule alone has two spellings for a block whose largest element
 rounds down to half the range (224 of 448, 3 of 6): the coarse one, and half the scale with doubled codes. Writers here
 always store the second, so that quantise(dequantise(x)) gives back x's codes and scales for all x that they wrote. To
 write what others wrote just as it was, they take the scales to keep.

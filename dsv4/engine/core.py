@@ -99,10 +99,10 @@ class EngineCore:
         limits = self.limits
         if not prompt_token_ids:
             raise ValueError("the prompt is empty; it needs at least 1 token")
-        if len(prompt_token_ids) >= limits.max_model_len:
+        # A prompt that fills the context still gets one token: sampling it needs no room in the cache.
+        if len(prompt_token_ids) > limits.max_model_len:
             raise ValueError(
-                f"the prompt has {len(prompt_token_ids)} tokens; with at least 1 new token the limit is"
-                f" max_model_len = {limits.max_model_len}"
+                f"the prompt has {len(prompt_token_ids)} tokens; the limit is max_model_len = {limits.max_model_len}"
             )
         for place, token_id in enumerate(prompt_token_ids):
             if not 0 <= token_id < limits.vocab_size:

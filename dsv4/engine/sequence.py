@@ -36,7 +36,7 @@ class Sequence:
     params: SamplingParams
     seed: int
     stop_token_ids: frozenset[int]  # the end-of-sentence token too, unless the request ignores it
-    max_total_tokens: int  # prompt and output together never exceed it
+    max_total_tokens: int  # where the output ends; a prompt that fills it still gets one token
     decoder: TextDecoder | None = None  # None: a model without a tokenizer
     text_vocab_size: int = 0  # ids from here on pad the vocabulary: the decoder does not know them
     status: SequenceStatus = SequenceStatus.NEW

@@ -1,7 +1,7 @@
 """mHC: four residual streams, mixed before and after each sub-layer by token-dependent maps. fp32 inside.
 
-Source: architecture notes 2.1. fn rows and base entries: first the pre weights, then post, then the combine matrix
-(row-major, [source stream, target stream]).
+Source: mHC paper; official inference kernel. fn rows and base entries: first the pre weights, then post, then the
+combine matrix (row-major, [source stream, target stream]).
 """
 
 from __future__ import annotations

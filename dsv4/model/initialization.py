@@ -1,4 +1,4 @@
-"""Initial weights for training from scratch. Source: training notes 1.9; the rest are this project's choices."""
+"""Initial weights for training from scratch. Gates: mHC paper; the rest are this project's choices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mixture of experts: hash or score routing, clamped SwiGLU, a shared expert. Source: architecture notes 2.6."""
+"""Mixture of experts: hash or score routing, clamped SwiGLU, a shared expert. Source: official model.py."""
 
 from __future__ import annotations
 

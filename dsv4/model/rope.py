@@ -2,7 +2,7 @@
 
 Layers with ratio 0 (and the MTP block) use base rope_theta, unscaled. CSA and HCA layers use compress_rope_theta with
 YaRN for everything in them: queries, window keys, entries, indexer, and the inverse rotation of the output. YaRN never
-scales magnitudes. Source: architecture notes 2.2.
+scales magnitudes. Source: official inference model.py.
 """
 
 from __future__ import annotations

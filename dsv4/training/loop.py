@@ -36,7 +36,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What a run is trained with. Defaults: DeepSeek-V4 report where it gives a value (training notes 1.4 to 1.8)."""
+    """What a run is trained with. Defaults: DeepSeek-V4 report where it gives a value."""
 
     schedule: Schedule
     grad_clip: float = 1.0

@@ -1,4 +1,4 @@
-"""Decode FLOPs against the table of architecture notes 4."""
+"""Decode FLOPs against the ratios of the DeepSeek-V4 report and their derivation."""
 
 import pytest
 

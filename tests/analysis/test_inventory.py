@@ -1,4 +1,4 @@
-"""Tensor names, shapes, dtypes and bytes against the published files (architecture notes 6.1 and 6.2)."""
+"""Tensor names, shapes, dtypes and bytes against the published files (their listings)."""
 
 from collections import Counter
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""KV bytes against the published figures (architecture notes 3.2)."""
+"""KV bytes against the published figures."""
 
 import pytest
 

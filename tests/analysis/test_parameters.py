@@ -1,4 +1,4 @@
-"""Parameter counts against the published sizes (architecture notes 5)."""
+"""Parameter counts against the published sizes."""
 
 import pytest
 

@@ -64,7 +64,7 @@ def block_amax(weight: Array, rows: int, columns: int) -> Array:
 
 
 class Oracle:
-    """The training rule (architecture notes 2.8) as plain numpy; `weight` is float64 [out, in]."""
+    """The rule of the official kernel as plain numpy; `weight` is float64 [out, in]."""
 
     e4m3 = e4m3_table()
     e2m1 = e2m1_table()

@@ -19,6 +19,11 @@ def prompts(lengths: list[int]) -> list[list[int]]:
     return [torch.randint(2, 53, (length,), generator=generator).tolist() for length in lengths]
 
 
+def test_a_prompt_that_fills_the_context_gets_one_token(model) -> None:
+    output = LLM(model, max_model_len=10).generate([[5] * 10], SamplingParams(max_tokens=99, ignore_eos=True))[0]
+    assert len(output.token_ids) == 1 and output.finish_reason == "length"
+
+
 def test_greedy_follows_the_model_whatever_shares_the_batch(model) -> None:
     batch = prompts([5, 1, 33, 4, 128, 7, 2])
     outputs = LLM(model, max_num_seqs=3, max_num_batched_tokens=11).generate(batch, GREEDY)
@@ -96,7 +101,7 @@ def test_every_cache_row_is_emptied_for_its_next_sequence(model) -> None:
     ("prompt", "message"),
     [
         ([], "the prompt is empty"),
-        ([3] * 20, "20 tokens; with at least 1 new token the limit is max_model_len = 20"),
+        ([3] * 21, "21 tokens; the limit is max_model_len = 20"),
         ([3, 53], r"token id 53 at position 1 is outside \[0, 52\]"),
         ([-1], r"token id -1 at position 0 is outside \[0, 52\]"),
         ("text", "no tokenizer, so a prompt must be a list of token ids"),

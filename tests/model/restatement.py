@@ -1,4 +1,4 @@
-"""The forward pass of the architecture notes, section 2, restated: numpy, float64, loops where they read better.
+"""V4's forward pass restated from its description: numpy, float64, loops where they read better.
 
 It shares no code with dsv4.model and dsv4.kernels, only the weights. `mistake` names one mistake that other
 implementations shipped; the trap tests show that the model agrees with the text and not with the mistake.

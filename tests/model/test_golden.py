@@ -1,4 +1,4 @@
-"""Golden numbers of the architecture notes: mHC (2.1), YaRN (2.2), fake quantisation (2.8), and the Hadamard matrix."""
+"""Golden numbers: mHC, YaRN, fake quantisation, and the Hadamard matrix."""
 
 import numpy as np
 import pytest

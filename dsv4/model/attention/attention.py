@@ -1,4 +1,4 @@
-"""The attention layer: one path for training, prefill, decode and verification. Source: architecture notes 2.3.
+"""The attention layer: one path for training, prefill, decode and verification. Source: official inference model.py.
 
 Shape letters: T tokens, G tiles, R query rows a tile, H heads, D head width, E entries, W window slots.
 """
@@ -178,7 +178,7 @@ def pick(entries: Tensor, rows: slice | Tensor | None) -> Tensor:
 def indexer_kl(probs: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
     """KL(attention over the entries, heads summed and renormalised || softmax of the index scores), [G, R].
 
-    probs, scores fp32 [G, R, E]; rows that see no entry give 0. Source: training notes 1.6.
+    probs, scores fp32 [G, R, E]; rows that see no entry give 0. Source: DeepSeek-V3.2 report, indexer warm-up.
     """
     probs = probs / probs.sum(-1, keepdim=True).clamp(min=1e-20)
     log_q = torch.log_softmax(scores.masked_fill(~mask, -1e30), dim=-1)

@@ -1,4 +1,4 @@
-"""Compression of closed windows of tokens to one entry each. Source: architecture notes 2.4, 3.1."""
+"""Compression of closed windows of tokens to one entry each. Source: official inference model.py, Compressor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lightning indexer: which compressed entries a CSA layer's query reads. Source: architecture notes 2.5."""
+"""Lightning indexer: which compressed entries a CSA layer's query reads. Source: official model.py, Indexer."""
 
 from __future__ import annotations
 
