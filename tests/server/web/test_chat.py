@@ -136,6 +136,17 @@ def test_several_chats(tab: Any) -> None:
     assert page.evaluate("Object.keys(localStorage).filter(k => k.startsWith('dsv4.chat.')).length") == 1
 
 
+def test_a_chat_deleted_while_the_model_is_reading_stays_deleted(tab: Any) -> None:
+    page = tab.page
+    tab.ask("slow", ["never"], pause=5)
+    expect(tab.answer().locator(".wait-note")).to_contain_text("reading", timeout=8_000)  # longer than between saves
+    page.locator(".chat", has_text="slow").hover()
+    page.get_by_role("button", name="Delete: slow").click()
+    expect(page.locator("#announce")).to_have_text("The answer is complete.")
+    assert page.evaluate("Object.keys(localStorage).filter(k => k.startsWith('dsv4.chat.'))") == []
+    assert page.locator(".chat-open").count() == 0
+
+
 def test_switches_and_settings_make_the_request(tab: Any) -> None:
     page = tab.page
     tab.ask("a", ["ok"])

@@ -72,9 +72,10 @@ async function answer(conversation, question) {
   const node = conversations.addNode(conversation, question, { role: "assistant", status: "streaming", model });
   const body = { model, messages, ...composer.mode(), ...sampling() };
   let saved = Date.now();
+  const isKept = () => conversations.list().some((entry) => entry.id === conversation.id); // not deleted meanwhile
   const done = generate(conversation, node, body, () => {
     if (conversation === current) thread.changed(node);
-    if (Date.now() - saved < SAVE_EVERY) return;
+    if (Date.now() - saved < SAVE_EVERY || !isKept()) return;
     saved = Date.now();
     store(conversation);
   });
@@ -83,7 +84,7 @@ async function answer(conversation, question) {
   if (conversation === current) show();
   await done;
   live.delete(conversation.id);
-  if (conversations.list().some((entry) => entry.id === conversation.id)) store(conversation);
+  if (isKept()) store(conversation);
   refresh();
   announce(node.status === "error" ? node.error.title : "The answer is complete.");
   if (node.error?.kind === "key") needKey();
