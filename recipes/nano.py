@@ -2,7 +2,7 @@
 
     python recipes/nano.py --budget cpu            2 hours on 2 cores
     python recipes/nano.py --budget gpu            20 minutes on one data-centre GPU
-    python recipes/nano.py --steps 2 --out /tmp/x  a smoke test
+    python recipes/nano.py --steps 2 --run-dir runs/try --out runs/try/model   a smoke test
 
 A killed run goes on with --resume, from its last saved step, to the same bits. The run's folder keeps the tokenizer,
 the state, the step plan and metrics.jsonl; the model folder appears when training is done.
@@ -65,6 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     console = Console()
     run_dir: Path = options.run_dir
+    check_target(options.out)
     run = load_or_make_run(options, run_dir)
     tokenizer_folder = make_tokenizer(run_dir, console)
     trainer = make_trainer(run, tokenizer_folder, run_dir, console)
@@ -98,6 +99,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--resume", action="store_true", help="go on with the run in --run-dir")
     parser.add_argument("--eval", type=int, default=0, metavar="N", help="then score N examples a task and mode")
     return parser
+
+
+def check_target(out: Path) -> None:
+    """Refuse, before hours of training, to write over what is no model folder: `export` replaces `out` whole."""
+    if out.exists() and not (out / "config.json").is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise SystemExit(f"--out: {out} holds something else than a model; give a new, an empty or a model folder")
 
 
 def load_or_make_run(options: argparse.Namespace, run_dir: Path) -> Run:

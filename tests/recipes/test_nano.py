@@ -44,3 +44,12 @@ def test_two_steps_give_a_model_folder(recipe, tmp_path: Path) -> None:
 def test_resuming_nothing_is_refused(recipe, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="holds no run"):
         recipe(["--resume", "--run-dir", str(tmp_path / "none"), "--out", str(tmp_path / "out")])
+
+
+def test_a_folder_that_is_no_model_is_not_written_over(recipe, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    run = tmp_path / "run"
+    for out in (tmp_path, tmp_path / "notes.txt"):
+        with pytest.raises(SystemExit, match="holds something else than a model"):
+            recipe(["--steps", "2", "--run-dir", str(run), "--out", str(out)])
+    assert (tmp_path / "notes.txt").read_text() == "mine" and not run.exists()
