@@ -106,6 +106,15 @@ class Cache:
         i = np.arange(start, stop)
         return self.block_table[slot, i // per_page] * per_page + i % per_page
 
+    def num_entry_rows(self, ratio: int) -> int:
+        """Rows of the entry tensors of this ratio, all pages together; behind them lie rows of zeros."""
+        return self.block_table.size * (PAGE_TOKENS // ratio)
+
+    def last_entry(self, ratio: int) -> tuple[int, int]:
+        """The range (n - 1, n) of the last entry that a slot has room for."""
+        count = self.pages_per_slot * (PAGE_TOKENS // ratio)
+        return count - 1, count
+
     def reserve(self, slot: int, new_tokens: int) -> None:
         """Check that a slot can take new_tokens more; ValueError says how many it holds and may hold."""
         if not 0 <= slot < self.batch_size:
@@ -117,13 +126,14 @@ class Cache:
             )
 
     def reset(self, slot: int) -> None:
-        """Forget a sequence. Its pages keep old entries: finite, and masked until they are written anew."""
-        self.lengths[slot] = 0
+        """Forget a sequence: its state, and what it wrote to its pages."""
+        length, self.lengths[slot] = self.lengths[slot], 0
         for layer in self.layers:
             layer.window[slot] = 0
             for state in layer.compressors():
                 state.kv[slot] = 0
                 state.score[slot] = float("-inf")
+                state.entries[self.entry_rows(slot, state.ratio, 0, length // state.ratio)] = 0
 
     def snapshot(self, slot: int) -> Snapshot:
         """Copy the state of a sequence: enough to return to this length later, as its entries stay in their pages."""

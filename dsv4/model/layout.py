@@ -222,10 +222,24 @@ class Layout:
         names, which = np.unique(seqs, return_inverse=True)
         rows = [self._entry_rows(int(s), ratio, int(seen[first:last][seqs == s].max())) for s in names]
         if len(rows) == 1 and (np.diff(rows[0]) == 1).all():
-            # The slice may run past the sequence's entries: what lies there is finite and masked.
-            return TileGroup(first, last, skip, width, slice(int(rows[0][0]), int(rows[0][0]) + width), visible, sparse)
-        index = np.stack([np.concatenate((r, np.zeros(width - len(r), np.int64))) for r in rows])[which]
+            start = int(rows[0][0])
+            if self._is_private(int(seqs[0]), start, width, ratio):
+                return TileGroup(first, last, skip, width, slice(start, start + width), visible, sparse)
+        # Masked places read a row of zeros, never another sequence's entry: zero times what is not finite is not zero.
+        blank = self._blank_row(ratio)
+        index = np.stack([np.concatenate((r, np.full(width - len(r), blank))) for r in rows])[which]
         return TileGroup(first, last, skip, width, self._tensor(index), visible, sparse)
+
+    def _blank_row(self, ratio: int) -> int:
+        """A row of the entry tensor that is always zero: the first of the slack behind all entries."""
+        return self.cache.num_entry_rows(ratio) if self.cache is not None else int((self.ends // ratio).sum())
+
+    def _is_private(self, seq: int, start: int, width: int, ratio: int) -> bool:
+        """Whether rows start..start + width - 1 hold nothing of another sequence."""
+        if self.cache is None:
+            return True  # a forward of its own: what is not finite in it shows anyway
+        last = self.cache.entry_rows(int(self.batch.slots[seq]), ratio, *self.cache.last_entry(ratio))[0]
+        return start + width <= last + 1 or last + 1 == self.cache.num_entry_rows(ratio)
 
     def _entry_rows(self, seq: int, ratio: int, count: int) -> np.ndarray:
         if self.cache is not None:

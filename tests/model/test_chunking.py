@@ -191,7 +191,7 @@ def test_rollback(held: int, numerics: str, top_k: int) -> None:
 
 @pytest.mark.parametrize("top_k", [SELECTS, READS_ALL])
 def test_a_reset_row_forgets(top_k: int) -> None:
-    """The pages stay dirty from a longer sequence: nothing of it may be read."""
+    """Of a longer sequence that lay in the row nothing may be read."""
     model, ids, whole = setting("float", top_k)
     cache = model.new_cache(2, 400)
     feed(model, cache, random_ids(model.config, LENGTH, seed=5), slot=1)
@@ -224,3 +224,24 @@ def test_cache_refusals() -> None:
         model(torch.tensor([[1]]), cache)
     with pytest.raises(ValueError, match="numerics 'fp8': allowed are float, shipped"):
         Transformer(model.config, "fp8")
+
+
+@pytest.mark.parametrize("top_k", [SELECTS, READS_ALL])
+@torch.no_grad()
+def test_what_is_not_finite_stays_in_its_sequence(top_k: int) -> None:
+    """A masked key counts zero times, and zero times NaN is NaN: masked places must not name another row's entries."""
+    model, ids, whole = setting(top_k=top_k)
+    cache = model.new_cache(3, 400)
+    for slot in range(3):
+        feed(model, cache, ids[:300], slot)
+    for layer in cache.layers:
+        layer.window[1] = float("nan")
+        for state in layer.compressors():
+            state.entries[cache.entry_rows(1, state.ratio, 0, 300 // state.ratio)] = float("nan")
+    parts = [ids[300:301].tolist(), ids[300:340].tolist(), ids[300:305].tolist()]
+    batch = RaggedBatch.pack(parts, starts=[300] * 3, slots=[1, 0, 2])
+    logits = model.logits(model.forward_ragged(batch, cache)).split([1, 40, 5])
+    assert logits[0].isnan().any()
+    assert same(logits[1], whole[300:340]) and same(logits[2], whole[300:305])
+    cache.reset(1)
+    assert same(feed(model, cache, ids[:70], slot=1, chunk=7), whole[:70])
