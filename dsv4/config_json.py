@@ -256,7 +256,7 @@ def _read_schedule(raw: Mapping[str, Any], values: dict[str, Any]) -> None:
     if raw.get("layer_types") is not None:
         types = _sequence(raw["layer_types"], "layer_types", layers)
         for index, name in enumerate(types):
-            if name not in _LAYER_TYPE_RATIOS:
+            if not isinstance(name, str) or name not in _LAYER_TYPE_RATIOS:
                 raise ValueError(
                     f"layer_types[{index}] = {name!r} is not supported; allowed: {', '.join(_LAYER_TYPE_RATIOS)}"
                 )

@@ -153,6 +153,7 @@ WRONG_VALUES = [
     ({"quantization_config": {"bits": 4}}, "unknown key 'quantization_config.bits'"),
     ({"layer_types": ["sliding_attention"] * 6}, "contradicts layer_types"),
     ({"layer_types": ["full_attention"] * 6}, "layer_types[0] = 'full_attention' is not supported"),
+    ({"layer_types": [{}] * 6}, "layer_types[0] = {} is not supported"),
     ({"layer_types": ["sliding_attention"]}, "allowed: a list of num_hidden_layers = 6 entries"),
     ({"mlp_layer_types": ["moe", "hash_moe", "moe", "moe", "moe", "moe"]}, "'hash_moe' entries, then 'moe' entries"),
     ({"mlp_layer_types": ["moe"] * 6}, "num_hash_layers = 2 contradicts mlp_layer_types, which says 0"),
