@@ -26,8 +26,8 @@ and score routing, hyper-connections of {hc} streams, MTP block), small enough f
 parameters, of which {active:.1f} million work on a token. Weights are in the official layout (FP4 experts, FP8
 projections), {megabytes:.1f} MB. `recipes/nano.py` trained it from nothing.
 
-It answers the verifiable tasks below, makes simple tool calls and small talk, in English. It knows nothing of the
-world.
+It answers the verifiable tasks below, makes simple tool calls and small talk, in English. Of the world it knows
+a few capitals, colours and definitions that its training data spells out.
 
 ## Scores
 

@@ -8,7 +8,9 @@ A ladder says which instruction a reasoning effort puts before the conversation.
     xhigh       "Absolute maximum"        "Absolute maximum"
     max         "Absolute maximum"        "Beyond maximum"
 
-The ladder stands in the folder's generation_config.json as "reasoning_effort_ladder"; a folder without it speaks 0731.
+The ladder stands in the folder's generation_config.json as "reasoning_effort_ladder". A folder without it speaks
+preview: the official checkpoints that this package loads are the April ones, and the later ladder would put the
+strongest instruction that they know before every ordinary request.
 """
 
 import json
@@ -22,6 +24,7 @@ from dsv4.tokenizer.tokenizer import Tokenizer
 Ladder = Literal["preview", "0731"]
 ReasoningEffort = Literal["low", "high", "xhigh", "max"]
 LADDER_KEY = "reasoning_effort_ladder"
+DEFAULT_LADDER: Ladder = "preview"
 # Request effort -> the effort under which deepseek-recipe renders the wanted instruction.
 LADDERS: dict[str, dict[str | None, ReasoningEffort]] = {
     "preview": {None: "low", "low": "low", "high": "low", "xhigh": "high", "max": "high"},
@@ -36,11 +39,11 @@ def _ladder(name: object, place: str) -> Ladder:
 
 
 def effort_ladder(folder: str | Path) -> Ladder:
-    """Read the ladder of a model folder from generation_config.json; 0731 where it does not say."""
+    """Read the ladder of a model folder from generation_config.json; preview where it does not say."""
     path = Path(folder) / "generation_config.json"
     if not path.is_file():
-        return "0731"
-    return _ladder(_read_settings(path).get(LADDER_KEY, "0731"), str(path))
+        return DEFAULT_LADDER
+    return _ladder(_read_settings(path).get(LADDER_KEY, DEFAULT_LADDER), str(path))
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from dsv4.engine import LLM, AsyncEngine
 from dsv4.model.batch import RaggedBatch
 from dsv4.server.app import create_app
 from dsv4.server.run import address, bind
+from dsv4.tokenizer.prompts import write_effort_ladder
 from dsv4.tokenizer.train import train_tokenizer, write_tokenizer
 
 VOCAB = 300
@@ -96,9 +97,10 @@ class ScriptedModel:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder that has a tokenizer and nothing else."""
+    """A model folder of a tokenizer and the later effort ladder, which tells all efforts apart."""
     path = tmp_path_factory.mktemp("models") / "tiny"
     write_tokenizer(train_tokenizer(iter(["the cat sat on the mat"] * 4), VOCAB), path)
+    write_effort_ladder(path, "0731")
     return path
 
 

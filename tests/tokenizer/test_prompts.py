@@ -46,9 +46,9 @@ def test_trap_16_each_ladder_has_its_own_effort_instructions(
 
 
 def test_the_ladder_is_a_property_of_the_folder(tmp_path: Path) -> None:
-    assert effort_ladder(tmp_path) == "0731"
+    assert effort_ladder(tmp_path) == "preview"
     (tmp_path / "generation_config.json").write_text('{"temperature": 0.5}')
-    assert effort_ladder(tmp_path) == "0731"
+    assert effort_ladder(tmp_path) == "preview"
     write_effort_ladder(tmp_path, "preview")
     assert effort_ladder(tmp_path) == "preview"
     assert '"temperature": 0.5' in (tmp_path / "generation_config.json").read_text()
