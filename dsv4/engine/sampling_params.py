@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 MAX_SEED = 2**63 - 1
@@ -22,28 +23,30 @@ class SamplingParams:
     top_k: int = 0  # 0: no limit
     min_p: float = 0.0  # drop tokens less likely than min_p times the most likely one
     seed: int | None = None  # None: a fresh random seed for each request
-    stop: str | tuple[str, ...] | list[str] = ()  # the text ends before the first of these
+    stop: str | tuple[str, ...] | list[str] | None = ()  # the text ends before the first of these
     stop_token_ids: tuple[int, ...] = ()  # end like the end-of-sentence token does
     ignore_eos: bool = False
     logprobs: bool | int = False  # True: of the sampled tokens; an int: that many alternatives a token as well
 
     def __post_init__(self) -> None:
         _check_int("max_tokens", self.max_tokens, 1, None)
-        _check_float("temperature", self.temperature, "[0, inf)", self.temperature >= 0.0)
-        _check_float("top_p", self.top_p, "(0, 1]", 0.0 < self.top_p <= 1.0)
+        _check_float("temperature", self.temperature, "[0, inf)", lambda value: value >= 0.0)
+        _check_float("top_p", self.top_p, "(0, 1]", lambda value: 0.0 < value <= 1.0)
         _check_int("top_k", self.top_k, 0, None)
-        _check_float("min_p", self.min_p, "[0, 1]", 0.0 <= self.min_p <= 1.0)
+        _check_float("min_p", self.min_p, "[0, 1]", lambda value: 0.0 <= value <= 1.0)
         if self.seed is not None:
             _check_int("seed", self.seed, 0, MAX_SEED)
         if not isinstance(self.logprobs, bool):
             _check_int("logprobs", self.logprobs, 0, None)
+        if not isinstance(self.stop, (str, tuple, list, type(None))):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"SamplingParams.stop is {self.stop!r}; allowed: a string, a list of strings or None")
         for place, text in enumerate(self.stop_strings):
-            if not text:
-                raise ValueError(f"SamplingParams.stop[{place}] is empty; a stop string has at least 1 character")
+            if not isinstance(text, str) or not text:  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise ValueError(f"SamplingParams.stop[{place}] is {text!r}; allowed: strings of at least 1 character")
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
     def wants_logprobs(self) -> bool:
@@ -63,6 +66,8 @@ def _check_int(name: str, value: int, low: int, high: int | None) -> None:
         raise ValueError(f"SamplingParams.{name} is {value}; allowed: {bound}")
 
 
-def _check_float(name: str, value: float, allowed: str, ok: bool) -> None:
-    if not math.isfinite(value) or not ok:
+def _check_float(name: str, value: float, allowed: str, ok: Callable[[float], bool]) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(f"SamplingParams.{name} is {value!r}; it must be a number")
+    if not math.isfinite(value) or not ok(value):
         raise ValueError(f"SamplingParams.{name} is {value}; allowed: {allowed}")

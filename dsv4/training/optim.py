@@ -47,7 +47,7 @@ def parameter_rule(name: str, shape: tuple[int, ...], config: SplitConfig) -> Pa
     """Rule of the parameter `name` of `shape`. Fused tensors name their logically independent matrices as `rows`."""
     if name.endswith("gate.bias"):
         return ParameterRule(name, "by_rule")
-    if name in ("embed.weight", "head.weight") or name.endswith(("emb.tok_emb.weight", "mtp.0.head.weight")):
+    if name in ("embed.weight", "head.weight"):
         return ParameterRule(name, "adamw")
     if name.endswith("norm.weight") or re.search(r"(^|\.)hc_\w+_(base|scale)$", name):
         return ParameterRule(name, "adamw")

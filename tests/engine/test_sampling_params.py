@@ -9,6 +9,9 @@ from dsv4.engine.sampling_params import SamplingParams
         ("max_tokens", 0, "1 or more"),
         ("max_tokens", True, "integer"),
         ("max_tokens", 1.5, "integer"),
+        ("max_tokens", None, "integer"),
+        ("temperature", None, "number"),
+        ("stop", 3, "None"),
         ("temperature", -0.1, "[0, inf)"),
         ("temperature", float("nan"), "[0, inf)"),
         ("top_p", 0.0, "(0, 1]"),
@@ -36,7 +39,7 @@ def test_an_empty_stop_string_is_refused_with_its_place() -> None:
 
 def test_one_stop_string_is_a_list_of_one() -> None:
     assert SamplingParams(stop="ab").stop_strings == ("ab",)
-    assert SamplingParams().stop_strings == ()
+    assert SamplingParams().stop_strings == SamplingParams(stop=None).stop_strings == ()
 
 
 def test_logprobs_true_wants_no_alternatives_and_a_number_wants_that_many() -> None:
