@@ -58,9 +58,9 @@ class StepPlan:
         due = step == CALIBRATION_STEPS or (step > CALIBRATION_STEPS and step % REPLAN_EVERY == 0)
         if not due or step <= since or (self.entries and self.entries[-1][0] >= step):
             return
+        # The speed of the whole run: on a busy machine fifty steps in a row can be twice too slow or too fast.
         seconds_per_step = (elapsed - at) / (step - since)
         total = step + max(1, int((self.seconds - elapsed) / seconds_per_step))
         self.entries.append((step, total))
-        self._mark = (step, elapsed)
         content = {"steps": self.steps, "seconds": self.seconds, "entries": self.entries}
         write_atomically(self.path, lambda temporary: temporary.write_text(json.dumps(content), encoding="utf-8"))
