@@ -22,7 +22,7 @@ from benchmarks.comparison import floors, report
 from benchmarks.comparison.gate import check_logits, run_tests
 from benchmarks.comparison.plan import FOLDERS, FULL, PEERS, QUICK, TARGETS, Plan
 from benchmarks.comparison.process import ROOT, BenchmarkError, WorkerProcess
-from benchmarks.comparison.rows import Row, append_rows, commit, hardware, hardware_slug
+from benchmarks.comparison.rows import Row, append_rows, commit, hardware, hardware_slug, package_digest
 from dsv4.analysis.parameters import count_parameters
 
 DESCRIPTION = "Compare dsv4 with transformers: decode, prefill and memory, same weights, fp32, side by side."
@@ -136,6 +136,7 @@ def progress_bar(console: Console, total: int) -> Iterator[Advance]:
 
 def run(plan: Plan, threads: int, results: Path, gated: bool, console: Console) -> None:
     """Gate, measure, print, append to results/<hardware>.jsonl, draw results/prefill.png."""
+    code, sources = commit(), package_digest()
     if gated:
         console.print("Frozen tests first: no number without them.")
         run_tests()
@@ -145,6 +146,8 @@ def run(plan: Plan, threads: int, results: Path, gated: bool, console: Console) 
     ):
         comparison = Comparison(plan, threads, Path(scratch), advance)
         comparison.measure()
+    if package_digest() != sources:
+        raise BenchmarkError("dsv4/ changed during the run, so its figures belong to no version of it: no rows")
     machine, rows = hardware(), comparison.rows()
     found, ceilings = report.index(rows), comparison.best_ceilings()
     small, large = (found["transformers", "peak memory", length] for length in (plan.fresh_small, plan.fresh_length))
@@ -153,7 +156,7 @@ def run(plan: Plan, threads: int, results: Path, gated: bool, console: Console) 
         "benchmark": "model",
         "plan": plan.name,
         "gated": gated,
-        "commit": commit(),
+        "commit": code,
         "parameters": count_parameters(plan.config).total,
         "shape": plan.config.to_dict(quantized=False),
         "dtype": "float32",
@@ -172,7 +175,7 @@ def run(plan: Plan, threads: int, results: Path, gated: bool, console: Console) 
     console.print(report.table(found, title))
     console.print(report.ceilings_text(ceilings))
     console.print(report.growth_text(growth, plan.long_length, machine["memory_bytes"]))
-    console.print(f"{machine['cpu']}, {machine['cores']} cores; commit {common['commit']}; rows in {file}")
+    console.print(f"{machine['cpu']}, {machine['cores']} cores; commit {code}; rows in {file}")
     if not report.plot_prefill(found, results / "prefill.png"):
         console.print("no plot: matplotlib is not installed")
 

@@ -53,8 +53,8 @@ def _target_text(target: Target) -> str:
 def table(rows: Rows, title: str) -> Table:
     """One line a measure: both contenders (median, half the range), the ratio, the target, times the floor."""
     out = Table(title=title, title_justify="left")
-    for name in ("measure", "dsv4", "transformers", "ratio", "target", "", "dsv4 to floor", "transformers to floor"):
-        out.add_column(name, justify="left" if name in ("measure", "") else "right")
+    for name in ("measure", "dsv4", "transformers", "ratio", "target", "", "dsv4/floor", "transf./floor"):
+        out.add_column(name, justify="left" if name in ("measure", "") else "right", no_wrap=True)
     targets = {(target.measure, target.tokens): target for target in TARGETS}
     for measure, tokens in dict.fromkeys((measure, tokens) for _, measure, tokens in rows):
         ours, theirs = (rows.get((peer, measure, tokens)) for peer in PEERS)
@@ -120,7 +120,7 @@ def plot_prefill(rows: Rows, file: Path) -> bool:
     axes.minorticks_off()
     axes.set(xlabel="prompt, tokens", ylabel="prefill, tokens a second", title="Prefill, fp32, CPU")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="lower left")
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150)
     return True

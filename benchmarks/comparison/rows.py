@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -72,6 +73,14 @@ def commit() -> str:
 
     head = git("rev-parse", "HEAD")
     return head + ("+changes" if git("status", "--porcelain", "--", "dsv4") else "") if head else "unknown"
+
+
+def package_digest(package: Path = ROOT / "dsv4") -> str:
+    """Hash of the package's Python sources: new processes of a run must load the same ones."""
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        digest.update(str(file.relative_to(package)).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
 
 
 def append_rows(file: Path, rows: Iterable[Row], common: dict[str, Any]) -> None:

@@ -132,6 +132,19 @@ def test_a_red_gate_writes_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "red" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+def test_a_package_that_changes_during_the_run_gives_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    source = package / "module.py"
+    source.write_text("VALUE = 1\n")
+    monkeypatch.setattr(bench, "package_digest", lambda: rows.package_digest(package))
+    monkeypatch.setattr(bench.Comparison, "measure", lambda self: source.write_text("VALUE = 2\n"))
+    assert bench.main(["--quick", "--no-gate", "--results", str(tmp_path / "results")]) == 1
+    assert "changed during the run" in capsys.readouterr().err and not (tmp_path / "results").exists()
+
+
 def test_a_contender_that_dies_is_named(tmp_path: Path) -> None:
     with (
         process.WorkerProcess("transformers", 1) as worker,
