@@ -120,7 +120,7 @@ def plot_prefill(rows: Rows, file: Path) -> bool:
     axes.minorticks_off()
     axes.set(xlabel="prompt, tokens", ylabel="prefill, tokens a second", title="Prefill, fp32, CPU")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower left")
+    figure.legend(loc="outside lower center", ncols=3)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150)
     return True
