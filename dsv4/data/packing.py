@@ -57,7 +57,7 @@ def split_document(document: Document, limit: int) -> list[Document]:
 def pack(documents: Iterable[Document], rows: int, capacity: int, patience: int = 64) -> list[Row]:
     """Fill `rows` rows from a stream of documents, in the order of arrival, each into its best-fitting row.
 
-    Stops when every row is full or `patience` documents running have fitted nowhere; those are left out. A document
+    Stops when every row is full or `patience` pieces running have fitted nowhere; those are left out. A document
     longer than a row is split first, as nothing else could take it.
     """
     packed = [Row(capacity) for _ in range(rows)]

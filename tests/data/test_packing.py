@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dsv4.data.packing import Document, Row, best_fit, pack, split_document
@@ -11,12 +11,13 @@ def document(length: int, start: int = 0) -> Document:
 
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 40), max_size=60), st.integers(1, 5), st.integers(1, 64))
+@example(lengths=[10, 12, 1], rows=4, capacity=3)  # the last one fits, after more misses than there are documents
 def test_rows_hold_whole_documents_within_their_capacity(lengths: list[int], rows: int, capacity: int) -> None:
     documents = [document(length, 1000 * n) for n, length in enumerate(lengths)]
-    packed = pack(documents, rows, capacity, patience=len(lengths) + 1)
+    whole = [piece for d in documents for piece in split_document(d, capacity)]
+    packed = pack(documents, rows, capacity, patience=len(whole) + 1)
     assert len(packed) == rows
     assert all(row.used == sum(map(len, row.documents)) <= capacity for row in packed)
-    whole = [piece for d in documents for piece in split_document(d, capacity)]
     placed = [d for row in packed for d in row.documents]
     assert all(d in whole for d in placed) and len({d.ids for d in placed}) == len(placed)
     # What was left out fits nowhere: packing never wastes room.

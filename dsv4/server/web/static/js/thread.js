@@ -14,6 +14,7 @@ export class Thread {
     this.views = new Map(); // node id -> view
     this.dirty = new Set();
     this.following = true; // keep the end in view
+    this.held = false; // the reader turned the wheel up: only scrolling down to the end follows it again
     [this.top, this.height] = [0, 0]; // where the scroller was
     this.scroller = byId("thread");
     this.column = byId("messages");
@@ -21,6 +22,8 @@ export class Thread {
     this.jump.append(icon("down"));
     this.jump.addEventListener("click", () => this.toEnd(true));
     this.scroller.addEventListener("scroll", () => this.scrolled(), { passive: true });
+    // At once, not when the view has moved: content that arrives in between would take the reader back to the end.
+    this.scroller.addEventListener("wheel", (event) => event.deltaY < 0 && this.hold(), { passive: true });
     new ResizeObserver(() => (this.following ? this.toEnd() : this.scrolled())).observe(this.column);
     setInterval(() => this.views.forEach((view) => view.tick()), 100);
   }
@@ -69,18 +72,24 @@ export class Thread {
     this.cost = performance.now() - start;
   }
 
+  hold() {
+    if (this.scroller.scrollHeight > this.scroller.clientHeight) [this.following, this.held] = [false, true];
+  }
+
   scrolled() {
     const { scrollHeight, scrollTop, clientHeight } = this.scroller;
     const left = scrollHeight - scrollTop - clientHeight;
     // A reader who scrolls up, however little, wants to stay there; content that shrinks moves the view up too.
     const up = scrollTop < this.top - 1 && scrollHeight >= this.height;
-    this.following = left < (up ? 2 : NEAR_END);
+    const down = scrollTop > this.top + 1;
+    if (this.held && down && left < NEAR_END) this.held = false;
+    this.following = !this.held && left < (up ? 2 : NEAR_END);
     [this.top, this.height] = [scrollTop, scrollHeight];
     this.jump.hidden = left < NEAR_END * 3;
   }
 
   toEnd(smooth = false) {
-    this.following = true;
+    [this.following, this.held] = [true, false];
     this.scroller.scrollTo({ top: this.scroller.scrollHeight, behavior: smooth ? "smooth" : "instant" });
   }
 }
