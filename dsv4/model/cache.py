@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dsv4.config import ModelConfig
+from dsv4.kernels.attention import ENTRY_CHUNK
 
 PAGE_TOKENS = 128
 
@@ -91,8 +92,8 @@ class Cache:
     ) -> CompressorState:
         overlap = 2 if ratio == 4 else 1
         shape = (self.batch_size, overlap * ratio, overlap * width)
-        # 64 rows of slack: entries are read in fixed chunks, and the last chunk may reach past the last page.
-        entries = _lazy_zeros((num_pages * (PAGE_TOKENS // ratio) + 64, width), dtype, device)
+        # A chunk of slack: entries are read in fixed chunks, and the last one may reach past the last page.
+        entries = _lazy_zeros((num_pages * (PAGE_TOKENS // ratio) + ENTRY_CHUNK, width), dtype, device)
         return CompressorState(
             ratio,
             torch.zeros(shape, device=device),

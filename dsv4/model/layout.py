@@ -44,7 +44,6 @@ class CompressionLayout:
     source: Tensor  # int64 [windows, span]; span = ratio, or 2 * ratio with overlap (previous window first)
     entry_position: Tensor  # int64 [windows]: rope position, the first token of the entry's own window
     entry_row: Tensor  # int64 [windows]: where the entry goes
-    num_entry_rows: int  # without a cache: rows of the entry tensor, slack included
     state_row: Tensor  # int64 [k]: state rows to write, with
     state_token: Tensor  # int64 [k]: the tokens that they come from
     state_slots: Tensor  # int64 [N]
@@ -165,16 +164,15 @@ class Layout:
             source = np.where((key >= 0) & (key < start), seq[:, None] * rows + key % rows, source)
             per_page = WINDOW // ratio
             page = self.cache.block_table[self.batch.slots[seq], window // per_page]
-            entry_row, num_rows = page * per_page + window % per_page, 0
+            entry_row = page * per_page + window % per_page
         else:
-            entry_row, num_rows = np.arange(len(seq)), len(seq) + ENTRY_CHUNK
+            entry_row = np.arange(len(seq))
         state_row, state_token = self._last_rows(rows)
         return CompressionLayout(
             ratio=ratio,
             source=self._tensor(source),
             entry_position=self._tensor(window * ratio),
             entry_row=self._tensor(entry_row),
-            num_entry_rows=num_rows,
             state_row=state_row,
             state_token=state_token,
             state_slots=self.slots,

@@ -6,14 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from dsv4.config import ModelConfig
+from dsv4.kernels.attention import ENTRY_CHUNK
 from dsv4.model.cache import CompressorState
 from dsv4.model.gather import take_rows
 from dsv4.model.layout import CompressionLayout, Layout
 from dsv4.model.linear import Linear, linear_fp32
 from dsv4.model.norm import RMSNorm
 from dsv4.model.rope import rotate, rotation
-
-ENTRY_SLACK = 64
 
 
 def pool(kv: Tensor, score: Tensor) -> Tensor:
@@ -90,5 +89,5 @@ def store_entries(
         if entries is not None:
             state.entries[where.entry_row] = entries.detach().to(state.entries.dtype)
         return state.entries
-    slack = like.new_zeros(ENTRY_SLACK, width)
+    slack = like.new_zeros(ENTRY_CHUNK, width)
     return slack if entries is None else torch.cat((entries, slack))
