@@ -66,10 +66,11 @@ def _pin_mkl_rounding() -> None:
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
         return
     with open("/proc/cpuinfo", encoding="ascii", errors="replace") as cpuinfo:
-        flags = next((line.split(":", 1)[1].split() for line in cpuinfo if line.startswith("flags")), [])
+        text = cpuinfo.read()
+    flags = next((line.split(":", 1)[1].split() for line in text.splitlines() if line.startswith("flags")), [])
     if {"avx512f", "avx512bw", "avx512vl", "avx512dq"} <= set(flags):
         os.environ.setdefault("MKL_CBWR", "AVX512,STRICT")
-    elif "avx2" in flags:
+    elif "avx2" in flags and "GenuineIntel" in text:  # on AMD MKL takes the setting and its rows still differ
         os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")
 
 

@@ -116,6 +116,15 @@ class MuonAdamW:
         compute_dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         self.momentum, self.gamma, self.weight_decay, self.compute_dtype = momentum, gamma, weight_decay, compute_dtype
+        # What a helper process builds its own copy with.
+        self.settings: dict[str, Any] = {
+            "momentum": momentum,
+            "gamma": gamma,
+            "weight_decay": weight_decay,
+            "betas": betas,
+            "eps": eps,
+            "compute_dtype": compute_dtype,
+        }
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.rules = split_parameters(model.named_parameters(), config)
         self._groups = self._stack_groups()

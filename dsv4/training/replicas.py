@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.multiprocessing as multiprocessing
@@ -131,7 +131,10 @@ class Replicas:
         context = multiprocessing.get_context("spawn")
         for rank in range(1, self.count):
             ours, theirs = context.Pipe()
-            arguments = (rank, self.count, self.model.config, self._shared, self.sources, self._threads, theirs)
+            arguments = (
+                rank, self.count, self.model.config, self.optimiser.settings, self._shared, self.sources, self._threads,
+                theirs,
+            )  # fmt: skip
             process = context.Process(target=_serve, args=arguments, daemon=True)
             process.start()
             theirs.close()
@@ -169,6 +172,7 @@ def _serve(
     rank: int,
     count: int,
     config: ModelConfig,
+    settings: dict[str, Any],
     shared: _Shared,
     sources: Sequence[BatchSource],
     threads: int,
@@ -184,7 +188,7 @@ def _serve(
         parameter.data = data
     for buffer, data in zip(model.buffers(), shared.buffers, strict=True):
         buffer.copy_(data)
-    optimiser = MuonAdamW(model, config)
+    optimiser = MuonAdamW(model, config, **settings)
     optimiser.share_momenta(shared.momenta)
     trained = [p for p in model.parameters() if p.requires_grad]
     while True:

@@ -108,7 +108,8 @@ def test_steps_end_in_the_answer_for_letters_bits_and_divisors() -> None:
             assert example.reasoning.endswith(example.answer)
     for seed in range(50):
         example = TASKS["gcd"].sample(seed)
-        assert example.reasoning.endswith(f"{example.answer} yes")
+        assert example.reasoning.splitlines()[-1].startswith(f"{example.answer}: ")
+        assert example.reasoning.endswith(f" {example.answer}")
         example = TASKS["spell_backward"].sample(seed)
         assert re.sub(r"\d", "", example.reasoning.split("\n")[1]) == example.answer
 

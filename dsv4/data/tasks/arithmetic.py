@@ -170,21 +170,31 @@ class SimpleEquations(GymTask):
 
 
 class Gcd(GymTask):
-    """`Find the Greatest Common Divisor (GCD) of these numbers: 48, 36.`; the steps list divisors and look them up."""
+    """`Find the Greatest Common Divisor (GCD) of these numbers: 40, 25.`; divisors of both, read down side by side.
+
+        40: 40 20 10 8 5 4 2 1
+        25: 25 5 1
+        25: 40 20              for each divisor of the smaller number, the larger one's from where the last line
+        5: 20 10 8 5           ended down to the first that is not above it
+    """
 
     name = "gcd"
-    difficulty: ClassVar[dict[str, Any]] = {"numbers": 2, "values": (1, 60)}
-    settings: ClassVar[dict[str, Any]] = {"min_numbers": 2, "max_numbers": 2, "min_value": 1, "max_value": 60}
+    difficulty: ClassVar[dict[str, Any]] = {"numbers": 2, "values": (1, 40)}
+    settings: ClassVar[dict[str, Any]] = {"min_numbers": 2, "max_numbers": 2, "min_value": 1, "max_value": 40}
 
     def draft(self, rng: Random) -> Draft | None:
         """Draw two numbers; the order of the two does not make a new question."""
         entry = self.entry(rng)
         a, b = entry["metadata"]["numbers"]
         small, large = min(a, b), max(a, b)
-        lines = [f"{n}: " + " ".join(str(d) for d in range(n, 0, -1) if n % d == 0) for n in (large, small)]
-        for d in (d for d in range(small, 0, -1) if small % d == 0):
-            lines.append(f"{d} {'yes' if large % d == 0 else 'no'}")
-            if large % d == 0:
+        wide, narrow = ([d for d in range(n, 0, -1) if n % d == 0] for n in (large, small))
+        lines = [f"{n}: {' '.join(map(str, divisors))}" for n, divisors in ((large, wide), (small, narrow))]
+        at = 0
+        for d in narrow:
+            end = next(i for i in range(at, len(wide)) if wide[i] <= d)
+            lines.append(f"{d}: {' '.join(map(str, wide[at : end + 1]))}")
+            at = end
+            if wide[at] == d:
                 break
         assert d == gcd(a, b)
         return Draft(f"{small} {large}", entry["question"], entry["answer"], "\n".join(lines), entry)

@@ -14,7 +14,8 @@ class NumberSorting(GymTask):
     """`Sort these numbers in ascending order: 14, 3, 52` (our template: the gym's long format rules are left out).
 
     The answer is `3, 14, 52`; it is scored by the gym in its list form, and must also match exactly, because the gym
-    tolerates differences of 1. The steps are a selection sort: the number chosen, then what is left.
+    tolerates differences of 1. The steps are an insertion sort: the number taken, then the list with it in its place,
+    so that every token is a copy or follows from comparing two numbers.
     """
 
     name = "number_sorting"
@@ -36,12 +37,10 @@ class NumberSorting(GymTask):
             return None
         direction = entry["metadata"]["direction"]
         question = f"Sort these numbers in {direction} order: {', '.join(map(str, left))}"
-        choose = min if direction == "ascending" else max
-        answer, lines = [], [" ".join(map(str, left))]
-        while left:
-            answer.append(choose(left))
-            left.remove(answer[-1])
-            lines.append(f"{answer[-1]}: {' '.join(map(str, left))}".rstrip())
+        answer, lines = list[int](), list[str]()
+        for number in left:
+            answer = sorted([*answer, number], reverse=direction == "descending")
+            lines.append(f"{number}: {' '.join(map(str, answer))}")
         return Draft(question, question, ", ".join(map(str, answer)), "\n".join(lines), entry)
 
     def normalise(self, answer_text: str) -> str:
@@ -55,7 +54,7 @@ class NumberSorting(GymTask):
 
 
 class NumberFiltering(GymTask):
-    """`Keep all numbers larger than 37 in this list: ['14', '52'] ...`; the steps decide number by number."""
+    """`Keep all numbers larger than 37 in this list: ['14', '52'] ...`; the steps compare number by number."""
 
     name = "number_filtering"
     difficulty: ClassVar[dict[str, Any]] = {"numbers": (3, 5), "values": (0, 99), "decimals": 0}
@@ -80,7 +79,7 @@ class NumberFiltering(GymTask):
         meta = entry["metadata"]
         numbers, bound, sign = meta["original_numbers"], meta["filter_value"], self._keep[meta["operation"]]
         kept = set(meta["result"])
-        lines = [f"{sign} {bound}"] + [f"{n} {'yes' if n in kept else 'no'}" for n in numbers]
+        lines = [f"{n}{sign}{bound} {'yes' if n in kept else 'no'}" for n in numbers]
         return Draft(entry["question"], entry["question"], entry["answer"], "\n".join(lines), entry)
 
 
@@ -105,7 +104,7 @@ class WordSequenceReversal(GymTask):
 
 
 class NeedleHaystack(GymTask):
-    """`Tayo accepts beans. Chad likes pigs. Who likes pigs? ...`; the step repeats the asked deed, then the name."""
+    """`Tayo accepts beans. Chad likes pigs. Who likes pigs? ...`; the steps say what is asked, then read on to it."""
 
     name = "needle_haystack"
     difficulty: ClassVar[dict[str, Any]] = {
@@ -139,7 +138,13 @@ class NeedleHaystack(GymTask):
         deeds = [(v, s) for _, v, s in entry["metadata"]["stack"]]
         if deeds.count((verb, subject)) > 1:
             return None
-        return Draft(entry["question"], entry["question"], name, f"{verb} {subject}: {name}", entry)
+        lines = [f"{verb} {subject}"]
+        for n, v, s in entry["metadata"]["stack"]:
+            found = (v, s) == (verb, subject)
+            lines.append(f"{n} {v} {s} {'yes' if found else 'no'}")
+            if found:
+                break
+        return Draft(entry["question"], entry["question"], name, "\n".join(lines), entry)
 
 
 LISTS: tuple[type[GymTask], ...] = (NumberSorting, NumberFiltering, WordSequenceReversal, NeedleHaystack)
