@@ -15,6 +15,9 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
+# Installs what an extra of pyproject.toml asks for, without building the native kernels again.
+extra = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["$(1)"], sep="\n")' \
+	| $(PIP) --requirement /dev/stdin
 
 .PHONY: help setup serve chat test check bench
 .DEFAULT_GOAL := help
@@ -48,18 +51,18 @@ $(VENV)/.python:
 	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-# An editable install needs no repeating when the code changes, only when the requirements do.
-$(VENV)/.run: $(VENV)/.python pyproject.toml constraints.txt
+# An editable install needs no repeating when Python code changes, only when the requirements or the C++ do.
+$(VENV)/.run: $(VENV)/.python pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*)
 	@echo "make: installing into $(VENV) (torch is large: this takes some minutes once)"
 	@$(PIP) --editable .
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.run
 	@echo "make: installing what tests and checks need into $(VENV)"
-	@$(PIP) --editable '.[test]'
+	@$(call extra,test)
 	@touch $@
 
 # The benchmark runs the model's tests before it measures.
 $(VENV)/.bench: $(VENV)/.test
-	@$(PIP) --editable '.[bench]'
+	@$(call extra,bench)
 	@touch $@

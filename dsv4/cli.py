@@ -13,6 +13,7 @@ from typing import Any
 
 from dsv4 import __version__
 from dsv4.config import ModelConfig, nano_path
+from dsv4.kernels.native import KernelChoiceError
 from dsv4.presets import PRESETS
 
 EFFORTS = ("low", "high", "max")
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, KernelChoiceError) as error:
         if os.environ.get("DSV4_TRACEBACK") == "1":
             raise
         print(f"dsv4 {options.command}: error: {error}", file=sys.stderr)

@@ -27,7 +27,10 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     numerics: str = "float",
 ) -> Transformer:
-    """A model folder, official or as transformers saved it -> the model, in eval mode.
+    """A model folder, official or as transformers saved it -> the model, in eval mode and frozen.
+
+    Frozen: no parameter requires a gradient, so that plain calls run the native kernels; `model.requires_grad_(True)`
+    before training.
 
     dtype: of the matrices. Norms and what the official layout stores as F32 (mHC, sinks, ape, router bias) are float32.
     The model remembers the scales of quantised weights, so that `save_model` writes unchanged weights as they were.
@@ -61,7 +64,7 @@ def _materialize(model: Transformer, checkpoint: Checkpoint, device: torch.devic
             scales[name] = scale.clone()
         owner, _, leaf = name.rpartition(".")
         if isinstance(declared[name], nn.Parameter):
-            values = nn.Parameter(values, requires_grad=declared[name].requires_grad)
+            values = nn.Parameter(values, requires_grad=False)
         setattr(model.get_submodule(owner), leaf, values)
     setattr(model, LOADED_SCALES, scales)
     left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]

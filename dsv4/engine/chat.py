@@ -13,6 +13,7 @@ from rich.text import Text
 
 from dsv4.engine.chat_session import ChatSession
 from dsv4.engine.llm import LLM
+from dsv4.kernels import native
 
 EFFORTS = ("low", "high", "max")
 HELP = """/think          switch thinking on or off
@@ -34,6 +35,7 @@ def chat(
 ) -> None:
     """Reads lines and answers them until the input ends."""
     console = Console()
+    native.module()  # chosen now, so that a reason why the reference runs comes first
     with console.status("loading the model"):
         llm = LLM(model, max_num_seqs=1)
         session = ChatSession(llm, thinking, effort, max_tokens, temperature, top_p, seed)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from dsv4.engine.llm import LLM
 from dsv4.engine.sampling_params import SamplingParams
+from dsv4.kernels import native
 
 
 def generate(
@@ -34,6 +35,7 @@ def generate(
         logprobs=as_json,
     )
     texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
+    native.module()  # chosen now, so that a reason why the reference runs comes first
     llm = LLM(model)
     if len(texts) == 1 and not as_json:
         for event in llm.stream(texts[0], params):

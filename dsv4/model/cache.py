@@ -10,6 +10,7 @@ A sequence's first page is preferred next to its others, so that its entries can
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,6 +77,7 @@ class Cache:
         self.pages_per_slot = -(-max_tokens // PAGE_TOKENS)
         num_pages = batch_size * self.pages_per_slot
         self.block_table = np.arange(num_pages).reshape(batch_size, self.pages_per_slot)
+        self.native: Any = None  # these tensors as the native kernels see them, made when first asked for
         self.layers: list[LayerCache] = []
         for ratio in config.compress_ratios:
             layer = LayerCache(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,7 @@ from dsv4.model.initialization import init_weights
 from dsv4.model.layout import WINDOW, Layout
 from dsv4.model.linear import Linear, linear_fp32
 from dsv4.model.moe import Gate, MoE
+from dsv4.model.native_forward import NativeForward, kernels_for
 from dsv4.model.norm import RMSNorm
 
 NUMERICS = ("float", "shipped")
@@ -122,6 +125,7 @@ class Transformer(nn.Module):
         self.head = Linear(d, config.vocab_size)
         self.hc_head_fn, self.hc_head_base, self.hc_head_scale = _hc_parameters(config, s, 1)
         self.mtp = nn.ModuleList(MTPBlock(config, i, quantize) for i in range(config.num_nextn_predict_layers))
+        self._native: NativeForward | None = None
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Initialise all parameters for training from scratch."""
@@ -151,6 +155,25 @@ class Transformer(nn.Module):
         """An empty cache of `batch_size` sequences of up to `max_tokens` tokens; memory is taken as it fills (CPU)."""
         return Cache(self.config, batch_size, max_tokens, self.device, self.dtype)
 
+    def _native_forward(self, tokens: int) -> NativeForward | None:
+        """The native kernels with this model's tensors, None where the plain torch path runs."""
+        kernels = kernels_for(self)
+        if kernels is None:
+            return None
+        if self._native is None or self._native.kernels is not kernels or not self._native.is_current(tokens):
+            self._native = NativeForward(kernels, self)
+        return self._native
+
+    def _forward_native(
+        self, native: NativeForward, batch: RaggedBatch, cache: Cache | None, token_ids: Tensor, layers: range,
+        streams: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The layers through the native kernels; without a cache, into one that lives as long as the call."""
+        if cache is None:
+            cache = self.new_cache(batch.num_seqs, int(batch.lengths.max()))
+            batch = replace(batch, starts=np.zeros_like(batch.starts), slots=np.arange(batch.num_seqs))
+        return native.forward(batch, cache, token_ids, layers, streams)
+
     def forward_ragged(self, batch: RaggedBatch, cache: Cache | None = None, aux: AuxLosses | None = None) -> Tensor:
         """Streams [T, hc_mult, d] after the last main layer. With a cache, appends to the rows that batch.slots names.
 
@@ -163,10 +186,15 @@ class Transformer(nn.Module):
                 held = cache.lengths[slot]
                 if held != start:
                     raise ValueError(f"cache row {slot} holds {held} tokens, the batch starts at {start}")
-        ctx = ForwardContext(self.config, batch, cache, aux, self.device)
-        streams = self.embed(ctx.token_ids).unsqueeze(1).expand(-1, self.config.hc_mult, -1)
-        for layer in self.layers:
-            streams = layer(streams, ctx)
+        native = self._native_forward(batch.num_tokens) if aux is None else None
+        if native is not None:
+            layers = range(self.config.num_hidden_layers)
+            streams = self._forward_native(native, batch, cache, batch.token_ids, layers)
+        else:
+            ctx = ForwardContext(self.config, batch, cache, aux, self.device)
+            streams = self.embed(ctx.token_ids).unsqueeze(1).expand(-1, self.config.hc_mult, -1)
+            for layer in self.layers:
+                streams = layer(streams, ctx)
         if cache is not None:
             for slot, length in zip(batch.slots.tolist(), batch.lengths.tolist(), strict=True):
                 cache.lengths[slot] += length
@@ -174,6 +202,9 @@ class Transformer(nn.Module):
 
     def logits(self, streams: Tensor) -> Tensor:
         """Next-token logits, fp32 [n, vocab], of streams [n, hc_mult, d]."""
+        native = self._native_forward(streams.shape[0])
+        if native is not None:
+            return native.head(streams)
         x = hc_head(streams, self.hc_head_fn, self.hc_head_scale, self.hc_head_base, self.config)
         return linear_fp32(self.norm(x.float()), self.head.weight)
 
@@ -191,12 +222,19 @@ class Transformer(nn.Module):
         With a cache, batch is the one just forwarded through the main layers (its starts are used, not cache.lengths).
         """
         block = cast(MTPBlock, self.mtp[depth])
+        native = self._native_forward(batch.num_tokens) if aux is None else None
+        if native is not None:
+            fused, index = block.fuse(self.embed(next_token_ids), streams), self.config.num_hidden_layers + depth
+            return self._forward_native(native, batch, cache, next_token_ids, range(index, index + 1), fused)
         ctx = ForwardContext(self.config, batch, cache, aux, self.device)
         ctx.token_ids = next_token_ids
         return block(block.fuse(self.embed(next_token_ids), streams), ctx)
 
     def mtp_logits(self, streams: Tensor, depth: int = 0) -> Tensor:
         """Logits for t + 2, fp32 [n, vocab], of MTP streams [n, hc_mult, d]; the head is the main model's."""
+        native = self._native_forward(streams.shape[0])
+        if native is not None:
+            return native.head(streams, f"mtp.{depth}.")
         block = cast(MTPBlock, self.mtp[depth])
         x = hc_head(streams, block.hc_head_fn, block.hc_head_scale, block.hc_head_base, self.config)
         return linear_fp32(block.norm(x.float()), self.head.weight)

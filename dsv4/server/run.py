@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import uvicorn
+
+from dsv4.kernels import native
 
 SHUTDOWN_SECONDS = 3  # what open streams get to end after Ctrl-C
 
@@ -41,6 +44,7 @@ def serve(
 
         if threads is not None:
             torch.set_num_threads(threads)
+        native.module()  # chosen now, so that a reason why the reference runs comes first
         llm = LLM(model, max_num_seqs=max_num_seqs, max_model_len=max_model_len, device=device)
         engine = AsyncEngine(llm)
         try:
@@ -80,7 +84,7 @@ def address(listening: socket.socket) -> str:
 
 
 class AnnouncingServer(uvicorn.Server):
-    """Prints the addresses once requests are taken."""
+    """Prints the addresses, and the kernels when they are native, once requests are taken."""
 
     def __init__(self, config: uvicorn.Config, model_name: str, url: str) -> None:
         super().__init__(config)
@@ -90,7 +94,7 @@ class AnnouncingServer(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             print(f"{self._model_name} is ready. Chat page: {self._url}/")
-            print(
-                f"OpenAI base URL: {self._url}/v1   Anthropic base URL: {self._url}/anthropic   (Ctrl-C stops)",
-                flush=True,
-            )
+            print(f"OpenAI base URL: {self._url}/v1   Anthropic base URL: {self._url}/anthropic   (Ctrl-C stops)")
+            if native.name() == "native":
+                print(native.describe())
+            sys.stdout.flush()

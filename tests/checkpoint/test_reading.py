@@ -61,12 +61,17 @@ def test_bf16_model_keeps_float32_where_the_official_layout_does(official: Any, 
         assert torch.equal(tensor, official.values[name].to(expected)), name
 
 
-def test_integer_tables_and_router_bias_are_not_trained(official_folder: Path) -> None:
+def test_a_loaded_model_is_frozen_until_asked(official_folder: Path) -> None:
+    """Integer tables are no parameters, and the router's bias takes no gradient even when everything is unfrozen."""
     model = load_model(official_folder)
     assert model.layers[0].ffn.gate.tid2eid.dtype == torch.int64
     assert "layers.0.ffn.gate.tid2eid" not in dict(model.named_parameters())
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    assert frozen == {f"{prefix}.ffn.gate.bias" for prefix in ("layers.1", "layers.2", "layers.3", "mtp.0")}
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    model.requires_grad_(True)
+    model(torch.tensor([[1, 2, 3]])).sum().backward()
+    untouched = {name for name, p in model.named_parameters() if p.grad is None and not name.startswith("mtp.")}
+    biases = {f"layers.{i}.ffn.gate.bias" for i in (1, 2, 3)}
+    assert biases <= untouched and "layers.0.attn.wq_a.weight" not in untouched
 
 
 def test_the_loaded_model_does_not_live_in_the_file(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:

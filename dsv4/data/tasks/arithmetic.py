@@ -172,10 +172,10 @@ class SimpleEquations(GymTask):
 class Gcd(GymTask):
     """`Find the Greatest Common Divisor (GCD) of these numbers: 40, 25.`; divisors of both, read down side by side.
 
-        40: 40 20 10 8 5 4 2 1
-        25: 25 5 1
-        25: 40 20              for each divisor of the smaller number, the larger one's from where the last line
-        5: 20 10 8 5           ended down to the first that is not above it
+    40: 40 20 10 8 5 4 2 1
+    25: 25 5 1
+    25: 40 20              for each divisor of the smaller number, the larger one's from where the last line
+    5: 20 10 8 5           ended down to the first that is not above it
     """
 
     name = "gcd"

@@ -6,17 +6,6 @@ index, + eps; one column normalisation (over the first index); then iters - 1 ti
 do not depend on T.
 """
 
-import torch
-from torch import Tensor
-
-from dsv4.kernels.sinkhorn import cpu, reference
-
-
-def sinkhorn(logits: Tensor, iters: int, eps: float) -> Tensor:
-    """Near doubly stochastic matrices from logits [T, s, s] fp32 -> [T, s, s]; see the module for the steps."""
-    if not torch.is_grad_enabled() and logits.device.type == "cpu" and logits.shape[0] <= cpu.MAX_TOKENS:
-        return cpu.sinkhorn(logits, iters, eps)
-    return reference.sinkhorn(logits, iters, eps)
-
+from dsv4.kernels.sinkhorn.reference import sinkhorn
 
 __all__ = ["sinkhorn"]

@@ -1,0 +1,59 @@
+"""The native kernels, built from native/module.cpp. Only dsv4.kernels and dsv4.model import them: kernels/native.py.
+
+Arrays are fp32 (ids and indices int64) tensors or NumPy arrays on the CPU. A wrong shape is a ValueError.
+"""
+
+from typing import Any
+
+def isas() -> list[str]:
+    """Instruction sets that this machine can run, the best last."""
+
+def select(isa: str) -> None:
+    """Run the code compiled for one of isas()."""
+
+def selected() -> str:
+    """The one of isas() that runs."""
+
+def set_threads(count: int) -> None: ...
+def threads() -> int: ...
+
+class Model:
+    """A model's tensors by official name, kept alive and read where they lie."""
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        tensors: dict[str, Any],
+        ratios: list[int],
+        window_freq: list[float],
+        compressed_freq: list[float],
+    ) -> None: ...
+
+class Cache:
+    """A cache's tensors: a layer's window, then kv, score and entries of each compressor."""
+
+    def __init__(self, layers: list[list[Any]], block_table: Any) -> None: ...
+
+def forward(
+    model: Model, cache: Cache, token_ids: Any, lengths: Any, starts: Any, slots: Any,
+    first: int, last: int, embed: bool, streams: Any,
+) -> None:  # fmt: skip
+    """Layers first to last - 1 over a ragged batch, appending to the cache: streams [T, hc_mult, d] in place."""
+
+def head(model: Model, prefix: str, streams: Any, logits: Any) -> None:
+    """Streams [n, hc_mult, d] -> logits [n, vocab] in place; prefix names the hc_head and the norm."""
+
+def linear(x: Any, weight: Any, y: Any) -> None:
+    """y [n, out] = x [n, in] times weight [out, in] transposed."""
+
+def rms_norm(x: Any, weight: Any, eps: float, y: Any) -> None: ...
+def sinkhorn(c: Any, iters: int, eps: float) -> None:
+    """As dsv4.kernels.sinkhorn, in place."""
+
+def exp(x: Any, y: Any) -> None: ...
+def fake_quant(x: Any, block: int, fp4: bool) -> None:
+    """As dsv4.kernels.quant, rows in place."""
+
+def hadamard(x: Any) -> None: ...
+def top_k(scores: Any, k: int, index: Any) -> None:
+    """As dsv4.kernels.topk, for finite scores: index [n, k]."""

@@ -1,0 +1,113 @@
+"""Inference through the native kernels: the same layers as `Block.forward`, one call for all of them.
+
+`Transformer` comes here when the native kernels run, no gradient is wanted (none is recorded, or no parameter takes
+one), no auxiliary loss is collected and the weights are fp32 on the CPU. The kernels read the parameters where they
+lie, so that a change in place is seen.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsv4.kernels import native
+from dsv4.model.batch import RaggedBatch
+from dsv4.model.cache import Cache
+from dsv4.model.rope import inverse_frequencies
+
+if TYPE_CHECKING:
+    from dsv4.model.transformer import Transformer
+
+SIZES = (
+    "hidden_size", "vocab_size", "num_hidden_layers", "hc_mult", "hc_sinkhorn_iters", "num_attention_heads", "head_dim",
+    "qk_rope_head_dim", "q_lora_rank", "o_groups", "o_lora_rank", "index_n_heads", "index_head_dim", "index_topk",
+    "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "rms_norm_eps", "hc_eps",
+    "routed_scaling_factor", "swiglu_limit",
+)  # fmt: skip
+FEW_TOKENS = 16  # with so few, a forward takes less time than looking at every tensor
+
+
+def kernels_for(model: Transformer) -> ModuleType | None:
+    """The native kernels when they can run this model's forward now, else None: the plain torch path runs."""
+    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in model.parameters()):
+        return None
+    kernels = native.module()
+    if kernels is None or model.device.type != "cpu" or model.dtype != torch.float32:
+        return None
+    return kernels
+
+
+class NativeForward:
+    """A model's tensors as the kernels see them. Made anew when a tensor has moved."""
+
+    def __init__(self, kernels: ModuleType, model: Transformer) -> None:
+        self.kernels, self._model = kernels, model
+        self._tensors = _tensors(model)
+        self._places = _places(self._tensors.values())
+        config = model.config
+        sizes: dict[str, Any] = {name: getattr(config, name) for name in SIZES}
+        self.handle: Any = kernels.Model(
+            sizes | {"quantize": model.numerics == "shipped"},
+            {name: tensor.detach() for name, tensor in self._tensors.items()},
+            list(config.compress_ratios),
+            inverse_frequencies(config, False).tolist(),
+            inverse_frequencies(config, True).tolist(),
+        )
+
+    def is_current(self, tokens: int) -> bool:
+        """Whether every tensor lies where it lay; before a few tokens only the first and the last are looked at."""
+        if tokens <= FEW_TOKENS:
+            first, last = self._model.embed.weight.data_ptr(), self._model.head.weight.data_ptr()
+            return first == self._tensors["embed.weight"].data_ptr() and last == self._tensors["head.weight"].data_ptr()
+        return _places(_tensors(self._model).values()) == self._places
+
+    def forward(
+        self, batch: RaggedBatch, cache: Cache, token_ids: Tensor, layers: range, streams: Tensor | None
+    ) -> Tensor:
+        """Streams [T, hc_mult, d] after `layers`, from `streams` or, where that is None, from the embedding.
+
+        The cache rows are appended to; `streams` itself stays as it is.
+        """
+        config = self._model.config
+        out = torch.empty(batch.num_tokens, config.hc_mult, config.hidden_size) if streams is None else streams.clone()
+        native.follow_torch_threads()
+        self.kernels.forward(
+            self.handle,
+            _cache_handle(self.kernels, cache),
+            token_ids,
+            *(np.ascontiguousarray(a, dtype=np.int64) for a in (batch.lengths, batch.starts, batch.slots)),
+            layers.start,
+            layers.stop,
+            streams is None,
+            out,
+        )
+        return out
+
+    def head(self, streams: Tensor, prefix: str = "") -> Tensor:
+        """Logits fp32 [n, vocab] of streams [n, hc_mult, d]; prefix "mtp.0." reads an MTP block out."""
+        logits = torch.empty(streams.shape[0], self._model.config.vocab_size)
+        self.kernels.head(self.handle, prefix, streams.contiguous(), logits)
+        return logits
+
+
+def _tensors(model: Transformer) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _places(tensors: Any) -> tuple[tuple[int, int], ...]:
+    return tuple((tensor.data_ptr(), tensor.stride(0)) for tensor in tensors)
+
+
+def _cache_handle(kernels: ModuleType, cache: Cache) -> Any:
+    if cache.native is None:
+        layers: list[list[Tensor]] = []
+        for layer in cache.layers:
+            layers.append([layer.window])
+            for state in layer.compressors():
+                layers[-1] += [state.kv, state.score, state.entries]
+        cache.native = kernels.Cache(layers, cache.block_table)
+    return cache.native

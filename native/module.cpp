@@ -1,0 +1,337 @@
+// The Python module dsv4._native: checks what it is given, keeps the tensors alive, calls the kernels without the GIL.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <map>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "ops.h"
+#include "threads.h"
+
+namespace nb = nanobind;
+using namespace dsv4;
+
+namespace {
+
+using Floats = nb::ndarray<const float, nb::device::cpu>;
+using MutableFloats = nb::ndarray<float, nb::device::cpu, nb::c_contig>;
+using Longs = nb::ndarray<const int64_t, nb::device::cpu, nb::c_contig>;
+using MutableLongs = nb::ndarray<int64_t, nb::device::cpu, nb::c_contig>;
+
+struct Isa {
+    std::string name;
+    const Ops* ops;
+};
+
+// Those that this machine runs, the best last.
+const std::vector<Isa>& isas() {
+    static const std::vector<Isa> found = [] {
+        std::vector<Isa> list{{"portable", &portable_ops()}};
+#if DSV4_HAS_X86
+        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) list.push_back({"avx2", &avx2_ops()});
+        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+            list.push_back({"avx512", &avx512_ops()});
+#endif
+        return list;
+    }();
+    return found;
+}
+
+const Ops* chosen = nullptr;
+const Ops& ops() { return chosen ? *chosen : *isas().back().ops; }
+
+void use_isa(const std::string& name) {
+    for (const Isa& isa : isas())
+        if (isa.name == name) {
+            chosen = isa.ops;
+            return;
+        }
+    throw std::invalid_argument("instruction set " + name + " does not run on this machine");
+}
+
+[[noreturn]] void wrong(const std::string& what) { throw std::invalid_argument(what); }
+
+std::string shape_of(const std::vector<int64_t>& shape) {
+    std::string text = "[";
+    for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
+    return text + "]";
+}
+
+template <class Array>
+void expect(const Array& array, const std::vector<int64_t>& shape, const std::string& name) {
+    std::vector<int64_t> found;
+    for (size_t i = 0; i < array.ndim(); ++i) found.push_back(static_cast<int64_t>(array.shape(i)));
+    if (found != shape) wrong(name + ": shape " + shape_of(found) + ", expected " + shape_of(shape));
+}
+
+Weight weight_of(const Floats& array, const std::string& name) {
+    if (array.ndim() != 2) wrong(name + ": a weight has 2 dimensions");
+    Weight w;
+    w.data = array.data();
+    w.out = static_cast<int64_t>(array.shape(0)), w.in = static_cast<int64_t>(array.shape(1));
+    w.out_stride = array.stride(0), w.in_stride = array.stride(1);
+    return w;
+}
+
+// A model's weights by official name; each is asked for with the shape that the configuration gives it.
+class NativeModel {
+   public:
+    Model model;
+
+    NativeModel(const nb::dict& config, const nb::dict& tensors, const std::vector<int64_t>& ratios,
+                const std::vector<float>& window_freq, const std::vector<float>& compressed_freq) {
+        Config& c = model.config;
+        auto whole = [&](const char* key) { return nb::cast<int64_t>(config[key]); };
+        auto real = [&](const char* key) { return nb::cast<double>(config[key]); };
+        c.hidden_size = whole("hidden_size"), c.vocab_size = whole("vocab_size");
+        c.num_hidden_layers = whole("num_hidden_layers"), c.hc_mult = whole("hc_mult");
+        c.hc_sinkhorn_iters = whole("hc_sinkhorn_iters"), c.num_attention_heads = whole("num_attention_heads");
+        c.head_dim = whole("head_dim"), c.qk_rope_head_dim = whole("qk_rope_head_dim");
+        c.q_lora_rank = whole("q_lora_rank"), c.o_groups = whole("o_groups"), c.o_lora_rank = whole("o_lora_rank");
+        c.index_n_heads = whole("index_n_heads"), c.index_head_dim = whole("index_head_dim");
+        c.index_topk = whole("index_topk"), c.n_routed_experts = whole("n_routed_experts");
+        c.num_experts_per_tok = whole("num_experts_per_tok");
+        c.moe_intermediate_size = whole("moe_intermediate_size");
+        c.rms_norm_eps = real("rms_norm_eps"), c.hc_eps = real("hc_eps");
+        c.routed_scaling_factor = real("routed_scaling_factor"), c.swiglu_limit = real("swiglu_limit");
+        c.quantize = nb::cast<bool>(config["quantize"]);
+        if (c.hc_mult > 16) wrong("hc_mult " + std::to_string(c.hc_mult) + ": the native kernels take at most 16");
+        for (const auto& [key, value] : tensors) {
+            std::string name = nb::cast<std::string>(key);
+            if (name.ends_with("tid2eid"))
+                tables_[name] = nb::cast<Longs>(value);
+            else
+                floats_[name] = nb::cast<Floats>(value);
+        }
+        model.embed = contiguous("embed.weight", {c.vocab_size, c.hidden_size});
+        model.inv_freq[0] = window_freq, model.inv_freq[1] = compressed_freq;
+        for (size_t l = 0; l < ratios.size(); ++l) {
+            int64_t depth = static_cast<int64_t>(l) - c.num_hidden_layers;
+            model.layers.push_back(
+                layer(depth < 0 ? "layers." + std::to_string(l) + "." : "mtp." + std::to_string(depth) + ".", ratios[l]));
+        }
+    }
+
+    const Floats& tensor(const std::string& name) const {
+        auto found = floats_.find(name);
+        if (found == floats_.end()) wrong("tensor " + name + " is missing");
+        return found->second;
+    }
+
+    const float* contiguous(const std::string& name, const std::vector<int64_t>& shape) const {
+        const Floats& array = tensor(name);
+        expect(array, shape, name);
+        int64_t step = 1;
+        for (size_t i = array.ndim(); i-- > 0; step *= static_cast<int64_t>(array.shape(i)))
+            if (array.shape(i) > 1 && array.stride(i) != step) wrong(name + ": not contiguous");
+        return array.data();
+    }
+
+    Weight weight(const std::string& name, int64_t out, int64_t in) const {
+        expect(tensor(name), {out, in}, name);
+        return weight_of(tensor(name), name);
+    }
+
+    HyperConnection site(const std::string& prefix, int64_t mixes, int64_t scales) const {
+        const Config& c = model.config;
+        return {contiguous(prefix + "_fn", {mixes, c.hc_mult * c.hidden_size}), contiguous(prefix + "_base", {mixes}),
+                contiguous(prefix + "_scale", {scales})};
+    }
+
+   private:
+    Compressor compressor(const std::string& prefix, int64_t ratio, int64_t width) const {
+        Compressor w;
+        w.ratio = ratio, w.width = width, w.total = ratio == 4 ? 2 * width : width;
+        w.wkv = weight(prefix + "wkv.weight", w.total, model.config.hidden_size);
+        w.wgate = weight(prefix + "wgate.weight", w.total, model.config.hidden_size);
+        w.ape = contiguous(prefix + "ape", {ratio, w.total});
+        w.norm = contiguous(prefix + "norm.weight", {width});
+        return w;
+    }
+
+    Expert expert(const std::string& prefix, int64_t width) const {
+        int64_t d = model.config.hidden_size;
+        return {weight(prefix + "w1.weight", width, d), weight(prefix + "w2.weight", d, width),
+                weight(prefix + "w3.weight", width, d)};
+    }
+
+    Layer layer(const std::string& prefix, int64_t ratio) const {
+        const Config& c = model.config;
+        int64_t d = c.hidden_size, s = c.hc_mult, H = c.num_attention_heads, D = c.head_dim;
+        Layer w;
+        w.ratio = ratio;
+        w.hc_attn = site(prefix + "hc_attn", s * (2 + s), 3), w.hc_ffn = site(prefix + "hc_ffn", s * (2 + s), 3);
+        w.attn_norm = contiguous(prefix + "attn_norm.weight", {d});
+        w.ffn_norm = contiguous(prefix + "ffn_norm.weight", {d});
+        std::string attn = prefix + "attn.", ffn = prefix + "ffn.";
+        w.attn_sink = contiguous(attn + "attn_sink", {H});
+        w.q_norm = contiguous(attn + "q_norm.weight", {c.q_lora_rank});
+        w.kv_norm = contiguous(attn + "kv_norm.weight", {D});
+        w.wq_a = weight(attn + "wq_a.weight", c.q_lora_rank, d);
+        w.wq_b = weight(attn + "wq_b.weight", H * D, c.q_lora_rank);
+        w.wkv = weight(attn + "wkv.weight", D, d);
+        w.wo_a = weight(attn + "wo_a.weight", c.o_groups * c.o_lora_rank, H * D / c.o_groups);
+        w.wo_b = weight(attn + "wo_b.weight", d, c.o_groups * c.o_lora_rank);
+        if (ratio) w.main = compressor(attn + "compressor.", ratio, D);
+        if (ratio == 4) {
+            w.index = compressor(attn + "indexer.compressor.", 4, c.index_head_dim);
+            w.index_wq_b = weight(attn + "indexer.wq_b.weight", c.index_n_heads * c.index_head_dim, c.q_lora_rank);
+            w.index_weights_proj = weight(attn + "indexer.weights_proj.weight", c.index_n_heads, d);
+        }
+        w.gate = weight(ffn + "gate.weight", c.n_routed_experts, d);
+        auto table = tables_.find(ffn + "gate.tid2eid");
+        if (table != tables_.end()) {
+            expect(table->second, {c.vocab_size, c.num_experts_per_tok}, table->first);
+            w.tid2eid = table->second.data();
+        } else {
+            w.bias = contiguous(ffn + "gate.bias", {c.n_routed_experts});
+        }
+        for (int64_t e = 0; e < c.n_routed_experts; ++e)
+            w.experts.push_back(expert(ffn + "experts." + std::to_string(e) + ".", c.moe_intermediate_size));
+        const std::string shared = ffn + "shared_experts.";
+        w.shared = expert(shared, static_cast<int64_t>(tensor(shared + "w1.weight").shape(0)));
+        return w;
+    }
+
+    std::map<std::string, Floats> floats_;
+    std::map<std::string, Longs> tables_;
+};
+
+// One layer's cache tensors: window, then kv, score and entries of each compressor.
+class NativeCache {
+   public:
+    Cache cache;
+
+    NativeCache(const std::vector<std::vector<MutableFloats>>& layers, Longs block_table)
+        : layers_(layers), block_table_(std::move(block_table)) {
+        if (block_table_.ndim() != 2) wrong("block_table has 2 dimensions");
+        cache.block_table = block_table_.data();
+        cache.pages_per_slot = static_cast<int64_t>(block_table_.shape(1));
+        for (const auto& tensors : layers_) {
+            if (tensors.size() % 3 != 1 || tensors.size() > 7) wrong("a layer's cache has 1, 4 or 7 tensors");
+            auto part = [&](size_t i) -> CompressorCache {
+                if (tensors.size() <= i) return {};
+                return {tensors[i].data(), tensors[i + 1].data(), tensors[i + 2].data()};
+            };
+            cache.layers.push_back({tensors[0].data(), part(1), part(4)});
+        }
+    }
+
+   private:
+    std::vector<std::vector<MutableFloats>> layers_;
+    Longs block_table_;
+};
+
+void forward(const NativeModel& model, const NativeCache& cache, const Longs& token_ids, const Longs& lengths,
+             const Longs& starts, const Longs& slots, int64_t first, int64_t last, bool embed, MutableFloats streams) {
+    const Config& c = model.model.config;
+    int64_t tokens = 0, n = static_cast<int64_t>(lengths.size());
+    for (int64_t i = 0; i < n; ++i) tokens += lengths.data()[i];
+    expect(token_ids, {tokens}, "token_ids");
+    expect(starts, {n}, "starts");
+    expect(slots, {n}, "slots");
+    expect(streams, {tokens, c.hc_mult, c.hidden_size}, "streams");
+    int64_t layers = static_cast<int64_t>(std::min(model.model.layers.size(), cache.cache.layers.size()));
+    if (first < 0 || last > layers) wrong("layers " + std::to_string(first) + " to " + std::to_string(last));
+    for (int64_t i = 0; i < tokens; ++i)
+        if (token_ids.data()[i] < 0 || token_ids.data()[i] >= c.vocab_size)
+            wrong("token id " + std::to_string(token_ids.data()[i]) + ": allowed are 0 to " +
+                  std::to_string(c.vocab_size - 1));
+    Batch batch{token_ids.data(), lengths.data(), starts.data(), slots.data(), n};
+    nb::gil_scoped_release free;
+    ops().forward(model.model, cache.cache, batch, first, last, embed, streams.data());
+}
+
+void head(const NativeModel& model, const std::string& prefix, MutableFloats streams, MutableFloats logits) {
+    const Config& c = model.model.config;
+    int64_t n = static_cast<int64_t>(streams.shape(0));
+    expect(streams, {n, c.hc_mult, c.hidden_size}, "streams");
+    expect(logits, {n, c.vocab_size}, "logits");
+    HyperConnection site = model.site(prefix + "hc_head", c.hc_mult, 1);
+    const float* norm = model.contiguous(prefix + "norm.weight", {c.hidden_size});
+    Weight weight = model.weight("head.weight", c.vocab_size, c.hidden_size);
+    nb::gil_scoped_release free;
+    ops().head(c, site, norm, weight, streams.data(), n, logits.data());
+}
+
+void linear(const Floats& x, const Floats& weight, MutableFloats y) {
+    Weight w = weight_of(weight, "weight");
+    int64_t n = static_cast<int64_t>(x.shape(0));
+    expect(x, {n, w.in}, "x");
+    expect(y, {n, w.out}, "y");
+    if (w.in > 1 && x.stride(1) != 1) wrong("x: rows must be contiguous");
+    nb::gil_scoped_release free;
+    ops().linear({const_cast<float*>(x.data()), x.stride(0)}, n, w, {y.data(), w.out});
+}
+
+void rms_norm(MutableFloats x, nb::object weight, double eps, MutableFloats y) {
+    int64_t n = static_cast<int64_t>(x.shape(0)), width = static_cast<int64_t>(x.shape(1));
+    expect(y, {n, width}, "y");
+    const float* w = nullptr;
+    Floats held;
+    if (!weight.is_none()) {
+        held = nb::cast<Floats>(weight);
+        expect(held, {width}, "weight");
+        w = held.data();
+    }
+    nb::gil_scoped_release free;
+    ops().rms_norm(x.data(), w, n, width, static_cast<float>(eps), y.data());
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+    m.doc() = "CPU kernels of dsv4; see native/ in the sources.";
+    m.def("isas", [] {
+        std::vector<std::string> names;
+        for (const Isa& isa : isas()) names.push_back(isa.name);
+        return names;
+    });
+    m.def("select", &use_isa, nb::arg("isa"));
+    m.def("selected", [] {
+        for (const Isa& isa : isas())
+            if (isa.ops == &ops()) return isa.name;
+        return std::string();
+    });
+    m.def("set_threads", [](int count) {
+        if (count < 1 || count > 1024) wrong("threads " + std::to_string(count) + ": allowed are 1 to 1024");
+        set_thread_count(count);
+    }, nb::arg("count"));
+    m.def("threads", &thread_count);
+    nb::class_<NativeModel>(m, "Model").def(
+        nb::init<const nb::dict&, const nb::dict&, const std::vector<int64_t>&, const std::vector<float>&,
+                 const std::vector<float>&>(),
+        nb::arg("config"), nb::arg("tensors"), nb::arg("ratios"), nb::arg("window_freq"), nb::arg("compressed_freq"));
+    nb::class_<NativeCache>(m, "Cache")
+        .def(nb::init<const std::vector<std::vector<MutableFloats>>&, Longs>(), nb::arg("layers"), nb::arg("block_table"));
+    m.def("forward", &forward, nb::arg("model"), nb::arg("cache"), nb::arg("token_ids"), nb::arg("lengths"),
+          nb::arg("starts"), nb::arg("slots"), nb::arg("first"), nb::arg("last"), nb::arg("embed"), nb::arg("streams"));
+    m.def("head", &head, nb::arg("model"), nb::arg("prefix"), nb::arg("streams"), nb::arg("logits"));
+    m.def("linear", &linear, nb::arg("x"), nb::arg("weight"), nb::arg("y"));
+    m.def("rms_norm", &rms_norm, nb::arg("x"), nb::arg("weight").none(), nb::arg("eps"), nb::arg("y"));
+    m.def("sinkhorn", [](MutableFloats c, int64_t iters, double eps) {
+        ops().sinkhorn(c.data(), static_cast<int64_t>(c.shape(0)), static_cast<int64_t>(c.shape(1)), iters,
+                       static_cast<float>(eps));
+    }, nb::arg("c"), nb::arg("iters"), nb::arg("eps"));
+    m.def("exp", [](MutableFloats x, MutableFloats y) {
+        expect(y, {static_cast<int64_t>(x.size())}, "y");
+        ops().exp(x.data(), static_cast<int64_t>(x.size()), y.data());
+    }, nb::arg("x"), nb::arg("y"));
+    m.def("fake_quant", [](MutableFloats x, int64_t block, bool fp4) {
+        ops().fake_quant(x.data(), static_cast<int64_t>(x.shape(0)), static_cast<int64_t>(x.shape(1)), block, fp4);
+    }, nb::arg("x"), nb::arg("block"), nb::arg("fp4"));
+    m.def("hadamard", [](MutableFloats x) {
+        ops().hadamard(x.data(), static_cast<int64_t>(x.shape(0)), static_cast<int64_t>(x.shape(1)));
+    }, nb::arg("x"));
+    m.def("top_k", [](MutableFloats scores, int64_t k, MutableLongs index) {
+        int64_t n = static_cast<int64_t>(scores.shape(0)), width = static_cast<int64_t>(scores.shape(1));
+        if (k < 1 || k > width) wrong("k " + std::to_string(k) + ": allowed are 1 to " + std::to_string(width));
+        expect(index, {n, k}, "index");
+        ops().top_k(scores.data(), n, width, k, index.data());
+    }, nb::arg("scores"), nb::arg("k"), nb::arg("index"));
+}

@@ -1,0 +1,26 @@
+// The kernels of one instruction set, as a table that module.cpp chooses from.
+#pragma once
+
+#include "views.h"
+
+namespace dsv4 {
+
+struct Ops {
+    void (*forward)(const Model&, const Cache&, const Batch&, int64_t first, int64_t last, bool embed, float* streams);
+    // Read-out of streams [n, s, d]: hc_head, norm, head -> logits [n, vocab].
+    void (*head)(const Config&, const HyperConnection&, const float* norm, const Weight& head, const float* streams,
+                 int64_t n, float* logits);
+    void (*linear)(const Rows& x, int64_t n, const Weight&, const Rows& y);
+    void (*rms_norm)(const float* x, const float* weight, int64_t n, int64_t width, float eps, float* y);
+    void (*sinkhorn)(float* c, int64_t n, int64_t s, int64_t iters, float eps);
+    void (*exp)(const float* x, int64_t n, float* y);
+    void (*fake_quant)(float* x, int64_t n, int64_t width, int64_t block, bool fp4);
+    void (*hadamard)(float* x, int64_t n, int64_t width);
+    void (*top_k)(const float* scores, int64_t n, int64_t width, int64_t k, int64_t* index);
+};
+
+const Ops& portable_ops();
+const Ops& avx2_ops();
+const Ops& avx512_ops();
+
+}  // namespace dsv4

@@ -1,0 +1,21 @@
+// A pool of threads that split one piece of work after another; the caller is thread 0.
+#pragma once
+
+#include <cstdint>
+
+namespace dsv4 {
+
+// Run f(task, thread) for every task in [0, tasks), tasks handed out in order; returns when all are done. One caller at
+// a time works in parallel; a second caller runs its tasks alone.
+void run_tasks(int64_t tasks, void (*call)(void*, int64_t, int), void* context);
+
+int thread_count();
+void set_thread_count(int count);
+
+template <class F>
+void parallel(int64_t tasks, F&& f) {
+    run_tasks(
+        tasks, [](void* context, int64_t task, int thread) { (*static_cast<F*>(context))(task, thread); }, &f);
+}
+
+}  // namespace dsv4

@@ -1,0 +1,209 @@
+"""Which kernels run: the variables that force it, the line that says it, and an install that cannot build them."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dsv4.cli import main
+from dsv4.kernels import native
+
+ROOT = Path(__file__).parents[2]
+# A stand-in for dsv4._native on a machine that runs two instruction sets.
+FAKE = """
+import sys, types
+fake = types.ModuleType("dsv4._native")
+state = {"isa": None, "threads": None}
+fake.isas = lambda: ["portable", "avx2"]
+fake.select = lambda isa: state.update(isa=isa)
+fake.set_threads = lambda n: state.update(threads=n)
+fake.threads = lambda: state["threads"]
+sys.modules["dsv4._native"] = fake
+"""
+MISSING = 'import sys; sys.modules["dsv4._native"] = None\n'
+BROKEN = """
+import sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "dsv4._native":
+            raise ImportError("wrong ELF class")
+sys.meta_path.insert(0, Finder())
+"""
+DESCRIBE = "from dsv4.kernels import native; print(native.name(), '|', native.describe())\n"
+
+
+def run(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A Python process with these DSV4_ variables and no others."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DSV4_")} | variables
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def printed(code: str, **variables: str) -> str:
+    done = run(code, **variables)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_best_instruction_set_and_torchs_threads() -> None:
+    code = FAKE + "import torch; torch.set_num_threads(3)\n" + DESCRIBE + "print(native.module() is fake, state)"
+    assert printed(code).splitlines() == [
+        "native | kernels: native (avx2, 3 threads)",
+        "True {'isa': 'avx2', 'threads': 3}",
+    ]
+
+
+def test_the_variables_choose() -> None:
+    assert printed(FAKE + DESCRIBE, DSV4_ISA="portable", DSV4_THREADS="1", DSV4_KERNELS="native") == (
+        "native | kernels: native (portable, 1 thread)"
+    )
+    assert printed(FAKE + DESCRIBE, DSV4_KERNELS="reference") == (
+        "reference | kernels: reference, because DSV4_KERNELS=reference"
+    )
+    assert "(avx2, " in printed(FAKE + DESCRIBE, DSV4_ISA="", DSV4_THREADS="", DSV4_KERNELS="")
+
+
+def test_threads_follow_torch_unless_the_variable_says_how_many() -> None:
+    code = (
+        FAKE
+        + (
+            "import torch; torch.set_num_threads(3)\n"
+            + DESCRIBE
+            + "fake.set_threads(0); native.follow_torch_threads()\n"
+            "print(state['threads'])\n"  # torch has as many as before: nothing to set
+            "torch.set_num_threads(2); native.follow_torch_threads(); print(state['threads'])"
+        )
+    )
+    assert printed(code).splitlines()[1:] == ["0", "2"]
+    assert printed(code, DSV4_THREADS="5").splitlines()[1:] == ["0", "0"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("DSV4_KERNELS", "fast", "DSV4_KERNELS is 'fast'; allowed: native, reference"),
+        ("DSV4_ISA", "sse", "DSV4_ISA is 'sse'; allowed: portable, avx2, avx512"),
+        ("DSV4_ISA", "avx512", "DSV4_ISA is avx512, which this machine cannot run; it can: portable, avx2"),
+        ("DSV4_THREADS", "0", "DSV4_THREADS is '0'; allowed: 1 or more"),
+        ("DSV4_THREADS", "-1", "DSV4_THREADS is '-1'; allowed: 1 or more"),
+        ("DSV4_THREADS", "two", "DSV4_THREADS is 'two'; allowed: 1 or more"),
+    ],
+)
+def test_a_value_that_cannot_be_is_an_error(variable: str, value: str, message: str) -> None:
+    code = FAKE + (
+        "from dsv4.kernels import native\n"
+        "for _ in range(2):\n"  # a failed choice is not remembered as one
+        "    try: native.module()\n"
+        "    except RuntimeError as error: print(error)\n"
+    )
+    assert printed(code, **{variable: value}).splitlines() == [message, message]
+
+
+def test_forcing_native_kernels_that_are_missing_is_an_error() -> None:
+    done = run(MISSING + DESCRIBE, DSV4_KERNELS="native")
+    assert done.returncode == 1
+    assert "KernelChoiceError: DSV4_KERNELS is native, but the native kernels are missing: dsv4._native" in done.stderr
+
+
+def test_a_missing_module_is_told_once_and_the_reference_runs() -> None:
+    done = run(MISSING + DESCRIBE + "native.module(); native.describe()")
+    line = "kernels: reference, because dsv4._native is not installed; pip install builds it, in a checkout make setup"
+    assert (done.stdout, done.stderr) == (f"reference | {line}\n", f"{line}\n")
+
+
+def test_a_module_that_does_not_load_is_told() -> None:
+    line = printed(BROKEN + DESCRIBE)
+    assert line == "reference | kernels: reference, because dsv4._native cannot be loaded: wrong ELF class"
+
+
+def test_the_reason_of_the_install_is_told(tmp_path: Path) -> None:
+    (tmp_path / "_native_reason.txt").write_text("the C++ build failed: x.cpp:1:1: error: no\n")
+    code = f"import dsv4; dsv4.__path__.insert(0, {str(tmp_path)!r})\n" + MISSING + DESCRIBE
+    assert printed(code) == "reference | kernels: reference, because the C++ build failed: x.cpp:1:1: error: no"
+
+
+def test_generate_says_why_the_reference_runs_and_nothing_else() -> None:
+    code = "from dsv4.cli import main; main(['generate', '1, 2,', '--max-tokens', '1', '--temperature', '0'])"
+    done = run(MISSING + code)
+    assert done.stderr.startswith("kernels: reference, because dsv4._native is not installed")
+    assert len(done.stderr.splitlines()) == 1 and "kernels" not in done.stdout
+    assert run(MISSING + code, DSV4_KERNELS="reference").stderr == (
+        "kernels: reference, because DSV4_KERNELS=reference\n"
+    )
+
+
+def test_a_wrong_variable_is_one_line_on_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(native, "_choice", None)
+    monkeypatch.setenv("DSV4_KERNELS", "fast")
+    assert main(["generate", "x"]) == 2
+    assert capsys.readouterr().err == ("dsv4 generate: error: DSV4_KERNELS is 'fast'; allowed: native, reference\n")
+
+
+def test_asking_does_not_load_torch_when_the_reference_runs() -> None:
+    code = "import sys; from dsv4.kernels import native; native.describe(); print('torch' in sys.modules)"
+    assert printed(MISSING + code) == "False"
+
+
+def install(folder: Path, **variables: str) -> Path:
+    """A copy of the project, installed from its folder into a fresh environment -> that environment's Python."""
+    python = folder / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+    # What the project needs is taken from here, after the fresh environment's own packages.
+    here = [path for path in sys.path if path.endswith("site-packages")]
+    (next((folder / "venv" / "lib").glob("*/site-packages")) / "zz_here.pth").write_text("\n".join(here))
+    done = subprocess.run(
+        [python, "-m", "pip", "install", "--no-deps", "--force-reinstall", folder / "project"],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return python
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    for name in ("dsv4", "models", "native"):
+        shutil.copytree(ROOT / name, tmp_path / "project" / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    for name in ("CMakeLists.txt", "LICENSE", "README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / "project")
+    return tmp_path / "project"
+
+
+def described(python: Path) -> str:
+    code = "import dsv4.config as c; assert 'site-packages' in str(c.nano_path())\n" + DESCRIBE
+    done = subprocess.run([python, "-c", code], cwd=python.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.slow
+def test_an_install_without_a_compiler_works_and_says_so(project: Path) -> None:
+    python = install(project.parent, CXX="/nonexistent/c++")
+    assert described(python) == (
+        "reference | kernels: reference, because no working C++ compiler was found when dsv4 was installed"
+    )
+    done = subprocess.run(
+        [python, "-m", "dsv4", "generate", "1, 2, 3,", "--max-tokens", "4"],
+        cwd=project.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_an_install_with_broken_cpp_works_and_says_where(project: Path) -> None:
+    with (project / "native" / "module.cpp").open("a") as file:
+        file.write("\nint broken = ;\n")
+    line = described(install(project.parent))
+    assert line.startswith("reference | kernels: reference, because the C++ build failed: native/module.cpp:")
+    assert ": error: " in line
