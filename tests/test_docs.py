@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 # The log tells what was; the pages tell what is.
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md") if path.name != "LOG.md"}
 # A file below dsv4/ or the root, and a name in it: `model/rope.py:rotate`, `dsv4/cli.py`.
-NAMED = re.compile(r"(?<![\w./-])((?:[\w-]+/)+[\w-]+\.(?:py|md|json|txt))(?::([A-Za-z_]\w*(?:\.\w+)*))?")
+NAMED = re.compile(r"(?<![\w./-])((?:[\w-]+/)+[\w-]+\.(?:py|md|json|txt|h|cpp))(?::([A-Za-z_]\w*(?:\.\w+)*))?")
 COMMANDS = [(page, command) for page, text in PAGES.items() for command in commands(text)]
 
 
