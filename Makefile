@@ -34,6 +34,7 @@ chat: $(VENV)/.run
 	@$(BIN)/dsv4 chat $(MODEL) $(ARGS)
 
 test: $(VENV)/.test
+	@command -v chromium >/dev/null || echo "make: no chromium, so the chat page's tests are skipped (Debian: apt-get install chromium)"
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 check: $(VENV)/.test

@@ -31,13 +31,15 @@ class Dsv4Peer:
     def __init__(self, folder: Path) -> None:
         import dsv4
         from dsv4.engine.scheduler import SchedulerConfig
+        from dsv4.kernels import native
         from dsv4.model.batch import RaggedBatch
 
         self._batch = RaggedBatch
         self._step = SchedulerConfig().max_num_batched_tokens
         self._model = dsv4.load(folder, dtype=torch.float32, numerics="float")
         self._cache: Any = None
-        self.settings = {"version": dsv4.__version__, "chunk": self._step, "numerics": "float"}
+        kernels = native.describe().removeprefix("kernels: ")
+        self.settings = {"version": dsv4.__version__, "chunk": self._step, "numerics": "float", "kernels": kernels}
 
     def begin(self, max_tokens: int) -> None:
         self._cache = self._model.new_cache(batch_size=1, max_tokens=max_tokens)

@@ -71,11 +71,20 @@ class Shards:
 
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from a file; CheckpointError when it is missing or something else."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        for name, count in Counter(name for name, _ in pairs).items():
+            if count > 1:
+                raise CheckpointError(file, "each key of an object once", f"{count} of that name", name)
+        return dict(pairs)
+
     try:
-        value: object = json.loads(file.read_text(encoding="utf-8"))
+        value: object = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=once)
     except FileNotFoundError as error:
         raise CheckpointError(file, "a JSON file", "no such file") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise CheckpointError(file, "a readable JSON file", error.strerror or str(error)) from error
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(file, "valid JSON", str(error)) from error
     if not isinstance(value, dict):
         raise CheckpointError(file, "a JSON object", type(value).__name__)

@@ -2,6 +2,7 @@
 
 Everything else passes through untouched, as the bytes that came, so that deepseek-recipe's errors point at them. Images
 are refused here: deepseek-recipe would put a note in their place, and the model would answer without having seen them.
+So are response formats that nothing enforces.
 """
 
 from __future__ import annotations
@@ -39,11 +40,22 @@ def _adapt(body: bytes, change: Any) -> bytes:
     return body if adapted == original else json.dumps(adapted).encode()
 
 
+def _refuse_constraints(request: Json) -> None:
+    """No grammar holds an answer to a schema or a pattern; an answer that ignores it would pass for one that does."""
+    form = request.get("response_format")
+    kind = cast(Json, form).get("type") if isinstance(form, dict) else None
+    if kind in ("json_schema", "regex"):
+        raise RequestError(
+            400, f"This response_format type is unavailable now: {kind!r}; text and json_object are available"
+        )
+
+
 def _adapt_chat(request: Json) -> None:
     """Role developer is system; max_completion_tokens is max_tokens; vLLM's chat_template_kwargs and enable_thinking.
 
     In the history, `reasoning` is reasoning_content and a tool call without a type is a function call.
     """
+    _refuse_constraints(request)
     _strip_context_suffix(request)
     if request.get("max_tokens") is None and request.get("max_completion_tokens") is not None:
         request["max_tokens"] = request["max_completion_tokens"]

@@ -58,10 +58,13 @@ def serve(
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. PortTakenError names the port and the way out; ValueError a port that cannot be."""
+    """A listening socket. PortTakenError names the port and the way out; ValueError a port or host that cannot be."""
     if not 0 <= port <= 65535:  # the resolver would take it modulo 65536
         raise ValueError(f"port is {port}; allowed: [0, 65535], 0 for any free port")
-    family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as error:  # an over-long label is no OSError
+        raise ValueError(f"host is {host!r}; allowed: a name or an address of this machine ({error})") from error
     listening = socket.socket(family, kind, protocol)
     # So that a server that was just stopped does not keep its port for a minute.
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

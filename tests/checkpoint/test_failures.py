@@ -240,6 +240,22 @@ def test_bad_config_json(text: str, expected: str, official_folder: Path) -> Non
         read_config(official_folder)
 
 
+def test_a_key_twice_in_the_index(official_folder: Path) -> None:
+    index = official_folder / INDEX
+    twice = f'"weight_map": {{"{WQ_A}": "other.safetensors",'
+    index.write_text(re.sub(r'"weight_map":\s*\{', lambda _: twice, index.read_text()))
+    fails(official_folder, index, WQ_A, "each key of an object once", "2 of that name")
+
+
+def test_json_that_cannot_be_read(official_folder: Path) -> None:
+    config = official_folder / "config.json"
+    config.write_text("[" * 100_000)
+    fails(official_folder, config, None, "valid JSON", "recursion")
+    config.unlink()
+    config.mkdir()
+    fails(official_folder, config, None, "a readable JSON file", "directory")
+
+
 def test_no_config_no_folder_no_weights(official_folder: Path, tmp_path: Path) -> None:
     fails(tmp_path / "absent", tmp_path / "absent", None, "a model folder", "no such folder")
     config = official_folder / "config.json"

@@ -29,6 +29,8 @@ def refused(server, path: str = CHAT, **change) -> dict:
         ({"thinking": True}, "Failed to deserialize the JSON body into the target type: invalid type: boolean"),
         ({"max_tokens": "5"}, "Failed to deserialize the JSON body into the target type: invalid type: string"),
         ({"messages": [{"role": "function", "content": "x"}]}, "unknown variant `function`, expected one of `system`"),
+        ({"response_format": {"type": "regex", "pattern": "a"}}, "response_format type is unavailable now: 'regex'"),
+        ({"response_format": {"type": "json_schema"}}, "response_format type is unavailable now: 'json_schema'"),
         ({"response_format": {"type": "json_object"}}, "Prompt must contain the word 'json' in some form"),
     ],
 )

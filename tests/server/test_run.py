@@ -38,6 +38,12 @@ def test_a_port_that_cannot_be_is_refused(port: int) -> None:
         bind("127.0.0.1", port)
 
 
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "a" * 70 + ".invalid"])
+def test_a_host_that_cannot_be_is_named(host: str) -> None:
+    with pytest.raises(ValueError, match=f"host is '{host}'; allowed: a name or an address of this machine"):
+        bind(host, 0)
+
+
 def test_threads_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match="threads is 0; allowed: 1 or more"):
         serve("/no/such/model", port=0, threads=0)
