@@ -41,7 +41,7 @@ struct Tile {
 // f(row) for all rows of a tile, some rows a task.
 template <class F>
 inline void each_row(int64_t n, F&& f) {
-    int64_t chunk = n < 4 ? n : std::max<int64_t>(1, std::min<int64_t>(64, n / (2 * thread_count())));
+    int64_t chunk = std::max<int64_t>(1, n < 4 ? n : std::min<int64_t>(64, n / (2 * thread_count())));
     parallel((n + chunk - 1) / chunk, [&](int64_t task, int) {
         for (int64_t row = task * chunk; row < std::min(n, (task + 1) * chunk); ++row) f(row);
     });
@@ -55,8 +55,9 @@ inline void read_streams(Tile& t, const HyperConnection& site, const float* norm
     float eps = static_cast<float>(c.rms_norm_eps);
     if (t.n == 1) {  // a decode step: the projections are spread over the threads
         float squares = 0.0f;
-        parallel(thread_count(), [&](int64_t task, int) {
-            int64_t threads = thread_count(), first = count * task / threads, last = count * (task + 1) / threads;
+        int64_t threads = thread_count();  // read once: another Python thread may change it
+        parallel(threads, [&](int64_t task, int) {
+            int64_t first = count * task / threads, last = count * (task + 1) / threads;
             if (task == 0) squares = dot(streams, streams, s * d);
             for (int64_t j = first; j < last; ++j) weights[j] = dot(streams, site.fn + j * s * d, s * d);
         });

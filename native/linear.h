@@ -219,7 +219,7 @@ inline void products(const Product* list, int count, int64_t rows) {
         const Weight& w = *list[i].w;
         int64_t wide = std::max<int64_t>(1, target / std::max<int64_t>(1, w.in));
         wide = (wide + TILE_COLUMNS - 1) / TILE_COLUMNS * TILE_COLUMNS;
-        if (rows > 1) wide = std::min<int64_t>(wide, 128);
+        if (rows > 1 || w.out_stride != 1) wide = std::min<int64_t>(wide, 128);
         for (int64_t n = 0; n < w.out; n += wide) parts.push_back({&list[i], n, std::min(w.out, n + wide)});
     }
     parallel(static_cast<int64_t>(parts.size()), [&](int64_t task, int) {

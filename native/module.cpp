@@ -222,6 +222,27 @@ class NativeCache {
         }
     }
 
+    int64_t slots() const { return static_cast<int64_t>(block_table_.shape(0)); }
+
+    // The tensors have the sizes that a layer of this configuration writes to.
+    void expect_fits(const Config& c, const Layer& layer, size_t l) const {
+        const auto& tensors = layers_[l];
+        auto is = [](const MutableFloats& array, int64_t a, int64_t b, int64_t width) {
+            return array.ndim() == 3 && static_cast<int64_t>(array.shape(0)) == a &&
+                   static_cast<int64_t>(array.shape(1)) == b && static_cast<int64_t>(array.shape(2)) == width;
+        };
+        auto part = [&](size_t i, const Compressor& w) {
+            const MutableFloats& entries = tensors[i + 2];
+            return is(tensors[i], slots(), w.rows(), w.total) && is(tensors[i + 1], slots(), w.rows(), w.total) &&
+                   entries.ndim() == 2 && static_cast<int64_t>(entries.shape(1)) == w.width &&
+                   static_cast<int64_t>(entries.shape(0)) >= slots() * cache.pages_per_slot * (128 / w.ratio);
+        };
+        bool fits = tensors.size() == (layer.ratio == 4 ? 7u : layer.ratio ? 4u : 1u) &&
+                    is(tensors[0], slots(), 128, c.head_dim) && (!layer.ratio || part(1, layer.main)) &&
+                    (layer.ratio != 4 || part(4, layer.index));
+        if (!fits) wrong("layer " + std::to_string(l) + ": the cache was made for another model");
+    }
+
    private:
     std::vector<std::vector<MutableFloats>> layers_;
     Longs block_table_;
@@ -231,10 +252,17 @@ void forward(const NativeModel& model, const NativeCache& cache, const Longs& to
              const Longs& starts, const Longs& slots, int64_t first, int64_t last, bool embed, MutableFloats streams) {
     const Config& c = model.model.config;
     int64_t tokens = 0, n = static_cast<int64_t>(lengths.size());
-    for (int64_t i = 0; i < n; ++i) tokens += lengths.data()[i];
-    expect(token_ids, {tokens}, "token_ids");
     expect(starts, {n}, "starts");
     expect(slots, {n}, "slots");
+    for (int64_t i = 0; i < n; ++i) {
+        int64_t length = lengths.data()[i], start = starts.data()[i], slot = slots.data()[i];
+        int64_t room = cache.cache.pages_per_slot * 128;
+        if (length < 1 || start < 0 || length > room - start || slot < 0 || slot >= cache.slots())
+            wrong("cache row " + std::to_string(slot) + " cannot take " + std::to_string(length) + " tokens from " +
+                  std::to_string(start) + " on");
+        tokens += length;
+    }
+    expect(token_ids, {tokens}, "token_ids");
     expect(streams, {tokens, c.hc_mult, c.hidden_size}, "streams");
     int64_t layers = static_cast<int64_t>(std::min(model.model.layers.size(), cache.cache.layers.size()));
     if (first < 0 || last > layers) wrong("layers " + std::to_string(first) + " to " + std::to_string(last));
@@ -242,6 +270,16 @@ void forward(const NativeModel& model, const NativeCache& cache, const Longs& to
         if (token_ids.data()[i] < 0 || token_ids.data()[i] >= c.vocab_size)
             wrong("token id " + std::to_string(token_ids.data()[i]) + ": allowed are 0 to " +
                   std::to_string(c.vocab_size - 1));
+    for (int64_t l = first; l < last; ++l) {
+        const Layer& layer = model.model.layers[static_cast<size_t>(l)];
+        cache.expect_fits(c, layer, static_cast<size_t>(l));
+        for (int64_t i = 0; layer.tid2eid && i < tokens * c.num_experts_per_tok; ++i) {
+            int64_t k = c.num_experts_per_tok, expert = layer.tid2eid[token_ids.data()[i / k] * k + i % k];
+            if (expert < 0 || expert >= c.n_routed_experts)
+                wrong("layer " + std::to_string(l) + ": tid2eid names expert " + std::to_string(expert) + " of " +
+                      std::to_string(c.n_routed_experts));
+        }
+    }
     Batch batch{token_ids.data(), lengths.data(), starts.data(), slots.data(), n};
     nb::gil_scoped_release free;
     ops().forward(model.model, cache.cache, batch, first, last, embed, streams.data());
@@ -307,13 +345,21 @@ NB_MODULE(_native, m) {
         nb::init<const nb::dict&, const nb::dict&, const std::vector<int64_t>&, const std::vector<float>&,
                  const std::vector<float>&>(),
         nb::arg("config"), nb::arg("tensors"), nb::arg("ratios"), nb::arg("window_freq"), nb::arg("compressed_freq"));
+    // noconvert on all that is written to: of an array of another kind, nanobind would pass a copy.
     nb::class_<NativeCache>(m, "Cache")
-        .def(nb::init<const std::vector<std::vector<MutableFloats>>&, Longs>(), nb::arg("layers"), nb::arg("block_table"));
+        .def(nb::init<const std::vector<std::vector<MutableFloats>>&, Longs>(), nb::arg("layers").noconvert(),
+             nb::arg("block_table").noconvert())
+        // A copy of a Python cache makes its own when it is first used.
+        .def("__reduce__", [](nb::handle) {
+            return nb::make_tuple(nb::handle(reinterpret_cast<PyObject*>(Py_TYPE(Py_None))), nb::make_tuple());
+        });
     m.def("forward", &forward, nb::arg("model"), nb::arg("cache"), nb::arg("token_ids"), nb::arg("lengths"),
-          nb::arg("starts"), nb::arg("slots"), nb::arg("first"), nb::arg("last"), nb::arg("embed"), nb::arg("streams"));
-    m.def("head", &head, nb::arg("model"), nb::arg("prefix"), nb::arg("streams"), nb::arg("logits"));
-    m.def("linear", &linear, nb::arg("x"), nb::arg("weight"), nb::arg("y"));
-    m.def("rms_norm", &rms_norm, nb::arg("x"), nb::arg("weight").none(), nb::arg("eps"), nb::arg("y"));
+          nb::arg("starts"), nb::arg("slots"), nb::arg("first"), nb::arg("last"), nb::arg("embed"),
+          nb::arg("streams").noconvert());
+    m.def("head", &head, nb::arg("model"), nb::arg("prefix"), nb::arg("streams"),
+          nb::arg("logits").noconvert());
+    m.def("linear", &linear, nb::arg("x"), nb::arg("weight"), nb::arg("y").noconvert());
+    m.def("rms_norm", &rms_norm, nb::arg("x"), nb::arg("weight").none(), nb::arg("eps"), nb::arg("y").noconvert());
     m.def("sinkhorn", [](MutableFloats c, int64_t iters, double eps) {
         ops().sinkhorn(c.data(), static_cast<int64_t>(c.shape(0)), static_cast<int64_t>(c.shape(1)), iters,
                        static_cast<float>(eps));

@@ -108,8 +108,9 @@ inline void hadamard(float* x, int64_t n) {
 inline void swiglu(float* gate, const float* up, int64_t n, float limit, float weight) {
     for (int64_t i = 0; i < n; i += LANES) {
         int left = static_cast<int>(std::min<int64_t>(LANES, n - i));
-        V g = min(load_n(gate + i, left), set1(limit));
-        V u = max(min(load_n(up + i, left), set1(limit)), set1(-limit));
+        // The value comes second: of a pair with NaN, min and max give the second.
+        V g = min(set1(limit), load_n(gate + i, left));
+        V u = max(set1(-limit), min(set1(limit), load_n(up + i, left)));
         store_n(gate + i, mul(mul(mul(sigmoid(g), g), u), set1(weight)), left);
     }
 }

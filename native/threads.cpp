@@ -2,9 +2,11 @@
 
 #include <atomic>
 #include <chrono>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <pthread.h>
@@ -33,15 +35,15 @@ bool look_until(Done done) {
 class Pool {
    public:
     explicit Pool(int count) : count_(count) {
-        for (int i = 1; i < count; ++i) workers_.emplace_back([this, i] { work(i); });
+        try {
+            for (int i = 1; i < count; ++i) workers_.emplace_back([this, i] { work(i); });
+        } catch (...) {  // the system gives no more threads
+            stop();
+            throw;
+        }
     }
 
-    ~Pool() {
-        stop_ = true;
-        epoch_.fetch_add(1);
-        epoch_.notify_all();
-        for (auto& worker : workers_) worker.join();
-    }
+    ~Pool() { stop(); }
 
     int count() const { return count_; }
 
@@ -54,12 +56,23 @@ class Pool {
         take(0);
         auto done = [this] { return busy_.load(std::memory_order_acquire) == 0; };
         while (!look_until(done)) std::this_thread::yield();
+        if (failed_.exchange(false)) std::rethrow_exception(std::exchange(failure_, nullptr));
     }
 
    private:
-    void take(int thread) {
+    void stop() {
+        stop_ = true;
+        epoch_.fetch_add(1);
+        epoch_.notify_all();
+        for (auto& worker : workers_) worker.join();
+    }
+
+    // What a task throws (memory runs out) waits until all threads are done with what the caller owns.
+    void take(int thread) try {
         for (int64_t task; (task = next_.fetch_add(1, std::memory_order_relaxed)) < tasks_;)
             call_(context_, task, thread);
+    } catch (...) {
+        if (!failed_.exchange(true)) failure_ = std::current_exception();
     }
 
     void work(int thread) {
@@ -83,14 +96,16 @@ class Pool {
     std::atomic<uint32_t> epoch_{0};
     std::atomic<int> sleeping_{0}, busy_{0};
     std::atomic<int64_t> next_{0};
-    std::atomic<bool> stop_{false};
+    std::atomic<bool> stop_{false}, failed_{false};
+    std::exception_ptr failure_;
     int64_t tasks_ = 0;
     void (*call_)(void*, int64_t, int) = nullptr;
     void* context_ = nullptr;
 };
 
 std::mutex in_use;
-std::unique_ptr<Pool> pool;
+// Never destroyed: a daemon thread may still compute while the process exits.
+auto& pool = *new std::unique_ptr<Pool>;
 std::atomic<int> wanted{1};
 
 // A forked child has the pool's memory without its threads: forget it there, unjoined.

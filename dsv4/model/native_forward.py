@@ -7,6 +7,7 @@ lie, so that a change in place is seen.
 
 from __future__ import annotations
 
+import weakref
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -45,9 +46,13 @@ class NativeForward:
     """A model's tensors as the kernels see them. Made anew when a tensor has moved."""
 
     def __init__(self, kernels: ModuleType, model: Transformer) -> None:
-        self.kernels, self._model = kernels, model
+        self.kernels = kernels
+        self._model: Any = weakref.proxy(model)  # the model holds this: a cycle would outlive it
         self._tensors = _tensors(model)
         self._places = _places(self._tensors.values())
+        other = ("mtp.", *(f"layers.{i}." for i in range(1, model.config.num_hidden_layers)))
+        self._few = [tensor for name, tensor in self._tensors.items() if not name.startswith(other)]
+        self._few_places = _places(self._few)
         config = model.config
         sizes: dict[str, Any] = {name: getattr(config, name) for name in SIZES}
         self.handle: Any = kernels.Model(
@@ -59,11 +64,15 @@ class NativeForward:
         )
 
     def is_current(self, tokens: int) -> bool:
-        """Whether every tensor lies where it lay; before a few tokens only the first and the last are looked at."""
+        """Whether every tensor lies where it lay; before a few tokens only those of layer 0 and around the layers."""
         if tokens <= FEW_TOKENS:
-            first, last = self._model.embed.weight.data_ptr(), self._model.head.weight.data_ptr()
-            return first == self._tensors["embed.weight"].data_ptr() and last == self._tensors["head.weight"].data_ptr()
+            first, last = self._model.embed.weight, self._model.head.weight
+            same = first is self._tensors["embed.weight"] and last is self._tensors["head.weight"]
+            return same and _places(self._few) == self._few_places
         return _places(_tensors(self._model).values()) == self._places
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()  # a copy of the model makes its own when it is first used
 
     def forward(
         self, batch: RaggedBatch, cache: Cache, token_ids: Tensor, layers: range, streams: Tensor | None
@@ -73,7 +82,9 @@ class NativeForward:
         The cache rows are appended to; `streams` itself stays as it is.
         """
         config = self._model.config
-        out = torch.empty(batch.num_tokens, config.hc_mult, config.hidden_size) if streams is None else streams.clone()
+        out = torch.empty(batch.num_tokens, config.hc_mult, config.hidden_size, dtype=torch.float32, device="cpu")
+        if streams is not None:
+            out.copy_(streams.detach())
         native.follow_torch_threads()
         self.kernels.forward(
             self.handle,
@@ -89,13 +100,14 @@ class NativeForward:
 
     def head(self, streams: Tensor, prefix: str = "") -> Tensor:
         """Logits fp32 [n, vocab] of streams [n, hc_mult, d]; prefix "mtp.0." reads an MTP block out."""
-        logits = torch.empty(streams.shape[0], self._model.config.vocab_size)
+        logits = torch.empty(streams.shape[0], self._model.config.vocab_size, dtype=torch.float32, device="cpu")
         self.kernels.head(self.handle, prefix, streams.contiguous(), logits)
         return logits
 
 
 def _tensors(model: Transformer) -> dict[str, Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    # A tensor that two modules share has two names.
+    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
 
 
 def _places(tensors: Any) -> tuple[tuple[int, int], ...]:

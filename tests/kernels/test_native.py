@@ -1,5 +1,7 @@
 """Native kernels against the reference, on every instruction set that this machine has, outputs poisoned with NaN."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -166,3 +168,39 @@ def test_settings_are_checked(kernels: Any) -> None:
             kernels.set_threads(count)
     with pytest.raises(ValueError, match="instruction set sse9 does not run on this machine"):
         kernels.select("sse9")
+
+
+def test_what_is_written_to_is_never_a_copy(kernels: Any) -> None:
+    for y in (poisoned(2, 4).double(), poisoned(4, 2).t()):
+        with pytest.raises(TypeError, match="incompatible"):
+            kernels.linear(random(2, 3), random(4, 3), y)
+
+
+def test_no_rows(kernels: Any) -> None:
+    kernels.rms_norm(random(0, 8), None, 1e-6, poisoned(0, 8))
+    kernels.linear(random(0, 8), random(4, 8), poisoned(0, 4))
+
+
+NO_MORE_THREADS = """
+import resource
+import torch
+from dsv4 import _native
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20),) * 2)
+x, weight, y = torch.ones(2, 8), torch.ones(640, 8), torch.empty(2, 640)
+for threads in (1000, 2):
+    _native.set_threads(threads)
+    try:
+        _native.linear(x, weight, y)
+        print(float(y.sum()))
+    except RuntimeError as error:
+        print("error:", error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits its memory as Linux does")
+def test_threads_that_the_system_refuses_are_an_error() -> None:
+    done = subprocess.run([sys.executable, "-c", NO_MORE_THREADS], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first.startswith("error: Resource temporarily unavailable") and second == "10240.0"

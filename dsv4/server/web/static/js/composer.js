@@ -5,10 +5,10 @@ import { load, save } from "./storage.js";
 
 const SUGGESTIONS = [
   "What is 47 + 38?",
-  "Sort 9, 2, 14, 7",
-  "Spell 'planet' backward",
-  "How many r are in strawberry?",
-  "Solve 3*x + 4 = 19",
+  "Solve for x: 3*x + 4 = 19",
+  "Spell this word backward (example: sun -> nus): lemon",
+  "What is the capital of France?",
+  "Extract name and city as JSON: Anna is 34 years old and lives in Rome.",
 ];
 
 /** `actions`: {send(text), stop()}. Returns the composer's handle. */

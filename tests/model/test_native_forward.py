@@ -1,0 +1,115 @@
+"""What the native forward notices or refuses: moved tensors, copies of a model, caches and tables that do not fit."""
+
+import copy
+import gc
+import pickle
+import weakref
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from dsv4.kernels import native
+from dsv4.model.batch import RaggedBatch
+from dsv4.model.transformer import Transformer
+
+from .tiny import random_ids, random_model, tiny_config
+
+pytestmark = pytest.mark.skipif(native.module() is None, reason="the native kernels are not built")
+CONFIG = tiny_config()
+IDS = random_ids(CONFIG, 1, 8)  # few enough that only some tensors are looked at
+
+
+@pytest.fixture
+def model() -> Iterator[Transformer]:
+    with torch.no_grad():
+        model = random_model(CONFIG)
+        model(IDS)
+        yield model
+
+
+def anew(model: Transformer) -> Tensor:
+    """Logits of the model's present tensors."""
+    model._native = None
+    return model(IDS)
+
+
+def test_moved_tensors_are_noticed(model: Transformer) -> None:
+    model.bfloat16().float()
+    assert torch.equal(model(IDS), anew(model))
+    for name, parameter in model.named_parameters():
+        if ".experts." in name:
+            parameter.data = 2 * parameter.data
+    assert torch.equal(model(IDS), anew(model))
+    for parameter in model.parameters():
+        parameter.data.share_memory_()
+        parameter.mul_(0.9)
+    assert torch.equal(model(IDS), anew(model))
+    model.load_state_dict({k: v + v for k, v in model.state_dict().items() if "tid2eid" not in k}, False, assign=True)
+    assert torch.equal(model(IDS), anew(model))
+
+
+def test_models_and_caches_are_copied_after_use(model: Transformer) -> None:
+    want, cache = model(IDS), model.new_cache(1, 64)
+    first = model(IDS[:, :5], cache)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        other.embed.weight.add_(0.0)
+        assert torch.equal(other(IDS), want)
+    again = copy.deepcopy(cache)
+    for row in (cache, again):
+        assert torch.equal(torch.cat((first, model(IDS[:, 5:], row)), dim=1), want)
+
+
+def test_a_model_is_freed_with_its_last_name() -> None:
+    gc.disable()
+    try:
+        model = random_model(CONFIG)
+        with torch.no_grad():
+            model(IDS)
+        gone = weakref.ref(model)
+        del model
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_default_dtype_changes_nothing(model: Transformer) -> None:
+    batch, cache = RaggedBatch.pack(IDS.tolist()), model.new_cache(1, 64)
+    streams = model.forward_ragged(batch)
+    want = model.logits(streams)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(model.forward_ragged(batch, cache), streams)
+        assert torch.equal(model.logits(streams), want)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_shared_tensors(model: Transformer) -> None:
+    model.head.weight = model.embed.weight
+    assert model(IDS).isfinite().all()
+
+
+def test_no_rows(model: Transformer) -> None:
+    assert model.logits(torch.empty(0, CONFIG.hc_mult, CONFIG.hidden_size)).shape == (0, CONFIG.vocab_size)
+
+
+def test_what_does_not_fit_is_refused(model: Transformer) -> None:
+    with pytest.raises(ValueError, match="layer 0: the cache was made for another model"):
+        model(IDS, random_model(tiny_config(head_dim=48)).new_cache(1, 64))
+    with pytest.raises(TypeError, match="incompatible"):
+        model(IDS, random_model(CONFIG).bfloat16().new_cache(1, 64))
+    streams, batch = model.forward_ragged(RaggedBatch.pack([[1, 2, 3]])), RaggedBatch.pack([[1, 2, 3]], slots=[1])
+    with pytest.raises(ValueError, match="cache row 1 cannot take 3 tokens from 0 on"):
+        model.mtp_forward(streams, IDS[0, :3], batch, model.new_cache(1, 64))
+    table = model.layers[0].ffn.gate.tid2eid
+    assert isinstance(table, Tensor)
+    table[IDS[0, 3]] = CONFIG.n_routed_experts
+    with pytest.raises(ValueError, match="layer 0: tid2eid names expert 6 of 6"):
+        model(IDS)
+
+
+def test_weights_that_are_no_number_show(model: Transformer) -> None:
+    model.layers[1].ffn.shared_experts.w1.weight[0, 0] = float("nan")
+    assert model(IDS).isnan().all()
