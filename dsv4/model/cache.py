@@ -98,8 +98,8 @@ class Cache:
         entries = _lazy_zeros((num_pages * (PAGE_TOKENS // ratio) + ENTRY_CHUNK, width), dtype, device)
         return CompressorState(
             ratio,
-            torch.zeros(shape, device=device),
-            torch.full(shape, float("-inf"), device=device),
+            torch.zeros(shape, dtype=torch.float32, device=device),
+            torch.full(shape, float("-inf"), dtype=torch.float32, device=device),
             entries,
         )
 

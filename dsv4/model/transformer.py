@@ -47,6 +47,11 @@ class ForwardContext:
         return self.cache.layers[index] if self.cache is not None else None
 
 
+def _recorded(streams: Tensor) -> bool:
+    """Whether a gradient is wanted of streams that a caller made."""
+    return torch.is_grad_enabled() and streams.requires_grad
+
+
 def _hc_parameters(config: ModelConfig, mixes: int, scales: int) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter]:
     """fn [mixes, s * d], base [mixes] and scale [scales] of one mHC site, uninitialised."""
     wide = config.hc_mult * config.hidden_size
@@ -202,7 +207,7 @@ class Transformer(nn.Module):
 
     def logits(self, streams: Tensor) -> Tensor:
         """Next-token logits, fp32 [n, vocab], of streams [n, hc_mult, d]."""
-        native = self._native_forward(streams.shape[0])
+        native = self._native_forward(streams.shape[0]) if not _recorded(streams) else None
         if native is not None:
             return native.head(streams)
         x = hc_head(streams, self.hc_head_fn, self.hc_head_scale, self.hc_head_base, self.config)
@@ -222,7 +227,7 @@ class Transformer(nn.Module):
         With a cache, batch is the one just forwarded through the main layers (its starts are used, not cache.lengths).
         """
         block = cast(MTPBlock, self.mtp[depth])
-        native = self._native_forward(batch.num_tokens) if aux is None else None
+        native = self._native_forward(batch.num_tokens) if aux is None and not _recorded(streams) else None
         if native is not None:
             fused, index = block.fuse(self.embed(next_token_ids), streams), self.config.num_hidden_layers + depth
             return self._forward_native(native, batch, cache, next_token_ids, range(index, index + 1), fused)
@@ -232,7 +237,7 @@ class Transformer(nn.Module):
 
     def mtp_logits(self, streams: Tensor, depth: int = 0) -> Tensor:
         """Logits for t + 2, fp32 [n, vocab], of MTP streams [n, hc_mult, d]; the head is the main model's."""
-        native = self._native_forward(streams.shape[0])
+        native = self._native_forward(streams.shape[0]) if not _recorded(streams) else None
         if native is not None:
             return native.head(streams, f"mtp.{depth}.")
         block = cast(MTPBlock, self.mtp[depth])

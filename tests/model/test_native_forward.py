@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dsv4.kernels import native
+from dsv4.kernels.linear import linear
 from dsv4.model.batch import RaggedBatch
 from dsv4.model.transformer import Transformer
 
@@ -113,3 +114,21 @@ def test_what_does_not_fit_is_refused(model: Transformer) -> None:
 def test_weights_that_are_no_number_show(model: Transformer) -> None:
     model.layers[1].ffn.shared_experts.w1.weight[0, 0] = float("nan")
     assert model(IDS).isnan().all()
+
+
+def test_streams_that_want_a_gradient_get_one(model: Transformer) -> None:
+    """A frozen model's read-out and MTP block are still functions of what they are given."""
+    model.requires_grad_(False)
+    streams = torch.randn(3, CONFIG.hc_mult, CONFIG.hidden_size, requires_grad=True)
+    with torch.enable_grad():
+        drafted = model.mtp_forward(streams, IDS[0, :3], RaggedBatch.pack([[1, 2, 3]]))
+        for out in (model.logits(streams), model.mtp_logits(drafted)):
+            (slope,) = torch.autograd.grad(out.sum(), streams, retain_graph=True)
+            assert slope.abs().max() > 0
+
+
+def test_linear_of_no_rows_and_of_columns() -> None:
+    weight, x = torch.randn(4, 8), torch.randn(8, 3)
+    with torch.no_grad():
+        assert linear(x.t()[:0], weight).shape == (0, 4)
+        assert torch.allclose(linear(x.t(), weight), x.t() @ weight.t(), atol=1e-5)

@@ -19,10 +19,10 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     trained = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if kernels is None or trained or x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32:
         return reference.linear(x, weight)
-    rows = x.reshape(-1, x.shape[-1])
-    out = torch.empty(rows.shape[0], weight.shape[0])
-    kernels.linear(rows.detach(), weight.detach(), out)
-    return out.view(*x.shape[:-1], -1)
+    rows = x.detach().reshape(-1, x.shape[-1]).contiguous()
+    out = rows.new_empty(rows.shape[0], weight.shape[0])
+    kernels.linear(rows, weight.detach(), out)
+    return out.view(*x.shape[:-1], weight.shape[0])
 
 
 __all__ = ["linear"]
