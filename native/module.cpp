@@ -302,7 +302,7 @@ void linear(const Floats& x, const Floats& weight, MutableFloats y) {
     int64_t n = static_cast<int64_t>(x.shape(0));
     expect(x, {n, w.in}, "x");
     expect(y, {n, w.out}, "y");
-    if (w.in > 1 && x.stride(1) != 1) wrong("x: rows must be contiguous");
+    if (n > 0 && w.in > 1 && x.stride(1) != 1) wrong("x: rows must be contiguous");
     nb::gil_scoped_release free;
     ops().linear({const_cast<float*>(x.data()), x.stride(0)}, n, w, {y.data(), w.out});
 }
