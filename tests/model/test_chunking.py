@@ -166,7 +166,7 @@ def test_one_thread_and_two_give_the_same_bits() -> None:
     model, ids, whole = setting()
     before = torch.get_num_threads()
     try:
-        for threads in (1, 2, 3):
+        for threads in (1, 2) if native.module() is None else (1, 2, 3):
             torch.set_num_threads(threads)
             with torch.no_grad():
                 assert torch.equal(model(ids[None])[0], whole)
