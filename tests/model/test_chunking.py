@@ -51,7 +51,7 @@ def close(got: Tensor, want: Tensor, numerics: str = "float") -> bool:
     it to other experts; logits reach 4."""
     if numerics == "shipped":
         return float((got - want).abs().mean()) < 0.02
-    return torch.allclose(got, want, rtol=1e-5, atol=2e-5)
+    return torch.allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
 def same(got: Tensor, want: Tensor, numerics: str = "float") -> bool:
