@@ -300,14 +300,11 @@ inline void attention(Tile& t, const Layer& layer, const LayerCache& cache, floa
 
     int64_t part = H * D / groups, wide = groups * c.o_lora_rank;
     float* low = t.buffers.get(n * wide);
-    std::vector<Weight> slices(static_cast<size_t>(groups), layer.wo_a);
+    std::vector<Weight> slices;
+    for (int64_t g = 0; g < groups; ++g) slices.push_back(layer.wo_a.rows(g * c.o_lora_rank, c.o_lora_rank));
     list.clear();
-    for (int64_t g = 0; g < groups; ++g) {
-        Weight& w = slices[static_cast<size_t>(g)];
-        w.data += g * c.o_lora_rank * w.out_stride;
-        w.out = c.o_lora_rank;
-        list.push_back({{o + g * part, H * D}, &w, {low + g * c.o_lora_rank, wide}});
-    }
+    for (int64_t g = 0; g < groups; ++g)
+        list.push_back({{o + g * part, H * D}, &slices[static_cast<size_t>(g)], {low + g * c.o_lora_rank, wide}});
     products(list.data(), static_cast<int>(list.size()), n);
     if (c.quantize) each_row(n, [&](int64_t row) { fake_quant_fp8(low + row * wide, wide, 128); });
     Product down{{low, wide}, &layer.wo_b, {y, d}};
@@ -397,9 +394,10 @@ inline void forward(const Model& model, const Cache& cache, const Batch& batch, 
             for (int kind = 0; kind < 2; ++kind)
                 rotation(model.inv_freq[kind], t.positions[static_cast<size_t>(row)], t.cos[kind].data() + row * pairs,
                          t.sin[kind].data() + row * pairs);
-            if (embed)
-                for (int64_t j = 0; j < s; ++j)
-                    std::copy_n(model.embed + t.token_ids[static_cast<size_t>(row)] * d, d, tile + (row * s + j) * d);
+            if (!embed) return;
+            float* first = tile + row * s * d;
+            widen_row(model.embed, t.token_ids[static_cast<size_t>(row)], 0, d, first);
+            for (int64_t j = 1; j < s; ++j) std::copy_n(first, d, first + j * d);
         });
         run_layers(t, first, last, tile);
         done += t.n;

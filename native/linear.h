@@ -6,9 +6,8 @@
 #include <cstdlib>
 #include <vector>
 
-#include "simd.h"
+#include "stored.h"
 #include "threads.h"
-#include "views.h"
 
 namespace dsv4::DSV4_ISA {
 
@@ -19,68 +18,6 @@ constexpr int TILE_ROWS = 6, TILE_PANELS = 1;
 #endif
 constexpr int TILE_COLUMNS = TILE_PANELS * LANES;
 constexpr int64_t INNER = 256;  // inner indices packed at a time: a panel of them stays in the first-level cache
-
-// Memory of one thread, grown to the largest size asked for. Each name is a place of its own.
-enum class Scratch { packed, panel, scores, hidden, index, places };
-inline float* scratch(Scratch place, int64_t size) {
-    thread_local std::vector<float> memory[static_cast<int>(Scratch::places)];
-    auto& own = memory[static_cast<int>(place)];
-    if (static_cast<int64_t>(own.size()) < size) own.resize(static_cast<size_t>(size));
-    return own.data();
-}
-
-// Columns first..first + 15 of up to 16 strided vectors, transposed: to[k * 16 + j] = from[j][k]. Missing ones are 0.
-inline void pack_rows(const float* const* from, int count, int64_t inner, float* to) {
-    int64_t k = 0;
-#if defined(DSV4_ISA_AVX2) || defined(DSV4_ISA_AVX512)
-    if (count == LANES) {
-        for (; k + 8 <= inner; k += 8) {
-            for (int half = 0; half < 2; ++half) {
-                const float* const* row = from + half * 8;
-                __m256 r0 = _mm256_loadu_ps(row[0] + k), r1 = _mm256_loadu_ps(row[1] + k);
-                __m256 r2 = _mm256_loadu_ps(row[2] + k), r3 = _mm256_loadu_ps(row[3] + k);
-                __m256 r4 = _mm256_loadu_ps(row[4] + k), r5 = _mm256_loadu_ps(row[5] + k);
-                __m256 r6 = _mm256_loadu_ps(row[6] + k), r7 = _mm256_loadu_ps(row[7] + k);
-                __m256 a0 = _mm256_unpacklo_ps(r0, r1), a1 = _mm256_unpackhi_ps(r0, r1);
-                __m256 a2 = _mm256_unpacklo_ps(r2, r3), a3 = _mm256_unpackhi_ps(r2, r3);
-                __m256 a4 = _mm256_unpacklo_ps(r4, r5), a5 = _mm256_unpackhi_ps(r4, r5);
-                __m256 a6 = _mm256_unpacklo_ps(r6, r7), a7 = _mm256_unpackhi_ps(r6, r7);
-                __m256 b0 = _mm256_shuffle_ps(a0, a2, 0x44), b1 = _mm256_shuffle_ps(a0, a2, 0xEE);
-                __m256 b2 = _mm256_shuffle_ps(a1, a3, 0x44), b3 = _mm256_shuffle_ps(a1, a3, 0xEE);
-                __m256 b4 = _mm256_shuffle_ps(a4, a6, 0x44), b5 = _mm256_shuffle_ps(a4, a6, 0xEE);
-                __m256 b6 = _mm256_shuffle_ps(a5, a7, 0x44), b7 = _mm256_shuffle_ps(a5, a7, 0xEE);
-                float* out = to + k * LANES + half * 8;
-                _mm256_storeu_ps(out, _mm256_permute2f128_ps(b0, b4, 0x20));
-                _mm256_storeu_ps(out + LANES, _mm256_permute2f128_ps(b1, b5, 0x20));
-                _mm256_storeu_ps(out + 2 * LANES, _mm256_permute2f128_ps(b2, b6, 0x20));
-                _mm256_storeu_ps(out + 3 * LANES, _mm256_permute2f128_ps(b3, b7, 0x20));
-                _mm256_storeu_ps(out + 4 * LANES, _mm256_permute2f128_ps(b0, b4, 0x31));
-                _mm256_storeu_ps(out + 5 * LANES, _mm256_permute2f128_ps(b1, b5, 0x31));
-                _mm256_storeu_ps(out + 6 * LANES, _mm256_permute2f128_ps(b2, b6, 0x31));
-                _mm256_storeu_ps(out + 7 * LANES, _mm256_permute2f128_ps(b3, b7, 0x31));
-            }
-        }
-    }
-#endif
-    for (; k < inner; ++k)
-        for (int j = 0; j < LANES; ++j) to[k * LANES + j] = j < count ? from[j][k] : 0.0f;
-}
-
-// Columns [n0, n0 + 16) of the inner indices [k0, k0 + inner) of a weight -> panel [inner][16]; missing columns are 0.
-inline void pack_panel(const Weight& w, int64_t n0, int64_t k0, int64_t inner, float* to) {
-    int count = static_cast<int>(std::min<int64_t>(LANES, w.out - n0));
-    if (w.out_stride == 1) {
-        const float* from = w.data + k0 * w.in_stride + n0;
-        for (int64_t k = 0; k < inner; ++k, from += w.in_stride, to += LANES)
-            store(to, count == LANES ? load(from) : load_n(from, count));
-        return;
-    }
-    const float* rows[LANES];
-    for (int j = 0; j < count; ++j) rows[j] = w.data + (n0 + j) * w.out_stride + k0 * w.in_stride;
-    if (w.in_stride == 1) return pack_rows(rows, count, inner, to);
-    for (int64_t k = 0; k < inner; ++k)
-        for (int j = 0; j < LANES; ++j) to[k * LANES + j] = j < count ? rows[j][k * w.in_stride] : 0.0f;
-}
 
 // R rows times P neighbouring panels. Panels may be packed (step 16, their distance `apart`) or rows of a matrix that
 // lie `step` apart, with `apart` 16. y is added to when `more`.
@@ -142,40 +79,47 @@ inline int next_rows(int64_t left) {
     return static_cast<int>((left + tiles - 1) / tiles);
 }
 
-// One row times columns [n0, n1) of a weight whose outputs lie side by side: the weight streams through once.
+// One row times outputs [n0, n1), inputs from k0 on, through packed panels; y is added to when k0 > 0.
+inline void panel_product(const float* x, const Weight& w, int64_t n0, int64_t n1, int64_t k0, float* y) {
+    float* panel = scratch(Scratch::packed, INNER * LANES);
+    for (int64_t n = n0; n < n1; n += LANES)
+        for (int64_t k = k0; k < w.in; k += INNER) {
+            int64_t inner = std::min(INNER, w.in - k);
+            const float* from = x + k;
+            float* to = y + n;
+            pack_panel(w, n, k, inner, panel);
+            tile<1, 1>(&from, inner, panel, LANES, 0, &to, static_cast<int>(std::min<int64_t>(LANES, n1 - n)), k > 0);
+        }
+}
+
+// One row times outputs [n0, n1) of a weight, which is read once: y + n0.
 inline void row_product(const float* x, const Weight& w, int64_t n0, int64_t n1, float* y) {
-    constexpr int UNROLL = 8;
-    std::fill(y + n0, y + n1, 0.0f);
-    for (int64_t k = 0; k < w.in; k += UNROLL) {
-        int count = static_cast<int>(std::min<int64_t>(UNROLL, w.in - k));
-        const float* rows = w.data + k * w.in_stride;
-        int64_t n = n0;
-        if (count == UNROLL) {
-            V a[UNROLL];
-            for (int j = 0; j < UNROLL; ++j) a[j] = set1(x[k + j]);
-            for (; n + LANES <= n1; n += LANES) {
-                V acc = load(y + n);
-                for (int j = 0; j < UNROLL; ++j) acc = fma(a[j], load(rows + j * w.in_stride + n), acc);
-                store(y + n, acc);
-            }
-        }
-        for (; n < n1; n += LANES) {
-            int left = static_cast<int>(std::min<int64_t>(LANES, n1 - n));
-            V acc = load_n(y + n, left);
-            for (int j = 0; j < count; ++j) acc = fma(set1(x[k + j]), load_n(rows + j * w.in_stride + n, left), acc);
-            store_n(y + n, acc, left);
-        }
+    int64_t n = n0;
+#if defined(DSV4_ISA_AVX2) || defined(DSV4_ISA_AVX512)
+    int64_t even = w.in / input_step(w.kind) * input_step(w.kind);
+    for (; n + 2 * LANES <= n1 && takes(w, n); n += 2 * LANES) {
+        Column acc;
+        for (__m256& v : acc.v) v = _mm256_setzero_ps();
+        each_input(w, n, 0, even, [&](int64_t k, const Column& column, bool) __attribute__((always_inline)) {
+            __m256 a = _mm256_broadcast_ss(x + k);
+            for (int i = 0; i < 4; ++i) acc.v[i] = _mm256_fmadd_ps(a, column.v[i], acc.v[i]);
+        });
+        acc = in_order(w.kind != Kind::f32, acc);
+        for (int i = 0; i < 4; ++i) _mm256_storeu_ps(y + n + 8 * i, acc.v[i]);
+        if (even < w.in) panel_product(x, w, n, n + 2 * LANES, even, y);
     }
+#endif
+    if (n < n1) panel_product(x, w, n, n1, 0, y);
 }
 
 // Rows x[0..rows) times columns [n0, n1) of a weight, n0 a multiple of 16, into y[r] + n0.
 inline void block_product(const float* const* x, int64_t rows, const Weight& w, int64_t n0, int64_t n1, float* const* y) {
-    if (rows == 1 && w.out_stride == 1) return row_product(x[0], w, n0, n1, y[0]);
+    if (rows == 1) return row_product(x[0], w, n0, n1, y[0]);
     int64_t panels = (n1 - n0 + LANES - 1) / LANES;
     float* packed = scratch(Scratch::packed, (panels + TILE_PANELS) * LANES * std::min(INNER, w.in));
     for (int64_t k0 = 0; k0 < w.in; k0 += INNER) {
         int64_t inner = std::min(INNER, w.in - k0), apart = inner * LANES;
-        for (int64_t p = 0; p < panels; ++p) pack_panel(w, n0 + p * LANES, k0, inner, packed + p * apart);
+        pack_panels(w, n0, n1, k0, inner, packed);
         for (int64_t r = 0; r < rows;) {
             int count = next_rows(rows - r);
             const float* from[TILE_ROWS];
@@ -218,8 +162,8 @@ inline void products(const Product* list, int count, int64_t rows) {
     for (int i = 0; i < count; ++i) {
         const Weight& w = *list[i].w;
         int64_t wide = std::max<int64_t>(1, target / std::max<int64_t>(1, w.in));
-        wide = (wide + TILE_COLUMNS - 1) / TILE_COLUMNS * TILE_COLUMNS;
-        if (rows > 1 || w.out_stride != 1) wide = std::min<int64_t>(wide, 128);
+        wide = (wide + 2 * LANES - 1) / (2 * LANES) * 2 * LANES;
+        if (rows > 1) wide = std::min<int64_t>(wide, 128);
         for (int64_t n = 0; n < w.out; n += wide) parts.push_back({&list[i], n, std::min(w.out, n + wide)});
     }
     parallel(static_cast<int64_t>(parts.size()), [&](int64_t task, int) {

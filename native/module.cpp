@@ -19,6 +19,7 @@ namespace {
 
 using Floats = nb::ndarray<const float, nb::device::cpu>;
 using MutableFloats = nb::ndarray<float, nb::device::cpu, nb::c_contig>;
+using Bytes = nb::ndarray<const uint8_t, nb::device::cpu>;
 using Longs = nb::ndarray<const int64_t, nb::device::cpu, nb::c_contig>;
 using MutableLongs = nb::ndarray<int64_t, nb::device::cpu, nb::c_contig>;
 
@@ -69,13 +70,61 @@ void expect(const Array& array, const std::vector<int64_t>& shape, const std::st
     if (found != shape) wrong(name + ": shape " + shape_of(found) + ", expected " + shape_of(shape));
 }
 
-Weight weight_of(const Floats& array, const std::string& name) {
+// The arrays of one weight, and what the kernels see of them.
+struct Stored {
+    Weight view;
+    Bytes codes, scales;
+    Floats floats;
+};
+
+template <class Array>
+void expect_rows(const Array& array, int64_t rows, int64_t columns, const std::string& name) {
+    expect(array, {rows, columns}, name);
+    if (rows > 0 && columns > 1 && array.stride(1) != 1) wrong(name + ": rows must be contiguous");
+}
+
+Stored stored_floats(const Floats& array, const std::string& name) {
     if (array.ndim() != 2) wrong(name + ": a weight has 2 dimensions");
-    Weight w;
-    w.data = array.data();
-    w.out = static_cast<int64_t>(array.shape(0)), w.in = static_cast<int64_t>(array.shape(1));
-    w.out_stride = array.stride(0), w.in_stride = array.stride(1);
-    return w;
+    Stored s;
+    s.floats = array;
+    s.view.out = static_cast<int64_t>(array.shape(0)), s.view.in = static_cast<int64_t>(array.shape(1));
+    expect_rows(array, s.view.out, s.view.in, name);
+    s.view.data = reinterpret_cast<const uint8_t*>(array.data());
+    s.view.stride = array.stride(0) * static_cast<int64_t>(sizeof(float));
+    return s;
+}
+
+// A weight as Python gives it: an fp32 matrix, or a tuple of kind, codes (bytes, a row of the matrix each) and scales or None.
+Stored stored_weight(nb::handle value, const std::string& name) {
+    if (!nb::isinstance<nb::tuple>(value)) return stored_floats(nb::cast<Floats>(value), name);
+    auto parts = nb::cast<nb::tuple>(value);
+    std::string kind = nb::cast<std::string>(parts[0]);
+    Stored s;
+    s.codes = nb::cast<Bytes>(parts[1], false);
+    if (s.codes.ndim() != 2) wrong(name + ": a weight has 2 dimensions");
+    int64_t out = static_cast<int64_t>(s.codes.shape(0)), bytes = static_cast<int64_t>(s.codes.shape(1));
+    expect_rows(s.codes, out, bytes, name);
+    Weight& w = s.view;
+    w.data = s.codes.data(), w.out = out, w.stride = s.codes.stride(0);
+    if (kind == "bf16") {
+        w.kind = Kind::bf16, w.in = bytes / 2;
+        return s;
+    }
+    if (kind != "fp8" && kind != "fp4") wrong(name + ": kind " + kind + "; allowed: bf16, fp8, fp4");
+    w.kind = kind == "fp8" ? Kind::fp8 : Kind::fp4;
+    w.in = w.kind == Kind::fp8 ? bytes : 2 * bytes;
+    int64_t block_rows = w.kind == Kind::fp8 ? 128 : 1, block = w.kind == Kind::fp8 ? 128 : 32;
+    int64_t rows = (out + block_rows - 1) / block_rows, columns = (w.in + block - 1) / block;
+    if (nb::try_cast(parts[2], s.scales, false)) {
+        expect_rows(s.scales, rows, columns, name + " (scales)");
+        w.scales = s.scales.data(), w.scale_stride = s.scales.stride(0);
+    } else if (w.kind == Kind::fp8 && nb::try_cast(parts[2], s.floats, false)) {
+        expect_rows(s.floats, rows, columns, name + " (scales)");
+        w.float_scales = s.floats.data(), w.scale_stride = s.floats.stride(0);
+    } else {
+        wrong(name + ": scales are bytes, or floats for fp8");
+    }
+    return s;
 }
 
 // A model's weights by official name; each is asked for with the shape that the configuration gives it.
@@ -97,6 +146,7 @@ class NativeModel {
         c.index_topk = whole("index_topk"), c.n_routed_experts = whole("n_routed_experts");
         c.num_experts_per_tok = whole("num_experts_per_tok");
         c.moe_intermediate_size = whole("moe_intermediate_size");
+        c.n_shared_experts = whole("n_shared_experts");
         c.rms_norm_eps = real("rms_norm_eps"), c.hc_eps = real("hc_eps");
         c.routed_scaling_factor = real("routed_scaling_factor"), c.swiglu_limit = real("swiglu_limit");
         c.quantize = nb::cast<bool>(config["quantize"]);
@@ -105,10 +155,12 @@ class NativeModel {
             std::string name = nb::cast<std::string>(key);
             if (name.ends_with("tid2eid"))
                 tables_[name] = nb::cast<Longs>(value);
+            else if (nb::isinstance<nb::tuple>(value))
+                stored_.emplace(name, stored_weight(value, name));
             else
                 floats_[name] = nb::cast<Floats>(value);
         }
-        model.embed = contiguous("embed.weight", {c.vocab_size, c.hidden_size});
+        model.embed = weight("embed.weight", c.vocab_size, c.hidden_size);
         model.inv_freq[0] = window_freq, model.inv_freq[1] = compressed_freq;
         for (size_t l = 0; l < ratios.size(); ++l) {
             int64_t depth = static_cast<int64_t>(l) - c.num_hidden_layers;
@@ -133,8 +185,11 @@ class NativeModel {
     }
 
     Weight weight(const std::string& name, int64_t out, int64_t in) const {
-        expect(tensor(name), {out, in}, name);
-        return weight_of(tensor(name), name);
+        auto found = stored_.find(name);
+        Weight w = found != stored_.end() ? found->second.view : stored_floats(tensor(name), name).view;
+        if (w.out != out || w.in != in)
+            wrong(name + ": shape " + shape_of({w.out, w.in}) + ", expected " + shape_of({out, in}));
+        return w;
     }
 
     HyperConnection site(const std::string& prefix, int64_t mixes, int64_t scales) const {
@@ -194,11 +249,12 @@ class NativeModel {
         for (int64_t e = 0; e < c.n_routed_experts; ++e)
             w.experts.push_back(expert(ffn + "experts." + std::to_string(e) + ".", c.moe_intermediate_size));
         const std::string shared = ffn + "shared_experts.";
-        w.shared = expert(shared, static_cast<int64_t>(tensor(shared + "w1.weight").shape(0)));
+        w.shared = expert(shared, c.moe_intermediate_size * c.n_shared_experts);
         return w;
     }
 
     std::map<std::string, Floats> floats_;
+    std::map<std::string, Stored> stored_;
     std::map<std::string, Longs> tables_;
 };
 
@@ -297,8 +353,9 @@ void head(const NativeModel& model, const std::string& prefix, MutableFloats str
     ops().head(c, site, norm, weight, streams.data(), n, logits.data());
 }
 
-void linear(const Floats& x, const Floats& weight, MutableFloats y) {
-    Weight w = weight_of(weight, "weight");
+void linear(const Floats& x, const nb::object& weight, MutableFloats y) {
+    Stored held = stored_weight(weight, "weight");
+    const Weight& w = held.view;
     int64_t n = static_cast<int64_t>(x.shape(0));
     expect(x, {n, w.in}, "x");
     expect(y, {n, w.out}, "y");

@@ -11,17 +11,32 @@ struct Rows {
     int64_t stride;
 };
 
-// A linear map [out, in], strides in elements. Outputs side by side (out_stride 1) is the layout that streams.
+enum class Kind { f32, bf16, fp8, fp4 };
+
+// A linear map [out, in] as stored, rows `stride` bytes apart. FP8 has a scale for each 128 x 128 block, FP4 one for each 32
+// inputs of an output (two codes a byte, the even input in the low half): E8M0 bytes, or floats where `float_scales` is.
 struct Weight {
-    const float* data = nullptr;
-    int64_t out = 0, in = 0, out_stride = 0, in_stride = 0;
+    const uint8_t* data = nullptr;
+    Kind kind = Kind::f32;
+    int64_t out = 0, in = 0, stride = 0;
+    const uint8_t* scales = nullptr;
+    const float* float_scales = nullptr;
+    int64_t scale_stride = 0;
+    int64_t first = 0;  // output 0 is this one of the scales
+
+    // Outputs [n0, n0 + count).
+    Weight rows(int64_t n0, int64_t count) const {
+        Weight part = *this;
+        part.data += n0 * stride, part.first += n0, part.out = count;
+        return part;
+    }
 };
 
 struct Config {
     int64_t hidden_size, vocab_size, num_hidden_layers, hc_mult, hc_sinkhorn_iters;
     int64_t num_attention_heads, head_dim, qk_rope_head_dim, q_lora_rank, o_groups, o_lora_rank;
     int64_t index_n_heads, index_head_dim, index_topk;
-    int64_t n_routed_experts, num_experts_per_tok, moe_intermediate_size;
+    int64_t n_routed_experts, n_shared_experts, num_experts_per_tok, moe_intermediate_size;
     double rms_norm_eps, hc_eps, routed_scaling_factor, swiglu_limit;
     bool quantize;  // numerics "shipped"
 };
@@ -60,7 +75,7 @@ struct Layer {
 
 struct Model {
     Config config{};
-    const float* embed = nullptr;
+    Weight embed;
     std::vector<Layer> layers;  // the MTP blocks behind the main ones
     std::vector<float> inv_freq[2];  // of window-only layers, of compressed layers
 };

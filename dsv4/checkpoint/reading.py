@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from dsv4.analysis.inventory import tensor_inventory
+from dsv4.checkpoint import formats
 from dsv4.checkpoint.errors import CheckpointError
 from dsv4.checkpoint.folder import LOADED_SCALES, Checkpoint
+from dsv4.kernels import native
+from dsv4.kernels.stored import StoredTensor, widen_bf16
 from dsv4.model.transformer import Transformer
 
 
@@ -26,23 +29,38 @@ def load_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     numerics: str = "float",
+    weights: str | None = None,
 ) -> Transformer:
     """A model folder, official or as transformers saved it -> the model, in eval mode and frozen.
 
     Frozen: no parameter requires a gradient, so that plain calls run the native kernels; `model.requires_grad_(True)`
     before training.
 
+    weights: "stored" keeps FP4, FP8 and BF16 matrices as they are in the mapped files, for the kernels to read in
+    place: the model takes the memory of its checkpoint, and its float32 results have the same bits. "widened" makes
+    matrices of `dtype`. By default stored where the native kernels run them (CPU, float32), else widened.
+    `requires_grad_(True)` widens.
+
     dtype: of the matrices. Norms and what the official layout stores as F32 (mHC, sinks, ape, router bias) are float32.
     The model remembers the scales of quantised weights, so that `save_model` writes unchanged weights as they were.
     """
+    device = torch.device(device)
+    plain = device.type == "cpu" and dtype == torch.float32
+    if weights not in (None, "stored", "widened"):
+        raise ValueError(f"weights {weights!r}: allowed are 'stored' and 'widened'")
+    if weights == "stored" and not plain:
+        raise ValueError(f"weights 'stored' on {device} in {dtype}: they stay as stored on the CPU in torch.float32")
     with Checkpoint(path) as checkpoint:
         with torch.device("meta"):
             model = Transformer(checkpoint.config, numerics)
-        _materialize(model, checkpoint, torch.device(device), dtype)
+        keep = weights == "stored" or (weights is None and plain and native.module() is not None)
+        _materialize(model, checkpoint, device, dtype, keep)
     return model.eval()
 
 
-def _materialize(model: Transformer, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+def _materialize(
+    model: Transformer, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, keep: bool
+) -> None:
     """Replace every tensor of a model on the meta device by its values, one after the other."""
     declared: dict[str, Tensor] = model.state_dict(keep_vars=True)
     official = {spec.name: spec for spec in tensor_inventory(checkpoint.config, "bf16")}
@@ -50,15 +68,13 @@ def _materialize(model: Transformer, checkpoint: Checkpoint, device: torch.devic
         raise RuntimeError(f"model and inventory name different tensors: {sorted(declared.keys() ^ official.keys())}")
     scales: dict[str, Tensor] = {}
     for name, spec in official.items():
-        value = checkpoint.parameter(name, device)
         matrix = spec.dtype == "BF16" and len(spec.shape) == 2
-        wanted = dtype if matrix else declared[name].dtype
-        # As Transformer.store_input_major lays weights out, without a second copy of each.
-        input_major = matrix and name != "embed.weight"
-        values = torch.empty(spec.shape[::-1] if input_major else spec.shape, dtype=wanted, device=device)
-        values = (values.t() if input_major else values).copy_(value)
+        values = _stored(checkpoint, name) if keep and matrix else None
+        if values is None:
+            wanted = dtype if matrix else declared[name].dtype
+            values = torch.empty(spec.shape, dtype=wanted, device=device).copy_(checkpoint.parameter(name, device))
         if spec.dtype == "I64":
-            _check_expert_ids(values, checkpoint, name)
+            check_expert_ids(values, checkpoint, name)
         scale = checkpoint.scale(name)
         if scale is not None:
             scales[name] = scale.clone()
@@ -72,7 +88,19 @@ def _materialize(model: Transformer, checkpoint: Checkpoint, device: torch.devic
         raise RuntimeError(f"no checkpoint tensor fills {left}")
 
 
-def _check_expert_ids(table: Tensor, checkpoint: Checkpoint, name: str) -> None:
+def _stored(checkpoint: Checkpoint, name: str) -> StoredTensor | None:
+    """A matrix as it is in the mapped file; None where its format is none that the kernels read."""
+    codes, scales = checkpoint.stored(name), checkpoint.scale(name)
+    if codes.dtype == torch.int8 and scales is not None:
+        return StoredTensor("fp4", codes, scales, formats.dequantize_fp4)
+    if codes.dtype == torch.float8_e4m3fn and scales is not None:
+        # The kernels take a code's bits for a number: NaN has none.
+        nan = (codes.view(torch.uint8) & 0x7F).eq_(0x7F).any()
+        return None if nan else StoredTensor("fp8", codes, scales, formats.dequantize_fp8)
+    return StoredTensor("bf16", codes, None, widen_bf16) if codes.dtype == torch.bfloat16 else None
+
+
+def check_expert_ids(table: Tensor, checkpoint: Checkpoint, name: str) -> None:
     experts = checkpoint.config.n_routed_experts
     wrong = table[(table < 0) | (table >= experts)]
     if wrong.numel():

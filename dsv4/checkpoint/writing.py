@@ -18,6 +18,7 @@ from dsv4.checkpoint.files import TORCH_DTYPES, ShardWriter, copy_file, new_fold
 from dsv4.checkpoint.folder import LOADED_SCALES, Checkpoint
 from dsv4.checkpoint.shards import INDEX_NAME
 from dsv4.config import ModelConfig
+from dsv4.kernels.stored import widened
 
 Format = Literal["official", "official-base", "bf16", "fp32", "transformers"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -102,7 +103,7 @@ def _check_tensors(tensors: Mapping[str, Tensor], config: ModelConfig, target: P
 
 def _encode(group: Group, tensor: Tensor, place: Path, keep: Tensor | None = None) -> list[Tensor]:
     """Values of one parameter -> its stored tensors, in the order of `group`; `keep` as in formats.quantize_fp8."""
-    spec = group[0]
+    spec, tensor = group[0], widened(tensor)
     try:
         if spec.dtype == "I8":
             return list(formats.quantize_fp4(tensor, keep))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dsv4.kernels import native
+from dsv4.kernels.stored import StoredTensor
 from dsv4.model.batch import RaggedBatch
 from dsv4.model.cache import Cache
 from dsv4.model.rope import inverse_frequencies
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 SIZES = (
     "hidden_size", "vocab_size", "num_hidden_layers", "hc_mult", "hc_sinkhorn_iters", "num_attention_heads", "head_dim",
     "qk_rope_head_dim", "q_lora_rank", "o_groups", "o_lora_rank", "index_n_heads", "index_head_dim", "index_topk",
-    "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "rms_norm_eps", "hc_eps",
+    "n_routed_experts", "n_shared_experts", "num_experts_per_tok", "moe_intermediate_size", "rms_norm_eps", "hc_eps",
     "routed_scaling_factor", "swiglu_limit",
 )  # fmt: skip
 FEW_TOKENS = 16  # with so few, a forward takes less time than looking at every tensor
@@ -57,7 +58,10 @@ class NativeForward:
         sizes: dict[str, Any] = {name: getattr(config, name) for name in SIZES}
         self.handle: Any = kernels.Model(
             sizes | {"quantize": model.numerics == "shipped"},
-            {name: tensor.detach() for name, tensor in self._tensors.items()},
+            {
+                name: tensor.parts if isinstance(tensor, StoredTensor) else tensor.detach()
+                for name, tensor in self._tensors.items()
+            },
             list(config.compress_ratios),
             inverse_frequencies(config, False).tolist(),
             inverse_frequencies(config, True).tolist(),
@@ -111,7 +115,8 @@ def _tensors(model: Transformer) -> dict[str, Tensor]:
 
 
 def _places(tensors: Any) -> tuple[tuple[int, int], ...]:
-    return tuple((tensor.data_ptr(), tensor.stride(0)) for tensor in tensors)
+    held = (tensor.codes if isinstance(tensor, StoredTensor) else tensor for tensor in tensors)
+    return tuple((tensor.data_ptr(), tensor.stride(0)) for tensor in held)
 
 
 def _cache_handle(kernels: ModuleType, cache: Cache) -> Any:

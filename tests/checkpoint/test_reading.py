@@ -17,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from dsv4.analysis import tensor_inventory
 from dsv4.checkpoint import iter_float_tensors, load_model, names, read_config, save_model
 from dsv4.config import ModelConfig
+from dsv4.kernels.stored import StoredTensor
 
 LAYOUTS = ["official", "official-base", "bf16", "fp32"]
 
@@ -178,10 +179,19 @@ def test_peak_memory_is_the_model_and_one_tensor(
 
     monkeypatch.setattr(formats, "_STRIP_ELEMENTS", 256)  # strips are small beside the tensors of a real model
     folder = tiny(tiny_config, layout).write(tmp_path / "model")
-    sizes = [tensor.numel() * tensor.element_size() for tensor in load_model(folder).state_dict().values()]
+    model = load_model(folder, weights="widened")
+    sizes = [tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()]
     assert max(sizes) < sum(sizes) / 10
     mapped = {file.stat().st_size for file in folder.glob("*.safetensors")}
-    assert sum(sizes) <= peak_bytes(lambda: load_model(folder), mapped) <= sum(sizes) + 1.3 * max(sizes)
+    peak = peak_bytes(lambda: load_model(folder, weights="widened"), mapped)
+    assert sum(sizes) <= peak <= sum(sizes) + 1.3 * max(sizes)
+    # As stored, all matrices stay in the mapped files.
+    official = load_model(folder, weights="stored")
+    matrices = sum(p.stored_bytes for p in official.parameters() if isinstance(p, StoredTensor))
+    others = sum(p.nbytes for p in official.state_dict().values() if not isinstance(p, StoredTensor))
+    stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    assert matrices + others <= 1.15 * stored
+    assert peak_bytes(lambda: load_model(folder, weights="stored"), mapped) <= 1.1 * others + max(sizes) / 2
 
 
 def test_index_without_total_size_and_single_file_without_metadata(official: Any, official_folder: Path) -> None:

@@ -133,7 +133,7 @@ def test_values_alone_keep_every_value_of_another_writer(
 
 
 def test_remembered_scales_give_way_to_new_values(official: Any, official_folder: Path, tmp_path: Path) -> None:
-    model = load_model(official_folder)
+    model = load_model(official_folder, weights="widened")
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.7)

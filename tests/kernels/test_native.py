@@ -48,9 +48,9 @@ def poisoned(*shape: int) -> Tensor:
 
 
 def layouts(weight: Tensor) -> list[Tensor]:
-    """The same weight with inputs side by side, with outputs side by side, and as a slice of something larger."""
+    """The same weight alone, and as a slice of something larger."""
     wide = torch.cat((weight, weight), dim=1)[:, : weight.shape[1]]
-    return [weight, weight.t().contiguous().t(), wide, torch.cat((weight, weight)).t().contiguous().t()[: len(weight)]]
+    return [weight, wide]
 
 
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), SHAPES)

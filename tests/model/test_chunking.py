@@ -176,17 +176,6 @@ def test_one_thread_and_two_give_the_same_bits() -> None:
         torch.set_num_threads(before)
 
 
-def test_weights_laid_out_input_major_give_the_same_bits() -> None:
-    model, ids, whole = setting()
-    other = Transformer(model.config)
-    other.load_state_dict(model.state_dict())
-    other.store_input_major()
-    with torch.no_grad():
-        assert same(other(ids[None])[0], whole)
-    assert same(feed(other, other.new_cache(1, 400), ids[:20], chunk=1), whole[:20])
-    assert {n: p.shape for n, p in other.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
-
-
 @torch.no_grad()
 def draft(model: Transformer, ids: Tensor, chunk: int) -> Tensor:
     """MTP logits at every token but the last, main model and MTP block side by side in one cache."""

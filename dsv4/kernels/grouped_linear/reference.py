@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsv4.kernels.stored import widened
+
 
 def _spans(sizes: list[int]) -> list[tuple[int, slice]]:
     spans, start = [], 0
@@ -22,7 +24,7 @@ def _forward(x: Tensor, sizes: list[int], weights: Sequence[Tensor]) -> Tensor:
     out = x.new_empty(x.shape[0], weights[0].shape[0])
     for rows, weight, into in zip(x.split(sizes), weights, out.split(sizes), strict=True):
         if len(rows):
-            torch.mm(rows, weight.t(), out=into)
+            torch.mm(rows, widened(weight).t(), out=into)
     return out
 
 
@@ -39,7 +41,7 @@ class _GroupedLinear(torch.autograd.Function):
         d_x = torch.empty_like(x)
         d_weights: list[Tensor | None] = [None] * len(weights)
         for group, rows in _spans(ctx.sizes):
-            torch.mm(grad[rows], weights[group], out=d_x[rows])
+            torch.mm(grad[rows], widened(weights[group]), out=d_x[rows])
             d_weights[group] = grad[rows].mT @ x[rows]
         return d_x, None, *d_weights
 

@@ -1,0 +1,145 @@
+"""Weights as stored: the kernels give them the bits of the widened weights, and torch sees the widened weights."""
+
+import copy
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dsv4.checkpoint import formats
+from dsv4.kernels import native
+from dsv4.kernels.grouped_linear import grouped_linear
+from dsv4.kernels.linear import linear
+from dsv4.kernels.stored import StoredTensor, widen_bf16, widened
+
+MODULE = native.module()
+KINDS = ["bf16", "fp8", "fp8-f32-scales", "fp4"]
+SHAPES = [(32, 32), (64, 128), (96, 256), (33, 64), (130, 192), (256, 520), (200, 48), (16, 1000), (160, 30), (31, 2)]
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def stored(kind: str, rows: int, columns: int) -> StoredTensor:
+    """Random values whose rows differ in magnitude, so that blocks and groups differ in scale."""
+    values = random(rows, columns) * torch.logspace(-6, 2, rows)[:, None]
+    if kind == "bf16":
+        return StoredTensor("bf16", values.bfloat16(), None, widen_bf16)
+    if kind == "fp4":
+        return StoredTensor("fp4", *formats.quantize_fp4(values), formats.dequantize_fp4)
+    scale_dtype = torch.float32 if kind == "fp8-f32-scales" else torch.float8_e8m0fnu
+    return StoredTensor("fp8", *formats.quantize_fp8(values, scale_dtype), formats.dequantize_fp8)
+
+
+@pytest.fixture(params=MODULE.isas() if MODULE is not None else [])
+def kernels(request: pytest.FixtureRequest) -> Iterator[Any]:
+    assert MODULE is not None
+    MODULE.select(request.param)
+    yield MODULE
+    MODULE.select(MODULE.isas()[-1])
+    MODULE.set_threads(1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_products_have_the_bits_of_the_widened_weight(kernels: Any, kind: str, shape: tuple[int, int]) -> None:
+    weight = stored(kind, *shape)
+    plain = weight.widen()
+    for rows in (1, 2, 7, 40):
+        x = random(rows, shape[1], seed=rows)
+        want = torch.full((rows, shape[0]), float("nan"))
+        kernels.linear(x, plain, want)
+        for threads in (1, 2, 3):
+            kernels.set_threads(threads)
+            got = torch.full((rows, shape[0]), float("nan"))
+            kernels.linear(x, weight.parts, got)
+            assert torch.equal(got, want)
+    exact = x.double() @ plain.double().t()
+    assert (want - exact).abs().max() < 1e-5 * exact.abs().max()
+
+
+@pytest.mark.parametrize("scale", [0, 1, 2, 126, 127, 128, 252, 253, 254, 255])
+def test_every_fp4_code_under_every_kind_of_scale(kernels: Any, scale: int) -> None:
+    """Scales at the ends make numbers that are subnormal, infinite or NaN."""
+    codes = (torch.arange(40)[:, None] * 7 + torch.arange(32)).to(torch.uint8).repeat(1, 2)
+    scales = torch.full((40, 4), 127, dtype=torch.uint8)
+    scales[3, 1] = scales[39, 2] = scale
+    weight = StoredTensor("fp4", codes.view(torch.int8), scales.view(torch.float8_e8m0fnu), formats.dequantize_fp4)
+    assert_columns(kernels, weight)
+
+
+@pytest.mark.parametrize("scale", [0, 1, 127, 134, 135, 200, 254, 255])
+def test_every_fp8_code_under_every_kind_of_scale(kernels: Any, scale: int) -> None:
+    codes = torch.arange(256, dtype=torch.uint8)
+    codes = codes[(codes & 127) != 127].repeat(64 * 160 // 254 + 1)[: 64 * 160].view(64, 160)
+    scales = torch.tensor([[127, scale]], dtype=torch.uint8)
+    weight = StoredTensor(
+        "fp8", codes.view(torch.float8_e4m3fn), scales.view(torch.float8_e8m0fnu), formats.dequantize_fp8
+    )
+    assert_columns(kernels, weight)
+
+
+def assert_columns(kernels: Any, weight: StoredTensor) -> None:
+    """One input at a time: the product is then an element of the weight, for one row and through packed panels."""
+    plain = weight.widen()
+    unit = torch.eye(weight.shape[1])
+    for rows in (unit, unit[:1].repeat(3, 1), *unit[:: max(1, len(unit) // 9), None]):
+        got = torch.full((len(rows), weight.shape[0]), float("nan"))
+        kernels.linear(rows, weight.parts, got)
+        want = torch.full_like(got, float("nan"))
+        kernels.linear(rows, plain, want)
+        assert torch.equal(got.nan_to_num(nan=7.0), want.nan_to_num(nan=7.0))
+        if plain.isfinite().all():
+            assert torch.equal(got, rows @ plain.t())
+
+
+def test_wrong_parts_are_named() -> None:
+    if MODULE is None:
+        pytest.skip("the native kernels are not built")
+    x, y = random(1, 64), torch.empty(1, 32)
+    kind, codes, scales = stored("fp4", 32, 64).parts
+    assert scales is not None
+    for parts, what in (
+        (("fp5", codes, scales), "kind fp5; allowed: bf16, fp8, fp4"),
+        ((kind, codes, scales[:, :1]), "shape [32, 1], expected [32, 2]"),
+        ((kind, codes, None), "scales are bytes"),
+        ((kind, codes, scales.float()), "scales are bytes"),
+        ((kind, codes[:, ::2], scales), "rows must be contiguous"),
+    ):
+        with pytest.raises(ValueError) as error:
+            MODULE.linear(x, parts, y)
+        assert what in str(error.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_torch_sees_a_float32_matrix(kind: str) -> None:
+    weight = stored(kind, 64, 96)
+    plain = weight.widen()
+    assert weight.shape == plain.shape and weight.dtype == torch.float32 and weight.device == plain.device
+    assert torch.equal(weight, plain) and torch.equal(weight[3:5].t(), plain[3:5].t())
+    assert torch.equal(weight.to(torch.bfloat16), plain.bfloat16()) and type(weight.double()) is Tensor
+    assert widened(weight) is not weight and widened(plain) is plain
+    x = random(3, 96)
+    assert torch.allclose(linear(x, weight), x @ plain.t(), rtol=1e-5, atol=1e-5 * float((x @ plain.t()).abs().max()))
+    got = grouped_linear(x, [1, 2], [weight, weight])
+    assert torch.allclose(got, x @ plain.t(), rtol=1e-5, atol=1e-5 * float(got.abs().max()))
+    parameter = torch.nn.Parameter(weight, requires_grad=False)
+    for again in (copy.deepcopy(parameter), pickle.loads(pickle.dumps(parameter)), parameter.detach()):
+        assert isinstance(again, StoredTensor) and torch.equal(again, plain)
+    assert isinstance(copy.deepcopy(parameter), torch.nn.Parameter)
+    with torch.inference_mode():
+        assert torch.equal(torch.nn.functional.linear(x, widened(weight)), x @ plain.t())
+
+
+def test_a_stored_weight_is_not_written_to() -> None:
+    weight = stored("fp4", 32, 64)
+    with pytest.raises(RuntimeError, match="would write to a weight that stays as it is stored"):
+        weight.mul_(2.0)
+    with pytest.raises(RuntimeError, match="would write"):
+        weight.copy_(torch.zeros(32, 64))
+    out = torch.zeros(32, 64)
+    assert torch.equal(out.copy_(weight), weight.widen())
