@@ -2,7 +2,9 @@
 # make chat    talk to it in the terminal
 # make test    run the tests            make check   lint, format and types
 # make bench   compare with transformers  make setup   only install
+# make llama-bench   build llama.cpp's benchmark, and the tool that tests compare GGUF files with, into LLAMA
 # Variables: MODEL=folder PORT=8000 HOST=127.0.0.1 PYTHON=python3 VENV=.venv WORKERS=2 ARGS="more arguments"
+#            LLAMA=~/.cache/dsv4/llama.cpp
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,6 +14,9 @@ PORT ?= 8000
 WORKERS ?= 2
 CONSTRAINTS ?= -c constraints.txt
 ARGS ?=
+LLAMA ?= $(HOME)/.cache/dsv4/llama.cpp
+# The release of llama-cpp-python whose source package carries the llama.cpp to build.
+LLAMA_CPP_PYTHON := 0.3.36
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
@@ -19,7 +24,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTR
 extra = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["$(1)"], sep="\n")' \
 	| $(PIP) --requirement /dev/stdin
 
-.PHONY: help setup serve chat test check bench
+.PHONY: help setup serve chat test check bench llama-bench
 .DEFAULT_GOAL := help
 
 help:
@@ -44,6 +49,23 @@ check: $(VENV)/.test
 
 bench: $(VENV)/.bench
 	$(BIN)/dsv4 bench $(or $(ARGS),model)
+
+# Only the source package is downloaded; an unfinished folder never gets the name `source`.
+llama-bench: $(VENV)/.python
+	@command -v cmake >/dev/null || { echo "make: cmake is missing; on Debian and Ubuntu: sudo apt-get install cmake"; exit 1; }
+	@command -v c++ >/dev/null || { echo "make: a C++ compiler is missing; on Debian and Ubuntu: sudo apt-get install g++"; exit 1; }
+	@test -d "$(LLAMA)/source" || { echo "make: downloading llama.cpp (77 MB) into $(LLAMA)" \
+		&& rm -rf "$(LLAMA)/unpacked" && mkdir -p "$(LLAMA)/unpacked" \
+		&& $(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary llama-cpp-python \
+			--dest "$(LLAMA)" llama-cpp-python==$(LLAMA_CPP_PYTHON) \
+		&& tar -xzf "$(LLAMA)/llama_cpp_python-$(LLAMA_CPP_PYTHON).tar.gz" -C "$(LLAMA)/unpacked" \
+			--strip-components=3 llama_cpp_python-$(LLAMA_CPP_PYTHON)/vendor/llama.cpp \
+		&& mv "$(LLAMA)/unpacked" "$(LLAMA)/source"; }
+	@echo "make: building llama.cpp (some minutes once); its output goes to $(LLAMA)/build.log"
+	@{ cmake -S tests/checkpoint/llama -B "$(LLAMA)/build" -DCMAKE_BUILD_TYPE=Release -DLLAMA_SOURCE="$(abspath $(LLAMA))/source" \
+		&& cmake --build "$(LLAMA)/build" --parallel $(WORKERS) --target llama-bench llama-check; } >"$(LLAMA)/build.log" 2>&1 \
+		|| { tail -n 5 "$(LLAMA)/build.log"; echo "make: the build failed, see $(LLAMA)/build.log"; exit 1; }
+	@echo "$(LLAMA)/build/bin/llama-bench"
 
 $(VENV)/.python:
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is missing; install Python 3.11 or newer, or run make PYTHON=/path/to/python3"; exit 1; }

@@ -259,18 +259,31 @@ def _add_convert(commands: Any) -> None:
         "convert",
         _convert,
         "rewrite a checkpoint in another layout, tensor by tensor",
-        "dsv4 convert path/to/model out --format official-base\ndsv4 convert path/to/model out --format transformers",
+        "dsv4 convert path/to/model out --format official-base\ndsv4 convert path/to/model out --format transformers\n"
+        "dsv4 convert path/to/model model.gguf --format gguf",
     )
     parser.add_argument("src", metavar="SRC")
-    parser.add_argument("dst", metavar="DST", help="folder to create")
-    formats = ("official", "official-base", "bf16", "fp32", "transformers")
-    parser.add_argument("--format", choices=formats, required=True, help="layout to write")
+    parser.add_argument("dst", metavar="DST", help="folder to create; for gguf, a file")
+    formats = ("official", "official-base", "bf16", "fp32", "transformers", "gguf")
+    parser.add_argument("--format", choices=formats, required=True, help="layout to write; gguf is for llama.cpp")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is at DST")
+    parser.add_argument(
+        "--linears", choices=("bf16", "q8_0"), help="gguf: type of FP8 matrices (default: an exact one)"
+    )
+    parser.add_argument("--mtp", action="store_true", help="gguf: write the MTP block alone, llama.cpp's draft model")
 
 
 def _convert(options: argparse.Namespace) -> None:
+    if options.format == "gguf":
+        from dsv4.checkpoint.gguf_export import export_gguf
+
+        export_gguf(options.src, options.dst, linears=options.linears, mtp=options.mtp, overwrite=options.overwrite)
+        return
+    if options.linears is not None or options.mtp:
+        raise ValueError(f"--linears and --mtp are not allowed with --format {options.format}; allowed: gguf")
     from dsv4.checkpoint import convert
 
-    convert(options.src, options.dst, options.format)
+    convert(options.src, options.dst, options.format, overwrite=options.overwrite)
 
 
 def _add_verify(commands: Any) -> None:
@@ -314,7 +327,7 @@ def _add_bench(commands: Any) -> None:
         "bench",
         _bench,
         "run a benchmark of this repository",
-        "dsv4 bench model",
+        "dsv4 bench model\ndsv4 bench engine --help",
         add_help=False,
     )
     parser.add_argument("benchmark", nargs="?", metavar="BENCHMARK", help="a file of benchmarks/, without .py")

@@ -87,7 +87,7 @@ def new_folder(target: Path, overwrite: bool) -> Generator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        _sync(temporary)
+        sync_folder(temporary)
         if occupied:
             target.rename(replaced)
         try:
@@ -99,7 +99,7 @@ def new_folder(target: Path, overwrite: bool) -> Generator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _sync(target.parent)
+    sync_folder(target.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
@@ -116,7 +116,7 @@ def copy_file(source: Path, target: Path) -> None:
         os.fsync(handle.fileno())
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable (where directories can be synced: not on Windows)."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)

@@ -1,0 +1,239 @@
+"""Write a model as one GGUF file for llama.cpp, tensor by tensor; memory holds one tensor, or one layer's experts."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Generator
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType as Type
+from gguf import GGUFValueType as Value
+from torch import Tensor
+
+from dsv4.analysis.inventory import TensorSpec, tensor_inventory
+from dsv4.checkpoint.errors import CheckpointError
+from dsv4.checkpoint.files import sync_folder
+from dsv4.checkpoint.folder import Checkpoint
+from dsv4.checkpoint.gguf_names import ARCHITECTURE, index_head_dim, metadata, to_gguf
+from dsv4.checkpoint.gguf_vocab import vocabulary
+from dsv4.checkpoint.reading import check_expert_ids
+from dsv4.config import ModelConfig
+
+Linears = Literal["bf16", "q8_0"]
+Array = np.ndarray[Any, Any]
+
+_BLOCK = 32  # columns of one MXFP4 or Q8_0 block
+_LINEAR_TYPES = {"bf16": Type.BF16, "q8_0": Type.Q8_0}
+# Vectors must be F32 in llama.cpp. So is the router here: beside BF16 weights llama.cpp rounds what they multiply, and
+# would choose other experts.
+_ALWAYS_F32 = ("ffn.gate.weight",)
+
+
+class _Planned(NamedTuple):
+    """One tensor of the file. `sources`: several are the experts of a layer, or e_proj and h_proj."""
+
+    name: str
+    shape: tuple[int, ...]  # outermost first; GGUF lists it from the other end
+    type: Type
+    sources: list[str]
+
+    @property
+    def num_bytes(self) -> int:
+        block, size = gguf.GGML_QUANT_SIZES[self.type]
+        return prod(self.shape) // block * size
+
+
+def export_gguf(
+    src: str | Path, dst: str | Path, *, linears: Linears | None = None, mtp: bool = False, overwrite: bool = False
+) -> None:
+    """Write the model folder `src` as the file `dst`, which appears whole or not at all.
+
+    FP4 experts become MXFP4 with the same codes and scales. linears: type of the FP8 class and of experts that are not
+    FP4; None takes BF16, or F32 where the folder holds F32 values or scales. "q8_0" rounds, which llama.cpp runs
+    faster. CheckpointError names a tensor without an exact form. mtp: only the MTP block, as llama.cpp's draft model.
+    """
+    if linears is not None and linears not in _LINEAR_TYPES:
+        raise ValueError(f"linears = {linears!r} is not allowed; allowed: None, {', '.join(map(repr, _LINEAR_TYPES))}")
+    target = Path(dst)
+    with Checkpoint(src) as source:
+        if mtp and not source.config.num_nextn_predict_layers:
+            raise CheckpointError(source.folder, "an MTP block to write", "none")
+        plan = _plan(source, linears, mtp)
+        keys = metadata(source.config, mtp)
+        tokenizer = vocabulary(source.folder, source.config)
+        with _new_file(target, overwrite) as file:
+            writer = gguf.GGUFWriter(file, ARCHITECTURE)
+            try:
+                writer.add_name(target.stem)
+                writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+                writer.add_file_type(_file_type(plan))
+                for key, value in keys.items():
+                    _add(writer, f"{ARCHITECTURE}.{key}", value)
+                for key, value in tokenizer.items():
+                    _add(writer, key, value)
+                for planned in plan:
+                    writer.add_tensor_info(
+                        planned.name, planned.shape, np.dtype(np.float32), planned.num_bytes, raw_dtype=planned.type
+                    )
+                writer.write_header_to_file()
+                writer.write_kv_data_to_file()
+                writer.write_ti_data_to_file()
+                for planned in plan:
+                    writer.write_tensor_data(_data(planned, source))
+            finally:
+                writer.close()
+
+
+def _plan(source: Checkpoint, linears: Linears | None, mtp: bool) -> list[_Planned]:
+    """Every tensor of the file, in checkpoint order."""
+    config = source.config
+    groups: dict[str, list[TensorSpec]] = {}
+    for spec in tensor_inventory(config, "official"):
+        shared = spec.name in ("embed.weight", "norm.weight", "head.weight")
+        if spec.component != "scale" and (shared or spec.name.startswith("mtp.") == mtp):
+            groups.setdefault(to_gguf(spec.name, config), []).append(spec)
+    plan: list[_Planned] = []
+    for name, specs in groups.items():
+        first = specs[0]
+        shape = (first.shape[0], first.shape[1] * 2) if first.dtype == "I8" else first.shape
+        shape = tuple(_pad_index_heads(first.name, torch.empty(shape, device="meta"), config).shape)
+        if first.component == "routed_experts":
+            shape = (len(specs), *shape)
+        elif len(specs) > 1:
+            shape = (shape[0], shape[1] * len(specs))
+        sources = [spec.name for spec in specs]
+        plan.append(_Planned(name, shape, _type(first, sources, source, shape[-1], linears), sources))
+    return plan
+
+
+def _type(spec: TensorSpec, names: list[str], source: Checkpoint, columns: int, linears: Linears | None) -> Type:
+    if spec.dtype == "I64":
+        return Type.I32
+    if spec.dtype == "F32" or len(spec.shape) == 1 or spec.name.endswith(_ALWAYS_F32):
+        return Type.F32
+    stored = {source.stored(name).dtype for name in names}
+    if stored == {torch.int8} and columns % _BLOCK == 0:
+        return Type.MXFP4
+    if spec.dtype != "BF16" and linears is not None and (linears != "q8_0" or columns % _BLOCK == 0):
+        return _LINEAR_TYPES[linears]
+    fp8 = torch.float8_e4m3fn in stored and source.scale_dtype == "F32"
+    return Type.F32 if fp8 or stored & {torch.float32, torch.float16} else Type.BF16
+
+
+def _file_type(plan: list[_Planned]) -> gguf.LlamaFileType:
+    """llama.cpp's word for the whole file, which it only shows."""
+    types = {planned.type for planned in plan}
+    if Type.MXFP4 in types:
+        return gguf.LlamaFileType.MOSTLY_MXFP4_MOE
+    if Type.Q8_0 in types:
+        return gguf.LlamaFileType.MOSTLY_Q8_0
+    return gguf.LlamaFileType.MOSTLY_BF16 if Type.BF16 in types else gguf.LlamaFileType.ALL_F32
+
+
+def _data(planned: _Planned, source: Checkpoint) -> Array:
+    """The tensor's bytes, in an array of the size that the plan says."""
+    if ".ffn.experts." not in planned.sources[0]:
+        parts = [_values(name, source) for name in planned.sources]
+        return _encode(torch.cat(parts, 1) if len(parts) > 1 else parts[0], planned, source, planned.sources[0])
+    merged = np.empty((len(planned.sources), planned.num_bytes // len(planned.sources)), np.uint8)
+    for expert, name in enumerate(planned.sources):
+        if planned.type == Type.MXFP4:
+            data = _mxfp4(name, source)
+        else:
+            data = _encode(_values(name, source), planned, source, name)
+        merged[expert] = data.reshape(-1).view(np.uint8)
+    return merged
+
+
+def _values(name: str, source: Checkpoint) -> Tensor:
+    if name.endswith("tid2eid"):
+        check_expert_ids(source.stored(name), source, name)
+    return _pad_index_heads(name, source.parameter(name), source.config)
+
+
+def _encode(values: Tensor, planned: _Planned, source: Checkpoint, name: str) -> Array:
+    if planned.type == Type.I32:
+        return values.to(torch.int32).numpy()
+    if planned.type == Type.BF16:
+        rounded = values.to(torch.bfloat16)
+        changed = rounded.to(values.dtype) != values
+        if changed.any():
+            file, stored = source.place(name)
+            found = f"{changed.sum()} without one, such as {values[changed][0].item()!r}"
+            raise CheckpointError(file, "values with an exact BF16 form", found, stored)
+        return rounded.contiguous().view(torch.int16).numpy()
+    floats = values.to(torch.float32).contiguous().numpy()
+    return floats if planned.type == Type.F32 else gguf.quantize(floats, planned.type)
+
+
+def _mxfp4(name: str, source: Checkpoint) -> Array:
+    """FP4 [out, in/2] with scales [out, in/32] -> blocks [out, in/32, 17]: the scale's byte, then 16 of codes.
+
+    A block's byte j holds columns j (low nibble) and j + 16 where the official one holds 2j and 2j + 1.
+    """
+    codes, scales = source.stored(name), source.scale(name)
+    assert scales is not None
+    exponents = scales.view(torch.uint8).numpy()
+    if (exponents == 255).any():
+        file, stored = source.place(name.removesuffix("weight") + "scale")
+        raise CheckpointError(file, "finite scales, as MXFP4 has no NaN", f"{(exponents == 255).sum()} NaN", stored)
+    packed = codes.view(torch.uint8).numpy().reshape(*exponents.shape, _BLOCK // 2)
+    first, second = packed[..., : _BLOCK // 4], packed[..., _BLOCK // 4 :]
+    blocks = np.empty((*exponents.shape, 1 + _BLOCK // 2), np.uint8)
+    blocks[..., 0] = exponents
+    blocks[..., 1::2] = first & 15 | second << 4
+    blocks[..., 2::2] = first >> 4 | second & 0xF0
+    return blocks
+
+
+def _pad_index_heads(name: str, values: Tensor, config: ModelConfig) -> Tensor:
+    """Index heads of llama.cpp's width: zeros before the channels, as RoPE turns the last ones.
+
+    Zeros add nothing to a score; what they change in the key's norm scales all scores alike.
+    """
+    missing = index_head_dim(config) - config.index_head_dim
+    if not missing or ".indexer." not in name or name.endswith("weights_proj.weight"):
+        return values
+    axis = values.dim() - 1 if name.endswith(".ape") else 0
+    before, after = values.shape[:axis], values.shape[axis + 1 :]
+    heads = values.reshape(*before, -1, config.index_head_dim, *after)
+    zeros = torch.zeros(*before, heads.shape[axis], missing, *after, dtype=values.dtype, device=values.device)
+    return torch.cat([zeros, heads], axis + 1).flatten(axis, axis + 1)
+
+
+def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    """One key; integers as u32, floats as f32, lists of them likewise."""
+    if isinstance(value, list):
+        writer.add_array(key, cast("list[Any]", value))
+    else:
+        kinds = {bool: Value.BOOL, int: Value.UINT32, float: Value.FLOAT32, str: Value.STRING}
+        writer.add_key_value(key, value, kinds[type(value)])
+
+
+@contextmanager
+def _new_file(target: Path, overwrite: bool) -> Generator[Path]:
+    """A temporary file beside `target` that becomes it at the end, or vanishes on any error."""
+    if target.suffix != ".gguf":
+        raise CheckpointError(target, "a file name that ends in .gguf", repr(target.name))
+    if target.is_dir():
+        raise CheckpointError(target, "the name of a file", "a folder")
+    if target.exists() and not overwrite:
+        raise CheckpointError(target, "a new file (or overwrite=True)", "something there already")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        yield temporary
+        with temporary.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        temporary.rename(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(target.parent)

@@ -1,0 +1,361 @@
+"""GGUF files: read back with the gguf library, value by value; and (slow) computed by llama.cpp, logit by logit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import unicodedata
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Type
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+
+from dsv4.checkpoint import CheckpointError, convert, load_model
+from dsv4.checkpoint.gguf_export import export_gguf
+from dsv4.cli import main
+from dsv4.config import ModelConfig, nano_path
+from dsv4.model.batch import RaggedBatch
+
+EXPERTS = {"gate": "w1", "down": "w2", "up": "w3"}
+# A sample of the names, spelt out again: file -> official.
+NAMES = {
+    "token_embd.weight": "embed.weight",
+    "output_norm.weight": "norm.weight",
+    "output.weight": "head.weight",
+    "output_hc_fn.weight": "hc_head_fn",
+    "blk.0.hc_attn_base.weight": "layers.0.hc_attn_base",
+    "blk.0.ffn_gate_tid2eid.weight": "layers.0.ffn.gate.tid2eid",
+    "blk.1.attn_sinks.weight": "layers.1.attn.attn_sink",
+    "blk.1.attn_q_a.weight": "layers.1.attn.wq_a.weight",
+    "blk.1.attn_q_b.weight": "layers.1.attn.wq_b.weight",
+    "blk.1.attn_kv.weight": "layers.1.attn.wkv.weight",
+    "blk.1.attn_kv_a_norm.weight": "layers.1.attn.kv_norm.weight",
+    "blk.1.attn_output_a.weight": "layers.1.attn.wo_a.weight",
+    "blk.1.attn_output_b.weight": "layers.1.attn.wo_b.weight",
+    "blk.1.attn_compressor_kv.weight": "layers.1.attn.compressor.wkv.weight",
+    "blk.2.attn_compressor_gate.weight": "layers.2.attn.compressor.wgate.weight",
+    "blk.2.attn_compressor_ape.weight": "layers.2.attn.compressor.ape",
+    "blk.3.indexer.proj.weight": "layers.3.attn.indexer.weights_proj.weight",
+    "blk.3.exp_probs_b.bias": "layers.3.ffn.gate.bias",
+    "blk.3.ffn_gate_inp.weight": "layers.3.ffn.gate.weight",
+    "blk.3.ffn_down_shexp.weight": "layers.3.ffn.shared_experts.w2.weight",
+}
+
+
+def write(tiny: Any, folder: Path) -> Path:
+    """The fixture's folder without its tokenizer, which is a stub."""
+    tiny.write(folder)
+    (folder / "tokenizer.json").unlink()
+    return folder
+
+
+def read(file: Path) -> dict[str, gguf.ReaderTensor]:
+    return {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
+
+
+def values(tensor: gguf.ReaderTensor) -> torch.Tensor:
+    if tensor.tensor_type == Type.I32:
+        return torch.from_numpy(np.array(tensor.data)).long()
+    return torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())
+
+
+def key(file: Path, name: str) -> Any:
+    return gguf.GGUFReader(file).fields[name].contents()
+
+
+@pytest.mark.parametrize("layout", ["official", "official-base", "bf16", "fp32"])
+def test_every_value_is_the_source_s(layout: str, tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
+    """Odd sizes too: q_lora_rank 40 and w2's 48 columns are no whole blocks of 32."""
+    model = tiny(tiny_config, layout)
+    export_gguf(write(model, tmp_path / "model"), tmp_path / "model.gguf")
+    tensors = read(tmp_path / "model.gguf")
+    for name, official in NAMES.items():
+        assert torch.equal(values(tensors[name]), model.values[official]), name
+    for layer in range(tiny_config.num_hidden_layers):
+        for kind, projection in EXPERTS.items():
+            found = values(tensors[f"blk.{layer}.ffn_{kind}_exps.weight"])
+            for expert in range(tiny_config.n_routed_experts):
+                official = f"layers.{layer}.ffn.experts.{expert}.{projection}.weight"
+                assert torch.equal(found[expert], model.values[official]), official
+    assert not [name for name in tensors if name.startswith(f"blk.{tiny_config.num_hidden_layers}.")]
+
+
+def test_types(official: Any, tmp_path: Path) -> None:
+    export_gguf(write(official, tmp_path / "model"), tmp_path / "model.gguf")
+    types = {name: tensor.tensor_type for name, tensor in read(tmp_path / "model.gguf").items()}
+    assert types["blk.1.ffn_up_exps.weight"] == Type.MXFP4
+    assert types["blk.1.ffn_down_exps.weight"] == Type.BF16  # 48 columns: not whole blocks of 32
+    assert types["blk.1.attn_q_a.weight"] == types["token_embd.weight"] == Type.BF16
+    assert types["blk.1.attn_norm.weight"] == types["blk.1.ffn_gate_inp.weight"] == Type.F32
+    assert types["blk.0.ffn_gate_tid2eid.weight"] == Type.I32
+
+
+def test_mxfp4_holds_the_codes_and_scales_of_fp4(official: Any, tmp_path: Path) -> None:
+    export_gguf(write(official, tmp_path / "model"), tmp_path / "model.gguf")
+    blocks = read(tmp_path / "model.gguf")["blk.2.ffn_gate_exps.weight"].data.reshape(5, 48, 5, 17)
+    name = "layers.2.ffn.experts.3.w1."
+    codes = official.stored[f"{name}weight"].view(torch.uint8).numpy()
+    nibbles = np.stack([codes & 15, codes >> 4], -1).reshape(48, 5, 32)
+    assert np.array_equal(blocks[3, ..., 0], official.stored[f"{name}scale"].view(torch.uint8).numpy())
+    assert np.array_equal(blocks[3, ..., 1:] & 15, nibbles[..., :16])
+    assert np.array_equal(blocks[3, ..., 1:] >> 4, nibbles[..., 16:])
+
+
+def test_index_heads_are_padded_in_front(official: Any, tmp_path: Path) -> None:
+    export_gguf(write(official, tmp_path / "model"), tmp_path / "model.gguf")
+    assert key(tmp_path / "model.gguf", "deepseek4.attention.indexer.key_length") == 64
+    tensors = read(tmp_path / "model.gguf")
+    prefix = "layers.1.attn.indexer."
+    for name, official_name, axis in (
+        ("indexer.attn_q_b", "wq_b.weight", 0),
+        ("indexer_compressor_kv", "compressor.wkv.weight", 0),
+        ("indexer_compressor_gate", "compressor.wgate.weight", 0),
+        ("indexer_compressor_ape", "compressor.ape", 1),
+        ("indexer_compressor_norm", "compressor.norm.weight", 0),
+    ):
+        heads = values(tensors[f"blk.1.{name}.weight"]).unflatten(axis, (-1, 64))
+        padding, kept = heads.split([48, 16], axis + 1)
+        assert not padding.any()
+        assert torch.equal(kept.flatten(axis, axis + 1), official.values[prefix + official_name])
+
+
+def test_q8_0_is_the_library_s(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
+    model = tiny(tiny_config, "official")
+    export_gguf(write(model, tmp_path / "model"), tmp_path / "model.gguf", linears="q8_0")
+    tensors = read(tmp_path / "model.gguf")
+    expected = gguf.quantize(model.values["layers.1.attn.wq_a.weight"].numpy(), Type.Q8_0)
+    assert np.array_equal(tensors["blk.1.attn_q_a.weight"].data, expected)
+    assert tensors["blk.1.attn_q_b.weight"].tensor_type == Type.BF16  # 40 columns
+    assert tensors["blk.1.ffn_up_exps.weight"].tensor_type == Type.MXFP4
+
+
+def test_mtp_is_a_file_of_its_own(official: Any, tmp_path: Path) -> None:
+    file = tmp_path / "mtp.gguf"
+    export_gguf(write(official, tmp_path / "model"), file, mtp=True)
+    tensors = read(file)
+    joined = torch.cat([official.values[f"mtp.0.{name}_proj.weight"] for name in "eh"], 1)
+    assert torch.equal(values(tensors["blk.4.nextn.eh_proj.weight"]), joined)
+    assert torch.equal(values(tensors["blk.4.nextn.shared_head_norm.weight"]), official.values["mtp.0.norm.weight"])
+    assert torch.equal(values(tensors["output_hc_fn.weight"]), official.values["mtp.0.hc_head_fn"])
+    assert torch.equal(values(tensors["output.weight"]), official.values["head.weight"])
+    assert "blk.0.attn_norm.weight" not in tensors
+    assert key(file, "deepseek4.block_count") == 5
+    assert key(file, "deepseek4.nextn_predict_layers") == 1
+
+
+def test_transformers_folder(official: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
+    convert(write(official, tmp_path / "model"), tmp_path / "hf", "transformers")
+    export_gguf(tmp_path / "hf", tmp_path / "model.gguf")
+    found = values(read(tmp_path / "model.gguf")["blk.1.ffn_up_exps.weight"])
+    assert torch.equal(found[2], official.values["layers.1.ffn.experts.2.w3.weight"])
+
+
+def test_no_tokenizer_is_a_vocabulary_of_numbers(official: Any, tmp_path: Path) -> None:
+    export_gguf(write(official, tmp_path / "model"), tmp_path / "model.gguf")
+    assert key(tmp_path / "model.gguf", "tokenizer.ggml.model") == "no_vocab"
+    assert key(tmp_path / "model.gguf", "deepseek4.vocab_size") == 67
+
+
+def test_nano_s_vocabulary(tmp_path: Path) -> None:
+    export_gguf(nano_path(), tmp_path / "nano.gguf")
+    tokens, types = (key(tmp_path / "nano.gguf", f"tokenizer.ggml.{name}") for name in ("tokens", "token_type"))
+    tokenizer = Tokenizer.from_file(str(nano_path() / "tokenizer.json"))
+    assert tokens == [tokenizer.id_to_token(token) for token in range(1280)]
+    assert (types[0], types[20], types[1279]) == (3, 1, 4)
+
+
+def fails(expected: str, folder: Path, file: Path, **options: Any) -> None:
+    with pytest.raises(CheckpointError) as raised:
+        export_gguf(folder, file, **options)
+    assert expected in str(raised.value)
+    assert not list(file.parent.glob(".*.tmp"))
+
+
+def test_an_existing_file(official: Any, tmp_path: Path) -> None:
+    folder, file = write(official, tmp_path / "model"), tmp_path / "model.gguf"
+    file.write_text("kept")
+    fails("a new file (or overwrite=True); found something there already", folder, file)
+    assert file.read_text() == "kept"
+    export_gguf(folder, file, overwrite=True)
+    assert read(file)
+    (tmp_path / "folder.gguf").mkdir()
+    fails("the name of a file; found a folder", folder, tmp_path / "folder.gguf", overwrite=True)
+    fails("a file name that ends in .gguf; found 'model'", folder, tmp_path / "model")
+
+
+def change(folder: Path, name: str, tensor: torch.Tensor) -> None:
+    shard = folder / json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"][name]
+    tensors = load_file(shard)
+    assert tensors[name].shape == tensor.shape
+    save_file(tensors | {name: tensor}, shard, metadata={"format": "pt"})
+
+
+def test_values_without_an_exact_form(official: Any, tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    base = write(tiny(tiny_config, "official-base"), tmp_path / "base")
+    fails("tensor 'layers.0.attn.wq_a.weight': expected values with an exact BF16 form", base, file, linears="bf16")
+    folder = write(official, tmp_path / "model")
+    scale = "layers.1.attn.wkv.scale"
+    change(folder, scale, torch.zeros_like(official.stored[scale].view(torch.uint8)).view(torch.float8_e8m0fnu))
+    fails("tensor 'layers.1.attn.wkv.weight': expected values with an exact BF16 form", folder, file)
+    folder = write(official, tmp_path / "nan")
+    scale = "layers.2.ffn.experts.3.w1.scale"
+    change(folder, scale, torch.full_like(official.stored[scale].view(torch.uint8), 255).view(torch.float8_e8m0fnu))
+    fails(f"tensor '{scale}': expected finite scales, as MXFP4 has no NaN; found 240 NaN", folder, file)
+    folder = write(official, tmp_path / "table")
+    table = official.stored["layers.0.ffn.gate.tid2eid"].clone()
+    table[3, 1] = 5
+    change(folder, "layers.0.ffn.gate.tid2eid", table)
+    fails("expected expert numbers from 0 to 4; found 5", folder, file)
+
+
+def test_no_mtp_block_to_write(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
+    config = replace(tiny_config, num_nextn_predict_layers=0, compress_ratios=(0, 4, 128, 4))
+    fails(
+        "expected an MTP block to write; found none",
+        write(tiny(config, "bf16"), tmp_path / "m"),
+        tmp_path / "m.gguf",
+        mtp=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("normalizer", {"type": "NFC"}, "no normalizer, as GGUF is written"),
+        ("pre_tokenizer", {"type": "Whitespace"}, "DeepSeek's pre-tokenizer, which llama.cpp calls deepseek-v3"),
+        ("model", {"type": "WordPiece"}, "model.type = 'BPE', as GGUF is written; found 'WordPiece'"),
+        ("merges", ["1", "2"], "no merge across digits, since llama.cpp's deepseek-v3 keeps three together"),
+        ("id", 1280, "token numbers from 0 to 1279; found 1280 of 'extra'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and " " not in value else "",
+)
+def test_a_tokenizer_that_llama_cpp_would_read_differently(part: str, value: Any, message: str, tmp_path: Path) -> None:
+    folder = tmp_path / "nano"
+    folder.mkdir()
+    for file in nano_path().iterdir():
+        (folder / file.name).symlink_to(file)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    if part == "merges":
+        content["model"]["merges"].append(value)
+    elif part == "id":
+        content["added_tokens"].append({"id": value, "content": "extra", "special": False})
+    else:
+        content[part] = value
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    fails(message, folder, tmp_path / "nano.gguf")
+
+
+def test_command_line(official: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, file = str(write(official, tmp_path / "model")), str(tmp_path / "model.gguf")
+    assert main(["convert", folder, file, "--format", "gguf"]) == 0
+    assert main(["convert", folder, file, "--format", "gguf"]) == 2
+    assert "expected a new file (or overwrite=True)" in capsys.readouterr().err
+    assert main(["convert", folder, file, "--format", "gguf", "--overwrite", "--mtp", "--linears", "q8_0"]) == 0
+    assert key(tmp_path / "model.gguf", "deepseek4.nextn_predict_layers") == 1
+    assert main(["convert", folder, str(tmp_path / "out"), "--format", "bf16", "--mtp"]) == 2
+    assert "--linears and --mtp are not allowed with --format bf16; allowed: gguf" in capsys.readouterr().err
+
+
+def llama_check(*arguments: str | Path, stdin: str) -> bytes:
+    """Output of the tool that `make llama-bench` builds in the folder that LLAMA names, as in the Makefile."""
+    folder = Path(os.environ.get("LLAMA", Path.home() / ".cache/dsv4/llama.cpp"))
+    tool = folder / "build" / "bin" / "llama-check"
+    if not tool.is_file():
+        pytest.skip(f"no {tool}; make llama-bench builds it")
+    done = subprocess.run([tool, *arguments], input=stdin.encode(), capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    return done.stdout
+
+
+def logits(file: Path, ids: torch.Tensor, *, command: str = "logits", streams: Path | None = None) -> torch.Tensor:
+    files = [file] if streams is None else [file, streams]
+    output = llama_check(command, *files, stdin=" ".join(map(str, ids.tolist())))
+    return torch.frombuffer(bytearray(output), dtype=torch.float32).reshape(len(ids), -1)
+
+
+def random_ids(vocab_size: int, length: int) -> torch.Tensor:
+    return torch.randint(0, vocab_size, (length,), generator=torch.Generator().manual_seed(length))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("yarn", [True, False], ids=["yarn", "no_yarn"])
+def test_llama_cpp_computes_a_random_model(yarn: bool, tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
+    """In F32 throughout. The index chooses 24 of up to 75 entries; with fewer heads many scores tie at zero."""
+    scaling = tiny_config.rope_scaling if yarn else None
+    config = replace(tiny_config, index_topk=24, index_n_heads=16, rope_scaling=scaling)
+    folder = write(tiny(config, "fp32"), tmp_path / "model")
+    export_gguf(folder, tmp_path / "model.gguf")
+    model = load_model(folder)
+    for length in (1, 5, 131, 300):
+        ids = random_ids(config.vocab_size, length)
+        expected = model(ids[None])[0]
+        error = (logits(tmp_path / "model.gguf", ids) - expected).abs().max() / expected.abs().max()
+        print(f"random model, {length} tokens: largest difference {error:.1e} of the largest logit")
+        assert error < 1e-4
+
+
+@pytest.mark.slow
+def test_llama_cpp_computes_the_mtp_block(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
+    folder = write(tiny(tiny_config, "fp32"), tmp_path / "model")
+    export_gguf(folder, tmp_path / "mtp.gguf", mtp=True)
+    model, ids = load_model(folder), random_ids(tiny_config.vocab_size, 201)
+    batch = RaggedBatch.pack([ids[:-1].tolist()])
+    streams = model.forward_ragged(batch)
+    expected = model.mtp_logits(model.mtp_forward(streams, ids[1:], batch))
+    streams.numpy().tofile(tmp_path / "streams")
+    found = logits(tmp_path / "mtp.gguf", ids[1:], command="draft", streams=tmp_path / "streams")
+    error = (found - expected).abs().max() / expected.abs().max()
+    print(f"MTP block, 200 tokens: largest difference {error:.1e} of the largest logit")
+    assert error < 1e-4
+
+
+@pytest.mark.slow
+def test_llama_cpp_computes_nano(tmp_path: Path) -> None:
+    """Its values in F32: agreement to rounding. As exported from FP4 and FP8: llama.cpp rounds activations too."""
+    convert(nano_path(), tmp_path / "fp32", "fp32")
+    export_gguf(tmp_path / "fp32", tmp_path / "fp32.gguf")
+    export_gguf(nano_path(), tmp_path / "nano.gguf")
+    model = load_model(nano_path())
+    for length in (5, 150, 700):
+        ids = random_ids(1280, length)
+        expected = model(ids[None])[0]
+        exact, shipped = (
+            (logits(tmp_path / name, ids) - expected).abs().amax(1) / expected.abs().max()
+            for name in ("fp32.gguf", "nano.gguf")
+        )
+        print(
+            f"nano, {length} tokens, of the largest logit: F32 {exact.max():.1e}; "
+            f"MXFP4 and BF16 {shipped.max():.1e}, median position {shipped.median():.1e}"
+        )
+        assert exact.max() < 1e-4
+        assert shipped.median() < 2e-2
+
+
+@pytest.mark.slow
+def test_llama_cpp_tokenizes_as_nano_does(tmp_path: Path) -> None:
+    export_gguf(nano_path(), tmp_path / "nano.gguf")
+    tokenizer = Tokenizer.from_file(str(nano_path() / "tokenizer.json"))
+    numbers = [chr(code) for code in range(0x3000) if unicodedata.category(chr(code))[0] == "N"]
+    texts = [
+        "What is 12 + 3456789?\n\n\tdef f(x):  return x**2  \r\n",
+        "<｜begin▁of▁sentence｜><｜User｜>Hello<｜Assistant｜><think>hm</think> done<｜end▁of▁sentence｜>",
+        "".join(numbers),
+        "naïve café, Москва 2024, 東京タワー123, ひらがな, 한국어, العربية ١٢٣, 🙂👍🏽 e\u0301",
+        (nano_path().parents[1] / "README.md").read_text(encoding="utf-8"),
+    ]
+    pieces = [*"aZ09 \n\t.,-+'(λж中ひ½²٣é🙂", "  ", "the", "<think>"]
+    generator = np.random.default_rng(0)
+    texts += ["".join(generator.choice(pieces, 400)) for _ in range(20)]
+    for text in texts:
+        ids = [int(line) for line in llama_check("tokens", tmp_path / "nano.gguf", stdin=text).split()]
+        assert ids == tokenizer.encode(text, add_special_tokens=False).ids, text
