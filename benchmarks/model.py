@@ -11,17 +11,17 @@ import argparse
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.comparison import floors, report
 from benchmarks.comparison.gate import check_logits, run_tests
 from benchmarks.comparison.plan import FOLDERS, FULL, PEERS, QUICK, TARGETS, Plan
 from benchmarks.comparison.process import ROOT, BenchmarkError, WorkerProcess
+from benchmarks.comparison.progress import Advance, progress_bar
 from benchmarks.comparison.rows import Row, append_rows, commit, hardware, hardware_slug, package_digest
 from dsv4.analysis.parameters import count_parameters
 
@@ -29,7 +29,6 @@ DESCRIPTION = "Compare dsv4 with transformers: decode, prefill and memory, same 
 SEED = 1
 WARM_UP = 64  # tokens of the first forward of every process, not counted
 Samples = defaultdict[tuple[str, str, int], list[float]]  # (peer, measure, tokens) -> seconds or bytes
-Advance = Callable[[str], None]  # says what comes next
 
 
 class Comparison:
@@ -70,7 +69,7 @@ class Comparison:
                 self.advance(f"load {peer}")
                 self._load(worker)
             self.advance("do the logits agree?")
-            self.deviation = check_logits(workers, plan, self.scratch)
+            self.deviation = check_logits(workers, plan.config.vocab_size, plan.agree, plan.agree_steps, self.scratch)
             for worker in workers.values():
                 worker.ask("decode", prompt=plan.prompt, steps=2, seed=SEED)
             for turn in range(plan.rounds):
@@ -124,14 +123,6 @@ class Comparison:
 def num_stages(plan: Plan) -> int:
     """How often a comparison calls `advance`."""
     return 4 + plan.rounds * (3 + 2 * len(plan.prefill)) + 2 * plan.fresh_rounds + 2
-
-
-@contextmanager
-def progress_bar(console: Console, total: int) -> Iterator[Advance]:
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("start", total=total, completed=-1)
-        yield lambda what: progress.update(task, advance=1, description=what)
 
 
 def run(plan: Plan, threads: int, results: Path, gated: bool, console: Console) -> None:

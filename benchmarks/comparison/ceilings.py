@@ -32,7 +32,7 @@ def _bandwidth(megabytes: int, repeats: int) -> dict[str, float]:
 def measure_ceilings(megabytes: int, size: int, repeats: int = 3) -> dict[str, float]:
     """Bytes a second (copy counts reads and writes) and FLOP a second of a size^3 product, 2 a multiply-add."""
     found = _bandwidth(megabytes, repeats)
-    # Without bf16 instructions torch emulates them, ten times slower than fp32 or worse: a small product then has to do.
+    # Without bf16 instructions torch emulates them, ten times slower than fp32 or worse: a small product has to do.
     native = torch.cpu.get_capabilities().get("avx512_bf16", False)
     for dtype, name, side in (
         (torch.float32, "fp32", size),

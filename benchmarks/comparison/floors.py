@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dsv4.analysis.flops import decode_flops
+from dsv4.analysis.inventory import tensor_inventory
 from dsv4.analysis.parameters import count_parameters
 from dsv4.config import ModelConfig
 
@@ -39,6 +40,29 @@ def prefill_floor(config: ModelConfig, length: int, ceilings: dict[str, float]) 
 def memory_floor(config: ModelConfig) -> float:
     """Bytes: the weights in fp32."""
     return float(count_parameters(config).total * FP32_BYTES)
+
+
+def stored_bytes(config: ModelConfig) -> int:
+    """Bytes of the main model's weights as the official layout stores them."""
+    return sum(spec.num_bytes for spec in tensor_inventory(config) if not spec.name.startswith("mtp."))
+
+
+def token_bytes(config: ModelConfig) -> int:
+    """Bytes of the main model's weights, as the official layout stores them, that one token reads."""
+    always = routed = 0
+    for spec in tensor_inventory(config):
+        if spec.name.startswith(("mtp.", "embed.")) or spec.component == "tid2eid":
+            continue  # an embedding and a row of a hash table: look-ups
+        if ".experts." in spec.name:
+            routed += spec.num_bytes
+        else:
+            always += spec.num_bytes
+    return always + routed * config.num_experts_per_tok // config.n_routed_experts
+
+
+def matrix_rate(ceilings: dict[str, float]) -> float:
+    """The faster of the measured matrix products, FLOP a second."""
+    return max(ceilings["fp32_flop_per_s"], ceilings["bf16_flop_per_s"])
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.comparison.plan import Plan
 from benchmarks.comparison.process import ROOT, BenchmarkError, WorkerProcess
 
 TESTS = ("tests/model/test_chunking.py", "tests/model/test_against_transformers.py")
@@ -47,13 +46,12 @@ def deviation(left: np.ndarray, right: np.ndarray) -> float:
     return found
 
 
-def check_logits(workers: dict[str, WorkerProcess], plan: Plan, scratch: Path) -> float:
+def check_logits(workers: dict[str, WorkerProcess], vocab_size: int, prompt: int, steps: int, scratch: Path) -> float:
     """A prompt at once, then token by token, through both -> the deviation of their logits."""
-    generator = np.random.default_rng(7)
-    ids = generator.integers(plan.config.vocab_size, size=plan.agree + plan.agree_steps).tolist()
+    ids = np.random.default_rng(7).integers(vocab_size, size=prompt + steps).tolist()
     rows: list[np.ndarray] = []
     for peer, worker in workers.items():
         file = scratch / f"{peer}.npy"
-        worker.ask("logits", ids=ids, prompt=plan.agree, file=str(file))
+        worker.ask("logits", ids=ids, prompt=prompt, file=str(file))
         rows.append(np.load(file))
     return deviation(*rows)

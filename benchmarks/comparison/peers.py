@@ -1,4 +1,4 @@
-"""The two contenders behind one interface: an empty cache, then more tokens of one sequence -> logits of the last one.
+"""dsv4 and transformers behind one interface: an empty cache, then more tokens of a sequence -> logits of the last.
 
 A peer imports its package when it is made: dsv4 asks MKL for reproducible rounding, which would slow transformers down.
 """
@@ -24,11 +24,17 @@ class Peer(Protocol):
         """Append tokens -> fp32 logits [vocab] of the last one."""
         ...
 
+    def hold(self) -> Any:
+        """The sequence as it is now, for `resume`, as often as wanted."""
+        ...
+
+    def resume(self, held: Any) -> None: ...
+
 
 class Dsv4Peer:
     """dsv4 as its engine runs it: ragged batches of up to the scheduler's tokens a step, into a cache."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, as_stored: bool = False) -> None:
         import dsv4
         from dsv4.engine.scheduler import SchedulerConfig
         from dsv4.kernels import native
@@ -36,10 +42,15 @@ class Dsv4Peer:
 
         self._batch = RaggedBatch
         self._step = SchedulerConfig().max_num_batched_tokens
-        self._model = dsv4.load(folder, dtype=torch.float32, numerics="float")
+        self._model = dsv4.load(folder) if as_stored else dsv4.load(folder, dtype=torch.float32, numerics="float")
         self._cache: Any = None
         kernels = native.describe().removeprefix("kernels: ")
-        self.settings = {"version": dsv4.__version__, "chunk": self._step, "numerics": "float", "kernels": kernels}
+        self.settings = {
+            "version": dsv4.__version__,
+            "chunk": self._step,
+            "numerics": self._model.numerics,
+            "kernels": kernels,
+        }
 
     def begin(self, max_tokens: int) -> None:
         self._cache = self._model.new_cache(batch_size=1, max_tokens=max_tokens)
@@ -51,11 +62,23 @@ class Dsv4Peer:
             streams = self._model.forward_ragged(batch, cache=self._cache)
         return self._model.logits(streams[-1:])[0]
 
+    def hold(self) -> Any:
+        return self._cache, self._cache.snapshot(0)
+
+    def resume(self, held: Any) -> None:
+        self._cache, snapshot = held
+        self._cache.restore(0, snapshot)
+
+    def cache_bytes(self) -> tuple[dict[str, int], int]:
+        """Bytes of the cache by component, and of one element of a compressed entry."""
+        layers = (layer.main for layer in self._cache.layers if layer.main is not None)
+        return self._cache.num_bytes(), next(layers).entries.element_size()
+
 
 class TransformersPeer:
     """transformers as from_pretrained gives it: whole prompts in one forward, one row of logits, its own cache."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, as_stored: bool = False) -> None:
         from transformers import AutoModelForCausalLM
 
         self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -80,6 +103,12 @@ class TransformersPeer:
         )
         self._past = out.past_key_values
         return out.logits[0, -1].float()
+
+    def hold(self) -> Any:
+        assert self._past is None, "its cache cannot go back: only an empty sequence is held"
+
+    def resume(self, held: Any) -> None:
+        self._past = None
 
 
 MAKERS: dict[str, type[Dsv4Peer] | type[TransformersPeer]] = {"dsv4": Dsv4Peer, "transformers": TransformersPeer}

@@ -22,7 +22,7 @@ from benchmarks.comparison.process import ROOT
 
 @dataclass(frozen=True)
 class Row:
-    """One measure of one contender: the samples of its rounds, in `unit` (tok/s or bytes)."""
+    """One measure of one contender: the samples of its rounds, in `unit`: bytes (fewer are better) or a rate."""
 
     peer: str
     measure: str
@@ -45,7 +45,7 @@ class Row:
     @property
     def over_floor(self) -> float:
         """How many times slower or larger than the floor."""
-        return self.floor / self.median if self.unit == "tok/s" else self.median / self.floor
+        return self.median / self.floor if self.unit == "bytes" else self.floor / self.median
 
 
 def hardware() -> dict[str, Any]:

@@ -1,10 +1,18 @@
 """One contender's process: reads a JSON request a line from stdin, answers each with a JSON line.
 
-write    {config, scratch, seed}                     both weight folders (dsv4's process only)
-load     {folder}                                    -> settings, peak_bytes
+write    {config, scratch, seed, layout}             both weight folders (dsv4's process only)
+convert  {source, target, linears}                   a folder for transformers, or a GGUF where linears says how
+random   {config, folder, seed}                      an official folder of random codes, if it is not there yet
+limit    {num_bytes}                                 allocations beyond fail instead of starving the machine
+load     {folder, as_stored}                         -> settings, peak_bytes
 logits   {ids, prompt, file}                         prompt tokens at once, the rest one by one; rows to a .npy file
 prefill  {length, seed}                              -> seconds
 decode   {prompt, steps, seed}                       -> seconds of the steps alone
+begin    {max_tokens}                                an empty sequence
+feed     {length, seed}                              -> seconds of random tokens more, peak_bytes
+decode_at {depth, steps, seed}                       -> seconds of the steps alone; a depth is prefilled once and kept
+decode_on {steps, seed}                              -> seconds of the steps, which are then taken back
+cache    {}                                          -> num_bytes, element_bytes of dsv4's cache
 memory   {}                                          -> peak_bytes of this process, so far
 ceilings {megabytes, size}                           -> see ceilings.py
 """
@@ -23,7 +31,7 @@ import numpy as np
 import torch
 
 from benchmarks.comparison.ceilings import measure_ceilings
-from benchmarks.comparison.peers import MAKERS, Peer
+from benchmarks.comparison.peers import MAKERS, Dsv4Peer, Peer
 
 Request = dict[str, Any]
 
@@ -45,16 +53,40 @@ class Worker:
         self.name = name
         self.peer: Peer
         self.vocab_size = 0
+        self._held: dict[int, Any] = {}  # depth -> the sequence that decode_at goes back to
 
-    def write(self, config: dict[str, Any], scratch: str, seed: int) -> Request:
+    def write(self, config: dict[str, Any], scratch: str, seed: int, layout: Any = "fp32") -> Request:
         from benchmarks.comparison.weights import write_weights
         from dsv4.config import ModelConfig
 
-        write_weights(ModelConfig.from_dict(config), Path(scratch), seed)
+        write_weights(ModelConfig.from_dict(config), Path(scratch), seed, layout)
         return {}
 
-    def load(self, folder: str) -> Request:
-        self.peer = MAKERS[self.name](Path(folder))
+    def convert(self, source: str, target: str, linears: Any = None) -> Request:
+        if linears is not None:
+            from dsv4.checkpoint.gguf_export import export_gguf
+
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+            export_gguf(source, target, linears=linears, overwrite=True)
+        else:
+            from dsv4.checkpoint import convert
+
+            convert(source, target, "transformers", overwrite=True)
+        return {}
+
+    def random(self, config: dict[str, Any], folder: str, seed: int) -> Request:
+        from benchmarks.engines.random_checkpoint import write_random_checkpoint
+        from dsv4.config import ModelConfig
+
+        write_random_checkpoint(ModelConfig.from_dict(config), Path(folder), seed)
+        return {}
+
+    def limit(self, num_bytes: int) -> Request:
+        resource.setrlimit(resource.RLIMIT_AS, (num_bytes, num_bytes))
+        return {}
+
+    def load(self, folder: str, as_stored: bool = False) -> Request:
+        self.peer = MAKERS[self.name](Path(folder), as_stored)
         self.vocab_size = int(json.loads((Path(folder) / "config.json").read_text())["vocab_size"])
         settings = {**self.peer.settings, "torch": torch.__version__, "threads": torch.get_num_threads()}
         return {"settings": {**settings, "mkl_cbwr": os.environ.get("MKL_CBWR")}, "peak_bytes": peak_bytes()}
@@ -74,7 +106,7 @@ class Worker:
         self.peer.begin(length)
         start = perf_counter()
         token = int(self.peer.extend(ids).argmax())
-        return {"seconds": perf_counter() - start, "token": token}
+        return {"seconds": perf_counter() - start, "token": token, "peak_bytes": peak_bytes()}
 
     def decode(self, prompt: int, steps: int, seed: int) -> Request:
         self.peer.begin(prompt + steps)
@@ -83,6 +115,41 @@ class Worker:
         for _ in range(steps):
             token = int(self.peer.extend([token]).argmax())
         return {"seconds": perf_counter() - start}
+
+    def begin(self, max_tokens: int) -> Request:
+        self.peer.begin(max_tokens)
+        return {}
+
+    def feed(self, length: int, seed: int) -> Request:
+        ids = self._random_ids(length, seed)
+        start = perf_counter()
+        self.peer.extend(ids)
+        return {"seconds": perf_counter() - start, "peak_bytes": peak_bytes()}
+
+    def decode_at(self, depth: int, steps: int, seed: int) -> Request:
+        if depth not in self._held:
+            self.peer.begin(depth + steps)
+            if depth:
+                self.peer.extend(self._random_ids(depth, seed))
+            self._held[depth] = self.peer.hold()
+        self.peer.resume(self._held[depth])
+        return self.decode_on(steps, seed)
+
+    def decode_on(self, steps: int, seed: int) -> Request:
+        held = self.peer.hold()
+        # Random tokens, as llama-bench takes: random weights soon repeat themselves, and with that their experts.
+        ids = self._random_ids(steps, seed)
+        start = perf_counter()
+        for token in ids:
+            self.peer.extend([token]).argmax().item()
+        seconds = perf_counter() - start
+        self.peer.resume(held)
+        return {"seconds": seconds, "peak_bytes": peak_bytes()}
+
+    def cache(self) -> Request:
+        assert isinstance(self.peer, Dsv4Peer)
+        num_bytes, element_bytes = self.peer.cache_bytes()
+        return {"num_bytes": num_bytes, "element_bytes": element_bytes}
 
     def memory(self) -> Request:
         return {"peak_bytes": peak_bytes()}

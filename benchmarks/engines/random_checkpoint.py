@@ -1,0 +1,58 @@
+"""An official-layout folder of random codes and scales, tensor by tensor: no value is ever there in fp32."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsv4.analysis.inventory import TensorSpec, tensor_inventory
+from dsv4.checkpoint.files import TORCH_DTYPES, ShardWriter, new_folder, write_json
+from dsv4.checkpoint.shards import SINGLE_NAME
+from dsv4.config import ModelConfig
+
+# Root mean square of a uniformly drawn code: E2M1, and E4M3 without its NaNs.
+_RMS = {"I8": 2.9, "F8_E4M3": 100.0}
+_E8M0_BIAS = 127
+
+
+def write_random_checkpoint(config: ModelConfig, folder: Path, seed: int) -> None:
+    """Write `folder` unless one of this config lies there. Outputs of the matrices have about their inputs' size."""
+    described = config.to_dict()
+    stamp = {**described, "random_seed": seed}
+    if (folder / "seed.json").is_file() and json.loads((folder / "seed.json").read_text()) == stamp:
+        return
+    specs = list(tensor_inventory(config))
+    weights = {spec.name.removesuffix("weight") + "scale": spec for spec in specs if spec.dtype in _RMS}
+    generator = np.random.default_rng(seed)
+    with new_folder(folder, overwrite=True) as temporary:
+        with ShardWriter(temporary / SINGLE_NAME, specs) as shard:
+            for spec in specs:
+                shard.write(spec.name, _draw(spec, weights.get(spec.name), config, generator))
+        write_json(temporary / "config.json", described)
+        write_json(temporary / "seed.json", stamp)
+
+
+def _draw(spec: TensorSpec, weight: TensorSpec | None, config: ModelConfig, generator: np.random.Generator) -> Tensor:
+    """One stored tensor; `weight` is what a table of scales belongs to."""
+    dtype = TORCH_DTYPES[spec.dtype]
+    if spec.dtype == "I64":
+        return torch.from_numpy(generator.integers(config.n_routed_experts, size=spec.shape))
+    if weight is not None:
+        columns = weight.shape[1] * (2 if weight.dtype == "I8" else 1)
+        exponent = round(np.log2(columns**-0.5 / _RMS[weight.dtype]))
+        codes = generator.integers(_E8M0_BIAS + exponent - 1, _E8M0_BIAS + exponent + 1, spec.shape, dtype=np.uint8)
+        return torch.from_numpy(codes).view(dtype)
+    if spec.dtype in _RMS:
+        codes = np.frombuffer(generator.bytes(spec.num_bytes), dtype=np.uint8).reshape(spec.shape).copy()
+        if spec.dtype == "F8_E4M3":
+            codes[codes & 0x7F == 0x7F] = 0  # NaN
+        return torch.from_numpy(codes).view(dtype)
+    values = generator.standard_normal(spec.shape, dtype=np.float32)
+    values *= 0.3 if len(spec.shape) == 1 else spec.shape[-1] ** -0.5
+    if spec.name.endswith("norm.weight"):
+        values += 1.0
+    return torch.from_numpy(values).to(dtype)
