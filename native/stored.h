@@ -131,31 +131,33 @@ inline Column widen_halves(__m256i w0, __m256i w1) {
              _mm256_castsi256_ps(_mm256_slli_epi32(w1, 16)), _mm256_castsi256_ps(_mm256_and_si256(w1, upper))}};
 }
 
-// Up to 64 bytes of each of 32 rows -> lines[row * 64]. Rows of a large matrix fall on few places of the first-level cache:
-// a line is read once, whole, and those further on are asked for.
-constexpr int64_t LINE = 64;
-inline void copy_lines(const uint8_t* from, int64_t stride, int64_t bytes, uint8_t* lines) {
-    if (bytes == LINE) {
-        for (int r = 0; r < 32; ++r, from += stride, lines += LINE) {
-            _mm_prefetch(reinterpret_cast<const char*>(from + 2 * LINE), _MM_HINT_T0);
-            __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-            __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + 32));
-            _mm256_store_si256(reinterpret_cast<__m256i*>(lines), a);
-            _mm256_store_si256(reinterpret_cast<__m256i*>(lines + 32), b);
+// Pieces of 32 rows are copied before they are turned: a row at a time, so that the processor sees one stream and not 32,
+// which moreover share few places of the first-level cache where the rows' distance is a power of two.
+constexpr int64_t PIECE = 512, PIECE_STRIDE = PIECE + 64;
+// `ahead`: how far on the piece is that comes after this one, which is asked for.
+inline void copy_pieces(const uint8_t* from, int64_t stride, int64_t bytes, int64_t ahead, uint8_t* to) {
+    for (int r = 0; r < 32; ++r, from += stride, to += PIECE_STRIDE) {
+        int64_t i = 0;
+        for (; i + 64 <= bytes; i += 64) {
+            _mm_prefetch(reinterpret_cast<const char*>(from + i + ahead), _MM_HINT_T1);
+            __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i));
+            __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i + 32));
+            _mm256_store_si256(reinterpret_cast<__m256i*>(to + i), a);
+            _mm256_store_si256(reinterpret_cast<__m256i*>(to + i + 32), b);
         }
-        return;
+        if (i < bytes) std::memcpy(to + i, from + i, static_cast<size_t>(bytes - i));
     }
-    for (int r = 0; r < 32; ++r) std::memcpy(lines + r * LINE, from + r * stride, static_cast<size_t>(bytes));
 }
 
-// f(byte, line) for bytes [b0, b1) of 32 rows, multiples of 16, in steps of 16: 16 bytes of row r are at line[r * 64].
+// f(byte, piece) for bytes [b0, b1) of 32 rows, multiples of 16, in steps of 16: those of row r are at
+// piece[r * PIECE_STRIDE].
 template <class F>
 [[gnu::always_inline]] inline void each_piece(const Weight& w, int64_t n, int64_t b0, int64_t b1, F&& f) {
-    alignas(64) uint8_t lines[32 * LINE];
-    for (int64_t b = b0; b < b1; b += LINE) {
-        int64_t bytes = std::min(LINE, b1 - b);
-        copy_lines(w.data + n * w.stride + b, w.stride, bytes, lines);
-        for (int64_t i = 0; i < bytes; i += 16) f(b + i, lines + i);
+    alignas(64) uint8_t pieces[32 * PIECE_STRIDE];
+    for (int64_t b = b0; b < b1; b += PIECE) {
+        int64_t bytes = std::min(PIECE, b1 - b);
+        copy_pieces(w.data + n * w.stride + b, w.stride, bytes, b + PIECE < b1 ? PIECE : 32 * w.stride - (b - b0), pieces);
+        for (int64_t i = 0; i < bytes; i += 16) f(b + i, pieces + i);
     }
 }
 
@@ -187,7 +189,7 @@ template <class F>
     const int64_t groups = (w.in + 31) / 32;
     __m256i scales[16];
     int64_t have = -1;  // the sixteen groups in `scales`
-    each_piece(w, n, k0 / 2, k1 / 2, [&](int64_t byte, const uint8_t* line) __attribute__((always_inline)) {
+    each_piece(w, n, k0 / 2, k1 / 2, [&](int64_t byte, const uint8_t* piece) __attribute__((always_inline)) {
         int64_t k = 2 * byte, group = k / 32;
         if (group / 16 != have) {
             have = group / 16;
@@ -216,7 +218,7 @@ template <class F>
         __m256i s0 = _mm256_slli_epi16(_mm256_unpacklo_epi8(e, zero), 7);
         __m256i s1 = _mm256_slli_epi16(_mm256_unpackhi_epi8(e, zero), 7);
         __m256i c[16];
-        turn_bytes(line, LINE, c);
+        turn_bytes(piece, PIECE_STRIDE, c);
         auto widen = [&](__m256i codes) __attribute__((always_inline)) {
             __m256i h = _mm256_shuffle_epi8(upper, codes), l = _mm256_shuffle_epi8(lower, codes);
             return widen_halves(_mm256_subs_epu16(_mm256_unpacklo_epi8(l, h), s0),
@@ -234,7 +236,7 @@ template <class F>
 template <class F>
 [[gnu::always_inline]] inline void each_fp8(const Weight& w, int64_t n, int64_t k0, int64_t k1, F&& f) {
     const __m256i zero = _mm256_setzero_si256(), keep = _mm256_set1_epi16(static_cast<int16_t>(0x87F0));
-    each_piece(w, n, k0, k1, [&](int64_t k, const uint8_t* line) __attribute__((always_inline)) {
+    each_piece(w, n, k0, k1, [&](int64_t k, const uint8_t* piece) __attribute__((always_inline)) {
         float scale = scale_of(w, n, k);
         if (!(scale <= 128.0f)) {
             Column columns[16];
@@ -244,7 +246,7 @@ template <class F>
         }
         __m256 factor = _mm256_set1_ps(scale * 0x1p120f);
         __m256i c[16];
-        turn_bytes(line, LINE, c);
+        turn_bytes(piece, PIECE_STRIDE, c);
         for (int i = 0; i < 16; ++i) {
             auto halves = [&](__m256i word) __attribute__((always_inline)) { return _mm256_and_si256(_mm256_srai_epi16(word, 4), keep); };
             Column column = widen_halves(halves(_mm256_unpacklo_epi8(zero, c[i])), halves(_mm256_unpackhi_epi8(zero, c[i])));
@@ -257,9 +259,9 @@ template <class F>
 // BF16: k0 and k1 are multiples of 8.
 template <class F>
 [[gnu::always_inline]] inline void each_bf16(const Weight& w, int64_t n, int64_t k0, int64_t k1, F&& f) {
-    each_piece(w, n, 2 * k0, 2 * k1, [&](int64_t byte, const uint8_t* line) __attribute__((always_inline)) {
+    each_piece(w, n, 2 * k0, 2 * k1, [&](int64_t byte, const uint8_t* piece) __attribute__((always_inline)) {
         __m256i c[16];
-        turn_words(line, LINE, c);
+        turn_words(piece, PIECE_STRIDE, c);
         for (int i = 0; i < 8; ++i) f(byte / 2 + i, widen_halves(c[2 * i], c[2 * i + 1]));
     });
 }
@@ -267,10 +269,10 @@ template <class F>
 // FP32: k0 and k1 are multiples of 4; columns in order, not split.
 template <class F>
 [[gnu::always_inline]] inline void each_f32(const Weight& w, int64_t n, int64_t k0, int64_t k1, F&& f) {
-    each_piece(w, n, 4 * k0, 4 * k1, [&](int64_t byte, const uint8_t* line) __attribute__((always_inline)) {
+    each_piece(w, n, 4 * k0, 4 * k1, [&](int64_t byte, const uint8_t* piece) __attribute__((always_inline)) {
         __m256 turned[4][4];
         for (int q = 0; q < 4; ++q)
-            turn_quads(reinterpret_cast<const float*>(line) + q * 8 * LINE / 4, LINE / 4, turned[q]);
+            turn_quads(reinterpret_cast<const float*>(piece + q * 8 * PIECE_STRIDE), PIECE_STRIDE / 4, turned[q]);
         for (int i = 0; i < 4; ++i)
             f(byte / 4 + i, Column{{turned[0][i], turned[1][i], turned[2][i], turned[3][i]}});
     });

@@ -29,6 +29,9 @@ class StoredTensor(torch.Tensor):
     scales: Tensor | None
     _widen: Widen
 
+    # Operations come to __torch_dispatch__; without this every look at an attribute would take a detour first.
+    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore
+
     @staticmethod
     def __new__(
         cls: type[StoredTensor], kind: Kind, codes: Tensor, scales: Tensor | None, widen: Widen
