@@ -2,6 +2,7 @@
 # make chat    talk to it in the terminal
 # make test    run the tests            make check   lint, format and types
 # make bench   compare with transformers  make setup   only install
+# make sanitize      the native kernels' tests under address and undefined-behaviour sanitizers
 # make llama-bench   build llama.cpp's benchmark, and the tool that tests compare GGUF files with, into LLAMA
 # Variables: MODEL=folder PORT=8000 HOST=127.0.0.1 PYTHON=python3 VENV=.venv WORKERS=2 ARGS="more arguments"
 #            LLAMA=~/.cache/dsv4/llama.cpp
@@ -24,7 +25,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTR
 extra = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["$(1)"], sep="\n")' \
 	| $(PIP) --requirement /dev/stdin
 
-.PHONY: help setup serve chat test check bench llama-bench
+.PHONY: help setup serve chat test check bench sanitize llama-bench
 .DEFAULT_GOAL := help
 
 help:
@@ -66,6 +67,17 @@ llama-bench: $(VENV)/.python
 		&& cmake --build "$(LLAMA)/build" --parallel $(WORKERS) --target llama-bench llama-check; } >"$(LLAMA)/build.log" 2>&1 \
 		|| { tail -n 5 "$(LLAMA)/build.log"; echo "make: the build failed, see $(LLAMA)/build.log"; exit 1; }
 	@echo "$(LLAMA)/build/bin/llama-bench"
+
+# Only what runs native code: the rest of the tests would take an hour under sanitizers.
+SANITIZED := tests/kernels tests/model/test_chunking.py tests/model/test_native_forward.py
+sanitize: $(VENV)/.test
+	@command -v cmake >/dev/null && command -v g++ >/dev/null || { echo "make: sanitize needs cmake and g++ (Debian and Ubuntu: sudo apt-get install cmake g++)"; exit 1; }
+	@$(PIP) nanobind
+	@echo "make: building the native kernels with sanitizers into build/sanitize"
+	@cmake -S native -B build/sanitize -DPython_EXECUTABLE="$(abspath $(BIN))/python" -DDSV4_SANITIZE=address,undefined >/dev/null
+	@cmake --build build/sanitize --parallel $(WORKERS) >/dev/null
+	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+		$(BIN)/python tests/kernels/sanitized.py build/sanitize/_native*.so $(SANITIZED) $(ARGS)
 
 $(VENV)/.python:
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is missing; install Python 3.11 or newer, or run make PYTHON=/path/to/python3"; exit 1; }

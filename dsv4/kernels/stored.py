@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 Kind = Literal["fp4", "fp8", "bf16"]
 # (codes, scales or None) -> float32 [out, in].
@@ -87,17 +88,15 @@ class StoredTensor(torch.Tensor):
         if func is torch.ops.aten.embedding.default and isinstance(args[0], StoredTensor) and args[0].kind == "bf16":
             return args[0].codes[args[1]].to(torch.float32)
         kwargs = kwargs or {}
-        for argument, value in zip(func._schema.arguments, args, strict=False):
+        for place, argument in enumerate(func._schema.arguments):
+            value = args[place] if place < len(args) else kwargs.get(argument.name)
             written = argument.alias_info is not None and argument.alias_info.is_write
             if written and isinstance(value, StoredTensor):
                 raise RuntimeError(
                     f"{func} would write to a weight that stays as it is stored ({value.kind}); "
                     "model.requires_grad_() or dsv4.load(path, weights='widened') gives float32 weights"
                 )
-        flat, tree = torch.utils._pytree.tree_flatten((args, kwargs))
-        plain = [value.widen() if isinstance(value, StoredTensor) else value for value in flat]
-        args, kwargs = torch.utils._pytree.tree_unflatten(plain, tree)
-        return func(*args, **kwargs)
+        return func(*tree_map(widened, args), **tree_map(widened, kwargs))
 
 
 def _remake(
@@ -113,8 +112,8 @@ def widen_bf16(codes: Tensor, scales: None) -> Tensor:
     return codes.to(torch.float32)
 
 
-def widened(tensor: Tensor) -> Tensor:
-    """The tensor itself, or the values of one that is stored."""
+def widened(tensor: Any) -> Any:
+    """What is given, or the values of a stored tensor."""
     return tensor.widen() if isinstance(tensor, StoredTensor) else tensor
 
 
