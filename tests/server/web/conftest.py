@@ -64,6 +64,7 @@ class Mock:
         self.requests: list[dict[str, Any]] = []
         self.disconnects = 0
         self.key = ""
+        self.refusals = 0
         routes = [
             Route("/v1/models", self.models),
             Route("/v1/chat/completions", self.complete, methods=["POST"]),
@@ -89,6 +90,7 @@ class Mock:
 
     def reset(self) -> None:
         self.script, self.requests, self.disconnects, self.key = Script(), [], 0, ""
+        self.refusals = 0  # of questions
 
     def refused(self, request: Request) -> Response | None:
         given = request.headers.get("authorization", "")
@@ -103,6 +105,7 @@ class Mock:
 
     async def complete(self, request: Request) -> Response:
         if refused := self.refused(request):
+            self.refusals += 1
             return refused
         self.requests.append(await request.json())
         script = self.script

@@ -74,6 +74,7 @@ def test_api_key_is_asked_for_sent_and_kept_for_the_tab_only(tab: Any) -> None:
     field.fill("sk-right")
     page.get_by_role("button", name="Continue").click()
     assert tab.wait("done").locator(".answer").inner_text() == "welcome"  # the refused question is asked again
+    assert tab.mock.refusals == 1, "a key that the list of models refuses is not tried on the question"
     assert page.locator("#banner").is_hidden() and page.locator(".assistant").count() == 1
     page.reload()
     expect(page.locator("#model")).to_have_text(MODEL)

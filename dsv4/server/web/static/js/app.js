@@ -119,29 +119,31 @@ function remove(id) {
 function needKey() {
   offerKey();
   askKey(async () => {
-    await connect();
+    // A key that the models' list refuses is not tried on the question: its refusal would come after the next key.
+    if (!(await connect())) return;
     const last = conversations.path(current).at(-1);
     if (last?.error?.kind === "key") retry(current, last);
   });
 }
 
-/** Asks the server for its models; while it is away, a banner says so and the page asks again. */
+/** Asks the server for its models -> whether it answered; while it is away, a banner says so and the page asks again. */
 async function connect() {
   clearTimeout(nextTry);
   let error;
   try {
     chosenModel = showModels(await listModels());
     hideBanner();
-    return;
+    return true;
   } catch (caught) {
     error = describe(caught);
   }
   if (error.kind === "key") {
     needKey();
-    return;
+    return false;
   }
   showBanner(error, connect);
   nextTry = setTimeout(connect, ASK_AGAIN);
+  return false;
 }
 
 document.addEventListener("keydown", (event) => {
