@@ -34,7 +34,7 @@ EPILOG = """models:
 examples:
   dsv4 bench engine --llama-bench $(make -s llama-bench)
   dsv4 bench engine --models slice --rounds 5 --llama-bench path/to/llama-bench
-  dsv4 bench engine --models flash-width,million --scratch /var/tmp/dsv4-bench
+  dsv4 bench engine --models flash-width,million --scratch path/to/weights
   dsv4 bench engine --quick --without-llama --no-gate"""
 
 

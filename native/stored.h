@@ -72,44 +72,31 @@ struct Column {
     __m256 v[4];
 };
 
-// Bytes [0, 16) of 32 rows -> c[i] = byte i of rows 0 to 15 and, in the upper half, 16 to 31.
-inline void turn_bytes(const uint8_t* from, int64_t stride, __m256i* c) {
+// 16 bytes of 32 rows, row r beside row r + 16, turned into columns by four rounds of interleaving registers i and i + 8; low
+// and high interleave the halves of two registers, number by number.
+template <class Low, class High>
+[[gnu::always_inline]] inline void turn(const uint8_t* from, int64_t stride, __m256i* c, Low low, High high) {
     __m256i d[16];
     for (int r = 0; r < 16; ++r)
         c[r] = _mm256_inserti128_si256(
             _mm256_castsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + r * stride))),
             _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + (r + 16) * stride)), 1);
-#pragma GCC unroll 2
-    for (int round = 0; round < 2; ++round) {
-        for (int i = 0; i < 8; ++i) {
-            d[2 * i] = _mm256_unpacklo_epi8(c[i], c[i + 8]);
-            d[2 * i + 1] = _mm256_unpackhi_epi8(c[i], c[i + 8]);
-        }
-        for (int i = 0; i < 8; ++i) {
-            c[2 * i] = _mm256_unpacklo_epi8(d[i], d[i + 8]);
-            c[2 * i + 1] = _mm256_unpackhi_epi8(d[i], d[i + 8]);
-        }
-    }
+    auto round = [&](const __m256i* x, __m256i* y) __attribute__((always_inline)) {
+        for (int i = 0; i < 8; ++i) y[2 * i] = low(x[i], x[i + 8]), y[2 * i + 1] = high(x[i], x[i + 8]);
+    };
+    round(c, d), round(d, c), round(c, d), round(d, c);
+}
+
+// Bytes [0, 16) of 32 rows -> c[i] = byte i of rows 0 to 15 and, in the upper half, 16 to 31.
+inline void turn_bytes(const uint8_t* from, int64_t stride, __m256i* c) {
+    turn(from, stride, c, [](__m256i a, __m256i b) { return _mm256_unpacklo_epi8(a, b); },
+         [](__m256i a, __m256i b) { return _mm256_unpackhi_epi8(a, b); });
 }
 
 // 16-bit numbers [0, 8) of 32 rows -> c[2 * i] and c[2 * i + 1]: number i of rows 0 to 7 with 16 to 23, and of the others.
 inline void turn_words(const uint8_t* from, int64_t stride, __m256i* c) {
-    __m256i d[16];
-    for (int r = 0; r < 16; ++r)
-        c[r] = _mm256_inserti128_si256(
-            _mm256_castsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + r * stride))),
-            _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + (r + 16) * stride)), 1);
-#pragma GCC unroll 2
-    for (int round = 0; round < 2; ++round) {
-        for (int i = 0; i < 8; ++i) {
-            d[2 * i] = _mm256_unpacklo_epi16(c[i], c[i + 8]);
-            d[2 * i + 1] = _mm256_unpackhi_epi16(c[i], c[i + 8]);
-        }
-        for (int i = 0; i < 8; ++i) {
-            c[2 * i] = _mm256_unpacklo_epi16(d[i], d[i + 8]);
-            c[2 * i + 1] = _mm256_unpackhi_epi16(d[i], d[i + 8]);
-        }
-    }
+    turn(from, stride, c, [](__m256i a, __m256i b) { return _mm256_unpacklo_epi16(a, b); },
+         [](__m256i a, __m256i b) { return _mm256_unpackhi_epi16(a, b); });
 }
 
 // Four numbers of eight rows, `stride` apart -> to[i] = number i of each.
