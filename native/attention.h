@@ -10,14 +10,39 @@
 
 namespace dsv4::DSV4_ISA {
 
+// R queries times a panel [width][16] of keys.
+template <int R>
+inline void score_tile(const float* const* q, int64_t width, const float* panel, float* const* y) {
+    V acc[R];
+    for (int r = 0; r < R; ++r) acc[r] = zero();
+    for (int64_t k = 0; k < width; ++k) {
+        V b = load(panel + k * LANES);
+        for (int r = 0; r < R; ++r) acc[r] = fma(set1(q[r][k]), b, acc[r]);
+    }
+    for (int r = 0; r < R; ++r) store(y[r], acc[r]);
+}
+
 // Scores of `rows` queries against up to 16 keys: to[r * stride + j].
 inline void score_panel(const float* const* q, int64_t rows, const float* panel, int64_t width, float* to,
                         int64_t stride) {
+    constexpr int MOST = 6;
     for (int64_t r = 0; r < rows;) {
-        int count = next_rows(rows - r);
-        float* y[TILE_ROWS];
+        int64_t tiles = (rows - r + MOST - 1) / MOST;
+        int count = static_cast<int>((rows - r + tiles - 1) / tiles);
+        float* y[MOST];
         for (int j = 0; j < count; ++j) y[j] = to + (r + j) * stride;
-        tile_rows<1>(count, q + r, width, panel, LANES, 0, y, LANES, false);
+        switch (count) {
+#define DSV4_CASE(R) \
+    case R: score_tile<R>(q + r, width, panel, y); break
+            DSV4_CASE(1);
+            DSV4_CASE(2);
+            DSV4_CASE(3);
+            DSV4_CASE(4);
+            DSV4_CASE(5);
+            DSV4_CASE(6);
+#undef DSV4_CASE
+            default: std::abort();
+        }
         r += count;
     }
 }

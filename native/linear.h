@@ -1,12 +1,12 @@
-// Matrix products. Every element of a product is one chain of fused multiply-adds over the inner index, in ascending
-// order, starting from zero: it depends on its row and its column alone, whatever rows, columns or threads there are.
+// Matrix products. Every element of a product is added in the order of order.h: it depends on its row and its column alone,
+// whatever rows, columns or threads there are.
 #pragma once
 
 #include <algorithm>
 #include <cstdlib>
 #include <vector>
 
-#include "stored.h"
+#include "row_product.h"
 #include "threads.h"
 
 namespace dsv4::DSV4_ISA {
@@ -17,26 +17,38 @@ constexpr int TILE_ROWS = 12, TILE_PANELS = 2;
 constexpr int TILE_ROWS = 6, TILE_PANELS = 1;
 #endif
 constexpr int TILE_COLUMNS = TILE_PANELS * LANES;
-constexpr int64_t INNER = 256;  // inner indices packed at a time: a panel of them stays in the first-level cache
 
-// R rows times P neighbouring panels. Panels may be packed (step 16, their distance `apart`) or rows of a matrix that
-// lie `step` apart, with `apart` 16. y is added to when `more`.
+// R rows times P neighbouring panels, rows and panels sum by sum.
 template <int R, int P>
-inline void tile(const float* const* x, int64_t inner, const float* panel, int64_t step, int64_t apart, float* const* y,
-                 int columns, bool more) {
+inline void tile(const float* const* x, int64_t groups, const float* panel, float* const* y, int columns) {
+    const int64_t steps = groups * STEPS, apart = SUMS * steps * LANES;
+    alignas(64) float kept[3][R][P][LANES];
     V acc[R][P];
-    for (int r = 0; r < R; ++r)
-        for (int p = 0; p < P; ++p) {
-            int left = columns - p * LANES;
-            acc[r][p] = !more || left <= 0 ? zero() : left >= LANES ? load(y[r] + p * LANES) : load_n(y[r] + p * LANES, left);
+    for (int64_t at = 0; at < SUMS; ++at, panel += steps * LANES) {
+        for (int r = 0; r < R; ++r)
+            for (int p = 0; p < P; ++p) acc[r][p] = zero();
+        const float* from[R];
+        for (int r = 0; r < R; ++r) from[r] = x[r] + at * steps;
+        const float* column = panel;
+        for (int64_t k = 0; k < steps; k += STEPS) {
+#pragma GCC unroll 4
+            for (int step = 0; step < STEPS; ++step, column += LANES) {
+                V b[P];
+                for (int p = 0; p < P; ++p) b[p] = load(column + p * apart);
+                for (int r = 0; r < R; ++r) {
+                    V a = set1(from[r][k + step]);
+                    for (int p = 0; p < P; ++p) acc[r][p] = fma(a, b[p], acc[r][p]);
+                }
+            }
         }
-    for (int64_t k = 0; k < inner; ++k) {
-        V b[P];
-        for (int p = 0; p < P; ++p) b[p] = load(panel + p * apart + k * step);
-        for (int r = 0; r < R; ++r) {
-            V a = set1(x[r][k]);
-            for (int p = 0; p < P; ++p) acc[r][p] = fma(a, b[p], acc[r][p]);
-        }
+        // After the second sum of a pair the two are joined, after the second pair the pairs, and so on.
+        int level = 0;
+        for (int64_t rest = at; rest & 1; rest >>= 1, ++level)
+            for (int r = 0; r < R; ++r)
+                for (int p = 0; p < P; ++p) acc[r][p] = add(load(kept[level][r][p]), acc[r][p]);
+        if (level < 3)
+            for (int r = 0; r < R; ++r)
+                for (int p = 0; p < P; ++p) store(kept[level][r][p], acc[r][p]);
     }
     for (int r = 0; r < R; ++r)
         for (int p = 0; p < P; ++p) {
@@ -49,11 +61,10 @@ inline void tile(const float* const* x, int64_t inner, const float* panel, int64
 }
 
 template <int P>
-inline void tile_rows(int rows, const float* const* x, int64_t inner, const float* panel, int64_t step, int64_t apart,
-                      float* const* y, int columns, bool more) {
+inline void tile_rows(int rows, const float* const* x, int64_t groups, const float* panel, float* const* y, int columns) {
     switch (rows) {
 #define DSV4_CASE(R) \
-    case R: return tile<R, P>(x, inner, panel, step, apart, y, columns, more)
+    case R: return tile<R, P>(x, groups, panel, y, columns)
         DSV4_CASE(1);
         DSV4_CASE(2);
         DSV4_CASE(3);
@@ -79,61 +90,33 @@ inline int next_rows(int64_t left) {
     return static_cast<int>((left + tiles - 1) / tiles);
 }
 
-// One row times outputs [n0, n1), inputs from k0 on, through packed panels; y is added to when k0 > 0.
-inline void panel_product(const float* x, const Weight& w, int64_t n0, int64_t n1, int64_t k0, float* y) {
-    float* panel = scratch(Scratch::packed, INNER * LANES);
-    for (int64_t n = n0; n < n1; n += LANES)
-        for (int64_t k = k0; k < w.in; k += INNER) {
-            int64_t inner = std::min(INNER, w.in - k);
-            const float* from = x + k;
-            float* to = y + n;
-            pack_panel(w, n, k, inner, panel);
-            tile<1, 1>(&from, inner, panel, LANES, 0, &to, static_cast<int>(std::min<int64_t>(LANES, n1 - n)), k > 0);
-        }
-}
-
-// One row times outputs [n0, n1) of a weight, which is read once: y + n0.
-inline void row_product(const float* x, const Weight& w, int64_t n0, int64_t n1, float* y) {
-    int64_t n = n0;
-#if defined(DSV4_ISA_AVX2) || defined(DSV4_ISA_AVX512)
-    int64_t even = w.in / input_step(w.kind) * input_step(w.kind);
-    for (; n + 2 * LANES <= n1 && takes(w, n); n += 2 * LANES) {
-        Column acc;
-        for (__m256& v : acc.v) v = _mm256_setzero_ps();
-        each_input(w, n, 0, even, [&](int64_t k, const Column& column, bool) __attribute__((always_inline)) {
-            __m256 a = _mm256_broadcast_ss(x + k);
-            for (int i = 0; i < 4; ++i) acc.v[i] = _mm256_fmadd_ps(a, column.v[i], acc.v[i]);
-        });
-        acc = in_order(w.kind != Kind::f32, acc);
-        for (int i = 0; i < 4; ++i) _mm256_storeu_ps(y + n + 8 * i, acc.v[i]);
-        if (even < w.in) panel_product(x, w, n, n + 2 * LANES, even, y);
-    }
-#endif
-    if (n < n1) panel_product(x, w, n, n1, 0, y);
-}
-
 // Rows x[0..rows) times columns [n0, n1) of a weight, n0 a multiple of 16, into y[r] + n0.
 inline void block_product(const float* const* x, int64_t rows, const Weight& w, int64_t n0, int64_t n1, float* const* y) {
-    if (rows == 1) return row_product(x[0], w, n0, n1, y[0]);
-    int64_t panels = (n1 - n0 + LANES - 1) / LANES;
-    float* packed = scratch(Scratch::packed, (panels + TILE_PANELS) * LANES * std::min(INNER, w.in));
-    for (int64_t k0 = 0; k0 < w.in; k0 += INNER) {
-        int64_t inner = std::min(INNER, w.in - k0), apart = inner * LANES;
-        pack_panels(w, n0, n1, k0, inner, packed);
-        for (int64_t r = 0; r < rows;) {
-            int count = next_rows(rows - r);
-            const float* from[TILE_ROWS];
-            float* to[TILE_ROWS];
-            for (int64_t p = 0; p < panels; p += TILE_PANELS) {
-                for (int j = 0; j < count; ++j) from[j] = x[r + j] + k0, to[j] = y[r + j] + n0 + p * LANES;
-                int columns = static_cast<int>(std::min<int64_t>(TILE_COLUMNS, n1 - n0 - p * LANES));
-                if (columns <= LANES)
-                    tile_rows<1>(count, from, inner, packed + p * apart, LANES, apart, to, columns, k0 > 0);
-                else
-                    tile_rows<TILE_PANELS>(count, from, inner, packed + p * apart, LANES, apart, to, columns, k0 > 0);
-            }
-            r += count;
+#if defined(DSV4_ISA_AVX2) || defined(DSV4_ISA_AVX512)
+    if (rows == 1) n0 = fast_dots(x[0], w, n0, n1, y[0]);
+#endif
+    if (n0 == n1) return;
+    const int64_t groups = groups_of(w.in), apart = groups * GROUP * LANES, panels = (n1 - n0 + LANES - 1) / LANES;
+    float* packed = scratch(Scratch::packed, (panels + TILE_PANELS) * apart);
+    float* ordered = scratch(Scratch::rows, TILE_ROWS * groups * GROUP);
+    pack_panels(w, n0, n1, packed);
+    for (int64_t r = 0; r < rows;) {
+        int count = next_rows(rows - r);
+        const float* from[TILE_ROWS];
+        float* to[TILE_ROWS];
+        for (int j = 0; j < count; ++j) {
+            order_sums(x[r + j], w.in, ordered + j * groups * GROUP);
+            from[j] = ordered + j * groups * GROUP;
         }
+        for (int64_t p = 0; p < panels; p += TILE_PANELS) {
+            for (int j = 0; j < count; ++j) to[j] = y[r + j] + n0 + p * LANES;
+            int columns = static_cast<int>(std::min<int64_t>(TILE_COLUMNS, n1 - n0 - p * LANES));
+            if (columns <= LANES)
+                tile_rows<1>(count, from, groups, packed + p * apart, to, columns);
+            else
+                tile_rows<TILE_PANELS>(count, from, groups, packed + p * apart, to, columns);
+        }
+        r += count;
     }
 }
 

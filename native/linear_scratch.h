@@ -8,7 +8,7 @@
 namespace dsv4::DSV4_ISA {
 
 // Memory of one thread, grown to the largest size asked for. Each name is a place of its own.
-enum class Scratch { packed, panel, scores, hidden, index, wide, places };
+enum class Scratch { packed, panel, scores, hidden, index, wide, lanes, rows, places };
 inline float* scratch(Scratch place, int64_t size) {
     thread_local std::vector<float> memory[static_cast<int>(Scratch::places)];
     auto& own = memory[static_cast<int>(place)];

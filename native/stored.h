@@ -6,7 +6,7 @@
 
 #include <array>
 
-#include "linear_scratch.h"
+#include "order.h"
 #include "rows.h"
 
 namespace dsv4::DSV4_ISA {
@@ -265,14 +265,13 @@ template <class F>
     });
 }
 
-// How many inputs `each_input` takes at a time, and whether it can take outputs [n, n + 32) of w at all.
-inline int64_t input_step(Kind kind) { return kind == Kind::fp4 ? 32 : kind == Kind::fp8 ? 16 : kind == Kind::bf16 ? 8 : 4; }
+// Whether `each_input` can take outputs [n, n + 32) of w.
 inline bool takes(const Weight& w, int64_t n) {
     if (w.out - n < 32) return false;
     return w.kind != Kind::fp8 || (w.first + n) / 128 == (w.first + n + 31) / 128;
 }
 
-// f(k, column, split) for k in [k0, k1), multiples of input_step, for outputs [n, n + 32).
+// f(k, column, split) for k in [k0, k1), multiples of 32, for outputs [n, n + 32).
 template <class F>
 [[gnu::always_inline]] inline void each_input(const Weight& w, int64_t n, int64_t k0, int64_t k1, F&& f) {
     auto split = [&](int64_t k, const Column& c) __attribute__((always_inline)) { f(k, c, true); };
@@ -299,32 +298,37 @@ template <class F>
 
 #endif
 
-// Outputs [n0, n0 + 16 or fewer) of inputs [k0, k0 + inner) -> panel [inner][16]; missing columns are 0.
-inline void pack_panel(const Weight& w, int64_t n0, int64_t k0, int64_t inner, float* to) {
+// Outputs [n0, n0 + 16 or fewer) -> panel [8 sums][groups * 4][16]; missing columns and inputs are 0.
+inline void pack_panel(const Weight& w, int64_t n0, float* to) {
     int count = static_cast<int>(std::min<int64_t>(LANES, w.out - n0));
-    const float* rows[LANES];
-    if (w.kind == Kind::f32) {
-        for (int j = 0; j < count; ++j) rows[j] = reinterpret_cast<const float*>(w.data + (n0 + j) * w.stride) + k0;
-    } else {
-        float* wide = scratch(Scratch::wide, count * inner);
+    int64_t groups = groups_of(w.in);
+    float* wide = scratch(Scratch::wide, (count + LANES) * GROUP);
+    float* turned = wide + count * GROUP;
+    for (int64_t g = 0; g < groups; ++g) {
+        int64_t k0 = g * GROUP, k1 = std::min(w.in, k0 + GROUP);
+        const float* rows[LANES];
+        std::fill_n(wide, count * GROUP, 0.0f);
         for (int j = 0; j < count; ++j) {
-            widen_row(w, n0 + j, k0, k0 + inner, wide + j * inner);
-            rows[j] = wide + j * inner;
+            widen_row(w, n0 + j, k0, k1, wide + j * GROUP);
+            rows[j] = wide + j * GROUP;
+        }
+        for (int r = 0; r < GROUP; r += LANES) {
+            pack_rows(rows, count, LANES, turned);
+            for (int i = 0; i < LANES; ++i) store(to + sum_by_sum(k0 + r + i, groups) * LANES, load(turned + i * LANES));
+            for (int j = 0; j < count; ++j) rows[j] += LANES;
         }
     }
-    pack_rows(rows, count, inner, to);
 }
 
-// Outputs [n0, n1) of inputs [k0, k0 + inner) -> panels of 16 outputs, one after the other.
-inline void pack_panels(const Weight& w, int64_t n0, int64_t n1, int64_t k0, int64_t inner, float* to) {
-    int64_t apart = inner * LANES;
+// Outputs [n0, n1) -> panels of 16 outputs, one after the other.
+inline void pack_panels(const Weight& w, int64_t n0, int64_t n1, float* to) {
+    const int64_t groups = groups_of(w.in), apart = groups * GROUP * LANES;
     for (int64_t n = n0; n < n1; n += LANES, to += apart) {
 #if defined(DSV4_ISA_AVX2) || defined(DSV4_ISA_AVX512)
-        int64_t step = input_step(w.kind);
-        if (n + 2 * LANES <= n1 && takes(w, n) && k0 % step == 0 && inner % step == 0) {
-            each_input(w, n, k0, k0 + inner, [&](int64_t k, const Column& column, bool split) __attribute__((always_inline)) {
+        if (n + 2 * LANES <= n1 && takes(w, n) && w.in % GROUP == 0) {
+            each_input(w, n, 0, w.in, [&](int64_t k, const Column& column, bool split) __attribute__((always_inline)) {
                 Column c = in_order(split, column);
-                float* at = to + (k - k0) * LANES;
+                float* at = to + sum_by_sum(k, groups) * LANES;
                 _mm256_storeu_ps(at, c.v[0]);
                 _mm256_storeu_ps(at + 8, c.v[1]);
                 _mm256_storeu_ps(at + apart, c.v[2]);
@@ -334,7 +338,7 @@ inline void pack_panels(const Weight& w, int64_t n0, int64_t n1, int64_t k0, int
             continue;
         }
 #endif
-        pack_panel(w, n, k0, inner, to);
+        pack_panel(w, n, to);
     }
 }
 
