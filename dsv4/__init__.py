@@ -67,10 +67,12 @@ def _pin_mkl_rounding() -> None:
         return
     with open("/proc/cpuinfo", encoding="ascii", errors="replace") as cpuinfo:
         text = cpuinfo.read()
+    if "GenuineIntel" not in text:  # elsewhere, with AVX-512 too, MKL takes the setting and its rows still differ
+        return
     flags = next((line.split(":", 1)[1].split() for line in text.splitlines() if line.startswith("flags")), [])
     if {"avx512f", "avx512bw", "avx512vl", "avx512dq"} <= set(flags):
         os.environ.setdefault("MKL_CBWR", "AVX512,STRICT")
-    elif "avx2" in flags and "GenuineIntel" in text:  # on AMD MKL takes the setting and its rows still differ
+    elif "avx2" in flags:
         os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")
 
 

@@ -18,6 +18,8 @@ namespace {
 // that waits looks for its work this long before it sleeps (or, the caller, before it lets others run).
 constexpr auto LOOKING = std::chrono::microseconds(300);
 
+using Call = void (*)(void*, int64_t, int);
+
 // Look until done() holds or LOOKING has passed. Without the pause instruction: a hypervisor that counts pauses takes
 // the processor away from a virtual machine that makes many.
 template <class Done>
@@ -32,6 +34,8 @@ bool look_until(Done done) {
     return false;
 }
 
+// The calling thread and its helpers claim tasks from one counter. Nobody waits for a helper that claimed nothing: where
+// the system runs something else on its processor, the caller does all of the work and goes on.
 class Pool {
    public:
     explicit Pool(int count) : count_(count) {
@@ -47,14 +51,17 @@ class Pool {
 
     int count() const { return count_; }
 
-    void run(int64_t tasks, void (*call)(void*, int64_t, int), void* context) {
-        tasks_ = tasks, call_ = call, context_ = context;
-        next_.store(0, std::memory_order_relaxed);
-        busy_.store(count_ - 1, std::memory_order_relaxed);
-        epoch_.fetch_add(1);
-        if (sleeping_.load()) epoch_.notify_all();
-        take(0);
-        auto done = [this] { return busy_.load(std::memory_order_acquire) == 0; };
+    void run(int64_t tasks, Call call, void* context) {
+        tasks_.store(tasks, std::memory_order_relaxed);
+        call_.store(call, std::memory_order_relaxed);
+        context_.store(context, std::memory_order_relaxed);
+        finished_.store(0, std::memory_order_relaxed);
+        uint32_t round = round_.load(std::memory_order_relaxed) + 1;
+        next_.store(uint64_t{round} << 32, std::memory_order_release);
+        round_.store(round);
+        if (sleeping_.load()) round_.notify_all();
+        take(round, 0);
+        auto done = [&] { return finished_.load(std::memory_order_acquire) == tasks; };
         while (!look_until(done)) std::this_thread::yield();
         if (failed_.exchange(false)) std::rethrow_exception(std::exchange(failure_, nullptr));
     }
@@ -62,45 +69,55 @@ class Pool {
    private:
     void stop() {
         stop_ = true;
-        epoch_.fetch_add(1);
-        epoch_.notify_all();
+        round_.fetch_add(1);
+        round_.notify_all();
         for (auto& worker : workers_) worker.join();
     }
 
-    // What a task throws (memory runs out) waits until all threads are done with what the caller owns.
-    void take(int thread) try {
-        for (int64_t task; (task = next_.fetch_add(1, std::memory_order_relaxed)) < tasks_;)
-            call_(context_, task, thread);
-    } catch (...) {
-        if (!failed_.exchange(true)) failure_ = std::current_exception();
+    // Claim and run tasks of a round until none is left. A claim succeeds only while the round lasts, and it lasts until
+    // all of its tasks are finished: what was read of the round before the claim is the round's.
+    void take(uint32_t round, int thread) {
+        for (uint64_t next = next_.load(std::memory_order_acquire); next >> 32 == round;) {
+            Call call = call_.load(std::memory_order_relaxed);
+            void* context = context_.load(std::memory_order_relaxed);
+            int64_t task = static_cast<int64_t>(next & 0xFFFFFFFFu);
+            if (task >= tasks_.load(std::memory_order_relaxed)) return;
+            if (!next_.compare_exchange_weak(next, next + 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+            try {
+                call(context, task, thread);
+            } catch (...) {  // memory ran out, say: it waits until all threads are done with what the caller owns
+                if (!failed_.exchange(true)) failure_ = std::current_exception();
+            }
+            finished_.fetch_add(1, std::memory_order_release);
+            next = next_.load(std::memory_order_acquire);
+        }
     }
 
     void work(int thread) {
         for (uint32_t seen = 0;;) {
-            auto called = [&] { return epoch_.load(std::memory_order_acquire) != seen; };
+            auto called = [&] { return round_.load(std::memory_order_acquire) != seen; };
             if (!look_until(called)) {
                 sleeping_.fetch_add(1);
-                epoch_.wait(seen);
+                round_.wait(seen);
                 sleeping_.fetch_sub(1);
                 if (!called()) continue;
             }
-            seen = epoch_.load();
+            seen = round_.load();
             if (stop_) return;
-            take(thread);
-            busy_.fetch_sub(1, std::memory_order_release);
+            take(seen, thread);
         }
     }
 
     const int count_;
     std::vector<std::thread> workers_;
-    std::atomic<uint32_t> epoch_{0};
-    std::atomic<int> sleeping_{0}, busy_{0};
-    std::atomic<int64_t> next_{0};
+    std::atomic<uint32_t> round_{0};
+    std::atomic<uint64_t> next_{0};  // the round, and in the lower half its first task that nobody claimed
+    std::atomic<int64_t> tasks_{0}, finished_{0};
+    std::atomic<Call> call_{nullptr};
+    std::atomic<void*> context_{nullptr};
+    std::atomic<int> sleeping_{0};
     std::atomic<bool> stop_{false}, failed_{false};
     std::exception_ptr failure_;
-    int64_t tasks_ = 0;
-    void (*call_)(void*, int64_t, int) = nullptr;
-    void* context_ = nullptr;
 };
 
 std::mutex in_use;

@@ -35,12 +35,20 @@ FEW_TOKENS = 16  # with so few, a forward takes less time than looking at every 
 
 def kernels_for(model: Transformer) -> ModuleType | None:
     """The native kernels when they can run this model's forward now, else None: the plain torch path runs."""
-    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in model.parameters()):
-        return None
     kernels = native.module()
     if kernels is None or model.device.type != "cpu" or model.dtype != torch.float32:
         return None
+    if torch.is_grad_enabled():
+        tables = _parameter_tables(model)
+        if any(p.requires_grad for table in tables for p in table.values() if p is not None):
+            return None
     return kernels
+
+
+def _parameter_tables(model: Transformer) -> list[dict[str, Any]]:
+    """The modules' own tables of parameters, kept: a walk over a thousand modules would take milliseconds a token."""
+    made = model._native
+    return made.parameter_tables if made else [module._parameters for module in model.modules()]
 
 
 class NativeForward:
@@ -49,6 +57,7 @@ class NativeForward:
     def __init__(self, kernels: ModuleType, model: Transformer) -> None:
         self.kernels = kernels
         self._model: Any = weakref.proxy(model)  # the model holds this: a cycle would outlive it
+        self.parameter_tables = [module._parameters for module in model.modules() if module._parameters]
         self._tensors = _tensors(model)
         self._places = _places(self._tensors.values())
         other = ("mtp.", *(f"layers.{i}." for i in range(1, model.config.num_hidden_layers)))

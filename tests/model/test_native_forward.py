@@ -127,6 +127,17 @@ def test_streams_that_want_a_gradient_get_one(model: Transformer) -> None:
             assert slope.abs().max() > 0
 
 
+def test_a_weight_that_wants_a_gradient_gets_one(model: Transformer) -> None:
+    """Found after inference has begun, in a layer whose places are not looked at before a few tokens."""
+    model.requires_grad_(False)
+    with torch.enable_grad():
+        assert not model(IDS).requires_grad
+        expert = model.layers[1].ffn.experts[0].w1
+        for weight in (expert.weight.requires_grad_(), torch.nn.Parameter(expert.weight.detach().clone())):
+            expert.weight = weight
+            assert model(IDS).requires_grad
+
+
 def test_linear_of_no_rows_and_of_columns() -> None:
     weight, x = torch.randn(4, 8), torch.randn(8, 3)
     with torch.no_grad():

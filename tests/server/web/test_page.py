@@ -100,7 +100,7 @@ def test_small_screen(tab: Any) -> None:
     assert page.evaluate("document.querySelector('#thread').scrollWidth <= innerWidth")
     send = page.get_by_role("button", name="Send message").bounding_box()
     assert send["x"] + send["width"] <= 360 and send["y"] + send["height"] <= 700
-    assert not page.get_by_role("navigation", name="Your chats").is_visible()
+    expect(page.get_by_role("navigation", name="Your chats")).not_to_be_visible()
     page.get_by_role("button", name="Show sidebar").click()
     page.locator(".chat-open").click()
     expect(page.get_by_role("navigation", name="Your chats")).not_to_be_visible()
