@@ -56,18 +56,19 @@ class WorkerContender:
 class LlamaContender:
     """llama-bench with one GGUF and one setting of flash attention: a process for every figure."""
 
-    def __init__(self, bench: LlamaBench, gguf: Path, linears: str, flash: bool, plan: Plan) -> None:
-        self.group = f"llama.cpp {linears}"
+    def __init__(self, bench: LlamaBench, gguf: Path, linears: str, flash: bool, repack: bool, plan: Plan) -> None:
+        self.group = f"llama.cpp {linears}" + ("" if repack else " repack 0")
         self.name = self.group + (" fa" if flash else "")
-        self.bench, self.gguf, self.flash, self.plan = bench, gguf, flash, plan
+        self.bench, self.gguf, self.plan = bench, gguf, plan
+        self._settings = {"flash": flash, "repack": repack}
 
     def can(self, measure: str, tokens: int) -> bool:
         return measure == "prefill" or tokens <= self.plan.llama_depth
 
     def take(self, measure: str, tokens: int, turn: int) -> Taken:
         if measure == "prefill":
-            return self.bench.run(self.gguf, prompt=tokens, flash=self.flash)
-        return self.bench.run(self.gguf, steps=self.plan.steps, depth=tokens, flash=self.flash)
+            return self.bench.run(self.gguf, prompt=tokens, **self._settings)
+        return self.bench.run(self.gguf, steps=self.plan.steps, depth=tokens, **self._settings)
 
 
 def prepare(

@@ -15,6 +15,7 @@ from benchmarks.comparison.process import BenchmarkError
 
 # How often its peak memory is read, which ends with the process: often at first, for the sake of short runs.
 POLL_S = (0.002, 0.05)
+PROBE = 8  # tokens that show whether it runs a file at all
 LONG_RUN = 8192  # tokens; a run as long needs no warm-up, which llama-bench would make as long again
 
 
@@ -50,10 +51,28 @@ class LlamaBench:
                 f"{', '.join(missing)}; `make llama-bench` builds it and prints its path"
             )
 
-    def run(self, gguf: Path, prompt: int = 0, steps: int = 0, depth: int = 0, flash: bool = False) -> Taken:
+    def needs_plain_weights(self, gguf: Path) -> bool:
+        """Whether it fails at this file with its weights repacked for the processor, and runs with them as they are.
+
+        Seen with Q8_0 where the processor has AMX: it aborts on a product that its AMX code does not take.
+        """
+        try:
+            self.run(gguf, prompt=PROBE)
+        except BenchmarkError:
+            try:
+                self.run(gguf, prompt=PROBE, repack=False)
+            except BenchmarkError:
+                return False
+            return True
+        return False
+
+    def run(
+        self, gguf: Path, prompt: int = 0, steps: int = 0, depth: int = 0, flash: bool = False, repack: bool = True
+    ) -> Taken:
         """Tokens a second of a prompt, or of steps after a depth. BenchmarkError with its last words on failure."""
         command = [str(self.path), "-m", str(gguf), "-p", str(prompt), "-n", str(steps), "-t", str(self.threads)]
         command += ["-r", "1", "-o", "json", *(["-d", str(depth)] if depth else []), *(["-fa", "on"] if flash else [])]
+        command += [] if repack else ["--repack", "0"]
         command += ["--no-warmup"] if prompt >= LONG_RUN else []
         start = time.perf_counter()
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:

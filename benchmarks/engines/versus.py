@@ -89,11 +89,9 @@ def measure(
         advance("do the logits agree?")
         deviation = check_logits(workers, config.vocab_size, plan.agree, plan.agree_steps, scratch)
         if llama:
-            contenders += [
-                LlamaContender(llama, file, linears, flash, plan)
-                for linears, file in ggufs.items()
-                for flash in (False, True)
-            ]
+            for linears, file in ggufs.items():
+                repack = not llama.needs_plain_weights(file)
+                contenders += [LlamaContender(llama, file, linears, flash, repack, plan) for flash in (False, True)]
         rounds = Rounds(contenders, plan.budget_s)
         for number in range(plan.rounds):
             advance(f"round {number + 1}: what the machine can do")

@@ -23,6 +23,7 @@ from benchmarks.comparison import floors  # noqa: E402
 from benchmarks.comparison.process import BenchmarkError  # noqa: E402
 from benchmarks.comparison.rows import Row  # noqa: E402
 from benchmarks.engines import aims, llama_bench, million, plan, plot, table, versus, wide  # noqa: E402
+from benchmarks.engines.contenders import LlamaContender  # noqa: E402
 from benchmarks.engines.llama_bench import LlamaBench, Taken  # noqa: E402
 from benchmarks.engines.outcome import Outcome  # noqa: E402
 from dsv4.config import ModelConfig, nano_path  # noqa: E402
@@ -193,6 +194,22 @@ def test_llama_bench_runs_and_fails(tmp_path: Path) -> None:
     assert llama.run(gguf, steps=4, depth=16, flash=True).rate == 103.0 and llama.build["build_commit"] == "fake"
     with pytest.raises(BenchmarkError, match="status 1.*-p 77(.|\n)*out of cells"):
         llama.run(gguf, prompt=77)
+
+
+def test_llama_bench_that_aborts_on_repacked_weights_gets_them_plain(tmp_path: Path) -> None:
+    gguf = tmp_path / "q8_0.gguf"
+    gguf.write_bytes(b"GGUF")
+    assert not LlamaBench(fake(tmp_path), 1).needs_plain_weights(gguf)
+    path = fake(tmp_path)
+    path.write_text(
+        path.read_text().replace(
+            "import", 'import sys\nif len(sys.argv) > 2 and "--repack" not in sys.argv:\n    sys.exit(6)\nimport', 1
+        )
+    )
+    llama = LlamaBench(path, 1)
+    assert llama.needs_plain_weights(gguf)
+    contender = LlamaContender(llama, gguf, "q8_0", True, False, plan.QUICK)
+    assert contender.name == "llama.cpp q8_0 repack 0 fa" and contender.take("prefill", 64, 0).rate > 0
 
 
 @pytest.mark.parametrize("answer", ["", "[]", "{}", '[{"n_prompt": 8, "n_gen": 0, "n_depth": 0, "avg_ts": 0}]', "[1]"])
