@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <vector>
 
+#include "amx.h"
 #include "row_product.h"
 #include "threads.h"
 
@@ -92,6 +93,9 @@ inline int next_rows(int64_t left) {
 
 // Rows x[0..rows) times columns [n0, n1) of a weight, n0 a multiple of 16, into y[r] + n0.
 inline void block_product(const float* const* x, int64_t rows, const Weight& w, int64_t n0, int64_t n1, float* const* y) {
+#if defined(DSV4_ISA_AMX)
+    return tiles_product(x, rows, w, n0, n1, y);
+#endif
 #if defined(DSV4_ISA_AVX2) || defined(DSV4_ISA_AVX512)
     if (rows == 1) n0 = fast_dots(x[0], w, n0, n1, y[0]);
 #endif
@@ -149,6 +153,21 @@ inline void products(const Product* list, int count, int64_t rows) {
         if (rows > 1) wide = std::min<int64_t>(wide, 128);
         for (int64_t n = 0; n < w.out; n += wide) parts.push_back({&list[i], n, std::min(w.out, n + wide)});
     }
+#if defined(DSV4_ISA_AMX)
+    std::vector<FewRows> few(static_cast<size_t>(rows <= FEW_ROWS ? count : 0));  // neighbours share them where they share x
+    std::vector<const FewRows*> few_of(few.size());
+    for (size_t i = 0; i < few.size(); ++i) {
+        const Product& now = list[i];
+        if (i && now.x.data == list[i - 1].x.data && now.x.stride == list[i - 1].x.stride && now.w->in == list[i - 1].w->in) {
+            few_of[i] = few_of[i - 1];
+            continue;
+        }
+        const float* x[FEW_ROWS];
+        for (int64_t r = 0; r < rows; ++r) x[r] = now.x.data + r * now.x.stride;
+        few[i].take(x, rows, now.w->in);
+        few_of[i] = &few[i];
+    }
+#endif
     parallel(static_cast<int64_t>(parts.size()), [&](int64_t task, int) {
         const Part& part = parts[static_cast<size_t>(task)];
         std::vector<const float*> x(static_cast<size_t>(rows));
@@ -157,6 +176,9 @@ inline void products(const Product* list, int count, int64_t rows) {
             x[static_cast<size_t>(r)] = part.of->x.data + r * part.of->x.stride;
             y[static_cast<size_t>(r)] = part.of->y.data + r * part.of->y.stride;
         }
+#if defined(DSV4_ISA_AMX)
+        if (!few.empty()) return few_rows_product(*few_of[static_cast<size_t>(part.of - list)], *part.of->w, part.n0, part.n1, y.data());
+#endif
         block_product(x.data(), rows, *part.of->w, part.n0, part.n1, y.data());
     });
 }

@@ -22,5 +22,6 @@ struct Ops {
 const Ops& portable_ops();
 const Ops& avx2_ops();
 const Ops& avx512_ops();
+const Ops& amx_ops();
 
 }  // namespace dsv4

@@ -1,6 +1,6 @@
 """Which kernels run on CPU: the native ones of dsv4._native, or the reference in torch. Chosen at the first question.
 
-DSV4_KERNELS=native or reference, DSV4_ISA=portable, avx2 or avx512, and DSV4_THREADS=n force the choice. What they ask
+DSV4_KERNELS=native or reference, DSV4_ISA=portable, avx2, avx512 or amx, and DSV4_THREADS=n force the choice. What they ask
 for and cannot have raises KernelChoiceError.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 KERNELS = ("native", "reference")
-ISAS = ("portable", "avx2", "avx512")
+ISAS = ("portable", "avx2", "avx512", "amx")
 
 logger = logging.getLogger("dsv4")
 

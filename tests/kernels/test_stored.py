@@ -94,7 +94,10 @@ def assert_columns(kernels: Any, weight: StoredTensor) -> None:
         kernels.linear(rows, plain, want)
         assert torch.equal(got.nan_to_num(nan=7.0), want.nan_to_num(nan=7.0))
         if plain.isfinite().all():
-            assert torch.equal(got, rows @ plain.t())
+            exact = rows @ plain.t()
+            if kernels.selected() == "amx":  # its tiles take smaller numbers for zero
+                exact[exact.abs() < 2.0**-126] = 0.0
+            assert torch.equal(got, exact)
 
 
 def test_wrong_parts_are_named() -> None:
