@@ -395,9 +395,9 @@ inline void forward(const Model& model, const Cache& cache, const Batch& batch, 
                 rotation(model.inv_freq[kind], t.positions[static_cast<size_t>(row)], t.cos[kind].data() + row * pairs,
                          t.sin[kind].data() + row * pairs);
             if (!embed) return;
-            float* first = tile + row * s * d;
-            widen_row(model.embed, t.token_ids[static_cast<size_t>(row)], 0, d, first);
-            for (int64_t j = 1; j < s; ++j) std::copy_n(first, d, first + j * d);
+            float* to = tile + row * s * d;
+            widen_row(model.embed, t.token_ids[static_cast<size_t>(row)], 0, d, to);
+            for (int64_t j = 1; j < s; ++j) std::copy_n(to, d, to + j * d);
         });
         run_layers(t, first, last, tile);
         done += t.n;

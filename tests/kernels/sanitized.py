@@ -15,7 +15,8 @@ def main(file: str, *arguments: str) -> int:
     module = importlib.util.module_from_spec(spec)
     sys.modules["dsv4._native"] = module
     spec.loader.exec_module(module)
-    return pytest.main(["-p", "no:cacheprovider", *arguments])
+    # A report goes to the file descriptor and the process ends: pytest would have kept it to itself.
+    return pytest.main(["-p", "no:cacheprovider", "--capture=sys", *arguments])
 
 
 if __name__ == "__main__":

@@ -23,7 +23,12 @@ fake.set_threads = lambda n: state.update(threads=n)
 fake.threads = lambda: state["threads"]
 sys.modules["dsv4._native"] = fake
 """
-MISSING = 'import sys; sys.modules["dsv4._native"] = None\n'
+# No module, and no reason noted by the install that these tests run in.
+MISSING = f"""
+import sys, dsv4
+dsv4.__path__[:] = [{str(ROOT / "dsv4")!r}]
+sys.modules["dsv4._native"] = None
+"""
 BROKEN = """
 import sys
 class Finder:
@@ -122,7 +127,7 @@ def test_a_module_that_does_not_load_is_told() -> None:
 
 def test_the_reason_of_the_install_is_told(tmp_path: Path) -> None:
     (tmp_path / "_native_reason.txt").write_text("the C++ build failed: x.cpp:1:1: error: no\n")
-    code = f"import dsv4; dsv4.__path__.insert(0, {str(tmp_path)!r})\n" + MISSING + DESCRIBE
+    code = MISSING + f"dsv4.__path__.insert(0, {str(tmp_path)!r})\n" + DESCRIBE
     assert printed(code) == "reference | kernels: reference, because the C++ build failed: x.cpp:1:1: error: no"
 
 

@@ -73,12 +73,18 @@ def test_linear(kernels: Any, rows: int, inputs: int, outputs: int) -> None:
         assert torch.equal(alone[0], bits[row]), "nor do the other rows"
 
 
-def test_linear_is_one_chain_of_multiply_adds(kernels: Any) -> None:
-    """The documented order: exact numbers whose sum depends on it. 2^24 + 1 rounds to 2^24 in fp32."""
-    weight = torch.tensor([[2.0**24, 1.0, 1.0, -(2.0**24)] * 80])
-    y = poisoned(1, 1)
-    kernels.linear(torch.ones(1, 320), weight, y)
-    assert y.item() == 0.0
+@pytest.mark.parametrize("inputs", [1, 30, 64, 333])
+def test_linear_adds_in_the_documented_order(kernels: Any, inputs: int) -> None:
+    """Eight sums, joined in pairs. Products of BF16 numbers are exact in fp32, so that only the additions round."""
+    x, weight = random(5, inputs).bfloat16().float(), random(35, inputs, seed=1).bfloat16().float()
+    products = x[:, None] * weight
+    sums = [torch.zeros(5, 35) for _ in range(8)]
+    for k in range(inputs):
+        sums[4 * (k % 2) + k // 4 % 4] += products[..., k]
+    want = ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]))
+    got = poisoned(5, 35)
+    kernels.linear(x, weight, got)
+    assert torch.equal(got, want)
 
 
 def test_linear_skips_no_row_and_touches_no_neighbour(kernels: Any) -> None:

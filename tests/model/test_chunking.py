@@ -48,9 +48,10 @@ def strict() -> bool:
 
 def close(got: Tensor, want: Tensor, numerics: str = "float") -> bool:
     """Equal to rounding. In shipped numerics that may carry a value to the next FP8 or FP4 code, and a few tokens with
-    it to other experts; logits reach 4."""
+    it to other experts: weights changed by 3e-7 of themselves move logits by 0.007 to 0.021 in the mean, numerics that
+    do not quantise by 0.08. Logits reach 4."""
     if numerics == "shipped":
-        return float((got - want).abs().mean()) < 0.02
+        return float((got - want).abs().mean()) < 0.04
     return torch.allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
