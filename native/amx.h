@@ -28,10 +28,15 @@ struct alignas(64) TileConfig {
     uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
-inline const TileConfig TILE_CONFIG;
+inline const TileConfig WIDE_TILES;
+inline const TileConfig ONE_ROW_TILES = [] {  // the parts of one row are three columns
+    TileConfig config;
+    for (int t : {0, 1, 2, 3, 4, 5, 7}) config.row_bytes[t] = 16;
+    return config;
+}();
 
 struct Tiles {  // tiles 0 to 5 add up, 6 and 7 are factors
-    Tiles() { asm volatile("ldtilecfg %0" ::"m"(TILE_CONFIG) : "memory"); }
+    explicit Tiles(const TileConfig& config) { asm volatile("ldtilecfg %0" ::"m"(config) : "memory"); }
     ~Tiles() { asm volatile("tilerelease" ::: "memory"); }
     Tiles(const Tiles&) = delete;
     Tiles& operator=(const Tiles&) = delete;
@@ -222,7 +227,7 @@ template <int X, int W, bool FEW>
                 tile_load<6>(w[j] + (g * parts + p) * of_w.step, of_w.stride);
                 each<X>([&](auto i) __attribute__((always_inline)) {
                     constexpr int TO = decltype(i)::value * W + decltype(j)::value;
-                    tile_load<7>(x[i] + g * of_x.step, of_x.stride);
+                    if (X > 1 || j == 0) tile_load<7>(x[i] + g * of_x.step, of_x.stride);
                     if constexpr (FEW)
                         tile_multiply<TO, 6, 7>();
                     else
@@ -250,9 +255,9 @@ struct FewRows {
         parts = split_rows(x, rows, in, split, rows * stride, stride) ? MOST_PARTS : 1;
         const int64_t columns = parts * rows;
         tiles = (columns + LANES - 1) / LANES;
-        // One row has three columns at most: its tiles' rows are four pairs long, and what a tile reads beyond goes nowhere.
+        // One row has three columns at most: its tiles' rows are four pairs long.
         words = rows == 1 ? TILE_WORDS / 4 : TILE_WORDS;
-        memory.resize(static_cast<size_t>(groups * tiles * words + TILE_WORDS));
+        memory.resize(static_cast<size_t>(groups * tiles * words + 32));
         turned = reinterpret_cast<uint16_t*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
         static const uint16_t nothing[GROUP] = {};
         for (int64_t g = 0; g < groups; ++g) {
@@ -335,7 +340,7 @@ inline void few_rows(const FewRows& of, const Weight& w, int64_t n, float* const
                 for (int p = 0; p < weight; ++p) {
                     tile_load<6>(kept + ((item - LAG) % KEPT * weight + p) * TILE_WORDS, 64);
                     each<X>([&](auto i) __attribute__((always_inline)) {
-                        tile_load<7>(x[decltype(i)::value], row_bytes);
+                        if (X > 1 || (before == 0 && p == 0)) tile_load<7>(x[decltype(i)::value], row_bytes);
                         tile_multiply<decltype(i)::value * W + before, 6, 7>();
                     });
                 }
@@ -443,7 +448,7 @@ inline void with_kind(Kind kind, F&& f) {
 
 // Few rows times outputs [n0, n1) of a weight, into y[r] + n0.
 inline void few_rows_product(const FewRows& x, const Weight& w, int64_t n0, int64_t n1, float* const* y) {
-    Tiles tiles;
+    Tiles tiles(x.rows == 1 ? ONE_ROW_TILES : WIDE_TILES);
     with_kind(w.kind, [&](auto kind) {
         constexpr Kind KIND = decltype(kind)::value;
         switch (x.tiles) {
@@ -461,7 +466,7 @@ inline void tiles_product(const float* const* x, int64_t rows, const Weight& w, 
         few.take(x, rows, w.in);
         return few_rows_product(few, w, n0, n1, y);
     }
-    Tiles tiles;
+    Tiles tiles(WIDE_TILES);
     with_kind(w.kind, [&](auto kind) { many_rows_product<decltype(kind)::value>(x, rows, w, n0, n1, y); });
 }
 
