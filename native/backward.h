@@ -23,20 +23,20 @@ struct Sum {
     Rows y;
 };
 
-// R items times P neighbouring panels of 16 columns, one chain over the terms; added to y where `add_to` is set.
+// R items times P neighbouring panels of 16 columns, one chain over the terms; added to y where `add_to` is set. Item r
+// of a term is at a[r * item].
 template <int R, int P>
-inline void sum_tile(const float* const* a, int64_t term, int64_t terms, const float* panel, int64_t apart, float* const* y,
-                     int columns, bool add_to) {
+inline void sum_tile(const float* a, int64_t item, int64_t term, int64_t terms, const float* panel, int64_t apart,
+                     float* const* y, int columns, bool add_to) {
     V acc[R][P];
     for (int r = 0; r < R; ++r)
         for (int p = 0; p < P; ++p) acc[r][p] = zero();
-    const float* from[R];
-    for (int r = 0; r < R; ++r) from[r] = a[r];
-    for (int64_t t = 0, at = 0; t < terms; ++t, at += term, panel += LANES) {
+    Thirds<R> items(a, item);
+    for (int64_t t = 0; t < terms; ++t, items.advance(term), panel += LANES) {
         V b[P];
         for (int p = 0; p < P; ++p) b[p] = load(panel + p * apart);
         for (int r = 0; r < R; ++r) {
-            V own = set1(from[r][at]);
+            V own = set1(items.of(r));
             for (int p = 0; p < P; ++p) acc[r][p] = fma(own, b[p], acc[r][p]);
         }
     }
@@ -49,7 +49,7 @@ inline void sum_tile(const float* const* a, int64_t term, int64_t terms, const f
         }
 }
 
-using SumTile = void (*)(const float* const*, int64_t, int64_t, const float*, int64_t, float* const*, int, bool);
+using SumTile = void (*)(const float*, int64_t, int64_t, int64_t, const float*, int64_t, float* const*, int, bool);
 template <int P, int... R>
 constexpr std::array<SumTile, sizeof...(R)> sum_tiles(std::integer_sequence<int, R...>) {
     return {&sum_tile<R + 1, P>...};
@@ -66,41 +66,43 @@ inline float* aligned_scratch(Scratch place, int64_t size) {
 
 // Terms [t0, t1), columns [j0, j1) of b -> panels [t1 - t0][16], padded with zeros.
 inline void pack_terms(const Weight& b, int64_t t0, int64_t t1, int64_t j0, int64_t j1, float* to) {
-    alignas(64) float row[SUM_COLUMNS];
-    const int64_t apart = (t1 - t0) * LANES, padded = (j1 - j0 + LANES - 1) / LANES * LANES;
-    std::fill_n(row + (j1 - j0), padded - (j1 - j0), 0.0f);
+    alignas(64) float widened[SUM_COLUMNS];
+    const int64_t apart = (t1 - t0) * LANES;
     for (int64_t t = t0; t < t1; ++t, to += LANES) {
-        widen_row(b, t, j0, j1, row);
-        for (int64_t j = 0; j < padded; j += LANES) store(to + j / LANES * apart, load(row + j));
+        const float* row = reinterpret_cast<const float*>(b.data + t * b.stride) + j0;
+        if (b.kind != Kind::f32) widen_row(b, t, j0, j1, widened), row = widened;
+        int64_t j = 0;
+        for (; j + LANES <= j1 - j0; j += LANES) store(to + j / LANES * apart, load(row + j));
+        if (j < j1 - j0) store(to + j / LANES * apart, load_n(row + j, static_cast<int>(j1 - j0 - j)));
     }
+}
+
+// Sixteen items from item i on of terms [t0, t1) that lie side by side -> [t1 - t0][16]; those from item i1 on are not read.
+inline void pack_items(const Sum& s, int64_t i, int64_t i1, int64_t t0, int64_t t1, float* to) {
+    const int count = static_cast<int>(std::min<int64_t>(LANES, i1 - i));
+    for (int64_t t = t0; t < t1; ++t, to += LANES) store(to, load_n(s.a + t * s.term + i * s.item, count));
 }
 
 // Items [i0, i1) and columns [j0, j1) of a sum, SUM_COLUMNS columns at most.
 inline void part_of_sum(const Sum& s, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
     const int64_t terms = s.b.out, panels = (j1 - j0 + LANES - 1) / LANES;
     float* packed = aligned_scratch(Scratch::packed, (panels + TILE_PANELS) * std::min(terms, TERMS) * LANES);
-    float* turned = aligned_scratch(Scratch::rows, TERMS * LANES);
+    float* side = aligned_scratch(Scratch::rows, TERMS * LANES);
     int64_t t0 = 0;
     do {  // without a term, once: the sum is zero
         const int64_t t1 = std::min(terms, t0 + TERMS), apart = (t1 - t0) * LANES;
         pack_terms(s.b, t0, t1, j0, j1, packed);
         for (int64_t i = i0; i < i1;) {
-            int count = next_rows(i1 - i);
-            const float* a[TILE_ROWS];
-            float* y[TILE_ROWS];
-            int64_t term = s.term;
-            for (int r = 0; r < count; ++r) a[r] = s.a + (i + r) * s.item + t0 * s.term;
-            if (s.item == 1 && s.term != 1) {  // items lie side by side: a term's are copied to one place for all panels
-                const int take = i + LANES <= s.items ? LANES : count;
-                for (int64_t t = t0; t < t1; ++t) store(turned + (t - t0) * LANES, load_n(s.a + t * s.term + i, take));
-                for (int r = 0; r < count; ++r) a[r] = turned + r;
-                term = LANES;
-            }
+            const int count = next_rows(i1 - i);
+            const float* a = s.a + i * s.item + t0 * s.term;
+            int64_t item = s.item, term = s.term;
+            if (item == 1) pack_items(s, i, s.items, t0, t1, side), a = side, term = LANES;
             for (int64_t p = 0; p < panels; p += TILE_PANELS) {
+                float* y[TILE_ROWS];
                 for (int r = 0; r < count; ++r) y[r] = s.y.data + (i + r) * s.y.stride + j0 + p * LANES;
-                int columns = static_cast<int>(j1 - j0 - p * LANES);
+                const int columns = static_cast<int>(j1 - j0 - p * LANES);
                 const auto& tiles = columns <= LANES ? SUM_TILES<1> : SUM_TILES<TILE_PANELS>;
-                tiles[static_cast<size_t>(count - 1)](a, term, t1 - t0, packed + p * apart, apart, y, columns, t0 > 0);
+                tiles[static_cast<size_t>(count - 1)](a, item, term, t1 - t0, packed + p * apart, apart, y, columns, t0 > 0);
             }
             i += count;
         }

@@ -18,25 +18,39 @@ constexpr int TILE_ROWS = 6, TILE_PANELS = 1;
 #endif
 constexpr int TILE_COLUMNS = TILE_PANELS * LANES;
 
+// Where rows r, r + 1 and r + 2 of a tile are read from, for every third r: a pointer for every row would be too many.
+template <int R>
+struct Thirds {
+    const float* from[(R + 2) / 3];
+    int64_t apart;
+
+    Thirds(const float* rows, int64_t stride) : apart(stride) {
+        for (int i = 0; 3 * i < R; ++i) from[i] = rows + 3 * i * stride;
+    }
+    [[gnu::always_inline]] const float& of(int row) const { return from[row / 3][row % 3 * apart]; }
+    [[gnu::always_inline]] void advance(int64_t step) {
+        for (const float*& third : from) third += step;
+    }
+};
+
 // R rows times P neighbouring panels, rows and panels sum by sum.
 template <int R, int P>
-inline void tile(const float* const* x, int64_t groups, const float* panel, float* const* y, int columns) {
+inline void tile(const float* x, int64_t groups, const float* panel, float* const* y, int columns) {
     const int64_t steps = groups * STEPS, apart = SUMS * steps * LANES;
     alignas(64) float kept[3][R][P][LANES];
     V acc[R][P];
     for (int64_t at = 0; at < SUMS; ++at, panel += steps * LANES) {
         for (int r = 0; r < R; ++r)
             for (int p = 0; p < P; ++p) acc[r][p] = zero();
-        const float* from[R];
-        for (int r = 0; r < R; ++r) from[r] = x[r] + at * steps;
+        Thirds<R> rows(x + at * steps, SUMS * steps);
         const float* column = panel;
         for (int64_t k = 0; k < steps; k += STEPS) {
 #pragma GCC unroll 4
-            for (int step = 0; step < STEPS; ++step, column += LANES) {
+            for (int step = 0; step < STEPS; ++step, column += LANES, rows.advance(1)) {
                 V b[P];
                 for (int p = 0; p < P; ++p) b[p] = load(column + p * apart);
                 for (int r = 0; r < R; ++r) {
-                    V a = set1(from[r][k + step]);
+                    V a = set1(rows.of(r));
                     for (int p = 0; p < P; ++p) acc[r][p] = fma(a, b[p], acc[r][p]);
                 }
             }
@@ -61,7 +75,7 @@ inline void tile(const float* const* x, int64_t groups, const float* panel, floa
 }
 
 template <int P>
-inline void tile_rows(int rows, const float* const* x, int64_t groups, const float* panel, float* const* y, int columns) {
+inline void tile_rows(int rows, const float* x, int64_t groups, const float* panel, float* const* y, int columns) {
     switch (rows) {
 #define DSV4_CASE(R) \
     case R: return tile<R, P>(x, groups, panel, y, columns)
@@ -102,19 +116,15 @@ inline void block_product(const float* const* x, int64_t rows, const Weight& w, 
     pack_panels(w, n0, n1, packed);
     for (int64_t r = 0; r < rows;) {
         int count = next_rows(rows - r);
-        const float* from[TILE_ROWS];
         float* to[TILE_ROWS];
-        for (int j = 0; j < count; ++j) {
-            order_sums(x[r + j], w.in, ordered + j * groups * GROUP);
-            from[j] = ordered + j * groups * GROUP;
-        }
+        for (int j = 0; j < count; ++j) order_sums(x[r + j], w.in, ordered + j * groups * GROUP);
         for (int64_t p = 0; p < panels; p += TILE_PANELS) {
             for (int j = 0; j < count; ++j) to[j] = y[r + j] + n0 + p * LANES;
             int columns = static_cast<int>(std::min<int64_t>(TILE_COLUMNS, n1 - n0 - p * LANES));
             if (columns <= LANES)
-                tile_rows<1>(count, from, groups, packed + p * apart, to, columns);
+                tile_rows<1>(count, ordered, groups, packed + p * apart, to, columns);
             else
-                tile_rows<TILE_PANELS>(count, from, groups, packed + p * apart, to, columns);
+                tile_rows<TILE_PANELS>(count, ordered, groups, packed + p * apart, to, columns);
         }
         r += count;
     }
