@@ -111,11 +111,11 @@ inline void part_of_sum(const Sum& s, int64_t i0, int64_t i1, int64_t j0, int64_
 }
 
 inline void sums(const std::vector<Sum>& list) {
-    struct Part {
+    struct Share {
         const Sum* of;
         int64_t i0, i1, j0, j1;
     };
-    std::vector<Part> parts;
+    std::vector<Share> parts;
     int64_t work = 0;
     for (const Sum& s : list) work += s.items * s.b.in * s.b.out;
     const int64_t target = std::max<int64_t>(1, work / (thread_count() * 4));
@@ -129,30 +129,19 @@ inline void sums(const std::vector<Sum>& list) {
             for (int64_t i0 = 0; i0 < s.items; i0 += high) parts.push_back({&s, i0, std::min(s.items, i0 + high), j0, j1});
         }
     parallel(static_cast<int64_t>(parts.size()), [&](int64_t task, int) {
-        const Part& part = parts[static_cast<size_t>(task)];
+        const Share& part = parts[static_cast<size_t>(task)];
         part_of_sum(*part.of, part.i0, part.i1, part.j0, part.j1);
     });
 }
 
 // y of each group, added in the order of order.h.
 inline void grouped_products(const Group* groups, int64_t count) {
-    struct Part {
-        const Group* of;
-        int64_t n0, n1;
-    };
     std::vector<Part> parts;
-    for (const Group* of = groups; of < groups + count; ++of)
-        for (int64_t n = 0; of->rows && n < of->w.out; n += 128) parts.push_back({of, n, std::min(of->w.out, n + 128)});
-    parallel(static_cast<int64_t>(parts.size()), [&](int64_t task, int) {
-        const Part& part = parts[static_cast<size_t>(task)];
-        std::vector<const float*> x;
-        std::vector<float*> y;
-        for (int64_t r = 0; r < part.of->rows; ++r) {
-            x.push_back(part.of->x.data + r * part.of->x.stride);
-            y.push_back(part.of->y.data + r * part.of->y.stride);
-        }
-        block_product(x.data(), part.of->rows, part.of->w, part.n0, part.n1, y.data());
-    });
+    for (const Group* of = groups; of < groups + count; ++of) {
+        const int64_t wide = columns_at_once(of->w.in), out = of->rows ? of->w.out : 0;
+        for (int64_t n = 0; n < out; n += wide) parts.push_back({&of->w, of->x, of->y, 0, of->rows, n, std::min(out, n + wide)});
+    }
+    run(parts);
 }
 
 // dx into x, from dy in y.

@@ -134,6 +134,30 @@ inline void product(const float* const* x, int64_t rows, const Weight& w, float*
     block_product(x, rows, w, 0, w.out, y);
 }
 
+// How many columns of a weight a part of a product takes where there are many rows: as many as a packed weight of 256 KB
+// has, but 128 at least. Each part puts its rows in order anew.
+inline int64_t columns_at_once(int64_t in) {
+    return std::clamp<int64_t>((64 << 10) / std::max<int64_t>(1, in) / TILE_COLUMNS * TILE_COLUMNS, 128, 512);
+}
+
+// Columns [n0, n1) of a weight for rows [r0, r1).
+struct Part {
+    const Weight* w;
+    Rows x, y;
+    int64_t r0, r1, n0, n1;
+
+    void run() const {
+        std::vector<const float*> from;
+        std::vector<float*> to;
+        for (int64_t r = r0; r < r1; ++r) from.push_back(x.data + r * x.stride), to.push_back(y.data + r * y.stride);
+        block_product(from.data(), r1 - r0, *w, n0, n1, to.data());
+    }
+};
+
+inline void run(const std::vector<Part>& parts) {
+    parallel(static_cast<int64_t>(parts.size()), [&](int64_t task, int) { parts[static_cast<size_t>(task)].run(); });
+}
+
 // Several products at once, each of its own rows and weight; together they fill the threads.
 struct Product {
     Rows x;
@@ -142,33 +166,27 @@ struct Product {
 };
 
 inline void products(const Product* list, int count, int64_t rows) {
-    struct Part {
-        const Product* of;
-        int64_t n0, n1;
-    };
     std::vector<Part> parts;
     int64_t work = 0;
     for (int i = 0; i < count; ++i) work += list[i].w->out * list[i].w->in;
-    // A few rows: one part a thread and product of equal work. Many: parts of 128 columns, whose packed weight stays in
-    // the second-level cache, or less so that every thread has some.
-    int64_t target = std::max<int64_t>(1, work / (thread_count() * (rows < 8 ? 1 : 4)));
+    // A few rows: one part a thread and product of equal work. More: some parts a thread, of columns, or of rows where there
+    // are enough of them that packing a weight again costs little.
+    const int64_t shares = thread_count() * (rows < 8 ? 1 : 4);
     for (int i = 0; i < count; ++i) {
         const Weight& w = *list[i].w;
-        int64_t wide = std::max<int64_t>(1, target / std::max<int64_t>(1, w.in));
+        const int64_t target = std::max<int64_t>(1, work / shares);
+        int64_t wide = std::max<int64_t>(1, target / std::max<int64_t>(1, w.in)), high = rows;
         wide = (wide + 2 * LANES - 1) / (2 * LANES) * 2 * LANES;
         if (rows > 1) wide = std::min<int64_t>(wide, 128);
-        for (int64_t n = 0; n < w.out; n += wide) parts.push_back({&list[i], n, std::min(w.out, n + wide)});
-    }
-    parallel(static_cast<int64_t>(parts.size()), [&](int64_t task, int) {
-        const Part& part = parts[static_cast<size_t>(task)];
-        std::vector<const float*> x(static_cast<size_t>(rows));
-        std::vector<float*> y(static_cast<size_t>(rows));
-        for (int64_t r = 0; r < rows; ++r) {
-            x[static_cast<size_t>(r)] = part.of->x.data + r * part.of->x.stride;
-            y[static_cast<size_t>(r)] = part.of->y.data + r * part.of->y.stride;
+        if (rows >= 16 * TILE_ROWS) {
+            wide = columns_at_once(w.in);
+            high = std::max<int64_t>(8, target * rows / (std::min(wide, w.out) * w.in * TILE_ROWS) + 1) * TILE_ROWS;
         }
-        block_product(x.data(), rows, *part.of->w, part.n0, part.n1, y.data());
-    });
+        for (int64_t n = 0; n < w.out; n += wide)
+            for (int64_t r = 0; r < rows; r += high)
+                parts.push_back({&w, list[i].x, list[i].y, r, std::min(rows, r + high), n, std::min(w.out, n + wide)});
+    }
+    run(parts);
 }
 
 }  // namespace dsv4::DSV4_ISA
