@@ -123,7 +123,7 @@ inline void sums(const std::vector<Sum>& list) {
         for (int64_t j0 = 0; j0 < s.b.in; j0 += SUM_COLUMNS) {
             int64_t j1 = std::min(s.b.in, j0 + SUM_COLUMNS);
             // Fewer items than these are not worth packing the columns for.
-            int64_t high = std::max<int64_t>(8 * TILE_ROWS, target / std::max<int64_t>(1, (j1 - j0) * s.b.out));
+            int64_t high = std::max<int64_t>(16 * TILE_ROWS, target / std::max<int64_t>(1, (j1 - j0) * s.b.out));
             if (thread_count() == 1) high = s.items;
             high = (high + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
             for (int64_t i0 = 0; i0 < s.items; i0 += high) parts.push_back({&s, i0, std::min(s.items, i0 + high), j0, j1});

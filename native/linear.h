@@ -140,6 +140,9 @@ inline int64_t columns_at_once(int64_t in) {
     return std::clamp<int64_t>((64 << 10) / std::max<int64_t>(1, in) / TILE_COLUMNS * TILE_COLUMNS, 128, 512);
 }
 
+// So many rows a thread make up for packing a weight anew for each part of them.
+constexpr int64_t ROWS_APART = 288;
+
 // Columns [n0, n1) of a weight for rows [r0, r1).
 struct Part {
     const Weight* w;
@@ -170,7 +173,7 @@ inline void products(const Product* list, int count, int64_t rows) {
     int64_t work = 0;
     for (int i = 0; i < count; ++i) work += list[i].w->out * list[i].w->in;
     // A few rows: one part a thread and product of equal work. More: some parts a thread, of columns, or of rows where there
-    // are enough of them that packing a weight again costs little.
+    // are enough of them.
     const int64_t shares = thread_count() * (rows < 8 ? 1 : 4);
     for (int i = 0; i < count; ++i) {
         const Weight& w = *list[i].w;
@@ -178,9 +181,10 @@ inline void products(const Product* list, int count, int64_t rows) {
         int64_t wide = std::max<int64_t>(1, target / std::max<int64_t>(1, w.in)), high = rows;
         wide = (wide + 2 * LANES - 1) / (2 * LANES) * 2 * LANES;
         if (rows > 1) wide = std::min<int64_t>(wide, 128);
-        if (rows >= 16 * TILE_ROWS) {
+        if (rows >= ROWS_APART * thread_count()) {
             wide = columns_at_once(w.in);
-            high = std::max<int64_t>(8, target * rows / (std::min(wide, w.out) * w.in * TILE_ROWS) + 1) * TILE_ROWS;
+            high = std::max(ROWS_APART, target * rows / std::max<int64_t>(1, std::min(wide, w.out) * w.in));
+            high = (high + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
         }
         for (int64_t n = 0; n < w.out; n += wide)
             for (int64_t r = 0; r < rows; r += high)
