@@ -133,6 +133,22 @@ def test_linear_differentiates(kernels: Any, rows: int, inputs: int, outputs: in
     check_derivatives(linear, lambda x, w: x @ w.mT, (noise(2, rows, inputs), noise(outputs, inputs, seed=1)))
 
 
+def test_training_takes_them_where_they_are_asked_for(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = noise(3, 8).requires_grad_(), noise(4, 8, seed=1).requires_grad_()
+
+    def names() -> list[str]:
+        return [type(y.grad_fn).__name__ for y in (linear(x, weight), grouped_linear(x, [3], [weight]))]
+
+    asked = names()
+    monkeypatch.setattr(native, "trains", lambda: False)
+    assert asked[0] == "_LinearBackward" != names()[0]
+    assert all(name == "_GroupedLinearBackward" for name in (asked[1], names()[1]))
+    with torch.no_grad():
+        want = poisoned(3, 4)
+        kernels.linear(x.detach(), weight.detach(), want)
+        assert torch.equal(linear(x, weight), want), "without gradient a product is native anyhow"
+
+
 def gradients_of(op: Callable[..., Tensor], inputs: list[Tensor], wanted: list[bool]) -> list[Tensor | None]:
     leaves = [t.detach().clone().requires_grad_(wants) for t, wants in zip(inputs, wanted, strict=True)]
     out = op(*leaves)
