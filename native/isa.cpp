@@ -1,4 +1,5 @@
 // Compiled once for each instruction set, with DSV4_ISA naming it.
+#include "backward.h"
 #include "forward.h"
 #include "ops.h"
 
@@ -71,8 +72,8 @@ void top_k_rows(const float* scores, int64_t n, int64_t width, int64_t k, int64_
 
 const Ops& DSV4_JOIN(DSV4_ISA, _ops)() {
     using namespace DSV4_ISA;
-    static const Ops ops{forward, head,     linear,     rms_norm_rows, sinkhorn_rows, exp_all, fake_quant_rows,
-                         hadamard_rows, top_k_rows};
+    static const Ops ops{forward,       head,          linear,  grouped_products, input_gradients, weight_gradients,
+                         rms_norm_rows, sinkhorn_rows, exp_all, fake_quant_rows,  hadamard_rows,   top_k_rows};
     return ops;
 }
 

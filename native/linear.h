@@ -19,25 +19,39 @@ constexpr int TILE_ROWS = 6, TILE_PANELS = 1;
 #endif
 constexpr int TILE_COLUMNS = TILE_PANELS * LANES;
 
+// Where rows r, r + 1 and r + 2 of a tile are read from, for every third r: a pointer for every row would be too many.
+template <int R>
+struct Thirds {
+    const float* from[(R + 2) / 3];
+    int64_t apart;
+
+    Thirds(const float* rows, int64_t stride) : apart(stride) {
+        for (int i = 0; 3 * i < R; ++i) from[i] = rows + 3 * i * stride;
+    }
+    [[gnu::always_inline]] const float& of(int row) const { return from[row / 3][row % 3 * apart]; }
+    [[gnu::always_inline]] void advance(int64_t step) {
+        for (const float*& third : from) third += step;
+    }
+};
+
 // R rows times P neighbouring panels, rows and panels sum by sum.
 template <int R, int P>
-inline void tile(const float* const* x, int64_t groups, const float* panel, float* const* y, int columns) {
+inline void tile(const float* x, int64_t groups, const float* panel, float* const* y, int columns) {
     const int64_t steps = groups * STEPS, apart = SUMS * steps * LANES;
     alignas(64) float kept[3][R][P][LANES];
     V acc[R][P];
     for (int64_t at = 0; at < SUMS; ++at, panel += steps * LANES) {
         for (int r = 0; r < R; ++r)
             for (int p = 0; p < P; ++p) acc[r][p] = zero();
-        const float* from[R];
-        for (int r = 0; r < R; ++r) from[r] = x[r] + at * steps;
+        Thirds<R> rows(x + at * steps, SUMS * steps);
         const float* column = panel;
         for (int64_t k = 0; k < steps; k += STEPS) {
 #pragma GCC unroll 4
-            for (int step = 0; step < STEPS; ++step, column += LANES) {
+            for (int step = 0; step < STEPS; ++step, column += LANES, rows.advance(1)) {
                 V b[P];
                 for (int p = 0; p < P; ++p) b[p] = load(column + p * apart);
                 for (int r = 0; r < R; ++r) {
-                    V a = set1(from[r][k + step]);
+                    V a = set1(rows.of(r));
                     for (int p = 0; p < P; ++p) acc[r][p] = fma(a, b[p], acc[r][p]);
                 }
             }
@@ -62,7 +76,7 @@ inline void tile(const float* const* x, int64_t groups, const float* panel, floa
 }
 
 template <int P>
-inline void tile_rows(int rows, const float* const* x, int64_t groups, const float* panel, float* const* y, int columns) {
+inline void tile_rows(int rows, const float* x, int64_t groups, const float* panel, float* const* y, int columns) {
     switch (rows) {
 #define DSV4_CASE(R) \
     case R: return tile<R, P>(x, groups, panel, y, columns)
@@ -106,19 +120,15 @@ inline void block_product(const float* const* x, int64_t rows, const Weight& w, 
     pack_panels(w, n0, n1, packed);
     for (int64_t r = 0; r < rows;) {
         int count = next_rows(rows - r);
-        const float* from[TILE_ROWS];
         float* to[TILE_ROWS];
-        for (int j = 0; j < count; ++j) {
-            order_sums(x[r + j], w.in, ordered + j * groups * GROUP);
-            from[j] = ordered + j * groups * GROUP;
-        }
+        for (int j = 0; j < count; ++j) order_sums(x[r + j], w.in, ordered + j * groups * GROUP);
         for (int64_t p = 0; p < panels; p += TILE_PANELS) {
             for (int j = 0; j < count; ++j) to[j] = y[r + j] + n0 + p * LANES;
             int columns = static_cast<int>(std::min<int64_t>(TILE_COLUMNS, n1 - n0 - p * LANES));
             if (columns <= LANES)
-                tile_rows<1>(count, from, groups, packed + p * apart, to, columns);
+                tile_rows<1>(count, ordered, groups, packed + p * apart, to, columns);
             else
-                tile_rows<TILE_PANELS>(count, from, groups, packed + p * apart, to, columns);
+                tile_rows<TILE_PANELS>(count, ordered, groups, packed + p * apart, to, columns);
         }
         r += count;
     }
@@ -128,6 +138,38 @@ inline void product(const float* const* x, int64_t rows, const Weight& w, float*
     block_product(x, rows, w, 0, w.out, y);
 }
 
+// How many columns of a weight a part of a product takes where there are many rows: as many as a packed weight of 256 KB
+// (of 512 KB for AMX) has, but 128 at least. Each part puts its rows in order anew.
+inline int64_t columns_at_once(int64_t in) {
+#if defined(DSV4_ISA_AMX)
+    constexpr int64_t NUMBERS = CACHE_WORDS, MOST = 1024;
+#else
+    constexpr int64_t NUMBERS = 64 << 10, MOST = 512;
+#endif
+    return std::clamp<int64_t>(NUMBERS / std::max<int64_t>(1, in) / TILE_COLUMNS * TILE_COLUMNS, 128, MOST);
+}
+
+// So many rows a thread make up for packing a weight anew for each part of them.
+constexpr int64_t ROWS_APART = 288;
+
+// Columns [n0, n1) of a weight for rows [r0, r1).
+struct Part {
+    const Weight* w;
+    Rows x, y;
+    int64_t r0, r1, n0, n1;
+
+    void run() const {
+        std::vector<const float*> from;
+        std::vector<float*> to;
+        for (int64_t r = r0; r < r1; ++r) from.push_back(x.data + r * x.stride), to.push_back(y.data + r * y.stride);
+        block_product(from.data(), r1 - r0, *w, n0, n1, to.data());
+    }
+};
+
+inline void run(const std::vector<Part>& parts) {
+    parallel(static_cast<int64_t>(parts.size()), [&](int64_t task, int) { parts[static_cast<size_t>(task)].run(); });
+}
+
 // Several products at once, each of its own rows and weight; together they fill the threads.
 struct Product {
     Rows x;
@@ -135,52 +177,66 @@ struct Product {
     Rows y;
 };
 
-inline void products(const Product* list, int count, int64_t rows) {
+#if defined(DSV4_ISA_AMX)
+// Products of few rows, which are turned once for all parts of all neighbours that read them.
+inline void few_rows_products(const Product* list, int count, int64_t rows) {
     struct Part {
+        const FewRows* x;
         const Product* of;
         int64_t n0, n1;
     };
+    thread_local std::vector<FewRows> few;
+    few.resize(std::max(few.size(), static_cast<size_t>(count)));
+    std::vector<Part> parts;
+    int64_t work = 0, used = 0;
+    for (int i = 0; i < count; ++i) work += list[i].w->out * list[i].w->in;
+    const int64_t target = std::max<int64_t>(1, work / thread_count());
+    for (int i = 0; i < count; ++i) {
+        const Product& now = list[i];
+        const Weight& w = *now.w;
+        if (!i || now.x.data != list[i - 1].x.data || now.x.stride != list[i - 1].x.stride || w.in != list[i - 1].w->in) {
+            const float* x[FEW_ROWS];
+            for (int64_t r = 0; r < rows; ++r) x[r] = now.x.data + r * now.x.stride;
+            few[static_cast<size_t>(used++)].take(x, rows, w.in);
+        }
+        const int64_t wide = (std::max<int64_t>(1, target / std::max<int64_t>(1, w.in)) + 4 * LANES - 1) / (4 * LANES) * 4 * LANES;
+        for (int64_t n = 0; n < w.out; n += wide) parts.push_back({&few[static_cast<size_t>(used - 1)], &now, n, std::min(w.out, n + wide)});
+    }
+    parallel(static_cast<int64_t>(parts.size()), [&](int64_t task, int) {
+        const Part& part = parts[static_cast<size_t>(task)];
+        float* y[FEW_ROWS];
+        for (int64_t r = 0; r < rows; ++r) y[r] = part.of->y.data + r * part.of->y.stride;
+        few_rows_product(*part.x, *part.of->w, part.n0, part.n1, y);
+    });
+}
+#endif
+
+inline void products(const Product* list, int count, int64_t rows) {
+#if defined(DSV4_ISA_AMX)
+    if (rows <= FEW_ROWS) return few_rows_products(list, count, rows);
+#endif
     std::vector<Part> parts;
     int64_t work = 0;
     for (int i = 0; i < count; ++i) work += list[i].w->out * list[i].w->in;
-    // A few rows: one part a thread and product of equal work. Many: parts of 128 columns, whose packed weight stays in
-    // the second-level cache, or less so that every thread has some.
-    int64_t target = std::max<int64_t>(1, work / (thread_count() * (rows < 8 ? 1 : 4)));
+    // A few rows: one part a thread and product of equal work. More: some parts a thread, of columns, or of rows where there
+    // are enough of them.
+    const int64_t shares = thread_count() * (rows < 8 ? 1 : 4);
     for (int i = 0; i < count; ++i) {
         const Weight& w = *list[i].w;
-        int64_t wide = std::max<int64_t>(1, target / std::max<int64_t>(1, w.in));
+        const int64_t target = std::max<int64_t>(1, work / shares);
+        int64_t wide = std::max<int64_t>(1, target / std::max<int64_t>(1, w.in)), high = rows;
         wide = (wide + 2 * LANES - 1) / (2 * LANES) * 2 * LANES;
         if (rows > 1) wide = std::min<int64_t>(wide, 128);
-        for (int64_t n = 0; n < w.out; n += wide) parts.push_back({&list[i], n, std::min(w.out, n + wide)});
-    }
-#if defined(DSV4_ISA_AMX)
-    std::vector<FewRows> few(static_cast<size_t>(rows <= FEW_ROWS ? count : 0));  // neighbours share them where they share x
-    std::vector<const FewRows*> few_of(few.size());
-    for (size_t i = 0; i < few.size(); ++i) {
-        const Product& now = list[i];
-        if (i && now.x.data == list[i - 1].x.data && now.x.stride == list[i - 1].x.stride && now.w->in == list[i - 1].w->in) {
-            few_of[i] = few_of[i - 1];
-            continue;
+        if (rows >= ROWS_APART * thread_count()) {
+            wide = columns_at_once(w.in);
+            high = std::max(ROWS_APART, target * rows / std::max<int64_t>(1, std::min(wide, w.out) * w.in));
+            high = (high + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
         }
-        const float* x[FEW_ROWS];
-        for (int64_t r = 0; r < rows; ++r) x[r] = now.x.data + r * now.x.stride;
-        few[i].take(x, rows, now.w->in);
-        few_of[i] = &few[i];
+        for (int64_t n = 0; n < w.out; n += wide)
+            for (int64_t r = 0; r < rows; r += high)
+                parts.push_back({&w, list[i].x, list[i].y, r, std::min(rows, r + high), n, std::min(w.out, n + wide)});
     }
-#endif
-    parallel(static_cast<int64_t>(parts.size()), [&](int64_t task, int) {
-        const Part& part = parts[static_cast<size_t>(task)];
-        std::vector<const float*> x(static_cast<size_t>(rows));
-        std::vector<float*> y(static_cast<size_t>(rows));
-        for (int64_t r = 0; r < rows; ++r) {
-            x[static_cast<size_t>(r)] = part.of->x.data + r * part.of->x.stride;
-            y[static_cast<size_t>(r)] = part.of->y.data + r * part.of->y.stride;
-        }
-#if defined(DSV4_ISA_AMX)
-        if (!few.empty()) return few_rows_product(*few_of[static_cast<size_t>(part.of - list)], *part.of->w, part.n0, part.n1, y.data());
-#endif
-        block_product(x.data(), rows, *part.of->w, part.n0, part.n1, y.data());
-    });
+    run(parts);
 }
 
 }  // namespace dsv4::DSV4_ISA

@@ -385,6 +385,79 @@ void linear(const Floats& x, const nb::object& weight, MutableFloats y) {
     ops().linear({const_cast<float*>(x.data()), x.stride(0)}, n, w, {y.data(), w.out});
 }
 
+// The rows of x and y in groups of `sizes`, side by side.
+std::vector<Group> groups_of(const Floats& x, const Floats& y, const std::vector<int64_t>& sizes) {
+    auto rows = [](const Floats& array, const char* name) {
+        if (array.ndim() != 2) wrong(std::string(name) + " has 2 dimensions");
+        expect_rows(array, static_cast<int64_t>(array.shape(0)), static_cast<int64_t>(array.shape(1)), name);
+        return Rows{const_cast<float*>(array.data()), array.stride(0)};
+    };
+    Rows from = rows(x, "x"), to = rows(y, "y");
+    std::vector<Group> groups;
+    int64_t total = 0;
+    for (int64_t size : sizes) {
+        if (size < 0) wrong("sizes: " + std::to_string(size));
+        Group group{from, size, {}, to};
+        group.x.data += total * from.stride, group.y.data += total * to.stride;
+        group.w.in = static_cast<int64_t>(x.shape(1)), group.w.out = static_cast<int64_t>(y.shape(1));
+        groups.push_back(group);
+        total += size;
+    }
+    if (total != static_cast<int64_t>(x.shape(0)) || total != static_cast<int64_t>(y.shape(0)))
+        wrong("sizes add up to " + std::to_string(total) + " rows, x has " + std::to_string(x.shape(0)) + ", y " +
+              std::to_string(y.shape(0)));
+    return groups;
+}
+
+// Every group's weight, kept alive by what is returned.
+std::vector<Stored> set_weights(std::vector<Group>& groups, const nb::list& weights) {
+    if (weights.size() != groups.size())
+        wrong(std::to_string(weights.size()) + " weights for " + std::to_string(groups.size()) + " groups");
+    std::vector<Stored> held;
+    for (size_t g = 0; g < groups.size(); ++g) {
+        held.push_back(stored_weight(weights[g], "weight"));
+        Weight& w = groups[g].w;
+        const Weight& view = held.back().view;
+        if (view.out != w.out || view.in != w.in)
+            wrong("weight: shape " + shape_of({view.out, view.in}) + ", expected " + shape_of({w.out, w.in}));
+        w = view;
+    }
+    return held;
+}
+
+void grouped_linear(const Floats& x, const std::vector<int64_t>& sizes, const nb::list& weights, MutableFloats y) {
+    std::vector<Group> groups = groups_of(x, Floats(y), sizes);
+    std::vector<Stored> held = set_weights(groups, weights);
+    nb::gil_scoped_release free;
+    ops().grouped_linear(groups.data(), static_cast<int64_t>(groups.size()));
+}
+
+void input_gradients(const Floats& dy, const std::vector<int64_t>& sizes, const nb::list& weights, MutableFloats dx) {
+    std::vector<Group> groups = groups_of(Floats(dx), dy, sizes);
+    std::vector<Stored> held = set_weights(groups, weights);
+    nb::gil_scoped_release free;
+    ops().input_gradients(groups.data(), static_cast<int64_t>(groups.size()));
+}
+
+// A gradient that is None is not computed.
+void weight_gradients(const Floats& dy, const Floats& x, const std::vector<int64_t>& sizes, const nb::list& gradients) {
+    std::vector<Group> groups = groups_of(x, dy, sizes);
+    if (gradients.size() != groups.size())
+        wrong(std::to_string(gradients.size()) + " gradients for " + std::to_string(groups.size()) + " groups");
+    std::vector<float*> places;
+    for (size_t g = 0; g < groups.size(); ++g) {
+        float* place = nullptr;
+        if (!gradients[g].is_none()) {
+            auto array = nb::cast<MutableFloats>(gradients[g], false);
+            expect(array, {groups[g].w.out, groups[g].w.in}, "gradient");
+            place = array.data();
+        }
+        places.push_back(place);
+    }
+    nb::gil_scoped_release free;
+    ops().weight_gradients(groups.data(), static_cast<int64_t>(groups.size()), places.data());
+}
+
 void rms_norm(MutableFloats x, nb::object weight, double eps, MutableFloats y) {
     int64_t n = static_cast<int64_t>(x.shape(0)), width = static_cast<int64_t>(x.shape(1));
     expect(y, {n, width}, "y");
@@ -437,6 +510,11 @@ NB_MODULE(_native, m) {
     m.def("head", &head, nb::arg("model"), nb::arg("prefix"), nb::arg("streams"),
           nb::arg("logits").noconvert());
     m.def("linear", &linear, nb::arg("x"), nb::arg("weight"), nb::arg("y").noconvert());
+    m.def("grouped_linear", &grouped_linear, nb::arg("x"), nb::arg("sizes"), nb::arg("weights"),
+          nb::arg("y").noconvert());
+    m.def("input_gradients", &input_gradients, nb::arg("dy"), nb::arg("sizes"), nb::arg("weights"),
+          nb::arg("dx").noconvert());
+    m.def("weight_gradients", &weight_gradients, nb::arg("dy"), nb::arg("x"), nb::arg("sizes"), nb::arg("gradients"));
     m.def("rms_norm", &rms_norm, nb::arg("x"), nb::arg("weight").none(), nb::arg("eps"), nb::arg("y").noconvert());
     m.def("sinkhorn", [](MutableFloats c, int64_t iters, double eps) {
         ops().sinkhorn(c.data(), static_cast<int64_t>(c.shape(0)), static_cast<int64_t>(c.shape(1)), iters,

@@ -11,6 +11,10 @@ struct Ops {
     void (*head)(const Config&, const HyperConnection&, const float* norm, const Weight& head, const float* streams,
                  int64_t n, float* logits);
     void (*linear)(const Rows& x, int64_t n, const Weight&, const Rows& y);
+    // Each group's rows times its own weight; then the gradients: dx into x and dW into its own place, dy is in y.
+    void (*grouped_linear)(const Group*, int64_t count);
+    void (*input_gradients)(const Group*, int64_t count);
+    void (*weight_gradients)(const Group*, int64_t count, float* const* gradients);
     void (*rms_norm)(const float* x, const float* weight, int64_t n, int64_t width, float eps, float* y);
     void (*sinkhorn)(float* c, int64_t n, int64_t s, int64_t iters, float eps);
     void (*exp)(const float* x, int64_t n, float* y);

@@ -32,6 +32,14 @@ struct Weight {
     }
 };
 
+// Rows that one weight maps: y = x W^T.
+struct Group {
+    Rows x;
+    int64_t rows;
+    Weight w;
+    Rows y;
+};
+
 struct Config {
     int64_t hidden_size, vocab_size, num_hidden_layers, hc_mult, hc_sinkhorn_iters;
     int64_t num_attention_heads, head_dim, qk_rope_head_dim, q_lora_rank, o_groups, o_lora_rank;

@@ -13,6 +13,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KERNELS = ("native", "reference")
 ISAS = ("portable", "avx2", "avx512", "amx")
@@ -29,6 +33,7 @@ class _Choice:
     module: ModuleType | None
     isa: str = ""
     follows_torch: bool = False  # as many threads as torch has
+    asked: bool = False  # DSV4_KERNELS=native
     reason: str = ""  # for the reference
 
 
@@ -40,6 +45,33 @@ _torch_threads = 0  # as last followed
 def module() -> ModuleType | None:
     """dsv4._native, None when the reference kernels run."""
     return _chosen().module
+
+
+def kernels() -> ModuleType:
+    """dsv4._native, with as many threads as torch has by now."""
+    follow_torch_threads()
+    found = module()
+    assert found is not None, "the reference kernels run"
+    return found
+
+
+def takes(*tensors: Tensor) -> bool:
+    """Whether the native kernels run and compute with these: fp32 on the CPU, outside autocast."""
+    import torch
+
+    return (
+        module() is not None
+        and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def trains() -> bool:
+    """Whether products that want a gradient run natively too: where DSV4_KERNELS=native asks for it.
+
+    Without that torch computes them, which is a few percent faster on the processors that MKL was made for.
+    """
+    return _chosen().asked
 
 
 def name() -> str:
@@ -98,7 +130,7 @@ def _choose() -> _Choice:
     native.select(isa)
     if threads:
         native.set_threads(threads)
-    return _Choice(native, isa, follows_torch=not threads)
+    return _Choice(native, isa, follows_torch=not threads, asked=kernels == "native")
 
 
 def _setting(variable: str, allowed: tuple[str, ...]) -> str:

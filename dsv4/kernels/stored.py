@@ -123,3 +123,9 @@ def weight_argument(weight: Tensor) -> Any:
         return weight.parts
     weight = weight.detach()
     return weight if weight.stride(-1) == 1 or weight.shape[-1] == 1 else weight.contiguous()
+
+
+def rows_argument(x: Tensor) -> Tensor:
+    """x [..., n] as `dsv4._native` takes rows: [rows, n] with contiguous rows, a copy only where it has to be."""
+    rows = x.detach().reshape(-1, x.shape[-1]) if x.dim() != 2 else x.detach()
+    return rows if rows.stride(-1) == 1 or rows.shape[-1] == 1 else rows.contiguous()

@@ -72,6 +72,15 @@ def test_the_variables_choose() -> None:
     assert "(avx2, " in printed(FAKE + DESCRIBE, DSV4_ISA="", DSV4_THREADS="", DSV4_KERNELS="")
 
 
+def test_training_is_native_where_it_is_asked_for() -> None:
+    code = FAKE + "from dsv4.kernels import native; print(native.trains())"
+    assert [printed(code), printed(code, DSV4_KERNELS="native"), printed(code, DSV4_KERNELS="reference")] == [
+        "False",
+        "True",
+        "False",
+    ]
+
+
 def test_threads_follow_torch_unless_the_variable_says_how_many() -> None:
     code = (
         FAKE

@@ -143,7 +143,7 @@ def test_training_forward_is_the_cached_forward(numerics: str, top_k: int) -> No
     with torch.enable_grad():
         logits = model.logits(model.forward_ragged(batch, aux=AuxLosses()))
     assert logits.requires_grad
-    # Gradients run through the reference, which agrees with the native kernels to rounding.
+    # With gradients some operations run on the reference, which agrees with the native kernels to rounding.
     like = same if native.module() is None else close
     assert like(logits.detach()[:LENGTH], whole, numerics) and like(logits.detach()[LENGTH:], whole[:77], numerics)
 

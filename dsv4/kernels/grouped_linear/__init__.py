@@ -1,10 +1,24 @@
 """Rows sorted by group, each group times its own weight: the routed experts' matrix products.
 
 Contract: x [n, in], sizes (rows of each group, in order, adding up to n), weights one [out, in] a group, all of x's
-dtype -> [n, out]. A group without rows is not touched, and its weight gets no gradient (None). Row i depends on row i
-alone.
+dtype, or as stored (kernels/stored.py) -> [n, out]. A group without rows is not touched, and its weight gets no
+gradient (None). Row i, and row i of x's gradient, depend on row i alone.
+Native: where `native.trains`, fp32 on the CPU, outside autocast; the sums are those of docs/kernels.md, to the bit; no
+gradient of a gradient. (The native forward of inference does not come here.)
 """
 
-from dsv4.kernels.grouped_linear.reference import grouped_linear
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from dsv4.kernels import native as choice
+from dsv4.kernels.grouped_linear import native, reference
+
+
+def grouped_linear(x: Tensor, sizes: list[int], weights: Sequence[Tensor]) -> Tensor:
+    """Group g's rows of x [n, in] times weights[g] [out, in] transposed -> [n, out]."""
+    op = native if choice.trains() and choice.takes(x, *weights) else reference
+    return op.grouped_linear(x, sizes, weights)
+
 
 __all__ = ["grouped_linear"]
