@@ -1,7 +1,8 @@
 // Products on the matrix unit of processors with AMX, which multiplies BF16 tiles of 16 x 32 and adds in fp32.
 //
-// A number is the sum of three BF16 numbers, to its last bit: high, middle and low part. Weights in FP4, FP8 with power-of-two
-// scales and BF16 are their high part alone, and so are rows rounded to FP8. The parts of x are multiplied apart and joined last.
+// A number is the sum of three BF16 numbers, to its last bit: high, middle and low part. Weights in FP4, BF16 and FP8 with
+// power-of-two scales are their high part alone, and so are rows rounded to FP8. The parts of x are multiplied apart and joined last.
+// FP32 weights stay with linear.h: taking them apart would take longer than multiplying them.
 //
 // Order of an element, for each part of x: from zero, group after group of 32 inputs and in a group the weight's parts from high to
 // low, adds one number: the chain of its even inputs from zero plus the chain of its odd ones. The three are joined as
@@ -123,9 +124,8 @@ inline void turn_pairs(const uint16_t* const* row, uint16_t* to) {
     }
 }
 
-inline int weight_parts(const Weight& w) {
-    return w.kind == Kind::f32 || (w.kind == Kind::fp8 && w.float_scales) ? MOST_PARTS : 1;
-}
+// Scales of FP8 that are no powers of two make numbers of more bits.
+inline int weight_parts(const Weight& w) { return w.kind == Kind::fp8 && w.float_scales ? MOST_PARTS : 1; }
 
 // Values of codes 0 to 15, twice, under every scale as BF16 numbers: FP4's, and of FP8's those below its normal numbers.
 struct alignas(64) ScaledCodes {
@@ -152,12 +152,8 @@ inline void widen_parts(const Weight& w, int64_t n, int64_t g, int parts, uint16
     for (int64_t r = 0; r < LANES; ++r) {
         alignas(64) float wide[GROUP] = {};
         __m512i part[MOST_PARTS];
-        const float* from = wide;
-        if (w.kind == Kind::f32 && n + r < w.out && stop == k + GROUP)
-            from = reinterpret_cast<const float*>(w.data + (n + r) * w.stride) + k;
-        else if (n + r < w.out)
-            widen_row(w, n + r, k, stop, wide);
-        split(_mm512_loadu_ps(from), _mm512_loadu_ps(from + LANES), part);
+        if (n + r < w.out) widen_row(w, n + r, k, stop, wide);
+        split(_mm512_load_ps(wide), _mm512_load_ps(wide + LANES), part);
         for (int p = 0; p < parts; ++p) _mm512_store_si512(to + p * TILE_WORDS + r * GROUP, part[p]);
     }
 }
@@ -203,9 +199,7 @@ template <Kind kind>
 
 template <Kind kind>
 [[gnu::always_inline]] inline void widen(const Weight& w, int parts, int64_t n, int64_t g, uint16_t* to) {
-    if constexpr (kind == Kind::f32)
-        widen_parts(w, n, g, parts, to);
-    else if (parts == 1 && is_whole<kind>(w, n, g))
+    if (parts == 1 && is_whole<kind>(w, n, g))
         widen_tile<kind>(w, scaled_codes<kind>(), n, g, to);
     else
         widen_parts(w, n, g, parts, to);
@@ -400,7 +394,7 @@ template <Kind kind>
 inline void many_rows_product(const float* const* x, int64_t rows, const Weight& w, int64_t n0, int64_t n1, float* const* y) {
     const int64_t groups = groups_of(w.in), weight = weight_parts(w), panel = groups * weight * TILE_WORDS;
     const int64_t stride = (groups | 1) * GROUP;  // odd: rows a power of two apart would share places in the first-level cache
-    const int64_t height = std::max(BLOCK_ROWS, 2 * CACHE_WORDS / (MOST_PARTS * stride) / BLOCK_ROWS * BLOCK_ROWS);
+    const int64_t height = std::max(3 * BLOCK_ROWS, 2 * CACHE_WORDS / (MOST_PARTS * stride) / BLOCK_ROWS * BLOCK_ROWS);
     const int64_t width = std::max<int64_t>(2, CACHE_WORDS / panel) * LANES;
     for (int64_t r0 = 0; r0 < rows; r0 += height) {
         const int64_t tall = std::min(height, rows - r0), apart = (tall + LANES - 1) / LANES * LANES * stride;
@@ -439,7 +433,7 @@ inline void many_rows_product(const float* const* x, int64_t rows, const Weight&
 template <class F>
 inline void with_kind(Kind kind, F&& f) {
     switch (kind) {
-        case Kind::f32: return f(std::integral_constant<Kind, Kind::f32>{});
+        case Kind::f32: std::abort();
         case Kind::bf16: return f(std::integral_constant<Kind, Kind::bf16>{});
         case Kind::fp8: return f(std::integral_constant<Kind, Kind::fp8>{});
         case Kind::fp4: return f(std::integral_constant<Kind, Kind::fp4>{});
@@ -452,7 +446,7 @@ inline void few_rows_product(const FewRows& x, const Weight& w, int64_t n0, int6
     with_kind(w.kind, [&](auto kind) {
         constexpr Kind KIND = decltype(kind)::value;
         switch (x.tiles) {
-            case 1: return few_rows_of<KIND, 1, 4>(x, w, n0, n1, y);
+            case 1: return few_rows_of<KIND, 1, 2>(x, w, n0, n1, y);
             case 2: return few_rows_of<KIND, 2, 2>(x, w, n0, n1, y);
             default: return few_rows_of<KIND, 3, 2>(x, w, n0, n1, y);
         }

@@ -108,7 +108,7 @@ inline int next_rows(int64_t left) {
 // Rows x[0..rows) times columns [n0, n1) of a weight, n0 a multiple of 16, into y[r] + n0.
 inline void block_product(const float* const* x, int64_t rows, const Weight& w, int64_t n0, int64_t n1, float* const* y) {
 #if defined(DSV4_ISA_AMX)
-    return tiles_product(x, rows, w, n0, n1, y);
+    if (w.kind != Kind::f32) return tiles_product(x, rows, w, n0, n1, y);
 #endif
 #if defined(DSV4_ISA_AVX2) || defined(DSV4_ISA_AVX512)
     if (rows == 1) n0 = fast_dots(x[0], w, n0, n1, y[0]);
@@ -152,16 +152,22 @@ inline int64_t columns_at_once(int64_t in) {
 // So many rows a thread make up for packing a weight anew for each part of them.
 constexpr int64_t ROWS_APART = 288;
 
+struct FewRows;
+
 // Columns [n0, n1) of a weight for rows [r0, r1).
 struct Part {
     const Weight* w;
     Rows x, y;
     int64_t r0, r1, n0, n1;
+    const FewRows* few = nullptr;  // with AMX the rows, turned
 
     void run() const {
         std::vector<const float*> from;
         std::vector<float*> to;
         for (int64_t r = r0; r < r1; ++r) from.push_back(x.data + r * x.stride), to.push_back(y.data + r * y.stride);
+#if defined(DSV4_ISA_AMX)
+        if (few) return few_rows_product(*few, *w, n0, n1, to.data());
+#endif
         block_product(from.data(), r1 - r0, *w, n0, n1, to.data());
     }
 };
@@ -177,46 +183,35 @@ struct Product {
     Rows y;
 };
 
+// For AMX the few rows of each product, turned once for all parts and for neighbours that share them; null otherwise.
+inline std::vector<const FewRows*> take_few_rows([[maybe_unused]] const Product* list, int count, [[maybe_unused]] int64_t rows) {
+    std::vector<const FewRows*> of(static_cast<size_t>(count));
 #if defined(DSV4_ISA_AMX)
-// Products of few rows, which are turned once for all parts of all neighbours that read them.
-inline void few_rows_products(const Product* list, int count, int64_t rows) {
-    struct Part {
-        const FewRows* x;
-        const Product* of;
-        int64_t n0, n1;
-    };
-    thread_local std::vector<FewRows> few;
-    few.resize(std::max(few.size(), static_cast<size_t>(count)));
-    std::vector<Part> parts;
-    int64_t work = 0, used = 0;
-    for (int i = 0; i < count; ++i) work += list[i].w->out * list[i].w->in;
-    const int64_t target = std::max<int64_t>(1, work / thread_count());
-    for (int i = 0; i < count; ++i) {
+    thread_local std::vector<FewRows> memory;
+    if (rows > FEW_ROWS) return of;
+    memory.resize(std::max(memory.size(), of.size()));
+    const Product* last = nullptr;
+    for (size_t i = 0; i < of.size(); ++i) {
         const Product& now = list[i];
-        const Weight& w = *now.w;
-        if (!i || now.x.data != list[i - 1].x.data || now.x.stride != list[i - 1].x.stride || w.in != list[i - 1].w->in) {
-            const float* x[FEW_ROWS];
-            for (int64_t r = 0; r < rows; ++r) x[r] = now.x.data + r * now.x.stride;
-            few[static_cast<size_t>(used++)].take(x, rows, w.in);
+        if (now.w->kind == Kind::f32) continue;
+        if (last && last->x.data == now.x.data && last->x.stride == now.x.stride && last->w->in == now.w->in) {
+            of[i] = of[static_cast<size_t>(last - list)];
+            continue;
         }
-        const int64_t wide = (std::max<int64_t>(1, target / std::max<int64_t>(1, w.in)) + 4 * LANES - 1) / (4 * LANES) * 4 * LANES;
-        for (int64_t n = 0; n < w.out; n += wide) parts.push_back({&few[static_cast<size_t>(used - 1)], &now, n, std::min(w.out, n + wide)});
+        const float* x[FEW_ROWS];
+        for (int64_t r = 0; r < rows; ++r) x[r] = now.x.data + r * now.x.stride;
+        memory[i].take(x, rows, now.w->in);
+        of[i] = &memory[i];
+        last = &now;
     }
-    parallel(static_cast<int64_t>(parts.size()), [&](int64_t task, int) {
-        const Part& part = parts[static_cast<size_t>(task)];
-        float* y[FEW_ROWS];
-        for (int64_t r = 0; r < rows; ++r) y[r] = part.of->y.data + r * part.of->y.stride;
-        few_rows_product(*part.x, *part.of->w, part.n0, part.n1, y);
-    });
-}
 #endif
+    return of;
+}
 
 inline void products(const Product* list, int count, int64_t rows) {
-#if defined(DSV4_ISA_AMX)
-    if (rows <= FEW_ROWS) return few_rows_products(list, count, rows);
-#endif
     std::vector<Part> parts;
     int64_t work = 0;
+    const std::vector<const FewRows*> few = take_few_rows(list, count, rows);
     for (int i = 0; i < count; ++i) work += list[i].w->out * list[i].w->in;
     // A few rows: one part a thread and product of equal work. More: some parts a thread, of columns, or of rows where there
     // are enough of them.
@@ -234,7 +229,7 @@ inline void products(const Product* list, int count, int64_t rows) {
         }
         for (int64_t n = 0; n < w.out; n += wide)
             for (int64_t r = 0; r < rows; r += high)
-                parts.push_back({&w, list[i].x, list[i].y, r, std::min(rows, r + high), n, std::min(w.out, n + wide)});
+                parts.push_back({&w, list[i].x, list[i].y, r, std::min(rows, r + high), n, std::min(w.out, n + wide), few[static_cast<size_t>(i)]});
     }
     run(parts);
 }
