@@ -60,7 +60,11 @@ class NativeForward:
         self.parameter_tables = [module._parameters for module in model.modules() if module._parameters]
         self._tensors = _tensors(model)
         self._places = _places(self._tensors.values())
-        other = ("mtp.", *(f"layers.{i}." for i in range(1, model.config.num_hidden_layers)))
+        other = (
+            "mtp.",
+            *(f"layers.{i}." for i in range(1, model.config.num_hidden_layers)),
+            *(f"layers.0.ffn.experts.{i}." for i in range(1, model.config.n_routed_experts)),
+        )
         self._few = [tensor for name, tensor in self._tensors.items() if not name.startswith(other)]
         # Bound methods: a look at a hundred places before every token has to take microseconds.
         self._few_pointers = [_held(tensor).data_ptr for tensor in self._few]
@@ -79,7 +83,8 @@ class NativeForward:
         )
 
     def is_current(self, tokens: int) -> bool:
-        """Whether every tensor lies where it lay; before a few tokens only those of layer 0 and around the layers."""
+        """Whether every tensor lies where it lay; before a few tokens only around the layers and in layer 0, of its experts the
+        first."""
         if tokens <= FEW_TOKENS:
             first, last = self._model.embed.weight, self._model.head.weight
             same = first is self._tensors["embed.weight"] and last is self._tensors["head.weight"]
