@@ -396,6 +396,7 @@ inline void many_rows_product(const float* const* x, int64_t rows, const Weight&
     const int64_t stride = (groups | 1) * GROUP;  // odd: rows a power of two apart would share places in the first-level cache
     const int64_t height = std::max(3 * BLOCK_ROWS, 2 * CACHE_WORDS / (MOST_PARTS * stride) / BLOCK_ROWS * BLOCK_ROWS);
     const int64_t width = std::max<int64_t>(2, CACHE_WORDS / panel) * LANES;
+    const Weight columns = w.rows(0, n1);
     for (int64_t r0 = 0; r0 < rows; r0 += height) {
         const int64_t tall = std::min(height, rows - r0), apart = (tall + LANES - 1) / LANES * LANES * stride;
         uint16_t* split = words(Scratch::wide, MOST_PARTS * apart);
@@ -407,7 +408,7 @@ inline void many_rows_product(const float* const* x, int64_t rows, const Weight&
             for (int64_t m = n; m < stop; m += LANES)
                 for (int64_t g = 0; g < groups; ++g) {
                     alignas(64) uint16_t tiles[MOST_PARTS * TILE_WORDS];
-                    widen<kind>(w.rows(0, n1), static_cast<int>(weight), m, g, tiles);
+                    widen<kind>(columns, static_cast<int>(weight), m, g, tiles);
                     for (int64_t p = 0; p < weight; ++p, to += TILE_WORDS) {
                         const uint16_t* row[LANES];
                         for (int j = 0; j < LANES; ++j) row[j] = tiles + p * TILE_WORDS + j * GROUP;
