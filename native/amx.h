@@ -6,7 +6,8 @@
 //
 // Order of an element, for each part of x: from zero, group after group of 32 inputs and in a group the weight's parts from high to
 // low, adds one number: the chain of its even inputs from zero plus the chain of its odd ones. The three are joined as
-// high + (middle + low). Tiles take numbers below 2^-126 for zero. The order is what the unit does (Intel's manual, TDPBF16PS).
+// high + (middle + low), or the high one alone counts where it is not finite: then it does not matter whether other rows of a
+// block needed three parts. Tiles take numbers below 2^-126 for zero. The order is what the unit does (Intel's manual, TDPBF16PS).
 //
 // A tile's second factor holds pairs of inputs side by side: 16 of them for each of 16 columns. Where rows are few they are turned
 // for it, where they are many the weight is. Both ways give the same bits.
@@ -31,9 +32,9 @@ struct FewRows {
 
     void take(const float* const* x, int64_t count, int64_t in) {
         const int64_t groups = groups_of(in), stride = groups * GROUP;
-        uint16_t* split = dsv4::DSV4_ISA::words(Scratch::wide, MOST_PARTS * count * stride);
+        uint16_t* taken = aligned_words(Scratch::wide, MOST_PARTS * count * stride);
         rows = count;
-        parts = split_rows(x, rows, in, split, rows * stride, stride) ? MOST_PARTS : 1;
+        parts = split_rows(x, rows, in, taken, rows * stride, stride) ? MOST_PARTS : 1;
         const int64_t columns = parts * rows;
         tiles = (columns + LANES - 1) / LANES;
         // One row has three columns at most: its tiles' rows are four pairs long.
@@ -43,13 +44,13 @@ struct FewRows {
         static const uint16_t nothing[GROUP] = {};
         for (int64_t g = 0; g < groups; ++g) {
             if (rows == 1) {
-                turn_parts(split + g * GROUP, stride, turned + g * words);
+                turn_parts(taken + g * GROUP, stride, turned + g * words);
                 continue;
             }
             for (int64_t i = 0; i < tiles; ++i) {
                 const uint16_t* row[LANES];
                 for (int64_t c = 0; c < LANES; ++c)
-                    row[c] = i * LANES + c < columns ? split + (i * LANES + c) * stride + g * GROUP : nothing;
+                    row[c] = i * LANES + c < columns ? taken + (i * LANES + c) * stride + g * GROUP : nothing;
                 turn_pairs(row, turned + (g * tiles + i) * words);
             }
         }
@@ -134,7 +135,8 @@ inline void few_rows(const FewRows& of, const Weight& w, int64_t n, float* const
         for (int64_t r = 0; r < of.rows; ++r)
             for (int64_t o = 0; o < outputs; ++o) {
                 auto part = [&](int64_t p) { return sums[(p * of.rows + r) / LANES * W + j][o * LANES + (p * of.rows + r) % LANES]; };
-                y[r][n + j * LANES + o] = of.parts == 1 ? part(0) : part(0) + (part(1) + part(2));
+                float rest = of.parts > 1 && std::isfinite(part(0)) ? part(1) + part(2) : 0.0f;
+                y[r][n + j * LANES + o] = part(0) + rest;
             }
     }
 }
@@ -164,9 +166,12 @@ inline void many_rows(const uint16_t* const* x, int64_t stride, int64_t rows, in
             int left = static_cast<int>(std::min<int64_t>(LANES, n1 - n - j * LANES));
             for (int64_t r = 0; r < rows; ++r) {
                 const float* high = sums[(parts == 1 ? r / LANES : 0) * W + j] + r % LANES * LANES;
-                V sum = load(high);
-                if (parts > 1) sum = add(sum, add(load(high + W * LANES * LANES), load(high + 2 * W * LANES * LANES)));
-                store_n(y[r] + n + j * LANES, sum, left);
+                __m512 sum = _mm512_loadu_ps(high), rest = _mm512_setzero_ps();
+                if (parts > 1) {
+                    __mmask16 finite = _mm512_cmp_ps_mask(_mm512_abs_ps(sum), _mm512_set1_ps(INFINITY), _CMP_LT_OQ);
+                    rest = _mm512_maskz_add_ps(finite, _mm512_loadu_ps(high + W * LANES * LANES), _mm512_loadu_ps(high + 2 * W * LANES * LANES));
+                }
+                store_n(y[r] + n + j * LANES, {_mm512_add_ps(sum, rest)}, left);
             }
         }
     };
@@ -182,15 +187,15 @@ inline void many_rows_product(const float* const* x, int64_t rows, const Weight&
     const int64_t groups = groups_of(w.in), weight = weight_parts(w), panel = groups * weight * TILE_WORDS;
     const int64_t stride = (groups | 1) * GROUP;  // odd: rows a power of two apart would share places in the first-level cache
     const int64_t height = std::max(3 * BLOCK_ROWS, 2 * CACHE_WORDS / (MOST_PARTS * stride) / BLOCK_ROWS * BLOCK_ROWS);
-    const int64_t width = std::max<int64_t>(2, CACHE_WORDS / panel) * LANES;
+    const int64_t width = std::max<int64_t>(2, CACHE_WORDS / std::max<int64_t>(1, panel)) * LANES;
     const Weight columns = w.rows(0, n1);
     for (int64_t r0 = 0; r0 < rows; r0 += height) {
         const int64_t tall = std::min(height, rows - r0), apart = (tall + LANES - 1) / LANES * LANES * stride;
-        uint16_t* split = words(Scratch::wide, MOST_PARTS * apart);
-        const int parts = split_rows(x + r0, tall, w.in, split, apart, stride) ? MOST_PARTS : 1;
+        uint16_t* taken = aligned_words(Scratch::wide, MOST_PARTS * apart);
+        const int parts = split_rows(x + r0, tall, w.in, taken, apart, stride) ? MOST_PARTS : 1;
         for (int64_t n = n0; n < n1; n += width) {
             const int64_t stop = std::min(n1, n + width);
-            uint16_t* turned = words(Scratch::packed, (stop - n + LANES - 1) / LANES * panel);
+            uint16_t* turned = aligned_words(Scratch::packed, (stop - n + LANES - 1) / LANES * panel);
             uint16_t* to = turned;
             for (int64_t m = n; m < stop; m += LANES)
                 for (int64_t g = 0; g < groups; ++g) {
@@ -206,7 +211,7 @@ inline void many_rows_product(const float* const* x, int64_t rows, const Weight&
             for (int64_t r = 0; r < tall; r += step) {
                 const int64_t count = std::min(step, tall - r);
                 const uint16_t* tile[MOST_PARTS];
-                for (int i = 0; i < MOST_PARTS; ++i) tile[i] = split + r * stride + i * (parts == 1 ? LANES * stride : apart);
+                for (int i = 0; i < MOST_PARTS; ++i) tile[i] = taken + r * stride + i * (parts == 1 ? LANES * stride : apart);
                 float* const* out = y + r0 + r;
                 switch (parts == 1 ? (count + LANES - 1) / LANES : MOST_PARTS) {
                     case 1: many_rows<1>(tile, stride, count, parts, turned, w, n, stop, out); break;

@@ -15,8 +15,8 @@ struct alignas(64) TileConfig {
     uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
-inline const TileConfig WIDE_TILES;
-inline const TileConfig ONE_ROW_TILES = [] {  // the parts of one row are three columns
+inline constexpr TileConfig WIDE_TILES;
+inline constexpr TileConfig ONE_ROW_TILES = [] {  // the parts of one row are three columns
     TileConfig config;
     for (int t : {0, 1, 2, 3, 4, 5, 7}) config.row_bytes[t] = 16;
     return config;
@@ -53,7 +53,7 @@ template <int N, class F>
     }(std::make_integer_sequence<int, N>{});
 }
 
-inline uint16_t* words(Scratch place, int64_t count) {  // aligned to a cache line
+inline uint16_t* aligned_words(Scratch place, int64_t count) {  // aligned to a cache line
     auto at = reinterpret_cast<uintptr_t>(scratch(place, count / 2 + 16));
     return reinterpret_cast<uint16_t*>((at + 63) / 64 * 64);
 }
@@ -64,7 +64,8 @@ inline uint16_t* words(Scratch place, int64_t count) {  // aligned to a cache li
     const __m512 upper = _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(0xFFFF0000u))), infinity = _mm512_set1_ps(INFINITY);
     const __mmask16 finite0 = _mm512_cmp_ps_mask(_mm512_abs_ps(v0), infinity, _CMP_LT_OQ);
     const __mmask16 finite1 = _mm512_cmp_ps_mask(_mm512_abs_ps(v1), infinity, _CMP_LT_OQ);
-    part[0] = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(_mm512_mask_and_ps(v1, finite1, v1, upper), _mm512_mask_and_ps(v0, finite0, v0, upper)));
+    part[0] = reinterpret_cast<__m512i>(
+        _mm512_cvtne2ps_pbh(_mm512_mask_and_ps(v1, finite1, v1, upper), _mm512_mask_and_ps(v0, finite0, v0, upper)));
     v0 = _mm512_maskz_sub_ps(finite0, v0, _mm512_and_ps(v0, upper)), v1 = _mm512_maskz_sub_ps(finite1, v1, _mm512_and_ps(v1, upper));
     const __m512 middle0 = _mm512_and_ps(v0, upper), middle1 = _mm512_and_ps(v1, upper);
     part[1] = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(middle1, middle0));

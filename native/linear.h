@@ -1,5 +1,5 @@
-// Matrix products. Every element of a product is added in the order of order.h: it depends on its row and its column alone,
-// whatever rows, columns or threads there are.
+// Matrix products. Every element of a product is added in the order of order.h (on AMX tiles of amx.h): it depends on its row and
+// its column alone, whatever rows, columns or threads there are.
 #pragma once
 
 #include <algorithm>

@@ -1,152 +1,12 @@
 // The Python module dsv4._native: checks what it is given, keeps the tensors alive, calls the kernels without the GIL.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
-#include <nanobind/stl/string.h>
-#include <nanobind/stl/vector.h>
-
 #include <map>
-#include <stdexcept>
-#include <string>
 #include <utility>
 
-#include "ops.h"
-#include "threads.h"
+#include "arguments.h"
 
-#if DSV4_HAS_AMX
-#include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
-namespace nb = nanobind;
 using namespace dsv4;
 
 namespace {
-
-using Floats = nb::ndarray<const float, nb::device::cpu>;
-using MutableFloats = nb::ndarray<float, nb::device::cpu, nb::c_contig>;
-using Bytes = nb::ndarray<const uint8_t, nb::device::cpu>;
-using Longs = nb::ndarray<const int64_t, nb::device::cpu, nb::c_contig>;
-using MutableLongs = nb::ndarray<int64_t, nb::device::cpu, nb::c_contig>;
-
-struct Isa {
-    std::string name;
-    const Ops* ops;
-};
-
-#if DSV4_HAS_AMX
-// BF16 tiles, AVX-512's BF16 conversions, and Linux's leave to use the tiles, which threads made later share.
-bool has_amx() {
-    constexpr unsigned TILES = 1u << 24, BF16_TILES = 1u << 22, AVX512_BF16 = 1u << 5;
-    constexpr long ARCH_REQ_XCOMP_PERM = 0x1023, TILE_DATA = 18;
-    unsigned a, b, c, d;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (TILES | BF16_TILES)) != (TILES | BF16_TILES)) return false;
-    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & AVX512_BF16)) return false;
-    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0;
-}
-#endif
-
-// Those that this machine runs, the best last.
-const std::vector<Isa>& isas() {
-    static const std::vector<Isa> found = [] {
-        std::vector<Isa> list{{"portable", &portable_ops()}};
-#if DSV4_HAS_X86
-        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) list.push_back({"avx2", &avx2_ops()});
-        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-            list.push_back({"avx512", &avx512_ops()});
-#endif
-#if DSV4_HAS_AMX
-        if (list.back().name == "avx512" && has_amx()) list.push_back({"amx", &amx_ops()});
-#endif
-        return list;
-    }();
-    return found;
-}
-
-const Ops* chosen = nullptr;
-const Ops& ops() { return chosen ? *chosen : *isas().back().ops; }
-
-void use_isa(const std::string& name) {
-    for (const Isa& isa : isas())
-        if (isa.name == name) {
-            chosen = isa.ops;
-            return;
-        }
-    throw std::invalid_argument("instruction set " + name + " does not run on this machine");
-}
-
-[[noreturn]] void wrong(const std::string& what) { throw std::invalid_argument(what); }
-
-std::string shape_of(const std::vector<int64_t>& shape) {
-    std::string text = "[";
-    for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
-    return text + "]";
-}
-
-template <class Array>
-void expect(const Array& array, const std::vector<int64_t>& shape, const std::string& name) {
-    std::vector<int64_t> found;
-    for (size_t i = 0; i < array.ndim(); ++i) found.push_back(static_cast<int64_t>(array.shape(i)));
-    if (found != shape) wrong(name + ": shape " + shape_of(found) + ", expected " + shape_of(shape));
-}
-
-// The arrays of one weight, and what the kernels see of them.
-struct Stored {
-    Weight view;
-    Bytes codes, scales;
-    Floats floats;
-};
-
-template <class Array>
-void expect_rows(const Array& array, int64_t rows, int64_t columns, const std::string& name) {
-    expect(array, {rows, columns}, name);
-    if (rows > 0 && columns > 1 && array.stride(1) != 1) wrong(name + ": rows must be contiguous");
-}
-
-Stored stored_floats(const Floats& array, const std::string& name) {
-    if (array.ndim() != 2) wrong(name + ": a weight has 2 dimensions");
-    Stored s;
-    s.floats = array;
-    s.view.out = static_cast<int64_t>(array.shape(0)), s.view.in = static_cast<int64_t>(array.shape(1));
-    expect_rows(array, s.view.out, s.view.in, name);
-    s.view.data = reinterpret_cast<const uint8_t*>(array.data());
-    s.view.stride = array.stride(0) * static_cast<int64_t>(sizeof(float));
-    return s;
-}
-
-// A weight as Python gives it: an fp32 matrix, or a tuple of kind, codes (bytes, a row of the matrix each) and scales or None.
-Stored stored_weight(nb::handle value, const std::string& name) {
-    if (!nb::isinstance<nb::tuple>(value)) return stored_floats(nb::cast<Floats>(value), name);
-    auto parts = nb::cast<nb::tuple>(value);
-    std::string kind = nb::cast<std::string>(parts[0]);
-    Stored s;
-    s.codes = nb::cast<Bytes>(parts[1], false);
-    if (s.codes.ndim() != 2) wrong(name + ": a weight has 2 dimensions");
-    int64_t out = static_cast<int64_t>(s.codes.shape(0)), bytes = static_cast<int64_t>(s.codes.shape(1));
-    expect_rows(s.codes, out, bytes, name);
-    Weight& w = s.view;
-    w.data = s.codes.data(), w.out = out, w.stride = s.codes.stride(0);
-    if (kind == "bf16") {
-        w.kind = Kind::bf16, w.in = bytes / 2;
-        return s;
-    }
-    if (kind != "fp8" && kind != "fp4") wrong(name + ": kind " + kind + "; allowed: bf16, fp8, fp4");
-    w.kind = kind == "fp8" ? Kind::fp8 : Kind::fp4;
-    w.in = w.kind == Kind::fp8 ? bytes : 2 * bytes;
-    int64_t block_rows = w.kind == Kind::fp8 ? 128 : 1, block = w.kind == Kind::fp8 ? 128 : 32;
-    int64_t rows = (out + block_rows - 1) / block_rows, columns = (w.in + block - 1) / block;
-    if (nb::try_cast(parts[2], s.scales, false)) {
-        expect_rows(s.scales, rows, columns, name + " (scales)");
-        w.scales = s.scales.data(), w.scale_stride = s.scales.stride(0);
-    } else if (w.kind == Kind::fp8 && nb::try_cast(parts[2], s.floats, false)) {
-        expect_rows(s.floats, rows, columns, name + " (scales)");
-        w.float_scales = s.floats.data(), w.scale_stride = s.floats.stride(0);
-    } else {
-        wrong(name + ": scales are bytes, or floats for fp8");
-    }
-    return s;
-}
 
 // A model's weights by official name; each is asked for with the shape that the configuration gives it.
 class NativeModel {
@@ -358,118 +218,21 @@ void forward(const NativeModel& model, const NativeCache& cache, const Longs& to
         }
     }
     Batch batch{token_ids.data(), lengths.data(), starts.data(), slots.data(), n};
-    nb::gil_scoped_release free;
+    Computing now;
     ops().forward(model.model, cache.cache, batch, first, last, embed, streams.data());
 }
 
 void head(const NativeModel& model, const std::string& prefix, MutableFloats streams, MutableFloats logits) {
     const Config& c = model.model.config;
+    expect_dimensions(streams, 3, "streams");
     int64_t n = static_cast<int64_t>(streams.shape(0));
     expect(streams, {n, c.hc_mult, c.hidden_size}, "streams");
     expect(logits, {n, c.vocab_size}, "logits");
     HyperConnection site = model.site(prefix + "hc_head", c.hc_mult, 1);
     const float* norm = model.contiguous(prefix + "norm.weight", {c.hidden_size});
     Weight weight = model.weight("head.weight", c.vocab_size, c.hidden_size);
-    nb::gil_scoped_release free;
+    Computing now;
     ops().head(c, site, norm, weight, streams.data(), n, logits.data());
-}
-
-void linear(const Floats& x, const nb::object& weight, MutableFloats y) {
-    Stored held = stored_weight(weight, "weight");
-    const Weight& w = held.view;
-    int64_t n = static_cast<int64_t>(x.shape(0));
-    expect(x, {n, w.in}, "x");
-    expect(y, {n, w.out}, "y");
-    if (n > 0 && w.in > 1 && x.stride(1) != 1) wrong("x: rows must be contiguous");
-    nb::gil_scoped_release free;
-    ops().linear({const_cast<float*>(x.data()), x.stride(0)}, n, w, {y.data(), w.out});
-}
-
-// The rows of x and y in groups of `sizes`, side by side.
-std::vector<Group> groups_of(const Floats& x, const Floats& y, const std::vector<int64_t>& sizes) {
-    auto rows = [](const Floats& array, const char* name) {
-        if (array.ndim() != 2) wrong(std::string(name) + " has 2 dimensions");
-        expect_rows(array, static_cast<int64_t>(array.shape(0)), static_cast<int64_t>(array.shape(1)), name);
-        return Rows{const_cast<float*>(array.data()), array.stride(0)};
-    };
-    Rows from = rows(x, "x"), to = rows(y, "y");
-    std::vector<Group> groups;
-    int64_t total = 0;
-    for (int64_t size : sizes) {
-        if (size < 0) wrong("sizes: " + std::to_string(size));
-        Group group{from, size, {}, to};
-        group.x.data += total * from.stride, group.y.data += total * to.stride;
-        group.w.in = static_cast<int64_t>(x.shape(1)), group.w.out = static_cast<int64_t>(y.shape(1));
-        groups.push_back(group);
-        total += size;
-    }
-    if (total != static_cast<int64_t>(x.shape(0)) || total != static_cast<int64_t>(y.shape(0)))
-        wrong("sizes add up to " + std::to_string(total) + " rows, x has " + std::to_string(x.shape(0)) + ", y " +
-              std::to_string(y.shape(0)));
-    return groups;
-}
-
-// Every group's weight, kept alive by what is returned.
-std::vector<Stored> set_weights(std::vector<Group>& groups, const nb::list& weights) {
-    if (weights.size() != groups.size())
-        wrong(std::to_string(weights.size()) + " weights for " + std::to_string(groups.size()) + " groups");
-    std::vector<Stored> held;
-    for (size_t g = 0; g < groups.size(); ++g) {
-        held.push_back(stored_weight(weights[g], "weight"));
-        Weight& w = groups[g].w;
-        const Weight& view = held.back().view;
-        if (view.out != w.out || view.in != w.in)
-            wrong("weight: shape " + shape_of({view.out, view.in}) + ", expected " + shape_of({w.out, w.in}));
-        w = view;
-    }
-    return held;
-}
-
-void grouped_linear(const Floats& x, const std::vector<int64_t>& sizes, const nb::list& weights, MutableFloats y) {
-    std::vector<Group> groups = groups_of(x, Floats(y), sizes);
-    std::vector<Stored> held = set_weights(groups, weights);
-    nb::gil_scoped_release free;
-    ops().grouped_linear(groups.data(), static_cast<int64_t>(groups.size()));
-}
-
-void input_gradients(const Floats& dy, const std::vector<int64_t>& sizes, const nb::list& weights, MutableFloats dx) {
-    std::vector<Group> groups = groups_of(Floats(dx), dy, sizes);
-    std::vector<Stored> held = set_weights(groups, weights);
-    nb::gil_scoped_release free;
-    ops().input_gradients(groups.data(), static_cast<int64_t>(groups.size()));
-}
-
-// A gradient that is None is not computed.
-void weight_gradients(const Floats& dy, const Floats& x, const std::vector<int64_t>& sizes, const nb::list& gradients) {
-    std::vector<Group> groups = groups_of(x, dy, sizes);
-    if (gradients.size() != groups.size())
-        wrong(std::to_string(gradients.size()) + " gradients for " + std::to_string(groups.size()) + " groups");
-    std::vector<float*> places;
-    for (size_t g = 0; g < groups.size(); ++g) {
-        float* place = nullptr;
-        if (!gradients[g].is_none()) {
-            auto array = nb::cast<MutableFloats>(gradients[g], false);
-            expect(array, {groups[g].w.out, groups[g].w.in}, "gradient");
-            place = array.data();
-        }
-        places.push_back(place);
-    }
-    nb::gil_scoped_release free;
-    ops().weight_gradients(groups.data(), static_cast<int64_t>(groups.size()), places.data());
-}
-
-void rms_norm(MutableFloats x, nb::object weight, double eps, MutableFloats y) {
-    int64_t n = static_cast<int64_t>(x.shape(0)), width = static_cast<int64_t>(x.shape(1));
-    expect(y, {n, width}, "y");
-    const float* w = nullptr;
-    Floats held;
-    if (!weight.is_none()) {
-        held = nb::cast<Floats>(weight);
-        expect(held, {width}, "weight");
-        w = held.data();
-    }
-    nb::gil_scoped_release free;
-    ops().rms_norm(x.data(), w, n, width, static_cast<float>(eps), y.data());
 }
 
 }  // namespace
@@ -509,31 +272,5 @@ NB_MODULE(_native, m) {
           nb::arg("streams").noconvert());
     m.def("head", &head, nb::arg("model"), nb::arg("prefix"), nb::arg("streams"),
           nb::arg("logits").noconvert());
-    m.def("linear", &linear, nb::arg("x"), nb::arg("weight"), nb::arg("y").noconvert());
-    m.def("grouped_linear", &grouped_linear, nb::arg("x"), nb::arg("sizes"), nb::arg("weights"),
-          nb::arg("y").noconvert());
-    m.def("input_gradients", &input_gradients, nb::arg("dy"), nb::arg("sizes"), nb::arg("weights"),
-          nb::arg("dx").noconvert());
-    m.def("weight_gradients", &weight_gradients, nb::arg("dy"), nb::arg("x"), nb::arg("sizes"), nb::arg("gradients"));
-    m.def("rms_norm", &rms_norm, nb::arg("x"), nb::arg("weight").none(), nb::arg("eps"), nb::arg("y").noconvert());
-    m.def("sinkhorn", [](MutableFloats c, int64_t iters, double eps) {
-        ops().sinkhorn(c.data(), static_cast<int64_t>(c.shape(0)), static_cast<int64_t>(c.shape(1)), iters,
-                       static_cast<float>(eps));
-    }, nb::arg("c"), nb::arg("iters"), nb::arg("eps"));
-    m.def("exp", [](MutableFloats x, MutableFloats y) {
-        expect(y, {static_cast<int64_t>(x.size())}, "y");
-        ops().exp(x.data(), static_cast<int64_t>(x.size()), y.data());
-    }, nb::arg("x"), nb::arg("y"));
-    m.def("fake_quant", [](MutableFloats x, int64_t block, bool fp4) {
-        ops().fake_quant(x.data(), static_cast<int64_t>(x.shape(0)), static_cast<int64_t>(x.shape(1)), block, fp4);
-    }, nb::arg("x"), nb::arg("block"), nb::arg("fp4"));
-    m.def("hadamard", [](MutableFloats x) {
-        ops().hadamard(x.data(), static_cast<int64_t>(x.shape(0)), static_cast<int64_t>(x.shape(1)));
-    }, nb::arg("x"));
-    m.def("top_k", [](MutableFloats scores, int64_t k, MutableLongs index) {
-        int64_t n = static_cast<int64_t>(scores.shape(0)), width = static_cast<int64_t>(scores.shape(1));
-        if (k < 1 || k > width) wrong("k " + std::to_string(k) + ": allowed are 1 to " + std::to_string(width));
-        expect(index, {n, k}, "index");
-        ops().top_k(scores.data(), n, width, k, index.data());
-    }, nb::arg("scores"), nb::arg("k"), nb::arg("index"));
+    define_ops(m);
 }

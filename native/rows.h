@@ -115,11 +115,12 @@ inline void swiglu(float* gate, const float* up, int64_t n, float limit, float w
     }
 }
 
-// The k largest of n scores, equal ones to the lower index -> indices in ascending order. k <= n.
+// The k largest of n scores, equal ones to the lower index, no numbers last -> indices in ascending order. k <= n.
 inline void top_k(const float* scores, int64_t n, int64_t k, std::vector<int32_t>& work, int32_t* to) {
     work.resize(static_cast<size_t>(n));
     for (int64_t i = 0; i < n; ++i) work[static_cast<size_t>(i)] = static_cast<int32_t>(i);
-    auto better = [&](int32_t a, int32_t b) { return scores[a] != scores[b] ? scores[a] > scores[b] : a < b; };
+    auto rank = [&](int32_t i) { return scores[i] == scores[i] ? scores[i] : -INFINITY; };
+    auto better = [&](int32_t a, int32_t b) { return rank(a) != rank(b) ? rank(a) > rank(b) : a < b; };
     if (k < n) std::nth_element(work.begin(), work.begin() + k, work.end(), better);
     std::copy(work.begin(), work.begin() + k, to);
     std::sort(to, to + k);

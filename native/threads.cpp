@@ -1,6 +1,7 @@
 #include "threads.h"
 
 #include <atomic>
+#include <cassert>
 #include <chrono>
 #include <exception>
 #include <memory>
@@ -52,12 +53,11 @@ class Pool {
     int count() const { return count_; }
 
     void run(int64_t tasks, Call call, void* context) {
-        tasks_.store(tasks, std::memory_order_relaxed);
-        call_.store(call, std::memory_order_relaxed);
-        context_.store(context, std::memory_order_relaxed);
+        assert(tasks < int64_t{1} << 32);
+        tasks_ = tasks, call_ = call, context_ = context;
         finished_.store(0, std::memory_order_relaxed);
         uint32_t round = round_.load(std::memory_order_relaxed) + 1;
-        next_.store(uint64_t{round} << 32, std::memory_order_release);
+        next_.store(uint64_t{round} << 32 | static_cast<uint64_t>(tasks), std::memory_order_release);
         round_.store(round);
         if (sleeping_.load()) round_.notify_all();
         take(round, 0);
@@ -74,17 +74,14 @@ class Pool {
         for (auto& worker : workers_) worker.join();
     }
 
-    // Claim and run tasks of a round until none is left. A claim succeeds only while the round lasts, and it lasts until
-    // all of its tasks are finished: what was read of the round before the claim is the round's.
+    // Claim and run tasks of a round until none is left. The round lasts until all its tasks are finished: after a claim
+    // everything that run() has set is this round's.
     void take(uint32_t round, int thread) {
-        for (uint64_t next = next_.load(std::memory_order_acquire); next >> 32 == round;) {
-            Call call = call_.load(std::memory_order_relaxed);
-            void* context = context_.load(std::memory_order_relaxed);
-            int64_t task = static_cast<int64_t>(next & 0xFFFFFFFFu);
-            if (task >= tasks_.load(std::memory_order_relaxed)) return;
-            if (!next_.compare_exchange_weak(next, next + 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+        constexpr uint64_t LEFT = 0xFFFFFFFFu;
+        for (uint64_t next = next_.load(std::memory_order_acquire); next >> 32 == round && (next & LEFT);) {
+            if (!next_.compare_exchange_weak(next, next - 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
             try {
-                call(context, task, thread);
+                call_(context_, tasks_ - static_cast<int64_t>(next & LEFT), thread);
             } catch (...) {  // memory ran out, say: it waits until all threads are done with what the caller owns
                 if (!failed_.exchange(true)) failure_ = std::current_exception();
             }
@@ -94,6 +91,7 @@ class Pool {
     }
 
     void work(int thread) {
+        FloatMode mode;  // a new thread has its maker's
         for (uint32_t seen = 0;;) {
             auto called = [&] { return round_.load(std::memory_order_acquire) != seen; };
             if (!look_until(called)) {
@@ -111,10 +109,11 @@ class Pool {
     const int count_;
     std::vector<std::thread> workers_;
     std::atomic<uint32_t> round_{0};
-    std::atomic<uint64_t> next_{0};  // the round, and in the lower half its first task that nobody claimed
-    std::atomic<int64_t> tasks_{0}, finished_{0};
-    std::atomic<Call> call_{nullptr};
-    std::atomic<void*> context_{nullptr};
+    std::atomic<uint64_t> next_{0};  // the round, and in the lower half how many of its tasks nobody claimed
+    std::atomic<int64_t> finished_{0};
+    int64_t tasks_ = 0;
+    Call call_ = nullptr;
+    void* context_ = nullptr;
     std::atomic<int> sleeping_{0};
     std::atomic<bool> stop_{false}, failed_{false};
     std::exception_ptr failure_;

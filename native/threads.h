@@ -3,7 +3,29 @@
 
 #include <cstdint>
 
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
+
 namespace dsv4 {
+
+// While it lives, this thread rounds to nearest and keeps subnormal numbers, as every thread of the pool does: a caller may
+// have chosen otherwise (torch.set_flush_denormal), and bits must not depend on who computes.
+class FloatMode {
+#if defined(__SSE__)
+   public:
+    FloatMode() : before_(_mm_getcsr()) { _mm_setcsr(0x1F80); }
+    ~FloatMode() { _mm_setcsr(before_); }
+    FloatMode(const FloatMode&) = delete;
+    FloatMode& operator=(const FloatMode&) = delete;
+
+   private:
+    unsigned before_;
+#else
+   public:
+    FloatMode() {}
+#endif
+};
 
 // Run f(task, thread) for every task in [0, tasks), tasks handed out in order; returns when all are done. One caller at
 // a time works in parallel; a second caller runs its tasks alone.

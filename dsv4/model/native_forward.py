@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from dsv4.kernels import native
 from dsv4.kernels.stored import StoredTensor
@@ -31,6 +32,16 @@ SIZES = (
     "routed_scaling_factor", "swiglu_limit",
 )  # fmt: skip
 FEW_TOKENS = 16  # with so few, a forward takes less time than looking at every tensor
+
+_registrations = 0  # of parameters, in any module: one may be a new weight of a model that is used natively
+
+
+def _count_registration(*registered: object) -> None:
+    global _registrations
+    _registrations += 1
+
+
+register_module_parameter_registration_hook(_count_registration)
 
 
 def kernels_for(model: Transformer) -> ModuleType | None:
@@ -59,7 +70,7 @@ class NativeForward:
         self._model: Any = weakref.proxy(model)  # the model holds this: a cycle would outlive it
         self.parameter_tables = [module._parameters for module in model.modules() if module._parameters]
         self._tensors = _tensors(model)
-        self._places = _places(self._tensors.values())
+        self._places, self._registrations = _places(self._tensors.values()), _registrations
         other = (
             "mtp.",
             *(f"layers.{i}." for i in range(1, model.config.num_hidden_layers)),
@@ -83,13 +94,18 @@ class NativeForward:
         )
 
     def is_current(self, tokens: int) -> bool:
-        """Whether every tensor lies where it lay; before a few tokens only around the layers and in layer 0, of its experts the
-        first."""
-        if tokens <= FEW_TOKENS:
-            first, last = self._model.embed.weight, self._model.head.weight
-            same = first is self._tensors["embed.weight"] and last is self._tensors["head.weight"]
-            return same and [pointer() for pointer in self._few_pointers] == self._few_places
-        return _places(_tensors(self._model).values()) == self._places
+        """Whether every tensor lies where it lay.
+
+        Before a few tokens, and where no module of the process got a parameter since, only around the layers and in
+        layer 0, of its experts the first: what moves a whole model is seen, `.data` of another layer's weight is not.
+        """
+        if tokens <= FEW_TOKENS and self._registrations == _registrations:
+            return [pointer() for pointer in self._few_pointers] == self._few_places
+        registrations = _registrations
+        if _places(_tensors(self._model).values()) != self._places:
+            return False
+        self._registrations = registrations
+        return True
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()  # a copy of the model makes its own when it is first used

@@ -67,6 +67,26 @@ def test_products_have_the_bits_of_the_widened_weight(kernels: Any, kind: str, s
         assert ((got - exact).abs() <= 2e-6 * (x.abs().double() @ plain.abs().double().t())).all()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("inputs", [512, 46])
+def test_a_row_has_the_same_bits_whatever_rows_there_are(kernels: Any, kind: str, inputs: int) -> None:
+    """Of 1,250 rows, cut by rows as well; among them some that BF16 holds, and weights that are not finite."""
+    weight = stored(kind, 300, inputs)
+    if weight.kind == "bf16":
+        weight.codes[7, 5], weight.codes[9, 3] = float("inf"), float("nan")
+    x = random(1250, inputs)
+    x[::3] = x[::3].bfloat16().float()
+    want = torch.full((len(x), 300), float("nan"))
+    kernels.set_threads(2)
+    kernels.linear(x, weight.parts, want)
+    for count in (1, 2, 5, 6, 16, 17, 48, 49, 200, 600):
+        for start in (0, 1, 3, 600):
+            got = torch.full((min(count, len(x) - start), 300), float("inf"))
+            kernels.linear(x[start : start + count], weight.parts, got)
+            pair = (part.nan_to_num(nan=7.0).view(torch.int32) for part in (got, want[start : start + count]))
+            assert torch.equal(*pair), (count, start)
+
+
 AMX = pytest.mark.skipif(MODULE is None or "amx" not in MODULE.isas(), reason="the processor has no AMX")
 
 

@@ -5,6 +5,7 @@ imported before the first product, as the shared conftest does); elsewhere to 1e
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from functools import cache
 
@@ -18,11 +19,14 @@ from dsv4.model.batch import RaggedBatch
 from dsv4.model.cache import Cache
 from dsv4.model.transformer import Transformer
 
-from .tiny import random_ids, random_model, tiny_config
+from .tiny import random_ids, random_model, store, tiny_config
 
 STRICT_MKL = torch.backends.mkl.is_available() and os.environ.get("MKL_CBWR", "").endswith("STRICT")
 NATIVE = native.module()
-PATHS = ["reference", *(NATIVE.isas() if NATIVE is not None else [])]
+# Each with FP32 weights, the best one with weights as stored as well (AMX multiplies only those).
+ISAS: list[str] = NATIVE.isas() if NATIVE is not None else []
+PATHS = ["reference", *(isa for isa in ISAS if isa != "amx"), *(f"{isa}, weights as stored" for isa in ISAS[-1:])]
+AS_STORED = False  # as the fixture says
 LENGTH = 389
 CHUNKS = (1, 3, 4, 5, 127, 128, 129, LENGTH)
 SELECTS, READS_ALL = 16, 512  # index_topk: of up to 97 entries
@@ -32,7 +36,8 @@ SETTINGS = [("float", SELECTS), ("shipped", SELECTS), ("float", READS_ALL), ("sh
 @pytest.fixture(params=PATHS, autouse=True)
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Every test runs on the reference and on each instruction set that this machine has."""
-    name: str = request.param
+    name, _, as_stored = request.param.partition(", ")
+    monkeypatch.setattr(sys.modules[__name__], "AS_STORED", bool(as_stored))
     if name == "reference":
         monkeypatch.setattr(native, "module", lambda: None)
     elif NATIVE is not None:
@@ -62,15 +67,17 @@ def same(got: Tensor, want: Tensor, numerics: str = "float") -> bool:
 def setting(numerics: str = "float", top_k: int = SELECTS) -> tuple[Transformer, Tensor, Tensor]:
     """(model, ids [389], logits of one whole forward on the path that runs)."""
     if native.module() is None:
-        return _setting("reference", numerics, top_k)
+        return _setting("reference", AS_STORED, numerics, top_k)
     assert NATIVE is not None
-    return _setting(NATIVE.selected(), numerics, top_k)
+    return _setting(NATIVE.selected(), AS_STORED, numerics, top_k)
 
 
 @cache
-def _setting(path: str, numerics: str, top_k: int) -> tuple[Transformer, Tensor, Tensor]:
+def _setting(path: str, as_stored: bool, numerics: str, top_k: int) -> tuple[Transformer, Tensor, Tensor]:
     config = tiny_config(schedule=(0, 4, 128, 4), index_topk=top_k)
     model, ids = random_model(config, numerics=numerics).eval(), random_ids(config, LENGTH)
+    if as_stored:
+        store(model)
     with torch.no_grad():
         return model, ids, model(ids[None])[0]
 

@@ -51,6 +51,18 @@ def test_moved_tensors_are_noticed(model: Transformer) -> None:
     assert torch.equal(model(IDS), anew(model))
 
 
+def test_one_new_weight_is_noticed_before_a_single_token(model: Transformer) -> None:
+    """Wherever it is."""
+    token = IDS[:, :1]
+    model(token)
+    for layer in model.layers:
+        expert = layer.ffn.experts[-1].w1
+        for module in (layer.attn.wq_a, layer.attn_norm, expert):
+            module.weight = torch.nn.Parameter(3 * module.weight.detach(), requires_grad=False)
+            seen, model._native = model(token), None
+            assert torch.equal(seen, model(token))
+
+
 def test_models_and_caches_are_copied_after_use(model: Transformer) -> None:
     want, cache = model(IDS), model.new_cache(1, 64)
     first = model(IDS[:, :5], cache)

@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsv4.checkpoint import formats
 from dsv4.config import ModelConfig
+from dsv4.kernels.stored import StoredTensor, widen_bf16
+from dsv4.model.linear import Linear
 from dsv4.model.transformer import Transformer
 
 SHAPE: dict[str, Any] = {
@@ -66,6 +69,23 @@ def randomise(model: Transformer, seed: int) -> None:
 def random_model(config: ModelConfig, seed: int = 0, numerics: str = "float") -> Transformer:
     model = Transformer(config, numerics)
     randomise(model, seed)
+    return model
+
+
+def store(model: Transformer) -> Transformer:
+    """Keep the matrices as a checkpoint stores them: experts FP4 (FP8 where groups of 32 do not fit), the head BF16,
+    other linear layers FP8. Returns the model."""
+    for name, module in model.named_modules():
+        if not isinstance(module, Linear):
+            continue
+        values = module.weight.detach()
+        if name == "head":
+            weight = StoredTensor("bf16", values.bfloat16(), None, widen_bf16)
+        elif ".experts." in name and values.shape[1] % 32 == 0:
+            weight = StoredTensor("fp4", *formats.quantize_fp4(values), formats.dequantize_fp4)
+        else:
+            weight = StoredTensor("fp8", *formats.quantize_fp8(values, torch.float8_e8m0fnu), formats.dequantize_fp8)
+        module.weight = torch.nn.Parameter(weight, requires_grad=False)
     return model
 
 
