@@ -187,6 +187,59 @@ def test_no_rows(kernels: Any) -> None:
     kernels.linear(random(0, 8), random(4, 8), poisoned(0, 4))
 
 
+def test_single_operations_refuse_what_they_cannot_take(kernels: Any) -> None:
+    for call, message in (
+        (lambda: kernels.hadamard(random(2, 12)), "12 channels; allowed are powers of two"),
+        (lambda: kernels.hadamard(random(8)), "x has 1 dimensions, expected 2"),
+        (lambda: kernels.sinkhorn(random(2, 3, 4), 5, 1e-6), "c: shape [2, 3, 4], expected [2, 3, 3]"),
+        (lambda: kernels.sinkhorn(random(1, 65, 65), 5, 1e-6), "65 streams; allowed are at most 64"),
+        (lambda: kernels.fake_quant(random(2, 8), 0, False), "block 0: allowed are 1 or more"),
+        (lambda: kernels.rms_norm(random(2, 8), random(8, 2)[:, 0], 1e-6, poisoned(2, 8)), "weight must be contiguous"),
+        (lambda: kernels.top_k(random(2, 8), 9, torch.zeros(2, 9, dtype=torch.int64)), "k 9: allowed are 1 to 8"),
+        (lambda: kernels.linear(random(8), random(4, 8), poisoned(1, 4)), "x has 1 dimensions, expected 2"),
+    ):
+        with pytest.raises(ValueError) as error:
+            call()
+        assert message in str(error.value)
+    for call in (
+        lambda: kernels.hadamard(random(2, 8).double()),
+        lambda: kernels.exp(random(8), poisoned(8).double()),
+        lambda: kernels.fake_quant(random(8, 2).t(), 8, False),
+    ):
+        with pytest.raises(TypeError, match="incompatible"):
+            call()
+
+
+def test_subnormal_numbers_count_whoever_calls(kernels: Any) -> None:
+    """Torch can have a thread take them for zero; the kernels' other threads would not."""
+    x, weight = torch.full((40, 32), 2.0**-130), torch.full((300, 32), 0.5)
+    want = torch.full((40, 300), 2.0**-126)
+    assert torch.set_flush_denormal(True)
+    try:
+        for threads in (1, 2):
+            kernels.set_threads(threads)
+            got = poisoned(40, 300)
+            kernels.linear(x, weight, got)
+            kernels.linear(x[:1], weight, got[:1])
+            assert torch.equal(got, want)
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def test_rounds_of_more_and_of_fewer_tasks_follow_one_another(kernels: Any) -> None:
+    """Thousands, on more threads than there are processors: each task runs once, in its own round."""
+    kernels.set_threads(4)
+    x = random(1, 32)
+    shapes = [random(outputs, 32, seed=outputs) for outputs in (33, 400, 64, 129, 1000)]
+    wants = [poisoned(1, len(weight)) for weight in shapes]
+    for weight, want in zip(shapes, wants, strict=True):
+        kernels.linear(x, weight, want)
+    for turn in range(4000):
+        got = poisoned(1, len(wants[turn % 5]))
+        kernels.linear(x, shapes[turn % 5], got)
+        assert torch.equal(got, wants[turn % 5])
+
+
 NO_MORE_THREADS = """
 import resource
 import torch
