@@ -11,7 +11,7 @@ namespace dsv4::DSV4_ISA {
 // Experts of one token from its router logits: index [k] and weights [k]. Hash layers take the experts from the token
 // id, the others the k best of score + bias, in ascending order.
 inline void route(const float* logits, const Layer& layer, const Config& c, int64_t token_id, std::vector<float>& work,
-                  std::vector<int32_t>& order, int32_t* index, float* weights) {
+                  std::vector<uint64_t>& order, int32_t* index, float* weights) {
     int64_t experts = c.n_routed_experts, k = c.num_experts_per_tok;
     work.resize(static_cast<size_t>(2 * experts));
     float *scores = work.data(), *ranked = work.data() + experts;

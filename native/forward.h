@@ -161,7 +161,7 @@ inline const int32_t* choose_entries(Tile& t, const Layer& layer, const LayerCac
     }
     auto pick = [&](int64_t row, const float* scores) {
         int64_t seen = (t.positions[static_cast<size_t>(row)] + 1) / 4;
-        thread_local std::vector<int32_t> work;
+        thread_local std::vector<uint64_t> work;
         if (seen > k) top_k(scores, seen, k, work, chosen.data() + row * k);
     };
     parallel(static_cast<int64_t>(tasks.size()), [&](int64_t i, int) {
@@ -328,7 +328,7 @@ inline void feed_forward(Tile& t, const Layer& layer, float* x, float* y) {
     products(first, 3, n);
     each_row(n, [&](int64_t row) {
         thread_local std::vector<float> work;
-        thread_local std::vector<int32_t> order;
+        thread_local std::vector<uint64_t> order;
         route(logits + row * E, layer, c, t.token_ids[static_cast<size_t>(row)], work, order, index + row * k,
               weights + row * k);
         swiglu(gate + row * wide, up + row * wide, wide, static_cast<float>(c.swiglu_limit), 1.0f);
