@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,7 +16,6 @@ from dsv4.kernels.topk.reference import top_k_lowest_index
 
 MODULE = native.module()
 pytestmark = pytest.mark.skipif(MODULE is None, reason="the native kernels are not built")
-ISAS = MODULE.isas() if MODULE is not None else ["none"]
 SHAPES = [
     (1, 512, 1024),
     (1, 40, 17),
@@ -28,15 +26,6 @@ SHAPES = [
     (13, 31, 160),
     (97, 520, 130),
 ]
-
-
-@pytest.fixture(params=ISAS)
-def kernels(request: pytest.FixtureRequest) -> Iterator[Any]:
-    assert MODULE is not None
-    MODULE.select(request.param)
-    yield MODULE
-    MODULE.select(MODULE.isas()[-1])
-    MODULE.set_threads(1)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

@@ -8,7 +8,6 @@ eight sums four for every 32 inputs, the first of them to zero and exact, then t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,15 +123,6 @@ def assert_within(got: Tensor, exact: tuple[Any, Any, int], adds: int) -> None:
     number = (mantissa.double() * 2.0**24).long().numpy().astype(object) * 2**shift
     off = np.abs(number - total * 2**256)
     assert (off * 2**24 <= adds * absolute * 2**256).all()
-
-
-@pytest.fixture(params=MODULE.isas() if MODULE is not None else [])
-def kernels(request: pytest.FixtureRequest) -> Iterator[Any]:
-    assert MODULE is not None
-    MODULE.select(request.param)
-    yield MODULE
-    MODULE.select(MODULE.isas()[-1])
-    MODULE.set_threads(1)
 
 
 def product(module: Any, x: Tensor, weight: Any, outputs: int) -> Tensor:

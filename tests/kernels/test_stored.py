@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -33,15 +32,6 @@ def stored(kind: str, rows: int, columns: int) -> StoredTensor:
         return StoredTensor("fp4", *formats.quantize_fp4(values), formats.dequantize_fp4)
     scale_dtype = torch.float32 if kind == "fp8-f32-scales" else torch.float8_e8m0fnu
     return StoredTensor("fp8", *formats.quantize_fp8(values, scale_dtype), formats.dequantize_fp8)
-
-
-@pytest.fixture(params=MODULE.isas() if MODULE is not None else [])
-def kernels(request: pytest.FixtureRequest) -> Iterator[Any]:
-    assert MODULE is not None
-    MODULE.select(request.param)
-    yield MODULE
-    MODULE.select(MODULE.isas()[-1])
-    MODULE.set_threads(1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
