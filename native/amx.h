@@ -71,27 +71,41 @@ struct FewRows {
     }
 };
 
-// Up to 16 rows: their parts' columns side by side, X tiles of them; W panels of the weight at a time.
+// Sums of one row's parts, of 16 outputs a column each of three -> the outputs.
+[[gnu::always_inline]] inline __m512 join_parts(const float* sums) {
+    auto column = [&](int c) __attribute__((always_inline)) {
+        const __m512i place = _mm512_add_epi32(_mm512_set1_epi32(c), _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28));
+        __m512 first = _mm512_permutex2var_ps(_mm512_load_ps(sums), place, _mm512_load_ps(sums + LANES));
+        __m512 second = _mm512_permutex2var_ps(_mm512_load_ps(sums + 2 * LANES), place, _mm512_load_ps(sums + 3 * LANES));
+        return _mm512_shuffle_f32x4(first, second, 0x44);
+    };
+    const __m512 high = column(0);
+    const __mmask16 finite = _mm512_cmp_ps_mask(_mm512_abs_ps(high), _mm512_set1_ps(INFINITY), _CMP_LT_OQ);
+    return _mm512_add_ps(high, _mm512_maskz_add_ps(finite, column(1), column(2)));
+}
+
+// Up to 16 rows (ONE: of a single row the three parts): their parts' columns side by side, X tiles of them; W panels of the weight
+// at a time, of PARTS tiles each.
 //
 // A widened tile is multiplied LAG tiles later: its stores have then left for the cache, from where alone a tile is read, and those
 // on their way have other places within 4096 bytes, which is all that a processor compares.
-template <Kind kind, int X, int W>
+template <Kind kind, int PARTS, bool ONE, int X, int W>
 inline void few_rows(const FewRows& of, const Weight& w, int64_t n, float* const* y) {
     constexpr int LAG = 7, KEPT = LAG + 1;
-    const int64_t groups = groups_of(w.in), row_bytes = of.rows == 1 ? 16 : 64;
-    const int weight = kind == Kind::bf16 || kind == Kind::fp4 ? 1 : weight_parts(w);
+    constexpr int64_t ROW_BYTES = ONE ? 16 : 64, WORDS = ONE ? TILE_WORDS / 4 : TILE_WORDS;
+    const int64_t groups = groups_of(w.in), stride = w.stride;
+    const uint16_t* const turned = of.turned;
     auto row_tiles = [&](int64_t g, const uint16_t** x) __attribute__((always_inline)) {
-        for (int i = 0; i < X; ++i) x[i] = of.turned + (g * X + i) * of.words;
+        for (int i = 0; i < X; ++i) x[i] = turned + (g * X + i) * WORDS;
     };
-    // Memory is asked for some groups on, at the ends of rows in the next panels'.
-    constexpr int64_t AHEAD_GROUPS = 8, bytes = group_bytes(kind);
+    // Memory is asked for some groups on, at the ends of rows in the next panels': a few rows' lines with every group, since a
+    // processor has few places for what is on its way.
+    constexpr int64_t AHEAD_GROUPS = 8, BYTES = group_bytes(kind), EVERY = 64 / BYTES, AT_ONCE = LANES / EVERY;
+    const uint8_t *const begin = w.data + n * stride, *const next = begin + W * LANES * stride - groups * BYTES;
     auto ask = [&](int64_t g, int j) __attribute__((always_inline)) {
-        if (g * bytes % 64) return;
-        const uint8_t* from = w.data + (n + j * LANES) * w.stride + (g + AHEAD_GROUPS) * bytes;
-        if (g + AHEAD_GROUPS >= groups) from += W * LANES * w.stride - groups * bytes;
-        for (int64_t r = 0; r < LANES; ++r)
-            for (int64_t line = 0; line < bytes; line += 64)
-                _mm_prefetch(reinterpret_cast<const char*>(from + r * w.stride + line), _MM_HINT_T0);
+        const int64_t to = g / EVERY * EVERY + AHEAD_GROUPS;
+        const uint8_t* from = (to < groups ? begin : next) + to * BYTES + (j * LANES + g % EVERY * AT_ONCE) * stride;
+        for (int64_t r = 0; r < AT_ONCE; ++r) _mm_prefetch(reinterpret_cast<const char*>(from + r * stride), _MM_HINT_T0);
     };
     each<X * W>([&](auto t) __attribute__((always_inline)) { tile_zero<decltype(t)::value>(); });
     if (kind == Kind::bf16 && w.in % GROUP == 0 && n + W * LANES <= w.out) {  // read where they are stored
@@ -101,51 +115,58 @@ inline void few_rows(const FewRows& of, const Weight& w, int64_t n, float* const
             row_tiles(g, x);
             for (int j = 0; j < W; ++j) {
                 ask(g, j);
-                panel[j] = reinterpret_cast<const uint16_t*>(w.data + (n + j * LANES) * w.stride + g * bytes);
+                panel[j] = reinterpret_cast<const uint16_t*>(begin + j * LANES * stride + g * BYTES);
             }
-            add_tiles<X, W, true>(x, {0, row_bytes}, panel, {GROUP, w.stride}, 1, 1);
+            add_tiles<X, W, true>(x, {0, ROW_BYTES}, panel, {GROUP, stride}, 1, 1);
         }
     } else {
-        alignas(64) uint16_t kept[KEPT * MOST_PARTS * TILE_WORDS];
+        alignas(64) uint16_t kept[KEPT][PARTS][TILE_WORDS];
+        const Panel<kind> panels[2] = {{w, n}, {w, n + (W - 1) * LANES}};
         for (int64_t g = 0; g * W < groups * W + LAG; ++g)
             each<W>([&](auto panel) __attribute__((always_inline)) {
                 constexpr int j = decltype(panel)::value, before = (j + LAG * W - LAG) % W;
                 const int64_t item = g * W + j;
                 if (g < groups) {
                     ask(g, j);
-                    widen<kind>(w, weight, n + j * LANES, g, kept + item % KEPT * weight * TILE_WORDS);
+                    widen<kind, PARTS>(w, panels[j], n + j * LANES, g, kept[item % KEPT][0]);
                 }
                 const int64_t at = (item - LAG) / W;  // its panel is `before`
                 if (item < LAG || at >= groups) return;
                 const uint16_t* x[X];
                 row_tiles(at, x);
-                for (int p = 0; p < weight; ++p) {
-                    tile_load<6>(kept + ((item - LAG) % KEPT * weight + p) * TILE_WORDS, 64);
+                for (int p = 0; p < PARTS; ++p) {
+                    tile_load<6>(kept[(item - LAG) % KEPT][p], 64);
                     each<X>([&](auto i) __attribute__((always_inline)) {
-                        if (X > 1 || (before == 0 && p == 0)) tile_load<7>(x[decltype(i)::value], row_bytes);
+                        if (X > 1 || (before == 0 && p == 0)) tile_load<7>(x[decltype(i)::value], ROW_BYTES);
                         tile_multiply<decltype(i)::value * W + before, 6, 7>();
                     });
                 }
             });
     }
     alignas(64) float sums[X * W][LANES * LANES];
-    take_tiles<X, W>(sums);
-    for (int j = 0; j < W; ++j) {
-        int64_t outputs = std::min<int64_t>(LANES, w.out - n - j * LANES);
-        for (int64_t r = 0; r < of.rows; ++r)
-            for (int64_t o = 0; o < outputs; ++o) {
-                auto part = [&](int64_t p) { return sums[(p * of.rows + r) / LANES * W + j][o * LANES + (p * of.rows + r) % LANES]; };
-                float rest = of.parts > 1 && std::isfinite(part(0)) ? part(1) + part(2) : 0.0f;
-                y[r][n + j * LANES + o] = part(0) + rest;
-            }
+    if constexpr (ONE) {
+        each<W>([&](auto j) __attribute__((always_inline)) { tile_store<decltype(j)::value>(sums[j], 16); });
+        for (int j = 0; j < W; ++j)
+            store_n(y[0] + n + j * LANES, {join_parts(sums[j])}, static_cast<int>(std::min<int64_t>(LANES, w.out - n - j * LANES)));
+    } else {
+        take_tiles<X, W>(sums);
+        for (int j = 0; j < W; ++j) {
+            int64_t outputs = std::min<int64_t>(LANES, w.out - n - j * LANES);
+            for (int64_t r = 0; r < of.rows; ++r)
+                for (int64_t o = 0; o < outputs; ++o) {
+                    auto part = [&](int64_t p) { return sums[(p * of.rows + r) / LANES * W + j][o * LANES + (p * of.rows + r) % LANES]; };
+                    float rest = of.parts > 1 && std::isfinite(part(0)) ? part(1) + part(2) : 0.0f;
+                    y[r][n + j * LANES + o] = part(0) + rest;
+                }
+        }
     }
 }
 
-template <Kind kind, int X, int W>
+template <Kind kind, int PARTS, bool ONE, int X>
 inline void few_rows_of(const FewRows& of, const Weight& w, int64_t n0, int64_t n1, float* const* y) {
     int64_t n = n0;
-    for (; n + W * LANES <= n1; n += W * LANES) few_rows<kind, X, W>(of, w, n, y);
-    for (; n < n1; n += LANES) few_rows<kind, X, 1>(of, w.rows(0, n1), n, y);
+    for (; n + 2 * LANES <= n1; n += 2 * LANES) few_rows<kind, PARTS, ONE, X, 2>(of, w, n, y);
+    for (; n < n1; n += LANES) few_rows<kind, PARTS, ONE, X, 1>(of, w.rows(0, n1), n, y);
 }
 
 // X tiles of rows, the parts of 16 rows or (parts 1) 16 rows each, times panels of a turned weight.
@@ -200,7 +221,8 @@ inline void many_rows_product(const float* const* x, int64_t rows, const Weight&
             for (int64_t m = n; m < stop; m += LANES)
                 for (int64_t g = 0; g < groups; ++g) {
                     alignas(64) uint16_t tiles[MOST_PARTS * TILE_WORDS];
-                    widen<kind>(columns, static_cast<int>(weight), m, g, tiles);
+                    weight == 1 ? widen<kind, 1>(columns, Panel<kind>(columns, m), m, g, tiles)
+                                : widen<kind, MOST_PARTS>(columns, Panel<kind>(columns, m), m, g, tiles);
                     for (int64_t p = 0; p < weight; ++p, to += TILE_WORDS) {
                         const uint16_t* row[LANES];
                         for (int j = 0; j < LANES; ++j) row[j] = tiles + p * TILE_WORDS + j * GROUP;
@@ -238,11 +260,18 @@ inline void few_rows_product(const FewRows& x, const Weight& w, int64_t n0, int6
     Tiles tiles(x.rows == 1 ? ONE_ROW_TILES : WIDE_TILES);
     with_kind(w.kind, [&](auto kind) {
         constexpr Kind KIND = decltype(kind)::value;
-        switch (x.tiles) {
-            case 1: return few_rows_of<KIND, 1, 2>(x, w, n0, n1, y);
-            case 2: return few_rows_of<KIND, 2, 2>(x, w, n0, n1, y);
-            default: return few_rows_of<KIND, 3, 2>(x, w, n0, n1, y);
-        }
+        auto with_parts = [&](auto parts) {
+            constexpr int PARTS = decltype(parts)::value;
+            if (x.rows == 1) return few_rows_of<KIND, PARTS, true, 1>(x, w, n0, n1, y);
+            switch (x.tiles) {
+                case 1: return few_rows_of<KIND, PARTS, false, 1>(x, w, n0, n1, y);
+                case 2: return few_rows_of<KIND, PARTS, false, 2>(x, w, n0, n1, y);
+                default: return few_rows_of<KIND, PARTS, false, 3>(x, w, n0, n1, y);
+            }
+        };
+        if constexpr (KIND == Kind::fp8)
+            if (weight_parts(w) > 1) return with_parts(std::integral_constant<int, MOST_PARTS>{});
+        with_parts(std::integral_constant<int, 1>{});
     });
 }
 

@@ -117,20 +117,34 @@ inline void turn_pairs(const uint16_t* const* row, uint16_t* to) {
 // Scales of FP8 that are no powers of two make numbers of more bits.
 inline int weight_parts(const Weight& w) { return w.kind == Kind::fp8 && w.float_scales ? MOST_PARTS : 1; }
 
-// Values of codes 0 to 15, twice, under every scale as BF16 numbers: FP4's, and of FP8's those below its normal numbers.
-struct alignas(64) ScaledCodes {
-    uint16_t value[32];
+// FP4's 16 values under every scale as BF16 numbers, their lower and their upper bytes.
+struct alignas(64) Fp4Bytes {
+    uint8_t lower[16], upper[16];
 };
-template <Kind kind>
-inline const ScaledCodes* scaled_codes() {
+inline const Fp4Bytes* fp4_bytes() {
     static const auto& all = *[] {
-        auto* made = new std::array<ScaledCodes, 256>;
-        for (int scale = 0; scale < 256; ++scale)
-            for (int code = 0; code < 32; ++code) {
-                float value = kind == Kind::fp4 ? E2M1[code & 15] : e4m3_values()[static_cast<size_t>(code & 15)];
-                (*made)[static_cast<size_t>(scale)].value[code] =
-                    static_cast<uint16_t>(bits_of(value * e8m0(static_cast<uint8_t>(scale))) >> 16);
-            }
+        auto* made = new std::array<Fp4Bytes, 256>;
+        for (int at = 0; at < 256 * 16; ++at) {
+            uint32_t bits = bits_of(E2M1[at % 16] * e8m0(static_cast<uint8_t>(at / 16)));
+            Fp4Bytes& to = (*made)[static_cast<size_t>(at / 16)];
+            to.lower[at % 16] = static_cast<uint8_t>(bits >> 16), to.upper[at % 16] = static_cast<uint8_t>(bits >> 24);
+        }
+        return made;
+    }();
+    return all.data();
+}
+
+// Values of FP8's codes below its normal numbers, the first eight, under every scale as BF16 numbers.
+struct alignas(16) Subnormals {
+    uint16_t value[8];
+};
+inline const Subnormals* fp8_subnormals() {
+    static const auto& all = *[] {
+        auto* made = new std::array<Subnormals, 256>;
+        for (int at = 0; at < 256 * 8; ++at) {
+            float value = e4m3_values()[static_cast<size_t>(at % 8)] * e8m0(static_cast<uint8_t>(at / 8));
+            (*made)[static_cast<size_t>(at / 8)].value[at % 8] = static_cast<uint16_t>(bits_of(value) >> 16);
+        }
         return made;
     }();
     return all.data();
@@ -148,51 +162,94 @@ inline void widen_parts(const Weight& w, int64_t n, int64_t g, int parts, uint16
     }
 }
 
-// The same for whole tiles of one part.
+// 16 outputs of a weight, in registers: what is in memory is read anew after every tile instruction.
 template <Kind kind>
-[[gnu::always_inline]] inline void widen_tile(const Weight& w, const ScaledCodes* scaled, int64_t n, int64_t g, uint16_t* to) {
-    const uint8_t* codes = w.data + n * w.stride + g * group_bytes(kind);
+struct Panel {
+    const uint8_t *codes, *scales;
+    int64_t stride, scale_stride, whole;  // groups that widen_tile may take
+
+    Panel(const Weight& w, int64_t n) : codes(w.data + n * w.stride), scales(w.scales), stride(w.stride), scale_stride(w.scale_stride) {
+        const bool straddles = kind == Kind::fp8 && (w.first + n) % 128 > 128 - LANES;
+        whole = n + LANES > w.out || straddles ? 0 : w.in / GROUP;
+        if (kind == Kind::fp4) scales += (w.first + n) * w.scale_stride;
+        if (kind == Kind::fp8) scales += (w.first + n) / 128 * w.scale_stride;
+    }
+};
+
+// f(row, r * stride bytes on from) for each of 16 rows, with few additions.
+template <class F>
+[[gnu::always_inline]] inline void each_row_of(const uint8_t* from, int64_t stride, F&& f) {
+    each<4>([&](auto quarter) __attribute__((always_inline)) {
+        constexpr int R = decltype(quarter)::value * 4;
+        f(std::integral_constant<int, R>{}, from), f(std::integral_constant<int, R + 1>{}, from + stride);
+        f(std::integral_constant<int, R + 2>{}, from + 2 * stride), f(std::integral_constant<int, R + 3>{}, from + 3 * stride);
+        from += 4 * stride;
+    });
+}
+
+// A whole tile as BF16 numbers. False where its scale would take FP8 codes out of the normal numbers: nothing is written then.
+template <Kind kind>
+[[gnu::always_inline]] inline bool widen_tile(const Panel<kind>& w, int64_t g, uint16_t* to) {
+    const uint8_t* codes = w.codes + g * group_bytes(kind);
     if constexpr (kind == Kind::fp4) {
-        const uint8_t* scale = w.scales + (w.first + n) * w.scale_stride + g;
-        for (int r = 0; r < LANES; ++r, codes += w.stride, scale += w.scale_stride, to += GROUP) {
-            __m512i byte = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)));
-            // Both codes of a byte: (byte | byte << 12) & 0x000F000F.
-            __m512i code = _mm512_ternarylogic_epi32(byte, _mm512_slli_epi32(byte, 12), _mm512_set1_epi32(0x000F000F), 0xA8);
-            _mm512_store_si512(to, _mm512_permutexvar_epi16(code, _mm512_load_si512(scaled[*scale].value)));
-        }
+        const Fp4Bytes* values = fp4_bytes();
+        alignas(64) static constexpr auto TWICE = [] {  // bytes 0 0 0 0 1 1 1 1 ...
+            std::array<uint8_t, 64> index{};
+            for (size_t i = 0; i < 64; ++i) index[i] = static_cast<uint8_t>(i / 4);
+            return index;
+        }();
+        const __m512i twice = _mm512_load_si512(TWICE.data()), shift = _mm512_set1_epi32(4 << 16);
+        const __m512i code_bits = _mm512_set1_epi8(15), upper = _mm512_set1_epi16(0x1000);
+        const uint8_t *scale = w.scales + g, *row_scale[LANES];
+        each_row_of(scale, w.scale_stride, [&](auto r, const uint8_t* at) __attribute__((always_inline)) { row_scale[r] = at; });
+        each_row_of(codes, w.stride, [&](auto r, const uint8_t* at) __attribute__((always_inline)) {
+            // Words of twice a code, then of its places in the table: lower byte, upper byte.
+            __m512i bytes = _mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+            __m512i word = _mm512_srlv_epi16(_mm512_permutexvar_epi8(twice, bytes), shift);
+            __m512i place = _mm512_ternarylogic_epi32(word, code_bits, upper, 0xEA);  // (word & code_bits) | upper
+            _mm512_store_si512(to + r * GROUP, _mm512_permutexvar_epi8(place, _mm512_load_si512(&values[*row_scale[r]])));
+        });
     } else if constexpr (kind == Kind::fp8) {
-        const uint8_t scale = w.scales[(w.first + n) / 128 * w.scale_stride + g / 4];
-        const __m512i below = _mm512_load_si512(scaled[scale].value), bias = _mm512_set1_epi16(static_cast<int16_t>((scale - 7) * 128));
-        for (int r = 0; r < LANES; ++r, codes += w.stride, to += GROUP) {
-            __m512i code = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes)));
-            __m512i magnitude = _mm512_and_si512(code, _mm512_set1_epi16(0x7F));
-            __m512i value = _mm512_add_epi16(_mm512_slli_epi16(magnitude, 4), bias);
-            __mmask32 subnormal = _mm512_cmplt_epu16_mask(magnitude, _mm512_set1_epi16(8));
-            value = _mm512_mask_permutexvar_epi16(value, subnormal, magnitude, below);
-            // value | (code << 8 & 0x8000)
-            _mm512_store_si512(to, _mm512_ternarylogic_epi32(value, _mm512_slli_epi16(code, 8), _mm512_set1_epi16(-0x8000), 0xF8));
+        const uint8_t scale = w.scales[g / 4];
+        if (scale < 10 || scale > 246) return false;
+        const __m512i magnitudes = _mm512_set1_epi16(0x07F0), bias = _mm512_set1_epi16(static_cast<int16_t>((scale - 7) * 128));
+        const __m512i sign = _mm512_set1_epi16(-0x8000), normal = _mm512_set1_epi16(0x80);
+        __m512i least = normal;
+        auto widen = [&](const uint8_t* at, auto&& mend) __attribute__((always_inline)) {
+            __m512i code = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+            __m512i magnitude = _mm512_and_si512(_mm512_slli_epi16(code, 4), magnitudes);
+            __m512i value = mend(magnitude, _mm512_add_epi16(magnitude, bias));
+            return _mm512_ternarylogic_epi32(value, code, sign, 0xF8);  // value | (code & sign)
+        };
+        each_row_of(codes, w.stride, [&](auto r, const uint8_t* at) __attribute__((always_inline)) {
+            _mm512_store_si512(to + r * GROUP, widen(at, [&](__m512i magnitude, __m512i value) __attribute__((always_inline)) {
+                least = _mm512_min_epu16(least, magnitude);
+                return value;
+            }));
+        });
+        if (_mm512_cmplt_epu16_mask(least, normal)) {  // trained weights have few such codes
+            const __m512i below = _mm512_castsi128_si512(_mm_load_si128(reinterpret_cast<const __m128i*>(fp8_subnormals()[scale].value)));
+            each_row_of(codes, w.stride, [&](auto r, const uint8_t* at) __attribute__((always_inline)) {
+                _mm512_store_si512(to + r * GROUP, widen(at, [&](__m512i magnitude, __m512i value) __attribute__((always_inline)) {
+                    __mmask32 subnormal = _mm512_cmplt_epu16_mask(magnitude, normal);
+                    return _mm512_mask_permutexvar_epi16(value, subnormal, _mm512_srli_epi16(magnitude, 4), below);
+                }));
+            });
         }
     } else {
-        for (int r = 0; r < LANES; ++r, codes += w.stride, to += GROUP) _mm512_store_si512(to, _mm512_loadu_si512(codes));
+        each_row_of(codes, w.stride, [&](auto r, const uint8_t* at) __attribute__((always_inline)) {
+            _mm512_store_si512(to + r * GROUP, _mm512_loadu_si512(at));
+        });
     }
+    return true;
 }
 
-// Whether widen_tile takes the tile: in FP8 all of it has one scale under which no code leaves the normal numbers.
-template <Kind kind>
-[[gnu::always_inline]] inline bool is_whole(const Weight& w, int64_t n, int64_t g) {
-    if (n + LANES > w.out || (g + 1) * GROUP > w.in) return false;
-    if constexpr (kind != Kind::fp8) return true;
-    if ((w.first + n) % 128 > 128 - LANES) return false;
-    uint8_t scale = w.scales[(w.first + n) / 128 * w.scale_stride + g / 4];
-    return scale >= 10 && scale <= 246;
-}
-
-template <Kind kind>
-[[gnu::always_inline]] inline void widen(const Weight& w, int parts, int64_t n, int64_t g, uint16_t* to) {
-    if (parts == 1 && is_whole<kind>(w, n, g))
-        widen_tile<kind>(w, scaled_codes<kind>(), n, g, to);
-    else
-        widen_parts(w, n, g, parts, to);
+// Group g of outputs n to n + 15, of which `panel` is; PARTS tiles of it.
+template <Kind kind, int PARTS>
+[[gnu::always_inline]] inline void widen(const Weight& w, const Panel<kind>& panel, int64_t n, int64_t g, uint16_t* to) {
+    if constexpr (PARTS == 1)
+        if (g < panel.whole && widen_tile(panel, g, to)) return;
+    widen_parts(w, n, g, PARTS, to);
 }
 
 // Where tiles of one group after the other lie: `step` words apart, their rows `stride` bytes.

@@ -47,29 +47,6 @@ inline void score_panel(const float* const* q, int64_t rows, const float* panel,
     }
 }
 
-// Index scores of tokens for entries [e0, e1): sum_h weight_h * relu(q_h . key_e), heads in order. q [tokens, heads,
-// width], weights [tokens, heads] -> to[token * stride + e], written up to a multiple of 16 entries.
-inline void index_scores(const float* q, const float* weights, int64_t tokens, int64_t heads, int64_t width,
-                         const Entries& keys, int64_t e0, int64_t e1, float* to, int64_t stride) {
-    float* panel = scratch(Scratch::panel, width * LANES);
-    float* dots = scratch(Scratch::hidden, tokens * heads * LANES);
-    std::vector<const float*> rows(static_cast<size_t>(tokens * heads));
-    for (int64_t r = 0; r < tokens * heads; ++r) rows[static_cast<size_t>(r)] = q + r * width;
-    for (int64_t e = e0; e < e1; e += LANES) {
-        const float* from[LANES];
-        int count = static_cast<int>(std::min<int64_t>(LANES, e1 - e));
-        for (int j = 0; j < count; ++j) from[j] = keys[e + j];
-        pack_rows(from, count, width, panel);
-        score_panel(rows.data(), tokens * heads, panel, width, dots, LANES);
-        for (int64_t t = 0; t < tokens; ++t) {
-            V acc = zero();
-            for (int64_t h = 0; h < heads; ++h)
-                acc = fma(set1(weights[t * heads + h]), max(load(dots + (t * heads + h) * LANES), zero()), acc);
-            store(to + t * stride + e, acc);
-        }
-    }
-}
-
 // R heads of one token, all keys: out_h = sum_j p_hj * value_j over sum_j p_hj + exp(sink - top).
 template <int R>
 inline void weigh(float* const* p, const float* const* values, int64_t keys, int64_t width, const float* sink_weight,

@@ -5,13 +5,14 @@
 
 #include "linear.h"
 #include "rows.h"
+#include "top_k.h"
 
 namespace dsv4::DSV4_ISA {
 
 // Experts of one token from its router logits: index [k] and weights [k]. Hash layers take the experts from the token
 // id, the others the k best of score + bias, in ascending order.
 inline void route(const float* logits, const Layer& layer, const Config& c, int64_t token_id, std::vector<float>& work,
-                  std::vector<uint64_t>& order, int32_t* index, float* weights) {
+                  int32_t* index, float* weights) {
     int64_t experts = c.n_routed_experts, k = c.num_experts_per_tok;
     work.resize(static_cast<size_t>(2 * experts));
     float *scores = work.data(), *ranked = work.data() + experts;
@@ -23,7 +24,7 @@ inline void route(const float* logits, const Layer& layer, const Config& c, int6
         for (int64_t i = 0; i < k; ++i) index[i] = static_cast<int32_t>(layer.tid2eid[token_id * k + i]);
     } else {
         for (int64_t e = 0; e < experts; ++e) ranked[e] = scores[e] + layer.bias[e];
-        top_k(ranked, experts, k, order, index);
+        top_k(ranked, experts, k, index);
     }
     float total = 0.0f;
     for (int64_t i = 0; i < k; ++i) total += scores[index[i]];

@@ -7,45 +7,9 @@
 #include "attention.h"
 #include "experts.h"
 #include "hyper_connections.h"
+#include "indexer.h"
 
 namespace dsv4::DSV4_ISA {
-
-constexpr int64_t TILE_TOKENS = 1024;    // enough that an expert's packed weights serve a hundred rows
-constexpr int64_t ATTENTION_TOKENS = 8;  // neighbouring tokens share the packed keys of their windows
-constexpr int64_t KEY_CHUNK = 512;       // index keys of one task when few tokens score many
-
-// Buffers of one tile, kept from tile to tile.
-struct Buffers {
-    std::vector<std::vector<float>> memory;
-    size_t next = 0;
-
-    void restart() { next = 0; }
-    float* get(int64_t size) {
-        if (next == memory.size()) memory.emplace_back();
-        auto& own = memory[next++];
-        if (static_cast<int64_t>(own.size()) < size) own.resize(static_cast<size_t>(size));
-        return own.data();
-    }
-};
-
-struct Tile {
-    const Model& model;
-    const Cache& cache;
-    int64_t n = 0;
-    std::vector<Segment> segments;
-    std::vector<int64_t> token_ids, positions;
-    std::vector<float> cos[2], sin[2];  // [n, pairs] of window-only and of compressed layers
-    Buffers buffers;
-};
-
-// f(row) for all rows of a tile, some rows a task.
-template <class F>
-inline void each_row(int64_t n, F&& f) {
-    int64_t chunk = std::max<int64_t>(1, n < 4 ? n : std::min<int64_t>(64, n / (2 * thread_count())));
-    parallel((n + chunk - 1) / chunk, [&](int64_t task, int) {
-        for (int64_t row = task * chunk; row < std::min(n, (task + 1) * chunk); ++row) f(row);
-    });
-}
 
 // x [n, d] gets the normed input of a sub-layer, weights [n, s * (2 + s)] the site's pre, post and comb.
 inline void read_streams(Tile& t, const HyperConnection& site, const float* norm, const float* streams, float* weights,
@@ -116,77 +80,6 @@ inline void finish_entry(const Model& m, const Compressor& w, bool main, float* 
         hadamard(entry, w.width);
         fake_quant_fp4(entry, w.width, 32);
     }
-}
-
-// Entries that each token of the tile reads, [n, index_topk]; null where no token sees more than it keeps.
-inline const int32_t* choose_entries(Tile& t, const Layer& layer, const LayerCache& cache, float* latent,
-                                     const float* head_weights, std::vector<int32_t>& chosen) {
-    const Config& c = t.model.config;
-    int64_t heads = c.index_n_heads, width = c.index_head_dim, k = c.index_topk, pairs = c.qk_rope_head_dim / 2;
-    bool any = false;
-    for (const Segment& s : t.segments) any = any || (s.start + s.count) / 4 > k;
-    if (!any) return nullptr;
-    chosen.resize(static_cast<size_t>(t.n * k));
-    float* q = t.buffers.get(t.n * heads * width);
-    Product project{{latent, c.q_lora_rank}, &layer.index_wq_b, {q, heads * width}};
-    products(&project, 1, t.n);
-    each_row(t.n, [&](int64_t row) {
-        for (int64_t h = 0; h < heads; ++h) {
-            float* x = q + (row * heads + h) * width;
-            rotate(x, width, t.cos[1].data() + row * pairs, t.sin[1].data() + row * pairs, pairs, 1.0f);
-            if (!c.quantize) continue;
-            hadamard(x, width);
-            fake_quant_fp4(x, width, 32);
-        }
-    });
-    struct Task {
-        const Segment* s;
-        int64_t row, count, e0, e1;
-        float* scores;  // null: the task's own
-        int64_t stride;
-    };
-    std::vector<Task> tasks;
-    for (const Segment& s : t.segments) {
-        int64_t most = (s.start + s.count) / 4;
-        if (most <= k) continue;
-        if (s.count < ATTENTION_TOKENS) {
-            int64_t stride = (most + LANES - 1) / LANES * LANES;
-            float* scores = t.buffers.get(s.count * stride);
-            for (int64_t e = 0; e < most; e += KEY_CHUNK)
-                tasks.push_back({&s, s.first, s.count, e, std::min(most, e + KEY_CHUNK), scores, stride});
-        } else {
-            for (int64_t i = 0; i < s.count; i += ATTENTION_TOKENS)
-                tasks.push_back({&s, s.first + i, std::min(ATTENTION_TOKENS, s.count - i), 0, 0, nullptr, 0});
-        }
-    }
-    auto pick = [&](int64_t row, const float* scores) {
-        int64_t seen = (t.positions[static_cast<size_t>(row)] + 1) / 4;
-        thread_local std::vector<uint64_t> work;
-        if (seen > k) top_k(scores, seen, k, work, chosen.data() + row * k);
-    };
-    parallel(static_cast<int64_t>(tasks.size()), [&](int64_t i, int) {
-        Task task = tasks[static_cast<size_t>(i)];
-        Entries keys(cache.index.entries, t.cache, task.s->slot, 4, width);
-        float* scores = task.scores;
-        if (!scores) {
-            task.e1 = (t.positions[static_cast<size_t>(task.row + task.count - 1)] + 1) / 4;
-            if (task.e1 <= k) return;
-            task.stride = (task.e1 + LANES - 1) / LANES * LANES;
-            scores = scratch(Scratch::index, task.count * task.stride);
-        }
-        index_scores(q + task.row * heads * width, head_weights + task.row * heads, task.count, heads, width, keys,
-                     task.e0, task.e1, scores, task.stride);
-        if (!task.scores)
-            for (int64_t j = 0; j < task.count; ++j) pick(task.row + j, scores + j * task.stride);
-    });
-    std::vector<std::pair<int64_t, const float*>> waiting;
-    for (const Task& task : tasks)
-        if (task.scores && task.e0 == 0)
-            for (int64_t j = 0; j < task.count; ++j) waiting.push_back({task.row + j, task.scores + j * task.stride});
-    parallel(static_cast<int64_t>(waiting.size()), [&](int64_t i, int) {
-        pick(waiting[static_cast<size_t>(i)].first, waiting[static_cast<size_t>(i)].second);
-    });
-    return chosen.data();
 }
 
 // o [n, H, D], rotated back: every token's attention output. q is scaled and rotated, kv [n, D] the tile's own keys.
@@ -328,9 +221,7 @@ inline void feed_forward(Tile& t, const Layer& layer, float* x, float* y) {
     products(first, 3, n);
     each_row(n, [&](int64_t row) {
         thread_local std::vector<float> work;
-        thread_local std::vector<uint64_t> order;
-        route(logits + row * E, layer, c, t.token_ids[static_cast<size_t>(row)], work, order, index + row * k,
-              weights + row * k);
+        route(logits + row * E, layer, c, t.token_ids[static_cast<size_t>(row)], work, index + row * k, weights + row * k);
         swiglu(gate + row * wide, up + row * wide, wide, static_cast<float>(c.swiglu_limit), 1.0f);
         if (c.quantize) fake_quant_fp8(gate + row * wide, wide, 128);
     });

@@ -57,10 +57,9 @@ void hadamard_rows(float* x, int64_t n, int64_t width) {
 
 void top_k_rows(const float* scores, int64_t n, int64_t width, int64_t k, int64_t* index) {
     each_row(n, [&](int64_t row) {
-        thread_local std::vector<uint64_t> work;
         thread_local std::vector<int32_t> best;
         best.resize(static_cast<size_t>(k));
-        top_k(scores + row * width, width, k, work, best.data());
+        top_k(scores + row * width, width, k, best.data());
         std::copy(best.begin(), best.end(), index + row * k);
     });
 }

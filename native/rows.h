@@ -1,9 +1,7 @@
-// What happens to one row at a time: norm, rotation, Hadamard, rounding to FP8 and FP4, SwiGLU, choice of the largest.
+// What happens to one row at a time: norm, rotation, Hadamard, rounding to FP8 and FP4, SwiGLU.
 #pragma once
 
 #include <algorithm>
-#include <functional>
-#include <vector>
 
 #include "simd.h"
 #include "views.h"
@@ -113,47 +111,6 @@ inline void swiglu(float* gate, const float* up, int64_t n, float limit, float w
         V g = min(set1(limit), load_n(gate + i, left));
         V u = max(set1(-limit), min(set1(limit), load_n(up + i, left)));
         store_n(gate + i, mul(mul(mul(sigmoid(g), g), u), set1(weight)), left);
-    }
-}
-
-// Unsigned numbers in the order of fp32 numbers; both zeros are one, no number is the least.
-inline uint32_t rank_of(float x) {
-    if (!(x == x)) return 0;
-    uint32_t bits = bits_of(x + 0.0f);
-    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-
-// The k largest of n scores, equal ones to the lower index, no numbers last -> indices in ascending order. k <= n.
-//
-// Among many, the k-th rank is found from its upper 11 bits to its lower 10, each time counting those that agree in the bits
-// before: a partial sort looks at them far more often.
-inline void top_k(const float* scores, int64_t n, int64_t k, std::vector<uint64_t>& work, int32_t* to) {
-    constexpr int64_t MANY = 1024;
-    work.resize(static_cast<size_t>(n));
-    for (int64_t i = 0; i < n; ++i)
-        work[static_cast<size_t>(i)] = static_cast<uint64_t>(rank_of(scores[i])) << 32 | (0xFFFFFFFFu - static_cast<uint32_t>(i));
-    if (n < MANY) {
-        if (k < n) std::nth_element(work.begin(), work.begin() + k, work.end(), std::greater<>());
-        for (int64_t i = 0; i < k; ++i) to[i] = static_cast<int32_t>(0xFFFFFFFFu - static_cast<uint32_t>(work[static_cast<size_t>(i)]));
-        std::sort(to, to + k);
-        return;
-    }
-    uint32_t least = 0, known = 0;  // the k-th rank, and a mask of its bits that are known
-    int64_t wanted = k;             // of those that agree with it
-    for (int shift : {21, 10, 0}) {
-        const uint32_t places = 1u << (shift ? 11 : 10);
-        uint32_t count[1 << 11] = {};
-        for (uint64_t key : work) {
-            uint32_t rank = static_cast<uint32_t>(key >> 32);
-            if ((rank & known) == least) ++count[rank >> shift & (places - 1)];
-        }
-        uint32_t place = places - 1;
-        for (; count[place] < wanted; --place) wanted -= count[place];
-        least |= place << shift, known |= (places - 1) << shift;
-    }
-    for (int64_t i = 0; i < n; ++i) {
-        uint32_t rank = static_cast<uint32_t>(work[static_cast<size_t>(i)] >> 32);
-        if (rank > least || (rank == least && wanted-- > 0)) *to++ = static_cast<int32_t>(i);
     }
 }
 

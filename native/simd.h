@@ -43,6 +43,8 @@ inline V scale_or_zero(V x, V n, V cut, float limit) {
     __mmask16 keep = _mm512_cmp_ps_mask(cut.v, _mm512_set1_ps(limit), _CMP_GE_OQ);
     return {_mm512_maskz_mul_ps(keep, x.v, _mm512_castsi512_ps(e))};
 }
+// A bit for each lane in which x <= limit does not hold.
+inline uint32_t above(V x, V limit) { return _mm512_cmp_ps_mask(x.v, limit.v, _CMP_NLE_UQ); }
 inline __m256 low(V x) { return _mm512_castps512_ps256(x.v); }
 inline __m256 high(V x) { return _mm512_extractf32x8_ps(x.v, 1); }
 
@@ -92,6 +94,10 @@ inline __m256 scale_half(__m256 x, __m256 n, __m256 cut, float limit) {
 inline V scale_or_zero(V x, V n, V cut, float limit) {
     return {scale_half(x.a, n.a, cut.a, limit), scale_half(x.b, n.b, cut.b, limit)};
 }
+inline uint32_t above(V x, V limit) {
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(x.a, limit.a, _CMP_NLE_UQ)) |
+                                 _mm256_movemask_ps(_mm256_cmp_ps(x.b, limit.b, _CMP_NLE_UQ)) << 8);
+}
 inline __m256 low(V x) { return x.a; }
 inline __m256 high(V x) { return x.b; }
 
@@ -130,6 +136,11 @@ inline float power_of_two(float n) {
 }
 inline V scale_or_zero(V x, V n, V cut, float limit) {
     DSV4_EACH(cut.f[i] >= limit ? x.f[i] * power_of_two(n.f[i]) : 0.0f);
+}
+inline uint32_t above(V x, V limit) {
+    uint32_t lanes = 0;
+    for (int i = 0; i < LANES; ++i) lanes |= static_cast<uint32_t>(!(x.f[i] <= limit.f[i])) << i;
+    return lanes;
 }
 #undef DSV4_EACH
 

@@ -1,0 +1,220 @@
+// The indexer: scores of compressed entries, and the entries that each token reads.
+//
+// A score is a chain over the heads, of weight times relu of a chain over the channels, both ascending and from zero.
+#pragma once
+
+#include <vector>
+
+#include "index_filter.h"
+#include "linear.h"
+#include "tile.h"
+#include "top_k.h"
+
+namespace dsv4::DSV4_ISA {
+
+constexpr int64_t KEY_CHUNK = 512;      // keys of one task when few tokens score many
+constexpr int64_t INDEX_TOKENS = 64;    // neighbouring tokens of one task when many do
+#if defined(DSV4_ISA_AVX512)
+constexpr int INDEX_HEADS = 8, INDEX_PANELS = 2;
+#else
+constexpr int INDEX_HEADS = 4, INDEX_PANELS = 1;
+#endif
+constexpr int64_t INDEX_KEYS = INDEX_PANELS * LANES;
+
+// R heads of a token more: to[key] += weight_r * relu(q_r . key), heads in order, from zero where they are the first. Keys [P][width][16].
+template <int R, int P>
+inline void add_heads(const float* q, int64_t width, const float* keys, const float* weights, bool first, float* to) {
+    V acc[R][P];
+    for (int r = 0; r < R; ++r)
+        for (int p = 0; p < P; ++p) acc[r][p] = zero();
+    Thirds<R> rows(q, width);
+#pragma GCC unroll 4
+    for (int64_t k = 0; k < width; ++k, rows.advance(1)) {
+        V b[P];
+        for (int p = 0; p < P; ++p) b[p] = load(keys + (p * width + k) * LANES);
+        for (int r = 0; r < R; ++r) {
+            V a = set1(rows.of(r));
+            for (int p = 0; p < P; ++p) acc[r][p] = fma(a, b[p], acc[r][p]);
+        }
+    }
+    for (int p = 0; p < P; ++p) {
+        V sum = first ? zero() : load(to + p * LANES);
+        for (int r = 0; r < R; ++r) sum = fma(set1(weights[r]), max(acc[r][p], zero()), sum);
+        store(to + p * LANES, sum);
+    }
+}
+
+template <int P>
+inline void token_scores(const float* q, const float* weights, int64_t heads, int64_t width, const float* keys, float* to) {
+    for (int64_t h = 0; h < heads; h += INDEX_HEADS) {
+        switch (std::min<int64_t>(INDEX_HEADS, heads - h)) {
+#define DSV4_CASE(R) \
+    case R: add_heads<R, P>(q + h * width, width, keys, weights + h, h == 0, to); break
+            DSV4_CASE(1);
+            DSV4_CASE(2);
+            DSV4_CASE(3);
+            DSV4_CASE(4);
+#if defined(DSV4_ISA_AVX512)
+            DSV4_CASE(5);
+            DSV4_CASE(6);
+            DSV4_CASE(7);
+            DSV4_CASE(8);
+#endif
+#undef DSV4_CASE
+            default: std::abort();
+        }
+    }
+}
+
+// Scores of tokens for `count` keys, key(i) the i-th's channels. q [tokens, heads, width], weights [tokens, heads]
+// -> to[token * stride + i], written up to a multiple of INDEX_KEYS.
+template <class Key>
+inline void index_scores(const float* q, const float* weights, int64_t tokens, int64_t heads, int64_t width, Key key, int64_t count,
+                         float* to, int64_t stride) {
+    float* panels = scratch(Scratch::panel, width * INDEX_KEYS);
+    for (int64_t i = 0; i < count; i += INDEX_KEYS) {
+        const bool whole = i + LANES < count;  // more than one panel
+        for (int64_t p = 0; p < (whole ? INDEX_PANELS : 1); ++p) {
+            const float* from[LANES];
+            const int64_t at = i + p * LANES, keys = std::min<int64_t>(LANES, count - at);
+            for (int64_t j = 0; j < keys; ++j) from[j] = key(at + j);
+            pack_rows(from, static_cast<int>(keys), width, panels + p * width * LANES);
+        }
+        for (int64_t t = 0; t < tokens; ++t) {
+            const float *query = q + t * heads * width, *weight = weights + t * heads;
+            float* place = to + t * stride + i;
+            whole ? token_scores<INDEX_PANELS>(query, weight, heads, width, panels, place)
+                  : token_scores<1>(query, weight, heads, width, panels, place);
+        }
+    }
+}
+
+// The k best entries of each of some neighbouring tokens of a sequence -> chosen [tokens, k], for those that see more.
+struct Choice {
+    const float *q, *weights;  // [tokens, heads, width], [tokens, heads]
+    int64_t heads, width, k;
+    const Entries& keys;
+
+    void all(int64_t tokens, const int64_t* seen, int32_t* chosen) const {
+        thread_local std::vector<Largest> best;
+        for (int64_t t0 = 0; t0 < tokens; t0 += ATTENTION_TOKENS) {
+            const int64_t count = std::min(ATTENTION_TOKENS, tokens - t0);
+            if (seen[t0 + count - 1] <= k) continue;
+            float* scores = scratch(Scratch::index, count * KEY_CHUNK);
+            start(best, count);
+            for (int64_t e = 0; e < seen[t0 + count - 1]; e += KEY_CHUNK) {
+                const int64_t some = std::min(KEY_CHUNK, seen[t0 + count - 1] - e);
+                index_scores(q + t0 * heads * width, weights + t0 * heads, count, heads, width, [&](int64_t i) { return keys[e + i]; },
+                             some, scores, KEY_CHUNK);
+                for (int64_t t = 0; t < count; ++t)
+                    if (seen[t0 + t] > e)
+                        best[static_cast<size_t>(t)].take(scores + t * KEY_CHUNK, std::min(some, seen[t0 + t] - e), e);
+            }
+            for (int64_t t = 0; t < count; ++t)
+                if (seen[t0 + t] > k) best[static_cast<size_t>(t)].finish(chosen + (t0 + t) * k);
+        }
+    }
+
+#if defined(DSV4_ISA_AMX)
+    void filtered(int64_t tokens, const int64_t* seen, const TurnedKeys& turned, int32_t* chosen) const {
+        thread_local std::vector<Largest> near;
+        thread_local std::vector<int32_t> some;
+        if (seen[tokens - 1] <= k) return;
+        start(near, tokens);
+        for (int64_t t = 0; t < tokens; ++t) {
+            const float error = index_error(q + t * heads * width, weights + t * heads, heads, width, turned.longest);
+            if (!(error < INFINITY)) return all(tokens, seen, chosen);
+            near[static_cast<size_t>(t)].begin(k, 2.0f * error);
+        }
+        filter_entries(q, weights, tokens, heads, width, turned, seen, near.data());
+        thread_local Largest best;
+        for (int64_t t = 0; t < tokens; ++t) {
+            if (seen[t] <= k) continue;
+            Largest& found = near[static_cast<size_t>(t)];
+            some.resize(static_cast<size_t>(found.size()));
+            const int64_t count = found.finish(some.data());
+            float* scores = scratch(Scratch::index, count + INDEX_KEYS);
+            index_scores(q + t * heads * width, weights + t * heads, 1, heads, width,
+                         [&](int64_t i) { return keys[some[static_cast<size_t>(i)]]; }, count, scores, 0);
+            best.begin(k);
+            for (int64_t i = 0; i < count; ++i) best.add(scores[i], some[static_cast<size_t>(i)]);
+            best.finish(chosen + t * k);
+        }
+    }
+#endif
+
+   private:
+    void start(std::vector<Largest>& of, int64_t tokens) const {
+        if (of.size() < static_cast<size_t>(tokens)) of.resize(static_cast<size_t>(tokens));
+        for (int64_t t = 0; t < tokens; ++t) of[static_cast<size_t>(t)].begin(k);
+    }
+};
+
+// One segment of few tokens: their scores key chunk by key chunk on all threads, then the choice.
+inline void choose_of_few(Tile& t, const Segment& s, const Choice& choice, int32_t* chosen) {
+    const int64_t most = (s.start + s.count) / 4, stride = (most + INDEX_KEYS - 1) / INDEX_KEYS * INDEX_KEYS;
+    float* scores = t.buffers.get(s.count * stride);
+    parallel((most + KEY_CHUNK - 1) / KEY_CHUNK, [&](int64_t task, int) {
+        const int64_t e = task * KEY_CHUNK;
+        index_scores(choice.q, choice.weights, s.count, choice.heads, choice.width, [&](int64_t i) { return choice.keys[e + i]; },
+                     std::min(KEY_CHUNK, most - e), scores + e, stride);
+    });
+    parallel(s.count, [&](int64_t i, int) {
+        const int64_t seen = (s.start + i + 1) / 4;
+        if (seen > choice.k) top_k(scores + i * stride, seen, choice.k, chosen + i * choice.k);
+    });
+}
+
+inline void choose_of_many(const Segment& s, const Choice& choice, int32_t* chosen) {
+#if defined(DSV4_ISA_AMX)
+    thread_local TurnedKeys memory;
+    TurnedKeys& turned = memory;  // this thread's, for all
+    turned.take(choice.keys, (s.start + s.count) / 4);
+#endif
+    const int64_t fair = (s.count + 2 * thread_count() - 1) / (2 * thread_count());
+    const int64_t block = std::clamp<int64_t>(fair, ATTENTION_TOKENS, INDEX_TOKENS), blocks = (s.count + block - 1) / block;
+    parallel(blocks, [&](int64_t task, int) {
+        const int64_t i = (blocks - 1 - task) * block, count = std::min(block, s.count - i);  // the longest first
+        int64_t seen[INDEX_TOKENS];
+        for (int64_t j = 0; j < count; ++j) seen[j] = (s.start + i + j + 1) / 4;
+        Choice mine{choice.q + i * choice.heads * choice.width, choice.weights + i * choice.heads, choice.heads, choice.width, choice.k,
+                    choice.keys};
+#if defined(DSV4_ISA_AMX)
+        mine.filtered(count, seen, turned, chosen + i * choice.k);
+#else
+        mine.all(count, seen, chosen + i * choice.k);
+#endif
+    });
+}
+
+// Entries that each token of the tile reads, [n, index_topk]; null where no token sees more than it keeps.
+inline const int32_t* choose_entries(Tile& t, const Layer& layer, const LayerCache& cache, float* latent, const float* head_weights,
+                                     std::vector<int32_t>& chosen) {
+    const Config& c = t.model.config;
+    int64_t heads = c.index_n_heads, width = c.index_head_dim, k = c.index_topk, pairs = c.qk_rope_head_dim / 2;
+    auto chooses = [&](const Segment& s) { return (s.start + s.count) / 4 > k; };
+    if (std::none_of(t.segments.begin(), t.segments.end(), chooses)) return nullptr;
+    chosen.resize(static_cast<size_t>(t.n * k));
+    float* q = t.buffers.get(t.n * heads * width);
+    Product project{{latent, c.q_lora_rank}, &layer.index_wq_b, {q, heads * width}};
+    products(&project, 1, t.n);
+    each_row(t.n, [&](int64_t row) {
+        for (int64_t h = 0; h < heads; ++h) {
+            float* x = q + (row * heads + h) * width;
+            rotate(x, width, t.cos[1].data() + row * pairs, t.sin[1].data() + row * pairs, pairs, 1.0f);
+            if (!c.quantize) continue;
+            hadamard(x, width);
+            fake_quant_fp4(x, width, 32);
+        }
+    });
+    for (const Segment& s : t.segments) {
+        if (!chooses(s)) continue;
+        Entries keys(cache.index.entries, t.cache, s.slot, 4, width);
+        Choice choice{q + s.first * heads * width, head_weights + s.first * heads, heads, width, k, keys};
+        int32_t* to = chosen.data() + s.first * k;
+        s.count < ATTENTION_TOKENS ? choose_of_few(t, s, choice, to) : choose_of_many(s, choice, to);
+    }
+    return chosen.data();
+}
+
+}  // namespace dsv4::DSV4_ISA
