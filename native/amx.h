@@ -84,89 +84,135 @@ struct FewRows {
     return _mm512_add_ps(high, _mm512_maskz_add_ps(finite, column(1), column(2)));
 }
 
-// Up to 16 rows (ONE: of a single row the three parts): their parts' columns side by side, X tiles of them; W panels of the weight
-// at a time, of PARTS tiles each.
-//
-// A widened tile is multiplied LAG tiles later: its stores have then left for the cache, from where alone a tile is read, and those
-// on their way have other places within 4096 bytes, which is all that a processor compares.
-template <Kind kind, int PARTS, bool ONE, int X, int W>
-inline void few_rows(const FewRows& of, const Weight& w, int64_t n, float* const* y) {
-    constexpr int LAG = 7, KEPT = LAG + 1;
-    constexpr int64_t ROW_BYTES = ONE ? 16 : 64, WORDS = ONE ? TILE_WORDS / 4 : TILE_WORDS;
-    const int64_t groups = groups_of(w.in), stride = w.stride;
-    const uint16_t* const turned = of.turned;
-    auto row_tiles = [&](int64_t g, const uint16_t** x) __attribute__((always_inline)) {
-        for (int i = 0; i < X; ++i) x[i] = turned + (g * X + i) * WORDS;
-    };
-    // Memory is asked for some groups on, at the ends of rows in the next panels': a few rows' lines with every group, since a
-    // processor has few places for what is on its way.
-    constexpr int64_t AHEAD_GROUPS = 8, BYTES = group_bytes(kind), EVERY = 64 / BYTES, AT_ONCE = LANES / EVERY;
-    const uint8_t *const begin = w.data + n * stride, *const next = begin + W * LANES * stride - groups * BYTES;
-    auto ask = [&](int64_t g, int j) __attribute__((always_inline)) {
-        const int64_t to = g / EVERY * EVERY + AHEAD_GROUPS;
-        const uint8_t* from = (to < groups ? begin : next) + to * BYTES + (j * LANES + g % EVERY * AT_ONCE) * stride;
-        for (int64_t r = 0; r < AT_ONCE; ++r) _mm_prefetch(reinterpret_cast<const char*>(from + r * stride), _MM_HINT_T0);
-    };
-    each<X * W>([&](auto t) __attribute__((always_inline)) { tile_zero<decltype(t)::value>(); });
-    if (kind == Kind::bf16 && w.in % GROUP == 0 && n + W * LANES <= w.out) {  // read where they are stored
-        for (int64_t g = 0; g < groups; ++g) {
-            const uint16_t* x[X];
-            const uint16_t* panel[W];
-            row_tiles(g, x);
-            for (int j = 0; j < W; ++j) {
-                ask(g, j);
-                panel[j] = reinterpret_cast<const uint16_t*>(begin + j * LANES * stride + g * BYTES);
-            }
-            add_tiles<X, W, true>(x, {0, ROW_BYTES}, panel, {GROUP, stride}, 1, 1);
-        }
-    } else {
-        alignas(64) uint16_t kept[KEPT][PARTS][TILE_WORDS];
-        const Panel<kind> panels[2] = {{w, n}, {w, n + (W - 1) * LANES}};
-        for (int64_t g = 0; g * W < groups * W + LAG; ++g)
-            each<W>([&](auto panel) __attribute__((always_inline)) {
-                constexpr int j = decltype(panel)::value, before = (j + LAG * W - LAG) % W;
-                const int64_t item = g * W + j;
-                if (g < groups) {
-                    ask(g, j);
-                    widen<kind, PARTS>(w, panels[j], n + j * LANES, g, kept[item % KEPT][0]);
-                }
-                const int64_t at = (item - LAG) / W;  // its panel is `before`
-                if (item < LAG || at >= groups) return;
-                const uint16_t* x[X];
-                row_tiles(at, x);
-                for (int p = 0; p < PARTS; ++p) {
-                    tile_load<6>(kept[(item - LAG) % KEPT][p], 64);
-                    each<X>([&](auto i) __attribute__((always_inline)) {
-                        if (X > 1 || (before == 0 && p == 0)) tile_load<7>(x[decltype(i)::value], ROW_BYTES);
-                        tile_multiply<decltype(i)::value * W + before, 6, 7>();
-                    });
-                }
-            });
+// Asks for the memory of a weight, some lines with every group of 32 rows, before it is read. Short rows: one line after the other of the
+// next 32 rows, for the second cache. Long ones, of which the next are far: some groups on in these rows, for the first.
+template <Kind kind>
+struct Ahead {
+    static constexpr int64_t BYTES = group_bytes(kind), LINES = 2 * LANES * BYTES / 64, SHORT = 2048, GROUPS = 8;
+    static constexpr int64_t EVERY = 64 / BYTES, ROWS_AT_ONCE = 2 * LANES / EVERY;
+    const uint8_t *codes, *scales = nullptr;
+    int64_t stride, groups;
+
+    Ahead(const Weight& w, int64_t n) : codes(w.data + n * w.stride), stride(w.stride), groups(groups_of(w.in)) {
+        if (kind == Kind::fp4 && w.scale_stride == groups) scales = w.scales + (w.first + n) * groups;
+        for (int64_t g = 0; g < groups; g += 2) ask_scales(g);
+        for (int64_t i = 0; i < 4096; i += 64) _mm_prefetch(reinterpret_cast<const char*>(codes + i), _MM_HINT_T1);
     }
+    [[gnu::always_inline]] void ask(int64_t block, int64_t g) const {
+        if (g % 2 == 0) ask_scales((block + 1) * groups + g);
+        if (stride <= SHORT) {
+            const uint8_t* from = codes + (block + 1) * 2 * LANES * stride + g * LINES * 64;
+            for (int64_t i = 0; i < LINES; ++i) _mm_prefetch(reinterpret_cast<const char*>(from + i * 64), _MM_HINT_T1);
+            return;
+        }
+        const int64_t row = block * 2 * LANES + g % EVERY * ROWS_AT_ONCE;
+        g = g / EVERY * EVERY + GROUPS;
+        const uint8_t* from = codes + (g < groups ? row : row + 2 * LANES) * stride + (g < groups ? g : g - groups) * BYTES;
+        for (int64_t r = 0; r < ROWS_AT_ONCE; ++r) _mm_prefetch(reinterpret_cast<const char*>(from + r * stride), _MM_HINT_T0);
+    }
+
+   private:
+    [[gnu::always_inline]] void ask_scales(int64_t g) const {
+        if (scales) _mm_prefetch(reinterpret_cast<const char*>(scales + g * 2 * LANES), _MM_HINT_T1);
+    }
+};
+
+// Sums of few rows and W panels from output n on, in tiles i * W + j -> y; the tiles are zero again.
+template <bool ONE, int X, int W>
+[[gnu::always_inline]] inline void take_few(const FewRows& of, const Weight& w, int64_t n, float* const* y) {
     alignas(64) float sums[X * W][LANES * LANES];
-    if constexpr (ONE) {
-        each<W>([&](auto j) __attribute__((always_inline)) { tile_store<decltype(j)::value>(sums[j], 16); });
-        for (int j = 0; j < W; ++j)
-            store_n(y[0] + n + j * LANES, {join_parts(sums[j])}, static_cast<int>(std::min<int64_t>(LANES, w.out - n - j * LANES)));
-    } else {
-        take_tiles<X, W>(sums);
-        for (int j = 0; j < W; ++j) {
-            int64_t outputs = std::min<int64_t>(LANES, w.out - n - j * LANES);
-            for (int64_t r = 0; r < of.rows; ++r)
-                for (int64_t o = 0; o < outputs; ++o) {
-                    auto part = [&](int64_t p) { return sums[(p * of.rows + r) / LANES * W + j][o * LANES + (p * of.rows + r) % LANES]; };
-                    float rest = of.parts > 1 && std::isfinite(part(0)) ? part(1) + part(2) : 0.0f;
-                    y[r][n + j * LANES + o] = part(0) + rest;
-                }
+    each<X * W>([&](auto t) __attribute__((always_inline)) {
+        tile_store<decltype(t)::value>(sums[t], ONE ? 16 : 64);
+        tile_zero<decltype(t)::value>();
+    });
+    for (int j = 0; j < W; ++j) {
+        const int64_t at = n + j * LANES, outputs = std::min<int64_t>(LANES, w.out - at);
+        if constexpr (ONE) {
+            store_n(y[0] + at, {join_parts(sums[j])}, static_cast<int>(outputs));
+            continue;
+        }
+        for (int64_t r = 0; r < of.rows; ++r)
+            for (int64_t o = 0; o < outputs; ++o) {
+                auto part = [&](int64_t p) { return sums[(p * of.rows + r) / LANES * W + j][o * LANES + (p * of.rows + r) % LANES]; };
+                const float rest = of.parts > 1 && std::isfinite(part(0)) ? part(1) + part(2) : 0.0f;
+                y[r][at + o] = part(0) + rest;
+            }
+    }
+}
+
+// Up to 16 rows (ONE: of a single row the three parts): their parts' columns side by side, X tiles of them, times blocks of W panels,
+// each of PARTS tiles a group.
+//
+// A widened tile is multiplied LAG tiles later, over the ends of blocks too: its stores have then left for the cache, from where alone a
+// tile is read, and those on their way have other places within 4096 bytes, which is all that a processor compares.
+template <Kind kind, int PARTS, bool ONE, int X, int W>
+inline void few_rows(const FewRows& of, const Weight& w, int64_t n, int64_t blocks, float* const* y) {
+    constexpr int LAG = 7, KEPT = LAG + 1;
+    constexpr int64_t ROW_BYTES = ONE ? 16 : 64, WORDS = ONE ? TILE_WORDS / 4 : TILE_WORDS, HIGH = W * LANES;
+    const int64_t groups = groups_of(w.in);
+    const uint16_t* const turned = of.turned;
+    const Ahead<kind> ahead(w, n);
+    auto row_tile = [&](int64_t g, int i) __attribute__((always_inline)) { return turned + (g * X + i) * WORDS; };
+    each<X * W>([&](auto t) __attribute__((always_inline)) { tile_zero<decltype(t)::value>(); });
+    if (kind == Kind::bf16 && w.in % GROUP == 0 && n + blocks * HIGH <= w.out) {  // read where they are stored
+        const int64_t stride = w.stride;
+        for (int64_t block = 0; block < blocks; ++block) {
+            const uint8_t* const begin = w.data + (n + block * HIGH) * stride;
+            for (int64_t g = 0; g < groups; ++g) {
+                const uint16_t* x[X];
+                const uint16_t* panel[W];
+                ahead.ask(block, g);
+                for (int i = 0; i < X; ++i) x[i] = row_tile(g, i);
+                for (int j = 0; j < W; ++j) panel[j] = reinterpret_cast<const uint16_t*>(begin + j * LANES * stride + g * 64);
+                add_tiles<X, W, true>(x, {0, ROW_BYTES}, panel, {GROUP, stride}, 1, 1);
+            }
+            take_few<ONE, X, W>(of, w, n + block * HIGH, y);
+        }
+        return;
+    }
+    alignas(64) uint16_t kept[KEPT][PARTS][TILE_WORDS];
+    int64_t item = 0, late_g = 0, late_n = n;
+    // Multiplies item - LAG, which is of panel J, group late_g and output late_n.
+    auto multiply = [&](auto panel) __attribute__((always_inline)) {
+        constexpr int J = decltype(panel)::value;
+        for (int p = 0; p < PARTS; ++p) {
+            tile_load<6>(kept[(item - LAG) % KEPT][p], 64);
+            each<X>([&](auto i) __attribute__((always_inline)) {
+                if (X > 1 || (J == 0 && p == 0)) tile_load<7>(row_tile(late_g, i), ROW_BYTES);
+                tile_multiply<decltype(i)::value * W + J, 6, 7>();
+            });
+        }
+        if (J < W - 1 || ++late_g < groups) return;
+        take_few<ONE, X, W>(of, w, late_n, y);
+        late_g = 0, late_n += HIGH;
+    };
+    for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t at = n + block * HIGH;
+        const Panel<kind> panels[2] = {{w, at}, {w, at + HIGH - LANES}};
+        for (int64_t g = 0; g < groups; ++g) {
+            ahead.ask(block, g);
+            each<W>([&](auto panel) __attribute__((always_inline)) {
+                constexpr int J = decltype(panel)::value;
+                widen<kind, PARTS>(w, panels[J], at + J * LANES, g, kept[item % KEPT][0]);
+                if (item >= LAG) multiply(std::integral_constant<int, (J + LAG * W - LAG) % W>{});
+                ++item;
+            });
         }
     }
+    const int64_t all = blocks * groups * W;
+    for (; item < all + LAG; ++item)
+        if (item >= LAG) (item - LAG) % W == 0 ? multiply(std::integral_constant<int, 0>{}) : multiply(std::integral_constant<int, W - 1>{});
 }
 
 template <Kind kind, int PARTS, bool ONE, int X>
 inline void few_rows_of(const FewRows& of, const Weight& w, int64_t n0, int64_t n1, float* const* y) {
-    int64_t n = n0;
-    for (; n + 2 * LANES <= n1; n += 2 * LANES) few_rows<kind, PARTS, ONE, X, 2>(of, w, n, y);
-    for (; n < n1; n += LANES) few_rows<kind, PARTS, ONE, X, 1>(of, w.rows(0, n1), n, y);
+    if (w.in == 0) {
+        for (int64_t r = 0; r < of.rows; ++r) std::fill(y[r] + n0, y[r] + n1, 0.0f);
+        return;
+    }
+    const int64_t pairs = (n1 - n0) / (2 * LANES), rest = n0 + pairs * 2 * LANES;
+    if (pairs) few_rows<kind, PARTS, ONE, X, 2>(of, w, n0, pairs, y);
+    if (rest < n1) few_rows<kind, PARTS, ONE, X, 1>(of, w.rows(0, n1), rest, (n1 - rest + LANES - 1) / LANES, y);
 }
 
 // X tiles of rows, the parts of 16 rows or (parts 1) 16 rows each, times panels of a turned weight.

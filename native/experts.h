@@ -33,9 +33,9 @@ inline void route(const float* logits, const Layer& layer, const Config& c, int6
 }
 
 // The routed experts of n tokens: rows [n, k, d] gets each chosen expert's weighted output. x [n, d]; hidden is scratch
-// [n * k, 2 * width].
+// [n * k, 2 * width]. `beside` is a product of the same tokens that nothing here waits for.
 inline void run_experts(const Layer& layer, const Config& c, const float* x, int64_t n, const int32_t* index,
-                        const float* weights, float* hidden, float* rows) {
+                        const float* weights, float* hidden, float* rows, const Product& beside) {
     int64_t k = c.num_experts_per_tok, d = c.hidden_size, width = c.moe_intermediate_size;
     auto expert_of = [&](int64_t slot) -> const Expert& { return layer.experts[static_cast<size_t>(index[slot])]; };
     auto finish = [&](int64_t slot) {
@@ -52,7 +52,7 @@ inline void run_experts(const Layer& layer, const Config& c, const float* x, int
             list.push_back({from, &expert_of(slot).w3, {gate + width, width}});
         }
         products(list.data(), static_cast<int>(list.size()), 1);
-        list.clear();
+        list.assign(1, beside);
         for (int64_t slot = 0; slot < k; ++slot) {
             finish(slot);
             list.push_back({{hidden + slot * 2 * width, 2 * width}, &expert_of(slot).w2, {rows + slot * d, d}});
@@ -60,6 +60,7 @@ inline void run_experts(const Layer& layer, const Config& c, const float* x, int
         products(list.data(), static_cast<int>(list.size()), 1);
         return;
     }
+    products(&beside, 1, n);
     std::vector<std::vector<int64_t>> slots(layer.experts.size());
     for (int64_t slot = 0; slot < n * k; ++slot) slots[static_cast<size_t>(index[slot])].push_back(slot);
     std::vector<size_t> busy;

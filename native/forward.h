@@ -225,9 +225,7 @@ inline void feed_forward(Tile& t, const Layer& layer, float* x, float* y) {
         swiglu(gate + row * wide, up + row * wide, wide, static_cast<float>(c.swiglu_limit), 1.0f);
         if (c.quantize) fake_quant_fp8(gate + row * wide, wide, 128);
     });
-    run_experts(layer, c, rounded_x, n, index, weights, hidden, rows);
-    Product down{{gate, wide}, &layer.shared.w2, {y, d}};
-    products(&down, 1, n);
+    run_experts(layer, c, rounded_x, n, index, weights, hidden, rows, {{gate, wide}, &layer.shared.w2, {y, d}});
     each_row(n, [&](int64_t row) {
         for (int64_t slot = 0; slot < k; ++slot) {
             const float* add_in = rows + (row * k + slot) * d;
