@@ -10,36 +10,51 @@
 
 namespace dsv4::DSV4_ISA {
 
-// R queries times a panel [width][16] of keys.
-template <int R>
-inline void score_tile(const float* const* q, int64_t width, const float* panel, float* const* y) {
-    V acc[R];
-    for (int r = 0; r < R; ++r) acc[r] = zero();
+#if defined(DSV4_ISA_AVX512)
+constexpr int SCORE_ROWS = 8, SCORE_PANELS = 2, VALUE_SLICES = 4;
+#else
+constexpr int SCORE_ROWS = 6, SCORE_PANELS = 1, VALUE_SLICES = 1;
+#endif
+constexpr int64_t SCORE_KEYS = SCORE_PANELS * LANES;
+
+// R queries times P panels [P][width][16] of keys.
+template <int R, int P>
+inline void score_tile(const float* const* q, int64_t width, const float* panels, float* const* y) {
+    V acc[R][P];
+    for (int r = 0; r < R; ++r)
+        for (int p = 0; p < P; ++p) acc[r][p] = zero();
     for (int64_t k = 0; k < width; ++k) {
-        V b = load(panel + k * LANES);
-        for (int r = 0; r < R; ++r) acc[r] = fma(set1(q[r][k]), b, acc[r]);
+        V b[P];
+        for (int p = 0; p < P; ++p) b[p] = load(panels + (p * width + k) * LANES);
+        for (int r = 0; r < R; ++r) {
+            V a = set1(q[r][k]);
+            for (int p = 0; p < P; ++p) acc[r][p] = fma(a, b[p], acc[r][p]);
+        }
     }
-    for (int r = 0; r < R; ++r) store(y[r], acc[r]);
+    for (int r = 0; r < R; ++r)
+        for (int p = 0; p < P; ++p) store(y[r] + p * LANES, acc[r][p]);
 }
 
-// Scores of `rows` queries against up to 16 keys: to[r * stride + j].
-inline void score_panel(const float* const* q, int64_t rows, const float* panel, int64_t width, float* to,
-                        int64_t stride) {
-    constexpr int MOST = 6;
+template <int P>
+inline void score_rows(const float* const* q, int64_t rows, const float* panels, int64_t width, float* to, int64_t stride) {
     for (int64_t r = 0; r < rows;) {
-        int64_t tiles = (rows - r + MOST - 1) / MOST;
+        int64_t tiles = (rows - r + SCORE_ROWS - 1) / SCORE_ROWS;
         int count = static_cast<int>((rows - r + tiles - 1) / tiles);
-        float* y[MOST];
+        float* y[SCORE_ROWS];
         for (int j = 0; j < count; ++j) y[j] = to + (r + j) * stride;
         switch (count) {
 #define DSV4_CASE(R) \
-    case R: score_tile<R>(q + r, width, panel, y); break
+    case R: score_tile<R, P>(q + r, width, panels, y); break
             DSV4_CASE(1);
             DSV4_CASE(2);
             DSV4_CASE(3);
             DSV4_CASE(4);
             DSV4_CASE(5);
             DSV4_CASE(6);
+#if defined(DSV4_ISA_AVX512)
+            DSV4_CASE(7);
+            DSV4_CASE(8);
+#endif
 #undef DSV4_CASE
             default: std::abort();
         }
@@ -47,28 +62,57 @@ inline void score_panel(const float* const* q, int64_t rows, const float* panel,
     }
 }
 
-// R heads of one token, all keys: out_h = sum_j p_hj * value_j over sum_j p_hj + exp(sink - top).
+// Scores of `rows` queries against up to SCORE_KEYS packed keys: to[r * stride + j], written for whole panels.
+inline void score_keys(const float* const* q, int64_t rows, const float* panels, int64_t keys, int64_t width, float* to, int64_t stride) {
+    if (keys > LANES)
+        score_rows<SCORE_PANELS>(q, rows, panels, width, to, stride);
+    else
+        score_rows<1>(q, rows, panels, width, to, stride);
+}
+
+// Up to SCORE_KEYS keys as panels.
+inline void pack_keys(const float* const* keys, int64_t count, int64_t width, float* panels) {
+    for (int64_t at = 0; at < count; at += LANES)
+        pack_rows(keys + at, static_cast<int>(std::min<int64_t>(LANES, count - at)), width, panels + at * width);
+}
+
+// R heads of one token, all keys, S * 16 channels from d on: out_h = sum_j p_hj * value_j over total_h, which the first channels
+// compute: sum_j p_hj + exp(sink - top).
+template <int R, int S, bool FIRST>
+inline void weigh_slice(float* const* p, const float* const* values, int64_t keys, int64_t d, int last, const float* sink_weight, V* total,
+                        float* const* out) {
+    V acc[R][S];
+    for (int r = 0; r < R; ++r)
+        for (int s = 0; s < S; ++s) acc[r][s] = zero();
+    for (int64_t j = 0; j < keys; ++j) {
+        V value[S];
+        for (int s = 0; s < S; ++s)
+            value[s] = s < S - 1 || last == LANES ? load(values[j] + d + s * LANES) : load_n(values[j] + d + s * LANES, last);
+        for (int r = 0; r < R; ++r) {
+            V weight = set1(p[r][j]);
+            for (int s = 0; s < S; ++s) acc[r][s] = fma(weight, value[s], acc[r][s]);
+            if (FIRST) total[r] = add(total[r], weight);
+        }
+    }
+    for (int r = 0; r < R; ++r) {
+        if (FIRST) total[r] = add(total[r], set1(sink_weight[r]));
+        for (int s = 0; s < S; ++s) store_n(out[r] + d + s * LANES, div(acc[r][s], total[r]), s < S - 1 ? LANES : last);
+    }
+}
+
 template <int R>
-inline void weigh(float* const* p, const float* const* values, int64_t keys, int64_t width, const float* sink_weight,
-                  float* const* out) {
+inline void weigh(float* const* p, const float* const* values, int64_t keys, int64_t width, const float* sink_weight, float* const* out) {
     V total[R];
     for (int r = 0; r < R; ++r) total[r] = zero();
-    for (int64_t d = 0; d < width; d += LANES) {
-        int left = static_cast<int>(std::min<int64_t>(LANES, width - d));
-        V acc[R];
-        for (int r = 0; r < R; ++r) acc[r] = zero();
-        for (int64_t j = 0; j < keys; ++j) {
-            V value = left == LANES ? load(values[j] + d) : load_n(values[j] + d, left);
-            for (int r = 0; r < R; ++r) {
-                V weight = set1(p[r][j]);
-                acc[r] = fma(weight, value, acc[r]);
-                if (d == 0) total[r] = add(total[r], weight);
-            }
-        }
-        if (d == 0)
-            for (int r = 0; r < R; ++r) total[r] = add(total[r], set1(sink_weight[r]));
-        for (int r = 0; r < R; ++r) store_n(out[r] + d, div(acc[r], total[r]), left);
-    }
+    auto slices = [&](auto count, int64_t d) {
+        constexpr int S = decltype(count)::value;
+        const int last = static_cast<int>(std::min<int64_t>(LANES, width - d - (S - 1) * LANES));
+        d == 0 ? weigh_slice<R, S, true>(p, values, keys, d, last, sink_weight, total, out)
+               : weigh_slice<R, S, false>(p, values, keys, d, last, sink_weight, total, out);
+    };
+    int64_t d = 0;
+    for (; d + (VALUE_SLICES - 1) * LANES < width; d += VALUE_SLICES * LANES) slices(std::integral_constant<int, VALUE_SLICES>{}, d);
+    for (; d < width; d += LANES) slices(std::integral_constant<int, 1>{}, d);
 }
 
 inline void weigh_rows(int rows, float* const* p, const float* const* values, int64_t keys, int64_t width,
@@ -99,7 +143,7 @@ inline void attend(float* q, int64_t q_stride, int64_t tokens, int64_t start, in
                    const Keys& keys, const float* sink, float* out) {
     int64_t heads = h1 - h0, rows = tokens * heads;
     int64_t window = static_cast<int64_t>(keys.window.size());
-    int64_t window_columns = (window + LANES - 1) / LANES * LANES;
+    int64_t window_columns = (window + SCORE_KEYS - 1) / SCORE_KEYS * SCORE_KEYS;
     auto seen = [&](int64_t t) { return keys.entries ? (start + t + 1) / keys.ratio : 0; };
     auto sparse = [&](int64_t t) { return keys.top_k && seen(t) > keys.top_k; };
     int64_t most = 0, shared = 0;  // entries of any token; of the tokens that read all of theirs
@@ -107,28 +151,27 @@ inline void attend(float* q, int64_t q_stride, int64_t tokens, int64_t start, in
         most = std::max(most, sparse(t) ? keys.top_k : seen(t));
         if (!sparse(t)) shared = std::max(shared, seen(t));
     }
-    int64_t stride = window_columns + (most + LANES - 1) / LANES * LANES;
+    int64_t stride = window_columns + (most + SCORE_KEYS - 1) / SCORE_KEYS * SCORE_KEYS;
     float* scores = scratch(Scratch::scores, rows * stride);
-    float* panel = scratch(Scratch::panel, D * LANES);
+    float* panels = scratch(Scratch::panel, D * SCORE_KEYS);
     std::vector<const float*> query(static_cast<size_t>(rows));
     for (int64_t t = 0; t < tokens; ++t)
         for (int64_t h = 0; h < heads; ++h)
             query[static_cast<size_t>(t * heads + h)] = q + t * q_stride + (h0 + h) * D;
 
-    for (int64_t i = 0; i < window; i += LANES) {
-        int count = static_cast<int>(std::min<int64_t>(LANES, window - i));
-        pack_rows(keys.window.data() + i, count, D, panel);
-        score_panel(query.data(), rows, panel, D, scores + i, stride);
+    for (int64_t i = 0; i < window; i += SCORE_KEYS) {
+        int64_t count = std::min(SCORE_KEYS, window - i);
+        pack_keys(keys.window.data() + i, count, D, panels);
+        score_keys(query.data(), rows, panels, count, D, scores + i, stride);
     }
-    const float* from[LANES];
-    for (int64_t e = 0; e < shared; e += LANES) {
-        int count = static_cast<int>(std::min<int64_t>(LANES, shared - e));
-        for (int j = 0; j < count; ++j) from[j] = (*keys.entries)[e + j];
-        pack_rows(from, count, D, panel);
+    const float* from[SCORE_KEYS];
+    for (int64_t e = 0; e < shared; e += SCORE_KEYS) {
+        int64_t count = std::min(SCORE_KEYS, shared - e);
+        for (int64_t j = 0; j < count; ++j) from[j] = (*keys.entries)[e + j];
+        pack_keys(from, count, D, panels);
         for (int64_t t = 0; t < tokens; ++t)
             if (!sparse(t) && e < seen(t))
-                score_panel(query.data() + t * heads, heads, panel, D, scores + t * heads * stride + window_columns + e,
-                            stride);
+                score_keys(query.data() + t * heads, heads, panels, count, D, scores + t * heads * stride + window_columns + e, stride);
     }
     std::vector<const float*> values(static_cast<size_t>(std::min<int64_t>(window, WINDOW) + most));
     for (int64_t t = 0; t < tokens; ++t) {
@@ -142,10 +185,10 @@ inline void attend(float* q, int64_t q_stride, int64_t tokens, int64_t start, in
         for (int64_t e = 0; e < entries; ++e) *value++ = (*keys.entries)[chosen ? chosen[e] : e];
         float* token_scores = scores + t * heads * stride;
         if (chosen)
-            for (int64_t e = 0; e < entries; e += LANES) {
-                int count = static_cast<int>(std::min<int64_t>(LANES, entries - e));
-                pack_rows(values.data() + (c1 - c0) + e, count, D, panel);
-                score_panel(query.data() + t * heads, heads, panel, D, token_scores + window_columns + e, stride);
+            for (int64_t e = 0; e < entries; e += SCORE_KEYS) {
+                int64_t count = std::min(SCORE_KEYS, entries - e);
+                pack_keys(values.data() + (c1 - c0) + e, count, D, panels);
+                score_keys(query.data() + t * heads, heads, panels, count, D, token_scores + window_columns + e, stride);
             }
         for (int64_t h = 0; h < heads;) {
             int count = static_cast<int>(std::min<int64_t>(4, heads - h));

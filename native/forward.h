@@ -28,12 +28,18 @@ inline void read_streams(Tile& t, const HyperConnection& site, const float* norm
         float inverse = 1.0f / std::sqrt(squares / static_cast<float>(s * d) + eps);
         for (int64_t j = 0; j < count; ++j) weights[j] *= inverse;
     }
-    each_row(t.n, [&](int64_t row) {
-        float* mix = weights + row * count;
-        if (t.n > 1) mixes(streams + row * s * d, site.fn, count, s * d, eps, mix);
-        site_weights(mix, site, c);
-        collect(mix, streams + row * s * d, s, d, x + row * d);
-        rms_norm(x + row * d, norm, d, eps, x + row * d);
+    each_rows(t.n, [&](int64_t first, int64_t last) {
+        constexpr int TOGETHER = 4;
+        int64_t row = t.n > 1 ? first : last;
+        for (; row + TOGETHER <= last; row += TOGETHER)
+            mixes<TOGETHER>(streams + row * s * d, site.fn, count, s * d, eps, weights + row * count);
+        for (; row < last; ++row) mixes<1>(streams + row * s * d, site.fn, count, s * d, eps, weights + row * count);
+        for (row = first; row < last; ++row) {
+            float* mix = weights + row * count;
+            site_weights(mix, site, c);
+            collect(mix, streams + row * s * d, s, d, x + row * d);
+            rms_norm(x + row * d, norm, d, eps, x + row * d);
+        }
     });
 }
 

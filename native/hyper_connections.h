@@ -55,10 +55,19 @@ inline void sinkhorn4(float* c, int64_t iters, float eps) {
     std::memcpy(c, r, sizeof r);
 }
 
-// raw[j] = (fn_j . X) * rsqrt(mean(X^2) + eps), X the n numbers of a token's streams.
+// raw[j] = (fn_j . X) * rsqrt(mean(X^2) + eps), X the n numbers of a token's streams, of R tokens that lie side by side.
+template <int R>
 inline void mixes(const float* streams, const float* fn, int64_t count, int64_t n, float eps, float* raw) {
-    float inverse = 1.0f / std::sqrt(dot(streams, streams, n) / static_cast<float>(n) + eps);
-    for (int64_t j = 0; j < count; ++j) raw[j] = dot(streams, fn + j * n, n) * inverse;
+    const float* row[R];
+    float inverse[R], found[R];
+    for (int r = 0; r < R; ++r) {
+        row[r] = streams + r * n;
+        inverse[r] = 1.0f / std::sqrt(dot(row[r], row[r], n) / static_cast<float>(n) + eps);
+    }
+    for (int64_t j = 0; j < count; ++j) {
+        dots<R>(row, fn + j * n, n, found);
+        for (int r = 0; r < R; ++r) raw[r * count + j] = found[r] * inverse[r];
+    }
 }
 
 inline float sigmoid1(float x) { return 1.0f / (1.0f + exp1(-x)); }

@@ -118,7 +118,6 @@ struct Choice {
 #if defined(DSV4_ISA_AMX)
     void filtered(int64_t tokens, const int64_t* seen, const TurnedKeys& turned, int32_t* chosen) const {
         thread_local std::vector<Largest> near;
-        thread_local std::vector<int32_t> some;
         if (seen[tokens - 1] <= k) return;
         start(near, tokens);
         for (int64_t t = 0; t < tokens; ++t) {
@@ -131,13 +130,12 @@ struct Choice {
         for (int64_t t = 0; t < tokens; ++t) {
             if (seen[t] <= k) continue;
             Largest& found = near[static_cast<size_t>(t)];
-            some.resize(static_cast<size_t>(found.size()));
-            const int64_t count = found.finish(some.data());
+            const int64_t count = found.finish();
             float* scores = scratch(Scratch::index, count + INDEX_KEYS);
             index_scores(q + t * heads * width, weights + t * heads, 1, heads, width,
-                         [&](int64_t i) { return keys[some[static_cast<size_t>(i)]]; }, count, scores, 0);
+                         [&](int64_t i) { return keys[found[i]]; }, count, scores, 0);
             best.begin(k);
-            for (int64_t i = 0; i < count; ++i) best.add(scores[i], some[static_cast<size_t>(i)]);
+            for (int64_t i = 0; i < count; ++i) best.add(scores[i], found[i]);
             best.finish(chosen + t * k);
         }
     }

@@ -13,7 +13,7 @@ void head(const Config& c, const HyperConnection& site, const float* norm, const
     std::vector<float> x(static_cast<size_t>(n * d));
     each_row(n, [&](int64_t row) {
         float pre[16];
-        mixes(streams + row * s * d, site.fn, s, s * d, static_cast<float>(c.rms_norm_eps), pre);
+        mixes<1>(streams + row * s * d, site.fn, s, s * d, static_cast<float>(c.rms_norm_eps), pre);
         for (int64_t j = 0; j < s; ++j)
             pre[j] = sigmoid1(pre[j] * site.scale[0] + site.base[j]) + static_cast<float>(c.hc_eps);
         collect(pre, streams + row * s * d, s, d, x.data() + row * d);

@@ -213,4 +213,24 @@ inline float dot(const float* a, const float* b, int64_t n) {
     return sum(add(add(s[0], s[1]), add(s[2], s[3])));
 }
 
+// `dot` of each of R rows with b, to the same bits: b is read once.
+template <int R>
+inline void dots(const float* const* a, const float* b, int64_t n, float* to) {
+    V s[R][4];
+    for (int r = 0; r < R; ++r)
+        for (int j = 0; j < 4; ++j) s[r][j] = zero();
+    int64_t i = 0;
+    for (; i + 4 * LANES <= n; i += 4 * LANES)
+        for (int j = 0; j < 4; ++j) {
+            V x = load(b + i + j * LANES);
+            for (int r = 0; r < R; ++r) s[r][j] = fma(load(a[r] + i + j * LANES), x, s[r][j]);
+        }
+    for (int j = 0; i < n; ++j, i += LANES) {
+        int left = n - i < LANES ? static_cast<int>(n - i) : LANES;
+        V x = load_n(b + i, left);
+        for (int r = 0; r < R; ++r) s[r][j] = fma(load_n(a[r] + i, left), x, s[r][j]);
+    }
+    for (int r = 0; r < R; ++r) to[r] = sum(add(add(s[r][0], s[r][1]), add(s[r][2], s[r][3])));
+}
+
 }  // namespace dsv4::DSV4_ISA

@@ -35,12 +35,17 @@ struct Tile {
     Buffers buffers;
 };
 
-// f(row) for all rows of a tile, some rows a task.
+// f(first, last) for all rows of a tile, some rows a task.
+template <class F>
+inline void each_rows(int64_t n, F&& f) {
+    int64_t chunk = std::max<int64_t>(1, n < 4 ? n : std::min<int64_t>(64, n / (2 * thread_count())));
+    parallel((n + chunk - 1) / chunk, [&](int64_t task, int) { f(task * chunk, std::min(n, (task + 1) * chunk)); });
+}
+
 template <class F>
 inline void each_row(int64_t n, F&& f) {
-    int64_t chunk = std::max<int64_t>(1, n < 4 ? n : std::min<int64_t>(64, n / (2 * thread_count())));
-    parallel((n + chunk - 1) / chunk, [&](int64_t task, int) {
-        for (int64_t row = task * chunk; row < std::min(n, (task + 1) * chunk); ++row) f(row);
+    each_rows(n, [&](int64_t first, int64_t last) {
+        for (int64_t row = first; row < last; ++row) f(row);
     });
 }
 

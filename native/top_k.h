@@ -50,14 +50,19 @@ class Largest {
         if (size_ == room_) prune();
     }
 
-    // What was chosen, ascending -> its number.
-    int64_t finish(int32_t* to) {
+    // Ends the choice -> how many there are, in any order.
+    int64_t finish() {
         if (size_ > k_) prune();
-        for (size_t i = 0; i < size_; ++i) to[i] = index_of(keys_[i]);
-        std::sort(to, to + size_);
         return static_cast<int64_t>(size_);
     }
-    int64_t size() const { return static_cast<int64_t>(size_); }
+    int32_t operator[](int64_t i) const { return index_of(keys_[static_cast<size_t>(i)]); }
+
+    // Ends a choice without slack: the k indices, ascending.
+    void finish(int32_t* to) {
+        const int64_t count = finish();
+        for (int64_t i = 0; i < count; ++i) to[i] = (*this)[i];
+        std::sort(to, to + count);
+    }
 
    private:
     static int32_t index_of(uint64_t key) { return static_cast<int32_t>(0xFFFFFFFFu - static_cast<uint32_t>(key)); }
