@@ -93,7 +93,7 @@ inline void index_scores(const float* q, const float* weights, int64_t tokens, i
 struct Choice {
     const float *q, *weights;  // [tokens, heads, width], [tokens, heads]
     int64_t heads, width, k;
-    const Entries& keys;
+    Entries keys;
 
     void all(int64_t tokens, const int64_t* seen, int32_t* chosen) const {
         thread_local std::vector<Largest> best;
@@ -148,41 +148,72 @@ struct Choice {
     }
 };
 
-// One segment of few tokens: their scores key chunk by key chunk on all threads, then the choice.
-inline void choose_of_few(Tile& t, const Segment& s, const Choice& choice, int32_t* chosen) {
-    const int64_t most = (s.start + s.count) / 4, stride = (most + INDEX_KEYS - 1) / INDEX_KEYS * INDEX_KEYS;
-    float* scores = t.buffers.get(s.count * stride);
-    parallel((most + KEY_CHUNK - 1) / KEY_CHUNK, [&](int64_t task, int) {
-        const int64_t e = task * KEY_CHUNK;
-        index_scores(choice.q, choice.weights, s.count, choice.heads, choice.width, [&](int64_t i) { return choice.keys[e + i]; },
-                     std::min(KEY_CHUNK, most - e), scores + e, stride);
+// A segment whose tokens choose, into chosen [count, k].
+struct Chooser {
+    Segment s;
+    Choice choice;
+    int32_t* chosen;
+};
+
+// Segments of few tokens: scores key chunk by key chunk on all threads, then the choices.
+inline void choose_of_few(const std::vector<Chooser>& list, Buffers& buffers) {
+    struct Task {
+        const Chooser* of;
+        float* scores;
+        int64_t stride, at;
+    };
+    std::vector<Task> keys, tokens;
+    for (const Chooser& one : list) {
+        const int64_t most = (one.s.start + one.s.count) / 4, stride = (most + INDEX_KEYS - 1) / INDEX_KEYS * INDEX_KEYS;
+        float* scores = buffers.get(one.s.count * stride);
+        for (int64_t e = 0; e < most; e += KEY_CHUNK) keys.push_back({&one, scores, stride, e});
+        for (int64_t i = 0; i < one.s.count; ++i) tokens.push_back({&one, scores, stride, i});
+    }
+    parallel(static_cast<int64_t>(keys.size()), [&](int64_t task, int) {
+        const auto& [of, scores, stride, e] = keys[static_cast<size_t>(task)];
+        const Choice& c = of->choice;
+        index_scores(c.q, c.weights, of->s.count, c.heads, c.width, [&](int64_t i) { return c.keys[e + i]; },
+                     std::min(KEY_CHUNK, (of->s.start + of->s.count) / 4 - e), scores + e, stride);
     });
-    parallel(s.count, [&](int64_t i, int) {
-        const int64_t seen = (s.start + i + 1) / 4;
-        if (seen > choice.k) top_k(scores + i * stride, seen, choice.k, chosen + i * choice.k);
+    parallel(static_cast<int64_t>(tokens.size()), [&](int64_t task, int) {
+        const auto& [of, scores, stride, i] = tokens[static_cast<size_t>(task)];
+        const int64_t seen = (of->s.start + i + 1) / 4, k = of->choice.k;
+        if (seen > k) top_k(scores + i * stride, seen, k, of->chosen + i * k);
     });
 }
 
-inline void choose_of_many(const Segment& s, const Choice& choice, int32_t* chosen) {
+inline void choose_of_many(const Chooser& of) {
+    const auto& [s, choice, chosen] = of;
+    const float *q = choice.q, *weights = choice.weights;
+    const int64_t heads = choice.heads, width = choice.width, k = choice.k, first = s.start, count = s.count;
 #if defined(DSV4_ISA_AMX)
     thread_local TurnedKeys memory;
     TurnedKeys& turned = memory;  // this thread's, for all
-    turned.take(choice.keys, (s.start + s.count) / 4);
+    turned.take(choice.keys, (first + count) / 4);
 #endif
-    const int64_t fair = (s.count + 2 * thread_count() - 1) / (2 * thread_count());
-    const int64_t block = std::clamp<int64_t>(fair, ATTENTION_TOKENS, INDEX_TOKENS), blocks = (s.count + block - 1) / block;
-    parallel(blocks, [&](int64_t task, int) {
-        const int64_t i = (blocks - 1 - task) * block, count = std::min(block, s.count - i);  // the longest first
+    const int64_t fair = (count + 2 * thread_count() - 1) / (2 * thread_count());
+    const int64_t block = std::clamp<int64_t>(fair, ATTENTION_TOKENS, INDEX_TOKENS), blocks = (count + block - 1) / block;
+    parallel(blocks, [&, to = chosen, &keys = choice.keys](int64_t task, int) {
+        const int64_t i = (blocks - 1 - task) * block, some = std::min(block, count - i);  // the longest first
         int64_t seen[INDEX_TOKENS];
-        for (int64_t j = 0; j < count; ++j) seen[j] = (s.start + i + j + 1) / 4;
-        Choice mine{choice.q + i * choice.heads * choice.width, choice.weights + i * choice.heads, choice.heads, choice.width, choice.k,
-                    choice.keys};
+        for (int64_t j = 0; j < some; ++j) seen[j] = (first + i + j + 1) / 4;
+        const Choice mine{q + i * heads * width, weights + i * heads, heads, width, k, keys};
 #if defined(DSV4_ISA_AMX)
-        mine.filtered(count, seen, turned, chosen + i * choice.k);
+        mine.filtered(some, seen, turned, to + i * k);
 #else
-        mine.all(count, seen, chosen + i * choice.k);
+        mine.all(some, seen, to + i * k);
 #endif
     });
+}
+
+// chosen [count, k] of each for its tokens that see more than k entries; few tokens' scores take memory of the buffers.
+inline void choose(const std::vector<Chooser>& list, Buffers& buffers) {
+    std::vector<Chooser> few;
+    for (const Chooser& one : list) {
+        if ((one.s.start + one.s.count) / 4 <= one.choice.k) continue;
+        one.s.count < ATTENTION_TOKENS ? few.push_back(one) : choose_of_many(one);
+    }
+    choose_of_few(few, buffers);
 }
 
 // Entries that each token of the tile reads, [n, index_topk]; null where no token sees more than it keeps.
@@ -205,13 +236,12 @@ inline const int32_t* choose_entries(Tile& t, const Layer& layer, const LayerCac
             fake_quant_fp4(x, width, 32);
         }
     });
+    std::vector<Chooser> list;
     for (const Segment& s : t.segments) {
-        if (!chooses(s)) continue;
         Entries keys(cache.index.entries, t.cache, s.slot, 4, width);
-        Choice choice{q + s.first * heads * width, head_weights + s.first * heads, heads, width, k, keys};
-        int32_t* to = chosen.data() + s.first * k;
-        s.count < ATTENTION_TOKENS ? choose_of_few(t, s, choice, to) : choose_of_many(s, choice, to);
+        list.push_back({s, {q + s.first * heads * width, head_weights + s.first * heads, heads, width, k, keys}, chosen.data() + s.first * k});
     }
+    choose(list, t.buffers);
     return chosen.data();
 }
 

@@ -1,4 +1,6 @@
 // Compiled once for each instruction set, with DSV4_ISA naming it.
+#include <numeric>
+
 #include "backward.h"
 #include "forward.h"
 #include "ops.h"
@@ -64,6 +66,18 @@ void top_k_rows(const float* scores, int64_t n, int64_t width, int64_t k, int64_
     });
 }
 
+void index_top_k(const float* q, const float* weights, int64_t tokens, int64_t heads, int64_t width, const float* keys,
+                 int64_t start, int64_t k, int64_t* index) {
+    std::vector<int64_t> pages(static_cast<size_t>((start + tokens) / PAGE_TOKENS + 1));
+    std::iota(pages.begin(), pages.end(), 0);
+    Cache cache;
+    cache.block_table = pages.data(), cache.pages_per_slot = static_cast<int64_t>(pages.size());
+    std::vector<int32_t> chosen(static_cast<size_t>(tokens * k), -1);
+    Buffers buffers;
+    choose({{{0, tokens, start, 0}, {q, weights, heads, width, k, Entries(keys, cache, 0, 4, width)}, chosen.data()}}, buffers);
+    std::copy(chosen.begin(), chosen.end(), index);
+}
+
 }  // namespace
 }  // namespace DSV4_ISA
 
@@ -73,7 +87,8 @@ void top_k_rows(const float* scores, int64_t n, int64_t width, int64_t k, int64_
 const Ops& DSV4_JOIN(DSV4_ISA, _ops)() {
     using namespace DSV4_ISA;
     static const Ops ops{forward,       head,          linear,  grouped_products, input_gradients, weight_gradients,
-                         rms_norm_rows, sinkhorn_rows, exp_all, fake_quant_rows,  hadamard_rows,   top_k_rows};
+                         rms_norm_rows, sinkhorn_rows, exp_all, fake_quant_rows,  hadamard_rows,   top_k_rows,
+                         index_top_k};
     return ops;
 }
 

@@ -146,6 +146,19 @@ void top_k(MutableFloats scores, int64_t k, MutableLongs index) {
     ops().top_k(scores.data(), n, width, k, index.data());
 }
 
+void index_top_k(MutableFloats q, MutableFloats weights, MutableFloats keys, int64_t start, int64_t k, MutableLongs index) {
+    if (q.ndim() != 3) wrong("q: " + std::to_string(q.ndim()) + " dimensions; allowed are 3");
+    auto [entries, width] = rows_of(keys, "keys");
+    const auto tokens = static_cast<int64_t>(q.shape(0)), heads = static_cast<int64_t>(q.shape(1));
+    expect(q, {tokens, heads, width}, "q");
+    expect(weights, {tokens, heads}, "weights");
+    if (k < 1) wrong("k " + std::to_string(k) + ": allowed are 1 or more");
+    if (start < 0 || (start + tokens) / 4 > entries) wrong("start " + std::to_string(start) + ": the keys end before the last token");
+    expect(index, {tokens, k}, "index");
+    Computing now;
+    ops().index_top_k(q.data(), weights.data(), tokens, heads, width, keys.data(), start, k, index.data());
+}
+
 }  // namespace
 
 void define_ops(nb::module_& m) {
@@ -161,6 +174,8 @@ void define_ops(nb::module_& m) {
     m.def("fake_quant", &fake_quant, nb::arg("x").noconvert(), nb::arg("block"), nb::arg("fp4"));
     m.def("hadamard", &hadamard, nb::arg("x").noconvert());
     m.def("top_k", &top_k, nb::arg("scores"), nb::arg("k"), nb::arg("index").noconvert());
+    m.def("index_top_k", &index_top_k, nb::arg("q"), nb::arg("weights"), nb::arg("keys"), nb::arg("start"), nb::arg("k"),
+          nb::arg("index").noconvert());
 }
 
 }  // namespace dsv4

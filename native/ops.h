@@ -21,6 +21,9 @@ struct Ops {
     void (*fake_quant)(float* x, int64_t n, int64_t width, int64_t block, bool fp4);
     void (*hadamard)(float* x, int64_t n, int64_t width);
     void (*top_k)(const float* scores, int64_t n, int64_t width, int64_t k, int64_t* index);
+    // The k best of the entries that each token sees, (start + t + 1) / 4 of keys [., width]; -1 for tokens that see k or fewer.
+    void (*index_top_k)(const float* q, const float* weights, int64_t tokens, int64_t heads, int64_t width, const float* keys,
+                        int64_t start, int64_t k, int64_t* index);
 };
 
 const Ops& portable_ops();

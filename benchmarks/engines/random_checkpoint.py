@@ -14,15 +14,17 @@ from dsv4.checkpoint.files import TORCH_DTYPES, ShardWriter, new_folder, write_j
 from dsv4.checkpoint.shards import SINGLE_NAME
 from dsv4.config import ModelConfig
 
-# Root mean square of a uniformly drawn code: E2M1, and E4M3 without its NaNs.
+# Root mean square of a code: E2M1's drawn uniformly, E4M3's as those of normal weights, which seldom are near zero.
 _RMS = {"I8": 2.9, "F8_E4M3": 100.0}
+_CODES = "uniform E2M1, normal E4M3"
+_LARGEST = 448.0
 _E8M0_BIAS = 127
 
 
 def write_random_checkpoint(config: ModelConfig, folder: Path, seed: int) -> None:
     """Write `folder` unless one of this config lies there. Outputs of the matrices have about their inputs' size."""
     described = config.to_dict()
-    stamp = {**described, "random_seed": seed}
+    stamp = {**described, "random_seed": seed, "codes": _CODES}
     if (folder / "seed.json").is_file() and json.loads((folder / "seed.json").read_text()) == stamp:
         return
     specs = list(tensor_inventory(config))
@@ -46,10 +48,11 @@ def _draw(spec: TensorSpec, weight: TensorSpec | None, config: ModelConfig, gene
         exponent = round(np.log2(columns**-0.5 / _RMS[weight.dtype]))
         codes = generator.integers(_E8M0_BIAS + exponent - 1, _E8M0_BIAS + exponent + 1, spec.shape, dtype=np.uint8)
         return torch.from_numpy(codes).view(dtype)
+    if spec.dtype == "F8_E4M3":
+        numbers = _RMS[spec.dtype] * torch.from_numpy(generator.standard_normal(spec.shape, dtype=np.float32))
+        return numbers.clamp_(-_LARGEST, _LARGEST).to(dtype)
     if spec.dtype in _RMS:
         codes = np.frombuffer(generator.bytes(spec.num_bytes), dtype=np.uint8).reshape(spec.shape).copy()
-        if spec.dtype == "F8_E4M3":
-            codes[codes & 0x7F == 0x7F] = 0  # NaN
         return torch.from_numpy(codes).view(dtype)
     values = generator.standard_normal(spec.shape, dtype=np.float32)
     values *= 0.3 if len(spec.shape) == 1 else spec.shape[-1] ** -0.5

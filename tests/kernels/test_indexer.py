@@ -1,0 +1,89 @@
+"""The native indexer's choice: exact whatever the instruction set filters before, for few tokens and for many."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dsv4.kernels import native
+
+MODULE = native.module()
+pytestmark = pytest.mark.skipif(MODULE is None, reason="the native kernels are not built")
+CASES = ["random", "equal", "near", "far", "negative", "infinite", "no number", "tiny"]
+
+
+def inputs(case: str, tokens: int, heads: int, width: int, entries: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(tokens * heads + width)
+    q = torch.randn(tokens, heads, width, generator=generator)
+    weights = torch.randn(tokens, heads, generator=generator)
+    keys = torch.randn(entries, width, generator=generator)
+    if case == "equal":
+        keys[:] = keys[0]
+    elif case == "near":  # closer than BF16 tells
+        keys = keys[:1] * (1 + 1e-5 * torch.randn(entries, 1, generator=generator))
+    elif case == "far":
+        keys *= torch.logspace(-12, 12, entries)[torch.randperm(entries, generator=generator), None]
+    elif case == "negative":
+        weights = -weights.abs()
+    elif case == "infinite":
+        keys[entries // 2, 0] = torch.inf
+        q[0, 0, 0] = torch.inf
+    elif case == "no number":
+        keys[entries // 3] = torch.nan
+    elif case == "tiny":
+        keys *= 1e-39
+        q *= 1e-3
+    return q, weights, keys
+
+
+def choice(kernels: Any, q: Tensor, weights: Tensor, keys: Tensor, start: int, k: int) -> Tensor:
+    index = torch.full((len(q), k), -7, dtype=torch.int64)
+    kernels.index_top_k(q, weights, keys, start, k, index)
+    return index
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("tokens", "heads", "width", "start", "k"),
+    [(40, 8, 64, 1000, 16), (67, 3, 24, 259, 7), (9, 20, 128, 5000, 64)],
+)
+def test_choice(kernels: Any, case: str, tokens: int, heads: int, width: int, start: int, k: int) -> None:
+    q, weights, keys = inputs(case, tokens, heads, width, (start + tokens) // 4)
+    together = choice(kernels, q, weights, keys, start, k)
+    kernels.set_threads(2)
+    assert torch.equal(choice(kernels, q, weights, keys, start, k), together)
+    for token in range(0, tokens, 5):  # alone, every score is computed
+        alone = choice(kernels, q[token : token + 1], weights[token : token + 1], keys, start + token, k)
+        assert torch.equal(alone[0], together[token]), token
+
+
+def test_against_the_reference(kernels: Any) -> None:
+    start, tokens, k = 1999, 21, 32
+    q, weights, keys = inputs("random", tokens, 4, 32, (start + tokens) // 4)
+    index = choice(kernels, q, weights, keys, start, k)
+    for token in range(tokens):
+        seen = keys[: (start + token + 1) // 4].double()
+        scores = (weights[token].double()[:, None] * (q[token].double() @ seen.t()).relu()).sum(0)
+        want = scores.topk(k).indices.sort().values
+        assert torch.equal(index[token], want), token
+
+
+def test_few_entries_and_wrong_input(kernels: Any) -> None:
+    q, weights, keys = inputs("random", 12, 2, 16, 5)
+    assert (choice(kernels, q, weights, keys, 4, 3)[:11] == -1).all(), "tokens that see three entries read them all"
+    chosen = choice(kernels, q, weights, keys, 4, 3)[11].tolist()
+    assert chosen == sorted(set(chosen)) and set(chosen) <= set(range(4))
+    with pytest.raises(ValueError, match="the keys end"):
+        choice(kernels, q, weights, keys, 12, 3)
+
+
+def test_top_k_of_sorted_scores(kernels: Any) -> None:
+    """Ascending scores: each is above all before it."""
+    up = torch.arange(5000.0)
+    scores = torch.stack((up, -up, torch.zeros(5000), torch.full((5000,), -torch.inf)))
+    scores[3, 100::7] = torch.nan
+    index = torch.full((4, 50), -1, dtype=torch.int64)
+    kernels.top_k(scores, 50, index)
+    want = torch.stack([torch.arange(4950, 5000), torch.arange(50), torch.arange(50), torch.arange(50)])
+    assert torch.equal(index, want)
