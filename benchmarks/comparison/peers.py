@@ -34,7 +34,7 @@ class Peer(Protocol):
 class Dsv4Peer:
     """dsv4 as its engine runs it: ragged batches of up to the scheduler's tokens a step, into a cache."""
 
-    def __init__(self, folder: Path, as_stored: bool = False) -> None:
+    def __init__(self, folder: Path, numerics: str = "float") -> None:
         import dsv4
         from dsv4.engine.scheduler import SchedulerConfig
         from dsv4.kernels import native
@@ -42,7 +42,7 @@ class Dsv4Peer:
 
         self._batch = RaggedBatch
         self._step = SchedulerConfig().max_num_batched_tokens
-        self._model = dsv4.load(folder) if as_stored else dsv4.load(folder, dtype=torch.float32, numerics="float")
+        self._model = dsv4.load(folder, numerics=numerics)
         self._cache: Any = None
         kernels = native.describe().removeprefix("kernels: ")
         self.settings = {
@@ -78,9 +78,10 @@ class Dsv4Peer:
 class TransformersPeer:
     """transformers as from_pretrained gives it: whole prompts in one forward, one row of logits, its own cache."""
 
-    def __init__(self, folder: Path, as_stored: bool = False) -> None:
+    def __init__(self, folder: Path, numerics: str = "float") -> None:
         from transformers import AutoModelForCausalLM
 
+        assert numerics == "float", "transformers has no other"
         self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self._past: Any = None
         config = self._model.config

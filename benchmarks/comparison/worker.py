@@ -4,7 +4,7 @@ write    {config, scratch, seed, layout}             both weight folders (dsv4's
 convert  {source, target, linears}                   a folder for transformers, or a GGUF where linears says how
 random   {config, folder, seed}                      an official folder of random codes, if it is not there yet
 limit    {num_bytes}                                 allocations beyond fail instead of starving the machine
-load     {folder, as_stored}                         -> settings, peak_bytes
+load     {folder, numerics}                          -> settings, peak_bytes
 logits   {ids, prompt, file}                         prompt tokens at once, the rest one by one; rows to a .npy file
 prefill  {length, seed}                              -> seconds
 decode   {prompt, steps, seed}                       -> seconds of the steps alone
@@ -85,8 +85,8 @@ class Worker:
         resource.setrlimit(resource.RLIMIT_AS, (num_bytes, num_bytes))
         return {}
 
-    def load(self, folder: str, as_stored: bool = False) -> Request:
-        self.peer = MAKERS[self.name](Path(folder), as_stored)
+    def load(self, folder: str, numerics: str = "float") -> Request:
+        self.peer = MAKERS[self.name](Path(folder), numerics)
         self.vocab_size = int(json.loads((Path(folder) / "config.json").read_text())["vocab_size"])
         settings = {**self.peer.settings, "torch": torch.__version__, "threads": torch.get_num_threads()}
         return {"settings": {**settings, "mkl_cbwr": os.environ.get("MKL_CBWR")}, "peak_bytes": peak_bytes()}

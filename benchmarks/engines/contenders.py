@@ -29,18 +29,18 @@ class Contender(Protocol):
 class WorkerContender:
     """dsv4 or transformers in a process that stays."""
 
-    def __init__(self, worker: WorkerProcess, plan: Plan) -> None:
-        self.name = self.group = worker.peer
-        self.worker, self.plan = worker, plan
+    def __init__(self, worker: WorkerProcess, plan: Plan, numerics: str = "float") -> None:
+        self.name = self.group = worker.peer if numerics == "float" else f"{worker.peer} {numerics}"
+        self.worker, self.plan, self._numerics = worker, plan, numerics
         self.settings: dict[str, Any] = {}
 
     def load(self, folder: Path) -> None:
-        self.settings = self.worker.ask("load", folder=str(folder), as_stored=True)["settings"]
+        self.settings = self.worker.ask("load", folder=str(folder), numerics=self._numerics)["settings"]
         self.worker.ask("prefill", length=WARM_UP, seed=SEED)
         self.worker.ask("decode", prompt=WARM_UP, steps=2, seed=SEED)
 
     def can(self, measure: str, tokens: int) -> bool:
-        if self.name == "dsv4":
+        if self.worker.peer == "dsv4":
             return True
         return tokens <= self.plan.transformers_prefill if measure == "prefill" else tokens == 0
 

@@ -100,7 +100,7 @@ def test_quick_run_of_every_model(tmp_path: Path) -> None:
 
 def check_alone(rows: list[dict[str, Any]]) -> None:
     """flash-width and million: dsv4 against the machine, and at every doubling."""
-    wide_rows = {row["measure"]: row for row in rows if row["model"] == "flash-width"}
+    wide_rows = {row["measure"]: row for row in rows if (row["model"], row["peer"]) == ("flash-width", "dsv4")}
     read, decode = wide_rows["weights read, of a copy's bytes"], wide_rows["decode"]
     assert read["median"] == pytest.approx(decode["median"] * floors.token_bytes(plan.QUICK.wide))
     assert read["floor"] == read["ceilings"]["copy_bytes_per_s"]
@@ -273,7 +273,7 @@ def test_aims() -> None:
     }
     (memory,) = aims.aim_rows([row("dsv4", "peak memory", 2**20, 1.9e9, floor=5e8)], "million")
     assert memory.median == 1.4e9 and memory.extra["met"]
-    wide_rows = wide.make_rows(plan.FULL, {"decode": [50.0], "prefill": [100.0]}, CEILINGS)
+    wide_rows = wide.make_rows(plan.FULL, "dsv4", {"decode": [50.0], "prefill": [100.0]}, CEILINGS)
     shares = {row.measure: (round(row.median, 2), row.extra["met"]) for row in aims.aim_rows(wide_rows, "flash-width")}
     weights, work = floors.token_bytes(plan.FLASH_WIDTH), floors.prefill_flops(plan.FLASH_WIDTH, 1024) / 1024
     assert shares == {
