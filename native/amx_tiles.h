@@ -53,6 +53,8 @@ template <int N, class F>
     }(std::make_integer_sequence<int, N>{});
 }
 
+inline __mmask16 finite(__m512 x) { return _mm512_cmp_ps_mask(_mm512_abs_ps(x), _mm512_set1_ps(INFINITY), _CMP_LT_OQ); }
+
 inline uint16_t* aligned_words(Scratch place, int64_t count) {  // aligned to a cache line
     auto at = reinterpret_cast<uintptr_t>(scratch(place, count / 2 + 16));
     return reinterpret_cast<uint16_t*>((at + 63) / 64 * 64);
@@ -61,9 +63,8 @@ inline uint16_t* aligned_words(Scratch place, int64_t count) {  // aligned to a 
 // 32 numbers -> their parts, each the upper half of what the parts before it leave. What is infinite or no number has a high part
 // alone.
 [[gnu::always_inline]] inline void split(__m512 v0, __m512 v1, __m512i* part) {
-    const __m512 upper = _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(0xFFFF0000u))), infinity = _mm512_set1_ps(INFINITY);
-    const __mmask16 finite0 = _mm512_cmp_ps_mask(_mm512_abs_ps(v0), infinity, _CMP_LT_OQ);
-    const __mmask16 finite1 = _mm512_cmp_ps_mask(_mm512_abs_ps(v1), infinity, _CMP_LT_OQ);
+    const __m512 upper = _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(0xFFFF0000u)));
+    const __mmask16 finite0 = finite(v0), finite1 = finite(v1);
     part[0] = reinterpret_cast<__m512i>(
         _mm512_cvtne2ps_pbh(_mm512_mask_and_ps(v1, finite1, v1, upper), _mm512_mask_and_ps(v0, finite0, v0, upper)));
     v0 = _mm512_maskz_sub_ps(finite0, v0, _mm512_and_ps(v0, upper)), v1 = _mm512_maskz_sub_ps(finite1, v1, _mm512_and_ps(v1, upper));
@@ -148,6 +149,16 @@ inline const Subnormals* fp8_subnormals() {
         return made;
     }();
     return all.data();
+}
+
+template <class F>
+inline void with_kind(Kind kind, F&& f) {
+    switch (kind) {
+        case Kind::f32: std::abort();
+        case Kind::bf16: return f(std::integral_constant<Kind, Kind::bf16>{});
+        case Kind::fp8: return f(std::integral_constant<Kind, Kind::fp8>{});
+        case Kind::fp4: return f(std::integral_constant<Kind, Kind::fp4>{});
+    }
 }
 
 // Rows of one tile of a weight, as BF16 numbers and where they have parts one tile each. Missing outputs and inputs are 0.

@@ -1,6 +1,7 @@
 // Compression of closed windows of tokens to one entry each, from the projections of the tokens.
 #pragma once
 
+#include <cassert>
 #include <vector>
 
 #include "linear.h"
@@ -15,16 +16,19 @@ struct Segment {
     int64_t first, count, start, slot;
 };
 
-// Row of entry number e of a sequence in the entry tensors of a ratio.
+// Row of entry number e of a sequence in the entry tensors of a ratio, which is a power of two.
 struct Entries {
     const float* data;
     const int64_t* pages;
-    int64_t per_page, width;
+    int64_t width;
+    int shift;  // a page has 2^shift entries: no division for every entry that is read
 
     Entries(const float* data_, const Cache& cache, int64_t slot, int64_t ratio, int64_t width_)
-        : data(data_), pages(cache.block_table + slot * cache.pages_per_slot), per_page(PAGE_TOKENS / ratio),
-          width(width_) {}
-    int64_t row(int64_t e) const { return pages[e / per_page] * per_page + e % per_page; }
+        : data(data_), pages(cache.block_table + slot * cache.pages_per_slot), width(width_),
+          shift(__builtin_ctzll(static_cast<unsigned long long>(PAGE_TOKENS / ratio))) {
+        assert(PAGE_TOKENS / ratio == int64_t{1} << shift);
+    }
+    int64_t row(int64_t e) const { return (pages[e >> shift] << shift) + (e & ((int64_t{1} << shift) - 1)); }
     const float* operator[](int64_t e) const { return data + row(e) * width; }
 };
 

@@ -13,7 +13,7 @@
 
 namespace dsv4::DSV4_ISA {
 
-// Number of channels rounded to BF16, row r at to + r * groups_of(width) * GROUP.
+// A row's channels rounded to BF16, zeros up to whole groups.
 inline void round_row(const float* from, int64_t width, uint16_t* to) {
     for (int64_t k = 0; k < width; k += GROUP) {
         auto part = [&](int64_t at) {
@@ -29,7 +29,7 @@ struct TurnedKeys {
     std::vector<uint16_t> memory;
     const uint16_t* panels = nullptr;
     int64_t groups = 0;
-    float longest = 0.0f;  // no key's norm is above it, unless it is no number
+    float longest = 0.0f;  // no key's norm is above it; infinite where one is no number
 
     void take(const Entries& keys, int64_t count) {
         constexpr int64_t PANELS_A_TASK = 16;
@@ -53,7 +53,7 @@ struct TurnedKeys {
                     }
                     const float* key = keys[p * LANES + j];
                     const float square = dot(key, key, width);
-                    most = square <= most ? most : square;  // also what is no number
+                    most = square < INFINITY ? std::max(most, square) : INFINITY;
                     round_row(key, width, row);
                 }
                 for (int64_t g = 0; g < groups; ++g) {
@@ -65,7 +65,7 @@ struct TurnedKeys {
             squares[static_cast<size_t>(task)] = most;
         });
         float most = 0.0f;
-        for (float square : squares) most = square <= most ? most : square;
+        for (float square : squares) most = std::max(most, square);
         longest = std::sqrt(most) * 1.001f;
     }
 };

@@ -72,7 +72,13 @@ template <class Key>
 inline void index_scores(const float* q, const float* weights, int64_t tokens, int64_t heads, int64_t width, Key key, int64_t count,
                          float* to, int64_t stride) {
     float* panels = scratch(Scratch::panel, width * INDEX_KEYS);
+    auto ask = [&](int64_t from) {
+        for (int64_t i = from; i < std::min(count, from + INDEX_KEYS); ++i)
+            for (int64_t k = 0; k < width; k += LANES) __builtin_prefetch(key(i) + k);
+    };
+    ask(0);
     for (int64_t i = 0; i < count; i += INDEX_KEYS) {
+        ask(i + INDEX_KEYS);
         const bool whole = i + LANES < count;  // more than one panel
         for (int64_t p = 0; p < (whole ? INDEX_PANELS : 1); ++p) {
             const float* from[LANES];

@@ -4,6 +4,7 @@
 #include "backward.h"
 #include "forward.h"
 #include "ops.h"
+#include "sampling.h"
 
 namespace dsv4 {
 namespace DSV4_ISA {
@@ -88,7 +89,7 @@ const Ops& DSV4_JOIN(DSV4_ISA, _ops)() {
     using namespace DSV4_ISA;
     static const Ops ops{forward,       head,          linear,  grouped_products, input_gradients, weight_gradients,
                          rms_norm_rows, sinkhorn_rows, exp_all, fake_quant_rows,  hadamard_rows,   top_k_rows,
-                         index_top_k};
+                         index_top_k,   sample_row};
     return ops;
 }
 

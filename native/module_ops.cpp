@@ -159,6 +159,16 @@ void index_top_k(MutableFloats q, MutableFloats weights, MutableFloats keys, int
     ops().index_top_k(q.data(), weights.data(), tokens, heads, width, keys.data(), start, k, index.data());
 }
 
+int64_t sample(MutableFloats logits, double temperature, int64_t top_k, double top_p, double min_p, double u) {
+    const auto vocab = static_cast<int64_t>(logits.size());
+    expect(logits, {vocab}, "logits");
+    if (vocab < 1) wrong("logits: none");
+    if (!(temperature > 0.0)) wrong("temperature " + std::to_string(temperature) + ": allowed are numbers above 0");
+    if (top_k < 0) wrong("top_k " + std::to_string(top_k) + ": allowed are 0 or more");
+    Computing now;
+    return ops().sample(logits.data(), vocab, {temperature, top_k, top_p, min_p}, u);
+}
+
 }  // namespace
 
 void define_ops(nb::module_& m) {
@@ -174,6 +184,8 @@ void define_ops(nb::module_& m) {
     m.def("fake_quant", &fake_quant, nb::arg("x").noconvert(), nb::arg("block"), nb::arg("fp4"));
     m.def("hadamard", &hadamard, nb::arg("x").noconvert());
     m.def("top_k", &top_k, nb::arg("scores"), nb::arg("k"), nb::arg("index").noconvert());
+    m.def("sample", &sample, nb::arg("logits"), nb::arg("temperature"), nb::arg("top_k"), nb::arg("top_p"), nb::arg("min_p"),
+          nb::arg("u"));
     m.def("index_top_k", &index_top_k, nb::arg("q"), nb::arg("weights"), nb::arg("keys"), nb::arg("start"), nb::arg("k"),
           nb::arg("index").noconvert());
 }

@@ -24,6 +24,7 @@ struct Ops {
     // The k best of the entries that each token sees, (start + t + 1) / 4 of keys [., width]; -1 for tokens that see k or fewer.
     void (*index_top_k)(const float* q, const float* weights, int64_t tokens, int64_t heads, int64_t width, const float* keys,
                         int64_t start, int64_t k, int64_t* index);
+    int64_t (*sample)(const float* logits, int64_t vocab, const Sampling&, double u);
 };
 
 const Ops& portable_ops();

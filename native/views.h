@@ -109,4 +109,12 @@ struct Batch {
     int64_t sequences;
 };
 
+// Which tokens may be drawn: the top_k likeliest (0: all), of those the shortest run of likeliest ones whose share reaches top_p, of
+// those the ones that are at least min_p times as likely as the likeliest.
+struct Sampling {
+    double temperature;
+    int64_t top_k;
+    double top_p, min_p;
+};
+
 }  // namespace dsv4

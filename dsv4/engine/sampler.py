@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from dsv4.engine.sampling_params import SamplingParams
+from dsv4.kernels.sampling import draw_token
 
 _MASK64 = (1 << 64) - 1
 
@@ -45,7 +45,8 @@ def _sample_row(logits: Tensor, request: SampleRequest) -> SampledToken:
     if params.temperature == 0.0:
         token_id = int(logits.argmax())  # torch returns the first of equal maxima: the lower id
     else:
-        token_id = draw(filtered_probs(logits, params), uniform(request.seed, request.position))
+        u = uniform(request.seed, request.position)
+        token_id = draw_token(logits, params.temperature, params.top_k, params.top_p, params.min_p, u)
     if not params.wants_logprobs:
         return SampledToken(token_id)
     logprobs = logits.log_softmax(dim=-1)
@@ -58,37 +59,6 @@ def most_likely(logprobs: Tensor, count: int) -> tuple[tuple[int, float], ...]:
         return ()
     values, ids = logprobs.sort(descending=True, stable=True)
     return tuple((int(ids[i]), float(values[i])) for i in range(min(count, ids.shape[0])))
-
-
-def filtered_probs(logits: Tensor, params: SamplingParams) -> Tensor:
-    """The distribution that is sampled: float64 [vocab], zero outside the kept tokens, not renormalised.
-
-    Temperature first; then top_k keeps the k likeliest; top_p keeps the shortest run of likeliest tokens whose share of
-    what top_k kept reaches top_p (so never fewer than one); min_p drops tokens below min_p times the likeliest. The
-    lower id counts as likelier among equals.
-    """
-    # Subtracting the maximum first keeps a tiny temperature from overflowing.
-    logits = logits.double()
-    probs = ((logits - logits.max()) / params.temperature).softmax(dim=-1)
-    if params.top_k == 0 and params.top_p == 1.0 and params.min_p == 0.0:
-        return probs
-    ordered, order = probs.sort(descending=True, stable=True)
-    if params.top_k:
-        ordered[params.top_k :] = 0.0
-    if params.top_p < 1.0:
-        mass_before = ordered.cumsum(dim=-1) - ordered
-        ordered[mass_before >= params.top_p * ordered.sum()] = 0.0
-    ordered[ordered < params.min_p * ordered[0]] = 0.0
-    return torch.zeros_like(probs).scatter_(0, order, ordered)
-
-
-def draw(probs: Tensor, u: float) -> int:
-    """Inverse of the cumulative distribution at u in [0, 1). probs: float64 [vocab], not necessarily normalised."""
-    cumulative = probs.cumsum(dim=-1)
-    token_id = int(torch.searchsorted(cumulative, u * cumulative[-1], right=True))
-    if token_id < probs.shape[0]:
-        return token_id
-    return int(probs.nonzero()[-1])  # rounding carried u past the end: the last token that may be drawn
 
 
 def uniform(seed: int, position: int) -> float:

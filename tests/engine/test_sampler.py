@@ -3,16 +3,12 @@ import math
 import pytest
 import torch
 
-from dsv4.engine.sampler import SampleRequest, draw, filtered_probs, most_likely, sample, uniform
+from dsv4.engine.sampler import SampleRequest, most_likely, sample, uniform
 from dsv4.engine.sampling_params import SamplingParams
 
 
 def request(seed: int = 0, position: int = 0, **params: object) -> SampleRequest:
     return SampleRequest(SamplingParams(**params), seed, position)  # type: ignore[arg-type]
-
-
-def kept(logits: list[float], **params: object) -> list[int]:
-    return filtered_probs(torch.tensor(logits), SamplingParams(**params)).nonzero()[:, 0].tolist()  # type: ignore[arg-type]
 
 
 def test_greedy_takes_the_lower_id_among_equal_logits() -> None:
@@ -40,41 +36,8 @@ def test_alternatives_prefer_the_lower_id_among_equals() -> None:
     assert [token for token, _ in most_likely(torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0]), 4)] == [1, 2, 4, 0]
 
 
-def test_top_k_keeps_the_k_likeliest_with_ties_to_the_lower_id() -> None:
-    assert kept([0.0, 2.0, 1.0, 1.0, 1.0], top_k=2) == [1, 2]
-    assert kept([0.0, 2.0, 1.0], top_k=99) == [0, 1, 2]
-
-
-def test_top_p_keeps_the_shortest_run_that_reaches_it() -> None:
-    logits = [math.log(p) for p in (0.1, 0.4, 0.2, 0.3)]
-    assert kept(logits, top_p=0.39) == [1]
-    assert kept(logits, top_p=0.41) == [1, 3]
-    assert kept(logits, top_p=0.71) == [1, 2, 3]
-    assert kept(logits, top_p=1e-9) == [1]
-
-
-def test_top_p_counts_shares_of_what_top_k_kept() -> None:
-    logits = [math.log(p) for p in (0.1, 0.4, 0.2, 0.3)]
-    assert kept(logits, top_k=2, top_p=0.5) == [1]  # 0.4 of 0.7 is over one half
-
-
-def test_min_p_is_relative_to_the_likeliest() -> None:
-    assert kept([math.log(p) for p in (0.1, 0.5, 0.24, 0.16)], min_p=0.4) == [1, 2]
-
-
-def test_temperature_sharpens_before_the_filters() -> None:
-    logits = [math.log(p) for p in (0.6, 0.4)]
-    assert kept(logits, top_p=0.65) == [0, 1]
-    assert kept(logits, top_p=0.65, temperature=0.5) == [0]  # 0.36 : 0.16
-
-
 def test_a_tiny_temperature_does_not_overflow() -> None:
     assert sample(torch.tensor([[300.0, 301.0, -300.0]]), [request(temperature=1e-30)])[0].token_id == 1
-
-
-def test_draw_never_returns_a_token_of_zero_probability() -> None:
-    probs = torch.tensor([0.0, 0.5, 0.0, 0.5, 0.0], dtype=torch.float64)
-    assert {draw(probs, u) for u in (0.0, 0.25, 0.4999999, 0.5, 0.75, 1 - 2**-53, 1.0)} == {1, 3}
 
 
 def test_the_samples_follow_the_distribution() -> None:

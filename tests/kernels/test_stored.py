@@ -58,7 +58,7 @@ def test_products_have_the_bits_of_the_widened_weight(kernels: Any, kind: str, s
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("inputs", [512, 46])
+@pytest.mark.parametrize("inputs", [512, 46, 808])
 def test_a_row_has_the_same_bits_whatever_rows_there_are(kernels: Any, kind: str, inputs: int) -> None:
     """Of 1,250 rows, cut by rows as well; among them some that BF16 holds, and weights that are not finite."""
     weight = stored(kind, 300, inputs)
@@ -75,6 +75,12 @@ def test_a_row_has_the_same_bits_whatever_rows_there_are(kernels: Any, kind: str
             kernels.linear(x[start : start + count], weight.parts, got)
             pair = (part.nan_to_num(nan=7.0).view(torch.int32) for part in (got, want[start : start + count]))
             assert torch.equal(*pair), (count, start)
+    held, want = x[::3], want[::3]  # by BF16
+    for count in (1, 17, 32, 33, 48, 49, 300):
+        got = torch.full((count, 300), float("inf"))
+        kernels.linear(held[:count], weight.parts, got)
+        pair = (part.nan_to_num(nan=7.0).view(torch.int32) for part in (got, want[:count]))
+        assert torch.equal(*pair), count
 
 
 AMX = pytest.mark.skipif(MODULE is None or "amx" not in MODULE.isas(), reason="the processor has no AMX")
