@@ -23,48 +23,37 @@ constexpr int64_t BLOCK_ROWS = 48;        // three tiles of rows
 constexpr int64_t CACHE_WORDS = 1 << 18;  // what half a megabyte of second-level cache holds
 
 // X tiles of rows, the parts of 16 rows or (parts 1) 16 rows each, times panels of a turned weight.
-//
-// Some groups of all panels come before the next groups: the rows' tiles then stay in the first-level cache, and from the second come
-// the weight's alone. Sums that wait lie in memory, in fp32 as in a tile.
 template <int X>
 inline void many_rows(const uint16_t* const* x, int64_t stride, int64_t rows, int parts, const uint16_t* turned, const Weight& w,
                       int64_t n0, int64_t n1, float* const* y) {
-    constexpr int64_t TOGETHER = 8, FEW_PANELS = 4;
-    const int64_t groups = groups_of(w.in), panels = (n1 - n0 + LANES - 1) / LANES, weight = weight_parts(w);
-    const int64_t step = panels < FEW_PANELS ? groups : std::max<int64_t>(1, TOGETHER / weight);
-    auto* sums = reinterpret_cast<float(*)[LANES * LANES]>(aligned_words(Scratch::hidden, X * (panels + 1) * LANES * LANES * 2));
-    // Groups [g0, g1) of panels p and, where W is 2, p + 1.
-    auto add = [&](auto width, int64_t p, int64_t g0, int64_t g1) __attribute__((always_inline)) {
-        constexpr int W = decltype(width)::value;
-        const uint16_t *panel[W], *from[X];
-        for (int j = 0; j < W; ++j) panel[j] = turned + ((p + j) * groups + g0) * weight * TILE_WORDS;
-        for (int i = 0; i < X; ++i) from[i] = x[i] + g0 * GROUP;
-        each<X * W>([&](auto t) __attribute__((always_inline)) {
-            constexpr int T = decltype(t)::value;
-            g0 == 0 ? tile_zero<T>() : tile_load<T>(sums[p * X + T], 64);
-        });
-        add_tiles<X, W, false>(from, {GROUP, 2 * stride}, panel, {TILE_WORDS, 64}, static_cast<int>(weight), g1 - g0);
-        take_tiles<X, W>(sums + p * X);
-    };
-    for (int64_t g = 0; g == 0 || g < groups; g += step)
-        for (int64_t p = 0; p < panels; p += 2)
-            if (p + 1 < panels)
-                add(std::integral_constant<int, 2>{}, p, g, std::min(groups, g + step));
-            else
-                add(std::integral_constant<int, 1>{}, p, g, std::min(groups, g + step));
-    for (int64_t p = 0; p < panels; ++p) {
-        const int64_t together = p / 2 * 2 + 1 < panels ? 2 : 1;  // panels that were added at once
-        const int left = static_cast<int>(std::min<int64_t>(LANES, n1 - n0 - p * LANES));
-        for (int64_t r = 0; r < rows; ++r) {
-            const float* high = sums[p / 2 * 2 * X + (parts == 1 ? r / LANES : 0) * together + p % 2] + r % LANES * LANES;
-            __m512 sum = _mm512_loadu_ps(high), rest = _mm512_setzero_ps();
-            if (parts > 1) {
-                const float *middle = high + together * LANES * LANES, *low = middle + together * LANES * LANES;
-                rest = _mm512_maskz_add_ps(finite(sum), _mm512_loadu_ps(middle), _mm512_loadu_ps(low));
+    const int64_t groups = groups_of(w.in);
+    const int weight = weight_parts(w);
+    alignas(64) float sums[X * 2][LANES * LANES];
+    auto take = [&](auto panels, int64_t n) __attribute__((always_inline)) {
+        constexpr int W = decltype(panels)::value;
+        const uint16_t* panel[W];
+        for (int j = 0; j < W; ++j) panel[j] = turned + ((n - n0) / LANES + j) * groups * weight * TILE_WORDS;
+        each<X * W>([&](auto t) __attribute__((always_inline)) { tile_zero<decltype(t)::value>(); });
+        add_tiles<X, W, false>(x, {GROUP, 2 * stride}, panel, {TILE_WORDS, 64}, weight, groups);
+        take_tiles<X, W>(sums);
+        for (int j = 0; j < W; ++j) {
+            const int left = static_cast<int>(std::min<int64_t>(LANES, n1 - n - j * LANES));
+            for (int64_t r = 0; r < rows; ++r) {
+                const float* high = sums[(parts == 1 ? r / LANES : 0) * W + j] + r % LANES * LANES;
+                __m512 sum = _mm512_loadu_ps(high), rest = _mm512_setzero_ps();
+                if (parts > 1) {
+                    const float *middle = high + W * LANES * LANES, *low = middle + W * LANES * LANES;
+                    rest = _mm512_maskz_add_ps(finite(sum), _mm512_loadu_ps(middle), _mm512_loadu_ps(low));
+                }
+                store_n(y[r] + n + j * LANES, {_mm512_add_ps(sum, rest)}, left);
             }
-            store_n(y[r] + n0 + p * LANES, {_mm512_add_ps(sum, rest)}, left);
         }
-    }
+    };
+    for (int64_t n = n0; n < n1; n += 2 * LANES)
+        if (n + LANES < n1)
+            take(std::integral_constant<int, 2>{}, n);
+        else
+            take(std::integral_constant<int, 1>{}, n);
 }
 
 template <Kind kind>
