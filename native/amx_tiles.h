@@ -183,7 +183,7 @@ struct Panel {
         const bool straddles = kind == Kind::fp8 && (w.first + n) % 128 > 128 - LANES;
         whole = n + LANES > w.out || straddles ? 0 : w.in / GROUP;
         if (kind == Kind::fp4) scales += (w.first + n) * w.scale_stride;
-        if (kind == Kind::fp8) scales += (w.first + n) / 128 * w.scale_stride;
+        if (kind == Kind::fp8 && scales) scales += (w.first + n) / 128 * w.scale_stride;
     }
 };
 

@@ -24,6 +24,11 @@ inline void round_row(const float* from, int64_t width, uint16_t* to) {
     }
 }
 
+// No norm of a row is above it, from the sum of its squares as `dot` gives it: what is too small for fp32 is added.
+inline float norm_bound(float squares, int64_t width) {
+    return std::sqrt(squares + static_cast<float>(width + 64) * 0x1p-149f) * 1.001f;
+}
+
 // The first `count` index keys of a sequence, turned: tile g of keys 16 * p and on at panels + (p * groups + g) * TILE_WORDS.
 struct TurnedKeys {
     std::vector<uint16_t> memory;
@@ -66,21 +71,23 @@ struct TurnedKeys {
         });
         float most = 0.0f;
         for (float square : squares) most = std::max(most, square);
-        longest = std::sqrt(most) * 1.001f;
+        longest = norm_bound(most, width);
     }
 };
 
-// The most by which a token's score on tiles and in the chain differ. q [heads, width]. Each factor is rounded to a 512th of itself at
-// most, both ways of adding to fp32, and tiles take for zero what is below 2^-126.
+// The most by which a token's score on tiles and in the chain differ, infinite where either may overflow. q [heads, width]. Each factor
+// is rounded to a 512th of itself at most, both ways of adding to fp32, and tiles take for zero what is below 2^-126.
 inline float index_error(const float* q, const float* weights, int64_t heads, int64_t width, float longest) {
     const float relative = 0x1p-8f + 0x1p-17f + static_cast<float>(width + heads + 8) * 0x1p-21f;
     float error = 0.0f;
     for (int64_t h = 0; h < heads; ++h) {
-        const float norm = std::sqrt(dot(q + h * width, q + h * width, width)) * 1.001f;
+        if (weights[h] == 0.0f) continue;
+        const float norm = norm_bound(dot(q + h * width, q + h * width, width), width);
+        if (!(norm * longest < 0x1p120f)) return INFINITY;
         const float tiny = static_cast<float>(width) * 0x1p-120f * (norm + longest + 1.0f);
-        error += std::fabs(weights[h]) * (relative * norm * longest + tiny);
+        error += std::fabs(weights[h]) * (relative * norm * longest + tiny) + 0x1p-147f;  // sums of subnormals round by that
     }
-    return error * 1.01f;
+    return error < 0x1p100f ? error * 1.01f : INFINITY;
 }
 
 // R tiles of 16 rows of queries, `stride` words a row, times two panels of keys -> to[row * 32 + key].
@@ -98,9 +105,10 @@ inline void index_tiles(const uint16_t* q, int64_t stride, const uint16_t* keys,
 }
 
 // Adds the entries that each token sees to what may be among its best: of[t] has begun, with twice index_error as its slack.
-// q [tokens, heads, width], weights [tokens, heads], seen[t] ascending.
-inline void filter_entries(const float* q, const float* weights, int64_t tokens, int64_t heads, int64_t width, const TurnedKeys& keys,
-                           const int64_t* seen, Largest* of) {
+// q [tokens, heads, width], weights [tokens, heads], seen[t] ascending. False where most are among them, as equal scores are: then
+// chains alone are quicker.
+inline bool filter_entries(const float* q, const float* weights, int64_t tokens, int64_t heads, int64_t width, const TurnedKeys& keys,
+                           const int64_t* seen, int64_t k, Largest* of) {
     constexpr int64_t ROWS = 128, CHUNK_WORDS = 1 << 17;  // queries whose scores stay in the first cache, keys that do in the second
     const int64_t groups = keys.groups, stride = (groups | 1) * GROUP, block = std::max<int64_t>(1, ROWS / heads);
     const int64_t tiles_of_block = (block * heads + LANES - 1) / LANES;
@@ -119,7 +127,7 @@ inline void filter_entries(const float* q, const float* weights, int64_t tokens,
     float* dots = reinterpret_cast<float*>(aligned_words(Scratch::hidden, tiles_of_block * LANES * 4 * LANES));
     const int64_t chunk = std::max<int64_t>(1, CHUNK_WORDS / (2 * groups * TILE_WORDS)) * 2 * LANES;
     Tiles tiles(WIDE_TILES);
-    for (int64_t e0 = 0; e0 < seen[tokens - 1]; e0 += chunk)
+    for (int64_t e0 = 0; e0 < seen[tokens - 1]; e0 += chunk) {
         for (int64_t b = 0; b < blocks; ++b) {
             const int64_t t0 = b * block, t1 = std::min(tokens, t0 + block), stop = std::min(e0 + chunk, seen[t1 - 1]);
             const int64_t used = ((t1 - t0) * heads + LANES - 1) / LANES;
@@ -148,6 +156,11 @@ inline void filter_entries(const float* q, const float* weights, int64_t tokens,
                 }
             }
         }
+        int64_t near = 0;
+        for (int64_t t = 0; t < tokens; ++t) near += of[t].size();
+        if (near > tokens * (8 * k + 2048)) return false;
+    }
+    return true;
 }
 
 }  // namespace dsv4::DSV4_ISA

@@ -131,7 +131,7 @@ struct Choice {
             if (!(error < INFINITY)) return all(tokens, seen, chosen);
             near[static_cast<size_t>(t)].begin(k, 2.0f * error);
         }
-        filter_entries(q, weights, tokens, heads, width, turned, seen, near.data());
+        if (!filter_entries(q, weights, tokens, heads, width, turned, seen, k, near.data())) return all(tokens, seen, chosen);
         thread_local Largest best;
         for (int64_t t = 0; t < tokens; ++t) {
             if (seen[t] <= k) continue;
@@ -175,23 +175,24 @@ inline void choose_of_few(const std::vector<Chooser>& list, Buffers& buffers) {
         for (int64_t e = 0; e < most; e += KEY_CHUNK) keys.push_back({&one, scores, stride, e});
         for (int64_t i = 0; i < one.s.count; ++i) tokens.push_back({&one, scores, stride, i});
     }
-    parallel(static_cast<int64_t>(keys.size()), [&](int64_t task, int) {
-        const auto& [of, scores, stride, e] = keys[static_cast<size_t>(task)];
-        const Choice& c = of->choice;
-        index_scores(c.q, c.weights, of->s.count, c.heads, c.width, [&](int64_t i) { return c.keys[e + i]; },
-                     std::min(KEY_CHUNK, (of->s.start + of->s.count) / 4 - e), scores + e, stride);
+    parallel(static_cast<int64_t>(keys.size()), [&](int64_t number, int) {
+        const Task& task = keys[static_cast<size_t>(number)];
+        const Segment& s = task.of->s;
+        const Choice& c = task.of->choice;
+        index_scores(c.q, c.weights, s.count, c.heads, c.width, [&](int64_t i) { return c.keys[task.at + i]; },
+                     std::min(KEY_CHUNK, (s.start + s.count) / 4 - task.at), task.scores + task.at, task.stride);
     });
-    parallel(static_cast<int64_t>(tokens.size()), [&](int64_t task, int) {
-        const auto& [of, scores, stride, i] = tokens[static_cast<size_t>(task)];
-        const int64_t seen = (of->s.start + i + 1) / 4, k = of->choice.k;
-        if (seen > k) top_k(scores + i * stride, seen, k, of->chosen + i * k);
+    parallel(static_cast<int64_t>(tokens.size()), [&](int64_t number, int) {
+        const Task& task = tokens[static_cast<size_t>(number)];
+        const int64_t seen = (task.of->s.start + task.at + 1) / 4, k = task.of->choice.k;
+        if (seen > k) top_k(task.scores + task.at * task.stride, seen, k, task.of->chosen + task.at * k);
     });
 }
 
 inline void choose_of_many(const Chooser& of) {
-    const auto& [s, choice, chosen] = of;
+    const Choice& choice = of.choice;
     const float *q = choice.q, *weights = choice.weights;
-    const int64_t heads = choice.heads, width = choice.width, k = choice.k, first = s.start, count = s.count;
+    const int64_t heads = choice.heads, width = choice.width, k = choice.k, first = of.s.start, count = of.s.count;
 #if defined(DSV4_ISA_AMX)
     thread_local TurnedKeys memory;
     TurnedKeys& turned = memory;  // this thread's, for all
@@ -199,11 +200,11 @@ inline void choose_of_many(const Chooser& of) {
 #endif
     const int64_t fair = (count + 2 * thread_count() - 1) / (2 * thread_count());
     const int64_t block = std::clamp<int64_t>(fair, ATTENTION_TOKENS, INDEX_TOKENS), blocks = (count + block - 1) / block;
-    parallel(blocks, [&, to = chosen, &keys = choice.keys](int64_t task, int) {
+    parallel(blocks, [&, to = of.chosen](int64_t task, int) {
         const int64_t i = (blocks - 1 - task) * block, some = std::min(block, count - i);  // the longest first
         int64_t seen[INDEX_TOKENS];
         for (int64_t j = 0; j < some; ++j) seen[j] = (first + i + j + 1) / 4;
-        const Choice mine{q + i * heads * width, weights + i * heads, heads, width, k, keys};
+        const Choice mine{q + i * heads * width, weights + i * heads, heads, width, k, choice.keys};
 #if defined(DSV4_ISA_AMX)
         mine.filtered(some, seen, turned, to + i * k);
 #else

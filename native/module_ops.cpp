@@ -150,10 +150,11 @@ void index_top_k(MutableFloats q, MutableFloats weights, MutableFloats keys, int
     if (q.ndim() != 3) wrong("q: " + std::to_string(q.ndim()) + " dimensions; allowed are 3");
     auto [entries, width] = rows_of(keys, "keys");
     const auto tokens = static_cast<int64_t>(q.shape(0)), heads = static_cast<int64_t>(q.shape(1));
+    if (heads < 1 || width < 1) wrong("q: " + std::to_string(heads) + " heads of " + std::to_string(width) + " channels; allowed are 1 or more");
     expect(q, {tokens, heads, width}, "q");
     expect(weights, {tokens, heads}, "weights");
     if (k < 1) wrong("k " + std::to_string(k) + ": allowed are 1 or more");
-    if (start < 0 || (start + tokens) / 4 > entries) wrong("start " + std::to_string(start) + ": the keys end before the last token");
+    if (start < 0 || start > 4 * entries + 3 - tokens) wrong("start " + std::to_string(start) + ": the keys end before the last token");
     expect(index, {tokens, k}, "index");
     Computing now;
     ops().index_top_k(q.data(), weights.data(), tokens, heads, width, keys.data(), start, k, index.data());

@@ -50,6 +50,8 @@ class Largest {
         if (size_ == room_) prune();
     }
 
+    int64_t size() const { return static_cast<int64_t>(size_); }
+
     // Ends the choice -> how many there are, in any order.
     int64_t finish() {
         if (size_ > k_) prune();

@@ -40,6 +40,11 @@ def test_a_tiny_temperature_does_not_overflow() -> None:
     assert sample(torch.tensor([[300.0, 301.0, -300.0]]), [request(temperature=1e-30)])[0].token_id == 1
 
 
+def test_top_k_may_be_any_number() -> None:
+    logits = torch.tensor([[0.0, 1.0, 0.5]])
+    assert {sample(logits, [request(seed=i, top_k=2**70)])[0].token_id for i in range(40)} == {0, 1, 2}
+
+
 def test_the_samples_follow_the_distribution() -> None:
     logits = torch.tensor([[0.1, 0.2, 0.7]]).log()
     n = 4000

@@ -10,7 +10,7 @@ from dsv4.kernels import native
 
 MODULE = native.module()
 pytestmark = pytest.mark.skipif(MODULE is None, reason="the native kernels are not built")
-CASES = ["random", "equal", "near", "far", "negative", "infinite", "no number", "tiny"]
+CASES = ["random", "equal", "near", "far", "negative", "infinite", "no number", "tiny", "small", "smaller", "huge", "subnormal"]
 
 
 def inputs(case: str, tokens: int, heads: int, width: int, entries: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -31,6 +31,17 @@ def inputs(case: str, tokens: int, heads: int, width: int, entries: int) -> tupl
         q[0, 0, 0] = torch.inf
     elif case == "no number":
         keys[entries // 3] = torch.nan
+    elif case == "small":  # squares of such numbers are zero in fp32
+        keys *= 1e-24
+    elif case == "smaller":
+        keys *= 1e-22
+        q *= 1e-20
+    elif case == "huge":  # their products are infinite, in BF16 some that are not in fp32
+        keys *= 1e19
+        q *= 1e18
+    elif case == "subnormal":
+        weights = torch.full_like(weights, 1e-45)
+        keys *= 0.03
     elif case == "tiny":
         keys *= 1e-39
         q *= 1e-3
@@ -58,6 +69,12 @@ def test_choice(kernels: Any, case: str, tokens: int, heads: int, width: int, st
         assert torch.equal(alone[0], together[token]), token
 
 
+def test_tiles_overflow_where_chains_do_not(kernels: Any) -> None:
+    q, weights, keys = torch.zeros(8, 1, 32), torch.ones(8, 1), torch.zeros(10, 32)
+    q[:, 0, 0], keys[0, 0], keys[1, 0] = 1.843e19, 1.8415e19, 1.843e19
+    assert (choice(kernels, q, weights, keys, 31, 1) == 1).all()
+
+
 def test_against_the_reference(kernels: Any) -> None:
     start, tokens, k = 1999, 21, 32
     q, weights, keys = inputs("random", tokens, 4, 32, (start + tokens) // 4)
@@ -74,8 +91,12 @@ def test_few_entries_and_wrong_input(kernels: Any) -> None:
     assert (choice(kernels, q, weights, keys, 4, 3)[:11] == -1).all(), "tokens that see three entries read them all"
     chosen = choice(kernels, q, weights, keys, 4, 3)[11].tolist()
     assert chosen == sorted(set(chosen)) and set(chosen) <= set(range(4))
-    with pytest.raises(ValueError, match="the keys end"):
-        choice(kernels, q, weights, keys, 12, 3)
+    for start in (12, 2**63 - 1):
+        with pytest.raises(ValueError, match="the keys end"):
+            choice(kernels, q, weights, keys, start, 3)
+    for shape in ((12, 0, 16), (12, 2, 0)):
+        with pytest.raises(ValueError, match="allowed are 1 or more"):
+            choice(kernels, torch.zeros(shape), torch.zeros(shape[:2]), torch.zeros(5, shape[2]), 4, 3)
 
 
 def test_top_k_of_sorted_scores(kernels: Any) -> None:

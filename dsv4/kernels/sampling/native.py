@@ -9,5 +9,6 @@ from dsv4.kernels import native
 
 def draw_token(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float, u: float) -> int:
     """A row of logits [vocab] -> a token id."""
-    token_id: int = native.kernels().sample(logits.detach().contiguous(), temperature, top_k, top_p, min_p, u)
+    most = min(top_k, logits.shape[0])  # any Python number is allowed
+    token_id: int = native.kernels().sample(logits.detach().contiguous(), temperature, most, top_p, min_p, u)
     return token_id
