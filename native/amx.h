@@ -71,17 +71,18 @@ inline void many_rows_product(const float* const* x, int64_t rows, const Weight&
             const int64_t stop = std::min(n1, n + width);
             uint16_t* turned = aligned_words(Scratch::packed, (stop - n + LANES - 1) / LANES * panel);
             uint16_t* to = turned;
-            for (int64_t m = n; m < stop; m += LANES)
+            for (int64_t m = n; m < stop; m += LANES) {
+                const Panel<kind> outputs(columns, m);
                 for (int64_t g = 0; g < groups; ++g) {
                     alignas(64) uint16_t tiles[MOST_PARTS * TILE_WORDS];
-                    weight == 1 ? widen<kind, 1>(columns, Panel<kind>(columns, m), m, g, tiles)
-                                : widen<kind, MOST_PARTS>(columns, Panel<kind>(columns, m), m, g, tiles);
+                    weight == 1 ? widen<kind, 1>(columns, outputs, m, g, tiles) : widen<kind, MOST_PARTS>(columns, outputs, m, g, tiles);
                     for (int64_t p = 0; p < weight; ++p, to += TILE_WORDS) {
                         const uint16_t* row[LANES];
                         for (int j = 0; j < LANES; ++j) row[j] = tiles + p * TILE_WORDS + j * GROUP;
                         turn_pairs(row, to);
                     }
                 }
+            }
             const int64_t step = parts == 1 ? BLOCK_ROWS : LANES;
             for (int64_t r = 0; r < tall; r += step) {
                 const int64_t count = std::min(step, tall - r);

@@ -81,9 +81,9 @@ inline float index_error(const float* q, const float* weights, int64_t heads, in
     const float relative = 0x1p-8f + 0x1p-17f + static_cast<float>(width + heads + 8) * 0x1p-21f;
     float error = 0.0f;
     for (int64_t h = 0; h < heads; ++h) {
-        if (weights[h] == 0.0f) continue;
         const float norm = norm_bound(dot(q + h * width, q + h * width, width), width);
         if (!(norm * longest < 0x1p120f)) return INFINITY;
+        if (weights[h] == 0.0f) continue;  // zero times what is finite
         const float tiny = static_cast<float>(width) * 0x1p-120f * (norm + longest + 1.0f);
         error += std::fabs(weights[h]) * (relative * norm * longest + tiny) + 0x1p-147f;  // sums of subnormals round by that
     }

@@ -74,6 +74,10 @@ def test_tiles_overflow_where_chains_do_not(kernels: Any) -> None:
     q, weights, keys = torch.zeros(8, 1, 32), torch.ones(8, 1), torch.zeros(10, 32)
     q[:, 0, 0], keys[0, 0], keys[1, 0] = 1.843e19, 1.8415e19, 1.843e19
     assert (choice(kernels, q, weights, keys, 31, 1) == 1).all()
+    # So may a head of weight zero: infinite times zero is no number.
+    q, weights = torch.cat((q, torch.eye(32)[1].expand(8, 1, 32)), dim=1), torch.tensor([[0.0, 1.0]]).repeat(8, 1)
+    keys[:, 1] = torch.tensor([1.0, 2.0]).repeat(5)
+    assert (choice(kernels, q, weights, keys, 31, 1) == 1).all()
 
 
 def test_against_the_reference(kernels: Any) -> None:
