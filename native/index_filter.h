@@ -1,40 +1,30 @@
-// Which entries can be among the k best of a token: index scores in BF16 on AMX tiles, with a bound on their error.
+// Which entries can be among the k best of a token: index scores of rounded numbers, with a bound on their error.
 //
-// A score is within `error` of what the indexer's fp32 chain gives. Whatever is further than twice that below the k-th of the BF16
+// A score is within `error` of what the indexer's fp32 chain gives. Whatever is further than twice that below the k-th of the rounded
 // scores is not among the k best, however the chain rounds; the others' chains are computed. So the choice is the chain's own.
 #pragma once
 
-#include "amx_tiles.h"
 #include "compressor.h"
+#include "index_rounding.h"
 #include "threads.h"
 #include "top_k.h"
 
-#if defined(DSV4_ISA_AMX)
+#if defined(DSV4_INDEX_FILTER)
 
 namespace dsv4::DSV4_ISA {
-
-// A row's channels rounded to BF16, zeros up to whole groups.
-inline void round_row(const float* from, int64_t width, uint16_t* to) {
-    for (int64_t k = 0; k < width; k += GROUP) {
-        auto part = [&](int64_t at) {
-            const int64_t count = std::clamp<int64_t>(width - at, 0, LANES);
-            return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1u), from + at);
-        };
-        _mm512_storeu_si512(to + k, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(part(k + LANES), part(k))));
-    }
-}
 
 // No norm of a row is above it, from the sum of its squares as `dot` gives it: what is too small for fp32 is added.
 inline float norm_bound(float squares, int64_t width) {
     return std::sqrt(squares + static_cast<float>(width + 64) * 0x1p-149f) * 1.001f;
 }
 
-// The first `count` index keys of a sequence, turned: tile g of keys 16 * p and on at panels + (p * groups + g) * TILE_WORDS.
+// The first `count` index keys of a sequence, rounded and turned: group g of keys 16 * p and on at panels + (p * groups + g) * TILE_WORDS.
 struct TurnedKeys {
     std::vector<uint16_t> memory;
     const uint16_t* panels = nullptr;
+    std::vector<float> steps;  // a key is its step times the rounded one
     int64_t groups = 0;
-    float longest = 0.0f;  // no key's norm is above it; infinite where one is no number
+    float longest = 0.0f, apart = 0.0f;  // no key's norm, no rounded key's distance is above it; infinite where one is no number
 
     void take(const Entries& keys, int64_t count) {
         constexpr int64_t PANELS_A_TASK = 16;
@@ -42,24 +32,34 @@ struct TurnedKeys {
         groups = groups_of(width);
         const size_t words = static_cast<size_t>(all * groups * TILE_WORDS + 32);
         if (memory.size() < words) memory.resize(words + words / 4);
+        if (STEPS_DIFFER) steps.resize(static_cast<size_t>(all * LANES));
         auto* to = reinterpret_cast<uint16_t*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
         panels = to;
         const int64_t tasks = (all + PANELS_A_TASK - 1) / PANELS_A_TASK;
-        std::vector<float> squares(static_cast<size_t>(tasks));
+        struct Most {
+            float square = 0.0f, step = 0.0f;
+            void add(float other_square, float other_step) {  // no number counts as infinite
+                square = other_square < INFINITY ? std::max(square, other_square) : INFINITY;
+                step = std::max(step, other_step);
+            }
+        };
+        std::vector<Most> parts(static_cast<size_t>(tasks));
         parallel(tasks, [&](int64_t task, int) {
             uint16_t* rows = aligned_words(Scratch::wide, LANES * groups * GROUP);
-            float most = 0.0f;
+            Most most;
             for (int64_t p = task * PANELS_A_TASK; p < std::min(all, (task + 1) * PANELS_A_TASK); ++p) {
                 for (int64_t j = 0; j < LANES; ++j) {
                     uint16_t* row = rows + j * groups * GROUP;
-                    if (p * LANES + j >= count) {
+                    float step = 0.0f;
+                    if (p * LANES + j < count) {
+                        const float* key = keys[p * LANES + j];
+                        step = step_of(key, width);
+                        most.add(dot(key, key, width), step);
+                        round_row(key, width, step, row);
+                    } else {
                         std::fill_n(row, groups * GROUP, uint16_t{0});
-                        continue;
                     }
-                    const float* key = keys[p * LANES + j];
-                    const float square = dot(key, key, width);
-                    most = square < INFINITY ? std::max(most, square) : INFINITY;
-                    round_row(key, width, row);
+                    if (STEPS_DIFFER) steps[static_cast<size_t>(p * LANES + j)] = step;
                 }
                 for (int64_t g = 0; g < groups; ++g) {
                     const uint16_t* row[LANES];
@@ -67,41 +67,31 @@ struct TurnedKeys {
                     turn_pairs(row, to + (p * groups + g) * TILE_WORDS);
                 }
             }
-            squares[static_cast<size_t>(task)] = most;
+            parts[static_cast<size_t>(task)] = most;
         });
-        float most = 0.0f;
-        for (float square : squares) most = std::max(most, square);
-        longest = norm_bound(most, width);
+        Most most;
+        for (const Most& part : parts) most.add(part.square, part.step);
+        longest = norm_bound(most.square, width);
+        apart = rounding(longest, most.step, width);
     }
 };
 
-// The most by which a token's score on tiles and in the chain differ, infinite where either may overflow. q [heads, width]. Each factor
-// is rounded to a 512th of itself at most, both ways of adding to fp32, and tiles take for zero what is below 2^-126.
-inline float index_error(const float* q, const float* weights, int64_t heads, int64_t width, float longest) {
-    const float relative = 0x1p-8f + 0x1p-17f + static_cast<float>(width + heads + 8) * 0x1p-21f;
+// The most by which a token's rounded score and the chain's differ, infinite where either may overflow. q [heads, width]. Rounding
+// moves queries and keys, both ways of adding round to fp32, and tiles take for zero what is below 2^-126.
+inline float index_error(const float* q, const float* weights, int64_t heads, int64_t width, const TurnedKeys& keys) {
+    const float relative = static_cast<float>(width + heads + 8) * 0x1p-21f;
     float error = 0.0f;
     for (int64_t h = 0; h < heads; ++h) {
-        const float norm = norm_bound(dot(q + h * width, q + h * width, width), width);
-        if (!(norm * longest < 0x1p120f)) return INFINITY;
-        if (weights[h] == 0.0f) continue;  // zero times what is finite
-        const float tiny = static_cast<float>(width) * 0x1p-120f * (norm + longest + 1.0f);
-        error += std::fabs(weights[h]) * (relative * norm * longest + tiny) + 0x1p-147f;  // sums of subnormals round by that
+        const float norm = norm_bound(dot(q + h * width, q + h * width, width), width), weight = std::fabs(weights[h]);
+        const float moved = rounding(norm, step_of(q + h * width, width), width);
+        if (!(norm * keys.longest < 0x1p120f && moved < INFINITY)) return INFINITY;
+        if (weight == 0.0f) continue;  // zero times what is finite
+        if (!(weight >= LEAST_WEIGHT && weight <= MOST_WEIGHT)) return INFINITY;
+        const float products = relative * (norm + moved) * (keys.longest + keys.apart) + norm * keys.apart + moved * (keys.longest + keys.apart);
+        const float tiny = static_cast<float>(width) * 0x1p-120f * (norm + keys.longest + 1.0f);
+        error += weight * (products + tiny) + 0x1p-140f;  // sums of subnormals round by less
     }
     return error < 0x1p100f ? error * 1.01f : INFINITY;
-}
-
-// R tiles of 16 rows of queries, `stride` words a row, times two panels of keys -> to[row * 32 + key].
-template <int R>
-inline void index_tiles(const uint16_t* q, int64_t stride, const uint16_t* keys, int64_t groups, float* to) {
-    const uint16_t* rows[R];
-    const uint16_t* panel[2] = {keys, keys + groups * TILE_WORDS};
-    for (int i = 0; i < R; ++i) rows[i] = q + i * LANES * stride;
-    each<2 * R>([&](auto t) __attribute__((always_inline)) { tile_zero<decltype(t)::value>(); });
-    add_tiles<R, 2, false>(rows, {GROUP, 2 * stride}, panel, {TILE_WORDS, 64}, 1, groups);
-    each<2 * R>([&](auto t) __attribute__((always_inline)) {
-        constexpr int T = decltype(t)::value;
-        tile_store<T>(to + T / 2 * LANES * 2 * LANES + T % 2 * LANES, 2 * LANES * sizeof(float));
-    });
 }
 
 // Adds the entries that each token sees to what may be among its best: of[t] has begun, with twice index_error as its slack.
@@ -111,45 +101,43 @@ inline bool filter_entries(const float* q, const float* weights, int64_t tokens,
                            const int64_t* seen, int64_t k, Largest* of) {
     constexpr int64_t ROWS = 128, CHUNK_WORDS = 1 << 17;  // queries whose scores stay in the first cache, keys that do in the second
     const int64_t groups = keys.groups, stride = (groups | 1) * GROUP, block = std::max<int64_t>(1, ROWS / heads);
-    const int64_t tiles_of_block = (block * heads + LANES - 1) / LANES;
-    const int64_t blocks = (tokens + block - 1) / block, block_words = tiles_of_block * LANES * stride;
-    uint16_t* rows = aligned_words(Scratch::wide, blocks * block_words);
+    const int64_t block_rows = (block * heads + LANES - 1) / LANES * LANES, blocks = (tokens + block - 1) / block;
+    uint16_t* rows = aligned_words(Scratch::wide, blocks * block_rows * stride);
+    float* dots = reinterpret_cast<float*>(aligned_words(Scratch::hidden, block_rows * 4 * LANES));
+    float* factors = scratch(Scratch::lanes, tokens * heads);  // a head's weight times its query's step
     for (int64_t b = 0; b < blocks; ++b) {
-        const int64_t count = std::min(block, tokens - b * block) * heads;
-        for (int64_t r = 0; r < tiles_of_block * LANES; ++r) {
-            uint16_t* to = rows + b * block_words + r * stride;
-            if (r < count)
-                round_row(q + (b * block * heads + r) * width, width, to);
-            else
+        const int64_t first = b * block * heads, count = std::min(block, tokens - b * block) * heads;
+        for (int64_t r = 0; r < block_rows; ++r) {
+            uint16_t* to = rows + (b * block_rows + r) * stride;
+            if (r >= count) {
                 std::fill_n(to, stride, uint16_t{0});
+                continue;
+            }
+            const float* from = q + (first + r) * width;
+            const float step = step_of(from, width);
+            round_row(from, width, step, to);
+            factors[first + r] = weights[first + r] * step;
         }
     }
-    float* dots = reinterpret_cast<float*>(aligned_words(Scratch::hidden, tiles_of_block * LANES * 4 * LANES));
     const int64_t chunk = std::max<int64_t>(1, CHUNK_WORDS / (2 * groups * TILE_WORDS)) * 2 * LANES;
+#if defined(DSV4_ISA_AMX)
     Tiles tiles(WIDE_TILES);
+#endif
     for (int64_t e0 = 0; e0 < seen[tokens - 1]; e0 += chunk) {
         for (int64_t b = 0; b < blocks; ++b) {
             const int64_t t0 = b * block, t1 = std::min(tokens, t0 + block), stop = std::min(e0 + chunk, seen[t1 - 1]);
-            const int64_t used = ((t1 - t0) * heads + LANES - 1) / LANES;
+            const int64_t used = ((t1 - t0) * heads + LANES - 1) / LANES * LANES;
             for (int64_t e = e0; e < stop; e += 2 * LANES) {
-                const uint16_t* panel = keys.panels + e / LANES * groups * TILE_WORDS;
-                for (int64_t i = 0; i < used; i += 3) {
-                    const uint16_t* from = rows + b * block_words + i * LANES * stride;
-                    float* to = dots + i * LANES * 2 * LANES;
-                    switch (used - i) {
-                        case 1: index_tiles<1>(from, stride, panel, groups, to); break;
-                        case 2: index_tiles<2>(from, stride, panel, groups, to); break;
-                        default: index_tiles<3>(from, stride, panel, groups, to);
-                    }
-                }
+                index_dots(rows + b * block_rows * stride, stride, used, keys.panels + e / LANES * groups * TILE_WORDS, groups, dots);
                 const float* at = dots;
                 for (int64_t t = t0; t < t1; ++t) {
                     V low = zero(), high = zero();
                     for (int64_t h = 0; h < heads; ++h, at += 2 * LANES) {
-                        const V weight = set1(weights[t * heads + h]);
-                        low = fma(weight, max(load(at), zero()), low);
-                        high = fma(weight, max(load(at + LANES), zero()), high);
+                        const V factor = set1(factors[t * heads + h]);
+                        low = fma(factor, max(load(at), zero()), low);
+                        high = fma(factor, max(load(at + LANES), zero()), high);
                     }
+                    if (STEPS_DIFFER) low = mul(low, load(keys.steps.data() + e)), high = mul(high, load(keys.steps.data() + e + LANES));
                     const int64_t left = seen[t] - e;
                     if (left > 0) of[t].take(low, static_cast<int>(std::min<int64_t>(LANES, left)), e);
                     if (left > LANES) of[t].take(high, static_cast<int>(std::min<int64_t>(LANES, left - LANES)), e + LANES);

@@ -121,13 +121,13 @@ struct Choice {
         }
     }
 
-#if defined(DSV4_ISA_AMX)
+#if defined(DSV4_INDEX_FILTER)
     void filtered(int64_t tokens, const int64_t* seen, const TurnedKeys& turned, int32_t* chosen) const {
         thread_local std::vector<Largest> near;
         if (seen[tokens - 1] <= k) return;
         start(near, tokens);
         for (int64_t t = 0; t < tokens; ++t) {
-            const float error = index_error(q + t * heads * width, weights + t * heads, heads, width, turned.longest);
+            const float error = index_error(q + t * heads * width, weights + t * heads, heads, width, turned);
             if (!(error < INFINITY)) return all(tokens, seen, chosen);
             near[static_cast<size_t>(t)].begin(k, 2.0f * error);
         }
@@ -193,7 +193,7 @@ inline void choose_of_many(const Chooser& of) {
     const Choice& choice = of.choice;
     const float *q = choice.q, *weights = choice.weights;
     const int64_t heads = choice.heads, width = choice.width, k = choice.k, first = of.s.start, count = of.s.count;
-#if defined(DSV4_ISA_AMX)
+#if defined(DSV4_INDEX_FILTER)
     thread_local TurnedKeys memory;
     TurnedKeys& turned = memory;  // this thread's, for all
     turned.take(choice.keys, (first + count) / 4);
@@ -205,7 +205,7 @@ inline void choose_of_many(const Chooser& of) {
         int64_t seen[INDEX_TOKENS];
         for (int64_t j = 0; j < some; ++j) seen[j] = (first + i + j + 1) / 4;
         const Choice mine{q + i * heads * width, weights + i * heads, heads, width, k, choice.keys};
-#if defined(DSV4_ISA_AMX)
+#if defined(DSV4_INDEX_FILTER)
         mine.filtered(some, seen, turned, to + i * k);
 #else
         mine.all(some, seen, to + i * k);

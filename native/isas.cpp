@@ -36,9 +36,13 @@ const std::vector<Isa>& isas() {
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
             list.push_back({"avx512", &avx512_ops()});
-#endif
+        const bool avx512 = list.back().name == "avx512";
+        if (avx512 && __builtin_cpu_supports("avx512vnni")) list.push_back({"avx512_vnni", &avx512_vnni_ops()});
+        if (list.back().name == "avx512_vnni" && __builtin_cpu_supports("avx512bf16"))
+            list.push_back({"avx512_bf16", &avx512_bf16_ops()});
 #if DSV4_HAS_AMX
-        if (list.back().name == "avx512" && has_amx()) list.push_back({"amx", &amx_ops()});
+        if (avx512 && has_amx()) list.push_back({"amx", &amx_ops()});
+#endif
 #endif
         return list;
     }();

@@ -30,6 +30,8 @@ struct Ops {
 const Ops& portable_ops();
 const Ops& avx2_ops();
 const Ops& avx512_ops();
+const Ops& avx512_vnni_ops();
+const Ops& avx512_bf16_ops();
 const Ops& amx_ops();
 
 }  // namespace dsv4

@@ -1,6 +1,6 @@
 """Which kernels run on CPU: the native ones of dsv4._native, or the reference in torch. Chosen at the first question.
 
-DSV4_KERNELS=native or reference, DSV4_ISA=portable, avx2, avx512 or amx, and DSV4_THREADS=n force the choice. What they
+DSV4_KERNELS=native or reference, DSV4_ISA=portable, avx2, avx512, avx512_vnni, avx512_bf16 or amx, and DSV4_THREADS=n force the choice. What they
 ask for and cannot have raises KernelChoiceError.
 """
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 KERNELS = ("native", "reference")
-ISAS = ("portable", "avx2", "avx512", "amx")
+ISAS = ("portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
 
 logger = logging.getLogger("dsv4")
 

@@ -100,7 +100,7 @@ def test_threads_follow_torch_unless_the_variable_says_how_many() -> None:
     ("variable", "value", "message"),
     [
         ("DSV4_KERNELS", "fast", "DSV4_KERNELS is 'fast'; allowed: native, reference"),
-        ("DSV4_ISA", "sse", "DSV4_ISA is 'sse'; allowed: portable, avx2, avx512, amx"),
+        ("DSV4_ISA", "sse", "DSV4_ISA is 'sse'; allowed: portable, avx2, avx512, avx512_vnni, avx512_bf16, amx"),
         ("DSV4_ISA", "avx512", "DSV4_ISA is avx512, which this machine cannot run; it can: portable, avx2"),
         ("DSV4_THREADS", "0", "DSV4_THREADS is '0'; allowed: 1 or more"),
         ("DSV4_THREADS", "-1", "DSV4_THREADS is '-1'; allowed: 1 or more"),
