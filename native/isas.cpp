@@ -1,6 +1,7 @@
 #include "isas.h"
 
 #include <stdexcept>
+#include <utility>
 
 #if DSV4_HAS_AMX
 #include <cpuid.h>
@@ -37,9 +38,13 @@ const std::vector<Isa>& isas() {
             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
             list.push_back({"avx512", &avx512_ops()});
         const bool avx512 = list.back().name == "avx512";
-        if (avx512 && __builtin_cpu_supports("avx512vnni")) list.push_back({"avx512_vnni", &avx512_vnni_ops()});
-        if (list.back().name == "avx512_vnni" && __builtin_cpu_supports("avx512bf16"))
+        const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+        if (vnni) list.push_back({"avx512_vnni", &avx512_vnni_ops()});
+        if (vnni && __builtin_cpu_supports("avx512bf16")) {
             list.push_back({"avx512_bf16", &avx512_bf16_ops()});
+            // Four times as many BF16 as fp32 instructions' time on Intel's processors, where AMD's take the same.
+            if (__builtin_cpu_is("intel")) std::swap(list.end()[-1], list.end()[-2]);
+        }
 #if DSV4_HAS_AMX
         if (avx512 && has_amx()) list.push_back({"amx", &amx_ops()});
 #endif

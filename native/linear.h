@@ -3,10 +3,13 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
+#include <utility>
 #include <vector>
 
 #include "amx.h"
+#include "bf16_pairs.h"
 #include "row_product.h"
 #include "threads.h"
 
@@ -34,10 +37,11 @@ struct Thirds {
     }
 };
 
-// R rows times P neighbouring panels, rows and panels sum by sum.
-template <int R, int P>
+// R rows times P neighbouring panels, rows and panels sum by sum, of numbers or of pairs.
+template <bool PAIRS, int P, int R>
 inline void tile(const float* x, int64_t groups, const float* panel, float* const* y, int columns) {
-    const int64_t steps = groups * STEPS, apart = SUMS * steps * LANES;
+    constexpr int64_t OF_GROUP = PAIRS ? STEPS / 2 : STEPS;
+    const int64_t steps = groups * OF_GROUP, apart = SUMS * steps * LANES;
     alignas(64) float kept[3][R][P][LANES];
     V acc[R][P];
     for (int64_t at = 0; at < SUMS; ++at, panel += steps * LANES) {
@@ -45,14 +49,14 @@ inline void tile(const float* x, int64_t groups, const float* panel, float* cons
             for (int p = 0; p < P; ++p) acc[r][p] = zero();
         Thirds<R> rows(x + at * steps, SUMS * steps);
         const float* column = panel;
-        for (int64_t k = 0; k < steps; k += STEPS) {
+        for (int64_t k = 0; k < steps; k += OF_GROUP) {
 #pragma GCC unroll 4
-            for (int step = 0; step < STEPS; ++step, column += LANES, rows.advance(1)) {
+            for (int step = 0; step < OF_GROUP; ++step, column += LANES, rows.advance(1)) {
                 V b[P];
                 for (int p = 0; p < P; ++p) b[p] = load(column + p * apart);
                 for (int r = 0; r < R; ++r) {
                     V a = set1(rows.of(r));
-                    for (int p = 0; p < P; ++p) acc[r][p] = fma(a, b[p], acc[r][p]);
+                    for (int p = 0; p < P; ++p) acc[r][p] = multiply_add<PAIRS>(a, b[p], acc[r][p]);
                 }
             }
         }
@@ -75,34 +79,49 @@ inline void tile(const float* x, int64_t groups, const float* panel, float* cons
         }
 }
 
-template <int P>
-inline void tile_rows(int rows, const float* x, int64_t groups, const float* panel, float* const* y, int columns) {
-    switch (rows) {
-#define DSV4_CASE(R) \
-    case R: return tile<R, P>(x, groups, panel, y, columns)
-        DSV4_CASE(1);
-        DSV4_CASE(2);
-        DSV4_CASE(3);
-        DSV4_CASE(4);
-        DSV4_CASE(5);
-        DSV4_CASE(6);
-#if defined(DSV4_ISA_AVX512)
-        DSV4_CASE(7);
-        DSV4_CASE(8);
-        DSV4_CASE(9);
-        DSV4_CASE(10);
-        DSV4_CASE(11);
-        DSV4_CASE(12);
-#endif
-#undef DSV4_CASE
-        default: std::abort();
-    }
+using ProductTile = void (*)(const float*, int64_t, const float*, float* const*, int);
+template <bool PAIRS, int P, int... R>
+constexpr std::array<ProductTile, sizeof...(R)> product_tiles(std::integer_sequence<int, R...>) {
+    return {&tile<PAIRS, P, R + 1>...};
 }
+// Tiles of 1 to TILE_ROWS rows.
+template <bool PAIRS, int P>
+inline constexpr auto PRODUCT_TILES = product_tiles<PAIRS, P>(std::make_integer_sequence<int, TILE_ROWS>());
 
 // How many rows the next tile takes, so that the tiles of what is left are of like height.
 inline int next_rows(int64_t left) {
     int64_t tiles = (left + TILE_ROWS - 1) / TILE_ROWS;
     return static_cast<int>((left + tiles - 1) / tiles);
+}
+
+// Rows times columns of a weight, which is packed first; PAIRS where BF16 holds all of them.
+template <bool PAIRS>
+inline void packed_product(const float* const* x, int64_t rows, const Weight& w, int64_t n0, int64_t n1, float* const* y) {
+    const int64_t groups = groups_of(w.in), of_row = groups * GROUP / (PAIRS ? 2 : 1), apart = of_row * LANES;
+    const int64_t panels = (n1 - n0 + LANES - 1) / LANES;
+    float* packed = scratch(Scratch::packed, (panels + TILE_PANELS) * apart);
+    float* ordered = scratch(Scratch::rows, (TILE_ROWS + 1) * groups * GROUP);
+#if defined(DSV4_ISA_AVX512_BF16)
+    if (PAIRS) pack_pairs(w, n0, n1, packed);
+#endif
+    if (!PAIRS) pack_panels(w, n0, n1, packed);
+    for (int64_t r = 0; r < rows;) {
+        int count = next_rows(rows - r);
+        float* to[TILE_ROWS];
+        for (int j = 0; j < count; ++j) {
+            order_sums(x[r + j], w.in, ordered + j * of_row);
+#if defined(DSV4_ISA_AVX512_BF16)
+            if (PAIRS) pair_up(ordered + j * of_row, groups);
+#endif
+        }
+        for (int64_t p = 0; p < panels; p += TILE_PANELS) {
+            for (int j = 0; j < count; ++j) to[j] = y[r + j] + n0 + p * LANES;
+            const int columns = static_cast<int>(std::min<int64_t>(TILE_COLUMNS, n1 - n0 - p * LANES));
+            const auto& of = columns <= LANES ? PRODUCT_TILES<PAIRS, 1> : PRODUCT_TILES<PAIRS, TILE_PANELS>;
+            of[static_cast<size_t>(count - 1)](ordered, groups, packed + p * apart, to, columns);
+        }
+        r += count;
+    }
 }
 
 // Rows x[0..rows) times columns [n0, n1) of a weight, n0 a multiple of 16, into y[r] + n0.
@@ -114,24 +133,11 @@ inline void block_product(const float* const* x, int64_t rows, const Weight& w, 
     if (rows == 1) n0 = fast_dots(x[0], w, n0, n1, y[0]);
 #endif
     if (n0 == n1) return;
-    const int64_t groups = groups_of(w.in), apart = groups * GROUP * LANES, panels = (n1 - n0 + LANES - 1) / LANES;
-    float* packed = scratch(Scratch::packed, (panels + TILE_PANELS) * apart);
-    float* ordered = scratch(Scratch::rows, TILE_ROWS * groups * GROUP);
-    pack_panels(w, n0, n1, packed);
-    for (int64_t r = 0; r < rows;) {
-        int count = next_rows(rows - r);
-        float* to[TILE_ROWS];
-        for (int j = 0; j < count; ++j) order_sums(x[r + j], w.in, ordered + j * groups * GROUP);
-        for (int64_t p = 0; p < panels; p += TILE_PANELS) {
-            for (int j = 0; j < count; ++j) to[j] = y[r + j] + n0 + p * LANES;
-            int columns = static_cast<int>(std::min<int64_t>(TILE_COLUMNS, n1 - n0 - p * LANES));
-            if (columns <= LANES)
-                tile_rows<1>(count, ordered, groups, packed + p * apart, to, columns);
-            else
-                tile_rows<TILE_PANELS>(count, ordered, groups, packed + p * apart, to, columns);
-        }
-        r += count;
-    }
+#if defined(DSV4_ISA_AVX512_BF16)
+    if (holds_pairs(w, n0, n1) && std::all_of(x, x + rows, [&](const float* row) { return holds(row, w.in); }))
+        return packed_product<true>(x, rows, w, n0, n1, y);
+#endif
+    packed_product<false>(x, rows, w, n0, n1, y);
 }
 
 inline void product(const float* const* x, int64_t rows, const Weight& w, float* const* y) {

@@ -1,7 +1,7 @@
 """Which kernels run on CPU: the native ones of dsv4._native, or the reference in torch. Chosen at the first question.
 
-DSV4_KERNELS=native or reference, DSV4_ISA=portable, avx2, avx512, avx512_vnni, avx512_bf16 or amx, and DSV4_THREADS=n force the choice. What they
-ask for and cannot have raises KernelChoiceError.
+DSV4_KERNELS=native or reference, DSV4_ISA=portable, avx2, avx512, avx512_vnni, avx512_bf16 or amx, and DSV4_THREADS=n
+force the choice. What they ask for and cannot have raises KernelChoiceError.
 """
 
 from __future__ import annotations
