@@ -9,7 +9,7 @@
 #include "threads.h"
 #include "top_k.h"
 
-#if defined(DSV4_INDEX_FILTER)
+#if defined(DSV4_ISA_AVX512_VNNI)
 
 namespace dsv4::DSV4_ISA {
 
@@ -19,6 +19,7 @@ inline float norm_bound(float squares, int64_t width) {
 }
 
 // The first `count` index keys of a sequence, rounded and turned: group g of keys 16 * p and on at panels + (p * groups + g) * TILE_WORDS.
+template <class Rounding>
 struct TurnedKeys {
     std::vector<uint16_t> memory;
     const uint16_t* panels = nullptr;
@@ -32,7 +33,7 @@ struct TurnedKeys {
         groups = groups_of(width);
         const size_t words = static_cast<size_t>(all * groups * TILE_WORDS + 32);
         if (memory.size() < words) memory.resize(words + words / 4);
-        if (STEPS_DIFFER) steps.resize(static_cast<size_t>(all * LANES));
+        if (Rounding::STEPS_DIFFER) steps.resize(static_cast<size_t>(all * LANES));
         auto* to = reinterpret_cast<uint16_t*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
         panels = to;
         const int64_t tasks = (all + PANELS_A_TASK - 1) / PANELS_A_TASK;
@@ -53,13 +54,13 @@ struct TurnedKeys {
                     float step = 0.0f;
                     if (p * LANES + j < count) {
                         const float* key = keys[p * LANES + j];
-                        step = step_of(key, width);
+                        step = Rounding::step_of(key, width);
                         most.add(dot(key, key, width), step);
-                        round_row(key, width, step, row);
+                        Rounding::round_row(key, width, step, row);
                     } else {
                         std::fill_n(row, groups * GROUP, uint16_t{0});
                     }
-                    if (STEPS_DIFFER) steps[static_cast<size_t>(p * LANES + j)] = step;
+                    if (Rounding::STEPS_DIFFER) steps[static_cast<size_t>(p * LANES + j)] = step;
                 }
                 for (int64_t g = 0; g < groups; ++g) {
                     const uint16_t* row[LANES];
@@ -72,21 +73,22 @@ struct TurnedKeys {
         Most most;
         for (const Most& part : parts) most.add(part.square, part.step);
         longest = norm_bound(most.square, width);
-        apart = rounding(longest, most.step, width);
+        apart = Rounding::moved(longest, most.step, width);
     }
 };
 
 // The most by which a token's rounded score and the chain's differ, infinite where either may overflow. q [heads, width]. Rounding
 // moves queries and keys, both ways of adding round to fp32, and tiles take for zero what is below 2^-126.
-inline float index_error(const float* q, const float* weights, int64_t heads, int64_t width, const TurnedKeys& keys) {
+template <class Rounding>
+inline float index_error(const float* q, const float* weights, int64_t heads, int64_t width, const TurnedKeys<Rounding>& keys) {
     const float relative = static_cast<float>(width + heads + 8) * 0x1p-21f;
     float error = 0.0f;
     for (int64_t h = 0; h < heads; ++h) {
         const float norm = norm_bound(dot(q + h * width, q + h * width, width), width), weight = std::fabs(weights[h]);
-        const float moved = rounding(norm, step_of(q + h * width, width), width);
+        const float moved = Rounding::moved(norm, Rounding::step_of(q + h * width, width), width);
         if (!(norm * keys.longest < 0x1p120f && moved < INFINITY)) return INFINITY;
         if (weight == 0.0f) continue;  // zero times what is finite
-        if (!(weight >= LEAST_WEIGHT && weight <= MOST_WEIGHT)) return INFINITY;
+        if (!(weight >= Rounding::LEAST_WEIGHT && weight <= Rounding::MOST_WEIGHT)) return INFINITY;
         const float products = relative * (norm + moved) * (keys.longest + keys.apart) + norm * keys.apart + moved * (keys.longest + keys.apart);
         const float tiny = static_cast<float>(width) * 0x1p-120f * (norm + keys.longest + 1.0f);
         error += weight * (products + tiny) + 0x1p-140f;  // sums of subnormals round by less
@@ -97,8 +99,9 @@ inline float index_error(const float* q, const float* weights, int64_t heads, in
 // Adds the entries that each token sees to what may be among its best: of[t] has begun, with twice index_error as its slack.
 // q [tokens, heads, width], weights [tokens, heads], seen[t] ascending. False where most are among them, as equal scores are: then
 // chains alone are quicker.
-inline bool filter_entries(const float* q, const float* weights, int64_t tokens, int64_t heads, int64_t width, const TurnedKeys& keys,
-                           const int64_t* seen, int64_t k, Largest* of) {
+template <class Rounding>
+inline bool filter_entries(const float* q, const float* weights, int64_t tokens, int64_t heads, int64_t width,
+                           const TurnedKeys<Rounding>& keys, const int64_t* seen, int64_t k, Largest* of) {
     constexpr int64_t ROWS = 128, CHUNK_WORDS = 1 << 17;  // queries whose scores stay in the first cache, keys that do in the second
     const int64_t groups = keys.groups, stride = (groups | 1) * GROUP, block = std::max<int64_t>(1, ROWS / heads);
     const int64_t block_rows = (block * heads + LANES - 1) / LANES * LANES, blocks = (tokens + block - 1) / block;
@@ -114,21 +117,19 @@ inline bool filter_entries(const float* q, const float* weights, int64_t tokens,
                 continue;
             }
             const float* from = q + (first + r) * width;
-            const float step = step_of(from, width);
-            round_row(from, width, step, to);
+            const float step = Rounding::step_of(from, width);
+            Rounding::round_row(from, width, step, to);
             factors[first + r] = weights[first + r] * step;
         }
     }
     const int64_t chunk = std::max<int64_t>(1, CHUNK_WORDS / (2 * groups * TILE_WORDS)) * 2 * LANES;
-#if defined(DSV4_ISA_AMX)
-    Tiles tiles(WIDE_TILES);
-#endif
+    [[maybe_unused]] Rounding unit;  // while it lives, the dots can be computed
     for (int64_t e0 = 0; e0 < seen[tokens - 1]; e0 += chunk) {
         for (int64_t b = 0; b < blocks; ++b) {
             const int64_t t0 = b * block, t1 = std::min(tokens, t0 + block), stop = std::min(e0 + chunk, seen[t1 - 1]);
             const int64_t used = ((t1 - t0) * heads + LANES - 1) / LANES * LANES;
             for (int64_t e = e0; e < stop; e += 2 * LANES) {
-                index_dots(rows + b * block_rows * stride, stride, used, keys.panels + e / LANES * groups * TILE_WORDS, groups, dots);
+                unit.dots(rows + b * block_rows * stride, stride, used, keys.panels + e / LANES * groups * TILE_WORDS, groups, dots);
                 const float* at = dots;
                 for (int64_t t = t0; t < t1; ++t) {
                     V low = zero(), high = zero();
@@ -137,7 +138,8 @@ inline bool filter_entries(const float* q, const float* weights, int64_t tokens,
                         low = fma(factor, max(load(at), zero()), low);
                         high = fma(factor, max(load(at + LANES), zero()), high);
                     }
-                    if (STEPS_DIFFER) low = mul(low, load(keys.steps.data() + e)), high = mul(high, load(keys.steps.data() + e + LANES));
+                    if (Rounding::STEPS_DIFFER)
+                        low = mul(low, load(keys.steps.data() + e)), high = mul(high, load(keys.steps.data() + e + LANES));
                     const int64_t left = seen[t] - e;
                     if (left > 0) of[t].take(low, static_cast<int>(std::min<int64_t>(LANES, left)), e);
                     if (left > LANES) of[t].take(high, static_cast<int>(std::min<int64_t>(LANES, left - LANES)), e + LANES);

@@ -121,8 +121,9 @@ struct Choice {
         }
     }
 
-#if defined(DSV4_INDEX_FILTER)
-    void filtered(int64_t tokens, const int64_t* seen, const TurnedKeys& turned, int32_t* chosen) const {
+#if defined(DSV4_ISA_AVX512_VNNI)
+    template <class Rounding>
+    void filtered(int64_t tokens, const int64_t* seen, const TurnedKeys<Rounding>& turned, int32_t* chosen) const {
         thread_local std::vector<Largest> near;
         if (seen[tokens - 1] <= k) return;
         start(near, tokens);
@@ -189,28 +190,44 @@ inline void choose_of_few(const std::vector<Chooser>& list, Buffers& buffers) {
     });
 }
 
-inline void choose_of_many(const Chooser& of) {
-    const Choice& choice = of.choice;
-    const float *q = choice.q, *weights = choice.weights;
-    const int64_t heads = choice.heads, width = choice.width, k = choice.k, first = of.s.start, count = of.s.count;
-#if defined(DSV4_INDEX_FILTER)
-    thread_local TurnedKeys memory;
-    TurnedKeys& turned = memory;  // this thread's, for all
-    turned.take(choice.keys, (first + count) / 4);
-#endif
-    const int64_t fair = (count + 2 * thread_count() - 1) / (2 * thread_count());
+// f(choice, tokens, seen, chosen) for the tokens of a segment, block by block, each on one thread.
+template <class F>
+inline void each_block(const Chooser& of, F&& f) {
+    const Choice& all = of.choice;
+    const int64_t first = of.s.start, count = of.s.count, fair = (count + 2 * thread_count() - 1) / (2 * thread_count());
     const int64_t block = std::clamp<int64_t>(fair, ATTENTION_TOKENS, INDEX_TOKENS), blocks = (count + block - 1) / block;
-    parallel(blocks, [&, to = of.chosen](int64_t task, int) {
+    parallel(blocks, [&](int64_t task, int) {
         const int64_t i = (blocks - 1 - task) * block, some = std::min(block, count - i);  // the longest first
         int64_t seen[INDEX_TOKENS];
         for (int64_t j = 0; j < some; ++j) seen[j] = (first + i + j + 1) / 4;
-        const Choice mine{q + i * heads * width, weights + i * heads, heads, width, k, choice.keys};
-#if defined(DSV4_INDEX_FILTER)
-        mine.filtered(some, seen, turned, to + i * k);
-#else
-        mine.all(some, seen, to + i * k);
-#endif
+        const Choice mine{all.q + i * all.heads * all.width, all.weights + i * all.heads, all.heads, all.width, all.k, all.keys};
+        f(mine, some, seen, of.chosen + i * all.k);
     });
+}
+
+#if defined(DSV4_ISA_AVX512_VNNI)
+template <class Rounding>
+inline void choose_filtered(const Chooser& of) {
+    thread_local TurnedKeys<Rounding> memory;
+    TurnedKeys<Rounding>& turned = memory;  // this thread's, for all
+    turned.take(of.choice.keys, (of.s.start + of.s.count) / 4);
+    each_block(of, [&](const Choice& mine, int64_t tokens, const int64_t* seen, int32_t* chosen) {
+        mine.filtered(tokens, seen, turned, chosen);
+    });
+}
+#endif
+
+inline void choose_of_many(const Chooser& of) {
+#if defined(DSV4_ISA_AMX)
+    // The heads' errors add up, their scores grow like the root of their number: of many heads BF16 says too little.
+    constexpr int64_t HEADS_FOR_BF16 = 16;
+    if (of.choice.heads <= HEADS_FOR_BF16) return choose_filtered<Bf16Tiles>(of);
+#endif
+#if defined(DSV4_ISA_AVX512_VNNI)
+    choose_filtered<WholeNumbers>(of);
+#else
+    each_block(of, [](const Choice& mine, int64_t tokens, const int64_t* seen, int32_t* chosen) { mine.all(tokens, seen, chosen); });
+#endif
 }
 
 // chosen [count, k] of each for its tokens that see more than k entries; few tokens' scores take memory of the buffers.

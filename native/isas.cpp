@@ -37,8 +37,7 @@ const std::vector<Isa>& isas() {
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
             list.push_back({"avx512", &avx512_ops()});
-        const bool avx512 = list.back().name == "avx512";
-        const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+        const bool vnni = list.back().name == "avx512" && __builtin_cpu_supports("avx512vnni");
         if (vnni) list.push_back({"avx512_vnni", &avx512_vnni_ops()});
         if (vnni && __builtin_cpu_supports("avx512bf16")) {
             list.push_back({"avx512_bf16", &avx512_bf16_ops()});
@@ -46,7 +45,7 @@ const std::vector<Isa>& isas() {
             if (__builtin_cpu_is("intel")) std::swap(list.end()[-1], list.end()[-2]);
         }
 #if DSV4_HAS_AMX
-        if (avx512 && has_amx()) list.push_back({"amx", &amx_ops()});
+        if (vnni && has_amx()) list.push_back({"amx", &amx_ops()});
 #endif
 #endif
         return list;

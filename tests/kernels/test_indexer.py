@@ -11,7 +11,7 @@ from dsv4.kernels import native
 MODULE = native.module()
 pytestmark = pytest.mark.skipif(MODULE is None, reason="the native kernels are not built")
 CASES = ["random", "equal", "near", "far", "negative", "infinite", "no number", "tiny"]
-CASES += ["small", "smaller", "huge", "subnormal"]
+CASES += ["small", "smaller", "huge", "subnormal", "huge queries", "tiny weights"]
 
 
 def inputs(case: str, tokens: int, heads: int, width: int, entries: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -43,6 +43,10 @@ def inputs(case: str, tokens: int, heads: int, width: int, entries: int) -> tupl
     elif case == "subnormal":
         weights = torch.full_like(weights, 1e-45)
         keys *= 0.03
+    elif case == "huge queries":  # a weight times a query is near fp32's end, the score is not
+        q, keys, weights = q * 2.0**90, keys * 2.0**-20, weights * 2.0**29
+    elif case == "tiny weights":  # a weight times a query's last bit is subnormal
+        q, keys, weights = q * 2.0**-38, keys * 2.0**27, weights * 2.0**-98
     elif case == "tiny":
         keys *= 1e-39
         q *= 1e-3
@@ -78,6 +82,24 @@ def test_tiles_overflow_where_chains_do_not(kernels: Any) -> None:
     q, weights = torch.cat((q, torch.eye(32)[1].expand(8, 1, 32)), dim=1), torch.tensor([[0.0, 1.0]]).repeat(8, 1)
     keys[:, 1] = torch.tensor([1.0, 2.0]).repeat(5)
     assert (choice(kernels, q, weights, keys, 31, 1) == 1).all()
+
+
+def test_rounding_errors_that_add_up(kernels: Any) -> None:
+    """Keys of equal largest number, so that whole numbers have a known step: the best ones are rounded to zero."""
+    width, entries, k = 64, 300, 4
+    step = 1 / int((2**31 / width) ** 0.5)
+    q, weights, keys = torch.ones(8, 1, width), torch.ones(8, 1), torch.zeros(entries, width)
+    q[:, :, 0], keys[:, 0] = 0, 1
+    keys[:, 1::2], keys[:, 2::2] = 0.52 * step, 0.40 * step
+    keys[100:104, 1:] = 0.48 * step
+    assert (choice(kernels, q, weights, keys, 4 * entries - 8, k) == torch.arange(100, 104)).all()
+    # And with queries and keys the other way round.
+    q[:], keys[:] = 0, 0
+    q[:, :, 0], keys[:, 0] = 1, 0
+    q[:, :, 1::2], q[:, :, 2::2] = 0.52 * step, 0.48 * step
+    keys[:, 1::2], keys[100:104, 2::2] = 1, 1
+    keys[100:104, 1::2] = 0.2
+    assert (choice(kernels, q, weights, keys, 4 * entries - 8, k) == torch.arange(100, 104)).all()
 
 
 def test_against_the_reference(kernels: Any) -> None:
