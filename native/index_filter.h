@@ -86,7 +86,7 @@ inline float index_error(const float* q, const float* weights, int64_t heads, in
     for (int64_t h = 0; h < heads; ++h) {
         const float norm = norm_bound(dot(q + h * width, q + h * width, width), width), weight = std::fabs(weights[h]);
         const float moved = Rounding::moved(norm, Rounding::step_of(q + h * width, width), width);
-        if (!(norm * keys.longest < 0x1p120f && moved < INFINITY)) return INFINITY;
+        if (!(norm * keys.longest < 0x1p120f)) return INFINITY;
         if (weight == 0.0f) continue;  // zero times what is finite
         if (!(weight >= Rounding::LEAST_WEIGHT && weight <= Rounding::MOST_WEIGHT)) return INFINITY;
         const float products = relative * (norm + moved) * (keys.longest + keys.apart) + norm * keys.apart + moved * (keys.longest + keys.apart);

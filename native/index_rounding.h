@@ -19,19 +19,17 @@ template <class F>
     }
 }
 
-// Sums of products stay below 2^31, and nothing overflows or is too small for fp32.
+// Sums of products stay below 2^31. A weight times a step times a sum is in fp32's range: rows whose norms are in it end at 2^64.
 struct WholeNumbers {
     static constexpr bool STEPS_DIFFER = true;
     // Of a head; and of a row's largest number: rows of smaller ones are rounded as coarsely.
-    static constexpr float LEAST_WEIGHT = 0x1p-50f, MOST_WEIGHT = 0x1p30f, LEAST_NUMBER = 0x1p-40f, MOST_NUMBER = 0x1p30f;
+    static constexpr float LEAST_WEIGHT = 0x1p-50f, MOST_WEIGHT = 0x1p30f, LEAST_NUMBER = 0x1p-40f;
 
-    // Infinite where a number is too large.
     static float step_of(const float* row, int64_t width) {
         __m512 most = _mm512_setzero_ps();
         each_channels(row, width, [&](int64_t, __m512 x) { most = _mm512_max_ps(_mm512_abs_ps(x), most); });
-        const float highest = _mm512_reduce_max_ps(most);
         const float whole = std::min(32767.0f, std::floor(std::sqrt(0x1.FFFp30f / static_cast<float>(width))));
-        return highest <= MOST_NUMBER ? std::max(highest, LEAST_NUMBER) / whole : INFINITY;
+        return std::max(_mm512_reduce_max_ps(most), LEAST_NUMBER) / whole;
     }
 
     static void round_row(const float* from, int64_t width, float step, uint16_t* to) {
