@@ -32,7 +32,7 @@ struct FewRows {
         static const uint16_t nothing[GROUP] = {};
         for (int64_t g = 0; g < groups; ++g) {
             if (rows == 1) {
-                turn_parts(taken + g * GROUP, stride, turned + g * words);
+                turn_parts(taken + g * GROUP, parts, stride, turned + g * words);
                 continue;
             }
             for (int64_t i = 0; i < tiles; ++i) {
@@ -45,10 +45,10 @@ struct FewRows {
         return true;
     }
 
-    // Three rows of 16 pairs -> sixteen times a pair of each and an empty one.
-    static void turn_parts(const uint16_t* from, int64_t apart, uint16_t* to) {
-        __m512i p0 = _mm512_loadu_si512(from), p1 = _mm512_loadu_si512(from + apart), p2 = _mm512_loadu_si512(from + 2 * apart);
-        __m512i none = _mm512_setzero_si512(), a[4];
+    // Three rows of 16 pairs -> sixteen times a pair of each and an empty one; of one part the others are empty too.
+    static void turn_parts(const uint16_t* from, int parts, int64_t apart, uint16_t* to) {
+        __m512i none = _mm512_setzero_si512(), p0 = _mm512_loadu_si512(from), p1 = none, p2 = none, a[4];
+        if (parts > 1) p1 = _mm512_loadu_si512(from + apart), p2 = _mm512_loadu_si512(from + 2 * apart);
         __m512i low = _mm512_unpacklo_epi32(p0, p1), high = _mm512_unpackhi_epi32(p0, p1);
         __m512i low2 = _mm512_unpacklo_epi32(p2, none), high2 = _mm512_unpackhi_epi32(p2, none);
         a[0] = _mm512_unpacklo_epi64(low, low2), a[1] = _mm512_unpackhi_epi64(low, low2);

@@ -68,25 +68,33 @@ inline __mmask16 finite(__m512 x) { return _mm512_cmp_ps_mask(_mm512_abs_ps(x), 
     part[2] = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(_mm512_sub_ps(v1, middle1), _mm512_sub_ps(v0, middle0)));
 }
 
-[[gnu::always_inline]] inline void split_at(const float* from, int64_t left, __m512i* part) {
-    auto mask = [&](int64_t at) {
-        int64_t count = std::clamp<int64_t>(left - at, 0, LANES);
-        return static_cast<__mmask16>((1u << count) - 1u);
-    };
-    split(_mm512_maskz_loadu_ps(mask(0), from), _mm512_maskz_loadu_ps(mask(LANES), from + LANES), part);
+[[gnu::always_inline]] inline __m512 numbers_at(const float* from, int64_t left) {
+    return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << std::clamp<int64_t>(left, 0, LANES)) - 1u), from);
+}
+
+// A row that BF16 holds -> its only part. False: it has others, and nothing is said of `to`.
+[[gnu::always_inline]] inline bool take_whole(const float* x, int64_t in, uint16_t* to) {
+    __m512i rest = _mm512_setzero_si512();
+    for (int64_t k = 0; k < in; k += GROUP) {
+        const __m512 v0 = numbers_at(x + k, in - k), v1 = numbers_at(x + k + LANES, in - k - LANES);
+        rest = _mm512_or_si512(rest, _mm512_or_si512(_mm512_castps_si512(v0), _mm512_castps_si512(v1)));
+        _mm512_storeu_si512(to + k, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(v1, v0)));
+    }
+    return _mm512_test_epi32_mask(rest, _mm512_set1_epi32(0xFFFF)) == 0;
 }
 
 // Rows x[0..rows) -> their parts, part p of row r at to + p * apart + r * stride. False: all of them are their high part alone.
 inline bool split_rows(const float* const* x, int64_t rows, int64_t in, uint16_t* to, int64_t apart, int64_t stride) {
-    __m512i rest = _mm512_setzero_si512();
+    int64_t whole = 0;
+    while (whole < rows && take_whole(x[whole], in, to + whole * stride)) ++whole;
+    if (whole == rows) return false;
     for (int64_t r = 0; r < rows; ++r)
         for (int64_t k = 0; k < in; k += GROUP) {
             __m512i part[MOST_PARTS];
-            split_at(x[r] + k, in - k, part);
+            split(numbers_at(x[r] + k, in - k), numbers_at(x[r] + k + LANES, in - k - LANES), part);
             for (int p = 0; p < MOST_PARTS; ++p) _mm512_storeu_si512(to + p * apart + r * stride + k, part[p]);
-            rest = _mm512_or_si512(rest, _mm512_or_si512(part[1], part[2]));
         }
-    return _mm512_test_epi16_mask(rest, _mm512_set1_epi16(0x7FFF)) != 0;
+    return true;
 }
 
 // Scales of FP8 that are no powers of two make numbers of more bits.
