@@ -2,6 +2,7 @@
 #include <numeric>
 
 #include "backward.h"
+#include "bf16_rate.h"
 #include "forward.h"
 #include "ops.h"
 #include "sampling.h"
@@ -92,5 +93,9 @@ const Ops& DSV4_JOIN(DSV4_ISA, _ops)() {
                          index_top_k,   sample_row};
     return ops;
 }
+
+#if defined(DSV4_ISA_AVX512_BF16)
+bool bf16_pairs_are_quicker() { return avx512_bf16::pairs_are_quicker(); }
+#endif
 
 }  // namespace dsv4

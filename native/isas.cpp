@@ -41,8 +41,7 @@ const std::vector<Isa>& isas() {
         if (vnni) list.push_back({"avx512_vnni", &avx512_vnni_ops()});
         if (vnni && __builtin_cpu_supports("avx512bf16")) {
             list.push_back({"avx512_bf16", &avx512_bf16_ops()});
-            // Four times as many BF16 as fp32 instructions' time on Intel's processors, where AMD's take the same.
-            if (__builtin_cpu_is("intel")) std::swap(list.end()[-1], list.end()[-2]);
+            if (!bf16_pairs_are_quicker()) std::swap(list.end()[-1], list.end()[-2]);
         }
 #if DSV4_HAS_AMX
         if (vnni && has_amx()) list.push_back({"amx", &amx_ops()});

@@ -10,7 +10,7 @@ from dsv4.kernels import native
 MODULE = native.module()
 
 
-@pytest.fixture(params=MODULE.isas() if MODULE is not None else [])
+@pytest.fixture(params=sorted(MODULE.isas()) if MODULE is not None else [])
 def kernels(request: pytest.FixtureRequest) -> Iterator[Any]:
     """The module with one of its instruction sets selected; tests may change that and the threads."""
     assert MODULE is not None

@@ -15,7 +15,7 @@ MODULE = native.module()
 Draw = Callable[[Tensor, float, int, float, float, float], int]
 
 
-@pytest.fixture(params=["reference", *(MODULE.isas() if MODULE is not None else [])])
+@pytest.fixture(params=["reference", *(sorted(MODULE.isas()) if MODULE is not None else [])])
 def draw(request: pytest.FixtureRequest) -> Any:
     if request.param == "reference":
         yield reference.draw_token
