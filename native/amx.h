@@ -1,16 +1,17 @@
 // Products on the matrix unit of processors with AMX, which multiplies BF16 tiles of 16 x 32 and adds in fp32.
 //
 // A number is the sum of three BF16 numbers, to its last bit: high, middle and low part. Weights in FP4, BF16 and FP8 with
-// power-of-two scales are their high part alone, and so are rows rounded to FP8. The parts of x are multiplied apart and joined last.
-// FP32 weights stay with linear.h: taking them apart would take longer than multiplying them.
+// power-of-two scales are their high part alone, and so are rows rounded to FP8. The parts of x are multiplied apart and joined
+// last. FP32 weights stay with linear.h: taking them apart would take longer than multiplying them.
 //
-// Order of an element, for each part of x: from zero, group after group of 32 inputs and in a group the weight's parts from high to
-// low, adds one number: the chain of its even inputs from zero plus the chain of its odd ones. The three are joined as
+// Order of an element, for each part of x: from zero, group after group of 32 inputs and in a group the weight's parts from
+// high to low, adds one number: the chain of its even inputs from zero plus the chain of its odd ones. The three are joined as
 // high + (middle + low), or the high one alone counts where it is not finite: then it does not matter whether other rows of a
-// block needed three parts. Tiles take numbers below 2^-126 for zero. The order is what the unit does (Intel's manual, TDPBF16PS).
+// block needed three parts. Tiles take numbers below 2^-126 for zero. The order is what the unit does (Intel's manual,
+// TDPBF16PS).
 //
-// A tile's second factor holds pairs of inputs side by side: 16 of them for each of 16 columns. Where rows are few they are turned
-// for it, where they are many the weight is. Both ways give the same bits.
+// A tile's second factor holds pairs of inputs side by side: 16 of them for each of 16 columns. Where rows are few they are
+// turned for it, where they are many the weight is. Both ways give the same bits.
 #pragma once
 
 #include "amx_few.h"

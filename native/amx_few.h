@@ -1,4 +1,5 @@
-// Products of few rows, up to 48 of one part or 16 of three, with a weight on AMX tiles: the rows are turned, the weight is read from memory once. See amx.h.
+// Products of few rows, up to 48 of one part or 16 of three, with a weight on AMX tiles: the rows are turned, the weight is
+// read from memory once. See amx.h.
 #pragma once
 
 #include "amx_tiles.h"
@@ -9,7 +10,8 @@ namespace dsv4::DSV4_ISA {
 
 constexpr int64_t MOST_COLUMNS = 3 * LANES, FEW_ROWS = MOST_COLUMNS / MOST_PARTS;  // so few fit whatever their parts
 
-// Rows of few columns (one or, in parts, three each), turned: what products of them with any weight read. Tile i of group g begins at (g * tiles + i) * words.
+// Rows of few columns (one or, in parts, three each), turned: what products of them with any weight read. Tile i of group g
+// begins at (g * tiles + i) * words.
 struct FewRows {
     std::vector<uint16_t> memory;
     uint16_t* turned = nullptr;
@@ -63,7 +65,8 @@ struct FewRows {
 // Sums of one row's parts, of 16 outputs a column each of three -> the outputs.
 [[gnu::always_inline]] inline __m512 join_parts(const float* sums) {
     auto column = [&](int c) __attribute__((always_inline)) {
-        const __m512i place = _mm512_add_epi32(_mm512_set1_epi32(c), _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28));
+        const __m512i outputs = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+        const __m512i place = _mm512_add_epi32(_mm512_set1_epi32(c), outputs);
         __m512 first = _mm512_permutex2var_ps(_mm512_load_ps(sums), place, _mm512_load_ps(sums + LANES));
         __m512 second = _mm512_permutex2var_ps(_mm512_load_ps(sums + 2 * LANES), place, _mm512_load_ps(sums + 3 * LANES));
         return _mm512_shuffle_f32x4(first, second, 0x44);
@@ -72,8 +75,9 @@ struct FewRows {
     return _mm512_add_ps(high, _mm512_maskz_add_ps(finite(high), column(1), column(2)));
 }
 
-// Asks for the memory of a weight, some lines with every group of 32 rows, before it is read. Short rows: one line after the other of the
-// next 32 rows, for the second cache. Long ones, of which the next are far: some groups on in these rows, for the first.
+// Asks for the memory of a weight, some lines with every group of 32 rows, before it is read. Short rows: one line after the
+// other of the next 32 rows, for the second cache. Long ones, of which the next are far: some groups on in these rows, for the
+// first.
 template <Kind kind>
 struct Ahead {
     static constexpr int64_t BYTES = group_bytes(kind), LINES = 2 * LANES * BYTES / 64, SHORT = 2048, GROUPS = 8;
@@ -140,8 +144,9 @@ template <bool ONE, int X, int W>
 // Few rows (ONE: of a single row the three parts): their columns side by side, X tiles of them, times blocks of W panels,
 // each of PARTS tiles a group.
 //
-// A widened tile is multiplied LAG tiles later, over the ends of blocks too: its stores have then left for the cache, from where alone a
-// tile is read, and those on their way have other places within 4096 bytes, which is all that a processor compares.
+// A widened tile is multiplied LAG tiles later, over the ends of blocks too: its stores have then left for the cache, from
+// where alone a tile is read, and those on their way have other places within 4096 bytes, which is all that a processor
+// compares.
 template <Kind kind, int PARTS, bool ONE, int X, int W>
 inline void few_rows(const FewRows& of, const Weight& w, int64_t n, int64_t blocks, float* const* y) {
     constexpr int LAG = 7, KEPT = LAG + 1;
@@ -197,8 +202,10 @@ inline void few_rows(const FewRows& of, const Weight& w, int64_t n, int64_t bloc
         }
     }
     const int64_t all = blocks * groups * W;
-    for (; item < all + LAG; ++item)
-        if (item >= LAG) (item - LAG) % W == 0 ? multiply(std::integral_constant<int, 0>{}) : multiply(std::integral_constant<int, W - 1>{});
+    for (; item < all + LAG; ++item) {
+        if (item < LAG) continue;
+        (item - LAG) % W == 0 ? multiply(std::integral_constant<int, 0>{}) : multiply(std::integral_constant<int, W - 1>{});
+    }
 }
 
 template <Kind kind, int PARTS, bool ONE, int X>

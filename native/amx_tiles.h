@@ -68,10 +68,6 @@ inline __mmask16 finite(__m512 x) { return _mm512_cmp_ps_mask(_mm512_abs_ps(x), 
     part[2] = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(_mm512_sub_ps(v1, middle1), _mm512_sub_ps(v0, middle0)));
 }
 
-[[gnu::always_inline]] inline __m512 numbers_at(const float* from, int64_t left) {
-    return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << std::clamp<int64_t>(left, 0, LANES)) - 1u), from);
-}
-
 // A row that BF16 holds -> its only part. False: it has others, and nothing is said of `to`.
 [[gnu::always_inline]] inline bool take_whole(const float* x, int64_t in, uint16_t* to) {
     __m512i rest = _mm512_setzero_si512();
@@ -250,8 +246,8 @@ struct Steps {
     int64_t step, stride;
 };
 
-// Adds groups [0, groups) of X tiles of rows times W tiles of a weight to tiles i * W + j. x[i] and w[j] are the first tiles; a group
-// of a weight is `parts` steps.
+// Adds groups [0, groups) of X tiles of rows times W tiles of a weight to tiles i * W + j. x[i] and w[j] are the first tiles; a
+// group of a weight is `parts` steps.
 template <int X, int W, bool FEW>
 [[gnu::always_inline]] inline void add_tiles(const uint16_t* const* x, Steps of_x, const uint16_t* const* w, Steps of_w, int parts,
                                              int64_t groups) {

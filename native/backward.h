@@ -58,12 +58,6 @@ constexpr std::array<SumTile, sizeof...(R)> sum_tiles(std::integer_sequence<int,
 template <int P>
 inline constexpr auto SUM_TILES = sum_tiles<P>(std::make_integer_sequence<int, TILE_ROWS>());
 
-// Memory of this thread that begins a cache line.
-inline float* aligned_scratch(Scratch place, int64_t size) {
-    float* own = scratch(place, size + LANES);
-    return own + (64 - reinterpret_cast<uintptr_t>(own) % 64) % 64 / sizeof(float);
-}
-
 // Terms [t0, t1), columns [j0, j1) of b -> panels [t1 - t0][16], padded with zeros.
 inline void pack_terms(const Weight& b, int64_t t0, int64_t t1, int64_t j0, int64_t j1, float* to) {
     alignas(64) float widened[SUM_COLUMNS];

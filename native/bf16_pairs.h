@@ -1,8 +1,9 @@
-// Products by AVX-512's BF16 instruction, to the bits that fp32 ones have: two inputs at once where BF16 holds rows and weights.
+// Products by AVX-512's BF16 instruction, to the bits that fp32 ones have (but for which NaN it is): two inputs at once where
+// BF16 holds rows and weights.
 //
-// The instruction adds two products to a number, one after the other, each rounded once, as two fused multiply-adds do. A sum's inputs
-// k and k + 2 follow one another (order.h): k lies in the upper half of a pair, which comes first. It takes numbers below 2^-126 for
-// zero; there are none where all products are multiples of that, as `holds` and `holds_pairs` see to together.
+// The instruction adds two products to a number, one after the other, each rounded once, as two fused multiply-adds do. A sum's
+// inputs k and k + 2 follow one another (order.h): k lies in the upper half of a pair, which comes first. It takes numbers
+// below 2^-126 for zero; there are none where all products are multiples of that, as `holds` and `holds_pairs` see to together.
 #pragma once
 
 #include "stored.h"
@@ -27,14 +28,13 @@ inline bool holds(const float* x, int64_t in) {
 // Whether BF16 holds outputs [n0, n1) of a weight in FP4 or FP8, and all are multiples of 2^-79: by their scales.
 inline bool holds_pairs(const Weight& w, int64_t n0, int64_t n1) {
     const int64_t width = w.kind == Kind::fp4 ? 32 : 128, height = w.kind == Kind::fp4 ? 1 : 128;
-    const int least = w.kind == Kind::fp4 ? 127 - 78 : 127 - 70, most = w.kind == Kind::fp4 ? 252 : 246;
+    const int least = w.kind == Kind::fp4 ? 127 - 78 : 127 - 70;
     if ((w.kind != Kind::fp4 && w.kind != Kind::fp8) || w.float_scales) return false;
     for (int64_t row = (w.first + n0) / height; row <= (w.first + n1 - 1) / height; ++row) {
         const uint8_t* scales = w.scales + row * w.scale_stride;
-        int lowest = 255, highest = 0;
-        for (int64_t g = 0; g < (w.in + width - 1) / width; ++g)
-            lowest = std::min<int>(lowest, scales[g]), highest = std::max<int>(highest, scales[g]);
-        if (lowest < least || highest > most) return false;
+        int lowest = 255;
+        for (int64_t g = 0; g < (w.in + width - 1) / width; ++g) lowest = std::min<int>(lowest, scales[g]);
+        if (lowest < least) return false;
     }
     return true;
 }
@@ -90,6 +90,22 @@ inline void pack_pairs(const Weight& w, int64_t n0, int64_t n1, float* to) {
 }
 
 #endif
+
+// A row in the order of its sums, and outputs [n0, n1) of a weight in panels; with PAIRS two numbers side by side.
+template <bool PAIRS>
+inline void order_row(const float* x, int64_t in, float* to) {
+    order_sums(x, in, to);
+#if defined(DSV4_ISA_AVX512_BF16)
+    if constexpr (PAIRS) pair_up(to, groups_of(in));
+#endif
+}
+template <bool PAIRS>
+inline void pack(const Weight& w, int64_t n0, int64_t n1, float* to) {
+#if defined(DSV4_ISA_AVX512_BF16)
+    if constexpr (PAIRS) return pack_pairs(w, n0, n1, to);
+#endif
+    pack_panels(w, n0, n1, to);
+}
 
 // c + a * b, or with PAIRS of BF16 numbers c plus the product of the upper halves plus that of the lower ones.
 template <bool PAIRS>

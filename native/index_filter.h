@@ -1,7 +1,8 @@
 // Which entries can be among the k best of a token: index scores of rounded numbers, with a bound on their error.
 //
-// A score is within `error` of what the indexer's fp32 chain gives. Whatever is further than twice that below the k-th of the rounded
-// scores is not among the k best, however the chain rounds; the others' chains are computed. So the choice is the chain's own.
+// A score is within `error` of what the indexer's fp32 chain gives. Whatever is further than twice that below the k-th of the
+// rounded scores is not among the k best, however the chain rounds; the others' chains are computed. So the choice is the
+// chain's own.
 #pragma once
 
 #include "compressor.h"
@@ -18,14 +19,16 @@ inline float norm_bound(float squares, int64_t width) {
     return std::sqrt(squares + static_cast<float>(width + 64) * 0x1p-149f) * 1.001f;
 }
 
-// The first `count` index keys of a sequence, rounded and turned: group g of keys 16 * p and on at panels + (p * groups + g) * TILE_WORDS.
+// The first `count` index keys of a sequence, rounded and turned: group g of keys 16 * p and on at panels + (p * groups + g) *
+// TILE_WORDS.
 template <class Rounding>
 struct TurnedKeys {
     std::vector<uint16_t> memory;
     const uint16_t* panels = nullptr;
     std::vector<float> steps;  // a key is its step times the rounded one
     int64_t groups = 0;
-    float longest = 0.0f, apart = 0.0f;  // no key's norm, no rounded key's distance is above it; infinite where one is no number
+    float longest = 0.0f;  // no key's norm is above it; infinite where one is no number
+    float apart = 0.0f;    // no key is further from its rounded one
 
     void take(const Entries& keys, int64_t count) {
         constexpr int64_t PANELS_A_TASK = 16;
@@ -77,8 +80,8 @@ struct TurnedKeys {
     }
 };
 
-// The most by which a token's rounded score and the chain's differ, infinite where either may overflow. q [heads, width]. Rounding
-// moves queries and keys, both ways of adding round to fp32, and tiles take for zero what is below 2^-126.
+// The most by which a token's rounded score and the chain's differ, infinite where either may overflow. q [heads, width].
+// Rounding moves queries and keys, both ways of adding round to fp32, and tiles take for zero what is below 2^-126.
 template <class Rounding>
 inline float index_error(const float* q, const float* weights, int64_t heads, int64_t width, const TurnedKeys<Rounding>& keys) {
     const float relative = static_cast<float>(width + heads + 8) * 0x1p-21f;
@@ -89,7 +92,8 @@ inline float index_error(const float* q, const float* weights, int64_t heads, in
         if (!(norm * keys.longest < 0x1p120f)) return INFINITY;
         if (weight == 0.0f) continue;  // zero times what is finite
         if (!(weight >= Rounding::LEAST_WEIGHT && weight <= Rounding::MOST_WEIGHT)) return INFINITY;
-        const float products = relative * (norm + moved) * (keys.longest + keys.apart) + norm * keys.apart + moved * (keys.longest + keys.apart);
+        const float farthest = keys.longest + keys.apart;  // of rounded keys
+        const float products = relative * (norm + moved) * farthest + norm * keys.apart + moved * farthest;
         const float tiny = static_cast<float>(width) * 0x1p-120f * (norm + keys.longest + 1.0f);
         error += weight * (products + tiny) + 0x1p-140f;  // sums of subnormals round by less
     }
@@ -97,8 +101,8 @@ inline float index_error(const float* q, const float* weights, int64_t heads, in
 }
 
 // Adds the entries that each token sees to what may be among its best: of[t] has begun, with twice index_error as its slack.
-// q [tokens, heads, width], weights [tokens, heads], seen[t] ascending. False where most are among them, as equal scores are: then
-// chains alone are quicker.
+// q [tokens, heads, width], weights [tokens, heads], seen[t] ascending. False where most are among them, as equal scores are:
+// then chains alone are quicker.
 template <class Rounding>
 inline bool filter_entries(const float* q, const float* weights, int64_t tokens, int64_t heads, int64_t width,
                            const TurnedKeys<Rounding>& keys, const int64_t* seen, int64_t k, Largest* of) {
@@ -106,7 +110,7 @@ inline bool filter_entries(const float* q, const float* weights, int64_t tokens,
     const int64_t groups = keys.groups, stride = (groups | 1) * GROUP, block = std::max<int64_t>(1, ROWS / heads);
     const int64_t block_rows = (block * heads + LANES - 1) / LANES * LANES, blocks = (tokens + block - 1) / block;
     uint16_t* rows = aligned_words(Scratch::wide, blocks * block_rows * stride);
-    float* dots = reinterpret_cast<float*>(aligned_words(Scratch::hidden, block_rows * 4 * LANES));
+    float* dots = aligned_scratch(Scratch::dots, block_rows * 2 * LANES);
     float* factors = scratch(Scratch::lanes, tokens * heads);  // a head's weight times its query's step
     for (int64_t b = 0; b < blocks; ++b) {
         const int64_t first = b * block * heads, count = std::min(block, tokens - b * block) * heads;
@@ -129,7 +133,8 @@ inline bool filter_entries(const float* q, const float* weights, int64_t tokens,
             const int64_t t0 = b * block, t1 = std::min(tokens, t0 + block), stop = std::min(e0 + chunk, seen[t1 - 1]);
             const int64_t used = ((t1 - t0) * heads + LANES - 1) / LANES * LANES;
             for (int64_t e = e0; e < stop; e += 2 * LANES) {
-                unit.dots(rows + b * block_rows * stride, stride, used, keys.panels + e / LANES * groups * TILE_WORDS, groups, dots);
+                const uint16_t* panels = keys.panels + e / LANES * groups * TILE_WORDS;
+                unit.dots(rows + b * block_rows * stride, stride, used, panels, groups, dots);
                 const float* at = dots;
                 for (int64_t t = t0; t < t1; ++t) {
                     V low = zero(), high = zero();

@@ -13,16 +13,15 @@ namespace dsv4::DSV4_ISA {
 // f(k, numbers) for each 16 channels of a row, zeros up to whole groups.
 template <class F>
 [[gnu::always_inline]] inline void each_channels(const float* row, int64_t width, F&& f) {
-    for (int64_t k = 0; k < groups_of(width) * GROUP; k += LANES) {
-        const int64_t count = std::clamp<int64_t>(width - k, 0, LANES);
-        f(k, _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1u), row + k));
-    }
+    for (int64_t k = 0; k < groups_of(width) * GROUP; k += LANES) f(k, numbers_at(row + k, width - k));
 }
 
-// Sums of products stay below 2^31. A weight times a step times a sum is in fp32's range: rows whose norms are in it end at 2^64.
+// Sums of products stay below 2^31. A weight times a step times a sum is in fp32's range: a row whose squares add up to a
+// number of it has a norm of 2^64 at most.
 struct WholeNumbers {
     static constexpr bool STEPS_DIFFER = true;
-    // Of a head; and of a row's largest number: rows of smaller ones are rounded as coarsely.
+    // The least and the most weight of a head for which that holds. A row whose largest number is below LEAST_NUMBER has the
+    // step of one that has it.
     static constexpr float LEAST_WEIGHT = 0x1p-50f, MOST_WEIGHT = 0x1p30f, LEAST_NUMBER = 0x1p-40f;
 
     static float step_of(const float* row, int64_t width) {
@@ -43,7 +42,8 @@ struct WholeNumbers {
     // Each number by half a step, and by what the roundings of step and quotient add.
     static float moved(float, float step, int64_t width) { return 0.51f * step * std::sqrt(static_cast<float>(width)); }
 
-    // Products of rounded queries, `stride` words a row, and two panels of rounded keys -> to[row * 32 + key]; `rows` counts in sixteens.
+    // Products of rounded queries, `stride` words a row, and two panels of rounded keys -> to[row * 32 + key]; `rows` counts in
+    // sixteens.
     static void dots(const uint16_t* q, int64_t stride, int64_t rows, const uint16_t* keys, int64_t groups, float* to) {
         constexpr int R = 8;
         for (int64_t r = 0; r < rows; r += R) {
@@ -79,7 +79,7 @@ struct Bf16Tiles {
         });
     }
 
-    // Each number by a 512th of itself.
+    // Each number by a 512th of itself; what is below 2^-126 becomes zero, which index_error adds.
     static float moved(float norm, float, int64_t) { return norm * 0x1.01p-9f; }
 
     static void dots(const uint16_t* q, int64_t stride, int64_t rows, const uint16_t* keys, int64_t groups, float* to) {

@@ -21,7 +21,8 @@ constexpr int INDEX_HEADS = 4, INDEX_PANELS = 1;
 #endif
 constexpr int64_t INDEX_KEYS = INDEX_PANELS * LANES;
 
-// R heads of a token more: to[key] += weight_r * relu(q_r . key), heads in order, from zero where they are the first. Keys [P][width][16].
+// R heads of a token more: to[key] += weight_r * relu(q_r . key), heads in order, from zero where they are the first. Keys
+// [P][width][16].
 template <int R, int P>
 inline void add_heads(const float* q, int64_t width, const float* keys, const float* weights, bool first, float* to) {
     V acc[R][P];
@@ -226,7 +227,9 @@ inline void choose_of_many(const Chooser& of) {
 #if defined(DSV4_ISA_AVX512_VNNI)
     choose_filtered<WholeNumbers>(of);
 #else
-    each_block(of, [](const Choice& mine, int64_t tokens, const int64_t* seen, int32_t* chosen) { mine.all(tokens, seen, chosen); });
+    each_block(of, [](const Choice& mine, int64_t tokens, const int64_t* seen, int32_t* chosen) {
+        mine.all(tokens, seen, chosen);
+    });
 #endif
 }
 
@@ -263,7 +266,8 @@ inline const int32_t* choose_entries(Tile& t, const Layer& layer, const LayerCac
     std::vector<Chooser> list;
     for (const Segment& s : t.segments) {
         Entries keys(cache.index.entries, t.cache, s.slot, 4, width);
-        list.push_back({s, {q + s.first * heads * width, head_weights + s.first * heads, heads, width, k, keys}, chosen.data() + s.first * k});
+        const Choice choice{q + s.first * heads * width, head_weights + s.first * heads, heads, width, k, keys};
+        list.push_back({s, choice, chosen.data() + s.first * k});
     }
     choose(list, t.buffers);
     return chosen.data();

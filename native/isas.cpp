@@ -15,14 +15,13 @@ namespace {
 const Ops* chosen = nullptr;
 
 #if DSV4_HAS_AMX
-// BF16 tiles, AVX-512's BF16 conversions and permutations of bytes, and Linux's leave to use the tiles, which threads made later share.
+// BF16 tiles, AVX-512's permutations of bytes, and Linux's leave to use the tiles, which threads made later share.
 bool has_amx() {
-    constexpr unsigned TILES = 1u << 24, BF16_TILES = 1u << 22, AVX512_BF16 = 1u << 5, AVX512_VBMI = 1u << 1;
+    constexpr unsigned TILES = 1u << 24, BF16_TILES = 1u << 22, AVX512_VBMI = 1u << 1;
     constexpr long ARCH_REQ_XCOMP_PERM = 0x1023, TILE_DATA = 18;
     unsigned a, b, c, d;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (TILES | BF16_TILES)) != (TILES | BF16_TILES)) return false;
     if (!(c & AVX512_VBMI)) return false;
-    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & AVX512_BF16)) return false;
     return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0;
 }
 #endif
@@ -39,12 +38,13 @@ const std::vector<Isa>& isas() {
             list.push_back({"avx512", &avx512_ops()});
         const bool vnni = list.back().name == "avx512" && __builtin_cpu_supports("avx512vnni");
         if (vnni) list.push_back({"avx512_vnni", &avx512_vnni_ops()});
-        if (vnni && __builtin_cpu_supports("avx512bf16")) {
+        const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
+        if (bf16) {
             list.push_back({"avx512_bf16", &avx512_bf16_ops()});
             if (!bf16_pairs_are_quicker()) std::swap(list.end()[-1], list.end()[-2]);
         }
 #if DSV4_HAS_AMX
-        if (vnni && has_amx()) list.push_back({"amx", &amx_ops()});
+        if (bf16 && has_amx()) list.push_back({"amx", &amx_ops()});
 #endif
 #endif
         return list;

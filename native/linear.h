@@ -100,20 +100,12 @@ inline void packed_product(const float* const* x, int64_t rows, const Weight& w,
     const int64_t groups = groups_of(w.in), of_row = groups * GROUP / (PAIRS ? 2 : 1), apart = of_row * LANES;
     const int64_t panels = (n1 - n0 + LANES - 1) / LANES;
     float* packed = scratch(Scratch::packed, (panels + TILE_PANELS) * apart);
-    float* ordered = scratch(Scratch::rows, (TILE_ROWS + 1) * groups * GROUP);
-#if defined(DSV4_ISA_AVX512_BF16)
-    if (PAIRS) pack_pairs(w, n0, n1, packed);
-#endif
-    if (!PAIRS) pack_panels(w, n0, n1, packed);
+    float* ordered = scratch(Scratch::rows, TILE_ROWS * groups * GROUP);
+    pack<PAIRS>(w, n0, n1, packed);
     for (int64_t r = 0; r < rows;) {
         int count = next_rows(rows - r);
         float* to[TILE_ROWS];
-        for (int j = 0; j < count; ++j) {
-            order_sums(x[r + j], w.in, ordered + j * of_row);
-#if defined(DSV4_ISA_AVX512_BF16)
-            if (PAIRS) pair_up(ordered + j * of_row, groups);
-#endif
-        }
+        for (int j = 0; j < count; ++j) order_row<PAIRS>(x[r + j], w.in, ordered + j * of_row);
         for (int64_t p = 0; p < panels; p += TILE_PANELS) {
             for (int j = 0; j < count; ++j) to[j] = y[r + j] + n0 + p * LANES;
             const int columns = static_cast<int>(std::min<int64_t>(TILE_COLUMNS, n1 - n0 - p * LANES));
@@ -233,9 +225,10 @@ inline void products(const Product* list, int count, int64_t rows) {
             high = std::max(ROWS_APART, target * rows / std::max<int64_t>(1, std::min(wide, w.out) * w.in));
             high = (high + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
         }
+        const FewRows* own = few[static_cast<size_t>(i)];
         for (int64_t n = 0; n < w.out; n += wide)
             for (int64_t r = 0; r < rows; r += high)
-                parts.push_back({&w, list[i].x, list[i].y, r, std::min(rows, r + high), n, std::min(w.out, n + wide), few[static_cast<size_t>(i)]});
+                parts.push_back({&w, list[i].x, list[i].y, r, std::min(rows, r + high), n, std::min(w.out, n + wide), own});
     }
     run(parts);
 }

@@ -8,12 +8,18 @@
 namespace dsv4::DSV4_ISA {
 
 // Memory of one thread, grown to the largest size asked for. Each name is a place of its own.
-enum class Scratch { packed, panel, scores, hidden, index, wide, lanes, rows, places };
+enum class Scratch { packed, panel, scores, dots, index, wide, lanes, rows, places };
 inline float* scratch(Scratch place, int64_t size) {
     thread_local std::vector<float> memory[static_cast<int>(Scratch::places)];
     auto& own = memory[static_cast<int>(place)];
     if (static_cast<int64_t>(own.size()) < size) own.resize(static_cast<size_t>(size));
     return own.data();
+}
+
+// The same, from the beginning of a cache line on.
+inline float* aligned_scratch(Scratch place, int64_t size) {
+    float* own = scratch(place, size + LANES);
+    return own + (64 - reinterpret_cast<uintptr_t>(own) % 64) % 64 / sizeof(float);
 }
 
 #if defined(DSV4_ISA_AVX2) || defined(DSV4_ISA_AVX512)

@@ -150,7 +150,8 @@ void index_top_k(MutableFloats q, MutableFloats weights, MutableFloats keys, int
     if (q.ndim() != 3) wrong("q: " + std::to_string(q.ndim()) + " dimensions; allowed are 3");
     auto [entries, width] = rows_of(keys, "keys");
     const auto tokens = static_cast<int64_t>(q.shape(0)), heads = static_cast<int64_t>(q.shape(1));
-    if (heads < 1 || width < 1) wrong("q: " + std::to_string(heads) + " heads of " + std::to_string(width) + " channels; allowed are 1 or more");
+    if (heads < 1 || width < 1)
+        wrong("q: " + std::to_string(heads) + " heads of " + std::to_string(width) + " channels; allowed are 1 or more");
     expect(q, {tokens, heads, width}, "q");
     expect(weights, {tokens, heads}, "weights");
     if (k < 1) wrong("k " + std::to_string(k) + ": allowed are 1 or more");

@@ -1,6 +1,8 @@
 // Numbers of 16 bits, two inputs of a row side by side: what AMX tiles and AVX-512's dot products of pairs multiply.
 #pragma once
 
+#include <algorithm>
+
 #include "order.h"
 
 #if defined(DSV4_ISA_AVX512)
@@ -9,9 +11,13 @@ namespace dsv4::DSV4_ISA {
 
 constexpr int64_t TILE_WORDS = 512;  // of 16 bits: 16 rows of 32
 
-inline uint16_t* aligned_words(Scratch place, int64_t count) {  // aligned to a cache line
-    auto at = reinterpret_cast<uintptr_t>(scratch(place, count / 2 + 16));
-    return reinterpret_cast<uint16_t*>((at + 63) / 64 * 64);
+inline uint16_t* aligned_words(Scratch place, int64_t count) {
+    return reinterpret_cast<uint16_t*>(aligned_scratch(place, (count + 1) / 2));
+}
+
+// Numbers of a row of which `left` are left, 16 of them, then zeros.
+[[gnu::always_inline]] inline __m512 numbers_at(const float* from, int64_t left) {
+    return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << std::clamp<int64_t>(left, 0, LANES)) - 1u), from);
 }
 
 // Sixteen rows of 16 pairs -> sixteen pairs of 16 rows.

@@ -177,8 +177,8 @@ inline bool scaled(const Weight& w, int64_t n, const float* x, float* to) {
     return true;
 }
 
-// Outputs [n0, n1) of w times one row: y + n0. Returns the first output that was not computed: n1, but for FP8 blocks whose scales
-// are not for this code.
+// Outputs [n0, n1) of w times one row: y + n0. Returns the first output that was not computed: n1, but for FP8 blocks whose
+// scales are not for this code.
 inline int64_t fast_dots(const float* x, const Weight& w, int64_t n0, int64_t n1, float* y) {
     float* lanes = scratch(Scratch::lanes, groups_of(w.in) * GROUP + 8);
     lanes += (32 - reinterpret_cast<uintptr_t>(lanes) % 32) % 32 / sizeof(float);

@@ -8,8 +8,8 @@
 
 namespace dsv4::DSV4_ISA {
 
-// The first kept token at which the sum of the weights, in the order of the ids, is above u times their sum: u in [0, 1). Weights are
-// e^((logit - highest) / temperature) in fp32, sums in double; of equal logits the lower id counts as likelier.
+// The first kept token at which the sum of the weights, in the order of the ids, is above u times their sum: u in [0, 1).
+// Weights are e^((logit - highest) / temperature) in fp32, sums in double; of equal logits the lower id counts as likelier.
 inline int64_t sample_row(const float* logits, int64_t vocab, const Sampling& s, double u) {
     thread_local std::vector<float> weights;
     thread_local std::vector<int32_t> kept;

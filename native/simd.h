@@ -172,8 +172,8 @@ inline float highest(V x) {
 }
 #endif
 
-// e^x to 2 units in the last place, 0 below -86.6, finite for what overflows: split off powers of two, then the Taylor series to the 7th power,
-// whose remainder on |r| <= ln(2) / 2 is 6e-9.
+// e^x to 2 units in the last place, 0 below -86.6, finite for what overflows: split off powers of two, then the Taylor series
+// to the 7th power, whose remainder on |r| <= ln(2) / 2 is 6e-9.
 inline V exp(V x) {
     V bounded = min(max(x, set1(-86.6f)), set1(88.7f));
     V n = nearest(mul(bounded, set1(1.44269504f)));

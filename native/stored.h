@@ -1,7 +1,8 @@
 // Weights as they are stored: FP4 in groups of 32, FP8 in blocks of 128 x 128, BF16, FP32; read in place, row after row.
 //
 // An element widens to the fp32 number that dsv4.checkpoint.formats gives it, so a product has the bits that it has with
-// widened weights (on AMX tiles to rounding). FP8's code for NaN is none that a weight may have. `each_input` turns 32 rows at a time round in registers: columns of them, which is what products read.
+// widened weights (on AMX tiles to rounding). FP8's code for NaN is none that a weight may have. `each_input` turns 32 rows at
+// a time round in registers: columns of them, which is what products read.
 #pragma once
 
 #include <array>

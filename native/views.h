@@ -109,8 +109,8 @@ struct Batch {
     int64_t sequences;
 };
 
-// Which tokens may be drawn: the top_k likeliest (0: all), of those the shortest run of likeliest ones whose share reaches top_p, of
-// those the ones that are at least min_p times as likely as the likeliest.
+// Which tokens may be drawn: the top_k likeliest (0: all), of those the shortest run of likeliest ones whose share reaches
+// top_p, of those the ones that are at least min_p times as likely as the likeliest.
 struct Sampling {
     double temperature;
     int64_t top_k;

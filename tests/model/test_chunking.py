@@ -23,7 +23,7 @@ from .tiny import random_ids, random_model, store, tiny_config
 
 STRICT_MKL = torch.backends.mkl.is_available() and os.environ.get("MKL_CBWR", "").endswith("STRICT")
 NATIVE = native.module()
-# Each with FP32 weights; with weights as stored those that have products of such alone, or else the best one. Sorted:
+# Each with FP32 weights; with weights as stored those that multiply such in their own way, or the best one. Sorted:
 # which is best may be a matter of what the processor is quicker at.
 ISAS: list[str] = sorted(NATIVE.isas()) if NATIVE is not None else []
 STORED = [isa for isa in ISAS if isa in ("avx512_bf16", "amx")] or (NATIVE.isas()[-1:] if NATIVE is not None else [])
