@@ -11,7 +11,7 @@ from dsv4.kernels import native
 MODULE = native.module()
 pytestmark = pytest.mark.skipif(MODULE is None, reason="the native kernels are not built")
 CASES = ["random", "equal", "near", "far", "negative", "infinite", "no number", "tiny"]
-CASES += ["small", "smaller", "huge", "subnormal", "huge queries", "tiny weights"]
+CASES += ["small", "smaller", "huge", "subnormal", "huge queries", "huge weights", "tiny weights"]
 
 
 def inputs(case: str, tokens: int, heads: int, width: int, entries: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -45,6 +45,8 @@ def inputs(case: str, tokens: int, heads: int, width: int, entries: int) -> tupl
         keys *= 0.03
     elif case == "huge queries":  # rows' norms are near fp32's end, scores are not
         q, keys, weights = q * 2.0**60, keys * 2.0**-20, weights.abs().clamp(max=1.9) * 2.0**29
+    elif case == "huge weights":  # a weight times a query is beyond fp32's end, the score is not
+        q, keys, weights = q * 2.0**60, keys * 2.0**-20, weights.abs() * 2.0**60
     elif case == "tiny weights":  # a weight times a query's last bit is subnormal
         q, keys, weights = q * 2.0**-38, keys * 2.0**27, weights * 2.0**-98
     elif case == "tiny":
@@ -84,21 +86,23 @@ def test_tiles_overflow_where_chains_do_not(kernels: Any) -> None:
     assert (choice(kernels, q, weights, keys, 31, 1) == 1).all()
 
 
-def test_rounding_errors_that_add_up(kernels: Any) -> None:
-    """Keys of equal largest number, so that whole numbers have a known step: the best ones are rounded to zero."""
+@pytest.mark.parametrize("numbers", ["whole", "bf16"])
+def test_rounding_errors_that_add_up(kernels: Any, numbers: str) -> None:
+    """The best keys are rounded down in all channels, the others up in the mean; then the queries are."""
     width, entries, k = 64, 300, 4
-    step = 1 / int((2**31 / width) ** 0.5)
+    # Equal largest numbers give whole numbers a known step; from 1 to 2 BF16 has steps of 2^-7.
+    low, step = (0.0, 1 / int((2**31 / width) ** 0.5)) if numbers == "whole" else (1.0, 2.0**-7)
     q, weights, keys = torch.ones(8, 1, width), torch.ones(8, 1), torch.zeros(entries, width)
     q[:, :, 0], keys[:, 0] = 0, 1
-    keys[:, 1::2], keys[:, 2::2] = 0.52 * step, 0.40 * step
-    keys[100:104, 1:] = 0.48 * step
+    keys[:, 1::2], keys[:, 2::2] = low + 0.52 * step, low + 0.40 * step
+    keys[100:104, 1:] = low + 0.48 * step
     assert (choice(kernels, q, weights, keys, 4 * entries - 8, k) == torch.arange(100, 104)).all()
-    # And with queries and keys the other way round.
     q[:], keys[:] = 0, 0
-    q[:, :, 0], keys[:, 0] = 1, 0
-    q[:, :, 1::2], q[:, :, 2::2] = 0.52 * step, 0.48 * step
+    q[:, :, 0] = 1
+    q[:, :, 1::2], q[:, :, 2::2] = low + 0.52 * step, low + 0.48 * step
     keys[:, 1::2], keys[100:104, 2::2] = 1, 1
-    keys[100:104, 1::2] = 0.2
+    # So much less that the best lead by 31 hundredths of a step.
+    keys[100:104, 1::2] = 1 - 31 * (low + 0.47 * step) / (32 * (low + 0.52 * step))
     assert (choice(kernels, q, weights, keys, 4 * entries - 8, k) == torch.arange(100, 104)).all()
 
 
