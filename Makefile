@@ -21,9 +21,11 @@ LLAMA_CPP_PYTHON := 0.3.36
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
-# Installs what an extra of pyproject.toml asks for, without building the native kernels again.
-extra = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["$(1)"], sep="\n")' \
-	| $(PIP) --requirement /dev/stdin
+# Installs what an extra of pyproject.toml asks for, without building the native kernels again. Where no C compiler is, without
+# reasoning-gym: it needs pycosat, which comes as C alone.
+COMPILER = import os, shutil, sysconfig; cc = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"; cc = shutil.which(cc.split()[0])
+extra = $(BIN)/python -c 'import tomllib; $(COMPILER); wanted = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["$(1)"]; \
+	print(*(name for name in wanted if cc or not name.startswith("reasoning-gym")), sep="\n")' | $(PIP) --requirement /dev/stdin
 
 .PHONY: help setup serve chat test check bench sanitize llama-bench
 .DEFAULT_GOAL := help
@@ -41,6 +43,8 @@ chat: $(VENV)/.run
 
 test: $(VENV)/.test
 	@command -v chromium >/dev/null || echo "make: no chromium, so the chat page's tests are skipped (Debian: apt-get install chromium)"
+	@$(BIN)/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("reasoning_gym") is None)' \
+		|| echo "make: no C compiler, which reasoning-gym needs, so tests of tasks, evaluations and recipes are skipped (Debian: apt-get install gcc)"
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 check: $(VENV)/.test

@@ -1,5 +1,6 @@
 """What every test shares: one thread, and uninitialised memory that cannot pass for zeros."""
 
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,6 +16,10 @@ torch.set_num_threads(1)
 # torch.device("meta") finds the functions it redirects in a table that it fills at first use. Fill it before
 # torch.empty is replaced below, or a model meant for the meta device would be built on the CPU.
 _device_constructors()
+
+# Without a C compiler reasoning-gym cannot be installed: what makes, scores and learns its tasks is not tested then.
+HAS_TASKS = importlib.util.find_spec("reasoning_gym") is not None
+collect_ignore = [] if HAS_TASKS else ["data", "evals", "recipes"]
 
 POISON_INT = -(2**30) + 1
 

@@ -92,6 +92,8 @@ def test_the_readme_links_every_page() -> None:
 @pytest.mark.parametrize(("page", "command"), COMMANDS, ids=[command for _, command in COMMANDS])
 def test_command_parses(page: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options = build_parser().parse_args(arguments(command))
+    if options.command in ("train", "eval"):
+        pytest.importorskip("reasoning_gym")
     if options.command == "train":
         recipe = runpy.run_path(str(ROOT / "recipes" / f"{options.recipe}.py"))
         recipe["_parser"]().parse_args(options.arguments)
