@@ -56,7 +56,6 @@ inline void pair_up(float* ordered, int64_t groups) {
 // Outputs [n0, n1) -> panels of 16 outputs, [8 sums][groups * 2 pairs][16] each; missing outputs and inputs are 0.
 inline void pack_pairs(const Weight& w, int64_t n0, int64_t n1, float* to) {
     const int64_t groups = groups_of(w.in), apart = groups * GROUP / 2 * LANES;
-    auto place = [&](int64_t k) { return sum_by_sum(k, groups) / 2 * LANES; };
     for (int64_t n = n0; n < n1; n += LANES, to += apart) {
         if (n + 2 * LANES <= n1 && takes(w, n) && w.in % GROUP == 0) {
             Column first[2];
@@ -70,12 +69,7 @@ inline void pack_pairs(const Weight& w, int64_t n0, int64_t n1, float* to) {
                     const __m256 low = _mm256_castsi256_ps(_mm256_srli_epi32(_mm256_castps_si256(second.v[i]), 16));
                     pair.v[i] = _mm256_or_ps(first[k % 2].v[i], low);
                 }
-                pair = in_order(split, pair);
-                float* at = to + place(k - 2);
-                _mm256_storeu_ps(at, pair.v[0]);
-                _mm256_storeu_ps(at + 8, pair.v[1]);
-                _mm256_storeu_ps(at + apart, pair.v[2]);
-                _mm256_storeu_ps(at + apart + 8, pair.v[3]);
+                put_column(in_order(split, pair), to + sum_by_sum(k - 2, groups) / 2 * LANES, apart);
             });
             n += LANES, to += apart;
             continue;

@@ -26,8 +26,8 @@ namespace dsv4::DSV4_ISA {
                        "xmm12", "xmm13", "xmm14", "xmm15");                                                                       \
     } while (false)
 
-// An instruction for pairs does two products. It takes four times as long as one in fp32 on Intel's processors, less on others:
-// timed, for some hundreds of microseconds. Nothing but the speed depends on what this says.
+// An instruction for pairs does two products; on one Intel server processor it took four times as long as one in fp32. So the two
+// are timed, for some hundreds of microseconds. Nothing but the speed depends on what this says.
 inline bool pairs_are_quicker() {
     constexpr int64_t TIMES = 1000;
     constexpr int ROUNDS = 20;

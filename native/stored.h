@@ -297,6 +297,14 @@ template <class F>
     return out;
 }
 
+// A column in the outputs' order -> one row of two panels.
+[[gnu::always_inline]] inline void put_column(const Column& c, float* to, int64_t apart) {
+    _mm256_storeu_ps(to, c.v[0]);
+    _mm256_storeu_ps(to + 8, c.v[1]);
+    _mm256_storeu_ps(to + apart, c.v[2]);
+    _mm256_storeu_ps(to + apart + 8, c.v[3]);
+}
+
 #endif
 
 // Outputs [n0, n0 + 16 or fewer) -> panel [8 sums][groups * 4][16]; missing columns and inputs are 0.
@@ -328,12 +336,7 @@ inline void pack_panels(const Weight& w, int64_t n0, int64_t n1, float* to) {
 #if defined(DSV4_ISA_AVX2) || defined(DSV4_ISA_AVX512)
         if (n + 2 * LANES <= n1 && takes(w, n) && w.in % GROUP == 0) {
             each_input(w, n, 0, w.in, [&](int64_t k, const Column& column, bool split) __attribute__((always_inline)) {
-                Column c = in_order(split, column);
-                float* at = to + sum_by_sum(k, groups) * LANES;
-                _mm256_storeu_ps(at, c.v[0]);
-                _mm256_storeu_ps(at + 8, c.v[1]);
-                _mm256_storeu_ps(at + apart, c.v[2]);
-                _mm256_storeu_ps(at + apart + 8, c.v[3]);
+                put_column(in_order(split, column), to + sum_by_sum(k, groups) * LANES, apart);
             });
             n += LANES, to += apart;
             continue;
