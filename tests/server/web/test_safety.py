@@ -65,6 +65,7 @@ def test_content_policy_stops_what_a_sanitiser_would_miss(tab: Any) -> None:
 
 def test_api_key_is_asked_for_sent_and_kept_for_the_tab_only(tab: Any) -> None:
     page = tab.page
+    expect(page.locator("#model")).to_have_text(MODEL)  # the question is what is refused, not the list of models
     tab.mock.key = "sk-right"
     tab.ask("hi", ["welcome"])
     field = page.get_by_role("alert").get_by_label("API key")
@@ -79,6 +80,18 @@ def test_api_key_is_asked_for_sent_and_kept_for_the_tab_only(tab: Any) -> None:
     page.reload()
     expect(page.locator("#model")).to_have_text(MODEL)
     assert "sk-right" not in page.evaluate("JSON.stringify(localStorage)")
+
+
+def test_asking_for_the_key_does_not_take_the_focus_from_a_message_being_written(tab: Any) -> None:
+    page, held = tab.page, []
+    tab.mock.key = "sk-right"
+    page.route("**/v1/models", lambda route: held.append(route))
+    page.reload()
+    page.fill("#prompt", "half a")
+    held.pop().continue_()
+    expect(page.get_by_role("alert").get_by_label("API key")).to_be_visible()
+    page.keyboard.type(" question")
+    expect(page.locator("#prompt")).to_have_value("half a question")
 
 
 def test_event_stream_parser_and_open_marks(tab: Any) -> None:

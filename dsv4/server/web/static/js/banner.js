@@ -32,7 +32,8 @@ export function askKey(entered) {
     h("div", { class: "banner-text" }, h("strong", {}, text)),
     h("form", { onsubmit }, input, h("button", { type: "submit", class: "button" }, "Continue")),
   );
-  input.focus();
+  // A list of models refused late must not turn the rest of a message being written into a password.
+  if (!document.activeElement?.value) input.focus();
 }
 
 export function hideBanner() {
