@@ -33,6 +33,8 @@ class Cache:
     """A cache's tensors: a layer's window, then kv, score and entries of each compressor."""
 
     def __init__(self, layers: list[list[Any]], block_table: Any) -> None: ...
+    def forget(self) -> None:
+        """Drop what is kept of the entries beside them: someone else has written to them."""
 
 def forward(
     model: Model, cache: Cache, token_ids: Any, lengths: Any, starts: Any, slots: Any,

@@ -78,6 +78,7 @@ inline void compress(const Compressor& c, const Segment& s, const Cache& pages, 
         pool(from.data(), from.data() + rows, rows, c.width, entry.data());
         finish(entry.data(), window * ratio);
         std::copy(entry.begin(), entry.end(), cache.entries + entries.row(window) * c.width);
+        if (cache.kept) cache.kept->forget(entries.row(window));
     }
     for (int64_t position = std::max(s.start, end - rows); position < end; ++position) {
         int64_t row = (s.first + position - s.start) * c.total, to = position % rows * c.total;

@@ -20,6 +20,7 @@ template <class F>
 // number of it has a norm of 2^64 at most.
 struct WholeNumbers {
     static constexpr bool STEPS_DIFFER = true;
+    static constexpr int64_t ROWS = 8;  // queries come in multiples of it
     // The least and the most weight of a head for which that holds. A row whose largest number is below LEAST_NUMBER has the
     // step of one that has it.
     static constexpr float LEAST_WEIGHT = 0x1p-50f, MOST_WEIGHT = 0x1p30f, LEAST_NUMBER = 0x1p-40f;
@@ -42,10 +43,9 @@ struct WholeNumbers {
     // Each number by half a step, and by what the roundings of step and quotient add.
     static float moved(float, float step, int64_t width) { return 0.51f * step * std::sqrt(static_cast<float>(width)); }
 
-    // Products of rounded queries, `stride` words a row, and two panels of rounded keys -> to[row * 32 + key]; `rows` counts in
-    // sixteens.
+    // Products of rounded queries, `stride` words a row, and two panels of rounded keys -> to[row * 32 + key].
     static void dots(const uint16_t* q, int64_t stride, int64_t rows, const uint16_t* keys, int64_t groups, float* to) {
-        constexpr int R = 8;
+        constexpr int R = static_cast<int>(ROWS);
         for (int64_t r = 0; r < rows; r += R) {
             __m512i sums[R][2];
             for (auto& sum : sums) sum[0] = sum[1] = _mm512_setzero_si512();
@@ -69,6 +69,7 @@ struct WholeNumbers {
 
 struct Bf16Tiles {
     static constexpr bool STEPS_DIFFER = false;
+    static constexpr int64_t ROWS = LANES;
     static constexpr float LEAST_WEIGHT = 0.0f, MOST_WEIGHT = INFINITY;
 
     static float step_of(const float*, int64_t) { return 1.0f; }

@@ -101,6 +101,7 @@ struct Choice {
     const float *q, *weights;  // [tokens, heads, width], [tokens, heads]
     int64_t heads, width, k;
     Entries keys;
+    KeptKeys* kept;  // of the keys' rows
 
     void all(int64_t tokens, const int64_t* seen, int32_t* chosen) const {
         thread_local std::vector<Largest> best;
@@ -123,29 +124,38 @@ struct Choice {
     }
 
 #if defined(DSV4_ISA_AVX512_VNNI)
-    template <class Rounding>
-    void filtered(int64_t tokens, const int64_t* seen, const TurnedKeys<Rounding>& turned, int32_t* chosen) const {
+    template <class Rounding, class Keys>
+    void filtered(int64_t tokens, const int64_t* seen, const Keys& rounded, int32_t* chosen) const {
         thread_local std::vector<Largest> near;
         if (seen[tokens - 1] <= k) return;
-        start(near, tokens);
+        if (near.size() < static_cast<size_t>(tokens)) near.resize(static_cast<size_t>(tokens));
+        if (!find<Rounding>(tokens, seen, rounded, 0, near.data())) return all(tokens, seen, chosen);
+        for (int64_t t = 0; t < tokens; ++t)
+            if (seen[t] > k) decide(t, near[static_cast<size_t>(t)], chosen + t * k);
+    }
+
+    // What may be among the best of entries from `from` on, for each token. False where chains have to say it.
+    template <class Rounding, class Keys>
+    bool find(int64_t tokens, const int64_t* seen, const Keys& rounded, int64_t from, Largest* near) const {
         for (int64_t t = 0; t < tokens; ++t) {
-            const float error = index_error(q + t * heads * width, weights + t * heads, heads, width, turned);
-            if (!(error < INFINITY)) return all(tokens, seen, chosen);
-            near[static_cast<size_t>(t)].begin(k, 2.0f * error);
+            const float error = index_error<Rounding>(q + t * heads * width, weights + t * heads, heads, width, rounded);
+            if (!(error < INFINITY)) return false;
+            near[t].begin(k, 2.0f * error);
         }
-        if (!filter_entries(q, weights, tokens, heads, width, turned, seen, k, near.data())) return all(tokens, seen, chosen);
+        return filter_entries<Rounding>(q, weights, tokens, heads, width, rounded, from, seen, k, near);
+    }
+
+    // Token t's choice from what `find` has found.
+    void decide(int64_t t, Largest& near, int32_t* chosen) const {
+        thread_local std::vector<int32_t> close;
         thread_local Largest best;
-        for (int64_t t = 0; t < tokens; ++t) {
-            if (seen[t] <= k) continue;
-            Largest& found = near[static_cast<size_t>(t)];
-            const int64_t count = found.finish();
-            float* scores = scratch(Scratch::index, count + INDEX_KEYS);
-            index_scores(q + t * heads * width, weights + t * heads, 1, heads, width,
-                         [&](int64_t i) { return keys[found[i]]; }, count, scores, 0);
-            best.begin(k);
-            for (int64_t i = 0; i < count; ++i) best.add(scores[i], found[i]);
-            best.finish(chosen + t * k);
-        }
+        const int64_t certain = near.finish(chosen, close), count = static_cast<int64_t>(close.size());
+        float* scores = scratch(Scratch::index, count + INDEX_KEYS);
+        index_scores(q + t * heads * width, weights + t * heads, 1, heads, width,
+                     [&](int64_t i) { return keys[close[static_cast<size_t>(i)]]; }, count, scores, 0);
+        best.begin(k - certain);
+        for (int64_t i = 0; i < count; ++i) best.add(scores[i], close[static_cast<size_t>(i)]);
+        std::sort(chosen, best.finish_unsorted(chosen + certain));
     }
 #endif
 
@@ -161,6 +171,9 @@ struct Chooser {
     Segment s;
     Choice choice;
     int32_t* chosen;
+
+    int64_t seen(int64_t t) const { return (s.start + t + 1) / 4; }  // entries, by token t
+    int64_t entries() const { return seen(s.count - 1); }
 };
 
 // Segments of few tokens: scores key chunk by key chunk on all threads, then the choices.
@@ -172,21 +185,20 @@ inline void choose_of_few(const std::vector<Chooser>& list, Buffers& buffers) {
     };
     std::vector<Task> keys, tokens;
     for (const Chooser& one : list) {
-        const int64_t most = (one.s.start + one.s.count) / 4, stride = (most + INDEX_KEYS - 1) / INDEX_KEYS * INDEX_KEYS;
+        const int64_t most = one.entries(), stride = (most + INDEX_KEYS - 1) / INDEX_KEYS * INDEX_KEYS;
         float* scores = buffers.get(one.s.count * stride);
         for (int64_t e = 0; e < most; e += KEY_CHUNK) keys.push_back({&one, scores, stride, e});
         for (int64_t i = 0; i < one.s.count; ++i) tokens.push_back({&one, scores, stride, i});
     }
     parallel(static_cast<int64_t>(keys.size()), [&](int64_t number, int) {
         const Task& task = keys[static_cast<size_t>(number)];
-        const Segment& s = task.of->s;
         const Choice& c = task.of->choice;
-        index_scores(c.q, c.weights, s.count, c.heads, c.width, [&](int64_t i) { return c.keys[task.at + i]; },
-                     std::min(KEY_CHUNK, (s.start + s.count) / 4 - task.at), task.scores + task.at, task.stride);
+        index_scores(c.q, c.weights, task.of->s.count, c.heads, c.width, [&](int64_t i) { return c.keys[task.at + i]; },
+                     std::min(KEY_CHUNK, task.of->entries() - task.at), task.scores + task.at, task.stride);
     });
     parallel(static_cast<int64_t>(tokens.size()), [&](int64_t number, int) {
         const Task& task = tokens[static_cast<size_t>(number)];
-        const int64_t seen = (task.of->s.start + task.at + 1) / 4, k = task.of->choice.k;
+        const int64_t seen = task.of->seen(task.at), k = task.of->choice.k;
         if (seen > k) top_k(task.scores + task.at * task.stride, seen, k, task.of->chosen + task.at * k);
     });
 }
@@ -195,26 +207,87 @@ inline void choose_of_few(const std::vector<Chooser>& list, Buffers& buffers) {
 template <class F>
 inline void each_block(const Chooser& of, F&& f) {
     const Choice& all = of.choice;
-    const int64_t first = of.s.start, count = of.s.count, fair = (count + 2 * thread_count() - 1) / (2 * thread_count());
+    const int64_t count = of.s.count, fair = (count + 2 * thread_count() - 1) / (2 * thread_count());
     const int64_t block = std::clamp<int64_t>(fair, ATTENTION_TOKENS, INDEX_TOKENS), blocks = (count + block - 1) / block;
     parallel(blocks, [&](int64_t task, int) {
         const int64_t i = (blocks - 1 - task) * block, some = std::min(block, count - i);  // the longest first
         int64_t seen[INDEX_TOKENS];
-        for (int64_t j = 0; j < some; ++j) seen[j] = (first + i + j + 1) / 4;
-        const Choice mine{all.q + i * all.heads * all.width, all.weights + i * all.heads, all.heads, all.width, all.k, all.keys};
+        for (int64_t j = 0; j < some; ++j) seen[j] = of.seen(i + j);
+        const Choice mine{all.q + i * all.heads * all.width, all.weights + i * all.heads, all.heads, all.width, all.k, all.keys, all.kept};
         f(mine, some, seen, of.chosen + i * all.k);
     });
 }
 
 #if defined(DSV4_ISA_AVX512_VNNI)
-template <class Rounding>
+template <class Rounding, class Keys>
 inline void choose_filtered(const Chooser& of) {
-    thread_local TurnedKeys<Rounding> memory;
-    TurnedKeys<Rounding>& turned = memory;  // this thread's, for all
-    turned.take(of.choice.keys, (of.s.start + of.s.count) / 4);
+    thread_local Keys memory;
+    Keys& rounded = memory;  // this thread's, for all
+    rounded.take(of.choice.keys, of.choice.kept, of.entries());
     each_block(of, [&](const Choice& mine, int64_t tokens, const int64_t* seen, int32_t* chosen) {
-        mine.filtered(tokens, seen, turned, chosen);
+        mine.filtered<Rounding>(tokens, seen, rounded, chosen);
     });
+}
+
+// Segments of few tokens: candidates part by part of their keys on all threads, then the choices -> the segments left to chains.
+inline std::vector<Chooser> choose_of_few_filtered(const std::vector<Chooser>& list) {
+    constexpr int64_t LEAST = 2048;  // keys of a part
+    struct Part {
+        size_t of = 0;
+        int64_t from = 0, to = 0;
+        std::vector<Largest> near;  // of each token
+    };
+    struct Token {
+        size_t of, first, stop;  // parts
+        int64_t t;
+    };
+    thread_local std::vector<RoundedKeys> rounded_memory;
+    thread_local std::vector<Part> part_memory;
+    if (rounded_memory.size() < list.size()) rounded_memory.resize(list.size());
+    std::vector<Token> tokens;
+    size_t count = 0;
+    const int64_t most = (2 * thread_count() - 1) / std::max<int64_t>(1, static_cast<int64_t>(list.size())) + 1;
+    for (size_t i = 0; i < list.size(); ++i) {
+        const Chooser& one = list[i];
+        const int64_t entries = one.entries(), fair = std::clamp<int64_t>(entries / LEAST, 1, most);
+        const int64_t size = (entries + fair * PAIR - 1) / (fair * PAIR) * PAIR;
+        rounded_memory[i].take(one.choice.keys, one.choice.kept, entries);
+        const size_t first = count;
+        for (int64_t e = 0; e < entries; e += size, ++count) {
+            if (count == part_memory.size()) part_memory.emplace_back();
+            Part& part = part_memory[count];
+            part.of = i, part.from = e, part.to = std::min(entries, e + size);
+            if (part.near.size() < static_cast<size_t>(one.s.count)) part.near.resize(static_cast<size_t>(one.s.count));
+        }
+        for (int64_t t = 0; t < one.s.count; ++t) tokens.push_back({i, first, count, t});
+    }
+    std::vector<char> known(count);  // not bits: threads write to neighbours
+    Part* const parts = part_memory.data();  // this thread's, for all
+    const RoundedKeys* const rounded = rounded_memory.data();
+    parallel(static_cast<int64_t>(count), [&](int64_t number, int) {
+        Part& part = parts[number];
+        const Chooser& one = list[part.of];
+        int64_t seen[ATTENTION_TOKENS];
+        for (int64_t t = 0; t < one.s.count; ++t) seen[t] = std::min(part.to, one.seen(t));
+        known[static_cast<size_t>(number)] =
+            one.choice.find<WholeNumbers>(one.s.count, seen, rounded[part.of], part.from, part.near.data());
+        for (int64_t t = 0; t < one.s.count; ++t) part.near[static_cast<size_t>(t)].settle();
+    });
+    std::vector<char> left(list.size());
+    for (size_t i = 0; i < count; ++i)
+        if (!known[i]) left[parts[i].of] = 1;
+    parallel(static_cast<int64_t>(tokens.size()), [&](int64_t number, int) {
+        const Token& token = tokens[static_cast<size_t>(number)];
+        const Chooser& one = list[token.of];
+        if (left[token.of] || one.seen(token.t) <= one.choice.k) return;
+        Largest& near = parts[token.first].near[static_cast<size_t>(token.t)];
+        for (size_t i = token.first + 1; i < token.stop; ++i) near.add(parts[i].near[static_cast<size_t>(token.t)]);
+        one.choice.decide(token.t, near, one.chosen + token.t * one.choice.k);
+    });
+    std::vector<Chooser> rest;
+    for (size_t i = 0; i < list.size(); ++i)
+        if (left[i]) rest.push_back(list[i]);
+    return rest;
 }
 #endif
 
@@ -222,10 +295,10 @@ inline void choose_of_many(const Chooser& of) {
 #if defined(DSV4_ISA_AMX)
     // The heads' errors add up, their scores grow like the root of their number: of many heads BF16 says too little.
     constexpr int64_t HEADS_FOR_BF16 = 16;
-    if (of.choice.heads <= HEADS_FOR_BF16) return choose_filtered<Bf16Tiles>(of);
+    if (of.choice.heads <= HEADS_FOR_BF16) return choose_filtered<Bf16Tiles, TurnedKeys<Bf16Tiles>>(of);
 #endif
 #if defined(DSV4_ISA_AVX512_VNNI)
-    choose_filtered<WholeNumbers>(of);
+    choose_filtered<WholeNumbers, RoundedKeys>(of);
 #else
     each_block(of, [](const Choice& mine, int64_t tokens, const int64_t* seen, int32_t* chosen) {
         mine.all(tokens, seen, chosen);
@@ -237,9 +310,12 @@ inline void choose_of_many(const Chooser& of) {
 inline void choose(const std::vector<Chooser>& list, Buffers& buffers) {
     std::vector<Chooser> few;
     for (const Chooser& one : list) {
-        if ((one.s.start + one.s.count) / 4 <= one.choice.k) continue;
+        if (one.entries() <= one.choice.k) continue;
         one.s.count < ATTENTION_TOKENS ? few.push_back(one) : choose_of_many(one);
     }
+#if defined(DSV4_ISA_AVX512_VNNI)
+    few = choose_of_few_filtered(few);
+#endif
     choose_of_few(few, buffers);
 }
 
@@ -266,7 +342,7 @@ inline const int32_t* choose_entries(Tile& t, const Layer& layer, const LayerCac
     std::vector<Chooser> list;
     for (const Segment& s : t.segments) {
         Entries keys(cache.index.entries, t.cache, s.slot, 4, width);
-        const Choice choice{q + s.first * heads * width, head_weights + s.first * heads, heads, width, k, keys};
+        const Choice choice{q + s.first * heads * width, head_weights + s.first * heads, heads, width, k, keys, cache.index.kept};
         list.push_back({s, choice, chosen.data() + s.first * k});
     }
     choose(list, t.buffers);

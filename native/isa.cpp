@@ -76,7 +76,9 @@ void index_top_k(const float* q, const float* weights, int64_t tokens, int64_t h
     cache.block_table = pages.data(), cache.pages_per_slot = static_cast<int64_t>(pages.size());
     std::vector<int32_t> chosen(static_cast<size_t>(tokens * k), -1);
     Buffers buffers;
-    choose({{{0, tokens, start, 0}, {q, weights, heads, width, k, Entries(keys, cache, 0, 4, width)}, chosen.data()}}, buffers);
+    KeptKeys kept(cache.pages_per_slot * (PAGE_TOKENS / 4));
+    const Choice choice{q, weights, heads, width, k, Entries(keys, cache, 0, 4, width), &kept};
+    choose({{{0, tokens, start, 0}, choice, chosen.data()}}, buffers);
     std::copy(chosen.begin(), chosen.end(), index);
 }
 

@@ -1,5 +1,6 @@
 // The Python module dsv4._native: checks what it is given, keeps the tensors alive, calls the kernels without the GIL.
 #include <map>
+#include <memory>
 #include <utility>
 
 #include "arguments.h"
@@ -153,11 +154,22 @@ class NativeCache {
             if (tensors.size() % 3 != 1 || tensors.size() > 7) wrong("a layer's cache has 1, 4 or 7 tensors");
             auto part = [&](size_t i) -> CompressorCache {
                 if (tensors.size() <= i) return {};
-                return {tensors[i].data(), tensors[i + 1].data(), tensors[i + 2].data()};
+                return {tensors[i].data(), tensors[i + 1].data(), tensors[i + 2].data(), nullptr};
             };
             cache.layers.push_back({tensors[0].data(), part(1), part(4)});
+            if (tensors.size() < 7) continue;
+            kept_.push_back(std::make_unique<KeptKeys>(static_cast<int64_t>(tensors[6].shape(0))));
+            cache.layers.back().index.kept = kept_.back().get();
         }
     }
+
+    // What was kept of the entries, after someone else has written to them.
+    void forget() {
+        for (auto& kept : kept_) kept->forget();
+    }
+
+    NativeCache(const NativeCache&) = delete;
+    NativeCache& operator=(const NativeCache&) = delete;
 
     int64_t slots() const { return static_cast<int64_t>(block_table_.shape(0)); }
 
@@ -183,6 +195,7 @@ class NativeCache {
    private:
     std::vector<std::vector<MutableFloats>> layers_;
     Longs block_table_;
+    std::vector<std::unique_ptr<KeptKeys>> kept_;
 };
 
 void forward(const NativeModel& model, const NativeCache& cache, const Longs& token_ids, const Longs& lengths,
@@ -263,6 +276,7 @@ NB_MODULE(_native, m) {
     nb::class_<NativeCache>(m, "Cache")
         .def(nb::init<const std::vector<std::vector<MutableFloats>>&, Longs>(), nb::arg("layers").noconvert(),
              nb::arg("block_table").noconvert())
+        .def("forget", &NativeCache::forget)
         // A copy of a Python cache makes its own when it is first used.
         .def("__reduce__", [](nb::handle) {
             return nb::make_tuple(nb::handle(reinterpret_cast<PyObject*>(Py_TYPE(Py_None))), nb::make_tuple());

@@ -50,20 +50,44 @@ class Largest {
         if (size_ == room_) prune();
     }
 
-    int64_t size() const { return static_cast<int64_t>(size_); }
-
-    // Ends the choice -> how many there are, in any order.
-    int64_t finish() {
-        if (size_ > k_) prune();
-        return static_cast<int64_t>(size_);
+    // Adds what another has found, of the same k and slack.
+    void add(const Largest& other) {
+        for (size_t i = 0; i < other.size_; ++i) {
+            keys_[size_++] = other.keys_[i];
+            if (size_ == room_) prune();
+        }
     }
-    int32_t operator[](int64_t i) const { return index_of(keys_[static_cast<size_t>(i)]); }
+    // Lets go of what is not among the largest so far.
+    void settle() {
+        if (size_ > k_) prune();
+    }
+
+    int64_t size() const { return static_cast<int64_t>(size_); }
 
     // Ends a choice without slack: the k indices, ascending.
     void finish(int32_t* to) {
-        const int64_t count = finish();
-        for (int64_t i = 0; i < count; ++i) to[i] = (*this)[i];
-        std::sort(to, to + count);
+        std::sort(to, finish_unsorted(to));
+    }
+    int32_t* finish_unsorted(int32_t* to) {  // -> their end
+        settle();
+        for (size_t i = 0; i < size_; ++i) to[i] = index_of(keys_[i]);
+        return to + size_;
+    }
+
+    // Ends a choice with a slack -> how many of `to`, unsorted, are above the k-th by more than it; the others go to `close`.
+    int64_t finish(int32_t* to, std::vector<int32_t>& close) {
+        close.clear();
+        settle();
+        const float top = size_ > k_ ? of_rank(static_cast<uint32_t>(keys_[k_ - 1] >> 32)) + slack_ : -INFINITY;
+        int64_t certain = 0;
+        for (size_t i = 0; i < size_; ++i) {
+            const int32_t index = index_of(keys_[i]);
+            if (of_rank(static_cast<uint32_t>(keys_[i] >> 32)) > top)
+                to[certain++] = index;
+            else
+                close.push_back(index);
+        }
+        return certain;
     }
 
    private:

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "kept_keys.h"
+
 namespace dsv4 {
 
 struct Rows {
@@ -90,6 +92,7 @@ struct Model {
 
 struct CompressorCache {
     float *kv = nullptr, *score = nullptr, *entries = nullptr;
+    KeptKeys* kept = nullptr;  // of the indexer's
 };
 
 struct LayerCache {

@@ -27,7 +27,8 @@ def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     raw = np.zeros(int(np.prod(shape)) * dtype.itemsize, dtype=np.uint8)
-    return torch.from_numpy(raw).view(dtype).view(shape)
+    with torch.inference_mode(False):  # a tensor of inference mode would not count the writes to it
+        return torch.from_numpy(raw).view(dtype).view(shape)
 
 
 @dataclass

@@ -124,7 +124,7 @@ class NativeForward:
         native.follow_torch_threads()
         self.kernels.forward(
             self.handle,
-            _cache_handle(self.kernels, cache),
+            NativeCache.of(cache, self.kernels).current(),
             _array(token_ids),
             *(np.ascontiguousarray(a, dtype=np.int64) for a in (batch.lengths, batch.starts, batch.slots)),
             layers.start,
@@ -159,12 +159,39 @@ def _held(tensor: Tensor) -> Tensor:
     return tensor.codes if isinstance(tensor, StoredTensor) else tensor
 
 
-def _cache_handle(kernels: ModuleType, cache: Cache) -> Any:
-    if cache.native is None:
+class NativeCache:
+    """A cache's tensors as the kernels see them, with what they keep of the index keys."""
+
+    def __init__(self, cache: Cache, kernels: ModuleType) -> None:
         layers: list[list[Tensor]] = []
         for layer in cache.layers:
             layers.append([layer.window])
             for state in layer.compressors():
                 layers[-1] += [state.kv, state.score, state.entries]
-        cache.native = kernels.Cache(layers, cache.block_table)
-    return cache.native
+        self.handle: Any = kernels.Cache(layers, cache.block_table)
+        self._index_keys = [layer.index.entries for layer in cache.layers if layer.index is not None]
+        self._written = self._writes()
+
+    @classmethod
+    def of(cls, cache: Cache, kernels: ModuleType) -> NativeCache:
+        """The cache's own, made when it is first asked for."""
+        if cache.native is None:
+            cache.native = cls(cache, kernels)
+        return cache.native
+
+    def current(self) -> Any:
+        """The kernels' object; what was kept is dropped where torch has written to the index keys since.
+
+        A write through `.data`, or through memory that torch does not know to be a tensor's, is not seen.
+        """
+        written = self._writes()
+        if written != self._written:
+            self._written = written
+            self.handle.forget()
+        return self.handle
+
+    def _writes(self) -> int:
+        return sum(keys._version for keys in self._index_keys)
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()  # a copy of the cache makes its own when it is first used

@@ -9,6 +9,7 @@ from torch import Tensor
 from dsv4.kernels import native
 
 MODULE = native.module()
+FILTERS = ("avx512_vnni", "avx512_bf16", "amx")
 pytestmark = pytest.mark.skipif(MODULE is None, reason="the native kernels are not built")
 CASES = ["random", "equal", "near", "far", "negative", "infinite", "no number", "tiny"]
 CASES += ["small", "smaller", "huge", "subnormal", "huge queries", "huge weights", "tiny weights"]
@@ -64,16 +65,19 @@ def choice(kernels: Any, q: Tensor, weights: Tensor, keys: Tensor, start: int, k
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(
     ("tokens", "heads", "width", "start", "k"),
-    [(40, 8, 64, 1000, 16), (67, 3, 24, 259, 7), (9, 20, 128, 5000, 64)],
+    [(40, 8, 64, 1000, 16), (67, 3, 24, 259, 7), (9, 20, 128, 5000, 64), (3, 5, 40, 34001, 16)],
 )
 def test_choice(kernels: Any, case: str, tokens: int, heads: int, width: int, start: int, k: int) -> None:
     q, weights, keys = inputs(case, tokens, heads, width, (start + tokens) // 4)
     together = choice(kernels, q, weights, keys, start, k)
     kernels.set_threads(2)
     assert torch.equal(choice(kernels, q, weights, keys, start, k), together)
-    for token in range(tokens):  # alone, every score is computed
+    for token in range(tokens):
         alone = choice(kernels, q[token : token + 1], weights[token : token + 1], keys, start + token, k)
         assert torch.equal(alone[0], together[token]), token
+    if kernels.selected() in FILTERS:
+        kernels.select("avx512")  # every score is computed, with the same bits
+    assert torch.equal(choice(kernels, q, weights, keys, start, k), together)
 
 
 def test_tiles_overflow_where_chains_do_not(kernels: Any) -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -252,6 +253,58 @@ def test_a_reset_row_forgets(top_k: int) -> None:
     assert cache.lengths == [50, 0]
     assert same(feed(model, cache, ids[:200], slot=1, chunk=9), whole[:200])
     assert same(torch.cat((neighbour, feed(model, cache, ids[50:60], slot=0))), whole[:60])
+
+
+# Index keys are kept rounded beside their entries, which are the truth.
+
+
+@pytest.mark.parametrize("numerics", ["float", "shipped"])
+def test_tokens_one_by_one_go_back_and_take_another_way(numerics: str) -> None:
+    model, ids, whole = setting(numerics)
+    cache = model.new_cache(2, 400)
+    feed(model, cache, ids[:201], slot=1)
+    feed(model, cache, ids[201:206], slot=1, chunk=1)
+    snap = cache.snapshot(1)
+    for wrong in (5, 70):
+        feed(model, cache, random_ids(model.config, wrong, seed=wrong), slot=1, chunk=1)
+        cache.restore(1, snap)
+        assert same(feed(model, cache, ids[206:222], slot=1, chunk=1), whole[206:222], numerics), wrong
+        cache.restore(1, snap)
+
+
+def test_entries_written_from_outside_are_read() -> None:
+    """Two sequences change places, with all that their rows hold."""
+    model, ids, whole = setting()
+    other = ids.flip(0)
+    cache = model.new_cache(2, 400)
+    for slot, of in enumerate((ids, other)):
+        feed(model, cache, of[:250], slot)
+        feed(model, cache, of[250:254], slot, chunk=1)
+    for layer in cache.layers:
+        layer.window[:] = layer.window.flip(0)
+        for state in layer.compressors():
+            state.kv[:], state.score[:] = state.kv.flip(0), state.score.flip(0)
+            rows = [cache.entry_rows(slot, state.ratio, 0, 254 // state.ratio) for slot in (0, 1)]
+            state.entries[np.concatenate(rows)] = state.entries[np.concatenate(rows[::-1])]
+    assert same(feed(model, cache, ids[254:270], slot=1, chunk=1), whole[254:270])
+
+
+def test_what_was_kept_of_long_keys_counts(path: str) -> None:
+    """Rounded, keys of 10^6 lose what tells them apart, in later calls than the one that rounds them too."""
+    if path not in ("avx512_vnni", "avx512_bf16"):
+        pytest.skip("the instruction set keeps nothing, or nothing with the same bits computes every score")
+    assert NATIVE is not None
+    model, ids, _ = setting()
+    logits = []
+    for isa in (path, "avx512"):
+        NATIVE.select(isa)
+        cache = model.new_cache(1, 400)
+        feed(model, cache, ids[:250])
+        for layer in cache.layers:
+            if layer.index is not None:
+                layer.index.entries[cache.entry_rows(0, 4, 0, 40), 0] = 1e6
+        logits.append(feed(model, cache, ids[250:282], chunk=1))
+    assert torch.equal(*logits)
 
 
 # What is refused
