@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from benchmarks.comparison.rows import Row
+from benchmarks.engines.plan import IN_TURNS
 
 Against = Literal["llama.cpp", "itself", "floor"]
 
@@ -39,7 +40,7 @@ class Aim:
 AIMS = (
     Aim("slice", "decode", 0, "llama.cpp", 2.0),
     Aim("slice", "decode", 16384, "llama.cpp", 2.5),
-    Aim("slice", "decode", 131072, "itself", 0.6, other=1024),
+    Aim("slice", IN_TURNS, 131072, "itself", 0.6, other=1024),
     Aim("slice", "prefill", 2048, "llama.cpp", 4.0),
     Aim("slice", "prefill", 8192, "llama.cpp", 6.0),
     Aim("slice", "prefill", 32768, "llama.cpp", 10.0),

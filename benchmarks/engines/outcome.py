@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.comparison.process import WorkerProcess
 from benchmarks.comparison.rows import Row
+from benchmarks.engines.plan import IN_TURNS
 from dsv4.analysis.parameters import count_parameters
 from dsv4.config import ModelConfig
 
@@ -56,5 +57,5 @@ class Ceilings:
 
 def in_order(rows: Iterable[Row]) -> list[Row]:
     """Decode, prefill, memory; short before long."""
-    order = {"decode": 0, "prefill": 1, "peak memory": 3}
+    order = {"decode": 0, IN_TURNS: 0, "prefill": 1, "peak memory": 3}
     return sorted(rows, key=lambda row: (order.get(row.measure, 2), row.measure, row.tokens, row.peer))

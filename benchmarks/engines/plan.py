@@ -9,6 +9,7 @@ from dsv4.config import ModelConfig
 
 MODELS = ("slice", "nano", "flash-width", "million")
 COMPARED = ("slice", "nano")  # with llama.cpp and transformers
+IN_TURNS = "decode, depths in turns"  # a depth against another: in the rounds they are minutes apart
 LINEARS = ("bf16", "q8_0")  # what the FP8 linears become in a GGUF, which has no FP8
 
 # One CSA and one HCA layer at Flash's exact widths: 7.2 GB, of which a token reads some 480 MB.
@@ -33,6 +34,7 @@ class Plan:
     budget_s: float
     prefill: tuple[int, ...]
     depths: tuple[int, ...]  # where decoding starts
+    turns: int  # of dsv4 at all depths, seconds apart
     steps: int  # decoded tokens
     transformers_prefill: int  # beyond, its memory outgrows the machine
     llama_depth: int  # llama-bench reads a depth anew for every figure
@@ -60,6 +62,7 @@ FULL = Plan(
     budget_s=150,
     prefill=(512, 2048, 8192, 32768),
     depths=(0, 1024, 16384, 131072),
+    turns=15,
     steps=64,
     transformers_prefill=8192,
     llama_depth=16384,
@@ -79,6 +82,7 @@ QUICK = Plan(
     budget_s=60,
     prefill=(64, 130),
     depths=(0, 40, 260),
+    turns=2,
     steps=4,
     transformers_prefill=64,
     llama_depth=40,

@@ -15,7 +15,7 @@ from benchmarks.comparison.rows import Row
 from benchmarks.engines.contenders import Contender, LlamaContender, WorkerContender, prepare
 from benchmarks.engines.llama_bench import LlamaBench
 from benchmarks.engines.outcome import Ceilings, Outcome, in_order
-from benchmarks.engines.plan import LINEARS, Plan
+from benchmarks.engines.plan import IN_TURNS, LINEARS, Plan
 from dsv4.config import ModelConfig
 
 Key = tuple[str, int]  # measure, tokens
@@ -40,6 +40,12 @@ class Rounds:
                 advance(f"round {number + 1}: {contender.name}, {measure} at {tokens:,}")
                 if self._goes_on(contender, measure, tokens):
                     self._take(contender, measure, tokens, number)
+
+    def depths_in_turns(self, contender: Contender, plan: Plan) -> None:
+        """Decode at one depth after the other, again and again."""
+        for turn in range(plan.turns):
+            for depth in plan.depths if turn % 2 == 0 else plan.depths[::-1]:
+                self._take(contender, IN_TURNS, depth, turn)
 
     def _goes_on(self, contender: Contender, measure: str, tokens: int) -> bool:
         key = (contender.name, measure, tokens)
@@ -97,6 +103,8 @@ def measure(
             advance(f"round {number + 1}: what the machine can do")
             ceilings.measure()
             rounds.turn(number, keys(plan), advance)
+        advance("dsv4, decode at all depths in turns")
+        rounds.depths_in_turns(contenders[WORKERS.index("dsv4")], plan)
     if llama:
         settings["llama.cpp"] = llama.build
     rows = make_rows(rounds, config, ceilings.best())
@@ -111,7 +119,7 @@ def keys(plan: Plan) -> list[Key]:
 def num_stages(plan: Plan, with_llama: bool) -> int:
     """How often `measure` calls `advance`."""
     contenders = len(WORKERS) + (2 * len(LINEARS) if with_llama else 0)
-    return 2 + len(WORKERS) + plan.rounds * (1 + contenders * len(keys(plan)))
+    return 3 + len(WORKERS) + plan.rounds * (1 + contenders * len(keys(plan)))
 
 
 def make_rows(rounds: Rounds, config: ModelConfig, ceilings: dict[str, float]) -> list[Row]:
@@ -119,7 +127,7 @@ def make_rows(rounds: Rounds, config: ModelConfig, ceilings: dict[str, float]) -
     weights = floors.token_bytes(config)
     rows: list[Row] = []
     for (name, what, tokens), rates in rounds.rates.items():
-        if what == "decode":
+        if what in ("decode", IN_TURNS):
             floor = ceilings["read_bytes_per_s"] / weights
         else:
             floor = tokens * floors.matrix_rate(ceilings) / floors.prefill_flops(config, tokens)

@@ -85,6 +85,7 @@ def test_quick_run_of_every_model(tmp_path: Path) -> None:
             assert found["dsv4", *key]["median"] > 0
             lent = key[1] != 130 if key[0] == "prefill" else key[1] <= q.llama_depth
             assert (("llama.cpp q8_0 fa", *key) in found) == lent
+        assert [len(found["dsv4", plan.IN_TURNS, n]["samples"]) for n in q.depths] == [q.turns] * len(q.depths)
         assert found["llama.cpp q8_0 fa", "decode", 0]["median"] == 103.0
         assert ("transformers", "prefill", 64) in found and ("transformers", "prefill", 130) not in found
         assert 0 < found["dsv4", "decode", 0]["logits_deviation"] < 1e-4
@@ -258,8 +259,8 @@ def test_aims() -> None:
         row("dsv4", "decode", 0, 440.0),
         row("llama.cpp bf16", "decode", 0, 200.0),
         row("llama.cpp q8_0 fa", "decode", 0, 222.0),
-        row("dsv4", "decode", 1024, 400.0),
-        row("dsv4", "decode", 131072, 240.0),
+        row("dsv4", plan.IN_TURNS, 1024, 400.0),
+        row("dsv4", plan.IN_TURNS, 131072, 240.0),
         row("dsv4", "prefill", 2048, 4000.0),
         row("llama.cpp q8_0", "prefill", 2048, 916.0),
         row("dsv4", "prefill", 8192, 4000.0),
@@ -268,7 +269,7 @@ def test_aims() -> None:
     found = {(row.measure, row.tokens): (row.median, row.extra["met"]) for row in aims.aim_rows(rows, "slice")}
     assert found == {
         ("decode", 0): (440 / 222, False),
-        ("decode", 131072): (0.6, True),
+        (plan.IN_TURNS, 131072): (0.6, True),
         ("prefill", 2048): (4000 / 916, True),
     }
     (memory,) = aims.aim_rows([row("dsv4", "peak memory", 2**20, 1.9e9, floor=5e8)], "million")
@@ -284,7 +285,9 @@ def test_aims() -> None:
 
 def test_every_aim_is_measured_by_the_full_plan() -> None:
     full = plan.FULL
-    measured = {("prefill", n) for n in full.prefill} | {("decode", n) for n in full.depths}
+    measured = {("prefill", n) for n in full.prefill} | {
+        (what, n) for what in ("decode", plan.IN_TURNS) for n in full.depths
+    }
     for aim in aims.AIMS:
         if aim.model == "slice":
             assert (aim.measure, aim.tokens) in measured
