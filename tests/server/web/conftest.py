@@ -194,6 +194,13 @@ class Tab:
     def will_answer(self, answer: list[str], **fields: Any) -> None:
         self.mock.script = Script(answer, **fields)
 
+    def until(self, holds: Callable[[], bool], seconds: float = 20) -> None:
+        """Playwright's own wait_for_function evaluates text in the page, which the content policy forbids."""
+        deadline = time.monotonic() + seconds
+        while not holds():
+            assert time.monotonic() < deadline
+            self.page.wait_for_timeout(50)
+
     def close(self) -> None:
         self.page.close()
         assert self.errors == []

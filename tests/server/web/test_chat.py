@@ -60,10 +60,7 @@ def test_stop_keeps_what_came_and_closes_the_connection(tab: Any, how: str) -> N
     kept = tab.text()
     assert kept.startswith("0 1 2") and "499" not in kept
     assert "stopped" in answer.locator(".notice").inner_text()
-    deadline = time.monotonic() + 3
-    while tab.mock.disconnects == 0 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert tab.mock.disconnects == 1
+    tab.until(lambda: tab.mock.disconnects == 1, seconds=3)
     assert tab.text() == kept
     # The stopped answer is part of the next request.
     tab.ask("go on", ["ok"])
@@ -176,6 +173,34 @@ def test_switches_and_settings_make_the_request(tab: Any) -> None:
     assert second["messages"][0] == {"role": "system", "content": "Be brief."}
     assert (second["max_tokens"], second["temperature"]) == (77, 0.3)
     assert third["thinking"] == {"type": "disabled"} and "reasoning_effort" not in third
+
+
+def test_question_before_the_models_are_listed_waits_for_them_and_can_be_stopped(tab: Any) -> None:
+    page, held = tab.page, []
+    page.route("**/v1/models", lambda route: held.append(route))
+    page.reload()
+    tab.ask("early", ["ok"])
+    page.wait_for_timeout(200)
+    assert tab.mock.requests == []
+    page.get_by_role("button", name="Stop").click()
+    tab.wait("stopped", 0)
+    tab.ask("again", ["ok"])
+    page.wait_for_timeout(200)
+    assert tab.mock.requests == []
+    held.pop().continue_()
+    tab.wait("done", 1)
+    assert [request["model"] for request in tab.mock.requests] == [MODEL]
+
+
+def test_question_after_a_failed_list_of_models_asks_for_it_anew(tab: Any) -> None:
+    page = tab.page
+    page.route("**/v1/models", lambda route: route.abort())
+    page.reload()
+    expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
+    page.unroute("**/v1/models")
+    tab.ask("hi", ["ok"])
+    tab.wait("done")
+    assert [request["model"] for request in tab.mock.requests] == [MODEL]
 
 
 def test_choice_of_models(tab: Any) -> None:

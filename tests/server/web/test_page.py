@@ -1,6 +1,5 @@
 """The chat page: failures, a server that is away, keyboard, colours and small screens."""
 
-import time
 from typing import Any
 
 import pytest
@@ -114,13 +113,49 @@ def test_end_is_followed_until_the_reader_scrolls_up(tab: Any) -> None:
     assert page.evaluate(left) < 60
     page.locator("#thread").hover()
     page.mouse.wheel(0, -50)
-    deadline = time.monotonic() + 20
-    while page.evaluate(left) <= 200:  # lines arrive, the view stays
-        assert time.monotonic() < deadline
-        page.wait_for_timeout(50)
+    tab.until(lambda: page.evaluate(left) > 200)  # lines arrive, the view stays
     place = page.evaluate("document.querySelector('#thread').scrollTop")
     expect(tab.answer().locator(".answer")).to_contain_text("line 150", timeout=20_000)
     assert page.evaluate("document.querySelector('#thread').scrollTop") == place
     page.get_by_role("button", name="Scroll to the latest message").click()
     tab.wait("done")
-    page.wait_for_function(f"{left} < 2")
+    tab.until(lambda: page.evaluate(left) < 2)
+
+
+def test_wheel_turned_up_holds_the_view_before_the_page_s_own_scroll_is_reported(tab: Any) -> None:
+    tab.ask("count", ["line\n\n" * 60])
+    tab.wait("done")
+    tab.page.wait_for_timeout(200)
+    grow = """() => {
+        const [thread, line] = [document.querySelector("#thread"), document.createElement("div")];
+        line.style.height = "400px";
+        document.querySelector("#messages").append(line);
+        thread.scrollTop = thread.scrollHeight;
+        thread.dispatchEvent(new WheelEvent("wheel", { deltaY: -50 }));
+        thread.scrollTop -= 50;
+    }"""
+    tab.page.evaluate(grow)
+    tab.page.wait_for_timeout(300)
+    left = "(t => t.scrollHeight - t.scrollTop - t.clientHeight)(document.querySelector('#thread'))"
+    assert 45 < tab.page.evaluate(left) < 55
+
+
+def test_way_down_to_the_end_is_followed_though_the_end_moves_on(tab: Any) -> None:
+    page = tab.page
+    tab.ask("count", ["line\n\n" * 200])
+    tab.wait("done")
+    page.locator("#thread").hover()
+    page.mouse.wheel(0, -3000)
+    expect(page.get_by_role("button", name="Scroll to the latest message")).to_be_visible()
+    page.wait_for_timeout(500)  # the view has come to rest
+    grow = """() => {
+        document.querySelector("#jump").click();
+        document.querySelector("#thread").addEventListener("scroll", () => {
+            const line = document.createElement("div");
+            line.style.height = "400px";
+            document.querySelector("#messages").append(line);
+        }, { once: true });
+    }"""
+    page.evaluate(grow)
+    page.wait_for_timeout(1000)
+    assert page.evaluate("(t => t.scrollHeight - t.scrollTop - t.clientHeight)(document.querySelector('#thread'))") < 2

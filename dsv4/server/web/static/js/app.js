@@ -16,6 +16,7 @@ const ASK_AGAIN = 4000; // ms, while the server is away
 const live = new Map(); // conversations with an answer in progress, by id: the stored copy lags behind these
 let current = conversations.create();
 let chosenModel = () => undefined;
+let listing; // promise of the latest list of models
 let nextTry = 0; // timer
 
 const thread = new Thread({
@@ -67,10 +68,10 @@ function ask(text, parent) {
 
 async function answer(conversation, question) {
   if (isRunning(conversation)) return;
-  const model = chosenModel();
   const messages = conversations.toMessages(conversation, question, systemPrompt());
-  const node = conversations.addNode(conversation, question, { role: "assistant", status: "streaming", model });
-  const body = { model, messages, ...composer.mode(), ...sampling() };
+  const node = conversations.addNode(conversation, question, { role: "assistant", status: "streaming" });
+  const settings = { messages, ...composer.mode(), ...sampling() };
+  const body = async () => ({ model: (node.model = await modelName()), ...settings });
   let saved = Date.now();
   const isKept = () => conversations.list().some((entry) => entry.id === conversation.id); // not deleted meanwhile
   const done = generate(conversation, node, body, () => {
@@ -126,8 +127,20 @@ function needKey() {
   });
 }
 
+/** The chosen model. A question sent before the list of models has come waits for it, and asks anew where it failed. */
+async function modelName() {
+  await listing;
+  if (!chosenModel()) await connect();
+  return chosenModel();
+}
+
 /** Asks the server for its models -> whether it answered; while it is away, a banner says so and the page asks again. */
-async function connect() {
+function connect() {
+  listing = list();
+  return listing;
+}
+
+async function list() {
   clearTimeout(nextTry);
   let error;
   try {

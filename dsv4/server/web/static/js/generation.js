@@ -21,13 +21,14 @@ export function stop(conversation) {
   running.get(conversation.id)?.abort();
 }
 
-/** Streams the answer to `body` into `node` and calls `changed` after each piece; settles when the answer has ended. */
+/** Streams the answer to what `body` resolves to into `node`, `changed` after each piece; settles when it has ended. */
 export async function generate(conversation, node, body, changed) {
   const controller = new AbortController();
   running.set(conversation.id, controller);
   const clock = startClock(node);
   try {
-    for await (const chunk of streamChat(body, controller.signal)) {
+    const asked = await unlessStopped(body(), controller.signal);
+    for await (const chunk of streamChat(asked, controller.signal)) {
       if (apply(node, chunk, clock)) changed();
     }
     if (node.status === "streaming") node.status = "done";
@@ -43,6 +44,11 @@ export async function generate(conversation, node, body, changed) {
     finish(node, clock);
     changed();
   }
+}
+
+function unlessStopped(promise, signal) {
+  const stopped = new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason)));
+  return Promise.race([promise, stopped]);
 }
 
 function startClock(node) {

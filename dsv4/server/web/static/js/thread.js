@@ -73,7 +73,11 @@ export class Thread {
   }
 
   hold() {
-    if (this.scroller.scrollHeight > this.scroller.clientHeight) [this.following, this.held] = [false, true];
+    const { scrollHeight, scrollTop, clientHeight } = this.scroller;
+    if (scrollHeight <= clientHeight) return;
+    [this.following, this.held] = [false, true];
+    // From here on: the event of the page's own last move to the end may still come, and is not the reader's.
+    [this.top, this.height] = [scrollTop, scrollHeight];
   }
 
   scrolled() {
@@ -83,7 +87,8 @@ export class Thread {
     const up = scrollTop < this.top - 1 && scrollHeight >= this.height;
     const down = scrollTop > this.top + 1;
     if (this.held && down && left < NEAR_END) this.held = false;
-    this.following = !this.held && left < (up ? 2 : NEAR_END);
+    // Still on the way down to the end, which has moved on meanwhile, is following too.
+    this.following = !this.held && (up ? left < 2 : this.following || left < NEAR_END);
     [this.top, this.height] = [scrollTop, scrollHeight];
     this.jump.hidden = left < NEAR_END * 3;
   }
