@@ -5,6 +5,8 @@
 // are computed. So the choice is the chain's own.
 #pragma once
 
+#include <optional>
+
 #include "compressor.h"
 #include "index_rounding.h"
 #include "threads.h"
@@ -113,19 +115,20 @@ struct RoundedKeys : KeyBounds<WholeNumbers> {
     int64_t groups = 0;
 
     void take(const Entries& keys, KeptKeys* of, int64_t count) {
-        groups = groups_of(keys.width), kept = of, shift = keys.shift, pages = keys.pages;
+        groups = groups_of(keys.width), kept = of;
+        entries.emplace(keys);
         kept->open(groups * TILE_WORDS);
         std::vector<int64_t> stale;
         Most most;
         for (int64_t p = 0; p * LANES < count; ++p) {
-            const int64_t panel = keys.row(p * LANES) / LANES;
+            const int64_t panel = panel_of(p * LANES);
             if (kept->known(panel) < std::min<int64_t>(LANES, count - p * LANES))
                 stale.push_back(p);
             else
                 most.with(kept->bounds(panel));
         }
         const Most fresh = each_panel(static_cast<int64_t>(stale.size()), [&](int64_t i) {
-            const int64_t p = stale[static_cast<size_t>(i)], panel = keys.row(p * LANES) / LANES;
+            const int64_t p = stale[static_cast<size_t>(i)], panel = panel_of(p * LANES);
             const int64_t some = std::min<int64_t>(LANES, count - p * LANES);
             auto key = [&](int64_t j) { return keys[p * LANES + j]; };
             const Most found = round_panel<WholeNumbers>(key, some, keys.width, kept->words(panel), kept->steps(panel));
@@ -141,10 +144,9 @@ struct RoundedKeys : KeyBounds<WholeNumbers> {
 
    private:
     KeptKeys* kept = nullptr;
-    const int64_t* pages = nullptr;
-    int shift = 0;
+    std::optional<Entries> entries;  // of the call
 
-    int64_t panel_of(int64_t e) const { return ((pages[e >> shift] << shift) + (e & ((int64_t{1} << shift) - 1))) / LANES; }
+    int64_t panel_of(int64_t e) const { return entries->row(e) / LANES; }
 };
 
 // The most by which a token's rounded score and the chain's differ, infinite where either may overflow. q [heads, width].

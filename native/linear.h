@@ -137,14 +137,14 @@ inline void product(const float* const* x, int64_t rows, const Weight& w, float*
 }
 
 // How many columns of a weight a part of a product takes where there are many rows: as many as a packed weight of 256 KB
-// (of 512 KB for AMX) has, but 128 at least. Each part puts its rows in order anew.
-inline int64_t columns_at_once(int64_t in) {
+// has, but 128 at least. Each part puts its rows in order anew; with AMX, which multiplies quicker than it takes rows apart and
+// packs piece by piece, parts are wider.
+inline int64_t columns_at_once([[maybe_unused]] int64_t in) {
 #if defined(DSV4_ISA_AMX)
-    constexpr int64_t NUMBERS = CACHE_WORDS, MOST = 1024;
+    return 1024;
 #else
-    constexpr int64_t NUMBERS = 64 << 10, MOST = 512;
+    return std::clamp<int64_t>((64 << 10) / std::max<int64_t>(1, in) / TILE_COLUMNS * TILE_COLUMNS, 128, 512);
 #endif
-    return std::clamp<int64_t>(NUMBERS / std::max<int64_t>(1, in) / TILE_COLUMNS * TILE_COLUMNS, 128, MOST);
 }
 
 // So many rows a thread make up for packing a weight anew for each part of them.
