@@ -21,6 +21,18 @@ class FloatMode {
 
    private:
     unsigned before_;
+#elif defined(__aarch64__) && defined(__GNUC__)
+   public:
+    FloatMode() {
+        asm volatile("mrs %0, fpcr" : "=r"(before_));
+        asm volatile("msr fpcr, %0" ::"r"(uint64_t{0}) : "memory");
+    }
+    ~FloatMode() { asm volatile("msr fpcr, %0" ::"r"(before_) : "memory"); }
+    FloatMode(const FloatMode&) = delete;
+    FloatMode& operator=(const FloatMode&) = delete;
+
+   private:
+    uint64_t before_;
 #else
    public:
     FloatMode() {}

@@ -1,8 +1,8 @@
 """Inference through the native kernels: the same layers as `Block.forward`, one call for all of them.
 
 `Transformer` comes here when the native kernels run, no gradient is wanted (none is recorded, or no parameter takes
-one), no auxiliary loss is collected and the weights are fp32 on the CPU. The kernels read the parameters where they
-lie, so that a change in place is seen.
+one), no auxiliary loss is collected, the weights are fp32 on the CPU, every one, and the streams are at most 16. The
+kernels read the parameters where they lie, so that a change in place is seen.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from dsv4.kernels import native
 from dsv4.kernels.stored import StoredTensor
@@ -33,7 +37,10 @@ SIZES = (
 )  # fmt: skip
 FEW_TOKENS = 16  # with so few, a forward takes less time than looking at every tensor
 
-_registrations = 0  # of parameters, in any module: one may be a new weight of a model that is used natively
+MOST_STREAMS = 16  # that the kernels take
+
+# Of parameters, buffers and modules, in any module: one may be a new weight of a model that is used natively.
+_registrations = 0
 
 
 def _count_registration(*registered: object) -> None:
@@ -42,6 +49,8 @@ def _count_registration(*registered: object) -> None:
 
 
 register_module_parameter_registration_hook(_count_registration)
+register_module_buffer_registration_hook(_count_registration)
+register_module_module_registration_hook(_count_registration)
 
 
 def kernels_for(model: Transformer) -> ModuleType | None:
@@ -59,7 +68,11 @@ def kernels_for(model: Transformer) -> ModuleType | None:
 def _parameter_tables(model: Transformer) -> list[dict[str, Any]]:
     """The modules' own tables of parameters, kept: a walk over a thousand modules would take milliseconds a token."""
     made = model._native
-    return made.parameter_tables if made else [module._parameters for module in model.modules()]
+    return made.parameter_tables if made and made.registrations == _registrations else _tables(model)
+
+
+def _tables(model: Transformer) -> list[dict[str, Any]]:
+    return [module._parameters for module in model.modules() if module._parameters]
 
 
 class NativeForward:
@@ -68,9 +81,9 @@ class NativeForward:
     def __init__(self, kernels: ModuleType, model: Transformer) -> None:
         self.kernels = kernels
         self._model: Any = weakref.proxy(model)  # the model holds this: a cycle would outlive it
-        self.parameter_tables = [module._parameters for module in model.modules() if module._parameters]
+        self.parameter_tables, self.registrations = _tables(model), _registrations
         self._tensors = _tensors(model)
-        self._places, self._registrations = _places(self._tensors.values()), _registrations
+        self._places = _places(self._tensors.values())
         other = (
             "mtp.",
             *(f"layers.{i}." for i in range(1, model.config.num_hidden_layers)),
@@ -93,18 +106,24 @@ class NativeForward:
             inverse_frequencies(config, True).tolist(),
         )
 
+    @staticmethod
+    def takes(model: Transformer) -> bool:
+        """Whether the kernels have all that the model asks for: of a weight of another type they would keep a copy."""
+        return model.config.hc_mult <= MOST_STREAMS and all(p.dtype == torch.float32 for p in model.parameters())
+
     def is_current(self, tokens: int) -> bool:
         """Whether every tensor lies where it lay.
 
-        Before a few tokens, and where no module of the process got a parameter since, only around the layers and in
-        layer 0, of its experts the first: what moves a whole model is seen, `.data` of another layer's weight is not.
+        Before a few tokens, and where no module of the process got a parameter, a buffer or a module since, only around
+        the layers and in layer 0, of its experts the first: what moves a whole model is seen, `.data` of another
+        layer's weight is not.
         """
-        if tokens <= FEW_TOKENS and self._registrations == _registrations:
+        if tokens <= FEW_TOKENS and self.registrations == _registrations:
             return [pointer() for pointer in self._few_pointers] == self._few_places
         registrations = _registrations
         if _places(_tensors(self._model).values()) != self._places:
             return False
-        self._registrations = registrations
+        self.parameter_tables, self.registrations = _tables(self._model), registrations
         return True
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
@@ -160,7 +179,10 @@ def _held(tensor: Tensor) -> Tensor:
 
 
 class NativeCache:
-    """A cache's tensors as the kernels see them, with what they keep of the index keys."""
+    """A cache's tensors as the kernels see them, with what they keep of the index keys.
+
+    It goes with the tensors that the cache has when it is first used: write into those, put no others in their place.
+    """
 
     def __init__(self, cache: Cache, kernels: ModuleType) -> None:
         layers: list[list[Tensor]] = []
@@ -185,12 +207,15 @@ class NativeCache:
         A write through `.data`, or through memory that torch does not know to be a tensor's, is not seen.
         """
         written = self._writes()
-        if written != self._written:
+        if written is None or written != self._written:
             self._written = written
             self.handle.forget()
         return self.handle
 
-    def _writes(self) -> int:
+    def _writes(self) -> int | None:
+        """None where torch does not count: a cache that was copied in inference mode has tensors of that mode."""
+        if any(keys.is_inference() for keys in self._index_keys):
+            return None
         return sum(keys._version for keys in self._index_keys)
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:

@@ -169,7 +169,7 @@ class Transformer(nn.Module):
         if kernels is None:
             return None
         if self._native is None or self._native.kernels is not kernels or not self._native.is_current(tokens):
-            self._native = NativeForward(kernels, self)
+            self._native = NativeForward(kernels, self) if NativeForward.takes(self) else None
         return self._native
 
     def _forward_native(
@@ -185,9 +185,11 @@ class Transformer(nn.Module):
     def forward_ragged(self, batch: RaggedBatch, cache: Cache | None = None, aux: AuxLosses | None = None) -> Tensor:
         """Streams [T, hc_mult, d] after the last main layer. With a cache, appends to the rows that batch.slots names.
 
-        Sequence i must start where its cache row ends; ValueError otherwise, before anything is written.
+        Sequence i must start where its cache row ends, and no row may be named twice; ValueError otherwise, before
+        anything is written.
         """
         if cache is not None:
+            batch.check_slots()
             rows = zip(batch.slots.tolist(), batch.starts.tolist(), batch.lengths.tolist(), strict=True)
             for slot, start, length in rows:
                 cache.reserve(slot, length)
@@ -229,6 +231,8 @@ class Transformer(nn.Module):
 
         With a cache, batch is the one just forwarded through the main layers (its starts are used, not cache.lengths).
         """
+        if cache is not None:
+            batch.check_slots()
         block = cast(MTPBlock, self.mtp[depth])
         native = self._native_forward(batch.num_tokens) if aux is None and not _recorded(streams) else None
         if native is not None:

@@ -9,6 +9,21 @@ import sys
 import pytest
 
 
+class NativeOnly:
+    """Drops what runs plain torch: tests with a parameter "reference"."""
+
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        def plain(item: pytest.Item) -> bool:
+            call = getattr(item, "callspec", None)
+            return call is not None and any(
+                value == "reference" for value in call.params.values() if isinstance(value, str)
+            )
+
+        dropped = [item for item in items if plain(item)]
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if not plain(item)]
+
+
 def main(file: str, *arguments: str) -> int:
     spec = importlib.util.spec_from_file_location("dsv4._native", file)
     assert spec is not None and spec.loader is not None
@@ -16,7 +31,7 @@ def main(file: str, *arguments: str) -> int:
     sys.modules["dsv4._native"] = module
     spec.loader.exec_module(module)
     # A report goes to the file descriptor and the process ends: pytest would have kept it to itself.
-    return pytest.main(["-p", "no:cacheprovider", "--capture=sys", *arguments])
+    return pytest.main(["-p", "no:cacheprovider", "--capture=sys", *arguments], plugins=[NativeOnly()])
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
 import math
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from dsv4.kernels import native
 from dsv4.model.batch import RaggedBatch
 from dsv4.model.transformer import Transformer
 
@@ -15,6 +17,11 @@ from .tiny import random_ids, random_model, tiny_config
 
 HEADS = 4
 PAIRS = 1 << 23  # (head row, key) pairs of one group, whatever the length: 32 MB of scores
+
+
+@pytest.fixture(autouse=True)
+def plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "module", lambda: None)
 
 
 class LargestTensor(TorchDispatchMode):

@@ -63,6 +63,46 @@ def test_one_new_weight_is_noticed_before_a_single_token(model: Transformer) -> 
             assert torch.equal(seen, model(token))
 
 
+def test_a_new_module_or_table_is_noticed_before_a_single_token(model: Transformer) -> None:
+    token, other = IDS[:, :1], random_model(CONFIG, seed=2)
+    model.requires_grad_(False), other.requires_grad_(False)
+    for change in (
+        lambda: setattr(model.layers[2].attn, "wq_a", other.layers[2].attn.wq_a),
+        lambda: setattr(model.layers[3].ffn, "experts", other.layers[3].ffn.experts),
+        lambda: model.layers.__setitem__(1, other.layers[1]),
+        lambda: setattr(model.layers[0].ffn.gate, "tid2eid", (model.layers[0].ffn.gate.tid2eid + 1) % 6),
+    ):
+        before = model(token)
+        change()
+        seen, model._native = model(token), None
+        assert torch.equal(seen, model(token)) and not torch.equal(seen, before)
+    new = other.layers[2].attn.wkv.requires_grad_()
+    with torch.enable_grad():
+        assert not model(token).requires_grad
+        model.layers[2].attn.wkv = new
+        assert model(token).requires_grad
+
+
+def test_what_the_kernels_do_not_take_runs_on_the_reference(model: Transformer) -> None:
+    """Weights of another type, which they would copy, and more streams than they have room for."""
+    assert model._native_forward(1) is not None
+    model.layers[1].ffn.experts[2].bfloat16()
+    assert model._native_forward(IDS.shape[1] * 4) is None
+    with torch.no_grad():
+        wide = random_model(tiny_config(hc_mult=17))
+        assert wide(IDS).isfinite().all() and wide._native is None
+
+
+def test_a_cache_copied_in_inference_mode_is_used(model: Transformer) -> None:
+    ids = random_ids(CONFIG, 1, 90)
+    want, cache = model(ids), model.new_cache(1, 100)
+    model(ids[:, :80], cache)
+    with torch.inference_mode():
+        again = copy.deepcopy(cache)
+        for at in range(80, 90):
+            assert torch.equal(model(ids[:, at : at + 1], again)[0], want[0, at : at + 1])
+
+
 def test_models_and_caches_are_copied_after_use(model: Transformer) -> None:
     want, cache = model(IDS), model.new_cache(1, 64)
     first = model(IDS[:, :5], cache)
