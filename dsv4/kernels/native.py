@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -86,6 +87,15 @@ def describe() -> str:
         return f"kernels: reference, because {choice.reason}"
     threads: int = choice.module.threads()
     return f"kernels: native ({choice.isa}, {threads} thread{'s' if threads > 1 else ''})"
+
+
+@cache
+def decline(reason: str) -> None:
+    """Say, once for each reason, that the reference runs in place of the native kernels. KernelChoiceError where
+    DSV4_KERNELS=native asks for these."""
+    if _chosen().asked:
+        raise KernelChoiceError(f"DSV4_KERNELS is native, but {reason}")
+    logger.warning(f"kernels: reference, because {reason}")
 
 
 def follow_torch_threads() -> None:

@@ -108,8 +108,17 @@ class NativeForward:
 
     @staticmethod
     def takes(model: Transformer) -> bool:
-        """Whether the kernels have all that the model asks for: of a weight of another type they would keep a copy."""
-        return model.config.hc_mult <= MOST_STREAMS and all(p.dtype == torch.float32 for p in model.parameters())
+        """Whether the kernels have all that the model asks for: of a weight of another type they would keep a copy.
+
+        Where not, the reference runs: said once, or a KernelChoiceError where DSV4_KERNELS=native asks for the kernels.
+        """
+        if model.config.hc_mult > MOST_STREAMS:
+            native.decline(f"the model has {model.config.hc_mult} streams, the native kernels take {MOST_STREAMS}")
+            return False
+        other = next(((name, p.dtype) for name, p in model.named_parameters() if p.dtype != torch.float32), None)
+        if other is not None:
+            native.decline(f"{other[0]} is {other[1]}, the native kernels take torch.float32 in every weight")
+        return other is None
 
     def is_current(self, tokens: int) -> bool:
         """Whether every tensor lies where it lay.
@@ -123,7 +132,8 @@ class NativeForward:
         registrations = _registrations
         if _places(_tensors(self._model).values()) != self._places:
             return False
-        self.parameter_tables, self.registrations = _tables(self._model), registrations
+        if self.registrations != registrations:
+            self.parameter_tables, self.registrations = _tables(self._model), registrations
         return True
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:

@@ -5,6 +5,7 @@ import gc
 import pickle
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -83,14 +84,26 @@ def test_a_new_module_or_table_is_noticed_before_a_single_token(model: Transform
         assert model(token).requires_grad
 
 
-def test_what_the_kernels_do_not_take_runs_on_the_reference(model: Transformer) -> None:
+def test_what_the_kernels_do_not_take_runs_on_the_reference(
+    model: Transformer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Weights of another type, which they would copy, and more streams than they have room for."""
+    native.decline.cache_clear()
     assert model._native_forward(1) is not None
     model.layers[1].ffn.experts[2].bfloat16()
-    assert model._native_forward(IDS.shape[1] * 4) is None
     with torch.no_grad():
         wide = random_model(tiny_config(hc_mult=17))
-        assert wide(IDS).isfinite().all() and wide._native is None
+        for _ in range(2):
+            assert model._native_forward(IDS.shape[1] * 4) is None
+            assert wide(IDS).isfinite().all() and wide._native is None
+    assert [record.message.split("because ")[1] for record in caplog.records] == [
+        "layers.1.ffn.experts.2.w1.weight is torch.bfloat16, the native kernels take torch.float32 in every weight",
+        "the model has 17 streams, the native kernels take 16",
+    ]
+    native.decline.cache_clear()
+    monkeypatch.setattr(native, "_choice", replace(native._chosen(), asked=True))
+    with pytest.raises(native.KernelChoiceError, match="DSV4_KERNELS is native, but the model has 17 streams"):
+        wide(IDS)
 
 
 def test_a_cache_copied_in_inference_mode_is_used(model: Transformer) -> None:
