@@ -42,6 +42,11 @@ def forward(
 ) -> None:  # fmt: skip
     """Layers first to last - 1 over a ragged batch, appending to the cache: streams [T, hc_mult, d] in place."""
 
+def forward_to_logits(
+    model: Model, cache: Cache, token_ids: Any, lengths: Any, starts: Any, slots: Any, rows: Any, logits: Any
+) -> None:
+    """The main layers over a ragged batch, appending to the cache, then logits [n, vocab] of rows [n], ascending."""
+
 def head(model: Model, prefix: str, streams: Any, logits: Any) -> None:
     """Streams [n, hc_mult, d] -> logits [n, vocab] in place; prefix names the hc_head and the norm."""
 

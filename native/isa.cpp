@@ -11,8 +11,9 @@ namespace dsv4 {
 namespace DSV4_ISA {
 namespace {
 
-void head(const Config& c, const HyperConnection& site, const float* norm, const Weight& weight, const float* streams,
-          int64_t n, float* logits) {
+void head(const Model& model, const Readout& readout, const float* streams, int64_t n, float* logits) {
+    const Config& c = model.config;
+    const HyperConnection& site = readout.site;
     int64_t s = c.hc_mult, d = c.hidden_size;
     std::vector<float> x(static_cast<size_t>(n * d));
     each_row(n, [&](int64_t row) {
@@ -21,9 +22,9 @@ void head(const Config& c, const HyperConnection& site, const float* norm, const
         for (int64_t j = 0; j < s; ++j)
             pre[j] = sigmoid1(pre[j] * site.scale[0] + site.base[j]) + static_cast<float>(c.hc_eps);
         collect(pre, streams + row * s * d, s, d, x.data() + row * d);
-        rms_norm(x.data() + row * d, norm, d, static_cast<float>(c.rms_norm_eps), x.data() + row * d);
+        rms_norm(x.data() + row * d, readout.norm, d, static_cast<float>(c.rms_norm_eps), x.data() + row * d);
     });
-    Product product{{x.data(), d}, &weight, {logits, weight.out}};
+    Product product{{x.data(), d}, &model.head, {logits, model.head.out}};
     products(&product, 1, n);
 }
 

@@ -1,4 +1,5 @@
 // The Python module dsv4._native: checks what it is given, keeps the tensors alive, calls the kernels without the GIL.
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <utility>
@@ -48,7 +49,11 @@ class NativeModel {
             int64_t depth = static_cast<int64_t>(l) - c.num_hidden_layers;
             model.layers.push_back(
                 layer(depth < 0 ? "layers." + std::to_string(l) + "." : "mtp." + std::to_string(depth) + ".", ratios[l]));
+            std::string prefix = depth < 0 ? "" : "mtp." + std::to_string(depth) + ".";
+            readouts_[prefix] = {site(prefix + "hc_head", c.hc_mult, 1),
+                                 contiguous(prefix + "norm.weight", {c.hidden_size})};
         }
+        model.head = weight("head.weight", c.vocab_size, c.hidden_size);
     }
 
     const Floats& tensor(const std::string& name) const {
@@ -74,13 +79,20 @@ class NativeModel {
         return w;
     }
 
+    // Of the main model, prefix "", or of an MTP block, "mtp.0." say.
+    const Readout& readout(const std::string& prefix) const {
+        auto found = readouts_.find(prefix);
+        if (found == readouts_.end()) wrong("no read-out " + prefix + "hc_head");
+        return found->second;
+    }
+
+   private:
     HyperConnection site(const std::string& prefix, int64_t mixes, int64_t scales) const {
         const Config& c = model.config;
         return {contiguous(prefix + "_fn", {mixes, c.hc_mult * c.hidden_size}), contiguous(prefix + "_base", {mixes}),
                 contiguous(prefix + "_scale", {scales})};
     }
 
-   private:
     Compressor compressor(const std::string& prefix, int64_t ratio, int64_t width) const {
         Compressor w;
         w.ratio = ratio, w.width = width, w.total = ratio == 4 ? 2 * width : width;
@@ -138,6 +150,7 @@ class NativeModel {
     std::map<std::string, Floats> floats_;
     std::map<std::string, Stored> stored_;
     std::map<std::string, Longs> tables_;
+    std::map<std::string, Readout> readouts_;
 };
 
 // One layer's cache tensors: window, then kv, score and entries of each compressor.
@@ -198,8 +211,9 @@ class NativeCache {
     std::vector<std::unique_ptr<KeptKeys>> kept_;
 };
 
-void forward(const NativeModel& model, const NativeCache& cache, const Longs& token_ids, const Longs& lengths,
-             const Longs& starts, const Longs& slots, int64_t first, int64_t last, bool embed, MutableFloats streams) {
+// The batch, of which layers [first, last) of the model and the cache can take every token.
+Batch checked(const NativeModel& model, const NativeCache& cache, const Longs& token_ids, const Longs& lengths,
+              const Longs& starts, const Longs& slots, int64_t first, int64_t last) {
     const Config& c = model.model.config;
     int64_t tokens = 0, n = static_cast<int64_t>(lengths.size());
     expect(starts, {n}, "starts");
@@ -213,7 +227,6 @@ void forward(const NativeModel& model, const NativeCache& cache, const Longs& to
         tokens += length;
     }
     expect(token_ids, {tokens}, "token_ids");
-    expect(streams, {tokens, c.hc_mult, c.hidden_size}, "streams");
     int64_t layers = static_cast<int64_t>(std::min(model.model.layers.size(), cache.cache.layers.size()));
     if (first < 0 || last > layers) wrong("layers " + std::to_string(first) + " to " + std::to_string(last));
     for (int64_t i = 0; i < tokens; ++i)
@@ -230,7 +243,14 @@ void forward(const NativeModel& model, const NativeCache& cache, const Longs& to
                       std::to_string(c.n_routed_experts));
         }
     }
-    Batch batch{token_ids.data(), lengths.data(), starts.data(), slots.data(), n};
+    return {token_ids.data(), lengths.data(), starts.data(), slots.data(), n};
+}
+
+void forward(const NativeModel& model, const NativeCache& cache, const Longs& token_ids, const Longs& lengths,
+             const Longs& starts, const Longs& slots, int64_t first, int64_t last, bool embed, MutableFloats streams) {
+    const Config& c = model.model.config;
+    Batch batch = checked(model, cache, token_ids, lengths, starts, slots, first, last);
+    expect(streams, {static_cast<int64_t>(token_ids.size()), c.hc_mult, c.hidden_size}, "streams");
     Computing now;
     ops().forward(model.model, cache.cache, batch, first, last, embed, streams.data());
 }
@@ -241,11 +261,31 @@ void head(const NativeModel& model, const std::string& prefix, MutableFloats str
     int64_t n = static_cast<int64_t>(streams.shape(0));
     expect(streams, {n, c.hc_mult, c.hidden_size}, "streams");
     expect(logits, {n, c.vocab_size}, "logits");
-    HyperConnection site = model.site(prefix + "hc_head", c.hc_mult, 1);
-    const float* norm = model.contiguous(prefix + "norm.weight", {c.hidden_size});
-    Weight weight = model.weight("head.weight", c.vocab_size, c.hidden_size);
+    const Readout& readout = model.readout(prefix);
     Computing now;
-    ops().head(c, site, norm, weight, streams.data(), n, logits.data());
+    ops().head(model.model, readout, streams.data(), n, logits.data());
+}
+
+// The main layers from the embedding on, then the logits of some of the batch's rows.
+void forward_to_logits(const NativeModel& model, const NativeCache& cache, const Longs& token_ids, const Longs& lengths,
+                       const Longs& starts, const Longs& slots, const Longs& rows, MutableFloats logits) {
+    const Config& c = model.model.config;
+    Batch batch = checked(model, cache, token_ids, lengths, starts, slots, 0, c.num_hidden_layers);
+    int64_t tokens = static_cast<int64_t>(token_ids.size()), n = static_cast<int64_t>(rows.size());
+    expect(rows, {n}, "rows");
+    for (int64_t i = 0; i < n; ++i)
+        if (rows.data()[i] < (i ? rows.data()[i - 1] + 1 : 0) || rows.data()[i] >= tokens)
+            wrong("rows[" + std::to_string(i) + "] is " + std::to_string(rows.data()[i]) +
+                  ": allowed are 0 to " + std::to_string(tokens - 1) + ", each more than the one before");
+    expect(logits, {n, c.vocab_size}, "logits");
+    const Readout& readout = model.readout("");
+    Computing now;
+    int64_t wide = c.hc_mult * c.hidden_size;
+    auto streams = std::make_unique_for_overwrite<float[]>(static_cast<size_t>(tokens * wide));
+    ops().forward(model.model, cache.cache, batch, 0, c.num_hidden_layers, true, streams.get());
+    for (int64_t i = 0; i < n; ++i)
+        if (rows.data()[i] > i) std::copy_n(streams.get() + rows.data()[i] * wide, wide, streams.get() + i * wide);
+    ops().head(model.model, readout, streams.get(), n, logits.data());
 }
 
 }  // namespace
@@ -286,5 +326,7 @@ NB_MODULE(_native, m) {
           nb::arg("streams").noconvert());
     m.def("head", &head, nb::arg("model"), nb::arg("prefix"), nb::arg("streams"),
           nb::arg("logits").noconvert());
+    m.def("forward_to_logits", &forward_to_logits, nb::arg("model"), nb::arg("cache"), nb::arg("token_ids"),
+          nb::arg("lengths"), nb::arg("starts"), nb::arg("slots"), nb::arg("rows"), nb::arg("logits").noconvert());
     define_ops(m);
 }

@@ -8,8 +8,7 @@ namespace dsv4 {
 struct Ops {
     void (*forward)(const Model&, const Cache&, const Batch&, int64_t first, int64_t last, bool embed, float* streams);
     // Read-out of streams [n, s, d]: hc_head, norm, head -> logits [n, vocab].
-    void (*head)(const Config&, const HyperConnection&, const float* norm, const Weight& head, const float* streams,
-                 int64_t n, float* logits);
+    void (*head)(const Model&, const Readout&, const float* streams, int64_t n, float* logits);
     void (*linear)(const Rows& x, int64_t n, const Weight&, const Rows& y);
     // Each group's rows times its own weight; then the gradients: dx into x and dW into its own place, dy is in y.
     void (*grouped_linear)(const Group*, int64_t count);

@@ -83,9 +83,15 @@ struct Layer {
     Expert shared;
 };
 
+// What reads the streams out, before the head.
+struct Readout {
+    HyperConnection site;
+    const float* norm = nullptr;
+};
+
 struct Model {
     Config config{};
-    Weight embed;
+    Weight embed, head;
     std::vector<Layer> layers;  // the MTP blocks behind the main ones
     std::vector<float> inv_freq[2];  // of window-only layers, of compressed layers
 };

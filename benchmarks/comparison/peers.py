@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,11 +57,13 @@ class Dsv4Peer:
         self._cache = self._model.new_cache(batch_size=1, max_tokens=max_tokens)
 
     def extend(self, ids: list[int]) -> Tensor:
-        streams = torch.empty(0)
+        logits = torch.empty(0)
         for start in range(0, len(ids), self._step):
             batch = self._batch.pack([ids[start : start + self._step]], starts=self._cache.lengths)
-            streams = self._model.forward_ragged(batch, cache=self._cache)
-        return self._model.logits(streams[-1:])[0]
+            last = start + batch.num_tokens == len(ids)
+            rows = np.array([batch.num_tokens - 1] if last else [], dtype=np.int64)
+            logits = self._model.next_token_logits(batch, self._cache, rows)
+        return logits[0]
 
     def hold(self) -> Any:
         return self._cache, self._cache.snapshot(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,15 +16,13 @@ from dsv4.model.batch import RaggedBatch
 class EngineModel(Protocol):
     """What the engine needs of a model; `dsv4.model.transformer.Transformer` is one.
 
-    The cache is the model's own: `reset(row)` empties a row, `forward_ragged` continues the rows of the batch's slots.
+    The cache is the model's own: `reset(row)` empties a row, `next_token_logits` continues those of the batch's slots.
     """
 
     @property
     def config(self) -> ModelConfig: ...
 
-    def forward_ragged(self, batch: RaggedBatch, cache: Any = None) -> Tensor: ...
-
-    def logits(self, streams: Tensor) -> Tensor: ...
+    def next_token_logits(self, batch: RaggedBatch, cache: Any, rows: np.ndarray) -> Tensor: ...
 
     def new_cache(self, batch_size: int, max_tokens: int) -> Any: ...
 
@@ -48,16 +47,14 @@ class ModelRunner:
             slots=[chunk.sequence.slot for chunk in chunks],
             device=self.device,
         )
-        streams = self.model.forward_ragged(batch, cache=self.cache)
         last_rows: list[int] = []
         end = 0
         for chunk in chunks:
             end += chunk.stop - chunk.start
             if chunk.samples:
                 last_rows.append(end - 1)
-        if not last_rows:
-            return None
-        return self.model.logits(streams[torch.tensor(last_rows, device=streams.device)])
+        logits = self.model.next_token_logits(batch, self.cache, np.array(last_rows, dtype=np.int64))
+        return logits if last_rows else None
 
     def release(self, slot: int) -> None:
         """Empties a cache row for its next sequence."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -54,15 +57,15 @@ class RaggedBatch:
         device: str | torch.device = "cpu",
     ) -> RaggedBatch:
         """Lay token lists end to end. starts default to 0, slots to 0..N-1. An empty list of tokens is a ValueError."""
-        if not sequences or any(len(s) == 0 for s in sequences):
+        lengths = [len(s) for s in sequences]
+        if not lengths or min(lengths) == 0:
             raise ValueError("a ragged batch needs at least one sequence, and every sequence at least one token")
-        n = len(sequences)
-        flat = torch.tensor([t for s in sequences for t in s], dtype=torch.int64)
+        token_ids = torch.from_numpy(np.fromiter(chain.from_iterable(sequences), np.int64))
         return RaggedBatch(
-            token_ids=flat.to(device),
-            lengths=np.array([len(s) for s in sequences], dtype=np.int64),
-            starts=np.zeros(n, np.int64) if starts is None else np.array(starts, dtype=np.int64),
-            slots=np.arange(n) if slots is None else np.array(slots, dtype=np.int64),
+            token_ids=token_ids if device in ("cpu", CPU) else token_ids.to(device),
+            lengths=np.array(lengths, dtype=np.int64),
+            starts=np.zeros(len(lengths), np.int64) if starts is None else np.array(starts, dtype=np.int64),
+            slots=np.arange(len(lengths)) if slots is None else np.array(slots, dtype=np.int64),
         )
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dsv4.config import ModelConfig
 from dsv4.kernels.attention import ENTRY_CHUNK
+from dsv4.model.batch import RaggedBatch
 
 PAGE_TOKENS = 128
 
@@ -128,6 +129,20 @@ class Cache:
                 f"cache row {slot} holds {self.lengths[slot]} tokens and cannot take {new_tokens} more: "
                 f"max_tokens is {self.max_tokens}"
             )
+
+    def check(self, batch: RaggedBatch) -> None:
+        """ValueError unless every sequence starts where its row ends, and the row has room and is its alone."""
+        batch.check_slots()
+        slots, starts, lengths = batch.slots.tolist(), batch.starts.tolist(), batch.lengths.tolist()
+        for slot, start, length in zip(slots, starts, lengths, strict=True):
+            self.reserve(slot, length)
+            if self.lengths[slot] != start:
+                raise ValueError(f"cache row {slot} holds {self.lengths[slot]} tokens, the batch starts at {start}")
+
+    def count(self, batch: RaggedBatch) -> None:
+        """The rows hold the batch's tokens from now on."""
+        for slot, length in zip(batch.slots.tolist(), batch.lengths.tolist(), strict=True):
+            self.lengths[slot] += length
 
     def reset(self, slot: int) -> None:
         """Forget a sequence: its state, and what it wrote to its pages."""

@@ -53,16 +53,11 @@ register_module_buffer_registration_hook(_count_registration)
 register_module_module_registration_hook(_count_registration)
 
 
-def kernels_for(model: Transformer) -> ModuleType | None:
-    """The native kernels when they can run this model's forward now, else None: the plain torch path runs."""
-    kernels = native.module()
-    if kernels is None or model.device.type != "cpu" or model.dtype != torch.float32:
-        return None
-    if torch.is_grad_enabled():
-        tables = _parameter_tables(model)
-        if any(p.requires_grad for table in tables for p in table.values() if p is not None):
-            return None
-    return kernels
+def wants_gradient(model: Transformer) -> bool:
+    """Whether a forward now would be recorded for a gradient of one of the model's parameters."""
+    return torch.is_grad_enabled() and any(
+        p.requires_grad for table in _parameter_tables(model) for p in table.values() if p is not None
+    )
 
 
 def _parameter_tables(model: Transformer) -> list[dict[str, Any]]:
@@ -110,8 +105,11 @@ class NativeForward:
     def takes(model: Transformer) -> bool:
         """Whether the kernels have all that the model asks for: of a weight of another type they would keep a copy.
 
-        Where not, the reference runs: said once, or a KernelChoiceError where DSV4_KERNELS=native asks for the kernels.
+        Where not, the reference runs. On the CPU and of float32 but for some of it that is said once, or a
+        KernelChoiceError where DSV4_KERNELS=native asks for the kernels.
         """
+        if model.device.type != "cpu" or model.dtype != torch.float32:
+            return False
         if model.config.hc_mult > MOST_STREAMS:
             native.decline(f"the model has {model.config.hc_mult} streams, the native kernels take {MOST_STREAMS}")
             return False
@@ -150,18 +148,21 @@ class NativeForward:
         out = torch.empty(batch.num_tokens, config.hc_mult, config.hidden_size, dtype=torch.float32, device="cpu")
         if streams is not None:
             out.copy_(streams.detach())
-        native.follow_torch_threads()
-        self.kernels.forward(
-            self.handle,
-            NativeCache.of(cache, self.kernels).current(),
-            _array(token_ids),
-            *(np.ascontiguousarray(a, dtype=np.int64) for a in (batch.lengths, batch.starts, batch.slots)),
-            layers.start,
-            layers.stop,
-            streams is None,
-            _array(out),
-        )
+        inputs = self._inputs(batch, cache, token_ids)
+        self.kernels.forward(self.handle, *inputs, layers.start, layers.stop, streams is None, _array(out))
         return out
+
+    def next_token_logits(self, batch: RaggedBatch, cache: Cache, rows: np.ndarray) -> Tensor:
+        """Logits fp32 [n, vocab] of rows int64 [n], ascending, of the batch, whose tokens are appended to the cache."""
+        logits = np.empty((len(rows), self._model.config.vocab_size), dtype=np.float32)
+        self.kernels.forward_to_logits(self.handle, *self._inputs(batch, cache, batch.token_ids), rows, logits)
+        return torch.from_numpy(logits)
+
+    def _inputs(self, batch: RaggedBatch, cache: Cache, token_ids: Tensor) -> tuple[Any, ...]:
+        """What the kernels take of a batch: the cache, the ids, then each sequence's length, start and row."""
+        native.follow_torch_threads()
+        handle = NativeCache.of(cache, self.kernels).current()
+        return handle, _array(token_ids), batch.lengths, batch.starts, batch.slots
 
     def head(self, streams: Tensor, prefix: str = "") -> Tensor:
         """Logits fp32 [n, vocab] of streams [n, hc_mult, d]; prefix "mtp.0." reads an MTP block out."""
@@ -201,7 +202,9 @@ class NativeCache:
             for state in layer.compressors():
                 layers[-1] += [state.kv, state.score, state.entries]
         self.handle: Any = kernels.Cache(layers, cache.block_table)
-        self._index_keys = [layer.index.entries for layer in cache.layers if layer.index is not None]
+        index_keys = [layer.index.entries for layer in cache.layers if layer.index is not None]
+        # Of tensors of inference mode, as a cache that is copied in that mode has, torch does not count the writes.
+        self._counted = None if any(keys.is_inference() for keys in index_keys) else index_keys
         self._written = self._writes()
 
     @classmethod
@@ -223,10 +226,8 @@ class NativeCache:
         return self.handle
 
     def _writes(self) -> int | None:
-        """None where torch does not count: a cache that was copied in inference mode has tensors of that mode."""
-        if any(keys.is_inference() for keys in self._index_keys):
-            return None
-        return sum(keys._version for keys in self._index_keys)
+        """How often torch has written to the index keys, None where it does not count."""
+        return None if self._counted is None else sum(keys._version for keys in self._counted)
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()  # a copy of the cache makes its own when it is first used

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dsv4.config import ModelConfig
+from dsv4.kernels import native as native_kernels
 from dsv4.kernels.stored import StoredTensor
 from dsv4.model.attention import Attention
 from dsv4.model.attention.attention import Rope
@@ -21,7 +22,7 @@ from dsv4.model.initialization import init_weights
 from dsv4.model.layout import WINDOW, Layout
 from dsv4.model.linear import Linear, linear_fp32
 from dsv4.model.moe import MoE
-from dsv4.model.native_forward import NativeForward, kernels_for
+from dsv4.model.native_forward import NativeForward, wants_gradient
 from dsv4.model.norm import RMSNorm
 
 NUMERICS = ("float", "shipped")
@@ -165,22 +166,24 @@ class Transformer(nn.Module):
 
     def _native_forward(self, tokens: int) -> NativeForward | None:
         """The native kernels with this model's tensors, None where the plain torch path runs."""
-        kernels = kernels_for(self)
-        if kernels is None:
+        kernels = native_kernels.module()
+        if kernels is None or wants_gradient(self):
             return None
         if self._native is None or self._native.kernels is not kernels or not self._native.is_current(tokens):
             self._native = NativeForward(kernels, self) if NativeForward.takes(self) else None
         return self._native
 
-    def _forward_native(
-        self, native: NativeForward, batch: RaggedBatch, cache: Cache | None, token_ids: Tensor, layers: range,
-        streams: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """The layers through the native kernels; without a cache, into one that lives as long as the call."""
-        if cache is None:
-            cache = self.new_cache(batch.num_seqs, int(batch.lengths.max()))
-            batch = replace(batch, starts=np.zeros_like(batch.starts), slots=np.arange(batch.num_seqs))
-        return native.forward(batch, cache, token_ids, layers, streams)
+    def _apply(self, fn: Any, recurse: bool = True) -> Transformer:
+        """As of any module: what moves or converts every tensor."""
+        self._native = None  # torch may put new tensors in the old ones' place, which the old ones do not show
+        return super()._apply(fn, recurse)
+
+    def _in_cache(self, batch: RaggedBatch, cache: Cache | None) -> tuple[RaggedBatch, Cache]:
+        """For the native kernels: without a cache, one that lives as long as the call."""
+        if cache is not None:
+            return batch, cache
+        cache = self.new_cache(batch.num_seqs, int(batch.lengths.max()))
+        return replace(batch, starts=np.zeros_like(batch.starts), slots=np.arange(batch.num_seqs)), cache
 
     def forward_ragged(self, batch: RaggedBatch, cache: Cache | None = None, aux: AuxLosses | None = None) -> Tensor:
         """Streams [T, hc_mult, d] after the last main layer. With a cache, appends to the rows that batch.slots names.
@@ -189,26 +192,38 @@ class Transformer(nn.Module):
         anything is written.
         """
         if cache is not None:
-            batch.check_slots()
-            rows = zip(batch.slots.tolist(), batch.starts.tolist(), batch.lengths.tolist(), strict=True)
-            for slot, start, length in rows:
-                cache.reserve(slot, length)
-                held = cache.lengths[slot]
-                if held != start:
-                    raise ValueError(f"cache row {slot} holds {held} tokens, the batch starts at {start}")
+            cache.check(batch)
         native = self._native_forward(batch.num_tokens) if aux is None else None
         if native is not None:
             layers = range(self.config.num_hidden_layers)
-            streams = self._forward_native(native, batch, cache, batch.token_ids, layers)
+            streams = native.forward(*self._in_cache(batch, cache), batch.token_ids, layers, None)
         else:
             ctx = ForwardContext(self.config, batch, cache, aux, self.device)
             streams = self.embed(ctx.token_ids).unsqueeze(1).expand(-1, self.config.hc_mult, -1)
             for layer in self.layers:
                 streams = layer(streams, ctx)
         if cache is not None:
-            for slot, length in zip(batch.slots.tolist(), batch.lengths.tolist(), strict=True):
-                cache.lengths[slot] += length
+            cache.count(batch)
         return streams
+
+    def next_token_logits(
+        self, batch: RaggedBatch, cache: Cache | None = None, rows: np.ndarray | None = None
+    ) -> Tensor:
+        """Logits fp32 [n, vocab] after the batch's tokens `rows`, int64 [n] ascending; None: after every token.
+
+        The bits of `logits(forward_ragged(batch, cache)[rows])`, in one call of the native kernels: an engine's step.
+        """
+        native = self._native_forward(batch.num_tokens)
+        if native is None:
+            streams = self.forward_ragged(batch, cache)
+            return self.logits(streams if rows is None else streams[torch.from_numpy(rows).to(streams.device)])
+        if cache is not None:
+            cache.check(batch)
+        rows = np.arange(batch.num_tokens) if rows is None else rows
+        logits = native.next_token_logits(*self._in_cache(batch, cache), rows)
+        if cache is not None:
+            cache.count(batch)
+        return logits
 
     def logits(self, streams: Tensor) -> Tensor:
         """Next-token logits, fp32 [n, vocab], of streams [n, hc_mult, d]."""
@@ -237,7 +252,7 @@ class Transformer(nn.Module):
         native = self._native_forward(batch.num_tokens) if aux is None and not _recorded(streams) else None
         if native is not None:
             fused, index = block.fuse(self.embed(next_token_ids), streams), self.config.num_hidden_layers + depth
-            return self._forward_native(native, batch, cache, next_token_ids, range(index, index + 1), fused)
+            return native.forward(*self._in_cache(batch, cache), next_token_ids, range(index, index + 1), fused)
         ctx = ForwardContext(self.config, batch, cache, aux, self.device)
         ctx.token_ids = next_token_ids
         return block(block.fuse(self.embed(next_token_ids), streams), ctx)
@@ -265,4 +280,4 @@ class Transformer(nn.Module):
             raise ValueError(f"input_ids has {input_ids.shape[0]} rows, the cache {cache.batch_size}")
         starts = cache.lengths if cache is not None else None
         batch = RaggedBatch.pack(input_ids.tolist(), starts=starts, device=self.device)
-        return self.logits(self.forward_ragged(batch, cache)).view(*input_ids.shape, -1)
+        return self.next_token_logits(batch, cache).view(*input_ids.shape, -1)

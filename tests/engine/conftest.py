@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import deepseek_recipe as recipe
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -67,23 +68,19 @@ class HistoryModel:
         self.cache = HistoryCache([[] for _ in range(batch_size)])
         return self.cache
 
-    def forward_ragged(self, batch: RaggedBatch, cache: HistoryCache | None = None) -> Tensor:
-        assert cache is not None
+    def next_token_logits(self, batch: RaggedBatch, cache: HistoryCache, rows: np.ndarray) -> Tensor:
         time.sleep(self.seconds_per_step)
         if self.fail_at_step == len(self.batches):
             raise RuntimeError("the model broke")
-        ids, rows, keys = batch.token_ids.tolist(), [], []
+        ids, chunks, keys = batch.token_ids.tolist(), [], []
         for length, start, slot in zip(*(a.tolist() for a in (batch.lengths, batch.starts, batch.slots)), strict=True):
             assert start == len(cache.histories[slot]), "a chunk must continue its row"
-            rows.append((slot, start, length))
+            chunks.append((slot, start, length))
             for _ in range(length):
                 cache.histories[slot].append(ids.pop(0))
                 keys.append(self._key(cache.histories[slot]))
-        self.batches.append(rows)
-        return torch.tensor(keys, dtype=torch.float64).view(-1, 1, 1)
-
-    def logits(self, streams: Tensor) -> Tensor:
-        return torch.stack([self._logits(int(key)) for key in streams[:, 0, 0]])
+        self.batches.append(chunks)
+        return torch.stack([self._logits(keys[row]) for row in rows]) if len(rows) else torch.empty(0)
 
     def expected_logits(self, history: list[int]) -> Tensor:
         return self._logits(self._key(history))

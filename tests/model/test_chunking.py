@@ -362,6 +362,31 @@ def test_what_was_kept_of_long_keys_counts(path: str) -> None:
     assert torch.equal(*logits)
 
 
+@pytest.mark.parametrize("numerics", ["float", "shipped"])
+@torch.no_grad()
+def test_logits_of_some_tokens_in_one_call(numerics: str) -> None:
+    """Chunks of several sequences, some of which sample: what an engine's step asks for."""
+    model, ids, whole = setting(numerics)
+    cache, at = model.new_cache(4, 400), [1, 126, 3, 250]
+    for slot, n in enumerate(at):
+        feed(model, cache, ids[:n], slot)
+    for lengths, rows in (([1, 4, 1, 130], [0, 135]), ([129, 1, 3, 1], [128, 129, 132]), ([2, 1, 1, 1], [])):
+        ends = np.cumsum(lengths)
+        parts = [ids[n : n + count].tolist() for n, count in zip(at, lengths, strict=True)]
+        batch = RaggedBatch.pack(parts, starts=at)
+        assert torch.equal(batch.token_ids, torch.cat([ids[n : n + c] for n, c in zip(at, lengths, strict=True)]))
+        logits = model.next_token_logits(batch, cache, np.array(rows, dtype=np.int64))
+        assert logits.shape == (len(rows), model.config.vocab_size)
+        for row, got in zip(rows, logits, strict=True):
+            sequence = int(np.searchsorted(ends, row, side="right"))
+            assert same(got, whole[at[sequence] + row - int(ends[sequence] - lengths[sequence])])
+        at = [n + count for n, count in zip(at, lengths, strict=True)]
+        assert cache.lengths == at
+    batch = RaggedBatch.pack([ids[:5].tolist(), ids[:9].tolist()])
+    assert same(model.next_token_logits(batch), torch.cat((whole[:5], whole[:9])))
+    assert same(model.next_token_logits(batch, rows=np.array([4, 13])), whole[[4, 8]])
+
+
 # What is refused
 
 

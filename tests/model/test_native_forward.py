@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -50,6 +51,19 @@ def test_moved_tensors_are_noticed(model: Transformer) -> None:
     assert torch.equal(model(IDS), anew(model))
     model.load_state_dict({k: v + v for k, v in model.state_dict().items() if "tid2eid" not in k}, False, assign=True)
     assert torch.equal(model(IDS), anew(model))
+
+
+def test_tensors_put_in_the_old_ones_place_are_noticed(model: Transformer) -> None:
+    """The old ones, which nobody uses any more, lie where they lay."""
+    before = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        seen = list(model.parameters())
+        model.half().float()
+        assert seen[0].data_ptr() != next(model.parameters()).data_ptr()
+        assert torch.equal(model(IDS[:, :1]), anew(model)[:, :1])
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(before)
 
 
 def test_one_new_weight_is_noticed_before_a_single_token(model: Transformer) -> None:
@@ -169,6 +183,16 @@ def test_what_does_not_fit_is_refused(model: Transformer) -> None:
     streams, batch = model.forward_ragged(RaggedBatch.pack([[1, 2, 3]])), RaggedBatch.pack([[1, 2, 3]], slots=[1])
     with pytest.raises(ValueError, match="cache row 1 cannot take 3 tokens from 0 on"):
         model.mtp_forward(streams, IDS[0, :3], batch, model.new_cache(1, 64))
+    cache, batch = model.new_cache(1, 64), RaggedBatch.pack([[1, 2, 3]])
+    for rows, wrong in (
+        ([3], r"rows\[0\] is 3"),
+        ([1, 1], r"rows\[1\] is 1"),
+        ([2, 0], r"rows\[1\] is 0"),
+        ([-1], "is -1"),
+    ):
+        with pytest.raises(ValueError, match=f"{wrong}.*: allowed are 0 to 2, each more than the one before"):
+            model.next_token_logits(batch, cache, np.array(rows))
+    assert cache.lengths == [0]
     table = model.layers[0].ffn.gate.tid2eid
     assert isinstance(table, Tensor)
     table[IDS[0, 3]] = CONFIG.n_routed_experts

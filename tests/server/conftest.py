@@ -12,6 +12,7 @@ from pathlib import Path
 import anthropic
 import deepseek_recipe as recipe
 import httpx
+import numpy as np
 import openai
 import pytest
 import torch
@@ -64,21 +65,17 @@ class ScriptedModel:
         self._cache = ScriptedCache(batch_size)
         return self._cache
 
-    def forward_ragged(self, batch: RaggedBatch, cache: ScriptedCache | None = None) -> Tensor:
-        assert cache is not None
+    def next_token_logits(self, batch: RaggedBatch, cache: ScriptedCache, rows: np.ndarray) -> Tensor:
         if self.fail is not None:
             raise RuntimeError(self.fail)
         decoding = all(length == 1 for length in batch.lengths.tolist())
         time.sleep(self.seconds_per_step if decoding else self.seconds_of_prefill)
-        ids, rows = batch.token_ids.tolist(), []
+        ids, held = batch.token_ids.tolist(), []
         for length, slot in zip(batch.lengths.tolist(), batch.slots.tolist(), strict=True):
             for _ in range(length):
                 cache.histories[slot].append(ids.pop(0))
-                rows.append([slot, len(cache.histories[slot])])
-        return torch.tensor(rows)
-
-    def logits(self, streams: Tensor) -> Tensor:
-        return torch.stack([self._next(slot, length) for slot, length in streams.tolist()])
+                held.append((slot, len(cache.histories[slot])))
+        return torch.stack([self._next(*held[row]) for row in rows]) if len(rows) else torch.empty(0, VOCAB)
 
     def _next(self, slot: int, length: int) -> Tensor:
         cache = self._cache
