@@ -64,3 +64,39 @@ def fake_quant(x: Any, block: int, fp4: bool) -> None:
 def hadamard(x: Any) -> None: ...
 def top_k(scores: Any, k: int, index: Any) -> None:
     """As dsv4.kernels.topk, for finite scores: index [n, k]."""
+
+# Of a forward, one by one, on tokens of one sequence: tests alone call these. See native/module_single.cpp.
+
+def hc_read(
+    streams: Any,
+    fn: Any,
+    scale: Any,
+    base: Any,
+    norm: Any,
+    iters: int,
+    norm_eps: float,
+    eps: float,
+    weights: Any,
+    x: Any,
+) -> None:
+    """Streams [n, s, d] -> pre, post and comb, weights [n, s * (2 + s)], and the sub-layer's normed input x [n, d]."""
+
+def hc_write(y: Any, weights: Any, streams: Any) -> None:
+    """y [n, d] into the streams, by the weights of hc_read."""
+
+def route(logits: Any, choice: Any, token_ids: Any, scale: float, index: Any, weights: Any) -> None:
+    """Experts [n, k] of router logits [n, E]; choice is the bias [E] or tid2eid [vocab, k]."""
+
+def compress(
+    ratio: int, kv: Any, score: Any, ape: Any, start: int, state_kv: Any, state_score: Any, entries: Any
+) -> None:
+    """Entries of the windows that tokens [start, start + n) close, from their projections [n, total], and the state."""
+
+def attend(q: Any, kv: Any, window: Any, entries: Any, chosen: Any, ratio: int, start: int, sink: Any, o: Any) -> None:
+    """Attention of scaled q [n, H, D] over window and entries: o [n, H, D]."""
+
+def swiglu(gate: Any, up: Any, limit: float, weight: Any) -> None:
+    """As dsv4.kernels.swiglu, into gate [n, width], a row times weight [n]."""
+
+def rotate(x: Any, inv_freq: list[float], start: int, back: bool) -> None:
+    """As dsv4.model.rope, rows at positions start, start + 1, ..."""

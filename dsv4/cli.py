@@ -34,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments:
         parser.print_help()
         return 0
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:  # said with the usage of the command, not of all of them
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     handler: Handler = options.handler
     try:
         status = handler(options) or 0
@@ -50,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(
             f"dsv4 {options.command}: error: {error.name} is not installed; it comes with the extra {extra!r}: "
-            f"pip install 'dsv4[{extra}]', or '.[{extra}]' in a checkout",
+            f"in the repository, pip install '.[{extra}]'",
             file=sys.stderr,
         )
         return 2
@@ -67,7 +69,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dsv4",
         description="DeepSeek V4: run it, look into it, convert it, train it.",
-        epilog="MODEL is a model folder; without one, commands use the embedded nano model.\n"
+        epilog="MODEL is a model folder; without one, serve, chat, generate, verify and eval use the embedded nano\n"
+        "model.\n"
         "examples:\n  dsv4 serve\n  dsv4 chat\n  dsv4 inspect flash",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -99,7 +102,7 @@ def _command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         **options,
     )
-    parser.set_defaults(handler=handler)
+    parser.set_defaults(handler=handler, parser=parser)
     return parser
 
 
@@ -274,16 +277,16 @@ def _add_convert(commands: Any) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    if options.format == "gguf":
-        from dsv4.checkpoint.gguf_export import export_gguf
+    from dsv4.checkpoint.convert_cli import convert_checkpoint
 
-        export_gguf(options.src, options.dst, linears=options.linears, mtp=options.mtp, overwrite=options.overwrite)
-        return
-    if options.linears is not None or options.mtp:
-        raise ValueError(f"--linears and --mtp are not allowed with --format {options.format}; allowed: gguf")
-    from dsv4.checkpoint import convert
-
-    convert(options.src, options.dst, options.format, overwrite=options.overwrite)
+    convert_checkpoint(
+        options.src,
+        options.dst,
+        options.format,
+        overwrite=options.overwrite,
+        linears=options.linears,
+        mtp=options.mtp,
+    )
 
 
 def _add_verify(commands: Any) -> None:

@@ -1,11 +1,10 @@
 // Compiled once for each instruction set, with DSV4_ISA naming it.
-#include <numeric>
-
 #include "backward.h"
 #include "bf16_rate.h"
 #include "forward.h"
 #include "ops.h"
 #include "sampling.h"
+#include "single.h"
 
 namespace dsv4 {
 namespace DSV4_ISA {
@@ -93,7 +92,8 @@ const Ops& DSV4_JOIN(DSV4_ISA, _ops)() {
     using namespace DSV4_ISA;
     static const Ops ops{forward,       head,          linear,  grouped_products, input_gradients, weight_gradients,
                          rms_norm_rows, sinkhorn_rows, exp_all, fake_quant_rows,  hadamard_rows,   top_k_rows,
-                         index_top_k,   sample_row};
+                         index_top_k,   sample_row,    single_hc_read, single_hc_write, single_route, single_compress,
+                         single_attend, single_swiglu, single_rotate};
     return ops;
 }
 

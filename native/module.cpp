@@ -329,4 +329,5 @@ NB_MODULE(_native, m) {
     m.def("forward_to_logits", &forward_to_logits, nb::arg("model"), nb::arg("cache"), nb::arg("token_ids"),
           nb::arg("lengths"), nb::arg("starts"), nb::arg("slots"), nb::arg("rows"), nb::arg("logits").noconvert());
     define_ops(m);
+    define_single(m);
 }

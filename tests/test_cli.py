@@ -121,6 +121,16 @@ def test_errors_are_one_line(
         main(["inspect", "flas"])
 
 
+def test_an_unknown_option_is_answered_with_the_commands_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, unknown in (("serve", ["--prot", "9"]), ("inspect", ["more", "--jsn"])):
+        with pytest.raises(SystemExit) as ended:
+            main([command, "nano", *unknown])
+        assert ended.value.code == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"usage: dsv4 {command} ")
+        assert error.endswith(f"dsv4 {command}: error: unrecognized arguments: {' '.join(unknown)}\n")
+
+
 def test_a_package_of_an_extra_is_asked_for(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,7 +143,7 @@ def test_a_package_of_an_extra_is_asked_for(
     without("reasoning_gym")
     assert main(["eval", "nano"]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "reasoning_gym is not installed" in error and "pip install 'dsv4[train]'" in error
+    assert error.count("\n") == 1 and "reasoning_gym is not installed" in error and "pip install '.[train]'" in error
     without("dsv4.nothing")
     with pytest.raises(ModuleNotFoundError, match=r"dsv4\.nothing"):
         main(["eval", "nano"])

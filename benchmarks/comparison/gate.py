@@ -22,7 +22,7 @@ def run_tests(tests: tuple[str, ...] = TESTS, root: Path = ROOT) -> None:
     if missing:
         raise BenchmarkError(f"{', '.join(missing)}: not there, so nothing vouches for the model (--no-gate goes on)")
     if find_spec("pytest") is None:
-        raise BenchmarkError("pytest is missing: pip install 'dsv4[test]' for the tests that come first, or --no-gate")
+        raise BenchmarkError("pytest is missing: pip install '.[test]' for the tests that come first, or --no-gate")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests],
         cwd=root,

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from dsv4.analysis.inventory import DTYPE_BYTES, TensorSpec
 from dsv4.checkpoint.errors import CheckpointError
+
+Progress = Callable[[int, int], None]  # bytes of tensors written so far, of all that will be
 
 TORCH_DTYPES = {
     "BF16": torch.bfloat16,
@@ -76,9 +78,13 @@ def new_folder(target: Path, overwrite: bool) -> Generator[Path]:
 
     A target that is not empty is refused unless `overwrite`, and then replaced whole; only a model folder may be.
     """
-    occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
+    if target.exists() and not target.is_dir():
+        raise CheckpointError(target, "the name of a folder", "a file")
+    occupied = target.exists() and any(target.iterdir())
     if occupied and not overwrite:
-        raise CheckpointError(target, "a new or empty folder (or overwrite=True)", "something there already")
+        raise CheckpointError(
+            target, "a new or empty folder (or --overwrite; in Python overwrite=True)", "something there already"
+        )
     if occupied and not (target / "config.json").is_file():
         raise CheckpointError(target, "a model folder to overwrite", "one without config.json")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -101,6 +107,12 @@ def new_folder(target: Path, overwrite: bool) -> Generator[Path]:
         raise
     sync_folder(target.parent)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def refuse_source(source: Path, target: Path) -> None:
+    """CheckpointError where replacing `target` would take `source`, which is read meanwhile, away."""
+    if source.resolve().is_relative_to(target.resolve()):
+        raise CheckpointError(target, "another folder than the source's", f"the source, {source}")
 
 
 def write_json(file: Path, value: object) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dsv4.analysis.inventory import TensorSpec, tensor_inventory
 from dsv4.checkpoint.errors import CheckpointError
-from dsv4.checkpoint.files import sync_folder
+from dsv4.checkpoint.files import Progress, sync_folder
 from dsv4.checkpoint.folder import Checkpoint
 from dsv4.checkpoint.gguf_names import ARCHITECTURE, index_head_dim, metadata, to_gguf
 from dsv4.checkpoint.gguf_vocab import vocabulary
@@ -51,13 +51,20 @@ class _Planned(NamedTuple):
 
 
 def export_gguf(
-    src: str | Path, dst: str | Path, *, linears: Linears | None = None, mtp: bool = False, overwrite: bool = False
+    src: str | Path,
+    dst: str | Path,
+    *,
+    linears: Linears | None = None,
+    mtp: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> None:
     """Write the model folder `src` as the file `dst`, which appears whole or not at all.
 
     FP4 experts become MXFP4 with the same codes and scales. linears: type of the FP8 class and of experts that are not
     FP4; None takes BF16, or F32 where the folder holds F32 values or scales. "q8_0" rounds, which llama.cpp runs
     faster. CheckpointError names a tensor without an exact form. mtp: only the MTP block, as llama.cpp's draft model.
+    progress: told of the bytes of tensors written, and of all.
     """
     if linears is not None and linears not in _LINEAR_TYPES:
         raise ValueError(f"linears = {linears!r} is not allowed; allowed: None, {', '.join(map(repr, _LINEAR_TYPES))}")
@@ -85,8 +92,12 @@ def export_gguf(
                 writer.write_header_to_file()
                 writer.write_kv_data_to_file()
                 writer.write_ti_data_to_file()
+                done, total = 0, sum(planned.num_bytes for planned in plan)
                 for planned in plan:
                     writer.write_tensor_data(_data(planned, source))
+                    done += planned.num_bytes
+                    if progress is not None:
+                        progress(done, total)
             finally:
                 writer.close()
 
@@ -225,7 +236,9 @@ def _new_file(target: Path, overwrite: bool) -> Generator[Path]:
     if target.is_dir():
         raise CheckpointError(target, "the name of a file", "a folder")
     if target.exists() and not overwrite:
-        raise CheckpointError(target, "a new file (or overwrite=True)", "something there already")
+        raise CheckpointError(
+            target, "a new file (or --overwrite; in Python overwrite=True)", "something there already"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
     try:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dsv4.analysis.inventory import Layout, TensorSpec, tensor_inventory
 from dsv4.checkpoint import formats, names
 from dsv4.checkpoint.errors import CheckpointError
-from dsv4.checkpoint.files import TORCH_DTYPES, ShardWriter, copy_file, new_folder, write_json
+from dsv4.checkpoint.files import TORCH_DTYPES, Progress, ShardWriter, copy_file, new_folder, refuse_source, write_json
 from dsv4.checkpoint.folder import LOADED_SCALES, Checkpoint
 from dsv4.checkpoint.shards import INDEX_NAME
 from dsv4.config import ModelConfig
@@ -63,13 +63,16 @@ def convert(
     *,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> None:
     """Rewrite a model folder in another format, tensor by tensor; equal formats copy codes and scales bit for bit.
 
     FP4 experts become FP8 exactly or CheckpointError says which tensor cannot. "transformers" is BF16, or FP32 where
     BF16 would change values (F32 scales or weights). The tokenizer and other small files come along.
+    progress: told of the bytes of tensors written, and of all.
     """
     _check_format(format)
+    refuse_source(Path(src), Path(dst))
     with Checkpoint(src) as source:
         many_bits = source.layout == "fp32" or (source.layout == "official-base" and source.scale_dtype == "F32")
         plain: Layout = "fp32" if many_bits else "bf16"
@@ -78,7 +81,7 @@ def convert(
             return _recode(group, source, format)
 
         extras = {file.name: file for file in sorted(source.folder.iterdir()) if _is_extra(file)}
-        _write(Path(dst), source.config, format, plain, encode, extras, max_shard_bytes, overwrite)
+        _write(Path(dst), source.config, format, plain, encode, extras, max_shard_bytes, overwrite, progress)
 
 
 def _check_format(format: str) -> None:
@@ -146,10 +149,12 @@ def _write(
     extras: Mapping[str, Path],
     max_shard_bytes: int,
     overwrite: bool,
+    progress: Progress | None = None,
 ) -> None:
     layout = plain if format == "transformers" else format
     rename = names.to_transformers if format == "transformers" else str
     shards = list(_plan(tensor_inventory(config, layout), max_shard_bytes))
+    done, total = 0, sum(spec.num_bytes for groups in shards for group in groups for spec in group)
     weight_map: dict[str, str] = {}
     with new_folder(target, overwrite) as folder:
         for number, groups in enumerate(shards, 1):
@@ -160,7 +165,9 @@ def _write(
                 for group in groups:
                     for spec, tensor in zip(group, encode(group), strict=True):
                         shard.write(rename(spec.name), tensor)
-        total = sum(spec.num_bytes for groups in shards for group in groups for spec in group)
+                        done += spec.num_bytes
+                    if progress is not None:
+                        progress(done, total)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         write_json(folder / INDEX_NAME, index)
         write_json(folder / "config.json", _config_json(config, layout))

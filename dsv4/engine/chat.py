@@ -141,6 +141,8 @@ class ReplyView:
         if self._live is not None:
             self._live.update(self._panel())
             self._live.stop()
+            if not self._console.is_terminal:
+                self._console.line()  # there rich leaves the panel's last line open
             self._live = None
 
     def _panel(self, tail: int | None = None) -> Panel:

@@ -336,10 +336,21 @@ def test_an_interrupted_save_leaves_nothing(official: Any, tmp_path: Path, monke
 
 
 def test_destinations_that_are_refused(official: Any, official_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="expected a new or empty folder"):
-        convert(official_folder, official_folder, "bf16")
+    before = sorted(official_folder.iterdir())
+    for target in (official_folder, official_folder.parent, official_folder / ".." / official_folder.name):
+        with pytest.raises(CheckpointError, match="expected another folder than the source's"):
+            convert(official_folder, target, "bf16", overwrite=True)
+    assert sorted(official_folder.iterdir()) == before
+    (tmp_path / "file").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(CheckpointError, match="expected the name of a folder; found a file"):
+            convert(official_folder, tmp_path / "file", "bf16", overwrite=overwrite)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "important.txt").write_text("mine")
+    with pytest.raises(
+        CheckpointError, match="expected a new or empty folder .or --overwrite; in Python overwrite=True"
+    ):
+        convert(official_folder, tmp_path / "notes", "bf16")
     with pytest.raises(CheckpointError, match="a model folder to overwrite"):
         save_model(official.values, official.config, tmp_path / "notes", overwrite=True)
     assert (tmp_path / "notes" / "important.txt").read_text() == "mine"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import unicodedata
 from dataclasses import replace
@@ -182,7 +183,7 @@ def fails(expected: str, folder: Path, file: Path, **options: Any) -> None:
 def test_an_existing_file(official: Any, tmp_path: Path) -> None:
     folder, file = write(official, tmp_path / "model"), tmp_path / "model.gguf"
     file.write_text("kept")
-    fails("a new file (or overwrite=True); found something there already", folder, file)
+    fails("a new file (or --overwrite; in Python overwrite=True); found something there already", folder, file)
     assert file.read_text() == "kept"
     export_gguf(folder, file, overwrite=True)
     assert read(file)
@@ -258,8 +259,9 @@ def test_a_tokenizer_that_llama_cpp_would_read_differently(part: str, value: Any
 def test_command_line(official: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, file = str(write(official, tmp_path / "model")), str(tmp_path / "model.gguf")
     assert main(["convert", folder, file, "--format", "gguf"]) == 0
+    assert re.fullmatch(re.escape(file) + r": gguf, [0-9.]+ [kM]?B of tensors in [0-9.]+ s\n", capsys.readouterr().out)
     assert main(["convert", folder, file, "--format", "gguf"]) == 2
-    assert "expected a new file (or overwrite=True)" in capsys.readouterr().err
+    assert "expected a new file (or --overwrite; in Python overwrite=True)" in capsys.readouterr().err
     assert main(["convert", folder, file, "--format", "gguf", "--overwrite", "--mtp", "--linears", "q8_0"]) == 0
     assert key(tmp_path / "model.gguf", "deepseek4.nextn_predict_layers") == 1
     assert main(["convert", folder, str(tmp_path / "out"), "--format", "bf16", "--mtp"]) == 2

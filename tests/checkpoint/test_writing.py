@@ -197,6 +197,16 @@ def test_model_and_its_tensors_save_alike_in_bf16_too(official_folder: Path, tmp
     assert contents(tmp_path / "short-tensors") == contents(tmp_path / "wide-tensors")
 
 
+def test_progress_counts_the_bytes_of_the_tensors(
+    trained: dict[str, torch.Tensor], tiny_config: ModelConfig, tmp_path: Path
+) -> None:
+    save_model(trained, tiny_config, tmp_path / "model")
+    seen: list[tuple[int, int]] = []
+    convert(tmp_path / "model", tmp_path / "out", "bf16", progress=lambda done, total: seen.append((done, total)))
+    size = checkpoint_bytes(tiny_config, "bf16")
+    assert seen[-1] == (size, size) and seen == sorted(set(seen)) and len(seen) > 100
+
+
 def test_overwrite_replaces_the_folder(
     trained: dict[str, torch.Tensor], tiny_config: ModelConfig, tmp_path: Path
 ) -> None:

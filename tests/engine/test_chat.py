@@ -35,6 +35,13 @@ def test_a_reply_comes_in_pieces_of_thinking_and_answer(scripted) -> None:
     assert session.num_tokens == len(session.llm.tokenizer.encode("so\nsoHello é.")) + 2  # and both special tokens
 
 
+def test_in_a_file_the_answer_begins_a_line(scripted) -> None:
+    console = screen("hi")
+    run(ChatSession(scripted("so</think>Hello.")), console)
+    lines = text_of(console).splitlines()
+    assert any(line.startswith("│ so") for line in lines) and "Hello." in lines
+
+
 def test_the_history_and_the_settings_reach_the_prompt(scripted) -> None:
     session = ChatSession(scripted("</think>one", "two", "three"), effort="low", temperature=0.0, seed=7, max_tokens=50)
     list(session.ask("first"))

@@ -1,0 +1,39 @@
+"""`dsv4 convert`: rewrites a checkpoint, with a bar where someone looks."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+from dsv4.checkpoint.gguf_export import export_gguf
+from dsv4.checkpoint.writing import convert
+
+
+def convert_checkpoint(
+    src: str, dst: str, format: str, overwrite: bool = False, linears: Any = None, mtp: bool = False
+) -> None:
+    """Writes DST and says what it is. linears and mtp are for gguf; with another format ValueError."""
+    if format != "gguf" and (linears is not None or mtp):
+        raise ValueError(f"--linears and --mtp are not allowed with --format {format}; allowed: gguf")
+    console, started = Console(stderr=True), time.monotonic()
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    written = 0
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+
+        def show(done: int, total: int) -> None:
+            nonlocal written
+            written = total
+            bar.update(task, completed=done, total=total)
+
+        if format == "gguf":
+            export_gguf(src, dst, linears=linears, mtp=mtp, overwrite=overwrite, progress=show)
+        else:
+            convert(src, dst, format, overwrite=overwrite, progress=show)
+    what = "the MTP block, " if mtp else ""
+    print(f"{Path(dst)}: {what}{format}, {decimal(written)} of tensors in {time.monotonic() - started:.1f} s")
