@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from dsv4.checkpoint.gguf_export import export_gguf
-from dsv4.checkpoint.writing import convert
+from dsv4.checkpoint.writing import Format, convert
 
 
 def convert_checkpoint(
@@ -34,6 +34,6 @@ def convert_checkpoint(
         if format == "gguf":
             export_gguf(src, dst, linears=linears, mtp=mtp, overwrite=overwrite, progress=show)
         else:
-            convert(src, dst, format, overwrite=overwrite, progress=show)
+            convert(src, dst, cast(Format, format), overwrite=overwrite, progress=show)
     what = "the MTP block, " if mtp else ""
     print(f"{Path(dst)}: {what}{format}, {decimal(written)} of tensors in {time.monotonic() - started:.1f} s")
