@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     options, unknown = parser.parse_known_args(arguments)
-    if unknown:  # said with the usage of the command, not of all of them
+    if unknown and options.command == "eval":  # which has a parser of its own
+        options.arguments = unknown + options.arguments
+    elif unknown:  # said with the usage of the command, not of all of them
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     handler: Handler = options.handler
     try:
@@ -314,7 +316,6 @@ def _add_train(commands: Any) -> None:
         _train,
         "run a recipe of this repository",
         "dsv4 train nano --budget cpu\ndsv4 train nano --help",
-        add_help=False,
     )
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="a file of recipes/, without .py")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the recipe")
@@ -331,7 +332,6 @@ def _add_bench(commands: Any) -> None:
         _bench,
         "run a benchmark of this repository",
         "dsv4 bench model\ndsv4 bench engine --help",
-        add_help=False,
     )
     parser.add_argument("benchmark", nargs="?", metavar="BENCHMARK", help="a file of benchmarks/, without .py")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the benchmark")

@@ -14,7 +14,7 @@ from dsv4.config import ModelConfig
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("serve", "chat", "generate", "inspect", "convert", "verify", "train", "eval", "bench")
-OWN_HELP = {"train", "eval", "bench"}  # their scripts parse the rest
+OWN_HELP = {"eval"}  # it parses the rest itself
 
 
 def dsv4(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -129,6 +129,27 @@ def test_an_unknown_option_is_answered_with_the_commands_usage(capsys: pytest.Ca
         error = capsys.readouterr().err
         assert error.startswith(f"usage: dsv4 {command} ")
         assert error.endswith(f"dsv4 {command}: error: unrecognized arguments: {' '.join(unknown)}\n")
+
+
+def test_a_recipes_and_the_evaluations_help_are_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(
+        "dsv4.cli._run_script", lambda folder, name, arguments: asked.append([folder, name, *arguments])
+    )
+    monkeypatch.setattr("dsv4.cli._eval", lambda options: asked.append([options.command, *options.arguments]))
+    for arguments in (
+        ["train", "nano", "--help"],
+        ["bench", "engine", "-h", "x"],
+        ["eval", "--help"],
+        ["eval", "nano", "-h"],
+    ):
+        assert main(arguments) == 0
+    assert asked == [
+        ["recipes", "nano", "--help"],
+        ["benchmarks", "engine", "-h", "x"],
+        ["eval", "--help"],
+        ["eval", "nano", "-h"],
+    ]
 
 
 def test_a_package_of_an_extra_is_asked_for(
