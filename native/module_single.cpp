@@ -1,4 +1,6 @@
 // Operations that Python asks for one by one in tests alone: each as the forward runs it, on tokens of one sequence.
+#include <algorithm>
+
 #include "arguments.h"
 
 namespace dsv4 {
@@ -7,6 +9,14 @@ namespace {
 constexpr int64_t WINDOW = 128;
 
 int64_t size_of(const MutableFloats& array, size_t dimension) { return static_cast<int64_t>(array.shape(dimension)); }
+
+// ValueError unless first <= value <= last.
+void expect_within(int64_t value, int64_t first, int64_t last, const char* name) {
+    if (value < first || value > last)
+        wrong(std::string(name) + " " + std::to_string(value) + ": allowed are " + std::to_string(first) + " to " + std::to_string(last));
+}
+
+constexpr int64_t MOST = int64_t{1} << 40;  // positions
 
 // An array of one dimension that has every number side by side.
 const float* vector_of(const Floats& array, int64_t size, const char* name) {
@@ -20,7 +30,7 @@ Config streams_config(const MutableFloats& streams) {
     expect_dimensions(streams, 3, "streams");
     Config c{};
     c.hc_mult = size_of(streams, 1), c.hidden_size = size_of(streams, 2);
-    if (c.hc_mult < 1 || c.hc_mult > 16) wrong("streams: " + std::to_string(c.hc_mult) + "; allowed are 1 to 16");
+    expect_within(c.hc_mult, 1, 16, "number of streams");
     return c;
 }
 
@@ -56,8 +66,7 @@ void route(MutableFloats logits, const nb::object& choice, const Longs& token_id
     int64_t n = size_of(logits, 0);
     c.n_routed_experts = size_of(logits, 1), c.num_experts_per_tok = static_cast<int64_t>(index.shape(1));
     c.routed_scaling_factor = scale;
-    if (c.num_experts_per_tok < 1 || c.num_experts_per_tok > c.n_routed_experts)
-        wrong("index: " + std::to_string(c.num_experts_per_tok) + " experts a token");
+    expect_within(c.num_experts_per_tok, 1, c.n_routed_experts, "experts a token");
     expect(index, {n, c.num_experts_per_tok}, "index");
     expect(weights, {n, c.num_experts_per_tok}, "weights");
     expect(token_ids, {n}, "token_ids");
@@ -68,23 +77,28 @@ void route(MutableFloats logits, const nb::object& choice, const Longs& token_id
         expect_dimensions(table, 2, "tid2eid");
         const auto vocab = static_cast<int64_t>(table.shape(0));
         expect(table, {vocab, c.num_experts_per_tok}, "tid2eid");
-        for (int64_t i = 0; i < n; ++i)
-            if (token_ids.data()[i] < 0 || token_ids.data()[i] >= vocab) wrong("token_ids: " + std::to_string(token_ids.data()[i]));
-        for (size_t i = 0; i < table.size(); ++i)
-            if (table.data()[i] < 0 || table.data()[i] >= c.n_routed_experts) wrong("tid2eid: " + std::to_string(table.data()[i]));
+        for (int64_t i = 0; i < n; ++i) expect_within(token_ids.data()[i], 0, vocab - 1, "token id");
+        for (size_t i = 0; i < table.size(); ++i) expect_within(table.data()[i], 0, c.n_routed_experts - 1, "expert of tid2eid");
         layer.tid2eid = table.data();
     } else {
-        bias = nb::cast<Floats>(choice, false);
+        if (!nb::try_cast(choice, bias, false)) wrong("choice: allowed are a float32 bias and a contiguous int64 table");
         layer.bias = vector_of(bias, c.n_routed_experts, "bias");
     }
     Computing now;
     ops().route(c, layer, logits.data(), token_ids.data(), n, index.data(), weights.data());
 }
 
+// At least as many entries as are closed.
+void expect_entries(const MutableFloats& entries, int64_t closed, int64_t width) {
+    expect_dimensions(entries, 2, "entries");
+    expect(entries, {std::max(size_of(entries, 0), closed), width}, "entries");
+}
+
 // Compressors are of 4 tokens with overlap, or of 128 without; see Compressor in views.h.
 Compressor compressor_of(int64_t ratio, int64_t total) {
     if (ratio != 4 && ratio != WINDOW) wrong("ratio " + std::to_string(ratio) + "; allowed are 4 and 128");
-    if (total < 1 || (ratio == 4 && total % 2)) wrong("kv: " + std::to_string(total) + " channels");
+    if (total < 1 || (ratio == 4 && total % 2))
+        wrong("kv: " + std::to_string(total) + " channels; allowed are 1 or more, an even number with ratio 4");
     Compressor w;
     w.ratio = ratio, w.total = total, w.width = ratio == 4 ? total / 2 : total;
     return w;
@@ -101,8 +115,8 @@ void compress(int64_t ratio, MutableFloats kv, MutableFloats score, MutableFloat
     expect(ape, {ratio, total}, "ape");
     expect(state_kv, {w.rows(), total}, "state_kv");
     expect(state_score, {w.rows(), total}, "state_score");
-    expect_dimensions(entries, 2, "entries");
-    if (start < 0 || size_of(entries, 0) < (start + n) / ratio || size_of(entries, 1) != w.width) wrong("entries: too few or too narrow");
+    expect_within(start, 0, MOST, "start");
+    expect_entries(entries, (start + n) / ratio, w.width);
     w.ape = ape.data();
     CompressorCache state{state_kv.data(), state_score.data(), entries.data(), nullptr};
     Computing now;
@@ -122,16 +136,15 @@ void attend(MutableFloats q, MutableFloats kv, MutableFloats window, MutableFloa
     expect(window, {WINDOW, c.head_dim}, "window");
     expect(o, {n, c.num_attention_heads, c.head_dim}, "o");
     expect(chosen, {n, c.index_topk}, "chosen");
-    if (c.num_attention_heads < 1 || c.head_dim < 1 || c.index_topk < 1 || start < 0) wrong("q: no heads or channels, or no choice");
+    for (int64_t size : {n, c.num_attention_heads, c.head_dim, c.index_topk}) expect_within(size, 1, MOST, "tokens, heads, channels or k");
+    expect_within(start, 0, MOST, "start");
     if (ratio != 0 && ratio != 4 && ratio != WINDOW) wrong("ratio " + std::to_string(ratio) + "; allowed are 0, 4 and 128");
-    int64_t seen = ratio ? (start + n) / ratio : 0;
-    expect_dimensions(entries, 2, "entries");
-    if (size_of(entries, 0) < seen || size_of(entries, 1) != c.head_dim) wrong("entries: too few or too narrow");
+    expect_entries(entries, ratio ? (start + n) / ratio : 0, c.head_dim);
     std::vector<int32_t> picks;
     for (int64_t t = 0; t < n; ++t)
         for (int64_t i = 0; i < c.index_topk; ++i) {
             int64_t pick = chosen.data()[t * c.index_topk + i], visible = (start + t + 1) / 4;
-            if (ratio == 4 && visible > c.index_topk && (pick < 0 || pick >= visible)) wrong("chosen: " + std::to_string(pick));
+            if (ratio == 4 && visible > c.index_topk) expect_within(pick, 0, visible - 1, "chosen entry");
             picks.push_back(static_cast<int32_t>(pick));
         }
     Layer layer;
@@ -153,7 +166,7 @@ void swiglu(MutableFloats gate, MutableFloats up, double limit, const Floats& we
 void rotate(MutableFloats x, const std::vector<float>& inv_freq, int64_t start, bool back) {
     expect_dimensions(x, 2, "x");
     int64_t n = size_of(x, 0), width = size_of(x, 1);
-    if (static_cast<int64_t>(2 * inv_freq.size()) > width) wrong("x: " + std::to_string(width) + " channels, too few to rotate");
+    expect_within(static_cast<int64_t>(2 * inv_freq.size()), 0, width, "channels to rotate");
     Computing now;
     ops().rotate(x.data(), n, width, inv_freq, start, back ? -1.0f : 1.0f);
 }

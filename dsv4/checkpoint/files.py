@@ -111,8 +111,10 @@ def new_folder(target: Path, overwrite: bool) -> Generator[Path]:
 
 def refuse_source(source: Path, target: Path) -> None:
     """CheckpointError where replacing `target` would take `source`, which is read meanwhile, away."""
-    if source.resolve().is_relative_to(target.resolve()):
-        raise CheckpointError(target, "another folder than the source's", f"the source, {source}")
+    place = target.resolve()
+    for file in (source, *source.iterdir()):  # a file may be a link to what lies elsewhere
+        if file.resolve().is_relative_to(place):
+            raise CheckpointError(target, "another folder than the source's", f"the source, {file}")
 
 
 def write_json(file: Path, value: object) -> None:

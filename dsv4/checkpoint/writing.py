@@ -72,8 +72,8 @@ def convert(
     progress: told of the bytes of tensors written, and of all.
     """
     _check_format(format)
-    refuse_source(Path(src), Path(dst))
     with Checkpoint(src) as source:
+        refuse_source(source.folder, Path(dst))
         many_bits = source.layout == "fp32" or (source.layout == "official-base" and source.scale_dtype == "F32")
         plain: Layout = "fp32" if many_bits else "bf16"
 

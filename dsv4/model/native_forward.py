@@ -88,6 +88,7 @@ class NativeForward:
         # Bound methods: a look at a hundred places before every token has to take microseconds.
         self._few_pointers = [_held(tensor).data_ptr for tensor in self._few]
         self._few_places = [pointer() for pointer in self._few_pointers]
+        self._embed_table: dict[str, Any] = model.embed._parameters
         config = model.config
         sizes: dict[str, Any] = {name: getattr(config, name) for name in SIZES}
         self.handle: Any = kernels.Model(
@@ -123,8 +124,11 @@ class NativeForward:
 
         Before a few tokens, and where no module of the process got a parameter, a buffer or a module since, only around
         the layers and in layer 0, of its experts the first: what moves a whole model is seen, `.data` of another
-        layer's weight is not.
+        layer's weight is not. That another tensor is put into a module's table, as `functional_call` does, is then seen
+        of the embedding alone.
         """
+        if self._embed_table["weight"] is not self._tensors["embed.weight"]:
+            return False
         if tokens <= FEW_TOKENS and self.registrations == _registrations:
             return [pointer() for pointer in self._few_pointers] == self._few_places
         registrations = _registrations
@@ -154,9 +158,10 @@ class NativeForward:
 
     def next_token_logits(self, batch: RaggedBatch, cache: Cache, rows: np.ndarray) -> Tensor:
         """Logits fp32 [n, vocab] of rows int64 [n], ascending, of the batch, whose tokens are appended to the cache."""
-        logits = np.empty((len(rows), self._model.config.vocab_size), dtype=np.float32)
-        self.kernels.forward_to_logits(self.handle, *self._inputs(batch, cache, batch.token_ids), rows, logits)
-        return torch.from_numpy(logits)
+        logits = torch.empty(len(rows), self._model.config.vocab_size, dtype=torch.float32, device="cpu")
+        inputs = self._inputs(batch, cache, batch.token_ids)
+        self.kernels.forward_to_logits(self.handle, *inputs, rows, _array(logits))
+        return logits
 
     def _inputs(self, batch: RaggedBatch, cache: Cache, token_ids: Tensor) -> tuple[Any, ...]:
         """What the kernels take of a batch: the cache, the ids, then each sequence's length, start and row."""

@@ -167,7 +167,11 @@ class Transformer(nn.Module):
     def _native_forward(self, tokens: int) -> NativeForward | None:
         """The native kernels with this model's tensors, None where the plain torch path runs."""
         kernels = native_kernels.module()
-        if kernels is None or wants_gradient(self):
+        if kernels is None:
+            return None
+        if self._native is None and (self.device.type != "cpu" or self.dtype != torch.float32):
+            return None  # before a walk over the parameters
+        if wants_gradient(self):
             return None
         if self._native is None or self._native.kernels is not kernels or not self._native.is_current(tokens):
             self._native = NativeForward(kernels, self) if NativeForward.takes(self) else None
@@ -212,7 +216,14 @@ class Transformer(nn.Module):
         """Logits fp32 [n, vocab] after the batch's tokens `rows`, int64 [n] ascending; None: after every token.
 
         The bits of `logits(forward_ragged(batch, cache)[rows])`, in one call of the native kernels: an engine's step.
+        ValueError, before anything is written, as of `forward_ragged`, and where rows do not ascend or are none.
         """
+        before = -1
+        for i, row in enumerate(() if rows is None else rows.tolist()):
+            if not before < row < batch.num_tokens:
+                allowed = f"0 to {batch.num_tokens - 1}, each more than the one before"
+                raise ValueError(f"rows[{i}] is {row}: allowed are {allowed}")
+            before = row
         native = self._native_forward(batch.num_tokens)
         if native is None:
             streams = self.forward_ragged(batch, cache)

@@ -336,11 +336,18 @@ def test_an_interrupted_save_leaves_nothing(official: Any, tmp_path: Path, monke
 
 
 def test_destinations_that_are_refused(official: Any, official_folder: Path, tmp_path: Path) -> None:
-    before = sorted(official_folder.iterdir())
+    before = {file.name: file.read_bytes() for file in official_folder.iterdir()}
+    (tmp_path / "links").mkdir()
+    for file in official_folder.iterdir():
+        (tmp_path / "links" / file.name).symlink_to(file)
+    with pytest.raises(CheckpointError, match="expected another folder than the source's"):
+        convert(tmp_path / "links", official_folder, "bf16", overwrite=True)
+    with pytest.raises(CheckpointError, match="no such folder"):
+        convert(tmp_path / "missing", tmp_path, "bf16", overwrite=True)
     for target in (official_folder, official_folder.parent, official_folder / ".." / official_folder.name):
         with pytest.raises(CheckpointError, match="expected another folder than the source's"):
             convert(official_folder, target, "bf16", overwrite=True)
-    assert sorted(official_folder.iterdir()) == before
+    assert {file.name: file.read_bytes() for file in official_folder.iterdir()} == before
     (tmp_path / "file").write_text("mine")
     for overwrite in (False, True):
         with pytest.raises(CheckpointError, match="expected the name of a folder; found a file"):

@@ -207,14 +207,21 @@ def test_wrong_shapes_are_refused(kernels: Any) -> None:
     x = random(2, 4, 8)
     with pytest.raises(ValueError, match=r"fn: shape \[24, 31\], expected \[24, 32\]"):
         kernels.hc_read(x, random(24, 31), random(3), random(24), random(8), 2, 1e-6, 1e-6, random(2, 24), random(2, 8))
-    with pytest.raises(ValueError, match="tid2eid: 6"):
+    with pytest.raises(ValueError, match="expert of tid2eid 6: allowed are 0 to 5"):
         kernels.route(
             random(1, 6), torch.tensor([[0, 6]]), torch.tensor([0]), 1.0, torch.zeros(1, 2).long(), random(1, 2)
         )
     with pytest.raises(ValueError, match="ratio 8; allowed are 4 and 128"):
         kernels.compress(8, random(2, 4), random(2, 4), random(8, 4), 0, random(8, 4), random(8, 4), random(1, 4))
-    with pytest.raises(ValueError, match="chosen: 2"):
+    with pytest.raises(ValueError, match="chosen entry 2: allowed are 0 to 1"):
         many = (random(1, 1, 4), random(1, 4), random(128, 4), random(2, 4), torch.tensor([[2]]))
         kernels.attend(*many, 4, 7, random(1), random(1, 1, 4))
-    with pytest.raises(ValueError, match="entries: too few or too narrow"):
+    with pytest.raises(ValueError, match=r"entries: shape \[1, 4\], expected \[2, 4\]"):
         kernels.attend(*many[:3], random(1, 4), many[4], 4, 7, random(1), random(1, 1, 4))
+    with pytest.raises(ValueError, match="tokens, heads, channels or k 0: allowed are 1 to"):
+        none = (random(0, 2, 8), random(0, 8), random(128, 8), random(0, 8), torch.zeros(0, 1).long())
+        kernels.attend(*none, 0, 5, random(2), random(0, 2, 8))
+    with pytest.raises(ValueError, match="choice: allowed are a float32 bias and a contiguous int64 table"):
+        kernels.route(
+            random(1, 6), torch.zeros(6).int(), torch.tensor([0]), 1.0, torch.zeros(1, 2).long(), random(1, 2)
+        )

@@ -5,6 +5,7 @@ imported before the first product, as the shared conftest does); elsewhere to 1e
 """
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -402,6 +403,15 @@ def test_cache_refusals() -> None:
         model.forward_ragged(RaggedBatch.pack([[1]]), cache)
     with pytest.raises(ValueError, match="cache row 1 is named by 2 sequences of the batch; allowed is one"):
         model.forward_ragged(RaggedBatch.pack([[1], [2]], slots=[1, 1]), cache)
+    batch = RaggedBatch.pack([[1, 2, 3]], slots=[1])
+    for rows, wrong in (
+        ([3], "rows[0] is 3"),
+        ([1, 1], "rows[1] is 1"),
+        ([2, 0], "rows[1] is 0"),
+        ([-1], "rows[0] is -1"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"{wrong}: allowed are 0 to 2, each more than the one before")):
+            model.next_token_logits(batch, cache, np.array(rows))
     assert cache.lengths == [8, 0]
     with pytest.raises(ValueError, match="every sequence at least one token"):
         RaggedBatch.pack([[1], []])
