@@ -75,13 +75,15 @@ struct FewRows {
     return _mm512_add_ps(high, _mm512_maskz_add_ps(finite(high), column(1), column(2)));
 }
 
-// Asks for the memory of a weight, some lines with every group of 32 rows, before it is read. Short rows: one line after the
-// other of the next 32 rows, for the second cache. Long ones, of which the next are far: some groups on in these rows, for the
-// first.
-template <Kind kind>
+constexpr int64_t SHORT_ROW = 2048;  // bytes
+
+// Asks for the memory of a weight, some lines with every group of a block's W panels, before it is read. Short rows: one line
+// after the other of the next block, for the second cache. Long ones, of which the next are far: some groups on in these rows,
+// for the first.
+template <Kind kind, int W>
 struct Ahead {
-    static constexpr int64_t BYTES = group_bytes(kind), LINES = 2 * LANES * BYTES / 64, SHORT = 2048, GROUPS = 8;
-    static constexpr int64_t EVERY = 64 / BYTES, ROWS_AT_ONCE = 2 * LANES / EVERY;
+    static constexpr int64_t HIGH = W * LANES, BYTES = group_bytes(kind), LINES = HIGH * BYTES / 64, GROUPS = 8;
+    static constexpr int64_t EVERY = 64 / BYTES, ROWS_AT_ONCE = HIGH / EVERY;
     const uint8_t *codes, *scales = nullptr;
     int64_t stride, groups;
 
@@ -92,20 +94,20 @@ struct Ahead {
     }
     [[gnu::always_inline]] void ask(int64_t block, int64_t g) const {
         if (g % 2 == 0) ask_scales((block + 1) * groups + g);
-        if (stride <= SHORT) {
-            const uint8_t* from = codes + (block + 1) * 2 * LANES * stride + g * LINES * 64;
+        if (stride <= SHORT_ROW) {
+            const uint8_t* from = codes + (block + 1) * HIGH * stride + g * LINES * 64;
             for (int64_t i = 0; i < LINES; ++i) _mm_prefetch(reinterpret_cast<const char*>(from + i * 64), _MM_HINT_T1);
             return;
         }
-        const int64_t row = block * 2 * LANES + g % EVERY * ROWS_AT_ONCE;
+        const int64_t row = block * HIGH + g % EVERY * ROWS_AT_ONCE;
         g = g / EVERY * EVERY + GROUPS;
-        const uint8_t* from = codes + (g < groups ? row : row + 2 * LANES) * stride + (g < groups ? g : g - groups) * BYTES;
+        const uint8_t* from = codes + (g < groups ? row : row + HIGH) * stride + (g < groups ? g : g - groups) * BYTES;
         for (int64_t r = 0; r < ROWS_AT_ONCE; ++r) _mm_prefetch(reinterpret_cast<const char*>(from + r * stride), _MM_HINT_T0);
     }
 
    private:
     [[gnu::always_inline]] void ask_scales(int64_t g) const {
-        if (scales) _mm_prefetch(reinterpret_cast<const char*>(scales + g * 2 * LANES), _MM_HINT_T1);
+        if (scales) _mm_prefetch(reinterpret_cast<const char*>(scales + g * HIGH), _MM_HINT_T1);
     }
 };
 
@@ -153,7 +155,7 @@ inline void few_rows(const FewRows& of, const Weight& w, int64_t n, int64_t bloc
     constexpr int64_t ROW_BYTES = ONE ? 16 : 64, WORDS = ONE ? TILE_WORDS / 4 : TILE_WORDS, HIGH = W * LANES;
     const int64_t groups = groups_of(w.in);
     const uint16_t* const turned = of.turned;
-    const Ahead<kind> ahead(w, n);
+    const Ahead<kind, W> ahead(w, n);
     auto row_tile = [&](int64_t g, int i) __attribute__((always_inline)) { return turned + (g * X + i) * WORDS; };
     each<X * W>([&](auto t) __attribute__((always_inline)) { tile_zero<decltype(t)::value>(); });
     if (kind == Kind::bf16 && w.in % GROUP == 0 && n + blocks * HIGH <= w.out) {  // read where they are stored
@@ -214,7 +216,8 @@ inline void few_rows_of(const FewRows& of, const Weight& w, int64_t n0, int64_t 
         for (int64_t r = 0; r < of.rows; ++r) std::fill(y[r] + n0, y[r] + n1, 0.0f);
         return;
     }
-    const int64_t pairs = (n1 - n0) / (2 * LANES), rest = n0 + pairs * 2 * LANES;
+    // Of long rows 16 are read side by side: of 32 the processor's own looking ahead loses sight.
+    const int64_t pairs = ONE && w.stride > SHORT_ROW ? 0 : (n1 - n0) / (2 * LANES), rest = n0 + pairs * 2 * LANES;
     if (pairs) few_rows<kind, PARTS, ONE, X, 2>(of, w, n0, pairs, y);
     if (rest < n1) few_rows<kind, PARTS, ONE, X, 1>(of, w.rows(0, n1), rest, (n1 - rest + LANES - 1) / LANES, y);
 }

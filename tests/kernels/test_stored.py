@@ -83,6 +83,21 @@ def test_a_row_has_the_same_bits_whatever_rows_there_are(kernels: Any, kind: str
         assert torch.equal(*pair), count
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("outputs", [1, 16, 45, 100])
+def test_one_row_times_a_weight_of_long_rows(kernels: Any, kind: str, outputs: int) -> None:
+    weight, x = stored(kind, outputs, 4288), random(20, 4288)
+    together = torch.full((20, outputs), float("nan"))
+    kernels.linear(x, weight.parts, together)
+    exact = x.double() @ weight.widen().double().t()
+    assert ((together - exact).abs() <= 2e-6 * (x.abs().double() @ weight.widen().abs().double().t())).all()
+    for threads in (1, 2, 3):
+        kernels.set_threads(threads)
+        alone = torch.full((1, outputs), float("nan"))
+        kernels.linear(x[7:8], weight.parts, alone)
+        assert torch.equal(alone[0], together[7])
+
+
 AMX = pytest.mark.skipif(MODULE is None or "amx" not in MODULE.isas(), reason="the processor has no AMX")
 
 
