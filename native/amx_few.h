@@ -216,7 +216,7 @@ inline void few_rows_of(const FewRows& of, const Weight& w, int64_t n0, int64_t 
         for (int64_t r = 0; r < of.rows; ++r) std::fill(y[r] + n0, y[r] + n1, 0.0f);
         return;
     }
-    // Of long rows 16 are read side by side: of 32 the processor's own looking ahead loses sight.
+    // Of long rows 16 are read side by side, which is quicker than 32: presumably the processor's own looking ahead follows no more.
     const int64_t pairs = ONE && w.stride > SHORT_ROW ? 0 : (n1 - n0) / (2 * LANES), rest = n0 + pairs * 2 * LANES;
     if (pairs) few_rows<kind, PARTS, ONE, X, 2>(of, w, n0, pairs, y);
     if (rest < n1) few_rows<kind, PARTS, ONE, X, 1>(of, w.rows(0, n1), rest, (n1 - rest + LANES - 1) / LANES, y);

@@ -49,10 +49,9 @@ class NativeModel {
             int64_t depth = static_cast<int64_t>(l) - c.num_hidden_layers;
             model.layers.push_back(
                 layer(depth < 0 ? "layers." + std::to_string(l) + "." : "mtp." + std::to_string(depth) + ".", ratios[l]));
-            std::string prefix = depth < 0 ? "" : "mtp." + std::to_string(depth) + ".";
-            readouts_[prefix] = {site(prefix + "hc_head", c.hc_mult, 1),
-                                 contiguous(prefix + "norm.weight", {c.hidden_size})};
+            if (depth >= 0) add_readout("mtp." + std::to_string(depth) + ".");
         }
+        add_readout("");
         model.head = weight("head.weight", c.vocab_size, c.hidden_size);
     }
 
@@ -87,6 +86,11 @@ class NativeModel {
     }
 
    private:
+    void add_readout(const std::string& prefix) {
+        const Config& c = model.config;
+        readouts_[prefix] = {site(prefix + "hc_head", c.hc_mult, 1), contiguous(prefix + "norm.weight", {c.hidden_size})};
+    }
+
     HyperConnection site(const std::string& prefix, int64_t mixes, int64_t scales) const {
         const Config& c = model.config;
         return {contiguous(prefix + "_fn", {mixes, c.hc_mult * c.hidden_size}), contiguous(prefix + "_base", {mixes}),
