@@ -56,8 +56,16 @@ class ConversationModel:
         self.stop_token_ids = frozenset({llm.config.eos_token_id, *turn_ids})
 
     def prepare(self, request: recipe.ConversationRequest) -> Turn:
-        """Renders and tokenises. Raises recipe.ConversionError when the context cannot hold prompt and answer."""
-        prompt = self.prompts.encode(request.conversation)
+        """Renders and tokenises. Raises recipe.ConversionError when the context cannot hold prompt and answer.
+
+        A text that cannot fit by its length is refused before it is tokenised, with the fewest tokens that it can have.
+        """
+        rendered = self.prompts.render(request.conversation)
+        tokenizer, ranges = self.prompts.tokenizer, rendered.special_ranges
+        least = tokenizer.min_tokens_rendered(rendered.prompt, ranges)
+        if least > self.max_model_len:
+            request.resolve_max_tokens(least, self.max_model_len)  # raises: it words the error
+        prompt = tokenizer.encode_rendered(rendered.prompt, ranges)
         options = request.inference_options
         params = SamplingParams(
             max_tokens=request.resolve_max_tokens(len(prompt), self.max_model_len),

@@ -133,7 +133,10 @@ class LLM:
         self._in_use.release()
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt: text after a begin-of-sentence token, ids as they are."""
+        """Token ids of a prompt: text after a begin-of-sentence token, ids as they are.
+
+        ValueError for an empty text, and, before it is tokenised, for one that cannot fit by its length.
+        """
         if not isinstance(prompt, str):
             return prompt
         if self.tokenizer is None:
@@ -141,6 +144,12 @@ class LLM:
             raise ValueError(f"the model{where} has no tokenizer, so a prompt must be a list of token ids, not text")
         if not prompt:
             raise ValueError("the prompt is an empty text; it needs at least 1 character")
+        least = 1 + self.tokenizer.min_tokens(prompt)
+        if least > self.max_model_len:
+            raise ValueError(
+                f"This model's maximum context length is {self.max_model_len} tokens. However, you requested at least"
+                f" {least} tokens ({least} in the prompt, 0 in the completion). Please reduce the length of the prompt."
+            )
         return [self.config.bos_token_id, *self.tokenizer.encode(prompt)]
 
 

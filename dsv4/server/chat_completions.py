@@ -6,8 +6,9 @@ holds the model to them. Thinking with a required tool call is refused, as the h
 
 from __future__ import annotations
 
+from functools import partial
+
 from fastapi import APIRouter
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -30,7 +31,7 @@ def chat_router(service: ChatService, keep_alive_seconds: float) -> APIRouter:
 async def answer(service: ChatService, protocol: Protocol, request: Request, keep_alive_seconds: float) -> Response:
     """Checks a request and starts its answer, streamed or whole. Raises RequestError before anything is generated."""
     service.engine.check()
-    job = await run_in_threadpool(service.prepare, protocol, await read_body(request))
+    job = await service.threads.run(partial(service.prepare, protocol), await read_body(request))
     if job.stream:
         return event_stream(service, job, keep_alive_seconds)
     return JsonWhenReady(lambda: service.whole(job), keep_alive_seconds)

@@ -6,8 +6,9 @@ betas, cache marks and citations are ignored.
 
 from __future__ import annotations
 
+from functools import partial
+
 from fastapi import APIRouter
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -29,7 +30,7 @@ def messages_router(service: ChatService, keep_alive_seconds: float) -> APIRoute
     @router.post("/anthropic/v1/messages/count_tokens")
     async def count_tokens(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         """Renders and tokenises only: it never waits for the engine."""
-        count = await run_in_threadpool(service.count_tokens, MESSAGES, await read_body(request))
+        count = await service.threads.run(partial(service.count_tokens, MESSAGES), await read_body(request))
         return JSONResponse({"input_tokens": count})
 
     return router

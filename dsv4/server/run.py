@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from collections.abc import Sequence
@@ -44,6 +45,8 @@ def serve(
 
         if threads is not None:
             torch.set_num_threads(threads)
+        # `tokenizers` queues texts for a pool of its own: a short one would wait there behind long ones.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         native.module()  # chosen now, so that a reason why the reference runs comes first
         llm = LLM(model, max_num_seqs=max_num_seqs, max_model_len=max_model_len, device=device)
         engine = AsyncEngine(llm)

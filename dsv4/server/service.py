@@ -14,6 +14,7 @@ from dsv4.engine import AsyncEngine
 from dsv4.engine.conversation import Chunk, ConversationModel, Generator, Turn
 from dsv4.server.errors import RequestError
 from dsv4.server.leniency import adapt_chat, adapt_messages
+from dsv4.server.threads import BodyThreads
 
 Request = recipe.ChatCompletionRequest | recipe.MessagesRequest
 Response = recipe.ChatCompletionResponse | recipe.MessagesResponse
@@ -59,6 +60,7 @@ class ChatService:
         """`thinking`: whether a request that does not say thinks, as the hosted service does."""
         self.engine = engine
         self.conversation = ConversationModel(engine.llm)
+        self.threads = BodyThreads()
         self.model_name = model_name
         self.model_names = list(dict.fromkeys([model_name, *aliases]))
         self._options = recipe.ConversionOptions(
@@ -79,7 +81,7 @@ class ChatService:
     def count_tokens(self, protocol: Protocol, body: bytes) -> int:
         """Tokens of the rendered prompt. Raises RequestError as `prepare` does, but never for its length."""
         _, converted = self._convert(protocol, body)
-        return len(self.conversation.prompts.encode(converted.conversation))
+        return self.conversation.prompts.count(converted.conversation)
 
     async def chunks(self, job: Job) -> AsyncGenerator[Chunk, None]:
         """Runs a job. Closing the generator stops the generation; so does an answer that ends before its tokens do."""

@@ -98,6 +98,11 @@ class PromptEncoder:
         rendered = self.render(conversation)
         return self.tokenizer.encode_rendered(rendered.prompt, rendered.special_ranges)
 
+    def count(self, conversation: Conversation) -> int:
+        """Count the tokens that `encode` gives."""
+        rendered = self.render(conversation)
+        return self.tokenizer.count_rendered(rendered.prompt, rendered.special_ranges)
+
     def _adapted(self, conversation: Conversation) -> Conversation:
         messages: list[Message] = conversation.messages
         tools = conversation.tools

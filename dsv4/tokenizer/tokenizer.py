@@ -8,6 +8,7 @@ from typing import Any
 
 import tokenizers
 
+from dsv4.tokenizer.length_bound import LengthBound, keeps_every_byte
 from dsv4.tokenizer.special import EOS
 
 
@@ -61,6 +62,9 @@ class Tokenizer:
             for text, token_id in self._plain.get_vocab().items()
             if text not in self._added
         }
+        # A token that is written out in the vocabulary may come of plain text where merges are ignored.
+        written = [text.encode() for text in self._added] if data["model"].get("ignore_merges") else []
+        self._bound = LengthBound([*self._bytes.values(), *written] if keeps_every_byte(data) else [])
         self._bytes |= {token_id: text.encode() for text, token_id in self._added.items()}
         self.vocab_size: int = full.get_vocab_size(with_added_tokens=True)
         self.eos_token_id: int = self.special_id(EOS)
@@ -92,29 +96,56 @@ class Tokenizer:
         return self._added[spelling]
 
     def encode(self, text: str) -> list[int]:
-        """Encode plain text; spellings of special tokens stay text."""
-        return self._plain.encode(text, add_special_tokens=False).ids
+        """Encode plain text; spellings of special tokens stay text. Other Python threads run meanwhile."""
+        return self._encodings([text])[0].ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode plain texts; faster than one by one."""
-        return [encoding.ids for encoding in self._plain.encode_batch(list(texts), add_special_tokens=False)]
+        return [encoding.ids for encoding in self._encodings(list(texts))]
 
     def encode_rendered(self, prompt: str, special_ranges: Iterable[tuple[int, int]]) -> list[int]:
         """Encode a rendered prompt: each range (start, end) of `prompt` is one special token, all else plain text."""
         ids: list[int] = []
+        pieces, specials = self._split(prompt, special_ranges)
+        for encoding, special in zip(self._encodings(pieces), (*specials, None), strict=True):
+            ids += encoding.ids
+            if special is not None:
+                ids.append(special)
+        return ids
+
+    def count_rendered(self, prompt: str, special_ranges: Iterable[tuple[int, int]]) -> int:
+        """Count the tokens that `encode_rendered` gives."""
+        pieces, specials = self._split(prompt, special_ranges)
+        return len(specials) + sum(len(encoding) for encoding in self._encodings(pieces))
+
+    def min_tokens(self, text: str) -> int:
+        """Bound the tokens of plain text from below, by its bytes; 0 where this tokenizer allows no bound."""
+        return self._bound.tokens(text)
+
+    def min_tokens_rendered(self, prompt: str, special_ranges: Iterable[tuple[int, int]]) -> int:
+        """Bound the tokens that `encode_rendered` gives from below."""
+        pieces, specials = self._split(prompt, special_ranges)
+        return len(specials) + self.min_tokens("".join(pieces))
+
+    def _encodings(self, texts: list[str]) -> list[tokenizers.Encoding]:
+        # `tokenizers` holds the interpreter for as long as a single `encode` takes, in a batch it lets go of it.
+        return self._plain.encode_batch_fast(texts, add_special_tokens=False)
+
+    def _split(self, prompt: str, special_ranges: Iterable[tuple[int, int]]) -> tuple[list[str], list[int]]:
+        """Plain pieces of a rendered prompt, which may be empty, and the special ids that stand between them."""
+        pieces: list[str] = []
+        specials: list[int] = []
         end = 0
         for start, stop in special_ranges:
             if not end <= start < stop <= len(prompt):
                 raise ValueError(
                     f"special range ({start}, {stop}): ascending ranges in {end} to {len(prompt)} are allowed"
                 )
-            if start > end:
-                ids += self.encode(prompt[end:start])
-            ids.append(self.special_id(prompt[start:stop]))
+            pieces.append(prompt[end:start])
+            specials.append(self.special_id(prompt[start:stop]))
             end = stop
-        if end < len(prompt):
-            ids += self.encode(prompt[end:])
-        return ids
+        pieces.append(prompt[end:])
+        return pieces, specials
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes of one token; a special token gives its spelling."""
