@@ -1,0 +1,185 @@
+"""How steps are shared, over random arrivals: nothing that decodes waits, nobody starves, short prompts come soon."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dsv4.engine import LLM, AsyncEngine, SamplingParams
+from dsv4.engine.sampler import SampledToken
+from dsv4.engine.scheduler import Scheduler, SchedulerConfig, reading_order
+from dsv4.engine.sequence import Sequence
+
+
+@dataclass(frozen=True)
+class Arrival:
+    step: int
+    prompt: int
+    output: int
+
+
+class Simulation:
+    """Steps of a scheduler without a model; holds at every step what must hold always."""
+
+    def __init__(self, config: SchedulerConfig, arrivals: list[Arrival]) -> None:
+        self.config = config
+        self.scheduler = Scheduler(config)
+        self.arrivals = sorted(arrivals, key=lambda arrival: arrival.step)
+        self.first_token: dict[int, int] = {}  # place in `arrivals` -> steps from arrival to first token
+        self.sequences = [self._sequence(i, arrival) for i, arrival in enumerate(self.arrivals)]
+
+    @staticmethod
+    def _sequence(number: int, arrival: Arrival) -> Sequence:
+        params = SamplingParams(max_tokens=arrival.output, ignore_eos=True)
+        return Sequence(number, [5] * arrival.prompt, params, 0, frozenset(), 1 << 30)
+
+    def run(self, most_steps: int, until: int | None = None) -> Simulation:
+        """To the end, or to the first token of request `until`."""
+        step = came = 0
+        while (came < len(self.arrivals) or self.scheduler.has_work) and until not in self.first_token:
+            while came < len(self.arrivals) and self.arrivals[came].step <= step:
+                self.scheduler.add(self.sequences[came])
+                came += 1
+            self._step(step)
+            step += 1
+            assert step <= most_steps, "somebody starves"
+        return self
+
+    def _step(self, step: int) -> None:
+        decoding = {s for s in self.scheduler.running if s.num_uncomputed_tokens == 1}
+        unread = [s for s in self.sequences if s.status.value in ("waiting", "running") and s not in decoding]
+        chunks = self.scheduler.schedule()
+        taken = {chunk.sequence: chunk.stop - chunk.start for chunk in chunks}
+        total, most = sum(taken.values()), self.config.max_num_batched_tokens
+        assert total <= most and all(count > 0 for count in taken.values()) and len(taken) == len(chunks)
+        assert bool(chunks) == self.scheduler.has_work
+        assert all(taken[sequence] == 1 for sequence in decoding), "whatever decodes gets its token"
+        slots = [sequence.slot for sequence in self.scheduler.running]
+        assert len(set(slots)) == len(slots) <= self.config.max_num_seqs and all(slot >= 0 for slot in slots)
+        if unread and unread[0].slot >= 0:
+            left = most - len(decoding)
+            assert taken[unread[0]] >= min(unread[0].num_uncomputed_tokens, left - left // 2), "the oldest goes on"
+            if taken[unread[0]] < unread[0].num_uncomputed_tokens:
+                assert total == most, "no part of a step is left unused while there is something to read"
+        for chunk in chunks:
+            assert chunk.start == chunk.sequence.num_computed_tokens
+            chunk.sequence.num_computed_tokens = chunk.stop
+        half_read = sum(s.num_uncomputed_tokens > 1 for s in self.scheduler.running)
+        assert half_read <= self.config.partial_prefills
+        for chunk in chunks:
+            if chunk.sequence.num_uncomputed_tokens == 0:
+                self._append(chunk.sequence, step)
+
+    def _append(self, sequence: Sequence, step: int) -> None:
+        sequence.append(SampledToken(7))
+        self.first_token.setdefault(sequence.request_id, step + 1 - self.arrivals[sequence.request_id].step)
+        if sequence.finished:
+            assert self.scheduler.finish(sequence) is not None
+
+
+@st.composite
+def any_config(draw: st.DrawFn) -> SchedulerConfig:
+    rows = draw(st.integers(1, 8))
+    partial = draw(st.one_of(st.none(), st.integers(1, rows)))
+    return SchedulerConfig(rows, draw(st.integers(rows, 64)), partial)
+
+
+any_arrivals = st.lists(
+    st.builds(Arrival, st.integers(0, 60), st.one_of(st.integers(1, 12), st.integers(1, 400)), st.integers(1, 9)),
+    min_size=1,
+    max_size=25,
+)
+
+
+@given(any_config(), any_arrivals)
+@settings(deadline=None, max_examples=300)
+def test_whatever_comes_everybody_ends(config: SchedulerConfig, arrivals: list[Arrival]) -> None:
+    work = sum(2 * arrival.prompt + arrival.output + 1 for arrival in arrivals)
+    simulation = Simulation(config, arrivals).run(60 + work)
+    assert len(simulation.first_token) == len(arrivals)
+
+
+@given(
+    rows=st.integers(2, 8),
+    long=st.lists(st.builds(Arrival, st.integers(0, 9), st.integers(1000, 4000), st.just(1)), min_size=1, max_size=12),
+    short=st.lists(st.builds(Arrival, st.integers(10, 40), st.integers(1, 30), st.just(1)), min_size=1, max_size=4),
+)
+@settings(deadline=None, max_examples=100)
+def test_a_short_prompt_has_its_token_at_once_whatever_is_being_read(
+    rows: int, long: list[Arrival], short: list[Arrival]
+) -> None:
+    """Up to twelve long prompts, more than there are rows, and four short ones that fit half a step together."""
+    simulation = Simulation(SchedulerConfig(rows, 256), [*long, *short]).run(2000)
+    taken = [simulation.first_token[i] for i, a in enumerate(simulation.arrivals) if a.prompt <= 30]
+    # One step, two where the oldest prompt has just been read; with two rows, they take the free one in turn.
+    assert max(taken) <= 1 + len(short)
+
+
+@given(st.integers(2, 8), st.integers(1, 60), st.integers(1, 30))
+@settings(deadline=None, max_examples=30)
+def test_a_stream_of_short_prompts_does_not_starve_a_long_one(rows: int, size: int, output: int) -> None:
+    """Five short requests come with every step: the long prompt still gets half of what those that decode leave."""
+    budget, long = 128, 2000
+    steps = math.ceil(long / ((budget - rows) // 2)) + 1
+    short = [Arrival(step, size, output) for step in range(1, steps + 1) for _ in range(5)]
+    Simulation(SchedulerConfig(rows, budget), [Arrival(0, long, 1), *short]).run(steps, until=0)
+
+
+def test_who_reads_in_which_order() -> None:
+    def order(*unread: int) -> list[int]:
+        return [place for place, _ in reading_order(unread, 100)]
+
+    assert list(reading_order([1000], 101)) == [(0, 51), (0, 1000)]
+    assert order(1000, 400, 20) == [0, 2, 1, 0, 1, 2], "the shortest overtakes first"
+    assert order(1000, 501, 1000) == [0, 0, 1, 2], "what is nearly as long waits its turn"
+    assert order(10, 5, 6) == [0, 1, 0, 1, 2]
+
+
+def test_two_long_prompts_are_read_one_after_the_other() -> None:
+    """Both at once would end both late."""
+    arrivals = [Arrival(0, 1000, 1), Arrival(0, 1000, 1)]
+    simulation = Simulation(SchedulerConfig(4, 100), arrivals).run(50)
+    assert simulation.first_token == {0: 10, 1: 20}
+
+
+@pytest.mark.parametrize("partial", [0, 5])
+def test_partial_prefills_are_checked(partial: int) -> None:
+    with pytest.raises(ValueError, match=rf"max_num_partial_prefills is {partial}; allowed: \[1, 4\]"):
+        SchedulerConfig(4, 1024, partial)
+
+
+def test_a_short_request_is_answered_while_long_ones_are_read(model) -> None:
+    """End to end: three long prompts, a short question after them, in an engine with two rows."""
+    long = SamplingParams(max_tokens=1, ignore_eos=True)
+
+    async def main(engine: AsyncEngine) -> tuple[list[int], list[int]]:
+        async def ask(name: int, prompt: list[int], params: SamplingParams) -> None:
+            async for _ in engine.stream(prompt, params):
+                pass
+            ended.append(name)
+
+        ended: list[int] = []
+        reading = [asyncio.create_task(ask(i, [5 + i] * 700, long)) for i in range(3)]
+        while not model.batches:
+            await asyncio.sleep(0.001)
+        before = len(model.batches)
+        await ask(9, [4, 8], SamplingParams(max_tokens=5, ignore_eos=True))
+        steps = len(model.batches) - before
+        await asyncio.gather(*reading)
+        return ended, [steps]
+
+    model.seconds_per_step = 0.02
+    engine = AsyncEngine(LLM(model, max_num_seqs=2, max_num_batched_tokens=32))
+    try:
+        with ThreadPoolExecutor(1) as pool:  # other tests may leave an event loop running in this thread
+            ended, (steps,) = pool.submit(asyncio.run, main(engine)).result()
+    finally:
+        engine.close()
+    assert ended == [9, 0, 1, 2]
+    assert steps < 40, "five tokens, and the steps that go by while this process is kept waiting"
