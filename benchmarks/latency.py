@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-WORDS = ("the", "cat", "sat", "on", "12", "+", "30", "is", "what", "function", "return", "hello", "world,", "def f(x):\n")
+WORDS = ("the", "cat", "sat", "on", "12", "+", "30", "is", "what", "function", "return", "world,", "def f(x):\n")
 QUESTION = "What is 12 + 30?"
 BEAT_SECONDS = 0.005
 
@@ -89,7 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(asyncio.run(tokenise(megabytes)))
     alone, _ = asyncio.run(read(options.long, 0, 0, 0.0))
     long, others = asyncio.run(read(options.long, options.short, options.answer, options.apart))
-    print(f"long prompt, {options.long} tokens: first token after {alone.total:.1f} s alone, {long.total:.1f} s in company")
+    seconds = f"{alone.total:.1f} s alone, {long.total:.1f} s in company"
+    print(f"long prompt, {options.long} tokens: first token after {seconds}")
     for name, times in (("first", [t.first for t in others]), ("last", [t.total for t in others])):
         print(f"short prompts, {name} token after: {' '.join(f'{seconds:.2f}' for seconds in times)} s")
     return 0

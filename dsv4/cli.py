@@ -140,6 +140,13 @@ def _add_serve(commands: Any) -> None:
         "--max-num-seqs", type=int, default=8, metavar="N", help="requests computed at once (default: %(default)s)"
     )
     parser.add_argument(
+        "--max-waiting",
+        type=int,
+        default=256,
+        metavar="N",
+        help="requests that may wait for their turn; more are told to come again (default: %(default)s)",
+    )
+    parser.add_argument(
         "--max-model-len", type=int, default=None, metavar="N", help="tokens a request may hold, prompt included"
     )
     parser.add_argument("--threads", type=int, default=None, metavar="N", help="CPU threads of a forward")
@@ -158,6 +165,7 @@ def _serve(options: argparse.Namespace) -> int | None:
         max_model_len=options.max_model_len,
         threads=options.threads,
         device=options.device,
+        max_waiting=options.max_waiting,
     )
 
 

@@ -4,5 +4,6 @@ from dsv4.engine.async_engine import AsyncEngine, EngineError
 from dsv4.engine.llm import LLM
 from dsv4.engine.outputs import RequestOutput, TokenEvent
 from dsv4.engine.sampling_params import SamplingParams
+from dsv4.engine.waiting import QueueFullError
 
-__all__ = ["LLM", "AsyncEngine", "EngineError", "RequestOutput", "SamplingParams", "TokenEvent"]
+__all__ = ["LLM", "AsyncEngine", "EngineError", "QueueFullError", "RequestOutput", "SamplingParams", "TokenEvent"]

@@ -13,6 +13,7 @@ from dsv4.engine.llm import LLM
 from dsv4.engine.outputs import TokenEvent
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.engine.sequence import Sequence
+from dsv4.engine.waiting import WaitingRoom
 
 
 class EngineError(RuntimeError):
@@ -41,6 +42,7 @@ class AsyncEngine:
         self.llm = llm
         self.error: BaseException | None = None
         self._core: EngineCore = llm.core
+        self._room = WaitingRoom(llm.waiting_limits)
         self._listeners: dict[int, _Listener] = {}
         self._commands: list[Callable[[], None]] = []
         self._wake = threading.Condition()  # guards _commands, _closed and error
@@ -63,10 +65,17 @@ class AsyncEngine:
     def stream(self, prompt_token_ids: list[int], params: SamplingParams) -> AsyncGenerator[TokenEvent, None]:
         """Yields the request's events; closing or dropping the generator stops the request.
 
-        Raises ValueError at once for a prompt that cannot run. The request is queued when iteration begins; if the
-        engine stops, iteration raises EngineError.
+        Raises ValueError at once for a prompt that cannot run, and QueueFullError where too many wait: the request
+        has its place in the queue from now on, and is queued when iteration begins. If the engine stops, iteration
+        raises EngineError. Safe from any thread.
         """
-        return self._events(self._core.new_sequence(prompt_token_ids, params))
+        sequence = self._core.new_sequence(prompt_token_ids, params)
+        self._room.add(sequence)
+        return self._events(sequence)
+
+    def check_room(self) -> None:
+        """Raises QueueFullError where a request of any length would get it: before its prompt is even made."""
+        self._room.check()
 
     def check(self) -> None:
         """Raises EngineError unless the engine runs."""

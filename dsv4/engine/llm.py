@@ -16,6 +16,7 @@ from dsv4.engine.outputs import RequestOutput, TokenEvent
 from dsv4.engine.runner import EngineModel, ModelRunner
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.engine.scheduler import Scheduler, SchedulerConfig
+from dsv4.engine.waiting import WaitingLimits
 from dsv4.tokenizer import Tokenizer
 from dsv4.tokenizer.prompts import PromptEncoder, effort_ladder
 
@@ -29,7 +30,8 @@ class LLM:
 
     `model`: a model folder, or a model object; `folder` is then where its tokenizer and prompt settings are. Without a
     tokenizer prompts are token ids and so is the output; text raises ValueError. `max_model_len` bounds prompt and
-    output together; by default it is the model's own limit, at most 131072.
+    output together; by default it is the model's own limit, at most 131072. `max_num_waiting` and `max_waiting_tokens`
+    bound the queue of an AsyncEngine; `generate` takes any number of prompts.
     """
 
     def __init__(
@@ -43,8 +45,11 @@ class LLM:
         max_num_seqs: int = 8,
         max_model_len: int | None = None,
         max_num_batched_tokens: int = 1024,
+        max_num_waiting: int = WaitingLimits.max_num_waiting,
+        max_waiting_tokens: int = WaitingLimits.max_waiting_tokens,
     ) -> None:
         _check_device(device)
+        self.waiting_limits = WaitingLimits(max_num_waiting, max_waiting_tokens)
         if model is None or isinstance(model, (str, Path)):
             folder = nano_path() if model is None else Path(model)
             model = _load(folder, device, dtype, numerics)

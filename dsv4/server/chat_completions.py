@@ -31,6 +31,7 @@ def chat_router(service: ChatService, keep_alive_seconds: float) -> APIRouter:
 async def answer(service: ChatService, protocol: Protocol, request: Request, keep_alive_seconds: float) -> Response:
     """Checks a request and starts its answer, streamed or whole. Raises RequestError before anything is generated."""
     service.engine.check()
+    service.engine.check_room()
     job = await service.threads.run(partial(service.prepare, protocol), await read_body(request))
     if job.stream:
         return event_stream(service, job, keep_alive_seconds)

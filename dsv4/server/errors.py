@@ -12,9 +12,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from dsv4.engine import EngineError
+from dsv4.engine import EngineError, QueueFullError
 
 logger = logging.getLogger("dsv4.server")
+
+RETRY_AFTER_SECONDS = 5  # said to clients where the queue is full
 
 # Status -> (type, code) of the inner object, where they are not those of a bad request.
 _KINDS = {
@@ -78,6 +80,9 @@ def install_error_handlers(app: FastAPI) -> None:
     async def on_engine_error(request: Request, error: Exception) -> Response:
         return error_response(request.url.path, 503, str(error))
 
+    async def on_queue_full(request: Request, error: Exception) -> Response:
+        return error_response(request.url.path, 503, str(error), {"Retry-After": str(RETRY_AFTER_SECONDS)})
+
     async def on_disconnect(request: Request, error: Exception) -> Response:
         return Response(status_code=499)  # nobody reads it
 
@@ -88,5 +93,6 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestError, on_request_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(EngineError, on_engine_error)
+    app.add_exception_handler(QueueFullError, on_queue_full)
     app.add_exception_handler(ClientDisconnect, on_disconnect)
     app.add_exception_handler(Exception, on_unexpected)

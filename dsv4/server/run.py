@@ -28,6 +28,7 @@ def serve(
     max_model_len: int | None = None,
     threads: int | None = None,
     device: str = "cpu",
+    max_waiting: int = 256,
 ) -> None:
     """Serves a model folder, by default the embedded nano model. `port` 0 takes a free one.
 
@@ -48,7 +49,13 @@ def serve(
         # `tokenizers` queues texts for a pool of its own: a short one would wait there behind long ones.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         native.module()  # chosen now, so that a reason why the reference runs comes first
-        llm = LLM(model, max_num_seqs=max_num_seqs, max_model_len=max_model_len, device=device)
+        llm = LLM(
+            model,
+            max_num_seqs=max_num_seqs,
+            max_model_len=max_model_len,
+            device=device,
+            max_num_waiting=max_waiting,
+        )
         engine = AsyncEngine(llm)
         try:
             app = create_app(engine, api_keys=api_keys)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import deepseek_recipe as recipe
 
-from dsv4.engine import AsyncEngine
+from dsv4.engine import AsyncEngine, TokenEvent
 from dsv4.engine.conversation import Chunk, ConversationModel, Generator, Turn
 from dsv4.server.errors import RequestError
 from dsv4.server.leniency import adapt_chat, adapt_messages
@@ -51,6 +51,7 @@ class Job:
     stream: bool
     turn: Turn
     generator: Generator
+    events: AsyncGenerator[TokenEvent, None]  # of the engine, where the job has its place in the queue
 
 
 class ChatService:
@@ -69,14 +70,18 @@ class ChatService:
         ).with_model_versions_by_name(dict.fromkeys(self.model_names, recipe.ModelVersion.DeepseekV4Pro))
 
     def prepare(self, protocol: Protocol, body: bytes) -> Job:
-        """Checks, renders and tokenises a request. Raises RequestError. Slow for a long prompt: run it in a thread."""
+        """Checks, renders and tokenises a request, and takes its place in the queue. Slow for a long prompt: run it in
+        a thread. Raises RequestError and QueueFullError.
+        """
         model, converted = self._convert(protocol, body)
         try:
             turn = self.conversation.prepare(converted)
         except recipe.ConversionError as error:
             raise RequestError.from_recipe(error) from error
         answer_id = str(uuid.uuid4())
-        return Job(protocol, answer_id, model, converted.stream, turn, protocol.generator(converted, answer_id, model))
+        generator = protocol.generator(converted, answer_id, model)
+        events = self.engine.stream(turn.prompt_token_ids, turn.params)
+        return Job(protocol, answer_id, model, converted.stream, turn, generator, events)
 
     def count_tokens(self, protocol: Protocol, body: bytes) -> int:
         """Tokens of the rendered prompt. Raises RequestError as `prepare` does, but never for its length."""
@@ -86,7 +91,7 @@ class ChatService:
     async def chunks(self, job: Job) -> AsyncGenerator[Chunk, None]:
         """Runs a job. Closing the generator stops the generation; so does an answer that ends before its tokens do."""
         answer = self.conversation.answer(job.turn, job.generator)
-        async with contextlib.aclosing(self.engine.stream(job.turn.prompt_token_ids, job.turn.params)) as events:
+        async with contextlib.aclosing(job.events) as events:
             async for event in events:
                 for chunk in answer.push(event):
                     yield chunk

@@ -172,7 +172,7 @@ def serve(folder: Path) -> Callable[..., contextlib.AbstractContextManager[Serve
     """serve(model, **options of create_app and LLM limits) -> a running server."""
 
     def start(model: ScriptedModel, **options: object) -> contextlib.AbstractContextManager[Served]:
-        limits = {k: options.pop(k) for k in ("max_num_seqs", "max_model_len") if k in options}
+        limits = {k: options.pop(k) for k in ("max_num_seqs", "max_model_len", "max_num_waiting") if k in options}
         return serving(LLM(model, folder=folder, **limits), model, **options)  # type: ignore[arg-type]
 
     return start

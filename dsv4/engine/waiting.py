@@ -1,0 +1,62 @@
+"""A bound on what waits for the engine: requests, and the tokens of their prompts, which take memory."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from dataclasses import dataclass
+
+from dsv4.engine.sequence import Sequence, SequenceStatus
+
+
+class QueueFullError(RuntimeError):
+    """As many requests or tokens wait as may: this one is not taken, a later try may be."""
+
+
+@dataclass(frozen=True)
+class WaitingLimits:
+    """Requests that may wait for their first step, and tokens of their prompts together (about 50 bytes each)."""
+
+    max_num_waiting: int = 256
+    max_waiting_tokens: int = 1 << 22
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_waiting", "max_waiting_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
+
+
+class WaitingRoom:
+    """Which requests wait. A place is free again when its request runs, has ended, or nobody holds it any more.
+
+    Safe from any thread. A lone prompt is taken whatever its length.
+    """
+
+    def __init__(self, limits: WaitingLimits) -> None:
+        self.limits = limits
+        self._sequences: weakref.WeakSet[Sequence] = weakref.WeakSet()
+        self._lock = threading.Lock()
+
+    def check(self, num_tokens: int = 0) -> None:
+        """QueueFullError unless one more request, of `num_tokens` tokens, may wait."""
+        with self._lock:
+            self._check(num_tokens)
+
+    def add(self, sequence: Sequence) -> None:
+        """Gives a request its place; QueueFullError where there is none."""
+        with self._lock:
+            self._check(len(sequence.prompt_token_ids))
+            self._sequences.add(sequence)
+
+    def _check(self, num_tokens: int) -> None:
+        begun = (SequenceStatus.RUNNING, SequenceStatus.FINISHED)
+        waiting = [sequence for sequence in self._sequences if sequence.status not in begun]
+        self._sequences = weakref.WeakSet(waiting)
+        tokens, limits = sum(len(sequence.prompt_token_ids) for sequence in waiting), self.limits
+        full = len(waiting) >= limits.max_num_waiting or tokens + max(1, num_tokens) > limits.max_waiting_tokens
+        if waiting and full:
+            asked = f"; this one has {num_tokens} tokens" if num_tokens else ""
+            raise QueueFullError(
+                f"the queue is full: {len(waiting)} requests with {tokens} tokens are waiting, allowed are"
+                f" {limits.max_num_waiting} requests with {limits.max_waiting_tokens} tokens{asked}"
+            )

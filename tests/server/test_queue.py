@@ -1,0 +1,56 @@
+"""A full queue is a 503 that says when to come again, before a status is sent, streamed or not."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+BODY = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+PATHS = ("/v1/chat/completions", "/v1/messages")
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_full_queue_is_a_503_with_retry_after(model, serve, path: str, stream: bool) -> None:
+    model.reply = "</think>" + "word " * 5000
+    model.seconds_per_step = 0.01
+    with serve(model, max_num_seqs=1, max_num_waiting=2) as served:
+        leave = threading.Event()
+
+        def hold() -> None:
+            with served.http().stream("POST", path, json=BODY | {"stream": True}):
+                leave.wait(60)
+
+        with ThreadPoolExecutor(3) as pool:
+            try:
+                pool.submit(hold)
+                served.wait_until_running()
+                for _ in range(2):
+                    pool.submit(hold)
+                deadline = time.monotonic() + 20
+                while served.engine.num_waiting < 2:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.005)
+                response = served.http().post(path, json=BODY | {"stream": stream})
+            finally:
+                leave.set()
+        assert (response.status_code, response.headers["retry-after"]) == (503, "5")
+        error = response.json()["error"]
+        assert error["type"] == "service_unavailable"
+        assert "the queue is full: 2 requests with" in error["message"]
+        served.wait_until_idle()
+
+
+def test_a_burst_is_refused_after_it_is_read(model, serve) -> None:
+    """Many pass the look at the queue while it is empty: each has to find a place when its prompt is made."""
+    model.seconds_of_prefill = 0.02
+    with serve(model, max_num_seqs=1, max_num_waiting=3) as served, ThreadPoolExecutor(30) as pool:
+        client = served.http()
+
+        def ask(_: int) -> int:
+            return client.post(PATHS[0], json=BODY | {"stream": True}).status_code
+
+        statuses = list(pool.map(ask, range(60)))
+        assert set(statuses) == {200, 503} and statuses.count(503) > 10
+        assert client.post(PATHS[0], json=BODY).status_code == 200
