@@ -17,6 +17,7 @@ from dsv4.kernels.native import KernelChoiceError
 from dsv4.presets import PRESETS
 
 EFFORTS = ("low", "high", "max")
+DTYPES = ("auto", "bfloat16", "float32")
 
 # Package that serving does not need -> the extra of pyproject.toml that installs it.
 _EXTRAS = {"reasoning_gym": "train", "transformers": "bench", "psutil": "bench"}
@@ -151,6 +152,15 @@ def _add_serve(commands: Any) -> None:
     )
     parser.add_argument("--threads", type=int, default=None, metavar="N", help="CPU threads of a forward")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="auto",
+        help="of the matrices and the cache (default: %(default)s, float32 on the CPU, bfloat16 on a GPU)",
+    )
+    parser.add_argument(
+        "--no-memory-check", action="store_true", help="load a model that does not seem to fit into memory"
+    )
 
 
 def _serve(options: argparse.Namespace) -> int | None:
@@ -166,6 +176,8 @@ def _serve(options: argparse.Namespace) -> int | None:
         threads=options.threads,
         device=options.device,
         max_waiting=options.max_waiting,
+        dtype=options.dtype,
+        check_memory=not options.no_memory_check,
     )
 
 

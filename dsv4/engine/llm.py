@@ -30,8 +30,10 @@ class LLM:
 
     `model`: a model folder, or a model object; `folder` is then where its tokenizer and prompt settings are. Without a
     tokenizer prompts are token ids and so is the output; text raises ValueError. `max_model_len` bounds prompt and
-    output together; by default it is the model's own limit, at most 131072. `max_num_waiting` and `max_waiting_tokens`
-    bound the queue of an AsyncEngine; `generate` takes any number of prompts.
+    output together; by default it is the model's own limit, at most 131072. `dtype`: "auto", "bfloat16", "float32" or a
+    torch.dtype, of a folder's matrices and of the cache; auto is float32 on the CPU, bfloat16 on a GPU. A folder that
+    cannot fit into memory is a CapacityError before it is read, unless `check_memory` is False. `max_num_waiting` and
+    `max_waiting_tokens` bound the queue of an AsyncEngine; `generate` takes any number of prompts.
     """
 
     def __init__(
@@ -40,19 +42,22 @@ class LLM:
         *,
         folder: str | Path | None = None,
         device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | str = "auto",
         numerics: str = "float",
         max_num_seqs: int = 8,
         max_model_len: int | None = None,
         max_num_batched_tokens: int = 1024,
         max_num_waiting: int = WaitingLimits.max_num_waiting,
         max_waiting_tokens: int = WaitingLimits.max_waiting_tokens,
+        check_memory: bool = True,
     ) -> None:
         _check_device(device)
         self.waiting_limits = WaitingLimits(max_num_waiting, max_waiting_tokens)
+        step_limits = SchedulerConfig(max_num_seqs, max_num_batched_tokens)
         if model is None or isinstance(model, (str, Path)):
             folder = nano_path() if model is None else Path(model)
-            model = _load(folder, device, dtype, numerics)
+            length = max_model_len or DEFAULT_MAX_MODEL_LEN
+            model = _load(Path(folder), device, dtype, numerics, max_num_seqs, length, check_memory)
         self.path: Path | None = None if folder is None else Path(folder)
         self.config = model.config
         self.tokenizer = tokenizer = _find_tokenizer(self.path)
@@ -60,7 +65,7 @@ class LLM:
         if self.path is not None and tokenizer is not None:
             self.prompts = PromptEncoder(tokenizer, effort_ladder(self.path))
         self.max_model_len = _resolve_max_model_len(max_model_len, self.config)
-        scheduler = Scheduler(SchedulerConfig(max_num_seqs, max_num_batched_tokens))
+        scheduler = Scheduler(step_limits)
         runner = ModelRunner(model, max_num_seqs, self.max_model_len, torch.device(device))
         limits = CoreLimits(
             self.config.vocab_size,
@@ -192,7 +197,15 @@ def _find_tokenizer(path: Path | None) -> Tokenizer | None:
     return Tokenizer.from_pretrained(path) if path is not None and (path / "tokenizer.json").is_file() else None
 
 
-def _load(path: Path, device: str, dtype: torch.dtype, numerics: str) -> EngineModel:
-    from dsv4.checkpoint import load_model
+def _load(
+    folder: Path,
+    device: str,
+    dtype: torch.dtype | str,
+    numerics: str,
+    max_num_seqs: int,
+    max_model_len: int,
+    check_memory: bool,
+) -> EngineModel:
+    from dsv4.engine.loading import load, resolve_dtype
 
-    return load_model(path, device=device, dtype=dtype, numerics=numerics)
+    return load(folder, device, resolve_dtype(dtype, device), numerics, max_num_seqs, max_model_len, check_memory)

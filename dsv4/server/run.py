@@ -29,10 +29,13 @@ def serve(
     threads: int | None = None,
     device: str = "cpu",
     max_waiting: int = 256,
+    dtype: str = "auto",
+    check_memory: bool = True,
 ) -> None:
     """Serves a model folder, by default the embedded nano model. `port` 0 takes a free one.
 
-    Raises PortTakenError before the model is loaded, and whatever loading it raises.
+    Raises PortTakenError before the model is loaded, CapacityError where it cannot fit into memory, and whatever
+    loading it raises.
     """
     if threads is not None and threads < 1:
         raise ValueError(f"threads is {threads}; allowed: 1 or more")
@@ -55,6 +58,8 @@ def serve(
             max_model_len=max_model_len,
             device=device,
             max_num_waiting=max_waiting,
+            dtype=dtype,
+            check_memory=check_memory,
         )
         engine = AsyncEngine(llm)
         try:

@@ -1,0 +1,135 @@
+"""Whether a model fits into memory, known from its config before anything is loaded. Arithmetic only.
+
+Weights are mapped (as stored: the system reads them from the file, and again where memory is short) or copied (widened
+to the dtype of the model). The cache has a state of each request, taken at the start, and entries that grow with the
+tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import prod
+
+from dsv4.analysis.inventory import Layout, tensor_inventory
+from dsv4.config import ModelConfig
+from dsv4.engine.machine import Memory
+
+PAGE_TOKENS = 128
+MAPPED_TYPES = ("BF16", "F8_E4M3", "I8")  # matrices that the native kernels read as they are stored
+
+
+class CapacityError(ValueError):
+    """The model needs more memory than there is."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a folder is to be loaded and used."""
+
+    config: ModelConfig
+    layout: Layout  # how the folder stores its tensors
+    keeps_stored: bool  # the native kernels read the matrices where they lie
+    itemsize: int  # bytes of an element of the widened matrices and of the cache
+    max_num_seqs: int
+    max_model_len: int
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that a plan takes."""
+
+    mapped: int  # weights in mapped files
+    copied: int  # weights of the process's own
+    state: int  # of all requests, whatever their length
+    page: int  # cache of 128 tokens of one request
+    pages: int  # of one request of max_model_len tokens
+    rows: int  # requests at a time
+
+    @property
+    def at_start(self) -> int:
+        return self.copied + self.state
+
+    @property
+    def full_request(self) -> int:
+        return self.page * self.pages
+
+
+def need_of(plan: Plan) -> Need:
+    """What a plan takes, tensor by tensor as `load_model` and `Cache` make them."""
+    mapped = copied = 0
+    types = {spec.name: spec.dtype for spec in tensor_inventory(plan.config, plan.layout)}
+    stored = {spec.name: spec.num_bytes for spec in tensor_inventory(plan.config, plan.layout)}
+    for spec in tensor_inventory(plan.config, "bf16"):
+        matrix = spec.dtype == "BF16" and len(spec.shape) == 2
+        if matrix and plan.keeps_stored and types[spec.name] in MAPPED_TYPES:
+            mapped += stored[spec.name] + stored.get(spec.name.removesuffix("weight") + "scale", 0)
+        else:
+            copied += prod(spec.shape) * (plan.itemsize if matrix else 8 if spec.dtype == "I64" else 4)
+    state, page = _cache_bytes(plan.config, plan.itemsize)
+    pages = -(-plan.max_model_len // PAGE_TOKENS)
+    return Need(mapped, copied, state * plan.max_num_seqs, page, pages, plan.max_num_seqs)
+
+
+def _cache_bytes(config: ModelConfig, itemsize: int) -> tuple[int, int]:
+    """(state of one request, a page of 128 tokens) over all layers, the MTP blocks' too."""
+    state = page = 0
+    for ratio in config.compress_ratios:
+        state += config.sliding_window * config.head_dim * itemsize
+        widths = [config.head_dim, config.index_head_dim] if ratio == 4 else [config.head_dim] if ratio else []
+        overlap = 2 if ratio == 4 else 1
+        for width in widths:
+            state += 2 * 4 * overlap * ratio * overlap * width  # keys and scores, fp32
+            page += PAGE_TOKENS // ratio * width * itemsize
+    return state, page
+
+
+def check_fit(name: str, need: Need, memory: Memory, ways_out: list[str]) -> list[str]:
+    """Warnings about what is slow or may fail later; CapacityError where the model cannot even be loaded."""
+    have = f"{_gb(memory.available)} of the {_gb(memory.total)} of {memory.owner} are available"
+    if need.at_start > memory.available:
+        parts = f"weights {_gb(need.copied)}, state of {need.rows} requests {_gb(need.state)}"
+        out = "".join(f"\n  - {way}" for way in ways_out)
+        raise CapacityError(
+            f"{name} needs {_gb(need.at_start)} of memory to start ({parts}), and {have}. Ways out:{out}"
+        )
+    warnings: list[str] = []
+    left = memory.available - need.at_start
+    if need.mapped > left:
+        warnings.append(
+            f"{name}: the weights are {_gb(need.mapped)} as stored, and {have}: parts of them will be read from the"
+            " disk again and again, which is slow"
+        )
+    most = need.rows * need.full_request
+    if most > left:
+        tokens = left // need.page * PAGE_TOKENS if need.page else 0
+        warnings.append(
+            f"{name}: the cache of {need.rows} requests of {need.pages * PAGE_TOKENS} tokens takes {_gb(most)}, and"
+            f" {_gb(left)} are left beside the model, enough for {tokens} tokens together; a lower max_model_len or"
+            " max_num_seqs keeps within them"
+        )
+    return warnings
+
+
+def ways_out(plan: Plan, memory: Memory, kernels: str) -> list[str]:
+    """What would make a model that does not fit fit, the nearest first. `kernels`: why the native ones do not run, or
+    what they would take."""
+    ways: list[str] = []
+    if plan.itemsize > 2 and not plan.keeps_stored:
+        half = need_of(replace(plan, itemsize=2)).at_start
+        verdict = "fits" if half <= memory.available else "does not fit either"
+        ways.append(f"dtype bfloat16 (dsv4 serve --dtype bfloat16) needs {_gb(half)}, which {verdict}")
+    one = need_of(replace(plan, max_num_seqs=1)).at_start
+    if plan.max_num_seqs > 1 and one <= memory.available:
+        ways.append(f"one request at a time (dsv4 serve --max-num-seqs 1) needs {_gb(one)}, which fits")
+    if not plan.keeps_stored:
+        stored = need_of(replace(plan, keeps_stored=True, itemsize=4))
+        ways.append(
+            f"native kernels on the CPU in float32 ({kernels}): the weights stay in their files as they are stored,"
+            f" {_gb(stored.mapped)}, and {_gb(stored.at_start)} are taken at the start"
+        )
+    ways.append("a machine with more memory, or a smaller model")
+    return ways
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

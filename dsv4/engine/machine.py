@@ -1,0 +1,90 @@
+"""How much memory a program can have here: of the machine, within the limits of its cgroup, and of a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that can be taken now, of how many, and whose they are."""
+
+    available: int
+    total: int
+    owner: str  # "this machine", "the cgroup limit of this process", "cuda:0"
+
+
+def host_memory(root: Path = Path("/")) -> Memory | None:
+    """What a process can take without swapping, None where the system does not say (no /proc). `root`: for tests.
+
+    The page cache counts as available: the system gives it up. A cgroup's limit, of version 1 or 2 and of any group
+    above, may leave less than the machine has.
+    """
+    try:
+        rows = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    sizes = {name: int(rest.split()[0]) * 1024 for name, _, rest in (row.partition(":") for row in rows) if rest}
+    found = [Memory(sizes.get("MemAvailable", sizes["MemFree"]), sizes["MemTotal"], "this machine")]
+    found += [group for folder in _cgroups(root) if (group := _cgroup_memory(folder)) is not None]
+    return min(found, key=lambda memory: memory.available)
+
+
+def cuda_memory(device: str) -> Memory:
+    """What is free on a CUDA device, whoever holds the rest."""
+    import torch
+
+    free, total = torch.cuda.mem_get_info(torch.device(device))
+    return Memory(free, total, device)
+
+
+def _cgroups(root: Path) -> list[Path]:
+    """The folders of the process's memory cgroup and of those above it; inside a container the path may be cut off."""
+    try:
+        rows = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    folders: list[Path] = []
+    for row in rows:
+        _, controllers, path = row.split(":", 2)
+        if controllers == "":
+            mount = root / "sys/fs/cgroup"
+        elif "memory" in controllers.split(","):
+            mount = root / "sys/fs/cgroup/memory"
+        else:
+            continue
+        group = mount / path.lstrip("/")
+        folders += [folder for folder in (group, *group.parents) if folder == mount or mount in folder.parents]
+    return folders
+
+
+def _cgroup_memory(folder: Path) -> Memory | None:
+    """Of one cgroup; None where it has no limit."""
+    for limit_name, usage_name, cached in (
+        ("memory.max", "memory.current", ("active_file", "inactive_file")),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_active_file", "total_inactive_file")),
+    ):
+        limit, usage = _number(folder / limit_name), _number(folder / usage_name)
+        if limit is None or usage is None or limit >= 1 << 60:  # version 1 writes a huge number for no limit
+            continue
+        left = limit - usage + sum(_statistics(folder / "memory.stat").get(name, 0) for name in cached)
+        return Memory(max(0, min(left, limit)), limit, "the cgroup limit of this process")
+    return None
+
+
+def _number(file: Path) -> int | None:
+    """A file's number; None for no such file, and for "max"."""
+    try:
+        text = file.read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None
+
+
+def _statistics(file: Path) -> dict[str, int]:
+    try:
+        rows = file.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return {}
+    return {row.split()[0]: int(row.split()[1]) for row in rows if len(row.split()) == 2}
