@@ -236,7 +236,7 @@ class Layout:
         """Whether rows start..start + width - 1 hold nothing of another sequence."""
         if self.cache is None:
             return True  # a forward of its own: what is not finite in it shows anyway
-        last = self.cache.entry_rows(int(self.batch.slots[seq]), ratio, *self.cache.last_entry(ratio))[0]
+        last = self.cache.last_entry_row(int(self.batch.slots[seq]), ratio)
         return start + width <= last + 1 or last + 1 == self.cache.num_entry_rows(ratio)
 
     def _entry_rows(self, seq: int, ratio: int, count: int) -> np.ndarray:

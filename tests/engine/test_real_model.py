@@ -9,6 +9,8 @@ import dsv4
 from dsv4.checkpoint import save_model
 from dsv4.config import ModelConfig
 from dsv4.engine import LLM, SamplingParams
+from dsv4.kernels import native
+from dsv4.model.cache import Cache
 from dsv4.model.transformer import Transformer
 from dsv4.tokenizer.train import train_tokenizer, write_tokenizer
 
@@ -131,3 +133,21 @@ def test_a_folder_without_a_tokenizer_takes_ids_and_refuses_text(folder, transfo
     assert output.text == ""
     with pytest.raises(ValueError, match=r"bare has no tokenizer, so a prompt must be a list of token ids, not text"):
         bare.generate(["text"])
+
+
+def test_an_engine_whose_cache_grows_gives_the_same_tokens(transformer, monkeypatch) -> None:
+    """As on a GPU: rows are filled, emptied and taken again while the entries move."""
+    monkeypatch.setattr(native, "module", lambda: None)
+    batch = prompts(3, 130, 1500, 17, 600, 40)
+    params = SamplingParams(max_tokens=6, temperature=0.0, logprobs=True, ignore_eos=True)
+    want = LLM(transformer, max_num_seqs=3, max_num_batched_tokens=256).generate(batch, params)
+
+    def new_cache(self: Transformer, batch_size: int, max_tokens: int) -> Cache:
+        return Cache(self.config, batch_size, max_tokens, self.device, self.dtype, grows=True)
+
+    monkeypatch.setattr(Transformer, "new_cache", new_cache)
+    llm = LLM(transformer, max_num_seqs=3, max_num_batched_tokens=256)
+    assert llm.core.runner.cache.num_pages == 0
+    for _ in range(2):
+        got = llm.generate(batch, params)
+        assert [(o.token_ids, o.logprobs) for o in got] == [(o.token_ids, o.logprobs) for o in want]

@@ -81,3 +81,16 @@ def test_training_step() -> None:
     assert on_cpu.keys() == on_gpu.keys()
     for name, want in on_cpu.items():
         assert (on_gpu[name] - want).abs().max() < 1e-3 * want.abs().max() + 1e-6, name
+
+
+def test_the_cache_takes_memory_as_tokens_come() -> None:
+    _, on_gpu = both()
+    ids = random_ids(CONFIG, 1, 400).cuda()
+    free = torch.cuda.memory_allocated()
+    cache = on_gpu.new_cache(8, 1 << 20)
+    assert torch.cuda.memory_allocated() - free < 1 << 24, "the cache is taken whole"
+    cache_of_one = on_gpu.new_cache(1, 400)
+    with torch.no_grad():
+        together = torch.cat([on_gpu(part.expand(8, -1), cache)[:1] for part in ids.split(129, dim=1)], dim=1)
+        alone = torch.cat([on_gpu(part, cache_of_one) for part in ids.split(129, dim=1)], dim=1)
+        assert deviation(together, alone) < 1e-4

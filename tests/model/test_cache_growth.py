@@ -1,0 +1,132 @@
+"""A cache that grows with its tokens, as on a GPU, gives what one of full size gives. Forced on the CPU here."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from dsv4.kernels import native
+from dsv4.model import cache as cache_module
+from dsv4.model.batch import RaggedBatch
+from dsv4.model.cache import Cache
+from dsv4.model.transformer import Transformer
+
+from .tiny import deviation, random_ids, random_model, tiny_config
+
+CONFIG = tiny_config(schedule=(0, 4, 128), index_topk=16)
+
+
+@pytest.fixture(autouse=True)
+def plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "module", lambda: None)
+
+
+def caches(model: Transformer, rows: int, tokens: int) -> tuple[Cache, Cache]:
+    make = (model.config, rows, tokens, model.device, model.dtype)
+    return Cache(*make), Cache(*make, grows=True)
+
+
+@torch.inference_mode()
+def logits(model: Transformer, cache: Cache, parts: dict[int, list[int]]) -> Tensor:
+    """Logits of the next tokens of some rows, in one ragged batch."""
+    slots = list(parts)
+    batch = RaggedBatch.pack(list(parts.values()), starts=[cache.lengths[s] for s in slots], slots=slots)
+    return model.next_token_logits(batch, cache)
+
+
+def steps(count: int = 3) -> list[dict[int, list[int] | None]]:
+    """Three rows in turns and together, prompts and single tokens, rows emptied (None) and taken again."""
+    ids = random_ids(CONFIG, 4000, seed=5).tolist()
+    sizes: list[dict[int, int | None]] = [
+        {0: 130},
+        {0: 1, 1: 700},
+        {2: 5, 0: 400, 1: 1},
+        {1: None},
+        {2: 300, 0: 1},
+        {1: 140, 2: 1},
+        {0: None},
+        {0: 20, 1: 500, 2: 3},
+        {0: 1, 1: 1, 2: 1},
+    ]
+    return [{s: None if n is None else [ids.pop() for _ in range(n)] for s, n in step.items()} for step in sizes]
+
+
+@pytest.mark.parametrize("unit", [1, 2, cache_module.GROWTH_PAGES])
+def test_it_gives_what_a_cache_of_full_size_gives(monkeypatch: pytest.MonkeyPatch, unit: int) -> None:
+    monkeypatch.setattr(cache_module, "GROWTH_PAGES", unit)
+    model = random_model(CONFIG)
+    full, growing = caches(model, 3, 8192)
+    for step in steps():
+        if None in step.values():
+            for cache in (full, growing):
+                cache.reset(next(iter(step)))
+            continue
+        want, got = logits(model, full, step), logits(model, growing, step)  # type: ignore[arg-type]
+        if unit == cache_module.ENTRY_CHUNK:
+            assert torch.equal(got, want)
+        else:  # entries of small rows are gathered, not sliced: another product, of which MKL may round otherwise
+            assert deviation(got, want) < 1e-5
+    assert growing.lengths == full.lengths
+
+
+def test_bits_over_several_growths_at_the_real_unit() -> None:
+    """17,000 tokens: 8,192, then 16,384, then all that the row may have."""
+    model = random_model(tiny_config(schedule=(4, 128), index_topk=16))
+    full, growing = caches(model, 2, 17_000)
+    ids = random_ids(model.config, 17_000).tolist()
+    seen = set()
+    for start in range(0, 17_000, 2000):
+        parts = {0: ids[start : start + 2000], 1: ids[start // 2000 : start // 2000 + 1]}
+        assert torch.equal(logits(model, growing, parts), logits(model, full, parts))
+        seen.add(int(growing.row_pages[0]))
+    assert sorted(seen) == [64, 128, 133]
+
+
+def test_memory_comes_with_the_tokens() -> None:
+    model = random_model(CONFIG)
+    full, growing = caches(model, 4, 1 << 20)
+    entries, slack = full.num_bytes()["entries"], caches(model, 1, 1)[1].num_bytes()["entries"]
+    assert growing.num_bytes()["entries"] == slack < entries / 1000
+    logits(model, growing, {2: random_ids(CONFIG, 300).tolist()})
+    one_unit = growing.num_bytes()["entries"] - slack
+    assert one_unit == (entries - slack) // (4 * 8192 // cache_module.GROWTH_PAGES)
+    growing.reset(2)
+    logits(model, growing, {0: random_ids(CONFIG, 300).tolist()})
+    assert growing.num_bytes()["entries"] - slack == one_unit, "a row that is empty lends its pages"
+
+
+def test_a_snapshot_outlives_a_growth(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "GROWTH_PAGES", 1)
+    model = random_model(CONFIG)
+    _, growing = caches(model, 2, 4096)
+    ids = random_ids(CONFIG, 700).tolist()
+    logits(model, growing, {1: ids[:126]})
+    snapshot = growing.snapshot(1)
+    wanted = logits(model, growing, {1: ids[126:300]})
+    growing.restore(1, snapshot)
+    logits(model, growing, {1: ids[300:700]})
+    logits(model, growing, {0: ids[:400]})
+    growing.restore(1, snapshot)
+    assert deviation(logits(model, growing, {1: ids[126:300]}), wanted) < 1e-5
+
+
+def test_no_row_sees_what_another_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A neighbour's entries that are not finite: zero times them would show."""
+    monkeypatch.setattr(cache_module, "GROWTH_PAGES", 1)
+    model = random_model(CONFIG)
+    full, growing = caches(model, 2, 4096)
+    ids = random_ids(CONFIG, 600).tolist()
+    for cache in (full, growing):
+        logits(model, cache, {0: ids[:300]})
+        logits(model, cache, {1: ids[:300]})
+        for layer in cache.layers:
+            for state in layer.compressors():
+                state.entries[cache.entry_rows(1, state.ratio, 0, 300 // state.ratio)] = float("nan")
+    got = logits(model, growing, {0: ids[300:]})
+    assert got.isfinite().all() and deviation(got, logits(model, full, {0: ids[300:]})) < 1e-5
+
+
+def test_a_refused_batch_grows_nothing() -> None:
+    _, growing = caches(random_model(CONFIG), 2, 500)
+    with pytest.raises(ValueError, match="cannot take 501 more"):
+        growing.check(RaggedBatch.pack([[1], [1] * 501]))
+    assert growing.num_pages == 0
