@@ -2,6 +2,7 @@
 
 Tokenising: the longest pause of an event loop, and the slowest of short texts, while a long text is tokenised.
 Reading: time to first token of short prompts that come while a long one is read, and the long one's own.
+Steps: the long prompt alone, in steps of fewer tokens.
 """
 
 from __future__ import annotations
@@ -76,6 +77,19 @@ async def read(long_tokens: int, shorts: int, answer_tokens: int, apart: float) 
         engine.close()
 
 
+def read_in_steps(long_tokens: int, step: int) -> float:
+    """Seconds that the long prompt takes alone, so many tokens a step."""
+    from dsv4 import LLM, SamplingParams
+
+    llm = LLM(max_num_batched_tokens=step)
+    draw = random.Random(0)
+    prompt = [draw.randrange(3, 1000) for _ in range(long_tokens)]
+    llm.generate([prompt[:step]], SamplingParams(max_tokens=1))
+    started = time.monotonic()
+    llm.generate([prompt], SamplingParams(max_tokens=1))
+    return time.monotonic() - started
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="dsv4 bench latency", description=__doc__, allow_abbrev=False)
     parser.add_argument("--megabytes", type=float, nargs="*", default=[5.0], help="texts to tokenise (default: 5)")
@@ -83,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--short", type=int, default=6, help="short prompts (default: %(default)s)")
     parser.add_argument("--answer", type=int, default=16, help="tokens of a short answer (default: %(default)s)")
     parser.add_argument("--apart", type=float, default=0.5, help="seconds between the prompts (default: %(default)s)")
+    parser.add_argument("--steps", type=int, nargs="*", default=[], help="tokens a step to compare (default: none)")
     options = parser.parse_args(arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # as the server sets it
     for megabytes in options.megabytes:
@@ -93,6 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"long prompt, {options.long} tokens: first token after {seconds}")
     for name, times in (("first", [t.first for t in others]), ("last", [t.total for t in others])):
         print(f"short prompts, {name} token after: {' '.join(f'{seconds:.2f}' for seconds in times)} s")
+    for step in options.steps:
+        print(f"long prompt alone, {step} tokens a step: {read_in_steps(options.long, step):.1f} s")
     return 0
 
 

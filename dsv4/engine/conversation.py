@@ -61,11 +61,11 @@ class ConversationModel:
         A text that cannot fit by its length is refused before it is tokenised, with the fewest tokens that it can have.
         """
         rendered = self.prompts.render(request.conversation)
-        tokenizer, ranges = self.prompts.tokenizer, rendered.special_ranges
-        least = tokenizer.min_tokens_rendered(rendered.prompt, ranges)
+        tokenizer, text, ranges = self.prompts.tokenizer, rendered.prompt, rendered.special_ranges
+        least = tokenizer.min_tokens_rendered(text, ranges)
         if least > self.max_model_len:
             request.resolve_max_tokens(least, self.max_model_len)  # raises: it words the error
-        prompt = tokenizer.encode_rendered(rendered.prompt, ranges)
+        prompt = tokenizer.encode_rendered(text, ranges)
         options = request.inference_options
         params = SamplingParams(
             max_tokens=request.resolve_max_tokens(len(prompt), self.max_model_len),
