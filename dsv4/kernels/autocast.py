@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
-Rest = ParamSpec("Rest")
+Inputs = ParamSpec("Inputs")
 Output = TypeVar("Output")
 
 
@@ -19,19 +19,18 @@ def product_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
-def without_autocast(
-    operation: Callable[Concatenate[Tensor, Rest], Output],
-) -> Callable[Concatenate[Tensor, Rest], Output]:
+def without_autocast(operation: Callable[Inputs, Output]) -> Callable[Inputs, Output]:
     """Decorate an operation whose products stay in the number format of their operands under autocast.
 
     Autocast would round them to bfloat16 in spite of every `.float()` in the operation.
     """
 
     @wraps(operation)
-    def run(x: Tensor, *args: Rest.args, **kwargs: Rest.kwargs) -> Output:
+    def run(*args: Inputs.args, **kwargs: Inputs.kwargs) -> Output:
+        x = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
         if product_dtype(x) is None:
-            return operation(x, *args, **kwargs)
+            return operation(*args, **kwargs)
         with torch.autocast(x.device.type, enabled=False):
-            return operation(x, *args, **kwargs)
+            return operation(*args, **kwargs)
 
     return run
