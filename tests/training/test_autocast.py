@@ -18,9 +18,9 @@ from dsv4.model.batch import RaggedBatch
 from dsv4.model.hyper_connections import hc_head, hc_pre
 from dsv4.model.linear import linear_fp32
 from dsv4.model.transformer import ForwardContext
+from dsv4.training.gradient import Work, compute_gradient, pack_batch
 from dsv4.training.loop import TrainSettings
 from dsv4.training.losses import LossWeights
-from dsv4.training.replicas import Work, compute_gradient
 from dsv4.training.schedule import Schedule
 
 from .tiny_training import Rows, draw_documents, make_model
@@ -35,7 +35,8 @@ def train(autocast: torch.dtype | None, steps: int, quantised: bool = False) -> 
     for step in range(steps):
         optimiser.zero_grad()
         work = Work(0, step, LossWeights(balance=0.01), quantised, autocast)
-        result = compute_gradient(model, Rows(draw_documents(step, *LENGTHS)), work)
+        batch = pack_batch(Rows(draw_documents(step, *LENGTHS)), model.device)
+        result = compute_gradient(model, [batch], work)
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:
                 assert parameter.grad.dtype == torch.float32, name
