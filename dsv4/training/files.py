@@ -31,7 +31,9 @@ def write_atomically(path: Path, write: Callable[[Path], object], needed: int | 
     except OSError as error:
         written = temporary.stat().st_size if temporary.exists() else 0
         temporary.unlink(missing_ok=True)
-        raise (disk_full(path, needed, written) if error.errno in _FULL else error) from error
+        if is_disk_full(error):
+            raise disk_full(path, needed, written) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -41,12 +43,12 @@ def is_disk_full(error: OSError) -> bool:
     return error.errno in _FULL
 
 
-def disk_full(path: Path, needed: int | None, written: int) -> DiskFullError:
+def disk_full(path: Path, needed: int | None = None, written: int = 0) -> DiskFullError:
     """The error for `path`, which takes `needed` bytes (None: not known) and of which `written` found room."""
     size = f"{needed:,} bytes are needed" if needed is not None else f"more than {written:,} bytes are needed"
     free = shutil.disk_usage(path.parent).free
-    state = "the file that stands there is unchanged" if path.exists() else "nothing was written"
-    return DiskFullError(errno.ENOSPC, f"{path}: no room to write it: {size}, {free:,} are free on its disk; {state}")
+    before = "; what stood there before is unchanged" if path.exists() else ""
+    return DiskFullError(errno.ENOSPC, f"no room to write {path}: {size}, {free:,} are free on its disk{before}")
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
