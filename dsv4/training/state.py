@@ -88,13 +88,13 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
-        if broken is not None:
-            raise StateError(f"{path} is damaged: {broken} in it is not what was written; {again}")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, NotImplementedError) as error:
+        state = torch.load(path, map_location="cpu", weights_only=True) if broken is None else None
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise StateError(
             f"{path} is damaged or no state of a run ({error or type(error).__name__}); {again}"
         ) from error
+    if broken is not None:
+        raise StateError(f"{path} is damaged: {broken} in it is not what was written; {again}")
     if not isinstance(state, dict) or not {"model", "optimiser", "progress", "rng"} <= set(state):
         raise StateError(f"{path} is no state of a run: it holds no model, optimiser, progress and rng")
     return state

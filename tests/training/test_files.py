@@ -144,8 +144,10 @@ def test_no_damaged_byte_of_a_state_goes_unnoticed(saved: Path) -> None:
     content = path.read_bytes()
     generator = torch.Generator().manual_seed(3)
     want = {name: value.clone() for name, value in make_trainer(saved).model.state_dict().items()}
-    for place in torch.randint(0, len(content), (60,), generator=generator).tolist():
-        path.write_bytes(content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :])
+    anywhere = torch.randint(0, len(content), (40,), generator=generator).tolist()
+    directory = torch.randint(len(content) - 9000, len(content), (40,), generator=generator).tolist()
+    for place in [*anywhere, *directory]:
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x90]) + content[place + 1 :])
         try:
             trainer = make_trainer(saved)
         except StateError:
