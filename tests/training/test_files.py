@@ -19,7 +19,7 @@ from dsv4.training.loop import NonFiniteLossError, Stage, Trainer, TrainSettings
 from dsv4.training.plan import StepPlan
 from dsv4.training.report import Report
 from dsv4.training.schedule import Schedule
-from dsv4.training.state import StateError
+from dsv4.training.state import StateError, load_state
 
 from .tiny_training import Rows, draw_documents, make_model
 
@@ -143,17 +143,18 @@ def test_no_damaged_byte_of_a_state_goes_unnoticed(saved: Path) -> None:
     path = saved / "state.pt"
     content = path.read_bytes()
     generator = torch.Generator().manual_seed(3)
-    want = {name: value.clone() for name, value in make_trainer(saved).model.state_dict().items()}
+    model, optimiser = make_model()
+    want = torch.load(path, weights_only=True)["model"]
     anywhere = torch.randint(0, len(content), (40,), generator=generator).tolist()
     directory = torch.randint(len(content) - 9000, len(content), (40,), generator=generator).tolist()
     for place in [*anywhere, *directory]:
         path.write_bytes(content[:place] + bytes([content[place] ^ 0x90]) + content[place + 1 :])
         try:
-            trainer = make_trainer(saved)
+            load_state(path, model, optimiser)
         except StateError:
             continue
         # Bytes between the parts of the file say nothing.
-        for name, value in trainer.model.state_dict().items():
+        for name, value in model.state_dict().items():
             assert torch.equal(value, want[name]), (place, name)
 
 
