@@ -25,12 +25,15 @@ from dsv4.checkpoint import save_model
 from dsv4.config import ModelConfig
 from dsv4.data.nano_tokenizer import train_nano_tokenizer
 from dsv4.model.transformer import Transformer
+from dsv4.training.files import DiskFullError, write_atomically
 from dsv4.training.hash_routing import install_tables
-from dsv4.training.loop import Stage, Trainer, TrainSettings
+from dsv4.training.loop import NonFiniteLossError, Stage, Trainer, TrainSettings
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.plan import StepPlan
+from dsv4.training.replicas import ReplicaError
 from dsv4.training.schedule import Schedule
 from dsv4.training.sources import NanoSource
+from dsv4.training.state import StateError
 
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAIN_SHARE = 0.12
@@ -52,6 +55,7 @@ class Run:
     preset: str = "nano"
     device: str = "cpu"
     muon_dtype: str = "bfloat16"  # of the Newton-Schulz products
+    compute_dtype: str = "float32"  # of the layers' products in forward and backward
 
 
 # The GPU run sees many more tokens: larger batches, the same peak rate.
@@ -69,8 +73,11 @@ def main(arguments: list[str] | None = None) -> int:
     check_target(options.out)
     run = load_or_make_run(options, run_dir)
     tokenizer_folder = make_tokenizer(run_dir, console)
-    trainer = make_trainer(run, tokenizer_folder, run_dir, console)
-    trainer.run()
+    try:
+        trainer = make_trainer(run, tokenizer_folder, run_dir, console)
+        trainer.run()
+    except (DiskFullError, NonFiniteLossError, ReplicaError, StateError, MemoryError) as error:
+        raise SystemExit(f"training stopped: {error}") from error
     export(trainer, tokenizer_folder, options.out)
     console.print(f"model folder: {options.out}", highlight=False)
     if options.eval:
@@ -99,6 +106,11 @@ def _parser() -> argparse.ArgumentParser:
         choices=("bfloat16", "float32"),
         help="number format of Muon's products instead of the machine's: bfloat16 where it multiplies them natively",
     )
+    parser.add_argument(
+        "--compute-dtype",
+        choices=("float32", "bfloat16"),
+        help="number format of the layers' products in forward and backward (default: float32)",
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=ROOT / "models" / "nano", help="model folder to write")
     parser.add_argument("--run-dir", type=Path, default=ROOT / "runs" / "nano", help="folder of the run's state")
@@ -119,20 +131,29 @@ def load_or_make_run(options: argparse.Namespace, run_dir: Path) -> Run:
     if options.resume:
         if not path.exists():
             raise SystemExit(f"--resume: {run_dir} holds no run (no run.json)")
-        return Run(**json.loads(path.read_text(encoding="utf-8")))
+        return read_run(path)
     if path.exists():
         raise SystemExit(f"{run_dir} already holds a run; pass --resume to go on with it, or another --run-dir")
     values = DEFAULTS[options.budget] | {"budget": options.budget, "seed": options.seed, "steps": options.steps}
     values["muon_dtype"] = fast_muon_dtype(str(values["device"]))
-    for name in ("seconds", "tokens_per_batch", "peak_lr", "replicas", "muon_dtype"):
+    for name in ("seconds", "tokens_per_batch", "peak_lr", "replicas", "muon_dtype", "compute_dtype"):
         if getattr(options, name) is not None:
             values[name] = getattr(options, name)
     if options.steps is not None:
         values["seconds"] = None
     run = Run(**values)
     run_dir.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(run), indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(asdict(run), indent=2) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return run
+
+
+def read_run(path: Path) -> Run:
+    """The run that `path` describes; leaves in words where it describes none."""
+    try:
+        return Run(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise SystemExit(f"--resume: {path} is damaged or of another version: {error}") from error
 
 
 def fast_muon_dtype(device: str) -> str:
@@ -172,6 +193,7 @@ def make_trainer(run: Run, tokenizer_folder: Path, run_dir: Path, console: Conso
         balance_speed=3e-3,
         quantised_share=0.2,
         replicas=run.replicas,
+        autocast=torch.bfloat16 if run.compute_dtype == "bfloat16" else None,
     )
     optimiser = MuonAdamW(model, config, compute_dtype=getattr(torch, run.muon_dtype))
     console.print(f"Muon's products in {run.muon_dtype}", highlight=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dsv4.kernels.autocast import without_autocast
 from dsv4.kernels.linear import linear
 from dsv4.kernels.quant import fake_quant_fp8
 
@@ -23,6 +24,7 @@ class Linear(nn.Module):
         return linear(x, self.weight)
 
 
+@without_autocast
 def linear_fp32(x: Tensor, weight: Tensor) -> Tensor:
-    """Linear map in fp32 whatever the storage type: the compressors, the router, the head."""
+    """Linear map in fp32 whatever the storage type, under autocast too: the compressors, the router, the head."""
     return linear(x.float(), weight.float())

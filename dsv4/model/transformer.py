@@ -104,7 +104,9 @@ class MTPBlock(Block):
 
     def fuse(self, embedding: Tensor, streams: Tensor) -> Tensor:
         """Embedding [T, d] of the next token into streams [T, hc_mult, d] of the main model."""
-        return self.e_proj(self.enorm(embedding)).unsqueeze(1) + self.h_proj(self.hnorm(streams))
+        # Under autocast both products are bfloat16, while streams stay as they are.
+        fused = self.e_proj(self.enorm(embedding)).to(streams.dtype).unsqueeze(1)
+        return fused + self.h_proj(self.hnorm(streams)).to(streams.dtype)
 
 
 class Transformer(nn.Module):

@@ -34,13 +34,21 @@ def encode_training(
 ) -> tuple[list[int], list[int]]:
     """Encode a conversation and the assistant turn that answers it as (ids, mask), mask 1 where loss falls.
 
-    `letterwise`: the answer's characters are encoded one by one, so that the model writes it letter after letter.
+    A turn without reasoning (None or "") is one whose thinking is empty where the conversation thinks. `letterwise`:
+    the answer's characters are encoded one by one, so that the model writes it letter after letter. Raises ValueError
+    where the conversation awaits no answer, or where the answer has reasoning in a conversation without thinking.
     """
-    last = conversation.messages[-1]
-    if last.role == "assistant" and last.prefix:
-        raise ValueError("the conversation ends with an open assistant turn: it must await an answer to be trained on")
+    last = conversation.messages[-1] if conversation.messages else None
+    if last is None or last.role == "assistant":
+        found = "is empty" if last is None else "ends with an assistant turn"
+        raise ValueError(f"the conversation {found}: it must await an answer to be trained on")
+    if target.reasoning_content and not conversation.thinking_mode:
+        raise ValueError("the answer has reasoning, but the conversation is without thinking: leave the reasoning out")
     prompt = prompts.render(conversation)
-    completion, ranges = _completion(prompts, conversation, target, prompt)
+    written_as = _completion(prompts, conversation, target, prompt)
+    if written_as is None:
+        raise ValueError("the answer's rendering does not continue the prompt's: the last message must await an answer")
+    completion, ranges = written_as
     ids, mask = _encode_prompt(prompts, conversation, prompt)
     if letterwise:
         if target.tool_calls:
@@ -56,15 +64,16 @@ def encode_training(
 
 def _completion(
     prompts: PromptEncoder, conversation: Conversation, target: AssistantMessage, prompt: RenderedPrompt
-) -> tuple[str, list[tuple[int, int]]]:
-    """Render what the model writes after `prompt`, without the EOS, and its special ranges."""
+) -> tuple[str, list[tuple[int, int]]] | None:
+    """What the model writes after `prompt`, without the EOS, and its special ranges; None where it cannot write it."""
     # A prefix turn is rendered as the model would have it written, thinking included, and left open. One without
     # content is taken for unfinished thinking, so an empty content is rendered as a filler, which is then cut out.
     content = target.content or FILLER
-    open_turn = AssistantMessage(content, target.reasoning_content, target.tool_calls, prefix=True)
+    reasoning = target.reasoning_content if conversation.thinking_mode else None
+    open_turn = AssistantMessage(content, reasoning, target.tool_calls, prefix=True)
     whole = prompts.render(_with_messages(conversation, [*conversation.messages, open_turn]))
     if not whole.prompt.startswith(prompt.prompt):
-        raise ValueError("the answer's rendering does not continue the prompt's: the last message must await an answer")
+        return None
     start = len(prompt.prompt)
     text = whole.prompt[start:]
     ranges = [(a - start, b - start) for a, b in whole.special_ranges if a >= start]
@@ -87,10 +96,10 @@ def _encode_prompt(
             continue
         before = _with_messages(conversation, messages[:i])
         asked = prompts.render(before)
-        text, _ = _completion(prompts, before, message, asked)
-        if prompt.prompt.startswith(asked.prompt + text + EOS):
+        written = _completion(prompts, before, message, asked)
+        if written is not None and prompt.prompt.startswith(asked.prompt + written[0] + EOS):
             start = len(asked.prompt)
-            spans.append((start, start + len(text) + len(EOS)))
+            spans.append((start, start + len(written[0]) + len(EOS)))
     ids: list[int] = []
     mask: list[int] = []
     cuts = [0, *(edge for span in spans for edge in span), len(prompt.prompt)]

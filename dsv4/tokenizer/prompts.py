@@ -17,7 +17,14 @@ import json
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from deepseek_recipe import Conversation, DeepseekV4Encoding, Message, RenderedPrompt, SystemMessage
+from deepseek_recipe import (
+    AssistantMessage,
+    Conversation,
+    DeepseekV4Encoding,
+    Message,
+    RenderedPrompt,
+    SystemMessage,
+)
 
 from dsv4.tokenizer.tokenizer import Tokenizer
 
@@ -72,11 +79,20 @@ def write_effort_ladder(folder: str | Path, ladder: Ladder) -> None:
     path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
+def _adapted_message(message: Message, thinking: bool, without_tools: bool) -> Message:
+    if isinstance(message, SystemMessage) and without_tools:
+        return SystemMessage(message.content, message.image_sources)
+    if isinstance(message, AssistantMessage) and not message.reasoning_content:
+        return AssistantMessage(message.content, "" if thinking else None, message.tool_calls, message.prefix)
+    return message
+
+
 class PromptEncoder:
     """Renders and encodes conversations for one model folder.
 
     Tools are left out where tool_choice is "none" (deepseek-recipe would still describe them), and then earlier
-    thinking is dropped as in any conversation without tools.
+    thinking is dropped as in any conversation without tools. An assistant turn without reasoning, be it None or "",
+    shows what the model generated: an empty think block in thinking mode, and none without thinking.
     """
 
     def __init__(self, tokenizer: Tokenizer, effort_ladder: str = "0731") -> None:
@@ -104,17 +120,11 @@ class PromptEncoder:
         return self.tokenizer.count_rendered(rendered.prompt, rendered.special_ranges)
 
     def _adapted(self, conversation: Conversation) -> Conversation:
-        messages: list[Message] = conversation.messages
-        tools = conversation.tools
-        if conversation.tool_choice == "none":
-            tools = []
-            messages = [
-                SystemMessage(m.content, m.image_sources) if isinstance(m, SystemMessage) else m for m in messages
-            ]
+        thinking, without_tools = conversation.thinking_mode, conversation.tool_choice == "none"
         return Conversation(
-            messages,
-            thinking_mode=conversation.thinking_mode,
-            tools=tools,
+            [_adapted_message(message, thinking, without_tools) for message in conversation.messages],
+            thinking_mode=thinking,
+            tools=[] if without_tools else conversation.tools,
             tool_choice=conversation.tool_choice,
             reasoning_effort=LADDERS[self.ladder][conversation.reasoning_effort],
             # The constructor takes a schema or a regular expression with the format left at "text".

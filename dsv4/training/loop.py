@@ -13,13 +13,15 @@ import torch
 from rich.console import Console
 
 from dsv4.training.balance import load_imbalance, update_router_biases
-from dsv4.training.losses import LossWeights, mean_losses
+from dsv4.training.files import remove_leftovers
+from dsv4.training.gradient import BatchSource, Result, Work, sum_results
+from dsv4.training.losses import LossWeights, not_finite
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.plan import UNPLANNED, StepPlan
-from dsv4.training.replicas import BatchSource, Replicas, Work
+from dsv4.training.replicas import Replicas
 from dsv4.training.report import Report
 from dsv4.training.schedule import Schedule
-from dsv4.training.state import Progress, load_state, save_state
+from dsv4.training.state import Progress, StateError, load_state, save_state
 
 if TYPE_CHECKING:
     from dsv4.model.transformer import Transformer
@@ -41,17 +43,29 @@ class TrainSettings:
     schedule: Schedule
     grad_clip: float = 1.0
     loss_weights: LossWeights = field(default_factory=LossWeights)
-    mtp_weight_in_decay: float = 0.1
+    mtp_weight_in_decay: float = 0.1  # at most loss_weights.mtp
     balance_speed: float = 1e-3
     quantised_share: float = 0.15  # the last part of the run forwards with the weights as they will be stored
     save_every: int = 100
-    autocast: torch.dtype | None = None
-    replicas: int = 1  # processes, each with a micro-batch of its own
+    autocast: torch.dtype | None = None  # torch.bfloat16: products of layers and experts in it
+    replicas: int = 1  # processes, each with micro-batches of its own
+    micro_batches: int = 1  # of each process in a step, one after the other
     threads: int = 1  # of each process, where there are several
+
+    def __post_init__(self) -> None:
+        for name in ("save_every", "replicas", "micro_batches", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
+        if not 0.0 <= self.quantised_share <= 1.0:
+            raise ValueError(f"quantised_share is {self.quantised_share}; allowed: 0 to 1")
+        if not self.grad_clip > 0.0:
+            raise ValueError(f"grad_clip is {self.grad_clip}; allowed: more than 0")
+        if self.autocast not in (None, torch.bfloat16):
+            raise ValueError(f"autocast is {self.autocast}; allowed: None (fp32) or torch.bfloat16")
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss or its gradient is no longer a finite number."""
+    """A loss, its gradient or a parameter is no longer a finite number."""
 
 
 class Trainer:
@@ -74,8 +88,11 @@ class Trainer:
         self.plan, self.run_dir, self.console, self.quiet = plan, run_dir, console, quiet
         self.progress = Progress()
         run_dir.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(run_dir)
         if self.state_path.exists():
             self.progress = load_state(self.state_path, model, optimiser)
+            if self.progress.stage >= len(stages):
+                raise StateError(f"{self.state_path} is in stage {self.progress.stage}; the run has {len(stages)}")
 
     @property
     def state_path(self) -> Path:
@@ -91,7 +108,9 @@ class Trainer:
         settings = self.settings
         with (
             Report(self.run_dir / "metrics.jsonl", self.progress.step, self.console, self.quiet) as report,
-            Replicas(self.model, self.optimiser, sources, settings.replicas, settings.threads) as replicas,
+            Replicas(
+                self.model, self.optimiser, sources, settings.replicas, settings.threads, settings.micro_batches
+            ) as replicas,
         ):
             while not self.finished and (stop_after is None or self.progress.step < stop_after):
                 self._one_step(report, replicas)
@@ -101,7 +120,13 @@ class Trainer:
         return self.progress
 
     def save(self) -> None:
-        """Write the whole state of the run."""
+        """Write the whole state of the run; NonFiniteLossError, and nothing is, where a parameter is not finite."""
+        for name, parameter in self.model.named_parameters():
+            if not bool(parameter.isfinite().all()):
+                raise NonFiniteLossError(
+                    f"after step {self.progress.step - 1} parameter {name} is not finite; nothing was saved, "
+                    f"{self._last_state()}"
+                )
         save_state(self.state_path, self.model, self.optimiser, self.progress)
 
     def _one_step(self, report: Report, replicas: Replicas) -> None:
@@ -113,19 +138,15 @@ class Trainer:
         decaying = settings.schedule.in_decay(step, total)
         weights = settings.loss_weights
         if decaying:
-            weights = replace(weights, mtp=settings.mtp_weight_in_decay)
+            weights = replace(weights, mtp=min(weights.mtp, settings.mtp_weight_in_decay))
         quantised = step >= total * (1 - settings.quantised_share)
         work = Work(progress.stage, step - progress.stage_start, weights, quantised, settings.autocast)
         results = replicas.gradient(work)
-        losses, tokens = mean_losses([result.losses for result in results]), sum(result.tokens for result in results)
-        loads = {name: torch.stack([result.loads[name] for result in results]).sum(0) for name in results[0].loads}
-        norm = self.optimiser.gradient_norm() / len(results)
-        if not math.isfinite(norm) or not math.isfinite(losses.next_token):
-            raise NonFiniteLossError(
-                f"step {step}: loss {losses.next_token}, gradient norm {norm}; nothing was updated"
-            )
+        result, norm = sum_results(results), self.optimiser.gradient_norm()
+        losses, loads, tokens = result.losses, result.loads, result.tokens
+        self._check_finite(results, norm)
         rate = settings.schedule.rate(step, total)
-        replicas.update(rate, min(1.0, settings.grad_clip / (norm + 1e-6)) / len(results))
+        replicas.update(rate, min(1.0, settings.grad_clip / (norm + 1e-6)))
         self.optimiser.zero_grad()
         update_router_biases(self.model, loads, settings.balance_speed)
 
@@ -140,6 +161,22 @@ class Trainer:
         }  # fmt: skip
         total = self.plan.total(progress.step)
         report.step(metrics, total, total < UNPLANNED, (total - progress.step) * progress.seconds / progress.step)
+
+    def _check_finite(self, results: Sequence[Result], norm: float) -> None:
+        """NonFiniteLossError that names the losses, or else the parameters whose gradients are not finite numbers."""
+        parts = [(rank, not_finite(result.losses)) for rank, result in enumerate(results)]
+        wrong = [f"{', '.join(names)} (replica {rank})" for rank, names in parts if names]
+        if not wrong and math.isfinite(norm):
+            return
+        if not wrong:
+            wrong = [f"gradient norm {norm}", *self.optimiser.not_finite()]
+        raise NonFiniteLossError(
+            f"step {self.progress.step}, stage {self.stages[self.progress.stage].name}: {'; '.join(wrong)}; nothing "
+            f"was updated, {self._last_state()}"
+        )
+
+    def _last_state(self) -> str:
+        return f"the last saved state is {self.state_path}" if self.state_path.exists() else "no state was saved yet"
 
     def _advance_stage(self, step: int, total: int) -> None:
         """Enter the next stage once the earlier ones have had their share of `total`; never back."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, fields
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from dsv4.model.aux_losses import AuxLosses
     from dsv4.model.batch import RaggedBatch
     from dsv4.model.transformer import Transformer
+
+CSA_RATIO = 4
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,21 @@ class LossWeights:
 
 
 @dataclass(frozen=True)
+class Counts:
+    """What the parts of a loss are means over. Those of several micro-batches add up."""
+
+    targets: int = 0  # next token, accuracy
+    mtp_targets: int = 0
+    documents: int = 0  # balance
+    indexed: int = 0  # indexer: tokens that see an entry of a CSA layer
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True)
 class Losses:
-    """The parts of a loss as plain numbers, for the log."""
+    """The parts of a loss as plain numbers, for the log; of one of several micro-batches its share in their mean."""
 
     next_token: float
     accuracy: float
@@ -55,39 +70,79 @@ def pack_masks(masks: Sequence[Sequence[int]], device: torch.device | str = "cpu
     return torch.tensor([bool(flag) for mask in masks for flag in mask], dtype=torch.bool, device=device)
 
 
+def following_ids(batch: RaggedBatch) -> Tensor:
+    """The id after each token, int64 [T]. After a document's last one its own again: it reaches no earlier row and is
+    no target, but the router's balance counts it, and must not depend on which document stands behind."""
+    following = batch.token_ids.roll(-1)
+    last = (batch.cu_seqlens[1:] - 1).to(following.device)
+    following[last] = batch.token_ids[last]
+    return following
+
+
+def count_parts(batch: RaggedBatch, mask: Tensor) -> Counts:
+    """What the losses of `batch` with targets `mask` bool [T] are means over."""
+    return Counts(
+        targets=len(target_rows(batch.cu_seqlens, mask, 1)[0]),
+        mtp_targets=len(target_rows(batch.cu_seqlens, mask, 2)[0]),
+        documents=batch.num_seqs,
+        indexed=int((batch.lengths - CSA_RATIO + 1).clip(min=0).sum()),
+    )
+
+
 def compute_losses(
-    model: Transformer, batch: RaggedBatch, mask: Tensor, weights: LossWeights, aux: AuxLosses
+    model: Transformer,
+    batch: RaggedBatch,
+    mask: Tensor,
+    weights: LossWeights,
+    aux: AuxLosses,
+    totals: Counts | None = None,
 ) -> tuple[Tensor, Losses]:
     """Forward `batch` -> (weighted loss, its parts); `mask` bool [T] marks the tokens that are targets.
 
-    Logits are computed for rows with a target only. Raises ValueError when no row has one.
+    `totals` are the counts of all micro-batches of the step, None where this is the only one: losses and gradients of
+    the micro-batches add up to what one batch of all their documents gives. Logits are computed for rows with a target
+    only. Raises ValueError when no row of the step has one.
     """
+    counts = count_parts(batch, mask)
+    totals = totals or counts
+    if not totals.targets:
+        raise ValueError("the batch holds no target: every masked-in token is the first of its document")
     token_ids = batch.token_ids
     streams = model.forward_ragged(batch, aux=aux)
+    zero = torch.zeros((), device=streams.device)
     rows, targets = target_rows(batch.cu_seqlens, mask, 1)
-    if not len(rows):
-        raise ValueError("the batch holds no target: every masked-in token is the first of its document")
-    logits = model.logits(streams[rows])
-    next_token = F.cross_entropy(logits, token_ids[targets])
-    accuracy = (logits.detach().argmax(-1) == token_ids[targets]).float().mean()
+    next_token = accuracy = mtp = zero
+    if len(rows):
+        logits = model.logits(streams[rows])
+        next_token = _mean_cross_entropy(logits, token_ids[targets], totals.targets)
+        accuracy = (logits.detach().argmax(-1) == token_ids[targets]).sum() / totals.targets
 
-    mtp = torch.zeros((), device=streams.device)
-    mtp_rows, mtp_targets = target_rows(batch.cu_seqlens, mask, 2)
-    if weights.mtp and len(mtp_rows):
-        # The last row of a document has no next token. What stands there reaches no earlier row and is no target.
-        following = torch.cat([token_ids[1:], token_ids[:1]])
-        mtp_streams = model.mtp_forward(streams, following, batch, aux=aux)
-        mtp = F.cross_entropy(model.mtp_logits(mtp_streams[mtp_rows]), token_ids[mtp_targets])
+    # Where any micro-batch has an MTP target, the block runs on all: its router's balance is a mean over all documents.
+    if weights.mtp and totals.mtp_targets and len(model.mtp):
+        mtp_streams = model.mtp_forward(streams, following_ids(batch), batch, aux=aux)
+        rows, targets = target_rows(batch.cu_seqlens, mask, 2)
+        if len(rows):
+            mtp = _mean_cross_entropy(model.mtp_logits(mtp_streams[rows]), token_ids[targets], totals.mtp_targets)
 
-    balance, indexer = aux.balance_loss, aux.indexer_loss
+    balance = aux.balance_loss * (counts.documents / totals.documents)
+    indexer = aux.indexer_loss * (counts.indexed / max(1, totals.indexed))
     total = next_token + weights.mtp * mtp + weights.balance * balance + weights.indexer * indexer
     numbers = [float(value.detach()) for value in (next_token, accuracy, mtp, balance, indexer)]
-    return total, Losses(*numbers, targets=len(rows))
+    return total, Losses(*numbers, targets=counts.targets)
 
 
-def mean_losses(parts: Sequence[Losses]) -> Losses:
-    """One record of the losses of several micro-batches: means weighted by targets, targets summed."""
-    targets = sum(part.targets for part in parts)
-    names = ("next_token", "accuracy", "mtp", "balance", "indexer")
-    means = {name: sum(getattr(part, name) * part.targets for part in parts) / targets for name in names}
-    return Losses(**means, targets=targets)
+def _mean_cross_entropy(logits: Tensor, targets: Tensor, count: int) -> Tensor:
+    """Sum over the rows of logits [n, vocab] over `count`."""
+    return F.cross_entropy(logits, targets, reduction="sum") / count
+
+
+def sum_losses(parts: Iterable[Losses]) -> Losses:
+    """One record of the shares of several micro-batches: the mean over all of them."""
+    columns = zip(*(astuple(part) for part in parts), strict=True)
+    return Losses(*(sum(column) for column in columns))
+
+
+def not_finite(losses: Losses) -> list[str]:
+    """The parts that are not finite numbers, each as "name value"."""
+    values = {f.name: getattr(losses, f.name) for f in fields(losses)}
+    return [f"{name} {value}" for name, value in values.items() if value - value != 0]

@@ -197,6 +197,11 @@ class MuonAdamW:
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         return float(nn.utils.get_total_norm(gradients))
 
+    def not_finite(self) -> list[str]:
+        """Parameters whose gradient is not finite, by name; the first few."""
+        named = ((name, p.grad) for name, p in self.parameters.items() if p.grad is not None)
+        return [f"gradient of {name}" for name, grad in named if not bool(grad.isfinite().all())][:5]
+
     def momenta(self) -> list[Tensor]:
         """Muon's momenta, the tensors themselves."""
         return [group.momentum for group in self._groups]
@@ -206,6 +211,21 @@ class MuonAdamW:
         for group, momentum in zip(self._groups, momenta, strict=True):
             group.momentum = momentum
 
+    def _check_adamw(self, state: Mapping[str, Any]) -> None:
+        """ValueError where AdamW's moments have other shapes than its parameters: it would take them all the same."""
+        parameters = [p for group in self._adamw.param_groups for p in group["params"]]
+        if sum(len(group["params"]) for group in state["param_groups"]) != len(parameters):
+            raise ValueError(f"AdamW's state is not of {len(parameters)} parameters, as this model's")
+        names = {id(parameter): name for name, parameter in self.parameters.items()}
+        for number, moments in state["state"].items():
+            parameter = parameters[number]
+            for kind in ("exp_avg", "exp_avg_sq"):
+                if moments[kind].shape != parameter.shape or moments[kind].dtype != parameter.dtype:
+                    raise ValueError(
+                        f"AdamW's {kind} of {names[id(parameter)]} is {moments[kind].dtype} "
+                        f"{tuple(moments[kind].shape)}, its parameter {parameter.dtype} {tuple(parameter.shape)}"
+                    )
+
     def state_dict(self) -> dict[str, Any]:
         """Momenta and AdamW moments; tensors are not copied."""
         return {
@@ -214,10 +234,11 @@ class MuonAdamW:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`; it must come from a model with the same matrices in the same order."""
+        """Continue from `state`; ValueError, and nothing is changed, where it is of a model with other parameters."""
         saved = state["muon"]
         if [entry["members"] for entry in saved] != [list(group.members) for group in self._groups]:
             raise ValueError("optimiser state is of a model with other matrices than this one")
+        self._check_adamw(state["adamw"])
         for group, entry in zip(self._groups, saved, strict=True):
             group.momentum.copy_(entry["momentum"])
         self._adamw.load_state_dict(state["adamw"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from dsv4.training.files import write_atomically
 
@@ -32,7 +33,7 @@ class StepPlan:
         self.entries: list[tuple[int, int]] = []  # (step at which the plan was made, total steps from there on)
         self._mark: tuple[int, float] | None = None
         if path.exists():
-            saved = json.loads(path.read_text(encoding="utf-8"))
+            saved = _read(path)
             if (saved["steps"] is None) != (steps is None) or (steps is not None and saved["steps"] != steps):
                 raise ValueError(
                     f"{path} plans steps={saved['steps']}, seconds={saved['seconds']}; "
@@ -64,3 +65,14 @@ class StepPlan:
         self.entries.append((step, total))
         content = {"steps": self.steps, "seconds": self.seconds, "entries": self.entries}
         write_atomically(self.path, lambda temporary: temporary.write_text(json.dumps(content), encoding="utf-8"))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The content of a plan file; ValueError in words where it is not one."""
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(saved, dict) or not {"steps", "seconds", "entries"} <= set(saved):
+        raise ValueError(f"{path} is no plan of a run: it holds no steps, seconds and entries")
+    return saved

@@ -1,128 +1,94 @@
 """Data parallelism over processes of one machine that share the weights.
 
 Small layers gain little from several threads each, and a thread that waits for a busy core stops all others. So each
-process computes the gradient of its own micro-batch on its own thread, and the processes meet twice a step: when the
-gradients are added, and when each has stepped its part of the Muon matrices. Weights, gradients and momenta lie in
-shared memory; nothing else is sent but a few numbers.
+process computes the gradient of its own micro-batches on its own thread, and the processes meet three times a step:
+when they know how many targets all have, when the gradients are added, and when each has stepped its part of the Muon
+matrices. Weights, gradients and momenta lie in shared memory; nothing else is sent but a few numbers.
 """
 
 from __future__ import annotations
 
+import pickle
+import shutil
 import signal
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.multiprocessing as multiprocessing
-from torch import Tensor, nn
+from torch import Tensor
 
-from dsv4.config import ModelConfig
-from dsv4.model.aux_losses import AuxLosses
-from dsv4.model.batch import RaggedBatch
 from dsv4.model.transformer import Transformer
-from dsv4.training.losses import Losses, LossWeights, compute_losses, pack_masks
+from dsv4.training.gradient import BatchSource, MicroBatch, Result, Work, compute_gradient, sum_counts
+from dsv4.training.helper import Failure, OtherSideEndedError, Place, Shared, Update, receive, send, serve
+from dsv4.training.losses import Counts
 from dsv4.training.optim import MuonAdamW
-from dsv4.training.qat import stored_weights
+
+SHARED_MEMORY = Path("/dev/shm")
+END_SECONDS = 20.0  # for a helper that has nothing left to do
 
 
-class Batch(Protocol):
-    """Documents of one step and, token by token, whether each token is a target."""
-
-    @property
-    def documents(self) -> Sequence[Sequence[int]]: ...
-    @property
-    def loss_masks(self) -> Sequence[Sequence[int]]: ...
-
-
-class BatchSource(Protocol):
-    """Gives any batch of a stage by its number, so that a run resumes without replaying data."""
-
-    def batch(self, step: int, /) -> Batch: ...
-
-
-@dataclass(frozen=True)
-class Work:
-    """One step's forward and backward: which source, which of its batches, and how."""
-
-    stage: int
-    step: int
-    weights: LossWeights
-    quantised: bool
-    autocast: torch.dtype | None = None
-
-
-@dataclass(frozen=True)
-class Result:
-    """What one micro-batch gave besides its gradient."""
-
-    losses: Losses
-    loads: dict[str, Tensor]
-    tokens: int
-
-
-def compute_gradient(model: Transformer, data: Batch, work: Work) -> Result:
-    """Forward and backward one micro-batch; the gradients are left on the parameters."""
-    device = next(model.parameters()).device
-    batch, aux = RaggedBatch.pack(data.documents, device=device), AuxLosses()
-    mask = pack_masks(data.loss_masks, device)
-    autocast = torch.autocast(device.type, work.autocast) if work.autocast is not None else nullcontext()
-    with stored_weights(model) if work.quantised else nullcontext():
-        with autocast:
-            total, losses = compute_losses(model, batch, mask, work.weights, aux)
-        total.backward()
-    return Result(losses, {name: load.cpu() for name, load in aux.loads.items()}, len(mask))
-
-
-@dataclass(frozen=True)
-class _Shared:
-    parameters: list[Tensor]  # as named_parameters() lists them
-    buffers: list[Tensor]
-    gradients: list[list[Tensor]]  # one list a helper process; the first holds the sum in the end
-    momenta: list[Tensor]
-
-
-@dataclass(frozen=True)
-class _Update:
-    rate: float
-    scale: float
+class ReplicaError(RuntimeError):
+    """A helper process failed or ended; nothing of the step was saved."""
 
 
 class Replicas:
-    """`count` micro-batches a step: one in this process, the others in helper processes. Use as a context manager.
+    """`count` processes of `micro_batches` each a step: this one and helpers. Use as a context manager.
 
-    With count 1 there are no helpers. Sources are sent to the helpers by pickling.
+    With count 1 there are no helpers. Sources are sent to the helpers by pickling. A helper's error is raised here as
+    ReplicaError with its cause.
     """
 
     def __init__(
-        self, model: Transformer, optimiser: MuonAdamW, sources: Sequence[BatchSource], count: int = 1, threads: int = 1
+        self,
+        model: Transformer,
+        optimiser: MuonAdamW,
+        sources: Sequence[BatchSource],
+        count: int = 1,
+        threads: int = 1,
+        micro_batches: int = 1,
     ) -> None:
         if count < 1:
             raise ValueError(f"the number of replicas is {count}; allowed: 1 or more")
+        if micro_batches < 1:
+            raise ValueError(f"the number of micro-batches is {micro_batches}; allowed: 1 or more")
         self.model, self.optimiser, self.sources, self.count = model, optimiser, sources, count
-        self._threads = threads
-        self._helpers: list[tuple[BaseProcess, Connection]] = []
-        self._shared: _Shared | None = None
+        self._threads, self._micro_batches = threads, micro_batches
+        self._place = Place(0, count, micro_batches)
+        self._device = next(model.parameters()).device
+        self._helpers: list[_HelperHandle] = []
+        self._shared: Shared | None = None
 
     def __enter__(self) -> Replicas:
         if self.count > 1:
-            self._start_helpers()
+            try:
+                self._start_helpers()
+            except BaseException:
+                self._end_helpers(at_once=True)
+                raise
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for process, connection in self._helpers:
-            connection.close()  # a helper ends when its connection does
-            process.join()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._end_helpers(at_once=kind is not None)
+
+    def _end_helpers(self, at_once: bool) -> None:
+        for helper in self._helpers:
+            helper.end(at_once)
         self._helpers = []
 
     def _start_helpers(self) -> None:
+        if self._device.type != "cpu":
+            raise ValueError(f"{self.count} replicas share the CPU's memory, but the model is on {self._device}")
+        sources = pickle.dumps(list(self.sources))
         trained = [p for p in self.model.parameters() if p.requires_grad]
+        self._check_shared_memory(trained)
         for parameter in self.model.parameters():
             parameter.data.share_memory_()
-        self._shared = _Shared(
+        self._shared = Shared(
             [p.data for p in self.model.parameters()],
             [buffer.clone().share_memory_() for buffer in self.model.buffers()],
             [[torch.zeros_like(p).share_memory_() for p in trained] for _ in range(self.count - 1)],
@@ -132,22 +98,38 @@ class Replicas:
         for rank in range(1, self.count):
             ours, theirs = context.Pipe()
             arguments = (
-                rank, self.count, self.model.config, self.optimiser.settings, self._shared, self.sources, self._threads,
-                theirs,
+                Place(rank, self.count, self._micro_batches), self.model.config, self.optimiser.settings, self._shared,
+                sources, self._threads, theirs,
             )  # fmt: skip
-            process = context.Process(target=_serve, args=arguments, daemon=True)
+            process = context.Process(target=serve, args=arguments, daemon=True)
             process.start()
             theirs.close()
-            self._helpers.append((process, ours))
+            self._helpers.append(_HelperHandle(f"replica {rank} of {self.count}", process, ours))
         torch.set_num_threads(self._threads)
 
+    def _check_shared_memory(self, trained: Sequence[Tensor]) -> None:
+        """Refuse what would end in SIGBUS: shared memory is given out before it is known to be there."""
+        own = [*self.model.parameters(), *self.model.buffers(), *self.optimiser.momenta()]
+        needed = sum(t.nbytes for t in own if not t.is_shared()) + (self.count - 1) * sum(t.nbytes for t in trained)
+        free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else needed
+        if needed > free:
+            raise MemoryError(
+                f"{self.count} replicas share {needed:,} bytes, {free:,} are free in {SHARED_MEMORY}; give it more "
+                "(containers: --shm-size) or train with 1 replica"
+            )
+
     def gradient(self, work: Work) -> list[Result]:
-        """Leave the mean gradient's sum over replicas on the parameters; divide by `count` when stepping."""
-        for _, connection in self._helpers:
-            connection.send(work)
-        data = self.sources[work.stage].batch(work.step * self.count)
-        results = [compute_gradient(self.model, data, work)]
-        results += [connection.recv() for _, connection in self._helpers]
+        """Leave the step's gradient on the parameters -> each replica's share of the losses, this process's first.
+
+        The parts of the loss are means over all replicas and micro-batches together. Raises ValueError where none of
+        them has a target, ReplicaError where a helper failed.
+        """
+        for helper in self._helpers:
+            helper.send(work)
+        batches = self._place.read(self.sources, work, self._device)
+        totals = self._exchange_counts(batches, work)
+        results = [compute_gradient(self.model, batches, work, totals)]
+        results += [helper.receive() for helper in self._helpers]
         if self._shared is not None:
             trained = [p for p in self.model.parameters() if p.requires_grad]
             total, *others = self._shared.gradients
@@ -159,59 +141,72 @@ class Replicas:
                 parameter.grad = total[place]
         return results
 
+    def _exchange_counts(self, batches: Sequence[MicroBatch], work: Work) -> Counts:
+        """The counts of all micro-batches of the step; the helpers know them too."""
+        totals = sum((helper.receive() for helper in self._helpers), sum_counts(batches))
+        if not totals.targets:
+            first, last = self._place.numbers(work.step)[0], self._place.numbers(work.step + 1)[0] - 1
+            raise ValueError(
+                f"batches {first} to {last} of stage {work.stage} hold no target: every masked-in token is the first "
+                "of its document"
+            )
+        for helper in self._helpers:
+            helper.send(totals)
+        return totals
+
     def update(self, rate: float, scale: float) -> None:
         """Step the optimiser, each process its part, with gradients times `scale`."""
-        for _, connection in self._helpers:
-            connection.send(_Update(rate, scale))
+        for helper in self._helpers:
+            helper.send(Update(rate, scale))
         self.optimiser.step(rate, scale, 0, self.count)
-        for _, connection in self._helpers:
-            connection.recv()
+        for helper in self._helpers:
+            helper.receive()
 
 
-def _serve(
-    rank: int,
-    count: int,
-    config: ModelConfig,
-    settings: dict[str, Any],
-    shared: _Shared,
-    sources: Sequence[BatchSource],
-    threads: int,
-    connection: Connection,
-) -> None:
-    """A helper's life: gradients and updates as they are asked for, until the connection ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's; it closes the connection
-    torch.set_num_threads(threads)
-    with torch.device("meta"):
-        model = Transformer(config)
-    model.to_empty(device="cpu")
-    for parameter, data in zip(model.parameters(), shared.parameters, strict=True):
-        parameter.data = data
-    for buffer, data in zip(model.buffers(), shared.buffers, strict=True):
-        buffer.copy_(data)
-    optimiser = MuonAdamW(model, config, **settings)
-    optimiser.share_momenta(shared.momenta)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    while True:
+@dataclass(frozen=True)
+class _HelperHandle:
+    """A helper as the main process sees it."""
+
+    name: str
+    process: BaseProcess
+    connection: Connection
+
+    def send(self, message: object) -> None:
         try:
-            message = connection.recv()
-        except EOFError:
-            return
-        if isinstance(message, Work):
-            optimiser.zero_grad()
-            data = sources[message.stage].batch(message.step * count + rank)
-            result = compute_gradient(model, data, message)
-            _hand_over(trained, shared.gradients[rank - 1])
-            connection.send(result)
-        else:
-            for parameter, gradient in zip(trained, shared.gradients[0], strict=True):
-                parameter.grad = gradient
-            optimiser.step(message.rate, message.scale, rank, count)
-            connection.send(None)
+            send(self.connection, message)
+        except OtherSideEndedError:
+            self.receive()  # what the helper said at its end
+            raise self._ended() from None
 
+    def receive(self) -> Any:
+        try:
+            message = receive(self.connection)
+        except OtherSideEndedError:
+            raise self._ended() from None
+        if isinstance(message, Failure):
+            raise ReplicaError(f"{self.name} failed: {message.error}\n\nIn {self.name}:\n{message.traceback}")
+        return message
 
-def _hand_over(parameters: Sequence[nn.Parameter], places: Sequence[Tensor]) -> None:
-    for parameter, place in zip(parameters, places, strict=True):
-        if parameter.grad is None:
-            place.zero_()
-        else:
-            place.copy_(parameter.grad)
+    def _ended(self) -> ReplicaError:
+        self.process.join(END_SECONDS)
+        code = self.process.exitcode
+        if code is None:
+            return ReplicaError(f"{self.name} closed its connection and still runs")
+        if code < 0:
+            name = signal.Signals(-code).name
+            hint = "; the kernel sends it where memory runs out" if name == "SIGKILL" else ""
+            return ReplicaError(f"{self.name} was ended by {name}{hint}")
+        return ReplicaError(
+            f"{self.name} ended with exit code {code}; what it printed stands above. (A script that trains with "
+            'replicas must start its work under `if __name__ == "__main__":`.)'
+        )
+
+    def end(self, at_once: bool) -> None:
+        """Close the connection, which ends a helper that waits, and see that the process is gone."""
+        self.connection.close()
+        if at_once:
+            self.process.terminate()
+        self.process.join(END_SECONDS)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()

@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from dsv4.training.files import disk_full, is_disk_full, write_atomically
+
 PLAIN_LINE_EVERY = 20
 
 
@@ -18,6 +20,14 @@ def format_seconds(seconds: float) -> str:
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _is_before(line: str, first_step: int) -> bool:
+    """True for the whole line of a step before `first_step`. A kill or a full disk may have cut a later one."""
+    try:
+        return json.loads(line)["step"] < first_step
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 class Report:
@@ -29,13 +39,11 @@ class Report:
     def __init__(self, path: Path, first_step: int, console: Console | None = None, quiet: bool = False) -> None:
         self.console = console or Console()
         self.quiet = quiet
-        kept = []
-        if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines()
-            # A kill may have cut the last line; every step before the saved one was written whole.
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < first_step]
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+        kept = "".join(line + "\n" for line in lines if _is_before(line, first_step))
+        write_atomically(path, lambda temporary: temporary.write_text(kept, encoding="utf-8"))
+        self._file = path.open("ab", buffering=0)  # nothing is left over to be written after an error
         self._bar: Progress | None = None
         self._task: Any = None
 
@@ -56,8 +64,12 @@ class Report:
 
     def step(self, metrics: dict[str, Any], total_steps: int, planned: bool, seconds_left: float) -> None:
         """Record one step; `metrics` must hold stage, step, loss, accuracy and tokens_per_second."""
-        self._file.write(json.dumps(metrics) + "\n")
-        self._file.flush()
+        try:
+            self._file.write((json.dumps(metrics) + "\n").encode())
+        except OSError as error:
+            if is_disk_full(error):
+                raise disk_full(self._path) from error
+            raise
         done = metrics["step"] + 1
         left = format_seconds(seconds_left) if planned else "?"
         note = (

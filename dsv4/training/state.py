@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dsv4.training.files import write_atomically
 from dsv4.training.optim import MuonAdamW
@@ -24,8 +27,15 @@ class Progress:
     seconds: float = 0.0
 
 
+class StateError(ValueError):
+    """A saved state is damaged, or of another model or run than the one that it is put into."""
+
+
 def save_state(path: Path, model: nn.Module, optimiser: MuonAdamW, progress: Progress) -> None:
-    """Write parameters, buffers, optimiser, progress and random state to `path`."""
+    """Write parameters, buffers, optimiser, progress and random state to `path`.
+
+    Raises DiskFullError where there is no room; the state that stands at `path` is then unchanged.
+    """
     state: dict[str, Any] = {
         "model": model.state_dict(),
         "optimiser": optimiser.state_dict(),
@@ -34,15 +44,87 @@ def save_state(path: Path, model: nn.Module, optimiser: MuonAdamW, progress: Pro
     }
     if torch.cuda.is_available():
         state["cuda_rng"] = torch.cuda.get_rng_state_all()
-    write_atomically(path, lambda temporary: torch.save(state, temporary))
+    needed = sum(tensor.nbytes for _, tensor in _tensors(state, ""))
+    write_atomically(path, lambda temporary: _write(state, temporary), needed)
+
+
+def _write(state: Mapping[str, Any], path: Path) -> None:
+    with path.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # torch's writer puts an error of its own over the file's
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load_state(path: Path, model: nn.Module, optimiser: MuonAdamW) -> Progress:
-    """Put model, optimiser and random state back as `save_state` found them."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    """Put model, optimiser and random state back as `save_state` found them.
+
+    Raises StateError, before anything is changed, where the file is damaged or a tensor has another name, shape or
+    dtype than the model and the optimiser have.
+    """
+    state = _read(path)
+    expected: dict[str, Any] = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
+    for part, want in expected.items():
+        _check_same(path, dict(_tensors(state.get(part), part)), dict(_tensors(want, part)))
+    progress = state.get("progress")
+    if not isinstance(progress, dict) or set(progress) != {field.name for field in fields(Progress)}:
+        raise StateError(f"{path}: progress is {progress!r}; expected step, stage, stage_start, tokens and seconds")
+    try:
+        optimiser.load_state_dict(state["optimiser"])
+    except ValueError as error:
+        raise StateError(f"{path}: {error}") from error
     model.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
     torch.set_rng_state(state["rng"])
     if "cuda_rng" in state:
         torch.cuda.set_rng_state_all(state["cuda_rng"])
-    return Progress(**state["progress"])
+    return Progress(**progress)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The content of a state file, every byte checked: torch.load leaves the sums in the file alone."""
+    again = "remove it to start the run again from its first step"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+        state = torch.load(path, map_location="cpu", weights_only=True) if broken is None else None
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise StateError(
+            f"{path} is damaged or no state of a run ({error or type(error).__name__}); {again}"
+        ) from error
+    if broken is not None:
+        raise StateError(f"{path} is damaged: {broken} in it is not what was written; {again}")
+    if not isinstance(state, dict) or not {"model", "optimiser", "progress", "rng"} <= set(state):
+        raise StateError(f"{path} is no state of a run: it holds no model, optimiser, progress and rng")
+    return state
+
+
+def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in nested dicts and lists, by the path of its keys."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _tensors(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            yield from _tensors(item, f"{name}.{number}")
+
+
+def _check_same(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """StateError where a tensor is missing or has another shape or dtype. AdamW's moments its own check looks at."""
+    for name, want in expected.items():
+        if name not in found:
+            raise StateError(f"{path}: {name} is missing; the state is of another model")
+        _check_tensor(path, name, found[name], want)
+    extra = [name for name in found if name not in expected and not name.startswith("optimiser.adamw.")]
+    if extra:
+        raise StateError(f"{path}: {extra[0]} and {len(extra) - 1} more are not in the model; the state is of another")
+
+
+def _check_tensor(path: Path, name: str, found: Tensor, want: Tensor) -> None:
+    if (found.shape, found.dtype) != (want.shape, want.dtype):
+        raise StateError(
+            f"{path}: {name} is {found.dtype} {tuple(found.shape)}, but the run's is {want.dtype} {tuple(want.shape)}"
+        )

@@ -41,6 +41,30 @@ def test_two_steps_give_a_model_folder(recipe, tmp_path: Path) -> None:
     assert (out / "config.json").stat().st_mtime_ns > before
 
 
+def test_two_steps_in_bfloat16_with_replicas(recipe, tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "nano"
+    options = ["--steps", "2", "--tokens-per-batch", "512", "--replicas", "2", "--compute-dtype", "bfloat16"]
+    assert recipe([*options, "--run-dir", str(run), "--out", str(out)]) == 0
+    assert json.loads((run / "run.json").read_text())["compute_dtype"] == "bfloat16"
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("content", ["", '{"budget": "cpu"', '{"budget": "cpu", "unknown": 1}'])
+def test_a_damaged_run_file_is_refused_with_its_path(recipe, tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(SystemExit, match=r"run\.json is damaged or of another version"):
+        recipe(["--resume", "--run-dir", str(tmp_path), "--out", str(tmp_path / "out")])
+
+
+def test_a_damaged_state_ends_the_command_in_words(recipe, tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    common = ["--run-dir", str(run), "--out", str(out)]
+    assert recipe(["--steps", "1", "--tokens-per-batch", "256", "--replicas", "1", *common]) == 0
+    (run / "state.pt").write_bytes(b"half")
+    with pytest.raises(SystemExit, match=r"training stopped: .*state\.pt is damaged"):
+        recipe(["--resume", *common])
+
+
 def test_resuming_nothing_is_refused(recipe, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="holds no run"):
         recipe(["--resume", "--run-dir", str(tmp_path / "none"), "--out", str(tmp_path / "out")])

@@ -88,3 +88,56 @@ def test_a_conversation_that_awaits_no_answer_is_refused(tokenizer: Tokenizer) -
     conversation = Conversation([UserMessage("x"), AssistantMessage("y", "t", prefix=True)])
     with pytest.raises(ValueError, match="await an answer"):
         encode_training(PromptEncoder(tokenizer), conversation, AssistantMessage("z"))
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+@pytest.mark.parametrize("tools", [[], TOOLS])
+@pytest.mark.parametrize("empty", [None, ""])
+def test_turns_without_reasoning_are_learned_as_they_are_generated(
+    tokenizer: Tokenizer, thinking: bool, tools: list[ToolDefinition], empty: str | None
+) -> None:
+    prompts = PromptEncoder(tokenizer)
+    conversation = Conversation(
+        [UserMessage("hello"), AssistantMessage("Hello!", empty), UserMessage("bye")],
+        thinking_mode=thinking,
+        tools=tools,
+    )
+    ids, mask = encode_training(prompts, conversation, AssistantMessage("Goodbye!", empty))
+    opening = END_THINK if thinking else ""
+    earlier = [] if thinking and not tools else [f"{opening}Hello!{EOS}"]  # elsewhere its thinking is dropped
+    assert learned(tokenizer, ids, mask) == [*earlier, f"{opening}Goodbye!{EOS}"]
+    assert ids[: len(prompts.encode(conversation))] == prompts.encode(conversation)
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+def test_no_reasoning_and_empty_reasoning_are_the_same_row(tokenizer: Tokenizer, thinking: bool) -> None:
+    prompts = PromptEncoder(tokenizer)
+    rows = []
+    for empty in (None, ""):
+        call = AssistantMessage("", empty, [ToolCall("c1", "add", '{"a": 1}')])
+        conversation = Conversation(
+            [UserMessage("add"), call, ToolMessage("1", "c1")], tools=TOOLS, thinking_mode=thinking
+        )
+        rows.append(encode_training(prompts, conversation, AssistantMessage("", empty)))
+        rows.append(encode_training(prompts, conversation, AssistantMessage("", None if empty == "" else "")))
+    assert all(row == rows[0] for row in rows)
+
+
+def test_reasoning_in_the_history_of_a_conversation_without_thinking_is_context(tokenizer: Tokenizer) -> None:
+    earlier = [UserMessage("hello"), AssistantMessage("Hello!", "greet"), UserMessage("bye")]
+    for tools, expected in ((TOOLS, []), ([], [f"Hello!{EOS}"])):  # with tools the text shows the reasoning
+        conversation = Conversation(earlier, thinking_mode=False, tools=tools)
+        ids, mask = encode_training(PromptEncoder(tokenizer), conversation, AssistantMessage("Goodbye!"))
+        assert learned(tokenizer, ids, mask) == [*expected, f"Goodbye!{EOS}"]
+
+
+def test_reasoning_for_an_answer_without_thinking_is_refused(tokenizer: Tokenizer) -> None:
+    conversation = Conversation([UserMessage("hello")], thinking_mode=False)
+    with pytest.raises(ValueError, match="answer has reasoning, but the conversation is without thinking"):
+        encode_training(PromptEncoder(tokenizer), conversation, AssistantMessage("Hello!", "greet"))
+
+
+@pytest.mark.parametrize("messages", [[], [UserMessage("x"), AssistantMessage("y", "t")]])
+def test_a_conversation_that_asks_nothing_is_refused(tokenizer: Tokenizer, messages: list) -> None:
+    with pytest.raises(ValueError, match="it must await an answer"):
+        encode_training(PromptEncoder(tokenizer), Conversation(messages), AssistantMessage("z"))

@@ -33,6 +33,7 @@ class StandIn(nn.Module):
             ffn.experts.append(expert)
         layer.ffn = ffn
         self.layers = nn.ModuleList([layer])
+        self.mtp = nn.ModuleList([nn.Module()])
         with torch.no_grad():
             for parameter in self.parameters():
                 if parameter.requires_grad and parameter.ndim == 2:

@@ -1,61 +1,98 @@
-"""Replicas: two processes that share weights train to the bits that one process would with both micro-batches."""
+"""Replicas: processes that share weights train to what one would with all their rows; their errors come back."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from types import SimpleNamespace
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 
-from dsv4.config import ModelConfig
-from dsv4.model.transformer import Transformer
+from dsv4.training.gradient import Result, Work, pack_batch, sum_results
 from dsv4.training.losses import LossWeights
-from dsv4.training.optim import MuonAdamW
-from dsv4.training.replicas import Replicas, Work
+from dsv4.training.replicas import ReplicaError, Replicas
 
-CONFIG = replace(
-    ModelConfig.preset("nano"), vocab_size=50, hidden_size=32, num_hidden_layers=3, num_hash_layers=1,
-    num_attention_heads=2, head_dim=64, q_lora_rank=16, o_groups=2, o_lora_rank=16, index_n_heads=2, index_topk=8,
-    n_routed_experts=4, moe_intermediate_size=16, compress_ratios=(0, 4, 128, 0),
-)  # fmt: skip
+from .tiny_training import CONFIG, Rows, draw_documents, make_model
+
+WEIGHTS = LossWeights(mtp=0.3, balance=0.5, indexer=1.0)  # every part is felt in the gradient
 
 
-def make_batches(count: int) -> list[SimpleNamespace]:
-    generator = torch.Generator().manual_seed(8)
-    batches = []
-    for _ in range(count):
-        documents = [torch.randint(0, 50, (n,), generator=generator).tolist() for n in (131, 6, 45)]
-        batches.append(SimpleNamespace(documents=documents, loss_masks=[[1] * len(d) for d in documents]))
-    return batches
+@dataclass
+class ListSource:
+    """Batches by number, sent to helpers whole."""
+
+    batches: list[Rows]
+
+    def batch(self, step: int, /) -> Rows:
+        return self.batches[step]
 
 
-def make_model() -> tuple[Transformer, MuonAdamW]:
-    model = Transformer(CONFIG)
-    model.init_weights(torch.Generator().manual_seed(2))
-    return model, MuonAdamW(model, CONFIG)
+@dataclass
+class ActingSource:
+    """Calls `act` in helpers only."""
+
+    act: Callable[[], Any]
+    main: int
+
+    def batch(self, step: int, /) -> Rows:
+        if os.getpid() != self.main:
+            self.act()
+        return Rows(draw_documents(step, 20))
+
+
+def fail() -> None:
+    raise LookupError("shard 17 of the data is missing")
+
+
+def end_of_file() -> None:
+    raise EOFError("the shard ends early")
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def leave() -> None:
+    os._exit(3)
+
+
+class Unreadable:
+    """Pickles, and fails where it is unpickled."""
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return fail, ()
+
+
+def gradients(rows: list[Rows], count: int, micro_batches: int = 1) -> tuple[Result, dict[str, torch.Tensor]]:
+    """The step's result and gradients with the rows in one batch each."""
+    model, optimiser = make_model()
+    with Replicas(model, optimiser, [ListSource(rows)], count=count, micro_batches=micro_batches) as replicas:
+        result = sum_results(replicas.gradient(Work(0, 0, WEIGHTS, quantised=False)))
+        found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return result, found
 
 
 def test_two_processes_equal_one_that_takes_both_micro_batches() -> None:
-    batches = make_batches(6)
+    source = ListSource([Rows(draw_documents(n, 131, 6, 45)) for n in range(6)])
     work = [Work(0, step, LossWeights(), quantised=step == 2) for step in range(3)]
-    source = SimpleNamespace(batch=batches.__getitem__)  # a bound built-in method travels by pickle
 
     model, optimiser = make_model()
     with Replicas(model, optimiser, [source], count=2) as replicas:
         together = []
         for item in work:
-            together.append(replicas.gradient(item))
+            together.append(sum_results(replicas.gradient(item)))
             replicas.update(0.01, 0.5)
             optimiser.zero_grad()
 
     alone, alone_optimiser = make_model()
-    with Replicas(alone, alone_optimiser, [source]) as single:
-        for item, results in zip(work, together, strict=True):
-            for half in range(2):
-                (result,) = single.gradient(replace(item, step=2 * item.step + half))
-                assert result.losses == results[half].losses
-                assert torch.equal(result.loads["layers.2.ffn"], results[half].loads["layers.2.ffn"])
+    with Replicas(alone, alone_optimiser, [source], micro_batches=2) as single:
+        for item, want in zip(work, together, strict=True):
+            (result,) = single.gradient(item)
+            assert result.losses == want.losses and result.tokens == want.tokens
+            assert torch.equal(result.loads["layers.2.ffn"], want.loads["layers.2.ffn"])
             single.update(0.01, 0.5)
             alone_optimiser.zero_grad()
     for (name, left), right in zip(model.named_parameters(), alone.parameters(), strict=True):
@@ -64,7 +101,121 @@ def test_two_processes_equal_one_that_takes_both_micro_batches() -> None:
         assert torch.equal(left, right)
 
 
-def test_senseless_count_is_refused() -> None:
+def uneven_rows() -> list[Rows]:
+    """Batches with 2 and 178 targets, one without any, one whose only target has no MTP target, one too short for CSA.
+
+    The second is the only one with MTP targets in numbers; documents differ in length and in count.
+    """
+    few = draw_documents(1, 150, 30)
+    many = draw_documents(2, 131, 6, 45)
+    none = draw_documents(3, 40)
+    first = draw_documents(4, 9, 12, 5)
+    short = draw_documents(5, 3, 2)
+    return [
+        Rows(few, [[0] * 148 + [1, 1], [0] * 30]),
+        Rows(many),
+        Rows(none, [[1] + [0] * 39]),
+        Rows(first, [[0, 1] + [0] * 7, [0] * 12, [0] * 5]),
+        Rows(short),
+        Rows(draw_documents(6, 70)),
+    ]
+
+
+@pytest.mark.parametrize(("count", "micro_batches"), [(2, 3), (1, 6), (3, 2)])
+def test_uneven_batches_weigh_as_one_batch_of_all_their_rows(count: int, micro_batches: int) -> None:
+    rows = uneven_rows()
+    whole = Rows([d for r in rows for d in r.documents], [m for r in rows for m in r.loss_masks])
+    want, want_gradients = gradients([whole], 1)
+    got, got_gradients = gradients(rows, count, micro_batches)
+    for name in ("next_token", "accuracy", "mtp", "balance", "indexer", "targets"):
+        assert getattr(got.losses, name) == pytest.approx(getattr(want.losses, name), rel=1e-6), name
+    assert got.tokens == want.tokens
+    assert {n: load.tolist() for n, load in got.loads.items()} == {n: load.tolist() for n, load in want.loads.items()}
+    difference = torch.cat([(got_gradients[n] - g).flatten() for n, g in want_gradients.items()]).norm()
+    length = torch.cat([g.flatten() for g in want_gradients.values()]).norm()
+    assert float(difference / length) < 1e-6
+    assert all(not got_gradients[n].any() for n in set(got_gradients) - set(want_gradients))
+
+
+def test_a_replica_without_mtp_targets_still_counts_its_experts() -> None:
+    rows = [Rows(draw_documents(1, 9), [[0, 1] + [0] * 7]), Rows(draw_documents(2, 30))]
+    result, _ = gradients(rows, 2)
+    assert int(result.loads["mtp.0.ffn"].sum()) == 39 * CONFIG.num_experts_per_tok
+
+
+def test_a_step_without_any_target_is_an_error_in_words() -> None:
+    rows = [Rows(draw_documents(n, 9), [[1] + [0] * 8]) for n in range(2)]
+    with pytest.raises(ValueError, match="batches 0 to 1 of stage 0 hold no target"):
+        gradients(rows, 2)
+
+
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        (fail, r"replica 1 of 2 failed: LookupError: shard 17(.|\n)*in fail\n"),
+        (end_of_file, r"replica 1 of 2 failed: EOFError: the shard ends early"),
+        (kill, r"replica 1 of 2 was ended by SIGKILL; the kernel sends it where memory runs out"),
+        (leave, r"replica 1 of 2 ended with exit code 3"),
+    ],
+)
+def test_the_end_of_a_helper_comes_back_with_its_cause(act: Callable[[], Any], words: str) -> None:
     model, optimiser = make_model()
-    with pytest.raises(ValueError, match="replicas is 0"):
-        Replicas(model, optimiser, [], count=0)
+    with (
+        Replicas(model, optimiser, [ActingSource(act, os.getpid())], count=2) as replicas,
+        pytest.raises(ReplicaError, match=words),
+    ):
+        replicas.gradient(Work(0, 0, WEIGHTS, quantised=False))
+
+
+def test_a_helper_killed_between_steps_is_named() -> None:
+    model, optimiser = make_model()
+    source = ListSource([Rows(draw_documents(n, 20)) for n in range(2)])
+    with Replicas(model, optimiser, [source], count=2) as replicas:
+        replicas.gradient(Work(0, 0, WEIGHTS, quantised=False))
+        (helper,) = replicas._helpers
+        assert helper.process.pid is not None
+        os.kill(helper.process.pid, signal.SIGKILL)
+        helper.process.join()
+        with pytest.raises(ReplicaError, match="replica 1 of 2 was ended by SIGKILL"):
+            replicas.update(0.01, 1.0)
+    assert not helper.process.is_alive()
+
+
+def test_a_source_that_cannot_be_unpickled_is_named() -> None:
+    model, optimiser = make_model()
+    sources: list[Any] = [Unreadable()]
+    with (
+        Replicas(model, optimiser, sources, count=2) as replicas,
+        pytest.raises(ReplicaError, match="LookupError: shard 17"),
+    ):
+        replicas.sources = [ListSource([Rows(draw_documents(1, 20))])]
+        replicas.gradient(Work(0, 0, WEIGHTS, quantised=False))
+
+
+def test_an_error_here_ends_the_helpers() -> None:
+    model, optimiser = make_model()
+    replicas = Replicas(model, optimiser, [ListSource([])], count=2)
+    with pytest.raises(IndexError), replicas:
+        (helper,) = replicas._helpers
+        replicas.gradient(Work(0, 0, WEIGHTS, quantised=False))
+    assert not helper.process.is_alive()
+
+
+def test_too_little_shared_memory_is_refused_in_words(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr("dsv4.training.replicas.SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr("dsv4.training.replicas.shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    model, optimiser = make_model()
+    with pytest.raises(MemoryError, match="2 replicas share .* bytes, 1,000 are free"):
+        Replicas(model, optimiser, [], count=2).__enter__()
+
+
+def test_a_mask_of_another_length_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"documents of \[3, 2\] tokens has loss masks of \[2, 3\]"):
+        pack_batch(Rows([[1, 2, 3], [4, 5]], [[1, 1], [1, 1, 1]]), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("count", "micro_batches"), [(0, 1), (1, 0)])
+def test_senseless_count_is_refused(count: int, micro_batches: int) -> None:
+    model, optimiser = make_model()
+    with pytest.raises(ValueError, match="is 0"):
+        Replicas(model, optimiser, [], count=count, micro_batches=micro_batches)

@@ -6,10 +6,10 @@ Contract. Shapes: G tiles, R query rows a tile, H heads, D head width (keys are 
   [G, R, E, D] (gathered by the indexer); entry_mask bool [G, R, E]; E a multiple of ENTRY_CHUNK unless gathered.
   sink fp32 [H]: a logit that takes probability and gives no value, not scaled.
 Returns o [G, R, H, D] in q's dtype, and the probabilities of the entries summed over heads [G, R, E] when asked.
-Masked keys must be finite. Scores and sums are fp32. The window is one sum: which slots it has may depend on the tile's
-place in its sequence, on nothing else. Entries are added ENTRY_CHUNK at a time, in order: a chunk of which a row sees
-nothing adds exact zeros, so a row's bits do not depend on how many masked entries follow. A row that sees no key gives
-zeros.
+Masked keys must be finite. Scores and sums are fp32, under autocast too. The window is one sum: which slots it has may
+depend on the tile's place in its sequence, on nothing else. Entries are added ENTRY_CHUNK at a time, in order: a chunk
+of which a row sees nothing adds exact zeros, so a row's bits do not depend on how many masked entries follow. A row
+that sees no key gives zeros.
 """
 
 from dsv4.kernels.attention.reference import ENTRY_CHUNK, attend

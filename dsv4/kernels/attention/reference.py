@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dsv4.kernels.autocast import without_autocast
+
 ENTRY_CHUNK = 64
 
 
+@without_autocast
 def attend(
     q: Tensor,
     window: Tensor,

@@ -4,7 +4,8 @@ Contract: x [n, in], sizes (rows of each group, in order, adding up to n), weigh
 dtype, or as stored (kernels/stored.py) -> [n, out]. A group without rows is not touched, and its weight gets no
 gradient (None). Row i, and row i of x's gradient, depend on row i alone.
 Native: where `native.trains`, fp32 on the CPU, outside autocast; the sums are those of docs/kernels.md, to the bit; no
-gradient of a gradient. (The native forward of inference does not come here.)
+gradient of a gradient. (The native forward of inference does not come here.) Under autocast x and the weights take its
+number format, as those of a linear layer do.
 """
 
 from collections.abc import Sequence
@@ -12,11 +13,16 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from dsv4.kernels import native as choice
+from dsv4.kernels.autocast import product_dtype
 from dsv4.kernels.grouped_linear import native, reference
+from dsv4.kernels.stored import widened
 
 
 def grouped_linear(x: Tensor, sizes: list[int], weights: Sequence[Tensor]) -> Tensor:
     """Group g's rows of x [n, in] times weights[g] [out, in] transposed -> [n, out]."""
+    dtype = product_dtype(x)
+    if dtype is not None:
+        x, weights = x.to(dtype), [widened(weight).to(dtype) for weight in weights]
     op = native if choice.trains() and choice.takes(x, *weights) else reference
     return op.grouped_linear(x, sizes, weights)
 

@@ -1,6 +1,6 @@
 """The three maps of mHC that touch the wide streams. Everything else of mHC works on a few numbers a token.
 
-Contract, T tokens, s streams, d hidden; fp32 arithmetic, a token's bits independent of T:
+Contract, T tokens, s streams, d hidden; fp32 arithmetic, under autocast too, a token's bits independent of T:
 - mixes(streams [T, s, d], fn [m, s * d], eps) -> [T, m] fp32: (fn . X) * rsqrt(mean(X^2) + eps), X the flattened
   streams;
 - collect(weights [T, s], streams [T, s, d]) -> [T, d] in the streams' dtype: sum_j weights_j * stream_j;

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsv4.kernels.autocast import without_autocast
 from dsv4.kernels.linear import linear
 
 
@@ -76,6 +77,7 @@ class _Distribute(torch.autograd.Function):
         return d_y.to(y.dtype), d_streams.to(streams.dtype), d_post, d_comb
 
 
+@without_autocast
 def mixes(streams: Tensor, fn: Tensor, eps: float) -> Tensor:
     """Normed projection of the flattened streams [T, s, d] by fn [m, s * d] -> [T, m] fp32."""
     if not torch.is_grad_enabled():
@@ -84,11 +86,13 @@ def mixes(streams: Tensor, fn: Tensor, eps: float) -> Tensor:
     return _Mixes.apply(streams, fn, eps)
 
 
+@without_autocast
 def collect(weights: Tensor, streams: Tensor) -> Tensor:
     """Weighted sum of the streams [T, s, d] by weights [T, s] -> [T, d]."""
     return _Collect.apply(weights, streams) if torch.is_grad_enabled() else _collect(weights, streams)
 
 
+@without_autocast
 def distribute(y: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
     """Write y [T, d] into the streams [T, s, d]: post [T, s] times y, plus the streams mixed by comb [T, s, s]."""
     if not torch.is_grad_enabled():

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dsv4.config import ModelConfig
+from dsv4.kernels.autocast import without_autocast
 from dsv4.kernels.hadamard import hadamard
 from dsv4.kernels.quant import fake_quant_fp4
 from dsv4.kernels.topk import top_k_lowest_index
@@ -16,10 +17,12 @@ from dsv4.model.rope import rotate
 SCORE_CHUNK = 4096
 
 
+@without_autocast
 def index_scores(q: Tensor, weights: Tensor, keys: Tensor) -> Tensor:
     """sum_h weights[h] * relu(q[h] . key): q [..., h, D], weights [..., h], keys [..., n, D] or one [n, D] -> [..., n].
 
-    fp32. Keys are taken SCORE_CHUNK at a time, so memory does not grow with heads times context.
+    fp32, under autocast too: the scores decide the choice. Keys are taken SCORE_CHUNK at a time, so memory does not
+    grow with heads times context.
     """
     lead, heads = q.shape[:-2], q.shape[-2]
     # Two equal rows: a batched product with a single row takes another path through the BLAS, with other rounding.

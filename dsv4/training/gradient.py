@@ -1,0 +1,104 @@
+"""Forward and backward of one process's part of a step: its micro-batches, weighed by what all of the step hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dsv4.model.aux_losses import AuxLosses
+from dsv4.model.batch import RaggedBatch
+from dsv4.model.transformer import Transformer
+from dsv4.training.losses import Counts, Losses, LossWeights, compute_losses, count_parts, pack_masks, sum_losses
+from dsv4.training.qat import stored_weights
+
+
+class Batch(Protocol):
+    """Documents of one micro-batch and, token by token, whether each token is a target."""
+
+    @property
+    def documents(self) -> Sequence[Sequence[int]]: ...
+    @property
+    def loss_masks(self) -> Sequence[Sequence[int]]: ...
+
+
+class BatchSource(Protocol):
+    """Gives any batch of a stage by its number, so that a run resumes without replaying data."""
+
+    def batch(self, step: int, /) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class Work:
+    """One step's forward and backward: which source, which of its batches, and how."""
+
+    stage: int
+    step: int
+    weights: LossWeights
+    quantised: bool
+    autocast: torch.dtype | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What some micro-batches gave besides their gradient: their share of the step's losses, and their loads."""
+
+    losses: Losses
+    loads: dict[str, Tensor]
+    tokens: int
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Packed documents, their targets bool [T], and what their losses are means over."""
+
+    batch: RaggedBatch
+    mask: Tensor
+    counts: Counts
+
+
+def pack_batch(data: Batch, device: torch.device) -> MicroBatch:
+    """Lay the documents end to end. ValueError where a document and its mask differ in length."""
+    lengths, masks = [len(d) for d in data.documents], [len(m) for m in data.loss_masks]
+    if lengths != masks:
+        raise ValueError(f"a batch with documents of {lengths} tokens has loss masks of {masks}: one flag a token")
+    batch, mask = RaggedBatch.pack(data.documents, device=device), pack_masks(data.loss_masks, device)
+    return MicroBatch(batch, mask, count_parts(batch, mask))
+
+
+def sum_counts(batches: Sequence[MicroBatch]) -> Counts:
+    """What the losses of all `batches` together are means over."""
+    return sum((batch.counts for batch in batches), Counts())
+
+
+def compute_gradient(
+    model: Transformer, batches: Sequence[MicroBatch], work: Work, totals: Counts | None = None
+) -> Result:
+    """Forward and backward `batches` one by one; their gradients are added to those on the parameters.
+
+    `totals` are the counts of all micro-batches of the step, other processes' too; None: these are all.
+    """
+    totals = totals or sum_counts(batches)
+    with stored_weights(model) if work.quantised else nullcontext():
+        results = [_compute_one(model, batch, work, totals) for batch in batches]
+    return sum_results(results)
+
+
+def _compute_one(model: Transformer, data: MicroBatch, work: Work, totals: Counts) -> Result:
+    aux, device = AuxLosses(), data.mask.device.type
+    with torch.autocast(device, work.autocast) if work.autocast is not None else nullcontext():
+        total, losses = compute_losses(model, data.batch, data.mask, work.weights, aux, totals)
+    if total.requires_grad:  # without targets and routers there is nothing to learn
+        total.backward()
+    return Result(losses, {name: load.cpu() for name, load in aux.loads.items()}, data.batch.num_tokens)
+
+
+def sum_results(results: Sequence[Result]) -> Result:
+    """One record of several: losses, loads and tokens added up."""
+    names = results[0].loads
+    loads = {name: torch.stack([result.loads[name] for result in results]).sum(0) for name in names}
+    return Result(sum_losses(r.losses for r in results), loads, sum(r.tokens for r in results))

@@ -1,0 +1,73 @@
+"""Models without one part or another train like the whole one."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dsv4.training.loop import Stage, Trainer, TrainSettings
+from dsv4.training.losses import LossWeights
+from dsv4.training.plan import StepPlan
+from dsv4.training.schedule import Schedule
+
+from .tiny_training import Rows, draw_documents, make_model
+
+
+class Counting:
+    """Batches of documents that count up; the last is a single token, which has no target."""
+
+    def batch(self, step: int, /) -> Rows:
+        return Rows(draw_documents(step, 140, 5, 1))
+
+
+WITHOUT: dict[str, dict[str, Any]] = {
+    "MTP": {"num_nextn_predict_layers": 0, "compress_ratios": (0, 4, 128)},
+    "compression": {"compress_ratios": (0, 0, 0, 0)},
+    "compression and MTP": {"num_nextn_predict_layers": 0, "compress_ratios": (0, 0, 0)},
+    "CSA": {"compress_ratios": (0, 128, 128, 0)},
+    "HCA": {"compress_ratios": (0, 4, 4, 0)},
+    "hash layers": {"num_hash_layers": 0},
+    "score-routed layers": {"num_hash_layers": 3},
+    "routers and MTP": {
+        "num_hash_layers": 3,
+        "num_nextn_predict_layers": 0,
+        "compress_ratios": (0, 0, 0),
+    },
+    "nothing": {},
+}
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+@pytest.mark.parametrize("part", WITHOUT)
+def test_two_steps_without(part: str, autocast: torch.dtype | None, tmp_path: Path) -> None:
+    model, optimiser = make_model(**WITHOUT[part])
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    settings = TrainSettings(
+        Schedule(peak=0.02, warmup_steps=1), quantised_share=0.5, autocast=autocast, micro_batches=2,
+        loss_weights=LossWeights(balance=0.01),
+    )  # fmt: skip
+    plan = StepPlan(tmp_path / "plan.json", steps=2)
+    trainer = Trainer(model, optimiser, [Stage("only", 1.0, Counting())], settings, plan, tmp_path, quiet=True)
+    trainer.run()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    config = model.config
+    for line in lines:
+        assert all(math.isfinite(line[name]) for name in ("loss", "mtp_loss", "balance_loss", "indexer_loss"))
+        assert (line["mtp_loss"] > 0) == bool(config.num_nextn_predict_layers)
+        assert (line["indexer_loss"] > 0) == (4 in config.compress_ratios)
+        assert (line["balance_loss"] > 0) == (part != "routers and MTP")
+    moved = [name for name, p in model.named_parameters() if name in before and not torch.equal(p, before[name])]
+    assert {name for name in before if ".experts." not in name} <= set(moved)
+
+
+def test_an_mtp_weight_of_zero_stays_zero_in_the_decay(tmp_path: Path) -> None:
+    model, optimiser = make_model()
+    settings = TrainSettings(Schedule(0.02, 1, decay_fraction=1.0), loss_weights=LossWeights(mtp=0.0))
+    plan = StepPlan(tmp_path / "plan.json", steps=1)
+    Trainer(model, optimiser, [Stage("only", 1.0, Counting())], settings, plan, tmp_path, quiet=True).run()
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["mtp_loss"] == 0.0
