@@ -9,13 +9,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dsv4.server.errors import RequestError, retry_after
 
-GRACE_SECONDS = 8.0  # container runtimes kill a process 10 seconds after they asked it to stop
-
 
 class Drain:
     """Whether a server is ending, and how far it is. One loop waits on it; `begin` may be called by a signal handler."""
 
-    def __init__(self, grace_seconds: float = GRACE_SECONDS) -> None:
+    def __init__(self, grace_seconds: float = 8.0) -> None:
+        if not 0 <= grace_seconds < float("inf"):
+            raise ValueError(f"grace_seconds is {grace_seconds}; allowed: 0 or more")
         self.grace_seconds = grace_seconds
         self._ends: float | None = None
         self._cut = asyncio.Event()

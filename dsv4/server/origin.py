@@ -146,10 +146,11 @@ def _is_address(name: str) -> bool:
 def _checked_host(host: str) -> str:
     name, port = split_host(f"[{host}]" if host.count(":") > 1 and not host.startswith("[") else host)
     if name is None or port is not None:
-        raise ValueError(f"allowed host is {host!r}; allowed: a name or an address, without scheme and port, or * for any")
+        raise ValueError(
+            f"allowed host is {host!r}; allowed: a name or an address, without scheme and port, or * for any"
+        )
     return name
 
 
 def _is_origin(origin: str) -> bool:
     return re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#\s]*", origin) is not None
-
