@@ -11,7 +11,7 @@ from dsv4.server.errors import RequestError, retry_after
 
 
 class Drain:
-    """Whether a server is ending, and how far it is. One loop waits on it; `begin` may be called by a signal handler."""
+    """Whether a server is ending, and how far it is. A signal handler may call `begin`; the rest is for one loop."""
 
     def __init__(self, grace_seconds: float = 8.0) -> None:
         if not 0 <= grace_seconds < float("inf"):

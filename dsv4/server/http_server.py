@@ -110,13 +110,13 @@ class HttpServer(uvicorn.Server):
                     self._log_sometimes(f"cannot accept connections: {error.strerror}; raise ulimit -n")
                 await asyncio.sleep(0.1)
                 continue
-            has_room = self._make_room()
+            connection = self._new_connection(full=not self._make_room())
             try:
-                await loop.connect_accepted_socket(lambda: self._new_connection(has_room), client)
+                await loop.connect_accepted_socket(lambda connection=connection: connection, client)
             except OSError:
                 client.close()
 
-    def _new_connection(self, has_room: bool) -> ClientConnection:
+    def _new_connection(self, full: bool) -> ClientConnection:
         connection = ClientConnection(
             self._limits,
             self._clock,
@@ -125,7 +125,7 @@ class HttpServer(uvicorn.Server):
             app_state=self.lifespan.state,
             _loop=asyncio.get_running_loop(),
         )
-        if not has_room:
+        if full:
             connection.app = _full  # pyright: ignore[reportAttributeAccessIssue]  # uvicorn's own name for ASGIApp
         return connection
 

@@ -8,9 +8,9 @@ Host    the name under which the browser found the server. A site that points it
         rebinding) is of the same origin as far as the browser can tell, but the name is still not the server's.
 
 Programs that are no browsers send no Origin. A server on a loopback address answers to loopback names only, whoever
-asks. On another address it may have names that it cannot know, so that programs may use any; pages may use a name that
-no stranger can point at it (an address, this machine's name, a listed name), or any name when requests need a key, which
-a stranger's page does not have.
+asks. On another address it may have names that it cannot know, so that programs may use any. Pages may use a name that
+no stranger can point at it (an address, this machine's name, a listed name), or any name when requests need a key: a
+stranger's page does not have it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import ipaddress
 import re
 import socket
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -62,30 +61,28 @@ class OriginPolicy:
         name, _ = split_host(host)
         if name is not None and (is_loopback(name) or name in self.own_names):
             return None
-        return (
-            f"Host is {host!r}; this server listens on this machine only and answers to localhost, 127.0.0.1, [::1] "
-            f"and {self.bound_host}. Allow another name with --allowed-host"
-        )
+        names = ", ".join(sorted({"localhost", "127.0.0.1", "[::1]"} | self.own_names))
+        return f"Host is {host!r}; this server answers to {names}. Allow another name with --allowed-host"
 
     def origin_error(self, origin: str, host: str | None) -> str | None:
         """What is wrong with an Origin header beside this Host header, None when nothing is."""
         if ANY in self.allowed_origins or origin in self.allowed_origins:
             return None
-        try:
-            page = urlsplit(origin)
-            name, port = page.hostname, page.port or _DEFAULT_PORTS.get(page.scheme)
-        except ValueError:
-            name, port = None, None
-        own_name, own_port = split_host(host or "")
-        if name is not None and port == (own_port or _DEFAULT_PORTS.get(page.scheme)):
-            if name == own_name and self._is_own(name):
-                return None
-            if own_name is not None and is_loopback(name) and is_loopback(own_name):
-                return None
+        if host is not None and self._is_own_page(origin, host):
+            return None
         return (
             f"Origin is {origin!r}, and Host is {host!r}; only pages of this server may use it. Allow the pages of "
             "another origin with --allowed-origin, another name of this server with --allowed-host"
         )
+
+    def _is_own_page(self, origin: str, host: str) -> bool:
+        """True for an origin of this server: the name and port of `host`, or another loopback name of the same port."""
+        scheme, _, rest = origin.lower().partition("://")
+        (name, port), (own_name, own_port) = split_host(rest), split_host(host)
+        default = _DEFAULT_PORTS.get(scheme)  # of the page: TLS may end in a proxy before this server
+        if name is None or own_name is None or default is None or (port or default) != (own_port or default):
+            return False
+        return (name == own_name and self._is_own(name)) or (is_loopback(name) and is_loopback(own_name))
 
     def _is_own(self, name: str) -> bool:
         """True unless a stranger may have pointed the name here."""

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -83,7 +83,7 @@ class Answer(Response):
     async def wait(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`, with keep-alives until it comes.
 
-        Cancels it and raises ClientGoneError when the client leaves, the drain's error when the server cuts answers off.
+        Cancels it and raises ClientGoneError when the client leaves, the drain's error when the server cuts it off.
         """
         async with _task(work) as task:
             while True:
@@ -169,7 +169,7 @@ async def _following(chunks: AsyncIterator[Chunk]) -> Chunk | None:
 
 
 @contextlib.asynccontextmanager
-async def _task(work: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
+async def _task(work: Coroutine[Any, Any, T]) -> AsyncGenerator[asyncio.Task[T], None]:
     """A task that is cancelled, and over, when the block is left."""
     task = asyncio.create_task(work)
     try:
