@@ -134,9 +134,7 @@ def _add_serve(commands: Any) -> None:
         "--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)"
     )
     parser.add_argument("--port", type=int, default=8000, help="default: %(default)s")
-    parser.add_argument(
-        "--api-key", action="append", default=[], metavar="KEY", help="require one of these keys; repeatable"
-    )
+    _add_access(parser)
     parser.add_argument(
         "--max-num-seqs", type=int, default=8, metavar="N", help="requests computed at once (default: %(default)s)"
     )
@@ -163,14 +161,67 @@ def _add_serve(commands: Any) -> None:
     )
 
 
+def _add_access(parser: argparse.ArgumentParser) -> None:
+    """Options of `serve` that say who may use it and for how long."""
+    access = parser.add_argument_group("who may use it, and for how long")
+    access.add_argument(
+        "--api-key",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="require one of these keys; repeatable. Every process of this machine can read it here: better the "
+        "environment variable DSV4_API_KEY (comma-separated) or --api-key-file",
+    )
+    access.add_argument(
+        "--api-key-file", metavar="FILE", help="require one of the keys in FILE, one a line, # comments"
+    )
+    access.add_argument(
+        "--allowed-host", action="append", default=[], metavar="NAME", help="a further name of this server; repeatable"
+    )
+    access.add_argument(
+        "--allowed-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="web pages of this origin, like https://chat.example, may use the server; repeatable",
+    )
+    access.add_argument(
+        "--grace-seconds",
+        type=float,
+        default=8.0,
+        metavar="S",
+        help="what open requests get to end after SIGTERM or Ctrl-C (default: %(default)g)",
+    )
+    access.add_argument(
+        "--client-seconds",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="how long a client may take to send a request, or not read its answer (default: %(default)g)",
+    )
+    access.add_argument(
+        "--max-connections",
+        type=int,
+        default=None,
+        metavar="N",
+        help="connections open at once (default: what the limit of open files leaves, at most 4096)",
+    )
+
+
 def _serve(options: argparse.Namespace) -> int | None:
+    from dsv4.server.keys import collect_keys
     from dsv4.server.run import serve
 
     return serve(
         model=options.model,
         host=options.host,
         port=options.port,
-        api_keys=options.api_key,
+        api_keys=collect_keys(options.api_key, options.api_key_file),
+        grace_seconds=options.grace_seconds,
+        client_seconds=options.client_seconds,
+        max_connections=options.max_connections,
+        allowed_hosts=options.allowed_host,
+        allowed_origins=options.allowed_origin,
         max_num_seqs=options.max_num_seqs,
         max_model_len=options.max_model_len,
         threads=options.threads,

@@ -12,6 +12,8 @@ from dsv4.engine.sequence import Sequence, SequenceStatus
 class QueueFullError(RuntimeError):
     """As many requests or tokens wait as may: this one is not taken, a later try may be."""
 
+    retry_after = 5.0  # seconds, for clients
+
 
 @dataclass(frozen=True)
 class WaitingLimits:

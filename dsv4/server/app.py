@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from dsv4.engine import AsyncEngine
 from dsv4.server.auth import ApiKeyMiddleware
 from dsv4.server.chat_completions import chat_router
+from dsv4.server.drain import Drain, DrainMiddleware
 from dsv4.server.errors import install_error_handlers
+from dsv4.server.keys import check_key
 from dsv4.server.messages import messages_router
 from dsv4.server.models import models_router
+from dsv4.server.origin import OriginMiddleware, OriginPolicy
+from dsv4.server.responses import Delivery
 from dsv4.server.service import OFFICIAL_NAMES, ChatService
 from dsv4.server.web import chat_routes
 
@@ -27,23 +32,39 @@ def create_app(
     api_keys: Sequence[str] = (),
     thinking: bool = True,
     keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
+    origins: OriginPolicy | None = None,
+    drain: Drain | None = None,
 ) -> FastAPI:
     """The server's ASGI application.
 
     `model_name` is what the model is called (default: the engine's own name), `aliases` are further names that it
     answers to. With `api_keys` every path but the page and /health needs one. `thinking`: the default of requests that
-    do not say. The engine stays the caller's to close. No documentation routes: their pages load code from elsewhere.
+    do not say. `origins`: the pages that may use it (default: those of a server on 127.0.0.1). `drain` is what whoever
+    runs the server ends it with. The engine stays the caller's to close. No documentation routes: their pages load code
+    from elsewhere.
     """
-    if not all(api_keys):
-        raise ValueError("an API key is an empty string; give keys of at least 1 character, or no key at all")
     app = FastAPI(title="dsv4", docs_url=None, redoc_url=None, openapi_url=None)
+    drain = drain or Drain()
     service = ChatService(engine, model_name or engine.llm.name, aliases, thinking)
+    delivery = Delivery(keep_alive_seconds, drain)
     install_error_handlers(app)
+    # The last one added is the first that a request meets.
     if api_keys:
-        app.add_middleware(ApiKeyMiddleware, api_keys=list(api_keys))
-    app.include_router(chat_router(service, keep_alive_seconds))
-    app.include_router(messages_router(service, keep_alive_seconds))
-    app.include_router(models_router(service))
+        app.add_middleware(ApiKeyMiddleware, api_keys=[check_key(key, "api_keys") for key in api_keys])
+    app.add_middleware(DrainMiddleware, drain=drain)
+    policy = origins or OriginPolicy(needs_key=bool(api_keys))
+    if policy.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=policy.allowed_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After", "x-should-retry"],
+        )
+    app.add_middleware(OriginMiddleware, policy=policy)
+    app.include_router(chat_router(service, delivery))
+    app.include_router(messages_router(service, delivery))
+    app.include_router(models_router(service, drain))
 
     @app.api_route("/anthropic", methods=["GET", "HEAD"])
     async def anthropic_base() -> Response:  # pyright: ignore[reportUnusedFunction]

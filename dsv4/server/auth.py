@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from dsv4.server.errors import error_response
+from dsv4.server.errors import RequestError
 
 # The page itself holds nothing secret and every call that it makes needs the key.
 OPEN_PATHS = ("/", "/health", "/favicon.ico")
@@ -35,8 +35,8 @@ class ApiKeyMiddleware:
             if key
             else "Authentication Fails, no api key was given: send Authorization: Bearer KEY or x-api-key: KEY"
         )
-        response = error_response(scope["path"], 401, message, {"WWW-Authenticate": "Bearer"})
-        await response(scope, receive, send)
+        refused = RequestError(401, message, headers={"WWW-Authenticate": "Bearer"})
+        await refused.response(scope["path"])(scope, receive, send)
 
     def _is_valid(self, key: str) -> bool:
         """Compares with every key in constant time: neither the match nor its place shows in the time taken."""

@@ -13,26 +13,24 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from dsv4.server.requests import read_body
-from dsv4.server.responses import JsonWhenReady, event_stream
+from dsv4.server.responses import Delivery
 from dsv4.server.service import CHAT, ChatService, Protocol
 
 
-def chat_router(service: ChatService, keep_alive_seconds: float) -> APIRouter:
+def chat_router(service: ChatService, delivery: Delivery) -> APIRouter:
     router = APIRouter()
 
     @router.post("/v1/chat/completions")
     @router.post("/chat/completions")
     async def chat_completions(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
-        return await answer(service, CHAT, request, keep_alive_seconds)
+        return await answer(service, CHAT, request, delivery)
 
     return router
 
 
-async def answer(service: ChatService, protocol: Protocol, request: Request, keep_alive_seconds: float) -> Response:
+async def answer(service: ChatService, protocol: Protocol, request: Request, delivery: Delivery) -> Response:
     """Checks a request and starts its answer, streamed or whole. Raises RequestError before anything is generated."""
     service.engine.check()
     service.engine.check_room()
     job = await service.threads.run(partial(service.prepare, protocol), await read_body(request))
-    if job.stream:
-        return event_stream(service, job, keep_alive_seconds)
-    return JsonWhenReady(lambda: service.whole(job), keep_alive_seconds)
+    return delivery.answer(service, job)

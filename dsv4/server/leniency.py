@@ -12,6 +12,7 @@ import json
 from typing import Any, cast
 
 from dsv4.server.errors import RequestError
+from dsv4.server.message_threads import refuse_threads
 
 Json = dict[str, Any]
 
@@ -81,6 +82,7 @@ def _adapt_chat(request: Json) -> None:
 
 def _adapt_messages(request: Json) -> None:
     """Tools of type custom are plain tools; redacted_thinking blocks are skipped, nobody here can read them."""
+    refuse_threads(request)
     _strip_context_suffix(request)
     for tool in _objects(request.get("tools")):
         if tool.get("type") in ("custom", None):

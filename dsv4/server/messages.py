@@ -14,17 +14,18 @@ from starlette.responses import JSONResponse, Response
 
 from dsv4.server.chat_completions import answer
 from dsv4.server.requests import read_body
+from dsv4.server.responses import Delivery
 from dsv4.server.service import MESSAGES, ChatService
 
 
-def messages_router(service: ChatService, keep_alive_seconds: float) -> APIRouter:
+def messages_router(service: ChatService, delivery: Delivery) -> APIRouter:
     router = APIRouter()
 
     @router.post("/v1/messages")
     @router.post("/anthropic/v1/messages")
     @router.post("/anthropic/messages")
     async def messages(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
-        return await answer(service, MESSAGES, request, keep_alive_seconds)
+        return await answer(service, MESSAGES, request, delivery)
 
     @router.post("/v1/messages/count_tokens")
     @router.post("/anthropic/v1/messages/count_tokens")

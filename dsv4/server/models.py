@@ -9,13 +9,14 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import JSONResponse
 
+from dsv4.server.drain import Drain
 from dsv4.server.errors import RequestError
 from dsv4.server.service import ChatService
 
 MAX_OUTPUT_TOKENS = 393216
 
 
-def models_router(service: ChatService) -> APIRouter:
+def models_router(service: ChatService, drain: Drain) -> APIRouter:
     router = APIRouter()
     created = int(time.time())
     context = service.conversation.max_model_len
@@ -62,11 +63,13 @@ def models_router(service: ChatService) -> APIRouter:
 
     @router.get("/health")
     async def health() -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
-        """200 while the engine runs, 503 with the reason once it has failed."""
+        """200 while requests are taken, 503 once the engine has failed (with the reason) or the server is ending."""
         engine = service.engine
         state: dict[str, Any] = {"status": "ok", "running": engine.num_running, "waiting": engine.num_waiting}
         if not engine.healthy:
             state["status"], state["error"] = "error", str(engine.error or "the engine is closed")
-        return JSONResponse(state, 200 if engine.healthy else 503)
+        elif drain.draining:
+            state["status"] = "draining"
+        return JSONResponse(state, 200 if state["status"] == "ok" else 503)
 
     return router

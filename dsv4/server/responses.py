@@ -1,7 +1,8 @@
 """The two ways an answer leaves the server: server-sent events, or JSON when it is ready.
 
-Both stop the generation when the client goes away, and both send something now and then while they wait, so that no
-proxy between takes the connection for dead.
+Both stop the generation when the client goes away, send something now and then while they wait, so that no proxy
+between takes the connection for dead, and end when the server does. The status line waits for the first thing to send:
+a request that the engine refuses gets the status of the refusal, streamed or not.
 """
 
 from __future__ import annotations
@@ -10,91 +11,172 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette import ServerSentEvent
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from dsv4.engine import EngineError
-from dsv4.server.errors import error_body, error_response
+from dsv4.engine.conversation import Chunk
+from dsv4.server.drain import Drain
+from dsv4.server.errors import RequestError, error_body
 from dsv4.server.service import MESSAGES, ChatService, Job
 
 logger = logging.getLogger("dsv4.server")
 
-
-def event_stream(service: ChatService, job: Job, keep_alive_seconds: float) -> Response:
-    """Streams a job's chunks; comments keep a Chat Completions stream alive, ping events a Messages stream."""
-    messages_style = job.protocol is MESSAGES
-
-    def ping() -> ServerSentEvent:
-        if messages_style:
-            return ServerSentEvent('{"type": "ping"}', event="ping", sep="\n")
-        return ServerSentEvent(comment="keep-alive", sep="\n")
-
-    return EventSourceResponse(
-        _frames(service, job, messages_style), ping=keep_alive_seconds, ping_message_factory=ping, sep="\n"
-    )
+T = TypeVar("T")
 
 
-async def _frames(service: ChatService, job: Job, messages_style: bool) -> AsyncGenerator[ServerSentEvent, None]:
-    response = job.protocol.response
-    try:
-        async with contextlib.aclosing(service.chunks(job)) as chunks:
-            async for chunk in chunks:
+@dataclass(frozen=True)
+class Delivery:
+    """What all answers share: the longest silence on a connection, and the end of the server."""
+
+    keep_alive_seconds: float
+    drain: Drain
+
+    def answer(self, service: ChatService, job: Job) -> Response:
+        """A job's answer, in the form that its request asked for."""
+        return EventStream(service, job, self) if job.stream else JsonWhenReady(lambda: service.whole(job), self)
+
+
+class ClientGoneError(Exception):
+    """The client has closed its connection: nobody reads what would be sent."""
+
+
+class Answer(Response):
+    """A response that is computed while it is sent: `run` waits with `wait` and sends with `emit`."""
+
+    keep_alive: bytes  # what is sent after each silence
+
+    def __init__(self, delivery: Delivery, headers: dict[str, str] | None = None) -> None:
+        super().__init__(headers=headers)
+        del self.headers["content-length"]  # not known before the end
+        self.delivery = delivery
+        self.started = False
+
+    async def run(self) -> None:
+        """Sends the answer. Nothing is sent after an error but what `fail` sends."""
+        raise NotImplementedError
+
+    async def fail(self, error: Exception) -> None:
+        """Tells of an error when the status line is out."""
+        raise NotImplementedError
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._send = send
+        async with _task(_disconnected(receive)) as self._gone, _task(self.delivery.drain.wait_for_cut()) as self._cut:
+            try:
+                await self.run()
+            except ClientGoneError:
+                return
+            except Exception as error:
+                refused = RequestError.from_engine(error)
+                if self.started:
+                    await self.fail(error)
+                elif refused is None:
+                    raise  # the application answers 500 and logs the trace
+                else:
+                    await refused.response(scope["path"])(scope, receive, send)
+
+    async def wait(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`, with keep-alives until it comes.
+
+        Cancels it and raises ClientGoneError when the client leaves, the drain's error when the server cuts it off.
+        """
+        async with _task(work) as task:
+            while True:
+                waiting = {task, self._gone, self._cut}
+                await asyncio.wait(waiting, timeout=self.delivery.keep_alive_seconds, return_when="FIRST_COMPLETED")
+                if self._gone.done():
+                    raise ClientGoneError
+                if self._cut.done():
+                    raise self.delivery.drain.cut_error()
+                if task.done():
+                    return task.result()
+                await self.emit(self.keep_alive)
+
+    async def emit(self, body: bytes, *, more: bool = True) -> None:
+        """Sends a part of the body, and the status line before the first."""
+        if not self.started:
+            self.started = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+
+
+class EventStream(Answer):
+    """A job's chunks as events; comments keep a Chat Completions stream alive, ping events a Messages stream.
+
+    What fails after the first event, the end of the server included, is told in an error event of the protocol.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, service: ChatService, job: Job, delivery: Delivery) -> None:
+        super().__init__(delivery, {"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        self._service, self._job = service, job
+        self._messages_style = job.protocol is MESSAGES
+        ping = _event('{"type": "ping"}', "ping")
+        self.keep_alive = ping if self._messages_style else ServerSentEvent(comment="keep-alive", sep="\n").encode()
+
+    async def run(self) -> None:
+        response = self._job.protocol.response
+        async with contextlib.aclosing(self._service.chunks(self._job)) as chunks:
+            while (chunk := await self.wait(_following(chunks))) is not None:
                 name = response.sse_event_name(chunk)  # pyright: ignore[reportArgumentType]  # of the same protocol
-                yield ServerSentEvent(chunk.to_json(), event=name, sep="\n")
-    except Exception as error:  # the status line is out: whatever failed, the client learns of it in the stream
-        logger.error("%s %s failed", job.protocol.name, job.id, exc_info=error)
-        body = json.dumps(error_body(500, str(error), messages_style=messages_style))
-        yield ServerSentEvent(body, event="error" if messages_style else None, sep="\n")
-        return
-    done = response.sse_done_data()
-    if done is not None:
-        yield ServerSentEvent(done, sep="\n")
+                await self.emit(_event(chunk.to_json(), name))
+        done = response.sse_done_data()
+        await self.emit(b"" if done is None else _event(done, None), more=False)
+
+    async def fail(self, error: Exception) -> None:
+        refused = RequestError.from_engine(error)
+        if not isinstance(error, RequestError):
+            logger.error("%s %s failed", self._job.protocol.name, self._job.id, exc_info=error)
+        status = 500 if refused is None else refused.status
+        body = json.dumps(error_body(status, str(error), messages_style=self._messages_style))
+        await self.emit(_event(body, "error" if self._messages_style else None), more=False)
 
 
-class JsonWhenReady(Response):
+class JsonWhenReady(Answer):
     """Runs `work` and sends its JSON text; blank lines before it (legal JSON) while it takes long.
 
-    `work` is cancelled when the client goes away. As long as nothing has been sent, an error of the engine is a 503 and
-    any other leaves for the application's handlers.
+    What fails after the first blank line cuts the connection: an error must not pass for an answer.
     """
 
     media_type = "application/json"
+    keep_alive = b"\n"
 
-    def __init__(self, work: Callable[[], Coroutine[Any, Any, str]], keep_alive_seconds: float) -> None:
-        super().__init__()
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, str]], delivery: Delivery) -> None:
+        super().__init__(delivery)
         self._work = work
-        self._keep_alive_seconds = keep_alive_seconds
-        del self.headers["content-length"]  # not known before the work is done
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        work = asyncio.create_task(self._work())
-        gone = asyncio.create_task(_disconnected(receive))
-        started = False
-        try:
-            while True:
-                await asyncio.wait({work, gone}, timeout=self._keep_alive_seconds, return_when=asyncio.FIRST_COMPLETED)
-                if gone.done():
-                    return
-                if work.done() and not started and (error := work.exception()) is not None:
-                    if not isinstance(error, EngineError):
-                        raise error
-                    await error_response(scope["path"], 503, str(error))(scope, receive, send)
-                    return
-                if not started:
-                    started = True
-                    await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                if work.done():
-                    await send({"type": "http.response.body", "body": work.result().encode(), "more_body": False})
-                    return
-                await send({"type": "http.response.body", "body": b"\n", "more_body": True})
-        finally:
-            for task in (work, gone):
-                task.cancel()
-            await asyncio.gather(work, gone, return_exceptions=True)
+    async def run(self) -> None:
+        text = await self.wait(self._work())
+        await self.emit(text.encode(), more=False)
+
+    async def fail(self, error: Exception) -> None:
+        raise error
+
+
+def _event(data: str, name: str | None) -> bytes:
+    return ServerSentEvent(data, event=name, sep="\n").encode()
+
+
+async def _following(chunks: AsyncIterator[Chunk]) -> Chunk | None:
+    """The next chunk, None after the last."""
+    return await anext(chunks, None)
+
+
+@contextlib.asynccontextmanager
+async def _task(work: Coroutine[Any, Any, T]) -> AsyncGenerator[asyncio.Task[T], None]:
+    """A task that is cancelled, and over, when the block is left."""
+    task = asyncio.create_task(work)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def _disconnected(receive: Receive) -> None:

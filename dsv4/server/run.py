@@ -1,18 +1,24 @@
-"""serve: loads a model, binds the port, prints where the chat page is, and serves until Ctrl-C."""
+"""serve: loads a model, binds the port, prints where the chat page is, and serves until it is told to stop."""
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
-
-import uvicorn
+from typing import TYPE_CHECKING
 
 from dsv4.kernels import native
+from dsv4.server.open_files import connection_bound, raise_limit
 
-SHUTDOWN_SECONDS = 3  # what open streams get to end after Ctrl-C
+if TYPE_CHECKING:
+    from dsv4.engine import AsyncEngine
+
+GRACE_SECONDS = 8.0  # container runtimes kill a process 10 seconds after they asked it to stop
+CLIENT_SECONDS = 60.0
 
 
 class PortTakenError(OSError):
@@ -31,14 +37,25 @@ def serve(
     max_waiting: int = 256,
     dtype: str = "auto",
     check_memory: bool = True,
+    *,
+    grace_seconds: float = GRACE_SECONDS,
+    client_seconds: float = CLIENT_SECONDS,
+    max_connections: int | None = None,
+    allowed_hosts: Sequence[str] = (),
+    allowed_origins: Sequence[str] = (),
 ) -> None:
     """Serves a model folder, by default the embedded nano model. `port` 0 takes a free one.
 
-    Raises PortTakenError before the model is loaded, CapacityError where it cannot fit into memory, and whatever
-    loading it raises.
+    `grace_seconds`: what open requests get to end after SIGTERM or Ctrl-C (server/drain.py). `client_seconds`: how long
+    a client may keep the server waiting (server/connections.py). `max_connections`: default, what the limit of open
+    files leaves. `allowed_hosts`, `allowed_origins`: server/origin.py. Raises PortTakenError before the model is
+    loaded, ValueError for a value that is not allowed, CapacityError where the model cannot fit into memory, and
+    whatever loading raises.
     """
     if threads is not None and threads < 1:
         raise ValueError(f"threads is {threads}; allowed: 1 or more")
+    raise_limit()
+    bound = connection_bound(max_connections)
     listening = bind(host, port)
     try:
         # torch is needed from here on; a taken port is known before its seconds are spent.
@@ -46,7 +63,19 @@ def serve(
 
         from dsv4.engine import LLM, AsyncEngine
         from dsv4.server.app import create_app
+        from dsv4.server.connections import ClientLimits
+        from dsv4.server.drain import Drain
+        from dsv4.server.http_server import HttpServer
+        from dsv4.server.origin import OriginPolicy
 
+        drain, limits = Drain(grace_seconds), ClientLimits(client_seconds)
+        origins = OriginPolicy(
+            bound_host=host,
+            loopback=is_loopback(listening),
+            needs_key=bool(api_keys),
+            allowed_hosts=tuple(allowed_hosts),
+            allowed_origins=tuple(allowed_origins),
+        )
         if threads is not None:
             torch.set_num_threads(threads)
         # `tokenizers` queues texts for a pool of its own: a short one would wait there behind long ones.
@@ -63,13 +92,30 @@ def serve(
         )
         engine = AsyncEngine(llm)
         try:
-            app = create_app(engine, api_keys=api_keys)
-            config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=SHUTDOWN_SECONDS)
-            AnnouncingServer(config, llm.name, address(listening)).run(sockets=[listening])
-        finally:
+            app = create_app(engine, api_keys=api_keys, origins=origins, drain=drain)
+            server = HttpServer(app, listening, drain, limits, bound)
+            server.on_ready = lambda: announce(llm.name, address(listening))
+            server.run()
+        except BaseException:
             engine.close()
+            raise
+        close_engine(engine, seconds=max(1.0, drain.remaining))
     finally:
         listening.close()
+
+
+def close_engine(engine: AsyncEngine, seconds: float) -> None:
+    """Closes the engine; ends the process, status 0, when its last step takes longer than `seconds`.
+
+    A step cannot be interrupted and nobody waits for its result. A process that lingered would be killed.
+    """
+    closing = threading.Thread(target=engine.close, name="dsv4-close", daemon=True)
+    closing.start()
+    closing.join(seconds)
+    if closing.is_alive():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -101,18 +147,15 @@ def address(listening: socket.socket) -> str:
     return f"http://[{host}]:{name[1]}" if ":" in host else f"http://{host}:{name[1]}"
 
 
-class AnnouncingServer(uvicorn.Server):
-    """Prints the addresses, and the kernels when they are native, once requests are taken."""
+def is_loopback(listening: socket.socket) -> bool:
+    """True if a bound socket can be reached from this machine only."""
+    return ipaddress.ip_address(listening.getsockname()[0].partition("%")[0]).is_loopback
 
-    def __init__(self, config: uvicorn.Config, model_name: str, url: str) -> None:
-        super().__init__(config)
-        self._model_name, self._url = model_name, url
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            print(f"{self._model_name} is ready. Chat page: {self._url}/")
-            print(f"OpenAI base URL: {self._url}/v1   Anthropic base URL: {self._url}/anthropic   (Ctrl-C stops)")
-            if native.name() == "native":
-                print(native.describe())
-            sys.stdout.flush()
+def announce(model_name: str, url: str) -> None:
+    """Prints the addresses, and the kernels when they are native."""
+    print(f"{model_name} is ready. Chat page: {url}/")
+    print(f"OpenAI base URL: {url}/v1   Anthropic base URL: {url}/anthropic   (Ctrl-C stops)")
+    if native.name() == "native":
+        print(native.describe())
+    sys.stdout.flush()

@@ -16,13 +16,15 @@ import numpy as np
 import openai
 import pytest
 import torch
-import uvicorn
 from torch import Tensor
 
 from dsv4.config import ModelConfig
 from dsv4.engine import LLM, AsyncEngine
 from dsv4.model.batch import RaggedBatch
 from dsv4.server.app import create_app
+from dsv4.server.connections import ClientLimits
+from dsv4.server.drain import Drain
+from dsv4.server.http_server import HttpServer
 from dsv4.server.run import address, bind
 from dsv4.tokenizer.prompts import write_effort_ladder
 from dsv4.tokenizer.train import train_tokenizer, write_tokenizer
@@ -142,18 +144,15 @@ class Served:
 
 @contextlib.contextmanager
 def serving(llm: LLM, model: ScriptedModel | None = None, **options: object) -> Iterator[Served]:
-    """Runs uvicorn in a thread on a free port of the loopback interface."""
+    """Runs the HTTP server in a thread on a free port of the loopback interface."""
     engine = AsyncEngine(llm)
     listening = bind("127.0.0.1", 0)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(engine, **options),  # type: ignore[arg-type]
-            log_level="critical",
-            lifespan="off",
-            timeout_graceful_shutdown=1,
-        )
-    )
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    drain = Drain(grace_seconds=1.0)
+    limits = ClientLimits(options.pop("client_seconds", 60.0))  # type: ignore[arg-type]
+    bound: int = options.pop("max_connections", 256)  # type: ignore[assignment]
+    app = create_app(engine, drain=drain, **options)  # type: ignore[arg-type]
+    server = HttpServer(app, listening, drain, limits, bound)
+    thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
         while not server.started:

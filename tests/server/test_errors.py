@@ -3,6 +3,8 @@ import threading
 import openai
 import pytest
 
+from dsv4.engine.conversation import Answer
+
 QUESTION = [{"role": "user", "content": "hi"}]
 CHAT = "/v1/chat/completions"
 
@@ -141,14 +143,24 @@ def test_an_engine_that_breaks_under_a_whole_answer_is_a_503(model, serve) -> No
         assert response.status_code == 503 and "out of order" in response.json()["error"]["message"]
 
 
-def test_an_answer_that_cannot_be_parsed_is_an_error_and_no_cut_connection(server, monkeypatch) -> None:
-    def fail(answer: object, event: object) -> list[object]:
-        raise ValueError("no such token")
+@pytest.mark.parametrize("good_events", [0, 1])
+def test_an_answer_that_cannot_be_parsed_is_an_error_and_no_cut_connection(server, monkeypatch, good_events) -> None:
+    """A stream that has not begun gets the status of the error, one that has begun an error event."""
+    push, left = Answer.push, good_events
+
+    def fail(answer: Answer, event: object) -> list[object]:
+        nonlocal left
+        if left == 0:
+            raise ValueError("no such token")
+        left -= 1
+        return push(answer, event)
 
     monkeypatch.setattr("dsv4.engine.conversation.Answer.push", fail)
     body = {"model": "tiny", "messages": QUESTION}
     whole = server.http().post(CHAT, json=body)
     assert whole.status_code == 500 and whole.json()["error"]["type"] == "internal_error"
+    left = good_events
     # A client of its own: the server closes a connection after an error that nobody handled, when the answer is out.
-    frames = server.http().post(CHAT, json=body | {"stream": True}).text
-    assert "no such token" in frames and "[DONE]" not in frames
+    stream = server.http().post(CHAT, json=body | {"stream": True})
+    assert stream.status_code == (200 if good_events else 500)
+    assert ("no such token" in stream.text) == bool(good_events) and "[DONE]" not in stream.text

@@ -1,0 +1,183 @@
+"""Connections with deadlines: for the head of a request, its body, and a client that does not read its answer.
+
+uvicorn has a deadline for idle connections only. Its place in the chain of calls is kept: this is its own protocol
+class for h11, which is told of the same events and watches the clock beside them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import h11
+from uvicorn.config import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from dsv4.server.errors import error_body
+
+Phase = Literal["idle", "head", "body", "answer"]
+
+_UNSENT_BYTES = 65536  # what the kernel holds of an answer before the server notices that nobody reads it
+_STALLED_SECONDS = 2.0  # a body that has paused this long may make room for others
+
+
+@dataclass(frozen=True)
+class ClientLimits:
+    """What a client may take its time for, in seconds.
+
+    `client_seconds`: for the whole head of a request, between two pieces of its body, between two pieces that it reads
+    of an answer. A body also has to come at `bytes_per_second` on average. `idle_seconds`: between two requests; longer
+    than the minute after which common proxies drop an idle connection, so that they never send on one that is closing.
+    """
+
+    client_seconds: float = 60.0
+    idle_seconds: float = 75.0
+    bytes_per_second: int = 1024
+
+    def __post_init__(self) -> None:
+        for name in ("client_seconds", "idle_seconds", "bytes_per_second"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: more than 0")
+
+
+class ServingClock:
+    """Seconds during which the server served. Time that something else held the event loop is nobody's fault."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    async def tick(self, interval: float) -> None:
+        """Sleeps `interval` seconds and counts no more than that, however late it wakes."""
+        await asyncio.sleep(interval)
+        self.seconds += interval
+
+
+class ClientConnection(H11Protocol):
+    """uvicorn's connection, which also knows what it waits for and since when."""
+
+    def __init__(
+        self, limits: ClientLimits, clock: ServingClock, config: Config, server_state: ServerState, **options: Any
+    ) -> None:
+        super().__init__(config=config, server_state=server_state, **options)
+        self._limits, self._clock = limits, clock
+        self._since = self._last_data = self._unsent_since = clock.seconds
+        self._received = self._unsent = 0
+        self._has_head_part = False
+
+    @property
+    def phase(self) -> Phase:
+        """What the connection waits for: a request, the rest of a head or of a body, or the server."""
+        state = self.conn.their_state
+        answering = not self._is_new and not self.cycle.response_complete
+        if state is h11.SEND_BODY:
+            return "body"
+        if state is h11.IDLE and not answering:
+            return "head" if self._has_head_part else "idle"
+        return "answer"
+
+    @property
+    def waiting_seconds(self) -> float:
+        """Time since the last sign of the client."""
+        return self._clock.seconds - max(self._since, self._last_data)
+
+    @property
+    def gives_way(self) -> bool:
+        """True if the connection may be closed for the sake of others: no request of it is whole or on its way."""
+        phase = self.phase
+        if phase == "body":
+            return self.waiting_seconds >= _STALLED_SECONDS
+        return phase != "answer" and self.transport.get_write_buffer_size() == 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        # An address that vanished without a word, and a window that stays shut, end the connection as well.
+        timeout = int(self._limits.client_seconds * 1000)
+        _set_option(transport, "TCP_USER_TIMEOUT", timeout)
+        _set_option(transport, "TCP_NOTSENT_LOWAT", _UNSENT_BYTES)
+
+    def data_received(self, data: bytes) -> None:
+        before = self.phase
+        self._last_data = self._clock.seconds
+        self._received += len(data)
+        super().data_received(data)
+        self._look_for_a_head()
+        if self.phase != before:
+            self._since, self._received = self._clock.seconds, 0
+
+    def on_response_complete(self) -> None:
+        self._since = self._clock.seconds
+        super().on_response_complete()  # takes up the next request, when it has come already
+        self._look_for_a_head()
+
+    def check(self) -> None:
+        """Ends the connection if its client is overdue."""
+        if self._reader_is_stuck():
+            self.transport.abort()
+            return
+        message = self._overdue()
+        if message is not None and not self.transport.is_closing():
+            self._refuse(408, message)
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn's answer to what is no HTTP, in the shape of every other error."""
+        self._refuse(400, msg)
+
+    def _overdue(self) -> str | None:
+        """What the client failed to do in time."""
+        limits, phase = self._limits, self.phase
+        waited = self._clock.seconds - self._since
+        if phase == "head" and waited > limits.client_seconds:
+            return f"The head of the request did not come within {limits.client_seconds:g} s"
+        if phase == "idle" and waited > (limits.client_seconds if self._is_new else limits.idle_seconds):
+            return ""
+        if phase == "body":
+            if self.flow.read_paused:  # the server has not taken what it has: the client may not send
+                self._last_data = self._clock.seconds
+            if self.waiting_seconds > limits.client_seconds:
+                return f"Nothing of the request's body came for {limits.client_seconds:g} s"
+            if waited > limits.client_seconds + self._received / limits.bytes_per_second:
+                return f"The request's body came at less than {limits.bytes_per_second} bytes a second"
+        return None
+
+    @property
+    def _is_new(self) -> bool:
+        return cast(object, self.cycle) is None
+
+    def _look_for_a_head(self) -> None:
+        self._has_head_part = self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0])
+
+    def _reader_is_stuck(self) -> bool:
+        """True when what waits to be sent has not shrunk for too long. Counted only while nothing is added to it."""
+        size = self.transport.get_write_buffer_size()
+        settled = self.flow.write_paused or self.transport.is_closing() or self.phase == "idle"
+        if size == 0 or size < self._unsent or not settled:
+            self._unsent_since = self._clock.seconds
+        self._unsent = size
+        return self._clock.seconds - self._unsent_since > self._limits.client_seconds
+
+    def _refuse(self, status: int, message: str) -> None:
+        """Closes the connection; with an error in words where there is a request that has no answer yet."""
+        if message and self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.write(self._error(status, message))
+        if not self._is_new:  # what the application still sends goes nowhere
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.transport.close()
+
+    def _error(self, status: int, message: str) -> bytes:
+        body = json.dumps(error_body(status, message, messages_style=False)).encode()
+        headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
+        events = [h11.Response(status_code=status, headers=headers), h11.Data(data=body), h11.EndOfMessage()]
+        return b"".join(self.conn.send(event) or b"" for event in events)
+
+
+def _set_option(transport: asyncio.Transport, name: str, value: int) -> None:
+    """Sets a TCP option of a connection, where the system has it."""
+    option: int | None = getattr(socket, name, None)
+    connection: socket.socket = transport.get_extra_info("socket")
+    if option is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
+        connection.setsockopt(socket.IPPROTO_TCP, option, value)

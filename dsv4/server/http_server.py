@@ -1,0 +1,163 @@
+"""HttpServer: uvicorn with a bound on connections, deadlines for clients, and an end in two steps."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from dsv4.server.connections import ClientConnection, ClientLimits, ServingClock
+from dsv4.server.drain import Drain
+from dsv4.server.errors import RequestError, retry_after
+from dsv4.server.open_files import OVERFLOW
+
+logger = logging.getLogger("dsv4.server")
+
+_LAST_WORDS_SECONDS = 0.5  # what answers that are cut off get to send their error
+_LOG_EVERY_SECONDS = 60.0
+_NO_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class HttpServer(uvicorn.Server):
+    """Serves an application on a listening socket.
+
+    SIGTERM or Ctrl-C: `drain` begins, open requests get its time of grace, streams that are still open then end with an
+    error event, `run` returns. A second signal ends the process at once.
+    """
+
+    def __init__(
+        self, app: ASGIApp, listening: socket.socket, drain: Drain, limits: ClientLimits, max_connections: int
+    ) -> None:
+        config = uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",  # a connection that is handed over to another protocol has no deadlines
+            lifespan="off",
+            log_level="error",  # what clients do wrong is told to them; no client can fill the log
+            access_log=False,
+            timeout_keep_alive=max(1, round(limits.idle_seconds)),
+            timeout_graceful_shutdown=1,
+        )
+        super().__init__(config)
+        self._listening, self._drain, self._limits = listening, drain, limits
+        self._max_connections = max_connections
+        self._clock = ServingClock()
+        self._last_logged = -_LOG_EVERY_SECONDS
+        self._jobs: list[asyncio.Task[None]] = []
+        self.on_ready: Callable[[], None] = lambda: None  # called once requests are taken
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=[])  # connections are accepted here, within the bound
+        self._listening.setblocking(False)
+        self._listening.listen(1024)
+        self._jobs = [asyncio.create_task(self._accept_forever()), asyncio.create_task(self._watch_clients())]
+        self.on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Waits for open requests, cuts off what is left, and closes."""
+        self._drain.begin()
+        if self.server_state.tasks:
+            print(
+                f"Stopping: open requests get {self._drain.remaining:.0f} s to end; a second signal stops at once",
+                file=sys.stderr,
+            )
+        await self._wait_for_requests(self._drain.remaining)
+        self._drain.cut()
+        await self._wait_for_requests(_LAST_WORDS_SECONDS)
+        for job in self._jobs:
+            job.cancel()
+        await asyncio.gather(*self._jobs, return_exceptions=True)
+        self._listening.close()
+        await super().shutdown(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            os._exit(128 + sig)  # a step of the engine may take long, and nothing waits for it any more
+        self._drain.begin()
+        self.should_exit = True
+
+    async def _wait_for_requests(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while self.server_state.tasks and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+
+    async def _watch_clients(self) -> None:
+        interval = min(1.0, self._limits.client_seconds / 4, self._limits.idle_seconds / 4)
+        while True:
+            await self._clock.tick(interval)
+            for connection in self._connections():
+                connection.check()
+
+    async def _accept_forever(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            while len(self.server_state.connections) >= self._max_connections + OVERFLOW:
+                await asyncio.sleep(0.05)  # whoever comes now waits in the kernel's queue
+            try:
+                client, _ = await loop.sock_accept(self._listening)
+            except OSError as error:  # the client's side failed, or there are no files left: neither ends the server
+                if error.errno in _NO_RESOURCES:
+                    self._close_idlest()
+                    self._log_sometimes(f"cannot accept connections: {error.strerror}; raise ulimit -n")
+                await asyncio.sleep(0.1)
+                continue
+            connection = self._new_connection(full=not self._make_room())
+            try:
+                await loop.connect_accepted_socket(lambda connection=connection: connection, client)
+            except OSError:
+                client.close()
+
+    def _new_connection(self, full: bool) -> ClientConnection:
+        connection = ClientConnection(
+            self._limits,
+            self._clock,
+            self.config,
+            self.server_state,
+            app_state=self.lifespan.state,
+            _loop=asyncio.get_running_loop(),
+        )
+        if full:
+            connection.app = _full  # pyright: ignore[reportAttributeAccessIssue]  # uvicorn's own name for ASGIApp
+        return connection
+
+    def _make_room(self) -> bool:
+        """True if one more connection is within the bound; one that waits for its client is closed for it."""
+        if len(self.server_state.connections) < self._max_connections or self._close_idlest():
+            return True
+        self._log_sometimes(f"all {self._max_connections} connections are in use; new ones are answered 503")
+        return False
+
+    def _close_idlest(self) -> bool:
+        """Closes the connection that has waited for its client longest, False if none does."""
+        waiting = [connection for connection in self._connections() if connection.gives_way]
+        if not waiting:
+            return False
+        idlest = max(waiting, key=lambda connection: connection.waiting_seconds)
+        idlest.transport.abort()
+        self.server_state.connections.discard(idlest)  # its file closes in the loop's next turn
+        return True
+
+    def _connections(self) -> list[ClientConnection]:
+        return [known for known in self.server_state.connections if isinstance(known, ClientConnection)]
+
+    def _log_sometimes(self, message: str) -> None:
+        now = time.monotonic()
+        if now - self._last_logged >= _LOG_EVERY_SECONDS:
+            self._last_logged = now
+            logger.warning(message)
+
+
+async def _full(scope: Scope, receive: Receive, send: Send) -> None:
+    """The application of connections beyond the bound."""
+    headers = retry_after(1) | {"Connection": "close"}
+    refused = RequestError(503, "All connections of this server are in use", headers=headers)
+    await refused.response(scope["path"])(scope, receive, send)

@@ -1,0 +1,43 @@
+"""A server process over a scripted model: `python scripted_server.py '{"reply": ..., "seconds_per_step": ...}'`.
+
+Settings that are no field of the model are options of HttpServer's parts: grace_seconds, client_seconds,
+max_connections. Prints its URL when it is ready.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from conftest import VOCAB, ScriptedModel
+
+from dsv4.engine import LLM, AsyncEngine
+from dsv4.server.app import create_app
+from dsv4.server.connections import ClientLimits
+from dsv4.server.drain import Drain
+from dsv4.server.http_server import HttpServer
+from dsv4.server.open_files import connection_bound, raise_limit
+from dsv4.server.run import address, bind, close_engine
+from dsv4.tokenizer.train import train_tokenizer, write_tokenizer
+
+
+def main(settings: dict[str, object]) -> None:
+    raise_limit()
+    listening = bind("127.0.0.1", 0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "tiny"
+        write_tokenizer(train_tokenizer(iter(["the cat sat on the mat"] * 4), VOCAB), folder)
+        model = ScriptedModel(folder)
+        drain = Drain(float(settings.pop("grace_seconds", 8.0)))
+        limits = ClientLimits(float(settings.pop("client_seconds", 60.0)))
+        bound = connection_bound(settings.pop("max_connections", None))
+        for field, value in settings.items():
+            setattr(model, field, value)
+        engine = AsyncEngine(LLM(model, folder=folder))
+        server = HttpServer(create_app(engine, drain=drain), listening, drain, limits, bound)
+        server.on_ready = lambda: print(address(listening), flush=True)
+        server.run()
+        close_engine(engine, seconds=max(1.0, drain.remaining))
+
+
+main(json.loads(sys.argv[1]))

@@ -1,0 +1,163 @@
+"""The end of a real process: open answers get a time of grace, then an error event; new requests are sent away."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+
+HERE = Path(__file__).parent
+CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
+BODY = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5000}
+LONG = "</think>" + "word " * 3000
+
+
+@contextlib.contextmanager
+def process_serving(prefix: tuple[str, ...] = (), **settings: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A process of scripted_server.py -> (the process, its URL). Its log is the process's stderr."""
+    paths = os.pathsep.join([str(HERE.parents[1]), str(HERE)])
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    command = [*prefix, sys.executable, str(HERE / "scripted_server.py"), json.dumps(settings)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().strip()
+            assert url.startswith("http://"), process.stderr and process.stderr.read()
+            yield process, url
+        finally:
+            process.kill()
+
+
+@dataclass
+class Reader:
+    """Reads a request's answer in a thread; `begun` is set with the first bytes."""
+
+    url: str
+    path: str
+    stream: bool = True
+    text: str = ""
+    status: int | None = None
+    headers: httpx.Headers = field(default_factory=httpx.Headers)
+    error: Exception | None = None
+    begun: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.thread = threading.Thread(target=self._read, daemon=True)
+        self.thread.start()
+
+    def _read(self) -> None:
+        body = BODY | {"stream": self.stream}
+        try:
+            with httpx.stream("POST", self.url + self.path, json=body, timeout=120) as response:
+                self.status, self.headers = response.status_code, response.headers
+                for piece in response.iter_text():
+                    self.text += piece
+                    self.begun.set()
+        except httpx.HTTPError as error:
+            self.error = error
+
+    def wait(self) -> str:
+        self.thread.join(120)
+        assert not self.thread.is_alive()
+        return self.text
+
+
+def wait_until(condition, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def running(url: str) -> int:
+    return httpx.get(url + "/health").json()["running"]
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+def test_open_streams_end_with_an_error_event_of_their_protocol(sign: signal.Signals) -> None:
+    with process_serving(reply=LONG, seconds_per_step=0.05, grace_seconds=2.0) as (process, url):
+        chat, messages = Reader(url, CHAT), Reader(url, MESSAGES)
+        assert chat.begun.wait(30) and messages.begun.wait(30)
+        process.send_signal(sign)
+        began = time.monotonic()
+        last = chat.wait().split("\n\n")[-2]
+        error = json.loads(last.removeprefix("data: "))["error"]
+        assert "shutting down" in error["message"] and error["type"] == "service_unavailable"
+        assert "[DONE]" not in chat.text
+        name, data = messages.wait().split("\n\n")[-2].split("\n")
+        assert name == "event: error"
+        body = json.loads(data.removeprefix("data: "))
+        assert body["type"] == "error" and body["error"]["type"] == "overloaded_error"
+        assert time.monotonic() - began >= 1.5, "the time of grace was given"
+        assert chat.error is None and messages.error is None, "both ended as HTTP has it, not by a cut connection"
+        assert process.wait(30) == 0
+
+
+def test_answers_that_end_in_time_are_whole_and_nobody_waits_for_longer() -> None:
+    with process_serving(reply="</think>" + "word " * 20, seconds_per_step=0.02, grace_seconds=60.0) as (process, url):
+        readers = [Reader(url, CHAT), Reader(url, MESSAGES), Reader(url, CHAT, stream=False)]
+        assert readers[0].begun.wait(30) and readers[1].begun.wait(30)
+        wait_until(lambda: running(url) == 3 or readers[2].text)
+        process.send_signal(signal.SIGTERM)
+        texts = [reader.wait() for reader in readers]
+        assert texts[0].endswith("data: [DONE]\n\n") and "message_stop" in texts[1]
+        assert json.loads(texts[2])["choices"][0]["finish_reason"] == "stop"
+        assert process.wait(40) == 0  # long before the grace is over
+
+
+def test_new_requests_are_sent_away_while_the_server_drains() -> None:
+    with process_serving(reply=LONG, seconds_per_step=0.05, grace_seconds=8.0) as (process, url):
+        open_one, whole = Reader(url, CHAT), Reader(url, CHAT, stream=False)
+        assert open_one.begun.wait(30)
+        wait_until(lambda: running(url) == 2)
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: httpx.get(url + "/health").status_code == 503)
+        health = httpx.get(url + "/health")
+        assert health.json() == {"status": "draining", "running": 2, "waiting": 0}
+        for path in (CHAT, MESSAGES):
+            late = httpx.post(url + path, json=BODY)
+            assert late.status_code == 503 and late.json()["error"]["message"].startswith("The server is shutting down")
+            assert 1 <= int(late.headers["retry-after"]) <= 8 and late.headers["x-should-retry"] == "true"
+        assert "shutting down" in open_one.wait().split("\n\n")[-2]
+        body = json.loads(whole.wait())
+        assert whole.status == 503 and "shutting down" in body["error"]["message"]
+        assert whole.headers["retry-after"] == "1"
+        assert process.wait(30) == 0
+
+
+def test_a_second_signal_ends_at_once() -> None:
+    with process_serving(reply=LONG, seconds_per_step=0.05, grace_seconds=600.0) as (process, url):
+        reader = Reader(url, CHAT)
+        assert reader.begun.wait(30)
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: httpx.get(url + "/health").status_code == 503)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 128 + signal.SIGTERM
+
+
+def test_an_idle_server_ends_without_waiting() -> None:
+    with process_serving(grace_seconds=600.0) as (process, url), httpx.Client(base_url=url) as idle:
+        assert idle.get("/health").status_code == 200  # and stays connected
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+def test_a_long_step_of_the_engine_does_not_hold_the_end_up() -> None:
+    with process_serving(seconds_of_prefill=300.0, grace_seconds=0.5) as (process, url):
+        reader = Reader(url, CHAT)
+        wait_until(lambda: running(url) == 1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        reader.wait()
+        assert reader.status == 503
