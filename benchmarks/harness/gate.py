@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.comparison.process import ROOT, BenchmarkError, WorkerProcess
+from benchmarks.harness.process import ROOT, BenchmarkError, WorkerProcess
 
 TESTS = ("tests/model/test_chunking.py", "tests/model/test_against_transformers.py")
 TOLERANCE = 1e-4  # largest difference of logits over the largest logit, fp32 against fp32

@@ -7,25 +7,15 @@ import os
 import subprocess
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.comparison.process import BenchmarkError
+from benchmarks.harness.process import BenchmarkError
 
 # How often its peak memory is read, which ends with the process: often at first, for the sake of short runs.
 POLL_S = (0.002, 0.05)
 PROBE = 8  # tokens that show whether it runs a file at all
 LONG_RUN = 8192  # tokens; a run as long needs no warm-up, which llama-bench would make as long again
-
-
-@dataclass(frozen=True)
-class Taken:
-    """One figure of one contender."""
-
-    rate: float  # tokens a second
-    wall_s: float  # of the whole measurement
-    peak_bytes: int | None = None
 
 
 class LlamaBench:
@@ -68,8 +58,11 @@ class LlamaBench:
 
     def run(
         self, gguf: Path, prompt: int = 0, steps: int = 0, depth: int = 0, flash: bool = False, repack: bool = True
-    ) -> Taken:
-        """Tokens a second of a prompt, or of steps after a depth. BenchmarkError with its last words on failure."""
+    ) -> tuple[float, float, int | None]:
+        """(tokens per second, wall seconds, peak bytes) of a prompt, or of steps after a depth.
+
+        BenchmarkError with its last words on failure.
+        """
         command = [str(self.path), "-m", str(gguf), "-p", str(prompt), "-n", str(steps), "-t", str(self.threads)]
         command += ["-r", "1", "-o", "json", *(["-d", str(depth)] if depth else []), *(["-fa", "on"] if flash else [])]
         command += [] if repack else ["--repack", "0"]
@@ -95,7 +88,7 @@ class LlamaBench:
             raise BenchmarkError(f"llama-bench ended with status {process.returncode}: {' '.join(command)}\n{tail}")
         record = parse(answer, prompt, steps, depth)
         self.build = {key: record.get(key) for key in ("build_commit", "build_number", "backends", "cpu_info")}
-        return Taken(float(record["avg_ts"]), wall, peak or None)
+        return float(record["avg_ts"]), wall, peak or None
 
 
 def parse(answer: str, prompt: int, steps: int, depth: int) -> dict[str, Any]:

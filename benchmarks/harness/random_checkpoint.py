@@ -1,4 +1,4 @@
-"""An official-layout folder of random codes and scales, tensor by tensor: no value is ever there in fp32."""
+"""Folders of random weights: values that are then stored, or codes and scales that never were values."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from dsv4.analysis.inventory import TensorSpec, tensor_inventory
+from dsv4.checkpoint import save_model
 from dsv4.checkpoint.files import TORCH_DTYPES, ShardWriter, new_folder, write_json
 from dsv4.checkpoint.shards import SINGLE_NAME
+from dsv4.checkpoint.writing import Format
 from dsv4.config import ModelConfig
+from dsv4.model.transformer import Transformer
 
 # Root mean square of a code: E2M1's drawn uniformly, E4M3's as those of normal weights, which seldom are near zero.
 _RMS = {"I8": 2.9, "F8_E4M3": 100.0}
@@ -21,8 +24,21 @@ _LARGEST = 448.0
 _E8M0_BIAS = 127
 
 
+@torch.no_grad()
+def write_random_values(config: ModelConfig, folder: Path, seed: int, layout: Format) -> None:
+    """Write `folder`, replacing it. No parameter is zero or one, so that each of them shows in the logits."""
+    generator = torch.Generator().manual_seed(seed)
+    model = Transformer(config)
+    model.init_weights(generator)  # for the hash tables, which deal the experts out evenly
+    for name, p in model.named_parameters():
+        p.normal_(std=0.3 if p.dim() == 1 else p.shape[-1] ** -0.5, generator=generator)
+        if name.endswith("norm.weight"):
+            p.add_(1.0)
+    save_model(model, config, folder, layout, overwrite=True)
+
+
 def write_random_checkpoint(config: ModelConfig, folder: Path, seed: int) -> None:
-    """Write `folder` unless one of this config lies there. Outputs of the matrices have about their inputs' size."""
+    """Write codes tensor by tensor unless a folder of this config is there. Matrices keep about their inputs' size."""
     described = config.to_dict()
     stamp = {**described, "random_seed": seed, "codes": _CODES}
     if (folder / "seed.json").is_file() and json.loads((folder / "seed.json").read_text()) == stamp:

@@ -5,6 +5,7 @@ A peer imports its package when it is made: dsv4 asks MKL for reproducible round
 
 from __future__ import annotations
 
+import copy
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -109,10 +110,10 @@ class TransformersPeer:
         return out.logits[0, -1].float()
 
     def hold(self) -> Any:
-        assert self._past is None, "its cache cannot go back: only an empty sequence is held"
+        return copy.deepcopy(self._past)
 
     def resume(self, held: Any) -> None:
-        self._past = None
+        self._past = copy.deepcopy(held)
 
 
 MAKERS: dict[str, type[Dsv4Peer] | type[TransformersPeer]] = {"dsv4": Dsv4Peer, "transformers": TransformersPeer}

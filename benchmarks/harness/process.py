@@ -1,4 +1,4 @@
-"""The parent's end of a worker: start it in a clean environment, ask, wait for the answer, end it."""
+"""The parent's end of a worker process: start in a clean environment, ask, wait for the answer, end."""
 
 from __future__ import annotations
 
@@ -34,11 +34,12 @@ def worker_environment(peer: str, threads: int) -> dict[str, str]:
 class WorkerProcess:
     """`with WorkerProcess("dsv4", 2) as worker: worker.ask("load", folder=...)`."""
 
-    def __init__(self, peer: str, threads: int) -> None:
+    def __init__(self, peer: str, threads: int, limit_bytes: int | None = None) -> None:
+        """limit_bytes: of addresses; allocations beyond fail instead of starving the machine."""
         self.peer = peer
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in __exit__, with the process
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.comparison.worker", peer, str(threads)],
+            [sys.executable, "-m", "benchmarks.harness.worker", peer, str(threads), str(limit_bytes or "")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
