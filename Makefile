@@ -53,7 +53,7 @@ check: $(VENV)/.test
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(VENV)/.bench
-	$(BIN)/dsv4 bench $(or $(ARGS),model)
+	$(BIN)/dsv4 bench $(or $(ARGS),engine --models fp32)
 
 # Only the source package is downloaded; an unfinished folder never gets the name `source`.
 llama-bench: $(VENV)/.python

@@ -402,7 +402,7 @@ def _add_bench(commands: Any) -> None:
         "bench",
         _bench,
         "run a benchmark of this repository",
-        "dsv4 bench model\ndsv4 bench engine --help",
+        "dsv4 bench engine --help\ndsv4 bench report",
     )
     parser.add_argument("benchmark", nargs="?", metavar="BENCHMARK", help="a file of benchmarks/, without .py")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the benchmark")
