@@ -1,4 +1,4 @@
-"""The native kernels, built from native/module.cpp. Only dsv4.kernels and dsv4.model import them: kernels/native.py.
+"""The native kernels, built from native/python/module.cpp. Only dsv4.kernels and dsv4.model import them: kernels/native.py.
 
 Arrays are fp32 (ids and indices int64) tensors or NumPy arrays on the CPU. A wrong shape is a ValueError.
 """
@@ -65,7 +65,7 @@ def hadamard(x: Any) -> None: ...
 def top_k(scores: Any, k: int, index: Any) -> None:
     """As dsv4.kernels.topk, for finite scores: index [n, k]."""
 
-# Of a forward, one by one, on tokens of one sequence: tests alone call these. See native/module_single.cpp.
+# Of a forward, one by one, on tokens of one sequence: tests alone call these. See native/python/module_single.cpp.
 
 def hc_read(
     streams: Any,
