@@ -1,4 +1,4 @@
-// Whether BF16 pairs pay on this processor.
+// Measures on this processor whether BF16 pairs are faster than fp32.
 #pragma once
 
 #include <algorithm>
@@ -26,9 +26,9 @@ namespace dsv4::DSV4_ISA {
                        "xmm12", "xmm13", "xmm14", "xmm15");                                                                       \
     } while (false)
 
-// An instruction for pairs does two products; on one Intel server processor it took four times as long as one in fp32. So the two
-// are timed, for some hundreds of microseconds. Nothing but the speed depends on what this says.
-inline bool pairs_are_quicker() {
+// An instruction on pairs does two products; on one Intel server processor it took four times as long as one in fp32. So both are
+// timed, for some hundreds of microseconds. Only speed depends on the answer.
+inline bool pairs_are_faster() {
     constexpr int64_t TIMES = 1000;
     constexpr int ROUNDS = 20;
     using Clock = std::chrono::steady_clock;
@@ -40,7 +40,7 @@ inline bool pairs_are_quicker() {
         DSV4_RUN("vdpbf16ps", TIMES);
         numbers = std::min(numbers, middle - begin), pairs = std::min(pairs, Clock::now() - middle);
     }
-    return 5 * pairs < 8 * numbers;  // from a quarter more products a second on
+    return 5 * pairs < 8 * numbers;  // at least a quarter more products per second
 }
 
 #undef DSV4_RUN

@@ -98,7 +98,7 @@ const Ops& DSV4_JOIN(DSV4_ISA, _ops)() {
 }
 
 #if defined(DSV4_ISA_AVX512_BF16)
-bool bf16_pairs_are_quicker() { return avx512_bf16::pairs_are_quicker(); }
+bool bf16_pairs_are_faster() { return avx512_bf16::pairs_are_faster(); }
 #endif
 
 }  // namespace dsv4

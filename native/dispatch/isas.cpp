@@ -41,7 +41,7 @@ const std::vector<Isa>& isas() {
         const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
         if (bf16) {
             list.push_back({"avx512_bf16", &avx512_bf16_ops()});
-            if (!bf16_pairs_are_quicker()) std::swap(list.end()[-1], list.end()[-2]);
+            if (!bf16_pairs_are_faster()) std::swap(list.end()[-1], list.end()[-2]);
         }
 #if DSV4_HAS_AMX
         if (bf16 && has_amx()) list.push_back({"amx", &amx_ops()});

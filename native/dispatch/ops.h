@@ -44,6 +44,6 @@ const Ops& avx512_vnni_ops();
 const Ops& avx512_bf16_ops();
 const Ops& amx_ops();
 
-bool bf16_pairs_are_quicker();  // than fp32, on a processor that has them
+bool bf16_pairs_are_faster();  // than fp32, on a processor that has them
 
 }  // namespace dsv4

@@ -6,6 +6,7 @@
 
 #include <vector>
 
+#include "gemm/micro_kernel.h"
 #include "model/compressor.h"
 
 namespace dsv4::DSV4_ISA {
@@ -17,20 +18,13 @@ constexpr int SCORE_ROWS = 6, SCORE_PANELS = 1, VALUE_SLICES = 1;
 #endif
 constexpr int64_t SCORE_KEYS = SCORE_PANELS * LANES;
 
-// R queries times P panels [P][width][16] of keys.
+// R queries times P panels [width][16] of keys.
 template <int R, int P>
-inline void score_tile(const float* const* q, int64_t width, const float* panels, float* const* y) {
+[[gnu::noinline]] inline void score_tile(const float* const* q, int64_t width, const float* panels, float* const* y) {
     V acc[R][P];
-    for (int r = 0; r < R; ++r)
-        for (int p = 0; p < P; ++p) acc[r][p] = zero();
-    for (int64_t k = 0; k < width; ++k) {
-        V b[P];
-        for (int p = 0; p < P; ++p) b[p] = load(panels + (p * width + k) * LANES);
-        for (int r = 0; r < R; ++r) {
-            V a = set1(q[r][k]);
-            for (int p = 0; p < P; ++p) acc[r][p] = fma(a, b[p], acc[r][p]);
-        }
-    }
+    clear(acc);
+    RowPointers rows{q};
+    multiply_panels<1>(acc, rows, 1, width, panels, width * LANES);
     for (int r = 0; r < R; ++r)
         for (int p = 0; p < P; ++p) store(y[r] + p * LANES, acc[r][p]);
 }
@@ -38,26 +32,12 @@ inline void score_tile(const float* const* q, int64_t width, const float* panels
 template <int P>
 inline void score_rows(const float* const* q, int64_t rows, const float* panels, int64_t width, float* to, int64_t stride) {
     for (int64_t r = 0; r < rows;) {
-        int64_t tiles = (rows - r + SCORE_ROWS - 1) / SCORE_ROWS;
-        int count = static_cast<int>((rows - r + tiles - 1) / tiles);
+        const int count = next_rows<SCORE_ROWS>(rows - r);
         float* y[SCORE_ROWS];
         for (int j = 0; j < count; ++j) y[j] = to + (r + j) * stride;
-        switch (count) {
-#define DSV4_CASE(R) \
-    case R: score_tile<R, P>(q + r, width, panels, y); break
-            DSV4_CASE(1);
-            DSV4_CASE(2);
-            DSV4_CASE(3);
-            DSV4_CASE(4);
-            DSV4_CASE(5);
-            DSV4_CASE(6);
-#if defined(DSV4_ISA_AVX512)
-            DSV4_CASE(7);
-            DSV4_CASE(8);
-#endif
-#undef DSV4_CASE
-            default: std::abort();
-        }
+        with_count<SCORE_ROWS>(count, [&](auto block) __attribute__((always_inline)) {
+            score_tile<decltype(block)::value, P>(q + r, width, panels, y);
+        });
         r += count;
     }
 }
@@ -115,18 +95,13 @@ inline void weigh(float* const* p, const float* const* values, int64_t keys, int
     for (; d < width; d += LANES) slices(std::integral_constant<int, 1>{}, d);
 }
 
+constexpr int WEIGHTED_HEADS = 4;
+
 inline void weigh_rows(int rows, float* const* p, const float* const* values, int64_t keys, int64_t width,
                        const float* sink_weight, float* const* out) {
-    switch (rows) {
-#define DSV4_CASE(R) \
-    case R: return weigh<R>(p, values, keys, width, sink_weight, out)
-        DSV4_CASE(1);
-        DSV4_CASE(2);
-        DSV4_CASE(3);
-        DSV4_CASE(4);
-#undef DSV4_CASE
-        default: std::abort();
-    }
+    with_count<WEIGHTED_HEADS>(rows, [&](auto block) __attribute__((always_inline)) {
+        weigh<decltype(block)::value>(p, values, keys, width, sink_weight, out);
+    });
 }
 
 // The keys that a block of neighbouring tokens of one sequence reads. window[i] is the key of position window_start + i.

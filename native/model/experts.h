@@ -80,11 +80,11 @@ inline void run_experts(const Layer& layer, const Config& c, const float* x, int
             up[i] = gate[i] + width;
             to[i] = rows + mine[i] * d;
         }
-        product(from.data(), count, expert.w1, gate.data());
-        product(from.data(), count, expert.w3, up.data());
+        gemm(from.data(), count, expert.w1, 0, width, gate.data());
+        gemm(from.data(), count, expert.w3, 0, width, up.data());
         for (int64_t slot : mine) finish(slot);
         for (size_t i = 0; i < mine.size(); ++i) from[i] = gate[i];
-        product(from.data(), count, expert.w2, to.data());
+        gemm(from.data(), count, expert.w2, 0, d, to.data());
     });
 }
 

@@ -291,7 +291,7 @@ inline void forward(const Model& model, const Cache& cache, const Batch& batch, 
                          t.sin[kind].data() + row * pairs);
             if (!embed) return;
             float* to = tile + row * s * d;
-            widen_row(model.embed, t.token_ids[static_cast<size_t>(row)], 0, d, to);
+            dequantize_row(model.embed, t.token_ids[static_cast<size_t>(row)], 0, d, to);
             for (int64_t j = 1; j < s; ++j) std::copy_n(to, d, to + j * d);
         });
         run_layers(t, first, last, tile);

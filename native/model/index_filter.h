@@ -36,7 +36,7 @@ struct Most : KeptKeys::Bounds {
 template <class Rounding, class Key>
 inline Most round_panel(Key key, int64_t count, int64_t width, uint16_t* to, float* steps) {
     const int64_t groups = groups_of(width);
-    uint16_t* rows = aligned_words(Scratch::wide, LANES * groups * GROUP);
+    uint16_t* rows = scratch<uint16_t>(Scratch::staging, LANES * groups * GROUP);
     Most most;
     for (int64_t j = 0; j < LANES; ++j) {
         uint16_t* row = rows + j * groups * GROUP;
@@ -53,7 +53,7 @@ inline Most round_panel(Key key, int64_t count, int64_t width, uint16_t* to, flo
     for (int64_t g = 0; g < groups; ++g) {
         const uint16_t* row[LANES];
         for (int64_t j = 0; j < LANES; ++j) row[j] = rows + (j * groups + g) * GROUP;
-        turn_pairs(row, to + g * TILE_WORDS);
+        transpose_16x16_pairs(row, to + g * TILE_WORDS);
     }
     return most;
 }
@@ -182,8 +182,8 @@ struct RoundedQueries {
         block = std::min(tokens, std::max<int64_t>(1, 128 / heads));
         block_rows = whole(block);
         const int64_t blocks = (tokens + block - 1) / block;
-        rows = aligned_words(Scratch::wide, blocks * block_rows * stride);
-        dots = aligned_scratch(Scratch::dots, block_rows * PAIR);
+        rows = scratch<uint16_t>(Scratch::staging, blocks * block_rows * stride);
+        dots = scratch(Scratch::index_dots, block_rows * PAIR);
         factors = scratch(Scratch::lanes, tokens * heads);
         for (int64_t b = 0; b < blocks; ++b) {
             const int64_t first = b * block * heads, count = std::min(block, tokens - b * block) * heads;

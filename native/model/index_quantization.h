@@ -13,7 +13,7 @@ namespace dsv4::DSV4_ISA {
 // f(k, numbers) for each 16 channels of a row, zeros up to whole groups.
 template <class F>
 [[gnu::always_inline]] inline void each_channels(const float* row, int64_t width, F&& f) {
-    for (int64_t k = 0; k < groups_of(width) * GROUP; k += LANES) f(k, numbers_at(row + k, width - k));
+    for (int64_t k = 0; k < groups_of(width) * GROUP; k += LANES) f(k, load_padded(row + k, width - k));
 }
 
 // Sums of products stay below 2^31. A weight times a step times a sum is in fp32's range: a row whose squares add up to a
@@ -49,13 +49,13 @@ struct WholeNumbers {
         for (int64_t r = 0; r < rows; r += R) {
             __m512i sums[R][2];
             for (auto& sum : sums) sum[0] = sum[1] = _mm512_setzero_si512();
-            Thirds<R> pairs(reinterpret_cast<const float*>(q + r * stride), stride / 2);
+            StridedRows<R> pairs(reinterpret_cast<const float*>(q + r * stride), stride / 2);
             const uint16_t *low = keys, *high = keys + groups * TILE_WORDS;
 #pragma GCC unroll 4
             for (int64_t k = 0; k < groups * LANES; ++k, low += 2 * LANES, high += 2 * LANES, pairs.advance(1)) {
                 const __m512i k0 = _mm512_load_si512(low), k1 = _mm512_load_si512(high);
                 for (int i = 0; i < R; ++i) {
-                    const __m512i pair = _mm512_castps_si512(_mm512_set1_ps(pairs.of(i)));
+                    const __m512i pair = _mm512_castps_si512(_mm512_set1_ps(pairs.at(i)));
                     sums[i][0] = _mm512_dpwssd_epi32(sums[i][0], pair, k0), sums[i][1] = _mm512_dpwssd_epi32(sums[i][1], pair, k1);
                 }
             }
@@ -94,16 +94,16 @@ struct Bf16Tiles {
     }
 
    private:
-    Tiles tiles{WIDE_TILES};
+    TileUnit tiles{WIDE_TILES};
 
     template <int R>
     static void multiply(const uint16_t* q, int64_t stride, const uint16_t* keys, int64_t groups, float* to) {
         const uint16_t* rows[R];
         const uint16_t* panel[2] = {keys, keys + groups * TILE_WORDS};
         for (int i = 0; i < R; ++i) rows[i] = q + i * LANES * stride;
-        each<2 * R>([&](auto t) __attribute__((always_inline)) { tile_zero<decltype(t)::value>(); });
-        add_tiles<R, 2, false>(rows, {GROUP, 2 * stride}, panel, {TILE_WORDS, 64}, 1, groups);
-        each<2 * R>([&](auto t) __attribute__((always_inline)) {
+        unroll<2 * R>([&](auto t) __attribute__((always_inline)) { tile_zero<decltype(t)::value>(); });
+        multiply_tiles<R, 2, false>(rows, {GROUP, 2 * stride}, panel, {TILE_WORDS, 64}, 1, groups);
+        unroll<2 * R>([&](auto t) __attribute__((always_inline)) {
             constexpr int T = decltype(t)::value;
             tile_store<T>(to + T / 2 * LANES * 2 * LANES + T % 2 * LANES, 2 * LANES * sizeof(float));
         });

@@ -21,23 +21,17 @@ constexpr int INDEX_HEADS = 4, INDEX_PANELS = 1;
 #endif
 constexpr int64_t INDEX_KEYS = INDEX_PANELS * LANES;
 
-// R heads of a token more: to[key] += weight_r * relu(q_r . key), heads in order, from zero where they are the first. Keys
+// R more heads of a token: to[key] += weight_r * relu(q_r . key), heads in order, from zero if they are the first. Keys
 // [P][width][16].
 template <int R, int P>
-inline void add_heads(const float* q, int64_t width, const float* keys, const float* weights, bool first, float* to) {
+[[gnu::noinline]] inline void add_heads(const float* q, int64_t width, const float* keys, const float* weights, bool first, float* to) {
+    constexpr int UNROLL = 4;
+    const int64_t whole = width / UNROLL * UNROLL;
     V acc[R][P];
-    for (int r = 0; r < R; ++r)
-        for (int p = 0; p < P; ++p) acc[r][p] = zero();
-    Thirds<R> rows(q, width);
-#pragma GCC unroll 4
-    for (int64_t k = 0; k < width; ++k, rows.advance(1)) {
-        V b[P];
-        for (int p = 0; p < P; ++p) b[p] = load(keys + (p * width + k) * LANES);
-        for (int r = 0; r < R; ++r) {
-            V a = set1(rows.of(r));
-            for (int p = 0; p < P; ++p) acc[r][p] = fma(a, b[p], acc[r][p]);
-        }
-    }
+    clear(acc);
+    StridedRows<R> rows(q, width);
+    multiply_panels<UNROLL>(acc, rows, 1, whole, keys, width * LANES);
+    multiply_panels<1>(acc, rows, 1, width - whole, keys + whole * LANES, width * LANES);
     for (int p = 0; p < P; ++p) {
         V sum = first ? zero() : load(to + p * LANES);
         for (int r = 0; r < R; ++r) sum = fma(set1(weights[r]), max(acc[r][p], zero()), sum);
@@ -47,24 +41,10 @@ inline void add_heads(const float* q, int64_t width, const float* keys, const fl
 
 template <int P>
 inline void token_scores(const float* q, const float* weights, int64_t heads, int64_t width, const float* keys, float* to) {
-    for (int64_t h = 0; h < heads; h += INDEX_HEADS) {
-        switch (std::min<int64_t>(INDEX_HEADS, heads - h)) {
-#define DSV4_CASE(R) \
-    case R: add_heads<R, P>(q + h * width, width, keys, weights + h, h == 0, to); break
-            DSV4_CASE(1);
-            DSV4_CASE(2);
-            DSV4_CASE(3);
-            DSV4_CASE(4);
-#if defined(DSV4_ISA_AVX512)
-            DSV4_CASE(5);
-            DSV4_CASE(6);
-            DSV4_CASE(7);
-            DSV4_CASE(8);
-#endif
-#undef DSV4_CASE
-            default: std::abort();
-        }
-    }
+    for (int64_t h = 0; h < heads; h += INDEX_HEADS)
+        with_count<INDEX_HEADS>(static_cast<int>(std::min<int64_t>(INDEX_HEADS, heads - h)), [&](auto block) __attribute__((always_inline)) {
+            add_heads<decltype(block)::value, P>(q + h * width, width, keys, weights + h, h == 0, to);
+        });
 }
 
 // Scores of tokens for `count` keys, key(i) the i-th's channels. q [tokens, heads, width], weights [tokens, heads]
@@ -108,7 +88,7 @@ struct Choice {
         for (int64_t t0 = 0; t0 < tokens; t0 += ATTENTION_TOKENS) {
             const int64_t count = std::min(ATTENTION_TOKENS, tokens - t0);
             if (seen[t0 + count - 1] <= k) continue;
-            float* scores = scratch(Scratch::index, count * KEY_CHUNK);
+            float* scores = scratch(Scratch::index_scores, count * KEY_CHUNK);
             start(best, count);
             for (int64_t e = 0; e < seen[t0 + count - 1]; e += KEY_CHUNK) {
                 const int64_t some = std::min(KEY_CHUNK, seen[t0 + count - 1] - e);
@@ -150,7 +130,7 @@ struct Choice {
         thread_local std::vector<int32_t> close;
         thread_local Largest best;
         const int64_t certain = near.finish(chosen, close), count = static_cast<int64_t>(close.size());
-        float* scores = scratch(Scratch::index, count + INDEX_KEYS);
+        float* scores = scratch(Scratch::index_scores, count + INDEX_KEYS);
         index_scores(q + t * heads * width, weights + t * heads, 1, heads, width,
                      [&](int64_t i) { return keys[close[static_cast<size_t>(i)]]; }, count, scores, 0);
         best.begin(k - certain);
