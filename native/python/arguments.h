@@ -1,4 +1,4 @@
-// What Python gives the module: arrays, weights, and the checks of their shapes.
+// Arguments from Python: arrays, weights, and checks of their shapes.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -43,13 +43,13 @@ void expect_dimensions(const Array& array, size_t count, const std::string& name
     if (array.ndim() != count) wrong(name + " has " + std::to_string(array.ndim()) + " dimensions, expected " + std::to_string(count));
 }
 
-// Python waits outside while this lives, and the kernels compute with C's usual float mode.
+// While it lives, the GIL is released and this thread has the kernels' float mode.
 struct Computing {
     nb::gil_scoped_release free;
     FloatMode mode;
 };
 
-// The arrays of one weight, and what the kernels see of them.
+// A weight's view and the arrays that it points into.
 struct Stored {
     Weight view;
     Bytes codes, scales;
@@ -73,7 +73,7 @@ inline Stored stored_floats(const Floats& array, const std::string& name) {
     return s;
 }
 
-// A weight as Python gives it: an fp32 matrix, or a tuple of kind, codes (bytes, a row of the matrix each) and scales or None.
+// A weight from Python: an fp32 matrix, or a tuple of kind, codes (bytes, one row per row of the matrix) and scales or None.
 inline Stored stored_weight(nb::handle value, const std::string& name) {
     if (!nb::isinstance<nb::tuple>(value)) return stored_floats(nb::cast<Floats>(value), name);
     auto parts = nb::cast<nb::tuple>(value);

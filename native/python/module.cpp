@@ -10,7 +10,7 @@ using namespace dsv4;
 
 namespace {
 
-// A model's weights by official name; each is asked for with the shape that the configuration gives it.
+// A model's weights by official name, each checked against the shape that the configuration gives it.
 class NativeModel {
    public:
     Model model;
@@ -175,14 +175,14 @@ class NativeCache {
             };
             cache.layers.push_back({tensors[0].data(), part(1), part(4)});
             if (tensors.size() < 7) continue;
-            kept_.push_back(std::make_unique<KeptKeys>(static_cast<int64_t>(tensors[6].shape(0))));
-            cache.layers.back().index.kept = kept_.back().get();
+            index_keys_.push_back(std::make_unique<IndexKeyCache>(static_cast<int64_t>(tensors[6].shape(0))));
+            cache.layers.back().index.quantized = index_keys_.back().get();
         }
     }
 
-    // What was kept of the entries, after someone else has written to them.
+    // Drops the quantized index keys, after someone else has written to the entries.
     void forget() {
-        for (auto& kept : kept_) kept->forget();
+        for (auto& keys : index_keys_) keys->invalidate();
     }
 
     NativeCache(const NativeCache&) = delete;
@@ -190,7 +190,7 @@ class NativeCache {
 
     int64_t slots() const { return static_cast<int64_t>(block_table_.shape(0)); }
 
-    // The tensors have the sizes that a layer of this configuration writes to.
+    // Checks that the tensors have the sizes that a layer of this configuration writes to.
     void expect_fits(const Config& c, const Layer& layer, size_t l) const {
         const auto& tensors = layers_[l];
         auto is = [](const MutableFloats& array, int64_t a, int64_t b, int64_t width) {
@@ -212,10 +212,10 @@ class NativeCache {
    private:
     std::vector<std::vector<MutableFloats>> layers_;
     Longs block_table_;
-    std::vector<std::unique_ptr<KeptKeys>> kept_;
+    std::vector<std::unique_ptr<IndexKeyCache>> index_keys_;
 };
 
-// The batch, of which layers [first, last) of the model and the cache can take every token.
+// A batch that layers [first, last) of the model can run and the cache has room for.
 Batch checked(const NativeModel& model, const NativeCache& cache, const Longs& token_ids, const Longs& lengths,
               const Longs& starts, const Longs& slots, int64_t first, int64_t last) {
     const Config& c = model.model.config;
@@ -316,12 +316,12 @@ NB_MODULE(_native, m) {
         nb::init<const nb::dict&, const nb::dict&, const std::vector<int64_t>&, const std::vector<float>&,
                  const std::vector<float>&>(),
         nb::arg("config"), nb::arg("tensors"), nb::arg("ratios"), nb::arg("window_freq"), nb::arg("compressed_freq"));
-    // noconvert on all that is written to: of an array of another kind, nanobind would pass a copy.
+    // noconvert on all that is written to: nanobind would pass a converted copy of an array of another dtype.
     nb::class_<NativeCache>(m, "Cache")
         .def(nb::init<const std::vector<std::vector<MutableFloats>>&, Longs>(), nb::arg("layers").noconvert(),
              nb::arg("block_table").noconvert())
         .def("forget", &NativeCache::forget)
-        // A copy of a Python cache makes its own when it is first used.
+        // A copy of a Python cache creates its own on first use.
         .def("__reduce__", [](nb::handle) {
             return nb::make_tuple(nb::handle(reinterpret_cast<PyObject*>(Py_TYPE(Py_None))), nb::make_tuple());
         });

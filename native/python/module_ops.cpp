@@ -1,4 +1,4 @@
-// The module's single operations: products with their gradients, and what tests compare with the reference.
+// Single operations: products with their gradients, and others that tests compare with the reference.
 #include "python/arguments.h"
 
 namespace dsv4 {
@@ -16,7 +16,7 @@ void linear(const Floats& x, const nb::object& weight, MutableFloats y) {
     ops().linear({const_cast<float*>(x.data()), x.stride(0)}, n, w, {y.data(), w.out});
 }
 
-// The rows of x and y in groups of `sizes`, side by side.
+// The rows of x and y in consecutive groups of `sizes`.
 std::vector<Group> groups_of(const Floats& x, const Floats& y, const std::vector<int64_t>& sizes) {
     auto rows = [](const Floats& array, const char* name) {
         expect_dimensions(array, 2, name);
@@ -40,7 +40,7 @@ std::vector<Group> groups_of(const Floats& x, const Floats& y, const std::vector
     return groups;
 }
 
-// Every group's weight, kept alive by what is returned.
+// Sets every group's weight; the return value keeps them alive.
 std::vector<Stored> set_weights(std::vector<Group>& groups, const nb::list& weights) {
     if (weights.size() != groups.size())
         wrong(std::to_string(weights.size()) + " weights for " + std::to_string(groups.size()) + " groups");

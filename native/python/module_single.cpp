@@ -1,4 +1,4 @@
-// Operations that Python asks for one by one in tests alone: each as the forward runs it, on tokens of one sequence.
+// Single operations of the forward, as it runs them, on tokens of one sequence; only tests call them.
 #include <algorithm>
 
 #include "python/arguments.h"
@@ -18,14 +18,14 @@ void expect_within(int64_t value, int64_t first, int64_t last, const char* name)
 
 constexpr int64_t MOST = int64_t{1} << 40;  // positions
 
-// An array of one dimension that has every number side by side.
+// Data of a contiguous array of one dimension.
 const float* vector_of(const Floats& array, int64_t size, const char* name) {
     expect(array, {size}, name);
     if (size > 1 && array.stride(0) != 1) wrong(std::string(name) + " must be contiguous");
     return array.data();
 }
 
-// The sizes that streams [n, s, d] give a model.
+// A configuration with the sizes of streams [n, s, d].
 Config streams_config(const MutableFloats& streams) {
     expect_dimensions(streams, 3, "streams");
     Config c{};
@@ -34,7 +34,7 @@ Config streams_config(const MutableFloats& streams) {
     return c;
 }
 
-void hc_read(MutableFloats streams, MutableFloats fn, const Floats& scale, const Floats& base, const Floats& norm,
+void hc_pre(MutableFloats streams, MutableFloats fn, const Floats& scale, const Floats& base, const Floats& norm,
              int64_t iters, double norm_eps, double eps, MutableFloats weights, MutableFloats x) {
     Config c = streams_config(streams);
     c.hc_sinkhorn_iters = iters, c.rms_norm_eps = norm_eps, c.hc_eps = eps;
@@ -45,19 +45,19 @@ void hc_read(MutableFloats streams, MutableFloats fn, const Floats& scale, const
     HyperConnection site{fn.data(), vector_of(base, count, "base"), vector_of(scale, 3, "scale")};
     const float* norm_weight = vector_of(norm, c.hidden_size, "norm");
     Computing now;
-    ops().hc_read(c, site, norm_weight, streams.data(), n, weights.data(), x.data());
+    ops().hc_pre(c, site, norm_weight, streams.data(), n, weights.data(), x.data());
 }
 
-void hc_write(MutableFloats y, MutableFloats weights, MutableFloats streams) {
+void hc_post(MutableFloats y, MutableFloats weights, MutableFloats streams) {
     Config c = streams_config(streams);
     int64_t n = size_of(streams, 0);
     expect(y, {n, c.hidden_size}, "y");
     expect(weights, {n, c.hc_mult * (2 + c.hc_mult)}, "weights");
     Computing now;
-    ops().hc_write(c, y.data(), weights.data(), n, streams.data());
+    ops().hc_post(c, y.data(), weights.data(), n, streams.data());
 }
 
-// The experts are chosen by score + bias [E], or, where that is an integer table [vocab, k], by the token's id.
+// choice: a bias [E], for the k best of score + bias, or an integer table [vocab, k] of experts by token id.
 void route(MutableFloats logits, const nb::object& choice, const Longs& token_ids, double scale, MutableLongs index,
            MutableFloats weights) {
     expect_dimensions(logits, 2, "logits");
@@ -88,7 +88,7 @@ void route(MutableFloats logits, const nb::object& choice, const Longs& token_id
     ops().route(c, layer, logits.data(), token_ids.data(), n, index.data(), weights.data());
 }
 
-// At least as many entries as are closed.
+// Checks that there is an entry for each closed window.
 void expect_entries(const MutableFloats& entries, int64_t closed, int64_t width) {
     expect_dimensions(entries, 2, "entries");
     expect(entries, {std::max(size_of(entries, 0), closed), width}, "entries");
@@ -174,9 +174,9 @@ void rotate(MutableFloats x, const std::vector<float>& inv_freq, int64_t start, 
 }  // namespace
 
 void define_single(nb::module_& m) {
-    m.def("hc_read", &hc_read, nb::arg("streams"), nb::arg("fn"), nb::arg("scale"), nb::arg("base"), nb::arg("norm"),
+    m.def("hc_pre", &hc_pre, nb::arg("streams"), nb::arg("fn"), nb::arg("scale"), nb::arg("base"), nb::arg("norm"),
           nb::arg("iters"), nb::arg("norm_eps"), nb::arg("eps"), nb::arg("weights").noconvert(), nb::arg("x").noconvert());
-    m.def("hc_write", &hc_write, nb::arg("y"), nb::arg("weights"), nb::arg("streams").noconvert());
+    m.def("hc_post", &hc_post, nb::arg("y"), nb::arg("weights"), nb::arg("streams").noconvert());
     m.def("route", &route, nb::arg("logits"), nb::arg("choice"), nb::arg("token_ids"), nb::arg("scale"),
           nb::arg("index").noconvert(), nb::arg("weights").noconvert());
     m.def("compress", &compress, nb::arg("ratio"), nb::arg("kv"), nb::arg("score").noconvert(), nb::arg("ape"), nb::arg("start"),
