@@ -13,8 +13,8 @@ namespace dsv4 {
 template <class T>
 class Aligned {
    public:
-    // At least `count` values. Where the memory has to grow, the new one is zero and the old values are lost; the system hands
-    // out its pages when they are first written.
+    // At least `count` values. Where the memory has to grow, the new one is zero and the old values are lost; the
+    // system hands out its pages when they are first written.
     T* reserve(int64_t count) {
         if (count > capacity_) {
             const int64_t capacity = std::max(count, capacity_ + capacity_ / 4);

@@ -1,6 +1,7 @@
 // A layer's index keys, quantized for the indexer's filter and kept beside the entries, in panels of 16 rows.
 //
-// The entries are authoritative. Panels are re-quantized lazily after a write; whoever writes to the entries calls `invalidate`.
+// The entries are authoritative. Panels are re-quantized lazily after a write; whoever writes to the entries calls
+// `invalidate`.
 #pragma once
 
 #include <vector>
@@ -35,10 +36,12 @@ class IndexKeyCache {
         invalidate();
     }
 
-    uint8_t& valid_rows(int64_t panel) { return valid_[static_cast<size_t>(panel)]; }  // number of up-to-date rows, the first ones
+    // Number of up-to-date rows of a panel, the first ones.
+    uint8_t& valid_rows(int64_t panel) { return valid_[static_cast<size_t>(panel)]; }
     Bounds& bounds(int64_t panel) { return bounds_[static_cast<size_t>(panel)]; }
     uint16_t* panel(int64_t panel) { return memory_.data() + panel * words_; }
-    float* steps(int64_t panel) { return steps_.data() + panel * ROWS; }  // a key is about its step times its quantized values
+    // Steps of a panel's keys: a key is about its step times its quantized values.
+    float* steps(int64_t panel) { return steps_.data() + panel * ROWS; }
 
    private:
     int64_t panels_, words_ = 0;

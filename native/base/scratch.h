@@ -13,7 +13,8 @@ inline std::byte* scratch_bytes(Scratch buffer, int64_t bytes) {
     return buffers[static_cast<int>(buffer)].reserve(bytes);
 }
 
-// `size` values in this thread's buffer of that name, from the beginning of a cache line on, until the thread asks for it again.
+// `size` values in this thread's buffer of that name, from the beginning of a cache line on, until the thread asks for
+// it again.
 template <class T = float>
 inline T* scratch(Scratch buffer, int64_t size) {
     return reinterpret_cast<T*>(scratch_bytes(buffer, size * static_cast<int64_t>(sizeof(T))));

@@ -1,7 +1,7 @@
 // V: sixteen floats, one interface on AVX-512, AVX2 and portable C++.
 //
-// Every operation is lane by lane, except `sum` and `highest`, whose order is fixed: lane i with lane i + 8, then + 4, + 2, + 1. A
-// kernel written on V therefore gives the same bits on every instruction set with fused multiply-add.
+// Every operation is lane by lane, except `sum` and `highest`, whose order is fixed: lane i with lane i + 8, then + 4,
+// + 2, + 1. A kernel written on V therefore gives the same bits on every instruction set with fused multiply-add.
 #pragma once
 
 #include <cmath>
@@ -105,8 +105,8 @@ inline __m256 high(V x) { return x.b; }
 struct V {
     float f[LANES];
 };
-#define DSV4_EACH(expression)                    \
-    V r;                                         \
+#define DSV4_EACH(expression)                              \
+    V r;                                                   \
     for (int i = 0; i < LANES; ++i) r.f[i] = (expression); \
     return r
 inline V set1(float x) { DSV4_EACH(x); }
@@ -171,8 +171,8 @@ inline float highest(V x) {
 }
 #endif
 
-// e^x to 2 units in the last place; 0 below -86.6, finite where e^x overflows. Powers of two are split off, then the Taylor series to
-// the 7th power has a remainder of 6e-9 on |r| <= ln(2) / 2.
+// e^x to 2 units in the last place; 0 below -86.6, finite where e^x overflows. Powers of two are split off, then the
+// Taylor series to the 7th power has a remainder of 6e-9 on |r| <= ln(2) / 2.
 inline V exp(V x) {
     V bounded = min(max(x, set1(-86.6f)), set1(88.7f));
     V n = nearest(mul(bounded, set1(1.44269504f)));

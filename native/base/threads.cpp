@@ -15,14 +15,14 @@
 namespace dsv4 {
 namespace {
 
-// A decode step has new work every few microseconds, and a sleeping thread takes tens of them to wake: a waiting thread spins this
-// long before it sleeps (the caller: before it yields).
+// A decode step has new work every few microseconds, and a sleeping thread takes tens of them to wake: a waiting thread
+// spins this long before it sleeps (the caller: before it yields).
 constexpr auto SPIN_TIME = std::chrono::microseconds(300);
 
 using Call = void (*)(void*, int64_t, int);
 
-// Spins until done() holds or SPIN_TIME has passed. Without the pause instruction: a hypervisor that counts pauses deschedules a
-// virtual machine that makes many.
+// Spins until done() holds or SPIN_TIME has passed. Without the pause instruction: a hypervisor that counts pauses
+// deschedules a virtual machine that makes many.
 template <class Done>
 bool spin_until(Done done) {
     for (int i = 0; i < 256; ++i)
@@ -35,8 +35,8 @@ bool spin_until(Done done) {
     return false;
 }
 
-// The calling thread and the workers claim tasks from one counter. Nobody waits for a worker that claimed nothing: where the system
-// runs something else on its processor, the caller does all of the work and goes on.
+// The calling thread and the workers claim tasks from one counter. Nobody waits for a worker that claimed nothing:
+// where the system runs something else on its processor, the caller does all of the work and goes on.
 class Pool {
    public:
     explicit Pool(int count) : count_(count) {
@@ -54,7 +54,9 @@ class Pool {
 
     void run(int64_t tasks, Call call, void* context) {
         assert(tasks < int64_t{1} << 32);
-        tasks_ = tasks, call_ = call, context_ = context;
+        tasks_ = tasks;
+        call_ = call;
+        context_ = context;
         finished_.store(0, std::memory_order_relaxed);
         uint32_t round = round_.load(std::memory_order_relaxed) + 1;
         next_.store(uint64_t{round} << 32 | static_cast<uint64_t>(tasks), std::memory_order_release);
@@ -74,12 +76,13 @@ class Pool {
         for (auto& worker : workers_) worker.join();
     }
 
-    // Claims and runs tasks of a round until none is left. The round lasts until all its tasks are finished: after a claim all that
-    // run() has set belongs to this round.
+    // Claims and runs tasks of a round until none is left. The round lasts until all its tasks are finished: after a
+    // claim all that run() has set belongs to this round.
     void run_claimed(uint32_t round, int thread) {
         constexpr uint64_t LEFT = 0xFFFFFFFFu;
         for (uint64_t next = next_.load(std::memory_order_acquire); next >> 32 == round && (next & LEFT);) {
-            if (!next_.compare_exchange_weak(next, next - 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+            if (!next_.compare_exchange_weak(next, next - 1, std::memory_order_acq_rel, std::memory_order_acquire))
+                continue;
             try {
                 call_(context_, tasks_ - static_cast<int64_t>(next & LEFT), thread);
             } catch (...) {  // bad_alloc, say: rethrown when no thread uses the caller's data any more

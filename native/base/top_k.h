@@ -19,11 +19,11 @@ inline float of_rank(uint32_t rank) {
     return rank == 0 ? NAN : float_of(rank & 0x80000000u ? rank & 0x7FFFFFFFu : ~rank);
 }
 
-// The k largest of scores that arrive in pieces; of equal ones the lower index, NaN last. With a slack also all that are at most
-// that much below the k-th.
+// The k largest of scores that arrive in pieces; of equal ones the lower index, NaN last. With a slack also all that
+// are at most that much below the k-th.
 //
-// Scores that are not above the k-th so far are skipped, sixteen at a time. The others are appended to a list, from which the k-th is
-// found anew whenever the list is full.
+// Scores that are not above the k-th so far are skipped, sixteen at a time. The others are appended to a list, from
+// which the k-th is found anew whenever the list is full.
 class TopK {
    public:
     void reset(int64_t k, float slack = 0.0f) {
@@ -75,8 +75,8 @@ class TopK {
         return to + size_;
     }
 
-    // The result with a slack: those above the k-th by more than it go to `to`, unsorted, the others to `undecided`. Returns how many
-    // are in `to`.
+    // The result with a slack: those above the k-th by more than it go to `to`, unsorted, the others to `undecided`.
+    // Returns how many are in `to`.
     int64_t finish_with_slack(int32_t* to, std::vector<int32_t>& undecided) {
         undecided.clear();
         compact();

@@ -20,16 +20,21 @@ inline void transpose_8x8_floats(const float* const* row, __m256* to) {
     __m256 b2 = _mm256_shuffle_ps(a1, a3, 0x44), b3 = _mm256_shuffle_ps(a1, a3, 0xEE);
     __m256 b4 = _mm256_shuffle_ps(a4, a6, 0x44), b5 = _mm256_shuffle_ps(a4, a6, 0xEE);
     __m256 b6 = _mm256_shuffle_ps(a5, a7, 0x44), b7 = _mm256_shuffle_ps(a5, a7, 0xEE);
-    to[0] = _mm256_permute2f128_ps(b0, b4, 0x20), to[1] = _mm256_permute2f128_ps(b1, b5, 0x20);
-    to[2] = _mm256_permute2f128_ps(b2, b6, 0x20), to[3] = _mm256_permute2f128_ps(b3, b7, 0x20);
-    to[4] = _mm256_permute2f128_ps(b0, b4, 0x31), to[5] = _mm256_permute2f128_ps(b1, b5, 0x31);
-    to[6] = _mm256_permute2f128_ps(b2, b6, 0x31), to[7] = _mm256_permute2f128_ps(b3, b7, 0x31);
+    to[0] = _mm256_permute2f128_ps(b0, b4, 0x20);
+    to[1] = _mm256_permute2f128_ps(b1, b5, 0x20);
+    to[2] = _mm256_permute2f128_ps(b2, b6, 0x20);
+    to[3] = _mm256_permute2f128_ps(b3, b7, 0x20);
+    to[4] = _mm256_permute2f128_ps(b0, b4, 0x31);
+    to[5] = _mm256_permute2f128_ps(b1, b5, 0x31);
+    to[6] = _mm256_permute2f128_ps(b2, b6, 0x31);
+    to[7] = _mm256_permute2f128_ps(b3, b7, 0x31);
 }
 
-// 16 bytes of 32 rows, row r beside row r + 16, transposed by four rounds of interleaving registers i and i + 8; low and high
-// interleave the halves of two registers, element by element.
+// 16 bytes of 32 rows, row r beside row r + 16, transposed by four rounds of interleaving registers i and i + 8; low
+// and high interleave the halves of two registers, element by element.
 template <class Low, class High>
-[[gnu::always_inline]] inline void transpose_32_rows(const uint8_t* from, int64_t stride, __m256i* c, Low low, High high) {
+[[gnu::always_inline]] inline void transpose_32_rows(const uint8_t* from, int64_t stride, __m256i* c, Low low,
+                                                     High high) {
     __m256i d[16];
     for (int r = 0; r < 16; ++r)
         c[r] = _mm256_inserti128_si256(
@@ -49,14 +54,16 @@ template <class Low, class High>
 
 // c[i] = byte i of rows 0 to 15 and, in the upper half, 16 to 31; i in [0, 16).
 inline void transpose_32x16_bytes(const uint8_t* from, int64_t stride, __m256i* c) {
-    transpose_32_rows(from, stride, c, [](__m256i a, __m256i b) { return _mm256_unpacklo_epi8(a, b); },
-         [](__m256i a, __m256i b) { return _mm256_unpackhi_epi8(a, b); });
+    transpose_32_rows(
+        from, stride, c, [](__m256i a, __m256i b) { return _mm256_unpacklo_epi8(a, b); },
+        [](__m256i a, __m256i b) { return _mm256_unpackhi_epi8(a, b); });
 }
 
 // c[2 * i] = 16-bit word i of rows 0 to 7 and 16 to 23, c[2 * i + 1] = of rows 8 to 15 and 24 to 31; i in [0, 8).
 inline void transpose_32x8_words(const uint8_t* from, int64_t stride, __m256i* c) {
-    transpose_32_rows(from, stride, c, [](__m256i a, __m256i b) { return _mm256_unpacklo_epi16(a, b); },
-         [](__m256i a, __m256i b) { return _mm256_unpackhi_epi16(a, b); });
+    transpose_32_rows(
+        from, stride, c, [](__m256i a, __m256i b) { return _mm256_unpacklo_epi16(a, b); },
+        [](__m256i a, __m256i b) { return _mm256_unpackhi_epi16(a, b); });
 }
 
 // to[i] = element i of each of eight rows of four, `stride` apart.
@@ -67,8 +74,10 @@ inline void transpose_8x4_floats(const float* from, int64_t stride, __m256* to) 
                                     _mm_loadu_ps(from + (j + 4) * stride), 1);
     __m256 a0 = _mm256_unpacklo_ps(r[0], r[1]), a1 = _mm256_unpackhi_ps(r[0], r[1]);
     __m256 a2 = _mm256_unpacklo_ps(r[2], r[3]), a3 = _mm256_unpackhi_ps(r[2], r[3]);
-    to[0] = _mm256_shuffle_ps(a0, a2, 0x44), to[1] = _mm256_shuffle_ps(a0, a2, 0xEE);
-    to[2] = _mm256_shuffle_ps(a1, a3, 0x44), to[3] = _mm256_shuffle_ps(a1, a3, 0xEE);
+    to[0] = _mm256_shuffle_ps(a0, a2, 0x44);
+    to[1] = _mm256_shuffle_ps(a0, a2, 0xEE);
+    to[2] = _mm256_shuffle_ps(a1, a3, 0x44);
+    to[3] = _mm256_shuffle_ps(a1, a3, 0xEE);
 }
 
 #endif
@@ -91,7 +100,8 @@ inline void transpose_16x16_pairs(const uint16_t* const* row, uint16_t* to) {
     // a[4 * i + j], quarter q: element 4 * q + j of rows 4 * i to 4 * i + 3.
     for (int j = 0; j < 4; ++j) {
         __m512i low = _mm512_shuffle_i32x4(a[j], a[4 + j], 0x44), high = _mm512_shuffle_i32x4(a[j], a[4 + j], 0xEE);
-        __m512i low2 = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0x44), high2 = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0xEE);
+        __m512i low2 = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0x44);
+        __m512i high2 = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0xEE);
         _mm512_store_si512(to + 32 * j, _mm512_shuffle_i32x4(low, low2, 0x88));
         _mm512_store_si512(to + 32 * (4 + j), _mm512_shuffle_i32x4(low, low2, 0xDD));
         _mm512_store_si512(to + 32 * (8 + j), _mm512_shuffle_i32x4(high, high2, 0x88));
@@ -110,12 +120,16 @@ inline void transpose_4x16_pairs(const uint16_t* from, int rows, int64_t stride,
     __m512i low = _mm512_unpacklo_epi32(p0, p1), high = _mm512_unpackhi_epi32(p0, p1);
     __m512i low2 = _mm512_unpacklo_epi32(p2, none), high2 = _mm512_unpackhi_epi32(p2, none);
     // a[j], quarter q: pair 4 * q + j of the four rows.
-    a[0] = _mm512_unpacklo_epi64(low, low2), a[1] = _mm512_unpackhi_epi64(low, low2);
-    a[2] = _mm512_unpacklo_epi64(high, high2), a[3] = _mm512_unpackhi_epi64(high, high2);
+    a[0] = _mm512_unpacklo_epi64(low, low2);
+    a[1] = _mm512_unpackhi_epi64(low, low2);
+    a[2] = _mm512_unpacklo_epi64(high, high2);
+    a[3] = _mm512_unpackhi_epi64(high, high2);
     __m512i b0 = _mm512_shuffle_i32x4(a[0], a[1], 0x44), b1 = _mm512_shuffle_i32x4(a[2], a[3], 0x44);
     __m512i b2 = _mm512_shuffle_i32x4(a[0], a[1], 0xEE), b3 = _mm512_shuffle_i32x4(a[2], a[3], 0xEE);
-    _mm512_store_si512(to, _mm512_shuffle_i32x4(b0, b1, 0x88)), _mm512_store_si512(to + 32, _mm512_shuffle_i32x4(b0, b1, 0xDD));
-    _mm512_store_si512(to + 64, _mm512_shuffle_i32x4(b2, b3, 0x88)), _mm512_store_si512(to + 96, _mm512_shuffle_i32x4(b2, b3, 0xDD));
+    _mm512_store_si512(to, _mm512_shuffle_i32x4(b0, b1, 0x88));
+    _mm512_store_si512(to + 32, _mm512_shuffle_i32x4(b0, b1, 0xDD));
+    _mm512_store_si512(to + 64, _mm512_shuffle_i32x4(b2, b3, 0x88));
+    _mm512_store_si512(to + 96, _mm512_shuffle_i32x4(b2, b3, 0xDD));
 }
 
 #endif

@@ -15,8 +15,8 @@ struct Rows {
 
 enum class Kind { f32, bf16, fp8, fp4 };
 
-// A weight [out, in] as stored, rows `stride` bytes apart. FP8 has one scale per 128 x 128 block, FP4 one per 32 inputs of an output
-// (two codes per byte, the even input in the low half): E8M0 bytes, or floats where `float_scales` is set.
+// A weight [out, in] as stored, rows `stride` bytes apart. FP8 has one scale per 128 x 128 block, FP4 one per 32 inputs
+// of an output (two codes per byte, the even input in the low half): E8M0 bytes, or floats where `float_scales` is set.
 struct Weight {
     const uint8_t* data = nullptr;
     Kind kind = Kind::f32;
@@ -29,7 +29,9 @@ struct Weight {
     // Outputs [n0, n0 + count).
     Weight rows(int64_t n0, int64_t count) const {
         Weight part = *this;
-        part.data += n0 * stride, part.first += n0, part.out = count;
+        part.data += n0 * stride;
+        part.first += n0;
+        part.out = count;
         return part;
     }
 };
@@ -92,7 +94,7 @@ struct Readout {
 struct Model {
     Config config{};
     Weight embed, head;
-    std::vector<Layer> layers;  // the MTP blocks behind the main ones
+    std::vector<Layer> layers;       // the MTP blocks behind the main ones
     std::vector<float> inv_freq[2];  // of window-only layers, of compressed layers
 };
 
@@ -118,8 +120,8 @@ struct Batch {
     int64_t sequences;
 };
 
-// Tokens that may be drawn: the top_k likeliest (0: all), of those the shortest run of likeliest ones whose share reaches top_p, of
-// those the ones at least min_p times as likely as the likeliest.
+// Tokens that may be drawn: the top_k likeliest (0: all), of those the shortest run of likeliest ones whose share
+// reaches top_p, of those the ones at least min_p times as likely as the likeliest.
 struct Sampling {
     double temperature;
     int64_t top_k;

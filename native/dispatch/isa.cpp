@@ -1,10 +1,10 @@
 // All kernels of one instruction set; compiled once per instruction set, with DSV4_ISA as its name.
-#include "gemm/gemm_backward.h"
 #include "dispatch/bf16_rate.h"
-#include "model/forward.h"
 #include "dispatch/ops.h"
-#include "model/sampling.h"
 #include "dispatch/single_ops.h"
+#include "gemm/gemm_backward.h"
+#include "model/forward.h"
+#include "model/sampling.h"
 
 namespace dsv4 {
 namespace DSV4_ISA {
@@ -73,7 +73,8 @@ void index_top_k(const float* q, const float* weights, int64_t tokens, int64_t h
     std::vector<int64_t> pages(static_cast<size_t>((start + tokens) / PAGE_TOKENS + 1));
     std::iota(pages.begin(), pages.end(), 0);
     Cache cache;
-    cache.block_table = pages.data(), cache.pages_per_slot = static_cast<int64_t>(pages.size());
+    cache.block_table = pages.data();
+    cache.pages_per_slot = static_cast<int64_t>(pages.size());
     std::vector<int32_t> selected(static_cast<size_t>(tokens * k), -1);
     Buffers buffers;
     IndexKeyCache key_cache(cache.pages_per_slot * (PAGE_TOKENS / 4));
@@ -90,10 +91,11 @@ void index_top_k(const float* q, const float* weights, int64_t tokens, int64_t h
 
 const Ops& DSV4_JOIN(DSV4_ISA, _ops)() {
     using namespace DSV4_ISA;
-    static const Ops ops{forward,       head,          linear,  grouped_products, input_gradients, weight_gradients,
-                         rms_norm_rows, sinkhorn_rows, exp_all, fake_quant_rows,  hadamard_rows,   top_k_rows,
-                         index_top_k,   sample_row,    single_hc_pre, single_hc_post, single_route, single_compress,
-                         single_attend, single_swiglu, single_rotate};
+    static const Ops ops{forward,          head,          linear,          grouped_products, input_gradients,
+                         weight_gradients, rms_norm_rows, sinkhorn_rows,   exp_all,          fake_quant_rows,
+                         hadamard_rows,    top_k_rows,    index_top_k,     sample_row,       single_hc_pre,
+                         single_hc_post,   single_route,  single_compress, single_attend,    single_swiglu,
+                         single_rotate};
     return ops;
 }
 

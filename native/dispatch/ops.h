@@ -20,17 +20,19 @@ struct Ops {
     void (*fake_quant)(float* x, int64_t n, int64_t width, int64_t block, bool fp4);
     void (*hadamard)(float* x, int64_t n, int64_t width);
     void (*top_k)(const float* scores, int64_t n, int64_t width, int64_t k, int64_t* index);
-    // Indices of the k best of the (start + t + 1) / 4 entries that token t sees; -1 for tokens that see k or fewer. keys [., width].
-    void (*index_top_k)(const float* q, const float* weights, int64_t tokens, int64_t heads, int64_t width, const float* keys,
-                        int64_t start, int64_t k, int64_t* index);
+    // Indices of the k best of the (start + t + 1) / 4 entries that token t sees; -1 for tokens that see k or fewer.
+    // keys [., width].
+    void (*index_top_k)(const float* q, const float* weights, int64_t tokens, int64_t heads, int64_t width,
+                        const float* keys, int64_t start, int64_t k, int64_t* index);
     int64_t (*sample)(const float* logits, int64_t vocab, const Sampling&, double u);
     // Single operations of the forward; see single_ops.h.
-    void (*hc_pre)(const Config&, const HyperConnection&, const float* norm, const float* streams, int64_t n, float* weights,
-                    float* x);
+    void (*hc_pre)(const Config&, const HyperConnection&, const float* norm, const float* streams, int64_t n,
+                   float* weights, float* x);
     void (*hc_post)(const Config&, const float* y, const float* weights, int64_t n, float* streams);
     void (*route)(const Config&, const Layer&, const float* logits, const int64_t* token_ids, int64_t n, int64_t* index,
                   float* weights);
-    void (*compress)(const Compressor&, const CompressorCache&, const float* kv, float* score, int64_t start, int64_t n);
+    void (*compress)(const Compressor&, const CompressorCache&, const float* kv, float* score, int64_t start,
+                     int64_t n);
     void (*attend)(const Config&, const Layer&, const LayerCache&, float* q, const float* kv, const int32_t* chosen,
                    int64_t start, int64_t n, float* o);
     void (*swiglu)(float* gate, const float* up, int64_t n, int64_t width, float limit, const float* weight);

@@ -14,11 +14,13 @@ struct SingleTile {
     Cache cache;
     Tile tile{model, cache, 0, {}, {}, {}, {}, {}, {}};
 
-    SingleTile(const Config& config, int64_t start, int64_t n) : pages(static_cast<size_t>((start + n) / PAGE_TOKENS + 1)) {
+    SingleTile(const Config& config, int64_t start, int64_t n)
+        : pages(static_cast<size_t>((start + n) / PAGE_TOKENS + 1)) {
         model.config = config;
         model.config.qk_rope_head_dim = 0;
         std::iota(pages.begin(), pages.end(), 0);
-        cache.block_table = pages.data(), cache.pages_per_slot = static_cast<int64_t>(pages.size());
+        cache.block_table = pages.data();
+        cache.pages_per_slot = static_cast<int64_t>(pages.size());
         tile.n = n;
         tile.segments.push_back({0, n, start, 0});
         for (int64_t i = 0; i < n; ++i) tile.positions.push_back(start + i);
@@ -27,8 +29,8 @@ struct SingleTile {
     SingleTile& operator=(const SingleTile&) = delete;
 };
 
-inline void single_hc_pre(const Config& c, const HyperConnection& site, const float* norm, const float* streams, int64_t n,
-                           float* weights, float* x) {
+inline void single_hc_pre(const Config& c, const HyperConnection& site, const float* norm, const float* streams,
+                          int64_t n, float* weights, float* x) {
     SingleTile one(c, 0, n);
     hc_pre(one.tile, site, norm, streams, weights, x);
 }
@@ -49,8 +51,8 @@ inline void single_route(const Config& c, const Layer& layer, const float* logit
     });
 }
 
-inline void single_compress(const Compressor& w, const CompressorCache& state, const float* kv, float* score, int64_t start,
-                            int64_t n) {
+inline void single_compress(const Compressor& w, const CompressorCache& state, const float* kv, float* score,
+                            int64_t start, int64_t n) {
     SingleTile one(Config{}, start, n);
     add_ape(one.tile, w, score);
     compress(w, one.tile.segments[0], one.cache, state, kv, score, [](float*, int64_t) {});
@@ -66,7 +68,8 @@ inline void single_swiglu(float* gate, const float* up, int64_t n, int64_t width
     for_each_row(n, [&](int64_t row) { swiglu(gate + row * width, up + row * width, width, limit, weight[row]); });
 }
 
-inline void single_rotate(float* x, int64_t n, int64_t width, const std::vector<float>& inv_freq, int64_t start, float sign) {
+inline void single_rotate(float* x, int64_t n, int64_t width, const std::vector<float>& inv_freq, int64_t start,
+                          float sign) {
     const auto pairs = static_cast<int64_t>(inv_freq.size());
     for_each_row(n, [&](int64_t row) {
         std::vector<float> cos(inv_freq.size()), sin(inv_freq.size());

@@ -1,8 +1,9 @@
-// The order in which a product accumulates. An element of a product is eight sums: input k belongs to sum
-// 4 * (k mod 2) + k / 4 mod 4, each a chain of fused multiply-adds over its inputs, ascending, from zero; the inputs are padded with
+// The order in which a product accumulates. An element of a product is eight sums: input k belongs to sum 4 * (k mod 2)
+// + k / 4 mod 4, each a chain of fused multiply-adds over its inputs, ascending, from zero; the inputs are padded with
 // zeros to a multiple of 32. The sums are added as ((0 + 4) + (2 + 6)) + ((1 + 5) + (3 + 7)).
 //
-// There are eight so that one row of a weight fills a register: its codes unpack to the inputs of eight sums side by side.
+// There are eight so that one row of a weight fills a register: its codes unpack to the inputs of eight sums side by
+// side.
 #pragma once
 
 #include "base/simd.h"
@@ -11,7 +12,8 @@ namespace dsv4::DSV4_ISA {
 
 constexpr int SUMS = 8;
 constexpr int64_t GROUP = 32, STEPS = GROUP / SUMS;  // a sum has four inputs of each 32: its first, + 2, + 16, + 18
-// Sums in the order in which gemm.h computes them one after the other: at most three have to be kept until they are added.
+// Sums in the order in which gemm.h computes them one after the other: at most three have to be kept until they are
+// added.
 constexpr int SUM_AT[SUMS] = {0, 4, 2, 6, 1, 5, 3, 7};
 
 inline int64_t groups_of(int64_t in) { return (in + GROUP - 1) / GROUP; }
@@ -51,7 +53,8 @@ inline void pack_row(const float* x, int64_t in, float* to) {
             _mm_storeu_ps(to + (at * groups + g) * STEPS, _mm256_castps256_ps128(pair));
             _mm_storeu_ps(to + ((at + 4) * groups + g) * STEPS, _mm256_extractf128_ps(pair, 1));
         };
-        // Inputs 0 2 16 18 | 4 6 20 22 are sums 0 and 1, at places 0 and 4; 8 and 12 on: sums 2 and 3; the odd ones: 4 to 7.
+        // Inputs 0 2 16 18 | 4 6 20 22 are sums 0 and 1, at places 0 and 4; 8 and 12 on: sums 2 and 3; the odd ones: 4
+        // to 7.
         store_pair(0, _mm256_shuffle_ps(v0, v2, 0x88));
         store_pair(1, _mm256_shuffle_ps(v0, v2, 0xDD));
         store_pair(2, _mm256_shuffle_ps(v1, v3, 0x88));

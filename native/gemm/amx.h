@@ -48,7 +48,8 @@ template <int TO, int A, int B>
 
 inline __mmask16 finite(__m512 x) { return _mm512_cmp_ps_mask(_mm512_abs_ps(x), _mm512_set1_ps(INFINITY), _CMP_LT_OQ); }
 
-// 32 fp32 values -> hi, mid and lo, each the upper half of what the terms before it leave. Infinities and NaN have hi alone.
+// 32 fp32 values -> hi, mid and lo, each the upper half of what the terms before it leave. Infinities and NaN have hi
+// alone.
 [[gnu::always_inline]] inline void split_hi_mid_lo(__m512 v0, __m512 v1, __m512i* term) {
     const __m512 upper = _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(0xFFFF0000u)));
     const __mmask16 finite0 = finite(v0), finite1 = finite(v1);
@@ -72,9 +73,10 @@ inline __mmask16 finite(__m512 x) { return _mm512_cmp_ps_mask(_mm512_abs_ps(x), 
     return _mm512_test_epi32_mask(rest, _mm512_set1_epi32(0xFFFF)) == 0;
 }
 
-// Rows x[0..rows) -> BF16 terms, term p of row r at to + p * term_stride + r * stride. Returns how many there are: 1 if all rows are
-// exact in BF16.
-inline int split_rows(const float* const* x, int64_t rows, int64_t in, uint16_t* to, int64_t term_stride, int64_t stride) {
+// Rows x[0..rows) -> BF16 terms, term p of row r at to + p * term_stride + r * stride. Returns how many there are: 1 if
+// all rows are exact in BF16.
+inline int split_rows(const float* const* x, int64_t rows, int64_t in, uint16_t* to, int64_t term_stride,
+                      int64_t stride) {
     int64_t exact = 0;
     while (exact < rows && convert_exact(x[exact], in, to + exact * stride)) ++exact;
     if (exact == rows) return 1;
@@ -125,7 +127,8 @@ inline void dequantize_tile_terms(const Weight& w, int64_t n, int64_t g, int ter
 
 // Group g of outputs [n, n + 16), the panel's -> TERMS tiles.
 template <Kind kind, int TERMS>
-[[gnu::always_inline]] inline void dequantize_tile(const Weight& w, const AmxPanel<kind>& panel, int64_t n, int64_t g, uint16_t* to) {
+[[gnu::always_inline]] inline void dequantize_tile(const Weight& w, const AmxPanel<kind>& panel, int64_t n, int64_t g,
+                                                   uint16_t* to) {
     if constexpr (TERMS == 1)
         if (g < panel.whole_groups && dequantize_whole_tile(panel, g, to)) return;
     dequantize_tile_terms(w, n, g, TERMS, to);
@@ -136,11 +139,13 @@ struct TileStrides {
     int64_t step, stride;
 };
 
-// Adds groups [0, groups) of X tiles of rows times W tiles of a weight to accumulators i * W + j. x[i] and w[j] are the first
-// tiles; a weight has `terms` tiles per group. WEIGHT_FIRST: the weight is the first factor and the rows are in VNNI layout.
+// Adds groups [0, groups) of X tiles of rows times W tiles of a weight to accumulators i * W + j. x[i] and w[j] are the
+// first tiles; a weight has `terms` tiles per group. WEIGHT_FIRST: the weight is the first factor and the rows are in
+// VNNI layout.
 template <int X, int W, bool WEIGHT_FIRST>
-[[gnu::always_inline]] inline void multiply_tiles(const uint16_t* const* x, TileStrides x_strides, const uint16_t* const* w,
-                                                  TileStrides w_strides, int terms, int64_t groups) {
+[[gnu::always_inline]] inline void multiply_tiles(const uint16_t* const* x, TileStrides x_strides,
+                                                  const uint16_t* const* w, TileStrides w_strides, int terms,
+                                                  int64_t groups) {
     for (int64_t g = 0; g < groups; ++g)
         for (int p = 0; p < terms; ++p)
             unroll<W>([&](auto j) __attribute__((always_inline)) {

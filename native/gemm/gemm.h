@@ -1,7 +1,7 @@
 // Products y = x W^T: which kernel computes which product, and how the threads share it.
 //
-// Every element accumulates in the order of accumulation_order.h (with AMX of gemm_amx.h): it depends on its row and its column
-// alone, whatever rows, columns or threads there are.
+// Every element accumulates in the order of accumulation_order.h (with AMX of gemm_amx.h): it depends on its row and
+// its column alone, whatever rows, columns or threads there are.
 #pragma once
 
 #include <algorithm>
@@ -25,7 +25,8 @@ constexpr int TILE_COLUMNS = TILE_PANELS * LANES;
 
 // R packed rows times P packed panels -> y[r][0..columns).
 template <bool PAIRS, int P, int R>
-[[gnu::noinline]] inline void gemm_tile(const float* x, int64_t groups, const float* panel, float* const* y, int columns) {
+[[gnu::noinline]] inline void gemm_tile(const float* x, int64_t groups, const float* panel, float* const* y,
+                                        int columns) {
     constexpr int GROUP_STEPS = PAIRS ? STEPS / 2 : STEPS;
     const int64_t steps = groups * GROUP_STEPS, panel_stride = SUMS * steps * LANES;
     alignas(64) float kept[3][R][P][LANES];
@@ -56,7 +57,8 @@ template <bool PAIRS, int P, int R>
 // Rows times outputs [n0, n1) of a weight, which is packed first; PAIRS where both are exact in BF16.
 template <bool PAIRS>
 inline void gemm_packed(const float* const* x, int64_t rows, const Weight& w, int64_t n0, int64_t n1, float* const* y) {
-    const int64_t groups = groups_of(w.in), row_size = groups * GROUP / (PAIRS ? 2 : 1), panel_stride = row_size * LANES;
+    const int64_t groups = groups_of(w.in), row_size = groups * GROUP / (PAIRS ? 2 : 1),
+                  panel_stride = row_size * LANES;
     const int64_t panels = (n1 - n0 + LANES - 1) / LANES;
     float* packed = scratch(Scratch::packed, panels * panel_stride);
     float* packed_rows = scratch(Scratch::rows, TILE_ROWS * groups * GROUP);
@@ -89,14 +91,15 @@ inline void gemm(const float* const* x, int64_t rows, const Weight& w, int64_t n
 #endif
     if (n0 == n1) return;
 #if defined(DSV4_ISA_AVX512_BF16)
-    if (weight_exact_in_bf16(w, n0, n1) && std::all_of(x, x + rows, [&](const float* row) { return exact_in_bf16(row, w.in); }))
+    if (weight_exact_in_bf16(w, n0, n1) &&
+        std::all_of(x, x + rows, [&](const float* row) { return exact_in_bf16(row, w.in); }))
         return gemm_packed<true>(x, rows, w, n0, n1, y);
 #endif
     gemm_packed<false>(x, rows, w, n0, n1, y);
 }
 
-// Outputs per task where there are many rows: those of 256 KB of packed weight, at least 128. Every task packs its rows anew; with AMX,
-// which multiplies faster than it splits rows and packs, tasks are wider.
+// Outputs per task where there are many rows: those of 256 KB of packed weight, at least 128. Every task packs its rows
+// anew; with AMX, which multiplies faster than it splits rows and packs, tasks are wider.
 inline int64_t outputs_per_task([[maybe_unused]] int64_t in) {
 #if defined(DSV4_ISA_AMX)
     return 1024;
@@ -142,8 +145,10 @@ struct Product {
     Rows y;
 };
 
-// For AMX the skinny rows of each product, packed once for all its tasks and for neighbours with the same rows; null otherwise.
-inline std::vector<const SkinnyRows*> pack_skinny_rows([[maybe_unused]] const Product* list, int count, [[maybe_unused]] int64_t rows) {
+// For AMX the skinny rows of each product, packed once for all its tasks and for neighbours with the same rows; null
+// otherwise.
+inline std::vector<const SkinnyRows*> pack_skinny_rows([[maybe_unused]] const Product* list, int count,
+                                                       [[maybe_unused]] int64_t rows) {
     std::vector<const SkinnyRows*> packed(static_cast<size_t>(count));
 #if defined(DSV4_ISA_AMX)
     thread_local std::vector<SkinnyRows> memory;
@@ -173,8 +178,8 @@ inline void products(const Product* list, int count, int64_t rows) {
     int64_t work = 0;
     const std::vector<const SkinnyRows*> skinny = pack_skinny_rows(list, count, rows);
     for (int i = 0; i < count; ++i) work += list[i].w->out * list[i].w->in;
-    // Few rows: one task of equal work per thread and product. More rows: several tasks per thread, which share out outputs, and rows
-    // too where there are enough.
+    // Few rows: one task of equal work per thread and product. More rows: several tasks per thread, which share out
+    // outputs, and rows too where there are enough.
     const int64_t shares = thread_count() * (rows < 8 ? 1 : 4);
     for (int i = 0; i < count; ++i) {
         const Weight& w = *list[i].w;
@@ -190,7 +195,8 @@ inline void products(const Product* list, int count, int64_t rows) {
         const SkinnyRows* own = skinny[static_cast<size_t>(i)];
         for (int64_t n = 0; n < w.out; n += wide)
             for (int64_t r = 0; r < rows; r += high)
-                tasks.push_back({&w, list[i].x, list[i].y, r, std::min(rows, r + high), n, std::min(w.out, n + wide), own});
+                tasks.push_back(
+                    {&w, list[i].x, list[i].y, r, std::min(rows, r + high), n, std::min(w.out, n + wide), own});
     }
     run(tasks);
 }

@@ -1,16 +1,17 @@
 // Products on AMX, the matrix unit that multiplies BF16 tiles of 16 x 32 and accumulates in fp32.
 //
-// An fp32 value splits exactly into three BF16 terms (hi, mid, lo). FP4 and BF16 weights, FP8 weights with power-of-two scales and
-// rows rounded to FP8 are hi alone. The terms of x are multiplied separately and added last. FP32 weights stay with gemm.h:
-// splitting them would take longer than multiplying them.
+// An fp32 value splits exactly into three BF16 terms (hi, mid, lo). FP4 and BF16 weights, FP8 weights with power-of-two
+// scales and rows rounded to FP8 are hi alone. The terms of x are multiplied separately and added last. FP32 weights
+// stay with gemm.h: splitting them would take longer than multiplying them.
 //
-// Order of an element, for each term of x: from zero, group after group of 32 inputs and within a group over the weight's terms from
-// hi to lo, one number is added: the chain of the even inputs from zero plus the chain of the odd ones. The result is
-// hi + (mid + lo), or hi alone where that is not finite, so that it does not matter whether other rows of a block needed three
-// terms. Tiles flush numbers below 2^-126 to zero. The order is the unit's own (Intel's manual, TDPBF16PS).
+// Order of an element, for each term of x: from zero, group after group of 32 inputs and within a group over the
+// weight's terms from hi to lo, one number is added: the chain of the even inputs from zero plus the chain of the odd
+// ones. The result is hi + (mid + lo), or hi alone where that is not finite, so that it does not matter whether other
+// rows of a block needed three terms. Tiles flush numbers below 2^-126 to zero. The order is the unit's own (Intel's
+// manual, TDPBF16PS).
 //
-// A tile product's second factor is in VNNI layout: pairs of inputs of 16 columns. Where rows are few they are transposed to it
-// (gemm_amx_skinny.h), where they are many the weight is. Both ways give the same bits.
+// A tile product's second factor is in VNNI layout: pairs of inputs of 16 columns. Where rows are few they are
+// transposed to it (gemm_amx_skinny.h), where they are many the weight is. Both ways give the same bits.
 #pragma once
 
 #include "gemm/gemm_amx_skinny.h"
@@ -24,8 +25,8 @@ constexpr int64_t CACHE_WORDS = 1 << 18;  // half a megabyte of second-level cac
 
 // X tiles of rows (the terms of 16 rows, or with one term 16 rows each) times a packed weight.
 template <int X>
-inline void multiply_packed(const uint16_t* const* x, int64_t stride, int64_t rows, int terms, const uint16_t* packed, const Weight& w,
-                      int64_t n0, int64_t n1, float* const* y) {
+inline void multiply_packed(const uint16_t* const* x, int64_t stride, int64_t rows, int terms, const uint16_t* packed,
+                            const Weight& w, int64_t n0, int64_t n1, float* const* y) {
     const int64_t groups = groups_of(w.in);
     const int w_terms = weight_terms(w);
     alignas(64) float sums[X * 2][LANES * LANES];
@@ -64,7 +65,8 @@ inline void pack_tiles(const Weight& w, int64_t n0, int64_t n1, uint16_t* to) {
         const AmxPanel<kind> panel(w, n);
         for (int64_t g = 0; g < groups; ++g) {
             alignas(64) uint16_t tiles[MAX_TERMS * TILE_WORDS];
-            terms == 1 ? dequantize_tile<kind, 1>(w, panel, n, g, tiles) : dequantize_tile<kind, MAX_TERMS>(w, panel, n, g, tiles);
+            terms == 1 ? dequantize_tile<kind, 1>(w, panel, n, g, tiles)
+                       : dequantize_tile<kind, MAX_TERMS>(w, panel, n, g, tiles);
             for (int64_t p = 0; p < terms; ++p, to += TILE_WORDS) {
                 const uint16_t* row[LANES];
                 for (int j = 0; j < LANES; ++j) row[j] = tiles + p * TILE_WORDS + j * GROUP;
@@ -76,9 +78,11 @@ inline void pack_tiles(const Weight& w, int64_t n0, int64_t n1, uint16_t* to) {
 
 // Many rows, for which the weight is packed, block by block that fits the second-level cache.
 template <Kind kind>
-inline void gemm_amx_packed(const float* const* x, int64_t rows, const Weight& w, int64_t n0, int64_t n1, float* const* y) {
+inline void gemm_amx_packed(const float* const* x, int64_t rows, const Weight& w, int64_t n0, int64_t n1,
+                            float* const* y) {
     const int64_t groups = groups_of(w.in), panel = groups * weight_terms(w) * TILE_WORDS;
-    const int64_t stride = (groups | 1) * GROUP;  // odd: rows a power of two apart would share sets of the first-level cache
+    const int64_t stride =
+        (groups | 1) * GROUP;  // odd: rows a power of two apart would share sets of the first-level cache
     const int64_t height = std::max(3 * BLOCK_ROWS, 2 * CACHE_WORDS / (MAX_TERMS * stride) / BLOCK_ROWS * BLOCK_ROWS);
     const int64_t width = std::max<int64_t>(2, CACHE_WORDS / std::max<int64_t>(1, panel)) * LANES;
     const Weight columns = w.rows(0, n1);
@@ -94,7 +98,8 @@ inline void gemm_amx_packed(const float* const* x, int64_t rows, const Weight& w
             for (int64_t r = 0; r < count; r += step) {
                 const int64_t some = std::min(step, count - r);
                 const uint16_t* tile[MAX_TERMS];
-                for (int i = 0; i < MAX_TERMS; ++i) tile[i] = split + r * stride + i * (terms == 1 ? LANES * stride : term_stride);
+                for (int i = 0; i < MAX_TERMS; ++i)
+                    tile[i] = split + r * stride + i * (terms == 1 ? LANES * stride : term_stride);
                 float* const* out = y + r0 + r;
                 switch (terms == 1 ? (some + LANES - 1) / LANES : MAX_TERMS) {
                     case 1: multiply_packed<1>(tile, stride, some, terms, packed, w, n, stop, out); break;

@@ -1,5 +1,5 @@
-// Skinny products on AMX, of up to 48 rows that are exact in BF16 or 16 of three terms: the rows are transposed to VNNI layout, the
-// weight streams once from memory. See gemm_amx.h.
+// Skinny products on AMX, of up to 48 rows that are exact in BF16 or 16 of three terms: the rows are transposed to VNNI
+// layout, the weight streams once from memory. See gemm_amx.h.
 #pragma once
 
 #include "base/aligned.h"
@@ -9,7 +9,7 @@
 
 namespace dsv4::DSV4_ISA {
 
-constexpr int64_t MAX_COLUMNS = 3 * LANES;              // a row has one column per term
+constexpr int64_t MAX_COLUMNS = 3 * LANES;                // a row has one column per term
 constexpr int64_t SKINNY_ROWS = MAX_COLUMNS / MAX_TERMS;  // so many rows fit whatever their terms
 
 // Rows in VNNI layout, for products with any weight. Tile i of group g begins at (g * tiles + i) * words.
@@ -54,7 +54,8 @@ struct SkinnyRows {
         const __m512i outputs = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
         const __m512i place = _mm512_add_epi32(_mm512_set1_epi32(c), outputs);
         __m512 first = _mm512_permutex2var_ps(_mm512_load_ps(sums), place, _mm512_load_ps(sums + LANES));
-        __m512 second = _mm512_permutex2var_ps(_mm512_load_ps(sums + 2 * LANES), place, _mm512_load_ps(sums + 3 * LANES));
+        __m512 second =
+            _mm512_permutex2var_ps(_mm512_load_ps(sums + 2 * LANES), place, _mm512_load_ps(sums + 3 * LANES));
         return _mm512_shuffle_f32x4(first, second, 0x44);
     };
     const __m512 hi = column(0);
@@ -63,8 +64,9 @@ struct SkinnyRows {
 
 constexpr int64_t SHORT_ROW = 2048;  // bytes
 
-// Prefetches a weight, some lines with every group of a block's W panels. Short rows: line after line of the next block, into the
-// second-level cache. Long rows, whose successors are far: a few groups further on in the same rows, into the first-level cache.
+// Prefetches a weight, some lines with every group of a block's W panels. Short rows: line after line of the next
+// block, into the second-level cache. Long rows, whose successors are far: a few groups further on in the same rows,
+// into the first-level cache.
 template <Kind kind, int W>
 struct WeightPrefetcher {
     static constexpr int64_t HIGH = W * LANES, BYTES = group_bytes(kind), LINES = HIGH * BYTES / 64, GROUPS = 8;
@@ -72,7 +74,8 @@ struct WeightPrefetcher {
     const uint8_t *codes, *scales = nullptr;
     int64_t stride, groups;
 
-    WeightPrefetcher(const Weight& w, int64_t n) : codes(w.data + n * w.stride), stride(w.stride), groups(groups_of(w.in)) {
+    WeightPrefetcher(const Weight& w, int64_t n)
+        : codes(w.data + n * w.stride), stride(w.stride), groups(groups_of(w.in)) {
         if (kind == Kind::fp4 && w.scale_stride == groups) scales = w.scales + (w.first + n) * groups;
         for (int64_t g = 0; g < groups; g += 2) prefetch_scales(g);
         for (int64_t i = 0; i < 4096; i += 64) _mm_prefetch(reinterpret_cast<const char*>(codes + i), _MM_HINT_T1);
@@ -87,7 +90,8 @@ struct WeightPrefetcher {
         const int64_t row = block * HIGH + g % EVERY * ROWS_AT_ONCE;
         g = g / EVERY * EVERY + GROUPS;
         const uint8_t* from = codes + (g < groups ? row : row + HIGH) * stride + (g < groups ? g : g - groups) * BYTES;
-        for (int64_t r = 0; r < ROWS_AT_ONCE; ++r) _mm_prefetch(reinterpret_cast<const char*>(from + r * stride), _MM_HINT_T0);
+        for (int64_t r = 0; r < ROWS_AT_ONCE; ++r)
+            _mm_prefetch(reinterpret_cast<const char*>(from + r * stride), _MM_HINT_T0);
     }
 
    private:
@@ -130,9 +134,9 @@ template <bool ONE, int X, int W>
 
 // Skinny rows (ONE: a single row), X tiles of columns, times blocks of W panels, each of TERMS tiles per group.
 //
-// A dequantized tile is multiplied LAG tiles later, across block boundaries too: by then its stores have reached the cache, the only
-// place a tile is loaded from, and stores still in flight differ in their addresses modulo 4096, which is all that the processor
-// compares.
+// A dequantized tile is multiplied LAG tiles later, across block boundaries too: by then its stores have reached the
+// cache, the only place a tile is loaded from, and stores still in flight differ in their addresses modulo 4096, which
+// is all that the processor compares.
 template <Kind kind, int TERMS, bool ONE, int X, int W>
 inline void multiply_blocks(const SkinnyRows& x, const Weight& w, int64_t n, int64_t blocks, float* const* y) {
     constexpr int LAG = 7, RING = LAG + 1;
@@ -142,7 +146,8 @@ inline void multiply_blocks(const SkinnyRows& x, const Weight& w, int64_t n, int
     const WeightPrefetcher<kind, W> prefetcher(w, n);
     auto row_tile = [&](int64_t g, int i) __attribute__((always_inline)) { return packed + (g * X + i) * WORDS; };
     unroll<X * W>([&](auto t) __attribute__((always_inline)) { tile_zero<decltype(t)::value>(); });
-    if (kind == Kind::bf16 && w.in % GROUP == 0 && n + blocks * HIGH <= w.out) {  // tiles are loaded from where the weight is stored
+    if (kind == Kind::bf16 && w.in % GROUP == 0 &&
+        n + blocks * HIGH <= w.out) {  // tiles are loaded from where the weight is stored
         const int64_t stride = w.stride;
         for (int64_t block = 0; block < blocks; ++block) {
             const uint8_t* const begin = w.data + (n + block * HIGH) * stride;
@@ -151,7 +156,8 @@ inline void multiply_blocks(const SkinnyRows& x, const Weight& w, int64_t n, int
                 const uint16_t* panel[W];
                 prefetcher.prefetch(block, g);
                 for (int i = 0; i < X; ++i) x_tile[i] = row_tile(g, i);
-                for (int j = 0; j < W; ++j) panel[j] = reinterpret_cast<const uint16_t*>(begin + j * LANES * stride + g * 64);
+                for (int j = 0; j < W; ++j)
+                    panel[j] = reinterpret_cast<const uint16_t*>(begin + j * LANES * stride + g * 64);
                 multiply_tiles<X, W, true>(x_tile, {0, ROW_BYTES}, panel, {GROUP, stride}, 1, 1);
             }
             store_outputs<ONE, X, W>(x, w, n + block * HIGH, y);
@@ -172,7 +178,8 @@ inline void multiply_blocks(const SkinnyRows& x, const Weight& w, int64_t n, int
         }
         if (J < W - 1 || ++multiply_g < groups) return;
         store_outputs<ONE, X, W>(x, w, multiply_n, y);
-        multiply_g = 0, multiply_n += HIGH;
+        multiply_g = 0;
+        multiply_n += HIGH;
     };
     for (int64_t block = 0; block < blocks; ++block) {
         const int64_t at = n + block * HIGH;
@@ -190,7 +197,8 @@ inline void multiply_blocks(const SkinnyRows& x, const Weight& w, int64_t n, int
     const int64_t all = blocks * groups * W;
     for (; item < all + LAG; ++item) {
         if (item < LAG) continue;
-        (item - LAG) % W == 0 ? multiply(std::integral_constant<int, 0>{}) : multiply(std::integral_constant<int, W - 1>{});
+        (item - LAG) % W == 0 ? multiply(std::integral_constant<int, 0>{})
+                              : multiply(std::integral_constant<int, W - 1>{});
     }
 }
 
@@ -200,7 +208,8 @@ inline void gemm_amx_skinny_as(const SkinnyRows& x, const Weight& w, int64_t n0,
         for (int64_t r = 0; r < x.rows; ++r) std::fill(y[r] + n0, y[r] + n1, 0.0f);
         return;
     }
-    // Of long rows 16 are read side by side, which is faster than 32: presumably the hardware prefetcher follows no more streams.
+    // Of long rows 16 are read side by side, which is faster than 32: presumably the hardware prefetcher follows no
+    // more streams.
     const int64_t pairs = ONE && w.stride > SHORT_ROW ? 0 : (n1 - n0) / (2 * LANES), rest = n0 + pairs * 2 * LANES;
     if (pairs) multiply_blocks<kind, TERMS, ONE, X, 2>(x, w, n0, pairs, y);
     if (rest < n1) multiply_blocks<kind, TERMS, ONE, X, 1>(x, w.rows(0, n1), rest, (n1 - rest + LANES - 1) / LANES, y);

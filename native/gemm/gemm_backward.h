@@ -1,8 +1,9 @@
-// Products of training: rows in groups, each group with its own weight; y = x W^T, and its gradients dx = dy W, dW = dy^T x.
+// Products of training: rows in groups, each group with its own weight; y = x W^T, and its gradients dx = dy W, dW =
+// dy^T x.
 //
-// An element of a gradient is a sum over terms: the outputs for dx, the group's rows for dW, ascending. Each TERM_BLOCK of them are
-// one chain of fused multiply-adds from zero, and the chains' sums are added in order. So an element depends on its own row and
-// column of the factors alone, whatever the tiles and threads.
+// An element of a gradient is a sum over terms: the outputs for dx, the group's rows for dW, ascending. Each TERM_BLOCK
+// of them are one chain of fused multiply-adds from zero, and the chains' sums are added in order. So an element
+// depends on its own row and column of the factors alone, whatever the tiles and threads.
 #pragma once
 
 #include "gemm/gemm.h"
@@ -20,11 +21,12 @@ struct Sum {
     Rows y;
 };
 
-// R items times P panels of 16 columns, one chain over the terms; added to y where `add_to` is set. Element t of item r is
-// a[r * item + t * term].
+// R items times P panels of 16 columns, one chain over the terms; added to y where `add_to` is set. Element t of item r
+// is a[r * item + t * term].
 template <int R, int P>
-[[gnu::noinline]] inline void backward_tile(const float* a, int64_t item, int64_t term, int64_t terms, const float* panel, int64_t panel_stride,
-                     float* const* y, int columns, bool add_to) {
+[[gnu::noinline]] inline void backward_tile(const float* a, int64_t item, int64_t term, int64_t terms,
+                                            const float* panel, int64_t panel_stride, float* const* y, int columns,
+                                            bool add_to) {
     V acc[R][P];
     clear(acc);
     StridedRows<R> items(a, item);
@@ -85,8 +87,10 @@ inline void sum_block(const Sum& s, int64_t i0, int64_t i1, int64_t j0, int64_t 
                 const float* panel = packed + p * panel_stride;
                 with_count<TILE_ROWS>(count, [&](auto block) __attribute__((always_inline)) {
                     constexpr int R = decltype(block)::value;
-                    columns <= LANES ? backward_tile<R, 1>(a, item, term, t1 - t0, panel, panel_stride, y, columns, t0 > 0)
-                                     : backward_tile<R, TILE_PANELS>(a, item, term, t1 - t0, panel, panel_stride, y, columns, t0 > 0);
+                    columns <= LANES
+                        ? backward_tile<R, 1>(a, item, term, t1 - t0, panel, panel_stride, y, columns, t0 > 0)
+                        : backward_tile<R, TILE_PANELS>(a, item, term, t1 - t0, panel, panel_stride, y, columns,
+                                                        t0 > 0);
                 });
             }
             i += count;
@@ -111,7 +115,8 @@ inline void sums(const std::vector<Sum>& list) {
             int64_t high = std::max<int64_t>(16 * TILE_ROWS, target / std::max<int64_t>(1, (j1 - j0) * s.b.out));
             if (thread_count() == 1) high = s.items;
             high = (high + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
-            for (int64_t i0 = 0; i0 < s.items; i0 += high) tasks.push_back({&s, i0, std::min(s.items, i0 + high), j0, j1});
+            for (int64_t i0 = 0; i0 < s.items; i0 += high)
+                tasks.push_back({&s, i0, std::min(s.items, i0 + high), j0, j1});
         }
     parallel(static_cast<int64_t>(tasks.size()), [&](int64_t number, int) {
         const Task& task = tasks[static_cast<size_t>(number)];
@@ -124,7 +129,8 @@ inline void grouped_products(const Group* groups, int64_t count) {
     std::vector<GemmTask> tasks;
     for (const Group* group = groups; group < groups + count; ++group) {
         const int64_t wide = outputs_per_task(group->w.in), out = group->rows ? group->w.out : 0;
-        for (int64_t n = 0; n < out; n += wide) tasks.push_back({&group->w, group->x, group->y, 0, group->rows, n, std::min(out, n + wide)});
+        for (int64_t n = 0; n < out; n += wide)
+            tasks.push_back({&group->w, group->x, group->y, 0, group->rows, n, std::min(out, n + wide)});
     }
     run(tasks);
 }
@@ -139,7 +145,8 @@ inline void input_gradients(const Group* groups, int64_t count) {
     sums(list);
 }
 
-// dW of each group, from x and from dy in y, into `gradients`; none where the pointer is null. A weight is its shape here.
+// dW of each group, from x and from dy in y, into `gradients`; none where the pointer is null. A weight is its shape
+// here.
 inline void weight_gradients(const Group* groups, int64_t count, float* const* gradients) {
     std::vector<Sum> list;
     for (int64_t g = 0; g < count; ++g) {
@@ -147,7 +154,9 @@ inline void weight_gradients(const Group* groups, int64_t count, float* const* g
         if (!gradients[g]) continue;
         Weight rows;
         rows.data = reinterpret_cast<const uint8_t*>(group.x.data);
-        rows.out = group.rows, rows.in = group.w.in, rows.stride = group.x.stride * static_cast<int64_t>(sizeof(float));
+        rows.out = group.rows;
+        rows.in = group.w.in;
+        rows.stride = group.x.stride * static_cast<int64_t>(sizeof(float));
         list.push_back({group.y.data, group.w.out, 1, group.y.stride, rows, {gradients[g], group.w.in}});
     }
     sums(list);

@@ -1,10 +1,10 @@
-// BF16 pairs: products by AVX-512's BF16 dot product, two inputs per instruction, where rows and weights are exact in BF16. Bits
-// are those of the fp32 products (except which NaN it is).
+// BF16 pairs: products by AVX-512's BF16 dot product, two inputs per instruction, where rows and weights are exact in
+// BF16. Bits are those of the fp32 products (except which NaN it is).
 //
-// The instruction adds two products to an accumulator, one after the other, each rounded once, as two fused multiply-adds do. A
-// sum's inputs k and k + 2 follow one another (accumulation_order.h): k is in the upper half of a pair, which is added first. The
-// instruction flushes numbers below 2^-126 to zero; none arises where all products are multiples of that, which exact_in_bf16 and
-// weight_exact_in_bf16 ensure together.
+// The instruction adds two products to an accumulator, one after the other, each rounded once, as two fused
+// multiply-adds do. A sum's inputs k and k + 2 follow one another (accumulation_order.h): k is in the upper half of a
+// pair, which is added first. The instruction flushes numbers below 2^-126 to zero; none arises where all products are
+// multiples of that, which exact_in_bf16 and weight_exact_in_bf16 ensure together.
 #pragma once
 
 #include "gemm/weights.h"
@@ -50,7 +50,8 @@ inline void pack_row_pairs(float* row, int64_t groups) {
     for (int64_t i = 0; i < groups * LANES; i += LANES) {
         const __m512i a = _mm512_loadu_si512(row + 2 * i), b = _mm512_loadu_si512(row + 2 * i + LANES);
         const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
-        _mm512_storeu_si512(row + i, make_pairs(_mm512_permutex2var_epi32(a, even, b), _mm512_permutex2var_epi32(a, odd, b)));
+        _mm512_storeu_si512(row + i,
+                            make_pairs(_mm512_permutex2var_epi32(a, even, b), _mm512_permutex2var_epi32(a, odd, b)));
     }
 }
 
@@ -60,19 +61,21 @@ inline void pack_panels_pairs(const Weight& w, int64_t n0, int64_t n1, float* to
     for (int64_t n = n0; n < n1; n += LANES, to += panel_stride) {
         if (n + 2 * LANES <= n1 && has_columns(w, n) && w.in % GROUP == 0) {
             Column first[2];
-            for_each_column(w, n, 0, w.in, [&](int64_t k, const Column& second, bool split) __attribute__((always_inline)) {
-                if (k % 4 < 2) {
-                    first[k % 2] = second;
-                    return;
-                }
-                Column pair;
-                for (int i = 0; i < 4; ++i) {
-                    const __m256 low = _mm256_castsi256_ps(_mm256_srli_epi32(_mm256_castps_si256(second.v[i]), 16));
-                    pair.v[i] = _mm256_or_ps(first[k % 2].v[i], low);
-                }
-                store_column(unsplit(split, pair), to + sum_by_sum(k - 2, groups) / 2 * LANES, panel_stride);
-            });
-            n += LANES, to += panel_stride;
+            for_each_column(
+                w, n, 0, w.in, [&](int64_t k, const Column& second, bool split) __attribute__((always_inline)) {
+                    if (k % 4 < 2) {
+                        first[k % 2] = second;
+                        return;
+                    }
+                    Column pair;
+                    for (int i = 0; i < 4; ++i) {
+                        const __m256 low = _mm256_castsi256_ps(_mm256_srli_epi32(_mm256_castps_si256(second.v[i]), 16));
+                        pair.v[i] = _mm256_or_ps(first[k % 2].v[i], low);
+                    }
+                    store_column(unsplit(split, pair), to + sum_by_sum(k - 2, groups) / 2 * LANES, panel_stride);
+                });
+            n += LANES;
+            to += panel_stride;
             continue;
         }
         float* panel = scratch(Scratch::panel, groups * GROUP * LANES);

@@ -1,5 +1,6 @@
-// One row times a weight as stored: every output is a dot product along the weight's row, in the order of accumulation_order.h.
-// Four outputs are computed together, so that x is read once for all of them and their chains overlap.
+// One row times a weight as stored: every output is a dot product along the weight's row, in the order of
+// accumulation_order.h. Four outputs are computed together, so that x is read once for all of them and their chains
+// overlap.
 #pragma once
 
 #include "gemm/weights.h"
@@ -49,8 +50,10 @@ inline void pack_lanes(const float* x, int64_t in, Kind kind, float* to) {
 
 // acc + one group of 32 weights times x [4][8]; `values` are those of the group's scale for FP4.
 template <Kind kind>
-[[gnu::always_inline]] inline __m256 multiply_add_group(__m256 acc, const float* x, const uint8_t* codes, const Fp4Bytes* values) {
-    auto add = [&](int step, __m256 w) __attribute__((always_inline)) { acc = _mm256_fmadd_ps(_mm256_load_ps(x + 8 * step), w, acc); };
+[[gnu::always_inline]] inline __m256 multiply_add_group(__m256 acc, const float* x, const uint8_t* codes,
+                                                        const Fp4Bytes* values) {
+    auto add = [&](int step, __m256 w)
+                   __attribute__((always_inline)) { acc = _mm256_fmadd_ps(_mm256_load_ps(x + 8 * step), w, acc); };
     if constexpr (kind == Kind::fp4) unpack_fp4_group(codes, *values, add);
     if constexpr (kind == Kind::fp8) unpack_fp8_group(codes, add);
     if constexpr (kind == Kind::bf16) unpack_bf16_group(codes, add);
@@ -81,8 +84,10 @@ inline void gemv_rows(const float* x, const Weight& w, int64_t n, float* y) {
     };
     // Prefetched are the bytes PREFETCH further on in a row, and from its end on those of the next R rows.
     const int64_t length = whole * bytes;
-    const int64_t within = length > PREFETCH ? PREFETCH : (PREFETCH + R * length) / std::max<int64_t>(1, R * length) * R * w.stride;
-    const int64_t last = length > PREFETCH ? length - PREFETCH : length, beyond = length > PREFETCH ? R * w.stride - length + PREFETCH : within;
+    const int64_t within =
+        length > PREFETCH ? PREFETCH : (PREFETCH + R * length) / std::max<int64_t>(1, R * length) * R * w.stride;
+    const int64_t last = length > PREFETCH ? length - PREFETCH : length,
+                  beyond = length > PREFETCH ? R * w.stride - length + PREFETCH : within;
     __m256 acc[R];
     for (__m256& a : acc) a = _mm256_setzero_ps();
     for (int64_t g = 0; g < whole; ++g) {
@@ -115,8 +120,8 @@ inline void gemv_outputs(const float* x, const Weight& w, int64_t n0, int64_t n1
     for (; n < n1; ++n) gemv_rows<kind, 1>(x, w, n, y + n);
 }
 
-// y[n0..n1) = outputs [n0, n1) of w times one row. Returns the first output that was not computed: n1, or an FP8 block's whose
-// scale is not supported.
+// y[n0..n1) = outputs [n0, n1) of w times one row. Returns the first output that was not computed: n1, or an FP8
+// block's whose scale is not supported.
 inline int64_t gemv(const float* x, const Weight& w, int64_t n0, int64_t n1, float* y) {
     float* lanes = scratch(Scratch::lanes, groups_of(w.in) * GROUP);
     if (w.kind != Kind::fp8) pack_lanes(x, w.in, w.kind, lanes);

@@ -1,4 +1,5 @@
-// The register micro-kernel of every product with packed panels: R rows times P panels of 16 columns, in R * P accumulators.
+// The register micro-kernel of every product with packed panels: R rows times P panels of 16 columns, in R * P
+// accumulators.
 #pragma once
 
 #include <utility>
@@ -35,7 +36,8 @@ struct RowPointers {
 template <bool PAIRS>
 [[gnu::always_inline]] inline V multiply_add(V a, V b, V c) {
 #if defined(DSV4_ISA_AVX512_BF16)
-    if constexpr (PAIRS) return {_mm512_dpbf16_ps(c.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
+    if constexpr (PAIRS)
+        return {_mm512_dpbf16_ps(c.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
 #endif
     return fma(a, b, c);
 }
@@ -46,11 +48,11 @@ template <int R, int P>
         for (int p = 0; p < P; ++p) acc[r][p] = zero();
 }
 
-// acc[r][p] continues its chain over k in [0, steps), a multiple of UNROLL: + row r's element k * step times row k of panel p. Panels
-// are [steps][16], panel_stride apart.
+// acc[r][p] continues its chain over k in [0, steps), a multiple of UNROLL: + row r's element k * step times row k of
+// panel p. Panels are [steps][16], panel_stride apart.
 template <int UNROLL, bool PAIRS = false, int R, int P, class Rows>
-[[gnu::always_inline]] inline void multiply_panels(V (&acc)[R][P], Rows& rows, int64_t step, int64_t steps, const float* panel,
-                                                   int64_t panel_stride) {
+[[gnu::always_inline]] inline void multiply_panels(V (&acc)[R][P], Rows& rows, int64_t step, int64_t steps,
+                                                   const float* panel, int64_t panel_stride) {
     for (int64_t k = 0; k < steps; k += UNROLL) {
 #pragma GCC unroll 4
         for (int u = 0; u < UNROLL; ++u, panel += LANES, rows.advance(step)) {

@@ -1,4 +1,5 @@
-// The VNNI layout: 16-bit values, two inputs of a row side by side, which is what AMX tiles and AVX-512's dot products of pairs read.
+// The VNNI layout: 16-bit values, two inputs of a row side by side, which is what AMX tiles and AVX-512's dot products
+// of pairs read.
 #pragma once
 
 #include <algorithm>

@@ -1,7 +1,7 @@
 // Weights as stored, in any of the formats: dequantized by rows or by columns, and packed into panels for products.
 //
-// An element dequantizes to the fp32 number that dsv4.checkpoint.formats gives it, so a product has the bits of the product with
-// the dequantized weight (with AMX to rounding).
+// An element dequantizes to the fp32 number that dsv4.checkpoint.formats gives it, so a product has the bits of the
+// product with the dequantized weight (with AMX to rounding).
 #pragma once
 
 #include "base/scratch.h"
@@ -37,7 +37,8 @@ template <class F>
     auto split = [&](int64_t k, const Column& c) __attribute__((always_inline)) { f(k, c, true); };
     switch (w.kind) {
         case Kind::f32:
-            return for_each_f32_column(w, n, k0, k1, [&](int64_t k, const Column& c) __attribute__((always_inline)) { f(k, c, false); });
+            return for_each_f32_column(
+                w, n, k0, k1, [&](int64_t k, const Column& c) __attribute__((always_inline)) { f(k, c, false); });
         case Kind::bf16: return for_each_bf16_column(w, n, k0, k1, split);
         case Kind::fp8: return for_each_fp8_column(w, n, k0, k1, split);
         case Kind::fp4: return for_each_fp4_column(w, n, k0, k1, split);
@@ -82,7 +83,8 @@ inline void pack_panel(const Weight& w, int64_t n0, float* to) {
         }
         for (int r = 0; r < GROUP; r += LANES) {
             pack_rows(rows, count, LANES, columns);
-            for (int i = 0; i < LANES; ++i) store(to + sum_by_sum(k0 + r + i, groups) * LANES, load(columns + i * LANES));
+            for (int i = 0; i < LANES; ++i)
+                store(to + sum_by_sum(k0 + r + i, groups) * LANES, load(columns + i * LANES));
             for (int j = 0; j < count; ++j) rows[j] += LANES;
         }
     }
@@ -94,10 +96,12 @@ inline void pack_panels(const Weight& w, int64_t n0, int64_t n1, float* to) {
     for (int64_t n = n0; n < n1; n += LANES, to += panel_stride) {
 #if defined(DSV4_ISA_AVX2) || defined(DSV4_ISA_AVX512)
         if (n + 2 * LANES <= n1 && has_columns(w, n) && w.in % GROUP == 0) {
-            for_each_column(w, n, 0, w.in, [&](int64_t k, const Column& column, bool split) __attribute__((always_inline)) {
-                store_column(unsplit(split, column), to + sum_by_sum(k, groups) * LANES, panel_stride);
-            });
-            n += LANES, to += panel_stride;
+            for_each_column(w, n, 0, w.in,
+                            [&](int64_t k, const Column& column, bool split) __attribute__((always_inline)) {
+                                store_column(unsplit(split, column), to + sum_by_sum(k, groups) * LANES, panel_stride);
+                            });
+            n += LANES;
+            to += panel_stride;
             continue;
         }
 #endif

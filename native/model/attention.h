@@ -1,7 +1,7 @@
 // Attention of tokens over their windows and the compressed entries that they see.
 //
-// A token's keys have one order: its window by position, then its entries by number. A score is one chain over the channels; an
-// output channel and the sum of the weights are chains over the keys. The sink is added last.
+// A token's keys have one order: its window by position, then its entries by number. A score is one chain over the
+// channels; an output channel and the sum of the weights are chains over the keys. The sink is added last.
 #pragma once
 
 #include <vector>
@@ -30,7 +30,8 @@ template <int R, int P>
 }
 
 template <int P>
-inline void score_rows(const float* const* q, int64_t rows, const float* panels, int64_t width, float* to, int64_t stride) {
+inline void score_rows(const float* const* q, int64_t rows, const float* panels, int64_t width, float* to,
+                       int64_t stride) {
     for (int64_t r = 0; r < rows;) {
         const int count = next_rows<SCORE_ROWS>(rows - r);
         float* y[SCORE_ROWS];
@@ -43,7 +44,8 @@ inline void score_rows(const float* const* q, int64_t rows, const float* panels,
 }
 
 // to[r * stride + j] = scores of `rows` queries with up to SCORE_KEYS packed keys; whole panels are written.
-inline void score_keys(const float* const* q, int64_t rows, const float* panels, int64_t keys, int64_t width, float* to, int64_t stride) {
+inline void score_keys(const float* const* q, int64_t rows, const float* panels, int64_t keys, int64_t width, float* to,
+                       int64_t stride) {
     if (keys > LANES)
         score_rows<SCORE_PANELS>(q, rows, panels, width, to, stride);
     else
@@ -56,18 +58,19 @@ inline void pack_keys(const float* const* keys, int64_t count, int64_t width, fl
         pack_rows(keys + at, static_cast<int>(std::min<int64_t>(LANES, count - at)), width, panels + at * width);
 }
 
-// R heads of one token, S * 16 channels from d on: out_h = sum_j p_hj * value_j / total_h. The first slice also computes
-// total_h = sum_j p_hj + exp(sink - highest score).
+// R heads of one token, S * 16 channels from d on: out_h = sum_j p_hj * value_j / total_h. The first slice also
+// computes total_h = sum_j p_hj + exp(sink - highest score).
 template <int R, int S, bool FIRST>
-inline void weigh_slice(float* const* p, const float* const* values, int64_t keys, int64_t d, int last, const float* sink_weight, V* total,
-                        float* const* out) {
+inline void weigh_slice(float* const* p, const float* const* values, int64_t keys, int64_t d, int last,
+                        const float* sink_weight, V* total, float* const* out) {
     V acc[R][S];
     for (int r = 0; r < R; ++r)
         for (int s = 0; s < S; ++s) acc[r][s] = zero();
     for (int64_t j = 0; j < keys; ++j) {
         V value[S];
         for (int s = 0; s < S; ++s)
-            value[s] = s < S - 1 || last == LANES ? load(values[j] + d + s * LANES) : load_n(values[j] + d + s * LANES, last);
+            value[s] =
+                s < S - 1 || last == LANES ? load(values[j] + d + s * LANES) : load_n(values[j] + d + s * LANES, last);
         for (int r = 0; r < R; ++r) {
             V weight = set1(p[r][j]);
             for (int s = 0; s < S; ++s) acc[r][s] = fma(weight, value[s], acc[r][s]);
@@ -81,7 +84,8 @@ inline void weigh_slice(float* const* p, const float* const* values, int64_t key
 }
 
 template <int R>
-inline void weigh(float* const* p, const float* const* values, int64_t keys, int64_t width, const float* sink_weight, float* const* out) {
+inline void weigh(float* const* p, const float* const* values, int64_t keys, int64_t width, const float* sink_weight,
+                  float* const* out) {
     V total[R];
     for (int r = 0; r < R; ++r) total[r] = zero();
     auto slices = [&](auto count, int64_t d) {
@@ -91,7 +95,8 @@ inline void weigh(float* const* p, const float* const* values, int64_t keys, int
                : weigh_slice<R, S, false>(p, values, keys, d, last, sink_weight, total, out);
     };
     int64_t d = 0;
-    for (; d + (VALUE_SLICES - 1) * LANES < width; d += VALUE_SLICES * LANES) slices(std::integral_constant<int, VALUE_SLICES>{}, d);
+    for (; d + (VALUE_SLICES - 1) * LANES < width; d += VALUE_SLICES * LANES)
+        slices(std::integral_constant<int, VALUE_SLICES>{}, d);
     for (; d < width; d += LANES) slices(std::integral_constant<int, 1>{}, d);
 }
 
@@ -104,7 +109,8 @@ inline void weigh_rows(int rows, float* const* p, const float* const* values, in
     });
 }
 
-// The keys that a block of neighbouring tokens of one sequence attends to. window[i] is the key of position window_start + i.
+// The keys that a block of neighbouring tokens of one sequence attends to. window[i] is the key of position
+// window_start + i.
 struct Keys {
     int64_t window_start;
     std::vector<const float*> window;
@@ -139,14 +145,18 @@ inline float exponentiate_scores(float* p, int64_t n, float sink) {
     return exp1(sink - highest_score);
 }
 
-// Attention of a block of neighbouring tokens, some of their heads. A token's head has a row of scores: the columns of the block's
-// window, then from window_columns on those of the token's entries.
+// Attention of a block of neighbouring tokens, some of their heads. A token's head has a row of scores: the columns of
+// the block's window, then from window_columns on those of the token's entries.
 class AttentionBlock {
    public:
     // q [tokens, q_stride], of which head h's query is at (first_head + h) * width.
-    AttentionBlock(const Keys& keys, const float* q, int64_t q_stride, int64_t tokens, int64_t start, int64_t first_head, int64_t heads,
-                   int64_t width)
-        : keys_(keys), tokens_(tokens), start_(start), heads_(heads), width_(width),
+    AttentionBlock(const Keys& keys, const float* q, int64_t q_stride, int64_t tokens, int64_t start,
+                   int64_t first_head, int64_t heads, int64_t width)
+        : keys_(keys),
+          tokens_(tokens),
+          start_(start),
+          heads_(heads),
+          width_(width),
           window_columns_(whole_panels(static_cast<int64_t>(keys.window.size()))) {
         int64_t most = 0;
         for (int64_t t = 0; t < tokens; ++t) most = std::max(most, keys.attended_entries(start + t));
@@ -217,8 +227,8 @@ class AttentionBlock {
 
     // Token t's heads with the `count` entries in the panels, its e-th and on.
     void score_entries(int64_t t, int64_t e, int64_t count) {
-        score_keys(queries_.data() + t * heads_, heads_, panels_, count, width_, scores_ + t * heads_ * stride_ + window_columns_ + e,
-                   stride_);
+        score_keys(queries_.data() + t * heads_, heads_, panels_, count, width_,
+                   scores_ + t * heads_ * stride_ + window_columns_ + e, stride_);
     }
 
     const Keys& keys_;
@@ -228,8 +238,8 @@ class AttentionBlock {
 };
 
 // q [tokens, heads, width] at stride q_stride per token, scaled; heads [h0, h1). out like q.
-inline void attend(const float* q, int64_t q_stride, int64_t tokens, int64_t start, int64_t h0, int64_t h1, int64_t width,
-                   const Keys& keys, const float* sink, float* out) {
+inline void attend(const float* q, int64_t q_stride, int64_t tokens, int64_t start, int64_t h0, int64_t h1,
+                   int64_t width, const Keys& keys, const float* sink, float* out) {
     AttentionBlock block(keys, q, q_stride, tokens, start, h0, h1 - h0, width);
     block.score_window();
     block.score_shared_entries();

@@ -4,8 +4,8 @@
 #include <cassert>
 #include <vector>
 
-#include "gemm/gemm.h"
 #include "base/rows.h"
+#include "gemm/gemm.h"
 
 namespace dsv4::DSV4_ISA {
 
@@ -24,7 +24,9 @@ struct Entries {
     int shift;  // a page has 2^shift entries: a shift is cheaper than a division per entry
 
     Entries(const float* data_, const Cache& cache, int64_t slot, int64_t ratio, int64_t width_)
-        : data(data_), pages(cache.block_table + slot * cache.pages_per_slot), width(width_),
+        : data(data_),
+          pages(cache.block_table + slot * cache.pages_per_slot),
+          width(width_),
           shift(__builtin_ctzll(static_cast<unsigned long long>(PAGE_TOKENS / ratio))) {
         assert(PAGE_TOKENS / ratio == int64_t{1} << shift);
     }
@@ -32,8 +34,8 @@ struct Entries {
     const float* operator[](int64_t e) const { return data + row(e) * width; }
 };
 
-// Sum over the slots of a window, weighted by a softmax over the slots per channel. Slots are in the order of their tokens; one without
-// a score (null) is skipped. Numerator and denominator of a channel are chains over the slots.
+// Sum over the slots of a window, weighted by a softmax over the slots per channel. Slots are in the order of their
+// tokens; one without a score (null) is skipped. Numerator and denominator of a channel are chains over the slots.
 inline void pool(const float* const* kv, const float* const* score, int64_t slots, int64_t width, float* to) {
     for (int64_t i = 0; i < width; i += LANES) {
         int left = static_cast<int>(std::min<int64_t>(LANES, width - i));
@@ -50,8 +52,9 @@ inline void pool(const float* const* kv, const float* const* score, int64_t slot
     }
 }
 
-// Writes the entries of the windows that a segment closes to `cache`, then the state that later windows need. kv, score: the tile's
-// projections [rows, total], ape included. finish(entry, position) completes an entry before it is stored.
+// Writes the entries of the windows that a segment closes to `cache`, then the state that later windows need. kv,
+// score: the tile's projections [rows, total], ape included. finish(entry, position) completes an entry before it is
+// stored.
 template <class Finish>
 inline void compress(const Compressor& c, const Segment& s, const Cache& pages, const CompressorCache& cache,
                      const float* kv, const float* score, Finish finish) {

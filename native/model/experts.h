@@ -3,14 +3,14 @@
 
 #include <vector>
 
-#include "gemm/gemm.h"
 #include "base/rows.h"
 #include "base/top_k.h"
+#include "gemm/gemm.h"
 
 namespace dsv4::DSV4_ISA {
 
-// Experts of one token from its router logits: index [k] and weights [k]. Hash layers look the experts up by token id, the others
-// select the k best of score + bias, in ascending order.
+// Experts of one token from its router logits: index [k] and weights [k]. Hash layers look the experts up by token id,
+// the others select the k best of score + bias, in ascending order.
 inline void route(const float* logits, const Layer& layer, const Config& c, int64_t token_id, std::vector<float>& work,
                   int32_t* index, float* weights) {
     int64_t experts = c.n_routed_experts, k = c.num_experts_per_tok;
@@ -32,8 +32,8 @@ inline void route(const float* logits, const Layer& layer, const Config& c, int6
         weights[i] = scores[index[i]] / (total + 1e-20f) * static_cast<float>(c.routed_scaling_factor);
 }
 
-// The routed experts of n tokens: rows [n, k, d] = the weighted output of each selected expert. x [n, d]; hidden is scratch
-// [n * k, 2 * width]. `beside` is an independent product of n rows that is computed along the way.
+// The routed experts of n tokens: rows [n, k, d] = the weighted output of each selected expert. x [n, d]; hidden is
+// scratch [n * k, 2 * width]. `beside` is an independent product of n rows that is computed along the way.
 inline void run_experts(const Layer& layer, const Config& c, const float* x, int64_t n, const int32_t* index,
                         const float* weights, float* hidden, float* rows, const Product& beside) {
     int64_t k = c.num_experts_per_tok, d = c.hidden_size, width = c.moe_intermediate_size;

@@ -11,9 +11,10 @@
 
 namespace dsv4::DSV4_ISA {
 
-// The normed input x [n, d] of a sub-layer from the streams, and the site's pre, post and comb: weights [n, s * (2 + s)].
+// The normed input x [n, d] of a sub-layer from the streams, and the site's pre, post and comb: weights [n, s * (2 +
+// s)].
 inline void hc_pre(Tile& t, const HyperConnection& site, const float* norm, const float* streams, float* weights,
-                         float* x) {
+                   float* x) {
     const Config& c = t.model.config;
     int64_t s = c.hc_mult, d = c.hidden_size, count = s * (2 + s);
     float eps = static_cast<float>(c.rms_norm_eps);
@@ -89,9 +90,10 @@ inline void finish_entry(const Model& m, const Compressor& w, bool main, float* 
     }
 }
 
-// o [n, H, D]: the attention output of every token, rotated back. q [n, H, D] is rotated and scaled, kv [n, D] the tile's own keys.
+// o [n, H, D]: the attention output of every token, rotated back. q [n, H, D] is rotated and scaled, kv [n, D] the
+// tile's own keys.
 inline void attend_tile(Tile& t, const Layer& layer, const LayerCache& cache, float* q, const float* kv,
-                       const int32_t* selected, float* o) {
+                        const int32_t* selected, float* o) {
     const Config& c = t.model.config;
     int64_t H = c.num_attention_heads, D = c.head_dim, pairs = c.qk_rope_head_dim / 2, kind = layer.ratio ? 1 : 0;
     struct Task {
@@ -148,7 +150,8 @@ inline AttentionInputs project_inputs(Tile& t, const Layer& layer, float* x) {
     float* quantized_x = quantized_input(t, x, d);
     in.latent = t.buffers.get(n * rank);
     in.kv = t.buffers.get(n * D);
-    std::vector<Product> list{{{quantized_x, d}, &layer.wq_a, {in.latent, rank}}, {{quantized_x, d}, &layer.wkv, {in.kv, D}}};
+    std::vector<Product> list{{{quantized_x, d}, &layer.wq_a, {in.latent, rank}},
+                              {{quantized_x, d}, &layer.wkv, {in.kv, D}}};
     auto project = [&](const Weight& w) {
         float* to = t.buffers.get(n * w.out);
         list.push_back({{x, d}, &w, {to, w.out}});
@@ -184,7 +187,8 @@ inline AttentionInputs project_inputs(Tile& t, const Layer& layer, float* x) {
 // q [n, H, D], rotated and scaled.
 inline float* project_queries(Tile& t, const Layer& layer, float* latent) {
     const Config& c = t.model.config;
-    const int64_t n = t.n, H = c.num_attention_heads, D = c.head_dim, pairs = c.qk_rope_head_dim / 2, kind = layer.ratio ? 1 : 0;
+    const int64_t n = t.n, H = c.num_attention_heads, D = c.head_dim, pairs = c.qk_rope_head_dim / 2,
+                  kind = layer.ratio ? 1 : 0;
     const float *cos = t.cos[kind].data(), *sin = t.sin[kind].data();
     float* q = t.buffers.get(n * H * D);
     Product up{{latent, c.q_lora_rank}, &layer.wq_b, {q, H * D}};
@@ -249,7 +253,8 @@ inline void attention(Tile& t, const Layer& layer, const LayerCache& cache, floa
     float* q = project_queries(t, layer, in.latent);
     if (layer.ratio) compress_tile(t, layer, cache, in);
     thread_local std::vector<int32_t> memory;
-    const int32_t* selected = layer.ratio == 4 ? select_tile_entries(t, layer, cache, in.latent, in.head_weights, memory) : nullptr;
+    const int32_t* selected =
+        layer.ratio == 4 ? select_tile_entries(t, layer, cache, in.latent, in.head_weights, memory) : nullptr;
     float* o = t.buffers.get(t.n * c.num_attention_heads * c.head_dim);
     attend_tile(t, layer, cache, q, in.kv, selected, o);
     store_window(t, cache, in.kv);
@@ -273,7 +278,8 @@ inline void feed_forward(Tile& t, const Layer& layer, float* x, float* y) {
     products(first, 3, n);
     for_each_row(n, [&](int64_t row) {
         thread_local std::vector<float> work;
-        route(logits + row * E, layer, c, t.token_ids[static_cast<size_t>(row)], work, experts + row * k, weights + row * k);
+        route(logits + row * E, layer, c, t.token_ids[static_cast<size_t>(row)], work, experts + row * k,
+              weights + row * k);
         swiglu(gate + row * width, up + row * width, width, static_cast<float>(c.swiglu_limit), 1.0f);
         if (c.quantize) fake_quant_fp8(gate + row * width, width, 128);
     });
@@ -333,7 +339,8 @@ inline void fill_tile(Tile& t, const Batch& batch, BatchPosition& at) {
 
 // Rotation factors of the tile's positions; its streams [n, s, d] from the embedding, unless null.
 inline void prepare_rows(Tile& t, float* streams) {
-    const int64_t s = t.model.config.hc_mult, d = t.model.config.hidden_size, pairs = t.model.config.qk_rope_head_dim / 2;
+    const int64_t s = t.model.config.hc_mult, d = t.model.config.hidden_size,
+                  pairs = t.model.config.qk_rope_head_dim / 2;
     for (int kind = 0; kind < 2; ++kind) {
         t.cos[kind].resize(static_cast<size_t>(t.n * pairs));
         t.sin[kind].resize(static_cast<size_t>(t.n * pairs));

@@ -7,7 +7,8 @@
 
 namespace dsv4::DSV4_ISA {
 
-// c [s, s] in place: softmax over the second index, + eps, a column step, then iters - 1 times a row step and a column step.
+// c [s, s] in place: softmax over the second index, + eps, a column step, then iters - 1 times a row step and a column
+// step.
 inline void sinkhorn(float* c, int64_t s, int64_t iters, float eps) {
     for (int64_t i = 0; i < s; ++i) {
         float top = c[i * s], total = 0.0f;

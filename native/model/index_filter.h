@@ -1,16 +1,16 @@
 // Candidates for the k best entries of a token: index scores of quantized values, with a bound on their error.
 //
-// A quantized score is within `error` of the indexer's exact one (its fp32 chain). Entries more than twice that below the k-th
-// quantized score are not among the k best, entries more than twice that above it are; for the others the exact scores are computed.
-// So the selection is that of the exact scores.
+// A quantized score is within `error` of the indexer's exact one (its fp32 chain). Entries more than twice that below
+// the k-th quantized score are not among the k best, entries more than twice that above it are; for the others the
+// exact scores are computed. So the selection is that of the exact scores.
 #pragma once
 
 #include <optional>
 
-#include "model/compressor.h"
-#include "model/index_quantization.h"
 #include "base/threads.h"
 #include "base/top_k.h"
+#include "model/compressor.h"
+#include "model/index_quantization.h"
 
 #if defined(DSV4_ISA_AVX512_VNNI)
 
@@ -76,7 +76,8 @@ inline MaxBounds for_each_panel(int64_t panels, F&& f) {
     constexpr int64_t TASK_PANELS = 16;
     std::vector<MaxBounds> tasks(static_cast<size_t>((panels + TASK_PANELS - 1) / TASK_PANELS));
     parallel(static_cast<int64_t>(tasks.size()), [&](int64_t task, int) {
-        for (int64_t p = task * TASK_PANELS; p < std::min(panels, (task + 1) * TASK_PANELS); ++p) tasks[static_cast<size_t>(task)].merge(f(p));
+        for (int64_t p = task * TASK_PANELS; p < std::min(panels, (task + 1) * TASK_PANELS); ++p)
+            tasks[static_cast<size_t>(task)].merge(f(p));
     });
     MaxBounds bounds;
     for (const MaxBounds& task : tasks) bounds.merge(task);
@@ -130,7 +131,8 @@ struct CachedKeys : KeyBounds<Int16Quantizer> {
             const int64_t p = stale[static_cast<size_t>(i)], panel = panel_of(p * LANES);
             const int64_t rows = std::min<int64_t>(LANES, count - p * LANES);
             auto key = [&](int64_t j) { return keys[p * LANES + j]; };
-            const MaxBounds found = quantize_panel<Int16Quantizer>(key, rows, keys.width, cache->panel(panel), cache->steps(panel));
+            const MaxBounds found =
+                quantize_panel<Int16Quantizer>(key, rows, keys.width, cache->panel(panel), cache->steps(panel));
             cache->bounds(panel) = found;
             cache->valid_rows(panel) = static_cast<uint8_t>(rows);
             return found;
@@ -149,10 +151,11 @@ struct CachedKeys : KeyBounds<Int16Quantizer> {
     int64_t panel_of(int64_t e) const { return entries->row(e) / LANES; }
 };
 
-// The largest difference of a token's quantized and exact scores, infinite where either may overflow. q [heads, width]. Queries and
-// keys are quantized, both ways of accumulating round to fp32, and tiles flush values below 2^-126 to zero.
+// The largest difference of a token's quantized and exact scores, infinite where either may overflow. q [heads, width].
+// Queries and keys are quantized, both ways of accumulating round to fp32, and tiles flush values below 2^-126 to zero.
 template <class Quantizer>
-inline float index_error(const float* q, const float* weights, int64_t heads, int64_t width, const KeyBounds<Quantizer>& keys) {
+inline float index_error(const float* q, const float* weights, int64_t heads, int64_t width,
+                         const KeyBounds<Quantizer>& keys) {
     const float relative = static_cast<float>(width + heads + 8) * 0x1p-21f;
     float error = 0.0f;
     for (int64_t h = 0; h < heads; ++h) {
@@ -162,14 +165,16 @@ inline float index_error(const float* q, const float* weights, int64_t heads, in
         if (weight == 0.0f) continue;  // the scores are finite
         if (!(weight >= Quantizer::MIN_WEIGHT && weight <= Quantizer::MAX_WEIGHT)) return INFINITY;
         const float max_quantized = keys.max_norm + keys.max_error;  // norm of a quantized key
-        const float products = relative * (norm + q_error) * max_quantized + norm * keys.max_error + q_error * max_quantized;
+        const float products =
+            relative * (norm + q_error) * max_quantized + norm * keys.max_error + q_error * max_quantized;
         const float tiny = static_cast<float>(width) * 0x1p-120f * (norm + keys.max_norm + 1.0f);
         error += weight * (products + tiny) + 0x1p-140f;  // more than the rounding of subnormal sums
     }
     return error < 0x1p100f ? error * 1.01f : INFINITY;
 }
 
-// Quantized queries of some tokens, in this thread's scratch, in blocks of tokens whose scores stay in the first-level cache.
+// Quantized queries of some tokens, in this thread's scratch, in blocks of tokens whose scores stay in the first-level
+// cache.
 template <class Quantizer>
 struct QuantizedQueries {
     int64_t tokens, heads, groups, stride, block, block_rows;
@@ -204,7 +209,8 @@ struct QuantizedQueries {
     // f(token, low, high) with the scores of keys e to e + 31 for tokens t0 to t1 - 1 of a block.
     template <class Keys, class F>
     void scores(Quantizer& quantizer, const Keys& keys, int64_t e, int64_t t0, int64_t t1, F&& f) const {
-        quantizer.dot_panels(rows + t0 / block * block_rows * stride, stride, padded_rows(t1 - t0), keys.panel_pair(e), groups, dots);
+        quantizer.dot_panels(rows + t0 / block * block_rows * stride, stride, padded_rows(t1 - t0), keys.panel_pair(e),
+                             groups, dots);
         const float* at = dots;
         for (int64_t t = t0; t < t1; ++t) {
             V low = zero(), high = zero();
@@ -215,21 +221,25 @@ struct QuantizedQueries {
             }
             if (Quantizer::HAS_STEPS) {
                 const float* steps = keys.steps(e);
-                low = mul(low, load(steps)), high = mul(high, load(steps + LANES));
+                low = mul(low, load(steps));
+                high = mul(high, load(steps + LANES));
             }
             f(t, low, high);
         }
     }
 
    private:
-    int64_t padded_rows(int64_t count) const { return (count * heads + Quantizer::ROWS - 1) / Quantizer::ROWS * Quantizer::ROWS; }
+    int64_t padded_rows(int64_t count) const {
+        return (count * heads + Quantizer::ROWS - 1) / Quantizer::ROWS * Quantizer::ROWS;
+    }
 };
 
-// Adds entries [from, visible[t]) to the candidates of each token t, which were reset with twice index_error as their slack. q [tokens,
-// heads, width], weights [tokens, heads]; from is a multiple of 32, visible[t] ascends. False where there are too many candidates.
+// Adds entries [from, visible[t]) to the candidates of each token t, which were reset with twice index_error as their
+// slack. q [tokens, heads, width], weights [tokens, heads]; from is a multiple of 32, visible[t] ascends. False where
+// there are too many candidates.
 template <class Quantizer, class Keys>
-inline bool find_candidates(const float* q, const float* weights, int64_t tokens, int64_t heads, int64_t width, const Keys& keys,
-                           int64_t from, const int64_t* visible, int64_t k, TopK* candidates) {
+inline bool find_candidates(const float* q, const float* weights, int64_t tokens, int64_t heads, int64_t width,
+                            const Keys& keys, int64_t from, const int64_t* visible, int64_t k, TopK* candidates) {
     constexpr int64_t CHUNK_WORDS = 1 << 17;  // keys that stay in the second-level cache
     const QuantizedQueries<Quantizer> queries(q, weights, tokens, heads, width);
     const int64_t chunk = std::max<int64_t>(1, CHUNK_WORDS / (2 * queries.groups * TILE_WORDS)) * PAIR;
@@ -238,11 +248,14 @@ inline bool find_candidates(const float* q, const float* weights, int64_t tokens
         for (int64_t t0 = 0; t0 < tokens; t0 += queries.block) {
             const int64_t t1 = std::min(tokens, t0 + queries.block), stop = std::min(e0 + chunk, visible[t1 - 1]);
             for (int64_t e = e0; e < stop; e += PAIR)
-                queries.scores(quantizer, keys, e, t0, t1, [&](int64_t t, V low, V high) __attribute__((always_inline)) {
-                    const int64_t left = visible[t] - e;
-                    if (left > 0) candidates[t].add_lanes(low, static_cast<int>(std::min<int64_t>(LANES, left)), e);
-                    if (left > LANES) candidates[t].add_lanes(high, static_cast<int>(std::min<int64_t>(LANES, left - LANES)), e + LANES);
-                });
+                queries.scores(
+                    quantizer, keys, e, t0, t1, [&](int64_t t, V low, V high) __attribute__((always_inline)) {
+                        const int64_t left = visible[t] - e;
+                        if (left > 0) candidates[t].add_lanes(low, static_cast<int>(std::min<int64_t>(LANES, left)), e);
+                        if (left > LANES)
+                            candidates[t].add_lanes(high, static_cast<int>(std::min<int64_t>(LANES, left - LANES)),
+                                                    e + LANES);
+                    });
         }
         int64_t total = 0;
         for (int64_t t = 0; t < tokens; ++t) total += candidates[t].size();

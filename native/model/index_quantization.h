@@ -16,12 +16,13 @@ template <class F>
     for (int64_t k = 0; k < groups_of(width) * GROUP; k += LANES) f(k, load_padded(row + k, width - k));
 }
 
-// 16-bit integers whose sums of products stay below 2^31. A weight times a step times a sum is in fp32's range: a row whose sum of
-// squares is finite has a norm of at most 2^64.
+// 16-bit integers whose sums of products stay below 2^31. A weight times a step times a sum is in fp32's range: a row
+// whose sum of squares is finite has a norm of at most 2^64.
 struct Int16Quantizer {
     static constexpr bool HAS_STEPS = true;
     static constexpr int64_t ROWS = 8;  // queries come in multiples of this
-    // Weights of a head for which that holds. A row whose largest value is below MIN_VALUE has the step of a row of MIN_VALUE.
+    // Weights of a head for which that holds. A row whose largest value is below MIN_VALUE has the step of a row of
+    // MIN_VALUE.
     static constexpr float MIN_WEIGHT = 0x1p-50f, MAX_WEIGHT = 0x1p30f, MIN_VALUE = 0x1p-40f;
 
     static float step_of(const float* row, int64_t width) {
@@ -40,10 +41,13 @@ struct Int16Quantizer {
     }
 
     // Half a step per value, and the rounding of step and quotient.
-    static float max_error(float, float step, int64_t width) { return 0.51f * step * std::sqrt(static_cast<float>(width)); }
+    static float max_error(float, float step, int64_t width) {
+        return 0.51f * step * std::sqrt(static_cast<float>(width));
+    }
 
     // Products of quantized queries, `stride` words per row, and two panels of quantized keys -> to[row * 32 + key].
-    static void dot_panels(const uint16_t* q, int64_t stride, int64_t rows, const uint16_t* keys, int64_t groups, float* to) {
+    static void dot_panels(const uint16_t* q, int64_t stride, int64_t rows, const uint16_t* keys, int64_t groups,
+                           float* to) {
         constexpr int R = static_cast<int>(ROWS);
         for (int64_t r = 0; r < rows; r += R) {
             __m512i sums[R][2];
@@ -60,7 +64,8 @@ struct Int16Quantizer {
                 }
             }
             for (int i = 0; i < R; ++i)
-                for (int p = 0; p < 2; ++p) _mm512_storeu_ps(to + (r + i) * 2 * LANES + p * LANES, _mm512_cvtepi32_ps(sums[i][p]));
+                for (int p = 0; p < 2; ++p)
+                    _mm512_storeu_ps(to + (r + i) * 2 * LANES + p * LANES, _mm512_cvtepi32_ps(sums[i][p]));
         }
     }
 };
@@ -83,7 +88,8 @@ struct Bf16Quantizer {
     // A 512th of each value; the flush of values below 2^-126 to zero is added by index_error.
     static float max_error(float norm, float, int64_t) { return norm * 0x1.01p-9f; }
 
-    static void dot_panels(const uint16_t* q, int64_t stride, int64_t rows, const uint16_t* keys, int64_t groups, float* to) {
+    static void dot_panels(const uint16_t* q, int64_t stride, int64_t rows, const uint16_t* keys, int64_t groups,
+                           float* to) {
         for (int64_t r = 0; r < rows; r += 3 * LANES) {
             switch ((rows - r) / LANES) {
                 case 1: multiply<1>(q + r * stride, stride, keys, groups, to + r * 2 * LANES); break;

@@ -1,19 +1,20 @@
 // The indexer: scores of compressed entries, and the selection of the entries that each token attends to.
 //
-// An exact score is a chain over the heads, of weight times relu of a chain over the channels, both ascending and from zero.
+// An exact score is a chain over the heads, of weight times relu of a chain over the channels, both ascending and from
+// zero.
 #pragma once
 
 #include <vector>
 
-#include "model/index_filter.h"
-#include "gemm/gemm.h"
-#include "model/token_tile.h"
 #include "base/top_k.h"
+#include "gemm/gemm.h"
+#include "model/index_filter.h"
+#include "model/token_tile.h"
 
 namespace dsv4::DSV4_ISA {
 
-constexpr int64_t KEY_CHUNK = 512;      // keys per task when few tokens score many
-constexpr int64_t INDEX_TOKENS = 64;    // neighbouring tokens per task when many do
+constexpr int64_t KEY_CHUNK = 512;    // keys per task when few tokens score many
+constexpr int64_t INDEX_TOKENS = 64;  // neighbouring tokens per task when many do
 #if defined(DSV4_ISA_AVX512)
 constexpr int INDEX_HEADS = 8, INDEX_PANELS = 2;
 #else
@@ -24,7 +25,8 @@ constexpr int64_t INDEX_KEYS = INDEX_PANELS * LANES;
 // R more heads of a token: to[key] += weight_r * relu(q_r . key), heads in order, from zero if they are the first. Keys
 // [P][width][16].
 template <int R, int P>
-[[gnu::noinline]] inline void add_heads(const float* q, int64_t width, const float* keys, const float* weights, bool first, float* to) {
+[[gnu::noinline]] inline void add_heads(const float* q, int64_t width, const float* keys, const float* weights,
+                                        bool first, float* to) {
     constexpr int UNROLL = 4;
     const int64_t whole = width / UNROLL * UNROLL;
     V acc[R][P];
@@ -40,18 +42,21 @@ template <int R, int P>
 }
 
 template <int P>
-inline void token_scores(const float* q, const float* weights, int64_t heads, int64_t width, const float* keys, float* to) {
+inline void token_scores(const float* q, const float* weights, int64_t heads, int64_t width, const float* keys,
+                         float* to) {
     for (int64_t h = 0; h < heads; h += INDEX_HEADS)
-        with_count<INDEX_HEADS>(static_cast<int>(std::min<int64_t>(INDEX_HEADS, heads - h)), [&](auto block) __attribute__((always_inline)) {
-            add_heads<decltype(block)::value, P>(q + h * width, width, keys, weights + h, h == 0, to);
-        });
+        with_count<INDEX_HEADS>(static_cast<int>(std::min<int64_t>(INDEX_HEADS, heads - h)),
+                                [&](auto block) __attribute__((always_inline)) {
+                                    add_heads<decltype(block)::value, P>(q + h * width, width, keys, weights + h,
+                                                                         h == 0, to);
+                                });
 }
 
-// to[token * stride + i] = exact score of key(i), i in [0, count), written up to a multiple of INDEX_KEYS. q [tokens, heads, width],
-// weights [tokens, heads].
+// to[token * stride + i] = exact score of key(i), i in [0, count), written up to a multiple of INDEX_KEYS. q [tokens,
+// heads, width], weights [tokens, heads].
 template <class Key>
-inline void exact_scores(const float* q, const float* weights, int64_t tokens, int64_t heads, int64_t width, Key key, int64_t count,
-                         float* to, int64_t stride) {
+inline void exact_scores(const float* q, const float* weights, int64_t tokens, int64_t heads, int64_t width, Key key,
+                         int64_t count, float* to, int64_t stride) {
     float* panels = scratch(Scratch::panel, width * INDEX_KEYS);
     auto prefetch = [&](int64_t from) {
         for (int64_t i = from; i < std::min(count, from + INDEX_KEYS); ++i)
@@ -71,20 +76,22 @@ inline void exact_scores(const float* q, const float* weights, int64_t tokens, i
             const float *query = q + t * heads * width, *weight = weights + t * heads;
             float* place = to + t * stride + i;
             several ? token_scores<INDEX_PANELS>(query, weight, heads, width, panels, place)
-                  : token_scores<1>(query, weight, heads, width, panels, place);
+                    : token_scores<1>(query, weight, heads, width, panels, place);
         }
     }
 }
 
-// Some neighbouring tokens of a sequence that select their k best entries each, into selected [tokens, k]; visible[t] ascends, and
-// tokens that see at most k entries select nothing.
+// Some neighbouring tokens of a sequence that select their k best entries each, into selected [tokens, k]; visible[t]
+// ascends, and tokens that see at most k entries select nothing.
 struct EntrySelection {
     const float *q, *weights;  // [tokens, heads, width], [tokens, heads]
     int64_t heads, width, k;
     Entries keys;
     IndexKeyCache* key_cache;  // of the keys' rows
 
-    EntrySelection from_token(int64_t t) const { return {q + t * heads * width, weights + t * heads, heads, width, k, keys, key_cache}; }
+    EntrySelection from_token(int64_t t) const {
+        return {q + t * heads * width, weights + t * heads, heads, width, k, keys, key_cache};
+    }
 
     void select_exact(int64_t tokens, const int64_t* visible, int32_t* selected) const {
         thread_local std::vector<TopK> best;
@@ -96,11 +103,13 @@ struct EntrySelection {
             for (int64_t t = 0; t < count; ++t) best[static_cast<size_t>(t)].reset(k);
             for (int64_t e = 0; e < most; e += KEY_CHUNK) {
                 const int64_t some = std::min(KEY_CHUNK, most - e);
-                exact_scores(q + t0 * heads * width, weights + t0 * heads, count, heads, width, [&](int64_t i) { return keys[e + i]; },
-                             some, scores, KEY_CHUNK);
+                exact_scores(
+                    q + t0 * heads * width, weights + t0 * heads, count, heads, width,
+                    [&](int64_t i) { return keys[e + i]; }, some, scores, KEY_CHUNK);
                 for (int64_t t = 0; t < count; ++t)
                     if (visible[t0 + t] > e)
-                        best[static_cast<size_t>(t)].add_scores(scores + t * KEY_CHUNK, std::min(some, visible[t0 + t] - e), e);
+                        best[static_cast<size_t>(t)].add_scores(scores + t * KEY_CHUNK,
+                                                                std::min(some, visible[t0 + t] - e), e);
             }
             for (int64_t t = 0; t < count; ++t)
                 if (visible[t0 + t] > k) best[static_cast<size_t>(t)].finish(selected + (t0 + t) * k);
@@ -113,7 +122,8 @@ struct EntrySelection {
         thread_local std::vector<TopK> candidates;
         if (visible[tokens - 1] <= k) return;
         if (candidates.size() < static_cast<size_t>(tokens)) candidates.resize(static_cast<size_t>(tokens));
-        if (!filter<Quantizer>(tokens, visible, quantized, 0, candidates.data())) return select_exact(tokens, visible, selected);
+        if (!filter<Quantizer>(tokens, visible, quantized, 0, candidates.data()))
+            return select_exact(tokens, visible, selected);
         for (int64_t t = 0; t < tokens; ++t)
             if (visible[t] > k) select_from(candidates[static_cast<size_t>(t)], t, selected + t * k);
     }
@@ -122,7 +132,8 @@ struct EntrySelection {
     template <class Quantizer, class Keys>
     bool filter(int64_t tokens, const int64_t* visible, const Keys& quantized, int64_t from, TopK* candidates) const {
         for (int64_t t = 0; t < tokens; ++t) {
-            const float error = index_error<Quantizer>(q + t * heads * width, weights + t * heads, heads, width, quantized);
+            const float error =
+                index_error<Quantizer>(q + t * heads * width, weights + t * heads, heads, width, quantized);
             if (!(error < INFINITY)) return false;
             candidates[t].reset(k, 2.0f * error);
         }
@@ -133,10 +144,12 @@ struct EntrySelection {
     void select_from(TopK& candidates, int64_t t, int32_t* selected) const {
         thread_local std::vector<int32_t> undecided;
         thread_local TopK best;
-        const int64_t decided = candidates.finish_with_slack(selected, undecided), count = static_cast<int64_t>(undecided.size());
+        const int64_t decided = candidates.finish_with_slack(selected, undecided),
+                      count = static_cast<int64_t>(undecided.size());
         float* scores = scratch(Scratch::index_scores, count + INDEX_KEYS);
-        exact_scores(q + t * heads * width, weights + t * heads, 1, heads, width,
-                     [&](int64_t i) { return keys[undecided[static_cast<size_t>(i)]]; }, count, scores, 0);
+        exact_scores(
+            q + t * heads * width, weights + t * heads, 1, heads, width,
+            [&](int64_t i) { return keys[undecided[static_cast<size_t>(i)]]; }, count, scores, 0);
         best.reset(k - decided);
         for (int64_t i = 0; i < count; ++i) best.add(scores[i], undecided[static_cast<size_t>(i)]);
         std::sort(selected, best.finish_unsorted(selected + decided));
@@ -171,8 +184,9 @@ inline void select_few_exact(const std::vector<SegmentSelection>& list, Buffers&
     parallel(static_cast<int64_t>(keys.size()), [&](int64_t number, int) {
         const Task& task = keys[static_cast<size_t>(number)];
         const EntrySelection& c = task.segment->selection;
-        exact_scores(c.q, c.weights, task.segment->s.count, c.heads, c.width, [&](int64_t i) { return c.keys[task.at + i]; },
-                     std::min(KEY_CHUNK, task.segment->entries() - task.at), task.scores + task.at, task.stride);
+        exact_scores(
+            c.q, c.weights, task.segment->s.count, c.heads, c.width, [&](int64_t i) { return c.keys[task.at + i]; },
+            std::min(KEY_CHUNK, task.segment->entries() - task.at), task.scores + task.at, task.stride);
     });
     parallel(static_cast<int64_t>(tokens.size()), [&](int64_t number, int) {
         const Task& task = tokens[static_cast<size_t>(number)];
@@ -185,9 +199,11 @@ inline void select_few_exact(const std::vector<SegmentSelection>& list, Buffers&
 template <class F>
 inline void for_each_block(const SegmentSelection& segment, F&& f) {
     const int64_t count = segment.s.count, fair = (count + 2 * thread_count() - 1) / (2 * thread_count());
-    const int64_t block = std::clamp<int64_t>(fair, ATTENTION_TOKENS, INDEX_TOKENS), blocks = (count + block - 1) / block;
+    const int64_t block = std::clamp<int64_t>(fair, ATTENTION_TOKENS, INDEX_TOKENS),
+                  blocks = (count + block - 1) / block;
     parallel(blocks, [&](int64_t task, int) {
-        const int64_t first = (blocks - 1 - task) * block, tokens = std::min(block, count - first);  // the longest first
+        const int64_t first = (blocks - 1 - task) * block,
+                      tokens = std::min(block, count - first);  // the longest first
         int64_t visible[INDEX_TOKENS];
         for (int64_t t = 0; t < tokens; ++t) visible[t] = segment.visible(first + t);
         f(segment.selection.from_token(first), tokens, visible, segment.selected + first * segment.selection.k);
@@ -200,9 +216,10 @@ inline void select_many_filtered(const SegmentSelection& segment) {
     thread_local Keys memory;
     Keys& quantized = memory;  // this thread's, for all threads
     quantized.quantize(segment.selection.keys, segment.selection.key_cache, segment.entries());
-    for_each_block(segment, [&](const EntrySelection& block, int64_t tokens, const int64_t* visible, int32_t* selected) {
-        block.select_filtered<Quantizer>(tokens, visible, quantized, selected);
-    });
+    for_each_block(segment,
+                   [&](const EntrySelection& block, int64_t tokens, const int64_t* visible, int32_t* selected) {
+                       block.select_filtered<Quantizer>(tokens, visible, quantized, selected);
+                   });
 }
 
 // Segments of few tokens, whose keys all threads share: candidates range by range of keys, then the selections.
@@ -217,7 +234,7 @@ class FewTokensFilter {
 
     // Returns the segments left to exact scores.
     std::vector<SegmentSelection> select() {
-        std::vector<char> filtered(count_);  // not bits: threads write to neighbours
+        std::vector<char> filtered(count_);    // not bits: threads write to neighbours
         Range* const ranges = ranges_.data();  // this thread's, for all threads
         const CachedKeys* const keys = keys_.data();
         parallel(static_cast<int64_t>(count_), [&](int64_t number, int) {
@@ -270,8 +287,8 @@ class FewTokensFilter {
         const SegmentSelection& segment = list_[range.segment];
         int64_t visible[ATTENTION_TOKENS];
         for (int64_t t = 0; t < segment.s.count; ++t) visible[t] = std::min(range.stop, segment.visible(t));
-        const bool filtered =
-            segment.selection.filter<Int16Quantizer>(segment.s.count, visible, keys, range.first, range.candidates.data());
+        const bool filtered = segment.selection.filter<Int16Quantizer>(segment.s.count, visible, keys, range.first,
+                                                                       range.candidates.data());
         for (int64_t t = 0; t < segment.s.count; ++t) range.candidates[static_cast<size_t>(t)].compact();
         return filtered;
     }
@@ -296,9 +313,11 @@ class FewTokensFilter {
 
 inline void select_many(const SegmentSelection& segment) {
 #if defined(DSV4_ISA_AMX)
-    // The heads' errors add up while their scores grow like the root of their number: for many heads BF16 is too coarse.
+    // The heads' errors add up while their scores grow like the root of their number: for many heads BF16 is too
+    // coarse.
     constexpr int64_t MAX_BF16_HEADS = 16;
-    if (segment.selection.heads <= MAX_BF16_HEADS) return select_many_filtered<Bf16Quantizer, CallKeys<Bf16Quantizer>>(segment);
+    if (segment.selection.heads <= MAX_BF16_HEADS)
+        return select_many_filtered<Bf16Quantizer, CallKeys<Bf16Quantizer>>(segment);
 #endif
 #if defined(DSV4_ISA_AVX512_VNNI)
     select_many_filtered<Int16Quantizer, CachedKeys>(segment);
@@ -309,7 +328,8 @@ inline void select_many(const SegmentSelection& segment) {
 #endif
 }
 
-// selected [count, k] of each segment, for its tokens that see more than k entries; few tokens' scores use memory of the buffers.
+// selected [count, k] of each segment, for its tokens that see more than k entries; few tokens' scores use memory of
+// the buffers.
 inline void select_entries(const std::vector<SegmentSelection>& list, Buffers& buffers) {
     std::vector<SegmentSelection> few;
     for (const SegmentSelection& segment : list) {
@@ -323,8 +343,8 @@ inline void select_entries(const std::vector<SegmentSelection>& list, Buffers& b
 }
 
 // Entries that each token of the tile attends to, [n, index_topk]; null where no token sees more than index_topk.
-inline const int32_t* select_tile_entries(Tile& t, const Layer& layer, const LayerCache& cache, float* latent, const float* head_weights,
-                                     std::vector<int32_t>& selected) {
+inline const int32_t* select_tile_entries(Tile& t, const Layer& layer, const LayerCache& cache, float* latent,
+                                          const float* head_weights, std::vector<int32_t>& selected) {
     const Config& c = t.model.config;
     int64_t heads = c.index_n_heads, width = c.index_head_dim, k = c.index_topk, pairs = c.qk_rope_head_dim / 2;
     auto selects = [&](const Segment& s) { return (s.start + s.count) / 4 > k; };
@@ -345,7 +365,8 @@ inline const int32_t* select_tile_entries(Tile& t, const Layer& layer, const Lay
     std::vector<SegmentSelection> list;
     for (const Segment& s : t.segments) {
         Entries keys(cache.index.entries, t.cache, s.slot, 4, width);
-        const EntrySelection selection{q + s.first * heads * width, head_weights + s.first * heads, heads, width, k, keys, cache.index.quantized};
+        const EntrySelection selection{
+            q + s.first * heads * width, head_weights + s.first * heads, heads, width, k, keys, cache.index.quantized};
         list.push_back({s, selection, selected.data() + s.first * k});
     }
     select_entries(list, t.buffers);

@@ -8,8 +8,9 @@
 
 namespace dsv4::DSV4_ISA {
 
-// The first allowed token, by id, at which the running sum of the weights exceeds u times their total; u in [0, 1). Weights are
-// e^((logit - highest) / temperature) in fp32, sums in double; of equal logits the lower id counts as likelier.
+// The first allowed token, by id, at which the running sum of the weights exceeds u times their total; u in [0, 1).
+// Weights are e^((logit - highest) / temperature) in fp32, sums in double; of equal logits the lower id counts as
+// likelier.
 inline int64_t sample_row(const float* logits, int64_t vocab, const Sampling& s, double u) {
     thread_local std::vector<float> weights;
     thread_local std::vector<int32_t> allowed;
@@ -39,7 +40,8 @@ inline int64_t sample_row(const float* logits, int64_t vocab, const Sampling& s,
         int64_t last = 0;
         for (int64_t i = 0; i < count; ++i) {
             if (weight(id(i)) == 0.0) continue;
-            last = id(i), past += weight(last);
+            last = id(i);
+            past += weight(last);
             if (past > u * sum) break;
         }
         return last;
@@ -60,14 +62,16 @@ inline int64_t sample_row(const float* logits, int64_t vocab, const Sampling& s,
             for (int32_t id : allowed) total += weight(id);
         double before = 0.0;
         int64_t count = 0;
-        while (count < some && (s.top_p >= 1.0 || before < s.top_p * total) && weight(allowed[static_cast<size_t>(count)]) >= s.min_p)
+        while (count < some && (s.top_p >= 1.0 || before < s.top_p * total) &&
+               weight(allowed[static_cast<size_t>(count)]) >= s.min_p)
             before += weight(allowed[static_cast<size_t>(count++)]);
         if (count == some && some < most) continue;
         allowed.resize(static_cast<size_t>(std::max<int64_t>(count, 1)));
         break;
     }
     std::sort(allowed.begin(), allowed.end());
-    return draw(static_cast<int64_t>(allowed.size()), [&](int64_t i) { return static_cast<int64_t>(allowed[static_cast<size_t>(i)]); });
+    return draw(static_cast<int64_t>(allowed.size()),
+                [&](int64_t i) { return static_cast<int64_t>(allowed[static_cast<size_t>(i)]); });
 }
 
 }  // namespace dsv4::DSV4_ISA

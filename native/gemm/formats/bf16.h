@@ -30,7 +30,8 @@ template <class F>
     for (int half = 0; half < 2; ++half) {
         __m256i word = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + 32 * half));
         __m256 even = even_halves(word), odd = odd_halves(word);
-        f(2 * half, _mm256_shuffle_ps(even, odd, 0x88)), f(2 * half + 1, _mm256_shuffle_ps(even, odd, 0xDD));
+        f(2 * half, _mm256_shuffle_ps(even, odd, 0x88));
+        f(2 * half + 1, _mm256_shuffle_ps(even, odd, 0xDD));
     }
 }
 
@@ -40,9 +41,9 @@ template <class F>
 
 // Group g of 16 outputs -> a BF16 tile [16][32].
 [[gnu::always_inline]] inline bool load_bf16_tile(const AmxPanel<Kind::bf16>& w, int64_t g, uint16_t* to) {
-    for_each_tile_row(w.codes + g * group_bytes(Kind::bf16), w.stride, [&](auto r, const uint8_t* at) __attribute__((always_inline)) {
-        _mm512_store_si512(to + r * 32, _mm512_loadu_si512(at));
-    });
+    for_each_tile_row(w.codes + g * group_bytes(Kind::bf16), w.stride,
+                      [&](auto r, const uint8_t* at)
+                          __attribute__((always_inline)) { _mm512_store_si512(to + r * 32, _mm512_loadu_si512(at)); });
     return true;
 }
 

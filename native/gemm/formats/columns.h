@@ -1,5 +1,5 @@
-// 32 rows of a stored weight, read as columns: what packing needs. Rows come in pieces of 512 bytes, which are transposed in
-// registers.
+// 32 rows of a stored weight, read as columns: what packing needs. Rows come in pieces of 512 bytes, which are
+// transposed in registers.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +18,9 @@ struct Column {
 };
 
 // Upper halves of fp32 numbers, 16 bits each -> the numbers.
-[[gnu::always_inline]] inline __m256 even_halves(__m256i words) { return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16)); }
+[[gnu::always_inline]] inline __m256 even_halves(__m256i words) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
+}
 [[gnu::always_inline]] inline __m256 odd_halves(__m256i words) {
     return _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32(static_cast<int>(0xFFFF0000u))));
 }
@@ -26,8 +28,8 @@ struct Column {
     return {{even_halves(w0), odd_halves(w0), even_halves(w1), odd_halves(w1)}};
 }
 
-// Pieces of 32 rows are copied before they are transposed, row by row: the processor then prefetches one stream and not 32,
-// which would also share few sets of the first-level cache where the rows' stride is a power of two.
+// Pieces of 32 rows are copied before they are transposed, row by row: the processor then prefetches one stream and not
+// 32, which would also share few sets of the first-level cache where the rows' stride is a power of two.
 constexpr int64_t PIECE = 512, PIECE_STRIDE = PIECE + 64;
 
 // Copies one piece of 32 rows and prefetches the next one, `next` bytes further on.
@@ -45,20 +47,21 @@ inline void copy_piece(const uint8_t* from, int64_t stride, int64_t bytes, int64
     }
 }
 
-// f(byte, piece) for bytes [b0, b1) of rows [n, n + 32), in steps of 16; b0 and b1 are multiples of 16. The 16 bytes of row r
-// are at piece[r * PIECE_STRIDE].
+// f(byte, piece) for bytes [b0, b1) of rows [n, n + 32), in steps of 16; b0 and b1 are multiples of 16. The 16 bytes of
+// row r are at piece[r * PIECE_STRIDE].
 template <class F>
 [[gnu::always_inline]] inline void for_each_piece(const Weight& w, int64_t n, int64_t b0, int64_t b1, F&& f) {
     alignas(64) uint8_t pieces[32 * PIECE_STRIDE];
     for (int64_t b = b0; b < b1; b += PIECE) {
         int64_t bytes = std::min(PIECE, b1 - b);
-        copy_piece(w.data + n * w.stride + b, w.stride, bytes, b + PIECE < b1 ? PIECE : 32 * w.stride - (b - b0), pieces);
+        copy_piece(w.data + n * w.stride + b, w.stride, bytes, b + PIECE < b1 ? PIECE : 32 * w.stride - (b - b0),
+                   pieces);
         for (int64_t i = 0; i < bytes; i += 16) f(b + i, pieces + i);
     }
 }
 
-// Columns whose scales the vector code does not support: to[k - k0] for k in [k0, k1), at most 32, split. Not inlined, so that
-// the caller's columns stay in registers.
+// Columns whose scales the vector code does not support: to[k - k0] for k in [k0, k1), at most 32, split. Not inlined,
+// so that the caller's columns stay in registers.
 template <auto DequantizeRow>
 [[gnu::noinline]] inline void dequantize_columns(const Weight& w, int64_t n, int64_t k0, int64_t k1, Column* to) {
     alignas(32) float rows[32][32], part[32];

@@ -18,8 +18,10 @@ template <class F>
     for_each_piece(w, n, 4 * k0, 4 * k1, [&](int64_t byte, const uint8_t* piece) __attribute__((always_inline)) {
         __m256 columns[4][4];
         for (int q = 0; q < 4; ++q)
-            transpose_8x4_floats(reinterpret_cast<const float*>(piece + q * 8 * PIECE_STRIDE), PIECE_STRIDE / 4, columns[q]);
-        for (int i = 0; i < 4; ++i) f(byte / 4 + i, Column{{columns[0][i], columns[1][i], columns[2][i], columns[3][i]}});
+            transpose_8x4_floats(reinterpret_cast<const float*>(piece + q * 8 * PIECE_STRIDE), PIECE_STRIDE / 4,
+                                 columns[q]);
+        for (int i = 0; i < 4; ++i)
+            f(byte / 4 + i, Column{{columns[0][i], columns[1][i], columns[2][i], columns[3][i]}});
     });
 }
 
@@ -29,7 +31,8 @@ template <class F>
     const float* w = reinterpret_cast<const float*>(codes);
     for (int half = 0; half < 2; ++half) {
         __m256 a = _mm256_loadu_ps(w + 16 * half), b = _mm256_loadu_ps(w + 16 * half + 8);
-        f(2 * half, _mm256_unpacklo_ps(a, b)), f(2 * half + 1, _mm256_unpackhi_ps(a, b));
+        f(2 * half, _mm256_unpacklo_ps(a, b));
+        f(2 * half + 1, _mm256_unpackhi_ps(a, b));
     }
 }
 

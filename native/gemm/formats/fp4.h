@@ -23,7 +23,8 @@ inline void dequantize_fp4_row(const Weight& w, int64_t n, int64_t k0, int64_t k
 
 #if defined(DSV4_ISA_AVX2) || defined(DSV4_ISA_AVX512)
 
-// The 16 values under one scale as BF16 numbers, which hold them exactly: low bytes, then high bytes. One cache line per scale.
+// The 16 values under one scale as BF16 numbers, which hold them exactly: low bytes, then high bytes. One cache line
+// per scale.
 struct alignas(64) Fp4Bytes {
     uint8_t low[16], high[16];
 };
@@ -35,25 +36,26 @@ inline const Fp4Bytes* fp4_table() {
             for (int code = 0; code < 16; ++code) {
                 uint32_t bits = bits_of(E2M1[code] * e8m0(static_cast<uint8_t>(scale))) >> 16;
                 auto& of = (*table)[static_cast<size_t>(scale)];
-                of.low[code] = static_cast<uint8_t>(bits), of.high[code] = static_cast<uint8_t>(bits >> 8);
+                of.low[code] = static_cast<uint8_t>(bits);
+                of.high[code] = static_cast<uint8_t>(bits >> 8);
             }
         return table;
     }();
     return all.data();
 }
 
-// f(k, column), split, for k in [k0, k1) of outputs [n, n + 32); k0 and k1 are multiples of 32. The scale is subtracted from the
-// exponents: the bytes looked up are those of the values times 2^125, and saturation keeps zeros zero.
+// f(k, column), split, for k in [k0, k1) of outputs [n, n + 32); k0 and k1 are multiples of 32. The scale is subtracted
+// from the exponents: the bytes looked up are those of the values times 2^125, and saturation keeps zeros zero.
 template <class F>
 [[gnu::always_inline]] inline void for_each_fp4_column(const Weight& w, int64_t n, int64_t k0, int64_t k1, F&& f) {
     const __m256i code_bits = _mm256_set1_epi8(15), zero = _mm256_setzero_si256();
-    const __m256i high = _mm256_broadcastsi128_si256(_mm_setr_epi8(
-        0, 0x7D, 0x7E, 0x7E, 0x7E, 0x7E, 0x7F, 0x7F, 0, static_cast<char>(0xFD), static_cast<char>(0xFE),
-        static_cast<char>(0xFE), static_cast<char>(0xFE), static_cast<char>(0xFE), static_cast<char>(0xFF),
-        static_cast<char>(0xFF)));
-    const __m256i low = _mm256_broadcastsi128_si256(_mm_setr_epi8(
-        0, static_cast<char>(0x80), 0, 0x40, static_cast<char>(0x80), static_cast<char>(0xC0), 0, 0x40, 0,
-        static_cast<char>(0x80), 0, 0x40, static_cast<char>(0x80), static_cast<char>(0xC0), 0, 0x40));
+    const __m256i high = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 0x7D, 0x7E, 0x7E, 0x7E, 0x7E, 0x7F, 0x7F, 0, static_cast<char>(0xFD), static_cast<char>(0xFE),
+                      static_cast<char>(0xFE), static_cast<char>(0xFE), static_cast<char>(0xFE),
+                      static_cast<char>(0xFF), static_cast<char>(0xFF)));
+    const __m256i low = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, static_cast<char>(0x80), 0, 0x40, static_cast<char>(0x80), static_cast<char>(0xC0), 0, 0x40, 0,
+                      static_cast<char>(0x80), 0, 0x40, static_cast<char>(0x80), static_cast<char>(0xC0), 0, 0x40));
     const int64_t groups = (w.in + 31) / 32;
     __m256i scales[16];
     int64_t loaded = -1;  // index of the sixteen groups in `scales`
@@ -105,9 +107,13 @@ template <class F>
     // Codes of even inputs in the lower half, of odd ones in the upper.
     const __m256i shift = _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4);
     __m256i c = _mm256_and_si256(_mm256_srlv_epi32(broadcast16(codes), shift), _mm256_set1_epi8(15));
-    __m256i low = _mm256_shuffle_epi8(broadcast16(values.low), c), high = _mm256_shuffle_epi8(broadcast16(values.high), c);
+    __m256i low = _mm256_shuffle_epi8(broadcast16(values.low), c),
+            high = _mm256_shuffle_epi8(broadcast16(values.high), c);
     __m256i a = _mm256_unpacklo_epi8(low, high), b = _mm256_unpackhi_epi8(low, high);
-    f(0, even_halves(a)), f(1, odd_halves(a)), f(2, even_halves(b)), f(3, odd_halves(b));
+    f(0, even_halves(a));
+    f(1, odd_halves(a));
+    f(2, even_halves(b));
+    f(3, odd_halves(b));
 }
 
 #endif
@@ -126,7 +132,8 @@ template <class F>
     const __m512i twice = _mm512_load_si512(TWICE.data()), shift = _mm512_set1_epi32(4 << 16);
     const __m512i code_bits = _mm512_set1_epi8(15), high_byte = _mm512_set1_epi16(0x1000);
     const uint8_t *scale = w.scales + g, *row_scale[LANES];
-    for_each_tile_row(scale, w.scale_stride, [&](auto r, const uint8_t* at) __attribute__((always_inline)) { row_scale[r] = at; });
+    for_each_tile_row(scale, w.scale_stride,
+                      [&](auto r, const uint8_t* at) __attribute__((always_inline)) { row_scale[r] = at; });
     for_each_tile_row(codes, w.stride, [&](auto r, const uint8_t* at) __attribute__((always_inline)) {
         // Words of twice a code, then of its places in the table: low byte, high byte.
         __m512i bytes = _mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));

@@ -1,4 +1,5 @@
-// FP8 (E4M3, one scale per 128 x 128 block: E8M0 or fp32): the table and all decoders. Weights must not contain the code of NaN.
+// FP8 (E4M3, one scale per 128 x 128 block: E8M0 or fp32): the table and all decoders. Weights must not contain the
+// code of NaN.
 //
 // A code's bits, moved to the place of fp32's, are those of 2^-120 times its value; a factor of 2^120 makes up for it.
 #pragma once
@@ -57,7 +58,8 @@ template <class F>
         __m256i c[16];
         transpose_32x16_bytes(piece, PIECE_STRIDE, c);
         for (int i = 0; i < 16; ++i) {
-            Column column = column_of_halves(fp8_halves(_mm256_unpacklo_epi8(zero, c[i])), fp8_halves(_mm256_unpackhi_epi8(zero, c[i])));
+            Column column = column_of_halves(fp8_halves(_mm256_unpacklo_epi8(zero, c[i])),
+                                             fp8_halves(_mm256_unpackhi_epi8(zero, c[i])));
             for (__m256& v : column.v) v = _mm256_mul_ps(v, factor);
             f(k + i, column);
         }
@@ -72,12 +74,13 @@ template <class F>
                                             -1, 1, -1, 3, -1, 5, -1, 7, -1, 9, -1, 11, -1, 13, -1, 15);
     for (int half = 0; half < 2; ++half) {
         __m256i word = fp8_halves(_mm256_shuffle_epi8(broadcast16(codes + 16 * half), spread));
-        f(2 * half, even_halves(word)), f(2 * half + 1, odd_halves(word));
+        f(2 * half, even_halves(word));
+        f(2 * half + 1, odd_halves(word));
     }
 }
 
-// x times the scales of output n's blocks and 2^120: what unpack_fp8_group's weights are multiplied by. Exact for scales that are
-// powers of two and neither overflow nor shrink x; false where some block's does.
+// x times the scales of output n's blocks and 2^120: what unpack_fp8_group's weights are multiplied by. Exact for
+// scales that are powers of two and neither overflow nor shrink x; false where some block's does.
 inline bool scale_fp8_input(const Weight& w, int64_t n, const float* x, float* to) {
     for (int64_t k = 0; k < w.in; k += 128) {
         int64_t stop = std::min(w.in, k + 128);
@@ -112,13 +115,14 @@ inline const Fp8Subnormals* fp8_subnormals() {
     return all.data();
 }
 
-// Group g of 16 outputs -> a BF16 tile [16][32]. False, with nothing written, where the scale would move a code's exponent out of
-// the normal numbers.
+// Group g of 16 outputs -> a BF16 tile [16][32]. False, with nothing written, where the scale would move a code's
+// exponent out of the normal numbers.
 [[gnu::always_inline]] inline bool dequantize_fp8_tile(const AmxPanel<Kind::fp8>& w, int64_t g, uint16_t* to) {
     const uint8_t* codes = w.codes + g * group_bytes(Kind::fp8);
     const uint8_t scale = w.scales[g / 4];
     if (scale < 10 || scale > 246) return false;
-    const __m512i magnitudes = _mm512_set1_epi16(0x07F0), bias = _mm512_set1_epi16(static_cast<int16_t>((scale - 7) * 128));
+    const __m512i magnitudes = _mm512_set1_epi16(0x07F0),
+                  bias = _mm512_set1_epi16(static_cast<int16_t>((scale - 7) * 128));
     const __m512i sign = _mm512_set1_epi16(-0x8000), normal = _mm512_set1_epi16(0x80);
     __m512i least = normal;
     auto dequantize = [&](const uint8_t* at, auto&& adjust) __attribute__((always_inline)) {
@@ -128,18 +132,21 @@ inline const Fp8Subnormals* fp8_subnormals() {
         return _mm512_ternarylogic_epi32(value, code, sign, 0xF8);  // value | (code & sign)
     };
     for_each_tile_row(codes, w.stride, [&](auto r, const uint8_t* at) __attribute__((always_inline)) {
-        _mm512_store_si512(to + r * 32, dequantize(at, [&](__m512i magnitude, __m512i value) __attribute__((always_inline)) {
-            least = _mm512_min_epu16(least, magnitude);
-            return value;
-        }));
+        _mm512_store_si512(to + r * 32,
+                           dequantize(at, [&](__m512i magnitude, __m512i value) __attribute__((always_inline)) {
+                               least = _mm512_min_epu16(least, magnitude);
+                               return value;
+                           }));
     });
     if (_mm512_cmplt_epu16_mask(least, normal)) {  // subnormal codes, of which trained weights have few: a second pass
-        const __m512i values = _mm512_castsi128_si512(_mm_load_si128(reinterpret_cast<const __m128i*>(fp8_subnormals()[scale].value)));
+        const __m512i values =
+            _mm512_castsi128_si512(_mm_load_si128(reinterpret_cast<const __m128i*>(fp8_subnormals()[scale].value)));
         for_each_tile_row(codes, w.stride, [&](auto r, const uint8_t* at) __attribute__((always_inline)) {
-            _mm512_store_si512(to + r * 32, dequantize(at, [&](__m512i magnitude, __m512i value) __attribute__((always_inline)) {
-                __mmask32 subnormal = _mm512_cmplt_epu16_mask(magnitude, normal);
-                return _mm512_mask_permutexvar_epi16(value, subnormal, _mm512_srli_epi16(magnitude, 4), values);
-            }));
+            _mm512_store_si512(
+                to + r * 32, dequantize(at, [&](__m512i magnitude, __m512i value) __attribute__((always_inline)) {
+                    __mmask32 subnormal = _mm512_cmplt_epu16_mask(magnitude, normal);
+                    return _mm512_mask_permutexvar_epi16(value, subnormal, _mm512_srli_epi16(magnitude, 4), values);
+                }));
         });
     }
     return true;
