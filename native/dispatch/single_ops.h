@@ -12,7 +12,7 @@ struct SingleTile {
     Model model;
     std::vector<int64_t> pages;
     Cache cache;
-    Tile tile{model, cache, 0, {}, {}, {}, {}, {}, {}};
+    TokenTile tile{model, cache, 0, {}, {}, {}, {}, {}, {}};
 
     SingleTile(const Config& config, int64_t start, int64_t n)
         : pages(static_cast<size_t>((start + n) / PAGE_TOKENS + 1)) {

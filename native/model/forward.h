@@ -13,7 +13,7 @@ namespace dsv4::DSV4_ISA {
 
 // The normed input x [n, d] of a sub-layer from the streams, and the site's pre, post and comb: weights [n, s * (2 +
 // s)].
-inline void hc_pre(Tile& t, const HyperConnection& site, const float* norm, const float* streams, float* weights,
+inline void hc_pre(TokenTile& t, const HyperConnection& site, const float* norm, const float* streams, float* weights,
                    float* x) {
     const Config& c = t.model.config;
     int64_t s = c.hc_mult, d = c.hidden_size, count = s * (2 + s);
@@ -45,7 +45,7 @@ inline void hc_pre(Tile& t, const HyperConnection& site, const float* norm, cons
 }
 
 // The output y [n, d] of a sub-layer into the streams, by the weights of hc_pre.
-inline void hc_post(Tile& t, const float* y, const float* weights, float* streams) {
+inline void hc_post(TokenTile& t, const float* y, const float* weights, float* streams) {
     int64_t s = t.model.config.hc_mult, d = t.model.config.hidden_size, count = s * (2 + s);
     for_each_row(t.n, [&](int64_t row) {
         const float* w = weights + row * count;
@@ -54,7 +54,7 @@ inline void hc_post(Tile& t, const float* y, const float* weights, float* stream
 }
 
 // x, or with shipped numerics a copy rounded to FP8, the input of linear layers.
-inline float* quantized_input(Tile& t, float* x, int64_t width) {
+inline float* quantized_input(TokenTile& t, float* x, int64_t width) {
     if (!t.model.config.quantize) return x;
     float* copy = t.buffers.get(t.n * width);
     for_each_row(t.n, [&](int64_t row) {
@@ -64,7 +64,7 @@ inline float* quantized_input(Tile& t, float* x, int64_t width) {
     return copy;
 }
 
-inline void add_ape(Tile& t, const Compressor& c, float* score) {
+inline void add_ape(TokenTile& t, const Compressor& c, float* score) {
     for_each_row(t.n, [&](int64_t row) {
         const float* ape = c.ape + t.positions[static_cast<size_t>(row)] % c.ratio * c.total;
         for (int64_t i = 0; i < c.total; ++i) score[row * c.total + i] += ape[i];
@@ -92,7 +92,7 @@ inline void finish_entry(const Model& m, const Compressor& w, bool main, float* 
 
 // o [n, H, D]: the attention output of every token, rotated back. q [n, H, D] is rotated and scaled, kv [n, D] the
 // tile's own keys.
-inline void attend_tile(Tile& t, const Layer& layer, const LayerCache& cache, float* q, const float* kv,
+inline void attend_tile(TokenTile& t, const Layer& layer, const LayerCache& cache, float* q, const float* kv,
                         const int32_t* selected, float* o) {
     const Config& c = t.model.config;
     int64_t H = c.num_attention_heads, D = c.head_dim, pairs = c.qk_rope_head_dim / 2, kind = layer.ratio ? 1 : 0;
@@ -140,7 +140,7 @@ struct AttentionInputs {
     float* head_weights = nullptr;  // of the indexer [n, heads], scaled
 };
 
-inline AttentionInputs project_inputs(Tile& t, const Layer& layer, float* x) {
+inline AttentionInputs project_inputs(TokenTile& t, const Layer& layer, float* x) {
     const Config& c = t.model.config;
     const int64_t n = t.n, d = c.hidden_size, D = c.head_dim, rank = c.q_lora_rank, pairs = c.qk_rope_head_dim / 2;
     const int64_t kind = layer.ratio ? 1 : 0;
@@ -185,7 +185,7 @@ inline AttentionInputs project_inputs(Tile& t, const Layer& layer, float* x) {
 }
 
 // q [n, H, D], rotated and scaled.
-inline float* project_queries(Tile& t, const Layer& layer, float* latent) {
+inline float* project_queries(TokenTile& t, const Layer& layer, float* latent) {
     const Config& c = t.model.config;
     const int64_t n = t.n, H = c.num_attention_heads, D = c.head_dim, pairs = c.qk_rope_head_dim / 2,
                   kind = layer.ratio ? 1 : 0;
@@ -206,7 +206,7 @@ inline float* project_queries(Tile& t, const Layer& layer, float* latent) {
 }
 
 // Writes the entries of the windows that the tile's tokens close, of the keys and of the indexer.
-inline void compress_tile(Tile& t, const Layer& layer, const LayerCache& cache, const AttentionInputs& in) {
+inline void compress_tile(TokenTile& t, const Layer& layer, const LayerCache& cache, const AttentionInputs& in) {
     const bool indexed = layer.ratio == 4;
     add_ape(t, layer.main, in.main_score);
     if (indexed) add_ape(t, layer.index, in.index_score);
@@ -222,7 +222,7 @@ inline void compress_tile(Tile& t, const Layer& layer, const LayerCache& cache, 
 }
 
 // The last tokens' keys into their sequences' window rings.
-inline void store_window(const Tile& t, const LayerCache& cache, const float* kv) {
+inline void store_window(const TokenTile& t, const LayerCache& cache, const float* kv) {
     const int64_t D = t.model.config.head_dim;
     for (const Segment& s : t.segments)
         for (int64_t i = std::max<int64_t>(0, s.count - WINDOW); i < s.count; ++i)
@@ -230,7 +230,7 @@ inline void store_window(const Tile& t, const LayerCache& cache, const float* kv
 }
 
 // y [n, d] from o [n, H, D]: group by group down to low rank, then up.
-inline void project_output(Tile& t, const Layer& layer, float* o, float* y) {
+inline void project_output(TokenTile& t, const Layer& layer, float* o, float* y) {
     const Config& c = t.model.config;
     const int64_t n = t.n, d = c.hidden_size, groups = c.o_groups, inner = c.num_attention_heads * c.head_dim;
     const int64_t width = inner / groups, total = groups * c.o_lora_rank;
@@ -247,7 +247,7 @@ inline void project_output(Tile& t, const Layer& layer, float* o, float* y) {
 }
 
 // y [n, d] = attention of the normed input x [n, d].
-inline void attention(Tile& t, const Layer& layer, const LayerCache& cache, float* x, float* y) {
+inline void attention(TokenTile& t, const Layer& layer, const LayerCache& cache, float* x, float* y) {
     const Config& c = t.model.config;
     const AttentionInputs in = project_inputs(t, layer, x);
     float* q = project_queries(t, layer, in.latent);
@@ -262,7 +262,7 @@ inline void attention(Tile& t, const Layer& layer, const LayerCache& cache, floa
 }
 
 // y [n, d] = routed and shared experts of the normed input x [n, d].
-inline void feed_forward(Tile& t, const Layer& layer, float* x, float* y) {
+inline void feed_forward(TokenTile& t, const Layer& layer, float* x, float* y) {
     const Config& c = t.model.config;
     int64_t n = t.n, d = c.hidden_size, k = c.num_experts_per_tok, E = c.n_routed_experts;
     int64_t width = layer.shared.w1.out;
@@ -293,7 +293,7 @@ inline void feed_forward(Tile& t, const Layer& layer, float* x, float* y) {
 }
 
 // Layers [first, last) over a tile's streams [n, s, d], in place.
-inline void run_layers(Tile& t, int64_t first, int64_t last, float* streams) {
+inline void run_layers(TokenTile& t, int64_t first, int64_t last, float* streams) {
     const Config& c = t.model.config;
     for (int64_t l = first; l < last; ++l) {
         const Layer& layer = t.model.layers[static_cast<size_t>(l)];
@@ -314,7 +314,7 @@ struct BatchPosition {
 };
 
 // The next TILE_TOKENS tokens, or what is left of the batch.
-inline void fill_tile(Tile& t, const Batch& batch, BatchPosition& at) {
+inline void fill_tile(TokenTile& t, const Batch& batch, BatchPosition& at) {
     t.n = 0;
     t.segments.clear();
     t.positions.clear();
@@ -338,7 +338,7 @@ inline void fill_tile(Tile& t, const Batch& batch, BatchPosition& at) {
 }
 
 // Rotation factors of the tile's positions; its streams [n, s, d] from the embedding, unless null.
-inline void prepare_rows(Tile& t, float* streams) {
+inline void prepare_rows(TokenTile& t, float* streams) {
     const int64_t s = t.model.config.hc_mult, d = t.model.config.hidden_size,
                   pairs = t.model.config.qk_rope_head_dim / 2;
     for (int kind = 0; kind < 2; ++kind) {
@@ -361,7 +361,7 @@ inline void forward(const Model& model, const Cache& cache, const Batch& batch, 
                     float* streams) {
     const int64_t width = model.config.hc_mult * model.config.hidden_size;
     thread_local Buffers buffers;
-    Tile t{model, cache, 0, {}, {}, {}, {}, {}, {}};
+    TokenTile t{model, cache, 0, {}, {}, {}, {}, {}, {}};
     std::swap(t.buffers, buffers);
     BatchPosition at;
     while (at.sequence < batch.sequences) {

@@ -343,7 +343,7 @@ inline void select_entries(const std::vector<SegmentSelection>& list, Buffers& b
 }
 
 // Entries that each token of the tile attends to, [n, index_topk]; null where no token sees more than index_topk.
-inline const int32_t* select_tile_entries(Tile& t, const Layer& layer, const LayerCache& cache, float* latent,
+inline const int32_t* select_tile_entries(TokenTile& t, const Layer& layer, const LayerCache& cache, float* latent,
                                           const float* head_weights, std::vector<int32_t>& selected) {
     const Config& c = t.model.config;
     int64_t heads = c.index_n_heads, width = c.index_head_dim, k = c.index_topk, pairs = c.qk_rope_head_dim / 2;

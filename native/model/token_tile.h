@@ -25,7 +25,7 @@ struct Buffers {
     }
 };
 
-struct Tile {
+struct TokenTile {
     const Model& model;
     const Cache& cache;
     int64_t n = 0;
