@@ -1,63 +1,54 @@
-// A layer's index keys, rounded as the indexer's filter reads them: kept beside the entries, panel by panel of 16 rows.
+// A layer's index keys, quantized for the indexer's filter and kept beside the entries, in panels of 16 rows.
 //
-// The entries are the truth. A panel is rounded when it is read and was not since one of its rows was written; whoever writes
-// to the entries says so with `forget`.
+// The entries are authoritative. Panels are re-quantized lazily after a write; whoever writes to the entries calls
+// `invalidate`.
 #pragma once
 
-#include <algorithm>
-#include <cstdint>
-#include <cstdlib>
-#include <memory>
-#include <new>
 #include <vector>
+
+#include "base/aligned.h"
 
 namespace dsv4 {
 
-class KeptKeys {
+class IndexKeyCache {
    public:
     static constexpr int64_t ROWS = 16;  // of a panel
     struct Bounds {
-        float square = 0.0f, step = 0.0f;  // the largest of a panel's keys
+        float square = 0.0f, step = 0.0f;  // the largest squared norm and step of a panel's keys
     };
 
-    explicit KeptKeys(int64_t rows) : panels_((rows + ROWS - 1) / ROWS), known_(static_cast<size_t>(panels_)) {}
+    explicit IndexKeyCache(int64_t rows) : panels_((rows + ROWS - 1) / ROWS), valid_(static_cast<size_t>(panels_)) {}
 
-    // Row `row` has changed.
-    void forget(int64_t row) {
-        uint8_t& known = known_[static_cast<size_t>(row / ROWS)];
-        known = std::min(known, static_cast<uint8_t>(row % ROWS));
+    // To be called after row `row` of the entries was written, or after any may have been.
+    void invalidate(int64_t row) {
+        uint8_t& valid = valid_[static_cast<size_t>(row / ROWS)];
+        valid = std::min(valid, static_cast<uint8_t>(row % ROWS));
     }
-    void forget() { std::fill(known_.begin(), known_.end(), uint8_t{0}); }
+    void invalidate() { std::fill(valid_.begin(), valid_.end(), uint8_t{0}); }
 
-    // Memory for panels of so many 16-bit words, each from the beginning of a cache line on. The system hands it out when it is
-    // first written.
-    void open(int64_t words) {
+    // Memory for panels of `words` 16-bit values.
+    void reserve(int64_t words) {
         if (words == words_) return;
-        const size_t bytes = static_cast<size_t>(panels_ * words) * sizeof(uint16_t) + 64;
-        memory_.reset(std::calloc(bytes, 1));
-        steps_.reset(static_cast<float*>(std::calloc(static_cast<size_t>(panels_ * ROWS), sizeof(float))));
-        if (!memory_ || !steps_) throw std::bad_alloc();
+        memory_.reserve(panels_ * words);
+        steps_.reserve(panels_ * ROWS);
         bounds_.resize(static_cast<size_t>(panels_));
-        first_ = reinterpret_cast<uint16_t*>((reinterpret_cast<uintptr_t>(memory_.get()) + 63) / 64 * 64);
         words_ = words;
-        forget();
+        invalidate();
     }
 
-    uint8_t& known(int64_t panel) { return known_[static_cast<size_t>(panel)]; }  // so many rows of it are rounded as they are
+    // Number of up-to-date rows of a panel, the first ones.
+    uint8_t& valid_rows(int64_t panel) { return valid_[static_cast<size_t>(panel)]; }
     Bounds& bounds(int64_t panel) { return bounds_[static_cast<size_t>(panel)]; }
-    uint16_t* words(int64_t panel) { return first_ + panel * words_; }
-    float* steps(int64_t panel) { return steps_.get() + panel * ROWS; }  // a key is its step times the rounded one
+    uint16_t* panel(int64_t panel) { return memory_.data() + panel * words_; }
+    // Steps of a panel's keys: a key is about its step times its quantized values.
+    float* steps(int64_t panel) { return steps_.data() + panel * ROWS; }
 
    private:
-    struct Free {
-        void operator()(void* memory) const { std::free(memory); }
-    };
     int64_t panels_, words_ = 0;
-    std::vector<uint8_t> known_;
+    std::vector<uint8_t> valid_;
     std::vector<Bounds> bounds_;
-    std::unique_ptr<void, Free> memory_;
-    std::unique_ptr<float, Free> steps_;
-    uint16_t* first_ = nullptr;
+    Aligned<uint16_t> memory_;
+    Aligned<float> steps_;
 };
 
 }  // namespace dsv4

@@ -1,4 +1,4 @@
-// What happens to one row at a time: norm, rotation, Hadamard, rounding to FP8 and FP4, SwiGLU.
+// Operations on one row: norm, rotation, Hadamard, rounding to FP8 and FP4, SwiGLU.
 #pragma once
 
 #include <algorithm>
@@ -20,7 +20,7 @@ inline void rms_norm(const float* x, const float* weight, int64_t n, float eps, 
     }
 }
 
-// Factors of the rotation at a position: cos and sin [pairs].
+// cos and sin [pairs] of the rotation at a position.
 inline void rotation(const std::vector<float>& inv_freq, int64_t position, float* cos, float* sin) {
     for (size_t i = 0; i < inv_freq.size(); ++i) {
         float angle = static_cast<float>(position) * inv_freq[i];
@@ -29,13 +29,13 @@ inline void rotation(const std::vector<float>& inv_freq, int64_t position, float
     }
 }
 
-// Rotate the last 2 * pairs of n channels, neighbours together; sign -1 turns back.
+// Rotates the last 2 * pairs of n channels, neighbours as pairs; sign -1 rotates back.
 inline void rotate(float* x, int64_t n, const float* cos, const float* sin, int64_t pairs, float sign) {
-    float* turning = x + n - 2 * pairs;
+    float* rotated = x + n - 2 * pairs;
     for (int64_t i = 0; i < pairs; ++i) {
-        float even = turning[2 * i], odd = turning[2 * i + 1], s = sign * sin[i];
-        turning[2 * i] = even * cos[i] + odd * -s;
-        turning[2 * i + 1] = odd * cos[i] + even * s;
+        float even = rotated[2 * i], odd = rotated[2 * i + 1], s = sign * sin[i];
+        rotated[2 * i] = even * cos[i] + odd * -s;
+        rotated[2 * i + 1] = odd * cos[i] + even * s;
     }
 }
 
@@ -60,8 +60,8 @@ inline float power_of_two_above(float ratio) {
 inline float to_e4m3(float x) {
     uint32_t bits = bits_of(x), magnitude = bits & 0x7FFFFFFFu;
     if (magnitude < bits_of(0x1p-6f)) {  // subnormal codes are 2^-9 apart
-        float near = __builtin_rintf(float_of(magnitude) * 512.0f) * (1.0f / 512.0f);
-        return float_of(bits_of(near) | (bits & 0x80000000u));
+        float rounded = __builtin_rintf(float_of(magnitude) * 512.0f) * (1.0f / 512.0f);
+        return float_of(bits_of(rounded) | (bits & 0x80000000u));
     }
     magnitude += 0x7FFFFu + ((magnitude >> 20) & 1u);
     return float_of((magnitude & ~0xFFFFFu) | (bits & 0x80000000u));
@@ -90,7 +90,7 @@ inline void fake_quant_fp4(float* x, int64_t n, int64_t block) {
     fake_quant(x, n, block, 6.0f, 6.0f * 0x1p-126f, to_e2m1);
 }
 
-// Normalised Walsh-Hadamard transform of n = 2^k channels, in place.
+// Normalized Walsh-Hadamard transform of n = 2^k channels, in place.
 inline void hadamard(float* x, int64_t n) {
     for (int64_t half = 1; half < n; half *= 2)
         for (int64_t start = 0; start < n; start += 2 * half)
@@ -107,7 +107,7 @@ inline void hadamard(float* x, int64_t n) {
 inline void swiglu(float* gate, const float* up, int64_t n, float limit, float weight) {
     for (int64_t i = 0; i < n; i += LANES) {
         int left = static_cast<int>(std::min<int64_t>(LANES, n - i));
-        // The value comes second: of a pair with NaN, min and max give the second.
+        // The value is the second operand, which min and max return where one is NaN.
         V g = min(set1(limit), load_n(gate + i, left));
         V u = max(set1(-limit), min(set1(limit), load_n(up + i, left)));
         store_n(gate + i, mul(mul(mul(sigmoid(g), g), u), set1(weight)), left);

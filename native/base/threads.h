@@ -1,4 +1,4 @@
-// A pool of threads that split one piece of work after another; the caller is thread 0.
+// A pool of threads that share one piece of work after another; the caller is thread 0.
 #pragma once
 
 #include <cstdint>
@@ -9,8 +9,8 @@
 
 namespace dsv4 {
 
-// While it lives, this thread rounds to nearest and keeps subnormal numbers, as every thread of the pool does: a caller may
-// have chosen otherwise (torch.set_flush_denormal), and bits must not depend on who computes.
+// While it lives, this thread rounds to nearest and keeps subnormal numbers, as the threads of the pool do: a caller
+// may have set another mode (torch.set_flush_denormal), and bits must not depend on the thread.
 class FloatMode {
 #if defined(__SSE__)
    public:
@@ -39,8 +39,8 @@ class FloatMode {
 #endif
 };
 
-// Run f(task, thread) for every task in [0, tasks), tasks handed out in order; returns when all are done. One caller at
-// a time works in parallel; a second caller runs its tasks alone.
+// Runs call(context, task, thread) for every task in [0, tasks), handed out in order; returns when all are done. One
+// caller at a time uses the pool; a second caller runs its tasks alone.
 void run_tasks(int64_t tasks, void (*call)(void*, int64_t, int), void* context);
 
 int thread_count();
@@ -48,8 +48,7 @@ void set_thread_count(int count);
 
 template <class F>
 void parallel(int64_t tasks, F&& f) {
-    run_tasks(
-        tasks, [](void* context, int64_t task, int thread) { (*static_cast<F*>(context))(task, thread); }, &f);
+    run_tasks(tasks, [](void* context, int64_t task, int thread) { (*static_cast<F*>(context))(task, thread); }, &f);
 }
 
 }  // namespace dsv4

@@ -1,4 +1,4 @@
-// What the kernels see of a model, its cache and a batch: pointers into tensors that Python owns. Official names.
+// Views of a model, its cache and a batch: pointers into tensors that Python owns. Official names.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +15,8 @@ struct Rows {
 
 enum class Kind { f32, bf16, fp8, fp4 };
 
-// A linear map [out, in] as stored, rows `stride` bytes apart. FP8 has a scale for each 128 x 128 block, FP4 one for each 32
-// inputs of an output (two codes a byte, the even input in the low half): E8M0 bytes, or floats where `float_scales` is.
+// A weight [out, in] as stored, rows `stride` bytes apart. FP8 has one scale per 128 x 128 block, FP4 one per 32 inputs
+// of an output (two codes per byte, the even input in the low half): E8M0 bytes, or floats where `float_scales` is set.
 struct Weight {
     const uint8_t* data = nullptr;
     Kind kind = Kind::f32;
@@ -24,17 +24,19 @@ struct Weight {
     const uint8_t* scales = nullptr;
     const float* float_scales = nullptr;
     int64_t scale_stride = 0;
-    int64_t first = 0;  // output 0 is this one of the scales
+    int64_t first = 0;  // row of the scales, before division by a block's height, that belongs to output 0
 
     // Outputs [n0, n0 + count).
     Weight rows(int64_t n0, int64_t count) const {
         Weight part = *this;
-        part.data += n0 * stride, part.first += n0, part.out = count;
+        part.data += n0 * stride;
+        part.first += n0;
+        part.out = count;
         return part;
     }
 };
 
-// Rows that one weight maps: y = x W^T.
+// Rows of one weight: y = x W^T.
 struct Group {
     Rows x;
     int64_t rows;
@@ -83,7 +85,7 @@ struct Layer {
     Expert shared;
 };
 
-// What reads the streams out, before the head.
+// The read-out of the streams, before the head.
 struct Readout {
     HyperConnection site;
     const float* norm = nullptr;
@@ -92,13 +94,13 @@ struct Readout {
 struct Model {
     Config config{};
     Weight embed, head;
-    std::vector<Layer> layers;  // the MTP blocks behind the main ones
+    std::vector<Layer> layers;       // the MTP blocks behind the main ones
     std::vector<float> inv_freq[2];  // of window-only layers, of compressed layers
 };
 
 struct CompressorCache {
     float *kv = nullptr, *score = nullptr, *entries = nullptr;
-    KeptKeys* kept = nullptr;  // of the indexer's
+    IndexKeyCache* quantized = nullptr;  // of the indexer's entries
 };
 
 struct LayerCache {
@@ -108,7 +110,7 @@ struct LayerCache {
 
 struct Cache {
     std::vector<LayerCache> layers;
-    const int64_t* block_table = nullptr;  // [slots, pages a slot]
+    const int64_t* block_table = nullptr;  // [slots, pages per slot]
     int64_t pages_per_slot = 0;
 };
 
@@ -118,8 +120,8 @@ struct Batch {
     int64_t sequences;
 };
 
-// Which tokens may be drawn: the top_k likeliest (0: all), of those the shortest run of likeliest ones whose share reaches
-// top_p, of those the ones that are at least min_p times as likely as the likeliest.
+// Tokens that may be drawn: the top_k likeliest (0: all), of those the shortest run of likeliest ones whose share
+// reaches top_p, of those the ones at least min_p times as likely as the likeliest.
 struct Sampling {
     double temperature;
     int64_t top_k;

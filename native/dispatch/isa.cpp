@@ -1,10 +1,10 @@
-// Compiled once for each instruction set, with DSV4_ISA naming it.
-#include "gemm/gemm_backward.h"
+// All kernels of one instruction set; compiled once per instruction set, with DSV4_ISA as its name.
 #include "dispatch/bf16_rate.h"
-#include "model/forward.h"
 #include "dispatch/ops.h"
-#include "model/sampling.h"
 #include "dispatch/single_ops.h"
+#include "gemm/gemm_backward.h"
+#include "model/forward.h"
+#include "model/sampling.h"
 
 namespace dsv4 {
 namespace DSV4_ISA {
@@ -15,7 +15,7 @@ void head(const Model& model, const Readout& readout, const float* streams, int6
     const HyperConnection& site = readout.site;
     int64_t s = c.hc_mult, d = c.hidden_size;
     std::vector<float> x(static_cast<size_t>(n * d));
-    each_row(n, [&](int64_t row) {
+    for_each_row(n, [&](int64_t row) {
         float pre[16];
         mixes<1>(streams + row * s * d, site.fn, s, s * d, static_cast<float>(c.rms_norm_eps), pre);
         for (int64_t j = 0; j < s; ++j)
@@ -33,11 +33,11 @@ void linear(const Rows& x, int64_t n, const Weight& w, const Rows& y) {
 }
 
 void rms_norm_rows(const float* x, const float* weight, int64_t n, int64_t width, float eps, float* y) {
-    each_row(n, [&](int64_t row) { rms_norm(x + row * width, weight, width, eps, y + row * width); });
+    for_each_row(n, [&](int64_t row) { rms_norm(x + row * width, weight, width, eps, y + row * width); });
 }
 
 void sinkhorn_rows(float* c, int64_t n, int64_t s, int64_t iters, float eps) {
-    each_row(n, [&](int64_t row) {
+    for_each_row(n, [&](int64_t row) {
         s == 4 ? sinkhorn4(c + row * 16, iters, eps) : sinkhorn(c + row * s * s, s, iters, eps);
     });
 }
@@ -50,17 +50,17 @@ void exp_all(const float* x, int64_t n, float* y) {
 }
 
 void fake_quant_rows(float* x, int64_t n, int64_t width, int64_t block, bool fp4) {
-    each_row(n, [&](int64_t row) {
+    for_each_row(n, [&](int64_t row) {
         fp4 ? fake_quant_fp4(x + row * width, width, block) : fake_quant_fp8(x + row * width, width, block);
     });
 }
 
 void hadamard_rows(float* x, int64_t n, int64_t width) {
-    each_row(n, [&](int64_t row) { hadamard(x + row * width, width); });
+    for_each_row(n, [&](int64_t row) { hadamard(x + row * width, width); });
 }
 
 void top_k_rows(const float* scores, int64_t n, int64_t width, int64_t k, int64_t* index) {
-    each_row(n, [&](int64_t row) {
+    for_each_row(n, [&](int64_t row) {
         thread_local std::vector<int32_t> best;
         best.resize(static_cast<size_t>(k));
         top_k(scores + row * width, width, k, best.data());
@@ -73,13 +73,14 @@ void index_top_k(const float* q, const float* weights, int64_t tokens, int64_t h
     std::vector<int64_t> pages(static_cast<size_t>((start + tokens) / PAGE_TOKENS + 1));
     std::iota(pages.begin(), pages.end(), 0);
     Cache cache;
-    cache.block_table = pages.data(), cache.pages_per_slot = static_cast<int64_t>(pages.size());
-    std::vector<int32_t> chosen(static_cast<size_t>(tokens * k), -1);
+    cache.block_table = pages.data();
+    cache.pages_per_slot = static_cast<int64_t>(pages.size());
+    std::vector<int32_t> selected(static_cast<size_t>(tokens * k), -1);
     Buffers buffers;
-    KeptKeys kept(cache.pages_per_slot * (PAGE_TOKENS / 4));
-    const Choice choice{q, weights, heads, width, k, Entries(keys, cache, 0, 4, width), &kept};
-    choose({{{0, tokens, start, 0}, choice, chosen.data()}}, buffers);
-    std::copy(chosen.begin(), chosen.end(), index);
+    IndexKeyCache key_cache(cache.pages_per_slot * (PAGE_TOKENS / 4));
+    const EntrySelection selection{q, weights, heads, width, k, Entries(keys, cache, 0, 4, width), &key_cache};
+    select_entries({{{0, tokens, start, 0}, selection, selected.data()}}, buffers);
+    std::copy(selected.begin(), selected.end(), index);
 }
 
 }  // namespace
@@ -90,15 +91,16 @@ void index_top_k(const float* q, const float* weights, int64_t tokens, int64_t h
 
 const Ops& DSV4_JOIN(DSV4_ISA, _ops)() {
     using namespace DSV4_ISA;
-    static const Ops ops{forward,       head,          linear,  grouped_products, input_gradients, weight_gradients,
-                         rms_norm_rows, sinkhorn_rows, exp_all, fake_quant_rows,  hadamard_rows,   top_k_rows,
-                         index_top_k,   sample_row,    single_hc_read, single_hc_write, single_route, single_compress,
-                         single_attend, single_swiglu, single_rotate};
+    static const Ops ops{forward,          head,          linear,          grouped_products, input_gradients,
+                         weight_gradients, rms_norm_rows, sinkhorn_rows,   exp_all,          fake_quant_rows,
+                         hadamard_rows,    top_k_rows,    index_top_k,     sample_row,       single_hc_pre,
+                         single_hc_post,   single_route,  single_compress, single_attend,    single_swiglu,
+                         single_rotate};
     return ops;
 }
 
 #if defined(DSV4_ISA_AVX512_BF16)
-bool bf16_pairs_are_quicker() { return avx512_bf16::pairs_are_quicker(); }
+bool bf16_pairs_are_faster() { return avx512_bf16::pairs_are_faster(); }
 #endif
 
 }  // namespace dsv4

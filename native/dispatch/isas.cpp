@@ -12,10 +12,10 @@
 namespace dsv4 {
 namespace {
 
-const Ops* chosen = nullptr;
+const Ops* selected = nullptr;
 
 #if DSV4_HAS_AMX
-// BF16 tiles, AVX-512's permutations of bytes, and Linux's leave to use the tiles, which threads made later share.
+// BF16 tiles, AVX-512 VBMI, and Linux's permission to use the tiles, which threads created later share.
 bool has_amx() {
     constexpr unsigned TILES = 1u << 24, BF16_TILES = 1u << 22, AVX512_VBMI = 1u << 1;
     constexpr long ARCH_REQ_XCOMP_PERM = 0x1023, TILE_DATA = 18;
@@ -41,7 +41,7 @@ const std::vector<Isa>& isas() {
         const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
         if (bf16) {
             list.push_back({"avx512_bf16", &avx512_bf16_ops()});
-            if (!bf16_pairs_are_quicker()) std::swap(list.end()[-1], list.end()[-2]);
+            if (!bf16_pairs_are_faster()) std::swap(list.end()[-1], list.end()[-2]);
         }
 #if DSV4_HAS_AMX
         if (bf16 && has_amx()) list.push_back({"amx", &amx_ops()});
@@ -52,12 +52,12 @@ const std::vector<Isa>& isas() {
     return found;
 }
 
-const Ops& ops() { return chosen ? *chosen : *isas().back().ops; }
+const Ops& ops() { return selected ? *selected : *isas().back().ops; }
 
 void use_isa(const std::string& name) {
     for (const Isa& isa : isas())
         if (isa.name == name) {
-            chosen = isa.ops;
+            selected = isa.ops;
             return;
         }
     throw std::invalid_argument("instruction set " + name + " does not run on this machine");

@@ -1,4 +1,4 @@
-// The instruction sets that this machine runs, and the one that is chosen.
+// The instruction sets that this machine runs, and the selected one.
 #pragma once
 
 #include <string>
@@ -13,13 +13,13 @@ struct Isa {
     const Ops* ops;
 };
 
-// Those that this machine runs, the best last.
+// The instruction sets of this machine, the fastest last.
 const std::vector<Isa>& isas();
 
-// The chosen one's kernels; before a choice the best one's.
+// Kernels of the selected instruction set, by default the fastest.
 const Ops& ops();
 
-// std::invalid_argument when the machine does not run it.
+// Selects one; std::invalid_argument if the machine does not run it.
 void use_isa(const std::string& name);
 
 }  // namespace dsv4

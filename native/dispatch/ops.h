@@ -1,4 +1,4 @@
-// The kernels of one instruction set, as a table that module.cpp chooses from.
+// The kernels of one instruction set, a table of functions that python/ calls.
 #pragma once
 
 #include "base/views.h"
@@ -10,7 +10,7 @@ struct Ops {
     // Read-out of streams [n, s, d]: hc_head, norm, head -> logits [n, vocab].
     void (*head)(const Model&, const Readout&, const float* streams, int64_t n, float* logits);
     void (*linear)(const Rows& x, int64_t n, const Weight&, const Rows& y);
-    // Each group's rows times its own weight; then the gradients: dx into x and dW into its own place, dy is in y.
+    // Each group's rows times its weight; then the gradients, dy being in y: dx into x, dW into `gradients`.
     void (*grouped_linear)(const Group*, int64_t count);
     void (*input_gradients)(const Group*, int64_t count);
     void (*weight_gradients)(const Group*, int64_t count, float* const* gradients);
@@ -20,17 +20,19 @@ struct Ops {
     void (*fake_quant)(float* x, int64_t n, int64_t width, int64_t block, bool fp4);
     void (*hadamard)(float* x, int64_t n, int64_t width);
     void (*top_k)(const float* scores, int64_t n, int64_t width, int64_t k, int64_t* index);
-    // The k best of the entries that each token sees, (start + t + 1) / 4 of keys [., width]; -1 for tokens that see k or fewer.
-    void (*index_top_k)(const float* q, const float* weights, int64_t tokens, int64_t heads, int64_t width, const float* keys,
-                        int64_t start, int64_t k, int64_t* index);
+    // Indices of the k best of the (start + t + 1) / 4 entries that token t sees; -1 for tokens that see k or fewer.
+    // keys [., width].
+    void (*index_top_k)(const float* q, const float* weights, int64_t tokens, int64_t heads, int64_t width,
+                        const float* keys, int64_t start, int64_t k, int64_t* index);
     int64_t (*sample)(const float* logits, int64_t vocab, const Sampling&, double u);
-    // Of the forward, one by one; see dispatch/single_ops.h.
-    void (*hc_read)(const Config&, const HyperConnection&, const float* norm, const float* streams, int64_t n, float* weights,
-                    float* x);
-    void (*hc_write)(const Config&, const float* y, const float* weights, int64_t n, float* streams);
+    // Single operations of the forward; see single_ops.h.
+    void (*hc_pre)(const Config&, const HyperConnection&, const float* norm, const float* streams, int64_t n,
+                   float* weights, float* x);
+    void (*hc_post)(const Config&, const float* y, const float* weights, int64_t n, float* streams);
     void (*route)(const Config&, const Layer&, const float* logits, const int64_t* token_ids, int64_t n, int64_t* index,
                   float* weights);
-    void (*compress)(const Compressor&, const CompressorCache&, const float* kv, float* score, int64_t start, int64_t n);
+    void (*compress)(const Compressor&, const CompressorCache&, const float* kv, float* score, int64_t start,
+                     int64_t n);
     void (*attend)(const Config&, const Layer&, const LayerCache&, float* q, const float* kv, const int32_t* chosen,
                    int64_t start, int64_t n, float* o);
     void (*swiglu)(float* gate, const float* up, int64_t n, int64_t width, float limit, const float* weight);
@@ -44,6 +46,6 @@ const Ops& avx512_vnni_ops();
 const Ops& avx512_bf16_ops();
 const Ops& amx_ops();
 
-bool bf16_pairs_are_quicker();  // than fp32, on a processor that has them
+bool bf16_pairs_are_faster();  // than fp32, on a processor with AVX-512 BF16
 
 }  // namespace dsv4

@@ -1,5 +1,4 @@
-// Single operations of the forward, as it runs them, on tokens of one sequence: for the tests that compare each with the
-// reference.
+// Single operations of the forward, as it runs them, on tokens of one sequence: tests compare each with the reference.
 #pragma once
 
 #include <numeric>
@@ -8,18 +7,20 @@
 
 namespace dsv4::DSV4_ISA {
 
-// A tile of tokens [start, start + n) of cache row 0, whose pages lie one after the other. Without rotation.
+// A tile of tokens [start, start + n) of cache row 0, whose pages are contiguous. Without rotation.
 struct SingleTile {
     Model model;
     std::vector<int64_t> pages;
     Cache cache;
-    Tile tile{model, cache, 0, {}, {}, {}, {}, {}, {}};
+    TokenTile tile{model, cache, 0, {}, {}, {}, {}, {}, {}};
 
-    SingleTile(const Config& config, int64_t start, int64_t n) : pages(static_cast<size_t>((start + n) / PAGE_TOKENS + 1)) {
+    SingleTile(const Config& config, int64_t start, int64_t n)
+        : pages(static_cast<size_t>((start + n) / PAGE_TOKENS + 1)) {
         model.config = config;
         model.config.qk_rope_head_dim = 0;
         std::iota(pages.begin(), pages.end(), 0);
-        cache.block_table = pages.data(), cache.pages_per_slot = static_cast<int64_t>(pages.size());
+        cache.block_table = pages.data();
+        cache.pages_per_slot = static_cast<int64_t>(pages.size());
         tile.n = n;
         tile.segments.push_back({0, n, start, 0});
         for (int64_t i = 0; i < n; ++i) tile.positions.push_back(start + i);
@@ -28,21 +29,21 @@ struct SingleTile {
     SingleTile& operator=(const SingleTile&) = delete;
 };
 
-inline void single_hc_read(const Config& c, const HyperConnection& site, const float* norm, const float* streams, int64_t n,
-                           float* weights, float* x) {
+inline void single_hc_pre(const Config& c, const HyperConnection& site, const float* norm, const float* streams,
+                          int64_t n, float* weights, float* x) {
     SingleTile one(c, 0, n);
-    read_streams(one.tile, site, norm, streams, weights, x);
+    hc_pre(one.tile, site, norm, streams, weights, x);
 }
 
-inline void single_hc_write(const Config& c, const float* y, const float* weights, int64_t n, float* streams) {
+inline void single_hc_post(const Config& c, const float* y, const float* weights, int64_t n, float* streams) {
     SingleTile one(c, 0, n);
-    write_streams(one.tile, y, weights, streams);
+    hc_post(one.tile, y, weights, streams);
 }
 
 inline void single_route(const Config& c, const Layer& layer, const float* logits, const int64_t* token_ids, int64_t n,
                          int64_t* index, float* weights) {
     const int64_t experts = c.n_routed_experts, k = c.num_experts_per_tok;
-    each_row(n, [&](int64_t row) {
+    for_each_row(n, [&](int64_t row) {
         std::vector<float> work;
         std::vector<int32_t> chosen(static_cast<size_t>(k));
         route(logits + row * experts, layer, c, token_ids[row], work, chosen.data(), weights + row * k);
@@ -50,8 +51,8 @@ inline void single_route(const Config& c, const Layer& layer, const float* logit
     });
 }
 
-inline void single_compress(const Compressor& w, const CompressorCache& state, const float* kv, float* score, int64_t start,
-                            int64_t n) {
+inline void single_compress(const Compressor& w, const CompressorCache& state, const float* kv, float* score,
+                            int64_t start, int64_t n) {
     SingleTile one(Config{}, start, n);
     add_ape(one.tile, w, score);
     compress(w, one.tile.segments[0], one.cache, state, kv, score, [](float*, int64_t) {});
@@ -60,16 +61,17 @@ inline void single_compress(const Compressor& w, const CompressorCache& state, c
 inline void single_attend(const Config& c, const Layer& layer, const LayerCache& cache, float* q, const float* kv,
                           const int32_t* chosen, int64_t start, int64_t n, float* o) {
     SingleTile one(c, start, n);
-    attend_all(one.tile, layer, cache, q, kv, chosen, o);
+    attend_tile(one.tile, layer, cache, q, kv, chosen, o);
 }
 
 inline void single_swiglu(float* gate, const float* up, int64_t n, int64_t width, float limit, const float* weight) {
-    each_row(n, [&](int64_t row) { swiglu(gate + row * width, up + row * width, width, limit, weight[row]); });
+    for_each_row(n, [&](int64_t row) { swiglu(gate + row * width, up + row * width, width, limit, weight[row]); });
 }
 
-inline void single_rotate(float* x, int64_t n, int64_t width, const std::vector<float>& inv_freq, int64_t start, float sign) {
+inline void single_rotate(float* x, int64_t n, int64_t width, const std::vector<float>& inv_freq, int64_t start,
+                          float sign) {
     const auto pairs = static_cast<int64_t>(inv_freq.size());
-    each_row(n, [&](int64_t row) {
+    for_each_row(n, [&](int64_t row) {
         std::vector<float> cos(inv_freq.size()), sin(inv_freq.size());
         rotation(inv_freq, start + row, cos.data(), sin.data());
         rotate(x + row * width, width, cos.data(), sin.data(), pairs, sign);

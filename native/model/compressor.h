@@ -1,30 +1,32 @@
-// Compression of closed windows of tokens to one entry each, from the projections of the tokens.
+// Compression: each closed window of tokens becomes one entry, from the projections of its tokens.
 #pragma once
 
 #include <cassert>
 #include <vector>
 
-#include "gemm/gemm.h"
 #include "base/rows.h"
+#include "gemm/gemm.h"
 
 namespace dsv4::DSV4_ISA {
 
 constexpr int64_t WINDOW = 128, PAGE_TOKENS = 128;
 
-// Tokens of one sequence that a tile holds: rows [first, first + count) are positions [start, start + count).
+// Tokens of one sequence in a tile: rows [first, first + count) are positions [start, start + count).
 struct Segment {
     int64_t first, count, start, slot;
 };
 
-// Row of entry number e of a sequence in the entry tensors of a ratio, which is a power of two.
+// A sequence's entries by number, through its pages; the ratio is a power of two.
 struct Entries {
     const float* data;
     const int64_t* pages;
     int64_t width;
-    int shift;  // a page has 2^shift entries: no division for every entry that is read
+    int shift;  // a page has 2^shift entries: a shift is cheaper than a division per entry
 
     Entries(const float* data_, const Cache& cache, int64_t slot, int64_t ratio, int64_t width_)
-        : data(data_), pages(cache.block_table + slot * cache.pages_per_slot), width(width_),
+        : data(data_),
+          pages(cache.block_table + slot * cache.pages_per_slot),
+          width(width_),
           shift(__builtin_ctzll(static_cast<unsigned long long>(PAGE_TOKENS / ratio))) {
         assert(PAGE_TOKENS / ratio == int64_t{1} << shift);
     }
@@ -32,8 +34,8 @@ struct Entries {
     const float* operator[](int64_t e) const { return data + row(e) * width; }
 };
 
-// Gated sum over the slots of a window: softmax over the slots, channel by channel. Slots in the order of their tokens;
-// score null: the slot counts for nothing. Each channel adds numerator and denominator slot after slot.
+// Sum over the slots of a window, weighted by a softmax over the slots per channel. Slots are in the order of their
+// tokens; one without a score (null) is skipped. Numerator and denominator of a channel are chains over the slots.
 inline void pool(const float* const* kv, const float* const* score, int64_t slots, int64_t width, float* to) {
     for (int64_t i = 0; i < width; i += LANES) {
         int left = static_cast<int>(std::min<int64_t>(LANES, width - i));
@@ -50,8 +52,9 @@ inline void pool(const float* const* kv, const float* const* score, int64_t slot
     }
 }
 
-// Entries of the windows that a segment closes, written to their rows of `cache`; then the state that later windows
-// need. kv, score: this tile's projections [rows, total], ape already added. finish(entry, position) ends an entry.
+// Writes the entries of the windows that a segment closes to `cache`, then the state that later windows need. kv,
+// score: the tile's projections [rows, total], ape included. finish(entry, position) completes an entry before it is
+// stored.
 template <class Finish>
 inline void compress(const Compressor& c, const Segment& s, const Cache& pages, const CompressorCache& cache,
                      const float* kv, const float* score, Finish finish) {
@@ -78,7 +81,7 @@ inline void compress(const Compressor& c, const Segment& s, const Cache& pages, 
         pool(from.data(), from.data() + rows, rows, c.width, entry.data());
         finish(entry.data(), window * ratio);
         std::copy(entry.begin(), entry.end(), cache.entries + entries.row(window) * c.width);
-        if (cache.kept) cache.kept->forget(entries.row(window));
+        if (cache.quantized) cache.quantized->invalidate(entries.row(window));
     }
     for (int64_t position = std::max(s.start, end - rows); position < end; ++position) {
         int64_t row = (s.first + position - s.start) * c.total, to = position % rows * c.total;

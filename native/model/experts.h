@@ -1,16 +1,16 @@
-// Routing and the experts of a tile of tokens.
+// The router and the experts of a tile of tokens.
 #pragma once
 
 #include <vector>
 
-#include "gemm/gemm.h"
 #include "base/rows.h"
 #include "base/top_k.h"
+#include "gemm/gemm.h"
 
 namespace dsv4::DSV4_ISA {
 
-// Experts of one token from its router logits: index [k] and weights [k]. Hash layers take the experts from the token
-// id, the others the k best of score + bias, in ascending order.
+// Experts of one token from its router logits: index [k] and weights [k]. Hash layers look the experts up by token id,
+// the others select the k best of score + bias, in ascending order.
 inline void route(const float* logits, const Layer& layer, const Config& c, int64_t token_id, std::vector<float>& work,
                   int32_t* index, float* weights) {
     int64_t experts = c.n_routed_experts, k = c.num_experts_per_tok;
@@ -32,8 +32,8 @@ inline void route(const float* logits, const Layer& layer, const Config& c, int6
         weights[i] = scores[index[i]] / (total + 1e-20f) * static_cast<float>(c.routed_scaling_factor);
 }
 
-// The routed experts of n tokens: rows [n, k, d] gets each chosen expert's weighted output. x [n, d]; hidden is scratch
-// [n * k, 2 * width]. `beside` is a product of the same tokens that nothing here waits for.
+// The routed experts of n tokens: rows [n, k, d] = the weighted output of each selected expert. x [n, d]; hidden is
+// scratch [n * k, 2 * width]. `beside` is an independent product of n rows that is computed along the way.
 inline void run_experts(const Layer& layer, const Config& c, const float* x, int64_t n, const int32_t* index,
                         const float* weights, float* hidden, float* rows, const Product& beside) {
     int64_t k = c.num_experts_per_tok, d = c.hidden_size, width = c.moe_intermediate_size;
@@ -43,7 +43,7 @@ inline void run_experts(const Layer& layer, const Config& c, const float* x, int
         swiglu(gate, gate + width, width, static_cast<float>(c.swiglu_limit), weights[slot]);
         if (c.quantize) fake_quant_fp8(gate, width, 128);
     };
-    if (n == 1) {  // all chosen experts side by side, their columns spread over the threads
+    if (n == 1) {  // all selected experts together; the threads share their outputs
         std::vector<Product> list;
         for (int64_t slot = 0; slot < k; ++slot) {
             float* gate = hidden + slot * 2 * width;
@@ -66,7 +66,7 @@ inline void run_experts(const Layer& layer, const Config& c, const float* x, int
     std::vector<size_t> busy;
     for (size_t e = 0; e < slots.size(); ++e)
         if (!slots[e].empty()) busy.push_back(e);
-    // The longest first, so that the threads end together.
+    // The longest first, so that the threads finish together.
     std::stable_sort(busy.begin(), busy.end(), [&](size_t a, size_t b) { return slots[a].size() > slots[b].size(); });
     parallel(static_cast<int64_t>(busy.size()), [&](int64_t task, int) {
         const auto& mine = slots[busy[static_cast<size_t>(task)]];
@@ -80,11 +80,11 @@ inline void run_experts(const Layer& layer, const Config& c, const float* x, int
             up[i] = gate[i] + width;
             to[i] = rows + mine[i] * d;
         }
-        product(from.data(), count, expert.w1, gate.data());
-        product(from.data(), count, expert.w3, up.data());
+        gemm(from.data(), count, expert.w1, 0, width, gate.data());
+        gemm(from.data(), count, expert.w3, 0, width, up.data());
         for (int64_t slot : mine) finish(slot);
         for (size_t i = 0; i < mine.size(); ++i) from[i] = gate[i];
-        product(from.data(), count, expert.w2, to.data());
+        gemm(from.data(), count, expert.w2, 0, d, to.data());
     });
 }
 

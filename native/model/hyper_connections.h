@@ -1,4 +1,4 @@
-// mHC: the maps between the residual streams and a sub-layer, one token at a time.
+// mHC: the maps between the residual streams and a sub-layer, per token. Names as in dsv4/model/hyper_connections.py.
 #pragma once
 
 #include <vector>
@@ -7,7 +7,8 @@
 
 namespace dsv4::DSV4_ISA {
 
-// Softmax over the second index, + eps, a column step, then iters - 1 times row step, column step; c [s, s] in place.
+// c [s, s] in place: softmax over the second index, + eps, a column step, then iters - 1 times a row step and a column
+// step.
 inline void sinkhorn(float* c, int64_t s, int64_t iters, float eps) {
     for (int64_t i = 0; i < s; ++i) {
         float top = c[i * s], total = 0.0f;
@@ -30,7 +31,7 @@ inline void sinkhorn(float* c, int64_t s, int64_t iters, float eps) {
     }
 }
 
-// Four streams, the official number, with everything in registers.
+// Four streams, the official number, in registers.
 inline void sinkhorn4(float* c, int64_t iters, float eps) {
     typedef float Row __attribute__((vector_size(16)));
     Row r[4];
@@ -55,7 +56,7 @@ inline void sinkhorn4(float* c, int64_t iters, float eps) {
     std::memcpy(c, r, sizeof r);
 }
 
-// raw[j] = (fn_j . X) * rsqrt(mean(X^2) + eps), X the n numbers of a token's streams, of R tokens that lie side by side.
+// raw[j] = (fn_j . X) * rsqrt(mean(X^2) + eps), X the n values of a token's streams, for R adjacent tokens.
 template <int R>
 inline void mixes(const float* streams, const float* fn, int64_t count, int64_t n, float eps, float* raw) {
     const float* row[R];
@@ -65,7 +66,7 @@ inline void mixes(const float* streams, const float* fn, int64_t count, int64_t 
         inverse[r] = 1.0f / std::sqrt(dot(row[r], row[r], n) / static_cast<float>(n) + eps);
     }
     for (int64_t j = 0; j < count; ++j) {
-        dots<R>(row, fn + j * n, n, found);
+        dot_f32_rows<R>(row, fn + j * n, n, found);
         for (int r = 0; r < R; ++r) raw[r * count + j] = found[r] * inverse[r];
     }
 }
@@ -82,8 +83,8 @@ inline void collect(const float* weights, const float* streams, int64_t s, int64
     }
 }
 
-// What the mixes of a site become: pre [s] and post [s] and comb [s, s], in place of the s * (2 + s) mixes.
-inline void site_weights(float* mix, const HyperConnection& site, const Config& c) {
+// The s * (2 + s) mixes of a site -> pre [s], post [s] and comb [s, s], in place.
+inline void hc_weights(float* mix, const HyperConnection& site, const Config& c) {
     int64_t s = c.hc_mult;
     for (int64_t i = 0; i < s * (2 + s); ++i) mix[i] = mix[i] * site.scale[std::min<int64_t>(i / s, 2)] + site.base[i];
     for (int64_t i = 0; i < s; ++i) {
@@ -102,10 +103,10 @@ inline void distribute(const float* y, float* streams, const float* post, const 
     V old[16];
     for (int64_t i = 0; i < d; i += LANES) {
         int left = static_cast<int>(std::min<int64_t>(LANES, d - i));
-        V add_in = load_n(y + i, left);
+        V output = load_n(y + i, left);
         for (int64_t j = 0; j < s; ++j) old[j] = load_n(streams + j * d + i, left);
         for (int64_t k = 0; k < s; ++k) {
-            V acc = mul(set1(post[k]), add_in);
+            V acc = mul(set1(post[k]), output);
             for (int64_t j = 0; j < s; ++j) acc = fma(set1(comb[j * s + k]), old[j], acc);
             store_n(streams + k * d + i, acc, left);
         }

@@ -1,4 +1,4 @@
-// What Python gives the module: arrays, weights, and the checks of their shapes.
+// Arguments from Python: arrays, weights, and checks of their shapes.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -10,8 +10,8 @@
 #include <string>
 #include <vector>
 
-#include "dispatch/isas.h"
 #include "base/threads.h"
+#include "dispatch/isas.h"
 
 namespace dsv4 {
 
@@ -40,16 +40,17 @@ void expect(const Array& array, const std::vector<int64_t>& shape, const std::st
 
 template <class Array>
 void expect_dimensions(const Array& array, size_t count, const std::string& name) {
-    if (array.ndim() != count) wrong(name + " has " + std::to_string(array.ndim()) + " dimensions, expected " + std::to_string(count));
+    if (array.ndim() != count)
+        wrong(name + " has " + std::to_string(array.ndim()) + " dimensions, expected " + std::to_string(count));
 }
 
-// Python waits outside while this lives, and the kernels compute with C's usual float mode.
+// While it lives, the GIL is released and this thread has the kernels' float mode.
 struct Computing {
     nb::gil_scoped_release free;
     FloatMode mode;
 };
 
-// The arrays of one weight, and what the kernels see of them.
+// A weight's view and the arrays that it points into.
 struct Stored {
     Weight view;
     Bytes codes, scales;
@@ -66,14 +67,16 @@ inline Stored stored_floats(const Floats& array, const std::string& name) {
     if (array.ndim() != 2) wrong(name + ": a weight has 2 dimensions");
     Stored s;
     s.floats = array;
-    s.view.out = static_cast<int64_t>(array.shape(0)), s.view.in = static_cast<int64_t>(array.shape(1));
+    s.view.out = static_cast<int64_t>(array.shape(0));
+    s.view.in = static_cast<int64_t>(array.shape(1));
     expect_rows(array, s.view.out, s.view.in, name);
     s.view.data = reinterpret_cast<const uint8_t*>(array.data());
     s.view.stride = array.stride(0) * static_cast<int64_t>(sizeof(float));
     return s;
 }
 
-// A weight as Python gives it: an fp32 matrix, or a tuple of kind, codes (bytes, a row of the matrix each) and scales or None.
+// A weight from Python: an fp32 matrix, or a tuple of kind, codes (bytes, one row per row of the matrix) and scales or
+// None.
 inline Stored stored_weight(nb::handle value, const std::string& name) {
     if (!nb::isinstance<nb::tuple>(value)) return stored_floats(nb::cast<Floats>(value), name);
     auto parts = nb::cast<nb::tuple>(value);
@@ -84,9 +87,12 @@ inline Stored stored_weight(nb::handle value, const std::string& name) {
     int64_t out = static_cast<int64_t>(s.codes.shape(0)), bytes = static_cast<int64_t>(s.codes.shape(1));
     expect_rows(s.codes, out, bytes, name);
     Weight& w = s.view;
-    w.data = s.codes.data(), w.out = out, w.stride = s.codes.stride(0);
+    w.data = s.codes.data();
+    w.out = out;
+    w.stride = s.codes.stride(0);
     if (kind == "bf16") {
-        w.kind = Kind::bf16, w.in = bytes / 2;
+        w.kind = Kind::bf16;
+        w.in = bytes / 2;
         return s;
     }
     if (kind != "fp8" && kind != "fp4") wrong(name + ": kind " + kind + "; allowed: bf16, fp8, fp4");
@@ -96,10 +102,12 @@ inline Stored stored_weight(nb::handle value, const std::string& name) {
     int64_t rows = (out + block_rows - 1) / block_rows, columns = (w.in + block - 1) / block;
     if (nb::try_cast(parts[2], s.scales, false)) {
         expect_rows(s.scales, rows, columns, name + " (scales)");
-        w.scales = s.scales.data(), w.scale_stride = s.scales.stride(0);
+        w.scales = s.scales.data();
+        w.scale_stride = s.scales.stride(0);
     } else if (w.kind == Kind::fp8 && nb::try_cast(parts[2], s.floats, false)) {
         expect_rows(s.floats, rows, columns, name + " (scales)");
-        w.float_scales = s.floats.data(), w.scale_stride = s.floats.stride(0);
+        w.float_scales = s.floats.data();
+        w.scale_stride = s.floats.stride(0);
     } else {
         wrong(name + ": scales are bytes, or floats for fp8");
     }

@@ -10,7 +10,7 @@ using namespace dsv4;
 
 namespace {
 
-// A model's weights by official name; each is asked for with the shape that the configuration gives it.
+// A model's weights by official name, each checked against the shape that the configuration gives it.
 class NativeModel {
    public:
     Model model;
@@ -20,18 +20,28 @@ class NativeModel {
         Config& c = model.config;
         auto whole = [&](const char* key) { return nb::cast<int64_t>(config[key]); };
         auto real = [&](const char* key) { return nb::cast<double>(config[key]); };
-        c.hidden_size = whole("hidden_size"), c.vocab_size = whole("vocab_size");
-        c.num_hidden_layers = whole("num_hidden_layers"), c.hc_mult = whole("hc_mult");
-        c.hc_sinkhorn_iters = whole("hc_sinkhorn_iters"), c.num_attention_heads = whole("num_attention_heads");
-        c.head_dim = whole("head_dim"), c.qk_rope_head_dim = whole("qk_rope_head_dim");
-        c.q_lora_rank = whole("q_lora_rank"), c.o_groups = whole("o_groups"), c.o_lora_rank = whole("o_lora_rank");
-        c.index_n_heads = whole("index_n_heads"), c.index_head_dim = whole("index_head_dim");
-        c.index_topk = whole("index_topk"), c.n_routed_experts = whole("n_routed_experts");
+        c.hidden_size = whole("hidden_size");
+        c.vocab_size = whole("vocab_size");
+        c.num_hidden_layers = whole("num_hidden_layers");
+        c.hc_mult = whole("hc_mult");
+        c.hc_sinkhorn_iters = whole("hc_sinkhorn_iters");
+        c.num_attention_heads = whole("num_attention_heads");
+        c.head_dim = whole("head_dim");
+        c.qk_rope_head_dim = whole("qk_rope_head_dim");
+        c.q_lora_rank = whole("q_lora_rank");
+        c.o_groups = whole("o_groups");
+        c.o_lora_rank = whole("o_lora_rank");
+        c.index_n_heads = whole("index_n_heads");
+        c.index_head_dim = whole("index_head_dim");
+        c.index_topk = whole("index_topk");
+        c.n_routed_experts = whole("n_routed_experts");
         c.num_experts_per_tok = whole("num_experts_per_tok");
         c.moe_intermediate_size = whole("moe_intermediate_size");
         c.n_shared_experts = whole("n_shared_experts");
-        c.rms_norm_eps = real("rms_norm_eps"), c.hc_eps = real("hc_eps");
-        c.routed_scaling_factor = real("routed_scaling_factor"), c.swiglu_limit = real("swiglu_limit");
+        c.rms_norm_eps = real("rms_norm_eps");
+        c.hc_eps = real("hc_eps");
+        c.routed_scaling_factor = real("routed_scaling_factor");
+        c.swiglu_limit = real("swiglu_limit");
         c.quantize = nb::cast<bool>(config["quantize"]);
         if (c.hc_mult > 16) wrong("hc_mult " + std::to_string(c.hc_mult) + ": the native kernels take at most 16");
         for (const auto& [key, value] : tensors) {
@@ -44,11 +54,12 @@ class NativeModel {
                 floats_[name] = nb::cast<Floats>(value);
         }
         model.embed = weight("embed.weight", c.vocab_size, c.hidden_size);
-        model.inv_freq[0] = window_freq, model.inv_freq[1] = compressed_freq;
+        model.inv_freq[0] = window_freq;
+        model.inv_freq[1] = compressed_freq;
         for (size_t l = 0; l < ratios.size(); ++l) {
             int64_t depth = static_cast<int64_t>(l) - c.num_hidden_layers;
-            model.layers.push_back(
-                layer(depth < 0 ? "layers." + std::to_string(l) + "." : "mtp." + std::to_string(depth) + ".", ratios[l]));
+            model.layers.push_back(layer(
+                depth < 0 ? "layers." + std::to_string(l) + "." : "mtp." + std::to_string(depth) + ".", ratios[l]));
             if (depth >= 0) add_readout("mtp." + std::to_string(depth) + ".");
         }
         add_readout("");
@@ -88,7 +99,8 @@ class NativeModel {
    private:
     void add_readout(const std::string& prefix) {
         const Config& c = model.config;
-        readouts_[prefix] = {site(prefix + "hc_head", c.hc_mult, 1), contiguous(prefix + "norm.weight", {c.hidden_size})};
+        readouts_[prefix] = {site(prefix + "hc_head", c.hc_mult, 1),
+                             contiguous(prefix + "norm.weight", {c.hidden_size})};
     }
 
     HyperConnection site(const std::string& prefix, int64_t mixes, int64_t scales) const {
@@ -99,7 +111,9 @@ class NativeModel {
 
     Compressor compressor(const std::string& prefix, int64_t ratio, int64_t width) const {
         Compressor w;
-        w.ratio = ratio, w.width = width, w.total = ratio == 4 ? 2 * width : width;
+        w.ratio = ratio;
+        w.width = width;
+        w.total = ratio == 4 ? 2 * width : width;
         w.wkv = weight(prefix + "wkv.weight", w.total, model.config.hidden_size);
         w.wgate = weight(prefix + "wgate.weight", w.total, model.config.hidden_size);
         w.ape = contiguous(prefix + "ape", {ratio, w.total});
@@ -118,7 +132,8 @@ class NativeModel {
         int64_t d = c.hidden_size, s = c.hc_mult, H = c.num_attention_heads, D = c.head_dim;
         Layer w;
         w.ratio = ratio;
-        w.hc_attn = site(prefix + "hc_attn", s * (2 + s), 3), w.hc_ffn = site(prefix + "hc_ffn", s * (2 + s), 3);
+        w.hc_attn = site(prefix + "hc_attn", s * (2 + s), 3);
+        w.hc_ffn = site(prefix + "hc_ffn", s * (2 + s), 3);
         w.attn_norm = contiguous(prefix + "attn_norm.weight", {d});
         w.ffn_norm = contiguous(prefix + "ffn_norm.weight", {d});
         std::string attn = prefix + "attn.", ffn = prefix + "ffn.";
@@ -175,14 +190,14 @@ class NativeCache {
             };
             cache.layers.push_back({tensors[0].data(), part(1), part(4)});
             if (tensors.size() < 7) continue;
-            kept_.push_back(std::make_unique<KeptKeys>(static_cast<int64_t>(tensors[6].shape(0))));
-            cache.layers.back().index.kept = kept_.back().get();
+            index_keys_.push_back(std::make_unique<IndexKeyCache>(static_cast<int64_t>(tensors[6].shape(0))));
+            cache.layers.back().index.quantized = index_keys_.back().get();
         }
     }
 
-    // What was kept of the entries, after someone else has written to them.
+    // Drops the quantized index keys, after someone else has written to the entries.
     void forget() {
-        for (auto& kept : kept_) kept->forget();
+        for (auto& keys : index_keys_) keys->invalidate();
     }
 
     NativeCache(const NativeCache&) = delete;
@@ -190,7 +205,7 @@ class NativeCache {
 
     int64_t slots() const { return static_cast<int64_t>(block_table_.shape(0)); }
 
-    // The tensors have the sizes that a layer of this configuration writes to.
+    // Checks that the tensors have the sizes that a layer of this configuration writes to.
     void expect_fits(const Config& c, const Layer& layer, size_t l) const {
         const auto& tensors = layers_[l];
         auto is = [](const MutableFloats& array, int64_t a, int64_t b, int64_t width) {
@@ -203,7 +218,9 @@ class NativeCache {
                    entries.ndim() == 2 && static_cast<int64_t>(entries.shape(1)) == w.width &&
                    static_cast<int64_t>(entries.shape(0)) >= slots() * cache.pages_per_slot * (128 / w.ratio);
         };
-        bool fits = tensors.size() == (layer.ratio == 4 ? 7u : layer.ratio ? 4u : 1u) &&
+        bool fits = tensors.size() == (layer.ratio == 4 ? 7u
+                                       : layer.ratio    ? 4u
+                                                        : 1u) &&
                     is(tensors[0], slots(), 128, c.head_dim) && (!layer.ratio || part(1, layer.main)) &&
                     (layer.ratio != 4 || part(4, layer.index));
         if (!fits) wrong("layer " + std::to_string(l) + ": the cache was made for another model");
@@ -212,10 +229,10 @@ class NativeCache {
    private:
     std::vector<std::vector<MutableFloats>> layers_;
     Longs block_table_;
-    std::vector<std::unique_ptr<KeptKeys>> kept_;
+    std::vector<std::unique_ptr<IndexKeyCache>> index_keys_;
 };
 
-// The batch, of which layers [first, last) of the model and the cache can take every token.
+// A batch that layers [first, last) of the model can run and the cache has room for.
 Batch checked(const NativeModel& model, const NativeCache& cache, const Longs& token_ids, const Longs& lengths,
               const Longs& starts, const Longs& slots, int64_t first, int64_t last) {
     const Config& c = model.model.config;
@@ -279,8 +296,8 @@ void forward_to_logits(const NativeModel& model, const NativeCache& cache, const
     expect(rows, {n}, "rows");
     for (int64_t i = 0; i < n; ++i)
         if (rows.data()[i] < (i ? rows.data()[i - 1] + 1 : 0) || rows.data()[i] >= tokens)
-            wrong("rows[" + std::to_string(i) + "] is " + std::to_string(rows.data()[i]) +
-                  ": allowed are 0 to " + std::to_string(tokens - 1) + ", each more than the one before");
+            wrong("rows[" + std::to_string(i) + "] is " + std::to_string(rows.data()[i]) + ": allowed are 0 to " +
+                  std::to_string(tokens - 1) + ", each more than the one before");
     expect(logits, {n, c.vocab_size}, "logits");
     const Readout& readout = model.readout("");
     Computing now;
@@ -307,29 +324,32 @@ NB_MODULE(_native, m) {
             if (isa.ops == &ops()) return isa.name;
         return std::string();
     });
-    m.def("set_threads", [](int count) {
-        if (count < 1 || count > 1024) wrong("threads " + std::to_string(count) + ": allowed are 1 to 1024");
-        set_thread_count(count);
-    }, nb::arg("count"));
+    m.def(
+        "set_threads",
+        [](int count) {
+            if (count < 1 || count > 1024) wrong("threads " + std::to_string(count) + ": allowed are 1 to 1024");
+            set_thread_count(count);
+        },
+        nb::arg("count"));
     m.def("threads", &thread_count);
-    nb::class_<NativeModel>(m, "Model").def(
-        nb::init<const nb::dict&, const nb::dict&, const std::vector<int64_t>&, const std::vector<float>&,
-                 const std::vector<float>&>(),
-        nb::arg("config"), nb::arg("tensors"), nb::arg("ratios"), nb::arg("window_freq"), nb::arg("compressed_freq"));
-    // noconvert on all that is written to: of an array of another kind, nanobind would pass a copy.
+    nb::class_<NativeModel>(m, "Model")
+        .def(nb::init<const nb::dict&, const nb::dict&, const std::vector<int64_t>&, const std::vector<float>&,
+                      const std::vector<float>&>(),
+             nb::arg("config"), nb::arg("tensors"), nb::arg("ratios"), nb::arg("window_freq"),
+             nb::arg("compressed_freq"));
+    // noconvert on all that is written to: nanobind would pass a converted copy of an array of another dtype.
     nb::class_<NativeCache>(m, "Cache")
         .def(nb::init<const std::vector<std::vector<MutableFloats>>&, Longs>(), nb::arg("layers").noconvert(),
              nb::arg("block_table").noconvert())
         .def("forget", &NativeCache::forget)
-        // A copy of a Python cache makes its own when it is first used.
+        // A copy of a Python cache creates its own on first use.
         .def("__reduce__", [](nb::handle) {
             return nb::make_tuple(nb::handle(reinterpret_cast<PyObject*>(Py_TYPE(Py_None))), nb::make_tuple());
         });
     m.def("forward", &forward, nb::arg("model"), nb::arg("cache"), nb::arg("token_ids"), nb::arg("lengths"),
           nb::arg("starts"), nb::arg("slots"), nb::arg("first"), nb::arg("last"), nb::arg("embed"),
           nb::arg("streams").noconvert());
-    m.def("head", &head, nb::arg("model"), nb::arg("prefix"), nb::arg("streams"),
-          nb::arg("logits").noconvert());
+    m.def("head", &head, nb::arg("model"), nb::arg("prefix"), nb::arg("streams"), nb::arg("logits").noconvert());
     m.def("forward_to_logits", &forward_to_logits, nb::arg("model"), nb::arg("cache"), nb::arg("token_ids"),
           nb::arg("lengths"), nb::arg("starts"), nb::arg("slots"), nb::arg("rows"), nb::arg("logits").noconvert());
     define_ops(m);

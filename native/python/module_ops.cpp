@@ -1,4 +1,4 @@
-// The module's single operations: products with their gradients, and what tests compare with the reference.
+// Single operations: products with their gradients, and others that tests compare with the reference.
 #include "python/arguments.h"
 
 namespace dsv4 {
@@ -16,7 +16,7 @@ void linear(const Floats& x, const nb::object& weight, MutableFloats y) {
     ops().linear({const_cast<float*>(x.data()), x.stride(0)}, n, w, {y.data(), w.out});
 }
 
-// The rows of x and y in groups of `sizes`, side by side.
+// The rows of x and y in consecutive groups of `sizes`.
 std::vector<Group> groups_of(const Floats& x, const Floats& y, const std::vector<int64_t>& sizes) {
     auto rows = [](const Floats& array, const char* name) {
         expect_dimensions(array, 2, name);
@@ -29,8 +29,10 @@ std::vector<Group> groups_of(const Floats& x, const Floats& y, const std::vector
     for (int64_t size : sizes) {
         if (size < 0) wrong("sizes: " + std::to_string(size));
         Group group{from, size, {}, to};
-        group.x.data += total * from.stride, group.y.data += total * to.stride;
-        group.w.in = static_cast<int64_t>(x.shape(1)), group.w.out = static_cast<int64_t>(y.shape(1));
+        group.x.data += total * from.stride;
+        group.y.data += total * to.stride;
+        group.w.in = static_cast<int64_t>(x.shape(1));
+        group.w.out = static_cast<int64_t>(y.shape(1));
         groups.push_back(group);
         total += size;
     }
@@ -40,7 +42,7 @@ std::vector<Group> groups_of(const Floats& x, const Floats& y, const std::vector
     return groups;
 }
 
-// Every group's weight, kept alive by what is returned.
+// Sets every group's weight; the return value keeps them alive.
 std::vector<Stored> set_weights(std::vector<Group>& groups, const nb::list& weights) {
     if (weights.size() != groups.size())
         wrong(std::to_string(weights.size()) + " weights for " + std::to_string(groups.size()) + " groups");
@@ -133,7 +135,8 @@ void fake_quant(MutableFloats x, int64_t block, bool fp4) {
 
 void hadamard(MutableFloats x) {
     auto [n, width] = rows_of(x, "x");
-    if (width < 1 || (width & (width - 1))) wrong("x: " + std::to_string(width) + " channels; allowed are powers of two");
+    if (width < 1 || (width & (width - 1)))
+        wrong("x: " + std::to_string(width) + " channels; allowed are powers of two");
     Computing now;
     ops().hadamard(x.data(), n, width);
 }
@@ -146,16 +149,19 @@ void top_k(MutableFloats scores, int64_t k, MutableLongs index) {
     ops().top_k(scores.data(), n, width, k, index.data());
 }
 
-void index_top_k(MutableFloats q, MutableFloats weights, MutableFloats keys, int64_t start, int64_t k, MutableLongs index) {
+void index_top_k(MutableFloats q, MutableFloats weights, MutableFloats keys, int64_t start, int64_t k,
+                 MutableLongs index) {
     if (q.ndim() != 3) wrong("q: " + std::to_string(q.ndim()) + " dimensions; allowed are 3");
     auto [entries, width] = rows_of(keys, "keys");
     const auto tokens = static_cast<int64_t>(q.shape(0)), heads = static_cast<int64_t>(q.shape(1));
     if (heads < 1 || width < 1)
-        wrong("q: " + std::to_string(heads) + " heads of " + std::to_string(width) + " channels; allowed are 1 or more");
+        wrong("q: " + std::to_string(heads) + " heads of " + std::to_string(width) +
+              " channels; allowed are 1 or more");
     expect(q, {tokens, heads, width}, "q");
     expect(weights, {tokens, heads}, "weights");
     if (k < 1) wrong("k " + std::to_string(k) + ": allowed are 1 or more");
-    if (start < 0 || start > 4 * entries + 3 - tokens) wrong("start " + std::to_string(start) + ": the keys end before the last token");
+    if (start < 0 || start > 4 * entries + 3 - tokens)
+        wrong("start " + std::to_string(start) + ": the keys end before the last token");
     expect(index, {tokens, k}, "index");
     Computing now;
     ops().index_top_k(q.data(), weights.data(), tokens, heads, width, keys.data(), start, k, index.data());
@@ -186,10 +192,10 @@ void define_ops(nb::module_& m) {
     m.def("fake_quant", &fake_quant, nb::arg("x").noconvert(), nb::arg("block"), nb::arg("fp4"));
     m.def("hadamard", &hadamard, nb::arg("x").noconvert());
     m.def("top_k", &top_k, nb::arg("scores"), nb::arg("k"), nb::arg("index").noconvert());
-    m.def("sample", &sample, nb::arg("logits"), nb::arg("temperature"), nb::arg("top_k"), nb::arg("top_p"), nb::arg("min_p"),
-          nb::arg("u"));
-    m.def("index_top_k", &index_top_k, nb::arg("q"), nb::arg("weights"), nb::arg("keys"), nb::arg("start"), nb::arg("k"),
-          nb::arg("index").noconvert());
+    m.def("sample", &sample, nb::arg("logits"), nb::arg("temperature"), nb::arg("top_k"), nb::arg("top_p"),
+          nb::arg("min_p"), nb::arg("u"));
+    m.def("index_top_k", &index_top_k, nb::arg("q"), nb::arg("weights"), nb::arg("keys"), nb::arg("start"),
+          nb::arg("k"), nb::arg("index").noconvert());
 }
 
 }  // namespace dsv4
