@@ -86,8 +86,7 @@ class MoE(nn.Module):
         self.gate = Gate(config, hashed)
         width = config.moe_intermediate_size
         self.experts = nn.ModuleList(Expert(config, width, quantize) for _ in range(config.n_routed_experts))
-        # Several shared experts are one wider expert: every token goes through all of them.
-        self.shared_experts = Expert(config, width * config.n_shared_experts, quantize)
+        self.shared_experts = Expert(config, width, quantize)
 
     def forward(self, x: Tensor, token_ids: Tensor, layout: Layout, aux: AuxLosses | None = None) -> Tensor:
         """x [T, d] -> [T, d]."""

@@ -137,7 +137,9 @@ def test_the_gradient_with_repeated_experts_is_that_of_what_is_computed() -> Non
                 values.append(float((published_moe(wide, x.double(), table, ids) * target).sum()))
                 parameter.sub_(direction, alpha=step)
             measured = (values[0] - values[1]) / 2e-5
-            assert (0.0 if slope is None else float((slope * direction).sum())) == pytest.approx(measured, rel=1e-3, abs=1e-3), name
+            assert (0.0 if slope is None else float((slope * direction).sum())) == pytest.approx(
+                measured, rel=1e-3, abs=1e-3
+            ), name
 
 
 def gate_and_input() -> tuple[Gate, Tensor]:
@@ -168,20 +170,6 @@ def test_equal_scores_go_to_the_lower_expert() -> None:
     with torch.no_grad():
         gate.bias.zero_()
         assert gate(torch.zeros(3, CONFIG.hidden_size), torch.zeros(3, dtype=torch.int64))[1].tolist() == [[0, 1]] * 3
-
-
-def test_several_shared_experts_are_one_of_their_width() -> None:
-    """Two shared experts side by side: the sum of both, each of moe_intermediate_size."""
-    moe, width = random_moe(False, n_shared_experts=2), CONFIG.moe_intermediate_size
-    shared, x = moe.shared_experts, torch.randn(5, CONFIG.hidden_size, generator=torch.Generator().manual_seed(1))
-    assert shared.w1.weight.shape == (2 * width, CONFIG.hidden_size)
-    assert moe.experts[0].w1.weight.shape == (width, CONFIG.hidden_size)
-    with torch.no_grad():
-        parts = []
-        for half in (slice(0, width), slice(width, 2 * width)):
-            gate, up = x @ shared.w1.weight[half].mT, x @ shared.w3.weight[half].mT
-            parts.append(nn.functional.silu(gate.clamp(max=10)) * up.clamp(-10, 10) @ shared.w2.weight[:, half].mT)
-        assert deviation(shared(x), parts[0] + parts[1]) < 1e-6
 
 
 @pytest.mark.parametrize(("vocab", "experts", "k"), [(97, 6, 2), (50, 7, 3), (8, 5, 5), (3, 6, 1)])
