@@ -59,7 +59,7 @@ class LLM:
         runner = ModelRunner(model, max_num_seqs, self.max_model_len, torch.device(device))
         limits = CoreLimits(
             self.config.vocab_size,
-            self.config.eos_token_id,
+            self.config.eos_token_ids,
             self.max_model_len,
             text_vocab_size=0 if tokenizer is None else tokenizer.vocab_size,
             new_decoder=None if tokenizer is None else tokenizer.decode_stream,

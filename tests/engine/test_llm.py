@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -62,6 +64,18 @@ def test_the_end_of_sentence_token_ends_the_request_and_is_reported(model) -> No
     assert (output.token_ids, output.finish_reason, output.stop_reason) == ([7, 8, EOS], "stop", EOS)
     ignoring = LLM(model).generate([[5, 6]], SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=4))[0]
     assert (ignoring.token_ids, ignoring.finish_reason) == ([7, 8, EOS, 9], "length")
+
+
+def test_every_end_token_of_the_config_ends_a_request(model) -> None:
+    model.config = replace(model.config, eos_token_id=(EOS, 9))
+    model.scripts |= {(5, 6): [7, 9, 8], (6, 5): [8, EOS, 7]}
+    outputs = LLM(model).generate([[5, 6], [6, 5]], SamplingParams(temperature=0.0))
+    assert [(o.token_ids, o.finish_reason, o.stop_reason) for o in outputs] == [
+        ([7, 9], "stop", 9),
+        ([8, EOS], "stop", EOS),
+    ]
+    params = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=3)
+    assert LLM(model).generate([[5, 6]], params)[0].token_ids == [7, 9, 8]
 
 
 def test_stop_token_ids_end_a_request_as_well(model) -> None:
