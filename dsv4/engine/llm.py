@@ -16,6 +16,7 @@ from dsv4.engine.outputs import RequestOutput, TokenEvent
 from dsv4.engine.runner import EngineModel, ModelRunner
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.engine.scheduler import Scheduler, SchedulerConfig
+from dsv4.text import check_text
 from dsv4.tokenizer import Tokenizer
 from dsv4.tokenizer.prompts import PromptEncoder, effort_ladder
 
@@ -94,7 +95,8 @@ class LLM:
             if len(params) != len(batch):
                 raise ValueError(f"{len(params)} sampling_params for {len(batch)} prompts; give one, or one a prompt")
         sequences = [
-            self.core.new_sequence(self.encode(prompt), param) for prompt, param in zip(batch, params, strict=True)
+            self.core.new_sequence(self.encode(prompt, f"prompt {place}"), param)
+            for place, (prompt, param) in enumerate(zip(batch, params, strict=True))
         ]
         self.claim()
         try:
@@ -132,15 +134,16 @@ class LLM:
     def release(self) -> None:
         self._in_use.release()
 
-    def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt: text after a begin-of-sentence token, ids as they are."""
+    def encode(self, prompt: Prompt, name: str = "the prompt") -> list[int]:
+        """Token ids of a prompt: text after a begin-of-sentence token, ids as they are. Errors begin with `name`."""
         if not isinstance(prompt, str):
             return prompt
         if self.tokenizer is None:
             where = f" {self.path}" if self.path is not None else ""
             raise ValueError(f"the model{where} has no tokenizer, so a prompt must be a list of token ids, not text")
         if not prompt:
-            raise ValueError("the prompt is an empty text; it needs at least 1 character")
+            raise ValueError(f"{name} is an empty text; it needs at least 1 character")
+        check_text(prompt, name)
         return [self.config.bos_token_id, *self.tokenizer.encode(prompt)]
 
 

@@ -127,6 +127,18 @@ def test_a_prompt_that_cannot_run_is_refused_before_anything_runs(model, prompt,
     assert model.batches == []
 
 
+def test_half_a_surrogate_pair_is_named_with_its_prompt(model, text_folder) -> None:
+    model.config = type(model)(300).config
+    llm = LLM(model, folder=text_folder)
+    with pytest.raises(ValueError, match=r"prompt 1: character 2 is U\+D800, half of a surrogate pair"):
+        llm.generate(["good", "ab\ud800"])
+    with pytest.raises(ValueError, match="the prompt: character 0 is U"):
+        next(llm.stream("\udfff"))
+    with pytest.raises(ValueError, match=r"SamplingParams.stop\[0\]: character 0 is U\+D800"):
+        SamplingParams(stop="\ud800")
+    assert model.batches == []
+
+
 def test_stop_strings_need_a_tokenizer(model) -> None:
     with pytest.raises(ValueError, match=r"stop strings \('x',\) need a tokenizer"):
         LLM(model).generate([[4]], SamplingParams(stop="x"))
