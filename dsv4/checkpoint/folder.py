@@ -21,6 +21,7 @@ from dsv4.checkpoint import formats, names
 from dsv4.checkpoint.errors import CheckpointError
 from dsv4.checkpoint.shards import Shards, StoredTensor, read_json
 from dsv4.config import ModelConfig
+from dsv4.notices import warn_once
 
 # Attribute of a loaded model: weight name -> the scales that it was stored with, on the CPU.
 LOADED_SCALES = "checkpoint_scales"
@@ -57,11 +58,13 @@ class Checkpoint:
         self.folder = folder
         self._shards = Shards(folder)
         try:
-            self._sources = _official_sources(self._shards, config.n_routed_experts)
+            self._sources, unread = _official_sources(self._shards, config)
             self.config = _without_lost_mtp(config, self._shards, self._sources)
             self.layout = _detect_layout(self._sources)
             self.scale_dtype = _detect_scale_dtype(self._sources, self.layout)
             _check(folder, self._sources, self.config, self.layout, self.scale_dtype)
+            if unread:
+                warn_once(_unread_line(folder, unread))
         except BaseException:
             self.close()
             raise
@@ -114,7 +117,7 @@ def read_config(path: str | Path) -> ModelConfig:
     folder = Path(path)
     config = _read_config(folder)
     with Shards(folder) as shards:
-        return _without_lost_mtp(config, shards, _official_sources(shards, config.n_routed_experts))
+        return _without_lost_mtp(config, shards, _official_sources(shards, config)[0])
 
 
 def _read_config(folder: Path) -> ModelConfig:
@@ -122,15 +125,21 @@ def _read_config(folder: Path) -> ModelConfig:
         raise CheckpointError(folder, "a model folder", "no such folder" if not folder.exists() else "a file")
     raw = read_json(folder / "config.json")
     try:
-        return ModelConfig.from_dict(raw)
+        return ModelConfig.from_dict(raw, folder / "config.json")
     except ValueError as error:
         raise CheckpointError(folder / "config.json", "a DeepSeek V4 config", str(error)) from error
 
 
-def _official_sources(shards: Shards, num_experts: int) -> dict[str, _Source]:
+def _official_sources(shards: Shards, config: ModelConfig) -> tuple[dict[str, _Source], list[StoredTensor]]:
+    """(where each official tensor lies, the tensors of a draft model that stay unread)."""
+    num_experts = config.n_routed_experts
     sources: dict[str, _Source] = {}
+    unread: list[StoredTensor] = []
     for stored in shards.tensors.values():
         official = names.to_official(stored.name)
+        if names.is_draft(official, config.num_nextn_predict_layers):
+            unread.append(stored)
+            continue
         if names.is_duplicate(official):
             continue
         parts = names.merged_parts(official, num_experts)
@@ -144,7 +153,17 @@ def _official_sources(shards: Shards, num_experts: int) -> dict[str, _Source]:
                 expected = f"{name} once, which {first.name!r} in {first.file.name} already is"
                 raise CheckpointError(stored.file, expected, "a duplicate", stored.name)
             sources[name] = source
-    return sources
+    return sources, unread
+
+
+def _unread_line(folder: Path, unread: list[StoredTensor]) -> str:
+    modules = Counter(".".join(tensor.name.removeprefix("model.").split(".")[:2]) for tensor in unread)
+    size = sum(tensor.num_bytes for tensor in unread) / 1e9
+    return (
+        f"{folder}: left unread, as the model is whole without it: a draft model in "
+        f"{', '.join(f'{name} ({count})' for name, count in sorted(modules.items()))}, "
+        f"{len(unread)} tensors, {size:.3g} GB"
+    )
 
 
 def _without_lost_mtp(config: ModelConfig, shards: Shards, sources: dict[str, _Source]) -> ModelConfig:
@@ -175,7 +194,7 @@ def _check(folder: Path, sources: dict[str, _Source], config: ModelConfig, layou
     for name, spec in expected.items():
         if name not in sources:
             missing = sum(other not in sources for other in expected)
-            found = f"no such tensor ({missing} of {len(expected)} are missing)"
+            found = f"no such tensor ({missing} of {len(expected)} are missing){_mtp_hint(name)}"
             raise CheckpointError(folder, _describe(_dtypes(spec, layout, scale_dtype), spec.shape), found, name)
     for name, source in sources.items():
         stored = source.stored
@@ -188,6 +207,12 @@ def _check(folder: Path, sources: dict[str, _Source], config: ModelConfig, layou
             part = "" if source.part is None else f" in it for {name}"
             found = _describe([stored.dtype], stored.shape)
             raise CheckpointError(stored.file, _describe(dtypes, shape) + part, found, stored.name)
+
+
+def _mtp_hint(missing: str) -> str:
+    if not missing.startswith("mtp."):
+        return ""
+    return '; with "num_nextn_predict_layers": 0 in config.json the model loads without its MTP block'
 
 
 def _dtypes(spec: TensorSpec, layout: Layout, scale_dtype: str) -> Sequence[str]:

@@ -25,6 +25,8 @@ from dsv4.checkpoint.gguf_names import ARCHITECTURE, index_head_dim, metadata, t
 from dsv4.checkpoint.gguf_vocab import vocabulary
 from dsv4.checkpoint.reading import check_expert_ids
 from dsv4.config import ModelConfig
+from dsv4.model.moe import repeats
+from dsv4.notices import warn_once
 
 Linears = Literal["bf16", "q8_0"]
 Array = np.ndarray[Any, Any]
@@ -165,7 +167,12 @@ def _data(planned: _Planned, source: Checkpoint) -> Array:
 
 def _values(name: str, source: Checkpoint) -> Tensor:
     if name.endswith("tid2eid"):
-        check_expert_ids(source.stored(name), source, name)
+        table = source.stored(name)
+        check_expert_ids(table, source, name)
+        repeating = int(repeats(table).any(-1).sum())
+        if repeating:
+            file, stored = source.place(name)
+            warn_once(f"{file}: tensor {stored!r} repeats an expert for {repeating} tokens; llama.cpp counts it twice")
     return _pad_index_heads(name, source.parameter(name), source.config)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from types import TracebackType
 
@@ -14,6 +15,7 @@ from rich.text import Text
 from dsv4.engine.chat_session import ChatSession
 from dsv4.engine.llm import LLM
 from dsv4.kernels import native
+from dsv4.text import keep_foreign_bytes
 
 EFFORTS = ("low", "high", "max")
 HELP = """/think          switch thinking on or off
@@ -43,6 +45,7 @@ def chat(
     # Line editing and history for input(), where the platform has it.
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    keep_foreign_bytes(sys.stdin)
     run(session, console)
 
 

@@ -53,7 +53,7 @@ class ConversationModel:
         self.vocab_size = llm.tokenizer.vocab_size
         special = llm.tokenizer.special_tokens  # which of the turn tokens a tokenizer has differs
         turn_ids = [special[t.default_str()] for t in _TURN_TOKENS if t.default_str() in special]
-        self.stop_token_ids = frozenset({llm.config.eos_token_id, *turn_ids})
+        self.stop_token_ids = frozenset({*llm.config.eos_token_ids, *turn_ids})
 
     def prepare(self, request: recipe.ConversationRequest) -> Turn:
         """Renders and tokenises. Raises recipe.ConversionError when the context cannot hold prompt and answer.

@@ -20,7 +20,7 @@ class CoreLimits:
     """What a request is checked against before it is queued, and how its tokens become text."""
 
     vocab_size: int
-    eos_token_id: int
+    eos_token_ids: tuple[int, ...]
     max_model_len: int  # prompt and output together
     text_vocab_size: int = 0  # ids that the tokenizer knows; the vocabulary may be padded beyond
     new_decoder: Callable[[], TextDecoder] | None = None  # None: no tokenizer, so no text
@@ -45,7 +45,7 @@ class EngineCore:
         limits = self.limits
         stops = set(params.stop_token_ids)
         if not params.ignore_eos:
-            stops.add(limits.eos_token_id)
+            stops.update(limits.eos_token_ids)
         return Sequence(
             request_id=next(self._request_ids),
             prompt_token_ids=list(prompt_token_ids),

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dsv4.engine.llm import LLM
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.kernels import native
+from dsv4.text import check_text, keep_foreign_bytes
 
 
 def generate(
@@ -26,6 +27,7 @@ def generate(
     The prompt "-" is standard input. `as_json` prints one object a prompt and line: prompt, text, token_ids, logprobs,
     finish_reason, cached_tokens.
     """
+    keep_foreign_bytes(sys.stdin)
     params = SamplingParams(
         max_tokens=max_tokens,
         temperature=1.0 if temperature is None else temperature,
@@ -35,6 +37,8 @@ def generate(
         logprobs=as_json,
     )
     texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
+    for place, text in enumerate(texts, start=1):
+        check_text(text, f"prompt {place}")
     native.module()  # chosen now, so that a reason why the reference runs comes first
     llm = LLM(model)
     if len(texts) == 1 and not as_json:

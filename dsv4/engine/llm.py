@@ -17,6 +17,7 @@ from dsv4.engine.runner import EngineModel, ModelRunner
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.engine.scheduler import Scheduler, SchedulerConfig
 from dsv4.engine.waiting import WaitingLimits
+from dsv4.text import check_text
 from dsv4.tokenizer import Tokenizer
 from dsv4.tokenizer.prompts import PromptEncoder, effort_ladder
 
@@ -69,7 +70,7 @@ class LLM:
         runner = ModelRunner(model, max_num_seqs, self.max_model_len, torch.device(device))
         limits = CoreLimits(
             self.config.vocab_size,
-            self.config.eos_token_id,
+            self.config.eos_token_ids,
             self.max_model_len,
             text_vocab_size=0 if tokenizer is None else tokenizer.vocab_size,
             new_decoder=None if tokenizer is None else tokenizer.decode_stream,
@@ -104,7 +105,8 @@ class LLM:
             if len(params) != len(batch):
                 raise ValueError(f"{len(params)} sampling_params for {len(batch)} prompts; give one, or one a prompt")
         sequences = [
-            self.core.new_sequence(self.encode(prompt), param) for prompt, param in zip(batch, params, strict=True)
+            self.core.new_sequence(self.encode(prompt, f"prompt {place}"), param)
+            for place, (prompt, param) in enumerate(zip(batch, params, strict=True))
         ]
         self.claim()
         try:
@@ -142,10 +144,11 @@ class LLM:
     def release(self) -> None:
         self._in_use.release()
 
-    def encode(self, prompt: Prompt) -> list[int]:
+    def encode(self, prompt: Prompt, name: str = "the prompt") -> list[int]:
         """Token ids of a prompt: text after a begin-of-sentence token, ids as they are.
 
-        ValueError for an empty text, and, before it is tokenised, for one that cannot fit by its length.
+        ValueError, beginning with `name`, for an empty text or half a surrogate pair; and, before it is tokenised, for
+        a text that cannot fit by its length.
         """
         if not isinstance(prompt, str):
             return prompt
@@ -153,7 +156,8 @@ class LLM:
             where = f" {self.path}" if self.path is not None else ""
             raise ValueError(f"the model{where} has no tokenizer, so a prompt must be a list of token ids, not text")
         if not prompt:
-            raise ValueError("the prompt is an empty text; it needs at least 1 character")
+            raise ValueError(f"{name} is an empty text; it needs at least 1 character")
+        check_text(prompt, name)
         least = 1 + self.tokenizer.min_tokens(prompt)
         if least > self.max_model_len:
             raise ValueError(

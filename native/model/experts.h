@@ -1,6 +1,7 @@
 // The router and the experts of a tile of tokens.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "base/rows.h"
@@ -10,7 +11,8 @@
 namespace dsv4::DSV4_ISA {
 
 // Experts of one token from its router logits: index [k] and weights [k]. Hash layers look the experts up by token id,
-// the others select the k best of score + bias, in ascending order.
+// the others select the k best of score + bias, in ascending order. An expert that the table repeats counts each time in
+// the sum, but its output once: later repeats weigh 0.
 inline void route(const float* logits, const Layer& layer, const Config& c, int64_t token_id, std::vector<float>& work,
                   int32_t* index, float* weights) {
     int64_t experts = c.n_routed_experts, k = c.num_experts_per_tok;
@@ -28,8 +30,10 @@ inline void route(const float* logits, const Layer& layer, const Config& c, int6
     }
     float total = 0.0f;
     for (int64_t i = 0; i < k; ++i) total += scores[index[i]];
-    for (int64_t i = 0; i < k; ++i)
-        weights[i] = scores[index[i]] / (total + 1e-20f) * static_cast<float>(c.routed_scaling_factor);
+    for (int64_t i = 0; i < k; ++i) {
+        const bool repeat = layer.tid2eid && std::find(index, index + i, index[i]) != index + i;
+        weights[i] = repeat ? 0.0f : scores[index[i]] / (total + 1e-20f) * static_cast<float>(c.routed_scaling_factor);
+    }
 }
 
 // The routed experts of n tokens: rows [n, k, d] = the weighted output of each selected expert. x [n, d]; hidden is
