@@ -7,6 +7,7 @@ class for h11, which is told of the same events and watches the clock beside the
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import socket
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from dsv4.server.errors import error_body
 Phase = Literal["idle", "head", "body", "answer"]
 
 _UNSENT_BYTES = 65536  # what the kernel holds of an answer before the server notices that nobody reads it
+_numbers = itertools.count()
 _STALLED_SECONDS = 2.0  # a body that has paused this long may make room for others
 
 
@@ -63,6 +65,7 @@ class ClientConnection(H11Protocol):
         self, limits: ClientLimits, clock: ServingClock, config: Config, server_state: ServerState, **options: Any
     ) -> None:
         super().__init__(config=config, server_state=server_state, **options)
+        self.number = next(_numbers)  # of two that have waited as long, the older one is known by it
         self._limits, self._clock = limits, clock
         self._since = self._last_data = self._unsent_since = clock.seconds
         self._received = self._unsent = 0

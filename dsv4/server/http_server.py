@@ -73,6 +73,8 @@ class HttpServer(uvicorn.Server):
         await self._wait_for_requests(self._drain.remaining)
         self._drain.cut()
         await self._wait_for_requests(_LAST_WORDS_SECONDS)
+        for connection in self._connections():  # a client that never sends its body would be waited for
+            connection.transport.abort()
         for job in self._jobs:
             job.cancel()
         await asyncio.gather(*self._jobs, return_exceptions=True)
@@ -141,7 +143,7 @@ class HttpServer(uvicorn.Server):
         waiting = [connection for connection in self._connections() if connection.gives_way]
         if not waiting:
             return False
-        idlest = max(waiting, key=lambda connection: connection.waiting_seconds)
+        idlest = max(waiting, key=lambda connection: (connection.waiting_seconds, -connection.number))
         idlest.transport.abort()
         self.server_state.connections.discard(idlest)  # its file closes in the loop's next turn
         return True
