@@ -2,7 +2,16 @@
 
 from dsv4.engine.async_engine import AsyncEngine, EngineError
 from dsv4.engine.llm import LLM
-from dsv4.engine.outputs import RequestOutput, TokenEvent
+from dsv4.engine.outputs import ProgressEvent, RequestOutput, Timings, TokenEvent
 from dsv4.engine.sampling_params import SamplingParams
 
-__all__ = ["LLM", "AsyncEngine", "EngineError", "RequestOutput", "SamplingParams", "TokenEvent"]
+__all__ = [
+    "LLM",
+    "AsyncEngine",
+    "EngineError",
+    "ProgressEvent",
+    "RequestOutput",
+    "SamplingParams",
+    "Timings",
+    "TokenEvent",
+]

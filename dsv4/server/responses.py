@@ -39,18 +39,16 @@ def event_stream(service: ChatService, job: Job, keep_alive_seconds: float) -> R
 
 
 async def _frames(service: ChatService, job: Job, messages_style: bool) -> AsyncGenerator[ServerSentEvent, None]:
-    response = job.protocol.response
     try:
-        async with contextlib.aclosing(service.chunks(job)) as chunks:
-            async for chunk in chunks:
-                name = response.sse_event_name(chunk)  # pyright: ignore[reportArgumentType]  # of the same protocol
-                yield ServerSentEvent(chunk.to_json(), event=name, sep="\n")
+        async with contextlib.aclosing(service.frames(job)) as frames:
+            async for name, data in frames:
+                yield ServerSentEvent(data, event=name, sep="\n")
     except Exception as error:  # the status line is out: whatever failed, the client learns of it in the stream
         logger.error("%s %s failed", job.protocol.name, job.id, exc_info=error)
         body = json.dumps(error_body(500, str(error), messages_style=messages_style))
         yield ServerSentEvent(body, event="error" if messages_style else None, sep="\n")
         return
-    done = response.sse_done_data()
+    done = job.protocol.response.sse_done_data()
     if done is not None:
         yield ServerSentEvent(done, sep="\n")
 
