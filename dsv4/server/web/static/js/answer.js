@@ -54,7 +54,10 @@ export class AnswerView {
     this.drawFailure();
     this.copy.hidden = !node.content;
     this.again.hidden = streaming || node.status === "error";
-    this.stats.textContent = describeSpeed(streaming ? (node.timings?.predicted_n ?? node.pieces) : node.tokens, node.timings);
+    this.stats.textContent = describeSpeed(
+      streaming ? (node.timings?.predicted_n ?? node.pieces) : node.tokens,
+      node.timings,
+    );
     this.stats.title = describeCost(node);
     this.tick();
   }

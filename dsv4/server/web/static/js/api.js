@@ -64,7 +64,7 @@ export async function throwIfStopped() {
 
 function sentence(text) {
   const trimmed = String(text ?? "").trim() || "No reason was given";
-  return /[.!?]$/.test(trimmed) ? trimmed : `${trimmed}.`;
+  return trimmed[0].toUpperCase() + trimmed.slice(1) + (/[.!?]$/.test(trimmed) ? "" : ".");
 }
 
 /** Retry-After in seconds: a number or a date. */

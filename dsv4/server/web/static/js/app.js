@@ -184,7 +184,8 @@ addEventListener("pagehide", () => {
   for (const conversation of live.values()) {
     // Nothing more will come: a tab that opens the chat next must not wait for it.
     for (const node of Object.values(conversation.nodes))
-      if (node.status === "streaming" && isRunning(conversation)) Object.assign(node, { status: "stopped", saved: Date.now() });
+      if (node.status === "streaming" && isRunning(conversation))
+        Object.assign(node, { status: "stopped", saved: Date.now() });
     conversations.write(conversation);
   }
 });

@@ -6,8 +6,7 @@
 //        goesOn: a list, table or paragraph too long for one block, which the next one continues;
 //        end: where the next one begins in the text; head: the header lines that a table hands on to it.
 
-const LONG = 8_000; // characters after which a list, quote or paragraph goes on in a new block
-const LONG_TABLE = 30_000;
+const LONG = 8_000; // characters after which a list, table, quote or paragraph goes on in a new block
 const TOO_LONG = 40_000; // characters of one block that are still formatted
 const LONG_LINE = 10_000; // the same for one line: formatting takes the square of it at worst
 const LONG_FORMULA = 4_000; // characters in which a displayed formula must close
@@ -85,7 +84,7 @@ class Scan {
     if (this.fence || this.formula || !line.trim()) return false;
     if (this.blank) return !this.goesOnAfterBlank(line);
     if (FENCE.test(line) && !(this.list && /^ {2}/.test(line))) return true;
-    if (size < (this.table ? LONG_TABLE : LONG)) return false;
+    if (size < LONG) return false;
     this.goesOn = this.list ? TOP_ITEM.test(line) : !this.quote || line.startsWith(">");
     return this.goesOn;
   }

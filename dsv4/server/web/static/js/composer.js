@@ -41,7 +41,7 @@ export function setupComposer(actions) {
     area.classList.toggle("unbroken", UNBROKEN.test(value));
     fold.hidden = !isLong;
     fold.draw(!folded, value);
-    area.style.height = "auto";
+    area.style.height = folded ? "" : "auto";
     if (!folded) area.style.height = `${area.scrollHeight}px`;
     button.disabled = !running && !value.trim();
     size = value.length;

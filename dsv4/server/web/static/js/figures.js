@@ -17,7 +17,8 @@ export function duration(ms) {
 /** Where an unanswered request is, in words: "" while there is nothing to say yet. */
 export function describePhase(phase, now) {
   const waited = now - (phase?.since ?? now);
-  if (phase?.kind === "busy") return `The server is busy, trying again in ${Math.ceil(Math.max(phase.until - now, 0) / 1000)} s`;
+  if (phase?.kind === "busy")
+    return `The server is busy, trying again in ${Math.ceil(Math.max(phase.until - now, 0) / 1000)} s`;
   if (waited < UNSEEN) return "";
   if (phase.kind === "queue") return phase.ahead ? `Waiting: ${count(phase.ahead)} ahead` : "Waiting: next in line";
   if (phase.kind === "reading") return describeReading(phase, now);

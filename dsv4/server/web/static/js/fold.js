@@ -25,7 +25,8 @@ export function foldButton(controls, toggle) {
   const button = h("button", { type: "button", class: "fold", "aria-controls": controls, onclick });
   button.draw = (open, text) => {
     const { lines } = measure(text);
-    const size = lines > LINES ? `${lines.toLocaleString("en")} lines` : `${text.length.toLocaleString("en")} characters`;
+    const size =
+      lines > LINES ? `${lines.toLocaleString("en")} lines` : `${text.length.toLocaleString("en")} characters`;
     button.setAttribute("aria-expanded", open);
     button.textContent = open ? "Show less" : `Show all (${size})`;
   };

@@ -115,7 +115,8 @@ export class MarkdownView {
       this.blocks[at] = { ...old, source, info };
       return;
     }
-    const node = kind === "code" ? codeBlock(source, info) : kind === "plain" ? plain(source, reason) : this.build(source);
+    const node =
+      kind === "code" ? codeBlock(source, info) : kind === "plain" ? plain(source, reason) : this.build(source);
     node.classList.toggle("continued", Boolean(this.blocks[at - 1]?.goesOn));
     if (old) old.node.replaceWith(node);
     else this.element.append(node);
@@ -170,7 +171,8 @@ function block(source, links) {
 }
 
 function plain(source, reason) {
-  return h("div", { class: "block" }, h("div", { class: "plain unbroken" }, source), h("p", { class: "plain-note" }, REASONS[reason]));
+  const text = h("div", { class: UNBROKEN.test(source) ? "plain unbroken" : "plain" }, source);
+  return h("div", { class: "block" }, text, h("p", { class: "plain-note" }, REASONS[reason]));
 }
 
 /** Closes emphasis and code spans that the last paragraph leaves open, and drops a marker that has only begun. */

@@ -10,7 +10,11 @@ export class QuestionView {
   constructor(node, versions, actions) {
     this.node = node;
     this.actions = actions;
-    const text = h("div", { class: UNBROKEN.test(node.content) ? "unbroken" : null, id: `text-${node.id}` }, node.content);
+    const text = h(
+      "div",
+      { class: UNBROKEN.test(node.content) ? "unbroken" : null, id: `text-${node.id}` },
+      node.content,
+    );
     this.bubble = h("div", { class: "bubble" }, text);
     if (measure(node.content).isLong) this.fold(text);
     const copy = iconButton("copy", "Copy message", () => copyFrom(copy, node.content));
