@@ -3,7 +3,7 @@
 from dsv4.engine.async_engine import AsyncEngine, EngineError
 from dsv4.engine.capacity import CapacityError
 from dsv4.engine.llm import LLM
-from dsv4.engine.outputs import RequestOutput, TokenEvent
+from dsv4.engine.outputs import ProgressEvent, RequestOutput, Timings, TokenEvent
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.engine.waiting import QueueFullError
 
@@ -12,8 +12,10 @@ __all__ = [
     "AsyncEngine",
     "CapacityError",
     "EngineError",
+    "ProgressEvent",
     "QueueFullError",
     "RequestOutput",
     "SamplingParams",
+    "Timings",
     "TokenEvent",
 ]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import deepseek_recipe as recipe
 
 from dsv4.engine.llm import LLM
-from dsv4.engine.outputs import Alternatives, TokenEvent
+from dsv4.engine.outputs import Alternatives, Timings, TokenEvent
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.tokenizer.prompts import PromptEncoder
 
@@ -89,6 +89,7 @@ class Answer:
         self._model = model
         self._processor = recipe.StreamProcessor(generator, turn.parsing, model.parser_tokenizer)
         self._started = False
+        self.timings: Timings | None = None  # of the latest event
 
     @property
     def finished(self) -> bool:
@@ -98,6 +99,7 @@ class Answer:
     def push(self, event: TokenEvent) -> list[Chunk]:
         """Chunks that the event's tokens bring about; the first event also brings the opening ones."""
         chunks: list[Chunk] = []
+        self.timings = event.timings
         if not self._started:
             self._started = True
             usage = recipe.PromptUsage(prompt_tokens=self._prompt_tokens, prompt_cache_hit_tokens=event.cached_tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -76,6 +77,9 @@ class EngineCore:
         chunks = self.scheduler.schedule()
         if not chunks:
             return []
+        now = time.monotonic()
+        for chunk in chunks:
+            chunk.sequence.mark_scheduled(now)
         logits = self.runner.run(chunks)
         for chunk in chunks:
             chunk.sequence.num_computed_tokens = chunk.stop
@@ -83,9 +87,10 @@ class EngineCore:
             return []
         sampling = [chunk.sequence for chunk in chunks if chunk.samples]
         sampled = sample(logits, [sequence.sample_request() for sequence in sampling])
+        now = time.monotonic()
         events: list[tuple[Sequence, TokenEvent]] = []
         for sequence, token in zip(sampling, sampled, strict=True):
-            events.append((sequence, sequence.append(token)))
+            events.append((sequence, sequence.append(token, now)))
             if sequence.finished:
                 self._release(sequence)
         return events
