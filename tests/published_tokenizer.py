@@ -39,7 +39,7 @@ def corpus() -> dict[str, str]:
     numbers = [chr(code) for code in range(0x3000) if unicodedata.category(chr(code))[0] == "N"]
     texts = {
         "python": (ROOT / "dsv4" / "model" / "moe.py").read_text(encoding="utf-8"),
-        "c++": (ROOT / "native" / "forward.h").read_text(encoding="utf-8"),
+        "c++": (ROOT / "native" / "model" / "forward.h").read_text(encoding="utf-8"),
         "markdown": (ROOT / "README.md").read_text(encoding="utf-8"),
         "javascript": (ROOT / "dsv4/server/web/static/js/markdown.js").read_text(encoding="utf-8"),
         "crlf": (ROOT / "dsv4" / "config.py").read_text(encoding="utf-8").replace("\n", "\r\n"),
