@@ -15,6 +15,7 @@ from dsv4 import __version__
 from dsv4.config import ModelConfig, nano_path
 from dsv4.kernels.native import KernelChoiceError
 from dsv4.presets import PRESETS
+from dsv4.server.serve_cli import add_access_options
 
 EFFORTS = ("low", "high", "max")
 
@@ -133,7 +134,7 @@ def _add_serve(commands: Any) -> None:
         "--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)"
     )
     parser.add_argument("--port", type=int, default=8000, help="default: %(default)s")
-    _add_access(parser)
+    add_access_options(parser)
     parser.add_argument(
         "--max-num-seqs", type=int, default=8, metavar="N", help="requests computed at once (default: %(default)s)"
     )
@@ -142,53 +143,6 @@ def _add_serve(commands: Any) -> None:
     )
     parser.add_argument("--threads", type=int, default=None, metavar="N", help="CPU threads of a forward")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-
-
-def _add_access(parser: argparse.ArgumentParser) -> None:
-    """Options of `serve` that say who may use it and for how long."""
-    access = parser.add_argument_group("who may use it, and for how long")
-    access.add_argument(
-        "--api-key",
-        action="append",
-        default=[],
-        metavar="KEY",
-        help="require one of these keys; repeatable. Every process of this machine can read it here: better the "
-        "environment variable DSV4_API_KEY (comma-separated) or --api-key-file",
-    )
-    access.add_argument(
-        "--api-key-file", metavar="FILE", help="require one of the keys in FILE, one a line, # comments"
-    )
-    access.add_argument(
-        "--allowed-host", action="append", default=[], metavar="NAME", help="a further name of this server; repeatable"
-    )
-    access.add_argument(
-        "--allowed-origin",
-        action="append",
-        default=[],
-        metavar="ORIGIN",
-        help="web pages of this origin, like https://chat.example, may use the server; repeatable",
-    )
-    access.add_argument(
-        "--grace-seconds",
-        type=float,
-        default=8.0,
-        metavar="S",
-        help="what open requests get to end after SIGTERM or Ctrl-C (default: %(default)g)",
-    )
-    access.add_argument(
-        "--client-seconds",
-        type=float,
-        default=60.0,
-        metavar="S",
-        help="how long a client may take to send a request, or not read its answer (default: %(default)g)",
-    )
-    access.add_argument(
-        "--max-connections",
-        type=int,
-        default=None,
-        metavar="N",
-        help="connections open at once (default: what the limit of open files leaves, at most 4096)",
-    )
 
 
 def _serve(options: argparse.Namespace) -> int | None:

@@ -74,7 +74,7 @@ class HttpServer(uvicorn.Server):
         self._drain.cut()
         self._abort(lambda connection: connection.phase != "answer")  # a request that is not whole gets no answer
         await self._wait_for_requests(_LAST_WORDS_SECONDS)
-        self._abort(lambda connection: True)
+        self._abort(lambda connection: connection.phase != "idle")
         await self._wait_for_requests(_LAST_WORDS_SECONDS)
         for job in self._jobs:
             job.cancel()
