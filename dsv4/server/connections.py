@@ -7,9 +7,9 @@ class for h11, which is told of the same events and watches the clock beside the
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import socket
+import time
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -23,7 +23,6 @@ from dsv4.server.errors import error_body
 Phase = Literal["idle", "head", "body", "answer"]
 
 _UNSENT_BYTES = 65536  # what the kernel holds of an answer before the server notices that nobody reads it
-_numbers = itertools.count()
 _STALLED_SECONDS = 2.0  # a body that has paused this long may make room for others
 
 
@@ -65,10 +64,10 @@ class ClientConnection(H11Protocol):
         self, limits: ClientLimits, clock: ServingClock, config: Config, server_state: ServerState, **options: Any
     ) -> None:
         super().__init__(config=config, server_state=server_state, **options)
-        self.number = next(_numbers)  # of two that have waited as long, the older one is known by it
         self._limits, self._clock = limits, clock
         self._since = self._last_data = self._unsent_since = clock.seconds
         self._received = self._unsent = 0
+        self.last_seen = time.monotonic()  # for the order among connections; deadlines go by the clock
         self._has_head_part = False
 
     @property
@@ -104,6 +103,7 @@ class ClientConnection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         before = self.phase
+        self.last_seen = time.monotonic()
         self._last_data = self._clock.seconds
         self._received += len(data)
         super().data_received(data)
@@ -112,6 +112,7 @@ class ClientConnection(H11Protocol):
             self._since, self._received = self._clock.seconds, 0
 
     def on_response_complete(self) -> None:
+        self.last_seen = time.monotonic()
         self._since = self._clock.seconds
         super().on_response_complete()  # takes up the next request, when it has come already
         self._look_for_a_head()
