@@ -115,6 +115,11 @@ export class MarkdownView {
       this.blocks[at] = { ...old, source, info };
       return;
     }
+    if (kind === "plain" && old?.kind === kind && source.startsWith(old.source)) {
+      old.node.querySelector(".plain").append(source.slice(old.source.length));
+      this.blocks[at] = { ...old, source };
+      return;
+    }
     const node =
       kind === "code" ? codeBlock(source, info) : kind === "plain" ? plain(source, reason) : this.build(source);
     node.classList.toggle("continued", Boolean(this.blocks[at - 1]?.goesOn));
