@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from dsv4.training.files import write_atomically
+from dsv4.checkpoint.atomic import new_file
 
 CALIBRATION_STEPS = 12
 REPLAN_EVERY = 50
@@ -63,4 +63,5 @@ class StepPlan:
         total = step + max(1, int((self.seconds - elapsed) / seconds_per_step))
         self.entries.append((step, total))
         content = {"steps": self.steps, "seconds": self.seconds, "entries": self.entries}
-        write_atomically(self.path, lambda temporary: temporary.write_text(json.dumps(content), encoding="utf-8"))
+        with new_file(self.path) as temporary:
+            temporary.write_text(json.dumps(content), encoding="utf-8")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dsv4.training.files import write_atomically
+from dsv4.checkpoint.atomic import new_file
 from dsv4.training.optim import MuonAdamW
 
 
@@ -34,7 +34,8 @@ def save_state(path: Path, model: nn.Module, optimiser: MuonAdamW, progress: Pro
     }
     if torch.cuda.is_available():
         state["cuda_rng"] = torch.cuda.get_rng_state_all()
-    write_atomically(path, lambda temporary: torch.save(state, temporary))
+    with new_file(path) as temporary, temporary.open("wb") as handle:
+        torch.save(state, handle)  # to a path it would write in C++, which says no reason when the disk is full
 
 
 def load_state(path: Path, model: nn.Module, optimiser: MuonAdamW) -> Progress:
