@@ -113,6 +113,14 @@ def _add_model(parser: argparse.ArgumentParser, flag: str = "model") -> None:
     parser.add_argument(flag, metavar="MODEL", help="model folder (default: the embedded nano model)", **nargs)
 
 
+def _add_weight_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--skip-weight-check",
+        action="store_true",
+        help="load without looking for NaN and infinity in the weights, which reads them all",
+    )
+
+
 def _add_sampling(parser: argparse.ArgumentParser, max_tokens: int) -> None:
     parser.add_argument("--max-tokens", type=int, default=max_tokens, metavar="N", help="default: %(default)s")
     parser.add_argument("--temperature", type=float, default=None, metavar="T", help="0 is greedy")
@@ -144,6 +152,7 @@ def _add_serve(commands: Any) -> None:
     )
     parser.add_argument("--threads", type=int, default=None, metavar="N", help="CPU threads of a forward")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    _add_weight_check(parser)
 
 
 def _serve(options: argparse.Namespace) -> int | None:
@@ -158,6 +167,7 @@ def _serve(options: argparse.Namespace) -> int | None:
         max_model_len=options.max_model_len,
         threads=options.threads,
         device=options.device,
+        check_values=not options.skip_weight_check,
     )
 
 
@@ -170,6 +180,7 @@ def _add_chat(commands: Any) -> None:
     thinking.add_argument("--no-thinking", action="store_true", help="answer at once")
     thinking.add_argument("--effort", choices=EFFORTS, default=None, help="how much to think")
     _add_sampling(parser, max_tokens=1024)
+    _add_weight_check(parser)
 
 
 def _chat(options: argparse.Namespace) -> int | None:
@@ -183,6 +194,7 @@ def _chat(options: argparse.Namespace) -> int | None:
         temperature=options.temperature,
         top_p=options.top_p,
         seed=options.seed,
+        check_values=not options.skip_weight_check,
     )
 
 
@@ -199,6 +211,7 @@ def _add_generate(commands: Any) -> None:
     _add_sampling(parser, max_tokens=64)
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
     parser.add_argument("--json", action="store_true", help="one JSON object a prompt, with token ids and logprobs")
+    _add_weight_check(parser)
 
 
 def _generate(options: argparse.Namespace) -> int | None:
@@ -213,6 +226,7 @@ def _generate(options: argparse.Namespace) -> int | None:
         seed=options.seed,
         stop=options.stop,
         as_json=options.json,
+        check_values=not options.skip_weight_check,
     )
 
 

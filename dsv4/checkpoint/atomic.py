@@ -1,7 +1,7 @@
 """Files and folders that are whole or absent: written under a temporary name, synced, renamed.
 
-A temporary name is hidden, beside the target, and locked as long as its writer lives. What a killed writer leaves has no
-lock any more: the next one for the same target clears it away.
+A temporary name is hidden, beside the target, and locked as long as its writer lives. What a killed writer leaves has
+no lock any more: the next one for the same target clears it away.
 """
 
 from __future__ import annotations

@@ -25,8 +25,11 @@ from dsv4.config import ModelConfig
 PLAIN_DTYPES = ("BF16", "F32", "F16")
 # What most routed experts are stored as -> the layout of the folder.
 _LAYOUT_OF: dict[str, Layout] = {
-    **{"I8": "official", "F8_E4M3": "official-base"},
-    **{"BF16": "bf16", "F32": "fp32", "F16": "fp32"},
+    "I8": "official",
+    "F8_E4M3": "official-base",
+    "BF16": "bf16",
+    "F32": "fp32",
+    "F16": "fp32",
 }
 
 
@@ -106,10 +109,12 @@ class Checkpoint:
         row, column = index
         return [source.part.expert, row + (source.part.half or 0) * source.shape[0], column]
 
-    @property
-    def files(self) -> list[Path]:
-        """The files that hold its tensors."""
-        return sorted({source.stored.file for source in self._sources.values()})
+    def map_files(self) -> list[Path]:
+        """Maps every file that holds one of its tensors; where they are."""
+        first = {source.stored.file: source.stored for source in self._sources.values()}
+        for stored in first.values():
+            self._shards.read(stored)
+        return list(first)
 
     def close(self) -> None:
         self._shards.close()

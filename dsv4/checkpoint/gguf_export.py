@@ -20,6 +20,7 @@ from dsv4.checkpoint.files import Progress
 from dsv4.checkpoint.folder import Checkpoint
 from dsv4.checkpoint.gguf_names import ARCHITECTURE, index_head_dim, metadata, to_gguf
 from dsv4.checkpoint.gguf_vocab import vocabulary
+from dsv4.checkpoint.mapped import MappedFiles
 from dsv4.checkpoint.reading import check_expert_ids
 from dsv4.checkpoint.rounding import Rounding, RoundingError
 from dsv4.checkpoint.values import check_values, first_not_finite
@@ -73,6 +74,7 @@ def export_gguf(
         raise ValueError(f"linears = {linears!r} is not allowed; allowed: None, {', '.join(map(repr, _LINEAR_TYPES))}")
     target, rounding = Path(dst), Rounding(allow_rounding)
     with Checkpoint(src) as source:
+        files = MappedFiles(source)
         if mtp and not source.config.num_nextn_predict_layers:
             raise CheckpointError(source.folder, "an MTP block to write", "none")
         plan = _plan(source, linears, mtp)
@@ -105,6 +107,7 @@ def export_gguf(
                     done += planned.num_bytes
                     if progress is not None:
                         progress(done, total)
+                files.check()
             finally:
                 writer.close()
     return rounding.errors

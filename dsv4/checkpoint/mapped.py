@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from dsv4.checkpoint.errors import CheckpointError
+from dsv4.checkpoint.folder import Checkpoint
 from dsv4.kernels import native
 from dsv4.kernels.stored import StoredTensor
 
@@ -27,23 +29,23 @@ class _Identity(NamedTuple):
 
 
 class MappedFiles:
-    """Files as they were when they were opened.
+    """The files of an opened folder, as they are now, all mapped. As long as this lives the native kernels watch them.
+
+    Should the process end for want of a file's bytes (SIGBUS), they write a last line to stderr that names the file; on
+    Linux, and not where the reference kernels run: those read a file only while it is loaded.
 
     A file that another one replaced by its name, or that was deleted, is as before to whoever has it mapped. One that
     was written to is not, and one cut short ends the process when its lost end is read (SIGBUS).
     """
 
-    def __init__(self, files: Iterable[Path]) -> None:
-        self._identities = {file.resolve(): _identify(file) for file in files}
-        self.ranges: dict[Path, tuple[int, int]] = {}  # first address of a view of the file, and the one after the last
-
-    def add_views(self, file: Path, tensors: Iterable[Tensor]) -> None:
-        """Takes note of where in memory the file's tensors lie."""
-        file = file.resolve()
-        for tensor in tensors:
-            start = tensor.data_ptr()
-            first, last = self.ranges.get(file, (start, start))
-            self.ranges[file] = min(first, start), max(last, start + tensor.nbytes)
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._folder = checkpoint.folder
+        # A link can be turned to another file, of which nothing is mapped.
+        self._identities = {file.resolve(): _identify(file) for file in checkpoint.map_files()}
+        self.ranges = _mapped_ranges(set(self._identities))
+        _watched.add(self)
+        weakref.finalize(self, _tell_kernels)
+        _tell_kernels()
 
     def change(self) -> str | None:
         """What has happened to the first file that is no longer as it was opened, None where all are."""
@@ -60,20 +62,16 @@ class MappedFiles:
                 return f"{file} was written to since it was opened"
         return None
 
-    def watch(self) -> None:
-        """Has the native kernels write a last line that names the file, should the process end for want of its bytes.
-
-        Nothing without native kernels: then no weights stay in files.
-        """
-        _watched.add(self)
-        weakref.finalize(self, _tell_kernels)
-        _tell_kernels()
+    def check(self) -> None:
+        """CheckpointError where one is no longer as it was opened."""
+        if (change := self.change()) is not None:
+            raise CheckpointError(self._folder, "files that nobody writes to while they are read", change)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MappedFiles:
-        return self  # the copied weights are views too, or else the files no longer matter
+        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return MappedFiles, ((),)  # a pickled weight carries its bytes
+        return type(None), ()  # pickled weights carry their bytes
 
 
 class LoadedScales:
@@ -113,8 +111,22 @@ def _tell_kernels() -> None:
         "dsv4: the process ends (SIGBUS): {} is mapped into it and can no longer be read, most often because the file "
         "was cut short or overwritten. Put other weights in its place by renaming.\n"
     )
-    ranges = [(*place, line.format(file)) for files in _watched for file, place in files.ranges.items()]
+    ranges = [(first, last, line.format(file)) for files in _watched for first, last, file in files.ranges]
     kernels.watch_bus_errors(ranges)
+
+
+def _mapped_ranges(files: set[Path]) -> list[tuple[int, int, Path]]:
+    """First address and the one after the last of each mapping of these files; none where the system does not say."""
+    maps = Path("/proc/self/maps")
+    if not maps.is_file():
+        return []
+    found: list[tuple[int, int, Path]] = []
+    for line in maps.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        addresses, *_, name = line.split(maxsplit=5)
+        if name.startswith("/") and (file := Path(name)) in files:
+            first, last = (int(address, 16) for address in addresses.split("-"))
+            found.append((first, last, file))
+    return found
 
 
 def _identify(file: Path) -> _Identity:

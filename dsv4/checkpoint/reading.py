@@ -51,8 +51,8 @@ def load_model(
     dtype: of the matrices. Norms and what the official layout stores as F32 (mHC, sinks, ape, router bias) are float32.
     check_values: CheckpointError names the first value that is no finite number. Without it all but FP4 codes need not
     be read before they are used, and such a value gives whatever the kernels make of it.
-    `save_model` writes weights that were not changed as they were stored: their scales are looked up in the files, which
-    therefore stay open.
+    `save_model` writes weights that were not changed as they were stored: their scales are looked up in the files,
+    which therefore stay open.
     """
     device = torch.device(device)
     plain = device.type == "cpu" and dtype == torch.float32
@@ -62,13 +62,12 @@ def load_model(
         raise ValueError(f"weights 'stored' on {device} in {dtype}: they stay as stored on the CPU in torch.float32")
     checkpoint = Checkpoint(path)
     try:
-        files = MappedFiles(checkpoint.files)
+        files = MappedFiles(checkpoint)
         with torch.device("meta"):
             model = Transformer(checkpoint.config, numerics)
         keep = weights == "stored" or (weights is None and plain and native.module() is not None)
         _materialize(model, checkpoint, device, dtype, keep, check_values)
-        if (change := files.change()) is not None:
-            raise CheckpointError(checkpoint.folder, "files that nobody writes to while they are read", change)
+        files.check()
     except BaseException:
         checkpoint.close()
         raise
@@ -113,16 +112,10 @@ def _wider(dtype: torch.dtype) -> bool:
 
 def _remember(model: Transformer, checkpoint: Checkpoint, files: MappedFiles) -> None:
     """What saving and watching need: the files that weights are views of, and the scales, which stay in the files."""
-    scales: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        if isinstance(parameter, StoredTensor):
-            files.add_views(checkpoint.place(name)[0], [parameter.codes])
-            if parameter.scales is not None:
-                scales[name] = parameter.scales
-                files.add_views(checkpoint.place(name.removesuffix("weight") + "scale")[0], [parameter.scales])
-    if files.ranges:
+    stored = {name: p for name, p in model.named_parameters() if isinstance(p, StoredTensor)}
+    scales = {name: parameter.scales for name, parameter in stored.items() if parameter.scales is not None}
+    if stored:
         setattr(model, MAPPED_FILES, files)
-        files.watch()
     quantised = checkpoint.layout in ("official", "official-base")
     if quantised:
         setattr(model, LOADED_SCALES, LoadedScales(scales.get if scales else checkpoint.scale, files))

@@ -31,7 +31,8 @@ class RoundingError:
         return sqrt(self.squared_differences / self.squared_values) if self.squared_values else 0.0
 
     def __str__(self) -> str:
-        return f"relative RMS {self.relative_rms:.2e}, worst {self.worst:.2e} where the largest value is {self.largest:.2e}"
+        worst = f"worst {self.worst:.2e} where the largest value is {self.largest:.2e}"
+        return f"relative RMS {self.relative_rms:.2e}, {worst}"
 
 
 class Rounding:

@@ -18,7 +18,7 @@ from dsv4.checkpoint.atomic import check_space, new_folder
 from dsv4.checkpoint.errors import CheckpointError
 from dsv4.checkpoint.files import TORCH_DTYPES, Progress, ShardWriter, copy_file, refuse_source, write_json
 from dsv4.checkpoint.folder import Checkpoint
-from dsv4.checkpoint.mapped import LOADED_SCALES, LoadedScales
+from dsv4.checkpoint.mapped import LOADED_SCALES, LoadedScales, MappedFiles
 from dsv4.checkpoint.rounding import Rounding, RoundingError
 from dsv4.checkpoint.shards import INDEX_NAME
 from dsv4.checkpoint.values import check_values, first_not_finite
@@ -79,9 +79,10 @@ def convert(
 ) -> dict[str, RoundingError]:
     """Rewrite a model folder in another format, tensor by tensor; equal formats copy codes and scales bit for bit.
 
-    No value changes unless `allow_rounding`, as where Base's FP8 experts become FP4 or F32 becomes BF16: CheckpointError
-    names the first tensor where one would, as it names one that holds NaN or infinity. "transformers" is BF16, or FP32
-    where BF16 would change values (F32 scales or weights). The tokenizer and other small files come along.
+    No value changes unless `allow_rounding`, as where Base's FP8 experts become FP4 or F32 becomes BF16:
+    CheckpointError names the first tensor where one would, as it names one that holds NaN or infinity. "transformers"
+    is BF16, or FP32 where BF16 would change values (F32 scales or weights). The tokenizer and other small files come
+    along.
     DiskFullError says what does not fit. progress: told of the bytes of tensors written, and of all.
     Returns what rounding changed, by kind of tensor, empty where nothing was.
     """
@@ -89,6 +90,7 @@ def convert(
     rounding = Rounding(allow_rounding)
     with Checkpoint(src) as source:
         refuse_source(source.folder, Path(dst))
+        files = MappedFiles(source)
         plain: Layout = "fp32" if _has_many_bits(source) else "bf16"
 
         def encode(group: Group) -> list[Tensor]:
@@ -96,7 +98,9 @@ def convert(
             return _recode(group, source, format, rounding)
 
         extras = {file.name: file for file in sorted(source.folder.iterdir()) if _is_extra(file)}
-        _write(Path(dst), source.config, format, plain, encode, extras, max_shard_bytes, overwrite, progress)
+        _write(
+            Path(dst), source.config, format, plain, encode, extras, max_shard_bytes, overwrite, progress, files.check
+        )
     return rounding.errors
 
 
@@ -191,6 +195,7 @@ def _write(
     max_shard_bytes: int,
     overwrite: bool,
     progress: Progress | None = None,
+    check_source: Callable[[], None] = lambda: None,
 ) -> None:
     layout = plain if format == "transformers" else format
     rename = names.to_transformers if format == "transformers" else str
@@ -215,6 +220,7 @@ def _write(
         write_json(folder / "config.json", _config_json(config, layout))
         for name, file in extras.items():
             copy_file(file, folder / name)
+        check_source()
 
 
 def _plan(specs: Iterator[TensorSpec], max_shard_bytes: int) -> Iterator[list[Group]]:

@@ -8,16 +8,11 @@ import threading
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
-from dsv4.engine.core import EngineCore
+from dsv4.engine.core import CHECK_SECONDS, EngineCore, EngineError
 from dsv4.engine.llm import LLM
 from dsv4.engine.outputs import TokenEvent
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.engine.sequence import Sequence
-
-
-class EngineError(RuntimeError):
-    """The engine thread has stopped: every request it had, and every new one, gets this."""
-
 
 Item = TokenEvent | EngineError
 
@@ -119,6 +114,7 @@ class AsyncEngine:
             while (commands := self._next_commands()) is not None:
                 for command in commands:
                     command()
+                self._core.check_files()
                 for sequence, event in self._core.step():
                     self._deliver(sequence, event)
         except BaseException as error:  # every waiting client has to learn of it
@@ -127,9 +123,9 @@ class AsyncEngine:
         self._fail_listeners()
 
     def _next_commands(self) -> list[Callable[[], None]] | None:
-        """Waits until there is something to do. None: the engine is closed."""
+        """Waits until there is something to do, if only a look at the files. None: the engine is closed."""
         with self._wake:
-            self._wake.wait_for(lambda: self._closed or self._commands or self._core.has_work)
+            self._wake.wait_for(lambda: self._closed or self._commands or self._core.has_work, CHECK_SECONDS)
             if self._closed:
                 return None
             commands, self._commands = self._commands, []

@@ -10,6 +10,7 @@ from typing import cast
 
 import torch
 
+from dsv4.checkpoint.mapped import mapped_files
 from dsv4.config import ModelConfig, nano_path
 from dsv4.engine.core import CoreLimits, EngineCore
 from dsv4.engine.outputs import RequestOutput, TokenEvent
@@ -29,7 +30,7 @@ class LLM:
 
     `model`: a model folder, or a model object; `folder` is then where its tokenizer and prompt settings are. Without a
     tokenizer prompts are token ids and so is the output; text raises ValueError. `max_model_len` bounds prompt and
-    output together; by default it is the model's own limit, at most 131072.
+    output together; by default it is the model's own limit, at most 131072. `check_values`: as of `dsv4.load`.
     """
 
     def __init__(
@@ -43,11 +44,12 @@ class LLM:
         max_num_seqs: int = 8,
         max_model_len: int | None = None,
         max_num_batched_tokens: int = 1024,
+        check_values: bool = True,
     ) -> None:
         _check_device(device)
         if model is None or isinstance(model, (str, Path)):
             folder = nano_path() if model is None else Path(model)
-            model = _load(folder, device, dtype, numerics)
+            model = _load(folder, device, dtype, numerics, check_values)
         self.path: Path | None = None if folder is None else Path(folder)
         self.config = model.config
         self.tokenizer = tokenizer = _find_tokenizer(self.path)
@@ -64,7 +66,8 @@ class LLM:
             text_vocab_size=0 if tokenizer is None else tokenizer.vocab_size,
             new_decoder=None if tokenizer is None else tokenizer.decode_stream,
         )
-        self.core = EngineCore(runner, scheduler, limits)
+        files = mapped_files(model)
+        self.core = EngineCore(runner, scheduler, limits, None if files is None else files.change)
         self._in_use = threading.Lock()  # the core serves one caller at a time
 
     @property
@@ -84,7 +87,7 @@ class LLM:
 
         A str is plain text (special spellings in it stay text) after a begin-of-sentence token; a list of ids is taken
         as it is. One SamplingParams serves all prompts, or a list gives each its own. Raises ValueError for a prompt
-        that cannot run, before anything is computed.
+        that cannot run, before anything is computed, and EngineError where the model's numbers are no longer numbers.
         """
         batch = _as_batch(prompts)
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
@@ -178,7 +181,7 @@ def _find_tokenizer(path: Path | None) -> Tokenizer | None:
     return Tokenizer.from_pretrained(path) if path is not None and (path / "tokenizer.json").is_file() else None
 
 
-def _load(path: Path, device: str, dtype: torch.dtype, numerics: str) -> EngineModel:
+def _load(path: Path, device: str, dtype: torch.dtype, numerics: str, check_values: bool) -> EngineModel:
     from dsv4.checkpoint import load_model
 
-    return load_model(path, device=device, dtype=dtype, numerics=numerics)
+    return load_model(path, device=device, dtype=dtype, numerics=numerics, check_values=check_values)

@@ -47,7 +47,8 @@ async def _frames(service: ChatService, job: Job, messages_style: bool) -> Async
                 yield ServerSentEvent(chunk.to_json(), event=name, sep="\n")
     except Exception as error:  # the status line is out: whatever failed, the client learns of it in the stream
         logger.error("%s %s failed", job.protocol.name, job.id, exc_info=error)
-        body = json.dumps(error_body(500, str(error), messages_style=messages_style))
+        status = 503 if isinstance(error, EngineError) else 500
+        body = json.dumps(error_body(status, str(error), messages_style=messages_style))
         yield ServerSentEvent(body, event="error" if messages_style else None, sep="\n")
         return
     done = response.sse_done_data()

@@ -27,8 +27,11 @@ def serve(
     max_model_len: int | None = None,
     threads: int | None = None,
     device: str = "cpu",
+    check_values: bool = True,
 ) -> None:
     """Serves a model folder, by default the embedded nano model. `port` 0 takes a free one.
+
+    check_values: as of `dsv4.load`.
 
     Raises PortTakenError before the model is loaded, and whatever loading it raises.
     """
@@ -45,7 +48,9 @@ def serve(
         if threads is not None:
             torch.set_num_threads(threads)
         native.module()  # chosen now, so that a reason why the reference runs comes first
-        llm = LLM(model, max_num_seqs=max_num_seqs, max_model_len=max_model_len, device=device)
+        llm = LLM(
+            model, max_num_seqs=max_num_seqs, max_model_len=max_model_len, device=device, check_values=check_values
+        )
         engine = AsyncEngine(llm)
         try:
             app = create_app(engine, api_keys=api_keys)
