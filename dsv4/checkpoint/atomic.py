@@ -81,8 +81,8 @@ def check_space(target: Path, num_bytes: int) -> None:
     place = next(folder for folder in target.absolute().parents if folder.is_dir())
     free = shutil.disk_usage(place).free
     if num_bytes > free:
-        needed = f"it takes {_size(num_bytes)}, and {_size(free)} are free in {place}"
-        raise DiskFullError(errno.ENOSPC, f"no space left on the disk for {target}: {needed}")
+        needed = f"no space left on the disk: it takes {_size(num_bytes)}, and {_size(free)} are free in {place}"
+        raise DiskFullError(errno.ENOSPC, f"{target} cannot be written: {needed}")
 
 
 def clear_leftovers(target: Path) -> None:
@@ -177,18 +177,20 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def _space_in_words(target: Path) -> Generator[None]:
-    """Says of an OSError for lack of space what did not fit and where."""
+    """Says of an error for lack of space what did not fit and where."""
     try:
         yield
-    except OSError as error:
-        if error.errno in _FULL:
-            free = _size(shutil.disk_usage(target.parent).free)
-            why = f"no space left on the disk for {target} ({free} are free in {target.parent}); nothing of it was kept"
-        elif error.errno == errno.EFBIG:
-            why = f"{target} is larger than a file may be here (file system, or ulimit -f); nothing of it was kept"
-        else:
+    except (OSError, RuntimeError) as error:
+        # torch.save answers an error of the file that it writes to with its own.
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if not isinstance(cause, OSError) or cause.errno not in (*_FULL, errno.EFBIG, None):
             raise
-        raise DiskFullError(error.errno, why) from error
+        full = f"no space left on the disk ({_size(shutil.disk_usage(target.parent).free)} are free in {target.parent})"
+        limit = "it is larger than a file may be here (file system, or ulimit -f)"
+        # NumPy says without a number that it could not write all.
+        why = {None: f"{full}, or {limit}", errno.EFBIG: limit}.get(cause.errno, full)
+        number = errno.ENOSPC if cause.errno is None else cause.errno
+        raise DiskFullError(number, f"{target} cannot be written: {why}; nothing of it was kept") from error
 
 
 def _size(num_bytes: int) -> str:

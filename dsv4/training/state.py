@@ -35,7 +35,7 @@ def save_state(path: Path, model: nn.Module, optimiser: MuonAdamW, progress: Pro
     if torch.cuda.is_available():
         state["cuda_rng"] = torch.cuda.get_rng_state_all()
     with new_file(path) as temporary, temporary.open("wb") as handle:
-        torch.save(state, handle)  # to a path it would write in C++, which says no reason when the disk is full
+        torch.save(state, handle)  # given a path, it would not say why it cannot write
 
 
 def load_state(path: Path, model: nn.Module, optimiser: MuonAdamW) -> Progress:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -90,8 +91,8 @@ def test_a_failed_save_keeps_the_last_state(make_trainer, tmp_path: Path, monkey
     trainer = make_trainer(tmp_path / "run")
     trainer.run(stop_after=2)
 
-    def half_write(state: object, path: Path) -> None:
-        path.write_bytes(b"half")
+    def half_write(state: object, file: BinaryIO) -> None:
+        file.write(b"half")
         raise OSError("disk full")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
