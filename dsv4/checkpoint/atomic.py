@@ -183,14 +183,17 @@ def _space_in_words(target: Path) -> Generator[None]:
     except (OSError, RuntimeError) as error:
         # torch.save answers an error of the file that it writes to with its own.
         cause = error.__context__ if isinstance(error, RuntimeError) else error
-        if not isinstance(cause, OSError) or cause.errno not in (*_FULL, errno.EFBIG, None):
+        if not isinstance(cause, OSError):
+            raise
+        short = cause.errno is None and "requested and" in str(cause)  # NumPy's, which has no number
+        if not short and cause.errno not in (*_FULL, errno.EFBIG):
             raise
         full = f"no space left on the disk ({_size(shutil.disk_usage(target.parent).free)} are free in {target.parent})"
         limit = "it is larger than a file may be here (file system, or ulimit -f)"
-        # NumPy says without a number that it could not write all.
-        why = {None: f"{full}, or {limit}", errno.EFBIG: limit}.get(cause.errno, full)
-        number = errno.ENOSPC if cause.errno is None else cause.errno
-        raise DiskFullError(number, f"{target} cannot be written: {why}; nothing of it was kept") from error
+        why = f"{full}, or {limit}" if short else limit if cause.errno == errno.EFBIG else full
+        raise DiskFullError(
+            cause.errno or errno.ENOSPC, f"{target} cannot be written: {why}; nothing of it was kept"
+        ) from error
 
 
 def _size(num_bytes: int) -> str:
