@@ -11,7 +11,8 @@ from torch import Tensor
 
 from dsv4.analysis.inventory import TensorSpec, tensor_inventory
 from dsv4.checkpoint import save_model
-from dsv4.checkpoint.files import TORCH_DTYPES, ShardWriter, new_folder, write_json
+from dsv4.checkpoint.atomic import new_folder
+from dsv4.checkpoint.files import TORCH_DTYPES, ShardWriter, write_json
 from dsv4.checkpoint.shards import SINGLE_NAME
 from dsv4.checkpoint.writing import Format
 from dsv4.config import ModelConfig

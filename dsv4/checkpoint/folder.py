@@ -23,11 +23,15 @@ from dsv4.checkpoint.shards import Shards, StoredTensor, read_json
 from dsv4.config import ModelConfig
 from dsv4.notices import warn_once
 
-# Attribute of a loaded model: weight name -> the scales that it was stored with, on the CPU.
-LOADED_SCALES = "checkpoint_scales"
 PLAIN_DTYPES = ("BF16", "F32", "F16")
 # What most routed experts are stored as -> the layout of the folder.
-_LAYOUT_OF: dict[str, Layout] = {"I8": "official", "F8_E4M3": "official-base", "F32": "fp32", "F16": "fp32"}
+_LAYOUT_OF: dict[str, Layout] = {
+    "I8": "official",
+    "F8_E4M3": "official-base",
+    "BF16": "bf16",
+    "F32": "fp32",
+    "F16": "fp32",
+}
 
 
 class _Source(NamedTuple):
@@ -99,6 +103,21 @@ class Checkpoint:
         """File and stored name of an official tensor, for messages."""
         stored = self._sources[name].stored
         return stored.file, stored.name
+
+    def index(self, name: str, index: list[int]) -> list[int]:
+        """Where an element of an official tensor lies in the stored one, for messages."""
+        source = self._sources[name]
+        if source.part is None:
+            return index
+        row, column = index
+        return [source.part.expert, row + (source.part.half or 0) * source.shape[0], column]
+
+    def map_files(self) -> list[Path]:
+        """Maps every file that holds one of its tensors; where they are."""
+        first = {source.stored.file: source.stored for source in self._sources.values()}
+        for stored in first.values():
+            self._shards.read(stored)
+        return list(first)
 
     def close(self) -> None:
         self._shards.close()
@@ -175,10 +194,16 @@ def _without_lost_mtp(config: ModelConfig, shards: Shards, sources: dict[str, _S
 
 
 def _detect_layout(sources: dict[str, _Source]) -> Layout:
-    """By the majority of the routed experts, so that one wrong tensor does not turn the whole folder wrong."""
-    experts = (name for name in sources if ".experts." in name and name.endswith(".weight"))
+    """By the majority of the routed experts, so that one wrong tensor does not turn the whole folder wrong.
+
+    Experts of no known dtype are taken for FP4 where they have scales (U8, say), so that the error names them.
+    """
+    experts = [name for name in sources if ".experts." in name and name.endswith(".weight")]
     common = Counter(sources[name].stored.dtype for name in experts).most_common(1)
-    return _LAYOUT_OF.get(common[0][0], "bf16") if common else "bf16"
+    if not common:
+        return "bf16"
+    scaled = any(name.removesuffix("weight") + "scale" in sources for name in experts)
+    return _LAYOUT_OF.get(common[0][0], "official" if scaled else "bf16")
 
 
 def _detect_scale_dtype(sources: dict[str, _Source], layout: Layout) -> str:
@@ -205,8 +230,9 @@ def _check(folder: Path, sources: dict[str, _Source], config: ModelConfig, layou
         dtypes, shape = _dtypes(expected[name], layout, scale_dtype), expected[name].shape
         if stored.dtype not in dtypes or source.shape != shape:
             part = "" if source.part is None else f" in it for {name}"
+            packed = ", FP4 packed two to a byte" if dtypes == ["I8"] else ""
             found = _describe([stored.dtype], stored.shape)
-            raise CheckpointError(stored.file, _describe(dtypes, shape) + part, found, stored.name)
+            raise CheckpointError(stored.file, _describe(dtypes, shape) + packed + part, found, stored.name)
 
 
 def _mtp_hint(missing: str) -> str:

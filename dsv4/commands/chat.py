@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from dsv4.commands.options import add_command, add_model, add_sampling
+from dsv4.commands.options import add_command, add_model, add_sampling, add_weight_check
 
 EFFORTS = ("low", "high", "max")
 
@@ -19,6 +19,7 @@ def add(commands: Any) -> None:
     thinking.add_argument("--no-thinking", action="store_true", help="answer at once")
     thinking.add_argument("--effort", choices=EFFORTS, default=None, help="how much to think")
     add_sampling(parser, max_tokens=1024)
+    add_weight_check(parser)
 
 
 def run(options: argparse.Namespace) -> int | None:
@@ -32,4 +33,5 @@ def run(options: argparse.Namespace) -> int | None:
         temperature=options.temperature,
         top_p=options.top_p,
         seed=options.seed,
+        check_values=not options.skip_weight_check,
     )

@@ -23,6 +23,9 @@ def add(commands: Any) -> None:
     parser.add_argument("--format", choices=formats, required=True, help="layout to write; gguf is for llama.cpp")
     parser.add_argument("--overwrite", action="store_true", help="replace what is at DST")
     parser.add_argument(
+        "--allow-rounding", action="store_true", help="write a layout that cannot hold all values, and print the error"
+    )
+    parser.add_argument(
         "--linears", choices=("bf16", "q8_0"), help="gguf: type of FP8 matrices (default: an exact one)"
     )
     parser.add_argument("--mtp", action="store_true", help="gguf: write the MTP block alone, llama.cpp's draft model")
@@ -36,6 +39,7 @@ def run(options: argparse.Namespace) -> None:
         options.dst,
         options.format,
         overwrite=options.overwrite,
+        allow_rounding=options.allow_rounding,
         linears=options.linears,
         mtp=options.mtp,
     )

@@ -35,3 +35,11 @@ def add_sampling(parser: argparse.ArgumentParser, max_tokens: int) -> None:
     parser.add_argument("--temperature", type=float, default=None, metavar="T", help="0 is greedy")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=None, help="the same seed gives the same text")
+
+
+def add_weight_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--skip-weight-check",
+        action="store_true",
+        help="load without looking for NaN and infinity in the weights, which reads them all",
+    )

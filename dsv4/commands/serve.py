@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from dsv4.commands.options import add_command, add_model
+from dsv4.commands.options import add_command, add_model, add_weight_check
 
 DTYPES = ("auto", "bfloat16", "float32")
 
@@ -45,6 +45,7 @@ def add(commands: Any) -> None:
         default="auto",
         help="of the matrices and the cache (default: %(default)s, float32 on the CPU, bfloat16 on a GPU)",
     )
+    add_weight_check(parser)
     parser.add_argument(
         "--no-memory-check", action="store_true", help="load a model that does not seem to fit into memory"
     )
@@ -118,4 +119,5 @@ def run(options: argparse.Namespace) -> int | None:
         max_waiting=options.max_waiting,
         dtype=options.dtype,
         check_memory=not options.no_memory_check,
+        check_values=not options.skip_weight_check,
     )

@@ -10,18 +10,13 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import cast
 
-from dsv4.engine.core import EngineCore
+from dsv4.engine.core import CHECK_SECONDS, EngineCore, EngineError
 from dsv4.engine.llm import LLM
 from dsv4.engine.outputs import ProgressEvent, TokenEvent
 from dsv4.engine.progress import ProgressWatch
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.engine.sequence import Sequence
 from dsv4.engine.waiting import WaitingRoom
-
-
-class EngineError(RuntimeError):
-    """The engine thread has stopped: every request it had, and every new one, gets this."""
-
 
 Item = TokenEvent | ProgressEvent | EngineError
 
@@ -148,6 +143,7 @@ class AsyncEngine:
             while (commands := self._next_commands()) is not None:
                 for command in commands:
                     command()
+                self._core.check_files()
                 events = self._core.step()
                 for sequence, progress in self._watch.reports(self._core.scheduler.waiting, time.monotonic()):
                     self._deliver(sequence, progress)
@@ -159,9 +155,9 @@ class AsyncEngine:
         self._fail_listeners()
 
     def _next_commands(self) -> list[Callable[[], None]] | None:
-        """Waits until there is something to do. None: the engine is closed."""
+        """Waits until there is something to do, if only a look at the files. None: the engine is closed."""
         with self._wake:
-            self._wake.wait_for(lambda: self._closed or self._commands or self._core.has_work)
+            self._wake.wait_for(lambda: self._closed or self._commands or self._core.has_work, CHECK_SECONDS)
             if self._closed:
                 return None
             commands, self._commands = self._commands, []

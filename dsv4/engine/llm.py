@@ -10,6 +10,7 @@ from typing import cast
 
 import torch
 
+from dsv4.checkpoint.mapped import mapped_files
 from dsv4.config import ModelConfig, nano_path
 from dsv4.engine.core import CoreLimits, EngineCore
 from dsv4.engine.outputs import RequestOutput, TokenEvent
@@ -35,6 +36,7 @@ class LLM:
     torch.dtype, of a folder's matrices and of the cache; auto is float32 on the CPU, bfloat16 on a GPU. A folder that
     cannot fit into memory is a CapacityError before it is read, unless `check_memory` is False. `max_num_waiting` and
     `max_waiting_tokens` bound the queue of an AsyncEngine; `generate` takes any number of prompts.
+    `check_values`: as of `dsv4.load`.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class LLM:
         max_num_waiting: int = WaitingLimits.max_num_waiting,
         max_waiting_tokens: int = WaitingLimits.max_waiting_tokens,
         check_memory: bool = True,
+        check_values: bool = True,
     ) -> None:
         _check_device(device)
         self.waiting_limits = WaitingLimits(max_num_waiting, max_waiting_tokens)
@@ -58,7 +61,7 @@ class LLM:
         if model is None or isinstance(model, (str, Path)):
             folder = nano_path() if model is None else Path(model)
             length = max_model_len or DEFAULT_MAX_MODEL_LEN
-            model = _load(Path(folder), device, dtype, numerics, max_num_seqs, length, check_memory)
+            model = _load(Path(folder), device, dtype, numerics, max_num_seqs, length, check_memory, check_values)
         self.path: Path | None = None if folder is None else Path(folder)
         self.config = model.config
         self.tokenizer = tokenizer = _find_tokenizer(self.path)
@@ -75,7 +78,8 @@ class LLM:
             text_vocab_size=0 if tokenizer is None else tokenizer.vocab_size,
             new_decoder=None if tokenizer is None else tokenizer.decode_stream,
         )
-        self.core = EngineCore(runner, scheduler, limits)
+        files = mapped_files(model)
+        self.core = EngineCore(runner, scheduler, limits, None if files is None else files.change)
         self._in_use = threading.Lock()  # the core serves one caller at a time
 
     @property
@@ -95,7 +99,7 @@ class LLM:
 
         A str is plain text (special spellings in it stay text) after a begin-of-sentence token; a list of ids is taken
         as it is. One SamplingParams serves all prompts, or a list gives each its own. Raises ValueError for a prompt
-        that cannot run, before anything is computed.
+        that cannot run, before anything is computed, and EngineError where the model's numbers are no longer numbers.
         """
         batch = _as_batch(prompts)
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
@@ -209,7 +213,17 @@ def _load(
     max_num_seqs: int,
     max_model_len: int,
     check_memory: bool,
+    check_values: bool,
 ) -> EngineModel:
     from dsv4.engine.loading import load, resolve_dtype
 
-    return load(folder, device, resolve_dtype(dtype, device), numerics, max_num_seqs, max_model_len, check_memory)
+    return load(
+        folder,
+        device,
+        resolve_dtype(dtype, device),
+        numerics,
+        max_num_seqs,
+        max_model_len,
+        check_memory,
+        check_values,
+    )

@@ -37,6 +37,7 @@ def serve(
     max_waiting: int = 256,
     dtype: str = "auto",
     check_memory: bool = True,
+    check_values: bool = True,
     *,
     grace_seconds: float = GRACE_SECONDS,
     client_seconds: float = CLIENT_SECONDS,
@@ -48,7 +49,7 @@ def serve(
 
     `grace_seconds`: what open requests get to end after SIGTERM or Ctrl-C (server/drain.py). `client_seconds`: how long
     a client may keep the server waiting (server/connections.py). `max_connections`: default, what the limit of open
-    files leaves. `allowed_hosts`, `allowed_origins`: server/origin.py. Raises PortTakenError before the model is
+    files leaves. `allowed_hosts`, `allowed_origins`: server/origin.py. `check_values`: as of `dsv4.load`. Raises PortTakenError before the model is
     loaded, ValueError for a value that is not allowed, CapacityError where the model cannot fit into memory, and
     whatever loading raises.
     """
@@ -89,6 +90,7 @@ def serve(
             max_num_waiting=max_waiting,
             dtype=dtype,
             check_memory=check_memory,
+            check_values=check_values,
         )
         engine = AsyncEngine(llm)
         try:

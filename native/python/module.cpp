@@ -2,9 +2,13 @@
 #include <algorithm>
 #include <map>
 #include <memory>
+#include <tuple>
 #include <utility>
 
+#include <nanobind/stl/tuple.h>
+
 #include "python/arguments.h"
+#include "python/bus_error.h"
 
 using namespace dsv4;
 
@@ -332,6 +336,14 @@ NB_MODULE(_native, m) {
         },
         nb::arg("count"));
     m.def("threads", &thread_count);
+    m.def(
+        "watch_bus_errors",
+        [](const std::vector<std::tuple<uintptr_t, uintptr_t, std::string>>& ranges) {
+            std::vector<MappedRange> mapped;
+            for (const auto& [first, last, line] : ranges) mapped.push_back({first, last, line});
+            watch_bus_errors(std::move(mapped));
+        },
+        nb::arg("ranges"));
     nb::class_<NativeModel>(m, "Model")
         .def(nb::init<const nb::dict&, const nb::dict&, const std::vector<int64_t>&, const std::vector<float>&,
                       const std::vector<float>&>(),

@@ -108,6 +108,21 @@ def test_misshapen_or_mistyped_tensor(name: str, change: Any, expected: str, fou
     fails(official_folder, file, name, expected, found)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_experts_that_all_have_another_dtype(
+    dtype: torch.dtype, tiny: Any, tiny_config: ModelConfig, tmp_path: Path
+) -> None:
+    """The error names an expert, and not the first tensor that a folder without quantised weights would not have."""
+    source = tiny(tiny_config, "official")
+    for name, tensor in source.stored.items():
+        if tensor.dtype == torch.int8:
+            source.stored[name] = tensor.view(torch.uint8).to(dtype)
+    folder, name = source.write(tmp_path / "model"), "layers.0.ffn.experts.0.w1.weight"
+    found = {torch.uint8: "U8", torch.int32: "I32"}[dtype]
+    expected = r"I8 \[48, 80\], FP4 packed two to a byte"
+    fails(folder, shard_of(folder, name), name, expected, rf"{found} \[48, 80\]")
+
+
 def test_integers_where_a_plain_folder_should_have_floats(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
     source = tiny(tiny_config, "bf16")
     source.stored[WQ_A] = source.stored[WQ_A].int()

@@ -11,7 +11,7 @@ from dsv4.engine.llm import LLM
 def nano(model, text_folder, monkeypatch) -> LLM:
     model.config = type(model)(300).config
     llm = LLM(model, folder=text_folder)
-    monkeypatch.setattr(generate_cli, "LLM", lambda path: llm)
+    monkeypatch.setattr(generate_cli, "LLM", lambda path, **options: llm)
     return llm
 
 
@@ -50,6 +50,6 @@ def test_bytes_that_are_not_utf_8_are_an_error_in_words(errors: str, nano, monke
 
 
 def test_a_bad_value_is_named_before_the_model_is_loaded(monkeypatch) -> None:
-    monkeypatch.setattr(generate_cli, "LLM", lambda path: pytest.fail("loaded"))
+    monkeypatch.setattr(generate_cli, "LLM", lambda path, **options: pytest.fail("loaded"))
     with pytest.raises(ValueError, match="temperature is -1"):
         generate_cli.generate(None, ["x"], temperature=-1.0)
