@@ -12,7 +12,7 @@ import json
 from typing import Any, cast
 
 from dsv4.server.errors import RequestError
-from dsv4.server.threads import refuse_threads
+from dsv4.server.message_threads import refuse_threads
 
 Json = dict[str, Any]
 
