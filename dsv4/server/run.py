@@ -17,7 +17,7 @@ from dsv4.server.open_files import connection_bound, raise_limit
 if TYPE_CHECKING:
     from dsv4.engine import AsyncEngine
 
-GRACE_SECONDS = 8.0  # container runtimes kill a process 10 seconds after they asked it to stop
+GRACE_SECONDS = 7.0  # container runtimes kill a process 10 s after they asked it to stop; Python takes one to end
 CLIENT_SECONDS = 60.0
 
 
