@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from dsv4.commands.options import add_command, add_model, add_weight_check
+from dsv4.server.run import CLIENT_SECONDS, GRACE_SECONDS
 
 DTYPES = ("auto", "bfloat16", "float32")
 
@@ -78,14 +79,14 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
     access.add_argument(
         "--grace-seconds",
         type=float,
-        default=8.0,
+        default=GRACE_SECONDS,
         metavar="S",
         help="what open requests get to end after SIGTERM or Ctrl-C (default: %(default)g)",
     )
     access.add_argument(
         "--client-seconds",
         type=float,
-        default=60.0,
+        default=CLIENT_SECONDS,
         metavar="S",
         help="how long a client may take to send a request, or not read its answer (default: %(default)g)",
     )

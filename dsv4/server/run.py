@@ -49,10 +49,10 @@ def serve(
 
     `grace_seconds`: what open requests get to end after SIGTERM or Ctrl-C (server/drain.py). `client_seconds`: how long
     a client may keep the server waiting (server/connections.py). `max_connections`: default, what the limit of open
-    files leaves. `allowed_hosts`, `allowed_origins`: server/origin.py. `check_values`: as of `dsv4.load`. Raises PortTakenError before
-    the model is
-    loaded, ValueError for a value that is not allowed, CapacityError where the model cannot fit into memory, and
-    whatever loading raises.
+    files leaves. `allowed_hosts`, `allowed_origins`: server/origin.py. `check_values`: as of `dsv4.load`.
+
+    Raises PortTakenError before the model is loaded, ValueError for a value that is not allowed, CapacityError where the
+    model cannot fit into memory, and whatever loading raises.
     """
     if threads is not None and threads < 1:
         raise ValueError(f"threads is {threads}; allowed: 1 or more")
