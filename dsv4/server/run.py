@@ -51,8 +51,8 @@ def serve(
     a client may keep the server waiting (server/connections.py). `max_connections`: default, what the limit of open
     files leaves. `allowed_hosts`, `allowed_origins`: server/origin.py. `check_values`: as of `dsv4.load`.
 
-    Raises PortTakenError before the model is loaded, ValueError for a value that is not allowed, CapacityError where the
-    model cannot fit into memory, and whatever loading raises.
+    Raises PortTakenError before the model is loaded, ValueError for a value that is not allowed, CapacityError where
+    the model cannot fit into memory, and whatever loading raises.
     """
     if threads is not None and threads < 1:
         raise ValueError(f"threads is {threads}; allowed: 1 or more")
