@@ -64,7 +64,6 @@ def test_a_body_that_is_no_request(server, path: str, body: bytes) -> None:
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/messages"])
 def test_a_context_overflow_names_the_numbers(model, serve, path: str) -> None:
-    messages = [{"role": "user", "content": "x" * 900}]
     low = {"reasoning_effort": "low"} if path == CHAT else {"output_config": {"effort": "low"}}
     with serve(model, max_model_len=1000) as served:
         too_long = [{"role": "user", "content": "x" * 1100}]
@@ -85,6 +84,7 @@ def test_an_answer_that_does_not_fit_beside_the_prompt_gets_the_room_there_is(
     model.reply = "</think>" + "x" * 2000
     with serve(model, max_model_len=1000) as served:
         body = {"model": "tiny", "messages": [{"role": "user", "content": "x" * 700}], "max_tokens": max_tokens}
+        body |= {"reasoning_effort": "low"} if path == CHAT else {"output_config": {"effort": "low"}}
         got = served.http().post(path, json=body).json()
         usage = got["usage"]
         total = sum(usage[name] for name in usage if name in ("prompt_tokens", "input_tokens"))

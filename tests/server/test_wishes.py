@@ -21,7 +21,7 @@ def refused(server, path: str, **change) -> tuple[str, str]:
 
 
 def prompt(server) -> str:
-    return server.model.tokenizer.decode(server.model.prompts[-1])
+    return server.engine.llm.tokenizer.decode(server.model.prompts[-1])
 
 
 @pytest.mark.parametrize(
@@ -65,10 +65,11 @@ def test_blocks_that_the_model_cannot_see_are_refused_in_messages(server, block:
 def test_documents_of_text_are_read(server) -> None:
     parts = {"type": "content", "content": [{"type": "text", "text": "One."}, {"type": "text", "text": "Two."}]}
     blocks = [
-        {"type": "document", "title": "Colors", "context": "of a far place", "source": TEXT, "citations": {"enabled": True}},
+        {"type": "document", "title": "Colors", "context": "of a far place", "source": TEXT},
         {"type": "document", "source": parts},
         {"type": "document", "source": {"type": "content", "content": "Three."}},
-        {"type": "search_result", "source": "https://a", "title": "Found", "content": [{"type": "text", "text": "Four."}]},
+        {"type": "search_result", "source": "https://a", "title": "Found",
+         "content": [{"type": "text", "text": "Four."}]},
         {"type": "text", "text": "What color?"},
     ]  # fmt: skip
     client = server.anthropic()
