@@ -7,18 +7,21 @@ decides what is allowed, so nothing here can refuse what deepseek-recipe accepts
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 Json = dict[str, Any]
-# The words in which a request is refused, None for one that is not.
-Judge = Callable[[Json], "str | None"]
+# The words in which a request, given as JSON text, is refused; None for one that is not.
+Judge = Callable[[str], "str | None"]
 # A value, or what stands in for it, put where it belongs into an otherwise good request.
 Put = Callable[[object], Json]
 
 _MAX_DEPTH = 8  # no field of the protocols lies deeper
 _MAX_FIELDS = 64  # of one object; objects with more are a client's own data
+# Characters of requests to be judged for one refusal: some times the whole of a long one, hundreds of a short one.
+_BUDGET_FACTOR, _BUDGET_BASE = 3, 10_000_000
 _MISSING = re.compile(r"missing field `([^`]+)`")
 _NAMED = (
     re.compile(r"'((?:messages|tools|stop|stop_sequences|system)(?:\[\d+\]|\.\w+)+)'"),
@@ -50,57 +53,93 @@ def locate(request: Json, refusal: str, judge: Judge, *, deep: bool) -> str | No
     missing = _MISSING.search(refusal)
     if missing is not None and missing[1] in ("model", "messages") and missing[1] not in request:
         return missing[1]
-    search = _Search(refusal, judge)
+    search = _Search(refusal, judge, _BUDGET_FACTOR * len(json.dumps(request)) + _BUDGET_BASE)
     for name, value in request.items():
 
         def put(part: object, name: str = name) -> Json:
             return frame | {name: part}
 
         if search.same(put(value)):
-            if name == "messages" and isinstance(value, list):
-                return search.in_messages(cast("list[object]", value), put, deep)
-            return name + (search.inside(value, put) if deep else search.item(value, put))
+            return name + search.part(value, put, deep=deep, turns=name == "messages")
     return None
+
+
+class _OutOfBudget(Exception):
+    """The search has cost enough: the place found so far has to do."""
 
 
 class _Search:
     """One refusal, looked for in ever smaller parts."""
 
-    def __init__(self, refusal: str, judge: Judge) -> None:
+    def __init__(self, refusal: str, judge: Judge, budget: int) -> None:
         self._refusal = refusal
         self._judge = judge
+        self._budget = budget
 
     def same(self, probe: Json) -> bool:
-        return self._judge(probe) == self._refusal
+        return self.words(probe) == self._refusal
+
+    def words(self, probe: Json) -> str | None:
+        """The words in which a request is refused. Raises _OutOfBudget."""
+        text = json.dumps(probe)
+        self._budget -= len(text)
+        if self._budget < 0:
+            raise _OutOfBudget
+        return self._judge(text)
+
+    def part(self, value: object, put: Put, *, deep: bool, turns: bool) -> str:
+        """What follows the name of a request's field in the place; `turns`: the field is an array of messages."""
+        if deep:
+            return self.inside(value, put)
+        try:
+            return self.turn(value, put) if turns else self.item(value, put)
+        except _OutOfBudget:
+            return ""
 
     def item(self, value: object, put: Put) -> str:
         """The index of the refused item of an array, "" for other values."""
-        for index, item in enumerate(cast("list[object]", value) if isinstance(value, list) else []):
-            if self.same(put([item])):
-                return f"[{index}]"
-        return ""
+        items = cast("list[object]", value) if isinstance(value, list) else []
+        index = self._first(len(items), lambda low, high: self.same(put(items[low:high])))
+        return "" if index is None else f"[{index}]"
 
-    def in_messages(self, messages: list[object], put: Put, deep: bool) -> str:
-        """The place in the array of messages. Tool calls and their results are only right together."""
-        if deep:
-            return "messages" + self.inside(messages, put)
-        for start, end in _turns(messages):
-            if self.same(put(messages[start:end])):
-                first = next(i for i in range(start, end) if self.same(put(messages[start : i + 1])))
-                return f"messages[{first}]"
-        return "messages"
+    def turn(self, value: object, put: Put) -> str:
+        """The index of the refused message. Tool calls and their results are only right together."""
+        messages = cast("list[object]", value) if isinstance(value, list) else []
+        starts = [*_turns(messages), len(messages)]
+        index = self._first(len(starts) - 1, lambda low, high: self.same(put(messages[starts[low] : starts[high]])))
+        if index is None:
+            return ""
+        start, end = starts[index], starts[index + 1]
+        return f"[{next(i for i in range(start, end) if self.same(put(messages[start : i + 1])))}]"
+
+    def _first(self, count: int, refused: Callable[[int, int], bool]) -> int | None:
+        """The first of `count` things that is refused alone; `refused(low, high)` judges a run of them."""
+        low, high = 0, count
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if refused(low, middle) else (middle, high)
+        if low < high and refused(low, high):
+            return low
+        return next((index for index in range(count) if refused(index, index + 1)), None)
 
     def inside(self, value: object, put: Put, depth: int = 0) -> str:
         """The rest of the place: what follows the name of `value`, "" where the fault is the value itself."""
         if depth == _MAX_DEPTH:
             return ""
-        if isinstance(value, list):
-            for index, item in enumerate(cast("list[object]", value)):
-                if self.same(put([item])):
-                    return f"[{index}]" + self.inside(item, lambda part: put([part]), depth + 1)
-        if isinstance(value, dict) and len(cast(Json, value)) <= _MAX_FIELDS:
-            return self._in_fields(cast(Json, value), put, depth)
+        try:
+            if isinstance(value, list):
+                return self._in_items(cast("list[object]", value), put, depth)
+            if isinstance(value, dict) and len(cast(Json, value)) <= _MAX_FIELDS:
+                return self._in_fields(cast(Json, value), put, depth)
+        except _OutOfBudget:
+            pass
         return ""
+
+    def _in_items(self, items: list[object], put: Put, depth: int) -> str:
+        index = self._first(len(items), lambda low, high: self.same(put(items[low:high])))
+        if index is None:
+            return ""
+        return f"[{index}]" + self.inside(items[index], lambda part: put([part]), depth + 1)
 
     def _in_fields(self, fields: Json, put: Put, depth: int) -> str:
         missing = _MISSING.search(self._refusal)
@@ -129,7 +168,7 @@ class _Search:
         for name, value in fields.items():
             for other, shown, instead in _substitutes(value):
                 renamed = self._refusal.replace(shown, instead, 1)
-                if renamed != self._refusal and self._judge(put(fields | {name: other})) == renamed:
+                if renamed != self._refusal and self.words(put(fields | {name: other})) == renamed:
                     return name
         for name, value in fields.items():
             if isinstance(value, dict) or (isinstance(value, list) and value and not self._spared(fields, name, put)):
@@ -159,16 +198,13 @@ def _substitutes(value: object) -> Iterator[tuple[object, str, str]]:
         yield _SUBSTITUTE, "null", f'string "{_SUBSTITUTE}"'
 
 
-def _turns(messages: list[object]) -> Iterator[tuple[int, int]]:
-    """Runs of messages that can stand alone: a message and, after one with tool calls, the results that follow."""
-    start = 0
-    while start < len(messages):
-        end = start + 1
-        if _calls_tools(messages[start]):
-            while end < len(messages) and _role(messages[end]) == "tool":
-                end += 1
-        yield start, end
-        start = end
+def _turns(messages: list[object]) -> Iterator[int]:
+    """Where runs of messages begin that can stand alone: a message with tool calls takes the results that follow."""
+    answering = False
+    for index, message in enumerate(messages):
+        if not answering or _role(message) != "tool":
+            yield index
+            answering = _calls_tools(message)
 
 
 def _role(message: object) -> object:

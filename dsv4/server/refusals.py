@@ -66,9 +66,9 @@ def _readable(body: bytes) -> Json | None:
 
 
 def _judge(check: Callable[[bytes], object]) -> Judge:
-    def judge(request: Json) -> str | None:
+    def judge(request: str) -> str | None:
         try:
-            check(json.dumps(request).encode())
+            check(request.encode())
         except (recipe.ConversionError, ValueError) as error:
             return str(error)
         except RequestError as error:
