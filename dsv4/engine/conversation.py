@@ -55,10 +55,11 @@ class ConversationModel:
         turn_ids = [special[t.default_str()] for t in _TURN_TOKENS if t.default_str() in special]
         self.stop_token_ids = frozenset({*llm.config.eos_token_ids, *turn_ids})
 
-    def prepare(self, request: recipe.ConversationRequest) -> Turn:
-        """Renders and tokenises. Raises recipe.ConversionError when the context cannot hold prompt and answer.
+    def prepare(self, request: recipe.ConversationRequest, *, top_k: int = 0, min_p: float = 0.0) -> Turn:
+        """Renders and tokenises. Raises recipe.ConversionError when the context cannot hold the prompt.
 
-        A text that cannot fit by its length is refused before it is tokenised, with the fewest tokens that it can have.
+        `top_k`, `min_p`: as in SamplingParams; the request does not carry them. A text that cannot fit by its length
+        is refused before it is tokenised, with the fewest tokens that it can have.
         """
         rendered = self.prompts.render(request.conversation)
         tokenizer, text, ranges = self.prompts.tokenizer, rendered.prompt, rendered.special_ranges
@@ -68,14 +69,23 @@ class ConversationModel:
         prompt = tokenizer.encode_rendered(text, ranges)
         options = request.inference_options
         params = SamplingParams(
-            max_tokens=request.resolve_max_tokens(len(prompt), self.max_model_len),
+            max_tokens=self._max_tokens(request, len(prompt)),
             temperature=1.0 if options.temperature is None else options.temperature,
             top_p=1.0 if options.top_p is None else options.top_p,
+            top_k=top_k,
+            min_p=min_p,
             seed=options.seed,
             stop_token_ids=tuple(sorted(self.stop_token_ids)),
             logprobs=(options.top_logprobs or 0) if options.logprobs else False,
         )
         return Turn(prompt, params, request.parsing_options)
+
+    def _max_tokens(self, request: recipe.ConversationRequest, num_prompt_tokens: int) -> int:
+        """Tokens that the answer may have: what is asked for, at most the room beside the prompt."""
+        wanted, room = request.inference_options.max_tokens, self.max_model_len - num_prompt_tokens
+        if wanted is None or room < 1:
+            return request.resolve_max_tokens(num_prompt_tokens, self.max_model_len)
+        return min(wanted, room)
 
     def answer(self, turn: Turn, generator: Generator) -> Answer:
         return Answer(turn, generator, self)

@@ -22,6 +22,8 @@ def chat_router(service: ChatService, delivery: Delivery) -> APIRouter:
 
     @router.post("/v1/chat/completions")
     @router.post("/chat/completions")
+    @router.post("/beta/chat/completions")
+    @router.post("/beta/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         return await answer(service, CHAT, request, delivery)
 

@@ -1,54 +1,55 @@
 """Request bodies that DeepSeek's API refuses and that clients send anyway, put into the form it accepts.
 
-Everything else passes through untouched, as the bytes that came, so that deepseek-recipe's errors point at them. Images
-are refused here: deepseek-recipe would put a note in their place, and the model would answer without having seen them.
-So are response formats that nothing enforces.
+Everything else passes through untouched, as the bytes that came, so that deepseek-recipe's errors point at them. What
+deepseek-recipe would leave out in silence is read or refused: see content_parts.py and wishes.py.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, cast
 
-from dsv4.server.errors import RequestError
+from dsv4.server.content_parts import read_documents, refuse_parts
 from dsv4.server.message_threads import refuse_threads
+from dsv4.server.wishes import Sampling, refuse_chat_wishes, refuse_messages_wishes
 
 Json = dict[str, Any]
 
 
-def adapt_chat(body: bytes) -> bytes:
+@dataclass(frozen=True)
+class Adapted:
+    """A body that deepseek-recipe can read, and what it asks of the sampler beyond what deepseek-recipe reads."""
+
+    body: bytes
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+def adapt_chat(body: bytes) -> Adapted:
     """POST /chat/completions: see `_adapt_chat`."""
     return _adapt(body, _adapt_chat)
 
 
-def adapt_messages(body: bytes) -> bytes:
+def adapt_messages(body: bytes) -> Adapted:
     """POST /messages: see `_adapt_messages`."""
     return _adapt(body, _adapt_messages)
 
 
-def _adapt(body: bytes, change: Any) -> bytes:
+def _adapt(body: bytes, change: Callable[[Json], None]) -> Adapted:
     try:
         request: object = json.loads(body)
         copied: object = copy.deepcopy(request)  # gives up at fewer levels than json
     except (ValueError, RecursionError):
-        return body  # deepseek-recipe words the error
+        return Adapted(body)  # deepseek-recipe words the error
     if not isinstance(request, dict):
-        return body
+        return Adapted(body)
     original, adapted = cast(Json, request), cast(Json, copied)
-    _refuse_images(original)
+    refuse_parts(original)
     change(adapted)
-    return body if adapted == original else json.dumps(adapted).encode()
-
-
-def _refuse_constraints(request: Json) -> None:
-    """No grammar holds an answer to a schema or a pattern; an answer that ignores it would pass for one that does."""
-    form = request.get("response_format")
-    kind = cast(Json, form).get("type") if isinstance(form, dict) else None
-    if kind in ("json_schema", "regex"):
-        raise RequestError(
-            400, f"This response_format type is unavailable now: {kind!r}; text and json_object are available"
-        )
+    sampling = Sampling.of(original)
+    return Adapted(body if adapted == original else json.dumps(adapted).encode(), sampling)
 
 
 def _adapt_chat(request: Json) -> None:
@@ -56,7 +57,7 @@ def _adapt_chat(request: Json) -> None:
 
     In the history, `reasoning` is reasoning_content and a tool call without a type is a function call.
     """
-    _refuse_constraints(request)
+    refuse_chat_wishes(request)
     _strip_context_suffix(request)
     if request.get("max_tokens") is None and request.get("max_completion_tokens") is not None:
         request["max_tokens"] = request["max_completion_tokens"]
@@ -73,7 +74,7 @@ def _adapt_chat(request: Json) -> None:
         if message.get("role") == "developer":
             message["role"] = "system"
         if message.get("role") == "assistant":
-            if message.get("reasoning_content") is None and isinstance(message.get("reasoning"), str):
+            if not message.get("reasoning_content") and isinstance(message.get("reasoning"), str):
                 message["reasoning_content"] = message["reasoning"]
             for call in _objects(message.get("tool_calls")):
                 if "function" in call:
@@ -81,8 +82,13 @@ def _adapt_chat(request: Json) -> None:
 
 
 def _adapt_messages(request: Json) -> None:
-    """Tools of type custom are plain tools; redacted_thinking blocks are skipped, nobody here can read them."""
+    """Tools of type custom are plain tools; redacted_thinking blocks are skipped, nobody here can read them.
+
+    Documents that are text become text.
+    """
     refuse_threads(request)
+    refuse_messages_wishes(request)
+    read_documents(request)
     _strip_context_suffix(request)
     for tool in _objects(request.get("tools")):
         if tool.get("type") in ("custom", None):
@@ -94,15 +100,6 @@ def _adapt_messages(request: Json) -> None:
             kept = [block for block in blocks if not _is_redacted(block)]
             if len(kept) != len(blocks):
                 message["content"] = kept or ""  # an empty array would be refused, an empty text is not
-
-
-def _refuse_images(request: Json) -> None:
-    for message in _objects(request.get("messages")):
-        for part in _objects(message.get("content")):
-            inner = _objects(part.get("content")) if part.get("type") == "tool_result" else []
-            for candidate in (part, *inner):
-                if candidate.get("type") in ("image", "image_url", "input_image"):
-                    raise RequestError(400, "This model does not support image")
 
 
 def _strip_context_suffix(request: Json) -> None:

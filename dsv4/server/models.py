@@ -41,6 +41,8 @@ def models_router(service: ChatService, drain: Drain) -> APIRouter:
 
     @router.get("/models")
     @router.get("/v1/models")
+    @router.get("/beta/models")
+    @router.get("/beta/v1/models")
     @router.get("/anthropic/v1/models")
     async def list_models() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
         """The served model first, then the other names that it answers to."""
@@ -55,6 +57,8 @@ def models_router(service: ChatService, drain: Drain) -> APIRouter:
 
     @router.get("/models/{name}")
     @router.get("/v1/models/{name}")
+    @router.get("/beta/models/{name}")
+    @router.get("/beta/v1/models/{name}")
     @router.get("/anthropic/v1/models/{name}")
     async def get_model(name: str) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
         if name not in service.model_names:

@@ -14,9 +14,11 @@ import deepseek_recipe as recipe
 from dsv4.engine import AsyncEngine, ProgressEvent, TokenEvent
 from dsv4.engine.conversation import Answer, Chunk, ConversationModel, Generator, Turn
 from dsv4.server.errors import RequestError
-from dsv4.server.leniency import adapt_chat, adapt_messages
+from dsv4.server.leniency import Adapted, adapt_chat, adapt_messages
 from dsv4.server.progress import Reports, progress_chunk, requested_reports, timings_chunk, with_timings
+from dsv4.server.refusals import describe, is_bad_json
 from dsv4.server.threads import BodyThreads
+from dsv4.server.wishes import Sampling
 
 EngineEvents = AsyncGenerator[TokenEvent | ProgressEvent, None]
 Request = recipe.ChatCompletionRequest | recipe.MessagesRequest
@@ -31,17 +33,22 @@ class Protocol:
     """One API: deepseek-recipe's request and response types, and the leniencies that this server adds."""
 
     name: str
-    adapt: Callable[[bytes], bytes]
+    adapt: Callable[[bytes], Adapted]
     request: type[Request]
     response: type[Response]
     accepts_claude_names: bool  # clients made for Anthropic's models insist on their names
+    auto: str  # the tool choice that leaves the model free
 
     def generator(self, request: recipe.ConversationRequest, answer_id: str, model: str) -> Generator:
         return self.request.chunk_generator(request, answer_id, model)
 
 
-CHAT = Protocol("chat.completions", adapt_chat, recipe.ChatCompletionRequest, recipe.ChatCompletionResponse, False)
-MESSAGES = Protocol("messages", adapt_messages, recipe.MessagesRequest, recipe.MessagesResponse, True)
+CHAT = Protocol(
+    "chat.completions", adapt_chat, recipe.ChatCompletionRequest, recipe.ChatCompletionResponse, False, '"auto"'
+)
+MESSAGES = Protocol(
+    "messages", adapt_messages, recipe.MessagesRequest, recipe.MessagesResponse, True, '{"type": "auto"}'
+)
 
 
 @dataclass(frozen=True)
@@ -77,10 +84,10 @@ class ChatService:
         """Checks, renders and tokenises a request, and takes its place in the queue. Slow for a long prompt: run it in
         a thread. Raises RequestError and QueueFullError.
         """
-        model, converted = self._convert(protocol, body)
+        model, converted, sampling = self._convert(protocol, body)
         reports = requested_reports(body) if protocol is CHAT else Reports()
         try:
-            turn = self.conversation.prepare(converted)
+            turn = self.conversation.prepare(converted, top_k=sampling.top_k, min_p=sampling.min_p)
         except recipe.ConversionError as error:
             raise RequestError.from_recipe(error) from error
         answer_id = str(uuid.uuid4())
@@ -92,7 +99,7 @@ class ChatService:
 
     def count_tokens(self, protocol: Protocol, body: bytes) -> int:
         """Tokens of the rendered prompt. Raises RequestError as `prepare` does, but never for its length."""
-        _, converted = self._convert(protocol, body)
+        _, converted, _ = self._convert(protocol, body)
         return self.conversation.prompts.count(converted.conversation)
 
     async def frames(self, job: Job) -> AsyncGenerator[tuple[str | None, str], None]:
@@ -136,14 +143,33 @@ class ChatService:
                 if answer.finished:
                     return
 
-    def _convert(self, protocol: Protocol, body: bytes) -> tuple[str, recipe.ConversationRequest]:
+    def _convert(self, protocol: Protocol, body: bytes) -> tuple[str, recipe.ConversationRequest, Sampling]:
+        """The model's name, the conversation and the sampling of a body. Raises RequestError with the fault's place."""
+        adapted = protocol.adapt(body)
         try:
-            request = protocol.request(protocol.adapt(body))
+            request = protocol.request(adapted.body)
             model = request.model
-            options = self._options
-            if protocol.accepts_claude_names and model.startswith("claude-"):
-                options = options.with_model_alias(model, recipe.ModelVersion.DeepseekV4Pro)
-            converted = request.convert(options)
+            converted = request.convert(self._options_for(protocol, model))
         except (recipe.ConversionError, ValueError) as error:
-            raise RequestError.from_recipe(error) from error
-        return model, converted
+            raise self._refusal(protocol, body, error) from error
+        return model, converted, adapted.sampling
+
+    def _options_for(self, protocol: Protocol, model: str) -> recipe.ConversionOptions:
+        if protocol.accepts_claude_names and model.startswith("claude-"):
+            return self._options.with_model_alias(model, recipe.ModelVersion.DeepseekV4Pro)
+        return self._options
+
+    def _refusal(self, protocol: Protocol, body: bytes, error: recipe.ConversionError | ValueError) -> RequestError:
+        def parse(part: bytes) -> Request:
+            return protocol.request(protocol.adapt(part).body)
+
+        def convert(part: bytes) -> recipe.ConversationRequest:
+            request = parse(part)
+            return request.convert(self._options_for(protocol, request.model))
+
+        try:
+            protocol.request(body)
+        except ValueError as first:
+            if is_bad_json(first):
+                error = first  # its line and column are those of the body that came, not of the adapted one
+        return describe(error, body, parse, convert, protocol.auto)

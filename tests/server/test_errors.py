@@ -13,7 +13,7 @@ def refused(server, path: str = CHAT, **change) -> dict:
     response = server.http().post(path, json={"model": "tiny", "messages": QUESTION} | change)
     assert response.status_code == 400, response.text
     error = response.json()["error"]
-    assert (error["type"], error["code"], error["param"]) == ("invalid_request_error", "invalid_request_error", None)
+    assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_request_error")
     return error["message"]
 
 
@@ -28,8 +28,14 @@ def refused(server, path: str = CHAT, **change) -> dict:
         ({"stop": ["x"] * 17}, "Stop string array too long: 17"),
         ({"top_logprobs": 3}, "logprobs must be set to true if top_logprobs is used."),
         ({"stream_options": {"include_usage": True}}, "stream_options should be set along with stream = true"),
-        ({"thinking": True}, "Failed to deserialize the JSON body into the target type: invalid type: boolean"),
-        ({"max_tokens": "5"}, "Failed to deserialize the JSON body into the target type: invalid type: string"),
+        (
+            {"thinking": True},
+            "Failed to deserialize the JSON body into the target type: thinking: invalid type: boolean",
+        ),
+        (
+            {"max_tokens": "5"},
+            "Failed to deserialize the JSON body into the target type: max_tokens: invalid type: string",
+        ),
         ({"messages": [{"role": "function", "content": "x"}]}, "unknown variant `function`, expected one of `system`"),
         ({"response_format": {"type": "regex", "pattern": "a"}}, "response_format type is unavailable now: 'regex'"),
         ({"response_format": {"type": "json_schema"}}, "response_format type is unavailable now: 'json_schema'"),
@@ -58,19 +64,40 @@ def test_a_body_that_is_no_request(server, path: str, body: bytes) -> None:
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/messages"])
 def test_a_context_overflow_names_the_numbers(model, serve, path: str) -> None:
-    messages = [{"role": "user", "content": "x" * 900}]
     low = {"reasoning_effort": "low"} if path == CHAT else {"output_config": {"effort": "low"}}
     with serve(model, max_model_len=1000) as served:
-        message = refused(served, path, messages=messages, max_tokens=500, **low)
+        too_long = [{"role": "user", "content": "x" * 1100}]
+        message = refused(served, path, messages=too_long, max_tokens=500, **low)
         assert message.startswith("This model's maximum context length is 1000 tokens. However, you requested ")
         assert "500 in the completion). Please reduce the length of the messages or completion." in message
-        message = refused(served, path, messages=[{"role": "user", "content": "x" * 1100}], **low)
-        assert "0 in the completion" in message
+        assert "0 in the completion" in refused(served, path, messages=too_long, **low)
+        brimful = [{"role": "user", "content": "ab " * 1000}]  # each byte may be a token, or three of them one
+        assert "maximum context length is 1000" in refused(served, path, messages=brimful, max_tokens=1, **low)
+
+
+@pytest.mark.parametrize("max_tokens", [500, 384_000, 393_216])
+@pytest.mark.parametrize("path", [CHAT, "/v1/messages"])
+def test_an_answer_that_does_not_fit_beside_the_prompt_gets_the_room_there_is(
+    model, serve, path: str, max_tokens: int
+) -> None:
+    """Agents ask for all that /v1/models offers, with every prompt."""
+    model.reply = "</think>" + "x" * 2000
+    with serve(model, max_model_len=1000) as served:
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "x" * 700}], "max_tokens": max_tokens}
+        body |= {"reasoning_effort": "low"} if path == CHAT else {"output_config": {"effort": "low"}}
+        got = served.http().post(path, json=body).json()
+        usage = got["usage"]
+        total = sum(usage[name] for name in usage if name in ("prompt_tokens", "input_tokens"))
+        total += usage.get("completion_tokens", 0) + usage.get("output_tokens", 0)
+        assert total == 1000
+        assert "length" in str(got) or got["stop_reason"] == "max_tokens"
+        offered = served.http().get("/v1/models").json()["data"][0]["max_output_tokens"]
+        assert served.http().post(path, json=body | {"max_tokens": offered}).status_code == 200
 
 
 def test_images_are_refused_and_not_replaced_by_a_note(server) -> None:
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
-    expected = "This model does not support image"
+    expected = "This model does not support image (messages[0].content[0])"
     assert refused(server, messages=[{"role": "user", "content": [image]}]) == expected
     block = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
     assert refused(server, "/v1/messages", messages=[{"role": "user", "content": [block]}]) == expected
@@ -100,6 +127,13 @@ def test_models_are_listed_for_both_sdks(server) -> None:
     with pytest.raises(openai.NotFoundError, match="There is no model 'nope'"):
         client.models.retrieve("nope")
     assert [model.id for model in server.anthropic().models.list()] == listed
+
+
+def test_the_beta_base_address_answers(server) -> None:
+    for base in ("/beta", "/beta/v1"):
+        client = server.openai(base)
+        assert client.chat.completions.create(model="tiny", messages=QUESTION).choices[0].message.content == "ok"
+        assert client.models.list().data[0].id == client.models.retrieve("tiny").id == "tiny"
 
 
 def test_base_addresses_answer_probes(server) -> None:

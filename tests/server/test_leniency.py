@@ -6,11 +6,11 @@ from dsv4.server.leniency import adapt_chat, adapt_messages
 
 
 def chat(**request):
-    return json.loads(adapt_chat(json.dumps(request).encode()))
+    return json.loads(adapt_chat(json.dumps(request).encode()).body)
 
 
 def messages(**request):
-    return json.loads(adapt_messages(json.dumps(request).encode()))
+    return json.loads(adapt_messages(json.dumps(request).encode()).body)
 
 
 def test_developer_is_system() -> None:
@@ -49,12 +49,14 @@ def test_reasoning_and_untyped_tool_calls_of_the_history() -> None:
     assert got["reasoning_content"] == "r" and got["tool_calls"][0]["type"] == "function"
     kept = chat(messages=[{"role": "assistant", "reasoning": "r", "reasoning_content": "own"}])["messages"][0]
     assert kept["reasoning_content"] == "own"
+    empty = chat(messages=[{"role": "assistant", "reasoning": "r", "reasoning_content": ""}])["messages"][0]
+    assert empty["reasoning_content"] == "r"
 
 
 def test_what_needs_no_change_keeps_its_bytes() -> None:
     nested = b'{"x": ' * 700 + b"1" + b"}" * 700  # json reads it, copying it goes deeper than Python does
     for body in (b'{ "model" : "x", "messages": [] }', b"{broken", b"[1]", b"[" * 50_000, nested):
-        assert adapt_chat(body) is body and adapt_messages(body) is body
+        assert adapt_chat(body).body is body and adapt_messages(body).body is body
 
 
 def test_custom_tools_and_redacted_thinking() -> None:

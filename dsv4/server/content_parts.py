@@ -1,0 +1,116 @@
+"""Parts of messages beside text: documents that are text are read, everything that the model cannot see is refused.
+
+deepseek-recipe would put a note in the place of some of them, and the model would answer without having seen them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+from dsv4.server.errors import RequestError
+
+Json = dict[str, Any]
+
+# What a part's type stands for, in the refusal.
+_UNSEEN = {
+    **dict.fromkeys(("image", "image_url", "input_image"), "image"),
+    **dict.fromkeys(("audio", "input_audio", "audio_url"), "audio"),
+    **dict.fromkeys(("video", "video_url", "input_video"), "video"),
+    **dict.fromkeys(("file", "input_file", "container_upload"), "file"),
+}
+
+
+def refuse_parts(request: Json) -> None:
+    """RequestError 400 for the first part that the model cannot see, with its place."""
+    for place, part in _parts(request):
+        kind = part.get("type")
+        unseen = _UNSEEN.get(kind) if isinstance(kind, str) else None
+        if unseen is not None:
+            raise RequestError(400, f"This model does not support {unseen} ({place})", param=place)
+        if kind == "document" and _text_of(part) is None:
+            source = part.get("source")
+            form = cast(Json, source).get("type") if isinstance(source, dict) else None
+            raise RequestError(
+                400,
+                f"This model does not support document with source {form!r} ({place}); supported: text, or content of "
+                "text blocks",
+                param=place,
+            )
+
+
+def read_documents(request: Json) -> None:
+    """Puts the text of documents and search results in their place, in messages and in tool results."""
+    for message in _objects(request.get("messages")):
+        _read_blocks(message)
+        for block in _objects(message.get("content")):
+            if block.get("type") == "tool_result":
+                _read_blocks(block)
+
+
+def _read_blocks(owner: Json) -> None:
+    content = owner.get("content")
+    if isinstance(content, list):
+        owner["content"] = [_as_text(block) for block in cast("list[object]", content)]
+
+
+def _as_text(block: object) -> object:
+    if not isinstance(block, dict):
+        return block
+    text = _text_of(cast(Json, block))
+    return cast(Json, block) if text is None else {"type": "text", "text": text}
+
+
+def _text_of(block: Json) -> str | None:
+    """A document's or search result's title, context and text, None for any other block."""
+    kind, source = block.get("type"), block.get("source")
+    if kind == "document" and isinstance(source, dict):
+        fields = cast(Json, source)
+        body = fields.get("data") if fields.get("type") == "text" else None
+        if fields.get("type") == "content":
+            body = _joined(fields.get("content"))
+        head = (block.get("title"), block.get("context"))
+    elif kind == "search_result":
+        body = _joined(block.get("content"))
+        head = (block.get("title"), source)
+    else:
+        return None
+    if not isinstance(body, str):
+        return None
+    return "\n\n".join([*(text for text in head if isinstance(text, str) and text), body])
+
+
+def _joined(content: object) -> str | None:
+    """The text of a string or of text blocks, None for what holds anything else."""
+    if isinstance(content, str):
+        return content
+    blocks = _objects(content)
+    texts = [block.get("text") for block in blocks if block.get("type") == "text"]
+    strings = [text for text in texts if isinstance(text, str)]
+    whole = isinstance(content, list) and len(strings) == len(cast("list[object]", content))
+    return "\n\n".join(strings) if whole else None
+
+
+def _parts(request: Json) -> Iterator[tuple[str, Json]]:
+    """Every part of system and messages with its place, those inside tool results and documents too."""
+    yield from _inside(request.get("system"), "system")
+    messages = request.get("messages")
+    for index, message in enumerate(cast("list[object]", messages) if isinstance(messages, list) else []):
+        if isinstance(message, dict):
+            yield from _inside(cast(Json, message).get("content"), f"messages[{index}].content")
+
+
+def _inside(content: object, place: str) -> Iterator[tuple[str, Json]]:
+    for index, item in enumerate(cast("list[object]", content) if isinstance(content, list) else []):
+        if not isinstance(item, dict):
+            continue
+        part, here = cast(Json, item), f"{place}[{index}]"
+        yield here, part
+        if part.get("type") == "tool_result":
+            yield from _inside(part.get("content"), f"{here}.content")
+
+
+def _objects(value: object) -> list[Json]:
+    """The JSON objects of an array; an empty list for anything else."""
+    items = cast("list[object]", value) if isinstance(value, list) else []
+    return [cast(Json, item) for item in items if isinstance(item, dict)]

@@ -1,0 +1,148 @@
+"""A refused request says which field is at fault, in its message and in error.param."""
+
+import anthropic
+import openai
+import pytest
+
+CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
+USER = {"role": "user", "content": "x"}
+FUNCTION = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+
+def refused(server, path: str, request: dict | bytes) -> dict:
+    if isinstance(request, dict):
+        response = server.http().post(path, json={"model": "tiny", "messages": [USER]} | request)
+    else:
+        response = server.http().post(path, content=request)
+    assert response.status_code == 400, response.text
+    return response.json()["error"]
+
+
+def call(**change) -> dict:
+    made = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}} | change
+    return {"role": "assistant", "tool_calls": [{key: value for key, value in made.items() if value is not None}]}
+
+
+def use(**change) -> dict:
+    return {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "f", "input": {}} | change]}
+
+
+def tool(**change) -> dict:
+    return {"role": "tool", "tool_call_id": "a", "content": "x"} | change
+
+
+def chat(*messages: object) -> dict:
+    return {"messages": [USER] * 137 + [*messages, USER]}
+
+
+@pytest.mark.parametrize(
+    ("request_", "place", "words"),
+    [
+        ({"temperature": "hot"}, "temperature", 'invalid type: string "hot", expected f32'),
+        ({"thinking": True}, "thinking", "invalid type: boolean `true`"),
+        ({"thinking": {"type": "maybe"}}, "thinking.type", "unknown variant `maybe`"),
+        ({"max_completion_tokens": "5"}, "max_completion_tokens", 'invalid type: string "5"'),
+        ({"stop": ["a", 5]}, "stop[1]", "invalid type: integer `5`"),
+        ({"stream_options": {"include_usage": "x"}}, "stream_options.include_usage", "invalid type"),
+        ({"tools": [FUNCTION, {"type": "function"}]}, "tools[1]", "missing field `function`"),
+        ({"tools": [FUNCTION, {"type": "x", "function": {"name": "f"}}]}, "tools[1].type", "`x`"),
+        ({"tools": [FUNCTION, {"type": "function", "function": {"name": 5}}]}, "tools[1].function.name", "`5`"),
+        ({"messages": 5}, "messages", "invalid type: integer `5`"),
+        (chat({"role": "bad", "content": "x"}), "messages[137].role", "unknown variant `bad`"),
+        (chat({"role": "user", "content": 5}), "messages[137].content", "content should be a string or a list"),
+        (chat({"role": "user"}), "messages[137]", "missing field `content`"),
+        (chat({"content": "x"}), "messages[137]", "missing field `role`"),
+        (chat(5), "messages[137]", "invalid type: integer `5`"),
+        (chat({"role": "tool", "content": "x"}), "messages[137]", "missing field `tool_call_id`"),
+        (chat(call(id=None), tool()), "messages[137].tool_calls[0]", "missing field `id`"),
+        (chat(call(function={"name": "f", "arguments": {"a": 1}})),
+         "messages[137].tool_calls[0].function.arguments", "map"),
+        (chat({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text"}]}),
+         "messages[137].content[1]", "`text`"),
+        (chat({"role": "user", "content": [{"type": "zzz", "text": "a"}]}), "messages[137].content[0].type", "`zzz`"),
+        # What only conversion finds keeps the hosted service's sentence as its beginning.
+        ({"temperature": 2.5}, "temperature", "Invalid temperature value"),
+        ({"top_logprobs": 3}, "top_logprobs", "Invalid top_logprobs and logprobs value"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "stream_options should be set along"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "Prompt must contain the word"),
+        ({"model": "gpt-9"}, "model", "but you passed gpt-9."),
+        ({"messages": []}, "messages", "Empty input messages"),
+        ({"stop": ["a", ""]}, "stop[1]", "Invalid 'stop[1]'"),
+        ({"tools": [FUNCTION, {"type": "function", "function": {"name": "a b"}}]}, "tools[1].function.name", "pattern"),
+        ({"tools": [FUNCTION, {"type": "function", "function": {"name": "g", "parameters": {"type": 5}}}]},
+         "tools[1]", "'g'"),
+        (chat({"role": "assistant"}), "messages[137]", "content or tool_calls must be set"),
+        (chat(call(), tool(), USER, tool()), "messages[140]", "must be a response to a preceding message"),
+        (chat(call(), tool(), call(), USER), "messages[139]", "insufficient tool messages"),
+        (chat(call(), tool(tool_call_id="zz")), "messages[138]", "did not have response messages: zz"),
+    ],
+)  # fmt: skip
+def test_a_refused_chat_request_names_the_place(server, request_, place: str, words: str) -> None:
+    error = refused(server, CHAT, request_)
+    assert error["param"] == place and words in error["message"]
+    assert "[" not in place or place in error["message"] or "Invalid '" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "place", "words"),
+    [
+        ({"temperature": "hot"}, "temperature", 'invalid type: string "hot", expected f32'),
+        ({"output_config": {"effort": "most"}}, "output_config.effort", "unknown variant `most`"),
+        ({"system": [{"type": "text", "text": "x"}, {"type": "text"}]}, "system[1]", "missing field `text`"),
+        ({"tools": [{"name": "f", "input_schema": {"type": "object"}}, {}]}, "tools[1]", "missing field `name`"),
+        ({"tools": [{"name": "f", "input_schema": {}}]}, "tools[0]", "Invalid schema for function 'f'"),
+        (chat({"role": "bad", "content": "x"}), "messages[137].role", "unknown variant `bad`"),
+        (chat({"role": "user", "content": [{"type": "zzz"}]}), "messages[137].content[0].type", "`zzz`"),
+        (chat({"role": "user", "content": [{"type": "tool_result"}]}), "messages[137].content[0]", "`tool_use_id`"),
+        (chat(use(name=5)), "messages[137].content[0].name", "invalid type: integer `5`"),
+        (chat(use()), "messages[138]", "`tool_use` ids were found without `tool_result` blocks"),
+        (chat({"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "content": "x"}]}),
+         "messages[137].content[0]", "tool_result"),
+    ],
+)  # fmt: skip
+def test_a_refused_message_names_the_place(server, request_, place: str, words: str) -> None:
+    error = refused(server, MESSAGES, {"max_tokens": 5} | request_)
+    assert error["param"] == place and words in error["message"]
+
+
+@pytest.mark.parametrize("path", [CHAT, MESSAGES, "/v1/messages/count_tokens"])
+@pytest.mark.parametrize(
+    ("body", "place"),
+    [
+        (rb'{"model": "tiny", "messages": [{"role": "user", "content": "a \ud800"}]}', "messages[0].content"),
+        (b'{"model": "tiny", "messages": [{"role": "user", "content": "a \xff"}]}', "messages[0].content"),
+        (rb'{"model": "ti\udc00ny", "messages": []}', "model"),
+        (rb'{"model": "tiny", "messages": [], "tools": [{}, {"name": "\ud800", "type": "custom"}]}', "tools[1].name"),
+        (rb'{"model": "tiny", "messages": [], "stop": ["a", "\ud800"]}', "stop[1]"),
+        (rb'{"model": "tiny", "messages": [{"\ud800": 1}]}', "messages[0] (the name of a field)"),
+    ],
+)
+def test_what_is_no_text_is_refused_with_its_place(server, path: str, body: bytes, place: str) -> None:
+    error = refused(server, path, body)
+    assert error["param"] == place and f"{place} holds bytes or escapes that are no text" in error["message"]
+    assert "line 1 column" in error["message"]
+
+
+def test_errors_of_syntax_keep_line_and_column(server) -> None:
+    body = b'{"model": "tiny",\n"messages": [{"role": "developer",\n"content": NaN}]}'
+    assert "expected value at line 3 column" in refused(server, CHAT, body)["message"], "of the body that came"
+    assert "line 2 column 13" in refused(server, CHAT, b'{"model": "tiny",\n"messages": ]}')["message"]
+
+
+def test_the_sdks_show_the_place(server) -> None:
+    with pytest.raises(openai.BadRequestError, match=r"messages\[0\]\.role") as chat_error:
+        server.openai().chat.completions.create(model="tiny", messages=[{"role": "bad", "content": "x"}])
+    assert chat_error.value.param == "messages[0].role"
+    with pytest.raises(anthropic.BadRequestError, match="temperature: invalid type"):
+        server.anthropic().messages.create(
+            model="tiny", max_tokens=5, messages=[USER], extra_body={"temperature": "hot"}
+        )
+
+
+def test_a_forced_tool_while_thinking_says_how_to_stop_thinking(server) -> None:
+    error = refused(server, CHAT, {"tools": [FUNCTION], "tool_choice": "required"})
+    assert error["message"].startswith("Thinking mode does not support this tool_choice")
+    assert '"thinking": {"type": "disabled"}' in error["message"] and error["param"] == "tool_choice"
+    tools = [{"name": "f", "input_schema": {"type": "object"}}]
+    error = refused(server, MESSAGES, {"max_tokens": 5, "tools": tools, "tool_choice": {"type": "tool", "name": "f"}})
+    assert '"thinking": {"type": "disabled"}' in error["message"] and '{"type": "auto"}' in error["message"]
