@@ -19,7 +19,7 @@ _SIGNED: dict[torch.dtype, tuple[type[np.signedinteger[Any]], type[np.unsignedin
     torch.float32: (np.int32, np.uint32, 0x7F80_0000),
 }
 _E8M0_NAN = 255
-_CHUNK_BYTES = 1 << 18  # stays in a core's own cache between its two looks
+_CHUNK_BYTES = 1 << 19  # stays in a core's own cache between its two looks
 _LARGEST_CODE = {torch.int8: 6.0, torch.float8_e4m3fn: 448.0}
 _LARGEST_FLOAT32 = torch.finfo(torch.float32).max
 
