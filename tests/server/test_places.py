@@ -42,6 +42,7 @@ def chat(*messages: object) -> dict:
         ({"thinking": True}, "thinking", "invalid type: boolean `true`"),
         ({"thinking": {"type": "maybe"}}, "thinking.type", "unknown variant `maybe`"),
         ({"max_completion_tokens": "5"}, "max_completion_tokens", 'invalid type: string "5"'),
+        ({"temperature": [1]}, "temperature", "invalid type: sequence"),
         ({"stop": ["a", 5]}, "stop[1]", "invalid type: integer `5`"),
         ({"stream_options": {"include_usage": "x"}}, "stream_options.include_usage", "invalid type"),
         ({"tools": [FUNCTION, {"type": "function"}]}, "tools[1]", "missing field `function`"),
@@ -87,6 +88,7 @@ def test_a_refused_chat_request_names_the_place(server, request_, place: str, wo
     ("request_", "place", "words"),
     [
         ({"temperature": "hot"}, "temperature", 'invalid type: string "hot", expected f32'),
+        ({"stop_sequences": ["a", ""]}, "stop_sequences[1]", "empty string"),
         ({"output_config": {"effort": "most"}}, "output_config.effort", "unknown variant `most`"),
         ({"system": [{"type": "text", "text": "x"}, {"type": "text"}]}, "system[1]", "missing field `text`"),
         ({"tools": [{"name": "f", "input_schema": {"type": "object"}}, {}]}, "tools[1]", "missing field `name`"),
