@@ -150,7 +150,7 @@ class _Search:
         missing = _MISSING.search(self._refusal)
         if missing is not None and missing[1] not in fields and self._is_missed(fields, missing[1], put):
             return ""
-        needed = self._needed(fields, put)
+        needed = self._needed(fields, put, keep=missing[1] if missing is not None else None)
         name = self._faulty(needed, put)
         if name is None:
             return ""
@@ -160,9 +160,11 @@ class _Search:
         """True if it is here that a field of this name is missing: with one, the refusal is another or none."""
         return any(not self.same(put(fields | {name: value})) for value in _STAND_INS)
 
-    def _needed(self, fields: Json, put: Put) -> Json:
-        """The fewest fields that are refused in the same words."""
+    def _needed(self, fields: Json, put: Put, keep: str | None) -> Json:
+        """The fewest fields that are refused in the same words. `keep`: a field that is missed elsewhere, not here."""
         for name in list(fields):
+            if name == keep:
+                continue
             rest = {key: value for key, value in fields.items() if key != name}
             if self.same(put(rest)):
                 fields = rest
