@@ -50,10 +50,11 @@ test: $(VENV)/.test
 check: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(wildcard native/*/*.cpp native/*/*.h native/*/*/*.h)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(VENV)/.bench
-	$(BIN)/dsv4 bench $(or $(ARGS),model)
+	$(BIN)/dsv4 bench $(or $(ARGS),engine --models fp32)
 
 # Only the source package is downloaded; an unfinished folder never gets the name `source`.
 llama-bench: $(VENV)/.python
@@ -93,7 +94,7 @@ $(VENV)/.python:
 	@touch $@
 
 # An editable install needs no repeating when Python code changes, only when the requirements or the C++ do.
-$(VENV)/.run: $(VENV)/.python pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*)
+$(VENV)/.run: $(VENV)/.python pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*.txt native/*/*.* native/*/*/*.*)
 	@echo "make: installing into $(VENV) (torch is large: this takes some minutes once)"
 	@$(PIP) --editable .
 	@touch $@

@@ -1,7 +1,7 @@
-"""`dsv4 bench engine`: dsv4 beside llama.cpp and transformers at FP4 and FP8 weights, and up to a million tokens.
+"""`dsv4 bench engine`: dsv4 beside llama.cpp and transformers, and up to a million tokens.
 
 Each contender is a process of its own; rounds interleave. Nothing is reported unless the frozen tests are green and the
-logits agree. Every model's rows are kept as soon as it is done.
+logits agree. Each scenario's rows are kept as soon as it is done.
 """
 
 from __future__ import annotations
@@ -15,85 +15,80 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.comparison.process import ROOT, BenchmarkError
-from benchmarks.engines.plan import COMPARED, FULL, MODELS, QUICK, Plan
+from benchmarks.harness.process import ROOT, BenchmarkError
+from benchmarks.harness.scenarios import SCENARIOS, quick
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from benchmarks.engines.llama_bench import LlamaBench
-    from benchmarks.engines.outcome import Outcome
-
-DESCRIPTION = "Compare dsv4 with llama.cpp and transformers at the weights as stored: decode, prefill, memory."
-EPILOG = """models:
-  slice        120.9M parameters of every kind of layer, random; with llama.cpp and transformers
-  nano         the embedded model; with llama.cpp and transformers
-  flash-width  two layers of V4-Flash's widths, random, 7.2 GB; against what the machine can do
-  million      1,048,576 tokens through nano; tens of minutes
+DESCRIPTION = "Compare dsv4 with llama.cpp and transformers at the same weights: decode, prefill, memory."
+EPILOG = f"""scenarios:
+{chr(10).join(f"  {name:12} {scenario.about}" for name, scenario in SCENARIOS.items())}
 
 examples:
   dsv4 bench engine --llama-bench $(make -s llama-bench)
-  dsv4 bench engine --models slice --rounds 5 --llama-bench path/to/llama-bench
+  dsv4 bench engine --models fp32
   dsv4 bench engine --models flash-width,million --scratch path/to/weights
   dsv4 bench engine --quick --without-llama --no-gate"""
 
 
-def measure(model: str, plan: Plan, threads: int, scratch: Path, llama: LlamaBench | None, console: Console) -> Outcome:
-    """One model, with its progress bar."""
-    from benchmarks.comparison.progress import progress_bar
-    from benchmarks.engines import million, versus, wide
-    from dsv4.config import ModelConfig, nano_path
+def run(options: argparse.Namespace, console: Console) -> None:
+    """Gate; then scenario by scenario: measure, append to results/<hardware>.jsonl, print."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    if model == "million":
-        with million.bar(console, plan.million) as advance:
-            return million.measure(plan, threads, advance)
-    if model == "flash-width":
-        with progress_bar(console, wide.num_stages(plan)) as advance:
-            return wide.measure(plan, threads, scratch, advance)
-    config = plan.slice if model == "slice" else ModelConfig.from_pretrained(nano_path())
-    with progress_bar(console, versus.num_stages(plan, llama is not None)) as advance:
-        return versus.measure(model, config, plan, threads, scratch, llama, advance)
+    from benchmarks.harness import gate, machine, report, results, rounds
+    from benchmarks.harness.llama_bench import LlamaBench
 
-
-def run(options: argparse.Namespace, plan: Plan, llama: LlamaBench | None, console: Console) -> None:
-    """Gate; then model by model: measure, append to results/<hardware>.jsonl, print; at the end context.png."""
-    from benchmarks.comparison.gate import run_tests
-    from benchmarks.comparison.rows import append_rows, commit, hardware, hardware_slug, package_digest
-    from benchmarks.engines.aims import aim_rows
-    from benchmarks.engines.plot import plot_context
-    from benchmarks.engines.table import make_table, notes, title
-
-    gated = not options.no_gate
-    code, sources, machine = commit(), package_digest(), hardware()
-    if gated:
+    llama = LlamaBench(options.llama_bench, options.threads) if options.llama_bench else None
+    code, sources, hardware = results.commit(), results.package_digest(), machine.hardware()
+    if not options.no_gate:
         console.print("Frozen tests first: no number without them.")
-        run_tests()
-    file: Path = options.results / f"{hardware_slug(machine)}.jsonl"
-    shared = {"benchmark": "engine", "plan": plan.name, "gated": gated, "commit": code, "threads": options.threads}
+        gate.run_tests()
+    file: Path = options.results / f"{machine.hardware_slug(hardware)}.jsonl"
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
     with ExitStack() as stack:
         kept: Path | None = options.scratch
         scratch = kept or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dsv4-bench-")))
         scratch.mkdir(parents=True, exist_ok=True)
-        for model in options.models:
-            outcome = measure(model, plan, options.threads, scratch, llama, console)
-            if package_digest() != sources:
+        for name in options.models:
+            scenario = quick(SCENARIOS[name]) if options.quick else SCENARIOS[name]
+            if options.rounds is not None:
+                scenario = replace(scenario, rounds=options.rounds)
+            with Progress(*columns, console=console, transient=True) as progress:
+                task = progress.add_task("start", total=rounds.num_stages(scenario, llama is not None), completed=-1)
+
+                def advance(what: str, progress: Progress = progress, task: object = task) -> None:
+                    progress.update(task, advance=1, description=what)  # type: ignore[arg-type]
+
+                found = rounds.measure(scenario, options.threads, scratch, llama, advance)
+            if results.package_digest() != sources:
                 raise BenchmarkError("dsv4/ changed during the run, so its figures belong to no version of it: no rows")
-            common = {**shared, "hardware": machine, **outcome.common()}
-            append_rows(file, [*outcome.rows, *aim_rows(outcome.rows, model)], common)
-            console.print(title(outcome, options.threads, gated), highlight=False)
-            console.print(make_table(outcome))
-            for line in notes(outcome):
-                console.print(line, highlight=False)
-    console.print(f"{machine['cpu']}, {machine['cores']} cores; commit {code}; rows in {file}")
-    if not plot_context(file, plan.name, options.results / "context.png"):
-        console.print("no plot: matplotlib is not installed")
+            found.quick, found.gated, found.threads = options.quick, not options.no_gate, options.threads
+            found.commit, found.hardware = code, hardware
+            results.append(file, found)
+            console.print(f"\n{name}\n" + "\n".join(report.lines(found)), highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{hardware['cpu']}, {hardware['cores']} cores; commit {code}; rows in {file}")
+    console.print("`dsv4 bench report` writes docs/benchmarks.md from them.")
 
 
 def _models(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(text.split(",")))
     for name in names:
-        if name not in MODELS:
-            raise argparse.ArgumentTypeError(f"{name!r} is unknown; allowed: {', '.join(MODELS)}")
+        if name not in SCENARIOS:
+            raise argparse.ArgumentTypeError(f"{name!r} is unknown; allowed: {', '.join(SCENARIOS)}")
     return names
 
 
@@ -114,8 +109,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--models", type=_models, default=("slice", "nano"), metavar="A,B", help="of those below; default: slice,nano"
     )
     parser.add_argument("--llama-bench", type=Path, metavar="PATH", help="llama.cpp's llama-bench (make llama-bench)")
-    parser.add_argument("--without-llama", action="store_true", help="compare with transformers alone")
-    parser.add_argument("--rounds", type=_at_least_one, metavar="N", help=f"default: {FULL.rounds}")
+    parser.add_argument("--without-llama", action="store_true", help="leave llama.cpp out")
+    parser.add_argument("--rounds", type=_at_least_one, metavar="N", help="default: 3")
     parser.add_argument("--threads", type=_at_least_one, default=2, metavar="N", help="of each; default: %(default)s")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="keep weights there; default: a temporary folder")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, short prompts: does it run?")
@@ -127,22 +122,13 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     options = parser.parse_args(argv)
-    compared = [model for model in options.models if model in COMPARED]
+    compared = [name for name in options.models if "llama.cpp" in SCENARIOS[name].peers]
     if compared and not options.without_llama and options.llama_bench is None:
         parser.error(f"{', '.join(compared)}: give --llama-bench PATH (make llama-bench), or --without-llama")
-    plan = QUICK if options.quick else FULL
-    if options.rounds is not None:
-        plan = replace(plan, rounds=options.rounds)
     from rich.console import Console
 
-    from benchmarks.engines.llama_bench import LlamaBench
-
     try:
-        use_llama = compared and not options.without_llama
-        llama = LlamaBench(options.llama_bench, options.threads) if use_llama else None
-        console = Console()
-        # As wide as the terminal; where there is none, wide enough for the table.
-        run(options, plan, llama, console if console.is_terminal else Console(width=160))
+        run(options, Console())
     except BenchmarkError as error:
         print(f"dsv4 bench engine: {error}", file=sys.stderr)
         return 1

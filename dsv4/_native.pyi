@@ -1,4 +1,4 @@
-"""The native kernels, built from native/module.cpp. Only dsv4.kernels and dsv4.model import them: kernels/native.py.
+"""The native kernels, built from native/python/. Only dsv4.kernels and dsv4.model import them: kernels/native.py.
 
 Arrays are fp32 (ids and indices int64) tensors or NumPy arrays on the CPU. A wrong shape is a ValueError.
 """
@@ -65,9 +65,9 @@ def hadamard(x: Any) -> None: ...
 def top_k(scores: Any, k: int, index: Any) -> None:
     """As dsv4.kernels.topk, for finite scores: index [n, k]."""
 
-# Of a forward, one by one, on tokens of one sequence: tests alone call these. See native/module_single.cpp.
+# Of a forward, one by one, on tokens of one sequence: tests alone call these. See native/python/module_single.cpp.
 
-def hc_read(
+def hc_pre(
     streams: Any,
     fn: Any,
     scale: Any,
@@ -81,8 +81,8 @@ def hc_read(
 ) -> None:
     """Streams [n, s, d] -> pre, post and comb, weights [n, s * (2 + s)], and the sub-layer's normed input x [n, d]."""
 
-def hc_write(y: Any, weights: Any, streams: Any) -> None:
-    """y [n, d] into the streams, by the weights of hc_read."""
+def hc_post(y: Any, weights: Any, streams: Any) -> None:
+    """y [n, d] into the streams, by the weights of hc_pre."""
 
 def route(logits: Any, choice: Any, token_ids: Any, scale: float, index: Any, weights: Any) -> None:
     """Experts [n, k] of router logits [n, E]; choice is the bias [E] or tid2eid [vocab, k]."""

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from dsv4.config_json import config_to_json, fields_from_json
+from dsv4.config_json import config_to_json, fields_from_json, has_draft_model
+from dsv4.notices import warn_once
 from dsv4.presets import PRESETS
 
 LayerKind = Literal["swa", "csa", "hca"]
@@ -66,13 +67,16 @@ class ModelConfig:
     initializer_range: float = 0.02
     expert_dtype: str = "fp4"  # fp4: official instruct layout; fp8: official Base layout
     bos_token_id: int = 0
-    eos_token_id: int = 1
+    eos_token_id: int | tuple[int, ...] = 1  # several: generation ends at any of them
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "compress_ratios", tuple(self.compress_ratios))
+        if isinstance(self.eos_token_id, list):  # pyright: ignore[reportUnnecessaryIsInstance]
+            object.__setattr__(self, "eos_token_id", tuple(self.eos_token_id))
         _check_numbers(self)
         _check_schedule(self)
         _check_widths(self)
+        _check_tokens(self)
 
     @classmethod
     def preset(cls, name: str) -> ModelConfig:
@@ -82,17 +86,24 @@ class ModelConfig:
         return cls(**PRESETS[name])
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> ModelConfig:
+    def from_dict(cls, raw: Mapping[str, Any], place: str | Path = "config.json") -> ModelConfig:
         """Read the content of a config.json, official or as transformers writes it.
 
-        An unknown key or a contradiction raises ValueError. Without `rope_scaling` there is no YaRN.
+        Keys that say nothing of the computation are ignored; one warning that begins with `place` lists them. A key or
+        value that would change the computation, or a contradiction, raises ValueError. Without `rope_scaling` there is
+        no YaRN. A draft model of several blocks (DSpark's) is left out: `num_nextn_predict_layers` is then 0.
         """
-        values = fields_from_json(raw)
+        values, ignored = fields_from_json(raw)
         scaling = cast("dict[str, Any] | None", values.pop("rope_scaling"))
         missing = [f.name for f in fields(cls) if f.name not in values and f.name in _REQUIRED]
         if missing:
             raise ValueError(f"missing {'key' if len(missing) == 1 else 'keys'}: {', '.join(missing)}")
-        return cls(**values, rope_scaling=None if scaling is None else YarnScaling(**scaling))
+        config = cls(**values, rope_scaling=None if scaling is None else YarnScaling(**scaling))
+        draft = "a draft model of several blocks, which is left out" if has_draft_model(raw) else ""
+        keys = f"ignored keys: {', '.join(ignored)}" if ignored else ""
+        if draft or keys:
+            warn_once(f"{place}: {'; '.join(filter(None, (draft, keys)))}")
+        return config
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> ModelConfig:
@@ -109,13 +120,18 @@ class ModelConfig:
         if not isinstance(raw, dict):
             raise ValueError(f"{file}: expected a JSON object, found {type(raw).__name__}")
         try:
-            return cls.from_dict(cast("dict[str, Any]", raw))
+            return cls.from_dict(cast("dict[str, Any]", raw), file)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
 
     def to_dict(self, quantized: bool = True) -> dict[str, Any]:
         """Every key of the official config.json. `quantized=False` (a BF16 or FP32 folder) leaves out the formats."""
         return config_to_json(self, quantized)
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Every token at which generation ends."""
+        return self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
 
     def layer_ratio(self, layer: int) -> int:
         """Tokens per compressed entry of main layer `layer` (MTP blocks follow the main layers); 0: window only."""
@@ -158,7 +174,10 @@ _REQUIRED = {
     "compress_ratios",
     "routed_scaling_factor",
 }
-_MAY_BE_ZERO = {"num_nextn_predict_layers", "num_hash_layers", "bos_token_id", "eos_token_id"}
+_MAY_BE_ZERO = {"num_nextn_predict_layers", "num_hash_layers", "bos_token_id"}
+_ONE_SHARED_EXPERT = (
+    "1: V4 has one shared expert, the published code takes no other number and transformers makes one whatever it says"
+)
 
 
 def _reject(key: str, value: object, allowed: str) -> ValueError:
@@ -219,6 +238,13 @@ def _check_widths(config: ModelConfig) -> None:
         raise _reject("qk_rope_head_dim", rope, f"up to head_dim = {config.head_dim}")
     if 4 in config.compress_ratios and rope > config.index_head_dim:
         raise _reject("qk_rope_head_dim", rope, f"up to index_head_dim = {config.index_head_dim}")
-    for key in ("bos_token_id", "eos_token_id"):
-        if getattr(config, key) >= config.vocab_size:
-            raise _reject(key, getattr(config, key), f"0 to vocab_size - 1 = {config.vocab_size - 1}")
+    if config.n_shared_experts != 1:
+        raise _reject("n_shared_experts", config.n_shared_experts, _ONE_SHARED_EXPERT)
+
+
+def _check_tokens(config: ModelConfig) -> None:
+    last = config.vocab_size - 1
+    for key, ids in (("bos_token_id", (config.bos_token_id,)), ("eos_token_id", config.eos_token_ids)):
+        if not ids or any(type(token) is not int or not 0 <= token <= last for token in ids):
+            several = ", or a list of such numbers" if key == "eos_token_id" else ""
+            raise _reject(key, getattr(config, key), f"0 to vocab_size - 1 = {last}{several}")

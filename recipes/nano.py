@@ -22,10 +22,10 @@ import torch
 from rich.console import Console
 
 from dsv4.checkpoint import save_model
+from dsv4.checkpoint.atomic import DiskFullError, new_file
 from dsv4.config import ModelConfig
 from dsv4.data.nano_tokenizer import train_nano_tokenizer
 from dsv4.model.transformer import Transformer
-from dsv4.training.files import DiskFullError, write_atomically
 from dsv4.training.hash_routing import install_tables
 from dsv4.training.loop import NonFiniteLossError, Stage, Trainer, TrainSettings
 from dsv4.training.optim import MuonAdamW
@@ -144,7 +144,8 @@ def load_or_make_run(options: argparse.Namespace, run_dir: Path) -> Run:
     run = Run(**values)
     run_dir.mkdir(parents=True, exist_ok=True)
     text = json.dumps(asdict(run), indent=2) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    with new_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return run
 
 

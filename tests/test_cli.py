@@ -133,10 +133,11 @@ def test_an_unknown_option_is_answered_with_the_commands_usage(capsys: pytest.Ca
 
 def test_a_recipes_and_the_evaluations_help_are_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
-    monkeypatch.setattr(
-        "dsv4.cli._run_script", lambda folder, name, arguments: asked.append([folder, name, *arguments])
-    )
-    monkeypatch.setattr("dsv4.cli._eval", lambda options: asked.append([options.command, *options.arguments]))
+    for command in ("train", "bench"):
+        monkeypatch.setattr(
+            f"dsv4.commands.{command}.run_script", lambda folder, name, rest: asked.append([folder, name, *rest])
+        )
+    monkeypatch.setattr("dsv4.commands.eval.run", lambda options: asked.append([options.command, *options.arguments]))
     for arguments in (
         ["train", "nano", "--help"],
         ["bench", "engine", "-h", "x"],
@@ -159,7 +160,7 @@ def test_a_package_of_an_extra_is_asked_for(
         def handler(options: object) -> None:
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 
-        monkeypatch.setattr("dsv4.cli._eval", handler)
+        monkeypatch.setattr("dsv4.commands.eval.run", handler)
 
     without("reasoning_gym")
     assert main(["eval", "nano"]) == 2

@@ -14,10 +14,13 @@ PACKAGE = ROOT / "dsv4"
 # A module may import from its own entry and from earlier ones.
 ORDER = (
     *("config", "analysis", "kernels", "model", "checkpoint", "tokenizer", "engine", "server"),
-    *("data", "parallel", "training", "post_training", "evals", "cli"),
+    *("data", "parallel", "training", "post_training", "evals", "commands", "cli"),
 )
 # Modules that sit beside config.py and are part of it, and the entry point that belongs to the command line.
-ALIASES = {"config_json": "config", "presets": "config", "__main__": "cli"}
+ALIASES = {
+    **dict.fromkeys(("config_json", "config_keys", "notices", "presets", "text"), "config"),
+    "__main__": "cli",
+}
 MAX_LINES = 400
 LONGER: dict[str, str] = {}  # module -> why it is longer
 NAMELESS = {"utils.py", "helpers.py", "misc.py", "common.py"}

@@ -15,9 +15,15 @@ from dsv4.checkpoint.writing import Format, convert
 
 
 def convert_checkpoint(
-    src: str, dst: str, format: str, overwrite: bool = False, linears: Any = None, mtp: bool = False
+    src: str,
+    dst: str,
+    format: str,
+    overwrite: bool = False,
+    allow_rounding: bool = False,
+    linears: Any = None,
+    mtp: bool = False,
 ) -> None:
-    """Writes DST and says what it is. linears and mtp are for gguf; with another format ValueError."""
+    """Writes DST and says what it is, and what was rounded. linears and mtp are for gguf; elsewhere ValueError."""
     if format != "gguf" and (linears is not None or mtp):
         raise ValueError(f"--linears and --mtp are not allowed with --format {format}; allowed: gguf")
     console, started = Console(stderr=True), time.monotonic()
@@ -31,9 +37,12 @@ def convert_checkpoint(
             written = total
             bar.update(task, completed=done, total=total)
 
+        options: dict[str, Any] = {"overwrite": overwrite, "allow_rounding": allow_rounding, "progress": show}
         if format == "gguf":
-            export_gguf(src, dst, linears=linears, mtp=mtp, overwrite=overwrite, progress=show)
+            errors = export_gguf(src, dst, linears=linears, mtp=mtp, **options)
         else:
-            convert(src, dst, cast(Format, format), overwrite=overwrite, progress=show)
+            errors = convert(src, dst, cast(Format, format), **options)
     what = "the MTP block, " if mtp else ""
     print(f"{Path(dst)}: {what}{format}, {decimal(written)} of tensors in {time.monotonic() - started:.1f} s")
+    for kind, error in errors.items():
+        print(f"rounded {error.tensors} tensors of {kind}: {error}, in {error.worst_tensor}")

@@ -1,13 +1,11 @@
-"""Files of a model folder: a safetensors shard written at its offsets, and a folder that appears whole or never."""
+"""Files of a model folder: a safetensors shard written at its offsets, JSON, and copies; each synced."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import uuid
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -72,43 +70,6 @@ class ShardWriter:
                 os.fsync(self._handle.fileno())
 
 
-@contextmanager
-def new_folder(target: Path, overwrite: bool) -> Generator[Path]:
-    """A temporary folder beside `target` to write into; it becomes `target` at the end, or vanishes on any error.
-
-    A target that is not empty is refused unless `overwrite`, and then replaced whole; only a model folder may be.
-    """
-    if target.exists() and not target.is_dir():
-        raise CheckpointError(target, "the name of a folder", "a file")
-    occupied = target.exists() and any(target.iterdir())
-    if occupied and not overwrite:
-        raise CheckpointError(
-            target, "a new or empty folder (or --overwrite; in Python overwrite=True)", "something there already"
-        )
-    if occupied and not (target / "config.json").is_file():
-        raise CheckpointError(target, "a model folder to overwrite", "one without config.json")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unique = f".{target.name}.{uuid.uuid4().hex[:8]}"
-    temporary, replaced = target.parent / f"{unique}.tmp", target.parent / f"{unique}.old"
-    temporary.mkdir()
-    try:
-        yield temporary
-        sync_folder(temporary)
-        if occupied:
-            target.rename(replaced)
-        try:
-            temporary.rename(target)
-        except OSError:
-            if occupied:
-                replaced.rename(target)
-            raise
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    sync_folder(target.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
 def refuse_source(source: Path, target: Path) -> None:
     """CheckpointError where replacing `target` would take `source`, which is read meanwhile, away."""
     place = target.resolve()
@@ -128,13 +89,3 @@ def copy_file(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
     with target.open("rb+") as handle:
         os.fsync(handle.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable (where directories can be synced: not on Windows)."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

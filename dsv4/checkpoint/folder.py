@@ -21,12 +21,17 @@ from dsv4.checkpoint import formats, names
 from dsv4.checkpoint.errors import CheckpointError
 from dsv4.checkpoint.shards import Shards, StoredTensor, read_json
 from dsv4.config import ModelConfig
+from dsv4.notices import warn_once
 
-# Attribute of a loaded model: weight name -> the scales that it was stored with, on the CPU.
-LOADED_SCALES = "checkpoint_scales"
 PLAIN_DTYPES = ("BF16", "F32", "F16")
 # What most routed experts are stored as -> the layout of the folder.
-_LAYOUT_OF: dict[str, Layout] = {"I8": "official", "F8_E4M3": "official-base", "F32": "fp32", "F16": "fp32"}
+_LAYOUT_OF: dict[str, Layout] = {
+    "I8": "official",
+    "F8_E4M3": "official-base",
+    "BF16": "bf16",
+    "F32": "fp32",
+    "F16": "fp32",
+}
 
 
 class _Source(NamedTuple):
@@ -57,11 +62,13 @@ class Checkpoint:
         self.folder = folder
         self._shards = Shards(folder)
         try:
-            self._sources = _official_sources(self._shards, config.n_routed_experts)
+            self._sources, unread = _official_sources(self._shards, config)
             self.config = _without_lost_mtp(config, self._shards, self._sources)
             self.layout = _detect_layout(self._sources)
             self.scale_dtype = _detect_scale_dtype(self._sources, self.layout)
             _check(folder, self._sources, self.config, self.layout, self.scale_dtype)
+            if unread:
+                warn_once(_unread_line(folder, unread))
         except BaseException:
             self.close()
             raise
@@ -97,6 +104,21 @@ class Checkpoint:
         stored = self._sources[name].stored
         return stored.file, stored.name
 
+    def index(self, name: str, index: list[int]) -> list[int]:
+        """Where an element of an official tensor lies in the stored one, for messages."""
+        source = self._sources[name]
+        if source.part is None:
+            return index
+        row, column = index
+        return [source.part.expert, row + (source.part.half or 0) * source.shape[0], column]
+
+    def map_files(self) -> list[Path]:
+        """Maps every file that holds one of its tensors; where they are."""
+        first = {source.stored.file: source.stored for source in self._sources.values()}
+        for stored in first.values():
+            self._shards.read(stored)
+        return list(first)
+
     def close(self) -> None:
         self._shards.close()
 
@@ -114,7 +136,7 @@ def read_config(path: str | Path) -> ModelConfig:
     folder = Path(path)
     config = _read_config(folder)
     with Shards(folder) as shards:
-        return _without_lost_mtp(config, shards, _official_sources(shards, config.n_routed_experts))
+        return _without_lost_mtp(config, shards, _official_sources(shards, config)[0])
 
 
 def _read_config(folder: Path) -> ModelConfig:
@@ -122,15 +144,21 @@ def _read_config(folder: Path) -> ModelConfig:
         raise CheckpointError(folder, "a model folder", "no such folder" if not folder.exists() else "a file")
     raw = read_json(folder / "config.json")
     try:
-        return ModelConfig.from_dict(raw)
+        return ModelConfig.from_dict(raw, folder / "config.json")
     except ValueError as error:
         raise CheckpointError(folder / "config.json", "a DeepSeek V4 config", str(error)) from error
 
 
-def _official_sources(shards: Shards, num_experts: int) -> dict[str, _Source]:
+def _official_sources(shards: Shards, config: ModelConfig) -> tuple[dict[str, _Source], list[StoredTensor]]:
+    """(where each official tensor lies, the tensors of a draft model that stay unread)."""
+    num_experts = config.n_routed_experts
     sources: dict[str, _Source] = {}
+    unread: list[StoredTensor] = []
     for stored in shards.tensors.values():
         official = names.to_official(stored.name)
+        if names.is_draft(official, config.num_nextn_predict_layers):
+            unread.append(stored)
+            continue
         if names.is_duplicate(official):
             continue
         parts = names.merged_parts(official, num_experts)
@@ -144,7 +172,17 @@ def _official_sources(shards: Shards, num_experts: int) -> dict[str, _Source]:
                 expected = f"{name} once, which {first.name!r} in {first.file.name} already is"
                 raise CheckpointError(stored.file, expected, "a duplicate", stored.name)
             sources[name] = source
-    return sources
+    return sources, unread
+
+
+def _unread_line(folder: Path, unread: list[StoredTensor]) -> str:
+    modules = Counter(".".join(tensor.name.removeprefix("model.").split(".")[:2]) for tensor in unread)
+    size = sum(tensor.num_bytes for tensor in unread) / 1e9
+    return (
+        f"{folder}: left unread, as the model is whole without it: a draft model in "
+        f"{', '.join(f'{name} ({count})' for name, count in sorted(modules.items()))}, "
+        f"{len(unread)} tensors, {size:.3g} GB"
+    )
 
 
 def _without_lost_mtp(config: ModelConfig, shards: Shards, sources: dict[str, _Source]) -> ModelConfig:
@@ -156,10 +194,16 @@ def _without_lost_mtp(config: ModelConfig, shards: Shards, sources: dict[str, _S
 
 
 def _detect_layout(sources: dict[str, _Source]) -> Layout:
-    """By the majority of the routed experts, so that one wrong tensor does not turn the whole folder wrong."""
-    experts = (name for name in sources if ".experts." in name and name.endswith(".weight"))
+    """By the majority of the routed experts, so that one wrong tensor does not turn the whole folder wrong.
+
+    Experts of no known dtype are taken for FP4 where they have scales (U8, say), so that the error names them.
+    """
+    experts = [name for name in sources if ".experts." in name and name.endswith(".weight")]
     common = Counter(sources[name].stored.dtype for name in experts).most_common(1)
-    return _LAYOUT_OF.get(common[0][0], "bf16") if common else "bf16"
+    if not common:
+        return "bf16"
+    scaled = any(name.removesuffix("weight") + "scale" in sources for name in experts)
+    return _LAYOUT_OF.get(common[0][0], "official" if scaled else "bf16")
 
 
 def _detect_scale_dtype(sources: dict[str, _Source], layout: Layout) -> str:
@@ -175,7 +219,7 @@ def _check(folder: Path, sources: dict[str, _Source], config: ModelConfig, layou
     for name, spec in expected.items():
         if name not in sources:
             missing = sum(other not in sources for other in expected)
-            found = f"no such tensor ({missing} of {len(expected)} are missing)"
+            found = f"no such tensor ({missing} of {len(expected)} are missing){_mtp_hint(name)}"
             raise CheckpointError(folder, _describe(_dtypes(spec, layout, scale_dtype), spec.shape), found, name)
     for name, source in sources.items():
         stored = source.stored
@@ -186,8 +230,15 @@ def _check(folder: Path, sources: dict[str, _Source], config: ModelConfig, layou
         dtypes, shape = _dtypes(expected[name], layout, scale_dtype), expected[name].shape
         if stored.dtype not in dtypes or source.shape != shape:
             part = "" if source.part is None else f" in it for {name}"
+            packed = ", FP4 packed two to a byte" if dtypes == ["I8"] else ""
             found = _describe([stored.dtype], stored.shape)
-            raise CheckpointError(stored.file, _describe(dtypes, shape) + part, found, stored.name)
+            raise CheckpointError(stored.file, _describe(dtypes, shape) + packed + part, found, stored.name)
+
+
+def _mtp_hint(missing: str) -> str:
+    if not missing.startswith("mtp."):
+        return ""
+    return '; with "num_nextn_predict_layers": 0 in config.json the model loads without its MTP block'
 
 
 def _dtypes(spec: TensorSpec, layout: Layout, scale_dtype: str) -> Sequence[str]:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import uuid
-from collections.abc import Generator
-from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -18,13 +14,19 @@ from gguf import GGUFValueType as Value
 from torch import Tensor
 
 from dsv4.analysis.inventory import TensorSpec, tensor_inventory
+from dsv4.checkpoint.atomic import check_space, new_file
 from dsv4.checkpoint.errors import CheckpointError
-from dsv4.checkpoint.files import Progress, sync_folder
+from dsv4.checkpoint.files import Progress
 from dsv4.checkpoint.folder import Checkpoint
 from dsv4.checkpoint.gguf_names import ARCHITECTURE, index_head_dim, metadata, to_gguf
 from dsv4.checkpoint.gguf_vocab import vocabulary
+from dsv4.checkpoint.mapped import MappedFiles
 from dsv4.checkpoint.reading import check_expert_ids
+from dsv4.checkpoint.rounding import Rounding, RoundingError
+from dsv4.checkpoint.values import check_values, first_not_finite
 from dsv4.config import ModelConfig
+from dsv4.model.moe import repeats
+from dsv4.notices import warn_once
 
 Linears = Literal["bf16", "q8_0"]
 Array = np.ndarray[Any, Any]
@@ -40,6 +42,7 @@ class _Planned(NamedTuple):
     """One tensor of the file. `sources`: several are the experts of a layer, or e_proj and h_proj."""
 
     name: str
+    component: str  # the kind of tensor, in the inventory's words
     shape: tuple[int, ...]  # outermost first; GGUF lists it from the other end
     type: Type
     sources: list[str]
@@ -57,25 +60,33 @@ def export_gguf(
     linears: Linears | None = None,
     mtp: bool = False,
     overwrite: bool = False,
+    allow_rounding: bool = False,
     progress: Progress | None = None,
-) -> None:
+) -> dict[str, RoundingError]:
     """Write the model folder `src` as the file `dst`, which appears whole or not at all.
 
     FP4 experts become MXFP4 with the same codes and scales. linears: type of the FP8 class and of experts that are not
     FP4; None takes BF16, or F32 where the folder holds F32 values or scales. "q8_0" rounds, which llama.cpp runs
-    faster. CheckpointError names a tensor without an exact form. mtp: only the MTP block, as llama.cpp's draft model.
+    faster. CheckpointError names a tensor without an exact form unless `allow_rounding`, and one that holds NaN or
+    infinity; DiskFullError says what does not fit. mtp: only the MTP block, as llama.cpp's draft model.
     progress: told of the bytes of tensors written, and of all.
+    Returns what rounding changed, by kind of tensor.
     """
     if linears is not None and linears not in _LINEAR_TYPES:
         raise ValueError(f"linears = {linears!r} is not allowed; allowed: None, {', '.join(map(repr, _LINEAR_TYPES))}")
-    target = Path(dst)
+    target, rounding = Path(dst), Rounding(allow_rounding)
     with Checkpoint(src) as source:
+        files = MappedFiles(source)
         if mtp and not source.config.num_nextn_predict_layers:
             raise CheckpointError(source.folder, "an MTP block to write", "none")
         plan = _plan(source, linears, mtp)
         keys = metadata(source.config, mtp)
         tokenizer = vocabulary(source.folder, source.config)
-        with _new_file(target, overwrite) as file:
+        total = sum(planned.num_bytes for planned in plan)
+        _check_target(target, overwrite)
+        check_space(target, total)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with new_file(target) as file:
             writer = gguf.GGUFWriter(file, ARCHITECTURE)
             try:
                 writer.add_name(target.stem)
@@ -92,14 +103,16 @@ def export_gguf(
                 writer.write_header_to_file()
                 writer.write_kv_data_to_file()
                 writer.write_ti_data_to_file()
-                done, total = 0, sum(planned.num_bytes for planned in plan)
+                done = 0
                 for planned in plan:
-                    writer.write_tensor_data(_data(planned, source))
+                    writer.write_tensor_data(_data(planned, source, rounding))
                     done += planned.num_bytes
                     if progress is not None:
                         progress(done, total)
+                files.check()
             finally:
                 writer.close()
+    return rounding.errors
 
 
 def _plan(source: Checkpoint, linears: Linears | None, mtp: bool) -> list[_Planned]:
@@ -120,7 +133,7 @@ def _plan(source: Checkpoint, linears: Linears | None, mtp: bool) -> list[_Plann
         elif len(specs) > 1:
             shape = (shape[0], shape[1] * len(specs))
         sources = [spec.name for spec in specs]
-        plan.append(_Planned(name, shape, _type(first, sources, source, shape[-1], linears), sources))
+        plan.append(_Planned(name, first.component, shape, _type(first, sources, source, shape[-1], linears), sources))
     return plan
 
 
@@ -148,40 +161,52 @@ def _file_type(plan: list[_Planned]) -> gguf.LlamaFileType:
     return gguf.LlamaFileType.MOSTLY_BF16 if Type.BF16 in types else gguf.LlamaFileType.ALL_F32
 
 
-def _data(planned: _Planned, source: Checkpoint) -> Array:
+def _data(planned: _Planned, source: Checkpoint, rounding: Rounding) -> Array:
     """The tensor's bytes, in an array of the size that the plan says."""
     if ".ffn.experts." not in planned.sources[0]:
         parts = [_values(name, source) for name in planned.sources]
-        return _encode(torch.cat(parts, 1) if len(parts) > 1 else parts[0], planned, source, planned.sources[0])
+        values = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+        return _encode(values, planned, source, planned.sources[0], rounding)
     merged = np.empty((len(planned.sources), planned.num_bytes // len(planned.sources)), np.uint8)
     for expert, name in enumerate(planned.sources):
         if planned.type == Type.MXFP4:
             data = _mxfp4(name, source)
         else:
-            data = _encode(_values(name, source), planned, source, name)
+            data = _encode(_values(name, source), planned, source, name, rounding)
         merged[expert] = data.reshape(-1).view(np.uint8)
     return merged
 
 
 def _values(name: str, source: Checkpoint) -> Tensor:
+    check_values(source, name)
     if name.endswith("tid2eid"):
-        check_expert_ids(source.stored(name), source, name)
+        table = source.stored(name)
+        check_expert_ids(table, source, name)
+        repeating = int(repeats(table).any(-1).sum())
+        if repeating:
+            file, stored = source.place(name)
+            warn_once(f"{file}: tensor {stored!r} repeats an expert for {repeating} tokens; llama.cpp counts it twice")
     return _pad_index_heads(name, source.parameter(name), source.config)
 
 
-def _encode(values: Tensor, planned: _Planned, source: Checkpoint, name: str) -> Array:
+def _encode(values: Tensor, planned: _Planned, source: Checkpoint, name: str, rounding: Rounding) -> Array:
     if planned.type == Type.I32:
         return values.to(torch.int32).numpy()
+    place = source.place(name)
     if planned.type == Type.BF16:
-        rounded = values.to(torch.bfloat16)
-        changed = rounded.to(values.dtype) != values
-        if changed.any():
-            file, stored = source.place(name)
-            found = f"{changed.sum()} without one, such as {values[changed][0].item()!r}"
-            raise CheckpointError(file, "values with an exact BF16 form", found, stored)
-        return rounded.contiguous().view(torch.int16).numpy()
+        rounded = values.to(torch.bfloat16).contiguous()
+        if (wrong := first_not_finite(rounded)) is not None:
+            found = repr(values.reshape(-1)[wrong].item())
+            raise CheckpointError(place[0], "finite numbers that BF16 can hold", found, place[1])
+        rounding.compare(planned.component, place, values, rounded, "BF16")
+        return rounded.view(torch.int16).numpy()
     floats = values.to(torch.float32).contiguous().numpy()
-    return floats if planned.type == Type.F32 else gguf.quantize(floats, planned.type)
+    if planned.type == Type.F32:
+        return floats
+    blocks = gguf.quantize(floats, planned.type)
+    written = torch.as_tensor(gguf.dequantize(blocks, planned.type))
+    rounding.compare(planned.component, place, values, written, planned.type.name, asked=True)
+    return blocks
 
 
 def _mxfp4(name: str, source: Checkpoint) -> Array:
@@ -189,12 +214,10 @@ def _mxfp4(name: str, source: Checkpoint) -> Array:
 
     A block's byte j holds columns j (low nibble) and j + 16 where the official one holds 2j and 2j + 1.
     """
+    check_values(source, name)
     codes, scales = source.stored(name), source.scale(name)
     assert scales is not None
     exponents = scales.view(torch.uint8).numpy()
-    if (exponents == 255).any():
-        file, stored = source.place(name.removesuffix("weight") + "scale")
-        raise CheckpointError(file, "finite scales, as MXFP4 has no NaN", f"{(exponents == 255).sum()} NaN", stored)
     packed = codes.view(torch.uint8).numpy().reshape(*exponents.shape, _BLOCK // 2)
     first, second = packed[..., : _BLOCK // 4], packed[..., _BLOCK // 4 :]
     blocks = np.empty((*exponents.shape, 1 + _BLOCK // 2), np.uint8)
@@ -228,9 +251,7 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
         writer.add_key_value(key, value, kinds[type(value)])
 
 
-@contextmanager
-def _new_file(target: Path, overwrite: bool) -> Generator[Path]:
-    """A temporary file beside `target` that becomes it at the end, or vanishes on any error."""
+def _check_target(target: Path, overwrite: bool) -> None:
     if target.suffix != ".gguf":
         raise CheckpointError(target, "a file name that ends in .gguf", repr(target.name))
     if target.is_dir():
@@ -239,14 +260,3 @@ def _new_file(target: Path, overwrite: bool) -> Generator[Path]:
         raise CheckpointError(
             target, "a new file (or --overwrite; in Python overwrite=True)", "something there already"
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
-    try:
-        yield temporary
-        with temporary.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        temporary.rename(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(target.parent)

@@ -11,6 +11,7 @@ from typing import Any
 from dsv4.checkpoint.errors import CheckpointError
 from dsv4.checkpoint.shards import read_json
 from dsv4.config import ModelConfig
+from dsv4.notices import warn_once
 
 _PRE_TOKENIZER = "deepseek-v3"
 _DIGITS = (r"\p{N}{1,3}", r"\p{N}")
@@ -19,6 +20,10 @@ _SPLITS = (
     r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"""
     r"|\s*[\r\n]+|\s+(?!\S)|\s+",
 )
+_AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")
+_ADDED_FLAGS = ("lstrip", "rstrip", "single_word")
+# Keys of GGUF at whose tokens llama.cpp ends a text; there are no more.
+_END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # token types of llama.cpp
 
 
@@ -48,23 +53,36 @@ def vocabulary(folder: Path, config: ModelConfig) -> dict[str, Any]:
         "tokenizer.ggml.token_type": types,
         "tokenizer.ggml.merges": [" ".join(pair) for pair in merges],
         "tokenizer.ggml.bos_token_id": config.bos_token_id,
-        "tokenizer.ggml.eos_token_id": config.eos_token_id,
+        **_end_tokens(file, config),
         "tokenizer.ggml.add_bos_token": bool(flags.get("add_bos_token", False)),
         "tokenizer.ggml.add_eos_token": bool(flags.get("add_eos_token", False)),
     }
 
 
+def _end_tokens(file: Path, config: ModelConfig) -> dict[str, int]:
+    ids = dict.fromkeys(config.eos_token_ids)
+    if len(ids) > len(_END_KEYS):
+        warn_once(f"{file.parent}: GGUF holds {len(_END_KEYS)} end tokens; without {list(ids)[len(_END_KEYS) :]}")
+    return {f"tokenizer.ggml.{key}": token for key, token in zip(_END_KEYS, ids, strict=False)}
+
+
 def _check(file: Path, content: dict[str, Any]) -> list[list[str]]:
     """The merges of a tokenizer that llama.cpp's deepseek-v3 splits and merges alike; CheckpointError on any other."""
     model: dict[str, Any] = content.get("model") or {}
-    for key, allowed in (("type", "BPE"), ("ignore_merges", False), ("byte_fallback", False), ("unk_token", None)):
-        if model.get(key, None if key == "type" else allowed) != allowed:
-            raise CheckpointError(file, f"model.{key} = {allowed!r}, as GGUF is written", repr(model.get(key)))
-    if content.get("normalizer") is not None:
+    if model.get("type") != "BPE":
+        raise CheckpointError(file, "model.type = 'BPE', as GGUF is written", repr(model.get("type")))
+    _expect(file, "model.", model, dict.fromkeys(("ignore_merges", "byte_fallback"), False))
+    _expect(file, "model.", model, dict.fromkeys(("unk_token", "dropout", *_AFFIXES)))
+    if not _changes_nothing(content.get("normalizer")):
         raise CheckpointError(file, "no normalizer, as GGUF is written", repr(content["normalizer"]))
+    for added in content.get("added_tokens", []):
+        _expect(file, f"added token {added['content']!r}: ", added, dict.fromkeys(_ADDED_FLAGS, False))
     splitter: dict[str, Any] = content.get("pre_tokenizer") or {}
     steps: list[dict[str, Any]] = splitter.get("pretokenizers", [])
-    patterns: list[Any] = [step["pattern"].get("Regex") if "pattern" in step else step.get("type") for step in steps]
+    for step in steps:
+        _expect(file, "pre_tokenizer.", step, {"add_prefix_space": False, "use_regex": False, "invert": False})
+        _expect(file, "pre_tokenizer.", step, {"behavior": "Isolated"})
+    patterns = [_pattern(step) for step in steps]
     if patterns[:1] not in ([[digits] for digits in _DIGITS]) or patterns[1:] != [*_SPLITS, "ByteLevel"]:
         expected = f"DeepSeek's pre-tokenizer, which llama.cpp calls {_PRE_TOKENIZER}"
         raise CheckpointError(file, expected, f"splits {patterns}")
@@ -76,6 +94,27 @@ def _check(file: Path, content: dict[str, Any]) -> list[list[str]]:
                 expected = f"no merge across digits, since llama.cpp's {_PRE_TOKENIZER} keeps three together"
                 raise CheckpointError(file, expected, repr([left, right]))
     return merges
+
+
+def _expect(file: Path, place: str, table: dict[str, Any], allowed: dict[str, Any]) -> None:
+    for key, value in allowed.items():
+        # An empty affix is none.
+        if key in table and (table[key] or value) != value:
+            raise CheckpointError(file, f"{place}{key} = {value!r}, as GGUF is written", repr(table[key]))
+
+
+def _changes_nothing(normalizer: dict[str, Any] | None) -> bool:
+    if normalizer is None:
+        return True
+    return normalizer.get("type") == "Sequence" and all(map(_changes_nothing, normalizer.get("normalizers", [])))
+
+
+def _pattern(step: dict[str, Any]) -> str | None:
+    """The regular expression of a split, CR and LF written as escapes; the type of any other step."""
+    if "pattern" not in step:
+        return step.get("type")
+    expression: str | None = step["pattern"].get("Regex")
+    return None if expression is None else expression.replace("\r", r"\r").replace("\n", r"\n")
 
 
 @cache

@@ -44,6 +44,14 @@ _TO_OFFICIAL = [
 ]
 
 _MERGED = re.compile(r"^(.*\.experts)\.(gate_up_proj|down_proj)$")
+_DRAFT = re.compile(r"^(?:mtp\.(\d+)\.([^.]+)|dspark)")
+# First parts of the names inside V4's MTP block, Flash-Base's copies of embedding and head among them.
+_MTP_PARTS = frozenset(
+    [
+        *("attn", "ffn", "attn_norm", "ffn_norm", "e_proj", "h_proj", "enorm", "hnorm", "norm", "emb", "head"),
+        *(f"hc_{site}_{part}" for site in ("attn", "ffn", "head") for part in ("fn", "base", "scale")),
+    ]
+)
 _DUPLICATE = re.compile(r"^mtp\.\d+\.(emb\.tok_emb|head)\.weight$")
 
 
@@ -81,6 +89,18 @@ def is_transformers(name: str) -> bool:
 def is_duplicate(name: str) -> bool:
     """Copies of the embedding and the head that Flash-Base stores under its MTP block."""
     return _DUPLICATE.match(name) is not None
+
+
+def is_draft(name: str, mtp_blocks: int) -> bool:
+    """True for a tensor of a draft model beside the first `mtp_blocks` MTP blocks, which the main model does not need.
+
+    It is of a later block, or of a sub-module that V4's MTP block has not (DSpark's main_proj, markov_head, ...).
+    """
+    match = _DRAFT.match(name)
+    if match is None:
+        return False
+    block, part = match.groups()
+    return block is None or int(block) >= mtp_blocks or part not in _MTP_PARTS
 
 
 def merged_parts(name: str, num_experts: int) -> list[MergedPart]:

@@ -9,18 +9,24 @@ import torch
 from torch import Tensor, nn
 
 from dsv4.analysis.inventory import tensor_inventory
-from dsv4.checkpoint import formats
+from dsv4.checkpoint import formats, values
 from dsv4.checkpoint.errors import CheckpointError
-from dsv4.checkpoint.folder import LOADED_SCALES, Checkpoint
+from dsv4.checkpoint.folder import Checkpoint
+from dsv4.checkpoint.mapped import LOADED_SCALES, MAPPED_FILES, LoadedScales, MappedFiles
 from dsv4.kernels import native
 from dsv4.kernels.stored import StoredTensor, widen_bf16
 from dsv4.model.transformer import Transformer
 
 
-def iter_float_tensors(path: str | Path) -> Iterator[tuple[str, Tensor]]:
-    """Every official parameter and table of a folder, dequantised, one at a time; valid until the next one."""
+def iter_float_tensors(path: str | Path, *, check_values: bool = True) -> Iterator[tuple[str, Tensor]]:
+    """Every official parameter and table of a folder, dequantised, one at a time; valid until the next one.
+
+    check_values: CheckpointError at the first that holds NaN or infinity.
+    """
     with Checkpoint(path) as checkpoint:
         for spec in tensor_inventory(checkpoint.config, "fp32"):
+            if check_values:
+                values.check_values(checkpoint, spec.name)
             yield spec.name, checkpoint.parameter(spec.name)
 
 
@@ -30,6 +36,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     numerics: str = "float",
     weights: str | None = None,
+    check_values: bool = True,
 ) -> Transformer:
     """A model folder, official or as transformers saved it -> the model, in eval mode and frozen.
 
@@ -42,7 +49,10 @@ def load_model(
     `requires_grad_(True)` widens.
 
     dtype: of the matrices. Norms and what the official layout stores as F32 (mHC, sinks, ape, router bias) are float32.
-    The model remembers the scales of quantised weights, so that `save_model` writes unchanged weights as they were.
+    check_values: CheckpointError names the first value that is no finite number. Without it all but FP4 codes need not
+    be read before they are used, and such a value gives whatever the kernels make of it.
+    `save_model` writes weights that were not changed as they were stored: their scales are looked up in the files,
+    which therefore stay open.
     """
     device = torch.device(device)
     plain = device.type == "cpu" and dtype == torch.float32
@@ -50,42 +60,67 @@ def load_model(
         raise ValueError(f"weights {weights!r}: allowed are 'stored' and 'widened'")
     if weights == "stored" and not plain:
         raise ValueError(f"weights 'stored' on {device} in {dtype}: they stay as stored on the CPU in torch.float32")
-    with Checkpoint(path) as checkpoint:
+    checkpoint = Checkpoint(path)
+    try:
+        files = MappedFiles(checkpoint)
         with torch.device("meta"):
             model = Transformer(checkpoint.config, numerics)
         keep = weights == "stored" or (weights is None and plain and native.module() is not None)
-        _materialize(model, checkpoint, device, dtype, keep)
+        _materialize(model, checkpoint, device, dtype, keep, check_values)
+        files.check()
+    except BaseException:
+        checkpoint.close()
+        raise
+    _remember(model, checkpoint, files)
     return model.eval()
 
 
 def _materialize(
-    model: Transformer, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, keep: bool
+    model: Transformer, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, keep: bool, check: bool
 ) -> None:
     """Replace every tensor of a model on the meta device by its values, one after the other."""
     declared: dict[str, Tensor] = model.state_dict(keep_vars=True)
     official = {spec.name: spec for spec in tensor_inventory(checkpoint.config, "bf16")}
     if declared.keys() != official.keys():
         raise RuntimeError(f"model and inventory name different tensors: {sorted(declared.keys() ^ official.keys())}")
-    scales: dict[str, Tensor] = {}
     for name, spec in official.items():
+        if check:
+            values.check_values(checkpoint, name)
         matrix = spec.dtype == "BF16" and len(spec.shape) == 2
-        values = _stored(checkpoint, name) if keep and matrix else None
-        if values is None:
+        tensor = _stored(checkpoint, name) if keep and matrix else None
+        if tensor is None:
             wanted = dtype if matrix else declared[name].dtype
-            values = torch.empty(spec.shape, dtype=wanted, device=device).copy_(checkpoint.parameter(name, device))
+            tensor = torch.empty(spec.shape, dtype=wanted, device=device).copy_(checkpoint.parameter(name, device))
+            if check and not _wider(wanted) and not tensor.isfinite().all():
+                file, stored = checkpoint.place(name)
+                raise CheckpointError(file, f"values that {wanted} can hold", "larger ones", stored)
         if spec.dtype == "I64":
-            check_expert_ids(values, checkpoint, name)
-        scale = checkpoint.scale(name)
-        if scale is not None:
-            scales[name] = scale.clone()
+            check_expert_ids(tensor, checkpoint, name)
         owner, _, leaf = name.rpartition(".")
         if isinstance(declared[name], nn.Parameter):
-            values = nn.Parameter(values, requires_grad=False)
-        setattr(model.get_submodule(owner), leaf, values)
-    setattr(model, LOADED_SCALES, scales)
+            tensor = nn.Parameter(tensor, requires_grad=False)
+        setattr(model.get_submodule(owner), leaf, tensor)
     left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
     if left:
         raise RuntimeError(f"no checkpoint tensor fills {left}")
+
+
+def _wider(dtype: torch.dtype) -> bool:
+    """True if every finite value of a checkpoint is finite in `dtype` too."""
+    return not dtype.is_floating_point or torch.finfo(dtype).max >= torch.finfo(torch.float32).max
+
+
+def _remember(model: Transformer, checkpoint: Checkpoint, files: MappedFiles) -> None:
+    """What saving and watching need: the files that weights are views of, and the scales, which stay in the files."""
+    stored = {name: p for name, p in model.named_parameters() if isinstance(p, StoredTensor)}
+    scales = {name: parameter.scales for name, parameter in stored.items() if parameter.scales is not None}
+    if stored:
+        setattr(model, MAPPED_FILES, files)
+    quantised = checkpoint.layout in ("official", "official-base")
+    if quantised:
+        setattr(model, LOADED_SCALES, LoadedScales(scales.get if scales else checkpoint.scale, files))
+    if scales or not quantised:
+        checkpoint.close()  # what the model views stays mapped
 
 
 def _stored(checkpoint: Checkpoint, name: str) -> StoredTensor | None:
@@ -94,9 +129,7 @@ def _stored(checkpoint: Checkpoint, name: str) -> StoredTensor | None:
     if codes.dtype == torch.int8 and scales is not None:
         return StoredTensor("fp4", codes, scales, formats.dequantize_fp4)
     if codes.dtype == torch.float8_e4m3fn and scales is not None:
-        # The kernels take a code's bits for a number: NaN has none.
-        nan = (codes.view(torch.uint8) & 0x7F).eq_(0x7F).any()
-        return None if nan else StoredTensor("fp8", codes, scales, formats.dequantize_fp8)
+        return StoredTensor("fp8", codes, scales, formats.dequantize_fp8)
     return StoredTensor("bf16", codes, None, widen_bf16) if codes.dtype == torch.bfloat16 else None
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dsv4.analysis.inventory import DTYPE_BYTES
 from dsv4.checkpoint.errors import CheckpointError
+from dsv4.notices import warn_once
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -25,6 +26,11 @@ class StoredTensor(NamedTuple):
     name: str
     dtype: str  # as safetensors spells it
     shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its values; 0 where the dtype is none of a model's."""
+        return prod(self.shape) * _BYTES.get(self.dtype, 0)
 
 
 class Shards:
@@ -121,18 +127,19 @@ def _read_indexed(folder: Path, index: Path) -> dict[str, StoredTensor]:
     for name, shard in shard_of.items():
         if name not in tensors:
             raise CheckpointError(folder / shard, f"the tensor, as {INDEX_NAME} says", "no such tensor", name)
-    _check_total(index, content, tensors)
+    _compare_total(index, content, tensors)
     return tensors
 
 
-def _check_total(index: Path, content: dict[str, Any], tensors: dict[str, StoredTensor]) -> None:
+def _compare_total(index: Path, content: dict[str, Any], tensors: dict[str, StoredTensor]) -> None:
     metadata: Any = content.get("metadata", {})
     if not isinstance(metadata, dict):
         raise CheckpointError(index, "an object 'metadata'", repr(metadata))
     total: Any = cast("dict[str, Any]", metadata).get("total_size")
-    size = sum(prod(tensor.shape) * _BYTES.get(tensor.dtype, 0) for tensor in tensors.values())
+    size = sum(tensor.num_bytes for tensor in tensors.values())
     if total is not None and total != size and all(tensor.dtype in _BYTES for tensor in tensors.values()):
-        raise CheckpointError(index, f"metadata.total_size {size}, the bytes of all tensors", repr(total))
+        # Nothing is computed from it, and each shard's header was checked: tools that edit folders leave it behind.
+        warn_once(f"{index}: metadata.total_size is {total!r}, but the tensors have {size} bytes")
 
 
 def _read_header(file: Path) -> dict[str, StoredTensor]:

@@ -8,17 +8,22 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dsv4.analysis.inventory import Layout, TensorSpec, tensor_inventory
 from dsv4.checkpoint import formats, names
+from dsv4.checkpoint.atomic import check_space, new_folder
 from dsv4.checkpoint.errors import CheckpointError
-from dsv4.checkpoint.files import TORCH_DTYPES, Progress, ShardWriter, copy_file, new_folder, refuse_source, write_json
-from dsv4.checkpoint.folder import LOADED_SCALES, Checkpoint
+from dsv4.checkpoint.files import TORCH_DTYPES, Progress, ShardWriter, copy_file, refuse_source, write_json
+from dsv4.checkpoint.folder import Checkpoint
+from dsv4.checkpoint.mapped import LOADED_SCALES, LoadedScales, MappedFiles
+from dsv4.checkpoint.rounding import Rounding, RoundingError
 from dsv4.checkpoint.shards import INDEX_NAME
+from dsv4.checkpoint.values import check_values, first_not_finite
 from dsv4.config import ModelConfig
-from dsv4.kernels.stored import widened
+from dsv4.kernels.stored import StoredTensor, widened
 
 Format = Literal["official", "official-base", "bf16", "fp32", "transformers"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -40,18 +45,24 @@ def save_model(
     """Write a model, or its tensors by official name, as a folder at `path` that appears whole or not at all.
 
     "transformers" is BF16 if the embedding is, else FP32. `overwrite` replaces the whole folder, tokenizer included.
+    CheckpointError names a tensor that holds NaN or infinity, DiskFullError says what did not fit.
     """
     _check_format(format)
     tensors: Mapping[str, Tensor] = model.state_dict() if isinstance(model, nn.Module) else model
     target = Path(path)
     _check_tensors(tensors, config, target)
     # A model has these if it was loaded; see reading.
-    scales: dict[str, Tensor] = getattr(model, LOADED_SCALES, {})
+    scales: LoadedScales | dict[str, Tensor] = getattr(model, LOADED_SCALES, {})
     plain: Layout = "bf16" if tensors["embed.weight"].dtype == torch.bfloat16 else "fp32"
 
     def encode(group: Group) -> list[Tensor]:
         name = group[0].name
-        return _encode(group, tensors[name], target, scales.get(name))
+        tensor, keep = tensors[name], scales.get(name)
+        if keep is not None and isinstance(tensor, StoredTensor):
+            dtypes = [TORCH_DTYPES[spec.dtype] for spec in group]
+            if [tensor.codes.dtype, keep.dtype] == dtypes:
+                return [tensor.codes, keep]  # as it was read
+        return _encode(group, tensor, target, keep)
 
     _write(target, config, format, plain, encode, {}, max_shard_bytes, overwrite)
 
@@ -63,25 +74,42 @@ def convert(
     *,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     overwrite: bool = False,
+    allow_rounding: bool = False,
     progress: Progress | None = None,
-) -> None:
+) -> dict[str, RoundingError]:
     """Rewrite a model folder in another format, tensor by tensor; equal formats copy codes and scales bit for bit.
 
-    FP4 experts become FP8 exactly or CheckpointError says which tensor cannot. "transformers" is BF16, or FP32 where
-    BF16 would change values (F32 scales or weights). The tokenizer and other small files come along.
-    progress: told of the bytes of tensors written, and of all.
+    No value changes unless `allow_rounding`, as where Base's FP8 experts become FP4 or F32 becomes BF16:
+    CheckpointError names the first tensor where one would, as it names one that holds NaN or infinity. "transformers"
+    is BF16, or FP32 where BF16 would change values (F32 scales or weights). The tokenizer and other small files come
+    along.
+    DiskFullError says what does not fit. progress: told of the bytes of tensors written, and of all.
+    Returns what rounding changed, by kind of tensor, empty where nothing was.
     """
     _check_format(format)
+    rounding = Rounding(allow_rounding)
     with Checkpoint(src) as source:
         refuse_source(source.folder, Path(dst))
-        many_bits = source.layout == "fp32" or (source.layout == "official-base" and source.scale_dtype == "F32")
-        plain: Layout = "fp32" if many_bits else "bf16"
+        files = MappedFiles(source)
+        plain: Layout = "fp32" if _has_many_bits(source) else "bf16"
 
         def encode(group: Group) -> list[Tensor]:
-            return _recode(group, source, format)
+            check_values(source, group[0].name)
+            return _recode(group, source, format, rounding)
 
         extras = {file.name: file for file in sorted(source.folder.iterdir()) if _is_extra(file)}
-        _write(Path(dst), source.config, format, plain, encode, extras, max_shard_bytes, overwrite, progress)
+        _write(
+            Path(dst), source.config, format, plain, encode, extras, max_shard_bytes, overwrite, progress, files.check
+        )
+    return rounding.errors
+
+
+def _has_many_bits(source: Checkpoint) -> bool:
+    """True if some of what the official layout stores in 16 bits or less may have values that BF16 has not."""
+    if source.layout != "bf16":
+        return source.layout == "fp32" or (source.layout == "official-base" and source.scale_dtype == "F32")
+    specs = tensor_inventory(source.config, "bf16")
+    return any(spec.dtype == "BF16" and source.stored(spec.name).dtype != torch.bfloat16 for spec in specs)
 
 
 def _check_format(format: str) -> None:
@@ -114,25 +142,42 @@ def _encode(group: Group, tensor: Tensor, place: Path, keep: Tensor | None = Non
             return list(formats.quantize_fp8(tensor, TORCH_DTYPES[group[1].dtype], keep))
     except ValueError as error:
         raise CheckpointError(place, f"values that {spec.dtype} can hold", str(error), spec.name) from error
-    # Integer tables are never cast: ShardWriter refuses another dtype.
-    return [tensor if spec.dtype == "I64" else tensor.to(TORCH_DTYPES[spec.dtype])]
+    if spec.dtype == "I64":
+        return [tensor]  # never cast: ShardWriter refuses another dtype
+    written = tensor.detach().to(TORCH_DTYPES[spec.dtype]).cpu().contiguous()
+    if (wrong := first_not_finite(written)) is not None:
+        found = f"{tensor.reshape(-1)[wrong].item()!r} at {[int(i) for i in np.unravel_index(wrong, written.shape)]}"
+        raise CheckpointError(place, f"finite numbers that {spec.dtype} can hold", found, spec.name)
+    return [written]
 
 
-def _recode(group: Group, source: Checkpoint, format: Format) -> list[Tensor]:
+def _recode(group: Group, source: Checkpoint, format: Format, rounding: Rounding) -> list[Tensor]:
     spec = group[0]
     raw, scales = source.stored(spec.name), source.scale(spec.name)
-    if len(group) == 1 or scales is None:
-        return _encode(group, source.parameter(spec.name), source.place(spec.name)[0])
-    scale_dtype = TORCH_DTYPES[group[1].dtype]
-    if source.layout == format and scales.dtype == scale_dtype:
-        return [raw, scales]
-    if spec.dtype == "F8_E4M3" and raw.dtype == torch.int8:
-        file, name = source.place(spec.name)
-        try:
-            return list(formats.fp4_to_fp8(raw, scales, scale_dtype))
-        except ValueError as error:
-            raise CheckpointError(file, "FP4 values with an exact FP8 form", str(error), name) from error
-    return _encode(group, source.parameter(spec.name), source.place(spec.name)[0])
+    if len(group) == 2 and scales is not None:
+        scale_dtype = TORCH_DTYPES[group[1].dtype]
+        if source.layout == format and scales.dtype == scale_dtype:
+            return [raw, scales]
+        if spec.dtype == "F8_E4M3" and raw.dtype == torch.int8 and not rounding.allowed:
+            file, name = source.place(spec.name)
+            try:
+                return list(formats.fp4_to_fp8(raw, scales, scale_dtype))
+            except ValueError as error:
+                wanted = "FP4 values with an exact FP8 form (or --allow-rounding; in Python allow_rounding=True)"
+                raise CheckpointError(file, wanted, str(error), name) from error
+    place = source.place(spec.name)
+    values = source.parameter(spec.name)
+    written = _encode(group, values, place[0])
+    if spec.dtype not in ("F32", "I64") and written[0].dtype != values.dtype:  # float32 holds all that is read
+        rounding.compare(spec.component, place, values, _decode(written), spec.dtype)
+    return written
+
+
+def _decode(written: list[Tensor]) -> Tensor:
+    """The values of a parameter that is written so."""
+    if len(written) == 1:
+        return written[0]
+    return (formats.dequantize_fp4 if written[0].dtype == torch.int8 else formats.dequantize_fp8)(*written)
 
 
 def _is_extra(file: Path) -> bool:
@@ -150,12 +195,14 @@ def _write(
     max_shard_bytes: int,
     overwrite: bool,
     progress: Progress | None = None,
+    check_source: Callable[[], None] = lambda: None,
 ) -> None:
     layout = plain if format == "transformers" else format
     rename = names.to_transformers if format == "transformers" else str
     shards = list(_plan(tensor_inventory(config, layout), max_shard_bytes))
     done, total = 0, sum(spec.num_bytes for groups in shards for group in groups for spec in group)
     weight_map: dict[str, str] = {}
+    check_space(target, total)
     with new_folder(target, overwrite) as folder:
         for number, groups in enumerate(shards, 1):
             file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
@@ -173,6 +220,7 @@ def _write(
         write_json(folder / "config.json", _config_json(config, layout))
         for name, file in extras.items():
             copy_file(file, folder / name)
+        check_source()
 
 
 def _plan(specs: Iterator[TensorSpec], max_shard_bytes: int) -> Iterator[list[Group]]:

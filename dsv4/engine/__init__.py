@@ -1,9 +1,10 @@
 """The engine: scheduler, runner, sampler, and the two ways in, `LLM` (synchronous) and `AsyncEngine`."""
 
-from dsv4.engine.async_engine import AsyncEngine, EngineError
+from dsv4.engine.async_engine import AsyncEngine
 from dsv4.engine.capacity import CapacityError
+from dsv4.engine.core import EngineError
 from dsv4.engine.llm import LLM
-from dsv4.engine.outputs import RequestOutput, TokenEvent
+from dsv4.engine.outputs import ProgressEvent, RequestOutput, Timings, TokenEvent
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.engine.waiting import QueueFullError
 
@@ -12,8 +13,10 @@ __all__ = [
     "AsyncEngine",
     "CapacityError",
     "EngineError",
+    "ProgressEvent",
     "QueueFullError",
     "RequestOutput",
     "SamplingParams",
+    "Timings",
     "TokenEvent",
 ]

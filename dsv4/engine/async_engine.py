@@ -5,22 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
+from typing import cast
 
-from dsv4.engine.core import EngineCore
+from dsv4.engine.core import CHECK_SECONDS, EngineCore, EngineError
 from dsv4.engine.llm import LLM
-from dsv4.engine.outputs import TokenEvent
+from dsv4.engine.outputs import ProgressEvent, TokenEvent
+from dsv4.engine.progress import ProgressWatch
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.engine.sequence import Sequence
 from dsv4.engine.waiting import WaitingRoom
 
-
-class EngineError(RuntimeError):
-    """The engine thread has stopped: every request it had, and every new one, gets this."""
-
-
-Item = TokenEvent | EngineError
+Item = TokenEvent | ProgressEvent | EngineError
 
 
 @dataclass
@@ -44,6 +42,7 @@ class AsyncEngine:
         self._core: EngineCore = llm.core
         self._room = WaitingRoom(llm.waiting_limits)
         self._listeners: dict[int, _Listener] = {}
+        self._watch = ProgressWatch()
         self._commands: list[Callable[[], None]] = []
         self._wake = threading.Condition()  # guards _commands, _closed and error
         self._closed = False
@@ -69,9 +68,17 @@ class AsyncEngine:
         has its place in the queue from now on, and is queued when iteration begins. If the engine stops, iteration
         raises EngineError. Safe from any thread.
         """
-        sequence = self._core.new_sequence(prompt_token_ids, params)
-        self._room.add(sequence)
-        return self._events(sequence)
+        events = self._events(self._new_sequence(prompt_token_ids, params), watched=False)
+        return cast(AsyncGenerator[TokenEvent, None], events)
+
+    def stream_with_progress(
+        self, prompt_token_ids: list[int], params: SamplingParams
+    ) -> AsyncGenerator[TokenEvent | ProgressEvent, None]:
+        """As `stream`, with ProgressEvents before the first token.
+
+        The first comes at once, the last with the first token, and those between several times a second at most.
+        """
+        return self._events(self._new_sequence(prompt_token_ids, params), watched=True)
 
     def check_room(self) -> None:
         """Raises QueueFullError where a request of any length would get it: before its prompt is even made."""
@@ -91,9 +98,17 @@ class AsyncEngine:
         if not was_closed:
             self.llm.release()
 
-    async def _events(self, sequence: Sequence) -> AsyncGenerator[TokenEvent, None]:
+    def _new_sequence(self, prompt_token_ids: list[int], params: SamplingParams) -> Sequence:
+        """A checked sequence with a place in the queue."""
+        sequence = self._core.new_sequence(prompt_token_ids, params)
+        self._room.add(sequence)
+        return sequence
+
+    async def _events(self, sequence: Sequence, watched: bool) -> AsyncGenerator[TokenEvent | ProgressEvent, None]:
         listener = _Listener(asyncio.Queue(), asyncio.get_running_loop())
-        self._submit(lambda: self._start(sequence, listener))
+        if watched:  # now, not after the step that runs: it may take seconds
+            listener.queue.put_nowait(sequence.progress(time.monotonic(), self.num_waiting))
+        self._submit(lambda: self._start(sequence, listener, watched))
         finished = False
         try:
             while not finished:
@@ -101,7 +116,7 @@ class AsyncEngine:
                 if isinstance(item, EngineError):
                     finished = True
                     raise item
-                finished = item.finish_reason is not None
+                finished = isinstance(item, TokenEvent) and item.finish_reason is not None
                 yield item
         finally:
             if not finished:
@@ -128,7 +143,11 @@ class AsyncEngine:
             while (commands := self._next_commands()) is not None:
                 for command in commands:
                     command()
-                for sequence, event in self._core.step():
+                self._core.check_files()
+                events = self._core.step()
+                for sequence, progress in self._watch.reports(self._core.scheduler.waiting, time.monotonic()):
+                    self._deliver(sequence, progress)
+                for sequence, event in events:
                     self._deliver(sequence, event)
         except BaseException as error:  # every waiting client has to learn of it
             with self._wake:
@@ -136,28 +155,34 @@ class AsyncEngine:
         self._fail_listeners()
 
     def _next_commands(self) -> list[Callable[[], None]] | None:
-        """Waits until there is something to do. None: the engine is closed."""
+        """Waits until there is something to do, if only a look at the files. None: the engine is closed."""
         with self._wake:
-            self._wake.wait_for(lambda: self._closed or self._commands or self._core.has_work)
+            self._wake.wait_for(lambda: self._closed or self._commands or self._core.has_work, CHECK_SECONDS)
             if self._closed:
                 return None
             commands, self._commands = self._commands, []
             return commands
 
-    def _start(self, sequence: Sequence, listener: _Listener) -> None:
+    def _start(self, sequence: Sequence, listener: _Listener, watched: bool) -> None:
         self._listeners[sequence.request_id] = listener
+        if watched:
+            self._watch.add(sequence)
         self._core.add(sequence)
 
     def _abort(self, sequence: Sequence) -> None:
         self._listeners.pop(sequence.request_id, None)
+        self._watch.discard(sequence)
         self._core.abort(sequence)
 
-    def _deliver(self, sequence: Sequence, event: TokenEvent) -> None:
+    def _deliver(self, sequence: Sequence, event: TokenEvent | ProgressEvent) -> None:
+        listener = self._listeners.get(sequence.request_id)
+        if listener is None:  # aborted when the event before this one could not be delivered
+            return
         try:
-            self._listeners[sequence.request_id].send(event)
+            listener.send(event)
         except RuntimeError:  # the client's event loop is closed: nobody is left to read this request
             self._abort(sequence)
-        if sequence.finished:
+        if isinstance(event, TokenEvent) and event.finish_reason is not None:
             self._listeners.pop(sequence.request_id, None)
 
     def _fail_listeners(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from types import TracebackType
 
@@ -12,8 +13,10 @@ from rich.panel import Panel
 from rich.text import Text
 
 from dsv4.engine.chat_session import ChatSession
+from dsv4.engine.core import EngineError
 from dsv4.engine.llm import LLM
 from dsv4.kernels import native
+from dsv4.text import keep_foreign_bytes
 
 EFFORTS = ("low", "high", "max")
 HELP = """/think          switch thinking on or off
@@ -32,17 +35,19 @@ def chat(
     temperature: float | None = None,
     top_p: float = 1.0,
     seed: int | None = None,
+    check_values: bool = True,
 ) -> None:
-    """Reads lines and answers them until the input ends."""
+    """Reads lines and answers them until the input ends. check_values: as of `dsv4.load`."""
     console = Console()
     native.module()  # chosen now, so that a reason why the reference runs comes first
     with console.status("loading the model"):
-        llm = LLM(model, max_num_seqs=1)
+        llm = LLM(model, max_num_seqs=1, check_values=check_values)
         session = ChatSession(llm, thinking, effort, max_tokens, temperature, top_p, seed)
     console.print(f"[bold]{llm.name}[/] is here. /help lists the commands.")
     # Line editing and history for input(), where the platform has it.
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    keep_foreign_bytes(sys.stdin)
     run(session, console)
 
 
@@ -81,7 +86,7 @@ def command(session: ChatSession, line: str) -> str:
 
 
 def reply(session: ChatSession, console: Console, question: str) -> None:
-    """Streams one reply; a question that does not fit is answered with the reason."""
+    """Streams one reply; a question that does not fit, or an engine that fails, is answered with the reason."""
     started = time.monotonic()
     note = ""
     pieces = session.ask(question)
@@ -94,7 +99,7 @@ def reply(session: ChatSession, console: Console, question: str) -> None:
                     view.say(text)
     except KeyboardInterrupt:
         note = ", stopped"
-    except ValueError as error:
+    except (ValueError, EngineError) as error:
         console.print(str(error), style="red", markup=False)
         return
     finally:

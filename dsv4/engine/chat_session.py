@@ -13,6 +13,7 @@ import deepseek_recipe as recipe
 
 from dsv4.engine.conversation import Answer, ConversationModel, Turn
 from dsv4.engine.llm import LLM
+from dsv4.text import check_text
 
 Piece = tuple[Literal["thinking", "answer"], str]
 _NAME = "model"
@@ -37,7 +38,11 @@ class ChatSession:
         self.model = ConversationModel(self.llm)
 
     def ask(self, text: str) -> Generator[Piece, None, None]:
-        """Yields the reply's pieces. Closing the generator stops the model. Raises ValueError when it does not fit."""
+        """Yields the reply's pieces. Closing the generator stops the model.
+
+        Raises ValueError when the question does not fit or is no whole text.
+        """
+        check_text(text, "the question")
         self.messages.append({"role": "user", "content": text})
         self.num_tokens = 0
         said = ""

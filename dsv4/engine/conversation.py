@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import deepseek_recipe as recipe
 
 from dsv4.engine.llm import LLM
-from dsv4.engine.outputs import Alternatives, TokenEvent
+from dsv4.engine.outputs import Alternatives, Timings, TokenEvent
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.tokenizer.prompts import PromptEncoder
 
@@ -53,7 +53,7 @@ class ConversationModel:
         self.vocab_size = llm.tokenizer.vocab_size
         special = llm.tokenizer.special_tokens  # which of the turn tokens a tokenizer has differs
         turn_ids = [special[t.default_str()] for t in _TURN_TOKENS if t.default_str() in special]
-        self.stop_token_ids = frozenset({llm.config.eos_token_id, *turn_ids})
+        self.stop_token_ids = frozenset({*llm.config.eos_token_ids, *turn_ids})
 
     def prepare(self, request: recipe.ConversationRequest, *, top_k: int = 0, min_p: float = 0.0) -> Turn:
         """Renders and tokenises. Raises recipe.ConversionError when the context cannot hold the prompt.
@@ -99,6 +99,7 @@ class Answer:
         self._model = model
         self._processor = recipe.StreamProcessor(generator, turn.parsing, model.parser_tokenizer)
         self._started = False
+        self.timings: Timings | None = None  # of the latest event
 
     @property
     def finished(self) -> bool:
@@ -108,6 +109,7 @@ class Answer:
     def push(self, event: TokenEvent) -> list[Chunk]:
         """Chunks that the event's tokens bring about; the first event also brings the opening ones."""
         chunks: list[Chunk] = []
+        self.timings = event.timings
         if not self._started:
             self._started = True
             usage = recipe.PromptUsage(prompt_tokens=self._prompt_tokens, prompt_cache_hit_tokens=event.cached_tokens)

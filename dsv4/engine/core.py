@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import itertools
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
+
+from torch import Tensor
 
 from dsv4.engine.outputs import TokenEvent
 from dsv4.engine.runner import ModelRunner
@@ -14,26 +18,43 @@ from dsv4.engine.sampling_params import MAX_SEED, SamplingParams
 from dsv4.engine.scheduler import Scheduler
 from dsv4.engine.sequence import Sequence, TextDecoder
 
+CHECK_SECONDS = 1.0  # between two looks at the files of the weights
+
+
+class EngineError(RuntimeError):
+    """The engine cannot go on: every request that it has gets this, and from an AsyncEngine every new one too."""
+
 
 @dataclass(frozen=True)
 class CoreLimits:
     """What a request is checked against before it is queued, and how its tokens become text."""
 
     vocab_size: int
-    eos_token_id: int
+    eos_token_ids: tuple[int, ...]
     max_model_len: int  # prompt and output together
     text_vocab_size: int = 0  # ids that the tokenizer knows; the vocabulary may be padded beyond
     new_decoder: Callable[[], TextDecoder] | None = None  # None: no tokenizer, so no text
 
 
 class EngineCore:
-    """Scheduler and runner together. Not thread-safe: one thread calls it."""
+    """Scheduler and runner together. Not thread-safe: one thread calls it.
 
-    def __init__(self, runner: ModelRunner, scheduler: Scheduler, limits: CoreLimits) -> None:
+    files_change: says what has happened to the files that the weights lie in, None while they are as they were loaded.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        scheduler: Scheduler,
+        limits: CoreLimits,
+        files_change: Callable[[], str | None] | None = None,
+    ) -> None:
         self.runner = runner
         self.scheduler = scheduler
         self.limits = limits
         self._request_ids = itertools.count(1)
+        self._files_change = files_change
+        self._next_check = 0.0
 
     @property
     def has_work(self) -> bool:
@@ -45,7 +66,7 @@ class EngineCore:
         limits = self.limits
         stops = set(params.stop_token_ids)
         if not params.ignore_eos:
-            stops.add(limits.eos_token_id)
+            stops.update(limits.eos_token_ids)
         return Sequence(
             request_id=next(self._request_ids),
             prompt_token_ids=list(prompt_token_ids),
@@ -71,21 +92,42 @@ class EngineCore:
         for sequence in (*self.scheduler.running, *self.scheduler.waiting):
             self.abort(sequence)
 
+    def check_files(self, now: bool = False) -> None:
+        """EngineError where a file that the weights lie in is no longer as it was loaded; looks at most once a second.
+
+        now: looks in any case.
+        """
+        if self._files_change is None or (not now and time.monotonic() < self._next_check):
+            return
+        self._next_check = time.monotonic() + CHECK_SECONDS
+        change = self._files_change()
+        if change is not None:
+            raise EngineError(f"{change}; the weights are no longer those that were loaded: start again")
+
     def step(self) -> list[tuple[Sequence, TokenEvent]]:
-        """Computes one ragged batch and returns the new token of each sequence that got one."""
+        """Computes one ragged batch and returns the new token of each sequence that got one.
+
+        Raises EngineError where a sequence's logits are no numbers to sample from, and as `check_files` does.
+        """
+        self.check_files(now=bool(self.scheduler.waiting))
         chunks = self.scheduler.schedule()
         if not chunks:
             return []
+        now = time.monotonic()
+        for chunk in chunks:
+            chunk.sequence.mark_scheduled(now)
         logits = self.runner.run(chunks)
         for chunk in chunks:
             chunk.sequence.num_computed_tokens = chunk.stop
         if logits is None:
             return []
         sampling = [chunk.sequence for chunk in chunks if chunk.samples]
+        _check_logits(logits, sampling)
         sampled = sample(logits, [sequence.sample_request() for sequence in sampling])
+        now = time.monotonic()
         events: list[tuple[Sequence, TokenEvent]] = []
         for sequence, token in zip(sampling, sampled, strict=True):
-            events.append((sequence, sequence.append(token)))
+            events.append((sequence, sequence.append(token, now)))
             if sequence.finished:
                 self._release(sequence)
         return events
@@ -110,3 +152,20 @@ class EngineCore:
             raise ValueError(f"token id {token_id} at position {place} is outside [0, {limits.vocab_size - 1}]")
         if params.stop_strings and limits.new_decoder is None:
             raise ValueError(f"stop strings {params.stop_strings!r} need a tokenizer, and this model has none")
+
+
+def _check_logits(logits: Tensor, sampling: list[Sequence]) -> None:
+    """EngineError at the first row that makes no distribution: one with NaN or +inf, or with -inf alone.
+
+    A -inf beside finite logits rules one token out and no more. The largest logit shows all three: NaN is larger than
+    any number. The error is the whole engine's: from sound weights all logits are finite, so that what else it computes
+    cannot be trusted either.
+    """
+    # On the CPU NumPy's takes a fraction of torch's time.
+    largest = logits.numpy().max(axis=1) if logits.is_cpu else logits.amax(dim=1).cpu().numpy()
+    for sequence, value in zip(sampling, largest, strict=True):
+        if not isfinite(value):
+            raise EngineError(
+                f"the logits of request {sequence.request_id} after {sequence.num_tokens} tokens are not finite (the "
+                f"largest is {value}): the weights or what computes with them is damaged"
+            )

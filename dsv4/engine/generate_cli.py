@@ -6,9 +6,11 @@ import json
 import sys
 from collections.abc import Sequence
 
+from dsv4.engine.core import EngineError
 from dsv4.engine.llm import LLM
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.kernels import native
+from dsv4.text import check_text, keep_foreign_bytes
 
 
 def generate(
@@ -20,12 +22,15 @@ def generate(
     seed: int | None = None,
     stop: Sequence[str] = (),
     as_json: bool = False,
-) -> None:
+    check_values: bool = True,
+) -> int:
     """Prints what follows each prompt: streamed for a single one, else in order, each under a line with its number.
 
     The prompt "-" is standard input. `as_json` prints one object a prompt and line: prompt, text, token_ids, logprobs,
-    finish_reason, cached_tokens.
+    finish_reason, cached_tokens. Returns 1, after a line on stderr, where the engine failed. check_values: as of
+    `dsv4.load`.
     """
+    keep_foreign_bytes(sys.stdin)
     params = SamplingParams(
         max_tokens=max_tokens,
         temperature=1.0 if temperature is None else temperature,
@@ -35,8 +40,20 @@ def generate(
         logprobs=as_json,
     )
     texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
+    for place, text in enumerate(texts, start=1):
+        check_text(text, f"prompt {place}")
     native.module()  # chosen now, so that a reason why the reference runs comes first
-    llm = LLM(model)
+    llm = LLM(model, check_values=check_values)
+    try:
+        _print(llm, texts, params, as_json)
+    except EngineError as error:
+        sys.stdout.flush()
+        print(f"\ndsv4 generate: error: the engine has failed: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _print(llm: LLM, texts: list[str], params: SamplingParams, as_json: bool) -> None:
     if len(texts) == 1 and not as_json:
         for event in llm.stream(texts[0], params):
             print(event.text, end="", flush=True)

@@ -10,6 +10,7 @@ from typing import cast
 
 import torch
 
+from dsv4.checkpoint.mapped import mapped_files
 from dsv4.config import ModelConfig, nano_path
 from dsv4.engine.core import CoreLimits, EngineCore
 from dsv4.engine.outputs import RequestOutput, TokenEvent
@@ -17,6 +18,7 @@ from dsv4.engine.runner import EngineModel, ModelRunner
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.engine.scheduler import Scheduler, SchedulerConfig
 from dsv4.engine.waiting import WaitingLimits
+from dsv4.text import check_text
 from dsv4.tokenizer import Tokenizer
 from dsv4.tokenizer.prompts import PromptEncoder, effort_ladder
 
@@ -34,6 +36,7 @@ class LLM:
     torch.dtype, of a folder's matrices and of the cache; auto is float32 on the CPU, bfloat16 on a GPU. A folder that
     cannot fit into memory is a CapacityError before it is read, unless `check_memory` is False. `max_num_waiting` and
     `max_waiting_tokens` bound the queue of an AsyncEngine; `generate` takes any number of prompts.
+    `check_values`: as of `dsv4.load`.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class LLM:
         max_num_waiting: int = WaitingLimits.max_num_waiting,
         max_waiting_tokens: int = WaitingLimits.max_waiting_tokens,
         check_memory: bool = True,
+        check_values: bool = True,
     ) -> None:
         _check_device(device)
         self.waiting_limits = WaitingLimits(max_num_waiting, max_waiting_tokens)
@@ -57,7 +61,7 @@ class LLM:
         if model is None or isinstance(model, (str, Path)):
             folder = nano_path() if model is None else Path(model)
             length = max_model_len or DEFAULT_MAX_MODEL_LEN
-            model = _load(Path(folder), device, dtype, numerics, max_num_seqs, length, check_memory)
+            model = _load(Path(folder), device, dtype, numerics, max_num_seqs, length, check_memory, check_values)
         self.path: Path | None = None if folder is None else Path(folder)
         self.config = model.config
         self.tokenizer = tokenizer = _find_tokenizer(self.path)
@@ -69,12 +73,13 @@ class LLM:
         runner = ModelRunner(model, max_num_seqs, self.max_model_len, torch.device(device))
         limits = CoreLimits(
             self.config.vocab_size,
-            self.config.eos_token_id,
+            self.config.eos_token_ids,
             self.max_model_len,
             text_vocab_size=0 if tokenizer is None else tokenizer.vocab_size,
             new_decoder=None if tokenizer is None else tokenizer.decode_stream,
         )
-        self.core = EngineCore(runner, scheduler, limits)
+        files = mapped_files(model)
+        self.core = EngineCore(runner, scheduler, limits, None if files is None else files.change)
         self._in_use = threading.Lock()  # the core serves one caller at a time
 
     @property
@@ -94,7 +99,7 @@ class LLM:
 
         A str is plain text (special spellings in it stay text) after a begin-of-sentence token; a list of ids is taken
         as it is. One SamplingParams serves all prompts, or a list gives each its own. Raises ValueError for a prompt
-        that cannot run, before anything is computed.
+        that cannot run, before anything is computed, and EngineError where the model's numbers are no longer numbers.
         """
         batch = _as_batch(prompts)
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
@@ -104,7 +109,8 @@ class LLM:
             if len(params) != len(batch):
                 raise ValueError(f"{len(params)} sampling_params for {len(batch)} prompts; give one, or one a prompt")
         sequences = [
-            self.core.new_sequence(self.encode(prompt), param) for prompt, param in zip(batch, params, strict=True)
+            self.core.new_sequence(self.encode(prompt, f"prompt {place}"), param)
+            for place, (prompt, param) in enumerate(zip(batch, params, strict=True))
         ]
         self.claim()
         try:
@@ -142,10 +148,11 @@ class LLM:
     def release(self) -> None:
         self._in_use.release()
 
-    def encode(self, prompt: Prompt) -> list[int]:
+    def encode(self, prompt: Prompt, name: str = "the prompt") -> list[int]:
         """Token ids of a prompt: text after a begin-of-sentence token, ids as they are.
 
-        ValueError for an empty text, and, before it is tokenised, for one that cannot fit by its length.
+        ValueError, beginning with `name`, for an empty text or half a surrogate pair; and, before it is tokenised, for
+        a text that cannot fit by its length.
         """
         if not isinstance(prompt, str):
             return prompt
@@ -153,7 +160,8 @@ class LLM:
             where = f" {self.path}" if self.path is not None else ""
             raise ValueError(f"the model{where} has no tokenizer, so a prompt must be a list of token ids, not text")
         if not prompt:
-            raise ValueError("the prompt is an empty text; it needs at least 1 character")
+            raise ValueError(f"{name} is an empty text; it needs at least 1 character")
+        check_text(prompt, name)
         least = 1 + self.tokenizer.min_tokens(prompt)
         if least > self.max_model_len:
             raise ValueError(
@@ -205,7 +213,17 @@ def _load(
     max_num_seqs: int,
     max_model_len: int,
     check_memory: bool,
+    check_values: bool,
 ) -> EngineModel:
     from dsv4.engine.loading import load, resolve_dtype
 
-    return load(folder, device, resolve_dtype(dtype, device), numerics, max_num_seqs, max_model_len, check_memory)
+    return load(
+        folder,
+        device,
+        resolve_dtype(dtype, device),
+        numerics,
+        max_num_seqs,
+        max_model_len,
+        check_memory,
+        check_values,
+    )

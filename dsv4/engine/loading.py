@@ -40,11 +40,15 @@ def load(
     max_num_seqs: int,
     max_model_len: int,
     check_memory: bool = True,
+    check_values: bool = True,
 ) -> Transformer:
-    """The folder's model; CapacityError before anything of it is read where it cannot fit. `max_model_len`: at most."""
+    """The folder's model; CapacityError before anything of it is read where it cannot fit. `max_model_len`: at most.
+
+    `check_values`: as of `dsv4.load`.
+    """
     if check_memory:
         check_capacity(folder, device, dtype, max_num_seqs, max_model_len)
-    return load_model(folder, device=device, dtype=dtype, numerics=numerics)
+    return load_model(folder, device=device, dtype=dtype, numerics=numerics, check_values=check_values)
 
 
 def check_capacity(folder: Path, device: str, dtype: torch.dtype, max_num_seqs: int, max_model_len: int) -> None:

@@ -1,4 +1,4 @@
-"""What a request gives back: a whole RequestOutput, or TokenEvents as they come."""
+"""What a request gives back: a whole RequestOutput, or TokenEvents as they come, with ProgressEvents before them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,30 @@ from typing import Literal
 
 FinishReason = Literal["stop", "length", "abort"]
 Alternatives = tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds that a request has taken so far and the tokens they went into, by the engine's monotonic clock."""
+
+    queue_seconds: float  # from its arrival to the first step that computed a part of it
+    prefill_seconds: float  # from there to its first token
+    decode_seconds: float  # from its first token to its latest; 0 while there is one token only
+    num_prompt_tokens: int
+    num_cached_tokens: int  # of the prompt, not computed again
+    num_output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressEvent:
+    """Where a request is before its first token."""
+
+    num_prompt_tokens: int
+    num_cached_tokens: int  # of the prompt, not computed again
+    num_computed_tokens: int  # of the prompt, those included
+    queue_position: int | None  # requests that wait before it; None once it runs
+    queue_seconds: float
+    prefill_seconds: float
 
 
 @dataclass(frozen=True)
@@ -19,6 +43,7 @@ class TokenEvent:
     top_logprobs: list[Alternatives]
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
+    timings: Timings | None = None
 
 
 @dataclass
@@ -37,3 +62,4 @@ class RequestOutput:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None  # the stop string or the stop token that ended it
     cached_tokens: int = 0  # prompt tokens that were not computed again
+    timings: Timings | None = None  # None until its first token

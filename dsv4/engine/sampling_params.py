@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from dsv4.text import check_text
+
 MAX_SEED = 2**63 - 1
 
 
@@ -43,6 +45,7 @@ class SamplingParams:
         for place, text in enumerate(self.stop_strings):
             if not isinstance(text, str) or not text:  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise ValueError(f"SamplingParams.stop[{place}] is {text!r}; allowed: strings of at least 1 character")
+            check_text(text, f"SamplingParams.stop[{place}]")
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
-from dsv4.engine.outputs import FinishReason, RequestOutput, TokenEvent
+from dsv4.engine.outputs import FinishReason, ProgressEvent, RequestOutput, Timings, TokenEvent
 from dsv4.engine.sampler import SampledToken, SampleRequest
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.engine.stop_strings import StopMatcher
@@ -42,6 +43,9 @@ class Sequence:
     status: SequenceStatus = SequenceStatus.NEW
     slot: int = -1  # the cache row, while running
     num_computed_tokens: int = 0  # tokens whose keys and state the cache row holds
+    arrival_time: float = field(default_factory=time.monotonic)
+    scheduled_time: float | None = None  # when the first step that computes a part of it began
+    first_token_time: float | None = None
     output: RequestOutput = field(init=False)
     _stops: StopMatcher = field(init=False)
 
@@ -69,10 +73,30 @@ class Sequence:
     def sample_request(self) -> SampleRequest:
         return SampleRequest(self.params, self.seed, position=len(self.output.token_ids))
 
-    def append(self, sampled: SampledToken) -> TokenEvent:
-        """Takes the next token in, decides whether the request has ended, and returns what is new to show."""
+    def mark_scheduled(self, now: float) -> None:
+        """Notes when its computation began; only the first call counts."""
+        if self.scheduled_time is None:
+            self.scheduled_time = now
+
+    def progress(self, now: float, queue_position: int | None) -> ProgressEvent:
+        """Where it is at `now`, before its first token; `queue_position` is None once it runs."""
+        scheduled = now if self.scheduled_time is None else self.scheduled_time
+        end = now if self.first_token_time is None else self.first_token_time
+        prompt = len(self.prompt_token_ids)
+        return ProgressEvent(
+            num_prompt_tokens=prompt,
+            num_cached_tokens=self.output.cached_tokens,
+            num_computed_tokens=min(self.num_computed_tokens, prompt),
+            queue_position=queue_position,
+            queue_seconds=scheduled - self.arrival_time,
+            prefill_seconds=end - scheduled,
+        )
+
+    def append(self, sampled: SampledToken, now: float) -> TokenEvent:
+        """Takes in the token sampled at `now`, decides whether the request ends, and returns what is new to show."""
         output = self.output
         output.token_ids.append(sampled.token_id)
+        output.timings = timings = self._timings(now)
         logprobs, alternatives = [], []
         if sampled.logprob is not None:
             logprobs, alternatives = [sampled.logprob], [sampled.alternatives]
@@ -91,12 +115,27 @@ class Sequence:
         if self.finished:
             text += self._flush_text()
         output.text += text
-        return TokenEvent([sampled.token_id], text, logprobs, alternatives, output.finish_reason, output.cached_tokens)
+        return TokenEvent(
+            [sampled.token_id], text, logprobs, alternatives, output.finish_reason, output.cached_tokens, timings
+        )
 
     def abort(self) -> None:
         if not self.finished:
             self.output.text += self._flush_text()
             self._finish("abort", None)
+
+    def _timings(self, now: float) -> Timings:
+        if self.first_token_time is None:
+            self.first_token_time = now
+        scheduled = now if self.scheduled_time is None else self.scheduled_time
+        return Timings(
+            queue_seconds=scheduled - self.arrival_time,
+            prefill_seconds=self.first_token_time - scheduled,
+            decode_seconds=now - self.first_token_time,
+            num_prompt_tokens=len(self.prompt_token_ids),
+            num_cached_tokens=self.output.cached_tokens,
+            num_output_tokens=len(self.output.token_ids),
+        )
 
     def _finish(self, reason: FinishReason, cause: str | int | None) -> None:
         self.output.finish_reason, self.output.stop_reason = reason, cause

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from dsv4.analysis.parameters import count_parameters
+from dsv4.checkpoint.atomic import new_file
 from dsv4.config import ModelConfig
 from dsv4.data.tasks import TASKS
 from dsv4.evals.results import MODES, Score, pooled, to_markdown
-from dsv4.training.files import write_atomically
 
 CARD = """\
 ---
@@ -64,7 +64,8 @@ def write_model_card(folder: Path, scores: Sequence[Score], run: Mapping[str, An
         training=describe_training(run, run_dir / "metrics.jsonl"),
         tasks="".join(f"- {name}: {task.difficulty}\n" for name, task in TASKS.items()),
     )
-    write_atomically(folder / "README.md", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    with new_file(folder / "README.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def mean_over_tasks(scores: Sequence[Score], mode: str) -> float:

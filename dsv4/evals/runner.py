@@ -81,7 +81,7 @@ def answer_all(
         for place, output in zip(places, outputs, strict=True):
             ids = list(output.token_ids)
             finished = output.finish_reason == "stop"
-            if ids and ids[-1] == llm.config.eos_token_id:
+            if ids and ids[-1] in llm.config.eos_token_ids:
                 ids.pop()
             answers[place] = Answered(asked[place], llm.tokenizer.decode(ids), len(ids), finished)
         advance(len(places))

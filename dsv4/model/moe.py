@@ -38,8 +38,17 @@ def affinity(logits: Tensor) -> Tensor:
     return (logits.clamp(min=0.0) + torch.log1p((-logits.abs()).exp())).sqrt()
 
 
+def repeats(index: Tensor) -> Tensor:
+    """index [T, k] -> bool [T, k]: True where the same expert stands earlier in the row."""
+    return (index.unsqueeze(-1) == index.unsqueeze(-2)).tril(-1).any(-1)
+
+
 class Gate(nn.Module):
-    """Chooses experts: by token id in hash layers, else by score + bias (bias only selects, never weighs)."""
+    """Chooses experts: by token id in hash layers, else by score + bias (bias only selects, never weighs).
+
+    An expert that a row of `tid2eid` repeats counts in the sum that normalises the weights each time, but its output
+    counts once, as in the published code, whose `y[rows] += ...` adds once per row: later repeats weigh 0.
+    """
 
     def __init__(self, config: ModelConfig, hashed: bool) -> None:
         super().__init__()
@@ -63,6 +72,8 @@ class Gate(nn.Module):
             index = top_k_lowest_index(scores.detach() + self.bias, self.config.num_experts_per_tok)
         chosen = scores.gather(1, index)
         weights = chosen / (chosen.sum(-1, keepdim=True) + 1e-20) * self.config.routed_scaling_factor
+        if self.tid2eid is not None:
+            weights = weights.masked_fill(repeats(index), 0.0)
         return weights, index, scores
 
 
@@ -75,8 +86,7 @@ class MoE(nn.Module):
         self.gate = Gate(config, hashed)
         width = config.moe_intermediate_size
         self.experts = nn.ModuleList(Expert(config, width, quantize) for _ in range(config.n_routed_experts))
-        # Several shared experts are one wider expert: every token goes through all of them.
-        self.shared_experts = Expert(config, width * config.n_shared_experts, quantize)
+        self.shared_experts = Expert(config, width, quantize)
 
     def forward(self, x: Tensor, token_ids: Tensor, layout: Layout, aux: AuxLosses | None = None) -> Tensor:
         """x [T, d] -> [T, d]."""
@@ -87,8 +97,7 @@ class MoE(nn.Module):
         token = order // index.shape[1]
         sizes = counts.tolist()
         rows = self._experts(take_rows(x, token), sizes, weights.flatten()[order].unsqueeze(-1))
-        # Back to [T, k] slots: a token's experts are then added in slot order, which top-k made ascending; a hash row
-        # that names an expert twice counts it twice.
+        # Back to [T, k] slots: a token's experts are then added in slot order, which top-k made ascending.
         slots = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         routed = take_rows(rows, slots).view(*index.shape, -1).float()
         out = self.shared_experts(x).float()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import time
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -66,6 +67,7 @@ class ClientConnection(H11Protocol):
         self._limits, self._clock = limits, clock
         self._since = self._last_data = self._unsent_since = clock.seconds
         self._received = self._unsent = 0
+        self.last_seen = time.monotonic()  # for the order among connections; deadlines go by the clock
         self._has_head_part = False
 
     @property
@@ -101,6 +103,7 @@ class ClientConnection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         before = self.phase
+        self.last_seen = time.monotonic()
         self._last_data = self._clock.seconds
         self._received += len(data)
         super().data_received(data)
@@ -109,6 +112,7 @@ class ClientConnection(H11Protocol):
             self._since, self._received = self._clock.seconds, 0
 
     def on_response_complete(self) -> None:
+        self.last_seen = time.monotonic()
         self._since = self._clock.seconds
         super().on_response_complete()  # takes up the next request, when it has come already
         self._look_for_a_head()

@@ -13,7 +13,7 @@ from dsv4.server.errors import RequestError, retry_after
 class Drain:
     """Whether a server is ending, and how far it is. A signal handler may call `begin`; the rest is for one loop."""
 
-    def __init__(self, grace_seconds: float = 8.0) -> None:
+    def __init__(self, grace_seconds: float = 7.0) -> None:
         if not 0 <= grace_seconds < float("inf"):
             raise ValueError(f"grace_seconds is {grace_seconds}; allowed: 0 or more")
         self.grace_seconds = grace_seconds

@@ -72,6 +72,9 @@ class HttpServer(uvicorn.Server):
             )
         await self._wait_for_requests(self._drain.remaining)
         self._drain.cut()
+        self._abort(lambda connection: connection.phase != "answer")  # a request that is not whole gets no answer
+        await self._wait_for_requests(_LAST_WORDS_SECONDS)
+        self._abort(lambda connection: connection.phase != "idle")
         await self._wait_for_requests(_LAST_WORDS_SECONDS)
         for job in self._jobs:
             job.cancel()
@@ -89,6 +92,11 @@ class HttpServer(uvicorn.Server):
         deadline = time.monotonic() + seconds
         while self.server_state.tasks and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
+
+    def _abort(self, chosen: Callable[[ClientConnection], bool]) -> None:
+        for connection in self._connections():
+            if chosen(connection):
+                connection.transport.abort()
 
     async def _watch_clients(self) -> None:
         interval = min(1.0, self._limits.client_seconds / 4, self._limits.idle_seconds / 4)
@@ -141,7 +149,7 @@ class HttpServer(uvicorn.Server):
         waiting = [connection for connection in self._connections() if connection.gives_way]
         if not waiting:
             return False
-        idlest = max(waiting, key=lambda connection: connection.waiting_seconds)
+        idlest = min(waiting, key=lambda connection: connection.last_seen)
         idlest.transport.abort()
         self.server_state.connections.discard(idlest)  # its file closes in the loop's next turn
         return True

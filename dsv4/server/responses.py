@@ -19,7 +19,6 @@ from sse_starlette import ServerSentEvent
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from dsv4.engine.conversation import Chunk
 from dsv4.server.drain import Drain
 from dsv4.server.errors import RequestError, error_body
 from dsv4.server.service import MESSAGES, ChatService, Job
@@ -121,12 +120,11 @@ class EventStream(Answer):
         self.keep_alive = ping if self._messages_style else ServerSentEvent(comment="keep-alive", sep="\n").encode()
 
     async def run(self) -> None:
-        response = self._job.protocol.response
-        async with contextlib.aclosing(self._service.chunks(self._job)) as chunks:
-            while (chunk := await self.wait(_following(chunks))) is not None:
-                name = response.sse_event_name(chunk)  # pyright: ignore[reportArgumentType]  # of the same protocol
-                await self.emit(_event(chunk.to_json(), name))
-        done = response.sse_done_data()
+        async with contextlib.aclosing(self._service.frames(self._job)) as frames:
+            while (frame := await self.wait(_following(frames))) is not None:
+                name, data = frame
+                await self.emit(_event(data, name))
+        done = self._job.protocol.response.sse_done_data()
         await self.emit(b"" if done is None else _event(done, None), more=False)
 
     async def fail(self, error: Exception) -> None:
@@ -163,9 +161,9 @@ def _event(data: str, name: str | None) -> bytes:
     return ServerSentEvent(data, event=name, sep="\n").encode()
 
 
-async def _following(chunks: AsyncIterator[Chunk]) -> Chunk | None:
-    """The next chunk, None after the last."""
-    return await anext(chunks, None)
+async def _following(frames: AsyncIterator[T]) -> T | None:
+    """The next frame, None after the last."""
+    return await anext(frames, None)
 
 
 @contextlib.asynccontextmanager

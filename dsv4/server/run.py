@@ -17,7 +17,7 @@ from dsv4.server.open_files import connection_bound, raise_limit
 if TYPE_CHECKING:
     from dsv4.engine import AsyncEngine
 
-GRACE_SECONDS = 8.0  # container runtimes kill a process 10 seconds after they asked it to stop
+GRACE_SECONDS = 7.0  # container runtimes kill a process 10 s after they asked it to stop; Python takes one to end
 CLIENT_SECONDS = 60.0
 
 
@@ -37,6 +37,7 @@ def serve(
     max_waiting: int = 256,
     dtype: str = "auto",
     check_memory: bool = True,
+    check_values: bool = True,
     *,
     grace_seconds: float = GRACE_SECONDS,
     client_seconds: float = CLIENT_SECONDS,
@@ -48,9 +49,10 @@ def serve(
 
     `grace_seconds`: what open requests get to end after SIGTERM or Ctrl-C (server/drain.py). `client_seconds`: how long
     a client may keep the server waiting (server/connections.py). `max_connections`: default, what the limit of open
-    files leaves. `allowed_hosts`, `allowed_origins`: server/origin.py. Raises PortTakenError before the model is
-    loaded, ValueError for a value that is not allowed, CapacityError where the model cannot fit into memory, and
-    whatever loading raises.
+    files leaves. `allowed_hosts`, `allowed_origins`: server/origin.py. `check_values`: as of `dsv4.load`.
+
+    Raises PortTakenError before the model is loaded, ValueError for a value that is not allowed, CapacityError where
+    the model cannot fit into memory, and whatever loading raises.
     """
     if threads is not None and threads < 1:
         raise ValueError(f"threads is {threads}; allowed: 1 or more")
@@ -89,6 +91,7 @@ def serve(
             max_num_waiting=max_waiting,
             dtype=dtype,
             check_memory=check_memory,
+            check_values=check_values,
         )
         engine = AsyncEngine(llm)
         try:

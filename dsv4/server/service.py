@@ -7,17 +7,20 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import deepseek_recipe as recipe
 
-from dsv4.engine import AsyncEngine, TokenEvent
-from dsv4.engine.conversation import Chunk, ConversationModel, Generator, Turn
+from dsv4.engine import AsyncEngine, ProgressEvent, TokenEvent
+from dsv4.engine.conversation import Answer, Chunk, ConversationModel, Generator, Turn
 from dsv4.server.errors import RequestError
 from dsv4.server.leniency import Adapted, adapt_chat, adapt_messages
+from dsv4.server.progress import Reports, progress_chunk, requested_reports, timings_chunk, with_timings
 from dsv4.server.refusals import describe, is_bad_json
 from dsv4.server.threads import BodyThreads
 from dsv4.server.wishes import Sampling
 
+EngineEvents = AsyncGenerator[TokenEvent | ProgressEvent, None]
 Request = recipe.ChatCompletionRequest | recipe.MessagesRequest
 Response = recipe.ChatCompletionResponse | recipe.MessagesResponse
 
@@ -58,7 +61,8 @@ class Job:
     stream: bool
     turn: Turn
     generator: Generator
-    events: AsyncGenerator[TokenEvent, None]  # of the engine, where the job has its place in the queue
+    reports: Reports
+    events: EngineEvents  # of the engine: the job has its place in the queue
 
 
 class ChatService:
@@ -81,37 +85,63 @@ class ChatService:
         a thread. Raises RequestError and QueueFullError.
         """
         model, converted, sampling = self._convert(protocol, body)
+        reports = requested_reports(body) if protocol is CHAT else Reports()
         try:
             turn = self.conversation.prepare(converted, top_k=sampling.top_k, min_p=sampling.min_p)
         except recipe.ConversionError as error:
             raise RequestError.from_recipe(error) from error
         answer_id = str(uuid.uuid4())
         generator = protocol.generator(converted, answer_id, model)
-        events = self.engine.stream(turn.prompt_token_ids, turn.params)
-        return Job(protocol, answer_id, model, converted.stream, turn, generator, events)
+        watched = converted.stream and reports.progress
+        start = self.engine.stream_with_progress if watched else self.engine.stream
+        events = cast(EngineEvents, start(turn.prompt_token_ids, turn.params))
+        return Job(protocol, answer_id, model, converted.stream, turn, generator, reports, events)
 
     def count_tokens(self, protocol: Protocol, body: bytes) -> int:
         """Tokens of the rendered prompt. Raises RequestError as `prepare` does, but never for its length."""
         _, converted, _ = self._convert(protocol, body)
         return self.conversation.prompts.count(converted.conversation)
 
-    async def chunks(self, job: Job) -> AsyncGenerator[Chunk, None]:
-        """Runs a job. Closing the generator stops the generation; so does an answer that ends before its tokens do."""
+    async def frames(self, job: Job) -> AsyncGenerator[tuple[str | None, str], None]:
+        """Runs a job: event name and JSON of each chunk, and of the reports that the request asks for.
+
+        Closing the generator stops the generation; so does an answer that ends before its tokens do.
+        """
+        response, reports = job.protocol.response, job.reports
         answer = self.conversation.answer(job.turn, job.generator)
-        async with contextlib.aclosing(job.events) as events:
-            async for event in events:
-                for chunk in answer.push(event):
-                    yield chunk
-                if answer.finished:
-                    return
+        async with contextlib.aclosing(self._run(job, answer)) as items:
+            async for item in items:
+                if isinstance(item, ProgressEvent):
+                    yield None, progress_chunk(job.id, job.model, item)
+                    continue
+                name = response.sse_event_name(item)  # pyright: ignore[reportArgumentType]  # of the same protocol
+                text = item.to_json()
+                yield name, with_timings(text, answer.timings) if reports.timings_per_token else text
+        if reports.any and answer.timings is not None:
+            yield None, timings_chunk(job.id, job.model, answer.timings)
 
     async def whole(self, job: Job) -> str:
         """Runs a job to its end; the protocol's response object as JSON."""
         response = job.protocol.response(job.id, job.model, int(time.time()), len(job.turn.prompt_token_ids), 0)
-        async with contextlib.aclosing(self.chunks(job)) as chunks:
-            async for chunk in chunks:
-                response.accumulate(chunk)  # pyright: ignore[reportArgumentType]  # generator and response are one pair
-        return response.to_json()
+        answer = self.conversation.answer(job.turn, job.generator)
+        async with contextlib.aclosing(self._run(job, answer)) as items:
+            async for item in items:
+                if not isinstance(item, ProgressEvent):
+                    response.accumulate(item)  # pyright: ignore[reportArgumentType]  # generator and response are a pair
+        text = response.to_json()
+        return with_timings(text, answer.timings) if job.reports.any else text
+
+    async def _run(self, job: Job, answer: Answer) -> AsyncGenerator[Chunk | ProgressEvent, None]:
+        """Runs a job: the answer's chunks, after the progress of a stream that asks for it."""
+        async with contextlib.aclosing(job.events) as events:
+            async for event in events:
+                if isinstance(event, ProgressEvent):
+                    yield event
+                    continue
+                for chunk in answer.push(event):
+                    yield chunk
+                if answer.finished:
+                    return
 
     def _convert(self, protocol: Protocol, body: bytes) -> tuple[str, recipe.ConversationRequest, Sampling]:
         """The model's name, the conversation and the sampling of a body. Raises RequestError with the fault's place."""

@@ -9,8 +9,8 @@ A ladder says which instruction a reasoning effort puts before the conversation.
     max         "Absolute maximum"        "Beyond maximum"
 
 The ladder stands in the folder's generation_config.json as "reasoning_effort_ladder". A folder without it speaks
-preview: the official checkpoints that this package loads are the April ones, and the later ladder would put the
-strongest instruction that they know before every ordinary request.
+preview: nothing in a config tells July's models from June's, which know April's prompts, and the later ladder would put
+the strongest instruction that those know before every ordinary request.
 """
 
 import json

@@ -8,6 +8,7 @@ from typing import Any
 
 import tokenizers
 
+from dsv4.text import check_text
 from dsv4.tokenizer.length_bound import LengthBound, keeps_every_byte
 from dsv4.tokenizer.special import EOS
 
@@ -96,15 +97,22 @@ class Tokenizer:
         return self._added[spelling]
 
     def encode(self, text: str) -> list[int]:
-        """Encode plain text; spellings of special tokens stay text. Other Python threads run meanwhile."""
+        """Encode plain text; spellings of special tokens stay text. Other Python threads run meanwhile.
+
+        ValueError for half a surrogate pair.
+        """
+        check_text(text)
         return self._encodings([text])[0].ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encode plain texts; faster than one by one."""
+        """Encode plain texts; faster than one by one. ValueError names the text that holds half a surrogate pair."""
+        for place, text in enumerate(texts):
+            check_text(text, f"text {place}")
         return [encoding.ids for encoding in self._encodings(list(texts))]
 
     def encode_rendered(self, prompt: str, special_ranges: Iterable[tuple[int, int]]) -> list[int]:
         """Encode a rendered prompt: each range (start, end) of `prompt` is one special token, all else plain text."""
+        check_text(prompt, "the prompt")
         ids: list[int] = []
         pieces, specials = self._split(prompt, special_ranges)
         for encoding, special in zip(self._encodings(pieces), (*specials, None), strict=True):

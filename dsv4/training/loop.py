@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from rich.console import Console
 
+from dsv4.checkpoint.atomic import clear_folder
 from dsv4.training.balance import load_imbalance, update_router_biases
-from dsv4.training.files import remove_leftovers
 from dsv4.training.gradient import BatchSource, Result, Work, sum_results
 from dsv4.training.losses import LossWeights, not_finite
 from dsv4.training.optim import MuonAdamW
@@ -88,7 +88,7 @@ class Trainer:
         self.plan, self.run_dir, self.console, self.quiet = plan, run_dir, console, quiet
         self.progress = Progress()
         run_dir.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(run_dir)
+        clear_folder(run_dir)
         if self.state_path.exists():
             self.progress = load_state(self.state_path, model, optimiser)
             if self.progress.stage >= len(stages):

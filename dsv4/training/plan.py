@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dsv4.training.files import write_atomically
+from dsv4.checkpoint.atomic import new_file
 
 CALIBRATION_STEPS = 12
 REPLAN_EVERY = 50
@@ -64,7 +64,8 @@ class StepPlan:
         total = step + max(1, int((self.seconds - elapsed) / seconds_per_step))
         self.entries.append((step, total))
         content = {"steps": self.steps, "seconds": self.seconds, "entries": self.entries}
-        write_atomically(self.path, lambda temporary: temporary.write_text(json.dumps(content), encoding="utf-8"))
+        with new_file(self.path) as temporary:
+            temporary.write_text(json.dumps(content), encoding="utf-8")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from dsv4.training.files import disk_full, is_disk_full, write_atomically
+from dsv4.checkpoint.atomic import new_file, space_in_words
 
 PLAIN_LINE_EVERY = 20
 
@@ -42,7 +42,8 @@ class Report:
         self._path = path
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
         kept = "".join(line + "\n" for line in lines if _is_before(line, first_step))
-        write_atomically(path, lambda temporary: temporary.write_text(kept, encoding="utf-8"))
+        with new_file(path) as temporary:
+            temporary.write_text(kept, encoding="utf-8")
         self._file = path.open("ab", buffering=0)  # nothing is left over to be written after an error
         self._bar: Progress | None = None
         self._task: Any = None
@@ -64,12 +65,8 @@ class Report:
 
     def step(self, metrics: dict[str, Any], total_steps: int, planned: bool, seconds_left: float) -> None:
         """Record one step; `metrics` must hold stage, step, loss, accuracy and tokens_per_second."""
-        try:
+        with space_in_words(self._path):
             self._file.write((json.dumps(metrics) + "\n").encode())
-        except OSError as error:
-            if is_disk_full(error):
-                raise disk_full(self._path) from error
-            raise
         done = metrics["step"] + 1
         left = format_seconds(seconds_left) if planned else "?"
         note = (

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dsv4.training.files import write_atomically
+from dsv4.checkpoint.atomic import new_file
 from dsv4.training.optim import MuonAdamW
 
 
@@ -45,17 +45,8 @@ def save_state(path: Path, model: nn.Module, optimiser: MuonAdamW, progress: Pro
     if torch.cuda.is_available():
         state["cuda_rng"] = torch.cuda.get_rng_state_all()
     needed = sum(tensor.nbytes for _, tensor in _tensors(state, ""))
-    write_atomically(path, lambda temporary: _write(state, temporary), needed)
-
-
-def _write(state: Mapping[str, Any], path: Path) -> None:
-    with path.open("wb") as file:
-        try:
-            torch.save(state, file)
-        except RuntimeError as error:  # torch's writer puts an error of its own over the file's
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
+    with new_file(path, needed) as temporary, temporary.open("wb") as handle:
+        torch.save(state, handle)  # given a path, it would not say why it cannot write
 
 
 def load_state(path: Path, model: nn.Module, optimiser: MuonAdamW) -> Progress:

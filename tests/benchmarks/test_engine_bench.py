@@ -1,156 +1,176 @@
-"""`dsv4 bench engine`: runs with a stand-in for llama-bench, reads its answers, knows its aims, refuses other paths."""
+"""`dsv4 bench engine` and `dsv4 bench report`: what they measure, keep, print, refuse. Workers run in this process."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
+import re
 import sys
-from importlib.util import find_spec
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("transformers")
-pytest.importorskip("psutil")
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # benchmarks/ belongs to the checkout, not to the installed package
 
 from benchmarks import engine as bench  # noqa: E402
-from benchmarks.comparison import floors  # noqa: E402
-from benchmarks.comparison.process import BenchmarkError  # noqa: E402
-from benchmarks.comparison.rows import Row  # noqa: E402
-from benchmarks.engines import aims, llama_bench, million, plan, plot, table, versus, wide  # noqa: E402
-from benchmarks.engines.contenders import LlamaContender  # noqa: E402
-from benchmarks.engines.llama_bench import LlamaBench, Taken  # noqa: E402
-from benchmarks.engines.outcome import Outcome  # noqa: E402
+from benchmarks import report as bench_report  # noqa: E402
+from benchmarks.harness import contenders, gate, llama_bench, machine, plot, process, results, rounds  # noqa: E402
+from benchmarks.harness.contenders import LlamaContender, Sample  # noqa: E402
+from benchmarks.harness.llama_bench import LlamaBench  # noqa: E402
+from benchmarks.harness.process import BenchmarkError  # noqa: E402
+from benchmarks.harness.results import Row, Run  # noqa: E402
+from benchmarks.harness.scenarios import FLASH_WIDTH, SCENARIOS, SLICE, TINY, quick  # noqa: E402
+from benchmarks.harness.worker import Worker  # noqa: E402
 from dsv4.config import ModelConfig, nano_path  # noqa: E402
 
 CEILINGS = {"copy_bytes_per_s": 3e10, "read_bytes_per_s": 4e10, "fp32_flop_per_s": 1e11, "bf16_flop_per_s": 3e11}
-FAKE = """#!{python}
-import json, sys
-options = dict(zip(sys.argv[1:], sys.argv[2:]))
-if "--help" in sys.argv:
-    print("--n-prompt --n-depth --flash-attn")
-    raise SystemExit
-assert options["-r"] == "1" and options["-o"] == "json" and options["-t"] == "1"
-prompt, steps, depth = (int(options.get(name, 0)) for name in ("-p", "-n", "-d"))
-if prompt == {fails_at}:
-    raise SystemExit("out of cells")
-with open(options["-m"], "rb") as file:
-    assert file.read(4) == b"GGUF"
-rate = 100.0 + ("q8_0" in options["-m"]) + 2 * ("-fa" in options)
-print(json.dumps([{{"n_prompt": prompt, "n_gen": steps, "n_depth": depth, "avg_ts": rate, "build_commit": "fake"}}]))
+FAKE = """#!/bin/sh
+# Answers as llama-bench does, a hundredth of a second after it was asked.
+case "$*" in *--help*) echo "--n-prompt --n-depth --flash-attn"; exit;; esac
+prompt=$4 steps=$6 depth=0 rate=100
+case "$*" in *" -d "*) depth=$(echo "$*" | sed 's/.* -d \\([0-9]*\\).*/\\1/');; esac
+case "$*" in *q8_0*) rate=101;; esac
+case "$*" in *" -fa on"*) rate=$((rate + 2));; esac
+[ "$prompt" = FAILS_AT ] && { echo "out of cells" >&2; exit 1; }
+[ "$(head -c 4 "$2")" = GGUF ] || { echo "no GGUF" >&2; exit 1; }
+sizes="\\"n_prompt\\": $prompt, \\"n_gen\\": $steps, \\"n_depth\\": $depth"
+echo "[{$sizes, \\"avg_ts\\": $rate, \\"build_commit\\": \\"fake\\"}]"
 """
+
+
+class LocalWorker:
+    """A WorkerProcess whose worker is in this process."""
+
+    def __init__(self, peer: str, threads: int, limit_bytes: int | None = None) -> None:
+        self.peer, self.worker = peer, Worker(peer)
+
+    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        with torch.inference_mode():
+            return getattr(self.worker, do)(**arguments)
+
+    def __enter__(self) -> LocalWorker:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+@pytest.fixture
+def local(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (contenders, rounds):
+        monkeypatch.setattr(module, "WorkerProcess", LocalWorker)
 
 
 def fake(tmp_path: Path, fails_at: int = -1) -> Path:
     path = tmp_path / "llama-bench"
-    path.write_text(FAKE.format(python=sys.executable, fails_at=fails_at))
+    path.write_text(FAKE.replace("FAILS_AT", str(fails_at)))
     path.chmod(0o755)
     return path
 
 
-def command(results: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    arguments = ["bench", "engine", "--quick", "--no-gate", "--threads", "1", "--results", str(results), *more]
-    return subprocess.run(
-        [sys.executable, "-m", "dsv4", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def run_bench(results_folder: Path, *more: str) -> Run:
+    arguments = ["--quick", "--no-gate", "--threads", "1", "--results", str(results_folder), *more]
+    assert bench.main(arguments) == 0
+    (file,) = results_folder.glob("*.jsonl")
+    (run,) = results.read(file)
+    return run
 
 
-def read_rows(results: Path) -> list[dict[str, Any]]:
-    (file,) = results.glob("*.jsonl")
-    return [json.loads(line) for line in file.read_text().splitlines()]
+@pytest.mark.usefixtures("local")
+def test_a_compared_scenario_has_every_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    llama = fake(tmp_path, fails_at=130)
+    run = run_bench(tmp_path / "results", "--models", "slice", "--llama-bench", str(llama))
+    scenario = quick(SCENARIOS["slice"])
+    for measure, tokens in scenario.measures():
+        ours = run.find("dsv4", measure, tokens)
+        assert ours is not None and ours.median > 0 and ours.floor > 0
+        theirs = run.find("llama.cpp", measure, tokens)
+        asked = tokens != 130 if measure == "prefill" else tokens <= 40
+        assert (theirs is not None and (theirs.peer, theirs.median) == ("llama.cpp q8_0 fa", 103.0)) == asked
+        assert (run.find("transformers", measure, tokens) is not None) == scenario.asks("transformers", measure, tokens)
+    turns = [run.find("dsv4", "decode in turns", depth) for depth in scenario.decode]
+    assert [len(row.samples) for row in turns if row] == [scenario.turns] * len(scenario.decode)
+    assert run.deviation is not None and 0 < run.deviation < gate.TOLERANCE
+    assert len(run.failures) == 4 and "out of cells" in run.failures[0]
+    assert run.settings["llama.cpp"]["build_commit"] == "fake" and run.quick and not run.gated
+    printed = capsys.readouterr().out
+    assert "UNGATED" in printed and "q8_0 fa" in printed and "Failed: llama.cpp" in printed
 
 
-@pytest.mark.skipif(find_spec("gguf") is None, reason="llama.cpp's files need the package gguf")
-def test_quick_run_of_every_model(tmp_path: Path) -> None:
-    """One run, looked at from all sides: it takes some seconds."""
-    llama, results = fake(tmp_path, fails_at=130), tmp_path / "results"
-    done = command(results, "--models", ",".join(plan.MODELS), "--llama-bench", str(llama), "--rounds", "1")
-    assert done.returncode == 0, done.stderr
-    assert "UNGATED" in done.stdout and "out of cells" in done.stdout and "q8_0 fa" in done.stdout
-    rows = read_rows(results)
-    q = plan.QUICK
-    for model in plan.COMPARED:
-        found = {(row["peer"], row["measure"], row["tokens"]): row for row in rows if row["model"] == model}
-        for key in [("prefill", n) for n in q.prefill] + [("decode", n) for n in q.depths]:
-            assert found["dsv4", *key]["median"] > 0
-            lent = key[1] != 130 if key[0] == "prefill" else key[1] <= q.llama_depth
-            assert (("llama.cpp q8_0 fa", *key) in found) == lent
-        assert [len(found["dsv4", plan.IN_TURNS, n]["samples"]) for n in q.depths] == [q.turns] * len(q.depths)
-        assert found["llama.cpp q8_0 fa", "decode", 0]["median"] == 103.0
-        assert ("transformers", "prefill", 64) in found and ("transformers", "prefill", 130) not in found
-        assert 0 < found["dsv4", "decode", 0]["logits_deviation"] < 1e-4
-        assert len(found["dsv4", "decode", 0]["failures"]) == 4
-        assert found["dsv4", "decode", 0]["settings"]["llama.cpp"]["build_commit"] == "fake"
-    check_alone(rows)
-    (aim,) = (row for row in rows if row["peer"] == "aim" and row["model"] == "slice")
-    assert (aim["measure"], aim["tokens"], aim["floor"]) == ("decode", 0, 2.0) and aim["extra"]["met"] in (True, False)
-    assert all(row["benchmark"] == "engine" and row["plan"] == "quick" and row["gated"] is False for row in rows)
-    if find_spec("matplotlib"):
-        assert (results / "context.png").stat().st_size > 5000
+@pytest.mark.usefixtures("local")
+@pytest.mark.parametrize("name", ["flash-width", "million"])
+def test_a_scenario_without_peers_stands_beside_the_machine(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_bench(tmp_path / "results", "--models", name)
+    printed = capsys.readouterr().out
+    if name == "million":
+        assert {row.tokens for row in run.rows} == {128, 256}
+        peak = run.find("dsv4", "peak memory", 256)
+        assert peak is not None and peak.median > peak.floor > 0 and "KV formula" in printed
+    else:
+        assert {row.peer for row in run.rows} == {"dsv4", "dsv4 shipped"} and "of a copy" in printed
+        assert run.settings["dsv4 shipped"]["numerics"] == "shipped"
 
 
-def check_alone(rows: list[dict[str, Any]]) -> None:
-    """flash-width and million: dsv4 against the machine, and at every doubling."""
-    wide_rows = {row["measure"]: row for row in rows if (row["model"], row["peer"]) == ("flash-width", "dsv4")}
-    read, decode = wide_rows["weights read, of a copy's bytes"], wide_rows["decode"]
-    assert read["median"] == pytest.approx(decode["median"] * floors.token_bytes(plan.QUICK.wide))
-    assert read["floor"] == read["ceilings"]["copy_bytes_per_s"]
-    long = [row for row in rows if row["model"] == "million"]
-    assert {row["tokens"] for row in long} == {128, 256, 512, 1024}
-    (last,) = (row for row in long if row["measure"] == "peak memory" and row["tokens"] == 1024)
-    assert last["extra"]["cache_num_bytes"]["entries"] > 0 and last["median"] > last["floor"]
+@pytest.mark.usefixtures("local")
+def test_stages_are_counted_so_that_the_bar_ends(tmp_path: Path) -> None:
+    calls: list[str] = []
+    scenario = replace(quick(SCENARIOS["fp32"]), prefill=(8,), agree=(4, 1))
+    run = rounds.measure(scenario, 1, tmp_path, None, calls.append)
+    assert len(calls) == rounds.num_stages(scenario, False) and run.find("transformers", "prefill", 8)
 
 
-def measured(model: str) -> Outcome:
-    return Outcome(
-        model, plan.TINY, [row("dsv4", "decode", 0, 5.0), row("transformers", "decode", 0, 2.0)], CEILINGS, {}
-    )
+def measured(scenario: Any, *rest: object) -> Run:
+    rows = [Row("dsv4", "decode", 0, [5.0], 9.0), Row("transformers", "decode", 0, [2.0], 9.0)]
+    return Run(scenario.name, rows, CEILINGS, {"dsv4": {}})
 
 
-def test_models_in_turn_without_llama(
+def test_rows_stay_although_a_later_scenario_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each model gets the chosen rounds and the kept folder; its rows are there although a later one fails."""
     asked: list[tuple[Any, ...]] = []
 
-    def measure(model: str, chosen: plan.Plan, threads: int, scratch: Path, llama: object, console: object) -> Outcome:
-        asked.append((model, chosen.rounds, threads, scratch, llama))
-        if model == "nano":
+    def measure(scenario: Any, threads: int, scratch: Path, llama: object, advance: object) -> Run:
+        asked.append((scenario.name, scenario.rounds, threads, scratch, llama))
+        if scenario.name == "nano":
             raise BenchmarkError("dsv4 was killed by SIGKILL")
-        return measured(model)
+        return measured(scenario)
 
-    monkeypatch.setattr(bench, "measure", measure)
-    results, scratch = tmp_path / "results", tmp_path / "kept"
-    arguments = ["--without-llama", "--no-gate", "--rounds", "5", "--scratch", str(scratch), "--results", str(results)]
+    monkeypatch.setattr(rounds, "measure", measure)
+    folder, scratch = tmp_path / "results", tmp_path / "kept"
+    arguments = ["--without-llama", "--no-gate", "--rounds", "5", "--scratch", str(scratch), "--results", str(folder)]
     assert bench.main(arguments) == 1
-    assert asked == [(model, 5, 2, scratch, None) for model in ("slice", "nano")] and scratch.is_dir()
+    assert asked == [(name, 5, 2, scratch, None) for name in ("slice", "nano")] and scratch.is_dir()
     printed = capsys.readouterr()
-    assert "2.50 x" in printed.out and "killed by SIGKILL" in printed.err
-    assert {(row["model"], row["peer"]) for row in read_rows(results)} == {("slice", "dsv4"), ("slice", "transformers")}
+    assert "2.50" in printed.out and "killed by SIGKILL" in printed.err
+    (file,) = folder.glob("*.jsonl")
+    assert [run.scenario for run in results.read(file)] == ["slice"]
 
 
 def test_a_package_that_changes_during_the_run_gives_no_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     digests = iter("ab")
-    monkeypatch.setattr("benchmarks.comparison.rows.package_digest", lambda: next(digests))
-    monkeypatch.setattr(bench, "measure", lambda model, *rest: measured(model))
-    results = tmp_path / "results"
-    assert bench.main(["--models", "million", "--no-gate", "--results", str(results)]) == 1
-    assert "changed during the run" in capsys.readouterr().err and not results.exists()
+    monkeypatch.setattr(results, "package_digest", lambda: next(digests))
+    monkeypatch.setattr(rounds, "measure", measured)
+    assert bench.main(["--models", "million", "--no-gate", "--results", str(tmp_path / "results")]) == 1
+    assert "changed during the run" in capsys.readouterr().err and not (tmp_path / "results").exists()
 
 
-def test_a_wrong_path_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_digest_is_of_the_sources(tmp_path: Path) -> None:
+    (tmp_path / "module.py").write_text("VALUE = 1\n")
+    before = results.package_digest(tmp_path)
+    (tmp_path / "module.py").write_text("VALUE = 2\n")
+    assert results.package_digest(tmp_path) != before == before
+
+
+def test_a_wrong_path_to_llama_bench_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text, other = tmp_path / "text", tmp_path / "other"
     text.write_text("no program")
     other.write_text("#!/bin/sh\necho usage: other\n")
@@ -167,7 +187,7 @@ def test_a_wrong_path_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     ("arguments", "message"),
     [
         ([], "give --llama-bench PATH"),
-        (["--models", "slice,wide"], "'wide' is unknown; allowed: slice, nano, flash-width, million"),
+        (["--models", "slice,wide"], "'wide' is unknown; allowed: slice, nano, fp32, flash-width, million"),
         (["--rounds", "0"], "at least 1"),
     ],
 )
@@ -183,18 +203,42 @@ def test_a_red_gate_writes_no_row(
     def red() -> None:
         raise BenchmarkError("the frozen tests are red")
 
-    monkeypatch.setattr("benchmarks.comparison.gate.run_tests", red)
+    monkeypatch.setattr(gate, "run_tests", red)
     assert bench.main(["--quick", "--without-llama", "--results", str(tmp_path)]) == 1
     assert "red" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
-def test_llama_bench_runs_and_fails(tmp_path: Path) -> None:
-    llama = LlamaBench(fake(tmp_path, fails_at=77), 1)
-    gguf = tmp_path / "q8_0.gguf"
-    gguf.write_bytes(b"GGUF")
-    assert llama.run(gguf, steps=4, depth=16, flash=True).rate == 103.0 and llama.build["build_commit"] == "fake"
-    with pytest.raises(BenchmarkError, match="status 1.*-p 77(.|\n)*out of cells"):
-        llama.run(gguf, prompt=77)
+def test_the_gate_shows_a_red_test_and_names_a_missing_one(tmp_path: Path) -> None:
+    (tmp_path / "test_red.py").write_text("def test_two(): assert 1 == 2\n")
+    with pytest.raises(BenchmarkError, match="1 == 2"):
+        gate.run_tests(("test_red.py",), tmp_path)
+    with pytest.raises(BenchmarkError, match="test_gone.py"):
+        gate.run_tests(("test_red.py", "test_gone.py"), tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [1.001, float("nan")])
+def test_no_numbers_when_the_logits_disagree(wrong: float) -> None:
+    right = np.random.default_rng(0).normal(size=(3, 40))
+    assert gate.deviation(right * (1 + 1e-6), right) < 1e-5
+    other = right.copy()
+    other[1, 7] *= wrong
+    other[0, np.abs(right[0]).argmax()] *= wrong
+    with pytest.raises(BenchmarkError, match="logits disagree"):
+        gate.deviation(other, right)
+
+
+def test_a_worker_that_dies_is_named(tmp_path: Path) -> None:
+    with (
+        process.WorkerProcess("dsv4", 1) as worker,
+        pytest.raises(BenchmarkError, match="dsv4 ended with status 1 during 'load'"),
+    ):
+        worker.ask("load", folder=str(tmp_path / "nothing"))
+
+
+def test_dsv4s_mkl_mode_stays_with_dsv4(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MKL_CBWR", "AVX2,STRICT")
+    assert process.worker_environment("dsv4", 1)["MKL_CBWR"] == "AVX2,STRICT"
+    assert "MKL_CBWR" not in process.worker_environment("transformers", 1)
 
 
 def test_llama_bench_that_aborts_on_repacked_weights_gets_them_plain(tmp_path: Path) -> None:
@@ -202,14 +246,11 @@ def test_llama_bench_that_aborts_on_repacked_weights_gets_them_plain(tmp_path: P
     gguf.write_bytes(b"GGUF")
     assert not LlamaBench(fake(tmp_path), 1).needs_plain_weights(gguf)
     path = fake(tmp_path)
-    path.write_text(
-        path.read_text().replace(
-            "import", 'import sys\nif len(sys.argv) > 2 and "--repack" not in sys.argv:\n    sys.exit(6)\nimport', 1
-        )
-    )
+    text = path.read_text().replace("prompt=$4", 'case "$*" in *--repack*) ;; *) exit 6;; esac\nprompt=$4', 1)
+    path.write_text(text)
     llama = LlamaBench(path, 1)
     assert llama.needs_plain_weights(gguf)
-    contender = LlamaContender(llama, gguf, "q8_0", True, False, plan.QUICK)
+    contender = LlamaContender(llama, gguf, "q8_0", True, False, quick(SCENARIOS["slice"]))
     assert contender.name == "llama.cpp q8_0 repack 0 fa" and contender.take("prefill", 64, 0).rate > 0
 
 
@@ -224,133 +265,98 @@ class Stub:
 
     def __init__(self, name: str, group: str, rate: float, wall_s: float = 1.0) -> None:
         self.name, self.group, self.rate, self.wall_s, self.asked = name, group, rate, wall_s, 0
+        self.stays = not name.startswith("llama")
 
-    def can(self, measure: str, tokens: int) -> bool:
-        return True
-
-    def take(self, measure: str, tokens: int, turn: int) -> Taken:
+    def take(self, measure: str, tokens: int, turn: int) -> Sample:
         self.asked += 1
-        return Taken(self.rate, self.wall_s, 100 + tokens)
+        return Sample(self.rate, self.wall_s, 100 + tokens)
 
 
 def test_rounds_drop_the_slower_setting_and_what_takes_too_long() -> None:
     slow, fast = Stub("llama.cpp bf16", "llama.cpp bf16", 1.0), Stub("llama.cpp bf16 fa", "llama.cpp bf16", 2.0)
     long, ours = Stub("transformers", "transformers", 1.0, wall_s=60.0), Stub("dsv4", "dsv4", 3.0)
-    rounds, stages = versus.Rounds([ours, slow, fast, long], budget_s=100.0), []
+    scenario, stages = replace(SCENARIOS["slice"], prefill=(64,), decode=(), budget_s=100.0), []
+    found = rounds.Rounds([ours, slow, fast, long], scenario)
     for number in range(4):
-        rounds.turn(number, [("prefill", 64)], stages.append)
+        found.turn(number, stages.append)
     assert [stub.asked for stub in (ours, slow, fast, long)] == [4, 1, 4, 2] and len(stages) == 16
 
 
 def test_a_long_lived_process_has_peaks_of_growing_lengths_only() -> None:
-    rounds = versus.Rounds([Stub("dsv4", "dsv4", 1.0)], budget_s=100.0)
-    rounds.turn(0, [("prefill", 64), ("prefill", 512), ("decode", 128), ("decode", 1024)], lambda what: None)
-    rounds.turn(1, [("prefill", 64)], lambda what: None)
-    assert set(rounds.peaks) == {("dsv4", 64), ("dsv4", 512), ("dsv4", 1024)}
+    scenario = replace(SCENARIOS["slice"], prefill=(64, 512), decode=(128, 1024))
+    found = rounds.Rounds([Stub("dsv4", "dsv4", 1.0)], scenario)
+    found.turn(0, lambda what: None)
+    found.turn(1, lambda what: None)
+    assert set(found.peaks) == {("dsv4", 64), ("dsv4", 512), ("dsv4", 1024)}
 
 
-def row(peer: str, measure: str, tokens: int, median: float, floor: float = 1.0) -> Row:
-    return Row(peer, measure, tokens, "bytes" if "memory" in measure else "tok/s", [median], floor)
-
-
-def test_aims() -> None:
-    """The faster of llama.cpp's rows is the peer; its own depth, the machine and bytes above a formula are others."""
-    rows = [
-        row("dsv4", "decode", 0, 440.0),
-        row("llama.cpp bf16", "decode", 0, 200.0),
-        row("llama.cpp q8_0 fa", "decode", 0, 222.0),
-        row("dsv4", plan.IN_TURNS, 1024, 400.0),
-        row("dsv4", plan.IN_TURNS, 131072, 240.0),
-        row("dsv4", "prefill", 2048, 4000.0),
-        row("llama.cpp q8_0", "prefill", 2048, 916.0),
-        row("dsv4", "prefill", 8192, 4000.0),
-        row("transformers", "prefill", 8192, 60.0),
-    ]
-    found = {(row.measure, row.tokens): (row.median, row.extra["met"]) for row in aims.aim_rows(rows, "slice")}
-    assert found == {
-        ("decode", 0): (440 / 222, False),
-        (plan.IN_TURNS, 131072): (0.6, True),
-        ("prefill", 2048): (4000 / 916, True),
-    }
-    (memory,) = aims.aim_rows([row("dsv4", "peak memory", 2**20, 1.9e9, floor=5e8)], "million")
-    assert memory.median == 1.4e9 and memory.extra["met"]
-    wide_rows = wide.make_rows(plan.FULL, "dsv4", {"decode": [50.0], "prefill": [100.0]}, CEILINGS)
-    shares = {row.measure: (round(row.median, 2), row.extra["met"]) for row in aims.aim_rows(wide_rows, "flash-width")}
-    weights, work = floors.token_bytes(plan.FLASH_WIDTH), floors.prefill_flops(plan.FLASH_WIDTH, 1024) / 1024
-    assert shares == {
-        "weights read, of a copy's bytes": (round(50 * weights / 3e10, 2), True),
-        "operations, of the faster torch.mm": (round(100 * work / 3e11, 2), False),
-    }
-
-
-def test_every_aim_is_measured_by_the_full_plan() -> None:
-    full = plan.FULL
-    measured = {("prefill", n) for n in full.prefill} | {
-        (what, n) for what in ("decode", plan.IN_TURNS) for n in full.depths
-    }
-    for aim in aims.AIMS:
-        if aim.model == "slice":
-            assert (aim.measure, aim.tokens) in measured
-            assert aim.against != "llama.cpp" or aim.measure == "prefill" or aim.tokens <= full.llama_depth
-        else:
-            assert aim.tokens == (full.wide_prompt if aim.model == "flash-width" else full.marks()[-1])
-    assert full.marks()[0] == 1024 and full.marks()[-1] == 1048576
-
-
-def test_bytes_of_a_token() -> None:
-    """Two Flash layers: all but 250 of 256 experts, half a byte and a 32nd a weight; the embedding is a look-up."""
-    config = plan.FLASH_WIDTH
+def test_floors() -> None:
+    """Weights of a token read once; all but 250 of Flash's 256 experts, and the embedding, are not among them."""
     expert = 3 * 4096 * 2048 * (1 / 2 + 1 / 32)
     least = 2 * 6 * expert + 2 * 3 * 4096 * 2048
-    assert least < floors.token_bytes(config) < 2.5 * least
-    assert floors.stored_bytes(config) - floors.token_bytes(config) == 2 * 250 * expert + 1024 * 4096 * 2
+    used = machine.token_bytes(FLASH_WIDTH, "official")
+    assert least < used < 2.5 * least
+    assert machine.stored_bytes(FLASH_WIDTH, "official") - used == 2 * 250 * expert + 1024 * 4096 * 2
+    assert machine.floor(SLICE, "fp32", "decode", 0, CEILINGS) == pytest.approx(4e10 / 28_661_173 / 4, rel=1e-4)
+    assert machine.floor(SLICE, "fp32", "peak memory", 0, CEILINGS) == pytest.approx(120_935_861 * 4, rel=1e-2)
+    without_head = 28_661_173 - 8192 * 512
+    short, long = (machine.prefill_flops(SLICE, n) / n for n in (512, 8192))
+    assert 2 * without_head < short < long < 4 * without_head
 
 
 def test_kv_formula_of_the_caches_formats() -> None:
     config = ModelConfig.from_pretrained(nano_path())
-    fp32, bf16, fp8 = (million.kv_bytes(config, 2**20, size) for size in (4, 2, 1))
+    fp32, bf16, fp8 = (rounds.kv_bytes(config, 2**20, size) for size in (4, 2, 1))
     assert fp32 > 1.9 * bf16 > 1.9 * fp8 > 0
     model_bytes = 2 * 2**18 * (64 + 32) * 4 + 2 * 2**13 * 64 * 4  # entries and index keys of two CSA and two HCA layers
     assert fp32 == pytest.approx(model_bytes, rel=0.01)
 
 
-def test_time_left_bends_with_the_position() -> None:
-    clock = million.Clock()
-    for position in range(0, 1000, 100):
-        clock.add(position, 100, 100 * (1 + (position + 50) / 1000))
-    assert clock.left(1000, 2000) == pytest.approx(1000 * 2.5)
+def test_processors_of_one_name_have_files_of_their_own() -> None:
+    found = {"cpu": "Intel(R) Xeon(R) Processor @ 2.60GHz", "isa": "AMX", "cores": 2}
+    assert machine.hardware_slug(found) == "intel-xeon-processor-amx-2-cores"
+    assert machine.hardware_slug({**found, "isa": "AVX-512"}) == "intel-xeon-processor-avx-512-2-cores"
+    assert machine.hardware()["memory_bytes"] > 1e9
 
 
-def test_plot_takes_the_newest_rows_and_the_best_of_llama(tmp_path: Path) -> None:
-    def line(model: str, peer: str, measure: str, median: float, **more: Any) -> str:
-        common = {"benchmark": "engine", "plan": "full", "tokens": 2048, "floor": 5.0}
-        return json.dumps({**common, "model": model, "peer": peer, "measure": measure, "median": median, **more})
-
-    file = tmp_path / "rows.jsonl"
-    texts = [
-        line("slice", "dsv4", "prefill", 1.0),
-        line("slice", "dsv4", "prefill", 2.0),
-        line("slice", "llama.cpp bf16", "prefill", 3.0),
-        line("slice", "llama.cpp q8_0 fa", "prefill", 4.0),
-        line("nano", "dsv4", "peak memory", 6.0),
-        line("million", "dsv4", "peak memory", 7.0),
-        line("slice", "dsv4", "prefill", 8.0, plan="quick"),
-        json.dumps({"benchmark": "model", "peer": "dsv4"}),
+def example(**more: Any) -> Run:
+    rows = [
+        Row("dsv4", "decode", 0, [440.0, 450.0, 400.0], 900.0),
+        Row("dsv4", "prefill", 2048, [4000.0], 9000.0),
+        Row("llama.cpp bf16", "decode", 0, [200.0], 900.0),
+        Row("llama.cpp q8_0 fa", "decode", 0, [222.0], 900.0),
+        Row("dsv4", "peak memory", 2048, [2e9], 1e9),
     ]
-    file.write_text("\n".join(texts) + "\n")
-    found, formula = plot.lines(file, "full")
-    assert found == {
-        ("slice", "dsv4", "prefill"): {2048: 2.0},
-        ("slice", "llama.cpp", "prefill"): {2048: 4.0},
-        ("nano", "dsv4", "peak memory"): {2048: 7.0},
-    }
-    assert formula == {2048: 5.0}
+    hardware = {"cpu": "Some CPU", "isa": "AVX2", "cores": 2}
+    settings = {"dsv4": {}, "llama.cpp": {}}
+    return Run("slice", rows, CEILINGS, settings, 1e-6, hardware=hardware, commit="abc", **more)
 
 
-def test_the_table_names_llamas_best_and_what_failed() -> None:
-    rows = [row("dsv4", "decode", 0, 500.0), row("llama.cpp q8_0 fa", "decode", 0, 222.0)]
-    outcome = Outcome("slice", plan.SHAPE, rows, CEILINGS, {}, 1e-6, ["llama.cpp bf16, prefill: it died"])
-    text = "\n".join(table.notes(outcome))
-    assert "decode 0: q8_0 fa" in text and "failed: llama.cpp bf16, prefill: it died" in text
-    cells = [list(column.cells) for column in table.make_table(outcome).columns]
-    assert ["2.25 x"] in cells and ["[green]met[/]"] in cells
+def test_rows_come_back_as_they_were_kept(tmp_path: Path) -> None:
+    runs = [example(), example(quick=True)]
+    for run in runs:
+        results.append(tmp_path / "some.jsonl", run)
+    assert results.read(tmp_path / "some.jsonl") == runs
+    assert results.newest(results.read(tmp_path / "some.jsonl")) == {"slice": runs[0]}
+    (tmp_path / "wrong.jsonl").write_text('{"peer": "dsv4"}\n')
+    with pytest.raises(ValueError, match=r"wrong.jsonl:1: a row before the first run"):
+        results.read(tmp_path / "wrong.jsonl")
+
+
+def test_the_document_has_a_table_per_processor_and_llamas_best(tmp_path: Path) -> None:
+    results.append(tmp_path / "some.jsonl", example())
+    text = bench_report.document(tmp_path)
+    assert "## Some CPU with AVX2, 2 cores" in text and "decode 0 q8_0 fa" in text
+    assert re.search(r"^\| decode, 0 +\| +1.98 \|$", text, flags=re.M)
+    assert "440 ±6 %" in text and "2.00 x" in text
+    found = plot.curves(results.newest(results.read(tmp_path / "some.jsonl")))
+    assert found["slice", "llama.cpp", "decode"] == {0: 222.0}
+
+
+def test_the_kept_document_is_what_the_results_give() -> None:
+    kept = ROOT / "docs" / "benchmarks.md"
+    assert kept.read_text(encoding="utf-8") == bench_report.document(ROOT / "benchmarks" / "results")
+
+
+def test_the_tiny_shape_has_every_kind_of_layer() -> None:
+    assert set(TINY.compress_ratios) == {0, 4, 128} and TINY.num_hash_layers

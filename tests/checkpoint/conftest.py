@@ -185,8 +185,9 @@ class Tiny:
         generator = np.random.default_rng(seed)
         for name, kind, shape in parameters(config):
             if kind == "i64":
-                table = generator.integers(0, config.n_routed_experts, shape, dtype=np.int64)
-                self.stored[name] = self.values[name] = torch.from_numpy(table)
+                # Distinct experts in a row: transformers and llama.cpp count a repeated one twice.
+                deal = generator.random((shape[0], config.n_routed_experts)).argsort(-1)
+                self.stored[name] = self.values[name] = torch.from_numpy(deal[:, : shape[1]].astype(np.int64))
                 continue
             weight = generator.normal(size=shape) * (0.3 if len(shape) == 1 else shape[-1] ** -0.5)
             if len(shape) == 2:

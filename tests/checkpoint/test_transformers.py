@@ -34,7 +34,9 @@ def hf_model(tiny_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory)
                 parameter.add_(1.0)
         for name, buffer in model.named_buffers():
             if name.endswith("tid2eid"):
-                buffer.random_(0, tiny_config.n_routed_experts)
+                # Distinct experts in a row: transformers counts a repeated one twice.
+                deal = torch.rand(tiny_config.vocab_size, tiny_config.n_routed_experts).argsort(-1)
+                buffer.copy_(deal[:, : tiny_config.num_experts_per_tok])
             elif name.endswith("e_score_correction_bias"):
                 buffer.normal_(std=0.1)
     return model

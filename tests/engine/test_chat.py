@@ -112,6 +112,15 @@ def test_a_conversation_that_does_not_fit_is_said_so(scripted) -> None:
     assert session.messages == []
 
 
+def test_bytes_that_are_not_utf_8_are_said_so_and_the_chat_goes_on(scripted) -> None:
+    console = screen(b"caf\xe9".decode(errors="surrogateescape"), "hi")
+    session = ChatSession(scripted("</think>Hello."))
+    run(session, console)
+    shown = text_of(console)
+    assert "the question: character 3 is byte 0xE9, which is not UTF-8" in shown and "Hello." in shown
+    assert [message["content"] for message in session.messages] == ["hi", "Hello."]
+
+
 def test_a_model_without_a_tokenizer_cannot_chat(model) -> None:
     from dsv4.engine import LLM
 

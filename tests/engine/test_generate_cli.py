@@ -11,7 +11,7 @@ from dsv4.engine.llm import LLM
 def nano(model, text_folder, monkeypatch) -> LLM:
     model.config = type(model)(300).config
     llm = LLM(model, folder=text_folder)
-    monkeypatch.setattr(generate_cli, "LLM", lambda path: llm)
+    monkeypatch.setattr(generate_cli, "LLM", lambda path, **options: llm)
     return llm
 
 
@@ -37,7 +37,19 @@ def test_a_dash_reads_standard_input(nano, capsys, monkeypatch) -> None:
     assert json.loads(capsys.readouterr().out)["prompt"] == "from a pipe"
 
 
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # as Python reads in a UTF-8 and in a C locale
+def test_bytes_that_are_not_utf_8_are_an_error_in_words(errors: str, nano, monkeypatch) -> None:
+    foreign = b"\xff".decode(errors="surrogateescape")
+    with pytest.raises(ValueError, match="prompt 2: character 0 is byte 0xFF, which is not UTF-8"):
+        generate_cli.generate(None, ["the cat", foreign])
+    with pytest.raises(ValueError, match=r"SamplingParams.stop\[1\]: character 1 is byte 0xFF"):
+        generate_cli.generate(None, ["the cat"], stop=["mat", f"a{foreign}"])
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8", errors=errors))
+    with pytest.raises(ValueError, match="prompt 1: character 3 is byte 0xE9, which is not UTF-8"):
+        generate_cli.generate(None, ["-"])
+
+
 def test_a_bad_value_is_named_before_the_model_is_loaded(monkeypatch) -> None:
-    monkeypatch.setattr(generate_cli, "LLM", lambda path: pytest.fail("loaded"))
+    monkeypatch.setattr(generate_cli, "LLM", lambda path, **options: pytest.fail("loaded"))
     with pytest.raises(ValueError, match="temperature is -1"):
         generate_cli.generate(None, ["x"], temperature=-1.0)

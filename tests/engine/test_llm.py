@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -64,6 +66,18 @@ def test_the_end_of_sentence_token_ends_the_request_and_is_reported(model) -> No
     assert (ignoring.token_ids, ignoring.finish_reason) == ([7, 8, EOS, 9], "length")
 
 
+def test_every_end_token_of_the_config_ends_a_request(model) -> None:
+    model.config = replace(model.config, eos_token_id=(EOS, 9))
+    model.scripts |= {(5, 6): [7, 9, 8], (6, 5): [8, EOS, 7]}
+    outputs = LLM(model).generate([[5, 6], [6, 5]], SamplingParams(temperature=0.0))
+    assert [(o.token_ids, o.finish_reason, o.stop_reason) for o in outputs] == [
+        ([7, 9], "stop", 9),
+        ([8, EOS], "stop", EOS),
+    ]
+    params = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=3)
+    assert LLM(model).generate([[5, 6]], params)[0].token_ids == [7, 9, 8]
+
+
 def test_stop_token_ids_end_a_request_as_well(model) -> None:
     model.scripts[(5, 6)] = [7, 8, 9]
     output = LLM(model).generate([[5, 6]], SamplingParams(temperature=0.0, stop_token_ids=(8,)))[0]
@@ -110,6 +124,18 @@ def test_every_cache_row_is_emptied_for_its_next_sequence(model) -> None:
 def test_a_prompt_that_cannot_run_is_refused_before_anything_runs(model, prompt, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LLM(model, max_model_len=20).generate([[4, 5], prompt])
+    assert model.batches == []
+
+
+def test_half_a_surrogate_pair_is_named_with_its_prompt(model, text_folder) -> None:
+    model.config = type(model)(300).config
+    llm = LLM(model, folder=text_folder)
+    with pytest.raises(ValueError, match=r"prompt 1: character 2 is U\+D800, half of a surrogate pair"):
+        llm.generate(["good", "ab\ud800"])
+    with pytest.raises(ValueError, match="the prompt: character 0 is U"):
+        next(llm.stream("\udfff"))
+    with pytest.raises(ValueError, match=r"SamplingParams.stop\[0\]: character 0 is U\+D800"):
+        SamplingParams(stop="\ud800")
     assert model.batches == []
 
 

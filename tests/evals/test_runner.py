@@ -18,7 +18,7 @@ class ScriptedEngine:
     """Stands for LLM: knows every question's right answer; `spoil` turns the texts it writes into others."""
 
     def __init__(self, spoil=lambda example, text: text, finish: str = "stop") -> None:
-        self.config = SimpleNamespace(eos_token_id=EOS)
+        self.config = SimpleNamespace(eos_token_ids=(EOS,))
         self.texts: list[str] = []
         self.tokenizer = SimpleNamespace(decode=lambda ids: self.texts[ids[0] - 10])
         self.prompts = SimpleNamespace(encode=lambda conversation: [0])

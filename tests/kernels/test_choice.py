@@ -216,8 +216,8 @@ def test_an_install_without_a_compiler_works_and_says_so(project: Path) -> None:
 
 @pytest.mark.slow
 def test_an_install_with_broken_cpp_works_and_says_where(project: Path) -> None:
-    with (project / "native" / "module.cpp").open("a") as file:
+    with (project / "native" / "python" / "module.cpp").open("a") as file:
         file.write("\nint broken = ;\n")
     line = described(install(project.parent))
-    assert line.startswith("reference | kernels: reference, because the C++ build failed: native/module.cpp:")
+    assert line.startswith("reference | kernels: reference, because the C++ build failed: native/python/module.cpp:")
     assert ": error: " in line

@@ -50,7 +50,7 @@ def test_hyper_connections(kernels: Any, tokens: int, streams: int, hidden: int)
     def read(part: Tensor) -> tuple[Tensor, Tensor]:
         weights, out = poisoned(len(part), count), poisoned(len(part), hidden)
         sizes = (config.hc_sinkhorn_iters, config.rms_norm_eps, config.hc_eps)
-        kernels.hc_read(part, fn, scale, base, norm, *sizes, weights, out)
+        kernels.hc_pre(part, fn, scale, base, norm, *sizes, weights, out)
         return weights, out
 
     weights, out = read(x)
@@ -61,11 +61,11 @@ def test_hyper_connections(kernels: Any, tokens: int, streams: int, hidden: int)
             assert all(torch.equal(a, b[part]) for a, b in zip(read(x[part]), (weights, out), strict=True))
 
     y, written = random(tokens, hidden, seed=5), x.clone()
-    kernels.hc_write(y, weights, written)
+    kernels.hc_post(y, weights, written)
     pre, post, comb = weights.split((streams, streams, streams * streams), dim=1)
     assert near(written, distribute(y, x, post, comb.reshape(-1, streams, streams)))
     last = x[-1:].clone()
-    kernels.hc_write(y[-1:], weights[-1:], last)
+    kernels.hc_post(y[-1:], weights[-1:], last)
     assert torch.equal(last, written[-1:])
 
 
@@ -206,7 +206,7 @@ def test_rotation(kernels: Any, rows: int, width: int, pairs: int) -> None:
 def test_wrong_shapes_are_refused(kernels: Any) -> None:
     x = random(2, 4, 8)
     with pytest.raises(ValueError, match=r"fn: shape \[24, 31\], expected \[24, 32\]"):
-        kernels.hc_read(x, random(24, 31), random(3), random(24), random(8), 2, 1e-6, 1e-6, random(2, 24), random(2, 8))
+        kernels.hc_pre(x, random(24, 31), random(3), random(24), random(8), 2, 1e-6, 1e-6, random(2, 24), random(2, 8))
     with pytest.raises(ValueError, match="expert of tid2eid 6: allowed are 0 to 5"):
         kernels.route(
             random(1, 6), torch.tensor([[0, 6]]), torch.tensor([0]), 1.0, torch.zeros(1, 2).long(), random(1, 2)

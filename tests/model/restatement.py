@@ -246,7 +246,7 @@ class Restatement:
             weights = weighed[picked] / (1 if self.wrong("weights not normalised") else weighed[picked].sum())
             weights = weights * (1 if self.wrong("weights not scaled") else c.routed_scaling_factor)
             pairs = list(zip(picked.tolist(), weights, strict=True))
-            for e, weight in dict(pairs).items() if self.wrong("a repeated expert counts once") else pairs:
+            for e, weight in pairs if self.wrong("a repeated expert counts twice") else dict(pairs).items():
                 y[t] += self.expert(x[t : t + 1], f"{name}.experts.{e}", weight)[0]
         return y
 

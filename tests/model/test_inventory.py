@@ -53,7 +53,6 @@ def test_nano() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"n_shared_experts": 3},
         {"hc_mult": 3, "o_groups": 1},
         {"compress_ratios": (0, 4, 128, 4), "num_nextn_predict_layers": 0},
         {"schedule": (4,), "num_hash_layers": 0},

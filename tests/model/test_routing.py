@@ -1,17 +1,19 @@
 """Routing, and what a training forward reports: loads, the balance loss, the indexer's loss."""
 
-from typing import Any
+import copy
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from dsv4.kernels import native
 from dsv4.model.attention.attention import indexer_kl
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.batch import RaggedBatch
 from dsv4.model.initialization import deal_experts
 from dsv4.model.layout import Layout
-from dsv4.model.moe import Gate, MoE
+from dsv4.model.moe import Expert, Gate, MoE
 from dsv4.model.transformer import Transformer
 
 from .tiny import deviation, random_ids, random_model, tiny_config
@@ -49,24 +51,95 @@ def plain_moe(moe: MoE, x: Tensor, weights: Tensor, index: Tensor) -> Tensor:
 def test_experts_together_are_experts_one_by_one(hashed: bool) -> None:
     moe, x = random_moe(hashed), torch.randn(11, CONFIG.hidden_size, generator=torch.Generator().manual_seed(1))
     ids = random_ids(CONFIG, 11)
-    if hashed:
-        moe.gate.get_buffer("tid2eid").random_(0, E, generator=torch.Generator().manual_seed(2))
+    if hashed:  # distinct experts
+        moe.gate.get_buffer("tid2eid").copy_(deal_experts(CONFIG, torch.Generator().manual_seed(2)))
     with torch.no_grad():
         weights, index, _ = moe.gate(x, ids)
         assert deviation(moe(x, ids, layout_of(11)), plain_moe(moe, x, weights, index)) < 1e-6
 
 
-def test_a_repeated_expert_counts_twice() -> None:
-    """tid2eid rows may name an expert twice: it gets its score's share twice, and its output twice."""
-    moe = random_moe(True)
-    x = torch.randn(1, CONFIG.hidden_size, generator=torch.Generator().manual_seed(1))
-    moe.gate.get_buffer("tid2eid")[5] = torch.tensor([2, 2])
+def published_moe(moe: MoE, x: Tensor, table: Tensor, ids: Tensor) -> Tensor:
+    """The published inference code's hash routing: one pass over the experts, each added to its rows at once.
+
+    `y[rows] += ...` reads, adds and writes each row once, however often the row stands in `rows`.
+    """
+    index = table[ids]
+    scores = nn.functional.softplus(x @ moe.gate.weight.mT).sqrt()
+    weights = scores.gather(1, index)
+    weights = weights / weights.sum(-1, keepdim=True) * moe.config.routed_scaling_factor
+    y = torch.zeros_like(x)
+    for e in range(moe.config.n_routed_experts):
+        rows, slots = torch.where(index == e)
+        if len(rows):
+            expert, limit = cast(Expert, moe.experts[e]), moe.config.swiglu_limit
+            up = expert.w3(x[rows]).clamp(-limit, limit)
+            gate = expert.w1(x[rows]).clamp(max=limit)
+            y[rows] += expert.w2(weights[rows, slots, None] * nn.functional.silu(gate) * up)
+    return y + moe.shared_experts(x)
+
+
+REPEATING = tiny_config(num_experts_per_tok=4)
+# No repeat, one, two pairs, three of a kind, all the same.
+REPEATS = torch.tensor([[0, 3, 5, 1], [2, 2, 4, 0], [1, 5, 1, 5], [3, 3, 0, 3], [4, 4, 4, 4]])
+
+
+def repeating_moe() -> tuple[MoE, Tensor, Tensor]:
+    """(a hash-routed MoE, inputs, token ids): the first token ids have the rows REPEATS."""
+    moe = random_moe(True, num_experts_per_tok=4)
+    moe.gate.get_buffer("tid2eid")[: len(REPEATS)] = REPEATS
+    ids = torch.tensor([0, 1, 2, 3, 4, 1, 1, 0])
+    return moe, torch.randn(len(ids), CONFIG.hidden_size, generator=torch.Generator().manual_seed(1)), ids
+
+
+def test_a_repeated_expert_counts_once_as_in_the_published_loop() -> None:
+    moe, x, ids = repeating_moe()
     with torch.no_grad():
-        weights, index, _ = moe.gate(x, torch.tensor([5]))
-        assert index.tolist() == [[2, 2]]
-        assert torch.allclose(weights, torch.full((1, 2), CONFIG.routed_scaling_factor / 2))
-        want = moe.shared_experts(x) + CONFIG.routed_scaling_factor * moe.experts[2](x)
-        assert deviation(moe(x, torch.tensor([5]), layout_of(1)), want) < 1e-6
+        weights, index, _ = moe.gate(x, ids)
+        assert torch.equal(index, REPEATS[ids])
+        # The normalising sum counts every slot, so repeats leave the others their weight.
+        assert torch.allclose(weights[4], torch.tensor([REPEATING.routed_scaling_factor / 4, 0, 0, 0]))
+        want = published_moe(moe, x, moe.gate.get_buffer("tid2eid"), ids)
+        assert deviation(moe(x, ids, layout_of(len(ids))), want) < 1e-6
+
+
+def test_a_repeated_expert_counts_once_in_native_routing() -> None:
+    kernels = native.module()
+    if kernels is None:
+        pytest.skip("no native kernels")
+    moe, x, ids = repeating_moe()
+    with torch.no_grad():
+        weights, index, _ = moe.gate(x, ids)
+        logits = x @ moe.gate.weight.mT
+        found, weighed = torch.zeros(len(ids), 4, dtype=torch.int64), torch.zeros(len(ids), 4)
+        table = moe.gate.get_buffer("tid2eid")
+        kernels.route(logits, table, ids, REPEATING.routed_scaling_factor, found, weighed)
+    assert torch.equal(found, index)
+    assert torch.allclose(weighed, weights, atol=1e-6)
+    assert torch.equal(weighed == 0, weights == 0)
+
+
+def test_the_gradient_with_repeated_experts_is_that_of_what_is_computed() -> None:
+    """Finite differences of the published loop along random directions, in float64."""
+    moe, x, ids = repeating_moe()
+    target = torch.randn(x.shape, generator=torch.Generator().manual_seed(4)).double()
+    out = moe(x, ids, layout_of(len(ids)))
+    trained = [(n, p) for n, p in moe.named_parameters() if p.requires_grad]
+    slopes = torch.autograd.grad((out * target).sum(), [p for _, p in trained], allow_unused=True)
+    wide = copy.deepcopy(moe).double()
+    with torch.no_grad():
+        for (name, _), slope in zip(trained, slopes, strict=True):
+            parameter = wide.get_parameter(name)
+            direction = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)).double()
+            values = []
+            for step in (1e-5, -1e-5):
+                parameter.add_(direction, alpha=step)
+                table = wide.gate.get_buffer("tid2eid")
+                values.append(float((published_moe(wide, x.double(), table, ids) * target).sum()))
+                parameter.sub_(direction, alpha=step)
+            measured = (values[0] - values[1]) / 2e-5
+            assert (0.0 if slope is None else float((slope * direction).sum())) == pytest.approx(
+                measured, rel=1e-3, abs=1e-3
+            ), name
 
 
 def gate_and_input() -> tuple[Gate, Tensor]:
@@ -97,20 +170,6 @@ def test_equal_scores_go_to_the_lower_expert() -> None:
     with torch.no_grad():
         gate.bias.zero_()
         assert gate(torch.zeros(3, CONFIG.hidden_size), torch.zeros(3, dtype=torch.int64))[1].tolist() == [[0, 1]] * 3
-
-
-def test_several_shared_experts_are_one_of_their_width() -> None:
-    """Two shared experts side by side: the sum of both, each of moe_intermediate_size."""
-    moe, width = random_moe(False, n_shared_experts=2), CONFIG.moe_intermediate_size
-    shared, x = moe.shared_experts, torch.randn(5, CONFIG.hidden_size, generator=torch.Generator().manual_seed(1))
-    assert shared.w1.weight.shape == (2 * width, CONFIG.hidden_size)
-    assert moe.experts[0].w1.weight.shape == (width, CONFIG.hidden_size)
-    with torch.no_grad():
-        parts = []
-        for half in (slice(0, width), slice(width, 2 * width)):
-            gate, up = x @ shared.w1.weight[half].mT, x @ shared.w3.weight[half].mT
-            parts.append(nn.functional.silu(gate.clamp(max=10)) * up.clamp(-10, 10) @ shared.w2.weight[:, half].mT)
-        assert deviation(shared(x), parts[0] + parts[1]) < 1e-6
 
 
 @pytest.mark.parametrize(("vocab", "experts", "k"), [(97, 6, 2), (50, 7, 3), (8, 5, 5), (3, 6, 1)])

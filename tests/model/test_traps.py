@@ -102,7 +102,7 @@ MAIN = [
     "ties to the higher index",
     "indexer without relu",
     # 8. Hash routing.
-    "a repeated expert counts once",
+    "a repeated expert counts twice",
     "hash layers weigh evenly",
     # 9. The router.
     "bias in the weights",

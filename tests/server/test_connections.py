@@ -111,8 +111,8 @@ def test_a_kept_connection_is_used_again_and_then_closed(model, serve) -> None:
     with serve(model, client_seconds=2.0) as served, connected(served.url) as kept:
         for _ in range(3):
             kept.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            time.sleep(1.0)  # together longer than client_seconds, which counts for one head
             assert kept.recv(65536).startswith(b"HTTP/1.1 200 ")
-            time.sleep(1.0)  # together longer than client_seconds: it counts from one request to the next head
         kept.sendall(b"GET /hea")
         assert b"408" in everything(kept)
 

@@ -198,3 +198,18 @@ def test_an_answer_that_cannot_be_parsed_is_an_error_and_no_cut_connection(serve
     stream = server.http().post(CHAT, json=body | {"stream": True})
     assert stream.status_code == (200 if good_events else 500)
     assert ("no such token" in stream.text) == bool(good_events) and "[DONE]" not in stream.text
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/messages"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_logits_that_are_no_numbers_are_an_error_and_fail_the_health(model, serve, path: str, stream: bool) -> None:
+    """An empty answer with status 200 would look like one."""
+    original = model._next
+    model._next = lambda slot, length: original(slot, length) * float("nan")
+    body = {"model": "tiny", "messages": QUESTION, "stream": stream, "max_tokens": 20}
+    with serve(model) as served:
+        answer = served.http().post(path, json=body)
+        assert answer.status_code == (200 if stream else 503)
+        assert "are not finite" in answer.text and "service_unavailable" in answer.text and "[DONE]" not in answer.text
+        health = served.http().get("/health")
+        assert health.status_code == 503 and "are not finite" in health.json()["error"]

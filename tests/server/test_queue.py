@@ -37,7 +37,7 @@ def test_a_full_queue_is_a_503_with_retry_after(model, serve, path: str, stream:
                 leave.set()
         assert (response.status_code, response.headers["retry-after"]) == (503, "5")
         error = response.json()["error"]
-        assert error["type"] == "service_unavailable"
+        assert error["type"] == ("overloaded_error" if path == "/v1/messages" else "service_unavailable")
         assert "the queue is full: 2 requests with" in error["message"]
         served.wait_until_idle()
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import torch
 
 from dsv4.checkpoint import save_model
 from dsv4.config import ModelConfig
+from dsv4.kernels import native
 from dsv4.model.transformer import Transformer
 from dsv4.server.run import PortTakenError, address, bind, serve
 from dsv4.tokenizer.train import train_tokenizer, write_tokenizer
@@ -119,3 +121,20 @@ def test_ctrl_c_ends_the_server_while_a_client_still_streams(folder: Path) -> No
         next(lines)
         process.send_signal(signal.SIGINT)
         process.wait(8)
+
+
+def test_weights_cut_short_under_a_server_fail_its_health(folder: Path, tmp_path: Path) -> None:
+    """Whoever asks next is told, and no damaged answer goes out."""
+    if native.module() is None:
+        pytest.skip("the reference kernels keep no weights in files")
+    copy = tmp_path / "random"
+    shutil.copytree(folder, copy)
+    (file,) = copy.glob("*.safetensors")
+    with process_serving(copy) as (_, url):
+        assert httpx.get(url + "/health").status_code == 200
+        os.truncate(file, 4096)
+        body = {"model": "random", "messages": [{"role": "user", "content": "x"}], "max_tokens": 5}
+        answer = httpx.post(url + "/v1/chat/completions", json=body, timeout=60)
+        assert answer.status_code == 503 and "was cut from" in answer.json()["error"]["message"]
+        health = httpx.get(url + "/health")
+        assert health.status_code == 503 and str(file) in health.json()["error"]

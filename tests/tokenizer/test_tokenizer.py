@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,21 @@ def test_a_damaged_tokenizer_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(ValueError, match=r"tokenizer\.json: not a byte-level BPE tokenizer"):
         Tokenizer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ab\ud800c", "character 2 is U+D800, half of a surrogate pair; allowed: whole Unicode characters"),
+        ("\udc00", "character 0 is U+DC00, half of a surrogate pair"),
+        (b"caf\xe9".decode(errors="surrogateescape"), "character 3 is byte 0xE9, which is not UTF-8"),
+        ("\ud83d\ude42", "character 0 is U+D83D"),  # two halves are not joined
+    ],
+)
+def test_text_that_utf_8_cannot_hold_is_an_error_in_words(tokenizer: Tokenizer, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"the text: {message}")):
+        tokenizer.encode(text)
+    with pytest.raises(ValueError, match=re.escape(f"text 1: {message}")):
+        tokenizer.encode_batch(["good", text])
+    with pytest.raises(ValueError, match=re.escape(f"the prompt: {message}")):
+        tokenizer.encode_rendered(text, [])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dsv4.training.files import DiskFullError, remove_leftovers, write_atomically
+from dsv4.checkpoint.atomic import DiskFullError, clear_folder, new_file
 from dsv4.training.loop import NonFiniteLossError, Stage, Trainer, TrainSettings
 from dsv4.training.plan import StepPlan
 from dsv4.training.report import Report
@@ -26,11 +25,10 @@ from .tiny_training import Rows, draw_documents, make_model
 KILLED_WRITER = """
 import os, signal, sys
 from pathlib import Path
-from dsv4.training.files import write_atomically
-def write(path):
+from dsv4.checkpoint.atomic import new_file
+with new_file(Path(sys.argv[1])) as path:
     path.write_bytes(bytes(1000))
     os.kill(os.getpid(), signal.SIGKILL)
-write_atomically(Path(sys.argv[1]), write)
 """
 
 
@@ -59,21 +57,19 @@ def test_the_next_run_clears_what_a_killed_one_left(saved: Path) -> None:
         process = subprocess.run([sys.executable, "-c", KILLED_WRITER, str(saved / "state.pt")], check=False)
         assert process.returncode == -signal.SIGKILL
     leftovers = [path for path in saved.iterdir() if path.name.endswith(".tmp")]
-    assert len(leftovers) == 2 and all(path.stat().st_size == 1000 for path in leftovers)
+    assert len(leftovers) == 1 and leftovers[0].stat().st_size == 1000, "the second writer cleared the first one's"
     trainer = make_trainer(saved)
     assert sorted(path.name for path in saved.iterdir()) == ["metrics.jsonl", "state.pt"]
     assert trainer.progress.step == 2
 
 
 def test_only_leftovers_are_cleared(tmp_path: Path) -> None:
-    alive = os.getppid()
-    keep = [f".state.pt.{alive}.tmp", "state.pt", ".state.pt.tmp", "state.pt.99.tmp", ".notes.txt", ".a.1x.tmp"]
-    for name in [*keep, f".state.pt.{os.getpid()}.tmp", f".x.{2**22 + 1}.tmp", f".x.{2**70}.tmp"]:
+    keep = ["state.pt", ".state.pt.tmp", "state.pt.99.tmp", ".notes.txt", ".a.1x.tmp"]
+    for name in [*keep, ".state.pt.0123abcd.tmp", ".x.89abcdef.tmp"]:
         (tmp_path / name).write_text("x")
-    (tmp_path / f".folder.{2**22 + 1}.tmp").mkdir()
-    removed = {path.name for path in remove_leftovers(tmp_path)}
-    assert removed == {f".state.pt.{os.getpid()}.tmp", f".x.{2**22 + 1}.tmp"}
-    assert {path.name for path in tmp_path.iterdir()} >= set(keep)
+    with new_file(tmp_path / "plan.json") as living:
+        clear_folder(tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {*keep, living.name}
 
 
 def limited(size: int) -> Callable[[], None]:
@@ -99,10 +95,11 @@ def run_limited(run_dir: Path, size: int) -> str:
 def test_a_full_disk_is_said_with_file_and_numbers_and_the_last_state_stays(saved: Path) -> None:
     before = (saved / "state.pt").read_bytes()
     line = run_limited(saved, len(before) // 2)
-    assert line.startswith("dsv4.training.files.DiskFullError: [Errno 28] no room to write ")
-    words = line.replace(",", "")
-    assert f"{saved / 'state.pt'}: " in line and "is unchanged" in line and "are free on its disk" in line
-    needed = int(words.split("state.pt: ")[1].split(" bytes are needed")[0])
+    assert line.startswith(
+        f"dsv4.checkpoint.atomic.DiskFullError: {saved / 'state.pt'} cannot be written: it is larger"
+    )
+    assert "is unchanged" in line and f"are free in {saved}" in line
+    needed = 1e6 * float(line.split("it takes ")[1].split(" MB")[0])
     assert 0.7 * len(before) < needed <= len(before)
     assert (saved / "state.pt").read_bytes() == before
     assert sorted(path.name for path in saved.iterdir()) == ["metrics.jsonl", "state.pt"]
@@ -115,18 +112,15 @@ def test_a_full_disk_is_said_with_file_and_numbers_and_the_last_state_stays(save
 def test_a_full_disk_under_the_metrics_is_said_and_the_run_resumes(saved: Path) -> None:
     size = (saved / "metrics.jsonl").stat().st_size
     line = run_limited(saved, size + 10)
-    assert "DiskFullError" in line and f"no room to write {saved / 'metrics.jsonl'}" in line
+    assert "DiskFullError" in line and f"{saved / 'metrics.jsonl'} cannot be written" in line
     make_trainer(saved).run()
     assert [json.loads(x)["step"] for x in (saved / "metrics.jsonl").read_text().splitlines()] == list(range(6))
 
 
 def test_other_errors_of_writing_stay_what_they_are(tmp_path: Path) -> None:
-    def deny(path: Path) -> None:
-        path.write_text("half")
+    with pytest.raises(PermissionError, match="denied") as caught, new_file(tmp_path / "x") as temporary:
+        temporary.write_text("half")
         raise PermissionError("denied")
-
-    with pytest.raises(PermissionError, match="denied") as caught:
-        write_atomically(tmp_path / "x", deny)
     assert not isinstance(caught.value, DiskFullError) and not list(tmp_path.iterdir())
 
 

@@ -1,6 +1,7 @@
 """The chat page: static files, and the routes that serve them from the server's own origin.
 
-No build step: what lies in static/ is what the browser runs. The page calls /v1/models and /v1/chat/completions only.
+No build step: what lies in static/ is what the browser runs. The page calls /v1/models,
+/v1/chat/completions and /health only.
 """
 
 import mimetypes

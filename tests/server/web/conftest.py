@@ -42,12 +42,30 @@ class Script:
     status: int = 200
     error: str = ""
     cut: bool = False  # close the stream before the end
+    headers: dict[str, str] = field(default_factory=dict)  # of an error
+    progress: list[dict[str, Any]] = field(default_factory=list)  # fields of the chunks before the answer
+    milliseconds: float = 20.0  # of the engine's clock, for each token
+
+    def timings(self, tokens: int) -> dict[str, Any]:
+        spent = (tokens - 1) * self.milliseconds
+        rate = (tokens - 1) / spent * 1000 if spent else None
+        return {
+            "prompt_n": 5,
+            "prompt_ms": 9.0,
+            "predicted_n": tokens,
+            "predicted_ms": spent,
+            "predicted_per_second": rate,
+        }
 
     def chunks(self) -> list[dict[str, Any]]:
         deltas: list[dict[str, Any]] = [{"role": "assistant", "content": None, "reasoning_content": ""}]
         deltas += [{"content": None, "reasoning_content": piece} for piece in self.thinking]
         deltas += [{"content": piece, "reasoning_content": None} for piece in self.answer]
-        return [{"choices": [{"index": 0, "delta": delta, "finish_reason": None}], "usage": None} for delta in deltas]
+        chunks = [{"choices": [], "usage": None} | fields for fields in self.progress]
+        for place, delta in enumerate(deltas):
+            choice = {"index": 0, "delta": delta, "finish_reason": None}
+            chunks.append({"choices": [choice], "usage": None, "timings": self.timings(max(place, 1))})
+        return chunks
 
     def last(self) -> dict[str, Any]:
         tokens = len(self.thinking) + len(self.answer)
@@ -65,7 +83,9 @@ class Mock:
         self.disconnects = 0
         self.key = ""
         self.refusals = 0
+        self.stopped = ""  # why the engine has stopped, if it has
         routes = [
+            Route("/health", self.health),
             Route("/v1/models", self.models),
             Route("/v1/chat/completions", self.complete, methods=["POST"]),
             *chat_routes(),
@@ -91,6 +111,11 @@ class Mock:
     def reset(self) -> None:
         self.script, self.requests, self.disconnects, self.key = Script(), [], 0, ""
         self.refusals = 0  # of questions
+        self.stopped = ""
+
+    async def health(self, request: Request) -> Response:
+        state = {"status": "error", "error": self.stopped} if self.stopped else {"status": "ok"}
+        return JSONResponse(state, 503 if self.stopped else 200)
 
     def refused(self, request: Request) -> Response | None:
         given = request.headers.get("authorization", "")
@@ -110,7 +135,7 @@ class Mock:
         self.requests.append(await request.json())
         script = self.script
         if script.status != 200:
-            return error_response(script.status, script.error)
+            return error_response(script.status, script.error, script.headers)
         return StreamingResponse(self.stream(script), media_type="text/event-stream")
 
     async def stream(self, script: Script) -> AsyncIterator[str]:
@@ -126,9 +151,9 @@ class Mock:
             raise
 
 
-def error_response(status: int, message: str) -> Response:
+def error_response(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
     error = {"message": message, "type": "invalid_request_error", "param": None, "code": "invalid_request_error"}
-    return JSONResponse({"error": error}, status)
+    return JSONResponse({"error": error}, status, headers)
 
 
 @pytest.fixture(scope="package")

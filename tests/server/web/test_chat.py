@@ -1,7 +1,6 @@
 """The chat page: asking, thinking, stopping, versions, several chats, and the requests that the switches make."""
 
 import re
-import time
 from typing import Any
 
 import pytest
@@ -21,8 +20,7 @@ def test_answer_streams_as_markdown_with_figures(tab: Any) -> None:
     assert answer.locator("figure.code pre").inner_text() == "print(1)"
     expect(answer.locator("figure.code .hljs-built_in")).to_have_text("print")
     assert answer.locator("td").all_inner_texts() == ["1", "2"]
-    count, speed = re.fullmatch(r"(\d+) tokens · ([\d.]+) tokens/s", answer.locator(".stats").inner_text()).groups()
-    assert count == "4" and 0.05 < float(speed) < 20  # three tokens after the first, some 0.15 s each
+    assert answer.locator(".stats").inner_text() == "4 tokens"  # too few for a rate
     assert tab.page.locator(".bubble").inner_text() == "What is 40 + 2?"
     assert tab.page.locator("#model").inner_text() == MODEL
     answer.get_by_role("button", name="Copy code").click()
@@ -32,17 +30,16 @@ def test_answer_streams_as_markdown_with_figures(tab: Any) -> None:
 
 
 def test_thinking_panel_opens_counts_and_collapses(tab: Any) -> None:
-    start = time.monotonic()
-    tab.ask("hi", ["Done."], thinking=["First ", "second."], pause=0.3)
+    tab.ask("hi", ["Done."], thinking=["First ", "second."], pause=1.5, milliseconds=1500)
     panel = tab.page.locator("details.thinking")
     expect(panel).to_have_attribute("open", "")
-    expect(panel.locator("summary")).to_have_text(re.compile(r"Thinking 0\.\d s"))
+    expect(panel.locator("summary")).to_have_text("Thinking")
+    expect(panel.locator("summary")).to_have_text(re.compile(r"Thinking [12]\.\d s"))
     expect(panel.locator(".thinking-body")).to_have_text("First second.")
     tab.wait("done")
     assert panel.get_attribute("open") is None
-    seconds = re.fullmatch(r"Thought for ([\d.]+) s", panel.locator("summary").inner_text())
-    # From the first thought to the answer: two pauses of 0.3 s, less what a busy machine bunches together.
-    assert seconds and 0.3 <= float(seconds[1]) < time.monotonic() - start
+    # From the first thought to the answer by the engine's clock, whenever the pieces arrived here.
+    assert panel.locator("summary").inner_text() == "Thought for 3.0 s"
     panel.locator("summary").click()
     assert panel.locator(".thinking-body").is_visible()
     assert "First" not in tab.text()
@@ -135,8 +132,10 @@ def test_several_chats(tab: Any) -> None:
 
 def test_a_chat_deleted_while_the_model_is_reading_stays_deleted(tab: Any) -> None:
     page = tab.page
-    tab.ask("slow", ["never"], pause=5)
-    expect(tab.answer().locator(".wait-note")).to_contain_text("reading", timeout=8_000)  # longer than between saves
+    reading = {"prompt_progress": {"total": 9000, "cache": 0, "processed": 1000, "time_ms": 100}}
+    tab.ask("slow", ["never"], pause=2.5, progress=[reading] * 3)
+    expect(tab.answer().locator(".wait-note")).to_contain_text("Reading 1,000 of 9,000", timeout=8_000)
+    page.wait_for_timeout(1500)  # longer than between saves
     page.locator(".chat", has_text="slow").hover()
     page.get_by_role("button", name="Delete: slow").click()
     expect(page.locator("#announce")).to_have_text("The answer is complete.")
@@ -168,6 +167,8 @@ def test_switches_and_settings_make_the_request(tab: Any) -> None:
         "reasoning_effort": "high",
         "stream": True,
         "stream_options": {"include_usage": True},
+        "return_progress": True,
+        "timings_per_token": True,
     }
     assert second["reasoning_effort"] == "max"
     assert second["messages"][0] == {"role": "system", "content": "Be brief."}

@@ -7,7 +7,7 @@ from playwright.sync_api import expect
 
 
 def test_thinking_answer_stop_and_key(open_tab: Callable[[str], Any], serve: Any, model: Any) -> None:
-    model.reply = "the mat</think>the **cat**"
+    model.reply, model.seconds_per_step = "the mat</think>the **cat** sat on the mat and the cat", 0.08
     with serve(model, api_keys=["sk-1"]) as served:
         tab = open_tab(served.url + "/")
         field = tab.page.get_by_role("alert").get_by_label("API key")
@@ -46,4 +46,8 @@ def test_errors_of_the_real_server(open_tab: Callable[[str], Any], serve: Any, m
         failure.get_by_role("button", name="New chat").click()
         model.fail = "out of luck"
         tab.ask("hi")
-        expect(tab.wait("error").locator(".failure")).to_contain_text("The server")
+        failure = tab.wait("error").locator(".failure")
+        expect(failure).to_contain_text("The model has stopped")
+        expect(failure).to_contain_text("Out of luck.")
+        tab.page.reload()  # a new page says so before anything is asked
+        expect(tab.page.get_by_role("alert").first).to_contain_text("Out of luck.")

@@ -1,15 +1,10 @@
 // The view of one answer: thinking panel, text, failure, and the line of actions and figures below.
 
+import { announce } from "./banner.js";
 import { copyFrom, h, icon, iconButton } from "./dom.js";
+import { describeCost, describePhase, describeSpeed, describeThinking, duration, shareRead } from "./figures.js";
 import { MarkdownView } from "./markdown.js";
 import { pager } from "./pager.js";
-
-/** Seconds as people read them: "3.2 s", "1 min 5 s". */
-export function duration(ms) {
-  const seconds = ms / 1000;
-  if (seconds < 60) return `${seconds.toFixed(1)} s`;
-  return `${Math.floor(seconds / 60)} min ${Math.floor(seconds % 60)} s`;
-}
 
 /** `actions`: {again(node), retry(node), pick(node), fresh()}; `versions`: the answer's siblings. */
 export class AnswerView {
@@ -24,7 +19,14 @@ export class AnswerView {
     this.thinking = h("details", { class: "thinking" }, summary, this.thinkingBody);
     this.thinkingText = new MarkdownView(this.thinkingBody);
     this.waitNote = h("span", { class: "wait-note" });
-    this.waiting = h("div", { class: "waiting" }, h("i"), h("i"), h("i"), this.waitNote);
+    this.fill = h("div");
+    this.bar = h(
+      "div",
+      { class: "bar", role: "progressbar", "aria-label": "Prompt read", "aria-valuemin": "0", "aria-valuemax": "100" },
+      this.fill,
+    );
+    const dots = h("span", { class: "dots" }, h("i"), h("i"), h("i"));
+    this.waiting = h("div", { class: "waiting" }, dots, this.waitNote, this.bar);
     this.body = h("div", { class: "answer" });
     this.text = new MarkdownView(this.body);
     this.notice = h("p", { class: "notice" });
@@ -45,15 +47,18 @@ export class AnswerView {
     this.element.dataset.status = node.status;
     this.element.setAttribute("aria-busy", streaming);
     this.drawThinking(streaming && !node.content);
-    this.waiting.hidden = !streaming || Boolean(node.content || node.reasoning);
+    this.waiting.hidden = !streaming || Boolean(node.content || node.reasoning?.trim());
     this.text.show(node.content, streaming);
     this.notice.textContent = noticeOf(node);
     this.notice.hidden = !this.notice.textContent;
     this.drawFailure();
     this.copy.hidden = !node.content;
     this.again.hidden = streaming || node.status === "error";
-    this.stats.textContent = statsOf(node);
-    this.stats.title = statsTitle(node);
+    this.stats.textContent = describeSpeed(
+      streaming ? (node.timings?.predicted_n ?? node.pieces) : node.tokens,
+      node.timings,
+    );
+    this.stats.title = describeCost(node);
     this.tick();
   }
 
@@ -62,15 +67,34 @@ export class AnswerView {
     const { node } = this;
     if (node.status !== "streaming") return;
     const now = Date.now();
-    if (!node.content && node.thinkingSince) this.time.textContent = `Thinking ${duration(now - node.thinkingSince)}`;
-    const waited = now - (node.startedAt ?? now);
-    this.waitNote.textContent = waited > 3000 ? `The model is reading, ${duration(waited)}` : "";
+    if (!node.content && node.thinkingSince) {
+      const spent = now - node.thinkingSince;
+      this.time.textContent = spent < 1000 ? "Thinking" : `Thinking ${duration(spent)}`;
+    }
+    if (!this.waiting.hidden) this.drawWaiting(now);
+  }
+
+  drawWaiting(now) {
+    const { phase } = this.node;
+    const note = describePhase(phase, now);
+    if (note !== this.waitNote.textContent) this.waitNote.textContent = note;
+    if (note && this.announced !== phase.kind) {
+      this.announced = phase.kind; // not each number: once for each kind of waiting
+      announce(note);
+    }
+    const share = shareRead(phase, now);
+    this.bar.hidden = share === null;
+    if (share === null) return;
+    this.bar.setAttribute("aria-valuenow", Math.floor(share * 100));
+    this.bar.setAttribute("aria-valuetext", note);
+    this.fill.style.scale = `${share} 1`;
   }
 
   drawThinking(live) {
     const { node, thinking } = this;
-    thinking.hidden = !node.reasoning;
-    if (!node.reasoning) return;
+    const thought = Boolean(node.reasoning?.trim());
+    thinking.hidden = !thought;
+    if (!thought) return;
     const pinned =
       thinking.open &&
       this.thinkingBody.scrollHeight - this.thinkingBody.scrollTop - this.thinkingBody.clientHeight < 24;
@@ -81,7 +105,7 @@ export class AnswerView {
     if (!live && changed && !this.touched) thinking.open = false;
     this.thinkingBody.classList.toggle("overflowing", this.thinkingBody.scrollHeight > this.thinkingBody.clientHeight);
     if (live && (pinned || changed)) this.thinkingBody.scrollTop = this.thinkingBody.scrollHeight;
-    if (!live) this.time.textContent = `Thought for ${duration(node.thinkMs ?? 0)}`;
+    if (!live) this.time.textContent = describeThinking(node.thinkMs);
   }
 
   drawFailure() {
@@ -104,29 +128,7 @@ export class AnswerView {
 
 function noticeOf(node) {
   if (node.status === "length") return "Stopped at the token limit.";
-  if (node.status === "stopped") return "This answer was stopped.";
+  if (node.status === "stopped") return node.content ? "This answer was stopped." : "Stopped before the answer began.";
   if (node.status === "done" && !node.content) return "The model gave no answer.";
   return "";
-}
-
-function statsOf(node) {
-  const streaming = node.status === "streaming";
-  const tokens = streaming ? node.pieces : node.tokens;
-  if (!tokens) return "";
-  const count = `${tokens.toLocaleString("en")} ${tokens === 1 ? "token" : "tokens"}`;
-  return node.speed ? `${count} · ${node.speed.toFixed(node.speed < 100 ? 1 : 0)} tokens/s` : count;
-}
-
-function statsTitle(node) {
-  const { usage } = node;
-  const lines = [node.model];
-  if (usage) {
-    lines.push(
-      `Prompt: ${usage.prompt_tokens} tokens, ${usage.prompt_tokens_details?.cached_tokens ?? 0} of them cached`,
-    );
-    const reasoning = usage.completion_tokens_details?.reasoning_tokens;
-    if (reasoning) lines.push(`Reasoning: ${reasoning} of ${usage.completion_tokens} tokens`);
-  }
-  if (node.waitMs !== undefined) lines.push(`First token after ${duration(node.waitMs)}`);
-  return lines.filter(Boolean).join("\n");
 }

@@ -1,12 +1,16 @@
-// The two calls the page makes: GET v1/models and POST v1/chat/completions (server-sent events).
+// The calls the page makes: GET v1/models, GET health, and POST v1/chat/completions (server-sent events).
 
 import { apiKey } from "./storage.js";
 
-/** A call that failed. kind: "offline" | "key" | "context" | "busy" | "request" | "server" | "broken" (cut off mid-answer). */
+/**
+ * A call that failed. kind: "offline" | "key" | "context" | "busy" | "failed" (the engine has stopped) | "request" |
+ * "server" | "broken" (cut off mid-answer). retryAfter: seconds after which the server wants to be asked again, or null.
+ */
 export class ApiError extends Error {
-  constructor(kind, message) {
+  constructor(kind, message, retryAfter = null) {
     super(message);
     this.kind = kind;
+    this.retryAfter = retryAfter;
   }
 }
 
@@ -15,6 +19,7 @@ const TITLES = {
   key: "The server asks for an API key",
   context: "This chat has become too long for the model",
   busy: "The server is busy",
+  failed: "The model has stopped",
   request: "The server refused the request",
   server: "The server failed",
   broken: "The answer was cut off",
@@ -41,7 +46,32 @@ async function request(path, options) {
   }
   if (response.ok) return response;
   const message = messageOf(await response.text()) || `HTTP ${response.status} ${response.statusText}`.trim();
-  throw new ApiError(kindOf(response.status, message), message);
+  if (response.status >= 500) await throwIfStopped();
+  throw new ApiError(kindOf(response.status, message), message, secondsOf(response.headers.get("Retry-After")));
+}
+
+/** Throws ApiError "failed" with the reason when the engine behind the server has stopped: waiting does not help then. */
+export async function throwIfStopped() {
+  let state;
+  try {
+    state = await (await fetch("health")).json();
+  } catch {
+    return; // no such report
+  }
+  if (state?.status !== "error") return;
+  throw new ApiError("failed", `${sentence(state.error)} It answers again when the server has been restarted.`);
+}
+
+function sentence(text) {
+  const trimmed = String(text ?? "").trim() || "No reason was given";
+  return trimmed[0].toUpperCase() + trimmed.slice(1) + (/[.!?]$/.test(trimmed) ? "" : ".");
+}
+
+/** Retry-After in seconds: a number or a date. */
+function secondsOf(header) {
+  if (!header) return null;
+  const seconds = /^\d+$/.test(header) ? Number(header) : (Date.parse(header) - Date.now()) / 1000;
+  return Number.isFinite(seconds) ? Math.max(seconds, 0) : null;
 }
 
 function parse(text) {
@@ -80,14 +110,23 @@ export async function listModels() {
 export async function* streamChat(body, signal) {
   const options = {
     method: "POST",
-    body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
+    body: JSON.stringify({
+      ...body,
+      stream: true,
+      stream_options: { include_usage: true },
+      return_progress: true,
+      timings_per_token: true,
+    }),
     signal,
   };
   const response = await request("v1/chat/completions", options);
   for await (const data of eventData(response.body)) {
     if (data === "[DONE]") return;
     const chunk = parse(data);
-    if (chunk.error) throw new ApiError("server", chunk.error.message ?? String(chunk.error));
+    if (chunk.error) {
+      await throwIfStopped();
+      throw new ApiError("server", chunk.error.message ?? String(chunk.error));
+    }
     yield chunk;
   }
   throw new ApiError("broken", "The connection ended before the answer did.");

@@ -1,6 +1,6 @@
 // The page: which conversation is shown, and what each button does.
 
-import { describe, listModels } from "./api.js";
+import { describe, listModels, throwIfStopped } from "./api.js";
 import { announce, askKey, hideBanner, showBanner, toast } from "./banner.js";
 import { setupComposer } from "./composer.js";
 import * as conversations from "./conversations.js";
@@ -18,6 +18,7 @@ let current = conversations.create();
 let chosenModel = () => undefined;
 let listing; // promise of the latest list of models
 let nextTry = 0; // timer
+let nextLook = 0; // timer
 
 const thread = new Thread({
   again: (node) => answer(current, current.nodes[node.parent]),
@@ -48,6 +49,20 @@ function show(following = true) {
   save("shown", current.id);
   thread.show(current, following);
   refresh();
+  clearTimeout(nextLook);
+  const elsewhere = (node) => node.status === "streaming" && !live.has(current.id);
+  if (conversations.path(current).some(elsewhere)) nextLook = setTimeout(reread, conversations.SILENCE);
+}
+
+/** Shows what another tab has stored in the shown conversation. */
+function reread() {
+  if (live.has(current.id)) return;
+  const stored = conversations.read(current.id);
+  if (!stored) return;
+  // What this reader has picked stays picked, unless it is gone.
+  for (const [parent, id] of Object.entries(current.picked)) if (id in stored.nodes) stored.picked[parent] = id;
+  current = stored;
+  show(thread.following);
 }
 
 function refresh() {
@@ -72,12 +87,12 @@ async function answer(conversation, question) {
   const node = conversations.addNode(conversation, question, { role: "assistant", status: "streaming" });
   const settings = { messages, ...composer.mode(), ...sampling() };
   const body = async () => ({ model: (node.model = await modelName()), ...settings });
-  let saved = Date.now();
+  let saved = (node.saved = Date.now());
   const isKept = () => conversations.list().some((entry) => entry.id === conversation.id); // not deleted meanwhile
   const done = generate(conversation, node, body, () => {
     if (conversation === current) thread.changed(node);
     if (Date.now() - saved < SAVE_EVERY || !isKept()) return;
-    saved = Date.now();
+    saved = node.saved = Date.now();
     store(conversation);
   });
   live.set(conversation.id, conversation);
@@ -85,10 +100,12 @@ async function answer(conversation, question) {
   if (conversation === current) show();
   await done;
   live.delete(conversation.id);
+  node.saved = Date.now();
   if (isKept()) store(conversation);
   refresh();
   announce(node.status === "error" ? node.error.title : "The answer is complete.");
   if (node.error?.kind === "key") needKey();
+  if (node.error?.kind === "failed") connect();
 }
 
 /** Asks again after a failure; a failed answer without text is not kept. */
@@ -145,6 +162,7 @@ async function list() {
   let error;
   try {
     chosenModel = showModels(await listModels());
+    await throwIfStopped();
     hideBanner();
     return true;
   } catch (caught) {
@@ -162,9 +180,20 @@ async function list() {
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && !document.querySelector("dialog[open]")) stop(current);
 });
-addEventListener("pagehide", () => live.forEach((conversation) => conversations.write(conversation)));
-// Another tab has changed the list.
-addEventListener("storage", refresh);
+addEventListener("pagehide", () => {
+  for (const conversation of live.values()) {
+    // Nothing more will come: a tab that opens the chat next must not wait for it.
+    for (const node of Object.values(conversation.nodes))
+      if (node.status === "streaming" && isRunning(conversation))
+        Object.assign(node, { status: "stopped", saved: Date.now() });
+    conversations.write(conversation);
+  }
+});
+// Another tab has changed the list, or the shown chat.
+addEventListener("storage", (event) => {
+  if (event.key?.endsWith(`chat.${current.id}`)) reread();
+  refresh();
+});
 
 setupSettings(connect);
 open(load("shown", null));

@@ -43,6 +43,7 @@ const ALIASES = {
   patch: "diff",
   jsonl: "json",
 };
+const HIGHLIGHTED = 40_000; // characters: longer code keeps one colour
 const loading = new Map(); // language -> promise
 
 highlight.configure({ ignoreUnescapedHTML: true });
@@ -69,7 +70,10 @@ export function codeBlock(text, info) {
     h("pre", { tabindex: "0" }, code),
   );
   figure.setText = (next) => {
-    code.textContent = next;
+    // A block that has only grown keeps what is laid out.
+    if (code.lastChild?.nodeType === 3 && code.childNodes.length === 1 && next.startsWith(code.lastChild.data))
+      code.lastChild.appendData(next.slice(code.lastChild.data.length));
+    else code.textContent = next;
     paint(code, name);
   };
   figure.sameLanguage = (other) => nameOf(other) === name;
@@ -86,7 +90,7 @@ function nameOf(info) {
 
 function paint(code, name) {
   const language = ALIASES[name] ?? name;
-  if (!FILES.includes(language)) return;
+  if (!FILES.includes(language) || code.textContent.length > HIGHLIGHTED) return;
   if (!highlight.getLanguage(language)) {
     if (!loading.has(language))
       loading.set(
@@ -98,8 +102,11 @@ function paint(code, name) {
     loading.get(language).then(() => paint(code, name));
     return;
   }
-  const html = highlight.highlight(code.textContent, { language, ignoreIllegals: true }).value;
-  code.replaceChildren(
-    globalThis.DOMPurify.sanitize(html, { ALLOWED_TAGS: ["span"], ALLOWED_ATTR: ["class"], RETURN_DOM_FRAGMENT: true }),
-  );
+  try {
+    const html = highlight.highlight(code.textContent, { language, ignoreIllegals: true }).value;
+    const allowed = { ALLOWED_TAGS: ["span"], ALLOWED_ATTR: ["class"], RETURN_DOM_FRAGMENT: true };
+    code.replaceChildren(globalThis.DOMPurify.sanitize(html, allowed));
+  } catch {
+    // Nested too deeply for the highlighter: the code stays as it is, in one colour.
+  }
 }

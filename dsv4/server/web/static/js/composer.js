@@ -1,6 +1,8 @@
 // Where messages are written: text, DeepThink and effort switches, send and stop.
 
 import { byId, h, icon } from "./dom.js";
+import { foldButton, measure } from "./fold.js";
+import { UNBROKEN } from "./markdown.js";
 import { load, save } from "./storage.js";
 
 const SUGGESTIONS = [
@@ -19,10 +21,37 @@ export function setupComposer(actions) {
   const effort = byId("effort");
   let running = false;
 
+  let size = 0; // characters at the last look
+  let folded = false;
+
+  const setFolded = (on) => {
+    folded = on;
+    refresh();
+    if (on) area.scrollTop = 0;
+    else area.focus();
+  };
+  const fold = foldButton("prompt", (open) => setFolded(!open));
+  area.after(fold);
+
   const refresh = () => {
-    area.style.height = "auto";
-    area.style.height = `${area.scrollHeight}px`;
-    button.disabled = !running && !area.value.trim();
+    const { value } = area;
+    const { isLong } = measure(value);
+    folded &&= isLong;
+    area.classList.toggle("folded", folded);
+    area.classList.toggle("unbroken", UNBROKEN.test(value));
+    fold.hidden = !isLong;
+    fold.draw(!folded, value);
+    area.style.height = folded ? "" : "auto";
+    if (!folded) area.style.height = `${area.scrollHeight}px`;
+    button.disabled = !running && !value.trim();
+    size = value.length;
+  };
+  const written = () => {
+    // Nobody types that much at once: it was pasted or dropped.
+    const pasted = measure(area.value.slice(0, Math.max(area.value.length - size, 0))).isLong;
+    folded ||= pasted;
+    refresh();
+    if (pasted) requestAnimationFrame(() => (area.scrollTop = 0));
   };
   const send = () => {
     const text = area.value.trim();
@@ -48,7 +77,7 @@ export function setupComposer(actions) {
     if (running) actions.stop();
     else send();
   });
-  area.addEventListener("input", refresh);
+  area.addEventListener("input", written);
   area.addEventListener("keydown", (event) => {
     // isComposing: Enter that ends an input method's word is not a send.
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;

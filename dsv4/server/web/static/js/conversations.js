@@ -2,12 +2,14 @@
 //
 // conversation  {id, title, created, updated, nodes: {id: node}, picked: {parent id or "": child id}}
 // node          {id, parent, role: "user", content}
-//               {id, parent, role: "assistant", content, reasoning, status, model, thinking, thinkMs, ...stats, error}
+//               {id, parent, role: "assistant", content, reasoning, status, model, thinkMs, usage, timings, tokens, error}
+//               saved: when the tab that writes it stored it last, in ms
 // status        "streaming" | "done" | "stopped" | "length" | "error"
 
 import { load, save } from "./storage.js";
 
 const INDEX = "chats";
+export const SILENCE = 5000; // ms after which a tab that was writing an answer is gone
 const key = (id) => `chat.${id}`;
 
 // getRandomValues, unlike randomUUID, also exists on plain http.
@@ -25,24 +27,43 @@ export function create() {
   return { id: newId(), title: "", created: Date.now(), updated: Date.now(), nodes: {}, picked: {} };
 }
 
-/** The stored conversation, or null. An answer that a reload cut off becomes a stopped one. */
+/** Is another tab still writing this answer? It stores it every second. */
+function isAlive(node) {
+  return Date.now() - (node.saved ?? 0) < SILENCE;
+}
+
+/** The stored conversation, or null. An answer that no tab writes any more becomes a stopped one. */
 export function read(id) {
   const conversation = load(key(id), null);
   if (!conversation) return null;
   for (const node of Object.values(conversation.nodes)) {
-    if (node.status !== "streaming") continue;
-    if (node.content || node.reasoning) node.status = "stopped";
-    else removeNode(conversation, node);
+    if (node.status === "streaming" && !isAlive(node)) node.status = "stopped";
   }
   return conversation;
 }
 
-/** Stores the conversation and moves it to the top of the list. False when the browser refuses. */
+/**
+ * Stores the conversation and moves it to the top of the list. False when the browser refuses.
+ * What other tabs have added to it since it was read is taken over first.
+ */
 export function write(conversation) {
+  merge(conversation, load(key(conversation.id), null));
   const { id, title, updated } = conversation;
   const others = list().filter((entry) => entry.id !== id);
   const entries = [{ id, title, updated }, ...others].sort((a, b) => b.updated - a.updated);
   return save(key(id), conversation) && save(INDEX, entries);
+}
+
+function merge(conversation, stored) {
+  for (const node of Object.values(stored?.nodes ?? {})) {
+    const own = conversation.nodes[node.id];
+    if (own) {
+      if ((node.saved ?? 0) > (own.saved ?? 0)) Object.assign(own, node);
+    } else if (!conversation.removed?.includes(node.id)) {
+      conversation.nodes[node.id] = node;
+      conversation.picked[node.parent ?? ""] ??= node.id;
+    }
+  }
 }
 
 /** Deletes the stored conversation; returns it so that it can be written back. */
@@ -70,6 +91,7 @@ export function addNode(conversation, parent, fields) {
 export function removeNode(conversation, node) {
   const rest = siblings(conversation, node).filter((other) => other.id !== node.id);
   delete conversation.nodes[node.id];
+  conversation.removed = [...(conversation.removed ?? []), node.id];
   if (rest.length) pick(conversation, rest.at(-1));
   else delete conversation.picked[node.parent ?? ""];
 }

@@ -1,8 +1,10 @@
 // Markdown of the model -> sanitised DOM. The model's own HTML is shown as text, never run.
 
-import { Marked } from "../vendor/marked.js";
+import { Lexer, Marked } from "../vendor/marked.js";
 import "../vendor/purify.js";
+import { BlockSplitter } from "./blocks.js";
 import { codeBlock } from "./code.js";
+import { h } from "./dom.js";
 import { mathExtensions, mathReady } from "./math.js";
 
 const { DOMPurify } = globalThis;
@@ -46,6 +48,9 @@ const PURIFY = { ALLOWED_TAGS: TAGS, ALLOWED_ATTR: ATTRIBUTES, ALLOW_DATA_ATTR: 
 // Tags without attributes that models use in prose and tables.
 const HARMLESS = /^<\/?(?:br|sub|sup|kbd|u)\s*\/?>$/i;
 
+/** A run without a place to break a line: browsers take the square of its length to lay it out. */
+export const UNBROKEN = /\S{400}/;
+
 const escape = (text) => text.replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
 
 const marked = new Marked({
@@ -73,41 +78,88 @@ DOMPurify.addHook("afterSanitizeAttributes", (element) => {
   if (element.tagName === "INPUT" && element.getAttribute("type") !== "checkbox") element.remove();
 });
 
+const LINKS = 1000; // reference links of one text that are kept: each block looks through all of them
+
+const REASONS = {
+  deep: "Shown as plain text: it is nested too deeply to format.",
+  long: "Shown as plain text: it is too long to format.",
+  failed: "Shown as plain text: it could not be formatted.",
+};
+
 /** Keeps `element` showing a Markdown text that grows: only blocks whose source has changed are built again. */
 export class MarkdownView {
   constructor(element) {
     this.element = element;
-    this.blocks = []; // {raw, node} for each child
+    this.splitter = new BlockSplitter();
+    this.blocks = []; // {kind, source, node} for each child
+    this.links = {}; // reference links that the text defines
     element.classList.add("markdown");
   }
 
   /** Shows `text`; `open` says that more is to come, so that unclosed emphasis is drawn closed for now. */
   show(text, open = false) {
-    const tokens = marked
-      .lexer(open ? closeMarks(text) : text)
-      .filter((token) => token.type !== "space" && token.type !== "def");
-    tokens.forEach((token, i) => {
-      const old = this.blocks[i];
-      if (old?.raw === token.raw && old.type === token.type) return;
-      if (old?.type === "code" && token.type === "code" && old.node.sameLanguage(token.lang)) {
-        old.node.setText(token.text);
-        this.blocks[i] = { ...old, raw: token.raw };
-        return;
-      }
-      const node = token.type === "code" ? codeBlock(token.text, token.lang) : block(token);
-      if (old) old.node.replaceWith(node);
-      else this.element.append(node);
-      this.blocks[i] = { type: token.type, raw: token.raw, node };
+    const { kept, blocks } = this.splitter.push(text.includes("\r") ? text.replace(/\r\n?/g, "\n") : text);
+    blocks.forEach((block, i) => {
+      const closed = open && i === blocks.length - 1 && block.kind === "markdown";
+      this.place(kept + i, closed ? { ...block, source: closeMarks(block.source) } : block);
     });
-    for (const extra of this.blocks.splice(tokens.length)) extra.node.remove();
+    for (const extra of this.blocks.splice(kept + blocks.length)) extra.node.remove();
+    if (!open && Object.keys(this.links).length) this.relink();
+  }
+
+  place(at, { kind, source, info, reason, goesOn }) {
+    const old = this.blocks[at];
+    if (old?.kind === kind && old.source === source && old.info === info) return;
+    if (kind === "code" && old?.kind === kind && old.node.sameLanguage(info)) {
+      old.node.setText(source);
+      this.blocks[at] = { ...old, source, info };
+      return;
+    }
+    if (kind === "plain" && old?.kind === kind && source.startsWith(old.source)) {
+      old.node.querySelector(".plain").append(source.slice(old.source.length));
+      this.blocks[at] = { ...old, source };
+      return;
+    }
+    const node =
+      kind === "code" ? codeBlock(source, info) : kind === "plain" ? plain(source, reason) : this.build(source);
+    node.classList.toggle("continued", Boolean(this.blocks[at - 1]?.goesOn));
+    if (old) old.node.replaceWith(node);
+    else this.element.append(node);
+    this.blocks[at] = { kind, source, info, goesOn, node };
+  }
+
+  /** One block -> element: plain text where formatting fails, so that nothing the model wrote is ever lost. */
+  build(source) {
+    try {
+      return block(source, this.links);
+    } catch {
+      return plain(source, "failed");
+    }
+  }
+
+  /** Builds blocks again that may refer to links defined after them. */
+  relink() {
+    for (const block of this.blocks) {
+      if (block.kind !== "markdown" || !block.source.includes("[")) continue;
+      const node = this.build(block.source);
+      node.className = block.node.className;
+      block.node.replaceWith(node);
+      block.node = node;
+    }
+    this.links = {};
   }
 }
 
-/** One top-level Markdown token -> element. */
-function block(token) {
+/** A block's source -> element; link definitions found in it are added to `links`. */
+function block(source, links) {
+  const lexer = new Lexer(marked.defaults);
+  Object.assign(lexer.tokens.links, links);
+  const tokens = lexer.lex(source);
+  if (Object.keys(lexer.tokens.links).length <= LINKS) Object.assign(links, lexer.tokens.links);
   const element = document.createElement("div");
-  element.className = "block";
-  element.append(DOMPurify.sanitize(marked.parser([token]), PURIFY));
+  element.className = UNBROKEN.test(source) ? "block unbroken" : "block";
+  element.append(DOMPurify.sanitize(marked.parser(tokens), PURIFY));
+  element.hidden = tokens.every((token) => token.type === "space" || token.type === "def");
   for (const pre of element.querySelectorAll("pre")) {
     const code = pre.querySelector("code");
     const language = /language-(\S+)/.exec(code?.className ?? "")?.[1];
@@ -121,6 +173,11 @@ function block(token) {
   }
   mathReady(element);
   return element;
+}
+
+function plain(source, reason) {
+  const text = h("div", { class: UNBROKEN.test(source) ? "plain unbroken" : "plain" }, source);
+  return h("div", { class: "block" }, text, h("p", { class: "plain-note" }, REASONS[reason]));
 }
 
 /** Closes emphasis and code spans that the last paragraph leaves open, and drops a marker that has only begun. */

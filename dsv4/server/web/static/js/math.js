@@ -7,6 +7,9 @@ const INLINE = /^(?:\\\(([\s\S]+?)\\\)|\$(?![\s$])((?:\\.|[^\\$\n])+?)(?<!\s)\$(
 const DISPLAY = /^(?:\\\[([\s\S]+?)\\\]|\$\$([\s\S]+?)\$\$)/;
 const START = /\\\(|\\\[|\$/;
 
+const LONGEST = 4_000; // characters of a formula that is typeset
+const DEEPEST = 40; // braces and \\left within each other
+
 let library = null;
 
 /** Extensions for marked; formulas come out as placeholders that hold their source, see `mathReady`. */
@@ -61,20 +64,32 @@ export function mathReady(element) {
 }
 
 function typeset(spot) {
-  let mathml;
+  if (isTooMuch(spot.dataset.math)) return;
   try {
-    mathml = library.renderToString(spot.dataset.math, {
+    let mathml = library.renderToString(spot.dataset.math, {
       displayMode: spot.dataset.display === "1",
       throwOnError: true,
       trust: false,
       strict: false,
       maxExpand: 200,
     });
+    // The page's content policy forbids style attributes; the parser would report each of them.
+    mathml = mathml.replace(/ style="([^"]*)"/g, (_, style) => (style.includes("border:") ? ' class="boxed"' : ""));
+    const options = { USE_PROFILES: { mathMl: true }, FORBID_ATTR: ["style", "href"], RETURN_DOM_FRAGMENT: true };
+    spot.replaceChildren(globalThis.DOMPurify.sanitize(mathml, options));
   } catch {
-    return; // not TeX after all
+    // Not TeX after all: its source stays.
   }
-  // The page's content policy forbids style attributes; the parser would report each of them.
-  mathml = mathml.replace(/ style="([^"]*)"/g, (_, style) => (style.includes("border:") ? ' class="boxed"' : ""));
-  const options = { USE_PROFILES: { mathMl: true }, FORBID_ATTR: ["style", "href"], RETURN_DOM_FRAGMENT: true };
-  spot.replaceChildren(globalThis.DOMPurify.sanitize(mathml, options));
+}
+
+/** Would typesetting take very long, or nest elements deeper than browsers can lay out? */
+function isTooMuch(tex) {
+  if (tex.length > LONGEST) return true;
+  let depth = 0;
+  for (const [mark] of tex.matchAll(/\\(?:left|right|begin|end)(?![a-zA-Z])|\\.|[{}]/g)) {
+    if (mark === "{" || mark === "\\left" || mark === "\\begin") depth += 1;
+    if (mark === "}" || mark === "\\right" || mark === "\\end") depth -= 1;
+    if (depth > DEEPEST) return true;
+  }
+  return false;
 }

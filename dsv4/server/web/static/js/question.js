@@ -1,6 +1,8 @@
 // The view of one message of the user, which can be edited in place.
 
 import { copyFrom, h, iconButton } from "./dom.js";
+import { beginning, foldButton, measure } from "./fold.js";
+import { UNBROKEN } from "./markdown.js";
 import { pager } from "./pager.js";
 
 /** `actions`: {edit(node, text), pick(node)}; `versions`: the message's siblings. */
@@ -8,7 +10,13 @@ export class QuestionView {
   constructor(node, versions, actions) {
     this.node = node;
     this.actions = actions;
-    this.bubble = h("div", { class: "bubble" }, node.content);
+    const text = h(
+      "div",
+      { class: UNBROKEN.test(node.content) ? "unbroken" : null, id: `text-${node.id}` },
+      node.content,
+    );
+    this.bubble = h("div", { class: "bubble" }, text);
+    if (measure(node.content).isLong) this.fold(text);
     const copy = iconButton("copy", "Copy message", () => copyFrom(copy, node.content));
     this.foot = h(
       "footer",
@@ -18,6 +26,20 @@ export class QuestionView {
       iconButton("edit", "Edit message", () => this.edit()),
     );
     this.element = h("article", { class: "message user", "aria-label": "Your message" }, this.bubble, this.foot);
+  }
+
+  /** Shows the first lines of `text`, and a button for the rest. */
+  fold(text) {
+    const { content } = this.node;
+    const toggle = (open) => {
+      // Only what is shown is laid out: a message may hold a megabyte.
+      text.textContent = open ? content : beginning(content);
+      text.classList.toggle("cut", !open);
+      button.draw(open, content);
+    };
+    const button = foldButton(text.id, toggle);
+    toggle(false);
+    this.bubble.append(button);
   }
 
   edit() {

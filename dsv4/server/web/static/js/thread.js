@@ -24,7 +24,9 @@ export class Thread {
     this.scroller.addEventListener("scroll", () => this.scrolled(), { passive: true });
     // At once, not when the view has moved: content that arrives in between would take the reader back to the end.
     this.scroller.addEventListener("wheel", (event) => event.deltaY < 0 && this.hold(), { passive: true });
-    new ResizeObserver(() => (this.following ? this.toEnd() : this.scrolled())).observe(this.column);
+    const observer = new ResizeObserver(() => (this.following ? this.toEnd() : this.scrolled()));
+    observer.observe(this.column);
+    observer.observe(this.scroller); // a banner above it takes from its height
     setInterval(() => this.views.forEach((view) => view.tick()), 100);
   }
 

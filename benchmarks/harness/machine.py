@@ -1,0 +1,110 @@
+"""The machine: what it is, what it can do, and the floors that follow for a model."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from dsv4.analysis.flops import decode_flops
+from dsv4.analysis.inventory import Layout, tensor_inventory
+from dsv4.config import ModelConfig
+
+# Flag of /proc/cpuinfo -> name, widest first: processors of one name differ in them.
+ISAS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
+EMULATED_SIZE = 256
+FLOPS_EVERY = 64  # positions between two evaluations of the FLOP count, which is smooth between them
+Ceilings = dict[str, float]
+
+
+def hardware() -> dict[str, Any]:
+    """CPU model, widest of its vector instruction sets that matter here, cores, memory."""
+    name, flags = platform.processor() or platform.machine(), ""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        text = cpuinfo.read_text(encoding="utf-8")
+        found = {key: re.search(rf"^{key}\s*:\s*(.+)$", text, flags=re.M) for key in ("model name", "flags")}
+        name, flags = (match[1] if match else kept for match, kept in zip(found.values(), (name, ""), strict=True))
+    isa = next((isa for flag, isa in ISAS.items() if flag in flags.split()), "")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {"cpu": name, "isa": isa, "cores": os.cpu_count(), "memory_bytes": memory}
+
+
+def hardware_slug(found: dict[str, Any]) -> str:
+    """File name of a machine's results: "AMD EPYC" with AVX2 and 2 cores -> amd-epyc-avx2-2-cores."""
+    plain = re.sub(r"\((?:R|TM)\)|@.*", " ", str(found["cpu"]), flags=re.I)
+    return "-".join(re.findall(r"[a-z0-9]+", f"{plain} {found['isa']} {found['cores']} cores".lower()))
+
+
+def measure_ceilings(megabytes: int, size: int, repeats: int = 3) -> Ceilings:
+    """Bytes per second (copy counts reads and writes) and FLOP per second of a size^3 product, 2 per multiply-add."""
+    import torch
+
+    def best(run: Callable[[], object]) -> float:
+        times: list[float] = []
+        for _ in range(repeats + 1):
+            start = perf_counter()
+            run()
+            times.append(perf_counter() - start)
+        return min(times[1:])
+
+    source = torch.ones(megabytes * 2**18)
+    target = torch.empty_like(source)
+    copy, read = best(lambda: target.copy_(source)), best(source.sum)
+    found = {"copy_bytes_per_s": 2 * source.nbytes / copy, "read_bytes_per_s": source.nbytes / read}
+    # Without bf16 instructions torch emulates them, ten times slower than fp32 or worse: a small product has to do.
+    native = torch.cpu.get_capabilities().get("avx512_bf16", False)
+    for name, dtype, side in (
+        ("fp32", torch.float32, size),
+        ("bf16", torch.bfloat16, size if native else min(size, EMULATED_SIZE)),
+    ):
+        a, b = torch.randn(side, side).to(dtype), torch.randn(side, side).to(dtype)
+        found[f"{name}_flop_per_s"] = 2 * side**3 / best(lambda a=a, b=b: torch.mm(a, b))
+    return found
+
+
+def stored_bytes(config: ModelConfig, layout: Layout) -> int:
+    """Bytes of the main model's weights."""
+    return sum(spec.num_bytes for spec in tensor_inventory(config, layout) if not spec.name.startswith("mtp."))
+
+
+def token_bytes(config: ModelConfig, layout: Layout) -> int:
+    """Bytes of the main model's weights that one token reads."""
+    always = routed = 0
+    for spec in tensor_inventory(config, layout):
+        if spec.name.startswith(("mtp.", "embed.")) or spec.component == "tid2eid":
+            continue  # an embedding and a row of a hash table: look-ups
+        if ".experts." in spec.name:
+            routed += spec.num_bytes
+        else:
+            always += spec.num_bytes
+    return always + routed * config.num_experts_per_tok // config.n_routed_experts
+
+
+def prefill_flops(config: ModelConfig, length: int) -> float:
+    """Operations of a prompt, the head for its last token only."""
+    head = decode_flops(config, 1).terms["head"]
+    body = sum(
+        min(FLOPS_EVERY, length + 1 - first) * (decode_flops(config, first + FLOPS_EVERY // 2).raw - head)
+        for first in range(1, length + 1, FLOPS_EVERY)
+    )
+    return body + head
+
+
+def floor(config: ModelConfig, layout: Layout, measure: str, tokens: int, ceilings: Ceilings) -> float:
+    """The best that the machine allows, in the measure's unit.
+
+    Decode: the weights of a token read once. Prefill: its operations at the faster matrix product (fp32 weights: at
+    fp32's). Memory: the stored weights.
+    """
+    if measure == "peak memory":
+        return float(stored_bytes(config, layout))
+    if measure.startswith("decode"):
+        return ceilings["read_bytes_per_s"] / token_bytes(config, layout)
+    products = ("fp32",) if layout == "fp32" else ("fp32", "bf16")
+    rate = max(ceilings[f"{name}_flop_per_s"] for name in products)
+    return tokens * rate / prefill_flops(config, tokens)

@@ -1,0 +1,209 @@
+"""Files and folders that are whole or absent: written under a temporary name, synced, renamed.
+
+A temporary name is hidden, beside the target, and locked as long as its writer lives. What a killed writer leaves has
+no lock any more: the next one for the same target clears it away.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dsv4.checkpoint.errors import CheckpointError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class DiskFullError(OSError):
+    """The disk, or what one user or one file may take of it, is too small for what was to be written."""
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
+@contextmanager
+def new_file(target: Path, num_bytes: int | None = None) -> Generator[Path]:
+    """A temporary file beside `target` to write to; it replaces `target` at the end, or vanishes on any error.
+
+    Raises DiskFullError where the disk is too small for it; `num_bytes`, what it takes, is for the message.
+    """
+    clear_leftovers(target)
+    touch: Callable[[Path], object] = lambda path: path.touch(exist_ok=False)  # noqa: E731
+    with _temporary(target, touch) as temporary, space_in_words(target, num_bytes):
+        yield temporary
+        with temporary.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        temporary.replace(target)
+    sync_folder(target.parent)
+
+
+@contextmanager
+def new_folder(target: Path, overwrite: bool) -> Generator[Path]:
+    """A temporary folder beside `target` to write into; it becomes `target` at the end, or vanishes on any error.
+
+    A target that is not empty is refused unless `overwrite`, and then replaced whole; only a model folder may be.
+    Raises DiskFullError where the disk is too small for it.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(target)
+    if target.exists() and not target.is_dir():
+        raise CheckpointError(target, "the name of a folder", "a file")
+    occupied = target.exists() and any(target.iterdir())
+    if occupied and not overwrite:
+        raise CheckpointError(
+            target, "a new or empty folder (or --overwrite; in Python overwrite=True)", "something there already"
+        )
+    if occupied and not (target / "config.json").is_file():
+        raise CheckpointError(target, "a model folder to overwrite", "one without config.json")
+    with _temporary(target, Path.mkdir) as temporary, space_in_words(target):
+        yield temporary
+        sync_folder(temporary)
+        replaced = temporary.with_suffix(".old")
+        if occupied:
+            target.rename(replaced)
+        try:
+            temporary.rename(target)
+        except OSError:
+            if occupied:
+                replaced.rename(target)
+            raise
+        sync_folder(target.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def check_space(target: Path, num_bytes: int) -> None:
+    """DiskFullError where `num_bytes` more do not fit beside `target`."""
+    place = next(folder for folder in target.absolute().parents if folder.is_dir())
+    free = shutil.disk_usage(place).free
+    if num_bytes > free:
+        needed = f"no space left on the disk: it takes {_size(num_bytes)}, and {_size(free)} are free in {place}"
+        raise DiskFullError(errno.ENOSPC, f"{target} cannot be written: {needed}")
+
+
+def clear_leftovers(target: Path) -> None:
+    """Removes what killed writers of `target` have left beside it; a folder that one was replacing comes back."""
+    ours = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]+\.(tmp|old)")
+    found = [path for path in target.parent.iterdir() if ours.fullmatch(path.name)]
+    for path in found:
+        if path.suffix == ".tmp":
+            _remove_abandoned(path)
+    for path in found:
+        if path.suffix == ".tmp" or path.with_suffix(".tmp").exists():
+            continue  # in the second case its writer lives
+        if target.exists():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.rename(target)
+
+
+def clear_folder(folder: Path) -> None:
+    """Removes what killed writers of any file in `folder` have left there."""
+    ours = re.compile(r"\.(.+)\.[0-9a-f]+\.(tmp|old)")
+    for name in sorted({match[1] for path in folder.iterdir() if (match := ours.fullmatch(path.name))}):
+        clear_leftovers(folder / name)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable (where directories can be synced: not on Windows)."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _temporary(target: Path, make: Callable[[Path], object]) -> Generator[Path]:
+    """A name beside `target`, made and locked; removed on any error."""
+    temporary, descriptor = _claim(target, make)
+    try:
+        yield temporary
+    except BaseException:
+        _remove(temporary)
+        raise
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _claim(target: Path, make: Callable[[Path], object]) -> tuple[Path, int | None]:
+    while True:
+        temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
+        with space_in_words(target):
+            make(temporary)
+        if os.name != "posix":
+            return temporary, None
+        try:
+            descriptor = os.open(temporary, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # cleared away by another writer before it had a lock
+        _lock(descriptor, wait=True)
+        if os.fstat(descriptor).st_nlink:
+            return temporary, descriptor
+        os.close(descriptor)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Removes a temporary file or folder unless its writer still lives."""
+    if os.name != "posix":
+        return
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return  # gone meanwhile, or another user's
+    try:
+        if _lock(descriptor, wait=False):
+            _remove(path)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, wait: bool) -> bool:
+    """Whether this process now holds the lock of an open file; never where the file system has no locks."""
+    import fcntl  # POSIX alone has it
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def space_in_words(target: Path, num_bytes: int | None = None) -> Generator[None]:
+    """DiskFullError, which says what did not fit and where, in the place of an error for lack of space."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # torch.save answers an error of the file that it writes to with its own.
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if not isinstance(cause, OSError):
+            raise
+        short = cause.errno is None and "requested and" in str(cause)  # NumPy's, which has no number
+        if not short and cause.errno not in (*_FULL, errno.EFBIG):
+            raise
+        takes = "" if num_bytes is None else f"it takes {_size(num_bytes)}, and "
+        free = f"{takes}{_size(shutil.disk_usage(target.parent).free)} are free in {target.parent}"
+        limit = "it is larger than a file may be here (file system, or ulimit -f)"
+        full = f"no space left on the disk ({free})"
+        why = f"{full}, or {limit}" if short else f"{limit}; {free}" if cause.errno == errno.EFBIG else full
+        before = "; what stood there before is unchanged" if target.exists() else ""
+        raise DiskFullError(cause.errno or errno.ENOSPC, f"{target} cannot be written: {why}{before}") from error
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.3g} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.3g} MB"

@@ -1,0 +1,26 @@
+"""`dsv4 eval`: score a model."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from dsv4.commands.options import add_command
+
+
+def add(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "eval",
+        run,
+        "score a model on tasks it has not seen, with confidence intervals",
+        "dsv4 eval nano\ndsv4 eval nano --model path/to/model",
+        add_help=False,
+    )
+    parser.add_argument("arguments", nargs=argparse.REMAINDER)
+
+
+def run(options: argparse.Namespace) -> int | None:
+    from dsv4.evals.runner import main
+
+    return main(options.arguments)

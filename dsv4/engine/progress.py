@@ -1,0 +1,59 @@
+"""ProgressWatch: how far watched requests are in the queue and in their prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from dsv4.engine.outputs import ProgressEvent
+from dsv4.engine.sequence import Sequence
+
+REPORT_SECONDS = 0.2  # time between two reports of one request, the last one apart
+
+
+@dataclass
+class _Watched:
+    sequence: Sequence
+    reported: tuple[int | None, int]  # queue position and computed tokens of the latest report
+
+
+class ProgressWatch:
+    """Requests whose progress is asked for, each until its first token. Not thread-safe: the engine thread calls it."""
+
+    def __init__(self) -> None:
+        self._watched: dict[int, _Watched] = {}
+        self._due_time = 0.0
+
+    def add(self, sequence: Sequence) -> None:
+        self._watched[sequence.request_id] = _Watched(sequence, (-1, 0))
+
+    def discard(self, sequence: Sequence) -> None:
+        self._watched.pop(sequence.request_id, None)
+
+    def reports(self, waiting: Iterable[Sequence], now: float) -> list[tuple[Sequence, ProgressEvent]]:
+        """Progress to tell after a step; `waiting` is the queue, the next to start first.
+
+        A request that got its first token is reported a last time, whatever the time. The others are reported when
+        REPORT_SECONDS have passed and something has changed.
+        """
+        if not self._watched:
+            return []
+        is_due = now >= self._due_time
+        positions: dict[int, int] = {}
+        if is_due:
+            self._due_time = now + REPORT_SECONDS
+            positions = {sequence.request_id: place for place, sequence in enumerate(waiting)}
+        events: list[tuple[Sequence, ProgressEvent]] = []
+        for watched in list(self._watched.values()):
+            sequence = watched.sequence
+            is_last = sequence.first_token_time is not None
+            if not (is_due or is_last):
+                continue
+            event = sequence.progress(now, positions.get(sequence.request_id))
+            state = (event.queue_position, event.num_computed_tokens)
+            if is_last or state != watched.reported:
+                watched.reported = state
+                events.append((sequence, event))
+            if is_last:
+                self.discard(sequence)
+        return events

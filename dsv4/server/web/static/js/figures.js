@@ -1,0 +1,78 @@
+// What is said about time: durations, how far a request is, how fast the answer was. All from the server's clock.
+
+const FEWEST_TOKENS = 10; // for a rate to mean anything
+const SHORTEST = 50; // ms, the same
+const SHORT_THOUGHT = 100; // ms below which thinking has no duration worth a word
+const UNSEEN = 600; // ms that a wait lasts before it is described
+
+const count = (number) => number.toLocaleString("en");
+
+/** Milliseconds as people read them: "3.2 s", "1 min 5 s". */
+export function duration(ms) {
+  const seconds = ms / 1000;
+  if (seconds < 59.95) return `${seconds.toFixed(1)} s`;
+  return `${Math.floor(seconds / 60)} min ${Math.floor(seconds % 60)} s`;
+}
+
+/** Where an unanswered request is, in words: "" while there is nothing to say yet. */
+export function describePhase(phase, now) {
+  const waited = now - (phase?.since ?? now);
+  if (phase?.kind === "busy")
+    return `The server is busy, trying again in ${Math.ceil(Math.max(phase.until - now, 0) / 1000)} s`;
+  if (waited < UNSEEN) return "";
+  if (phase.kind === "queue") return phase.ahead ? `Waiting: ${count(phase.ahead)} ahead` : "Waiting: next in line";
+  if (phase.kind === "reading") return describeReading(phase, now);
+  if (waited < 3000) return "";
+  // Before any answer of the server. Browsers open six connections to one server, over all tabs.
+  const tabs = waited > 10_000 ? ", which other tabs may keep busy" : "";
+  return `Waiting for a connection to the server${tabs}`;
+}
+
+function describeReading(phase, now) {
+  const { total, processed } = phase;
+  if (processed >= total) return "";
+  const share = Math.floor((100 * processed) / total);
+  return `Reading ${count(processed)} of ${count(total)} tokens (${share} %)${timeLeft(phase, now)}`;
+}
+
+/** ", about 8 s left" by the pace so far, counting down between two reports. */
+function timeLeft({ total, cache, processed, time_ms: spent, at }, now) {
+  if (spent < 800 || processed <= cache) return "";
+  const left = ((total - processed) * spent) / (processed - cache) - (now - at);
+  if (left < 1000) return "";
+  return left < 90_000 ? `, about ${Math.round(left / 1000)} s left` : `, about ${Math.round(left / 60_000)} min left`;
+}
+
+/** Share of the prompt that is read, null while there is nothing to show of it. */
+export function shareRead(phase, now) {
+  const shown = phase?.kind === "reading" && now - phase.since >= UNSEEN && phase.processed < phase.total;
+  return shown ? phase.processed / phase.total : null;
+}
+
+/** Label of the thinking panel once thinking is over. */
+export function describeThinking(ms) {
+  return ms >= SHORT_THOUGHT ? `Thought for ${duration(ms)}` : "Thoughts";
+}
+
+/** "312 tokens · 48.1 tokens/s"; the rate only where there is enough to measure. */
+export function describeSpeed(tokens, timings) {
+  if (!tokens) return "";
+  const text = `${count(tokens)} ${tokens === 1 ? "token" : "tokens"}`;
+  const { predicted_n: written, predicted_ms: ms, predicted_per_second: rate } = timings ?? {};
+  if (!rate || written < FEWEST_TOKENS || ms < SHORTEST) return text;
+  return `${text} · ${rate < 100 ? rate.toFixed(1) : count(Math.round(rate))} tokens/s`;
+}
+
+/** Lines for a reader who asks for more: model, prompt, reasoning, waiting. */
+export function describeCost({ model, usage, timings }) {
+  const lines = [model];
+  if (usage) {
+    const cached = usage.prompt_tokens_details?.cached_tokens ?? 0;
+    lines.push(`Prompt: ${count(usage.prompt_tokens)} tokens${cached ? `, ${count(cached)} of them cached` : ""}`);
+    const reasoning = usage.completion_tokens_details?.reasoning_tokens;
+    if (reasoning) lines.push(`Reasoning: ${count(reasoning)} of ${count(usage.completion_tokens)} tokens`);
+  }
+  if (timings?.queue_ms >= SHORT_THOUGHT) lines.push(`Waited ${duration(timings.queue_ms)}`);
+  if (timings?.prompt_ms >= SHORT_THOUGHT) lines.push(`Prompt read in ${duration(timings.prompt_ms)}`);
+  return lines.filter(Boolean).join("\n");
+}

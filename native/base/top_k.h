@@ -1,0 +1,129 @@
+// Selection of the k largest.
+#pragma once
+
+#include <algorithm>
+#include <functional>
+#include <vector>
+
+#include "base/rows.h"
+
+namespace dsv4::DSV4_ISA {
+
+// Unsigned numbers in the order of fp32 numbers; -0 == +0, NaN sorts last.
+inline uint32_t rank_of(float x) {
+    if (!(x == x)) return 0;
+    uint32_t bits = bits_of(x + 0.0f);
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+inline float of_rank(uint32_t rank) {
+    return rank == 0 ? NAN : float_of(rank & 0x80000000u ? rank & 0x7FFFFFFFu : ~rank);
+}
+
+// The k largest of scores that arrive in pieces; of equal ones the lower index, NaN last. With a slack also all that
+// are at most that much below the k-th.
+//
+// Scores that are not above the k-th so far are skipped, sixteen at a time. The others are appended to a list, from
+// which the k-th is found anew whenever the list is full.
+class TopK {
+   public:
+    void reset(int64_t k, float slack = 0.0f) {
+        k_ = static_cast<size_t>(k);
+        slack_ = slack;
+        size_ = 0;
+        limit_ = NAN;
+        reserve(4 * k_ + 256);
+    }
+
+    // Scores of indices first, first + 1, ..., all above those of earlier calls.
+    void add_scores(const float* scores, int64_t count, int64_t first) {
+        for (int64_t i = 0; i < count; i += LANES) {
+            const int left = static_cast<int>(std::min<int64_t>(LANES, count - i));
+            add_lanes(load_n(scores + i, left), left, first + i);
+        }
+    }
+    [[gnu::always_inline]] void add_lanes(V scores, int count, int64_t first) {
+        uint32_t lanes = above(scores, set1(limit_)) & ((1u << count) - 1u);
+        if (!lanes) return;
+        alignas(64) float score[LANES];
+        store(score, scores);
+        for (; lanes; lanes &= lanes - 1) add(score[__builtin_ctz(lanes)], first + __builtin_ctz(lanes));
+    }
+    void add(float score, int64_t index) {
+        keys_[size_++] = static_cast<uint64_t>(rank_of(score)) << 32 | (0xFFFFFFFFu - static_cast<uint32_t>(index));
+        if (size_ == capacity_) prune();
+    }
+
+    // Adds what another found, of the same k and slack.
+    void merge(const TopK& other) {
+        for (size_t i = 0; i < other.size_; ++i) {
+            keys_[size_++] = other.keys_[i];
+            if (size_ == capacity_) prune();
+        }
+    }
+    // Drops what is not among the largest so far.
+    void compact() {
+        if (size_ > k_) prune();
+    }
+
+    int64_t size() const { return static_cast<int64_t>(size_); }
+
+    // The result without slack: the k indices, ascending.
+    void finish(int32_t* to) { std::sort(to, finish_unsorted(to)); }
+    int32_t* finish_unsorted(int32_t* to) {  // returns their end
+        compact();
+        for (size_t i = 0; i < size_; ++i) to[i] = index_of(keys_[i]);
+        return to + size_;
+    }
+
+    // The result with a slack: those above the k-th by more than it go to `to`, unsorted, the others to `undecided`.
+    // Returns how many are in `to`.
+    int64_t finish_with_slack(int32_t* to, std::vector<int32_t>& undecided) {
+        undecided.clear();
+        compact();
+        const float limit = size_ > k_ ? of_rank(static_cast<uint32_t>(keys_[k_ - 1] >> 32)) + slack_ : -INFINITY;
+        int64_t decided = 0;
+        for (size_t i = 0; i < size_; ++i) {
+            const int32_t index = index_of(keys_[i]);
+            if (of_rank(static_cast<uint32_t>(keys_[i] >> 32)) > limit)
+                to[decided++] = index;
+            else
+                undecided.push_back(index);
+        }
+        return decided;
+    }
+
+   private:
+    static int32_t index_of(uint64_t key) { return static_cast<int32_t>(0xFFFFFFFFu - static_cast<uint32_t>(key)); }
+
+    void reserve(size_t capacity) {
+        capacity_ = capacity;
+        if (keys_.size() < capacity_) keys_.resize(capacity_);
+    }
+    void prune() {
+        auto begin = keys_.begin(), kth = begin + static_cast<int64_t>(k_), end = begin + static_cast<int64_t>(size_);
+        std::nth_element(begin, kth - 1, end, std::greater<>());
+        limit_ = of_rank(static_cast<uint32_t>(kth[-1] >> 32)) - slack_;
+        if (slack_ > 0.0f) {
+            auto within_slack = [&](uint64_t key) { return !(of_rank(static_cast<uint32_t>(key >> 32)) <= limit_); };
+            size_ = static_cast<size_t>(std::partition(kth, end, within_slack) - begin);
+            if (size_ * 2 > capacity_) reserve(4 * size_);
+        } else {
+            size_ = k_;
+        }
+    }
+
+    std::vector<uint64_t> keys_;  // rank above, complement of the index below
+    size_t k_ = 0, size_ = 0, capacity_ = 0;
+    float slack_ = 0.0f, limit_ = NAN;
+};
+
+// Indices of the k largest of n scores, ascending; of equal ones the lower index, NaN last. k <= n.
+inline void top_k(const float* scores, int64_t n, int64_t k, int32_t* to) {
+    thread_local TopK best;
+    if (k == 0) return;
+    best.reset(k);
+    best.add_scores(scores, n, 0);
+    best.finish(to);
+}
+
+}  // namespace dsv4::DSV4_ISA

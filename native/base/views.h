@@ -1,0 +1,131 @@
+// Views of a model, its cache and a batch: pointers into tensors that Python owns. Official names.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "base/index_key_cache.h"
+
+namespace dsv4 {
+
+struct Rows {
+    float* data;
+    int64_t stride;
+};
+
+enum class Kind { f32, bf16, fp8, fp4 };
+
+// A weight [out, in] as stored, rows `stride` bytes apart. FP8 has one scale per 128 x 128 block, FP4 one per 32 inputs
+// of an output (two codes per byte, the even input in the low half): E8M0 bytes, or floats where `float_scales` is set.
+struct Weight {
+    const uint8_t* data = nullptr;
+    Kind kind = Kind::f32;
+    int64_t out = 0, in = 0, stride = 0;
+    const uint8_t* scales = nullptr;
+    const float* float_scales = nullptr;
+    int64_t scale_stride = 0;
+    int64_t first = 0;  // row of the scales, before division by a block's height, that belongs to output 0
+
+    // Outputs [n0, n0 + count).
+    Weight rows(int64_t n0, int64_t count) const {
+        Weight part = *this;
+        part.data += n0 * stride;
+        part.first += n0;
+        part.out = count;
+        return part;
+    }
+};
+
+// Rows of one weight: y = x W^T.
+struct Group {
+    Rows x;
+    int64_t rows;
+    Weight w;
+    Rows y;
+};
+
+struct Config {
+    int64_t hidden_size, vocab_size, num_hidden_layers, hc_mult, hc_sinkhorn_iters;
+    int64_t num_attention_heads, head_dim, qk_rope_head_dim, q_lora_rank, o_groups, o_lora_rank;
+    int64_t index_n_heads, index_head_dim, index_topk;
+    int64_t n_routed_experts, n_shared_experts, num_experts_per_tok, moe_intermediate_size;
+    double rms_norm_eps, hc_eps, routed_scaling_factor, swiglu_limit;
+    bool quantize;  // numerics "shipped"
+};
+
+struct HyperConnection {
+    const float *fn = nullptr, *base = nullptr, *scale = nullptr;  // [mixes, s * d], [mixes], [3] or [1]
+};
+
+struct Compressor {
+    Weight wkv, wgate;
+    const float *ape = nullptr, *norm = nullptr;
+    int64_t ratio = 0, width = 0, total = 0;  // total: 2 * width with overlap
+
+    bool overlap() const { return ratio == 4; }
+    int64_t rows() const { return overlap() ? 2 * ratio : ratio; }
+};
+
+struct Expert {
+    Weight w1, w2, w3;
+};
+
+struct Layer {
+    int64_t ratio = 0;
+    HyperConnection hc_attn, hc_ffn;
+    const float *attn_norm = nullptr, *ffn_norm = nullptr;
+    const float *attn_sink = nullptr, *q_norm = nullptr, *kv_norm = nullptr;
+    Weight wq_a, wq_b, wkv, wo_a, wo_b;
+    Compressor main, index;
+    Weight index_wq_b, index_weights_proj;
+    Weight gate;
+    const float* bias = nullptr;
+    const int64_t* tid2eid = nullptr;
+    std::vector<Expert> experts;
+    Expert shared;
+};
+
+// The read-out of the streams, before the head.
+struct Readout {
+    HyperConnection site;
+    const float* norm = nullptr;
+};
+
+struct Model {
+    Config config{};
+    Weight embed, head;
+    std::vector<Layer> layers;       // the MTP blocks behind the main ones
+    std::vector<float> inv_freq[2];  // of window-only layers, of compressed layers
+};
+
+struct CompressorCache {
+    float *kv = nullptr, *score = nullptr, *entries = nullptr;
+    IndexKeyCache* quantized = nullptr;  // of the indexer's entries
+};
+
+struct LayerCache {
+    float* window = nullptr;  // [slots, 128, head_dim], a ring: slot = position mod 128
+    CompressorCache main, index;
+};
+
+struct Cache {
+    std::vector<LayerCache> layers;
+    const int64_t* block_table = nullptr;  // [slots, pages per slot]
+    int64_t pages_per_slot = 0;
+};
+
+// Tokens of n sequences laid end to end; sequence i continues cache row slots[i] at position starts[i].
+struct Batch {
+    const int64_t *token_ids, *lengths, *starts, *slots;
+    int64_t sequences;
+};
+
+// Tokens that may be drawn: the top_k likeliest (0: all), of those the shortest run of likeliest ones whose share
+// reaches top_p, of those the ones at least min_p times as likely as the likeliest.
+struct Sampling {
+    double temperature;
+    int64_t top_k;
+    double top_p, min_p;
+};
+
+}  // namespace dsv4

@@ -1,0 +1,51 @@
+// The kernels of one instruction set, a table of functions that python/ calls.
+#pragma once
+
+#include "base/views.h"
+
+namespace dsv4 {
+
+struct Ops {
+    void (*forward)(const Model&, const Cache&, const Batch&, int64_t first, int64_t last, bool embed, float* streams);
+    // Read-out of streams [n, s, d]: hc_head, norm, head -> logits [n, vocab].
+    void (*head)(const Model&, const Readout&, const float* streams, int64_t n, float* logits);
+    void (*linear)(const Rows& x, int64_t n, const Weight&, const Rows& y);
+    // Each group's rows times its weight; then the gradients, dy being in y: dx into x, dW into `gradients`.
+    void (*grouped_linear)(const Group*, int64_t count);
+    void (*input_gradients)(const Group*, int64_t count);
+    void (*weight_gradients)(const Group*, int64_t count, float* const* gradients);
+    void (*rms_norm)(const float* x, const float* weight, int64_t n, int64_t width, float eps, float* y);
+    void (*sinkhorn)(float* c, int64_t n, int64_t s, int64_t iters, float eps);
+    void (*exp)(const float* x, int64_t n, float* y);
+    void (*fake_quant)(float* x, int64_t n, int64_t width, int64_t block, bool fp4);
+    void (*hadamard)(float* x, int64_t n, int64_t width);
+    void (*top_k)(const float* scores, int64_t n, int64_t width, int64_t k, int64_t* index);
+    // Indices of the k best of the (start + t + 1) / 4 entries that token t sees; -1 for tokens that see k or fewer.
+    // keys [., width].
+    void (*index_top_k)(const float* q, const float* weights, int64_t tokens, int64_t heads, int64_t width,
+                        const float* keys, int64_t start, int64_t k, int64_t* index);
+    int64_t (*sample)(const float* logits, int64_t vocab, const Sampling&, double u);
+    // Single operations of the forward; see single_ops.h.
+    void (*hc_pre)(const Config&, const HyperConnection&, const float* norm, const float* streams, int64_t n,
+                   float* weights, float* x);
+    void (*hc_post)(const Config&, const float* y, const float* weights, int64_t n, float* streams);
+    void (*route)(const Config&, const Layer&, const float* logits, const int64_t* token_ids, int64_t n, int64_t* index,
+                  float* weights);
+    void (*compress)(const Compressor&, const CompressorCache&, const float* kv, float* score, int64_t start,
+                     int64_t n);
+    void (*attend)(const Config&, const Layer&, const LayerCache&, float* q, const float* kv, const int32_t* chosen,
+                   int64_t start, int64_t n, float* o);
+    void (*swiglu)(float* gate, const float* up, int64_t n, int64_t width, float limit, const float* weight);
+    void (*rotate)(float* x, int64_t n, int64_t width, const std::vector<float>& inv_freq, int64_t start, float sign);
+};
+
+const Ops& portable_ops();
+const Ops& avx2_ops();
+const Ops& avx512_ops();
+const Ops& avx512_vnni_ops();
+const Ops& avx512_bf16_ops();
+const Ops& amx_ops();
+
+bool bf16_pairs_are_faster();  // than fp32, on a processor with AVX-512 BF16
+
+}  // namespace dsv4

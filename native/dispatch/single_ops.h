@@ -1,0 +1,81 @@
+// Single operations of the forward, as it runs them, on tokens of one sequence: tests compare each with the reference.
+#pragma once
+
+#include <numeric>
+
+#include "model/forward.h"
+
+namespace dsv4::DSV4_ISA {
+
+// A tile of tokens [start, start + n) of cache row 0, whose pages are contiguous. Without rotation.
+struct SingleTile {
+    Model model;
+    std::vector<int64_t> pages;
+    Cache cache;
+    TokenTile tile{model, cache, 0, {}, {}, {}, {}, {}, {}};
+
+    SingleTile(const Config& config, int64_t start, int64_t n)
+        : pages(static_cast<size_t>((start + n) / PAGE_TOKENS + 1)) {
+        model.config = config;
+        model.config.qk_rope_head_dim = 0;
+        std::iota(pages.begin(), pages.end(), 0);
+        cache.block_table = pages.data();
+        cache.pages_per_slot = static_cast<int64_t>(pages.size());
+        tile.n = n;
+        tile.segments.push_back({0, n, start, 0});
+        for (int64_t i = 0; i < n; ++i) tile.positions.push_back(start + i);
+    }
+    SingleTile(const SingleTile&) = delete;
+    SingleTile& operator=(const SingleTile&) = delete;
+};
+
+inline void single_hc_pre(const Config& c, const HyperConnection& site, const float* norm, const float* streams,
+                          int64_t n, float* weights, float* x) {
+    SingleTile one(c, 0, n);
+    hc_pre(one.tile, site, norm, streams, weights, x);
+}
+
+inline void single_hc_post(const Config& c, const float* y, const float* weights, int64_t n, float* streams) {
+    SingleTile one(c, 0, n);
+    hc_post(one.tile, y, weights, streams);
+}
+
+inline void single_route(const Config& c, const Layer& layer, const float* logits, const int64_t* token_ids, int64_t n,
+                         int64_t* index, float* weights) {
+    const int64_t experts = c.n_routed_experts, k = c.num_experts_per_tok;
+    for_each_row(n, [&](int64_t row) {
+        std::vector<float> work;
+        std::vector<int32_t> chosen(static_cast<size_t>(k));
+        route(logits + row * experts, layer, c, token_ids[row], work, chosen.data(), weights + row * k);
+        std::copy(chosen.begin(), chosen.end(), index + row * k);
+    });
+}
+
+inline void single_compress(const Compressor& w, const CompressorCache& state, const float* kv, float* score,
+                            int64_t start, int64_t n) {
+    SingleTile one(Config{}, start, n);
+    add_ape(one.tile, w, score);
+    compress(w, one.tile.segments[0], one.cache, state, kv, score, [](float*, int64_t) {});
+}
+
+inline void single_attend(const Config& c, const Layer& layer, const LayerCache& cache, float* q, const float* kv,
+                          const int32_t* chosen, int64_t start, int64_t n, float* o) {
+    SingleTile one(c, start, n);
+    attend_tile(one.tile, layer, cache, q, kv, chosen, o);
+}
+
+inline void single_swiglu(float* gate, const float* up, int64_t n, int64_t width, float limit, const float* weight) {
+    for_each_row(n, [&](int64_t row) { swiglu(gate + row * width, up + row * width, width, limit, weight[row]); });
+}
+
+inline void single_rotate(float* x, int64_t n, int64_t width, const std::vector<float>& inv_freq, int64_t start,
+                          float sign) {
+    const auto pairs = static_cast<int64_t>(inv_freq.size());
+    for_each_row(n, [&](int64_t row) {
+        std::vector<float> cos(inv_freq.size()), sin(inv_freq.size());
+        rotation(inv_freq, start + row, cos.data(), sin.data());
+        rotate(x + row * width, width, cos.data(), sin.data(), pairs, sign);
+    });
+}
+
+}  // namespace dsv4::DSV4_ISA

@@ -1,0 +1,147 @@
+// One row times a weight as stored: every output is a dot product along the weight's row, in the order of
+// accumulation_order.h. Four outputs are computed together, so that x is read once for all of them and their chains
+// overlap.
+#pragma once
+
+#include "gemm/weights.h"
+
+namespace dsv4::DSV4_ISA {
+
+#if defined(DSV4_ISA_AVX2) || defined(DSV4_ISA_AVX512)
+
+// The sums lie in a register's lanes as the kind's codes unpack: the lane of each sum.
+[[gnu::always_inline]] inline __m256i lane_of_sum(Kind kind) {
+    switch (kind) {
+        case Kind::f32: return _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+        case Kind::bf16: return _mm256_setr_epi32(0, 1, 4, 5, 2, 3, 6, 7);
+        default: return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    }
+}
+
+// x [in] -> to [groups][4 steps][8 lanes], padded with zeros.
+inline void pack_lanes(const float* x, int64_t in, Kind kind, float* to) {
+    for (int64_t k = 0; k < in; k += 16, to += 16) {
+        alignas(32) float part[16] = {};
+        const float* from = x + k;
+        if (k + 16 > in) {
+            std::copy(x + k, x + in, part);
+            from = part;
+        }
+        __m256 v0 = _mm256_loadu_ps(from), v1 = _mm256_loadu_ps(from + 8), first, second;
+        if (kind == Kind::f32) {  // 0 8 1 9 | 4 12 5 13 and 2 10 3 11 | 6 14 7 15
+            first = _mm256_unpacklo_ps(v0, v1);
+            second = _mm256_unpackhi_ps(v0, v1);
+        } else {  // 0 4 1 5 | 8 12 9 13 and 2 6 3 7 | 10 14 11 15
+            __m256 a = _mm256_permute2f128_ps(v0, v1, 0x20), b = _mm256_permute2f128_ps(v0, v1, 0x31);
+            __m256 even = _mm256_shuffle_ps(a, b, 0x88), odd = _mm256_shuffle_ps(a, b, 0xDD);
+            first = _mm256_shuffle_ps(even, odd, 0x88);
+            second = _mm256_shuffle_ps(even, odd, 0xDD);
+            if (kind != Kind::bf16) {
+                const __m256i ascending = _mm256_setr_epi32(0, 1, 4, 5, 2, 3, 6, 7);
+                first = _mm256_permutevar8x32_ps(first, ascending);
+                second = _mm256_permutevar8x32_ps(second, ascending);
+            }
+        }
+        _mm256_store_ps(to, first);
+        _mm256_store_ps(to + 8, second);
+    }
+    if ((in + 15) / 16 % 2) std::fill_n(to, 16, 0.0f);
+}
+
+// acc + one group of 32 weights times x [4][8]; `values` are those of the group's scale for FP4.
+template <Kind kind>
+[[gnu::always_inline]] inline __m256 multiply_add_group(__m256 acc, const float* x, const uint8_t* codes,
+                                                        const Fp4Bytes* values) {
+    auto add = [&](int step, __m256 w)
+                   __attribute__((always_inline)) { acc = _mm256_fmadd_ps(_mm256_load_ps(x + 8 * step), w, acc); };
+    if constexpr (kind == Kind::fp4) unpack_fp4_group(codes, *values, add);
+    if constexpr (kind == Kind::fp8) unpack_fp8_group(codes, add);
+    if constexpr (kind == Kind::bf16) unpack_bf16_group(codes, add);
+    if constexpr (kind == Kind::f32) unpack_f32_group(codes, add);
+    return acc;
+}
+
+// The eight sums, in the order of their numbers, added up.
+[[gnu::always_inline]] inline float add_sums(__m256 sums) {
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+// Prefetch distance in bytes, which hides the latency of memory.
+constexpr int64_t PREFETCH = 2048;
+
+// y[0..R) = outputs [n, n + R) of w times a row that pack_lanes packed.
+template <Kind kind, int R>
+inline void gemv_rows(const float* x, const Weight& w, int64_t n, float* y) {
+    constexpr int64_t bytes = group_bytes(kind);
+    const int64_t groups = groups_of(w.in), whole = w.in / GROUP;
+    const uint8_t* row = w.data + n * w.stride;
+    const uint8_t* scales = kind == Kind::fp4 ? w.scales + (w.first + n) * w.scale_stride : nullptr;
+    const Fp4Bytes* table = kind == Kind::fp4 ? fp4_table() : nullptr;
+    auto values = [&](int r, int64_t g) __attribute__((always_inline)) {
+        return kind == Kind::fp4 ? table + scales[r * w.scale_stride + g] : nullptr;
+    };
+    // Prefetched are the bytes PREFETCH further on in a row, and from its end on those of the next R rows.
+    const int64_t length = whole * bytes;
+    const int64_t within =
+        length > PREFETCH ? PREFETCH : (PREFETCH + R * length) / std::max<int64_t>(1, R * length) * R * w.stride;
+    const int64_t last = length > PREFETCH ? length - PREFETCH : length,
+                  beyond = length > PREFETCH ? R * w.stride - length + PREFETCH : within;
+    __m256 acc[R];
+    for (__m256& a : acc) a = _mm256_setzero_ps();
+    for (int64_t g = 0; g < whole; ++g) {
+        int64_t at = g * bytes, distance = at < last ? within : beyond;
+        for (int r = 0; r < R; ++r) {
+            const uint8_t* codes = row + r * w.stride + at;
+            if (at % 64 == 0)
+                for (int64_t line = 0; line < bytes; line += 64)
+                    _mm_prefetch(reinterpret_cast<const char*>(codes + distance + line), _MM_HINT_T0);
+            acc[r] = multiply_add_group<kind>(acc[r], x + g * GROUP, codes, values(r, g));
+        }
+    }
+    if (whole < groups) {
+        int64_t left = w.in * bytes / GROUP - length;
+        if (kind == Kind::fp4) left = (w.in + 1) / 2 - length;
+        for (int r = 0; r < R; ++r) {
+            uint8_t part[bytes] = {};
+            std::memcpy(part, row + r * w.stride + length, static_cast<size_t>(left));
+            acc[r] = multiply_add_group<kind>(acc[r], x + whole * GROUP, part, values(r, whole));
+        }
+    }
+    const __m256i order = lane_of_sum(kind);
+    for (int r = 0; r < R; ++r) y[r] = add_sums(_mm256_permutevar8x32_ps(acc[r], order));
+}
+
+template <Kind kind>
+inline void gemv_outputs(const float* x, const Weight& w, int64_t n0, int64_t n1, float* y) {
+    int64_t n = n0;
+    for (; n + 4 <= n1; n += 4) gemv_rows<kind, 4>(x, w, n, y + n);
+    for (; n < n1; ++n) gemv_rows<kind, 1>(x, w, n, y + n);
+}
+
+// y[n0..n1) = outputs [n0, n1) of w times one row. Returns the first output that was not computed: n1, or an FP8
+// block's whose scale is not supported.
+inline int64_t gemv(const float* x, const Weight& w, int64_t n0, int64_t n1, float* y) {
+    float* lanes = scratch(Scratch::lanes, groups_of(w.in) * GROUP);
+    if (w.kind != Kind::fp8) pack_lanes(x, w.in, w.kind, lanes);
+    switch (w.kind) {
+        case Kind::f32: gemv_outputs<Kind::f32>(lanes, w, n0, n1, y); return n1;
+        case Kind::bf16: gemv_outputs<Kind::bf16>(lanes, w, n0, n1, y); return n1;
+        case Kind::fp4: gemv_outputs<Kind::fp4>(lanes, w, n0, n1, y); return n1;
+        case Kind::fp8: break;
+    }
+    float* scaled = scratch(Scratch::staging, w.in);
+    while (n0 < n1) {  // the outputs of one row of blocks share their scales
+        int64_t stop = std::min(n1, n0 + 128 - (w.first + n0) % 128);
+        if (!scale_fp8_input(w, n0, x, scaled)) return n0;
+        pack_lanes(scaled, w.in, w.kind, lanes);
+        gemv_outputs<Kind::fp8>(lanes, w, n0, stop, y);
+        n0 = stop;
+    }
+    return n1;
+}
+
+#endif
+
+}  // namespace dsv4::DSV4_ISA

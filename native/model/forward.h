@@ -1,0 +1,376 @@
+// The model's layers over a ragged batch, in tiles of tokens, each tile through all layers, appending to the cache.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "model/attention.h"
+#include "model/experts.h"
+#include "model/hyper_connections.h"
+#include "model/indexer.h"
+
+namespace dsv4::DSV4_ISA {
+
+// The normed input x [n, d] of a sub-layer from the streams, and the site's pre, post and comb: weights [n, s * (2 +
+// s)].
+inline void hc_pre(TokenTile& t, const HyperConnection& site, const float* norm, const float* streams, float* weights,
+                   float* x) {
+    const Config& c = t.model.config;
+    int64_t s = c.hc_mult, d = c.hidden_size, count = s * (2 + s);
+    float eps = static_cast<float>(c.rms_norm_eps);
+    if (t.n == 1) {  // a decode step: the threads share the mixes
+        float squares = 0.0f;
+        int64_t threads = thread_count();  // read once: another Python thread may change it
+        parallel(threads, [&](int64_t task, int) {
+            int64_t first = count * task / threads, last = count * (task + 1) / threads;
+            if (task == 0) squares = dot(streams, streams, s * d);
+            for (int64_t j = first; j < last; ++j) weights[j] = dot(streams, site.fn + j * s * d, s * d);
+        });
+        float inverse = 1.0f / std::sqrt(squares / static_cast<float>(s * d) + eps);
+        for (int64_t j = 0; j < count; ++j) weights[j] *= inverse;
+    }
+    for_each_rows(t.n, [&](int64_t first, int64_t last) {
+        constexpr int TOGETHER = 4;
+        int64_t row = t.n > 1 ? first : last;
+        for (; row + TOGETHER <= last; row += TOGETHER)
+            mixes<TOGETHER>(streams + row * s * d, site.fn, count, s * d, eps, weights + row * count);
+        for (; row < last; ++row) mixes<1>(streams + row * s * d, site.fn, count, s * d, eps, weights + row * count);
+        for (row = first; row < last; ++row) {
+            float* mix = weights + row * count;
+            hc_weights(mix, site, c);
+            collect(mix, streams + row * s * d, s, d, x + row * d);
+            rms_norm(x + row * d, norm, d, eps, x + row * d);
+        }
+    });
+}
+
+// The output y [n, d] of a sub-layer into the streams, by the weights of hc_pre.
+inline void hc_post(TokenTile& t, const float* y, const float* weights, float* streams) {
+    int64_t s = t.model.config.hc_mult, d = t.model.config.hidden_size, count = s * (2 + s);
+    for_each_row(t.n, [&](int64_t row) {
+        const float* w = weights + row * count;
+        distribute(y + row * d, streams + row * s * d, w + s, w + 2 * s, s, d);
+    });
+}
+
+// x, or with shipped numerics a copy rounded to FP8, the input of linear layers.
+inline float* quantized_input(TokenTile& t, float* x, int64_t width) {
+    if (!t.model.config.quantize) return x;
+    float* copy = t.buffers.get(t.n * width);
+    for_each_row(t.n, [&](int64_t row) {
+        std::copy_n(x + row * width, width, copy + row * width);
+        fake_quant_fp8(copy + row * width, width, 128);
+    });
+    return copy;
+}
+
+inline void add_ape(TokenTile& t, const Compressor& c, float* score) {
+    for_each_row(t.n, [&](int64_t row) {
+        const float* ape = c.ape + t.positions[static_cast<size_t>(row)] % c.ratio * c.total;
+        for (int64_t i = 0; i < c.total; ++i) score[row * c.total + i] += ape[i];
+    });
+}
+
+inline void quantize_kv(float* kv, const Config& c) {
+    if (c.quantize) fake_quant_fp8(kv, c.head_dim - c.qk_rope_head_dim, 64);
+}
+
+// Norm, rotation and rounding of a new entry, of the keys (main) or of the indexer.
+inline void finish_entry(const Model& m, const Compressor& w, bool main, float* entry, int64_t position) {
+    const Config& c = m.config;
+    int64_t pairs = c.qk_rope_head_dim / 2;
+    rms_norm(entry, w.norm, w.width, static_cast<float>(c.rms_norm_eps), entry);
+    std::vector<float> cos(static_cast<size_t>(pairs)), sin(static_cast<size_t>(pairs));
+    rotation(m.inv_freq[1], position, cos.data(), sin.data());
+    rotate(entry, w.width, cos.data(), sin.data(), pairs, 1.0f);
+    if (main) return quantize_kv(entry, c);
+    if (c.quantize) {
+        hadamard(entry, w.width);
+        fake_quant_fp4(entry, w.width, 32);
+    }
+}
+
+// o [n, H, D]: the attention output of every token, rotated back. q [n, H, D] is rotated and scaled, kv [n, D] the
+// tile's own keys.
+inline void attend_tile(TokenTile& t, const Layer& layer, const LayerCache& cache, float* q, const float* kv,
+                        const int32_t* selected, float* o) {
+    const Config& c = t.model.config;
+    int64_t H = c.num_attention_heads, D = c.head_dim, pairs = c.qk_rope_head_dim / 2, kind = layer.ratio ? 1 : 0;
+    struct Task {
+        const Segment* s;
+        int64_t i, count, h0, h1;
+    };
+    std::vector<Task> tasks;
+    // With many heads one token is enough work for a task, and more tokens would need more memory for their scores.
+    int64_t block = std::max<int64_t>(1, std::min<int64_t>(ATTENTION_TOKENS, 64 / H));
+    int64_t blocks = 0;
+    for (const Segment& s : t.segments) blocks += (s.count + block - 1) / block;
+    int64_t parts = blocks >= thread_count() ? 1 : std::min<int64_t>(H, (thread_count() + blocks - 1) / blocks);
+    for (const Segment& s : t.segments)
+        for (int64_t i = 0; i < s.count; i += block)
+            for (int64_t p = 0; p < parts; ++p)
+                tasks.push_back({&s, i, std::min(block, s.count - i), H * p / parts, H * (p + 1) / parts});
+    parallel(static_cast<int64_t>(tasks.size()), [&](int64_t number, int) {
+        const Task& task = tasks[static_cast<size_t>(number)];
+        const Segment& s = *task.s;
+        int64_t start = s.start + task.i, row = s.first + task.i;
+        thread_local Keys keys;
+        keys.window_start = std::max<int64_t>(0, start - WINDOW + 1);
+        keys.window.clear();
+        for (int64_t p = keys.window_start; p < start + task.count; ++p)
+            keys.window.push_back(p >= s.start ? kv + (s.first + p - s.start) * D
+                                               : cache.window + (s.slot * WINDOW + p % WINDOW) * D);
+        Entries entries(cache.main.entries, t.cache, s.slot, std::max<int64_t>(1, layer.ratio), D);
+        keys.entries = layer.ratio ? &entries : nullptr;
+        keys.ratio = layer.ratio;
+        keys.top_k = layer.ratio == 4 ? c.index_topk : 0;
+        keys.selected = selected ? selected + row * c.index_topk : nullptr;
+        attend(q + row * H * D, H * D, task.count, start, task.h0, task.h1, D, keys, layer.attn_sink, o + row * H * D);
+        for (int64_t j = 0; j < task.count; ++j)
+            for (int64_t h = task.h0; h < task.h1; ++h)
+                rotate(o + ((row + j) * H + h) * D, D, t.cos[kind].data() + (row + j) * pairs,
+                       t.sin[kind].data() + (row + j) * pairs, pairs, -1.0f);
+    });
+}
+
+// Projections of a tile's tokens; null where the layer has no such.
+struct AttentionInputs {
+    float *latent = nullptr, *kv = nullptr;  // [n, rank], [n, D]
+    float *main_kv = nullptr, *main_score = nullptr, *index_kv = nullptr, *index_score = nullptr;
+    float* head_weights = nullptr;  // of the indexer [n, heads], scaled
+};
+
+inline AttentionInputs project_inputs(TokenTile& t, const Layer& layer, float* x) {
+    const Config& c = t.model.config;
+    const int64_t n = t.n, d = c.hidden_size, D = c.head_dim, rank = c.q_lora_rank, pairs = c.qk_rope_head_dim / 2;
+    const int64_t kind = layer.ratio ? 1 : 0;
+    const float eps = static_cast<float>(c.rms_norm_eps);
+    const bool indexed = layer.ratio == 4;
+    AttentionInputs in;
+    float* quantized_x = quantized_input(t, x, d);
+    in.latent = t.buffers.get(n * rank);
+    in.kv = t.buffers.get(n * D);
+    std::vector<Product> list{{{quantized_x, d}, &layer.wq_a, {in.latent, rank}},
+                              {{quantized_x, d}, &layer.wkv, {in.kv, D}}};
+    auto project = [&](const Weight& w) {
+        float* to = t.buffers.get(n * w.out);
+        list.push_back({{x, d}, &w, {to, w.out}});
+        return to;
+    };
+    if (layer.ratio) {
+        in.main_kv = project(layer.main.wkv);
+        in.main_score = project(layer.main.wgate);
+    }
+    if (indexed) {
+        in.index_kv = project(layer.index.wkv);
+        in.index_score = project(layer.index.wgate);
+        in.head_weights = project(layer.index_weights_proj);
+    }
+    products(list.data(), static_cast<int>(list.size()), n);
+
+    const float *cos = t.cos[kind].data(), *sin = t.sin[kind].data();
+    const float weight_scale = static_cast<float>(std::pow(static_cast<double>(c.index_head_dim), -0.5) *
+                                                  std::pow(static_cast<double>(c.index_n_heads), -0.5));
+    for_each_row(n, [&](int64_t row) {
+        float *latent = in.latent + row * rank, *kv = in.kv + row * D;
+        rms_norm(latent, layer.q_norm, rank, eps, latent);
+        if (c.quantize) fake_quant_fp8(latent, rank, 128);
+        rms_norm(kv, layer.kv_norm, D, eps, kv);
+        rotate(kv, D, cos + row * pairs, sin + row * pairs, pairs, 1.0f);
+        quantize_kv(kv, c);
+        if (indexed)
+            for (int64_t h = 0; h < c.index_n_heads; ++h) in.head_weights[row * c.index_n_heads + h] *= weight_scale;
+    });
+    return in;
+}
+
+// q [n, H, D], rotated and scaled.
+inline float* project_queries(TokenTile& t, const Layer& layer, float* latent) {
+    const Config& c = t.model.config;
+    const int64_t n = t.n, H = c.num_attention_heads, D = c.head_dim, pairs = c.qk_rope_head_dim / 2,
+                  kind = layer.ratio ? 1 : 0;
+    const float *cos = t.cos[kind].data(), *sin = t.sin[kind].data();
+    float* q = t.buffers.get(n * H * D);
+    Product up{{latent, c.q_lora_rank}, &layer.wq_b, {q, H * D}};
+    products(&up, 1, n);
+    const float scale = static_cast<float>(std::pow(static_cast<double>(D), -0.5));
+    for_each_row(n, [&](int64_t row) {
+        for (int64_t h = 0; h < H; ++h) {
+            float* head = q + (row * H + h) * D;
+            rms_norm(head, nullptr, D, static_cast<float>(c.rms_norm_eps), head);
+            rotate(head, D, cos + row * pairs, sin + row * pairs, pairs, 1.0f);
+            for (int64_t i = 0; i < D; ++i) head[i] *= scale;
+        }
+    });
+    return q;
+}
+
+// Writes the entries of the windows that the tile's tokens close, of the keys and of the indexer.
+inline void compress_tile(TokenTile& t, const Layer& layer, const LayerCache& cache, const AttentionInputs& in) {
+    const bool indexed = layer.ratio == 4;
+    add_ape(t, layer.main, in.main_score);
+    if (indexed) add_ape(t, layer.index, in.index_score);
+    const int64_t count = static_cast<int64_t>(t.segments.size()), compressors = indexed ? 2 : 1;
+    parallel(count * compressors, [&](int64_t task, int) {
+        const Segment& s = t.segments[static_cast<size_t>(task / compressors)];
+        const bool main = task % compressors == 0;
+        const Compressor& w = main ? layer.main : layer.index;
+        compress(w, s, t.cache, main ? cache.main : cache.index, main ? in.main_kv : in.index_kv,
+                 main ? in.main_score : in.index_score,
+                 [&](float* entry, int64_t position) { finish_entry(t.model, w, main, entry, position); });
+    });
+}
+
+// The last tokens' keys into their sequences' window rings.
+inline void store_window(const TokenTile& t, const LayerCache& cache, const float* kv) {
+    const int64_t D = t.model.config.head_dim;
+    for (const Segment& s : t.segments)
+        for (int64_t i = std::max<int64_t>(0, s.count - WINDOW); i < s.count; ++i)
+            std::copy_n(kv + (s.first + i) * D, D, cache.window + (s.slot * WINDOW + (s.start + i) % WINDOW) * D);
+}
+
+// y [n, d] from o [n, H, D]: group by group down to low rank, then up.
+inline void project_output(TokenTile& t, const Layer& layer, float* o, float* y) {
+    const Config& c = t.model.config;
+    const int64_t n = t.n, d = c.hidden_size, groups = c.o_groups, inner = c.num_attention_heads * c.head_dim;
+    const int64_t width = inner / groups, total = groups * c.o_lora_rank;
+    float* low = t.buffers.get(n * total);
+    std::vector<Weight> slices;
+    for (int64_t g = 0; g < groups; ++g) slices.push_back(layer.wo_a.rows(g * c.o_lora_rank, c.o_lora_rank));
+    std::vector<Product> list;
+    for (int64_t g = 0; g < groups; ++g)
+        list.push_back({{o + g * width, inner}, &slices[static_cast<size_t>(g)], {low + g * c.o_lora_rank, total}});
+    products(list.data(), static_cast<int>(list.size()), n);
+    if (c.quantize) for_each_row(n, [&](int64_t row) { fake_quant_fp8(low + row * total, total, 128); });
+    Product down{{low, total}, &layer.wo_b, {y, d}};
+    products(&down, 1, n);
+}
+
+// y [n, d] = attention of the normed input x [n, d].
+inline void attention(TokenTile& t, const Layer& layer, const LayerCache& cache, float* x, float* y) {
+    const Config& c = t.model.config;
+    const AttentionInputs in = project_inputs(t, layer, x);
+    float* q = project_queries(t, layer, in.latent);
+    if (layer.ratio) compress_tile(t, layer, cache, in);
+    thread_local std::vector<int32_t> memory;
+    const int32_t* selected =
+        layer.ratio == 4 ? select_tile_entries(t, layer, cache, in.latent, in.head_weights, memory) : nullptr;
+    float* o = t.buffers.get(t.n * c.num_attention_heads * c.head_dim);
+    attend_tile(t, layer, cache, q, in.kv, selected, o);
+    store_window(t, cache, in.kv);
+    project_output(t, layer, o, y);
+}
+
+// y [n, d] = routed and shared experts of the normed input x [n, d].
+inline void feed_forward(TokenTile& t, const Layer& layer, float* x, float* y) {
+    const Config& c = t.model.config;
+    int64_t n = t.n, d = c.hidden_size, k = c.num_experts_per_tok, E = c.n_routed_experts;
+    int64_t width = layer.shared.w1.out;
+    float *quantized_x = quantized_input(t, x, d), *logits = t.buffers.get(n * E), *gate = t.buffers.get(n * width);
+    float *up = t.buffers.get(n * width), *weights = t.buffers.get(n * k), *rows = t.buffers.get(n * k * d);
+    float* hidden = t.buffers.get(n * k * 2 * c.moe_intermediate_size);
+    thread_local std::vector<int32_t> memory;
+    memory.resize(static_cast<size_t>(n * k));
+    int32_t* experts = memory.data();
+    Product first[] = {{{x, d}, &layer.gate, {logits, E}},
+                       {{quantized_x, d}, &layer.shared.w1, {gate, width}},
+                       {{quantized_x, d}, &layer.shared.w3, {up, width}}};
+    products(first, 3, n);
+    for_each_row(n, [&](int64_t row) {
+        thread_local std::vector<float> work;
+        route(logits + row * E, layer, c, t.token_ids[static_cast<size_t>(row)], work, experts + row * k,
+              weights + row * k);
+        swiglu(gate + row * width, up + row * width, width, static_cast<float>(c.swiglu_limit), 1.0f);
+        if (c.quantize) fake_quant_fp8(gate + row * width, width, 128);
+    });
+    run_experts(layer, c, quantized_x, n, experts, weights, hidden, rows, {{gate, width}, &layer.shared.w2, {y, d}});
+    for_each_row(n, [&](int64_t row) {
+        for (int64_t slot = 0; slot < k; ++slot) {
+            const float* expert = rows + (row * k + slot) * d;
+            for (int64_t i = 0; i < d; ++i) y[row * d + i] += expert[i];
+        }
+    });
+}
+
+// Layers [first, last) over a tile's streams [n, s, d], in place.
+inline void run_layers(TokenTile& t, int64_t first, int64_t last, float* streams) {
+    const Config& c = t.model.config;
+    for (int64_t l = first; l < last; ++l) {
+        const Layer& layer = t.model.layers[static_cast<size_t>(l)];
+        t.buffers.restart();
+        float *x = t.buffers.get(t.n * c.hidden_size), *y = t.buffers.get(t.n * c.hidden_size);
+        float* weights = t.buffers.get(t.n * c.hc_mult * (2 + c.hc_mult));
+        hc_pre(t, layer.hc_attn, layer.attn_norm, streams, weights, x);
+        attention(t, layer, t.cache.layers[static_cast<size_t>(l)], x, y);
+        hc_post(t, y, weights, streams);
+        hc_pre(t, layer.hc_ffn, layer.ffn_norm, streams, weights, x);
+        feed_forward(t, layer, x, y);
+        hc_post(t, y, weights, streams);
+    }
+}
+
+struct BatchPosition {
+    int64_t token = 0, sequence = 0, used = 0;  // of the batch, of its sequences, of the current sequence's tokens
+};
+
+// The next TILE_TOKENS tokens, or what is left of the batch.
+inline void fill_tile(TokenTile& t, const Batch& batch, BatchPosition& at) {
+    t.n = 0;
+    t.segments.clear();
+    t.positions.clear();
+    t.token_ids.clear();
+    while (at.sequence < batch.sequences && t.n < TILE_TOKENS) {
+        const int64_t count = std::min(TILE_TOKENS - t.n, batch.lengths[at.sequence] - at.used);
+        const int64_t start = batch.starts[at.sequence] + at.used;
+        t.segments.push_back({t.n, count, start, batch.slots[at.sequence]});
+        for (int64_t i = 0; i < count; ++i) {
+            t.positions.push_back(start + i);
+            t.token_ids.push_back(batch.token_ids[at.token + i]);
+        }
+        t.n += count;
+        at.token += count;
+        at.used += count;
+        if (at.used == batch.lengths[at.sequence]) {
+            ++at.sequence;
+            at.used = 0;
+        }
+    }
+}
+
+// Rotation factors of the tile's positions; its streams [n, s, d] from the embedding, unless null.
+inline void prepare_rows(TokenTile& t, float* streams) {
+    const int64_t s = t.model.config.hc_mult, d = t.model.config.hidden_size,
+                  pairs = t.model.config.qk_rope_head_dim / 2;
+    for (int kind = 0; kind < 2; ++kind) {
+        t.cos[kind].resize(static_cast<size_t>(t.n * pairs));
+        t.sin[kind].resize(static_cast<size_t>(t.n * pairs));
+    }
+    for_each_row(t.n, [&](int64_t row) {
+        for (int kind = 0; kind < 2; ++kind)
+            rotation(t.model.inv_freq[kind], t.positions[static_cast<size_t>(row)], t.cos[kind].data() + row * pairs,
+                     t.sin[kind].data() + row * pairs);
+        if (!streams) return;
+        float* to = streams + row * s * d;
+        dequantize_row(t.model.embed, t.token_ids[static_cast<size_t>(row)], 0, d, to);
+        for (int64_t j = 1; j < s; ++j) std::copy_n(to, d, to + j * d);
+    });
+}
+
+// Layers [first, last) over a batch. streams [T, s, d] are the input, or with `embed` written from the embedding first.
+inline void forward(const Model& model, const Cache& cache, const Batch& batch, int64_t first, int64_t last, bool embed,
+                    float* streams) {
+    const int64_t width = model.config.hc_mult * model.config.hidden_size;
+    thread_local Buffers buffers;
+    TokenTile t{model, cache, 0, {}, {}, {}, {}, {}, {}};
+    std::swap(t.buffers, buffers);
+    BatchPosition at;
+    while (at.sequence < batch.sequences) {
+        fill_tile(t, batch, at);
+        float* tile = streams + (at.token - t.n) * width;
+        prepare_rows(t, embed ? tile : nullptr);
+        run_layers(t, first, last, tile);
+    }
+    std::swap(t.buffers, buffers);
+}
+
+}  // namespace dsv4::DSV4_ISA

@@ -1,0 +1,269 @@
+// Candidates for the k best entries of a token: index scores of quantized values, with a bound on their error.
+//
+// A quantized score is within `error` of the indexer's exact one (its fp32 chain). Entries more than twice that below
+// the k-th quantized score are not among the k best, entries more than twice that above it are; for the others the
+// exact scores are computed. So the selection is that of the exact scores.
+#pragma once
+
+#include <optional>
+
+#include "base/threads.h"
+#include "base/top_k.h"
+#include "model/compressor.h"
+#include "model/index_quantization.h"
+
+#if defined(DSV4_ISA_AVX512_VNNI)
+
+namespace dsv4::DSV4_ISA {
+
+constexpr int64_t PAIR = 2 * LANES;  // keys of two adjacent panels
+static_assert(LANES == IndexKeyCache::ROWS);
+
+// An upper bound of a row's norm, from the sum of its squares as `dot` computes it: squares that underflow are added.
+inline float norm_bound(float squares, int64_t width) {
+    return std::sqrt(squares + static_cast<float>(width + 64) * 0x1p-149f) * 1.001f;
+}
+
+// The largest bounds that were merged; NaN counts as infinite.
+struct MaxBounds : IndexKeyCache::Bounds {
+    void merge(const IndexKeyCache::Bounds& other) {
+        square = other.square < INFINITY ? std::max(square, other.square) : INFINITY;
+        step = std::max(step, other.step);
+    }
+};
+
+// Up to 16 keys -> a quantized panel in VNNI layout, groups of TILE_WORDS; missing keys are zeros.
+template <class Quantizer, class Key>
+inline MaxBounds quantize_panel(Key key, int64_t count, int64_t width, uint16_t* to, float* steps) {
+    const int64_t groups = groups_of(width);
+    uint16_t* rows = scratch<uint16_t>(Scratch::staging, LANES * groups * GROUP);
+    MaxBounds bounds;
+    for (int64_t j = 0; j < LANES; ++j) {
+        uint16_t* row = rows + j * groups * GROUP;
+        float step = 0.0f;
+        if (j < count) {
+            step = Quantizer::step_of(key(j), width);
+            bounds.merge({dot(key(j), key(j), width), step});
+            Quantizer::quantize_row(key(j), width, step, row);
+        } else {
+            std::fill_n(row, groups * GROUP, uint16_t{0});
+        }
+        if (Quantizer::HAS_STEPS) steps[j] = step;
+    }
+    for (int64_t g = 0; g < groups; ++g) {
+        const uint16_t* row[LANES];
+        for (int64_t j = 0; j < LANES; ++j) row[j] = rows + (j * groups + g) * GROUP;
+        transpose_16x16_pairs(row, to + g * TILE_WORDS);
+    }
+    return bounds;
+}
+
+// Bounds of all keys of a call.
+template <class Quantizer>
+struct KeyBounds {
+    float max_norm = 0.0f;   // infinite where a key has a NaN
+    float max_error = 0.0f;  // of quantization
+
+    void set(const MaxBounds& bounds, int64_t width) {
+        max_norm = norm_bound(bounds.square, width);
+        max_error = Quantizer::max_error(max_norm, bounds.step, width);
+    }
+};
+
+// f(panel) for each of [0, panels), several per task; the largest of the bounds that it returns.
+template <class F>
+inline MaxBounds for_each_panel(int64_t panels, F&& f) {
+    constexpr int64_t TASK_PANELS = 16;
+    std::vector<MaxBounds> tasks(static_cast<size_t>((panels + TASK_PANELS - 1) / TASK_PANELS));
+    parallel(static_cast<int64_t>(tasks.size()), [&](int64_t task, int) {
+        for (int64_t p = task * TASK_PANELS; p < std::min(panels, (task + 1) * TASK_PANELS); ++p)
+            tasks[static_cast<size_t>(task)].merge(f(p));
+    });
+    MaxBounds bounds;
+    for (const MaxBounds& task : tasks) bounds.merge(task);
+    return bounds;
+}
+
+// The first `count` index keys of a sequence, quantized for one call.
+template <class Quantizer>
+struct CallKeys : KeyBounds<Quantizer> {
+    static_assert(!Quantizer::HAS_STEPS);
+    int64_t groups = 0;
+
+    void quantize(const Entries& keys, IndexKeyCache*, int64_t count) {
+        groups = groups_of(keys.width);
+        const int64_t panels = (count + PAIR - 1) / PAIR * 2;
+        first = memory.reserve(panels * groups * TILE_WORDS);
+        const MaxBounds bounds = for_each_panel(panels, [&](int64_t p) {
+            auto key = [&](int64_t j) { return keys[p * LANES + j]; };
+            return quantize_panel<Quantizer>(key, std::clamp<int64_t>(count - p * LANES, 0, LANES), keys.width,
+                                             first + p * groups * TILE_WORDS, nullptr);
+        });
+        KeyBounds<Quantizer>::set(bounds, keys.width);
+    }
+    const uint16_t* panel_pair(int64_t e) const { return first + e / LANES * groups * TILE_WORDS; }
+    const float* steps(int64_t) const { return nullptr; }
+
+   private:
+    Aligned<uint16_t> memory;
+    uint16_t* first = nullptr;
+};
+
+// The same, kept from call to call: only panels written since are quantized.
+struct CachedKeys : KeyBounds<Int16Quantizer> {
+    int64_t groups = 0;
+
+    void quantize(const Entries& keys, IndexKeyCache* key_cache, int64_t count) {
+        groups = groups_of(keys.width);
+        cache = key_cache;
+        entries.emplace(keys);
+        cache->reserve(groups * TILE_WORDS);
+        std::vector<int64_t> stale;
+        MaxBounds bounds;
+        for (int64_t p = 0; p * LANES < count; ++p) {
+            const int64_t panel = panel_of(p * LANES);
+            if (cache->valid_rows(panel) < std::min<int64_t>(LANES, count - p * LANES))
+                stale.push_back(p);
+            else
+                bounds.merge(cache->bounds(panel));
+        }
+        const MaxBounds fresh = for_each_panel(static_cast<int64_t>(stale.size()), [&](int64_t i) {
+            const int64_t p = stale[static_cast<size_t>(i)], panel = panel_of(p * LANES);
+            const int64_t rows = std::min<int64_t>(LANES, count - p * LANES);
+            auto key = [&](int64_t j) { return keys[p * LANES + j]; };
+            const MaxBounds found =
+                quantize_panel<Int16Quantizer>(key, rows, keys.width, cache->panel(panel), cache->steps(panel));
+            cache->bounds(panel) = found;
+            cache->valid_rows(panel) = static_cast<uint8_t>(rows);
+            return found;
+        });
+        bounds.merge(fresh);
+        KeyBounds::set(bounds, keys.width);
+    }
+    // The two panels from key e on, a multiple of 32: a page's panels are contiguous.
+    const uint16_t* panel_pair(int64_t e) const { return cache->panel(panel_of(e)); }
+    const float* steps(int64_t e) const { return cache->steps(panel_of(e)); }
+
+   private:
+    IndexKeyCache* cache = nullptr;
+    std::optional<Entries> entries;  // of the call
+
+    int64_t panel_of(int64_t e) const { return entries->row(e) / LANES; }
+};
+
+// The largest difference of a token's quantized and exact scores, infinite where either may overflow. q [heads, width].
+// Queries and keys are quantized, both ways of accumulating round to fp32, and tiles flush values below 2^-126 to zero.
+template <class Quantizer>
+inline float index_error(const float* q, const float* weights, int64_t heads, int64_t width,
+                         const KeyBounds<Quantizer>& keys) {
+    const float relative = static_cast<float>(width + heads + 8) * 0x1p-21f;
+    float error = 0.0f;
+    for (int64_t h = 0; h < heads; ++h) {
+        const float norm = norm_bound(dot(q + h * width, q + h * width, width), width), weight = std::fabs(weights[h]);
+        const float q_error = Quantizer::max_error(norm, Quantizer::step_of(q + h * width, width), width);
+        if (!(norm * keys.max_norm < 0x1p120f)) return INFINITY;
+        if (weight == 0.0f) continue;  // the scores are finite
+        if (!(weight >= Quantizer::MIN_WEIGHT && weight <= Quantizer::MAX_WEIGHT)) return INFINITY;
+        const float max_quantized = keys.max_norm + keys.max_error;  // norm of a quantized key
+        const float products =
+            relative * (norm + q_error) * max_quantized + norm * keys.max_error + q_error * max_quantized;
+        const float tiny = static_cast<float>(width) * 0x1p-120f * (norm + keys.max_norm + 1.0f);
+        error += weight * (products + tiny) + 0x1p-140f;  // more than the rounding of subnormal sums
+    }
+    return error < 0x1p100f ? error * 1.01f : INFINITY;
+}
+
+// Quantized queries of some tokens, in this thread's scratch, in blocks of tokens whose scores stay in the first-level
+// cache.
+template <class Quantizer>
+struct QuantizedQueries {
+    int64_t tokens, heads, groups, stride, block, block_rows;
+    uint16_t* rows;
+    float *factors, *dots;  // per head its weight times its query's step; products of a block
+
+    // q [tokens, heads, width], weights [tokens, heads].
+    QuantizedQueries(const float* q, const float* weights, int64_t tokens_, int64_t heads_, int64_t width)
+        : tokens(tokens_), heads(heads_), groups(groups_of(width)), stride((groups | 1) * GROUP) {
+        block = std::min(tokens, std::max<int64_t>(1, 128 / heads));
+        block_rows = padded_rows(block);
+        const int64_t blocks = (tokens + block - 1) / block;
+        rows = scratch<uint16_t>(Scratch::staging, blocks * block_rows * stride);
+        dots = scratch(Scratch::index_dots, block_rows * PAIR);
+        factors = scratch(Scratch::lanes, tokens * heads);
+        for (int64_t b = 0; b < blocks; ++b) {
+            const int64_t first = b * block * heads, count = std::min(block, tokens - b * block) * heads;
+            for (int64_t r = 0; r < block_rows; ++r) {
+                uint16_t* to = rows + (b * block_rows + r) * stride;
+                if (r >= count) {
+                    std::fill_n(to, stride, uint16_t{0});
+                    continue;
+                }
+                const float* from = q + (first + r) * width;
+                const float step = Quantizer::step_of(from, width);
+                Quantizer::quantize_row(from, width, step, to);
+                factors[first + r] = weights[first + r] * step;
+            }
+        }
+    }
+
+    // f(token, low, high) with the scores of keys e to e + 31 for tokens t0 to t1 - 1 of a block.
+    template <class Keys, class F>
+    void scores(Quantizer& quantizer, const Keys& keys, int64_t e, int64_t t0, int64_t t1, F&& f) const {
+        quantizer.dot_panels(rows + t0 / block * block_rows * stride, stride, padded_rows(t1 - t0), keys.panel_pair(e),
+                             groups, dots);
+        const float* at = dots;
+        for (int64_t t = t0; t < t1; ++t) {
+            V low = zero(), high = zero();
+            for (int64_t h = 0; h < heads; ++h, at += PAIR) {
+                const V factor = set1(factors[t * heads + h]);
+                low = fma(factor, max(load(at), zero()), low);
+                high = fma(factor, max(load(at + LANES), zero()), high);
+            }
+            if (Quantizer::HAS_STEPS) {
+                const float* steps = keys.steps(e);
+                low = mul(low, load(steps));
+                high = mul(high, load(steps + LANES));
+            }
+            f(t, low, high);
+        }
+    }
+
+   private:
+    int64_t padded_rows(int64_t count) const {
+        return (count * heads + Quantizer::ROWS - 1) / Quantizer::ROWS * Quantizer::ROWS;
+    }
+};
+
+// Adds entries [from, visible[t]) to the candidates of each token t, which were reset with twice index_error as their
+// slack. q [tokens, heads, width], weights [tokens, heads]; from is a multiple of 32, visible[t] ascends. False where
+// there are too many candidates.
+template <class Quantizer, class Keys>
+inline bool find_candidates(const float* q, const float* weights, int64_t tokens, int64_t heads, int64_t width,
+                            const Keys& keys, int64_t from, const int64_t* visible, int64_t k, TopK* candidates) {
+    constexpr int64_t CHUNK_WORDS = 1 << 17;  // keys that stay in the second-level cache
+    const QuantizedQueries<Quantizer> queries(q, weights, tokens, heads, width);
+    const int64_t chunk = std::max<int64_t>(1, CHUNK_WORDS / (2 * queries.groups * TILE_WORDS)) * PAIR;
+    [[maybe_unused]] Quantizer quantizer;  // while it lives, dot_panels can run
+    for (int64_t e0 = from; e0 < visible[tokens - 1]; e0 += chunk) {
+        for (int64_t t0 = 0; t0 < tokens; t0 += queries.block) {
+            const int64_t t1 = std::min(tokens, t0 + queries.block), stop = std::min(e0 + chunk, visible[t1 - 1]);
+            for (int64_t e = e0; e < stop; e += PAIR)
+                queries.scores(
+                    quantizer, keys, e, t0, t1, [&](int64_t t, V low, V high) __attribute__((always_inline)) {
+                        const int64_t left = visible[t] - e;
+                        if (left > 0) candidates[t].add_lanes(low, static_cast<int>(std::min<int64_t>(LANES, left)), e);
+                        if (left > LANES)
+                            candidates[t].add_lanes(high, static_cast<int>(std::min<int64_t>(LANES, left - LANES)),
+                                                    e + LANES);
+                    });
+        }
+        int64_t total = 0;
+        for (int64_t t = 0; t < tokens; ++t) total += candidates[t].size();
+        if (total > tokens * (8 * k + 2048)) return false;  // equal scores, say: exact scores alone are faster
+    }
+    return true;
+}
+
+}  // namespace dsv4::DSV4_ISA
+
+#endif

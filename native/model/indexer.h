@@ -1,0 +1,376 @@
+// The indexer: scores of compressed entries, and the selection of the entries that each token attends to.
+//
+// An exact score is a chain over the heads, of weight times relu of a chain over the channels, both ascending and from
+// zero.
+#pragma once
+
+#include <vector>
+
+#include "base/top_k.h"
+#include "gemm/gemm.h"
+#include "model/index_filter.h"
+#include "model/token_tile.h"
+
+namespace dsv4::DSV4_ISA {
+
+constexpr int64_t KEY_CHUNK = 512;    // keys per task when few tokens score many
+constexpr int64_t INDEX_TOKENS = 64;  // neighbouring tokens per task when many do
+#if defined(DSV4_ISA_AVX512)
+constexpr int INDEX_HEADS = 8, INDEX_PANELS = 2;
+#else
+constexpr int INDEX_HEADS = 4, INDEX_PANELS = 1;
+#endif
+constexpr int64_t INDEX_KEYS = INDEX_PANELS * LANES;
+
+// R more heads of a token: to[key] += weight_r * relu(q_r . key), heads in order, from zero if they are the first. Keys
+// [P][width][16].
+template <int R, int P>
+[[gnu::noinline]] inline void add_heads(const float* q, int64_t width, const float* keys, const float* weights,
+                                        bool first, float* to) {
+    constexpr int UNROLL = 4;
+    const int64_t whole = width / UNROLL * UNROLL;
+    V acc[R][P];
+    clear(acc);
+    StridedRows<R> rows(q, width);
+    multiply_panels<UNROLL>(acc, rows, 1, whole, keys, width * LANES);
+    multiply_panels<1>(acc, rows, 1, width - whole, keys + whole * LANES, width * LANES);
+    for (int p = 0; p < P; ++p) {
+        V sum = first ? zero() : load(to + p * LANES);
+        for (int r = 0; r < R; ++r) sum = fma(set1(weights[r]), max(acc[r][p], zero()), sum);
+        store(to + p * LANES, sum);
+    }
+}
+
+template <int P>
+inline void token_scores(const float* q, const float* weights, int64_t heads, int64_t width, const float* keys,
+                         float* to) {
+    for (int64_t h = 0; h < heads; h += INDEX_HEADS)
+        with_count<INDEX_HEADS>(static_cast<int>(std::min<int64_t>(INDEX_HEADS, heads - h)),
+                                [&](auto block) __attribute__((always_inline)) {
+                                    add_heads<decltype(block)::value, P>(q + h * width, width, keys, weights + h,
+                                                                         h == 0, to);
+                                });
+}
+
+// to[token * stride + i] = exact score of key(i), i in [0, count), written up to a multiple of INDEX_KEYS. q [tokens,
+// heads, width], weights [tokens, heads].
+template <class Key>
+inline void exact_scores(const float* q, const float* weights, int64_t tokens, int64_t heads, int64_t width, Key key,
+                         int64_t count, float* to, int64_t stride) {
+    float* panels = scratch(Scratch::panel, width * INDEX_KEYS);
+    auto prefetch = [&](int64_t from) {
+        for (int64_t i = from; i < std::min(count, from + INDEX_KEYS); ++i)
+            for (int64_t k = 0; k < width; k += LANES) __builtin_prefetch(key(i) + k);
+    };
+    prefetch(0);
+    for (int64_t i = 0; i < count; i += INDEX_KEYS) {
+        prefetch(i + INDEX_KEYS);
+        const bool several = i + LANES < count;  // panels
+        for (int64_t p = 0; p < (several ? INDEX_PANELS : 1); ++p) {
+            const float* from[LANES];
+            const int64_t at = i + p * LANES, keys = std::min<int64_t>(LANES, count - at);
+            for (int64_t j = 0; j < keys; ++j) from[j] = key(at + j);
+            pack_rows(from, static_cast<int>(keys), width, panels + p * width * LANES);
+        }
+        for (int64_t t = 0; t < tokens; ++t) {
+            const float *query = q + t * heads * width, *weight = weights + t * heads;
+            float* place = to + t * stride + i;
+            several ? token_scores<INDEX_PANELS>(query, weight, heads, width, panels, place)
+                    : token_scores<1>(query, weight, heads, width, panels, place);
+        }
+    }
+}
+
+// Some neighbouring tokens of a sequence that select their k best entries each, into selected [tokens, k]; visible[t]
+// ascends, and tokens that see at most k entries select nothing.
+struct EntrySelection {
+    const float *q, *weights;  // [tokens, heads, width], [tokens, heads]
+    int64_t heads, width, k;
+    Entries keys;
+    IndexKeyCache* key_cache;  // of the keys' rows
+
+    EntrySelection from_token(int64_t t) const {
+        return {q + t * heads * width, weights + t * heads, heads, width, k, keys, key_cache};
+    }
+
+    void select_exact(int64_t tokens, const int64_t* visible, int32_t* selected) const {
+        thread_local std::vector<TopK> best;
+        for (int64_t t0 = 0; t0 < tokens; t0 += ATTENTION_TOKENS) {
+            const int64_t count = std::min(ATTENTION_TOKENS, tokens - t0), most = visible[t0 + count - 1];
+            if (most <= k) continue;
+            float* scores = scratch(Scratch::index_scores, count * KEY_CHUNK);
+            if (best.size() < static_cast<size_t>(count)) best.resize(static_cast<size_t>(count));
+            for (int64_t t = 0; t < count; ++t) best[static_cast<size_t>(t)].reset(k);
+            for (int64_t e = 0; e < most; e += KEY_CHUNK) {
+                const int64_t some = std::min(KEY_CHUNK, most - e);
+                exact_scores(
+                    q + t0 * heads * width, weights + t0 * heads, count, heads, width,
+                    [&](int64_t i) { return keys[e + i]; }, some, scores, KEY_CHUNK);
+                for (int64_t t = 0; t < count; ++t)
+                    if (visible[t0 + t] > e)
+                        best[static_cast<size_t>(t)].add_scores(scores + t * KEY_CHUNK,
+                                                                std::min(some, visible[t0 + t] - e), e);
+            }
+            for (int64_t t = 0; t < count; ++t)
+                if (visible[t0 + t] > k) best[static_cast<size_t>(t)].finish(selected + (t0 + t) * k);
+        }
+    }
+
+#if defined(DSV4_ISA_AVX512_VNNI)
+    template <class Quantizer, class Keys>
+    void select_filtered(int64_t tokens, const int64_t* visible, const Keys& quantized, int32_t* selected) const {
+        thread_local std::vector<TopK> candidates;
+        if (visible[tokens - 1] <= k) return;
+        if (candidates.size() < static_cast<size_t>(tokens)) candidates.resize(static_cast<size_t>(tokens));
+        if (!filter<Quantizer>(tokens, visible, quantized, 0, candidates.data()))
+            return select_exact(tokens, visible, selected);
+        for (int64_t t = 0; t < tokens; ++t)
+            if (visible[t] > k) select_from(candidates[static_cast<size_t>(t)], t, selected + t * k);
+    }
+
+    // Candidates of each token among its entries from `from` on. False where the exact scores of all are needed.
+    template <class Quantizer, class Keys>
+    bool filter(int64_t tokens, const int64_t* visible, const Keys& quantized, int64_t from, TopK* candidates) const {
+        for (int64_t t = 0; t < tokens; ++t) {
+            const float error =
+                index_error<Quantizer>(q + t * heads * width, weights + t * heads, heads, width, quantized);
+            if (!(error < INFINITY)) return false;
+            candidates[t].reset(k, 2.0f * error);
+        }
+        return find_candidates<Quantizer>(q, weights, tokens, heads, width, quantized, from, visible, k, candidates);
+    }
+
+    // Token t's selection from its candidates.
+    void select_from(TopK& candidates, int64_t t, int32_t* selected) const {
+        thread_local std::vector<int32_t> undecided;
+        thread_local TopK best;
+        const int64_t decided = candidates.finish_with_slack(selected, undecided),
+                      count = static_cast<int64_t>(undecided.size());
+        float* scores = scratch(Scratch::index_scores, count + INDEX_KEYS);
+        exact_scores(
+            q + t * heads * width, weights + t * heads, 1, heads, width,
+            [&](int64_t i) { return keys[undecided[static_cast<size_t>(i)]]; }, count, scores, 0);
+        best.reset(k - decided);
+        for (int64_t i = 0; i < count; ++i) best.add(scores[i], undecided[static_cast<size_t>(i)]);
+        std::sort(selected, best.finish_unsorted(selected + decided));
+    }
+#endif
+};
+
+// A segment whose tokens select, into selected [count, k].
+struct SegmentSelection {
+    Segment s;
+    EntrySelection selection;
+    int32_t* selected;
+
+    int64_t visible(int64_t t) const { return (s.start + t + 1) / 4; }  // entries, by token t
+    int64_t entries() const { return visible(s.count - 1); }
+};
+
+// Segments of few tokens: exact scores chunk by chunk of keys on all threads, then the selections.
+inline void select_few_exact(const std::vector<SegmentSelection>& list, Buffers& buffers) {
+    struct Task {
+        const SegmentSelection* segment;
+        float* scores;
+        int64_t stride, at;
+    };
+    std::vector<Task> keys, tokens;
+    for (const SegmentSelection& segment : list) {
+        const int64_t most = segment.entries(), stride = (most + INDEX_KEYS - 1) / INDEX_KEYS * INDEX_KEYS;
+        float* scores = buffers.get(segment.s.count * stride);
+        for (int64_t e = 0; e < most; e += KEY_CHUNK) keys.push_back({&segment, scores, stride, e});
+        for (int64_t t = 0; t < segment.s.count; ++t) tokens.push_back({&segment, scores, stride, t});
+    }
+    parallel(static_cast<int64_t>(keys.size()), [&](int64_t number, int) {
+        const Task& task = keys[static_cast<size_t>(number)];
+        const EntrySelection& c = task.segment->selection;
+        exact_scores(
+            c.q, c.weights, task.segment->s.count, c.heads, c.width, [&](int64_t i) { return c.keys[task.at + i]; },
+            std::min(KEY_CHUNK, task.segment->entries() - task.at), task.scores + task.at, task.stride);
+    });
+    parallel(static_cast<int64_t>(tokens.size()), [&](int64_t number, int) {
+        const Task& task = tokens[static_cast<size_t>(number)];
+        const int64_t visible = task.segment->visible(task.at), k = task.segment->selection.k;
+        if (visible > k) top_k(task.scores + task.at * task.stride, visible, k, task.segment->selected + task.at * k);
+    });
+}
+
+// f(selection, tokens, visible, selected) for the tokens of a segment, in blocks, each on one thread.
+template <class F>
+inline void for_each_block(const SegmentSelection& segment, F&& f) {
+    const int64_t count = segment.s.count, fair = (count + 2 * thread_count() - 1) / (2 * thread_count());
+    const int64_t block = std::clamp<int64_t>(fair, ATTENTION_TOKENS, INDEX_TOKENS),
+                  blocks = (count + block - 1) / block;
+    parallel(blocks, [&](int64_t task, int) {
+        const int64_t first = (blocks - 1 - task) * block,
+                      tokens = std::min(block, count - first);  // the longest first
+        int64_t visible[INDEX_TOKENS];
+        for (int64_t t = 0; t < tokens; ++t) visible[t] = segment.visible(first + t);
+        f(segment.selection.from_token(first), tokens, visible, segment.selected + first * segment.selection.k);
+    });
+}
+
+#if defined(DSV4_ISA_AVX512_VNNI)
+template <class Quantizer, class Keys>
+inline void select_many_filtered(const SegmentSelection& segment) {
+    thread_local Keys memory;
+    Keys& quantized = memory;  // this thread's, for all threads
+    quantized.quantize(segment.selection.keys, segment.selection.key_cache, segment.entries());
+    for_each_block(segment,
+                   [&](const EntrySelection& block, int64_t tokens, const int64_t* visible, int32_t* selected) {
+                       block.select_filtered<Quantizer>(tokens, visible, quantized, selected);
+                   });
+}
+
+// Segments of few tokens, whose keys all threads share: candidates range by range of keys, then the selections.
+class FewTokensFilter {
+   public:
+    explicit FewTokensFilter(const std::vector<SegmentSelection>& list) : list_(list) {
+        const int64_t segments = static_cast<int64_t>(list.size());
+        const int64_t most = (2 * thread_count() - 1) / std::max<int64_t>(1, segments) + 1;
+        if (keys_.size() < list.size()) keys_.resize(list.size());
+        for (size_t i = 0; i < list.size(); ++i) add_segment(i, most);
+    }
+
+    // Returns the segments left to exact scores.
+    std::vector<SegmentSelection> select() {
+        std::vector<char> filtered(count_);    // not bits: threads write to neighbours
+        Range* const ranges = ranges_.data();  // this thread's, for all threads
+        const CachedKeys* const keys = keys_.data();
+        parallel(static_cast<int64_t>(count_), [&](int64_t number, int) {
+            Range& range = ranges[number];
+            filtered[static_cast<size_t>(number)] = filter_range(range, keys[range.segment]);
+        });
+        std::vector<char> left(list_.size());
+        for (size_t i = 0; i < count_; ++i)
+            if (!filtered[i]) left[ranges[i].segment] = 1;
+        parallel(static_cast<int64_t>(tokens_.size()), [&](int64_t number, int) {
+            const Token& token = tokens_[static_cast<size_t>(number)];
+            if (!left[token.segment]) select_token(token, ranges);
+        });
+        std::vector<SegmentSelection> rest;
+        for (size_t i = 0; i < list_.size(); ++i)
+            if (left[i]) rest.push_back(list_[i]);
+        return rest;
+    }
+
+   private:
+    struct Range {
+        size_t segment = 0;
+        int64_t first = 0, stop = 0;   // keys
+        std::vector<TopK> candidates;  // of each token
+    };
+    struct Token {
+        size_t segment, first_range, stop_range;
+        int64_t t;
+    };
+
+    void add_segment(size_t i, int64_t most_ranges) {
+        constexpr int64_t MIN_RANGE = 2048;  // keys
+        const SegmentSelection& segment = list_[i];
+        const int64_t entries = segment.entries(), ranges = std::clamp<int64_t>(entries / MIN_RANGE, 1, most_ranges);
+        const int64_t size = (entries + ranges * PAIR - 1) / (ranges * PAIR) * PAIR;
+        const size_t tokens = static_cast<size_t>(segment.s.count), first = count_;
+        keys_[i].quantize(segment.selection.keys, segment.selection.key_cache, entries);
+        for (int64_t e = 0; e < entries; e += size, ++count_) {
+            if (count_ == ranges_.size()) ranges_.emplace_back();
+            Range& range = ranges_[count_];
+            range.segment = i;
+            range.first = e;
+            range.stop = std::min(entries, e + size);
+            if (range.candidates.size() < tokens) range.candidates.resize(tokens);
+        }
+        for (int64_t t = 0; t < segment.s.count; ++t) tokens_.push_back({i, first, count_, t});
+    }
+
+    bool filter_range(Range& range, const CachedKeys& keys) const {
+        const SegmentSelection& segment = list_[range.segment];
+        int64_t visible[ATTENTION_TOKENS];
+        for (int64_t t = 0; t < segment.s.count; ++t) visible[t] = std::min(range.stop, segment.visible(t));
+        const bool filtered = segment.selection.filter<Int16Quantizer>(segment.s.count, visible, keys, range.first,
+                                                                       range.candidates.data());
+        for (int64_t t = 0; t < segment.s.count; ++t) range.candidates[static_cast<size_t>(t)].compact();
+        return filtered;
+    }
+
+    void select_token(const Token& token, Range* ranges) const {
+        const SegmentSelection& segment = list_[token.segment];
+        const int64_t k = segment.selection.k;
+        if (segment.visible(token.t) <= k) return;
+        TopK& candidates = ranges[token.first_range].candidates[static_cast<size_t>(token.t)];
+        for (size_t i = token.first_range + 1; i < token.stop_range; ++i)
+            candidates.merge(ranges[i].candidates[static_cast<size_t>(token.t)]);
+        segment.selection.select_from(candidates, token.t, segment.selected + token.t * k);
+    }
+
+    static inline thread_local std::vector<CachedKeys> keys_;
+    static inline thread_local std::vector<Range> ranges_;
+    const std::vector<SegmentSelection>& list_;
+    std::vector<Token> tokens_;
+    size_t count_ = 0;  // of ranges
+};
+#endif
+
+inline void select_many(const SegmentSelection& segment) {
+#if defined(DSV4_ISA_AMX)
+    // The heads' errors add up while their scores grow like the root of their number: for many heads BF16 is too
+    // coarse.
+    constexpr int64_t MAX_BF16_HEADS = 16;
+    if (segment.selection.heads <= MAX_BF16_HEADS)
+        return select_many_filtered<Bf16Quantizer, CallKeys<Bf16Quantizer>>(segment);
+#endif
+#if defined(DSV4_ISA_AVX512_VNNI)
+    select_many_filtered<Int16Quantizer, CachedKeys>(segment);
+#else
+    for_each_block(segment, [](const EntrySelection& block, int64_t tokens, const int64_t* visible, int32_t* selected) {
+        block.select_exact(tokens, visible, selected);
+    });
+#endif
+}
+
+// selected [count, k] of each segment, for its tokens that see more than k entries; few tokens' scores use memory of
+// the buffers.
+inline void select_entries(const std::vector<SegmentSelection>& list, Buffers& buffers) {
+    std::vector<SegmentSelection> few;
+    for (const SegmentSelection& segment : list) {
+        if (segment.entries() <= segment.selection.k) continue;
+        segment.s.count < ATTENTION_TOKENS ? few.push_back(segment) : select_many(segment);
+    }
+#if defined(DSV4_ISA_AVX512_VNNI)
+    few = FewTokensFilter(few).select();
+#endif
+    select_few_exact(few, buffers);
+}
+
+// Entries that each token of the tile attends to, [n, index_topk]; null where no token sees more than index_topk.
+inline const int32_t* select_tile_entries(TokenTile& t, const Layer& layer, const LayerCache& cache, float* latent,
+                                          const float* head_weights, std::vector<int32_t>& selected) {
+    const Config& c = t.model.config;
+    int64_t heads = c.index_n_heads, width = c.index_head_dim, k = c.index_topk, pairs = c.qk_rope_head_dim / 2;
+    auto selects = [&](const Segment& s) { return (s.start + s.count) / 4 > k; };
+    if (std::none_of(t.segments.begin(), t.segments.end(), selects)) return nullptr;
+    selected.resize(static_cast<size_t>(t.n * k));
+    float* q = t.buffers.get(t.n * heads * width);
+    Product project{{latent, c.q_lora_rank}, &layer.index_wq_b, {q, heads * width}};
+    products(&project, 1, t.n);
+    for_each_row(t.n, [&](int64_t row) {
+        for (int64_t h = 0; h < heads; ++h) {
+            float* x = q + (row * heads + h) * width;
+            rotate(x, width, t.cos[1].data() + row * pairs, t.sin[1].data() + row * pairs, pairs, 1.0f);
+            if (!c.quantize) continue;
+            hadamard(x, width);
+            fake_quant_fp4(x, width, 32);
+        }
+    });
+    std::vector<SegmentSelection> list;
+    for (const Segment& s : t.segments) {
+        Entries keys(cache.index.entries, t.cache, s.slot, 4, width);
+        const EntrySelection selection{
+            q + s.first * heads * width, head_weights + s.first * heads, heads, width, k, keys, cache.index.quantized};
+        list.push_back({s, selection, selected.data() + s.first * k});
+    }
+    select_entries(list, t.buffers);
+    return selected.data();
+}
+
+}  // namespace dsv4::DSV4_ISA

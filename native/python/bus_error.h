@@ -1,0 +1,20 @@
+// A line on stderr before the process dies of a mapped file that has become shorter (SIGBUS).
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace dsv4 {
+
+// Addresses [first, last) of a mapped file, and the line to write when one of them can no longer be read.
+struct MappedRange {
+    uintptr_t first, last;
+    std::string line;
+};
+
+// Watches these ranges, and no longer those of the call before. Whatever handled SIGBUS before goes on doing so after the
+// line, by default the end of the process.
+void watch_bus_errors(std::vector<MappedRange> ranges);
+
+}  // namespace dsv4

@@ -1,0 +1,201 @@
+"""Files and folders are whole or absent; what a killed writer left is gone after the next; a full disk is said so."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dsv4.checkpoint import convert, save_model
+from dsv4.checkpoint.atomic import DiskFullError, clear_leftovers, new_file, new_folder
+from dsv4.checkpoint.files import ShardWriter
+from dsv4.checkpoint.gguf_export import export_gguf
+from dsv4.cli import main
+from dsv4.training.state import Progress, save_state
+
+SECONDS = 120  # for a process on a machine that does much else
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def killed(code: str, *arguments: Path) -> None:
+    """Runs code until it prints a line, then kills it."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "writing\n"
+        process.send_signal(signal.SIGKILL)
+        process.wait(SECONDS)
+
+
+CONVERT = """
+import sys, time
+from dsv4.checkpoint import convert
+from dsv4.checkpoint.gguf_export import export_gguf
+def progress(done, total):
+    if done > total / 2:
+        print("writing", flush=True)
+        time.sleep(1000)
+if sys.argv[2].endswith(".gguf"):
+    export_gguf(sys.argv[1], sys.argv[2], progress=progress)
+else:
+    convert(sys.argv[1], sys.argv[2], "bf16", progress=progress, overwrite=True)
+"""
+
+
+@pytest.mark.parametrize("target", ["out", "out.gguf"])
+def test_the_next_conversion_clears_what_a_killed_one_left(target: str, official: Any, tmp_path: Path) -> None:
+    source = official.write(tmp_path / "source")
+    (source / "tokenizer.json").unlink()
+    killed(CONVERT, source, tmp_path / target)
+    left = [name for name in names(tmp_path) if name.startswith(f".{target}.")]
+    assert len(left) == 1 and target not in names(tmp_path)
+    (tmp_path / ".out2.0123abcd.tmp").mkdir()  # another target's
+    if target == "out":
+        convert(source, tmp_path / target, "bf16")
+    else:
+        export_gguf(source, tmp_path / target)
+    assert names(tmp_path) == [".out2.0123abcd.tmp", target, "source"]
+
+
+TRAIN = """
+import sys, time
+from pathlib import Path
+from dsv4.checkpoint.atomic import new_file
+with new_file(Path(sys.argv[1])) as temporary:
+    temporary.write_bytes(bytes(1000))
+    print("writing", flush=True)
+    time.sleep(1000)
+"""
+
+
+def state(path: Path) -> None:
+    """A training state of a few bytes, as training saves it."""
+
+    class Empty:
+        def state_dict(self) -> dict[str, torch.Tensor]:
+            return {"weight": torch.zeros(50_000)}
+
+    save_state(path, Empty(), Empty(), Progress())  # type: ignore[arg-type]
+
+
+def test_the_next_save_of_a_training_clears_what_a_killed_one_left(tmp_path: Path) -> None:
+    for _ in range(2):
+        killed(TRAIN, tmp_path / "state.pt")
+    (tmp_path / ".state.pt.4711.tmp").write_text("as earlier versions named theirs")
+    assert [name.startswith(".state.pt.") for name in names(tmp_path)] == [True, True]
+    state(tmp_path / "state.pt")
+    assert names(tmp_path) == ["state.pt"]
+
+
+def test_a_living_writer_keeps_its_own(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "model", overwrite=False) as first:
+        (first / "config.json").write_text("{}")
+        with new_file(tmp_path / "model.txt") as file:
+            clear_leftovers(tmp_path / "model.txt")
+            assert file.exists()
+        with new_folder(tmp_path / "model", overwrite=False) as second:
+            (second / "config.json").write_text("[]")
+            assert first.exists()
+        (tmp_path / "model" / "config.json").unlink()  # an empty folder gives way
+    assert names(tmp_path) == ["model", "model.txt"] and (tmp_path / "model" / "config.json").read_text() == "{}"
+
+
+def test_a_folder_that_was_being_replaced_comes_back(tmp_path: Path) -> None:
+    """Killed between two renames: the old folder is the only whole one."""
+    old, new = tmp_path / ".model.0123abcd.old", tmp_path / ".model.0123abcd.tmp"
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "config.json").write_text(folder.suffix)
+    clear_leftovers(tmp_path / "model")
+    assert names(tmp_path) == ["model"] and (tmp_path / "model" / "config.json").read_text() == ".old"
+    (tmp_path / ".model.89abcdef.old").mkdir()  # killed a moment later: the new one is in place
+    clear_leftovers(tmp_path / "model")
+    assert names(tmp_path) == ["model"] and (tmp_path / "model" / "config.json").read_text() == ".old"
+
+
+def fail(error: int) -> Callable[..., None]:
+    def write(*_: object, **__: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (errno.ENOSPC, "no space left on the disk"),
+        (errno.EDQUOT, "no space left"),
+        (errno.EFBIG, "larger than a file may be"),
+    ],
+)
+def test_a_full_disk_is_said_in_words(
+    error: int,
+    said: str,
+    official: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = official.write(tmp_path / "source")
+    monkeypatch.setattr(ShardWriter, "write", fail(error))
+    command = ["convert", str(source), str(tmp_path / "out"), "--format", "bf16"]
+    assert main(command) == 2
+    printed = capsys.readouterr().err
+    assert said in printed and str(tmp_path / "out") in printed and "Errno" not in printed
+    with pytest.raises(DiskFullError) as raised:
+        save_model(official.values, official.config, tmp_path / "out")
+    assert raised.value.errno == error
+    assert names(tmp_path) == ["source"]
+
+
+def test_too_little_space_is_known_before_anything_is_written(
+    official: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = official.write(tmp_path / "source")
+    (source / "tokenizer.json").unlink()
+    usage = type("Usage", (), {"free": 100_000})
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    said = r"cannot be written: no space left on the disk: it takes [0-9.]+ MB, and 0.1 MB are free in"
+    with pytest.raises(DiskFullError, match=said):
+        convert(source, tmp_path / "new" / "out", "bf16")
+    with pytest.raises(DiskFullError, match=said):
+        save_model(official.values, official.config, tmp_path / "out")
+    with pytest.raises(DiskFullError, match=said):
+        export_gguf(source, tmp_path / "out.gguf")
+    assert names(tmp_path) == ["source"]
+
+
+@pytest.mark.parametrize("what", ["folder", "gguf", "training"])
+def test_a_limit_on_the_size_of_files(what: str, official: Any, tmp_path: Path) -> None:
+    """A real one (`ulimit -f`), met in the middle of a write."""
+    source = official.write(tmp_path / "source")
+    (source / "tokenizer.json").unlink()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(
+            DiskFullError,
+            match=r"out.* cannot be written: .*larger than a file may be here \(file system, or ulimit -f\)",
+        ):
+            if what == "folder":
+                convert(source, tmp_path / "out", "bf16")
+            elif what == "gguf":
+                export_gguf(source, tmp_path / "out.gguf")
+            else:
+                state(tmp_path / "out.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert names(tmp_path) == ["source"]

@@ -1,0 +1,85 @@
+"""The chat page: long pastes are folded, in the composer and in the chat, and nothing of them is lost."""
+
+from typing import Any
+
+from playwright.sync_api import expect
+
+LOG = "\n".join(f"line {i}" for i in range(312))
+
+
+def test_a_long_paste_folds_and_opens_by_keyboard(tab: Any) -> None:
+    page = tab.page
+    area = page.locator("#prompt")
+    page.evaluate("text => navigator.clipboard.writeText(text)", LOG)
+    area.click()
+    page.keyboard.press("Control+V")
+    fold = page.locator(".composer .fold")
+    expect(fold).to_have_text("Show all (312 lines)")
+    expect(fold).to_have_attribute("aria-expanded", "false")
+    folded = area.bounding_box()["height"]
+    tab.until(lambda: page.evaluate("document.querySelector('#prompt').scrollTop") == 0)
+    page.keyboard.press("Tab")
+    expect(fold).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(fold).to_have_attribute("aria-expanded", "true")
+    assert area.bounding_box()["height"] > folded
+    tab.will_answer(["ok"])
+    area.focus()
+    page.keyboard.press("Enter")
+    tab.wait("done")
+    assert tab.mock.requests[0]["messages"][0]["content"] == LOG
+    expect(fold).to_be_hidden()
+
+    bubble = page.locator(".bubble")
+    shown = bubble.get_by_role("button")
+    expect(shown).to_have_text("Show all (312 lines)")
+    assert "line 7" in bubble.inner_text() and "line 8" not in bubble.inner_text()
+    shown.focus()
+    page.keyboard.press("Enter")
+    assert "line 311" in bubble.inner_text() and shown.get_attribute("aria-expanded") == "true"
+    assert page.evaluate("id => Boolean(document.getElementById(id))", shown.get_attribute("aria-controls"))
+    shown.press("Enter")
+    assert "line 311" not in bubble.inner_text()
+    page.locator(".user").hover()
+    page.get_by_role("button", name="Copy message").click()
+    assert page.evaluate("navigator.clipboard.readText()") == LOG
+
+
+def test_long_single_lines_fold_by_characters_and_short_texts_do_not(tab: Any) -> None:
+    page = tab.page
+    tab.ask("word " * 1000, ["ok"])
+    tab.wait("done", 0)
+    expect(page.locator(".bubble .fold")).to_have_text("Show all (4,999 characters)")
+    tab.ask("\n".join("x" * 20), ["ok"])
+    tab.wait("done", 1)
+    assert page.locator(".bubble .fold").count() == 1
+
+
+def test_what_is_typed_line_by_line_does_not_fold_by_itself(tab: Any) -> None:
+    area = tab.page.locator("#prompt")
+    area.focus()
+    for _ in range(25):
+        tab.page.keyboard.press("Shift+Enter")
+    tab.page.keyboard.type("end")
+    expect(tab.page.locator(".composer .fold")).to_have_text("Show less")
+
+
+def test_a_megabyte_is_taken_without_freezing(tab: Any) -> None:
+    text = "{" * 1_000_000
+    took = tab.page.evaluate(
+        """text => {
+            const area = document.querySelector("#prompt");
+            const start = performance.now();
+            area.value = text;
+            area.dispatchEvent(new Event("input"));
+            area.scrollHeight;
+            return performance.now() - start;
+        }""",
+        text,
+    )
+    assert took < 10_000
+    tab.will_answer(["ok"])
+    tab.page.locator("#prompt").press("Enter")
+    tab.wait("done")
+    assert len(tab.mock.requests[0]["messages"][0]["content"]) == 1_000_000
+    expect(tab.page.locator(".bubble .fold")).to_have_text("Show all (1,000,000 characters)")

@@ -1,0 +1,141 @@
+"""The chat page: what it says of waiting and speed, of a busy and of a stopped server, and what other tabs do."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from playwright.sync_api import expect
+
+
+def reading(processed: int, total: int = 50_000, cache: int = 0, ms: float = 3000.0) -> dict[str, Any]:
+    return {"prompt_progress": {"total": total, "cache": cache, "processed": processed, "time_ms": ms}}
+
+
+def queued(position: int) -> dict[str, Any]:
+    return reading(0, ms=0.0) | {"queue": {"position": position, "time_ms": 0.0}}
+
+
+def test_place_in_the_queue_and_reading_are_shown_until_the_answer(tab: Any) -> None:
+    tab.ask("hi", ["Done."], pause=1.5, progress=[queued(3), queued(0), reading(12_288), reading(50_000)])
+    note, bar = tab.answer().locator(".wait-note"), tab.page.get_by_role("progressbar")
+    expect(note).to_have_text("Waiting: 3 ahead")
+    expect(bar).to_be_hidden()
+    expect(note).to_have_text("Waiting: next in line")
+    expect(note).to_have_text("Reading 12,288 of 50,000 tokens (24 %), about 9 s left")
+    assert bar.get_attribute("aria-valuenow") == "24"
+    expect(note).to_contain_text("about 8 s left")  # it counts down between two reports
+    tab.wait("done")
+    assert tab.text() == "Done." and tab.answer().locator(".waiting").is_hidden()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "milliseconds", "expected"),
+    [
+        (32, 0.0, "32 tokens"),  # all at one time by the clock
+        (32, 0.5, "32 tokens"),  # too short to measure
+        (4, 100.0, "4 tokens"),  # too few
+        (1, 100.0, "1 token"),
+        (32, 20.0, "32 tokens · 50.0 tokens/s"),
+        (40, 2.0, "40 tokens · 500 tokens/s"),
+    ],
+)
+def test_speed_is_the_engine_s_and_only_where_there_is_one(
+    tab: Any, tokens: int, milliseconds: float, expected: str
+) -> None:
+    tab.ask("hi", ["x "] * tokens, milliseconds=milliseconds)  # all pieces arrive at one time
+    assert tab.wait("done").locator(".stats").inner_text() == expected
+
+
+def test_thinking_without_a_duration_worth_telling(tab: Any) -> None:
+    tab.ask("hi", ["ok"], thinking=["hm"], milliseconds=1.0)
+    expect(tab.wait("done").locator("summary")).to_have_text("Thoughts")
+    tab.ask("hi", ["ok"], thinking=["\n", " "])
+    tab.wait("done", 1)
+    assert tab.answer().locator("details.thinking").is_hidden(), "blank thinking is none"
+
+
+def test_a_busy_server_is_asked_again_when_it_says(tab: Any) -> None:
+    tab.ask("hi", [], status=429, error="Too many requests wait.", headers={"Retry-After": "3"})
+    expect(tab.answer().locator(".wait-note")).to_contain_text("The server is busy, trying again in 3 s")
+    expect(tab.answer().locator(".wait-note")).to_contain_text("trying again in 1 s")
+    tab.will_answer(["fine"])
+    assert tab.wait("done").locator(".answer").inner_text() == "fine"
+    assert len(tab.mock.requests) == 2
+    tab.ask("more", [], status=503, error="Later.", headers={"Retry-After": "60"})
+    expect(tab.answer().locator(".wait-note")).to_contain_text("trying again in")
+    tab.page.get_by_role("button", name="Stop").click()
+    tab.wait("stopped")
+    assert len(tab.mock.requests) == 3
+
+
+def test_a_stopped_engine_is_not_called_busy(tab: Any) -> None:
+    tab.mock.stopped = "the logits of request 7 are not finite"
+    tab.ask("hi", [], status=503, error="the engine has failed", headers={"Retry-After": "1"})
+    failure = tab.wait("error").locator(".failure")
+    expect(failure.locator("strong")).to_have_text("The model has stopped")
+    expect(failure.locator("p")).to_contain_text("The logits of request 7 are not finite.")
+    banner = tab.page.locator("#banner")
+    expect(banner).to_contain_text("The model has stopped")
+    assert len(tab.mock.requests) == 1, "waiting does not help, so nothing is asked again"
+    tab.mock.stopped = ""
+    tab.will_answer(["back"])
+    expect(banner).to_be_hidden(timeout=15_000)  # the page notices by itself
+    failure.get_by_role("button", name="Try again").click()
+    assert tab.wait("done").locator(".answer").inner_text() == "back"
+
+
+def test_reload_and_stop_before_the_answer_leave_a_way_on(tab: Any) -> None:
+    tab.ask("slow", ["never"], pause=2.0, progress=[queued(2)] * 30)
+    expect(tab.answer().locator(".wait-note")).to_have_text("Waiting: 2 ahead")
+    tab.page.reload()
+    answer = tab.wait("stopped")
+    assert "before the answer began" in answer.locator(".notice").inner_text()
+    tab.until(lambda: tab.mock.disconnects == 1, seconds=10)
+    tab.will_answer(["fine"])
+    answer.get_by_role("button", name="Answer again").click()
+    assert tab.wait("done").locator(".answer").inner_text() == "fine"
+
+
+def test_two_tabs_on_one_chat_keep_what_both_have_asked(tab: Any, open_tab: Callable[[str], Any]) -> None:
+    tab.ask("first", ["one"])
+    tab.wait("done", 0)
+    other = tab.page.context.new_page()
+    other.goto(tab.url)
+    expect(other.locator(".answer")).to_have_text("one")
+    tab.ask("second", ["a ", "b ", "c ", "d"], pause=1.0)
+    expect(other.locator(".bubble")).to_have_text(["first", "second"])
+    expect(other.locator(".assistant").nth(1)).to_have_attribute("data-status", "streaming")
+    expect(other.locator(".answer").nth(1)).to_have_text("a b c d", timeout=20_000)  # it follows
+    expect(other.locator(".assistant").nth(1)).to_have_attribute("data-status", "done", timeout=20_000)
+    other.fill("#prompt", "third")
+    other.keyboard.press("Enter")
+    expect(tab.page.locator(".bubble")).to_have_text(["first", "second", "third"], timeout=20_000)
+    expect(tab.page.locator(".assistant").nth(2)).to_have_attribute("data-status", "done", timeout=20_000)
+    tab.page.reload()
+    expect(tab.page.locator(".bubble")).to_have_text(["first", "second", "third"])
+    other.close()
+
+
+def test_queue_and_prompt_of_the_real_engine_are_shown_and_stopped_at_once(
+    open_tab: Callable[[str], Any], serve: Any, model: Any
+) -> None:
+    model.seconds_per_step = model.seconds_of_prefill = 0.3
+    model.reply = "</think>" + "cat " * 100
+    with serve(model, max_num_seqs=1, max_model_len=65536) as served:
+        tab = open_tab(served.url + "/")
+        expect(tab.page.locator("#model")).to_have_text(served.engine.llm.name)
+        tab.ask("the cat sat " * 4000)
+        note = tab.answer().locator(".wait-note")
+        expect(note).to_contain_text("Reading")
+        tab.page.get_by_role("button", name="New chat").first.click()
+        tab.ask("next")
+        expect(tab.answer().locator(".wait-note")).to_have_text("Waiting: next in line")
+        tab.page.get_by_role("button", name="Stop").click()
+        tab.until(lambda: served.engine.num_waiting == 0)
+        assert served.engine.num_running == 1
+        tab.page.locator(".chat-open").nth(1).click()
+        expect(note).to_contain_text("Reading")
+        tab.page.keyboard.press("Escape")
+        tab.wait("stopped")
+        served.wait_until_idle()
+        assert model.num_sampled == 0, "the prompt was not read to its end"
