@@ -33,15 +33,18 @@ _SUBSTITUTE = "dsv4-substitute"
 _STAND_INS: tuple[object, ...] = ("x", 1, {}, [])
 
 
-def named_place(text: str) -> str | None:
-    """The place that a refusal names itself, None where it names none."""
+def named_place(text: str, request: Json) -> str | None:
+    """The place in `request` that a refusal names itself, None where it names none."""
     dotted = _DOTTED.search(text)
     if dotted is not None:
         content = "" if dotted[2] is None else f".content[{dotted[2]}]"
         return f"messages[{dotted[1]}]{content}"
     if "for 'tool_call_id' of" in text and (index := re.search(r"message\[(\d+)\]", text)):
         return f"messages[{index[1]}]"
-    return next((found[1] for pattern in _NAMED if (found := pattern.search(text))), None)
+    place = next((found[1] for pattern in _NAMED if (found := pattern.search(text))), None)
+    if place is not None and place.startswith("stop[") and "stop" not in request:
+        return place.replace("stop", "stop_sequences", 1)  # Messages have another name for it
+    return place
 
 
 def locate(request: Json, refusal: str, judge: Judge, *, deep: bool) -> str | None:
@@ -136,6 +139,8 @@ class _Search:
         return ""
 
     def _in_items(self, items: list[object], put: Put, depth: int) -> str:
+        if self.same(put([])):
+            return ""  # it is an array that is not allowed here
         index = self._first(len(items), lambda low, high: self.same(put(items[low:high])))
         if index is None:
             return ""
@@ -145,7 +150,7 @@ class _Search:
         missing = _MISSING.search(self._refusal)
         if missing is not None and missing[1] not in fields and self._is_missed(fields, missing[1], put):
             return ""
-        needed = self._needed(fields, put)
+        needed = self._needed(fields, put, keep=missing[1] if missing is not None else None)
         name = self._faulty(needed, put)
         if name is None:
             return ""
@@ -155,9 +160,11 @@ class _Search:
         """True if it is here that a field of this name is missing: with one, the refusal is another or none."""
         return any(not self.same(put(fields | {name: value})) for value in _STAND_INS)
 
-    def _needed(self, fields: Json, put: Put) -> Json:
-        """The fewest fields that are refused in the same words."""
+    def _needed(self, fields: Json, put: Put, keep: str | None) -> Json:
+        """The fewest fields that are refused in the same words. `keep`: a field that is missed elsewhere, not here."""
         for name in list(fields):
+            if name == keep:
+                continue
             rest = {key: value for key, value in fields.items() if key != name}
             if self.same(put(rest)):
                 fields = rest

@@ -41,7 +41,7 @@ def describe(
     if is_bad_json(error):
         return refused  # it names line and column
     deep = not isinstance(error, recipe.ConversionError)
-    named = None if deep else named_place(refused.message)
+    named = None if deep else named_place(refused.message, request)
     if named is not None:
         return RequestError(refused.status, refused.message, param=named)
     try:

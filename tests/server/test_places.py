@@ -1,8 +1,15 @@
 """A refused request says which field is at fault, in its message and in error.param."""
 
+import copy
+import json
+from collections.abc import Iterator
+
 import anthropic
+import deepseek_recipe as recipe
 import openai
 import pytest
+
+from dsv4.server.refusals import describe
 
 CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
 USER = {"role": "user", "content": "x"}
@@ -42,6 +49,7 @@ def chat(*messages: object) -> dict:
         ({"thinking": True}, "thinking", "invalid type: boolean `true`"),
         ({"thinking": {"type": "maybe"}}, "thinking.type", "unknown variant `maybe`"),
         ({"max_completion_tokens": "5"}, "max_completion_tokens", 'invalid type: string "5"'),
+        ({"temperature": [1]}, "temperature", "invalid type: sequence"),
         ({"stop": ["a", 5]}, "stop[1]", "invalid type: integer `5`"),
         ({"stream_options": {"include_usage": "x"}}, "stream_options.include_usage", "invalid type"),
         ({"tools": [FUNCTION, {"type": "function"}]}, "tools[1]", "missing field `function`"),
@@ -87,6 +95,7 @@ def test_a_refused_chat_request_names_the_place(server, request_, place: str, wo
     ("request_", "place", "words"),
     [
         ({"temperature": "hot"}, "temperature", 'invalid type: string "hot", expected f32'),
+        ({"stop_sequences": ["a", ""]}, "stop_sequences[1]", "empty string"),
         ({"output_config": {"effort": "most"}}, "output_config.effort", "unknown variant `most`"),
         ({"system": [{"type": "text", "text": "x"}, {"type": "text"}]}, "system[1]", "missing field `text`"),
         ({"tools": [{"name": "f", "input_schema": {"type": "object"}}, {}]}, "tools[1]", "missing field `name`"),
@@ -146,3 +155,98 @@ def test_a_forced_tool_while_thinking_says_how_to_stop_thinking(server) -> None:
     tools = [{"name": "f", "input_schema": {"type": "object"}}]
     error = refused(server, MESSAGES, {"max_tokens": 5, "tools": tools, "tool_choice": {"type": "tool", "name": "f"}})
     assert '"thinking": {"type": "disabled"}' in error["message"] and '{"type": "auto"}' in error["message"]
+
+
+WHOLE_CHAT = {
+    "model": "tiny",
+    "messages": [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": [{"type": "text", "text": "t"}]},
+        {"role": "assistant", "content": "c", "reasoning_content": "r", **call()},
+        tool(),
+    ],
+    "tools": [FUNCTION],
+    "tool_choice": "auto",
+    "stop": ["a"],
+    "temperature": 1,
+    "top_p": 0.5,
+    "max_tokens": 5,
+    "seed": 1,
+    "logprobs": True,
+    "thinking": {"type": "enabled"},
+    "reasoning_effort": "low",
+    "stream_options": {"include_usage": True},
+}
+WHOLE_MESSAGES = {
+    "model": "tiny",
+    "system": [{"type": "text", "text": "s"}],
+    "messages": [
+        {"role": "user", "content": [{"type": "text", "text": "t"}]},
+        use(),
+        {
+            "role": "user",
+            "content": [{"type": "tool_result", "tool_use_id": "a", "content": [{"type": "text", "text": "x"}]}],
+        },
+    ],
+    "tools": [{"name": "f", "input_schema": {"type": "object"}}],
+    "tool_choice": {"type": "auto"},
+    "max_tokens": 5,
+    "thinking": {"type": "enabled"},
+    "output_config": {"effort": "low"},
+    "stop_sequences": ["a"],
+}
+
+
+def paths(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        yield (*path, key)
+        yield from paths(child, (*path, key))
+
+
+def written(path: tuple[str | int, ...]) -> str:
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).removeprefix(".")
+
+
+@pytest.mark.parametrize(
+    ("parse", "whole"), [(recipe.ChatCompletionRequest, WHOLE_CHAT), (recipe.MessagesRequest, WHOLE_MESSAGES)]
+)
+def test_whatever_field_is_wrong_is_the_one_that_is_named(parse, whole) -> None:
+    """Every value of a large request is spoilt in turn, in seven ways; the place is the value or lies within it."""
+    parse(json.dumps(whole).encode())
+    found = 0
+    for path in paths(whole):
+        for value in (True, -1, 1.5, "zz", {"zz": 1}, [5], {"type": "zz"}):
+            request = copy.deepcopy(whole)
+            owner = request
+            for key in path[:-1]:
+                owner = owner[key]
+            owner[path[-1]] = value
+            body = json.dumps(request).encode()
+            try:
+                parse(body)
+            except ValueError as error:
+                refused_ = describe(error, body, parse, parse, "")
+                # An object in the place of another lacks a field or has a wrong one inside.
+                assert (refused_.param or "").startswith(written(path)), (path, value, refused_)
+                assert f": {refused_.param}: " in refused_.message
+                found += 1
+    assert found > 150
+
+
+def test_the_search_for_a_place_ends_within_its_bound() -> None:
+    """A long text beside many fields: only the message is named, after a few readings of the whole."""
+    fields = {f"field{index}": 1 for index in range(60)}
+    spoilt = fields | {"role": "bad", "content": "x" * 3_000_000}
+    body = json.dumps({"model": "tiny", "messages": [USER, spoilt]}).encode()
+    read = 0
+
+    def parse(part: bytes) -> object:
+        nonlocal read
+        read += len(part)
+        return recipe.ChatCompletionRequest(part)
+
+    with pytest.raises(ValueError) as error:
+        recipe.ChatCompletionRequest(body)
+    assert describe(error.value, body, parse, parse, "").param == "messages[1]"
+    assert read < 3 * len(body) + 10_000_000
