@@ -29,6 +29,8 @@ _NAMED = (
     re.compile(r"(tools\[\d+\])"),
 )
 _DOTTED = re.compile(r"messages\.(\d+)(?:\.content\.(\d+))?")
+# Fields that deepseek-recipe knows by the first name and that the client may have sent by the other.
+_OTHER_NAMES = {"stop": "stop_sequences", "max_tokens": "max_completion_tokens"}
 _SUBSTITUTE = "dsv4-substitute"
 _STAND_INS: tuple[object, ...] = ("x", 1, {}, [])
 
@@ -42,9 +44,9 @@ def named_place(text: str, request: Json) -> str | None:
     if "for 'tool_call_id' of" in text and (index := re.search(r"message\[(\d+)\]", text)):
         return f"messages[{index[1]}]"
     place = next((found[1] for pattern in _NAMED if (found := pattern.search(text))), None)
-    if place is not None and place.startswith("stop[") and "stop" not in request:
-        return place.replace("stop", "stop_sequences", 1)  # Messages have another name for it
-    return place
+    name = re.split(r"[\[.]", place or "", maxsplit=1)[0]
+    other = _OTHER_NAMES.get(name)
+    return place.replace(name, other, 1) if place and other in request and name not in request else place
 
 
 def locate(request: Json, refusal: str, judge: Judge, *, deep: bool) -> str | None:
@@ -52,18 +54,17 @@ def locate(request: Json, refusal: str, judge: Judge, *, deep: bool) -> str | No
 
     `deep`: whether the fault lies in one value, as what a parser cannot read does, and not in how values go together.
     """
-    frame: Json = {"model": request.get("model"), "messages": [{"role": "user", "content": "x"}]}
     missing = _MISSING.search(refusal)
     if missing is not None and missing[1] in ("model", "messages") and missing[1] not in request:
         return missing[1]
+    model = request.get("model")
+    frame: Json = {"model": model if isinstance(model, str) else "x", "messages": [{"role": "user", "content": "x"}]}
     search = _Search(refusal, judge, _BUDGET_FACTOR * len(json.dumps(request)) + _BUDGET_BASE)
-    for name, value in request.items():
-
-        def put(part: object, name: str = name) -> Json:
-            return frame | {name: part}
-
-        if search.same(put(value)):
-            return name + search.part(value, put, deep=deep, turns=name == "messages")
+    # The model first: it stands beside every other field that is tried.
+    for name in sorted(request, key=lambda name: name != "model"):
+        place = search.field(name, request[name], frame, deep)
+        if place is not None:
+            return place
     return None
 
 
@@ -90,14 +91,22 @@ class _Search:
             raise _OutOfBudget
         return self._judge(text)
 
-    def part(self, value: object, put: Put, *, deep: bool, turns: bool) -> str:
-        """What follows the name of a request's field in the place; `turns`: the field is an array of messages."""
-        if deep:
-            return self.inside(value, put)
+    def field(self, name: str, value: object, frame: Json, deep: bool) -> str | None:
+        """The place, if it is in this field of the request; `frame`: a good request without the field."""
+
+        def put(part: object) -> Json:
+            return frame | {name: part}
+
+        place = None
         try:
-            return self.turn(value, put) if turns else self.item(value, put)
+            if self.same(put(value)):
+                place = name
+                if deep:
+                    return name + self.inside(value, put)
+                return name + (self.turn(value, put) if name == "messages" else self.item(value, put))
         except _OutOfBudget:
-            return ""
+            pass
+        return place
 
     def item(self, value: object, put: Put) -> str:
         """The index of the refused item of an array, "" for other values."""

@@ -70,6 +70,8 @@ def chat(*messages: object) -> dict:
         (chat({"role": "user", "content": [{"type": "zzz", "text": "a"}]}), "messages[137].content[0].type", "`zzz`"),
         # What only conversion finds keeps the hosted service's sentence as its beginning.
         ({"temperature": 2.5}, "temperature", "Invalid temperature value"),
+        ({"max_completion_tokens": 400_000}, "max_completion_tokens", "Invalid max_tokens value"),
+        ({"max_tokens": 0}, "max_tokens", "Invalid max_tokens value"),
         ({"top_logprobs": 3}, "top_logprobs", "Invalid top_logprobs and logprobs value"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "stream_options should be set along"),
         ({"response_format": {"type": "json_object"}}, "response_format", "Prompt must contain the word"),
@@ -250,3 +252,19 @@ def test_the_search_for_a_place_ends_within_its_bound() -> None:
         recipe.ChatCompletionRequest(body)
     assert describe(error.value, body, parse, parse, "").param == "messages[1]"
     assert read < 3 * len(body) + 10_000_000
+    many = {f"field{index}": 1 for index in range(5000)}
+    many |= {"model": "x" * 4000, "messages": [USER], "temperature": "hot"}  # the name stands in every part tried
+    body = json.dumps(many).encode()
+    with pytest.raises(ValueError) as error:
+        recipe.ChatCompletionRequest(body)
+    refusal = describe(error.value, body, parse, parse, "")
+    assert "hot" in refusal.message and refusal.param is None, "no place, but the refusal itself"
+
+
+def test_a_wrong_model_beside_other_fields_is_the_one_that_is_named(server) -> None:
+    http = server.http()
+    for model, words in ((5, "model: invalid type: integer `5`"), ("gpt-9", "but you passed gpt-9.")):
+        error = http.post(CHAT, json={"temperature": 1, "messages": [USER], "model": model}).json()["error"]
+        assert error["param"] == "model" and words in error["message"]
+    error = http.post(CHAT, json={"temperature": "hot"}).json()["error"]
+    assert error["param"] == "temperature", "though the model is missing, too"
