@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.engines.plan import FLASH_WIDTH
+from benchmarks.harness.scenarios import FLASH_WIDTH
 from dsv4.analysis.inventory import LAYOUTS, Layout, tensor_inventory
 from dsv4.checkpoint import load_model
 from dsv4.checkpoint.atomic import new_folder
