@@ -11,12 +11,14 @@ tool block, and the model does the rest.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import deepseek_recipe as recipe
 
 from dsv4.engine.llm import LLM
 from dsv4.engine.outputs import Alternatives, Timings, TokenEvent
 from dsv4.engine.sampling_params import SamplingParams
+from dsv4.engine.tool_markup import Schema, Text, Token, ToolMarkup
 from dsv4.tokenizer.prompts import PromptEncoder
 
 Generator = recipe.ChatCompletionChunkGenerator | recipe.MessagesChunkGenerator
@@ -39,6 +41,7 @@ class Turn:
     prompt_token_ids: list[int]
     params: SamplingParams
     parsing: recipe.ParsingOptions
+    tools: dict[str, Schema]  # properties of the parameters by name; empty where no tools are offered
 
 
 class ConversationModel:
@@ -78,7 +81,8 @@ class ConversationModel:
             stop_token_ids=tuple(sorted(self.stop_token_ids)),
             logprobs=(options.top_logprobs or 0) if options.logprobs else False,
         )
-        return Turn(prompt, params, request.parsing_options)
+        tools = {tool.name: _properties(tool.parameters) for tool in request.conversation.tools}
+        return Turn(prompt, params, request.parsing_options, tools)
 
     def _max_tokens(self, request: recipe.ConversationRequest, num_prompt_tokens: int) -> int:
         """Tokens that the answer may have: what is asked for, at most the room beside the prompt."""
@@ -97,7 +101,14 @@ class Answer:
     def __init__(self, turn: Turn, generator: Generator, model: ConversationModel) -> None:
         self._prompt_tokens = len(turn.prompt_token_ids)
         self._model = model
-        self._processor = recipe.StreamProcessor(generator, turn.parsing, model.parser_tokenizer)
+        parsing = turn.parsing
+        stage = parsing.thinking_initial_stage
+        thinks = stage is not None and stage != recipe.ThinkingInitialStage.ContentContinuation
+        calls = turn.tools if parsing.parse_tool_calls else None
+        in_block = parsing.starts_in_tool_calls
+        self._markup = ToolMarkup(calls, in_block, thinks and not in_block)
+        self._decoder = model.prompts.tokenizer.decode_stream()
+        self._processor = recipe.StreamProcessor(generator, _outside(parsing), model.parser_tokenizer)
         self._started = False
         self.timings: Timings | None = None  # of the latest event
 
@@ -121,15 +132,49 @@ class Answer:
                 # Counted in the usage, never shown. The parser may answer with an empty delta: nothing to send.
                 self._processor.push(recipe.InferenceChunk.text("", 1))
             else:
-                chunks += self._processor.push(recipe.InferenceChunk.tokens([token_id], _logprobs(event, i)))
+                token = Token(token_id, self._decoder.push(token_id), _logprobs(event, i))
+                chunks += self._parse(self._markup.push(token))
         if event.finish_reason is not None and not self.finished:
+            truncated = event.finish_reason == "length"
+            chunks += self._parse(self._markup.finish(truncated))
             reasons = recipe.InferenceFinishReason
-            reason = reasons.Length if event.finish_reason == "length" else reasons.Stop
-            chunks += self._processor.push(recipe.InferenceChunk.finish(reason))
+            if not self.finished:
+                chunks += self._processor.push(
+                    recipe.InferenceChunk.finish(reasons.Length if truncated else reasons.Stop)
+                )
             if not self.finished:
                 chunks += self._processor.finish()
         return chunks
 
+    def _parse(self, items: list[Token | Text]) -> list[Chunk]:
+        chunks: list[Chunk] = []
+        for item in items:
+            if self.finished:  # a stop string, or the end of the calls
+                break
+            if isinstance(item, Text):
+                chunks += self._processor.push(recipe.InferenceChunk.text(item.text, item.num_tokens))
+            else:
+                logprobs = None if item.logprobs is None else [item.logprobs]
+                chunks += self._processor.push(recipe.InferenceChunk.tokens([item.token_id], logprobs))
+        return chunks
 
-def _logprobs(event: TokenEvent, i: int) -> list[tuple[float, Alternatives]] | None:
-    return [(event.logprobs[i], event.top_logprobs[i])] if event.logprobs else None
+
+def _outside(options: recipe.ParsingOptions) -> recipe.ParsingOptions:
+    """The options for a parser that sees the block of calls whole, its beginning too."""
+    return recipe.ParsingOptions(
+        parse_tool_calls=options.parse_tool_calls,
+        parse_json_output=options.parse_json_output,
+        thinking_initial_stage=options.thinking_initial_stage,
+        stop_sequences=options.stop_sequences,
+        special_tokens=options.special_tokens,
+    )
+
+
+def _properties(parameters: object) -> Schema:
+    """The properties of a JSON schema, empty where it names none."""
+    found: object = cast(Schema, parameters).get("properties") if isinstance(parameters, dict) else None
+    return cast(Schema, found) if isinstance(found, dict) else {}
+
+
+def _logprobs(event: TokenEvent, i: int) -> tuple[float, Alternatives] | None:
+    return (event.logprobs[i], event.top_logprobs[i]) if event.logprobs else None

@@ -18,6 +18,7 @@ from dsv4.server.leniency import Adapted, adapt_chat, adapt_messages
 from dsv4.server.progress import Reports, progress_chunk, requested_reports, timings_chunk, with_timings
 from dsv4.server.refusals import describe, is_bad_json
 from dsv4.server.threads import BodyThreads
+from dsv4.server.tool_inputs import ToolInputs
 from dsv4.server.wishes import Sampling
 
 EngineEvents = AsyncGenerator[TokenEvent | ProgressEvent, None]
@@ -123,12 +124,14 @@ class ChatService:
     async def whole(self, job: Job) -> str:
         """Runs a job to its end; the protocol's response object as JSON."""
         response = job.protocol.response(job.id, job.model, int(time.time()), len(job.turn.prompt_token_ids), 0)
-        answer = self.conversation.answer(job.turn, job.generator)
+        answer, inputs = self.conversation.answer(job.turn, job.generator), ToolInputs()
         async with contextlib.aclosing(self._run(job, answer)) as items:
             async for item in items:
                 if not isinstance(item, ProgressEvent):
+                    if job.protocol is MESSAGES:
+                        inputs.add(item.to_json())
                     response.accumulate(item)  # pyright: ignore[reportArgumentType]  # generator and response are a pair
-        text = response.to_json()
+        text = inputs.restore(response.to_json())
         return with_timings(text, answer.timings) if job.reports.any else text
 
     async def _run(self, job: Job, answer: Answer) -> AsyncGenerator[Chunk | ProgressEvent, None]:

@@ -77,7 +77,7 @@ class Simulation:
                 self._append(chunk.sequence, step)
 
     def _append(self, sequence: Sequence, step: int) -> None:
-        sequence.append(SampledToken(7))
+        sequence.append(SampledToken(7), now=float(step))
         self.first_token.setdefault(sequence.request_id, step + 1 - self.arrivals[sequence.request_id].step)
         if sequence.finished:
             assert self.scheduler.finish(sequence) is not None

@@ -70,11 +70,13 @@ ANSWERS = {
 }
 
 
-def test_it_answers_what_the_readme_and_the_chat_page_ask(llm: LLM) -> None:
+def test_it_answers_what_the_examples_and_the_chat_page_ask(llm: LLM) -> None:
     composer = (Path(dsv4.__file__).parent / "server/web/static/js/composer.js").read_text(encoding="utf-8")
     suggested = re.findall(r'^  "(.+)",$', composer.split("const SUGGESTIONS")[1].split("];")[0], re.MULTILINE)
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    asked = [*suggested, *re.findall(r'"role": "user", "content": "(.+?)"', readme)]
+    examples = "".join(
+        path.read_text(encoding="utf-8") for path in (Path(__file__).parents[2] / "examples").glob("*.py")
+    )
+    asked = [*suggested, *dict.fromkeys(re.findall(r'"role": "user", "content": "(.+?)"', examples))]
     assert len(suggested) == 5 and set(asked) == set(ANSWERS)
     assert llm.prompts is not None
     prompts = [

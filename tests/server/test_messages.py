@@ -164,3 +164,24 @@ def test_errors_have_both_shapes(server, change, message: str) -> None:
     body = error.value.body
     assert body["type"] == "error"
     assert set(body["error"]) == {"message", "type", "param", "code"}
+
+
+def test_malformed_calls_are_the_same_streamed_and_whole(server) -> None:
+    """JSON in an invoke became a call with an empty input; an integer beyond 64 bits a float."""
+    mark, big = "｜DSML｜", 123456789012345678901234567890
+    for body, wanted in ((f'{{"days": {big}}}', {"days": big}), ('{"arguments": {"city": "Oslo"}}', {"city": "Oslo"})):
+        server.model.reply = f'</think><{mark}tool_calls>\n<{mark}invoke name="weather">{body}</{mark}invoke>'
+        whole = ask(server, tools=[WEATHER])
+        _, streamed = stream(server, tools=[WEATHER])
+        for message in (whole, streamed):
+            (call,) = [part for part in message.content if part.type == "tool_use"]
+            assert call.input == wanted and message.stop_reason == "tool_use"
+
+
+def test_markup_that_is_no_call_is_text_without_tags(server) -> None:
+    mark = "｜DSML｜"
+    server.model.reply = f'</think><{mark}tool_calls>\n<{mark}invoke name="weather">do it</{mark}invoke>'
+    for tools in ([WEATHER], []):
+        message = ask(server, **({"tools": tools} if tools else {}))
+        assert [part.text for part in message.content if part.type == "text"] == ["do it"]
+        assert message.stop_reason == "end_turn"

@@ -1,0 +1,159 @@
+"""Tool markup: a corpus of malformed answers gives the same text and calls however it is cut, streamed and whole."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import deepseek_recipe as recipe
+import pytest
+
+from dsv4.engine.tool_markup import Text, Token, ToolMarkup
+from dsv4.server.tool_inputs import ToolInputs
+
+from .tool_markup_corpus import BIG, CITY, PARIS, TEXT, TOOLS, UNDERSTOOD, Case, M, block, invoke, parameter
+
+CASES = [*UNDERSTOOD, *TEXT]
+NAMES = [case[0] for case in CASES]
+
+
+def pieces(answer: str, size: int | None) -> list[str]:
+    return [answer] if size is None else [answer[i : i + size] for i in range(0, len(answer), size)]
+
+
+def handed_on(answer: str, size: int | None, truncated: bool = False, **options: Any) -> str:
+    markup = ToolMarkup(**{"tools": TOOLS, "in_block": False, "in_thinking": False, **options})
+    items = [item for piece in pieces(answer, size) for item in markup.push(Token(0, piece))]
+    items += markup.finish(truncated)
+    count = sum(1 if isinstance(item, Token) else item.num_tokens for item in items)
+    assert count == len(pieces(answer, size)), "every token counts once"
+    return "".join(item.text for item in items)
+
+
+def parsed(answer: str, size: int | None, messages: bool) -> dict[str, tuple[str, list[tuple[str, Any]]]]:
+    """(text, calls) of the answer as a protocol's stream tells them, and as its whole answer does."""
+    body: dict[str, Any] = {"model": "m", "max_tokens": 99, "messages": [{"role": "user", "content": "hi"}]}
+    body["thinking"] = {"type": "disabled"}
+    options = recipe.ConversionOptions().with_model_versions_by_name({"m": recipe.ModelVersion.DeepseekV4Pro})
+    kind = recipe.MessagesRequest if messages else recipe.ChatCompletionRequest
+    converted = kind(json.dumps(body).encode()).convert(options)
+    processor = recipe.StreamProcessor(kind.chunk_generator(converted, "id", "m"), recipe.ParsingOptions())
+    chunks = list(processor.push(recipe.InferenceChunk.ready(prompt_usage=recipe.PromptUsage(prompt_tokens=1))))
+    markup = ToolMarkup(TOOLS, False, False)
+
+    def parse(items: list[Token | Text]) -> None:
+        for item in items:
+            if not processor.finished:
+                chunks.extend(processor.push(recipe.InferenceChunk.text(item.text, 1)))
+
+    for piece in pieces(answer, size):
+        parse(markup.push(Token(0, piece)))
+    parse(markup.finish(False))
+    if not processor.finished:
+        chunks += processor.push(recipe.InferenceChunk.finish(recipe.InferenceFinishReason.Stop))
+        if not processor.finished:
+            chunks += processor.finish()
+    events = [json.loads(chunk.to_json()) for chunk in chunks]
+    inputs = ToolInputs()
+    for event in events:
+        inputs.add(json.dumps(event))
+    response = (recipe.MessagesResponse if messages else recipe.ChatCompletionResponse)("id", "m", 0, 1, 0)
+    for chunk in chunks:
+        response.accumulate(chunk)
+    whole = json.loads(inputs.restore(response.to_json()))
+    return {"stream": (of_messages if messages else of_chat)(events), "whole": of_whole(whole, messages)}
+
+
+def of_chat(events: list[dict[str, Any]]) -> tuple[str, list[tuple[str, Any]]]:
+    text, calls = "", dict[int, list[str]]()
+    for delta in (choice["delta"] for event in events for choice in event["choices"]):
+        text += delta.get("content") or ""
+        for call in delta.get("tool_calls") or []:
+            found = calls.setdefault(call["index"], ["", ""])
+            found[0] += call["function"].get("name") or ""
+            found[1] += call["function"].get("arguments") or ""
+    return text, [(name, json.loads(arguments)) for name, arguments in calls.values()]
+
+
+def of_messages(events: list[dict[str, Any]]) -> tuple[str, list[tuple[str, Any]]]:
+    text, calls = "", dict[int, list[str]]()
+    for event in events:
+        if event["type"] == "content_block_start" and event["content_block"]["type"] == "tool_use":
+            calls[event["index"]] = [event["content_block"]["name"], ""]
+        if event["type"] == "content_block_delta":
+            text += event["delta"].get("text", "")
+            if "partial_json" in event["delta"]:
+                calls[event["index"]][1] += event["delta"]["partial_json"]
+    return text, [(name, json.loads(arguments)) for name, arguments in calls.values()]
+
+
+def of_whole(answer: dict[str, Any], messages: bool) -> tuple[str, list[tuple[str, Any]]]:
+    if messages:
+        text = "".join(b["text"] for b in answer["content"] if b["type"] == "text")
+        return text, [(b["name"], b["input"]) for b in answer["content"] if b["type"] == "tool_use"]
+    message = answer["choices"][0]["message"]
+    calls = [call["function"] for call in message.get("tool_calls") or []]
+    return message.get("content") or "", [(call["name"], json.loads(call["arguments"])) for call in calls]
+
+
+@pytest.mark.parametrize("messages", [False, True], ids=["chat", "messages"])
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
+def test_stream_and_whole_agree_however_the_answer_is_cut(case: Case, messages: bool) -> None:
+    _, answer, text, calls = case
+    for size in (None, 1, 2, 7):
+        found = parsed(answer, size, messages)
+        assert found["stream"] == found["whole"], size
+        said, got = found["whole"]
+        assert (" ".join(said.split()), got) == (" ".join(text.split()), calls), size
+
+
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
+def test_no_tag_is_left_without_tools(case: Case) -> None:
+    _, answer, text, calls = case
+    for size in (None, 1, 3):
+        said = handed_on(answer, size, tools=None)
+        assert "tool_calls>" not in said.replace("<tool_calls>", "") and f"<{M}" not in said and f"</{M}" not in said
+        assert all(name in said for name, _ in calls) and set(text.split()) <= set(said.split())
+
+
+def test_a_well_formed_block_keeps_its_tokens() -> None:
+    answer = "I look.\n\n" + block(invoke(PARIS))
+    markup = ToolMarkup(TOOLS, False, False)
+    tokens = [Token(i, piece) for i, piece in enumerate(pieces(answer, 3))]
+    items = [item for token in tokens for item in markup.push(token)] + markup.finish(False)
+    ids = [item.token_id for item in items if isinstance(item, Token)]
+    # The one that holds the last letters before the block and its beginning is cut in two.
+    assert len(tokens) - len(ids) <= 1 and ids == sorted(ids)
+
+
+def test_a_block_that_the_prompt_opened_is_whole_again() -> None:
+    inner = block(invoke('{"days": 3}')).split("\n", 1)[1]
+    assert handed_on(inner, 1, in_block=True) == block(invoke(parameter("days", "3", "false")))
+    assert handed_on(block(invoke(PARIS)).split("\n", 1)[1], 4, in_block=True) == block(invoke(PARIS))
+
+
+def test_a_call_that_was_cut_off_is_none() -> None:
+    cut = block(invoke(PARIS)).split(f"</{M}invoke>")[0]
+    assert "Paris" in handed_on(cut, 1, truncated=True) and M not in handed_on(cut, 1, truncated=True)
+    assert handed_on(cut, 1) == block(invoke(PARIS)), "ended by the model, not cut off"
+    second = block(invoke(PARIS)).removesuffix(f"</{M}tool_calls>") + f'<{M}invoke name="weather">{PARIS}'
+    assert handed_on(second, 5, truncated=True).count(f"<{M}invoke") == 1
+
+
+def test_reasoning_is_left_as_it_is() -> None:
+    thought = f"perhaps <{M}tool_calls> or not"
+    answer = f"{thought}</think>{block(invoke(PARIS))}"
+    assert handed_on(answer, 1, in_thinking=True) == answer
+    assert handed_on(thought, 1, in_thinking=True) == thought
+
+
+def test_text_is_not_held_back_longer_than_it_may_be_markup() -> None:
+    markup = ToolMarkup(TOOLS, False, False)
+    assert markup.push(Token(1, "a <")) == []
+    assert [item.text for item in markup.push(Token(2, "b"))] == ["a <", "b"]
+    assert [item.text for item in markup.push(Token(3, "plain"))] == ["plain"]
+
+
+def test_the_corpus_has_every_fault_that_was_seen() -> None:
+    assert len(CASES) >= 50 and ("weather", {"days": BIG}) in [c[3][0] for c in UNDERSTOOD if c[3]]
+    assert sum(case[3] == [CITY] for case in CASES) >= 10

@@ -1,0 +1,156 @@
+"""Answers with tool markup as models have written it: (name, answer, text that is left, calls that are understood)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+M = "｜DSML｜"
+TOOLS: dict[str, dict[str, Any]] = {
+    "weather": {"city": {"type": "string"}, "days": {"type": "integer"}, "more": {"type": "object"}},
+    "run": {"arguments": {"type": "object"}},
+    "now": {},
+}
+Case = tuple[str, str, str, list[tuple[str, dict[str, Any]]]]
+
+
+def invoke(body: str, name: str = "weather") -> str:
+    return f'<{M}invoke name="{name}">\n{body}\n</{M}invoke>'
+
+
+def block(*invokes: str) -> str:
+    return "\n".join([f"<{M}tool_calls>", *invokes, f"</{M}tool_calls>"])
+
+
+def parameter(name: str, value: str, string: str | None = "true") -> str:
+    attribute = "" if string is None else f' string="{string}"'
+    return f'<{M}parameter name="{name}"{attribute}>{value}</{M}parameter>'
+
+
+OPEN = f'<{M}tool_calls>\n<{M}invoke name="weather">\n'
+PARIS = parameter("city", "Paris")
+CITY = ("weather", {"city": "Paris"})
+BIG = 123456789012345678901234567890
+
+UNDERSTOOD: list[Case] = [
+    ("a call", block(invoke(PARIS)), "", [CITY]),
+    (
+        "two values",
+        block(invoke(PARIS + "\n" + parameter("days", "3", "false"))),
+        "",
+        [("weather", {"city": "Paris", "days": 3})],
+    ),
+    ("two calls", block(invoke(PARIS), invoke(parameter("city", "Rome"))), "", [CITY, ("weather", {"city": "Rome"})]),
+    ("no arguments", block(f'<{M}invoke name="now">\n</{M}invoke>'), "", [("now", {})]),
+    ("blank body", block(invoke("", "now")), "", [("now", {})]),
+    ("text before", "I look.\n\n" + block(invoke(PARIS)), "I look.", [CITY]),
+    ("a tool nobody offered", block(invoke(PARIS, "nope")), "", [("nope", {"city": "Paris"})]),
+    (
+        "an object",
+        block(invoke(parameter("more", '{"a": [1, {"b": null}]}', "false"))),
+        "",
+        [("weather", {"more": {"a": [1, {"b": None}]}})],
+    ),
+    (
+        "markup-like text",
+        block(invoke(parameter("city", "a < b > c & <tool_calls>"))),
+        "",
+        [("weather", {"city": "a < b > c & <tool_calls>"})],
+    ),
+    ("lines in a value", block(invoke(parameter("city", "one\ntwo\n"))), "", [("weather", {"city": "one\ntwo\n"})]),
+    (
+        "JSON in an invoke",
+        block(invoke('{"city": "Paris", "days": 3}')),
+        "",
+        [("weather", {"city": "Paris", "days": 3})],
+    ),
+    ("fenced JSON", block(invoke('```json\n{"city": "Paris"}\n```')), "", [CITY]),
+    ("JSON without arguments", block(invoke("{}", "now")), "", [("now", {})]),
+    (
+        "JSON of an object",
+        block(invoke('{"more": {"city": "x", "n": [1, 2]}, "days": 1}')),
+        "",
+        [("weather", {"more": {"city": "x", "n": [1, 2]}, "days": 1})],
+    ),
+    ("no string attribute, text", block(invoke(parameter("city", "Paris", None))), "", [CITY]),
+    ("no string attribute, number", block(invoke(parameter("days", "3", None))), "", [("weather", {"days": 3})]),
+    (
+        "no string attribute, number for text",
+        block(invoke(parameter("city", "75001", None))),
+        "",
+        [("weather", {"city": "75001"})],
+    ),
+    (
+        "no string attribute, unknown name",
+        block(invoke(parameter("zip", "75001", None))),
+        "",
+        [("weather", {"zip": 75001})],
+    ),
+    ("string maybe", block(invoke(parameter("city", "Paris", "maybe"))), "", [CITY]),
+    (
+        "no JSON where JSON is said",
+        block(invoke(parameter("days", "three", "false"))),
+        "",
+        [("weather", {"days": "three"})],
+    ),
+    ("NaN", block(invoke(parameter("days", "NaN", "false"))), "", [("weather", {"days": "NaN"})]),
+    (
+        "other order of attributes",
+        block(invoke(f'<{M}parameter string="true" name="city">Paris</{M}parameter>')),
+        "",
+        [CITY],
+    ),
+    ("wrapped", block(invoke(parameter("arguments", '{"city": "Paris"}', "false"))), "", [CITY]),
+    ("wrapped in a text", block(invoke(parameter("arguments", '{"city": "Paris"}', "true"))), "", [CITY]),
+    (
+        "wrapped JSON",
+        block(invoke('{"arguments": {"city": "Paris", "days": 2}}')),
+        "",
+        [("weather", {"city": "Paris", "days": 2})],
+    ),
+    ("wrapped with its name", block(invoke('{"name": "weather", "arguments": {"city": "Paris"}}')), "", [CITY]),
+    ("wrapped as input", block(invoke('{"input": {"city": "Paris"}}')), "", [CITY]),
+    (
+        "a tool that has arguments",
+        block(invoke(parameter("arguments", '{"x": 1}', "false"), "run")),
+        "",
+        [("run", {"arguments": {"x": 1}})],
+    ),
+    (
+        "inner names nobody knows",
+        block(invoke('{"arguments": {"town": "Paris"}}')),
+        "",
+        [("weather", {"arguments": {"town": "Paris"}})],
+    ),
+    ("a long integer", block(invoke(parameter("days", str(BIG), "false"))), "", [("weather", {"days": BIG})]),
+    ("a long integer in JSON", block(invoke(f'{{"days": {BIG}}}')), "", [("weather", {"days": BIG})]),
+    ("a value twice", block(invoke(PARIS + parameter("city", "Rome"))), "", [("weather", {"city": "Rome"})]),
+    ("no block around", "hello " + invoke(PARIS), "hello", [CITY]),
+    ("no end of the block", f"<{M}tool_calls>\n" + invoke(PARIS), "", [CITY]),
+    ("no end of the call", f'<{M}tool_calls>\n<{M}invoke name="weather">\n{PARIS}\n</{M}tool_calls>', "", [CITY]),
+    ("no end at all", f'<{M}tool_calls>\n<{M}invoke name="weather">\n{PARIS}', "", [CITY]),
+    (
+        "no end of the first",
+        f'<{M}tool_calls>\n<{M}invoke name="weather">{PARIS}' + invoke(PARIS) + f"</{M}tool_calls>",
+        "",
+        [CITY, CITY],
+    ),
+    ("words beside a call", block("please", invoke(PARIS)), "please", [CITY]),
+    ("words beside a value", block(invoke("so: " + PARIS)), "so:", [CITY]),
+]
+TEXT: list[Case] = [
+    ("plain", "Nothing here: a < b, <tag>, </x>.", "Nothing here: a < b, <tag>, </x>.", []),
+    ("half an opening", "a <｜DS", "a <｜DS", []),
+    ("the mark alone", "a ｜DSML｜ b", "a ｜DSML｜ b", []),
+    ("words in an invoke", block(invoke("please do it")), "please do it", []),
+    ("broken JSON", block(invoke('{"city": ')), '{"city":', []),
+    ("an array", block(invoke("[1, 2]")), "[1, 2]", []),
+    ("no name", block(f"<{M}invoke>\n{PARIS}\n</{M}invoke>"), "Paris", []),
+    ("a value without a name", block(invoke(f"<{M}parameter>Paris</{M}parameter>")), "Paris", []),
+    ("cut in a value", f'{OPEN}<{M}parameter name="city" string="true">Par', "Par", []),
+    ("cut in a tag", f'<{M}tool_calls>\n<{M}invoke name="weather">\n<{M}parameter na', "", []),
+    ("cut before a value", f'<{M}tool_calls>\n<{M}invoke name="weather">\n', "", []),
+    ("a stray end", f"text </{M}tool_calls> more", "text  more", []),
+    ("an unknown tag", f"a <{M}foo> b", "a b", []),
+    ("an empty block", f"a<{M}tool_calls>\n</{M}tool_calls>", "a", []),
+    ("a value in a value", block(invoke(f'<{M}parameter name="a" string="true">x{parameter("b", "y")}')), "xy", []),
+]  # fmt: skip
