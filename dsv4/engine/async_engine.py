@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -17,6 +18,8 @@ from dsv4.engine.progress import ProgressWatch
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.engine.sequence import Sequence
 from dsv4.engine.waiting import WaitingRoom
+
+logger = logging.getLogger("dsv4.engine")
 
 Item = TokenEvent | ProgressEvent | EngineError
 
@@ -150,6 +153,7 @@ class AsyncEngine:
                 for sequence, event in events:
                     self._deliver(sequence, event)
         except BaseException as error:  # every waiting client has to learn of it
+            logger.error("the engine has stopped: %s: %s", type(error).__name__, error)
             with self._wake:
                 self.error = error
         self._fail_listeners()

@@ -154,6 +154,8 @@ class LLM:
         ValueError, beginning with `name`, for an empty text or half a surrogate pair; and, before it is tokenised, for
         a text that cannot fit by its length.
         """
+        if isinstance(prompt, (bytes, bytearray)):  # pyright: ignore[reportUnnecessaryIsInstance]  # numbers, to Python
+            raise ValueError(f"{name} is {type(prompt).__name__}; allowed: text (str), or a list of token ids")
         if not isinstance(prompt, str):
             return prompt
         if self.tokenizer is None:
@@ -173,8 +175,8 @@ class LLM:
 
 def _as_batch(prompts: Prompt | SequenceOf[Prompt]) -> list[Prompt]:
     """A lone prompt becomes a batch of one."""
-    if isinstance(prompts, str):
-        return [prompts]
+    if isinstance(prompts, (str, bytes, bytearray)):
+        return [cast(Prompt, prompts)]
     if prompts and all(isinstance(item, int) for item in prompts):
         return [cast("list[int]", list(prompts))]
     return list(cast("SequenceOf[Prompt]", prompts))

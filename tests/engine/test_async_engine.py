@@ -102,7 +102,7 @@ def test_a_bad_prompt_is_refused_before_it_is_queued(model) -> None:
         engine.stream([], PARAMS)
 
 
-def test_a_failing_model_reaches_every_waiting_request_and_the_health(model) -> None:
+def test_a_failing_model_reaches_every_waiting_request_the_health_and_the_log(model, caplog) -> None:
     async def main(engine: AsyncEngine) -> list[object]:
         return await asyncio.gather(*(collect(engine, [i + 2]) for i in range(5)), return_exceptions=True)
 
@@ -113,6 +113,7 @@ def test_a_failing_model_reaches_every_waiting_request_and_the_health(model) -> 
         assert not engine.healthy
         with pytest.raises(EngineError, match="the model broke"):
             run(collect(engine, [3]))
+    assert "the engine has stopped: " in caplog.text
 
 
 def test_closing_the_engine_ends_its_requests_with_an_error(model) -> None:
