@@ -217,6 +217,6 @@ def test_a_long_prompt_does_not_hold_up_those_that_decode(model) -> None:
 @pytest.mark.parametrize("prompts", [b"hello", [b"hello"], [bytearray(b"x")]])
 def test_bytes_are_not_taken_for_token_ids(model, prompts) -> None:
     with pytest.raises(
-        ValueError, match=r"the prompt is (bytes|bytearray); allowed: text \(str\), or a list of token ids"
+        ValueError, match=r"prompt 0 is (bytes|bytearray); allowed: text \(str\), or a list of token ids"
     ):
         LLM(model).generate(prompts)
