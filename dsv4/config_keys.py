@@ -104,7 +104,6 @@ def check_keys(raw: Mapping[str, Any]) -> list[str]:
             raise ValueError(f"{key} = {raw[key]!r} is not supported; allowed: {expected!r}")
     check_neutral(raw, NEUTRAL_KEYS)
     _check_widths_of_latent_heads(raw)
-    _check_groups(raw)
     ignored = [key for key in raw if key not in _KNOWN_KEYS]
     for key in ignored:
         missing = [other for other in (*FIELD_KEYS, *FOLDED_KEYS) if other not in raw]
@@ -142,13 +141,3 @@ def _check_widths_of_latent_heads(raw: Mapping[str, Any]) -> None:
         width = head - of_rope * rope
         if raw[key] != width:
             raise ValueError(f"{key} = {raw[key]!r} is not supported; allowed: {width}, which follows from head_dim")
-
-
-def _check_groups(raw: Mapping[str, Any]) -> None:
-    """Groups of experts (V3's) change the routing unless every group may be chosen."""
-    groups, chosen = raw.get("n_group"), raw.get("topk_group")
-    if groups is not None and groups != 1 and groups != chosen:
-        raise ValueError(
-            f"n_group = {groups!r} with topk_group = {chosen!r} is not supported; allowed: 1, or topk_group equal to "
-            "it: V4 chooses experts from all groups"
-        )

@@ -108,7 +108,8 @@ def test_tolerated_keys_change_nothing() -> None:
 IGNORED: dict[str, Any] = {
     **dict.fromkeys(("torchscript", "is_decoder", "first_k_dense_replace", "kv_lora_rank", "mlp_bias")),
     **dict.fromkeys(("moe_layer_freq", "ep_size", "hidden_sizes"), 1),
-    **dict.fromkeys(("n_group", "topk_group"), 8),
+    "n_group": 8,
+    "topk_group": 4,
     **dict.fromkeys(("num_local_experts", "qk_nope_head_dim"), 32),
     "tokenizer_class": "PreTrainedTokenizerFast",
     "ignored_layers": ["head"],
@@ -254,8 +255,6 @@ WRONG_VALUES = [
         {"rope_parameters": {"main": {"rope_theta": 1e4}, "compress": {"rope_theta": 4e4}}},
         "compress_rope_theta = 160000.0",
     ),
-    ({"n_group": 8, "topk_group": 4}, "n_group = 8 with topk_group = 4 is not supported; allowed: 1, or topk_group"),
-    ({"n_group": 8}, "n_group = 8 with topk_group = None is not supported"),
     ({"num_local_experts": 16}, "n_routed_experts = 32 contradicts num_local_experts, which says 16"),
     ({"qkv_bias": True}, "qkv_bias = True is not supported; allowed: False, or no such key"),
     ({"final_logit_softcapping": 30.0}, "final_logit_softcapping = 30.0 is not supported"),
