@@ -1,37 +1,37 @@
 """Tool markup of an answer, put into the one form that deepseek-recipe parses, or told in plain text.
 
 deepseek-recipe parses while tokens come, so that malformed markup has become a call, with empty or wrong arguments,
-before anything can be done about it. Here whatever begins with a markup tag is held back until the block of calls is
-complete. A well-formed block goes on as the tokens that it came in. Of any other each call that can be understood is
-written anew, and what cannot be is text without tags: it is never a call.
+before anything can be done about it. Here what begins with a markup tag is held back until the block of calls is
+complete, in reasoning too: a call there ends the reasoning. A well-formed block goes on as the tokens that it came in.
+Of any other each call that can be understood is written anew, and what cannot be is text without tags: never a call.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
 
 from dsv4.engine.outputs import Alternatives
-
-MARK = "｜DSML｜"
-THINK_END = "</think>"
-_OPENINGS = (f"<{MARK}", f"</{MARK}")
-_BLOCK, _BLOCK_END = f"<{MARK}tool_calls>", f"</{MARK}tool_calls>"
-_TAG = re.compile(rf"</?{MARK}[^>]*(?:>|$)")
-_INVOKE = re.compile(
-    rf"<{MARK}invoke(?P<attributes>[^>]*)>(?P<body>.*?)(?P<end></{MARK}invoke>|(?=<{MARK}invoke)|(?={_BLOCK_END})|$)",
-    re.S,
+from dsv4.engine.tool_calls import (
+    BLOCK,
+    BLOCK_KINDS,
+    CUT_TAG,
+    MARK,
+    OPENINGS,
+    TAG,
+    Inside,
+    Schema,
+    ends_block,
+    in_words,
+    inside_after,
+    understand,
+    write,
 )
-_PARAMETER = re.compile(rf"<{MARK}parameter(?P<attributes>[^>]*)>(?P<value>.*?)</{MARK}parameter>", re.S)
-_ATTRIBUTE = re.compile(r'(\w+)\s*=\s*"([^"]*)"')
-_FENCE = re.compile(r"\s*```(?:json)?\s*(.*?)\s*```\s*", re.S)
-_WRAPPERS = ("arguments", "parameters", "input")
 
-Schema = Mapping[str, Any]  # the properties of a tool's parameters
-Arguments = dict[str, "Value"]
+THINK_END = "</think>"
+_STOPS = re.compile(rf"</?{MARK}|{THINK_END}")
+_BEGINNINGS = (*OPENINGS, THINK_END)
 
 
 @dataclass(frozen=True)
@@ -51,48 +51,26 @@ class Text:
     num_tokens: int
 
 
-@dataclass(frozen=True)
-class Value:
-    """An argument: a string, or the JSON text of any value."""
-
-    text: str
-    is_string: bool
-
-    @property
-    def json(self) -> str:
-        return json.dumps(self.text, ensure_ascii=False) if self.is_string else self.text
-
-
-@dataclass(frozen=True)
-class Call:
-    name: str
-    arguments: Arguments
-
-
 class ToolMarkup:
     """Takes the tokens of one answer and gives them back, or text in their place.
 
     `tools`: properties by tool name; None where no tools are offered, so that a call is told in plain text.
-    `in_block`: the prompt has opened the block of calls. `in_thinking`: the answer begins with reasoning, which is left
-    as it is.
+    `in_block`: the prompt has opened the block of calls. `in_thinking`: the answer begins with reasoning.
     """
 
     def __init__(self, tools: Mapping[str, Schema] | None, in_block: bool, in_thinking: bool) -> None:
         self._tools = tools
-        self._prefix = _BLOCK + "\n" if in_block else ""  # of the block, written by the prompt
+        self._prefix = BLOCK + "\n" if in_block else ""  # of the block, written by the prompt
         self._in_block, self._in_thinking = in_block, in_thinking
-        self._tail = ""  # of the reasoning
+        self._inside: Inside = None  # the element of the block that is open
         self._held: list[Token | Text] = []
-        self._text = ""  # of what is held
+        self._tail = ""  # the end of the held text that has not been looked through
+        self._looked = 0  # characters of the held text before it
 
     def push(self, token: Token) -> list[Token | Text]:
         """What can be handed on after one more token."""
-        if self._in_thinking:
-            self._tail = (self._tail + token.text)[-(len(token.text) + len(THINK_END)) :]
-            self._in_thinking = THINK_END not in self._tail
-            return [token]
         self._held.append(token)
-        self._text += token.text
+        self._tail += token.text
         out: list[Token | Text] = []
         while self._step(out):
             pass
@@ -101,177 +79,107 @@ class ToolMarkup:
     def finish(self, truncated: bool) -> list[Token | Text]:
         """The rest. `truncated`: the answer was cut off, so a call without its end is none."""
         out: list[Token | Text] = []
-        if self._in_block:
-            self._end_block(len(self._text), truncated, out)
-        out += self._take(len(self._text))
+        if self._in_block or CUT_TAG.match(self._tail):
+            self._end_block(len(self._tail), truncated, out)
+        out += self._take(len(self._tail))
         return out
 
     def _step(self, out: list[Token | Text]) -> bool:
-        """Hands on what is decided. True if there may be more to do."""
+        """Looks at the next tag, or end of thinking. True if there may be more to do."""
+        stop = _STOPS.search(self._tail)
+        if stop is None:
+            clear = len(self._tail) - _possible_beginning(self._tail)
+            if self._in_block:
+                self._look_past(clear)
+            else:
+                out += self._take(clear, whole=True)
+            return False
+        if not self._in_block:
+            out += self._take(stop.start())
+        else:
+            self._look_past(stop.start())
+        if stop[0] == THINK_END:
+            self._end_thinking(out)
+            return True
+        tag = TAG.match(self._tail)
+        if tag is None and CUT_TAG.match(self._tail):
+            return False  # it may still become one
         if self._in_block:
-            end = self._text.find(_BLOCK_END)
-            if end < 0:
-                return False
-            self._end_block(end + len(_BLOCK_END), False, out)
-            return True
-        found = [place for opening in _OPENINGS if (place := self._text.find(opening)) >= 0]
-        if found:
-            out += self._take(min(found))
-            self._in_block = True
-            return True
-        out += self._take(len(self._text) - _possible_opening(self._text), whole=True)
-        return False
+            self._go_on(tag, len(stop[0]), out)
+        elif tag is not None and not tag["slash"] and tag["kind"] in (*BLOCK_KINDS, "invoke", "parameter"):
+            self._in_block, self._inside = True, None
+        else:  # a tag of nothing, or a mark in a text
+            self._drop(len(stop[0]) if tag is None else tag.end(), out)
+        return True
+
+    def _go_on(self, tag: re.Match[str] | None, mark_length: int, out: list[Token | Text]) -> None:
+        """Past a tag of the block, or past a mark that is none."""
+        if tag is not None and ends_block(self._inside, tag):
+            self._end_block(tag.end(), False, out)
+            return
+        if tag is not None:
+            self._inside = inside_after(self._inside, tag)
+        self._look_past(mark_length if tag is None else tag.end())
+
+    def _end_thinking(self, out: list[Token | Text]) -> None:
+        """Past an end of thinking. It ends a block that reasoning began, but for one in the middle of a call."""
+        if self._in_block and self._in_thinking and self._inside is None:
+            self._end_block(0, False, out)
+        if self._in_block:
+            self._look_past(len(THINK_END))
+        else:
+            self._in_thinking = False
+            out += self._take(len(THINK_END))
 
     def _end_block(self, end: int, truncated: bool, out: list[Token | Text]) -> None:
-        block, prefix = self._prefix + self._text[:end], self._prefix
+        """Hands on the block, which ends at `end` of the tail, as it came, written anew or in words."""
+        prefix = self._prefix
         held = self._take(end)
-        self._in_block, self._prefix = False, ""
+        block = prefix + "".join(item.text for item in held)
+        self._in_block, self._inside, self._prefix = False, None, ""
         said, calls = understand(block, self._tools or {}, truncated)
         if self._tools is None:
-            said = "\n".join([*filter(None, [said]), *map(_in_words, calls)])
+            said = "\n".join([*filter(None, [said]), *map(in_words, calls)])
             calls = []
         written = write(calls) if calls else ""
         if calls and not said and written == block.strip():
             out += [Text(prefix, 0), *held] if prefix else held
         else:
-            out.append(Text(said + written, sum(1 if isinstance(h, Token) else h.num_tokens for h in held)))
+            out.append(Text(said + written, _num_tokens(held)))
+
+    def _drop(self, end: int, out: list[Token | Text]) -> None:
+        """Takes the tail's beginning and hands on none of its text; its tokens count."""
+        out.append(Text("", _num_tokens(self._take(end))))
+
+    def _look_past(self, end: int) -> None:
+        self._tail = self._tail[end:]
+        self._looked += end
 
     def _take(self, end: int, whole: bool = False) -> list[Token | Text]:
-        """Takes what is held up to `end` of its text; a token across it is cut in two, or stays if `whole`."""
-        taken: list[Token | Text] = []
-        place = 0
-        while self._held and place + len(self._held[0].text) <= end:
-            place += len(self._held[0].text)
-            taken.append(self._held.pop(0))
+        """Takes what is held up to `end` of the tail; a token across it is cut in two, or stays if `whole`."""
+        end += self._looked
+        place, count = 0, 0
+        while count < len(self._held) and place + len(self._held[count].text) <= end:
+            place += len(self._held[count].text)
+            count += 1
+        taken, self._held = self._held[:count], self._held[count:]
         if place < end and not whole:
             across = self._held[0]
-            count = 1 if isinstance(across, Token) else across.num_tokens
-            taken.append(Text(across.text[: end - place], count))
+            taken.append(Text(across.text[: end - place], _num_tokens([across])))
             self._held[0] = Text(across.text[end - place :], 0)
             place = end
-        self._text = self._text[place:]
+        self._tail = self._tail[place - self._looked :]
+        self._looked = 0
         return taken
 
 
-def understand(block: str, tools: Mapping[str, Schema], truncated: bool) -> tuple[str, list[Call]]:
-    """A block of markup -> (text that is no call, without tags, and the calls in it)."""
-    said: list[str] = []
-    calls: list[Call] = []
-    end = 0
-    for invoke in _INVOKE.finditer(block):
-        said.append(block[end : invoke.start()])
-        end = invoke.end()
-        name = dict(_ATTRIBUTE.findall(invoke["attributes"])).get("name", "")
-        whole = bool(invoke["end"])
-        schema = tools.get(name, {})
-        left, arguments = _arguments(invoke["body"], schema) if name and (whole or not truncated) else ("", None)
-        if arguments is None or not (arguments or whole):
-            said.append(invoke["body"])
-        else:
-            said.append(left)
-            calls.append(Call(name, _unwrapped(name, arguments, schema)))
-    said.append(block[end:])
-    texts = [_TAG.sub("", text).strip() for text in said]
-    return "\n".join(filter(None, texts)), calls
+def _num_tokens(items: list[Token | Text]) -> int:
+    return sum(1 if isinstance(item, Token) else item.num_tokens for item in items)
 
 
-def write(calls: list[Call]) -> str:
-    """The calls in the form that the prompts teach."""
-    lines = [_BLOCK]
-    for call in calls:
-        lines.append(f'<{MARK}invoke name="{call.name}">')
-        lines += [
-            f'<{MARK}parameter name="{name}" string="{str(value.is_string).lower()}">{value.text}</{MARK}parameter>'
-            for name, value in call.arguments.items()
-        ]
-        lines.append(f"</{MARK}invoke>")
-    return "\n".join([*lines, _BLOCK_END])
-
-
-def _in_words(call: Call) -> str:
-    inner = ", ".join(f"{json.dumps(name)}: {value.json}" for name, value in call.arguments.items())
-    return f"{call.name}({{{inner}}})"
-
-
-def _arguments(body: str, schema: Schema) -> tuple[str, Arguments | None]:
-    """(text beside the arguments, the arguments) of a call's body; None where they cannot be told."""
-    arguments: Arguments = {}
-    for parameter in _PARAMETER.finditer(body):
-        attributes = dict(_ATTRIBUTE.findall(parameter["attributes"]))
-        if "name" not in attributes or MARK in parameter["value"]:
-            return "", None
-        arguments[attributes["name"]] = _value(
-            parameter["value"], attributes.get("string"), schema.get(attributes["name"])
-        )
-    left = _PARAMETER.sub("", body)
-    if MARK in left:
-        return "", None
-    if arguments or not left.strip():
-        return left.strip(), arguments
-    fence = _FENCE.fullmatch(left)
-    return "", _members(fence[1] if fence else left)
-
-
-def _value(text: str, is_string: str | None, schema: object) -> Value:
-    """An argument as its markup says, or where it does not say, as the schema does; what is no JSON is a string."""
-    kind = cast(Schema, schema).get("type") if isinstance(schema, Mapping) else None
-    if is_string == "true" or (is_string != "false" and kind == "string"):
-        return Value(text, True)
-    return Value(text, not _is_json(text))
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
-
-
-def _members(text: str) -> Arguments | None:
-    """The members of a JSON object, each with the JSON text of its value: a number keeps all its digits."""
-    if not _is_json(text) or not text.lstrip().startswith("{"):
-        return None
-    found: Arguments = {}
-    for name, value in _raw_members(text.strip()):
-        if '"' in name or ">" in name or MARK in value:
-            return None
-        found[name] = Value(value, False)
-    return found
-
-
-def _raw_members(text: str) -> Iterator[tuple[str, str]]:
-    decoder, place = json.JSONDecoder(), 1
-    while text[place:].lstrip()[0] != "}":
-        place = text.index('"', place)
-        name, place = decoder.raw_decode(text, place)
-        place = text.index(":", place) + 1
-        place += len(text[place:]) - len(text[place:].lstrip())
-        _, end = decoder.raw_decode(text, place)
-        yield name, text[place:end]
-        rest = text[end:].lstrip()
-        place = len(text) - len(rest) + (rest[0] == ",")
-
-
-def _unwrapped(name: str, arguments: Arguments, schema: Schema) -> Arguments:
-    """Arguments that came inside one more object, where the schema knows the inner names and not the outer one."""
-    outer = {key: value for key, value in arguments.items() if key != "name" or "name" in schema}
-    if len(outer) != 1 or (len(outer) < len(arguments) and arguments["name"].json != json.dumps(name)):
-        return arguments
-    ((key, value),) = outer.items()
-    if key not in _WRAPPERS or key in schema:
-        return arguments
-    inner = _members(value.text)
-    return inner if inner is not None and inner.keys() <= schema.keys() else arguments
-
-
-def _possible_opening(text: str) -> int:
-    """Characters at the end of a text that a tag of markup may begin with."""
-    longest = max(map(len, _OPENINGS)) - 1
+def _possible_beginning(text: str) -> int:
+    """Characters at the end of a text that a tag of markup or the end of thinking may begin with."""
+    longest = max(map(len, _BEGINNINGS)) - 1
     return next(
-        (n for n in range(min(longest, len(text)), 0, -1) if any(o.startswith(text[-n:]) for o in _OPENINGS)), 0
+        (n for n in range(min(longest, len(text)), 0, -1) if any(b.startswith(text[-n:]) for b in _BEGINNINGS)), 0
     )

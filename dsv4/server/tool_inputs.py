@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any, cast
 
@@ -28,5 +29,6 @@ class ToolInputs:
         message = cast(Json, json.loads(message_json))
         for place, block in enumerate(cast("list[Json]", message["content"])):
             if block["type"] == "tool_use" and self._parts.get(place):
-                block["input"] = json.loads(self._parts[place])
+                with contextlib.suppress(ValueError):  # no JSON: deepseek-recipe's reading of it has to do
+                    block["input"] = json.loads(self._parts[place])
         return json.dumps(message, ensure_ascii=False, separators=(",", ":"))

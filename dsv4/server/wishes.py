@@ -27,7 +27,13 @@ _CHAT_WISHES = {
     "bad_words": "no words are kept out of answers here",
     "logits_processors": "logits are not changed here",
     **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar"), _NO_GRAMMAR),
-    **dict.fromkeys(("structured_outputs", "regex", "ebnf", "json_schema"), _NO_GRAMMAR),
+    **dict.fromkeys(("structured_outputs", "regex", "ebnf", "grammar", "json_schema"), _NO_GRAMMAR),
+    "use_beam_search": "answers are sampled here",
+    "prompt_logprobs": "only tokens of answers have log-probabilities here",
+    "echo": "an answer does not repeat its prompt here",
+    "include_stop_str_in_output": "an answer ends before its stop string here",
+    "truncate_prompt_tokens": "no prompt is cut here",
+    "continue_final_message": "an answer is begun with `prefix` in the last message here",
 }
 _MESSAGES_WISHES = {
     "output_format": _NO_GRAMMAR,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import deepseek_recipe as recipe
@@ -30,16 +31,18 @@ def handed_on(answer: str, size: int | None, truncated: bool = False, **options:
     return "".join(item.text for item in items)
 
 
-def parsed(answer: str, size: int | None, messages: bool) -> dict[str, tuple[str, list[tuple[str, Any]]]]:
+def parsed(
+    answer: str, size: int | None, messages: bool, thinking: bool = False
+) -> dict[str, tuple[str, list[tuple[str, Any]]]]:
     """(text, calls) of the answer as a protocol's stream tells them, and as its whole answer does."""
     body: dict[str, Any] = {"model": "m", "max_tokens": 99, "messages": [{"role": "user", "content": "hi"}]}
-    body["thinking"] = {"type": "disabled"}
+    body["thinking"] = {"type": "enabled" if thinking else "disabled"}
     options = recipe.ConversionOptions().with_model_versions_by_name({"m": recipe.ModelVersion.DeepseekV4Pro})
     kind = recipe.MessagesRequest if messages else recipe.ChatCompletionRequest
     converted = kind(json.dumps(body).encode()).convert(options)
-    processor = recipe.StreamProcessor(kind.chunk_generator(converted, "id", "m"), recipe.ParsingOptions())
+    processor = recipe.StreamProcessor(kind.chunk_generator(converted, "id", "m"), _parsing(thinking))
     chunks = list(processor.push(recipe.InferenceChunk.ready(prompt_usage=recipe.PromptUsage(prompt_tokens=1))))
-    markup = ToolMarkup(TOOLS, False, False)
+    markup = ToolMarkup(TOOLS, False, thinking)
 
     def parse(items: list[Token | Text]) -> None:
         for item in items:
@@ -62,6 +65,12 @@ def parsed(answer: str, size: int | None, messages: bool) -> dict[str, tuple[str
         response.accumulate(chunk)
     whole = json.loads(inputs.restore(response.to_json()))
     return {"stream": (of_messages if messages else of_chat)(events), "whole": of_whole(whole, messages)}
+
+
+def _parsing(thinking: bool) -> recipe.ParsingOptions:
+    return recipe.ParsingOptions(
+        thinking_initial_stage=recipe.ThinkingInitialStage.ReasoningStart if thinking else None
+    )
 
 
 def of_chat(events: list[dict[str, Any]]) -> tuple[str, list[tuple[str, Any]]]:
@@ -140,11 +149,55 @@ def test_a_call_that_was_cut_off_is_none() -> None:
     assert handed_on(second, 5, truncated=True).count(f"<{M}invoke") == 1
 
 
-def test_reasoning_is_left_as_it_is() -> None:
-    thought = f"perhaps <{M}tool_calls> or not"
-    answer = f"{thought}</think>{block(invoke(PARIS))}"
-    assert handed_on(answer, 1, in_thinking=True) == answer
-    assert handed_on(thought, 1, in_thinking=True) == thought
+@pytest.mark.parametrize("messages", [False, True], ids=["chat", "messages"])
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
+def test_a_call_in_reasoning_that_never_ended_is_understood_alike(case: Case, messages: bool) -> None:
+    _, answer, _, calls = case
+    for size in (None, 1, 5):
+        found = parsed("I think.\n\n" + answer, size, messages, thinking=True)
+        assert found["stream"] == found["whole"] == ("", calls), size
+
+
+def test_reasoning_about_markup_is_text_without_tags() -> None:
+    call = block(invoke(PARIS))
+    for size in (1, 4, None):
+        said = handed_on(f"perhaps <{M}tool_calls> or not</think>{call}", size, in_thinking=True)
+        assert said == f"perhaps or not</think>{call}"
+        said = handed_on(f'<{M}invoke name="f"> begins one</think>Answer.', size, in_thinking=True)
+        assert said == "begins one</think>Answer."
+        assert handed_on(f"a {call} b", size, in_thinking=True) == f"a {call} b"
+        assert handed_on("a </think> b </think> c", size, in_thinking=True) == "a </think> b </think> c"
+
+
+def test_an_end_of_thinking_in_a_value_belongs_to_it() -> None:
+    call = block(invoke(parameter("city", "a</think>b")))
+    for size in (1, 3, None):
+        assert handed_on("so " + call, size, in_thinking=True) == "so " + call
+
+
+def test_a_mark_in_an_answer_does_not_hold_the_rest_back() -> None:
+    markup = ToolMarkup(TOOLS, False, False)
+    said = "".join(item.text for piece in f"The mark <{M} begins a call" for item in markup.push(Token(0, piece)))
+    assert said == "The mark  begins a call"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        f"<{M}tool_calls>" + f"<{M}invoke " * 20_000,
+        f'<{M}invoke name="a">' * 10_000 + f'<{M}parameter name="a">' * 10_000,
+        block(invoke(parameter("city", "x" * 1_000_000))),
+        block(invoke("{" + ", ".join(f'"n{i}": {i}' for i in range(30_000)) + "}")),
+        f'<{M}invoke name="' * 20_000,
+        f"<{M}" * 50_000,
+    ],
+    ids=["names cut off", "never ended", "a long value", "many members", "quotes never ended", "marks"],
+)
+def test_repeated_markup_takes_time_in_proportion(answer: str) -> None:
+    """A model that repeats itself must not stop the server for everybody: time per token stays the same."""
+    begin = time.process_time()
+    handed_on(answer, 4)
+    assert time.process_time() - begin < 5 * 1e-4 * len(answer) / 4 + 1, "of 4 letters: 0.5 ms at most"
 
 
 def test_text_is_not_held_back_longer_than_it_may_be_markup() -> None:

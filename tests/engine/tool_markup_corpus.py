@@ -136,6 +136,57 @@ UNDERSTOOD: list[Case] = [
     ),
     ("words beside a call", block("please", invoke(PARIS)), "please", [CITY]),
     ("words beside a value", block(invoke("so: " + PARIS)), "so:", [CITY]),
+    (
+        "single quotes",
+        block(
+            f"<{M}invoke name='weather'>\n<{M}parameter name='city' string='true'>Paris</{M}parameter>\n</{M}invoke>"
+        ),
+        "",
+        [CITY],
+    ),
+    (
+        "no quotes",
+        block(f"<{M}invoke name=weather>\n<{M}parameter name=city string=true>Paris</{M}parameter>\n</{M}invoke>"),
+        "",
+        [CITY],
+    ),
+    ("a call in one tag", block(f'<{M}invoke name="now"/>'), "", [("now", {})]),
+    ("another name of the block", f"<{M}function_calls>\n{invoke(PARIS)}\n</{M}function_calls>", "", [CITY]),
+    ("spaced tags", f"<{M} calls>\n{invoke(PARIS)}\n</{M} calls>", "", [CITY]),
+    ("wrapped in a JSON text", block(invoke('{"arguments": "{\\"city\\": \\"Paris\\"}"}')), "", [CITY]),
+    ("a name twice in JSON", block(invoke('{"city": "Rome", "city": "Paris"}')), "", [CITY]),
+    ("a bracket in an attribute", block(f'<{M}invoke name="weather" note="a>b">{PARIS}</{M}invoke>'), "", [CITY]),
+    (
+        "a mark in a value",
+        block(invoke(parameter("city", f"a <{M} b <{M}x> c </{M}tool_calls> d"))),
+        "",
+        [("weather", {"city": f"a <{M} b <{M}x> c </{M}tool_calls> d"})],
+    ),
+    (
+        "a mark in JSON",
+        block(invoke(f'{{"city": "a <{M}x> b"}}')),
+        "",
+        [("weather", {"city": f"a <{M}x> b"})],
+    ),
+    (
+        "a number beyond floats",
+        block(invoke(parameter("days", "1e400", "false"))),
+        "",
+        [("weather", {"days": "1e400"})],
+    ),
+    (
+        "half a character in JSON",
+        block(invoke(parameter("more", '{"a": "\\ud800"}', "false"))),
+        "",
+        [("weather", {"more": {"a": "\ufffd"}})],
+    ),
+    (
+        "escapes in JSON",
+        block(invoke(parameter("more", r'{"a": "\ud83d\ude00 \\ud83d \n"}', "false"))),
+        "",
+        [("weather", {"more": {"a": "\U0001f600 \\ud83d \n"}})],
+    ),
+    ("half a call, then a whole one", block(f'<{M}invoke name="weather">', invoke(PARIS)), "", [CITY]),
 ]
 TEXT: list[Case] = [
     ("plain", "Nothing here: a < b, <tag>, </x>.", "Nothing here: a < b, <tag>, </x>.", []),
@@ -152,5 +203,25 @@ TEXT: list[Case] = [
     ("a stray end", f"text </{M}tool_calls> more", "text  more", []),
     ("an unknown tag", f"a <{M}foo> b", "a b", []),
     ("an empty block", f"a<{M}tool_calls>\n</{M}tool_calls>", "a", []),
+    (
+        "a mark in a text",
+        f"The mark <{M} begins a call. Then much more: x > y.",
+        "The mark begins a call. Then much more: x > y.",
+        [],
+    ),
+    (
+        "half a tag in a text",
+        f'`<{M}invoke name="f"` is the way.\n\nThe end.',
+        '`invoke name="f"` is the way. The end.',
+        [],
+    ),
+    ("a name no tag can hold", block(f"<{M}invoke name='a\"b'>{PARIS}</{M}invoke>"), "Paris", []),
+    (
+        "half a tag before a value",
+        block(invoke(f'{PARIS}\n<{M}parameter name="days string="false">3</{M}parameter>')),
+        'Paris parameter name="days string="false">3',
+        [],
+    ),
+    ("more than JSON", block(invoke('{"city": "Paris"} please')), '{"city": "Paris"} please', []),
     ("a value in a value", block(invoke(f'<{M}parameter name="a" string="true">x{parameter("b", "y")}')), "xy", []),
-]  # fmt: skip
+]

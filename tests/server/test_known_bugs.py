@@ -51,6 +51,52 @@ def test_a_tool_call_inside_unclosed_thinking_is_still_a_tool_call(server) -> No
     assert json.loads(message.tool_calls[0].function.arguments) == {"x": "v"}
 
 
+MALFORMED = (
+    ('{"x": "v"}', {"x": "v"}),
+    ('<｜DSML｜parameter name="x">v</｜DSML｜parameter>', {"x": "v"}),
+    ('<｜DSML｜parameter name="arguments" string="false">{"x": 7}</｜DSML｜parameter>', {"x": 7}),
+    ('<｜DSML｜parameter name="x" string="false">three</｜DSML｜parameter>', {"x": "three"}),
+    ('{"x": "\\ud83d"}', {"x": "\ufffd"}),
+)
+
+
+@pytest.mark.parametrize("before", ["t", "t</think>"], ids=["unclosed thinking", "answer"])
+@pytest.mark.parametrize(("body", "arguments"), MALFORMED)
+def test_malformed_calls_are_understood_in_thinking_too_and_alike_everywhere(server, before, body, arguments) -> None:
+    """In both protocols, streamed and whole; it was an empty input, no JSON at all, or a 500."""
+    invoke = f'<｜DSML｜invoke name="f">\n{body}\n</｜DSML｜invoke>'
+    server.model.reply = f"{before}\n\n<｜DSML｜tool_calls>\n{invoke}\n</｜DSML｜tool_calls>"
+    tool = {**TOOL["function"], "parameters": {"type": "object", "properties": {"x": {}}}}
+    tools = [{"type": "function", "function": tool}]
+    message, finish = ask(server, tools=tools)
+    assert (message.reasoning_content, message.content, finish) == ("t", "", "tool_calls")
+    assert json.loads(message.tool_calls[0].function.arguments) == arguments
+    assert json.loads(streamed(server, tools=tools)[2]) == arguments
+    request = {
+        "model": "tiny",
+        "max_tokens": 900,
+        "messages": QUESTION,
+        "tools": [{"name": "f", "input_schema": tool["parameters"]}],
+    }
+    whole = server.anthropic().messages.create(**request)
+    assert [block.type for block in whole.content] == ["thinking", "tool_use"] and whole.stop_reason == "tool_use"
+    assert whole.content[1].input == arguments
+    with server.anthropic().messages.stream(**request) as events:
+        assert events.get_final_message().content[1].input == arguments
+
+
+def test_a_mark_in_an_answer_takes_nothing_else_away(server) -> None:
+    server.model.reply = "t</think>The mark <｜DSML｜ begins a call; x > y. The end."
+    for options in ({}, {"tools": [TOOL]}):
+        assert ask(server, **options)[0].content == "The mark  begins a call; x > y. The end."
+
+
+def test_no_tags_are_shown_in_thinking_without_tools(server) -> None:
+    server.model.reply = "so\n\n" + CALL.format(value="v")
+    message, finish = ask(server)
+    assert (message.reasoning_content, message.content, finish) == ('so\n\nf({"x": "v"})', "", "stop")
+
+
 def test_text_that_only_looks_like_the_beginning_of_tool_markup_is_given_out(server) -> None:
     server.model.reply = "</think>a < b, <｜"
     assert ask(server, tools=[TOOL])[0].content == "a < b, <｜"

@@ -118,6 +118,13 @@ def test_top_k_and_min_p_reach_the_sampler(server, monkeypatch, path: str) -> No
         {"repetition_penalty": 1.1},
         {"response_format": {"type": "json_schema", "json_schema": {}}},
         {"min_tokens": 5},
+        {"use_beam_search": True},
+        {"prompt_logprobs": 1},
+        {"echo": True},
+        {"include_stop_str_in_output": True},
+        {"truncate_prompt_tokens": 5},
+        {"continue_final_message": True},
+        {"grammar": "root ::= x"},
     ],
 )
 def test_what_chat_asks_for_and_nobody_does_is_refused(server, wish: dict) -> None:
