@@ -101,10 +101,14 @@ def write(calls: list[Call]) -> str:
 
 
 def _written(name: str, value: Value) -> str:
-    """One argument. A mark in its strings is written as JSON escapes it: no tag may come of it."""
+    """One argument. A mark in its strings is written as JSON escapes it: no tag may come of it.
+
+    The name too is written as JSON has it, since deepseek-recipe copies it into the arguments as it is.
+    """
     if MARK in value.text:
         value = Value(value.json.replace("｜", "\\uff5c"), False)
-    return f'<{MARK}parameter name="{name}" string="{str(value.is_string).lower()}">{value.text}</{MARK}parameter>'
+    quoted, is_string = json.dumps(name, ensure_ascii=False), str(value.is_string).lower()
+    return f'<{MARK}parameter name={quoted} string="{is_string}">{value.text}</{MARK}parameter>'
 
 
 def in_words(call: Call) -> str:

@@ -32,6 +32,9 @@ CITY = ("weather", {"city": "Paris"})
 BIG = 123456789012345678901234567890
 
 UNDERSTOOD: list[Case] = [
+    ("a backslash in a name", block(invoke(parameter("a\\q", "1", "false"))), "", [("weather", {"a\\q": 1})]),
+    ("a backslash in a JSON name", block(invoke('{"a\\\\q": 1}')), "", [("weather", {"a\\q": 1})]),
+    ("a tab in a JSON name", block(invoke('{"a\\tq": 1}')), "", [("weather", {"a\tq": 1})]),
     ("a call", block(invoke(PARIS)), "", [CITY]),
     (
         "two values",
