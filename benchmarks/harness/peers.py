@@ -73,10 +73,10 @@ class Dsv4Peer:
         self._cache, snapshot = held
         self._cache.restore(0, snapshot)
 
-    def cache_bytes(self) -> tuple[dict[str, int], int]:
-        """Bytes of the cache by component, and of one element of a compressed entry."""
+    def element_bytes(self) -> int:
+        """Bytes of one element of a compressed entry."""
         layers = (layer.main for layer in self._cache.layers if layer.main is not None)
-        return self._cache.num_bytes(), next(layers).entries.element_size()
+        return next(layers).entries.element_size()
 
 
 class TransformersPeer:

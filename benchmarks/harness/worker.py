@@ -9,7 +9,7 @@ decode_at {depth, steps, seed}            -> seconds of the steps alone, peak_by
 begin     {max_tokens}                    an empty sequence
 feed      {length, seed}                  -> seconds of random tokens more, peak_bytes
 decode_on {steps, seed}                   -> seconds of the steps, which are then taken back
-cache     {}                              -> num_bytes, element_bytes of dsv4's cache
+cache     {}                              -> element_bytes of dsv4's cache
 ceilings  {megabytes, size}               -> see machine.py
 """
 
@@ -116,8 +116,7 @@ class Worker:
 
     def cache(self) -> Request:
         assert isinstance(self.peer, Dsv4Peer)
-        num_bytes, element_bytes = self.peer.cache_bytes()
-        return {"num_bytes": num_bytes, "element_bytes": element_bytes}
+        return {"element_bytes": self.peer.element_bytes()}
 
     def ceilings(self, megabytes: int, size: int) -> Request:
         return measure_ceilings(megabytes, size)
