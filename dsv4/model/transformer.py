@@ -22,7 +22,7 @@ from dsv4.model.initialization import init_weights
 from dsv4.model.layout import WINDOW, Layout
 from dsv4.model.linear import Linear, linear_fp32
 from dsv4.model.moe import MoE
-from dsv4.model.native_forward import NativeForward, wants_gradient
+from dsv4.model.native_backend import NativeForward, wants_gradient
 from dsv4.model.norm import RMSNorm
 
 NUMERICS = ("float", "shipped")
