@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -92,8 +91,8 @@ class LLM:
 
     def generate(
         self,
-        prompts: Prompt | SequenceOf[Prompt],
-        sampling_params: SamplingParams | SequenceOf[SamplingParams] | None = None,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[RequestOutput]:
         """Completes every prompt; the outputs are in the prompts' order.
 
@@ -108,33 +107,33 @@ class LLM:
             params = list(sampling_params)
             if len(params) != len(batch):
                 raise ValueError(f"{len(params)} sampling_params for {len(batch)} prompts; give one, or one a prompt")
-        sequences = [
-            self.core.new_sequence(self.encode(prompt, f"prompt {place}"), param)
+        requests = [
+            self.core.new_request(self.encode(prompt, f"prompt {place}"), param)
             for place, (prompt, param) in enumerate(zip(batch, params, strict=True))
         ]
         self.claim()
         try:
-            for sequence in sequences:
-                self.core.add(sequence)
+            for request in requests:
+                self.core.add(request)
             while self.core.has_work:
                 self.core.step()
         finally:  # an error or Ctrl-C leaves nothing behind in the scheduler
-            for sequence in sequences:
-                self.core.abort(sequence)
+            for request in requests:
+                self.core.abort(request)
             self.release()
-        return [sequence.output for sequence in sequences]
+        return [request.output for request in requests]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[TokenEvent, None, None]:
         """Completes one prompt and yields its tokens as they come; closing the generator stops the request."""
-        sequence = self.core.new_sequence(self.encode(prompt), params or SamplingParams())
+        request = self.core.new_request(self.encode(prompt), params or SamplingParams())
         self.claim()
         try:
-            self.core.add(sequence)
-            while not sequence.finished:
+            self.core.add(request)
+            while not request.finished:
                 for _, event in self.core.step():
                     yield event
         finally:
-            self.core.abort(sequence)
+            self.core.abort(request)
             self.release()
 
     def claim(self) -> None:
@@ -173,13 +172,13 @@ class LLM:
         return [self.config.bos_token_id, *self.tokenizer.encode(prompt)]
 
 
-def _as_batch(prompts: Prompt | SequenceOf[Prompt]) -> list[Prompt]:
+def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """A lone prompt becomes a batch of one."""
     if isinstance(prompts, (str, bytes, bytearray)):
         return [cast(Prompt, prompts)]
     if prompts and all(isinstance(item, int) for item in prompts):
         return [cast("list[int]", list(prompts))]
-    return list(cast("SequenceOf[Prompt]", prompts))
+    return list(cast("Sequence[Prompt]", prompts))
 
 
 def _check_device(device: str) -> None:

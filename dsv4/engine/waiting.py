@@ -6,7 +6,7 @@ import threading
 import weakref
 from dataclasses import dataclass
 
-from dsv4.engine.sequence import Sequence, SequenceStatus
+from dsv4.engine.request import Request, RequestStatus
 
 
 class QueueFullError(RuntimeError):
@@ -36,7 +36,7 @@ class WaitingRoom:
 
     def __init__(self, limits: WaitingLimits) -> None:
         self.limits = limits
-        self._sequences: weakref.WeakSet[Sequence] = weakref.WeakSet()
+        self._requests: weakref.WeakSet[Request] = weakref.WeakSet()
         self._lock = threading.Lock()
 
     def check(self, num_tokens: int = 0) -> None:
@@ -44,17 +44,17 @@ class WaitingRoom:
         with self._lock:
             self._check(num_tokens)
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, request: Request) -> None:
         """Gives a request its place; QueueFullError where there is none."""
         with self._lock:
-            self._check(len(sequence.prompt_token_ids))
-            self._sequences.add(sequence)
+            self._check(len(request.prompt_token_ids))
+            self._requests.add(request)
 
     def _check(self, num_tokens: int) -> None:
-        begun = (SequenceStatus.RUNNING, SequenceStatus.FINISHED)
-        waiting = [sequence for sequence in self._sequences if sequence.status not in begun]
-        self._sequences = weakref.WeakSet(waiting)
-        tokens, limits = sum(len(sequence.prompt_token_ids) for sequence in waiting), self.limits
+        begun = (RequestStatus.RUNNING, RequestStatus.FINISHED)
+        waiting = [request for request in self._requests if request.status not in begun]
+        self._requests = weakref.WeakSet(waiting)
+        tokens, limits = sum(len(request.prompt_token_ids) for request in waiting), self.limits
         full = len(waiting) >= limits.max_num_waiting or tokens + max(1, num_tokens) > limits.max_waiting_tokens
         if waiting and full:
             asked = f"; this one has {num_tokens} tokens" if num_tokens else ""

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv4.engine import LLM, AsyncEngine, SamplingParams
+from dsv4.engine.request import Request
 from dsv4.engine.sampler import SampledToken
 from dsv4.engine.scheduler import Scheduler, SchedulerConfig, reading_order
-from dsv4.engine.sequence import Sequence
 
 
 @dataclass(frozen=True)
@@ -32,19 +32,19 @@ class Simulation:
         self.scheduler = Scheduler(config)
         self.arrivals = sorted(arrivals, key=lambda arrival: arrival.step)
         self.first_token: dict[int, int] = {}  # place in `arrivals` -> steps from arrival to first token
-        self.sequences = [self._sequence(i, arrival) for i, arrival in enumerate(self.arrivals)]
+        self.requests = [self._request(i, arrival) for i, arrival in enumerate(self.arrivals)]
 
     @staticmethod
-    def _sequence(number: int, arrival: Arrival) -> Sequence:
+    def _request(number: int, arrival: Arrival) -> Request:
         params = SamplingParams(max_tokens=arrival.output, ignore_eos=True)
-        return Sequence(number, [5] * arrival.prompt, params, 0, frozenset(), 1 << 30)
+        return Request(number, [5] * arrival.prompt, params, 0, frozenset(), 1 << 30)
 
     def run(self, most_steps: int, until: int | None = None) -> Simulation:
         """To the end, or to the first token of request `until`."""
         step = came = 0
         while (came < len(self.arrivals) or self.scheduler.has_work) and until not in self.first_token:
             while came < len(self.arrivals) and self.arrivals[came].step <= step:
-                self.scheduler.add(self.sequences[came])
+                self.scheduler.add(self.requests[came])
                 came += 1
             self._step(step)
             step += 1
@@ -53,14 +53,14 @@ class Simulation:
 
     def _step(self, step: int) -> None:
         decoding = {s for s in self.scheduler.running if s.num_uncomputed_tokens == 1}
-        unread = [s for s in self.sequences if s.status.value in ("waiting", "running") and s not in decoding]
+        unread = [s for s in self.requests if s.status.value in ("waiting", "running") and s not in decoding]
         chunks = self.scheduler.schedule()
-        taken = {chunk.sequence: chunk.stop - chunk.start for chunk in chunks}
+        taken = {chunk.request: chunk.stop - chunk.start for chunk in chunks}
         total, most = sum(taken.values()), self.config.max_num_batched_tokens
         assert total <= most and all(count > 0 for count in taken.values()) and len(taken) == len(chunks)
         assert bool(chunks) == self.scheduler.has_work
-        assert all(taken[sequence] == 1 for sequence in decoding), "whatever decodes gets its token"
-        slots = [sequence.slot for sequence in self.scheduler.running]
+        assert all(taken[request] == 1 for request in decoding), "whatever decodes gets its token"
+        slots = [request.slot for request in self.scheduler.running]
         assert len(set(slots)) == len(slots) <= self.config.max_num_seqs and all(slot >= 0 for slot in slots)
         if unread and unread[0].slot >= 0:
             left = most - len(decoding)
@@ -68,19 +68,19 @@ class Simulation:
             if taken[unread[0]] < unread[0].num_uncomputed_tokens:
                 assert total == most, "no part of a step is left unused while there is something to read"
         for chunk in chunks:
-            assert chunk.start == chunk.sequence.num_computed_tokens
-            chunk.sequence.num_computed_tokens = chunk.stop
+            assert chunk.start == chunk.request.num_computed_tokens
+            chunk.request.num_computed_tokens = chunk.stop
         half_read = sum(s.num_uncomputed_tokens > 1 for s in self.scheduler.running)
         assert half_read <= self.config.partial_prefills
         for chunk in chunks:
-            if chunk.sequence.num_uncomputed_tokens == 0:
-                self._append(chunk.sequence, step)
+            if chunk.request.num_uncomputed_tokens == 0:
+                self._append(chunk.request, step)
 
-    def _append(self, sequence: Sequence, step: int) -> None:
-        sequence.append(SampledToken(7), now=float(step))
-        self.first_token.setdefault(sequence.request_id, step + 1 - self.arrivals[sequence.request_id].step)
-        if sequence.finished:
-            assert self.scheduler.finish(sequence) is not None
+    def _append(self, request: Request, step: int) -> None:
+        request.append(SampledToken(7), now=float(step))
+        self.first_token.setdefault(request.request_id, step + 1 - self.arrivals[request.request_id].step)
+        if request.finished:
+            assert self.scheduler.finish(request) is not None
 
 
 @st.composite
