@@ -23,7 +23,7 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int | None:
-    from dsv4.engine.chat import chat
+    from dsv4.commands.terminal.chat import chat
 
     return chat(
         options.model,

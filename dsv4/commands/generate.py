@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int | None:
-    from dsv4.engine.generate_cli import generate
+    from dsv4.commands.terminal.generate import generate
 
     return generate(
         options.model,

@@ -12,13 +12,13 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
-from dsv4.engine.chat_session import ChatSession
+from dsv4.commands.chat import EFFORTS
+from dsv4.commands.terminal.chat_session import ChatSession
 from dsv4.engine.core import EngineError
 from dsv4.engine.llm import LLM
 from dsv4.kernels import native
 from dsv4.text import keep_foreign_bytes
 
-EFFORTS = ("low", "high", "max")
 HELP = """/think          switch thinking on or off
 /effort LEVEL   low, high or max: how much to think
 /reset          forget the conversation
