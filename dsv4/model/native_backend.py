@@ -20,7 +20,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from dsv4.kernels import native
+from dsv4.kernels import backends, cpu
 from dsv4.kernels.stored import StoredTensor
 from dsv4.model.batch import RaggedBatch
 from dsv4.model.cache import Cache
@@ -113,11 +113,11 @@ class NativeForward:
         if model.device.type != "cpu" or model.dtype != torch.float32:
             return False
         if model.config.hc_mult > MOST_STREAMS:
-            native.decline(f"the model has {model.config.hc_mult} streams, the native kernels take {MOST_STREAMS}")
+            backends.decline(f"the model has {model.config.hc_mult} streams, the native kernels take {MOST_STREAMS}")
             return False
         other = next(((name, p.dtype) for name, p in model.named_parameters() if p.dtype != torch.float32), None)
         if other is not None:
-            native.decline(f"{other[0]} is {other[1]}, the native kernels take torch.float32 in every weight")
+            backends.decline(f"{other[0]} is {other[1]}, the native kernels take torch.float32 in every weight")
         return other is None
 
     def is_current(self, tokens: int) -> bool:
@@ -166,7 +166,7 @@ class NativeForward:
 
     def _inputs(self, batch: RaggedBatch, cache: Cache, token_ids: Tensor) -> tuple[Any, ...]:
         """What the kernels take of a batch: the cache, the ids, then each sequence's length, start and row."""
-        native.follow_torch_threads()
+        cpu.follow_torch_threads()
         handle = NativeCache.of(cache, self.kernels).current()
         return handle, _array(token_ids), batch.lengths, batch.starts, batch.slots
 

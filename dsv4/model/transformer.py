@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dsv4.config import ModelConfig
-from dsv4.kernels import native as native_kernels
+from dsv4.kernels import backends
 from dsv4.kernels.stored import StoredTensor
 from dsv4.model.attention import Attention
 from dsv4.model.attention.attention import Rope
@@ -168,7 +168,7 @@ class Transformer(nn.Module):
 
     def _native_forward(self, tokens: int) -> NativeForward | None:
         """The native kernels with this model's tensors, None where the plain torch path runs."""
-        kernels = native_kernels.module()
+        kernels = backends.native_module()
         if kernels is None:
             return None
         if self._native is None and (self.device.type != "cpu" or self.dtype != torch.float32):
