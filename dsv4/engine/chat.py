@@ -15,7 +15,7 @@ from rich.text import Text
 from dsv4.engine.chat_session import ChatSession
 from dsv4.engine.core import EngineError
 from dsv4.engine.llm import LLM
-from dsv4.kernels import native
+from dsv4.kernels import backends
 from dsv4.text import keep_foreign_bytes
 
 EFFORTS = ("low", "high", "max")
@@ -39,7 +39,7 @@ def chat(
 ) -> None:
     """Reads lines and answers them until the input ends. check_values: as of `dsv4.load`."""
     console = Console()
-    native.module()  # chosen now, so that a reason why the reference runs comes first
+    backends.native_module()  # chosen now, so that a reason why the reference runs comes first
     with console.status("loading the model"):
         llm = LLM(model, max_num_seqs=1, check_values=check_values)
         session = ChatSession(llm, thinking, effort, max_tokens, temperature, top_p, seed)
