@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from dsv4.commands.options import add_command, add_flags, add_model, add_sampling, pick_flags
+from dsv4.commands.options import EFFORTS, add_command, add_flags, add_model, add_sampling, pick_flags
 from dsv4.engine.config import EngineConfig
-
-EFFORTS = ("low", "high", "max")
 
 
 def add(commands: Any) -> None:

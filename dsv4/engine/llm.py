@@ -21,6 +21,7 @@ from dsv4.engine.outputs import RequestOutput, TokenEvent
 from dsv4.engine.runner import ModelRunner
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.engine.scheduler import Scheduler
+from dsv4.model.transformer import Transformer
 from dsv4.options import check_keywords, takes_options
 from dsv4.text import check_text
 from dsv4.tokenizer import Tokenizer
@@ -32,8 +33,9 @@ Prompt = str | list[int]
 class LLM:
     """One loaded model that generates. `LLM()` is the embedded nano model.
 
-    `model`: a model folder, or a model object; `folder` is then where its tokenizer and prompt settings are. Without a
-    tokenizer prompts are token ids and so is the output; text raises ValueError.
+    `model`: a model folder, or a model object, which is frozen (`Transformer.freeze`); `folder` is then where its
+    tokenizer and prompt settings are. Without a tokenizer prompts are token ids and so is the output; text raises
+    ValueError.
 
     `options`: fields of EngineConfig; `engine_config` has all of them, and options beside it replace some. TypeError
     for an unknown option. `max_model_len` bounds prompt and output together; by default it is the model's own limit, at
@@ -58,6 +60,8 @@ class LLM:
         if model is None or isinstance(model, (str, Path)):
             folder = nano_path() if model is None else Path(model)
             model = load(Path(folder), config)
+        if isinstance(model, Transformer) and not model.frozen:
+            model.freeze()
         self.path: Path | None = None if folder is None else Path(folder)
         self.config = model.config
         self.tokenizer = tokenizer = _find_tokenizer(self.path)

@@ -15,7 +15,7 @@ from dsv4.config import ModelConfig
 from dsv4.engine.capacity import Plan, check_fit, need_of, ways_out
 from dsv4.engine.config import DEFAULT_MAX_MODEL_LEN, DTYPES, EngineConfig
 from dsv4.engine.machine import cuda_memory, host_memory
-from dsv4.kernels import native
+from dsv4.kernels import backends
 from dsv4.model.transformer import Transformer
 
 logger = logging.getLogger("dsv4")
@@ -78,10 +78,10 @@ def check_capacity(folder: Path, device: str, dtype: torch.dtype, max_num_seqs: 
     plan = Plan(
         config,
         layout,
-        keeps_stored=on_cpu and dtype == torch.float32 and native.module() is not None,
+        keeps_stored=on_cpu and dtype == torch.float32 and backends.native_module() is not None,
         itemsize=dtype.itemsize,
         max_num_seqs=max_num_seqs,
         max_model_len=min(max_model_len, config.max_position_embeddings),
     )
-    for warning in check_fit(str(folder), need_of(plan), memory, ways_out(plan, memory, native.describe())):
+    for warning in check_fit(str(folder), need_of(plan), memory, ways_out(plan, memory, backends.describe())):
         logger.warning(warning)

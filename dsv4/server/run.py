@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsv4.engine.config import EngineConfig
-from dsv4.kernels import native
+from dsv4.kernels import backends
 from dsv4.options import check_keywords, pick_keywords, takes_options
 from dsv4.server.config import ServerConfig
 from dsv4.server.open_files import connection_bound, raise_limit
@@ -60,7 +60,7 @@ def serve(model: str | Path | None = None, **options: Any) -> None:
             torch.set_num_threads(config.threads)
         # `tokenizers` queues texts for a pool of its own: a short one would wait there behind long ones.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        native.module()  # chosen now, so that a reason why the reference runs comes first
+        backends.native_module()  # chosen now, so that a reason why the reference runs comes first
         llm = LLM(model, engine_config=engine_config)
         engine = AsyncEngine(llm)
         try:
@@ -128,6 +128,6 @@ def announce(model_name: str, url: str) -> None:
     """Prints the addresses, and the kernels when they are native."""
     print(f"{model_name} is ready. Chat page: {url}/")
     print(f"OpenAI base URL: {url}/v1   Anthropic base URL: {url}/anthropic   (Ctrl-C stops)")
-    if native.name() == "native":
-        print(native.describe())
+    if backends.name() == "native":
+        print(backends.describe())
     sys.stdout.flush()

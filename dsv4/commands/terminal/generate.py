@@ -10,7 +10,7 @@ from typing import Any
 from dsv4.engine.core import EngineError
 from dsv4.engine.llm import LLM
 from dsv4.engine.sampling_params import SamplingParams
-from dsv4.kernels import native
+from dsv4.kernels import backends
 from dsv4.text import check_text, keep_foreign_bytes
 
 
@@ -43,7 +43,7 @@ def generate(
     texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
     for place, text in enumerate(texts, start=1):
         check_text(text, f"prompt {place}")
-    native.module()  # chosen now, so that a reason why the reference runs comes first
+    backends.native_module()  # chosen now, so that a reason why the reference runs comes first
     llm = LLM(model, **engine_options)
     try:
         _print(llm, texts, params, as_json)
