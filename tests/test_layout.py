@@ -19,7 +19,9 @@ ORDER = (
 )
 # Modules that sit beside config.py and are part of it, and the entry point that belongs to the command line.
 ALIASES = {
-    **dict.fromkeys(("checks", "config_json", "config_keys", "notices", "presets", "text"), "config"),
+    **dict.fromkeys(
+        ("checks", "config_json", "config_keys", "lazy", "notices", "options", "presets", "text"), "config"
+    ),
     "__main__": "cli",
 }
 MAX_LINES = 400
