@@ -11,8 +11,8 @@ from typing import cast
 
 import deepseek_recipe as recipe
 
+from dsv4.conversation.model import Answer, Chunk, ConversationModel, Generator, Turn
 from dsv4.engine import AsyncEngine, ProgressEvent, TokenEvent
-from dsv4.engine.conversation import Answer, Chunk, ConversationModel, Generator, Turn
 from dsv4.server.errors import RequestError
 from dsv4.server.leniency import Adapted, adapt_chat, adapt_messages
 from dsv4.server.progress import Reports, progress_chunk, requested_reports, timings_chunk, with_timings

@@ -12,8 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dsv4.engine.outputs import Alternatives
-from dsv4.engine.tool_calls import (
+from dsv4.conversation.tool_calls import (
     BLOCK,
     BLOCK_KINDS,
     CUT_TAG,
@@ -28,6 +27,7 @@ from dsv4.engine.tool_calls import (
     understand,
     write,
 )
+from dsv4.engine.outputs import Alternatives
 
 THINK_END = "</think>"
 _STOPS = re.compile(rf"</?{MARK}|{THINK_END}")

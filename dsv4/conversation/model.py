@@ -15,11 +15,11 @@ from typing import cast
 
 import deepseek_recipe as recipe
 
+from dsv4.conversation.tool_calls import Schema
+from dsv4.conversation.tool_markup import Text, Token, ToolMarkup
 from dsv4.engine.llm import LLM
 from dsv4.engine.outputs import Alternatives, Timings, TokenEvent
 from dsv4.engine.sampling_params import SamplingParams
-from dsv4.engine.tool_calls import Schema
-from dsv4.engine.tool_markup import Text, Token, ToolMarkup
 from dsv4.tokenizer.prompts import PromptEncoder
 
 Generator = recipe.ChatCompletionChunkGenerator | recipe.MessagesChunkGenerator
