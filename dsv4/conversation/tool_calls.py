@@ -1,71 +1,34 @@
-"""Tool calls in the markup that models write: understood where they can be, written anew, or told in words.
-
-A tag is told apart from text that only begins like one: a model may explain the markup, or edit a file that holds it.
-"""
+"""Tool calls in the markup that models write: understood where they can be, written anew, or told in words."""
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import cast
 
-MARK = "｜DSML｜"
-OPENINGS = (f"<{MARK}", f"</{MARK}")
-BLOCK, BLOCK_END = f"<{MARK}tool_calls>", f"</{MARK}tool_calls>"
-BLOCK_KINDS = frozenset({"tool_calls", "function_calls", "calls"})  # the last is V4.1's
-_KINDS = BLOCK_KINDS | {"invoke", "parameter"}
+from dsv4.conversation.tool_arguments import Arguments, Schema, Value, is_name, read_object, read_value, unwrap
+from dsv4.conversation.tool_tags import (
+    BLOCK,
+    BLOCK_END,
+    KINDS,
+    MARK,
+    TAG,
+    Inside,
+    attributes_of,
+    ends_block,
+    inside_after,
+    without_tags,
+)
 
-# Everything in a tag is bounded, so that looking for tags takes time in proportion to the text.
-_ATTRIBUTE = r"""\s+[\w-]{1,64}\s{0,4}=\s{0,4}(?:"[^"\n]{0,256}"|'[^'\n]{0,256}'|[^\s"'<>=/]{1,256})"""
-_HEAD = rf"<(?P<slash>/?){MARK}\s?(?P<kind>\w{{0,32}})(?P<attributes>(?:{_ATTRIBUTE}){{0,8}})"
-TAG = re.compile(rf"{_HEAD}\s{{0,8}}(?P<empty>/?)>")
-_CUT_ATTRIBUTE = r"""\s+(?:[\w-]{1,64}\s{0,4}(?:=\s{0,4}(?:"[^"\n]{0,256}|'[^'\n]{0,256})?)?)?"""
-CUT_TAG = re.compile(rf"{_HEAD}(?:{_CUT_ATTRIBUTE})?/?\Z")
-_NAMED = re.compile(r"""([\w-]+)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"']+))""")
 _FENCE = re.compile(r"\s*```(?:json)?\s*(.*?)\s*```\s*", re.S)
-_SPACE = re.compile(r"\s*")
-# An escape of a JSON string: a character in two halves, a half alone, any other.
-_ESCAPE = re.compile(r"\\(?:u[dD][89abAB]\w\w\\u[dD][c-fC-F]\w\w|(?P<half>u[dD][89a-fA-F]\w\w)|.)", re.S)
-_WRAPPERS = ("arguments", "parameters", "input")
-
-Schema = Mapping[str, Any]  # the properties of a tool's parameters
-Arguments = dict[str, "Value"]
-Inside = Literal["invoke", "parameter"] | None
-
-
-@dataclass(frozen=True)
-class Value:
-    """An argument: a string, or the JSON text of any value."""
-
-    text: str
-    is_string: bool
-
-    @property
-    def json(self) -> str:
-        return json.dumps(self.text, ensure_ascii=False) if self.is_string else self.text
 
 
 @dataclass(frozen=True)
 class Call:
     name: str
     arguments: Arguments
-
-
-def inside_after(inside: Inside, tag: re.Match[str]) -> Inside:
-    """The element that is open after a tag. In a value only tags that must come after its end count as tags."""
-    kind, ends = tag["kind"], bool(tag["slash"] or tag["empty"])
-    if kind == "invoke":
-        return None if ends else "invoke"
-    if kind == "parameter":
-        return "invoke" if ends else "parameter"
-    return inside
-
-
-def ends_block(inside: Inside, tag: re.Match[str]) -> bool:
-    return bool(tag["slash"]) and tag["kind"] in BLOCK_KINDS and inside != "parameter"
 
 
 def understand(block: str, tools: Mapping[str, Schema], truncated: bool) -> tuple[str, list[Call]]:
@@ -85,7 +48,7 @@ def understand(block: str, tools: Mapping[str, Schema], truncated: bool) -> tupl
             said.append(part.body(block))
         else:
             said.append(understood[0])
-            calls.append(Call(part.name, _unwrapped(part.name, understood[1], schema)))
+            calls.append(Call(part.name, unwrap(part.name, understood[1], schema)))
     texts = [without_tags(text).strip() for text in said]
     return "\n".join(filter(None, texts)), calls
 
@@ -116,18 +79,6 @@ def in_words(call: Call) -> str:
     return f"{call.name}({{{without_tags(inner)}}})"
 
 
-def without_tags(text: str) -> str:
-    """The text without markup tags, one cut off at its end too; of what is no tag only its mark goes."""
-    text = TAG.sub("", text)
-    for opening in OPENINGS:
-        start = text.rfind(opening)
-        if start >= 0 and CUT_TAG.match(text, start):
-            text = text[:start]
-    for opening in OPENINGS:
-        text = text.replace(opening, "")
-    return text
-
-
 @dataclass
 class _Invoke:
     """One call as it is written. `whole`: it has its end; `broken`: a value lacks its end."""
@@ -151,7 +102,7 @@ def _parts(block: str) -> Iterator[str | _Invoke]:
     attributes: dict[str, str] = {}
     for tag in TAG.finditer(block):
         after = inside_after(inside, tag)
-        if tag["kind"] not in _KINDS or (inside == "parameter" == after and tag["kind"] != "parameter"):
+        if tag["kind"] not in KINDS or (inside == "parameter" == after and tag["kind"] != "parameter"):
             continue  # text, of a value too
         if invoke is None:
             yield block[place : tag.start()]
@@ -169,13 +120,13 @@ def _parts(block: str) -> Iterator[str | _Invoke]:
             invoke, after = None, after if tag["kind"] == "invoke" else None
         place, inside = tag.end(), after
         if tag["kind"] == "invoke" and not tag["slash"]:
-            invoke = _Invoke(_attributes(tag).get("name", ""), tag.end())
+            invoke = _Invoke(attributes_of(tag).get("name", ""), tag.end())
             if tag["empty"]:
                 invoke.end, invoke.whole = tag.end(), True
                 yield invoke
                 invoke = None
         elif tag["kind"] == "parameter" and not tag["slash"]:
-            attributes, value = _attributes(tag), tag.end()
+            attributes, value = attributes_of(tag), tag.end()
             if tag["empty"] and invoke is not None:
                 invoke.values.append((attributes, ""))
     if invoke is None:
@@ -186,104 +137,21 @@ def _parts(block: str) -> Iterator[str | _Invoke]:
         yield invoke
 
 
-def _attributes(tag: re.Match[str]) -> dict[str, str]:
-    return {name: a or b or c for name, a, b, c in _NAMED.findall(tag["attributes"])}
-
-
 def _arguments(invoke: _Invoke, schema: Schema) -> tuple[str, Arguments] | None:
     """(text beside the arguments, the arguments) of a call; None where they cannot be told."""
     left = "".join(invoke.beside)
-    if invoke.broken or not _is_name(invoke.name):
+    if invoke.broken or not is_name(invoke.name):
         return None
     if not invoke.values and left.strip():
         fence = _FENCE.fullmatch(left)
-        members = _members(fence[1] if fence else left)
+        members = read_object(fence[1] if fence else left)
         return None if members is None else ("", members)
     if MARK in left:
         return None  # half a tag: an argument may be lost with it
     arguments: Arguments = {}
     for attributes, text in invoke.values:
         name = attributes.get("name", "")
-        if not _is_name(name):
+        if not is_name(name):
             return None
-        arguments[name] = _value(text, attributes.get("string"), schema.get(name))
+        arguments[name] = read_value(text, attributes.get("string"), schema.get(name))
     return left.strip(), arguments
-
-
-def _is_name(name: str) -> bool:
-    """True for a name that an attribute can hold."""
-    return 0 < len(name) <= 256 and not any(c in '"<>\n' for c in name)
-
-
-def _value(text: str, is_string: str | None, schema: object) -> Value:
-    """An argument as its markup says, or where it does not say, as the schema does; what is no JSON is a string."""
-    kind = cast(Schema, schema).get("type") if isinstance(schema, Mapping) else None
-    if is_string == "true" or (is_string != "false" and kind == "string"):
-        return Value(text, True)
-    return Value(_whole_characters(text), False) if _is_json(text) else Value(text, True)
-
-
-def _whole_characters(text: str) -> str:
-    """JSON text whose halves of characters are U+FFFD, as decoders give it that do not refuse them."""
-    return _ESCAPE.sub(lambda escape: "\\ufffd" if escape["half"] else escape[0], text)
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text, parse_constant=_finite, parse_float=_finite)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _finite(text: str) -> float:
-    """A number of JSON. One beyond all floats would be told as Infinity, which is no JSON."""
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text} is no JSON number")
-    return number
-
-
-def _members(text: str) -> Arguments | None:
-    """The members of a JSON object, each with the JSON text of its value: a number keeps all its digits."""
-    text = text.strip()
-    if not text.startswith("{") or not _is_json(text):
-        return None
-    found: Arguments = {}
-    for name, value in _raw_members(text):
-        if not _is_name(name):
-            return None
-        found[name] = Value(_whole_characters(value), False)
-    return found
-
-
-def _raw_members(text: str) -> Iterator[tuple[str, str]]:
-    decoder, place = json.JSONDecoder(), _after_space(text, 1)
-    while text[place] != "}":
-        name, place = cast("tuple[str, int]", decoder.raw_decode(text, text.index('"', place)))
-        place = _after_space(text, text.index(":", place) + 1)
-        _, end = decoder.raw_decode(text, place)
-        yield name, text[place:end]
-        place = _after_space(text, end)
-        if text[place] == ",":
-            place = _after_space(text, place + 1)
-
-
-def _after_space(text: str, place: int) -> int:
-    found = _SPACE.match(text, place)
-    return place if found is None else found.end()
-
-
-def _unwrapped(name: str, arguments: Arguments, schema: Schema) -> Arguments:
-    """Arguments that came inside one more object, where the schema knows the inner names and not the outer one."""
-    outer = {key: value for key, value in arguments.items() if key != "name" or "name" in schema}
-    if len(outer) != 1 or (len(outer) < len(arguments) and arguments["name"].json != json.dumps(name)):
-        return arguments
-    ((key, value),) = outer.items()
-    if key not in _WRAPPERS or key in schema:
-        return arguments
-    text = value.text
-    if not value.is_string and text.lstrip().startswith('"'):
-        text = cast(str, json.loads(text))  # an object that was written as a string
-    inner = _members(text)
-    return inner if inner is not None and inner.keys() <= schema.keys() else arguments

@@ -11,7 +11,9 @@ from typing import cast
 
 import deepseek_recipe as recipe
 
-from dsv4.conversation.model import Answer, Chunk, ConversationModel, Generator, Turn
+from dsv4.conversation.answer import Answer, Chunk, Generator
+from dsv4.conversation.model import ConversationModel
+from dsv4.conversation.turn import Turn
 from dsv4.engine import AsyncEngine, ProgressEvent, TokenEvent
 from dsv4.server.errors import RequestError
 from dsv4.server.leniency import Adapted, adapt_chat, adapt_messages
