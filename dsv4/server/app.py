@@ -11,13 +11,13 @@ from starlette.responses import Response
 from dsv4.engine import AsyncEngine
 from dsv4.server.auth import ApiKeyMiddleware
 from dsv4.server.chat_completions import chat_router
+from dsv4.server.delivery import Delivery
 from dsv4.server.drain import Drain, DrainMiddleware
 from dsv4.server.errors import install_error_handlers
 from dsv4.server.keys import check_key
 from dsv4.server.messages import messages_router
 from dsv4.server.models import models_router
 from dsv4.server.origin import OriginMiddleware, OriginPolicy
-from dsv4.server.responses import Delivery
 from dsv4.server.service import OFFICIAL_NAMES, ChatService
 from dsv4.server.web import chat_routes
 

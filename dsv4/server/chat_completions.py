@@ -12,8 +12,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from dsv4.server.delivery import Delivery
 from dsv4.server.requests import read_body
-from dsv4.server.responses import Delivery
 from dsv4.server.service import CHAT, ChatService, Protocol
 
 

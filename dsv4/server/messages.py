@@ -13,8 +13,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from dsv4.server.chat_completions import answer
+from dsv4.server.delivery import Delivery
 from dsv4.server.requests import read_body
-from dsv4.server.responses import Delivery
 from dsv4.server.service import MESSAGES, ChatService
 
 
