@@ -43,7 +43,7 @@ class AsyncEngine:
         self.llm = llm
         self.error: BaseException | None = None
         self._core: EngineCore = llm.core
-        self._room = WaitingRoom(llm.waiting_limits)
+        self._room = WaitingRoom(llm.engine_config)
         self._listeners: dict[int, _Listener] = {}
         self._watch = ProgressWatch()
         self._commands: list[Callable[[], None]] = []

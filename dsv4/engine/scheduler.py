@@ -16,40 +16,8 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from dsv4.engine.config import EngineConfig
 from dsv4.engine.request import Request, RequestStatus
-
-
-@dataclass(frozen=True)
-class SchedulerConfig:
-    """Limits of one step. Every running request must be able to decode in a step, so tokens >= requests.
-
-    `max_num_partial_prefills`: requests whose prompts are read in part at a time; None: half of max_num_seqs.
-    """
-
-    max_num_seqs: int = 8
-    max_num_batched_tokens: int = 1024
-    max_num_partial_prefills: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.max_num_seqs < 1:
-            raise ValueError(f"max_num_seqs is {self.max_num_seqs}; allowed: 1 or more")
-        if self.max_num_batched_tokens < self.max_num_seqs:
-            raise ValueError(
-                f"max_num_batched_tokens is {self.max_num_batched_tokens}; it must be at least max_num_seqs"
-                f" ({self.max_num_seqs}), so that every running request can decode in one step"
-            )
-        if not 1 <= self.partial_prefills <= self.max_num_seqs:
-            raise ValueError(
-                f"max_num_partial_prefills is {self.max_num_partial_prefills}; allowed: [1, {self.max_num_seqs}]"
-                " (max_num_seqs)"
-            )
-
-    @property
-    def partial_prefills(self) -> int:
-        """Rows that may hold half-read prompts."""
-        if self.max_num_partial_prefills is None:
-            return max(1, self.max_num_seqs // 2)
-        return self.max_num_partial_prefills
 
 
 @dataclass(frozen=True)
@@ -80,7 +48,7 @@ def reading_order(unread: Sequence[int], budget: int) -> Iterator[tuple[int, int
 class Scheduler:
     """Shares out steps as the module says. Owns which cache row (slot) a running request lives in."""
 
-    def __init__(self, config: SchedulerConfig) -> None:
+    def __init__(self, config: EngineConfig) -> None:
         self.config = config
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from dataclasses import dataclass
 
+from dsv4.engine.config import EngineConfig
 from dsv4.engine.request import Request, RequestStatus
 
 
@@ -15,27 +15,14 @@ class QueueFullError(RuntimeError):
     retry_after = 5.0  # seconds, for clients
 
 
-@dataclass(frozen=True)
-class WaitingLimits:
-    """Requests that may wait for their first step, and tokens of their prompts together (about 50 bytes each)."""
-
-    max_num_waiting: int = 256
-    max_waiting_tokens: int = 1 << 22
-
-    def __post_init__(self) -> None:
-        for name in ("max_num_waiting", "max_waiting_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
-
-
 class WaitingRoom:
     """Which requests wait. A place is free again when its request runs, has ended, or nobody holds it any more.
 
     Safe from any thread. A lone prompt is taken whatever its length.
     """
 
-    def __init__(self, limits: WaitingLimits) -> None:
-        self.limits = limits
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
         self._requests: weakref.WeakSet[Request] = weakref.WeakSet()
         self._lock = threading.Lock()
 
@@ -54,7 +41,7 @@ class WaitingRoom:
         begun = (RequestStatus.RUNNING, RequestStatus.FINISHED)
         waiting = [request for request in self._requests if request.status not in begun]
         self._requests = weakref.WeakSet(waiting)
-        tokens, limits = sum(len(request.prompt_token_ids) for request in waiting), self.limits
+        tokens, limits = sum(len(request.prompt_token_ids) for request in waiting), self.config
         full = len(waiting) >= limits.max_num_waiting or tokens + max(1, num_tokens) > limits.max_waiting_tokens
         if waiting and full:
             asked = f"; this one has {num_tokens} tokens" if num_tokens else ""

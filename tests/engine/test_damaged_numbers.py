@@ -15,7 +15,7 @@ from dsv4.commands.terminal.generate import generate
 from dsv4.config import nano_path
 from dsv4.engine import LLM, AsyncEngine, EngineError, SamplingParams
 from dsv4.engine import core as engine_core
-from dsv4.kernels import native
+from dsv4.kernels import backends
 
 NAN, INF = float("nan"), float("inf")
 GREEDY = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True)
@@ -96,7 +96,7 @@ def test_the_command_ends_with_a_line_and_a_status(model, text_folder, monkeypat
 
 @pytest.fixture
 def copy_of_nano(tmp_path: Path) -> Path:
-    if native.module() is None:
+    if backends.native_module() is None:
         pytest.skip("the reference kernels keep no weights in files")
     for file in nano_path().iterdir():
         shutil.copy(file, tmp_path)

@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from dsv4.engine import LLM, AsyncEngine, QueueFullError, SamplingParams
+from dsv4.engine.config import EngineConfig
 from dsv4.engine.request import Request, RequestStatus
-from dsv4.engine.waiting import WaitingLimits, WaitingRoom
+from dsv4.engine.waiting import WaitingRoom
 
 PARAMS = SamplingParams(max_tokens=2, ignore_eos=True)
 
@@ -18,7 +19,7 @@ def request(tokens: int) -> Request:
 
 
 def test_requests_are_bounded() -> None:
-    room = WaitingRoom(WaitingLimits(max_num_waiting=2))
+    room = WaitingRoom(EngineConfig(max_num_waiting=2))
     held = [request(3), request(4)]
     for one in held:
         room.add(one)
@@ -30,7 +31,7 @@ def test_requests_are_bounded() -> None:
 
 
 def test_tokens_are_bounded_and_a_lone_prompt_is_taken() -> None:
-    room = WaitingRoom(WaitingLimits(max_waiting_tokens=10))
+    room = WaitingRoom(EngineConfig(max_waiting_tokens=10))
     long = request(50)
     room.add(long)
     with pytest.raises(QueueFullError, match="1 requests with 50 tokens"):
@@ -45,7 +46,7 @@ def test_tokens_are_bounded_and_a_lone_prompt_is_taken() -> None:
 
 @pytest.mark.parametrize("status", [RequestStatus.RUNNING, RequestStatus.FINISHED, None])
 def test_a_place_is_free_when_its_request_runs_has_ended_or_is_gone(status: RequestStatus | None) -> None:
-    room = WaitingRoom(WaitingLimits(max_num_waiting=1))
+    room = WaitingRoom(EngineConfig(max_num_waiting=1))
     held = [request(3)]
     room.add(held[0])
     with pytest.raises(QueueFullError):
