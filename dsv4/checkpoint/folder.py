@@ -74,7 +74,7 @@ class Checkpoint:
             raise
 
     def parameter(self, name: str, device: torch.device | str = "cpu") -> Tensor:
-        """The values of an official parameter: float32 if it was quantised, else in the stored dtype.
+        """The values of an official parameter: float32 if it was quantized, else in the stored dtype.
 
         On the CPU a plain tensor is a view of the mapped file: copy before writing to it or closing.
         """
@@ -86,7 +86,7 @@ class Checkpoint:
         return dequantize(tensor, scale.to(device))
 
     def scale(self, name: str) -> Tensor | None:
-        """The scales of an official parameter, as stored, None if it is not quantised."""
+        """The scales of an official parameter, as stored, None if it is not quantized."""
         scale = name.removesuffix("weight") + "scale"
         return self.stored(scale) if name.endswith(".weight") and scale in self._sources else None
 

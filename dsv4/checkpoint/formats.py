@@ -6,7 +6,7 @@ shorter. Scales are E8M0 (a power of two: byte b is 2^(b - 127), 255 is NaN) or,
 Values follow the rule that the model was trained with: scale = 2^ceil(log2(amax / largest)), codes rounded to nearest,
 ties to the even code (official inference kernel). That rule alone has two spellings for a block whose largest element
 rounds down to half the range (224 of 448, 3 of 6): the coarse one, and half the scale with doubled codes. Writers here
-always store the second, so that quantise(dequantise(x)) gives back x's codes and scales for all x that they wrote. To
+always store the second, so that quantize(dequantize(x)) gives back x's codes and scales for all x that they wrote. To
 write what others wrote just as it was, they take the scales to keep.
 A weight without an exact power-of-two form that is stored with F32 scales uses scale = amax / 448; see `_fp32_scales`.
 
@@ -172,7 +172,7 @@ def fp4_to_fp8(packed: Tensor, scales: Tensor, scale_dtype: torch.dtype = torch.
 
 def _matrix_shape(weight: Tensor) -> tuple[int, int]:
     if weight.dim() != 2:
-        raise ValueError(f"a quantised weight is a matrix; shape {tuple(weight.shape)} is not allowed")
+        raise ValueError(f"a quantized weight is a matrix; shape {tuple(weight.shape)} is not allowed")
     return weight.shape[0], weight.shape[1]
 
 

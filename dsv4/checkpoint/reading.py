@@ -19,7 +19,7 @@ from dsv4.model.transformer import Transformer
 
 
 def iter_float_tensors(path: str | Path, *, check_values: bool = True) -> Iterator[tuple[str, Tensor]]:
-    """Every official parameter and table of a folder, dequantised, one at a time; valid until the next one.
+    """Every official parameter and table of a folder, dequantized, one at a time; valid until the next one.
 
     check_values: CheckpointError at the first that holds NaN or infinity.
     """
@@ -116,10 +116,10 @@ def _remember(model: Transformer, checkpoint: Checkpoint, files: MappedFiles) ->
     scales = {name: parameter.scales for name, parameter in stored.items() if parameter.scales is not None}
     if stored:
         setattr(model, MAPPED_FILES, files)
-    quantised = checkpoint.layout in ("official", "official-base")
-    if quantised:
+    quantized = checkpoint.layout in ("official", "official-base")
+    if quantized:
         setattr(model, LOADED_SCALES, LoadedScales(scales.get if scales else checkpoint.scale, files))
-    if scales or not quantised:
+    if scales or not quantized:
         checkpoint.close()  # what the model views stays mapped
 
 

@@ -29,7 +29,7 @@ Format = Literal["official", "official-base", "bf16", "fp32", "transformers"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 MAX_SHARD_BYTES = 5 * 10**9
 
-# The stored tensors of one parameter: the weight, and its scales where it is quantised.
+# The stored tensors of one parameter: the weight, and its scales where it is quantized.
 Group = list[TensorSpec]
 
 

@@ -46,7 +46,7 @@ def repeats(index: Tensor) -> Tensor:
 class Gate(nn.Module):
     """Chooses experts: by token id in hash layers, else by score + bias (bias only selects, never weighs).
 
-    An expert that a row of `tid2eid` repeats counts in the sum that normalises the weights each time, but its output
+    An expert that a row of `tid2eid` repeats counts in the sum that normalizes the weights each time, but its output
     counts once, as in the published code, whose `y[rows] += ...` adds once per row: later repeats weigh 0.
     """
 
@@ -121,7 +121,7 @@ class MoE(nn.Module):
         return grouped_linear(h, sizes, [e.w2.weight for e in experts])
 
     def _balance_loss(self, scores: Tensor, index: Tensor, layout: Layout) -> Tensor:
-        """Mean over sequences of sum_e f_e * P_e: f the load share (1 when even), P the mean normalised affinity."""
+        """Mean over sequences of sum_e f_e * P_e: f the load share (1 when even), P the mean normalized affinity."""
         E, k = self.config.n_routed_experts, index.shape[1]
         n, seq = layout.batch.num_seqs, layout.sequence_ids
         length = torch.bincount(seq, minlength=n).unsqueeze(-1).float()

@@ -39,7 +39,7 @@ class Work:
     stage: int
     step: int
     weights: LossWeights
-    quantised: bool
+    quantized: bool
     autocast: torch.dtype | None = None
 
 
@@ -83,7 +83,7 @@ def compute_gradient(
     `totals` are the counts of all micro-batches of the step, other processes' too; None: these are all.
     """
     totals = totals or sum_counts(batches)
-    with stored_weights(model) if work.quantised else nullcontext():
+    with stored_weights(model) if work.quantized else nullcontext():
         results = [_compute_one(model, batch, work, totals) for batch in batches]
     return sum_results(results)
 

@@ -1,4 +1,4 @@
-"""Muon and AdamW in one optimiser, split and set as DeepSeek V4 trains (report, Muon and Training Setups).
+"""Muon and AdamW in one optimizer, split and set as DeepSeek V4 trains (report, Muon and Training Setups).
 
 AdamW: embedding, head, every RMSNorm weight, the static biases and gates of mHC (`hc_*_base`, `hc_*_scale`) and,
 without weight decay, the remaining vectors (`attn_sink`). The router's `gate.bias` belongs to neither: it moves by rule
@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from dsv4.training.newton_schulz import CHUNK_ELEMENTS, orthogonalise
+from dsv4.training.newton_schulz import CHUNK_ELEMENTS, orthogonalize
 
 Kind = Literal["muon", "adamw", "adamw_no_decay", "by_rule"]
 
@@ -54,7 +54,7 @@ def parameter_rule(name: str, shape: tuple[int, ...], config: SplitConfig) -> Pa
     if len(shape) < 2:
         return ParameterRule(name, "adamw_no_decay")
     if len(shape) != 2:
-        raise ValueError(f"parameter {name!r} has shape {shape}; the optimiser knows vectors and matrices only")
+        raise ValueError(f"parameter {name!r} has shape {shape}; the optimizer knows vectors and matrices only")
     return ParameterRule(name, "muon", _independent_rows(name, shape, config))
 
 
@@ -168,7 +168,7 @@ class MuonAdamW:
                 gradient.mul_(grad_scale)
             group.momentum.mul_(self.momentum).add_(gradient)
             gradient.add_(group.momentum, alpha=self.momentum)
-            update = orthogonalise(gradient, self.compute_dtype)
+            update = orthogonalize(gradient, self.compute_dtype)
             scale = -lr * self.gamma * max(group.shape) ** 0.5
             for weight, direction in zip(weights, update.unbind(), strict=True):
                 weight.mul_(1.0 - lr * self.weight_decay).add_(direction, alpha=scale)
@@ -207,7 +207,7 @@ class MuonAdamW:
         return [group.momentum for group in self._groups]
 
     def share_momenta(self, momenta: Sequence[Tensor]) -> None:
-        """Keep the momenta in `momenta`, as another optimiser's `momenta()` lists them."""
+        """Keep the momenta in `momenta`, as another optimizer's `momenta()` lists them."""
         for group, momentum in zip(self._groups, momenta, strict=True):
             group.momentum = momentum
 
@@ -237,7 +237,7 @@ class MuonAdamW:
         """Continue from `state`; ValueError, and nothing is changed, where it is of a model with other parameters."""
         saved = state["muon"]
         if [entry["members"] for entry in saved] != [list(group.members) for group in self._groups]:
-            raise ValueError("optimiser state is of a model with other matrices than this one")
+            raise ValueError("optimizer state is of a model with other matrices than this one")
         self._check_adamw(state["adamw"])
         for group, entry in zip(self._groups, saved, strict=True):
             group.momentum.copy_(entry["momentum"])

@@ -1,4 +1,4 @@
-"""Quantisation-aware training: forward with the weights as they will be stored, train the fp32 masters behind them.
+"""Quantization-aware training: forward with the weights as they will be stored, train the fp32 masters behind them.
 
 The straight-through estimator without touching the model: for one forward and backward the parameters hold their
 stored values (FP4 routed experts, FP8 projections), then the masters return and receive the gradients as they are.

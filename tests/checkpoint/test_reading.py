@@ -208,7 +208,7 @@ def test_index_without_total_size_and_single_file_without_metadata(official: Any
 @pytest.mark.gpu
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_values_on_cuda(layout: str, tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
-    """Codes are dequantised on the device; saving from there gives the stored tensors again."""
+    """Codes are dequantized on the device; saving from there gives the stored tensors again."""
     source = tiny(tiny_config, layout, seed=1)
     folder = source.write(tmp_path / "model")
     model = load_model(folder, device="cuda")

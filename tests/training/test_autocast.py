@@ -28,28 +28,28 @@ from .tiny_training import Rows, draw_documents, make_model
 LENGTHS = (150, 6, 45)  # HCA entries, sparse CSA rows, a document without any entry but one
 
 
-def train(autocast: torch.dtype | None, steps: int, quantised: bool = False) -> list[tuple[float, float, float, float]]:
+def train(autocast: torch.dtype | None, steps: int, quantized: bool = False) -> list[tuple[float, float, float, float]]:
     """Losses (next token, MTP, balance, indexer) of each step."""
-    model, optimiser = make_model()
+    model, optimizer = make_model()
     losses = []
     for step in range(steps):
-        optimiser.zero_grad()
-        work = Work(0, step, LossWeights(balance=0.01), quantised, autocast)
+        optimizer.zero_grad()
+        work = Work(0, step, LossWeights(balance=0.01), quantized, autocast)
         batch = pack_batch(Rows(draw_documents(step, *LENGTHS)), model.device)
         result = compute_gradient(model, [batch], work)
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:
                 assert parameter.grad.dtype == torch.float32, name
                 assert bool(parameter.grad.isfinite().all()), name
-        optimiser.step(0.02)
+        optimizer.step(0.02)
         part = result.losses
         losses.append((part.next_token, part.mtp, part.balance, part.indexer))
     return losses
 
 
-@pytest.mark.parametrize("quantised", [False, True])
-def test_losses_follow_those_of_fp32(quantised: bool) -> None:
-    plain, rounded = train(None, 12, quantised), train(torch.bfloat16, 12, quantised)
+@pytest.mark.parametrize("quantized", [False, True])
+def test_losses_follow_those_of_fp32(quantized: bool) -> None:
+    plain, rounded = train(None, 12, quantized), train(torch.bfloat16, 12, quantized)
     assert plain != rounded
     assert plain[-1][0] < 0.5 * plain[0][0]  # there is something to follow
     for step, (want, got) in enumerate(zip(plain, rounded, strict=True)):

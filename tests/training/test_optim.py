@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from dsv4.training.newton_schulz import orthogonalise
+from dsv4.training.newton_schulz import orthogonalize
 from dsv4.training.optim import MuonAdamW, parameter_rule, split_parameters
 
 CONFIG = SimpleNamespace(num_attention_heads=3, o_groups=2, index_n_heads=5, hc_mult=4)
@@ -89,36 +89,36 @@ def test_split_names_every_parameter_once() -> None:
 
 def test_two_muon_steps_equal_the_formula_block_by_block() -> None:
     model = Tiny()
-    optimiser = MuonAdamW(model, CONFIG, compute_dtype=torch.float32)
+    optimizer = MuonAdamW(model, CONFIG, compute_dtype=torch.float32)
     expected = model.attn.wq_b.weight.detach().clone().view(3, 4, 5)
     momentum = torch.zeros(3, 4, 5)
     for seed in (1, 2):
         model.fill_gradients(seed)
         gradient = model.attn.wq_b.weight.grad.view(3, 4, 5) * 0.5
         momentum = 0.95 * momentum + gradient
-        update = orthogonalise(0.95 * momentum + gradient, torch.float32) * 5**0.5 * 0.18
+        update = orthogonalize(0.95 * momentum + gradient, torch.float32) * 5**0.5 * 0.18
         expected = expected * (1 - 0.02 * 0.1) - 0.02 * update
-        optimiser.step(lr=0.02, grad_scale=0.5)
+        optimizer.step(lr=0.02, grad_scale=0.5)
     torch.testing.assert_close(model.attn.wq_b.weight.detach().view(3, 4, 5), expected, rtol=0, atol=1e-6)
 
 
 def test_update_rms_is_gamma() -> None:
     model = Tiny()
     before = [expert.weight.detach().clone() for expert in model.experts]
-    optimiser = MuonAdamW(model, CONFIG, weight_decay=0.0, compute_dtype=torch.float32)
+    optimizer = MuonAdamW(model, CONFIG, weight_decay=0.0, compute_dtype=torch.float32)
     model.fill_gradients(3)
-    optimiser.step(lr=1.0)
+    optimizer.step(lr=1.0)
     for expert, old in zip(model.experts, before, strict=True):
         assert (expert.weight.detach() - old).square().mean().sqrt() == pytest.approx(0.18, rel=1e-3)
 
 
 def test_adamw_decays_norms_but_not_sinks() -> None:
     model = Tiny()
-    optimiser = MuonAdamW(model, CONFIG)
+    optimizer = MuonAdamW(model, CONFIG)
     norm, sink = model.norm.weight.detach().clone(), model.attn.attn_sink.detach().clone()
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-    optimiser.step(lr=0.1)
+    optimizer.step(lr=0.1)
     torch.testing.assert_close(model.norm.weight.detach(), norm * (1 - 0.1 * 0.1))
     assert torch.equal(model.attn.attn_sink.detach(), sink)
 
@@ -126,11 +126,11 @@ def test_adamw_decays_norms_but_not_sinks() -> None:
 def test_expert_without_tokens_only_decays_and_router_bias_stays() -> None:
     model = Tiny()
     bias = model.gate.bias.detach().clone()
-    optimiser = MuonAdamW(model, CONFIG)
+    optimizer = MuonAdamW(model, CONFIG)
     model.fill_gradients(4)
     model.experts[1].weight.grad = None
     idle = model.experts[1].weight.detach().clone()
-    optimiser.step(lr=0.01)
+    optimizer.step(lr=0.01)
     torch.testing.assert_close(model.experts[1].weight.detach(), idle * (1 - 0.01 * 0.1))
     assert torch.equal(model.gate.bias, bias)
 
@@ -138,17 +138,17 @@ def test_expert_without_tokens_only_decays_and_router_bias_stays() -> None:
 def test_state_continues_to_the_same_bits() -> None:
     def run(stop_after: int | None) -> list[torch.Tensor]:
         model = Tiny()
-        optimiser = MuonAdamW(model, CONFIG)
+        optimizer = MuonAdamW(model, CONFIG)
         for seed in range(4):
             model.fill_gradients(seed)
-            optimiser.step(lr=0.01)
+            optimizer.step(lr=0.01)
             if seed == stop_after:
                 weights = {name: value.clone() for name, value in model.state_dict().items()}
-                state = optimiser.state_dict()
+                state = optimizer.state_dict()
                 model = Tiny()
                 model.load_state_dict(weights)
-                optimiser = MuonAdamW(model, CONFIG)
-                optimiser.load_state_dict(state)
+                optimizer = MuonAdamW(model, CONFIG)
+                optimizer.load_state_dict(state)
         return [parameter.detach() for parameter in model.parameters()]
 
     for straight, resumed in zip(run(None), run(1), strict=True):
@@ -157,7 +157,7 @@ def test_state_continues_to_the_same_bits() -> None:
 
 def test_gradient_norm_spans_all_parameters() -> None:
     model = Tiny()
-    optimiser = MuonAdamW(model, CONFIG)
+    optimizer = MuonAdamW(model, CONFIG)
     model.fill_gradients(9)
     flat = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-    assert optimiser.gradient_norm() == pytest.approx(float(flat.norm()), rel=1e-5)
+    assert optimizer.gradient_norm() == pytest.approx(float(flat.norm()), rel=1e-5)

@@ -1,4 +1,4 @@
-"""Quantisation-aware training: stored values inside, masters outside."""
+"""Quantization-aware training: stored values inside, masters outside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fake quantisation of activations: round to FP8 or FP4 and back, with power-of-two block scales.
+"""Fake quantization of activations: round to FP8 or FP4 and back, with power-of-two block scales.
 
 Contract (source: official inference kernel). Blocks run along the last dimension; a last,
 shorter block is allowed. Computation is fp32, the result has the input's dtype. Gradients pass straight through.

@@ -1,4 +1,4 @@
-"""Plain torch definition of FP8 and FP4 fake quantisation."""
+"""Plain torch definition of FP8 and FP4 fake quantization."""
 
 from __future__ import annotations
 
