@@ -19,7 +19,7 @@ from torch import Tensor
 from dsv4.analysis.inventory import Layout, TensorSpec, tensor_inventory
 from dsv4.checkpoint import formats, names
 from dsv4.checkpoint.errors import CheckpointError
-from dsv4.checkpoint.shards import Shards, StoredTensor, read_json
+from dsv4.checkpoint.shards import Shards, TensorEntry, read_json
 from dsv4.config import ModelConfig
 from dsv4.notices import warn_once
 
@@ -37,7 +37,7 @@ _LAYOUT_OF: dict[str, Layout] = {
 class _Source(NamedTuple):
     """Where one official tensor lies: a stored tensor, or a part of one that holds all experts."""
 
-    stored: StoredTensor
+    stored: TensorEntry
     part: names.MergedPart | None = None
 
     @property
@@ -149,11 +149,11 @@ def _read_config(folder: Path) -> ModelConfig:
         raise CheckpointError(folder / "config.json", "a DeepSeek V4 config", str(error)) from error
 
 
-def _official_sources(shards: Shards, config: ModelConfig) -> tuple[dict[str, _Source], list[StoredTensor]]:
+def _official_sources(shards: Shards, config: ModelConfig) -> tuple[dict[str, _Source], list[TensorEntry]]:
     """(where each official tensor lies, the tensors of a draft model that stay unread)."""
     num_experts = config.n_routed_experts
     sources: dict[str, _Source] = {}
-    unread: list[StoredTensor] = []
+    unread: list[TensorEntry] = []
     for stored in shards.tensors.values():
         official = names.to_official(stored.name)
         if names.is_draft(official, config.num_nextn_predict_layers):
@@ -175,7 +175,7 @@ def _official_sources(shards: Shards, config: ModelConfig) -> tuple[dict[str, _S
     return sources, unread
 
 
-def _unread_line(folder: Path, unread: list[StoredTensor]) -> str:
+def _unread_line(folder: Path, unread: list[TensorEntry]) -> str:
     modules = Counter(".".join(tensor.name.removeprefix("model.").split(".")[:2]) for tensor in unread)
     size = sum(tensor.num_bytes for tensor in unread) / 1e9
     return (

@@ -24,6 +24,7 @@ from dsv4.checkpoint.shards import INDEX_NAME
 from dsv4.checkpoint.values import check_values, first_not_finite
 from dsv4.config import ModelConfig
 from dsv4.kernels.stored import StoredTensor, widened
+from dsv4.model.stacks import official_tensors
 
 Format = Literal["official", "official-base", "bf16", "fp32", "transformers"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -42,13 +43,13 @@ def save_model(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     overwrite: bool = False,
 ) -> None:
-    """Write a model, or its tensors by official name, as a folder at `path` that appears whole or not at all.
+    """Write a model, or its tensors by module or official name, as a folder at `path` that appears whole or not at all.
 
     "transformers" is BF16 if the embedding is, else FP32. `overwrite` replaces the whole folder, tokenizer included.
     CheckpointError names a tensor that holds NaN or infinity, DiskFullError says what did not fit.
     """
     _check_format(format)
-    tensors: Mapping[str, Tensor] = model.state_dict() if isinstance(model, nn.Module) else model
+    tensors = official_tensors(model.state_dict() if isinstance(model, nn.Module) else model)
     target = Path(path)
     _check_tensors(tensors, config, target)
     # A model has these if it was loaded; see reading.

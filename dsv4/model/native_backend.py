@@ -21,11 +21,12 @@ from torch.nn.modules.module import (
 )
 
 from dsv4.kernels import native
-from dsv4.kernels.stored import StoredTensor
+from dsv4.kernels.stored import StoredStack, StoredTensor
 from dsv4.model.batch import RaggedBatch
 from dsv4.model.cache import Cache
 from dsv4.model.native_cache import NativeCache
 from dsv4.model.rope import inverse_frequencies
+from dsv4.model.stacks import native_tensors
 
 if TYPE_CHECKING:
     from dsv4.model.transformer import Transformer
@@ -78,14 +79,11 @@ class NativeForward:
         self.kernels = kernels
         self._model: Any = weakref.proxy(model)  # the model holds this: a cycle would outlive it
         self.parameter_tables, self.registrations = _tables(model), _registrations
-        self._tensors = _tensors(model)
+        self._tensors = native_tensors(model)
         self._places = _places(self._tensors.values())
-        other = (
-            "mtp.",
-            *(f"layers.{i}." for i in range(1, model.config.num_hidden_layers)),
-            *(f"layers.0.ffn.experts.{i}." for i in range(1, model.config.n_routed_experts)),
-        )
-        self._few = [tensor for name, tensor in self._tensors.items() if not name.startswith(other)]
+        other = ("mtp.", *(f"layers.{i}." for i in range(1, model.config.num_hidden_layers)))
+        held = (*model.named_parameters(), *model.named_buffers())
+        self._few = [tensor for name, tensor in held if not name.startswith(other)]
         # Bound methods: a look at a hundred places before every token has to take microseconds.
         self._few_pointers = [_held(tensor).data_ptr for tensor in self._few]
         self._few_places = [pointer() for pointer in self._few_pointers]
@@ -124,7 +122,7 @@ class NativeForward:
         """Whether every tensor lies where it lay.
 
         Before a few tokens, and where no module of the process got a parameter, a buffer or a module since, only around
-        the layers and in layer 0, of its experts the first: what moves a whole model is seen, `.data` of another
+        the layers and in layer 0: what moves a whole model is seen, `.data` of another
         layer's weight is not. That another tensor is put into a module's table, as `functional_call` does, is then seen
         of the embedding alone.
         """
@@ -133,7 +131,7 @@ class NativeForward:
         if tokens <= FEW_TOKENS and self.registrations == _registrations:
             return [pointer() for pointer in self._few_pointers] == self._few_places
         registrations = _registrations
-        if _places(_tensors(self._model).values()) != self._places:
+        if _places(native_tensors(self._model).values()) != self._places:
             return False
         if self.registrations != registrations:
             self.parameter_tables, self.registrations = _tables(self._model), registrations
@@ -182,14 +180,10 @@ def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().numpy()
 
 
-def _tensors(model: Transformer) -> dict[str, Tensor]:
-    # A tensor that two modules share has two names.
-    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-
-
 def _places(tensors: Any) -> tuple[tuple[int, int], ...]:
     return tuple((held.data_ptr(), held.stride(0)) for held in map(_held, tensors))
 
 
 def _held(tensor: Tensor) -> Tensor:
+    tensor = tensor.matrices[0] if isinstance(tensor, StoredStack) else tensor
     return tensor.codes if isinstance(tensor, StoredTensor) else tensor

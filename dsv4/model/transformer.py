@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dsv4.config import ModelConfig
 from dsv4.kernels import native as native_kernels
-from dsv4.kernels.stored import StoredTensor
+from dsv4.kernels.stored import StoredWeight
 from dsv4.model.attention import Attention
 from dsv4.model.attention.attention import Rope
 from dsv4.model.aux_losses import AuxLosses
@@ -150,7 +150,7 @@ class Transformer(nn.Module):
         """Turn weights that stay as they are stored into float32 parameters. Returns self."""
         for module in self.modules():
             for name, parameter in list(module.named_parameters(recurse=False)):
-                if isinstance(parameter, StoredTensor):
+                if isinstance(parameter, StoredWeight):
                     setattr(module, name, nn.Parameter(parameter.widen(), requires_grad=False))
         return self
 

@@ -17,13 +17,14 @@ from torch.profiler import ProfilerActivity, profile
 from dsv4.analysis import tensor_inventory
 from dsv4.checkpoint import iter_float_tensors, load_model, names, read_config, save_model
 from dsv4.config import ModelConfig
-from dsv4.kernels.stored import StoredTensor
+from dsv4.kernels.stored import StoredWeight
+from dsv4.model.stacks import official_tensors
 
 LAYOUTS = ["official", "official-base", "bf16", "fp32"]
 
 
 def assert_same(model: torch.nn.Module, values: dict[str, torch.Tensor]) -> None:
-    state = model.state_dict()
+    state = official_tensors(model.state_dict())
     assert state.keys() == values.keys()
     for name, value in values.items():
         assert state[name].dtype == value.dtype and torch.equal(state[name], value), name
@@ -55,7 +56,7 @@ def test_inventory_and_model_name_the_tensors_that_the_published_list_names(
 
 def test_bf16_model_keeps_float32_where_the_official_layout_does(official: Any, official_folder: Path) -> None:
     model = load_model(official_folder, dtype=torch.bfloat16)
-    for name, tensor in model.state_dict().items():
+    for name, tensor in official_tensors(model.state_dict()).items():
         kept = tensor.dim() == 1 or "hc_" in name or name.endswith("ape")
         expected = torch.int64 if name.endswith("tid2eid") else torch.float32 if kept else torch.bfloat16
         assert tensor.dtype == expected, name
@@ -187,8 +188,8 @@ def test_peak_memory_is_the_model_and_one_tensor(
     assert sum(sizes) <= peak <= sum(sizes) + 1.3 * max(sizes)
     # As stored, all matrices stay in the mapped files.
     official = load_model(folder, weights="stored")
-    matrices = sum(p.stored_bytes for p in official.parameters() if isinstance(p, StoredTensor))
-    others = sum(p.nbytes for p in official.state_dict().values() if not isinstance(p, StoredTensor))
+    matrices = sum(p.stored_bytes for p in official.parameters() if isinstance(p, StoredWeight))
+    others = sum(p.nbytes for p in official.state_dict().values() if not isinstance(p, StoredWeight))
     stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     assert matrices + others <= 1.15 * stored
     assert peak_bytes(lambda: load_model(folder, weights="stored"), mapped) <= 1.1 * others + max(sizes) / 2

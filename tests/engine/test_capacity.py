@@ -15,7 +15,7 @@ from dsv4.engine.capacity import Need, Plan, check_fit, need_of, ways_out
 from dsv4.engine.machine import Memory, host_memory
 from dsv4.kernels import native
 from dsv4.kernels.attention import ENTRY_CHUNK
-from dsv4.kernels.stored import StoredTensor
+from dsv4.kernels.stored import StoredWeight
 from dsv4.model.cache import Cache
 from dsv4.server.run import serve
 
@@ -44,8 +44,8 @@ def test_stored_weights_take_what_is_said() -> None:
     model = dsv4.load(nano_path(), weights="stored")
     mapped = copied = 0
     for tensor in (*model.parameters(), *model.buffers()):
-        if isinstance(tensor, StoredTensor):
-            mapped += tensor.codes.nbytes + (0 if tensor.scales is None else tensor.scales.nbytes)
+        if isinstance(tensor, StoredWeight):
+            mapped += tensor.stored_bytes
         else:
             copied += tensor.nbytes
     need = need_of(nano_plan(4, True))

@@ -80,9 +80,9 @@ def test_one_new_weight_is_noticed_before_a_single_token(model: Transformer) -> 
     token = IDS[:, :1]
     model(token)
     for layer in model.layers:
-        expert = layer.ffn.experts[-1].w1
-        for module in (layer.attn.wq_a, layer.attn_norm, expert):
-            module.weight = torch.nn.Parameter(3 * module.weight.detach(), requires_grad=False)
+        for module, weight in ((layer.attn.wq_a, "weight"), (layer.attn_norm, "weight"), (layer.ffn.experts, "w1")):
+            tripled = 3 * module.get_parameter(weight).detach()
+            setattr(module, weight, torch.nn.Parameter(tripled, requires_grad=False))
             seen, model._native = model(token), None
             assert torch.equal(seen, model(token))
 
@@ -113,14 +113,14 @@ def test_what_the_kernels_do_not_take_runs_on_the_reference(
     """Weights of another type, which they would copy, and more streams than they have room for."""
     native.decline.cache_clear()
     assert model._native_forward(1) is not None
-    model.layers[1].ffn.experts[2].bfloat16()
+    model.layers[1].ffn.experts.bfloat16()
     with torch.no_grad():
         wide = random_model(tiny_config(hc_mult=17))
         for _ in range(2):
             assert model._native_forward(IDS.shape[1] * 4) is None
             assert wide(IDS).isfinite().all() and wide._native is None
     assert [record.message.split("because ")[1] for record in caplog.records] == [
-        "layers.1.ffn.experts.2.w1.weight is torch.bfloat16, the native kernels take torch.float32 in every weight",
+        "layers.1.ffn.experts.w1 is torch.bfloat16, the native kernels take torch.float32 in every weight",
         "the model has 17 streams, the native kernels take 16",
     ]
     native.decline.cache_clear()
@@ -220,9 +220,9 @@ def test_a_weight_that_wants_a_gradient_gets_one(model: Transformer) -> None:
     model.requires_grad_(False)
     with torch.enable_grad():
         assert not model(IDS).requires_grad
-        expert = model.layers[1].ffn.experts[0].w1
-        for weight in (expert.weight.requires_grad_(), torch.nn.Parameter(expert.weight.detach().clone())):
-            expert.weight = weight
+        experts = model.layers[1].ffn.experts
+        for weight in (experts.w1.requires_grad_(), torch.nn.Parameter(experts.w1.detach().clone())):
+            experts.w1 = weight
             assert model(IDS).requires_grad
 
 

@@ -34,7 +34,7 @@ def make_trainer(stand_in, batches, split_config):
 
 
 def bits(trainer: Trainer) -> list[torch.Tensor]:
-    momenta = [group["momentum"] for group in trainer.optimizer.state_dict()["muon"]]
+    momenta = trainer.optimizer.state_dict()["muon"].values()
     return [*trainer.model.state_dict().values(), *momenta]
 
 
