@@ -40,10 +40,9 @@ def load_model(
     weights: str | None = None,
     check_values: bool = True,
 ) -> Transformer:
-    """A model folder, official or as transformers saved it -> the model, in eval mode and frozen.
+    """A model folder, official or as transformers saved it -> the model, frozen: plain calls run the native kernels.
 
-    Frozen: no parameter requires a gradient, so that plain calls run the native kernels; `model.requires_grad_(True)`
-    before training.
+    `model.requires_grad_(True)` before training.
 
     weights: "stored" keeps FP4, FP8 and BF16 matrices as they are in the mapped files, for the kernels to read in
     place: the model takes the memory of its checkpoint, and its float32 results have the same bits. "widened" makes
@@ -74,7 +73,7 @@ def load_model(
         checkpoint.close()
         raise
     _remember(model, checkpoint, files)
-    return model.eval()
+    return model.freeze()
 
 
 def _materialize(

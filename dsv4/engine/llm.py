@@ -18,6 +18,7 @@ from dsv4.engine.runner import EngineModel, ModelRunner
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.engine.scheduler import Scheduler, SchedulerConfig
 from dsv4.engine.waiting import WaitingLimits
+from dsv4.model.transformer import Transformer
 from dsv4.text import check_text
 from dsv4.tokenizer import Tokenizer
 from dsv4.tokenizer.prompts import PromptEncoder, effort_ladder
@@ -30,8 +31,9 @@ Prompt = str | list[int]
 class LLM:
     """One loaded model that generates. `LLM()` is the embedded nano model.
 
-    `model`: a model folder, or a model object; `folder` is then where its tokenizer and prompt settings are. Without a
-    tokenizer prompts are token ids and so is the output; text raises ValueError. `max_model_len` bounds prompt and
+    `model`: a model folder, or a model object, which is frozen (`Transformer.freeze`); `folder` is then where its
+    tokenizer and prompt settings are. Without a tokenizer prompts are token ids and so is the output; text raises
+    ValueError. `max_model_len` bounds prompt and
     output together; by default it is the model's own limit, at most 131072. `dtype`: "auto", "bfloat16", "float32" or a
     torch.dtype, of a folder's matrices and of the cache; auto is float32 on the CPU, bfloat16 on a GPU. A folder that
     cannot fit into memory is a CapacityError before it is read, unless `check_memory` is False. `max_num_waiting` and
@@ -62,6 +64,8 @@ class LLM:
             folder = nano_path() if model is None else Path(model)
             length = max_model_len or DEFAULT_MAX_MODEL_LEN
             model = _load(Path(folder), device, dtype, numerics, max_num_seqs, length, check_memory, check_values)
+        if isinstance(model, Transformer) and not model.frozen:
+            model.freeze()
         self.path: Path | None = None if folder is None else Path(folder)
         self.config = model.config
         self.tokenizer = tokenizer = _find_tokenizer(self.path)

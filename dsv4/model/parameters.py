@@ -30,36 +30,33 @@ class Row(NamedTuple):
     How a checkpoint stores them is the inventory's to say: `stored_dtype`.
     """
 
-    names: re.Pattern[str]
+    names: str  # a regular expression of the whole name
     init: Init
     optimizer: Optimizer
     matrices: Matrices = "one"
 
 
-TABLE = tuple(
-    Row(re.compile(names), *rules)
-    for names, *rules in (
-        (r"(embed|head)\.weight", "normal", "adamw"),
-        (r"(.+[._])?[eh]?norm\.weight", "ones", "adamw"),
-        (r"attn\.attn_sink", "zeros", "adamw_no_decay"),
-        (r"attn\.(indexer\.)?compressor\.ape", "zeros", "muon"),
-        (r"attn\.(wq_a|wkv|wo_b)\.weight", "normal", "muon"),
-        (r"attn\.wq_b\.weight", "normal", "muon", "per head"),
-        (r"attn\.wo_a\.weight", "normal", "muon", "per output group"),
-        (r"attn\.(indexer\.)?compressor\.(wkv|wgate)\.weight", "normal", "muon"),
-        (r"attn\.indexer\.wq_b\.weight", "normal", "muon", "per index head"),
-        (r"attn\.indexer\.weights_proj\.weight", "normal", "muon"),
-        (r"ffn\.gate\.weight", "normal", "muon"),
-        (r"ffn\.gate\.bias", "zeros", "by_rule"),
-        (r"ffn\.experts\.w[123]", "normal", "muon", "per expert"),
-        (r"ffn\.shared_experts\.w[123]\.weight", "normal", "muon"),
-        (r"hc_(attn|ffn)_fn", "normal", "muon", "pre, post and residual"),
-        (r"hc_(attn|ffn)_base", "hc_base", "adamw"),
-        (r"hc_(attn|ffn|head)_scale", "hc_scale", "adamw"),
-        (r"hc_head_fn", "normal", "muon"),
-        (r"hc_head_base", "hc_head_base", "adamw"),
-        (r"[eh]_proj\.weight", "normal", "muon"),
-    )
+TABLE = (
+    Row(r"(embed|head)\.weight", "normal", "adamw"),
+    Row(r"(.+[._])?[eh]?norm\.weight", "ones", "adamw"),
+    Row(r"attn\.attn_sink", "zeros", "adamw_no_decay"),
+    Row(r"attn\.(indexer\.)?compressor\.ape", "zeros", "muon"),
+    Row(r"attn\.(wq_a|wkv|wo_b)\.weight", "normal", "muon"),
+    Row(r"attn\.wq_b\.weight", "normal", "muon", "per head"),
+    Row(r"attn\.wo_a\.weight", "normal", "muon", "per output group"),
+    Row(r"attn\.(indexer\.)?compressor\.(wkv|wgate)\.weight", "normal", "muon"),
+    Row(r"attn\.indexer\.wq_b\.weight", "normal", "muon", "per index head"),
+    Row(r"attn\.indexer\.weights_proj\.weight", "normal", "muon"),
+    Row(r"ffn\.gate\.weight", "normal", "muon"),
+    Row(r"ffn\.gate\.bias", "zeros", "by_rule"),
+    Row(r"ffn\.experts\.w[123]", "normal", "muon", "per expert"),
+    Row(r"ffn\.shared_experts\.w[123]\.weight", "normal", "muon"),
+    Row(r"hc_(attn|ffn)_fn", "normal", "muon", "pre, post and residual"),
+    Row(r"hc_(attn|ffn)_base", "hc_base", "adamw"),
+    Row(r"hc_(attn|ffn|head)_scale", "hc_scale", "adamw"),
+    Row(r"hc_head_fn", "normal", "muon"),
+    Row(r"hc_head_base", "hc_head_base", "adamw"),
+    Row(r"[eh]_proj\.weight", "normal", "muon"),
 )
 
 _BLOCK = re.compile(r"^(layers|mtp)\.\d+\.")
@@ -81,7 +78,7 @@ class SplitSizes(Protocol):
 
 @cache
 def _row_within_block(name: str) -> Row:
-    rows = [row for row in TABLE if row.names.fullmatch(name)]
+    rows = [row for row in TABLE if re.fullmatch(row.names, name)]
     if len(rows) != 1:
         raise ValueError(f"{len(rows)} rows of dsv4/model/parameters.py are of a parameter named {name!r}; allowed: 1")
     return rows[0]

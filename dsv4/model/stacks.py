@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -34,8 +35,12 @@ def _expert_matrices(experts: str, tensors: Mapping[str, Tensor]) -> dict[str, T
     return {f"{experts}.{e}.{w}.weight": m[e] for e in range(most) for w, m in found if e < len(m)}
 
 
-def native_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer of a model by official name, as the native kernels ask for them."""
-    # A tensor that two modules share has two names.
-    named = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    return official_tensors(named)
+def named_tensors(model: object) -> dict[str, Tensor]:
+    """Parameters and tables of a module by its own names; a tensor that two modules share has two names."""
+    module = cast(nn.Module, model)
+    return dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+
+
+def native_tensors(model: object) -> dict[str, Tensor]:
+    """Parameters and tables of a module by official name, as the native kernels ask for them."""
+    return official_tensors(named_tensors(model))

@@ -262,7 +262,7 @@ def test_balance_loss_teaches_the_router_only() -> None:
 
 @pytest.mark.parametrize("top_k", [3, 64])
 def test_indexer_loss_reaches_the_indexer_only(top_k: int) -> None:
-    model = random_model(tiny_config(index_topk=top_k))
+    model = random_model(tiny_config(index_topk=top_k)).requires_grad_()
     aux, _ = training_forward(model, [random_ids(CONFIG, 70).tolist(), random_ids(CONFIG, 9, seed=1).tolist()])
     assert float(aux.indexer_loss.detach()) > 0
     aux.indexer_loss.backward()
@@ -273,7 +273,7 @@ def test_indexer_loss_reaches_the_indexer_only(top_k: int) -> None:
 @pytest.mark.parametrize("top_k", [3, 64])
 def test_main_loss_does_not_reach_the_indexer_but_everything_else(top_k: int) -> None:
     """200 tokens, so that HCA has an entry."""
-    model = random_model(tiny_config(index_topk=top_k))
+    model = random_model(tiny_config(index_topk=top_k)).requires_grad_()
     _, logits = training_forward(model, [random_ids(CONFIG, 200).tolist()])
     logits.square().mean().backward()
     untaught = {n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())}

@@ -71,7 +71,7 @@ def randomise(model: Transformer, seed: int) -> None:
 def random_model(config: ModelConfig, seed: int = 0, numerics: str = "float") -> Transformer:
     model = Transformer(config, numerics)
     randomise(model, seed)
-    return model
+    return model.freeze()
 
 
 def store(model: Transformer) -> Transformer:
@@ -86,7 +86,7 @@ def store(model: Transformer) -> Transformer:
             values = module.weight.detach()
             stored = StoredTensor("bf16", values.bfloat16(), None, widen_bf16) if name == "head" else _fp8(values)
             module.weight = torch.nn.Parameter(stored, requires_grad=False)
-    return model
+    return model.refresh()
 
 
 def _store_expert(values: Tensor) -> StoredTensor:

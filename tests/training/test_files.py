@@ -168,8 +168,8 @@ EDITS: dict[str, tuple[Callable[[dict], object], str]] = {
     "missing": (lambda s: s["model"].pop(WQ_A), rf"model\.{WQ_A} is missing"),
     "another": (lambda s: s["model"].update(more=torch.ones(1)), r"model\.more and 0 more are not in the model"),
     "momentum": (
-        lambda s: s["optimizer"]["muon"][0].update(momentum=torch.ones(1, 1, 1)),
-        r"optimizer\.muon\.0\.momentum is torch.float32 \(1, 1, 1\), but",
+        lambda s: s["optimizer"]["muon"].update({WQ_A: torch.ones(1, 1)}),
+        r"optimizer\.muon\.layers\.\S+ is torch.float32 \(1, 1\), but",
     ),
     "moments": (
         lambda s: s["optimizer"]["adamw"]["state"][0].update(exp_avg=torch.ones(3)),
