@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dsv4.analysis.inventory import Layout, TensorSpec, tensor_inventory
+from dsv4.analysis.inventory import StorageLayout, TensorSpec, tensor_inventory
 from dsv4.checkpoint import formats, names
 from dsv4.checkpoint.errors import CheckpointError
 from dsv4.checkpoint.shards import Shards, TensorEntry, read_json
@@ -25,7 +25,7 @@ from dsv4.notices import warn_once
 
 PLAIN_DTYPES = ("BF16", "F32", "F16")
 # What most routed experts are stored as -> the layout of the folder.
-_LAYOUT_OF: dict[str, Layout] = {
+_LAYOUT_OF: dict[str, StorageLayout] = {
     "I8": "official",
     "F8_E4M3": "official-base",
     "BF16": "bf16",
@@ -193,7 +193,7 @@ def _without_lost_mtp(config: ModelConfig, shards: Shards, sources: dict[str, _S
     return replace(config, num_nextn_predict_layers=0, compress_ratios=ratios)
 
 
-def _detect_layout(sources: dict[str, _Source]) -> Layout:
+def _detect_layout(sources: dict[str, _Source]) -> StorageLayout:
     """By the majority of the routed experts, so that one wrong tensor does not turn the whole folder wrong.
 
     Experts of no known dtype are taken for FP4 where they have scales (U8, say), so that the error names them.
@@ -206,14 +206,16 @@ def _detect_layout(sources: dict[str, _Source]) -> Layout:
     return _LAYOUT_OF.get(common[0][0], "official" if scaled else "bf16")
 
 
-def _detect_scale_dtype(sources: dict[str, _Source], layout: Layout) -> str:
+def _detect_scale_dtype(sources: dict[str, _Source], layout: StorageLayout) -> str:
     if layout != "official-base":
         return "F8_E8M0"
     scales = Counter(source.stored.dtype for name, source in sources.items() if name.endswith(".scale"))
     return "F8_E8M0" if scales["F8_E8M0"] > scales["F32"] else "F32"
 
 
-def _check(folder: Path, sources: dict[str, _Source], config: ModelConfig, layout: Layout, scale_dtype: str) -> None:
+def _check(
+    folder: Path, sources: dict[str, _Source], config: ModelConfig, layout: StorageLayout, scale_dtype: str
+) -> None:
     """Exactly the expected tensors, each of the right shape and dtype; CheckpointError names the first that is not."""
     expected = {spec.name: spec for spec in tensor_inventory(config, layout)}
     for name, spec in expected.items():
@@ -241,7 +243,7 @@ def _mtp_hint(missing: str) -> str:
     return '; with "num_nextn_predict_layers": 0 in config.json the model loads without its MTP block'
 
 
-def _dtypes(spec: TensorSpec, layout: Layout, scale_dtype: str) -> Sequence[str]:
+def _dtypes(spec: TensorSpec, layout: StorageLayout, scale_dtype: str) -> Sequence[str]:
     if spec.component == "scale":
         return [scale_dtype]
     if spec.dtype == "I64" or layout in ("official", "official-base"):

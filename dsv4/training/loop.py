@@ -21,7 +21,7 @@ from dsv4.training.plan import UNPLANNED, StepPlan
 from dsv4.training.replicas import Replicas
 from dsv4.training.report import Report
 from dsv4.training.schedule import Schedule
-from dsv4.training.state import Progress, StateError, load_state, save_state
+from dsv4.training.state import RunPosition, StateError, load_state, save_state
 
 if TYPE_CHECKING:
     from dsv4.model.transformer import Transformer
@@ -86,7 +86,7 @@ class Trainer:
             raise ValueError(f"the shares of the stages must add up to 1; got {[stage.share for stage in stages]}")
         self.model, self.optimizer, self.stages, self.settings = model, optimizer, stages, settings
         self.plan, self.run_dir, self.console, self.quiet = plan, run_dir, console, quiet
-        self.progress = Progress()
+        self.progress = RunPosition()
         run_dir.mkdir(parents=True, exist_ok=True)
         clear_folder(run_dir)
         if self.state_path.exists():
@@ -102,7 +102,7 @@ class Trainer:
     def finished(self) -> bool:
         return self.progress.step >= self.plan.total(self.progress.step)
 
-    def run(self, stop_after: int | None = None) -> Progress:
+    def run(self, stop_after: int | None = None) -> RunPosition:
         """Train to the end of the plan, or until `stop_after` steps are done; the state is saved at the end."""
         sources = [stage.source for stage in self.stages]
         settings = self.settings

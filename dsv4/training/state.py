@@ -17,7 +17,7 @@ from dsv4.training.optim import MuonAdamW
 
 
 @dataclass
-class Progress:
+class RunPosition:
     """Where a run stands. The data's position is `step - stage_start`: sources give any batch by its number."""
 
     step: int = 0
@@ -31,7 +31,7 @@ class StateError(ValueError):
     """A saved state is damaged, or of another model or run than the one that it is put into."""
 
 
-def save_state(path: Path, model: nn.Module, optimizer: MuonAdamW, progress: Progress) -> None:
+def save_state(path: Path, model: nn.Module, optimizer: MuonAdamW, progress: RunPosition) -> None:
     """Write parameters, buffers, optimizer, progress and random state to `path`.
 
     Raises DiskFullError where there is no room; the state that stands at `path` is then unchanged.
@@ -49,7 +49,7 @@ def save_state(path: Path, model: nn.Module, optimizer: MuonAdamW, progress: Pro
         torch.save(state, handle)  # given a path, it would not say why it cannot write
 
 
-def load_state(path: Path, model: nn.Module, optimizer: MuonAdamW) -> Progress:
+def load_state(path: Path, model: nn.Module, optimizer: MuonAdamW) -> RunPosition:
     """Put model, optimizer and random state back as `save_state` found them.
 
     Raises StateError, before anything is changed, where the file is damaged or a tensor has another name, shape or
@@ -60,7 +60,7 @@ def load_state(path: Path, model: nn.Module, optimizer: MuonAdamW) -> Progress:
     for part, want in expected.items():
         _check_same(path, dict(_tensors(state.get(part), part)), dict(_tensors(want, part)))
     progress = state.get("progress")
-    if not isinstance(progress, dict) or set(progress) != {field.name for field in fields(Progress)}:
+    if not isinstance(progress, dict) or set(progress) != {field.name for field in fields(RunPosition)}:
         raise StateError(f"{path}: progress is {progress!r}; expected step, stage, stage_start, tokens and seconds")
     try:
         optimizer.load_state_dict(state["optimizer"])
@@ -70,7 +70,7 @@ def load_state(path: Path, model: nn.Module, optimizer: MuonAdamW) -> Progress:
     torch.set_rng_state(state["rng"])
     if "cuda_rng" in state:
         torch.cuda.set_rng_state_all(state["cuda_rng"])
-    return Progress(**progress)
+    return RunPosition(**progress)
 
 
 def _read(path: Path) -> dict[str, Any]:
