@@ -14,12 +14,14 @@ PACKAGE = ROOT / "dsv4"
 
 # A module may import from its own entry and from earlier ones.
 ORDER = (
-    *("config", "analysis", "kernels", "model", "checkpoint", "tokenizer", "engine", "server"),
+    *("config", "analysis", "kernels", "model", "checkpoint", "tokenizer", "engine", "conversation", "server"),
     *("data", "parallel", "training", "post_training", "evals", "commands", "cli"),
 )
 # Modules that sit beside config.py and are part of it, and the entry point that belongs to the command line.
 ALIASES = {
-    **dict.fromkeys(("checks", "config_json", "config_keys", "notices", "presets", "text"), "config"),
+    **dict.fromkeys(
+        ("checks", "config_json", "config_keys", "lazy", "notices", "options", "presets", "text"), "config"
+    ),
     "__main__": "cli",
 }
 MAX_LINES = 400

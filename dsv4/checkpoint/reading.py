@@ -13,7 +13,7 @@ from dsv4.checkpoint import formats, values
 from dsv4.checkpoint.errors import CheckpointError
 from dsv4.checkpoint.folder import Checkpoint
 from dsv4.checkpoint.mapped import LOADED_SCALES, MAPPED_FILES, LoadedScales, MappedFiles
-from dsv4.kernels import native
+from dsv4.kernels import backends
 from dsv4.kernels.stored import StoredStack, StoredTensor, widen_bf16
 from dsv4.model.parameters import module_name
 from dsv4.model.stacks import official_tensors
@@ -66,7 +66,7 @@ def load_model(
         files = MappedFiles(checkpoint)
         with torch.device("meta"):
             model = Transformer(checkpoint.config, numerics)
-        keep = weights == "stored" or (weights is None and plain and native.module() is not None)
+        keep = weights == "stored" or (weights is None and plain and backends.native_module() is not None)
         _materialize(model, checkpoint, device, dtype, keep, check_values)
         files.check()
     except BaseException:

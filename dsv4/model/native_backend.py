@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dsv4 import checks
-from dsv4.kernels import native
+from dsv4.kernels import backends, cpu
 from dsv4.kernels.stored import StoredStack, StoredTensor
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.backend import Backend, Definition, ReferenceBackend
@@ -47,12 +47,12 @@ def build_backend(model: Definition) -> Backend:
     Where they run on this machine but do not take a float32 model on the CPU, that is said once, or a KernelChoiceError
     where DSV4_KERNELS=native asks for them.
     """
-    kernels = native.module()
+    kernels = backends.native_module()
     if kernels is None or model.device.type != "cpu" or model.dtype != torch.float32:
         return ReferenceBackend(weakref.proxy(model))
     obstacle = _obstacle(model)
     if obstacle is not None:
-        native.decline(obstacle)
+        backends.decline(obstacle)
         return ReferenceBackend(weakref.proxy(model))
     return NativeBackend(kernels, model)
 
@@ -136,7 +136,7 @@ class NativeBackend:
     def _inputs(self, batch: RaggedBatch, cache: Cache | None, token_ids: Tensor) -> tuple[Any, ...]:
         """A batch as the kernels take it: the cache, the ids, then each sequence's length, start and row."""
         self._check()
-        native.follow_torch_threads()
+        cpu.follow_torch_threads()
         if cache is None:  # the kernels need one: it lives as long as the call
             cache = cast(Cache, self._model.new_cache(batch.num_seqs, int(batch.lengths.max())))
             batch = replace(batch, starts=np.zeros_like(batch.starts), slots=np.arange(batch.num_seqs))

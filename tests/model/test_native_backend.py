@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsv4.kernels import native
+from dsv4.kernels import backends
 from dsv4.kernels.linear import linear
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.backend import ReferenceBackend
@@ -22,7 +22,7 @@ from dsv4.model.transformer import Transformer
 
 from .tiny import random_ids, random_model, tiny_config
 
-pytestmark = pytest.mark.skipif(native.module() is None, reason="the native kernels are not built")
+pytestmark = pytest.mark.skipif(backends.native_module() is None, reason="the native kernels are not built")
 CONFIG = tiny_config()
 IDS = random_ids(CONFIG, 1, 8)
 
@@ -124,7 +124,7 @@ def test_what_the_kernels_do_not_take_runs_on_the_reference(
     model: Transformer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights of another type, which they would copy, and more streams than they have room for."""
-    native.decline.cache_clear()
+    backends.decline.cache_clear()
     model.layers[1].ffn.experts.bfloat16()
     wide = random_model(tiny_config(hc_mult=17))
     for _ in range(2):
@@ -134,9 +134,9 @@ def test_what_the_kernels_do_not_take_runs_on_the_reference(
         "layers.1.ffn.experts.w1 is torch.bfloat16, the native kernels take torch.float32 in every weight",
         "the model has 17 streams, the native kernels take 16",
     ]
-    native.decline.cache_clear()
-    monkeypatch.setattr(native, "_choice", replace(native._chosen(), asked=True))
-    with pytest.raises(native.KernelChoiceError, match="DSV4_KERNELS is native, but the model has 17 streams"):
+    backends.decline.cache_clear()
+    monkeypatch.setattr(backends, "_choice", replace(backends._chosen(), asked=True))
+    with pytest.raises(backends.KernelChoiceError, match="DSV4_KERNELS is native, but the model has 17 streams"):
         wide.refresh()
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dsv4.kernels import native
+from dsv4.kernels import backends
 from dsv4.model.attention.attention import indexer_kl
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.batch import RaggedBatch
@@ -112,7 +112,7 @@ def test_a_repeated_expert_counts_once_as_in_the_published_loop() -> None:
 
 
 def test_a_repeated_expert_counts_once_in_native_routing() -> None:
-    kernels = native.module()
+    kernels = backends.native_module()
     if kernels is None:
         pytest.skip("no native kernels")
     moe, x, ids = repeating_moe()

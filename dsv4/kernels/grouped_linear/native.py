@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dsv4.kernels import native
+from dsv4.kernels import cpu
 from dsv4.kernels.stored import matrices_of, rows_argument, weight_argument
 
 
@@ -18,7 +18,7 @@ def _arguments(weights: Tensor) -> list[Any]:
 
 def _forward(x: Tensor, sizes: list[int], weights: Tensor) -> Tensor:
     out = x.new_empty(x.shape[0], weights.shape[1])
-    native.kernels().grouped_linear(rows_argument(x), sizes, _arguments(weights), out)
+    cpu.kernels().grouped_linear(rows_argument(x), sizes, _arguments(weights), out)
     return out
 
 
@@ -33,7 +33,7 @@ class _GroupedLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
         x, weights = ctx.saved_tensors
-        kernels, rows = native.kernels(), rows_argument(grad)
+        kernels, rows = cpu.kernels(), rows_argument(grad)
         d_x = d_weights = None
         if ctx.needs_input_grad[0]:
             d_x = rows.new_empty(rows.shape[0], weights.shape[2])
