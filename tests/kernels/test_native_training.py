@@ -14,7 +14,7 @@ from dsv4.kernels.grouped_linear import grouped_linear
 from dsv4.kernels.grouped_linear import reference as grouped_reference
 from dsv4.kernels.linear import linear
 from dsv4.kernels.linear import reference as linear_reference
-from dsv4.kernels.stored import StoredTensor, widen_bf16
+from dsv4.kernels.stored import StoredStack, StoredTensor, widen_bf16
 from dsv4.model.transformer import Transformer
 
 from ..model.tiny import random_ids, random_model, tiny_config
@@ -133,7 +133,7 @@ def test_training_takes_them_where_they_are_asked_for(kernels: Any, monkeypatch:
     x, weight = noise(3, 8).requires_grad_(), noise(4, 8, seed=1).requires_grad_()
 
     def names() -> list[str]:
-        return [type(y.grad_fn).__name__ for y in (linear(x, weight), grouped_linear(x, [3], [weight]))]
+        return [type(y.grad_fn).__name__ for y in (linear(x, weight), grouped_linear(x, [3], weight[None]))]
 
     asked = names()
     monkeypatch.setattr(backends, "requested", lambda: False)
@@ -152,26 +152,33 @@ def gradients_of(op: Callable[..., Tensor], inputs: list[Tensor], wanted: list[b
     return [leaf.grad for leaf in leaves]
 
 
-@pytest.mark.parametrize("wanted", [[True, False, False], [False, True, False], [True, False, True]])
+@pytest.mark.parametrize("wanted", [[True, False], [False, True], [True, True]])
 def test_only_what_is_wanted_gets_a_gradient(kernels: Any, wanted: list[bool]) -> None:
-    sizes, tensors = [4, 5], [noise(9, 21), noise(18, 21, seed=1), noise(18, 21, seed=2)]
-    got = gradients_of(lambda x, *w: grouped_linear(x, sizes, w), tensors, wanted)
-    want = gradients_of(lambda x, *w: grouped_reference.grouped_linear(x, sizes, w), tensors, wanted)
-    got += gradients_of(linear, tensors[:2], wanted[:2]) if any(wanted[:2]) else []
-    want += gradients_of(linear_reference.linear, tensors[:2], wanted[:2]) if any(wanted[:2]) else []
-    for a, b, wants in zip(got, want, [*wanted, *wanted[:2]], strict=True):
+    sizes, x, stack, weight = [4, 5], noise(9, 21), noise(2, 18, 21, seed=1), noise(18, 21, seed=2)
+    got = gradients_of(lambda x, w: grouped_linear(x, sizes, w), [x, stack], wanted)
+    want = gradients_of(lambda x, w: grouped_reference.grouped_linear(x, sizes, w), [x, stack], wanted)
+    got += gradients_of(linear, [x, weight], wanted)
+    want += gradients_of(linear_reference.linear, [x, weight], wanted)
+    for a, b, wants in zip(got, want, [*wanted, *wanted], strict=True):
         assert (a is not None) == wants
         assert a is None or (b is not None and close(a, b, 21))
 
 
-def test_a_weight_without_rows_gets_none_and_no_rows_give_zero(kernels: Any) -> None:
-    x, weights = noise(2, 3).requires_grad_(), [noise(4, 3, seed=i).requires_grad_() for i in range(3)]
-    grouped_linear(x, [0, 2, 0], weights).sum().backward()  # a gradient that is one number, expanded
-    assert [w.grad is None for w in weights] == [True, False, True]
+def test_a_group_without_rows_is_not_read_and_no_rows_give_zero(kernels: Any) -> None:
+    x, weights = noise(2, 3).requires_grad_(), noise(3, 4, 3, seed=1)
+    weights[::2] = float("nan")
+    out = grouped_linear(x, [0, 2, 0], weights.requires_grad_())
+    out.sum().backward()  # a gradient that is one number, expanded
+    assert out.isfinite().all() and x.grad is not None and x.grad.isfinite().all()
+    assert weights.grad is not None and [bool(g.any()) for g in weights.grad] == [False, True, False]
     empty, weight = noise(0, 3).requires_grad_(), noise(4, 3).requires_grad_()
     linear(empty, weight).sum().backward()
     assert empty.grad is not None and empty.grad.shape == (0, 3)
     assert weight.grad is not None and torch.equal(weight.grad, torch.zeros(4, 3))
+
+
+def grouped(x: Tensor, weights: Tensor) -> Tensor:
+    return grouped_linear(x, [2, 3], weights)
 
 
 @pytest.mark.parametrize("kind", ["bf16", "fp8", "fp4"])
@@ -184,9 +191,10 @@ def test_an_input_of_a_stored_weight_gets_the_widened_weights_gradient(kernels: 
     else:
         stored = StoredTensor("fp4", *formats.quantize_fp4(values), formats.dequantize_fp4)
     plain = stored.widen()
-    for op in (linear, lambda x, w: grouped_linear(x, [2, 3], [w, w])):
-        (got,) = gradients_of(lambda x, op=op: op(x, stored), [noise(5, 64)], [True])
-        (want,) = gradients_of(lambda x, op=op: op(x, plain), [noise(5, 64)], [True])
+    cases = ((linear, stored, plain), (grouped, StoredStack([stored, stored]), torch.stack([plain, plain])))
+    for op, kept, widened in cases:
+        (got,) = gradients_of(lambda x, op=op, w=kept: op(x, w), [noise(5, 64)], [True])
+        (want,) = gradients_of(lambda x, op=op, w=widened: op(x, w), [noise(5, 64)], [True])
         assert got is not None and want is not None and torch.equal(got, want)
 
 
@@ -195,7 +203,7 @@ def test_autocast_and_other_numbers_take_the_reference(kernels: Any) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(x, weight).dtype == torch.bfloat16
     for dtype in (torch.float64, torch.bfloat16):
-        assert grouped_linear(x.to(dtype), [3], [weight.to(dtype)]).dtype == dtype
+        assert grouped_linear(x.to(dtype), [3], weight.to(dtype)[None]).dtype == dtype
 
 
 def test_what_does_not_fit_is_refused(kernels: Any) -> None:

@@ -12,7 +12,7 @@ from dsv4.checkpoint import formats
 from dsv4.kernels import backends
 from dsv4.kernels.grouped_linear import grouped_linear
 from dsv4.kernels.linear import linear
-from dsv4.kernels.stored import StoredTensor, widen_bf16, widened
+from dsv4.kernels.stored import StoredStack, StoredTensor, matrices_of, widen_bf16, widened
 
 MODULE = backends.native_module()
 KINDS = ["bf16", "fp8", "fp8-f32-scales", "fp4"]
@@ -194,7 +194,7 @@ def test_torch_sees_a_float32_matrix(kind: str) -> None:
     assert widened(weight) is not weight and widened(plain) is plain
     x = random(3, 96)
     assert torch.allclose(linear(x, weight), x @ plain.t(), rtol=1e-5, atol=1e-5 * float((x @ plain.t()).abs().max()))
-    got = grouped_linear(x, [1, 2], [weight, weight])
+    got = grouped_linear(x, [1, 2], StoredStack([weight, weight]))
     assert torch.allclose(got, x @ plain.t(), rtol=1e-5, atol=1e-5 * float(got.abs().max()))
     parameter = torch.nn.Parameter(weight, requires_grad=False)
     for again in (copy.deepcopy(parameter), pickle.loads(pickle.dumps(parameter)), parameter.detach()):
@@ -212,3 +212,22 @@ def test_a_stored_weight_is_not_written_to() -> None:
         weight.copy_(torch.zeros(32, 64))
     out = torch.zeros(32, 64)
     assert torch.equal(out.copy_(weight), weight.widen())
+
+
+def test_torch_sees_a_float32_stack_of_whatever_kinds() -> None:
+    """FP4, FP8 and BF16 matrices and a plain one, in one tensor that takes no memory of its own."""
+    matrices = [*(stored(kind, 64, 96) for kind in ("fp4", "fp8", "bf16")), random(64, 96)]
+    stack = StoredStack(matrices)
+    plain = torch.stack([widened(matrix) for matrix in matrices])
+    assert stack.shape == plain.shape and stack.dtype == torch.float32
+    assert torch.equal(stack, plain) and torch.equal(stack[1], plain[1]) and torch.equal(stack.widen(), plain)
+    assert all(a is b for a, b in zip(matrices_of(stack.detach()), matrices, strict=True))
+    assert stack.stored_bytes == sum(m.stored_bytes for m in matrices[:3]) + matrices[3].nbytes
+    parameter = torch.nn.Parameter(stack, requires_grad=False)
+    for again in (copy.deepcopy(parameter), pickle.loads(pickle.dumps(parameter))):
+        assert isinstance(again, torch.nn.Parameter) and isinstance(again, StoredStack) and torch.equal(again, plain)
+        assert not any(a is b for a, b in zip(matrices_of(again), matrices, strict=True))
+    with pytest.raises(RuntimeError, match=r"stored \(StoredStack\(bf16 and fp32 and fp4 and fp8, shape="):
+        stack.zero_()
+    with pytest.raises(ValueError, match=r"matrix 1 of a stack is torch.float32 \[96, 64\]; allowed: .* \[64, 96\]"):
+        StoredStack([matrices[0], random(96, 64)])
