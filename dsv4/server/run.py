@@ -2,63 +2,36 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import socket
 import sys
 import threading
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from dsv4.engine.config import EngineConfig
 from dsv4.kernels import backends
+from dsv4.options import check_keywords, pick_keywords, takes_options
+from dsv4.server.config import ServerConfig
+from dsv4.server.listening import address, bind, is_loopback
 from dsv4.server.open_files import connection_bound, raise_limit
 
 if TYPE_CHECKING:
     from dsv4.engine import AsyncEngine
 
-GRACE_SECONDS = 7.0  # container runtimes kill a process 10 s after they asked it to stop; Python takes one to end
-CLIENT_SECONDS = 60.0
 
+@takes_options(ServerConfig, EngineConfig)
+def serve(model: str | Path | None = None, **options: Any) -> None:
+    """Serves a model folder, by default the embedded nano model, until it is told to stop.
 
-class PortTakenError(OSError):
-    """The address cannot be listened on, most often because another process does."""
-
-
-def serve(
-    model: str | Path | None = None,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    api_keys: Sequence[str] = (),
-    max_num_seqs: int = 8,
-    max_model_len: int | None = None,
-    threads: int | None = None,
-    device: str = "cpu",
-    max_waiting: int = 256,
-    dtype: str = "auto",
-    check_memory: bool = True,
-    check_values: bool = True,
-    *,
-    grace_seconds: float = GRACE_SECONDS,
-    client_seconds: float = CLIENT_SECONDS,
-    max_connections: int | None = None,
-    allowed_hosts: Sequence[str] = (),
-    allowed_origins: Sequence[str] = (),
-) -> None:
-    """Serves a model folder, by default the embedded nano model. `port` 0 takes a free one.
-
-    `grace_seconds`: what open requests get to end after SIGTERM or Ctrl-C (server/drain.py). `client_seconds`: how long
-    a client may keep the server waiting (server/connections.py). `max_connections`: default, what the limit of open
-    files leaves. `allowed_hosts`, `allowed_origins`: server/origin.py. `check_values`: as of `dsv4.load`.
-
-    Raises PortTakenError before the model is loaded, ValueError for a value that is not allowed, CapacityError where
-    the model cannot fit into memory, and whatever loading raises.
+    `options`: fields of ServerConfig and EngineConfig. Raises PortTakenError before the model is loaded, TypeError for
+    an unknown option, ValueError for a value that is not allowed, CapacityError where the model cannot fit into memory,
+    and whatever loading raises.
     """
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads is {threads}; allowed: 1 or more")
+    check_keywords("serve", options, ServerConfig, EngineConfig)
+    config, engine_config = pick_keywords(ServerConfig, options), pick_keywords(EngineConfig, options)
     raise_limit()
-    bound = connection_bound(max_connections)
-    listening = bind(host, port)
+    bound = connection_bound(config.max_connections)
+    listening = bind(config.host, config.port)
     try:
         # torch is needed from here on; a taken port is known before its seconds are spent.
         import torch
@@ -70,32 +43,23 @@ def serve(
         from dsv4.server.http_server import HttpServer
         from dsv4.server.origin import OriginPolicy
 
-        drain, limits = Drain(grace_seconds), ClientLimits(client_seconds)
+        drain, limits = Drain(config.grace_seconds), ClientLimits(config.client_seconds)
         origins = OriginPolicy(
-            bound_host=host,
+            bound_host=config.host,
             loopback=is_loopback(listening),
-            needs_key=bool(api_keys),
-            allowed_hosts=tuple(allowed_hosts),
-            allowed_origins=tuple(allowed_origins),
+            needs_key=bool(config.api_keys),
+            allowed_hosts=tuple(config.allowed_hosts),
+            allowed_origins=tuple(config.allowed_origins),
         )
-        if threads is not None:
-            torch.set_num_threads(threads)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
         # `tokenizers` queues texts for a pool of its own: a short one would wait there behind long ones.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         backends.native_module()  # chosen now, so that a reason why the reference runs comes first
-        llm = LLM(
-            model,
-            max_num_seqs=max_num_seqs,
-            max_model_len=max_model_len,
-            device=device,
-            max_num_waiting=max_waiting,
-            dtype=dtype,
-            check_memory=check_memory,
-            check_values=check_values,
-        )
+        llm = LLM(model, engine_config=engine_config)
         engine = AsyncEngine(llm)
         try:
-            app = create_app(engine, api_keys=api_keys, origins=origins, drain=drain)
+            app = create_app(engine, api_keys=config.api_keys, origins=origins, drain=drain)
             server = HttpServer(app, listening, drain, limits, bound)
             server.on_ready = lambda: announce(llm.name, address(listening))
             server.run()
@@ -119,40 +83,6 @@ def close_engine(engine: AsyncEngine, seconds: float) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. PortTakenError names the port and the way out; ValueError a port or host that cannot be."""
-    if not 0 <= port <= 65535:  # the resolver would take it modulo 65536
-        raise ValueError(f"port is {port}; allowed: [0, 65535], 0 for any free port")
-    try:
-        family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (OSError, UnicodeError) as error:  # an over-long label is no OSError
-        raise ValueError(f"host is {host!r}; allowed: a name or an address of this machine ({error})") from error
-    listening = socket.socket(family, kind, protocol)
-    # So that a server that was just stopped does not keep its port for a minute.
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind(where)
-        listening.listen()  # two servers can bind one port before either listens: only now it is ours
-    except OSError as error:
-        listening.close()
-        raise PortTakenError(
-            f"cannot listen on {host} port {port}: {error.strerror}; stop what uses it or choose another with --port"
-        ) from error
-    return listening
-
-
-def address(listening: socket.socket) -> str:
-    """The base URL of a bound socket, as a browser on this machine reaches it."""
-    name: tuple[str, int] = listening.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(name[0], name[0])
-    return f"http://[{host}]:{name[1]}" if ":" in host else f"http://{host}:{name[1]}"
-
-
-def is_loopback(listening: socket.socket) -> bool:
-    """True if a bound socket can be reached from this machine only."""
-    return ipaddress.ip_address(listening.getsockname()[0].partition("%")[0]).is_loopback
 
 
 def announce(model_name: str, url: str) -> None:
