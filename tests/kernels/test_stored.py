@@ -219,7 +219,7 @@ def test_a_stored_weight_is_not_written_to() -> None:
 
 def test_torch_sees_a_float32_stack_of_whatever_kinds() -> None:
     """FP4, FP8 and BF16 matrices and a plain one, in one tensor that takes no memory of its own."""
-    matrices = [*(stored(kind, 64, 96) for kind in ("fp4", "fp8", "bf16")), random(64, 96)]
+    matrices = [*(stored(kind, 64, 96) for kind in ("fp4", "fp8", "bf16")), noise(64, 96)]
     stack = StoredStack(matrices)
     plain = torch.stack([widened(matrix) for matrix in matrices])
     assert stack.shape == plain.shape and stack.dtype == torch.float32
@@ -233,4 +233,4 @@ def test_torch_sees_a_float32_stack_of_whatever_kinds() -> None:
     with pytest.raises(RuntimeError, match=r"stored \(StoredStack\(bf16 and fp32 and fp4 and fp8, shape="):
         stack.zero_()
     with pytest.raises(ValueError, match=r"matrix 1 of a stack is torch.float32 \[96, 64\]; allowed: .* \[64, 96\]"):
-        StoredStack([matrices[0], random(96, 64)])
+        StoredStack([matrices[0], noise(96, 64)])
