@@ -27,7 +27,10 @@ class Adapted:
 
 
 def adapt_body(body: bytes, change: Callable[[Json], None]) -> Adapted:
-    """Reads a body and changes it in place where `change` does. RequestError for what nobody here does."""
+    """A body after `change` of its JSON, which is made in place; the bytes that came where nothing changes.
+
+    RequestError for a part or wish that nobody here can read or fulfil.
+    """
     try:
         request: object = json.loads(body)
         copied: object = copy.deepcopy(request)  # gives up at fewer levels than json

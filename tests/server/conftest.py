@@ -129,13 +129,13 @@ class Served:
     def http(self, **options: object) -> httpx.Client:
         return self.closing.enter_context(httpx.Client(base_url=self.url, timeout=30, **options))  # type: ignore[arg-type]
 
-    def wait_until_idle(self, seconds: float = 5.0) -> None:
+    def wait_until_idle(self, seconds: float = 20.0) -> None:
         deadline = time.monotonic() + seconds
         while self.engine.num_running or self.engine.num_waiting:
             assert time.monotonic() < deadline, "a ghost request is still running"
             time.sleep(0.005)
 
-    def wait_until_running(self, count: int = 1, seconds: float = 5.0) -> None:
+    def wait_until_running(self, count: int = 1, seconds: float = 20.0) -> None:
         deadline = time.monotonic() + seconds
         while self.engine.num_running != count:
             assert time.monotonic() < deadline, f"never saw {count} running"
@@ -161,7 +161,7 @@ def serving(llm: LLM, model: ScriptedModel | None = None, **options: object) -> 
             yield Served(address(listening), engine, model, closing=closing)  # type: ignore[arg-type]
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(60)
         engine.close()
         listening.close()
 

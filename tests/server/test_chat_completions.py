@@ -35,7 +35,7 @@ def stream(server, **options):
     return chunks, thinking, "".join(delta.content or "" for delta in deltas)
 
 
-def test_a_thinking_answer(server) -> None:
+def test_thinking_and_answer_are_apart_and_counted(server) -> None:
     server.model.reply = "easy\nParis.</think>Paris é 🙂"
     answer = ask(server)
     message = answer.choices[0].message
@@ -51,7 +51,7 @@ def test_a_thinking_answer(server) -> None:
     assert answer.usage.prompt_cache_hit_tokens == 0
 
 
-def test_a_thinking_answer_streamed(server) -> None:
+def test_a_stream_comes_token_by_token_with_one_role_and_one_usage(server) -> None:
     server.model.reply = "easy\nParis.</think>Paris é 🙂"
     chunks, thinking, content = stream(server)
     assert (thinking, content) == ("easy\nParis.", "Paris é 🙂")
@@ -91,7 +91,7 @@ def test_user_text_that_spells_special_tokens_stays_text(server) -> None:
     assert sum(token in special for token in server.model.prompts[0]) == 1, "only the turn's own user token"
 
 
-def test_a_tool_call(server) -> None:
+def test_a_tool_call_leaves_the_content_empty_and_has_parsed_arguments(server) -> None:
     server.model.reply = CALL
     answer = ask(server, tools=[WEATHER])
     choice = answer.choices[0]
@@ -206,7 +206,7 @@ def test_include_usage_gives_a_null_usage_before_the_last_chunk(server) -> None:
         assert json.loads(frames[-2].removeprefix("data: "))["usage"]["completion_tokens"] > 0
 
 
-def test_many_at_a_time_each_get_their_own_answer(server) -> None:
+def test_answers_of_many_at_a_time_are_not_mixed_up(server) -> None:
     client = server.openai()
     server.model.reply = lambda prompt: f"</think>{len(prompt)}"
 

@@ -25,7 +25,7 @@ def test_closing_a_stream_stops_the_generation(slow, path: str) -> None:
         for _ in range(20):
             next(lines)
         assert slow.engine.num_running == 1
-    slow.wait_until_idle(1.0)
+    slow.wait_until_idle()
     sampled = slow.model.num_sampled
     time.sleep(0.1)
     assert slow.model.num_sampled == sampled
@@ -35,7 +35,7 @@ def test_closing_a_stream_stops_the_generation(slow, path: str) -> None:
 def test_giving_up_on_a_whole_answer_stops_the_generation(slow, path: str) -> None:
     with pytest.raises(httpx.ReadTimeout):
         slow.http().post(path, json=BODY, timeout=0.5)
-    slow.wait_until_idle(1.0)
+    slow.wait_until_idle()
 
 
 def test_giving_up_in_the_queue_leaves_the_queue(slow) -> None:
@@ -43,7 +43,7 @@ def test_giving_up_in_the_queue_leaves_the_queue(slow) -> None:
         with slow.http().stream("POST", PATHS[0], json=BODY | {"stream": True}) as response:
             lines = response.iter_lines()  # dropping this iterator would close the connection
             next(lines)
-            leave.wait(10)
+            leave.wait(120)
 
     leave = threading.Event()
     threads = [threading.Thread(target=occupy) for _ in range(2)]
@@ -52,7 +52,7 @@ def test_giving_up_in_the_queue_leaves_the_queue(slow) -> None:
     slow.wait_until_running(2)
     with pytest.raises(httpx.ReadTimeout):
         slow.http().post(PATHS[0], json=BODY, timeout=0.5)
-    deadline = time.monotonic() + 1.0
+    deadline = time.monotonic() + 20
     while slow.engine.num_waiting:
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -60,13 +60,13 @@ def test_giving_up_in_the_queue_leaves_the_queue(slow) -> None:
     leave.set()
     for thread in threads:
         thread.join()
-    slow.wait_until_idle(1.0)
+    slow.wait_until_idle()
 
 
 def test_a_stop_string_frees_the_engine_before_the_model_is_done(slow) -> None:
     answer = slow.http().post(PATHS[0], json=BODY | {"stop": "word word"}).json()
     assert answer["choices"][0]["message"]["content"] == ""
-    slow.wait_until_idle(1.0)
+    slow.wait_until_idle()
 
 
 def test_a_silent_prefill_sends_keep_alives(model, serve) -> None:

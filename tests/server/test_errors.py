@@ -20,26 +20,14 @@ def refused(server, path: str = CHAT, **change) -> dict:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"messages": []}, "Empty input messages"),
-        ({"temperature": 2.5}, "Invalid temperature value, the valid range of temperature is [0, 2]"),
         ({"top_p": 0}, "Invalid top_p value, the valid range of top_p is (0, 1.0]"),
-        ({"n": 2}, "Invalid n value (currently only n = 1 is supported)"),
-        ({"max_tokens": 0}, "Invalid max_tokens value, the valid range of max_tokens is [1, 393216]"),
         ({"stop": ["x"] * 17}, "Stop string array too long: 17"),
-        ({"top_logprobs": 3}, "logprobs must be set to true if top_logprobs is used."),
-        ({"stream_options": {"include_usage": True}}, "stream_options should be set along with stream = true"),
-        (
-            {"thinking": True},
-            "Failed to deserialize the JSON body into the target type: thinking: invalid type: boolean",
-        ),
         (
             {"max_tokens": "5"},
             "Failed to deserialize the JSON body into the target type: max_tokens: invalid type: string",
         ),
         ({"messages": [{"role": "function", "content": "x"}]}, "unknown variant `function`, expected one of `system`"),
         ({"response_format": {"type": "regex", "pattern": "a"}}, "response_format type is unavailable now: 'regex'"),
-        ({"response_format": {"type": "json_schema"}}, "response_format type is unavailable now: 'json_schema'"),
-        ({"response_format": {"type": "json_object"}}, "Prompt must contain the word 'json' in some form"),
     ],
 )
 def test_a_bad_request_is_refused_in_the_hosted_words(server, change, message: str) -> None:
@@ -53,9 +41,15 @@ def test_an_unknown_model_is_answered_with_the_known_ones(server) -> None:
     assert "claude-x" in refused(server, model="claude-x"), "only the Messages API takes these names"
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"[" * 100_000, b'{"model": 1}', b"\xff\xfe"])
-@pytest.mark.parametrize("path", [CHAT, "/v1/messages", "/v1/messages/count_tokens"])
-def test_a_body_that_is_no_request(server, path: str, body: bytes) -> None:
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        *((CHAT, body) for body in (b"", b"{", b"[]", b"null", b"[" * 100_000, b'{"model": 1}', b"\xff\xfe")),
+        *(("/v1/messages", body) for body in (b"{", b'{"model": 1}', b"\xff\xfe")),
+        ("/v1/messages/count_tokens", b"{"),
+    ],
+)
+def test_a_body_that_is_no_request_is_refused_and_harms_nothing(server, path: str, body: bytes) -> None:
     response = server.http().post(path, content=body)
     assert response.status_code == 400
     assert "Failed to deserialize the JSON body" in response.json()["error"]["message"]
@@ -75,8 +69,7 @@ def test_a_context_overflow_names_the_numbers(model, serve, path: str) -> None:
         assert "maximum context length is 1000" in refused(served, path, messages=brimful, max_tokens=1, **low)
 
 
-@pytest.mark.parametrize("max_tokens", [500, 384_000, 393_216])
-@pytest.mark.parametrize("path", [CHAT, "/v1/messages"])
+@pytest.mark.parametrize(("path", "max_tokens"), [(CHAT, 500), (CHAT, 393_216), ("/v1/messages", 384_000)])
 def test_an_answer_that_does_not_fit_beside_the_prompt_gets_the_room_there_is(
     model, serve, path: str, max_tokens: int
 ) -> None:
@@ -93,14 +86,6 @@ def test_an_answer_that_does_not_fit_beside_the_prompt_gets_the_room_there_is(
         assert "length" in str(got) or got["stop_reason"] == "max_tokens"
         offered = served.http().get("/v1/models").json()["data"][0]["max_output_tokens"]
         assert served.http().post(path, json=body | {"max_tokens": offered}).status_code == 200
-
-
-def test_images_are_refused_and_not_replaced_by_a_note(server) -> None:
-    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
-    expected = "This model does not support image (messages[0].content[0])"
-    assert refused(server, messages=[{"role": "user", "content": [image]}]) == expected
-    block = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
-    assert refused(server, "/v1/messages", messages=[{"role": "user", "content": [block]}]) == expected
 
 
 def test_unknown_paths_and_methods_answer_in_json(server) -> None:
@@ -160,7 +145,7 @@ def test_health_counts_and_a_broken_engine_is_told_to_everybody(model, serve) ->
         served.wait_until_running(2)
         model.fail = "out of order"
         for thread in threads:
-            thread.join(5)
+            thread.join(60)
         chat, messages = sorted(frames, key=lambda text: "event: " in text)
         assert "out of order" in chat.split("\n\n")[-2] and "[DONE]" not in chat
         assert messages.split("\n\n")[-2].startswith("event: error\ndata: {")
@@ -200,8 +185,7 @@ def test_an_answer_that_cannot_be_parsed_is_an_error_and_no_cut_connection(serve
     assert ("no such token" in stream.text) == bool(good_events) and "[DONE]" not in stream.text
 
 
-@pytest.mark.parametrize("path", [CHAT, "/v1/messages"])
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("path", "stream"), [(CHAT, True), ("/v1/messages", False)])
 def test_logits_that_are_no_numbers_are_an_error_and_fail_the_health(model, serve, path: str, stream: bool) -> None:
     """An empty answer with status 200 would look like one."""
     original = model._next

@@ -74,7 +74,7 @@ def test_the_command_line_says_what_is_wrong_before_it_loads(monkeypatch, capsys
 
 def test_the_command_line_hands_all_of_them_over(monkeypatch, file: Path) -> None:
     seen: dict[str, object] = {}
-    monkeypatch.setattr("dsv4.server.run.serve", lambda **options: seen.update(options))
+    monkeypatch.setattr("dsv4.server.run.serve", lambda model, **options: seen.update(options))
     monkeypatch.setenv("DSV4_API_KEY", "sk-env")
     assert main(["serve", "--api-key", "sk-flag", "--api-key-file", str(file)]) == 0
     assert seen["api_keys"] == ["sk-flag", "sk-env", "sk-one", "sk-two"]

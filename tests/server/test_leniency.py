@@ -14,7 +14,7 @@ def messages(**request):
     return json.loads(MESSAGES.adapted(json.dumps(request).encode()).body)
 
 
-def test_developer_is_system() -> None:
+def test_role_developer_is_read_as_system() -> None:
     got = chat(messages=[{"role": "developer", "content": "x"}, {"role": "user", "content": "y"}])
     assert [message["role"] for message in got["messages"]] == ["system", "user"]
 
@@ -35,15 +35,15 @@ def test_max_completion_tokens_stands_in_for_max_tokens() -> None:
         ({"chat_template_kwargs": 5}, None),
     ],
 )
-def test_thinking_switches_of_other_servers(request_, expected) -> None:
+def test_thinking_switches_of_other_servers_count_unless_the_request_has_its_own(request_, expected) -> None:
     assert chat(**request_).get("thinking") == expected
 
 
-def test_effort_of_the_template_arguments() -> None:
+def test_effort_of_the_template_arguments_counts() -> None:
     assert chat(chat_template_kwargs={"reasoning_effort": "max"})["reasoning_effort"] == "max"
 
 
-def test_reasoning_and_untyped_tool_calls_of_the_history() -> None:
+def test_reasoning_and_untyped_tool_calls_of_the_history_are_read() -> None:
     call = {"id": "a", "function": {"name": "f", "arguments": "{}"}}
     message = {"role": "assistant", "content": "", "reasoning": "r", "tool_calls": [call]}
     got = chat(messages=[message])["messages"][0]
@@ -60,7 +60,7 @@ def test_what_needs_no_change_keeps_its_bytes() -> None:
         assert CHAT.adapted(body).body is body and MESSAGES.adapted(body).body is body
 
 
-def test_custom_tools_and_redacted_thinking() -> None:
+def test_custom_tools_are_tools_and_redacted_thinking_is_skipped() -> None:
     got = messages(
         tools=[{"type": "custom", "name": "f"}, {"type": "web_search_20250305", "name": "w"}],
         messages=[

@@ -29,7 +29,7 @@ def stream(server, **options):
         return list(events), events.get_final_message()
 
 
-def test_a_thinking_answer(server) -> None:
+def test_thinking_and_text_are_blocks_with_a_signature_and_usage(server) -> None:
     server.model.reply = "easy</think>Paris."
     message = ask(server)
     assert [(block.type) for block in message.content] == ["thinking", "text"]
@@ -40,7 +40,7 @@ def test_a_thinking_answer(server) -> None:
     assert (message.usage.input_tokens, message.usage.output_tokens) == (len(server.model.prompts[0]), sampled)
 
 
-def test_a_thinking_answer_streamed(server) -> None:
+def test_a_stream_comes_token_by_token_in_two_blocks(server) -> None:
     server.model.reply = "easy</think>Paris é."
     events, message = stream(server)
     assert (message.content[0].thinking, message.content[1].text) == ("easy", "Paris é.")
@@ -64,7 +64,7 @@ def test_the_raw_stream_names_its_events_and_pings_once_after_the_first_block(se
     assert "[DONE]" not in response.text
 
 
-def test_a_tool_call_and_its_result(server) -> None:
+def test_a_tool_call_is_a_block_and_its_result_is_answered(server) -> None:
     server.model.reply = CALL
     message = ask(server, tools=[WEATHER])
     assert [block.type for block in message.content] == ["thinking", "text", "tool_use"]
@@ -76,7 +76,7 @@ def test_a_tool_call_and_its_result(server) -> None:
     assert ask(server, tools=[WEATHER], messages=history).content[1].text == "Sunny."
 
 
-def test_a_tool_call_streamed(server) -> None:
+def test_a_streamed_tool_call_has_its_input_in_pieces(server) -> None:
     server.model.reply = CALL
     events, message = stream(server, tools=[WEATHER])
     assert message.content[2].input == {"city": "Oslo"}
@@ -98,7 +98,7 @@ def test_max_tokens_is_the_stop_reason(server) -> None:
     assert [block.type for block in message.content] == ["thinking"]
 
 
-def test_thinking_off_and_an_empty_answer(server) -> None:
+def test_without_thinking_an_answer_is_text_or_nothing(server) -> None:
     server.model.reply = "Paris."
     assert [block.type for block in ask(server, **NO_THINKING).content] == ["text"]
     server.model.reply = ""

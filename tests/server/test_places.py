@@ -22,7 +22,9 @@ def refused(server, path: str, request: dict | bytes) -> dict:
     else:
         response = server.http().post(path, content=request)
     assert response.status_code == 400, response.text
-    return response.json()["error"]
+    error = response.json()["error"]
+    assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_request_error")
+    return error
 
 
 def call(**change) -> dict:
@@ -46,7 +48,7 @@ def chat(*messages: object) -> dict:
     ("request_", "place", "words"),
     [
         ({"temperature": "hot"}, "temperature", 'invalid type: string "hot", expected f32'),
-        ({"thinking": True}, "thinking", "invalid type: boolean `true`"),
+        ({"thinking": True}, "thinking", "JSON body into the target type: thinking: invalid type: boolean `true`"),
         ({"thinking": {"type": "maybe"}}, "thinking.type", "unknown variant `maybe`"),
         ({"max_completion_tokens": "5"}, "max_completion_tokens", 'invalid type: string "5"'),
         ({"temperature": [1]}, "temperature", "invalid type: sequence"),
@@ -69,12 +71,13 @@ def chat(*messages: object) -> dict:
          "messages[137].content[1]", "`text`"),
         (chat({"role": "user", "content": [{"type": "zzz", "text": "a"}]}), "messages[137].content[0].type", "`zzz`"),
         # What only conversion finds keeps the hosted service's sentence as its beginning.
-        ({"temperature": 2.5}, "temperature", "Invalid temperature value"),
+        ({"temperature": 2.5}, "temperature", "Invalid temperature value, the valid range of temperature is [0, 2]"),
+        ({"n": 2}, "n", "Invalid n value (currently only n = 1 is supported)"),
         ({"max_completion_tokens": 400_000}, "max_completion_tokens", "Invalid max_tokens value"),
-        ({"max_tokens": 0}, "max_tokens", "Invalid max_tokens value"),
-        ({"top_logprobs": 3}, "top_logprobs", "Invalid top_logprobs and logprobs value"),
-        ({"stream_options": {"include_usage": True}}, "stream_options", "stream_options should be set along"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "Prompt must contain the word"),
+        ({"max_tokens": 0}, "max_tokens", "Invalid max_tokens value, the valid range of max_tokens is [1, 393216]"),
+        ({"top_logprobs": 3}, "top_logprobs", "logprobs must be set to true if top_logprobs is used."),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "should be set along with stream = true"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "must contain the word 'json' in some"),
         ({"model": "gpt-9"}, "model", "but you passed gpt-9."),
         ({"messages": []}, "messages", "Empty input messages"),
         ({"stop": ["a", ""]}, "stop[1]", "Invalid 'stop[1]'"),
@@ -116,7 +119,6 @@ def test_a_refused_message_names_the_place(server, request_, place: str, words: 
     assert error["param"] == place and words in error["message"]
 
 
-@pytest.mark.parametrize("path", [CHAT, MESSAGES, "/v1/messages/count_tokens"])
 @pytest.mark.parametrize(
     ("body", "place"),
     [
@@ -128,7 +130,8 @@ def test_a_refused_message_names_the_place(server, request_, place: str, words: 
         (rb'{"model": "tiny", "messages": [{"\ud800": 1}]}', "messages[0] (the name of a field)"),
     ],
 )
-def test_what_is_no_text_is_refused_with_its_place(server, path: str, body: bytes, place: str) -> None:
+def test_what_is_no_text_is_refused_with_its_place(server, body: bytes, place: str) -> None:
+    path = MESSAGES if b"\xff" in body else "/v1/messages/count_tokens" if place == "model" else CHAT
     error = refused(server, path, body)
     assert error["param"] == place and f"{place} holds bytes or escapes that are no text" in error["message"]
     assert "line 1 column" in error["message"]

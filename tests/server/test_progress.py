@@ -88,7 +88,7 @@ def test_a_switch_that_is_no_boolean_is_refused_by_name(server: Served, name: st
     assert f'{name}: "yes" is no boolean' in response.json()["error"]["message"]
 
 
-def test_other_protocols_are_not_touched(server: Served) -> None:
+def test_messages_carry_no_progress_and_no_timings(server: Served) -> None:
     body = ASK | REPORTS | {"max_tokens": 20, "stream": True}
     text = server.http().post("/anthropic/v1/messages", json=body).text
     assert "message_stop" in text and "prompt_progress" not in text and "timings" not in text

@@ -10,8 +10,7 @@ BODY = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 PATHS = ("/v1/chat/completions", "/v1/messages")
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("path", "stream"), [(PATHS[0], False), (PATHS[1], True)])
 def test_a_full_queue_is_a_503_with_retry_after(model, serve, path: str, stream: bool) -> None:
     model.reply = "</think>" + "word " * 5000
     model.seconds_per_step = 0.01

@@ -74,8 +74,7 @@ def test_a_wrong_key_is_told_after_one_request(locked) -> None:
         assert len(requests) == 1
 
 
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("path", [CHAT, MESSAGES])
+@pytest.mark.parametrize(("path", "stream"), [(CHAT, True), (MESSAGES, False)])
 def test_a_full_engine_is_503_before_the_status_line(server, monkeypatch, path: str, stream: bool) -> None:
     with full_engine(monkeypatch, times=1):
         answer = server.http().post(path, json=BODY | {"stream": stream})

@@ -101,7 +101,7 @@ def test_chats_survive_a_reload(tab: Any) -> None:
     assert "x x" in tab.wait("stopped").locator(".answer").inner_text()
 
 
-def test_several_chats(tab: Any) -> None:
+def test_several_chats_keep_apart(tab: Any) -> None:
     page = tab.page
     tab.ask("alpha", ["A ", "B ", "C ", "D"], pause=0.2)
     expect(tab.answer().locator(".answer")).to_contain_text("A")
@@ -204,7 +204,7 @@ def test_question_after_a_failed_list_of_models_asks_for_it_anew(tab: Any) -> No
     assert [request["model"] for request in tab.mock.requests] == [MODEL]
 
 
-def test_choice_of_models(tab: Any) -> None:
+def test_the_chosen_model_is_asked(tab: Any) -> None:
     models = {"data": [{"id": "small"}, {"id": "large"}]}
     tab.page.route("**/v1/models", lambda route: route.fulfill(json=models))
     tab.page.reload()

@@ -83,7 +83,7 @@ def test_colours_follow_the_system_until_chosen(tab: Any) -> None:
 
 
 @pytest.mark.parametrize("tab", [{"viewport": {"width": 360, "height": 700}}], indirect=True)
-def test_small_screen(tab: Any) -> None:
+def test_a_small_screen_holds_wide_content(tab: Any) -> None:
     page = tab.page
     wide = (
         "| "
