@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsv4.analysis.inventory import TensorSpec, tensor_inventory
+from dsv4.analysis.inventory import Layout, TensorSpec, tensor_inventory
 from dsv4.checkpoint import save_model
 from dsv4.checkpoint.atomic import new_folder
 from dsv4.checkpoint.files import TORCH_DTYPES, ShardWriter, write_json
@@ -38,13 +38,13 @@ def write_random_values(config: ModelConfig, folder: Path, seed: int, layout: Fo
     save_model(model, config, folder, layout, overwrite=True)
 
 
-def write_random_checkpoint(config: ModelConfig, folder: Path, seed: int) -> None:
+def write_random_checkpoint(config: ModelConfig, folder: Path, seed: int, layout: Layout = "official") -> None:
     """Write codes tensor by tensor unless a folder of this config is there. Matrices keep about their inputs' size."""
-    described = config.to_dict()
+    described = config.to_dict(quantized=layout in ("official", "official-base"))
     stamp = {**described, "random_seed": seed, "codes": _CODES}
     if (folder / "seed.json").is_file() and json.loads((folder / "seed.json").read_text()) == stamp:
         return
-    specs = list(tensor_inventory(config))
+    specs = list(tensor_inventory(config, layout))
     weights = {spec.name.removesuffix("weight") + "scale": spec for spec in specs if spec.dtype in _RMS}
     generator = np.random.default_rng(seed)
     with new_folder(folder, overwrite=True) as temporary:
@@ -64,7 +64,8 @@ def _draw(spec: TensorSpec, weight: TensorSpec | None, config: ModelConfig, gene
         columns = weight.shape[1] * (2 if weight.dtype == "I8" else 1)
         exponent = round(np.log2(columns**-0.5 / _RMS[weight.dtype]))
         codes = generator.integers(_E8M0_BIAS + exponent - 1, _E8M0_BIAS + exponent + 1, spec.shape, dtype=np.uint8)
-        return torch.from_numpy(codes).view(dtype)
+        scales = torch.from_numpy(codes).view(torch.float8_e8m0fnu)
+        return scales if dtype == scales.dtype else scales.to(dtype)
     if spec.dtype == "F8_E4M3":
         numbers = _RMS[spec.dtype] * torch.from_numpy(generator.standard_normal(spec.shape, dtype=np.float32))
         return numbers.clamp_(-_LARGEST, _LARGEST).to(dtype)
