@@ -18,7 +18,7 @@ from dsv4.analysis.inventory import LAYOUTS, tensor_inventory
 from dsv4.checkpoint import load_model
 from dsv4.checkpoint.folder import Checkpoint
 from dsv4.checkpoint.values import check_values
-from dsv4.kernels import native
+from dsv4.kernels import backends
 
 SHAPE = replace(FLASH_WIDTH, n_routed_experts=24, vocab_size=16384)
 BUFFER_BYTES = 1 << 20
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.random and not options.folder.exists():
         experts = "fp8" if options.random == "official-base" else "fp4"
         write_random_checkpoint(replace(SHAPE, expert_dtype=experts), options.folder, 1, options.random)
-    native.module()
+    backends.native_module()
     files = sorted(options.folder.glob("*.safetensors"))
     read(files)  # into the page cache, so that what follows is not the disk's speed
     load_model(options.folder)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsv4.kernels import native
+from dsv4.kernels import backends
 from dsv4.model import cache as cache_module
 from dsv4.model.batch import RaggedBatch
 from dsv4.model.cache import Cache
@@ -17,7 +17,7 @@ CONFIG = tiny_config(schedule=(0, 4, 128), index_topk=16)
 
 @pytest.fixture(autouse=True)
 def plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "module", lambda: None)
+    monkeypatch.setattr(backends, "native_module", lambda: None)
 
 
 def caches(model: Transformer, rows: int, tokens: int) -> tuple[Cache, Cache]:
