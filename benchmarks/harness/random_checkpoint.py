@@ -16,12 +16,12 @@ from dsv4.checkpoint.files import TORCH_DTYPES, ShardWriter, write_json
 from dsv4.checkpoint.shards import SINGLE_NAME
 from dsv4.checkpoint.writing import Format
 from dsv4.config import ModelConfig
+from dsv4.kernels.quant.reference import FP8_MAX
 from dsv4.model.transformer import Transformer
 
 # Root mean square of a code: E2M1's drawn uniformly, E4M3's as those of normal weights, which seldom are near zero.
 _RMS = {"I8": 2.9, "F8_E4M3": 100.0}
 _CODES = "uniform E2M1, normal E4M3"
-_LARGEST = 448.0
 _E8M0_BIAS = 127
 
 
@@ -68,7 +68,7 @@ def _draw(spec: TensorSpec, weight: TensorSpec | None, config: ModelConfig, gene
         return scales if dtype == scales.dtype else scales.to(dtype)
     if spec.dtype == "F8_E4M3":
         numbers = _RMS[spec.dtype] * torch.from_numpy(generator.standard_normal(spec.shape, dtype=np.float32))
-        return numbers.clamp_(-_LARGEST, _LARGEST).to(dtype)
+        return numbers.clamp_(-FP8_MAX, FP8_MAX).to(dtype)
     if spec.dtype in _RMS:
         codes = np.frombuffer(generator.bytes(spec.num_bytes), dtype=np.uint8).reshape(spec.shape).copy()
         return torch.from_numpy(codes).view(dtype)

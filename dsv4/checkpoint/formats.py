@@ -21,10 +21,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-FP8_BLOCK = 128
-FP4_GROUP = 32
-FP8_MAX = 448.0
-FP4_MAX = 6.0
+from dsv4.analysis.inventory import FP4_GROUP, FP8_BLOCK
+from dsv4.kernels.quant.reference import FP4_MAX, FP8_MAX
 
 # Scale exponents of blocks whose codes are all zero: what the training rule's floors on amax give (1e-4, 6 * 2^-126).
 _ZERO_EXPONENT = {FP8_MAX: -22, FP4_MAX: -126}
