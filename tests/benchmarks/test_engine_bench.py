@@ -186,7 +186,9 @@ def test_a_wrong_path_to_llama_bench_is_refused(tmp_path: Path, capsys: pytest.C
         (["--rounds", "0"], "at least 1"),
     ],
 )
-def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments_are_refused_with_what_is_allowed(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         bench.main(arguments)
     assert message in capsys.readouterr().err
@@ -287,7 +289,7 @@ def test_a_long_lived_process_has_peaks_of_growing_lengths_only() -> None:
     assert set(recorder.peaks) == {("dsv4", 64), ("dsv4", 512), ("dsv4", 1024)}
 
 
-def test_floors() -> None:
+def test_floors_read_a_token_s_weights_once_and_count_a_prompt_s_operations() -> None:
     """Weights of a token read once; all but 250 of Flash's 256 experts, and the embedding, are not among them."""
     expert = 3 * 4096 * 2048 * (1 / 2 + 1 / 32)
     least = 2 * 6 * expert + 2 * 3 * 4096 * 2048

@@ -22,7 +22,7 @@ def plain_norm(x: Tensor, weight: Tensor | float, eps: float) -> Tensor:
     return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
 
 
-def test_rms_norm() -> None:
+def test_rms_norm_and_its_gradient_follow_the_formula() -> None:
     x, weight = noise(3, 5, 33), noise(33, seed=1)
     check_derivatives(lambda x, w: rms_norm(x, 1e-6, w), lambda x, w: plain_norm(x, w, 1e-6), (x, weight))
     check_derivatives(lambda x: rms_norm(x, 0.1), lambda x: plain_norm(x, 1.0, 0.1), (x,))
@@ -31,7 +31,7 @@ def test_rms_norm() -> None:
     assert low.dtype == torch.bfloat16 and (low.float() - want.float()).abs().max() < 0.02
 
 
-def test_rotation_and_its_inverse() -> None:
+def test_the_rotation_s_gradient_is_its_inverse() -> None:
     config = tiny_config()
     factors = rotation(inverse_frequencies(config, compressed=True), torch.tensor([0, 3, 70000]))
     x = noise(3, config.head_dim)
@@ -44,13 +44,15 @@ def test_rotation_and_its_inverse() -> None:
 
 
 @pytest.mark.parametrize("shape", [(9, 4), (9, 2, 3)])
-def test_take_rows(shape: tuple[int, ...]) -> None:
+def test_take_rows_and_its_gradient_follow_indexing(shape: tuple[int, ...]) -> None:
     index = torch.tensor([[0, 8, 8], [3, 0, 8]])
     check_derivatives(lambda x: take_rows(x, index), lambda x: x[index], (noise(*shape),))
 
 
 @pytest.mark.parametrize("chunk", [3, 4096])
-def test_index_scores(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_index_scores_and_their_gradient_follow_the_formula_in_chunks(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(indexer, "SCORE_CHUNK", chunk)
     q, weights = noise(2, 5, 3, 8), noise(2, 5, 3, seed=1)
     own, one = noise(2, 7, 8, seed=2), noise(7, 8, seed=3)
@@ -78,7 +80,7 @@ def test_initial_weights_make_a_plain_residual_model() -> None:
         assert model.logits(streams).abs().max() < 2
 
 
-def test_batch_positions() -> None:
+def test_packed_sequences_have_positions_from_their_starts() -> None:
     batch = RaggedBatch.pack([[5, 6, 7], [8], [9, 10]], starts=[0, 41, 7], slots=[2, 0, 1])
     assert batch.token_ids.tolist() == [5, 6, 7, 8, 9, 10]
     assert batch.cu_seqlens.tolist() == [0, 3, 4, 6]

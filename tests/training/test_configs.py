@@ -44,7 +44,7 @@ WITHOUT: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
 @pytest.mark.parametrize("part", WITHOUT)
-def test_two_steps_without(part: str, autocast: torch.dtype | None, tmp_path: Path) -> None:
+def test_a_model_without_a_part_takes_two_finite_steps(part: str, autocast: torch.dtype | None, tmp_path: Path) -> None:
     model, optimiser = make_model(**WITHOUT[part])
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     settings = TrainSettings(
