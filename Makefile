@@ -16,16 +16,10 @@ WORKERS ?= 2
 CONSTRAINTS ?= -c constraints.txt
 ARGS ?=
 LLAMA ?= $(HOME)/.cache/dsv4/llama.cpp
-# The release of llama-cpp-python whose source package carries the llama.cpp to build.
-LLAMA_CPP_PYTHON := 0.3.36
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
-# Installs what an extra of pyproject.toml asks for, without building the native kernels again. Where no C compiler is, without
-# reasoning-gym: it needs pycosat, which comes as C alone.
-COMPILER = import os, shutil, sysconfig; cc = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"; cc = shutil.which(cc.split()[0])
-extra = $(BIN)/python -c 'import tomllib; $(COMPILER); wanted = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["$(1)"]; \
-	print(*(name for name in wanted if cc or not name.startswith("reasoning-gym")), sep="\n")' | $(PIP) --requirement /dev/stdin
+extra = $(BIN)/python scripts/extra.py $(1) | $(PIP) --requirement /dev/stdin
 
 .PHONY: help setup serve chat test check bench sanitize llama-bench
 .DEFAULT_GOAL := help
@@ -56,22 +50,8 @@ check: $(VENV)/.test
 bench: $(VENV)/.bench
 	$(BIN)/dsv4 bench $(or $(ARGS),engine --models fp32)
 
-# Only the source package is downloaded; an unfinished folder never gets the name `source`.
 llama-bench: $(VENV)/.python
-	@command -v cmake >/dev/null || { echo "make: cmake is missing; on Debian and Ubuntu: sudo apt-get install cmake"; exit 1; }
-	@command -v c++ >/dev/null || { echo "make: a C++ compiler is missing; on Debian and Ubuntu: sudo apt-get install g++"; exit 1; }
-	@test -d "$(LLAMA)/source" || { echo "make: downloading llama.cpp (77 MB) into $(LLAMA)" \
-		&& rm -rf "$(LLAMA)/unpacked" && mkdir -p "$(LLAMA)/unpacked" \
-		&& $(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary llama-cpp-python \
-			--dest "$(LLAMA)" llama-cpp-python==$(LLAMA_CPP_PYTHON) \
-		&& tar -xzf "$(LLAMA)/llama_cpp_python-$(LLAMA_CPP_PYTHON).tar.gz" -C "$(LLAMA)/unpacked" \
-			--strip-components=3 llama_cpp_python-$(LLAMA_CPP_PYTHON)/vendor/llama.cpp \
-		&& mv "$(LLAMA)/unpacked" "$(LLAMA)/source"; }
-	@echo "make: building llama.cpp (some minutes once); its output goes to $(LLAMA)/build.log"
-	@{ cmake -S tests/checkpoint/llama -B "$(LLAMA)/build" -DCMAKE_BUILD_TYPE=Release -DLLAMA_SOURCE="$(abspath $(LLAMA))/source" \
-		&& cmake --build "$(LLAMA)/build" --parallel $(WORKERS) --target llama-bench llama-check; } >"$(LLAMA)/build.log" 2>&1 \
-		|| { tail -n 5 "$(LLAMA)/build.log"; echo "make: the build failed, see $(LLAMA)/build.log"; exit 1; }
-	@echo "$(LLAMA)/build/bin/llama-bench"
+	@sh scripts/llama_cpp.sh $(BIN)/python "$(LLAMA)" $(WORKERS)
 
 # Only what runs native code in the process itself: the rest of the tests would take an hour under sanitizers.
 SANITIZED := $(filter-out %/test_backends.py %/test_native_layout.py,$(wildcard tests/kernels/test_*.py)) \

@@ -10,13 +10,13 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.harness.process import ROOT, BenchmarkError
 from benchmarks.harness.scenarios import SCENARIOS, quick
+from benchmarks.harness.turns import at_least_one
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,54 +32,26 @@ examples:
   dsv4 bench engine --quick --without-llama --no-gate"""
 
 
-def run(options: argparse.Namespace, console: Console) -> None:
+def run(options: argparse.Namespace, scratch: Path, console: Console) -> None:
     """Gate; then scenario by scenario: measure, append to results/<hardware>.jsonl, print."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from benchmarks.harness import gate, llama_cpp, machine, report, results, rounds
 
-    from benchmarks.harness import gate, machine, report, results, rounds
-    from benchmarks.harness.llama_bench import LlamaBench
-
-    llama = LlamaBench(options.llama_bench, options.threads) if options.llama_bench else None
+    llama = llama_cpp.check_program(options.llama_bench) if options.llama_bench else None
     code, sources, hardware = results.commit(), results.package_digest(), machine.hardware()
     if not options.no_gate:
         console.print("Frozen tests first: no number without them.")
         gate.run_tests()
     file: Path = options.results / f"{machine.hardware_slug(hardware)}.jsonl"
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    with ExitStack() as stack:
-        kept: Path | None = options.scratch
-        scratch = kept or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dsv4-bench-")))
-        scratch.mkdir(parents=True, exist_ok=True)
-        for name in options.models:
-            scenario = quick(SCENARIOS[name]) if options.quick else SCENARIOS[name]
-            if options.rounds is not None:
-                scenario = replace(scenario, rounds=options.rounds)
-            with Progress(*columns, console=console, transient=True) as progress:
-                task = progress.add_task("start", total=rounds.num_stages(scenario, llama is not None), completed=-1)
-
-                def advance(what: str, progress: Progress = progress, task: object = task) -> None:
-                    progress.update(task, advance=1, description=what)  # type: ignore[arg-type]
-
-                found = rounds.measure(scenario, options.threads, scratch, llama, advance)
-            if results.package_digest() != sources:
-                raise BenchmarkError("dsv4/ changed during the run, so its figures belong to no version of it: no rows")
-            found.quick, found.gated, found.threads = options.quick, not options.no_gate, options.threads
-            found.commit, found.hardware = code, hardware
-            results.append(file, found)
-            console.print(f"\n{name}\n" + "\n".join(report.lines(found)), highlight=False, markup=False, soft_wrap=True)
+    for name in options.models:
+        scenario = quick(SCENARIOS[name]) if options.quick else SCENARIOS[name]
+        scenario = replace(scenario, rounds=options.rounds or scenario.rounds)
+        with console.status(name) as status:
+            found = rounds.measure(scenario, options.threads, scratch, llama, status.update)
+        if results.package_digest() != sources:
+            raise BenchmarkError("dsv4/ changed during the run, so its figures belong to no version of it: no rows")
+        found.quick, found.gated, found.commit, found.hardware = options.quick, not options.no_gate, code, hardware
+        results.append(file, found)
+        console.print(f"\n{name}\n" + "\n".join(report.lines(found)), highlight=False, markup=False, soft_wrap=True)
     console.print(f"{hardware['cpu']}, {hardware['cores']} cores; commit {code}; rows in {file}")
     console.print("`dsv4 bench report` writes docs/benchmarks.md from them.")
 
@@ -92,35 +64,28 @@ def _models(text: str) -> tuple[str, ...]:
     return names
 
 
-def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: at least 1")
-    return int(text)
-
-
-def build_parser() -> argparse.ArgumentParser:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dsv4 bench engine",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--models", type=_models, default=("slice", "nano"), metavar="A,B", help="of those below; default: slice,nano"
-    )
-    parser.add_argument("--llama-bench", type=Path, metavar="PATH", help="llama.cpp's llama-bench (make llama-bench)")
-    parser.add_argument("--without-llama", action="store_true", help="leave llama.cpp out")
-    parser.add_argument("--rounds", type=_at_least_one, metavar="N", help="default: 3")
-    parser.add_argument("--threads", type=_at_least_one, default=2, metavar="N", help="of each; default: %(default)s")
-    parser.add_argument("--scratch", type=Path, metavar="DIR", help="keep weights there; default: a temporary folder")
-    parser.add_argument("--quick", action="store_true", help="tiny shapes, short prompts: does it run?")
-    parser.add_argument("--no-gate", action="store_true", help="do not run the frozen tests; the rows say so")
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="default: %(default)s")
+    add = parser.add_argument
+    add("--models", type=_models, default=("slice", "nano"), metavar="A,B", help="of those below; default: slice,nano")
+    add("--llama-bench", type=Path, metavar="PATH", help="llama.cpp's llama-bench (make llama-bench)")
+    add("--without-llama", action="store_true", help="leave llama.cpp out")
+    add("--rounds", type=at_least_one, metavar="N", help="default: 3")
+    add("--threads", type=at_least_one, default=2, metavar="N", help="of each; default: %(default)s")
+    add("--scratch", type=Path, metavar="DIR", help="keep weights there; default: a temporary folder")
+    add("--quick", action="store_true", help="tiny shapes, short prompts: does it run?")
+    add("--no-gate", action="store_true", help="do not run the frozen tests; the rows say so")
+    add("--results", type=Path, default=ROOT / "benchmarks" / "results", help="default: %(default)s")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = build_parser()
+    parser = _parser()
     options = parser.parse_args(argv)
     compared = [name for name in options.models if "llama.cpp" in SCENARIOS[name].peers]
     if compared and not options.without_llama and options.llama_bench is None:
@@ -128,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rich.console import Console
 
     try:
-        run(options, Console())
+        with tempfile.TemporaryDirectory(prefix="dsv4-bench-") as temporary:
+            run(options, options.scratch or Path(temporary), Console())
     except BenchmarkError as error:
         print(f"dsv4 bench engine: {error}", file=sys.stderr)
         return 1

@@ -29,7 +29,7 @@ from dsv4.model.transformer import Transformer
 from dsv4.training.hash_routing import install_tables
 from dsv4.training.loop import NonFiniteLossError, Stage, Trainer, TrainSettings
 from dsv4.training.optim import MuonAdamW
-from dsv4.training.plan import StepPlan
+from dsv4.training.plan import UNPLANNED, FixedPlan
 from dsv4.training.replicas import ReplicaError
 from dsv4.training.schedule import Schedule
 from dsv4.training.sources import NanoSource
@@ -38,6 +38,8 @@ from dsv4.training.state import StateError
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAIN_SHARE = 0.12
 WARMUP_STEPS = 40
+CALIBRATION_STEPS = 12
+REPLAN_EVERY = 50  # steps
 COUNTED_BATCHES = 24  # batches whose token counts balance the hash-routed layers
 
 
@@ -56,6 +58,51 @@ class Run:
     device: str = "cpu"
     muon_dtype: str = "bfloat16"  # of the Newton-Schulz products
     compute_dtype: str = "float32"  # of the layers' products in forward and backward
+
+
+class TimePlan:
+    """The number of steps that a budget of seconds allows, as known at each step.
+
+    It is measured after CALIBRATION_STEPS steps and again every REPLAN_EVERY steps until the learning rate decays.
+    Every plan is written to `path` at once, and one that stands there is never made again: a run resumed after a kill
+    repeats its steps to the same bits whatever the clock says.
+    """
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        if not seconds > 0:
+            raise ValueError(f"a run of {seconds} seconds; allowed: more than 0")
+        self.path, self.seconds = path, seconds
+        # (step at which the plan was made, total steps from there on)
+        self.entries: list[tuple[int, int]] = _read_plan(path) if path.exists() else []
+        self._mark: tuple[int, float] | None = None
+
+    def total(self, step: int) -> int:
+        return next((total for made, total in reversed(self.entries) if made <= step), UNPLANNED)
+
+    def observe(self, step: int, elapsed: float, freeze: bool) -> None:
+        if freeze:
+            return
+        if self._mark is None:  # the first step allocates and warms up: it does not count for the speed
+            if step >= 1:
+                self._mark = (step, elapsed)
+            return
+        since, at = self._mark
+        due = step == CALIBRATION_STEPS or (step > CALIBRATION_STEPS and step % REPLAN_EVERY == 0)
+        if not due or step <= since or (self.entries and self.entries[-1][0] >= step):
+            return
+        # The speed of the whole run: on a busy machine fifty steps in a row can be twice too slow or too fast.
+        seconds_per_step = (elapsed - at) / (step - since)
+        self.entries.append((step, step + max(1, int((self.seconds - elapsed) / seconds_per_step))))
+        with new_file(self.path) as temporary:
+            temporary.write_text(json.dumps({"steps": None, "seconds": self.seconds, "entries": self.entries}), "utf-8")
+
+
+def _read_plan(path: Path) -> list[tuple[int, int]]:
+    """Entries of a plan file; ValueError in words where it is not one."""
+    try:
+        return [(int(step), int(total)) for step, total in json.loads(path.read_text(encoding="utf-8"))["entries"]]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged, or no plan of a run: {error!r}") from error
 
 
 # The GPU run sees many more tokens: larger batches, the same peak rate.
@@ -188,7 +235,11 @@ def make_trainer(run: Run, tokenizer_folder: Path, run_dir: Path, console: Conso
     model.init_weights(generator)
     install_tables(model, count_tokens(stages[-1], config.vocab_size), generator)
     model.to(run.device)
-    plan = StepPlan(run_dir / "plan.json", steps=run.steps, seconds=run.seconds)
+    if run.steps is not None:
+        plan = FixedPlan(run.steps)
+    else:
+        assert run.seconds is not None, "a run has steps or seconds"
+        plan = TimePlan(run_dir / "plan.json", run.seconds)
     settings = TrainSettings(
         Schedule(run.peak_lr, WARMUP_STEPS, decay_fraction=0.35, final_ratio=0.02),
         balance_speed=3e-3,

@@ -61,7 +61,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_inspect_json(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_json_has_the_published_figures(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", name, "--json"]) == 0
     out = json.loads(capsys.readouterr().out)
     parameters, checkpoint, ratios = out["parameters"], out["checkpoint"], out["vs_v3_2"]

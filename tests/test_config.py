@@ -39,7 +39,7 @@ def transformers_json(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_preset_round_trip(name: str, tmp_path: Path) -> None:
+def test_a_preset_survives_its_config_json(name: str, tmp_path: Path) -> None:
     config = ModelConfig.preset(name)
     assert set(config.to_dict()) == OFFICIAL_KEYS
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
@@ -47,7 +47,7 @@ def test_preset_round_trip(name: str, tmp_path: Path) -> None:
     assert ModelConfig.from_pretrained(tmp_path / "config.json") == config
 
 
-def test_published_schedules() -> None:
+def test_schedules_are_the_published_ones() -> None:
     flash, pro = ModelConfig.preset("flash"), ModelConfig.preset("pro")
     assert (len(flash.compress_ratios), len(pro.compress_ratios)) == (44, 62)
     assert flash.layers_of_kind("swa") == [0, 1]
@@ -61,12 +61,12 @@ def test_published_schedules() -> None:
         flash.layer_ratio(44)
 
 
-def test_unknown_preset() -> None:
+def test_an_unknown_preset_is_refused() -> None:
     with pytest.raises(ValueError, match="preset 'lite' is unknown; allowed: flash, pro, flash-base, pro-base, nano"):
         ModelConfig.preset("lite")
 
 
-def test_frozen() -> None:
+def test_a_config_cannot_be_changed() -> None:
     with pytest.raises(FrozenInstanceError):
         ModelConfig.preset("nano").vocab_size = 1  # type: ignore[misc]
 
@@ -150,7 +150,7 @@ def test_nothing_is_said_of_what_transformers_writes(tmp_path: Path, caplog: pyt
     assert not caplog.records
 
 
-def test_several_end_tokens() -> None:
+def test_several_end_tokens_are_all_read() -> None:
     for ids in ([1], [1, 5], [7, 1, 5]):
         config = ModelConfig.from_dict(nano(eos_token_id=ids))
         assert config.eos_token_ids == tuple(ids)
@@ -294,7 +294,7 @@ def test_missing_keys_are_named() -> None:
         ModelConfig.from_dict(raw)
 
 
-def test_construction_checks_too() -> None:
+def test_a_wrong_value_is_refused_at_construction_too() -> None:
     with pytest.raises(ValueError, match="num_experts_per_tok = 33"):
         replace(ModelConfig.preset("nano"), num_experts_per_tok=33)
     with pytest.raises(ValueError, match="rope_scaling = {}"):
@@ -352,5 +352,5 @@ def configs(draw: st.DrawFn) -> ModelConfig:
 
 
 @given(configs())
-def test_round_trip(config: ModelConfig) -> None:
+def test_any_config_survives_json(config: ModelConfig) -> None:
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config

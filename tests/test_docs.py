@@ -67,7 +67,7 @@ def test_named_files_and_functions_exist(page: str) -> None:
     assert not wrong_names(PAGES[page]), "\n".join(wrong_names(PAGES[page]))
 
 
-def test_the_check_itself() -> None:
+def test_a_wrong_name_in_a_page_is_found() -> None:
     assert not wrong_names("`model/rope.py:inverse_frequencies` `dsv4/cli.py`, `model/moe.py:MoE.forward`.")
     assert wrong_names("`engine/llm.py:LLM.x`") == ["engine/llm.py defines no LLM.x"]
     assert wrong_names("model/rope.py:Tensor, model/none.py:f") == [
@@ -91,7 +91,7 @@ def test_the_readme_links_every_page() -> None:
 
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS, ids=[command for _, command in COMMANDS])
-def test_command_parses(page: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_of_a_page_parses(page: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options = build_parser().parse_args(arguments(command))
     if options.command in ("train", "eval"):
         pytest.importorskip("reasoning_gym")

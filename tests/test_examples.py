@@ -45,7 +45,7 @@ def test_every_example_is_short() -> None:
 
 
 @pytest.mark.parametrize("path", [path for path in EXAMPLES if path not in CLIENTS], ids=lambda path: path.name)
-def test_example(path: Path, tmp_path: Path) -> None:
+def test_an_example_runs_and_prints(path: Path, tmp_path: Path) -> None:
     printed = run(path.read_text(encoding="utf-8"), tmp_path)
     assert printed.strip()
     if path.name == "logits.py" and backends.native_module() is not None:
@@ -56,6 +56,6 @@ def test_example(path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", CLIENTS, ids=lambda path: path.name)
-def test_client(path: Path, server: str, tmp_path: Path) -> None:
+def test_a_client_gets_its_answer(path: Path, server: str, tmp_path: Path) -> None:
     code = path.read_text(encoding="utf-8").replace(URL, server)
     assert "42" in run(code, tmp_path)

@@ -91,7 +91,7 @@ def test_imports_point_down() -> None:
         ("import dsv4.helpers", "dsv4.cli", False),
     ],
 )
-def test_the_check_itself(source: str, module: str, ok: bool) -> None:
+def test_an_upward_import_is_found(source: str, module: str, ok: bool) -> None:
     assert (upward_imports(source, module) == []) == ok
 
 
@@ -139,7 +139,7 @@ def test_the_engine_has_at_most_seven_floors() -> None:
     assert max(heights.values()) <= 7, sorted(heights.items(), key=lambda item: item[1])
 
 
-def test_modules_stay_readable() -> None:
+def test_no_module_is_too_long_or_nameless() -> None:
     for path in modules():
         name = str(path.relative_to(ROOT))
         lines = len(path.read_text(encoding="utf-8").splitlines())
@@ -160,7 +160,7 @@ def test_every_public_name_resolves() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_unknown_public_name() -> None:
+def test_an_unknown_public_name_lists_the_known() -> None:
     import dsv4
 
     with pytest.raises(AttributeError, match="no attribute 'LLMs'; public names: AsyncEngine, CheckpointError, LLM"):

@@ -32,7 +32,7 @@ def test_it_is_short_and_shows_python_and_commands() -> None:
 
 
 @pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.split("\n")[0])
-def test_python(code: str, tmp_path: Path) -> None:
+def test_the_python_example_runs(code: str, tmp_path: Path) -> None:
     run(sys.executable, "-W", "error", "-c", code, cwd=tmp_path)
 
 
@@ -42,7 +42,7 @@ def test_pictures_and_links_lead_somewhere() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_command(command: str, tmp_path: Path) -> None:
+def test_every_command_parses_and_most_run(command: str, tmp_path: Path) -> None:
     options = build_parser().parse_args(arguments(command))
     if options.command not in NOT_RUN:
         (tmp_path / "models").symlink_to(ROOT / "models")

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks.harness.llama_bench import LlamaBench
-from benchmarks.harness.process import BenchmarkError, WorkerProcess
+from benchmarks.harness import peers
+from benchmarks.harness.llama_cpp import LINEARS
+from benchmarks.harness.process import Process
+from benchmarks.harness.random_checkpoint import write_random_checkpoint, write_random_values
+from benchmarks.harness.results import Sample
 from benchmarks.harness.scenarios import Scenario
+from dsv4.checkpoint import convert
+from dsv4.checkpoint.gguf_export import export_gguf
 from dsv4.config import nano_path
 
 SEED = 1
 WARM_UP = 64  # tokens of the first forward of a process, not counted
-LINEARS = ("bf16", "q8_0")  # what FP8 linears become in a GGUF, which has no FP8
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One figure of one contender: tokens per second, seconds that it took to get, peak bytes of its process."""
-
-    rate: float
-    wall_s: float
-    peak_bytes: int | None = None
 
 
 class Contender(Protocol):
     name: str  # in the rows
-    group: str  # contenders of a group differ in a setting: after the first round only the faster one goes on
     stays: bool  # True if one process gives all figures
 
     def take(self, measure: str, tokens: int, turn: int) -> Sample:
@@ -35,76 +28,58 @@ class Contender(Protocol):
         ...
 
 
-class WorkerContender:
-    """dsv4 or transformers in a process that stays. "dsv4 shipped" computes in shipped numerics."""
+class PeerContender:
+    """dsv4 or transformers in a process that stays."""
 
     stays = True
 
-    def __init__(self, name: str, process: WorkerProcess, scenario: Scenario) -> None:
-        self.name = self.group = name
-        self.process, self.scenario = process, scenario
+    def __init__(self, name: str, process: Process, scenario: Scenario) -> None:
+        self.name, self._process, self._scenario = name, process, scenario
+
+    def ask(self, method: str, *arguments: Any) -> Any:
+        """What a method of the peer returns: see peers.py."""
+        return self._process.call(peers.ask, self.name, method, *arguments)
 
     def load(self, folder: Path) -> dict[str, Any]:
-        """Loads and warms up -> settings. All weights are read once: a mapped file is then in memory."""
-        numerics = "shipped" if self.name.endswith(" shipped") else "float"
-        settings: dict[str, Any] = self.process.ask("load", folder=str(folder), numerics=numerics)["settings"]
-        self.process.ask("prefill", length=WARM_UP, seed=SEED)
-        self.process.ask("begin", max_tokens=2)
+        """Load and warm up -> settings. All weights are read once: a mapped file is then in memory."""
+        settings = self._process.call(peers.load, self.name, folder)
+        self.ask("prefill", WARM_UP, SEED)
+        self.ask("begin", 2)
         for turn in range(2):
-            self.process.ask("feed", length=1, seed=turn)
-        if self.scenario.weights == "codes":
-            self.process.ask("prefill", length=self.scenario.prefill[-1], seed=SEED)
+            self.ask("feed", 1, turn)
+        if self._scenario.weights == "codes":
+            self.ask("prefill", self._scenario.prefill[-1], SEED)
         return settings
 
     def take(self, measure: str, tokens: int, turn: int) -> Sample:
         if measure == "prefill":
-            answer, counted = self.process.ask("prefill", length=tokens, seed=SEED + turn), tokens
+            counted, (seconds, peak) = tokens, self.ask("prefill", tokens, SEED + turn)
         else:
-            counted = self.scenario.steps
-            answer = self.process.ask("decode_at", depth=tokens, steps=counted, seed=SEED + turn)
-        return Sample(counted / answer["seconds"], answer["seconds"], answer["peak_bytes"])
-
-
-class LlamaContender:
-    """llama-bench with one GGUF and one setting of flash attention: a process per figure."""
-
-    stays = False
-
-    def __init__(
-        self, bench: LlamaBench, gguf: Path, linears: str, flash: bool, repack: bool, scenario: Scenario
-    ) -> None:
-        self.group = f"llama.cpp {linears}" + ("" if repack else " repack 0")
-        self.name = self.group + (" fa" if flash else "")
-        self.bench, self.gguf, self.scenario = bench, gguf, scenario
-        self._settings = {"flash": flash, "repack": repack}
-
-    def take(self, measure: str, tokens: int, turn: int) -> Sample:
-        if measure == "prefill":
-            return Sample(*self.bench.run(self.gguf, prompt=tokens, **self._settings))
-        return Sample(*self.bench.run(self.gguf, steps=self.scenario.steps, depth=tokens, **self._settings))
+            counted = self._scenario.steps
+            seconds, peak = self.ask("decode_at", tokens, counted, SEED + turn)
+        return Sample(counted / seconds, seconds, peak)
 
 
 def write_weights(
     scenario: Scenario, place: Path, threads: int, with_llama: bool
-) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Write what the contenders load, the same values for all -> (folder per contender, GGUF per kind of linears).
+) -> tuple[dict[str, Path], list[Path]]:
+    """Write what the contenders load, the same values for all -> (folder per package, GGUFs).
 
     In a process of its own, whose memory is nobody's figure.
     """
     folders = {"dsv4": place / "official", "transformers": place / "transformers"}
-    wanted = LINEARS if with_llama and "llama.cpp" in scenario.peers else ()
-    ggufs = {linears: place / f"{linears}.gguf" for linears in wanted}
-    with WorkerProcess("dsv4", threads) as worker:
+    linears = LINEARS if with_llama and "llama.cpp" in scenario.peers else ()
+    ggufs = [place / f"{name}.gguf" for name in linears]
+    place.mkdir(parents=True, exist_ok=True)
+    with Process("dsv4", threads) as process:
         if scenario.weights == "nano":
             folders["dsv4"] = nano_path()
+        elif scenario.weights == "codes":
+            process.call(write_random_checkpoint, scenario.config, folders["dsv4"], SEED)
         else:
-            config = scenario.config.to_dict(quantized=scenario.weights != "fp32")
-            worker.ask("write", config=config, folder=str(folders["dsv4"]), seed=SEED, kind=scenario.weights)
+            process.call(write_random_values, scenario.config, folders["dsv4"], SEED, scenario.weights)
         if "transformers" in scenario.peers:
-            worker.ask("convert", source=str(folders["dsv4"]), target=str(folders["transformers"]))
-        for linears, file in ggufs.items():
-            worker.ask("convert", source=str(folders["dsv4"]), target=str(file), linears=linears)
-    missing = [str(file) for file in ggufs.values() if not file.is_file()]
-    if missing:
-        raise BenchmarkError(f"the export wrote no {', '.join(missing)}")
+            process.call(convert, folders["dsv4"], folders["transformers"], "transformers", overwrite=True)
+        for name, gguf in zip(linears, ggufs, strict=True):
+            process.call(export_gguf, folders["dsv4"], gguf, linears=name, overwrite=True)
     return folders, ggufs

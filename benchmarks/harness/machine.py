@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import platform
 import re
+import timeit
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 from dsv4.analysis.flops import decode_flops
 from dsv4.analysis.inventory import StorageLayout, tensor_inventory
+from dsv4.analysis.kv import cache_bytes
 from dsv4.config import ModelConfig
 
 # Flag of /proc/cpuinfo -> name, widest first: processors of one name differ in them.
@@ -40,17 +42,12 @@ def hardware_slug(found: dict[str, Any]) -> str:
     return "-".join(re.findall(r"[a-z0-9]+", f"{plain} {found['isa']} {found['cores']} cores".lower()))
 
 
-def measure_ceilings(megabytes: int, size: int, repeats: int = 3) -> Ceilings:
+def measure_ceilings(megabytes: int, size: int) -> Ceilings:
     """Bytes per second (copy counts reads and writes) and FLOP per second of a size^3 product, 2 per multiply-add."""
     import torch
 
-    def best(run: Callable[[], object]) -> float:
-        times: list[float] = []
-        for _ in range(repeats + 1):
-            start = perf_counter()
-            run()
-            times.append(perf_counter() - start)
-        return min(times[1:])
+    def best(work: Callable[[], object]) -> float:
+        return min(timeit.repeat(work, number=1, repeat=4)[1:])
 
     source = torch.ones(megabytes * 2**18)
     target = torch.empty_like(source)
@@ -58,12 +55,10 @@ def measure_ceilings(megabytes: int, size: int, repeats: int = 3) -> Ceilings:
     found = {"copy_bytes_per_s": 2 * source.nbytes / copy, "read_bytes_per_s": source.nbytes / read}
     # Without bf16 instructions torch emulates them, ten times slower than fp32 or worse: a small product has to do.
     native = torch.cpu.get_capabilities().get("avx512_bf16", False)
-    for name, dtype, side in (
-        ("fp32", torch.float32, size),
-        ("bf16", torch.bfloat16, size if native else min(size, EMULATED_SIZE)),
-    ):
+    sides = {torch.float32: size, torch.bfloat16: size if native else min(size, EMULATED_SIZE)}
+    for name, (dtype, side) in zip(("fp32", "bf16"), sides.items(), strict=True):
         a, b = torch.randn(side, side).to(dtype), torch.randn(side, side).to(dtype)
-        found[f"{name}_flop_per_s"] = 2 * side**3 / best(lambda a=a, b=b: torch.mm(a, b))
+        found[f"{name}_flop_per_s"] = 2 * side**3 / best(partial(torch.mm, a, b))
     return found
 
 
@@ -108,3 +103,9 @@ def floor(config: ModelConfig, layout: StorageLayout, measure: str, tokens: int,
     products = ("fp32",) if layout == "fp32" else ("fp32", "bf16")
     rate = max(ceilings[f"{name}_flop_per_s"] for name in products)
     return tokens * rate / prefill_flops(config, tokens)
+
+
+def kv_bytes(config: ModelConfig, tokens: int, element: int) -> float:
+    """The KV formula's bytes for entries of `element` bytes per channel (4 fp32, 2 BF16, 1 FP8 and FP4 index keys)."""
+    found = cache_bytes(config, tokens, "fp8+fp4" if element == 1 else "bf16")
+    return float((found.growing + found.windows) * max(element, 2) // 2 + found.states)

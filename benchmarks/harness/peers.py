@@ -1,42 +1,98 @@
 """dsv4 and transformers behind one interface: an empty cache, then more tokens of a sequence -> logits of the last.
 
-A peer imports its package when it is made: dsv4 asks MKL for reproducible rounding, which would slow transformers down.
+A peer imports its package when it is made, in a process of its own (see process.py), where `load` keeps it for `ask`.
 """
 
 from __future__ import annotations
 
 import copy
+import os
+from abc import ABC, abstractmethod
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.harness.process import peak_bytes
 
-class Peer(Protocol):
+Timing = tuple[float, int]  # seconds of forwards, peak bytes of the process
+
+
+class Peer(ABC):
     settings: dict[str, Any]  # how it was run, for the record
+    vocab_size: int
 
+    def __init__(self) -> None:
+        self._held: dict[int, Any] = {}  # depth -> the sequence that decode_at goes back to
+
+    @abstractmethod
     def begin(self, max_tokens: int) -> None:
         """Forget the sequence; the next one has up to max_tokens tokens."""
-        ...
 
+    @abstractmethod
     def extend(self, ids: list[int]) -> Tensor:
         """Append tokens -> fp32 logits [vocab] of the last one."""
-        ...
 
+    @abstractmethod
     def hold(self) -> Any:
         """The sequence as it is now, for `resume`, as often as wanted."""
-        ...
 
+    @abstractmethod
     def resume(self, held: Any) -> None: ...
 
+    def logits(self, ids: list[int], prompt: int) -> np.ndarray:
+        """Logits [1 + steps, vocab]: of the prompt's last token, then of each that is read alone."""
+        self.begin(len(ids))
+        pieces = [ids[:prompt], *([token] for token in ids[prompt:])]
+        return torch.stack([self.extend(piece) for piece in pieces]).numpy()
 
-class Dsv4Peer:
+    def prefill(self, length: int, seed: int) -> Timing:
+        self.begin(length)
+        return self.feed(length, seed)
+
+    def decode_at(self, depth: int, steps: int, seed: int) -> Timing:
+        """The steps alone; a depth is read once and kept."""
+        if depth not in self._held:
+            self.begin(depth + steps)
+            if depth:
+                self.extend(self._random_ids(depth, seed))
+            self._held[depth] = self.hold()
+        self.resume(self._held[depth])
+        return self.decode_on(steps, seed)
+
+    def feed(self, length: int, seed: int) -> Timing:
+        return self._timed([self._random_ids(length, seed)])
+
+    def decode_on(self, steps: int, seed: int) -> Timing:
+        """Steps of random tokens, as llama-bench takes, which are then taken back.
+
+        Random weights soon repeat their own tokens, and with them the experts.
+        """
+        held = self.hold()
+        timing = self._timed([[token] for token in self._random_ids(steps, seed)])
+        self.resume(held)
+        return timing
+
+    def _random_ids(self, length: int, seed: int) -> list[int]:
+        return np.random.default_rng(seed).integers(self.vocab_size, size=length).tolist()
+
+    def _timed(self, pieces: list[list[int]]) -> Timing:
+        """Forwards and a greedy choice after each, the quickest way for every peer."""
+        start = perf_counter()
+        for ids in pieces:
+            self.extend(ids).numpy().argmax()
+        return perf_counter() - start, peak_bytes()
+
+
+class Dsv4Peer(Peer):
     """dsv4 as its engine runs it: ragged batches of up to the scheduler's tokens a step, into a cache."""
 
-    def __init__(self, folder: Path, numerics: str = "float") -> None:
+    def __init__(self, folder: Path, numerics: str) -> None:
+        super().__init__()
         import dsv4
         from dsv4.engine.config import EngineConfig
         from dsv4.kernels import backends
@@ -46,13 +102,9 @@ class Dsv4Peer:
         self._step = EngineConfig().max_num_batched_tokens
         self._model = dsv4.load(folder, numerics=numerics)
         self._cache: Any = None
+        self.vocab_size = self._model.config.vocab_size
         kernels = backends.describe().removeprefix("kernels: ")
-        self.settings = {
-            "version": dsv4.__version__,
-            "chunk": self._step,
-            "numerics": self._model.numerics,
-            "kernels": kernels,
-        }
+        self.settings = {"version": dsv4.__version__, "chunk": self._step, "numerics": numerics, "kernels": kernels}
 
     def begin(self, max_tokens: int) -> None:
         self._cache = self._model.new_cache(batch_size=1, max_tokens=max_tokens)
@@ -79,16 +131,18 @@ class Dsv4Peer:
         return next(layers).entries.element_size()
 
 
-class TransformersPeer:
+class TransformersPeer(Peer):
     """transformers as from_pretrained gives it: whole prompts in one forward, one row of logits, its own cache."""
 
-    def __init__(self, folder: Path, numerics: str = "float") -> None:
+    def __init__(self, folder: Path, numerics: str) -> None:
+        super().__init__()
         from transformers import AutoModelForCausalLM
 
         assert numerics == "float", "transformers has no other"
         self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self._past: Any = None
         config = self._model.config
+        self.vocab_size = config.vocab_size
         self.settings = {
             "version": version("transformers"),
             "attention": config._attn_implementation,
@@ -99,13 +153,8 @@ class TransformersPeer:
         self._past = None
 
     def extend(self, ids: list[int]) -> Tensor:
-        out = self._model(
-            input_ids=torch.tensor([ids]),
-            past_key_values=self._past,
-            use_cache=True,
-            logits_to_keep=1,
-            return_dict=True,
-        )
+        tokens = torch.tensor([ids])
+        out = self._model(input_ids=tokens, past_key_values=self._past, use_cache=True, logits_to_keep=1)
         self._past = out.past_key_values
         return out.logits[0, -1].float()
 
@@ -116,4 +165,17 @@ class TransformersPeer:
         self._past = copy.deepcopy(held)
 
 
-MAKERS: dict[str, type[Dsv4Peer] | type[TransformersPeer]] = {"dsv4": Dsv4Peer, "transformers": TransformersPeer}
+_loaded: dict[str, Peer] = {}  # of this process
+
+
+def load(name: str, folder: Path) -> dict[str, Any]:
+    """Make a peer -> its settings. "dsv4 shipped" computes in shipped numerics."""
+    make = TransformersPeer if name == "transformers" else Dsv4Peer
+    peer = _loaded[name] = make(folder, "shipped" if name.endswith(" shipped") else "float")
+    running = {"torch": torch.__version__, "threads": torch.get_num_threads(), "mkl_cbwr": os.environ.get("MKL_CBWR")}
+    return {**peer.settings, **running}
+
+
+def ask(name: str, method: str, *arguments: Any) -> Any:
+    """What a method of a loaded peer returns."""
+    return getattr(_loaded[name], method)(*arguments)

@@ -10,7 +10,8 @@ from typing import Any
 from benchmarks.harness.results import Run, newest, read
 
 PANELS = {"prefill": "prefill, tokens/s", "decode": "decode, tokens/s", "peak memory": "peak memory, GB"}
-COLOURS = {"dsv4": "tab:blue", "llama.cpp": "tab:orange", "transformers": "tab:green"}
+FORMULA = "KV formula"
+COLOURS = {"dsv4": "tab:blue", "llama.cpp": "tab:orange", "transformers": "tab:green", FORMULA: "black"}
 STYLES = {"slice": "-", "nano": "--"}
 TICKS = {256: "0", 2**10: "1K", 2**12: "4K", 2**14: "16K", 2**16: "64K", 2**18: "256K", 2**20: "1M"}
 ZERO = 256  # where an empty context stands on an axis of powers of two
@@ -28,7 +29,7 @@ def curves(runs: dict[str, Run]) -> dict[tuple[str, str, str], Line]:
             if best is not None:
                 found[model, peer, row.measure][row.tokens] = best.median
             if name == "million" and row.measure == "peak memory":
-                found["nano", "KV formula", row.measure][row.tokens] = row.floor
+                found["nano", FORMULA, row.measure][row.tokens] = row.floor
     return dict(found)
 
 
@@ -56,21 +57,18 @@ def draw(found: dict[tuple[str, str, str], Line], picture: Path) -> None:
     for axes, (measure, label) in zip(figure.subplots(1, 3), PANELS.items(), strict=True):
         scale = 1e9 if measure == "peak memory" else 1.0
         for (model, peer, what), line in found.items():
-            if what != measure:
-                continue
-            points = [(max(tokens, ZERO), value / scale) for tokens, value in sorted(line.items())]
-            formula = peer == "KV formula"
-            style = (
-                {"color": "black", "linestyle": ":"}
-                if formula
-                else {"color": COLOURS[peer], "linestyle": STYLES[model]}
-            )
-            face = style["color"] if model == "slice" else "white"
-            marker = None if formula else "o"
-            name = "KV cache of nano by its formula" if formula else f"{peer}, {model}"
-            (handles[name],) = axes.plot(
-                *zip(*points, strict=True), marker=marker, markersize=4.5, markerfacecolor=face, **style
-            )
+            if what == measure:
+                points = [(max(tokens, ZERO), value / scale) for tokens, value in sorted(line.items())]
+                formula, color = peer == FORMULA, COLOURS[peer]
+                name = "KV cache of nano by its formula" if formula else f"{peer}, {model}"
+                (handles[name],) = axes.plot(
+                    *zip(*points, strict=True),
+                    color=color,
+                    linestyle=":" if formula else STYLES[model],
+                    marker=None if formula else "o",
+                    markersize=4.5,
+                    markerfacecolor=color if model == "slice" else "white",
+                )
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xticks(list(TICKS), list(TICKS.values()))
@@ -85,5 +83,4 @@ def draw(found: dict[tuple[str, str, str], Line], picture: Path) -> None:
         axes.grid(alpha=0.3)
     names = sorted(handles, key=lambda name: ("slice" not in name, "KV" in name))
     figure.legend([handles[name] for name in names], names, loc="outside lower center", ncols=4)
-    picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=130)

@@ -1,82 +1,85 @@
-"""The parent's end of a worker process: start in a clean environment, ask, wait for the answer, end."""
+"""Processes of contenders: one each, so that its memory, threads and environment are its own."""
 
 from __future__ import annotations
 
-import json
 import os
-import signal
-import subprocess
-import sys
-import tempfile
+import re
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import ParamSpec, TypeVar
 
 ROOT = Path(__file__).resolve().parents[2]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class BenchmarkError(RuntimeError):
     """The comparison cannot stand: a contender died, the logits disagree, the tests are red."""
 
 
-def worker_environment(peer: str, threads: int) -> dict[str, str]:
-    """The environment of a contender. dsv4's MKL mode, set in this process by importing dsv4, stays with dsv4."""
-    environment = dict(os.environ)
-    if peer != "dsv4":
-        environment.pop("MKL_CBWR", None)
-    count = str(threads)
-    environment.update(OMP_NUM_THREADS=count, MKL_NUM_THREADS=count, PYTHONPATH=str(ROOT))
-    # No look-ups, no bars: weights are local.
-    environment.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", HF_HUB_DISABLE_PROGRESS_BARS="1")
-    return environment
+class Process:
+    """`with Process("dsv4", 2) as process: process.call(function, *arguments)`."""
 
-
-class WorkerProcess:
-    """`with WorkerProcess("dsv4", 2) as worker: worker.ask("load", folder=...)`."""
-
-    def __init__(self, peer: str, threads: int, limit_bytes: int | None = None) -> None:
+    def __init__(self, name: str, threads: int, limit_bytes: int | None = None) -> None:
         """limit_bytes: of addresses; allocations beyond fail instead of starving the machine."""
-        self.peer = peer
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in __exit__, with the process
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.harness.worker", peer, str(threads), str(limit_bytes or "")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            cwd=ROOT,
-            env=worker_environment(peer, threads),
-        )
+        self.name = name
+        self._pool = ProcessPoolExecutor(1, get_context("spawn"), start, (name, threads, limit_bytes))
 
-    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """One request -> its answer. BenchmarkError when the process ends instead."""
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None and stdout is not None
+    def call(self, function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
+        """What `function` of a module returns there; BenchmarkError where it fails or the process ends."""
         try:
-            stdin.write(json.dumps({"do": do, **arguments}) + "\n")
-            stdin.flush()
-            line = stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            raise BenchmarkError(self._epitaph(do))
-        return json.loads(line)
+            return self._pool.submit(_without_gradients, function, *arguments, **named).result()
+        except Exception as error:
+            asked = " ".join([function.__name__, *(str(value) for value in arguments if isinstance(value, str | Path))])
+            how = "ended (out of memory?)" if isinstance(error, BrokenProcessPool) else "failed"
+            raise BenchmarkError(f"{self.name} {how} in {asked!r}: {error}") from error
 
-    def _epitaph(self, do: str) -> str:
-        status = self._process.wait()
-        self._errors.seek(0)
-        tail = "".join(self._errors.readlines()[-8:]).rstrip()
-        reason = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        hint = " (out of memory?)" if status == -signal.SIGKILL else ""
-        return f"{self.peer} {reason}{hint} during {do!r}" + (f":\n{tail}" if tail else "")
-
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Process:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            self._process.kill()
-        with self._errors, self._process:  # closes its pipes, on which it ends, and waits
-            pass
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown()
+
+
+def start(name: str, threads: int, limit_bytes: int | None = None) -> None:
+    """Prepare a new process before torch is imported."""
+    import dsv4  # asks MKL for reproducible rounding, which would slow others down
+
+    assert dsv4.__version__
+    if name != "dsv4":
+        os.environ.pop("MKL_CBWR", None)
+    # No look-ups, no bars: weights are local.
+    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", HF_HUB_DISABLE_PROGRESS_BARS="1")
+    os.environ.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
+    if limit_bytes is not None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def peak_bytes(process: int | str = "self") -> int:
+    """The most memory that a process ever held, 0 where the system does not tell.
+
+    Linux's VmHWM, not ru_maxrss, which a child inherits from the process that started it.
+    """
+    try:
+        found = re.search(r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text(), flags=re.M)
+    except OSError:
+        return 0
+    return int(found[1]) * 1024 if found else 0
+
+
+def _without_gradients(function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
+    import torch
+
+    with torch.inference_mode():
+        try:
+            return function(*arguments, **named)
+        except Exception as error:  # not every exception survives the way through the pipe
+            raise BenchmarkError(f"{type(error).__name__}: {error}") from error

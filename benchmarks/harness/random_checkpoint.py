@@ -9,20 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsv4.analysis.inventory import TensorSpec, tensor_inventory
+from dsv4.analysis.inventory import StorageLayout, TensorSpec, tensor_inventory
 from dsv4.checkpoint import save_model
 from dsv4.checkpoint.atomic import new_folder
 from dsv4.checkpoint.files import TORCH_DTYPES, ShardWriter, write_json
 from dsv4.checkpoint.shards import SINGLE_NAME
 from dsv4.checkpoint.writing import Format
 from dsv4.config import ModelConfig
+from dsv4.kernels.quant import FP8_MAX
 from dsv4.model.stacks import official_tensors
 from dsv4.model.transformer import Transformer
 
 # Root mean square of a code: E2M1's drawn uniformly, E4M3's as those of normal weights, which seldom are near zero.
 _RMS = {"I8": 2.9, "F8_E4M3": 100.0}
 _CODES = "uniform E2M1, normal E4M3"
-_LARGEST = 448.0
 _E8M0_BIAS = 127
 
 
@@ -39,13 +39,13 @@ def write_random_values(config: ModelConfig, folder: Path, seed: int, layout: Fo
     save_model(model, config, folder, layout, overwrite=True)
 
 
-def write_random_checkpoint(config: ModelConfig, folder: Path, seed: int) -> None:
+def write_random_checkpoint(config: ModelConfig, folder: Path, seed: int, layout: StorageLayout = "official") -> None:
     """Write codes tensor by tensor unless a folder of this config is there. Matrices keep about their inputs' size."""
-    described = config.to_dict()
+    described = config.to_dict(quantized=layout in ("official", "official-base"))
     stamp = {**described, "random_seed": seed, "codes": _CODES}
     if (folder / "seed.json").is_file() and json.loads((folder / "seed.json").read_text()) == stamp:
         return
-    specs = list(tensor_inventory(config))
+    specs = list(tensor_inventory(config, layout))
     weights = {spec.name.removesuffix("weight") + "scale": spec for spec in specs if spec.dtype in _RMS}
     generator = np.random.default_rng(seed)
     with new_folder(folder, overwrite=True) as temporary:
@@ -65,10 +65,11 @@ def _draw(spec: TensorSpec, weight: TensorSpec | None, config: ModelConfig, gene
         columns = weight.shape[1] * (2 if weight.dtype == "I8" else 1)
         exponent = round(np.log2(columns**-0.5 / _RMS[weight.dtype]))
         codes = generator.integers(_E8M0_BIAS + exponent - 1, _E8M0_BIAS + exponent + 1, spec.shape, dtype=np.uint8)
-        return torch.from_numpy(codes).view(dtype)
+        scales = torch.from_numpy(codes).view(torch.float8_e8m0fnu)
+        return scales if dtype == scales.dtype else scales.to(dtype)
     if spec.dtype == "F8_E4M3":
         numbers = _RMS[spec.dtype] * torch.from_numpy(generator.standard_normal(spec.shape, dtype=np.float32))
-        return numbers.clamp_(-_LARGEST, _LARGEST).to(dtype)
+        return numbers.clamp_(-FP8_MAX, FP8_MAX).to(dtype)
     if spec.dtype in _RMS:
         codes = np.frombuffer(generator.bytes(spec.num_bytes), dtype=np.uint8).reshape(spec.shape).copy()
         return torch.from_numpy(codes).view(dtype)

@@ -26,14 +26,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A Markdown table whose columns line up in a terminal too; all but the first are set to the right."""
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    return [
-        "| "
-        + " | ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        + " |"
-        for row in (head, rule, *rows)
-    ]
+    cells = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in (head, rule, *rows)]
+    return [f"| {' | '.join(row)} |" for row in cells]
 
 
 def figure(row: Row | None) -> str:
@@ -96,9 +90,8 @@ def _by_length(run: Run) -> list[str]:
 
 
 def _share(row: Row) -> str:
-    return (
-        f"{row.median / row.floor:.2f} x" if row.measure == "peak memory" else f"{100 * row.median / row.floor:.0f} %"
-    )
+    share = row.median / row.floor
+    return f"{share:.2f} x" if row.measure == "peak memory" else f"{100 * share:.0f} %"
 
 
 def _notes(run: Run) -> list[str]:

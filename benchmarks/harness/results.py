@@ -10,11 +10,19 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.harness.process import ROOT
 
 DIGITS = 5  # of a kept figure
+
+
+class Sample(NamedTuple):
+    """One figure of one contender."""
+
+    rate: float  # tokens per second
+    wall_s: float  # that it took to get
+    peak_bytes: int | None = None  # of its process
 
 
 @dataclass(frozen=True)

@@ -5,175 +5,150 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from benchmarks.harness.contenders import SEED, Contender, LlamaContender, WorkerContender, write_weights
-from benchmarks.harness.gate import check_logits
-from benchmarks.harness.llama_bench import LlamaBench
-from benchmarks.harness.machine import floor, stored_bytes
-from benchmarks.harness.process import BenchmarkError, WorkerProcess
+import numpy as np
+
+from benchmarks.harness import llama_cpp
+from benchmarks.harness.contenders import SEED, Contender, PeerContender, write_weights
+from benchmarks.harness.gate import deviation
+from benchmarks.harness.machine import Ceilings, floor, kv_bytes, measure_ceilings, stored_bytes
+from benchmarks.harness.process import BenchmarkError, Process
 from benchmarks.harness.results import Row, Run
 from benchmarks.harness.scenarios import Scenario
-from dsv4.analysis.kv import cache_bytes
-from dsv4.config import ModelConfig
+from benchmarks.harness.turns import in_turns
 
-Advance = Callable[[str], None]  # says what comes next
+Show = Callable[[str], object]  # says what comes next
+Figure = tuple[str, str, int]  # contender, measure, tokens
 SLACK_BYTES = 8 * 10**9  # of addresses beside the weights: libraries, threads, cache
-PIECE = 1024  # tokens of a long prompt between two movements of the bar
+PIECE = 1024  # tokens of a long prompt between two words about it
 
 
-class Rounds:
-    """Samples of all contenders. Whatever else the machine does, it does to all of them."""
+class Recorder:
+    """Figures of contenders, with what is known beside their rates: peaks of memory, failures, time spent."""
 
-    def __init__(self, contenders: list[Contender], scenario: Scenario) -> None:
-        self.contenders, self.scenario = contenders, scenario
-        self.samples: defaultdict[tuple[str, str, int], list[float]] = defaultdict(list)
+    def __init__(self, scenario: Scenario, show: Show) -> None:
+        self._scenario, self._show = scenario, show
         self.peaks: dict[tuple[str, int], int] = {}  # (contender, tokens) -> bytes
-        self.failures: dict[tuple[str, str, int], str] = {}
-        self._spent: defaultdict[tuple[str, str, int], float] = defaultdict(float)
+        self.failures: dict[Figure, str] = {}
+        self._spent: defaultdict[Figure, float] = defaultdict(float)
         self._longest: defaultdict[str, int] = defaultdict(int)
 
-    def turn(self, number: int, advance: Advance) -> None:
-        """One round: each contender at each measure that it is asked for and that is still worth another sample."""
-        for measure, tokens in self.scenario.measures():
-            for contender in self.contenders if number % 2 == 0 else self.contenders[::-1]:
-                advance(f"round {number + 1}: {contender.name}, {measure} at {tokens:,}")
-                if self._goes_on(contender, measure, tokens):
-                    self.take(contender, measure, measure, tokens, number)
+    def takes(self, contenders: list[Contender]) -> dict[Figure, Callable[[int], float | None]]:
+        """Everything that the scenario asks of the contenders; short before long, so that a peak has its length."""
+        return {
+            (contender.name, measure, tokens): partial(self.take, contender, measure, tokens)
+            for measure, tokens in self._scenario.measures()
+            for contender in contenders
+            if self._scenario.asks(contender.name, measure, tokens)
+        }
 
-    def take(self, contender: Contender, as_what: str, measure: str, tokens: int, turn: int) -> None:
-        """One sample, kept as `as_what`. llama.cpp's failures are kept; those of a worker end the benchmark."""
-        key = (contender.name, as_what, tokens)
+    def take(self, contender: Contender, measure: str, tokens: int, turn: int) -> float | None:
+        """Tokens per second; None past the budget and after a failure, which a contender that stays may not have."""
+        key = (contender.name, measure, tokens)
+        if key in self.failures or self._spent[key] >= self._scenario.budget_s:
+            return None
+        self._show(f"round {turn + 1}: {contender.name}, {measure} at {tokens:,}")
         try:
             sample = contender.take(measure, tokens, turn)
         except BenchmarkError as error:
             if contender.stays:
                 raise
             self.failures[key] = f"{contender.name}, {measure} at {tokens:,} tokens: {error}"
-            return
+            return None
         self._spent[key] += sample.wall_s
-        self.samples[key].append(sample.rate)
         # The peak of a process that stays belongs to a length while no longer one came before.
         if sample.peak_bytes and tokens >= self._longest[contender.name]:
             self.peaks[contender.name, tokens] = sample.peak_bytes
             self._longest[contender.name] = tokens + 1 if contender.stays else 0
-
-    def _goes_on(self, contender: Contender, measure: str, tokens: int) -> bool:
-        key = (contender.name, measure, tokens)
-        asked = self.scenario.asks(contender.name, measure, tokens)
-        if not asked or key in self.failures or self._spent[key] >= self.scenario.budget_s:
-            return False
-        rivals = [(other.name, measure, tokens) for other in self.contenders if other.group == contender.group]
-        first = {rival: self.samples[rival][0] for rival in rivals if self.samples[rival]}
-        return key not in first or first[key] == max(first.values())
-
-    def rows(self, ceilings: dict[str, float]) -> list[Row]:
-        """Medians come later: samples with the floors of the machine. Decode, prefill, memory; short before long."""
-        order = ("decode", "decode in turns", "prefill", "peak memory")
-        found = {**self.samples, **{(name, "peak memory", n): [float(b)] for (name, n), b in self.peaks.items() if n}}
-        config, layout = self.scenario.config, "fp32" if self.scenario.weights == "fp32" else "official"
-        rows = [
-            Row(name, measure, tokens, samples, floor(config, layout, measure, tokens, ceilings))
-            for (name, measure, tokens), samples in found.items()
-            if samples
-        ]
-        return sorted(rows, key=lambda row: (order.index(row.measure), row.tokens, row.peer))
+        return sample.rate
 
 
-def measure(scenario: Scenario, threads: int, scratch: Path, llama: LlamaBench | None, advance: Advance) -> Run:
+def measure(scenario: Scenario, threads: int, scratch: Path, llama: Path | None, show: Show) -> Run:
     """Write the weights, compare the logits where two contenders compute them, then all rounds."""
-    advance("weights")
+    show("weights")
     folders, ggufs = write_weights(scenario, scratch / scenario.name, threads, with_llama=llama is not None)
-    settings: dict[str, Any] = {}
-    deviation: float | None = None
+    run = Run(scenario.name, [], {}, {}, threads=threads)
     with ExitStack() as stack:
-        machine = Machine(stack.enter_context(WorkerProcess("ceilings", threads)), scenario)
+        machine = Machine(stack.enter_context(Process("ceilings", threads)), scenario)
         limit = 2 * stored_bytes(scenario.config, "official") + SLACK_BYTES if scenario.weights == "codes" else None
-        workers: list[WorkerContender] = []
-        for peer in (peer for peer in scenario.peers if peer != "llama.cpp"):
-            advance(f"load {peer}")
-            process = stack.enter_context(WorkerProcess(peer.split()[0], threads, limit_bytes=limit))
-            workers.append(WorkerContender(peer, process, scenario))
-            settings[peer] = workers[-1].load(folders[peer.split()[0]])
-        if "transformers" in settings:
-            advance("do the logits agree?")
-            processes = {worker.name: worker.process for worker in workers}
-            deviation = check_logits(processes, scenario.config.vocab_size, *scenario.agree, scratch)
+        peers: list[PeerContender] = []
+        for name in (name for name in scenario.peers if name != "llama.cpp"):
+            show(f"load {name}")
+            package = name.split()[0]
+            process = stack.enter_context(Process(package, threads, limit))
+            peers.append(PeerContender(name, process, scenario))
+            run.settings[name] = peers[-1].load(folders[package])
+        if "transformers" in run.settings:
+            show("do the logits agree?")
+            prompt, steps = scenario.agree
+            ids = np.random.default_rng(7).integers(scenario.config.vocab_size, size=prompt + steps).tolist()
+            run.deviation = deviation(*(peer.ask("logits", ids, prompt) for peer in peers))
         if scenario.marks:
-            rows = read_long_prompt(scenario, workers[0], machine, advance)
-            return Run(scenario.name, rows, machine.best(), settings)
-        contenders: list[Contender] = [*workers]
-        if llama:
-            for linears, gguf in ggufs.items():
-                repack = not llama.needs_plain_weights(gguf)
-                contenders += [LlamaContender(llama, gguf, linears, flash, repack, scenario) for flash in (False, True)]
-        rounds = Rounds(contenders, scenario)
-        for number in range(scenario.rounds):
-            advance(f"round {number + 1}: what the machine can do")
-            machine.measure()
-            rounds.turn(number, advance)
-        for turn in range(scenario.turns):
-            advance(f"dsv4, decode at all depths, turn {turn + 1}")
-            for depth in scenario.decode if turn % 2 == 0 else scenario.decode[::-1]:
-                rounds.take(workers[0], "decode in turns", "decode", depth, turn)
-    if llama:
-        settings["llama.cpp"] = llama.build
-    failures = list(rounds.failures.values())
-    return Run(scenario.name, rounds.rows(machine.best()), machine.best(), settings, deviation, failures)
+            run.rows = read_long_prompt(scenario, peers[0], machine, show)
+        else:
+            programs = llama_cpp.contenders(llama, ggufs, threads, scenario.steps) if llama else []
+            run.rows, run.failures = take_rounds(scenario, peers, programs, machine, show)
+            if programs:
+                run.settings["llama.cpp"] = programs[-1].build
+        run.ceilings = machine.best
+    return run
+
+
+def take_rounds(
+    scenario: Scenario,
+    peers: list[PeerContender],
+    programs: list[llama_cpp.LlamaContender],
+    machine: Machine,
+    show: Show,
+) -> tuple[list[Row], list[str]]:
+    """Rows (decode, prefill, memory; short before long) and failures."""
+    recorder, turns = Recorder(scenario, show), Recorder(scenario, show)
+    takes = recorder.takes([*peers, *programs])
+    samples = in_turns({("machine", "", 0): machine.measure, **takes}, scenario.rounds)
+    again = {(peers[0].name, "decode in turns", n): partial(turns.take, peers[0], "decode", n) for n in scenario.decode}
+    samples |= in_turns(again, scenario.turns)
+    samples |= {(name, "peak memory", n): [float(peak)] for (name, n), peak in recorder.peaks.items() if n}
+    order, layout = ("decode", "decode in turns", "prefill", "peak memory"), scenario.layout
+    rows = [
+        Row(name, what, tokens, values, floor(scenario.config, layout, what, tokens, machine.best))
+        for (name, what, tokens), values in samples.items()
+        if values
+    ]
+    return sorted(rows, key=lambda row: (order.index(row.measure), row.tokens, row.peer)), [*recorder.failures.values()]
 
 
 class Machine:
     """The best of what the machine was seen to do, in a process without dsv4's MKL settings."""
 
-    def __init__(self, worker: WorkerProcess, scenario: Scenario) -> None:
-        self._worker, self._sizes = worker, scenario.ceilings
-        self._seen: defaultdict[str, list[float]] = defaultdict(list)
+    def __init__(self, process: Process, scenario: Scenario) -> None:
+        self._process, self._sizes = process, scenario.ceilings
+        self.best: Ceilings = {}
 
-    def measure(self) -> None:
-        for name, value in self._worker.ask("ceilings", **self._sizes).items():
-            self._seen[name].append(value)
-
-    def best(self) -> dict[str, float]:
-        return {name: max(values) for name, values in self._seen.items()}
+    def measure(self, _: int = 0) -> None:
+        seen = self._process.call(measure_ceilings, *self._sizes)
+        self.best = {name: max(value, self.best.get(name, 0.0)) for name, value in seen.items()}
 
 
-def read_long_prompt(scenario: Scenario, worker: WorkerContender, machine: Machine, advance: Advance) -> list[Row]:
+def read_long_prompt(scenario: Scenario, peer: PeerContender, machine: Machine, show: Show) -> list[Row]:
     """One prompt in pieces; at every mark the rate so far, the peak so far, and steps decoded and taken back."""
     machine.measure()
-    worker.process.ask("begin", max_tokens=scenario.marks[-1] + scenario.steps)
-    element = worker.process.ask("cache")["element_bytes"]
-    spent, read, found = 0.0, 0, dict[tuple[str, int], float]()
+    peer.ask("begin", scenario.marks[-1] + scenario.steps)
+    element = peer.ask("element_bytes")
+    spent, peak, read, found = 0.0, 0, 0, dict[tuple[str, int], float]()
     for mark in scenario.marks:
         while read < mark:
-            answer = worker.process.ask("feed", length=min(PIECE, mark - read), seed=SEED + read)
-            read, spent = read + min(PIECE, mark - read), spent + answer["seconds"]
-            advance(f"{read:,} of {scenario.marks[-1]:,} tokens")
-        found["prefill", mark], found["peak memory", mark] = mark / spent, answer["peak_bytes"]
-        seconds = worker.process.ask("decode_on", steps=scenario.steps, seed=SEED)["seconds"]
-        found["decode", mark] = scenario.steps / seconds
+            seconds, peak = peer.ask("feed", min(PIECE, mark - read), SEED + read)
+            read, spent = read + min(PIECE, mark - read), spent + seconds
+            show(f"{read:,} of {scenario.marks[-1]:,} tokens")
+        found["prefill", mark], found["peak memory", mark] = mark / spent, peak
+        found["decode", mark] = scenario.steps / peer.ask("decode_on", scenario.steps, SEED)[0]
     machine.measure()
-    config, best = scenario.config, machine.best()
+    config = scenario.config
     return [
         Row("dsv4", what, tokens, [value], kv_bytes(config, tokens, element))
         if what == "peak memory"
-        else Row("dsv4", what, tokens, [value], floor(config, "official", what, tokens, best))
+        else Row("dsv4", what, tokens, [value], floor(config, scenario.layout, what, tokens, machine.best))
         for (what, tokens), value in sorted(found.items())
     ]
-
-
-def kv_bytes(config: ModelConfig, tokens: int, element: int) -> float:
-    """The KV formula's bytes for entries of `element` bytes per channel (4 fp32, 2 BF16, 1 FP8 and FP4 index keys)."""
-    found = cache_bytes(config, tokens, "fp8+fp4" if element == 1 else "bf16")
-    wide = (found.growing + found.windows) * element // 2 if element > 1 else found.growing + found.windows
-    return float(wide + found.states)
-
-
-def num_stages(scenario: Scenario, with_llama: bool) -> int:
-    """Number of times that `measure` calls `advance`."""
-    loaded = [peer for peer in scenario.peers if peer != "llama.cpp"]
-    before = 1 + len(loaded) + ("transformers" in loaded)
-    if scenario.marks:
-        return before + sum(-(-(b - a) // PIECE) for a, b in zip((0, *scenario.marks), scenario.marks, strict=False))
-    contenders = len(loaded) + (4 if with_llama and "llama.cpp" in scenario.peers else 0)
-    return before + scenario.rounds * (1 + contenders * len(scenario.measures())) + scenario.turns

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dsv4.checkpoint.errors import CheckpointError
 from dsv4.checkpoint.folder import Checkpoint
+from dsv4.kernels.quant.reference import FP4_MAX, FP8_MAX
 
 # Integers of the same bits, and the least of them, sign aside, that stands for NaN or infinity.
 _SIGNED: dict[torch.dtype, tuple[type[np.signedinteger[Any]], type[np.unsignedinteger[Any]], int]] = {
@@ -20,7 +21,7 @@ _SIGNED: dict[torch.dtype, tuple[type[np.signedinteger[Any]], type[np.unsignedin
 }
 _E8M0_NAN = 255
 _CHUNK_BYTES = 1 << 19  # stays in a core's own cache between its two looks
-_LARGEST_CODE = {torch.int8: 6.0, torch.float8_e4m3fn: 448.0}
+_LARGEST_CODE = {torch.int8: FP4_MAX, torch.float8_e4m3fn: FP8_MAX}
 _LARGEST_FLOAT32 = torch.finfo(torch.float32).max
 
 

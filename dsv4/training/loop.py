@@ -17,7 +17,7 @@ from dsv4.training.balance import load_imbalance, update_router_biases
 from dsv4.training.gradient import BatchSource, Result, Work, sum_results
 from dsv4.training.losses import LossWeights, not_finite
 from dsv4.training.optim import MuonAdamW
-from dsv4.training.plan import UNPLANNED, StepPlan
+from dsv4.training.plan import UNPLANNED, Plan
 from dsv4.training.replicas import Replicas
 from dsv4.training.report import Report
 from dsv4.training.schedule import Schedule
@@ -77,7 +77,7 @@ class Trainer:
         optimizer: MuonAdamW,
         stages: Sequence[Stage],
         settings: TrainSettings,
-        plan: StepPlan,
+        plan: Plan,
         run_dir: Path,
         console: Console | None = None,
         quiet: bool = False,

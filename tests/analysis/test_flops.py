@@ -17,7 +17,7 @@ TABLE = {
 
 
 @pytest.mark.parametrize("context", TABLE)
-def test_table(context: int) -> None:
+def test_decode_flops_are_the_published_table(context: int) -> None:
     found = (v3_2_decode_flops(context), decode_flops(PRO, context), decode_flops(FLASH, context))
     assert tuple((f"{flops.raw:.3e}", f"{flops.eq_fp8:.3e}") for flops in found) == TABLE[context]
 
@@ -40,7 +40,7 @@ def test_multiply_adds_of_the_linears_and_experts() -> None:
         assert terms["experts"] == 2 * layers * experts
 
 
-def test_growth_with_context() -> None:
+def test_flops_grow_per_token_of_context_as_published() -> None:
     def growth(flops: int, at: int) -> float:
         return (flops - at) / MILLION
 
@@ -50,7 +50,7 @@ def test_growth_with_context() -> None:
     assert (flash, pro, old) == (86_016 + 20_480, 122_880 + 63_488, 999_424)
 
 
-def test_breakdown_at_a_million() -> None:
+def test_terms_at_a_million_are_as_published() -> None:
     terms = decode_flops(FLASH, MILLION).terms
     assert f"{terms['index scores']:.2e} {terms['attention core']:.2e}" == "9.02e+10 2.36e+10"
     terms = decode_flops(PRO, MILLION).terms

@@ -27,7 +27,7 @@ def inventory(name: str) -> list[TensorSpec]:
 @pytest.mark.parametrize(
     ("name", "tensors", "scales"), [("flash", 69_187, 8_858_737_664), ("pro", 145_116, 49_150_268_416)]
 )
-def test_published_totals(name: str, tensors: int, scales: int) -> None:
+def test_tensors_dtypes_and_scales_add_up_to_the_published_totals(name: str, tensors: int, scales: int) -> None:
     specs = inventory(name)
     assert len(specs) == len({spec.name for spec in specs}) == tensors
     assert dict(Counter(spec.dtype for spec in specs)) == BY_DTYPE[name]
@@ -35,11 +35,11 @@ def test_published_totals(name: str, tensors: int, scales: int) -> None:
 
 
 @pytest.mark.parametrize("name", BYTES)
-def test_bytes(name: str) -> None:
+def test_checkpoint_bytes_are_those_of_the_published_files(name: str) -> None:
     assert checkpoint_bytes(ModelConfig.preset(name)) == BYTES[name]
 
 
-def test_flash_mtp() -> None:
+def test_tensors_and_bytes_of_flash_s_mtp_block() -> None:
     mtp = [spec for spec in inventory("flash") if spec.name.startswith("mtp.0.")]
     assert (len(mtp), sum(spec.num_bytes for spec in mtp)) == (1_575, 3_593_787_756)
 
@@ -96,6 +96,6 @@ def test_plain_layouts_have_no_scales_and_round_up_odd_sizes() -> None:
     assert specs["layers.0.attn.wq_a.scale"] == (2, 2)
 
 
-def test_unknown_layout() -> None:
+def test_an_unknown_layout_is_refused() -> None:
     with pytest.raises(ValueError, match="layout 'gguf' is unknown; allowed: official, official-base, bf16, fp32"):
         list(tensor_inventory(ModelConfig.preset("nano"), "gguf"))  # type: ignore[arg-type]

@@ -23,14 +23,16 @@ FLASH, PRO = ModelConfig.preset("flash"), ModelConfig.preset("pro")
         ("bf16", 1024, 256, 6880.0, 9848.0),
     ],
 )
-def test_bytes_per_token(kv_format: KvFormat, entry: int, key: int, flash: float, pro: float) -> None:
+def test_bytes_per_token_in_every_kv_format(
+    kv_format: KvFormat, entry: int, key: int, flash: float, pro: float
+) -> None:
     assert entry_bytes(FLASH, kv_format) == entry
     assert index_key_bytes(FLASH, kv_format) == key
     assert kv_bytes_per_token(FLASH, kv_format) == flash
     assert kv_bytes_per_token(PRO, kv_format) == pro
 
 
-def test_a_million_tokens() -> None:
+def test_bytes_at_a_million_and_ratios_to_v3_2_are_as_published() -> None:
     assert cache_bytes(FLASH, 1 << 20).growing == 3_684_958_208
     assert cache_bytes(PRO, 1 << 20).growing == 5_275_844_608
     assert V3_2_KV_BYTES_PER_TOKEN == 48_068
@@ -38,7 +40,7 @@ def test_a_million_tokens() -> None:
     assert f"{kv_bytes_per_token(PRO) / V3_2_KV_BYTES_PER_TOKEN:.1%}" == "10.5%"
 
 
-def test_fixed_state() -> None:
+def test_windows_and_open_states_do_not_grow() -> None:
     flash, pro = cache_bytes(FLASH, 0), cache_bytes(PRO, 0)
     assert flash.growing == pro.growing == 0
     assert (flash.windows, pro.windows) == (43 * 128 * 584, 61 * 128 * 584)

@@ -1,9 +1,11 @@
-"""`dsv4 bench engine` and `dsv4 bench report`: what they measure, keep, print, refuse. Workers run in this process."""
+"""`dsv4 bench engine` and `dsv4 bench report`: figures, rows kept, tables, refusals. Contenders run in this process."""
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,21 +21,22 @@ sys.path.insert(0, str(ROOT))  # benchmarks/ belongs to the checkout, not to the
 
 from benchmarks import engine as bench  # noqa: E402
 from benchmarks import report as bench_report  # noqa: E402
-from benchmarks.harness import contenders, gate, llama_bench, machine, plot, process, results, rounds  # noqa: E402
-from benchmarks.harness.contenders import LlamaContender, Sample  # noqa: E402
-from benchmarks.harness.llama_bench import LlamaBench  # noqa: E402
+from benchmarks.harness import contenders, gate, llama_cpp, machine, peers, plot, process, results, rounds  # noqa: E402
 from benchmarks.harness.process import BenchmarkError  # noqa: E402
-from benchmarks.harness.results import Row, Run  # noqa: E402
+from benchmarks.harness.results import Row, Run, Sample  # noqa: E402
 from benchmarks.harness.scenarios import FLASH_WIDTH, SCENARIOS, SLICE, TINY, quick  # noqa: E402
-from benchmarks.harness.worker import Worker  # noqa: E402
+from benchmarks.harness.turns import in_turns  # noqa: E402
 from dsv4.config import ModelConfig, nano_path  # noqa: E402
 
 CEILINGS = {"copy_bytes_per_s": 3e10, "read_bytes_per_s": 4e10, "fp32_flop_per_s": 1e11, "bf16_flop_per_s": 3e11}
 FAKE = """#!/bin/sh
 # Answers as llama-bench does, a hundredth of a second after it was asked.
 case "$*" in *--help*) echo "--n-prompt --n-depth --flash-attn"; exit;; esac
-prompt=$4 steps=$6 depth=0 rate=100
-case "$*" in *" -d "*) depth=$(echo "$*" | sed 's/.* -d \\([0-9]*\\).*/\\1/');; esac
+after() { echo "$*" | sed -n "s/.* -$option \\([0-9]*\\).*/\\1/p"; }
+option=p; prompt=$(after "$@")
+option=n; steps=$(after "$@")
+option=d; depth=$(after "$@")
+rate=100 depth=${depth:-0}
 case "$*" in *q8_0*) rate=101;; esac
 case "$*" in *" -fa on"*) rate=$((rate + 2));; esac
 [ "$prompt" = FAILS_AT ] && { echo "out of cells" >&2; exit 1; }
@@ -43,17 +46,17 @@ echo "[{$sizes, \\"avg_ts\\": $rate, \\"build_commit\\": \\"fake\\"}]"
 """
 
 
-class LocalWorker:
-    """A WorkerProcess whose worker is in this process."""
+class Here:
+    """A Process that is this one."""
 
-    def __init__(self, peer: str, threads: int, limit_bytes: int | None = None) -> None:
-        self.peer, self.worker = peer, Worker(peer)
+    def __init__(self, name: str, threads: int, limit_bytes: int | None = None) -> None:
+        pass
 
-    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+    def call(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         with torch.inference_mode():
-            return getattr(self.worker, do)(**arguments)
+            return function(*arguments, **named)
 
-    def __enter__(self) -> LocalWorker:
+    def __enter__(self) -> Here:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -61,9 +64,9 @@ class LocalWorker:
 
 
 @pytest.fixture
-def local(monkeypatch: pytest.MonkeyPatch) -> None:
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (contenders, rounds):
-        monkeypatch.setattr(module, "WorkerProcess", LocalWorker)
+        monkeypatch.setattr(module, "Process", Here)
 
 
 def fake(tmp_path: Path, fails_at: int = -1) -> Path:
@@ -81,7 +84,7 @@ def run_bench(results_folder: Path, *more: str) -> Run:
     return run
 
 
-@pytest.mark.usefixtures("local")
+@pytest.mark.usefixtures("here")
 def test_a_compared_scenario_has_every_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     llama = fake(tmp_path, fails_at=130)
     run = run_bench(tmp_path / "results", "--models", "slice", "--llama-bench", str(llama))
@@ -102,7 +105,7 @@ def test_a_compared_scenario_has_every_figure(tmp_path: Path, capsys: pytest.Cap
     assert "UNGATED" in printed and "q8_0 fa" in printed and "Failed: llama.cpp" in printed
 
 
-@pytest.mark.usefixtures("local")
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("name", ["flash-width", "million"])
 def test_a_scenario_without_peers_stands_beside_the_machine(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -116,14 +119,6 @@ def test_a_scenario_without_peers_stands_beside_the_machine(
     else:
         assert {row.peer for row in run.rows} == {"dsv4", "dsv4 shipped"} and "of a copy" in printed
         assert run.settings["dsv4 shipped"]["numerics"] == "shipped"
-
-
-@pytest.mark.usefixtures("local")
-def test_stages_are_counted_so_that_the_bar_ends(tmp_path: Path) -> None:
-    calls: list[str] = []
-    scenario = replace(quick(SCENARIOS["fp32"]), prefill=(8,), agree=(4, 1))
-    run = rounds.measure(scenario, 1, tmp_path, None, calls.append)
-    assert len(calls) == rounds.num_stages(scenario, False) and run.find("transformers", "prefill", 8)
 
 
 def measured(scenario: Any, *rest: object) -> Run:
@@ -146,7 +141,7 @@ def test_rows_stay_although_a_later_scenario_fails(
     folder, scratch = tmp_path / "results", tmp_path / "kept"
     arguments = ["--without-llama", "--no-gate", "--rounds", "5", "--scratch", str(scratch), "--results", str(folder)]
     assert bench.main(arguments) == 1
-    assert asked == [(name, 5, 2, scratch, None) for name in ("slice", "nano")] and scratch.is_dir()
+    assert asked == [(name, 5, 2, scratch, None) for name in ("slice", "nano")]
     printed = capsys.readouterr()
     assert "2.50" in printed.out and "killed by SIGKILL" in printed.err
     (file,) = folder.glob("*.jsonl")
@@ -191,7 +186,9 @@ def test_a_wrong_path_to_llama_bench_is_refused(tmp_path: Path, capsys: pytest.C
         (["--rounds", "0"], "at least 1"),
     ],
 )
-def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments_are_refused_with_what_is_allowed(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         bench.main(arguments)
     assert message in capsys.readouterr().err
@@ -227,70 +224,72 @@ def test_no_numbers_when_the_logits_disagree(wrong: float) -> None:
         gate.deviation(other, right)
 
 
-def test_a_worker_that_dies_is_named(tmp_path: Path) -> None:
-    with (
-        process.WorkerProcess("dsv4", 1) as worker,
-        pytest.raises(BenchmarkError, match="dsv4 ended with status 1 during 'load'"),
-    ):
-        worker.ask("load", folder=str(tmp_path / "nothing"))
+def test_a_contender_that_fails_or_dies_is_named(tmp_path: Path) -> None:
+    with process.Process("dsv4", 1) as worker:
+        with pytest.raises(BenchmarkError, match=r"dsv4 failed in 'load dsv4 .*nothing': CheckpointError: "):
+            worker.call(peers.load, "dsv4", tmp_path / "nothing")
+        with pytest.raises(BenchmarkError, match=r"dsv4 ended \(out of memory\?\) in 'abort'"):
+            worker.call(os.abort)
 
 
 def test_dsv4s_mkl_mode_stays_with_dsv4(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MKL_CBWR", "AVX2,STRICT")
-    assert process.worker_environment("dsv4", 1)["MKL_CBWR"] == "AVX2,STRICT"
-    assert "MKL_CBWR" not in process.worker_environment("transformers", 1)
+    for name in ("dsv4", "transformers"):
+        monkeypatch.setattr(os, "environ", {"MKL_CBWR": "AVX2,STRICT"})
+        process.start(name, torch.get_num_threads())
+        assert os.environ.get("MKL_CBWR") == ("AVX2,STRICT" if name == "dsv4" else None)
 
 
 def test_llama_bench_that_aborts_on_repacked_weights_gets_them_plain(tmp_path: Path) -> None:
     gguf = tmp_path / "q8_0.gguf"
     gguf.write_bytes(b"GGUF")
-    assert not LlamaBench(fake(tmp_path), 1).needs_plain_weights(gguf)
     path = fake(tmp_path)
-    text = path.read_text().replace("prompt=$4", 'case "$*" in *--repack*) ;; *) exit 6;; esac\nprompt=$4', 1)
-    path.write_text(text)
-    llama = LlamaBench(path, 1)
-    assert llama.needs_plain_weights(gguf)
-    contender = LlamaContender(llama, gguf, "q8_0", True, False, quick(SCENARIOS["slice"]))
-    assert contender.name == "llama.cpp q8_0 repack 0 fa" and contender.take("prefill", 64, 0).rate > 0
+    names = [contender.name for contender in llama_cpp.contenders(path, [gguf], 1, 4)]
+    assert names == ["llama.cpp q8_0", "llama.cpp q8_0 fa"]
+    path.write_text(path.read_text().replace("option=p;", 'case "$*" in *--repack*) ;; *) exit 6;; esac\noption=p;'))
+    plain = llama_cpp.contenders(path, [gguf], 1, 4)
+    assert [contender.name for contender in plain] == ["llama.cpp q8_0 repack 0", "llama.cpp q8_0 repack 0 fa"]
+    assert plain[1].take("prefill", 64, 0).rate > 0 and plain[1].build["build_commit"] == "fake"
 
 
-@pytest.mark.parametrize("answer", ["", "[]", "{}", '[{"n_prompt": 8, "n_gen": 0, "n_depth": 0, "avg_ts": 0}]', "[1]"])
+@pytest.mark.parametrize("answer", ["", "[]", "{}", '[{"n_prompt": 8, "avg_ts": 0}]', '[{"n_prompt": 9, "avg_ts": 1}]'])
 def test_what_is_no_figure_is_refused(answer: str) -> None:
-    with pytest.raises(BenchmarkError, match="not one figure of 8"):
-        llama_bench.parse(answer, 8, 0, 0)
+    with pytest.raises(BenchmarkError, match="not one figure of .*8"):
+        llama_cpp.parse(answer, {"n_prompt": 8})
 
 
 class Stub:
     """A contender that keeps count."""
 
-    def __init__(self, name: str, group: str, rate: float, wall_s: float = 1.0) -> None:
-        self.name, self.group, self.rate, self.wall_s, self.asked = name, group, rate, wall_s, 0
+    def __init__(self, name: str, wall_s: float = 1.0) -> None:
+        self.name, self.wall_s, self.asked = name, wall_s, []
         self.stays = not name.startswith("llama")
 
     def take(self, measure: str, tokens: int, turn: int) -> Sample:
-        self.asked += 1
-        return Sample(self.rate, self.wall_s, 100 + tokens)
+        self.asked.append(tokens)
+        if not self.stays and tokens > 64:
+            raise BenchmarkError("out of cells")
+        return Sample(1.0, self.wall_s, 100 + tokens)
 
 
-def test_rounds_drop_the_slower_setting_and_what_takes_too_long() -> None:
-    slow, fast = Stub("llama.cpp bf16", "llama.cpp bf16", 1.0), Stub("llama.cpp bf16 fa", "llama.cpp bf16", 2.0)
-    long, ours = Stub("transformers", "transformers", 1.0, wall_s=60.0), Stub("dsv4", "dsv4", 3.0)
-    scenario, stages = replace(SCENARIOS["slice"], prefill=(64,), decode=(), budget_s=100.0), []
-    found = rounds.Rounds([ours, slow, fast, long], scenario)
-    for number in range(4):
-        found.turn(number, stages.append)
-    assert [stub.asked for stub in (ours, slow, fast, long)] == [4, 1, 4, 2] and len(stages) == 16
+def test_rounds_leave_what_failed_and_what_takes_too_long() -> None:
+    ours, slow, llama = Stub("dsv4"), Stub("transformers", wall_s=60.0), Stub("llama.cpp bf16")
+    scenario = replace(SCENARIOS["slice"], prefill=(64, 128), decode=(), budget_s=100.0)
+    recorder = rounds.Recorder(scenario, str)
+    samples = in_turns(recorder.takes([ours, slow, llama]), 3)
+    assert ours.asked == [64, 128, 128, 64, 64, 128]  # every second round backwards
+    assert slow.asked == [64, 128, 128, 64] and llama.asked == [64, 128, 64, 64]
+    assert len(samples["llama.cpp bf16", "prefill", 64]) == 3 and not samples["llama.cpp bf16", "prefill", 128]
+    assert list(recorder.failures) == [("llama.cpp bf16", "prefill", 128)]
 
 
 def test_a_long_lived_process_has_peaks_of_growing_lengths_only() -> None:
     scenario = replace(SCENARIOS["slice"], prefill=(64, 512), decode=(128, 1024))
-    found = rounds.Rounds([Stub("dsv4", "dsv4", 1.0)], scenario)
-    found.turn(0, lambda what: None)
-    found.turn(1, lambda what: None)
-    assert set(found.peaks) == {("dsv4", 64), ("dsv4", 512), ("dsv4", 1024)}
+    recorder = rounds.Recorder(scenario, str)
+    in_turns(recorder.takes([Stub("dsv4")]), 2)
+    assert set(recorder.peaks) == {("dsv4", 64), ("dsv4", 512), ("dsv4", 1024)}
 
 
-def test_floors() -> None:
+def test_floors_read_a_token_s_weights_once_and_count_a_prompt_s_operations() -> None:
     """Weights of a token read once; all but 250 of Flash's 256 experts, and the embedding, are not among them."""
     expert = 3 * 4096 * 2048 * (1 / 2 + 1 / 32)
     least = 2 * 6 * expert + 2 * 3 * 4096 * 2048
@@ -306,7 +305,7 @@ def test_floors() -> None:
 
 def test_kv_formula_of_the_caches_formats() -> None:
     config = ModelConfig.from_pretrained(nano_path())
-    fp32, bf16, fp8 = (rounds.kv_bytes(config, 2**20, size) for size in (4, 2, 1))
+    fp32, bf16, fp8 = (machine.kv_bytes(config, 2**20, size) for size in (4, 2, 1))
     assert fp32 > 1.9 * bf16 > 1.9 * fp8 > 0
     model_bytes = 2 * 2**18 * (64 + 32) * 4 + 2 * 2**13 * 64 * 4  # entries and index keys of two CSA and two HCA layers
     assert fp32 == pytest.approx(model_bytes, rel=0.01)

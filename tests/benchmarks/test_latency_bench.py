@@ -1,18 +1,31 @@
 """`dsv4 bench latency` runs, in small."""
 
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
 import pytest
 
-from benchmarks.latency import main
+sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ belongs to the checkout, not to the installed package
+
+from benchmarks import latency
 
 
-def test_it_measures_texts_prompts_and_steps(capsys: pytest.CaptureFixture[str]) -> None:
-    small = ["--long", "300", "--short", "2", "--answer", "2", "--apart", "0.01", "--steps", "128"]
-    assert main(["--megabytes", "0.02", *small]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("0.02 MB, ") and "longest pause of the event loop" in lines[0]
-    assert lines[1].startswith("long prompt, 300 tokens: first token after ")
-    assert [line.split(":")[0] for line in lines[2:]] == [
-        "short prompts, first token after",
-        "short prompts, last token after",
-        "long prompt alone, 128 tokens a step",
+def test_every_wait_has_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in (("SHORT_PROMPTS", 2), ("SECONDS_APART", 0.01), ("ANSWER_TOKENS", 2)):
+        monkeypatch.setattr(latency, name, value)
+    assert latency.main(["--megabytes", "0.02", "--long", "300", "--steps", "128"]) == 0
+    figures = dict(line.split(": ") for line in capsys.readouterr().out.splitlines())
+    assert list(figures) == [
+        "0.02 MB tokenized",
+        "long prompt of 300 tokens alone",
+        "long prompt of 300 tokens in company",
+        "long prompt of 300 tokens alone, 128 tokens per step",
+        "0.02 MB, longest pause of the event loop",
+        "0.02 MB, slowest of short texts",
+        "short prompts, first token",
+        "short prompts, last token",
     ]
+    assert all(float(figure.split(" s")[0]) >= 0 for figure in figures.values())
+    assert "(median of 2, " in figures["short prompts, first token"]

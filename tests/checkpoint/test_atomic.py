@@ -179,7 +179,7 @@ def test_too_little_space_is_known_before_anything_is_written(
 
 
 @pytest.mark.parametrize("what", ["folder", "gguf", "training"])
-def test_a_limit_on_the_size_of_files(what: str, official: Any, tmp_path: Path) -> None:
+def test_a_limit_on_the_size_of_files_is_said_in_words(what: str, official: Any, tmp_path: Path) -> None:
     """A real one (`ulimit -f`), met in the middle of a write."""
     source = official.write(tmp_path / "source")
     (source / "tokenizer.json").unlink()

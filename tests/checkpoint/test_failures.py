@@ -71,7 +71,7 @@ def test_the_public_name_is_this_error() -> None:
 @pytest.mark.parametrize(
     "name", [WQ_A, "layers.1.attn.wq_a.scale", EXPERT, TABLE, "mtp.0.hnorm.weight", "hc_head_base"]
 )
-def test_missing_tensor(name: str, official_folder: Path) -> None:
+def test_a_missing_tensor_is_named(name: str, official_folder: Path) -> None:
     rewrite(shard_of(official_folder, name), lambda tensors: [tensors.pop(name)])  # type: ignore[arg-type]
 
     def entry(content: dict[str, Any]) -> None:
@@ -81,7 +81,7 @@ def test_missing_tensor(name: str, official_folder: Path) -> None:
     fails(official_folder, official_folder, name, r"\[\d+", r"no such tensor \(1 of \d+ are missing\)")
 
 
-def test_unexpected_tensor(official_folder: Path) -> None:
+def test_an_unexpected_tensor_is_named(official_folder: Path) -> None:
     file = shard_of(official_folder, WQ_A)
     add(official_folder, file, "layers.9.attn.wq_a.weight", torch.zeros(2, 3))
     fails(official_folder, file, "layers.9.attn.wq_a.weight", "no tensor of that name", r"F32 \[2, 3\] \(1 unexpected")
@@ -101,7 +101,9 @@ def test_unexpected_tensor(official_folder: Path) -> None:
         ("layers.1.ffn.gate.bias", lambda t: t.bfloat16(), r"F32 \[5\]", r"BF16 \[5\]"),
     ],
 )
-def test_misshapen_or_mistyped_tensor(name: str, change: Any, expected: str, found: str, official_folder: Path) -> None:
+def test_a_misshapen_or_mistyped_tensor_is_named(
+    name: str, change: Any, expected: str, found: str, official_folder: Path
+) -> None:
     file = shard_of(official_folder, name)
     rewrite(file, lambda tensors: tensors.update({name: change(tensors[name]).contiguous()}))
     edit_index(official_folder, lambda content: content.pop("metadata"))
@@ -109,7 +111,7 @@ def test_misshapen_or_mistyped_tensor(name: str, change: Any, expected: str, fou
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
-def test_experts_that_all_have_another_dtype(
+def test_experts_that_all_have_another_dtype_are_refused(
     dtype: torch.dtype, tiny: Any, tiny_config: ModelConfig, tmp_path: Path
 ) -> None:
     """The error names an expert, and not the first tensor that a folder without quantized weights would not have."""
@@ -123,7 +125,9 @@ def test_experts_that_all_have_another_dtype(
     fails(folder, shard_of(folder, name), name, expected, rf"{found} \[48, 80\]")
 
 
-def test_integers_where_a_plain_folder_should_have_floats(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
+def test_integers_where_a_plain_folder_should_have_floats_are_refused(
+    tiny: Any, tiny_config: ModelConfig, tmp_path: Path
+) -> None:
     source = tiny(tiny_config, "bf16")
     source.stored[WQ_A] = source.stored[WQ_A].int()
     folder = source.write(tmp_path / "model")
@@ -134,7 +138,7 @@ def test_integers_where_a_plain_folder_should_have_floats(tiny: Any, tiny_config
     fails(folder, shard_of(folder, TABLE), TABLE, r"I64 \[67, 2\]", "F32")
 
 
-def test_one_base_scale_of_another_dtype(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
+def test_one_base_scale_of_another_dtype_is_refused(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
     source = tiny(replace(tiny_config, expert_dtype="fp8"), "official-base")
     name = EXPERT.replace("weight", "scale")
     source.stored[name] = source.stored[name].to(torch.float8_e8m0fnu)
@@ -142,20 +146,20 @@ def test_one_base_scale_of_another_dtype(tiny: Any, tiny_config: ModelConfig, tm
     fails(folder, shard_of(folder, name), name, r"F32 \[2, 1\]", "F8_E8M0")
 
 
-def test_same_tensor_in_two_shards(official_folder: Path, official: Any) -> None:
+def test_a_tensor_in_two_shards_is_refused(official_folder: Path, official: Any) -> None:
     first, other = shard_of(official_folder, "embed.weight"), shard_of(official_folder, "mtp.0.norm.weight")
     assert first != other
     rewrite(other, lambda tensors: tensors.update({"embed.weight": official.stored["embed.weight"]}))
     fails(official_folder, other, "embed.weight", f"only in {first.name}", "duplicate")
 
 
-def test_same_tensor_under_two_names(official_folder: Path, official: Any) -> None:
+def test_a_tensor_under_two_names_is_refused(official_folder: Path, official: Any) -> None:
     file = shard_of(official_folder, "head.weight")
     add(official_folder, file, "lm_head.weight", official.stored["head.weight"])
     fails(official_folder, file, "lm_head.weight", "head.weight once", "duplicate")
 
 
-def test_same_name_twice_in_one_header(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
+def test_a_name_twice_in_one_header_is_refused(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
     folder = tiny(tiny_config, "official").write(tmp_path / "model", shards=0)
     file = folder / "model.safetensors"
     raw = file.read_bytes()
@@ -169,7 +173,7 @@ def test_same_name_twice_in_one_header(tiny: Any, tiny_config: ModelConfig, tmp_
 
 
 @pytest.mark.parametrize("cut", [1, 5000])
-def test_truncated_shard(cut: int, official_folder: Path) -> None:
+def test_a_truncated_shard_is_refused(cut: int, official_folder: Path) -> None:
     file = shard_of(official_folder, EXPERT)
     size = file.stat().st_size
     with file.open("r+b") as handle:
@@ -178,13 +182,13 @@ def test_truncated_shard(cut: int, official_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no safetensors at all", (2**40).to_bytes(8, "little") + b"{}"])
-def test_shard_that_is_no_safetensors_file(content: bytes, official_folder: Path) -> None:
+def test_a_shard_that_is_no_safetensors_file_is_refused(content: bytes, official_folder: Path) -> None:
     file = shard_of(official_folder, EXPERT)
     file.write_bytes(content)
     fails(official_folder, file, None, "a whole safetensors file", f"{len(content)} bytes")
 
 
-def test_missing_shard(official_folder: Path) -> None:
+def test_a_missing_shard_is_named(official_folder: Path) -> None:
     file = shard_of(official_folder, "mtp.0.norm.weight")
     file.unlink()
     with pytest.raises(
@@ -193,26 +197,26 @@ def test_missing_shard(official_folder: Path) -> None:
         load_model(official_folder)
 
 
-def test_shard_that_the_index_does_not_list(official_folder: Path) -> None:
+def test_a_shard_that_the_index_does_not_list_is_refused(official_folder: Path) -> None:
     extra = official_folder / "model-00004-of-00004.safetensors"
     save_file({"more": torch.zeros(2)}, extra)
     fails(official_folder, extra, None, "only the shards that", "does not")
 
 
-def test_index_names_another_shard(official_folder: Path) -> None:
+def test_an_index_that_names_another_shard_is_refused(official_folder: Path) -> None:
     right, wrong = shard_of(official_folder, "embed.weight"), shard_of(official_folder, "mtp.0.norm.weight")
     edit_index(official_folder, lambda content: content["weight_map"].update({"embed.weight": wrong.name}))
     index = official_folder / INDEX
     fails(official_folder, index, "embed.weight", f"weight_map to say {right.name}", wrong.name)
 
 
-def test_index_names_a_tensor_that_is_nowhere(official_folder: Path) -> None:
+def test_an_index_that_names_a_tensor_that_is_nowhere_is_refused(official_folder: Path) -> None:
     file = shard_of(official_folder, "embed.weight")
     edit_index(official_folder, lambda content: content["weight_map"].update({"ghost": file.name}))
     fails(official_folder, file, "ghost", "as .* says", "no such tensor")
 
 
-def test_index_leaves_a_tensor_out(official_folder: Path) -> None:
+def test_an_index_that_leaves_a_tensor_out_is_refused(official_folder: Path) -> None:
     file = shard_of(official_folder, "embed.weight")
     edit_index(official_folder, lambda content: content["weight_map"].pop("embed.weight"))
     fails(official_folder, official_folder / INDEX, "embed.weight", f"weight_map to say {file.name}", "None")
@@ -232,7 +236,7 @@ def test_a_wrong_total_size_is_only_said(
 
 
 @pytest.mark.parametrize("shard", ["../model.safetensors", 3, None])
-def test_index_names_no_file_beside_it(shard: Any, official_folder: Path) -> None:
+def test_an_index_that_names_no_file_beside_it_is_refused(shard: Any, official_folder: Path) -> None:
     edit_index(official_folder, lambda content: content["weight_map"].update({"embed.weight": shard}))
     fails(official_folder, official_folder / INDEX, "embed.weight", "a file beside the index", re.escape(repr(shard)))
 
@@ -247,7 +251,7 @@ def test_index_names_no_file_beside_it(shard: Any, official_folder: Path) -> Non
         ("\udcff", "valid JSON"),
     ],
 )
-def test_bad_index_json(text: str, expected: str, official_folder: Path) -> None:
+def test_a_bad_index_json_is_refused(text: str, expected: str, official_folder: Path) -> None:
     (official_folder / INDEX).write_bytes(text.encode(errors="surrogateescape"))
     fails(official_folder, official_folder / INDEX, None, expected, ".")
 
@@ -255,21 +259,21 @@ def test_bad_index_json(text: str, expected: str, official_folder: Path) -> None
 @pytest.mark.parametrize(
     ("text", "expected"), [("{", "valid JSON"), ("[]", "a JSON object"), ('{"hidden_size": 3}', "a DeepSeek V4 config")]
 )
-def test_bad_config_json(text: str, expected: str, official_folder: Path) -> None:
+def test_a_bad_config_json_is_refused(text: str, expected: str, official_folder: Path) -> None:
     (official_folder / "config.json").write_text(text)
     fails(official_folder, official_folder / "config.json", None, expected, ".")
     with pytest.raises(CheckpointError):
         read_config(official_folder)
 
 
-def test_a_key_twice_in_the_index(official_folder: Path) -> None:
+def test_a_key_twice_in_the_index_is_refused(official_folder: Path) -> None:
     index = official_folder / INDEX
     twice = f'"weight_map": {{"{WQ_A}": "other.safetensors",'
     index.write_text(re.sub(r'"weight_map":\s*\{', lambda _: twice, index.read_text()))
     fails(official_folder, index, WQ_A, "each key of an object once", "2 of that name")
 
 
-def test_json_that_cannot_be_read(official_folder: Path) -> None:
+def test_json_that_cannot_be_read_is_named(official_folder: Path) -> None:
     config = official_folder / "config.json"
     config.write_text("[" * 100_000)
     fails(official_folder, config, None, "valid JSON", "recursion")
@@ -278,7 +282,7 @@ def test_json_that_cannot_be_read(official_folder: Path) -> None:
     fails(official_folder, config, None, "a readable JSON file", "directory")
 
 
-def test_no_config_no_folder_no_weights(official_folder: Path, tmp_path: Path) -> None:
+def test_a_missing_config_folder_or_weight_is_named(official_folder: Path, tmp_path: Path) -> None:
     fails(tmp_path / "absent", tmp_path / "absent", None, "a model folder", "no such folder")
     config = official_folder / "config.json"
     fails(config, config, None, "a model folder", "a file")
@@ -291,7 +295,7 @@ def test_no_config_no_folder_no_weights(official_folder: Path, tmp_path: Path) -
     fails(official_folder, config, None, "a JSON file", "no such file")
 
 
-def test_a_shard_that_changes_while_it_is_read(official_folder: Path) -> None:
+def test_a_shard_that_changes_while_it_is_read_is_refused(official_folder: Path) -> None:
     from dsv4.checkpoint.folder import Checkpoint
 
     file = shard_of(official_folder, EXPERT)
@@ -301,14 +305,16 @@ def test_a_shard_that_changes_while_it_is_read(official_folder: Path) -> None:
             checkpoint.parameter(EXPERT)
 
 
-def test_expert_number_that_is_no_expert(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
+def test_a_hash_table_with_a_number_of_no_expert_is_refused(
+    tiny: Any, tiny_config: ModelConfig, tmp_path: Path
+) -> None:
     source = tiny(tiny_config, "official")
     source.stored[TABLE][66, 1] = 5
     folder = source.write(tmp_path / "model")
     fails(folder, shard_of(folder, TABLE), TABLE, "expert numbers from 0 to 4", "5")
 
 
-def test_model_of_another_config(official_folder: Path) -> None:
+def test_tensors_of_another_config_are_counted_and_named(official_folder: Path) -> None:
     config = json.loads((official_folder / "config.json").read_text())
     (official_folder / "config.json").write_text(json.dumps({**config, "n_routed_experts": 6}))
     with pytest.raises(CheckpointError, match=r"layers\.0\.ffn\.experts\.5\.w1\.weight.*30 of 367"):
@@ -400,7 +406,7 @@ def test_destinations_that_are_refused(official: Any, official_folder: Path, tmp
         ("layers.7.x", torch.zeros(1), "no tensor of that name", "one to save"),
     ],
 )
-def test_tensors_that_cannot_be_saved(
+def test_tensors_that_cannot_be_saved_are_named(
     name: str, tensor: torch.Tensor | None, expected: str, found: str, official: Any, tmp_path: Path
 ) -> None:
     tensors = {**official.values, name: tensor}

@@ -29,7 +29,7 @@ def random_weight(rows: int, columns: int, seed: int = 0, spread: float = 3.0) -
     return weight * size.repeat_interleave(32, 1)[:, :columns]
 
 
-def test_all_256_e8m0_codes() -> None:
+def test_all_256_e8m0_codes_are_powers_of_two() -> None:
     byte = torch.arange(256, dtype=torch.uint8)
     value = formats.decode_e8m0(byte.view(E8M0))
     assert value[:255].tolist() == [2.0 ** (b - 127) for b in range(255)]
@@ -90,7 +90,7 @@ def test_every_fp8_tie_goes_to_the_even_code(oracle: Any) -> None:
     assert torch.equal(got[1:127], expected) and torch.equal(got[127:], -expected)
 
 
-def test_documented_example_of_the_training_rule() -> None:
+def test_the_training_rule_gives_its_documented_example() -> None:
     weight = torch.tensor([[0.3, -1.7, 5.0, 100.0]])
     codes, scales = formats.quantize_fp8(weight)
     assert scales.float().item() == 0.25
@@ -235,7 +235,7 @@ def test_f32_scales_come_back_from_blocks_of_one_or_two_values() -> None:
     assert same_bits(again[0], codes) and same_bits(again[1], scales)
 
 
-def test_all_zero_blocks_and_negative_zero() -> None:
+def test_all_zero_blocks_and_negative_zero_keep_their_codes() -> None:
     weight = torch.zeros(3, 64)
     weight[1] = -0.0
     packed, groups = formats.quantize_fp4(weight)
@@ -278,7 +278,7 @@ def test_values_that_no_code_holds_are_refused(bad: float) -> None:
             quantize(weight)
 
 
-def test_shapes_and_dtypes_are_checked() -> None:
+def test_shapes_and_dtypes_that_are_no_weight_s_are_refused() -> None:
     with pytest.raises(ValueError, match="3 columns"):
         formats.quantize_fp4(torch.ones(2, 3))
     with pytest.raises(ValueError, match=r"\(1, 2\); the codes need \(2, 1\)"):
@@ -297,7 +297,7 @@ def test_nan_scale_gives_nan() -> None:
     assert formats.dequantize_fp4(torch.zeros(1, 2, dtype=torch.int8), scales).isnan().all()
 
 
-def test_half_precision_input_and_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_strips_nor_bf16_input_change_the_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Strip boundaries do not show, and BF16 weights quantize as the same values in float32."""
     weight = random_weight(300, 70, 9).bfloat16()
     whole = formats.quantize_fp8(weight.float()), formats.quantize_fp4(weight.float())

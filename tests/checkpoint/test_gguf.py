@@ -92,7 +92,7 @@ def test_every_value_is_the_source_s(layout: str, tiny: Any, tiny_config: ModelC
     assert not [name for name in tensors if name.startswith(f"blk.{tiny_config.num_hidden_layers}.")]
 
 
-def test_types(official: Any, tmp_path: Path) -> None:
+def test_each_tensor_has_the_ggml_type_of_its_format(official: Any, tmp_path: Path) -> None:
     export_gguf(write(official, tmp_path / "model"), tmp_path / "model.gguf")
     types = {name: tensor.tensor_type for name, tensor in read(tmp_path / "model.gguf").items()}
     assert types["blk.1.ffn_up_exps.weight"] == Type.MXFP4
@@ -155,7 +155,9 @@ def test_mtp_is_a_file_of_its_own(official: Any, tmp_path: Path) -> None:
     assert key(file, "deepseek4.nextn_predict_layers") == 1
 
 
-def test_transformers_folder(official: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
+def test_a_folder_of_transformers_exports_the_same_values(
+    official: Any, tiny_config: ModelConfig, tmp_path: Path
+) -> None:
     convert(write(official, tmp_path / "model"), tmp_path / "hf", "transformers")
     export_gguf(tmp_path / "hf", tmp_path / "model.gguf")
     found = values(read(tmp_path / "model.gguf")["blk.1.ffn_up_exps.weight"])
@@ -226,7 +228,7 @@ def fails(expected: str, folder: Path, file: Path, **options: Any) -> None:
     assert not list(file.parent.glob(".*.tmp"))
 
 
-def test_an_existing_file(official: Any, tmp_path: Path) -> None:
+def test_an_existing_file_is_kept_unless_overwrite(official: Any, tmp_path: Path) -> None:
     folder, file = write(official, tmp_path / "model"), tmp_path / "model.gguf"
     file.write_text("kept")
     fails("a new file (or --overwrite; in Python overwrite=True); found something there already", folder, file)
@@ -245,7 +247,9 @@ def change(folder: Path, name: str, tensor: torch.Tensor) -> None:
     save_file(tensors | {name: tensor}, shard, metadata={"format": "pt"})
 
 
-def test_values_without_an_exact_form(official: Any, tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
+def test_values_without_an_exact_form_are_named(
+    official: Any, tiny: Any, tiny_config: ModelConfig, tmp_path: Path
+) -> None:
     file = tmp_path / "model.gguf"
     base = write(tiny(tiny_config, "official-base"), tmp_path / "base")
     fails("tensor 'layers.0.attn.wq_a.weight': expected values with an exact BF16 form", base, file, linears="bf16")
@@ -264,7 +268,7 @@ def test_values_without_an_exact_form(official: Any, tiny: Any, tiny_config: Mod
     fails("expected expert numbers from 0 to 4; found 5", folder, file)
 
 
-def test_no_mtp_block_to_write(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
+def test_an_mtp_block_that_is_not_there_is_refused(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
     config = replace(tiny_config, num_nextn_predict_layers=0, compress_ratios=(0, 4, 128, 4))
     fails(
         "expected an MTP block to write; found none",
@@ -298,7 +302,9 @@ def nano_with(tmp_path: Path) -> Path:
     ],
     ids=lambda value: value if isinstance(value, str) and " " not in value else "",
 )
-def test_a_tokenizer_that_llama_cpp_would_read_differently(part: str, value: Any, message: str, tmp_path: Path) -> None:
+def test_a_tokenizer_that_llama_cpp_would_read_differently_is_refused(
+    part: str, value: Any, message: str, tmp_path: Path
+) -> None:
     folder = nano_with(tmp_path)
     content = json.loads((folder / "tokenizer.json").read_text())
     if part == "merges":
@@ -318,7 +324,9 @@ def test_a_tokenizer_that_llama_cpp_would_read_differently(part: str, value: Any
     fails(message, folder, tmp_path / "nano.gguf")
 
 
-def test_command_line(official: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_overwrites_and_refuses(
+    official: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, file = str(write(official, tmp_path / "model")), str(tmp_path / "model.gguf")
     assert main(["convert", folder, file, "--format", "gguf"]) == 0
     assert re.fullmatch(re.escape(file) + r": gguf, [0-9.]+ [kM]?B of tensors in [0-9.]+ s\n", capsys.readouterr().out)

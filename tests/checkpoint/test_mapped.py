@@ -29,7 +29,7 @@ def first_shard(folder: Path) -> Path:
     return folder / "model-00001-of-00003.safetensors"
 
 
-def test_files_that_are_as_they_were(official_folder: Path) -> None:
+def test_files_that_are_as_they_were_show_no_change(official_folder: Path) -> None:
     """Another file under the name, or none: what is mapped is still the old one."""
     with Checkpoint(official_folder) as checkpoint:
         files, shard = MappedFiles(checkpoint), first_shard(official_folder)
@@ -41,7 +41,7 @@ def test_files_that_are_as_they_were(official_folder: Path) -> None:
         assert files.change() is None
 
 
-def test_files_that_are_not(official_folder: Path) -> None:
+def test_a_file_written_to_or_cut_is_noticed(official_folder: Path) -> None:
     with Checkpoint(official_folder) as checkpoint:
         files, shard = MappedFiles(checkpoint), first_shard(official_folder)
         size = shard.stat().st_size
@@ -64,7 +64,7 @@ def test_a_link_is_followed(official_folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("work", ["load", "convert"])
-def test_a_file_written_to_while_it_is_read(
+def test_a_file_written_to_while_it_is_read_is_refused(
     work: str, official_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = Checkpoint.parameter
@@ -104,7 +104,9 @@ def same_tensors(a: Path, b: Path) -> bool:
 
 @pytest.mark.parametrize("after", ["nothing", "delete", "replace", "widen", "copy"])
 @pytest.mark.parametrize("weights", ["stored", "widened"])
-def test_a_save_finds_the_scales(weights: str, after: str, official_folder: Path, tmp_path: Path) -> None:
+def test_a_save_writes_the_scales_that_were_read(
+    weights: str, after: str, official_folder: Path, tmp_path: Path
+) -> None:
     """As another writer spelled the codes, also when the folder is gone or the model was got ready to train."""
     shutil.copytree(official_folder, tmp_path / "kept")
     model = load_model(official_folder, weights=weights)

@@ -33,7 +33,9 @@ def assert_same(model: torch.nn.Module, values: dict[str, torch.Tensor]) -> None
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shards", [0, 3])
-def test_values_of_every_layout(layout: str, shards: int, tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
+def test_every_layout_is_read_to_the_same_values(
+    layout: str, shards: int, tiny: Any, tiny_config: ModelConfig, tmp_path: Path
+) -> None:
     expert_dtype = "fp8" if layout == "official-base" else "fp4"
     source = tiny(replace(tiny_config, expert_dtype=expert_dtype), layout, seed=1)
     folder = source.write(tmp_path / "model", shards)
@@ -95,7 +97,9 @@ def test_base_duplicates_of_embedding_and_head_are_ignored(tiny: Any, tiny_confi
     assert_same(load_model(source.write(tmp_path / "model")), source.values)
 
 
-def test_fp8_experts_with_e8m0_scales(tiny: Any, tiny_config: ModelConfig, oracle: Any, tmp_path: Path) -> None:
+def test_fp8_experts_with_e8m0_scales_are_read(
+    tiny: Any, tiny_config: ModelConfig, oracle: Any, tmp_path: Path
+) -> None:
     """What DeepSeek's own converter makes of FP4 experts: FP8 throughout, scales still E8M0."""
     source = tiny(tiny_config, "official")
     for name in [name for name in source.values if ".experts." in name]:
@@ -107,7 +111,7 @@ def test_fp8_experts_with_e8m0_scales(tiny: Any, tiny_config: ModelConfig, oracl
 
 
 @pytest.mark.parametrize("style", ["prefix", "modules", "v3"])
-def test_other_spellings_of_the_names(
+def test_other_spellings_of_the_names_are_read(
     style: str, official: Any, tiny: Any, tiny_config: ModelConfig, tmp_path: Path
 ) -> None:
     """`model.` before official names; V3-like names; transformers' module names with all experts of a layer merged."""
@@ -145,7 +149,7 @@ def test_official_names_are_their_own_official_spelling(tiny_config: ModelConfig
     assert [names.to_official(names.to_transformers(spec.name)) for spec in specs] == [spec.name for spec in specs]
 
 
-def test_read_config(official: Any, official_folder: Path) -> None:
+def test_read_config_gives_the_folder_s_config(official: Any, official_folder: Path) -> None:
     assert read_config(official_folder) == official.config
 
 

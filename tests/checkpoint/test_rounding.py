@@ -96,7 +96,7 @@ def test_one_wide_tensor_makes_transformers_format_float32(tiny: Any, tiny_confi
             assert torch.equal(tensor.to(source.values[name].dtype), source.values[name]), name
 
 
-def test_gguf(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
+def test_gguf_rounds_only_when_asked_and_says_by_how_much(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
     write(tiny, tiny_config, "official-base", tmp_path / "model")
     (tmp_path / "model" / "tokenizer.json").unlink()
     file = tmp_path / "model.gguf"

@@ -89,14 +89,14 @@ def test_we_write_the_names_that_save_pretrained_writes(saved: Path, tiny_config
     assert {names.to_official(name) for name in stored_names(saved)} == set(ours)
 
 
-def test_sharded_folders_of_transformers(hf_model: Any, saved: Path, tmp_path: Path) -> None:
+def test_sharded_folders_of_transformers_are_read(hf_model: Any, saved: Path, tmp_path: Path) -> None:
     hf_model.save_pretrained(tmp_path / "sharded", max_shard_size="400KB")
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 2
     whole, parts = load_model(saved).state_dict(), load_model(tmp_path / "sharded").state_dict()
     assert all(torch.equal(parts[name], tensor) for name, tensor in whole.items())
 
 
-def test_bf16_folders_of_transformers(hf_model: Any, saved: Path, tmp_path: Path) -> None:
+def test_bf16_folders_of_transformers_are_read(hf_model: Any, saved: Path, tmp_path: Path) -> None:
     """There norms and mHC stay float32 on disk."""
     model = transformers.DeepseekV4ForCausalLM.from_pretrained(saved, dtype=torch.bfloat16)
     model.save_pretrained(tmp_path / "bf16")

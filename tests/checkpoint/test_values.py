@@ -100,7 +100,9 @@ def test_converting_refuses_in_every_direction(
         assert not [path for path in tmp_path.iterdir() if path.name.startswith((".", "out"))]
 
 
-def test_a_merged_tensor_of_transformers(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
+def test_a_value_in_a_merged_tensor_of_transformers_is_named(
+    tiny: Any, tiny_config: ModelConfig, tmp_path: Path
+) -> None:
     """The index is that of the stored tensor, [experts, 2 * width, hidden]."""
     source = tiny(tiny_config, "bf16")
     experts = [f"layers.1.ffn.experts.{e}." for e in range(5)]
@@ -122,7 +124,7 @@ def test_a_merged_tensor_of_transformers(tiny: Any, tiny_config: ModelConfig, tm
         ("official-base", "layers.0.attn.wq_a.weight", 3e38, None),
     ],
 )
-def test_products_beyond_float32(
+def test_products_beyond_float32_are_refused(
     layout: str, name: str, scale: float, codes: int | None, tiny: Any, tiny_config: ModelConfig, tmp_path: Path
 ) -> None:
     source = tiny(tiny_config, layout)
@@ -147,7 +149,9 @@ def test_a_large_scale_alone_is_no_error(tiny: Any, tiny_config: ModelConfig, tm
     load_model(source.write(tmp_path / "model"))
 
 
-def test_values_that_the_model_s_dtype_cannot_hold(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
+def test_values_that_the_model_s_dtype_cannot_hold_are_refused(
+    tiny: Any, tiny_config: ModelConfig, tmp_path: Path
+) -> None:
     source = tiny(tiny_config, "fp32")
     spoil(source, "layers.0.attn.wq_a.weight", [0, 0], 1e5)
     folder = source.write(tmp_path / "model")
@@ -158,7 +162,7 @@ def test_values_that_the_model_s_dtype_cannot_hold(tiny: Any, tiny_config: Model
 
 @pytest.mark.parametrize("value", [NAN, INF])
 @pytest.mark.parametrize("name", ["norm.weight", "layers.0.attn.attn_sink", "layers.0.attn.wq_a.weight"])
-def test_saving_refuses_too(value: float, name: str, official: Any, tmp_path: Path) -> None:
+def test_saving_refuses_what_is_not_finite(value: float, name: str, official: Any, tmp_path: Path) -> None:
     for format in FORMATS:
         tensors = dict(official.values)
         tensors[name] = tensors[name].clone()
@@ -197,7 +201,7 @@ def test_every_pattern_of_bits_is_judged_as_torch_judges_it(dtype: torch.dtype) 
             assert first_not_finite(tensor) == place
 
 
-def test_e8m0_and_what_has_no_nan() -> None:
+def test_the_nan_of_e8m0_is_found_and_integers_have_none() -> None:
     scales = torch.arange(256, dtype=torch.int32).to(torch.uint8).view(torch.float8_e8m0fnu)
     assert first_not_finite(scales) == 255 and first_not_finite(scales[:255]) is None
     assert first_not_finite(torch.tensor([-1, 127], dtype=torch.int8)) is None

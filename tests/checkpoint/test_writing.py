@@ -220,7 +220,7 @@ def test_overwrite_replaces_the_folder(
     assert contents(tmp_path / "empty") == contents(tmp_path / "fresh")
 
 
-def test_conversion_streams(
+def test_a_conversion_holds_one_tensor_at_a_time(
     tiny: Any, tiny_config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At no time are two dequantized tensors alive."""

@@ -144,14 +144,14 @@ MEMINFO = (
 STAT = "anon 5000\nactive_file 300\ninactive_file 400\ntotal_active_file 30\ntotal_inactive_file 40\n"
 
 
-def test_a_plain_machine(tmp_path: Path) -> None:
+def test_a_machine_without_cgroups_has_what_meminfo_says(tmp_path: Path) -> None:
     root = tree(tmp_path, {"proc/meminfo": MEMINFO})
     assert host_memory(root) == Memory(10_240_000_000, 16_384_000_000, "this machine")
     assert host_memory(tmp_path / "nowhere") is None
 
 
 @pytest.mark.parametrize("folder", ["a/b", "a", ""])
-def test_a_limit_of_version_2_of_the_group_or_of_one_above(tmp_path: Path, folder: str) -> None:
+def test_a_version_2_limit_of_the_group_or_of_one_above_counts(tmp_path: Path, folder: str) -> None:
     files = {"proc/meminfo": MEMINFO, "proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/memory.max": "max\n"}
     limit = {"memory.max": "10000\n", "memory.current": "4000\n", "memory.stat": STAT}
     files |= {f"sys/fs/cgroup/{folder}/{name}": text for name, text in limit.items()}
@@ -159,7 +159,7 @@ def test_a_limit_of_version_2_of_the_group_or_of_one_above(tmp_path: Path, folde
     assert found == Memory(6700, 10_000, "the cgroup limit of this process")
 
 
-def test_a_limit_of_version_1(tmp_path: Path) -> None:
+def test_a_version_1_limit_counts(tmp_path: Path) -> None:
     files = {"proc/meminfo": MEMINFO, "proc/self/cgroup": "5:cpu:/x\n4:memory,hugetlb:/docker/1\n"}
     # Inside a container the group's own path is not there: its files lie at the mount.
     limit = {"memory.limit_in_bytes": "9000", "memory.usage_in_bytes": "4000", "memory.stat": STAT}

@@ -109,7 +109,7 @@ def change(folder: Path) -> None:
         handle.write(b"x")
 
 
-def test_weights_that_change_under_an_llm(copy_of_nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_change_under_an_llm_stop_it(copy_of_nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     llm = LLM(copy_of_nano)
     stream = llm.stream("1, 2,", SamplingParams(max_tokens=50, ignore_eos=True))
     next(stream)
@@ -121,7 +121,9 @@ def test_weights_that_change_under_an_llm(copy_of_nano: Path, monkeypatch: pytes
         llm.generate("1, 2,", GREEDY)
 
 
-def test_weights_that_change_under_an_idle_engine(copy_of_nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_change_under_an_idle_engine_make_it_unhealthy(
+    copy_of_nano: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def main() -> None:
         for _ in range(3000):
             if not engine.healthy:

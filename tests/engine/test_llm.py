@@ -149,7 +149,7 @@ def test_parameters_must_match_the_prompts(model) -> None:
         LLM(model).generate([[4], [5]], [GREEDY])
 
 
-def test_limits_are_checked(model) -> None:
+def test_limits_that_cannot_hold_are_refused(model) -> None:
     with pytest.raises(ValueError, match=r"max_model_len is 5000; allowed: \[2, 4096\]"):
         LLM(model, max_model_len=5000)
     with pytest.raises(ValueError, match="max_num_seqs is 0"):

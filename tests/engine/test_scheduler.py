@@ -117,7 +117,7 @@ any_arrivals = st.lists(
 
 @given(any_config(), any_arrivals)
 @settings(deadline=None, max_examples=300)
-def test_whatever_comes_everybody_ends(config: EngineConfig, arrivals: list[Arrival]) -> None:
+def test_every_request_ends_whatever_arrives(config: EngineConfig, arrivals: list[Arrival]) -> None:
     work = sum(2 * arrival.prompt + arrival.output + 1 for arrival in arrivals)
     simulation = Simulation(config, arrivals).run(60 + work)
     assert len(simulation.first_token) == len(arrivals)
@@ -151,7 +151,7 @@ def test_a_stream_of_short_prompts_does_not_starve_a_long_one(rows: int, size: i
     )
 
 
-def test_who_reads_in_which_order() -> None:
+def test_shorter_prompts_overtake_and_nearly_equal_ones_wait() -> None:
     def order(*unread: int) -> list[int]:
         return [place for place, _ in reading_order(unread, 100)]
 
@@ -169,7 +169,7 @@ def test_two_long_prompts_are_read_one_after_the_other() -> None:
 
 
 @pytest.mark.parametrize("partial", [0, 5])
-def test_partial_prefills_are_checked(partial: int) -> None:
+def test_partial_prefills_out_of_range_are_refused(partial: int) -> None:
     with pytest.raises(ValueError, match=rf"max_num_partial_prefills is {partial}; allowed: \[1, 4\]"):
         EngineConfig(max_num_seqs=4, max_num_partial_prefills=partial)
 

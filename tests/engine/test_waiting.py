@@ -60,7 +60,7 @@ def test_a_place_is_free_when_its_request_runs_has_ended_or_is_gone(status: Requ
 
 
 @pytest.mark.parametrize("limits", [{"max_num_waiting": 0}, {"max_waiting_tokens": 0}])
-def test_limits_are_checked(model, limits: dict[str, int]) -> None:
+def test_limits_below_one_are_refused(model, limits: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(limits))} is 0; allowed: 1 or more"):
         LLM(model, **limits)
 

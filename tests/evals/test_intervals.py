@@ -12,7 +12,7 @@ from dsv4.evals.intervals import wilson
     # Values of R's prop.test(correct = FALSE).
     [(8, 10, 0.4902, 0.9433), (0, 20, 0.0, 0.1611), (20, 20, 0.8389, 1.0), (85, 100, 0.7672, 0.9069), (0, 0, 0.0, 1.0)],
 )
-def test_known_values(successes: int, trials: int, low: float, high: float) -> None:
+def test_wilson_intervals_are_the_known_ones(successes: int, trials: int, low: float, high: float) -> None:
     assert wilson(successes, trials) == pytest.approx((low, high), abs=5e-5)
 
 

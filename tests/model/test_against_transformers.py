@@ -166,7 +166,7 @@ def random_config(seed: int) -> ModelConfig:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_random_configs(seed: int) -> None:
+def test_random_configs_give_transformers_logits(seed: int) -> None:
     model = random_model(random_config(seed), seed)
     lengths = tuple(LENGTHS[i] for i in (seed % 4, 4 + seed % 6, 4 + (seed + 3) % 6))
     apart = compare(model, lengths)
@@ -174,19 +174,19 @@ def test_random_configs(seed: int) -> None:
 
 
 @pytest.mark.parametrize("yarn", [None, YarnScaling()])
-def test_all_lengths(yarn: YarnScaling | None) -> None:
+def test_every_length_gives_transformers_logits(yarn: YarnScaling | None) -> None:
     model = random_model(tiny_config(schedule=(0, 4, 128, 4), index_topk=9, rope_scaling=yarn), seed=21)
     apart = compare(model, LENGTHS)
     assert max(apart.values()) <= TOLERANCE, apart
 
 
-def test_top_k_of_everything_with_nothing_patched() -> None:
+def test_reading_every_entry_gives_transformers_logits_with_nothing_patched() -> None:
     model = random_model(tiny_config(schedule=(128, 4, 0, 4, 128), index_topk=128), seed=22)
     apart = compare(model, (5, 129, 389), topk=None)
     assert max(apart.values()) <= TOLERANCE, apart
 
 
-def test_the_flash_schedule_start_and_its_heads() -> None:
+def test_flash_s_first_layers_and_heads_give_transformers_logits() -> None:
     """Flash's proportions: 3 hash layers, 0 0 4 128 4 128, 8 heads a group, rope width an eighth of the head."""
     config = tiny_config(
         schedule=(0, 0, 4, 128, 4, 128),

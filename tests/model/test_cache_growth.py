@@ -51,7 +51,7 @@ def steps(count: int = 3) -> list[dict[int, list[int] | None]]:
 
 
 @pytest.mark.parametrize("unit", [1, 2, cache_module.GROWTH_PAGES])
-def test_it_gives_what_a_cache_of_full_size_gives(monkeypatch: pytest.MonkeyPatch, unit: int) -> None:
+def test_a_growing_cache_gives_what_a_full_one_gives(monkeypatch: pytest.MonkeyPatch, unit: int) -> None:
     monkeypatch.setattr(cache_module, "GROWTH_PAGES", unit)
     model = random_model(CONFIG)
     full, growing = caches(model, 3, 8192)

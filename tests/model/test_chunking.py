@@ -96,11 +96,16 @@ def feed(model: Transformer, cache: Cache, ids: Tensor, slot: int = 0, chunk: in
     return torch.cat(logits)
 
 
-@pytest.mark.parametrize("numerics", ["float", "shipped"])
-@pytest.mark.parametrize(
-    ("chunk", "top_k"), [*((chunk, SELECTS) for chunk in CHUNKS), *((chunk, READS_ALL) for chunk in (5, 127, 129))]
-)
-def test_every_chunking(chunk: int, top_k: int, numerics: str) -> None:
+# Every chunk in both numerics, each top-k in both.
+CHUNKED = [
+    *((chunk, SELECTS, "float") for chunk in CHUNKS),
+    *((chunk, READS_ALL if chunk in (5, 127, 129) else SELECTS, "shipped") for chunk in CHUNKS),
+    (5, READS_ALL, "float"),
+]
+
+
+@pytest.mark.parametrize(("chunk", "top_k", "numerics"), CHUNKED)
+def test_a_chunked_sequence_has_the_bits_of_a_whole_one(chunk: int, top_k: int, numerics: str) -> None:
     model, ids, whole = setting(numerics, top_k)
     assert same(feed(model, model.new_cache(1, 400), ids, chunk=chunk), whole, numerics)
 
@@ -117,7 +122,7 @@ def test_uneven_chunks_through_the_padded_call() -> None:
 
 
 @pytest.mark.parametrize(("numerics", "top_k"), SETTINGS)
-def test_ragged_batch_of_unequal_sequences(numerics: str, top_k: int) -> None:
+def test_a_ragged_batch_has_the_bits_of_each_sequence_alone(numerics: str, top_k: int) -> None:
     model, ids, whole = setting(numerics, top_k)
     lengths = (3, 128, 1, LENGTH, 131, 64, 5)
     batch = RaggedBatch.pack([ids[:n].tolist() for n in lengths])
@@ -141,7 +146,7 @@ def test_more_tokens_than_a_tile_of_1024(numerics: str) -> None:
 
 
 @pytest.mark.parametrize("hc_mult", [3, 5])
-def test_odd_widths(hc_mult: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_odd_widths_in_chunks_have_the_bits_of_a_whole_forward(hc_mult: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """No width is a multiple of 16 or of anything else that a kernel takes at once."""
     if AS_STORED:
         pytest.skip("FP8 and FP4 have scales of 128 and 32")
@@ -173,7 +178,7 @@ def test_odd_widths(hc_mult: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("numerics", "top_k"), [SETTINGS[1], SETTINGS[2]])
-def test_batched_decode_at_different_depths(numerics: str, top_k: int) -> None:
+def test_batched_decode_at_different_depths_has_the_bits_of_each_alone(numerics: str, top_k: int) -> None:
     """Sequences of 2, 127, 128, 255 and 3 tokens in rows of no order, one of them in chunks beside the decoding."""
     model, ids, whole = setting(numerics, top_k)
     cache = model.new_cache(6, 400)
@@ -259,7 +264,7 @@ def draft(model: Transformer, ids: Tensor, chunk: int) -> Tensor:
 
 
 @pytest.mark.parametrize("numerics", ["float", "shipped"])
-def test_mtp_block_in_chunks(numerics: str) -> None:
+def test_the_mtp_block_in_chunks_has_the_bits_of_a_whole_forward(numerics: str) -> None:
     model, ids, _ = setting(numerics)
     batch = RaggedBatch.pack([ids[:-1].tolist()])
     with torch.no_grad():
@@ -274,7 +279,7 @@ def test_mtp_block_in_chunks(numerics: str) -> None:
 
 @pytest.mark.parametrize(("numerics", "top_k"), [SETTINGS[1], SETTINGS[2]])
 @pytest.mark.parametrize("held", [1, 3, 125, 130, 254])
-def test_rollback(held: int, numerics: str, top_k: int) -> None:
+def test_a_restored_snapshot_goes_on_to_the_same_bits(held: int, numerics: str, top_k: int) -> None:
     """Feed wrong tokens far enough to close windows of 4 and of 128 and to wrap the window ring, go back, go on."""
     model, ids, whole = setting(numerics, top_k)
     cache = model.new_cache(2, 600)
@@ -393,7 +398,7 @@ def test_logits_of_some_tokens_in_one_call(numerics: str) -> None:
 # What is refused
 
 
-def test_cache_refusals() -> None:
+def test_batches_that_do_not_fit_the_cache_are_refused() -> None:
     model, ids, _ = setting()
     cache = model.new_cache(2, 10)
     feed(model, cache, ids[:8])

@@ -26,7 +26,7 @@ COMB = (
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 6e-8), (torch.float32, 4e-7)])
-def test_mhc_weights(dtype: torch.dtype, tolerance: float) -> None:
+def test_mhc_weights_are_the_golden_ones(dtype: torch.dtype, tolerance: float) -> None:
     i = torch.arange(24)
     mix = (0.3 * ((7 * i % 11) - 5)).to(dtype)[None].repeat(3, 1)
     base = (0.2 * ((5 * i % 7) - 3)).to(dtype)
@@ -69,13 +69,13 @@ def test_mhc_head_weights_are_not_normalised() -> None:
         (31, 5.68052904e-7),
     ],
 )
-def test_yarn_frequencies(pair: int, speed: float) -> None:
+def test_yarn_frequencies_are_the_golden_ones(pair: int, speed: float) -> None:
     frequencies = inverse_frequencies(FLASH, compressed=True)
     assert frequencies.shape == (32,) and frequencies.dtype == torch.float32
     assert float(frequencies[pair]) == pytest.approx(speed, rel=2e-7)
 
 
-def test_plain_frequencies() -> None:
+def test_frequencies_without_yarn_are_powers_of_theta() -> None:
     want = 10000.0 ** (-np.arange(0, 64, 2) / 64)
     assert np.allclose(inverse_frequencies(FLASH, compressed=False).double().numpy(), want, rtol=1e-7)
 
@@ -93,14 +93,14 @@ def test_rotation_turns_trailing_pairs_and_does_not_scale() -> None:
     assert torch.allclose(y[:, 448:].double(), torch.view_as_real(want).flatten(1), atol=1e-6)
 
 
-def test_fake_quantisation_example() -> None:
+def test_fake_quantization_gives_its_documented_example() -> None:
     x = torch.tensor([0.3, -1.7, 5.0, 100.0])
     for block in (4, 64, 128):
         assert fake_quant_fp8(x, block).tolist() == [0.3125, -1.75, 5.0, 96.0]
 
 
 @pytest.mark.parametrize("n", [1, 2, 32, 128])
-def test_hadamard(n: int) -> None:
+def test_hadamard_is_sylvesters_matrix_and_its_own_inverse(n: int) -> None:
     """Sylvester's matrix over sqrt(n): orthogonal, symmetric, its own inverse."""
     matrix = hadamard(torch.eye(n))
     assert np.abs(matrix.double().numpy() - hadamard_matrix(n)).max() < 1e-7

@@ -36,18 +36,18 @@ def parameters(model: Transformer, mtp: bool) -> int:
     return sum(p.numel() for n, p in named if p.requires_grad and (mtp or not n.startswith("mtp.")))
 
 
-def test_flash() -> None:
+def test_flash_has_the_tensors_of_its_inventory() -> None:
     model = check(ModelConfig.preset("flash"))
     assert parameters(model, mtp=False) == 284_332_230_231
     assert parameters(model, mtp=True) == count_parameters(ModelConfig.preset("flash")).total_with_mtp
 
 
-def test_pro() -> None:
+def test_pro_has_the_tensors_of_its_inventory() -> None:
     model = check(ModelConfig.preset("pro"))
     assert parameters(model, mtp=True) == 1_598_837_325_086
 
 
-def test_nano() -> None:
+def test_nano_has_the_tensors_of_its_inventory() -> None:
     assert parameters(check(ModelConfig.preset("nano")), mtp=True) < 30_000_000
 
 
@@ -59,7 +59,7 @@ def test_nano() -> None:
         {"schedule": (4,), "num_hash_layers": 0},
     ],
 )
-def test_other_shapes(changes: dict[str, object]) -> None:
+def test_other_shapes_have_the_tensors_of_their_inventory(changes: dict[str, object]) -> None:
     check(tiny_config(**changes))
 
 

@@ -13,7 +13,7 @@ from .tiny import random_ids, tiny_config
 
 
 @pytest.mark.parametrize("shape", [(9, 4), (9, 2, 3)])
-def test_take_rows(shape: tuple[int, ...]) -> None:
+def test_take_rows_and_its_gradient_follow_indexing(shape: tuple[int, ...]) -> None:
     index = torch.tensor([[0, 8, 8], [3, 0, 8]])
     check_derivatives(lambda x: take_rows(x, index), lambda x: x[index], (noise(*shape),))
 
@@ -33,7 +33,7 @@ def test_initial_weights_make_a_plain_residual_model() -> None:
         assert model.logits(streams).abs().max() < 2
 
 
-def test_batch_positions() -> None:
+def test_packed_sequences_have_positions_from_their_starts() -> None:
     batch = RaggedBatch.pack([[5, 6, 7], [8], [9, 10]], starts=[0, 41, 7], slots=[2, 0, 1])
     assert batch.token_ids.tolist() == [5, 6, 7, 8, 9, 10]
     assert batch.cu_seqlens.tolist() == [0, 3, 4, 6]

@@ -281,7 +281,7 @@ def test_main_loss_does_not_reach_the_indexer_but_everything_else(top_k: int) ->
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_indexer_kl() -> None:
+def test_indexer_kl_follows_the_formula_and_is_least_at_a_fit() -> None:
     """KL(p || softmax(s)) over what a row sees; rows that see nothing give 0; the least value is 0, at s = log p."""
     probs = torch.tensor([[[0.4, 1.2, 0.4, 0.0], [0.0, 0.0, 0.0, 0.0], [3.0, 0.0, 0.0, 0.0]]])
     mask = torch.tensor([[[True, True, True, False], [False] * 4, [True] * 4]])

@@ -134,19 +134,19 @@ def test_every_mistake_of_the_restatement_is_listed() -> None:
 
 
 @pytest.mark.parametrize("mistake", MAIN)
-def test_main_model_has_not(mistake: str) -> None:
+def test_the_main_model_has_not_the_mistake(mistake: str) -> None:
     assert deviation(case().logits, right()[0]) < AGREES
     assert deviation(case().logits, restated(mistake)[0]) > DIFFERS
 
 
 @pytest.mark.parametrize("mistake", MTP)
-def test_mtp_has_not(mistake: str) -> None:
+def test_mtp_has_not_the_mistake(mistake: str) -> None:
     assert deviation(case().mtp, right()[1]) < AGREES
     assert deviation(case().mtp, restated(mistake)[1]) > DIFFERS
 
 
 @pytest.mark.parametrize("length", [1, 3, 4, 5, 7, 8, 127, 128, 129, 255, 256, 259])
-def test_whole_model_at_odd_lengths(length: int) -> None:
+def test_the_whole_model_equals_the_restatement_at_odd_lengths(length: int) -> None:
     """Another schedule, nothing switched: HCA first, several hash layers, all entries read."""
     config = tiny_config(schedule=(128, 4, 0, 4, 128), num_hash_layers=2, index_topk=64, rope_scaling=None)
     model, ids = random_model(config, seed=length), random_ids(config, length, seed=length)
@@ -156,7 +156,7 @@ def test_whole_model_at_odd_lengths(length: int) -> None:
     assert deviation(got, torch.from_numpy(r.logits(r.streams(ids.numpy())))) < AGREES
 
 
-def test_shipped_numerics() -> None:
+def test_shipped_numerics_follow_the_restatement() -> None:
     """FP8 keys and linear inputs, Hadamard and FP4 in the indexer, against the restatement with its own tables.
 
     A value that fp32 and float64 round to different sides of a tie moves one code, so the typical deviation is compared
@@ -322,7 +322,7 @@ def test_rollback_restores_everything_together(forgotten: str) -> None:
 # 20. Scales
 
 
-def test_scales_are_powers_of_two() -> None:
+def test_a_power_of_two_passes_through_fake_quantization() -> None:
     """An E8M0 scale holds no mantissa: quantising 2^k times a vector gives 2^k times the result."""
     from dsv4.kernels.quant import fake_quant_fp4, fake_quant_fp8
 

@@ -23,7 +23,7 @@ def test_no_text_has_fewer_tokens(text: str, times: int) -> None:
     assert NANO.min_tokens(text * times) <= len(NANO.encode(text * times))
 
 
-def test_it_is_of_use() -> None:
+def test_the_bound_of_plain_text_is_not_far_below_its_tokens() -> None:
     text = "What is 12 + 30? The sum of both numbers is 42.\n" * 50
     assert NANO.min_tokens(text) > len(text) / 25  # 1,200 tokens, none longer than 21 bytes
 

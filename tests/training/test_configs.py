@@ -12,7 +12,7 @@ import torch
 
 from dsv4.training.loop import Stage, Trainer, TrainSettings
 from dsv4.training.losses import LossWeights
-from dsv4.training.plan import StepPlan
+from dsv4.training.plan import FixedPlan
 from dsv4.training.schedule import Schedule
 
 from .tiny_training import Rows, draw_documents, make_model
@@ -44,14 +44,14 @@ WITHOUT: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
 @pytest.mark.parametrize("part", WITHOUT)
-def test_two_steps_without(part: str, autocast: torch.dtype | None, tmp_path: Path) -> None:
+def test_a_model_without_a_part_takes_two_finite_steps(part: str, autocast: torch.dtype | None, tmp_path: Path) -> None:
     model, optimizer = make_model(**WITHOUT[part])
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     settings = TrainSettings(
         Schedule(peak=0.02, warmup_steps=1), quantized_share=0.5, autocast=autocast, micro_batches=2,
         loss_weights=LossWeights(balance=0.01),
     )  # fmt: skip
-    plan = StepPlan(tmp_path / "plan.json", steps=2)
+    plan = FixedPlan(2)
     trainer = Trainer(model, optimizer, [Stage("only", 1.0, Counting())], settings, plan, tmp_path, quiet=True)
     trainer.run()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -68,6 +68,6 @@ def test_two_steps_without(part: str, autocast: torch.dtype | None, tmp_path: Pa
 def test_an_mtp_weight_of_zero_stays_zero_in_the_decay(tmp_path: Path) -> None:
     model, optimizer = make_model()
     settings = TrainSettings(Schedule(0.02, 1, decay_fraction=1.0), loss_weights=LossWeights(mtp=0.0))
-    plan = StepPlan(tmp_path / "plan.json", steps=1)
+    plan = FixedPlan(1)
     Trainer(model, optimizer, [Stage("only", 1.0, Counting())], settings, plan, tmp_path, quiet=True).run()
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["mtp_loss"] == 0.0

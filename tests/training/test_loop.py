@@ -11,7 +11,7 @@ import torch
 
 from dsv4.training.loop import NonFiniteLossError, Stage, Trainer, TrainSettings
 from dsv4.training.optim import MuonAdamW
-from dsv4.training.plan import StepPlan
+from dsv4.training.plan import FixedPlan
 from dsv4.training.schedule import Schedule
 
 SETTINGS = TrainSettings(
@@ -26,9 +26,7 @@ def make_trainer(stand_in, batches, split_config):
         run_dir.mkdir(exist_ok=True)
         stages = [Stage("first", 0.5, batches(1)), Stage("second", 0.5, batches(2))]
         optimizer = MuonAdamW(model, split_config)
-        return Trainer(
-            model, optimizer, stages, settings, StepPlan(run_dir / "plan.json", steps=steps), run_dir, quiet=True
-        )
+        return Trainer(model, optimizer, stages, settings, FixedPlan(steps), run_dir, quiet=True)
 
     return make
 
@@ -117,5 +115,5 @@ def test_shares_must_add_up(make_trainer, tmp_path: Path, stand_in, split_config
     with pytest.raises(ValueError, match="add up to 1"):
         Trainer(
             model, MuonAdamW(model, split_config), [Stage("only", 0.5, batches(1))], SETTINGS,
-            StepPlan(tmp_path / "plan.json", steps=1), tmp_path,
+            FixedPlan(1), tmp_path,
         )  # fmt: skip

@@ -47,7 +47,9 @@ def rule(name: str, *shape: int):
         ("layers.2.ffn.shared_experts.w2.weight", (8, 4), "muon", (8,)),
     ],
 )
-def test_rule_of_each_kind_of_parameter(name: str, shape: tuple[int, ...], kind: str, rows: tuple[int, ...]) -> None:
+def test_each_kind_of_parameter_has_its_rule(
+    name: str, shape: tuple[int, ...], kind: str, rows: tuple[int, ...]
+) -> None:
     found = rule(name, *shape)
     assert (found.kind, found.rows) == (kind, rows)
 

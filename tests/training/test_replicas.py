@@ -215,7 +215,7 @@ def test_a_mask_of_another_length_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("count", "micro_batches"), [(0, 1), (1, 0)])
-def test_senseless_count_is_refused(count: int, micro_batches: int) -> None:
+def test_a_count_below_one_is_refused(count: int, micro_batches: int) -> None:
     model, optimizer = make_model()
     with pytest.raises(ValueError, match="is 0"):
         Replicas(model, optimizer, [], count=count, micro_batches=micro_batches)

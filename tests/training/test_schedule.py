@@ -9,7 +9,7 @@ import pytest
 from dsv4.training.schedule import Schedule
 
 
-def test_warmup_constant_cosine() -> None:
+def test_rate_warms_up_stays_and_falls_by_a_cosine() -> None:
     schedule = Schedule(peak=2.0, warmup_steps=4, decay_fraction=0.25, final_ratio=0.1)
     rates = [schedule.rate(step, 40) for step in range(40)]
     assert rates[:4] == pytest.approx([0.5, 1.0, 1.5, 2.0])
@@ -27,6 +27,6 @@ def test_decay_starts_where_the_mtp_weight_changes() -> None:
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.5])
-def test_bad_fraction_is_refused(fraction: float) -> None:
+def test_a_fraction_that_is_none_is_refused(fraction: float) -> None:
     with pytest.raises(ValueError, match="decay_fraction"):
         Schedule(peak=1.0, warmup_steps=0, decay_fraction=fraction)

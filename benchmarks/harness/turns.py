@@ -1,0 +1,36 @@
+"""Samples taken in turns, as every benchmark takes them, and their line in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from statistics import median
+from typing import TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+def in_turns(takes: Mapping[Key, Callable[[int], float | None]], rounds: int) -> dict[Key, list[float]]:
+    """Samples of each figure, a round of all after another, every second one backwards.
+
+    Whatever else the machine does, it does to all of them. A take gets the round's number; None is no sample.
+    """
+    samples: dict[Key, list[float]] = {key: [] for key in takes}
+    for number in range(rounds):
+        for key in list(takes)[:: -1 if number % 2 else 1]:
+            sample = takes[key](number)
+            if sample is not None:
+                samples[key].append(sample)
+    return samples
+
+
+def line(name: str, samples: Sequence[float], unit: str) -> str:
+    """ "name: median unit (number of samples, smallest to largest)"."""
+    low, middle, high = (f"{value:.4g}" for value in (min(samples), median(samples), max(samples)))
+    return f"{name}: {middle} {unit}" + (f" (median of {len(samples)}, {low} to {high})" if len(samples) > 1 else "")
+
+
+def at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: at least 1")
+    return int(text)

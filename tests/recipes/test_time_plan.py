@@ -1,0 +1,65 @@
+"""Plan of the nano recipe: from a budget of seconds to a number of steps that a resumed run keeps."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("reasoning_gym")
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # recipes/ belongs to the checkout, not to the installed package
+
+from dsv4.training.plan import UNPLANNED, FixedPlan
+from recipes.nano import CALIBRATION_STEPS, REPLAN_EVERY, TimePlan
+
+
+def drive(plan: TimePlan, steps: int, seconds_per_step: float) -> None:
+    for step in range(1, steps + 1):
+        plan.observe(step, step * seconds_per_step, freeze=False)
+
+
+def test_budget_becomes_steps_at_the_measured_speed(tmp_path: Path) -> None:
+    plan = TimePlan(tmp_path / "plan.json", seconds=1000.0)
+    assert plan.total(0) == UNPLANNED
+    drive(plan, CALIBRATION_STEPS, 2.0)
+    assert plan.total(CALIBRATION_STEPS) == 500
+
+
+def test_a_slower_machine_shortens_the_run_until_the_decay_begins(tmp_path: Path) -> None:
+    plan = TimePlan(tmp_path / "plan.json", seconds=1000.0)
+    drive(plan, CALIBRATION_STEPS, 1.0)
+    elapsed = float(CALIBRATION_STEPS)
+    for step in range(CALIBRATION_STEPS + 1, REPLAN_EVERY + 1):
+        elapsed += 2.0
+        plan.observe(step, elapsed, freeze=False)
+    mean = (elapsed - 1.0) / (REPLAN_EVERY - 1)  # of all steps but the first: a slow spell alone decides nothing
+    assert plan.total(REPLAN_EVERY) == REPLAN_EVERY + int((1000.0 - elapsed) / mean)
+    assert plan.total(REPLAN_EVERY) < plan.total(CALIBRATION_STEPS)
+    before = plan.total(10 * REPLAN_EVERY)
+    plan.observe(2 * REPLAN_EVERY, elapsed + 5000.0, freeze=True)
+    assert plan.total(10 * REPLAN_EVERY) == before
+
+
+def test_a_resumed_run_repeats_the_plans_that_were_made(tmp_path: Path) -> None:
+    first = TimePlan(tmp_path / "plan.json", seconds=1000.0)
+    drive(first, 2 * REPLAN_EVERY, 2.0)
+    again = TimePlan(tmp_path / "plan.json", seconds=1000.0)
+    drive(again, 2 * REPLAN_EVERY, 3.0)  # the clock says otherwise now
+    assert again.entries == first.entries
+    assert [again.total(step) for step in (0, CALIBRATION_STEPS)] == [UNPLANNED, first.total(CALIBRATION_STEPS)]
+
+
+def test_a_run_without_steps_or_seconds_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="0 steps; allowed: 1 or more"):
+        FixedPlan(0)
+    with pytest.raises(ValueError, match="-1.0 seconds; allowed: more than 0"):
+        TimePlan(tmp_path / "plan.json", -1.0)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"steps": 3}', '{"entries": [1, 2]}'])
+def test_a_damaged_plan_is_refused_with_its_path(content: str, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text(content)
+    with pytest.raises(ValueError, match=r"plan\.json is damaged, or no plan of a run"):
+        TimePlan(tmp_path / "plan.json", 1.0)
