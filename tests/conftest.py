@@ -1,6 +1,7 @@
 """What every test shares: one thread, and uninitialised memory that cannot pass for zeros."""
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from torch.utils._device import _device_constructors
 
 assert dsv4.__version__
+os.environ["DSV4_CHECK"] = "1"  # of helper processes and servers too
 torch.set_num_threads(1)
 # torch.device("meta") finds the functions it redirects in a table that it fills at first use. Fill it before
 # torch.empty is replaced below, or a model meant for the meta device would be built on the CPU.

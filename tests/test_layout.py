@@ -13,12 +13,12 @@ PACKAGE = ROOT / "dsv4"
 
 # A module may import from its own entry and from earlier ones.
 ORDER = (
-    *("config", "analysis", "kernels", "model", "checkpoint", "tokenizer", "engine", "server"),
+    *("config", "analysis", "kernels", "cache", "model", "checkpoint", "tokenizer", "engine", "server"),
     *("data", "parallel", "training", "post_training", "evals", "commands", "cli"),
 )
 # Modules that sit beside config.py and are part of it, and the entry point that belongs to the command line.
 ALIASES = {
-    **dict.fromkeys(("config_json", "config_keys", "notices", "presets", "text"), "config"),
+    **dict.fromkeys(("checks", "config_json", "config_keys", "notices", "presets", "text"), "config"),
     "__main__": "cli",
 }
 MAX_LINES = 400

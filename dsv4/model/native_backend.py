@@ -20,11 +20,11 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
+from dsv4.cache import Cache
+from dsv4.cache.native import NativeCache
 from dsv4.kernels import native
 from dsv4.kernels.stored import StoredTensor
 from dsv4.model.batch import RaggedBatch
-from dsv4.model.cache import Cache
-from dsv4.model.native_cache import NativeCache
 from dsv4.model.rope import inverse_frequencies
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class NativeForward:
     def _inputs(self, batch: RaggedBatch, cache: Cache, token_ids: Tensor) -> tuple[Any, ...]:
         """What the kernels take of a batch: the cache, the ids, then each sequence's length, start and row."""
         native.follow_torch_threads()
-        handle = NativeCache.of(cache, self.kernels).current()
+        handle = NativeCache.of(cache, self.kernels).handle
         return handle, _array(token_ids), batch.lengths, batch.starts, batch.slots
 
     def head(self, streams: Tensor, prefix: str = "") -> Tensor:

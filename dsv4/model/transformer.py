@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dsv4.config import ModelConfig
+from dsv4.cache import Cache, LayerCache
+from dsv4.config import WINDOW, ModelConfig
 from dsv4.kernels import native as native_kernels
 from dsv4.kernels.stored import StoredTensor
 from dsv4.model.attention import Attention
 from dsv4.model.attention.attention import Rope
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.batch import RaggedBatch
-from dsv4.model.cache import Cache, LayerCache
 from dsv4.model.hyper_connections import hc_head, hc_post, hc_pre
 from dsv4.model.initialization import init_weights
-from dsv4.model.layout import WINDOW, Layout
+from dsv4.model.layout import Layout
 from dsv4.model.linear import Linear, linear_fp32
 from dsv4.model.moe import MoE
 from dsv4.model.native_backend import NativeForward, wants_gradient
@@ -122,7 +122,7 @@ class Transformer(nn.Module):
             )
         quantize = numerics == "shipped"
         width = config.index_head_dim
-        if quantize and 4 in config.compress_ratios and width & (width - 1):
+        if quantize and config.has_indexer and width & (width - 1):
             raise ValueError(
                 f"index_head_dim {width}: shipped numerics rotate it by Hadamard, which needs a power of two"
             )
@@ -189,7 +189,9 @@ class Transformer(nn.Module):
         if cache is not None:
             return batch, cache
         cache = self.new_cache(batch.num_seqs, int(batch.lengths.max()))
-        return replace(batch, starts=np.zeros_like(batch.starts), slots=np.arange(batch.num_seqs)), cache
+        batch = replace(batch, starts=np.zeros_like(batch.starts), slots=np.arange(batch.num_seqs))
+        cache.reserve(batch.slots, batch.starts, batch.lengths)
+        return batch, cache
 
     def forward_ragged(self, batch: RaggedBatch, cache: Cache | None = None, aux: AuxLosses | None = None) -> Tensor:
         """Streams [T, hc_mult, d] after the last main layer. With a cache, appends to the rows that batch.slots names.
@@ -198,7 +200,7 @@ class Transformer(nn.Module):
         anything is written.
         """
         if cache is not None:
-            cache.check(batch)
+            cache.reserve(batch.slots, batch.starts, batch.lengths)
         native = self._native_forward(batch.num_tokens) if aux is None else None
         if native is not None:
             layers = range(self.config.num_hidden_layers)
@@ -209,7 +211,7 @@ class Transformer(nn.Module):
             for layer in self.layers:
                 streams = layer(streams, ctx)
         if cache is not None:
-            cache.count(batch)
+            cache.advance(batch.slots, batch.lengths)
         return streams
 
     def next_token_logits(
@@ -231,11 +233,11 @@ class Transformer(nn.Module):
             streams = self.forward_ragged(batch, cache)
             return self.logits(streams if rows is None else streams[torch.from_numpy(rows).to(streams.device)])
         if cache is not None:
-            cache.check(batch)
+            cache.reserve(batch.slots, batch.starts, batch.lengths)
         rows = np.arange(batch.num_tokens) if rows is None else rows
         logits = native.next_token_logits(*self._in_cache(batch, cache), rows)
         if cache is not None:
-            cache.count(batch)
+            cache.advance(batch.slots, batch.lengths)
         return logits
 
     def logits(self, streams: Tensor) -> Tensor:
@@ -260,7 +262,7 @@ class Transformer(nn.Module):
         With a cache, batch is the one just forwarded through the main layers (its starts are used, not cache.lengths).
         """
         if cache is not None:
-            batch.check_slots()
+            cache.check_slots(batch.slots.tolist())
         block = cast(MTPBlock, self.mtp[depth])
         native = self._native_forward(batch.num_tokens) if aux is None and not _recorded(streams) else None
         if native is not None:

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import dsv4
+from dsv4.cache import Cache
 from dsv4.checkpoint import save_model
 from dsv4.config import ModelConfig
 from dsv4.engine import LLM, SamplingParams
 from dsv4.kernels import native
-from dsv4.model.cache import Cache
 from dsv4.model.transformer import Transformer
 from dsv4.tokenizer.train import train_tokenizer, write_tokenizer
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dsv4.config import ModelConfig
+from dsv4.cache import LayerCache
+from dsv4.config import COMPRESSION_KINDS, ModelConfig
 from dsv4.kernels.attention import attend
 from dsv4.kernels.linear import linear
 from dsv4.kernels.quant import fake_quant_fp8
 from dsv4.model.attention.compressor import Compressor, store_entries
 from dsv4.model.attention.indexer import Indexer, index_scores
 from dsv4.model.aux_losses import AuxLosses
-from dsv4.model.cache import LayerCache
 from dsv4.model.gather import take_rows
 from dsv4.model.layout import Layout, TileGroup
 from dsv4.model.linear import Linear
@@ -41,7 +41,7 @@ class Attention(nn.Module):
         self.wo_a = Linear(H * D // config.o_groups, config.o_groups * config.o_lora_rank)
         self.wo_b = Linear(config.o_groups * config.o_lora_rank, d, quantize)
         self.compressor = Compressor(config, D, ratio) if ratio else None
-        self.indexer = Indexer(config, quantize) if ratio == 4 else None
+        self.indexer = Indexer(config, quantize) if COMPRESSION_KINDS[ratio].has_indexer else None
 
     def forward(self, x: Tensor, layout: Layout, rope: Rope, cache: LayerCache | None, aux: AuxLosses | None) -> Tensor:
         """x [T, d], normed layer input -> [T, d]. Appends to the cache when there is one."""
@@ -99,7 +99,7 @@ class Attention(nn.Module):
             if cache is not None or needed:
                 made = self.indexer.compressor(xi, layout, cache.index if cache else None, rope.inv_freq, rope.entries)
                 made = self.indexer.rotate_and_quantize(made) if made is not None else None
-                keys = store_entries(made, layout, 4, cache.index if cache else None, x, self.indexer.width)
+                keys = store_entries(made, layout, self.ratio, cache.index if cache else None, x, self.indexer.width)
             if needed:
                 index_q, index_w = self.indexer.queries(xi, qi, *rope.tokens)
         outputs: list[Tensor] = []
@@ -109,7 +109,7 @@ class Attention(nn.Module):
             outputs.append(out)
             losses.extend(loss)
         if aux is not None and losses:
-            aux.add_indexer(torch.cat(losses).sum() / max(1, int((layout.position >= self.ratio - 1).sum())))
+            aux.add_indexer(torch.cat(losses).sum() / max(1, layout.count_from(self.ratio - 1)))
         o = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
         return layout.token_rows(o)
 
@@ -158,6 +158,8 @@ class Attention(nn.Module):
         if isinstance(group.entries, slice):
             return take_rows(entries, chosen + group.entries.start)
         assert group.entries is not None
+        if group.entries.dim() == 1:
+            return take_rows(entries, group.entries[chosen])
         tile = torch.arange(chosen.shape[0], device=chosen.device)[:, None, None]
         return take_rows(entries, group.entries[tile, chosen])
 
@@ -170,7 +172,7 @@ class Attention(nn.Module):
 
 
 def pick(entries: Tensor, rows: slice | Tensor | None) -> Tensor:
-    """Rows of the entry tensor that a group reads: shared [E, D] for a slice, [G, E, D] for an index."""
+    """Rows of the entry tensor that a group reads: [E, D] where its tiles share them, else [G, E, D]."""
     assert rows is not None
     return entries[rows] if isinstance(rows, slice) else take_rows(entries, rows)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dsv4.config import ModelConfig
+from dsv4.cache import CompressorState
+from dsv4.config import COMPRESSION_KINDS, ModelConfig
 from dsv4.kernels.attention import ENTRY_CHUNK
-from dsv4.model.cache import CompressorState
 from dsv4.model.gather import take_rows
 from dsv4.model.layout import CompressionLayout, Layout
 from dsv4.model.linear import Linear, linear_fp32
@@ -31,12 +31,13 @@ def fold_overlap(rows: Tensor, ratio: int) -> Tensor:
 
 
 class Compressor(nn.Module):
-    """One entry of `width` channels a closed window of `ratio` tokens; ratio 4 overlaps with the window before."""
+    """One entry of `width` channels per closed window of `ratio` tokens, which may overlap with the one before."""
 
     def __init__(self, config: ModelConfig, width: int, ratio: int) -> None:
         super().__init__()
-        self.ratio, self.overlap = ratio, ratio == 4
-        total = 2 * width if self.overlap else width
+        kind = COMPRESSION_KINDS[ratio]
+        self.ratio, self.overlap = ratio, kind.overlap
+        total = kind.channels(width)
         self.ape = nn.Parameter(torch.empty(ratio, total))
         self.wkv = Linear(config.hidden_size, total)
         self.wgate = Linear(config.hidden_size, total)
@@ -87,7 +88,7 @@ def store_entries(
     where = layout.compression(ratio)
     if state is not None:
         if entries is not None:
-            state.entries[where.entry_row] = entries.detach().to(state.entries.dtype)
+            state.write(where.entry_row, entries.detach())
         return state.entries
     slack = like.new_zeros(ENTRY_CHUNK, width)
     return slack if entries is None else torch.cat((entries, slack))
