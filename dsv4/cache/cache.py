@@ -84,7 +84,7 @@ class Cache:
     def pages_needed(self, slot: int, tokens: int) -> int:
         """Pages that a row would take from the pool to hold `tokens` more."""
         length = self.lengths[slot]
-        missing = max(0, pages_for(length + tokens) - self._blocks.count(slot))
+        missing = max(0, pages_for(length + tokens) - self._blocks.counts[slot])
         return missing + bool(tokens and self._shares_last_page(slot))
 
     def entry_rows(self, slot: int, ratio: int, start: int, stop: int) -> np.ndarray:
@@ -103,9 +103,9 @@ class Cache:
 
     def check_slots(self, slots: Sequence[int]) -> None:
         """ValueError where a row does not exist, or two sequences name the same: each would write over the other."""
-        for slot in slots:
-            if not 0 <= slot < self.batch_size:
-                raise ValueError(f"cache row {slot}: the cache has rows 0 to {self.batch_size - 1}")
+        if min(slots) < 0 or max(slots) >= self.batch_size:
+            slot = next(slot for slot in slots if not 0 <= slot < self.batch_size)
+            raise ValueError(f"cache row {slot}: the cache has rows 0 to {self.batch_size - 1}")
         if len(set(slots)) < len(slots):
             twice = next(slot for slot in slots if slots.count(slot) > 1)
             raise ValueError(
@@ -130,7 +130,9 @@ class Cache:
                 )
             if held != start:
                 raise ValueError(f"cache row {slot} holds {held} tokens, the batch starts at {start}")
-            needed += self.pages_needed(slot, length)
+            # What most steps need is nothing: a look at the pages of a row then costs more than the rest.
+            if held + length > self._blocks.counts[slot] * PAGE_TOKENS or self.pool.num_shares:
+                needed += self.pages_needed(slot, length)
         if needed > self.pool.num_free:
             raise OutOfPagesError(f"the batch needs {needed} more pages, {self.pool.num_free} are free")
         if needed:
@@ -153,7 +155,7 @@ class Cache:
     def attach(self, slot: int, pages: Iterable[int]) -> None:
         """Let an empty row hold pages that are in use, in the order of its tokens; ValueError where it is not empty."""
         pages = list(pages)
-        if self.lengths[slot] or self._blocks.count(slot):
+        if self.lengths[slot] or self._blocks.counts[slot]:
             raise ValueError(f"cache row {slot} is not empty: reset it before it shares pages")
         if len(pages) > pages_for(self.max_tokens):
             raise ValueError(f"{len(pages)} pages for a row of up to {pages_for(self.max_tokens)}")
@@ -178,9 +180,9 @@ class Cache:
         the snapshot is of another model.
         """
         pages = pages_for(snapshot.length)
-        if self._blocks.count(slot) < pages:
+        if self._blocks.counts[slot] < pages:
             raise ValueError(
-                f"snapshot of {snapshot.length} tokens: cache row {slot} has {self._blocks.count(slot)} of their "
+                f"snapshot of {snapshot.length} tokens: cache row {slot} has {self._blocks.counts[slot]} of their "
                 f"{pages} pages; share them first"
             )
         place = Snapshot(snapshot.length, tuple(layer_views(layer, slot) for layer in self.layers))
@@ -213,7 +215,11 @@ class Cache:
     def _shares_last_page(self, slot: int) -> bool:
         """True if the page that the row's next token belongs to is begun, and someone else holds it too."""
         length = self.lengths[slot]
-        return length % PAGE_TOKENS > 0 and self.pool.references(self.block_table[slot, length // PAGE_TOKENS]) > 1
+        return (
+            self.pool.num_shares > 0
+            and length % PAGE_TOKENS > 0
+            and self.pool.references(self.block_table[slot, length // PAGE_TOKENS]) > 1
+        )
 
     def _take_pages(self, slots: list[int], lengths: list[int]) -> None:
         """Give rows the pages for as many more tokens, and copies of their own of begun pages that they share."""
@@ -222,7 +228,7 @@ class Cache:
             if self._shares_last_page(slot):
                 own = self.pool.take()
                 copies.append((self._blocks.replace(slot, self.lengths[slot] // PAGE_TOKENS, own), own))
-            missing = pages_for(self.lengths[slot] + length) - self._blocks.count(slot)
+            missing = pages_for(self.lengths[slot] + length) - self._blocks.counts[slot]
             self._blocks.append(slot, [self.pool.take() for _ in range(missing)])
         if self.pool.num_touched > self.num_pages:
             self._grow(self.pool.num_touched)

@@ -27,6 +27,7 @@ class PagePool:
 
     def __init__(self, num_pages: int) -> None:
         self.num_pages = num_pages
+        self.num_shares = 0  # references beyond the first of each page
         self._references: list[int] = []  # of the pages that were ever used
         self._released: list[int] = []
 
@@ -64,6 +65,7 @@ class PagePool:
         self._expect_used(pages)
         for page in pages:
             self._references[page] += 1
+        self.num_shares += len(pages)
 
     def release(self, pages: Iterable[int]) -> None:
         """Hold pages once less; ValueError names one that is not in use."""
@@ -73,6 +75,8 @@ class PagePool:
             self._references[page] -= 1
             if self._references[page] == 0:
                 self._released.append(page)
+            else:
+                self.num_shares -= 1
 
     def _expect_used(self, pages: list[int]) -> None:
         free = next((page for page in pages if self.references(page) == 0), None)
@@ -89,20 +93,17 @@ class BlockTable:
 
     def __init__(self, rows: int, pages_per_row: int) -> None:
         self.table = np.full((rows, pages_per_row), -1, dtype=np.int64)
-        self._counts = [0] * rows
-
-    def count(self, row: int) -> int:
-        return self._counts[row]
+        self.counts = [0] * rows  # pages that each row has
 
     def pages(self, row: int, count: int | None = None) -> list[int]:
         """A row's pages, or its first `count`."""
-        held = self._counts[row]
+        held = self.counts[row]
         return self.table[row, : held if count is None else min(count, held)].tolist()
 
     def append(self, row: int, pages: Sequence[int]) -> None:
-        first = self._counts[row]
+        first = self.counts[row]
         self.table[row, first : first + len(pages)] = pages
-        self._counts[row] = first + len(pages)
+        self.counts[row] = first + len(pages)
 
     def replace(self, row: int, index: int, page: int) -> int:
         """Put a page in another's place. Returns the other."""
@@ -112,9 +113,9 @@ class BlockTable:
 
     def cut(self, row: int, count: int) -> list[int]:
         """Keep a row's first `count` pages. Returns those that it loses."""
-        lost = self.table[row, count : self._counts[row]].tolist()
-        self.table[row, count : self._counts[row]] = -1
-        self._counts[row] = min(count, self._counts[row])
+        lost = self.table[row, count : self.counts[row]].tolist()
+        self.table[row, count : self.counts[row]] = -1
+        self.counts[row] = min(count, self.counts[row])
         return lost
 
     def entry_rows(self, rows: np.ndarray | int, entries: np.ndarray, ratio: int) -> np.ndarray:

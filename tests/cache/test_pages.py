@@ -52,7 +52,7 @@ def test_counts_are_those_of_the_holders(steps: list[tuple[str, int]]) -> None:
                 pool.release([page])
                 held.remove(page)
         assert [pool.references(page) for page in range(5)] == [held.count(page) for page in range(5)]
-        assert pool.num_free == 5 - len(set(held))
+        assert pool.num_free == 5 - len(set(held)) and pool.num_shares == len(held) - len(set(held))
 
 
 def test_block_table() -> None:
@@ -60,10 +60,10 @@ def test_block_table() -> None:
     address = blocks.table.ctypes.data
     blocks.append(1, [7, 2])
     blocks.append(1, [5])
-    assert blocks.pages(1) == [7, 2, 5] and blocks.pages(1, 2) == [7, 2] and blocks.count(0) == 0
+    assert blocks.pages(1) == [7, 2, 5] and blocks.pages(1, 2) == [7, 2] and blocks.counts[0] == 0
     assert blocks.entry_rows(1, np.array([0, 31, 32, 64]), 4).tolist() == [7 * 32, 7 * 32 + 31, 2 * 32, 5 * 32]
     assert blocks.entry_rows(np.array([1, 1]), np.array([2, 0]), 128).tolist() == [5, 7]
     assert blocks.replace(1, 1, 3) == 2
     assert blocks.cut(1, 1) == [3, 5] and blocks.table.tolist() == [[-1] * 4, [7, -1, -1, -1]]
-    assert blocks.cut(1, 3) == [] and blocks.count(1) == 1
+    assert blocks.cut(1, 3) == [] and blocks.counts[1] == 1
     assert blocks.table.ctypes.data == address, "kernels keep the address"
