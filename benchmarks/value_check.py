@@ -19,7 +19,7 @@ from dsv4.checkpoint.files import TORCH_DTYPES, ShardWriter, write_json
 from dsv4.checkpoint.folder import Checkpoint
 from dsv4.checkpoint.shards import SINGLE_NAME
 from dsv4.checkpoint.values import check_values
-from dsv4.kernels import native
+from dsv4.kernels import backends
 
 BUFFER_BYTES = 1 << 20
 
@@ -29,7 +29,7 @@ def main() -> None:
     folder: Path = options.folder
     if options.random and not folder.exists():
         write_random(folder, options.random)
-    native.module()
+    backends.native_module()
     files = sorted(folder.glob("*.safetensors"))
     size = sum(file.stat().st_size for file in files)
     read(files)  # into the page cache, so that what follows is not the disk's speed

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from dsv4.lazy import lazy_names
 
 if TYPE_CHECKING:
     from dsv4.checkpoint import CheckpointError
@@ -42,17 +43,7 @@ _LAZY = {
 }
 
 
-def __getattr__(name: str) -> object:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'dsv4' has no attribute {name!r}; public names: {', '.join(sorted(_LAZY))}")
-    module, attribute = _LAZY[name]
-    value: object = getattr(import_module(module), attribute)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+__getattr__, __dir__ = lazy_names("dsv4", _LAZY)
 
 
 def _pin_mkl_rounding() -> None:

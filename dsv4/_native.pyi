@@ -1,4 +1,4 @@
-"""The native kernels, built from native/python/. Only dsv4.kernels and dsv4.model import them: kernels/native.py.
+"""The native kernels, built from native/python/. Only dsv4.kernels and dsv4.model import them: kernels/cpu.py.
 
 Arrays are fp32 (ids and indices int64) tensors or NumPy arrays on the CPU. A wrong shape is a ValueError.
 """

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dsv4 import __version__
 from dsv4.commands import bench, chat, convert, eval, generate, inspect, serve, train, verify
 from dsv4.commands.options import Handler
-from dsv4.kernels.native import KernelChoiceError
+from dsv4.kernels.cpu import KernelChoiceError
 
 COMMANDS = (serve, chat, generate, inspect, convert, verify, train, eval, bench)
 

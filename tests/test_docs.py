@@ -68,7 +68,7 @@ def test_named_files_and_functions_exist(page: str) -> None:
 
 
 def test_the_check_itself() -> None:
-    assert not wrong_names("`model/rope.py:rotate` `dsv4/cli.py` `model/layout.py:TILE`, `model/moe.py:MoE.forward`.")
+    assert not wrong_names("`model/rope.py:rotate` `dsv4/cli.py` `model/layout/tiles.py:TILE`, `model/moe.py:MoE.forward`.")
     assert wrong_names("`engine/llm.py:LLM.x`") == ["engine/llm.py defines no LLM.x"]
     assert wrong_names("model/rope.py:Tensor, model/none.py:f") == [
         "model/rope.py defines no Tensor",
@@ -99,7 +99,7 @@ def test_command_parses(page: str, command: str, monkeypatch: pytest.MonkeyPatch
         recipe = runpy.run_path(str(ROOT / "recipes" / f"{options.recipe}.py"))
         recipe["_parser"]().parse_args(options.arguments)
     elif options.command == "eval":
-        from dsv4.evals import runner
+        from dsv4.commands.terminal import eval as program
 
         class Parsed(Exception):
             pass
@@ -107,10 +107,10 @@ def test_command_parses(page: str, command: str, monkeypatch: pytest.MonkeyPatch
         def evaluate(*_: Any) -> None:
             raise Parsed
 
-        monkeypatch.setattr(runner, "evaluate", evaluate)
-        monkeypatch.setattr(runner, "nano_path", Path)
+        monkeypatch.setattr(program, "evaluate", evaluate)
+        monkeypatch.setattr(program, "nano_path", Path)
         with pytest.raises(Parsed):
-            runner.main(options.arguments)
+            program.main(options.arguments)
 
 
 def test_the_pages_have_commands() -> None:

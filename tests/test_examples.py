@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dsv4.kernels import native
+from dsv4.kernels import backends
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -48,7 +48,7 @@ def test_every_example_is_short() -> None:
 def test_example(path: Path, tmp_path: Path) -> None:
     printed = run(path.read_text(encoding="utf-8"), tmp_path)
     assert printed.strip()
-    if path.name == "logits.py" and native.module() is not None:
+    if path.name == "logits.py" and backends.native_module() is not None:
         assert "the same bits: True" in printed
     if path.name == "train_tiny.py":
         losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", printed)]

@@ -1,6 +1,7 @@
 """The package's shape: imports point down one list, modules stay readable, importing it is cheap."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,12 +14,14 @@ PACKAGE = ROOT / "dsv4"
 
 # A module may import from its own entry and from earlier ones.
 ORDER = (
-    *("config", "analysis", "kernels", "cache", "model", "checkpoint", "tokenizer", "engine", "server"),
+    *("config", "analysis", "kernels", "cache", "model", "checkpoint", "tokenizer", "engine", "conversation", "server"),
     *("data", "parallel", "training", "post_training", "evals", "commands", "cli"),
 )
 # Modules that sit beside config.py and are part of it, and the entry point that belongs to the command line.
 ALIASES = {
-    **dict.fromkeys(("checks", "config_json", "config_keys", "notices", "presets", "text"), "config"),
+    **dict.fromkeys(
+        ("checks", "config_json", "config_keys", "lazy", "notices", "options", "presets", "text"), "config"
+    ),
     "__main__": "cli",
 }
 MAX_LINES = 400
@@ -90,6 +93,30 @@ def test_imports_point_down() -> None:
 )
 def test_the_check_itself(source: str, module: str, ok: bool) -> None:
     assert (upward_imports(source, module) == []) == ok
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """TYPE_CHECKING imports count: who names another's types stands above it."""
+    names = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in modules()
+    }
+    uses = {name: set[str]() for name in names}
+    for name, path in names.items():
+        package = name + ".__init__" if path.name == "__init__.py" else name
+        for _, target in imported(ast.parse(path.read_text(encoding="utf-8")), package):
+            module = target if target in names else target.rpartition(".")[0]
+            # A package that re-exports a module's names stands beside it, as config.py's parts stand beside config.py.
+            if (
+                module in names
+                and not name.startswith(module + ".")
+                and ALIASES.get(module.split(".")[1]) != entry(name)
+            ):
+                uses[name].add(module)
+    del uses["dsv4"]  # the lazy public names, from every floor
+    try:
+        tuple(graphlib.TopologicalSorter({name: found - {"dsv4"} for name, found in uses.items()}).static_order())
+    except graphlib.CycleError as error:
+        raise AssertionError("import circle: " + " <- ".join(error.args[1])) from None
 
 
 def test_modules_stay_readable() -> None:

@@ -38,15 +38,15 @@ class Dsv4Peer:
 
     def __init__(self, folder: Path, numerics: str = "float") -> None:
         import dsv4
-        from dsv4.engine.scheduler import SchedulerConfig
-        from dsv4.kernels import native
+        from dsv4.engine.config import EngineConfig
+        from dsv4.kernels import backends
         from dsv4.model.batch import RaggedBatch
 
         self._batch = RaggedBatch
-        self._step = SchedulerConfig().max_num_batched_tokens
+        self._step = EngineConfig().max_num_batched_tokens
         self._model = dsv4.load(folder, numerics=numerics)
         self._cache: Any = None
-        kernels = native.describe().removeprefix("kernels: ")
+        kernels = backends.describe().removeprefix("kernels: ")
         self.settings = {
             "version": dsv4.__version__,
             "chunk": self._step,

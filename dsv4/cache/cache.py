@@ -15,6 +15,7 @@ they grow, at least twofold, when the pages in use do not fit; page numbers stay
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -197,6 +198,13 @@ class Cache:
         """To be called by whoever has written to the entries of a row by other means than a forward of the model."""
         if self.native is not None:
             self.native.forget(self._blocks.pages(slot))
+
+    def native_cache(self, kernels: ModuleType) -> NativeCache:
+        """This cache as the native kernels see it, made on first use; StaleCacheError as `NativeCache.check`."""
+        if self.native is None:
+            self.native = NativeCache(kernels, self.layers, self.block_table, self.num_pages)
+        self.native.check()
+        return self.native
 
     # Bytes
 

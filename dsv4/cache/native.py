@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torch import Tensor
+import numpy as np
 
 from dsv4 import checks
-
-if TYPE_CHECKING:
-    from dsv4.cache.cache import Cache
+from dsv4.cache.tensors import LayerCache
 
 
 class StaleCacheError(RuntimeError):
@@ -24,26 +22,30 @@ class StaleCacheError(RuntimeError):
 
 
 class NativeCache:
-    """The kernels' object of a cache, made on first use and kept in it. A copy of a cache makes its own."""
+    """The kernels' object of a cache, for the tensors that it has now; a copy of a cache makes its own.
 
-    def __init__(self, cache: Cache, kernels: ModuleType) -> None:
-        layers = [layer.tensors() for layer in cache.layers]
+    block_table int64 [slots, pages per slot] and the tensors are read where they lie.
+    """
+
+    def __init__(self, kernels: ModuleType, layers: list[LayerCache], block_table: np.ndarray, num_pages: int) -> None:
         self._checked = checks.enabled()
-        self._places = _places(layers)
-        self.handle: Any = kernels.Cache(layers, cache.block_table, cache.num_pages, self._checked)
+        self._layers, self._places = layers, _places(layers)
+        self.handle: Any = kernels.Cache([layer.tensors() for layer in layers], block_table, num_pages, self._checked)
+        for layer in layers:
+            if layer.index is not None:
+                layer.index.watcher = self
 
-    @classmethod
-    def of(cls, cache: Cache, kernels: ModuleType) -> NativeCache:
-        """The cache's own. StaleCacheError, under DSV4_CHECK=1, where it would give results of former entries."""
-        native = cache.native
-        if native is None:
-            native = cache.native = cls(cache, kernels)
-            for layer in cache.layers:
-                if layer.index is not None:
-                    layer.index.watcher = native
-        elif native._checked:
-            native._check(cache)
-        return native
+    def check(self) -> None:
+        """StaleCacheError where the kernels would compute with former tensors or entries; only under DSV4_CHECK=1."""
+        if not self._checked:
+            return
+        if _places(self._layers) != self._places:
+            raise StaleCacheError("another tensor lies in the place of one of the cache's: write into those it has")
+        layer, page = self.handle.stale()
+        if layer >= 0:
+            raise StaleCacheError(
+                f"index keys of layer {layer}, page {page}, were written from outside: call Cache.changed(slot) after"
+            )
 
     def forget(self, pages: Iterable[int]) -> None:
         """Drop what is kept of pages whose entries someone else has written."""
@@ -55,18 +57,9 @@ class NativeCache:
         """Index keys that were quantized since the object was made, over all layers."""
         return self.handle.quantized_rows()
 
-    def _check(self, cache: Cache) -> None:
-        if _places([layer.tensors() for layer in cache.layers]) != self._places:
-            raise StaleCacheError("another tensor lies in the place of one of the cache's: write into those it has")
-        layer, page = self.handle.stale()
-        if layer >= 0:
-            raise StaleCacheError(
-                f"index keys of layer {layer}, page {page}, were written from outside: call Cache.changed(slot) after"
-            )
-
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        return type(None), ()  # a copy of the cache makes its own when it is first used
+        return type(None), ()  # the copy makes its own when it is first used
 
 
-def _places(layers: list[list[Tensor]]) -> list[int]:
-    return [tensor.data_ptr() for tensors in layers for tensor in tensors]
+def _places(layers: list[LayerCache]) -> list[int]:
+    return [tensor.data_ptr() for layer in layers for tensor in layer.tensors()]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dsv4.checkpoint.errors import CheckpointError
 from dsv4.checkpoint.folder import Checkpoint
-from dsv4.kernels import native
+from dsv4.kernels import backends
 from dsv4.kernels.stored import StoredTensor
 
 # Attributes of a loaded model, where it has such: MappedFiles and LoadedScales.
@@ -104,7 +104,7 @@ _watched: weakref.WeakSet[MappedFiles] = weakref.WeakSet()
 
 
 def _tell_kernels() -> None:
-    kernels = native.module()
+    kernels = backends.native_module()
     if kernels is None:
         return
     line = (

@@ -13,7 +13,7 @@ from dsv4.checkpoint import formats, values
 from dsv4.checkpoint.errors import CheckpointError
 from dsv4.checkpoint.folder import Checkpoint
 from dsv4.checkpoint.mapped import LOADED_SCALES, MAPPED_FILES, LoadedScales, MappedFiles
-from dsv4.kernels import native
+from dsv4.kernels import backends
 from dsv4.kernels.stored import StoredTensor, widen_bf16
 from dsv4.model.transformer import Transformer
 
@@ -38,10 +38,9 @@ def load_model(
     weights: str | None = None,
     check_values: bool = True,
 ) -> Transformer:
-    """A model folder, official or as transformers saved it -> the model, in eval mode and frozen.
+    """A model folder, official or as transformers saved it -> the model, frozen: plain calls run the native kernels.
 
-    Frozen: no parameter requires a gradient, so that plain calls run the native kernels; `model.requires_grad_(True)`
-    before training.
+    `model.requires_grad_(True)` before training.
 
     weights: "stored" keeps FP4, FP8 and BF16 matrices as they are in the mapped files, for the kernels to read in
     place: the model takes the memory of its checkpoint, and its float32 results have the same bits. "widened" makes
@@ -65,14 +64,14 @@ def load_model(
         files = MappedFiles(checkpoint)
         with torch.device("meta"):
             model = Transformer(checkpoint.config, numerics)
-        keep = weights == "stored" or (weights is None and plain and native.module() is not None)
+        keep = weights == "stored" or (weights is None and plain and backends.native_module() is not None)
         _materialize(model, checkpoint, device, dtype, keep, check_values)
         files.check()
     except BaseException:
         checkpoint.close()
         raise
     _remember(model, checkpoint, files)
-    return model.eval()
+    return model.freeze()
 
 
 def _materialize(

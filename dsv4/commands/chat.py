@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from dsv4.commands.options import add_command, add_model, add_sampling, add_weight_check
-
-EFFORTS = ("low", "high", "max")
+from dsv4.commands.options import EFFORTS, add_command, add_flags, add_model, add_sampling, pick_flags
+from dsv4.engine.config import EngineConfig
 
 
 def add(commands: Any) -> None:
@@ -19,11 +18,11 @@ def add(commands: Any) -> None:
     thinking.add_argument("--no-thinking", action="store_true", help="answer at once")
     thinking.add_argument("--effort", choices=EFFORTS, default=None, help="how much to think")
     add_sampling(parser, max_tokens=1024)
-    add_weight_check(parser)
+    add_flags(parser, EngineConfig, "chat")
 
 
 def run(options: argparse.Namespace) -> int | None:
-    from dsv4.engine.chat import chat
+    from dsv4.commands.terminal.chat import chat
 
     return chat(
         options.model,
@@ -33,5 +32,5 @@ def run(options: argparse.Namespace) -> int | None:
         temperature=options.temperature,
         top_p=options.top_p,
         seed=options.seed,
-        check_values=not options.skip_weight_check,
+        **pick_flags(options, EngineConfig),
     )

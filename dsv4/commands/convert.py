@@ -32,7 +32,7 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from dsv4.checkpoint.convert_cli import convert_checkpoint
+    from dsv4.commands.terminal.convert import convert_checkpoint
 
     convert_checkpoint(
         options.src,

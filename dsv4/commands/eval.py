@@ -21,6 +21,6 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int | None:
-    from dsv4.evals.runner import main
+    from dsv4.commands.terminal.eval import main
 
     return main(options.arguments)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from dsv4.commands.options import add_command, add_model, add_sampling, add_weight_check
+from dsv4.commands.options import add_command, add_flags, add_model, add_sampling, pick_flags
+from dsv4.engine.config import EngineConfig
 
 
 def add(commands: Any) -> None:
@@ -19,13 +20,13 @@ def add(commands: Any) -> None:
     parser.add_argument("prompts", nargs="+", metavar="PROMPT")
     add_model(parser, "--model")
     add_sampling(parser, max_tokens=64)
-    add_weight_check(parser)
+    add_flags(parser, EngineConfig, "generate")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
     parser.add_argument("--json", action="store_true", help="one JSON object a prompt, with token ids and logprobs")
 
 
 def run(options: argparse.Namespace) -> int | None:
-    from dsv4.engine.generate_cli import generate
+    from dsv4.commands.terminal.generate import generate
 
     return generate(
         options.model,
@@ -36,5 +37,5 @@ def run(options: argparse.Namespace) -> int | None:
         seed=options.seed,
         stop=options.stop,
         as_json=options.json,
-        check_values=not options.skip_weight_check,
+        **pick_flags(options, EngineConfig),
     )

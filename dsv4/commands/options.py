@@ -6,6 +6,9 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from dsv4.options import Option, options_of
+
+EFFORTS = ("low", "high", "max")
 Handler = Callable[[argparse.Namespace], "int | None"]
 
 
@@ -37,9 +40,31 @@ def add_sampling(parser: argparse.ArgumentParser, max_tokens: int) -> None:
     parser.add_argument("--seed", type=int, default=None, help="the same seed gives the same text")
 
 
-def add_weight_check(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--skip-weight-check",
-        action="store_true",
-        help="load without looking for NaN and infinity in the weights, which reads them all",
-    )
+def add_flags(parser: argparse.ArgumentParser, config: type, command: str) -> dict[str | None, Any]:
+    """Flags of the options of a config class that name the command; `pick_flags` reads them. Returns the groups."""
+    groups: dict[str | None, Any] = {None: parser}
+    for known in options_of(config):
+        if command in known.commands:
+            if known.group not in groups:
+                groups[known.group] = parser.add_argument_group(known.group)
+            flag = known.flag or f"--{known.name.replace('_', '-')}"
+            groups[known.group].add_argument(flag, dest=known.name, help=known.help, **_flag_details(known))
+    return groups
+
+
+def _flag_details(known: Option) -> dict[str, Any]:
+    """Keywords of argparse for one option: a switch, a repeatable flag, or one with a value."""
+    if known.type_names[0] == "bool":
+        return {"action": "store_false" if known.default else "store_true"}
+    if known.type_names[0].startswith("Sequence"):
+        return {"action": "append", "default": list(known.default), "metavar": known.metavar}
+    details: dict[str, Any] = {"default": known.default, "metavar": known.metavar}
+    if known.choices:
+        return details | {"choices": known.choices}
+    return details | {"type": {"int": int, "float": float}.get(known.type_names[0], str)}
+
+
+def pick_flags(options: argparse.Namespace, *configs: type) -> dict[str, Any]:
+    """The parsed values of the flags that `add_flags` made, by the options' names."""
+    names = [known.name for config in configs for known in options_of(config)]
+    return {name: getattr(options, name) for name in names if hasattr(options, name)}

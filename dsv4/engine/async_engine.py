@@ -15,8 +15,8 @@ from dsv4.engine.core import CHECK_SECONDS, EngineCore, EngineError
 from dsv4.engine.llm import LLM
 from dsv4.engine.outputs import ProgressEvent, TokenEvent
 from dsv4.engine.progress import ProgressWatch
+from dsv4.engine.request import Request
 from dsv4.engine.sampling_params import SamplingParams
-from dsv4.engine.sequence import Sequence
 from dsv4.engine.waiting import WaitingRoom
 
 logger = logging.getLogger("dsv4.engine")
@@ -43,7 +43,7 @@ class AsyncEngine:
         self.llm = llm
         self.error: BaseException | None = None
         self._core: EngineCore = llm.core
-        self._room = WaitingRoom(llm.waiting_limits)
+        self._room = WaitingRoom(llm.engine_config)
         self._listeners: dict[int, _Listener] = {}
         self._watch = ProgressWatch()
         self._commands: list[Callable[[], None]] = []
@@ -71,7 +71,7 @@ class AsyncEngine:
         has its place in the queue from now on, and is queued when iteration begins. If the engine stops, iteration
         raises EngineError. Safe from any thread.
         """
-        events = self._events(self._new_sequence(prompt_token_ids, params), watched=False)
+        events = self._events(self._new_request(prompt_token_ids, params), watched=False)
         return cast(AsyncGenerator[TokenEvent, None], events)
 
     def stream_with_progress(
@@ -81,7 +81,7 @@ class AsyncEngine:
 
         The first comes at once, the last with the first token, and those between several times a second at most.
         """
-        return self._events(self._new_sequence(prompt_token_ids, params), watched=True)
+        return self._events(self._new_request(prompt_token_ids, params), watched=True)
 
     def check_room(self) -> None:
         """Raises QueueFullError where a request of any length would get it: before its prompt is even made."""
@@ -101,17 +101,17 @@ class AsyncEngine:
         if not was_closed:
             self.llm.release()
 
-    def _new_sequence(self, prompt_token_ids: list[int], params: SamplingParams) -> Sequence:
-        """A checked sequence with a place in the queue."""
-        sequence = self._core.new_sequence(prompt_token_ids, params)
-        self._room.add(sequence)
-        return sequence
+    def _new_request(self, prompt_token_ids: list[int], params: SamplingParams) -> Request:
+        """A checked request with a place in the queue."""
+        request = self._core.new_request(prompt_token_ids, params)
+        self._room.add(request)
+        return request
 
-    async def _events(self, sequence: Sequence, watched: bool) -> AsyncGenerator[TokenEvent | ProgressEvent, None]:
+    async def _events(self, request: Request, watched: bool) -> AsyncGenerator[TokenEvent | ProgressEvent, None]:
         listener = _Listener(asyncio.Queue(), asyncio.get_running_loop())
         if watched:  # now, not after the step that runs: it may take seconds
-            listener.queue.put_nowait(sequence.progress(time.monotonic(), self.num_waiting))
-        self._submit(lambda: self._start(sequence, listener, watched))
+            listener.queue.put_nowait(request.progress(time.monotonic(), self.num_waiting))
+        self._submit(lambda: self._start(request, listener, watched))
         finished = False
         try:
             while not finished:
@@ -124,7 +124,7 @@ class AsyncEngine:
         finally:
             if not finished:
                 with contextlib.suppress(EngineError):  # an engine that has stopped runs nothing to abort
-                    self._submit(lambda: self._abort(sequence))
+                    self._submit(lambda: self._abort(request))
 
     def _submit(self, command: Callable[[], None]) -> None:
         """Hands a command to the engine thread, which carries it out between two steps."""
@@ -148,10 +148,10 @@ class AsyncEngine:
                     command()
                 self._core.check_files()
                 events = self._core.step()
-                for sequence, progress in self._watch.reports(self._core.scheduler.waiting, time.monotonic()):
-                    self._deliver(sequence, progress)
-                for sequence, event in events:
-                    self._deliver(sequence, event)
+                for request, progress in self._watch.reports(self._core.scheduler.waiting, time.monotonic()):
+                    self._deliver(request, progress)
+                for request, event in events:
+                    self._deliver(request, event)
         except BaseException as error:  # every waiting client has to learn of it
             logger.error("the engine has stopped: %s: %s", type(error).__name__, error)
             with self._wake:
@@ -167,27 +167,27 @@ class AsyncEngine:
             commands, self._commands = self._commands, []
             return commands
 
-    def _start(self, sequence: Sequence, listener: _Listener, watched: bool) -> None:
-        self._listeners[sequence.request_id] = listener
+    def _start(self, request: Request, listener: _Listener, watched: bool) -> None:
+        self._listeners[request.request_id] = listener
         if watched:
-            self._watch.add(sequence)
-        self._core.add(sequence)
+            self._watch.add(request)
+        self._core.add(request)
 
-    def _abort(self, sequence: Sequence) -> None:
-        self._listeners.pop(sequence.request_id, None)
-        self._watch.discard(sequence)
-        self._core.abort(sequence)
+    def _abort(self, request: Request) -> None:
+        self._listeners.pop(request.request_id, None)
+        self._watch.discard(request)
+        self._core.abort(request)
 
-    def _deliver(self, sequence: Sequence, event: TokenEvent | ProgressEvent) -> None:
-        listener = self._listeners.get(sequence.request_id)
+    def _deliver(self, request: Request, event: TokenEvent | ProgressEvent) -> None:
+        listener = self._listeners.get(request.request_id)
         if listener is None:  # aborted when the event before this one could not be delivered
             return
         try:
             listener.send(event)
         except RuntimeError:  # the client's event loop is closed: nobody is left to read this request
-            self._abort(sequence)
+            self._abort(request)
         if isinstance(event, TokenEvent) and event.finish_reason is not None:
-            self._listeners.pop(sequence.request_id, None)
+            self._listeners.pop(request.request_id, None)
 
     def _fail_listeners(self) -> None:
         message = f"the engine has failed: {self.error}" if self.error is not None else "the engine is closed"

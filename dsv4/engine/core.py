@@ -12,11 +12,11 @@ from math import isfinite
 from torch import Tensor
 
 from dsv4.engine.outputs import TokenEvent
+from dsv4.engine.request import Request, TextDecoder
 from dsv4.engine.runner import ModelRunner
 from dsv4.engine.sampler import sample
 from dsv4.engine.sampling_params import MAX_SEED, SamplingParams
 from dsv4.engine.scheduler import Scheduler
-from dsv4.engine.sequence import Sequence, TextDecoder
 
 CHECK_SECONDS = 1.0  # between two looks at the files of the weights
 
@@ -60,14 +60,14 @@ class EngineCore:
     def has_work(self) -> bool:
         return self.scheduler.has_work
 
-    def new_sequence(self, prompt_token_ids: list[int], params: SamplingParams) -> Sequence:
-        """A checked sequence, not queued yet. Raises ValueError for a prompt that cannot run; safe from any thread."""
+    def new_request(self, prompt_token_ids: list[int], params: SamplingParams) -> Request:
+        """A checked request, not queued yet. Raises ValueError for a prompt that cannot run; safe from any thread."""
         self._check(prompt_token_ids, params)
         limits = self.limits
         stops = set(params.stop_token_ids)
         if not params.ignore_eos:
             stops.update(limits.eos_token_ids)
-        return Sequence(
+        return Request(
             request_id=next(self._request_ids),
             prompt_token_ids=list(prompt_token_ids),
             params=params,
@@ -78,19 +78,19 @@ class EngineCore:
             text_vocab_size=limits.text_vocab_size,
         )
 
-    def add(self, sequence: Sequence) -> None:
-        self.scheduler.add(sequence)
+    def add(self, request: Request) -> None:
+        self.scheduler.add(request)
 
-    def abort(self, sequence: Sequence) -> None:
-        """Ends a new, waiting or running sequence with finish reason "abort"; one that has ended stays as it is."""
-        if not sequence.finished:
-            sequence.abort()
-            self._release(sequence)
+    def abort(self, request: Request) -> None:
+        """Ends a new, waiting or running request with finish reason "abort"; one that has ended stays as it is."""
+        if not request.finished:
+            request.abort()
+            self._release(request)
 
     def abort_all(self) -> None:
-        """Ends every waiting or running sequence."""
-        for sequence in (*self.scheduler.running, *self.scheduler.waiting):
-            self.abort(sequence)
+        """Ends every waiting or running request."""
+        for request in (*self.scheduler.running, *self.scheduler.waiting):
+            self.abort(request)
 
     def check_files(self, now: bool = False) -> None:
         """EngineError where a file that the weights lie in is no longer as it was loaded; looks at most once a second.
@@ -104,10 +104,10 @@ class EngineCore:
         if change is not None:
             raise EngineError(f"{change}; the weights are no longer those that were loaded: start again")
 
-    def step(self) -> list[tuple[Sequence, TokenEvent]]:
-        """Computes one ragged batch and returns the new token of each sequence that got one.
+    def step(self) -> list[tuple[Request, TokenEvent]]:
+        """Computes one ragged batch and returns the new token of each request that got one.
 
-        Raises EngineError where a sequence's logits are no numbers to sample from, and as `check_files` does.
+        Raises EngineError where a request's logits are no numbers to sample from, and as `check_files` does.
         """
         self.check_files(now=bool(self.scheduler.waiting))
         chunks = self.scheduler.schedule()
@@ -115,25 +115,25 @@ class EngineCore:
             return []
         now = time.monotonic()
         for chunk in chunks:
-            chunk.sequence.mark_scheduled(now)
+            chunk.request.mark_scheduled(now)
         logits = self.runner.run(chunks)
         for chunk in chunks:
-            chunk.sequence.num_computed_tokens = chunk.stop
+            chunk.request.num_computed_tokens = chunk.stop
         if logits is None:
             return []
-        sampling = [chunk.sequence for chunk in chunks if chunk.samples]
+        sampling = [chunk.request for chunk in chunks if chunk.samples]
         _check_logits(logits, sampling)
-        sampled = sample(logits, [sequence.sample_request() for sequence in sampling])
+        sampled = sample(logits, [request.sample_request() for request in sampling])
         now = time.monotonic()
-        events: list[tuple[Sequence, TokenEvent]] = []
-        for sequence, token in zip(sampling, sampled, strict=True):
-            events.append((sequence, sequence.append(token, now)))
-            if sequence.finished:
-                self._release(sequence)
+        events: list[tuple[Request, TokenEvent]] = []
+        for request, token in zip(sampling, sampled, strict=True):
+            events.append((request, request.append(token, now)))
+            if request.finished:
+                self._release(request)
         return events
 
-    def _release(self, sequence: Sequence) -> None:
-        slot = self.scheduler.finish(sequence)
+    def _release(self, request: Request) -> None:
+        slot = self.scheduler.finish(request)
         if slot is not None:
             self.runner.release(slot)
 
@@ -154,7 +154,7 @@ class EngineCore:
             raise ValueError(f"stop strings {params.stop_strings!r} need a tokenizer, and this model has none")
 
 
-def _check_logits(logits: Tensor, sampling: list[Sequence]) -> None:
+def _check_logits(logits: Tensor, sampling: list[Request]) -> None:
     """EngineError at the first row that makes no distribution: one with NaN or +inf, or with -inf alone.
 
     A -inf beside finite logits rules one token out and no more. The largest logit shows all three: NaN is larger than
@@ -163,9 +163,9 @@ def _check_logits(logits: Tensor, sampling: list[Sequence]) -> None:
     """
     # On the CPU NumPy's takes a fraction of torch's time.
     largest = logits.numpy().max(axis=1) if logits.is_cpu else logits.amax(dim=1).cpu().numpy()
-    for sequence, value in zip(sampling, largest, strict=True):
+    for request, value in zip(sampling, largest, strict=True):
         if not isfinite(value):
             raise EngineError(
-                f"the logits of request {sequence.request_id} after {sequence.num_tokens} tokens are not finite (the "
+                f"the logits of request {request.request_id} after {request.num_tokens} tokens are not finite (the "
                 f"largest is {value}): the weights or what computes with them is damaged"
             )

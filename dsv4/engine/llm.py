@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
-from collections.abc import Generator
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 
 from dsv4.checkpoint.mapped import mapped_files
-from dsv4.config import ModelConfig, nano_path
+from dsv4.config import nano_path
+from dsv4.engine.config import EngineConfig
 from dsv4.engine.core import CoreLimits, EngineCore
+from dsv4.engine.loading import check_device, load, resolve_max_model_len
 from dsv4.engine.outputs import RequestOutput, TokenEvent
 from dsv4.engine.runner import EngineModel, ModelRunner
 from dsv4.engine.sampling_params import SamplingParams
-from dsv4.engine.scheduler import Scheduler, SchedulerConfig
-from dsv4.engine.waiting import WaitingLimits
+from dsv4.engine.scheduler import Scheduler
+from dsv4.model.transformer import Transformer
+from dsv4.options import check_keywords, takes_options
 from dsv4.text import check_text
 from dsv4.tokenizer import Tokenizer
 from dsv4.tokenizer.prompts import PromptEncoder, effort_ladder
-
-DEFAULT_MAX_MODEL_LEN = 131072  # the cache takes memory as tokens come, so a long limit costs nothing by itself
 
 Prompt = str | list[int]
 
@@ -30,47 +31,44 @@ Prompt = str | list[int]
 class LLM:
     """One loaded model that generates. `LLM()` is the embedded nano model.
 
-    `model`: a model folder, or a model object; `folder` is then where its tokenizer and prompt settings are. Without a
-    tokenizer prompts are token ids and so is the output; text raises ValueError. `max_model_len` bounds prompt and
-    output together; by default it is the model's own limit, at most 131072. `dtype`: "auto", "bfloat16", "float32" or a
-    torch.dtype, of a folder's matrices and of the cache; auto is float32 on the CPU, bfloat16 on a GPU. A folder that
-    cannot fit into memory is a CapacityError before it is read, unless `check_memory` is False. `max_num_waiting` and
-    `max_waiting_tokens` bound the queue of an AsyncEngine; `generate` takes any number of prompts.
-    `check_values`: as of `dsv4.load`.
+    `model`: a model folder, or a model object, which is frozen (`Transformer.freeze`); `folder` is then where its
+    tokenizer and prompt settings are. Without a tokenizer prompts are token ids and so is the output; text raises
+    ValueError.
+
+    `options`: fields of EngineConfig; `engine_config` has all of them, and options beside it replace some. TypeError
+    for an unknown option. `max_model_len` bounds prompt and output together; by default it is the model's own limit, at
+    most 131072. `dtype`: "auto", "bfloat16", "float32" or a torch.dtype, of a folder's matrices and of the cache; auto
+    is float32 on the CPU, bfloat16 on a GPU. A folder that cannot fit into memory is a CapacityError before it is read,
+    unless `check_memory` is False. `max_num_waiting` and `max_waiting_tokens` bound the queue of an AsyncEngine;
+    `generate` takes any number of prompts. `check_values`: as of `dsv4.load`.
     """
 
+    @takes_options(EngineConfig)
     def __init__(
         self,
         model: str | Path | EngineModel | None = None,
         *,
         folder: str | Path | None = None,
-        device: str = "cpu",
-        dtype: torch.dtype | str = "auto",
-        numerics: str = "float",
-        max_num_seqs: int = 8,
-        max_model_len: int | None = None,
-        max_num_batched_tokens: int = 1024,
-        max_num_waiting: int = WaitingLimits.max_num_waiting,
-        max_waiting_tokens: int = WaitingLimits.max_waiting_tokens,
-        check_memory: bool = True,
-        check_values: bool = True,
+        engine_config: EngineConfig | None = None,
+        **options: Any,
     ) -> None:
-        _check_device(device)
-        self.waiting_limits = WaitingLimits(max_num_waiting, max_waiting_tokens)
-        step_limits = SchedulerConfig(max_num_seqs, max_num_batched_tokens)
+        check_keywords("LLM", options, EngineConfig)
+        self.engine_config = config = dataclasses.replace(engine_config or EngineConfig(), **options)
+        check_device(config.device)
         if model is None or isinstance(model, (str, Path)):
             folder = nano_path() if model is None else Path(model)
-            length = max_model_len or DEFAULT_MAX_MODEL_LEN
-            model = _load(Path(folder), device, dtype, numerics, max_num_seqs, length, check_memory, check_values)
+            model = load(Path(folder), config)
+        if isinstance(model, Transformer) and not model.frozen:
+            model.freeze()
         self.path: Path | None = None if folder is None else Path(folder)
         self.config = model.config
         self.tokenizer = tokenizer = _find_tokenizer(self.path)
         self.prompts: PromptEncoder | None = None
         if self.path is not None and tokenizer is not None:
             self.prompts = PromptEncoder(tokenizer, effort_ladder(self.path))
-        self.max_model_len = _resolve_max_model_len(max_model_len, self.config)
-        scheduler = Scheduler(step_limits)
-        runner = ModelRunner(model, max_num_seqs, self.max_model_len, torch.device(device))
+        self.max_model_len = resolve_max_model_len(config.max_model_len, self.config)
+        scheduler = Scheduler(config)
+        runner = ModelRunner(model, config.max_num_seqs, self.max_model_len, torch.device(config.device))
         limits = CoreLimits(
             self.config.vocab_size,
             self.config.eos_token_ids,
@@ -92,8 +90,8 @@ class LLM:
 
     def generate(
         self,
-        prompts: Prompt | SequenceOf[Prompt],
-        sampling_params: SamplingParams | SequenceOf[SamplingParams] | None = None,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[RequestOutput]:
         """Completes every prompt; the outputs are in the prompts' order.
 
@@ -108,33 +106,33 @@ class LLM:
             params = list(sampling_params)
             if len(params) != len(batch):
                 raise ValueError(f"{len(params)} sampling_params for {len(batch)} prompts; give one, or one a prompt")
-        sequences = [
-            self.core.new_sequence(self.encode(prompt, f"prompt {place}"), param)
+        requests = [
+            self.core.new_request(self.encode(prompt, f"prompt {place}"), param)
             for place, (prompt, param) in enumerate(zip(batch, params, strict=True))
         ]
         self.claim()
         try:
-            for sequence in sequences:
-                self.core.add(sequence)
+            for request in requests:
+                self.core.add(request)
             while self.core.has_work:
                 self.core.step()
         finally:  # an error or Ctrl-C leaves nothing behind in the scheduler
-            for sequence in sequences:
-                self.core.abort(sequence)
+            for request in requests:
+                self.core.abort(request)
             self.release()
-        return [sequence.output for sequence in sequences]
+        return [request.output for request in requests]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[TokenEvent, None, None]:
         """Completes one prompt and yields its tokens as they come; closing the generator stops the request."""
-        sequence = self.core.new_sequence(self.encode(prompt), params or SamplingParams())
+        request = self.core.new_request(self.encode(prompt), params or SamplingParams())
         self.claim()
         try:
-            self.core.add(sequence)
-            while not sequence.finished:
+            self.core.add(request)
+            while not request.finished:
                 for _, event in self.core.step():
                     yield event
         finally:
-            self.core.abort(sequence)
+            self.core.abort(request)
             self.release()
 
     def claim(self) -> None:
@@ -173,59 +171,15 @@ class LLM:
         return [self.config.bos_token_id, *self.tokenizer.encode(prompt)]
 
 
-def _as_batch(prompts: Prompt | SequenceOf[Prompt]) -> list[Prompt]:
+def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """A lone prompt becomes a batch of one."""
     if isinstance(prompts, (str, bytes, bytearray)):
         return [cast(Prompt, prompts)]
     if prompts and all(isinstance(item, int) for item in prompts):
         return [cast("list[int]", list(prompts))]
-    return list(cast("SequenceOf[Prompt]", prompts))
-
-
-def _check_device(device: str) -> None:
-    """ValueError for what torch does not know, and for a CUDA device that this machine has not."""
-    try:
-        wanted = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device is {device!r}; allowed: cpu, cuda or cuda:N") from error
-    found = torch.cuda.device_count()
-    if wanted.type == "cuda" and (wanted.index or 0) >= found:
-        raise ValueError(f"device is {device!r}; torch finds {found} CUDA devices here")
-
-
-def _resolve_max_model_len(requested: int | None, config: ModelConfig) -> int:
-    limit = config.max_position_embeddings
-    if requested is None:
-        return min(limit, DEFAULT_MAX_MODEL_LEN)
-    if not 2 <= requested <= limit:
-        raise ValueError(f"max_model_len is {requested}; allowed: [2, {limit}] (the model's max_position_embeddings)")
-    return requested
+    return list(cast("Sequence[Prompt]", prompts))
 
 
 def _find_tokenizer(path: Path | None) -> Tokenizer | None:
     """The folder's tokenizer; a folder without one is a model for token ids alone."""
     return Tokenizer.from_pretrained(path) if path is not None and (path / "tokenizer.json").is_file() else None
-
-
-def _load(
-    folder: Path,
-    device: str,
-    dtype: torch.dtype | str,
-    numerics: str,
-    max_num_seqs: int,
-    max_model_len: int,
-    check_memory: bool,
-    check_values: bool,
-) -> EngineModel:
-    from dsv4.engine.loading import load, resolve_dtype
-
-    return load(
-        folder,
-        device,
-        resolve_dtype(dtype, device),
-        numerics,
-        max_num_seqs,
-        max_model_len,
-        check_memory,
-        check_values,
-    )

@@ -11,44 +11,57 @@ import torch
 from dsv4.analysis import Layout
 from dsv4.checkpoint import load_model
 from dsv4.checkpoint.folder import Checkpoint
+from dsv4.config import ModelConfig
 from dsv4.engine.capacity import Plan, check_fit, need_of, ways_out
+from dsv4.engine.config import DEFAULT_MAX_MODEL_LEN, DTYPES, EngineConfig
 from dsv4.engine.machine import cuda_memory, host_memory
-from dsv4.kernels import native
+from dsv4.kernels import backends
 from dsv4.model.transformer import Transformer
 
-DTYPES = ("auto", "bfloat16", "float32")
-
 logger = logging.getLogger("dsv4")
+
+
+def check_device(device: str) -> None:
+    """ValueError for what torch does not know, and for a CUDA device that this machine has not."""
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device is {device!r}; allowed: cpu, cuda or cuda:N") from error
+    found = torch.cuda.device_count()
+    if wanted.type == "cuda" and (wanted.index or 0) >= found:
+        raise ValueError(f"device is {device!r}; torch finds {found} CUDA devices here")
 
 
 def resolve_dtype(dtype: torch.dtype | str, device: str) -> torch.dtype:
     """The dtype of matrices and cache. "auto": float32 on the CPU, as its kernels compute, bfloat16 on a GPU."""
     if isinstance(dtype, torch.dtype):
         return dtype
-    if dtype not in DTYPES:
+    if dtype not in DTYPES:  # a value of another type: names are checked by EngineConfig
         raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}, or a torch.dtype")
     if dtype == "auto":
         return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
     return torch.bfloat16 if dtype == "bfloat16" else torch.float32
 
 
-def load(
-    folder: Path,
-    device: str,
-    dtype: torch.dtype,
-    numerics: str,
-    max_num_seqs: int,
-    max_model_len: int,
-    check_memory: bool = True,
-    check_values: bool = True,
-) -> Transformer:
-    """The folder's model; CapacityError before anything of it is read where it cannot fit. `max_model_len`: at most.
+def load(folder: Path, config: EngineConfig) -> Transformer:
+    """The folder's model; CapacityError before anything of it is read where it cannot fit."""
+    dtype = resolve_dtype(config.dtype, config.device)
+    if config.check_memory:
+        longest = config.max_model_len or DEFAULT_MAX_MODEL_LEN
+        check_capacity(folder, config.device, dtype, config.max_num_seqs, longest)
+    return load_model(
+        folder, device=config.device, dtype=dtype, numerics=config.numerics, check_values=config.check_values
+    )
 
-    `check_values`: as of `dsv4.load`.
-    """
-    if check_memory:
-        check_capacity(folder, device, dtype, max_num_seqs, max_model_len)
-    return load_model(folder, device=device, dtype=dtype, numerics=numerics, check_values=check_values)
+
+def resolve_max_model_len(requested: int | None, config: ModelConfig) -> int:
+    """Tokens that a request may hold: as asked for, at most the model's own limit; ValueError beyond it."""
+    limit = config.max_position_embeddings
+    if requested is None:
+        return min(limit, DEFAULT_MAX_MODEL_LEN)
+    if requested > limit:
+        raise ValueError(f"max_model_len is {requested}; allowed: [2, {limit}] (the model's max_position_embeddings)")
+    return requested
 
 
 def check_capacity(folder: Path, device: str, dtype: torch.dtype, max_num_seqs: int, max_model_len: int) -> None:
@@ -65,10 +78,10 @@ def check_capacity(folder: Path, device: str, dtype: torch.dtype, max_num_seqs: 
     plan = Plan(
         config,
         layout,
-        keeps_stored=on_cpu and dtype == torch.float32 and native.module() is not None,
+        keeps_stored=on_cpu and dtype == torch.float32 and backends.native_module() is not None,
         itemsize=dtype.itemsize,
         max_num_seqs=max_num_seqs,
         max_model_len=min(max_model_len, config.max_position_embeddings),
     )
-    for warning in check_fit(str(folder), need_of(plan), memory, ways_out(plan, memory, native.describe())):
+    for warning in check_fit(str(folder), need_of(plan), memory, ways_out(plan, memory, backends.describe())):
         logger.warning(warning)

@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dsv4.engine.outputs import ProgressEvent
-from dsv4.engine.sequence import Sequence
+from dsv4.engine.request import Request
 
 REPORT_SECONDS = 0.2  # time between two reports of one request, the last one apart
 
 
 @dataclass
 class _Watched:
-    sequence: Sequence
+    request: Request
     reported: tuple[int | None, int]  # queue position and computed tokens of the latest report
 
 
@@ -24,13 +24,13 @@ class ProgressWatch:
         self._watched: dict[int, _Watched] = {}
         self._due_time = 0.0
 
-    def add(self, sequence: Sequence) -> None:
-        self._watched[sequence.request_id] = _Watched(sequence, (-1, 0))
+    def add(self, request: Request) -> None:
+        self._watched[request.request_id] = _Watched(request, (-1, 0))
 
-    def discard(self, sequence: Sequence) -> None:
-        self._watched.pop(sequence.request_id, None)
+    def discard(self, request: Request) -> None:
+        self._watched.pop(request.request_id, None)
 
-    def reports(self, waiting: Iterable[Sequence], now: float) -> list[tuple[Sequence, ProgressEvent]]:
+    def reports(self, waiting: Iterable[Request], now: float) -> list[tuple[Request, ProgressEvent]]:
         """Progress to tell after a step; `waiting` is the queue, the next to start first.
 
         A request that got its first token is reported a last time, whatever the time. The others are reported when
@@ -42,18 +42,18 @@ class ProgressWatch:
         positions: dict[int, int] = {}
         if is_due:
             self._due_time = now + REPORT_SECONDS
-            positions = {sequence.request_id: place for place, sequence in enumerate(waiting)}
-        events: list[tuple[Sequence, ProgressEvent]] = []
+            positions = {request.request_id: place for place, request in enumerate(waiting)}
+        events: list[tuple[Request, ProgressEvent]] = []
         for watched in list(self._watched.values()):
-            sequence = watched.sequence
-            is_last = sequence.first_token_time is not None
+            request = watched.request
+            is_last = request.first_token_time is not None
             if not (is_due or is_last):
                 continue
-            event = sequence.progress(now, positions.get(sequence.request_id))
+            event = request.progress(now, positions.get(request.request_id))
             state = (event.queue_position, event.num_computed_tokens)
             if is_last or state != watched.reported:
                 watched.reported = state
-                events.append((sequence, event))
+                events.append((request, event))
             if is_last:
-                self.discard(sequence)
+                self.discard(request)
         return events

@@ -28,7 +28,7 @@ class EngineModel(Protocol):
 
 
 class ModelRunner:
-    """Runs steps on one device. The cache has one row for each sequence that may run."""
+    """Runs steps on one device. The cache has one row for each request that may run."""
 
     def __init__(self, model: EngineModel, max_num_seqs: int, max_model_len: int, device: torch.device) -> None:
         self.model = model
@@ -39,12 +39,12 @@ class ModelRunner:
     def run(self, chunks: list[ScheduledChunk]) -> Tensor | None:
         """fp32 [n, vocab] logits of the chunks that sample, in their order; None when no chunk does.
 
-        Each chunk continues its sequence's cache row, which afterwards holds everything up to chunk.stop.
+        Each chunk continues its request's cache row, which afterwards holds everything up to chunk.stop.
         """
         batch = RaggedBatch.pack(
-            [chunk.sequence.tokens(chunk.start, chunk.stop) for chunk in chunks],
+            [chunk.request.tokens(chunk.start, chunk.stop) for chunk in chunks],
             starts=[chunk.start for chunk in chunks],
-            slots=[chunk.sequence.slot for chunk in chunks],
+            slots=[chunk.request.slot for chunk in chunks],
             device=self.device,
         )
         last_rows: list[int] = []
@@ -57,5 +57,5 @@ class ModelRunner:
         return logits if last_rows else None
 
     def release(self, slot: int) -> None:
-        """Empties a cache row for its next sequence."""
+        """Empties a cache row for its next request."""
         self.cache.reset(slot)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import weakref
-from dataclasses import dataclass
 
-from dsv4.engine.sequence import Sequence, SequenceStatus
+from dsv4.engine.config import EngineConfig
+from dsv4.engine.request import Request, RequestStatus
 
 
 class QueueFullError(RuntimeError):
@@ -15,28 +15,15 @@ class QueueFullError(RuntimeError):
     retry_after = 5.0  # seconds, for clients
 
 
-@dataclass(frozen=True)
-class WaitingLimits:
-    """Requests that may wait for their first step, and tokens of their prompts together (about 50 bytes each)."""
-
-    max_num_waiting: int = 256
-    max_waiting_tokens: int = 1 << 22
-
-    def __post_init__(self) -> None:
-        for name in ("max_num_waiting", "max_waiting_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
-
-
 class WaitingRoom:
     """Which requests wait. A place is free again when its request runs, has ended, or nobody holds it any more.
 
     Safe from any thread. A lone prompt is taken whatever its length.
     """
 
-    def __init__(self, limits: WaitingLimits) -> None:
-        self.limits = limits
-        self._sequences: weakref.WeakSet[Sequence] = weakref.WeakSet()
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self._requests: weakref.WeakSet[Request] = weakref.WeakSet()
         self._lock = threading.Lock()
 
     def check(self, num_tokens: int = 0) -> None:
@@ -44,17 +31,17 @@ class WaitingRoom:
         with self._lock:
             self._check(num_tokens)
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, request: Request) -> None:
         """Gives a request its place; QueueFullError where there is none."""
         with self._lock:
-            self._check(len(sequence.prompt_token_ids))
-            self._sequences.add(sequence)
+            self._check(len(request.prompt_token_ids))
+            self._requests.add(request)
 
     def _check(self, num_tokens: int) -> None:
-        begun = (SequenceStatus.RUNNING, SequenceStatus.FINISHED)
-        waiting = [sequence for sequence in self._sequences if sequence.status not in begun]
-        self._sequences = weakref.WeakSet(waiting)
-        tokens, limits = sum(len(sequence.prompt_token_ids) for sequence in waiting), self.limits
+        begun = (RequestStatus.RUNNING, RequestStatus.FINISHED)
+        waiting = [request for request in self._requests if request.status not in begun]
+        self._requests = weakref.WeakSet(waiting)
+        tokens, limits = sum(len(request.prompt_token_ids) for request in waiting), self.config
         full = len(waiting) >= limits.max_num_waiting or tokens + max(1, num_tokens) > limits.max_waiting_tokens
         if waiting and full:
             asked = f"; this one has {num_tokens} tokens" if num_tokens else ""

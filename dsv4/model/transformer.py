@@ -1,112 +1,28 @@
-"""The model: embedding, blocks with mHC around attention and experts, read-out, MTP block. Official parameter names."""
+"""The model: embedding, blocks, read-out, MTP blocks. Parameter names are the official checkpoint's."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dsv4.cache import Cache, LayerCache
+from dsv4.cache import Cache
 from dsv4.config import WINDOW, ModelConfig
-from dsv4.kernels import native as native_kernels
 from dsv4.kernels.stored import StoredTensor
-from dsv4.model.attention import Attention
-from dsv4.model.attention.attention import Rope
 from dsv4.model.aux_losses import AuxLosses
+from dsv4.model.backend import Backend, ReferenceBackend
 from dsv4.model.batch import RaggedBatch
-from dsv4.model.hyper_connections import hc_head, hc_post, hc_pre
+from dsv4.model.block import Block, MTPBlock, hc_parameters
 from dsv4.model.initialization import init_weights
-from dsv4.model.layout import Layout
-from dsv4.model.linear import Linear, linear_fp32
-from dsv4.model.moe import MoE
-from dsv4.model.native_backend import NativeForward, wants_gradient
+from dsv4.model.linear import Linear
+from dsv4.model.moe import Gate
+from dsv4.model.native_backend import build_backend
 from dsv4.model.norm import RMSNorm
 
 NUMERICS = ("float", "shipped")
-
-
-class ForwardContext:
-    """What all layers of one forward share: index tables, rotations, token ids, cache, auxiliary losses."""
-
-    def __init__(
-        self, config: ModelConfig, batch: RaggedBatch, cache: Cache | None, aux: AuxLosses | None, device: torch.device
-    ) -> None:
-        self.config, self.cache, self.aux = config, cache, aux
-        self.token_ids = batch.token_ids.to(device)
-        self.layout = Layout(batch, cache, device)
-        self._rope: dict[bool, Rope] = {}
-
-    def rope(self, ratio: int) -> Rope:
-        """Rotations of a layer with this ratio; ratio 0 has frequencies of its own."""
-        if bool(ratio) not in self._rope:
-            self._rope[bool(ratio)] = Rope(self.config, bool(ratio), self.layout)
-        return self._rope[bool(ratio)]
-
-    def layer_cache(self, index: int) -> LayerCache | None:
-        return self.cache.layers[index] if self.cache is not None else None
-
-
-def _recorded(streams: Tensor) -> bool:
-    """Whether a gradient is wanted of streams that a caller made."""
-    return torch.is_grad_enabled() and streams.requires_grad
-
-
-def _hc_parameters(config: ModelConfig, mixes: int, scales: int) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter]:
-    """fn [mixes, s * d], base [mixes] and scale [scales] of one mHC site, uninitialised."""
-    wide = config.hc_mult * config.hidden_size
-    return (
-        nn.Parameter(torch.empty(mixes, wide)),
-        nn.Parameter(torch.empty(mixes)),
-        nn.Parameter(torch.empty(scales)),
-    )
-
-
-class Block(nn.Module):
-    """mHC read, attention, mHC write; mHC read, experts, mHC write."""
-
-    def __init__(self, config: ModelConfig, index: int, name: str, quantize: bool) -> None:
-        super().__init__()
-        self.config, self.index, self.ratio = config, index, config.compress_ratios[index]
-        d, s = config.hidden_size, config.hc_mult
-        self.attn = Attention(config, self.ratio, quantize)
-        self.ffn = MoE(config, f"{name}.ffn", index < config.num_hash_layers, quantize)
-        self.attn_norm = RMSNorm(d, config.rms_norm_eps)
-        self.ffn_norm = RMSNorm(d, config.rms_norm_eps)
-        self.hc_attn_fn, self.hc_attn_base, self.hc_attn_scale = _hc_parameters(config, s * (2 + s), 3)
-        self.hc_ffn_fn, self.hc_ffn_base, self.hc_ffn_scale = _hc_parameters(config, s * (2 + s), 3)
-
-    def forward(self, streams: Tensor, ctx: ForwardContext) -> Tensor:
-        """streams [T, hc_mult, d] -> the same shape."""
-        c = self.config
-        x, post, comb = hc_pre(streams, self.hc_attn_fn, self.hc_attn_scale, self.hc_attn_base, c)
-        y = self.attn(self.attn_norm(x), ctx.layout, ctx.rope(self.ratio), ctx.layer_cache(self.index), ctx.aux)
-        streams = hc_post(y, streams, post, comb)
-        x, post, comb = hc_pre(streams, self.hc_ffn_fn, self.hc_ffn_scale, self.hc_ffn_base, c)
-        y = self.ffn(self.ffn_norm(x), ctx.token_ids, ctx.layout, ctx.aux)
-        return hc_post(y, streams, post, comb)
-
-
-class MTPBlock(Block):
-    """Multi-token prediction: the next token's embedding joins every stream, then one block and its own read-out."""
-
-    def __init__(self, config: ModelConfig, depth: int, quantize: bool) -> None:
-        super().__init__(config, config.num_hidden_layers + depth, f"mtp.{depth}", quantize)
-        d, s = config.hidden_size, config.hc_mult
-        self.e_proj = Linear(d, d, quantize)
-        self.h_proj = Linear(d, d, quantize)
-        self.enorm = RMSNorm(d, config.rms_norm_eps)
-        self.hnorm = RMSNorm(d, config.rms_norm_eps)
-        self.norm = RMSNorm(d, config.rms_norm_eps)
-        self.hc_head_fn, self.hc_head_base, self.hc_head_scale = _hc_parameters(config, s, 1)
-
-    def fuse(self, embedding: Tensor, streams: Tensor) -> Tensor:
-        """Embedding [T, d] of the next token into streams [T, hc_mult, d] of the main model."""
-        # Under autocast both products are bfloat16, while streams stay as they are.
-        fused = self.e_proj(self.enorm(embedding)).to(streams.dtype).unsqueeze(1)
-        return fused + self.h_proj(self.hnorm(streams)).to(streams.dtype)
 
 
 class Transformer(nn.Module):
@@ -132,19 +48,60 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Block(config, i, f"layers.{i}", quantize) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(d, config.rms_norm_eps)
         self.head = Linear(d, config.vocab_size)
-        self.hc_head_fn, self.hc_head_base, self.hc_head_scale = _hc_parameters(config, s, 1)
+        self.hc_head_fn, self.hc_head_base, self.hc_head_scale = hc_parameters(config, s, 1)
         self.mtp = nn.ModuleList(MTPBlock(config, i, quantize) for i in range(config.num_nextn_predict_layers))
-        self._native: NativeForward | None = None
+        self._frozen: Backend | None = None
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Initialise all parameters for training from scratch."""
         init_weights(self, self.config, generator)
 
+    @property
+    def backend(self) -> Backend:
+        """Computes this model: native kernels where it is frozen and they take it, else the reference."""
+        return self._frozen or ReferenceBackend(self)
+
+    @property
+    def frozen(self) -> bool:
+        """True from `freeze()` until the weights are to change."""
+        return self._frozen is not None
+
+    def freeze(self) -> Transformer:
+        """Prepare for inference: no parameter takes a gradient, and the fastest backend is built. Returns self.
+
+        Whoever then puts another tensor in a parameter's place, by `.data =` or a new module, calls `refresh()`; what
+        writes into a parameter need not. `requires_grad_()` and `train()` end it.
+        """
+        super().requires_grad_(False)
+        super().train(False)
+        self._frozen = build_backend(self)
+        return self
+
+    def refresh(self) -> Transformer:
+        """Build a frozen model's backend anew, after tensors were put in others' place. Returns self."""
+        if self._frozen is not None:
+            self._frozen = build_backend(self)
+        return self
+
     def requires_grad_(self, requires_grad: bool = True) -> Transformer:
-        """As of any module; weights that stay as they are stored become float32 first, since they take no gradient."""
+        """As of any module, but for the router biases, which move by rule and take no gradient.
+
+        True thaws the model, and widens weights that stay as stored, which take none either.
+        """
         if requires_grad:
+            self._frozen = None
             self.widen()
-        return super().requires_grad_(requires_grad)
+        super().requires_grad_(requires_grad)
+        for module in self.modules():
+            if isinstance(module, Gate) and module.bias is not None:
+                module.bias.requires_grad_(False)
+        return self
+
+    def train(self, mode: bool = True) -> Transformer:
+        """As of any module. True thaws the model."""
+        if mode:
+            self._frozen = None
+        return super().train(mode)
 
     def widen(self) -> Transformer:
         """Turn weights that stay as they are stored into float32 parameters. Returns self."""
@@ -152,7 +109,28 @@ class Transformer(nn.Module):
             for name, parameter in list(module.named_parameters(recurse=False)):
                 if isinstance(parameter, StoredTensor):
                     setattr(module, name, nn.Parameter(parameter.widen(), requires_grad=False))
-        return self
+        return self.refresh()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As of any module."""
+        keys = super().load_state_dict(state_dict, strict, assign)
+        self.refresh()
+        return keys
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Transformer:
+        """As of any module: every conversion and move of all tensors."""
+        super()._apply(fn, recurse)
+        return self.refresh()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State of a copy or pickle: the backend holds addresses of this model's tensors, so that it stays behind."""
+        return self.__dict__ | {"_frozen": self.frozen}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        frozen = state["_frozen"]
+        super().__setstate__(state | {"_frozen": None})
+        if frozen:
+            self.freeze()
 
     @property
     def device(self) -> torch.device:
@@ -166,33 +144,6 @@ class Transformer(nn.Module):
         """An empty cache of `batch_size` sequences of up to `max_tokens` tokens; memory is taken as it fills (CPU)."""
         return Cache(self.config, batch_size, max_tokens, self.device, self.dtype)
 
-    def _native_forward(self, tokens: int) -> NativeForward | None:
-        """The native kernels with this model's tensors, None where the plain torch path runs."""
-        kernels = native_kernels.module()
-        if kernels is None:
-            return None
-        if self._native is None and (self.device.type != "cpu" or self.dtype != torch.float32):
-            return None  # before a walk over the parameters
-        if wants_gradient(self):
-            return None
-        if self._native is None or self._native.kernels is not kernels or not self._native.is_current(tokens):
-            self._native = NativeForward(kernels, self) if NativeForward.takes(self) else None
-        return self._native
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Transformer:
-        """As of any module: what moves or converts every tensor."""
-        self._native = None  # torch may put new tensors in the old ones' place, which the old ones do not show
-        return super()._apply(fn, recurse)
-
-    def _in_cache(self, batch: RaggedBatch, cache: Cache | None) -> tuple[RaggedBatch, Cache]:
-        """For the native kernels: without a cache, one that lives as long as the call."""
-        if cache is not None:
-            return batch, cache
-        cache = self.new_cache(batch.num_seqs, int(batch.lengths.max()))
-        batch = replace(batch, starts=np.zeros_like(batch.starts), slots=np.arange(batch.num_seqs))
-        cache.reserve(batch.slots, batch.starts, batch.lengths)
-        return batch, cache
-
     def forward_ragged(self, batch: RaggedBatch, cache: Cache | None = None, aux: AuxLosses | None = None) -> Tensor:
         """Streams [T, hc_mult, d] after the last main layer. With a cache, appends to the rows that batch.slots names.
 
@@ -201,15 +152,7 @@ class Transformer(nn.Module):
         """
         if cache is not None:
             cache.reserve(batch.slots, batch.starts, batch.lengths)
-        native = self._native_forward(batch.num_tokens) if aux is None else None
-        if native is not None:
-            layers = range(self.config.num_hidden_layers)
-            streams = native.forward(*self._in_cache(batch, cache), batch.token_ids, layers, None)
-        else:
-            ctx = ForwardContext(self.config, batch, cache, aux, self.device)
-            streams = self.embed(ctx.token_ids).unsqueeze(1).expand(-1, self.config.hc_mult, -1)
-            for layer in self.layers:
-                streams = layer(streams, ctx)
+        streams = self.backend.run(batch, cache, aux)
         if cache is not None:
             cache.advance(batch.slots, batch.lengths)
         return streams
@@ -219,7 +162,7 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Logits fp32 [n, vocab] after the batch's tokens `rows`, int64 [n] ascending; None: after every token.
 
-        The bits of `logits(forward_ragged(batch, cache)[rows])`, in one call of the native kernels: an engine's step.
+        The bits of `logits(forward_ragged(batch, cache)[rows])`, without keeping all streams: an engine's step.
         ValueError, before anything is written, as of `forward_ragged`, and where rows do not ascend or are none.
         """
         before = -1
@@ -228,25 +171,17 @@ class Transformer(nn.Module):
                 allowed = f"0 to {batch.num_tokens - 1}, each more than the one before"
                 raise ValueError(f"rows[{i}] is {row}: allowed are {allowed}")
             before = row
-        native = self._native_forward(batch.num_tokens)
-        if native is None:
-            streams = self.forward_ragged(batch, cache)
-            return self.logits(streams if rows is None else streams[torch.from_numpy(rows).to(streams.device)])
         if cache is not None:
             cache.reserve(batch.slots, batch.starts, batch.lengths)
         rows = np.arange(batch.num_tokens) if rows is None else rows
-        logits = native.next_token_logits(*self._in_cache(batch, cache), rows)
+        logits = self.backend.next_token_logits(batch, cache, rows)
         if cache is not None:
             cache.advance(batch.slots, batch.lengths)
         return logits
 
     def logits(self, streams: Tensor) -> Tensor:
         """Next-token logits, fp32 [n, vocab], of streams [n, hc_mult, d]."""
-        native = self._native_forward(streams.shape[0]) if not _recorded(streams) else None
-        if native is not None:
-            return native.head(streams)
-        x = hc_head(streams, self.hc_head_fn, self.hc_head_scale, self.hc_head_base, self.config)
-        return linear_fp32(self.norm(x.float()), self.head.weight)
+        return self.backend.read_out(streams)
 
     def mtp_forward(
         self,
@@ -263,23 +198,11 @@ class Transformer(nn.Module):
         """
         if cache is not None:
             cache.check_slots(batch.slots.tolist())
-        block = cast(MTPBlock, self.mtp[depth])
-        native = self._native_forward(batch.num_tokens) if aux is None and not _recorded(streams) else None
-        if native is not None:
-            fused, index = block.fuse(self.embed(next_token_ids), streams), self.config.num_hidden_layers + depth
-            return native.forward(*self._in_cache(batch, cache), next_token_ids, range(index, index + 1), fused)
-        ctx = ForwardContext(self.config, batch, cache, aux, self.device)
-        ctx.token_ids = next_token_ids
-        return block(block.fuse(self.embed(next_token_ids), streams), ctx)
+        return self.backend.run_mtp(batch, cache, next_token_ids, streams, depth, aux)
 
     def mtp_logits(self, streams: Tensor, depth: int = 0) -> Tensor:
         """Logits for t + 2, fp32 [n, vocab], of MTP streams [n, hc_mult, d]; the head is the main model's."""
-        native = self._native_forward(streams.shape[0]) if not _recorded(streams) else None
-        if native is not None:
-            return native.head(streams, f"mtp.{depth}.")
-        block = cast(MTPBlock, self.mtp[depth])
-        x = hc_head(streams, block.hc_head_fn, block.hc_head_scale, block.hc_head_base, self.config)
-        return linear_fp32(block.norm(x.float()), self.head.weight)
+        return self.backend.read_out(streams, depth)
 
     def forward(self, input_ids: Tensor, cache: Cache | None = None) -> Tensor:
         """Padded call: input_ids int64 [B, S], no padding among them -> logits fp32 [B, S, vocab].

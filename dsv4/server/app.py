@@ -6,19 +6,20 @@ from collections.abc import Sequence
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import Response
 
 from dsv4.engine import AsyncEngine
+from dsv4.server import formats
 from dsv4.server.auth import ApiKeyMiddleware
-from dsv4.server.chat_completions import chat_router
+from dsv4.server.delivery import Delivery
 from dsv4.server.drain import Drain, DrainMiddleware
-from dsv4.server.errors import install_error_handlers
+from dsv4.server.endpoint import format_router
+from dsv4.server.error_responses import install_error_handlers
+from dsv4.server.health import health_router
 from dsv4.server.keys import check_key
-from dsv4.server.messages import messages_router
+from dsv4.server.model_names import OFFICIAL_NAMES
 from dsv4.server.models import models_router
 from dsv4.server.origin import OriginMiddleware, OriginPolicy
-from dsv4.server.responses import Delivery
-from dsv4.server.service import OFFICIAL_NAMES, ChatService
+from dsv4.server.service import ChatService
 from dsv4.server.web import chat_routes
 
 KEEP_ALIVE_SECONDS = 10.0
@@ -62,14 +63,9 @@ def create_app(
             expose_headers=["Retry-After", "x-should-retry"],
         )
     app.add_middleware(OriginMiddleware, policy=policy)
-    app.include_router(chat_router(service, delivery))
-    app.include_router(messages_router(service, delivery))
-    app.include_router(models_router(service, drain))
-
-    @app.api_route("/anthropic", methods=["GET", "HEAD"])
-    async def anthropic_base() -> Response:  # pyright: ignore[reportUnusedFunction]
-        """Some clients probe their base address before they use it."""
-        return Response(status_code=200)
-
+    for wire_format in formats.FORMATS:
+        app.include_router(format_router(wire_format, service, delivery))
+    app.include_router(models_router(service))
+    app.include_router(health_router(engine, drain))
     app.router.routes.extend(chat_routes())
     return app

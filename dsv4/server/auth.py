@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from dsv4.server.error_responses import error_response
 from dsv4.server.errors import RequestError
 
 # The page itself holds nothing secret and every call that it makes needs the key.
@@ -36,7 +37,7 @@ class ApiKeyMiddleware:
             else "Authentication Fails, no api key was given: send Authorization: Bearer KEY or x-api-key: KEY"
         )
         refused = RequestError(401, message, headers={"WWW-Authenticate": "Bearer"})
-        await refused.response(scope["path"])(scope, receive, send)
+        await error_response(refused, scope["path"])(scope, receive, send)
 
     def _is_valid(self, key: str) -> bool:
         """Compares with every key in constant time: neither the match nor its place shows in the time taken."""

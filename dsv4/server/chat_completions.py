@@ -6,33 +6,104 @@ holds the model to them. Thinking with a required tool call is refused, as the h
 
 from __future__ import annotations
 
-from functools import partial
+from typing import cast
 
-from fastapi import APIRouter
-from starlette.requests import Request
-from starlette.responses import Response
+import deepseek_recipe as recipe
 
-from dsv4.server.requests import read_body
-from dsv4.server.responses import Delivery
-from dsv4.server.service import CHAT, ChatService, Protocol
+from dsv4.server.errors import RequestError
+from dsv4.server.leniency import strip_context_suffix
+from dsv4.server.paths import OPENAI_BASES, under
+from dsv4.server.progress import Reports, requested_reports
+from dsv4.server.recipe_format import RecipeFormat
+from dsv4.server.unchecked_json import Json, json_objects
+from dsv4.server.wishes import NO_GRAMMAR, invalid, refuse_wishes
+
+_WISHES = {
+    "logit_bias": "no bias is added to logits here",
+    "audio": "answers are text here",
+    "functions": "functions are declared in `tools` here",
+    "function_call": "a function is chosen with `tool_choice` here",
+    "web_search_options": "there is no web search here",
+    "min_tokens": "no answer is kept from ending here",
+    "ignore_eos": "no answer is kept from ending here",
+    "stop_token_ids": "answers end at texts, given in `stop`, here",
+    "bad_words": "no words are kept out of answers here",
+    "logits_processors": "logits are not changed here",
+    **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar"), NO_GRAMMAR),
+    **dict.fromkeys(("structured_outputs", "regex", "ebnf", "grammar", "json_schema"), NO_GRAMMAR),
+    "use_beam_search": "answers are sampled here",
+    "prompt_logprobs": "only tokens of answers have log-probabilities here",
+    "echo": "an answer does not repeat its prompt here",
+    "include_stop_str_in_output": "an answer ends before its stop string here",
+    "truncate_prompt_tokens": "no prompt is cut here",
+    "continue_final_message": "an answer is begun with `prefix` in the last message here",
+}
+_NEUTRAL = {"repetition_penalty": 1, "length_penalty": 1, "typical_p": 1, "best_of": 1}
 
 
-def chat_router(service: ChatService, delivery: Delivery) -> APIRouter:
-    router = APIRouter()
+class ChatCompletions(RecipeFormat):
+    name = "chat.completions"
+    paths = under(OPENAI_BASES, "/chat/completions")
+    request = recipe.ChatCompletionRequest
+    response = recipe.ChatCompletionResponse
+    free_tool_choice = '"auto"'
 
-    @router.post("/v1/chat/completions")
-    @router.post("/chat/completions")
-    @router.post("/beta/chat/completions")
-    @router.post("/beta/v1/chat/completions")
-    async def chat_completions(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
-        return await answer(service, CHAT, request, delivery)
+    def reports(self, body: bytes) -> Reports:
+        return requested_reports(body)
 
-    return router
+    def adapt(self, request: Json) -> None:
+        """What other servers take: max_completion_tokens, role developer, their switches of thinking, their history."""
+        _refuse_wishes(request)
+        strip_context_suffix(request)
+        if request.get("max_tokens") is None and request.get("max_completion_tokens") is not None:
+            request["max_tokens"] = request["max_completion_tokens"]
+        _read_switches(request)
+        for message in json_objects(request.get("messages")):
+            if message.get("role") == "developer":
+                message["role"] = "system"
+            if message.get("role") == "assistant":
+                _read_answer(message)
 
 
-async def answer(service: ChatService, protocol: Protocol, request: Request, delivery: Delivery) -> Response:
-    """Checks a request and starts its answer, streamed or whole. Raises RequestError before anything is generated."""
-    service.engine.check()
-    service.engine.check_room()
-    job = await service.threads.run(partial(service.prepare, protocol), await read_body(request))
-    return delivery.answer(service, job)
+CHAT = ChatCompletions()
+
+
+def _read_switches(request: Json) -> None:
+    """vLLM's chat_template_kwargs and enable_thinking set thinking and effort where the request does not."""
+    template = request.get("chat_template_kwargs")
+    options = cast(Json, template) if isinstance(template, dict) else {}
+    if request.get("thinking") is None:
+        for switch in (options.get("thinking"), options.get("enable_thinking"), request.get("enable_thinking")):
+            if isinstance(switch, bool):
+                request["thinking"] = {"type": "enabled" if switch else "disabled"}
+                break
+    if request.get("reasoning_effort") is None and options.get("reasoning_effort") is not None:
+        request["reasoning_effort"] = options["reasoning_effort"]
+
+
+def _read_answer(message: Json) -> None:
+    """In an answer of the history `reasoning` is reasoning_content, and a tool call without a type a function call."""
+    if not message.get("reasoning_content") and isinstance(message.get("reasoning"), str):
+        message["reasoning_content"] = message["reasoning"]
+    for call in json_objects(message.get("tool_calls")):
+        if "function" in call:
+            call.setdefault("type", "function")
+
+
+def _refuse_wishes(request: Json) -> None:
+    """RequestError 400 for what Chat Completions ask for and nobody here does."""
+    form = request.get("response_format")
+    kind = cast(Json, form).get("type") if isinstance(form, dict) else None
+    if kind in ("json_schema", "regex"):
+        raise RequestError(
+            400,
+            f"This response_format type is unavailable now: {kind!r}; text and json_object are available",
+            param="response_format",
+        )
+    modalities = request.get("modalities")
+    if isinstance(modalities, list) and any(kind != "text" for kind in cast("list[object]", modalities)):
+        raise invalid("modalities", cast(object, modalities), '["text"]')
+    refuse_wishes(request, _WISHES)
+    for name, neutral in _NEUTRAL.items():
+        if request.get(name) not in (None, neutral):
+            raise invalid(name, request[name], f"{neutral}, which changes nothing; it is not implemented")

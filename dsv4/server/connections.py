@@ -18,7 +18,8 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from dsv4.server.errors import error_body
+from dsv4.server.errors import RequestError
+from dsv4.server.formats import format_of
 
 Phase = Literal["idle", "head", "body", "answer"]
 
@@ -173,7 +174,8 @@ class ClientConnection(H11Protocol):
         self.transport.close()
 
     def _error(self, status: int, message: str) -> bytes:
-        body = json.dumps(error_body(status, message, messages_style=False)).encode()
+        # Of any format: the path may not have come yet.
+        body = json.dumps(format_of("").error_body(RequestError(status, message))).encode()
         headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
         events = [h11.Response(status_code=status, headers=headers), h11.Data(data=body), h11.EndOfMessage()]
         return b"".join(self.conn.send(event) or b"" for event in events)

@@ -6,11 +6,10 @@ deepseek-recipe would put a note in the place of some of them, and the model wou
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import cast
 
 from dsv4.server.errors import RequestError
-
-Json = dict[str, Any]
+from dsv4.server.unchecked_json import Json, json_objects
 
 # What a part's type stands for, in the refusal.
 _UNSEEN = {
@@ -41,9 +40,9 @@ def refuse_parts(request: Json) -> None:
 
 def read_documents(request: Json) -> None:
     """Puts the text of documents and search results in their place, in messages and in tool results."""
-    for message in _objects(request.get("messages")):
+    for message in json_objects(request.get("messages")):
         _read_blocks(message)
-        for block in _objects(message.get("content")):
+        for block in json_objects(message.get("content")):
             if block.get("type") == "tool_result":
                 _read_blocks(block)
 
@@ -84,7 +83,7 @@ def _joined(content: object) -> str | None:
     """The text of a string or of text blocks, None for what holds anything else."""
     if isinstance(content, str):
         return content
-    blocks = _objects(content)
+    blocks = json_objects(content)
     texts = [block.get("text") for block in blocks if block.get("type") == "text"]
     strings = [text for text in texts if isinstance(text, str)]
     whole = isinstance(content, list) and len(strings) == len(cast("list[object]", content))
@@ -108,9 +107,3 @@ def _inside(content: object, place: str) -> Iterator[tuple[str, Json]]:
         yield here, part
         if part.get("type") == "tool_result":
             yield from _inside(part.get("content"), f"{here}.content")
-
-
-def _objects(value: object) -> list[Json]:
-    """The JSON objects of an array; an empty list for anything else."""
-    items = cast("list[object]", value) if isinstance(value, list) else []
-    return [cast(Json, item) for item in items if isinstance(item, dict)]

@@ -7,6 +7,7 @@ import time
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from dsv4.server.error_responses import error_response
 from dsv4.server.errors import RequestError, retry_after
 
 
@@ -63,6 +64,6 @@ class DrainMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self.drain.draining and scope["path"] != "/health":
-            await self.drain.refusal().response(scope["path"])(scope, receive, send)
+            await error_response(self.drain.refusal(), scope["path"])(scope, receive, send)
             return
         await self.app(scope, receive, send)

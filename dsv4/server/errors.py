@@ -1,4 +1,4 @@
-"""Errors as DeepSeek's API words them: {"error": {message, type, param, code}}, for every status and path.
+"""Errors as DeepSeek's API words them: {message, type, param, code}, for every status.
 
 Two headers tell the SDKs of OpenAI and Anthropic what to do: `x-should-retry: false` where the same request would fail
 again, so that they speak at once; `Retry-After` and `x-should-retry: true` where it will pass.
@@ -6,21 +6,13 @@ again, so that they speak at once; `Retry-After` and `x-should-retry: true` wher
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import deepseek_recipe as recipe
-from fastapi import FastAPI
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
 
-from dsv4.engine import EngineError, QueueFullError
-
-logger = logging.getLogger("dsv4.server")
+from dsv4.engine import EngineError
 
 # Status -> (type, code) of the inner object, where they are not those of a bad request.
 _KINDS = {
@@ -34,8 +26,6 @@ _KINDS = {
     500: ("internal_error", "internal_error"),
     503: ("service_unavailable", "service_unavailable"),
 }
-# Types that Anthropic's clients know by another name.
-_MESSAGES_TYPES = {500: "api_error", 503: "overloaded_error"}
 
 # The same request fails again, however often it is sent.
 _LASTING = frozenset({400, 401, 403, 404, 405, 413, 415, 422})
@@ -84,76 +74,24 @@ class RequestError(Exception):
             return cls(503, str(error), headers={"x-should-retry": "false"})
         return None
 
-    def response(self, path: str) -> Response:
-        """The answer to a request for `path`, in the shape and with the headers that its clients read."""
-        body = error_body(
-            self.status,
-            self.message,
-            messages_style=is_messages_path(path),
-            param=self.param,
-            details=self.details,
-        )
+    def as_object(self) -> dict[str, Any]:
+        """The error object of a body."""
+        kind, code = _KINDS.get(self.status, ("invalid_request_error", "invalid_request_error"))
+        found: dict[str, Any] = {"message": self.message, "type": kind, "param": self.param, "code": code}
+        if self.details is not None:
+            found["details"] = dict(self.details)
+        return found
+
+    def response_headers(self) -> dict[str, str]:
+        """The headers of the response, with what tells the SDKs whether to send the request again."""
         headers = dict(self.headers or {})
         if "Retry-After" in headers:
             headers.setdefault("x-should-retry", "true")
         elif self.status in _LASTING:
             headers.setdefault("x-should-retry", "false")
-        # Bytes by hand: an error text may quote what the client sent, lone surrogates included.
-        return Response(json.dumps(body), self.status, headers, media_type="application/json")
+        return headers
 
 
 def retry_after(seconds: float) -> dict[str, str]:
     """The header that asks a client to come back: whole seconds, at least 1."""
     return {"Retry-After": str(max(1, math.ceil(seconds)))}
-
-
-def is_messages_path(path: str) -> bool:
-    """True for the Anthropic-style paths, whose errors also carry a top-level type."""
-    return path.startswith("/anthropic") or path.rstrip("/").endswith(("/messages", "/count_tokens"))
-
-
-def error_body(
-    status: int,
-    message: str,
-    *,
-    messages_style: bool,
-    param: str | None = None,
-    details: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """DeepSeek's error object; for Anthropic-style paths a superset that Anthropic's SDK reads too."""
-    kind, code = _KINDS.get(status, ("invalid_request_error", "invalid_request_error"))
-    if messages_style:
-        kind = _MESSAGES_TYPES.get(status, kind)
-    inner: dict[str, Any] = {"message": message, "type": kind, "param": param, "code": code}
-    if details is not None:
-        inner["details"] = dict(details)
-    return {"type": "error", "error": inner} if messages_style else {"error": inner}
-
-
-def install_error_handlers(app: FastAPI) -> None:
-    """Every error that leaves a route, the router or the framework gets the shape above."""
-
-    async def on_request_error(request: Request, error: Exception) -> Response:
-        return cast(RequestError, error).response(request.url.path)
-
-    async def on_http_error(request: Request, error: Exception) -> Response:
-        http = cast(HTTPException, error)
-        message = f"{request.method} {request.url.path}: {http.detail}"
-        return RequestError(http.status_code, message, headers=http.headers).response(request.url.path)
-
-    async def on_disconnect(request: Request, error: Exception) -> Response:
-        return Response(status_code=499)  # nobody reads it
-
-    async def on_other(request: Request, error: Exception) -> Response:
-        refused = RequestError.from_engine(error)
-        if refused is None:
-            logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-            refused = RequestError(500, "Internal server error")
-        return refused.response(request.url.path)
-
-    app.add_exception_handler(RequestError, on_request_error)
-    app.add_exception_handler(HTTPException, on_http_error)
-    app.add_exception_handler(EngineError, on_other)
-    app.add_exception_handler(QueueFullError, on_other)
-    app.add_exception_handler(ClientDisconnect, on_disconnect)
-    app.add_exception_handler(Exception, on_other)

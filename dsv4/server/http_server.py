@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dsv4.server.connections import ClientConnection, ClientLimits, ServingClock
 from dsv4.server.drain import Drain
+from dsv4.server.error_responses import error_response
 from dsv4.server.errors import RequestError, retry_after
 from dsv4.server.open_files import OVERFLOW
 
@@ -168,4 +169,4 @@ async def _full(scope: Scope, receive: Receive, send: Send) -> None:
     """The application of connections beyond the bound."""
     headers = retry_after(1) | {"Connection": "close"}
     refused = RequestError(503, "All connections of this server are in use", headers=headers)
-    await refused.response(scope["path"])(scope, receive, send)
+    await error_response(refused, scope["path"])(scope, receive, send)

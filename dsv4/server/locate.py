@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import cast
 
-Json = dict[str, Any]
+from dsv4.server.unchecked_json import Json
+
 # The words in which a request, given as JSON text, is refused; None for one that is not.
 Judge = Callable[[str], "str | None"]
 # A value, or what stands in for it, put where it belongs into an otherwise good request.

@@ -6,32 +6,112 @@ betas, cache marks and citations are ignored.
 
 from __future__ import annotations
 
-from functools import partial
+import json
+from typing import Any, cast
 
-from fastapi import APIRouter
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+import deepseek_recipe as recipe
 
-from dsv4.server.chat_completions import answer
-from dsv4.server.requests import read_body
-from dsv4.server.responses import Delivery
-from dsv4.server.service import MESSAGES, ChatService
+from dsv4.server.content_parts import read_documents
+from dsv4.server.errors import RequestError
+from dsv4.server.events import Event
+from dsv4.server.leniency import strip_context_suffix
+from dsv4.server.message_threads import refuse_threads
+from dsv4.server.model_names import VERSION
+from dsv4.server.paths import ANTHROPIC_BASES, under
+from dsv4.server.recipe_format import RecipeFormat
+from dsv4.server.tool_inputs import ToolInputs
+from dsv4.server.unchecked_json import Json, json_objects
+from dsv4.server.wire_format import WholeAnswer
+from dsv4.server.wishes import NO_GRAMMAR, refuse_wishes, unavailable
+
+_WISHES = {
+    "output_format": NO_GRAMMAR,
+    "mcp_servers": "this server calls no other servers",
+    "container": "this server runs no code",
+}
+# Types of errors that Anthropic's clients know by another name.
+_ERROR_TYPES = {500: "api_error", 503: "overloaded_error"}
 
 
-def messages_router(service: ChatService, delivery: Delivery) -> APIRouter:
-    router = APIRouter()
+class Messages(RecipeFormat):
+    """Events have names, and errors a type of their own beside DeepSeek's object: Anthropic's SDK reads it too."""
 
-    @router.post("/v1/messages")
-    @router.post("/anthropic/v1/messages")
-    @router.post("/anthropic/messages")
-    async def messages(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
-        return await answer(service, MESSAGES, request, delivery)
+    name = "messages"
+    paths = under(ANTHROPIC_BASES, "/messages")
+    count_tokens_paths = under(("/v1", "/anthropic/v1"), "/messages/count_tokens")
+    request = recipe.MessagesRequest
+    response = recipe.MessagesResponse
+    free_tool_choice = '{"type": "auto"}'
 
-    @router.post("/v1/messages/count_tokens")
-    @router.post("/anthropic/v1/messages/count_tokens")
-    async def count_tokens(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
-        """Renders and tokenises only: it never waits for the engine."""
-        count = await service.threads.run(partial(service.count_tokens, MESSAGES), await read_body(request))
-        return JSONResponse({"input_tokens": count})
+    def matches(self, path: str) -> bool:
+        return path.startswith("/anthropic") or path.rstrip("/").endswith(("/messages", "/count_tokens"))
 
-    return router
+    def options_for(self, model: str, options: recipe.ConversionOptions) -> recipe.ConversionOptions:
+        """Clients made for Anthropic's models insist on their names."""
+        return options.with_model_alias(model, VERSION) if model.startswith("claude-") else options
+
+    def adapt(self, request: Json) -> None:
+        """Tools of type custom are plain tools; redacted_thinking blocks are skipped, nobody here can read them.
+
+        Documents that are text become text.
+        """
+        refuse_threads(request)
+        _refuse_wishes(request)
+        read_documents(request)
+        strip_context_suffix(request)
+        for tool in json_objects(request.get("tools")):
+            if tool.get("type") in ("custom", None):
+                tool.pop("type", None)
+        for message in json_objects(request.get("messages")):
+            content = message.get("content")
+            if isinstance(content, list):
+                blocks = cast("list[object]", content)
+                kept = [block for block in blocks if not _is_redacted(block)]
+                if len(kept) != len(blocks):
+                    message["content"] = kept or ""  # an empty array would be refused, an empty text is not
+
+    def token_count(self, count: int) -> Json:
+        return {"input_tokens": count}
+
+    def whole_answer(self, answer_id: str, model: str, num_prompt_tokens: int) -> WholeAnswer:
+        return _WholeMessage(super().whole_answer(answer_id, model, num_prompt_tokens))
+
+    def ping(self) -> bytes:
+        return Event('{"type": "ping"}', "ping").encode()
+
+    def error_body(self, error: RequestError) -> Json:
+        inner = error.as_object()
+        return {"type": "error", "error": inner | {"type": _ERROR_TYPES.get(error.status, inner["type"])}}
+
+    def error_event(self, error: RequestError) -> Event:
+        return Event(json.dumps(self.error_body(error)), "error")
+
+
+MESSAGES = Messages()
+
+
+class _WholeMessage:
+    """A whole answer whose tool calls have the inputs of its stream."""
+
+    def __init__(self, message: WholeAnswer) -> None:
+        self._message = message
+        self._inputs = ToolInputs()
+
+    def accumulate(self, chunk: Any) -> None:
+        self._inputs.add(chunk.to_json())
+        self._message.accumulate(chunk)
+
+    def to_json(self) -> str:
+        return self._inputs.restore(self._message.to_json())
+
+
+def _refuse_wishes(request: Json) -> None:
+    """RequestError 400 for what Messages ask for and nobody here does."""
+    config = request.get("output_config")
+    if isinstance(config, dict) and cast(Json, config).get("format") is not None:
+        raise unavailable("output_config.format", NO_GRAMMAR)
+    refuse_wishes(request, _WISHES)
+
+
+def _is_redacted(block: object) -> bool:
+    return isinstance(block, dict) and cast(Json, block).get("type") == "redacted_thinking"

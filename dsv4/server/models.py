@@ -1,4 +1,4 @@
-"""GET /models and /models/{id}: one shape that OpenAI's and Anthropic's SDKs both read; GET /health."""
+"""GET /models and /models/{id}: one shape that OpenAI's and Anthropic's SDKs both read."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.responses import JSONResponse
 
-from dsv4.server.drain import Drain
 from dsv4.server.errors import RequestError
+from dsv4.server.paths import OPENAI_BASES, under
 from dsv4.server.service import ChatService
 
 MAX_OUTPUT_TOKENS = 393216
+PATHS = under((*OPENAI_BASES, "/anthropic/v1"), "/models")
 
 
-def models_router(service: ChatService, drain: Drain) -> APIRouter:
+def models_router(service: ChatService) -> APIRouter:
     router = APIRouter()
     created = int(time.time())
     context = service.conversation.max_model_len
@@ -39,12 +39,7 @@ def models_router(service: ChatService, drain: Drain) -> APIRouter:
             "effort": {"supported_levels": ["low", "high", "max"], "default_level": "high"},
         }
 
-    @router.get("/models")
-    @router.get("/v1/models")
-    @router.get("/beta/models")
-    @router.get("/beta/v1/models")
-    @router.get("/anthropic/v1/models")
-    async def list_models() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+    async def list_models() -> dict[str, Any]:
         """The served model first, then the other names that it answers to."""
         names = service.model_names
         return {
@@ -55,25 +50,12 @@ def models_router(service: ChatService, drain: Drain) -> APIRouter:
             "last_id": names[-1],
         }
 
-    @router.get("/models/{name}")
-    @router.get("/v1/models/{name}")
-    @router.get("/beta/models/{name}")
-    @router.get("/beta/v1/models/{name}")
-    @router.get("/anthropic/v1/models/{name}")
-    async def get_model(name: str) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+    async def get_model(name: str) -> dict[str, Any]:
         if name not in service.model_names:
             raise RequestError(404, f"There is no model {name!r}; the models are {', '.join(service.model_names)}.")
         return describe(name)
 
-    @router.get("/health")
-    async def health() -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
-        """200 while requests are taken, 503 once the engine has failed (with the reason) or the server is ending."""
-        engine = service.engine
-        state: dict[str, Any] = {"status": "ok", "running": engine.num_running, "waiting": engine.num_waiting}
-        if not engine.healthy:
-            state["status"], state["error"] = "error", str(engine.error or "the engine is closed")
-        elif drain.draining:
-            state["status"] = "draining"
-        return JSONResponse(state, 200 if state["status"] == "ok" else 503)
-
+    for path in PATHS:
+        router.add_api_route(path, list_models, methods=["GET"])
+        router.add_api_route(path + "/{name}", get_model, methods=["GET"])
     return router

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from dsv4.server.error_responses import error_response
 from dsv4.server.errors import RequestError
 
 ANY = "*"
@@ -99,7 +100,7 @@ class OriginMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (message := self._error(scope)) is not None:
-            await RequestError(403, message).response(scope["path"])(scope, receive, send)
+            await error_response(RequestError(403, message), scope["path"])(scope, receive, send)
             return
         await self.app(scope, receive, send)
 

@@ -11,12 +11,11 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 from dsv4.engine import ProgressEvent, Timings
 from dsv4.server.errors import RequestError
-
-Json = dict[str, Any]
+from dsv4.server.unchecked_json import Json
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 import deepseek_recipe as recipe
 
 from dsv4.server.errors import RequestError
 from dsv4.server.locate import Judge, locate, named_place, unreadable_text
-
-Json = dict[str, Any]
+from dsv4.server.unchecked_json import Json
 
 _NO_FORCED_TOOL = "Thinking mode does not support this tool_choice"
 _THINKING_OFF = '. Turn thinking off for this request with "thinking": {"type": "disabled"}, or leave tool_choice at '

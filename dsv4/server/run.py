@@ -7,58 +7,36 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from dsv4.kernels import native
+from dsv4.engine.config import EngineConfig
+from dsv4.kernels import backends
+from dsv4.options import check_keywords, pick_keywords, takes_options
+from dsv4.server.config import ServerConfig
 from dsv4.server.open_files import connection_bound, raise_limit
 
 if TYPE_CHECKING:
     from dsv4.engine import AsyncEngine
-
-GRACE_SECONDS = 7.0  # container runtimes kill a process 10 s after they asked it to stop; Python takes one to end
-CLIENT_SECONDS = 60.0
 
 
 class PortTakenError(OSError):
     """The address cannot be listened on, most often because another process does."""
 
 
-def serve(
-    model: str | Path | None = None,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    api_keys: Sequence[str] = (),
-    max_num_seqs: int = 8,
-    max_model_len: int | None = None,
-    threads: int | None = None,
-    device: str = "cpu",
-    max_waiting: int = 256,
-    dtype: str = "auto",
-    check_memory: bool = True,
-    check_values: bool = True,
-    *,
-    grace_seconds: float = GRACE_SECONDS,
-    client_seconds: float = CLIENT_SECONDS,
-    max_connections: int | None = None,
-    allowed_hosts: Sequence[str] = (),
-    allowed_origins: Sequence[str] = (),
-) -> None:
-    """Serves a model folder, by default the embedded nano model. `port` 0 takes a free one.
+@takes_options(ServerConfig, EngineConfig)
+def serve(model: str | Path | None = None, **options: Any) -> None:
+    """Serves a model folder, by default the embedded nano model, until it is told to stop.
 
-    `grace_seconds`: what open requests get to end after SIGTERM or Ctrl-C (server/drain.py). `client_seconds`: how long
-    a client may keep the server waiting (server/connections.py). `max_connections`: default, what the limit of open
-    files leaves. `allowed_hosts`, `allowed_origins`: server/origin.py. `check_values`: as of `dsv4.load`.
-
-    Raises PortTakenError before the model is loaded, ValueError for a value that is not allowed, CapacityError where
-    the model cannot fit into memory, and whatever loading raises.
+    `options`: fields of ServerConfig and EngineConfig. Raises PortTakenError before the model is loaded, TypeError for
+    an unknown option, ValueError for a value that is not allowed, CapacityError where the model cannot fit into memory,
+    and whatever loading raises.
     """
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads is {threads}; allowed: 1 or more")
+    check_keywords("serve", options, ServerConfig, EngineConfig)
+    config, engine_config = pick_keywords(ServerConfig, options), pick_keywords(EngineConfig, options)
     raise_limit()
-    bound = connection_bound(max_connections)
-    listening = bind(host, port)
+    bound = connection_bound(config.max_connections)
+    listening = bind(config.host, config.port)
     try:
         # torch is needed from here on; a taken port is known before its seconds are spent.
         import torch
@@ -70,32 +48,23 @@ def serve(
         from dsv4.server.http_server import HttpServer
         from dsv4.server.origin import OriginPolicy
 
-        drain, limits = Drain(grace_seconds), ClientLimits(client_seconds)
+        drain, limits = Drain(config.grace_seconds), ClientLimits(config.client_seconds)
         origins = OriginPolicy(
-            bound_host=host,
+            bound_host=config.host,
             loopback=is_loopback(listening),
-            needs_key=bool(api_keys),
-            allowed_hosts=tuple(allowed_hosts),
-            allowed_origins=tuple(allowed_origins),
+            needs_key=bool(config.api_keys),
+            allowed_hosts=tuple(config.allowed_hosts),
+            allowed_origins=tuple(config.allowed_origins),
         )
-        if threads is not None:
-            torch.set_num_threads(threads)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
         # `tokenizers` queues texts for a pool of its own: a short one would wait there behind long ones.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        native.module()  # chosen now, so that a reason why the reference runs comes first
-        llm = LLM(
-            model,
-            max_num_seqs=max_num_seqs,
-            max_model_len=max_model_len,
-            device=device,
-            max_num_waiting=max_waiting,
-            dtype=dtype,
-            check_memory=check_memory,
-            check_values=check_values,
-        )
+        backends.native_module()  # chosen now, so that a reason why the reference runs comes first
+        llm = LLM(model, engine_config=engine_config)
         engine = AsyncEngine(llm)
         try:
-            app = create_app(engine, api_keys=api_keys, origins=origins, drain=drain)
+            app = create_app(engine, api_keys=config.api_keys, origins=origins, drain=drain)
             server = HttpServer(app, listening, drain, limits, bound)
             server.on_ready = lambda: announce(llm.name, address(listening))
             server.run()
@@ -159,6 +128,6 @@ def announce(model_name: str, url: str) -> None:
     """Prints the addresses, and the kernels when they are native."""
     print(f"{model_name} is ready. Chat page: {url}/")
     print(f"OpenAI base URL: {url}/v1   Anthropic base URL: {url}/anthropic   (Ctrl-C stops)")
-    if native.name() == "native":
-        print(native.describe())
+    if backends.name() == "native":
+        print(backends.describe())
     sys.stdout.flush()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from typing import Any, cast
+from typing import cast
 
-Json = dict[str, Any]
+from dsv4.server.unchecked_json import Json
 
 
 class ToolInputs:

@@ -82,6 +82,8 @@ def compute_gradient(
 
     `totals` are the counts of all micro-batches of the step, other processes' too; None: these are all.
     """
+    if model.frozen:
+        raise ValueError("the model is frozen, so that its weights take no gradient: call model.requires_grad_() first")
     totals = totals or sum_counts(batches)
     with stored_weights(model) if work.quantised else nullcontext():
         results = [_compute_one(model, batch, work, totals) for batch in batches]

@@ -13,15 +13,15 @@ from dsv4.analysis.kv import cache_bytes
 from dsv4.cache import Cache, OutOfPagesError
 from dsv4.cache.native import StaleCacheError
 from dsv4.config import PAGE_TOKENS, ModelConfig
-from dsv4.kernels import native
+from dsv4.kernels import backends
 from dsv4.model.batch import RaggedBatch
 from dsv4.model.transformer import Transformer
 
 from ..model.tiny import random_ids, random_model, tiny_config
 
 CONFIG = tiny_config(schedule=(0, 4, 128, 4), index_topk=16)
-PATHS = ["reference", *(["native"] if native.module() is not None else [])]
-NEEDS_NATIVE = pytest.mark.skipif(native.module() is None, reason="the native kernels are not built")
+PATHS = ["reference", *(["native"] if backends.native_module() is not None else [])]
+NEEDS_NATIVE = pytest.mark.skipif(backends.native_module() is None, reason="the native kernels are not built")
 STRICT_MKL = torch.backends.mkl.is_available() and os.environ.get("MKL_CBWR", "").endswith("STRICT")
 LENGTH = 420
 CPU = torch.device("cpu")
@@ -30,9 +30,9 @@ CPU = torch.device("cpu")
 @pytest.fixture(params=PATHS)
 def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Transformer]:
     if request.param == "reference":
-        monkeypatch.setattr(native, "module", lambda: None)
+        monkeypatch.setattr(backends, "native_module", lambda: None)
     with torch.no_grad():
-        yield random_model(CONFIG).eval()
+        yield random_model(CONFIG)
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def ids() -> list[int]:
 
 def same(got: Tensor, want: Tensor) -> bool:
     """To the bit where batches of other sizes give the same bits: see test_chunking.py."""
-    if native.module() is not None or STRICT_MKL:
+    if backends.native_module() is not None or STRICT_MKL:
         return torch.equal(got, want)
     return torch.allclose(got, want, rtol=1e-5, atol=1e-5)
 
@@ -212,11 +212,11 @@ def quantized(cache: Cache) -> int:
 @torch.no_grad()
 def test_a_neighbour_that_ends_drops_nobodys_kept_keys(ids: list[int]) -> None:
     """A step quantizes the panel that its token's entry fell into, whatever rows beside it did."""
-    module = native.module()
+    module = backends.native_module()
     assert module is not None
     if "avx512_vnni" not in module.isas():
         pytest.skip("no instruction set of this machine keeps keys")
-    model, cache = random_model(CONFIG).eval(), small_cache(4)
+    model, cache = random_model(CONFIG), small_cache(4)
     feed(model, cache, {0: ids[:400], 1: ids[:200], 2: ids[:60]})
     state = cache.snapshot(1)
     feed(model, cache, {0: ids[400:401], 1: ids[200:201]})
@@ -248,11 +248,11 @@ def test_a_neighbour_that_ends_drops_nobodys_kept_keys(ids: list[int]) -> None:
 def test_writes_that_the_cache_is_not_told_of_are_an_error_where_it_is_checked(
     ids: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = native.module()
+    module = backends.native_module()
     assert module is not None
     if "avx512_vnni" not in module.isas():
         pytest.skip("no instruction set of this machine keeps keys")
-    model, cache = random_model(CONFIG).eval(), small_cache()
+    model, cache = random_model(CONFIG), small_cache()
     feed(model, cache, {0: ids[:300], 1: ids[:300]})
     feed(model, cache, {0: ids[300:301], 1: ids[300:301]})
     keys = cache.layers[3].index
@@ -279,7 +279,7 @@ def test_writes_that_the_cache_is_not_told_of_are_an_error_where_it_is_checked(
 @torch.no_grad()
 def test_what_the_reference_writes_is_seen_by_the_kernels(ids: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Both compute on one cache in turns, as a forward with auxiliary losses does."""
-    model, cache = random_model(CONFIG).eval(), small_cache(1)
+    model, cache = random_model(CONFIG), small_cache(1)
     feed(model, cache, {0: ids[:250]})
     feed(model, cache, {0: ids[250:251]})
     state = cache.snapshot(0)
@@ -287,8 +287,8 @@ def test_what_the_reference_writes_is_seen_by_the_kernels(ids: list[int], monkey
     feed(model, cache, {0: ids[340:341]})
     cache.restore(0, state)
     with monkeypatch.context() as patch:
-        patch.setattr(native, "module", lambda: None)
-        feed(random_model(CONFIG).eval(), cache, {0: ids[251:300]})
+        patch.setattr(backends, "native_module", lambda: None)
+        feed(random_model(CONFIG), cache, {0: ids[251:300]})
     got = feed(model, cache, {0: ids[300:301]})
     (want,) = feed(model, small_cache(1), {0: ids[:301]})
     assert torch.allclose(got[0][0], want[300], rtol=1e-4, atol=1e-4)

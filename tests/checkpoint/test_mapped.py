@@ -20,7 +20,7 @@ from dsv4.checkpoint import CheckpointError, convert, load_model, save_model
 from dsv4.checkpoint.folder import Checkpoint
 from dsv4.checkpoint.mapped import LOADED_SCALES, MappedFiles, mapped_files
 from dsv4.config import nano_path
-from dsv4.kernels import native
+from dsv4.kernels import backends
 
 SECONDS = 120
 
@@ -141,7 +141,7 @@ CUT = """
 import os, sys
 from pathlib import Path
 import torch, dsv4
-from dsv4.kernels import native
+from dsv4.kernels import backends
 folder = Path(sys.argv[1])
 (file,) = folder.glob("*.safetensors")
 if sys.argv[2] == "convert":
@@ -157,7 +157,7 @@ else:
 @pytest.mark.skipif(sys.platform != "linux", reason="the system does not say where files are mapped")
 @pytest.mark.parametrize("work", ["forward", "convert"])
 def test_a_file_cut_short_ends_the_process_with_a_last_line_that_names_it(work: str, tmp_path: Path) -> None:
-    if native.module() is None:
+    if backends.native_module() is None:
         pytest.skip("the reference kernels do not watch")
     for file in nano_path().iterdir():
         shutil.copy(file, tmp_path)

@@ -14,7 +14,7 @@ from dsv4.config import ModelConfig, nano_path
 from dsv4.engine import LLM, CapacityError, SamplingParams, loading
 from dsv4.engine.capacity import Need, Plan, check_fit, need_of, ways_out
 from dsv4.engine.machine import Memory, host_memory
-from dsv4.kernels import native
+from dsv4.kernels import backends
 from dsv4.kernels.stored import StoredTensor
 from dsv4.server.run import serve
 
@@ -111,7 +111,7 @@ def test_a_folder_that_cannot_fit_is_refused_before_it_is_loaded(monkeypatch) ->
 
 
 def test_mapped_weights_larger_than_memory_still_load(monkeypatch, caplog) -> None:
-    if native.module() is None:
+    if backends.native_module() is None:
         pytest.skip("the native kernels are not built")
     need = need_of(replace(nano_plan(4, True), max_num_seqs=1, max_model_len=128))
     monkeypatch.setattr(loading, "host_memory", lambda: Memory(need.at_start + need.page, GB, "this machine"))

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from dsv4.commands.terminal.generate import generate
 from dsv4.config import nano_path
 from dsv4.engine import LLM, AsyncEngine, EngineError, SamplingParams
 from dsv4.engine import core as engine_core
-from dsv4.engine.generate_cli import generate
-from dsv4.kernels import native
+from dsv4.kernels import backends
 
 NAN, INF = float("nan"), float("inf")
 GREEDY = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True)
@@ -88,7 +88,7 @@ def test_the_command_ends_with_a_line_and_a_status(model, text_folder, monkeypat
     model.config = type(model)(300).config
     damage(model, NAN)
     llm = LLM(model, folder=text_folder)
-    monkeypatch.setattr("dsv4.engine.generate_cli.LLM", lambda path, **options: llm)
+    monkeypatch.setattr("dsv4.commands.terminal.generate.LLM", lambda path, **options: llm)
     for as_json in (False, True):
         assert generate(None, ["the cat"], max_tokens=3, as_json=as_json) == 1
         assert "dsv4 generate: error: the engine has failed: the logits of request" in capsys.readouterr().err
@@ -96,7 +96,7 @@ def test_the_command_ends_with_a_line_and_a_status(model, text_folder, monkeypat
 
 @pytest.fixture
 def copy_of_nano(tmp_path: Path) -> Path:
-    if native.module() is None:
+    if backends.native_module() is None:
         pytest.skip("the reference kernels keep no weights in files")
     for file in nano_path().iterdir():
         shutil.copy(file, tmp_path)

@@ -203,10 +203,10 @@ def test_an_error_in_the_model_leaves_the_engine_clean(model) -> None:
 def test_a_long_prompt_does_not_hold_up_those_that_decode(model) -> None:
     llm = LLM(model, max_num_seqs=2, max_num_batched_tokens=8)
     core = llm.core
-    short = core.new_sequence([4, 5], SamplingParams(max_tokens=20, ignore_eos=True))
+    short = core.new_request([4, 5], SamplingParams(max_tokens=20, ignore_eos=True))
     core.add(short)
     core.step()
-    core.add(core.new_sequence(prompts([50])[0], GREEDY))
+    core.add(core.new_request(prompts([50])[0], GREEDY))
     for _ in range(5):
         before = len(short.output.token_ids)
         core.step()

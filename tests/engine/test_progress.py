@@ -11,7 +11,7 @@ import pytest
 
 from dsv4.engine import LLM, AsyncEngine, ProgressEvent, SamplingParams, TokenEvent
 from dsv4.engine.progress import REPORT_SECONDS, ProgressWatch
-from dsv4.engine.sequence import Sequence
+from dsv4.engine.request import Request
 
 FEW = SamplingParams(seed=2, max_tokens=4, ignore_eos=True)
 ENDLESS = SamplingParams(seed=2, max_tokens=4000, ignore_eos=True)
@@ -39,8 +39,8 @@ async def until(condition, seconds: float = 20.0) -> None:
         await asyncio.sleep(0.002)
 
 
-def new_sequence(number: int) -> Sequence:
-    return Sequence(number, list(PROMPT), FEW, 0, frozenset(), 4096)
+def new_request(number: int) -> Request:
+    return Request(number, list(PROMPT), FEW, 0, frozenset(), 4096)
 
 
 def test_progress_comes_before_the_tokens_and_ends_with_the_whole_prompt(model, monkeypatch) -> None:
@@ -128,23 +128,23 @@ def test_leaving_while_progress_is_told_stops_the_request_at_once(model, monkeyp
 
 
 def test_reports_are_bounded_in_time_but_the_last_one_is_never_left_out() -> None:
-    watch, sequences = ProgressWatch(), [new_sequence(i) for i in range(3)]
-    assert watch.reports(sequences, 0.0) == []
-    for sequence in sequences:
-        watch.add(sequence)
+    watch, requests = ProgressWatch(), [new_request(i) for i in range(3)]
+    assert watch.reports(requests, 0.0) == []
+    for request in requests:
+        watch.add(request)
     clock = 100.0
-    assert [event.queue_position for _, event in watch.reports(sequences, clock)] == [0, 1, 2]
-    running = sequences[0]
+    assert [event.queue_position for _, event in watch.reports(requests, clock)] == [0, 1, 2]
+    running = requests[0]
     running.scheduled_time = clock
     reports = []
     for step in range(1, 101):
         running.num_computed_tokens = min(step, 63)
-        reports += watch.reports(sequences[1:], clock + step * REPORT_SECONDS / 10)
-    assert len([1 for sequence, _ in reports if sequence is running]) <= 10
-    assert len([1 for sequence, _ in reports if sequence is not running]) == 2, "what has not changed is not told"
+        reports += watch.reports(requests[1:], clock + step * REPORT_SECONDS / 10)
+    assert len([1 for request, _ in reports if request is running]) <= 10
+    assert len([1 for request, _ in reports if request is not running]) == 2, "what has not changed is not told"
     running.num_computed_tokens, running.first_token_time = 64, clock + 30
-    last = watch.reports(sequences[1:], clock + 10 * REPORT_SECONDS + 1e-6)
-    assert [(sequence, event.num_computed_tokens) for sequence, event in last] == [(running, 64)]
-    watch.discard(sequences[1])
-    watch.discard(sequences[2])
+    last = watch.reports(requests[1:], clock + 10 * REPORT_SECONDS + 1e-6)
+    assert [(request, event.num_computed_tokens) for request, event in last] == [(running, 64)]
+    watch.discard(requests[1])
+    watch.discard(requests[2])
     assert watch.reports([], clock + 100) == []

@@ -10,7 +10,7 @@ from dsv4.cache import Cache
 from dsv4.checkpoint import save_model
 from dsv4.config import ModelConfig
 from dsv4.engine import LLM, SamplingParams
-from dsv4.kernels import native
+from dsv4.kernels import backends
 from dsv4.model.transformer import Transformer
 from dsv4.tokenizer.train import train_tokenizer, write_tokenizer
 
@@ -137,7 +137,7 @@ def test_a_folder_without_a_tokenizer_takes_ids_and_refuses_text(folder, transfo
 
 def test_an_engine_whose_cache_grows_gives_the_same_tokens(transformer, monkeypatch) -> None:
     """As on a GPU: rows are filled, emptied and taken again while the entries move."""
-    monkeypatch.setattr(native, "module", lambda: None)
+    monkeypatch.setattr(backends, "native_module", lambda: None)
     batch = prompts(3, 130, 1500, 17, 600, 40)
     params = SamplingParams(max_tokens=6, temperature=0.0, logprobs=True, ignore_eos=True)
     want = LLM(transformer, max_num_seqs=3, max_num_batched_tokens=256).generate(batch, params)

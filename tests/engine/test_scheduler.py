@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv4.engine import LLM, AsyncEngine, SamplingParams
+from dsv4.engine.config import EngineConfig
+from dsv4.engine.request import Request
 from dsv4.engine.sampler import SampledToken
-from dsv4.engine.scheduler import Scheduler, SchedulerConfig, reading_order
-from dsv4.engine.sequence import Sequence
+from dsv4.engine.scheduler import Scheduler, reading_order
 
 
 @dataclass(frozen=True)
@@ -27,24 +28,24 @@ class Arrival:
 class Simulation:
     """Steps of a scheduler without a model; holds at every step what must hold always."""
 
-    def __init__(self, config: SchedulerConfig, arrivals: list[Arrival]) -> None:
+    def __init__(self, config: EngineConfig, arrivals: list[Arrival]) -> None:
         self.config = config
         self.scheduler = Scheduler(config)
         self.arrivals = sorted(arrivals, key=lambda arrival: arrival.step)
         self.first_token: dict[int, int] = {}  # place in `arrivals` -> steps from arrival to first token
-        self.sequences = [self._sequence(i, arrival) for i, arrival in enumerate(self.arrivals)]
+        self.requests = [self._request(i, arrival) for i, arrival in enumerate(self.arrivals)]
 
     @staticmethod
-    def _sequence(number: int, arrival: Arrival) -> Sequence:
+    def _request(number: int, arrival: Arrival) -> Request:
         params = SamplingParams(max_tokens=arrival.output, ignore_eos=True)
-        return Sequence(number, [5] * arrival.prompt, params, 0, frozenset(), 1 << 30)
+        return Request(number, [5] * arrival.prompt, params, 0, frozenset(), 1 << 30)
 
     def run(self, most_steps: int, until: int | None = None) -> Simulation:
         """To the end, or to the first token of request `until`."""
         step = came = 0
         while (came < len(self.arrivals) or self.scheduler.has_work) and until not in self.first_token:
             while came < len(self.arrivals) and self.arrivals[came].step <= step:
-                self.scheduler.add(self.sequences[came])
+                self.scheduler.add(self.requests[came])
                 came += 1
             self._step(step)
             step += 1
@@ -53,14 +54,14 @@ class Simulation:
 
     def _step(self, step: int) -> None:
         decoding = {s for s in self.scheduler.running if s.num_uncomputed_tokens == 1}
-        unread = [s for s in self.sequences if s.status.value in ("waiting", "running") and s not in decoding]
+        unread = [s for s in self.requests if s.status.value in ("waiting", "running") and s not in decoding]
         chunks = self.scheduler.schedule()
-        taken = {chunk.sequence: chunk.stop - chunk.start for chunk in chunks}
+        taken = {chunk.request: chunk.stop - chunk.start for chunk in chunks}
         total, most = sum(taken.values()), self.config.max_num_batched_tokens
         assert total <= most and all(count > 0 for count in taken.values()) and len(taken) == len(chunks)
         assert bool(chunks) == self.scheduler.has_work
-        assert all(taken[sequence] == 1 for sequence in decoding), "whatever decodes gets its token"
-        slots = [sequence.slot for sequence in self.scheduler.running]
+        assert all(taken[request] == 1 for request in decoding), "whatever decodes gets its token"
+        slots = [request.slot for request in self.scheduler.running]
         assert len(set(slots)) == len(slots) <= self.config.max_num_seqs and all(slot >= 0 for slot in slots)
         if unread and unread[0].slot >= 0:
             left = most - len(decoding)
@@ -68,26 +69,28 @@ class Simulation:
             if taken[unread[0]] < unread[0].num_uncomputed_tokens:
                 assert total == most, "no part of a step is left unused while there is something to read"
         for chunk in chunks:
-            assert chunk.start == chunk.sequence.num_computed_tokens
-            chunk.sequence.num_computed_tokens = chunk.stop
+            assert chunk.start == chunk.request.num_computed_tokens
+            chunk.request.num_computed_tokens = chunk.stop
         half_read = sum(s.num_uncomputed_tokens > 1 for s in self.scheduler.running)
         assert half_read <= self.config.partial_prefills
         for chunk in chunks:
-            if chunk.sequence.num_uncomputed_tokens == 0:
-                self._append(chunk.sequence, step)
+            if chunk.request.num_uncomputed_tokens == 0:
+                self._append(chunk.request, step)
 
-    def _append(self, sequence: Sequence, step: int) -> None:
-        sequence.append(SampledToken(7), now=float(step))
-        self.first_token.setdefault(sequence.request_id, step + 1 - self.arrivals[sequence.request_id].step)
-        if sequence.finished:
-            assert self.scheduler.finish(sequence) is not None
+    def _append(self, request: Request, step: int) -> None:
+        request.append(SampledToken(7), now=float(step))
+        self.first_token.setdefault(request.request_id, step + 1 - self.arrivals[request.request_id].step)
+        if request.finished:
+            assert self.scheduler.finish(request) is not None
 
 
 @st.composite
-def any_config(draw: st.DrawFn) -> SchedulerConfig:
+def any_config(draw: st.DrawFn) -> EngineConfig:
     rows = draw(st.integers(1, 8))
     partial = draw(st.one_of(st.none(), st.integers(1, rows)))
-    return SchedulerConfig(rows, draw(st.integers(rows, 64)), partial)
+    return EngineConfig(
+        max_num_seqs=rows, max_num_batched_tokens=draw(st.integers(rows, 64)), max_num_partial_prefills=partial
+    )
 
 
 any_arrivals = st.lists(
@@ -99,7 +102,7 @@ any_arrivals = st.lists(
 
 @given(any_config(), any_arrivals)
 @settings(deadline=None, max_examples=300)
-def test_whatever_comes_everybody_ends(config: SchedulerConfig, arrivals: list[Arrival]) -> None:
+def test_whatever_comes_everybody_ends(config: EngineConfig, arrivals: list[Arrival]) -> None:
     work = sum(2 * arrival.prompt + arrival.output + 1 for arrival in arrivals)
     simulation = Simulation(config, arrivals).run(60 + work)
     assert len(simulation.first_token) == len(arrivals)
@@ -115,7 +118,7 @@ def test_a_short_prompt_has_its_token_at_once_whatever_is_being_read(
     rows: int, long: list[Arrival], short: list[Arrival]
 ) -> None:
     """Up to twelve long prompts, more than there are rows, and four short ones that fit half a step together."""
-    simulation = Simulation(SchedulerConfig(rows, 256), [*long, *short]).run(2000)
+    simulation = Simulation(EngineConfig(max_num_seqs=rows, max_num_batched_tokens=256), [*long, *short]).run(2000)
     taken = [simulation.first_token[i] for i, a in enumerate(simulation.arrivals) if a.prompt <= 30]
     # One step, two where the oldest prompt has just been read; with two rows, they take the free one in turn.
     assert max(taken) <= 1 + len(short)
@@ -128,7 +131,9 @@ def test_a_stream_of_short_prompts_does_not_starve_a_long_one(rows: int, size: i
     budget, long = 128, 2000
     steps = math.ceil(long / ((budget - rows) // 2)) + 1
     short = [Arrival(step, size, output) for step in range(1, steps + 1) for _ in range(5)]
-    Simulation(SchedulerConfig(rows, budget), [Arrival(0, long, 1), *short]).run(steps, until=0)
+    Simulation(EngineConfig(max_num_seqs=rows, max_num_batched_tokens=budget), [Arrival(0, long, 1), *short]).run(
+        steps, until=0
+    )
 
 
 def test_who_reads_in_which_order() -> None:
@@ -144,14 +149,14 @@ def test_who_reads_in_which_order() -> None:
 def test_two_long_prompts_are_read_one_after_the_other() -> None:
     """Both at once would end both late."""
     arrivals = [Arrival(0, 1000, 1), Arrival(0, 1000, 1)]
-    simulation = Simulation(SchedulerConfig(4, 100), arrivals).run(50)
+    simulation = Simulation(EngineConfig(max_num_seqs=4, max_num_batched_tokens=100), arrivals).run(50)
     assert simulation.first_token == {0: 10, 1: 20}
 
 
 @pytest.mark.parametrize("partial", [0, 5])
 def test_partial_prefills_are_checked(partial: int) -> None:
     with pytest.raises(ValueError, match=rf"max_num_partial_prefills is {partial}; allowed: \[1, 4\]"):
-        SchedulerConfig(4, 1024, partial)
+        EngineConfig(max_num_seqs=4, max_num_partial_prefills=partial)
 
 
 def test_a_short_request_is_answered_while_long_ones_are_read(model) -> None:

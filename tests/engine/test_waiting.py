@@ -7,46 +7,47 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from dsv4.engine import LLM, AsyncEngine, QueueFullError, SamplingParams
-from dsv4.engine.sequence import Sequence, SequenceStatus
-from dsv4.engine.waiting import WaitingLimits, WaitingRoom
+from dsv4.engine.config import EngineConfig
+from dsv4.engine.request import Request, RequestStatus
+from dsv4.engine.waiting import WaitingRoom
 
 PARAMS = SamplingParams(max_tokens=2, ignore_eos=True)
 
 
-def sequence(tokens: int) -> Sequence:
-    return Sequence(1, [5] * tokens, PARAMS, 0, frozenset(), 100)
+def request(tokens: int) -> Request:
+    return Request(1, [5] * tokens, PARAMS, 0, frozenset(), 100)
 
 
 def test_requests_are_bounded() -> None:
-    room = WaitingRoom(WaitingLimits(max_num_waiting=2))
-    held = [sequence(3), sequence(4)]
+    room = WaitingRoom(EngineConfig(max_num_waiting=2))
+    held = [request(3), request(4)]
     for one in held:
         room.add(one)
     words = "the queue is full: 2 requests with 7 tokens are waiting, allowed are 2 requests with 4194304 tokens"
     with pytest.raises(QueueFullError, match=words + "; this one has 5 tokens"):
-        room.add(sequence(5))
+        room.add(request(5))
     with pytest.raises(QueueFullError, match=words):
         room.check()
 
 
 def test_tokens_are_bounded_and_a_lone_prompt_is_taken() -> None:
-    room = WaitingRoom(WaitingLimits(max_waiting_tokens=10))
-    long = sequence(50)
+    room = WaitingRoom(EngineConfig(max_waiting_tokens=10))
+    long = request(50)
     room.add(long)
     with pytest.raises(QueueFullError, match="1 requests with 50 tokens"):
-        room.add(sequence(1))
-    long.status = SequenceStatus.RUNNING
-    held = [sequence(4), sequence(6)]
+        room.add(request(1))
+    long.status = RequestStatus.RUNNING
+    held = [request(4), request(6)]
     for one in held:
         room.add(one)
     with pytest.raises(QueueFullError):
         room.check()
 
 
-@pytest.mark.parametrize("status", [SequenceStatus.RUNNING, SequenceStatus.FINISHED, None])
-def test_a_place_is_free_when_its_request_runs_has_ended_or_is_gone(status: SequenceStatus | None) -> None:
-    room = WaitingRoom(WaitingLimits(max_num_waiting=1))
-    held = [sequence(3)]
+@pytest.mark.parametrize("status", [RequestStatus.RUNNING, RequestStatus.FINISHED, None])
+def test_a_place_is_free_when_its_request_runs_has_ended_or_is_gone(status: RequestStatus | None) -> None:
+    room = WaitingRoom(EngineConfig(max_num_waiting=1))
+    held = [request(3)]
     room.add(held[0])
     with pytest.raises(QueueFullError):
         room.check()

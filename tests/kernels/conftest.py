@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from dsv4.kernels import native
+from dsv4.kernels import backends
 
-MODULE = native.module()
+MODULE = backends.native_module()
 
 
 @pytest.fixture(params=sorted(MODULE.isas()) if MODULE is not None else [])

@@ -5,13 +5,13 @@ import torch
 from torch import Tensor
 
 from dsv4.checkpoint import formats
-from dsv4.kernels import native
+from dsv4.kernels import backends
 from dsv4.kernels.linear import linear
 from dsv4.kernels.stored import StoredTensor
 
 from .test_shipped_arithmetic import FAR, NEAR, SHAPES, activations, e8m0, random_weight
 
-MODULE = native.module()
+MODULE = backends.native_module()
 pytestmark = pytest.mark.skipif(
     MODULE is None or "avx512_bf16" not in MODULE.isas(), reason="the processor has no BF16 products in AVX-512"
 )

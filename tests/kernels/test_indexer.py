@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsv4.kernels import native
+from dsv4.kernels import backends
 
-MODULE = native.module()
+MODULE = backends.native_module()
 FILTERS = ("avx512_vnni", "avx512_bf16", "amx")
 pytestmark = pytest.mark.skipif(MODULE is None, reason="the native kernels are not built")
 CASES = ["random", "equal", "near", "far", "negative", "infinite", "no number", "tiny"]

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsv4.kernels import native
+from dsv4.kernels import backends
 from dsv4.kernels.hadamard.reference import hadamard
 from dsv4.kernels.quant.reference import fake_quant_fp4, fake_quant_fp8
 from dsv4.kernels.sinkhorn.reference import sinkhorn
 from dsv4.kernels.topk.reference import top_k_lowest_index
 
-MODULE = native.module()
+MODULE = backends.native_module()
 pytestmark = pytest.mark.skipif(MODULE is None, reason="the native kernels are not built")
 SHAPES = [
     (1, 512, 1024),

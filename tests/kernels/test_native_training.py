@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dsv4.checkpoint import formats
-from dsv4.kernels import native
+from dsv4.kernels import backends
 from dsv4.kernels.grouped_linear import grouped_linear
 from dsv4.kernels.grouped_linear import reference as grouped_reference
 from dsv4.kernels.linear import linear
@@ -20,7 +20,7 @@ from dsv4.model.transformer import Transformer
 from ..model.tiny import random_ids, random_model, tiny_config
 from .derivatives import check_derivatives, noise
 
-MODULE = native.module()
+MODULE = backends.native_module()
 pytestmark = pytest.mark.skipif(MODULE is None, reason="the native kernels are not built")
 # Rows of each group, inputs, outputs.
 CASES = [
@@ -39,7 +39,7 @@ CASES = [
 @pytest.fixture
 def kernels(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """As with DSV4_KERNELS=native."""
-    monkeypatch.setattr(native, "trains", lambda: True)
+    monkeypatch.setattr(backends, "trains", lambda: True)
     return kernels
 
 
@@ -136,7 +136,7 @@ def test_training_takes_them_where_they_are_asked_for(kernels: Any, monkeypatch:
         return [type(y.grad_fn).__name__ for y in (linear(x, weight), grouped_linear(x, [3], [weight]))]
 
     asked = names()
-    monkeypatch.setattr(native, "trains", lambda: False)
+    monkeypatch.setattr(backends, "trains", lambda: False)
     assert asked[0] == "_LinearBackward" != names()[0]
     assert all(name == "_GroupedLinearBackward" for name in (asked[1], names()[1]))
     with torch.no_grad():
@@ -223,7 +223,7 @@ def test_a_models_gradients_are_the_references(kernels: Any, threads: int, monke
         return {name: p.grad for name, p in model.named_parameters()}
 
     got, again = gradients(model), gradients(model)
-    monkeypatch.setattr(native, "module", lambda: None)
+    monkeypatch.setattr(backends, "native_module", lambda: None)
     want = gradients(model)
     for name, gradient in want.items():
         ours, once_more = got[name], again[name]

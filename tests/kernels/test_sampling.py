@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsv4.kernels import native
+from dsv4.kernels import backends
 from dsv4.kernels.sampling import reference
 
-MODULE = native.module()
+MODULE = backends.native_module()
 Draw = Callable[[Tensor, float, int, float, float, float], int]
 
 

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from dsv4.checkpoint import formats
-from dsv4.kernels import native
+from dsv4.kernels import backends
 from dsv4.kernels.linear import linear
 from dsv4.kernels.quant import fake_quant_fp8
 from dsv4.kernels.stored import StoredTensor
 
-MODULE = native.module()
+MODULE = backends.native_module()
 BLOCK = 128  # of an activation, and of an FP8 weight either way
 GROUP = 32  # of an FP4 weight
 E2M1_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12)

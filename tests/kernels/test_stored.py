@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from dsv4.checkpoint import formats
-from dsv4.kernels import native
+from dsv4.kernels import backends
 from dsv4.kernels.grouped_linear import grouped_linear
 from dsv4.kernels.linear import linear
 from dsv4.kernels.stored import StoredTensor, widen_bf16, widened
 
-MODULE = native.module()
+MODULE = backends.native_module()
 KINDS = ["bf16", "fp8", "fp8-f32-scales", "fp4"]
 SHAPES = [(32, 32), (64, 128), (96, 256), (33, 64), (130, 192), (256, 520), (200, 48), (16, 1000), (160, 30), (31, 2)]
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dsv4.cache import Cache
 from dsv4.cache import cache as cache_module
-from dsv4.kernels import native
+from dsv4.kernels import backends
 from dsv4.model.batch import RaggedBatch
 from dsv4.model.transformer import Transformer
 
@@ -18,7 +18,7 @@ CONFIG = tiny_config(schedule=(0, 4, 128), index_topk=16)
 
 @pytest.fixture(autouse=True)
 def plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "module", lambda: None)
+    monkeypatch.setattr(backends, "native_module", lambda: None)
 
 
 def caches(model: Transformer, rows: int, tokens: int) -> tuple[Cache, Cache]:

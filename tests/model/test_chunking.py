@@ -4,6 +4,7 @@ To the bit with the native kernels, and with the reference where MKL runs in str
 imported before the first product, as the shared conftest does); elsewhere to 1e-5.
 """
 
+import copy
 import os
 import re
 import sys
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dsv4.cache import Cache
-from dsv4.kernels import native
+from dsv4.kernels import backends
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.batch import RaggedBatch
 from dsv4.model.transformer import Transformer
@@ -24,7 +25,7 @@ from dsv4.model.transformer import Transformer
 from .tiny import random_ids, random_model, store, tiny_config
 
 STRICT_MKL = torch.backends.mkl.is_available() and os.environ.get("MKL_CBWR", "").endswith("STRICT")
-NATIVE = native.module()
+NATIVE = backends.native_module()
 # Each with FP32 weights, which AMX leaves to AVX-512, and with weights as stored. Sorted: which is best may be a matter
 # of what the processor is quicker at.
 ISAS: list[str] = sorted(NATIVE.isas()) if NATIVE is not None else []
@@ -42,7 +43,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     name, _, as_stored = request.param.partition(", ")
     monkeypatch.setattr(sys.modules[__name__], "AS_STORED", bool(as_stored))
     if name == "reference":
-        monkeypatch.setattr(native, "module", lambda: None)
+        monkeypatch.setattr(backends, "native_module", lambda: None)
     elif NATIVE is not None:
         NATIVE.select(name)
     yield name
@@ -51,7 +52,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 def strict() -> bool:
-    return native.module() is not None or STRICT_MKL
+    return backends.native_module() is not None or STRICT_MKL
 
 
 def close(got: Tensor, want: Tensor, numerics: str = "float") -> bool:
@@ -69,7 +70,7 @@ def same(got: Tensor, want: Tensor, numerics: str = "float") -> bool:
 
 def setting(numerics: str = "float", top_k: int = SELECTS) -> tuple[Transformer, Tensor, Tensor]:
     """(model, ids [389], logits of one whole forward on the path that runs)."""
-    if native.module() is None:
+    if backends.native_module() is None:
         return _setting("reference", AS_STORED, numerics, top_k)
     assert NATIVE is not None
     return _setting(NATIVE.selected(), AS_STORED, numerics, top_k)
@@ -166,9 +167,9 @@ def test_odd_widths(hc_mult: int, monkeypatch: pytest.MonkeyPatch) -> None:
         whole = model(ids[None])[0]
     for chunk in (1, 50):
         assert same(feed(model, model.new_cache(1, 300), ids, chunk=chunk), whole), chunk
-    monkeypatch.setattr(native, "module", lambda: None)
+    monkeypatch.setattr(backends, "native_module", lambda: None)
     with torch.no_grad():
-        assert close(whole, model(ids[None])[0])
+        assert close(whole, model.refresh()(ids[None])[0])
 
 
 @pytest.mark.parametrize(("numerics", "top_k"), [SETTINGS[1], SETTINGS[2]])
@@ -195,21 +196,22 @@ def test_batched_decode_at_different_depths(numerics: str, top_k: int) -> None:
 def test_training_forward_is_the_cached_forward(numerics: str, top_k: int) -> None:
     model, ids, whole = setting(numerics, top_k)
     batch = RaggedBatch.pack([ids.tolist(), ids[:77].tolist()])
+    model = copy.deepcopy(model).requires_grad_()
     with torch.enable_grad():
         logits = model.logits(model.forward_ragged(batch, aux=AuxLosses()))
     assert logits.requires_grad
-    # With gradients some operations run on the reference, which agrees with the native kernels to rounding.
-    like = same if native.module() is None else close
+    # Gradients come from the reference, which agrees with the native kernels to rounding.
+    like = same if backends.native_module() is None else close
     assert like(logits.detach()[:LENGTH], whole, numerics) and like(logits.detach()[LENGTH:], whole[:77], numerics)
 
 
 def test_a_cache_holds_no_graph() -> None:
     """With gradients on, a cached forward gives the same logits, and the cache keeps values only."""
     model, ids, whole = setting()
-    cache = model.new_cache(1, 140)
+    cache, model = model.new_cache(1, 140), copy.deepcopy(model).requires_grad_()
     with torch.enable_grad():
         logits = torch.cat([model(part[None], cache)[0] for part in ids[:140].split(67)])
-    like = same if native.module() is None else close
+    like = same if backends.native_module() is None else close
     assert logits.requires_grad and like(logits.detach(), whole[:140])
     for layer in cache.layers:
         tensors = [layer.window, *(t for s in layer.compressors() for t in (s.kv, s.score, s.entries))]
@@ -224,7 +226,7 @@ def test_one_thread_and_two_give_the_same_bits(numerics: str) -> None:
     drafted = draft(model, ids[:150], 67)
     before = torch.get_num_threads()
     try:
-        for threads in (1, 2) if native.module() is None else (1, 2, 3):
+        for threads in (1, 2) if backends.native_module() is None else (1, 2, 3):
             torch.set_num_threads(threads)
             with torch.no_grad():
                 assert torch.equal(model(ids[None])[0], whole)
@@ -291,10 +293,10 @@ def test_rollback(held: int, numerics: str, top_k: int) -> None:
 def test_every_path_gives_the_reference_logits(numerics: str, top_k: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """To rounding; and all instruction sets that multiply and add with one rounding give the same bits."""
     _, _, whole = setting(numerics, top_k)
-    if NATIVE is not None and native.module() is not None and NATIVE.selected().startswith("avx512"):
+    if NATIVE is not None and backends.native_module() is not None and NATIVE.selected().startswith("avx512"):
         NATIVE.select("avx2")
         assert torch.equal(whole, setting(numerics, top_k)[2])
-    monkeypatch.setattr(native, "module", lambda: None)
+    monkeypatch.setattr(backends, "native_module", lambda: None)
     assert close(whole, setting(numerics, top_k)[2], numerics)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dsv4.kernels import native
+from dsv4.kernels import backends
 from dsv4.model.batch import RaggedBatch
 from dsv4.model.transformer import Transformer
 
@@ -21,7 +21,7 @@ PAIRS = 1 << 23  # (head row, key) pairs of one group, whatever the length: 32 M
 
 @pytest.fixture(autouse=True)
 def plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "module", lambda: None)
+    monkeypatch.setattr(backends, "native_module", lambda: None)
 
 
 class LargestTensor(TorchDispatchMode):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dsv4.kernels import native
+from dsv4.kernels import backends
 from dsv4.model.attention.attention import indexer_kl
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.batch import RaggedBatch
@@ -103,7 +103,7 @@ def test_a_repeated_expert_counts_once_as_in_the_published_loop() -> None:
 
 
 def test_a_repeated_expert_counts_once_in_native_routing() -> None:
-    kernels = native.module()
+    kernels = backends.native_module()
     if kernels is None:
         pytest.skip("no native kernels")
     moe, x, ids = repeating_moe()
@@ -253,7 +253,7 @@ def test_balance_loss_teaches_the_router_only() -> None:
 
 @pytest.mark.parametrize("top_k", [3, 64])
 def test_indexer_loss_reaches_the_indexer_only(top_k: int) -> None:
-    model = random_model(tiny_config(index_topk=top_k))
+    model = random_model(tiny_config(index_topk=top_k)).requires_grad_()
     aux, _ = training_forward(model, [random_ids(CONFIG, 70).tolist(), random_ids(CONFIG, 9, seed=1).tolist()])
     assert float(aux.indexer_loss.detach()) > 0
     aux.indexer_loss.backward()
@@ -264,7 +264,7 @@ def test_indexer_loss_reaches_the_indexer_only(top_k: int) -> None:
 @pytest.mark.parametrize("top_k", [3, 64])
 def test_main_loss_does_not_reach_the_indexer_but_everything_else(top_k: int) -> None:
     """200 tokens, so that HCA has an entry."""
-    model = random_model(tiny_config(index_topk=top_k))
+    model = random_model(tiny_config(index_topk=top_k)).requires_grad_()
     _, logits = training_forward(model, [random_ids(CONFIG, 200).tolist()])
     logits.square().mean().backward()
     untaught = {n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())}

@@ -69,7 +69,7 @@ def randomise(model: Transformer, seed: int) -> None:
 def random_model(config: ModelConfig, seed: int = 0, numerics: str = "float") -> Transformer:
     model = Transformer(config, numerics)
     randomise(model, seed)
-    return model
+    return model.freeze()
 
 
 def store(model: Transformer) -> Transformer:
@@ -86,7 +86,7 @@ def store(model: Transformer) -> Transformer:
         else:
             weight = StoredTensor("fp8", *formats.quantize_fp8(values, torch.float8_e8m0fnu), formats.dequantize_fp8)
         module.weight = torch.nn.Parameter(weight, requires_grad=False)
-    return model
+    return model.refresh()
 
 
 def random_ids(config: ModelConfig, *shape: int, seed: int = 0) -> Tensor:

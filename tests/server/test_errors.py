@@ -3,7 +3,7 @@ import threading
 import openai
 import pytest
 
-from dsv4.engine.conversation import Answer
+from dsv4.conversation.answer import Answer
 
 QUESTION = [{"role": "user", "content": "hi"}]
 CHAT = "/v1/chat/completions"
@@ -189,7 +189,7 @@ def test_an_answer_that_cannot_be_parsed_is_an_error_and_no_cut_connection(serve
         left -= 1
         return push(answer, event)
 
-    monkeypatch.setattr("dsv4.engine.conversation.Answer.push", fail)
+    monkeypatch.setattr("dsv4.conversation.answer.Answer.push", fail)
     body = {"model": "tiny", "messages": QUESTION}
     whole = server.http().post(CHAT, json=body)
     assert whole.status_code == 500 and whole.json()["error"]["type"] == "internal_error"

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from dsv4.server.service import CHAT, MESSAGES, ChatService
+from dsv4.server.chat_completions import CHAT
+from dsv4.server.messages import MESSAGES
+from dsv4.server.service import ChatService
 from dsv4.tokenizer import Tokenizer
 
 QUESTION = [{"role": "user", "content": "hi"}]

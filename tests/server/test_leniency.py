@@ -2,15 +2,16 @@ import json
 
 import pytest
 
-from dsv4.server.leniency import adapt_chat, adapt_messages
+from dsv4.server.chat_completions import CHAT
+from dsv4.server.messages import MESSAGES
 
 
 def chat(**request):
-    return json.loads(adapt_chat(json.dumps(request).encode()).body)
+    return json.loads(CHAT.adapted(json.dumps(request).encode()).body)
 
 
 def messages(**request):
-    return json.loads(adapt_messages(json.dumps(request).encode()).body)
+    return json.loads(MESSAGES.adapted(json.dumps(request).encode()).body)
 
 
 def test_developer_is_system() -> None:
@@ -56,7 +57,7 @@ def test_reasoning_and_untyped_tool_calls_of_the_history() -> None:
 def test_what_needs_no_change_keeps_its_bytes() -> None:
     nested = b'{"x": ' * 700 + b"1" + b"}" * 700  # json reads it, copying it goes deeper than Python does
     for body in (b'{ "model" : "x", "messages": [] }', b"{broken", b"[1]", b"[" * 50_000, nested):
-        assert adapt_chat(body).body is body and adapt_messages(body).body is body
+        assert CHAT.adapted(body).body is body and MESSAGES.adapted(body).body is body
 
 
 def test_custom_tools_and_redacted_thinking() -> None:

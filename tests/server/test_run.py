@@ -19,7 +19,7 @@ import torch
 
 from dsv4.checkpoint import save_model
 from dsv4.config import ModelConfig
-from dsv4.kernels import native
+from dsv4.kernels import backends
 from dsv4.model.transformer import Transformer
 from dsv4.server.run import PortTakenError, address, bind, serve
 from dsv4.tokenizer.train import train_tokenizer, write_tokenizer
@@ -125,7 +125,7 @@ def test_ctrl_c_ends_the_server_while_a_client_still_streams(folder: Path) -> No
 
 def test_weights_cut_short_under_a_server_fail_its_health(folder: Path, tmp_path: Path) -> None:
     """Whoever asks next is told, and no damaged answer goes out."""
-    if native.module() is None:
+    if backends.native_module() is None:
         pytest.skip("the reference kernels keep no weights in files")
     copy = tmp_path / "random"
     shutil.copytree(folder, copy)

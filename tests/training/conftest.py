@@ -17,6 +17,8 @@ from dsv4.model.batch import RaggedBatch
 class StandIn(nn.Module):
     """Next-token model that sees the current token only, with two experts chosen by token parity."""
 
+    frozen = False
+
     def __init__(self, vocab: int = 13, width: int = 8) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(1)

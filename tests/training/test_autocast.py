@@ -15,9 +15,9 @@ from dsv4.kernels.mhc import distribute
 from dsv4.model.attention.indexer import index_scores
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.batch import RaggedBatch
+from dsv4.model.block import ForwardContext
 from dsv4.model.hyper_connections import hc_head, hc_pre
 from dsv4.model.linear import linear_fp32
-from dsv4.model.transformer import ForwardContext
 from dsv4.training.gradient import Work, compute_gradient, pack_batch
 from dsv4.training.loop import TrainSettings
 from dsv4.training.losses import LossWeights

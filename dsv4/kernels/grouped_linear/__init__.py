@@ -3,16 +3,16 @@
 Contract: x [n, in], sizes (rows of each group, in order, adding up to n), weights one [out, in] a group, all of x's
 dtype, or as stored (kernels/stored.py) -> [n, out]. A group without rows is not touched, and its weight gets no
 gradient (None). Row i, and row i of x's gradient, depend on row i alone.
-Native: where `native.trains`, fp32 on the CPU, outside autocast; the sums are those of docs/kernels.md, to the bit; no
-gradient of a gradient. (The native forward of inference does not come here.) Under autocast x and the weights take its
-number format, as those of a linear layer do.
+Native: where `backends.trains`, fp32 on the CPU, outside autocast; the sums are those of docs/kernels.md, to the bit;
+no gradient of a gradient. (The native forward of inference does not come here.) Under autocast x and the weights take
+its number format, as those of a linear layer do.
 """
 
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from dsv4.kernels import native as choice
+from dsv4.kernels import backends
 from dsv4.kernels.autocast import product_dtype
 from dsv4.kernels.grouped_linear import native, reference
 from dsv4.kernels.stored import widened
@@ -23,7 +23,7 @@ def grouped_linear(x: Tensor, sizes: list[int], weights: Sequence[Tensor]) -> Te
     dtype = product_dtype(x)
     if dtype is not None:
         x, weights = x.to(dtype), [widened(weight).to(dtype) for weight in weights]
-    op = native if choice.trains() and choice.takes(x, *weights) else reference
+    op = native if backends.trains() and backends.takes(x, *weights) else reference
     return op.grouped_linear(x, sizes, weights)
 
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dsv4.kernels import native
+from dsv4.kernels import cpu
 from dsv4.kernels.stored import rows_argument, weight_argument
 
 
 def _forward(x: Tensor, sizes: list[int], weights: Sequence[Tensor]) -> Tensor:
     out = x.new_empty(x.shape[0], weights[0].shape[0])
-    native.kernels().grouped_linear(rows_argument(x), sizes, [weight_argument(w) for w in weights], out)
+    cpu.kernels().grouped_linear(rows_argument(x), sizes, [weight_argument(w) for w in weights], out)
     return out
 
 
@@ -31,7 +31,7 @@ class _GroupedLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *weights = ctx.saved_tensors
         needs_x, _, *needs_weight = ctx.needs_input_grad
-        kernels, rows = native.kernels(), rows_argument(grad)
+        kernels, rows = cpu.kernels(), rows_argument(grad)
         d_x = None
         d_weights: list[Tensor | None] = [None] * len(weights)
         if needs_x:

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dsv4.kernels import native
+from dsv4.kernels import cpu
 from dsv4.kernels.stored import rows_argument, weight_argument
 
 
 def _forward(x: Tensor, weight: Tensor) -> Tensor:
     rows = rows_argument(x)
     out = rows.new_empty(rows.shape[0], weight.shape[0])
-    native.kernels().linear(rows, weight_argument(weight), out)
+    cpu.kernels().linear(rows, weight_argument(weight), out)
     return out.view(*x.shape[:-1], weight.shape[0])
 
 
@@ -30,7 +30,7 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        kernels, rows = native.kernels(), rows_argument(grad)
+        kernels, rows = cpu.kernels(), rows_argument(grad)
         d_x = d_weight = None
         if weight is not None:
             d_x = rows.new_empty(rows.shape[0], weight.shape[1])

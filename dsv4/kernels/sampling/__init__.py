@@ -9,13 +9,13 @@ fp32, sums in float64; the reference has both in float64.
 
 from torch import Tensor
 
-from dsv4.kernels import native as choice
+from dsv4.kernels import backends
 from dsv4.kernels.sampling import native, reference
 
 
 def draw_token(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float, u: float) -> int:
     """A row of logits [vocab] -> a token id."""
-    op = native if choice.takes(logits) else reference
+    op = native if backends.takes(logits) else reference
     return op.draw_token(logits, temperature, top_k, top_p, min_p, u)
 
 

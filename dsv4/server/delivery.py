@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sse_starlette import ServerSentEvent
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from dsv4.server.drain import Drain
-from dsv4.server.errors import RequestError, error_body
-from dsv4.server.service import MESSAGES, ChatService, Job
+from dsv4.server.error_responses import error_response
+from dsv4.server.errors import RequestError
+from dsv4.server.service import ChatService, Job
 
 logger = logging.getLogger("dsv4.server")
 
@@ -37,7 +36,9 @@ class Delivery:
 
     def answer(self, service: ChatService, job: Job) -> Response:
         """A job's answer, in the form that its request asked for."""
-        return EventStream(service, job, self) if job.stream else JsonWhenReady(lambda: service.whole(job), self)
+        return (
+            EventStream(service, job, self) if job.request.stream else JsonWhenReady(lambda: service.whole(job), self)
+        )
 
 
 class ClientGoneError(Exception):
@@ -77,7 +78,7 @@ class Answer(Response):
                 elif refused is None:
                     raise  # the application answers 500 and logs the trace
                 else:
-                    await refused.response(scope["path"])(scope, receive, send)
+                    await error_response(refused, scope["path"])(scope, receive, send)
 
     async def wait(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`, with keep-alives until it comes.
@@ -105,9 +106,9 @@ class Answer(Response):
 
 
 class EventStream(Answer):
-    """A job's chunks as events; comments keep a Chat Completions stream alive, ping events a Messages stream.
+    """A job's chunks as events, kept alive by the pings of its format.
 
-    What fails after the first event, the end of the server included, is told in an error event of the protocol.
+    What fails after the first event, the end of the server included, is told in an error event of the format.
     """
 
     media_type = "text/event-stream"
@@ -115,25 +116,20 @@ class EventStream(Answer):
     def __init__(self, service: ChatService, job: Job, delivery: Delivery) -> None:
         super().__init__(delivery, {"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         self._service, self._job = service, job
-        self._messages_style = job.protocol is MESSAGES
-        ping = _event('{"type": "ping"}', "ping")
-        self.keep_alive = ping if self._messages_style else ServerSentEvent(comment="keep-alive", sep="\n").encode()
+        self.keep_alive = job.wire_format.ping()
 
     async def run(self) -> None:
         async with contextlib.aclosing(self._service.frames(self._job)) as frames:
             while (frame := await self.wait(_following(frames))) is not None:
-                name, data = frame
-                await self.emit(_event(data, name))
-        done = self._job.protocol.response.sse_done_data()
-        await self.emit(b"" if done is None else _event(done, None), more=False)
+                await self.emit(frame.encode())
+        await self.emit(self._job.wire_format.last_words(), more=False)
 
     async def fail(self, error: Exception) -> None:
-        refused = RequestError.from_engine(error)
+        wire_format = self._job.wire_format
         if not isinstance(error, RequestError):
-            logger.error("%s %s failed", self._job.protocol.name, self._job.id, exc_info=error)
-        status = 500 if refused is None else refused.status
-        body = json.dumps(error_body(status, str(error), messages_style=self._messages_style))
-        await self.emit(_event(body, "error" if self._messages_style else None), more=False)
+            logger.error("%s %s failed", wire_format.name, self._job.id, exc_info=error)
+        told = RequestError.from_engine(error) or RequestError(500, str(error))
+        await self.emit(wire_format.error_event(told).encode(), more=False)
 
 
 class JsonWhenReady(Answer):
@@ -155,10 +151,6 @@ class JsonWhenReady(Answer):
 
     async def fail(self, error: Exception) -> None:
         raise error
-
-
-def _event(data: str, name: str | None) -> bytes:
-    return ServerSentEvent(data, event=name, sep="\n").encode()
 
 
 async def _following(frames: AsyncIterator[T]) -> T | None:

@@ -3,8 +3,8 @@ import io
 import pytest
 from rich.console import Console
 
-from dsv4.engine.chat import command, reply, run
-from dsv4.engine.chat_session import ChatSession
+from dsv4.commands.terminal.chat import command, reply, run
+from dsv4.commands.terminal.chat_session import ChatSession
 
 
 def screen(*lines: str) -> Console:

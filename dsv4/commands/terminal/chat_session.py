@@ -11,7 +11,9 @@ from typing import Any, Literal
 
 import deepseek_recipe as recipe
 
-from dsv4.engine.conversation import Answer, ConversationModel, Turn
+from dsv4.conversation.answer import Answer
+from dsv4.conversation.model import ConversationModel
+from dsv4.conversation.turn import Turn
 from dsv4.engine.llm import LLM
 from dsv4.text import check_text
 

@@ -12,8 +12,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dsv4.engine.outputs import Alternatives
-from dsv4.engine.tool_calls import (
+from dsv4.conversation.tool_arguments import Schema
+from dsv4.conversation.tool_calls import in_words, understand, write
+from dsv4.conversation.tool_tags import (
     BLOCK,
     BLOCK_KINDS,
     CUT_TAG,
@@ -21,13 +22,10 @@ from dsv4.engine.tool_calls import (
     OPENINGS,
     TAG,
     Inside,
-    Schema,
     ends_block,
-    in_words,
     inside_after,
-    understand,
-    write,
 )
+from dsv4.engine.outputs import Alternatives
 
 THINK_END = "</think>"
 _STOPS = re.compile(rf"</?{MARK}|{THINK_END}")

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from dsv4.engine import generate_cli
+from dsv4.commands.terminal import generate as program
 from dsv4.engine.llm import LLM
 
 
@@ -11,14 +11,14 @@ from dsv4.engine.llm import LLM
 def nano(model, text_folder, monkeypatch) -> LLM:
     model.config = type(model)(300).config
     llm = LLM(model, folder=text_folder)
-    monkeypatch.setattr(generate_cli, "LLM", lambda path, **options: llm)
+    monkeypatch.setattr(program, "LLM", lambda path, **options: llm)
     return llm
 
 
 def test_one_prompt_prints_its_continuation(nano, capsys) -> None:
-    generate_cli.generate(None, ["the cat"], max_tokens=8, seed=1)
+    program.generate(None, ["the cat"], max_tokens=8, seed=1)
     printed = capsys.readouterr().out
-    generate_cli.generate(None, ["the cat"], max_tokens=8, seed=1, as_json=True)
+    program.generate(None, ["the cat"], max_tokens=8, seed=1, as_json=True)
     row = json.loads(capsys.readouterr().out)
     assert printed == row["text"] + "\n"
     assert (row["prompt"], len(row["token_ids"]), len(row["logprobs"])) == ("the cat", 8, 8)
@@ -26,14 +26,14 @@ def test_one_prompt_prints_its_continuation(nano, capsys) -> None:
 
 
 def test_several_prompts_are_numbered_and_in_order(nano, capsys) -> None:
-    generate_cli.generate(None, ["the cat", "the mat"], max_tokens=3, temperature=0.0)
+    program.generate(None, ["the cat", "the mat"], max_tokens=3, temperature=0.0)
     printed = capsys.readouterr().out
     assert printed.startswith("--- 1\n") and "\n--- 2\n" in printed
 
 
 def test_a_dash_reads_standard_input(nano, capsys, monkeypatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("from a pipe"))
-    generate_cli.generate(None, ["-"], max_tokens=2, as_json=True)
+    program.generate(None, ["-"], max_tokens=2, as_json=True)
     assert json.loads(capsys.readouterr().out)["prompt"] == "from a pipe"
 
 
@@ -41,15 +41,15 @@ def test_a_dash_reads_standard_input(nano, capsys, monkeypatch) -> None:
 def test_bytes_that_are_not_utf_8_are_an_error_in_words(errors: str, nano, monkeypatch) -> None:
     foreign = b"\xff".decode(errors="surrogateescape")
     with pytest.raises(ValueError, match="prompt 2: character 0 is byte 0xFF, which is not UTF-8"):
-        generate_cli.generate(None, ["the cat", foreign])
+        program.generate(None, ["the cat", foreign])
     with pytest.raises(ValueError, match=r"SamplingParams.stop\[1\]: character 1 is byte 0xFF"):
-        generate_cli.generate(None, ["the cat"], stop=["mat", f"a{foreign}"])
+        program.generate(None, ["the cat"], stop=["mat", f"a{foreign}"])
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8", errors=errors))
     with pytest.raises(ValueError, match="prompt 1: character 3 is byte 0xE9, which is not UTF-8"):
-        generate_cli.generate(None, ["-"])
+        program.generate(None, ["-"])
 
 
 def test_a_bad_value_is_named_before_the_model_is_loaded(monkeypatch) -> None:
-    monkeypatch.setattr(generate_cli, "LLM", lambda path, **options: pytest.fail("loaded"))
+    monkeypatch.setattr(program, "LLM", lambda path, **options: pytest.fail("loaded"))
     with pytest.raises(ValueError, match="temperature is -1"):
-        generate_cli.generate(None, ["x"], temperature=-1.0)
+        program.generate(None, ["x"], temperature=-1.0)

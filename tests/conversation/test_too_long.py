@@ -5,11 +5,11 @@ import json
 import deepseek_recipe as recipe
 import pytest
 
+from dsv4.conversation.model import ConversationModel
 from dsv4.engine import LLM
-from dsv4.engine.conversation import ConversationModel
 from dsv4.tokenizer import Tokenizer
 
-from .conftest import TEXT_VOCAB, HistoryModel
+from ..engine.conftest import TEXT_VOCAB, HistoryModel
 
 TEXT = "the cat sat on the mat " * 10_000
 

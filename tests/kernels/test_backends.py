@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dsv4.cli import main
-from dsv4.kernels import native
+from dsv4.kernels import backends
 
 ROOT = Path(__file__).parents[2]
 # A stand-in for dsv4._native on a machine that runs two instruction sets.
@@ -37,7 +37,7 @@ class Finder:
             raise ImportError("wrong ELF class")
 sys.meta_path.insert(0, Finder())
 """
-DESCRIBE = "from dsv4.kernels import native; print(native.name(), '|', native.describe())\n"
+DESCRIBE = "from dsv4.kernels import backends, cpu; print(backends.name(), '|', backends.describe())\n"
 
 
 def run(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -55,7 +55,9 @@ def printed(code: str, **variables: str) -> str:
 
 
 def test_the_best_instruction_set_and_torchs_threads() -> None:
-    code = FAKE + "import torch; torch.set_num_threads(3)\n" + DESCRIBE + "print(native.module() is fake, state)"
+    code = (
+        FAKE + "import torch; torch.set_num_threads(3)\n" + DESCRIBE + "print(backends.native_module() is fake, state)"
+    )
     assert printed(code).splitlines() == [
         "native | kernels: native (avx2, 3 threads)",
         "True {'isa': 'avx2', 'threads': 3}",
@@ -73,7 +75,7 @@ def test_the_variables_choose() -> None:
 
 
 def test_training_is_native_where_it_is_asked_for() -> None:
-    code = FAKE + "from dsv4.kernels import native; print(native.trains())"
+    code = FAKE + "from dsv4.kernels import backends; print(backends.trains())"
     assert [printed(code), printed(code, DSV4_KERNELS="native"), printed(code, DSV4_KERNELS="reference")] == [
         "False",
         "True",
@@ -85,11 +87,9 @@ def test_threads_follow_torch_unless_the_variable_says_how_many() -> None:
     code = (
         FAKE
         + (
-            "import torch; torch.set_num_threads(3)\n"
-            + DESCRIBE
-            + "fake.set_threads(0); native.follow_torch_threads()\n"
+            "import torch; torch.set_num_threads(3)\n" + DESCRIBE + "fake.set_threads(0); cpu.follow_torch_threads()\n"
             "print(state['threads'])\n"  # torch has as many as before: nothing to set
-            "torch.set_num_threads(2); native.follow_torch_threads(); print(state['threads'])"
+            "torch.set_num_threads(2); cpu.follow_torch_threads(); print(state['threads'])"
         )
     )
     assert printed(code).splitlines()[1:] == ["0", "2"]
@@ -109,9 +109,9 @@ def test_threads_follow_torch_unless_the_variable_says_how_many() -> None:
 )
 def test_a_value_that_cannot_be_is_an_error(variable: str, value: str, message: str) -> None:
     code = FAKE + (
-        "from dsv4.kernels import native\n"
+        "from dsv4.kernels import backends\n"
         "for _ in range(2):\n"  # a failed choice is not remembered as one
-        "    try: native.module()\n"
+        "    try: backends.native_module()\n"
         "    except RuntimeError as error: print(error)\n"
     )
     assert printed(code, **{variable: value}).splitlines() == [message, message]
@@ -124,7 +124,7 @@ def test_forcing_native_kernels_that_are_missing_is_an_error() -> None:
 
 
 def test_a_missing_module_is_told_once_and_the_reference_runs() -> None:
-    done = run(MISSING + DESCRIBE + "native.module(); native.describe()")
+    done = run(MISSING + DESCRIBE + "backends.native_module(); backends.describe()")
     line = "kernels: reference, because dsv4._native is not installed; pip install builds it, in a checkout make setup"
     assert (done.stdout, done.stderr) == (f"reference | {line}\n", f"{line}\n")
 
@@ -153,14 +153,14 @@ def test_generate_says_why_the_reference_runs_and_nothing_else() -> None:
 def test_a_wrong_variable_is_one_line_on_the_command_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(native, "_choice", None)
+    monkeypatch.setattr(backends, "_choice", None)
     monkeypatch.setenv("DSV4_KERNELS", "fast")
     assert main(["generate", "x"]) == 2
     assert capsys.readouterr().err == ("dsv4 generate: error: DSV4_KERNELS is 'fast'; allowed: native, reference\n")
 
 
 def test_asking_does_not_load_torch_when_the_reference_runs() -> None:
-    code = "import sys; from dsv4.kernels import native; native.describe(); print('torch' in sys.modules)"
+    code = "import sys; from dsv4.kernels import backends; backends.describe(); print('torch' in sys.modules)"
     assert printed(MISSING + code) == "False"
 
 

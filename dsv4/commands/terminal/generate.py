@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from dsv4.engine.core import EngineError
 from dsv4.engine.llm import LLM
 from dsv4.engine.sampling_params import SamplingParams
-from dsv4.kernels import native
+from dsv4.kernels import backends
 from dsv4.text import check_text, keep_foreign_bytes
 
 
@@ -22,13 +23,13 @@ def generate(
     seed: int | None = None,
     stop: Sequence[str] = (),
     as_json: bool = False,
-    check_values: bool = True,
+    **engine_options: Any,
 ) -> int:
     """Prints what follows each prompt: streamed for a single one, else in order, each under a line with its number.
 
     The prompt "-" is standard input. `as_json` prints one object a prompt and line: prompt, text, token_ids, logprobs,
-    finish_reason, cached_tokens. Returns 1, after a line on stderr, where the engine failed. check_values: as of
-    `dsv4.load`.
+    finish_reason, cached_tokens. Returns 1, after a line on stderr, where the engine failed. `engine_options`:
+    keywords of LLM.
     """
     keep_foreign_bytes(sys.stdin)
     params = SamplingParams(
@@ -42,8 +43,8 @@ def generate(
     texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
     for place, text in enumerate(texts, start=1):
         check_text(text, f"prompt {place}")
-    native.module()  # chosen now, so that a reason why the reference runs comes first
-    llm = LLM(model, check_values=check_values)
+    backends.native_module()  # chosen now, so that a reason why the reference runs comes first
+    llm = LLM(model, **engine_options)
     try:
         _print(llm, texts, params, as_json)
     except EngineError as error:

@@ -6,19 +6,20 @@ import contextlib
 import sys
 import time
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
-from dsv4.engine.chat_session import ChatSession
+from dsv4.commands.options import EFFORTS
+from dsv4.commands.terminal.chat_session import ChatSession
 from dsv4.engine.core import EngineError
 from dsv4.engine.llm import LLM
-from dsv4.kernels import native
+from dsv4.kernels import backends
 from dsv4.text import keep_foreign_bytes
 
-EFFORTS = ("low", "high", "max")
 HELP = """/think          switch thinking on or off
 /effort LEVEL   low, high or max: how much to think
 /reset          forget the conversation
@@ -35,13 +36,13 @@ def chat(
     temperature: float | None = None,
     top_p: float = 1.0,
     seed: int | None = None,
-    check_values: bool = True,
+    **engine_options: Any,
 ) -> None:
-    """Reads lines and answers them until the input ends. check_values: as of `dsv4.load`."""
+    """Reads lines and answers them until the input ends. `engine_options`: keywords of LLM."""
     console = Console()
-    native.module()  # chosen now, so that a reason why the reference runs comes first
+    backends.native_module()  # chosen now, so that a reason why the reference runs comes first
     with console.status("loading the model"):
-        llm = LLM(model, max_num_seqs=1, check_values=check_values)
+        llm = LLM(model, max_num_seqs=1, **engine_options)
         session = ChatSession(llm, thinking, effort, max_tokens, temperature, top_p, seed)
     console.print(f"[bold]{llm.name}[/] is here. /help lists the commands.")
     # Line editing and history for input(), where the platform has it.

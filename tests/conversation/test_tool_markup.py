@@ -9,7 +9,7 @@ from typing import Any
 import deepseek_recipe as recipe
 import pytest
 
-from dsv4.engine.tool_markup import Text, Token, ToolMarkup
+from dsv4.conversation.tool_markup import Text, Token, ToolMarkup
 from dsv4.server.tool_inputs import ToolInputs
 
 from .tool_markup_corpus import BIG, CITY, PARIS, TEXT, TOOLS, UNDERSTOOD, Case, M, block, invoke, parameter

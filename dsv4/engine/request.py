@@ -21,7 +21,7 @@ class TextDecoder(Protocol):
     def flush(self) -> str: ...
 
 
-class SequenceStatus(Enum):
+class RequestStatus(Enum):
     NEW = "new"  # not queued yet
     WAITING = "waiting"
     RUNNING = "running"
@@ -29,7 +29,7 @@ class SequenceStatus(Enum):
 
 
 @dataclass(eq=False)
-class Sequence:
+class Request:
     """The state of one request. The scheduler owns status, slot and num_computed_tokens."""
 
     request_id: int
@@ -40,7 +40,7 @@ class Sequence:
     max_total_tokens: int  # where the output ends; a prompt that fills it still gets one token
     decoder: TextDecoder | None = None  # None: a model without a tokenizer
     text_vocab_size: int = 0  # ids from here on pad the vocabulary: the decoder does not know them
-    status: SequenceStatus = SequenceStatus.NEW
+    status: RequestStatus = RequestStatus.NEW
     slot: int = -1  # the cache row, while running
     num_computed_tokens: int = 0  # tokens whose keys and state the cache row holds
     arrival_time: float = field(default_factory=time.monotonic)

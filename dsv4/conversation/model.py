@@ -1,0 +1,74 @@
+"""ConversationModel: a model that holds conversations: its prompts, and the reading of its answers.
+
+Limits: an output constraint of the request (JSON mode, a required tool call) is not enforced on the tokens. JSON mode
+has its instruction in the prompt and its parsing of the answer; a required tool call has its prompt opened inside the
+tool block, and the model does the rest.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import deepseek_recipe as recipe
+
+from dsv4.conversation.answer import Answer, Generator
+from dsv4.conversation.tool_arguments import Schema
+from dsv4.conversation.turn import Turn
+from dsv4.conversation.vocabulary import Vocabulary
+from dsv4.engine.llm import LLM
+from dsv4.engine.sampling_params import SamplingParams
+from dsv4.tokenizer.prompts import PromptEncoder
+
+
+class ConversationModel:
+    """Adds to plain generation: turns from conversations, answers from tokens."""
+
+    def __init__(self, llm: LLM) -> None:
+        """ValueError for a model without a tokenizer."""
+        self.vocabulary = Vocabulary.of(llm)
+        assert llm.prompts is not None, "where a tokenizer is, prompts are"
+        self.prompts: PromptEncoder = llm.prompts
+        self.max_model_len = llm.max_model_len
+
+    def prepare(self, request: recipe.ConversationRequest, *, top_k: int = 0, min_p: float = 0.0) -> Turn:
+        """Renders and tokenises. Raises recipe.ConversionError when the context cannot hold the prompt.
+
+        `top_k`, `min_p`: as in SamplingParams; the request does not carry them. A text that cannot fit by its length
+        is refused before it is tokenised, with the fewest tokens that it can have.
+        """
+        rendered = self.prompts.render(request.conversation)
+        tokenizer, text, ranges = self.prompts.tokenizer, rendered.prompt, rendered.special_ranges
+        least = tokenizer.min_tokens_rendered(text, ranges)
+        if least > self.max_model_len:
+            request.resolve_max_tokens(least, self.max_model_len)  # raises: it words the error
+        prompt = tokenizer.encode_rendered(text, ranges)
+        options = request.inference_options
+        params = SamplingParams(
+            max_tokens=self._max_tokens(request, len(prompt)),
+            temperature=1.0 if options.temperature is None else options.temperature,
+            top_p=1.0 if options.top_p is None else options.top_p,
+            top_k=top_k,
+            min_p=min_p,
+            seed=options.seed,
+            stop_token_ids=tuple(sorted(self.vocabulary.stop_token_ids)),
+            logprobs=(options.top_logprobs or 0) if options.logprobs else False,
+        )
+        tools = {tool.name: _properties(tool.parameters) for tool in request.conversation.tools}
+        return Turn(prompt, params, request.parsing_options, tools)
+
+    def _max_tokens(self, request: recipe.ConversationRequest, num_prompt_tokens: int) -> int:
+        """Tokens that the answer may have: what is asked for, at most the room beside the prompt."""
+        wanted, room = request.inference_options.max_tokens, self.max_model_len - num_prompt_tokens
+        if wanted is None or room < 1:
+            return request.resolve_max_tokens(num_prompt_tokens, self.max_model_len)
+        return min(wanted, room)
+
+    def answer(self, turn: Turn, generator: Generator) -> Answer:
+        """The reader of the turn's tokens. `generator`: words the chunks; deepseek-recipe consumes it."""
+        return Answer(turn, generator, self.vocabulary)
+
+
+def _properties(parameters: object) -> Schema:
+    """The properties of a JSON schema, empty where it names none."""
+    found: object = cast(Schema, parameters).get("properties") if isinstance(parameters, dict) else None
+    return cast(Schema, found) if isinstance(found, dict) else {}

@@ -1,0 +1,112 @@
+"""Arguments of tool calls: read from markup or from JSON that a model wrote, kept as the text that they came in.
+
+JSON is kept as text so that a number keeps all its digits.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+_SPACE = re.compile(r"\s*")
+# An escape of a JSON string: a character in two halves, a half alone, any other.
+_ESCAPE = re.compile(r"\\(?:u[dD][89abAB]\w\w\\u[dD][c-fC-F]\w\w|(?P<half>u[dD][89a-fA-F]\w\w)|.)", re.S)
+_WRAPPERS = ("arguments", "parameters", "input")
+
+Schema = Mapping[str, Any]  # the properties of a tool's parameters
+Arguments = dict[str, "Value"]
+
+
+@dataclass(frozen=True)
+class Value:
+    """An argument: a string, or the JSON text of any value."""
+
+    text: str
+    is_string: bool
+
+    @property
+    def json(self) -> str:
+        return json.dumps(self.text, ensure_ascii=False) if self.is_string else self.text
+
+
+def read_value(text: str, is_string: str | None, schema: object) -> Value:
+    """An argument as its markup says, or where it does not say, as the schema does; what is no JSON is a string."""
+    kind = cast(Schema, schema).get("type") if isinstance(schema, Mapping) else None
+    if is_string == "true" or (is_string != "false" and kind == "string"):
+        return Value(text, True)
+    return Value(_whole_characters(text), False) if _is_json(text) else Value(text, True)
+
+
+def read_object(text: str) -> Arguments | None:
+    """The members of a JSON object, each with the JSON text of its value: a number keeps all its digits."""
+    text = text.strip()
+    if not text.startswith("{") or not _is_json(text):
+        return None
+    found: Arguments = {}
+    for name, value in _raw_members(text):
+        if not is_name(name):
+            return None
+        found[name] = Value(_whole_characters(value), False)
+    return found
+
+
+def unwrap(name: str, arguments: Arguments, schema: Schema) -> Arguments:
+    """Arguments that came inside one more object, where the schema knows the inner names and not the outer one."""
+    outer = {key: value for key, value in arguments.items() if key != "name" or "name" in schema}
+    if len(outer) != 1 or (len(outer) < len(arguments) and arguments["name"].json != json.dumps(name)):
+        return arguments
+    ((key, value),) = outer.items()
+    if key not in _WRAPPERS or key in schema:
+        return arguments
+    text = value.text
+    if not value.is_string and text.lstrip().startswith('"'):
+        text = cast(str, json.loads(text))  # an object that was written as a string
+    inner = read_object(text)
+    return inner if inner is not None and inner.keys() <= schema.keys() else arguments
+
+
+def is_name(name: str) -> bool:
+    """True for a name that an attribute can hold."""
+    return 0 < len(name) <= 256 and not any(c in '"<>\n' for c in name)
+
+
+def _whole_characters(text: str) -> str:
+    """JSON text whose halves of characters are U+FFFD, as decoders give it that do not refuse them."""
+    return _ESCAPE.sub(lambda escape: "\\ufffd" if escape["half"] else escape[0], text)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text, parse_constant=_finite, parse_float=_finite)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _finite(text: str) -> float:
+    """A number of JSON. One beyond all floats would be told as Infinity, which is no JSON."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no JSON number")
+    return number
+
+
+def _raw_members(text: str) -> Iterator[tuple[str, str]]:
+    decoder, place = json.JSONDecoder(), _after_space(text, 1)
+    while text[place] != "}":
+        name, place = cast("tuple[str, int]", decoder.raw_decode(text, text.index('"', place)))
+        place = _after_space(text, text.index(":", place) + 1)
+        _, end = decoder.raw_decode(text, place)
+        yield name, text[place:end]
+        place = _after_space(text, end)
+        if text[place] == ",":
+            place = _after_space(text, place + 1)
+
+
+def _after_space(text: str, place: int) -> int:
+    found = _SPACE.match(text, place)
+    return place if found is None else found.end()

@@ -1,0 +1,157 @@
+"""Tool calls in the markup that models write: understood where they can be, written anew, or told in words."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import cast
+
+from dsv4.conversation.tool_arguments import Arguments, Schema, Value, is_name, read_object, read_value, unwrap
+from dsv4.conversation.tool_tags import (
+    BLOCK,
+    BLOCK_END,
+    KINDS,
+    MARK,
+    TAG,
+    Inside,
+    attributes_of,
+    ends_block,
+    inside_after,
+    without_tags,
+)
+
+_FENCE = re.compile(r"\s*```(?:json)?\s*(.*?)\s*```\s*", re.S)
+
+
+@dataclass(frozen=True)
+class Call:
+    name: str
+    arguments: Arguments
+
+
+def understand(block: str, tools: Mapping[str, Schema], truncated: bool) -> tuple[str, list[Call]]:
+    """A block of markup -> (text that is no call, without tags, and the calls in it).
+
+    `truncated`: the answer was cut off, so a call without its end is none.
+    """
+    said: list[str] = []
+    calls: list[Call] = []
+    for part in _parts(block):
+        if isinstance(part, str):
+            said.append(part)
+            continue
+        schema = tools.get(part.name, {})
+        understood = _arguments(part, schema) if part.name and (part.whole or not truncated) else None
+        if understood is None or not (understood[1] or part.whole):
+            said.append(part.body(block))
+        else:
+            said.append(understood[0])
+            calls.append(Call(part.name, unwrap(part.name, understood[1], schema)))
+    texts = [without_tags(text).strip() for text in said]
+    return "\n".join(filter(None, texts)), calls
+
+
+def write(calls: list[Call]) -> str:
+    """The calls in the form that the prompts teach."""
+    lines = [BLOCK]
+    for call in calls:
+        lines.append(f'<{MARK}invoke name="{call.name}">')
+        lines += [_written(name, value) for name, value in call.arguments.items()]
+        lines.append(f"</{MARK}invoke>")
+    return "\n".join([*lines, BLOCK_END])
+
+
+def _written(name: str, value: Value) -> str:
+    """One argument. A mark in its strings is written as JSON escapes it: no tag may come of it.
+
+    The name too is written as JSON has it, since deepseek-recipe copies it into the arguments as it is.
+    """
+    if MARK in value.text:
+        value = Value(value.json.replace("｜", "\\uff5c"), False)
+    quoted, is_string = json.dumps(name, ensure_ascii=False), str(value.is_string).lower()
+    return f'<{MARK}parameter name={quoted} string="{is_string}">{value.text}</{MARK}parameter>'
+
+
+def in_words(call: Call) -> str:
+    inner = ", ".join(f"{json.dumps(name)}: {value.json}" for name, value in call.arguments.items())
+    return f"{call.name}({{{without_tags(inner)}}})"
+
+
+@dataclass
+class _Invoke:
+    """One call as it is written. `whole`: it has its end; `broken`: a value lacks its end."""
+
+    name: str
+    start: int
+    end: int = 0
+    whole: bool = False
+    broken: bool = False
+    beside: list[str] = field(default_factory=list[str])  # text that is in no value
+    values: list[tuple[dict[str, str], str]] = field(default_factory=list[tuple[dict[str, str], str]])
+
+    def body(self, block: str) -> str:
+        return block[self.start : self.end]
+
+
+def _parts(block: str) -> Iterator[str | _Invoke]:
+    """The calls of a block and the text between them, in order."""
+    place, inside, value = 0, cast(Inside, None), 0
+    invoke: _Invoke | None = None
+    attributes: dict[str, str] = {}
+    for tag in TAG.finditer(block):
+        after = inside_after(inside, tag)
+        if tag["kind"] not in KINDS or (inside == "parameter" == after and tag["kind"] != "parameter"):
+            continue  # text, of a value too
+        if invoke is None:
+            yield block[place : tag.start()]
+        elif inside == "parameter":
+            if tag["kind"] == "parameter" and tag["slash"]:
+                invoke.values.append((attributes, block[value : tag.start()]))
+            else:
+                invoke.broken = True
+        else:
+            invoke.beside.append(block[place : tag.start()])
+            invoke.broken |= tag["kind"] == "parameter" and bool(tag["slash"])  # the end of a value without beginning
+        if invoke is not None and (tag["kind"] == "invoke" or ends_block(inside, tag)):
+            invoke.end, invoke.whole = tag.start(), tag["kind"] == "invoke" and bool(tag["slash"])
+            yield invoke
+            invoke, after = None, after if tag["kind"] == "invoke" else None
+        place, inside = tag.end(), after
+        if tag["kind"] == "invoke" and not tag["slash"]:
+            invoke = _Invoke(attributes_of(tag).get("name", ""), tag.end())
+            if tag["empty"]:
+                invoke.end, invoke.whole = tag.end(), True
+                yield invoke
+                invoke = None
+        elif tag["kind"] == "parameter" and not tag["slash"]:
+            attributes, value = attributes_of(tag), tag.end()
+            if tag["empty"] and invoke is not None:
+                invoke.values.append((attributes, ""))
+    if invoke is None:
+        yield block[place:]
+    else:
+        invoke.beside.append(block[place:])
+        invoke.end, invoke.broken = len(block), invoke.broken or inside == "parameter"
+        yield invoke
+
+
+def _arguments(invoke: _Invoke, schema: Schema) -> tuple[str, Arguments] | None:
+    """(text beside the arguments, the arguments) of a call; None where they cannot be told."""
+    left = "".join(invoke.beside)
+    if invoke.broken or not is_name(invoke.name):
+        return None
+    if not invoke.values and left.strip():
+        fence = _FENCE.fullmatch(left)
+        members = read_object(fence[1] if fence else left)
+        return None if members is None else ("", members)
+    if MARK in left:
+        return None  # half a tag: an argument may be lost with it
+    arguments: Arguments = {}
+    for attributes, text in invoke.values:
+        name = attributes.get("name", "")
+        if not is_name(name):
+            return None
+        arguments[name] = read_value(text, attributes.get("string"), schema.get(name))
+    return left.strip(), arguments

@@ -1,0 +1,83 @@
+"""EngineConfig: every option of the engine. The keywords of `LLM`, `serve` and the flags of commands follow. No torch.
+
+A field that is added here is a keyword and, in the commands that it names, a flag; `llm.engine_config` carries it to
+whatever reads it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dsv4.options import check_options, option
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("auto", "bfloat16", "float32")
+DEFAULT_MAX_MODEL_LEN = 131072  # the cache takes memory as tokens come, so a long limit costs nothing by itself
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How a model is loaded, how many requests run and wait, and how large a step is.
+
+    ValueError names a value that is not allowed. Every running request must be able to decode in one step, so that
+    max_num_batched_tokens is at least max_num_seqs.
+    """
+
+    max_num_seqs: int = option(
+        8, "requests computed at once (default: %(default)s)", unit="requests", minimum=1, metavar="N"
+    )
+    max_num_waiting: int = option(
+        256,
+        "requests that may wait for their turn; more are told to come again (default: %(default)s)",
+        unit="requests",
+        minimum=1,
+        metavar="N",
+        flag="--max-waiting",
+    )
+    max_waiting_tokens: int = option(
+        1 << 22, "tokens of all prompts that wait, about 50 bytes each", unit="tokens", minimum=1, commands=()
+    )
+    max_model_len: int | None = option(
+        None, "tokens a request may hold, prompt included", unit="tokens", minimum=2, metavar="N"
+    )
+    max_num_batched_tokens: int = option(1024, "tokens computed in one step", unit="tokens", minimum=1, commands=())
+    max_num_partial_prefills: int | None = option(
+        None, "prompts read in part at a time (default: half of max_num_seqs)", unit="prompts", commands=()
+    )
+    device: str = option("cpu", "cpu or cuda (default: %(default)s)")
+    dtype: str | torch.dtype = option(  # noqa: RUF009  # makes a field, as dataclasses.field does
+        "auto",
+        "of the matrices and the cache (default: %(default)s, float32 on the CPU, bfloat16 on a GPU)",
+        choices=DTYPES,
+    )
+    numerics: str = option("float", "arithmetic of the model", choices=("float", "shipped"), commands=())
+    check_values: bool = option(
+        True,
+        "load without looking for NaN and infinity in the weights, which reads them all",
+        flag="--skip-weight-check",
+        commands=("serve", "chat", "generate"),
+    )
+    check_memory: bool = option(True, "load a model that does not seem to fit into memory", flag="--no-memory-check")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens is {self.max_num_batched_tokens}; it must be at least max_num_seqs"
+                f" ({self.max_num_seqs}), so that every running request can decode in one step"
+            )
+        if not 1 <= self.partial_prefills <= self.max_num_seqs:
+            raise ValueError(
+                f"max_num_partial_prefills is {self.max_num_partial_prefills}; allowed: [1, {self.max_num_seqs}]"
+                " (max_num_seqs)"
+            )
+
+    @property
+    def partial_prefills(self) -> int:
+        """Requests whose prompts may be read in part at a time."""
+        if self.max_num_partial_prefills is None:
+            return max(1, self.max_num_seqs // 2)
+        return self.max_num_partial_prefills

@@ -1,0 +1,123 @@
+"""The seam between the model's definition and what computes it: a backend runs layers and reads streams out.
+
+`ReferenceBackend` calls the modules themselves, plain torch with gradients. `native_backend.py` has the fused kernels,
+which take a frozen model.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dsv4.cache import Cache
+from dsv4.config import ModelConfig
+from dsv4.model.aux_losses import AuxLosses
+from dsv4.model.batch import RaggedBatch
+from dsv4.model.block import ForwardContext, MTPBlock
+from dsv4.model.hyper_connections import hc_head
+from dsv4.model.linear import Linear, linear_fp32
+from dsv4.model.norm import RMSNorm
+
+
+class Backend(Protocol):
+    """Computes a model's layers and logits. `depth` None is the main model, a number one of the MTP blocks.
+
+    Callers have checked the batch against the cache, and count its tokens afterwards.
+    """
+
+    @property
+    def name(self) -> str:
+        """ "reference" or "native"."""
+        ...
+
+    def run(self, batch: RaggedBatch, cache: Cache | None, aux: AuxLosses | None = None) -> Tensor:
+        """Streams [T, hc_mult, d] after the main layers; appends to the cache rows that batch.slots names."""
+        ...
+
+    def run_mtp(
+        self,
+        batch: RaggedBatch,
+        cache: Cache | None,
+        next_token_ids: Tensor,
+        streams: Tensor,
+        depth: int,
+        aux: AuxLosses | None = None,
+    ) -> Tensor:
+        """Streams of an MTP block, from the main model's [T, hc_mult, d] and the ids [T] one position on."""
+        ...
+
+    def read_out(self, streams: Tensor, depth: int | None = None) -> Tensor:
+        """Logits fp32 [n, vocab] of streams [n, hc_mult, d]."""
+        ...
+
+    def next_token_logits(self, batch: RaggedBatch, cache: Cache | None, rows: np.ndarray) -> Tensor:
+        """The bits of `read_out(run(batch, cache)[rows])`; rows int64 [n], ascending."""
+        ...
+
+
+class Definition(Protocol):
+    """The modules of a model that a backend computes; `dsv4.model.transformer.Transformer` is one."""
+
+    config: ModelConfig
+    numerics: str
+    embed: nn.Embedding
+    layers: nn.ModuleList
+    norm: RMSNorm
+    head: Linear
+    hc_head_fn: nn.Parameter
+    hc_head_base: nn.Parameter
+    hc_head_scale: nn.Parameter
+    mtp: nn.ModuleList
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+
+class ReferenceBackend:
+    """The modules' own forward: the definition, on any device, in any dtype, with gradients and auxiliary losses."""
+
+    name = "reference"
+
+    def __init__(self, model: Definition) -> None:
+        self.model = model
+
+    def run(self, batch: RaggedBatch, cache: Cache | None, aux: AuxLosses | None = None) -> Tensor:
+        model = self.model
+        ctx = ForwardContext(model.config, batch, cache, aux, model.device)
+        streams = model.embed(ctx.token_ids).unsqueeze(1).expand(-1, model.config.hc_mult, -1)
+        for layer in model.layers:
+            streams = layer(streams, ctx)
+        return streams
+
+    def run_mtp(
+        self,
+        batch: RaggedBatch,
+        cache: Cache | None,
+        next_token_ids: Tensor,
+        streams: Tensor,
+        depth: int,
+        aux: AuxLosses | None = None,
+    ) -> Tensor:
+        model = self.model
+        ctx = ForwardContext(model.config, batch, cache, aux, model.device)
+        ctx.token_ids = next_token_ids
+        block = cast(MTPBlock, model.mtp[depth])
+        return block(block.fuse(model.embed(next_token_ids), streams), ctx)
+
+    def read_out(self, streams: Tensor, depth: int | None = None) -> Tensor:
+        model = self.model
+        site = model if depth is None else cast(MTPBlock, model.mtp[depth])
+        x = hc_head(streams, site.hc_head_fn, site.hc_head_scale, site.hc_head_base, model.config)
+        return linear_fp32(site.norm(x.float()), model.head.weight)
+
+    def next_token_logits(self, batch: RaggedBatch, cache: Cache | None, rows: np.ndarray) -> Tensor:
+        streams = self.run(batch, cache)
+        if len(rows) < batch.num_tokens:
+            streams = streams[torch.from_numpy(rows).to(streams.device)]
+        return self.read_out(streams)

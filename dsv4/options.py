@@ -1,0 +1,112 @@
+"""Options as fields of a dataclass: each is written once, and its keyword, check and flag follow from it.
+
+`option` declares a field. Functions take the options of a class as keywords (`takes_options`, `check_keywords`,
+`pick_keywords`), `check_options` holds values to what their fields allow, `commands/options.py:add_flags` makes flags.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import numbers
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+C = TypeVar("C")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option. `help` and `metavar` are those of its flag."""
+
+    name: str
+    default: Any
+    type_name: str  # the annotation as written: "int | None"
+    help: str
+    unit: str = ""  # of the value, in the plural: "tokens"
+    minimum: float | None = None
+    choices: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ("serve",)  # the commands that have it as a flag
+    flag: str = ""  # default: the name with dashes; a bool's flag switches it off, so that it has a name of its own
+    metavar: str | None = None
+    group: str | None = None  # title of its flag's group in the help
+
+    @property
+    def type_names(self) -> list[str]:
+        """The types of the annotation; a flag's text becomes the first."""
+        return self.type_name.split(" | ")
+
+    @property
+    def allowed(self) -> str:
+        """The allowed values in words."""
+        words = ", ".join(self.choices)
+        if self.minimum is not None:
+            words = f"{self.minimum:g} or more {self.unit}".rstrip()
+        return words + "".join(f", or {'' if name == 'None' else 'a '}{name}" for name in self.type_names[1:])
+
+    def check(self, value: Any) -> None:
+        """ValueError for a number of the wrong kind or below the minimum, and for none of the choices."""
+        if value is None and "None" in self.type_names:
+            return
+        for name, kind, noun in (("int", numbers.Integral, "an integer"), ("float", numbers.Real, "a number")):
+            if self.type_names[0] == name and (isinstance(value, bool) or not isinstance(value, kind)):
+                raise ValueError(f"{self.name} is {value!r}; it must be {noun}")
+        if self.minimum is not None and not cast(float, value) >= self.minimum:
+            raise ValueError(f"{self.name} is {value}; allowed: {self.allowed}")
+        another_type = len(self.type_names) > 1 and not isinstance(value, str)
+        if self.choices and value not in self.choices and not another_type:
+            raise ValueError(f"{self.name} is {value!r}; allowed: {self.allowed}")
+
+
+def option(default: Any, help: str, **details: Any) -> Any:
+    """A dataclass field that is an option; `details` are fields of `Option`."""
+    return dataclasses.field(default=default, metadata={"help": help, **details})
+
+
+@functools.cache
+def options_of(config: type) -> tuple[Option, ...]:
+    """The options of a dataclass, in the order of its fields."""
+    return tuple(
+        Option(field.name, field.default, str(field.type), **field.metadata) for field in dataclasses.fields(config)
+    )
+
+
+def check_options(config: object) -> None:
+    """ValueError for the first value of an instance that its option does not allow. For `__post_init__`."""
+    for known in options_of(type(config)):
+        known.check(getattr(config, known.name))
+
+
+def check_keywords(function: str, keywords: Mapping[str, Any], *configs: type) -> None:
+    """TypeError for the first keyword that is an option of none of the classes; it lists those that are."""
+    allowed = [known.name for config in configs for known in options_of(config)]
+    for name in keywords:
+        if name not in allowed:
+            raise TypeError(f"{function}() got an unknown keyword {name!r}; allowed: {', '.join(sorted(allowed))}")
+
+
+def pick_keywords(config: type[C], keywords: Mapping[str, Any]) -> C:
+    """An instance of the class from those keywords that are its options."""
+    names = {known.name for known in options_of(config)}
+    return config(**{name: value for name, value in keywords.items() if name in names})
+
+
+def takes_options(*configs: type) -> Callable[[F], F]:
+    """Shows the options of the classes in a function's signature, in place of its ** parameter."""
+
+    def decorate(function: F) -> F:
+        signature = inspect.signature(function)
+        kinds = inspect.Parameter
+        own = [known for known in signature.parameters.values() if known.kind is not kinds.VAR_KEYWORD]
+        options = [
+            kinds(known.name, kinds.KEYWORD_ONLY, default=known.default, annotation=known.type_name)
+            for config in configs
+            for known in options_of(config)
+        ]
+        vars(function)["__signature__"] = signature.replace(parameters=[*own, *options])
+        return function
+
+    return decorate

@@ -1,0 +1,63 @@
+"""ServerConfig: every option of the server itself. Keywords of `serve` and flags of `dsv4 serve` follow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dsv4.options import check_options, option
+
+ACCESS = "who may use it, and for how long"  # the group of flags
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Where the server listens, who may use it and what clients get; ValueError names a value that is not allowed.
+
+    What is more than a number or a choice is checked where it is used: the address in server/run.py, keys in
+    server/keys.py, names in server/origin.py.
+    """
+
+    host: str = option("127.0.0.1", "address to listen on (default: %(default)s, this machine only)")
+    port: int = option(8000, "default: %(default)s")  # 0: a free one
+    threads: int | None = option(None, "CPU threads of a forward", minimum=1, metavar="N")
+    api_keys: Sequence[str] = option(
+        (),
+        "require one of these keys; repeatable. Every process of this machine can read it here: better the "
+        "environment variable DSV4_API_KEY (comma-separated) or --api-key-file",
+        flag="--api-key",
+        metavar="KEY",
+        group=ACCESS,
+    )
+    allowed_hosts: Sequence[str] = option(
+        (), "a further name of this server; repeatable", flag="--allowed-host", metavar="NAME", group=ACCESS
+    )
+    allowed_origins: Sequence[str] = option(
+        (),
+        "web pages of this origin, like https://chat.example, may use the server; repeatable",
+        flag="--allowed-origin",
+        metavar="ORIGIN",
+        group=ACCESS,
+    )
+    # Container runtimes kill a process 10 s after they asked it to stop; Python takes one to end.
+    grace_seconds: float = option(
+        7.0,
+        "what open requests get to end after SIGTERM or Ctrl-C (default: %(default)g)",
+        metavar="S",
+        group=ACCESS,
+    )
+    client_seconds: float = option(
+        60.0,
+        "how long a client may take to send a request, or not read its answer (default: %(default)g)",
+        metavar="S",
+        group=ACCESS,
+    )
+    max_connections: int | None = option(
+        None,
+        "connections open at once (default: what the limit of open files leaves, at most 4096)",
+        metavar="N",
+        group=ACCESS,
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)

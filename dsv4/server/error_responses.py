@@ -1,0 +1,54 @@
+"""Error responses: every refusal leaves the server in the format of the path that was asked for."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import cast
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from dsv4.engine import EngineError, QueueFullError
+from dsv4.server.errors import RequestError
+from dsv4.server.formats import format_of
+
+logger = logging.getLogger("dsv4.server")
+
+
+def error_response(error: RequestError, path: str) -> Response:
+    """The answer to a request for `path`, in the shape and with the headers that its clients read."""
+    # Bytes by hand: an error text may quote what the client sent, lone surrogates included.
+    body = json.dumps(format_of(path).error_body(error))
+    return Response(body, error.status, error.response_headers(), media_type="application/json")
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Every error that leaves a route, the router or the framework gets the shape above."""
+
+    async def on_request_error(request: Request, error: Exception) -> Response:
+        return error_response(cast(RequestError, error), request.url.path)
+
+    async def on_http_error(request: Request, error: Exception) -> Response:
+        http = cast(HTTPException, error)
+        message = f"{request.method} {request.url.path}: {http.detail}"
+        return error_response(RequestError(http.status_code, message, headers=http.headers), request.url.path)
+
+    async def on_disconnect(request: Request, error: Exception) -> Response:
+        return Response(status_code=499)  # nobody reads it
+
+    async def on_other(request: Request, error: Exception) -> Response:
+        refused = RequestError.from_engine(error)
+        if refused is None:
+            logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+            refused = RequestError(500, "Internal server error")
+        return error_response(refused, request.url.path)
+
+    app.add_exception_handler(RequestError, on_request_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(EngineError, on_other)
+    app.add_exception_handler(QueueFullError, on_other)
+    app.add_exception_handler(ClientDisconnect, on_disconnect)
+    app.add_exception_handler(Exception, on_other)

@@ -1,0 +1,14 @@
+"""The table of wire formats: to serve another API, add its format here."""
+
+from __future__ import annotations
+
+from dsv4.server.chat_completions import CHAT
+from dsv4.server.messages import MESSAGES
+from dsv4.server.wire_format import WireFormat
+
+FORMATS: tuple[WireFormat, ...] = (CHAT, MESSAGES)
+
+
+def format_of(path: str) -> WireFormat:
+    """The format whose clients ask for `path`; the table's first for a path that is nobody's."""
+    return next((known for known in FORMATS if known.matches(path)), FORMATS[0])

@@ -1,0 +1,32 @@
+"""What load balancers and clients probe: GET /health, and the base address of Anthropic's style."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.responses import JSONResponse, Response
+
+from dsv4.engine import AsyncEngine
+from dsv4.server.drain import Drain
+
+
+def health_router(engine: AsyncEngine, drain: Drain) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/health")
+    async def health() -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+        """200 while requests are taken, 503 once the engine has failed (with the reason) or the server is ending."""
+        state: dict[str, Any] = {"status": "ok", "running": engine.num_running, "waiting": engine.num_waiting}
+        if not engine.healthy:
+            state["status"], state["error"] = "error", str(engine.error or "the engine is closed")
+        elif drain.draining:
+            state["status"] = "draining"
+        return JSONResponse(state, 200 if state["status"] == "ok" else 503)
+
+    @router.api_route("/anthropic", methods=["GET", "HEAD"])
+    async def anthropic_base() -> Response:  # pyright: ignore[reportUnusedFunction]
+        """Some clients probe their base address before they use it."""
+        return Response(status_code=200)
+
+    return router

@@ -1,0 +1,110 @@
+"""RecipeFormat: the formats that deepseek-recipe reads, validates and words."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import deepseek_recipe as recipe
+
+from dsv4.conversation.answer import Answer
+from dsv4.conversation.model import ConversationModel
+from dsv4.conversation.turn import Turn
+from dsv4.server.errors import RequestError
+from dsv4.server.events import Event
+from dsv4.server.leniency import Adapted, adapt_body
+from dsv4.server.progress import Reports
+from dsv4.server.refusals import describe, is_bad_json
+from dsv4.server.unchecked_json import Json
+from dsv4.server.wire_format import Chunk, WholeAnswer, WireFormat, WireRequest
+from dsv4.server.wishes import Sampling
+
+Request = recipe.ChatCompletionRequest | recipe.MessagesRequest | recipe.ResponsesRequest
+Response = recipe.ChatCompletionResponse | recipe.MessagesResponse | recipe.ResponsesResponse
+
+
+class RecipeFormat(WireFormat):
+    """A format with deepseek-recipe's types of request and response, and the leniencies that this server adds."""
+
+    request: ClassVar[type[Request]]
+    response: ClassVar[type[Response]]
+    free_tool_choice: ClassVar[str]  # the tool choice that leaves the model free, as it is written in a request
+
+    @abstractmethod
+    def adapt(self, request: Json) -> None:
+        """Puts a request into the form that deepseek-recipe accepts. RequestError for a wish that nobody fulfils."""
+
+    def reports(self, body: bytes) -> Reports:
+        """What a valid request asks to hear beside its answer."""
+        return Reports()
+
+    def options_for(self, model: str, options: recipe.ConversionOptions) -> recipe.ConversionOptions:
+        """The options for a request that names this model."""
+        return options
+
+    def whole_answer(self, answer_id: str, model: str, num_prompt_tokens: int) -> WholeAnswer:
+        return self.response(answer_id, model, int(time.time()), num_prompt_tokens, 0)
+
+    def read(self, body: bytes, options: recipe.ConversionOptions) -> RecipeRequest:
+        adapted = self.adapted(body)
+        try:
+            request = self.request(adapted.body)
+            model = request.model
+            converted = request.convert(self.options_for(model, options))
+        except (recipe.ConversionError, ValueError) as error:
+            raise self._refusal(body, options, error) from error
+        return RecipeRequest(model, converted.stream, self.reports(body), self, converted, adapted.sampling)
+
+    def adapted(self, body: bytes) -> Adapted:
+        """The body as deepseek-recipe gets it."""
+        return adapt_body(body, self.adapt)
+
+    def event(self, chunk: Chunk) -> Event:
+        return Event(chunk.to_json(), self.response.sse_event_name(cast(Any, chunk)))
+
+    def last_words(self) -> bytes:
+        done = self.response.sse_done_data()
+        return b"" if done is None else Event(done).encode()
+
+    def _refusal(
+        self, body: bytes, options: recipe.ConversionOptions, error: recipe.ConversionError | ValueError
+    ) -> RequestError:
+        def parse(part: bytes) -> Request:
+            return self.request(self.adapted(part).body)
+
+        def convert(part: bytes) -> recipe.ConversationRequest:
+            request = parse(part)
+            return request.convert(self.options_for(request.model, options))
+
+        try:
+            self.request(body)
+        except ValueError as first:
+            if is_bad_json(first):
+                error = first  # its line and column are those of the body that came, not of the adapted one
+        return describe(error, body, parse, convert, self.free_tool_choice)
+
+
+@dataclass(frozen=True)
+class RecipeRequest(WireRequest):
+    """A request that deepseek-recipe has made a conversation of."""
+
+    wire_format: RecipeFormat
+    converted: recipe.ConversationRequest
+    sampling: Sampling
+
+    def turn(self, model: ConversationModel) -> Turn:
+        try:
+            return model.prepare(self.converted, top_k=self.sampling.top_k, min_p=self.sampling.min_p)
+        except recipe.ConversionError as error:
+            raise RequestError.from_recipe(error) from error
+
+    def count_tokens(self, model: ConversationModel) -> int:
+        return model.prompts.count(self.converted.conversation)
+
+    def reader(self, model: ConversationModel, turn: Turn, answer_id: str) -> Answer:
+        return model.answer(turn, self.wire_format.request.chunk_generator(self.converted, answer_id, self.model))
+
+    def whole_answer(self, turn: Turn, answer_id: str) -> WholeAnswer:
+        return self.wire_format.whole_answer(answer_id, self.model, len(turn.prompt_token_ids))

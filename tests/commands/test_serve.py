@@ -1,0 +1,66 @@
+"""Flags of `dsv4 serve` reach the model, the engine and the server."""
+
+from __future__ import annotations
+
+import pytest
+
+import dsv4.engine
+from dsv4.cli import main
+from dsv4.engine.config import EngineConfig
+from dsv4.server import run
+
+
+class Loaded(Exception):
+    """The model would be loaded now."""
+
+
+FLAGS = (
+    "--max-num-seqs 3 --max-waiting 5 --max-model-len 100 --device meta --dtype bfloat16 --skip-weight-check "
+    "--no-memory-check"
+)
+
+
+def test_the_engines_flags_reach_the_llm(monkeypatch: pytest.MonkeyPatch) -> None:
+    def llm(model: str, engine_config: EngineConfig) -> None:
+        raise Loaded(model, engine_config)
+
+    monkeypatch.setattr(dsv4.engine, "LLM", llm)
+    with pytest.raises(Loaded) as loaded:
+        main(["serve", "path/to/model", "--port", "0", *FLAGS.split()])
+    assert loaded.value.args == (
+        "path/to/model",
+        EngineConfig(
+            max_num_seqs=3,
+            max_num_waiting=5,
+            max_model_len=100,
+            device="meta",
+            dtype="bfloat16",
+            check_values=False,
+            check_memory=False,
+        ),
+    )
+
+
+def test_the_servers_flags_reach_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, object] = {}
+    monkeypatch.setattr(run, "serve", lambda model, **options: given.update(options, model=model))
+    monkeypatch.setenv("DSV4_API_KEY", "sk-2")
+    flags = "--host ::1 --port 9 --threads 2 --api-key sk-1 --allowed-host a --allowed-host b --allowed-origin null"
+    limits = "--grace-seconds 1.5 --client-seconds 2 --max-connections 7"
+    assert main(["serve", *flags.split(), *limits.split()]) == 0
+    wanted = {
+        "model": None, "host": "::1", "port": 9, "threads": 2, "api_keys": ["sk-1", "sk-2"],
+        "allowed_hosts": ["a", "b"], "allowed_origins": ["null"],
+        "grace_seconds": 1.5, "client_seconds": 2.0, "max_connections": 7,
+    }  # fmt: skip
+    assert given.items() >= wanted.items()
+
+
+def test_a_value_that_is_not_allowed_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for flags, message in (
+        (["--threads", "0"], "threads is 0; allowed: 1 or more"),
+        (["--max-waiting", "0"], "max_num_waiting is 0"),
+    ):
+        assert main(["serve", "/no/such/model", *flags]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"dsv4 serve: error: {message}") and error.count("\n") == 1
