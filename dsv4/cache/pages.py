@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from dsv4.config import PAGE_TOKENS
+from dsv4.kernels.attention.views import entry_rows
 
 
 class OutOfPagesError(ValueError):
@@ -120,5 +121,4 @@ class BlockTable:
 
     def entry_rows(self, rows: np.ndarray | int, entries: np.ndarray, ratio: int) -> np.ndarray:
         """Rows of the entry tensors of a ratio where entries (by number in their sequence) of cache rows lie, int64."""
-        per_page = PAGE_TOKENS // ratio
-        return self.table[rows, entries // per_page] * per_page + entries % per_page
+        return entry_rows(self.table, rows, entries, ratio)

@@ -10,6 +10,8 @@ namespace dsv4 {
 
 constexpr int64_t WINDOW = 128;       // tokens of the sliding window
 constexpr int64_t PAGE_TOKENS = 128;  // of a cache page: whole windows of every compression ratio
+constexpr int64_t MOST_STREAMS = 16;
+constexpr int64_t MOST_POSITIONS = int64_t{1} << 40;
 
 // How layers of one ratio compress their context; ratio 0: window only. See CompressionKind in dsv4/config.py.
 struct CompressionKind {

@@ -4,7 +4,6 @@
 """
 
 from dsv4.model.layout.compression import CompressionLayout
-from dsv4.model.layout.groups import TileGroup
 from dsv4.model.layout.layout import Layout
 
-__all__ = ["CompressionLayout", "Layout", "TileGroup"]
+__all__ = ["CompressionLayout", "Layout"]

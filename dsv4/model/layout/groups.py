@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,36 +10,18 @@ from torch import Tensor
 
 from dsv4.cache import Cache
 from dsv4.config import WINDOW
-from dsv4.kernels.attention import ENTRY_CHUNK
-from dsv4.model.layout.tiles import TILE, Tiles
+from dsv4.kernels.attention import ENTRY_CHUNK, TileGroup
+from dsv4.model.layout.tiles import TILE, TileCut
 from dsv4.model.layout.tokens import Tokens
 
 MANY_TILES = 4  # a sequence with so many reads its entries once for all of them, in groups of its own
-
-
-@dataclass(frozen=True)
-class TileGroup:
-    """Tiles first to last - 1, attended to in one call.
-
-    entries: rows of the entry tensor, E of them, a multiple of ENTRY_CHUNK. Tiles of one sequence share them, int64 [E]
-    or, without a cache, a slice. Tiles of several sequences have their own, int64 [tiles, E]. Places past a sequence's
-    last entry name the blank row, never another sequence's entry: zero times what is not finite is not zero.
-    """
-
-    first: int
-    last: int
-    window_skip: int  # leading window slots before the sequence's start in every tile, a multiple of TILE
-    num_entries: int
-    entries: slice | Tensor | None
-    num_visible: Tensor  # int64 [tiles, rows]: entries that each row may see
-    sparse: bool  # rows may see more entries than the indexer keeps
 
 
 class Grouping:
     """Groups of the tiles of a batch, for layers of one ratio; `top_k`: entries that a row keeps, 0: no indexer."""
 
     def __init__(
-        self, tokens: Tokens, tiles: Tiles, cache: Cache | None, ratio: int, top_k: int, device: torch.device
+        self, tokens: Tokens, tiles: TileCut, cache: Cache | None, ratio: int, top_k: int, device: torch.device
     ) -> None:
         self.tokens, self.tiles, self.cache, self.ratio, self.device = tokens, tiles, cache, ratio, device
         self.seen = tiles.end // ratio if ratio else np.zeros_like(tiles.end)

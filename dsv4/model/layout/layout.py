@@ -10,10 +10,10 @@ from torch import Tensor
 
 from dsv4.cache import Cache
 from dsv4.config import WINDOW
+from dsv4.kernels.attention import Tiles
 from dsv4.model.batch import RaggedBatch
-from dsv4.model.gather import take_rows
 from dsv4.model.layout.compression import CompressionLayout, lay_out_compression
-from dsv4.model.layout.groups import Grouping, TileGroup
+from dsv4.model.layout.groups import Grouping
 from dsv4.model.layout.tiles import cut_tiles
 from dsv4.model.layout.tokens import Tokens
 from dsv4.model.layout.window import lay_out_window
@@ -25,12 +25,12 @@ class Layout:
     def __init__(self, batch: RaggedBatch, cache: Cache | None, device: torch.device) -> None:
         self.batch, self.cache, self.device = batch, cache, device
         self._tokens = Tokens.of(batch)
-        self._tiles = cut_tiles(self._tokens)
-        self._in_order = self._tiles.in_order()
-        window = lay_out_window(self._tokens, self._tiles, cache is not None)
-        self.window_index, self.window_mask = self._tensor(window.index), self._tensor(window.mask)
+        self._cut = cut_tiles(self._tokens)
+        window = lay_out_window(self._tokens, self._cut, cache is not None)
+        rows = self._tensor(self._cut.row_token), self._tensor(self._cut.token_row)
+        self._tables = (*rows, self._cut.in_order(), self._tensor(window.index), self._tensor(window.mask))
         self._compression: dict[int, CompressionLayout] = {}
-        self._groups: dict[tuple[int, int, int], list[TileGroup]] = {}
+        self._tiles: dict[tuple[int, int, int], Tiles] = {}
 
     @cached_property
     def positions(self) -> Tensor:
@@ -57,37 +57,19 @@ class Layout:
         """Number of tokens at this position of their sequence or a later one."""
         return int((self._tokens.position >= position).sum())
 
-    def tile_rows(self, x: Tensor, tiles: slice) -> Tensor:
-        """Rows of x [T, ...] as the tiles hold them, [tiles, rows, ...]; a row without a token repeats some token's."""
-        if self._in_order:
-            return x.view(self._tiles.count, self._tiles.rows, *x.shape[1:])[tiles]
-        return take_rows(x, self._row_token[tiles])
-
-    def token_rows(self, x: Tensor) -> Tensor:
-        """The reverse, for all tiles: x [tiles, rows, ...] -> [T, ...]."""
-        return x.flatten(0, 1) if self._in_order else take_rows(x.flatten(0, 1), self._token_row)
-
     def compression(self, ratio: int) -> CompressionLayout:
         """The windows of `ratio` tokens that close in this batch."""
         if ratio not in self._compression:
             self._compression[ratio] = lay_out_compression(self._tokens, self.cache, ratio, self.device)
         return self._compression[ratio]
 
-    def groups(self, ratio: int, top_k: int, budget: int) -> list[TileGroup]:
-        """Tiles in groups of at most `budget` (row, key) pairs; top_k: entries that a row keeps, 0: no indexer."""
+    def tiles(self, ratio: int, top_k: int, budget: int) -> Tiles:
+        """The tiles, in groups of at most `budget` (row, key) pairs; top_k: entries per row, 0 without an indexer."""
         key = (ratio, top_k, budget)
-        if key not in self._groups:
-            grouping = Grouping(self._tokens, self._tiles, self.cache, ratio, top_k, self.device)
-            self._groups[key] = grouping.cut(budget)
-        return self._groups[key]
-
-    @cached_property
-    def _row_token(self) -> Tensor:
-        return self._tensor(self._tiles.row_token)
-
-    @cached_property
-    def _token_row(self) -> Tensor:
-        return self._tensor(self._tiles.token_row)
+        if key not in self._tiles:
+            groups = Grouping(self._tokens, self._cut, self.cache, ratio, top_k, self.device).cut(budget)
+            self._tiles[key] = Tiles(*self._tables, groups)
+        return self._tiles[key]
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)

@@ -17,8 +17,8 @@ TILE = 64
 
 
 @dataclass(frozen=True)
-class Tiles:
-    """G tiles of up to R rows, int64. Tiles at the start of a sequence stand first: their windows are shorter."""
+class TileCut:
+    """G tiles of up to R rows, int64. Those at the start of a sequence stand first: their windows are shorter."""
 
     sequence: np.ndarray  # [G]
     block: np.ndarray  # [G]: positions block * TILE to block * TILE + TILE - 1
@@ -40,7 +40,7 @@ class Tiles:
         return self.row_position.size == len(self.token_row) and bool((np.diff(self.token_row) == 1).all())
 
 
-def cut_tiles(tokens: Tokens) -> Tiles:
+def cut_tiles(tokens: Tokens) -> TileCut:
     """The tiles of a batch."""
     first_block = tokens.starts // TILE
     per_sequence = (tokens.ends - 1) // TILE + 1 - first_block
@@ -57,7 +57,7 @@ def cut_tiles(tokens: Tokens) -> Tiles:
     held = row < (end - start)[:, None]
     first_token = tokens.first[sequence] + start - tokens.starts[sequence]
     tile = rank[first_tile[tokens.sequence] + tokens.position // TILE - first_block[tokens.sequence]]
-    return Tiles(
+    return TileCut(
         sequence=sequence,
         block=block,
         end=end,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dsv4.config import WINDOW
-from dsv4.model.layout.tiles import TILE, Tiles
+from dsv4.model.layout.tiles import TILE, TileCut
 from dsv4.model.layout.tokens import Tokens
 
 
@@ -19,7 +19,7 @@ class WindowTable:
     mask: np.ndarray  # bool [G, R, TILE + WINDOW]
 
 
-def lay_out_window(tokens: Tokens, tiles: Tiles, cached: bool) -> WindowTable:
+def lay_out_window(tokens: Tokens, tiles: TileCut, cached: bool) -> WindowTable:
     """The window keys of a batch; `cached`: the sequences' rings stand before the new tokens."""
     key = tiles.block[:, None] * TILE - WINDOW + np.arange(TILE + WINDOW)
     start, end = tokens.starts[tiles.sequence][:, None], tokens.ends[tiles.sequence][:, None]
