@@ -20,7 +20,7 @@ from dsv4.training.loop import Trainer
 from recipes.nano import DEFAULTS, ROOT, Run, fast_muon_dtype, make_trainer
 
 FORMATS = ("float32", "bfloat16")
-LONG = 1_000_000  # steps of a run that does not come to its decay and its quantised part
+LONG = 1_000_000  # steps of a run that does not come to its decay and its quantized part
 
 
 def make_trainers(options: argparse.Namespace, folder: Path) -> dict[str, Trainer]:

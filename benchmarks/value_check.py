@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness.scenarios import FLASH_WIDTH
-from dsv4.analysis.inventory import LAYOUTS, Layout, tensor_inventory
+from dsv4.analysis.inventory import LAYOUTS, StorageLayout, tensor_inventory
 from dsv4.checkpoint import load_model
 from dsv4.checkpoint.atomic import new_folder
 from dsv4.checkpoint.files import TORCH_DTYPES, ShardWriter, write_json
@@ -81,7 +81,7 @@ def own_bytes() -> int:
     return int(found[1]) * 1024 if found else 0
 
 
-def write_random(folder: Path, layout: Layout) -> None:
+def write_random(folder: Path, layout: StorageLayout) -> None:
     """Two layers of Flash's widths with 24 experts each."""
     expert_dtype = "fp8" if layout == "official-base" else "fp4"
     config = replace(FLASH_WIDTH, n_routed_experts=24, vocab_size=16384, expert_dtype=expert_dtype)

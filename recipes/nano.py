@@ -1,4 +1,4 @@
-"""Train the nano model end to end from nothing: tokenizer, data, pre-training, fine-tuning, quantisation, model folder.
+"""Train the nano model end to end from nothing: tokenizer, data, pre-training, fine-tuning, quantization, model folder.
 
     python recipes/nano.py --budget cpu            2 hours on 2 cores
     python recipes/nano.py --budget gpu            20 minutes on one data-centre GPU
@@ -176,7 +176,7 @@ def make_tokenizer(run_dir: Path, console: Console) -> Path:
 
 
 def make_trainer(run: Run, tokenizer_folder: Path, run_dir: Path, console: Console) -> Trainer:
-    """Model, optimiser and data of `run`, at the step where its folder stands."""
+    """Model, optimizer and data of `run`, at the step where its folder stands."""
     torch.manual_seed(run.seed)
     generator = torch.Generator().manual_seed(run.seed)
     config = ModelConfig.preset(run.preset)
@@ -192,13 +192,13 @@ def make_trainer(run: Run, tokenizer_folder: Path, run_dir: Path, console: Conso
     settings = TrainSettings(
         Schedule(run.peak_lr, WARMUP_STEPS, decay_fraction=0.35, final_ratio=0.02),
         balance_speed=3e-3,
-        quantised_share=0.2,
+        quantized_share=0.2,
         replicas=run.replicas,
         autocast=torch.bfloat16 if run.compute_dtype == "bfloat16" else None,
     )
-    optimiser = MuonAdamW(model, config, compute_dtype=getattr(torch, run.muon_dtype))
+    optimizer = MuonAdamW(model, config, compute_dtype=getattr(torch, run.muon_dtype))
     console.print(f"Muon's products in {run.muon_dtype}", highlight=False)
-    return Trainer(model, optimiser, stages, settings, plan, run_dir, console)
+    return Trainer(model, optimizer, stages, settings, plan, run_dir, console)
 
 
 def count_tokens(stage: Stage, vocab_size: int) -> list[int]:

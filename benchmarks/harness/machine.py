@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import Any
 
 from dsv4.analysis.flops import decode_flops
-from dsv4.analysis.inventory import Layout, tensor_inventory
+from dsv4.analysis.inventory import StorageLayout, tensor_inventory
 from dsv4.config import ModelConfig
 
 # Flag of /proc/cpuinfo -> name, widest first: processors of one name differ in them.
@@ -67,12 +67,12 @@ def measure_ceilings(megabytes: int, size: int, repeats: int = 3) -> Ceilings:
     return found
 
 
-def stored_bytes(config: ModelConfig, layout: Layout) -> int:
+def stored_bytes(config: ModelConfig, layout: StorageLayout) -> int:
     """Bytes of the main model's weights."""
     return sum(spec.num_bytes for spec in tensor_inventory(config, layout) if not spec.name.startswith("mtp."))
 
 
-def token_bytes(config: ModelConfig, layout: Layout) -> int:
+def token_bytes(config: ModelConfig, layout: StorageLayout) -> int:
     """Bytes of the main model's weights that one token reads."""
     always = routed = 0
     for spec in tensor_inventory(config, layout):
@@ -95,7 +95,7 @@ def prefill_flops(config: ModelConfig, length: int) -> float:
     return body + head
 
 
-def floor(config: ModelConfig, layout: Layout, measure: str, tokens: int, ceilings: Ceilings) -> float:
+def floor(config: ModelConfig, layout: StorageLayout, measure: str, tokens: int, ceilings: Ceilings) -> float:
     """The best that the machine allows, in the measure's unit.
 
     Decode: the weights of a token read once. Prefill: its operations at the faster matrix product (fp32 weights: at

@@ -16,6 +16,7 @@ from dsv4.checkpoint.files import TORCH_DTYPES, ShardWriter, write_json
 from dsv4.checkpoint.shards import SINGLE_NAME
 from dsv4.checkpoint.writing import Format
 from dsv4.config import ModelConfig
+from dsv4.model.stacks import official_tensors
 from dsv4.model.transformer import Transformer
 
 # Root mean square of a code: E2M1's drawn uniformly, E4M3's as those of normal weights, which seldom are near zero.
@@ -31,7 +32,7 @@ def write_random_values(config: ModelConfig, folder: Path, seed: int, layout: Fo
     generator = torch.Generator().manual_seed(seed)
     model = Transformer(config)
     model.init_weights(generator)  # for the hash tables, which deal the experts out evenly
-    for name, p in model.named_parameters():
+    for name, p in official_tensors(dict(model.named_parameters())).items():
         p.normal_(std=0.3 if p.dim() == 1 else p.shape[-1] ** -0.5, generator=generator)
         if name.endswith("norm.weight"):
             p.add_(1.0)

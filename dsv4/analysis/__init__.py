@@ -1,7 +1,7 @@
 """What follows from a config alone: parameters, tensors and bytes, KV cache, decode FLOPs. No torch, no weights."""
 
 from dsv4.analysis.flops import DecodeFlops, decode_flops
-from dsv4.analysis.inventory import Layout, TensorSpec, checkpoint_bytes, default_layout, tensor_inventory
+from dsv4.analysis.inventory import StorageLayout, TensorSpec, checkpoint_bytes, default_layout, tensor_inventory
 from dsv4.analysis.kv import KV_FORMATS, cache_bytes, kv_bytes_per_token
 from dsv4.analysis.parameters import ParameterCount, count_parameters
 from dsv4.analysis.report import summary
@@ -9,8 +9,8 @@ from dsv4.analysis.report import summary
 __all__ = [
     "KV_FORMATS",
     "DecodeFlops",
-    "Layout",
     "ParameterCount",
+    "StorageLayout",
     "TensorSpec",
     "cache_bytes",
     "checkpoint_bytes",

@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple
 
 from dsv4.config import ModelConfig
 
-Layout = Literal["official", "official-base", "bf16", "fp32"]
-LAYOUTS: tuple[Layout, ...] = ("official", "official-base", "bf16", "fp32")
+StorageLayout = Literal["official", "official-base", "bf16", "fp32"]
+LAYOUTS: tuple[StorageLayout, ...] = ("official", "official-base", "bf16", "fp32")
 
 # Bytes an element, by the dtype names of safetensors. I8 holds two FP4 values.
 DTYPE_BYTES = {"BF16": 2, "F32": 4, "F8_E4M3": 1, "F8_E8M0": 1, "I64": 8, "I8": 1}
@@ -43,12 +43,12 @@ class _Weight(NamedTuple):
     component: str
 
 
-def default_layout(config: ModelConfig) -> Layout:
+def default_layout(config: ModelConfig) -> StorageLayout:
     """The official layout that `expert_dtype` names: FP4 experts with E8M0 scales, or Base's FP8 with F32 scales."""
     return "official" if config.expert_dtype == "fp4" else "official-base"
 
 
-def tensor_inventory(config: ModelConfig, layout: Layout | None = None) -> Iterator[TensorSpec]:
+def tensor_inventory(config: ModelConfig, layout: StorageLayout | None = None) -> Iterator[TensorSpec]:
     """Tensors in checkpoint order: embedding, layers, MTP, head. `layout` defaults to the config's own."""
     chosen = layout or default_layout(config)
     if chosen not in LAYOUTS:
@@ -57,12 +57,12 @@ def tensor_inventory(config: ModelConfig, layout: Layout | None = None) -> Itera
         yield from _stored(weight, chosen)
 
 
-def checkpoint_bytes(config: ModelConfig, layout: Layout | None = None) -> int:
+def checkpoint_bytes(config: ModelConfig, layout: StorageLayout | None = None) -> int:
     """Sum of tensor bytes, `metadata.total_size` of the index file."""
     return sum(spec.num_bytes for spec in tensor_inventory(config, layout))
 
 
-def _stored(weight: _Weight, layout: Layout) -> Iterator[TensorSpec]:
+def _stored(weight: _Weight, layout: StorageLayout) -> Iterator[TensorSpec]:
     name, shape, kind, component = weight
     size = 0 if component in ("router_bias", "tid2eid") else prod(shape)
     if kind in ("f32", "i64"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from dsv4.analysis.inventory import FP4_GROUP
 from dsv4.config import PAGE_TOKENS, CompressionKind, ModelConfig
 
 KvFormat = Literal["fp8+fp4", "fp8+fp8", "bf16"]  # main entries + index keys
@@ -16,7 +17,6 @@ KV_FORMATS: tuple[KvFormat, ...] = ("fp8+fp4", "fp8+fp8", "bf16")
 
 KV_BLOCK = 64  # channels of one FP8 block scale; the rotary channels stay BF16
 SCALE_ALIGN = 8  # an entry's scale bytes are padded to this
-FP4_GROUP = 32
 
 # DeepSeek V3.2: 512 FP8 + 4 fp32 scales + 64 BF16 latent, 128 FP8 + one fp32 scale index key, 61 layers.
 V3_2_KV_BYTES_PER_TOKEN = (512 + 4 * 4 + 64 * 2 + 128 + 4) * 61

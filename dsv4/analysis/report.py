@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dsv4.analysis.flops import decode_flops, v3_2_decode_flops
-from dsv4.analysis.inventory import Layout, default_layout, tensor_inventory
+from dsv4.analysis.inventory import StorageLayout, default_layout, tensor_inventory
 from dsv4.analysis.kv import KV_FORMATS, V3_2_KV_BYTES_PER_TOKEN, cache_bytes, kv_bytes_per_token
 from dsv4.analysis.parameters import count_parameters
 from dsv4.config import ModelConfig
@@ -15,7 +15,7 @@ FLOPS_CONTEXTS = (4096, 131072, 1048576)
 MILLION = 1048576
 
 
-def summary(config: ModelConfig, layout: Layout | None = None) -> dict[str, Any]:
+def summary(config: ModelConfig, layout: StorageLayout | None = None) -> dict[str, Any]:
     """Counts, bytes and FLOPs of one config. `layout` defaults to the official one that `expert_dtype` names.
 
     `kv_bytes` and `kv_bytes_per_token` are the FP8 cache with the FP4 index, compressed entries and index keys only;

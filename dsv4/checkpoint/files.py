@@ -15,7 +15,7 @@ from torch import Tensor
 from dsv4.analysis.inventory import DTYPE_BYTES, TensorSpec
 from dsv4.checkpoint.errors import CheckpointError
 
-Progress = Callable[[int, int], None]  # bytes of tensors written so far, of all that will be
+WriteProgress = Callable[[int, int], None]  # bytes of tensors written so far, of all that will be
 
 TORCH_DTYPES = {
     "BF16": torch.bfloat16,

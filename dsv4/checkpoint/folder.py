@@ -16,16 +16,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dsv4.analysis.inventory import Layout, TensorSpec, tensor_inventory
+from dsv4.analysis.inventory import StorageLayout, TensorSpec, tensor_inventory
 from dsv4.checkpoint import formats, names
 from dsv4.checkpoint.errors import CheckpointError
-from dsv4.checkpoint.shards import Shards, StoredTensor, read_json
+from dsv4.checkpoint.shards import Shards, TensorEntry, read_json
 from dsv4.config import ModelConfig
 from dsv4.notices import warn_once
 
 PLAIN_DTYPES = ("BF16", "F32", "F16")
 # What most routed experts are stored as -> the layout of the folder.
-_LAYOUT_OF: dict[str, Layout] = {
+_LAYOUT_OF: dict[str, StorageLayout] = {
     "I8": "official",
     "F8_E4M3": "official-base",
     "BF16": "bf16",
@@ -37,7 +37,7 @@ _LAYOUT_OF: dict[str, Layout] = {
 class _Source(NamedTuple):
     """Where one official tensor lies: a stored tensor, or a part of one that holds all experts."""
 
-    stored: StoredTensor
+    stored: TensorEntry
     part: names.MergedPart | None = None
 
     @property
@@ -74,7 +74,7 @@ class Checkpoint:
             raise
 
     def parameter(self, name: str, device: torch.device | str = "cpu") -> Tensor:
-        """The values of an official parameter: float32 if it was quantised, else in the stored dtype.
+        """The values of an official parameter: float32 if it was quantized, else in the stored dtype.
 
         On the CPU a plain tensor is a view of the mapped file: copy before writing to it or closing.
         """
@@ -86,7 +86,7 @@ class Checkpoint:
         return dequantize(tensor, scale.to(device))
 
     def scale(self, name: str) -> Tensor | None:
-        """The scales of an official parameter, as stored, None if it is not quantised."""
+        """The scales of an official parameter, as stored, None if it is not quantized."""
         scale = name.removesuffix("weight") + "scale"
         return self.stored(scale) if name.endswith(".weight") and scale in self._sources else None
 
@@ -149,11 +149,11 @@ def _read_config(folder: Path) -> ModelConfig:
         raise CheckpointError(folder / "config.json", "a DeepSeek V4 config", str(error)) from error
 
 
-def _official_sources(shards: Shards, config: ModelConfig) -> tuple[dict[str, _Source], list[StoredTensor]]:
+def _official_sources(shards: Shards, config: ModelConfig) -> tuple[dict[str, _Source], list[TensorEntry]]:
     """(where each official tensor lies, the tensors of a draft model that stay unread)."""
     num_experts = config.n_routed_experts
     sources: dict[str, _Source] = {}
-    unread: list[StoredTensor] = []
+    unread: list[TensorEntry] = []
     for stored in shards.tensors.values():
         official = names.to_official(stored.name)
         if names.is_draft(official, config.num_nextn_predict_layers):
@@ -175,7 +175,7 @@ def _official_sources(shards: Shards, config: ModelConfig) -> tuple[dict[str, _S
     return sources, unread
 
 
-def _unread_line(folder: Path, unread: list[StoredTensor]) -> str:
+def _unread_line(folder: Path, unread: list[TensorEntry]) -> str:
     modules = Counter(".".join(tensor.name.removeprefix("model.").split(".")[:2]) for tensor in unread)
     size = sum(tensor.num_bytes for tensor in unread) / 1e9
     return (
@@ -193,7 +193,7 @@ def _without_lost_mtp(config: ModelConfig, shards: Shards, sources: dict[str, _S
     return replace(config, num_nextn_predict_layers=0, compress_ratios=ratios)
 
 
-def _detect_layout(sources: dict[str, _Source]) -> Layout:
+def _detect_layout(sources: dict[str, _Source]) -> StorageLayout:
     """By the majority of the routed experts, so that one wrong tensor does not turn the whole folder wrong.
 
     Experts of no known dtype are taken for FP4 where they have scales (U8, say), so that the error names them.
@@ -206,14 +206,16 @@ def _detect_layout(sources: dict[str, _Source]) -> Layout:
     return _LAYOUT_OF.get(common[0][0], "official" if scaled else "bf16")
 
 
-def _detect_scale_dtype(sources: dict[str, _Source], layout: Layout) -> str:
+def _detect_scale_dtype(sources: dict[str, _Source], layout: StorageLayout) -> str:
     if layout != "official-base":
         return "F8_E8M0"
     scales = Counter(source.stored.dtype for name, source in sources.items() if name.endswith(".scale"))
     return "F8_E8M0" if scales["F8_E8M0"] > scales["F32"] else "F32"
 
 
-def _check(folder: Path, sources: dict[str, _Source], config: ModelConfig, layout: Layout, scale_dtype: str) -> None:
+def _check(
+    folder: Path, sources: dict[str, _Source], config: ModelConfig, layout: StorageLayout, scale_dtype: str
+) -> None:
     """Exactly the expected tensors, each of the right shape and dtype; CheckpointError names the first that is not."""
     expected = {spec.name: spec for spec in tensor_inventory(config, layout)}
     for name, spec in expected.items():
@@ -241,7 +243,7 @@ def _mtp_hint(missing: str) -> str:
     return '; with "num_nextn_predict_layers": 0 in config.json the model loads without its MTP block'
 
 
-def _dtypes(spec: TensorSpec, layout: Layout, scale_dtype: str) -> Sequence[str]:
+def _dtypes(spec: TensorSpec, layout: StorageLayout, scale_dtype: str) -> Sequence[str]:
     if spec.component == "scale":
         return [scale_dtype]
     if spec.dtype == "I64" or layout in ("official", "official-base"):

@@ -6,7 +6,7 @@ shorter. Scales are E8M0 (a power of two: byte b is 2^(b - 127), 255 is NaN) or,
 Values follow the rule that the model was trained with: scale = 2^ceil(log2(amax / largest)), codes rounded to nearest,
 ties to the even code (official inference kernel). That rule alone has two spellings for a block whose largest element
 rounds down to half the range (224 of 448, 3 of 6): the coarse one, and half the scale with doubled codes. Writers here
-always store the second, so that quantise(dequantise(x)) gives back x's codes and scales for all x that they wrote. To
+always store the second, so that quantize(dequantize(x)) gives back x's codes and scales for all x that they wrote. To
 write what others wrote just as it was, they take the scales to keep.
 A weight without an exact power-of-two form that is stored with F32 scales uses scale = amax / 448; see `_fp32_scales`.
 
@@ -21,10 +21,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-FP8_BLOCK = 128
-FP4_GROUP = 32
-FP8_MAX = 448.0
-FP4_MAX = 6.0
+from dsv4.analysis.inventory import FP4_GROUP, FP8_BLOCK
+from dsv4.kernels.quant import FP4_MAX, FP8_MAX
 
 # Scale exponents of blocks whose codes are all zero: what the training rule's floors on amax give (1e-4, 6 * 2^-126).
 _ZERO_EXPONENT = {FP8_MAX: -22, FP4_MAX: -126}
@@ -172,7 +170,7 @@ def fp4_to_fp8(packed: Tensor, scales: Tensor, scale_dtype: torch.dtype = torch.
 
 def _matrix_shape(weight: Tensor) -> tuple[int, int]:
     if weight.dim() != 2:
-        raise ValueError(f"a quantised weight is a matrix; shape {tuple(weight.shape)} is not allowed")
+        raise ValueError(f"a quantized weight is a matrix; shape {tuple(weight.shape)} is not allowed")
     return weight.shape[0], weight.shape[1]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from dsv4.analysis.inventory import TensorSpec, tensor_inventory
 from dsv4.checkpoint.atomic import check_space, new_file
 from dsv4.checkpoint.errors import CheckpointError
-from dsv4.checkpoint.files import Progress
+from dsv4.checkpoint.files import WriteProgress
 from dsv4.checkpoint.folder import Checkpoint
 from dsv4.checkpoint.gguf_names import ARCHITECTURE, index_head_dim, metadata, to_gguf
 from dsv4.checkpoint.gguf_vocab import vocabulary
@@ -61,7 +61,7 @@ def export_gguf(
     mtp: bool = False,
     overwrite: bool = False,
     allow_rounding: bool = False,
-    progress: Progress | None = None,
+    progress: WriteProgress | None = None,
 ) -> dict[str, RoundingError]:
     """Write the model folder `src` as the file `dst`, which appears whole or not at all.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dsv4.checkpoint.errors import CheckpointError
 from dsv4.checkpoint.folder import Checkpoint
 from dsv4.kernels import backends
-from dsv4.kernels.stored import StoredTensor
+from dsv4.kernels.stored import StoredWeight
 
 # Attributes of a loaded model, where it has such: MappedFiles and LoadedScales.
 MAPPED_FILES = "mapped_files"
@@ -97,7 +97,7 @@ def mapped_files(model: object) -> MappedFiles | None:
     files: MappedFiles | None = getattr(model, MAPPED_FILES, None)
     if files is None or not isinstance(model, nn.Module):
         return None
-    return files if any(isinstance(parameter, StoredTensor) for parameter in model.parameters()) else None
+    return files if any(isinstance(parameter, StoredWeight) for parameter in model.parameters()) else None
 
 
 _watched: weakref.WeakSet[MappedFiles] = weakref.WeakSet()

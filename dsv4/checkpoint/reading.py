@@ -14,12 +14,14 @@ from dsv4.checkpoint.errors import CheckpointError
 from dsv4.checkpoint.folder import Checkpoint
 from dsv4.checkpoint.mapped import LOADED_SCALES, MAPPED_FILES, LoadedScales, MappedFiles
 from dsv4.kernels import backends
-from dsv4.kernels.stored import StoredTensor, widen_bf16
+from dsv4.kernels.stored import StoredStack, StoredTensor, widen_bf16
+from dsv4.model.parameters import module_name
+from dsv4.model.stacks import official_tensors
 from dsv4.model.transformer import Transformer
 
 
 def iter_float_tensors(path: str | Path, *, check_values: bool = True) -> Iterator[tuple[str, Tensor]]:
-    """Every official parameter and table of a folder, dequantised, one at a time; valid until the next one.
+    """Every official parameter and table of a folder, dequantized, one at a time; valid until the next one.
 
     check_values: CheckpointError at the first that holds NaN or infinity.
     """
@@ -80,28 +82,64 @@ def _materialize(
     """Replace every tensor of a model on the meta device by its values, one after the other."""
     declared: dict[str, Tensor] = model.state_dict(keep_vars=True)
     official = {spec.name: spec for spec in tensor_inventory(checkpoint.config, "bf16")}
-    if declared.keys() != official.keys():
-        raise RuntimeError(f"model and inventory name different tensors: {sorted(declared.keys() ^ official.keys())}")
+    if declared.keys() != {module_name(name)[0] for name in official}:
+        different = sorted(official_tensors(declared).keys() ^ official.keys())
+        raise RuntimeError(f"model and inventory name different tensors: {different}")
+    places: dict[str, _Place] = {}
     for name, spec in official.items():
         if check:
             values.check_values(checkpoint, name)
+        target, number = module_name(name)
+        place = places.setdefault(target, _Place(declared[target].shape))
         matrix = spec.dtype == "BF16" and len(spec.shape) == 2
         tensor = _stored(checkpoint, name) if keep and matrix else None
         if tensor is None:
-            wanted = dtype if matrix else declared[name].dtype
-            tensor = torch.empty(spec.shape, dtype=wanted, device=device).copy_(checkpoint.parameter(name, device))
+            wanted = dtype if matrix else declared[target].dtype
+            tensor = place.empty(number, wanted, device).copy_(checkpoint.parameter(name, device))
             if check and not _wider(wanted) and not tensor.isfinite().all():
                 file, stored = checkpoint.place(name)
                 raise CheckpointError(file, f"values that {wanted} can hold", "larger ones", stored)
         if spec.dtype == "I64":
             check_expert_ids(tensor, checkpoint, name)
-        owner, _, leaf = name.rpartition(".")
-        if isinstance(declared[name], nn.Parameter):
-            tensor = nn.Parameter(tensor, requires_grad=False)
-        setattr(model.get_submodule(owner), leaf, tensor)
+        place.parts.append(tensor)
+        if not place.is_filled:
+            continue
+        value = places.pop(target).value()
+        owner, _, leaf = target.rpartition(".")
+        if isinstance(declared[target], nn.Parameter):
+            value = nn.Parameter(value, requires_grad=False)
+        setattr(model.get_submodule(owner), leaf, value)
     left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
     if left:
         raise RuntimeError(f"no checkpoint tensor fills {left}")
+
+
+class _Place:
+    """A tensor of the model while it is read: whole, or a stack [E, out, in] matrix by matrix in order."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        self.parts: list[Tensor] = []
+        self._shape = shape
+        self._whole: Tensor | None = None
+
+    def empty(self, number: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Memory for the tensor, or for matrix `number` of a stack: all of one piece, on the CPU taken when filled."""
+        if self._whole is None:
+            self._whole = torch.empty(self._shape, dtype=dtype, device=device)
+        return self._whole if number is None else self._whole[number]
+
+    @property
+    def is_filled(self) -> bool:
+        """True when every part has been read."""
+        return len(self.parts) == (self._shape[0] if len(self._shape) == 3 else 1)
+
+    def value(self) -> Tensor:
+        """The tensor; a stack of which some matrices stay as stored refers to these where they are."""
+        stored = [part for part in self.parts if isinstance(part, StoredTensor)]
+        if not stored:
+            assert self._whole is not None
+            return self._whole
+        return StoredStack(self.parts) if len(self._shape) == 3 else stored[0]
 
 
 def _wider(dtype: torch.dtype) -> bool:
@@ -111,14 +149,15 @@ def _wider(dtype: torch.dtype) -> bool:
 
 def _remember(model: Transformer, checkpoint: Checkpoint, files: MappedFiles) -> None:
     """What saving and watching need: the files that weights are views of, and the scales, which stay in the files."""
-    stored = {name: p for name, p in model.named_parameters() if isinstance(p, StoredTensor)}
-    scales = {name: parameter.scales for name, parameter in stored.items() if parameter.scales is not None}
+    matrices = official_tensors(dict(model.named_parameters()))
+    stored = {name: matrix for name, matrix in matrices.items() if isinstance(matrix, StoredTensor)}
+    scales = {name: matrix.scales for name, matrix in stored.items() if matrix.scales is not None}
     if stored:
         setattr(model, MAPPED_FILES, files)
-    quantised = checkpoint.layout in ("official", "official-base")
-    if quantised:
+    quantized = checkpoint.layout in ("official", "official-base")
+    if quantized:
         setattr(model, LOADED_SCALES, LoadedScales(scales.get if scales else checkpoint.scale, files))
-    if scales or not quantised:
+    if scales or not quantized:
         checkpoint.close()  # what the model views stays mapped
 
 

@@ -21,7 +21,9 @@ SINGLE_NAME = "model.safetensors"
 _BYTES = {**DTYPE_BYTES, "F16": 2}
 
 
-class StoredTensor(NamedTuple):
+class TensorEntry(NamedTuple):
+    """One tensor as a file's header lists it."""
+
     file: Path
     name: str
     dtype: str  # as safetensors spells it
@@ -51,7 +53,7 @@ class Shards:
             found = f"{len(others)} other shards, {others[0]!r} the first" if others else "no weights"
             raise CheckpointError(folder, f"{INDEX_NAME} or {SINGLE_NAME}", found)
 
-    def read(self, tensor: StoredTensor) -> Tensor:
+    def read(self, tensor: TensorEntry) -> Tensor:
         """The stored tensor, on the CPU, as a view of the mapped file: not to be written to, not to outlive `close`."""
         try:
             if tensor.file not in self._open:
@@ -97,7 +99,7 @@ def read_json(file: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", value)
 
 
-def _read_indexed(folder: Path, index: Path) -> dict[str, StoredTensor]:
+def _read_indexed(folder: Path, index: Path) -> dict[str, TensorEntry]:
     content = read_json(index)
     weight_map: Any = content.get("weight_map")
     if not isinstance(weight_map, dict):
@@ -106,7 +108,7 @@ def _read_indexed(folder: Path, index: Path) -> dict[str, StoredTensor]:
     for name, shard in shard_of.items():
         if not isinstance(shard, str) or Path(shard).name != shard:
             raise CheckpointError(index, "the name of a file beside the index", repr(shard), name)
-    headers: dict[str, dict[str, StoredTensor]] = {}
+    headers: dict[str, dict[str, TensorEntry]] = {}
     for name, shard in shard_of.items():
         if shard not in headers:
             if not (folder / shard).is_file():
@@ -115,7 +117,7 @@ def _read_indexed(folder: Path, index: Path) -> dict[str, StoredTensor]:
     unlisted = sorted(path.name for path in folder.glob("model*.safetensors") if path.name not in headers)
     if unlisted:
         raise CheckpointError(folder / unlisted[0], f"only the shards that {INDEX_NAME} lists", "one that it does not")
-    tensors: dict[str, StoredTensor] = {}
+    tensors: dict[str, TensorEntry] = {}
     for shard, header in headers.items():
         for name, tensor in header.items():
             listed = shard_of.get(name)
@@ -131,7 +133,7 @@ def _read_indexed(folder: Path, index: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _compare_total(index: Path, content: dict[str, Any], tensors: dict[str, StoredTensor]) -> None:
+def _compare_total(index: Path, content: dict[str, Any], tensors: dict[str, TensorEntry]) -> None:
     metadata: Any = content.get("metadata", {})
     if not isinstance(metadata, dict):
         raise CheckpointError(index, "an object 'metadata'", repr(metadata))
@@ -142,7 +144,7 @@ def _compare_total(index: Path, content: dict[str, Any], tensors: dict[str, Stor
         warn_once(f"{index}: metadata.total_size is {total!r}, but the tensors have {size} bytes")
 
 
-def _read_header(file: Path) -> dict[str, StoredTensor]:
+def _read_header(file: Path) -> dict[str, TensorEntry]:
     """Tensors of one safetensors file, from its header; the library checks that the data is all there."""
     try:
         with cast(Any, safe_open)(file, framework="np"):  # "pt" would already map the file for writing copies
@@ -154,7 +156,7 @@ def _read_header(file: Path) -> dict[str, StoredTensor]:
         length = int.from_bytes(handle.read(8), "little")
         # Pairs, not a dict: a name that stands twice must not vanish.
         pairs: list[tuple[str, Any]] = json.loads(handle.read(length), object_pairs_hook=list)
-    tensors: dict[str, StoredTensor] = {}
+    tensors: dict[str, TensorEntry] = {}
     counts = Counter(name for name, _ in pairs)
     for name, value in pairs:
         if name == "__metadata__":
@@ -162,5 +164,5 @@ def _read_header(file: Path) -> dict[str, StoredTensor]:
         if counts[name] > 1:
             raise CheckpointError(file, "each tensor once", f"{counts[name]} of that name", name)
         fields: dict[str, Any] = dict(value)
-        tensors[name] = StoredTensor(file, name, fields["dtype"], tuple(fields["shape"]))
+        tensors[name] = TensorEntry(file, name, fields["dtype"], tuple(fields["shape"]))
     return tensors

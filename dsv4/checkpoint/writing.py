@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dsv4.analysis.inventory import Layout, TensorSpec, tensor_inventory
+from dsv4.analysis.inventory import StorageLayout, TensorSpec, tensor_inventory
 from dsv4.checkpoint import formats, names
 from dsv4.checkpoint.atomic import check_space, new_folder
 from dsv4.checkpoint.errors import CheckpointError
-from dsv4.checkpoint.files import TORCH_DTYPES, Progress, ShardWriter, copy_file, refuse_source, write_json
+from dsv4.checkpoint.files import TORCH_DTYPES, ShardWriter, WriteProgress, copy_file, refuse_source, write_json
 from dsv4.checkpoint.folder import Checkpoint
 from dsv4.checkpoint.mapped import LOADED_SCALES, LoadedScales, MappedFiles
 from dsv4.checkpoint.rounding import Rounding, RoundingError
@@ -24,12 +24,13 @@ from dsv4.checkpoint.shards import INDEX_NAME
 from dsv4.checkpoint.values import check_values, first_not_finite
 from dsv4.config import ModelConfig
 from dsv4.kernels.stored import StoredTensor, widened
+from dsv4.model.stacks import official_tensors
 
 Format = Literal["official", "official-base", "bf16", "fp32", "transformers"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 MAX_SHARD_BYTES = 5 * 10**9
 
-# The stored tensors of one parameter: the weight, and its scales where it is quantised.
+# The stored tensors of one parameter: the weight, and its scales where it is quantized.
 Group = list[TensorSpec]
 
 
@@ -42,18 +43,18 @@ def save_model(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     overwrite: bool = False,
 ) -> None:
-    """Write a model, or its tensors by official name, as a folder at `path` that appears whole or not at all.
+    """Write a model, or its tensors by module or official name, as a folder at `path` that appears whole or not at all.
 
     "transformers" is BF16 if the embedding is, else FP32. `overwrite` replaces the whole folder, tokenizer included.
     CheckpointError names a tensor that holds NaN or infinity, DiskFullError says what did not fit.
     """
     _check_format(format)
-    tensors: Mapping[str, Tensor] = model.state_dict() if isinstance(model, nn.Module) else model
+    tensors = official_tensors(model.state_dict() if isinstance(model, nn.Module) else model)
     target = Path(path)
     _check_tensors(tensors, config, target)
     # A model has these if it was loaded; see reading.
     scales: LoadedScales | dict[str, Tensor] = getattr(model, LOADED_SCALES, {})
-    plain: Layout = "bf16" if tensors["embed.weight"].dtype == torch.bfloat16 else "fp32"
+    plain: StorageLayout = "bf16" if tensors["embed.weight"].dtype == torch.bfloat16 else "fp32"
 
     def encode(group: Group) -> list[Tensor]:
         name = group[0].name
@@ -75,7 +76,7 @@ def convert(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     overwrite: bool = False,
     allow_rounding: bool = False,
-    progress: Progress | None = None,
+    progress: WriteProgress | None = None,
 ) -> dict[str, RoundingError]:
     """Rewrite a model folder in another format, tensor by tensor; equal formats copy codes and scales bit for bit.
 
@@ -91,7 +92,7 @@ def convert(
     with Checkpoint(src) as source:
         refuse_source(source.folder, Path(dst))
         files = MappedFiles(source)
-        plain: Layout = "fp32" if _has_many_bits(source) else "bf16"
+        plain: StorageLayout = "fp32" if _has_many_bits(source) else "bf16"
 
         def encode(group: Group) -> list[Tensor]:
             check_values(source, group[0].name)
@@ -189,12 +190,12 @@ def _write(
     target: Path,
     config: ModelConfig,
     format: Format,
-    plain: Layout,
+    plain: StorageLayout,
     encode: Callable[[Group], list[Tensor]],
     extras: Mapping[str, Path],
     max_shard_bytes: int,
     overwrite: bool,
-    progress: Progress | None = None,
+    progress: WriteProgress | None = None,
     check_source: Callable[[], None] = lambda: None,
 ) -> None:
     layout = plain if format == "transformers" else format
@@ -240,7 +241,7 @@ def _plan(specs: Iterator[TensorSpec], max_shard_bytes: int) -> Iterator[list[Gr
     yield shard
 
 
-def _config_json(config: ModelConfig, layout: Layout) -> dict[str, Any]:
+def _config_json(config: ModelConfig, layout: StorageLayout) -> dict[str, Any]:
     if layout in ("official", "official-base"):
         return replace(config, expert_dtype="fp4" if layout == "official" else "fp8").to_dict()
     content = config.to_dict(quantized=False)

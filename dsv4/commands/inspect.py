@@ -34,10 +34,10 @@ def _plain_layout(path: Path) -> Any:
 
 
 def run(options: argparse.Namespace) -> None:
-    from dsv4.analysis import Layout, summary
+    from dsv4.analysis import StorageLayout, summary
 
     name: str = options.model
-    layout: Layout | None = None
+    layout: StorageLayout | None = None
     if name in PRESETS and not Path(name).is_dir():
         config = ModelConfig.preset(name)
     else:

@@ -42,7 +42,7 @@ LENGTH_SAMPLES = 24
 
 
 @dataclass(frozen=True)
-class Batch:
+class TokenBatch:
     """One ragged row: each document's token ids and, aligned with them, 1 where loss falls on predicting the token."""
 
     documents: list[list[int]]
@@ -85,15 +85,15 @@ class NanoLoader:
         self._names = sorted(shares)
         # Shares are of tokens: a source is drawn less often the longer its documents are.
         self._weights = [shares[name] / self._mean_length(name) for name in self._names]
-        self._group: tuple[int, list[Batch]] = (-1, [])
+        self._group: tuple[int, list[TokenBatch]] = (-1, [])
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> TokenBatch:
         """Return the batch of a step, the same to the bit whatever was asked before."""
         group, place = divmod(step, GROUP)
         if self._group[0] != group:
             rows = pack(self._documents(group), GROUP, self._tokens)
             batches = [
-                Batch([list(d.ids) for d in row.documents], [list(d.mask) for d in row.documents]) for row in rows
+                TokenBatch([list(d.ids) for d in row.documents], [list(d.mask) for d in row.documents]) for row in rows
             ]
             self._group = (group, batches)
         return self._group[1][place]

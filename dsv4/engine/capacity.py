@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import prod
 
-from dsv4.analysis.inventory import Layout, tensor_inventory
+from dsv4.analysis.inventory import StorageLayout, tensor_inventory
 from dsv4.analysis.kv import state_bytes
 from dsv4.config import COMPRESSION_KINDS, PAGE_TOKENS, ModelConfig
 from dsv4.engine.machine import Memory
@@ -23,11 +23,11 @@ class CapacityError(ValueError):
 
 
 @dataclass(frozen=True)
-class Plan:
+class LoadPlan:
     """How a folder is to be loaded and used."""
 
     config: ModelConfig
-    layout: Layout  # how the folder stores its tensors
+    layout: StorageLayout  # how the folder stores its tensors
     keeps_stored: bool  # the native kernels read the matrices where they lie
     itemsize: int  # bytes of an element of the widened matrices and of the cache
     max_num_seqs: int
@@ -54,7 +54,7 @@ class Need:
         return self.page * self.pages
 
 
-def need_of(plan: Plan) -> Need:
+def need_of(plan: LoadPlan) -> Need:
     """What a plan takes, tensor by tensor as `load_model` and `Cache` make them."""
     mapped = copied = 0
     types = {spec.name: spec.dtype for spec in tensor_inventory(plan.config, plan.layout)}
@@ -109,7 +109,7 @@ def check_fit(name: str, need: Need, memory: Memory, ways_out: list[str]) -> lis
     return warnings
 
 
-def ways_out(plan: Plan, memory: Memory, kernels: str) -> list[str]:
+def ways_out(plan: LoadPlan, memory: Memory, kernels: str) -> list[str]:
     """What would make a model that does not fit fit, the nearest first. `kernels`: why the native ones do not run, or
     what they would take."""
     ways: list[str] = []

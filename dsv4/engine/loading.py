@@ -8,11 +8,11 @@ from typing import cast
 
 import torch
 
-from dsv4.analysis import Layout
+from dsv4.analysis import StorageLayout
 from dsv4.checkpoint import load_model
 from dsv4.checkpoint.folder import Checkpoint
 from dsv4.config import ModelConfig
-from dsv4.engine.capacity import Plan, check_fit, need_of, ways_out
+from dsv4.engine.capacity import LoadPlan, check_fit, need_of, ways_out
 from dsv4.engine.config import DEFAULT_MAX_MODEL_LEN, DTYPES, EngineConfig
 from dsv4.engine.machine import cuda_memory, host_memory
 from dsv4.kernels import backends
@@ -74,8 +74,8 @@ def check_capacity(folder: Path, device: str, dtype: torch.dtype, max_num_seqs: 
     if memory is None:
         return
     with Checkpoint(folder) as checkpoint:
-        config, layout = checkpoint.config, cast(Layout, checkpoint.layout)
-    plan = Plan(
+        config, layout = checkpoint.config, cast(StorageLayout, checkpoint.layout)
+    plan = LoadPlan(
         config,
         layout,
         keeps_stored=on_cpu and dtype == torch.float32 and backends.native_module() is not None,

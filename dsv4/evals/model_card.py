@@ -90,7 +90,7 @@ def describe_training(run: Mapping[str, Any], metrics: Path) -> str:
     settings = ", ".join(
         f"{name} {run[name]}" for name in ("budget", "tokens_per_batch", "peak_lr", "replicas", "seed")
     )
-    optimiser = (
+    optimizer = (
         "Muon for matrices, AdamW for the rest; the last fifth of the steps trained with the stored FP4/FP8 values."
     )
-    return "\n".join(lines) + f"\n\nSettings: {settings}. {optimiser}\n"
+    return "\n".join(lines) + f"\n\nSettings: {settings}. {optimizer}\n"

@@ -1,12 +1,14 @@
-"""Weights that stay as their checkpoint stores them, and read like the float32 matrices that they stand for.
+"""Weights that stay as their checkpoint stores them, and read like the float32 tensors that they stand for.
 
-`StoredTensor` holds codes and scales (FP4, FP8, BF16), often views of a mapped file. The native kernels read those in
-place. Every torch operation gets the widened values, made for that operation: right, and slow, on the reference path.
+`StoredTensor` is a matrix of codes and scales (FP4, FP8, BF16), often views of a mapped file; `StoredStack` is several
+of one shape. The native kernels read those in place. Every torch operation gets the widened values, made for that
+operation: right, and slow, on the reference path.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -19,19 +21,52 @@ Widen = Callable[[Tensor, Any], Tensor]
 _SAME = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
 
 
-class StoredTensor(torch.Tensor):
-    """A float32 matrix [out, in] to torch; `parts` are kind, codes as uint8 rows, and scales (uint8, float32 or None).
+class StoredWeight(torch.Tensor):
+    """Float32 to torch, stored otherwise. In-place operations raise RuntimeError; `widen()` gives a plain tensor."""
 
-    It cannot be written to: in-place operations raise RuntimeError. `widen()` gives a plain tensor.
-    """
+    # Operations come to __torch_dispatch__; without this every look at an attribute would take a detour first.
+    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore
+
+    def widen(self) -> Tensor:
+        """The values, a new float32 tensor."""
+        raise NotImplementedError
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of codes and scales."""
+        raise NotImplementedError
+
+    def alias(self) -> StoredWeight:
+        """Another tensor object of the same memory."""
+        raise NotImplementedError
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in _SAME:
+            return args[0].alias()
+        kwargs = kwargs or {}
+        if func is torch.ops.aten.embedding.default and isinstance(args[0], StoredTensor) and args[0].kind == "bf16":
+            return args[0].codes[args[1]].to(torch.float32)
+        for place, argument in enumerate(func._schema.arguments):
+            value = args[place] if place < len(args) else kwargs.get(argument.name)
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            if written and isinstance(value, StoredWeight):
+                raise RuntimeError(
+                    f"{func} would write to a weight that stays as it is stored ({value!r}); "
+                    "model.requires_grad_() or dsv4.load(path, weights='widened') gives float32 weights"
+                )
+        return func(*tree_map(widened, args), **tree_map(widened, kwargs))
+
+
+class StoredTensor(StoredWeight):
+    """A matrix [out, in]; `parts` are kind, codes as uint8 rows, and scales (uint8, float32 or None)."""
 
     kind: Kind
     codes: Tensor
     scales: Tensor | None
     _widen: Widen
-
-    # Operations come to __torch_dispatch__; without this every look at an attribute would take a detour first.
-    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore
 
     @staticmethod
     def __new__(
@@ -49,7 +84,6 @@ class StoredTensor(torch.Tensor):
         pass
 
     def widen(self) -> Tensor:
-        """The values, a new float32 tensor."""
         return self._widen(self.codes, self.scales)
 
     @property
@@ -64,6 +98,9 @@ class StoredTensor(torch.Tensor):
     def stored_bytes(self) -> int:
         return self.codes.nbytes + (self.scales.nbytes if self.scales is not None else 0)
 
+    def alias(self) -> StoredTensor:
+        return StoredTensor(self.kind, self.codes, self.scales, self._widen)
+
     def __repr__(self, *, tensor_contents: object = None) -> str:
         return f"StoredTensor({self.kind}, shape={tuple(self.shape)})"
 
@@ -75,28 +112,56 @@ class StoredTensor(torch.Tensor):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StoredTensor:
         remake, (kind, codes, scales, *rest) = self.__reduce_ex__(4)
-        copy = remake(kind, codes.clone(), scales.clone() if scales is not None else None, *rest)
-        memo[id(self)] = copy
-        return copy
+        again = remake(kind, codes.clone(), scales.clone() if scales is not None else None, *rest)
+        memo[id(self)] = again
+        return again
 
-    @classmethod
-    def __torch_dispatch__(
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func in _SAME:
-            return cls(args[0].kind, args[0].codes, args[0].scales, args[0]._widen)
-        if func is torch.ops.aten.embedding.default and isinstance(args[0], StoredTensor) and args[0].kind == "bf16":
-            return args[0].codes[args[1]].to(torch.float32)
-        kwargs = kwargs or {}
-        for place, argument in enumerate(func._schema.arguments):
-            value = args[place] if place < len(args) else kwargs.get(argument.name)
-            written = argument.alias_info is not None and argument.alias_info.is_write
-            if written and isinstance(value, StoredTensor):
-                raise RuntimeError(
-                    f"{func} would write to a weight that stays as it is stored ({value.kind}); "
-                    "model.requires_grad_() or dsv4.load(path, weights='widened') gives float32 weights"
-                )
-        return func(*tree_map(widened, args), **tree_map(widened, kwargs))
+
+class StoredStack(StoredWeight):
+    """Matrices of one shape, [E, out, in]: each a StoredTensor of any kind, or plain float32. Nothing is copied."""
+
+    matrices: tuple[Tensor, ...]
+
+    @staticmethod
+    def __new__(cls: type[StoredStack], matrices: Sequence[Tensor]) -> StoredStack:
+        first = matrices[0]
+        for number, matrix in enumerate(matrices):
+            if matrix.shape != first.shape or matrix.dtype != torch.float32:
+                found = f"{matrix.dtype} {list(matrix.shape)}"
+                raise ValueError(f"matrix {number} of a stack is {found}; allowed: torch.float32 {list(first.shape)}")
+        stack: StoredStack = torch.Tensor._make_wrapper_subclass(  # pyright: ignore
+            cls, (len(matrices), *first.shape), dtype=torch.float32, device=first.device
+        )
+        stack.matrices = tuple(matrices)
+        return stack
+
+    def __init__(self, matrices: Sequence[Tensor]) -> None:
+        pass
+
+    def widen(self) -> Tensor:
+        values = torch.empty(self.shape, dtype=torch.float32, device=self.device)
+        for matrix, place in zip(self.matrices, values, strict=True):
+            place.copy_(widened(matrix))
+        return values
+
+    @property
+    def stored_bytes(self) -> int:
+        return sum(m.stored_bytes if isinstance(m, StoredTensor) else m.nbytes for m in self.matrices)
+
+    def alias(self) -> StoredStack:
+        return StoredStack(self.matrices)
+
+    def __repr__(self, *, tensor_contents: object = None) -> str:
+        kinds = sorted({m.kind if isinstance(m, StoredTensor) else "fp32" for m in self.matrices})
+        return f"StoredStack({' and '.join(kinds)}, shape={tuple(self.shape)})"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _restack, (self.matrices, getattr(self, "_is_param", False))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StoredStack:
+        again = _restack(copy.deepcopy(self.matrices, memo), getattr(self, "_is_param", False))
+        memo[id(self)] = again
+        return again
 
 
 def _remake(
@@ -107,14 +172,24 @@ def _remake(
     return torch.nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor  # pyright: ignore
 
 
+def _restack(matrices: Sequence[Tensor], is_parameter: bool) -> StoredStack:
+    stack = StoredStack(matrices)
+    return torch.nn.Parameter(stack, requires_grad=False) if is_parameter else stack  # pyright: ignore
+
+
+def matrices_of(stack: Tensor) -> Sequence[Tensor]:
+    """The matrices [out, in] of a stack [E, out, in]: stored ones as they are, else views."""
+    return stack.matrices if isinstance(stack, StoredStack) else stack.unbind()
+
+
 def widen_bf16(codes: Tensor, scales: None) -> Tensor:
     """BF16 [out, in] -> float32."""
     return codes.to(torch.float32)
 
 
 def widened(tensor: Any) -> Any:
-    """What is given, or the values of a stored tensor."""
-    return tensor.widen() if isinstance(tensor, StoredTensor) else tensor
+    """What is given, or the values of a stored weight."""
+    return tensor.widen() if isinstance(tensor, StoredWeight) else tensor
 
 
 def weight_argument(weight: Tensor) -> Any:

@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 from dsv4.config import ModelConfig
+from dsv4.model.parameters import module_name, row_of
+from dsv4.model.stacks import official_tensors
 
 
 @torch.no_grad()
 def init_weights(model: nn.Module, config: ModelConfig, generator: torch.Generator | None = None) -> None:
-    """Matrices N(0, initializer_range); norms 1; sinks, ape and router bias 0; mHC close to a plain residual stream.
+    """Fill every parameter as its row in parameters.py says: matrices N(0, initializer_range), norms 1, sinks 0, ...
 
     mHC at the start: pre = 1 / s each, post = 1, the combine matrix nearly the identity, gates 0.01: the streams stay
     near-equal copies and a block acts as a pre-norm residual block. Hash tables deal the experts out evenly.
@@ -21,20 +23,15 @@ def init_weights(model: nn.Module, config: ModelConfig, generator: torch.Generat
     base = torch.zeros(s * (2 + s))
     base[:s] = -math.log(s - 1) if s > 1 else 8.0
     base[2 * s :] = 8.0 * torch.eye(s).flatten()
-    for name, p in model.named_parameters():
-        leaf = name.rsplit(".", 1)[-1]
-        if name.endswith("norm.weight"):
-            p.fill_(1.0)
-        elif leaf in ("attn_sink", "ape", "bias"):
-            p.zero_()
-        elif leaf in ("hc_attn_base", "hc_ffn_base"):
-            p.copy_(base)
-        elif leaf == "hc_head_base":
-            p.fill_(base[0])
-        elif leaf.startswith("hc_") and leaf.endswith("_scale"):
-            p.fill_(0.01)
-        else:
+    # Matrix by matrix in the order of the checkpoint, so that a seed gives one model however tensors are stacked.
+    for name, p in official_tensors(dict(model.named_parameters())).items():
+        init = row_of(module_name(name)[0]).init
+        if init == "normal":
             p.normal_(0.0, config.initializer_range, generator=generator)
+        elif init == "hc_base":
+            p.copy_(base)
+        else:
+            p.fill_({"ones": 1.0, "zeros": 0.0, "hc_head_base": float(base[0]), "hc_scale": 0.01}[init])
     for name, table in model.named_buffers():
         if name.endswith("tid2eid"):
             table.copy_(deal_experts(config, generator))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +17,7 @@ from dsv4.model.linear import Linear, linear_fp32
 
 
 class Expert(nn.Module):
-    """w2(silu(min(w1 x, limit)) * clamp(w3 x)). Routed experts are weights only: MoE runs them all together."""
+    """The shared expert: w2(silu(min(w1 x, limit)) * clamp(w3 x))."""
 
     def __init__(self, config: ModelConfig, width: int, quantize: bool) -> None:
         super().__init__()
@@ -31,6 +29,28 @@ class Expert(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.w2(clamped_swiglu(self.w1(x), self.w3(x), self.limit))
+
+
+class Experts(nn.Module):
+    """The routed experts of a layer, stacked: w1 and w3 [E, width, hidden], w2 [E, hidden, width]."""
+
+    def __init__(self, config: ModelConfig, quantize: bool) -> None:
+        super().__init__()
+        count, d, width = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
+        self.w1 = nn.Parameter(torch.empty(count, width, d))
+        self.w2 = nn.Parameter(torch.empty(count, d, width))
+        self.w3 = nn.Parameter(torch.empty(count, width, d))
+        self.limit, self.quantize = config.swiglu_limit, quantize
+
+    def forward(self, x: Tensor, sizes: list[int], weights: Tensor) -> Tensor:
+        """Each expert on its own rows: x [n, d] sorted by expert, sizes rows per expert, weights [n, 1] -> [n, d]."""
+        if self.quantize:
+            x = fake_quant_fp8(x, 128)
+        gate, up = grouped_linear(x, sizes, self.w1), grouped_linear(x, sizes, self.w3)
+        h = clamped_swiglu(gate, up, self.limit, weights)
+        if self.quantize:
+            h = fake_quant_fp8(h, 128)
+        return grouped_linear(h, sizes, self.w2)
 
 
 class Gate(nn.Module):
@@ -62,11 +82,10 @@ class MoE(nn.Module):
 
     def __init__(self, config: ModelConfig, name: str, hashed: bool, quantize: bool) -> None:
         super().__init__()
-        self.name, self.config, self.quantize = name, config, quantize
+        self.name, self.config = name, config
         self.gate = Gate(config, hashed)
-        width = config.moe_intermediate_size
-        self.experts = nn.ModuleList(Expert(config, width, quantize) for _ in range(config.n_routed_experts))
-        self.shared_experts = Expert(config, width, quantize)
+        self.experts = Experts(config, quantize)
+        self.shared_experts = Expert(config, config.moe_intermediate_size, quantize)
 
     def forward(self, x: Tensor, token_ids: Tensor, layout: Layout, aux: AuxLosses | None = None) -> Tensor:
         """x [T, d] -> [T, d]."""
@@ -75,8 +94,7 @@ class MoE(nn.Module):
         order = index.flatten().argsort(stable=True)
         counts = torch.bincount(index.flatten(), minlength=self.config.n_routed_experts)
         token = order // index.shape[1]
-        sizes = counts.tolist()
-        rows = self._experts(take_rows(x, token), sizes, weights.flatten()[order].unsqueeze(-1))
+        rows = self.experts(take_rows(x, token), counts.tolist(), weights.flatten()[order].unsqueeze(-1))
         # Back to [T, k] slots: a token's experts are then added in slot order, which top-k made ascending.
         slots = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         routed = take_rows(rows, slots).view(*index.shape, -1).float()
@@ -87,21 +105,8 @@ class MoE(nn.Module):
             aux.add_routing(self.name, counts, self._balance_loss(scores, index, layout))
         return out.to(x.dtype)
 
-    def _experts(self, x: Tensor, sizes: list[int], weights: Tensor) -> Tensor:
-        """Every expert on its own rows: x [n, d] sorted by expert, sizes rows an expert, weights [n, 1] -> [n, d]."""
-        experts = [cast(Expert, e) for e, size in zip(self.experts, sizes, strict=True) if size]
-        sizes = [size for size in sizes if size]
-        if self.quantize:
-            x = fake_quant_fp8(x, 128)
-        gate = grouped_linear(x, sizes, [e.w1.weight for e in experts])
-        up = grouped_linear(x, sizes, [e.w3.weight for e in experts])
-        h = clamped_swiglu(gate, up, self.config.swiglu_limit, weights)
-        if self.quantize:
-            h = fake_quant_fp8(h, 128)
-        return grouped_linear(h, sizes, [e.w2.weight for e in experts])
-
     def _balance_loss(self, scores: Tensor, index: Tensor, layout: Layout) -> Tensor:
-        """Mean over sequences of sum_e f_e * P_e: f the load share (1 when even), P the mean normalised affinity."""
+        """Mean over sequences of sum_e f_e * P_e: f the load share (1 when even), P the mean normalized affinity."""
         E, k = self.config.n_routed_experts, index.shape[1]
         n, seq = layout.batch.num_seqs, layout.sequence_ids
         length = torch.bincount(seq, minlength=n).unsqueeze(-1).float()

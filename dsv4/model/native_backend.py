@@ -19,12 +19,13 @@ from dsv4 import checks
 from dsv4.cache import Cache
 from dsv4.kernels import backends, cpu
 from dsv4.kernels.mhc import MOST_STREAMS
-from dsv4.kernels.stored import StoredTensor
+from dsv4.kernels.stored import StoredStack, StoredTensor
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.backend import Backend, Definition, ReferenceBackend
 from dsv4.model.batch import RaggedBatch
 from dsv4.model.block import MTPBlock
 from dsv4.model.rope import inverse_frequencies
+from dsv4.model.stacks import named_tensors, native_tensors
 
 SIZES = (
     "hidden_size", "vocab_size", "num_hidden_layers", "hc_mult", "hc_sinkhorn_iters", "num_attention_heads", "head_dim",
@@ -73,12 +74,11 @@ class NativeBackend:
         self.kernels, self.config = kernels, model.config
         self._model: Any = weakref.proxy(model)  # the model holds this: a cycle would outlive it
         self._reference = ReferenceBackend(self._model)
-        tensors = _tensors(model)
-        self._places = {name: _place(tensor) for name, tensor in tensors.items()}
+        self._places = {name: _place(tensor) for name, tensor in named_tensors(model).items()}
         sizes: dict[str, Any] = {name: getattr(self.config, name) for name in SIZES}
         self.handle: Any = kernels.Model(
             sizes | {"quantize": model.numerics == "shipped"},
-            {name: t.parts if isinstance(t, StoredTensor) else t.detach() for name, t in tensors.items()},
+            {name: t.parts if isinstance(t, StoredTensor) else t.detach() for name, t in native_tensors(model).items()},
             list(self.config.compress_ratios),
             inverse_frequencies(self.config, False).tolist(),
             inverse_frequencies(self.config, True).tolist(),
@@ -146,7 +146,7 @@ class NativeBackend:
         """StaleWeightsError at a tensor that has moved since, or wants a gradient; only where checks are enabled."""
         if not checks.enabled():
             return
-        tensors = _tensors(self._model)
+        tensors = named_tensors(self._model)
         for name in self._places.keys() | tensors.keys():
             tensor = tensors.get(name)
             if tensor is None or self._places.get(name) != _place(tensor):
@@ -168,12 +168,8 @@ def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().numpy()
 
 
-def _tensors(model: Definition) -> dict[str, Tensor]:
-    """Parameters and tables by name; a tensor that two modules share has two names."""
-    module = cast(nn.Module, model)
-    return dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
-
-
-def _place(tensor: Tensor) -> tuple[int, int, torch.dtype]:
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    if isinstance(tensor, StoredStack):
+        return tuple(map(_place, tensor.matrices))
     held = tensor.codes if isinstance(tensor, StoredTensor) else tensor
     return held.data_ptr(), held.stride(0), held.dtype

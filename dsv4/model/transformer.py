@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dsv4.cache import Cache
 from dsv4.config import WINDOW, ModelConfig
-from dsv4.kernels.stored import StoredTensor
+from dsv4.kernels.stored import StoredWeight
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.backend import Backend, ReferenceBackend
 from dsv4.model.batch import RaggedBatch
@@ -107,7 +107,7 @@ class Transformer(nn.Module):
         """Turn weights that stay as they are stored into float32 parameters. Returns self."""
         for module in self.modules():
             for name, parameter in list(module.named_parameters(recurse=False)):
-                if isinstance(parameter, StoredTensor):
+                if isinstance(parameter, StoredWeight):
                     setattr(module, name, nn.Parameter(parameter.widen(), requires_grad=False))
         return self.refresh()
 

@@ -1,1 +1,1 @@
-"""Training: losses, Muon + AdamW, schedules, router balancing, quantisation-aware training, the loop."""
+"""Training: losses, Muon + AdamW, schedules, router balancing, quantization-aware training, the loop."""

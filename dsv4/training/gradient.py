@@ -17,7 +17,7 @@ from dsv4.training.losses import Counts, Losses, LossWeights, compute_losses, co
 from dsv4.training.qat import stored_weights
 
 
-class Batch(Protocol):
+class MaskedDocuments(Protocol):
     """Documents of one micro-batch and, token by token, whether each token is a target."""
 
     @property
@@ -29,7 +29,7 @@ class Batch(Protocol):
 class BatchSource(Protocol):
     """Gives any batch of a stage by its number, so that a run resumes without replaying data."""
 
-    def batch(self, step: int, /) -> Batch: ...
+    def batch(self, step: int, /) -> MaskedDocuments: ...
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Work:
     stage: int
     step: int
     weights: LossWeights
-    quantised: bool
+    quantized: bool
     autocast: torch.dtype | None = None
 
 
@@ -61,7 +61,7 @@ class MicroBatch:
     counts: Counts
 
 
-def pack_batch(data: Batch, device: torch.device) -> MicroBatch:
+def pack_batch(data: MaskedDocuments, device: torch.device) -> MicroBatch:
     """Lay the documents end to end. ValueError where a document and its mask differ in length."""
     lengths, masks = [len(d) for d in data.documents], [len(m) for m in data.loss_masks]
     if lengths != masks:
@@ -85,7 +85,7 @@ def compute_gradient(
     if model.frozen:
         raise ValueError("the model is frozen, so that its weights take no gradient: call model.requires_grad_() first")
     totals = totals or sum_counts(batches)
-    with stored_weights(model) if work.quantised else nullcontext():
+    with stored_weights(model) if work.quantized else nullcontext():
         results = [_compute_one(model, batch, work, totals) for batch in batches]
     return sum_results(results)
 

@@ -54,7 +54,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Update:
-    """A step of the optimiser."""
+    """A step of the optimizer."""
 
     rate: float
     scale: float
@@ -113,7 +113,7 @@ def serve(
 
 
 class _Helper:
-    """The helper's copy of model and optimiser on the shared tensors."""
+    """The helper's copy of model and optimizer on the shared tensors."""
 
     def __init__(
         self,
@@ -132,8 +132,8 @@ class _Helper:
             parameter.data = data
         for buffer, data in zip(self.model.buffers(), shared.buffers, strict=True):
             buffer.copy_(data)
-        self.optimiser = MuonAdamW(self.model, config, **settings)
-        self.optimiser.share_momenta(shared.momenta)
+        self.optimizer = MuonAdamW(self.model, config, **settings)
+        self.optimizer.share_momenta(shared.momenta)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
 
     def run(self) -> None:
@@ -145,7 +145,7 @@ class _Helper:
                 self._update(message)
 
     def _compute(self, work: Work) -> None:
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         batches = self.place.read(self.sources, work, torch.device("cpu"))
         send(self.connection, sum_counts(batches))
         totals = receive(self.connection)
@@ -157,7 +157,7 @@ class _Helper:
     def _update(self, update: Update) -> None:
         for parameter, gradient in zip(self.trained, self.shared.gradients[0], strict=True):
             parameter.grad = gradient
-        self.optimiser.step(update.rate, update.scale, self.place.rank, self.place.replicas)
+        self.optimizer.step(update.rate, update.scale, self.place.rank, self.place.replicas)
         send(self.connection, None)
 
 

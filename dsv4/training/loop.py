@@ -1,4 +1,4 @@
-"""The training loop: stages of data, one optimiser, router balancing, saving and resuming to the same bits."""
+"""The training loop: stages of data, one optimizer, router balancing, saving and resuming to the same bits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dsv4.training.plan import UNPLANNED, StepPlan
 from dsv4.training.replicas import Replicas
 from dsv4.training.report import Report
 from dsv4.training.schedule import Schedule
-from dsv4.training.state import Progress, StateError, load_state, save_state
+from dsv4.training.state import RunPosition, StateError, load_state, save_state
 
 if TYPE_CHECKING:
     from dsv4.model.transformer import Transformer
@@ -45,7 +45,7 @@ class TrainSettings:
     loss_weights: LossWeights = field(default_factory=LossWeights)
     mtp_weight_in_decay: float = 0.1  # at most loss_weights.mtp
     balance_speed: float = 1e-3
-    quantised_share: float = 0.15  # the last part of the run forwards with the weights as they will be stored
+    quantized_share: float = 0.15  # the last part of the run forwards with the weights as they will be stored
     save_every: int = 100
     autocast: torch.dtype | None = None  # torch.bfloat16: products of layers and experts in it
     replicas: int = 1  # processes, each with micro-batches of its own
@@ -56,8 +56,8 @@ class TrainSettings:
         for name in ("save_every", "replicas", "micro_batches", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
-        if not 0.0 <= self.quantised_share <= 1.0:
-            raise ValueError(f"quantised_share is {self.quantised_share}; allowed: 0 to 1")
+        if not 0.0 <= self.quantized_share <= 1.0:
+            raise ValueError(f"quantized_share is {self.quantized_share}; allowed: 0 to 1")
         if not self.grad_clip > 0.0:
             raise ValueError(f"grad_clip is {self.grad_clip}; allowed: more than 0")
         if self.autocast not in (None, torch.bfloat16):
@@ -74,7 +74,7 @@ class Trainer:
     def __init__(
         self,
         model: Transformer,
-        optimiser: MuonAdamW,
+        optimizer: MuonAdamW,
         stages: Sequence[Stage],
         settings: TrainSettings,
         plan: StepPlan,
@@ -84,13 +84,13 @@ class Trainer:
     ) -> None:
         if not stages or not math.isclose(sum(stage.share for stage in stages), 1.0):
             raise ValueError(f"the shares of the stages must add up to 1; got {[stage.share for stage in stages]}")
-        self.model, self.optimiser, self.stages, self.settings = model, optimiser, stages, settings
+        self.model, self.optimizer, self.stages, self.settings = model, optimizer, stages, settings
         self.plan, self.run_dir, self.console, self.quiet = plan, run_dir, console, quiet
-        self.progress = Progress()
+        self.progress = RunPosition()
         run_dir.mkdir(parents=True, exist_ok=True)
         clear_folder(run_dir)
         if self.state_path.exists():
-            self.progress = load_state(self.state_path, model, optimiser)
+            self.progress = load_state(self.state_path, model, optimizer)
             if self.progress.stage >= len(stages):
                 raise StateError(f"{self.state_path} is in stage {self.progress.stage}; the run has {len(stages)}")
 
@@ -102,14 +102,14 @@ class Trainer:
     def finished(self) -> bool:
         return self.progress.step >= self.plan.total(self.progress.step)
 
-    def run(self, stop_after: int | None = None) -> Progress:
+    def run(self, stop_after: int | None = None) -> RunPosition:
         """Train to the end of the plan, or until `stop_after` steps are done; the state is saved at the end."""
         sources = [stage.source for stage in self.stages]
         settings = self.settings
         with (
             Report(self.run_dir / "metrics.jsonl", self.progress.step, self.console, self.quiet) as report,
             Replicas(
-                self.model, self.optimiser, sources, settings.replicas, settings.threads, settings.micro_batches
+                self.model, self.optimizer, sources, settings.replicas, settings.threads, settings.micro_batches
             ) as replicas,
         ):
             while not self.finished and (stop_after is None or self.progress.step < stop_after):
@@ -127,7 +127,7 @@ class Trainer:
                     f"after step {self.progress.step - 1} parameter {name} is not finite; nothing was saved, "
                     f"{self._last_state()}"
                 )
-        save_state(self.state_path, self.model, self.optimiser, self.progress)
+        save_state(self.state_path, self.model, self.optimizer, self.progress)
 
     def _one_step(self, report: Report, replicas: Replicas) -> None:
         started = time.perf_counter()
@@ -139,15 +139,15 @@ class Trainer:
         weights = settings.loss_weights
         if decaying:
             weights = replace(weights, mtp=min(weights.mtp, settings.mtp_weight_in_decay))
-        quantised = step >= total * (1 - settings.quantised_share)
-        work = Work(progress.stage, step - progress.stage_start, weights, quantised, settings.autocast)
+        quantized = step >= total * (1 - settings.quantized_share)
+        work = Work(progress.stage, step - progress.stage_start, weights, quantized, settings.autocast)
         results = replicas.gradient(work)
-        result, norm = sum_results(results), self.optimiser.gradient_norm()
+        result, norm = sum_results(results), self.optimizer.gradient_norm()
         losses, loads, tokens = result.losses, result.loads, result.tokens
         self._check_finite(results, norm)
         rate = settings.schedule.rate(step, total)
         replicas.update(rate, min(1.0, settings.grad_clip / (norm + 1e-6)))
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         update_router_biases(self.model, loads, settings.balance_speed)
 
         took = time.perf_counter() - started
@@ -169,7 +169,7 @@ class Trainer:
         if not wrong and math.isfinite(norm):
             return
         if not wrong:
-            wrong = [f"gradient norm {norm}", *self.optimiser.not_finite()]
+            wrong = [f"gradient norm {norm}", *self.optimizer.not_finite()]
         raise NonFiniteLossError(
             f"step {self.progress.step}, stage {self.stages[self.progress.stage].name}: {'; '.join(wrong)}; nothing "
             f"was updated, {self._last_state()}"

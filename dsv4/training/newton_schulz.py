@@ -1,4 +1,4 @@
-"""HybridNS: the ten-step Newton-Schulz orthogonalisation that V4 trains with (DeepSeek-V4 report, Muon)."""
+"""HybridNS: the ten-step Newton-Schulz orthogonalization that V4 trains with (DeepSeek-V4 report, Muon)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ HYBRID_STEPS = (FAST,) * 8 + (POLISH,) * 2
 # that never saw a token stays exactly zero, and a vanishing one does not come back at full size.
 NORM_FLOOR = 1e-9
 
-# Matrices orthogonalised in one batched product: enough to fill the cores, few enough to stay in cache (measured:
+# Matrices orthogonalized in one batched product: enough to fill the cores, few enough to stay in cache (measured:
 # 32 to 96 matrices of 128 x 256 in bf16 take half the time a matrix that all 672 at once do).
 CHUNK_ELEMENTS = 48 * 128 * 256
 
 
-def orthogonalise(
+def orthogonalize(
     matrices: Tensor,
     compute_dtype: torch.dtype = torch.bfloat16,
     steps: tuple[tuple[float, float, float], ...] = HYBRID_STEPS,
@@ -32,10 +32,10 @@ def orthogonalise(
     """
     n, m = matrices.shape[-2:]
     per_chunk = max(1, CHUNK_ELEMENTS // (n * m))
-    return torch.cat([_orthogonalise(chunk, compute_dtype, steps) for chunk in matrices.split(per_chunk)])
+    return torch.cat([_orthogonalize(chunk, compute_dtype, steps) for chunk in matrices.split(per_chunk)])
 
 
-def _orthogonalise(
+def _orthogonalize(
     matrices: Tensor, compute_dtype: torch.dtype, steps: tuple[tuple[float, float, float], ...]
 ) -> Tensor:
     norm = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True).clamp_min(NORM_FLOOR)

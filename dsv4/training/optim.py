@@ -1,37 +1,21 @@
-"""Muon and AdamW in one optimiser, split and set as DeepSeek V4 trains (report, Muon and Training Setups).
+"""Muon and AdamW in one optimizer, split and set as DeepSeek V4 trains (report, Muon and Training Setups).
 
-AdamW: embedding, head, every RMSNorm weight, the static biases and gates of mHC (`hc_*_base`, `hc_*_scale`) and,
-without weight decay, the remaining vectors (`attn_sink`). The router's `gate.bias` belongs to neither: it moves by rule
-(balance.py). Everything else is Muon, `ape` included: the report names no exception for it. Not split: the two window
-series in a CSA compressor's `wkv` and `wgate`, whose rows feed one softmax.
+Which of the two trains a parameter, and which independent matrices it holds, is in model/parameters.py. The router's
+`gate.bias` belongs to neither: it moves by rule (balance.py).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dsv4.training.newton_schulz import CHUNK_ELEMENTS, orthogonalise
-
-Kind = Literal["muon", "adamw", "adamw_no_decay", "by_rule"]
-
-
-class SplitConfig(Protocol):
-    """What the split needs of a ModelConfig."""
-
-    @property
-    def num_attention_heads(self) -> int: ...
-    @property
-    def o_groups(self) -> int: ...
-    @property
-    def index_n_heads(self) -> int: ...
-    @property
-    def hc_mult(self) -> int: ...
+from dsv4.model.parameters import Optimizer, SplitSizes, matrix_heights, row_of
+from dsv4.model.stacks import official_tensors
+from dsv4.training.newton_schulz import CHUNK_ELEMENTS, orthogonalize
 
 
 @dataclass(frozen=True)
@@ -39,43 +23,17 @@ class ParameterRule:
     """How one parameter is trained; `rows` are the heights of the independent matrices stacked in a Muon parameter."""
 
     name: str
-    kind: Kind
+    kind: Optimizer
     rows: tuple[int, ...] = ()
 
 
-def parameter_rule(name: str, shape: tuple[int, ...], config: SplitConfig) -> ParameterRule:
-    """Rule of the parameter `name` of `shape`. Fused tensors name their logically independent matrices as `rows`."""
-    if name.endswith("gate.bias"):
-        return ParameterRule(name, "by_rule")
-    if name in ("embed.weight", "head.weight"):
-        return ParameterRule(name, "adamw")
-    if name.endswith("norm.weight") or re.search(r"(^|\.)hc_\w+_(base|scale)$", name):
-        return ParameterRule(name, "adamw")
-    if len(shape) < 2:
-        return ParameterRule(name, "adamw_no_decay")
-    if len(shape) != 2:
-        raise ValueError(f"parameter {name!r} has shape {shape}; the optimiser knows vectors and matrices only")
-    return ParameterRule(name, "muon", _independent_rows(name, shape, config))
+def parameter_rule(name: str, shape: tuple[int, ...], sizes: SplitSizes) -> ParameterRule:
+    """Rule of the parameter `name` of `shape`, by the table of parameters."""
+    kind = row_of(name).optimizer
+    return ParameterRule(name, kind, matrix_heights(name, shape, sizes) if kind == "muon" else ())
 
 
-def _independent_rows(name: str, shape: tuple[int, ...], config: SplitConfig) -> tuple[int, ...]:
-    height = shape[0]
-    parts = 1
-    if name.endswith("indexer.wq_b.weight"):
-        parts = config.index_n_heads
-    elif name.endswith("wq_b.weight"):
-        parts = config.num_attention_heads
-    elif name.endswith("wo_a.weight"):
-        parts = config.o_groups
-    elif re.search(r"(^|\.)hc_(attn|ffn)_fn$", name):
-        hc = config.hc_mult  # pre, post and residual maps are three matrices in the paper
-        return (hc, hc, hc * hc)
-    if height % parts:
-        raise ValueError(f"parameter {name!r} has {height} rows, which do not divide into {parts} independent matrices")
-    return (height // parts,) * parts
-
-
-def split_parameters(named: Iterable[tuple[str, nn.Parameter]], config: SplitConfig) -> list[ParameterRule]:
+def split_parameters(named: Iterable[tuple[str, nn.Parameter]], config: SplitSizes) -> list[ParameterRule]:
     """One rule for each trainable parameter and for each router bias, in the order given."""
     return [
         parameter_rule(name, tuple(parameter.shape), config)
@@ -84,29 +42,41 @@ def split_parameters(named: Iterable[tuple[str, nn.Parameter]], config: SplitCon
     ]
 
 
-@dataclass
-class _MuonGroup:
-    """Some matrices of one shape: (parameter name, first row, last row) each, and their momenta stacked [N, n, m].
+class _Run(NamedTuple):
+    """Some matrices of one parameter that follow one another: `tensor[start:stop]` of [all rows, columns]."""
 
-    Few enough that one group's step stays in cache, from gradient to weight.
-    """
+    name: str
+    start: int
+    stop: int
+
+    def of(self, tensor: Tensor, shape: tuple[int, int]) -> Tensor:
+        """Its part of the parameter, of its gradient or its momentum: a view [N, *shape]."""
+        return tensor.flatten(0, -2)[self.start : self.stop].view(-1, *shape)
+
+
+@dataclass(frozen=True)
+class _MuonGroup:
+    """Matrices of one shape that are stepped together: few enough that they stay in cache from gradient to weight."""
 
     shape: tuple[int, int]
-    members: list[tuple[str, int, int]] = field(default_factory=list)
-    momentum: Tensor = field(default_factory=lambda: torch.empty(0))
+    runs: list[_Run]
+
+    @property
+    def elements(self) -> int:
+        return sum(run.stop - run.start for run in self.runs) * self.shape[1]
 
 
 class MuonAdamW:
     """Steps every trainable parameter of a model once: Muon for matrices, AdamW for the rest, one learning rate.
 
     Muon: M <- mu M + G; O = HybridNS(mu M + G) * sqrt(max(n, m)) * gamma; W <- W (1 - lr wd) - lr O.
-    Matrices of one shape are stacked, so that hundreds of experts cost a few batched products.
+    Matrices of one shape are stepped together, so that hundreds of experts cost a few batched products.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        config: SplitConfig,
+        config: SplitSizes,
         *,
         momentum: float = 0.95,
         gamma: float = 0.18,
@@ -127,7 +97,10 @@ class MuonAdamW:
         }
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.rules = split_parameters(model.named_parameters(), config)
-        self._groups = self._stack_groups()
+        muon = [rule for rule in self.rules if rule.kind == "muon"]
+        self._groups = self._group_matrices(muon)
+        # By parameter, of its shape.
+        self._momenta = {r.name: torch.zeros_like(self.parameters[r.name], dtype=torch.float32) for r in muon}
         decayed = [self.parameters[rule.name] for rule in self.rules if rule.kind == "adamw"]
         plain = [self.parameters[rule.name] for rule in self.rules if rule.kind == "adamw_no_decay"]
         groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -135,24 +108,20 @@ class MuonAdamW:
             [group for group in groups if group["params"]], lr=0.0, betas=betas, eps=eps, foreach=True
         )
 
-    def _stack_groups(self) -> list[_MuonGroup]:
-        by_shape: dict[tuple[int, int], list[tuple[str, int, int]]] = {}
-        for rule in self.rules:
-            if rule.kind != "muon":
-                continue
-            width, start = self.parameters[rule.name].shape[1], 0
+    def _group_matrices(self, rules: Iterable[ParameterRule]) -> list[_MuonGroup]:
+        by_shape: dict[tuple[int, int], list[_Run]] = {}
+        for rule in rules:
+            width, start = self.parameters[rule.name].shape[-1], 0
             for rows in rule.rows:
-                by_shape.setdefault((rows, width), []).append((rule.name, start, start + rows))
+                by_shape.setdefault((rows, width), []).append(_Run(rule.name, start, start + rows))
                 start += rows
         groups: list[_MuonGroup] = []
-        for (rows, width), members in by_shape.items():
+        for (rows, width), matrices in by_shape.items():
             size = max(1, CHUNK_ELEMENTS // (rows * width))
-            for first in range(0, len(members), size):
-                some = members[first : first + size]
-                device = self.parameters[some[0][0]].device
-                groups.append(_MuonGroup((rows, width), some, torch.zeros(len(some), rows, width, device=device)))
+            for first in range(0, len(matrices), size):
+                groups.append(_MuonGroup((rows, width), _join(matrices[first : first + size])))
         # The costliest first, so that dealing them out in turn loads the workers evenly.
-        return sorted(groups, key=lambda group: -len(group.members) * group.shape[0] * group.shape[1])
+        return sorted(groups, key=lambda group: -group.elements)
 
     @torch.no_grad()
     def step(self, lr: float, grad_scale: float = 1.0, worker: int = 0, workers: int = 1) -> None:
@@ -162,15 +131,18 @@ class MuonAdamW:
         the gradients and the momenta, each steps its part: the Muon groups in turn, AdamW's the first worker.
         """
         for group in self._groups[worker::workers]:
-            weights = [self.parameters[name].detach()[start:stop] for name, start, stop in group.members]
-            gradient = torch.stack([self._gradient(name)[start:stop] for name, start, stop in group.members])
+            gradient = torch.cat([self._gradient(run, group.shape) for run in group.runs])
             if grad_scale != 1.0:
                 gradient.mul_(grad_scale)
-            group.momentum.mul_(self.momentum).add_(gradient)
-            gradient.add_(group.momentum, alpha=self.momentum)
-            update = orthogonalise(gradient, self.compute_dtype)
+            parts = gradient.split([(run.stop - run.start) // group.shape[0] for run in group.runs])
+            for run, part in zip(group.runs, parts, strict=True):
+                momentum = run.of(self._momenta[run.name], group.shape)
+                momentum.mul_(self.momentum).add_(part)
+                part.add_(momentum, alpha=self.momentum)
+            update = orthogonalize(gradient, self.compute_dtype)
             scale = -lr * self.gamma * max(group.shape) ** 0.5
-            for weight, direction in zip(weights, update.unbind(), strict=True):
+            for run, direction in zip(group.runs, update.split([len(part) for part in parts]), strict=True):
+                weight = run.of(self.parameters[run.name].detach(), group.shape)
                 weight.mul_(1.0 - lr * self.weight_decay).add_(direction, alpha=scale)
         if worker:
             return
@@ -183,9 +155,11 @@ class MuonAdamW:
                     parameter.grad.mul_(grad_scale)
         self._adamw.step()
 
-    def _gradient(self, name: str) -> Tensor:
-        parameter = self.parameters[name]
-        return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.float()
+    def _gradient(self, run: _Run, shape: tuple[int, int]) -> Tensor:
+        parameter = self.parameters[run.name]
+        if parameter.grad is None:
+            return torch.zeros_like(run.of(parameter, shape), dtype=torch.float32)
+        return run.of(parameter.grad, shape).float()
 
     def zero_grad(self) -> None:
         """Drop every gradient."""
@@ -194,8 +168,9 @@ class MuonAdamW:
 
     def gradient_norm(self) -> float:
         """Euclidean norm of all gradients together, before any scaling."""
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        return float(nn.utils.get_total_norm(gradients))
+        gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        # Matrix by matrix, as the checkpoint has them: the bits do not depend on how tensors are stacked.
+        return float(nn.utils.get_total_norm(official_tensors(gradients).values()))
 
     def not_finite(self) -> list[str]:
         """Parameters whose gradient is not finite, by name; the first few."""
@@ -204,12 +179,11 @@ class MuonAdamW:
 
     def momenta(self) -> list[Tensor]:
         """Muon's momenta, the tensors themselves."""
-        return [group.momentum for group in self._groups]
+        return list(self._momenta.values())
 
     def share_momenta(self, momenta: Sequence[Tensor]) -> None:
-        """Keep the momenta in `momenta`, as another optimiser's `momenta()` lists them."""
-        for group, momentum in zip(self._groups, momenta, strict=True):
-            group.momentum = momentum
+        """Keep the momenta in `momenta`, as another optimizer's `momenta()` lists them."""
+        self._momenta = dict(zip(self._momenta, momenta, strict=True))
 
     def _check_adamw(self, state: Mapping[str, Any]) -> None:
         """ValueError where AdamW's moments have other shapes than its parameters: it would take them all the same."""
@@ -229,16 +203,26 @@ class MuonAdamW:
     def state_dict(self) -> dict[str, Any]:
         """Momenta and AdamW moments; tensors are not copied."""
         return {
-            "muon": [{"members": list(group.members), "momentum": group.momentum} for group in self._groups],
+            "muon": dict(self._momenta),
             "adamw": self._adamw.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`; ValueError, and nothing is changed, where it is of a model with other parameters."""
         saved = state["muon"]
-        if [entry["members"] for entry in saved] != [list(group.members) for group in self._groups]:
-            raise ValueError("optimiser state is of a model with other matrices than this one")
+        if {n: m.shape for n, m in saved.items()} != {n: m.shape for n, m in self._momenta.items()}:
+            raise ValueError("optimizer state is of a model with other matrices than this one")
         self._check_adamw(state["adamw"])
-        for group, entry in zip(self._groups, saved, strict=True):
-            group.momentum.copy_(entry["momentum"])
+        for name, momentum in self._momenta.items():
+            momentum.copy_(saved[name])
         self._adamw.load_state_dict(state["adamw"])
+
+
+def _join(matrices: Iterable[_Run]) -> list[_Run]:
+    """Matrices in order -> runs, each as long as it can be."""
+    runs: list[_Run] = []
+    for matrix in matrices:
+        if runs and (runs[-1].name, runs[-1].stop) == (matrix.name, matrix.start):
+            matrix = _Run(matrix.name, runs.pop().start, matrix.stop)
+        runs.append(matrix)
+    return runs

@@ -46,7 +46,7 @@ class Replicas:
     def __init__(
         self,
         model: Transformer,
-        optimiser: MuonAdamW,
+        optimizer: MuonAdamW,
         sources: Sequence[BatchSource],
         count: int = 1,
         threads: int = 1,
@@ -56,7 +56,7 @@ class Replicas:
             raise ValueError(f"the number of replicas is {count}; allowed: 1 or more")
         if micro_batches < 1:
             raise ValueError(f"the number of micro-batches is {micro_batches}; allowed: 1 or more")
-        self.model, self.optimiser, self.sources, self.count = model, optimiser, sources, count
+        self.model, self.optimizer, self.sources, self.count = model, optimizer, sources, count
         self._threads, self._micro_batches = threads, micro_batches
         self._place = Place(0, count, micro_batches)
         self._device = next(model.parameters()).device
@@ -92,13 +92,13 @@ class Replicas:
             [p.data for p in self.model.parameters()],
             [buffer.clone().share_memory_() for buffer in self.model.buffers()],
             [[torch.zeros_like(p).share_memory_() for p in trained] for _ in range(self.count - 1)],
-            [momentum.share_memory_() for momentum in self.optimiser.momenta()],
+            [momentum.share_memory_() for momentum in self.optimizer.momenta()],
         )
         context = multiprocessing.get_context("spawn")
         for rank in range(1, self.count):
             ours, theirs = context.Pipe()
             arguments = (
-                Place(rank, self.count, self._micro_batches), self.model.config, self.optimiser.settings, self._shared,
+                Place(rank, self.count, self._micro_batches), self.model.config, self.optimizer.settings, self._shared,
                 sources, self._threads, theirs,
             )  # fmt: skip
             process = context.Process(target=serve, args=arguments, daemon=True)
@@ -109,7 +109,7 @@ class Replicas:
 
     def _check_shared_memory(self, trained: Sequence[Tensor]) -> None:
         """Refuse what would end in SIGBUS: shared memory is given out before it is known to be there."""
-        own = [*self.model.parameters(), *self.model.buffers(), *self.optimiser.momenta()]
+        own = [*self.model.parameters(), *self.model.buffers(), *self.optimizer.momenta()]
         needed = sum(t.nbytes for t in own if not t.is_shared()) + (self.count - 1) * sum(t.nbytes for t in trained)
         free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else needed
         if needed > free:
@@ -155,10 +155,10 @@ class Replicas:
         return totals
 
     def update(self, rate: float, scale: float) -> None:
-        """Step the optimiser, each process its part, with gradients times `scale`."""
+        """Step the optimizer, each process its part, with gradients times `scale`."""
         for helper in self._helpers:
             helper.send(Update(rate, scale))
-        self.optimiser.step(rate, scale, 0, self.count)
+        self.optimizer.step(rate, scale, 0, self.count)
         for helper in self._helpers:
             helper.receive()
 

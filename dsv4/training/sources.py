@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dsv4.data.loader import Batch, NanoLoader
+from dsv4.data.loader import NanoLoader, TokenBatch
 from dsv4.tokenizer import Tokenizer
 
 
@@ -20,7 +20,7 @@ class NanoSource:
     tokens_per_batch: int
     _loader: NanoLoader | None = field(default=None, repr=False, compare=False)
 
-    def batch(self, step: int, /) -> Batch:
+    def batch(self, step: int, /) -> TokenBatch:
         """The batch of that number, whatever was asked before."""
         if self._loader is None:
             tokenizer = Tokenizer.from_pretrained(self.tokenizer_folder)

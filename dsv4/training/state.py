@@ -17,7 +17,7 @@ from dsv4.training.optim import MuonAdamW
 
 
 @dataclass
-class Progress:
+class RunPosition:
     """Where a run stands. The data's position is `step - stage_start`: sources give any batch by its number."""
 
     step: int = 0
@@ -31,14 +31,14 @@ class StateError(ValueError):
     """A saved state is damaged, or of another model or run than the one that it is put into."""
 
 
-def save_state(path: Path, model: nn.Module, optimiser: MuonAdamW, progress: Progress) -> None:
-    """Write parameters, buffers, optimiser, progress and random state to `path`.
+def save_state(path: Path, model: nn.Module, optimizer: MuonAdamW, progress: RunPosition) -> None:
+    """Write parameters, buffers, optimizer, progress and random state to `path`.
 
     Raises DiskFullError where there is no room; the state that stands at `path` is then unchanged.
     """
     state: dict[str, Any] = {
         "model": model.state_dict(),
-        "optimiser": optimiser.state_dict(),
+        "optimizer": optimizer.state_dict(),
         "progress": asdict(progress),
         "rng": torch.get_rng_state(),
     }
@@ -49,28 +49,28 @@ def save_state(path: Path, model: nn.Module, optimiser: MuonAdamW, progress: Pro
         torch.save(state, handle)  # given a path, it would not say why it cannot write
 
 
-def load_state(path: Path, model: nn.Module, optimiser: MuonAdamW) -> Progress:
-    """Put model, optimiser and random state back as `save_state` found them.
+def load_state(path: Path, model: nn.Module, optimizer: MuonAdamW) -> RunPosition:
+    """Put model, optimizer and random state back as `save_state` found them.
 
     Raises StateError, before anything is changed, where the file is damaged or a tensor has another name, shape or
-    dtype than the model and the optimiser have.
+    dtype than the model and the optimizer have.
     """
     state = _read(path)
-    expected: dict[str, Any] = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
+    expected: dict[str, Any] = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
     for part, want in expected.items():
         _check_same(path, dict(_tensors(state.get(part), part)), dict(_tensors(want, part)))
     progress = state.get("progress")
-    if not isinstance(progress, dict) or set(progress) != {field.name for field in fields(Progress)}:
+    if not isinstance(progress, dict) or set(progress) != {field.name for field in fields(RunPosition)}:
         raise StateError(f"{path}: progress is {progress!r}; expected step, stage, stage_start, tokens and seconds")
     try:
-        optimiser.load_state_dict(state["optimiser"])
+        optimizer.load_state_dict(state["optimizer"])
     except ValueError as error:
         raise StateError(f"{path}: {error}") from error
     model.load_state_dict(state["model"])
     torch.set_rng_state(state["rng"])
     if "cuda_rng" in state:
         torch.cuda.set_rng_state_all(state["cuda_rng"])
-    return Progress(**progress)
+    return RunPosition(**progress)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -86,8 +86,8 @@ def _read(path: Path) -> dict[str, Any]:
         ) from error
     if broken is not None:
         raise StateError(f"{path} is damaged: {broken} in it is not what was written; {again}")
-    if not isinstance(state, dict) or not {"model", "optimiser", "progress", "rng"} <= set(state):
-        raise StateError(f"{path} is no state of a run: it holds no model, optimiser, progress and rng")
+    if not isinstance(state, dict) or not {"model", "optimizer", "progress", "rng"} <= set(state):
+        raise StateError(f"{path} is no state of a run: it holds no model, optimizer, progress and rng")
     return state
 
 
@@ -109,7 +109,7 @@ def _check_same(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, 
         if name not in found:
             raise StateError(f"{path}: {name} is missing; the state is of another model")
         _check_tensor(path, name, found[name], want)
-    extra = [name for name in found if name not in expected and not name.startswith("optimiser.adamw.")]
+    extra = [name for name in found if name not in expected and not name.startswith("optimizer.adamw.")]
     if extra:
         raise StateError(f"{path}: {extra[0]} and {len(extra) - 1} more are not in the model; the state is of another")
 

@@ -196,8 +196,8 @@ class Tiny:
 
     def _store(self, name: str, kind: str, weight: Array) -> None:
         scale_name = name.removesuffix("weight") + "scale"
-        quantised = self.layout in ("official", "official-base")
-        if kind == "f32" or self.layout == "fp32" or not (quantised or self.layout == "bf16"):
+        quantized = self.layout in ("official", "official-base")
+        if kind == "f32" or self.layout == "fp32" or not (quantized or self.layout == "bf16"):
             self.stored[name] = self.values[name] = torch.from_numpy(weight).float()
         elif kind == "bf16" or self.layout == "bf16":
             self.stored[name] = torch.from_numpy(weight).bfloat16()

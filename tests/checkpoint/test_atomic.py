@@ -20,7 +20,7 @@ from dsv4.checkpoint.atomic import DiskFullError, clear_leftovers, new_file, new
 from dsv4.checkpoint.files import ShardWriter
 from dsv4.checkpoint.gguf_export import export_gguf
 from dsv4.cli import main
-from dsv4.training.state import Progress, save_state
+from dsv4.training.state import RunPosition, save_state
 
 SECONDS = 120  # for a process on a machine that does much else
 
@@ -88,7 +88,7 @@ def state(path: Path) -> None:
         def state_dict(self) -> dict[str, torch.Tensor]:
             return {"weight": torch.zeros(50_000)}
 
-    save_state(path, Empty(), Empty(), Progress())  # type: ignore[arg-type]
+    save_state(path, Empty(), Empty(), RunPosition())  # type: ignore[arg-type]
 
 
 def test_the_next_save_of_a_training_clears_what_a_killed_one_left(tmp_path: Path) -> None:

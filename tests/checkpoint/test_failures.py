@@ -112,7 +112,7 @@ def test_misshapen_or_mistyped_tensor(name: str, change: Any, expected: str, fou
 def test_experts_that_all_have_another_dtype(
     dtype: torch.dtype, tiny: Any, tiny_config: ModelConfig, tmp_path: Path
 ) -> None:
-    """The error names an expert, and not the first tensor that a folder without quantised weights would not have."""
+    """The error names an expert, and not the first tensor that a folder without quantized weights would not have."""
     source = tiny(tiny_config, "official")
     for name, tensor in source.stored.items():
         if tensor.dtype == torch.int8:

@@ -1,4 +1,4 @@
-"""Number formats: every code, every tie, the training rule, and the fixed point of quantise(dequantise(x))."""
+"""Number formats: every code, every tie, the training rule, and the fixed point of quantize(dequantize(x))."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_values_follow_the_training_rule(shape: tuple[int, int], oracle: Any) ->
     assert np.array_equal(formats.dequantize_fp4(packed, groups).double().numpy(), expected)
 
 
-def test_values_follow_the_fake_quantisation_of_the_model() -> None:
+def test_values_follow_the_fake_quantization_of_the_model() -> None:
     from dsv4.kernels.quant import fake_quant_fp4, fake_quant_fp8
 
     weight = random_weight(9, 128, seed=5)
@@ -158,7 +158,7 @@ def build(matrix: tuple[tuple[int, int], list[tuple[int, float]], float]) -> tor
 
 @settings(max_examples=150, deadline=None)
 @given(sparse_matrices)
-def test_quantise_dequantise_quantise_gives_the_same_bytes(matrix: Any) -> None:
+def test_quantize_dequantize_quantize_gives_the_same_bytes(matrix: Any) -> None:
     weight = build(matrix)
     codes, scales = formats.quantize_fp4(weight)
     again = formats.quantize_fp4(formats.dequantize_fp4(codes, scales))
@@ -298,7 +298,7 @@ def test_nan_scale_gives_nan() -> None:
 
 
 def test_half_precision_input_and_strips(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Strip boundaries do not show, and BF16 weights quantise as the same values in float32."""
+    """Strip boundaries do not show, and BF16 weights quantize as the same values in float32."""
     weight = random_weight(300, 70, 9).bfloat16()
     whole = formats.quantize_fp8(weight.float()), formats.quantize_fp4(weight.float())
     monkeypatch.setattr(formats, "_STRIP_ELEMENTS", 1000)

@@ -16,14 +16,16 @@ from torch.profiler import ProfilerActivity, profile
 
 from dsv4.analysis import tensor_inventory
 from dsv4.checkpoint import iter_float_tensors, load_model, names, read_config, save_model
+from dsv4.checkpoint.mapped import mapped_files
 from dsv4.config import ModelConfig
-from dsv4.kernels.stored import StoredTensor
+from dsv4.kernels.stored import StoredStack, StoredTensor, StoredWeight
+from dsv4.model.stacks import official_tensors
 
 LAYOUTS = ["official", "official-base", "bf16", "fp32"]
 
 
 def assert_same(model: torch.nn.Module, values: dict[str, torch.Tensor]) -> None:
-    state = model.state_dict()
+    state = official_tensors(model.state_dict())
     assert state.keys() == values.keys()
     for name, value in values.items():
         assert state[name].dtype == value.dtype and torch.equal(state[name], value), name
@@ -55,7 +57,7 @@ def test_inventory_and_model_name_the_tensors_that_the_published_list_names(
 
 def test_bf16_model_keeps_float32_where_the_official_layout_does(official: Any, official_folder: Path) -> None:
     model = load_model(official_folder, dtype=torch.bfloat16)
-    for name, tensor in model.state_dict().items():
+    for name, tensor in official_tensors(model.state_dict()).items():
         kept = tensor.dim() == 1 or "hc_" in name or name.endswith("ape")
         expected = torch.int64 if name.endswith("tid2eid") else torch.float32 if kept else torch.bfloat16
         assert tensor.dtype == expected, name
@@ -187,8 +189,8 @@ def test_peak_memory_is_the_model_and_one_tensor(
     assert sum(sizes) <= peak <= sum(sizes) + 1.3 * max(sizes)
     # As stored, all matrices stay in the mapped files.
     official = load_model(folder, weights="stored")
-    matrices = sum(p.stored_bytes for p in official.parameters() if isinstance(p, StoredTensor))
-    others = sum(p.nbytes for p in official.state_dict().values() if not isinstance(p, StoredTensor))
+    matrices = sum(p.stored_bytes for p in official.parameters() if isinstance(p, StoredWeight))
+    others = sum(p.nbytes for p in official.state_dict().values() if not isinstance(p, StoredWeight))
     stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     assert matrices + others <= 1.15 * stored
     assert peak_bytes(lambda: load_model(folder, weights="stored"), mapped) <= 1.1 * others + max(sizes) / 2
@@ -208,7 +210,7 @@ def test_index_without_total_size_and_single_file_without_metadata(official: Any
 @pytest.mark.gpu
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_values_on_cuda(layout: str, tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
-    """Codes are dequantised on the device; saving from there gives the stored tensors again."""
+    """Codes are dequantized on the device; saving from there gives the stored tensors again."""
     source = tiny(tiny_config, layout, seed=1)
     folder = source.write(tmp_path / "model")
     model = load_model(folder, device="cuda")
@@ -242,3 +244,39 @@ def test_a_folder_of_the_published_shape_opens(preset: str, tmp_path: Path) -> N
     with Checkpoint(tmp_path) as checkpoint:
         weight = checkpoint.parameter("layers.20.ffn.experts.7.w1.weight")
     assert weight.shape == (config.moe_intermediate_size, config.hidden_size) and not weight.any()
+
+
+def stacks_of(model: torch.nn.Module) -> list[StoredStack]:
+    return [parameter for parameter in model.parameters() if isinstance(parameter, StoredStack)]
+
+
+def test_stored_experts_are_a_stack_of_views_of_the_mapped_files(official_folder: Path) -> None:
+    """Nothing of them is copied, codes or scales."""
+    model = load_model(official_folder, weights="stored")
+    files, stacks = mapped_files(model), stacks_of(model)
+    assert files is not None and len(stacks) == 3 * (model.config.num_hidden_layers + 1)
+    parts = [part for stack in stacks for matrix in stack.matrices for part in (matrix.codes, matrix.scales)]  # type: ignore[attr-defined]
+    assert len(parts) == 2 * model.config.n_routed_experts * len(stacks)
+    if files.ranges:  # the system says where files are mapped
+        assert all(any(first <= part.data_ptr() < last for first, last, _ in files.ranges) for part in parts)
+
+
+def test_a_stack_of_experts_stored_in_several_dtypes(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
+    """Those that the kernels read stay as stored, the others are float32 beside them."""
+    source, name = tiny(tiny_config, "bf16"), "layers.1.ffn.experts.{}.w1.weight"
+    for number, dtype in ((0, torch.float32), (3, torch.float16)):
+        source.stored[name.format(number)] = source.stored[name.format(number)].to(dtype)
+    folder = source.write(tmp_path / "model")
+    model, wide = load_model(folder, weights="stored"), load_model(folder, weights="widened")
+    stack = model.get_parameter("layers.1.ffn.experts.w1")
+    assert isinstance(stack, StoredStack)
+    assert [isinstance(matrix, StoredTensor) for matrix in stack.matrices] == [False, True, True, False, True]
+    assert torch.equal(stack, wide.get_parameter("layers.1.ffn.experts.w1"))
+    ids = torch.arange(40)[None] % tiny_config.vocab_size
+    with torch.no_grad():
+        assert torch.equal(model(ids), wide(ids))
+    save_model(model, model.config, tmp_path / "again", "fp32")
+    assert_same(
+        load_model(tmp_path / "again", weights="widened"),
+        {n: v.float() if v.is_floating_point() else v for n, v in source.values.items()},
+    )

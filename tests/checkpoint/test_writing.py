@@ -223,7 +223,7 @@ def test_overwrite_replaces_the_folder(
 def test_conversion_streams(
     tiny: Any, tiny_config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At no time are two dequantised tensors alive."""
+    """At no time are two dequantized tensors alive."""
     import weakref
 
     from dsv4.checkpoint.folder import Checkpoint

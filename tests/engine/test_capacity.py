@@ -12,24 +12,24 @@ from dsv4.cache import Cache
 from dsv4.checkpoint.folder import Checkpoint
 from dsv4.config import ModelConfig, nano_path
 from dsv4.engine import LLM, CapacityError, SamplingParams, loading
-from dsv4.engine.capacity import Need, Plan, check_fit, need_of, ways_out
+from dsv4.engine.capacity import LoadPlan, Need, check_fit, need_of, ways_out
 from dsv4.engine.machine import Memory, host_memory
 from dsv4.kernels import backends
-from dsv4.kernels.stored import StoredTensor
+from dsv4.kernels.stored import StoredWeight
 from dsv4.server.run import serve
 
 GB = 10**9
 CPU = torch.device("cpu")
-FLASH = Plan(ModelConfig.preset("flash"), "official", False, 4, 8, 131072)
+FLASH = LoadPlan(ModelConfig.preset("flash"), "official", False, 4, 8, 131072)
 
 
 def memory(available: float, total: float = 64) -> Memory:
     return Memory(int(available * GB), int(total * GB), "this machine")
 
 
-def nano_plan(itemsize: int, keeps_stored: bool) -> Plan:
+def nano_plan(itemsize: int, keeps_stored: bool) -> LoadPlan:
     with Checkpoint(nano_path()) as checkpoint:
-        return Plan(checkpoint.config, checkpoint.layout, keeps_stored, itemsize, 2, 1000)
+        return LoadPlan(checkpoint.config, checkpoint.layout, keeps_stored, itemsize, 2, 1000)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -43,8 +43,8 @@ def test_stored_weights_take_what_is_said() -> None:
     model = dsv4.load(nano_path(), weights="stored")
     mapped = copied = 0
     for tensor in (*model.parameters(), *model.buffers()):
-        if isinstance(tensor, StoredTensor):
-            mapped += tensor.codes.nbytes + (0 if tensor.scales is None else tensor.scales.nbytes)
+        if isinstance(tensor, StoredWeight):
+            mapped += tensor.stored_bytes
         else:
             copied += tensor.nbytes
     need = need_of(nano_plan(4, True))

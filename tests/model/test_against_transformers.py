@@ -76,11 +76,9 @@ def their_weights(model: Transformer) -> dict[str, Tensor]:
             old, new = next(pair for pair in PARTS if pair[0] in name)
             theirs["model." + name.replace(old, new)] = tensor
     for layer in range(c.num_hidden_layers):
-        experts = [f"layers.{layer}.ffn.experts.{e}" for e in range(c.n_routed_experts)]
-        both = [torch.cat((weights[f"{e}.w1.weight"], weights[f"{e}.w3.weight"])) for e in experts]
-        theirs[f"model.layers.{layer}.mlp.experts.gate_up_proj"] = torch.stack(both)
-        down = torch.stack([weights[f"{e}.w2.weight"] for e in experts])
-        theirs[f"model.layers.{layer}.mlp.experts.down_proj"] = down
+        w1, w2, w3 = (weights[f"layers.{layer}.ffn.experts.{w}"] for w in ("w1", "w2", "w3"))
+        theirs[f"model.layers.{layer}.mlp.experts.gate_up_proj"] = torch.cat((w1, w3), 1)
+        theirs[f"model.layers.{layer}.mlp.experts.down_proj"] = w2
     return theirs
 
 

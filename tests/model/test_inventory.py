@@ -5,6 +5,7 @@ import torch
 
 from dsv4.analysis import count_parameters, tensor_inventory
 from dsv4.config import ModelConfig
+from dsv4.model.stacks import official_tensors
 from dsv4.model.transformer import Transformer
 
 from .tiny import tiny_config
@@ -18,7 +19,7 @@ def on_meta(config: ModelConfig) -> Transformer:
 def check(config: ModelConfig) -> Transformer:
     model = on_meta(config)
     listed = {spec.name: spec for spec in tensor_inventory(config, "bf16")}
-    shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    shapes = {name: tuple(t.shape) for name, t in official_tensors(model.state_dict()).items()}
     assert shapes == {name: spec.shape for name, spec in listed.items()}
     tables = {name for name, spec in listed.items() if spec.component == "tid2eid"}
     assert {name for name, _ in model.named_buffers()} == tables

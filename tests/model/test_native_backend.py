@@ -55,9 +55,12 @@ def stale(model: Transformer) -> Tensor:
     return want
 
 
-@pytest.mark.parametrize("name", ["layers.3.attn.wq_a", "layers.1.ffn.shared_experts.w2", "norm"])
+@pytest.mark.parametrize(
+    "name",
+    ["layers.3.attn.wq_a.weight", "layers.1.ffn.shared_experts.w2.weight", "layers.2.ffn.experts.w3", "norm.weight"],
+)
 def test_data_in_a_weights_place_is_an_error_until_refresh(model: Transformer, name: str) -> None:
-    weight, before = model.get_submodule(name).weight, model(IDS)
+    weight, before = model.get_parameter(name), model(IDS)
     weight.data = torch.zeros_like(weight)
     assert not torch.equal(stale(model), before)
 
@@ -122,13 +125,13 @@ def test_what_the_kernels_do_not_take_runs_on_the_reference(
 ) -> None:
     """Weights of another type, which they would copy, and more streams than they have room for."""
     backends.decline.cache_clear()
-    model.layers[1].ffn.experts[2].bfloat16()
+    model.layers[1].ffn.experts.bfloat16()
     wide = random_model(tiny_config(hc_mult=17))
     for _ in range(2):
         assert model.refresh().backend.name == wide.refresh().backend.name == "reference"
     assert wide(IDS).isfinite().all()
     assert sorted(record.message.split("because ")[1] for record in caplog.records) == [
-        "layers.1.ffn.experts.2.w1.weight is torch.bfloat16, the native kernels take torch.float32 in every weight",
+        "layers.1.ffn.experts.w1 is torch.bfloat16, the native kernels take torch.float32 in every weight",
         "the model has 17 streams, the native kernels take 16",
     ]
     backends.decline.cache_clear()

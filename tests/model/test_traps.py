@@ -16,6 +16,7 @@ from dsv4.cache import Cache
 from dsv4.config import ModelConfig, YarnScaling
 from dsv4.model.batch import RaggedBatch
 from dsv4.model.moe import Gate
+from dsv4.model.stacks import official_tensors
 from dsv4.model.transformer import Transformer
 
 from .restatement import Restatement
@@ -59,7 +60,7 @@ def case() -> Case:
 def restated(mistake: str = "", config: ModelConfig = CONFIG) -> tuple[Tensor, Tensor, Restatement]:
     """(logits, MTP logits, the restatement) of the case's ids."""
     c = case()
-    r = Restatement(c.model.state_dict(), config, mistake)
+    r = Restatement(official_tensors(c.model.state_dict()), config, mistake)
     h = r.streams(c.ids.numpy())
     return torch.from_numpy(r.logits(h)), torch.from_numpy(r.mtp(h[:-1], c.ids[1:].numpy())), r
 
@@ -149,7 +150,7 @@ def test_whole_model_at_odd_lengths(length: int) -> None:
     """Another schedule, nothing switched: HCA first, several hash layers, all entries read."""
     config = tiny_config(schedule=(128, 4, 0, 4, 128), num_hash_layers=2, index_topk=64, rope_scaling=None)
     model, ids = random_model(config, seed=length), random_ids(config, length, seed=length)
-    r = Restatement(model.state_dict(), config)
+    r = Restatement(official_tensors(model.state_dict()), config)
     with torch.no_grad():
         got = model(ids[None])[0]
     assert deviation(got, torch.from_numpy(r.logits(r.streams(ids.numpy())))) < AGREES
@@ -168,7 +169,7 @@ def test_shipped_numerics() -> None:
         got = model(ids[None])[0].double()
     logits = []
     for shipped in (True, False):
-        r = Restatement(model.state_dict(), config, shipped=shipped)
+        r = Restatement(official_tensors(model.state_dict()), config, shipped=shipped)
         logits.append(torch.from_numpy(r.logits(r.streams(ids.numpy()))))
     apart, effect = (got - logits[0]).abs(), (logits[1] - logits[0]).abs()
     assert effect.median() > 0.01
@@ -180,7 +181,7 @@ def test_shipped_numerics_of_few_layers_exactly(schedule: tuple[int, ...]) -> No
     """Short of a cascade nearly all tokens agree to fp32 rounding: every site rounds as it should, MTP included."""
     config = tiny_config(schedule=schedule, num_hash_layers=0, index_topk=3)
     ids, model = random_ids(config, 61), random_model(config, numerics="shipped")
-    r = Restatement(model.state_dict(), config, shipped=True)
+    r = Restatement(official_tensors(model.state_dict()), config, shipped=True)
     h = r.streams(ids.numpy())
     with torch.no_grad():
         streams = model.forward_ragged(RaggedBatch.pack([ids.tolist()]))

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from dsv4.checkpoint import formats
 from dsv4.config import ModelConfig
-from dsv4.kernels.stored import StoredTensor, widen_bf16
+from dsv4.kernels.stored import StoredStack, StoredTensor, matrices_of, widen_bf16
 from dsv4.model.linear import Linear
+from dsv4.model.moe import Experts
+from dsv4.model.stacks import official_tensors
 from dsv4.model.transformer import Transformer
 
 SHAPE: dict[str, Any] = {
@@ -48,7 +50,7 @@ def tiny_config(**changes: Any) -> ModelConfig:
 def randomise(model: Transformer, seed: int) -> None:
     """Every parameter random, matrices N(0, 1 / inputs): no part of the model is the identity or switched off."""
     g = torch.Generator().manual_seed(seed)
-    for name, p in model.named_parameters():
+    for name, p in official_tensors(dict(model.named_parameters())).items():
         noise = torch.randn(p.shape, generator=g)
         if name.endswith(("norm.weight", "_scale")):
             value = 1 + 0.2 * noise
@@ -76,17 +78,25 @@ def store(model: Transformer) -> Transformer:
     """Keep the matrices as a checkpoint stores them: experts FP4 (FP8 where groups of 32 do not fit), the head BF16,
     other linear layers FP8. Returns the model."""
     for name, module in model.named_modules():
-        if not isinstance(module, Linear):
-            continue
-        values = module.weight.detach()
-        if name == "head":
-            weight = StoredTensor("bf16", values.bfloat16(), None, widen_bf16)
-        elif ".experts." in name and values.shape[1] % 32 == 0:
-            weight = StoredTensor("fp4", *formats.quantize_fp4(values), formats.dequantize_fp4)
-        else:
-            weight = StoredTensor("fp8", *formats.quantize_fp8(values, torch.float8_e8m0fnu), formats.dequantize_fp8)
-        module.weight = torch.nn.Parameter(weight, requires_grad=False)
+        if isinstance(module, Experts):
+            for weight in ("w1", "w2", "w3"):
+                stack = StoredStack([_store_expert(matrix) for matrix in matrices_of(getattr(module, weight).detach())])
+                setattr(module, weight, torch.nn.Parameter(stack, requires_grad=False))
+        elif isinstance(module, Linear):
+            values = module.weight.detach()
+            stored = StoredTensor("bf16", values.bfloat16(), None, widen_bf16) if name == "head" else _fp8(values)
+            module.weight = torch.nn.Parameter(stored, requires_grad=False)
     return model.refresh()
+
+
+def _store_expert(values: Tensor) -> StoredTensor:
+    if values.shape[1] % 32:
+        return _fp8(values)
+    return StoredTensor("fp4", *formats.quantize_fp4(values), formats.dequantize_fp4)
+
+
+def _fp8(values: Tensor) -> StoredTensor:
+    return StoredTensor("fp8", *formats.quantize_fp8(values, torch.float8_e8m0fnu), formats.dequantize_fp8)
 
 
 def random_ids(config: ModelConfig, *shape: int, seed: int = 0) -> Tensor:

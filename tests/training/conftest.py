@@ -28,22 +28,19 @@ class StandIn(nn.Module):
         ffn, gate, layer = nn.Module(), nn.Module(), nn.Module()
         gate.bias = nn.Parameter(torch.zeros(2), requires_grad=False)
         ffn.gate = gate
-        ffn.experts = nn.ModuleList()
-        for _ in range(2):
-            expert = nn.Module()
-            expert.w1 = nn.Linear(width, width, bias=False)
-            ffn.experts.append(expert)
+        ffn.experts = nn.Module()
+        ffn.experts.w1 = nn.Parameter(torch.empty(2, width, width))
         layer.ffn = ffn
         self.layers = nn.ModuleList([layer])
         self.mtp = nn.ModuleList([nn.Module()])
         with torch.no_grad():
             for parameter in self.parameters():
-                if parameter.requires_grad and parameter.ndim == 2:
+                if parameter.requires_grad and parameter.ndim >= 2:
                     parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
 
     def forward_ragged(self, batch: RaggedBatch, cache: None = None, aux: AuxLosses | None = None) -> Tensor:
         x, parity = self.embed(batch.token_ids), batch.token_ids % 2
-        outs = torch.stack([expert.w1(x) for expert in self.layers[0].ffn.experts])
+        outs = torch.stack([x @ w1.mT for w1 in self.layers[0].ffn.experts.w1])
         x = x + torch.where(parity[:, None] == 0, outs[0], outs[1])
         if aux is not None:
             aux.add_routing("layers.0.ffn", torch.bincount(parity, minlength=2), x.square().mean())

@@ -45,14 +45,14 @@ WITHOUT: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
 @pytest.mark.parametrize("part", WITHOUT)
 def test_two_steps_without(part: str, autocast: torch.dtype | None, tmp_path: Path) -> None:
-    model, optimiser = make_model(**WITHOUT[part])
+    model, optimizer = make_model(**WITHOUT[part])
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     settings = TrainSettings(
-        Schedule(peak=0.02, warmup_steps=1), quantised_share=0.5, autocast=autocast, micro_batches=2,
+        Schedule(peak=0.02, warmup_steps=1), quantized_share=0.5, autocast=autocast, micro_batches=2,
         loss_weights=LossWeights(balance=0.01),
     )  # fmt: skip
     plan = StepPlan(tmp_path / "plan.json", steps=2)
-    trainer = Trainer(model, optimiser, [Stage("only", 1.0, Counting())], settings, plan, tmp_path, quiet=True)
+    trainer = Trainer(model, optimizer, [Stage("only", 1.0, Counting())], settings, plan, tmp_path, quiet=True)
     trainer.run()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     config = model.config
@@ -66,8 +66,8 @@ def test_two_steps_without(part: str, autocast: torch.dtype | None, tmp_path: Pa
 
 
 def test_an_mtp_weight_of_zero_stays_zero_in_the_decay(tmp_path: Path) -> None:
-    model, optimiser = make_model()
+    model, optimizer = make_model()
     settings = TrainSettings(Schedule(0.02, 1, decay_fraction=1.0), loss_weights=LossWeights(mtp=0.0))
     plan = StepPlan(tmp_path / "plan.json", steps=1)
-    Trainer(model, optimiser, [Stage("only", 1.0, Counting())], settings, plan, tmp_path, quiet=True).run()
+    Trainer(model, optimizer, [Stage("only", 1.0, Counting())], settings, plan, tmp_path, quiet=True).run()
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["mtp_loss"] == 0.0

@@ -15,7 +15,7 @@ from dsv4.training.plan import StepPlan
 from dsv4.training.schedule import Schedule
 
 SETTINGS = TrainSettings(
-    Schedule(peak=0.02, warmup_steps=2, decay_fraction=0.5), balance_speed=0.01, quantised_share=0.34, save_every=2
+    Schedule(peak=0.02, warmup_steps=2, decay_fraction=0.5), balance_speed=0.01, quantized_share=0.34, save_every=2
 )
 
 
@@ -25,16 +25,16 @@ def make_trainer(stand_in, batches, split_config):
         model = stand_in()
         run_dir.mkdir(exist_ok=True)
         stages = [Stage("first", 0.5, batches(1)), Stage("second", 0.5, batches(2))]
-        optimiser = MuonAdamW(model, split_config)
+        optimizer = MuonAdamW(model, split_config)
         return Trainer(
-            model, optimiser, stages, settings, StepPlan(run_dir / "plan.json", steps=steps), run_dir, quiet=True
+            model, optimizer, stages, settings, StepPlan(run_dir / "plan.json", steps=steps), run_dir, quiet=True
         )
 
     return make
 
 
 def bits(trainer: Trainer) -> list[torch.Tensor]:
-    momenta = [group["momentum"] for group in trainer.optimiser.state_dict()["muon"]]
+    momenta = trainer.optimizer.state_dict()["muon"].values()
     return [*trainer.model.state_dict().values(), *momenta]
 
 
@@ -47,7 +47,7 @@ def test_resume_after_a_kill_gives_the_same_bits(make_trainer, tmp_path: Path, k
         pass
 
     victim = make_trainer(tmp_path / "killed")
-    update, calls = victim.optimiser.step, []
+    update, calls = victim.optimizer.step, []
 
     def step_then_die(*arguments: float) -> None:
         update(*arguments)
@@ -55,7 +55,7 @@ def test_resume_after_a_kill_gives_the_same_bits(make_trainer, tmp_path: Path, k
         if len(calls) == killed_after:
             raise Killed  # after weights changed, before anything was saved
 
-    victim.optimiser.step = step_then_die
+    victim.optimizer.step = step_then_die
     with pytest.raises(Killed):
         victim.run()
     resumed = make_trainer(tmp_path / "killed")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dsv4.training.newton_schulz import FAST, HYBRID_STEPS, orthogonalise
+from dsv4.training.newton_schulz import FAST, HYBRID_STEPS, orthogonalize
 
 CLASSIC = (FAST,) * 5
 EIGHT = (FAST,) * 8
@@ -49,18 +49,18 @@ def test_matrices_follow_the_scalar_map(n: int, m: int) -> None:
     # Relative to the Frobenius norm the smallest is about 1e-3, the end of the range that the schedule covers.
     sigma = torch.logspace(-2.3, 0, min(n, m), dtype=torch.float64)
     matrix, polar = with_singular_values(n, m, sigma, generator)
-    out = orthogonalise(matrix, torch.float64)[0]
+    out = orthogonalize(matrix, torch.float64)[0]
     values = torch.linalg.svdvals(out)
     assert values.min() > 1.0 - 1e-4
     assert values.max() < 1.00055
     assert (out - polar).abs().max() < 1e-3
-    single = orthogonalise(matrix.float(), torch.float32)[0]
+    single = orthogonalize(matrix.float(), torch.float32)[0]
     assert (single - polar.float()).abs().max() < 2e-3
 
 
 def test_bf16_products_are_close_enough() -> None:
     matrices = torch.randn(3, 48, 96, generator=torch.Generator().manual_seed(3))
-    values = torch.linalg.svdvals(orthogonalise(matrices, torch.bfloat16))
+    values = torch.linalg.svdvals(orthogonalize(matrices, torch.bfloat16))
     assert values.min() > 0.985
     assert values.max() < 1.015
 
@@ -68,7 +68,7 @@ def test_bf16_products_are_close_enough() -> None:
 def test_scale_of_the_input_does_not_matter() -> None:
     matrix = torch.randn(1, 12, 20, generator=torch.Generator().manual_seed(4))
     torch.testing.assert_close(
-        orthogonalise(matrix, torch.float32), orthogonalise(matrix * 1e-5, torch.float32), rtol=0, atol=1e-5
+        orthogonalize(matrix, torch.float32), orthogonalize(matrix * 1e-5, torch.float32), rtol=0, atol=1e-5
     )
 
 
@@ -76,6 +76,6 @@ def test_zero_stays_zero_and_stacks_do_not_mix() -> None:
     generator = torch.Generator().manual_seed(5)
     stack = torch.randn(5, 6, 9, generator=generator)
     stack[2] = 0.0
-    out = orthogonalise(stack, torch.float32)
+    out = orthogonalize(stack, torch.float32)
     assert torch.count_nonzero(out[2]) == 0
-    torch.testing.assert_close(out[4:], orthogonalise(stack[4:], torch.float32))
+    torch.testing.assert_close(out[4:], orthogonalize(stack[4:], torch.float32))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from dsv4.training.newton_schulz import orthogonalise
+from dsv4.training.newton_schulz import orthogonalize
 from dsv4.training.optim import MuonAdamW, parameter_rule, split_parameters
 
 CONFIG = SimpleNamespace(num_attention_heads=3, o_groups=2, index_n_heads=5, hc_mult=4)
@@ -43,7 +43,8 @@ def rule(name: str, *shape: int):
         ("layers.0.attn.wo_a.weight", (10, 6), "muon", (5, 5)),
         ("layers.0.attn.wkv.weight", (4, 8), "muon", (4,)),
         ("layers.2.attn.compressor.ape", (4, 8), "muon", (4,)),
-        ("layers.2.ffn.experts.7.w2.weight", (8, 4), "muon", (8,)),
+        ("layers.2.ffn.experts.w2", (3, 8, 4), "muon", (8, 8, 8)),
+        ("layers.2.ffn.shared_experts.w2.weight", (8, 4), "muon", (8,)),
     ],
 )
 def test_rule_of_each_kind_of_parameter(name: str, shape: tuple[int, ...], kind: str, rows: tuple[int, ...]) -> None:
@@ -67,9 +68,11 @@ class Tiny(nn.Module):
         self.attn = nn.Module()
         self.attn.wq_b = nn.Linear(5, 12, bias=False)
         self.attn.attn_sink = nn.Parameter(torch.zeros(3))
-        self.experts = nn.ModuleList([nn.Linear(6, 4, bias=False) for _ in range(3)])
-        self.gate = nn.Linear(6, 3)
-        self.gate.bias.requires_grad_(False)
+        self.ffn = nn.Module()
+        self.ffn.experts = nn.Module()
+        self.ffn.experts.w1 = nn.Parameter(torch.empty(3, 4, 6))
+        self.ffn.gate = nn.Linear(6, 3)
+        self.ffn.gate.bias.requires_grad_(False)
         with torch.no_grad():
             for parameter in self.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator))
@@ -89,66 +92,88 @@ def test_split_names_every_parameter_once() -> None:
 
 def test_two_muon_steps_equal_the_formula_block_by_block() -> None:
     model = Tiny()
-    optimiser = MuonAdamW(model, CONFIG, compute_dtype=torch.float32)
+    optimizer = MuonAdamW(model, CONFIG, compute_dtype=torch.float32)
     expected = model.attn.wq_b.weight.detach().clone().view(3, 4, 5)
     momentum = torch.zeros(3, 4, 5)
     for seed in (1, 2):
         model.fill_gradients(seed)
         gradient = model.attn.wq_b.weight.grad.view(3, 4, 5) * 0.5
         momentum = 0.95 * momentum + gradient
-        update = orthogonalise(0.95 * momentum + gradient, torch.float32) * 5**0.5 * 0.18
+        update = orthogonalize(0.95 * momentum + gradient, torch.float32) * 5**0.5 * 0.18
         expected = expected * (1 - 0.02 * 0.1) - 0.02 * update
-        optimiser.step(lr=0.02, grad_scale=0.5)
+        optimizer.step(lr=0.02, grad_scale=0.5)
     torch.testing.assert_close(model.attn.wq_b.weight.detach().view(3, 4, 5), expected, rtol=0, atol=1e-6)
+
+
+def test_each_expert_is_orthogonalized_apart_whatever_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups may end in the middle of a stack."""
+    steps = []
+    for chunk in (1, 2 * 4 * 6, 1 << 20):
+        monkeypatch.setattr("dsv4.training.optim.CHUNK_ELEMENTS", chunk)
+        model = Tiny()
+        optimizer = MuonAdamW(model, CONFIG, compute_dtype=torch.float32)
+        model.fill_gradients(5)
+        optimizer.step(lr=0.01)
+        steps.append((model.ffn.experts.w1.detach(), optimizer.state_dict()["muon"]["ffn.experts.w1"]))
+    for weight, momentum in steps:
+        torch.testing.assert_close(weight, steps[0][0], rtol=0, atol=1e-6)
+        assert torch.equal(momentum, model.ffn.experts.w1.grad)
+
+
+def test_state_of_a_model_with_other_matrices_is_refused() -> None:
+    state = MuonAdamW(Tiny(), CONFIG).state_dict()
+    state["muon"]["ffn.experts.w1"] = torch.zeros(2, 4, 6)
+    with pytest.raises(ValueError, match="other matrices"):
+        MuonAdamW(Tiny(), CONFIG).load_state_dict(state)
 
 
 def test_update_rms_is_gamma() -> None:
     model = Tiny()
-    before = [expert.weight.detach().clone() for expert in model.experts]
-    optimiser = MuonAdamW(model, CONFIG, weight_decay=0.0, compute_dtype=torch.float32)
+    before = model.ffn.experts.w1.detach().clone()
+    optimizer = MuonAdamW(model, CONFIG, weight_decay=0.0, compute_dtype=torch.float32)
     model.fill_gradients(3)
-    optimiser.step(lr=1.0)
-    for expert, old in zip(model.experts, before, strict=True):
-        assert (expert.weight.detach() - old).square().mean().sqrt() == pytest.approx(0.18, rel=1e-3)
+    optimizer.step(lr=1.0)
+    for change in model.ffn.experts.w1.detach() - before:
+        assert change.square().mean().sqrt() == pytest.approx(0.18, rel=1e-3)
 
 
 def test_adamw_decays_norms_but_not_sinks() -> None:
     model = Tiny()
-    optimiser = MuonAdamW(model, CONFIG)
+    optimizer = MuonAdamW(model, CONFIG)
     norm, sink = model.norm.weight.detach().clone(), model.attn.attn_sink.detach().clone()
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-    optimiser.step(lr=0.1)
+    optimizer.step(lr=0.1)
     torch.testing.assert_close(model.norm.weight.detach(), norm * (1 - 0.1 * 0.1))
     assert torch.equal(model.attn.attn_sink.detach(), sink)
 
 
 def test_expert_without_tokens_only_decays_and_router_bias_stays() -> None:
     model = Tiny()
-    bias = model.gate.bias.detach().clone()
-    optimiser = MuonAdamW(model, CONFIG)
+    bias = model.ffn.gate.bias.detach().clone()
+    optimizer = MuonAdamW(model, CONFIG)
     model.fill_gradients(4)
-    model.experts[1].weight.grad = None
-    idle = model.experts[1].weight.detach().clone()
-    optimiser.step(lr=0.01)
-    torch.testing.assert_close(model.experts[1].weight.detach(), idle * (1 - 0.01 * 0.1))
-    assert torch.equal(model.gate.bias, bias)
+    model.ffn.experts.w1.grad[1] = 0.0
+    idle = model.ffn.experts.w1[1].detach().clone()
+    optimizer.step(lr=0.01)
+    torch.testing.assert_close(model.ffn.experts.w1[1].detach(), idle * (1 - 0.01 * 0.1))
+    assert torch.equal(model.ffn.gate.bias, bias)
 
 
 def test_state_continues_to_the_same_bits() -> None:
     def run(stop_after: int | None) -> list[torch.Tensor]:
         model = Tiny()
-        optimiser = MuonAdamW(model, CONFIG)
+        optimizer = MuonAdamW(model, CONFIG)
         for seed in range(4):
             model.fill_gradients(seed)
-            optimiser.step(lr=0.01)
+            optimizer.step(lr=0.01)
             if seed == stop_after:
                 weights = {name: value.clone() for name, value in model.state_dict().items()}
-                state = optimiser.state_dict()
+                state = optimizer.state_dict()
                 model = Tiny()
                 model.load_state_dict(weights)
-                optimiser = MuonAdamW(model, CONFIG)
-                optimiser.load_state_dict(state)
+                optimizer = MuonAdamW(model, CONFIG)
+                optimizer.load_state_dict(state)
         return [parameter.detach() for parameter in model.parameters()]
 
     for straight, resumed in zip(run(None), run(1), strict=True):
@@ -157,7 +182,7 @@ def test_state_continues_to_the_same_bits() -> None:
 
 def test_gradient_norm_spans_all_parameters() -> None:
     model = Tiny()
-    optimiser = MuonAdamW(model, CONFIG)
+    optimizer = MuonAdamW(model, CONFIG)
     model.fill_gradients(9)
     flat = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-    assert optimiser.gradient_norm() == pytest.approx(float(flat.norm()), rel=1e-5)
+    assert optimizer.gradient_norm() == pytest.approx(float(flat.norm()), rel=1e-5)

@@ -68,36 +68,36 @@ class Unreadable:
 
 def gradients(rows: list[Rows], count: int, micro_batches: int = 1) -> tuple[Result, dict[str, torch.Tensor]]:
     """The step's result and gradients with the rows in one batch each."""
-    model, optimiser = make_model()
-    with Replicas(model, optimiser, [ListSource(rows)], count=count, micro_batches=micro_batches) as replicas:
-        result = sum_results(replicas.gradient(Work(0, 0, WEIGHTS, quantised=False)))
+    model, optimizer = make_model()
+    with Replicas(model, optimizer, [ListSource(rows)], count=count, micro_batches=micro_batches) as replicas:
+        result = sum_results(replicas.gradient(Work(0, 0, WEIGHTS, quantized=False)))
         found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     return result, found
 
 
 def test_two_processes_equal_one_that_takes_both_micro_batches() -> None:
     source = ListSource([Rows(draw_documents(n, 131, 6, 45)) for n in range(6)])
-    work = [Work(0, step, LossWeights(), quantised=step == 2) for step in range(3)]
+    work = [Work(0, step, LossWeights(), quantized=step == 2) for step in range(3)]
 
-    model, optimiser = make_model()
-    with Replicas(model, optimiser, [source], count=2) as replicas:
+    model, optimizer = make_model()
+    with Replicas(model, optimizer, [source], count=2) as replicas:
         together = []
         for item in work:
             together.append(sum_results(replicas.gradient(item)))
             replicas.update(0.01, 0.5)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
 
-    alone, alone_optimiser = make_model()
-    with Replicas(alone, alone_optimiser, [source], micro_batches=2) as single:
+    alone, alone_optimizer = make_model()
+    with Replicas(alone, alone_optimizer, [source], micro_batches=2) as single:
         for item, want in zip(work, together, strict=True):
             (result,) = single.gradient(item)
             assert result.losses == want.losses and result.tokens == want.tokens
             assert torch.equal(result.loads["layers.2.ffn"], want.loads["layers.2.ffn"])
             single.update(0.01, 0.5)
-            alone_optimiser.zero_grad()
+            alone_optimizer.zero_grad()
     for (name, left), right in zip(model.named_parameters(), alone.parameters(), strict=True):
         assert torch.equal(left, right), name
-    for left, right in zip(optimiser.momenta(), alone_optimiser.momenta(), strict=True):
+    for left, right in zip(optimizer.momenta(), alone_optimizer.momenta(), strict=True):
         assert torch.equal(left, right)
 
 
@@ -159,19 +159,19 @@ def test_a_step_without_any_target_is_an_error_in_words() -> None:
     ],
 )
 def test_the_end_of_a_helper_comes_back_with_its_cause(act: Callable[[], Any], words: str) -> None:
-    model, optimiser = make_model()
+    model, optimizer = make_model()
     with (
-        Replicas(model, optimiser, [ActingSource(act, os.getpid())], count=2) as replicas,
+        Replicas(model, optimizer, [ActingSource(act, os.getpid())], count=2) as replicas,
         pytest.raises(ReplicaError, match=words),
     ):
-        replicas.gradient(Work(0, 0, WEIGHTS, quantised=False))
+        replicas.gradient(Work(0, 0, WEIGHTS, quantized=False))
 
 
 def test_a_helper_killed_between_steps_is_named() -> None:
-    model, optimiser = make_model()
+    model, optimizer = make_model()
     source = ListSource([Rows(draw_documents(n, 20)) for n in range(2)])
-    with Replicas(model, optimiser, [source], count=2) as replicas:
-        replicas.gradient(Work(0, 0, WEIGHTS, quantised=False))
+    with Replicas(model, optimizer, [source], count=2) as replicas:
+        replicas.gradient(Work(0, 0, WEIGHTS, quantized=False))
         (helper,) = replicas._helpers
         assert helper.process.pid is not None
         os.kill(helper.process.pid, signal.SIGKILL)
@@ -182,31 +182,31 @@ def test_a_helper_killed_between_steps_is_named() -> None:
 
 
 def test_a_source_that_cannot_be_unpickled_is_named() -> None:
-    model, optimiser = make_model()
+    model, optimizer = make_model()
     sources: list[Any] = [Unreadable()]
     with (
-        Replicas(model, optimiser, sources, count=2) as replicas,
+        Replicas(model, optimizer, sources, count=2) as replicas,
         pytest.raises(ReplicaError, match="LookupError: shard 17"),
     ):
         replicas.sources = [ListSource([Rows(draw_documents(1, 20))])]
-        replicas.gradient(Work(0, 0, WEIGHTS, quantised=False))
+        replicas.gradient(Work(0, 0, WEIGHTS, quantized=False))
 
 
 def test_an_error_here_ends_the_helpers() -> None:
-    model, optimiser = make_model()
-    replicas = Replicas(model, optimiser, [ListSource([])], count=2)
+    model, optimizer = make_model()
+    replicas = Replicas(model, optimizer, [ListSource([])], count=2)
     with pytest.raises(IndexError), replicas:
         (helper,) = replicas._helpers
-        replicas.gradient(Work(0, 0, WEIGHTS, quantised=False))
+        replicas.gradient(Work(0, 0, WEIGHTS, quantized=False))
     assert not helper.process.is_alive()
 
 
 def test_too_little_shared_memory_is_refused_in_words(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr("dsv4.training.replicas.SHARED_MEMORY", tmp_path)
     monkeypatch.setattr("dsv4.training.replicas.shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    model, optimiser = make_model()
+    model, optimizer = make_model()
     with pytest.raises(MemoryError, match="2 replicas share .* bytes, 1,000 are free"):
-        Replicas(model, optimiser, [], count=2).__enter__()
+        Replicas(model, optimizer, [], count=2).__enter__()
 
 
 def test_a_mask_of_another_length_is_refused() -> None:
@@ -216,6 +216,6 @@ def test_a_mask_of_another_length_is_refused() -> None:
 
 @pytest.mark.parametrize(("count", "micro_batches"), [(0, 1), (1, 0)])
 def test_senseless_count_is_refused(count: int, micro_batches: int) -> None:
-    model, optimiser = make_model()
+    model, optimizer = make_model()
     with pytest.raises(ValueError, match="is 0"):
-        Replicas(model, optimiser, [], count=count, micro_batches=micro_batches)
+        Replicas(model, optimizer, [], count=count, micro_batches=micro_batches)

@@ -1,14 +1,12 @@
 """Rows sorted by group, each group times its own weight: the routed experts' matrix products.
 
-Contract: x [n, in], sizes (rows of each group, in order, adding up to n), weights one [out, in] a group, all of x's
-dtype, or as stored (kernels/stored.py) -> [n, out]. A group without rows is not touched, and its weight gets no
-gradient (None). Row i, and row i of x's gradient, depend on row i alone.
+Contract: x [n, in], sizes (rows of each of E groups, in order, adding up to n), weights [E, out, in], of x's dtype or
+as stored (kernels/stored.py) -> [n, out]. The weight of a group without rows is not read, and its gradient is zero.
+Row i, and row i of x's gradient, depend on row i alone.
 Native: where DSV4_KERNELS=native asks for it; the sums are those of docs/kernels.md, to the bit; no gradient of a
 gradient. (The native forward of inference does not come here.) Under autocast x and the weights take
 its number format, as those of a linear layer do.
 """
-
-from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -18,12 +16,12 @@ from dsv4.kernels.grouped_linear import native, reference
 from dsv4.kernels.stored import widened
 
 
-def grouped_linear(x: Tensor, sizes: list[int], weights: Sequence[Tensor]) -> Tensor:
-    """Group g's rows of x [n, in] times weights[g] [out, in] transposed -> [n, out]."""
+def grouped_linear(x: Tensor, sizes: list[int], weights: Tensor) -> Tensor:
+    """Group g's rows of x [n, in] times weights[g] of [E, out, in], transposed -> [n, out]."""
     dtype = product_dtype(x)
     if dtype is not None:
-        x, weights = x.to(dtype), [widened(weight).to(dtype) for weight in weights]
-    op = native if backends.uses_native("grouped_linear", x, *weights) else reference
+        x, weights = x.to(dtype), widened(weights).to(dtype)
+    op = native if backends.uses_native("grouped_linear", x, weights) else reference
     return op.grouped_linear(x, sizes, weights)
 
 

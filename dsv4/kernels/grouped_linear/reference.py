@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dsv4.kernels.stored import widened
+from dsv4.kernels.stored import matrices_of, widened
 
 
-def _spans(sizes: list[int]) -> list[tuple[int, slice]]:
-    spans, start = [], 0
-    for group, size in enumerate(sizes):
-        if size:
-            spans.append((group, slice(start, start + size)))
-            start += size
-    return spans
-
-
-def _forward(x: Tensor, sizes: list[int], weights: Sequence[Tensor]) -> Tensor:
-    out = x.new_empty(x.shape[0], weights[0].shape[0])
-    for rows, weight, into in zip(x.split(sizes), weights, out.split(sizes), strict=True):
+def _forward(x: Tensor, sizes: list[int], weights: Tensor) -> Tensor:
+    out = x.new_empty(x.shape[0], weights.shape[1])
+    for rows, weight, into in zip(x.split(sizes), matrices_of(weights), out.split(sizes), strict=True):
         if len(rows):
             torch.mm(rows, widened(weight).t(), out=into)
     return out
@@ -30,22 +20,28 @@ def _forward(x: Tensor, sizes: list[int], weights: Sequence[Tensor]) -> Tensor:
 
 class _GroupedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, sizes: list[int], *weights: Tensor) -> Tensor:
-        ctx.save_for_backward(x, *weights)
+    def forward(ctx: Any, x: Tensor, sizes: list[int], weights: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weights)
         ctx.sizes = sizes
         return _forward(x, sizes, weights)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, *weights = ctx.saved_tensors
-        d_x = torch.empty_like(x)
-        d_weights: list[Tensor | None] = [None] * len(weights)
-        for group, rows in _spans(ctx.sizes):
-            torch.mm(grad[rows], widened(weights[group]), out=d_x[rows])
-            d_weights[group] = grad[rows].mT @ x[rows]
-        return d_x, None, *d_weights
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        x, weights = ctx.saved_tensors
+        needs_x, _, needs_weights = ctx.needs_input_grad
+        d_x = torch.empty_like(x) if needs_x else None
+        d_weights = x.new_empty(weights.shape) if needs_weights else None
+        spans = list(zip(grad.split(ctx.sizes), x.split(ctx.sizes), strict=True))
+        if d_x is not None:
+            for (d_rows, _), weight, into in zip(spans, matrices_of(weights), d_x.split(ctx.sizes), strict=True):
+                if len(d_rows):
+                    torch.mm(d_rows, widened(weight), out=into)
+        if d_weights is not None:
+            for (d_rows, rows), into in zip(spans, d_weights, strict=True):
+                torch.mm(d_rows.mT, rows, out=into)  # zero where there are no rows
+        return d_x, None, d_weights
 
 
-def grouped_linear(x: Tensor, sizes: list[int], weights: Sequence[Tensor]) -> Tensor:
-    """Group g's rows of x [n, in] times weights[g] [out, in] transposed -> [n, out]."""
-    return _GroupedLinear.apply(x, sizes, *weights) if torch.is_grad_enabled() else _forward(x, sizes, weights)
+def grouped_linear(x: Tensor, sizes: list[int], weights: Tensor) -> Tensor:
+    """Group g's rows of x [n, in] times weights[g] of [E, out, in], transposed -> [n, out]."""
+    return _GroupedLinear.apply(x, sizes, weights) if torch.is_grad_enabled() else _forward(x, sizes, weights)

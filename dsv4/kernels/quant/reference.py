@@ -1,9 +1,11 @@
-"""Plain torch definition of FP8 and FP4 fake quantisation."""
+"""Plain torch definition of FP8 and FP4 fake quantization."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from dsv4.analysis.inventory import FP8_BLOCK
 
 FP8_MAX = 448.0
 FP4_MAX = 6.0
@@ -63,3 +65,14 @@ def fake_quant_fp8(x: Tensor, block: int) -> Tensor:
 def fake_quant_fp4(x: Tensor, block: int = 32) -> Tensor:
     """Round x [..., n] to e2m1, one power-of-two scale a `block` of the last dimension -> same shape and dtype."""
     return _round(x, block, FP4_MAX, FP4_MAX * 2.0**-126)
+
+
+def fake_quant_fp8_blocks(weight: Tensor) -> Tensor:
+    """Round a weight [out, in] to e4m3fn, one power-of-two scale per 128 x 128 block -> same shape and dtype."""
+    out_features, in_features = weight.shape
+    pad = (0, -in_features % FP8_BLOCK, 0, -out_features % FP8_BLOCK)
+    blocks = torch.nn.functional.pad(weight.float(), pad).unflatten(1, (-1, FP8_BLOCK)).unflatten(0, (-1, FP8_BLOCK))
+    amax = blocks.abs().amax(dim=(1, 3), keepdim=True)
+    scale = power_of_two_scale(amax.clamp_min(torch.finfo(torch.float32).tiny), FP8_MAX)
+    rounded = (blocks / scale).to(torch.float8_e4m3fn).float() * scale
+    return rounded.flatten(2, 3).flatten(0, 1)[:out_features, :in_features].to(weight.dtype)
