@@ -32,9 +32,15 @@ class Model:
 class Cache:
     """A cache's tensors: a layer's window, then kv, score and entries of each compressor."""
 
-    def __init__(self, layers: list[list[Any]], block_table: Any) -> None: ...
-    def forget(self) -> None:
-        """Drop what is kept of the entries beside them: someone else has written to them."""
+    def __init__(self, layers: list[list[Any]], block_table: Any, num_pages: int, checked: bool) -> None: ...
+    def forget(self, page: int) -> None:
+        """Drop the quantized index keys of a page: someone else has written to its entries."""
+
+    def quantized_rows(self) -> int:
+        """Index keys quantized since the cache was made, over all layers."""
+
+    def stale(self) -> tuple[int, int]:
+        """(layer, page) of the first quantized key that is not of its entry; (-1, -1): none, or not `checked`."""
 
 def forward(
     model: Model, cache: Cache, token_ids: Any, lengths: Any, starts: Any, slots: Any,

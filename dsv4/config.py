@@ -15,8 +15,33 @@ from dsv4.presets import PRESETS
 
 LayerKind = Literal["swa", "csa", "hca"]
 
-# Ratio of a layer -> its kind: window only; window + indexer-selected entries; window + all compressed entries.
-LAYER_KINDS: dict[int, LayerKind] = {0: "swa", 4: "csa", 128: "hca"}
+
+@dataclass(frozen=True)
+class CompressionKind:
+    """How the layers of one compression ratio see what lies before their window. As in native/base/views.h."""
+
+    name: LayerKind
+    ratio: int  # tokens per compressed entry; 0: no entries
+    overlap: bool = False  # an entry also covers the tokens of the entry before, through channels of their own
+    has_indexer: bool = False  # a token reads the entries that the indexer selects, not all
+
+    @property
+    def state_tokens(self) -> int:
+        """Last tokens whose projections the next entries may need."""
+        return self.ratio * (2 if self.overlap else 1)
+
+    def channels(self, width: int) -> int:
+        """Projected channels per token, for entries of `width` channels."""
+        return width * (2 if self.overlap else 1)
+
+
+SWA = CompressionKind("swa", 0)
+CSA = CompressionKind("csa", 4, overlap=True, has_indexer=True)
+HCA = CompressionKind("hca", 128)
+COMPRESSION_KINDS = {kind.ratio: kind for kind in (SWA, CSA, HCA)}
+
+WINDOW = 128  # tokens of the sliding window of every published model, the one that the kernels implement
+PAGE_TOKENS = 128  # tokens of a cache page: whole windows of every compression ratio
 EXPERT_DTYPES = ("fp4", "fp8")
 
 
@@ -50,7 +75,7 @@ class ModelConfig:
     head_dim: int = 512
     qk_rope_head_dim: int = 64
     o_lora_rank: int = 1024
-    sliding_window: int = 128
+    sliding_window: int = WINDOW
     index_n_heads: int = 64
     index_head_dim: int = 128
     n_shared_experts: int = 1
@@ -139,8 +164,17 @@ class ModelConfig:
             raise IndexError(f"layer {layer} is out of range; allowed: 0 to {len(self.compress_ratios) - 1}")
         return self.compress_ratios[layer]
 
+    def compression(self, layer: int) -> CompressionKind:
+        """How a layer compresses; MTP blocks follow the main layers."""
+        return COMPRESSION_KINDS[self.layer_ratio(layer)]
+
     def layer_kind(self, layer: int) -> LayerKind:
-        return LAYER_KINDS[self.layer_ratio(layer)]
+        return self.compression(layer).name
+
+    @property
+    def has_indexer(self) -> bool:
+        """True if a layer has an indexer."""
+        return any(COMPRESSION_KINDS[ratio].has_indexer for ratio in self.compress_ratios)
 
     def is_hash_routed(self, layer: int) -> bool:
         """True when the layer picks experts by token id (`gate.tid2eid`), False when by score plus bias."""
@@ -213,7 +247,7 @@ def _check_schedule(config: ModelConfig) -> None:
             f"found {len(config.compress_ratios)}",
         )
     for index, ratio in enumerate(config.compress_ratios):
-        if type(ratio) is not int or ratio not in LAYER_KINDS:
+        if type(ratio) is not int or ratio not in COMPRESSION_KINDS:
             hint = " (ratios 1 and 2 belong to V4.1, another model)" if ratio in (1, 2) else ""
             raise _reject(f"compress_ratios[{index}]", ratio, f"0, 4 or 128{hint}")
     if any(config.compress_ratios[layers:]):
@@ -236,7 +270,7 @@ def _check_widths(config: ModelConfig) -> None:
         raise _reject("qk_rope_head_dim", rope, "an even number: channels rotate in pairs")
     if rope > config.head_dim:
         raise _reject("qk_rope_head_dim", rope, f"up to head_dim = {config.head_dim}")
-    if 4 in config.compress_ratios and rope > config.index_head_dim:
+    if config.has_indexer and rope > config.index_head_dim:
         raise _reject("qk_rope_head_dim", rope, f"up to index_head_dim = {config.index_head_dim}")
     if config.n_shared_experts != 1:
         raise _reject("n_shared_experts", config.n_shared_experts, _ONE_SHARED_EXPERT)

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "dsv4"
 
 # A module may import from its own entry and from earlier ones.
 ORDER = (
-    *("config", "analysis", "kernels", "model", "checkpoint", "tokenizer", "engine", "conversation", "server"),
+    *("config", "analysis", "kernels", "cache", "model", "checkpoint", "tokenizer", "engine", "conversation", "server"),
     *("data", "parallel", "training", "post_training", "evals", "commands", "cli"),
 )
 # Modules that sit beside config.py and are part of it, and the entry point that belongs to the command line.

@@ -43,22 +43,21 @@ def decode_flops(config: ModelConfig, context: int) -> DecodeFlops:
     core = 4 * heads * c  # scores and values of one key
     out = DecodeFlops()
     for layer in range(config.num_hidden_layers):
-        ratio, kind = config.layer_ratio(layer), config.layer_kind(layer)
+        kind = config.compression(layer)
+        entries = context // kind.ratio if kind.ratio else 0
         out.add("attention linears", "fp8", 2 * linears)
         out.add("experts", "fp8", 2 * experts * 3 * d * config.moe_intermediate_size)
         out.add("router", "bf16", 2 * config.n_routed_experts * d)
         out.add("mHC", "bf16", 2 * 2 * mixes * (config.hc_mult * d + d))
         out.add("attention core", "bf16", core * window)
-        if kind == "hca":
-            out.add("compressors", "bf16", 2 * 2 * d * c)
-            out.add("attention core", "bf16", core * (context // ratio))
-        elif kind == "csa":
+        if kind.ratio:
+            out.add("compressors", "bf16", 2 * 2 * d * kind.channels(c))
+            out.add("attention core", "bf16", core * (min(config.index_topk, entries) if kind.has_indexer else entries))
+        if kind.has_indexer:
             ih, ic = config.index_n_heads, config.index_head_dim
-            out.add("compressors", "bf16", 2 * 2 * d * 2 * c)
-            out.add("indexer linears", "bf16", 2 * 2 * d * 2 * ic + 2 * d * ih)
+            out.add("indexer linears", "bf16", 2 * 2 * d * kind.channels(ic) + 2 * d * ih)
             out.add("indexer linears", "fp8", 2 * ql * ih * ic)
-            out.add("index scores", "fp4", 2 * ih * ic * (context // ratio))
-            out.add("attention core", "bf16", core * min(config.index_topk, context // ratio))
+            out.add("index scores", "fp4", 2 * ih * ic * entries)
     out.add("head", "bf16", 2 * config.vocab_size * d)
     return out
 

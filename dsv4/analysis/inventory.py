@@ -129,10 +129,10 @@ def _attention(config: ModelConfig, layer: int, prefix: str) -> Iterator[_Weight
     yield _Weight(f"{prefix}kv_norm.weight", (c,), "bf16", "norms")
     yield _Weight(f"{prefix}wo_a.weight", (groups * ol, heads // groups * c), "fp8", "attention")
     yield _Weight(f"{prefix}wo_b.weight", (d, groups * ol), "fp8", "attention")
-    kind = config.layer_kind(layer)
-    if kind != "swa":
+    kind = config.compression(layer)
+    if kind.ratio:
         yield from _compressor(config, layer, c, f"{prefix}compressor.", "compressors")
-    if kind == "csa":
+    if kind.has_indexer:
         ih, ic = config.index_n_heads, config.index_head_dim
         yield _Weight(f"{prefix}indexer.wq_b.weight", (ih * ic, ql), "fp8", "indexers")
         yield _Weight(f"{prefix}indexer.weights_proj.weight", (ih, d), "bf16", "indexers")
@@ -140,9 +140,9 @@ def _attention(config: ModelConfig, layer: int, prefix: str) -> Iterator[_Weight
 
 
 def _compressor(config: ModelConfig, layer: int, dim: int, prefix: str, component: str) -> Iterator[_Weight]:
-    ratio = config.layer_ratio(layer)
-    width = dim * (2 if config.layer_kind(layer) == "csa" else 1)  # CSA windows overlap: two series
-    yield _Weight(f"{prefix}ape", (ratio, width), "f32", component)
+    kind = config.compression(layer)
+    width = kind.channels(dim)
+    yield _Weight(f"{prefix}ape", (kind.ratio, width), "f32", component)
     yield _Weight(f"{prefix}wkv.weight", (width, config.hidden_size), "bf16", component)
     yield _Weight(f"{prefix}wgate.weight", (width, config.hidden_size), "bf16", component)
     yield _Weight(f"{prefix}norm.weight", (dim,), "bf16", "norms")

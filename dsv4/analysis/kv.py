@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dsv4.analysis.inventory import FP4_GROUP
-from dsv4.config import ModelConfig
+from dsv4.config import PAGE_TOKENS, CompressionKind, ModelConfig
 
 KvFormat = Literal["fp8+fp4", "fp8+fp8", "bf16"]  # main entries + index keys
 KV_FORMATS: tuple[KvFormat, ...] = ("fp8+fp4", "fp8+fp8", "bf16")
@@ -56,21 +56,24 @@ class CacheBytes:
         return self.growing + self.windows + self.states
 
 
+def state_bytes(config: ModelConfig, kind: CompressionKind) -> int:
+    """Open compression windows of one layer of a kind: kv and score of the tokens that are still needed, fp32."""
+    widths = [config.head_dim] * bool(kind.ratio) + [config.index_head_dim] * kind.has_indexer
+    return sum(2 * 4 * kind.state_tokens * kind.channels(width) for width in widths)
+
+
 def cache_bytes(config: ModelConfig, num_tokens: int, kv_format: KvFormat = "fp8+fp4") -> CacheBytes:
     """Cache after `num_tokens` tokens; a compressed entry exists once its window is full."""
-    csa, hca = len(config.layers_of_kind("csa")), len(config.layers_of_kind("hca"))
+    kinds = [config.compression(layer) for layer in range(config.num_hidden_layers)]
     entry, key = entry_bytes(config, kv_format), index_key_bytes(config, kv_format)
-    # A CSA layer keeps kv and score of two windows of 4, in two series, for entries and index keys; HCA of one window.
-    csa_state = 2 * 8 * 2 * (config.head_dim + config.index_head_dim) * 4
-    hca_state = 2 * 128 * config.head_dim * 4
     return CacheBytes(
-        entries=entry * (csa * (num_tokens // 4) + hca * (num_tokens // 128)),
-        index_keys=key * csa * (num_tokens // 4),
+        entries=entry * sum(num_tokens // kind.ratio for kind in kinds if kind.ratio),
+        index_keys=key * sum(num_tokens // kind.ratio for kind in kinds if kind.has_indexer),
         windows=entry * config.num_hidden_layers * config.sliding_window,
-        states=csa * csa_state + hca * hca_state,
+        states=sum(state_bytes(config, kind) for kind in kinds),
     )
 
 
 def kv_bytes_per_token(config: ModelConfig, kv_format: KvFormat = "fp8+fp4") -> float:
-    """Growth a context token, exact over a multiple of 128 tokens."""
-    return cache_bytes(config, 128, kv_format).growing / 128
+    """Growth per context token, exact over whole pages."""
+    return cache_bytes(config, PAGE_TOKENS, kv_format).growing / PAGE_TOKENS

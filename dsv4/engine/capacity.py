@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from dsv4.analysis.inventory import StorageLayout, tensor_inventory
-from dsv4.config import ModelConfig
+from dsv4.analysis.kv import state_bytes
+from dsv4.config import COMPRESSION_KINDS, PAGE_TOKENS, ModelConfig
 from dsv4.engine.machine import Memory
 
-PAGE_TOKENS = 128
 MAPPED_TYPES = ("BF16", "F8_E4M3", "I8")  # matrices that the native kernels read as they are stored
 
 
@@ -74,11 +74,10 @@ def _cache_bytes(config: ModelConfig, itemsize: int) -> tuple[int, int]:
     """(state of one request, a page of 128 tokens) over all layers, the MTP blocks' too."""
     state = page = 0
     for ratio in config.compress_ratios:
-        state += config.sliding_window * config.head_dim * itemsize
-        widths = [config.head_dim, config.index_head_dim] if ratio == 4 else [config.head_dim] if ratio else []
-        overlap = 2 if ratio == 4 else 1
-        for width in widths:
-            state += 2 * 4 * overlap * ratio * overlap * width  # keys and scores, fp32
+        kind = COMPRESSION_KINDS[ratio]
+        state += config.sliding_window * config.head_dim * itemsize + state_bytes(config, kind)
+        if kind.ratio:
+            width = config.head_dim + (config.index_head_dim if kind.has_indexer else 0)
             page += PAGE_TOKENS // ratio * width * itemsize
     return state, page
 

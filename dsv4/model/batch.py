@@ -40,15 +40,6 @@ class RaggedBatch:
         """int64 [T]: position of each token in its own sequence."""
         return torch.from_numpy(token_positions(self.lengths, self.starts)[1])
 
-    def check_slots(self) -> None:
-        """ValueError where two sequences name the same cache row: each would write over what the other has written."""
-        slots = self.slots.tolist()
-        if len(set(slots)) < len(slots):
-            twice = next(slot for slot in slots if slots.count(slot) > 1)
-            raise ValueError(
-                f"cache row {twice} is named by {slots.count(twice)} sequences of the batch; allowed is one"
-            )
-
     @staticmethod
     def pack(
         sequences: Sequence[Sequence[int]],

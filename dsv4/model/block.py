@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dsv4.cache import Cache, LayerCache
 from dsv4.config import ModelConfig
 from dsv4.kernels.mhc import hc_post, hc_pre
 from dsv4.model.attention import Attention
 from dsv4.model.attention.attention import Rope
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.batch import RaggedBatch
-from dsv4.model.cache import Cache, LayerCache
 from dsv4.model.layout import Layout
 from dsv4.model.linear import Linear
 from dsv4.model.moe import MoE

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dsv4 import checks
+from dsv4.cache import Cache
 from dsv4.kernels import backends, cpu
 from dsv4.kernels.mhc import MOST_STREAMS
 from dsv4.kernels.stored import StoredStack, StoredTensor
@@ -23,8 +24,6 @@ from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.backend import Backend, Definition, ReferenceBackend
 from dsv4.model.batch import RaggedBatch
 from dsv4.model.block import MTPBlock
-from dsv4.model.cache import Cache
-from dsv4.model.native_cache import NativeCache
 from dsv4.model.rope import inverse_frequencies
 from dsv4.model.stacks import named_tensors, native_tensors
 
@@ -139,7 +138,8 @@ class NativeBackend:
         if cache is None:  # the kernels need one: it lives as long as the call
             cache = cast(Cache, self._model.new_cache(batch.num_seqs, int(batch.lengths.max())))
             batch = replace(batch, starts=np.zeros_like(batch.starts), slots=np.arange(batch.num_seqs))
-        handle = NativeCache.of(cache, self.kernels).current()
+            cache.reserve(batch.slots, batch.starts, batch.lengths)
+        handle = cache.native_cache(self.kernels).handle
         return handle, _array(token_ids), batch.lengths, batch.starts, batch.slots
 
     def _check(self) -> None:

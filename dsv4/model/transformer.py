@@ -9,15 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dsv4.config import ModelConfig
+from dsv4.cache import Cache
+from dsv4.config import WINDOW, ModelConfig
 from dsv4.kernels.stored import StoredWeight
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.backend import Backend, ReferenceBackend
 from dsv4.model.batch import RaggedBatch
 from dsv4.model.block import Block, MTPBlock, hc_parameters
-from dsv4.model.cache import Cache
 from dsv4.model.initialization import init_weights
-from dsv4.model.layout import WINDOW
 from dsv4.model.linear import Linear
 from dsv4.model.moe import Gate
 from dsv4.model.native_backend import build_backend
@@ -39,7 +38,7 @@ class Transformer(nn.Module):
             )
         quantize = numerics == "shipped"
         width = config.index_head_dim
-        if quantize and 4 in config.compress_ratios and width & (width - 1):
+        if quantize and config.has_indexer and width & (width - 1):
             raise ValueError(
                 f"index_head_dim {width}: shipped numerics rotate it by Hadamard, which needs a power of two"
             )
@@ -152,10 +151,10 @@ class Transformer(nn.Module):
         anything is written.
         """
         if cache is not None:
-            cache.check(batch)
+            cache.reserve(batch.slots, batch.starts, batch.lengths)
         streams = self.backend.run(batch, cache, aux)
         if cache is not None:
-            cache.count(batch)
+            cache.advance(batch.slots, batch.lengths)
         return streams
 
     def next_token_logits(
@@ -173,11 +172,11 @@ class Transformer(nn.Module):
                 raise ValueError(f"rows[{i}] is {row}: allowed are {allowed}")
             before = row
         if cache is not None:
-            cache.check(batch)
+            cache.reserve(batch.slots, batch.starts, batch.lengths)
         rows = np.arange(batch.num_tokens) if rows is None else rows
         logits = self.backend.next_token_logits(batch, cache, rows)
         if cache is not None:
-            cache.count(batch)
+            cache.advance(batch.slots, batch.lengths)
         return logits
 
     def next_token_logits_and_streams(
@@ -205,7 +204,7 @@ class Transformer(nn.Module):
         With a cache, batch is the one just forwarded through the main layers (its starts are used, not cache.lengths).
         """
         if cache is not None:
-            batch.check_slots()
+            cache.check_slots(batch.slots.tolist())
         return self.backend.run_mtp(batch, cache, next_token_ids, streams, depth, aux)
 
     def mtp_logits(self, streams: Tensor, depth: int = 0) -> Tensor:

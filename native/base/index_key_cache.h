@@ -1,9 +1,12 @@
 // A layer's index keys, quantized for the indexer's filter and kept beside the entries, in panels of 16 rows.
 //
-// The entries are authoritative. Panels are re-quantized lazily after a write; whoever writes to the entries calls
-// `invalidate`.
+// The entries are authoritative. Panels belong to rows of the entry tensor, not to sequences: a page has whole panels, so
+// that sequences which share a page share what is kept of it. Panels are re-quantized lazily after a write; whoever writes
+// to the entries calls `invalidate`.
 #pragma once
 
+#include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "base/aligned.h"
@@ -17,14 +20,20 @@ class IndexKeyCache {
         float square = 0.0f, step = 0.0f;  // the largest squared norm and step of a panel's keys
     };
 
-    explicit IndexKeyCache(int64_t rows) : panels_((rows + ROWS - 1) / ROWS), valid_(static_cast<size_t>(panels_)) {}
+    // checked: keeps a checksum of each quantized row, for `stale_row`.
+    IndexKeyCache(int64_t rows, bool checked)
+        : panels_((rows + ROWS - 1) / ROWS),
+          valid_(static_cast<size_t>(panels_)),
+          checksums_(checked ? static_cast<size_t>(panels_ * ROWS) : 0) {}
 
-    // To be called after row `row` of the entries was written, or after any may have been.
+    // To be called after row `row` of the entries was written.
     void invalidate(int64_t row) {
         uint8_t& valid = valid_[static_cast<size_t>(row / ROWS)];
         valid = std::min(valid, static_cast<uint8_t>(row % ROWS));
     }
-    void invalidate() { std::fill(valid_.begin(), valid_.end(), uint8_t{0}); }
+    void invalidate(int64_t first, int64_t count) {
+        for (int64_t row = first; row < first + count; ++row) invalidate(row);
+    }
 
     // Memory for panels of `words` 16-bit values.
     void reserve(int64_t words) {
@@ -33,19 +42,52 @@ class IndexKeyCache {
         steps_.reserve(panels_ * ROWS);
         bounds_.resize(static_cast<size_t>(panels_));
         words_ = words;
-        invalidate();
+        std::fill(valid_.begin(), valid_.end(), uint8_t{0});
     }
 
     // Number of up-to-date rows of a panel, the first ones.
-    uint8_t& valid_rows(int64_t panel) { return valid_[static_cast<size_t>(panel)]; }
-    Bounds& bounds(int64_t panel) { return bounds_[static_cast<size_t>(panel)]; }
+    int64_t valid_rows(int64_t panel) const { return valid_[static_cast<size_t>(panel)]; }
+    const Bounds& bounds(int64_t panel) const { return bounds_[static_cast<size_t>(panel)]; }
     uint16_t* panel(int64_t panel) { return memory_.data() + panel * words_; }
     // Steps of a panel's keys: a key is about its step times its quantized values.
     float* steps(int64_t panel) { return steps_.data() + panel * ROWS; }
 
+    // To be called after the first `rows` rows of a panel were quantized, from keys [rows, width]. Threads may call this
+    // at a time, each for panels of its own.
+    void set_valid(int64_t panel, int64_t rows, const Bounds& bounds, const float* keys, int64_t width) {
+        valid_[static_cast<size_t>(panel)] = static_cast<uint8_t>(rows);
+        bounds_[static_cast<size_t>(panel)] = bounds;
+        if (checksums_.empty()) return;
+        for (int64_t j = 0; j < rows; ++j) checksum_of(panel * ROWS + j) = checksum(keys + j * width, width);
+    }
+
+    // The first row of entries [., width] that is not what was quantized, though `invalidate` was not called; -1 if none.
+    int64_t stale_row(const float* entries, int64_t width) {
+        for (int64_t panel = 0; !checksums_.empty() && panel < panels_; ++panel)
+            for (int64_t row = panel * ROWS; row < panel * ROWS + valid_rows(panel); ++row)
+                if (checksum_of(row) != checksum(entries + row * width, width)) return row;
+        return -1;
+    }
+
+    void count_quantized(int64_t rows) { quantized_rows_ += rows; }
+    int64_t quantized_rows() const { return quantized_rows_; }  // since the beginning
+
    private:
-    int64_t panels_, words_ = 0;
+    uint64_t& checksum_of(int64_t row) { return checksums_[static_cast<size_t>(row)]; }
+
+    static uint64_t checksum(const float* row, int64_t width) {  // FNV-1a
+        uint64_t sum = 0xcbf29ce484222325;
+        for (int64_t i = 0; i < width; ++i) {
+            uint32_t bits;
+            std::memcpy(&bits, row + i, sizeof bits);
+            sum = (sum ^ bits) * 0x100000001b3;
+        }
+        return sum;
+    }
+
+    int64_t panels_, words_ = 0, quantized_rows_ = 0;
     std::vector<uint8_t> valid_;
+    std::vector<uint64_t> checksums_;
     std::vector<Bounds> bounds_;
     Aligned<uint16_t> memory_;
     Aligned<float> steps_;

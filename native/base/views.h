@@ -8,9 +8,30 @@
 
 namespace dsv4 {
 
-constexpr int64_t WINDOW = 128, PAGE_TOKENS = 128;
+constexpr int64_t WINDOW = 128;       // tokens of the sliding window
+constexpr int64_t PAGE_TOKENS = 128;  // of a cache page: whole windows of every compression ratio
 constexpr int64_t MOST_STREAMS = 16;
 constexpr int64_t MOST_POSITIONS = int64_t{1} << 40;
+
+// How layers of one ratio compress their context; ratio 0: window only. See CompressionKind in dsv4/config.py.
+struct CompressionKind {
+    int64_t ratio = 0;         // tokens per entry
+    bool overlap = false;      // an entry also covers the tokens of the window before
+    bool has_indexer = false;  // a token reads its best entries only
+
+    int64_t state_tokens() const { return overlap ? 2 * ratio : ratio; }
+    int64_t channels(int64_t width) const { return overlap ? 2 * width : width; }  // of a token, for entries of `width`
+};
+
+constexpr CompressionKind CSA{4, true, true}, HCA{128, false, false};
+inline constexpr CompressionKind COMPRESSION_KINDS[] = {{}, CSA, HCA};
+
+// Null for a ratio that no layer has.
+inline const CompressionKind* compression_kind(int64_t ratio) {
+    for (const CompressionKind& kind : COMPRESSION_KINDS)
+        if (kind.ratio == ratio) return &kind;
+    return nullptr;
+}
 
 struct Rows {
     float* data;
@@ -64,10 +85,8 @@ struct HyperConnection {
 struct Compressor {
     Weight wkv, wgate;
     const float *ape = nullptr, *norm = nullptr;
-    int64_t ratio = 0, width = 0, total = 0;  // total: 2 * width with overlap
-
-    bool overlap() const { return ratio == 4; }
-    int64_t rows() const { return overlap() ? 2 * ratio : ratio; }
+    CompressionKind kind;
+    int64_t width = 0, total = 0;  // channels of an entry, of a token
 };
 
 struct Expert {
@@ -75,7 +94,7 @@ struct Expert {
 };
 
 struct Layer {
-    int64_t ratio = 0;
+    CompressionKind kind;
     HyperConnection hc_attn, hc_ffn;
     const float *attn_norm = nullptr, *ffn_norm = nullptr;
     const float *attn_sink = nullptr, *q_norm = nullptr, *kv_norm = nullptr;
@@ -108,13 +127,13 @@ struct CompressorCache {
 };
 
 struct LayerCache {
-    float* window = nullptr;  // [slots, 128, head_dim], a ring: slot = position mod 128
+    float* window = nullptr;  // [slots, WINDOW, head_dim], a ring: slot = position mod WINDOW
     CompressorCache main, index;
 };
 
 struct Cache {
     std::vector<LayerCache> layers;
-    const int64_t* block_table = nullptr;  // [slots, pages per slot]
+    const int64_t* block_table = nullptr;  // [slots, pages per slot]: pages in any order, shared or not; -1: none
     int64_t pages_per_slot = 0;
 };
 

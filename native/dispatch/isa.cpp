@@ -77,7 +77,7 @@ void index_top_k(const float* q, const float* weights, int64_t tokens, int64_t h
     cache.pages_per_slot = static_cast<int64_t>(pages.size());
     std::vector<int32_t> selected(static_cast<size_t>(tokens * k), -1);
     Buffers buffers;
-    IndexKeyCache key_cache(cache.pages_per_slot * (PAGE_TOKENS / 4));
+    IndexKeyCache key_cache(cache.pages_per_slot * (PAGE_TOKENS / CSA.ratio), false);
     const EntrySelection selection{q, weights, heads, width, k, Entries(keys, cache, 0, 4, width), &key_cache};
     select_entries({{{0, tokens, start, 0}, selection, selected.data()}}, buffers);
     std::copy(selected.begin(), selected.end(), index);

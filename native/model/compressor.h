@@ -56,7 +56,7 @@ inline void pool(const float* const* kv, const float* const* score, int64_t slot
 template <class Finish>
 inline void compress(const Compressor& c, const Segment& s, const Cache& pages, const CompressorCache& cache,
                      const float* kv, const float* score, Finish finish) {
-    int64_t ratio = c.ratio, rows = c.rows(), end = s.start + s.count;
+    int64_t ratio = c.kind.ratio, rows = c.kind.state_tokens(), end = s.start + s.count;
     Entries entries(cache.entries, pages, s.slot, ratio, c.width);
     float* old_kv = cache.kv + s.slot * rows * c.total;
     float* old_score = cache.score + s.slot * rows * c.total;
@@ -67,7 +67,7 @@ inline void compress(const Compressor& c, const Segment& s, const Cache& pages, 
         for (int64_t k = 0; k < rows; ++k) {
             int64_t position = window * ratio - (rows - ratio) + k;
             // With overlap the first half of the channels comes from the window before, the second from this one.
-            int64_t half = c.overlap() && k >= ratio ? c.width : 0;
+            int64_t half = c.kind.overlap && k >= ratio ? c.width : 0;
             auto at = [&](const float* fresh, const float* old) -> const float* {
                 if (position < 0) return nullptr;
                 if (position >= s.start) return fresh + (s.first + position - s.start) * c.total + half;

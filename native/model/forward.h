@@ -66,7 +66,7 @@ inline float* quantized_input(TokenTile& t, float* x, int64_t width) {
 
 inline void add_ape(TokenTile& t, const Compressor& c, float* score) {
     for_each_row(t.n, [&](int64_t row) {
-        const float* ape = c.ape + t.positions[static_cast<size_t>(row)] % c.ratio * c.total;
+        const float* ape = c.ape + t.positions[static_cast<size_t>(row)] % c.kind.ratio * c.total;
         for (int64_t i = 0; i < c.total; ++i) score[row * c.total + i] += ape[i];
     });
 }
@@ -95,7 +95,7 @@ inline void finish_entry(const Model& m, const Compressor& w, bool main, float* 
 inline void attend_tile(TokenTile& t, const Layer& layer, const LayerCache& cache, float* q, const float* kv,
                         const int32_t* selected, float* o) {
     const Config& c = t.model.config;
-    int64_t H = c.num_attention_heads, D = c.head_dim, pairs = c.qk_rope_head_dim / 2, kind = layer.ratio ? 1 : 0;
+    int64_t H = c.num_attention_heads, D = c.head_dim, pairs = c.qk_rope_head_dim / 2, kind = layer.kind.ratio ? 1 : 0;
     struct Task {
         const Segment* s;
         int64_t i, count, h0, h1;
@@ -120,10 +120,10 @@ inline void attend_tile(TokenTile& t, const Layer& layer, const LayerCache& cach
         for (int64_t p = keys.window_start; p < start + task.count; ++p)
             keys.window.push_back(p >= s.start ? kv + (s.first + p - s.start) * D
                                                : cache.window + (s.slot * WINDOW + p % WINDOW) * D);
-        Entries entries(cache.main.entries, t.cache, s.slot, std::max<int64_t>(1, layer.ratio), D);
-        keys.entries = layer.ratio ? &entries : nullptr;
-        keys.ratio = layer.ratio;
-        keys.top_k = layer.ratio == 4 ? c.index_topk : 0;
+        Entries entries(cache.main.entries, t.cache, s.slot, std::max<int64_t>(1, layer.kind.ratio), D);
+        keys.entries = layer.kind.ratio ? &entries : nullptr;
+        keys.ratio = layer.kind.ratio;
+        keys.top_k = layer.kind.has_indexer ? c.index_topk : 0;
         keys.selected = selected ? selected + row * c.index_topk : nullptr;
         attend(q + row * H * D, H * D, task.count, start, task.h0, task.h1, D, keys, layer.attn_sink, o + row * H * D);
         for (int64_t j = 0; j < task.count; ++j)
@@ -143,9 +143,9 @@ struct AttentionInputs {
 inline AttentionInputs project_inputs(TokenTile& t, const Layer& layer, float* x) {
     const Config& c = t.model.config;
     const int64_t n = t.n, d = c.hidden_size, D = c.head_dim, rank = c.q_lora_rank, pairs = c.qk_rope_head_dim / 2;
-    const int64_t kind = layer.ratio ? 1 : 0;
+    const int64_t kind = layer.kind.ratio ? 1 : 0;
     const float eps = static_cast<float>(c.rms_norm_eps);
-    const bool indexed = layer.ratio == 4;
+    const bool indexed = layer.kind.has_indexer;
     AttentionInputs in;
     float* quantized_x = quantized_input(t, x, d);
     in.latent = t.buffers.get(n * rank);
@@ -157,7 +157,7 @@ inline AttentionInputs project_inputs(TokenTile& t, const Layer& layer, float* x
         list.push_back({{x, d}, &w, {to, w.out}});
         return to;
     };
-    if (layer.ratio) {
+    if (layer.kind.ratio) {
         in.main_kv = project(layer.main.wkv);
         in.main_score = project(layer.main.wgate);
     }
@@ -188,7 +188,7 @@ inline AttentionInputs project_inputs(TokenTile& t, const Layer& layer, float* x
 inline float* project_queries(TokenTile& t, const Layer& layer, float* latent) {
     const Config& c = t.model.config;
     const int64_t n = t.n, H = c.num_attention_heads, D = c.head_dim, pairs = c.qk_rope_head_dim / 2,
-                  kind = layer.ratio ? 1 : 0;
+                  kind = layer.kind.ratio ? 1 : 0;
     const float *cos = t.cos[kind].data(), *sin = t.sin[kind].data();
     float* q = t.buffers.get(n * H * D);
     Product up{{latent, c.q_lora_rank}, &layer.wq_b, {q, H * D}};
@@ -207,7 +207,7 @@ inline float* project_queries(TokenTile& t, const Layer& layer, float* latent) {
 
 // Writes the entries of the windows that the tile's tokens close, of the keys and of the indexer.
 inline void compress_tile(TokenTile& t, const Layer& layer, const LayerCache& cache, const AttentionInputs& in) {
-    const bool indexed = layer.ratio == 4;
+    const bool indexed = layer.kind.has_indexer;
     add_ape(t, layer.main, in.main_score);
     if (indexed) add_ape(t, layer.index, in.index_score);
     const int64_t count = static_cast<int64_t>(t.segments.size()), compressors = indexed ? 2 : 1;
@@ -251,10 +251,10 @@ inline void attention(TokenTile& t, const Layer& layer, const LayerCache& cache,
     const Config& c = t.model.config;
     const AttentionInputs in = project_inputs(t, layer, x);
     float* q = project_queries(t, layer, in.latent);
-    if (layer.ratio) compress_tile(t, layer, cache, in);
+    if (layer.kind.ratio) compress_tile(t, layer, cache, in);
     thread_local std::vector<int32_t> memory;
     const int32_t* selected =
-        layer.ratio == 4 ? select_tile_entries(t, layer, cache, in.latent, in.head_weights, memory) : nullptr;
+        layer.kind.has_indexer ? select_tile_entries(t, layer, cache, in.latent, in.head_weights, memory) : nullptr;
     float* o = t.buffers.get(t.n * c.num_attention_heads * c.head_dim);
     attend_tile(t, layer, cache, q, in.kv, selected, o);
     store_window(t, cache, in.kv);

@@ -121,11 +121,13 @@ struct CachedKeys : KeyBounds<Int16Quantizer> {
         std::vector<int64_t> stale;
         MaxBounds bounds;
         for (int64_t p = 0; p * LANES < count; ++p) {
-            const int64_t panel = panel_of(p * LANES);
-            if (cache->valid_rows(panel) < std::min<int64_t>(LANES, count - p * LANES))
+            const int64_t panel = panel_of(p * LANES), rows = std::min<int64_t>(LANES, count - p * LANES);
+            if (cache->valid_rows(panel) < rows) {
                 stale.push_back(p);
-            else
+                cache->count_quantized(rows);
+            } else {
                 bounds.merge(cache->bounds(panel));
+            }
         }
         const MaxBounds fresh = for_each_panel(static_cast<int64_t>(stale.size()), [&](int64_t i) {
             const int64_t p = stale[static_cast<size_t>(i)], panel = panel_of(p * LANES);
@@ -133,8 +135,7 @@ struct CachedKeys : KeyBounds<Int16Quantizer> {
             auto key = [&](int64_t j) { return keys[p * LANES + j]; };
             const MaxBounds found =
                 quantize_panel<Int16Quantizer>(key, rows, keys.width, cache->panel(panel), cache->steps(panel));
-            cache->bounds(panel) = found;
-            cache->valid_rows(panel) = static_cast<uint8_t>(rows);
+            cache->set_valid(panel, rows, found, keys[p * LANES], keys.width);  // a panel's rows are contiguous
             return found;
         });
         bounds.merge(fresh);

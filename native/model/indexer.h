@@ -163,7 +163,7 @@ struct SegmentSelection {
     EntrySelection selection;
     int32_t* selected;
 
-    int64_t visible(int64_t t) const { return (s.start + t + 1) / 4; }  // entries, by token t
+    int64_t visible(int64_t t) const { return (s.start + t + 1) / CSA.ratio; }  // entries, by token t
     int64_t entries() const { return visible(s.count - 1); }
 };
 
@@ -347,7 +347,7 @@ inline const int32_t* select_tile_entries(TokenTile& t, const Layer& layer, cons
                                           const float* head_weights, std::vector<int32_t>& selected) {
     const Config& c = t.model.config;
     int64_t heads = c.index_n_heads, width = c.index_head_dim, k = c.index_topk, pairs = c.qk_rope_head_dim / 2;
-    auto selects = [&](const Segment& s) { return (s.start + s.count) / 4 > k; };
+    auto selects = [&](const Segment& s) { return (s.start + s.count) / CSA.ratio > k; };
     if (std::none_of(t.segments.begin(), t.segments.end(), selects)) return nullptr;
     selected.resize(static_cast<size_t>(t.n * k));
     float* q = t.buffers.get(t.n * heads * width);
@@ -364,7 +364,7 @@ inline const int32_t* select_tile_entries(TokenTile& t, const Layer& layer, cons
     });
     std::vector<SegmentSelection> list;
     for (const Segment& s : t.segments) {
-        Entries keys(cache.index.entries, t.cache, s.slot, 4, width);
+        Entries keys(cache.index.entries, t.cache, s.slot, CSA.ratio, width);
         const EntrySelection selection{
             q + s.first * heads * width, head_weights + s.first * heads, heads, width, k, keys, cache.index.quantized};
         list.push_back({s, selection, selected.data() + s.first * k});

@@ -113,14 +113,14 @@ class NativeModel {
                 contiguous(prefix + "_scale", {scales})};
     }
 
-    Compressor compressor(const std::string& prefix, int64_t ratio, int64_t width) const {
+    Compressor compressor(const std::string& prefix, const CompressionKind& kind, int64_t width) const {
         Compressor w;
-        w.ratio = ratio;
+        w.kind = kind;
         w.width = width;
-        w.total = ratio == 4 ? 2 * width : width;
+        w.total = kind.channels(width);
         w.wkv = weight(prefix + "wkv.weight", w.total, model.config.hidden_size);
         w.wgate = weight(prefix + "wgate.weight", w.total, model.config.hidden_size);
-        w.ape = contiguous(prefix + "ape", {ratio, w.total});
+        w.ape = contiguous(prefix + "ape", {kind.ratio, w.total});
         w.norm = contiguous(prefix + "norm.weight", {width});
         return w;
     }
@@ -134,8 +134,10 @@ class NativeModel {
     Layer layer(const std::string& prefix, int64_t ratio) const {
         const Config& c = model.config;
         int64_t d = c.hidden_size, s = c.hc_mult, H = c.num_attention_heads, D = c.head_dim;
+        const CompressionKind* kind = compression_kind(ratio);
+        if (!kind) wrong(prefix + ": ratio " + std::to_string(ratio) + "; allowed are 0, 4 and 128");
         Layer w;
-        w.ratio = ratio;
+        w.kind = *kind;
         w.hc_attn = site(prefix + "hc_attn", s * (2 + s), 3);
         w.hc_ffn = site(prefix + "hc_ffn", s * (2 + s), 3);
         w.attn_norm = contiguous(prefix + "attn_norm.weight", {d});
@@ -149,9 +151,9 @@ class NativeModel {
         w.wkv = weight(attn + "wkv.weight", D, d);
         w.wo_a = weight(attn + "wo_a.weight", c.o_groups * c.o_lora_rank, H * D / c.o_groups);
         w.wo_b = weight(attn + "wo_b.weight", d, c.o_groups * c.o_lora_rank);
-        if (ratio) w.main = compressor(attn + "compressor.", ratio, D);
-        if (ratio == 4) {
-            w.index = compressor(attn + "indexer.compressor.", 4, c.index_head_dim);
+        if (w.kind.ratio) w.main = compressor(attn + "compressor.", w.kind, D);
+        if (w.kind.has_indexer) {
+            w.index = compressor(attn + "indexer.compressor.", w.kind, c.index_head_dim);
             w.index_wq_b = weight(attn + "indexer.wq_b.weight", c.index_n_heads * c.index_head_dim, c.q_lora_rank);
             w.index_weights_proj = weight(attn + "indexer.weights_proj.weight", c.index_n_heads, d);
         }
@@ -176,38 +178,72 @@ class NativeModel {
     std::map<std::string, Readout> readouts_;
 };
 
-// One layer's cache tensors: window, then kv, score and entries of each compressor.
+// A cache's tensors: per layer the window, then kv, score and entries of each compressor.
 class NativeCache {
    public:
     Cache cache;
 
-    NativeCache(const std::vector<std::vector<MutableFloats>>& layers, Longs block_table)
-        : layers_(layers), block_table_(std::move(block_table)) {
+    // Entries lie in pages 0 to num_pages - 1, of which the block table [slots, pages per slot] names each slot's.
+    NativeCache(const std::vector<std::vector<MutableFloats>>& layers, Longs block_table, int64_t num_pages,
+                bool checked)
+        : layers_(layers), block_table_(std::move(block_table)), num_pages_(num_pages) {
         if (block_table_.ndim() != 2) wrong("block_table has 2 dimensions");
         cache.block_table = block_table_.data();
         cache.pages_per_slot = static_cast<int64_t>(block_table_.shape(1));
         for (const auto& tensors : layers_) {
             if (tensors.size() % 3 != 1 || tensors.size() > 7) wrong("a layer's cache has 1, 4 or 7 tensors");
             auto part = [&](size_t i) -> CompressorCache {
-                if (tensors.size() <= i) return {};
-                return {tensors[i].data(), tensors[i + 1].data(), tensors[i + 2].data(), nullptr};
+                if (i >= tensors.size()) return {};
+                if (tensors[i + 2].ndim() != 2) wrong("entries have 2 dimensions");
+                return {tensors[i].data(), tensors[i + 1].data(), tensors[i + 2].data()};
             };
             cache.layers.push_back({tensors[0].data(), part(1), part(4)});
             if (tensors.size() < 7) continue;
-            index_keys_.push_back(std::make_unique<IndexKeyCache>(static_cast<int64_t>(tensors[6].shape(0))));
+            index_keys_.push_back(std::make_unique<IndexKeyCache>(static_cast<int64_t>(tensors[6].shape(0)), checked));
             cache.layers.back().index.quantized = index_keys_.back().get();
         }
-    }
-
-    // Drops the quantized index keys, after someone else has written to the entries.
-    void forget() {
-        for (auto& keys : index_keys_) keys->invalidate();
     }
 
     NativeCache(const NativeCache&) = delete;
     NativeCache& operator=(const NativeCache&) = delete;
 
+    // Drops the quantized index keys of a page, after someone else has written to its entries.
+    void forget(int64_t page) {
+        if (page < 0 || page >= num_pages_)
+            wrong("page " + std::to_string(page) + ": the cache has pages 0 to " + std::to_string(num_pages_ - 1));
+        constexpr int64_t ROWS = PAGE_TOKENS / CSA.ratio;
+        for (auto& keys : index_keys_) keys->invalidate(page * ROWS, ROWS);
+    }
+
+    // Rows of index keys that were quantized since the cache was made, over all layers.
+    int64_t quantized_rows() const {
+        int64_t rows = 0;
+        for (const auto& keys : index_keys_) rows += keys->quantized_rows();
+        return rows;
+    }
+
+    // (layer, page) of the first quantized index key that is not of its entry any more, (-1, -1) if there is none or the
+    // cache was not made to be checked.
+    std::tuple<int64_t, int64_t> stale() const {
+        for (size_t l = 0; l < layers_.size(); ++l) {
+            const CompressorCache& index = cache.layers[l].index;
+            if (!index.quantized) continue;
+            int64_t row = index.quantized->stale_row(index.entries, static_cast<int64_t>(layers_[l][6].shape(1)));
+            if (row >= 0) return {static_cast<int64_t>(l), row / (PAGE_TOKENS / CSA.ratio)};
+        }
+        return {-1, -1};
+    }
+
     int64_t slots() const { return static_cast<int64_t>(block_table_.shape(0)); }
+
+    // Checks that a slot has pages of the pool for tokens [0, stop).
+    void expect_pages(int64_t slot, int64_t stop) const {
+        const int64_t* pages = cache.block_table + slot * cache.pages_per_slot;
+        for (int64_t i = 0; i < (stop + PAGE_TOKENS - 1) / PAGE_TOKENS; ++i)
+            if (pages[i] < 0 || pages[i] >= num_pages_)
+                wrong("cache row " + std::to_string(slot) + ": no page for tokens from " +
+                      std::to_string(i * PAGE_TOKENS) + " on");
+    }
 
     // Checks that the tensors have the sizes that a layer of this configuration writes to.
     void expect_fits(const Config& c, const Layer& layer, size_t l) const {
@@ -218,21 +254,21 @@ class NativeCache {
         };
         auto part = [&](size_t i, const Compressor& w) {
             const MutableFloats& entries = tensors[i + 2];
-            return is(tensors[i], slots(), w.rows(), w.total) && is(tensors[i + 1], slots(), w.rows(), w.total) &&
+            int64_t tokens = w.kind.state_tokens();
+            return is(tensors[i], slots(), tokens, w.total) && is(tensors[i + 1], slots(), tokens, w.total) &&
                    entries.ndim() == 2 && static_cast<int64_t>(entries.shape(1)) == w.width &&
-                   static_cast<int64_t>(entries.shape(0)) >= slots() * cache.pages_per_slot * (128 / w.ratio);
+                   static_cast<int64_t>(entries.shape(0)) >= num_pages_ * (PAGE_TOKENS / w.kind.ratio);
         };
-        bool fits = tensors.size() == (layer.ratio == 4 ? 7u
-                                       : layer.ratio    ? 4u
-                                                        : 1u) &&
-                    is(tensors[0], slots(), 128, c.head_dim) && (!layer.ratio || part(1, layer.main)) &&
-                    (layer.ratio != 4 || part(4, layer.index));
+        size_t compressors = (layer.kind.ratio ? 1 : 0) + (layer.kind.has_indexer ? 1 : 0);
+        bool fits = tensors.size() == 1 + 3 * compressors && is(tensors[0], slots(), WINDOW, c.head_dim) &&
+                    (compressors < 1 || part(1, layer.main)) && (compressors < 2 || part(4, layer.index));
         if (!fits) wrong("layer " + std::to_string(l) + ": the cache was made for another model");
     }
 
    private:
     std::vector<std::vector<MutableFloats>> layers_;
     Longs block_table_;
+    int64_t num_pages_;
     std::vector<std::unique_ptr<IndexKeyCache>> index_keys_;
 };
 
@@ -245,7 +281,7 @@ Batch checked(const NativeModel& model, const NativeCache& cache, const Longs& t
     expect(slots, {n}, "slots");
     for (int64_t i = 0; i < n; ++i) {
         int64_t length = lengths.data()[i], start = starts.data()[i], slot = slots.data()[i];
-        int64_t room = cache.cache.pages_per_slot * 128;
+        int64_t room = cache.cache.pages_per_slot * PAGE_TOKENS;
         if (length < 1 || start < 0 || length > room - start || slot < 0 || slot >= cache.slots())
             wrong("cache row " + std::to_string(slot) + " cannot take " + std::to_string(length) + " tokens from " +
                   std::to_string(start) + " on");
@@ -258,9 +294,11 @@ Batch checked(const NativeModel& model, const NativeCache& cache, const Longs& t
         if (token_ids.data()[i] < 0 || token_ids.data()[i] >= c.vocab_size)
             wrong("token id " + std::to_string(token_ids.data()[i]) + ": allowed are 0 to " +
                   std::to_string(c.vocab_size - 1));
+    bool has_entries = false;
     for (int64_t l = first; l < last; ++l) {
         const Layer& layer = model.model.layers[static_cast<size_t>(l)];
         cache.expect_fits(c, layer, static_cast<size_t>(l));
+        has_entries = has_entries || layer.kind.ratio;
         for (int64_t i = 0; layer.tid2eid && i < tokens * c.num_experts_per_tok; ++i) {
             int64_t k = c.num_experts_per_tok, expert = layer.tid2eid[token_ids.data()[i / k] * k + i % k];
             if (expert < 0 || expert >= c.n_routed_experts)
@@ -268,6 +306,8 @@ Batch checked(const NativeModel& model, const NativeCache& cache, const Longs& t
                       std::to_string(c.n_routed_experts));
         }
     }
+    for (int64_t i = 0; has_entries && i < n; ++i)
+        cache.expect_pages(slots.data()[i], starts.data()[i] + lengths.data()[i]);
     return {token_ids.data(), lengths.data(), starts.data(), slots.data(), n};
 }
 
@@ -351,9 +391,12 @@ NB_MODULE(_native, m) {
              nb::arg("compressed_freq"));
     // noconvert on all that is written to: nanobind would pass a converted copy of an array of another dtype.
     nb::class_<NativeCache>(m, "Cache")
-        .def(nb::init<const std::vector<std::vector<MutableFloats>>&, Longs>(), nb::arg("layers").noconvert(),
-             nb::arg("block_table").noconvert())
-        .def("forget", &NativeCache::forget)
+        .def(nb::init<const std::vector<std::vector<MutableFloats>>&, Longs, int64_t, bool>(),
+             nb::arg("layers").noconvert(), nb::arg("block_table").noconvert(), nb::arg("num_pages"),
+             nb::arg("checked"))
+        .def("forget", &NativeCache::forget, nb::arg("page"))
+        .def("quantized_rows", &NativeCache::quantized_rows)
+        .def("stale", &NativeCache::stale)
         // A copy of a Python cache creates its own on first use.
         .def("__reduce__", [](nb::handle) {
             return nb::make_tuple(nb::handle(reinterpret_cast<PyObject*>(Py_TYPE(Py_None))), nb::make_tuple());

@@ -160,7 +160,7 @@ void index_top_k(MutableFloats q, MutableFloats weights, MutableFloats keys, int
     expect(q, {tokens, heads, width}, "q");
     expect(weights, {tokens, heads}, "weights");
     if (k < 1) wrong("k " + std::to_string(k) + ": allowed are 1 or more");
-    if (start < 0 || start > 4 * entries + 3 - tokens)
+    if (start < 0 || start > CSA.ratio * (entries + 1) - 1 - tokens)
         wrong("start " + std::to_string(start) + ": the keys end before the last token");
     expect(index, {tokens, k}, "index");
     Computing now;

@@ -99,13 +99,14 @@ void expect_entries(const MutableFloats& entries, int64_t closed, int64_t width)
 
 // Compressors are of 4 tokens with overlap, or of 128 without; see Compressor in base/views.h.
 Compressor compressor_of(int64_t ratio, int64_t total) {
-    if (ratio != 4 && ratio != WINDOW) wrong("ratio " + std::to_string(ratio) + "; allowed are 4 and 128");
-    if (total < 1 || (ratio == 4 && total % 2))
+    const CompressionKind* kind = compression_kind(ratio);
+    if (!kind || !ratio) wrong("ratio " + std::to_string(ratio) + "; allowed are 4 and 128");
+    if (total < 1 || (kind->overlap && total % 2))
         wrong("kv: " + std::to_string(total) + " channels; allowed are 1 or more, an even number with ratio 4");
     Compressor w;
-    w.ratio = ratio;
+    w.kind = *kind;
     w.total = total;
-    w.width = ratio == 4 ? total / 2 : total;
+    w.width = kind->overlap ? total / 2 : total;
     return w;
 }
 
@@ -118,8 +119,8 @@ void compress(int64_t ratio, MutableFloats kv, MutableFloats score, MutableFloat
     Compressor w = compressor_of(ratio, total);
     expect(score, {n, total}, "score");
     expect(ape, {ratio, total}, "ape");
-    expect(state_kv, {w.rows(), total}, "state_kv");
-    expect(state_score, {w.rows(), total}, "state_score");
+    expect(state_kv, {w.kind.state_tokens(), total}, "state_kv");
+    expect(state_score, {w.kind.state_tokens(), total}, "state_score");
     expect_within(start, 0, MOST_POSITIONS, "start");
     expect_entries(entries, (start + n) / ratio, w.width);
     w.ape = ape.data();
@@ -146,18 +147,18 @@ void attend(MutableFloats q, MutableFloats kv, MutableFloats window, MutableFloa
     for (int64_t size : {n, c.num_attention_heads, c.head_dim, c.index_topk})
         expect_within(size, 1, MOST_POSITIONS, "tokens, heads, channels or k");
     expect_within(start, 0, MOST_POSITIONS, "start");
-    if (ratio != 0 && ratio != 4 && ratio != WINDOW)
-        wrong("ratio " + std::to_string(ratio) + "; allowed are 0, 4 and 128");
+    const CompressionKind* kind = compression_kind(ratio);
+    if (!kind) wrong("ratio " + std::to_string(ratio) + "; allowed are 0, 4 and 128");
     expect_entries(entries, ratio ? (start + n) / ratio : 0, c.head_dim);
     std::vector<int32_t> picks;
     for (int64_t t = 0; t < n; ++t)
         for (int64_t i = 0; i < c.index_topk; ++i) {
-            int64_t pick = chosen.data()[t * c.index_topk + i], visible = (start + t + 1) / 4;
-            if (ratio == 4 && visible > c.index_topk) expect_within(pick, 0, visible - 1, "chosen entry");
+            int64_t pick = chosen.data()[t * c.index_topk + i], visible = (start + t + 1) / CSA.ratio;
+            if (kind->has_indexer && visible > c.index_topk) expect_within(pick, 0, visible - 1, "chosen entry");
             picks.push_back(static_cast<int32_t>(pick));
         }
     Layer layer;
-    layer.ratio = ratio;
+    layer.kind = *kind;
     layer.attn_sink = vector_of(sink, c.num_attention_heads, "sink");
     LayerCache cache{window.data(), {nullptr, nullptr, entries.data(), nullptr}, {}};
     Computing now;

@@ -8,15 +8,14 @@ import pytest
 import torch
 
 import dsv4
+from dsv4.cache import Cache
 from dsv4.checkpoint.folder import Checkpoint
 from dsv4.config import ModelConfig, nano_path
 from dsv4.engine import LLM, CapacityError, SamplingParams, loading
 from dsv4.engine.capacity import LoadPlan, Need, check_fit, need_of, ways_out
 from dsv4.engine.machine import Memory, host_memory
 from dsv4.kernels import backends
-from dsv4.kernels.attention import ENTRY_CHUNK
 from dsv4.kernels.stored import StoredWeight
-from dsv4.model.cache import Cache
 from dsv4.server.run import serve
 
 GB = 10**9
@@ -57,13 +56,13 @@ def test_the_cache_takes_what_is_said(dtype: torch.dtype) -> None:
     config = ModelConfig.preset("nano")
     size = Cache(config, 2, 1000, CPU, dtype).num_bytes()
     need = need_of(replace(nano_plan(dtype.itemsize, False), config=config))
-    slack = sum(
-        ENTRY_CHUNK * dtype.itemsize * (config.head_dim + (config.index_head_dim if ratio == 4 else 0))
-        for ratio in config.compress_ratios
-        if ratio
+    blank_rows = sum(
+        dtype.itemsize * (config.head_dim + (config.index_head_dim if kind.has_indexer else 0))
+        for kind in map(config.compression, range(config.num_hidden_layers))
+        if kind.ratio
     )
     assert need.state == size["window"] + size["state"]
-    assert 2 * need.full_request == size["entries"] + size["index_keys"] - slack
+    assert 2 * need.full_request == size["entries"] + size["index_keys"] - blank_rows
 
 
 def test_a_model_that_cannot_be_loaded_is_told_with_numbers_and_ways_out() -> None:

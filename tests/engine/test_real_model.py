@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import dsv4
+from dsv4.cache import Cache
 from dsv4.checkpoint import save_model
 from dsv4.config import ModelConfig
 from dsv4.engine import LLM, SamplingParams
@@ -13,7 +14,6 @@ from dsv4.engine.runner import ModelRunner
 from dsv4.engine.step import ScheduledChunk, StepOutput
 from dsv4.kernels import backends
 from dsv4.model.batch import RaggedBatch
-from dsv4.model.cache import Cache
 from dsv4.model.transformer import Transformer
 from dsv4.tokenizer.train import train_tokenizer, write_tokenizer
 

@@ -16,10 +16,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from dsv4.cache import Cache
 from dsv4.kernels import backends
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.batch import RaggedBatch
-from dsv4.model.cache import Cache
 from dsv4.model.transformer import Transformer
 
 from .tiny import random_ids, random_model, store, tiny_config
@@ -349,6 +349,8 @@ def test_entries_written_from_outside_are_read() -> None:
             state.kv[:], state.score[:] = state.kv.flip(0), state.score.flip(0)
             rows = [cache.entry_rows(slot, state.ratio, 0, 254 // state.ratio) for slot in (0, 1)]
             state.entries[np.concatenate(rows)] = state.entries[np.concatenate(rows[::-1])]
+    cache.changed(0)
+    cache.changed(1)
     assert same(feed(model, cache, ids[254:270], slot=1, chunk=1), whole[254:270])
 
 
@@ -366,6 +368,7 @@ def test_what_was_kept_of_long_keys_counts(path: str) -> None:
         for layer in cache.layers:
             if layer.index is not None:
                 layer.index.entries[cache.entry_rows(0, 4, 0, 40), 0] = 1e6
+        cache.changed(0)
         logits.append(feed(model, cache, ids[250:282], chunk=1))
     assert torch.equal(*logits)
 
@@ -442,6 +445,7 @@ def test_what_is_not_finite_stays_in_its_sequence(top_k: int) -> None:
         layer.window[1] = float("nan")
         for state in layer.compressors():
             state.entries[cache.entry_rows(1, state.ratio, 0, 300 // state.ratio)] = float("nan")
+    cache.changed(1)
     parts = [ids[300:301].tolist(), ids[300:340].tolist(), ids[300:305].tolist()]
     batch = RaggedBatch.pack(parts, starts=[300] * 3, slots=[1, 0, 2])
     logits = model.logits(model.forward_ragged(batch, cache)).split([1, 40, 5])

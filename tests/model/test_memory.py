@@ -104,6 +104,6 @@ def test_cache_memory_is_what_its_shapes_say() -> None:
     assert cache.num_bytes() == {
         "window": 3 * 2 * 128 * c.head_dim * 4,
         "state": 2 * 4 * 2 * (8 * 2 * c.head_dim + 8 * 2 * c.index_head_dim + 128 * c.head_dim),
-        "entries": 4 * c.head_dim * (pages * 32 + 64 + pages + 64),
-        "index_keys": 4 * c.index_head_dim * (pages * 32 + 64),
+        "entries": 4 * c.head_dim * (pages * 32 + 1 + pages + 1),
+        "index_keys": 4 * c.index_head_dim * (pages * 32 + 1),
     }

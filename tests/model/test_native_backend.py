@@ -232,8 +232,8 @@ def test_what_does_not_fit_is_refused(model: Transformer) -> None:
         model(IDS, random_model(tiny_config(head_dim=48)).new_cache(1, 64))
     with pytest.raises(TypeError, match="incompatible"):
         model(IDS, random_model(CONFIG).bfloat16().new_cache(1, 64))
-    streams, batch = model.forward_ragged(RaggedBatch.pack([[1, 2, 3]])), RaggedBatch.pack([[1, 2, 3]], slots=[1])
-    with pytest.raises(ValueError, match="cache row 1 cannot take 3 tokens from 0 on"):
+    streams, batch = model.forward_ragged(RaggedBatch.pack([[1, 2, 3]])), RaggedBatch.pack([[1, 2, 3]], starts=[126])
+    with pytest.raises(ValueError, match="cache row 0 cannot take 3 tokens from 126 on"):
         model.mtp_forward(streams, IDS[0, :3], batch, model.new_cache(1, 64))
     table = model.layers[0].ffn.gate.tid2eid
     assert isinstance(table, Tensor)

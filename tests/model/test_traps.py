@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from dsv4.cache import Cache
 from dsv4.config import ModelConfig, YarnScaling
 from dsv4.model.batch import RaggedBatch
-from dsv4.model.cache import Cache
 from dsv4.model.moe import Gate
 from dsv4.model.stacks import official_tensors
 from dsv4.model.transformer import Transformer

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dsv4.config import WINDOW
 from dsv4.kernels import cpu
-from dsv4.kernels.attention.views import WINDOW, KeyView
+from dsv4.kernels.attention.views import KeyView
 
 
 def attend(q: Tensor, keys: KeyView, sink: Tensor, chosen: Tensor | None) -> Tensor:

@@ -50,6 +50,8 @@ def _gather(pool: Tensor, group: TileGroup, index: Tensor | None) -> Tensor:
     if isinstance(group.entries, slice):
         return take_rows(pool, index + group.entries.start)
     assert group.entries is not None
+    if group.entries.dim() == 1:
+        return take_rows(pool, group.entries[index])
     tile = torch.arange(index.shape[0], device=index.device)[:, None, None]
     return take_rows(pool, group.entries[tile, index])
 

@@ -9,10 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dsv4.config import PAGE_TOKENS
 from dsv4.kernels.gather import take_rows
 
-WINDOW = 128  # positions that a query sees of the newest tokens, its own included
-PAGE_TOKENS = 128  # of a block table's page
+
+def entry_rows(block_table: np.ndarray, slots: np.ndarray | int, entries: np.ndarray, ratio: int) -> np.ndarray:
+    """Rows of a pool where entries, by their number in the sequence, of cache rows lie; int64 like `entries`.
+
+    block_table int64 [cache rows, pages]: the pages of PAGE_TOKENS tokens, PAGE_TOKENS / ratio entries, of each row.
+    """
+    per_page = PAGE_TOKENS // ratio
+    return block_table[slots, entries // per_page] * per_page + entries % per_page
 
 
 class Ragged(Protocol):
@@ -33,9 +40,7 @@ class EntryView:
     pool: Tensor  # [rows, D]
     ratio: int  # tokens per entry
     batch: Ragged
-    # int64 [slots, pages]: entry e of cache row s is pool row block_table[s, e // n] * n + e % n, with n entries per
-    # page of 128 tokens. None: the entries of the sequences lie one after another.
-    block_table: np.ndarray | None
+    block_table: np.ndarray | None  # see entry_rows; None: the entries of the sequences lie one after another
 
     def of_sequence(self, sequence: int) -> Tensor:
         """Entries [(start + length) // ratio, D] of one sequence in order."""
@@ -44,9 +49,7 @@ class EntryView:
         if self.block_table is None:
             rows = int(counts[:sequence].sum()) + entry
         else:
-            per_page = PAGE_TOKENS // self.ratio
-            page = self.block_table[self.batch.slots[sequence], entry // per_page]
-            rows = page * per_page + entry % per_page
+            rows = entry_rows(self.block_table, int(self.batch.slots[sequence]), entry, self.ratio)
         return self.pool[torch.from_numpy(rows).to(self.pool.device)]
 
 
@@ -63,13 +66,18 @@ class KeyView:
 
 @dataclass(frozen=True)
 class TileGroup:
-    """Tiles first..last-1, attended to in one call. entries: rows of the pool, a slice when contiguous."""
+    """Tiles first to last - 1, attended to in one call.
+
+    entries: rows of the pool. Tiles of one sequence share them, int64 [num_entries] or, without a cache, a slice. Tiles
+    of several sequences have their own, int64 [tiles, num_entries]. Places past a sequence's last entry name a row of
+    zeros, never another sequence's entry: zero times what is not finite is not zero.
+    """
 
     first: int
     last: int
     window_skip: int  # leading window slots before the sequence's start in every tile, a multiple of a tile
     num_entries: int  # a multiple of ENTRY_CHUNK, 0 when no row sees an entry
-    entries: slice | Tensor | None  # slice, or int64 [tiles, num_entries]
+    entries: slice | Tensor | None
     num_visible: Tensor  # int64 [tiles, rows]: entries that each row may see
     sparse: bool  # rows may see more entries than the indexer keeps
 
@@ -115,6 +123,6 @@ class Tiles:
 
 
 def pick(pool: Tensor, rows: slice | Tensor | None) -> Tensor:
-    """Rows of the pool that a group reads: shared [E, D] for a slice, [tiles, E, D] for an index."""
+    """Rows of the pool that a group reads: [E, D] where its tiles share them, else [tiles, E, D]."""
     assert rows is not None
     return pool[rows] if isinstance(rows, slice) else take_rows(pool, rows)

@@ -10,7 +10,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from dsv4.config import ModelConfig
+from dsv4.cache import LayerCache
+from dsv4.config import COMPRESSION_KINDS, ModelConfig
 from dsv4.kernels.attention import KeyView, Tiles, attend
 from dsv4.kernels.indexer import select_entries
 from dsv4.kernels.linear import linear
@@ -20,7 +21,6 @@ from dsv4.kernels.rope import rotate, rotation
 from dsv4.model.attention.compressor import Compressor, store_entries
 from dsv4.model.attention.indexer import Indexer, group_kl
 from dsv4.model.aux_losses import AuxLosses
-from dsv4.model.cache import LayerCache
 from dsv4.model.layout import Layout
 from dsv4.model.linear import Linear
 from dsv4.model.norm import RMSNorm
@@ -45,7 +45,7 @@ class Attention(nn.Module):
         self.wo_a = Linear(H * D // config.o_groups, config.o_groups * config.o_lora_rank)
         self.wo_b = Linear(config.o_groups * config.o_lora_rank, d, quantize)
         self.compressor = Compressor(config, D, ratio) if ratio else None
-        self.indexer = Indexer(config, quantize) if ratio == 4 else None
+        self.indexer = Indexer(config, quantize) if COMPRESSION_KINDS[ratio].has_indexer else None
 
     def forward(self, x: Tensor, layout: Layout, rope: Rope, cache: LayerCache | None, aux: AuxLosses | None) -> Tensor:
         """x [T, d], normed layer input -> [T, d]. Appends to the cache when there is one."""
@@ -100,7 +100,7 @@ class Attention(nn.Module):
                 if p is not None and s is not None
             ]
             if parts:
-                aux.add_indexer(torch.cat(parts).sum() / max(1, int((layout.position >= self.ratio - 1).sum())))
+                aux.add_indexer(torch.cat(parts).sum() / max(1, layout.count_from(self.ratio - 1)))
         return o
 
     def _choose(

@@ -5,23 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dsv4.config import ModelConfig
+from dsv4.cache import CompressorState
+from dsv4.config import COMPRESSION_KINDS, ModelConfig
 from dsv4.kernels.attention import ENTRY_CHUNK, EntryView
 from dsv4.kernels.compressor import Windows, compress
 from dsv4.kernels.rope import rotate, rotation
-from dsv4.model.cache import CompressorState
 from dsv4.model.layout import Layout
 from dsv4.model.linear import Linear, linear_fp32
 from dsv4.model.norm import RMSNorm
 
 
 class Compressor(nn.Module):
-    """One entry of `width` channels a closed window of `ratio` tokens; ratio 4 overlaps with the window before."""
+    """One entry of `width` channels per closed window of `ratio` tokens, which may overlap with the one before."""
 
     def __init__(self, config: ModelConfig, width: int, ratio: int) -> None:
         super().__init__()
-        self.ratio, self.overlap = ratio, ratio == 4
-        total = 2 * width if self.overlap else width
+        self.ratio = ratio
+        total = COMPRESSION_KINDS[ratio].channels(width)
         self.ape = nn.Parameter(torch.empty(ratio, total))
         self.wkv = Linear(config.hidden_size, total)
         self.wgate = Linear(config.hidden_size, total)
@@ -66,7 +66,7 @@ def store_entries(
     if state is not None:
         assert layout.cache is not None
         if entries is not None:
-            state.entries[layout.compression(ratio).entry_row] = entries.detach().to(state.entries.dtype)
+            state.write(layout.compression(ratio).entry_row, entries.detach())
         return EntryView(state.entries, ratio, layout.batch, layout.cache.block_table)
     slack = like.new_zeros(ENTRY_CHUNK, width)
     pool = slack if entries is None else torch.cat((entries, slack))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dsv4.config import ModelConfig
+from dsv4.config import CSA, ModelConfig
 from dsv4.kernels.attention import TileGroup
 from dsv4.kernels.hadamard import hadamard
 from dsv4.kernels.quant import fake_quant_fp4
@@ -22,7 +22,7 @@ class Indexer(nn.Module):
         self.heads, self.width, self.top_k = config.index_n_heads, config.index_head_dim, config.index_topk
         self.wq_b = Linear(config.q_lora_rank, self.heads * self.width, quantize)
         self.weights_proj = Linear(config.hidden_size, self.heads)
-        self.compressor = Compressor(config, self.width, 4)
+        self.compressor = Compressor(config, self.width, CSA.ratio)
         self.quantize = quantize
 
     def rotate_and_quantize(self, x: Tensor) -> Tensor:

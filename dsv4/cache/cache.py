@@ -1,0 +1,257 @@
+"""The cache of one model: rows of sequences, each with a fixed state and the pages that its tokens need.
+
+A page covers PAGE_TOKENS tokens of a sequence in every layer. Rows take pages from one pool as their tokens come, in
+any order. Two rows, or a row and someone outside, may hold the same page: it is copied before a row writes to it.
+
+Pages are never wiped. That is safe by one rule: of a sequence with n entries only those, 0 to n - 1, are read, and
+kernels that take entries in chunks read the blank row of zeros in every place past them. What a page held before, a
+former sequence's NaN too, so reaches nobody, and `reset` does nothing to a page that another row holds. The fixed state
+is wiped at `reset`: a snapshot depends on its own sequence alone.
+
+On the CPU the system hands memory out as it is written, so that the tensors have all pages from the start. Elsewhere
+they grow, at least twofold, when the pages in use do not fit; page numbers stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from types import ModuleType
+
+import numpy as np
+import torch
+
+from dsv4.cache.native import NativeCache
+from dsv4.cache.pages import BlockTable, OutOfPagesError, PagePool, pages_for
+from dsv4.cache.state import Snapshot, check_same_kind, clone, layer_views
+from dsv4.cache.tensors import LayerCache, new_layer, num_bytes
+from dsv4.config import COMPRESSION_KINDS, PAGE_TOKENS, ModelConfig
+
+GROWTH_PAGES = 64  # that growing tensors get at a time, at least
+
+
+class Cache:
+    """State of `batch_size` sequences of up to `max_tokens` tokens each, and pages for them.
+
+    `max_pages`: pages of all rows together; by default as many as full rows need. `grows`: the tensors get memory for
+    pages as they are used; by default where the device is not the CPU. The native kernels take only a cache that does
+    not grow. ValueError unless the numbers are at least 1.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        batch_size: int,
+        max_tokens: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        max_pages: int | None = None,
+        grows: bool | None = None,
+    ) -> None:
+        if batch_size < 1 or max_tokens < 1 or (max_pages is not None and max_pages < 1):
+            pages = "" if max_pages is None else f", max_pages {max_pages}"
+            raise ValueError(f"new_cache: batch_size {batch_size}, max_tokens {max_tokens}{pages} must be at least 1")
+        self.config, self.batch_size, self.max_tokens = config, batch_size, max_tokens
+        self.lengths: list[int] = [0] * batch_size
+        self.pool = PagePool(max_pages or batch_size * pages_for(max_tokens))
+        self.grows = device.type != "cpu" if grows is None else grows
+        self.num_pages = 0 if self.grows else self.pool.num_pages  # that the tensors have memory for
+        self.native: NativeCache | None = None  # made when the native kernels first run
+        self._blocks = BlockTable(batch_size, pages_for(max_tokens))
+        with torch.inference_mode(False):  # a tensor of inference mode could not be written outside it
+            self.layers: list[LayerCache] = [
+                new_layer(config, COMPRESSION_KINDS[ratio], batch_size, self.num_pages, device, dtype)
+                for ratio in config.compress_ratios
+            ]
+
+    # Pages
+
+    @property
+    def max_pages(self) -> int:
+        return self.pool.num_pages
+
+    @property
+    def num_free_pages(self) -> int:
+        return self.pool.num_free
+
+    @property
+    def block_table(self) -> np.ndarray:
+        """int64 [batch_size, pages per full row]: each row's pages in the order of its tokens, -1 where it has none."""
+        return self._blocks.table
+
+    def pages_of(self, slot: int, tokens: int | None = None) -> list[int]:
+        """Pages that hold a row's tokens, or its first `tokens`; `pool.retain` keeps them after the row has ended."""
+        return self._blocks.pages(slot, pages_for(self.lengths[slot] if tokens is None else tokens))
+
+    def pages_needed(self, slot: int, tokens: int) -> int:
+        """Pages that a row would take from the pool to hold `tokens` more."""
+        length = self.lengths[slot]
+        missing = max(0, pages_for(length + tokens) - self._blocks.counts[slot])
+        return missing + bool(tokens and self._shares_last_page(slot))
+
+    def entry_rows(self, slot: int, ratio: int, start: int, stop: int) -> np.ndarray:
+        """Rows of entries start to stop - 1 of a slot in the entry tensors of layers with this ratio, int64."""
+        return self._blocks.entry_rows(slot, np.arange(start, stop), ratio)
+
+    def entry_rows_of(self, slots: np.ndarray, entries: np.ndarray, ratio: int) -> np.ndarray:
+        """Rows of entries [n], one of each of slots [n], in the entry tensors of layers with this ratio, int64."""
+        return self._blocks.entry_rows(slots, entries, ratio)
+
+    def blank_row(self, ratio: int) -> int:
+        """Row of the entry tensors of this ratio that is always zeros."""
+        return self.num_pages * (PAGE_TOKENS // ratio)
+
+    # Sequences
+
+    def check_slots(self, slots: Sequence[int]) -> None:
+        """ValueError where a row does not exist, or two sequences name the same: each would write over the other."""
+        if min(slots) < 0 or max(slots) >= self.batch_size:
+            slot = next(slot for slot in slots if not 0 <= slot < self.batch_size)
+            raise ValueError(f"cache row {slot}: the cache has rows 0 to {self.batch_size - 1}")
+        if len(set(slots)) < len(slots):
+            twice = next(slot for slot in slots if slots.count(slot) > 1)
+            raise ValueError(
+                f"cache row {twice} is named by {slots.count(twice)} sequences of the batch; allowed is one"
+            )
+
+    def reserve(self, slots: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> None:
+        """Make room for lengths[i] tokens of row slots[i] from position starts[i] on; int64 [n] each.
+
+        ValueError, with nothing changed, where a row is named twice, does not end at its start, or has no room;
+        OutOfPagesError where the pages that are free are too few.
+        """
+        rows = slots.tolist()
+        self.check_slots(rows)
+        needed = 0
+        for slot, start, length in zip(rows, starts.tolist(), lengths.tolist(), strict=True):
+            held = self.lengths[slot]
+            if held + length > self.max_tokens:
+                raise ValueError(
+                    f"cache row {slot} holds {held} tokens and cannot take {length} more: "
+                    f"max_tokens is {self.max_tokens}"
+                )
+            if held != start:
+                raise ValueError(f"cache row {slot} holds {held} tokens, the batch starts at {start}")
+            # What most steps need is nothing: a look at the pages of a row then costs more than the rest.
+            if held + length > self._blocks.counts[slot] * PAGE_TOKENS or self.pool.num_shares:
+                needed += self.pages_needed(slot, length)
+        if needed > self.pool.num_free:
+            raise OutOfPagesError(f"the batch needs {needed} more pages, {self.pool.num_free} are free")
+        if needed:
+            self._take_pages(rows, lengths.tolist())
+
+    def advance(self, slots: np.ndarray, lengths: np.ndarray) -> None:
+        """Rows hold lengths[i] more tokens from now on, for which `reserve` made room."""
+        for slot, length in zip(slots.tolist(), lengths.tolist(), strict=True):
+            self.lengths[slot] += length
+
+    def share(self, source: int, target: int, tokens: int) -> None:
+        """Let an empty row hold the pages of the first `tokens` tokens of another; `restore` then gives it the state.
+
+        ValueError where the source holds fewer tokens or the target is not empty.
+        """
+        if not 0 <= tokens <= self.lengths[source]:
+            raise ValueError(f"cache row {source} holds {self.lengths[source]} tokens and cannot share {tokens}")
+        self.attach(target, self.pages_of(source, tokens))
+
+    def attach(self, slot: int, pages: Iterable[int]) -> None:
+        """Let an empty row hold pages that are in use, in the order of its tokens; ValueError where it is not empty."""
+        pages = list(pages)
+        if self.lengths[slot] or self._blocks.counts[slot]:
+            raise ValueError(f"cache row {slot} is not empty: reset it before it shares pages")
+        if len(pages) > pages_for(self.max_tokens):
+            raise ValueError(f"{len(pages)} pages for a row of up to {pages_for(self.max_tokens)}")
+        self.pool.retain(pages)
+        self._blocks.append(slot, pages)
+
+    def reset(self, slot: int) -> None:
+        """Empty a row: wipe its state, release its pages."""
+        self.lengths[slot] = 0
+        self.pool.release(self._blocks.cut(slot, 0))
+        for layer in self.layers:
+            layer.reset(slot)
+
+    def snapshot(self, slot: int) -> Snapshot:
+        """Copy the state of a row: with the pages that the row holds now, enough to return to its present length."""
+        return Snapshot(self.lengths[slot], tuple(clone(layer_views(layer, slot)) for layer in self.layers))
+
+    def restore(self, slot: int, snapshot: Snapshot) -> None:
+        """Put a row into the state of a snapshot, of this row or of one whose pages it was given by `share`.
+
+        Pages past the snapshot's length are released. ValueError where the row has not the pages for that length, or
+        the snapshot is of another model.
+        """
+        pages = pages_for(snapshot.length)
+        if self._blocks.counts[slot] < pages:
+            raise ValueError(
+                f"snapshot of {snapshot.length} tokens: cache row {slot} has {self._blocks.counts[slot]} of their "
+                f"{pages} pages; share them first"
+            )
+        place = Snapshot(snapshot.length, tuple(layer_views(layer, slot) for layer in self.layers))
+        check_same_kind(snapshot, place)
+        values = snapshot.fields()
+        for name, tensor in place.fields().items():
+            tensor.copy_(values[name])
+        self.pool.release(self._blocks.cut(slot, pages))
+        self.lengths[slot] = snapshot.length
+
+    def changed(self, slot: int) -> None:
+        """To be called by whoever has written to the entries of a row by other means than a forward of the model."""
+        if self.native is not None:
+            self.native.forget(self._blocks.pages(slot))
+
+    def native_cache(self, kernels: ModuleType) -> NativeCache:
+        """This cache as the native kernels see it, made on first use; StaleCacheError as `NativeCache.check`."""
+        if self.native is None:
+            self.native = NativeCache(kernels, self.layers, self.block_table, self.num_pages)
+        self.native.check()
+        return self.native
+
+    # Bytes
+
+    def num_bytes(self) -> dict[str, int]:
+        """Bytes of the tensors by component: window, state, entries, index_keys; blank rows with them.
+
+        Entries and index keys are those of all pages; in a cache that grows, of the pages that there is memory for.
+        """
+        return num_bytes(self.layers)
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a page over all layers."""
+        return sum(c.page_bytes for layer in self.layers for c in layer.compressors())
+
+    def _shares_last_page(self, slot: int) -> bool:
+        """True if the page that the row's next token belongs to is begun, and someone else holds it too."""
+        length = self.lengths[slot]
+        return (
+            self.pool.num_shares > 0
+            and length % PAGE_TOKENS > 0
+            and self.pool.references(self.block_table[slot, length // PAGE_TOKENS]) > 1
+        )
+
+    def _take_pages(self, slots: list[int], lengths: list[int]) -> None:
+        """Give rows the pages for as many more tokens, and copies of their own of begun pages that they share."""
+        copies: list[tuple[int, int]] = []
+        for slot, length in zip(slots, lengths, strict=True):
+            if self._shares_last_page(slot):
+                own = self.pool.take()
+                copies.append((self._blocks.replace(slot, self.lengths[slot] // PAGE_TOKENS, own), own))
+            missing = pages_for(self.lengths[slot] + length) - self._blocks.counts[slot]
+            self._blocks.append(slot, [self.pool.take() for _ in range(missing)])
+        if self.pool.num_touched > self.num_pages:
+            self._grow(self.pool.num_touched)
+        for shared, own in copies:
+            for layer in self.layers:
+                for compressor in layer.compressors():
+                    compressor.copy_page(shared, own)
+            self.pool.release((shared,))
+
+    def _grow(self, needed: int) -> None:
+        """Move the entries to tensors of at least `needed` pages."""
+        wanted = max(needed, 2 * self.num_pages)
+        self.num_pages = min(-(-wanted // GROWTH_PAGES) * GROWTH_PAGES, self.pool.num_pages)
+        self.native = None
+        with torch.inference_mode(False):
+            for layer in self.layers:
+                for compressor in layer.compressors():
+                    compressor.grow(self.num_pages)

@@ -1,0 +1,134 @@
+"""Tensors of a cache: per layer a window ring, the state of each compressor, and its pool of entries.
+
+State of a sequence and layer: the window ring (the last WINDOW tokens; slot = position mod WINDOW), and for each
+compressor the projected rows of the tokens that later entries may need (fp32, ape added to the scores; slot = position
+mod their number). Pool of a compressor: PAGE_TOKENS / ratio entries per page, and behind all pages one row of zeros,
+the blank row, for places that are read but masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsv4.config import PAGE_TOKENS, CompressionKind, ModelConfig
+
+
+class EntryWatcher(Protocol):
+    """Keeps something beside the entries, and is told which pages were written."""
+
+    def forget(self, pages: Iterable[int]) -> None: ...
+
+
+@dataclass
+class CompressorState:
+    """One compressor. kv, score fp32 [slots, tokens kept, channels]; entries [pages * entries per page + 1, width]."""
+
+    kind: CompressionKind
+    kv: Tensor
+    score: Tensor
+    entries: Tensor
+    watcher: EntryWatcher | None = None
+
+    @property
+    def ratio(self) -> int:
+        return self.kind.ratio
+
+    @property
+    def entries_per_page(self) -> int:
+        return PAGE_TOKENS // self.kind.ratio
+
+    @property
+    def page_bytes(self) -> int:
+        return self.entries_per_page * self.entries.shape[1] * self.entries.element_size()
+
+    def write(self, rows: Tensor, entries: Tensor) -> None:
+        """Write entries [n, width] to rows [n] of the pool."""
+        self.entries[rows] = entries.to(self.entries.dtype)
+        if self.watcher is not None:
+            self.watcher.forget(np.unique(rows.numpy() // self.entries_per_page).tolist())
+
+    def copy_page(self, source: int, target: int) -> None:
+        """Copy the entries of a page to another."""
+        n = self.entries_per_page
+        self.entries[target * n : (target + 1) * n] = self.entries[source * n : (source + 1) * n]
+        if self.watcher is not None:
+            self.watcher.forget((target,))
+
+    def grow(self, num_pages: int) -> None:
+        """Move the entries to a tensor of more pages. Page numbers stay."""
+        old = self.entries
+        self.entries = _pool(self.kind, num_pages, old.shape[1], old.dtype, old.device)
+        self.entries[: old.shape[0]] = old  # the old blank row is zeros, as a page is that was never used
+        self.watcher = None
+
+    def reset(self, slot: int) -> None:
+        self.kv[slot] = 0
+        self.score[slot] = float("-inf")
+
+
+@dataclass
+class LayerCache:
+    """One layer: window [slots, WINDOW, head_dim], and the compressors that the layer has."""
+
+    window: Tensor
+    main: CompressorState | None = None
+    index: CompressorState | None = None
+
+    def compressors(self) -> list[CompressorState]:
+        return [c for c in (self.main, self.index) if c is not None]
+
+    def tensors(self) -> list[Tensor]:
+        """Window, then kv, score and entries of each compressor."""
+        return [self.window, *(t for c in self.compressors() for t in (c.kv, c.score, c.entries))]
+
+    def reset(self, slot: int) -> None:
+        """Forget the state of a slot. What it wrote to pages stays there."""
+        self.window[slot] = 0
+        for compressor in self.compressors():
+            compressor.reset(slot)
+
+
+def new_layer(
+    config: ModelConfig, kind: CompressionKind, slots: int, num_pages: int, device: torch.device, dtype: torch.dtype
+) -> LayerCache:
+    """Empty tensors of a layer: state of `slots` sequences, and `num_pages` pages."""
+
+    def compressor(width: int) -> CompressorState:
+        shape = (slots, kind.state_tokens, kind.channels(width))
+        kv = torch.zeros(shape, dtype=torch.float32, device=device)
+        score = torch.full(shape, float("-inf"), dtype=torch.float32, device=device)
+        return CompressorState(kind, kv, score, _pool(kind, num_pages, width, dtype, device))
+
+    window = torch.zeros(slots, config.sliding_window, config.head_dim, dtype=dtype, device=device)
+    return LayerCache(
+        window,
+        compressor(config.head_dim) if kind.ratio else None,
+        compressor(config.index_head_dim) if kind.has_indexer else None,
+    )
+
+
+def num_bytes(layers: list[LayerCache]) -> dict[str, int]:
+    """Bytes of the tensors by component: window, state, entries, index_keys."""
+    total = {"window": 0, "state": 0, "entries": 0, "index_keys": 0}
+    for layer in layers:
+        total["window"] += layer.window.nbytes
+        total["state"] += sum(c.kv.nbytes + c.score.nbytes for c in layer.compressors())
+        total["entries"] += layer.main.entries.nbytes if layer.main is not None else 0
+        total["index_keys"] += layer.index.entries.nbytes if layer.index is not None else 0
+    return total
+
+
+def _pool(kind: CompressionKind, num_pages: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Entries of `num_pages` pages and the blank row, zeros."""
+    shape = (num_pages * (PAGE_TOKENS // kind.ratio) + 1, width)
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # The system hands memory of NumPy's zeros out when it is first written: a long context costs what it holds.
+    raw = np.zeros(shape[0] * shape[1] * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(raw).view(dtype).view(shape)

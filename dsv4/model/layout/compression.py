@@ -1,0 +1,57 @@
+"""The compression windows of one ratio that close in a batch, and the state that later ones need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsv4.cache import Cache
+from dsv4.config import COMPRESSION_KINDS
+from dsv4.model.layout.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class CompressionLayout:
+    """W windows that close, of `span` tokens each; all int64. Sources index [state rows | new tokens | one pad row]."""
+
+    ratio: int
+    source: Tensor  # [W, span]; with overlap the tokens of the window before come first
+    entry_position: Tensor  # [W]: rope position, the first token of the entry's own window
+    entry_row: Tensor  # [W]: row of the entry tensor that the entry goes to
+    state_row: Tensor  # [k]: state rows to write, with
+    state_token: Tensor  # [k]: the tokens that they come from
+    state_slots: Tensor  # [N]
+
+
+def lay_out_compression(tokens: Tokens, cache: Cache | None, ratio: int, device: torch.device) -> CompressionLayout:
+    """The windows of `ratio` tokens that close in a batch."""
+    span = COMPRESSION_KINDS[ratio].state_tokens
+    first, count = tokens.starts // ratio, tokens.ends // ratio - tokens.starts // ratio
+    seq = np.repeat(np.arange(tokens.num_sequences), count)
+    window = np.arange(len(seq)) - (np.cumsum(count) - count)[seq] + first[seq]
+    key = window[:, None] * ratio + np.arange(ratio - span, ratio)
+    state_rows = span * tokens.num_sequences if cache is not None else 0
+    start = tokens.starts[seq][:, None]
+    pad = state_rows + tokens.count
+    source = np.where(key >= start, state_rows + tokens.first[seq][:, None] + key - start, pad)
+    entry_row = np.arange(len(seq))
+    if cache is not None:
+        source = np.where((key >= 0) & (key < start), seq[:, None] * span + key % span, source)
+        entry_row = cache.entry_rows_of(tokens.slots[seq], window, ratio)
+    state_row, state_token = tokens.last(span)
+
+    def tensor(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+    return CompressionLayout(
+        ratio=ratio,
+        source=tensor(source),
+        entry_position=tensor(window * ratio),
+        entry_row=tensor(entry_row),
+        state_row=tensor(state_row),
+        state_token=tensor(state_token),
+        state_slots=tensor(tokens.slots),
+    )
