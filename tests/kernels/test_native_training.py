@@ -221,7 +221,7 @@ def test_what_does_not_fit_is_refused(kernels: Any) -> None:
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_models_gradients_are_the_references(kernels: Any, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config()
-    model, ids = random_model(config), random_ids(config, 2, 150)
+    model, ids = random_model(config).requires_grad_(), random_ids(config, 2, 150)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
 
     def gradients(model: Transformer) -> dict[str, Tensor | None]:
