@@ -65,7 +65,7 @@ def hadamard(x: Any) -> None: ...
 def top_k(scores: Any, k: int, index: Any) -> None:
     """As dsv4.kernels.topk, for finite scores: index [n, k]."""
 
-# Of a forward, one by one, on tokens of one sequence: tests alone call these. See native/python/module_single.cpp.
+# Of a forward, one by one, on tokens of one sequence: for native.py of the operations in dsv4/kernels.
 
 def hc_pre(
     streams: Any,
@@ -98,5 +98,8 @@ def attend(q: Any, kv: Any, window: Any, entries: Any, chosen: Any, ratio: int, 
 def swiglu(gate: Any, up: Any, limit: float, weight: Any) -> None:
     """As dsv4.kernels.swiglu, into gate [n, width], a row times weight [n]."""
 
-def rotate(x: Any, inv_freq: list[float], start: int, back: bool) -> None:
-    """As dsv4.model.rope, rows at positions start, start + 1, ..."""
+def rotation(inv_freq: list[float], positions: Any, cos: Any, sin: Any) -> None:
+    """Factors cos and sin [n, pairs] at int64 positions [n]."""
+
+def rotate(x: Any, cos: Any, sin: Any) -> None:
+    """As dsv4.kernels.rope, rows of x [n, width] in place by cos and sin [n, pairs]."""

@@ -22,7 +22,7 @@ from .readme_commands import arguments, blocks, commands
 ROOT = Path(__file__).parents[1]
 # The log tells what was; the pages tell what is.
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md") if path.name != "LOG.md"}
-# A file below dsv4/ or the root, and a name in it: `model/rope.py:rotate`, `dsv4/cli.py`.
+# A file below dsv4/ or the root, and a name in it: `model/rope.py:inverse_frequencies`, `dsv4/cli.py`.
 NAMED = re.compile(r"(?<![\w./-])((?:[\w-]+/)+[\w-]+\.(?:py|md|json|txt|h|cpp))(?::([A-Za-z_]\w*(?:\.\w+)*))?")
 COMMANDS = [(page, command) for page, text in PAGES.items() for command in commands(text)]
 
@@ -68,7 +68,7 @@ def test_named_files_and_functions_exist(page: str) -> None:
 
 
 def test_the_check_itself() -> None:
-    assert not wrong_names("`model/rope.py:rotate` `dsv4/cli.py` `model/layout.py:TILE`, `model/moe.py:MoE.forward`.")
+    assert not wrong_names("`model/rope.py:inverse_frequencies` `dsv4/cli.py`, `model/moe.py:MoE.forward`.")
     assert wrong_names("`engine/llm.py:LLM.x`") == ["engine/llm.py defines no LLM.x"]
     assert wrong_names("model/rope.py:Tensor, model/none.py:f") == [
         "model/rope.py defines no Tensor",

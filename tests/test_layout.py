@@ -119,6 +119,26 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
         raise AssertionError("import circle: " + " <- ".join(error.args[1])) from None
 
 
+def floors(package: str) -> dict[str, int]:
+    """Modules of a folder -> the length of the longest chain of imports among them that ends there."""
+    paths = {path.stem: path for path in (PACKAGE / package).glob("*.py") if path.stem != "__init__"}
+    below: dict[str, set[str]] = {}
+    for name, path in paths.items():
+        found = (full.split(".") for _, full in imported(ast.parse(path.read_text(encoding="utf-8")), name))
+        below[name] = {parts[2] for parts in found if parts[:2] == ["dsv4", package] and len(parts) > 2} & {*paths}
+    order = graphlib.TopologicalSorter(below).static_order()
+    known: dict[str, int] = {}
+    for name in order:
+        known[name] = 1 + max((known[other] for other in below[name]), default=0)
+    return known
+
+
+def test_the_engine_has_at_most_seven_floors() -> None:
+    heights = floors("engine")
+    assert heights["config"] == 1 and heights["llm"] > heights["core"] > heights["request"]
+    assert max(heights.values()) <= 7, sorted(heights.items(), key=lambda item: item[1])
+
+
 def test_modules_stay_readable() -> None:
     for path in modules():
         name = str(path.relative_to(ROOT))

@@ -25,7 +25,7 @@ from dsv4.checkpoint.reading import check_expert_ids
 from dsv4.checkpoint.rounding import Rounding, RoundingError
 from dsv4.checkpoint.values import check_values, first_not_finite
 from dsv4.config import ModelConfig
-from dsv4.model.moe import repeats
+from dsv4.kernels.router.reference import repeats
 from dsv4.notices import warn_once
 
 Linears = Literal["bf16", "q8_0"]

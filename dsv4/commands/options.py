@@ -8,7 +8,7 @@ from typing import Any
 
 from dsv4.options import Option, options_of
 
-EFFORTS = ("low", "high", "max")
+EFFORTS = ("low", "high", "max")  # how much to think
 Handler = Callable[[argparse.Namespace], "int | None"]
 
 

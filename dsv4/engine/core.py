@@ -11,12 +11,13 @@ from math import isfinite
 
 from torch import Tensor
 
-from dsv4.engine.outputs import TokenEvent
+from dsv4.engine.outputs import SampledToken, TokenEvent
 from dsv4.engine.request import Request, TextDecoder
 from dsv4.engine.runner import ModelRunner
-from dsv4.engine.sampler import sample
+from dsv4.engine.sampler import sample, verified
 from dsv4.engine.sampling_params import MAX_SEED, SamplingParams
 from dsv4.engine.scheduler import Scheduler
+from dsv4.engine.step import ScheduledChunk
 
 CHECK_SECONDS = 1.0  # between two looks at the files of the weights
 
@@ -85,7 +86,7 @@ class EngineCore:
         """Ends a new, waiting or running request with finish reason "abort"; one that has ended stays as it is."""
         if not request.finished:
             request.abort()
-            self._release(request)
+            self.scheduler.finish(request)
 
     def abort_all(self) -> None:
         """Ends every waiting or running request."""
@@ -105,7 +106,7 @@ class EngineCore:
             raise EngineError(f"{change}; the weights are no longer those that were loaded: start again")
 
     def step(self) -> list[tuple[Request, TokenEvent]]:
-        """Computes one ragged batch and returns the new token of each request that got one.
+        """Computes one ragged batch and returns the new tokens of each request that got some.
 
         Raises EngineError where a request's logits are no numbers to sample from, and as `check_files` does.
         """
@@ -116,26 +117,35 @@ class EngineCore:
         now = time.monotonic()
         for chunk in chunks:
             chunk.request.mark_scheduled(now)
-        logits = self.runner.run(chunks)
+        output = self.runner.run(chunks)
         for chunk in chunks:
             chunk.request.num_computed_tokens = chunk.stop
-        if logits is None:
+        sampling = [chunk for chunk in chunks if chunk.num_samples]
+        if not sampling:
             return []
-        sampling = [chunk.request for chunk in chunks if chunk.samples]
-        _check_logits(logits, sampling)
-        sampled = sample(logits, [request.sample_request() for request in sampling])
-        now = time.monotonic()
-        events: list[tuple[Request, TokenEvent]] = []
-        for request, token in zip(sampling, sampled, strict=True):
-            events.append((request, request.append(token, now)))
-            if request.finished:
-                self._release(request)
-        return events
+        _check_logits(output.logits, sampling)
+        sampled = sample(output.logits, [row for chunk in sampling for row in chunk.sample_requests()])
+        return self._append(sampling, sampled, time.monotonic())
 
-    def _release(self, request: Request) -> None:
-        slot = self.scheduler.finish(request)
-        if slot is not None:
-            self.runner.release(slot)
+    def _append(
+        self, sampling: list[ScheduledChunk], sampled: list[SampledToken], now: float
+    ) -> list[tuple[Request, TokenEvent]]:
+        """Gives each chunk's request its tokens, and the cache to know what of the drafts stands."""
+        events: list[tuple[Request, TokenEvent]] = []
+        first = 0
+        for chunk in sampling:
+            request, drafts = chunk.request, chunk.draft_token_ids
+            tokens = sampled[first : first + 1 + len(drafts)]
+            first += len(tokens)
+            event = request.append(verified(tokens, drafts), now)
+            events.append((request, event))
+            if request.finished:
+                self.scheduler.finish(request)
+            elif drafts:
+                request.num_computed_tokens += len(event.token_ids) - 1  # the last one is not computed yet
+                if len(event.token_ids) <= len(drafts):
+                    self.scheduler.cache_manager.truncate(request)
+        return events
 
     def _check(self, prompt_token_ids: list[int], params: SamplingParams) -> None:
         limits = self.limits
@@ -154,7 +164,7 @@ class EngineCore:
             raise ValueError(f"stop strings {params.stop_strings!r} need a tokenizer, and this model has none")
 
 
-def _check_logits(logits: Tensor, sampling: list[Request]) -> None:
+def _check_logits(logits: Tensor, sampling: list[ScheduledChunk]) -> None:
     """EngineError at the first row that makes no distribution: one with NaN or +inf, or with -inf alone.
 
     A -inf beside finite logits rules one token out and no more. The largest logit shows all three: NaN is larger than
@@ -162,10 +172,12 @@ def _check_logits(logits: Tensor, sampling: list[Request]) -> None:
     cannot be trusted either.
     """
     # On the CPU NumPy's takes a fraction of torch's time.
-    largest = logits.numpy().max(axis=1) if logits.is_cpu else logits.amax(dim=1).cpu().numpy()
-    for request, value in zip(sampling, largest, strict=True):
-        if not isfinite(value):
-            raise EngineError(
-                f"the logits of request {request.request_id} after {request.num_tokens} tokens are not finite (the "
-                f"largest is {value}): the weights or what computes with them is damaged"
-            )
+    largest = (logits.numpy().max(axis=1) if logits.is_cpu else logits.amax(dim=1).cpu().numpy()).tolist()
+    if all(map(isfinite, largest)):
+        return
+    rows = [(chunk.request, i) for chunk in sampling for i in range(chunk.num_samples)]
+    (request, drafts), value = next(row for row in zip(rows, largest, strict=True) if not isfinite(row[1]))
+    raise EngineError(
+        f"the logits of request {request.request_id} after {request.num_tokens + drafts} tokens are not finite "
+        f"(the largest is {value}): the weights or what computes with them is damaged"
+    )

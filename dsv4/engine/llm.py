@@ -12,11 +12,13 @@ import torch
 
 from dsv4.checkpoint.mapped import mapped_files
 from dsv4.config import nano_path
+from dsv4.engine.cache_manager import CacheManager
 from dsv4.engine.config import EngineConfig
 from dsv4.engine.core import CoreLimits, EngineCore
 from dsv4.engine.loading import check_device, load, resolve_max_model_len
+from dsv4.engine.model import EngineModel
 from dsv4.engine.outputs import RequestOutput, TokenEvent
-from dsv4.engine.runner import EngineModel, ModelRunner
+from dsv4.engine.runner import ModelRunner
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.engine.scheduler import Scheduler
 from dsv4.model.transformer import Transformer
@@ -67,8 +69,9 @@ class LLM:
         if self.path is not None and tokenizer is not None:
             self.prompts = PromptEncoder(tokenizer, effort_ladder(self.path))
         self.max_model_len = resolve_max_model_len(config.max_model_len, self.config)
-        scheduler = Scheduler(config)
-        runner = ModelRunner(model, config.max_num_seqs, self.max_model_len, torch.device(config.device))
+        cache = model.new_cache(batch_size=config.max_num_seqs, max_tokens=self.max_model_len)
+        scheduler = Scheduler(config, CacheManager(cache, config.max_num_seqs))
+        runner = ModelRunner(model, cache, torch.device(config.device))
         limits = CoreLimits(
             self.config.vocab_size,
             self.config.eos_token_ids,

@@ -6,7 +6,16 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "abort"]
-Alternatives = tuple[tuple[int, float], ...]
+Alternatives = tuple[tuple[int, float], ...]  # (token id, log-probability), likeliest first, ties by lower id
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """One sampled token. `logprob` and `alternatives` are filled only when the request asked for them."""
+
+    token_id: int
+    logprob: float | None = None
+    alternatives: Alternatives = ()
 
 
 @dataclass(frozen=True, slots=True)

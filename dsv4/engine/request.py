@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
-from dsv4.engine.outputs import FinishReason, ProgressEvent, RequestOutput, Timings, TokenEvent
-from dsv4.engine.sampler import SampledToken, SampleRequest
+from dsv4.engine.logits import LogitsProcessor
+from dsv4.engine.outputs import (
+    Alternatives,
+    FinishReason,
+    ProgressEvent,
+    RequestOutput,
+    SampledToken,
+    Timings,
+    TokenEvent,
+)
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.engine.stop_strings import StopMatcher
 
@@ -30,7 +39,7 @@ class RequestStatus(Enum):
 
 @dataclass(eq=False)
 class Request:
-    """The state of one request. The scheduler owns status, slot and num_computed_tokens."""
+    """The state of one request. The scheduler owns status, the cache manager slot, the core num_computed_tokens."""
 
     request_id: int
     prompt_token_ids: list[int]
@@ -39,6 +48,7 @@ class Request:
     stop_token_ids: frozenset[int]  # the end-of-sentence token too, unless the request ignores it
     max_total_tokens: int  # where the output ends; a prompt that fills it still gets one token
     decoder: TextDecoder | None = None  # None: a model without a tokenizer
+    processors: tuple[LogitsProcessor, ...] = ()  # of its logits, in their order
     text_vocab_size: int = 0  # ids from here on pad the vocabulary: the decoder does not know them
     status: RequestStatus = RequestStatus.NEW
     slot: int = -1  # the cache row, while running
@@ -47,10 +57,12 @@ class Request:
     scheduled_time: float | None = None  # when the first step that computes a part of it began
     first_token_time: float | None = None
     output: RequestOutput = field(init=False)
+    output_counts: Counter[int] = field(init=False)  # of the output's tokens, kept where there are processors
     _stops: StopMatcher = field(init=False)
 
     def __post_init__(self) -> None:
         self.output = RequestOutput(self.prompt_token_ids)
+        self.output_counts = Counter()
         self._stops = StopMatcher(self.params.stop_strings)
 
     @property
@@ -69,9 +81,6 @@ class Request:
         """Token ids of positions start to stop over prompt and output."""
         prompt = len(self.prompt_token_ids)
         return self.prompt_token_ids[start:stop] + self.output.token_ids[max(start - prompt, 0) : max(stop - prompt, 0)]
-
-    def sample_request(self) -> SampleRequest:
-        return SampleRequest(self.params, self.seed, position=len(self.output.token_ids))
 
     def mark_scheduled(self, now: float) -> None:
         """Notes when its computation began; only the first call counts."""
@@ -92,32 +101,47 @@ class Request:
             prefill_seconds=end - scheduled,
         )
 
-    def append(self, sampled: SampledToken, now: float) -> TokenEvent:
-        """Takes in the token sampled at `now`, decides whether the request ends, and returns what is new to show."""
-        output = self.output
-        output.token_ids.append(sampled.token_id)
-        output.timings = timings = self._timings(now)
-        logprobs, alternatives = [], []
-        if sampled.logprob is not None:
-            logprobs, alternatives = [sampled.logprob], [sampled.alternatives]
-            output.logprobs += logprobs
-            output.top_logprobs += alternatives
-        text = ""
-        if sampled.token_id in self.stop_token_ids:
-            self._finish("stop", sampled.token_id)
-        else:
-            if self.decoder and sampled.token_id < self.text_vocab_size:
-                text = self._stops.push(self.decoder.push(sampled.token_id))
-            if self._stops.matched is not None:
-                self._finish("stop", self._stops.matched)
-            elif len(output.token_ids) >= self.params.max_tokens or self.num_tokens >= self.max_total_tokens:
-                self._finish("length", None)
-        if self.finished:
-            text += self._flush_text()
+    def append(self, sampled: list[SampledToken], now: float) -> TokenEvent:
+        """Takes in the tokens sampled at `now`, at least one, up to the one that ends the request; drops the rest.
+
+        Returns what is new to show.
+        """
+        output, text = self.output, ""
+        token_ids: list[int] = []
+        logprobs: list[float] = []
+        alternatives: list[Alternatives] = []
+        for token in sampled:
+            token_ids.append(token.token_id)
+            if token.logprob is not None:
+                logprobs.append(token.logprob)
+                alternatives.append(token.alternatives)
+            text += self._take(token.token_id)
+            if self.finished:
+                text += self._flush_text()
+                break
         output.text += text
-        return TokenEvent(
-            [sampled.token_id], text, logprobs, alternatives, output.finish_reason, output.cached_tokens, timings
-        )
+        output.timings = timings = self._timings(now)
+        output.logprobs += logprobs
+        output.top_logprobs += alternatives
+        return TokenEvent(token_ids, text, logprobs, alternatives, output.finish_reason, output.cached_tokens, timings)
+
+    def _take(self, token_id: int) -> str:
+        """Adds one token to the output, decides whether the request ends with it, and returns its text to show."""
+        token_ids = self.output.token_ids
+        token_ids.append(token_id)
+        if self.processors:
+            self.output_counts[token_id] += 1
+        if token_id in self.stop_token_ids:
+            self._finish("stop", token_id)
+            return ""
+        text = ""
+        if self.decoder and token_id < self.text_vocab_size:
+            text = self._stops.push(self.decoder.push(token_id))
+        if self._stops.matched is not None:
+            self._finish("stop", self._stops.matched)
+        elif len(token_ids) >= self.params.max_tokens or self.num_tokens >= self.max_total_tokens:
+            self._finish("length", None)
+        return text
 
     def abort(self) -> None:
         if not self.finished:

@@ -5,32 +5,31 @@ Nothing here sees another row, so a request's tokens never depend on what runs b
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from dsv4.engine.logits import LogitsProcessor, process_logits
+from dsv4.engine.outputs import SampledToken
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.kernels.sampling import draw_token
 
 _MASK64 = (1 << 64) - 1
 
 
-@dataclass(frozen=True)
-class SampledToken:
-    """One sampled token. `logprob` and `alternatives` are filled only when the request asked for them."""
-
-    token_id: int
-    logprob: float | None = None
-    alternatives: tuple[tuple[int, float], ...] = ()  # (token id, log-probability), likeliest first, ties by lower id
-
-
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class SampleRequest:
-    """What a row of logits needs to become a token: parameters, the request's seed, how many tokens it has made."""
+    """What a row of logits needs to become a token: parameters, the request's seed, how many tokens it has made.
+
+    `output_counts`: how often the request has written each token; for the processors (logits.py), None without any.
+    """
 
     params: SamplingParams
     seed: int
     position: int
+    processors: tuple[LogitsProcessor, ...] = ()
+    output_counts: Mapping[int, int] | None = None
 
 
 def sample(logits: Tensor, requests: list[SampleRequest]) -> list[SampledToken]:
@@ -40,8 +39,21 @@ def sample(logits: Tensor, requests: list[SampleRequest]) -> list[SampledToken]:
     return [_sample_row(row, request) for row, request in zip(logits.float(), requests, strict=True)]
 
 
+def verified(sampled: list[SampledToken], draft_token_ids: tuple[int, ...]) -> list[SampledToken]:
+    """The tokens of one request's rows that stand: those after drafts that were sampled alike, and the next one.
+
+    sampled[i] was sampled after the first i drafts, so that it stands where these are what was sampled.
+    """
+    for i, draft in enumerate(draft_token_ids):
+        if sampled[i].token_id != draft:
+            return sampled[: i + 1]
+    return sampled
+
+
 def _sample_row(logits: Tensor, request: SampleRequest) -> SampledToken:
-    params = request.params
+    params, model_logits = request.params, logits
+    if request.processors:
+        logits = process_logits(logits, request.processors, request.output_counts or {})
     if params.temperature == 0.0:
         # Both give the first of equal maxima, the lower id. On the CPU NumPy's takes a twentieth of torch's time.
         token_id = int(logits.numpy().argmax() if logits.is_cpu else logits.argmax())
@@ -50,7 +62,7 @@ def _sample_row(logits: Tensor, request: SampleRequest) -> SampledToken:
         token_id = draw_token(logits, params.temperature, params.top_k, params.top_p, params.min_p, u)
     if not params.wants_logprobs:
         return SampledToken(token_id)
-    logprobs = logits.log_softmax(dim=-1)
+    logprobs = model_logits.log_softmax(dim=-1)
     return SampledToken(token_id, float(logprobs[token_id]), most_likely(logprobs, params.num_alternatives))
 
 

@@ -14,23 +14,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
+from dsv4.engine.cache_manager import CacheManager
 from dsv4.engine.config import EngineConfig
 from dsv4.engine.request import Request, RequestStatus
-
-
-@dataclass(frozen=True)
-class ScheduledChunk:
-    """The next tokens of one request: positions start to stop. `samples` when they reach its last token."""
-
-    request: Request
-    start: int
-    stop: int
-
-    @property
-    def samples(self) -> bool:
-        return self.stop == self.request.num_tokens
+from dsv4.engine.step import ScheduledChunk
 
 
 def reading_order(unread: Sequence[int], budget: int) -> Iterator[tuple[int, int]]:
@@ -46,14 +34,14 @@ def reading_order(unread: Sequence[int], budget: int) -> Iterator[tuple[int, int
 
 
 class Scheduler:
-    """Shares out steps as the module says. Owns which cache row (slot) a running request lives in."""
+    """Shares out steps as the module says. The cache manager says which requests fit beside those that run."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, cache_manager: CacheManager) -> None:
         self.config = config
+        self.cache_manager = cache_manager
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self._unfinished: dict[Request, None] = {}  # waiting and running, in the order of their coming
-        self._free_slots = list(range(config.max_num_seqs - 1, -1, -1))
 
     @property
     def has_work(self) -> bool:
@@ -77,9 +65,9 @@ class Scheduler:
     def _read(self, budget: int) -> dict[Request, int]:
         """How many tokens of which prompts are read, `budget` in all. Those that begin have a row afterwards."""
         waiting = RequestStatus.WAITING
-        prompts = [s for s in self._unfinished if s.status is waiting or s.num_uncomputed_tokens > 1]
+        prompts = [r for r in self._unfinished if r.status is waiting or r.num_uncomputed_tokens > 1]
         counts: dict[Request, int] = {}
-        for place, most in reading_order([s.num_uncomputed_tokens for s in prompts], budget) if prompts else ():
+        for place, most in reading_order([r.num_uncomputed_tokens for r in prompts], budget) if prompts else ():
             request = prompts[place]
             count = min(most, budget, request.num_uncomputed_tokens - counts.get(request, 0))
             if not count:
@@ -93,30 +81,26 @@ class Scheduler:
         return counts
 
     def _may_begin(self, request: Request, count: int, oldest: Request, counts: dict[Request, int]) -> bool:
-        """Whether a waiting request gets a row for its first `count` tokens. One that is read whole needs no more."""
-        if not self._free_slots:
+        """True if a waiting request may begin with its first `count` tokens. One that is read whole needs no more."""
+        if not self.cache_manager.can_allocate(request):
             return False
         if request is oldest or count == request.num_uncomputed_tokens:
             return True
-        half_read = [s for s in {oldest, *self.running} if s.num_uncomputed_tokens - counts.get(s, 0) > 1]
+        half_read = [r for r in {oldest, *self.running} if r.num_uncomputed_tokens - counts.get(r, 0) > 1]
         return len(half_read) < self.config.partial_prefills
 
     def _begin(self, request: Request) -> None:
         self.waiting.remove(request)
-        request.slot = self._free_slots.pop()
+        self.cache_manager.allocate(request)
         request.status = RequestStatus.RUNNING
         self.running.append(request)
 
-    def finish(self, request: Request) -> int | None:
-        """Takes a request out. Returns the cache row that is free again, None when it had none."""
+    def finish(self, request: Request) -> None:
+        """Takes a request out; what it holds of the cache is free again."""
         if request.status is RequestStatus.WAITING:
             self.waiting.remove(request)
         elif request.status is RequestStatus.RUNNING:
             self.running.remove(request)
         self._unfinished.pop(request, None)
-        slot = request.slot
-        request.status, request.slot = RequestStatus.FINISHED, -1
-        if slot < 0:
-            return None
-        self._free_slots.append(slot)
-        return slot
+        request.status = RequestStatus.FINISHED
+        self.cache_manager.release(request)

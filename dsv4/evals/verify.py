@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dsv4.checkpoint import convert, load_model
-from dsv4.model.moe import repeats
+from dsv4.kernels.router.reference import repeats
 from dsv4.model.transformer import Transformer
 
 TOLERANCE = 1e-4  # fp32 against fp32, over the range of the logits; the observed deviation is about 1e-5 of it

@@ -1,7 +1,15 @@
-"""Backend of each operation: the reference in torch, or the native kernels of the CPU (cpu.py).
+"""Backend of each operation: the reference in plain torch, or the native kernels of the CPU (cpu.py).
 
-DSV4_KERNELS=native or reference forces the choice, which is made at the first question and logged once. What it asks
-for and cannot have raises KernelChoiceError. DSV4_KERNELS=reference computes everything in plain torch.
+An operation runs natively where all of this holds; else the reference computes it:
+- the native kernels are there, and DSV4_KERNELS is not "reference";
+- DSV4_KERNELS is "native", or NATIVE says that the operation is native by default;
+- its tensors are fp32 on the CPU, outside autocast;
+- no gradient is recorded through it, or its native rung has a backward and DSV4_KERNELS is "native".
+So DSV4_KERNELS=reference is plain torch throughout, and without the variable the layers in Python compute what training
+computes, but for products without gradient. (The fused forward of inference is chosen in model/, not here.)
+
+The choice is made at the first question and logged once. What DSV4_KERNELS=native asks for and cannot have raises
+KernelChoiceError.
 """
 
 from __future__ import annotations
@@ -25,9 +33,37 @@ logger = logging.getLogger("dsv4")
 
 
 @dataclass(frozen=True)
+class Rung:
+    """Use of an operation's native.py."""
+
+    by_default: bool = False  # without DSV4_KERNELS=native, where no gradient is recorded
+    backward: bool = False  # differentiates; not by default, since MKL is a few percent faster on Intel's processors
+
+
+# Operation (a folder of kernels/) -> its native rung.
+NATIVE: dict[str, Rung] = {
+    "attention": Rung(),
+    "compressor": Rung(),
+    "grouped_linear": Rung(backward=True),
+    "hadamard": Rung(),
+    "indexer": Rung(),
+    "linear": Rung(by_default=True, backward=True),
+    "mhc": Rung(),
+    "norm": Rung(),
+    "quant": Rung(),
+    "rope": Rung(),
+    "router": Rung(),
+    "sampling": Rung(by_default=True),
+    "sinkhorn": Rung(),
+    "swiglu": Rung(),
+    "topk": Rung(),
+}
+
+
+@dataclass(frozen=True)
 class _Choice:
     native: cpu.Native | None
-    asked: bool = False  # DSV4_KERNELS=native
+    requested: bool = False  # DSV4_KERNELS=native
     reason: str = ""  # for the reference
 
 
@@ -41,23 +77,27 @@ def native_module() -> ModuleType | None:
     return native.module if native is not None else None
 
 
-def takes(*tensors: Tensor) -> bool:
-    """True if the native kernels run and compute with these: fp32 on the CPU, outside autocast."""
+def requested() -> bool:
+    """True if DSV4_KERNELS=native asks for every native rung there is."""
+    return _chosen().requested
+
+
+def uses_native(operation: str, *tensors: Tensor | None) -> bool:
+    """True if the operation runs natively on these tensors, by the rule above."""
+    rung = NATIVE[operation]
+    if native_module() is None or not (rung.by_default or requested()):
+        return False
+    return supports(rung, *(t for t in tensors if t is not None))
+
+
+def supports(rung: Rung, *tensors: Tensor) -> bool:
+    """True if a native rung computes with these tensors, in the present modes of torch."""
     import torch
 
-    return (
-        native_module() is not None
-        and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
-        and not torch.is_autocast_enabled("cpu")
-    )
-
-
-def trains() -> bool:
-    """True if products that want a gradient run natively too: where DSV4_KERNELS=native asks for it.
-
-    Without that torch computes them, which is a few percent faster on the processors that MKL was made for.
-    """
-    return _chosen().asked
+    if any(t.dtype != torch.float32 or t.device.type != "cpu" for t in tensors) or torch.is_autocast_enabled("cpu"):
+        return False
+    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    return not recorded or (rung.backward and requested())
 
 
 def name() -> str:
@@ -77,7 +117,7 @@ def describe() -> str:
 def decline(reason: str) -> None:
     """Say, once for each reason, that the reference runs in place of the native kernels. KernelChoiceError where
     DSV4_KERNELS=native asks for these."""
-    if _chosen().asked:
+    if requested():
         raise KernelChoiceError(f"DSV4_KERNELS is native, but {reason}")
     logger.warning(f"kernels: reference, because {reason}")
 
@@ -101,7 +141,7 @@ def _choose() -> _Choice:
         return _Choice(None, reason="DSV4_KERNELS=reference")
     native = cpu.load()
     if isinstance(native, cpu.Native):
-        return _Choice(native, asked=asked == "native")
+        return _Choice(native, requested=asked == "native")
     if asked == "native":
         raise KernelChoiceError(f"DSV4_KERNELS is native, but the native kernels are missing: {native}")
     return _Choice(None, reason=native)

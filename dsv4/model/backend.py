@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from dsv4.config import ModelConfig
+from dsv4.kernels.mhc import hc_head
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.batch import RaggedBatch
 from dsv4.model.block import ForwardContext, MTPBlock
 from dsv4.model.cache import Cache
-from dsv4.model.hyper_connections import hc_head
 from dsv4.model.linear import Linear, linear_fp32
 from dsv4.model.norm import RMSNorm
 

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from dsv4.config import ModelConfig
+from dsv4.kernels.mhc import hc_post, hc_pre
 from dsv4.model.attention import Attention
 from dsv4.model.attention.attention import Rope
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.batch import RaggedBatch
 from dsv4.model.cache import Cache, LayerCache
-from dsv4.model.hyper_connections import hc_post, hc_pre
 from dsv4.model.layout import Layout
 from dsv4.model.linear import Linear
 from dsv4.model.moe import MoE
@@ -66,11 +66,13 @@ class Block(nn.Module):
     def forward(self, streams: Tensor, ctx: ForwardContext) -> Tensor:
         """streams [T, hc_mult, d] -> the same shape."""
         c = self.config
-        x, post, comb = hc_pre(streams, self.hc_attn_fn, self.hc_attn_scale, self.hc_attn_base, c)
-        y = self.attn(self.attn_norm(x), ctx.layout, ctx.rope(self.ratio), ctx.layer_cache(self.index), ctx.aux)
+        site = self.hc_attn_fn, self.hc_attn_scale, self.hc_attn_base
+        x, post, comb = hc_pre(streams, *site, self.attn_norm.weight, c)
+        y = self.attn(x, ctx.layout, ctx.rope(self.ratio), ctx.layer_cache(self.index), ctx.aux)
         streams = hc_post(y, streams, post, comb)
-        x, post, comb = hc_pre(streams, self.hc_ffn_fn, self.hc_ffn_scale, self.hc_ffn_base, c)
-        y = self.ffn(self.ffn_norm(x), ctx.token_ids, ctx.layout, ctx.aux)
+        site = self.hc_ffn_fn, self.hc_ffn_scale, self.hc_ffn_base
+        x, post, comb = hc_pre(streams, *site, self.ffn_norm.weight, c)
+        y = self.ffn(x, ctx.token_ids, ctx.layout, ctx.aux)
         return hc_post(y, streams, post, comb)
 
 

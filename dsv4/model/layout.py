@@ -14,26 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsv4.kernels.attention import ENTRY_CHUNK
+from dsv4.kernels.attention import ENTRY_CHUNK, TileGroup, Tiles
+from dsv4.kernels.attention.views import WINDOW
 from dsv4.model.batch import RaggedBatch, token_positions
 from dsv4.model.cache import Cache
-from dsv4.model.gather import take_rows
 
 TILE = 64
-WINDOW = 128
-
-
-@dataclass(frozen=True)
-class TileGroup:
-    """Tiles first..last-1, attended to in one call. entries: rows of the entry tensor, a slice when contiguous."""
-
-    first: int
-    last: int
-    window_skip: int  # leading window slots before the sequence's start in every tile, a multiple of TILE
-    num_entries: int  # a multiple of ENTRY_CHUNK, 0 when no row sees an entry
-    entries: slice | Tensor | None  # slice, or int64 [tiles, num_entries]
-    num_visible: Tensor  # int64 [tiles, rows]: entries that each row may see
-    sparse: bool  # rows may see more entries than the indexer keeps
 
 
 @dataclass(frozen=True)
@@ -122,16 +108,6 @@ class Layout:
         visible &= key[:, None] > self.row_position[..., None] - WINDOW
         self.window_mask = self._tensor(visible)
 
-    def tile_rows(self, x: Tensor, tiles: slice) -> Tensor:
-        """Rows of x [T, ...] as the tiles hold them, [tiles, rows, ...]; a row without a token repeats some token's."""
-        if self.in_order:
-            return x.view(self.num_tiles, self.num_rows, *x.shape[1:])[tiles]
-        return take_rows(x, self.row_token[tiles])
-
-    def token_rows(self, x: Tensor) -> Tensor:
-        """The reverse, for all tiles: x [tiles, rows, ...] -> [T, ...]."""
-        return x.flatten(0, 1) if self.in_order else take_rows(x.flatten(0, 1), self.token_row)
-
     @cached_property
     def ring_write(self) -> tuple[Tensor, Tensor]:
         """(slots * 128 + ring slot [k], token [k]): the last 128 tokens of each sequence go to its window ring."""
@@ -178,12 +154,13 @@ class Layout:
             state_slots=self.slots,
         )
 
-    def groups(self, ratio: int, top_k: int, budget: int) -> list[TileGroup]:
-        """Tiles in groups of at most `budget` (row, key) pairs; top_k: entries a row keeps, 0 without an indexer."""
+    def tiles(self, ratio: int, top_k: int, budget: int) -> Tiles:
+        """Tiles in groups of at most `budget` (row, key) pairs; top_k: entries per row, 0 without an indexer."""
         key = (ratio, top_k, budget)
         if key not in self._groups:
             self._groups[key] = self._build_groups(ratio, top_k, budget)
-        return self._groups[key]
+        tables = self.row_token, self.token_row, self.in_order, self.window_index, self.window_mask
+        return Tiles(*tables, self._groups[key])
 
     def _build_groups(self, ratio: int, top_k: int, budget: int) -> list[TileGroup]:
         seen = self.tile_end // ratio if ratio else np.zeros_like(self.tile_end)

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from dsv4.config import ModelConfig
+from dsv4.kernels.gather import take_rows
 from dsv4.kernels.grouped_linear import grouped_linear
 from dsv4.kernels.quant import fake_quant_fp8
+from dsv4.kernels.router import route_by_score, route_by_token
 from dsv4.kernels.swiglu import clamped_swiglu
-from dsv4.kernels.topk import top_k_lowest_index
 from dsv4.model.aux_losses import AuxLosses
-from dsv4.model.gather import take_rows
 from dsv4.model.layout import Layout
 from dsv4.model.linear import Linear, linear_fp32
 
@@ -53,22 +53,8 @@ class Experts(nn.Module):
         return grouped_linear(h, sizes, self.w2)
 
 
-def affinity(logits: Tensor) -> Tensor:
-    """sqrt(softplus(logits)), fp32, stable at both ends."""
-    return (logits.clamp(min=0.0) + torch.log1p((-logits.abs()).exp())).sqrt()
-
-
-def repeats(index: Tensor) -> Tensor:
-    """index [T, k] -> bool [T, k]: True where the same expert stands earlier in the row."""
-    return (index.unsqueeze(-1) == index.unsqueeze(-2)).tril(-1).any(-1)
-
-
 class Gate(nn.Module):
-    """Chooses experts: by token id in hash layers, else by score + bias (bias only selects, never weighs).
-
-    An expert that a row of `tid2eid` repeats counts in the sum that normalizes the weights each time, but its output
-    counts once, as in the published code, whose `y[rows] += ...` adds once per row: later repeats weigh 0.
-    """
+    """Choice of experts: by token id in hash layers, else by score + bias. See kernels/router."""
 
     def __init__(self, config: ModelConfig, hashed: bool) -> None:
         super().__init__()
@@ -84,17 +70,11 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x [T, d], token_ids [T] -> (weights fp32 [T, k], expert index [T, k], scores fp32 [T, E])."""
-        scores = affinity(linear_fp32(x, self.weight))
+        logits, scale = linear_fp32(x, self.weight), self.config.routed_scaling_factor
         if self.tid2eid is not None:
-            index = self.tid2eid[token_ids]
-        else:
-            assert self.bias is not None
-            index = top_k_lowest_index(scores.detach() + self.bias, self.config.num_experts_per_tok)
-        chosen = scores.gather(1, index)
-        weights = chosen / (chosen.sum(-1, keepdim=True) + 1e-20) * self.config.routed_scaling_factor
-        if self.tid2eid is not None:
-            weights = weights.masked_fill(repeats(index), 0.0)
-        return weights, index, scores
+            return route_by_token(logits, self.tid2eid, token_ids, scale)
+        assert self.bias is not None
+        return route_by_score(logits, self.bias, self.config.num_experts_per_tok, scale)
 
 
 class MoE(nn.Module):

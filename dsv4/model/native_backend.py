@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dsv4 import checks
 from dsv4.kernels import backends, cpu
+from dsv4.kernels.mhc import MOST_STREAMS
 from dsv4.kernels.stored import StoredStack, StoredTensor
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.backend import Backend, Definition, ReferenceBackend
@@ -33,8 +34,6 @@ SIZES = (
     "n_routed_experts", "n_shared_experts", "num_experts_per_tok", "moe_intermediate_size", "rms_norm_eps", "hc_eps",
     "routed_scaling_factor", "swiglu_limit",
 )  # fmt: skip
-
-MOST_STREAMS = 16  # that the kernels take
 
 
 class StaleWeightsError(RuntimeError):

@@ -180,6 +180,13 @@ class Transformer(nn.Module):
             cache.count(batch)
         return logits
 
+    def next_token_logits_and_streams(
+        self, batch: RaggedBatch, cache: Cache | None, rows: np.ndarray
+    ) -> tuple[Tensor, Tensor]:
+        """The bits of `next_token_logits`, and the streams [n, hc_mult, d] of the same rows."""
+        streams = self.forward_ragged(batch, cache)[torch.from_numpy(rows).to(self.device)]
+        return self.logits(streams), streams
+
     def logits(self, streams: Tensor) -> Tensor:
         """Next-token logits, fp32 [n, vocab], of streams [n, hc_mult, d]."""
         return self.backend.read_out(streams)

@@ -14,7 +14,7 @@ ACCESS = "who may use it, and for how long"  # the group of flags
 class ServerConfig:
     """Where the server listens, who may use it and what clients get; ValueError names a value that is not allowed.
 
-    What is more than a number or a choice is checked where it is used: the address in server/run.py, keys in
+    What is more than a number or a choice is checked where it is used: the address in server/listening.py, keys in
     server/keys.py, names in server/origin.py.
     """
 

@@ -9,7 +9,8 @@ from typing import cast
 import deepseek_recipe as recipe
 
 from dsv4.server.errors import RequestError
-from dsv4.server.locate import Judge, locate, named_place, unreadable_text
+from dsv4.server.locate import Judge, locate, named_place
+from dsv4.server.surrogates import unreadable_text
 from dsv4.server.unchecked_json import Json
 
 _NO_FORCED_TOOL = "Thinking mode does not support this tool_choice"

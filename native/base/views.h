@@ -8,6 +8,10 @@
 
 namespace dsv4 {
 
+constexpr int64_t WINDOW = 128, PAGE_TOKENS = 128;
+constexpr int64_t MOST_STREAMS = 16;
+constexpr int64_t MOST_POSITIONS = int64_t{1} << 40;
+
 struct Rows {
     float* data;
     int64_t stride;

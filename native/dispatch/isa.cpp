@@ -95,7 +95,7 @@ const Ops& DSV4_JOIN(DSV4_ISA, _ops)() {
                          weight_gradients, rms_norm_rows, sinkhorn_rows,   exp_all,          fake_quant_rows,
                          hadamard_rows,    top_k_rows,    index_top_k,     sample_row,       single_hc_pre,
                          single_hc_post,   single_route,  single_compress, single_attend,    single_swiglu,
-                         single_rotate};
+                         single_rotation,  single_rotate};
     return ops;
 }
 

@@ -36,7 +36,8 @@ struct Ops {
     void (*attend)(const Config&, const Layer&, const LayerCache&, float* q, const float* kv, const int32_t* chosen,
                    int64_t start, int64_t n, float* o);
     void (*swiglu)(float* gate, const float* up, int64_t n, int64_t width, float limit, const float* weight);
-    void (*rotate)(float* x, int64_t n, int64_t width, const std::vector<float>& inv_freq, int64_t start, float sign);
+    void (*rotation)(const std::vector<float>& inv_freq, const int64_t* positions, int64_t n, float* cos, float* sin);
+    void (*rotate)(float* x, int64_t n, int64_t width, const float* cos, const float* sin, int64_t pairs);
 };
 
 const Ops& portable_ops();

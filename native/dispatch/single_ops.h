@@ -1,4 +1,4 @@
-// Single operations of the forward, as it runs them, on tokens of one sequence: tests compare each with the reference.
+// Single operations of the forward, as it runs them, on tokens of one sequence: the native rung of dsv4/kernels.
 #pragma once
 
 #include <numeric>
@@ -68,14 +68,15 @@ inline void single_swiglu(float* gate, const float* up, int64_t n, int64_t width
     for_each_row(n, [&](int64_t row) { swiglu(gate + row * width, up + row * width, width, limit, weight[row]); });
 }
 
-inline void single_rotate(float* x, int64_t n, int64_t width, const std::vector<float>& inv_freq, int64_t start,
-                          float sign) {
+inline void single_rotation(const std::vector<float>& inv_freq, const int64_t* positions, int64_t n, float* cos,
+                            float* sin) {
     const auto pairs = static_cast<int64_t>(inv_freq.size());
-    for_each_row(n, [&](int64_t row) {
-        std::vector<float> cos(inv_freq.size()), sin(inv_freq.size());
-        rotation(inv_freq, start + row, cos.data(), sin.data());
-        rotate(x + row * width, width, cos.data(), sin.data(), pairs, sign);
-    });
+    for_each_row(n, [&](int64_t row) { rotation(inv_freq, positions[row], cos + row * pairs, sin + row * pairs); });
+}
+
+inline void single_rotate(float* x, int64_t n, int64_t width, const float* cos, const float* sin, int64_t pairs) {
+    for_each_row(
+        n, [&](int64_t row) { rotate(x + row * width, width, cos + row * pairs, sin + row * pairs, pairs, 1.0f); });
 }
 
 }  // namespace dsv4::DSV4_ISA

@@ -9,8 +9,6 @@
 
 namespace dsv4::DSV4_ISA {
 
-constexpr int64_t WINDOW = 128, PAGE_TOKENS = 128;
-
 // Tokens of one sequence in a tile: rows [first, first + count) are positions [start, start + count).
 struct Segment {
     int64_t first, count, start, slot;

@@ -1,12 +1,10 @@
-// Single operations of the forward, as it runs them, on tokens of one sequence; only tests call them.
+// Single operations of the forward, as it runs them, on tokens of one sequence: the native rung of dsv4/kernels.
 #include <algorithm>
 
 #include "python/arguments.h"
 
 namespace dsv4 {
 namespace {
-
-constexpr int64_t WINDOW = 128;
 
 int64_t size_of(const MutableFloats& array, size_t dimension) { return static_cast<int64_t>(array.shape(dimension)); }
 
@@ -16,8 +14,6 @@ void expect_within(int64_t value, int64_t first, int64_t last, const char* name)
         wrong(std::string(name) + " " + std::to_string(value) + ": allowed are " + std::to_string(first) + " to " +
               std::to_string(last));
 }
-
-constexpr int64_t MOST = int64_t{1} << 40;  // positions
 
 // Data of a contiguous array of one dimension.
 const float* vector_of(const Floats& array, int64_t size, const char* name) {
@@ -32,7 +28,7 @@ Config streams_config(const MutableFloats& streams) {
     Config c{};
     c.hc_mult = size_of(streams, 1);
     c.hidden_size = size_of(streams, 2);
-    expect_within(c.hc_mult, 1, 16, "number of streams");
+    expect_within(c.hc_mult, 1, MOST_STREAMS, "number of streams");
     return c;
 }
 
@@ -124,7 +120,7 @@ void compress(int64_t ratio, MutableFloats kv, MutableFloats score, MutableFloat
     expect(ape, {ratio, total}, "ape");
     expect(state_kv, {w.rows(), total}, "state_kv");
     expect(state_score, {w.rows(), total}, "state_score");
-    expect_within(start, 0, MOST, "start");
+    expect_within(start, 0, MOST_POSITIONS, "start");
     expect_entries(entries, (start + n) / ratio, w.width);
     w.ape = ape.data();
     CompressorCache state{state_kv.data(), state_score.data(), entries.data(), nullptr};
@@ -148,8 +144,8 @@ void attend(MutableFloats q, MutableFloats kv, MutableFloats window, MutableFloa
     expect(o, {n, c.num_attention_heads, c.head_dim}, "o");
     expect(chosen, {n, c.index_topk}, "chosen");
     for (int64_t size : {n, c.num_attention_heads, c.head_dim, c.index_topk})
-        expect_within(size, 1, MOST, "tokens, heads, channels or k");
-    expect_within(start, 0, MOST, "start");
+        expect_within(size, 1, MOST_POSITIONS, "tokens, heads, channels or k");
+    expect_within(start, 0, MOST_POSITIONS, "start");
     if (ratio != 0 && ratio != 4 && ratio != WINDOW)
         wrong("ratio " + std::to_string(ratio) + "; allowed are 0, 4 and 128");
     expect_entries(entries, ratio ? (start + n) / ratio : 0, c.head_dim);
@@ -177,12 +173,26 @@ void swiglu(MutableFloats gate, MutableFloats up, double limit, const Floats& we
     ops().swiglu(gate.data(), up.data(), n, width, static_cast<float>(limit), weights);
 }
 
-void rotate(MutableFloats x, const std::vector<float>& inv_freq, int64_t start, bool back) {
-    expect_dimensions(x, 2, "x");
-    int64_t n = size_of(x, 0), width = size_of(x, 1);
-    expect_within(static_cast<int64_t>(2 * inv_freq.size()), 0, width, "channels to rotate");
+// cos, sin [n, pairs] of the rotation at n positions.
+void rotation(const std::vector<float>& inv_freq, const Longs& positions, MutableFloats cos, MutableFloats sin) {
+    const auto n = static_cast<int64_t>(positions.size()), pairs = static_cast<int64_t>(inv_freq.size());
+    expect(positions, {n}, "positions");
+    expect(cos, {n, pairs}, "cos");
+    expect(sin, {n, pairs}, "sin");
     Computing now;
-    ops().rotate(x.data(), n, width, inv_freq, start, back ? -1.0f : 1.0f);
+    ops().rotation(inv_freq, positions.data(), n, cos.data(), sin.data());
+}
+
+// The last 2 * pairs channels of each row of x [n, width], in place, by cos and sin [n, pairs].
+void rotate(MutableFloats x, MutableFloats cos, MutableFloats sin) {
+    expect_dimensions(x, 2, "x");
+    expect_dimensions(cos, 2, "cos");
+    int64_t n = size_of(x, 0), width = size_of(x, 1), pairs = size_of(cos, 1);
+    expect(cos, {n, pairs}, "cos");
+    expect(sin, {n, pairs}, "sin");
+    expect_within(2 * pairs, 0, width, "channels to rotate");
+    Computing now;
+    ops().rotate(x.data(), n, width, cos.data(), sin.data(), pairs);
 }
 
 }  // namespace
@@ -200,7 +210,9 @@ void define_single(nb::module_& m) {
     m.def("attend", &attend, nb::arg("q"), nb::arg("kv"), nb::arg("window"), nb::arg("entries"), nb::arg("chosen"),
           nb::arg("ratio"), nb::arg("start"), nb::arg("sink"), nb::arg("o").noconvert());
     m.def("swiglu", &swiglu, nb::arg("gate").noconvert(), nb::arg("up"), nb::arg("limit"), nb::arg("weight"));
-    m.def("rotate", &rotate, nb::arg("x").noconvert(), nb::arg("inv_freq"), nb::arg("start"), nb::arg("back"));
+    m.def("rotation", &rotation, nb::arg("inv_freq"), nb::arg("positions"), nb::arg("cos").noconvert(),
+          nb::arg("sin").noconvert());
+    m.def("rotate", &rotate, nb::arg("x").noconvert(), nb::arg("cos"), nb::arg("sin"));
 }
 
 }  // namespace dsv4

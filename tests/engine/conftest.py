@@ -36,6 +36,10 @@ class HistoryCache:
         self.histories[row].clear()
         self.resets.append(row)
 
+    def truncate(self, row: int, length: int) -> None:
+        assert length < len(self.histories[row]), "nothing to take back"
+        del self.histories[row][length:]
+
 
 class HistoryModel:
     """Logits of a token are a hash of everything its row has seen: any mistake in the bookkeeping changes them."""

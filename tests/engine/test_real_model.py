@@ -9,7 +9,10 @@ import dsv4
 from dsv4.checkpoint import save_model
 from dsv4.config import ModelConfig
 from dsv4.engine import LLM, SamplingParams
+from dsv4.engine.runner import ModelRunner
+from dsv4.engine.step import ScheduledChunk, StepOutput
 from dsv4.kernels import backends
+from dsv4.model.batch import RaggedBatch
 from dsv4.model.cache import Cache
 from dsv4.model.transformer import Transformer
 from dsv4.tokenizer.train import train_tokenizer, write_tokenizer
@@ -77,6 +80,30 @@ def test_greedy_tokens_and_logprobs_do_not_depend_on_the_batch_or_the_chunking(t
         together = LLM(transformer, max_num_seqs=num_seqs, max_num_batched_tokens=budget).generate(batch, params)
         assert [o.token_ids for o in together] == [o.token_ids for o in alone]
         assert [o.logprobs for o in together] == [o.logprobs for o in alone], "not the same bits"
+
+
+def test_an_engine_that_keeps_streams_has_the_bits_of_one_that_does_not(transformer, monkeypatch) -> None:
+    batch = prompts(130, 70, 66)
+    params = SamplingParams(max_tokens=4, temperature=0.0, logprobs=True, ignore_eos=True)
+    plain = LLM(transformer, max_num_batched_tokens=64).generate(batch, params)
+    llm = LLM(transformer, max_num_batched_tokens=64)
+    core, steps = llm.core, []
+    runner = ModelRunner(transformer, core.runner.cache, torch.device("cpu"), keep_streams=True)
+
+    def run(chunks: list[ScheduledChunk]) -> StepOutput:
+        histories = [c.request.tokens(0, c.stop) for c in chunks if c.num_samples]
+        steps.append((histories, runner.run(chunks)))
+        return steps[-1][1]
+
+    monkeypatch.setattr(core.runner, "run", run)
+    kept = llm.generate(batch, params)
+    assert [(o.token_ids, o.logprobs) for o in kept] == [(o.token_ids, o.logprobs) for o in plain]
+    assert not steps[0][0] and steps[0][1].streams.shape == (0, 4, 64), "a step of prompts that are read in part"
+    for histories, output in steps:
+        for history, logits, streams in zip(histories, output.logits, output.streams, strict=True):
+            with torch.inference_mode():
+                torch.testing.assert_close(streams, transformer.forward_ragged(RaggedBatch.pack([history]))[-1])
+                torch.testing.assert_close(logits, transformer.logits(streams[None])[0])
 
 
 def test_sampled_tokens_do_not_depend_on_the_batch(transformer) -> None:

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv4.engine import LLM, AsyncEngine, SamplingParams
+from dsv4.engine.cache_manager import CacheManager
 from dsv4.engine.config import EngineConfig
+from dsv4.engine.outputs import SampledToken
 from dsv4.engine.request import Request
-from dsv4.engine.sampler import SampledToken
 from dsv4.engine.scheduler import Scheduler, reading_order
 
 
@@ -25,12 +26,24 @@ class Arrival:
     output: int
 
 
+class RowCache:
+    """Notes which rows are emptied."""
+
+    def __init__(self) -> None:
+        self.lengths: list[int] = []
+        self.resets: list[int] = []
+
+    def reset(self, slot: int) -> None:
+        self.resets.append(slot)
+
+
 class Simulation:
     """Steps of a scheduler without a model; holds at every step what must hold always."""
 
     def __init__(self, config: EngineConfig, arrivals: list[Arrival]) -> None:
         self.config = config
-        self.scheduler = Scheduler(config)
+        self.cache = RowCache()
+        self.scheduler = Scheduler(config, CacheManager(self.cache, config.max_num_seqs))
         self.arrivals = sorted(arrivals, key=lambda arrival: arrival.step)
         self.first_token: dict[int, int] = {}  # place in `arrivals` -> steps from arrival to first token
         self.requests = [self._request(i, arrival) for i, arrival in enumerate(self.arrivals)]
@@ -78,10 +91,12 @@ class Simulation:
                 self._append(chunk.request, step)
 
     def _append(self, request: Request, step: int) -> None:
-        request.append(SampledToken(7), now=float(step))
+        request.append([SampledToken(7)], now=float(step))
         self.first_token.setdefault(request.request_id, step + 1 - self.arrivals[request.request_id].step)
         if request.finished:
-            assert self.scheduler.finish(request) is not None
+            slot, emptied = request.slot, len(self.cache.resets)
+            self.scheduler.finish(request)
+            assert self.cache.resets[emptied:] == [slot] and request.slot == -1
 
 
 @st.composite

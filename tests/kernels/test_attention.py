@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsv4.kernels.attention import attend
+from dsv4.kernels.attention.reference import attend_tiles
 
 from .derivatives import noise
 
@@ -61,14 +61,14 @@ def doubled(inputs: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(("G", "R", "H", "D"), [(1, 1, 1, 8), (3, 5, 2, 24), (2, 64, 3, 10)])
 def test_output_and_probabilities(form: str, G: int, R: int, H: int, D: int) -> None:
     inputs = case(form, G, R, H, D, E=13 if form == "a row's own" else 128)
-    out, probs = attend(**inputs, return_entry_probs=True)
+    out, probs = attend_tiles(**inputs, return_entry_probs=True)
     want, want_probs = dense(**doubled(inputs))
     assert (out - want).abs().max() < 2e-6
     if form == "none":
         assert probs is None
     else:
         assert probs is not None and (probs - want_probs).abs().max() < 2e-6
-        assert attend(**inputs)[1] is None
+        assert attend_tiles(**inputs)[1] is None
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -78,7 +78,7 @@ def test_gradients(form: str) -> None:
     ours = inputs | {n: inputs[n].clone().requires_grad_() for n in names}
     theirs = inputs | {n: inputs[n].double().requires_grad_() for n in names}
     pull = noise(2, 3, 2, 12, seed=9)
-    got = torch.autograd.grad(attend(**ours)[0], [ours[n] for n in names], pull)
+    got = torch.autograd.grad(attend_tiles(**ours)[0], [ours[n] for n in names], pull)
     want = torch.autograd.grad(dense(**theirs)[0], [theirs[n] for n in names], pull.double())
     for name, a, b in zip(names, got, want, strict=True):
         assert (a - b).abs().max() < 1e-5 * b.abs().max(), name
@@ -90,7 +90,7 @@ def test_a_row_that_sees_nothing_gives_zeros(form: str) -> None:
     inputs["window_mask"][1, 2] = False
     if form != "none":
         inputs["entry_mask"][1, 2] = False
-    out, probs = attend(**inputs, return_entry_probs=True)
+    out, probs = attend_tiles(**inputs, return_entry_probs=True)
     assert torch.equal(out[1, 2], torch.zeros(3, 16))
     assert probs is None or torch.equal(probs[1, 2], torch.zeros(64))
     assert out.isfinite().all() and (out[0] != 0).all()
@@ -99,18 +99,18 @@ def test_a_row_that_sees_nothing_gives_zeros(form: str) -> None:
 def test_entries_alone() -> None:
     inputs = case("shared", 1, 2, 2, 8, E=64)
     inputs["window_mask"][:] = False
-    assert (attend(**inputs)[0] - dense(**doubled(inputs))[0]).abs().max() < 2e-6
+    assert (attend_tiles(**inputs)[0] - dense(**doubled(inputs))[0]).abs().max() < 2e-6
 
 
 def test_large_scores_do_not_overflow() -> None:
     inputs = case("shared", 1, 3, 2, 8, E=64)
     inputs["q"] = inputs["q"] * 1e4
-    out = attend(**inputs)[0]
+    out = attend_tiles(**inputs)[0]
     assert out.isfinite().all()
     assert (out - dense(**doubled(inputs))[0]).abs().max() < 1e-3
     inputs["sink"] = torch.full((2,), 1e5)
     inputs["q"] = inputs["q"] * 1e-4
-    assert torch.equal(attend(**inputs)[0], torch.zeros_like(out))
+    assert torch.equal(attend_tiles(**inputs)[0], torch.zeros_like(out))
 
 
 @pytest.mark.parametrize("form", ["shared", "a tile's own"])
@@ -118,12 +118,12 @@ def test_masked_entries_behind_change_no_bit(form: str) -> None:
     inputs = case(form, 2, 5, 2, 16, E=192)
     inputs["entry_mask"][..., 64:] = False
     short = inputs | {"entry_mask": inputs["entry_mask"][..., :64], "entries": inputs["entries"][..., :64, :]}
-    assert torch.equal(attend(**inputs)[0], attend(**short)[0])
+    assert torch.equal(attend_tiles(**inputs)[0], attend_tiles(**short)[0])
 
 
 def test_bfloat16_stays_and_sums_in_fp32() -> None:
     inputs = case("shared", 1, 3, 2, 16, E=64)
     low = {n: x.bfloat16() if n in ("q", "window", "entries") else x for n, x in inputs.items()}
-    out = attend(**low)[0]
+    out = attend_tiles(**low)[0]
     assert out.dtype == torch.bfloat16
     assert (out - dense(**doubled(low))[0]).abs().max() < 2**-8

@@ -75,7 +75,7 @@ def test_the_variables_choose() -> None:
 
 
 def test_training_is_native_where_it_is_asked_for() -> None:
-    code = FAKE + "from dsv4.kernels import backends; print(backends.trains())"
+    code = FAKE + "from dsv4.kernels import backends; print(backends.requested())"
     assert [printed(code), printed(code, DSV4_KERNELS="native"), printed(code, DSV4_KERNELS="reference")] == [
         "False",
         "True",

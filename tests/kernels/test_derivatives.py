@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dsv4.kernels.grouped_linear import grouped_linear
-from dsv4.kernels.mhc import collect, distribute, mixes
+from dsv4.kernels.mhc.reference import collect, distribute, mixes
 from dsv4.kernels.sinkhorn import sinkhorn
 from dsv4.kernels.swiglu import clamped_swiglu
 

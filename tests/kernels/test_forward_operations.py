@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from dsv4.config import ModelConfig
-from dsv4.kernels.attention import ENTRY_CHUNK, attend
-from dsv4.kernels.mhc import collect, distribute, mixes
+from dsv4.kernels.attention.reference import ENTRY_CHUNK, attend_tiles
+from dsv4.kernels.compressor.reference import fold_overlap, pool
+from dsv4.kernels.mhc.reference import collect, distribute, hc_weights, mixes
+from dsv4.kernels.rope.reference import rotate, rotation
+from dsv4.kernels.router.reference import affinity
 from dsv4.kernels.swiglu.reference import clamped_swiglu
 from dsv4.kernels.topk import top_k_lowest_index
-from dsv4.model.attention.compressor import fold_overlap, pool
-from dsv4.model.hyper_connections import hc_weights
-from dsv4.model.moe import affinity
-from dsv4.model.rope import rotate, rotation
 
 WINDOW = 128
 NAN = float("nan")
@@ -148,7 +147,7 @@ def test_attention(kernels: Any, ratio: int, start: int, heads: int, tokens: int
             visible[t, chosen[t]] = True
     padded = torch.zeros(visible.shape[1], width)
     padded[:count] = entries[:count]
-    want, _ = attend(
+    want, _ = attend_tiles(
         q.double()[None],
         keys.double()[None],
         ((back >= 0) & (back < WINDOW))[None],
@@ -197,9 +196,11 @@ def test_rotation(kernels: Any, rows: int, width: int, pairs: int) -> None:
     for start in (0, 5, 1_000_000):
         cos, sin = rotation(speeds, torch.arange(start, start + rows))
         got = x.clone()
-        kernels.rotate(got, speeds.tolist(), start, False)
+        factors = poisoned(rows, pairs), poisoned(rows, pairs)
+        kernels.rotation(speeds.tolist(), torch.arange(start, start + rows), *factors)
+        kernels.rotate(got, *factors)
         assert near(got, rotate(x, cos, sin), 1e-6)
-        kernels.rotate(got, speeds.tolist(), start, True)
+        kernels.rotate(got, factors[0], -factors[1])
         assert near(got, x, 1e-6)
 
 

@@ -39,7 +39,7 @@ CASES = [
 @pytest.fixture
 def kernels(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """As with DSV4_KERNELS=native."""
-    monkeypatch.setattr(backends, "trains", lambda: True)
+    monkeypatch.setattr(backends, "requested", lambda: True)
     return kernels
 
 
@@ -136,7 +136,7 @@ def test_training_takes_them_where_they_are_asked_for(kernels: Any, monkeypatch:
         return [type(y.grad_fn).__name__ for y in (linear(x, weight), grouped_linear(x, [3], weight[None]))]
 
     asked = names()
-    monkeypatch.setattr(backends, "trains", lambda: False)
+    monkeypatch.setattr(backends, "requested", lambda: False)
     assert asked[0] == "_LinearBackward" != names()[0]
     assert all(name == "_GroupedLinearBackward" for name in (asked[1], names()[1]))
     with torch.no_grad():

@@ -6,9 +6,10 @@ import torch
 
 from dsv4.config import ModelConfig
 from dsv4.kernels.hadamard import hadamard
+from dsv4.kernels.mhc.reference import hc_head, hc_weights
 from dsv4.kernels.quant import fake_quant_fp8
-from dsv4.model.hyper_connections import hc_head, hc_weights
-from dsv4.model.rope import inverse_frequencies, rotate, rotation
+from dsv4.kernels.rope import rotate, rotation
+from dsv4.model.rope import inverse_frequencies
 
 from .restatement import hadamard_matrix
 

@@ -4,13 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsv4.model.attention import indexer
-from dsv4.model.attention.indexer import index_scores
+from dsv4.kernels.gather import take_rows
+from dsv4.kernels.indexer import reference as indexer
+from dsv4.kernels.indexer.reference import index_scores
+from dsv4.kernels.norm import rms_norm
+from dsv4.kernels.rope import rotate, rotation
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.batch import RaggedBatch
-from dsv4.model.gather import take_rows
-from dsv4.model.norm import rms_norm
-from dsv4.model.rope import inverse_frequencies, rotate, rotation
+from dsv4.model.rope import inverse_frequencies
 from dsv4.model.transformer import Transformer
 
 from ..kernels.derivatives import check_derivatives, noise

@@ -25,7 +25,7 @@ from dsv4.server.app import create_app
 from dsv4.server.connections import ClientLimits
 from dsv4.server.drain import Drain
 from dsv4.server.http_server import HttpServer
-from dsv4.server.run import address, bind
+from dsv4.server.listening import address, bind
 from dsv4.tokenizer.prompts import write_effort_ladder
 from dsv4.tokenizer.train import train_tokenizer, write_tokenizer
 

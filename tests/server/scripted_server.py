@@ -16,8 +16,9 @@ from dsv4.server.app import create_app
 from dsv4.server.connections import ClientLimits
 from dsv4.server.drain import Drain
 from dsv4.server.http_server import HttpServer
+from dsv4.server.listening import address, bind
 from dsv4.server.open_files import connection_bound, raise_limit
-from dsv4.server.run import address, bind, close_engine
+from dsv4.server.run import close_engine
 from dsv4.tokenizer.train import train_tokenizer, write_tokenizer
 
 

@@ -21,7 +21,8 @@ from dsv4.checkpoint import save_model
 from dsv4.config import ModelConfig
 from dsv4.kernels import backends
 from dsv4.model.transformer import Transformer
-from dsv4.server.run import PortTakenError, address, bind, serve
+from dsv4.server.listening import PortTakenError, address, bind
+from dsv4.server.run import serve
 from dsv4.tokenizer.train import train_tokenizer, write_tokenizer
 
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsv4.kernels.attention import attend
+from dsv4.kernels.attention.reference import attend_tiles
 from dsv4.kernels.grouped_linear import grouped_linear
-from dsv4.kernels.mhc import distribute
-from dsv4.model.attention.indexer import index_scores
+from dsv4.kernels.indexer.reference import index_scores
+from dsv4.kernels.mhc import hc_head, hc_pre
+from dsv4.kernels.mhc.reference import distribute
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.batch import RaggedBatch
 from dsv4.model.block import ForwardContext
-from dsv4.model.hyper_connections import hc_head, hc_pre
 from dsv4.model.linear import linear_fp32
 from dsv4.training.gradient import Work, compute_gradient, pack_batch
 from dsv4.training.loop import TrainSettings
@@ -70,7 +70,7 @@ def fp32_parts() -> dict[str, Callable[[], Tensor]]:
     q, window = torch.randn(2, 3, 4, 64, generator=g), torch.randn(2, 5, 64, generator=g)
     mask, entries = torch.ones(2, 3, 5, dtype=torch.bool), torch.randn(2, 64, 64, generator=g)
     seen = torch.ones(2, 3, 64, dtype=torch.bool)
-    hc = (layer.hc_attn_fn, layer.hc_attn_scale, layer.hc_attn_base)
+    hc = (layer.hc_attn_fn, layer.hc_attn_scale, layer.hc_attn_base, layer.attn_norm.weight)
     return {
         "router": lambda: layer.ffn.gate(x, ctx.token_ids)[2],
         "compressor": lambda: layer.attn.compressor(x, ctx.layout, None, ctx.rope(4).inv_freq, {}),
@@ -78,7 +78,7 @@ def fp32_parts() -> dict[str, Callable[[], Tensor]]:
         "mHC write": lambda: distribute(x, streams, streams[:, :, 0], streams[:, :, :4]),
         "read-out": lambda: hc_head(streams, model.hc_head_fn, model.hc_head_scale, model.hc_head_base, c),
         "norm": lambda: layer.attn_norm(x),
-        "attention": lambda: attend(q, window, mask, q[0, 0, :, 0], entries, seen)[0],
+        "attention": lambda: attend_tiles(q, window, mask, q[0, 0, :, 0], entries, seen)[0],
         "index scores": lambda: index_scores(q, q[..., 0], entries),
         "balance": lambda: layer.ffn._balance_loss(x[:, :4].abs(), ctx.token_ids[:, None] % 4, ctx.layout),
         "head": lambda: linear_fp32(x, head.weight),

@@ -1,17 +1,61 @@
-"""Plain torch definition of windowed plus compressed attention with a sink."""
+"""Windowed plus compressed attention with a sink in torch: keys gathered tile by tile, then one softmax."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from dsv4.kernels.attention.views import KeyView, TileGroup, Tiles, pick
 from dsv4.kernels.autocast import without_autocast
+from dsv4.kernels.gather import take_rows
 
 ENTRY_CHUNK = 64
 
 
-@without_autocast
 def attend(
+    q: Tensor, keys: KeyView, tiles: Tiles, sink: Tensor, chosen: Tensor | None = None, keep_probs: bool = False
+) -> tuple[Tensor, list[Tensor | None]]:
+    """(o [T, H, D], probabilities of the entries of each group of tiles, None where it has none or none are kept)."""
+    window = _window_rows(keys)
+    outputs: list[Tensor] = []
+    probs: list[Tensor | None] = []
+    for group in tiles.groups:
+        part, seen = slice(group.first, group.last), slice(group.window_skip, None)
+        window_keys = take_rows(window, tiles.window_index[part, seen])
+        args = (tiles.rows(q, group), window_keys, tiles.window_mask[part, :, seen], sink)
+        if group.num_entries == 0 or keys.entries is None:
+            out, entry_probs = attend_tiles(*args)
+        else:
+            mask, index = group.visible(tiles.rows(chosen, group) if group.sparse and chosen is not None else None)
+            picked = _gather(keys.entries.pool, group, index)
+            out, entry_probs = attend_tiles(*args, picked, mask, keep_probs)
+        outputs.append(out)
+        probs.append(entry_probs)
+    return tiles.tokens(torch.cat(outputs) if len(outputs) > 1 else outputs[0]), probs
+
+
+def _window_rows(keys: KeyView) -> Tensor:
+    """Rows that window_index names: the rings of the batch's sequences, the new keys, one zero row."""
+    width = keys.new.shape[1]
+    parts = [keys.new, keys.new.new_zeros(1, width)]
+    if keys.ring is not None:
+        parts.insert(0, keys.ring[keys.slots].view(-1, width).to(keys.new.dtype))
+    return torch.cat(parts)
+
+
+def _gather(pool: Tensor, group: TileGroup, index: Tensor | None) -> Tensor:
+    """Entries of a group: all that it reads, [E, D] or [G, E, D], or each row's own [G, R, k, D] by their numbers."""
+    if index is None:
+        return pick(pool, group.entries)
+    if isinstance(group.entries, slice):
+        return take_rows(pool, index + group.entries.start)
+    assert group.entries is not None
+    tile = torch.arange(index.shape[0], device=index.device)[:, None, None]
+    return take_rows(pool, group.entries[tile, index])
+
+
+@without_autocast
+def attend_tiles(
     q: Tensor,
     window: Tensor,
     window_mask: Tensor,
@@ -20,7 +64,12 @@ def attend(
     entry_mask: Tensor | None = None,
     return_entry_probs: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """One softmax over window slots, compressed entries and the sink; see the package docstring for the shapes."""
+    """One softmax over gathered window keys, entries and the sink -> (o [G, R, H, D] like q, probabilities or None).
+
+    q [G, R, H, D]; window [G, W, D]; window_mask bool [G, R, W]; entries either shared [E, D] (all tiles belong to one
+    sequence), a tile's own [G, E, D], or a row's own [G, R, E, D]; entry_mask bool [G, R, E]; E a multiple of
+    ENTRY_CHUNK unless a row's own; probabilities of the entries summed over heads [G, R, E].
+    """
     G, R, H, D = q.shape
     scale = D**-0.5
     rows = q.float().reshape(G, R * H, D) * scale

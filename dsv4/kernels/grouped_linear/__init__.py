@@ -3,8 +3,8 @@
 Contract: x [n, in], sizes (rows of each of E groups, in order, adding up to n), weights [E, out, in], of x's dtype or
 as stored (kernels/stored.py) -> [n, out]. The weight of a group without rows is not read, and its gradient is zero.
 Row i, and row i of x's gradient, depend on row i alone.
-Native: where `backends.trains`, fp32 on the CPU, outside autocast; the sums are those of docs/kernels.md, to the bit;
-no gradient of a gradient. (The native forward of inference does not come here.) Under autocast x and the weights take
+Native: where DSV4_KERNELS=native asks for it; the sums are those of docs/kernels.md, to the bit; no gradient of a
+gradient. (The native forward of inference does not come here.) Under autocast x and the weights take
 its number format, as those of a linear layer do.
 """
 
@@ -21,7 +21,7 @@ def grouped_linear(x: Tensor, sizes: list[int], weights: Tensor) -> Tensor:
     dtype = product_dtype(x)
     if dtype is not None:
         x, weights = x.to(dtype), widened(weights).to(dtype)
-    op = native if backends.trains() and backends.takes(x, weights) else reference
+    op = native if backends.uses_native("grouped_linear", x, weights) else reference
     return op.grouped_linear(x, sizes, weights)
 
 

@@ -1,14 +1,49 @@
-"""The three maps of mHC that touch the wide streams. Everything else of mHC works on a few numbers a token.
+"""mHC: several residual streams, read before and written after each sub-layer by token-dependent maps. fp32 inside.
 
-Contract, T tokens, s streams, d hidden; fp32 arithmetic, under autocast too, a token's bits independent of T:
-- mixes(streams [T, s, d], fn [m, s * d], eps) -> [T, m] fp32: (fn . X) * rsqrt(mean(X^2) + eps), X the flattened
-  streams;
-- collect(weights [T, s], streams [T, s, d]) -> [T, d] in the streams' dtype: sum_j weights_j * stream_j;
-- distribute(y [T, d], streams, post [T, s], comb [T, s, s]) -> [T, s, d] in the streams' dtype:
-  out_k = post_k * y + sum_j comb_jk * stream_j.
-Each has its derivative written out: the automatic one would keep and pass over several copies of the streams.
+Contract, T tokens, s streams, d hidden; fp32 arithmetic, under autocast too, a token's bits independent of T. A site
+has fn [m, s * d], scale and base [m]; rows of fn and entries of base: first the pre weights, then post, then the
+combine matrix (row-major, [source stream, target stream]), so m = s * (2 + s) and scale [3]; of a read-out m = s and
+scale [1]. Sizes are the model's `hc_mult`, `hc_sinkhorn_iters`, `rms_norm_eps` and `hc_eps`. The maps:
+- mix = (fn . X) * rsqrt(mean(X^2) + rms_norm_eps), X a token's flattened streams; then, by scale and base,
+  pre = sigmoid + hc_eps, post = 2 * sigmoid, comb = sinkhorn (kernels/sinkhorn);
+- hc_pre: x = sum_j pre_j * stream_j, then rms_norm with the sub-layer's weight [d];
+- hc_post: out_k = post_k * y + sum_j comb_jk * stream_j;
+- hc_head: x = sum_j (sigmoid + hc_eps)_j * stream_j, weights not normalized. It has the reference alone: the fused
+  forward reads out natively.
+Results have the streams' dtype, post and comb are fp32. Native: at most 16 streams. Source: mHC paper; official
+inference kernel.
 """
 
-from dsv4.kernels.mhc.reference import collect, distribute, mixes
+from torch import Tensor
 
-__all__ = ["collect", "distribute", "mixes"]
+from dsv4.kernels import backends
+from dsv4.kernels.mhc import native, reference
+from dsv4.kernels.mhc.reference import Sizes, hc_head
+
+MOST_STREAMS = 16  # of the native kernels
+
+
+def hc_pre(
+    streams: Tensor, fn: Tensor, scale: Tensor, base: Tensor, norm: Tensor, sizes: Sizes
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Streams [T, s, d] -> (normed sub-layer input [T, d], post [T, s], comb [T, s, s])."""
+    op = native if _is_native(streams, fn, scale, base, norm) else reference
+    return op.hc_pre(streams, fn, scale, base, norm, sizes)
+
+
+def hc_post(y: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
+    """Sub-layer output y [T, d] back into the streams [T, s, d] -> [T, s, d]."""
+    op = native if _is_native(streams, y, post, comb) else reference
+    return op.hc_post(y, streams, post, comb)
+
+
+def _is_native(streams: Tensor, *tensors: Tensor) -> bool:
+    if not backends.uses_native("mhc", streams, *tensors):
+        return False
+    if streams.shape[1] > MOST_STREAMS:
+        backends.decline(f"the model has {streams.shape[1]} streams, the native kernels take {MOST_STREAMS}")
+        return False
+    return True
+
+
+__all__ = ["MOST_STREAMS", "Sizes", "hc_head", "hc_post", "hc_pre"]

@@ -1,14 +1,31 @@
-"""Plain torch definition of the mHC stream maps, with their derivatives."""
+"""mHC in torch. The three maps that touch the wide streams (mixes, collect, distribute) have their derivatives written
+out: the automatic ones would keep and pass over several copies of the streams. The rest is a few numbers per token."""
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from dsv4.kernels.autocast import without_autocast
 from dsv4.kernels.linear import linear
+from dsv4.kernels.norm import rms_norm
+from dsv4.kernels.sinkhorn import sinkhorn
+
+
+class Sizes(Protocol):
+    """Constants of mHC, under their names in a model's configuration."""
+
+    @property
+    def hc_mult(self) -> int: ...
+    @property
+    def hc_sinkhorn_iters(self) -> int: ...
+    @property
+    def rms_norm_eps(self) -> float: ...
+    @property
+    def hc_eps(self) -> float: ...
 
 
 def _project(streams: Tensor, fn: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -98,3 +115,45 @@ def distribute(y: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor
     if not torch.is_grad_enabled():
         return _distribute(y, streams, post, comb)
     return _Distribute.apply(y, streams, post, comb)
+
+
+def _sigmoid(x: Tensor) -> Tensor:
+    # exp has the same bits in an array's vector body and its tail; torch.sigmoid does not.
+    return x.neg().exp().add(1.0).reciprocal()
+
+
+@cache
+def _counts(s: int, device: torch.device) -> Tensor:
+    """Numbers of pre, post and combine weights of a site."""
+    return torch.tensor((s, s, s * s), device=device)
+
+
+def hc_weights(mix: Tensor, scale: Tensor, base: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor, Tensor]:
+    """(pre [T, s], post [T, s], comb [T, s, s]) from the mixes [T, s * (2 + s)]; s = hc_mult."""
+    s = sizes.hc_mult
+    pre, post, comb = (mix * scale.repeat_interleave(_counts(s, mix.device)) + base).split((s, s, s * s), dim=1)
+    post = 2.0 * _sigmoid(post)
+    return (
+        _sigmoid(pre) + sizes.hc_eps,
+        post,
+        sinkhorn(comb.reshape(-1, s, s), sizes.hc_sinkhorn_iters, sizes.hc_eps),
+    )
+
+
+def hc_pre(
+    streams: Tensor, fn: Tensor, scale: Tensor, base: Tensor, norm: Tensor, sizes: Sizes
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Streams [T, s, d] -> (normed sub-layer input [T, d], post [T, s], comb [T, s, s])."""
+    pre, post, comb = hc_weights(mixes(streams, fn, sizes.rms_norm_eps), scale, base, sizes)
+    return rms_norm(collect(pre, streams), sizes.rms_norm_eps, norm), post, comb
+
+
+def hc_post(y: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
+    """Sub-layer output y [T, d] back into the streams: out_k = post_k * y + sum_j comb_jk * stream_j -> [T, s, d]."""
+    return distribute(y, streams, post, comb)
+
+
+def hc_head(streams: Tensor, fn: Tensor, scale: Tensor, base: Tensor, sizes: Sizes) -> Tensor:
+    """Read the streams out: [T, s, d] -> [T, d]."""
+    mix = mixes(streams, fn, sizes.rms_norm_eps)
+    return collect(_sigmoid(mix * scale + base) + sizes.hc_eps, streams)

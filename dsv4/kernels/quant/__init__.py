@@ -7,6 +7,23 @@ shorter block is allowed. Computation is fp32, the result has the input's dtype.
 - FP4 e2m1: amax floored at 6 * 2^-126, scale = 2^ceil(log2(amax / 6)), ties go to the even code.
 """
 
-from dsv4.kernels.quant.reference import FP4_MAX, FP8_MAX, fake_quant_fp4, fake_quant_fp8, fake_quant_fp8_blocks
+from torch import Tensor
+
+from dsv4.kernels import backends
+from dsv4.kernels.quant import native, reference
+from dsv4.kernels.quant.reference import FP4_MAX, FP8_MAX, fake_quant_fp8_blocks
+
+
+def fake_quant_fp8(x: Tensor, block: int) -> Tensor:
+    """Round x [..., n] to e4m3fn, one power-of-two scale per `block` of the last dimension -> like x."""
+    op = native if backends.uses_native("quant", x) else reference
+    return op.fake_quant_fp8(x, block)
+
+
+def fake_quant_fp4(x: Tensor, block: int = 32) -> Tensor:
+    """Round x [..., n] to e2m1, one power-of-two scale per `block` of the last dimension -> like x."""
+    op = native if backends.uses_native("quant", x) else reference
+    return op.fake_quant_fp4(x, block)
+
 
 __all__ = ["FP4_MAX", "FP8_MAX", "fake_quant_fp4", "fake_quant_fp8", "fake_quant_fp8_blocks"]

@@ -15,7 +15,7 @@ from dsv4.kernels.sampling import native, reference
 
 def draw_token(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float, u: float) -> int:
     """A row of logits [vocab] -> a token id."""
-    op = native if backends.takes(logits) else reference
+    op = native if backends.uses_native("sampling", logits) else reference
     return op.draw_token(logits, temperature, top_k, top_p, min_p, u)
 
 

@@ -1,11 +1,28 @@
-"""Sinkhorn normalisation of the mHC combine matrix.
+"""Sinkhorn normalization of the mHC combine matrix.
 
 Contract: logits [T, s, s] fp32 (first index: source stream, second: target) -> [T, s, s] fp32. Softmax over the second
-index, + eps; one column normalisation (over the first index); then iters - 1 times row, column. Every denominator has
-+ eps, so sums come out as 1 - eps. The last step is a column normalisation. Sums run left to right, so a matrix's bits
-do not depend on T.
+index, + eps; one column normalization (over the first index); then iters - 1 times row, column. Every denominator has
++ eps, so sums come out as 1 - eps. The last step is a column normalization. Sums run left to right, so a matrix's bits
+do not depend on T. Native: at most 64 streams.
 """
 
-from dsv4.kernels.sinkhorn.reference import sinkhorn
+from torch import Tensor
+
+from dsv4.kernels import backends
+from dsv4.kernels.sinkhorn import native, reference
+
+MOST_STREAMS = 64
+
+
+def sinkhorn(logits: Tensor, iters: int, eps: float) -> Tensor:
+    """Near doubly stochastic matrices from logits [T, s, s] fp32 -> [T, s, s]."""
+    op = reference
+    if backends.uses_native("sinkhorn", logits):
+        if logits.shape[-1] <= MOST_STREAMS:
+            op = native
+        else:
+            backends.decline(f"sinkhorn has {logits.shape[-1]} streams, its native kernel takes {MOST_STREAMS}")
+    return op.sinkhorn(logits, iters, eps)
+
 
 __all__ = ["sinkhorn"]

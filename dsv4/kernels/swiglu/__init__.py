@@ -4,6 +4,16 @@ Contract: gate, up [n, width], weight [n, 1] fp32 or None; computed in fp32, ret
 clamped from above only. Clamped elements receive no gradient.
 """
 
-from dsv4.kernels.swiglu.reference import clamped_swiglu
+from torch import Tensor
+
+from dsv4.kernels import backends
+from dsv4.kernels.swiglu import native, reference
+
+
+def clamped_swiglu(gate: Tensor, up: Tensor, limit: float, weight: Tensor | None = None) -> Tensor:
+    """silu(min(gate, limit)) * clamp(up, +-limit) * weight: [n, width], [n, width], [n, 1] -> [n, width]."""
+    op = native if backends.uses_native("swiglu", gate, up, weight) else reference
+    return op.clamped_swiglu(gate, up, limit, weight)
+
 
 __all__ = ["clamped_swiglu"]

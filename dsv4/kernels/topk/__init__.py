@@ -4,6 +4,16 @@ Contract: scores [..., n] fp32 without NaN, -inf marks what may not be chosen; r
 ascending order, -1 in the places that no admissible entry fills (they come last).
 """
 
-from dsv4.kernels.topk.reference import top_k_lowest_index
+from torch import Tensor
+
+from dsv4.kernels import backends
+from dsv4.kernels.topk import native, reference
+
+
+def top_k_lowest_index(scores: Tensor, k: int) -> Tensor:
+    """Indices of the k largest of each row of scores [..., n], k <= n -> int64 [..., k] ascending, -1 last."""
+    op = native if backends.uses_native("topk", scores) else reference
+    return op.top_k_lowest_index(scores, k)
+
 
 __all__ = ["top_k_lowest_index"]

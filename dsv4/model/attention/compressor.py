@@ -6,28 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from dsv4.config import ModelConfig
-from dsv4.kernels.attention import ENTRY_CHUNK
+from dsv4.kernels.attention import ENTRY_CHUNK, EntryView
+from dsv4.kernels.compressor import Windows, compress
+from dsv4.kernels.rope import rotate, rotation
 from dsv4.model.cache import CompressorState
-from dsv4.model.gather import take_rows
-from dsv4.model.layout import CompressionLayout, Layout
+from dsv4.model.layout import Layout
 from dsv4.model.linear import Linear, linear_fp32
 from dsv4.model.norm import RMSNorm
-from dsv4.model.rope import rotate, rotation
-
-
-def pool(kv: Tensor, score: Tensor) -> Tensor:
-    """Gated sum over the slots of each window: kv, score fp32 [windows, slots, D] -> [windows, D].
-
-    The softmax runs over the slots, channel by channel; a slot with score -inf counts for nothing.
-    """
-    return (torch.softmax(score, dim=1) * kv).sum(1)
-
-
-def fold_overlap(rows: Tensor, ratio: int) -> Tensor:
-    """[windows, 2 * ratio, 2 * D] -> [windows, 2 * ratio, D]: first half of the channels from the previous window's
-    tokens, second half from the window's own."""
-    width = rows.shape[-1] // 2
-    return torch.cat((rows[:, :ratio, :width], rows[:, ratio:, width:]), dim=1)
 
 
 class Compressor(nn.Module):
@@ -51,43 +36,38 @@ class Compressor(nn.Module):
         cos_sin: dict[int, tuple[Tensor, Tensor]],
     ) -> Tensor | None:
         """x [T, d] -> entries [windows closed here, width] in x's dtype, normed and rotated; None when none closes."""
-        where = layout.compression(self.ratio)
-        kv = linear_fp32(x, self.wkv.weight)
-        score = linear_fp32(x, self.wgate.weight) + take_rows(self.ape, layout.positions % self.ratio)
-        entries = None
-        if where.source.shape[0]:
-            kv_rows, score_rows = self._windows(kv, score, where, state)
-            if self.overlap:
-                kv_rows, score_rows = fold_overlap(kv_rows, self.ratio), fold_overlap(score_rows, self.ratio)
-            entries = self.norm(pool(kv_rows, score_rows).to(x.dtype))
-            if self.ratio not in cos_sin:
-                cos_sin[self.ratio] = rotation(inv_freq, where.entry_position)
-            entries = rotate(entries, *cos_sin[self.ratio])
-        if state is not None:
-            state.kv.view(-1, kv.shape[1])[where.state_row] = kv.detach()[where.state_token]
-            state.score.view(-1, kv.shape[1])[where.state_row] = score.detach()[where.state_token]
-        return entries
+        kv, score = linear_fp32(x, self.wkv.weight), linear_fp32(x, self.wgate.weight)
+        made = compress(kv, score, self.ape, self._windows(layout, state))
+        if made is None:
+            return None
+        if self.ratio not in cos_sin:
+            cos_sin[self.ratio] = rotation(inv_freq, layout.compression(self.ratio).entry_position)
+        return rotate(self.norm(made.to(x.dtype)), *cos_sin[self.ratio])
 
-    def _windows(
-        self, kv: Tensor, score: Tensor, where: CompressionLayout, state: CompressorState | None
-    ) -> tuple[Tensor, Tensor]:
-        """The slots of each closing window, from the state, the new tokens and one pad row: [windows, slots, width]."""
-        width = kv.shape[1]
-        kv_parts, score_parts = [kv, kv.new_zeros(1, width)], [score, score.new_full((1, width), float("-inf"))]
-        if state is not None:
-            kv_parts.insert(0, state.kv[where.state_slots].view(-1, width))
-            score_parts.insert(0, state.score[where.state_slots].view(-1, width))
-        return take_rows(torch.cat(kv_parts), where.source), take_rows(torch.cat(score_parts), where.source)
+    def _windows(self, layout: Layout, state: CompressorState | None) -> Windows:
+        where = layout.compression(self.ratio)
+        return Windows(
+            ratio=self.ratio,
+            batch=layout.batch,
+            positions=layout.positions,
+            source=where.source,
+            state_kv=state.kv if state is not None else None,
+            state_score=state.score if state is not None else None,
+            state_slots=where.state_slots,
+            state_row=where.state_row,
+            state_token=where.state_token,
+        )
 
 
 def store_entries(
     entries: Tensor | None, layout: Layout, ratio: int, state: CompressorState | None, like: Tensor, width: int
-) -> Tensor:
-    """The entry tensor that the layout's groups index: the cache's with the new entries written, or a fresh one."""
-    where = layout.compression(ratio)
+) -> EntryView:
+    """View of all entries of the batch's sequences: in the cache, with the new ones written, or in a fresh tensor."""
     if state is not None:
+        assert layout.cache is not None
         if entries is not None:
-            state.entries[where.entry_row] = entries.detach().to(state.entries.dtype)
-        return state.entries
+            state.entries[layout.compression(ratio).entry_row] = entries.detach().to(state.entries.dtype)
+        return EntryView(state.entries, ratio, layout.batch, layout.cache.block_table)
     slack = like.new_zeros(ENTRY_CHUNK, width)
-    return slack if entries is None else torch.cat((entries, slack))
+    pool = slack if entries is None else torch.cat((entries, slack))
+    return EntryView(pool, ratio, layout.batch, None)

@@ -1,0 +1,55 @@
+"""One step: chunks from the scheduler to the runner, its output to the sampler."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from dsv4.engine.request import Request
+from dsv4.engine.sampler import SampleRequest
+
+
+@dataclass(slots=True, eq=False)
+class ScheduledChunk:
+    """The next tokens of one request: positions start to stop, then drafts of those that follow.
+
+    Drafts are there only where `stop` is the request's last token. A chunk that reaches it samples: a token after its
+    last one, and one after each draft.
+    """
+
+    request: Request
+    start: int
+    stop: int
+    draft_token_ids: tuple[int, ...] = ()
+    num_tokens: int = field(init=False)  # rows of the batch
+    num_samples: int = field(init=False)  # rows that yield a token, the last ones
+
+    def __post_init__(self) -> None:
+        drafts = len(self.draft_token_ids)
+        self.num_tokens = self.stop - self.start + drafts
+        self.num_samples = 1 + drafts if self.stop == self.request.num_tokens else 0
+
+    def token_ids(self) -> list[int]:
+        tokens = self.request.tokens(self.start, self.stop)
+        return [*tokens, *self.draft_token_ids] if self.draft_token_ids else tokens
+
+    def sample_requests(self) -> list[SampleRequest]:
+        """What the sampler needs for each row that yields a token."""
+        request = self.request
+        position = len(request.output.token_ids)
+        requests = [SampleRequest(request.params, request.seed, position + i) for i in range(self.num_samples)]
+        if request.processors:
+            for i, row in enumerate(requests):
+                row.processors = request.processors
+                row.output_counts = request.output_counts + Counter(self.draft_token_ids[:i])
+        return requests
+
+
+@dataclass(slots=True)
+class StepOutput:
+    """What a step computed for the rows that yield a token, chunk by chunk."""
+
+    logits: Tensor  # fp32 [n, vocab]
+    streams: Tensor | None = None  # [n, hc_mult, d], where the runner keeps them

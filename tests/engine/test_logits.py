@@ -1,0 +1,98 @@
+"""Bias, penalties and masks: each alone, their order, and in the sampler's path."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from dsv4.engine import LLM, SamplingParams
+from dsv4.engine.logits import add_bias, make_processors, mask_tokens, penalize_repetition, process_logits
+from dsv4.engine.sampler import SampleRequest, sample
+from dsv4.engine.step import ScheduledChunk
+
+ROW = torch.tensor([0.5, 2.0, -1.0, 1.5])
+INF = float("inf")
+GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
+
+
+def test_a_bias_is_added() -> None:
+    assert add_bias(ROW, {1: -3.0, 2: 4.0}).tolist() == [0.5, -1.0, 3.0, 1.5]
+
+
+def test_penalties_count_what_was_written() -> None:
+    assert penalize_repetition(ROW, {1: 2, 3: 1, 0: 0}, 0.5, 0.25).tolist() == [0.5, 1.0, -1.0, 0.75]
+    assert penalize_repetition(ROW, {1: 3}, 0.0, -1.0).tolist() == [0.5, 5.0, -1.0, 1.5], "negative ones encourage"
+    assert penalize_repetition(ROW, {}, 1.0, 1.0).tolist() == ROW.tolist()
+
+
+def test_a_mask_leaves_the_allowed_tokens() -> None:
+    allowed = torch.tensor([True, False, True, False])
+    assert mask_tokens(ROW, allowed).tolist() == [0.5, -INF, -1.0, -INF]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda: add_bias(ROW, {4: 1.0}), r"token id 4; allowed: \[0, 3\]"),
+        (lambda: penalize_repetition(ROW, {-1: 1}, 1.0, 0.0), r"token id -1; allowed: \[0, 3\]"),
+        (lambda: mask_tokens(ROW, torch.ones(3, dtype=torch.bool)), r"the mask has shape \[3\]; allowed: \[4\]"),
+        (lambda: mask_tokens(ROW, torch.zeros(4, dtype=torch.bool)), "the mask allows no token"),
+    ],
+)
+def test_what_does_not_fit_the_vocabulary_is_named(change, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        change()
+
+
+def test_the_order_is_bias_penalties_mask() -> None:
+    allowed = torch.tensor([True, True, True, False])
+    processors = make_processors({3: INF, 0: 1.0}, 0.5, 0.0, allowed)
+    assert len(processors) == 3
+    assert process_logits(ROW, processors, {0: 1}).tolist() == [1.0, 2.0, -1.0, -INF], "no bias brings a token back"
+    by_hand = mask_tokens(penalize_repetition(add_bias(ROW, {3: INF, 0: 1.0}), {0: 1}, 0.5, 0.0), allowed)
+    assert torch.equal(process_logits(ROW, processors, {0: 1}), by_hand)
+    assert make_processors() == () and process_logits(ROW, (), {}) is ROW
+
+
+def test_the_row_itself_stays_as_it_is() -> None:
+    before = ROW.clone()
+    process_logits(ROW, make_processors({0: 1.0}, 1.0, 1.0, torch.tensor([True] * 3 + [False])), {1: 2})
+    assert torch.equal(ROW, before)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_token_is_drawn_after_the_processors_and_its_logprob_is_the_models(temperature: float) -> None:
+    params = SamplingParams(temperature=temperature, logprobs=1)
+    processors = make_processors(allowed=torch.tensor([False, False, True, False]))
+    (token,) = sample(ROW[None], [SampleRequest(params, 1, 0, processors, {})])
+    assert token.token_id == 2
+    assert token.logprob == pytest.approx(float(ROW.log_softmax(-1)[2]))
+    assert token.alternatives[0][0] == 1
+
+
+def test_a_request_counts_its_output_and_its_drafts(model) -> None:
+    core = LLM(model).core
+    request = core.new_request([5, 5], GREEDY)
+    request.processors = make_processors(frequency_penalty=1.0)
+    core.add(request)
+    for _ in range(4):
+        core.step()
+    assert request.output_counts.total() == 4, "the prompt does not count"
+    drafted = ScheduledChunk(request, request.num_tokens - 1, request.num_tokens, (7, 7)).sample_requests()
+    counts = [row.output_counts[7] - request.output_counts[7] for row in drafted if row.output_counts is not None]
+    assert counts == [0, 1, 2]
+    assert [row.position for row in drafted] == [4, 5, 6]
+
+
+def test_a_strong_penalty_never_writes_a_token_twice(model) -> None:
+    core = LLM(model).core
+    requests = [core.new_request([5], dataclasses.replace(GREEDY, max_tokens=40)) for _ in range(2)]
+    requests[0].processors = make_processors(presence_penalty=100.0)
+    for request in requests:
+        core.add(request)
+    while core.has_work:
+        core.step()
+    penalized, plain = (request.output.token_ids for request in requests)
+    assert len(set(penalized)) == 40 > len(set(plain))
