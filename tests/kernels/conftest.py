@@ -1,4 +1,4 @@
-"""The native kernels on every instruction set that this machine has."""
+"""Fixtures: the native kernels with every instruction set of the machine, and every rung of an operation."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,13 +8,30 @@ import pytest
 from dsv4.kernels import backends
 
 MODULE = backends.native_module()
+ISAS = sorted(MODULE.isas()) if MODULE is not None else []
 
 
-@pytest.fixture(params=sorted(MODULE.isas()) if MODULE is not None else [])
-def kernels(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """The module with one of its instruction sets selected; tests may change that and the threads."""
+def use(isa: str) -> Iterator[Any]:
     assert MODULE is not None
-    MODULE.select(request.param)
+    MODULE.select(isa)
     yield MODULE
     MODULE.select(MODULE.isas()[-1])
     MODULE.set_threads(1)
+
+
+@pytest.fixture(params=ISAS)
+def kernels(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The module with one of its instruction sets selected; tests may change that and the threads."""
+    yield from use(request.param)
+
+
+@pytest.fixture(params=["reference", *ISAS])
+def rung(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Operations run on the reference, or as with DSV4_KERNELS=native on one instruction set; tests may set threads."""
+    if request.param == "reference":
+        monkeypatch.setattr(backends, "native_module", lambda: None)
+        yield request.param
+        return
+    monkeypatch.setattr(backends, "requested", lambda: True)
+    for _ in use(request.param):
+        yield request.param

@@ -1,14 +1,200 @@
-"""The attention kernel against one dense softmax in float64, in its three forms of entries."""
+"""Attention: every rung on cache views against one softmax in float64; the reference's sums over gathered keys."""
 
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from dsv4.kernels.attention import ENTRY_CHUNK, EntryView, KeyView, TileGroup, Tiles, attend
 from dsv4.kernels.attention.reference import attend_tiles
 
-from .derivatives import noise
+from .tools import near, noise, poisoned, set_threads
+
+WINDOW, PAGE = 128, 128
+
+
+@dataclass(frozen=True)
+class Batch:
+    lengths: np.ndarray
+    starts: np.ndarray
+    slots: np.ndarray
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sequences with all keys and entries that they have by the end of the batch."""
+
+    ratio: int
+    batch: Batch
+    keys: list[Tensor]  # of each sequence, [start + length, D]
+    entries: list[Tensor]
+    q: Tensor
+    sink: Tensor
+    k: int
+
+    def visible(self, i: int) -> Tensor:
+        """Entries that each new token of a sequence sees, int64 [length]."""
+        position = torch.arange(self.batch.starts[i], len(self.keys[i]))
+        return (position + 1) // self.ratio if self.ratio else position * 0
+
+    def chosen(self) -> Tensor | None:
+        if self.ratio != 4:
+            return None
+        chosen = torch.full((len(self.q), self.k), -1)
+        for t, seen in enumerate(torch.cat([self.visible(i) for i in range(len(self.keys))]).tolist()):
+            pick = torch.randperm(seen, generator=torch.Generator().manual_seed(t))[: self.k].sort().values
+            chosen[t, : len(pick)] = pick
+        return chosen
+
+    def views(self, in_cache: bool, filler: float) -> tuple[KeyView, Tiles]:
+        """Keys where a cache has them, pages in disorder, and one tile for each token. filler: where nothing is."""
+        D, N, per_page = self.q.shape[2], len(self.keys), PAGE // self.ratio if self.ratio else 1
+        ring = torch.full((N + 2, WINDOW, D), filler) if in_cache else None
+        counts = [len(e) for e in self.entries]
+        pages = max(-(-c // per_page) for c in counts) + 1
+        order = torch.randperm((N + 2) * pages, generator=torch.Generator().manual_seed(1)).numpy()
+        table = order.reshape(N + 2, pages)
+        pool = torch.full(((N + 2) * pages * per_page + 1, D), filler) if in_cache else torch.zeros(sum(counts) + 1, D)
+        pool[-1] = 0
+        rows, new = [], []
+        for i, (slot, start) in enumerate(zip(self.batch.slots, self.batch.starts, strict=True)):
+            e = np.arange(counts[i])
+            place = table[slot, e // per_page] * per_page + e % per_page if in_cache else sum(counts[:i]) + e
+            rows.append(torch.from_numpy(place))
+            pool[rows[-1]] = self.entries[i]
+            new.append(self.keys[i][start:])
+            if ring is not None:
+                old = torch.arange(max(0, start - WINDOW), start)
+                ring[slot, old % WINDOW] = self.keys[i][old]
+        entries = EntryView(pool, self.ratio, self.batch, table if in_cache else None) if self.ratio else None
+        view = KeyView(torch.cat(new), self.batch, ring, torch.from_numpy(self.batch.slots), entries)
+        return view, self._tiles(in_cache, rows, len(pool) - 1)
+
+    def _tiles(self, in_cache: bool, rows: list[Tensor], blank: int) -> Tiles:
+        T, ring_rows, first = len(self.q), WINDOW * len(self.keys) if in_cache else 0, 0
+        seen = torch.cat([self.visible(i) for i in range(len(self.keys))])
+        width = -(-int(seen.max()) // ENTRY_CHUNK) * ENTRY_CHUNK
+        window, mask, index = [], [], []
+        for i, start in enumerate(self.batch.starts.tolist()):
+            position = torch.arange(start, len(self.keys[i]))[:, None]
+            key = position - WINDOW + 1 + torch.arange(WINDOW)
+            place = torch.where(key >= start, ring_rows + first + key - start, i * WINDOW + key % WINDOW)
+            window.append(torch.where(key < 0, ring_rows + T, place))
+            mask.append(key >= 0)
+            row = torch.full((len(key), width), blank)
+            row[:, : len(rows[i])] = rows[i]
+            index.append(row)
+            first += len(key)
+        entries = torch.cat(index) if width else None
+        group = TileGroup(0, T, 0, width, entries, seen[:, None], self.ratio == 4 and int(seen.max()) > self.k)
+        tokens = torch.arange(T)
+        return Tiles(tokens[:, None], tokens, True, torch.cat(window), torch.cat(mask)[:, None], [group])
+
+    def exact(self) -> Tensor:
+        """o [T, H, D] in float64, token by token."""
+        chosen, out, t = self.chosen(), [], 0
+        for i, start in enumerate(self.batch.starts.tolist()):
+            for position, seen in zip(range(start, len(self.keys[i])), self.visible(i).tolist(), strict=True):
+                read = torch.arange(seen)
+                if chosen is not None and seen > self.k:
+                    read = chosen[t]
+                keys = self.keys[i][max(0, position - WINDOW + 1) : position + 1]
+                keys = torch.cat((keys, self.entries[i][read])).double()
+                scores = self.q[t].double() @ keys.mT / self.q.shape[2] ** 0.5
+                p = torch.softmax(torch.cat((scores, self.sink.double()[:, None]), 1), 1)[:, :-1]
+                out.append(p @ keys)
+                t += 1
+        return torch.stack(out)
+
+
+def make_case(ratio: int, starts: list[int], lengths: list[int], heads: int, width: int) -> Case:
+    ends = [s + n for s, n in zip(starts, lengths, strict=True)]
+    slots = np.array([1 + i for i in range(len(starts))][::-1])
+    return Case(
+        ratio,
+        Batch(np.array(lengths), np.array(starts), slots),
+        [noise(end, width, seed=i) for i, end in enumerate(ends)],
+        [noise(end // ratio if ratio else 0, width, seed=90 + i) for i, end in enumerate(ends)],
+        noise(sum(lengths), heads, width, seed=50),
+        noise(heads, seed=51),
+        k=9,
+    )
+
+
+# Ratio, starts and lengths at the edges of windows, pages and entries, heads, width.
+CASES = [
+    (0, [0, 2], [1, 3], 1, 8),
+    (4, [126, 0], [5, 33], 2, 33),
+    (128, [300, 126], [1, 64], 8, 64),
+    (0, [513, 300], [65, 1], 3, 130),
+    (4, [513, 2, 300], [1, 40, 5], 64, 16),
+    (128, [0, 513], [130, 2], 65, 40),
+    (4, [0], [200], 2, 16),
+    (128, [127, 2], [1, 1], 4, 20),
+    (4, [1, 126, 35], [1, 1, 1], 1, 130),
+]
+
+
+@pytest.mark.parametrize(("ratio", "starts", "lengths", "heads", "width"), CASES, ids=str)
+def test_cached_keys(rung: str, ratio: int, starts: list[int], lengths: list[int], heads: int, width: int) -> None:
+    """A ragged batch that goes on in a cache. Places without a key: finite for the reference, NaN for the kernels."""
+    case = make_case(ratio, starts, lengths, heads, width)
+    view, tiles = case.views(True, 7.0 if rung == "reference" else float("nan"))
+    got, _ = attend(case.q, view, tiles, case.sink, case.chosen())
+    assert near(got, case.exact().float(), 4e-6)
+    for threads in (1, 2, 3):
+        set_threads(rung, threads)
+        assert torch.equal(attend(case.q, view, tiles, case.sink, case.chosen())[0], got)
+
+
+@pytest.mark.parametrize("ratio", [0, 4, 128])
+def test_a_forward_of_its_own(rung: str, ratio: int) -> None:
+    case = make_case(ratio, [0, 0, 0], [1, 150, 33], 3, 24)
+    view, tiles = case.views(False, float("nan"))
+    got, _ = attend(case.q, view, tiles, case.sink, case.chosen())
+    assert near(got, case.exact().float(), 4e-6)
+
+
+@pytest.mark.parametrize("ratio", [0, 4, 128])
+def test_token_by_token_has_the_bits_of_the_whole(kernels: Any, ratio: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each token's key goes into the ring behind it. (The reference's whole model: tests/model/test_chunking.py.)"""
+    start, tokens, heads, width = 120, 40, 3, 33
+    case = make_case(ratio, [start], [tokens], heads, width)
+    chosen = case.chosen() if ratio == 4 else torch.full((tokens, 1), -1)
+    assert chosen is not None
+    entries = torch.cat((case.entries[0], poisoned(3, width)))
+    window, old = poisoned(WINDOW, width), torch.arange(max(0, start - WINDOW), start)
+    window[old % WINDOW] = case.keys[0][old]
+
+    def run(first: int, last: int) -> Tensor:
+        o = poisoned(last - first, heads, width)
+        new = case.keys[0][start + first : start + last]
+        rows = case.q[first:last] * width**-0.5, new, window, entries, chosen[first:last]
+        kernels.attend(*rows, ratio, start + first, case.sink, o)
+        return o
+
+    whole = run(0, tokens)
+    for t in range(tokens):
+        assert torch.equal(run(t, t + 1)[0], whole[t])
+        window[(start + t) % WINDOW] = case.keys[0][start + t]
+
+
+def test_wrong_shapes_are_refused(kernels: Any) -> None:
+    many = (noise(1, 1, 4), noise(1, 4), noise(128, 4), noise(2, 4), torch.tensor([[2]]))
+    with pytest.raises(ValueError, match="chosen entry 2: allowed are 0 to 1"):
+        kernels.attend(*many, 4, 7, noise(1), noise(1, 1, 4))
+    with pytest.raises(ValueError, match=r"entries: shape \[1, 4\], expected \[2, 4\]"):
+        kernels.attend(*many[:3], noise(1, 4), many[4], 4, 7, noise(1), noise(1, 1, 4))
+    with pytest.raises(ValueError, match="tokens, heads, channels or k 0: allowed are 1 to"):
+        none = (noise(0, 2, 8), noise(0, 8), noise(128, 8), noise(0, 8), torch.zeros(0, 1).long())
+        kernels.attend(*none, 0, 5, noise(2), noise(0, 2, 8))
+
+
+# The reference's sums over gathered keys
+
 
 FORMS = ["none", "shared", "a tile's own", "a row's own"]
 

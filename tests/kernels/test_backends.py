@@ -4,12 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
+import torch
 
 from dsv4.cli import main
-from dsv4.kernels import backends
+from dsv4.kernels import backends, cpu
 
 ROOT = Path(__file__).parents[2]
 # A stand-in for dsv4._native on a machine that runs two instruction sets.
@@ -162,6 +164,34 @@ def test_a_wrong_variable_is_one_line_on_the_command_line(
 def test_asking_does_not_load_torch_when_the_reference_runs() -> None:
     code = "import sys; from dsv4.kernels import backends; backends.describe(); print('torch' in sys.modules)"
     assert printed(MISSING + code) == "False"
+
+
+def test_every_operation_has_its_three_files_and_its_line_in_the_table() -> None:
+    folders = {p.parent.name for p in (ROOT / "dsv4" / "kernels").glob("*/__init__.py")}
+    assert folders == set(backends.NATIVE)
+    for name in folders:
+        assert {"reference.py", "native.py"} <= {p.name for p in (ROOT / "dsv4" / "kernels" / name).iterdir()}, name
+
+
+@pytest.mark.parametrize("operation", backends.NATIVE)
+def test_the_rule(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variable forces either way, the table is the default; a recorded gradient needs a backward, asked for."""
+    use, plain = backends.NATIVE[operation], torch.ones(2)
+    recorded, native = torch.ones(2, requires_grad=True), cpu.Native(types.ModuleType("native"), "avx2", False)
+    for choice, uses, differentiates in (
+        (backends._Choice(None, reason="DSV4_KERNELS=reference"), False, False),
+        (backends._Choice(native), use.by_default, False),
+        (backends._Choice(native, requested=True), True, use.backward),
+    ):
+        monkeypatch.setattr(backends, "_choice", choice)
+        assert backends.uses_native(operation, plain, None) == uses
+        assert backends.uses_native(operation, plain, recorded) == differentiates
+        with torch.no_grad():
+            assert backends.uses_native(operation, recorded) == uses
+        assert not backends.uses_native(operation, plain.double())
+        assert not backends.uses_native(operation, plain.to("meta"))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not backends.uses_native(operation, plain)
 
 
 def install(folder: Path, **variables: str) -> Path:

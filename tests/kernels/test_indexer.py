@@ -1,16 +1,18 @@
-"""The native indexer's choice: exact whatever the instruction set filters before, for few tokens and for many."""
+"""The indexer's choice: every rung against float64; native: exact whatever the instruction set filters before."""
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from dsv4.kernels import backends
+from dsv4.kernels.attention import EntryView, TileGroup, Tiles
+from dsv4.kernels.indexer import reference, select_entries
 
-MODULE = backends.native_module()
+from .tools import check_derivatives, noise
+
 FILTERS = ("avx512_vnni", "avx512_bf16", "amx")
-pytestmark = pytest.mark.skipif(MODULE is None, reason="the native kernels are not built")
 CASES = ["random", "equal", "near", "far", "negative", "infinite", "no number", "tiny"]
 CASES += ["small", "smaller", "huge", "subnormal", "huge queries", "huge weights", "tiny weights"]
 
@@ -62,12 +64,14 @@ def choice(kernels: Any, q: Tensor, weights: Tensor, keys: Tensor, start: int, k
     return index
 
 
+SHAPES = [(40, 8, 64, 1000, 16), (67, 3, 24, 259, 7), (9, 20, 128, 5000, 64), (3, 5, 40, 34001, 16)]
+
+
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(
-    ("tokens", "heads", "width", "start", "k"),
-    [(40, 8, 64, 1000, 16), (67, 3, 24, 259, 7), (9, 20, 128, 5000, 64), (3, 5, 40, 34001, 16)],
-)
-def test_choice(kernels: Any, case: str, tokens: int, heads: int, width: int, start: int, k: int) -> None:
+@pytest.mark.parametrize("half", [0, 1])
+def test_the_filter_changes_no_choice(kernels: Any, case: str, half: int) -> None:
+    """Two of the four shapes for each case: few tokens and many, few heads and more than a filter's tile has."""
+    tokens, heads, width, start, k = SHAPES[2 * half + CASES.index(case) % 2]
     q, weights, keys = inputs(case, tokens, heads, width, (start + tokens) // 4)
     together = choice(kernels, q, weights, keys, start, k)
     kernels.set_threads(2)
@@ -110,15 +114,61 @@ def test_rounding_errors_that_add_up(kernels: Any, numbers: str) -> None:
     assert (choice(kernels, q, weights, keys, 4 * entries - 8, k) == torch.arange(100, 104)).all()
 
 
-def test_against_the_reference(kernels: Any) -> None:
-    start, tokens, k = 1999, 21, 32
-    q, weights, keys = inputs("random", tokens, 4, 32, (start + tokens) // 4)
-    index = choice(kernels, q, weights, keys, start, k)
-    for token in range(tokens):
-        seen = keys[: (start + token + 1) // 4].double()
-        scores = (weights[token].double()[:, None] * (q[token].double() @ seen.t()).relu()).sum(0)
-        want = scores.topk(k).indices.sort().values
-        assert torch.equal(index[token], want), token
+class Batch:
+    """Two sequences, the second one's row of the block table before the first one's."""
+
+    lengths, starts, slots = np.array([21, 40]), np.array([1999, 3]), np.array([1, 0])
+
+
+def test_output(rung: str) -> None:
+    """Against float64, in a cache whose pages are in disorder; tokens that see k or fewer may choose nothing."""
+    k, heads, width = 32, 4, 32
+    table = torch.randperm(40, generator=torch.Generator().manual_seed(2)).view(2, 20).numpy()
+    q, weights, keys = inputs("random", 61, heads, width, 40 * 32)
+    pool = torch.cat((keys, torch.zeros(1, width)))
+    view = EntryView(pool, 4, Batch(), table)
+    position = torch.cat([torch.arange(s, s + n) for s, n in zip(Batch.starts, Batch.lengths, strict=True)])
+    seen = (position + 1) // 4
+    slot = torch.from_numpy(Batch.slots).repeat_interleave(torch.from_numpy(Batch.lengths))
+    entry = torch.arange(512)
+    rows = torch.from_numpy(table)[slot[:, None], entry // 32] * 32 + entry % 32
+    rows = torch.where(entry < seen[:, None], rows, len(keys))
+    tokens = torch.arange(61)
+    group = TileGroup(0, 61, 0, 512, rows, seen[:, None], True)
+    none = torch.zeros(61, 0, dtype=torch.int64)
+    tiles = Tiles(tokens[:, None], tokens, True, none, none.bool()[:, None], [group])
+    chosen, _ = select_entries(q, weights, view, tiles, k)
+    assert chosen is not None and chosen.shape == (61, k)
+    for t in range(61):
+        scores = (weights[t].double()[:, None] * (q[t].double() @ pool[rows[t, : seen[t]]].double().t()).relu()).sum(0)
+        want = scores.sort(descending=True, stable=True).indices[:k].sort().values
+        got = chosen[t][chosen[t] >= 0]
+        assert torch.equal(got, want) or (seen[t] <= k and not len(got)), t
+        assert (chosen[t, len(got) :] == -1).all()
+
+
+def test_no_choice_where_no_tile_is_sparse_and_scores_where_they_are_kept() -> None:
+    q, weights, keys = inputs("random", 2, 3, 8, 64)
+    tokens, none = torch.arange(2), torch.zeros(2, 0, dtype=torch.int64)
+    group = TileGroup(0, 2, 0, 64, slice(0, 64), torch.tensor([[3], [4]]), False)
+    tiles = Tiles(tokens[:, None], tokens, True, none, none.bool()[:, None], [group])
+    view = EntryView(keys, 4, Batch(), None)
+    chosen, scores = select_entries(q, weights, view, tiles, 8, keep_scores=True)
+    assert chosen is None and scores[0] is not None and scores[0].shape == (2, 1, 64)
+    assert select_entries(q, weights, view, tiles, 8)[0] is None
+
+
+@pytest.mark.parametrize("chunk", [3, 4096])
+def test_gradients_of_the_scores(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "SCORE_CHUNK", chunk)
+
+    def formula(q: Tensor, w: Tensor, k: Tensor) -> Tensor:
+        k = k.expand(2, -1, -1)
+        return torch.einsum("grh,grhn->grn", w, torch.einsum("grhd,gnd->grhn", q, k).clamp(min=0))
+
+    q, weights = noise(2, 5, 3, 8), noise(2, 5, 3, seed=1)
+    for keys in (noise(2, 7, 8, seed=2), noise(7, 8, seed=3)):
+        check_derivatives(reference.index_scores, formula, (q, weights, keys))
 
 
 def test_few_entries_and_wrong_input(kernels: Any) -> None:
@@ -132,14 +182,3 @@ def test_few_entries_and_wrong_input(kernels: Any) -> None:
     for shape in ((12, 0, 16), (12, 2, 0)):
         with pytest.raises(ValueError, match="allowed are 1 or more"):
             choice(kernels, torch.zeros(shape), torch.zeros(shape[:2]), torch.zeros(5, shape[2]), 4, 3)
-
-
-def test_top_k_of_sorted_scores(kernels: Any) -> None:
-    """Ascending scores: each is above all before it."""
-    up = torch.arange(5000.0)
-    scores = torch.stack((up, -up, torch.zeros(5000), torch.full((5000,), -torch.inf)))
-    scores[3, 100::7] = torch.nan
-    index = torch.full((4, 50), -1, dtype=torch.int64)
-    kernels.top_k(scores, 50, index)
-    want = torch.stack([torch.arange(4950, 5000), torch.arange(50), torch.arange(50), torch.arange(50)])
-    assert torch.equal(index, want)

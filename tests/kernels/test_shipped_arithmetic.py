@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dsv4.checkpoint import formats
 from dsv4.kernels import backends
-from dsv4.kernels.linear import linear
+from dsv4.kernels.linear import reference
 from dsv4.kernels.quant import fake_quant_fp8
 from dsv4.kernels.stored import StoredTensor
 
@@ -171,7 +171,7 @@ def test_products_are_those_of_the_codes(
 def test_the_reference_computes_them_too(kind: str, inputs: int, outputs: int, spread: tuple[int, int]) -> None:
     weight, weight_codes = random_weight(kind, outputs, inputs, spread)
     x, x_codes = activations(5, inputs)
-    assert_within(linear(x, weight), exact_product(x_codes, weight_codes), inputs)
+    assert_within(reference.linear(x, weight), exact_product(x_codes, weight_codes), inputs)
 
 
 @pytest.mark.parametrize("kind", ["fp8", "fp4"])

@@ -135,7 +135,7 @@ def test_what_the_kernels_do_not_take_runs_on_the_reference(
         "the model has 17 streams, the native kernels take 16",
     ]
     backends.decline.cache_clear()
-    monkeypatch.setattr(backends, "_choice", replace(backends._chosen(), asked=True))
+    monkeypatch.setattr(backends, "_choice", replace(backends._chosen(), requested=True))
     with pytest.raises(backends.KernelChoiceError, match="DSV4_KERNELS is native, but the model has 17 streams"):
         wide.refresh()
 

@@ -1,66 +1,21 @@
-"""Small parts on their own: norm, rotation, row gathers, indexer scores, initial weights, the batch."""
+"""Small parts on their own: row gathers, initial weights, the batch."""
 
 import pytest
 import torch
-from torch import Tensor
 
 from dsv4.kernels.gather import take_rows
-from dsv4.kernels.indexer import reference as indexer
-from dsv4.kernels.indexer.reference import index_scores
-from dsv4.kernels.norm import rms_norm
-from dsv4.kernels.rope import rotate, rotation
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.batch import RaggedBatch
-from dsv4.model.rope import inverse_frequencies
 from dsv4.model.transformer import Transformer
 
-from ..kernels.derivatives import check_derivatives, noise
+from ..kernels.tools import check_derivatives, noise
 from .tiny import random_ids, tiny_config
-
-
-def plain_norm(x: Tensor, weight: Tensor | float, eps: float) -> Tensor:
-    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
-
-
-def test_rms_norm() -> None:
-    x, weight = noise(3, 5, 33), noise(33, seed=1)
-    check_derivatives(lambda x, w: rms_norm(x, 1e-6, w), lambda x, w: plain_norm(x, w, 1e-6), (x, weight))
-    check_derivatives(lambda x: rms_norm(x, 0.1), lambda x: plain_norm(x, 1.0, 0.1), (x,))
-    low = rms_norm(x.bfloat16(), 1e-6, weight)
-    want = plain_norm(x.bfloat16().float(), weight, 1e-6).bfloat16()
-    assert low.dtype == torch.bfloat16 and (low.float() - want.float()).abs().max() < 0.02
-
-
-def test_rotation_and_its_inverse() -> None:
-    config = tiny_config()
-    factors = rotation(inverse_frequencies(config, compressed=True), torch.tensor([0, 3, 70000]))
-    x = noise(3, config.head_dim)
-    assert torch.equal(rotate(x, *factors)[0], x[0])  # position 0
-    assert torch.allclose(rotate(rotate(x, *factors), factors[0], -factors[1]), x, atol=1e-6)
-    x.requires_grad_()
-    pull = noise(3, config.head_dim, seed=1)
-    (grad,) = torch.autograd.grad(rotate(x, *factors), x, pull)
-    assert torch.allclose(grad, rotate(pull, factors[0], -factors[1]), atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(9, 4), (9, 2, 3)])
 def test_take_rows(shape: tuple[int, ...]) -> None:
     index = torch.tensor([[0, 8, 8], [3, 0, 8]])
     check_derivatives(lambda x: take_rows(x, index), lambda x: x[index], (noise(*shape),))
-
-
-@pytest.mark.parametrize("chunk", [3, 4096])
-def test_index_scores(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(indexer, "SCORE_CHUNK", chunk)
-    q, weights = noise(2, 5, 3, 8), noise(2, 5, 3, seed=1)
-    own, one = noise(2, 7, 8, seed=2), noise(7, 8, seed=3)
-
-    def formula(q: Tensor, w: Tensor, k: Tensor) -> Tensor:
-        k = k.expand(2, -1, -1)
-        return torch.einsum("grh,grhn->grn", w, torch.einsum("grhd,gnd->grhn", q, k).clamp(min=0))
-
-    check_derivatives(index_scores, formula, (q, weights, own))
-    check_derivatives(index_scores, formula, (q, weights, one))
 
 
 def test_initial_weights_make_a_plain_residual_model() -> None:

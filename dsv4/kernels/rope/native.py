@@ -28,4 +28,4 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _per_row(x: Tensor, factor: Tensor, channel: int) -> Tensor:
     """[rows of x, pairs]: each pair's factor of its even (0) or odd (1) channel."""
     wide = factor.expand(*x.shape[:-1], factor.shape[-1])
-    return wide[..., channel::2].reshape(-1, factor.shape[-1] // 2)
+    return wide[..., channel::2].reshape(x.numel() // x.shape[-1], factor.shape[-1] // 2)

@@ -1,4 +1,4 @@
-"""Comparison of a kernel with automatic differentiation of the plain formula."""
+"""What the tests of kernels share: random and poisoned tensors, comparisons, derivatives against the plain formula."""
 
 from __future__ import annotations
 
@@ -7,9 +7,32 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from dsv4.kernels import backends
+
 
 def noise(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
     return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def poisoned(*shape: int) -> Tensor:
+    """NaN throughout, for what a kernel has to write or may not read."""
+    return torch.full(shape, float("nan"))
+
+
+def near(got: Tensor, want: Tensor, tolerance: float = 2e-6) -> bool:
+    """Equal to rounding, measured against the largest number of the result."""
+    return got.shape == want.shape and bool((got - want).abs().max() <= tolerance * want.abs().max())
+
+
+def same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    return all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
+
+
+def set_threads(rung: str, count: int) -> None:
+    """Threads of the native kernels; the reference has torch's."""
+    module = backends.native_module()
+    if rung != "reference" and module is not None:
+        module.set_threads(count)
 
 
 def check_derivatives(

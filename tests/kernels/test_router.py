@@ -1,0 +1,48 @@
+"""Router: every rung against the formula in float64; ties, repeats in the table, extremes."""
+
+import pytest
+import torch
+
+from dsv4.kernels.router import route_by_score, route_by_token
+
+from .tools import near, noise, set_threads
+
+
+@pytest.mark.parametrize(("tokens", "experts", "k"), [(1, 1, 1), (3, 6, 2), (40, 17, 5), (9, 256, 6), (2, 384, 8)])
+def test_choice_and_weights(rung: str, tokens: int, experts: int, k: int) -> None:
+    logits, bias = noise(tokens, experts, scale=4), noise(experts, seed=1)
+    logits[0, :] = logits[0, 0]  # equal scores: the lower number, where the bias is equal too
+    bias[: experts // 2] = 0.5
+    logits[-1, -1], logits[-1, 0] = -200.0, 200.0
+    ids = torch.arange(tokens) % 5
+    generator = torch.Generator().manual_seed(k)
+    table = torch.stack([torch.randperm(experts, generator=generator)[:k] for _ in range(5)])
+    table[1, -1] = table[1, 0]  # counts in the sum, weighs nothing
+    exact = torch.nn.functional.softplus(logits.double()).sqrt()
+    ranked = (exact.float() + bias).sort(dim=1, descending=True, stable=True).indices
+    calls = (
+        (lambda part: route_by_score(logits[part], bias, k, 2.5), ranked[:, :k].sort(dim=1).values),
+        (lambda part: route_by_token(logits[part], table, ids[part], 2.5), table[ids]),
+    )
+    for route, chosen in calls:
+        weights, index, scores = route(slice(None))
+        assert torch.equal(index, chosen)
+        picked = exact.gather(1, chosen)
+        want = (picked / picked.sum(-1, keepdim=True) * 2.5).float()
+        repeated = torch.tensor([[e in row[:i] for i, e in enumerate(row)] for row in chosen.tolist()])
+        assert near(weights, want.masked_fill(repeated, 0.0)) and near(scores, exact.float())
+        for threads in (1, 2):
+            set_threads(rung, threads)
+            alone = route(slice(tokens - 1, tokens))
+            assert torch.equal(alone[0], weights[-1:]) and torch.equal(alone[1], index[-1:])
+
+
+def test_gradients_flow_through_the_weights_and_not_the_choice() -> None:
+    logits, bias = noise(5, 7).requires_grad_(), noise(7, seed=1)
+    weights, index, _ = route_by_score(logits, bias, 3, 1.5)
+    pull = noise(5, 3, seed=2)
+    (got,) = torch.autograd.grad(weights, logits, pull)
+    exact = logits.detach().double().requires_grad_()
+    picked = torch.nn.functional.softplus(exact).sqrt().gather(1, index)
+    (want,) = torch.autograd.grad(picked / picked.sum(-1, keepdim=True) * 1.5, exact, pull.double())
+    assert near(got, want.float(), 1e-5)
