@@ -81,10 +81,9 @@ def test_gradients(rung: str, sizes: list[int]) -> None:
 
 @pytest.mark.parametrize("wanted", [[True, False], [False, True], [True, True]])
 def test_only_a_wanted_gradient_is_computed(rung: str, wanted: list[bool]) -> None:
-    tensors = [noise(9, 21), noise(2, 18, 21, seed=1)]
-    x, weights = (t.requires_grad_(wants) for t, wants in zip(tensors, wanted, strict=True))
+    x, weights = (t.requires_grad_(w) for t, w in zip((noise(9, 21), noise(2, 18, 21, seed=1)), wanted, strict=True))
     grouped_linear(x, [4, 5], weights).backward(noise(9, 18, seed=7))
-    assert [leaf.grad is not None for leaf in (x, weights)] == wanted
+    assert [x.grad is not None, weights.grad is not None] == wanted
 
 
 def test_a_group_without_rows_is_not_read_and_its_gradient_is_zero(rung: str) -> None:
@@ -94,6 +93,10 @@ def test_a_group_without_rows_is_not_read_and_its_gradient_is_zero(rung: str) ->
     out.sum().backward()  # a gradient that is one number, expanded
     assert out.isfinite().all() and x.grad is not None and x.grad.isfinite().all()
     assert weights.grad is not None and [bool(g.any()) for g in weights.grad] == [False, True, False]
+
+
+def halves(x: Tensor, weights: Tensor) -> Tensor:
+    return grouped_linear(x, [2, 3], weights)
 
 
 @pytest.mark.parametrize("kind", ["bf16", "fp8", "fp4"])
@@ -106,10 +109,10 @@ def test_an_input_of_a_stored_weight_gets_the_widened_weights_gradient(rung: str
     else:
         stored = StoredTensor("fp4", *formats.quantize_fp4(values), formats.dequantize_fp4)
     plain = stored.widen()
-    stacks = StoredStack([stored, stored]), torch.stack([plain, plain])
-    for op, pair in ((linear, (stored, plain)), (lambda x, w: grouped_linear(x, [2, 3], w), stacks)):
+    cases = ((linear, stored, plain), (halves, StoredStack([stored, stored]), torch.stack([plain, plain])))
+    for op, kept, widened in cases:
         gradients = []
-        for weight in pair:
+        for weight in (kept, widened):
             x = noise(5, 64).requires_grad_()
             op(x, weight).backward(noise(5, 160, seed=7))
             assert x.grad is not None
