@@ -52,13 +52,13 @@ class IndexKeyCache {
     // Steps of a panel's keys: a key is about its step times its quantized values.
     float* steps(int64_t panel) { return steps_.data() + panel * ROWS; }
 
-    // To be called after the first `rows` rows of a panel were quantized, from keys [rows, width]. Threads may call this
+    // To be called after the first `rows` rows of a panel were quantized, from index_keys [rows, width]. Threads may call this
     // at a time, each for panels of its own.
-    void set_valid(int64_t panel, int64_t rows, const Bounds& bounds, const float* keys, int64_t width) {
+    void set_valid(int64_t panel, int64_t rows, const Bounds& bounds, const float* index_keys, int64_t width) {
         valid_[static_cast<size_t>(panel)] = static_cast<uint8_t>(rows);
         bounds_[static_cast<size_t>(panel)] = bounds;
         if (checksums_.empty()) return;
-        for (int64_t j = 0; j < rows; ++j) checksum_of(panel * ROWS + j) = checksum(keys + j * width, width);
+        for (int64_t j = 0; j < rows; ++j) checksum_of(panel * ROWS + j) = checksum(index_keys + j * width, width);
     }
 
     // The first row of entries [., width] that is not what was quantized, though `invalidate` was not called; -1 if none.

@@ -49,14 +49,14 @@ class TopK {
         for (; lanes; lanes &= lanes - 1) add(score[__builtin_ctz(lanes)], first + __builtin_ctz(lanes));
     }
     void add(float score, int64_t index) {
-        keys_[size_++] = static_cast<uint64_t>(rank_of(score)) << 32 | (0xFFFFFFFFu - static_cast<uint32_t>(index));
+        ranked_[size_++] = static_cast<uint64_t>(rank_of(score)) << 32 | (0xFFFFFFFFu - static_cast<uint32_t>(index));
         if (size_ == capacity_) prune();
     }
 
     // Adds what another found, of the same k and slack.
     void merge(const TopK& other) {
         for (size_t i = 0; i < other.size_; ++i) {
-            keys_[size_++] = other.keys_[i];
+            ranked_[size_++] = other.ranked_[i];
             if (size_ == capacity_) prune();
         }
     }
@@ -71,7 +71,7 @@ class TopK {
     void finish(int32_t* to) { std::sort(to, finish_unsorted(to)); }
     int32_t* finish_unsorted(int32_t* to) {  // returns their end
         compact();
-        for (size_t i = 0; i < size_; ++i) to[i] = index_of(keys_[i]);
+        for (size_t i = 0; i < size_; ++i) to[i] = index_of(ranked_[i]);
         return to + size_;
     }
 
@@ -80,11 +80,11 @@ class TopK {
     int64_t finish_with_slack(int32_t* to, std::vector<int32_t>& undecided) {
         undecided.clear();
         compact();
-        const float limit = size_ > k_ ? of_rank(static_cast<uint32_t>(keys_[k_ - 1] >> 32)) + slack_ : -INFINITY;
+        const float limit = size_ > k_ ? of_rank(static_cast<uint32_t>(ranked_[k_ - 1] >> 32)) + slack_ : -INFINITY;
         int64_t decided = 0;
         for (size_t i = 0; i < size_; ++i) {
-            const int32_t index = index_of(keys_[i]);
-            if (of_rank(static_cast<uint32_t>(keys_[i] >> 32)) > limit)
+            const int32_t index = index_of(ranked_[i]);
+            if (of_rank(static_cast<uint32_t>(ranked_[i] >> 32)) > limit)
                 to[decided++] = index;
             else
                 undecided.push_back(index);
@@ -97,10 +97,10 @@ class TopK {
 
     void reserve(size_t capacity) {
         capacity_ = capacity;
-        if (keys_.size() < capacity_) keys_.resize(capacity_);
+        if (ranked_.size() < capacity_) ranked_.resize(capacity_);
     }
     void prune() {
-        auto begin = keys_.begin(), kth = begin + static_cast<int64_t>(k_), end = begin + static_cast<int64_t>(size_);
+        auto begin = ranked_.begin(), kth = begin + static_cast<int64_t>(k_), end = begin + static_cast<int64_t>(size_);
         std::nth_element(begin, kth - 1, end, std::greater<>());
         limit_ = of_rank(static_cast<uint32_t>(kth[-1] >> 32)) - slack_;
         if (slack_ > 0.0f) {
@@ -112,7 +112,7 @@ class TopK {
         }
     }
 
-    std::vector<uint64_t> keys_;  // rank above, complement of the index below
+    std::vector<uint64_t> ranked_;  // rank above, complement of the index below
     size_t k_ = 0, size_ = 0, capacity_ = 0;
     float slack_ = 0.0f, limit_ = NAN;
 };

@@ -21,9 +21,9 @@ struct Ops {
     void (*hadamard)(float* x, int64_t n, int64_t width);
     void (*top_k)(const float* scores, int64_t n, int64_t width, int64_t k, int64_t* index);
     // Indices of the k best of the (start + t + 1) / 4 entries that token t sees; -1 for tokens that see k or fewer.
-    // keys [., width].
+    // index_keys [., width].
     void (*index_top_k)(const float* q, const float* weights, int64_t tokens, int64_t heads, int64_t width,
-                        const float* keys, int64_t start, int64_t k, int64_t* index);
+                        const float* index_keys, int64_t start, int64_t k, int64_t* index);
     int64_t (*sample)(const float* logits, int64_t vocab, const Sampling&, double u);
     // Single operations of the forward; see single_ops.h.
     void (*hc_pre)(const Config&, const HyperConnection&, const float* norm, const float* streams, int64_t n,

@@ -111,7 +111,7 @@ inline void weigh_rows(int rows, float* const* p, const float* const* values, in
 
 // The keys that a block of neighbouring tokens of one sequence attends to. window[i] is the key of position
 // window_start + i.
-struct Keys {
+struct AttentionKeys {
     int64_t window_start;
     std::vector<const float*> window;
     const Entries* entries;   // null without compression
@@ -150,7 +150,7 @@ inline float exponentiate_scores(float* p, int64_t n, float sink) {
 class AttentionBlock {
    public:
     // q [tokens, q_stride], of which head h's query is at (first_head + h) * width.
-    AttentionBlock(const Keys& keys, const float* q, int64_t q_stride, int64_t tokens, int64_t start,
+    AttentionBlock(const AttentionKeys& keys, const float* q, int64_t q_stride, int64_t tokens, int64_t start,
                    int64_t first_head, int64_t heads, int64_t width)
         : keys_(keys),
           tokens_(tokens),
@@ -231,7 +231,7 @@ class AttentionBlock {
                    scores_ + t * heads_ * stride_ + window_columns_ + e, stride_);
     }
 
-    const Keys& keys_;
+    const AttentionKeys& keys_;
     int64_t tokens_, start_, heads_, width_, window_columns_, stride_;
     float *scores_, *panels_;
     std::vector<const float*> queries_, values_;
@@ -239,7 +239,7 @@ class AttentionBlock {
 
 // q [tokens, heads, width] at stride q_stride per token, scaled; heads [h0, h1). out like q.
 inline void attend(const float* q, int64_t q_stride, int64_t tokens, int64_t start, int64_t h0, int64_t h1,
-                   int64_t width, const Keys& keys, const float* sink, float* out) {
+                   int64_t width, const AttentionKeys& keys, const float* sink, float* out) {
     AttentionBlock block(keys, q, q_stride, tokens, start, h0, h1 - h0, width);
     block.score_window();
     block.score_shared_entries();

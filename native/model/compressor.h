@@ -9,7 +9,7 @@
 
 namespace dsv4::DSV4_ISA {
 
-// Tokens of one sequence in a tile: rows [first, first + count) are positions [start, start + count).
+// Tokens of one sequence in a ubatch: rows [first, first + count) are positions [start, start + count).
 struct Segment {
     int64_t first, count, start, slot;
 };
@@ -51,7 +51,7 @@ inline void pool(const float* const* kv, const float* const* score, int64_t slot
 }
 
 // Writes the entries of the windows that a segment closes to `cache`, then the state that later windows need. kv,
-// score: the tile's projections [rows, total], ape included. finish(entry, position) completes an entry before it is
+// score: the ubatch's projections [rows, total], ape included. finish(entry, position) completes an entry before it is
 // stored.
 template <class Finish>
 inline void compress(const Compressor& c, const Segment& s, const Cache& pages, const CompressorCache& cache,

@@ -1,4 +1,4 @@
-// The router and the experts of a tile of tokens.
+// The router and the experts of a ubatch.
 #pragma once
 
 #include <algorithm>

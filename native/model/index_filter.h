@@ -60,7 +60,7 @@ inline MaxBounds quantize_panel(Key key, int64_t count, int64_t width, uint16_t*
 
 // Bounds of all keys of a call.
 template <class Quantizer>
-struct KeyBounds {
+struct IndexKeyBounds {
     float max_norm = 0.0f;   // infinite where a key has a NaN
     float max_error = 0.0f;  // of quantization
 
@@ -86,20 +86,20 @@ inline MaxBounds for_each_panel(int64_t panels, F&& f) {
 
 // The first `count` index keys of a sequence, quantized for one call.
 template <class Quantizer>
-struct CallKeys : KeyBounds<Quantizer> {
+struct CallIndexKeys : IndexKeyBounds<Quantizer> {
     static_assert(!Quantizer::HAS_STEPS);
     int64_t groups = 0;
 
-    void quantize(const Entries& keys, IndexKeyCache*, int64_t count) {
-        groups = groups_of(keys.width);
+    void quantize(const Entries& index_keys, IndexKeyCache*, int64_t count) {
+        groups = groups_of(index_keys.width);
         const int64_t panels = (count + PAIR - 1) / PAIR * 2;
         first = memory.reserve(panels * groups * TILE_WORDS);
         const MaxBounds bounds = for_each_panel(panels, [&](int64_t p) {
-            auto key = [&](int64_t j) { return keys[p * LANES + j]; };
-            return quantize_panel<Quantizer>(key, std::clamp<int64_t>(count - p * LANES, 0, LANES), keys.width,
+            auto key = [&](int64_t j) { return index_keys[p * LANES + j]; };
+            return quantize_panel<Quantizer>(key, std::clamp<int64_t>(count - p * LANES, 0, LANES), index_keys.width,
                                              first + p * groups * TILE_WORDS, nullptr);
         });
-        KeyBounds<Quantizer>::set(bounds, keys.width);
+        IndexKeyBounds<Quantizer>::set(bounds, index_keys.width);
     }
     const uint16_t* panel_pair(int64_t e) const { return first + e / LANES * groups * TILE_WORDS; }
     const float* steps(int64_t) const { return nullptr; }
@@ -110,13 +110,13 @@ struct CallKeys : KeyBounds<Quantizer> {
 };
 
 // The same, kept from call to call: only panels written since are quantized.
-struct CachedKeys : KeyBounds<Int16Quantizer> {
+struct CachedIndexKeys : IndexKeyBounds<Int16Quantizer> {
     int64_t groups = 0;
 
-    void quantize(const Entries& keys, IndexKeyCache* key_cache, int64_t count) {
-        groups = groups_of(keys.width);
-        cache = key_cache;
-        entries.emplace(keys);
+    void quantize(const Entries& index_keys, IndexKeyCache* index_key_cache, int64_t count) {
+        groups = groups_of(index_keys.width);
+        cache = index_key_cache;
+        entries.emplace(index_keys);
         cache->reserve(groups * TILE_WORDS);
         std::vector<int64_t> stale;
         MaxBounds bounds;
@@ -132,14 +132,15 @@ struct CachedKeys : KeyBounds<Int16Quantizer> {
         const MaxBounds fresh = for_each_panel(static_cast<int64_t>(stale.size()), [&](int64_t i) {
             const int64_t p = stale[static_cast<size_t>(i)], panel = panel_of(p * LANES);
             const int64_t rows = std::min<int64_t>(LANES, count - p * LANES);
-            auto key = [&](int64_t j) { return keys[p * LANES + j]; };
+            auto key = [&](int64_t j) { return index_keys[p * LANES + j]; };
             const MaxBounds found =
-                quantize_panel<Int16Quantizer>(key, rows, keys.width, cache->panel(panel), cache->steps(panel));
-            cache->set_valid(panel, rows, found, keys[p * LANES], keys.width);  // a panel's rows are contiguous
+                quantize_panel<Int16Quantizer>(key, rows, index_keys.width, cache->panel(panel), cache->steps(panel));
+            cache->set_valid(panel, rows, found, index_keys[p * LANES],
+                             index_keys.width);  // a panel's rows are contiguous
             return found;
         });
         bounds.merge(fresh);
-        KeyBounds::set(bounds, keys.width);
+        IndexKeyBounds::set(bounds, index_keys.width);
     }
     // The two panels from key e on, a multiple of 32: a page's panels are contiguous.
     const uint16_t* panel_pair(int64_t e) const { return cache->panel(panel_of(e)); }
@@ -156,19 +157,19 @@ struct CachedKeys : KeyBounds<Int16Quantizer> {
 // Queries and keys are quantized, both ways of accumulating round to fp32, and tiles flush values below 2^-126 to zero.
 template <class Quantizer>
 inline float index_error(const float* q, const float* weights, int64_t heads, int64_t width,
-                         const KeyBounds<Quantizer>& keys) {
+                         const IndexKeyBounds<Quantizer>& index_keys) {
     const float relative = static_cast<float>(width + heads + 8) * 0x1p-21f;
     float error = 0.0f;
     for (int64_t h = 0; h < heads; ++h) {
         const float norm = norm_bound(dot(q + h * width, q + h * width, width), width), weight = std::fabs(weights[h]);
         const float q_error = Quantizer::max_error(norm, Quantizer::step_of(q + h * width, width), width);
-        if (!(norm * keys.max_norm < 0x1p120f)) return INFINITY;
+        if (!(norm * index_keys.max_norm < 0x1p120f)) return INFINITY;
         if (weight == 0.0f) continue;  // the scores are finite
         if (!(weight >= Quantizer::MIN_WEIGHT && weight <= Quantizer::MAX_WEIGHT)) return INFINITY;
-        const float max_quantized = keys.max_norm + keys.max_error;  // norm of a quantized key
+        const float max_quantized = index_keys.max_norm + index_keys.max_error;  // norm of a quantized key
         const float products =
-            relative * (norm + q_error) * max_quantized + norm * keys.max_error + q_error * max_quantized;
-        const float tiny = static_cast<float>(width) * 0x1p-120f * (norm + keys.max_norm + 1.0f);
+            relative * (norm + q_error) * max_quantized + norm * index_keys.max_error + q_error * max_quantized;
+        const float tiny = static_cast<float>(width) * 0x1p-120f * (norm + index_keys.max_norm + 1.0f);
         error += weight * (products + tiny) + 0x1p-140f;  // more than the rounding of subnormal sums
     }
     return error < 0x1p100f ? error * 1.01f : INFINITY;
@@ -208,10 +209,10 @@ struct QuantizedQueries {
     }
 
     // f(token, low, high) with the scores of keys e to e + 31 for tokens t0 to t1 - 1 of a block.
-    template <class Keys, class F>
-    void scores(Quantizer& quantizer, const Keys& keys, int64_t e, int64_t t0, int64_t t1, F&& f) const {
-        quantizer.dot_panels(rows + t0 / block * block_rows * stride, stride, padded_rows(t1 - t0), keys.panel_pair(e),
-                             groups, dots);
+    template <class IndexKeys, class F>
+    void scores(Quantizer& quantizer, const IndexKeys& index_keys, int64_t e, int64_t t0, int64_t t1, F&& f) const {
+        quantizer.dot_panels(rows + t0 / block * block_rows * stride, stride, padded_rows(t1 - t0),
+                             index_keys.panel_pair(e), groups, dots);
         const float* at = dots;
         for (int64_t t = t0; t < t1; ++t) {
             V low = zero(), high = zero();
@@ -221,7 +222,7 @@ struct QuantizedQueries {
                 high = fma(factor, max(load(at + LANES), zero()), high);
             }
             if (Quantizer::HAS_STEPS) {
-                const float* steps = keys.steps(e);
+                const float* steps = index_keys.steps(e);
                 low = mul(low, load(steps));
                 high = mul(high, load(steps + LANES));
             }
@@ -238,9 +239,10 @@ struct QuantizedQueries {
 // Adds entries [from, visible[t]) to the candidates of each token t, which were reset with twice index_error as their
 // slack. q [tokens, heads, width], weights [tokens, heads]; from is a multiple of 32, visible[t] ascends. False where
 // there are too many candidates.
-template <class Quantizer, class Keys>
+template <class Quantizer, class IndexKeys>
 inline bool find_candidates(const float* q, const float* weights, int64_t tokens, int64_t heads, int64_t width,
-                            const Keys& keys, int64_t from, const int64_t* visible, int64_t k, TopK* candidates) {
+                            const IndexKeys& index_keys, int64_t from, const int64_t* visible, int64_t k,
+                            TopK* candidates) {
     constexpr int64_t CHUNK_WORDS = 1 << 17;  // keys that stay in the second-level cache
     const QuantizedQueries<Quantizer> queries(q, weights, tokens, heads, width);
     const int64_t chunk = std::max<int64_t>(1, CHUNK_WORDS / (2 * queries.groups * TILE_WORDS)) * PAIR;
@@ -250,7 +252,7 @@ inline bool find_candidates(const float* q, const float* weights, int64_t tokens
             const int64_t t1 = std::min(tokens, t0 + queries.block), stop = std::min(e0 + chunk, visible[t1 - 1]);
             for (int64_t e = e0; e < stop; e += PAIR)
                 queries.scores(
-                    quantizer, keys, e, t0, t1, [&](int64_t t, V low, V high) __attribute__((always_inline)) {
+                    quantizer, index_keys, e, t0, t1, [&](int64_t t, V low, V high) __attribute__((always_inline)) {
                         const int64_t left = visible[t] - e;
                         if (left > 0) candidates[t].add_lanes(low, static_cast<int>(std::min<int64_t>(LANES, left)), e);
                         if (left > LANES)

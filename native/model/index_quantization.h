@@ -46,14 +46,14 @@ struct Int16Quantizer {
     }
 
     // Products of quantized queries, `stride` words per row, and two panels of quantized keys -> to[row * 32 + key].
-    static void dot_panels(const uint16_t* q, int64_t stride, int64_t rows, const uint16_t* keys, int64_t groups,
+    static void dot_panels(const uint16_t* q, int64_t stride, int64_t rows, const uint16_t* index_keys, int64_t groups,
                            float* to) {
         constexpr int R = static_cast<int>(ROWS);
         for (int64_t r = 0; r < rows; r += R) {
             __m512i sums[R][2];
             for (auto& sum : sums) sum[0] = sum[1] = _mm512_setzero_si512();
             StridedRows<R> pairs(reinterpret_cast<const float*>(q + r * stride), stride / 2);
-            const uint16_t *low = keys, *high = keys + groups * TILE_WORDS;
+            const uint16_t *low = index_keys, *high = index_keys + groups * TILE_WORDS;
 #pragma GCC unroll 4
             for (int64_t k = 0; k < groups * LANES; ++k, low += 2 * LANES, high += 2 * LANES, pairs.advance(1)) {
                 const __m512i k0 = _mm512_load_si512(low), k1 = _mm512_load_si512(high);
@@ -88,13 +88,13 @@ struct Bf16Quantizer {
     // A 512th of each value; the flush of values below 2^-126 to zero is added by index_error.
     static float max_error(float norm, float, int64_t) { return norm * 0x1.01p-9f; }
 
-    static void dot_panels(const uint16_t* q, int64_t stride, int64_t rows, const uint16_t* keys, int64_t groups,
+    static void dot_panels(const uint16_t* q, int64_t stride, int64_t rows, const uint16_t* index_keys, int64_t groups,
                            float* to) {
         for (int64_t r = 0; r < rows; r += 3 * LANES) {
             switch ((rows - r) / LANES) {
-                case 1: multiply<1>(q + r * stride, stride, keys, groups, to + r * 2 * LANES); break;
-                case 2: multiply<2>(q + r * stride, stride, keys, groups, to + r * 2 * LANES); break;
-                default: multiply<3>(q + r * stride, stride, keys, groups, to + r * 2 * LANES);
+                case 1: multiply<1>(q + r * stride, stride, index_keys, groups, to + r * 2 * LANES); break;
+                case 2: multiply<2>(q + r * stride, stride, index_keys, groups, to + r * 2 * LANES); break;
+                default: multiply<3>(q + r * stride, stride, index_keys, groups, to + r * 2 * LANES);
             }
         }
     }
@@ -103,9 +103,9 @@ struct Bf16Quantizer {
     TileUnit tiles{WIDE_TILES};
 
     template <int R>
-    static void multiply(const uint16_t* q, int64_t stride, const uint16_t* keys, int64_t groups, float* to) {
+    static void multiply(const uint16_t* q, int64_t stride, const uint16_t* index_keys, int64_t groups, float* to) {
         const uint16_t* rows[R];
-        const uint16_t* panel[2] = {keys, keys + groups * TILE_WORDS};
+        const uint16_t* panel[2] = {index_keys, index_keys + groups * TILE_WORDS};
         for (int i = 0; i < R; ++i) rows[i] = q + i * LANES * stride;
         unroll<2 * R>([&](auto t) __attribute__((always_inline)) { tile_zero<decltype(t)::value>(); });
         multiply_tiles<R, 2, false>(rows, {GROUP, 2 * stride}, panel, {TILE_WORDS, 64}, 1, groups);

@@ -212,13 +212,13 @@ class NativeCache {
         if (page < 0 || page >= num_pages_)
             wrong("page " + std::to_string(page) + ": the cache has pages 0 to " + std::to_string(num_pages_ - 1));
         constexpr int64_t ROWS = PAGE_TOKENS / CSA.ratio;
-        for (auto& keys : index_keys_) keys->invalidate(page * ROWS, ROWS);
+        for (auto& layer : index_keys_) layer->invalidate(page * ROWS, ROWS);
     }
 
     // Rows of index keys that were quantized since the cache was made, over all layers.
     int64_t quantized_rows() const {
         int64_t rows = 0;
-        for (const auto& keys : index_keys_) rows += keys->quantized_rows();
+        for (const auto& layer : index_keys_) rows += layer->quantized_rows();
         return rows;
     }
 
