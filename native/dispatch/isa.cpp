@@ -1,4 +1,4 @@
-// All kernels of one instruction set; compiled once per instruction set, with DSV4_ISA as its name.
+// All kernels of one instruction set; compiled once per instruction set, DSV4_ISA being its name.
 #include "dispatch/bf16_rate.h"
 #include "dispatch/ops.h"
 #include "dispatch/single_ops.h"

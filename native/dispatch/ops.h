@@ -1,4 +1,4 @@
-// The kernels of one instruction set, a table of functions that python/ calls.
+// Function table of one instruction set's kernels, called by python/.
 #pragma once
 
 #include "base/views.h"
@@ -10,7 +10,7 @@ struct Ops {
     // Read-out of streams [n, s, d]: hc_head, norm, head -> logits [n, vocab].
     void (*head)(const Model&, const Readout&, const float* streams, int64_t n, float* logits);
     void (*linear)(const Rows& x, int64_t n, const Weight&, const Rows& y);
-    // Each group's rows times its weight; then the gradients, dy being in y: dx into x, dW into `gradients`.
+    // Each group's rows times its weight; then the gradients, where y holds dy: dx into x, dW into `gradients`.
     void (*grouped_linear)(const Group*, int64_t count);
     void (*input_gradients)(const Group*, int64_t count);
     void (*weight_gradients)(const Group*, int64_t count, float* const* gradients);

@@ -1,4 +1,4 @@
-// Single operations of the forward, as it runs them, on tokens of one sequence: the native rung of dsv4/kernels.
+// Operations of the forward one by one, with its code, on tokens of one sequence: the native rung of dsv4/kernels.
 #pragma once
 
 #include <numeric>
@@ -7,7 +7,7 @@
 
 namespace dsv4::DSV4_ISA {
 
-// A ubatch of tokens [start, start + n) of cache row 0, whose pages are contiguous. Without rotation.
+// A ubatch of tokens [start, start + n) of slot 0, whose pages are contiguous. Nothing is rotated.
 struct SingleUbatch {
     Model model;
     std::vector<int64_t> pages;

@@ -1,4 +1,4 @@
-// The model's layers over a ragged batch, cut into ubatches, each through all layers, appending to the cache.
+// Runs the model's layers over a ragged batch and appends to the cache: ubatch by ubatch, each through all layers.
 #pragma once
 
 #include <algorithm>
@@ -11,8 +11,8 @@
 
 namespace dsv4::DSV4_ISA {
 
-// The normed input x [n, d] of a sub-layer from the streams, and the site's pre, post and comb: weights [n, s * (2 +
-// s)].
+// Reads the streams into the normed input x [n, d] of a sub-layer; weights [n, s * (2 + s)] get the site's pre, post
+// and comb.
 inline void hc_pre(Ubatch& u, const HyperConnection& site, const float* norm, const float* streams, float* weights,
                    float* x) {
     const Config& c = u.model.config;
@@ -44,7 +44,7 @@ inline void hc_pre(Ubatch& u, const HyperConnection& site, const float* norm, co
     });
 }
 
-// The output y [n, d] of a sub-layer into the streams, by the weights of hc_pre.
+// Writes the output y [n, d] of a sub-layer into the streams, with the weights of hc_pre.
 inline void hc_post(Ubatch& u, const float* y, const float* weights, float* streams) {
     int64_t s = u.model.config.hc_mult, d = u.model.config.hidden_size, count = s * (2 + s);
     for_each_row(u.n, [&](int64_t row) {
@@ -53,7 +53,7 @@ inline void hc_post(Ubatch& u, const float* y, const float* weights, float* stre
     });
 }
 
-// x, or with shipped numerics a copy rounded to FP8, the input of linear layers.
+// Input of the quantized linear layers: x, or with shipped numerics a copy rounded to FP8.
 inline float* quantized_input(Ubatch& u, float* x, int64_t width) {
     if (!u.model.config.quantize) return x;
     float* copy = u.buffers.get(u.n * width);
@@ -75,7 +75,7 @@ inline void quantize_kv(float* kv, const Config& c) {
     if (c.quantize) fake_quant_fp8(kv, c.head_dim - c.qk_rope_head_dim, 64);
 }
 
-// Norm, rotation and rounding of a new entry, of the keys (main) or of the indexer.
+// Normalizes, rotates and rounds a new entry: one of attention (main) or an index key.
 inline void finish_entry(const Model& m, const Compressor& w, bool main, float* entry, int64_t position) {
     const Config& c = m.config;
     int64_t pairs = c.qk_rope_head_dim / 2;
@@ -90,8 +90,8 @@ inline void finish_entry(const Model& m, const Compressor& w, bool main, float* 
     }
 }
 
-// o [n, H, D]: the attention output of every token, rotated back. q [n, H, D] is rotated and scaled, kv [n, D] the
-// ubatch's own keys.
+// Attention of every token into o [n, H, D], rotated back. q [n, H, D] is rotated and scaled; kv [n, D] are the keys of
+// the ubatch's tokens.
 inline void attend_ubatch(Ubatch& u, const Layer& layer, const LayerCache& cache, float* q, const float* kv,
                           const int32_t* selected, float* o) {
     const Config& c = u.model.config;
@@ -101,7 +101,7 @@ inline void attend_ubatch(Ubatch& u, const Layer& layer, const LayerCache& cache
         int64_t i, count, h0, h1;
     };
     std::vector<Task> tasks;
-    // With many heads one token is enough work for a task, and more tokens would need more memory for their scores.
+    // With many heads one token is enough work for a task; more would only enlarge the score buffer.
     int64_t block = std::max<int64_t>(1, std::min<int64_t>(ATTENTION_TOKENS, 64 / H));
     int64_t blocks = 0;
     for (const Segment& s : u.segments) blocks += (s.count + block - 1) / block;
@@ -133,7 +133,7 @@ inline void attend_ubatch(Ubatch& u, const Layer& layer, const LayerCache& cache
     });
 }
 
-// Projections of a ubatch's tokens; null where the layer has no such.
+// Projections of a ubatch's tokens; null where the layer has no such projection.
 struct AttentionInputs {
     float *latent = nullptr, *kv = nullptr;  // [n, rank], [n, D]
     float *main_kv = nullptr, *main_score = nullptr, *index_kv = nullptr, *index_score = nullptr;
@@ -205,7 +205,7 @@ inline float* project_queries(Ubatch& u, const Layer& layer, float* latent) {
     return q;
 }
 
-// Writes the entries of the windows that the ubatch's tokens close, of the keys and of the indexer.
+// Writes the entries, attention's and the indexer's, of the compression windows that the ubatch's tokens close.
 inline void compress_ubatch(Ubatch& u, const Layer& layer, const LayerCache& cache, const AttentionInputs& in) {
     const bool indexed = layer.kind.has_indexer;
     add_ape(u, layer.main, in.main_score);
@@ -221,7 +221,7 @@ inline void compress_ubatch(Ubatch& u, const Layer& layer, const LayerCache& cac
     });
 }
 
-// The last tokens' keys into their sequences' window rings.
+// Writes the keys of each segment's last WINDOW tokens into its slot's window ring.
 inline void store_window(const Ubatch& u, const LayerCache& cache, const float* kv) {
     const int64_t D = u.model.config.head_dim;
     for (const Segment& s : u.segments)
@@ -229,7 +229,7 @@ inline void store_window(const Ubatch& u, const LayerCache& cache, const float* 
             std::copy_n(kv + (s.first + i) * D, D, cache.window + (s.slot * WINDOW + (s.start + i) % WINDOW) * D);
 }
 
-// y [n, d] from o [n, H, D]: group by group down to low rank, then up.
+// y [n, d] = output projection of o [n, H, D]: each group of heads down to o_lora_rank channels, then all of them to d.
 inline void project_output(Ubatch& u, const Layer& layer, float* o, float* y) {
     const Config& c = u.model.config;
     const int64_t n = u.n, d = c.hidden_size, groups = c.o_groups, inner = c.num_attention_heads * c.head_dim;
@@ -310,10 +310,11 @@ inline void run_layers(Ubatch& u, int64_t first, int64_t last, float* streams) {
 }
 
 struct BatchPosition {
-    int64_t token = 0, sequence = 0, used = 0;  // of the batch, of its sequences, of the current sequence's tokens
+    // The batch's next token, its sequence, and the tokens of that sequence already taken.
+    int64_t token = 0, sequence = 0, used = 0;
 };
 
-// The next UBATCH_TOKENS tokens, or what is left of the batch.
+// Fills u with the next UBATCH_TOKENS tokens, or with the rest of the batch.
 inline void fill_ubatch(Ubatch& u, const Batch& batch, BatchPosition& at) {
     u.n = 0;
     u.segments.clear();
@@ -337,7 +338,7 @@ inline void fill_ubatch(Ubatch& u, const Batch& batch, BatchPosition& at) {
     }
 }
 
-// Rotation factors of the ubatch's positions; its streams [n, s, d] from the embedding, unless null.
+// Computes the rotation factors of the ubatch's positions and, unless null, its streams [n, s, d] from the embedding.
 inline void prepare_rows(Ubatch& u, float* streams) {
     const int64_t s = u.model.config.hc_mult, d = u.model.config.hidden_size,
                   pairs = u.model.config.qk_rope_head_dim / 2;
@@ -356,7 +357,8 @@ inline void prepare_rows(Ubatch& u, float* streams) {
     });
 }
 
-// Layers [first, last) over a batch. streams [T, s, d] are the input, or with `embed` written from the embedding first.
+// Runs layers [first, last) over a batch. streams [T, s, d] are updated in place; with `embed` they are first filled
+// from the embedding.
 inline void forward(const Model& model, const Cache& cache, const Batch& batch, int64_t first, int64_t last, bool embed,
                     float* streams) {
     const int64_t width = model.config.hc_mult * model.config.hidden_size;

@@ -1,6 +1,6 @@
 // Quantized index queries and keys, and their products: BF16 on AMX tiles, integers of about twelve bits with VNNI.
 //
-// A row differs from `step` times its quantized values by a vector of norm max_error at most.
+// The error of a quantized row, row - step * values, has a norm of at most max_error.
 #pragma once
 
 #include "gemm/amx.h"
@@ -10,19 +10,19 @@
 
 namespace dsv4::DSV4_ISA {
 
-// f(k, values) for each 16 channels of a row, padded with zeros to whole groups.
+// Calls f(k, values) for each 16 channels of a row, padded with zeros to whole groups.
 template <class F>
 [[gnu::always_inline]] inline void for_each_lanes(const float* row, int64_t width, F&& f) {
     for (int64_t k = 0; k < groups_of(width) * GROUP; k += LANES) f(k, load_padded(row + k, width - k));
 }
 
-// 16-bit integers whose sums of products stay below 2^31. A weight times a step times a sum is in fp32's range: a row
-// whose sum of squares is finite has a norm of at most 2^64.
+// 16-bit integers whose sums of products stay below 2^31. Weight times step times sum stays in fp32's range: a row with
+// a finite sum of squares has a norm of at most 2^64.
 struct Int16Quantizer {
     static constexpr bool HAS_STEPS = true;
-    static constexpr int64_t ROWS = 8;  // queries come in multiples of this
-    // Weights of a head for which that holds. A row whose largest value is below MIN_VALUE has the step of a row of
-    // MIN_VALUE.
+    static constexpr int64_t ROWS = 8;  // query rows are padded to a multiple
+    // Head weights for which fp32 does not overflow or underflow. A row with values below MIN_VALUE alone has
+    // MIN_VALUE's step.
     static constexpr float MIN_WEIGHT = 0x1p-50f, MAX_WEIGHT = 0x1p30f, MIN_VALUE = 0x1p-40f;
 
     static float step_of(const float* row, int64_t width) {
@@ -40,7 +40,7 @@ struct Int16Quantizer {
         });
     }
 
-    // Half a step per value, and the rounding of step and quotient.
+    // Half a step per value, plus the rounding of step and quotient.
     static float max_error(float, float step, int64_t width) {
         return 0.51f * step * std::sqrt(static_cast<float>(width));
     }
@@ -85,7 +85,7 @@ struct Bf16Quantizer {
         });
     }
 
-    // A 512th of each value; the flush of values below 2^-126 to zero is added by index_error.
+    // 1/512 of each value; index_error adds the flush of values below 2^-126 to zero.
     static float max_error(float norm, float, int64_t) { return norm * 0x1.01p-9f; }
 
     static void dot_panels(const uint16_t* q, int64_t stride, int64_t rows, const uint16_t* index_keys, int64_t groups,

@@ -1,7 +1,7 @@
-// The indexer: scores of compressed entries, and the selection of the entries that each token attends to.
+// The indexer: scores the compressed entries and selects those that each token attends to.
 //
-// An exact score is a chain over the heads, of weight times relu of a chain over the channels, both ascending and from
-// zero.
+// Order of sums: an exact score is a chain over the heads of weight * relu(dot), and each dot is a chain over the
+// channels; both ascend and start from zero.
 #pragma once
 
 #include <vector>
@@ -13,8 +13,8 @@
 
 namespace dsv4::DSV4_ISA {
 
-constexpr int64_t INDEX_CHUNK = 512;  // keys per task when few tokens score many
-constexpr int64_t INDEX_TOKENS = 64;  // neighbouring tokens per task when many do
+constexpr int64_t INDEX_CHUNK = 512;  // index keys per task when few tokens score many keys
+constexpr int64_t INDEX_TOKENS = 64;  // neighbouring tokens per task when many tokens do
 #if defined(DSV4_ISA_AVX512)
 constexpr int INDEX_HEADS = 8, INDEX_PANELS = 2;
 #else
@@ -22,8 +22,8 @@ constexpr int INDEX_HEADS = 4, INDEX_PANELS = 1;
 #endif
 constexpr int64_t INDEX_KEYS = INDEX_PANELS * LANES;
 
-// R more heads of a token: to[key] += weight_r * relu(q_r . key), heads in order, from zero if they are the first. Keys
-// [P][width][16].
+// Adds R heads of a token to its scores: to[key] += weight_r * relu(q_r . key), heads in order; `first` starts from
+// zero. index_keys [P][width][16].
 template <int R, int P>
 [[gnu::noinline]] inline void add_heads(const float* q, int64_t width, const float* index_keys, const float* weights,
                                         bool first, float* to) {
@@ -81,13 +81,13 @@ inline void exact_scores(const float* q, const float* weights, int64_t tokens, i
     }
 }
 
-// Some neighbouring tokens of a sequence that select their k best entries each, into selected [tokens, k]; visible[t]
-// ascends, and tokens that see at most k entries select nothing.
+// Selection of the k best entries by each of some neighbouring tokens of a sequence, into selected [tokens, k].
+// visible[t] ascends; tokens that see at most k entries select nothing.
 struct EntrySelection {
     const float *q, *weights;  // [tokens, heads, width], [tokens, heads]
     int64_t heads, width, k;
     Entries index_keys;
-    IndexKeyCache* index_key_cache;  // their quantized rows
+    IndexKeyCache* index_key_cache;  // quantized copies of the rows of index_keys
 
     EntrySelection from_token(int64_t t) const {
         return {q + t * heads * width, weights + t * heads, heads, width, k, index_keys, index_key_cache};
@@ -128,7 +128,7 @@ struct EntrySelection {
             if (visible[t] > k) select_from(candidates[static_cast<size_t>(t)], t, selected + t * k);
     }
 
-    // Candidates of each token among its entries from `from` on. False where the exact scores of all are needed.
+    // Finds each token's candidates among its entries from `from` on. False if all exact scores are needed.
     template <class Quantizer, class IndexKeys>
     bool filter(int64_t tokens, const int64_t* visible, const IndexKeys& quantized, int64_t from,
                 TopK* candidates) const {
@@ -141,7 +141,7 @@ struct EntrySelection {
         return find_candidates<Quantizer>(q, weights, tokens, heads, width, quantized, from, visible, k, candidates);
     }
 
-    // Token t's selection from its candidates.
+    // Selects token t's entries from its candidates.
     void select_from(TopK& candidates, int64_t t, int32_t* selected) const {
         thread_local std::vector<int32_t> undecided;
         thread_local TopK best;
@@ -158,17 +158,17 @@ struct EntrySelection {
 #endif
 };
 
-// A segment whose tokens select, into selected [count, k].
+// The selection of one segment's tokens, into selected [count, k].
 struct SegmentSelection {
     Segment s;
     EntrySelection selection;
     int32_t* selected;
 
-    int64_t visible(int64_t t) const { return (s.start + t + 1) / CSA.ratio; }  // entries, by token t
+    int64_t visible(int64_t t) const { return (s.start + t + 1) / CSA.ratio; }  // entries that token t sees
     int64_t entries() const { return visible(s.count - 1); }
 };
 
-// Segments of few tokens: exact scores chunk by chunk of keys on all threads, then the selections.
+// Segments of few tokens: all threads compute exact scores, a chunk of index keys per task; then each token selects.
 inline void select_few_exact(const std::vector<SegmentSelection>& list, Buffers& buffers) {
     struct Task {
         const SegmentSelection* segment;
@@ -197,7 +197,7 @@ inline void select_few_exact(const std::vector<SegmentSelection>& list, Buffers&
     });
 }
 
-// f(selection, tokens, visible, selected) for the tokens of a segment, in blocks, each on one thread.
+// Calls f(selection, tokens, visible, selected) for each block of tokens of a segment; a block runs on one thread.
 template <class F>
 inline void for_each_block(const SegmentSelection& segment, F&& f) {
     const int64_t count = segment.s.count, fair = (count + 2 * thread_count() - 1) / (2 * thread_count());
@@ -205,7 +205,7 @@ inline void for_each_block(const SegmentSelection& segment, F&& f) {
                   blocks = (count + block - 1) / block;
     parallel(blocks, [&](int64_t task, int) {
         const int64_t first = (blocks - 1 - task) * block,
-                      tokens = std::min(block, count - first);  // the longest first
+                      tokens = std::min(block, count - first);  // blocks with most entries first
         int64_t visible[INDEX_TOKENS];
         for (int64_t t = 0; t < tokens; ++t) visible[t] = segment.visible(first + t);
         f(segment.selection.from_token(first), tokens, visible, segment.selected + first * segment.selection.k);
@@ -216,7 +216,7 @@ inline void for_each_block(const SegmentSelection& segment, F&& f) {
 template <class Quantizer, class IndexKeys>
 inline void select_many_filtered(const SegmentSelection& segment) {
     thread_local IndexKeys memory;
-    IndexKeys& quantized = memory;  // this thread's, for all threads
+    IndexKeys& quantized = memory;  // the calling thread's, read by all threads
     quantized.quantize(segment.selection.index_keys, segment.selection.index_key_cache, segment.entries());
     for_each_block(segment,
                    [&](const EntrySelection& block, int64_t tokens, const int64_t* visible, int32_t* selected) {
@@ -224,7 +224,7 @@ inline void select_many_filtered(const SegmentSelection& segment) {
                    });
 }
 
-// Segments of few tokens, whose keys all threads share: candidates range by range of keys, then the selections.
+// Segments of few tokens: each task finds candidates in one range of index keys; then each token merges its ranges.
 class FewTokensFilter {
    public:
     explicit FewTokensFilter(const std::vector<SegmentSelection>& list) : list_(list) {
@@ -236,8 +236,8 @@ class FewTokensFilter {
 
     // Returns the segments left to exact scores.
     std::vector<SegmentSelection> select() {
-        std::vector<char> filtered(count_);    // not bits: threads write to neighbours
-        Range* const ranges = ranges_.data();  // this thread's, for all threads
+        std::vector<char> filtered(count_);    // not vector<bool>: threads write neighbouring elements
+        Range* const ranges = ranges_.data();  // the calling thread's, used by all threads
         const CachedIndexKeys* const index_keys = index_keys_.data();
         parallel(static_cast<int64_t>(count_), [&](int64_t number, int) {
             Range& range = ranges[number];
@@ -259,8 +259,8 @@ class FewTokensFilter {
    private:
     struct Range {
         size_t segment = 0;
-        int64_t first = 0, stop = 0;   // keys
-        std::vector<TopK> candidates;  // of each token
+        int64_t first = 0, stop = 0;   // index keys [first, stop)
+        std::vector<TopK> candidates;  // per token
     };
     struct Token {
         size_t segment, first_range, stop_range;
@@ -268,7 +268,7 @@ class FewTokensFilter {
     };
 
     void add_segment(size_t i, int64_t most_ranges) {
-        constexpr int64_t MIN_RANGE = 2048;  // keys
+        constexpr int64_t MIN_RANGE = 2048;  // index keys
         const SegmentSelection& segment = list_[i];
         const int64_t entries = segment.entries(), ranges = std::clamp<int64_t>(entries / MIN_RANGE, 1, most_ranges);
         const int64_t size = (entries + ranges * PAIR - 1) / (ranges * PAIR) * PAIR;
@@ -309,14 +309,13 @@ class FewTokensFilter {
     static inline thread_local std::vector<Range> ranges_;
     const std::vector<SegmentSelection>& list_;
     std::vector<Token> tokens_;
-    size_t count_ = 0;  // of ranges
+    size_t count_ = 0;  // ranges in use
 };
 #endif
 
 inline void select_many(const SegmentSelection& segment) {
 #if defined(DSV4_ISA_AMX)
-    // The heads' errors add up while their scores grow like the root of their number: for many heads BF16 is too
-    // coarse.
+    // The error bound grows with the number of heads, the scores only with its root: for many heads BF16 is too coarse.
     constexpr int64_t MAX_BF16_HEADS = 16;
     if (segment.selection.heads <= MAX_BF16_HEADS)
         return select_many_filtered<Bf16Quantizer, CallIndexKeys<Bf16Quantizer>>(segment);
@@ -330,8 +329,8 @@ inline void select_many(const SegmentSelection& segment) {
 #endif
 }
 
-// selected [count, k] of each segment, for its tokens that see more than k entries; few tokens' scores use memory of
-// the buffers.
+// Fills selected [count, k] of each segment for its tokens that see more than k entries. Exact scores of segments with
+// few tokens use memory of `buffers`.
 inline void select_entries(const std::vector<SegmentSelection>& list, Buffers& buffers) {
     std::vector<SegmentSelection> few;
     for (const SegmentSelection& segment : list) {
@@ -344,7 +343,8 @@ inline void select_entries(const std::vector<SegmentSelection>& list, Buffers& b
     select_few_exact(few, buffers);
 }
 
-// Entries that each token of the ubatch attends to, [n, index_topk]; null where no token sees more than index_topk.
+// Selects the entries that each token of the ubatch attends to, [n, index_topk]; null if no token sees more than
+// index_topk.
 inline const int32_t* select_ubatch_entries(Ubatch& u, const Layer& layer, const LayerCache& cache, float* latent,
                                             const float* head_weights, std::vector<int32_t>& selected) {
     const Config& c = u.model.config;

@@ -31,11 +31,11 @@ struct Ubatch {
     int64_t n = 0;
     std::vector<Segment> segments;
     std::vector<int64_t> token_ids, positions;
-    std::vector<float> cos[2], sin[2];  // [n, pairs], of window-only and of compressed layers
+    std::vector<float> cos[2], sin[2];  // [n, pairs]: 0 for window-only layers, 1 for compressed ones
     Buffers buffers;
 };
 
-// f(first, last) for all rows of a ubatch, several rows per task.
+// Calls f(first, last) for all rows of a ubatch, several rows per task.
 template <class F>
 inline void for_each_rows(int64_t n, F&& f) {
     int64_t chunk = std::max<int64_t>(1, n < 4 ? n : std::min<int64_t>(64, n / (2 * thread_count())));
