@@ -40,7 +40,7 @@ def write_random_values(config: ModelConfig, folder: Path, seed: int, layout: Fo
 
 
 def write_random_checkpoint(config: ModelConfig, folder: Path, seed: int, layout: StorageLayout = "official") -> None:
-    """Write codes tensor by tensor unless a folder of this config exists. Scales keep outputs about the inputs' size."""
+    """Write codes tensor by tensor unless this config's folder exists. Scales keep outputs about as large as inputs."""
     described = config.to_dict(quantized=layout in ("official", "official-base"))
     stamp = {**described, "random_seed": seed, "codes": _CODES}
     if (folder / "seed.json").is_file() and json.loads((folder / "seed.json").read_text()) == stamp:
