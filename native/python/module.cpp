@@ -1,4 +1,4 @@
-// The Python module dsv4._native: checks what it is given, keeps the tensors alive, calls the kernels without the GIL.
+// The Python module dsv4._native: checks arguments, keeps the tensors alive, calls the kernels without the GIL.
 #include <algorithm>
 #include <map>
 #include <memory>
@@ -14,7 +14,7 @@ using namespace dsv4;
 
 namespace {
 
-// A model's weights by official name, each checked against the shape that the configuration gives it.
+// A model's weights, looked up by checkpoint name; each shape is checked against the configuration.
 class NativeModel {
    public:
     Model model;
@@ -93,7 +93,7 @@ class NativeModel {
         return w;
     }
 
-    // Of the main model, prefix "", or of an MTP block, "mtp.0." say.
+    // prefix: "" for the main model, e.g. "mtp.0." for an MTP block.
     const Readout& readout(const std::string& prefix) const {
         auto found = readouts_.find(prefix);
         if (found == readouts_.end()) wrong("no read-out " + prefix + "hc_head");
@@ -183,7 +183,7 @@ class NativeCache {
    public:
     Cache cache;
 
-    // Entries lie in pages 0 to num_pages - 1, of which the block table [slots, pages per slot] names each slot's.
+    // num_pages: pages of the entry pool; the block table [slots, pages per slot] lists each slot's pages.
     NativeCache(const std::vector<std::vector<MutableFloats>>& layers, Longs block_table, int64_t num_pages,
                 bool checked)
         : layers_(layers), block_table_(std::move(block_table)), num_pages_(num_pages) {
@@ -207,23 +207,23 @@ class NativeCache {
     NativeCache(const NativeCache&) = delete;
     NativeCache& operator=(const NativeCache&) = delete;
 
-    // Drops the quantized index keys of a page, after someone else has written to its entries.
+    // Drops the quantized index keys of a page; must follow writes to its entries from outside the kernels.
     void forget(int64_t page) {
         if (page < 0 || page >= num_pages_)
             wrong("page " + std::to_string(page) + ": the cache has pages 0 to " + std::to_string(num_pages_ - 1));
         constexpr int64_t ROWS = PAGE_TOKENS / CSA.ratio;
-        for (auto& keys : index_keys_) keys->invalidate(page * ROWS, ROWS);
+        for (auto& layer : index_keys_) layer->invalidate(page * ROWS, ROWS);
     }
 
-    // Rows of index keys that were quantized since the cache was made, over all layers.
+    // Number of index keys quantized since construction, over all layers.
     int64_t quantized_rows() const {
         int64_t rows = 0;
-        for (const auto& keys : index_keys_) rows += keys->quantized_rows();
+        for (const auto& layer : index_keys_) rows += layer->quantized_rows();
         return rows;
     }
 
-    // (layer, page) of the first quantized index key that is not of its entry any more, (-1, -1) if there is none or the
-    // cache was not made to be checked.
+    // (layer, page) of the first quantized index key that is not of its entry any more, (-1, -1) if there is none or
+    // the cache was not made to be checked.
     std::tuple<int64_t, int64_t> stale() const {
         for (size_t l = 0; l < layers_.size(); ++l) {
             const CompressorCache& index = cache.layers[l].index;
@@ -236,7 +236,7 @@ class NativeCache {
 
     int64_t slots() const { return static_cast<int64_t>(block_table_.shape(0)); }
 
-    // Checks that a slot has pages of the pool for tokens [0, stop).
+    // ValueError unless the slot's block table has valid pages for tokens [0, stop).
     void expect_pages(int64_t slot, int64_t stop) const {
         const int64_t* pages = cache.block_table + slot * cache.pages_per_slot;
         for (int64_t i = 0; i < (stop + PAGE_TOKENS - 1) / PAGE_TOKENS; ++i)
@@ -245,7 +245,7 @@ class NativeCache {
                       std::to_string(i * PAGE_TOKENS) + " on");
     }
 
-    // Checks that the tensors have the sizes that a layer of this configuration writes to.
+    // ValueError unless a layer's tensors have the sizes that this configuration needs.
     void expect_fits(const Config& c, const Layer& layer, size_t l) const {
         const auto& tensors = layers_[l];
         auto is = [](const MutableFloats& array, int64_t a, int64_t b, int64_t width) {
@@ -272,7 +272,7 @@ class NativeCache {
     std::vector<std::unique_ptr<IndexKeyCache>> index_keys_;
 };
 
-// A batch that layers [first, last) of the model can run and the cache has room for.
+// Builds a batch; ValueError unless layers [first, last) of the model can run it and the cache has room for it.
 Batch checked(const NativeModel& model, const NativeCache& cache, const Longs& token_ids, const Longs& lengths,
               const Longs& starts, const Longs& slots, int64_t first, int64_t last) {
     const Config& c = model.model.config;
@@ -331,7 +331,7 @@ void head(const NativeModel& model, const std::string& prefix, MutableFloats str
     ops().head(model.model, readout, streams.data(), n, logits.data());
 }
 
-// The main layers from the embedding on, then the logits of some of the batch's rows.
+// Runs the embedding and the main layers, then the head on some rows of the batch.
 void forward_to_logits(const NativeModel& model, const NativeCache& cache, const Longs& token_ids, const Longs& lengths,
                        const Longs& starts, const Longs& slots, const Longs& rows, MutableFloats logits) {
     const Config& c = model.model.config;
@@ -389,7 +389,7 @@ NB_MODULE(_native, m) {
                       const std::vector<float>&>(),
              nb::arg("config"), nb::arg("tensors"), nb::arg("ratios"), nb::arg("window_freq"),
              nb::arg("compressed_freq"));
-    // noconvert on all that is written to: nanobind would pass a converted copy of an array of another dtype.
+    // noconvert on every output: nanobind would pass a converted copy of an array of another dtype.
     nb::class_<NativeCache>(m, "Cache")
         .def(nb::init<const std::vector<std::vector<MutableFloats>>&, Longs, int64_t, bool>(),
              nb::arg("layers").noconvert(), nb::arg("block_table").noconvert(), nb::arg("num_pages"),
@@ -397,7 +397,7 @@ NB_MODULE(_native, m) {
         .def("forget", &NativeCache::forget, nb::arg("page"))
         .def("quantized_rows", &NativeCache::quantized_rows)
         .def("stale", &NativeCache::stale)
-        // A copy of a Python cache creates its own on first use.
+        // A copy of a Python cache creates its own native cache on first use.
         .def("__reduce__", [](nb::handle) {
             return nb::make_tuple(nb::handle(reinterpret_cast<PyObject*>(Py_TYPE(Py_None))), nb::make_tuple());
         });

@@ -27,7 +27,10 @@ def streams_of(model: Transformer, backend: Any) -> list[Tensor]:
     for step in STEPS:
         slots = [i for i, n in enumerate(step) if n]
         ids = [torch.randint(0, 97, (step[i],), generator=generator).tolist() for i in slots]
-        out.append(backend.run(RaggedBatch.pack(ids, [at[i] for i in slots], slots), cache))
+        batch = RaggedBatch.pack(ids, [at[i] for i in slots], slots)
+        cache.reserve(batch.slots, batch.starts, batch.lengths)
+        out.append(backend.run(batch, cache))
+        cache.advance(batch.slots, batch.lengths)
         at = [a + n for a, n in zip(at, step, strict=True)]
     batch = RaggedBatch.pack([list(range(5)), [i % 97 for i in range(200)]])
     out.append(backend.run(batch, None))
