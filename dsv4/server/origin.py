@@ -57,9 +57,7 @@ class OriginPolicy:
 
     def host_error(self, host: str | None) -> str | None:
         """Message about a disallowed Host header, None if it is allowed."""
-        if (
-            host is None or not self.loopback or ANY in self.allowed_hosts
-        ):  # browsers, unlike HTTP/1.0, always send Host
+        if host is None or not self.loopback or ANY in self.allowed_hosts:  # without Host: HTTP/1.0, no browser
             return None
         name, _ = split_host(host)
         if name is not None and (is_loopback(name) or name in self.own_names):
