@@ -1,7 +1,7 @@
 """POST /chat/completions: DeepSeek's Chat Completions API.
 
-JSON mode and a required or named tool call are asked of the model in its prompt and parsed from its answer; no grammar
-holds the model to them. Thinking with a required tool call is refused, as the hosted service does.
+JSON mode and a required or named tool call are requested in the prompt and parsed from the answer; no grammar enforces
+them. Thinking with a required tool call is refused, as the hosted service does.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class ChatCompletions(RecipeFormat):
         return requested_reports(body)
 
     def adapt(self, request: Json) -> None:
-        """What other servers take: max_completion_tokens, role developer, their switches of thinking, their history."""
+        """Accepts other servers' dialects: max_completion_tokens, role developer, thinking switches, history fields."""
         _refuse_wishes(request)
         strip_context_suffix(request)
         if request.get("max_tokens") is None and request.get("max_completion_tokens") is not None:
@@ -82,7 +82,7 @@ def _read_switches(request: Json) -> None:
 
 
 def _read_answer(message: Json) -> None:
-    """In an answer of the history `reasoning` is reasoning_content, and a tool call without a type a function call."""
+    """Fixes an assistant message of the history: `reasoning` to reasoning_content, a missing tool call type."""
     if not message.get("reasoning_content") and isinstance(message.get("reasoning"), str):
         message["reasoning_content"] = message["reasoning"]
     for call in json_objects(message.get("tool_calls")):
@@ -91,7 +91,7 @@ def _read_answer(message: Json) -> None:
 
 
 def _refuse_wishes(request: Json) -> None:
-    """RequestError 400 for what Chat Completions ask for and nobody here does."""
+    """RequestError 400 for Chat Completions parameters that this server does not implement."""
     form = request.get("response_format")
     kind = cast(Json, form).get("type") if isinstance(form, dict) else None
     if kind in ("json_schema", "regex"):

@@ -46,7 +46,7 @@ def test_a_key_that_no_header_can_carry_is_refused(file: Path) -> None:
 
 def test_a_file_without_keys_is_refused(file: Path) -> None:
     file.write_text("# none yet\n\n")
-    with pytest.raises(ValueError, match="holds no API key; allowed: one a line"):
+    with pytest.raises(ValueError, match="holds no API key; allowed: one per line"):
         read_key_file(file)
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="is no text file"):
