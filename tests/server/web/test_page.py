@@ -147,7 +147,7 @@ def test_way_down_to_the_end_is_followed_though_the_end_moves_on(tab: Any) -> No
     page.locator("#thread").hover()
     page.mouse.wheel(0, -3000)
     expect(page.get_by_role("button", name="Scroll to the latest message")).to_be_visible()
-    page.wait_for_timeout(500)  # the view has come to rest
+    page.wait_for_timeout(500)  # the scrolling has ended
     grow = """() => {
         document.querySelector("#jump").click();
         document.querySelector("#thread").addEventListener("scroll", () => {
