@@ -169,10 +169,10 @@ class MuonAdamW:
     def gradient_norm(self) -> float:
         """Euclidean norm of all gradients together, before any scaling."""
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
-        # Matrix by matrix, as the checkpoint has them, and without those of idle experts: the bits depend neither on how
-        # tensors are stacked nor on which process has made zeros of a gradient that is none.
         if not gradients:
             return 0.0
+        # Per matrix, as the checkpoint has them: no bit depends on how tensors are stacked. And without zeros: an idle
+        # expert's gradient may be zeros or none.
         norms = torch.stack([gradient.norm() for gradient in official_tensors(gradients).values()])
         return float(torch.linalg.vector_norm(norms[norms != 0]))
 
