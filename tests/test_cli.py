@@ -14,7 +14,7 @@ from dsv4.config import ModelConfig
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("serve", "chat", "generate", "inspect", "convert", "verify", "train", "eval", "bench")
-OWN_HELP = {"eval"}  # it parses the rest itself
+OWN_HELP = {"eval"}  # parses the rest of its arguments itself
 
 
 def dsv4(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""ModelConfig: presets, both spellings of config.json, and every way in which a config can be wrong."""
+"""ModelConfig: presets, both spellings of config.json, and every error of a config."""
 
 import json
 import math
@@ -33,7 +33,7 @@ def nano(**changes: Any) -> dict[str, Any]:
 
 
 def transformers_json(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What transformers writes after reading `raw`."""
+    """Content of config.json as transformers writes it after reading `raw`."""
     DeepseekV4Config(**raw).save_pretrained(folder)
     return json.loads((folder / "config.json").read_text())
 
@@ -162,7 +162,7 @@ def test_several_end_tokens_are_all_read() -> None:
 
 @pytest.mark.parametrize("drafts", [0, 1])
 def test_entries_of_layers_that_are_not_there_are_left_out(drafts: int) -> None:
-    """MTP dropped and the list not shortened, or the last layers cut off too."""
+    """MTP dropped without shortening the list, or the last layers cut off too."""
     for layers in (6, 4, 1):
         raw = nano(num_hidden_layers=layers, num_nextn_predict_layers=drafts, num_hash_layers=0)
         config = ModelConfig.from_dict(raw)
@@ -170,7 +170,7 @@ def test_entries_of_layers_that_are_not_there_are_left_out(drafts: int) -> None:
         assert ModelConfig.from_dict(config.to_dict()) == config
 
 
-# Keys of the published configs of 31 July and 13 August beside those of April's; the schedule has three draft entries.
+# Keys that the published configs of 31 July and 13 August add to April's; the schedule has three draft entries.
 DSPARK: dict[str, Any] = {
     "dspark_block_size": 5,
     "dspark_noise_token_id": 128799,
@@ -279,7 +279,7 @@ def test_wrong_value_names_key_value_and_what_is_allowed(changes: dict[str, Any]
 
 
 def test_a_misspelling_of_a_missing_key_is_refused() -> None:
-    """Its default would stand in for the value that was meant."""
+    """Otherwise the missing key's default would replace the intended value."""
     raw = nano(swiglu_limits=7.0)
     ModelConfig.from_dict(raw)
     del raw["swiglu_limit"]

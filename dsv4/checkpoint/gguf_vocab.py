@@ -70,11 +70,11 @@ def _check(file: Path, content: dict[str, Any]) -> list[list[str]]:
     """Merges of a tokenizer that splits and merges like llama.cpp's deepseek-v3; CheckpointError on any other."""
     model: dict[str, Any] = content.get("model") or {}
     if model.get("type") != "BPE":
-        raise CheckpointError(file, "model.type = 'BPE', as GGUF is written", repr(model.get("type")))
+        raise CheckpointError(file, "model.type = 'BPE', as GGUF requires", repr(model.get("type")))
     _expect(file, "model.", model, dict.fromkeys(("ignore_merges", "byte_fallback"), False))
     _expect(file, "model.", model, dict.fromkeys(("unk_token", "dropout", *_AFFIXES)))
     if not _changes_nothing(content.get("normalizer")):
-        raise CheckpointError(file, "no normalizer, as GGUF is written", repr(content["normalizer"]))
+        raise CheckpointError(file, "no normalizer, as GGUF requires", repr(content["normalizer"]))
     for added in content.get("added_tokens", []):
         _expect(file, f"added token {added['content']!r}: ", added, dict.fromkeys(_ADDED_FLAGS, False))
     splitter: dict[str, Any] = content.get("pre_tokenizer") or {}
@@ -100,7 +100,7 @@ def _expect(file: Path, place: str, table: dict[str, Any], allowed: dict[str, An
     for key, value in allowed.items():
         # An empty affix counts as absent.
         if key in table and (table[key] or value) != value:
-            raise CheckpointError(file, f"{place}{key} = {value!r}, as GGUF is written", repr(table[key]))
+            raise CheckpointError(file, f"{place}{key} = {value!r}, as GGUF requires", repr(table[key]))
 
 
 def _changes_nothing(normalizer: dict[str, Any] | None) -> bool:

@@ -65,7 +65,7 @@ class MappedFiles:
     def check(self) -> None:
         """CheckpointError if a file changed since it was opened."""
         if (change := self.change()) is not None:
-            raise CheckpointError(self._folder, "files that nobody writes to while they are read", change)
+            raise CheckpointError(self._folder, "files that do not change while they are read", change)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MappedFiles:
         return self

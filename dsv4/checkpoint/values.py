@@ -42,7 +42,7 @@ def check_values(checkpoint: Checkpoint, name: str) -> None:
         if place is not None:
             file, stored = checkpoint.place(name)
             found = f"a product beyond it at {_unravel(place, tuple(values.shape))}"
-            raise CheckpointError(file, f"codes that times {scale_name} stay within float32", found, stored)
+            raise CheckpointError(file, f"codes whose products with {scale_name} stay within float32", found, stored)
 
 
 def first_not_finite(tensor: Tensor) -> int | None:

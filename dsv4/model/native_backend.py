@@ -150,7 +150,7 @@ class NativeBackend:
         for name in self._places.keys() | tensors.keys():
             tensor = tensors.get(name)
             if tensor is None or self._places.get(name) != _place(tensor):
-                change = "is another tensor than when the model was frozen"
+                change = "was replaced since the model was frozen"
             elif tensor.requires_grad:
                 change = "requires a gradient, which a frozen model does not compute"
             else:

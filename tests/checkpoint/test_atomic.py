@@ -1,4 +1,4 @@
-"""Files and folders are whole or absent; what a killed writer left is gone after the next; a full disk is said so."""
+"""Files and folders are whole or absent; writers remove the leftovers of killed ones; a full disk is reported."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dsv4.checkpoint.gguf_export import export_gguf
 from dsv4.cli import main
 from dsv4.training.state import RunPosition, save_state
 
-SECONDS = 120  # for a process on a machine that does much else
+SECONDS = 120  # timeout of a process on a busy machine
 
 
 def names(folder: Path) -> list[str]:
@@ -30,7 +30,7 @@ def names(folder: Path) -> list[str]:
 
 
 def killed(code: str, *arguments: Path) -> None:
-    """Runs code until it prints a line, then kills it."""
+    """Run code until it prints a line, then kill it."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     with subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, text=True, env=environment
@@ -62,7 +62,7 @@ def test_the_next_conversion_clears_what_a_killed_one_left(target: str, official
     killed(CONVERT, source, tmp_path / target)
     left = [name for name in names(tmp_path) if name.startswith(f".{target}.")]
     assert len(left) == 1 and target not in names(tmp_path)
-    (tmp_path / ".out2.0123abcd.tmp").mkdir()  # another target's
+    (tmp_path / ".out2.0123abcd.tmp").mkdir()  # leftover of another target
     if target == "out":
         convert(source, tmp_path / target, "bf16")
     else:
@@ -109,7 +109,7 @@ def test_a_living_writer_keeps_its_own(tmp_path: Path) -> None:
         with new_folder(tmp_path / "model", overwrite=False) as second:
             (second / "config.json").write_text("[]")
             assert first.exists()
-        (tmp_path / "model" / "config.json").unlink()  # an empty folder gives way
+        (tmp_path / "model" / "config.json").unlink()  # an empty folder may be replaced
     assert names(tmp_path) == ["model", "model.txt"] and (tmp_path / "model" / "config.json").read_text() == "{}"
 
 
@@ -121,7 +121,7 @@ def test_a_folder_that_was_being_replaced_comes_back(tmp_path: Path) -> None:
         (folder / "config.json").write_text(folder.suffix)
     clear_leftovers(tmp_path / "model")
     assert names(tmp_path) == ["model"] and (tmp_path / "model" / "config.json").read_text() == ".old"
-    (tmp_path / ".model.89abcdef.old").mkdir()  # killed a moment later: the new one is in place
+    (tmp_path / ".model.89abcdef.old").mkdir()  # killed a moment later: the new folder is in place
     clear_leftovers(tmp_path / "model")
     assert names(tmp_path) == ["model"] and (tmp_path / "model" / "config.json").read_text() == ".old"
 
@@ -180,7 +180,7 @@ def test_too_little_space_is_known_before_anything_is_written(
 
 @pytest.mark.parametrize("what", ["folder", "gguf", "training"])
 def test_a_limit_on_the_size_of_files_is_said_in_words(what: str, official: Any, tmp_path: Path) -> None:
-    """A real one (`ulimit -f`), met in the middle of a write."""
+    """A real limit (`ulimit -f`), reached in the middle of a write."""
     source = official.write(tmp_path / "source")
     (source / "tokenizer.json").unlink()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -1,4 +1,4 @@
-"""Each way in which a folder can be wrong: one CheckpointError with file, tensor, what was expected, what was found."""
+"""Every defect of a folder is one CheckpointError with file, tensor, expected and found content."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def edit_index(folder: Path, change: Callable[[dict[str, Any]], object]) -> None
 
 
 def add(folder: Path, file: Path, name: str, tensor: torch.Tensor) -> None:
-    """One more tensor, index and total size included."""
+    """Add a tensor, with its entry in the index and the total size."""
     rewrite(file, lambda tensors: tensors.update({name: tensor}))
     size = tensor.numel() * tensor.element_size()
 
@@ -114,7 +114,7 @@ def test_a_misshapen_or_mistyped_tensor_is_named(
 def test_experts_that_all_have_another_dtype_are_refused(
     dtype: torch.dtype, tiny: Any, tiny_config: ModelConfig, tmp_path: Path
 ) -> None:
-    """The error names an expert, and not the first tensor that a folder without quantized weights would not have."""
+    """The error names an expert, not the first tensor that a folder without quantized weights would lack."""
     source = tiny(tiny_config, "official")
     for name, tensor in source.stored.items():
         if tensor.dtype == torch.int8:

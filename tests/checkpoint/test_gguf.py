@@ -29,7 +29,7 @@ from dsv4.model.batch import RaggedBatch
 from ..published_tokenizer import copy_published_tokenizer, corpus, published_folder
 
 EXPERTS = {"gate": "w1", "down": "w2", "up": "w3"}
-# A sample of the names, spelt out again: file -> official.
+# A sample of the names, written out independently: file -> official.
 NAMES = {
     "token_embd.weight": "embed.weight",
     "output_norm.weight": "norm.weight",
@@ -77,7 +77,7 @@ def key(file: Path, name: str) -> Any:
 
 @pytest.mark.parametrize("layout", ["official", "official-base", "bf16", "fp32"])
 def test_every_value_is_the_source_s(layout: str, tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
-    """Odd sizes too: q_lora_rank 40 and w2's 48 columns are no whole blocks of 32."""
+    """Odd sizes too: q_lora_rank 40 and w2's 48 columns are not multiples of 32."""
     model = tiny(tiny_config, layout)
     export_gguf(write(model, tmp_path / "model"), tmp_path / "model.gguf")
     tensors = read(tmp_path / "model.gguf")
@@ -189,7 +189,7 @@ def published(tiny: Any, tiny_config: ModelConfig, tmp_path_factory: pytest.Temp
 
 
 def test_the_published_vocabulary(tiny_config: ModelConfig, tmp_path: Path) -> None:
-    """Its normalizer is an empty sequence, and a pattern holds CR and LF as they are."""
+    """Its normalizer is an empty sequence, and a pattern holds literal CR and LF."""
     copy_published_tokenizer(tmp_path)
     config = replace(tiny_config, vocab_size=129_280, eos_token_id=(1, 128_805, 2))
     found = {name.removeprefix("tokenizer.ggml."): value for name, value in vocabulary(tmp_path, config).items()}
@@ -279,7 +279,7 @@ def test_an_mtp_block_that_is_not_there_is_refused(tiny: Any, tiny_config: Model
 
 
 def nano_with(tmp_path: Path) -> Path:
-    """A folder of links to nano's files, for some to be replaced."""
+    """A folder of links to nano's files, some of which a test replaces."""
     folder = tmp_path / "nano"
     folder.mkdir()
     for file in nano_path().iterdir():
@@ -290,14 +290,14 @@ def nano_with(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("part", "value", "message"),
     [
-        ("normalizer", {"type": "NFC"}, "no normalizer, as GGUF is written"),
-        ("normalizer", {"type": "Sequence", "normalizers": [{"type": "NFC"}]}, "no normalizer, as GGUF is written"),
+        ("normalizer", {"type": "NFC"}, "no normalizer, as GGUF requires"),
+        ("normalizer", {"type": "Sequence", "normalizers": [{"type": "NFC"}]}, "no normalizer, as GGUF requires"),
         ("pre_tokenizer", {"type": "Whitespace"}, "DeepSeek's pre-tokenizer, which llama.cpp calls deepseek-v3"),
-        ("model", {"type": "WordPiece"}, "model.type = 'BPE', as GGUF is written; found 'WordPiece'"),
+        ("model", {"type": "WordPiece"}, "model.type = 'BPE', as GGUF requires; found 'WordPiece'"),
         ("merges", ["1", "2"], "no merge across digits, since llama.cpp's deepseek-v3 keeps three together"),
-        ("dropout", 0.1, "model.dropout = None, as GGUF is written; found 0.1"),
-        ("lstrip", True, "added token '<｜begin▁of▁sentence｜>': lstrip = False, as GGUF is written; found True"),
-        ("invert", True, "pre_tokenizer.invert = False, as GGUF is written; found True"),
+        ("dropout", 0.1, "model.dropout = None, as GGUF requires; found 0.1"),
+        ("lstrip", True, "added token '<｜begin▁of▁sentence｜>': lstrip = False, as GGUF requires; found True"),
+        ("invert", True, "pre_tokenizer.invert = False, as GGUF requires; found True"),
         ("id", 1280, "token numbers from 0 to 1279; found 1280 of 'extra'"),
     ],
     ids=lambda value: value if isinstance(value, str) and " " not in value else "",
@@ -339,7 +339,7 @@ def test_the_command_writes_overwrites_and_refuses(
 
 
 def llama_check(*arguments: str | Path, stdin: str) -> bytes:
-    """Output of the tool that `make llama-bench` builds in the folder that LLAMA names, as in the Makefile."""
+    """Output of the tool that `make llama-bench` builds in the folder LLAMA, as in the Makefile."""
     folder = Path(os.environ.get("LLAMA", Path.home() / ".cache/dsv4/llama.cpp"))
     tool = folder / "build" / "bin" / "llama-check"
     if not tool.is_file():
@@ -362,7 +362,7 @@ def random_ids(vocab_size: int, length: int) -> torch.Tensor:
 @pytest.mark.slow
 @pytest.mark.parametrize("yarn", [True, False], ids=["yarn", "no_yarn"])
 def test_llama_cpp_computes_a_random_model(yarn: bool, tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
-    """In F32 throughout. The index chooses 24 of up to 75 entries; with fewer heads many scores tie at zero."""
+    """F32 throughout. The index chooses 24 of up to 75 entries; with fewer heads many scores would tie at zero."""
     scaling = tiny_config.rope_scaling if yarn else None
     config = replace(tiny_config, index_topk=24, index_n_heads=16, rope_scaling=scaling)
     folder = write(tiny(config, "fp32"), tmp_path / "model")
@@ -378,7 +378,7 @@ def test_llama_cpp_computes_a_random_model(yarn: bool, tiny: Any, tiny_config: M
 
 @pytest.mark.slow
 def test_llama_cpp_breaks_ties_of_the_index_its_own_way(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
-    """Scores of exactly zero are common where heads are few. Until the index has to choose, nothing differs."""
+    """With few heads, scores of exactly zero are common. Until the index has to choose, nothing differs."""
     topk = 24
     for heads in (2, 16):
         config = replace(tiny_config, index_topk=topk, index_n_heads=heads)
@@ -387,7 +387,7 @@ def test_llama_cpp_breaks_ties_of_the_index_its_own_way(tiny: Any, tiny_config: 
         ids = random_ids(config.vocab_size, 600)
         expected = load_model(folder)(ids[None])[0]
         error = (logits(tmp_path / f"{heads}.gguf", ids) - expected).abs().amax(1) / expected.abs().max()
-        # The last token that sees no more than topk entries of four tokens.
+        # Split after the last token that sees at most topk entries of four tokens.
         before, after = error[: 4 * (topk + 1) - 1], error[4 * (topk + 1) - 1 :]
         print(
             f"{heads} index heads, 600 tokens: largest difference {before.max():.1e} before the index has to choose, "
@@ -414,7 +414,7 @@ def test_llama_cpp_computes_the_mtp_block(tiny: Any, tiny_config: ModelConfig, t
 
 @pytest.mark.slow
 def test_llama_cpp_computes_nano(tmp_path: Path) -> None:
-    """Its values in F32: agreement to rounding. As exported from FP4 and FP8: llama.cpp rounds activations too."""
+    """With the values in F32: agreement to rounding. As exported from FP4 and FP8: llama.cpp rounds activations too."""
     convert(nano_path(), tmp_path / "fp32", "fp32")
     export_gguf(tmp_path / "fp32", tmp_path / "fp32.gguf")
     export_gguf(nano_path(), tmp_path / "nano.gguf")
@@ -431,13 +431,13 @@ def test_llama_cpp_computes_nano(tmp_path: Path) -> None:
             f"nano, {length} tokens, of the largest logit: F32 {exact.max():.1e}, {above:.1%} of positions above 1e-4; "
             f"MXFP4 and BF16 {shipped.max():.1e}, median position {shipped.median():.1e}"
         )
-        # The index takes all entries of the first 512 tokens. Further on ties decide now and then.
+        # The index takes all entries of the first 512 tokens. Later, ties decide now and then.
         assert exact[:512].max() < 1e-4 and exact.median() < 1e-4
         assert shipped.median() < 2e-2
 
 
 def token_ids(file: Path, text: str) -> list[int]:
-    """What llama.cpp makes of a text, special spellings included."""
+    """Token ids from llama.cpp for a text, special tokens included."""
     return [int(line) for line in llama_check("tokens", file, stdin=text).split()]
 
 
@@ -460,7 +460,7 @@ def test_llama_cpp_tokenizes_as_the_published_file_does(name: str, published: Pa
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, 0x32000, 0x4000))
 def test_llama_cpp_splits_every_character_of_unicode_14_alike(first: int, published: Path) -> None:
-    """Each between letters, digits, punctuation and spaces."""
+    """Each character between letters, digits, punctuation and spaces."""
     tokenizer = Tokenizer.from_file(str(published_folder() / "tokenizer.json"))
     codes = (code for code in range(first, first + 0x4000) if unicodedata.category(chr(code)) not in ("Cn", "Cs"))
     text = "".join(f"a{chr(code)}a 1{chr(code)}1 !{chr(code)}! {chr(code)}{chr(code)}\n" for code in codes)

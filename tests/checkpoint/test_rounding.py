@@ -1,4 +1,4 @@
-"""No conversion changes a value unless it is asked to; then it says by how much."""
+"""No conversion changes a value unless allowed to; then it reports the error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dsv4.checkpoint.gguf_export import export_gguf
 from dsv4.cli import main
 from dsv4.config import ModelConfig
 
-# (layout of the source, format): what cannot hold the values of random weights in the source.
+# (layout of the source, target format that cannot hold the values of random weights in that layout).
 LOSSY = [
     ("official-base", "official"),
     ("official-base", "bf16"),

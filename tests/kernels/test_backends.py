@@ -1,4 +1,4 @@
-"""Which kernels run: the variables that force it, the line that says it, and an install that cannot build them."""
+"""Choice of the kernels: the variables that force it, the line that reports it, and installs that cannot build them."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ fake.set_threads = lambda n: state.update(threads=n)
 fake.threads = lambda: state["threads"]
 sys.modules["dsv4._native"] = fake
 """
-# No module, and no reason noted by the install that these tests run in.
+# No module, and no reason recorded by the install that these tests run in.
 MISSING = f"""
 import sys, dsv4
 dsv4.__path__[:] = [{str(ROOT / "dsv4")!r}]
@@ -90,7 +90,7 @@ def test_threads_follow_torch_unless_the_variable_says_how_many() -> None:
         FAKE
         + (
             "import torch; torch.set_num_threads(3)\n" + DESCRIBE + "fake.set_threads(0); cpu.follow_torch_threads()\n"
-            "print(state['threads'])\n"  # torch has as many as before: nothing to set
+            "print(state['threads'])\n"  # torch's count is unchanged: nothing to set
             "torch.set_num_threads(2); cpu.follow_torch_threads(); print(state['threads'])"
         )
     )
@@ -112,7 +112,7 @@ def test_threads_follow_torch_unless_the_variable_says_how_many() -> None:
 def test_a_value_that_cannot_be_is_an_error(variable: str, value: str, message: str) -> None:
     code = FAKE + (
         "from dsv4.kernels import backends\n"
-        "for _ in range(2):\n"  # a failed choice is not remembered as one
+        "for _ in range(2):\n"  # a failed choice is not cached
         "    try: backends.native_module()\n"
         "    except RuntimeError as error: print(error)\n"
     )
@@ -175,7 +175,7 @@ def test_every_operation_has_its_three_files_and_its_line_in_the_table() -> None
 
 @pytest.mark.parametrize("operation", backends.NATIVE)
 def test_the_rule(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The variable forces either way, the table is the default; a recorded gradient needs a backward, asked for."""
+    """DSV4_KERNELS forces either way, NATIVE is the default; a recorded gradient needs a backward and the variable."""
     use, plain = backends.NATIVE[operation], torch.ones(2)
     recorded, native = torch.ones(2, requires_grad=True), cpu.Native(types.ModuleType("native"), "avx2", False)
     for choice, uses, differentiates in (
@@ -198,7 +198,7 @@ def install(folder: Path, **variables: str) -> Path:
     """A copy of the project, installed from its folder into a fresh environment -> that environment's Python."""
     python = folder / "venv" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
-    # What the project needs is taken from here, after the fresh environment's own packages.
+    # Dependencies come from the current environment, after the fresh environment's own packages.
     here = [path for path in sys.path if path.endswith("site-packages")]
     (next((folder / "venv" / "lib").glob("*/site-packages")) / "zz_here.pth").write_text("\n".join(here))
     done = subprocess.run(

@@ -22,7 +22,7 @@ class Batch:
 
 
 def windows(ratio: int, parts: list[tuple[int, int, int]], state: tuple[Tensor, Tensor] | None) -> Windows:
-    """View of sequences (slot, start, length) by the definition of its indices."""
+    """View of sequences (slot, start, length), from the definition of the indices."""
     slots, T = 2 * ratio if ratio == 4 else ratio, sum(n for _, _, n in parts)
     state_rows, first = slots * len(parts) if state is not None else 0, 0
     source, rows, tokens, positions = [], [], [], []

@@ -31,13 +31,13 @@ CASES = [
 
 
 def close(got: Tensor, want: Tensor, terms: int) -> bool:
-    """Equal but for the rounding of so many additions; nothing unwritten."""
+    """Equal up to the rounding of `terms` additions, with every element written."""
     scale = want.abs().max() if want.numel() else 0.0
     return got.shape == want.shape and bool(((got - want).abs() <= 4e-7 * max(terms, 1) ** 0.5 * scale).all())
 
 
 def results(kernels: Any, x: Tensor, dy: Tensor, sizes: list[int], weights: list[Any]) -> list[Tensor]:
-    """y, dx, then every weight's gradient, written over NaN."""
+    """y, dx, then every weight's gradient, in memory filled with NaN before."""
     outputs, inputs = dy.shape[1], x.shape[1]
     y, dx = poisoned(len(x), outputs), poisoned(len(x), inputs)
     gradients = [poisoned(outputs, inputs) for _ in sizes]
@@ -90,7 +90,7 @@ def test_a_group_without_rows_is_not_read_and_its_gradient_is_zero(rung: str) ->
     x, weights = noise(2, 3).requires_grad_(), noise(3, 4, 3, seed=1)
     weights[::2] = float("nan")
     out = grouped_linear(x, [0, 2, 0], weights.requires_grad_())
-    out.sum().backward()  # a gradient that is one number, expanded
+    out.sum().backward()  # a gradient expanded from one number
     assert out.isfinite().all() and x.grad is not None and x.grad.isfinite().all()
     assert weights.grad is not None and [bool(g.any()) for g in weights.grad] == [False, True, False]
 
@@ -140,7 +140,7 @@ def test_what_does_not_fit_is_refused(kernels: Any) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_models_gradients_are_the_references(kernels: Any, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with DSV4_KERNELS=native: products are native, the rest of training is the reference's."""
+    """As with DSV4_KERNELS=native: products are native, the rest of training runs on the reference."""
     monkeypatch.setattr(backends, "requested", lambda: True)
     config = tiny_config()
     model, ids = random_model(config).requires_grad_(), random_ids(config, 2, 150)

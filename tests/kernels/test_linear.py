@@ -25,7 +25,7 @@ SHAPES = [
 
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), SHAPES)
 def test_output(rung: str, rows: int, inputs: int, outputs: int) -> None:
-    """The layout of a weight, threads and other rows change no bit of the native products."""
+    """A weight's memory layout, threads and other rows change no bit of the native products."""
     x, weight = noise(rows, inputs), noise(outputs, inputs, seed=1)
     want, got = x.double() @ weight.double().t(), linear(x, weight)
     assert (got - want).abs().max() < 2e-6 * inputs**0.5 * want.abs().max()
@@ -51,7 +51,7 @@ def test_gradients(rung: str, rows: int, inputs: int, outputs: int) -> None:
 
 @pytest.mark.parametrize("inputs", [1, 30, 64, 333])
 def test_sums_run_in_the_documented_order(kernels: Any, inputs: int) -> None:
-    """Eight sums, joined in pairs. Products of BF16 numbers are exact in fp32, so that only the additions round."""
+    """Eight sums, joined in pairs. Products of BF16 numbers are exact in fp32, so only the additions round."""
     x, weight = noise(5, inputs).bfloat16().float(), noise(35, inputs, seed=1).bfloat16().float()
     products = x[:, None] * weight
     sums = [torch.zeros(5, 35) for _ in range(8)]
@@ -89,7 +89,7 @@ def test_a_row_of_the_gradient_depends_on_that_row_alone(kernels: Any, rows: int
 
 
 def test_sums_of_gradients_run_in_the_documented_order(kernels: Any) -> None:
-    """As docs/kernels.md has it: chains of 256 terms from zero, ascending, their sums added in order."""
+    """As in docs/kernels.md: chains of 256 terms from zero, ascending, their sums added in order."""
     terms = 600
     a, b = noise(terms, 2), noise(terms, 3, seed=1)
     want = torch.zeros(2, 3)

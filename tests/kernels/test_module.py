@@ -60,7 +60,7 @@ def test_single_operations_refuse_what_they_cannot_take(kernels: Any) -> None:
 
 
 def test_subnormal_numbers_count_whoever_calls(kernels: Any) -> None:
-    """Torch can have a thread take them for zero; the kernels' other threads would not."""
+    """Torch can make a thread flush subnormals to zero; the kernels' other threads would keep them."""
     x, weight = torch.full((40, 32), 2.0**-130), torch.full((300, 32), 0.5)
     want = torch.full((40, 300), 2.0**-126)
     assert torch.set_flush_denormal(True)
@@ -76,7 +76,7 @@ def test_subnormal_numbers_count_whoever_calls(kernels: Any) -> None:
 
 
 def test_rounds_of_more_and_of_fewer_tasks_follow_one_another(kernels: Any) -> None:
-    """Thousands, on more threads than there are processors: each task runs once, in its own round."""
+    """Thousands of rounds, on more threads than processors: each task runs once, in its own round."""
     kernels.set_threads(4)
     x = noise(1, 32)
     shapes = [noise(outputs, 32, seed=outputs) for outputs in (33, 400, 64, 129, 1000)]

@@ -50,7 +50,7 @@ def test_nothing_admissible(rung: str) -> None:
 
 
 def test_sorted_scores(rung: str) -> None:
-    """Ascending scores: each is above all before it."""
+    """Ascending scores: each exceeds all before it."""
     up = torch.arange(5000.0)
     got = top_k_lowest_index(torch.stack((up, -up, torch.zeros(5000))), 50)
     assert torch.equal(got, torch.stack([torch.arange(4950, 5000), torch.arange(50), torch.arange(50)]))

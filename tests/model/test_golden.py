@@ -1,4 +1,4 @@
-"""Golden numbers: mHC, YaRN, fake quantisation, and the Hadamard matrix."""
+"""Golden numbers: mHC, YaRN, fake quantization, and the Hadamard matrix."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_mhc_weights_are_the_golden_ones(dtype: torch.dtype, tolerance: float) -
 
 
 def test_mhc_sums_are_one_less_eps() -> None:
-    """The last step is a column normalisation with eps in the denominator; rows have converged to the same."""
+    """The last step is a column normalization with eps in the denominator; row sums have converged to the same."""
     mix = torch.randn(5, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     one, zero = torch.ones(3, dtype=torch.float64), torch.zeros(24, dtype=torch.float64)
     _, _, comb = hc_weights(mix, one, zero, FLASH)
@@ -81,7 +81,7 @@ def test_frequencies_without_yarn_are_powers_of_theta() -> None:
 
 
 def test_rotation_turns_trailing_pairs_and_does_not_scale() -> None:
-    """Against complex numbers in float64 from the fp32 angle; the first channels stay to the bit."""
+    """Against complex numbers in float64 from the fp32 angle; the first channels keep their bits."""
     frequencies = inverse_frequencies(FLASH, compressed=True)
     positions = torch.tensor([0, 1, 1000, 1048575])
     x = torch.randn(4, 512, generator=torch.Generator().manual_seed(0))

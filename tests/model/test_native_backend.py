@@ -1,4 +1,4 @@
-"""The native backend of a frozen model: stale tensors, what goes to the reference, copies, input that does not fit."""
+"""The native backend of a frozen model: stale tensors, fallback to the reference, copies, invalid input."""
 
 import copy
 import gc
@@ -47,7 +47,7 @@ def test_a_frozen_model_runs_natively_until_its_weights_are_to_change(model: Tra
 
 
 def stale(model: Transformer) -> Tensor:
-    """Logits after a change of tensors: an error before `refresh`, then those of a copy that is built from them."""
+    """Logits after tensors were replaced: an error before `refresh`, then the logits of a copy built from them."""
     with pytest.raises(StaleWeightsError, match="refresh"):
         model(IDS)
     want = copy.deepcopy(model)(IDS)
@@ -123,7 +123,7 @@ def test_tensors_put_in_for_one_call_need_a_thawed_model(model: Transformer) -> 
 def test_what_the_kernels_do_not_take_runs_on_the_reference(
     model: Transformer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights of another type, which they would copy, and more streams than they have room for."""
+    """Weights of another dtype, which the kernels would copy, and more streams than they support."""
     backends.decline.cache_clear()
     model.layers[1].ffn.experts.bfloat16()
     wide = random_model(tiny_config(hc_mult=17))
@@ -149,7 +149,7 @@ def test_auxiliary_losses_are_the_references(model: Transformer) -> None:
 
 
 def test_a_thawed_model_never_calls_the_native_forward(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training stands on the reference alone: not even a look at the kernels' module."""
+    """Training relies on the reference alone and does not touch the kernels' module."""
     model.requires_grad_()
     code = [value.__code__ for value in vars(NativeBackend).values() if hasattr(value, "__code__")]
     entered: list[str] = []
@@ -248,7 +248,7 @@ def test_weights_that_are_no_number_show(model: Transformer) -> None:
 
 
 def test_streams_that_want_a_gradient_get_one(model: Transformer) -> None:
-    """A frozen model's read-out and MTP block are still functions of what they are given."""
+    """A frozen model's read-out and MTP block are still differentiable in the given streams."""
     streams = torch.randn(3, CONFIG.hc_mult, CONFIG.hidden_size, requires_grad=True)
     with torch.enable_grad():
         drafted = model.mtp_forward(streams, IDS[0, :3], RaggedBatch.pack([[1, 2, 3]]))
