@@ -72,14 +72,14 @@ def test_a_config_cannot_be_changed() -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_reads_what_transformers_writes(name: str, tmp_path: Path) -> None:
+def test_reads_the_config_that_transformers_writes(name: str, tmp_path: Path) -> None:
     config = ModelConfig.preset(name)
     saved = transformers_json(config.to_dict(), tmp_path)
     assert "compress_ratios" not in saved and "num_hash_layers" not in saved and "rope_scaling" not in saved
     assert ModelConfig.from_dict(saved) == config
 
 
-def test_reads_transformers_without_yarn_and_without_quantisation(tmp_path: Path) -> None:
+def test_reads_transformers_without_yarn_and_without_quantization(tmp_path: Path) -> None:
     config = replace(ModelConfig.preset("nano"), rope_scaling=None, num_hash_layers=0)
     saved = transformers_json(config.to_dict(quantized=False), tmp_path)
     assert ModelConfig.from_dict(saved) == config
@@ -88,7 +88,7 @@ def test_reads_transformers_without_yarn_and_without_quantisation(tmp_path: Path
     assert ModelConfig.from_dict(saved).expert_dtype == "fp8"
 
 
-def test_plain_folder_names_no_quantisation() -> None:
+def test_plain_folder_names_no_quantization() -> None:
     plain = ModelConfig.preset("nano").to_dict(quantized=False)
     assert OFFICIAL_KEYS - set(plain) == {"expert_dtype", "quantization_config"}
     assert ModelConfig.from_dict(plain) == ModelConfig.preset("nano")
@@ -120,7 +120,7 @@ IGNORED: dict[str, Any] = {
 }
 
 
-def test_keys_that_say_nothing_of_the_computation_are_ignored_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_keys_without_effect_are_ignored_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     raw = nano(**IGNORED)
     raw["quantization_config"] = {**raw["quantization_config"], "ignored_layers": [], "bits": 8, "kv_scheme": None}
     raw["rope_scaling"] = {**raw["rope_scaling"], "mscale": None, "attention_factor": None, "finetuned": True}
@@ -135,7 +135,7 @@ def test_keys_that_say_nothing_of_the_computation_are_ignored_in_one_line(caplog
     )
 
 
-def test_the_line_names_the_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_warning_names_the_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "config.json").write_text(json.dumps(nano(torchscript=False)))
     for _ in range(2):
         ModelConfig.from_pretrained(tmp_path)
@@ -144,7 +144,7 @@ def test_the_line_names_the_file(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     ]
 
 
-def test_nothing_is_said_of_what_transformers_writes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_configs_of_transformers_give_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in PRESETS:
         ModelConfig.from_dict(transformers_json(ModelConfig.preset(name).to_dict(), tmp_path))
     assert not caplog.records
@@ -161,7 +161,7 @@ def test_several_end_tokens_are_all_read() -> None:
 
 
 @pytest.mark.parametrize("drafts", [0, 1])
-def test_entries_of_layers_that_are_not_there_are_left_out(drafts: int) -> None:
+def test_entries_of_absent_layers_are_left_out(drafts: int) -> None:
     """MTP dropped without shortening the list, or the last layers cut off too."""
     for layers in (6, 4, 1):
         raw = nano(num_hidden_layers=layers, num_nextn_predict_layers=drafts, num_hash_layers=0)

@@ -95,7 +95,7 @@ def test_an_upward_import_is_found(source: str, module: str, ok: bool) -> None:
     assert (upward_imports(source, module) == []) == ok
 
 
-def test_no_module_imports_itself_by_way_of_others() -> None:
+def test_no_module_imports_itself_through_others() -> None:
     """TYPE_CHECKING imports count: a module stands above the modules whose types it names."""
     names = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in modules()

@@ -56,7 +56,7 @@ def test_make_targets_exist() -> None:
             assert re.search(rf"^{target}:", makefile, flags=re.M), target
 
 
-def test_the_map_names_what_exists() -> None:
+def test_the_map_names_existing_files() -> None:
     section = README.split("## Map")[1].split("## ")[0]
     named = set(re.findall(r"`((?:dsv4|models|recipes|benchmarks|tests|docs)/[\w./]*)`", section))
     for path in named:

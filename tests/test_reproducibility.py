@@ -23,7 +23,7 @@ def test_import_asks_mkl_for_row_independent_rounding_and_respects_the_user() ->
         assert found.stdout.strip() in expected
 
 
-def test_uninitialised_tensors_are_poisoned_for_the_package_only() -> None:
+def test_uninitialized_tensors_are_poisoned_for_the_package_only() -> None:
     ours: dict[str, object] = {"__name__": "dsv4.probe", "torch": torch}
     exec("x = torch.empty(3); i = torch.empty_like(torch.zeros(3, dtype=torch.int64)); n = x.new_empty(2)", ours)
     floats, indices, new = ours["x"], ours["i"], ours["n"]

@@ -59,7 +59,7 @@ def test_terms_at_a_million_are_as_published() -> None:
     assert f"{terms['index scores']:.3e} {terms['attention core']:.2e}" == "1.048e+12 3.48e+10"
 
 
-def test_short_contexts_see_what_is_there() -> None:
+def test_short_contexts_see_all_their_tokens() -> None:
     one = decode_flops(FLASH, 1).terms
     assert one["index scores"] == 0
     assert one["attention core"] == 43 * 4 * 64 * 512

@@ -56,7 +56,7 @@ else:
 
 
 @pytest.mark.parametrize("target", ["out", "out.gguf"])
-def test_the_next_conversion_clears_what_a_killed_one_left(target: str, official: Any, tmp_path: Path) -> None:
+def test_the_next_conversion_clears_a_killed_ones_leftovers(target: str, official: Any, tmp_path: Path) -> None:
     source = official.write(tmp_path / "source")
     (source / "tokenizer.json").unlink()
     killed(CONVERT, source, tmp_path / target)
@@ -91,7 +91,7 @@ def state(path: Path) -> None:
     save_state(path, Empty(), Empty(), RunPosition())  # type: ignore[arg-type]
 
 
-def test_the_next_save_of_a_training_clears_what_a_killed_one_left(tmp_path: Path) -> None:
+def test_the_next_training_save_clears_a_killed_ones_leftovers(tmp_path: Path) -> None:
     for _ in range(2):
         killed(TRAIN, tmp_path / "state.pt")
     (tmp_path / ".state.pt.4711.tmp").write_text("as earlier versions named theirs")
@@ -100,7 +100,7 @@ def test_the_next_save_of_a_training_clears_what_a_killed_one_left(tmp_path: Pat
     assert names(tmp_path) == ["state.pt"]
 
 
-def test_a_living_writer_keeps_its_own(tmp_path: Path) -> None:
+def test_a_living_writers_temporary_files_are_kept(tmp_path: Path) -> None:
     with new_folder(tmp_path / "model", overwrite=False) as first:
         (first / "config.json").write_text("{}")
         with new_file(tmp_path / "model.txt") as file:
@@ -113,7 +113,7 @@ def test_a_living_writer_keeps_its_own(tmp_path: Path) -> None:
     assert names(tmp_path) == ["model", "model.txt"] and (tmp_path / "model" / "config.json").read_text() == "{}"
 
 
-def test_a_folder_that_was_being_replaced_comes_back(tmp_path: Path) -> None:
+def test_a_folder_that_was_being_replaced_is_restored(tmp_path: Path) -> None:
     """Killed between two renames: the old folder is the only whole one."""
     old, new = tmp_path / ".model.0123abcd.old", tmp_path / ".model.0123abcd.tmp"
     for folder in (old, new):
@@ -141,7 +141,7 @@ def fail(error: int) -> Callable[..., None]:
         (errno.EFBIG, "larger than a file may be"),
     ],
 )
-def test_a_full_disk_is_said_in_words(
+def test_a_full_disk_is_reported(
     error: int,
     said: str,
     official: Any,
@@ -161,7 +161,7 @@ def test_a_full_disk_is_said_in_words(
     assert names(tmp_path) == ["source"]
 
 
-def test_too_little_space_is_known_before_anything_is_written(
+def test_too_little_space_is_reported_before_anything_is_written(
     official: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = official.write(tmp_path / "source")
@@ -179,7 +179,7 @@ def test_too_little_space_is_known_before_anything_is_written(
 
 
 @pytest.mark.parametrize("what", ["folder", "gguf", "training"])
-def test_a_limit_on_the_size_of_files_is_said_in_words(what: str, official: Any, tmp_path: Path) -> None:
+def test_a_limit_on_the_size_of_files_is_reported(what: str, official: Any, tmp_path: Path) -> None:
     """A real limit (`ulimit -f`), reached in the middle of a write."""
     source = official.write(tmp_path / "source")
     (source / "tokenizer.json").unlink()

@@ -71,7 +71,7 @@ def dspark_folder(official_folder: Path) -> Path:
     return official_folder
 
 
-def test_the_published_drafter_is_all_that_a_0731_folder_has_more() -> None:
+def test_a_0731_folder_adds_only_the_published_drafter() -> None:
     """Flash-0731 lists 72,317 tensors."""
     listed = [spec.name for spec in tensor_inventory(ModelConfig.preset("flash"), "official")]
     main_model = [name for name in listed if not name.startswith("mtp.")]
@@ -151,7 +151,7 @@ def test_an_mtp_block_that_the_config_does_not_name_is_left_unread(
     assert any("left unread" in record.getMessage() for record in caplog.records)
 
 
-def test_the_error_for_a_missing_mtp_block_says_how_to_go_on(official_folder: Path) -> None:
+def test_the_error_for_a_missing_mtp_block_says_how_to_proceed(official_folder: Path) -> None:
     drop_mtp(official_folder)
     with pytest.raises(CheckpointError) as raised:
         load_model(official_folder)

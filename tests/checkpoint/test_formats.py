@@ -39,7 +39,7 @@ def test_all_256_e8m0_codes_are_powers_of_two() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, 3.0, 2.0**-128, float("inf")])
-def test_encode_e8m0_refuses_what_is_no_power_of_two(value: float) -> None:
+def test_encode_e8m0_refuses_other_values_than_powers_of_two(value: float) -> None:
     with pytest.raises(ValueError, match="not an E8M0 value"):
         formats.encode_e8m0(torch.tensor([1.0, value]))
 
@@ -200,7 +200,7 @@ def test_base_weights_with_f32_scales_keep_their_values_and_codes(seed: int, ora
     assert same_bits(again, codes)
 
 
-def test_scales_are_kept_if_they_give_the_weight_back_exactly() -> None:
+def test_scales_are_kept_if_they_reproduce_the_weight_exactly() -> None:
     weight = torch.tensor([[3.0, 0.5, -1.0, -0.0]])
     for exponent, kept in ((0.0, True), (-1.0, True), (1.0, False), (-2.0, False)):
         scales = formats.encode_e8m0(torch.tensor([[2.0**exponent]]))
@@ -224,7 +224,7 @@ def test_f32_scales_of_new_weights_use_the_whole_range() -> None:
     assert (formats.dequantize_fp8(codes, scales) - weight).abs().max() <= amax.max() / 448 * 16.01
 
 
-def test_f32_scales_come_back_from_blocks_of_one_or_two_values() -> None:
+def test_f32_scales_are_recovered_from_blocks_of_one_or_two_values() -> None:
     """In such blocks several scales can give the rounded products code * scale."""
     weight = torch.zeros(1, 2000 * 128)
     generator = torch.Generator().manual_seed(2)
@@ -270,7 +270,7 @@ def test_fp4_to_fp8_refuses_scales_too_far_apart() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -3.4e38])
-def test_values_that_no_code_holds_are_refused(bad: float) -> None:
+def test_values_without_a_code_are_refused(bad: float) -> None:
     weight = torch.ones(2, 64)
     weight[1, 3] = bad
     for quantize in (formats.quantize_fp8, formats.quantize_fp4, lambda w: formats.quantize_fp8(w, torch.float32)):
@@ -278,7 +278,7 @@ def test_values_that_no_code_holds_are_refused(bad: float) -> None:
             quantize(weight)
 
 
-def test_shapes_and_dtypes_that_are_no_weight_s_are_refused() -> None:
+def test_invalid_shapes_and_dtypes_are_refused() -> None:
     with pytest.raises(ValueError, match="3 columns"):
         formats.quantize_fp4(torch.ones(2, 3))
     with pytest.raises(ValueError, match=r"\(1, 2\); the codes need \(2, 1\)"):

@@ -76,7 +76,7 @@ def key(file: Path, name: str) -> Any:
 
 
 @pytest.mark.parametrize("layout", ["official", "official-base", "bf16", "fp32"])
-def test_every_value_is_the_source_s(layout: str, tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
+def test_every_value_equals_the_source(layout: str, tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
     """Odd sizes too: q_lora_rank 40 and w2's 48 columns are not multiples of 32."""
     model = tiny(tiny_config, layout)
     export_gguf(write(model, tmp_path / "model"), tmp_path / "model.gguf")
@@ -131,7 +131,7 @@ def test_index_heads_are_padded_in_front(official: Any, tmp_path: Path) -> None:
         assert torch.equal(kept.flatten(axis, axis + 1), official.values[prefix + official_name])
 
 
-def test_q8_0_is_the_library_s(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
+def test_q8_0_matches_the_library(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
     model = tiny(tiny_config, "official")
     export_gguf(write(model, tmp_path / "model"), tmp_path / "model.gguf", linears="q8_0")
     tensors = read(tmp_path / "model.gguf")
@@ -141,7 +141,7 @@ def test_q8_0_is_the_library_s(tiny: Any, tiny_config: ModelConfig, tmp_path: Pa
     assert tensors["blk.1.ffn_up_exps.weight"].tensor_type == Type.MXFP4
 
 
-def test_mtp_is_a_file_of_its_own(official: Any, tmp_path: Path) -> None:
+def test_mtp_is_a_separate_file(official: Any, tmp_path: Path) -> None:
     file = tmp_path / "mtp.gguf"
     export_gguf(write(official, tmp_path / "model"), file, mtp=True)
     tensors = read(file)
@@ -164,7 +164,7 @@ def test_a_folder_of_transformers_exports_the_same_values(
     assert torch.equal(found[2], official.values["layers.1.ffn.experts.2.w3.weight"])
 
 
-def test_no_tokenizer_is_a_vocabulary_of_numbers(official: Any, tmp_path: Path) -> None:
+def test_without_a_tokenizer_the_vocabulary_is_token_ids(official: Any, tmp_path: Path) -> None:
     export_gguf(write(official, tmp_path / "model"), tmp_path / "model.gguf")
     assert key(tmp_path / "model.gguf", "tokenizer.ggml.model") == "no_vocab"
     assert key(tmp_path / "model.gguf", "deepseek4.vocab_size") == 67
@@ -201,7 +201,7 @@ def test_the_published_vocabulary(tiny_config: ModelConfig, tmp_path: Path) -> N
     assert [found[f"{name}_token_id"] for name in ("bos", "eos", "eot", "eom")] == [0, 1, 128_805, 2]
 
 
-def test_more_end_tokens_than_gguf_holds_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_too_many_end_tokens_for_gguf_are_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = nano_with(tmp_path)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").unlink()
@@ -212,7 +212,7 @@ def test_more_end_tokens_than_gguf_holds_are_said(tmp_path: Path, caplog: pytest
     assert [record.getMessage() for record in caplog.records] == [f"{folder}: GGUF holds 3 end tokens; without [4, 5]"]
 
 
-def test_a_repeated_expert_is_said(official: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_repeated_expert_is_a_warning(official: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder, table = write(official, tmp_path / "model"), official.stored["layers.0.ffn.gate.tid2eid"].clone()
     table[5:9, 1] = table[5:9, 0]
     change(folder, "layers.0.ffn.gate.tid2eid", table)
@@ -268,7 +268,7 @@ def test_values_without_an_exact_form_are_named(
     fails("expected expert numbers from 0 to 4; found 5", folder, file)
 
 
-def test_an_mtp_block_that_is_not_there_is_refused(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
+def test_a_missing_mtp_block_is_refused(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
     config = replace(tiny_config, num_nextn_predict_layers=0, compress_ratios=(0, 4, 128, 4))
     fails(
         "expected an MTP block to write; found none",

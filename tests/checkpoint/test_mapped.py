@@ -29,7 +29,7 @@ def first_shard(folder: Path) -> Path:
     return folder / "model-00001-of-00003.safetensors"
 
 
-def test_files_that_are_as_they_were_show_no_change(official_folder: Path) -> None:
+def test_replaced_or_deleted_files_show_no_change(official_folder: Path) -> None:
     """Another file under the same name, or none: the mapping is still that of the old file."""
     with Checkpoint(official_folder) as checkpoint:
         files, shard = MappedFiles(checkpoint), first_shard(official_folder)
@@ -130,7 +130,7 @@ def test_scales_of_a_file_that_was_written_to_are_not_used(official_folder: Path
     assert scales.get("layers.0.attn.wq_a.weight") is None
 
 
-def test_a_model_watches_its_files_as_long_as_its_weights_lie_in_them(official_folder: Path) -> None:
+def test_a_model_watches_its_files_while_weights_are_views_of_them(official_folder: Path) -> None:
     model = load_model(official_folder, weights="stored")
     assert mapped_files(model) is not None and mapped_files(copy.deepcopy(model)) is not None
     assert mapped_files(pickle.loads(pickle.dumps(getattr(model, "mapped_files")))) is None  # noqa: B009

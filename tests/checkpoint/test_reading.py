@@ -45,9 +45,7 @@ def test_every_layout_is_read_to_the_same_values(
     assert {name: tensor.clone() for name, tensor in iter_float_tensors(folder)}.keys() == source.values.keys()
 
 
-def test_inventory_and_model_name_the_tensors_that_the_published_list_names(
-    tiny: Any, tiny_config: ModelConfig
-) -> None:
+def test_inventory_and_model_name_the_published_tensors(tiny: Any, tiny_config: ModelConfig) -> None:
     for layout in LAYOUTS:
         stored = tiny(tiny_config, layout).stored
         dtypes = {torch.bfloat16: "BF16", torch.float32: "F32", torch.int64: "I64", torch.int8: "I8"}
@@ -153,7 +151,7 @@ def test_read_config_gives_the_folder_s_config(official: Any, official_folder: P
     assert read_config(official_folder) == official.config
 
 
-def test_mtp_is_expected_unless_transformers_lost_it(
+def test_mtp_is_expected_unless_transformers_dropped_it(
     official: Any, tiny: Any, tiny_config: ModelConfig, tmp_path: Path
 ) -> None:
     source = tiny(tiny_config, "fp32")

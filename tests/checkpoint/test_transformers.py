@@ -71,7 +71,7 @@ def load_hf(folder: Path) -> Any:
     return model.eval()
 
 
-def test_what_save_pretrained_writes_gives_the_same_logits(
+def test_a_folder_of_save_pretrained_gives_the_same_logits(
     hf_model: Any, saved: Path, tiny_config: ModelConfig
 ) -> None:
     model = load_model(saved)
@@ -109,7 +109,7 @@ def test_bf16_folders_of_transformers_are_read(hf_model: Any, saved: Path, tmp_p
 
 
 @pytest.mark.parametrize("max_shard_bytes", [10**9, 300_000])
-def test_what_we_write_loads_in_transformers_with_the_same_logits(
+def test_our_folders_load_in_transformers_with_the_same_logits(
     max_shard_bytes: int, official_folder: Path, official: Any, tmp_path: Path
 ) -> None:
     """From the official layout, MTP block included: transformers ignores the block, and our reader finds it again."""

@@ -71,7 +71,7 @@ def refuses(work: Any, folder: Path, name: str, index: list[int]) -> None:
 
 
 @pytest.mark.parametrize(("layout", "name", "index", "value"), WRONG, ids=IDS)
-def test_loading_names_tensor_and_place(
+def test_loading_names_tensor_and_index(
     layout: str, name: str, index: list[int], value: float, tiny: Any, tiny_config: ModelConfig, tmp_path: Path
 ) -> None:
     folder = make(tiny, tiny_config, layout, tmp_path / "model", name, index, value)
@@ -162,7 +162,7 @@ def test_values_that_the_model_s_dtype_cannot_hold_are_refused(
 
 @pytest.mark.parametrize("value", [NAN, INF])
 @pytest.mark.parametrize("name", ["norm.weight", "layers.0.attn.attn_sink", "layers.0.attn.wq_a.weight"])
-def test_saving_refuses_what_is_not_finite(value: float, name: str, official: Any, tmp_path: Path) -> None:
+def test_saving_refuses_non_finite_values(value: float, name: str, official: Any, tmp_path: Path) -> None:
     for format in FORMATS:
         tensors = dict(official.values)
         tensors[name] = tensors[name].clone()
@@ -172,7 +172,7 @@ def test_saving_refuses_what_is_not_finite(value: float, name: str, official: An
         assert not list(tmp_path.iterdir())
 
 
-def test_saving_names_what_bf16_cannot_hold(official: Any, tmp_path: Path) -> None:
+def test_saving_names_values_that_bf16_cannot_hold(official: Any, tmp_path: Path) -> None:
     """Finite as float32, infinite once rounded."""
     tensors = {**official.values, "norm.weight": torch.full((160,), 3.4e38)}
     with pytest.raises(CheckpointError, match=r"norm.weight': expected finite numbers that BF16 can hold; found 3.39"):
@@ -180,7 +180,7 @@ def test_saving_names_what_bf16_cannot_hold(official: Any, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
-def test_every_pattern_of_bits_is_judged_as_torch_judges_it(dtype: torch.dtype) -> None:
+def test_every_bit_pattern_is_judged_as_by_torch(dtype: torch.dtype) -> None:
     """All patterns of 8 and 16 bits, and those around every limit of 32 bits, at any position relative to chunks."""
     if dtype.itemsize == 4:
         limits = np.array([0, 0x7F80_0000, 0x7FFF_FFFF, 0x8000_0000, 0xFF80_0000, 0xFFFF_FFFF], dtype=np.int64)

@@ -105,7 +105,7 @@ def test_an_independent_checkpoint_is_copied_bit_for_bit(official: Any, official
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", ["official", "official-base"])
-def test_saving_what_was_loaded_gives_the_same_tensors(
+def test_saving_a_loaded_model_gives_the_same_tensors(
     layout: Any, dtype: torch.dtype, tiny: Any, tiny_config: ModelConfig, tmp_path: Path
 ) -> None:
     """Bit for bit, from a folder with another writer's codes and scales, one all-zero block included."""
@@ -118,7 +118,7 @@ def test_saving_what_was_loaded_gives_the_same_tensors(
     assert all(same_bits(again[name], tensor) for name, tensor in source.stored.items())
 
 
-def test_values_alone_keep_every_value_of_another_writer(
+def test_without_remembered_scales_every_value_is_kept(
     official: Any, tiny: Any, tiny_config: ModelConfig, tmp_path: Path
 ) -> None:
     """Without the remembered scales the encoding may change, but not the values; for Base not even the codes."""

@@ -151,7 +151,7 @@ def test_cached_keys(rung: str, ratio: int, starts: list[int], lengths: list[int
 
 
 @pytest.mark.parametrize("ratio", [0, 4, 128])
-def test_a_forward_of_its_own(rung: str, ratio: int) -> None:
+def test_a_forward_without_a_cache(rung: str, ratio: int) -> None:
     case = make_case(ratio, [0, 0, 0], [1, 150, 33], 3, 24)
     view, tiles = case.views(False, float("nan"))
     got, _ = attend(case.q, view, tiles, case.sink, case.chosen())
@@ -159,7 +159,7 @@ def test_a_forward_of_its_own(rung: str, ratio: int) -> None:
 
 
 @pytest.mark.parametrize("ratio", [0, 4, 128])
-def test_token_by_token_has_the_bits_of_the_whole(kernels: Any, ratio: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_by_token_has_the_bits_of_one_call(kernels: Any, ratio: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each token's key is written to the ring after it. (The reference's model: tests/model/test_chunking.py.)"""
     start, tokens, heads, width = 120, 40, 3, 33
     case = make_case(ratio, [start], [tokens], heads, width)
@@ -282,7 +282,7 @@ def test_a_row_that_sees_nothing_gives_zeros(form: str) -> None:
     assert out.isfinite().all() and (out[0] != 0).all()
 
 
-def test_entries_alone() -> None:
+def test_entries_without_window_keys() -> None:
     inputs = case("shared", 1, 2, 2, 8, E=64)
     inputs["window_mask"][:] = False
     assert (attend_tiles(**inputs)[0] - dense(**doubled(inputs))[0]).abs().max() < 2e-6
@@ -300,7 +300,7 @@ def test_large_scores_do_not_overflow() -> None:
 
 
 @pytest.mark.parametrize("form", ["shared", "a tile's own"])
-def test_masked_entries_behind_change_no_bit(form: str) -> None:
+def test_masked_entries_at_the_end_change_no_bit(form: str) -> None:
     inputs = case(form, 2, 5, 2, 16, E=192)
     inputs["entry_mask"][..., 64:] = False
     short = inputs | {"entry_mask": inputs["entry_mask"][..., :64], "entries": inputs["entries"][..., :64, :]}

@@ -69,7 +69,7 @@ def test_sums_too_small_for_the_instruction(kind: str) -> None:
             assert (want == least * 2.0 ** (exponent - 7 + int(scale))).all()
 
 
-def test_numbers_that_are_none() -> None:
+def test_infinite_nan_and_tiny_inputs() -> None:
     weight, _ = random_weight("fp4", 48, 64, NEAR)
     for value in (torch.inf, -torch.inf, torch.nan, 1e-42, 2.0**-41):
         x = torch.ones(3, 64)

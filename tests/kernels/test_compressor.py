@@ -139,7 +139,7 @@ def test_gradients(ratio: int, total: int) -> None:
     check_derivatives(kernel, lambda kv, score, ape: exact(ratio, kv, score, ape), inputs)
 
 
-def test_a_slot_without_score_counts_for_nothing() -> None:
+def test_a_slot_with_score_minus_infinity_has_no_weight() -> None:
     kv, score = noise(3, 5, 4), noise(3, 5, 4, seed=1)
     score[:, 0] = float("-inf")
     assert near(pool(kv, score), pool(kv[:, 1:], score[:, 1:]))

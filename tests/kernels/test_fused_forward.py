@@ -36,7 +36,9 @@ def streams_of(model: Transformer, backend: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("numerics", ["float", "shipped"])
-def test_it_has_the_bits_of_the_composed_rungs(kernels: Any, numerics: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fused_forward_has_the_bits_of_the_composed_rungs(
+    kernels: Any, numerics: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With fp32 weights, which every instruction set multiplies alike in the fused forward and in the rungs."""
     model, ran = random_model(tiny_config(), 1, numerics), Counter[str]()
     decide = backends.uses_native

@@ -84,7 +84,7 @@ def test_the_filter_changes_no_choice(kernels: Any, case: str, half: int) -> Non
     assert torch.equal(choice(kernels, q, weights, keys, start, k), together)
 
 
-def test_tiles_overflow_where_chains_do_not(kernels: Any) -> None:
+def test_overflow_in_tiles_but_not_in_chains(kernels: Any) -> None:
     q, weights, keys = torch.zeros(8, 1, 32), torch.ones(8, 1), torch.zeros(10, 32)
     q[:, 0, 0], keys[0, 0], keys[1, 0] = 1.843e19, 1.8415e19, 1.843e19
     assert (choice(kernels, q, weights, keys, 31, 1) == 1).all()
@@ -147,7 +147,7 @@ def test_output(rung: str) -> None:
         assert (chosen[t, len(got) :] == -1).all()
 
 
-def test_no_choice_where_no_tile_is_sparse_and_scores_where_they_are_kept() -> None:
+def test_no_choice_without_sparse_tiles_and_scores_on_request() -> None:
     q, weights, keys = inputs("random", 2, 3, 8, 64)
     tokens, none = torch.arange(2), torch.zeros(2, 0, dtype=torch.int64)
     group = TileGroup(0, 2, 0, 64, slice(0, 64), torch.tensor([[3], [4]]), False)

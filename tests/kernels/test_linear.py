@@ -63,7 +63,7 @@ def test_sums_run_in_the_documented_order(kernels: Any, inputs: int) -> None:
     assert torch.equal(got, want)
 
 
-def test_a_product_skips_no_row_and_touches_no_neighbour(kernels: Any) -> None:
+def test_a_product_skips_no_row_and_touches_no_neighbor(kernels: Any) -> None:
     x, weight = noise(9, 70), noise(21, 70, seed=1)
     frame = poisoned(11, 21)
     kernels.linear(x, weight, frame[1:10])
@@ -106,7 +106,7 @@ def test_sums_of_gradients_run_in_the_documented_order(kernels: Any) -> None:
     assert torch.equal(as_gradient, want) and torch.equal(as_input, want)
 
 
-def test_gradients_are_native_where_they_are_asked_for(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_are_native_on_request(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = noise(3, 8).requires_grad_(), noise(4, 8, seed=1).requires_grad_()
     assert type(linear(x, weight).grad_fn).__name__ != "_LinearBackward"
     with torch.no_grad():
@@ -118,7 +118,7 @@ def test_gradients_are_native_where_they_are_asked_for(kernels: Any, monkeypatch
 
 
 @pytest.mark.parametrize("wanted", [[True, False], [False, True]])
-def test_only_a_wanted_gradient_is_computed(rung: str, wanted: list[bool]) -> None:
+def test_only_requested_gradients_are_computed(rung: str, wanted: list[bool]) -> None:
     leaves = [t.requires_grad_(w) for t, w in zip((noise(9, 21), noise(18, 21, seed=1)), wanted, strict=True)]
     linear(leaves[0], leaves[1]).backward(noise(9, 18, seed=7))
     assert [leaf.grad is not None for leaf in leaves] == wanted

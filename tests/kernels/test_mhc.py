@@ -74,7 +74,7 @@ def test_write(rung: str, tokens: int, streams: int, hidden: int) -> None:
     assert torch.equal(x, kept), "the streams stay"
 
 
-def test_more_streams_than_the_native_rung_takes_are_told(rung: str) -> None:
+def test_too_many_streams_for_the_native_rung_are_reported(rung: str) -> None:
     x = noise(2, 17, 8)
     if rung == "reference":
         assert hc_pre(x, *site(17, 8), Sizes(17))[0].shape == (2, 8)

@@ -39,7 +39,7 @@ def test_top_k_keeps_the_k_likeliest_with_ties_to_the_lower_id(draw: Draw) -> No
     assert kept(draw, [0.0, 2.0, 1.0], top_k=99) == [0, 1, 2]
 
 
-def test_top_p_keeps_the_shortest_run_that_reaches_it(draw: Draw) -> None:
+def test_top_p_keeps_the_fewest_tokens_that_reach_it(draw: Draw) -> None:
     logits = [math.log(p) for p in (0.1, 0.4, 0.2, 0.3)]
     assert kept(draw, logits, top_p=0.39) == [1]
     assert kept(draw, logits, top_p=0.41) == [1, 3]
@@ -63,7 +63,7 @@ def test_temperature_sharpens_before_the_filters(draw: Draw) -> None:
     assert kept(draw, [3.0, 2.0, 3.1], temperature=1e-50) == [2]
 
 
-def test_what_is_impossible_is_never_drawn(draw: Draw) -> None:
+def test_impossible_tokens_are_never_drawn(draw: Draw) -> None:
     row = torch.tensor([-math.inf, 0.0, -math.inf, 0.0, -math.inf])
     for filters in ((0, 1.0, 0.0), (5, 1.0, 0.0), (0, 0.999999, 0.0), (0, 1.0, 1e-9)):
         drawn = [draw(row, 1.0, *filters, u) for u in (0.0, 0.25, 0.4999999, 0.5, 0.75, 1 - 2**-53)]
@@ -87,7 +87,7 @@ CASES = [(v, f, TEMPERATURES[(i + j) % 3]) for i, v in enumerate(VOCABS) for j, 
 
 
 @pytest.mark.parametrize(("vocab", "filters", "temperature"), CASES)
-def test_draws_are_the_references(
+def test_draws_match_the_reference(
     kernels: Any, vocab: int, filters: tuple[int, float, float], temperature: float
 ) -> None:
     """The same token, unless u lies within rounding of the border between two tokens."""

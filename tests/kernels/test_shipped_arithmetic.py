@@ -145,7 +145,7 @@ CASES = [(kind, *shape, spread) for kind in ("fp8", "fp4") for shape in shapes(k
 
 
 @pytest.mark.parametrize(("kind", "inputs", "outputs", "spread"), CASES)
-def test_products_are_those_of_the_codes(
+def test_products_match_exact_products_of_the_codes(
     kernels: Any, kind: str, inputs: int, outputs: int, spread: tuple[int, int]
 ) -> None:
     """The widened weight gives the same bits, as do several threads and portable code that rounds twice, except with
@@ -168,7 +168,9 @@ def test_products_are_those_of_the_codes(
 
 
 @pytest.mark.parametrize(("kind", "inputs", "outputs", "spread"), CASES)
-def test_the_reference_computes_them_too(kind: str, inputs: int, outputs: int, spread: tuple[int, int]) -> None:
+def test_the_reference_computes_the_same_products(
+    kind: str, inputs: int, outputs: int, spread: tuple[int, int]
+) -> None:
     weight, weight_codes = random_weight(kind, outputs, inputs, spread)
     x, x_codes = activations(5, inputs)
     assert_within(reference.linear(x, weight), exact_product(x_codes, weight_codes), inputs)

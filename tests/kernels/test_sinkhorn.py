@@ -45,7 +45,7 @@ def test_gradients(streams: int, iters: int, eps: float) -> None:
         )
 
 
-def test_too_many_streams_for_the_native_rung_are_told(rung: str) -> None:
+def test_too_many_streams_for_the_native_rung_are_reported(rung: str) -> None:
     if rung == "reference":
         assert sinkhorn(noise(1, 65, 65), 2, 1e-6).shape == (1, 65, 65)
         return

@@ -60,7 +60,7 @@ def test_products_have_the_bits_of_the_widened_weight(kernels: Any, kind: str, s
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("inputs", [512, 46, 808])
-def test_a_row_has_the_same_bits_whatever_rows_there_are(kernels: Any, kind: str, inputs: int) -> None:
+def test_a_rows_bits_do_not_depend_on_other_rows(kernels: Any, kind: str, inputs: int) -> None:
     """Of 1,250 rows, also cut by rows; some can be held in BF16, and some weights are not finite."""
     weight = stored(kind, 300, inputs)
     if weight.kind == "bf16":
@@ -217,7 +217,7 @@ def test_a_stored_weight_is_not_written_to() -> None:
     assert torch.equal(out.copy_(weight), weight.widen())
 
 
-def test_torch_sees_a_float32_stack_of_whatever_kinds() -> None:
+def test_torch_sees_a_float32_stack_of_mixed_kinds() -> None:
     """FP4, FP8 and BF16 matrices and a plain one, in one tensor without memory of its own."""
     matrices = [*(stored(kind, 64, 96) for kind in ("fp4", "fp8", "bf16")), noise(64, 96)]
     stack = StoredStack(matrices)

@@ -52,7 +52,7 @@ def steps(count: int = 3) -> list[dict[int, list[int] | None]]:
 
 
 @pytest.mark.parametrize("unit", [1, 2, cache_module.GROWTH_PAGES])
-def test_a_growing_cache_gives_what_a_full_one_gives(monkeypatch: pytest.MonkeyPatch, unit: int) -> None:
+def test_a_growing_cache_gives_the_logits_of_a_full_one(monkeypatch: pytest.MonkeyPatch, unit: int) -> None:
     monkeypatch.setattr(cache_module, "GROWTH_PAGES", unit)
     model = random_model(CONFIG)
     full, growing = caches(model, 3, 8192)
@@ -107,7 +107,7 @@ def test_a_snapshot_outlives_a_growth(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(logits(model, growing, {1: ids[126:300]}), wanted)
 
 
-def test_no_row_sees_what_another_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_row_sees_another_rows_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Non-finite entries in a neighboring row: even multiplied by zero they would show."""
     monkeypatch.setattr(cache_module, "GROWTH_PAGES", 1)
     model = random_model(CONFIG)

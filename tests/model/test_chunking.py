@@ -279,7 +279,7 @@ def test_the_mtp_block_in_chunks_has_the_bits_of_a_whole_forward(numerics: str) 
 
 @pytest.mark.parametrize(("numerics", "top_k"), [SETTINGS[1], SETTINGS[2]])
 @pytest.mark.parametrize("held", [1, 3, 125, 130, 254])
-def test_a_restored_snapshot_goes_on_to_the_same_bits(held: int, numerics: str, top_k: int) -> None:
+def test_a_restored_snapshot_continues_to_the_same_bits(held: int, numerics: str, top_k: int) -> None:
     """Feed enough wrong tokens to close windows of 4 and of 128 and to wrap the window ring, restore, continue."""
     model, ids, whole = setting(numerics, top_k)
     cache = model.new_cache(2, 600)
@@ -322,7 +322,7 @@ def test_a_reset_row_forgets(top_k: int) -> None:
 
 
 @pytest.mark.parametrize("numerics", ["float", "shipped"])
-def test_tokens_one_by_one_go_back_and_take_another_way(numerics: str) -> None:
+def test_tokens_one_by_one_after_a_restore_take_another_way(numerics: str) -> None:
     model, ids, whole = setting(numerics)
     cache = model.new_cache(2, 400)
     feed(model, cache, ids[:201], slot=1)
@@ -354,8 +354,8 @@ def test_entries_written_from_outside_are_read() -> None:
     assert same(feed(model, cache, ids[254:270], slot=1, chunk=1), whole[254:270])
 
 
-def test_what_was_kept_of_long_keys_counts(path: str) -> None:
-    """Rounding makes keys of 10^6 indistinguishable, also in calls after the one that rounds them."""
+def test_choices_among_long_keys_stay_exact_in_later_calls(path: str) -> None:
+    """Rounded, keys of 10^6 are indistinguishable; choices stay exact, also in calls after the one that rounds them."""
     if path not in ("avx512_vnni", "avx512_bf16"):
         pytest.skip("the instruction set keeps nothing, or nothing with the same bits computes every score")
     assert NATIVE is not None
@@ -435,7 +435,7 @@ def test_batches_that_do_not_fit_the_cache_are_refused() -> None:
 
 @pytest.mark.parametrize("top_k", [SELECTS, READS_ALL])
 @torch.no_grad()
-def test_what_is_not_finite_stays_in_its_sequence(top_k: int) -> None:
+def test_non_finite_values_stay_in_their_sequence(top_k: int) -> None:
     """A masked key is multiplied by zero, and 0 * NaN is NaN: masked places must not point to another row's entries."""
     model, ids, whole = setting(top_k=top_k)
     cache = model.new_cache(3, 400)

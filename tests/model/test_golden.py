@@ -46,7 +46,7 @@ def test_mhc_sums_are_one_less_eps() -> None:
     assert (comb.sum(2) - (1 - FLASH.hc_eps)).abs().max() < 1e-3
 
 
-def test_mhc_head_weights_are_not_normalised() -> None:
+def test_mhc_head_weights_are_not_normalized() -> None:
     """fn 0 and base 0: each stream weighs sigmoid(0) + eps, so four equal streams come out doubled."""
     config = ModelConfig.preset("nano")
     streams = torch.randn(3, 1, config.hidden_size).expand(-1, 4, -1)

@@ -97,7 +97,7 @@ def test_chunks_need_less() -> None:
     assert elements <= HEADS * 512 * (192 + 8192 // 4 + 64) * 1.01, shape
 
 
-def test_cache_memory_is_what_its_shapes_say() -> None:
+def test_cache_memory_matches_its_shapes() -> None:
     model = csa_and_hca(top_k=16)
     cache = model.new_cache(2, 1000)
     c, pages = model.config, 2 * math.ceil(1000 / 128)

@@ -57,7 +57,7 @@ def plain_moe(moe: MoE, x: Tensor, weights: Tensor, index: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("hashed", [False, True])
-def test_experts_together_are_experts_one_by_one(hashed: bool) -> None:
+def test_stacked_experts_equal_experts_one_by_one(hashed: bool) -> None:
     moe, x = random_moe(hashed), torch.randn(11, CONFIG.hidden_size, generator=torch.Generator().manual_seed(1))
     ids = random_ids(CONFIG, 11)
     if hashed:  # distinct experts
@@ -127,7 +127,7 @@ def test_a_repeated_expert_counts_once_in_native_routing() -> None:
     assert torch.equal(weighed == 0, weights == 0)
 
 
-def test_the_gradient_with_repeated_experts_is_that_of_what_is_computed() -> None:
+def test_the_gradient_with_repeated_experts_matches_finite_differences() -> None:
     """Finite differences of the published loop along random directions, in float64."""
     moe, x, ids = repeating_moe()
     target = torch.randn(x.shape, generator=torch.Generator().manual_seed(4)).double()
@@ -281,7 +281,7 @@ def test_main_loss_does_not_reach_the_indexer_but_everything_else(top_k: int) ->
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_indexer_kl_follows_the_formula_and_is_least_at_a_fit() -> None:
+def test_indexer_kl_follows_the_formula_and_is_zero_at_a_fit() -> None:
     """KL(p || softmax(s)) over the entries a row sees; rows that see none give 0; the minimum is 0, at s = log p."""
     probs = torch.tensor([[[0.4, 1.2, 0.4, 0.0], [0.0, 0.0, 0.0, 0.0], [3.0, 0.0, 0.0, 0.0]]])
     mask = torch.tensor([[[True, True, True, False], [False] * 4, [True] * 4]])
@@ -293,6 +293,6 @@ def test_indexer_kl_follows_the_formula_and_is_least_at_a_fit() -> None:
     assert fitted.abs().max() < 1e-6
 
 
-def test_losses_of_a_forward_without_such_layers_are_zero() -> None:
+def test_losses_are_zero_if_no_layer_reports() -> None:
     aux = AuxLosses()
     assert float(aux.balance_loss) == 0 and float(aux.indexer_loss) == 0 and aux.loads == {}

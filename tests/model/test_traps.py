@@ -134,13 +134,13 @@ def test_every_mistake_of_the_restatement_is_listed() -> None:
 
 
 @pytest.mark.parametrize("mistake", MAIN)
-def test_the_main_model_has_not_the_mistake(mistake: str) -> None:
+def test_the_main_model_does_not_have_the_mistake(mistake: str) -> None:
     assert deviation(case().logits, right()[0]) < AGREES
     assert deviation(case().logits, restated(mistake)[0]) > DIFFERS
 
 
 @pytest.mark.parametrize("mistake", MTP)
-def test_mtp_has_not_the_mistake(mistake: str) -> None:
+def test_mtp_does_not_have_the_mistake(mistake: str) -> None:
     assert deviation(case().mtp, right()[1]) < AGREES
     assert deviation(case().mtp, restated(mistake)[1]) > DIFFERS
 
@@ -223,7 +223,7 @@ def test_hash_table_is_an_integer_tensor_of_the_state_and_no_cast_touches_it() -
 # 9. The router
 
 
-def test_router_works_in_fp32_whatever_the_storage() -> None:
+def test_router_works_in_fp32_for_any_storage_dtype() -> None:
     gate = Gate(CONFIG, hashed=False).to(torch.bfloat16)
     g = torch.Generator().manual_seed(0)
     with torch.no_grad():
