@@ -1,7 +1,7 @@
 """V4's forward pass restated from its description: numpy, float64, loops where they read better.
 
-It shares no code with dsv4.model and dsv4.kernels, only the weights. `mistake` names one mistake that other
-implementations shipped; the trap tests show that the model agrees with the text and not with the mistake.
+It shares the weights with dsv4.model and dsv4.kernels, but no code. `mistake` names one mistake that other
+implementations shipped; the trap tests show that the model agrees with the description and not with the mistake.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def softmax(x: Array, axis: int) -> Array:
 
 
 def hadamard_matrix(n: int) -> Array:
-    """Sylvester's, by the parity of the common bits of row and column."""
+    """Sylvester's matrix, from the parity of the common bits of row and column."""
     i = np.arange(n)
     return np.array([[1.0 - 2.0 * (int(a & b).bit_count() % 2) for b in i] for a in i]) / np.sqrt(n)
 
@@ -110,7 +110,7 @@ class Restatement:
         return f * (1 - ramp) + f / yarn.factor * ramp
 
     def rope(self, x: Array, positions: Array, ratio: int, inverse: bool = False) -> Array:
-        """x [S, ..., D] with one position a row."""
+        """Rotate x [S, ..., D], one position per row."""
         r = self.c.qk_rope_head_dim
         angle = np.multiply.outer(positions, self.frequencies(bool(ratio)))
         turn = np.exp(-1j * angle if inverse else 1j * angle)
