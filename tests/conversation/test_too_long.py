@@ -20,9 +20,9 @@ def llm(text_folder) -> LLM:
 
 
 @pytest.fixture
-def no_tokenising(monkeypatch) -> None:
+def no_tokenizing(monkeypatch) -> None:
     def tokenise(self: Tokenizer, texts: list[str]) -> None:
-        raise AssertionError("the text was tokenised")
+        raise AssertionError("the text was tokenized")
 
     monkeypatch.setattr(Tokenizer, "_encodings", tokenise)
 
@@ -34,14 +34,14 @@ def request_of(text: str) -> recipe.ConversationRequest:
     return recipe.ChatCompletionRequest(json.dumps(body).encode()).convert(options)
 
 
-@pytest.mark.usefixtures("no_tokenising")
+@pytest.mark.usefixtures("no_tokenizing")
 def test_a_long_plain_text_is_refused_untokenized(llm: LLM) -> None:
     words = r"maximum context length is 1000 tokens. However, you requested at least \d+ tokens"
     with pytest.raises(ValueError, match=words):
         llm.generate(TEXT)
 
 
-@pytest.mark.usefixtures("no_tokenising")
+@pytest.mark.usefixtures("no_tokenizing")
 def test_a_long_conversation_gets_the_hosted_message(llm: LLM) -> None:
     words = r"maximum context length is 1000 tokens. However, you requested (\d+) tokens \(\1 in the messages, 0 in the"
     with pytest.raises(recipe.ConversionError, match=words) as caught:

@@ -17,7 +17,7 @@ from ..kernels.number_formats import fake_fp4, fake_fp8
 Array = np.ndarray[Any, Any]
 
 # Linear maps whose input the shipped model rounds to FP8.
-QUANTISED = ("wq_a", "wq_b", "wkv", "wo_b", "w1", "w2", "w3", "e_proj", "h_proj")
+QUANTIZED = ("wq_a", "wq_b", "wkv", "wo_b", "w1", "w2", "w3", "e_proj", "h_proj")
 
 
 def sigmoid(x: Array) -> Array:
@@ -50,7 +50,7 @@ class Restatement:
         return self.mistake == mistake
 
     def linear(self, x: Array, name: str) -> Array:
-        if self.shipped and name.split(".")[-1] in QUANTISED and "compressor" not in name:
+        if self.shipped and name.split(".")[-1] in QUANTIZED and "compressor" not in name:
             x = fake_fp8(x, 128)
         return x @ self.w[f"{name}.weight"].T
 
@@ -243,7 +243,7 @@ class Restatement:
                 biased = s[t] if self.wrong("bias left out of the choice") else s[t] + bias
                 picked = np.lexsort((np.arange(len(biased)), -biased))[: c.num_experts_per_tok]
                 weighed = biased if self.wrong("bias in the weights") else s[t]
-            weights = weighed[picked] / (1 if self.wrong("weights not normalised") else weighed[picked].sum())
+            weights = weighed[picked] / (1 if self.wrong("weights not normalized") else weighed[picked].sum())
             weights = weights * (1 if self.wrong("weights not scaled") else c.routed_scaling_factor)
             pairs = list(zip(picked.tolist(), weights, strict=True))
             for e, weight in pairs if self.wrong("a repeated expert counts twice") else dict(pairs).items():

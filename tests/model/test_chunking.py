@@ -398,7 +398,7 @@ def test_logits_of_some_tokens_in_one_call(numerics: str) -> None:
     assert same(model.next_token_logits(batch, rows=np.array([4, 13])), whole[[4, 8]])
 
 
-# What is refused
+# Refusals
 
 
 def test_batches_that_do_not_fit_the_cache_are_refused() -> None:

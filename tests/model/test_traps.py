@@ -108,7 +108,7 @@ MAIN = [
     # 9. The router.
     "bias in the weights",
     "bias left out of the choice",
-    "weights not normalised",
+    "weights not normalized",
     "weights not scaled",
     # 10. The clamp.
     "gate clamped from below too",

@@ -47,7 +47,7 @@ def tiny_config(**changes: Any) -> ModelConfig:
 
 
 @torch.no_grad()
-def randomise(model: Transformer, seed: int) -> None:
+def randomize(model: Transformer, seed: int) -> None:
     """Every parameter random, matrices N(0, 1 / inputs): no part of the model is the identity or switched off."""
     g = torch.Generator().manual_seed(seed)
     for name, p in official_tensors(dict(model.named_parameters())).items():
@@ -70,7 +70,7 @@ def randomise(model: Transformer, seed: int) -> None:
 
 def random_model(config: ModelConfig, seed: int = 0, numerics: str = "float") -> Transformer:
     model = Transformer(config, numerics)
-    randomise(model, seed)
+    randomize(model, seed)
     return model.freeze()
 
 
