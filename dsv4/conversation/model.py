@@ -26,7 +26,7 @@ class ConversationModel:
     def __init__(self, llm: LLM) -> None:
         """ValueError for a model without a tokenizer."""
         self.vocabulary = Vocabulary.of(llm)
-        assert llm.prompts is not None, "where a tokenizer is, prompts are"
+        assert llm.prompts is not None, "an LLM with a tokenizer has prompts"
         self.prompts: PromptEncoder = llm.prompts
         self.max_model_len = llm.max_model_len
 

@@ -52,7 +52,7 @@ def read_object(text: str) -> Arguments | None:
 
 
 def unwrap(name: str, arguments: Arguments, schema: Schema) -> Arguments:
-    """Arguments freed of a wrapper object, if the schema has the inner names and not the wrapper's."""
+    """Arguments freed of a wrapper object, if the schema has the inner names and not the outer."""
     outer = {key: value for key, value in arguments.items() if key != "name" or "name" in schema}
     if len(outer) != 1 or (len(outer) < len(arguments) and arguments["name"].json != json.dumps(name)):
         return arguments

@@ -37,7 +37,7 @@ def install_error_handlers(app: FastAPI) -> None:
         return error_response(RequestError(http.status_code, message, headers=http.headers), request.url.path)
 
     async def on_disconnect(request: Request, error: Exception) -> Response:
-        return Response(status_code=499)  # nobody reads it
+        return Response(status_code=499)  # the client is gone
 
     async def on_other(request: Request, error: Exception) -> Response:
         refused = RequestError.from_engine(error)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from dsv4.server.errors import RequestError
 from dsv4.server.unchecked_json import Json
 
-NO_GRAMMAR = "nothing holds an answer to a schema, a grammar or a list here"
+NO_GRAMMAR = "this server does not constrain answers to a schema, a grammar or a list"
 
 
 @dataclass(frozen=True)

@@ -169,10 +169,10 @@ class MuonAdamW:
     def gradient_norm(self) -> float:
         """L2 norm of all gradients together, before any scaling."""
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
-        # The norm of norms by checkpoint tensor, zero ones left out: its bits depend neither on the stacking of experts
-        # nor on processes that fill a missing gradient with zeros.
         if not gradients:
             return 0.0
+        # Per matrix, as the checkpoint has them: no bit depends on how tensors are stacked. And without zeros: an idle
+        # expert's gradient may be zeros or none.
         norms = torch.stack([gradient.norm() for gradient in official_tensors(gradients).values()])
         return float(torch.linalg.vector_norm(norms[norms != 0]))
 

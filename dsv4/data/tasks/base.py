@@ -194,11 +194,11 @@ class GymTask(Task):
         """Draw one reasoning-gym entry: question, answer, metadata."""
         return self.dataset[rng.getrandbits(40)]
 
-    def normalise(self, answer_text: str) -> str:
+    def normalize(self, answer_text: str) -> str:
         """Convert an answer from the task's own short form to the form that the gym's scorer reads."""
         return answer_text.strip()
 
     def score(self, example: Example, answer_text: str) -> float:
         """Score with reasoning-gym's scorer; partial credit counts as 0.0."""
-        score = self.dataset.score_answer(self.normalise(answer_text), example.entry)
+        score = self.dataset.score_answer(self.normalize(answer_text), example.entry)
         return 1.0 if score >= 1.0 else 0.0

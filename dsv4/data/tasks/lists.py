@@ -43,7 +43,7 @@ class NumberSorting(GymTask):
             lines.append(f"{number}: {' '.join(map(str, answer))}")
         return Draft(question, question, ", ".join(map(str, answer)), "\n".join(lines), entry)
 
-    def normalise(self, answer_text: str) -> str:
+    def normalize(self, answer_text: str) -> str:
         """Turn `3, 14` into the gym's `['3', '14']`; leave anything else as it is."""
         text = answer_text.strip()
         return str(text.split(", ")) if re.fullmatch(r"\d+(, \d+)*", text) else text
