@@ -53,14 +53,16 @@ class TokenEvent:
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
     timings: Timings | None = None
+    prompt_logprobs: list[float | None] = field(default_factory=list["float | None"])  # with the first token
 
 
 @dataclass
 class RequestOutput:
-    """One finished request.
+    """One finished request: of a prompt's n outputs the first, which has the others.
 
     `token_ids` holds every sampled token, the end-of-sentence token too; `text` leaves that one out, and ends before
-    the stop string that ended it. `logprobs[i]` belongs to `token_ids[i]`; both lists are empty unless asked for.
+    the stop string that ended it. `logprobs[i]` belongs to `token_ids[i]`, `prompt_logprobs[i]` to
+    `prompt_token_ids[i]`, of which nothing predicts the first (None); all lists are empty unless asked for.
     """
 
     prompt_token_ids: list[int]
@@ -69,6 +71,14 @@ class RequestOutput:
     logprobs: list[float] = field(default_factory=list[float])
     top_logprobs: list[Alternatives] = field(default_factory=list[Alternatives])
     finish_reason: FinishReason | None = None
-    stop_reason: str | int | None = None  # the stop string or the stop token that ended it
+    # The stop string or stop token that ended it, None for the end of a constraint; the reason of an abort, if any.
+    stop_reason: str | int | None = None
     cached_tokens: int = 0  # prompt tokens that were not computed again
     timings: Timings | None = None  # None until its first token
+    prompt_logprobs: list[float | None] = field(default_factory=list["float | None"])
+    others: list[RequestOutput] = field(default_factory=list["RequestOutput"])  # outputs 1 to n - 1 of the prompt
+
+    @property
+    def outputs(self) -> list[RequestOutput]:
+        """All outputs of the prompt, this one first."""
+        return [self, *self.others]
