@@ -16,9 +16,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
-import torch
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper, regex_to_lark
-from torch import Tensor
 
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.tokenizer import Tokenizer
@@ -119,6 +117,8 @@ class Constraint:
         self._vocabulary = vocabulary
         self._begins_after = frozenset(begins_after)
         self._bits = np.zeros_like(vocabulary.writable)  # the latest mask
+        self._bytes = self._bits.view(np.uint8)
+        self._address = self._bits.ctypes.data
         self._num_tokens = 0
         self._beginning = None if begins_after else 0  # tokens before the constraint; None: it has not begun
         self._error: str | None = None
@@ -140,7 +140,7 @@ class Constraint:
         self._fill()
         return self.error
 
-    def masks(self, draft_token_ids: Sequence[int] = ()) -> list[Tensor | None]:
+    def masks(self, draft_token_ids: Sequence[int] = ()) -> list[np.ndarray | None]:
         """Allowed tokens now and after each draft, bool [vocab]; None: any token.
 
         Behind a draft that is not allowed the masks are None: nothing that is sampled there stands.
@@ -174,16 +174,15 @@ class Constraint:
             self._matcher.reset()
             self._beginning = None
 
-    def _mask(self) -> Tensor | None:
+    def _mask(self) -> np.ndarray | None:
         if self._beginning is None:
             return None
         self._fill()
-        bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little", count=self._vocabulary.size)
-        return torch.from_numpy(bits).view(torch.bool)  # pyright: ignore[reportUnknownMemberType]
+        return np.unpackbits(self._bytes, bitorder="little", count=self._vocabulary.size).view(np.bool_)
 
     def _fill(self) -> None:
         """Writes the mask of the present state to `_bits`; after an error only the end of the sentence is allowed."""
-        self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+        self._matcher.unsafe_compute_mask_ptr(self._address, self._bits.nbytes)
         np.bitwise_and(self._bits, self._vocabulary.writable, out=self._bits)
         if not self._bits.any():
             self._error = self._error or "it leaves no token of text"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 from dsv4.engine.logits import LogitsProcessor, process_logits
@@ -31,7 +32,7 @@ class SampleRequest:
     position: int
     processors: tuple[LogitsProcessor, ...] = ()
     output_counts: Mapping[int, int] | None = None
-    allowed: Tensor | None = None
+    allowed: np.ndarray | None = None
 
 
 def sample(logits: Tensor, requests: list[SampleRequest]) -> list[SampledToken]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,7 +29,7 @@ def test_penalties_count_what_was_written() -> None:
 
 
 def test_a_mask_leaves_the_allowed_tokens() -> None:
-    allowed = torch.tensor([True, False, True, False])
+    allowed = np.array([True, False, True, False])
     assert mask_tokens(ROW, allowed).tolist() == [0.5, -INF, -1.0, -INF]
 
 
@@ -37,8 +38,8 @@ def test_a_mask_leaves_the_allowed_tokens() -> None:
     [
         (lambda: add_bias(ROW, {4: 1.0}), r"token id 4; allowed: \[0, 3\]"),
         (lambda: penalize_repetition(ROW, {-1: 1}, 1.0, 0.0), r"token id -1; allowed: \[0, 3\]"),
-        (lambda: mask_tokens(ROW, torch.ones(3, dtype=torch.bool)), r"the mask has shape \[3\]; allowed: \[4\]"),
-        (lambda: mask_tokens(ROW, torch.zeros(4, dtype=torch.bool)), "the mask allows no token"),
+        (lambda: mask_tokens(ROW, np.ones(3, dtype=bool)), r"the mask has shape \[3\]; allowed: \[4\]"),
+        (lambda: mask_tokens(ROW, np.zeros(4, dtype=bool)), "the mask allows no token"),
     ],
 )
 def test_what_does_not_fit_the_vocabulary_is_named(change, message: str) -> None:
@@ -47,7 +48,7 @@ def test_what_does_not_fit_the_vocabulary_is_named(change, message: str) -> None
 
 
 def test_the_order_is_bias_penalties_mask() -> None:
-    allowed = torch.tensor([True, True, True, False])
+    allowed = np.array([True, True, True, False])
     processors = make_processors({3: INF, 0: 1.0}, 0.5, 0.0)
     assert len(processors) == 2
     assert process_logits(ROW, processors, {0: 1}, allowed).tolist() == [1.0, 2.0, -1.0, -INF], (
@@ -60,15 +61,15 @@ def test_the_order_is_bias_penalties_mask() -> None:
 
 def test_the_row_itself_stays_as_it_is() -> None:
     before = ROW.clone()
-    process_logits(ROW, make_processors({0: 1.0}, 1.0, 1.0), {1: 2}, torch.tensor([True] * 3 + [False]))
-    process_logits(ROW, (), {}, torch.tensor([True] * 3 + [False]))
+    process_logits(ROW, make_processors({0: 1.0}, 1.0, 1.0), {1: 2}, np.array([True] * 3 + [False]))
+    process_logits(ROW, (), {}, np.array([True] * 3 + [False]))
     assert torch.equal(ROW, before)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_token_is_drawn_after_the_processors_and_its_logprob_is_the_models(temperature: float) -> None:
     params = SamplingParams(temperature=temperature, logprobs=1)
-    row = SampleRequest(params, 1, 0, make_processors({3: 100.0}), {}, torch.tensor([False, False, True, False]))
+    row = SampleRequest(params, 1, 0, make_processors({3: 100.0}), {}, np.array([False, False, True, False]))
     (token,) = sample(ROW[None], [row])
     assert token.token_id == 2
     assert token.logprob == pytest.approx(float(ROW.log_softmax(-1)[2]))
