@@ -76,7 +76,7 @@ class GrammarCompiler:
 
 
 class _Vocabulary:
-    """The tokens as llguidance reads them, and masks of some of them, a bit per token, int32 [words]."""
+    """The tokens as llguidance reads them, and which of them a constraint may write."""
 
     def __init__(self, tokenizer: Tokenizer, size: int, eos_token_ids: Sequence[int]) -> None:
         self.size = size
@@ -86,13 +86,12 @@ class _Vocabulary:
         self.tokenizer = LLTokenizer(
             TokenizerWrapper(_Tokens(tokenizer, size, known, special, ends[0])), n_vocab=size, eos_token=ends
         )
+        self.ends = ends
         bits = np.zeros(-(-size // 32) * 32, dtype=np.uint8)
-        bits[ends] = 1
-        self.ends = np.packbits(bits, bitorder="little").view(np.int32)
         bits[:known] = 1
         bits[special] = 0
         bits[ends] = 1
-        self.writable = np.packbits(bits, bitorder="little").view(np.int32)  # text and the ends
+        self.writable = np.packbits(bits, bitorder="little").view(np.int32)  # text and the ends, a bit per token
 
 
 class _Tokens:
@@ -177,17 +176,19 @@ class Constraint:
     def _mask(self) -> np.ndarray | None:
         if self._beginning is None:
             return None
-        self._fill()
-        return np.unpackbits(self._bytes, bitorder="little", count=self._vocabulary.size).view(np.bool_)
+        return self._fill()
 
-    def _fill(self) -> None:
-        """Writes the mask of the present state to `_bits`; after an error only the end of the sentence is allowed."""
+    def _fill(self) -> np.ndarray:
+        """The mask of the present state; after an error only the end of the sentence is allowed."""
         self._matcher.unsafe_compute_mask_ptr(self._address, self._bits.nbytes)
         np.bitwise_and(self._bits, self._vocabulary.writable, out=self._bits)
-        if not self._bits.any():
+        mask = np.unpackbits(self._bytes, bitorder="little", count=self._vocabulary.size).view(np.bool_)
+        if not mask.any():
             self._error = self._error or "it leaves no token of text"
         if self.error is not None:
-            self._bits[:] = self._vocabulary.ends
+            mask[:] = False
+            mask[self._vocabulary.ends] = True
+        return mask
 
 
 def grammar_of(params: SamplingParams) -> tuple[str, str]:

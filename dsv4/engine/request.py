@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
-from dsv4.engine.grammar import Constraint
+import numpy as np
+
 from dsv4.engine.logits import LogitsProcessor
 from dsv4.engine.outputs import (
     Alternatives,
@@ -29,6 +31,20 @@ class TextDecoder(Protocol):
     def push(self, token_id: int, /) -> str: ...
 
     def flush(self) -> str: ...
+
+
+class Constraint(Protocol):
+    """Which tokens may follow the output (`grammar.Constraint`)."""
+
+    @property
+    def complete(self) -> bool: ...
+
+    @property
+    def error(self) -> str | None: ...
+
+    def advance(self, token_id: int, /) -> None: ...
+
+    def masks(self, draft_token_ids: Sequence[int], /) -> list[np.ndarray | None]: ...
 
 
 class RequestStatus(Enum):
