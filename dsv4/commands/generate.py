@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
     add_flags(parser, EngineConfig, "generate")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
     _add_constraints(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON object a prompt, with token ids and logprobs")
+    parser.add_argument("--json", action="store_true", help="one JSON object per prompt, with token ids and logprobs")
 
 
 def _add_constraints(parser: argparse.ArgumentParser) -> None:
