@@ -11,15 +11,20 @@ from math import isfinite
 
 from torch import Tensor
 
+from dsv4.engine.grammar import GrammarCompiler
+from dsv4.engine.logits import make_processors
 from dsv4.engine.outputs import SampledToken, TokenEvent
 from dsv4.engine.request import Request, TextDecoder
 from dsv4.engine.runner import ModelRunner
-from dsv4.engine.sampler import sample, verified
+from dsv4.engine.sampler import output_seed, sample, verified
 from dsv4.engine.sampling_params import MAX_SEED, SamplingParams
 from dsv4.engine.scheduler import Scheduler
 from dsv4.engine.step import ScheduledChunk
 
 CHECK_SECONDS = 1.0  # between two looks at the files of the weights
+PROMPT_LOGITS_BYTES = (
+    64 << 20
+)  # of one request's logits in one step, where the prompt's log-probabilities are asked for
 
 
 class EngineError(RuntimeError):
@@ -35,6 +40,7 @@ class CoreLimits:
     max_model_len: int  # prompt and output together
     text_vocab_size: int = 0  # ids that the tokenizer knows; the vocabulary may be padded beyond
     new_decoder: Callable[[], TextDecoder] | None = None  # None: no tokenizer, so no text
+    grammars: GrammarCompiler | None = None  # None: no tokenizer, so no constraint
 
 
 class EngineCore:
@@ -62,20 +68,36 @@ class EngineCore:
         return self.scheduler.has_work
 
     def new_request(self, prompt_token_ids: list[int], params: SamplingParams) -> Request:
-        """A checked request, not queued yet. Raises ValueError for a prompt that cannot run; safe from any thread."""
+        """A checked request, not queued yet. Raises ValueError for a prompt that cannot run; safe from any thread.
+
+        Its constraint is compiled here, in the thread of the caller.
+        """
+        if params.n != 1:
+            raise ValueError(f"SamplingParams.n is {params.n}; allowed: 1 here, any number for LLM.generate")
+        return self._new_request(prompt_token_ids, params, 0)
+
+    def new_requests(self, prompt_token_ids: list[int], params: SamplingParams) -> list[Request]:
+        """`params.n` requests of one prompt, as of `new_request`. The seed of each follows from its index."""
+        return [self._new_request(prompt_token_ids, params, index) for index in range(params.n)]
+
+    def _new_request(self, prompt_token_ids: list[int], params: SamplingParams, index: int) -> Request:
         self._check(prompt_token_ids, params)
         limits = self.limits
         stops = set(params.stop_token_ids)
-        if not params.ignore_eos:
+        if params.is_constrained or not params.ignore_eos:  # a constraint has no other end
             stops.update(limits.eos_token_ids)
+        prompt_chunk = max(1, PROMPT_LOGITS_BYTES // (4 * limits.vocab_size))
         return Request(
             request_id=next(self._request_ids),
             prompt_token_ids=list(prompt_token_ids),
             params=params,
-            seed=params.seed if params.seed is not None else secrets.randbelow(MAX_SEED),
+            seed=secrets.randbelow(MAX_SEED) if params.seed is None else output_seed(params.seed, index),
             stop_token_ids=frozenset(stops),
             max_total_tokens=limits.max_model_len,
             decoder=limits.new_decoder() if limits.new_decoder else None,
+            processors=make_processors(params.logit_bias, params.presence_penalty, params.frequency_penalty),
+            constraint=limits.grammars.compile(params) if params.is_constrained and limits.grammars else None,
+            max_chunk_tokens=prompt_chunk if params.prompt_logprobs else None,
             text_vocab_size=limits.text_vocab_size,
         )
 
@@ -120,6 +142,8 @@ class EngineCore:
         output = self.runner.run(chunks)
         for chunk in chunks:
             chunk.request.num_computed_tokens = chunk.stop
+        if output.prompt_logits is not None:
+            _score_prompts(output.prompt_logits, chunks)
         sampling = [chunk for chunk in chunks if chunk.num_samples]
         if not sampling:
             return []
@@ -162,6 +186,26 @@ class EngineCore:
             raise ValueError(f"token id {token_id} at position {place} is outside [0, {limits.vocab_size - 1}]")
         if params.stop_strings and limits.new_decoder is None:
             raise ValueError(f"stop strings {params.stop_strings!r} need a tokenizer, and this model has none")
+        if params.is_constrained and limits.grammars is None:
+            raise ValueError("a constraint of the output needs a tokenizer, and this model has none")
+        for token_id in (*(params.logit_bias or ()), *params.grammar_after):
+            if not 0 <= token_id < limits.vocab_size:
+                field = "grammar_after" if token_id in params.grammar_after else "logit_bias"
+                raise ValueError(
+                    f"SamplingParams.{field} has token id {token_id}; allowed: [0, {limits.vocab_size - 1}]"
+                )
+
+
+def _score_prompts(logits: Tensor, chunks: list[ScheduledChunk]) -> None:
+    """Gives requests the log-probabilities of their prompts. logits: the rows that score, chunk by chunk."""
+    rows = iter(logits)  # one by one: the bits of a row are its own
+    for chunk in chunks:
+        if chunk.num_scored:
+            first = chunk.start + 1
+            targets = chunk.request.prompt_token_ids[first : first + chunk.num_scored]
+            chunk.request.add_prompt_logprobs(
+                first, [float(next(rows).float().log_softmax(dim=-1)[target]) for target in targets]
+            )
 
 
 def _check_logits(logits: Tensor, sampling: list[ScheduledChunk]) -> None:

@@ -15,6 +15,7 @@ from dsv4.config import nano_path
 from dsv4.engine.cache_manager import CacheManager
 from dsv4.engine.config import EngineConfig
 from dsv4.engine.core import CoreLimits, EngineCore
+from dsv4.engine.grammar import GrammarCompiler
 from dsv4.engine.loading import check_device, load, resolve_max_model_len
 from dsv4.engine.model import EngineModel
 from dsv4.engine.outputs import RequestOutput, TokenEvent
@@ -78,6 +79,9 @@ class LLM:
             self.max_model_len,
             text_vocab_size=0 if tokenizer is None else tokenizer.vocab_size,
             new_decoder=None if tokenizer is None else tokenizer.decode_stream,
+            grammars=None
+            if tokenizer is None
+            else GrammarCompiler(tokenizer, self.config.vocab_size, self.config.eos_token_ids),
         )
         files = mapped_files(model)
         self.core = EngineCore(runner, scheduler, limits, None if files is None else files.change)
@@ -96,7 +100,7 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[RequestOutput]:
-        """Completes every prompt; the outputs are in the prompts' order.
+        """Completes every prompt; the outputs are in the prompts' order, `output.outputs` has all n of a prompt.
 
         A str is plain text (special spellings in it stay text) after a begin-of-sentence token; a list of ids is taken
         as it is. One SamplingParams serves all prompts, or a list gives each its own. Raises ValueError for a prompt
@@ -109,10 +113,11 @@ class LLM:
             params = list(sampling_params)
             if len(params) != len(batch):
                 raise ValueError(f"{len(params)} sampling_params for {len(batch)} prompts; give one, or one a prompt")
-        requests = [
-            self.core.new_request(self.encode(prompt, f"prompt {place}"), param)
+        groups = [
+            self.core.new_requests(self.encode(prompt, f"prompt {place}"), param)
             for place, (prompt, param) in enumerate(zip(batch, params, strict=True))
         ]
+        requests = [request for group in groups for request in group]
         self.claim()
         try:
             for request in requests:
@@ -123,7 +128,9 @@ class LLM:
             for request in requests:
                 self.core.abort(request)
             self.release()
-        return [request.output for request in requests]
+        for first, *others in groups:
+            first.output.others = [request.output for request in others]
+        return [group[0].output for group in groups]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[TokenEvent, None, None]:
         """Completes one prompt and yields its tokens as they come; closing the generator stops the request."""

@@ -53,14 +53,16 @@ class TokenEvent:
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
     timings: Timings | None = None
+    prompt_logprobs: list[float | None] = field(default_factory=list["float | None"])  # with the first token
 
 
 @dataclass
 class RequestOutput:
-    """One finished request.
+    """One finished request: of a prompt's n outputs the first, which has the others.
 
     `token_ids` holds every sampled token, the end-of-sentence token too; `text` leaves that token out and ends before
-    a matched stop string. `logprobs[i]` and `top_logprobs[i]` belong to `token_ids[i]`; empty unless requested.
+    a matched stop string. `logprobs[i]` and `top_logprobs[i]` belong to `token_ids[i]`, `prompt_logprobs[i]` to
+    `prompt_token_ids[i]`, the first of them None; all are empty unless requested.
     """
 
     prompt_token_ids: list[int]
@@ -69,6 +71,14 @@ class RequestOutput:
     logprobs: list[float] = field(default_factory=list[float])
     top_logprobs: list[Alternatives] = field(default_factory=list[Alternatives])
     finish_reason: FinishReason | None = None
-    stop_reason: str | int | None = None  # the stop string or stop token id that ended it
+    # The stop string or stop token id that ended it, None at the end of a constraint; of an abort the reason, if any.
+    stop_reason: str | int | None = None
     cached_tokens: int = 0  # prompt tokens taken from the prefix cache
     timings: Timings | None = None  # None until its first token
+    prompt_logprobs: list[float | None] = field(default_factory=list["float | None"])
+    others: list[RequestOutput] = field(default_factory=list["RequestOutput"])  # outputs 1 to n - 1 of the prompt
+
+    @property
+    def outputs(self) -> list[RequestOutput]:
+        """All outputs of the prompt, this one first."""
+        return [self, *self.others]

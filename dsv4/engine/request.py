@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
+
+import numpy as np
 
 from dsv4.engine.logits import LogitsProcessor
 from dsv4.engine.outputs import (
@@ -30,6 +33,20 @@ class TextDecoder(Protocol):
     def flush(self) -> str: ...
 
 
+class Constraint(Protocol):
+    """Which tokens may follow the output (`grammar.Constraint`)."""
+
+    @property
+    def complete(self) -> bool: ...
+
+    @property
+    def error(self) -> str | None: ...
+
+    def advance(self, token_id: int, /) -> None: ...
+
+    def masks(self, draft_token_ids: Sequence[int], /) -> list[np.ndarray | None]: ...
+
+
 class RequestStatus(Enum):
     NEW = "new"  # not queued yet
     WAITING = "waiting"
@@ -49,6 +66,8 @@ class Request:
     max_total_tokens: int  # where the output ends; a prompt that fills it still gets one token
     decoder: TextDecoder | None = None  # None: a model without a tokenizer
     processors: tuple[LogitsProcessor, ...] = ()  # of its logits, in their order
+    constraint: Constraint | None = None  # of what it may write, where its output is now
+    max_chunk_tokens: int | None = None  # tokens of it that a step computes at most
     text_vocab_size: int = 0  # ids from here on pad the vocabulary: the decoder does not know them
     status: RequestStatus = RequestStatus.NEW
     slot: int = -1  # the cache row, while running
@@ -62,6 +81,8 @@ class Request:
 
     def __post_init__(self) -> None:
         self.output = RequestOutput(self.prompt_token_ids)
+        if self.params.prompt_logprobs:
+            self.output.prompt_logprobs.append(None)
         self.output_counts = Counter()
         self._stops = StopMatcher(self.params.stop_strings)
 
@@ -81,6 +102,12 @@ class Request:
         """Token ids of positions start to stop over prompt and output."""
         prompt = len(self.prompt_token_ids)
         return self.prompt_token_ids[start:stop] + self.output.token_ids[max(start - prompt, 0) : max(stop - prompt, 0)]
+
+    def add_prompt_logprobs(self, position: int, logprobs: list[float]) -> None:
+        """Takes in log-probabilities of the prompt's tokens from `position` on; those that are known stay."""
+        known = self.output.prompt_logprobs
+        assert position <= len(known), "no part of a prompt that is scored is skipped"
+        known += logprobs[len(known) - position :]
 
     def mark_scheduled(self, now: float) -> None:
         """Notes when its computation began; only the first call counts."""
@@ -107,6 +134,7 @@ class Request:
         Returns what is new to show.
         """
         output, text = self.output, ""
+        prompt_logprobs = [] if output.token_ids else output.prompt_logprobs
         token_ids: list[int] = []
         logprobs: list[float] = []
         alternatives: list[Alternatives] = []
@@ -123,7 +151,16 @@ class Request:
         output.timings = timings = self._timings(now)
         output.logprobs += logprobs
         output.top_logprobs += alternatives
-        return TokenEvent(token_ids, text, logprobs, alternatives, output.finish_reason, output.cached_tokens, timings)
+        return TokenEvent(
+            token_ids,
+            text,
+            logprobs,
+            alternatives,
+            output.finish_reason,
+            output.cached_tokens,
+            timings,
+            list(prompt_logprobs),
+        )
 
     def _take(self, token_id: int) -> str:
         """Adds one token to the output, decides whether the request ends with it, and returns its text to show."""
@@ -131,6 +168,11 @@ class Request:
         token_ids.append(token_id)
         if self.processors:
             self.output_counts[token_id] += 1
+        if self.constraint is not None:
+            self.constraint.advance(token_id)
+            if self.constraint.error is not None:
+                self._finish("abort", f"the constraint cannot be followed: {self.constraint.error}")
+                return ""
         if token_id in self.stop_token_ids:
             self._finish("stop", token_id)
             return ""
@@ -139,6 +181,8 @@ class Request:
             text = self._stops.push(self.decoder.push(token_id))
         if self._stops.matched is not None:
             self._finish("stop", self._stops.matched)
+        elif self.constraint is not None and self.constraint.complete:
+            self._finish("stop", None)
         elif len(token_ids) >= self.params.max_tokens or self.num_tokens >= self.max_total_tokens:
             self._finish("length", None)
         return text

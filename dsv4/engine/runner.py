@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dsv4.engine.model import EngineCache, EngineModel, StreamingModel
 from dsv4.engine.step import ScheduledChunk, StepOutput
@@ -26,7 +27,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, chunks: list[ScheduledChunk]) -> StepOutput:
-        """Logits of every row that yields a token, ordered by chunk, then by token.
+        """Logits of every row that yields a token or scores one, ordered by chunk, then by token.
 
         Each chunk continues its request's cache slot, which then holds the tokens up to chunk.stop and the drafts.
         """
@@ -37,11 +38,21 @@ class ModelRunner:
             device=self.device,
         )
         rows: list[int] = []
+        scores: list[bool] = []  # of each row: True if it scores the prompt, False if it yields a token
         end = 0
         for chunk in chunks:
-            end += chunk.num_tokens
-            rows += range(end - chunk.num_samples, end)
+            start, end = end, end + chunk.num_tokens
+            rows += (*range(start, start + chunk.num_scored), *range(end - chunk.num_samples, end))
+            scores += [True] * chunk.num_scored + [False] * chunk.num_samples
         places = np.array(rows, dtype=np.int64)
         if self._streaming_model is not None:
-            return StepOutput(*self._streaming_model.next_token_logits_and_streams(batch, self.cache, places))
-        return StepOutput(self.model.next_token_logits(batch, self.cache, places))
+            output = StepOutput(*self._streaming_model.next_token_logits_and_streams(batch, self.cache, places))
+        else:
+            output = StepOutput(self.model.next_token_logits(batch, self.cache, places))
+        return _split(output, torch.tensor(scores, device=self.device)) if any(scores) else output
+
+
+def _split(output: StepOutput, scores: Tensor) -> StepOutput:
+    """The rows that score the prompt apart from those that yield a token. scores: bool, one a row."""
+    streams = None if output.streams is None else output.streams[~scores]
+    return StepOutput(output.logits[~scores], streams, output.logits[scores])

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 from dsv4.engine.logits import LogitsProcessor, process_logits
@@ -23,6 +24,7 @@ class SampleRequest:
     """What a row of logits needs to become a token: parameters, the request's seed, how many tokens it has made.
 
     `output_counts`: how often the request has written each token; for the processors (logits.py), None without any.
+    `allowed`: tokens that may be drawn, bool [vocab]; None: any.
     """
 
     params: SamplingParams
@@ -30,6 +32,7 @@ class SampleRequest:
     position: int
     processors: tuple[LogitsProcessor, ...] = ()
     output_counts: Mapping[int, int] | None = None
+    allowed: np.ndarray | None = None
 
 
 def sample(logits: Tensor, requests: list[SampleRequest]) -> list[SampledToken]:
@@ -52,8 +55,8 @@ def verified(sampled: list[SampledToken], draft_token_ids: tuple[int, ...]) -> l
 
 def _sample_row(logits: Tensor, request: SampleRequest) -> SampledToken:
     params, model_logits = request.params, logits
-    if request.processors:
-        logits = process_logits(logits, request.processors, request.output_counts or {})
+    if request.processors or request.allowed is not None:
+        logits = process_logits(logits, request.processors, request.output_counts or {}, request.allowed)
     if params.temperature == 0.0:
         # Both give the first of equal maxima, the lower id. On the CPU NumPy's takes a twentieth of torch's time.
         token_id = int(logits.numpy().argmax() if logits.is_cpu else logits.argmax())
@@ -81,6 +84,11 @@ def uniform(seed: int, position: int) -> float:
     """
     bits = _mix(_mix(seed & _MASK64) ^ (position & _MASK64))
     return (bits >> 11) * 2.0**-53
+
+
+def output_seed(seed: int, index: int) -> int:
+    """The seed of a prompt's output `index`; that of output 0 is `seed` itself."""
+    return seed if index == 0 else _mix(_mix(seed & _MASK64) + index) >> 1
 
 
 def _mix(x: int) -> int:

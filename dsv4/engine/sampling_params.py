@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 from dsv4.text import check_text
 
 MAX_SEED = 2**63 - 1
+CONSTRAINTS = ("json_schema", "json_object", "regex", "choice", "grammar")  # fields; at most one is set
 
 
 @dataclass(frozen=True)
 class SamplingParams:
     """One request's sampling and stopping rules; a bad value raises ValueError naming it and what is allowed.
 
-    The order is temperature, top_k, top_p, min_p (see sampler.py). Log-probabilities are those of the model before any
-    of them.
+    The order is logit_bias, presence_penalty and frequency_penalty, the constraint (see logits.py), temperature, top_k,
+    top_p, min_p (see sampler.py). Log-probabilities are those of the model before any of them.
+
+    A constraint (one of json_schema, json_object, regex, choice, grammar) holds for the whole output: the text is one
+    that it allows, unless the request is cut off (finish reason "length"). The request ends where nothing but the end
+    of the sentence may follow, or where that is sampled, with ignore_eos too.
     """
 
     max_tokens: int = 256
@@ -29,6 +36,17 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()  # end like the end-of-sentence token does
     ignore_eos: bool = False
     logprobs: bool | int = False  # True: of the sampled tokens; an int: that many alternatives a token as well
+    prompt_logprobs: bool = False  # of the prompt's tokens
+    n: int = 1  # outputs of one prompt; output i is the same whatever n is
+    presence_penalty: float = 0.0  # subtracted from the logits of tokens that the output has
+    frequency_penalty: float = 0.0  # subtracted for each time that the output has the token
+    logit_bias: Mapping[int, float] | None = None  # token id -> added to its logit
+    json_schema: dict[str, Any] | str | None = None  # a JSON object, or its text
+    json_object: bool = False  # any JSON object
+    regex: str | None = None  # in the syntax of Rust's regex crate; the whole text matches
+    choice: Sequence[str] | None = None  # one of these
+    grammar: str | None = None  # in llguidance's variant of Lark; its rule `start`
+    grammar_after: tuple[int, ...] = ()  # the constraint begins after the first of these tokens; empty: at once
 
     def __post_init__(self) -> None:
         _check_int("max_tokens", self.max_tokens, 1, None)
@@ -46,6 +64,54 @@ class SamplingParams:
             if not isinstance(text, str) or not text:  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise ValueError(f"SamplingParams.stop[{place}] is {text!r}; allowed: strings of at least 1 character")
             check_text(text, f"SamplingParams.stop[{place}]")
+        _check_int("n", self.n, 1, None)
+        _check_float("presence_penalty", self.presence_penalty, "[-2, 2]", lambda value: -2.0 <= value <= 2.0)
+        _check_float("frequency_penalty", self.frequency_penalty, "[-2, 2]", lambda value: -2.0 <= value <= 2.0)
+        if not isinstance(self.logit_bias, (Mapping, type(None))):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"SamplingParams.logit_bias is {self.logit_bias!r}; allowed: a dict of token ids, or None")
+        for token, bias in (self.logit_bias or {}).items():
+            _check_int("logit_bias's token id", token, 0, None)
+            _check_float(f"logit_bias[{token}]", bias, "[-100, 100]", lambda value: -100.0 <= value <= 100.0)
+        for name in ("ignore_eos", "prompt_logprobs", "json_object"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"SamplingParams.{name} is {getattr(self, name)!r}; allowed: True or False")
+        self._check_constraint()
+
+    def _check_constraint(self) -> None:
+        given = [name for name in CONSTRAINTS if getattr(self, name) not in (None, False)]
+        if len(given) > 1:
+            raise ValueError(f"SamplingParams has {' and '.join(given)}; allowed: one of {', '.join(CONSTRAINTS)}")
+        if self.grammar_after and not given:
+            raise ValueError("SamplingParams.grammar_after is set without a constraint to begin")
+        for place, token in enumerate(self.grammar_after):
+            _check_int(f"grammar_after[{place}]", token, 0, None)
+        for name in ("regex", "grammar"):
+            if getattr(self, name) is not None:
+                _check_text(name, getattr(self, name))
+        if self.choice is not None:
+            if isinstance(self.choice, str) or not self.choice:
+                raise ValueError(f"SamplingParams.choice is {self.choice!r}; allowed: a list of at least 1 string")
+            for place, text in enumerate(self.choice):
+                _check_text(f"choice[{place}]", text)
+        _ = self.schema  # which checks it
+
+    @property
+    def schema(self) -> dict[str, Any] | None:
+        """`json_schema` as a dict of its own. ValueError unless it is a JSON object."""
+        if self.json_schema is None:
+            return None
+        try:
+            given = self.json_schema
+            value = json.loads(given if isinstance(given, str) else json.dumps(given, allow_nan=False))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"SamplingParams.json_schema is no JSON: {error}") from error
+        if not isinstance(value, dict):
+            raise ValueError(f"SamplingParams.json_schema is {value!r}; allowed: a JSON object")
+        return cast("dict[str, Any]", value)
+
+    @property
+    def is_constrained(self) -> bool:
+        return any(getattr(self, name) not in (None, False) for name in CONSTRAINTS)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -59,6 +125,12 @@ class SamplingParams:
     def num_alternatives(self) -> int:
         """How many of the most likely tokens are reported beside each sampled one."""
         return 0 if isinstance(self.logprobs, bool) else self.logprobs
+
+
+def _check_text(name: str, value: object) -> None:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"SamplingParams.{name} is {value!r}; allowed: a string of at least 1 character")
+    check_text(value, f"SamplingParams.{name}")
 
 
 def _check_int(name: str, value: int, low: int, high: int | None) -> None:

@@ -33,6 +33,12 @@ def reading_order(unread: Sequence[int], budget: int) -> Iterator[tuple[int, int
     yield from enumerate(unread)
 
 
+def _chunk_tokens(request: Request) -> int:
+    """How many tokens of a request a step may compute."""
+    left = request.num_uncomputed_tokens
+    return left if request.max_chunk_tokens is None else min(left, request.max_chunk_tokens)
+
+
 class Scheduler:
     """Shares out steps as the module says. The cache manager says which requests fit beside those that run."""
 
@@ -69,7 +75,7 @@ class Scheduler:
         counts: dict[Request, int] = {}
         for place, most in reading_order([r.num_uncomputed_tokens for r in prompts], budget) if prompts else ():
             request = prompts[place]
-            count = min(most, budget, request.num_uncomputed_tokens - counts.get(request, 0))
+            count = min(most, budget, _chunk_tokens(request) - counts.get(request, 0))
             if not count:
                 continue
             if request.status is waiting:

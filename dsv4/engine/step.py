@@ -25,11 +25,16 @@ class ScheduledChunk:
     draft_token_ids: tuple[int, ...] = ()
     num_tokens: int = field(init=False)  # rows of the batch
     num_samples: int = field(init=False)  # rows that yield a token, the last ones
+    num_scored: int = field(init=False)  # rows that give log-probabilities of the prompt, the first ones
 
     def __post_init__(self) -> None:
         drafts = len(self.draft_token_ids)
         self.num_tokens = self.stop - self.start + drafts
         self.num_samples = 1 + drafts if self.stop == self.request.num_tokens else 0
+        request, scored = self.request, 0
+        if request.params.prompt_logprobs:  # the prompt's last token predicts none of the prompt's
+            scored = min(self.stop, len(request.prompt_token_ids) - 1) - self.start
+        self.num_scored = max(0, scored)
 
     def token_ids(self) -> list[int]:
         tokens = self.request.tokens(self.start, self.stop)
@@ -44,12 +49,16 @@ class ScheduledChunk:
             for i, row in enumerate(requests):
                 row.processors = request.processors
                 row.output_counts = request.output_counts + Counter(self.draft_token_ids[:i])
+        if request.constraint is not None and requests:
+            for row, allowed in zip(requests, request.constraint.masks(self.draft_token_ids), strict=True):
+                row.allowed = allowed
         return requests
 
 
 @dataclass(slots=True)
 class StepOutput:
-    """What a step computed for the rows that yield a token, chunk by chunk."""
+    """What a step computed for the rows that yield a token, chunk by chunk, and for those that score the prompt."""
 
     logits: Tensor  # fp32 [n, vocab]
     streams: Tensor | None = None  # [n, hc_mult, d], where the runner keeps them
+    prompt_logits: Tensor | None = None  # fp32 [rows that score, vocab]; None where none do

@@ -1,8 +1,10 @@
 import io
 import json
+import re
 
 import pytest
 
+from dsv4.cli import main
 from dsv4.commands.terminal import generate as program
 from dsv4.engine.llm import LLM
 
@@ -53,3 +55,30 @@ def test_a_bad_value_is_named_before_the_model_is_loaded(monkeypatch) -> None:
     monkeypatch.setattr(program, "LLM", lambda path, **options: pytest.fail("loaded"))
     with pytest.raises(ValueError, match="temperature is -1"):
         program.generate(None, ["x"], temperature=-1.0)
+
+
+SCHEMA = '{"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": false}'
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+def test_flags_hold_the_output_to_a_schema(in_file: bool, tmp_path, capsys) -> None:
+    (tmp_path / "schema.json").write_text(SCHEMA)
+    assert main(["generate", "A: ", "--json-schema", str(tmp_path / "schema.json") if in_file else SCHEMA]) == 0
+    assert json.loads(capsys.readouterr().out) in ({"a": 1}, {"a": 2})
+
+
+def test_flags_hold_the_output_to_a_regex_or_choices(capsys) -> None:
+    assert main(["generate", "A: ", "--regex", "[0-9]{3}"]) == 0
+    assert re.fullmatch(r"[0-9]{3}\n", capsys.readouterr().out)
+    assert main(["generate", "A: ", "B: ", "--choice", "yes", "--choice", "no", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(rows) == 2 and all(row["text"] in ("yes", "no") and row["finish_reason"] == "stop" for row in rows)
+
+
+def test_a_constraint_that_cannot_be_kept_is_one_line(capsys) -> None:
+    assert main(["generate", "A: ", "--json-schema", '{"uniqueItems": true}']) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("dsv4 generate: error: SamplingParams.json_schema cannot be compiled: ")
+    assert "uniqueItems" in error and error.count("\n") == 1
+    assert main(["generate", "A: ", "--json-schema", "no-such-file.json"]) == 2
+    assert "no-such-file.json" in capsys.readouterr().err

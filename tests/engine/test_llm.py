@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from dsv4.engine import LLM, SamplingParams
+from dsv4.engine.sampler import output_seed
+from dsv4.engine.sampling_params import MAX_SEED
 
 EOS = 1
 GREEDY = SamplingParams(temperature=0.0, max_tokens=9, ignore_eos=True)
@@ -220,3 +222,32 @@ def test_bytes_are_not_taken_for_token_ids(model, prompts) -> None:
         ValueError, match=r"prompt 0 is (bytes|bytearray); allowed: text \(str\), or a list of token ids"
     ):
         LLM(model).generate(prompts)
+
+
+def test_output_i_is_the_same_whatever_n_is(model) -> None:
+    llm = LLM(model, max_num_seqs=3)
+    params = SamplingParams(seed=11, max_tokens=8, ignore_eos=True)
+    one, other = llm.generate([[5, 6], [7]], params)
+    for n in (1, 2, 5):
+        outputs = llm.generate([[5, 6], [7]], replace(params, n=n))
+        assert [len(output.outputs) for output in outputs] == [n, n]
+        assert (outputs[0].token_ids, outputs[1].token_ids) == (one.token_ids, other.token_ids)
+    five = llm.generate([5, 6], replace(params, n=5))[0]
+    two = llm.generate([5, 6], replace(params, n=2))[0]
+    assert [output.token_ids for output in two.outputs] == [output.token_ids for output in five.outputs[:2]]
+    assert len({tuple(output.token_ids) for output in five.outputs}) == 5
+    assert len({output.text for output in five.outputs}) == 1 and five.outputs[0] is five
+
+
+def test_the_seeds_of_several_outputs_do_not_meet() -> None:
+    seeds = [output_seed(seed, index) for seed in range(50) for index in range(50)]
+    assert seeds[::50] == list(range(50)) and len(set(seeds)) == len(seeds)
+    assert all(0 <= seed <= MAX_SEED for seed in (*seeds, *(output_seed(MAX_SEED, i) for i in range(50))))
+    assert output_seed(1, 1) == 4858116031665395457, "fixed for ever"
+
+
+def test_a_stream_has_one_answer(model) -> None:
+    with pytest.raises(ValueError, match=r"SamplingParams.n is 2; allowed: 1 here, any number for LLM.generate"):
+        next(LLM(model).stream([5], SamplingParams(n=2)))
+    with pytest.raises(ValueError, match=r"SamplingParams.n is 2"):
+        LLM(model).core.new_request([5], SamplingParams(n=2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,7 +29,7 @@ def test_penalties_count_what_was_written() -> None:
 
 
 def test_a_mask_leaves_the_allowed_tokens() -> None:
-    allowed = torch.tensor([True, False, True, False])
+    allowed = np.array([True, False, True, False])
     assert mask_tokens(ROW, allowed).tolist() == [0.5, -INF, -1.0, -INF]
 
 
@@ -37,8 +38,8 @@ def test_a_mask_leaves_the_allowed_tokens() -> None:
     [
         (lambda: add_bias(ROW, {4: 1.0}), r"token id 4; allowed: \[0, 3\]"),
         (lambda: penalize_repetition(ROW, {-1: 1}, 1.0, 0.0), r"token id -1; allowed: \[0, 3\]"),
-        (lambda: mask_tokens(ROW, torch.ones(3, dtype=torch.bool)), r"the mask has shape \[3\]; allowed: \[4\]"),
-        (lambda: mask_tokens(ROW, torch.zeros(4, dtype=torch.bool)), "the mask allows no token"),
+        (lambda: mask_tokens(ROW, np.ones(3, dtype=bool)), r"the mask has shape \[3\]; allowed: \[4\]"),
+        (lambda: mask_tokens(ROW, np.zeros(4, dtype=bool)), "the mask allows no token"),
     ],
 )
 def test_what_does_not_fit_the_vocabulary_is_named(change, message: str) -> None:
@@ -47,26 +48,29 @@ def test_what_does_not_fit_the_vocabulary_is_named(change, message: str) -> None
 
 
 def test_the_order_is_bias_penalties_mask() -> None:
-    allowed = torch.tensor([True, True, True, False])
-    processors = make_processors({3: INF, 0: 1.0}, 0.5, 0.0, allowed)
-    assert len(processors) == 3
-    assert process_logits(ROW, processors, {0: 1}).tolist() == [1.0, 2.0, -1.0, -INF], "no bias brings a token back"
+    allowed = np.array([True, True, True, False])
+    processors = make_processors({3: INF, 0: 1.0}, 0.5, 0.0)
+    assert len(processors) == 2
+    assert process_logits(ROW, processors, {0: 1}, allowed).tolist() == [1.0, 2.0, -1.0, -INF], (
+        "no bias brings a token back"
+    )
     by_hand = mask_tokens(penalize_repetition(add_bias(ROW, {3: INF, 0: 1.0}), {0: 1}, 0.5, 0.0), allowed)
-    assert torch.equal(process_logits(ROW, processors, {0: 1}), by_hand)
+    assert torch.equal(process_logits(ROW, processors, {0: 1}, allowed), by_hand)
     assert make_processors() == () and process_logits(ROW, (), {}) is ROW
 
 
 def test_the_row_itself_stays_as_it_is() -> None:
     before = ROW.clone()
-    process_logits(ROW, make_processors({0: 1.0}, 1.0, 1.0, torch.tensor([True] * 3 + [False])), {1: 2})
+    process_logits(ROW, make_processors({0: 1.0}, 1.0, 1.0), {1: 2}, np.array([True] * 3 + [False]))
+    process_logits(ROW, (), {}, np.array([True] * 3 + [False]))
     assert torch.equal(ROW, before)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_token_is_drawn_after_the_processors_and_its_logprob_is_the_models(temperature: float) -> None:
     params = SamplingParams(temperature=temperature, logprobs=1)
-    processors = make_processors(allowed=torch.tensor([False, False, True, False]))
-    (token,) = sample(ROW[None], [SampleRequest(params, 1, 0, processors, {})])
+    row = SampleRequest(params, 1, 0, make_processors({3: 100.0}), {}, np.array([False, False, True, False]))
+    (token,) = sample(ROW[None], [row])
     assert token.token_id == 2
     assert token.logprob == pytest.approx(float(ROW.log_softmax(-1)[2]))
     assert token.alternatives[0][0] == 1
@@ -74,8 +78,7 @@ def test_a_token_is_drawn_after_the_processors_and_its_logprob_is_the_models(tem
 
 def test_a_request_counts_its_output_and_its_drafts(model) -> None:
     core = LLM(model).core
-    request = core.new_request([5, 5], GREEDY)
-    request.processors = make_processors(frequency_penalty=1.0)
+    request = core.new_request([5, 5], dataclasses.replace(GREEDY, frequency_penalty=1.0))
     core.add(request)
     for _ in range(4):
         core.step()
@@ -96,3 +99,20 @@ def test_a_strong_penalty_never_writes_a_token_twice(model) -> None:
         core.step()
     penalized, plain = (request.output.token_ids for request in requests)
     assert len(set(penalized)) == 40 > len(set(plain))
+
+
+def test_bias_and_penalties_of_a_request_are_those_of_the_pure_functions(model) -> None:
+    params = dataclasses.replace(GREEDY, logit_bias={7: 2.5, 9: -100.0}, presence_penalty=0.75, frequency_penalty=0.5)
+    written: list[int] = []
+    for token in LLM(model).generate([[5, 6]], params)[0].token_ids:
+        row = add_bias(model.expected_logits([5, 6, *written]), {7: 2.5, 9: -100.0})
+        counts = {token: written.count(token) for token in written}
+        assert token == int(penalize_repetition(row, counts, 0.75, 0.5).argmax())
+        written.append(token)
+    assert written != LLM(model).generate([[5, 6]], GREEDY)[0].token_ids
+
+
+def test_a_bias_outside_the_vocabulary_is_refused_before_anything_runs(model) -> None:
+    with pytest.raises(ValueError, match=r"logit_bias has token id 53; allowed: \[0, 52\]"):
+        LLM(model).generate([[5]], dataclasses.replace(GREEDY, logit_bias={53: 1.0}))
+    assert model.batches == []

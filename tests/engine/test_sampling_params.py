@@ -21,12 +21,22 @@ from dsv4.engine.sampling_params import SamplingParams
         ("seed", -1, "[0, 9223372036854775807]"),
         ("seed", 2**63, "[0, 9223372036854775807]"),
         ("logprobs", -2, "0 or more"),
+        ("n", 0, "1 or more"),
+        ("presence_penalty", 2.1, "[-2, 2]"),
+        ("frequency_penalty", -2.1, "[-2, 2]"),
+        ("logit_bias", 5, "a dict"),
+        ("prompt_logprobs", 3, "True or False"),
+        ("json_object", None, "True or False"),
+        ("json_schema", [1], "a JSON object"),
+        ("choice", [], "at least 1 string"),
+        ("choice", "ab", "at least 1 string"),
     ],
 )
 def test_a_bad_value_is_named_with_what_is_allowed(field: str, value: object, allowed: str) -> None:
     with pytest.raises(ValueError) as error:
         SamplingParams(**{field: value})
-    assert f"SamplingParams.{field} is {value}" in str(error.value)
+    shown = repr(value) if isinstance(value, str) else value
+    assert f"SamplingParams.{field} is {shown}" in str(error.value)
     assert allowed in str(error.value)
 
 
@@ -47,3 +57,30 @@ def test_logprobs_true_wants_no_alternatives_and_a_number_wants_that_many() -> N
     assert SamplingParams(logprobs=True).wants_logprobs and SamplingParams(logprobs=True).num_alternatives == 0
     assert SamplingParams(logprobs=0).wants_logprobs
     assert SamplingParams(logprobs=3).num_alternatives == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"logit_bias": {"5": 1.0}}, r"logit_bias's token id is '5'; it must be an integer"),
+        ({"logit_bias": {5: 101.0}}, r"logit_bias\[5\] is 101.0; allowed: \[-100, 100\]"),
+        ({"regex": ""}, r"regex is ''; allowed: a string of at least 1 character"),
+        ({"grammar": 3}, "grammar is 3; allowed: a string"),
+        ({"choice": ["a", ""]}, r"choice\[1\] is ''; allowed"),
+        ({"choice": ["a", "b\ud800"]}, r"choice\[1\]: character 1 is U\+D800"),
+        ({"json_schema": "{"}, "json_schema is no JSON"),
+        ({"json_schema": {"const": float("nan")}}, "json_schema is no JSON"),
+        ({"json_schema": {}, "regex": "a"}, "has json_schema and regex; allowed: one of"),
+        ({"json_object": True, "choice": ["a"]}, "has json_object and choice; allowed: one of"),
+        ({"grammar_after": (5,)}, "grammar_after is set without a constraint"),
+        ({"grammar_after": ("x",), "regex": "a"}, r"grammar_after\[0\] is 'x'; it must be an integer"),
+    ],
+)
+def test_a_bad_bias_or_constraint_is_named(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SamplingParams(**fields)  # type: ignore[arg-type]
+
+
+def test_a_schema_may_be_text_or_a_dict() -> None:
+    assert SamplingParams(json_schema='{"type": "null"}').schema == SamplingParams(json_schema={"type": "null"}).schema
+    assert SamplingParams(json_schema={}).is_constrained and not SamplingParams().is_constrained

@@ -22,6 +22,9 @@ def generate(
     top_p: float = 1.0,
     seed: int | None = None,
     stop: Sequence[str] = (),
+    json_schema: str | None = None,
+    regex: str | None = None,
+    choice: Sequence[str] | None = None,
     as_json: bool = False,
     **engine_options: Any,
 ) -> int:
@@ -38,6 +41,9 @@ def generate(
         top_p=top_p,
         seed=seed,
         stop=tuple(stop),
+        json_schema=json_schema,
+        regex=regex,
+        choice=choice,
         logprobs=as_json,
     )
     texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]

@@ -1,0 +1,267 @@
+"""Constrained decoding: a JSON schema, a regex, choices or a grammar becomes a mask of allowed tokens for each step.
+
+llguidance parses the constraint and follows the output, byte by byte, so that a character may be split over tokens in
+any way the vocabulary allows. Every tokenization of an allowed text is allowed: among them the model's own
+probabilities choose, and a constraint that forbids nothing changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import numpy as np
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper, regex_to_lark
+
+from dsv4.engine.sampling_params import SamplingParams
+from dsv4.tokenizer import Tokenizer
+
+MAX_GRAMMAR_BYTES = 1 << 20
+KEPT_GRAMMARS = 16  # compiled ones that stay for the next request
+
+# What a grammar may cost to compile (fuel, size) and for one mask (items of the parser, states of the lexer, each about
+# 2 kB): the steps of other requests wait meanwhile.
+LIMITS = LLParserLimits(max_lexer_states=25_000, step_lexer_fuel=100_000, verbose_errors=False)
+
+# Between the parts of JSON. Where line breaks and runs of spaces are allowed, weak models write them for ever.
+_WHITESPACE = " ?"
+# By default llguidance makes the parts of a text that have no alternative take its own tokenization.
+_ALL_TOKENIZATIONS = '\n%llguidance {"no_forcing": true}\n'
+_EXCERPT = re.compile(r" *(\d+ \||\^+$)")  # a line of the grammar, and the mark below it, in an error
+# Strings, regexes and comments of a Lark text; what is left has "<" only where it names tokens.
+_LARK_LITERALS = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n]*|/(?:\\.|[^/\\])*/|#[^\n]*')
+
+
+class GrammarCompiler:
+    """Compiles constraints for one tokenizer, in the thread that submits the request: safe from any."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+        self.vocab_size = vocab_size
+        self.eos_token_ids = tuple(eos_token_ids)
+        self._tokenizer = tokenizer
+        self._vocabulary: _Vocabulary | None = None
+        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._lock = threading.Lock()  # guards _vocabulary and _compiled
+
+    def compile(self, params: SamplingParams) -> Constraint:
+        """The constraint that `params` asks for, at its beginning.
+
+        ValueError, with the reason, for one that cannot be compiled, asks for what llguidance does not support or is
+        too large.
+        """
+        name, text = grammar_of(params)
+        with self._lock:
+            if self._vocabulary is None:
+                self._vocabulary = _Vocabulary(self._tokenizer, self.vocab_size, self.eos_token_ids)
+            vocabulary = self._vocabulary
+            known = self._compiled.get(text)
+            if known is not None:
+                self._compiled.move_to_end(text)
+        if known is None:
+            with _named(name):
+                known = _compile(vocabulary.tokenizer, text)
+        constraint = Constraint(known.deep_copy(), vocabulary, params.grammar_after)
+        if constraint.check() is not None:  # a first mask shows what is too complex to be followed
+            raise ValueError(f"SamplingParams.{name} cannot be compiled: {constraint.check()}")
+        with self._lock:
+            self._compiled[text] = known
+            if len(self._compiled) > KEPT_GRAMMARS:
+                self._compiled.popitem(last=False)
+        return constraint
+
+
+class _Vocabulary:
+    """The tokens as llguidance reads them, and which of them a constraint may write."""
+
+    def __init__(self, tokenizer: Tokenizer, size: int, eos_token_ids: Sequence[int]) -> None:
+        self.size = size
+        ends = list(eos_token_ids)
+        known = min(size, tokenizer.vocab_size)
+        special = [token for token in tokenizer.special_tokens.values() if token < size]
+        self.tokenizer = LLTokenizer(
+            TokenizerWrapper(_Tokens(tokenizer, size, known, special, ends[0])), n_vocab=size, eos_token=ends
+        )
+        self.ends = ends
+        bits = np.zeros(-(-size // 32) * 32, dtype=np.uint8)
+        bits[:known] = 1
+        bits[special] = 0
+        bits[ends] = 1
+        self.writable = np.packbits(bits, bitorder="little").view(np.int32)  # text and the ends, a bit per token
+
+
+class _Tokens:
+    """What TokenizerWrapper asks of a tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer, size: int, known: int, special: list[int], eos_token_id: int) -> None:
+        self.eos_token_id = eos_token_id
+        self.bos_token_id = None
+        self.tokens = [tokenizer.token_bytes(i) for i in range(known)] + [b""] * (size - known)
+        self.special_token_ids = special
+        self._tokenizer = tokenizer
+
+    def __call__(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text)
+
+
+class Constraint:
+    """What one request may write next. It begins at once, or after the first of the tokens `begins_after`."""
+
+    def __init__(self, matcher: LLMatcher, vocabulary: _Vocabulary, begins_after: Sequence[int] = ()) -> None:
+        self._matcher = matcher
+        self._vocabulary = vocabulary
+        self._begins_after = frozenset(begins_after)
+        self._bits = np.zeros_like(vocabulary.writable)  # the latest mask
+        self._bytes = self._bits.view(np.uint8)
+        self._address = self._bits.ctypes.data
+        self._num_tokens = 0
+        self._beginning = None if begins_after else 0  # tokens before the constraint; None: it has not begun
+        self._error: str | None = None
+
+    @property
+    def complete(self) -> bool:
+        """True if nothing but the end of the sentence may follow."""
+        return self._beginning is not None and self._matcher.is_stopped()
+
+    @property
+    def error(self) -> str | None:
+        """Why the constraint cannot be followed any further: a limit of its parser. None while it can be."""
+        if self._error is None and self._matcher.is_error():
+            self._error = _first_lines(self._matcher.get_error())
+        return self._error
+
+    def check(self) -> str | None:
+        """The error of a mask of the present state, None where there is none."""
+        self._fill()
+        return self.error
+
+    def masks(self, draft_token_ids: Sequence[int] = ()) -> list[np.ndarray | None]:
+        """Allowed tokens now and after each draft, bool [vocab]; None: any token.
+
+        Behind a draft that is not allowed the masks are None: nothing that is sampled there stands.
+        """
+        masks = [self._mask()]
+        for draft in draft_token_ids:
+            mask = masks[-1]
+            if self.complete or (mask is not None and not mask[draft]):
+                break
+            self.advance(draft)
+            masks.append(self._mask())
+        self.rollback(len(masks) - 1)
+        return [*masks, *[None] * (1 + len(draft_token_ids) - len(masks))]
+
+    def advance(self, token_id: int) -> None:
+        """Takes in the token that follows; `error` says where it cannot."""
+        self._num_tokens += 1
+        if self._beginning is not None:
+            self._matcher.consume_token(token_id)
+        elif token_id in self._begins_after:
+            self._beginning = self._num_tokens
+
+    def rollback(self, count: int) -> None:
+        """Takes the last `count` tokens back."""
+        self._num_tokens -= count
+        if self._beginning is None or not count:
+            return
+        if self._num_tokens >= self._beginning:
+            self._matcher.rollback(count)
+        else:
+            self._matcher.reset()
+            self._beginning = None
+
+    def _mask(self) -> np.ndarray | None:
+        if self._beginning is None:
+            return None
+        return self._fill()
+
+    def _fill(self) -> np.ndarray:
+        """The mask of the present state; after an error only the end of the sentence is allowed."""
+        self._matcher.unsafe_compute_mask_ptr(self._address, self._bits.nbytes)
+        np.bitwise_and(self._bits, self._vocabulary.writable, out=self._bits)
+        mask = np.unpackbits(self._bytes, bitorder="little", count=self._vocabulary.size).view(np.bool_)
+        if not mask.any():
+            self._error = self._error or "it leaves no token of text"
+        if self.error is not None:
+            mask[:] = False
+            mask[self._vocabulary.ends] = True
+        return mask
+
+
+def grammar_of(params: SamplingParams) -> tuple[str, str]:
+    """(field, Lark text) of the one constraint that `params` has. ValueError for what is too large."""
+    if params.grammar is not None:
+        return "grammar", _checked_lark(params.grammar) + _ALL_TOKENIZATIONS
+    if params.regex is not None:
+        name, rule = "regex", _regex_rule(params.regex)
+    elif params.choice is not None:
+        name, rule = "choice", _regex_rule("|".join(map(_escape, params.choice)))
+    else:
+        assert params.json_schema is not None or params.json_object, "params without a constraint are not compiled"
+        name = "json_object" if params.json_schema is None else "json_schema"
+        rule = "%json " + _schema_text({"type": "object"} if params.schema is None else params.schema)
+    _check_size(name, rule)
+    return name, f"start: {rule}{_ALL_TOKENIZATIONS}"
+
+
+def _schema_text(schema: dict[str, Any]) -> str:
+    """The schema as JSON, with the options of llguidance's compiler; nothing unsupported is passed over."""
+    own = schema.get("x-guidance", {})
+    if not isinstance(own, dict):
+        raise ValueError(f"SamplingParams.json_schema has x-guidance {own!r}; allowed: an object")
+    options: dict[str, Any] = {} if "whitespace_flexible" in own else {"whitespace_pattern": _WHITESPACE}
+    options |= {**cast("dict[str, Any]", own), "lenient": False}
+    return json.dumps({**schema, "x-guidance": options})
+
+
+def _regex_rule(regex: str) -> str:
+    return f"/{regex_to_lark(regex, '')}/"
+
+
+def _escape(text: str) -> str:
+    """A regex of one text."""
+    return "".join(c if c.isascii() and c.isalnum() else rf"\x{{{ord(c):x}}}" for c in text)
+
+
+def _checked_lark(text: str) -> str:
+    _check_size("grammar", text)
+    if "<" in _LARK_LITERALS.sub("", text):
+        raise ValueError("SamplingParams.grammar names tokens with <...>; allowed: strings and regexes of text")
+    return text
+
+
+def _check_size(name: str, text: str) -> None:
+    size = len(text.encode())
+    if size > MAX_GRAMMAR_BYTES:
+        raise ValueError(f"SamplingParams.{name} has {size} bytes; allowed: {MAX_GRAMMAR_BYTES}")
+
+
+def _compile(tokenizer: LLTokenizer, text: str) -> LLMatcher:
+    """ValueError with llguidance's reason. Other Python threads run meanwhile."""
+    matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(text), log_level=0, limits=LIMITS)
+    if matcher.is_error():
+        raise ValueError(_first_lines(matcher.get_error()))
+    warnings = matcher.get_grammar_warnings()
+    if warnings:  # such as parts of a schema that would be passed over
+        raise ValueError("; ".join(warnings))
+    return matcher
+
+
+@contextmanager
+def _named(name: str) -> Generator[None]:
+    """Errors say which field they belong to. A panic of llguidance, which is no Exception, becomes one of them."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, ValueError) or type(error).__name__ == "PanicException":
+            raise ValueError(f"SamplingParams.{name} cannot be compiled: {error}") from error
+        raise
+
+
+def _first_lines(message: str) -> str:
+    """An error of llguidance on one line, without the excerpt and the parser's state, 500 characters at most."""
+    lines = message.split("<state>")[0].splitlines()
+    return " ".join(" ".join(line for line in lines if not _EXCERPT.match(line)).split())[:500]
