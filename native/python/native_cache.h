@@ -55,8 +55,8 @@ class NativeCache {
         return rows;
     }
 
-    // (layer, page) of the first quantized index key whose entry has changed unnoticed; (-1, -1) if there is none or the
-    // cache was created with checked = false.
+    // (layer, page) of the first quantized index key whose entry has changed unnoticed; (-1, -1) if there is none or
+    // the cache was created with checked = false.
     std::tuple<int64_t, int64_t> stale() const {
         for (size_t l = 0; l < layers_.size(); ++l) {
             const CompressorCache& index = cache.layers[l].index;
