@@ -16,7 +16,7 @@ from dsv4.engine.cache_manager import CacheManager
 from dsv4.engine.config import EngineConfig
 from dsv4.engine.core import CoreLimits, EngineCore
 from dsv4.engine.loading import check_device, load, resolve_max_model_len
-from dsv4.engine.model import EngineModel
+from dsv4.engine.model import EngineCache, EngineModel
 from dsv4.engine.outputs import RequestOutput, TokenEvent
 from dsv4.engine.runner import ModelRunner
 from dsv4.engine.sampling_params import SamplingParams
@@ -68,9 +68,9 @@ class LLM:
         self.prompts: PromptEncoder | None = None
         if self.path is not None and tokenizer is not None:
             self.prompts = PromptEncoder(tokenizer, effort_ladder(self.path))
-        self.max_model_len = resolve_max_model_len(config.max_model_len, self.config)
-        cache = model.new_cache(batch_size=config.max_num_seqs, max_tokens=self.max_model_len)
-        scheduler = Scheduler(config, CacheManager(cache, config.max_num_seqs))
+        self.max_model_len = resolve_max_model_len(config.max_model_len, self.config, config.num_pages)
+        cache = _new_cache(model, config, self.max_model_len)
+        scheduler = Scheduler(config, CacheManager(cache, config.max_num_seqs, config))
         runner = ModelRunner(model, cache, torch.device(config.device))
         limits = CoreLimits(
             self.config.vocab_size,
@@ -78,10 +78,12 @@ class LLM:
             self.max_model_len,
             text_vocab_size=0 if tokenizer is None else tokenizer.vocab_size,
             new_decoder=None if tokenizer is None else tokenizer.decode_stream,
+            num_pages=config.num_pages,
         )
         files = mapped_files(model)
         self.core = EngineCore(runner, scheduler, limits, None if files is None else files.change)
         self._in_use = threading.Lock()  # the core serves one caller at a time
+        self._model, self._backend = model, _backend_of(model)
 
     @property
     def name(self) -> str:
@@ -145,9 +147,19 @@ class LLM:
                 "this LLM is busy: a generate or stream call, or an AsyncEngine, is using it;"
                 " for many requests at a time use AsyncEngine"
             )
+        backend = _backend_of(self._model)
+        if backend is None or backend is not self._backend:  # frozen anew, or not frozen: its weights may be others
+            self._backend = backend
+            self.core.reset_prefix_cache()
 
     def release(self) -> None:
         self._in_use.release()
+
+    def reset_prefix_cache(self) -> None:
+        """Forgets all prefixes: for whoever has written into the weights of a frozen model. RuntimeError as `claim`."""
+        self.claim()
+        self.core.reset_prefix_cache()
+        self.release()
 
     def encode(self, prompt: Prompt, name: str = "the prompt") -> list[int]:
         """Token ids of a prompt: text after a begin-of-sentence token, ids as they are.
@@ -172,6 +184,19 @@ class LLM:
                 f" {least} tokens ({least} in the prompt, 0 in the completion). Please reduce the length of the prompt."
             )
         return [self.config.bos_token_id, *self.tokenizer.encode(prompt)]
+
+
+def _new_cache(model: EngineModel, config: EngineConfig, max_model_len: int) -> EngineCache:
+    if config.num_pages is None:
+        return model.new_cache(batch_size=config.max_num_seqs, max_tokens=max_model_len)
+    if not isinstance(model, Transformer):
+        raise ValueError(f"num_pages is {config.num_pages}; the cache of a {type(model).__name__} has no pages")
+    return model.new_cache(config.max_num_seqs, max_model_len, config.num_pages)
+
+
+def _backend_of(model: EngineModel) -> object:
+    """Changes with the weights of the model; None: they may change at any time."""
+    return (model.backend if model.frozen else None) if isinstance(model, Transformer) else model
 
 
 def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

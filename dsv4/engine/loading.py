@@ -11,7 +11,7 @@ import torch
 from dsv4.analysis import StorageLayout
 from dsv4.checkpoint import load_model
 from dsv4.checkpoint.folder import Checkpoint
-from dsv4.config import ModelConfig
+from dsv4.config import PAGE_TOKENS, ModelConfig
 from dsv4.engine.capacity import LoadPlan, check_fit, need_of, ways_out
 from dsv4.engine.config import DEFAULT_MAX_MODEL_LEN, DTYPES, EngineConfig
 from dsv4.engine.machine import cuda_memory, host_memory
@@ -54,13 +54,18 @@ def load(folder: Path, config: EngineConfig) -> Transformer:
     )
 
 
-def resolve_max_model_len(requested: int | None, config: ModelConfig) -> int:
-    """Tokens that a request may hold: as asked for, at most the model's own limit; ValueError beyond it."""
-    limit = config.max_position_embeddings
+def resolve_max_model_len(requested: int | None, config: ModelConfig, num_pages: int | None = None) -> int:
+    """Tokens that a request may hold: as asked for, at most the model's own limit and what all pages of the cache hold.
+
+    ValueError beyond either: a request that is taken can always run alone.
+    """
+    limit, owner = config.max_position_embeddings, "the model's max_position_embeddings"
+    if num_pages is not None and num_pages * PAGE_TOKENS < limit:
+        limit, owner = num_pages * PAGE_TOKENS, f"the cache has num_pages = {num_pages} of {PAGE_TOKENS} tokens"
     if requested is None:
         return min(limit, DEFAULT_MAX_MODEL_LEN)
     if requested > limit:
-        raise ValueError(f"max_model_len is {requested}; allowed: [2, {limit}] (the model's max_position_embeddings)")
+        raise ValueError(f"max_model_len is {requested}; allowed: [2, {limit}] ({owner})")
     return requested
 
 

@@ -29,6 +29,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()  # end like the end-of-sentence token does
     ignore_eos: bool = False
     logprobs: bool | int = False  # True: of the sampled tokens; an int: that many alternatives a token as well
+    cache_salt: str | None = None  # prefixes are shared only among requests of the same one
 
     def __post_init__(self) -> None:
         _check_int("max_tokens", self.max_tokens, 1, None)
@@ -42,6 +43,10 @@ class SamplingParams:
             _check_int("logprobs", self.logprobs, 0, None)
         if not isinstance(self.stop, (str, tuple, list, type(None))):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"SamplingParams.stop is {self.stop!r}; allowed: a string, a list of strings or None")
+        if self.cache_salt is not None and (not isinstance(self.cache_salt, str) or not self.cache_salt):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(
+                f"SamplingParams.cache_salt is {self.cache_salt!r}; allowed: a string of at least 1 character, or None"
+            )
         for place, text in enumerate(self.stop_strings):
             if not isinstance(text, str) or not text:  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise ValueError(f"SamplingParams.stop[{place}] is {text!r}; allowed: strings of at least 1 character")
