@@ -39,7 +39,8 @@ def test_a_new_field_is_a_flag_with_its_help() -> None:
     assert "--speculate" in text and "--cache-window" not in text
     assert pick_flags(parser.parse_args(["--draft-tokens", "5", "--speculate"]), Probe) == {
         "max_num_seqs": 8, "max_num_waiting": 256, "max_model_len": None, "enable_prefix_caching": True,
-        "prefix_cache_bytes": 1 << 30, "num_pages": None, "device": "cpu", "dtype": "auto", "check_values": True, "check_memory": True, "draft_tokens": 5, "speculate": True,
+        "prefix_cache_bytes": 1 << 30, "num_pages": None, "device": "cpu", "dtype": "auto", "check_values": True,
+        "check_memory": True, "draft_tokens": 5, "speculate": True,
     }  # fmt: skip
     with pytest.raises(SystemExit):
         parser.parse_args(["--dtype", "float16"])
