@@ -16,7 +16,6 @@ from dsv4.config import PAGE_TOKENS
 from dsv4.engine.config import EngineConfig
 from dsv4.engine.model import EngineCache, TruncatableCache
 from dsv4.engine.request import Request
-from dsv4.engine.step import ScheduledChunk
 
 
 class CacheManager:
@@ -119,14 +118,13 @@ class CacheManager:
         places = (common, prompt - 1, prompt, computed - computed % self._interval + self._interval)
         return min(end, *(place for place in places if place > computed))
 
-    def store_places(self, chunks: Iterable[ScheduledChunk]) -> None:
-        """After a step: keep the states of those requests whose chunks ended at a place."""
+    def store_places(self, requests: Iterable[Request]) -> None:
+        """After a step: keep the states of those of its requests that are computed up to a place."""
         if self.prefixes is None:
             return
-        for chunk in chunks:
-            request, stop = chunk.request, chunk.stop
-            prompt = len(request.prompt_token_ids)
-            if stop in (prompt - 1, prompt, request.common_tokens) or stop % self._interval == 0:
+        for request in requests:
+            computed, prompt = request.num_computed_tokens, len(request.prompt_token_ids)
+            if computed in (prompt - 1, prompt, request.common_tokens) or computed % self._interval == 0:
                 self._store(request)
 
     def distrust(self) -> None:

@@ -134,7 +134,7 @@ class EngineCore:
             raise
         for chunk in chunks:
             chunk.request.num_computed_tokens = chunk.stop
-        manager.store_places(chunks)
+        manager.store_places(chunk.request for chunk in chunks)
         if not sampling:
             return []
         sampled = sample(output.logits, [row for chunk in sampling for row in chunk.sample_requests()])

@@ -48,6 +48,8 @@ def load(folder: Path, config: EngineConfig) -> Transformer:
     dtype = resolve_dtype(config.dtype, config.device)
     if config.check_memory:
         longest = config.max_model_len or DEFAULT_MAX_MODEL_LEN
+        if config.num_pages is not None:
+            longest = min(longest, config.num_pages * PAGE_TOKENS)
         check_capacity(folder, config.device, dtype, config.max_num_seqs, longest)
     return load_model(
         folder, device=config.device, dtype=dtype, numerics=config.numerics, check_values=config.check_values
