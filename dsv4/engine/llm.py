@@ -43,6 +43,9 @@ class LLM:
     is float32 on the CPU, bfloat16 on a GPU. A folder that cannot fit into memory is a CapacityError before it is read,
     unless `check_memory` is False. `max_num_waiting` and `max_waiting_tokens` bound the queue of an AsyncEngine;
     `generate` takes any number of prompts. `check_values`: as of `dsv4.load`.
+
+    Prompts begin at the longest prefix that earlier requests have left (`cached_tokens` of an output), with the bits of
+    a computation from the start; `enable_prefix_caching=False` keeps none.
     """
 
     @takes_options(EngineConfig)
