@@ -27,7 +27,7 @@ _LABELS = {
 
 
 def print_summary(name: str, config: ModelConfig, report: dict[str, Any], console: Console | None = None) -> None:
-    """`report` is analysis.summary(config)."""
+    """Print the tables of `report`, which is analysis.summary(config)."""
     title = f"[bold]{name}[/bold]  [dim]{_schedule(config)}[/dim]"
     left = Group(_parameters(report["parameters"]), "")
     right = Group(_checkpoint(report["checkpoint"]), "", _cache(report), "", _flops(report))

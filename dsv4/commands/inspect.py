@@ -1,4 +1,4 @@
-"""`dsv4 inspect`: count what a config implies."""
+"""`dsv4 inspect`: count parameters, tensors, bytes, KV cache and FLOPs from a config."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
 
 
 def _plain_layout(path: Path) -> Any:
-    """The layout of a folder that is not quantised, None when it is."""
+    """Storage layout of an unquantized folder; None for a quantized one."""
     raw = json.loads((path / "config.json" if path.is_dir() else path).read_text(encoding="utf-8"))
     if raw.get("quantization_config") is not None:
         return None
