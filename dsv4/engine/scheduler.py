@@ -113,7 +113,7 @@ class Scheduler:
             return False  # whoever gave way goes on first
         if not self.cache_manager.can_allocate(request):
             return False
-        if request is oldest or left <= 1:
+        if request is oldest or left <= 1 or request.saved is not None:
             return True
         half_read = [r for r in {oldest, *self.running} if r.num_uncomputed_tokens - counts.get(r, 0) > 1]
         return len(half_read) < self.config.partial_prefills
