@@ -22,8 +22,8 @@ import torch
 
 from dsv4.cache.native import NativeCache
 from dsv4.cache.pages import BlockTable, OutOfPagesError, PagePool, pages_for
-from dsv4.cache.state import Snapshot, check_same_kind, clone, layer_views
-from dsv4.cache.tensors import LayerCache, new_layer, num_bytes
+from dsv4.cache.state import SavedRow, Snapshot, check_same_kind, clone, layer_views
+from dsv4.cache.tensors import CompressorState, LayerCache, new_layer, num_bytes
 from dsv4.config import COMPRESSION_KINDS, PAGE_TOKENS, ModelConfig
 
 GROWTH_PAGES = 64  # that growing tensors get at a time, at least
@@ -87,6 +87,10 @@ class Cache:
         length = self.lengths[slot]
         missing = max(0, pages_for(length + tokens) - self._blocks.counts[slot])
         return missing + bool(tokens and self._shares_last_page(slot))
+
+    def pages_in_rows(self) -> set[int]:
+        """Pages that rows hold."""
+        return {page for slot in range(self.batch_size) for page in self._blocks.pages(slot)}
 
     def entry_rows(self, slot: int, ratio: int, start: int, stop: int) -> np.ndarray:
         """Rows of entries start to stop - 1 of a slot in the entry tensors of layers with this ratio, int64."""
@@ -194,6 +198,27 @@ class Cache:
         self.pool.release(self._blocks.cut(slot, pages))
         self.lengths[slot] = snapshot.length
 
+    def save(self, slot: int) -> SavedRow:
+        """Copy all that a row holds, its entries too: enough to go on from in any row, whoever gets the pages now."""
+        pages = self.pages_of(slot)
+        return SavedRow(self.snapshot(slot), tuple(c.read_pages(pages) for c in self._compressors()))
+
+    def load(self, slot: int, saved: SavedRow) -> None:
+        """Put what `save` copied into a row that is empty, or holds pages of the same first tokens and nothing else.
+
+        The other pages are taken from the pool: OutOfPagesError, with nothing changed, where too few are free.
+        """
+        length, held = saved.snapshot.length, self._blocks.counts[slot]
+        missing = pages_for(length) - held
+        assert self.lengths[slot] == 0 and missing >= 0
+        if missing > self.pool.num_free:
+            raise OutOfPagesError(f"a saved row needs {missing} more pages, {self.pool.num_free} are free")
+        self._take_pages([slot], [length])
+        own = self._blocks.pages(slot)[held:]
+        for compressor, entries in zip(self._compressors(), saved.entries, strict=True):
+            compressor.write_pages(own, entries[held * compressor.entries_per_page :])
+        self.restore(slot, saved.snapshot)
+
     def changed(self, slot: int) -> None:
         """To be called by whoever has written to the entries of a row by other means than a forward of the model."""
         if self.native is not None:
@@ -218,7 +243,10 @@ class Cache:
     @property
     def page_bytes(self) -> int:
         """Bytes of a page over all layers."""
-        return sum(c.page_bytes for layer in self.layers for c in layer.compressors())
+        return sum(c.page_bytes for c in self._compressors())
+
+    def _compressors(self) -> list[CompressorState]:
+        return [compressor for layer in self.layers for compressor in layer.compressors()]
 
     def _shares_last_page(self, slot: int) -> bool:
         """True if the page that the row's next token belongs to is begun, and someone else holds it too."""
@@ -241,9 +269,8 @@ class Cache:
         if self.pool.num_touched > self.num_pages:
             self._grow(self.pool.num_touched)
         for shared, own in copies:
-            for layer in self.layers:
-                for compressor in layer.compressors():
-                    compressor.copy_page(shared, own)
+            for compressor in self._compressors():
+                compressor.copy_page(shared, own)
             self.pool.release((shared,))
 
     def _grow(self, needed: int) -> None:
@@ -252,6 +279,5 @@ class Cache:
         self.num_pages = min(-(-wanted // GROWTH_PAGES) * GROWTH_PAGES, self.pool.num_pages)
         self.native = None
         with torch.inference_mode(False):
-            for layer in self.layers:
-                for compressor in layer.compressors():
-                    compressor.grow(self.num_pages)
+            for compressor in self._compressors():
+                compressor.grow(self.num_pages)

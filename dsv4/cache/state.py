@@ -83,6 +83,14 @@ class Snapshot:
         return cls(length, tuple(layers))
 
 
+@dataclass(frozen=True)
+class SavedRow:
+    """All that a cache row held: its state, and the entries of its pages [rows, width] of each compressor."""
+
+    snapshot: Snapshot
+    entries: tuple[Tensor, ...]
+
+
 def layer_views(layer: LayerCache, slot: int) -> LayerSnapshot:
     """The state of a slot as it lies in a layer's tensors."""
 

@@ -8,7 +8,7 @@ the blank row, for places that are read but masked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -59,6 +59,21 @@ class CompressorState:
         self.entries[target * n : (target + 1) * n] = self.entries[source * n : (source + 1) * n]
         if self.watcher is not None:
             self.watcher.forget((target,))
+
+    def read_pages(self, pages: Sequence[int]) -> Tensor:
+        """A copy of the entries of pages, [pages * entries per page, width], in their order."""
+        return self.entries[self._rows_of(pages)]
+
+    def write_pages(self, pages: Sequence[int], entries: Tensor) -> None:
+        """Write what `read_pages` gave to other pages."""
+        self.entries[self._rows_of(pages)] = entries
+        if self.watcher is not None:
+            self.watcher.forget(pages)
+
+    def _rows_of(self, pages: Sequence[int]) -> Tensor:
+        n = self.entries_per_page
+        rows = np.asarray(pages, dtype=np.int64)[:, None] * n + np.arange(n)
+        return torch.from_numpy(rows.reshape(-1)).to(self.entries.device)
 
     def grow(self, num_pages: int) -> None:
         """Move the entries to a tensor of more pages. Page numbers stay."""

@@ -1,25 +1,99 @@
-"""CacheManager: owns the model's cache. Admission asks it whether a request fits, the end of a request goes to it."""
+"""CacheManager: owns the model's cache: rows and pages of requests, and what is kept of them for later ones.
+
+A request is admitted when the pages that it needs soon, beside those that running requests need soon, are free or hold
+nothing but stored prefixes. It begins at the longest stored prefix of its tokens. Its state is stored where a chunk
+ends at one of its places: one token before the end of the prompt (the same prompt again then computes one token), at
+that end, where the prompt leaves a path that another took, every `snapshot_interval` tokens, and where it ends itself.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
+from dsv4.cache import NO_MATCH, Cache, PrefixCache, PrefixMatch
+from dsv4.cache.pages import pages_for
+from dsv4.config import PAGE_TOKENS
+from dsv4.engine.config import EngineConfig
 from dsv4.engine.model import EngineCache, TruncatableCache
 from dsv4.engine.request import Request
 
 
 class CacheManager:
-    """Gives each running request a cache row (`request.slot`) of its own."""
+    """Gives each running request a cache row (`request.slot`) of its own.
 
-    def __init__(self, cache: EngineCache, num_slots: int) -> None:
+    A cache that is not a `dsv4.cache.Cache` has rows alone: no pages to run out of, no prefixes.
+    """
+
+    def __init__(self, cache: EngineCache, num_slots: int, config: EngineConfig | None = None) -> None:
+        config = config or EngineConfig()
         self.cache = cache
+        self.num_preemptions = 0
+        self.prefixes: PrefixCache | None = None
+        self._pages = cache if isinstance(cache, Cache) else None
+        if self._pages is not None and config.enable_prefix_caching:
+            self.prefixes = PrefixCache(self._pages, config.prefix_cache_bytes)
+        self._interval = config.snapshot_interval
         self._free_slots = list(range(num_slots - 1, -1, -1))
+        self._running: dict[int, Request] = {}  # by slot
+        self._unsound: set[int] = set()  # rows that a failed step may have left half-written
+
+    # Admission
+
+    def match(self, request: Request) -> PrefixMatch:
+        """The stored prefix that a waiting request would begin at; the logits of its last token are to be computed, or,
+        for the log-probabilities of its prompt, those of all tokens."""
+        unused = request.saved is not None or request.params.prompt_logprobs
+        if self.prefixes is None or unused or not self._free_slots:
+            return NO_MATCH
+        return self.prefixes.find(request.tokens, request.num_tokens - 1, request.params.cache_salt)
 
     def can_allocate(self, request: Request) -> bool:
-        """True if a request that waits fits beside those that run."""
-        return bool(self._free_slots)
+        """True if a request that waits fits beside those that run. Alone every request fits that was taken."""
+        if not self._free_slots or self._pages is None or not self._running:
+            return bool(self._free_slots)
+        needed = _pages_soon(request)
+        for slot, other in self._running.items():
+            needed += max(0, _pages_soon(other) - len(self._pages.pages_of(slot)))
+        if needed <= self._pages.num_free_pages:
+            return True
+        held = self._pages.pages_in_rows()
+        shared = held.intersection(self._known_pages(request))
+        return needed - len(shared) <= self._pages.max_pages - len(held)
 
     def allocate(self, request: Request) -> None:
-        """Gives a request its row; `can_allocate` holds."""
+        """Gives a request its row, with what is known of its tokens; `can_allocate` holds."""
+        match = self.match(request)
         request.slot = self._free_slots.pop()
+        self._running[request.slot] = request
+        if request.saved is not None:
+            self._resume(request)
+            return
+        request.num_computed_tokens, request.common_tokens = match.length, match.common
+        if request.scheduled_time is None:  # not one that gave way before it computed anything
+            request.output.cached_tokens = match.length
+        if match.entry is not None:
+            assert self.prefixes is not None
+            self.prefixes.take(request.slot, match.entry)
+            request.prefix = match.entry
+
+    def make_room(self, counts: Mapping[Request, int]) -> bool:
+        """Makes the pages free that a step needs for as many more tokens; False: stored prefixes are too few."""
+        pages = self._pages
+        if pages is None or pages.num_free_pages >= sum(counts.values()) // PAGE_TOKENS + 2 * len(counts):
+            return True  # a row needs at most that many and a copy of its begun page
+        return self._evict_for(counts)
+
+    # The end of a row
+
+    def preempt(self, request: Request) -> None:
+        """Takes a request's row away. What it held is copied, so that it goes on later without computing it again."""
+        assert self._pages is not None, "a cache without pages never runs out of them"
+        self.num_preemptions += 1
+        if request.num_computed_tokens and self._is_sound(request):
+            request.saved = self._pages.save(request.slot)
+        else:
+            request.num_computed_tokens = 0
+        self._free_row(request)
 
     def truncate(self, request: Request) -> None:
         """Takes back what the row holds beyond the request's computed tokens, such as rejected drafts."""
@@ -27,8 +101,95 @@ class CacheManager:
         self.cache.truncate(request.slot, request.num_computed_tokens)
 
     def release(self, request: Request) -> None:
-        """Empties the request's row, if it has one, for the next request."""
+        """Empties the row of a request that has ended, if it has one. What it has answered is stored."""
+        request.saved = None
+        if request.slot >= 0:
+            if request.num_computed_tokens >= len(request.prompt_token_ids):
+                self._store(request)
+            self._free_row(request)
+
+    # What is kept
+
+    def next_place(self, request: Request, computed: int, common: int) -> int:
+        """Where a chunk ends at the latest that begins after `computed` tokens: the next place that is stored, or the
+        request's last token."""
+        end = request.num_tokens
+        if self.prefixes is None:
+            return end
+        prompt = len(request.prompt_token_ids)
+        places = (common, prompt - 1, prompt, computed - computed % self._interval + self._interval)
+        return min(end, *(place for place in places if place > computed))
+
+    def store_places(self, requests: Iterable[Request]) -> None:
+        """After a step: keep the states of those of its requests that are computed up to a place."""
+        if self.prefixes is None:
+            return
+        for request in requests:
+            computed, prompt = request.num_computed_tokens, len(request.prompt_token_ids)
+            if computed in (prompt - 1, prompt, request.common_tokens) or computed % self._interval == 0:
+                self._store(request)
+
+    def distrust(self) -> None:
+        """After a step that failed: forget all prefixes, and store nothing of the rows that run."""
+        self._unsound.update(self._running)
+        self.reset_prefixes()
+
+    def reset_prefixes(self) -> None:
+        """Forgets all prefixes."""
+        if self.prefixes is not None:
+            self.prefixes.clear()
+
+    def _store(self, request: Request) -> None:
+        if self.prefixes is not None and self._is_sound(request):
+            self.prefixes.store(request.slot, request.tokens, request.params.cache_salt)
+
+    def _is_sound(self, request: Request) -> bool:
+        """True if the row holds the request's computed tokens and nothing else, such as drafts."""
+        return request.slot not in self._unsound and self.cache.lengths[request.slot] == request.num_computed_tokens
+
+    def _resume(self, request: Request) -> None:
+        """Puts back what a request held that had to give way; whole blocks that are stored need no copy."""
+        saved, pages = request.saved, self._pages
+        assert saved is not None and pages is not None
+        length = saved.snapshot.length
+        pages.attach(request.slot, self._known_pages(request))
+        missing = pages_for(length) - len(self._known_pages(request))
+        if self.prefixes is not None:
+            self.prefixes.evict_until(lambda: missing <= pages.num_free_pages)
+        pages.load(request.slot, saved)
+        request.saved, request.num_computed_tokens = None, length
+
+    def _known_pages(self, request: Request) -> list[int]:
+        """Pages of whole blocks of a waiting request that are stored and that it would use."""
+        if self.prefixes is None:
+            return []
+        match, salt = self.match(request), request.params.cache_salt
+        length = match.length if request.saved is None else request.saved.snapshot.length
+        return self.prefixes.block_pages(request.tokens, length, salt)
+
+    def _evict_for(self, counts: Mapping[Request, int]) -> bool:
+        pages = self._pages
+        assert pages is not None
+
+        def enough() -> bool:
+            needed = sum(pages.pages_needed(request.slot, count) for request, count in counts.items())
+            return needed <= pages.num_free_pages
+
+        return enough() if self.prefixes is None else self.prefixes.evict_until(enough)
+
+    def _free_row(self, request: Request) -> None:
         slot, request.slot = request.slot, -1
-        if slot >= 0:
-            self._free_slots.append(slot)
-            self.cache.reset(slot)
+        del self._running[slot]
+        self._unsound.discard(slot)
+        self._free_slots.append(slot)
+        self.cache.reset(slot)
+        if request.prefix is not None:
+            assert self.prefixes is not None
+            self.prefixes.let_go(request.prefix)
+            request.prefix = None
+
+
+def _pages_soon(request: Request) -> int:
+    """Pages that hold a request's tokens and the next page's worth, where it can have as many."""
+    most = min(request.max_total_tokens, len(request.prompt_token_ids) + request.params.max_tokens)
+    return pages_for(min(request.num_tokens + PAGE_TOKENS, most))

@@ -47,6 +47,22 @@ class EngineConfig:
     max_num_partial_prefills: int | None = option(
         None, "prompts read in part at a time (default: half of max_num_seqs)", unit="prompts", commands=()
     )
+    enable_prefix_caching: bool = option(
+        True, "compute every prompt from its first token on", flag="--no-prefix-caching"
+    )
+    prefix_cache_bytes: int = option(
+        1 << 30, "memory of prefixes for later requests (default: %(default)s)", unit="bytes", minimum=0, metavar="N"
+    )
+    snapshot_interval: int = option(
+        4096, "tokens between two states of a long prompt that are stored", unit="tokens", minimum=1, commands=()
+    )
+    num_pages: int | None = option(
+        None,
+        "pages of 128 tokens that all requests share (default: as many as full ones need)",
+        unit="pages",
+        minimum=1,
+        metavar="N",
+    )
     device: str = option("cpu", "cpu or cuda (default: %(default)s)")
     dtype: str | torch.dtype = option(  # noqa: RUF009  # makes a field, as dataclasses.field does
         "auto",

@@ -11,6 +11,7 @@ from math import isfinite
 
 from torch import Tensor
 
+from dsv4.config import PAGE_TOKENS
 from dsv4.engine.grammar import GrammarCompiler
 from dsv4.engine.logits import make_processors
 from dsv4.engine.outputs import SampledToken, TokenEvent
@@ -41,6 +42,7 @@ class CoreLimits:
     text_vocab_size: int = 0  # ids that the tokenizer knows; the vocabulary may be padded beyond
     new_decoder: Callable[[], TextDecoder] | None = None  # None: no tokenizer, so no text
     grammars: GrammarCompiler | None = None  # None: no tokenizer, so no constraint
+    num_pages: int | None = None  # of the cache, where they are fewer than full rows would need
 
 
 class EngineCore:
@@ -115,6 +117,10 @@ class EngineCore:
         for request in (*self.scheduler.running, *self.scheduler.waiting):
             self.abort(request)
 
+    def reset_prefix_cache(self) -> None:
+        """Forgets what was kept of requests that have ended."""
+        self.scheduler.cache_manager.reset_prefixes()
+
     def check_files(self, now: bool = False) -> None:
         """EngineError where a file that the weights lie in is no longer as it was loaded; looks at most once a second.
 
@@ -139,15 +145,22 @@ class EngineCore:
         now = time.monotonic()
         for chunk in chunks:
             chunk.request.mark_scheduled(now)
-        output = self.runner.run(chunks)
+        sampling = [chunk for chunk in chunks if chunk.num_samples]
+        manager = self.scheduler.cache_manager
+        try:
+            output = self.runner.run(chunks)
+            if sampling:
+                _check_logits(output.logits, sampling)
+        except BaseException:
+            manager.distrust()  # nobody may go on from what this step has left
+            raise
         for chunk in chunks:
             chunk.request.num_computed_tokens = chunk.stop
         if output.prompt_logits is not None:
             _score_prompts(output.prompt_logits, chunks)
-        sampling = [chunk for chunk in chunks if chunk.num_samples]
+        manager.store_places(chunk.request for chunk in chunks)
         if not sampling:
             return []
-        _check_logits(output.logits, sampling)
         sampled = sample(output.logits, [row for chunk in sampling for row in chunk.sample_requests()])
         return self._append(sampling, sampled, time.monotonic())
 
@@ -177,9 +190,11 @@ class EngineCore:
             raise ValueError("the prompt is empty; it needs at least 1 token")
         # A prompt that fills the context still gets one token: sampling it needs no room in the cache.
         if len(prompt_token_ids) > limits.max_model_len:
-            raise ValueError(
+            found = (
                 f"the prompt has {len(prompt_token_ids)} tokens; the limit is max_model_len = {limits.max_model_len}"
             )
+            pages = "" if limits.num_pages is None else f"; the cache has {limits.num_pages} pages of {PAGE_TOKENS}"
+            raise ValueError(found + pages)
         # The place is sought only where there is one: a million tokens should not take a tenth of a second.
         if not 0 <= min(prompt_token_ids) <= max(prompt_token_ids) < limits.vocab_size:
             place, token_id = next((i, t) for i, t in enumerate(prompt_token_ids) if not 0 <= t < limits.vocab_size)

@@ -17,7 +17,7 @@ from dsv4.engine.config import EngineConfig
 from dsv4.engine.core import CoreLimits, EngineCore
 from dsv4.engine.grammar import GrammarCompiler
 from dsv4.engine.loading import check_device, load, resolve_max_model_len
-from dsv4.engine.model import EngineModel
+from dsv4.engine.model import EngineCache, EngineModel
 from dsv4.engine.outputs import RequestOutput, TokenEvent
 from dsv4.engine.runner import ModelRunner
 from dsv4.engine.sampling_params import SamplingParams
@@ -44,6 +44,9 @@ class LLM:
     is float32 on the CPU, bfloat16 on a GPU. A folder that cannot fit into memory is a CapacityError before it is read,
     unless `check_memory` is False. `max_num_waiting` and `max_waiting_tokens` bound the queue of an AsyncEngine;
     `generate` takes any number of prompts. `check_values`: as of `dsv4.load`.
+
+    Prompts begin at the longest prefix that earlier requests have left (`cached_tokens` of an output), with the bits of
+    a computation from the start; `enable_prefix_caching=False` keeps none.
     """
 
     @takes_options(EngineConfig)
@@ -69,9 +72,9 @@ class LLM:
         self.prompts: PromptEncoder | None = None
         if self.path is not None and tokenizer is not None:
             self.prompts = PromptEncoder(tokenizer, effort_ladder(self.path))
-        self.max_model_len = resolve_max_model_len(config.max_model_len, self.config)
-        cache = model.new_cache(batch_size=config.max_num_seqs, max_tokens=self.max_model_len)
-        scheduler = Scheduler(config, CacheManager(cache, config.max_num_seqs))
+        self.max_model_len = resolve_max_model_len(config.max_model_len, self.config, config.num_pages)
+        cache = _new_cache(model, config, self.max_model_len)
+        scheduler = Scheduler(config, CacheManager(cache, config.max_num_seqs, config))
         runner = ModelRunner(model, cache, torch.device(config.device))
         limits = CoreLimits(
             self.config.vocab_size,
@@ -82,10 +85,12 @@ class LLM:
             grammars=None
             if tokenizer is None
             else GrammarCompiler(tokenizer, self.config.vocab_size, self.config.eos_token_ids),
+            num_pages=config.num_pages,
         )
         files = mapped_files(model)
         self.core = EngineCore(runner, scheduler, limits, None if files is None else files.change)
         self._in_use = threading.Lock()  # the core serves one caller at a time
+        self._model, self._backend = model, _backend_of(model)
 
     @property
     def name(self) -> str:
@@ -152,9 +157,19 @@ class LLM:
                 "this LLM is busy: a generate or stream call, or an AsyncEngine, is using it;"
                 " for many requests at a time use AsyncEngine"
             )
+        backend = _backend_of(self._model)
+        if backend is None or backend is not self._backend:  # frozen anew, or not frozen: its weights may be others
+            self._backend = backend
+            self.core.reset_prefix_cache()
 
     def release(self) -> None:
         self._in_use.release()
+
+    def reset_prefix_cache(self) -> None:
+        """Forgets all prefixes: for whoever has written into the weights of a frozen model. RuntimeError as `claim`."""
+        self.claim()
+        self.core.reset_prefix_cache()
+        self.release()
 
     def encode(self, prompt: Prompt, name: str = "the prompt") -> list[int]:
         """Token ids of a prompt: text after a begin-of-sentence token, ids as they are.
@@ -179,6 +194,19 @@ class LLM:
                 f" {least} tokens ({least} in the prompt, 0 in the completion). Please reduce the length of the prompt."
             )
         return [self.config.bos_token_id, *self.tokenizer.encode(prompt)]
+
+
+def _new_cache(model: EngineModel, config: EngineConfig, max_model_len: int) -> EngineCache:
+    if config.num_pages is None:
+        return model.new_cache(batch_size=config.max_num_seqs, max_tokens=max_model_len)
+    if not isinstance(model, Transformer):
+        raise ValueError(f"num_pages is {config.num_pages}; the cache of a {type(model).__name__} has no pages")
+    return model.new_cache(config.max_num_seqs, max_model_len, config.num_pages)
+
+
+def _backend_of(model: EngineModel) -> object:
+    """Changes with the weights of the model; None: they may change at any time."""
+    return (model.backend if model.frozen else None) if isinstance(model, Transformer) else model
 
 
 def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -11,7 +11,7 @@ import torch
 from dsv4.analysis import StorageLayout
 from dsv4.checkpoint import load_model
 from dsv4.checkpoint.folder import Checkpoint
-from dsv4.config import ModelConfig
+from dsv4.config import PAGE_TOKENS, ModelConfig
 from dsv4.engine.capacity import LoadPlan, check_fit, need_of, ways_out
 from dsv4.engine.config import DEFAULT_MAX_MODEL_LEN, DTYPES, EngineConfig
 from dsv4.engine.machine import cuda_memory, host_memory
@@ -48,19 +48,26 @@ def load(folder: Path, config: EngineConfig) -> Transformer:
     dtype = resolve_dtype(config.dtype, config.device)
     if config.check_memory:
         longest = config.max_model_len or DEFAULT_MAX_MODEL_LEN
+        if config.num_pages is not None:
+            longest = min(longest, config.num_pages * PAGE_TOKENS)
         check_capacity(folder, config.device, dtype, config.max_num_seqs, longest)
     return load_model(
         folder, device=config.device, dtype=dtype, numerics=config.numerics, check_values=config.check_values
     )
 
 
-def resolve_max_model_len(requested: int | None, config: ModelConfig) -> int:
-    """Token limit per request: `requested`, or a default within the model's limit; ValueError beyond the limit."""
-    limit = config.max_position_embeddings
+def resolve_max_model_len(requested: int | None, config: ModelConfig, num_pages: int | None = None) -> int:
+    """Token limit per request: `requested`, or a default within the limit of the model and of the cache's pages.
+
+    ValueError beyond the limit: every request that is accepted can run alone.
+    """
+    limit, owner = config.max_position_embeddings, "the model's max_position_embeddings"
+    if num_pages is not None and num_pages * PAGE_TOKENS < limit:
+        limit, owner = num_pages * PAGE_TOKENS, f"the cache has num_pages = {num_pages} of {PAGE_TOKENS} tokens"
     if requested is None:
         return min(limit, DEFAULT_MAX_MODEL_LEN)
     if requested > limit:
-        raise ValueError(f"max_model_len is {requested}; allowed: [2, {limit}] (the model's max_position_embeddings)")
+        raise ValueError(f"max_model_len is {requested}; allowed: [2, {limit}] ({owner})")
     return requested
 
 

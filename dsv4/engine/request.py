@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from dsv4.cache import PrefixEntry, SavedRow
 from dsv4.engine.logits import LogitsProcessor
 from dsv4.engine.outputs import (
     Alternatives,
@@ -56,7 +57,11 @@ class RequestStatus(Enum):
 
 @dataclass(eq=False)
 class Request:
-    """The state of one request. The scheduler owns status, the cache manager slot, the core num_computed_tokens."""
+    """The state of one request.
+
+    The scheduler owns status; the cache manager slot and what stands below it; the core num_computed_tokens, which the
+    cache manager sets when the request begins.
+    """
 
     request_id: int
     prompt_token_ids: list[int]
@@ -71,6 +76,9 @@ class Request:
     text_vocab_size: int = 0  # ids from here on pad the vocabulary: the decoder does not know them
     status: RequestStatus = RequestStatus.NEW
     slot: int = -1  # the cache row, while running
+    prefix: PrefixEntry | None = None  # the stored prefix that its row began with
+    common_tokens: int = 0  # of the prompt, in whole blocks that stored prefixes had too when it began
+    saved: SavedRow | None = None  # all that its row held, while it waits to go on
     num_computed_tokens: int = 0  # tokens whose keys and state the cache row holds
     arrival_time: float = field(default_factory=time.monotonic)
     scheduled_time: float | None = None  # when the first step that computes a part of it began

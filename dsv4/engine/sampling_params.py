@@ -47,6 +47,7 @@ class SamplingParams:
     choice: Sequence[str] | None = None  # one of these
     grammar: str | None = None  # in llguidance's variant of Lark; its rule `start`
     grammar_after: tuple[int, ...] = ()  # the constraint begins after the first of these tokens; empty: at once
+    cache_salt: str | None = None  # prefixes are shared only among requests of the same one
 
     def __post_init__(self) -> None:
         _check_int("max_tokens", self.max_tokens, 1, None)
@@ -60,6 +61,10 @@ class SamplingParams:
             _check_int("logprobs", self.logprobs, 0, None)
         if not isinstance(self.stop, (str, tuple, list, type(None))):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"SamplingParams.stop is {self.stop!r}; allowed: a string, a list of strings or None")
+        if self.cache_salt is not None and (not isinstance(self.cache_salt, str) or not self.cache_salt):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(
+                f"SamplingParams.cache_salt is {self.cache_salt!r}; allowed: a string of at least 1 character, or None"
+            )
         for place, text in enumerate(self.stop_strings):
             if not isinstance(text, str) or not text:  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise ValueError(f"SamplingParams.stop[{place}] is {text!r}; allowed: strings of at least 1 character")

@@ -8,12 +8,16 @@ that no stream of others can starve it. The other half goes to prompts of at mos
 has, the shortest first: so much shorter, a prompt gains more time by overtaking than it costs the oldest. What is then
 left goes by age. Only `max_num_partial_prefills` cache rows hold half-read prompts, so that a short prompt finds a row
 and its first token comes within a few steps, whatever is being read.
+
+What stored prefixes hold of a prompt counts as read, and a chunk ends where the cache manager stores the state. When
+pages run out that nobody else needs, the youngest running request gives way: it waits again, before all others.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from dsv4.engine.cache_manager import CacheManager
 from dsv4.engine.config import EngineConfig
@@ -33,10 +37,11 @@ def reading_order(unread: Sequence[int], budget: int) -> Iterator[tuple[int, int
     yield from enumerate(unread)
 
 
-def _chunk_tokens(request: Request) -> int:
-    """How many tokens of a request a step may compute."""
-    left = request.num_uncomputed_tokens
-    return left if request.max_chunk_tokens is None else min(left, request.max_chunk_tokens)
+class UnreadPart(NamedTuple):
+    """Of a prompt: tokens that are still to be read, and those of its next chunk at most."""
+
+    unread: int
+    chunk: int
 
 
 class Scheduler:
@@ -62,6 +67,10 @@ class Scheduler:
         """The next step's chunks: the requests that decode, then prompts, some of which begin to run."""
         counts = {request: 1 for request in self.running if request.num_uncomputed_tokens == 1}
         counts |= self._read(self.config.max_num_batched_tokens - len(counts))
+        while not self.cache_manager.make_room(counts):
+            youngest = next(r for r in reversed(self._unfinished) if r.status is RequestStatus.RUNNING)
+            counts.pop(youngest, None)
+            self._preempt(youngest)
         chunks: list[ScheduledChunk] = []
         for request, count in counts.items():
             start = request.num_computed_tokens
@@ -72,25 +81,42 @@ class Scheduler:
         """How many tokens of which prompts are read, `budget` in all. Those that begin have a row afterwards."""
         waiting = RequestStatus.WAITING
         prompts = [r for r in self._unfinished if r.status is waiting or r.num_uncomputed_tokens > 1]
+        if not prompts or not budget:
+            return {}
+        parts = {request: self._unread_part(request) for request in prompts}
         counts: dict[Request, int] = {}
-        for place, most in reading_order([r.num_uncomputed_tokens for r in prompts], budget) if prompts else ():
+        for place, most in reading_order([part.unread for part in parts.values()], budget):
             request = prompts[place]
-            count = min(most, budget, _chunk_tokens(request) - counts.get(request, 0))
-            if not count:
+            count = min(most, budget, parts[request].chunk - counts.get(request, 0))
+            if count <= 0:
                 continue
             if request.status is waiting:
-                if not self._may_begin(request, count, prompts[0], counts):
+                if not self._may_begin(request, parts[request].unread - count, prompts[0], counts):
                     continue
                 self._begin(request)
             counts[request] = counts.get(request, 0) + count
             budget -= count
         return counts
 
-    def _may_begin(self, request: Request, count: int, oldest: Request, counts: dict[Request, int]) -> bool:
-        """True if a waiting request may begin with its first `count` tokens. One that is read whole needs no more."""
+    def _unread_part(self, request: Request) -> UnreadPart:
+        """Of a prompt that is being read, or of one that waits and begins at a stored prefix."""
+        start, common = request.num_computed_tokens, request.common_tokens
+        if request.status is RequestStatus.WAITING and request.saved is None:
+            match = self.cache_manager.match(request)
+            start, common = match.length, match.common
+        chunk = self.cache_manager.next_place(request, start, common) - start
+        if request.max_chunk_tokens is not None:
+            chunk = min(chunk, request.max_chunk_tokens)
+        return UnreadPart(request.num_tokens - start, chunk)
+
+    def _may_begin(self, request: Request, left: int, oldest: Request, counts: dict[Request, int]) -> bool:
+        """True if a waiting request may begin with a chunk after which `left` tokens are unread. One that has its first
+        token with it, or with the next, needs no more."""
+        if self.waiting[0].saved is not None and request.saved is None:
+            return False  # whoever gave way goes on first
         if not self.cache_manager.can_allocate(request):
             return False
-        if request is oldest or count == request.num_uncomputed_tokens:
+        if request is oldest or left <= 1 or request.saved is not None:
             return True
         half_read = [r for r in {oldest, *self.running} if r.num_uncomputed_tokens - counts.get(r, 0) > 1]
         return len(half_read) < self.config.partial_prefills
@@ -100,6 +126,12 @@ class Scheduler:
         self.cache_manager.allocate(request)
         request.status = RequestStatus.RUNNING
         self.running.append(request)
+
+    def _preempt(self, request: Request) -> None:
+        self.running.remove(request)
+        self.cache_manager.preempt(request)
+        request.status = RequestStatus.WAITING
+        self.waiting.appendleft(request)
 
     def finish(self, request: Request) -> None:
         """Takes a request out; what it holds of the cache is free again."""

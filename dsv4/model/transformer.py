@@ -140,9 +140,12 @@ class Transformer(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.embed.weight.dtype
 
-    def new_cache(self, batch_size: int = 1, max_tokens: int = 4096) -> Cache:
-        """An empty cache: `batch_size` sequences of up to `max_tokens` tokens. On CPUs it takes memory as it fills."""
-        return Cache(self.config, batch_size, max_tokens, self.device, self.dtype)
+    def new_cache(self, batch_size: int = 1, max_tokens: int = 4096, max_pages: int | None = None) -> Cache:
+        """An empty cache: `batch_size` sequences of up to `max_tokens` tokens. On CPUs it takes memory as it fills.
+
+        `max_pages`: pages of all sequences together; default: enough for full ones.
+        """
+        return Cache(self.config, batch_size, max_tokens, self.device, self.dtype, max_pages)
 
     def forward_ragged(self, batch: RaggedBatch, cache: Cache | None = None, aux: AuxLosses | None = None) -> Tensor:
         """Streams [T, hc_mult, d] after the last main layer. With a cache, appends to its rows `batch.slots`.

@@ -38,8 +38,9 @@ def test_a_new_field_is_a_flag_with_its_help() -> None:
     assert "--draft-tokens N" in text and "draft tokens per step (default: 2)" in text
     assert "--speculate" in text and "--cache-window" not in text
     assert pick_flags(parser.parse_args(["--draft-tokens", "5", "--speculate"]), Probe) == {
-        "max_num_seqs": 8, "max_num_waiting": 256, "max_model_len": None, "device": "cpu", "dtype": "auto",
-        "check_values": True, "check_memory": True, "draft_tokens": 5, "speculate": True,
+        "max_num_seqs": 8, "max_num_waiting": 256, "max_model_len": None, "enable_prefix_caching": True,
+        "prefix_cache_bytes": 1 << 30, "num_pages": None, "device": "cpu", "dtype": "auto", "check_values": True,
+        "check_memory": True, "draft_tokens": 5, "speculate": True,
     }  # fmt: skip
     with pytest.raises(SystemExit):
         parser.parse_args(["--dtype", "float16"])
@@ -100,7 +101,7 @@ def test_an_unknown_keyword_is_answered_with_the_known_ones(model) -> None:
         TypeError, match=r"LLM\(\) got an unknown keyword 'max_len'; allowed: .*max_model_len, max_num_"
     ):
         LLM(model, max_len=5)
-    with pytest.raises(TypeError, match=r"serve\(\) got an unknown keyword 'prot'; allowed: .*host, .*port, threads"):
+    with pytest.raises(TypeError, match=r"serve\(\) got an unknown keyword 'prot'; allowed: .*host, .*port, .*threads"):
         serve(prot=5)
 
 
