@@ -39,8 +39,11 @@ def load_model(
     numerics: str = "float",
     weights: str | None = None,
     check_values: bool = True,
+    revision: str | None = None,
 ) -> Transformer:
     """A model folder, official or as transformers saved it -> the model, frozen: plain calls run the native kernels.
+
+    path: a folder, or owner/name[@revision] of the Hugging Face Hub, which is fetched (`dsv4.model_folder`).
 
     `model.requires_grad_(True)` before training.
 
@@ -61,7 +64,7 @@ def load_model(
         raise ValueError(f"weights {weights!r}: allowed are 'stored' and 'widened'")
     if weights == "stored" and not plain:
         raise ValueError(f"weights 'stored' on {device} in {dtype}: they stay as stored on the CPU in torch.float32")
-    checkpoint = Checkpoint(path)
+    checkpoint = Checkpoint(path, revision)
     try:
         files = MappedFiles(checkpoint)
         with torch.device("meta"):

@@ -19,7 +19,7 @@ from dsv4.options import check_keywords, option, options_of, pick_keywords, take
 from dsv4.server.config import ServerConfig
 from dsv4.server.run import serve
 
-COMMANDS = ("serve", "chat", "generate")
+COMMANDS = ("serve", "chat", "generate", "inspect", "convert", "verify")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def test_a_new_field_is_a_flag_with_its_help() -> None:
     assert "--speculate" in text and "--cache-window" not in text
     assert pick_flags(parser.parse_args(["--draft-tokens", "5", "--speculate"]), Probe) == {
         "max_num_seqs": 8, "max_num_waiting": 256, "max_model_len": None, "device": "cpu", "dtype": "auto",
-        "check_values": True, "check_memory": True, "draft_tokens": 5, "speculate": True,
+        "check_values": True, "check_memory": True, "revision": None, "draft_tokens": 5, "speculate": True,
     }  # fmt: skip
     with pytest.raises(SystemExit):
         parser.parse_args(["--dtype", "float16"])
@@ -100,7 +100,7 @@ def test_an_unknown_keyword_is_answered_with_the_known_ones(model) -> None:
         TypeError, match=r"LLM\(\) got an unknown keyword 'max_len'; allowed: .*max_model_len, max_num_"
     ):
         LLM(model, max_len=5)
-    with pytest.raises(TypeError, match=r"serve\(\) got an unknown keyword 'prot'; allowed: .*host, .*port, threads"):
+    with pytest.raises(TypeError, match=r"serve\(\) got an unknown keyword 'prot'; allowed: .*host, .*port, .*threads"):
         serve(prot=5)
 
 
