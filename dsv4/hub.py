@@ -137,11 +137,10 @@ def _bar(show: bool) -> Any:
     """The library's progress bar, a class, which by itself shows one of several bars in files and pipes too."""
     from huggingface_hub.utils import tqdm
 
-    library_bar: Any = tqdm
-
-    class Bar(library_bar):
+    class Bar(tqdm):
         def __init__(self, *arguments: Any, **options: Any) -> None:
-            cast(Any, super()).__init__(*arguments, **(options if show else options | {"disable": True}))
+            options |= {} if show else {"disable": True}
+            super().__init__(*arguments, **options)  # pyright: ignore[reportUnknownMemberType]  # tqdm has few types
 
     return Bar
 

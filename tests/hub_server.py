@@ -14,7 +14,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -144,7 +144,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         sent = body[:cut_after]
         self.hub.sent += len(sent) if "ETag" in headers else 0
-        self.wfile.write(sent)
+        with suppress(ConnectionError):  # the client has hung up
+            self.wfile.write(sent)
         if len(sent) < len(body):
             self.close_connection = True
 

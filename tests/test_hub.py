@@ -276,6 +276,7 @@ def test_python_takes_names(run: Run, plain_folder: Path) -> None:
 import dsv4, torch
 assert dsv4.ModelConfig.from_pretrained({NAME!r}) == dsv4.ModelConfig.from_pretrained({str(plain_folder)!r})
 assert dsv4.ModelConfig.from_pretrained({NAME!r}, revision="other").max_position_embeddings == 4096
+assert dsv4.Tokenizer.from_pretrained({NAME!r}).encode("the cat")
 ids = torch.arange(40)[None]
 assert torch.equal(dsv4.load({NAME!r})(ids), dsv4.load({str(plain_folder)!r})(ids))
 assert dsv4.load({NAME!r}, revision="other").config.max_position_embeddings == 4096
