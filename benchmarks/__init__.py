@@ -1,1 +1,1 @@
-"""Measurements of this repository: `dsv4 bench NAME` runs NAME.py, results/ keeps the rows."""
+"""Benchmarks: `dsv4 bench NAME` runs NAME.py; results/ keeps the measurements."""

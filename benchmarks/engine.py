@@ -1,7 +1,7 @@
-"""`dsv4 bench engine`: dsv4 beside llama.cpp and transformers, and up to a million tokens.
+"""`dsv4 bench engine`: dsv4 compared with llama.cpp and transformers, and on prompts of up to a million tokens.
 
-Each contender is a process of its own; rounds interleave. Nothing is reported unless the frozen tests are green and the
-logits agree. Each scenario's rows are kept as soon as it is done.
+Each contender has its own process; rounds interleave. Nothing is reported unless the frozen tests pass and the logits
+agree. Each scenario's rows are saved as soon as it is done.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ examples:
 
 
 def run(options: argparse.Namespace, scratch: Path, console: Console) -> None:
-    """Gate; then scenario by scenario: measure, append to results/<hardware>.jsonl, print."""
+    """Run the gate, then measure each scenario, append it to results/<hardware>.jsonl and print it."""
     from benchmarks.harness import gate, llama_cpp, machine, report, results, rounds
 
     llama = llama_cpp.check_program(options.llama_bench) if options.llama_bench else None

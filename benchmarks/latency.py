@@ -1,7 +1,7 @@
-"""`dsv4 bench latency`: what others wait for while one request is large, with the embedded model.
+"""`dsv4 bench latency`: latency of small requests beside a large one, with the embedded model.
 
-Tokenizing: the longest pause of an event loop, and the slowest of short texts, while a long text is tokenized.
-Reading: time to first token of short prompts that come while a long one is read, and the long one's own.
+Tokenizing: longest pause of an event loop, and slowest of short texts, while a long text is tokenized.
+Reading: time to first token of short prompts that arrive during the prefill of a long one, and the long one's own.
 Steps: the long prompt alone, in steps of fewer tokens.
 """
 
@@ -28,7 +28,7 @@ Samples = defaultdict[str, list[float]]
 
 
 async def tokenize(megabytes: float, samples: Samples) -> float:
-    """Seconds that a text takes; beside it, in `samples`, what happens to others."""
+    """Seconds to tokenize a text; adds to `samples` the event loop's longest pause and the slowest short text."""
     from dsv4.config import nano_path
     from dsv4.tokenizer import Tokenizer
 
@@ -50,7 +50,7 @@ async def tokenize(megabytes: float, samples: Samples) -> float:
 
 
 async def read(tokens: int, step: int | None, shorts: int, samples: Samples) -> float:
-    """Seconds that a long prompt takes; beside it, in `samples`, first and last tokens of short prompts that follow."""
+    """Seconds of a long prompt; adds to `samples` the times to first and last token of `shorts` short prompts."""
     from dsv4 import LLM, AsyncEngine, SamplingParams
 
     llm = LLM() if step is None else LLM(max_num_batched_tokens=step)
@@ -66,7 +66,7 @@ async def read(tokens: int, step: int | None, shorts: int, samples: Samples) -> 
     draw = random.Random(0)
     prompt, question = [draw.randrange(3, 1000) for _ in range(tokens)], llm.encode(QUESTION)
     try:
-        await ask(question, 4)  # the first forward makes what later ones find
+        await ask(question, 4)  # warm-up: the first forward allocates and builds handles
         waiting = [ask(question, ANSWER_TOKENS, SECONDS_APART * (i + 1)) for i in range(shorts)]
         (_, seconds), *others = await asyncio.gather(ask(prompt, 1), *waiting)
     finally:

@@ -1,4 +1,4 @@
-"""`dsv4 bench report`: docs/benchmarks.md and its plot, from the newest whole run of each scenario and processor."""
+"""`dsv4 bench report`: docs/benchmarks.md and its plots, from the newest full run of each scenario and processor."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COMPARED = (("decode", 0), ("decode", 16384), ("prefill", 2048), ("prefill", 819
 
 
 def document(results: Path) -> str:
-    """The Markdown of all processors that have results."""
+    """Markdown document of all processors with results."""
     runs = {file.stem: newest(read(file)) for file in sorted(results.glob("*.jsonl"))}
     runs = {name: found for name, found in runs.items() if found}
     parts = [HEAD, *overview(runs)]
@@ -41,7 +41,7 @@ def document(results: Path) -> str:
 
 
 def overview(runs: dict[str, dict[str, Run]]) -> list[str]:
-    """dsv4's ratio to llama.cpp on each processor."""
+    """Markdown table of dsv4's speed relative to llama.cpp's, per processor."""
     rows: list[list[str]] = []
     compared = {name: found["slice"] for name, found in runs.items() if "slice" in found}
     for measure, tokens in COMPARED:

@@ -1,7 +1,7 @@
 """`dsv4 bench training`: tokens per second of the nano recipe, forward and backward in fp32 and in bfloat16.
 
-The two train from the same weights on the same batches, some steps of one and then of the other. The first step after
-each change starts processes and is not counted.
+Both formats train from the same weights on the same batches, in turns of some steps. The first step of a turn starts
+processes and is not counted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dsv4.training.loop import Trainer
 from recipes.nano import DEFAULTS, ROOT, Run, fast_muon_dtype, make_trainer
 
 FORMATS = ("float32", "bfloat16")
-LONG = 1_000_000  # steps of a run that does not come to its decay and its quantized part
+LONG = 1_000_000  # total steps: the benchmark never reaches the decay and the quantized part
 
 
 def make(options: argparse.Namespace, compute_dtype: str, run_dir: Path) -> Trainer:
@@ -39,7 +39,7 @@ def make(options: argparse.Namespace, compute_dtype: str, run_dir: Path) -> Trai
 
 
 def take(trainer: Trainer, steps: int, _: int) -> float:
-    """Tokens per second: the median of so many steps, after one that is not counted."""
+    """Median tokens per second of `steps` steps, after one that is not counted."""
     trainer.run(stop_after=trainer.progress.step + 1 + steps)
     return median(step["tokens_per_second"] for step in metrics(trainer)[-steps:])
 

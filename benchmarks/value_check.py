@@ -1,4 +1,4 @@
-"""`dsv4 bench value_check`: what it costs at load to look at every weight, beside reading the same files."""
+"""`dsv4 bench value_check`: cost of checking every weight at load, compared with reading the same files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def read(files: list[Path]) -> None:
 
 
 def own_bytes() -> int:
-    """Memory of this process that is no file's (Linux)."""
+    """Anonymous memory of this process, in bytes (Linux; 0 elsewhere)."""
     found = re.search(r"^RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text(), flags=re.M)
     return int(found[1]) * 1024 if found else 0
 
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_random_checkpoint(replace(SHAPE, expert_dtype=experts), options.folder, 1, options.random)
     backends.native_module()
     files = sorted(options.folder.glob("*.safetensors"))
-    read(files)  # into the page cache, so that what follows is not the disk's speed
+    read(files)  # into the page cache, so that the disk's speed does not matter
     load_model(options.folder)
     before = own_bytes()
     model = load_model(options.folder)  # held while its memory is counted

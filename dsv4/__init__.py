@@ -52,13 +52,13 @@ def _pin_mkl_rounding() -> None:
     By default MKL picks a kernel by the matrix sizes, so the same row times the same weights can round differently
     when other rows sit beside it. In strict mode a row's result does not depend on how many rows there are, which is
     what makes chunked, batched and cached forwards of the reference path equal bit for bit. MKL reads the variable at
-    its first call, hence here, before anything of ours imports torch.
+    its first call, so it is set here, before any module of dsv4 imports torch.
     """
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
         return
     with open("/proc/cpuinfo", encoding="ascii", errors="replace") as cpuinfo:
         text = cpuinfo.read()
-    if "GenuineIntel" not in text:  # elsewhere, with AVX-512 too, MKL takes the setting and its rows still differ
+    if "GenuineIntel" not in text:  # on other CPUs, even with AVX-512, MKL accepts the setting and rows still differ
         return
     flags = next((line.split(":", 1)[1].split() for line in text.splitlines() if line.startswith("flags")), [])
     if {"avx512f", "avx512bw", "avx512vl", "avx512dq"} <= set(flags):

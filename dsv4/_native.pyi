@@ -6,19 +6,19 @@ Arrays are fp32 (ids and indices int64) tensors or NumPy arrays on the CPU. A wr
 from typing import Any
 
 def isas() -> list[str]:
-    """Instruction sets that this machine can run, the best last."""
+    """Instruction sets that this machine can run, best last."""
 
 def select(isa: str) -> None:
     """Run the code compiled for one of isas()."""
 
 def selected() -> str:
-    """The one of isas() that runs."""
+    """Instruction set of isas() that runs."""
 
 def set_threads(count: int) -> None: ...
 def threads() -> int: ...
 
 class Model:
-    """A model's tensors by official name, kept alive and read where they lie."""
+    """A model's tensors by official name, kept alive and read in place."""
 
     def __init__(
         self,
@@ -34,13 +34,13 @@ class Cache:
 
     def __init__(self, layers: list[list[Any]], block_table: Any, num_pages: int, checked: bool) -> None: ...
     def forget(self, page: int) -> None:
-        """Drop the quantized index keys of a page: someone else has written to its entries."""
+        """Drop the quantized index keys of a page after a write to its entries from outside the kernels."""
 
     def quantized_rows(self) -> int:
         """Index keys quantized since the cache was made, over all layers."""
 
     def stale(self) -> tuple[int, int]:
-        """(layer, page) of the first quantized key that is not of its entry; (-1, -1): none, or not `checked`."""
+        """(layer, page) of the first quantized key that differs from its entry; (-1, -1): none, or not `checked`."""
 
 def forward(
     model: Model, cache: Cache, token_ids: Any, lengths: Any, starts: Any, slots: Any,
@@ -71,7 +71,7 @@ def hadamard(x: Any) -> None: ...
 def top_k(scores: Any, k: int, index: Any) -> None:
     """As dsv4.kernels.topk, for finite scores: index [n, k]."""
 
-# Of a forward, one by one, on tokens of one sequence: for native.py of the operations in dsv4/kernels.
+# Single operations of a forward, on tokens of one sequence: for native.py of the operations in dsv4/kernels.
 
 def hc_pre(
     streams: Any,
@@ -88,21 +88,21 @@ def hc_pre(
     """Streams [n, s, d] -> pre, post and comb, weights [n, s * (2 + s)], and the sub-layer's normed input x [n, d]."""
 
 def hc_post(y: Any, weights: Any, streams: Any) -> None:
-    """y [n, d] into the streams, by the weights of hc_pre."""
+    """Write y [n, d] into the streams, by the weights of hc_pre."""
 
 def route(logits: Any, choice: Any, token_ids: Any, scale: float, index: Any, weights: Any) -> None:
-    """Experts [n, k] of router logits [n, E]; choice is the bias [E] or tid2eid [vocab, k]."""
+    """Experts [n, k] for router logits [n, E]; choice is the bias [E] or tid2eid [vocab, k]."""
 
 def compress(
     ratio: int, kv: Any, score: Any, ape: Any, start: int, state_kv: Any, state_score: Any, entries: Any
 ) -> None:
-    """Entries of the windows that tokens [start, start + n) close, from their projections [n, total], and the state."""
+    """Entries of the windows closed by tokens [start, start + n), from projections [n, total]; updates the state."""
 
 def attend(q: Any, kv: Any, window: Any, entries: Any, chosen: Any, ratio: int, start: int, sink: Any, o: Any) -> None:
     """Attention of scaled q [n, H, D] over window and entries: o [n, H, D]."""
 
 def swiglu(gate: Any, up: Any, limit: float, weight: Any) -> None:
-    """As dsv4.kernels.swiglu, into gate [n, width], a row times weight [n]."""
+    """As dsv4.kernels.swiglu, into gate [n, width], each row times its weight [n]."""
 
 def rotation(inv_freq: list[float], positions: Any, cos: Any, sin: Any) -> None:
     """Factors cos and sin [n, pairs] at int64 positions [n]."""

@@ -1,4 +1,4 @@
-"""The `dsv4` command: its list of commands, and how errors reach a user. `--help` imports no torch."""
+"""The `dsv4` command: its list of commands and its error reporting. `--help` imports no torch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _EXTRAS = {"reasoning_gym": "train", "transformers": "bench", "psutil": "bench"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command -> exit status. What a user can mend (a path, a value, a file) is one line on stderr, status 2.
+    """Run one command -> exit status. An error that the user can fix (path, value, file): one stderr line, status 2.
 
-    DSV4_TRACEBACK=1 shows where such an error came from.
+    DSV4_TRACEBACK=1 shows the traceback of such an error.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
@@ -29,9 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     options, unknown = parser.parse_known_args(arguments)
-    if unknown and options.command == "eval":  # which has a parser of its own
+    if unknown and options.command == "eval":  # eval parses its own arguments
         options.arguments = unknown + options.arguments
-    elif unknown:  # said with the usage of the command, not of all of them
+    elif unknown:  # error with the usage of this command, not of dsv4
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     handler: Handler = options.handler
     try:

@@ -19,16 +19,16 @@ LayerKind = Literal["swa", "csa", "hca"]
 
 @dataclass(frozen=True)
 class CompressionKind:
-    """How the layers of one compression ratio see what lies before their window. As in native/base/views.h."""
+    """Compression in layers of one ratio: their view of the context before the window. As in native/base/views.h."""
 
     name: LayerKind
     ratio: int  # tokens per compressed entry; 0: no entries
-    overlap: bool = False  # an entry also covers the tokens of the entry before, through channels of their own
-    has_indexer: bool = False  # a token reads the entries that the indexer selects, not all
+    overlap: bool = False  # an entry also covers the previous entry's tokens, through separate channels
+    has_indexer: bool = False  # a token reads only the entries that the indexer selects
 
     @property
     def state_tokens(self) -> int:
-        """Last tokens whose projections the next entries may need."""
+        """Number of last tokens whose projections the next entries may need."""
         return self.ratio * (2 if self.overlap else 1)
 
     def channels(self, width: int) -> int:
@@ -41,8 +41,8 @@ CSA = CompressionKind("csa", 4, overlap=True, has_indexer=True)
 HCA = CompressionKind("hca", 128)
 COMPRESSION_KINDS = {kind.ratio: kind for kind in (SWA, CSA, HCA)}
 
-WINDOW = 128  # tokens of the sliding window of every published model, the one that the kernels implement
-PAGE_TOKENS = 128  # tokens of a cache page: whole windows of every compression ratio
+WINDOW = 128  # tokens of the sliding window in every published model, the only one that the kernels implement
+PAGE_TOKENS = 128  # tokens per cache page: whole windows of every compression ratio
 EXPERT_DTYPES = ("fp4", "fp8")
 
 
@@ -58,7 +58,7 @@ class YarnScaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Checked on construction: a value that V4's mathematics does not allow raises ValueError naming key and value."""
+    """Hyperparameters of one model. On construction, ValueError names a key whose value V4 does not allow."""
 
     vocab_size: int
     hidden_size: int
@@ -115,9 +115,9 @@ class ModelConfig:
     def from_dict(cls, raw: Mapping[str, Any], place: str | Path = "config.json") -> ModelConfig:
         """Read the content of a config.json, official or as transformers writes it.
 
-        Keys that say nothing of the computation are ignored; one warning that begins with `place` lists them. A key or
-        value that would change the computation, or a contradiction, raises ValueError. Without `rope_scaling` there is
-        no YaRN. A draft model of several blocks (DSpark's) is left out: `num_nextn_predict_layers` is then 0.
+        Keys that do not affect the computation are ignored; one warning that begins with `place` lists them. ValueError
+        on an unsupported key or value that would change the computation, or on a contradiction. Without `rope_scaling`
+        there is no YaRN. A draft model of several blocks (DSpark's) is left out: `num_nextn_predict_layers` is then 0.
         """
         values, ignored = fields_from_json(raw)
         scaling = cast("dict[str, Any] | None", values.pop("rope_scaling"))
@@ -169,7 +169,7 @@ class ModelConfig:
         return self.compress_ratios[layer]
 
     def compression(self, layer: int) -> CompressionKind:
-        """How a layer compresses; MTP blocks follow the main layers."""
+        """Compression kind of a layer; MTP blocks follow the main layers."""
         return COMPRESSION_KINDS[self.layer_ratio(layer)]
 
     def layer_kind(self, layer: int) -> LayerKind:
@@ -181,7 +181,7 @@ class ModelConfig:
         return any(COMPRESSION_KINDS[ratio].has_indexer for ratio in self.compress_ratios)
 
     def is_hash_routed(self, layer: int) -> bool:
-        """True when the layer picks experts by token id (`gate.tid2eid`), False when by score plus bias."""
+        """True if the layer picks experts by token id (`gate.tid2eid`), False if by score plus bias."""
         return layer < self.num_hash_layers
 
     def layers_of_kind(self, kind: LayerKind) -> list[int]:

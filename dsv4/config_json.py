@@ -2,7 +2,7 @@
 
 transformers folds several official keys: `compress_ratios` becomes `layer_types` with `compress_rates` (the MTP entry
 falls off), `num_hash_layers` becomes `mlp_layer_types`, `rope_scaling` becomes `rope_parameters`, and `expert_dtype`
-moves into `quantization_config`. Either spelling is read; where both stand they must agree.
+moves into `quantization_config`. Either spelling is read; if both are present they must agree.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _ROPE_USED = (*_YARN_KEYS, "type", "rope_type", "attention_factor", "rope_theta"
 
 
 def fields_from_json(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """(keyword arguments of ModelConfig, `rope_scaling` as a dict or None; keys that are ignored, with their places).
+    """(keyword arguments of ModelConfig, with `rope_scaling` as a dict or None; ignored keys, with their places).
 
     Raises ValueError naming key and value.
     """
@@ -61,7 +61,7 @@ def fields_from_json(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]
 
 
 def has_draft_model(raw: Mapping[str, Any]) -> bool:
-    """True where config.json describes a draft model of several blocks (DSpark's) in the place of V4's MTP block."""
+    """True if config.json describes a draft model of several blocks (DSpark's) in place of V4's MTP block."""
     blocks = raw.get("num_nextn_predict_layers")
     return any(DRAFT_PART in key for key in raw) or (type(blocks) is int and blocks > 1)
 
@@ -93,7 +93,7 @@ def _as_json(value: Any) -> Any:
 
 
 def _take(values: dict[str, Any], key: str, found: Any, place: str) -> None:
-    """Set `key` from its folded spelling (None: not given); where the plain spelling stands too they must agree."""
+    """Set `key` from its folded spelling (None: not given), which must agree with the plain spelling if both exist."""
     if found is None:
         return
     if key in values and not same(values[key], found):
@@ -123,7 +123,7 @@ def _expert_dtype(raw: Mapping[str, Any], ignored: list[str]) -> Any:
     given = _mapping(raw["quantization_config"], "quantization_config")
     for key, expected in _QUANTIZATION.items():
         value = _as_json(given.get(key))
-        # transformers writes scale_fmt "float" for F32 scales; readers go by the stored dtype.
+        # transformers writes scale_fmt "float" for F32 scales; the reader goes by the stored dtype.
         allowed = (expected, "float") if key == "scale_fmt" else (expected,)
         if value is not None and value not in allowed:
             place = f"quantization_config.{key}"
@@ -134,7 +134,7 @@ def _expert_dtype(raw: Mapping[str, Any], ignored: list[str]) -> Any:
 
 
 def _read_rope(raw: Mapping[str, Any], values: dict[str, Any], ignored: list[str]) -> None:
-    """rope_scaling, or rope_parameters = {main, compress}; and qk_rope_head_dim from partial_rotary_factor."""
+    """Read rope_scaling, or rope_parameters = {main, compress}, and qk_rope_head_dim from partial_rotary_factor."""
     scaling = (
         None
         if raw.get("rope_scaling") is None
@@ -180,7 +180,7 @@ def _take_rotary(values: dict[str, Any], factor: Any, place: str) -> None:
 
 
 def _yarn(table: dict[str, Any], place: str, ignored: list[str]) -> dict[str, Any] | None:
-    """The YarnScaling arguments of one rope table, or None when it says plain RoPE."""
+    """The YarnScaling arguments of one rope table, or None for plain RoPE."""
     kind = table.get("rope_type", table.get("type", "default"))
     if kind not in ("yarn", "default") or table.get("type", kind) != kind:
         raise ValueError(
@@ -197,7 +197,7 @@ def _yarn(table: dict[str, Any], place: str, ignored: list[str]) -> dict[str, An
 
 
 def _read_schedule(raw: Mapping[str, Any], values: dict[str, Any]) -> None:
-    """compress_ratios and num_hash_layers, from their own keys or from layer_types and mlp_layer_types."""
+    """Read compress_ratios and num_hash_layers, from their own keys or from layer_types and mlp_layer_types."""
     layers = values.get("num_hidden_layers")
     if "compress_ratios" in raw:
         values["compress_ratios"] = _without_absent_layers(
@@ -235,7 +235,7 @@ def _read_schedule(raw: Mapping[str, Any], values: dict[str, Any]) -> None:
 
 
 def _without_absent_layers(ratios: tuple[Any, ...], layers: Any, drafts: Any) -> tuple[Any, ...]:
-    """The entries of main layers and MTP blocks that are there; the list of a model that lost some is longer."""
+    """Entries of the main layers and MTP blocks that exist; a model stripped of some keeps a longer list."""
     if type(layers) is not int or type(drafts) is not int or len(ratios) <= layers + drafts:
         return ratios
     return ratios[:layers] + (0,) * drafts  # an MTP block is always window only

@@ -1,8 +1,8 @@
-"""The keys of config.json: those with a meaning here, those of other mathematics, and the rest, which is ignored.
+"""The keys of config.json: those used here, those of features that V4 lacks, and the rest, which is ignored.
 
-A key that is nobody's is ignored and named. Three kinds of keys are refused, because ignoring them would compute
-another function than the file's: a key of other mathematics with a value that switches it on, a key that gives away
-another model, and a misspelling of a key that is missing.
+An unknown key is ignored and named. Three kinds of keys are refused, because ignoring them would compute another
+function than the file describes: a feature that V4 lacks with a value that switches it on, a key of another model, and
+a misspelling of a key that is missing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# Keys whose value is a field of ModelConfig as it stands.
+# Keys whose value becomes a field of ModelConfig unchanged.
 FIELD_KEYS = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_nextn_predict_layers", "num_hash_layers"),
     *("num_attention_heads", "head_dim", "qk_rope_head_dim", "q_lora_rank", "o_groups", "o_lora_rank"),
@@ -21,7 +21,7 @@ FIELD_KEYS = (
     *("rope_theta", "compress_rope_theta", "max_position_embeddings", "initializer_range", "expert_dtype"),
     *("bos_token_id", "eos_token_id"),
 )
-# Keys that name a variant of the mathematics: one value is V4's, any other would be silently wrong.
+# Keys that select a variant of the mathematics: one value is V4's, any other would be silently wrong.
 FIXED_KEYS: dict[str, Any] = {
     "model_type": "deepseek_v4",
     "num_key_value_heads": 1,
@@ -36,12 +36,12 @@ FIXED_KEYS: dict[str, Any] = {
     "compress_rate_csa": 4,
     "compress_rate_hca": 128,
 }
-# Keys that are read apart from the fields.
+# Keys with a reader of their own in config_json.py.
 FOLDED_KEYS = (
     *("architectures", "compress_ratios", "layer_types", "compress_rates", "mlp_layer_types"),
     *("rope_scaling", "rope_parameters", "partial_rotary_factor", "quantization_config", "num_local_experts"),
 )
-# Keys of other models' mathematics -> the value that switches it off (None, or no such key, does so too).
+# Keys of features that V4 lacks -> the value that switches the feature off (as do None and an absent key).
 NEUTRAL_KEYS: dict[str, Any] = {
     **dict.fromkeys(("use_bias", "qkv_bias", "use_qkv_bias", "o_bias", "lm_head_bias", "add_bias_linear"), False),
     **dict.fromkeys(("add_cross_attention", "is_encoder_decoder", "tie_encoder_decoder"), False),
@@ -53,7 +53,7 @@ NEUTRAL_KEYS: dict[str, Any] = {
     "moe_layer_freq": 1,
     "swiglu_alpha": 1,
 }
-# The same inside quantization_config and inside a table of rope_scaling or rope_parameters.
+# The same for keys inside quantization_config and inside a table of rope_scaling or rope_parameters.
 NEUTRAL_QUANTIZATION_KEYS: dict[str, Any] = {"bits": 8, "zero_point": False, "desc_act": False, "config_groups": {}}
 NEUTRAL_ROPE_KEYS: dict[str, Any] = {
     "attention_factor": 1.0,
@@ -62,7 +62,7 @@ NEUTRAL_ROPE_KEYS: dict[str, Any] = {
     "truncate": True,
     "rope_interleave": True,
 }
-# Keys that say nothing of the computation, so common that naming them would only make noise.
+# Keys that do not affect the computation and are too common to be worth a warning.
 SILENT_KEYS = (
     *("transformers_version", "torch_dtype", "dtype", "use_cache", "pad_token_id", "_name_or_path", "name_or_path"),
     *("output_router_logits", "router_aux_loss_coef", "router_jitter_noise", "auto_map", "_attn_implementation"),
@@ -70,9 +70,9 @@ SILENT_KEYS = (
     *("id2label", "label2id", "problem_type"),
 )
 _KNOWN_KEYS = (*FIELD_KEYS, *FIXED_KEYS, *FOLDED_KEYS, *NEUTRAL_KEYS, *SILENT_KEYS)
-# The drafter of *-DSpark, Flash-0731 and Pro-0813: blocks and heads beside the main model, which is whole without them.
+# The drafter of *-DSpark, Flash-0731 and Pro-0813: extra blocks and heads, which the main model does not need.
 DRAFT_PART = "dspark"
-# A key (part) that gives away another model or file.
+# Parts of keys that identify another model or kind of file.
 _LOOK_ALIKES = {
     "engram": "V4.1, another model with engram layers",
     "kv_source_layer": "V4.1, another model, whose layers share caches",
@@ -83,16 +83,16 @@ _LOOK_ALIKES = {
     "kv_lora_rank": "a DeepSeek V2 or V3 model: V4 has no up-projected latent attention",
     "moe_inter_dim": "the inference demo's config.json; use the one beside the published weights",
 }
-_MISSPELT = 0.85  # likeness of a key to a missing one from which it is taken for it
+_MISSPELT = 0.85  # similarity from which an unknown key counts as a misspelling of a missing one
 
 
 def same(found: object, expected: object) -> bool:
-    """Equal as JSON values: 1 is not True, but 0 is 0.0."""
+    """True if equal as JSON values: 1 differs from True, but 0 equals 0.0."""
     return found == expected and isinstance(found, bool) == isinstance(expected, bool)
 
 
 def check_keys(raw: Mapping[str, Any]) -> list[str]:
-    """The keys of config.json that are ignored, without the common ones. ValueError on a key that must not be."""
+    """Ignored keys of config.json, without the common ones. ValueError on a key that must not be ignored."""
     for key, value in raw.items():
         for part, model in _LOOK_ALIKES.items():
             if part in key and not _is_off(value, NEUTRAL_KEYS.get(key)):
@@ -114,14 +114,14 @@ def check_keys(raw: Mapping[str, Any]) -> list[str]:
 
 
 def check_neutral(table: Mapping[str, Any], neutral: Mapping[str, Any], place: str = "") -> None:
-    """ValueError where a key of other mathematics is switched on; `place` is what stands before the key."""
+    """ValueError if a feature that V4 lacks is switched on; `place` is the prefix of the key in the message."""
     for key, expected in neutral.items():
         if key in table and not _is_off(table[key], expected):
             raise ValueError(f"{place}{key} = {table[key]!r} is not supported; allowed: {expected!r}, or no such key")
 
 
 def unused(table: Mapping[str, Any], used: tuple[str, ...], place: str) -> Iterator[str]:
-    """Keys of a table inside config.json that are none of the used ones, with their place."""
+    """Keys of a table inside config.json that are not in `used`, prefixed with `place`."""
     return (f"{place}.{key}" for key in table if key not in used)
 
 
@@ -129,7 +129,7 @@ def _is_off(value: object, expected: object) -> bool:
     return value is None or same(value, expected)
 
 
-# Widths of V3's heads, which follow from V4's.
+# Keys of V3's head widths, whose values follow from V4's.
 _LATENT_WIDTHS = ("v_head_dim", "qk_head_dim", "qk_nope_head_dim")
 
 

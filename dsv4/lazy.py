@@ -1,4 +1,4 @@
-"""Names of a package that load their module, and torch with it, on first use."""
+"""Lazy public names of a package: the module behind a name, and torch with it, is imported on first use."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Options as fields of a dataclass: each is written once, and its keyword, check and flag follow from it.
+"""Options as dataclass fields: each is declared once; its keyword, check and flag follow from the declaration.
 
 `option` declares a field. Functions take the options of a class as keywords (`takes_options`, `check_keywords`,
-`pick_keywords`), `check_options` holds values to what their fields allow, `commands/options.py:add_flags` makes flags.
+`pick_keywords`), `check_options` validates the values, `commands/options.py:add_flags` makes the flags.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Option:
-    """One option. `help` and `metavar` are those of its flag."""
+    """One option. `help` and `metavar` belong to its flag."""
 
     name: str
     default: Any
@@ -29,26 +29,26 @@ class Option:
     unit: str = ""  # of the value, in the plural: "tokens"
     minimum: float | None = None
     choices: tuple[str, ...] = ()
-    commands: tuple[str, ...] = ("serve",)  # the commands that have it as a flag
-    flag: str = ""  # default: the name with dashes; a bool's flag switches it off, so that it has a name of its own
+    commands: tuple[str, ...] = ("serve",)  # commands with a flag for this option
+    flag: str = ""  # default: the name with dashes; a bool with default True needs a name for switching it off
     metavar: str | None = None
     group: str | None = None  # title of its flag's group in the help
 
     @property
     def type_names(self) -> list[str]:
-        """The types of the annotation; a flag's text becomes the first."""
+        """Types of the annotation; a flag's text is converted to the first."""
         return self.type_name.split(" | ")
 
     @property
     def allowed(self) -> str:
-        """The allowed values in words."""
+        """Allowed values in words."""
         words = ", ".join(self.choices)
         if self.minimum is not None:
             words = f"{self.minimum:g} or more {self.unit}".rstrip()
         return words + "".join(f", or {'' if name == 'None' else 'a '}{name}" for name in self.type_names[1:])
 
     def check(self, value: Any) -> None:
-        """ValueError for a number of the wrong kind or below the minimum, and for none of the choices."""
+        """ValueError for a number of the wrong type or below the minimum, or for a value outside the choices."""
         if value is None and "None" in self.type_names:
             return
         for name, kind, noun in (("int", numbers.Integral, "an integer"), ("float", numbers.Real, "a number")):
@@ -81,7 +81,7 @@ def check_options(config: object) -> None:
 
 
 def check_keywords(function: str, keywords: Mapping[str, Any], *configs: type) -> None:
-    """TypeError for the first keyword that is an option of none of the classes; it lists those that are."""
+    """TypeError for the first keyword that is no option of the classes; the message lists the allowed ones."""
     allowed = [known.name for config in configs for known in options_of(config)]
     for name in keywords:
         if name not in allowed:
@@ -89,7 +89,7 @@ def check_keywords(function: str, keywords: Mapping[str, Any], *configs: type) -
 
 
 def pick_keywords(config: type[C], keywords: Mapping[str, Any]) -> C:
-    """An instance of the class from those keywords that are its options."""
+    """Instance of the class from its own options among the keywords; the rest is ignored."""
     names = {known.name for known in options_of(config)}
     return config(**{name: value for name, value in keywords.items() if name in names})
 

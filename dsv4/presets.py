@@ -1,4 +1,4 @@
-"""The shapes that have names: the four published checkpoints and the embedded nano model. Plain data."""
+"""Named model shapes: the four published checkpoints and the embedded nano model. Plain data."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _NANO: dict[str, Any] = {
     "routed_scaling_factor": 1.5,
 }
 
-# Keyword arguments of ModelConfig; what a preset leaves out is the field's default, the same in Flash and Pro.
+# Keyword arguments of ModelConfig; fields that a preset leaves out have their default, the same in Flash and Pro.
 PRESETS: dict[str, dict[str, Any]] = {
     "flash": _FLASH,
     "pro": _PRO,

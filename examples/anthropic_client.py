@@ -1,4 +1,4 @@
-"""The anthropic package against `dsv4 serve`: thinking, then the answer."""
+"""Client of `dsv4 serve` with the anthropic package: thinking, then the answer."""
 
 from anthropic import Anthropic
 

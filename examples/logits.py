@@ -1,4 +1,4 @@
-"""The model on token ids: a cache, and the same bits however a sequence is split."""
+"""Logits of token ids with a cache: the same bits however a sequence is split."""
 
 import torch
 

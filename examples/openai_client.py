@@ -1,4 +1,4 @@
-"""The openai package against `dsv4 serve`, streamed."""
+"""Client of `dsv4 serve` with the openai package, streamed."""
 
 from openai import OpenAI
 

@@ -1,4 +1,4 @@
-"""A model of every kind of layer, trained for some steps, saved in the official layout, loaded again."""
+"""Train a tiny model with every kind of layer, save it in the official layout, load it again."""
 
 import tempfile
 from dataclasses import replace

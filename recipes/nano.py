@@ -1,11 +1,11 @@
-"""Train the nano model end to end from nothing: tokenizer, data, pre-training, fine-tuning, quantization, model folder.
+"""Train the nano model from scratch: tokenizer, data, pre-training, fine-tuning, quantization, model folder.
 
     python recipes/nano.py --budget cpu            2 hours on 2 cores
     python recipes/nano.py --budget gpu            20 minutes on one data-centre GPU
     python recipes/nano.py --steps 2 --run-dir runs/try --out runs/try/model   a smoke test
 
-A killed run goes on with --resume, from its last saved step, to the same bits. The run's folder keeps the tokenizer,
-the state, the step plan and metrics.jsonl; the model folder appears when training is done.
+--resume continues a killed run from its last saved step, to the same bits. The run's folder keeps the tokenizer, the
+state, the step plan and metrics.jsonl; the model folder appears when training is done.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ PRETRAIN_SHARE = 0.12
 WARMUP_STEPS = 40
 CALIBRATION_STEPS = 12
 REPLAN_EVERY = 50  # steps
-COUNTED_BATCHES = 24  # batches whose token counts balance the hash-routed layers
+COUNTED_BATCHES = 24  # batches counted for the token frequencies of the hash-routed layers
 
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that decides a run's bits; kept in run.json, so that resuming cannot change it."""
+    """All settings that a run's bits depend on; saved in run.json, so that resuming cannot change them."""
 
     budget: str
     seconds: float | None
@@ -56,23 +56,23 @@ class Run:
     replicas: int = 1
     preset: str = "nano"
     device: str = "cpu"
-    muon_dtype: str = "bfloat16"  # of the Newton-Schulz products
-    compute_dtype: str = "float32"  # of the layers' products in forward and backward
+    muon_dtype: str = "bfloat16"  # dtype of the Newton-Schulz products
+    compute_dtype: str = "float32"  # dtype of the layers' products in forward and backward
 
 
 class TimePlan:
-    """The number of steps that a budget of seconds allows, as known at each step.
+    """Plan with a budget of `seconds`: total steps from the measured speed.
 
-    It is measured after CALIBRATION_STEPS steps and again every REPLAN_EVERY steps until the learning rate decays.
-    Every plan is written to `path` at once, and one that stands there is never made again: a run resumed after a kill
-    repeats its steps to the same bits whatever the clock says.
+    The speed is measured after CALIBRATION_STEPS steps and again every REPLAN_EVERY steps until the learning rate
+    decays. Every total is written to `path` at once and never recomputed, so that a resumed run repeats its steps to
+    the same bits.
     """
 
     def __init__(self, path: Path, seconds: float) -> None:
         if not seconds > 0:
             raise ValueError(f"a run of {seconds} seconds; allowed: more than 0")
         self.path, self.seconds = path, seconds
-        # (step at which the plan was made, total steps from there on)
+        # (step of the measurement, total steps of the run from then on)
         self.entries: list[tuple[int, int]] = _read_plan(path) if path.exists() else []
         self._mark: tuple[int, float] | None = None
 
@@ -82,7 +82,7 @@ class TimePlan:
     def observe(self, step: int, elapsed: float, freeze: bool) -> None:
         if freeze:
             return
-        if self._mark is None:  # the first step allocates and warms up: it does not count for the speed
+        if self._mark is None:  # the first step allocates and warms up, so it is left out of the speed
             if step >= 1:
                 self._mark = (step, elapsed)
             return
@@ -90,7 +90,7 @@ class TimePlan:
         due = step == CALIBRATION_STEPS or (step > CALIBRATION_STEPS and step % REPLAN_EVERY == 0)
         if not due or step <= since or (self.entries and self.entries[-1][0] >= step):
             return
-        # The speed of the whole run: on a busy machine fifty steps in a row can be twice too slow or too fast.
+        # Mean over the whole run: on a busy machine fifty consecutive steps can be off by a factor of two.
         seconds_per_step = (elapsed - at) / (step - since)
         self.entries.append((step, step + max(1, int((self.seconds - elapsed) / seconds_per_step))))
         with new_file(self.path) as temporary:
@@ -98,14 +98,14 @@ class TimePlan:
 
 
 def _read_plan(path: Path) -> list[tuple[int, int]]:
-    """Entries of a plan file; ValueError in words where it is not one."""
+    """Entries of a plan file; ValueError with the path if it is damaged."""
     try:
         return [(int(step), int(total)) for step, total in json.loads(path.read_text(encoding="utf-8"))["entries"]]
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is damaged, or no plan of a run: {error!r}") from error
 
 
-# The GPU run sees many more tokens: larger batches, the same peak rate.
+# The GPU run sees many more tokens: larger batches, the same peak learning rate.
 DEFAULTS = {
     "cpu": {"seconds": 6600.0, "tokens_per_batch": 4096, "peak_lr": 3e-3, "device": "cpu", "replicas": 2},
     "gpu": {"seconds": 1080.0, "tokens_per_batch": 32768, "peak_lr": 3e-3, "device": "cuda"},
@@ -162,18 +162,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=ROOT / "models" / "nano", help="model folder to write")
     parser.add_argument("--run-dir", type=Path, default=ROOT / "runs" / "nano", help="folder of the run's state")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --run-dir")
-    parser.add_argument("--eval", type=int, default=0, metavar="N", help="then score N examples a task and mode")
+    parser.add_argument("--eval", type=int, default=0, metavar="N", help="then score N examples per task and mode")
     return parser
 
 
 def check_target(out: Path) -> None:
-    """Refuse, before hours of training, to write over what is no model folder: `export` replaces `out` whole."""
+    """Refuse `out`, before hours of training, if it is neither new, empty nor a model folder: `export` replaces it."""
     if out.exists() and not (out / "config.json").is_file() and (not out.is_dir() or any(out.iterdir())):
         raise SystemExit(f"--out: {out} holds something else than a model; give a new, an empty or a model folder")
 
 
 def load_or_make_run(options: argparse.Namespace, run_dir: Path) -> Run:
-    """The run in `run_dir` with --resume, else a new one; a folder that holds a run is not overwritten."""
+    """Load the run in `run_dir` with --resume, else make a new one; an existing run is never overwritten."""
     path = run_dir / "run.json"
     if options.resume:
         if not path.exists():
@@ -197,7 +197,7 @@ def load_or_make_run(options: argparse.Namespace, run_dir: Path) -> Run:
 
 
 def read_run(path: Path) -> Run:
-    """The run that `path` describes; leaves in words where it describes none."""
+    """Read run.json; SystemExit with a message if it is damaged."""
     try:
         return Run(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
@@ -205,13 +205,13 @@ def read_run(path: Path) -> Run:
 
 
 def fast_muon_dtype(device: str) -> str:
-    """bfloat16 where `device` has instructions for it; elsewhere torch emulates it at a tenth of fp32's speed."""
+    """bfloat16 if `device` has instructions for it, else float32: torch's emulation has a tenth of fp32's speed."""
     native = device != "cpu" or torch.cpu.get_capabilities().get("avx512_bf16", False)
     return "bfloat16" if native else "float32"
 
 
 def make_tokenizer(run_dir: Path, console: Console) -> Path:
-    """Train the tokenizer into `run_dir`/tokenizer, unless a killed run finished it there already -> that folder."""
+    """Train the tokenizer into `run_dir`/tokenizer unless it is there already; return that folder."""
     folder = run_dir / "tokenizer"
     if not folder.exists():
         console.print("training the tokenizer")
@@ -223,7 +223,7 @@ def make_tokenizer(run_dir: Path, console: Console) -> Path:
 
 
 def make_trainer(run: Run, tokenizer_folder: Path, run_dir: Path, console: Console) -> Trainer:
-    """Model, optimizer and data of `run`, at the step where its folder stands."""
+    """Build model, optimizer and data of `run`, at the step saved in `run_dir`."""
     torch.manual_seed(run.seed)
     generator = torch.Generator().manual_seed(run.seed)
     config = ModelConfig.preset(run.preset)
@@ -253,7 +253,7 @@ def make_trainer(run: Run, tokenizer_folder: Path, run_dir: Path, console: Conso
 
 
 def count_tokens(stage: Stage, vocab_size: int) -> list[int]:
-    """How often each id occurs in the first batches of `stage`."""
+    """Occurrences of each token id in the first COUNTED_BATCHES batches of `stage`."""
     counts: Counter[int] = Counter()
     for step in range(COUNTED_BATCHES):
         for document in stage.source.batch(step).documents:
@@ -262,7 +262,7 @@ def count_tokens(stage: Stage, vocab_size: int) -> list[int]:
 
 
 def export(trainer: Trainer, tokenizer_folder: Path, out: Path) -> None:
-    """Write the model in the official FP4/FP8 layout with the tokenizer's files beside it; whole or not at all."""
+    """Write the model in the official FP4/FP8 layout and the tokenizer's files to `out`, all or nothing."""
     unfinished = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Print the requirements of an extra of pyproject.toml: `python scripts/extra.py test | pip install -r /dev/stdin`.
 
-So an extra is installed without building the native kernels again. Where no C compiler is, reasoning-gym is left out:
-it needs pycosat, which comes as C alone.
+This installs an extra without rebuilding the native kernels. Without a C compiler reasoning-gym is left out: it needs
+pycosat, which is distributed as C source only.
 """
 
 import os

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Usage: llama_cpp.sh PYTHON FOLDER WORKERS
 # Downloads llama.cpp (once, 77 MB) into FOLDER/source, builds llama-bench and llama-check in FOLDER/build and prints the
-# path of llama-bench. PYTHON has pip: the source comes with the package llama-cpp-python.
+# path of llama-bench. PYTHON must have pip: the source is taken from the sdist of llama-cpp-python.
 set -eu
 python=$1 folder=$2 workers=$3
 release=0.3.36
@@ -13,7 +13,7 @@ for tool in cmake:cmake c++:g++; do
     }
 done
 
-# An unfinished folder never gets the name `source`.
+# The download is renamed to `source` only when it is complete.
 if [ ! -d "$folder/source" ]; then
     echo "make: downloading llama.cpp (77 MB) into $folder"
     rm -rf "$folder/unpacked"

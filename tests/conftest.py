@@ -1,4 +1,4 @@
-"""What every test shares: one thread, and uninitialised memory that cannot pass for zeros."""
+"""Setup of all tests: one thread, and uninitialized memory that cannot pass for zeros."""
 
 import importlib.util
 import os
@@ -13,13 +13,13 @@ import pytest
 from torch.utils._device import _device_constructors
 
 assert dsv4.__version__
-os.environ["DSV4_CHECK"] = "1"  # of helper processes and servers too
+os.environ["DSV4_CHECK"] = "1"  # inherited by helper processes and servers
 torch.set_num_threads(1)
 # torch.device("meta") finds the functions it redirects in a table that it fills at first use. Fill it before
 # torch.empty is replaced below, or a model meant for the meta device would be built on the CPU.
 _device_constructors()
 
-# Without a C compiler reasoning-gym cannot be installed: what makes, scores and learns its tasks is not tested then.
+# Without a C compiler reasoning-gym cannot be installed; tests that make, score or train on its tasks are then skipped.
 HAS_TASKS = importlib.util.find_spec("reasoning_gym") is not None
 collect_ignore = [] if HAS_TASKS else ["data", "evals", "recipes"]
 
@@ -27,7 +27,7 @@ POISON_INT = -(2**30) + 1
 
 
 def _poisoned(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Fill what `make` returns to code of the package with NaN (floats) or a senseless index (int32, int64)."""
+    """Wrap `make`: tensors returned to the package's code hold NaN (floats) or a senseless index (int32, int64)."""
 
     def wrapper(*args: Any, **kwargs: Any) -> torch.Tensor:
         out = make(*args, **kwargs)
@@ -46,7 +46,7 @@ def _poisoned(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
 
 @pytest.fixture(autouse=True, scope="session")
 def poison_empty_tensors() -> Iterator[None]:
-    """torch.empty and its kin are patched for calls from dsv4 only: reading before writing shows up as NaN."""
+    """Patch torch.empty and its relatives for calls from dsv4 only: a read before the write shows up as NaN."""
     with pytest.MonkeyPatch.context() as patch:
         for owner, name in (
             (torch, "empty"),

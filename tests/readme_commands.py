@@ -1,4 +1,4 @@
-"""What a Markdown page shows: its fenced blocks, and its `dsv4` commands read as a shell would."""
+"""Fenced blocks of a Markdown page, and its `dsv4` commands read as a shell would."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ def commands(page: str) -> list[str]:
 
 
 def arguments(command: str) -> list[str]:
-    """What the command hands to `dsv4.cli`; a comment at its end is left out."""
+    """Arguments that the command hands to `dsv4.cli`, without a comment at its end."""
     return shlex.split(command, comments=True)[1:]

@@ -14,7 +14,7 @@ from dsv4.config import ModelConfig
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("serve", "chat", "generate", "inspect", "convert", "verify", "train", "eval", "bench")
-OWN_HELP = {"eval"}  # it parses the rest itself
+OWN_HELP = {"eval"}  # parses the rest of its arguments itself
 
 
 def dsv4(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -124,7 +124,7 @@ def test_errors_are_one_line(
         main(["inspect", "flas"])
 
 
-def test_an_unknown_option_is_answered_with_the_commands_usage(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_option_prints_the_commands_usage(capsys: pytest.CaptureFixture[str]) -> None:
     for command, unknown in (("serve", ["--prot", "9"]), ("inspect", ["more", "--jsn"])):
         with pytest.raises(SystemExit) as ended:
             main([command, "nano", *unknown])
@@ -156,7 +156,7 @@ def test_a_recipes_and_the_evaluations_help_are_their_own(monkeypatch: pytest.Mo
     ]
 
 
-def test_a_package_of_an_extra_is_asked_for(
+def test_a_missing_package_of_an_extra_is_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def without(package: str) -> None:

@@ -1,4 +1,4 @@
-"""ModelConfig: presets, both spellings of config.json, and every way in which a config can be wrong."""
+"""ModelConfig: presets, both spellings of config.json, and every error of a config."""
 
 import json
 import math
@@ -33,7 +33,7 @@ def nano(**changes: Any) -> dict[str, Any]:
 
 
 def transformers_json(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What transformers writes after reading `raw`."""
+    """Content of config.json as transformers writes it after reading `raw`."""
     DeepseekV4Config(**raw).save_pretrained(folder)
     return json.loads((folder / "config.json").read_text())
 
@@ -72,14 +72,14 @@ def test_a_config_cannot_be_changed() -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_reads_what_transformers_writes(name: str, tmp_path: Path) -> None:
+def test_reads_the_config_that_transformers_writes(name: str, tmp_path: Path) -> None:
     config = ModelConfig.preset(name)
     saved = transformers_json(config.to_dict(), tmp_path)
     assert "compress_ratios" not in saved and "num_hash_layers" not in saved and "rope_scaling" not in saved
     assert ModelConfig.from_dict(saved) == config
 
 
-def test_reads_transformers_without_yarn_and_without_quantisation(tmp_path: Path) -> None:
+def test_reads_transformers_without_yarn_and_without_quantization(tmp_path: Path) -> None:
     config = replace(ModelConfig.preset("nano"), rope_scaling=None, num_hash_layers=0)
     saved = transformers_json(config.to_dict(quantized=False), tmp_path)
     assert ModelConfig.from_dict(saved) == config
@@ -88,7 +88,7 @@ def test_reads_transformers_without_yarn_and_without_quantisation(tmp_path: Path
     assert ModelConfig.from_dict(saved).expert_dtype == "fp8"
 
 
-def test_plain_folder_names_no_quantisation() -> None:
+def test_plain_folder_names_no_quantization() -> None:
     plain = ModelConfig.preset("nano").to_dict(quantized=False)
     assert OFFICIAL_KEYS - set(plain) == {"expert_dtype", "quantization_config"}
     assert ModelConfig.from_dict(plain) == ModelConfig.preset("nano")
@@ -120,7 +120,7 @@ IGNORED: dict[str, Any] = {
 }
 
 
-def test_keys_that_say_nothing_of_the_computation_are_ignored_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_keys_without_effect_are_ignored_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     raw = nano(**IGNORED)
     raw["quantization_config"] = {**raw["quantization_config"], "ignored_layers": [], "bits": 8, "kv_scheme": None}
     raw["rope_scaling"] = {**raw["rope_scaling"], "mscale": None, "attention_factor": None, "finetuned": True}
@@ -135,7 +135,7 @@ def test_keys_that_say_nothing_of_the_computation_are_ignored_in_one_line(caplog
     )
 
 
-def test_the_line_names_the_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_warning_names_the_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "config.json").write_text(json.dumps(nano(torchscript=False)))
     for _ in range(2):
         ModelConfig.from_pretrained(tmp_path)
@@ -144,7 +144,7 @@ def test_the_line_names_the_file(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     ]
 
 
-def test_nothing_is_said_of_what_transformers_writes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_configs_of_transformers_give_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in PRESETS:
         ModelConfig.from_dict(transformers_json(ModelConfig.preset(name).to_dict(), tmp_path))
     assert not caplog.records
@@ -161,8 +161,8 @@ def test_several_end_tokens_are_all_read() -> None:
 
 
 @pytest.mark.parametrize("drafts", [0, 1])
-def test_entries_of_layers_that_are_not_there_are_left_out(drafts: int) -> None:
-    """MTP dropped and the list not shortened, or the last layers cut off too."""
+def test_entries_of_absent_layers_are_left_out(drafts: int) -> None:
+    """MTP dropped without shortening the list, or the last layers cut off too."""
     for layers in (6, 4, 1):
         raw = nano(num_hidden_layers=layers, num_nextn_predict_layers=drafts, num_hash_layers=0)
         config = ModelConfig.from_dict(raw)
@@ -170,7 +170,7 @@ def test_entries_of_layers_that_are_not_there_are_left_out(drafts: int) -> None:
         assert ModelConfig.from_dict(config.to_dict()) == config
 
 
-# Keys of the published configs of 31 July and 13 August beside those of April's; the schedule has three draft entries.
+# Keys that the published configs of 31 July and 13 August add to April's; the schedule has three draft entries.
 DSPARK: dict[str, Any] = {
     "dspark_block_size": 5,
     "dspark_noise_token_id": 128799,
@@ -279,7 +279,7 @@ def test_wrong_value_names_key_value_and_what_is_allowed(changes: dict[str, Any]
 
 
 def test_a_misspelling_of_a_missing_key_is_refused() -> None:
-    """Its default would stand in for the value that was meant."""
+    """Otherwise the missing key's default would replace the intended value."""
     raw = nano(swiglu_limits=7.0)
     ModelConfig.from_dict(raw)
     del raw["swiglu_limit"]

@@ -1,4 +1,4 @@
-"""What the pages of docs/ name exists: files, functions, links, tensors, formats, error statuses; commands parse."""
+"""Names in docs/ exist: files, functions, links, tensors, formats, error statuses; the commands there parse."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dsv4.server import errors
 from .readme_commands import arguments, blocks, commands
 
 ROOT = Path(__file__).parents[1]
-# The log tells what was; the pages tell what is.
+# The log describes the past; all other pages describe the present.
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md") if path.name != "LOG.md"}
 # A file below dsv4/ or the root, and a name in it: `model/rope.py:inverse_frequencies`, `dsv4/cli.py`.
 NAMED = re.compile(r"(?<![\w./-])((?:[\w-]+/)+[\w-]+\.(?:py|md|json|txt|h|cpp))(?::([A-Za-z_]\w*(?:\.\w+)*))?")
@@ -32,7 +32,7 @@ def find(path: str) -> Path | None:
 
 
 def names(body: list[ast.stmt], prefix: str = "") -> set[str]:
-    """Names that statements define: functions, classes with their members, constants. Imported names are not here."""
+    """Names defined by statements: functions, classes with their members, constants; no imported names."""
     found: set[str] = set()
     for node in body:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -63,7 +63,7 @@ def wrong_names(text: str) -> list[str]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_named_files_and_functions_exist(page: str) -> None:
-    assert page == "benchmarks.md" or len(NAMED.findall(PAGES[page])) >= 10  # which a command writes
+    assert page == "benchmarks.md" or len(NAMED.findall(PAGES[page])) >= 10  # except for the page that a command writes
     assert not wrong_names(PAGES[page]), "\n".join(wrong_names(PAGES[page]))
 
 
@@ -129,7 +129,7 @@ def table(page: str, heading: str) -> list[list[str]]:
 
 
 def test_the_tensor_table_is_the_inventory() -> None:
-    """Names with numbers replaced by N (layers, MTP) and E (experts), the way the table writes them."""
+    """Names with numbers replaced by N (layers, MTP) and E (experts), as in the table."""
     named = {
         name
         for row in table("checkpoints.md", "Names")

@@ -1,4 +1,4 @@
-"""The files of examples/ run, those of clients against a server of their own."""
+"""The files of examples/ run; clients run against a server started here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLIENTS = [path for path in EXAMPLES if URL in path.read_text(encoding="utf-8")]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """`dsv4 serve` on a free port -> its address, as it prints it."""
+    """Start `dsv4 serve` on a free port -> its address, as it prints it."""
     command = [sys.executable, "-m", "dsv4", "serve", "--port", "0"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -17,7 +17,7 @@ ORDER = (
     *("config", "analysis", "kernels", "cache", "model", "checkpoint", "tokenizer", "engine", "conversation", "server"),
     *("data", "parallel", "training", "post_training", "evals", "commands", "cli"),
 )
-# Modules that sit beside config.py and are part of it, and the entry point that belongs to the command line.
+# Modules beside config.py that count as part of it, and the entry point, which counts as the command line.
 ALIASES = {
     **dict.fromkeys(
         (
@@ -29,7 +29,7 @@ ALIASES = {
     "__main__": "cli",
 }
 MAX_LINES = 400
-LONGER: dict[str, str] = {}  # module -> why it is longer
+LONGER: dict[str, str] = {}  # module -> reason for its length
 NAMELESS = {"utils.py", "helpers.py", "misc.py", "common.py"}
 
 
@@ -38,7 +38,7 @@ def modules() -> list[Path]:
 
 
 def imported(tree: ast.AST, module: str) -> Iterator[tuple[int, str]]:
-    """Line and full name of every import in a module, those inside functions and TYPE_CHECKING included."""
+    """Line and full name of every import in a module, including those in functions and under TYPE_CHECKING."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -51,7 +51,7 @@ def imported(tree: ast.AST, module: str) -> Iterator[tuple[int, str]]:
 
 
 def entry(name: str) -> str | None:
-    """The ORDER entry of a full module name, None for what is not ours or for the package itself."""
+    """ORDER entry of a full module name; None for other packages and for dsv4 itself."""
     parts = name.split(".")
     if parts[0] != "dsv4" or len(parts) == 1:
         return None
@@ -75,10 +75,10 @@ def upward_imports(source: str, module: str) -> list[str]:
 def test_imports_point_down() -> None:
     wrong: list[str] = []
     for path in modules():
-        # A package keeps its __init__ part, so that relative imports count levels alike everywhere.
+        # A package keeps its __init__ part, so that relative imports count levels as in any module.
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         if module == "dsv4.__init__":
-            continue  # the lazy public names, from every floor
+            continue  # the lazy public names, from every layer
         assert entry(module) in ORDER, f"{module} has no place in ORDER"
         wrong += upward_imports(path.read_text(encoding="utf-8"), module)
     assert not wrong, "\n".join(wrong)
@@ -99,8 +99,8 @@ def test_an_upward_import_is_found(source: str, module: str, ok: bool) -> None:
     assert (upward_imports(source, module) == []) == ok
 
 
-def test_no_module_imports_itself_by_way_of_others() -> None:
-    """TYPE_CHECKING imports count: who names another's types stands above it."""
+def test_no_module_imports_itself_through_others() -> None:
+    """TYPE_CHECKING imports count: a module stands above the modules whose types it names."""
     names = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in modules()
     }
@@ -116,7 +116,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
                 and ALIASES.get(module.split(".")[1]) != entry(name)
             ):
                 uses[name].add(module)
-    del uses["dsv4"]  # the lazy public names, from every floor
+    del uses["dsv4"]  # the lazy public names, from every layer
     try:
         tuple(graphlib.TopologicalSorter({name: found - {"dsv4"} for name, found in uses.items()}).static_order())
     except graphlib.CycleError as error:
@@ -124,7 +124,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 
 
 def floors(package: str) -> dict[str, int]:
-    """Modules of a folder -> the length of the longest chain of imports among them that ends there."""
+    """Modules of a folder -> length of the longest chain of imports within the folder that ends at the module."""
     paths = {path.stem: path for path in (PACKAGE / package).glob("*.py") if path.stem != "__init__"}
     below: dict[str, set[str]] = {}
     for name, path in paths.items():

@@ -1,4 +1,4 @@
-"""What the README shows, runs: its Python, its commands, its make targets and its map."""
+"""The README is right: its Python and commands run, its make targets and the files of its map exist."""
 
 import os
 import re
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON = [text for language, text in blocks(README) if language == "python"]
 COMMANDS = commands(README)
-# Commands that wait for a user or take long; their arguments are checked, their packages have their own tests.
+# Commands that wait for a user or take long: only their arguments are checked here.
 NOT_RUN = ("serve", "chat", "train", "eval", "bench")
 
 
@@ -56,7 +56,7 @@ def test_make_targets_exist() -> None:
             assert re.search(rf"^{target}:", makefile, flags=re.M), target
 
 
-def test_the_map_names_what_exists() -> None:
+def test_the_map_names_existing_files() -> None:
     section = README.split("## Map")[1].split("## ")[0]
     named = set(re.findall(r"`((?:dsv4|models|recipes|benchmarks|tests|docs)/[\w./]*)`", section))
     for path in named:

@@ -1,4 +1,4 @@
-"""What importing the package and running under tests guarantees about rounding and uninitialised memory."""
+"""Guarantees of importing the package, and of running under tests, about rounding and uninitialized memory."""
 
 import os
 import platform
@@ -16,14 +16,14 @@ READ = "import dsv4, os; print(os.environ.get('MKL_CBWR'))"
 def test_import_asks_mkl_for_row_independent_rounding_and_respects_the_user() -> None:
     free = {key: value for key, value in os.environ.items() if key != "MKL_CBWR"}
     cpu = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    # On AMD, MKL would take the setting and not keep it.
+    # On AMD, MKL would accept the setting and not honor it.
     asked = ("AVX512,STRICT", "AVX2,STRICT") if "GenuineIntel" in cpu else ("None",)
     for given, expected in ((free, asked), ({**free, "MKL_CBWR": "AUTO"}, ("AUTO",))):
         found = subprocess.run([sys.executable, "-c", READ], env=given, capture_output=True, text=True, check=True)
         assert found.stdout.strip() in expected
 
 
-def test_uninitialised_tensors_are_poisoned_for_the_package_only() -> None:
+def test_uninitialized_tensors_are_poisoned_for_the_package_only() -> None:
     ours: dict[str, object] = {"__name__": "dsv4.probe", "torch": torch}
     exec("x = torch.empty(3); i = torch.empty_like(torch.zeros(3, dtype=torch.int64)); n = x.new_empty(2)", ours)
     floats, indices, new = ours["x"], ours["i"], ours["n"]

@@ -1,1 +1,1 @@
-"""One harness for every benchmark: contenders in processes of their own, rounds in turns, rows that are kept."""
+"""Harness of the benchmarks: contenders in separate processes, interleaved rounds, saved rows."""

@@ -1,4 +1,4 @@
-"""The contenders behind one question: tokens per second of a prompt, or of decoding at a depth."""
+"""Contenders behind one interface: tokens per second of a prompt, or of decoding at a depth."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dsv4.checkpoint.gguf_export import export_gguf
 from dsv4.config import nano_path
 
 SEED = 1
-WARM_UP = 64  # tokens of the first forward of a process, not counted
+WARM_UP = 64  # tokens of a process's first forward, which is not counted
 
 
 class Contender(Protocol):
@@ -24,12 +24,12 @@ class Contender(Protocol):
     stays: bool  # True if one process gives all figures
 
     def take(self, measure: str, tokens: int, turn: int) -> Sample:
-        """Measure once. BenchmarkError when it fails at that length."""
+        """Measure once. BenchmarkError if the contender fails at that length."""
         ...
 
 
 class PeerContender:
-    """dsv4 or transformers in a process that stays."""
+    """dsv4 or transformers in a long-lived process."""
 
     stays = True
 
@@ -37,11 +37,11 @@ class PeerContender:
         self.name, self._process, self._scenario = name, process, scenario
 
     def ask(self, method: str, *arguments: Any) -> Any:
-        """What a method of the peer returns: see peers.py."""
+        """Call a method of the peer (peers.py) in its process."""
         return self._process.call(peers.ask, self.name, method, *arguments)
 
     def load(self, folder: Path) -> dict[str, Any]:
-        """Load and warm up -> settings. All weights are read once: a mapped file is then in memory."""
+        """Load and warm up; return the settings. Reads all weights once, so that mapped files are in memory."""
         settings = self._process.call(peers.load, self.name, folder)
         self.ask("prefill", WARM_UP, SEED)
         self.ask("begin", 2)
@@ -63,9 +63,9 @@ class PeerContender:
 def write_weights(
     scenario: Scenario, place: Path, threads: int, with_llama: bool
 ) -> tuple[dict[str, Path], list[Path]]:
-    """Write what the contenders load, the same values for all -> (folder per package, GGUFs).
+    """Write the model files, with the same values for all contenders; return (folder per package, GGUFs).
 
-    In a process of its own, whose memory is nobody's figure.
+    Runs in a separate process, whose memory is not measured.
     """
     folders = {"dsv4": place / "official", "transformers": place / "transformers"}
     linears = LINEARS if with_llama and "llama.cpp" in scenario.peers else ()

@@ -1,4 +1,4 @@
-"""No number without agreement: the frozen tests are green, and both contenders give the same logits."""
+"""Conditions of a benchmark: the frozen tests pass, and both contenders give the same logits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOLERANCE = 1e-4  # largest difference of logits over the largest logit, fp32 ag
 
 
 def run_tests(tests: tuple[str, ...] = TESTS, root: Path = ROOT) -> None:
-    """BenchmarkError with the tail of pytest's output unless every one of the frozen tests is there and passes."""
+    """BenchmarkError with the tail of pytest's output unless all frozen tests exist and pass."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
@@ -26,7 +26,7 @@ def run_tests(tests: tuple[str, ...] = TESTS, root: Path = ROOT) -> None:
 
 
 def deviation(left: np.ndarray, right: np.ndarray) -> float:
-    """Largest |left - right| over the largest |right|; BenchmarkError past TOLERANCE or where one is not a number."""
+    """Largest |left - right| / largest |right|; BenchmarkError if it exceeds TOLERANCE or is NaN."""
     found = float(np.abs(left - right).max() / np.abs(right).max())
     if not found <= TOLERANCE:
         raise BenchmarkError(

@@ -14,11 +14,12 @@ from benchmarks.harness.process import BenchmarkError, peak_bytes
 from benchmarks.harness.results import Sample
 from dsv4.checkpoint.gguf_export import Linears
 
-LINEARS: tuple[Linears, ...] = ("bf16", "q8_0")  # what FP8 linears become in a GGUF, which has no FP8
-# How often its peak memory is read, which ends with the process: often at first, for the sake of short runs.
+LINEARS: tuple[Linears, ...] = ("bf16", "q8_0")  # formats for FP8 linears in a GGUF, which has no FP8
+# First and longest pause between readings of the peak memory, which is gone when the process ends; short at first, for
+# short runs.
 POLL_S = (0.002, 0.05)
-PROBE = 8  # tokens that show whether it runs a file at all
-LONG_RUN = 8192  # tokens; a run as long needs no warm-up, which llama-bench would make as long again
+PROBE = 8  # prompt tokens of a trial run of a file
+LONG_RUN = 8192  # tokens from which on runs skip the warm-up, which llama-bench makes as long as the run
 
 
 class LlamaContender:
@@ -55,10 +56,10 @@ class LlamaContender:
 
 
 def contenders(program: Path, ggufs: list[Path], threads: int, steps: int) -> list[LlamaContender]:
-    """Each GGUF without and with flash attention.
+    """Contenders per GGUF, without and with flash attention.
 
-    Weights are not repacked for the processor where llama-bench fails at that alone: seen with Q8_0 and AMX, where it
-    aborts on a product that its AMX code does not take.
+    A GGUF runs with --repack 0 if llama-bench fails only with repacked weights: seen with Q8_0 and AMX, where it aborts
+    on a product that its AMX code does not support.
     """
     found: list[LlamaContender] = []
     for gguf in ggufs:
@@ -69,7 +70,7 @@ def contenders(program: Path, ggufs: list[Path], threads: int, steps: int) -> li
 
 
 def check_program(path: Path) -> Path:
-    """Absolute path of a llama-bench; BenchmarkError where it is something else."""
+    """Absolute path of a llama-bench; BenchmarkError if `path` is not one."""
     hint = "`make llama-bench` builds it and prints its path"
     if not os.access(path, os.X_OK) or not path.is_file():
         found = "no executable file" if path.exists() else "no such file"
@@ -81,7 +82,7 @@ def check_program(path: Path) -> Path:
 
 
 def parse(answer: str, asked: dict[str, int]) -> dict[str, Any]:
-    """The one record of llama-bench's JSON, which measured what was asked for."""
+    """The single record of llama-bench's JSON; BenchmarkError unless it measured `asked`."""
     try:
         (record,) = json.loads(answer)
         if any(record[key] != value for key, value in asked.items()) or not float(record["avg_ts"]) > 0:
@@ -92,7 +93,7 @@ def parse(answer: str, asked: dict[str, int]) -> dict[str, Any]:
 
 
 def _run(command: list[str]) -> tuple[str, int | None]:
-    """Output of a command and its peak bytes. BenchmarkError with its last words on failure."""
+    """Output of a command and its peak memory in bytes. BenchmarkError with the end of its stderr if it fails."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+", errors="replace") as errors:
         process = subprocess.Popen(command, stdout=out, stderr=errors)
         peak, pause = 0, POLL_S[0]

@@ -1,4 +1,4 @@
-"""The machine: what it is, what it can do, and the floors that follow for a model."""
+"""The machine: description, measured ceilings, and the floors that they give for a model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dsv4.analysis.inventory import StorageLayout, tensor_inventory
 from dsv4.analysis.kv import cache_bytes
 from dsv4.config import ModelConfig
 
-# Flag of /proc/cpuinfo -> name, widest first: processors of one name differ in them.
+# Flag of /proc/cpuinfo -> name, widest first: processors with the same name differ in these.
 ISAS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
 EMULATED_SIZE = 256
 FLOPS_EVERY = 64  # positions between two evaluations of the FLOP count, which is smooth between them
@@ -24,7 +24,7 @@ Ceilings = dict[str, float]
 
 
 def hardware() -> dict[str, Any]:
-    """CPU model, widest of its vector instruction sets that matter here, cores, memory."""
+    """CPU model, its widest instruction set of ISAS, cores, memory."""
     name, flags = platform.processor() or platform.machine(), ""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -53,7 +53,7 @@ def measure_ceilings(megabytes: int, size: int) -> Ceilings:
     target = torch.empty_like(source)
     copy, read = best(lambda: target.copy_(source)), best(source.sum)
     found = {"copy_bytes_per_s": 2 * source.nbytes / copy, "read_bytes_per_s": source.nbytes / read}
-    # Without bf16 instructions torch emulates them, ten times slower than fp32 or worse: a small product has to do.
+    # Without bf16 instructions torch emulates them, at least ten times slower than fp32: a small product must do.
     native = torch.cpu.get_capabilities().get("avx512_bf16", False)
     sides = {torch.float32: size, torch.bfloat16: size if native else min(size, EMULATED_SIZE)}
     for name, (dtype, side) in zip(("fp32", "bf16"), sides.items(), strict=True):
@@ -68,11 +68,11 @@ def stored_bytes(config: ModelConfig, layout: StorageLayout) -> int:
 
 
 def token_bytes(config: ModelConfig, layout: StorageLayout) -> int:
-    """Bytes of the main model's weights that one token reads."""
+    """Bytes of the main model's weights read per token."""
     always = routed = 0
     for spec in tensor_inventory(config, layout):
         if spec.name.startswith(("mtp.", "embed.")) or spec.component == "tid2eid":
-            continue  # an embedding and a row of a hash table: look-ups
+            continue  # embedding and hash table are look-ups of one row
         if ".experts." in spec.name:
             routed += spec.num_bytes
         else:
@@ -81,7 +81,7 @@ def token_bytes(config: ModelConfig, layout: StorageLayout) -> int:
 
 
 def prefill_flops(config: ModelConfig, length: int) -> float:
-    """Operations of a prompt, the head for its last token only."""
+    """Operations of a prompt; the head runs for its last token only."""
     head = decode_flops(config, 1).terms["head"]
     body = sum(
         min(FLOPS_EVERY, length + 1 - first) * (decode_flops(config, first + FLOPS_EVERY // 2).raw - head)
@@ -91,10 +91,10 @@ def prefill_flops(config: ModelConfig, length: int) -> float:
 
 
 def floor(config: ModelConfig, layout: StorageLayout, measure: str, tokens: int, ceilings: Ceilings) -> float:
-    """The best that the machine allows, in the measure's unit.
+    """Best possible value on this machine, in the measure's unit.
 
-    Decode: the weights of a token read once. Prefill: its operations at the faster matrix product (fp32 weights: at
-    fp32's). Memory: the stored weights.
+    Decode: a token's weights read once. Prefill: the prompt's operations at the rate of the faster matrix product (fp32
+    weights: at fp32's). Memory: the stored weights.
     """
     if measure == "peak memory":
         return float(stored_bytes(config, layout))
@@ -106,6 +106,6 @@ def floor(config: ModelConfig, layout: StorageLayout, measure: str, tokens: int,
 
 
 def kv_bytes(config: ModelConfig, tokens: int, element: int) -> float:
-    """The KV formula's bytes for entries of `element` bytes per channel (4 fp32, 2 BF16, 1 FP8 and FP4 index keys)."""
+    """Cache bytes by the KV formula, for `element` bytes per channel (4 fp32, 2 BF16, 1 FP8 and FP4 index keys)."""
     found = cache_bytes(config, tokens, "fp8+fp4" if element == 1 else "bf16")
     return float((found.growing + found.windows) * max(element, 2) // 2 + found.states)

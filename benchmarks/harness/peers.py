@@ -1,6 +1,6 @@
-"""dsv4 and transformers behind one interface: an empty cache, then more tokens of a sequence -> logits of the last.
+"""dsv4 and transformers behind one interface: append tokens to a sequence, get the logits of the last one.
 
-A peer imports its package when it is made, in a process of its own (see process.py), where `load` keeps it for `ask`.
+A peer imports its package when it is created, in its own process (see process.py), where `load` keeps it for `ask`.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ Timing = tuple[float, int]  # seconds of forwards, peak bytes of the process
 
 
 class Peer(ABC):
-    settings: dict[str, Any]  # how it was run, for the record
+    settings: dict[str, Any]  # versions and options, for the saved run
     vocab_size: int
 
     def __init__(self) -> None:
-        self._held: dict[int, Any] = {}  # depth -> the sequence that decode_at goes back to
+        self._held: dict[int, Any] = {}  # depth -> snapshot that decode_at resumes
 
     @abstractmethod
     def begin(self, max_tokens: int) -> None:
-        """Forget the sequence; the next one has up to max_tokens tokens."""
+        """Start a new sequence of up to max_tokens tokens."""
 
     @abstractmethod
     def extend(self, ids: list[int]) -> Tensor:
-        """Append tokens -> fp32 logits [vocab] of the last one."""
+        """Append tokens; return fp32 logits [vocab] of the last one."""
 
     @abstractmethod
     def hold(self) -> Any:
-        """The sequence as it is now, for `resume`, as often as wanted."""
+        """Snapshot of the sequence; `resume` may restore it any number of times."""
 
     @abstractmethod
     def resume(self, held: Any) -> None: ...
 
     def logits(self, ids: list[int], prompt: int) -> np.ndarray:
-        """Logits [1 + steps, vocab]: of the prompt's last token, then of each that is read alone."""
+        """Logits [1 + steps, vocab]: of the prompt's last token, then of each decoded token."""
         self.begin(len(ids))
         pieces = [ids[:prompt], *([token] for token in ids[prompt:])]
         return torch.stack([self.extend(piece) for piece in pieces]).numpy()
@@ -55,7 +55,7 @@ class Peer(ABC):
         return self.feed(length, seed)
 
     def decode_at(self, depth: int, steps: int, seed: int) -> Timing:
-        """The steps alone; a depth is read once and kept."""
+        """Time of the decode steps alone; the context of a depth is read once and kept."""
         if depth not in self._held:
             self.begin(depth + steps)
             if depth:
@@ -68,9 +68,9 @@ class Peer(ABC):
         return self._timed([self._random_ids(length, seed)])
 
     def decode_on(self, steps: int, seed: int) -> Timing:
-        """Steps of random tokens, as llama-bench takes, which are then taken back.
+        """Decode random tokens, as llama-bench does, then restore the sequence.
 
-        Random weights soon repeat their own tokens, and with them the experts.
+        Greedy tokens of random weights soon repeat, and with them the experts.
         """
         held = self.hold()
         timing = self._timed([[token] for token in self._random_ids(steps, seed)])
@@ -81,7 +81,7 @@ class Peer(ABC):
         return np.random.default_rng(seed).integers(self.vocab_size, size=length).tolist()
 
     def _timed(self, pieces: list[list[int]]) -> Timing:
-        """Forwards and a greedy choice after each, the quickest way for every peer."""
+        """Time of one forward and argmax per piece."""
         start = perf_counter()
         for ids in pieces:
             self.extend(ids).numpy().argmax()
@@ -89,7 +89,7 @@ class Peer(ABC):
 
 
 class Dsv4Peer(Peer):
-    """dsv4 as its engine runs it: ragged batches of up to the scheduler's tokens a step, into a cache."""
+    """dsv4 as its engine runs it: ragged batches of at most max_num_batched_tokens, into a cache."""
 
     def __init__(self, folder: Path, numerics: str) -> None:
         super().__init__()
@@ -126,13 +126,13 @@ class Dsv4Peer(Peer):
         self._cache.restore(0, snapshot)
 
     def element_bytes(self) -> int:
-        """Bytes of one element of a compressed entry."""
+        """Bytes per element of a compressed entry."""
         layers = (layer.main for layer in self._cache.layers if layer.main is not None)
         return next(layers).entries.element_size()
 
 
 class TransformersPeer(Peer):
-    """transformers as from_pretrained gives it: whole prompts in one forward, one row of logits, its own cache."""
+    """transformers with from_pretrained's defaults: whole prompts in one forward, one row of logits, its own cache."""
 
     def __init__(self, folder: Path, numerics: str) -> None:
         super().__init__()
@@ -165,11 +165,11 @@ class TransformersPeer(Peer):
         self._past = copy.deepcopy(held)
 
 
-_loaded: dict[str, Peer] = {}  # of this process
+_loaded: dict[str, Peer] = {}  # peers of this process, by name
 
 
 def load(name: str, folder: Path) -> dict[str, Any]:
-    """Make a peer -> its settings. "dsv4 shipped" computes in shipped numerics."""
+    """Create a peer and return its settings. "dsv4 shipped" computes in shipped numerics."""
     make = TransformersPeer if name == "transformers" else Dsv4Peer
     peer = _loaded[name] = make(folder, "shipped" if name.endswith(" shipped") else "float")
     running = {"torch": torch.__version__, "threads": torch.get_num_threads(), "mkl_cbwr": os.environ.get("MKL_CBWR")}
@@ -177,5 +177,5 @@ def load(name: str, folder: Path) -> dict[str, Any]:
 
 
 def ask(name: str, method: str, *arguments: Any) -> Any:
-    """What a method of a loaded peer returns."""
+    """Call a method of a loaded peer."""
     return getattr(_loaded[name], method)(*arguments)

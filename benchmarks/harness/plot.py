@@ -1,4 +1,4 @@
-"""Speed and memory against the length of the context: one picture per processor."""
+"""Plots of speed and memory against context length, one picture per processor."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ FORMULA = "KV formula"
 COLOURS = {"dsv4": "tab:blue", "llama.cpp": "tab:orange", "transformers": "tab:green", FORMULA: "black"}
 STYLES = {"slice": "-", "nano": "--"}
 TICKS = {256: "0", 2**10: "1K", 2**12: "4K", 2**14: "16K", 2**16: "64K", 2**18: "256K", 2**20: "1M"}
-ZERO = 256  # where an empty context stands on an axis of powers of two
+ZERO = 256  # position of an empty context on the log axis
 
 Line = dict[int, float]  # tokens -> figure
 
 
 def curves(runs: dict[str, Run]) -> dict[tuple[str, str, str], Line]:
-    """(model, contender, measure) -> its line: llama.cpp's best setting, the million as nano's, and the KV formula."""
+    """Lines by (model, contender, measure): llama.cpp's best setting, `million` as part of nano, and the KV formula."""
     found: defaultdict[tuple[str, str, str], Line] = defaultdict(dict)
-    for name in ("slice", "nano", "million"):  # the long prompt last: its line has no steps between two runs
+    for name in ("slice", "nano", "million"):  # `million` last, so that its values win: no jumps between two runs
         for row in runs[name].rows if name in runs else ():
             model, peer = "nano" if name == "million" else name, row.peer.split()[0]
             best = runs[name].find(peer, row.measure, row.tokens)
@@ -34,7 +34,7 @@ def curves(runs: dict[str, Run]) -> dict[tuple[str, str, str], Line]:
 
 
 def plot_contexts(results: Path) -> list[Path]:
-    """Draw results/<hardware>.png for each processor; nothing where matplotlib is missing."""
+    """Draw results/<hardware>.png for each processor; nothing without matplotlib."""
     if find_spec("matplotlib") is None:
         return []
     drawn: list[Path] = []
@@ -74,7 +74,7 @@ def draw(found: dict[tuple[str, str, str], Line], picture: Path) -> None:
         axes.set_xticks(list(TICKS), list(TICKS.values()))
         axes.set_xlim(ZERO / 1.4, 2**20 * 1.4)
         if measure == "peak memory":
-            axes.set_ylim(bottom=0.01)  # below, the formula's line would take the room of all others
+            axes.set_ylim(bottom=0.01)  # the formula's line goes far below and would squeeze the others
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         axes.minorticks_off()

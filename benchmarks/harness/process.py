@@ -1,4 +1,4 @@
-"""Processes of contenders: one each, so that its memory, threads and environment are its own."""
+"""One process per contender, so that memory, threads and environment are its own."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ R = TypeVar("R")
 
 
 class BenchmarkError(RuntimeError):
-    """The comparison cannot stand: a contender died, the logits disagree, the tests are red."""
+    """The comparison is invalid: a contender died, the logits disagree, or tests fail."""
 
 
 class Process:
-    """`with Process("dsv4", 2) as process: process.call(function, *arguments)`."""
+    """A contender's process: `with Process("dsv4", 2) as process: process.call(function, *arguments)`."""
 
     def __init__(self, name: str, threads: int, limit_bytes: int | None = None) -> None:
-        """limit_bytes: of addresses; allocations beyond fail instead of starving the machine."""
+        """limit_bytes: address space; larger allocations fail instead of starving the machine."""
         self.name = name
         self._pool = ProcessPoolExecutor(1, get_context("spawn"), start, (name, threads, limit_bytes))
 
     def call(self, function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
-        """What `function` of a module returns there; BenchmarkError where it fails or the process ends."""
+        """Call a module-level `function` in the process; BenchmarkError if it fails or the process ends."""
         try:
             return self._pool.submit(_without_gradients, function, *arguments, **named).result()
         except Exception as error:
@@ -51,7 +51,7 @@ def start(name: str, threads: int, limit_bytes: int | None = None) -> None:
     assert dsv4.__version__
     if name != "dsv4":
         os.environ.pop("MKL_CBWR", None)
-    # No look-ups, no bars: weights are local.
+    # No network look-ups, no progress bars: weights are local.
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", HF_HUB_DISABLE_PROGRESS_BARS="1")
     os.environ.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
     if limit_bytes is not None:
@@ -64,9 +64,9 @@ def start(name: str, threads: int, limit_bytes: int | None = None) -> None:
 
 
 def peak_bytes(process: int | str = "self") -> int:
-    """The most memory that a process ever held, 0 where the system does not tell.
+    """Peak memory of a process in bytes, 0 if the system does not tell.
 
-    Linux's VmHWM, not ru_maxrss, which a child inherits from the process that started it.
+    Linux's VmHWM; not ru_maxrss, which a child inherits from its parent.
     """
     try:
         found = re.search(r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text(), flags=re.M)
@@ -81,5 +81,5 @@ def _without_gradients(function: Callable[P, R], *arguments: P.args, **named: P.
     with torch.inference_mode():
         try:
             return function(*arguments, **named)
-        except Exception as error:  # not every exception survives the way through the pipe
+        except Exception as error:  # not every exception can be pickled
             raise BenchmarkError(f"{type(error).__name__}: {error}") from error

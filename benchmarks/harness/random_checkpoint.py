@@ -1,4 +1,4 @@
-"""Folders of random weights: values that are then stored, or codes and scales that never were values."""
+"""Model folders with random weights: random values that are quantized, or random codes and scales."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dsv4.kernels.quant import FP8_MAX
 from dsv4.model.stacks import official_tensors
 from dsv4.model.transformer import Transformer
 
-# Root mean square of a code: E2M1's drawn uniformly, E4M3's as those of normal weights, which seldom are near zero.
+# Root mean square of the codes' values: E2M1 drawn uniformly, E4M3 from a normal distribution.
 _RMS = {"I8": 2.9, "F8_E4M3": 100.0}
 _CODES = "uniform E2M1, normal E4M3"
 _E8M0_BIAS = 127
@@ -28,10 +28,10 @@ _E8M0_BIAS = 127
 
 @torch.no_grad()
 def write_random_values(config: ModelConfig, folder: Path, seed: int, layout: Format) -> None:
-    """Write `folder`, replacing it. No parameter is zero or one, so that each of them shows in the logits."""
+    """Write `folder`, replacing it. No parameter is all zeros or ones, so that each affects the logits."""
     generator = torch.Generator().manual_seed(seed)
     model = Transformer(config)
-    model.init_weights(generator)  # for the hash tables, which deal the experts out evenly
+    model.init_weights(generator)  # for the hash tables, which spread the experts evenly
     for name, p in official_tensors(dict(model.named_parameters())).items():
         p.normal_(std=0.3 if p.dim() == 1 else p.shape[-1] ** -0.5, generator=generator)
         if name.endswith("norm.weight"):
@@ -40,7 +40,7 @@ def write_random_values(config: ModelConfig, folder: Path, seed: int, layout: Fo
 
 
 def write_random_checkpoint(config: ModelConfig, folder: Path, seed: int, layout: StorageLayout = "official") -> None:
-    """Write codes tensor by tensor unless a folder of this config is there. Matrices keep about their inputs' size."""
+    """Write codes tensor by tensor unless this config's folder exists. Scales keep outputs about as large as inputs."""
     described = config.to_dict(quantized=layout in ("official", "official-base"))
     stamp = {**described, "random_seed": seed, "codes": _CODES}
     if (folder / "seed.json").is_file() and json.loads((folder / "seed.json").read_text()) == stamp:
@@ -57,7 +57,7 @@ def write_random_checkpoint(config: ModelConfig, folder: Path, seed: int, layout
 
 
 def _draw(spec: TensorSpec, weight: TensorSpec | None, config: ModelConfig, generator: np.random.Generator) -> Tensor:
-    """One stored tensor; `weight` is what a table of scales belongs to."""
+    """Draw one stored tensor; `weight` is the matrix of a tensor of scales, else None."""
     dtype = TORCH_DTYPES[spec.dtype]
     if spec.dtype == "I64":
         return torch.from_numpy(generator.integers(config.n_routed_experts, size=spec.shape))

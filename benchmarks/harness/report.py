@@ -1,4 +1,4 @@
-"""Runs as Markdown tables: the terminal's and docs/benchmarks.md's are the same."""
+"""Runs as Markdown tables, for the terminal and docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PEERS = ("llama.cpp", "transformers")
 
 
 def lines(run: Run) -> list[str]:
-    """What was measured, table and notes of one run."""
+    """Description, table and notes of one run."""
     scenario = quick(SCENARIOS[run.scenario]) if run.quick else SCENARIOS[run.scenario]
     table = _by_length(run) if scenario.marks else _alone(run, scenario) if _is_alone(run) else _versus(run)
     agree = "" if run.deviation is None else f"; logits agree to {run.deviation:.0e}"
@@ -23,7 +23,7 @@ def lines(run: Run) -> list[str]:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table whose columns line up in a terminal too; all but the first are set to the right."""
+    """A Markdown table with padded columns; all but the first are right-aligned."""
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     cells = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in (head, rule, *rows)]
@@ -31,7 +31,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def figure(row: Row | None) -> str:
-    """Median, and half the range of several rounds in percent of it."""
+    """Median and, for several rounds, half the range in percent of the median."""
     if row is None:
         return ""
     if row.measure == "peak memory":
@@ -61,7 +61,7 @@ def _versus(run: Run) -> list[str]:
 
 
 def _alone(run: Run, scenario: Scenario) -> list[str]:
-    """One line per measure: the rate, and what it is of a copy's bytes or of torch.mm's operations."""
+    """One line per measure: the rate, and its share of a copy's bandwidth or of torch.mm's operations."""
     out: list[list[str]] = []
     config, ceilings = scenario.config, run.ceilings
     for row in run.rows:
@@ -79,7 +79,7 @@ def _alone(run: Run, scenario: Scenario) -> list[str]:
 
 
 def _by_length(run: Run) -> list[str]:
-    """One line per length: the prompt up to there, decoding there, the peak so far beside the KV formula's bytes."""
+    """One line per length: prefill up to it, decode at it, peak memory so far and the KV formula's bytes."""
     out: list[list[str]] = []
     for tokens in sorted({row.tokens for row in run.rows}):
         prefill, decode, peak = (run.find("dsv4", what, tokens) for what in ("prefill", "decode", "peak memory"))
@@ -95,7 +95,7 @@ def _share(row: Row) -> str:
 
 
 def _notes(run: Run) -> list[str]:
-    """llama.cpp's best settings, what failed, what the machine can do."""
+    """llama.cpp's best settings, failures, and the machine's ceilings."""
     keys = dict.fromkeys((row.measure, row.tokens) for row in run.rows if row.measure != "peak memory")
     best = [(key, run.find("llama.cpp", *key)) for key in keys]
     named = [f"{measure} {tokens:,} {row.peer.split(' ', 1)[1]}" for (measure, tokens), row in best if row]

@@ -1,4 +1,4 @@
-"""Results: JSON lines in results/<hardware>.jsonl, one per run with all that its rows share, then one per row."""
+"""Results: JSON lines in results/<hardware>.jsonl, one per run with the fields its rows share, then one per row."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import Any, NamedTuple
 
 from benchmarks.harness.process import ROOT
 
-DIGITS = 5  # of a kept figure
+DIGITS = 5  # significant digits of a saved figure
 
 
 class Sample(NamedTuple):
-    """One figure of one contender."""
+    """One measurement of one contender."""
 
     rate: float  # tokens per second
-    wall_s: float  # that it took to get
-    peak_bytes: int | None = None  # of its process
+    wall_s: float  # duration of the measurement
+    peak_bytes: int | None = None  # peak memory of the process
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Row:
     measure: str
     tokens: int
     samples: list[float]
-    floor: float  # the best that the machine allows, in the same unit
+    floor: float  # best possible value on the machine, in the same unit
 
     @property
     def median(self) -> float:
@@ -41,19 +41,19 @@ class Row:
 
     @property
     def half_range(self) -> float:
-        """Half the range of the samples, in parts of the median."""
+        """Half the range of the samples, relative to the median."""
         return (max(self.samples) - min(self.samples)) / self.median / 2
 
 
 @dataclass
 class Run:
-    """One scenario measured once: its rows, and what they share."""
+    """One measurement of a scenario: its rows and the fields that they share."""
 
     scenario: str
     rows: list[Row]
     ceilings: dict[str, float]
     settings: dict[str, Any]
-    deviation: float | None = None  # of the logits; None where nobody else computes them
+    deviation: float | None = None  # of the logits from transformers'; None without transformers
     failures: list[str] = field(default_factory=list[str])
     quick: bool = False
     gated: bool = True
@@ -70,7 +70,7 @@ class Run:
         return better(found, key=lambda row: row.median, default=None)
 
     def ratio(self, peer: str, measure: str, tokens: int) -> float | None:
-        """dsv4's median over the best of another contender, None where one of them has no row."""
+        """dsv4's median divided by the best of another contender; None if one of the two has no row."""
         ours, theirs = self.find("dsv4", measure, tokens), self.find(peer, measure, tokens)
         return ours.median / theirs.median if ours and theirs else None
 
@@ -86,7 +86,7 @@ def append(file: Path, run: Run) -> None:
 
 
 def read(file: Path) -> list[Run]:
-    """The runs of a file, oldest first. ValueError names the line of a row without a run."""
+    """Read the runs of a file, oldest first. ValueError names the line of a row without a run."""
     runs: list[Run] = []
     for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         record: dict[str, Any] = json.loads(text)
@@ -100,12 +100,12 @@ def read(file: Path) -> list[Run]:
 
 
 def newest(runs: Iterable[Run]) -> dict[str, Run]:
-    """The last whole run of each scenario: not a quick one, and none whose tests were skipped."""
+    """The last full run of each scenario: neither quick nor with its tests skipped."""
     return {run.scenario: run for run in runs if run.gated and not run.quick}
 
 
 def commit() -> str:
-    """Commit of the checkout, "+changes" behind it when the package differs from it; "unknown" outside git."""
+    """Commit of the checkout, with "+changes" appended if the package differs from it; "unknown" outside git."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -116,7 +116,7 @@ def commit() -> str:
 
 
 def package_digest(package: Path = ROOT / "dsv4") -> str:
-    """Hash of the package's Python sources: all processes of a run must load the same ones."""
+    """Hash of the package's Python sources, which must be the same for all processes of a run."""
     digest = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
         digest.update(str(file.relative_to(package)).encode() + b"\0" + file.read_bytes())

@@ -1,4 +1,4 @@
-"""A scenario measured: weights, logits that agree, then contenders in turns, round after round."""
+"""Measurement of a scenario: write weights, compare logits, then run the contenders in interleaved rounds."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from benchmarks.harness.results import Row, Run
 from benchmarks.harness.scenarios import Scenario
 from benchmarks.harness.turns import in_turns
 
-Show = Callable[[str], object]  # says what comes next
+Show = Callable[[str], object]  # shows a status line
 Figure = tuple[str, str, int]  # contender, measure, tokens
-SLACK_BYTES = 8 * 10**9  # of addresses beside the weights: libraries, threads, cache
-PIECE = 1024  # tokens of a long prompt between two words about it
+SLACK_BYTES = 8 * 10**9  # address space besides the weights: libraries, threads, cache
+PIECE = 1024  # tokens of a long prompt per status line
 
 
 class Recorder:
-    """Figures of contenders, with what is known beside their rates: peaks of memory, failures, time spent."""
+    """Takes the contenders' figures and records peak memory, failures and time spent."""
 
     def __init__(self, scenario: Scenario, show: Show) -> None:
         self._scenario, self._show = scenario, show
@@ -36,7 +36,7 @@ class Recorder:
         self._longest: defaultdict[str, int] = defaultdict(int)
 
     def takes(self, contenders: list[Contender]) -> dict[Figure, Callable[[int], float | None]]:
-        """Everything that the scenario asks of the contenders; short before long, so that a peak has its length."""
+        """All figures that the scenario asks for; short before long, so that a peak belongs to its length."""
         return {
             (contender.name, measure, tokens): partial(self.take, contender, measure, tokens)
             for measure, tokens in self._scenario.measures()
@@ -45,7 +45,7 @@ class Recorder:
         }
 
     def take(self, contender: Contender, measure: str, tokens: int, turn: int) -> float | None:
-        """Tokens per second; None past the budget and after a failure, which a contender that stays may not have."""
+        """Tokens per second; None past the budget or after a failure. A failure of a `stays` contender is raised."""
         key = (contender.name, measure, tokens)
         if key in self.failures or self._spent[key] >= self._scenario.budget_s:
             return None
@@ -58,7 +58,7 @@ class Recorder:
             self.failures[key] = f"{contender.name}, {measure} at {tokens:,} tokens: {error}"
             return None
         self._spent[key] += sample.wall_s
-        # The peak of a process that stays belongs to a length while no longer one came before.
+        # The peak of a long-lived process belongs to a length only if no longer one came before.
         if sample.peak_bytes and tokens >= self._longest[contender.name]:
             self.peaks[contender.name, tokens] = sample.peak_bytes
             self._longest[contender.name] = tokens + 1 if contender.stays else 0
@@ -66,7 +66,7 @@ class Recorder:
 
 
 def measure(scenario: Scenario, threads: int, scratch: Path, llama: Path | None, show: Show) -> Run:
-    """Write the weights, compare the logits where two contenders compute them, then all rounds."""
+    """Write the weights, compare logits with transformers if it takes part, then run all rounds."""
     show("weights")
     folders, ggufs = write_weights(scenario, scratch / scenario.name, threads, with_llama=llama is not None)
     run = Run(scenario.name, [], {}, {}, threads=threads)
@@ -120,7 +120,7 @@ def take_rounds(
 
 
 class Machine:
-    """The best of what the machine was seen to do, in a process without dsv4's MKL settings."""
+    """Best measured ceilings of the machine, in a process without dsv4's MKL settings."""
 
     def __init__(self, process: Process, scenario: Scenario) -> None:
         self._process, self._sizes = process, scenario.ceilings
@@ -132,7 +132,7 @@ class Machine:
 
 
 def read_long_prompt(scenario: Scenario, peer: PeerContender, machine: Machine, show: Show) -> list[Row]:
-    """One prompt in pieces; at every mark the rate so far, the peak so far, and steps decoded and taken back."""
+    """Read one prompt in pieces; at every mark record rate and peak so far, and decode steps that are then undone."""
     machine.measure()
     peer.ask("begin", scenario.marks[-1] + scenario.steps)
     element = peer.ask("element_bytes")

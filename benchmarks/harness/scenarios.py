@@ -1,4 +1,4 @@
-"""The table of scenarios: which weights, which contenders, which lengths. Light to import, for --help."""
+"""Table of scenarios: weights, contenders, lengths. Light to import, for --help."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ SLICE = ModelConfig(
     compress_ratios=(0, 0, 4, 128, 4, 128, 4, 128), index_n_heads=8, index_head_dim=64, index_topk=64,
     n_routed_experts=32, num_experts_per_tok=4, moe_intermediate_size=256, routed_scaling_factor=1.5,
 )  # fmt: skip
-# The same kinds, small enough for a test. Fewer index heads, and most entries would tie at a score of 0.
+# The same kinds of layers, small enough for a test. With fewer index heads most entries would tie at a score of 0.
 TINY = replace(
     SLICE, vocab_size=96, hidden_size=64, num_hidden_layers=3, num_hash_layers=1,
     num_attention_heads=4, head_dim=32, qk_rope_head_dim=16, q_lora_rank=32, o_lora_rank=16,
     compress_ratios=(0, 4, 128), index_head_dim=32, index_topk=16,
     n_routed_experts=8, num_experts_per_tok=2, moe_intermediate_size=32,
 )  # fmt: skip
-# One CSA and one HCA layer at Flash's widths: 7.2 GB, of which a token reads some 480 MB.
+# One CSA and one HCA layer with Flash's widths: 7.2 GB, of which a token reads about 480 MB.
 FLASH_WIDTH = replace(
     ModelConfig.preset("flash"), vocab_size=1024, num_hidden_layers=2, num_hash_layers=0, num_nextn_predict_layers=0,
     compress_ratios=(4, 128),
@@ -36,9 +36,9 @@ NANO = ModelConfig.from_pretrained(nano_path())
 class Scenario:
     """One model, its contenders and their measures. Lengths are tokens.
 
-    weights: random values as fp32 or in the official layout, random codes (for what never fits as fp32), or nano's.
-    peers: "dsv4", "dsv4 shipped", "transformers", "llama.cpp", each with the longest prefill or decode that it is asked
-    for, where others would take too long or too much. The logits of dsv4 and transformers have to agree.
+    weights: random values as fp32 or in the official layout, random codes (for models too large in fp32), or nano's.
+    peers: "dsv4", "dsv4 shipped", "transformers", "llama.cpp", each with its longest prefill and decode if longer ones
+    would take too much time or memory. The logits of dsv4 and transformers must agree.
     """
 
     name: str
@@ -48,11 +48,11 @@ class Scenario:
     peers: Mapping[str, Mapping[str, int]]
     prefill: tuple[int, ...] = ()
     decode: tuple[int, ...] = ()  # depths at which decoding starts
-    marks: tuple[int, ...] = ()  # instead: one prompt of the last length, looked at on its way
+    marks: tuple[int, ...] = ()  # instead of prefill and decode: lengths at which one long prompt is measured
     rounds: int = 3
-    turns: int = 0  # of dsv4 at all depths, seconds apart: in the rounds two depths are minutes apart
+    turns: int = 0  # extra rounds of dsv4's decode, so that depths are seconds apart; in the other rounds minutes
     steps: int = 64  # decoded tokens per sample
-    budget_s: float = 150  # of one contender's repetitions of one measure
+    budget_s: float = 150  # per contender and measure
     agree: tuple[int, int] = (290, 10)  # prompt and steps of the logits comparison: past window and index_topk
     ceilings: tuple[int, int] = (256, 2048)  # megabytes copied, rows and columns of the matrix product
 
@@ -61,7 +61,7 @@ class Scenario:
         return "fp32" if self.weights == "fp32" else "official"
 
     def measures(self) -> list[tuple[str, int]]:
-        """(measure, tokens), ascending, so that a peak of memory belongs to its length."""
+        """(measure, tokens), lengths ascending, so that a memory peak belongs to its length."""
         return [*(("prefill", n) for n in self.prefill), *(("decode", n) for n in self.decode)]
 
     def asks(self, contender: str, measure: str, tokens: int) -> bool:
@@ -102,7 +102,7 @@ SCENARIOS = {scenario.name: scenario for scenario in _TABLE}
 
 
 def quick(scenario: Scenario) -> Scenario:
-    """The scenario at sizes that show in seconds whether it runs."""
+    """The scenario at sizes that run in seconds."""
     shorter = {"prefill": 64, "decode": 40}
     return replace(
         scenario,

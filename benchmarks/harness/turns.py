@@ -1,4 +1,4 @@
-"""Samples taken in turns, as every benchmark takes them, and their line in the terminal."""
+"""Interleaved sampling for all benchmarks, and a result's line in the terminal."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 def in_turns(takes: Mapping[Key, Callable[[int], float | None]], rounds: int) -> dict[Key, list[float]]:
-    """Samples of each figure, a round of all after another, every second one backwards.
+    """Samples of each figure: round by round, each round taking all figures, every second round in reverse order.
 
-    Whatever else the machine does, it does to all of them. A take gets the round's number; None is no sample.
+    So other load on the machine affects all figures alike. A take gets the round's number; None is no sample.
     """
     samples: dict[Key, list[float]] = {key: [] for key in takes}
     for number in range(rounds):
@@ -25,7 +25,7 @@ def in_turns(takes: Mapping[Key, Callable[[int], float | None]], rounds: int) ->
 
 
 def line(name: str, samples: Sequence[float], unit: str) -> str:
-    """ "name: median unit (number of samples, smallest to largest)"."""
+    """Format as "name: median unit (number of samples, smallest to largest)"."""
     low, middle, high = (f"{value:.4g}" for value in (min(samples), median(samples), max(samples)))
     return f"{name}: {middle} {unit}" + (f" (median of {len(samples)}, {low} to {high})" if len(samples) > 1 else "")
 

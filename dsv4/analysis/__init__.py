@@ -1,4 +1,4 @@
-"""What follows from a config alone: parameters, tensors and bytes, KV cache, decode FLOPs. No torch, no weights."""
+"""Analysis of a config alone: parameters, tensors and bytes, KV cache, decode FLOPs. No torch, no weights."""
 
 from dsv4.analysis.flops import DecodeFlops, decode_flops
 from dsv4.analysis.inventory import StorageLayout, TensorSpec, checkpoint_bytes, default_layout, tensor_inventory

@@ -1,8 +1,8 @@
-"""FLOPs of decoding one token at a context length, 2 a multiply-add, by term and number format.
+"""FLOPs of decoding one token at a context length, 2 per multiply-add, by term and number format.
 
 Source: DeepSeek-V4 report, which gives the ratios to V3.2 but no formula. `eq_fp8` weighs a format by its cost on the
-tensor cores (FP8 1, BF16 and FP32 2, FP4 with FP4 one half); with it the published ratios come out. Experts are FP8
-activations times FP4 weights: 1.
+tensor cores (FP8 1, BF16 and FP32 2, FP4 with FP4 one half), which reproduces the published ratios. Experts multiply
+FP8 activations by FP4 weights: 1.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class DecodeFlops:
 
 
 def decode_flops(config: ModelConfig, context: int) -> DecodeFlops:
-    """One token of the main model with `context` tokens visible, itself included."""
+    """FLOPs of one token in the main model with `context` tokens visible, itself included."""
     d, c, ql, heads = config.hidden_size, config.head_dim, config.q_lora_rank, config.num_attention_heads
     wo_a = heads * c * config.o_lora_rank
     linears = d * ql + ql * heads * c + d * c + wo_a + config.o_groups * config.o_lora_rank * d
@@ -63,7 +63,7 @@ def decode_flops(config: ModelConfig, context: int) -> DecodeFlops:
 
 
 def v3_2_decode_flops(context: int) -> DecodeFlops:
-    """DeepSeek V3.2, the published yardstick: 61 MLA layers with a 2048-key indexer, 58 MoE and 3 dense MLPs."""
+    """FLOPs of DeepSeek V3.2, the report's baseline: 61 MLA layers with a 2048-key indexer, 58 MoE and 3 dense MLPs."""
     d, layers, heads = 7168, 61, 128
     out = DecodeFlops()
     linears = d * 1536 + 1536 * heads * 192 + d * 576 + 512 * heads * 256 + heads * 128 * d

@@ -1,6 +1,6 @@
-"""Every tensor of a checkpoint, from the config alone: name, shape and dtype as stored, and the part it belongs to.
+"""Every tensor of a checkpoint, from the config alone: name, shape and dtype as stored, and its component.
 
-Source: the published checkpoints' listings. The published Flash-Base holds two tensors more than listed here, copies of
+Source: the published checkpoints' listings. The published Flash-Base holds two more tensors than listed here, copies of
 the embedding and the head under `mtp.0`.
 """
 
@@ -15,7 +15,7 @@ from dsv4.config import ModelConfig
 StorageLayout = Literal["official", "official-base", "bf16", "fp32"]
 LAYOUTS: tuple[StorageLayout, ...] = ("official", "official-base", "bf16", "fp32")
 
-# Bytes an element, by the dtype names of safetensors. I8 holds two FP4 values.
+# Bytes per element, by the dtype names of safetensors. I8 holds two FP4 values.
 DTYPE_BYTES = {"BF16": 2, "F32": 4, "F8_E4M3": 1, "F8_E8M0": 1, "I64": 8, "I8": 1}
 
 FP8_BLOCK = 128  # rows and columns of one FP8 weight scale
@@ -27,7 +27,7 @@ class TensorSpec(NamedTuple):
     shape: tuple[int, ...]  # as stored
     dtype: str
     component: str  # one of parameters.COMPONENTS, or "scale", "router_bias", "tid2eid"
-    parameters: int  # logical elements; 0 for scales and for what is no parameter
+    parameters: int  # logical elements; 0 for scales and other non-parameters
 
     @property
     def num_bytes(self) -> int:
@@ -35,7 +35,7 @@ class TensorSpec(NamedTuple):
 
 
 class _Weight(NamedTuple):
-    """A tensor before a layout is chosen. kind: how the official layout stores it."""
+    """A tensor independent of layout. kind: its storage in the official layout."""
 
     name: str
     shape: tuple[int, ...]
@@ -44,7 +44,7 @@ class _Weight(NamedTuple):
 
 
 def default_layout(config: ModelConfig) -> StorageLayout:
-    """The official layout that `expert_dtype` names: FP4 experts with E8M0 scales, or Base's FP8 with F32 scales."""
+    """Official layout for the config's `expert_dtype`: FP4 experts with E8M0 scales, or Base's FP8 with F32 scales."""
     return "official" if config.expert_dtype == "fp4" else "official-base"
 
 

@@ -1,7 +1,7 @@
-"""Bytes of the KV cache: what grows with the context, and the fixed state of a sequence. Main layers only.
+"""Bytes of the KV cache: the part that grows with the context, and the fixed state of a sequence. Main layers only.
 
-Source: DeepSeek-V4 report; entry layout as in the public inference engines. The published sizes count
-the FP8 cache with the FP4 index.
+Source: DeepSeek-V4 report; entry layout as in the public inference engines. The published sizes count the FP8 cache
+with the FP4 index.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ KV_FORMATS: tuple[KvFormat, ...] = ("fp8+fp4", "fp8+fp8", "bf16")
 KV_BLOCK = 64  # channels of one FP8 block scale; the rotary channels stay BF16
 SCALE_ALIGN = 8  # an entry's scale bytes are padded to this
 
-# DeepSeek V3.2: 512 FP8 + 4 fp32 scales + 64 BF16 latent, 128 FP8 + one fp32 scale index key, 61 layers.
+# DeepSeek V3.2, 61 layers: latent of 512 FP8 + 4 fp32 scales + 64 BF16, index key of 128 FP8 + one fp32 scale.
 V3_2_KV_BYTES_PER_TOKEN = (512 + 4 * 4 + 64 * 2 + 128 + 4) * 61
 
 
 def entry_bytes(config: ModelConfig, kv_format: KvFormat = "fp8+fp4") -> int:
-    """One window or compressed entry of one layer (keys and values are the same vector)."""
+    """Bytes of one window or compressed entry in one layer (keys and values are the same vector)."""
     if kv_format == "bf16":
         return 2 * config.head_dim
     plain = config.head_dim - config.qk_rope_head_dim
@@ -32,14 +32,14 @@ def entry_bytes(config: ModelConfig, kv_format: KvFormat = "fp8+fp4") -> int:
 
 
 def index_key_bytes(config: ModelConfig, kv_format: KvFormat = "fp8+fp4") -> int:
-    """One key of the lightning indexer, shared by its heads. FP4: one E8M0 scale a group; FP8: one fp32 scale."""
+    """Bytes of one indexer key, shared by the indexer's heads. FP4: one E8M0 scale per group; FP8: one fp32 scale."""
     dim = config.index_head_dim
     return {"fp8+fp4": dim // 2 + dim // FP4_GROUP, "fp8+fp8": dim + 4, "bf16": 2 * dim}[kv_format]
 
 
 @dataclass(frozen=True)
 class CacheBytes:
-    """One sequence's cache, by component."""
+    """Bytes of one sequence's cache, by component."""
 
     entries: int  # compressed entries of CSA and HCA layers
     index_keys: int
@@ -48,7 +48,7 @@ class CacheBytes:
 
     @property
     def growing(self) -> int:
-        """The part that the published bytes per token count."""
+        """The part counted in the published bytes per token."""
         return self.entries + self.index_keys
 
     @property
@@ -57,13 +57,13 @@ class CacheBytes:
 
 
 def state_bytes(config: ModelConfig, kind: CompressionKind) -> int:
-    """Open compression windows of one layer of a kind: kv and score of the tokens that are still needed, fp32."""
+    """Bytes of the open compression windows in one layer: kv and score of the tokens still needed, fp32."""
     widths = [config.head_dim] * bool(kind.ratio) + [config.index_head_dim] * kind.has_indexer
     return sum(2 * 4 * kind.state_tokens * kind.channels(width) for width in widths)
 
 
 def cache_bytes(config: ModelConfig, num_tokens: int, kv_format: KvFormat = "fp8+fp4") -> CacheBytes:
-    """Cache after `num_tokens` tokens; a compressed entry exists once its window is full."""
+    """Bytes of the cache after `num_tokens` tokens; a compressed entry exists once its window is full."""
     kinds = [config.compression(layer) for layer in range(config.num_hidden_layers)]
     entry, key = entry_bytes(config, kv_format), index_key_bytes(config, kv_format)
     return CacheBytes(
@@ -75,5 +75,5 @@ def cache_bytes(config: ModelConfig, num_tokens: int, kv_format: KvFormat = "fp8
 
 
 def kv_bytes_per_token(config: ModelConfig, kv_format: KvFormat = "fp8+fp4") -> float:
-    """Growth per context token, exact over whole pages."""
+    """Bytes of growth per context token, exact over whole pages."""
     return cache_bytes(config, PAGE_TOKENS, kv_format).growing / PAGE_TOKENS

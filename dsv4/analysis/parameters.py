@@ -19,10 +19,10 @@ COMPONENTS = (
 @dataclass(frozen=True)
 class ParameterCount:
     main: dict[str, int]  # by component, without the MTP block
-    mtp: dict[str, int]  # the MTP block's own; it shares embedding and head with the main model
-    main_idle: int  # routed experts of the main model that a token does not visit
+    mtp: dict[str, int]  # the MTP block's own; embedding and head are shared with the main model
+    main_idle: int  # in the main model's routed experts that a token does not use
     mtp_idle: int
-    router_bias: int  # main model, one a routed expert of each score-routed layer
+    router_bias: int  # main model, one per routed expert of each score-routed layer
     tid2eid: int  # entries of the hash tables
 
     @property
@@ -40,12 +40,12 @@ class ParameterCount:
 
     @property
     def active(self) -> int:
-        """As `active_with_embed` without the embedding: a lookup, not a product. The head stays."""
+        """`active_with_embed` less the embedding, a lookup and no product. The head is counted."""
         return self.active_with_embed - self.main["embed"]
 
     @property
     def mtp_active(self) -> int:
-        """What one draft step adds to `active`."""
+        """Parameters that one draft step adds to `active`."""
         return sum(self.mtp.values()) - self.mtp_idle
 
 

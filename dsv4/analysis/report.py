@@ -1,4 +1,4 @@
-"""Everything `dsv4 inspect` shows, as one JSON-ready object."""
+"""Report of `dsv4 inspect`, as one JSON-ready object."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ MILLION = 1048576
 
 
 def summary(config: ModelConfig, layout: StorageLayout | None = None) -> dict[str, Any]:
-    """Counts, bytes and FLOPs of one config. `layout` defaults to the official one that `expert_dtype` names.
+    """Counts, bytes and FLOPs of one config. `layout` defaults to the official one for the config's `expert_dtype`.
 
-    `kv_bytes` and `kv_bytes_per_token` are the FP8 cache with the FP4 index, compressed entries and index keys only;
-    `decode_flops` are plain FLOPs, `decode_flops_eq_fp8` weighs formats as the published ratios do.
+    `kv_bytes` and `kv_bytes_per_token` count compressed entries and index keys only, FP8 cache with FP4 index;
+    `decode_flops` are plain FLOPs, `decode_flops_eq_fp8` weighs formats like the published ratios.
     """
     chosen = layout or default_layout(config)
     tensors: dict[str, int] = {}

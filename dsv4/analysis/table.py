@@ -27,7 +27,7 @@ _LABELS = {
 
 
 def print_summary(name: str, config: ModelConfig, report: dict[str, Any], console: Console | None = None) -> None:
-    """`report` is analysis.summary(config), with "stored" where the files of a model were looked into."""
+    """Print the tables of `report`: analysis.summary(config), with "stored" if the model's files were read."""
     title = f"[bold]{name}[/bold]  [dim]{_schedule(config)}[/dim]"
     left = Group(_parameters(report["parameters"]), "")
     right = Group(_checkpoint(report["checkpoint"], report.get("stored")), "", _cache(report), "", _flops(report))

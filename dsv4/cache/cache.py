@@ -131,7 +131,7 @@ class Cache:
                 )
             if held != start:
                 raise ValueError(f"cache row {slot} holds {held} tokens, the batch starts at {start}")
-            # What most steps need is nothing: a look at the pages of a row then costs more than the rest.
+            # Most steps need no page: looking at the pages of a row would then cost more than the rest.
             if held + length > self._blocks.counts[slot] * PAGE_TOKENS or self.pool.num_shares:
                 needed += self.pages_needed(slot, length)
         if needed > self.pool.num_free:

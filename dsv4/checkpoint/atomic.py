@@ -1,7 +1,7 @@
 """Files and folders that are whole or absent: written under a temporary name, synced, renamed.
 
-A temporary name is hidden, beside the target, and locked as long as its writer lives. What a killed writer leaves has
-no lock any more: the next one for the same target clears it away.
+A temporary file is hidden, beside the target, and locked while its writer lives. A killed writer leaves one without a
+lock, which the next writer of the same target removes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class DiskFullError(OSError):
-    """The disk, or what one user or one file may take of it, is too small for what was to be written."""
+    """Not enough space on the disk, or within the limits of a user or a file, for the data to be written."""
 
     def __str__(self) -> str:
         return str(self.args[1])
@@ -31,7 +31,7 @@ class DiskFullError(OSError):
 def new_file(target: Path, num_bytes: int | None = None) -> Generator[Path]:
     """A temporary file beside `target` to write to; it replaces `target` at the end, or vanishes on any error.
 
-    Raises DiskFullError where the disk is too small for it; `num_bytes`, what it takes, is for the message.
+    Raises DiskFullError if the disk is too small for the file; `num_bytes`, its size, is for the message.
     """
     clear_leftovers(target)
     touch: Callable[[Path], object] = lambda path: path.touch(exist_ok=False)  # noqa: E731
@@ -47,8 +47,8 @@ def new_file(target: Path, num_bytes: int | None = None) -> Generator[Path]:
 def new_folder(target: Path, overwrite: bool) -> Generator[Path]:
     """A temporary folder beside `target` to write into; it becomes `target` at the end, or vanishes on any error.
 
-    A target that is not empty is refused unless `overwrite`, and then replaced whole; only a model folder may be.
-    Raises DiskFullError where the disk is too small for it.
+    A non-empty target is refused, or with `overwrite` replaced whole if it is a model folder. Raises DiskFullError if
+    the disk is too small for the folder.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(target)
@@ -78,7 +78,7 @@ def new_folder(target: Path, overwrite: bool) -> Generator[Path]:
 
 
 def check_space(target: Path, num_bytes: int) -> None:
-    """DiskFullError where `num_bytes` more do not fit beside `target`."""
+    """DiskFullError if `num_bytes` more do not fit beside `target`."""
     place = next(folder for folder in target.absolute().parents if folder.is_dir())
     free = shutil.disk_usage(place).free
     if num_bytes > free:
@@ -87,7 +87,7 @@ def check_space(target: Path, num_bytes: int) -> None:
 
 
 def clear_leftovers(target: Path) -> None:
-    """Removes what killed writers of `target` have left beside it; a folder that one was replacing comes back."""
+    """Remove leftovers of killed writers of `target`; a folder that such a writer was replacing is restored."""
     ours = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]+\.(tmp|old)")
     found = [path for path in target.parent.iterdir() if ours.fullmatch(path.name)]
     for path in found:
@@ -103,14 +103,14 @@ def clear_leftovers(target: Path) -> None:
 
 
 def clear_folder(folder: Path) -> None:
-    """Removes what killed writers of any file in `folder` have left there."""
+    """Remove leftovers of killed writers of any file in `folder`."""
     ours = re.compile(r"\.(.+)\.[0-9a-f]+\.(tmp|old)")
     for name in sorted({match[1] for path in folder.iterdir() if (match := ours.fullmatch(path.name))}):
         clear_leftovers(folder / name)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable (where directories can be synced: not on Windows)."""
+    """Make the names in a folder durable (not on Windows, where directories cannot be synced)."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -121,7 +121,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def _temporary(target: Path, make: Callable[[Path], object]) -> Generator[Path]:
-    """A name beside `target`, made and locked; removed on any error."""
+    """A temporary path beside `target`, made and locked; removed on any error."""
     temporary, descriptor = _claim(target, make)
     try:
         yield temporary
@@ -143,7 +143,7 @@ def _claim(target: Path, make: Callable[[Path], object]) -> tuple[Path, int | No
         try:
             descriptor = os.open(temporary, os.O_RDONLY)
         except FileNotFoundError:
-            continue  # cleared away by another writer before it had a lock
+            continue  # removed by another writer before it was locked
         _lock(descriptor, wait=True)
         if os.fstat(descriptor).st_nlink:
             return temporary, descriptor
@@ -151,7 +151,7 @@ def _claim(target: Path, make: Callable[[Path], object]) -> tuple[Path, int | No
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Removes a temporary file or folder unless its writer still lives."""
+    """Remove a temporary file or folder unless its writer still lives."""
     if os.name != "posix":
         return
     try:
@@ -166,8 +166,8 @@ def _remove_abandoned(path: Path) -> None:
 
 
 def _lock(descriptor: int, wait: bool) -> bool:
-    """Whether this process now holds the lock of an open file; never where the file system has no locks."""
-    import fcntl  # POSIX alone has it
+    """True if this process now holds the lock of an open file; False on file systems without locks."""
+    import fcntl  # POSIX only
 
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -185,15 +185,15 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def space_in_words(target: Path, num_bytes: int | None = None) -> Generator[None]:
-    """DiskFullError, which says what did not fit and where, in the place of an error for lack of space."""
+    """Turn an error for lack of space into a DiskFullError that names the target and the size."""
     try:
         yield
     except (OSError, RuntimeError) as error:
-        # torch.save answers an error of the file that it writes to with its own.
+        # torch.save replaces an error of the file that it writes to by its own.
         cause = error.__context__ if isinstance(error, RuntimeError) else error
         if not isinstance(cause, OSError):
             raise
-        short = cause.errno is None and "requested and" in str(cause)  # NumPy's, which has no number
+        short = cause.errno is None and "requested and" in str(cause)  # NumPy's error, which has no errno
         if not short and cause.errno not in (*_FULL, errno.EFBIG):
             raise
         takes = "" if num_bytes is None else f"it takes {_size(num_bytes)}, and "

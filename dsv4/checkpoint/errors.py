@@ -1,4 +1,4 @@
-"""The one error of the package."""
+"""The package's only error type."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class CheckpointError(ValueError):
-    """A model folder that cannot be read or written: which file, which tensor, what was expected, what was found."""
+    """A model folder cannot be read or written: names the file, the tensor, the expected and the found content."""
 
     def __init__(self, file: str | Path, expected: str, found: str, tensor: str | None = None) -> None:
         self.file, self.tensor, self.expected, self.found = Path(file), tensor, expected, found

@@ -1,4 +1,4 @@
-"""Files of a model folder: a safetensors shard written at its offsets, JSON, and copies; each synced."""
+"""Writers of a model folder's files: safetensors shards (tensors in any order), JSON, and copies; each synced."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from dsv4.analysis.inventory import DTYPE_BYTES, TensorSpec
 from dsv4.checkpoint.errors import CheckpointError
 
-WriteProgress = Callable[[int, int], None]  # bytes of tensors written so far, of all that will be
+WriteProgress = Callable[[int, int], None]  # (tensor bytes written so far, tensor bytes in all)
 
 TORCH_DTYPES = {
     "BF16": torch.bfloat16,
@@ -28,9 +28,9 @@ TORCH_DTYPES = {
 
 
 class ShardWriter:
-    """One safetensors file whose tensors are known beforehand and arrive in any order, each written to its place.
+    """Writer of one safetensors file with planned tensors, which arrive in any order and go to their offsets.
 
-    The library's own writer wants all tensors of a file in memory at once; this one holds none.
+    The safetensors library's writer needs all tensors of a file in memory at once; this one holds none.
     """
 
     def __init__(self, file: Path, specs: Sequence[TensorSpec]) -> None:
@@ -71,9 +71,9 @@ class ShardWriter:
 
 
 def refuse_source(source: Path, target: Path) -> None:
-    """CheckpointError where replacing `target` would take `source`, which is read meanwhile, away."""
+    """CheckpointError if replacing `target` would remove `source`, which is read meanwhile."""
     place = target.resolve()
-    for file in (source, *source.iterdir()):  # a file may be a link to what lies elsewhere
+    for file in (source, *source.iterdir()):  # a file may be a link to another folder
         if file.resolve().is_relative_to(place):
             raise CheckpointError(target, "another folder than the source's", f"the source, {file}")
 

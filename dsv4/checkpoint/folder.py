@@ -1,7 +1,7 @@
 """An opened model folder: official FP4 or FP8, plain BF16 or FP32, or as transformers saved it.
 
-A folder is checked whole, from config, index and headers, before the first value is read. Then tensors come one at a
-time out of the mapped files.
+The whole folder is checked, from config, index and headers, before the first value is read. Tensors are then read one
+at a time from the mapped files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dsv4.model_folder import resolve_model
 from dsv4.notices import warn_once
 
 PLAIN_DTYPES = ("BF16", "F32", "F16")
-# What most routed experts are stored as -> the layout of the folder.
+# Dtype of most routed experts -> layout of the folder.
 _LAYOUT_OF: dict[str, StorageLayout] = {
     "I8": "official",
     "F8_E4M3": "official-base",
@@ -36,7 +36,7 @@ _LAYOUT_OF: dict[str, StorageLayout] = {
 
 
 class _Source(NamedTuple):
-    """Where one official tensor lies: a stored tensor, or a part of one that holds all experts."""
+    """Location of one official tensor: a stored tensor, or a part of one that holds all experts."""
 
     stored: TensorEntry
     part: names.MergedPart | None = None
@@ -50,11 +50,11 @@ class _Source(NamedTuple):
 
 
 class Checkpoint:
-    """One opened folder that holds exactly the tensors that its config asks for, each of the right shape and dtype.
+    """An opened folder with exactly the tensors that its config requires, each of the right shape and dtype.
 
-    `config`: as stored; without an MTP block where transformers saved the folder, which drops it.
-    `layout`: how tensors are stored. "official-base" with `scale_dtype` F8_E8M0 is what DeepSeek's converter makes of
-    FP4 experts. "bf16" and "fp32" say what most experts are; any float tensor may then be of any plain dtype.
+    `config`: as stored, but without an MTP block if transformers saved the folder, which drops the block.
+    `layout`: storage of the tensors. "official-base" with `scale_dtype` F8_E8M0 is the output of DeepSeek's converter
+    for FP4 experts. "bf16" and "fp32" name the dtype of most experts; any float tensor may then be of any plain dtype.
     """
 
     def __init__(self, path: str | Path, revision: str | None = None) -> None:
@@ -75,9 +75,9 @@ class Checkpoint:
             raise
 
     def parameter(self, name: str, device: torch.device | str = "cpu") -> Tensor:
-        """The values of an official parameter: float32 if it was quantized, else in the stored dtype.
+        """Values of an official parameter: float32 if it was quantized, else in the stored dtype.
 
-        On the CPU a plain tensor is a view of the mapped file: copy before writing to it or closing.
+        On the CPU a plain tensor is a view of the mapped file: copy it before writing to it or closing.
         """
         tensor = self.stored(name).to(device)
         scale = self.scale(name)
@@ -87,12 +87,12 @@ class Checkpoint:
         return dequantize(tensor, scale.to(device))
 
     def scale(self, name: str) -> Tensor | None:
-        """The scales of an official parameter, as stored, None if it is not quantized."""
+        """Scales of an official parameter, as stored; None if it is not quantized."""
         scale = name.removesuffix("weight") + "scale"
         return self.stored(scale) if name.endswith(".weight") and scale in self._sources else None
 
     def stored(self, name: str) -> Tensor:
-        """One official tensor, codes or scales too, as stored: a view of the mapped file."""
+        """One official tensor (codes and scales included) as stored: a view of the mapped file."""
         source = self._sources[name]
         tensor = self._shards.read(source.stored)
         if source.part is None:
@@ -106,7 +106,7 @@ class Checkpoint:
         return stored.file, stored.name
 
     def index(self, name: str, index: list[int]) -> list[int]:
-        """Where an element of an official tensor lies in the stored one, for messages."""
+        """Index in the stored tensor of an element of an official tensor, for messages."""
         source = self._sources[name]
         if source.part is None:
             return index
@@ -114,7 +114,7 @@ class Checkpoint:
         return [source.part.expert, row + (source.part.half or 0) * source.shape[0], column]
 
     def map_files(self) -> list[Path]:
-        """Maps every file that holds one of its tensors; where they are."""
+        """Map every file that holds one of the tensors, and return the paths."""
         first = {source.stored.file: source.stored for source in self._sources.values()}
         for stored in first.values():
             self._shards.read(stored)
@@ -133,7 +133,7 @@ class Checkpoint:
 
 
 def read_config(path: str | Path) -> ModelConfig:
-    """The config of the model that `load_model` would give; CheckpointError where the folder's files disagree."""
+    """Config of the model that `load_model` would return; CheckpointError if the folder's files disagree."""
     folder = resolve_model(path)
     config = _read_config(folder)
     with Shards(folder) as shards:
@@ -151,7 +151,7 @@ def _read_config(folder: Path) -> ModelConfig:
 
 
 def _official_sources(shards: Shards, config: ModelConfig) -> tuple[dict[str, _Source], list[TensorEntry]]:
-    """(where each official tensor lies, the tensors of a draft model that stay unread)."""
+    """(location of each official tensor, the unread tensors of a draft model)."""
     num_experts = config.n_routed_experts
     sources: dict[str, _Source] = {}
     unread: list[TensorEntry] = []
@@ -187,7 +187,7 @@ def _unread_line(folder: Path, unread: list[TensorEntry]) -> str:
 
 
 def _without_lost_mtp(config: ModelConfig, shards: Shards, sources: dict[str, _Source]) -> ModelConfig:
-    """transformers writes the number of MTP blocks into the config, but not the block."""
+    """Config without the MTP block if transformers saved the folder: it writes the block's count, but not the block."""
     if any(name.startswith("mtp.") for name in sources) or not any(map(names.is_transformers, shards.tensors)):
         return config
     ratios = config.compress_ratios[: config.num_hidden_layers]
@@ -195,9 +195,9 @@ def _without_lost_mtp(config: ModelConfig, shards: Shards, sources: dict[str, _S
 
 
 def _detect_layout(sources: dict[str, _Source]) -> StorageLayout:
-    """By the majority of the routed experts, so that one wrong tensor does not turn the whole folder wrong.
+    """Layout by the dtype of most routed experts, so that one wrong tensor does not condemn the whole folder.
 
-    Experts of no known dtype are taken for FP4 where they have scales (U8, say), so that the error names them.
+    Experts of an unknown dtype (U8, say) count as FP4 if they have scales, so that the error names them.
     """
     experts = [name for name in sources if ".experts." in name and name.endswith(".weight")]
     common = Counter(sources[name].stored.dtype for name in experts).most_common(1)
@@ -217,7 +217,7 @@ def _detect_scale_dtype(sources: dict[str, _Source], layout: StorageLayout) -> s
 def _check(
     folder: Path, sources: dict[str, _Source], config: ModelConfig, layout: StorageLayout, scale_dtype: str
 ) -> None:
-    """Exactly the expected tensors, each of the right shape and dtype; CheckpointError names the first that is not."""
+    """CheckpointError unless there are exactly the expected tensors, of the right shape and dtype; names the first."""
     expected = {spec.name: spec for spec in tensor_inventory(config, layout)}
     for name, spec in expected.items():
         if name not in sources:

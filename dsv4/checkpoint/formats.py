@@ -3,12 +3,12 @@
 A stored weight is a table of codes and a table of scales that multiply them; the last block of a row or column may be
 shorter. Scales are E8M0 (a power of two: byte b is 2^(b - 127), 255 is NaN) or, in the Base models, F32.
 
-Values follow the rule that the model was trained with: scale = 2^ceil(log2(amax / largest)), codes rounded to nearest,
-ties to the even code (official inference kernel). That rule alone has two spellings for a block whose largest element
-rounds down to half the range (224 of 448, 3 of 6): the coarse one, and half the scale with doubled codes. Writers here
-always store the second, so that quantize(dequantize(x)) gives back x's codes and scales for all x that they wrote. To
-write what others wrote just as it was, they take the scales to keep.
-A weight without an exact power-of-two form that is stored with F32 scales uses scale = amax / 448; see `_fp32_scales`.
+Values follow the model's training rule: scale = 2^ceil(log2(amax / largest)), codes rounded to nearest, ties to the
+even code (official inference kernel). The rule allows two encodings of a block whose largest element rounds down to
+half the range (224 of 448, 3 of 6): the coarse one, and half the scale with doubled codes. The quantizers here always
+choose the second, so that quantize(dequantize(x)) returns x's codes and scales for every x that they wrote. To
+reproduce the encoding of another writer they accept the scales to keep.
+A weight stored with F32 scales and without an exact power-of-two form uses scale = amax / 448; see `_fp32_scales`.
 
 All functions work in row strips: beside input and output they hold some tens of MB.
 """
@@ -24,11 +24,11 @@ from torch import Tensor
 from dsv4.analysis.inventory import FP4_GROUP, FP8_BLOCK
 from dsv4.kernels.quant import FP4_MAX, FP8_MAX
 
-# Scale exponents of blocks whose codes are all zero: what the training rule's floors on amax give (1e-4, 6 * 2^-126).
+# Scale exponents of blocks whose codes are all zero, from the training rule's floors on amax (1e-4, 6 * 2^-126).
 _ZERO_EXPONENT = {FP8_MAX: -22, FP4_MAX: -126}
 _SMALLEST_CODE = {FP8_MAX: 2.0**-9, FP4_MAX: 0.5}
-# Above half the range by less than this, the largest element rounds down to half the range (232 itself is a tie that
-# goes to the even code of 224; 3.5 is one that goes up to 4).
+# A largest element between half the range and this rounds down to half the range (232 itself is a tie that goes to the
+# even code of 224; 3.5 is a tie that goes up to 4).
 _MIDPOINT = {FP8_MAX: 232.0, FP4_MAX: 3.5}
 _LOWEST_EXPONENT = -127  # E8M0 byte 0
 
@@ -57,8 +57,8 @@ def quantize_fp8(
 ) -> tuple[Tensor, Tensor]:
     """Float [out, in] -> (float8_e4m3fn [out, in], scales [ceil(out/128), ceil(in/128)] in `scale_dtype`).
 
-    `scale_dtype`: float8_e8m0fnu or float32. `keep`: scales to use if they give `weight` back exactly, such as those
-    that it was read with. ValueError on NaN, infinity and magnitudes above 2^127.
+    `scale_dtype`: float8_e8m0fnu or float32. `keep`: scales to use if they reproduce `weight` exactly, such as those it
+    was read with. ValueError on NaN, infinity and magnitudes above 2^127.
     """
     if scale_dtype not in (torch.float8_e8m0fnu, torch.float32):
         raise ValueError(f"scale_dtype = {scale_dtype} is not allowed; allowed: torch.float8_e8m0fnu, torch.float32")
@@ -103,7 +103,7 @@ def quantize_fp4(weight: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Te
     """Float [out, in], in even -> (int8 [out, in/2], float8_e8m0fnu [out, ceil(in/32)]).
 
     Byte k of a row holds column 2k in its low nibble and 2k + 1 in its high one; bit 3 of a nibble is the sign.
-    `keep`: scales to use if they give `weight` back exactly, such as those that it was read with.
+    `keep`: scales to use if they reproduce `weight` exactly, such as those it was read with.
     ValueError on NaN, infinity and magnitudes above 2^127.
     """
     rows, columns = _matrix_shape(weight)
@@ -140,7 +140,7 @@ def dequantize_fp4(packed: Tensor, scales: Tensor) -> Tensor:
     magnitudes = torch.tensor(_E2M1_MAGNITUDES, device=packed.device)
     values = torch.cat([magnitudes, -magnitudes])
     byte = torch.arange(256, device=packed.device)
-    # Both values of each byte, low nibble first; one eight-byte element a pair, as that gathers faster.
+    # Both values of each byte, low nibble first, as one eight-byte element per pair, which gathers faster.
     pairs = torch.stack([values[byte & 15], values[byte >> 4]], 1).view(torch.int64).flatten()
     for strip in _strips(rows, half_columns, 1):
         weight[strip] = pairs[packed[strip].view(torch.uint8).int()].view(torch.float32)
@@ -151,8 +151,8 @@ def dequantize_fp4(packed: Tensor, scales: Tensor) -> Tensor:
 def fp4_to_fp8(packed: Tensor, scales: Tensor, scale_dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """Re-encode FP4 groups as FP8 blocks without changing a value; arguments of dequantize_fp4, result of quantize_fp8.
 
-    Always possible when the group scales within each 128x128 block lie within a factor 2^14 of one another.
-    ValueError names the first block where a value would change.
+    Always possible if the group scales within each 128x128 block lie within a factor 2^14 of one another.
+    ValueError names the first block in which a value would change.
     """
     weight = dequantize_fp4(packed, scales)
     codes, block_scales = quantize_fp8(weight, scale_dtype)
@@ -188,7 +188,7 @@ def _strips(rows: int, columns: int, block_rows: int) -> Iterator[slice]:
 
 
 def _block_rows(strip: slice) -> slice:
-    """The rows of a scale grid that belong to a strip of FP8 blocks."""
+    """Rows of the scale grid for a strip of FP8 blocks."""
     return slice(strip.start // FP8_BLOCK, -(-strip.stop // FP8_BLOCK))
 
 
@@ -220,9 +220,10 @@ def _two_to(exponent: Tensor) -> Tensor:
 
 
 def _exponent(amax: Tensor, largest: float) -> tuple[Tensor, Tensor]:
-    """The training rule's exponent ceil(log2(amax / largest)), and whether the largest code falls to half the range.
+    """(the training rule's exponent ceil(log2(amax / largest)), bool: the largest code falls to half the range).
 
-    Such a block is stored with half the scale and doubled codes. No logarithm that could round across an integer.
+    In the second case the block is stored with half the scale and doubled codes. Computed without a logarithm, which
+    could round across an integer.
     """
     mantissa, exponent = torch.frexp(amax)  # amax = mantissa * 2^exponent, mantissa in [0.5, 1)
     top = torch.frexp(torch.tensor(largest))
@@ -251,7 +252,7 @@ def _round_fp4(scaled: Tensor) -> Tensor:
 
 
 def _pack_fp4(codes: Tensor, groups: Tensor, columns: int) -> Tensor:
-    """Magnitude codes and the values whose signs they take, both as from `_blocks` -> bytes [rows, columns / 2]."""
+    """Magnitude codes, and the values that give their signs, both as from `_blocks` -> bytes [rows, columns / 2]."""
     codes = codes | groups.signbit().to(torch.uint8) << 3
     nibbles = codes.flatten(2).flatten(0, 1)[:, :columns]
     return nibbles[:, 0::2] | nibbles[:, 1::2] << 4
@@ -260,10 +261,10 @@ def _pack_fp4(codes: Tensor, groups: Tensor, columns: int) -> Tensor:
 def _fp32_scales(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """Blocks -> (e4m3fn values as float32, float32 scales), as `quantize_fp8` stores them with F32 scales.
 
-    1. A block that some scale reproduces exactly keeps its values: a power of two first (what FP8 and FP4 weights of
-       instruct models have), then amax / 448 and its two neighbours (what Base weights have; the product 448 * scale
+    1. A block that some scale reproduces exactly keeps its values. Candidates: first a power of two (as in FP8 and FP4
+       weights of instruct models), then amax / 448 and its two neighbors (as in Base weights; the product 448 * scale
        was rounded when the weight was read, so the quotient can miss the scale by one unit in the last place).
-    2. Any other block gets amax / 448. Values read from it make 1. find that scale again: rounding 448 * scale, a
+    2. Any other block gets amax / 448. From values read back, step 1 finds this scale again: rounding 448 * scale, a
        product with 7, moves the quotient by less than half a unit.
     """
     amax = _amax(blocks)
@@ -279,7 +280,7 @@ def _fp32_scales(blocks: Tensor) -> tuple[Tensor, Tensor]:
         scale = torch.where(done, scale, candidate)
         done |= _reproduces(blocks, scale)
     if not done.all():
-        # Far below any weight quotients lose bits, and a power of two is exact.
+        # Far below any weight's magnitude, quotients lose bits; this floor is a power of two and exact.
         scale = torch.where(done, scale, ratio.clamp(min=2.0**-120))
         blocks = torch.where(_spread(done), blocks, _round_fp8(blocks / _spread(scale)) * _spread(scale))
         power_of_two = _two_to(_exponent(_amax(blocks), FP8_MAX)[0])
@@ -288,9 +289,9 @@ def _fp32_scales(blocks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _reproduces(blocks: Tensor, scale: Tensor) -> Tensor:
-    """Per block: does code * scale give back every value? A scale of zero does not count."""
+    """Bool per block: True if code * scale reproduces every value; False for a scale of zero."""
     fits = scale > 0
-    for part in (blocks[:, :1], blocks):  # a first row that no block reproduces settles it cheaply
+    for part in (blocks[:, :1], blocks):  # the first rows settle it cheaply if no block reproduces them
         again = _round_fp8(part / _spread(scale)) * _spread(scale)
         fits &= (again == part).all(3).all(1)
         if not fits.any():

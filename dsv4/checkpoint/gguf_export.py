@@ -33,13 +33,13 @@ Array = np.ndarray[Any, Any]
 
 _BLOCK = 32  # columns of one MXFP4 or Q8_0 block
 _LINEAR_TYPES = {"bf16": Type.BF16, "q8_0": Type.Q8_0}
-# Vectors must be F32 in llama.cpp. So is the router here: beside BF16 weights llama.cpp rounds what they multiply, and
-# would choose other experts.
+# Vectors must be F32 in llama.cpp. The router is too: llama.cpp rounds the input of BF16 weights, and would choose
+# other experts.
 _ALWAYS_F32 = ("ffn.gate.weight",)
 
 
 class _Planned(NamedTuple):
-    """One tensor of the file. `sources`: several are the experts of a layer, or e_proj and h_proj."""
+    """One tensor of the file. `sources`: official names; several for the experts of a layer, or e_proj and h_proj."""
 
     name: str
     component: str  # the kind of tensor, in the inventory's words
@@ -65,12 +65,12 @@ def export_gguf(
 ) -> dict[str, RoundingError]:
     """Write the model folder `src` as the file `dst`, which appears whole or not at all.
 
-    FP4 experts become MXFP4 with the same codes and scales. linears: type of the FP8 class and of experts that are not
-    FP4; None takes BF16, or F32 where the folder holds F32 values or scales. "q8_0" rounds, which llama.cpp runs
-    faster. CheckpointError names a tensor without an exact form unless `allow_rounding`, and one that holds NaN or
-    infinity; DiskFullError says what does not fit. mtp: only the MTP block, as llama.cpp's draft model.
-    progress: told of the bytes of tensors written, and of all.
-    Returns what rounding changed, by kind of tensor.
+    FP4 experts become MXFP4 with the same codes and scales. linears: type for the FP8 matrices and for experts that are
+    not FP4; None takes BF16, or F32 if the folder holds F32 values or scales; "q8_0" rounds and runs faster in
+    llama.cpp. CheckpointError names a tensor without an exact form, unless `allow_rounding`, and a tensor with NaN or
+    infinity; DiskFullError names a target that does not fit. mtp: only the MTP block, as llama.cpp's draft model.
+    progress: called with the tensor bytes written so far and in all.
+    Returns the rounding errors, by kind of tensor.
     """
     if linears is not None and linears not in _LINEAR_TYPES:
         raise ValueError(f"linears = {linears!r} is not allowed; allowed: None, {', '.join(map(repr, _LINEAR_TYPES))}")
@@ -152,7 +152,7 @@ def _type(spec: TensorSpec, names: list[str], source: Checkpoint, columns: int, 
 
 
 def _file_type(plan: list[_Planned]) -> gguf.LlamaFileType:
-    """llama.cpp's word for the whole file, which it only shows."""
+    """llama.cpp's type of the whole file, which it only displays."""
     types = {planned.type for planned in plan}
     if Type.MXFP4 in types:
         return gguf.LlamaFileType.MOSTLY_MXFP4_MOE
@@ -162,7 +162,7 @@ def _file_type(plan: list[_Planned]) -> gguf.LlamaFileType:
 
 
 def _data(planned: _Planned, source: Checkpoint, rounding: Rounding) -> Array:
-    """The tensor's bytes, in an array of the size that the plan says."""
+    """The tensor's bytes, in an array of the planned size."""
     if ".ffn.experts." not in planned.sources[0]:
         parts = [_values(name, source) for name in planned.sources]
         values = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
@@ -210,9 +210,9 @@ def _encode(values: Tensor, planned: _Planned, source: Checkpoint, name: str, ro
 
 
 def _mxfp4(name: str, source: Checkpoint) -> Array:
-    """FP4 [out, in/2] with scales [out, in/32] -> blocks [out, in/32, 17]: the scale's byte, then 16 of codes.
+    """FP4 [out, in/2] with scales [out, in/32] -> blocks [out, in/32, 17]: the scale's byte, then 16 bytes of codes.
 
-    A block's byte j holds columns j (low nibble) and j + 16 where the official one holds 2j and 2j + 1.
+    Byte j of a block holds columns j (low nibble) and j + 16; in the official format it holds 2j and 2j + 1.
     """
     check_values(source, name)
     codes, scales = source.stored(name), source.scale(name)
@@ -228,9 +228,9 @@ def _mxfp4(name: str, source: Checkpoint) -> Array:
 
 
 def _pad_index_heads(name: str, values: Tensor, config: ModelConfig) -> Tensor:
-    """Index heads of llama.cpp's width: zeros before the channels, as RoPE turns the last ones.
+    """Pad index heads to llama.cpp's width: zeros before the channels, since RoPE rotates the last ones.
 
-    Zeros add nothing to a score; what they change in the key's norm scales all scores alike.
+    Zeros add nothing to a score; their effect on the key's norm scales all scores alike.
     """
     missing = index_head_dim(config) - config.index_head_dim
     if not missing or ".indexer." not in name or name.endswith("weights_proj.weight"):

@@ -1,4 +1,4 @@
-"""What llama.cpp's architecture `deepseek4` calls tensors and hyperparameters (as of llama-cpp-python 0.3.36)."""
+"""Names of tensors and hyperparameters in llama.cpp's architecture `deepseek4` (as of llama-cpp-python 0.3.36)."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ _DRAFT_NAMES = {
 
 
 def to_gguf(name: str, config: ModelConfig) -> str:
-    """llama.cpp's name of an official tensor. A layer's experts share three names, e_proj and h_proj of MTP one.
+    """llama.cpp's name of an official tensor. A layer's experts share three names, MTP's e_proj and h_proj share one.
 
-    The MTP block is the layer after the last; its hc_head takes the place of the model's, in a file of its own.
+    The MTP block is the layer after the last; its hc_head has the name of the model's, in a separate file.
     """
     if name in _MODEL_NAMES:
         return _MODEL_NAMES[name]
@@ -78,7 +78,7 @@ def index_head_dim(config: ModelConfig) -> int:
 
 
 def metadata(config: ModelConfig, mtp: bool) -> dict[str, Any]:
-    """Hyperparameters by key, without the leading architecture; Python's type says the stored one (u32, f32, bool)."""
+    """Hyperparameters by key, without the architecture prefix; Python's type gives the stored one (u32, f32, bool)."""
     blocks = config.num_hidden_layers + (config.num_nextn_predict_layers if mtp else 0)
     values: dict[str, Any] = {
         "vocab_size": config.vocab_size,

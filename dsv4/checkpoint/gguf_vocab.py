@@ -1,4 +1,4 @@
-"""tokenizer.json -> the vocabulary of a GGUF file, for tokenizers that llama.cpp's pre-tokenizer deepseek-v3 fits."""
+"""tokenizer.json -> the vocabulary of a GGUF file, for tokenizers that match llama.cpp's pre-tokenizer deepseek-v3."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _SPLITS = (
 )
 _AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")
 _ADDED_FLAGS = ("lstrip", "rstrip", "single_word")
-# Keys of GGUF at whose tokens llama.cpp ends a text; there are no more.
+# All GGUF keys of tokens at which llama.cpp ends a text.
 _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # token types of llama.cpp
 
 
 def vocabulary(folder: Path, config: ModelConfig) -> dict[str, Any]:
-    """`tokenizer.ggml.*` keys of a model folder; without tokenizer.json a vocabulary of numbers alone."""
+    """`tokenizer.ggml.*` keys of a model folder; without tokenizer.json a vocabulary of token ids only."""
     file = folder / "tokenizer.json"
     if not file.is_file():
         return {"tokenizer.ggml.model": "no_vocab"}
@@ -67,14 +67,14 @@ def _end_tokens(file: Path, config: ModelConfig) -> dict[str, int]:
 
 
 def _check(file: Path, content: dict[str, Any]) -> list[list[str]]:
-    """The merges of a tokenizer that llama.cpp's deepseek-v3 splits and merges alike; CheckpointError on any other."""
+    """Merges of a tokenizer that splits and merges like llama.cpp's deepseek-v3; CheckpointError on any other."""
     model: dict[str, Any] = content.get("model") or {}
     if model.get("type") != "BPE":
-        raise CheckpointError(file, "model.type = 'BPE', as GGUF is written", repr(model.get("type")))
+        raise CheckpointError(file, "model.type = 'BPE', as GGUF requires", repr(model.get("type")))
     _expect(file, "model.", model, dict.fromkeys(("ignore_merges", "byte_fallback"), False))
     _expect(file, "model.", model, dict.fromkeys(("unk_token", "dropout", *_AFFIXES)))
     if not _changes_nothing(content.get("normalizer")):
-        raise CheckpointError(file, "no normalizer, as GGUF is written", repr(content["normalizer"]))
+        raise CheckpointError(file, "no normalizer, as GGUF requires", repr(content["normalizer"]))
     for added in content.get("added_tokens", []):
         _expect(file, f"added token {added['content']!r}: ", added, dict.fromkeys(_ADDED_FLAGS, False))
     splitter: dict[str, Any] = content.get("pre_tokenizer") or {}
@@ -88,7 +88,7 @@ def _check(file: Path, content: dict[str, Any]) -> list[list[str]]:
         raise CheckpointError(file, expected, f"splits {patterns}")
     merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model.get("merges", [])]
     if patterns[0] == r"\p{N}":
-        # deepseek-v3 puts up to three digits into one piece: the same tokens unless a merge joins two of them.
+        # deepseek-v3 puts up to three digits into one piece: the tokens are the same unless a merge joins two digits.
         for left, right in merges:
             if _joins_digits(_text_bytes(left + right)):
                 expected = f"no merge across digits, since llama.cpp's {_PRE_TOKENIZER} keeps three together"
@@ -98,9 +98,9 @@ def _check(file: Path, content: dict[str, Any]) -> list[list[str]]:
 
 def _expect(file: Path, place: str, table: dict[str, Any], allowed: dict[str, Any]) -> None:
     for key, value in allowed.items():
-        # An empty affix is none.
+        # An empty affix counts as absent.
         if key in table and (table[key] or value) != value:
-            raise CheckpointError(file, f"{place}{key} = {value!r}, as GGUF is written", repr(table[key]))
+            raise CheckpointError(file, f"{place}{key} = {value!r}, as GGUF requires", repr(table[key]))
 
 
 def _changes_nothing(normalizer: dict[str, Any] | None) -> bool:
@@ -110,7 +110,7 @@ def _changes_nothing(normalizer: dict[str, Any] | None) -> bool:
 
 
 def _pattern(step: dict[str, Any]) -> str | None:
-    """The regular expression of a split, CR and LF written as escapes; the type of any other step."""
+    """Regular expression of a split, with CR and LF as escapes; for any other step, its type."""
     if "pattern" not in step:
         return step.get("type")
     expression: str | None = step["pattern"].get("Regex")
@@ -119,7 +119,7 @@ def _pattern(step: dict[str, Any]) -> str | None:
 
 @cache
 def _byte_of_char() -> dict[str, int]:
-    """The byte-level alphabet: printable bytes are themselves, the others follow from U+0100 on."""
+    """Byte-level alphabet: printable bytes map to themselves, the others to U+0100 and up."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -136,7 +136,7 @@ def _digits() -> list[bytes]:
 
 
 def _joins_digits(piece: bytes) -> bool:
-    """Could these bytes stand in a run of digits, across the border of two?"""
+    """True if these bytes can occur in a run of digits across the border of two digits."""
     cuts = [i for i in range(1, len(piece)) if piece[i] & 0xC0 != 0x80]
     parts = [piece[start:end] for start, end in zip([0, *cuts], [*cuts, len(piece)], strict=True)]
     return bool(cuts) and all(_is_digit_part(part, i == 0, i == len(cuts)) for i, part in enumerate(parts))

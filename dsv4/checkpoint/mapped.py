@@ -1,4 +1,4 @@
-"""The files that a model's weights are views of, or were read from: whether they are still what they were."""
+"""Watch over the files that a model's weights are views of or were read from: detects changes since opening."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from dsv4.checkpoint.folder import Checkpoint
 from dsv4.kernels import backends
 from dsv4.kernels.stored import StoredWeight
 
-# Attributes of a loaded model, where it has such: MappedFiles and LoadedScales.
+# Names of optional attributes of a loaded model: its MappedFiles and LoadedScales.
 MAPPED_FILES = "mapped_files"
 LOADED_SCALES = "checkpoint_scales"
 
 
 class _Identity(NamedTuple):
-    """What of a file changes when it is written to (the last two) or another takes its name (the first two)."""
+    """Properties of a file that change if another takes its name (the first two) or it is written to (the last two)."""
 
     device: int
     inode: int
@@ -29,18 +29,18 @@ class _Identity(NamedTuple):
 
 
 class MappedFiles:
-    """The files of an opened folder, as they are now, all mapped. As long as this lives the native kernels watch them.
+    """State of an opened folder's files, all mapped. While this object lives, the native kernels watch the files.
 
-    Should the process end for want of a file's bytes (SIGBUS), they write a last line to stderr that names the file; on
-    Linux, and not where the reference kernels run: those read a file only while it is loaded.
+    If a read beyond a file's end kills the process (SIGBUS), the kernels first write a line to stderr that names the
+    file; on Linux only, and not with the reference kernels, which read a file only while it is loaded.
 
-    A file that another one replaced by its name, or that was deleted, is as before to whoever has it mapped. One that
-    was written to is not, and one cut short ends the process when its lost end is read (SIGBUS).
+    A mapping stays valid if its file is replaced under the same name or deleted. It changes if the file is written to,
+    and if the file is truncated, reading the lost end kills the process (SIGBUS).
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._folder = checkpoint.folder
-        # A link can be turned to another file, of which nothing is mapped.
+        # Resolved: a link can later point to another file, which is not mapped.
         self._identities = {file.resolve(): _identify(file) for file in checkpoint.map_files()}
         self.ranges = _mapped_ranges(set(self._identities))
         _watched.add(self)
@@ -48,12 +48,12 @@ class MappedFiles:
         _tell_kernels()
 
     def change(self) -> str | None:
-        """What has happened to the first file that is no longer as it was opened, None where all are."""
+        """Description of the first file changed since it was opened, or None."""
         for file, opened in self._identities.items():
             try:
                 now = _identify(file)
             except OSError:
-                continue  # deleted, or its folder: the mapped file lives on
+                continue  # the file or its folder was deleted: the mapping stays valid
             if now[:2] != opened[:2]:
                 continue
             if now.num_bytes < opened.num_bytes:
@@ -63,9 +63,9 @@ class MappedFiles:
         return None
 
     def check(self) -> None:
-        """CheckpointError where one is no longer as it was opened."""
+        """CheckpointError if a file changed since it was opened."""
         if (change := self.change()) is not None:
-            raise CheckpointError(self._folder, "files that nobody writes to while they are read", change)
+            raise CheckpointError(self._folder, "files that do not change while they are read", change)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MappedFiles:
         return self
@@ -75,25 +75,25 @@ class MappedFiles:
 
 
 class LoadedScales:
-    """The scales that the weights of a model were stored with: views of the files, for a save that may never come."""
+    """Scales that a model's weights were read with: looked up in the files only if the model is saved."""
 
     def __init__(self, find: Callable[[str], Tensor | None], files: MappedFiles) -> None:
-        """find: weight name -> its scales, None without. What it refers to keeps the files on the disk."""
+        """find: weight name -> its scales or None. Its references keep the files open, and so on the disk."""
         self._find, self._files = find, files
 
     def get(self, name: str) -> Tensor | None:
-        """The scales of an official weight; None where it had none or its file has been written to since."""
+        """Scales of an official weight; None if it had none or its file was written to since."""
         return None if self._files.change() is not None else self._find(name)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LoadedScales:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return dict, ()  # without scales: another process has not opened the files
+        return dict, ()  # empty: another process has not opened the files
 
 
 def mapped_files(model: object) -> MappedFiles | None:
-    """The files that weights of a loaded model are views of, None where there are none (any more)."""
+    """Files that the weights of a loaded model are views of; None if no weight is a view (any more)."""
     files: MappedFiles | None = getattr(model, MAPPED_FILES, None)
     if files is None or not isinstance(model, nn.Module):
         return None
@@ -116,7 +116,7 @@ def _tell_kernels() -> None:
 
 
 def _mapped_ranges(files: set[Path]) -> list[tuple[int, int, Path]]:
-    """First address and the one after the last of each mapping of these files; none where the system does not say."""
+    """(first address, address after the last, file) of each mapping of these files; empty if the system has no list."""
     maps = Path("/proc/self/maps")
     if not maps.is_file():
         return []

@@ -1,4 +1,4 @@
-"""Tensor names: the official ones, and those that transformers (5.23) writes and uses inside.
+"""Tensor names: the official ones, and those that transformers (5.23) writes and uses internally.
 
 `save_pretrained` writes neither the official names nor its own module names: it turns most module names back into
 official ones (`attn.wq_a`, `experts.7.w1`), keeps the prefix `model.`, and renames the KV norm to `attn.norm`.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-# Applied in this order; each leaves official names as they are.
+# Applied in this order; each leaves official names unchanged.
 _TO_OFFICIAL = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -45,7 +45,7 @@ _TO_OFFICIAL = [
 
 _MERGED = re.compile(r"^(.*\.experts)\.(gate_up_proj|down_proj)$")
 _DRAFT = re.compile(r"^(?:mtp\.(\d+)\.([^.]+)|dspark)")
-# First parts of the names inside V4's MTP block, Flash-Base's copies of embedding and head among them.
+# First parts of the names inside V4's MTP block, including Flash-Base's copies of embedding and head.
 _MTP_PARTS = frozenset(
     [
         *("attn", "ffn", "attn_norm", "ffn_norm", "e_proj", "h_proj", "enorm", "hnorm", "norm", "emb", "head"),
@@ -64,14 +64,14 @@ class MergedPart(NamedTuple):
 
 
 def to_official(name: str) -> str:
-    """The official spelling of a stored name; official names and unknown names come back unchanged."""
+    """Official spelling of a stored name; official and unknown names are returned unchanged."""
     for pattern, replacement in _TO_OFFICIAL:
         name = pattern.sub(replacement, name)
     return name
 
 
 def to_transformers(name: str) -> str:
-    """The name under which save_pretrained writes an official tensor. MTP tensors, which it has not, keep theirs."""
+    """Name under which save_pretrained writes an official tensor. MTP tensors, which it lacks, keep their names."""
     if name == "head.weight" or name.startswith("mtp."):
         return name
     if name == "embed.weight":
@@ -82,19 +82,20 @@ def to_transformers(name: str) -> str:
 
 
 def is_transformers(name: str) -> bool:
-    """Does only transformers write this name?"""
+    """True if only transformers writes this name."""
     return name.startswith(("model.", "lm_head."))
 
 
 def is_duplicate(name: str) -> bool:
-    """Copies of the embedding and the head that Flash-Base stores under its MTP block."""
+    """True for the copies of embedding and head that Flash-Base stores under its MTP block."""
     return _DUPLICATE.match(name) is not None
 
 
 def is_draft(name: str, mtp_blocks: int) -> bool:
     """True for a tensor of a draft model beside the first `mtp_blocks` MTP blocks, which the main model does not need.
 
-    It is of a later block, or of a sub-module that V4's MTP block has not (DSpark's main_proj, markov_head, ...).
+    Such a tensor is in a later block, or in a sub-module that V4's MTP block lacks (DSpark's main_proj, markov_head,
+    ...).
     """
     match = _DRAFT.match(name)
     if match is None:
@@ -104,7 +105,7 @@ def is_draft(name: str, mtp_blocks: int) -> bool:
 
 
 def merged_parts(name: str, num_experts: int) -> list[MergedPart]:
-    """The experts' weights in a merged tensor of transformers' modules; empty for any other (official) name.
+    """Experts' weights in a merged tensor of transformers' modules; empty for any other (official) name.
 
     gate_up_proj is [experts, 2 * width, hidden], w1's rows first; down_proj is [experts, hidden, width].
     """

@@ -21,9 +21,9 @@ from dsv4.model.transformer import Transformer
 
 
 def iter_float_tensors(path: str | Path, *, check_values: bool = True) -> Iterator[tuple[str, Tensor]]:
-    """Every official parameter and table of a folder, dequantized, one at a time; valid until the next one.
+    """Official parameters and tables of a folder, dequantized, one at a time; each is valid until the next.
 
-    check_values: CheckpointError at the first that holds NaN or infinity.
+    check_values: CheckpointError at the first tensor with NaN or infinity.
     """
     with Checkpoint(path) as checkpoint:
         for spec in tensor_inventory(checkpoint.config, "fp32"):
@@ -41,22 +41,23 @@ def load_model(
     check_values: bool = True,
     revision: str | None = None,
 ) -> Transformer:
-    """A model folder, official or as transformers saved it -> the model, frozen: plain calls run the native kernels.
+    """Load a model folder, official or saved by transformers, as a frozen model: plain calls run the native kernels.
 
-    path: a folder, or owner/name[@revision] of the Hugging Face Hub, which is fetched (`dsv4.model_folder`).
+    path: a folder, or owner/name[@revision] of the Hugging Face Hub, which is downloaded (`dsv4.model_folder`).
 
-    `model.requires_grad_(True)` before training.
+    Call `model.requires_grad_(True)` before training.
 
-    weights: "stored" keeps FP4, FP8 and BF16 matrices as they are in the mapped files, for the kernels to read in
-    place: the model takes the memory of its checkpoint, and its float32 results have the same bits. "widened" makes
-    matrices of `dtype`. By default stored where the native kernels run them (CPU, float32), else widened.
-    `requires_grad_(True)` widens.
+    weights: "stored" keeps FP4, FP8 and BF16 matrices in the mapped files, where the kernels read them: the model takes
+    the memory of its checkpoint, and its float32 results have the same bits. "widened" makes matrices of `dtype`. The
+    default is "stored" if the native kernels run the model (CPU, float32), else "widened". `requires_grad_(True)`
+    widens.
 
-    dtype: of the matrices. Norms and what the official layout stores as F32 (mHC, sinks, ape, router bias) are float32.
-    check_values: CheckpointError names the first value that is no finite number. Without it all but FP4 codes need not
-    be read before they are used, and such a value gives whatever the kernels make of it.
-    `save_model` writes weights that were not changed as they were stored: their scales are looked up in the files,
-    which therefore stay open.
+    dtype: of the matrices. Norms and the tensors that the official layout stores as F32 (mHC, sinks, ape, router bias)
+    are float32.
+    check_values: CheckpointError names the first value that is not finite. This reads everything but FP4 codes; without
+    it nothing need be read before use, and the effect of a non-finite value is undefined.
+    `save_model` writes unchanged weights as they were stored: it looks their scales up in the files, which therefore
+    stay open.
     """
     device = torch.device(device)
     plain = device.type == "cpu" and dtype == torch.float32
@@ -82,7 +83,7 @@ def load_model(
 def _materialize(
     model: Transformer, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, keep: bool, check: bool
 ) -> None:
-    """Replace every tensor of a model on the meta device by its values, one after the other."""
+    """Replace every tensor of a model on the meta device by its values, one by one."""
     declared: dict[str, Tensor] = model.state_dict(keep_vars=True)
     official = {spec.name: spec for spec in tensor_inventory(checkpoint.config, "bf16")}
     if declared.keys() != {module_name(name)[0] for name in official}:
@@ -118,7 +119,7 @@ def _materialize(
 
 
 class _Place:
-    """A tensor of the model while it is read: whole, or a stack [E, out, in] matrix by matrix in order."""
+    """A tensor of the model while it is read: whole, or as a stack [E, out, in], matrix by matrix in order."""
 
     def __init__(self, shape: torch.Size) -> None:
         self.parts: list[Tensor] = []
@@ -126,18 +127,18 @@ class _Place:
         self._whole: Tensor | None = None
 
     def empty(self, number: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Memory for the tensor, or for matrix `number` of a stack: all of one piece, on the CPU taken when filled."""
+        """Memory for the tensor, or for matrix `number` of a stack, from one allocation that CPUs take as it fills."""
         if self._whole is None:
             self._whole = torch.empty(self._shape, dtype=dtype, device=device)
         return self._whole if number is None else self._whole[number]
 
     @property
     def is_filled(self) -> bool:
-        """True when every part has been read."""
+        """True once every part has been read."""
         return len(self.parts) == (self._shape[0] if len(self._shape) == 3 else 1)
 
     def value(self) -> Tensor:
-        """The tensor; a stack of which some matrices stay as stored refers to these where they are."""
+        """The tensor; a StoredStack if some matrices stay as stored."""
         stored = [part for part in self.parts if isinstance(part, StoredTensor)]
         if not stored:
             assert self._whole is not None
@@ -151,7 +152,7 @@ def _wider(dtype: torch.dtype) -> bool:
 
 
 def _remember(model: Transformer, checkpoint: Checkpoint, files: MappedFiles) -> None:
-    """What saving and watching need: the files that weights are views of, and the scales, which stay in the files."""
+    """Attach to the model the files that its weights are views of, and its scales, for watching and saving."""
     matrices = official_tensors(dict(model.named_parameters()))
     stored = {name: matrix for name, matrix in matrices.items() if isinstance(matrix, StoredTensor)}
     scales = {name: matrix.scales for name, matrix in stored.items() if matrix.scales is not None}
@@ -161,11 +162,11 @@ def _remember(model: Transformer, checkpoint: Checkpoint, files: MappedFiles) ->
     if quantized:
         setattr(model, LOADED_SCALES, LoadedScales(scales.get if scales else checkpoint.scale, files))
     if scales or not quantized:
-        checkpoint.close()  # what the model views stays mapped
+        checkpoint.close()  # the model's views stay mapped
 
 
 def _stored(checkpoint: Checkpoint, name: str) -> StoredTensor | None:
-    """A matrix as it is in the mapped file; None where its format is none that the kernels read."""
+    """A matrix in its mapped encoding; None if the kernels do not read its format."""
     codes, scales = checkpoint.stored(name), checkpoint.scale(name)
     if codes.dtype == torch.int8 and scales is not None:
         return StoredTensor("fp4", codes, scales, formats.dequantize_fp4)

@@ -1,4 +1,4 @@
-"""What a conversion changes in the values: refused unless it was asked for, and measured by kind of tensor."""
+"""Rounding of values in a conversion: refused unless requested, and measured by kind of tensor."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _STRIP_ELEMENTS = 1 << 21
 
 @dataclass
 class RoundingError:
-    """The difference between the values of some tensors and what was written of them."""
+    """Difference between the values of some tensors and the values written."""
 
-    tensors: int = 0  # that were changed
+    tensors: int = 0  # number of changed tensors
     squared_values: float = 0.0
     squared_differences: float = 0.0
     worst: float = 0.0  # the largest |difference|
@@ -27,7 +27,7 @@ class RoundingError:
 
     @property
     def relative_rms(self) -> float:
-        """Root mean square of the differences, over that of the values."""
+        """Root mean square of the differences over root mean square of the values."""
         return sqrt(self.squared_differences / self.squared_values) if self.squared_values else 0.0
 
     def __str__(self) -> str:
@@ -36,7 +36,7 @@ class RoundingError:
 
 
 class Rounding:
-    """Takes note of every tensor that is written. `errors`: by kind of tensor, of those alone that were changed."""
+    """Record of all tensors written. `errors`: by kind of tensor, of changed tensors only."""
 
     def __init__(self, allowed: bool) -> None:
         self.allowed = allowed
@@ -45,9 +45,9 @@ class Rounding:
     def compare(
         self, kind: str, place: tuple[Path, str], values: Tensor, written: Tensor, dtype: str, asked: bool = False
     ) -> None:
-        """CheckpointError where `written` is not `values` and nobody allowed that, nor asked for a type that rounds.
+        """CheckpointError if `written` differs from `values`, unless rounding is allowed or `asked` for by the type.
 
-        dtype: what it is written as.
+        dtype: name of the dtype written.
         """
         error = _difference(values, written)
         if error is None:
@@ -66,7 +66,7 @@ class Rounding:
 
 
 def _difference(values: Tensor, written: Tensor) -> RoundingError | None:
-    """None where all values are equal."""
+    """Measured difference; None if all values are equal."""
     error, changed = RoundingError(tensors=1), False
     for before, after in zip(_strips(values), _strips(written), strict=True):
         before = before.float()

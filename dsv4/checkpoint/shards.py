@@ -31,12 +31,12 @@ class TensorEntry(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of its values; 0 where the dtype is none of a model's."""
+        """Bytes of its values; 0 for a dtype that no model uses."""
         return prod(self.shape) * _BYTES.get(self.dtype, 0)
 
 
 class Shards:
-    """`tensors`: every tensor of the folder by its stored name. Opening reads headers; CheckpointError if wrong."""
+    """Opened safetensors files. `tensors`: all, by stored name. Opening reads headers; CheckpointError if wrong."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -78,7 +78,7 @@ class Shards:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file; CheckpointError when it is missing or something else."""
+    """A JSON object from a file; CheckpointError if it is missing or something else."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         for name, count in Counter(name for name, _ in pairs).items():
@@ -140,21 +140,21 @@ def _compare_total(index: Path, content: dict[str, Any], tensors: dict[str, Tens
     total: Any = cast("dict[str, Any]", metadata).get("total_size")
     size = sum(tensor.num_bytes for tensor in tensors.values())
     if total is not None and total != size and all(tensor.dtype in _BYTES for tensor in tensors.values()):
-        # Nothing is computed from it, and each shard's header was checked: tools that edit folders leave it behind.
+        # Only a warning: nothing is computed from total_size, and tools that edit folders leave it out of date.
         warn_once(f"{index}: metadata.total_size is {total!r}, but the tensors have {size} bytes")
 
 
 def _read_header(file: Path) -> dict[str, TensorEntry]:
-    """Tensors of one safetensors file, from its header; the library checks that the data is all there."""
+    """Tensors of one safetensors file, from its header; the library checks that the data is complete."""
     try:
-        with cast(Any, safe_open)(file, framework="np"):  # "pt" would already map the file for writing copies
+        with cast(Any, safe_open)(file, framework="np"):  # "pt" would already map the file copy-on-write
             pass
     except (SafetensorError, OSError) as error:
         found = f"{file.stat().st_size} bytes that are not: {error}"
         raise CheckpointError(file, "a whole safetensors file", found) from error
     with file.open("rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
-        # Pairs, not a dict: a name that stands twice must not vanish.
+        # Pairs, not a dict: a duplicate name must not vanish.
         pairs: list[tuple[str, Any]] = json.loads(handle.read(length), object_pairs_hook=list)
     tensors: dict[str, TensorEntry] = {}
     counts = Counter(name for name, _ in pairs)

@@ -1,4 +1,4 @@
-"""Every stored value is a finite number: a look at the bits, at about the speed of reading them."""
+"""Check that every stored value is finite, on the bits, at about the speed of reading them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dsv4.checkpoint.errors import CheckpointError
 from dsv4.checkpoint.folder import Checkpoint
 from dsv4.kernels.quant.reference import FP4_MAX, FP8_MAX
 
-# Integers of the same bits, and the least of them, sign aside, that stands for NaN or infinity.
+# Integer types of the same width, and the smallest bit pattern, sign aside, of NaN or infinity.
 _SIGNED: dict[torch.dtype, tuple[type[np.signedinteger[Any]], type[np.unsignedinteger[Any]], int]] = {
     torch.float8_e4m3fn: (np.int8, np.uint8, 0x7F),
     torch.bfloat16: (np.int16, np.uint16, 0x7F80),
@@ -20,15 +20,15 @@ _SIGNED: dict[torch.dtype, tuple[type[np.signedinteger[Any]], type[np.unsignedin
     torch.float32: (np.int32, np.uint32, 0x7F80_0000),
 }
 _E8M0_NAN = 255
-_CHUNK_BYTES = 1 << 19  # stays in a core's own cache between its two looks
+_CHUNK_BYTES = 1 << 19  # stays in a core's own cache between its two passes
 _LARGEST_CODE = {torch.int8: FP4_MAX, torch.float8_e4m3fn: FP8_MAX}
 _LARGEST_FLOAT32 = torch.finfo(torch.float32).max
 
 
 def check_values(checkpoint: Checkpoint, name: str) -> None:
-    """CheckpointError where codes, scales or their products in an official parameter are not finite numbers.
+    """CheckpointError if codes, scales or their products in an official parameter are not finite.
 
-    The error names the stored tensor and the index of its first such element.
+    The error names the stored tensor and the index of its first non-finite element.
     """
     codes, scales = checkpoint.stored(name), checkpoint.scale(name)
     _check(checkpoint, name, codes)
@@ -42,13 +42,13 @@ def check_values(checkpoint: Checkpoint, name: str) -> None:
         if place is not None:
             file, stored = checkpoint.place(name)
             found = f"a product beyond it at {_unravel(place, tuple(values.shape))}"
-            raise CheckpointError(file, f"codes that times {scale_name} stay within float32", found, stored)
+            raise CheckpointError(file, f"codes whose products with {scale_name} stay within float32", found, stored)
 
 
 def first_not_finite(tensor: Tensor) -> int | None:
-    """Place of the first NaN or infinity in the flattened tensor (CPU, contiguous), None if all is finite.
+    """Index of the first NaN or infinity in the flattened tensor (CPU, contiguous), None if all values are finite.
 
-    Of integers (FP4 codes among them) all are.
+    Integers (FP4 codes among them) are always finite.
     """
     flat = tensor.detach().reshape(-1)
     if flat.dtype == torch.float8_e8m0fnu:
@@ -61,7 +61,7 @@ def first_not_finite(tensor: Tensor) -> int | None:
 
 
 def _first(bits: np.ndarray[Any, Any], signed: type[np.signedinteger[Any]] | None, limit: int) -> int | None:
-    """Of unsigned `bits`: as unsigned numbers the greatest are those with the sign, as signed ones those without."""
+    """Index of the first non-finite value, by the maxima of `bits` as unsigned (negative values) and as signed."""
     negative = limit if signed is None else limit + (1 << 8 * bits.itemsize - 1)
     step = _CHUNK_BYTES // bits.itemsize
     for start in range(0, bits.size, step):

@@ -30,7 +30,7 @@ Format = Literal["official", "official-base", "bf16", "fp32", "transformers"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 MAX_SHARD_BYTES = 5 * 10**9
 
-# The stored tensors of one parameter: the weight, and its scales where it is quantized.
+# Stored tensors of one parameter: the weight, and its scales if it is quantized.
 Group = list[TensorSpec]
 
 
@@ -46,13 +46,13 @@ def save_model(
     """Write a model, or its tensors by module or official name, as a folder at `path` that appears whole or not at all.
 
     "transformers" is BF16 if the embedding is, else FP32. `overwrite` replaces the whole folder, tokenizer included.
-    CheckpointError names a tensor that holds NaN or infinity, DiskFullError says what did not fit.
+    CheckpointError names a tensor with NaN or infinity, DiskFullError the target that did not fit.
     """
     _check_format(format)
     tensors = official_tensors(model.state_dict() if isinstance(model, nn.Module) else model)
     target = Path(path)
     _check_tensors(tensors, config, target)
-    # A model has these if it was loaded; see reading.
+    # Present on a loaded model; see reading.py.
     scales: LoadedScales | dict[str, Tensor] = getattr(model, LOADED_SCALES, {})
     plain: StorageLayout = "bf16" if tensors["embed.weight"].dtype == torch.bfloat16 else "fp32"
 
@@ -80,12 +80,11 @@ def convert(
 ) -> dict[str, RoundingError]:
     """Rewrite a model folder in another format, tensor by tensor; equal formats copy codes and scales bit for bit.
 
-    No value changes unless `allow_rounding`, as where Base's FP8 experts become FP4 or F32 becomes BF16:
-    CheckpointError names the first tensor where one would, as it names one that holds NaN or infinity. "transformers"
-    is BF16, or FP32 where BF16 would change values (F32 scales or weights). The tokenizer and other small files come
-    along.
-    DiskFullError says what does not fit. progress: told of the bytes of tensors written, and of all.
-    Returns what rounding changed, by kind of tensor, empty where nothing was.
+    No value changes unless `allow_rounding` (as when Base's FP8 experts become FP4, or F32 becomes BF16):
+    CheckpointError names the first tensor in which one would change, or one with NaN or infinity. "transformers" is
+    BF16, or FP32 if BF16 would change values (F32 scales or weights). The tokenizer and other small files are copied.
+    DiskFullError names the target that did not fit. progress: called with the tensor bytes written so far and in all.
+    Returns the rounding errors, by kind of tensor; empty if no value changed.
     """
     _check_format(format)
     rounding = Rounding(allow_rounding)
@@ -106,7 +105,7 @@ def convert(
 
 
 def _has_many_bits(source: Checkpoint) -> bool:
-    """True if some of what the official layout stores in 16 bits or less may have values that BF16 has not."""
+    """True if a tensor that the official layout stores in 16 bits or less may have values that BF16 cannot hold."""
     if source.layout != "bf16":
         return source.layout == "fp32" or (source.layout == "official-base" and source.scale_dtype == "F32")
     specs = tensor_inventory(source.config, "bf16")
@@ -134,7 +133,7 @@ def _check_tensors(tensors: Mapping[str, Tensor], config: ModelConfig, target: P
 
 
 def _encode(group: Group, tensor: Tensor, place: Path, keep: Tensor | None = None) -> list[Tensor]:
-    """Values of one parameter -> its stored tensors, in the order of `group`; `keep` as in formats.quantize_fp8."""
+    """Encode one parameter's values as its stored tensors, in the order of `group`; `keep` as in quantize_fp8."""
     spec, tensor = group[0], widened(tensor)
     try:
         if spec.dtype == "I8":
@@ -175,7 +174,7 @@ def _recode(group: Group, source: Checkpoint, format: Format, rounding: Rounding
 
 
 def _decode(written: list[Tensor]) -> Tensor:
-    """The values of a parameter that is written so."""
+    """Values of a parameter from its stored tensors."""
     if len(written) == 1:
         return written[0]
     return (formats.dequantize_fp4 if written[0].dtype == torch.int8 else formats.dequantize_fp8)(*written)

@@ -1,1 +1,1 @@
-"""The commands of `dsv4`, one file each: flags (`add`) and handler (`run`), which imports what does the work."""
+"""The commands of `dsv4`, one file each: flags (`add`) and a handler (`run`) that imports the implementation."""

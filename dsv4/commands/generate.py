@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
     add_sampling(parser, max_tokens=64)
     add_flags(parser, EngineConfig, "generate")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
-    parser.add_argument("--json", action="store_true", help="one JSON object a prompt, with token ids and logprobs")
+    parser.add_argument("--json", action="store_true", help="one JSON object per prompt, with token ids and logprobs")
 
 
 def run(options: argparse.Namespace) -> int | None:

@@ -1,4 +1,4 @@
-"""`dsv4 inspect`: count what a config implies, and what the files hold."""
+"""`dsv4 inspect`: count parameters, tensors, bytes, KV cache and FLOPs from a config, and tensors from headers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What several commands share: how a command is declared, and its common options."""
+"""Declaration of a command, and options shared by several commands."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 from dsv4.options import Option, options_of
 
-EFFORTS = ("low", "high", "max")  # how much to think
+EFFORTS = ("low", "high", "max")  # of reasoning
 Handler = Callable[[argparse.Namespace], "int | None"]
 
 
 def add_command(
     commands: Any, name: str, handler: Handler, text: str, examples: str, **options: Any
 ) -> argparse.ArgumentParser:
-    """Declares a command: its line in the list, its own help with examples, its handler."""
+    """Declares a command: its line in the list, its help with examples, its handler."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=text,
@@ -42,7 +42,7 @@ def add_sampling(parser: argparse.ArgumentParser, max_tokens: int) -> None:
 
 
 def add_flags(parser: argparse.ArgumentParser, config: type, command: str) -> dict[str | None, Any]:
-    """Flags of the options of a config class that name the command; `pick_flags` reads them. Returns the groups."""
+    """Adds a flag for each option of a config class that lists the command; returns the groups. See `pick_flags`."""
     groups: dict[str | None, Any] = {None: parser}
     for known in options_of(config):
         if command in known.commands:
@@ -54,7 +54,7 @@ def add_flags(parser: argparse.ArgumentParser, config: type, command: str) -> di
 
 
 def _flag_details(known: Option) -> dict[str, Any]:
-    """Keywords of argparse for one option: a switch, a repeatable flag, or one with a value."""
+    """argparse keywords of one option: a switch, a repeatable flag, or a flag with a value."""
     if known.type_names[0] == "bool":
         return {"action": "store_false" if known.default else "store_true"}
     if known.type_names[0].startswith("Sequence"):
@@ -66,6 +66,6 @@ def _flag_details(known: Option) -> dict[str, Any]:
 
 
 def pick_flags(options: argparse.Namespace, *configs: type) -> dict[str, Any]:
-    """The parsed values of the flags that `add_flags` made, by the options' names."""
+    """Parsed values of the flags that `add_flags` made, by option name."""
     names = [known.name for config in configs for known in options_of(config)]
     return {name: getattr(options, name) for name in names if hasattr(options, name)}

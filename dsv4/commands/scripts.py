@@ -1,4 +1,4 @@
-"""Scripts of a checkout: recipes/ and benchmarks/ are not part of the installed package."""
+"""Runs scripts of a checkout: recipes/ and benchmarks/ are not part of the installed package."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def run_script(folder: str, name: str | None, arguments: list[str]) -> None:
-    """Run folder/name.py of the checkout with its own command line."""
+    """Run folder/name.py of the checkout as __main__ with `arguments` as its command line."""
     root = Path(__file__).resolve().parents[2] / folder
     if not root.is_dir():
         raise ValueError(f"no {folder}/ at {root}; it comes with the repository, not with the installed package")

@@ -23,7 +23,7 @@ def add(commands: Any) -> None:
     groups = add_flags(parser, ServerConfig, "serve")
     add_flags(parser, EngineConfig, "serve")
     groups[ACCESS].add_argument(
-        "--api-key-file", metavar="FILE", help="require one of the keys in FILE, one a line, # comments"
+        "--api-key-file", metavar="FILE", help="require one of the keys in FILE, one per line, # comments"
     )
 
 

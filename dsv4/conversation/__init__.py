@@ -1,5 +1,5 @@
-"""Conversations: a conversation in, tokens to the engine, events out.
+"""Conversations over the engine: requests to prompt tokens, output tokens to chunks of a wire format.
 
-deepseek-recipe validates requests, renders prompts and parses what the model writes; this package carries tokens
-between it and the engine, and puts malformed tool calls into the form that it parses.
+deepseek-recipe validates requests, renders prompts and parses the model's output; this package passes tokens between
+deepseek-recipe and the engine, and rewrites malformed tool calls into the form that deepseek-recipe parses.
 """

@@ -1,4 +1,4 @@
-"""Answer: the tokens of one turn become the chunks of a wire format."""
+"""Answer: turns the tokens of one turn into chunks of a wire format."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Chunk = recipe.ChatCompletionChunk | recipe.MessagesStreamEvent | recipe.Respons
 
 
 class Answer:
-    """Turns the token events of one turn into chunks, which the generator of a wire format words."""
+    """Turns the token events of one turn into chunks, built by the chunk generator of a wire format."""
 
     def __init__(self, turn: Turn, generator: Generator, vocabulary: Vocabulary) -> None:
         self._prompt_tokens = len(turn.prompt_token_ids)
@@ -32,11 +32,11 @@ class Answer:
 
     @property
     def finished(self) -> bool:
-        """The answer is complete: a stop string or the end of a tool block may end it before the tokens end."""
+        """True if the answer is complete: a stop string or the end of a tool block may end it before the tokens end."""
         return self._processor.finished
 
     def push(self, event: TokenEvent) -> list[Chunk]:
-        """Chunks that the event's tokens bring about; the first event also brings the opening ones."""
+        """Chunks that follow from the event's tokens; the first event adds the opening chunks."""
         chunks: list[Chunk] = []
         self.timings = event.timings
         if not self._started:
@@ -47,7 +47,7 @@ class Answer:
             if self.finished:
                 return chunks
             if self._vocabulary.is_hidden(token_id):
-                # Counted in the usage, never shown. The parser may answer with an empty delta: nothing to send.
+                # Counted in the usage, never shown. The parser may return an empty delta, which is not sent.
                 self._processor.push(recipe.InferenceChunk.text("", 1))
             else:
                 token = Token(token_id, self._decoder.push(token_id), _logprobs(event, i))
@@ -67,7 +67,7 @@ class Answer:
     def _parse(self, items: list[Token | Text]) -> list[Chunk]:
         chunks: list[Chunk] = []
         for item in items:
-            if self.finished:  # a stop string, or the end of the calls
+            if self.finished:  # by a stop string, or by the end of the tool calls
                 break
             if isinstance(item, Text):
                 chunks += self._processor.push(recipe.InferenceChunk.text(item.text, item.num_tokens))
@@ -78,7 +78,7 @@ class Answer:
 
 
 def _outside(options: recipe.ParsingOptions) -> recipe.ParsingOptions:
-    """The options for a parser that sees the block of calls whole, its beginning too."""
+    """Options for a parser that sees the whole block of calls, even where the prompt has opened it."""
     return recipe.ParsingOptions(
         parse_tool_calls=options.parse_tool_calls,
         parse_json_output=options.parse_json_output,

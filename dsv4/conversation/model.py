@@ -1,7 +1,7 @@
-"""ConversationModel: a model that holds conversations: its prompts, and the reading of its answers.
+"""ConversationModel: prepares prompts of conversations and parses the model's answers.
 
 Limits: an output constraint of the request (JSON mode, a required tool call) is not enforced on the tokens. JSON mode
-has its instruction in the prompt and its parsing of the answer; a required tool call has its prompt opened inside the
+is an instruction in the prompt and parsing of the answer; for a required tool call the prompt ends inside an open
 tool block, and the model does the rest.
 """
 
@@ -21,26 +21,26 @@ from dsv4.tokenizer.prompts import PromptEncoder
 
 
 class ConversationModel:
-    """Adds to plain generation: turns from conversations, answers from tokens."""
+    """Conversations on top of plain generation: requests to turns, tokens to answers."""
 
     def __init__(self, llm: LLM) -> None:
         """ValueError for a model without a tokenizer."""
         self.vocabulary = Vocabulary.of(llm)
-        assert llm.prompts is not None, "where a tokenizer is, prompts are"
+        assert llm.prompts is not None, "an LLM with a tokenizer has prompts"
         self.prompts: PromptEncoder = llm.prompts
         self.max_model_len = llm.max_model_len
 
     def prepare(self, request: recipe.ConversationRequest, *, top_k: int = 0, min_p: float = 0.0) -> Turn:
-        """Renders and tokenises. Raises recipe.ConversionError when the context cannot hold the prompt.
+        """Renders and tokenizes a request. Raises recipe.ConversionError if the prompt exceeds the context.
 
-        `top_k`, `min_p`: as in SamplingParams; the request does not carry them. A text that cannot fit by its length
-        is refused before it is tokenised, with the fewest tokens that it can have.
+        `top_k`, `min_p`: as in SamplingParams; the request does not carry them. A text whose least possible number of
+        tokens exceeds the context is refused before it is tokenized; the error names that lower bound.
         """
         rendered = self.prompts.render(request.conversation)
         tokenizer, text, ranges = self.prompts.tokenizer, rendered.prompt, rendered.special_ranges
         least = tokenizer.min_tokens_rendered(text, ranges)
         if least > self.max_model_len:
-            request.resolve_max_tokens(least, self.max_model_len)  # raises: it words the error
+            request.resolve_max_tokens(least, self.max_model_len)  # raises the ConversionError
         prompt = tokenizer.encode_rendered(text, ranges)
         options = request.inference_options
         params = SamplingParams(
@@ -57,18 +57,18 @@ class ConversationModel:
         return Turn(prompt, params, request.parsing_options, tools)
 
     def _max_tokens(self, request: recipe.ConversationRequest, num_prompt_tokens: int) -> int:
-        """Tokens that the answer may have: what is asked for, at most the room beside the prompt."""
+        """Token limit of the answer: the requested one, at most the room that the prompt leaves."""
         wanted, room = request.inference_options.max_tokens, self.max_model_len - num_prompt_tokens
         if wanted is None or room < 1:
             return request.resolve_max_tokens(num_prompt_tokens, self.max_model_len)
         return min(wanted, room)
 
     def answer(self, turn: Turn, generator: Generator) -> Answer:
-        """The reader of the turn's tokens. `generator`: words the chunks; deepseek-recipe consumes it."""
+        """Answer that reads the turn's tokens. `generator`: builds the chunks; deepseek-recipe consumes it."""
         return Answer(turn, generator, self.vocabulary)
 
 
 def _properties(parameters: object) -> Schema:
-    """The properties of a JSON schema, empty where it names none."""
+    """Properties of a JSON schema; empty if it has none."""
     found: object = cast(Schema, parameters).get("properties") if isinstance(parameters, dict) else None
     return cast(Schema, found) if isinstance(found, dict) else {}

@@ -1,7 +1,4 @@
-"""Arguments of tool calls: read from markup or from JSON that a model wrote, kept as the text that they came in.
-
-JSON is kept as text so that a number keeps all its digits.
-"""
+"""Arguments of tool calls, read from the model's markup or JSON and kept as text: numbers keep all their digits."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 _SPACE = re.compile(r"\s*")
-# An escape of a JSON string: a character in two halves, a half alone, any other.
+# An escape of a JSON string: a surrogate pair, a lone surrogate (`half`), or any other.
 _ESCAPE = re.compile(r"\\(?:u[dD][89abAB]\w\w\\u[dD][c-fC-F]\w\w|(?P<half>u[dD][89a-fA-F]\w\w)|.)", re.S)
 _WRAPPERS = ("arguments", "parameters", "input")
 
@@ -23,7 +20,7 @@ Arguments = dict[str, "Value"]
 
 @dataclass(frozen=True)
 class Value:
-    """An argument: a string, or the JSON text of any value."""
+    """An argument: a plain string, or a value as JSON text."""
 
     text: str
     is_string: bool
@@ -34,7 +31,7 @@ class Value:
 
 
 def read_value(text: str, is_string: str | None, schema: object) -> Value:
-    """An argument as its markup says, or where it does not say, as the schema does; what is no JSON is a string."""
+    """Argument of the type that its markup declares, else the schema; text that is not JSON is a string."""
     kind = cast(Schema, schema).get("type") if isinstance(schema, Mapping) else None
     if is_string == "true" or (is_string != "false" and kind == "string"):
         return Value(text, True)
@@ -42,7 +39,7 @@ def read_value(text: str, is_string: str | None, schema: object) -> Value:
 
 
 def read_object(text: str) -> Arguments | None:
-    """The members of a JSON object, each with the JSON text of its value: a number keeps all its digits."""
+    """Members of a JSON object, each value as its JSON text; None if `text` is no object or a name is unusable."""
     text = text.strip()
     if not text.startswith("{") or not _is_json(text):
         return None
@@ -55,7 +52,7 @@ def read_object(text: str) -> Arguments | None:
 
 
 def unwrap(name: str, arguments: Arguments, schema: Schema) -> Arguments:
-    """Arguments that came inside one more object, where the schema knows the inner names and not the outer one."""
+    """Arguments freed of a wrapper object, if the schema has the inner names and not the outer."""
     outer = {key: value for key, value in arguments.items() if key != "name" or "name" in schema}
     if len(outer) != 1 or (len(outer) < len(arguments) and arguments["name"].json != json.dumps(name)):
         return arguments
@@ -64,18 +61,18 @@ def unwrap(name: str, arguments: Arguments, schema: Schema) -> Arguments:
         return arguments
     text = value.text
     if not value.is_string and text.lstrip().startswith('"'):
-        text = cast(str, json.loads(text))  # an object that was written as a string
+        text = cast(str, json.loads(text))  # an object encoded as a JSON string
     inner = read_object(text)
     return inner if inner is not None and inner.keys() <= schema.keys() else arguments
 
 
 def is_name(name: str) -> bool:
-    """True for a name that an attribute can hold."""
+    """True if the name fits into a tag's attribute: 1 to 256 characters, none of `"<>` and newline."""
     return 0 < len(name) <= 256 and not any(c in '"<>\n' for c in name)
 
 
 def _whole_characters(text: str) -> str:
-    """JSON text whose halves of characters are U+FFFD, as decoders give it that do not refuse them."""
+    """JSON text with each lone surrogate replaced by U+FFFD, as lenient decoders do."""
     return _ESCAPE.sub(lambda escape: "\\ufffd" if escape["half"] else escape[0], text)
 
 
@@ -88,7 +85,7 @@ def _is_json(text: str) -> bool:
 
 
 def _finite(text: str) -> float:
-    """A number of JSON. One beyond all floats would be told as Infinity, which is no JSON."""
+    """Parses a JSON number. ValueError if it overflows a float: it would be written as Infinity, which is not JSON."""
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(f"{text} is no JSON number")

@@ -1,4 +1,4 @@
-"""Tool calls in the markup that models write: understood where they can be, written anew, or told in words."""
+"""Tool calls in a model's markup: parsed leniently, rewritten in canonical form, or described in plain text."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Call:
 
 
 def understand(block: str, tools: Mapping[str, Schema], truncated: bool) -> tuple[str, list[Call]]:
-    """A block of markup -> (text that is no call, without tags, and the calls in it).
+    """A block of markup -> (text outside calls, without tags; calls).
 
-    `truncated`: the answer was cut off, so a call without its end is none.
+    `truncated`: the answer was cut off, so a call without its end tag does not count.
     """
     said: list[str] = []
     calls: list[Call] = []
@@ -54,7 +54,7 @@ def understand(block: str, tools: Mapping[str, Schema], truncated: bool) -> tupl
 
 
 def write(calls: list[Call]) -> str:
-    """The calls in the form that the prompts teach."""
+    """Calls in canonical markup, as the prompts teach it."""
     lines = [BLOCK]
     for call in calls:
         lines.append(f'<{MARK}invoke name="{call.name}">')
@@ -64,9 +64,9 @@ def write(calls: list[Call]) -> str:
 
 
 def _written(name: str, value: Value) -> str:
-    """One argument. A mark in its strings is written as JSON escapes it: no tag may come of it.
+    """Markup of one argument. The tag mark ｜ in a value is JSON-escaped, so that the value cannot form a tag.
 
-    The name too is written as JSON has it, since deepseek-recipe copies it into the arguments as it is.
+    The name is JSON-escaped too, since deepseek-recipe copies it into the arguments unchanged.
     """
     if MARK in value.text:
         value = Value(value.json.replace("｜", "\\uff5c"), False)
@@ -81,14 +81,14 @@ def in_words(call: Call) -> str:
 
 @dataclass
 class _Invoke:
-    """One call as it is written. `whole`: it has its end; `broken`: a value lacks its end."""
+    """One call as written. `whole`: its end tag is there; `broken`: a value lacks its begin or end tag."""
 
     name: str
     start: int
     end: int = 0
     whole: bool = False
     broken: bool = False
-    beside: list[str] = field(default_factory=list[str])  # text that is in no value
+    beside: list[str] = field(default_factory=list[str])  # text outside values
     values: list[tuple[dict[str, str], str]] = field(default_factory=list[tuple[dict[str, str], str]])
 
     def body(self, block: str) -> str:
@@ -96,14 +96,14 @@ class _Invoke:
 
 
 def _parts(block: str) -> Iterator[str | _Invoke]:
-    """The calls of a block and the text between them, in order."""
+    """Calls of a block and the text between them, in order."""
     place, inside, value = 0, cast(Inside, None), 0
     invoke: _Invoke | None = None
     attributes: dict[str, str] = {}
     for tag in TAG.finditer(block):
         after = inside_after(inside, tag)
         if tag["kind"] not in KINDS or (inside == "parameter" == after and tag["kind"] != "parameter"):
-            continue  # text, of a value too
+            continue  # plain text, maybe inside a value
         if invoke is None:
             yield block[place : tag.start()]
         elif inside == "parameter":
@@ -113,7 +113,7 @@ def _parts(block: str) -> Iterator[str | _Invoke]:
                 invoke.broken = True
         else:
             invoke.beside.append(block[place : tag.start()])
-            invoke.broken |= tag["kind"] == "parameter" and bool(tag["slash"])  # the end of a value without beginning
+            invoke.broken |= tag["kind"] == "parameter" and bool(tag["slash"])  # an end tag without its begin tag
         if invoke is not None and (tag["kind"] == "invoke" or ends_block(inside, tag)):
             invoke.end, invoke.whole = tag.start(), tag["kind"] == "invoke" and bool(tag["slash"])
             yield invoke
@@ -138,7 +138,7 @@ def _parts(block: str) -> Iterator[str | _Invoke]:
 
 
 def _arguments(invoke: _Invoke, schema: Schema) -> tuple[str, Arguments] | None:
-    """(text beside the arguments, the arguments) of a call; None where they cannot be told."""
+    """(text outside the arguments, arguments) of a call; None if they are ambiguous."""
     left = "".join(invoke.beside)
     if invoke.broken or not is_name(invoke.name):
         return None
@@ -147,7 +147,7 @@ def _arguments(invoke: _Invoke, schema: Schema) -> tuple[str, Arguments] | None:
         members = read_object(fence[1] if fence else left)
         return None if members is None else ("", members)
     if MARK in left:
-        return None  # half a tag: an argument may be lost with it
+        return None  # part of a tag: an argument may be lost with it
     arguments: Arguments = {}
     for attributes, text in invoke.values:
         name = attributes.get("name", "")

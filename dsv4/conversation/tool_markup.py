@@ -1,9 +1,9 @@
-"""Tool markup of an answer, put into the one form that deepseek-recipe parses, or told in plain text.
+"""Tool markup of an answer, normalized to the one form that deepseek-recipe parses, or turned into plain text.
 
-deepseek-recipe parses while tokens come, so that malformed markup has become a call, with empty or wrong arguments,
-before anything can be done about it. Here what begins with a markup tag is held back until the block of calls is
-complete, in reasoning too: a call there ends the reasoning. A well-formed block goes on as the tokens that it came in.
-Of any other each call that can be understood is written anew, and what cannot be is text without tags: never a call.
+deepseek-recipe parses token by token: malformed markup would become a call with empty or wrong arguments before it
+could be repaired. Here everything from a markup tag on is held back until the block of calls is complete, in reasoning
+too: a call there ends the reasoning. A well-formed block passes through as its original tokens. In any other block,
+each call that can be parsed is rewritten; the rest becomes text without tags, never a call.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _BEGINNINGS = (*OPENINGS, THINK_END)
 
 @dataclass(frozen=True)
 class Token:
-    """One sampled token, its text, and the log-probabilities that were asked for."""
+    """One sampled token, its text, and its log-probabilities if requested."""
 
     token_id: int
     text: str
@@ -43,30 +43,31 @@ class Token:
 
 @dataclass(frozen=True)
 class Text:
-    """Text that `num_tokens` tokens became."""
+    """Text in place of `num_tokens` tokens."""
 
     text: str
     num_tokens: int
 
 
 class ToolMarkup:
-    """Takes the tokens of one answer and gives them back, or text in their place.
+    """Passes the tokens of one answer through, or puts text in their place.
 
-    `tools`: properties by tool name; None where no tools are offered, so that a call is told in plain text.
-    `in_block`: the prompt has opened the block of calls. `in_thinking`: the answer begins with reasoning.
+    `tools`: parameter properties by tool name; None if no tools are offered, so that calls become plain text.
+    `in_block`: True if the prompt has opened the block of calls. `in_thinking`: True if the answer begins with
+    reasoning.
     """
 
     def __init__(self, tools: Mapping[str, Schema] | None, in_block: bool, in_thinking: bool) -> None:
         self._tools = tools
-        self._prefix = BLOCK + "\n" if in_block else ""  # of the block, written by the prompt
+        self._prefix = BLOCK + "\n" if in_block else ""  # the part of the block that the prompt wrote
         self._in_block, self._in_thinking = in_block, in_thinking
-        self._inside: Inside = None  # the element of the block that is open
+        self._inside: Inside = None  # the open element of the block
         self._held: list[Token | Text] = []
-        self._tail = ""  # the end of the held text that has not been looked through
-        self._looked = 0  # characters of the held text before it
+        self._tail = ""  # the end of the held text, not scanned yet
+        self._looked = 0  # characters of the held text before the tail
 
     def push(self, token: Token) -> list[Token | Text]:
-        """What can be handed on after one more token."""
+        """Adds a token; returns the items that are now certain."""
         self._held.append(token)
         self._tail += token.text
         out: list[Token | Text] = []
@@ -75,7 +76,7 @@ class ToolMarkup:
         return out
 
     def finish(self, truncated: bool) -> list[Token | Text]:
-        """The rest. `truncated`: the answer was cut off, so a call without its end is none."""
+        """Remaining items. `truncated`: the answer was cut off, so a call without its end tag does not count."""
         out: list[Token | Text] = []
         if self._in_block or CUT_TAG.match(self._tail):
             self._end_block(len(self._tail), truncated, out)
@@ -83,7 +84,7 @@ class ToolMarkup:
         return out
 
     def _step(self, out: list[Token | Text]) -> bool:
-        """Looks at the next tag, or end of thinking. True if there may be more to do."""
+        """Handles the next tag or end of thinking. True if there may be another."""
         stop = _STOPS.search(self._tail)
         if stop is None:
             clear = len(self._tail) - _possible_beginning(self._tail)
@@ -101,17 +102,17 @@ class ToolMarkup:
             return True
         tag = TAG.match(self._tail)
         if tag is None and CUT_TAG.match(self._tail):
-            return False  # it may still become one
+            return False  # it may still become a tag
         if self._in_block:
             self._go_on(tag, len(stop[0]), out)
         elif tag is not None and not tag["slash"] and tag["kind"] in (*BLOCK_KINDS, "invoke", "parameter"):
             self._in_block, self._inside = True, None
-        else:  # a tag of nothing, or a mark in a text
+        else:  # a tag of unknown kind, or a mark in plain text
             self._drop(len(stop[0]) if tag is None else tag.end(), out)
         return True
 
     def _go_on(self, tag: re.Match[str] | None, mark_length: int, out: list[Token | Text]) -> None:
-        """Past a tag of the block, or past a mark that is none."""
+        """Moves past a tag of the block, or past a mark that forms no tag (`tag` None)."""
         if tag is not None and ends_block(self._inside, tag):
             self._end_block(tag.end(), False, out)
             return
@@ -120,7 +121,7 @@ class ToolMarkup:
         self._look_past(mark_length if tag is None else tag.end())
 
     def _end_thinking(self, out: list[Token | Text]) -> None:
-        """Past an end of thinking. It ends a block that reasoning began, but for one in the middle of a call."""
+        """Moves past an end of thinking. It ends a block begun in reasoning, unless a call is open."""
         if self._in_block and self._in_thinking and self._inside is None:
             self._end_block(0, False, out)
         if self._in_block:
@@ -130,7 +131,7 @@ class ToolMarkup:
             out += self._take(len(THINK_END))
 
     def _end_block(self, end: int, truncated: bool, out: list[Token | Text]) -> None:
-        """Hands on the block, which ends at `end` of the tail, as it came, written anew or in words."""
+        """Emits the block, which ends at `end` of the tail: its tokens, a rewritten block, or plain text."""
         prefix = self._prefix
         held = self._take(end)
         block = prefix + "".join(item.text for item in held)
@@ -146,7 +147,7 @@ class ToolMarkup:
             out.append(Text(said + written, _num_tokens(held)))
 
     def _drop(self, end: int, out: list[Token | Text]) -> None:
-        """Takes the tail's beginning and hands on none of its text; its tokens count."""
+        """Drops the text before `end` of the tail; its tokens still count."""
         out.append(Text("", _num_tokens(self._take(end))))
 
     def _look_past(self, end: int) -> None:
@@ -154,7 +155,7 @@ class ToolMarkup:
         self._looked += end
 
     def _take(self, end: int, whole: bool = False) -> list[Token | Text]:
-        """Takes what is held up to `end` of the tail; a token across it is cut in two, or stays if `whole`."""
+        """Takes the held items up to `end` of the tail; a token across `end` is cut in two, or stays if `whole`."""
         end += self._looked
         place, count = 0, 0
         while count < len(self._held) and place + len(self._held[count].text) <= end:
@@ -176,7 +177,7 @@ def _num_tokens(items: list[Token | Text]) -> int:
 
 
 def _possible_beginning(text: str) -> int:
-    """Characters at the end of a text that a tag of markup or the end of thinking may begin with."""
+    """Length of the text's longest suffix that may begin a markup tag or the end of thinking."""
     longest = max(map(len, _BEGINNINGS)) - 1
     return next(
         (n for n in range(min(longest, len(text)), 0, -1) if any(b.startswith(text[-n:]) for b in _BEGINNINGS)), 0

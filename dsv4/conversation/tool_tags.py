@@ -1,6 +1,6 @@
-"""Tags of the markup that models write tool calls in.
+"""Tags of the models' tool-call markup.
 
-A tag is told apart from text that only begins like one: a model may explain the markup, or edit a file that holds it.
+A tag is told apart from text that only begins like a tag: a model may explain the markup or edit a file with it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ BLOCK, BLOCK_END = f"<{MARK}tool_calls>", f"</{MARK}tool_calls>"
 BLOCK_KINDS = frozenset({"tool_calls", "function_calls", "calls"})  # the last is V4.1's
 KINDS = BLOCK_KINDS | {"invoke", "parameter"}
 
-# Everything in a tag is bounded, so that looking for tags takes time in proportion to the text.
+# Every part of a tag is bounded, so that scanning for tags takes time linear in the text.
 _ATTRIBUTE = r"""\s+[\w-]{1,64}\s{0,4}=\s{0,4}(?:"[^"\n]{0,256}"|'[^'\n]{0,256}'|[^\s"'<>=/]{1,256})"""
 _HEAD = rf"<(?P<slash>/?){MARK}\s?(?P<kind>\w{{0,32}})(?P<attributes>(?:{_ATTRIBUTE}){{0,8}})"
 TAG = re.compile(rf"{_HEAD}\s{{0,8}}(?P<empty>/?)>")
@@ -22,11 +22,11 @@ _CUT_ATTRIBUTE = r"""\s+(?:[\w-]{1,64}\s{0,4}(?:=\s{0,4}(?:"[^"\n]{0,256}|'[^'\n
 CUT_TAG = re.compile(rf"{_HEAD}(?:{_CUT_ATTRIBUTE})?/?\Z")
 _NAMED = re.compile(r"""([\w-]+)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"']+))""")
 
-Inside = Literal["invoke", "parameter"] | None  # the element that is open
+Inside = Literal["invoke", "parameter"] | None  # the open element
 
 
 def inside_after(inside: Inside, tag: re.Match[str]) -> Inside:
-    """The element that is open after a tag. In a value only tags that must come after its end count as tags."""
+    """Open element after a tag. In a value block tags are text, invoke and parameter tags mean that it has ended."""
     kind, ends = tag["kind"], bool(tag["slash"] or tag["empty"])
     if kind == "invoke":
         return None if ends else "invoke"
@@ -40,12 +40,12 @@ def ends_block(inside: Inside, tag: re.Match[str]) -> bool:
 
 
 def attributes_of(tag: re.Match[str]) -> dict[str, str]:
-    """The attributes of a tag by name."""
+    """Attributes of a tag by name."""
     return {name: a or b or c for name, a, b, c in _NAMED.findall(tag["attributes"])}
 
 
 def without_tags(text: str) -> str:
-    """The text without markup tags, one cut off at its end too; of what is no tag only its mark goes."""
+    """Text without markup tags, a cut-off tag at the end included; a mark that forms no tag is removed alone."""
     text = TAG.sub("", text)
     for opening in OPENINGS:
         start = text.rfind(opening)

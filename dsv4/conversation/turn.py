@@ -1,4 +1,4 @@
-"""Turn: one request to a model, as the engine takes it and as its answer is parsed."""
+"""Turn: one request to a model: its input for the engine, and the options to parse its answer."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from dsv4.engine.sampling_params import SamplingParams
 
 @dataclass(frozen=True)
 class Turn:
-    """What the engine needs to answer one request, and how to parse the answer."""
+    """Engine input for one request, and the options to parse the answer."""
 
     prompt_token_ids: list[int]
     params: SamplingParams
     parsing: recipe.ParsingOptions
-    tools: dict[str, Schema]  # properties of the parameters by name; empty where no tools are offered
+    tools: dict[str, Schema]  # parameter properties by tool name; empty if no tools are offered

@@ -1,4 +1,4 @@
-"""Vocabulary: the tokens of a served model, as its answers are read."""
+"""Vocabulary: tokenizers and stop tokens of a served model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import deepseek_recipe as recipe
 from dsv4.engine.llm import LLM
 from dsv4.tokenizer import Tokenizer
 
-# A model that writes one of these has begun somebody else's turn: its own is over.
+# A model that writes one of these has begun another role's turn: its own is over.
 _TURN_TOKENS = (
     recipe.SpecialToken.Bos,
     recipe.SpecialToken.User,
@@ -21,19 +21,19 @@ _TURN_TOKENS = (
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Two tokenizers of the same tokens, and the tokens that end an answer."""
+    """Two tokenizers of one vocabulary, and the tokens that end an answer."""
 
     tokenizer: Tokenizer
-    parser_tokenizer: recipe.Tokenizer  # deepseek-recipe's parser decodes with its own
+    parser_tokenizer: recipe.Tokenizer  # deepseek-recipe's parser decodes with its own class
     size: int
     stop_token_ids: frozenset[int]
 
     @classmethod
     def of(cls, llm: LLM) -> Vocabulary:
-        """The vocabulary of a model. ValueError for one without a tokenizer."""
+        """Vocabulary of a model. ValueError for a model without a tokenizer."""
         if llm.tokenizer is None or llm.path is None:
             raise ValueError(f"{llm.path or 'this model'} has no tokenizer, so it cannot hold a conversation")
-        special = llm.tokenizer.special_tokens  # which of the turn tokens a tokenizer has differs
+        special = llm.tokenizer.special_tokens  # a tokenizer may lack some of the turn tokens
         turn_ids = [special[t.default_str()] for t in _TURN_TOKENS if t.default_str() in special]
         return cls(
             llm.tokenizer,
@@ -43,5 +43,5 @@ class Vocabulary:
         )
 
     def is_hidden(self, token_id: int) -> bool:
-        """True for a token that is counted and never shown: it ends the turn, or the tokenizer has no text for it."""
+        """True for a token that is counted but never shown: it ends the turn, or the tokenizer has no text for it."""
         return token_id in self.stop_token_ids or token_id >= self.size

@@ -1,4 +1,4 @@
-"""Training batches as a pure function of (seed, stage, step): resuming needs no state but the step."""
+"""Training batches as a pure function of (seed, stage, step), so resuming needs the step only."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from dsv4.tokenizer.prompts import PromptEncoder
 from dsv4.tokenizer.special import BOS, EOS
 
 STDLIB = "stdlib"
-# Shares of the tokens, by stage. The harder a task's steps, the more of them.
+# Token shares of the tasks; the harder a task's steps, the larger its share.
 _TASK_SHARES = {
     "chain_sum": 10.0,
     "basic_arithmetic": 7.0,
@@ -37,13 +37,13 @@ MIXTURES: dict[str, dict[str, float]] = {
     "pretrain": _TASK_SHARES | {STDLIB: 20.0},
     "sft": _TASK_SHARES,
 }
-GROUP = 8  # rows packed together: enough that best fit leaves few tokens over
+GROUP = 8  # rows packed together: enough that best fit wastes few tokens
 LENGTH_SAMPLES = 24
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """One ragged row: each document's token ids and, aligned with them, 1 where loss falls on predicting the token."""
+    """One ragged row: token ids per document and loss masks of the same lengths, 1 for tokens that are targets."""
 
     documents: list[list[int]]
     loss_masks: list[list[int]]
@@ -57,10 +57,10 @@ class TokenBatch:
 class NanoLoader:
     """Generates, encodes and packs examples on demand.
 
-    `stage` "pretrain": standard library prose and conversations, loss on every token. `stage` "sft": conversations
-    with loss on what the assistant writes. `batch(step)` holds at most `tokens_per_batch` tokens. Steps are made in
-    groups of GROUP; the last group is kept, so going through steps in order makes each example once. `workdir` is
-    unused: one core makes examples far faster than a training run reads them.
+    `stage` "pretrain": standard library prose and conversations, loss on every token. `stage` "sft": conversations,
+    loss on the assistant's tokens. `batch(step)` holds at most `tokens_per_batch` tokens. Steps are generated in groups
+    of GROUP; the last group is cached, so that steps taken in order generate each example once. `workdir` is unused:
+    one core generates examples far faster than training reads them.
     """
 
     def __init__(
@@ -76,19 +76,19 @@ class NanoLoader:
             raise ValueError(f"stage {stage!r}: one of {', '.join(MIXTURES)} is allowed")
         self._stage, self._seed, self._tokens = stage, seed, tokens_per_batch
         self._tokenizer = tokenizer
-        # The conversations name efforts of the later ladder, so that both instructions are trained.
+        # Conversations are encoded with the later effort ladder, so that both effort instructions are trained.
         self._prompts = PromptEncoder(tokenizer, "0731")
         shares = MIXTURES[stage] if mixture is None else mixture
         unknown = set(shares) - set(TASKS) - {STDLIB}
         if unknown:
             raise ValueError(f"mixture: unknown sources {sorted(unknown)}; tasks and {STDLIB!r} are allowed")
         self._names = sorted(shares)
-        # Shares are of tokens: a source is drawn less often the longer its documents are.
+        # Shares count tokens, so sources with longer documents are drawn less often.
         self._weights = [shares[name] / self._mean_length(name) for name in self._names]
         self._group: tuple[int, list[TokenBatch]] = (-1, [])
 
     def batch(self, step: int) -> TokenBatch:
-        """Return the batch of a step, the same to the bit whatever was asked before."""
+        """Return the batch of a step, independent of earlier calls."""
         group, place = divmod(step, GROUP)
         if self._group[0] != group:
             rows = pack(self._documents(group), GROUP, self._tokens)

@@ -1,4 +1,4 @@
-"""The corpus of the nano tokenizer, and its training into a model folder."""
+"""Corpus and training of the nano tokenizer."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +11,10 @@ from dsv4.tokenizer.special import SPECIAL_TOKENS
 from dsv4.tokenizer.train import NANO_VOCAB_SIZE, train_tokenizer, write_tokenizer
 
 EXAMPLES_PER_TASK = 1500
-EFFORT_COPIES = 40  # the effort instructions are rare in the examples but long; these copies earn them merges
-# Letter tasks need the spelling of every token that a word may be made of. Their own words are left out of the corpus
-# and the merges end early, so that a word falls into few, common pieces. Of new words
-# 14 % held a piece that 16,000 training words hold fewer than 10 times with 2,560 trained ids, 5 % with 1,200.
+EFFORT_COPIES = 40  # copies of the effort instructions, long but rare in the examples, so that they get merges
+# Letter tasks need the spelling of every token that a word may consist of. So their words are left out of the corpus
+# and merging stops early: words then split into common pieces. Share of new words with a piece that occurs fewer than
+# 10 times in 16,000 training words: 14 % with 2,560 trained ids, 5 % with 1,200.
 TRAINED_SIZE = 1200
 WITHOUT = {"letter_counting", "spell_backward"}
 
@@ -36,7 +36,7 @@ def nano_corpus() -> Iterator[str]:
         prompt = encoding.render_conversation(Conversation(thinking_mode=True, reasoning_effort=effort))
         for _ in range(EFFORT_COPIES):
             yield from _plain_parts(prompt.prompt, prompt.special_ranges)
-    for name in sorted(WITHOUT):  # one question each, so that the words around the asked word have merges
+    for name in sorted(WITHOUT):  # one question of each, so that its fixed words have merges
         yield from [TASKS[name].sample(0, "train").question] * EXAMPLES_PER_TASK
 
 
@@ -51,7 +51,7 @@ def _plain_parts(prompt: str, ranges: list[tuple[int, int]]) -> Iterator[str]:
 def train_nano_tokenizer(folder: Path) -> None:
     """Train the nano tokenizer and write tokenizer.json, tokenizer_config.json and generation_config.json to `folder`.
 
-    The nano folder speaks the preview ladder: only effort "max" adds an instruction, so ordinary prompts stay short.
+    The folder uses the "preview" effort ladder: only effort "max" adds an instruction, so ordinary prompts stay short.
     """
     tokenizer = train_tokenizer(nano_corpus(), NANO_VOCAB_SIZE, TRAINED_SIZE)
     assert all(tokenizer.token_to_id(text) == n for n, text in enumerate(SPECIAL_TOKENS))

@@ -1,6 +1,6 @@
 """Best-fit packing of documents into rows; a row is a list of whole documents, run as one ragged batch.
 
-Documents never share anything: each keeps its own positions and compression windows, so a row is only a token budget.
+Documents in a row do not interact: each has its own positions and compression windows, so a row is only a token budget.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Document:
-    """Token ids and, for each, whether loss falls on predicting it (1) or not (0)."""
+    """Token ids and a loss mask of the same length: 1 for ids that are targets, else 0."""
 
     ids: tuple[int, ...]
     mask: tuple[int, ...]
@@ -39,7 +39,7 @@ class Row:
 
 
 def best_fit(rows: Sequence[Row], document: Document) -> Row | None:
-    """Return the row that the document fills most; the first of equals; None where it fits nowhere."""
+    """Return the row with the least room that still fits the document; ties go to the first; None if none fits."""
     fitting = [row for row in rows if row.capacity - row.used >= len(document)]
     return min(fitting, key=lambda row: row.capacity - row.used, default=None)
 
@@ -57,8 +57,8 @@ def split_document(document: Document, limit: int) -> list[Document]:
 def pack(documents: Iterable[Document], rows: int, capacity: int, patience: int = 64) -> list[Row]:
     """Fill `rows` rows from a stream of documents, in the order of arrival, each into its best-fitting row.
 
-    Stops when every row is full or `patience` pieces running have fitted nowhere; those are left out. A document
-    longer than a row is split first, as nothing else could take it.
+    Stops when every row is full or `patience` consecutive pieces have fitted nowhere; pieces that do not fit are
+    dropped. A document longer than `capacity` is split first.
     """
     packed = [Row(capacity) for _ in range(rows)]
     misses = 0

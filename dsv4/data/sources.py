@@ -1,7 +1,7 @@
-"""Prose that any Python installation has: the docstrings of its standard library, read where it lies.
+"""Prose from the docstrings of the installed Python's standard library.
 
-The text is only trained on, never shipped. It depends on the installed Python version; for one installation the
-documents and their order are the same every time.
+The text is trained on, never shipped. It depends on the Python version; for one installation the documents and their
+order are always the same.
 """
 
 import ast
@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from random import Random
 
-# Folders that are no library prose: tests, vendored packages, generated tables, games.
+# Folders without library prose: tests, vendored packages, generated tables, games.
 SKIPPED = {
     "site-packages",
     "dist-packages",
@@ -32,7 +32,7 @@ def _files(root: Path) -> list[Path]:
 
 
 def _chunks(text: str) -> list[str]:
-    """Cut a docstring at blank lines into pieces of LEAST to MOST characters; shorter ends are left out."""
+    """Cut a docstring at blank lines into pieces of LEAST_CHARACTERS to MOST_CHARACTERS; shorter ones are dropped."""
     chunks, current = [], ""
     for paragraph in text.split("\n\n"):
         joined = f"{current}\n\n{paragraph}" if current else paragraph
@@ -47,7 +47,7 @@ def _chunks(text: str) -> list[str]:
 
 @lru_cache(maxsize=1)
 def stdlib_documents() -> tuple[str, ...]:
-    """Return the documents, files in sorted order and docstrings in source order, duplicates left out."""
+    """Return the documents: files in sorted order, docstrings in source order, without duplicates."""
     documents: dict[str, None] = {}
     for path in _files(Path(sysconfig.get_paths()["stdlib"])):
         tree = ast.parse(path.read_text(encoding="utf-8", errors="replace"))

@@ -1,4 +1,4 @@
-"""AsyncEngine: many requests at a time from asyncio, computed by one background thread."""
+"""AsyncEngine: concurrent requests from asyncio, computed by one background thread."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Item = TokenEvent | ProgressEvent | EngineError
 
 @dataclass
 class _Listener:
-    """Where a request's events go. `loop` is the event loop that its client runs on."""
+    """Destination of a request's events. `loop` is the client's event loop."""
 
     queue: asyncio.Queue[Item]
     loop: asyncio.AbstractEventLoop
@@ -36,7 +36,7 @@ class _Listener:
 
 
 class AsyncEngine:
-    """Takes an LLM over and steps it in a thread until `close`; the LLM itself refuses calls meanwhile."""
+    """Claims an LLM and steps it in a thread until `close`; the LLM itself refuses calls meanwhile."""
 
     def __init__(self, llm: LLM) -> None:
         llm.claim()
@@ -67,9 +67,9 @@ class AsyncEngine:
     def stream(self, prompt_token_ids: list[int], params: SamplingParams) -> AsyncGenerator[TokenEvent, None]:
         """Yields the request's events; closing or dropping the generator stops the request.
 
-        Raises ValueError at once for a prompt that cannot run, and QueueFullError where too many wait: the request
-        has its place in the queue from now on, and is queued when iteration begins. If the engine stops, iteration
-        raises EngineError. Safe from any thread.
+        Raises ValueError at once for a prompt that cannot run, and QueueFullError if too many wait. The call reserves
+        the request's place in the queue; the request is submitted when iteration begins. If the engine stops,
+        iteration raises EngineError. Safe from any thread.
         """
         events = self._events(self._new_request(prompt_token_ids, params), watched=False)
         return cast(AsyncGenerator[TokenEvent, None], events)
@@ -79,21 +79,21 @@ class AsyncEngine:
     ) -> AsyncGenerator[TokenEvent | ProgressEvent, None]:
         """As `stream`, with ProgressEvents before the first token.
 
-        The first comes at once, the last with the first token, and those between several times a second at most.
+        The first ProgressEvent comes at once, the last with the first token, others at most several times per second.
         """
         return self._events(self._new_request(prompt_token_ids, params), watched=True)
 
     def check_room(self) -> None:
-        """Raises QueueFullError where a request of any length would get it: before its prompt is even made."""
+        """Raises QueueFullError if a request of any length would: callable before the prompt is encoded."""
         self._room.check()
 
     def check(self) -> None:
-        """Raises EngineError unless the engine runs."""
+        """Raises EngineError if the engine has failed or is closed."""
         with self._wake:
             self._raise_if_stopped()
 
     def close(self) -> None:
-        """Stops the thread and gives the LLM back; requests still running get EngineError. Closing twice is closing."""
+        """Stops the thread and releases the LLM; unfinished requests get EngineError. A second call does nothing."""
         with self._wake:
             was_closed, self._closed = self._closed, True
             self._wake.notify()
@@ -102,14 +102,14 @@ class AsyncEngine:
             self.llm.release()
 
     def _new_request(self, prompt_token_ids: list[int], params: SamplingParams) -> Request:
-        """A checked request with a place in the queue."""
+        """New validated request with a place in the queue."""
         request = self._core.new_request(prompt_token_ids, params)
         self._room.add(request)
         return request
 
     async def _events(self, request: Request, watched: bool) -> AsyncGenerator[TokenEvent | ProgressEvent, None]:
         listener = _Listener(asyncio.Queue(), asyncio.get_running_loop())
-        if watched:  # now, not after the step that runs: it may take seconds
+        if watched:  # now, not after the running step, which may take seconds
             listener.queue.put_nowait(request.progress(time.monotonic(), self.num_waiting))
         self._submit(lambda: self._start(request, listener, watched))
         finished = False
@@ -123,11 +123,11 @@ class AsyncEngine:
                 yield item
         finally:
             if not finished:
-                with contextlib.suppress(EngineError):  # an engine that has stopped runs nothing to abort
+                with contextlib.suppress(EngineError):  # a stopped engine has nothing to abort
                     self._submit(lambda: self._abort(request))
 
     def _submit(self, command: Callable[[], None]) -> None:
-        """Hands a command to the engine thread, which carries it out between two steps."""
+        """Hands a command to the engine thread, which runs it between two steps."""
         with self._wake:
             self._raise_if_stopped()
             self._commands.append(command)
@@ -139,7 +139,7 @@ class AsyncEngine:
         if self._closed:
             raise EngineError("the engine is closed")
 
-    # From here on: the engine thread.
+    # The methods below run in the engine thread.
 
     def _run(self) -> None:
         try:
@@ -152,14 +152,14 @@ class AsyncEngine:
                     self._deliver(request, progress)
                 for request, event in events:
                     self._deliver(request, event)
-        except BaseException as error:  # every waiting client has to learn of it
+        except BaseException as error:  # every waiting client must be told
             logger.error("the engine has stopped: %s: %s", type(error).__name__, error)
             with self._wake:
                 self.error = error
         self._fail_listeners()
 
     def _next_commands(self) -> list[Callable[[], None]] | None:
-        """Waits until there is something to do, if only a look at the files. None: the engine is closed."""
+        """Waits for commands, for work, or until the next file check is due. None: the engine is closed."""
         with self._wake:
             self._wake.wait_for(lambda: self._closed or self._commands or self._core.has_work, CHECK_SECONDS)
             if self._closed:
@@ -180,11 +180,11 @@ class AsyncEngine:
 
     def _deliver(self, request: Request, event: TokenEvent | ProgressEvent) -> None:
         listener = self._listeners.get(request.request_id)
-        if listener is None:  # aborted when the event before this one could not be delivered
+        if listener is None:  # aborted: the previous event could not be delivered
             return
         try:
             listener.send(event)
-        except RuntimeError:  # the client's event loop is closed: nobody is left to read this request
+        except RuntimeError:  # the client's event loop is closed: nobody reads this request
             self._abort(request)
         if isinstance(event, TokenEvent) and event.finish_reason is not None:
             self._listeners.pop(request.request_id, None)
@@ -193,10 +193,10 @@ class AsyncEngine:
         message = f"the engine has failed: {self.error}" if self.error is not None else "the engine is closed"
         with self._wake:
             commands, self._commands = self._commands, []
-        for command in commands:  # requests that were handed over too late still get an answer
+        for command in commands:  # requests submitted too late still get an answer
             command()
         for listener in self._listeners.values():
             if not listener.loop.is_closed():
                 listener.send(EngineError(message))
         self._listeners.clear()
-        self._core.abort_all()  # the LLM's next user must not go on computing them
+        self._core.abort_all()  # else the LLM would continue them after its release

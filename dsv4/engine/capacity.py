@@ -1,8 +1,8 @@
-"""Whether a model fits into memory, known from its config before anything is loaded. Arithmetic only.
+"""Memory capacity check: computes from the config, before loading, if a model fits into memory. Arithmetic only.
 
-Weights are mapped (as stored: the system reads them from the file, and again where memory is short) or copied (widened
-to the dtype of the model). The cache has a state of each request, taken at the start, and entries that grow with the
-tokens.
+Weights are mapped (as stored: the system pages them in from the file, again and again if memory is short) or copied
+(widened to the model's dtype). The cache holds a fixed state per request, allocated at the start, and pages that grow
+with the tokens.
 """
 
 from __future__ import annotations
@@ -15,35 +15,35 @@ from dsv4.analysis.kv import state_bytes
 from dsv4.config import COMPRESSION_KINDS, PAGE_TOKENS, ModelConfig
 from dsv4.engine.machine import Memory
 
-MAPPED_TYPES = ("BF16", "F8_E4M3", "I8")  # matrices that the native kernels read as they are stored
+MAPPED_TYPES = ("BF16", "F8_E4M3", "I8")  # matrix types that the native kernels read as stored
 
 
 class CapacityError(ValueError):
-    """The model needs more memory than there is."""
+    """The model needs more memory than is available."""
 
 
 @dataclass(frozen=True)
 class LoadPlan:
-    """How a folder is to be loaded and used."""
+    """Settings for loading and serving a folder that decide its memory."""
 
     config: ModelConfig
-    layout: StorageLayout  # how the folder stores its tensors
-    keeps_stored: bool  # the native kernels read the matrices where they lie
-    itemsize: int  # bytes of an element of the widened matrices and of the cache
+    layout: StorageLayout  # of the folder's tensors
+    keeps_stored: bool  # True if the native kernels read the matrices in place
+    itemsize: int  # bytes per element of the widened matrices and of the cache
     max_num_seqs: int
     max_model_len: int
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that a plan takes."""
+    """Memory that a plan takes, in bytes except `pages` and `rows`."""
 
     mapped: int  # weights in mapped files
-    copied: int  # weights of the process's own
-    state: int  # of all requests, whatever their length
-    page: int  # cache of 128 tokens of one request
-    pages: int  # of one request of max_model_len tokens
-    rows: int  # requests at a time
+    copied: int  # weights in the process's own memory
+    state: int  # of all request slots, independent of their length
+    page: int  # per 128 tokens of one request, over all layers
+    pages: int  # per request of max_model_len tokens
+    rows: int  # concurrent requests (max_num_seqs)
 
     @property
     def at_start(self) -> int:
@@ -55,7 +55,7 @@ class Need:
 
 
 def need_of(plan: LoadPlan) -> Need:
-    """What a plan takes, tensor by tensor as `load_model` and `Cache` make them."""
+    """Memory of a plan, summed over the tensors as `load_model` and `Cache` allocate them."""
     mapped = copied = 0
     types = {spec.name: spec.dtype for spec in tensor_inventory(plan.config, plan.layout)}
     stored = {spec.name: spec.num_bytes for spec in tensor_inventory(plan.config, plan.layout)}
@@ -71,7 +71,7 @@ def need_of(plan: LoadPlan) -> Need:
 
 
 def _cache_bytes(config: ModelConfig, itemsize: int) -> tuple[int, int]:
-    """(state of one request, a page of 128 tokens) over all layers, the MTP blocks' too."""
+    """Bytes of (the state per request, a page of 128 tokens) over all layers, MTP blocks included."""
     state = page = 0
     for ratio in config.compress_ratios:
         kind = COMPRESSION_KINDS[ratio]
@@ -83,7 +83,7 @@ def _cache_bytes(config: ModelConfig, itemsize: int) -> tuple[int, int]:
 
 
 def check_fit(name: str, need: Need, memory: Memory, ways_out: list[str]) -> list[str]:
-    """Warnings about what is slow or may fail later; CapacityError where the model cannot even be loaded."""
+    """Warnings about a slow or later failing setup; CapacityError if the model cannot be loaded at all."""
     have = f"{_gb(memory.available)} of the {_gb(memory.total)} of {memory.owner} are available"
     if need.at_start > memory.available:
         parts = f"weights {_gb(need.copied)}, state of {need.rows} requests {_gb(need.state)}"
@@ -110,8 +110,7 @@ def check_fit(name: str, need: Need, memory: Memory, ways_out: list[str]) -> lis
 
 
 def ways_out(plan: LoadPlan, memory: Memory, kernels: str) -> list[str]:
-    """What would make a model that does not fit fit, the nearest first. `kernels`: why the native ones do not run, or
-    what they would take."""
+    """Suggestions to make a model fit, the simplest first. `kernels`: the line of `backends.describe`."""
     ways: list[str] = []
     if plan.itemsize > 2 and not plan.keeps_stored:
         half = need_of(replace(plan, itemsize=2)).at_start

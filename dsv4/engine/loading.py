@@ -1,4 +1,4 @@
-"""Loads a model folder for the engine, after a look at whether it fits into memory."""
+"""Loads a model folder for the engine, after checking that it fits into memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger("dsv4")
 
 
 def check_device(device: str) -> None:
-    """ValueError for what torch does not know, and for a CUDA device that this machine has not."""
+    """ValueError for a device name unknown to torch, or for a CUDA device that this machine lacks."""
     try:
         wanted = torch.device(device)
     except RuntimeError as error:
@@ -33,10 +33,10 @@ def check_device(device: str) -> None:
 
 
 def resolve_dtype(dtype: torch.dtype | str, device: str) -> torch.dtype:
-    """The dtype of matrices and cache. "auto": float32 on the CPU, as its kernels compute, bfloat16 on a GPU."""
+    """Dtype of matrices and cache. "auto": float32 on the CPU, as its kernels compute in it, bfloat16 on a GPU."""
     if isinstance(dtype, torch.dtype):
         return dtype
-    if dtype not in DTYPES:  # a value of another type: names are checked by EngineConfig
+    if dtype not in DTYPES:  # EngineConfig checks names only, not values of other types
         raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}, or a torch.dtype")
     if dtype == "auto":
         return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
@@ -44,7 +44,7 @@ def resolve_dtype(dtype: torch.dtype | str, device: str) -> torch.dtype:
 
 
 def load(folder: Path, config: EngineConfig) -> Transformer:
-    """The folder's model; CapacityError before anything of it is read where it cannot fit."""
+    """Load the folder's model; CapacityError before any weight is read if it cannot fit."""
     dtype = resolve_dtype(config.dtype, config.device)
     if config.check_memory:
         longest = config.max_model_len or DEFAULT_MAX_MODEL_LEN
@@ -55,7 +55,7 @@ def load(folder: Path, config: EngineConfig) -> Transformer:
 
 
 def resolve_max_model_len(requested: int | None, config: ModelConfig) -> int:
-    """Tokens that a request may hold: as asked for, at most the model's own limit; ValueError beyond it."""
+    """Token limit per request: `requested`, or a default within the model's limit; ValueError beyond the limit."""
     limit = config.max_position_embeddings
     if requested is None:
         return min(limit, DEFAULT_MAX_MODEL_LEN)
@@ -67,7 +67,7 @@ def resolve_max_model_len(requested: int | None, config: ModelConfig) -> int:
 def check_capacity(folder: Path, device: str, dtype: torch.dtype, max_num_seqs: int, max_model_len: int) -> None:
     """CapacityError for a folder that cannot be loaded, warnings in the log for one that will be slow or grow too big.
 
-    Nothing is said where the system does not tell its memory.
+    Does nothing if the system does not report its memory.
     """
     on_cpu = torch.device(device).type == "cpu"
     memory = host_memory() if on_cpu else cuda_memory(device)

@@ -1,4 +1,4 @@
-"""How much memory a program can have here: of the machine, within the limits of its cgroup, and of a GPU."""
+"""Memory available to this process: of the machine, within the limits of its cgroup, and of a GPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that can be taken now, of how many, and whose they are."""
+    """Available and total bytes, and their owner."""
 
     available: int
     total: int
@@ -16,10 +16,10 @@ class Memory:
 
 
 def host_memory(root: Path = Path("/")) -> Memory | None:
-    """What a process can take without swapping, None where the system does not say (no /proc). `root`: for tests.
+    """Memory that a process can take without swapping; None if the system has no /proc. `root`: for tests.
 
-    The page cache counts as available: the system gives it up. A cgroup's limit, of version 1 or 2 and of any group
-    above, may leave less than the machine has.
+    The page cache counts as available, since the system reclaims it. The limit of the process's cgroup (version 1 or
+    2) or of a parent group may leave less than the machine has.
     """
     try:
         rows = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
@@ -32,7 +32,7 @@ def host_memory(root: Path = Path("/")) -> Memory | None:
 
 
 def cuda_memory(device: str) -> Memory:
-    """What is free on a CUDA device, whoever holds the rest."""
+    """Free memory of a CUDA device; memory held by other processes is not free."""
     import torch
 
     free, total = torch.cuda.mem_get_info(torch.device(device))
@@ -40,7 +40,7 @@ def cuda_memory(device: str) -> Memory:
 
 
 def _cgroups(root: Path) -> list[Path]:
-    """The folders of the process's memory cgroup and of those above it; inside a container the path may be cut off."""
+    """Folders of the process's memory cgroup and its parents; inside a container the path may be cut off."""
     try:
         rows = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -60,7 +60,7 @@ def _cgroups(root: Path) -> list[Path]:
 
 
 def _cgroup_memory(folder: Path) -> Memory | None:
-    """Of one cgroup; None where it has no limit."""
+    """Memory left in one cgroup; None if it has no limit."""
     for limit_name, usage_name, cached in (
         ("memory.max", "memory.current", ("active_file", "inactive_file")),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_active_file", "total_inactive_file")),
@@ -74,7 +74,7 @@ def _cgroup_memory(folder: Path) -> Memory | None:
 
 
 def _number(file: Path) -> int | None:
-    """A file's number; None for no such file, and for "max"."""
+    """The number in a file; None for a missing file or for "max"."""
     try:
         text = file.read_text(encoding="ascii").strip()
     except OSError:

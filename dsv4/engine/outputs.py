@@ -1,4 +1,4 @@
-"""What a request gives back: a whole RequestOutput, or TokenEvents as they come, with ProgressEvents before them."""
+"""Outputs of a request: one RequestOutput, or streamed TokenEvents, with ProgressEvents before them."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ class SampledToken:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds that a request has taken so far and the tokens they went into, by the engine's monotonic clock."""
+    """Durations of a request so far, in seconds of the monotonic clock, and its token counts."""
 
-    queue_seconds: float  # from its arrival to the first step that computed a part of it
-    prefill_seconds: float  # from there to its first token
+    queue_seconds: float  # from its arrival to the first step that computes a part of it
+    prefill_seconds: float  # from that step to its first token
     decode_seconds: float  # from its first token to its latest; 0 while there is one token only
     num_prompt_tokens: int
-    num_cached_tokens: int  # of the prompt, not computed again
+    num_cached_tokens: int  # of the prompt, taken from the prefix cache
     num_output_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class ProgressEvent:
-    """Where a request is before its first token."""
+    """Progress of a request before its first token."""
 
     num_prompt_tokens: int
-    num_cached_tokens: int  # of the prompt, not computed again
-    num_computed_tokens: int  # of the prompt, those included
-    queue_position: int | None  # requests that wait before it; None once it runs
+    num_cached_tokens: int  # of the prompt, taken from the prefix cache
+    num_computed_tokens: int  # of the prompt, cached ones included
+    queue_position: int | None  # number of requests that wait before it; None once it runs
     queue_seconds: float
     prefill_seconds: float
 
@@ -48,7 +48,7 @@ class TokenEvent:
 
     token_ids: list[int]
     text: str
-    logprobs: list[float]  # one a token when asked for, else empty
+    logprobs: list[float]  # one per token if requested, else empty
     top_logprobs: list[Alternatives]
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
@@ -59,8 +59,8 @@ class TokenEvent:
 class RequestOutput:
     """One finished request.
 
-    `token_ids` holds every sampled token, the end-of-sentence token too; `text` leaves that one out, and ends before
-    the stop string that ended it. `logprobs[i]` belongs to `token_ids[i]`; both lists are empty unless asked for.
+    `token_ids` holds every sampled token, the end-of-sentence token too; `text` leaves that token out and ends before
+    a matched stop string. `logprobs[i]` and `top_logprobs[i]` belong to `token_ids[i]`; empty unless requested.
     """
 
     prompt_token_ids: list[int]
@@ -69,6 +69,6 @@ class RequestOutput:
     logprobs: list[float] = field(default_factory=list[float])
     top_logprobs: list[Alternatives] = field(default_factory=list[Alternatives])
     finish_reason: FinishReason | None = None
-    stop_reason: str | int | None = None  # the stop string or the stop token that ended it
-    cached_tokens: int = 0  # prompt tokens that were not computed again
+    stop_reason: str | int | None = None  # the stop string or stop token id that ended it
+    cached_tokens: int = 0  # prompt tokens taken from the prefix cache
     timings: Timings | None = None  # None until its first token

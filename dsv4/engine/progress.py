@@ -1,4 +1,4 @@
-"""ProgressWatch: how far watched requests are in the queue and in their prompts."""
+"""ProgressWatch: reports the progress of watched requests through queue and prefill."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dsv4.engine.outputs import ProgressEvent
 from dsv4.engine.request import Request
 
-REPORT_SECONDS = 0.2  # time between two reports of one request, the last one apart
+REPORT_SECONDS = 0.2  # least time between two reports of a request, except the last
 
 
 @dataclass
@@ -18,7 +18,7 @@ class _Watched:
 
 
 class ProgressWatch:
-    """Requests whose progress is asked for, each until its first token. Not thread-safe: the engine thread calls it."""
+    """Requests with progress reports, each until its first token. Not thread-safe: for the engine thread only."""
 
     def __init__(self) -> None:
         self._watched: dict[int, _Watched] = {}
@@ -31,10 +31,10 @@ class ProgressWatch:
         self._watched.pop(request.request_id, None)
 
     def reports(self, waiting: Iterable[Request], now: float) -> list[tuple[Request, ProgressEvent]]:
-        """Progress to tell after a step; `waiting` is the queue, the next to start first.
+        """Reports due after a step; `waiting` is the queue, the next request to start first.
 
-        A request that got its first token is reported a last time, whatever the time. The others are reported when
-        REPORT_SECONDS have passed and something has changed.
+        A request with its first token is reported a last time at once. Others are reported if REPORT_SECONDS have
+        passed and their state has changed.
         """
         if not self._watched:
             return []

@@ -1,4 +1,4 @@
-"""ModelRunner: turns scheduled chunks into logits, and streams where wanted, in one ragged forward."""
+"""ModelRunner: one ragged forward from scheduled chunks to logits, and to residual streams on request."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dsv4.model.batch import RaggedBatch
 class ModelRunner:
     """Runs steps on one device.
 
-    `keep_streams`: outputs hold the streams too, where the model gives them.
+    `keep_streams`: outputs also hold the residual streams, if the model returns them.
     """
 
     def __init__(
@@ -26,9 +26,9 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, chunks: list[ScheduledChunk]) -> StepOutput:
-        """The output for every row that yields a token, in the order of the chunks and of their tokens.
+        """Logits of every row that yields a token, ordered by chunk, then by token.
 
-        Each chunk continues its request's cache row, which afterwards holds everything up to chunk.stop and the drafts.
+        Each chunk continues its request's cache slot, which then holds the tokens up to chunk.stop and the drafts.
         """
         batch = RaggedBatch.pack(
             [chunk.token_ids() for chunk in chunks],

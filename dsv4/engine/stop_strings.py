@@ -1,12 +1,12 @@
-"""Holds back text that may be the beginning of a stop string and cuts the text where one appears."""
+"""Stop strings: withholds text that may begin a stop string, and cuts the text before a match."""
 
 from __future__ import annotations
 
 
 class StopMatcher:
-    """Feed text in pieces of any size; what comes out never holds a stop string or a part of one that was found.
+    """Matches stop strings in text that comes in pieces of any size; output never holds any part of a match.
 
-    Among several stop strings the one that ends first wins, then the longer one (as if characters came one by one).
+    Among several matches the one that ends first wins, then the longer one (as if characters came one by one).
     """
 
     def __init__(self, stop_strings: tuple[str, ...]) -> None:
@@ -15,7 +15,7 @@ class StopMatcher:
         self.matched: str | None = None
 
     def push(self, text: str) -> str:
-        """Text that is safe to show. After a match (`matched` is set) everything further is dropped."""
+        """Adds text; returns the text that is safe to show. After a match (`matched` is set) all text is dropped."""
         if self.matched is not None:
             return ""
         if not self._stop_strings:
@@ -32,12 +32,12 @@ class StopMatcher:
         return shown
 
     def flush(self) -> str:
-        """The text still held back, once it is known that nothing follows."""
+        """Returns the withheld text when no more text follows."""
         shown, self._held = self._held, ""
         return shown
 
     def _partial_match_length(self) -> int:
-        """Length of the longest end of the held text that begins some stop string."""
+        """Length of the held text's longest suffix that is a prefix of a stop string."""
         longest = max(len(stop) for stop in self._stop_strings) - 1
         for length in range(min(longest, len(self._held)), 0, -1):
             tail = self._held[-length:]

@@ -1,4 +1,4 @@
-"""A bound on what waits for the engine: requests, and the tokens of their prompts, which take memory."""
+"""Bounds on the engine's waiting requests and on their prompt tokens, which take memory."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from dsv4.engine.request import Request, RequestStatus
 
 
 class QueueFullError(RuntimeError):
-    """As many requests or tokens wait as may: this one is not taken, a later try may be."""
+    """The queue is full: the request is refused, a later try may succeed."""
 
     retry_after = 5.0  # seconds, for clients
 
 
 class WaitingRoom:
-    """Which requests wait. A place is free again when its request runs, has ended, or nobody holds it any more.
+    """Set of waiting requests. A place is freed when its request runs, has finished, or is garbage-collected.
 
-    Safe from any thread. A lone prompt is taken whatever its length.
+    Safe from any thread. If no request waits, a prompt of any length is admitted.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -32,7 +32,7 @@ class WaitingRoom:
             self._check(num_tokens)
 
     def add(self, request: Request) -> None:
-        """Gives a request its place; QueueFullError where there is none."""
+        """Adds a request; QueueFullError if there is no place."""
         with self._lock:
             self._check(len(request.prompt_token_ids))
             self._requests.add(request)

@@ -16,7 +16,7 @@ def wilson(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
     rate, squared = successes / trials, z * z
     centre = (rate + squared / (2 * trials)) / (1 + squared / trials)
     half = z * math.sqrt(rate * (1 - rate) / trials + squared / (4 * trials * trials)) / (1 + squared / trials)
-    # At the ends the two terms are equal up to rounding: the bound is the end itself.
+    # At 0 and 1 center and half width are equal up to rounding: the bound is exact.
     low = 0.0 if successes == 0 else max(0.0, centre - half)
     high = 1.0 if successes == trials else min(1.0, centre + half)
     return low, high

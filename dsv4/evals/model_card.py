@@ -1,4 +1,4 @@
-"""The README.md of a trained model folder, from what was measured: parameters, run, scores."""
+"""README.md of a trained model folder: parameters, training run, scores."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ library_name: dsv4
 
 A language model of DeepSeek V4's architecture in every respect (window, CSA and HCA attention, lightning indexer, hash
 and score routing, hyper-connections of {hc} streams, MTP block), small enough for a laptop: {total:.1f} million
-parameters, of which {active:.1f} million work on a token. Weights are in the official layout (FP4 experts, FP8
-projections), {megabytes:.1f} MB. `recipes/nano.py` trained it from nothing.
+parameters, of which {active:.1f} million are active per token. Weights are in the official layout (FP4 experts, FP8
+projections), {megabytes:.1f} MB. `recipes/nano.py` trained it from scratch.
 
 It answers the verifiable tasks below, makes simple tool calls and small talk, in English. Of the world it knows
 a few capitals, colours and definitions that its training data spells out.
 
 ## Scores
 
-Greedy decoding, {examples} questions a task and mode that training never saw (`dsv4 eval nano --n {examples}`); Wilson
-95 % intervals in brackets. Mean over tasks, thinking: {thinking:.1f} %; non-thinking: {plain:.1f} %.
+Greedy decoding, {examples} questions per task and mode, none of them in training (`dsv4 eval nano --n {examples}`);
+Wilson 95 % intervals in brackets. Mean over tasks, thinking: {thinking:.1f} %; non-thinking: {plain:.1f} %.
 
 {table}
 {unfinished} of {answers} answers did not end within the token limit.
@@ -46,7 +46,7 @@ Greedy decoding, {examples} questions a task and mode that training never saw (`
 
 
 def write_model_card(folder: Path, scores: Sequence[Score], run: Mapping[str, Any], run_dir: Path) -> None:
-    """Write `folder`/README.md from the scores, the run's settings and its metrics.jsonl."""
+    """Write `folder`/README.md from the scores, the settings `run` and `run_dir`/metrics.jsonl."""
     config = ModelConfig.from_pretrained(folder)
     counts = count_parameters(config)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
@@ -69,13 +69,13 @@ def write_model_card(folder: Path, scores: Sequence[Score], run: Mapping[str, An
 
 
 def mean_over_tasks(scores: Sequence[Score], mode: str) -> float:
-    """Mean rate of the tasks in a mode, each task counting once; 0 without scores."""
+    """Mean of the tasks' rates in a mode, each task counting once; 0 without scores."""
     rates = [score.rate for score in scores if score.mode == mode]
     return sum(rates) / len(rates) if rates else 0.0
 
 
 def describe_training(run: Mapping[str, Any], metrics: Path) -> str:
-    """A table of a run's stages: steps, tokens, hours, last loss; and the settings that decide the run."""
+    """Markdown table of a run's stages (steps, tokens, hours, last loss), then the run's main settings."""
     entries = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     lines = [
         "| stage | steps | tokens so far | hours so far | loss, mean of its last 20 steps |",

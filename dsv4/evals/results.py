@@ -1,4 +1,4 @@
-"""Scores by task and mode: the record, its sums, the table, the JSON."""
+"""Scores by task and mode: record, pooling, tables, JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MODES = ("thinking", "non-thinking")
 
 @dataclass(frozen=True)
 class Score:
-    """Examples of one task in one mode: how many were right, unfinished, and how many tokens were written."""
+    """Counts of one task in one mode: examples, correct and unfinished answers, generated tokens."""
 
     task: str
     group: str
@@ -36,14 +36,14 @@ class Score:
 
 
 def pooled(scores: Sequence[Score], mode: str, name: str = "all tasks") -> Score:
-    """All examples of a mode as one score; every task counts by its number of examples."""
+    """Score over all examples of a mode, so that a task weighs by its number of examples."""
     chosen = [score for score in scores if score.mode == mode]
     sums = (sum(getattr(s, field) for s in chosen) for field in ("examples", "correct", "unfinished", "tokens"))
     return Score(name, "", mode, *sums)
 
 
 def to_json(scores: Sequence[Score], settings: dict[str, Any]) -> dict[str, Any]:
-    """Everything that was measured, as plain values."""
+    """Scores, pooled scores and settings as plain values."""
 
     def entry(score: Score) -> dict[str, Any]:
         low, high = score.interval
@@ -58,7 +58,7 @@ def to_json(scores: Sequence[Score], settings: dict[str, Any]) -> dict[str, Any]
 
 
 def cell(score: Score | None) -> str:
-    """`87 % (79-92)`, or a dash."""
+    """Rate and interval as `87 % (79-92)`; a dash without examples."""
     if score is None or not score.examples:
         return "-"
     low, high = score.interval
@@ -66,7 +66,7 @@ def cell(score: Score | None) -> str:
 
 
 def rows(scores: Sequence[Score]) -> list[tuple[str, str, str, str]]:
-    """(task, thinking, non-thinking, mean tokens when thinking) of each task, then the sum; cells are text."""
+    """Rows of text (task, thinking, non-thinking, mean tokens in thinking mode) per task, then for all tasks."""
     by_key = {(score.task, score.mode): score for score in scores}
     for mode in MODES:
         by_key["all tasks", mode] = pooled(scores, mode)

@@ -1,4 +1,4 @@
-"""Score a model on task questions that training never saw: greedy answers through the engine, batched."""
+"""Score a model on questions of the evaluation split: greedy answers through the engine, batched."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from dsv4.evals.results import MODES, Score
 
 END_OF_THINKING = "</think>"
 MAX_TOKENS = 640
-BATCH = 64  # questions handed to the engine at a time
+BATCH = 64  # questions per call of the engine
 
 
 @dataclass(frozen=True)
 class Answered:
-    """One question and what the model wrote."""
+    """One question and the model's output."""
 
     example: Example
     text: str
@@ -35,7 +35,7 @@ class Answered:
 
 
 def answer_part(text: str, thinking: bool) -> str | None:
-    """What follows the thinking; None when the model never ended it."""
+    """Text after the thinking; None if the thinking never ends."""
     if not thinking:
         return text
     _, mark, answer = text.partition(END_OF_THINKING)
@@ -43,13 +43,13 @@ def answer_part(text: str, thinking: bool) -> str | None:
 
 
 def is_correct(answered: Answered) -> bool:
-    """Whether the task's scorer accepts the answer; an unfinished thought is wrong."""
+    """True if the task's scorer accepts the answer; unfinished thinking is wrong."""
     answer = answer_part(answered.text, answered.example.thinking)
     return answer is not None and TASKS[answered.example.task].score(answered.example, answer) >= 1.0
 
 
 def questions(tasks: Sequence[str], modes: Sequence[str], examples: int, first_seed: int = 0) -> list[Example]:
-    """Evaluation questions: seeds `first_seed` on of each task, every one in each mode."""
+    """Evaluation questions: `examples` seeds from `first_seed` on per task, each in every mode."""
     unknown = sorted(set(tasks) - set(TASKS))
     if unknown:
         raise ValueError(f"unknown tasks {', '.join(unknown)}; allowed: {', '.join(sorted(TASKS))}")
@@ -64,11 +64,11 @@ def questions(tasks: Sequence[str], modes: Sequence[str], examples: int, first_s
 def answer_all(
     llm: LLM, asked: Sequence[Example], max_tokens: int, advance: Callable[[int], None] = lambda done: None
 ) -> list[Answered]:
-    """Greedy answers to `asked`, in order; `advance` is told how many more are done."""
+    """Greedy answers to `asked`, in order; `advance(n)` is called after every n further answers."""
     if llm.tokenizer is None or llm.prompts is None:
         raise ValueError("the model has no tokenizer; tasks are asked in text")
     params = SamplingParams(max_tokens=max_tokens, temperature=0.0)
-    # Questions of like length side by side: a batch then takes about as long as each of its members.
+    # Batches of answers of similar length, so that no sequence waits long for the others.
     order = sorted(range(len(asked)), key=lambda place: (asked[place].thinking, asked[place].task, place))
     answers: dict[int, Answered] = {}
     for start in range(0, len(order), BATCH):
@@ -85,7 +85,7 @@ def answer_all(
 
 
 def summarise(answers: Sequence[Answered]) -> list[Score]:
-    """One score a task and mode, in the order in which they were asked."""
+    """One score per task and mode, in the order in which they were asked."""
     grouped: dict[tuple[str, str], list[Answered]] = defaultdict(list)
     for answered in answers:
         grouped[answered.example.task, answered.mode].append(answered)
@@ -109,7 +109,7 @@ def evaluate(
     device: str = "cpu",
     console: Console | None = None,
 ) -> tuple[list[Score], list[Answered]]:
-    """Score `model` on `examples` questions a task and mode -> (scores, every answer)."""
+    """Score `model` on `examples` questions per task and mode; returns (scores, every answer)."""
     llm = model if isinstance(model, LLM) else LLM(model, device=device, max_num_seqs=32)
     asked = questions(list(tasks or TASKS), modes, examples)
     with Progress(console=console, transient=True) if console is not None else nullcontext() as bar:

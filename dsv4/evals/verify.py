@@ -1,4 +1,4 @@
-"""Compare a model folder's logits here with an independent implementation's (`dsv4 verify`)."""
+"""Compare dsv4's logits of a model folder with an independent implementation's (`dsv4 verify`)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from dsv4.kernels.router.reference import repeats
 from dsv4.model.transformer import Transformer
 from dsv4.model_folder import resolve_model
 
-TOLERANCE = 1e-4  # fp32 against fp32, over the range of the logits; the observed deviation is about 1e-5 of it
+TOLERANCE = 1e-4  # relative to the largest logit, fp32 against fp32; the observed deviation is about 1e-5
 LENGTHS = (7, 129, 260)
 
 
 def max_deviation(path: str | Path, lengths: tuple[int, ...] = LENGTHS, seed: int = 1) -> tuple[float, float]:
-    """(largest |difference| of logits with transformers, largest |logit|) over random prompts, fp32, float numerics.
+    """(max |logit difference| from transformers, max |logit|) over random prompts in fp32, float numerics.
 
-    The folder is converted for transformers in a temporary place. Needs the `transformers` package.
-    Prompts hold no token for which a hash-routed layer repeats an expert: transformers counts that expert twice.
+    The folder is converted for transformers in a temporary folder. Needs the `transformers` package. Prompts contain no
+    token for which a hash-routed layer repeats an expert: transformers counts that expert twice.
     """
     transformers: Any = importlib.import_module("transformers")
     path = resolve_model(path)
@@ -47,7 +47,7 @@ def max_deviation(path: str | Path, lengths: tuple[int, ...] = LENGTHS, seed: in
 
 
 def _comparable_tokens(model: Transformer) -> Tensor:
-    """Ids of the tokens whose experts are distinct in every hash-routed layer; all ids where no token has such."""
+    """Ids of the tokens whose experts are distinct in every hash-routed layer; all ids if there is no such token."""
     repeated = torch.zeros(model.config.vocab_size, dtype=torch.bool)
     for name, table in model.named_buffers():
         if name.endswith("gate.tid2eid"):
@@ -58,7 +58,7 @@ def _comparable_tokens(model: Transformer) -> Tensor:
 
 
 def verify(model: str | Path, against: str = "transformers") -> int:
-    """Print the largest deviation from `against`; 0 when it is within tolerance, else 1."""
+    """Print the largest deviation from `against`; return 0 if it is within tolerance, else 1."""
     if against != "transformers":
         raise ValueError(f"against is {against!r}; allowed: transformers")
     deviation, largest = max_deviation(model)

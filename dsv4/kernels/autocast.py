@@ -1,4 +1,4 @@
-"""Autocast and the operations: products of a layer's weights follow it, what must be fp32 is computed without it."""
+"""Autocast rules of the operations: products with a layer's weights follow it, operations in fp32 run without it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Output = TypeVar("Output")
 
 
 def product_dtype(x: Tensor) -> torch.dtype | None:
-    """Number format that autocast gives products with `x`; None outside autocast."""
+    """Dtype that autocast gives products with `x`; None outside autocast."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def without_autocast(operation: Callable[Inputs, Output]) -> Callable[Inputs, Output]:
-    """Decorate an operation whose products stay in the number format of their operands under autocast.
+    """Decorate an operation so that its products keep their operands' dtype under autocast.
 
     Autocast would round them to bfloat16 in spite of every `.float()` in the operation.
     """

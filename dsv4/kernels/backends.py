@@ -1,15 +1,14 @@
 """Backend of each operation: the reference in plain torch, or the native kernels of the CPU (cpu.py).
 
-An operation runs natively where all of this holds; else the reference computes it:
-- the native kernels are there, and DSV4_KERNELS is not "reference";
+An operation runs natively if all of these hold, else on the reference:
+- the native kernels are installed, and DSV4_KERNELS is not "reference";
 - DSV4_KERNELS is "native", or NATIVE says that the operation is native by default;
 - its tensors are fp32 on the CPU, outside autocast;
 - no gradient is recorded through it, or its native rung has a backward and DSV4_KERNELS is "native".
-So DSV4_KERNELS=reference is plain torch throughout, and without the variable the layers in Python compute what training
-computes, but for products without gradient. (The fused forward of inference is chosen in model/, not here.)
+So DSV4_KERNELS=reference means plain torch throughout; with the variable unset, the layers in Python run the same
+operations as training, except for products without gradient. (model/ chooses the fused forward of inference.)
 
-The choice is made at the first question and logged once. What DSV4_KERNELS=native asks for and cannot have raises
-KernelChoiceError.
+Resolved on first use and logged once. KernelChoiceError if DSV4_KERNELS=native cannot be satisfied.
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ logger = logging.getLogger("dsv4")
 
 @dataclass(frozen=True)
 class Rung:
-    """Use of an operation's native.py."""
+    """Conditions under which an operation's native.py runs."""
 
-    by_default: bool = False  # without DSV4_KERNELS=native, where no gradient is recorded
-    backward: bool = False  # differentiates; not by default, since MKL is a few percent faster on Intel's processors
+    by_default: bool = False  # also without DSV4_KERNELS=native, if no gradient is recorded
+    backward: bool = False  # has a gradient; opt-in, since MKL is a few percent faster on Intel's processors
 
 
 # Operation (a folder of kernels/) -> its native rung.
@@ -64,7 +63,7 @@ NATIVE: dict[str, Rung] = {
 class _Choice:
     native: cpu.Native | None
     requested: bool = False  # DSV4_KERNELS=native
-    reason: str = ""  # for the reference
+    reason: str = ""  # for running the reference
 
 
 _lock = threading.Lock()
@@ -72,13 +71,13 @@ _choice: _Choice | None = None
 
 
 def native_module() -> ModuleType | None:
-    """dsv4._native, None when the reference kernels run."""
+    """dsv4._native, or None if the reference kernels run."""
     native = _chosen().native
     return native.module if native is not None else None
 
 
 def requested() -> bool:
-    """True if DSV4_KERNELS=native asks for every native rung there is."""
+    """True if DSV4_KERNELS=native asks for all native rungs."""
     return _chosen().requested
 
 
@@ -91,7 +90,7 @@ def uses_native(operation: str, *tensors: Tensor | None) -> bool:
 
 
 def supports(rung: Rung, *tensors: Tensor) -> bool:
-    """True if a native rung computes with these tensors, in the present modes of torch."""
+    """True if a native rung takes these tensors in torch's current modes (autocast, gradients)."""
     import torch
 
     if any(t.dtype != torch.float32 or t.device.type != "cpu" for t in tensors) or torch.is_autocast_enabled("cpu"):
@@ -106,7 +105,7 @@ def name() -> str:
 
 
 def describe() -> str:
-    """One line: the kernels that run, with their settings or the reason."""
+    """One line: the kernels that run, with their settings or the reason for the reference."""
     choice = _chosen()
     if choice.native is None:
         return f"kernels: reference, because {choice.reason}"
@@ -115,8 +114,8 @@ def describe() -> str:
 
 @cache
 def decline(reason: str) -> None:
-    """Say, once for each reason, that the reference runs in place of the native kernels. KernelChoiceError where
-    DSV4_KERNELS=native asks for these."""
+    """Warn, once per reason, that the reference runs in place of the native kernels. KernelChoiceError if
+    DSV4_KERNELS=native asks for them."""
     if requested():
         raise KernelChoiceError(f"DSV4_KERNELS is native, but {reason}")
     logger.warning(f"kernels: reference, because {reason}")
@@ -129,7 +128,7 @@ def _chosen() -> _Choice:
     with _lock:
         if _choice is None:
             _choice = _choose()
-            # Python shows a warning on stderr even where nobody has set logging up.
+            # Python shows a warning on stderr even if logging is not configured.
             logger.log(logging.INFO if _choice.native else logging.WARNING, describe())
     return _choice
 

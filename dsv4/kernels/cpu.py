@@ -1,7 +1,7 @@
-"""The native module of the CPU kernels, dsv4._native: loaded once, with its instruction set and its threads.
+"""Loader of the CPU kernels, dsv4._native: loaded once, with an instruction set and a thread count.
 
 DSV4_ISA=portable, avx2, avx512, avx512_vnni, avx512_bf16 or amx and DSV4_THREADS=n force the choice. An unknown or
-impossible value raises KernelChoiceError. Whether an operation runs here is decided in backends.py.
+unsupported value raises KernelChoiceError. backends.py decides which operations run here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ISAS = ("portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
 
 
 class KernelChoiceError(RuntimeError):
-    """DSV4_KERNELS, DSV4_ISA or DSV4_THREADS asks for something that is not there."""
+    """DSV4_KERNELS, DSV4_ISA or DSV4_THREADS asks for something unavailable."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Native:
 
     module: ModuleType
     isa: str
-    follows_torch: bool  # as many threads as torch has
+    follows_torch: bool  # thread count synced to torch.get_num_threads()
 
     def describe(self) -> str:
         """ "native (avx2, 3 threads)"."""
@@ -34,11 +34,11 @@ class Native:
 
 
 _native: Native | None = None
-_torch_threads = 0  # as last followed
+_torch_threads = 0  # torch's thread count at the last sync
 
 
 def load() -> Native | str:
-    """The module with the settings of the environment applied, or the reason why there is none."""
+    """The module with the environment's settings applied, or the reason for its absence."""
     global _native
     if _native is not None:
         return _native
@@ -59,7 +59,7 @@ def load() -> Native | str:
 
 
 def kernels() -> ModuleType:
-    """dsv4._native, with as many threads as torch has by now."""
+    """dsv4._native, its thread count synced to torch.get_num_threads()."""
     native = load()
     assert isinstance(native, Native), native
     follow_torch_threads()
@@ -67,7 +67,7 @@ def kernels() -> ModuleType:
 
 
 def follow_torch_threads() -> None:
-    """Give the native kernels as many threads as torch has by now, unless DSV4_THREADS says how many."""
+    """Sync the native thread count to torch.get_num_threads(), unless DSV4_THREADS sets it."""
     global _torch_threads
     if _native is not None and _native.follows_torch:
         import torch
@@ -79,13 +79,13 @@ def follow_torch_threads() -> None:
 
 
 def check_settings() -> None:
-    """KernelChoiceError if DSV4_ISA or DSV4_THREADS has a value that none of their meanings allows."""
+    """KernelChoiceError if DSV4_ISA or DSV4_THREADS has an invalid value."""
     setting("DSV4_ISA", ISAS)
     _threads()
 
 
 def setting(variable: str, allowed: tuple[str, ...]) -> str:
-    """Value of an environment variable, "" if it is not set; KernelChoiceError if it is not one of `allowed`."""
+    """Value of an environment variable, "" if unset; KernelChoiceError if it is not one of `allowed`."""
     value = os.environ.get(variable, "")
     if value and value not in allowed:
         raise KernelChoiceError(f"{variable} is {value!r}; allowed: {', '.join(allowed)}")
@@ -93,7 +93,7 @@ def setting(variable: str, allowed: tuple[str, ...]) -> str:
 
 
 def _threads() -> int:
-    """DSV4_THREADS, 0 when it is not set."""
+    """DSV4_THREADS, 0 if unset."""
     value = os.environ.get("DSV4_THREADS", "")
     if value and not (value.isascii() and value.isdecimal() and int(value) > 0):
         raise KernelChoiceError(f"DSV4_THREADS is {value!r}; allowed: 1 or more")
@@ -113,7 +113,7 @@ def _import() -> tuple[ModuleType | None, str]:
 
 
 def _build_reason() -> str:
-    """Reason that the install noted when it could not build the module. An editable install has two dsv4 folders."""
+    """Reason recorded by an install that could not build the module. An editable install has two dsv4 folders."""
     for folder in import_module("dsv4").__path__:
         note = Path(folder) / "_native_reason.txt"
         if note.is_file():

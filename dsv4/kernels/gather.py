@@ -1,4 +1,4 @@
-"""Gathering rows, with a gradient that adds them back quickly."""
+"""Row gather with a fast gradient."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def take_rows(rows: Tensor, index: Tensor) -> Tensor:
-    """rows [n, ...] at int64 index [...] -> [..., *rows.shape[1:]]. rows[index] has a far slower gradient on CPUs."""
+    """rows [n, ...] at int64 index [...] -> [..., *rows.shape[1:]]. On CPUs rows[index] has a far slower gradient."""
     return F.embedding(index, rows.flatten(1)).view(*index.shape, *rows.shape[1:])

@@ -1,4 +1,4 @@
-"""Tensors as rows, the form in which the native kernels take and change them."""
+"""Tensors as contiguous rows, the arguments that native kernels change in place."""
 
 from __future__ import annotations
 

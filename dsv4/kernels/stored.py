@@ -1,8 +1,8 @@
-"""Weights that stay as their checkpoint stores them, and read like the float32 tensors that they stand for.
+"""Weights kept in their checkpoint encoding (FP4, FP8, BF16); to torch they look like float32.
 
-`StoredTensor` is a matrix of codes and scales (FP4, FP8, BF16), often views of a mapped file; `StoredStack` is several
-of one shape. The native kernels read those in place. Every torch operation gets the widened values, made for that
-operation: right, and slow, on the reference path.
+`StoredTensor` is a matrix of codes and scales, often views of a mapped file; `StoredStack` is a stack of matrices of
+one shape. The native kernels read both in place. A torch operation gets values widened for that operation alone, which
+is correct but slow: the reference path.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _SAME = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
 
 
 class StoredWeight(torch.Tensor):
-    """Float32 to torch, stored otherwise. In-place operations raise RuntimeError; `widen()` gives a plain tensor."""
+    """Base class: float32 to torch, encoded in memory. In-place operations raise RuntimeError; `widen()` decodes."""
 
-    # Operations come to __torch_dispatch__; without this every look at an attribute would take a detour first.
+    # Operations arrive at __torch_dispatch__; without this every attribute access would go through Python first.
     __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore
 
     def widen(self) -> Tensor:
@@ -37,7 +37,7 @@ class StoredWeight(torch.Tensor):
         raise NotImplementedError
 
     def alias(self) -> StoredWeight:
-        """Another tensor object of the same memory."""
+        """Another tensor object over the same memory."""
         raise NotImplementedError
 
     @classmethod
@@ -61,7 +61,7 @@ class StoredWeight(torch.Tensor):
 
 
 class StoredTensor(StoredWeight):
-    """A matrix [out, in]; `parts` are kind, codes as uint8 rows, and scales (uint8, float32 or None)."""
+    """Encoded matrix [out, in]; `parts` are kind, codes as uint8 rows, and scales (uint8, float32 or None)."""
 
     kind: Kind
     codes: Tensor
@@ -73,7 +73,7 @@ class StoredTensor(StoredWeight):
         cls: type[StoredTensor], kind: Kind, codes: Tensor, scales: Tensor | None, widen: Widen
     ) -> StoredTensor:
         columns = codes.shape[1] * 2 if kind == "fp4" else codes.shape[1]
-        # No annotation in torch: makes a tensor that has a shape and no memory.
+        # Not annotated in torch: makes a tensor with a shape and no memory.
         tensor: StoredTensor = torch.Tensor._make_wrapper_subclass(  # pyright: ignore
             cls, (codes.shape[0], columns), dtype=torch.float32, device=codes.device
         )
@@ -88,7 +88,7 @@ class StoredTensor(StoredWeight):
 
     @property
     def parts(self) -> tuple[Kind, Tensor, Tensor | None]:
-        """As `dsv4._native` takes a weight: codes and E8M0 scales as bytes."""
+        """Weight argument of `dsv4._native`: codes and E8M0 scales as bytes."""
         scales = self.scales
         if scales is not None and scales.dtype != torch.float32:
             scales = scales.view(torch.uint8)
@@ -105,7 +105,7 @@ class StoredTensor(StoredWeight):
         return f"StoredTensor({self.kind}, shape={tuple(self.shape)})"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # As bytes: pickle knows no 8-bit floats.
+        # As bytes: pickle does not support 8-bit floats.
         kind, codes, scales = self.parts
         dtypes = self.codes.dtype, self.scales.dtype if self.scales is not None else None
         return _remake, (kind, codes, scales, dtypes, self._widen, getattr(self, "_is_param", False))
@@ -118,7 +118,7 @@ class StoredTensor(StoredWeight):
 
 
 class StoredStack(StoredWeight):
-    """Matrices of one shape, [E, out, in]: each a StoredTensor of any kind, or plain float32. Nothing is copied."""
+    """Stack [E, out, in] of matrices, each a StoredTensor of any kind or plain float32. Nothing is copied."""
 
     matrices: tuple[Tensor, ...]
 
@@ -178,7 +178,7 @@ def _restack(matrices: Sequence[Tensor], is_parameter: bool) -> StoredStack:
 
 
 def matrices_of(stack: Tensor) -> Sequence[Tensor]:
-    """The matrices [out, in] of a stack [E, out, in]: stored ones as they are, else views."""
+    """The matrices [out, in] of a stack [E, out, in]: a StoredStack's own, else views."""
     return stack.matrices if isinstance(stack, StoredStack) else stack.unbind()
 
 
@@ -188,12 +188,12 @@ def widen_bf16(codes: Tensor, scales: None) -> Tensor:
 
 
 def widened(tensor: Any) -> Any:
-    """What is given, or the values of a stored weight."""
+    """Float32 values of a stored weight; anything else unchanged."""
     return tensor.widen() if isinstance(tensor, StoredWeight) else tensor
 
 
 def weight_argument(weight: Tensor) -> Any:
-    """A matrix as `dsv4._native` takes it: the parts of a stored one, else fp32 with contiguous rows."""
+    """Matrix argument of `dsv4._native`: the parts of a stored one, else fp32 with contiguous rows."""
     if isinstance(weight, StoredTensor):
         return weight.parts
     weight = weight.detach()
@@ -201,6 +201,6 @@ def weight_argument(weight: Tensor) -> Any:
 
 
 def rows_argument(x: Tensor) -> Tensor:
-    """x [..., n] as `dsv4._native` takes rows: [rows, n] with contiguous rows, a copy only where it has to be."""
+    """Row argument of `dsv4._native`: x [..., n] as [rows, n] with contiguous rows, copied only if necessary."""
     rows = x.detach().reshape(-1, x.shape[-1]) if x.dim() != 2 else x.detach()
     return rows if rows.stride(-1) == 1 or rows.shape[-1] == 1 else rows.contiguous()

@@ -1,4 +1,4 @@
-"""What a training forward reports beside its output: expert loads, the balance loss, the indexer's loss."""
+"""Side outputs of a training forward: expert loads, the balance loss, the indexer's loss."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class AuxLosses:
-    """Pass one to a forward; modules add to it.
+    """Collector of side outputs: pass one to a forward, and the modules add to it.
 
     loads: tokens per expert of each score-routed layer, int64 [E], by module name ("layers.3.ffn").
     """
@@ -26,10 +26,10 @@ class AuxLosses:
 
     @property
     def balance_loss(self) -> Tensor:
-        """Mean over score-routed layers of the sequence-wise balance loss, scalar (0 when no layer reported)."""
+        """Mean over score-routed layers of the sequence-wise balance loss, scalar (0 if no layer reported)."""
         return torch.stack(self._balance).mean() if self._balance else torch.zeros(())
 
     @property
     def indexer_loss(self) -> Tensor:
-        """Mean over CSA layers of KL(main attention over entries || indexer), scalar (0 when no layer reported)."""
+        """Mean over CSA layers of KL(main attention over entries || indexer), scalar (0 if no layer reported)."""
         return torch.stack(self._indexer).mean() if self._indexer else torch.zeros(())

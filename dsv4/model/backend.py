@@ -1,7 +1,7 @@
-"""The seam between the model's definition and what computes it: a backend runs layers and reads streams out.
+"""Interface between the model's definition and its computation: a backend runs layers and reads streams out.
 
-`ReferenceBackend` calls the modules themselves, plain torch with gradients. `native_backend.py` has the fused kernels,
-which take a frozen model.
+`ReferenceBackend` calls the modules themselves, plain torch with gradients. `native_backend.py` runs a frozen model
+on the fused kernels.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from dsv4.model.norm import RMSNorm
 
 
 class Backend(Protocol):
-    """Computes a model's layers and logits. `depth` None is the main model, a number one of the MTP blocks.
+    """Computes a model's layers and logits. `depth`: number of an MTP block, or None for the main model.
 
-    Callers have checked the batch against the cache, and count its tokens afterwards.
+    The caller checks the batch against the cache beforehand and advances the cache's lengths afterwards.
     """
 
     @property
@@ -34,7 +34,7 @@ class Backend(Protocol):
         ...
 
     def run(self, batch: RaggedBatch, cache: Cache | None, aux: AuxLosses | None = None) -> Tensor:
-        """Streams [T, hc_mult, d] after the main layers; appends to the cache rows that batch.slots names."""
+        """Streams [T, hc_mult, d] after the main layers; appends to the cache rows `batch.slots`."""
         ...
 
     def run_mtp(
@@ -46,7 +46,7 @@ class Backend(Protocol):
         depth: int,
         aux: AuxLosses | None = None,
     ) -> Tensor:
-        """Streams of an MTP block, from the main model's [T, hc_mult, d] and the ids [T] one position on."""
+        """Streams of an MTP block, from the main model's streams [T, hc_mult, d] and the next token ids [T]."""
         ...
 
     def read_out(self, streams: Tensor, depth: int | None = None) -> Tensor:
@@ -54,12 +54,12 @@ class Backend(Protocol):
         ...
 
     def next_token_logits(self, batch: RaggedBatch, cache: Cache | None, rows: np.ndarray) -> Tensor:
-        """The bits of `read_out(run(batch, cache)[rows])`; rows int64 [n], ascending."""
+        """Same bits as `read_out(run(batch, cache)[rows])`; rows int64 [n], ascending."""
         ...
 
 
 class Definition(Protocol):
-    """The modules of a model that a backend computes; `dsv4.model.transformer.Transformer` is one."""
+    """Modules of the model that a backend computes, as in `dsv4.model.transformer.Transformer`."""
 
     config: ModelConfig
     numerics: str

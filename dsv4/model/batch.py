@@ -1,4 +1,4 @@
-"""RaggedBatch: the one input of the model, tokens of N sequences laid end to end, no padding."""
+"""RaggedBatch: the model's only input type, tokens of N sequences laid end to end, no padding."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class RaggedBatch:
     token_ids: Tensor  # int64 [T]
     lengths: np.ndarray  # int64 [N], new tokens of each sequence, each >= 1
     starts: np.ndarray  # int64 [N], position of each sequence's first new token
-    slots: np.ndarray  # int64 [N], the cache row that each sequence lives in
+    slots: np.ndarray  # int64 [N], cache row of each sequence
 
     @property
     def num_tokens(self) -> int:
@@ -32,7 +32,7 @@ class RaggedBatch:
 
     @property
     def cu_seqlens(self) -> Tensor:
-        """int64 [N + 1]: where each sequence begins in the batch."""
+        """int64 [N + 1]: offset of each sequence in the batch, then T."""
         return torch.from_numpy(np.concatenate(([0], np.cumsum(self.lengths))))
 
     @property
@@ -47,7 +47,7 @@ class RaggedBatch:
         slots: Sequence[int] | None = None,
         device: str | torch.device = "cpu",
     ) -> RaggedBatch:
-        """Lay token lists end to end. starts default to 0, slots to 0..N-1. An empty list of tokens is a ValueError."""
+        """Lay token lists end to end. starts default to 0, slots to 0..N-1. ValueError on an empty list of tokens."""
         lengths = [len(s) for s in sequences]
         if not lengths or min(lengths) == 0:
             raise ValueError("a ragged batch needs at least one sequence, and every sequence at least one token")

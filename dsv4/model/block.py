@@ -30,7 +30,7 @@ class ForwardContext:
         self._rope: dict[bool, Rope] = {}
 
     def rope(self, ratio: int) -> Rope:
-        """Rotations of a layer with this ratio; ratio 0 has frequencies of its own."""
+        """Rotations for layers of this ratio; ratio 0 has its own frequencies."""
         if bool(ratio) not in self._rope:
             self._rope[bool(ratio)] = Rope(self.config, bool(ratio), self.layout)
         return self._rope[bool(ratio)]
@@ -40,7 +40,7 @@ class ForwardContext:
 
 
 def hc_parameters(config: ModelConfig, mixes: int, scales: int) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter]:
-    """fn [mixes, s * d], base [mixes] and scale [scales] of one mHC site, uninitialised."""
+    """fn [mixes, s * d], base [mixes] and scale [scales] of one mHC site, uninitialized."""
     wide = config.hc_mult * config.hidden_size
     return (
         nn.Parameter(torch.empty(mixes, wide)),
@@ -90,7 +90,7 @@ class MTPBlock(Block):
         self.hc_head_fn, self.hc_head_base, self.hc_head_scale = hc_parameters(config, s, 1)
 
     def fuse(self, embedding: Tensor, streams: Tensor) -> Tensor:
-        """Embedding [T, d] of the next token into streams [T, hc_mult, d] of the main model."""
-        # Under autocast both products are bfloat16, while streams stay as they are.
+        """Add the next token's embedding [T, d] to the main model's streams [T, hc_mult, d], both projected."""
+        # Under autocast both products are bfloat16, while streams keep their dtype.
         fused = self.e_proj(self.enorm(embedding)).to(streams.dtype).unsqueeze(1)
         return fused + self.h_proj(self.hnorm(streams)).to(streams.dtype)

@@ -1,4 +1,4 @@
-"""Initial weights for training from scratch. Gates: mHC paper; the rest are this project's choices."""
+"""Initial weights for training from scratch. Source of the gates: mHC paper; the rest are this project's choices."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from dsv4.model.stacks import official_tensors
 
 @torch.no_grad()
 def init_weights(model: nn.Module, config: ModelConfig, generator: torch.Generator | None = None) -> None:
-    """Fill every parameter as its row in parameters.py says: matrices N(0, initializer_range), norms 1, sinks 0, ...
+    """Fill every parameter by its row in parameters.py: matrices N(0, initializer_range), norms 1, sinks 0, ...
 
-    mHC at the start: pre = 1 / s each, post = 1, the combine matrix nearly the identity, gates 0.01: the streams stay
-    near-equal copies and a block acts as a pre-norm residual block. Hash tables deal the experts out evenly.
+    Initial mHC: pre = 1 / s each, post = 1, the combine matrix nearly the identity, gates 0.01: the streams stay nearly
+    equal copies and a block acts as a pre-norm residual block. Hash tables assign the experts evenly.
     """
     s = config.hc_mult
     base = torch.zeros(s * (2 + s))
     base[:s] = -math.log(s - 1) if s > 1 else 8.0
     base[2 * s :] = 8.0 * torch.eye(s).flatten()
-    # Matrix by matrix in the order of the checkpoint, so that a seed gives one model however tensors are stacked.
+    # Matrix by matrix in checkpoint order, so that a seed gives the same model however tensors are stacked.
     for name, p in official_tensors(dict(model.named_parameters())).items():
         init = row_of(module_name(name)[0]).init
         if init == "normal":
@@ -38,9 +38,9 @@ def init_weights(model: nn.Module, config: ModelConfig, generator: torch.Generat
 
 
 def deal_experts(config: ModelConfig, generator: torch.Generator | None = None) -> torch.Tensor:
-    """A hash routing table int64 [vocab, k]: k distinct experts a token, every expert equally often (to one deal).
+    """A hash routing table int64 [vocab, k]: k distinct experts per token, every expert equally often (to one deal).
 
-    Row by row from shuffled decks; a deck is reshuffled when fewer than k distinct experts are left in it.
+    Rows are dealt one by one from shuffled decks; a deck is reshuffled when fewer than k distinct experts remain.
     """
     E, k = config.n_routed_experts, config.num_experts_per_tok
     per_deck = E // k

@@ -1,4 +1,4 @@
-"""Linear layer without bias, and whether its input is quantised."""
+"""Linear layers without bias: with optional quantization of the input, and in fp32."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ class Linear(nn.Module):
 
 @without_autocast
 def linear_fp32(x: Tensor, weight: Tensor) -> Tensor:
-    """Linear map in fp32 whatever the storage type, under autocast too: the compressors, the router, the head."""
+    """Linear map in fp32 for any storage dtype, under autocast too: for the compressors, the router, the head."""
     return linear(x.float(), weight.float())

@@ -43,7 +43,7 @@ class Experts(nn.Module):
         self.limit, self.quantize = config.swiglu_limit, quantize
 
     def forward(self, x: Tensor, sizes: list[int], weights: Tensor) -> Tensor:
-        """Each expert on its own rows: x [n, d] sorted by expert, sizes rows per expert, weights [n, 1] -> [n, d]."""
+        """Apply each expert to its rows: x [n, d] sorted by expert, sizes rows per expert, weights [n, 1] -> [n, d]."""
         if self.quantize:
             x = fake_quant_fp8(x, 128)
         gate, up = grouped_linear(x, sizes, self.w1), grouped_linear(x, sizes, self.w3)
@@ -54,7 +54,7 @@ class Experts(nn.Module):
 
 
 class Gate(nn.Module):
-    """Choice of experts: by token id in hash layers, else by score + bias. See kernels/router."""
+    """Router: experts by token id in hash layers, else by score + bias. See kernels/router."""
 
     def __init__(self, config: ModelConfig, hashed: bool) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Gate(nn.Module):
 
 
 class MoE(nn.Module):
-    """Routed experts plus the shared expert, accumulated in fp32 in the order of the experts' numbers."""
+    """Routed experts plus the shared expert, accumulated in fp32 in slot order, shared expert first."""
 
     def __init__(self, config: ModelConfig, name: str, hashed: bool, quantize: bool) -> None:
         super().__init__()
@@ -90,12 +90,12 @@ class MoE(nn.Module):
     def forward(self, x: Tensor, token_ids: Tensor, layout: Layout, aux: AuxLosses | None = None) -> Tensor:
         """x [T, d] -> [T, d]."""
         weights, index, scores = self.gate(x, token_ids)
-        # Sorting by expert, stably, keeps tokens in order inside each expert.
+        # A stable sort by expert keeps tokens in order within each expert.
         order = index.flatten().argsort(stable=True)
         counts = torch.bincount(index.flatten(), minlength=self.config.n_routed_experts)
         token = order // index.shape[1]
         rows = self.experts(take_rows(x, token), counts.tolist(), weights.flatten()[order].unsqueeze(-1))
-        # Back to [T, k] slots: a token's experts are then added in slot order, which top-k made ascending.
+        # Back to [T, k] slots: a token's experts are then added in slot order, ascending after top-k.
         slots = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         routed = take_rows(rows, slots).view(*index.shape, -1).float()
         out = self.shared_experts(x).float()

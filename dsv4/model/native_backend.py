@@ -1,7 +1,7 @@
 """Inference through the native kernels: all layers of a frozen model in one call.
 
-The kernels read the parameters where they lie. A change of values in place is seen; a tensor put in another's place is
-not, until `model.refresh()` builds the backend anew. Under DSV4_CHECK=1 such a tensor is an error.
+The kernels read the parameters' memory directly. They see values changed in place, but not a replaced tensor until
+`model.refresh()` rebuilds the backend. Under DSV4_CHECK=1 a replaced tensor is an error.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ SIZES = (
 
 
 class StaleWeightsError(RuntimeError):
-    """A frozen model has a tensor that its backend does not know: `model.refresh()` was not called."""
+    """A tensor of a frozen model was replaced or requires a gradient, and `model.refresh()` was not called."""
 
 
 def build_backend(model: Definition) -> Backend:
-    """The native kernels where they take the model, else the reference.
+    """Native backend if the kernels support the model, else the reference.
 
-    Where they run on this machine but do not take a float32 model on the CPU, that is said once, or a KernelChoiceError
-    where DSV4_KERNELS=native asks for them.
+    If the kernels run on this machine but do not support a float32 model on the CPU, this warns once, or raises
+    KernelChoiceError under DSV4_KERNELS=native.
     """
     kernels = backends.native_module()
     if kernels is None or model.device.type != "cpu" or model.dtype != torch.float32:
@@ -56,7 +56,7 @@ def build_backend(model: Definition) -> Backend:
 
 
 def _obstacle(model: Definition) -> str | None:
-    """A property of the model that the kernels do not take, in words: of other dtypes they would keep a copy."""
+    """Reason why the kernels do not support the model, or None. Of a tensor of another dtype they would keep a copy."""
     if model.config.hc_mult > MOST_STREAMS:
         return f"the model has {model.config.hc_mult} streams, the native kernels take {MOST_STREAMS}"
     for name, parameter in cast(nn.Module, model).named_parameters():
@@ -66,13 +66,13 @@ def _obstacle(model: Definition) -> str | None:
 
 
 class NativeBackend:
-    """A frozen model's tensors as the kernels see them. Gradients and auxiliary losses are the reference's."""
+    """Fused kernels on a frozen model's tensors. Calls with gradients or auxiliary losses go to the reference."""
 
     name = "native"
 
     def __init__(self, kernels: ModuleType, model: Definition) -> None:
         self.kernels, self.config = kernels, model.config
-        self._model: Any = weakref.proxy(model)  # the model holds this: a cycle would outlive it
+        self._model: Any = weakref.proxy(model)  # the model holds this backend: a reference cycle would outlive it
         self._reference = ReferenceBackend(self._model)
         self._places = {name: _place(tensor) for name, tensor in named_tensors(model).items()}
         sizes: dict[str, Any] = {name: getattr(self.config, name) for name in SIZES}
@@ -122,7 +122,7 @@ class NativeBackend:
     def _layers(
         self, batch: RaggedBatch, cache: Cache | None, token_ids: Tensor, layers: range, streams: Tensor | None
     ) -> Tensor:
-        """Streams [T, hc_mult, d] after `layers`, from `streams`, which stay as they are, or from the embedding."""
+        """Streams [T, hc_mult, d] after `layers`, from `streams` (not modified) or, if None, from the embedding."""
         config = self.config
         out = torch.empty(batch.num_tokens, config.hc_mult, config.hidden_size, dtype=torch.float32, device="cpu")
         if streams is not None:
@@ -132,10 +132,10 @@ class NativeBackend:
         return out
 
     def _inputs(self, batch: RaggedBatch, cache: Cache | None, token_ids: Tensor) -> tuple[Any, ...]:
-        """A batch as the kernels take it: the cache, the ids, then each sequence's length, start and row."""
+        """Batch arguments of the kernels: the cache, the ids, then each sequence's length, start and cache row."""
         self._check()
         cpu.follow_torch_threads()
-        if cache is None:  # the kernels need one: it lives as long as the call
+        if cache is None:  # the kernels need a cache: this one lives as long as the call
             cache = cast(Cache, self._model.new_cache(batch.num_seqs, int(batch.lengths.max())))
             batch = replace(batch, starts=np.zeros_like(batch.starts), slots=np.arange(batch.num_seqs))
             cache.reserve(batch.slots, batch.starts, batch.lengths)
@@ -143,14 +143,14 @@ class NativeBackend:
         return handle, _array(token_ids), batch.lengths, batch.starts, batch.slots
 
     def _check(self) -> None:
-        """StaleWeightsError at a tensor that has moved since, or wants a gradient; only where checks are enabled."""
+        """StaleWeightsError if a tensor was replaced since the freeze or requires a gradient; only if checks are on."""
         if not checks.enabled():
             return
         tensors = named_tensors(self._model)
         for name in self._places.keys() | tensors.keys():
             tensor = tensors.get(name)
             if tensor is None or self._places.get(name) != _place(tensor):
-                change = "is another tensor than when the model was frozen"
+                change = "was replaced since the model was frozen"
             elif tensor.requires_grad:
                 change = "requires a gradient, which a frozen model does not compute"
             else:
@@ -164,7 +164,7 @@ def _recorded(streams: Tensor) -> bool:
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    """The tensor's memory as an array, which takes less time to hand over than a tensor."""
+    """The tensor's memory as an array, which is faster to pass to the kernels than a tensor."""
     return tensor.detach().numpy()
 
 

@@ -1,7 +1,7 @@
-"""Parameters of the model in one table: how each is initialized, trained and stored. Needs no torch.
+"""Table of the model's parameters: initialization, optimizer and storage of each. Needs no torch.
 
-The module keeps a layer's routed experts stacked: `layers.3.ffn.experts.w1` [E, out, in] holds what checkpoints and
-the native kernels call `layers.3.ffn.experts.0.w1.weight` and so on (stacks.py). All other names are the official ones.
+The module stacks a layer's routed experts: `layers.3.ffn.experts.w1` [E, out, in] holds the matrices that checkpoints
+and native kernels call `layers.3.ffn.experts.0.w1.weight` and so on (stacks.py). All other names are the official ones.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from typing import Literal, NamedTuple, Protocol
 from dsv4.analysis.inventory import tensor_inventory
 from dsv4.config import ModelConfig
 
-# normal: N(0, initializer_range). The last three: mHC close to a plain residual stream (initialization.py).
+# normal: N(0, initializer_range). The last three start mHC close to a plain residual stream (initialization.py).
 Init = Literal["normal", "ones", "zeros", "hc_base", "hc_head_base", "hc_scale"]
 # by_rule: the router's bias, which balancing moves. DeepSeek-V4 report, Muon and Training Setups: AdamW trains
 # embedding, head, RMSNorm weights and mHC's static biases and gates; Muon all other matrices, `ape` among them.
-# Vectors that the report does not name are AdamW's, without weight decay.
+# Vectors that the report does not name are trained by AdamW without weight decay.
 Optimizer = Literal["muon", "adamw", "adamw_no_decay", "by_rule"]
-# Independent matrices, one above the other, that Muon orthogonalizes apart. Not split: the two window series in a CSA
-# compressor's `wkv` and `wgate`, whose rows feed one softmax.
+# Split of a parameter's rows into independent matrices, which Muon orthogonalizes one by one. Not split: the two window
+# series in a CSA compressor's `wkv` and `wgate`, whose rows feed one softmax.
 Matrices = Literal["one", "per head", "per index head", "per output group", "per expert", "pre, post and residual"]
 
 
 class Row(NamedTuple):
-    """One row of the table: the parameters whose name within its block, or in the model, is `names`, and their rules.
+    """One row of the table: rules for the parameters whose name, within a block or in the model, matches `names`.
 
-    How a checkpoint stores them is the inventory's to say: `stored_dtype`.
+    Their dtype in a checkpoint comes from the inventory: `stored_dtype`.
     """
 
-    names: str  # a regular expression of the whole name
+    names: str  # regular expression, matched against the whole name
     init: Init
     optimizer: Optimizer
     matrices: Matrices = "one"
@@ -64,7 +64,7 @@ _EXPERT = re.compile(r"^(.*\.experts)\.(\d+)\.(w[123])\.weight$")
 
 
 class SplitSizes(Protocol):
-    """Sizes of a ModelConfig that say how many independent matrices a parameter holds."""
+    """Sizes of a ModelConfig that determine the number of independent matrices in a parameter."""
 
     @property
     def num_attention_heads(self) -> int: ...
@@ -85,12 +85,12 @@ def _row_within_block(name: str) -> Row:
 
 
 def row_of(name: str) -> Row:
-    """The table's row of the parameter `name`, as the module spells it; ValueError where it is not one of V4's."""
+    """The table's row for parameter `name` in the module's spelling; ValueError if V4 has no such parameter."""
     return _row_within_block(_BLOCK.sub("", name))
 
 
 def matrix_heights(name: str, shape: tuple[int, ...], sizes: SplitSizes) -> tuple[int, ...]:
-    """Rows of each independent matrix in the parameter `name` of `shape` [rows, columns] or [E, rows, columns]."""
+    """Row count of each independent matrix in parameter `name` of `shape` [rows, columns] or [E, rows, columns]."""
     height, matrices, hc = shape[-2], row_of(name).matrices, sizes.hc_mult
     if matrices == "per expert":
         return (height,) * shape[0]
@@ -109,7 +109,7 @@ def matrix_heights(name: str, shape: tuple[int, ...], sizes: SplitSizes) -> tupl
 
 @cache
 def _stored_dtypes() -> dict[str, str]:
-    """Dtype in the official instruct layout, by name within a block. Nano has every kind of layer."""
+    """Dtypes in the official instruct layout, by name within a block, from nano, which has all kinds of layers."""
     specs = tensor_inventory(ModelConfig.preset("nano"), "official")
     return {_BLOCK.sub("", module_name(spec.name)[0]): spec.dtype for spec in specs}
 
@@ -120,6 +120,6 @@ def stored_dtype(name: str) -> str:
 
 
 def module_name(official: str) -> tuple[str, int | None]:
-    """An official name -> (the module's name, the expert's number in that stack or None)."""
+    """Official name -> (the module's name, the expert's index in the stack or None)."""
     expert = _EXPERT.match(official)
     return (f"{expert[1]}.{expert[3]}", int(expert[2])) if expert else (official, None)

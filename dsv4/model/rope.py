@@ -1,8 +1,8 @@
-"""Speeds of the rotary positions: interleaved pairs of the last `qk_rope_head_dim` channels (kernels/rope).
+"""RoPE frequencies, for interleaved pairs of the last `qk_rope_head_dim` channels (kernels/rope).
 
 Layers with ratio 0 (and the MTP block) use base rope_theta, unscaled. CSA and HCA layers use compress_rope_theta with
-YaRN for everything in them: queries, window keys, entries, indexer, and the inverse rotation of the output. YaRN never
-scales magnitudes. Source: official inference model.py.
+YaRN throughout: queries, window keys, entries, indexer, and the inverse rotation of the output. YaRN never scales
+magnitudes. Source: official inference model.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dsv4.config import ModelConfig
 
 
 def inverse_frequencies(config: ModelConfig, compressed: bool) -> Tensor:
-    """Rotation speed of each channel pair, fp32 [qk_rope_head_dim / 2], for compressed or window-only layers."""
+    """Inverse frequency of each channel pair, fp32 [qk_rope_head_dim / 2], for compressed or window-only layers."""
     dim = config.qk_rope_head_dim
     base = config.compress_rope_theta if compressed else config.rope_theta
     freq = base ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)

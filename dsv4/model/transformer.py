@@ -26,7 +26,7 @@ NUMERICS = ("float", "shipped")
 
 
 class Transformer(nn.Module):
-    """DeepSeek V4. numerics: "float" (no fake quantisation) or "shipped" (FP8 KV and activations, FP4 indexer)."""
+    """DeepSeek V4. numerics: "float" (no fake quantization) or "shipped" (FP8 KV and activations, FP4 indexer)."""
 
     def __init__(self, config: ModelConfig, numerics: str = "float") -> None:
         super().__init__()
@@ -53,24 +53,24 @@ class Transformer(nn.Module):
         self._frozen: Backend | None = None
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Initialise all parameters for training from scratch."""
+        """Initialize all parameters for training from scratch."""
         init_weights(self, self.config, generator)
 
     @property
     def backend(self) -> Backend:
-        """Computes this model: native kernels where it is frozen and they take it, else the reference."""
+        """Backend of this model: native kernels if it is frozen and they support it, else the reference."""
         return self._frozen or ReferenceBackend(self)
 
     @property
     def frozen(self) -> bool:
-        """True from `freeze()` until the weights are to change."""
+        """True from `freeze()` until `requires_grad_()` or `train()` thaws the model."""
         return self._frozen is not None
 
     def freeze(self) -> Transformer:
         """Prepare for inference: no parameter takes a gradient, and the fastest backend is built. Returns self.
 
-        Whoever then puts another tensor in a parameter's place, by `.data =` or a new module, calls `refresh()`; what
-        writes into a parameter need not. `requires_grad_()` and `train()` end it.
+        After replacing a parameter's tensor, by `.data =` or a new module, call `refresh()`; writing into a parameter
+        needs no refresh. `requires_grad_()` and `train()` thaw the model.
         """
         super().requires_grad_(False)
         super().train(False)
@@ -78,15 +78,15 @@ class Transformer(nn.Module):
         return self
 
     def refresh(self) -> Transformer:
-        """Build a frozen model's backend anew, after tensors were put in others' place. Returns self."""
+        """Rebuild a frozen model's backend after tensors were replaced. Returns self."""
         if self._frozen is not None:
             self._frozen = build_backend(self)
         return self
 
     def requires_grad_(self, requires_grad: bool = True) -> Transformer:
-        """As of any module, but for the router biases, which move by rule and take no gradient.
+        """As in nn.Module, except that router biases, which move by rule, never take a gradient.
 
-        True thaws the model, and widens weights that stay as stored, which take none either.
+        True thaws the model and widens stored weights, which cannot take a gradient.
         """
         if requires_grad:
             self._frozen = None
@@ -98,13 +98,13 @@ class Transformer(nn.Module):
         return self
 
     def train(self, mode: bool = True) -> Transformer:
-        """As of any module. True thaws the model."""
+        """As in nn.Module. True thaws the model."""
         if mode:
             self._frozen = None
         return super().train(mode)
 
     def widen(self) -> Transformer:
-        """Turn weights that stay as they are stored into float32 parameters. Returns self."""
+        """Turn stored weights (kernels/stored.py) into float32 parameters. Returns self."""
         for module in self.modules():
             for name, parameter in list(module.named_parameters(recurse=False)):
                 if isinstance(parameter, StoredWeight):
@@ -112,18 +112,18 @@ class Transformer(nn.Module):
         return self.refresh()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As of any module."""
+        """As in nn.Module; refreshes the backend."""
         keys = super().load_state_dict(state_dict, strict, assign)
         self.refresh()
         return keys
 
     def _apply(self, fn: Any, recurse: bool = True) -> Transformer:
-        """As of any module: every conversion and move of all tensors."""
+        """Hook of nn.Module for all conversions and moves of tensors; refreshes the backend."""
         super()._apply(fn, recurse)
         return self.refresh()
 
     def __getstate__(self) -> dict[str, Any]:
-        """State of a copy or pickle: the backend holds addresses of this model's tensors, so that it stays behind."""
+        """State for a copy or pickle, without the backend, which holds addresses of this model's tensors."""
         return self.__dict__ | {"_frozen": self.frozen}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -141,13 +141,13 @@ class Transformer(nn.Module):
         return self.embed.weight.dtype
 
     def new_cache(self, batch_size: int = 1, max_tokens: int = 4096) -> Cache:
-        """An empty cache of `batch_size` sequences of up to `max_tokens` tokens; memory is taken as it fills (CPU)."""
+        """An empty cache: `batch_size` sequences of up to `max_tokens` tokens. On CPUs it takes memory as it fills."""
         return Cache(self.config, batch_size, max_tokens, self.device, self.dtype)
 
     def forward_ragged(self, batch: RaggedBatch, cache: Cache | None = None, aux: AuxLosses | None = None) -> Tensor:
-        """Streams [T, hc_mult, d] after the last main layer. With a cache, appends to the rows that batch.slots names.
+        """Streams [T, hc_mult, d] after the last main layer. With a cache, appends to its rows `batch.slots`.
 
-        Sequence i must start where its cache row ends, and no row may be named twice; ValueError otherwise, before
+        Sequence i must start where its cache row ends, and no row may occur twice; ValueError otherwise, before
         anything is written.
         """
         if cache is not None:
@@ -162,8 +162,8 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Logits fp32 [n, vocab] after the batch's tokens `rows`, int64 [n] ascending; None: after every token.
 
-        The bits of `logits(forward_ragged(batch, cache)[rows])`, without keeping all streams: an engine's step.
-        ValueError, before anything is written, as of `forward_ragged`, and where rows do not ascend or are none.
+        Same bits as `logits(forward_ragged(batch, cache)[rows])`, without keeping all streams: an engine's step.
+        ValueError, before anything is written, as in `forward_ragged`, and if rows do not ascend or are out of range.
         """
         before = -1
         for i, row in enumerate(() if rows is None else rows.tolist()):
@@ -182,7 +182,7 @@ class Transformer(nn.Module):
     def next_token_logits_and_streams(
         self, batch: RaggedBatch, cache: Cache | None, rows: np.ndarray
     ) -> tuple[Tensor, Tensor]:
-        """The bits of `next_token_logits`, and the streams [n, hc_mult, d] of the same rows."""
+        """Same bits as `next_token_logits`, and the streams [n, hc_mult, d] of the same rows."""
         streams = self.forward_ragged(batch, cache)[torch.from_numpy(rows).to(self.device)]
         return self.logits(streams), streams
 
@@ -201,7 +201,7 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Streams of the MTP block: main streams at t and the id at t + 1 [T] -> streams that predict t + 2.
 
-        With a cache, batch is the one just forwarded through the main layers (its starts are used, not cache.lengths).
+        With a cache, `batch` is the one just run through the main layers (its starts are used, not cache.lengths).
         """
         if cache is not None:
             cache.check_slots(batch.slots.tolist())
@@ -212,7 +212,7 @@ class Transformer(nn.Module):
         return self.backend.read_out(streams, depth)
 
     def forward(self, input_ids: Tensor, cache: Cache | None = None) -> Tensor:
-        """Padded call: input_ids int64 [B, S], no padding among them -> logits fp32 [B, S, vocab].
+        """Rectangular call: input_ids int64 [B, S], without padding -> logits fp32 [B, S, vocab].
 
         With a cache, row b continues cache row b; any split of a sequence into calls gives the same logits.
         """

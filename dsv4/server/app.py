@@ -1,4 +1,4 @@
-"""create_app: every route of the server over one engine."""
+"""create_app: the ASGI application with every route, over one engine."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ def create_app(
     origins: OriginPolicy | None = None,
     drain: Drain | None = None,
 ) -> FastAPI:
-    """The server's ASGI application.
+    """Create the server's ASGI application.
 
-    `model_name` is what the model is called (default: the engine's own name), `aliases` are further names that it
-    answers to. With `api_keys` every path but the page and /health needs one. `thinking`: the default of requests that
-    do not say. `origins`: the pages that may use it (default: those of a server on 127.0.0.1). `drain` is what whoever
-    runs the server ends it with. The engine stays the caller's to close. No documentation routes: their pages load code
-    from elsewhere.
+    `model_name`: the served model's name (default: the engine's); `aliases`: further names of it. With `api_keys`
+    every path except the page and /health needs one of the keys. `thinking`: the default for requests that do not set
+    it. `origins`: the allowed web pages (default: the policy of a server on 127.0.0.1). `drain`: lets the caller shut
+    the server down. The caller closes the engine. There are no documentation routes: their pages load code from other
+    hosts.
     """
     app = FastAPI(title="dsv4", docs_url=None, redoc_url=None, openapi_url=None)
     drain = drain or Drain()
     service = ChatService(engine, model_name or engine.llm.name, aliases, thinking)
     delivery = Delivery(keep_alive_seconds, drain)
     install_error_handlers(app)
-    # The last one added is the first that a request meets.
+    # Middleware added last runs first.
     if api_keys:
         app.add_middleware(ApiKeyMiddleware, api_keys=[check_key(key, "api_keys") for key in api_keys])
     app.add_middleware(DrainMiddleware, drain=drain)

@@ -1,4 +1,4 @@
-"""API keys: Authorization: Bearer KEY or x-api-key: KEY on every path but the few that are open."""
+"""API keys: Authorization: Bearer KEY or x-api-key: KEY, on every path except a few open ones."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from dsv4.server.error_responses import error_response
 from dsv4.server.errors import RequestError
 
-# The page itself holds nothing secret and every call that it makes needs the key.
+# The page itself holds no secrets, and each of its API calls needs the key.
 OPEN_PATHS = ("/", "/health", "/favicon.ico")
 OPEN_PREFIXES = ("/web/",)
 
 
 class ApiKeyMiddleware:
-    """Answers 401 unless a request carries one of the keys. Unknown paths need one too: nothing is open by accident."""
+    """Answers 401 unless a request has one of the keys. Unknown paths need one too: nothing is open by accident."""
 
     def __init__(self, app: ASGIApp, api_keys: Iterable[str]) -> None:
         self.app = app
@@ -40,13 +40,13 @@ class ApiKeyMiddleware:
         await error_response(refused, scope["path"])(scope, receive, send)
 
     def _is_valid(self, key: str) -> bool:
-        """Compares with every key in constant time: neither the match nor its place shows in the time taken."""
-        given = key.encode("latin-1")  # headers are read as Latin-1: back to the bytes that came
+        """Compares with every key in constant time, so that timing reveals neither a match nor its position."""
+        given = key.encode("latin-1")  # headers are decoded as Latin-1: back to the received bytes
         return sum(hmac.compare_digest(given, known) for known in self.api_keys) > 0
 
 
 def presented_key(headers: Headers) -> str | None:
-    """The key of a request, None without one. Authorization wins over x-api-key when both are sent."""
+    """API key of a request, None without one. Authorization takes precedence over x-api-key."""
     authorization = headers.get("authorization")
     if authorization is not None:
         scheme, _, key = authorization.partition(" ")

@@ -1,7 +1,7 @@
 """POST /chat/completions: DeepSeek's Chat Completions API.
 
-JSON mode and a required or named tool call are asked of the model in its prompt and parsed from its answer; no grammar
-holds the model to them. Thinking with a required tool call is refused, as the hosted service does.
+JSON mode and a required or named tool call are requested in the prompt and parsed from the answer; no grammar enforces
+them. Thinking with a required tool call is refused, as the hosted service does.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from dsv4.server.unchecked_json import Json, json_objects
 from dsv4.server.wishes import NO_GRAMMAR, invalid, refuse_wishes
 
 _WISHES = {
-    "logit_bias": "no bias is added to logits here",
-    "audio": "answers are text here",
-    "functions": "functions are declared in `tools` here",
-    "function_call": "a function is chosen with `tool_choice` here",
-    "web_search_options": "there is no web search here",
-    "min_tokens": "no answer is kept from ending here",
-    "ignore_eos": "no answer is kept from ending here",
-    "stop_token_ids": "answers end at texts, given in `stop`, here",
-    "bad_words": "no words are kept out of answers here",
-    "logits_processors": "logits are not changed here",
+    "logit_bias": "this server adds no bias to logits",
+    "audio": "this server answers with text only",
+    "functions": "declare functions in `tools`",
+    "function_call": "choose a function with `tool_choice`",
+    "web_search_options": "this server has no web search",
+    "min_tokens": "this server has no minimum length of answers",
+    "ignore_eos": "this server ends answers at end of sentence",
+    "stop_token_ids": "this server stops at strings only, given in `stop`",
+    "bad_words": "this server excludes no words from answers",
+    "logits_processors": "this server does not process logits",
     **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar"), NO_GRAMMAR),
     **dict.fromkeys(("structured_outputs", "regex", "ebnf", "grammar", "json_schema"), NO_GRAMMAR),
-    "use_beam_search": "answers are sampled here",
-    "prompt_logprobs": "only tokens of answers have log-probabilities here",
-    "echo": "an answer does not repeat its prompt here",
-    "include_stop_str_in_output": "an answer ends before its stop string here",
-    "truncate_prompt_tokens": "no prompt is cut here",
-    "continue_final_message": "an answer is begun with `prefix` in the last message here",
+    "use_beam_search": "this server samples answers",
+    "prompt_logprobs": "this server has log-probabilities of answers only",
+    "echo": "this server does not repeat the prompt in the answer",
+    "include_stop_str_in_output": "this server ends an answer before its stop string",
+    "truncate_prompt_tokens": "this server does not truncate prompts",
+    "continue_final_message": "begin an answer with `prefix` in the last message",
 }
 _NEUTRAL = {"repetition_penalty": 1, "length_penalty": 1, "typical_p": 1, "best_of": 1}
 
@@ -52,7 +52,7 @@ class ChatCompletions(RecipeFormat):
         return requested_reports(body)
 
     def adapt(self, request: Json) -> None:
-        """What other servers take: max_completion_tokens, role developer, their switches of thinking, their history."""
+        """Accepts other servers' dialects: max_completion_tokens, role developer, thinking switches, history fields."""
         _refuse_wishes(request)
         strip_context_suffix(request)
         if request.get("max_tokens") is None and request.get("max_completion_tokens") is not None:
@@ -82,7 +82,7 @@ def _read_switches(request: Json) -> None:
 
 
 def _read_answer(message: Json) -> None:
-    """In an answer of the history `reasoning` is reasoning_content, and a tool call without a type a function call."""
+    """Fixes an assistant message of the history: `reasoning` to reasoning_content, a missing tool call type."""
     if not message.get("reasoning_content") and isinstance(message.get("reasoning"), str):
         message["reasoning_content"] = message["reasoning"]
     for call in json_objects(message.get("tool_calls")):
@@ -91,7 +91,7 @@ def _read_answer(message: Json) -> None:
 
 
 def _refuse_wishes(request: Json) -> None:
-    """RequestError 400 for what Chat Completions ask for and nobody here does."""
+    """RequestError 400 for Chat Completions parameters that this server does not implement."""
     form = request.get("response_format")
     kind = cast(Json, form).get("type") if isinstance(form, dict) else None
     if kind in ("json_schema", "regex"):

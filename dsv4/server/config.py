@@ -1,4 +1,4 @@
-"""ServerConfig: every option of the server itself. Keywords of `serve` and flags of `dsv4 serve` follow."""
+"""ServerConfig: every option of the server itself, from which keywords of `serve` and flags of `dsv4 serve` follow."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ ACCESS = "who may use it, and for how long"  # the group of flags
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """Where the server listens, who may use it and what clients get; ValueError names a value that is not allowed.
+    """Address, access rules and limits of the server; ValueError names a value that is not allowed.
 
-    What is more than a number or a choice is checked where it is used: the address in server/listening.py, keys in
-    server/keys.py, names in server/origin.py.
+    Numbers and choices are checked here, other values where they are used: the address in server/listening.py, keys
+    in server/keys.py, names in server/origin.py.
     """
 
     host: str = option("127.0.0.1", "address to listen on (default: %(default)s, this machine only)")
-    port: int = option(8000, "default: %(default)s")  # 0: a free one
+    port: int = option(8000, "default: %(default)s")  # 0: any free port
     threads: int | None = option(None, "CPU threads of a forward", minimum=1, metavar="N")
     api_keys: Sequence[str] = option(
         (),
-        "require one of these keys; repeatable. Every process of this machine can read it here: better the "
-        "environment variable DSV4_API_KEY (comma-separated) or --api-key-file",
+        "require one of these keys; repeatable. Every process of this machine can read command lines: better use "
+        "the environment variable DSV4_API_KEY (comma-separated) or --api-key-file",
         flag="--api-key",
         metavar="KEY",
         group=ACCESS,
@@ -39,22 +39,22 @@ class ServerConfig:
         metavar="ORIGIN",
         group=ACCESS,
     )
-    # Container runtimes kill a process 10 s after they asked it to stop; Python takes one to end.
+    # Container runtimes kill a process 10 s after SIGTERM; Python takes up to 1 s to exit.
     grace_seconds: float = option(
         7.0,
-        "what open requests get to end after SIGTERM or Ctrl-C (default: %(default)g)",
+        "seconds that open requests may take to finish after SIGTERM or Ctrl-C (default: %(default)g)",
         metavar="S",
         group=ACCESS,
     )
     client_seconds: float = option(
         60.0,
-        "how long a client may take to send a request, or not read its answer (default: %(default)g)",
+        "seconds that a client may take to send a request, or stop reading its answer (default: %(default)g)",
         metavar="S",
         group=ACCESS,
     )
     max_connections: int | None = option(
         None,
-        "connections open at once (default: what the limit of open files leaves, at most 4096)",
+        "open connections (default: as many as the limit of open files allows, at most 4096)",
         metavar="N",
         group=ACCESS,
     )

@@ -1,7 +1,7 @@
-"""Connections with deadlines: for the head of a request, its body, and a client that does not read its answer.
+"""Connections with deadlines: for a request's head, its body, and a client that does not read its answer.
 
-uvicorn has a deadline for idle connections only. Its place in the chain of calls is kept: this is its own protocol
-class for h11, which is told of the same events and watches the clock beside them.
+uvicorn has a deadline for idle connections only. ClientConnection subclasses uvicorn's h11 protocol: it gets the same
+events and tracks their times.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from dsv4.server.formats import format_of
 
 Phase = Literal["idle", "head", "body", "answer"]
 
-_UNSENT_BYTES = 65536  # what the kernel holds of an answer before the server notices that nobody reads it
-_STALLED_SECONDS = 2.0  # a body that has paused this long may make room for others
+_UNSENT_BYTES = 65536  # of an answer in the kernel's buffer before the server notices that the client does not read
+_STALLED_SECONDS = 2.0  # a connection whose body has paused this long may be closed to make room
 
 
 @dataclass(frozen=True)
 class ClientLimits:
-    """What a client may take its time for, in seconds.
+    """Deadlines for clients, in seconds.
 
-    `client_seconds`: for the whole head of a request, between two pieces of its body, between two pieces that it reads
-    of an answer. A body also has to come at `bytes_per_second` on average. `idle_seconds`: between two requests; longer
-    than the minute after which common proxies drop an idle connection, so that they never send on one that is closing.
+    `client_seconds`: for the whole head of a request, between two pieces of its body, between two reads of an answer.
+    A body must also arrive at `bytes_per_second` on average. `idle_seconds`: between two requests; more than the minute
+    after which common proxies drop an idle connection, so that they never send on a connection that is closing.
     """
 
     client_seconds: float = 60.0
@@ -47,19 +47,19 @@ class ClientLimits:
 
 
 class ServingClock:
-    """Seconds during which the server served. Time that something else held the event loop is nobody's fault."""
+    """Clock of the time during which the event loop ran: time that it was blocked does not count against clients."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
     async def tick(self, interval: float) -> None:
-        """Sleeps `interval` seconds and counts no more than that, however late it wakes."""
+        """Sleeps `interval` seconds and advances the clock by exactly that, however late it wakes."""
         await asyncio.sleep(interval)
         self.seconds += interval
 
 
 class ClientConnection(H11Protocol):
-    """uvicorn's connection, which also knows what it waits for and since when."""
+    """uvicorn's connection that also tracks its phase and the time of the client's last data."""
 
     def __init__(
         self, limits: ClientLimits, clock: ServingClock, config: Config, server_state: ServerState, **options: Any
@@ -68,12 +68,12 @@ class ClientConnection(H11Protocol):
         self._limits, self._clock = limits, clock
         self._since = self._last_data = self._unsent_since = clock.seconds
         self._received = self._unsent = 0
-        self.last_seen = time.monotonic()  # for the order among connections; deadlines go by the clock
+        self.last_seen = time.monotonic()  # monotonic, to find the idlest connection; deadlines use the clock
         self._has_head_part = False
 
     @property
     def phase(self) -> Phase:
-        """What the connection waits for: a request, the rest of a head or of a body, or the server."""
+        """Phase of the connection: waiting for a request, the rest of its head or body, or the server's answer."""
         state = self.conn.their_state
         answering = not self._is_new and not self.cycle.response_complete
         if state is h11.SEND_BODY:
@@ -84,12 +84,12 @@ class ClientConnection(H11Protocol):
 
     @property
     def waiting_seconds(self) -> float:
-        """Time since the last sign of the client."""
+        """Seconds since the client last sent data or the phase changed."""
         return self._clock.seconds - max(self._since, self._last_data)
 
     @property
     def gives_way(self) -> bool:
-        """True if the connection may be closed for the sake of others: no request of it is whole or on its way."""
+        """True if the connection may be closed to make room: idle with nothing left to send, in a head, or stalled."""
         phase = self.phase
         if phase == "body":
             return self.waiting_seconds >= _STALLED_SECONDS
@@ -97,7 +97,7 @@ class ClientConnection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        # An address that vanished without a word, and a window that stays shut, end the connection as well.
+        # A peer that vanished, or a receive window that stays shut, also ends the connection.
         timeout = int(self._limits.client_seconds * 1000)
         _set_option(transport, "TCP_USER_TIMEOUT", timeout)
         _set_option(transport, "TCP_NOTSENT_LOWAT", _UNSENT_BYTES)
@@ -115,7 +115,7 @@ class ClientConnection(H11Protocol):
     def on_response_complete(self) -> None:
         self.last_seen = time.monotonic()
         self._since = self._clock.seconds
-        super().on_response_complete()  # takes up the next request, when it has come already
+        super().on_response_complete()  # starts the next request if it is already here
         self._look_for_a_head()
 
     def check(self) -> None:
@@ -128,11 +128,11 @@ class ClientConnection(H11Protocol):
             self._refuse(408, message)
 
     def send_400_response(self, msg: str) -> None:
-        """uvicorn's answer to what is no HTTP, in the shape of every other error."""
+        """Overrides uvicorn's answer to invalid HTTP: it gets the shape of every other error."""
         self._refuse(400, msg)
 
     def _overdue(self) -> str | None:
-        """What the client failed to do in time."""
+        """Message for a client that missed a deadline, "" for closing without an answer; None if it is in time."""
         limits, phase = self._limits, self.phase
         waited = self._clock.seconds - self._since
         if phase == "head" and waited > limits.client_seconds:
@@ -140,12 +140,12 @@ class ClientConnection(H11Protocol):
         if phase == "idle" and waited > (limits.client_seconds if self._is_new else limits.idle_seconds):
             return ""
         if phase == "body":
-            if self.flow.read_paused:  # the server has not taken what it has: the client may not send
+            if self.flow.read_paused:  # the server has not consumed the received data: the client cannot send
                 self._last_data = self._clock.seconds
             if self.waiting_seconds > limits.client_seconds:
                 return f"Nothing of the request's body came for {limits.client_seconds:g} s"
             if waited > limits.client_seconds + self._received / limits.bytes_per_second:
-                return f"The request's body came at less than {limits.bytes_per_second} bytes a second"
+                return f"The request's body came at less than {limits.bytes_per_second} bytes per second"
         return None
 
     @property
@@ -156,7 +156,7 @@ class ClientConnection(H11Protocol):
         self._has_head_part = self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0])
 
     def _reader_is_stuck(self) -> bool:
-        """True when what waits to be sent has not shrunk for too long. Counted only while nothing is added to it."""
+        """True if the write buffer has not shrunk within `client_seconds`; timed only while nothing is added to it."""
         size = self.transport.get_write_buffer_size()
         settled = self.flow.write_paused or self.transport.is_closing() or self.phase == "idle"
         if size == 0 or size < self._unsent or not settled:
@@ -165,16 +165,16 @@ class ClientConnection(H11Protocol):
         return self._clock.seconds - self._unsent_since > self._limits.client_seconds
 
     def _refuse(self, status: int, message: str) -> None:
-        """Closes the connection; with an error in words where there is a request that has no answer yet."""
+        """Closes the connection, with an error response if the answer has not begun."""
         if message and self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.write(self._error(status, message))
-        if not self._is_new:  # what the application still sends goes nowhere
+        if not self._is_new:  # discards what the application still sends
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.transport.close()
 
     def _error(self, status: int, message: str) -> bytes:
-        # Of any format: the path may not have come yet.
+        # In the default format: the path may not have arrived yet.
         body = json.dumps(format_of("").error_body(RequestError(status, message))).encode()
         headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
         events = [h11.Response(status_code=status, headers=headers), h11.Data(data=body), h11.EndOfMessage()]
@@ -182,7 +182,7 @@ class ClientConnection(H11Protocol):
 
 
 def _set_option(transport: asyncio.Transport, name: str, value: int) -> None:
-    """Sets a TCP option of a connection, where the system has it."""
+    """Sets a TCP option of a connection if the system has it."""
     option: int | None = getattr(socket, name, None)
     connection: socket.socket = transport.get_extra_info("socket")
     if option is not None and connection.family in (socket.AF_INET, socket.AF_INET6):

@@ -1,6 +1,6 @@
-"""Parts of messages beside text: documents that are text are read, everything that the model cannot see is refused.
+"""Message parts other than text: text documents are read, parts that the model cannot see are refused.
 
-deepseek-recipe would put a note in the place of some of them, and the model would answer without having seen them.
+deepseek-recipe would replace some of them with a note, and the model would answer without having seen them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import cast
 from dsv4.server.errors import RequestError
 from dsv4.server.unchecked_json import Json, json_objects
 
-# What a part's type stands for, in the refusal.
+# Type of a part -> its name in the refusal.
 _UNSEEN = {
     **dict.fromkeys(("image", "image_url", "input_image"), "image"),
     **dict.fromkeys(("audio", "input_audio", "audio_url"), "audio"),
@@ -21,7 +21,7 @@ _UNSEEN = {
 
 
 def refuse_parts(request: Json) -> None:
-    """RequestError 400 for the first part that the model cannot see, with its place."""
+    """RequestError 400, with its place, for the first part that the model cannot see."""
     for place, part in _parts(request):
         kind = part.get("type")
         unseen = _UNSEEN.get(kind) if isinstance(kind, str) else None
@@ -39,7 +39,7 @@ def refuse_parts(request: Json) -> None:
 
 
 def read_documents(request: Json) -> None:
-    """Puts the text of documents and search results in their place, in messages and in tool results."""
+    """Replaces documents and search results with text blocks, in messages and in tool results."""
     for message in json_objects(request.get("messages")):
         _read_blocks(message)
         for block in json_objects(message.get("content")):
@@ -61,7 +61,7 @@ def _as_text(block: object) -> object:
 
 
 def _text_of(block: Json) -> str | None:
-    """A document's or search result's title, context and text, None for any other block."""
+    """Title, context and text of a document or search result; None for any other block."""
     kind, source = block.get("type"), block.get("source")
     if kind == "document" and isinstance(source, dict):
         fields = cast(Json, source)
@@ -80,7 +80,7 @@ def _text_of(block: Json) -> str | None:
 
 
 def _joined(content: object) -> str | None:
-    """The text of a string or of text blocks, None for what holds anything else."""
+    """Text of a string or of a list of text blocks; None for other content."""
     if isinstance(content, str):
         return content
     blocks = json_objects(content)
@@ -91,7 +91,7 @@ def _joined(content: object) -> str | None:
 
 
 def _parts(request: Json) -> Iterator[tuple[str, Json]]:
-    """Every part of system and messages with its place, those inside tool results and documents too."""
+    """Every part of system and messages with its place, parts inside tool results included."""
     yield from _inside(request.get("system"), "system")
     messages = request.get("messages")
     for index, message in enumerate(cast("list[object]", messages) if isinstance(messages, list) else []):

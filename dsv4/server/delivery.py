@@ -1,8 +1,8 @@
-"""The two ways an answer leaves the server: server-sent events, or JSON when it is ready.
+"""Delivery of answers: as server-sent events, or as JSON when complete.
 
-Both stop the generation when the client goes away, send something now and then while they wait, so that no proxy
-between takes the connection for dead, and end when the server does. The status line waits for the first thing to send:
-a request that the engine refuses gets the status of the refusal, streamed or not.
+Both stop the generation if the client disconnects, send keep-alives while they wait, so that no proxy takes the
+connection for dead, and end with the server. The status line is sent with the first data, so that a request which the
+engine refuses gets the status of the refusal, streamed or not.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Delivery:
-    """What all answers share: the longest silence on a connection, and the end of the server."""
+    """Settings shared by all answers: the longest silence on a connection, and the server's drain."""
 
     keep_alive_seconds: float
     drain: Drain
 
     def answer(self, service: ChatService, job: Job) -> Response:
-        """A job's answer, in the form that its request asked for."""
+        """Response for a job: streamed if its request asks for a stream, else whole."""
         return (
             EventStream(service, job, self) if job.request.stream else JsonWhenReady(lambda: service.whole(job), self)
         )
 
 
 class ClientGoneError(Exception):
-    """The client has closed its connection: nobody reads what would be sent."""
+    """The client has closed its connection."""
 
 
 class Answer(Response):
-    """A response that is computed while it is sent: `run` waits with `wait` and sends with `emit`."""
+    """A response computed while it is sent: `run` waits with `wait` and sends with `emit`."""
 
-    keep_alive: bytes  # what is sent after each silence
+    keep_alive: bytes  # sent after each `keep_alive_seconds` of silence
 
     def __init__(self, delivery: Delivery, headers: dict[str, str] | None = None) -> None:
         super().__init__(headers=headers)
@@ -57,11 +57,11 @@ class Answer(Response):
         self.started = False
 
     async def run(self) -> None:
-        """Sends the answer. Nothing is sent after an error but what `fail` sends."""
+        """Sends the answer. After an error only `fail` sends."""
         raise NotImplementedError
 
     async def fail(self, error: Exception) -> None:
-        """Tells of an error when the status line is out."""
+        """Reports an error after the status line has been sent."""
         raise NotImplementedError
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,9 +81,9 @@ class Answer(Response):
                     await error_response(refused, scope["path"])(scope, receive, send)
 
     async def wait(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of `work`, with keep-alives until it comes.
+        """Awaits `work`, sending keep-alives meanwhile; returns its result.
 
-        Cancels it and raises ClientGoneError when the client leaves, the drain's error when the server cuts it off.
+        Cancels `work` and raises ClientGoneError if the client disconnects, the drain's error if the server is cut off.
         """
         async with _task(work) as task:
             while True:
@@ -98,7 +98,7 @@ class Answer(Response):
                 await self.emit(self.keep_alive)
 
     async def emit(self, body: bytes, *, more: bool = True) -> None:
-        """Sends a part of the body, and the status line before the first."""
+        """Sends a part of the body, and the status line before the first part."""
         if not self.started:
             self.started = True
             await self._send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -106,9 +106,9 @@ class Answer(Response):
 
 
 class EventStream(Answer):
-    """A job's chunks as events, kept alive by the pings of its format.
+    """A job's chunks as server-sent events, kept alive by the pings of its format.
 
-    What fails after the first event, the end of the server included, is told in an error event of the format.
+    A failure after the first event, a server shutdown included, is sent as an error event of the format.
     """
 
     media_type = "text/event-stream"
@@ -133,9 +133,9 @@ class EventStream(Answer):
 
 
 class JsonWhenReady(Answer):
-    """Runs `work` and sends its JSON text; blank lines before it (legal JSON) while it takes long.
+    """Runs `work` and sends its JSON text; blank lines (legal JSON) before it keep the connection alive.
 
-    What fails after the first blank line cuts the connection: an error must not pass for an answer.
+    A failure after the first blank line cuts the connection: an error must not pass for an answer.
     """
 
     media_type = "application/json"
@@ -154,13 +154,13 @@ class JsonWhenReady(Answer):
 
 
 async def _following(frames: AsyncIterator[T]) -> T | None:
-    """The next frame, None after the last."""
+    """Next frame, None after the last."""
     return await anext(frames, None)
 
 
 @contextlib.asynccontextmanager
 async def _task(work: Coroutine[Any, Any, T]) -> AsyncGenerator[asyncio.Task[T], None]:
-    """A task that is cancelled, and over, when the block is left."""
+    """Context of a task that is cancelled and awaited on exit."""
     task = asyncio.create_task(work)
     try:
         yield task
@@ -170,6 +170,6 @@ async def _task(work: Coroutine[Any, Any, T]) -> AsyncGenerator[asyncio.Task[T],
 
 
 async def _disconnected(receive: Receive) -> None:
-    """Returns when the client has closed its connection."""
+    """Returns once the client has closed its connection."""
     while (await receive())["type"] != "http.disconnect":
         pass

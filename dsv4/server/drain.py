@@ -1,4 +1,4 @@
-"""The end of a server: open answers get a time of grace, new requests are sent away, then what is open is cut off."""
+"""Graceful shutdown: new requests are refused, open answers get a grace period, then they are cut off."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dsv4.server.errors import RequestError, retry_after
 
 
 class Drain:
-    """Whether a server is ending, and how far it is. A signal handler may call `begin`; the rest is for one loop."""
+    """State of the shutdown. A signal handler may call `begin`; all else belongs to one event loop."""
 
     def __init__(self, grace_seconds: float = 7.0) -> None:
         if not 0 <= grace_seconds < float("inf"):
@@ -27,16 +27,16 @@ class Drain:
 
     @property
     def remaining(self) -> float:
-        """Seconds of grace that are left."""
+        """Seconds left of the grace period."""
         return self.grace_seconds if self._ends is None else max(0.0, self._ends - time.monotonic())
 
     def begin(self) -> None:
-        """Starts the time of grace; a second call changes nothing."""
+        """Starts the grace period; a second call changes nothing."""
         if self._ends is None:
             self._ends = time.monotonic() + self.grace_seconds
 
     def cut(self) -> None:
-        """Ends every answer that is still open."""
+        """Ends every open answer."""
         self.begin()
         self._cut.set()
 
@@ -44,19 +44,19 @@ class Drain:
         await self._cut.wait()
 
     def refusal(self) -> RequestError:
-        """What a request that comes too late is told."""
+        """Error for a new request during the shutdown."""
         headers = retry_after(self.remaining) | {"Connection": "close"}
         return RequestError(503, "The server is shutting down and takes no new requests", headers=headers)
 
     def cut_error(self) -> RequestError:
-        """What the client of an answer that is cut off is told."""
+        """Error for an answer that is cut off."""
         return RequestError(
             503, "The server is shutting down: this answer was cut off before its end", headers=retry_after(1)
         )
 
 
 class DrainMiddleware:
-    """Answers 503 to every request but /health, which says so itself, once the server is ending."""
+    """Answers 503 to every request during the shutdown, except /health, which reports the state itself."""
 
     def __init__(self, app: ASGIApp, drain: Drain) -> None:
         self.app = app

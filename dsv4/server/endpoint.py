@@ -1,4 +1,4 @@
-"""The routes of a wire format: POSTs that are answered, streamed or whole, and POSTs whose tokens are counted."""
+"""Routes of a wire format: POST for an answer, streamed or whole, and POST for a token count."""
 
 from __future__ import annotations
 

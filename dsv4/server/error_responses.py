@@ -1,4 +1,4 @@
-"""Error responses: every refusal leaves the server in the format of the path that was asked for."""
+"""Error responses: every refusal has the format of the requested path."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ logger = logging.getLogger("dsv4.server")
 
 
 def error_response(error: RequestError, path: str) -> Response:
-    """The answer to a request for `path`, in the shape and with the headers that its clients read."""
-    # Bytes by hand: an error text may quote what the client sent, lone surrogates included.
+    """Error response for a request to `path`, in the shape and with the headers of that path's format."""
+    # json.dumps escapes non-ASCII: the message may quote the client's text, lone surrogates included.
     body = json.dumps(format_of(path).error_body(error))
     return Response(body, error.status, error.response_headers(), media_type="application/json")
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Every error that leaves a route, the router or the framework gets the shape above."""
+    """Formats every error of a route, the router or the framework with `error_response`."""
 
     async def on_request_error(request: Request, error: Exception) -> Response:
         return error_response(cast(RequestError, error), request.url.path)
@@ -37,7 +37,7 @@ def install_error_handlers(app: FastAPI) -> None:
         return error_response(RequestError(http.status_code, message, headers=http.headers), request.url.path)
 
     async def on_disconnect(request: Request, error: Exception) -> Response:
-        return Response(status_code=499)  # nobody reads it
+        return Response(status_code=499)  # the client is gone
 
     async def on_other(request: Request, error: Exception) -> Response:
         refused = RequestError.from_engine(error)

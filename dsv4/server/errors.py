@@ -1,7 +1,7 @@
-"""Errors as DeepSeek's API words them: {message, type, param, code}, for every status.
+"""Errors in the shape of DeepSeek's API: {message, type, param, code}, for every status.
 
-Two headers tell the SDKs of OpenAI and Anthropic what to do: `x-should-retry: false` where the same request would fail
-again, so that they speak at once; `Retry-After` and `x-should-retry: true` where it will pass.
+Two headers steer the retries of OpenAI's and Anthropic's SDKs: `x-should-retry: false` if the same request would fail
+again, so that they report it at once; `Retry-After` and `x-should-retry: true` if a later try may succeed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import deepseek_recipe as recipe
 
 from dsv4.engine import EngineError
 
-# Status -> (type, code) of the inner object, where they are not those of a bad request.
+# Status -> (type, code) of the inner object; any other status has those of a bad request.
 _KINDS = {
     401: ("authentication_error", "invalid_request_error"),
     403: ("permission_error", "forbidden"),
@@ -27,12 +27,12 @@ _KINDS = {
     503: ("service_unavailable", "service_unavailable"),
 }
 
-# The same request fails again, however often it is sent.
+# Statuses of requests that fail again however often they are sent.
 _LASTING = frozenset({400, 401, 403, 404, 405, 413, 415, 422})
 
 
 class RequestError(Exception):
-    """A request is answered with this status and message."""
+    """Error that a request is answered with: status, message, headers."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class RequestError(Exception):
         details: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """`param`: the field at fault; `details`: what a client's program reads, error.details of the body."""
+        """`param`: the field at fault; `details`: machine-readable, error.details in the body."""
         super().__init__(message)
         self.status = status
         self.message = message
@@ -53,7 +53,7 @@ class RequestError(Exception):
 
     @classmethod
     def from_recipe(cls, error: recipe.ConversionError | ValueError) -> RequestError:
-        """A request that deepseek-recipe refused: its own status and text, or what its parser could not read."""
+        """Error for a request that deepseek-recipe refused: its status and text, or 400 with its parser's message."""
         if isinstance(error, recipe.ConversionError):
             return cls(error.status_code, str(error))
         detail = str(error).removeprefix("invalid request body: ").removeprefix("invalid JSON request: ")
@@ -61,9 +61,9 @@ class RequestError(Exception):
 
     @classmethod
     def from_engine(cls, error: BaseException) -> RequestError | None:
-        """The refusal that an engine's error stands for, None for an error that nobody foresaw.
+        """Error response for an engine's error; None for an unexpected exception.
 
-        An error with `retry_after` (seconds) passes: the engine is full for now. Any other EngineError lasts.
+        An error with `retry_after` (seconds) is temporary: the engine is full. Any other EngineError is permanent.
         """
         if isinstance(error, RequestError):
             return error
@@ -75,7 +75,7 @@ class RequestError(Exception):
         return None
 
     def as_object(self) -> dict[str, Any]:
-        """The error object of a body."""
+        """The error object in a response body."""
         kind, code = _KINDS.get(self.status, ("invalid_request_error", "invalid_request_error"))
         found: dict[str, Any] = {"message": self.message, "type": kind, "param": self.param, "code": code}
         if self.details is not None:
@@ -83,7 +83,7 @@ class RequestError(Exception):
         return found
 
     def response_headers(self) -> dict[str, str]:
-        """The headers of the response, with what tells the SDKs whether to send the request again."""
+        """Response headers, with the hint to SDKs to retry or not."""
         headers = dict(self.headers or {})
         if "Retry-After" in headers:
             headers.setdefault("x-should-retry", "true")
@@ -93,5 +93,5 @@ class RequestError(Exception):
 
 
 def retry_after(seconds: float) -> dict[str, str]:
-    """The header that asks a client to come back: whole seconds, at least 1."""
+    """Retry-After header: whole seconds, rounded up, at least 1."""
     return {"Retry-After": str(max(1, math.ceil(seconds)))}

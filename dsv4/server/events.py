@@ -1,4 +1,4 @@
-"""Server-sent events as bytes."""
+"""Server-sent events, encoded to bytes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sse_starlette import ServerSentEvent
 
 @dataclass(frozen=True)
 class Event:
-    """One event of a stream: its data on one line, and its name where the format has names."""
+    """One event of a stream: its data on one line, and its name if the format names events."""
 
     data: str
     name: str | None = None
@@ -19,5 +19,5 @@ class Event:
 
 
 def comment(text: str) -> bytes:
-    """A line that clients skip."""
+    """Encode a comment line, which clients skip."""
     return ServerSentEvent(comment=text, sep="\n").encode()

@@ -10,5 +10,5 @@ FORMATS: tuple[WireFormat, ...] = (CHAT, MESSAGES)
 
 
 def format_of(path: str) -> WireFormat:
-    """The format whose clients ask for `path`; the table's first for a path that is nobody's."""
+    """The wire format of a path; the first one for an unknown path."""
     return next((known for known in FORMATS if known.matches(path)), FORMATS[0])

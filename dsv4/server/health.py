@@ -1,4 +1,4 @@
-"""What load balancers and clients probe: GET /health, and the base address of Anthropic's style."""
+"""Probes of load balancers and clients: GET /health, and the base URL of Anthropic's API."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def health_router(engine: AsyncEngine, drain: Drain) -> APIRouter:
 
     @router.get("/health")
     async def health() -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
-        """200 while requests are taken, 503 once the engine has failed (with the reason) or the server is ending."""
+        """200 while requests are accepted, 503 if the engine has failed (with the reason) or the server is draining."""
         state: dict[str, Any] = {"status": "ok", "running": engine.num_running, "waiting": engine.num_waiting}
         if not engine.healthy:
             state["status"], state["error"] = "error", str(engine.error or "the engine is closed")
@@ -26,7 +26,7 @@ def health_router(engine: AsyncEngine, drain: Drain) -> APIRouter:
 
     @router.api_route("/anthropic", methods=["GET", "HEAD"])
     async def anthropic_base() -> Response:  # pyright: ignore[reportUnusedFunction]
-        """Some clients probe their base address before they use it."""
+        """200: some clients probe their base URL before they use it."""
         return Response(status_code=200)
 
     return router

@@ -1,4 +1,4 @@
-"""HttpServer: uvicorn with a bound on connections, deadlines for clients, and an end in two steps."""
+"""HttpServer: uvicorn with a connection limit, deadlines for clients, and a graceful shutdown."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dsv4.server.open_files import OVERFLOW
 
 logger = logging.getLogger("dsv4.server")
 
-_LAST_WORDS_SECONDS = 0.5  # what answers that are cut off get to send their error
+_LAST_WORDS_SECONDS = 0.5  # time for cut-off answers to send their error
 _LOG_EVERY_SECONDS = 60.0
 _NO_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -31,7 +31,7 @@ _NO_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 class HttpServer(uvicorn.Server):
     """Serves an application on a listening socket.
 
-    SIGTERM or Ctrl-C: `drain` begins, open requests get its time of grace, streams that are still open then end with an
+    SIGTERM or Ctrl-C: `drain` begins, open requests get its grace period, streams still open after it end with an
     error event, `run` returns. A second signal ends the process at once.
     """
 
@@ -41,9 +41,9 @@ class HttpServer(uvicorn.Server):
         config = uvicorn.Config(
             app,
             http="h11",
-            ws="none",  # a connection that is handed over to another protocol has no deadlines
+            ws="none",  # a connection upgraded to another protocol has no deadlines
             lifespan="off",
-            log_level="error",  # what clients do wrong is told to them; no client can fill the log
+            log_level="error",  # clients' errors are reported to them only: no client can fill the log
             access_log=False,
             timeout_keep_alive=max(1, round(limits.idle_seconds)),
             timeout_graceful_shutdown=1,
@@ -54,17 +54,17 @@ class HttpServer(uvicorn.Server):
         self._clock = ServingClock()
         self._last_logged = -_LOG_EVERY_SECONDS
         self._jobs: list[asyncio.Task[None]] = []
-        self.on_ready: Callable[[], None] = lambda: None  # called once requests are taken
+        self.on_ready: Callable[[], None] = lambda: None  # called once requests are accepted
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets=[])  # connections are accepted here, within the bound
+        await super().startup(sockets=[])  # this class accepts connections itself, to enforce the limit
         self._listening.setblocking(False)
         self._listening.listen(1024)
         self._jobs = [asyncio.create_task(self._accept_forever()), asyncio.create_task(self._watch_clients())]
         self.on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Waits for open requests, cuts off what is left, and closes."""
+        """Waits for open requests, cuts off the rest, and closes the server."""
         self._drain.begin()
         if self.server_state.tasks:
             print(
@@ -73,7 +73,7 @@ class HttpServer(uvicorn.Server):
             )
         await self._wait_for_requests(self._drain.remaining)
         self._drain.cut()
-        self._abort(lambda connection: connection.phase != "answer")  # a request that is not whole gets no answer
+        self._abort(lambda connection: connection.phase != "answer")  # incomplete requests get no answer
         await self._wait_for_requests(_LAST_WORDS_SECONDS)
         self._abort(lambda connection: connection.phase != "idle")
         await self._wait_for_requests(_LAST_WORDS_SECONDS)
@@ -85,7 +85,7 @@ class HttpServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
-            os._exit(128 + sig)  # a step of the engine may take long, and nothing waits for it any more
+            os._exit(128 + sig)  # an engine step may take long, and its result is no longer needed
         self._drain.begin()
         self.should_exit = True
 
@@ -110,10 +110,10 @@ class HttpServer(uvicorn.Server):
         loop = asyncio.get_running_loop()
         while True:
             while len(self.server_state.connections) >= self._max_connections + OVERFLOW:
-                await asyncio.sleep(0.05)  # whoever comes now waits in the kernel's queue
+                await asyncio.sleep(0.05)  # new clients wait in the kernel's queue
             try:
                 client, _ = await loop.sock_accept(self._listening)
-            except OSError as error:  # the client's side failed, or there are no files left: neither ends the server
+            except OSError as error:  # the client failed or file descriptors ran out: neither ends the server
                 if error.errno in _NO_RESOURCES:
                     self._close_idlest()
                     self._log_sometimes(f"cannot accept connections: {error.strerror}; raise ulimit -n")
@@ -139,20 +139,20 @@ class HttpServer(uvicorn.Server):
         return connection
 
     def _make_room(self) -> bool:
-        """True if one more connection is within the bound; one that waits for its client is closed for it."""
+        """True if one more connection is within the limit, if need be after closing the idlest connection."""
         if len(self.server_state.connections) < self._max_connections or self._close_idlest():
             return True
         self._log_sometimes(f"all {self._max_connections} connections are in use; new ones are answered 503")
         return False
 
     def _close_idlest(self) -> bool:
-        """Closes the connection that has waited for its client longest, False if none does."""
+        """Closes the connection that has waited longest for its client; False if none waits."""
         waiting = [connection for connection in self._connections() if connection.gives_way]
         if not waiting:
             return False
         idlest = min(waiting, key=lambda connection: connection.last_seen)
         idlest.transport.abort()
-        self.server_state.connections.discard(idlest)  # its file closes in the loop's next turn
+        self.server_state.connections.discard(idlest)  # its socket closes in the loop's next iteration
         return True
 
     def _connections(self) -> list[ClientConnection]:
@@ -166,7 +166,7 @@ class HttpServer(uvicorn.Server):
 
 
 async def _full(scope: Scope, receive: Receive, send: Send) -> None:
-    """The application of connections beyond the bound."""
+    """ASGI application for connections beyond the limit: answers 503."""
     headers = retry_after(1) | {"Connection": "close"}
     refused = RequestError(503, "All connections of this server are in use", headers=headers)
     await error_response(refused, scope["path"])(scope, receive, send)

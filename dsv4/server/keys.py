@@ -1,4 +1,4 @@
-"""Where API keys come from: the command line, the environment variable DSV4_API_KEY, a file."""
+"""Sources of API keys: the command line, the environment variable DSV4_API_KEY, a file."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ logger = logging.getLogger("dsv4.server")
 def collect_keys(
     given: Sequence[str], file: str | Path | None = None, environment: Mapping[str, str] = os.environ
 ) -> list[str]:
-    """The keys of all three places, each once. ValueError names a place that holds no key or an empty one."""
+    """Unique keys of all three sources. ValueError names a source that holds no key or an empty one."""
     keys = [check_key(key, "--api-key") for key in given]
     if VARIABLE in environment:
-        # Set and empty is a mistake of whoever meant to lock the server: an open one is not what they asked for.
+        # A variable that is set but empty is an error: the user wanted a locked server, not an open one.
         keys += [check_key(key, VARIABLE) for key in environment[VARIABLE].split(",")]
     if file is not None:
         keys += read_key_file(file)
@@ -27,7 +27,7 @@ def collect_keys(
 
 
 def read_key_file(path: str | Path) -> list[str]:
-    """The keys of a file: one a line, what follows a # is a comment. Warns when others can read the file."""
+    """Keys of a file: one per line, comments after #. Warns if other users can read the file."""
     path = Path(path)
     if os.name == "posix" and (mode := stat.S_IMODE(path.stat().st_mode)) & 0o077:
         logger.warning("%s has mode %04o: others can read the API keys in it; chmod 600 %s", path, mode, path)
@@ -38,12 +38,12 @@ def read_key_file(path: str | Path) -> list[str]:
     texts = [(number, line.partition("#")[0].strip()) for number, line in enumerate(lines, 1)]
     keys = [check_key(text, f"{path} line {number}") for number, text in texts if text]
     if not keys:
-        raise ValueError(f"{path} holds no API key; allowed: one a line, comments after #")
+        raise ValueError(f"{path} holds no API key; allowed: one per line, comments after #")
     return keys
 
 
 def check_key(key: str, place: str) -> str:
-    """The key without white space around it. ValueError for one that is empty or that no header can carry."""
+    """The key without surrounding white space. ValueError for an empty key or one that no header can carry."""
     key = key.strip()
     if not key:
         raise ValueError(

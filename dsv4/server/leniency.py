@@ -1,7 +1,7 @@
-"""Request bodies that DeepSeek's API refuses and that clients send anyway, put into the form it accepts.
+"""Leniency: adapts request bodies that clients send, but DeepSeek's API refuses, to the form that it accepts.
 
-Each format says what it changes; everything else passes through untouched, as the bytes that came, so that
-deepseek-recipe's errors point at them. What deepseek-recipe would leave out in silence is read or refused: see
+Each format lists its changes; a body without changes passes through as the received bytes, so that the positions in
+deepseek-recipe's errors are right. Fields that deepseek-recipe would silently drop are read or refused: see
 content_parts.py and wishes.py.
 """
 
@@ -20,22 +20,22 @@ from dsv4.server.wishes import Sampling
 
 @dataclass(frozen=True)
 class Adapted:
-    """A body that deepseek-recipe can read, and what it asks of the sampler beyond what deepseek-recipe reads."""
+    """A body that deepseek-recipe can read, and the sampling parameters of it that deepseek-recipe does not read."""
 
     body: bytes
     sampling: Sampling = field(default_factory=Sampling)
 
 
 def adapt_body(body: bytes, change: Callable[[Json], None]) -> Adapted:
-    """A body after `change` of its JSON, which is made in place; the bytes that came where nothing changes.
+    """Applies `change`, which works in place, to a body's JSON; an unchanged body keeps its bytes.
 
-    RequestError for a part or wish that nobody here can read or fulfil.
+    RequestError for a message part or parameter that this server does not support.
     """
     try:
         request: object = json.loads(body)
-        copied: object = copy.deepcopy(request)  # gives up at fewer levels than json
+        copied: object = copy.deepcopy(request)  # its recursion limit is lower than that of json
     except (ValueError, RecursionError):
-        return Adapted(body)  # deepseek-recipe words the error
+        return Adapted(body)  # deepseek-recipe will raise the error
     if not isinstance(request, dict):
         return Adapted(body)
     original, adapted = cast(Json, request), cast(Json, copied)
@@ -46,7 +46,7 @@ def adapt_body(body: bytes, change: Callable[[Json], None]) -> Adapted:
 
 
 def strip_context_suffix(request: Json) -> None:
-    """Claude Code asks for the long context with a suffix on the model's name; the context is always the whole one."""
+    """Strips "[1m]", Claude Code's request for the long context, from the model name: the context is always whole."""
     model = request.get("model")
     if isinstance(model, str):
         request["model"] = model.removesuffix("[1m]")

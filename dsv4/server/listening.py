@@ -1,4 +1,4 @@
-"""The socket that a server listens on: bound before the model is loaded, so that a taken port is known at once."""
+"""Listening socket of the server, bound before the model is loaded, so that a taken port is known at once."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import socket
 
 
 class PortTakenError(OSError):
-    """The address cannot be listened on, most often because another process does."""
+    """The address cannot be bound, most often because another process listens on it."""
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. PortTakenError names the port and the way out; ValueError a port or host that cannot be."""
+    """A listening socket. PortTakenError names the port and a remedy; ValueError for an impossible port or host."""
     if not 0 <= port <= 65535:  # the resolver would take it modulo 65536
         raise ValueError(f"port is {port}; allowed: [0, 65535], 0 for any free port")
     try:
         family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (OSError, UnicodeError) as error:  # an over-long label is no OSError
+    except (OSError, UnicodeError) as error:  # an over-long host label raises UnicodeError
         raise ValueError(f"host is {host!r}; allowed: a name or an address of this machine ({error})") from error
     listening = socket.socket(family, kind, protocol)
-    # So that a server that was just stopped does not keep its port for a minute.
+    # Else a server that was just stopped would block its port for a minute.
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind(where)
-        listening.listen()  # two servers can bind one port before either listens: only now it is ours
+        listening.listen()  # bind alone is not exclusive: two servers can bind one port before either listens
     except OSError as error:
         listening.close()
         raise PortTakenError(
@@ -33,12 +33,12 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def address(listening: socket.socket) -> str:
-    """The base URL of a bound socket, as a browser on this machine reaches it."""
+    """Base URL of a bound socket for a browser on this machine."""
     name: tuple[str, int] = listening.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(name[0], name[0])
     return f"http://[{host}]:{name[1]}" if ":" in host else f"http://{host}:{name[1]}"
 
 
 def is_loopback(listening: socket.socket) -> bool:
-    """True if a bound socket can be reached from this machine only."""
+    """True if a bound socket is reachable from this machine only."""
     return ipaddress.ip_address(listening.getsockname()[0].partition("%")[0]).is_loopback

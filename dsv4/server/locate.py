@@ -1,8 +1,8 @@
-"""Places of faults in a refused request: `temperature`, `messages[137].role`.
+"""Locates the fault in a refused request: `temperature`, `messages[137].role`.
 
-deepseek-recipe says what is wrong and seldom where. It refuses small requests as it refuses large ones, so the place is
-found by asking it about parts of the request: a part that is refused in the same words holds the fault. Nothing here
-decides what is allowed, so nothing here can refuse what deepseek-recipe accepts.
+deepseek-recipe says what is wrong, but seldom where. It treats small requests like large ones, so the place is found by
+testing parts of the request: a part that is refused with the same message holds the fault. This module decides nothing
+about what is allowed, so it cannot refuse what deepseek-recipe accepts.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import cast
 
 from dsv4.server.unchecked_json import Json
 
-# The words in which a request, given as JSON text, is refused; None for one that is not.
+# JSON text of a request -> the message that refuses it, None if it is accepted.
 Judge = Callable[[str], "str | None"]
-# A value, or what stands in for it, put where it belongs into an otherwise good request.
+# Puts a value or its substitute into its place in an otherwise valid request.
 Put = Callable[[object], Json]
 
-_MAX_DEPTH = 8  # no field of the protocols lies deeper
-_MAX_FIELDS = 64  # of one object; objects with more are a client's own data
-# Characters of requests to be judged for one refusal: some times the whole of a long one, hundreds of a short one.
+_MAX_DEPTH = 8  # no field of the protocols is nested deeper
+_MAX_FIELDS = 64  # per object; larger objects are a client's own data
+# Budget per refusal, in characters of tested requests: a few times a long request, hundreds of times a short one.
 _BUDGET_FACTOR, _BUDGET_BASE = 3, 10_000_000
 _MISSING = re.compile(r"missing field `([^`]+)`")
 _NAMED = (
@@ -30,14 +30,14 @@ _NAMED = (
     re.compile(r"(tools\[\d+\])"),
 )
 _DOTTED = re.compile(r"messages\.(\d+)(?:\.content\.(\d+))?")
-# Fields that deepseek-recipe knows by the first name and that the client may have sent by the other.
+# Field name in deepseek-recipe -> the other name that a client may have sent.
 _OTHER_NAMES = {"stop": "stop_sequences", "max_tokens": "max_completion_tokens"}
 _SUBSTITUTE = "dsv4-substitute"
 _STAND_INS: tuple[object, ...] = ("x", 1, {}, [])
 
 
 def named_place(text: str, request: Json) -> str | None:
-    """The place in `request` that a refusal names itself, None where it names none."""
+    """Place in `request` that the refusal's message names; None if it names none."""
     dotted = _DOTTED.search(text)
     if dotted is not None:
         content = "" if dotted[2] is None else f".content[{dotted[2]}]"
@@ -51,9 +51,9 @@ def named_place(text: str, request: Json) -> str | None:
 
 
 def locate(request: Json, refusal: str, judge: Judge, *, deep: bool) -> str | None:
-    """The place in `request` of the fault that `refusal` is about, None where it belongs to no one place.
+    """Place in `request` of the fault behind `refusal`; None if no single place is at fault.
 
-    `deep`: whether the fault lies in one value, as what a parser cannot read does, and not in how values go together.
+    `deep`: True if the fault lies in one value (a parser's error), False if it may lie in a combination of values.
     """
     missing = _MISSING.search(refusal)
     if missing is not None and missing[1] in ("model", "messages") and missing[1] not in request:
@@ -61,7 +61,7 @@ def locate(request: Json, refusal: str, judge: Judge, *, deep: bool) -> str | No
     model = request.get("model")
     frame: Json = {"model": model if isinstance(model, str) else "x", "messages": [{"role": "user", "content": "x"}]}
     search = _Search(refusal, judge, _BUDGET_FACTOR * len(json.dumps(request)) + _BUDGET_BASE)
-    # The model first: it stands beside every other field that is tried.
+    # The model first: every later test request contains it.
     for name in sorted(request, key=lambda name: name != "model"):
         place = search.field(name, request[name], frame, deep)
         if place is not None:
@@ -70,11 +70,11 @@ def locate(request: Json, refusal: str, judge: Judge, *, deep: bool) -> str | No
 
 
 class _OutOfBudget(Exception):
-    """The search has cost enough: the place found so far has to do."""
+    """The budget is spent: the place found so far has to do."""
 
 
 class _Search:
-    """One refusal, looked for in ever smaller parts."""
+    """Search for the fault behind one refusal, in ever smaller parts of the request."""
 
     def __init__(self, refusal: str, judge: Judge, budget: int) -> None:
         self._refusal = refusal
@@ -85,7 +85,7 @@ class _Search:
         return self.words(probe) == self._refusal
 
     def words(self, probe: Json) -> str | None:
-        """The words in which a request is refused. Raises _OutOfBudget."""
+        """Message that refuses a request, None if it is accepted. Raises _OutOfBudget."""
         text = json.dumps(probe)
         self._budget -= len(text)
         if self._budget < 0:
@@ -93,7 +93,7 @@ class _Search:
         return self._judge(text)
 
     def field(self, name: str, value: object, frame: Json, deep: bool) -> str | None:
-        """The place, if it is in this field of the request; `frame`: a good request without the field."""
+        """Place of the fault in this field, None if it lies elsewhere; `frame`: a valid request without the field."""
 
         def put(part: object) -> Json:
             return frame | {name: part}
@@ -110,13 +110,13 @@ class _Search:
         return place
 
     def item(self, value: object, put: Put) -> str:
-        """The index of the refused item of an array, "" for other values."""
+        """Index of the refused item of an array, "" for other values."""
         items = cast("list[object]", value) if isinstance(value, list) else []
         index = self._first(len(items), lambda low, high: self.same(put(items[low:high])))
         return "" if index is None else f"[{index}]"
 
     def turn(self, value: object, put: Put) -> str:
-        """The index of the refused message. Tool calls and their results are only right together."""
+        """Index of the refused message. Tool calls and their results are valid only together."""
         messages = cast("list[object]", value) if isinstance(value, list) else []
         starts = [*_turns(messages), len(messages)]
         index = self._first(len(starts) - 1, lambda low, high: self.same(put(messages[starts[low] : starts[high]])))
@@ -126,7 +126,7 @@ class _Search:
         return f"[{next(i for i in range(start, end) if self.same(put(messages[start : i + 1])))}]"
 
     def _first(self, count: int, refused: Callable[[int, int], bool]) -> int | None:
-        """The first of `count` things that is refused alone; `refused(low, high)` judges a run of them."""
+        """Index of the first of `count` items that is refused alone; `refused(low, high)` tests a range of items."""
         low, high = 0, count
         while high - low > 1:
             middle = (low + high) // 2
@@ -136,7 +136,7 @@ class _Search:
         return next((index for index in range(count) if refused(index, index + 1)), None)
 
     def inside(self, value: object, put: Put, depth: int = 0) -> str:
-        """The rest of the place: what follows the name of `value`, "" where the fault is the value itself."""
+        """Rest of the place after the name of `value`; "" if the value itself is at fault."""
         if depth == _MAX_DEPTH:
             return ""
         try:
@@ -150,7 +150,7 @@ class _Search:
 
     def _in_items(self, items: list[object], put: Put, depth: int) -> str:
         if self.same(put([])):
-            return ""  # it is an array that is not allowed here
+            return ""  # an array is not allowed here
         index = self._first(len(items), lambda low, high: self.same(put(items[low:high])))
         if index is None:
             return ""
@@ -167,11 +167,11 @@ class _Search:
         return f".{name}" + self.inside(needed[name], lambda part: put(needed | {name: part}), depth + 1)
 
     def _is_missed(self, fields: Json, name: str, put: Put) -> bool:
-        """True if it is here that a field of this name is missing: with one, the refusal is another or none."""
+        """True if this object lacks the missing field: adding the field changes the refusal."""
         return any(not self.same(put(fields | {name: value})) for value in _STAND_INS)
 
     def _needed(self, fields: Json, put: Put, keep: str | None) -> Json:
-        """The fewest fields that are refused in the same words. `keep`: a field that is missed elsewhere, not here."""
+        """Minimal fields with the same refusal. `keep`: a field that stays, as it is missing elsewhere, not here."""
         for name in list(fields):
             if name == keep:
                 continue
@@ -181,7 +181,7 @@ class _Search:
         return fields
 
     def _faulty(self, fields: Json, put: Put) -> str | None:
-        """The one of the needed fields that holds the fault; the others only say what kind of object it is."""
+        """Name of the needed field that holds the fault; the other needed fields only determine the object's type."""
         for name, value in fields.items():
             for other, shown, instead in _substitutes(value):
                 renamed = self._refusal.replace(shown, instead, 1)
@@ -194,13 +194,13 @@ class _Search:
         return rest[-1] if rest and _MISSING.search(self._refusal) is None else None
 
     def _spared(self, fields: Json, name: str, put: Put) -> bool:
-        """True if the array is not what is refused: an empty one changes nothing."""
+        """True if the array is not at fault: emptied, the refusal stays the same."""
         emptied: Json = {**fields, name: []}
         return self.same(put(emptied))
 
 
 def _substitutes(value: object) -> Iterator[tuple[object, str, str]]:
-    """Another value of the same type, and how a refusal would quote the value and the other one."""
+    """Substitutes of the same type: (substitute, the value as refusals quote it, the substitute as they quote it)."""
     if isinstance(value, bool):
         yield not value, f"`{str(value).lower()}`", f"`{str(not value).lower()}`"
     elif isinstance(value, int):
@@ -216,7 +216,7 @@ def _substitutes(value: object) -> Iterator[tuple[object, str, str]]:
 
 
 def _turns(messages: list[object]) -> Iterator[int]:
-    """Where runs of messages begin that can stand alone: a message with tool calls takes the results that follow."""
+    """Start indices of runs of messages that can stand alone: a message with tool calls includes its results."""
     answering = False
     for index, message in enumerate(messages):
         if not answering or _role(message) != "tool":

@@ -1,4 +1,4 @@
-"""Message threads: conversations that Anthropic's service holds between requests, and this server does not."""
+"""Message threads: conversations that Anthropic's service stores between requests. This server has none."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from dsv4.server.errors import RequestError
 
-# Anthropic's SDKs read this and send the whole conversation instead.
+# Anthropic's SDKs recognize this and send the whole conversation instead.
 UNSUPPORTED = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
 
 

@@ -1,4 +1,4 @@
-"""POST /messages and /messages/count_tokens: the Messages API, in DeepSeek's reading of it.
+"""POST /messages and /messages/count_tokens: the Messages API as DeepSeek implements it.
 
 Model names that begin with "claude-" are answered by the served model. Web search declarations are dropped. Unknown
 betas, cache marks and citations are ignored.
@@ -29,12 +29,12 @@ _WISHES = {
     "mcp_servers": "this server calls no other servers",
     "container": "this server runs no code",
 }
-# Types of errors that Anthropic's clients know by another name.
+# Status -> error type, if Anthropic's name for it differs.
 _ERROR_TYPES = {500: "api_error", 503: "overloaded_error"}
 
 
 class Messages(RecipeFormat):
-    """Events have names, and errors a type of their own beside DeepSeek's object: Anthropic's SDK reads it too."""
+    """Events have names; error bodies add Anthropic's types, for its SDK, to DeepSeek's error object."""
 
     name = "messages"
     paths = under(ANTHROPIC_BASES, "/messages")
@@ -47,13 +47,13 @@ class Messages(RecipeFormat):
         return path.startswith("/anthropic") or path.rstrip("/").endswith(("/messages", "/count_tokens"))
 
     def options_for(self, model: str, options: recipe.ConversionOptions) -> recipe.ConversionOptions:
-        """Clients made for Anthropic's models insist on their names."""
+        """Accepts any claude-* model name: clients made for Anthropic's models insist on them."""
         return options.with_model_alias(model, VERSION) if model.startswith("claude-") else options
 
     def adapt(self, request: Json) -> None:
-        """Tools of type custom are plain tools; redacted_thinking blocks are skipped, nobody here can read them.
+        """Makes custom tools plain tools and text documents text; drops redacted_thinking blocks, unreadable here.
 
-        Documents that are text become text.
+        RequestError for threads and for unsupported parameters.
         """
         refuse_threads(request)
         _refuse_wishes(request)
@@ -68,7 +68,7 @@ class Messages(RecipeFormat):
                 blocks = cast("list[object]", content)
                 kept = [block for block in blocks if not _is_redacted(block)]
                 if len(kept) != len(blocks):
-                    message["content"] = kept or ""  # an empty array would be refused, an empty text is not
+                    message["content"] = kept or ""  # an empty array would be refused, an empty string is not
 
     def token_count(self, count: int) -> Json:
         return {"input_tokens": count}
@@ -91,7 +91,7 @@ MESSAGES = Messages()
 
 
 class _WholeMessage:
-    """A whole answer whose tool calls have the inputs of its stream."""
+    """Whole answer whose tool calls have the inputs from the stream events, with all digits."""
 
     def __init__(self, message: WholeAnswer) -> None:
         self._message = message
@@ -106,7 +106,7 @@ class _WholeMessage:
 
 
 def _refuse_wishes(request: Json) -> None:
-    """RequestError 400 for what Messages ask for and nobody here does."""
+    """RequestError 400 for Messages parameters that this server does not implement."""
     config = request.get("output_config")
     if isinstance(config, dict) and cast(Json, config).get("format") is not None:
         raise unavailable("output_config.format", NO_GRAMMAR)

@@ -1,4 +1,4 @@
-"""Names that requests may call the served model by."""
+"""Model names that requests may use."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import deepseek_recipe as recipe
 
-# The names under which the hosted service offers V4: clients that are set up for it work unchanged.
+# The hosted service's names for V4: clients configured for it work unchanged.
 OFFICIAL_NAMES = ("deepseek-v4-flash", "deepseek-v4-pro", "deepseek-flash")
 VERSION = recipe.ModelVersion.DeepseekV4Pro
 
 
 def conversion_options(names: Sequence[str], thinking: bool) -> recipe.ConversionOptions:
-    """deepseek-recipe's options for a model of these names. `thinking`: the default of requests that do not say."""
+    """deepseek-recipe's options for a model of these names. `thinking`: the default if a request does not set it."""
     return recipe.ConversionOptions(
         default_thinking_mode=thinking,
         messages_web_search=recipe.WebSearchBehavior.Drop,

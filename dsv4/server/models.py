@@ -1,4 +1,4 @@
-"""GET /models and /models/{id}: one shape that OpenAI's and Anthropic's SDKs both read."""
+"""GET /models and /models/{id}: one response shape for both OpenAI's and Anthropic's SDKs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def models_router(service: ChatService) -> APIRouter:
         }
 
     async def list_models() -> dict[str, Any]:
-        """The served model first, then the other names that it answers to."""
+        """All models: the served model first, then its other names."""
         names = service.model_names
         return {
             "object": "list",

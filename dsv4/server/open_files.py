@@ -1,4 +1,4 @@
-"""The limit of open files, and the number of connections that fits below it."""
+"""Limit of open files, and the number of connections that fit within it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ if sys.platform != "win32":
 
 MAX_CONNECTIONS = 4096
 MIN_CONNECTIONS = 8
-OVERFLOW = 16  # connections beyond the bound: they are told that the server is full
-RESERVED = 32 + OVERFLOW  # files that the server opens while it works: pages, pipes, connections that are refused
-_ENOUGH = 65536  # a limit of a billion, as some container runtimes set it, makes every child process slow
+OVERFLOW = 16  # connections beyond the limit, answered that the server is full
+RESERVED = 32 + OVERFLOW  # file descriptors for everything else: page files, pipes, refused connections
+_ENOUGH = 65536  # cap: limits of a billion, set by some container runtimes, slow down every child process
 
 
 def raise_limit() -> None:
@@ -26,9 +26,9 @@ def raise_limit() -> None:
 
 
 def connection_bound(wanted: int | None = None) -> int:
-    """Connections that may be open at once: `wanted`, or what the limit of open files leaves, at most MAX_CONNECTIONS.
+    """Limit on open connections: `wanted`, or as many as the limit of open files leaves, at most MAX_CONNECTIONS.
 
-    ValueError when the limit leaves fewer than `wanted`, or fewer than MIN_CONNECTIONS.
+    ValueError if the limit leaves fewer than `wanted`, or fewer than MIN_CONNECTIONS.
     """
     if wanted is not None and wanted < 1:
         raise ValueError(f"max_connections is {wanted}; allowed: 1 or more")

@@ -1,16 +1,16 @@
-"""Which web pages may use the server: the Host and Origin that a browser sends are checked before anything else.
+"""Origin policy: checks a browser's Host and Origin headers before anything else, to restrict which pages have access.
 
-A page of any site can make its visitor's browser send requests to a server on that machine or network. Two headers give
-such requests away, and no page can forge them:
+A page of any site can make its visitor's browser send requests to a server on that machine or network. Two headers
+reveal such requests, and no page can forge them:
 
 Origin  the site of the page. Only the server's own pages pass, and those that the operator lists.
 Host    the name under which the browser found the server. A site that points its own name at this machine (DNS
         rebinding) is of the same origin as far as the browser can tell, but the name is still not the server's.
 
-Programs that are no browsers send no Origin. A server on a loopback address answers to loopback names only, whoever
-asks. On another address it may have names that it cannot know, so that programs may use any. Pages may use a name that
-no stranger can point at it (an address, this machine's name, a listed name), or any name when requests need a key: a
-stranger's page does not have it.
+Programs other than browsers send no Origin. A server on a loopback address accepts loopback names only, from pages and
+programs. On another address it may have names unknown to it, so programs may use any name. Pages may use a name that
+no stranger can point at the server (an address, this machine's name, a listed name), or any name if requests need a
+key, which a stranger's page does not have.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^:/?#@\[\]\s]+)(?::(?P<port>\d{1,
 class OriginPolicy:
     """Hosts and origins that requests may name.
 
-    `allowed_hosts` and `allowed_origins` come on top of the server's own; "*" in one of them switches its check off.
+    `allowed_hosts` and `allowed_origins` extend the server's own; "*" in either disables its check.
     """
 
-    bound_host: str = "127.0.0.1"  # as it was asked for
-    loopback: bool = True  # the address that is listened on can be reached from this machine only
+    bound_host: str = "127.0.0.1"  # as configured
+    loopback: bool = True  # True if the listening address is reachable from this machine only
     needs_key: bool = False
     allowed_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
     own_names: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a host that is no name or address, and for an origin that is no scheme://host[:port]."""
+        """Raises ValueError for a host that is no name or address, or an origin that is no scheme://host[:port]."""
         hosts = [_checked_host(host) for host in self.allowed_hosts if host != ANY]
         for origin in self.allowed_origins:
             if origin not in (ANY, "null") and not _is_origin(origin):
@@ -56,8 +56,8 @@ class OriginPolicy:
         object.__setattr__(self, "own_names", frozenset([self.bound_host.lower().strip("[]"), *machine, *hosts]))
 
     def host_error(self, host: str | None) -> str | None:
-        """What is wrong with a Host header, None when nothing is."""
-        if host is None or not self.loopback or ANY in self.allowed_hosts:  # only HTTP/1.0 leaves it out: no browser
+        """Message about a disallowed Host header, None if it is allowed."""
+        if host is None or not self.loopback or ANY in self.allowed_hosts:  # without Host: HTTP/1.0, no browser
             return None
         name, _ = split_host(host)
         if name is not None and (is_loopback(name) or name in self.own_names):
@@ -66,7 +66,7 @@ class OriginPolicy:
         return f"Host is {host!r}; this server answers to {names}. Allow another name with --allowed-host"
 
     def origin_error(self, origin: str, host: str | None) -> str | None:
-        """What is wrong with an Origin header beside this Host header, None when nothing is."""
+        """Message about an Origin header that is disallowed with this Host header, None if it is allowed."""
         if ANY in self.allowed_origins or origin in self.allowed_origins:
             return None
         if host is not None and self._is_own_page(origin, host):
@@ -77,22 +77,22 @@ class OriginPolicy:
         )
 
     def _is_own_page(self, origin: str, host: str) -> bool:
-        """True for an origin of this server: the name and port of `host`, or another loopback name of the same port."""
+        """True for this server's own origin: the name and port of `host`, or another loopback name on the same port."""
         scheme, _, rest = origin.lower().partition("://")
         (name, port), (own_name, own_port) = split_host(rest), split_host(host)
-        default = _DEFAULT_PORTS.get(scheme)  # of the page: TLS may end in a proxy before this server
+        default = _DEFAULT_PORTS.get(scheme)  # by the page's scheme, as a proxy may terminate TLS
         if name is None or own_name is None or default is None or (port or default) != (own_port or default):
             return False
         return (name == own_name and self._is_own(name)) or (is_loopback(name) and is_loopback(own_name))
 
     def _is_own(self, name: str) -> bool:
-        """True unless a stranger may have pointed the name here."""
+        """True unless a stranger may have pointed the name at this server."""
         known = is_loopback(name) or _is_address(name) or name in self.own_names
         return known or self.loopback or self.needs_key or ANY in self.allowed_hosts
 
 
 class OriginMiddleware:
-    """Answers 403 to what a policy refuses."""
+    """Answers 403 to requests that the policy refuses."""
 
     def __init__(self, app: ASGIApp, policy: OriginPolicy) -> None:
         self.app = app
@@ -118,7 +118,7 @@ class OriginMiddleware:
 
 
 def split_host(host: str) -> tuple[str | None, int | None]:
-    """A Host header -> its name in lower case, without brackets, and its port; None for what is missing or wrong."""
+    """Split a Host header -> (name in lower case without brackets, port); None for a missing or invalid part."""
     match = _HOST.fullmatch(host.strip())
     if match is None:
         return None, None
@@ -127,7 +127,7 @@ def split_host(host: str) -> tuple[str | None, int | None]:
 
 
 def is_loopback(name: str) -> bool:
-    """True for the names and addresses that lead to the machine itself, wherever they are looked up."""
+    """True for names and addresses that always resolve to the local machine."""
     if name == "localhost" or name.endswith(".localhost"):
         return True
     return _is_address(name) and ipaddress.ip_address(name).is_loopback

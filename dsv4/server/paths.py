@@ -1,4 +1,4 @@
-"""Base addresses under which clients look for the APIs of OpenAI's and of Anthropic's style."""
+"""Base paths of OpenAI's and Anthropic's APIs, as clients expect them."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ ANTHROPIC_BASES = ("/v1", "/anthropic/v1", "/anthropic")
 
 
 def under(bases: Sequence[str], path: str) -> tuple[str, ...]:
-    """The path under each of the bases."""
+    """`path` under each base."""
     return tuple(base + path for base in bases)

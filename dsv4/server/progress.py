@@ -1,9 +1,9 @@
-"""Progress and timings in Chat Completions, for clients that ask; the words are those of llama.cpp's server.
+"""Progress and timings in Chat Completions, on request; field names as in llama.cpp's server.
 
-`return_progress: true` in a streamed request adds chunks without choices before the answer: `prompt_progress` says how
-much of the prompt has been read, and `queue`, while the request waits, how many wait before it. `timings_per_token:
-true` puts `timings` into every chunk of the answer. Either adds `timings` to the end: to a last chunk without choices,
-or to a whole answer.
+`return_progress: true` in a streamed request adds chunks without choices before the answer: `prompt_progress` holds the
+prefilled part of the prompt, and `queue`, while the request waits, its position. `timings_per_token: true` adds
+`timings` to every chunk of the answer. Either option adds final `timings`: in a last chunk without choices, or in a
+whole answer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dsv4.server.unchecked_json import Json
 
 @dataclass(frozen=True)
 class Reports:
-    """What a request asks to hear beside its answer."""
+    """Extra reports that a request asks for."""
 
     progress: bool = False
     timings_per_token: bool = False
@@ -31,9 +31,9 @@ class Reports:
 
 
 def requested_reports(body: bytes) -> Reports:
-    """Reads a request that is valid otherwise. Raises RequestError for a switch that is no boolean."""
+    """Reads the switches of an otherwise valid request. Raises RequestError for a switch that is no boolean."""
     if b"return_progress" not in body and b"timings_per_token" not in body:
-        return Reports()  # most requests: not worth reading a long body once more
+        return Reports()  # most requests: saves parsing a long body again
     request = cast(Json, json.loads(body))
     return Reports(_switch(request, "return_progress"), _switch(request, "timings_per_token"))
 
@@ -50,7 +50,7 @@ def _switch(request: Json, name: str) -> bool:
 
 
 def progress_chunk(answer_id: str, model: str, event: ProgressEvent) -> str:
-    """A chunk without choices that says where the request is: waiting in the queue, or how far its prompt is read."""
+    """A chunk without choices that holds the request's queue position and prefill progress."""
     report: Json = {
         "prompt_progress": {
             "total": event.num_prompt_tokens,
@@ -70,7 +70,7 @@ def timings_chunk(answer_id: str, model: str, timings: Timings) -> str:
 
 
 def with_timings(object_json: str, timings: Timings | None) -> str:
-    """A JSON object with `timings` added; unchanged where there are none."""
+    """Adds `timings` to a JSON object; None leaves it unchanged."""
     if timings is None:
         return object_json
     return f'{object_json[:-1]},"timings":{json.dumps(_timings(timings), separators=(",", ":"))}}}'
@@ -82,7 +82,7 @@ def _chunk(answer_id: str, model: str, report: Json) -> str:
 
 
 def _timings(timings: Timings) -> Json:
-    """A rate is null where there is nothing to divide by: no prompt token computed, no second token yet."""
+    """Timings in llama.cpp's shape; a rate is null without tokens to measure: no prefilled or no second token."""
     computed = timings.num_prompt_tokens - timings.num_cached_tokens
     written = timings.num_output_tokens
     return {
@@ -92,7 +92,7 @@ def _timings(timings: Timings) -> Json:
         "prompt_per_second": _rate(computed, timings.prefill_seconds),
         "predicted_n": written,
         "predicted_ms": _milliseconds(timings.decode_seconds),
-        # The first token belongs to the prompt's time: the others are what the time after it went into.
+        # The first token belongs to the prefill: decode_seconds covers the tokens after it.
         "predicted_per_second": _rate(written - 1, timings.decode_seconds),
         "queue_ms": _milliseconds(timings.queue_seconds),
     }

@@ -1,4 +1,4 @@
-"""RecipeFormat: the formats that deepseek-recipe reads, validates and words."""
+"""RecipeFormat: wire formats that deepseek-recipe parses, validates and serializes."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ Response = recipe.ChatCompletionResponse | recipe.MessagesResponse | recipe.Resp
 
 
 class RecipeFormat(WireFormat):
-    """A format with deepseek-recipe's types of request and response, and the leniencies that this server adds."""
+    """A format with deepseek-recipe's request and response types, plus this server's leniency."""
 
     request: ClassVar[type[Request]]
     response: ClassVar[type[Response]]
-    free_tool_choice: ClassVar[str]  # the tool choice that leaves the model free, as it is written in a request
+    free_tool_choice: ClassVar[str]  # JSON of the tool choice "auto" in this format
 
     @abstractmethod
     def adapt(self, request: Json) -> None:
-        """Puts a request into the form that deepseek-recipe accepts. RequestError for a wish that nobody fulfils."""
+        """Adapts a request in place to what deepseek-recipe accepts. RequestError for unsupported parameters."""
 
     def reports(self, body: bytes) -> Reports:
-        """What a valid request asks to hear beside its answer."""
+        """Extra reports that a valid request asks for."""
         return Reports()
 
     def options_for(self, model: str, options: recipe.ConversionOptions) -> recipe.ConversionOptions:
-        """The options for a request that names this model."""
+        """Conversion options for a request that names this model."""
         return options
 
     def whole_answer(self, answer_id: str, model: str, num_prompt_tokens: int) -> WholeAnswer:
@@ -58,7 +58,7 @@ class RecipeFormat(WireFormat):
         return RecipeRequest(model, converted.stream, self.reports(body), self, converted, adapted.sampling)
 
     def adapted(self, body: bytes) -> Adapted:
-        """The body as deepseek-recipe gets it."""
+        """The body in the form for deepseek-recipe."""
         return adapt_body(body, self.adapt)
 
     def event(self, chunk: Chunk) -> Event:
@@ -82,13 +82,13 @@ class RecipeFormat(WireFormat):
             self.request(body)
         except ValueError as first:
             if is_bad_json(first):
-                error = first  # its line and column are those of the body that came, not of the adapted one
+                error = first  # its line and column refer to the received body, not to the adapted one
         return describe(error, body, parse, convert, self.free_tool_choice)
 
 
 @dataclass(frozen=True)
 class RecipeRequest(WireRequest):
-    """A request that deepseek-recipe has made a conversation of."""
+    """A request that deepseek-recipe has converted to a conversation."""
 
     wire_format: RecipeFormat
     converted: recipe.ConversationRequest

@@ -1,4 +1,4 @@
-"""Refusals in the words of deepseek-recipe, with the place of the fault beside them."""
+"""Refusals: deepseek-recipe's messages, with the place of the fault added."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def describe(
     convert: Callable[[bytes], object],
     auto: str,
 ) -> RequestError:
-    """The refusal of `body` for which deepseek-recipe raised `error`.
+    """RequestError for the `error` that deepseek-recipe raised for `body`.
 
-    `parse` and `convert` raise what deepseek-recipe raises when it reads and when it converts a body; `auto`: how the
-    protocol writes the tool choice that leaves the model free.
+    `parse` and `convert` parse and convert a body with deepseek-recipe and raise its errors; `auto`: JSON of the
+    protocol's tool choice "auto".
     """
     refused = RequestError.from_recipe(error)
     if refused.message == _NO_FORCED_TOOL:
@@ -39,25 +39,25 @@ def describe(
     if place is not None:
         return RequestError(400, f"{refused.message}: {place} holds bytes or escapes that are no text", param=place)
     if is_bad_json(error):
-        return refused  # it names line and column
+        return refused  # the message names line and column
     deep = not isinstance(error, recipe.ConversionError)
     named = None if deep else named_place(refused.message, request)
     if named is not None:
         return RequestError(refused.status, refused.message, param=named)
     try:
         place = locate(request, str(error), _judge(parse if deep else convert), deep=deep)
-    except RecursionError:  # a request so deep that it cannot be written again
+    except RecursionError:  # the request is nested too deeply to be serialized
         return refused
     return refused if place is None else _placed(refused, place, deep)
 
 
 def is_bad_json(error: Exception) -> bool:
-    """True if deepseek-recipe could not read a body as JSON, and so named the line and column."""
+    """True if deepseek-recipe could not parse a body as JSON; the error then names line and column."""
     return str(error).startswith("invalid JSON request")
 
 
 def _readable(body: bytes) -> Json | None:
-    """The body as JSON, its invalid bytes as lone surrogates; None for what is no JSON object."""
+    """The body as JSON, with invalid bytes as lone surrogates; None if it is no JSON object."""
     try:
         request: object = json.loads(body.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError):
@@ -79,7 +79,7 @@ def _judge(check: Callable[[bytes], object]) -> Judge:
 
 
 def _placed(refused: RequestError, place: str, deep: bool) -> RequestError:
-    """The place stands before what a parser says, as the hosted service has it, and after a sentence for people."""
+    """Adds the place: before the detail of a parser's message, as the hosted service does, else in parentheses."""
     head, colon, detail = refused.message.partition(": ")
     if deep and colon:
         return RequestError(refused.status, f"{head}: {place}: {detail}", param=place)

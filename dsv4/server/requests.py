@@ -1,4 +1,4 @@
-"""Reading request bodies: JSON only, and within a limit."""
+"""Reads request bodies: JSON only, up to a size limit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MAX_BODY_BYTES = 48 * 1024 * 1024  # the hosted service's limit
 
 
 async def read_body(request: Request) -> bytes:
-    """The whole body. RequestError 415 for what is no JSON, 413 as soon as it is known to be too large."""
+    """Read the whole body. RequestError 415 for a type other than JSON, 413 once it is known to be too large."""
     _check_content_type(request.headers.get("content-type", ""))
     body = bytearray()
     announced = request.headers.get("content-length", "")
@@ -24,16 +24,16 @@ async def read_body(request: Request) -> bytes:
 
 
 def _check_content_type(value: str) -> None:
-    """RequestError 415 unless the body is announced as JSON, or as nothing at all.
+    """RequestError 415 unless the content type is JSON or missing.
 
-    A page of another origin can send text and forms without asking first, and JSON cannot. Some libraries send a string
-    without a type; of those requests the ones from pages are known by their Origin.
+    A page of another origin can send text and forms without a CORS preflight, but not JSON. Some libraries send a
+    string without a type; among such requests those from pages are recognized by their Origin.
     """
     kind = value.partition(";")[0].strip().lower()
     if not kind or kind == "application/json" or kind.endswith("+json"):
         return
     message = f"Content-Type is {kind!r}; allowed: application/json. Send the header Content-Type: application/json"
-    if kind == "application/x-www-form-urlencoded":  # what curl -d says of any body
+    if kind == "application/x-www-form-urlencoded":  # the default of curl -d
         message += " (curl: add -H 'Content-Type: application/json', or use --json instead of -d)"
     raise RequestError(415, message)
 

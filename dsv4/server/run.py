@@ -1,4 +1,4 @@
-"""serve: loads a model, binds the port, prints where the chat page is, and serves until it is told to stop."""
+"""serve: binds the port, loads a model, prints the address of the chat page, and serves until it is stopped."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 @takes_options(ServerConfig, EngineConfig)
 def serve(model: str | Path | None = None, **options: Any) -> None:
-    """Serves a model folder, by default the embedded nano model, until it is told to stop.
+    """Serves a model folder, by default the embedded nano model, until it is stopped.
 
     `options`: fields of ServerConfig and EngineConfig. Raises PortTakenError before the model is loaded, TypeError for
-    an unknown option, ValueError for a value that is not allowed, CapacityError where the model cannot fit into memory,
-    and whatever loading raises.
+    an unknown option, ValueError for a value that is not allowed, CapacityError if the model cannot fit into memory,
+    and the errors of loading.
     """
     check_keywords("serve", options, ServerConfig, EngineConfig)
     config, engine_config = pick_keywords(ServerConfig, options), pick_keywords(EngineConfig, options)
@@ -33,7 +33,7 @@ def serve(model: str | Path | None = None, **options: Any) -> None:
     bound = connection_bound(config.max_connections)
     listening = bind(config.host, config.port)
     try:
-        # torch is needed from here on; a taken port is known before its seconds are spent.
+        # torch is imported only now, which takes seconds: a taken port fails before that.
         import torch
 
         from dsv4.engine import LLM, AsyncEngine
@@ -53,9 +53,9 @@ def serve(model: str | Path | None = None, **options: Any) -> None:
         )
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        # `tokenizers` queues texts for a pool of its own: a short one would wait there behind long ones.
+        # Parallel `tokenizers` queues texts in one thread pool: a short text would wait behind long ones.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        backends.native_module()  # chosen now, so that a reason why the reference runs comes first
+        backends.native_module()  # resolved before loading, so that a fallback warning is printed first
         llm = LLM(model, engine_config=engine_config)
         engine = AsyncEngine(llm)
         try:
@@ -72,9 +72,9 @@ def serve(model: str | Path | None = None, **options: Any) -> None:
 
 
 def close_engine(engine: AsyncEngine, seconds: float) -> None:
-    """Closes the engine; ends the process, status 0, when its last step takes longer than `seconds`.
+    """Closes the engine; exits the process with status 0 if the last step takes longer than `seconds`.
 
-    A step cannot be interrupted and nobody waits for its result. A process that lingered would be killed.
+    A step cannot be interrupted, and nothing needs its result. A lingering process would be killed.
     """
     closing = threading.Thread(target=engine.close, name="dsv4-close", daemon=True)
     closing.start()
@@ -86,7 +86,7 @@ def close_engine(engine: AsyncEngine, seconds: float) -> None:
 
 
 def announce(model_name: str, url: str) -> None:
-    """Prints the addresses, and the kernels when they are native."""
+    """Prints the base URLs, and the kernels if they are native."""
     print(f"{model_name} is ready. Chat page: {url}/")
     print(f"OpenAI base URL: {url}/v1   Anthropic base URL: {url}/anthropic   (Ctrl-C stops)")
     if backends.name() == "native":

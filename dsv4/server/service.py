@@ -1,4 +1,4 @@
-"""ChatService: one served model. A request body becomes a Job, and a job becomes the events of its wire format."""
+"""ChatService: one served model. Turns a request body into a Job, and a job into events of its wire format."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ EngineEvents = AsyncGenerator[TokenEvent | ProgressEvent, None]
 
 @dataclass(frozen=True)
 class Job:
-    """A checked request, ready to run."""
+    """A validated request, ready to run."""
 
     wire_format: WireFormat
     id: str
     request: WireRequest
     turn: Turn
     reader: AnswerReader
-    events: EngineEvents  # of the engine: the job has its place in the queue
+    events: EngineEvents  # of the engine, where the job has its place in the queue
 
 
 class ChatService:
-    """Answers conversations with one engine, in every wire format."""
+    """Answers requests in every wire format with one engine."""
 
     def __init__(self, engine: AsyncEngine, model_name: str, aliases: Sequence[str], thinking: bool) -> None:
-        """`thinking`: True if a request that does not say thinks, as the hosted service does."""
+        """`thinking`: the default for requests that do not set it; True in the hosted service."""
         self.engine = engine
         self.conversation = ConversationModel(engine.llm)
         self.threads = BodyThreads()
@@ -45,8 +45,8 @@ class ChatService:
         self._options = conversion_options(self.model_names, thinking)
 
     def prepare(self, wire_format: WireFormat, body: bytes) -> Job:
-        """Checks, renders and tokenizes a request, and takes its place in the queue. Slow for a long prompt: run it in
-        a thread. Raises RequestError and QueueFullError.
+        """Validates, renders and tokenizes a request, and reserves its place in the queue. Slow for a long prompt: run
+        it in a thread. Raises RequestError and QueueFullError.
         """
         request = wire_format.read(body, self._options)
         turn = request.turn(self.conversation)
@@ -58,13 +58,13 @@ class ChatService:
         return Job(wire_format, answer_id, request, turn, reader, events)
 
     def count_tokens(self, wire_format: WireFormat, body: bytes) -> int:
-        """Tokens of the rendered prompt. Raises RequestError as `prepare` does, but never for its length."""
+        """Number of tokens of the rendered prompt. Raises RequestError as `prepare` does, but never for its length."""
         return wire_format.read(body, self._options).count_tokens(self.conversation)
 
     async def frames(self, job: Job) -> AsyncGenerator[Event, None]:
-        """Runs a job: the event of each chunk, and of the reports that the request asks for.
+        """Runs a job; yields an event per chunk and per requested report.
 
-        Closing the generator stops the generation; so does an answer that ends before its tokens do.
+        Closing the generator stops the generation, as does an answer that is complete before its tokens end.
         """
         model, reports, reader = job.request.model, job.request.reports, job.reader
         async with contextlib.aclosing(self._run(job)) as items:
@@ -80,7 +80,7 @@ class ChatService:
             yield Event(timings_chunk(job.id, model, reader.timings))
 
     async def whole(self, job: Job) -> str:
-        """Runs a job to its end; the format's response object as JSON."""
+        """Runs a job to its end; returns the format's response object as JSON."""
         answer = job.request.whole_answer(job.turn, job.id)
         async with contextlib.aclosing(self._run(job)) as items:
             async for item in items:
@@ -90,7 +90,7 @@ class ChatService:
         return with_timings(text, job.reader.timings) if job.request.reports.any else text
 
     async def _run(self, job: Job) -> AsyncGenerator[Chunk | ProgressEvent, None]:
-        """Runs a job: the answer's chunks, after the progress of a stream that asks for it."""
+        """Runs a job; yields the answer's chunks, after progress events if requested."""
         async with contextlib.aclosing(job.events) as events:
             async for event in events:
                 if isinstance(event, ProgressEvent):

@@ -1,4 +1,4 @@
-"""Lone surrogates: halves of characters that JSON can spell and that are no text."""
+"""Lone surrogates: halves of surrogate pairs, which JSON can escape but which are no valid text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dsv4.server.unchecked_json import Json
 
 
 def unreadable_text(value: object, place: str = "") -> str | None:
-    """The place of the first text that holds a lone surrogate, which is no character; None if there is none."""
+    """Place of the first string or field name that holds a lone surrogate; None if there is none."""
     pending: list[tuple[object, str]] = [(value, place)]
     while pending:
         value, place = pending.pop()

@@ -1,4 +1,4 @@
-"""Threads for the work on request bodies: a few long ones at a time, so that a short one always finds a thread."""
+"""Worker threads for request bodies: few long ones at a time, so that a short one always finds a thread."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
-LONG_BODY_BYTES = 1 << 18  # half a second of tokenising on one core
+LONG_BODY_BYTES = 1 << 18  # half a second of tokenization on one core
 
 Result = TypeVar("Result")
 
 
 class BodyThreads:
-    """Runs work on bodies in worker threads: short bodies in those that all routes share, long ones in few others.
+    """Runs work on bodies in worker threads: short bodies in the shared pool, long ones under a limit of their own.
 
-    Forty texts of megabytes would otherwise hold every thread for minutes, and take the cores from the model.
+    Otherwise forty texts of megabytes would occupy every thread for minutes and take the cores from the model.
     """
 
     def __init__(self, long_at_once: int | None = None) -> None:
@@ -24,7 +24,7 @@ class BodyThreads:
         self._long: CapacityLimiter | None = None  # belongs to the event loop of the first request
 
     async def run(self, work: Callable[[bytes], Result], body: bytes) -> Result:
-        """work(body), in a thread; the order of long bodies is that of their coming."""
+        """Returns work(body), run in a thread; long bodies run in order of arrival."""
         if len(body) < LONG_BODY_BYTES:
             return await to_thread.run_sync(work, body)
         if self._long is None:

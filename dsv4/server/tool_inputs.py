@@ -1,4 +1,4 @@
-"""Inputs of tool calls in a whole Messages answer: those of its stream, with every digit of a long integer."""
+"""Tool-call inputs of a whole Messages answer, taken from its stream events to keep every digit of long integers."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class ToolInputs:
                 self._parts[place] = self._parts.get(place, "") + cast(str, event["delta"].get("partial_json", ""))
 
     def restore(self, message_json: str) -> str:
-        """The whole answer with these inputs: deepseek-recipe's own have numbers beyond 64 bits as floats."""
+        """Puts the collected inputs into the answer: deepseek-recipe's have integers beyond 64 bits as floats."""
         if not self._parts:
             return message_json
         message = cast(Json, json.loads(message_json))
         for place, block in enumerate(cast("list[Json]", message["content"])):
             if block["type"] == "tool_use" and self._parts.get(place):
-                with contextlib.suppress(ValueError):  # no JSON: deepseek-recipe's reading of it has to do
+                with contextlib.suppress(ValueError):  # not JSON: keep deepseek-recipe's value
                     block["input"] = json.loads(self._parts[place])
         return json.dumps(message, ensure_ascii=False, separators=(",", ":"))

@@ -1,4 +1,4 @@
-"""JSON of requests whose shape nobody has checked yet."""
+"""Request JSON of unvalidated shape."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ Json = dict[str, Any]
 
 
 def json_objects(value: object) -> list[Json]:
-    """The JSON objects of an array; an empty list for anything else."""
+    """JSON objects in an array; an empty list for any other value."""
     items = cast("list[object]", value) if isinstance(value, list) else []
     return [cast(Json, item) for item in items if isinstance(item, dict)]

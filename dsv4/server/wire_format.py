@@ -1,7 +1,7 @@
-"""WireFormat: one API on the wire, and all that differs between two of them.
+"""WireFormat: one HTTP API; everything specific to an API is behind this interface.
 
-A format has no state and serves every request of its API. What it has read of one request is a WireRequest: it knows
-how to become a prompt, and how to word the answer, streamed or whole. Nothing outside a format asks which one it is.
+A format has no state and serves every request of its API. It parses a request body to a WireRequest, which renders the
+prompt and serializes the answer, streamed or whole. Nothing outside a format depends on which format it is.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dsv4.server.unchecked_json import Json
 
 
 class Chunk(Protocol):
-    """A part of an answer, as its format words it."""
+    """A part of an answer in its wire format."""
 
     def to_json(self) -> str: ...
 
@@ -36,14 +36,14 @@ class AnswerReader(Protocol):
 
     @property
     def finished(self) -> bool:
-        """True once the answer is complete, which may be before its tokens end."""
+        """True once the answer is complete, maybe before its tokens end."""
         ...
 
     def push(self, event: TokenEvent) -> Sequence[Chunk]: ...
 
 
 class WholeAnswer(Protocol):
-    """The object that an answer's chunks add up to."""
+    """Accumulates an answer's chunks to one response object."""
 
     def accumulate(self, chunk: Any) -> None: ...
 
@@ -52,35 +52,35 @@ class WholeAnswer(Protocol):
 
 @dataclass(frozen=True)
 class WireRequest(ABC):
-    """A request that its format has read, and found valid as far as can be told without the prompt's length."""
+    """A parsed request, validated except for the prompt's length."""
 
-    model: str  # the name that the client used
+    model: str  # the client's name for the model
     stream: bool
     reports: Reports
 
     @abstractmethod
     def turn(self, model: ConversationModel) -> Turn:
-        """Renders and tokenizes the prompt. RequestError where the context cannot hold it."""
+        """Renders and tokenizes the prompt. RequestError if it exceeds the context."""
 
     @abstractmethod
     def count_tokens(self, model: ConversationModel) -> int:
-        """Tokens of the rendered prompt, however many."""
+        """Number of tokens of the rendered prompt, without a limit."""
 
     @abstractmethod
     def reader(self, model: ConversationModel, turn: Turn, answer_id: str) -> AnswerReader:
-        """The reader of the answer to `turn`."""
+        """Reader of the answer to `turn`."""
 
     @abstractmethod
     def whole_answer(self, turn: Turn, answer_id: str) -> WholeAnswer:
-        """The answer to `turn` before its first chunk."""
+        """Empty accumulator for the answer to `turn`."""
 
 
 class WireFormat(ABC):
-    """One API. Errors and keep-alives are DeepSeek's (and OpenAI's) unless a format has its own."""
+    """One API. Errors and keep-alives are DeepSeek's (and OpenAI's) unless a format overrides them."""
 
-    name: ClassVar[str]  # in the log
-    paths: ClassVar[tuple[str, ...]]  # where a POST is answered
-    count_tokens_paths: ClassVar[tuple[str, ...]] = ()  # where a POST is counted
+    name: ClassVar[str]  # for the log
+    paths: ClassVar[tuple[str, ...]]  # of POST requests for an answer
+    count_tokens_paths: ClassVar[tuple[str, ...]] = ()  # of POST requests for a token count
 
     def matches(self, path: str) -> bool:
         """True for a path whose clients read this format's errors."""
@@ -88,28 +88,28 @@ class WireFormat(ABC):
 
     @abstractmethod
     def read(self, body: bytes, options: recipe.ConversionOptions) -> WireRequest:
-        """Reads a request's body. RequestError with the fault's place. `options`: model names, thinking by default."""
+        """Parses a request's body. RequestError with the fault's place. `options`: model names, default of thinking."""
 
     def token_count(self, count: int) -> Json:
-        """The answer of `count_tokens_paths`."""
+        """Response body of `count_tokens_paths`."""
         raise NotImplementedError(f"{self.name} has no token counting")
 
     @abstractmethod
     def event(self, chunk: Chunk) -> Event:
-        """A chunk as an event of a stream."""
+        """Stream event of a chunk."""
 
     def last_words(self) -> bytes:
-        """The bytes after the last event of a complete stream."""
+        """Bytes after the last event of a complete stream."""
         return b""
 
     def ping(self) -> bytes:
-        """The bytes that keep a silent stream alive."""
+        """Bytes that keep a silent stream alive."""
         return comment("keep-alive")
 
     def error_body(self, error: RequestError) -> Json:
-        """The JSON of an error response."""
+        """Body of an error response, as JSON."""
         return {"error": error.as_object()}
 
     def error_event(self, error: RequestError) -> Event:
-        """The event that ends a stream with an error."""
+        """Event that ends a stream with an error."""
         return Event(json.dumps(self.error_body(error)))

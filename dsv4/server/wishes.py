@@ -1,7 +1,7 @@
-"""What requests ask for beyond what deepseek-recipe reads: done where the engine can, refused in words where it cannot.
+"""Request parameters that deepseek-recipe does not read ("wishes"): honored if the engine can, refused otherwise.
 
-An answer that leaves a wish out in silence passes for one that heeds it. Each format has its own table of wishes that
-nobody here fulfils.
+A parameter that is silently ignored would look honored to the client. Each format has its own table of unsupported
+parameters.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from dataclasses import dataclass
 from dsv4.server.errors import RequestError
 from dsv4.server.unchecked_json import Json
 
-NO_GRAMMAR = "nothing holds an answer to a schema, a grammar or a list here"
+NO_GRAMMAR = "this server does not constrain answers to a schema, a grammar or a list"
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Sampling that deepseek-recipe does not read, as SamplingParams has it."""
+    """Sampling parameters that deepseek-recipe does not read, as in SamplingParams."""
 
     top_k: int = 0
     min_p: float = 0.0
 
     @classmethod
     def of(cls, request: Json) -> Sampling:
-        """`top_k` and `min_p` of a request; -1 is also no limit. RequestError 400 names the range."""
+        """`top_k` and `min_p` of a request; a top_k of -1 means no limit, as 0. RequestError 400 names the range."""
         top_k, min_p = request.get("top_k"), request.get("min_p")
         if top_k is None:
             top_k = 0
@@ -39,9 +39,9 @@ class Sampling:
 
 
 def refuse_wishes(request: Json, wishes: Mapping[str, str]) -> None:
-    """RequestError 400 for the first of `wishes` (field -> why it is refused) that has a value.
+    """RequestError 400 for the first of `wishes` (field -> reason of the refusal) with a truthy value.
 
-    An empty one, false and the neutral value ask for nothing.
+    null, false, 0 and empty values ask for nothing.
     """
     for name, reason in wishes.items():
         if request.get(name):

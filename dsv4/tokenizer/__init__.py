@@ -1,4 +1,4 @@
-"""Text and conversations to token ids, and back."""
+"""Tokenizer: text and conversations to token ids, and token ids to text."""
 
 from dsv4.tokenizer.tokenizer import DecodeStream, Tokenizer, TokenizerMissingError
 

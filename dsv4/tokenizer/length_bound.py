@@ -1,8 +1,8 @@
-"""The fewest tokens that a text can become, from its bytes alone: a text that is far too long need not be tokenised.
+"""Lower bound on the tokens of a text, from its bytes alone: a text that is far too long need not be tokenized.
 
-Every byte of a text lies in one token, and no token that holds a byte b is longer than longest[b], the longest token of
-the vocabulary with b in it. A token's bytes thus share at most one among them if each counts 1 / longest[b], and the
-sum over a text's bytes is at most its number of tokens.
+Every byte of a text lies in one token, and no token that holds a byte b is longer than longest[b], the length of the
+longest such token in the vocabulary. If each byte counts 1 / longest[b], the bytes of one token sum to at most 1, so
+the sum over a text's bytes is at most its number of tokens.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 
-# Parts of a tokenizer.json that keep every byte of the text. Others may drop some, and nothing is known of the length.
+# Pre-tokenizers of a tokenizer.json that keep every byte of the text. Others may drop bytes: then there is no bound.
 _KEEPING = ("Sequence", "Split", "ByteLevel", "Digits")
-_SLICE = 1 << 20  # bytes counted at a time: between two slices other threads run
+_SLICE = 1 << 20  # bytes counted at a time: other threads run between two slices
 
 
 class LengthBound:
-    """Counts bytes against the vocabulary's longest tokens."""
+    """Lower bound on token counts, from the longest token that holds each byte."""
 
     def __init__(self, tokens: Iterable[bytes]) -> None:
-        """`tokens`: all that plain text may become. A byte that is no token itself may be dropped: it counts 0."""
+        """`tokens`: all tokens of plain text. A byte that is no token itself may be dropped from text: it counts 0."""
         longest = np.zeros(256)
         alone = np.zeros(256, bool)
         for token in tokens:
@@ -32,16 +32,16 @@ class LengthBound:
         self._share = np.divide(1.0, longest, out=np.zeros(256), where=alone)
 
     def tokens(self, text: str) -> int:
-        """A number that the tokens of `text` reach or exceed."""
+        """Lower bound on the number of tokens of `text`."""
         data = np.frombuffer(text.encode("utf-8", errors="surrogatepass"), np.uint8)
         counts = np.zeros(256)
         for start in range(0, len(data), _SLICE):
             counts += np.bincount(data[start : start + _SLICE], minlength=256)
-        return math.ceil(float(counts @ self._share) * (1 - 1e-9))  # rounding must not make it one too many
+        return math.ceil(float(counts @ self._share) * (1 - 1e-9))  # margin: rounding must not raise the bound by one
 
 
 def keeps_every_byte(definition: dict[str, Any]) -> bool:
-    """True if no step of a tokenizer.json before the BPE removes or replaces text."""
+    """True if no step before the BPE in a tokenizer.json removes or replaces text."""
     normalizer = definition.get("normalizer")
     if normalizer is not None and normalizer != {"type": "Sequence", "normalizers": []}:
         return False

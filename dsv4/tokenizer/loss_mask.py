@@ -1,9 +1,9 @@
 """Training conversations to token ids and a loss mask.
 
-The ids are exactly those of inference: the prompt as `PromptEncoder.encode` gives it, then what the model must write.
-Loss falls on what the model wrote: reasoning, answer, tool calls and the EOS after them, never on what the template or
-another role wrote. Earlier assistant turns carry loss where the text shows them as they were generated, which is
-without thinking or, in thinking mode, with tools; elsewhere their thinking is dropped and they are only context.
+The ids are exactly those of inference: the prompt of `PromptEncoder.encode`, then the completion. The mask is 1 on the
+model's own tokens (reasoning, answer, tool calls and the EOS after them), 0 on tokens of the template or another role.
+Earlier assistant turns carry loss if the prompt shows them as they were generated: without thinking mode, or in
+thinking mode with tools; elsewhere their thinking is dropped and they are only context.
 """
 
 from itertools import pairwise
@@ -32,11 +32,11 @@ def _with_messages(conversation: Conversation, messages: list[Message]) -> Conve
 def encode_training(
     prompts: PromptEncoder, conversation: Conversation, target: AssistantMessage, letterwise: bool = False
 ) -> tuple[list[int], list[int]]:
-    """Encode a conversation and the assistant turn that answers it as (ids, mask), mask 1 where loss falls.
+    """Encode a conversation and the assistant turn that answers it as (ids, mask); mask 1 marks tokens with loss.
 
-    A turn without reasoning (None or "") is one whose thinking is empty where the conversation thinks. `letterwise`:
-    the answer's characters are encoded one by one, so that the model writes it letter after letter. Raises ValueError
-    where the conversation awaits no answer, or where the answer has reasoning in a conversation without thinking.
+    In thinking mode a turn without reasoning (None or "") has an empty think block. `letterwise`: the answer's
+    characters are encoded one by one, so that the model learns to write it letter by letter. Raises ValueError if the
+    conversation awaits no answer, or if the answer has reasoning and the conversation is not in thinking mode.
     """
     last = conversation.messages[-1] if conversation.messages else None
     if last is None or last.role == "assistant":
@@ -65,9 +65,9 @@ def encode_training(
 def _completion(
     prompts: PromptEncoder, conversation: Conversation, target: AssistantMessage, prompt: RenderedPrompt
 ) -> tuple[str, list[tuple[int, int]]] | None:
-    """What the model writes after `prompt`, without the EOS, and its special ranges; None where it cannot write it."""
-    # A prefix turn is rendered as the model would have it written, thinking included, and left open. One without
-    # content is taken for unfinished thinking, so an empty content is rendered as a filler, which is then cut out.
+    """Model's text after `prompt`, without EOS, and its special ranges; None if it does not continue `prompt`."""
+    # A prefix turn is rendered as the model would write it, thinking included, and left open. A prefix turn without
+    # content counts as unfinished thinking, so empty content is rendered as a filler, which is then cut out.
     content = target.content or FILLER
     reasoning = target.reasoning_content if conversation.thinking_mode else None
     open_turn = AssistantMessage(content, reasoning, target.tool_calls, prefix=True)
@@ -79,7 +79,7 @@ def _completion(
     ranges = [(a - start, b - start) for a, b in whole.special_ranges if a >= start]
     if target.content:
         return text, ranges
-    # The content starts after </think>, which the prompt already holds where there is no thinking.
+    # The content starts after </think>, which the prompt already holds without thinking mode.
     cut = ranges[0][1] if conversation.thinking_mode else 0
     assert text[cut] == FILLER
     return text[:cut] + text[cut + 1 :], [(a - (a > cut), b - (b > cut)) for a, b in ranges]
@@ -88,7 +88,7 @@ def _completion(
 def _encode_prompt(
     prompts: PromptEncoder, conversation: Conversation, prompt: RenderedPrompt
 ) -> tuple[list[int], list[int]]:
-    """Encode the prompt with loss on the earlier assistant turns that stand in it as generated."""
+    """Encode the prompt as (ids, mask), with loss on earlier assistant turns that it shows as generated."""
     spans: list[tuple[int, int]] = []
     messages = conversation.messages
     for i, message in enumerate(messages):
@@ -103,7 +103,7 @@ def _encode_prompt(
     ids: list[int] = []
     mask: list[int] = []
     cuts = [0, *(edge for span in spans for edge in span), len(prompt.prompt)]
-    # Spans start after <think> or </think> and end with EOS, so a cut never parts a word from its neighbours.
+    # Spans start after <think> or </think> and end with EOS, so a cut never splits text that is tokenized together.
     for n, (start, stop) in enumerate(pairwise(cuts)):
         ranges = [(a - start, b - start) for a, b in prompt.special_ranges if start <= a and b <= stop]
         piece = prompts.tokenizer.encode_rendered(prompt.prompt[start:stop], ranges)

@@ -1,6 +1,6 @@
-"""Conversations to prompt token ids: deepseek-recipe writes the text, the model folder says which effort ladder.
+"""Conversations to prompt token ids: deepseek-recipe renders the text, the model folder names the effort ladder.
 
-A ladder says which instruction a reasoning effort puts before the conversation. deepseek-recipe renders the later one.
+A ladder maps a reasoning effort to the instruction before the conversation. deepseek-recipe renders the later ladder.
 
     effort      preview (April models)    0731 (later models)
     low, none   nothing                   nothing
@@ -8,9 +8,9 @@ A ladder says which instruction a reasoning effort puts before the conversation.
     xhigh       "Absolute maximum"        "Absolute maximum"
     max         "Absolute maximum"        "Beyond maximum"
 
-The ladder stands in the folder's generation_config.json as "reasoning_effort_ladder". A folder without it speaks
-preview: nothing in a config tells July's models from June's, which know April's prompts, and the later ladder would put
-the strongest instruction that those know before every ordinary request.
+The folder's generation_config.json holds the ladder as "reasoning_effort_ladder". Without the key it is preview:
+nothing in a config tells July's models from June's, which expect April's prompts, and the later ladder would
+put the strongest instruction that June's models know before every ordinary request.
 """
 
 import json
@@ -32,7 +32,7 @@ Ladder = Literal["preview", "0731"]
 ReasoningEffort = Literal["low", "high", "xhigh", "max"]
 LADDER_KEY = "reasoning_effort_ladder"
 DEFAULT_LADDER: Ladder = "preview"
-# Request effort -> the effort under which deepseek-recipe renders the wanted instruction.
+# Request effort -> the effort for which deepseek-recipe renders the wanted instruction.
 LADDERS: dict[str, dict[str | None, ReasoningEffort]] = {
     "preview": {None: "low", "low": "low", "high": "low", "xhigh": "high", "max": "high"},
     "0731": {None: "low", "low": "low", "high": "high", "xhigh": "high", "max": "max"},
@@ -46,7 +46,7 @@ def _ladder(name: object, place: str) -> Ladder:
 
 
 def effort_ladder(folder: str | Path) -> Ladder:
-    """Read the ladder of a model folder from generation_config.json; preview where it does not say."""
+    """Read the ladder of a model folder from generation_config.json; preview if the file or the key is missing."""
     path = Path(folder) / "generation_config.json"
     if not path.is_file():
         return DEFAULT_LADDER
@@ -64,7 +64,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 
 def write_effort_ladder(folder: str | Path, ladder: Ladder) -> None:
-    """Set the ladder in generation_config.json, keeping the file's other keys; a new file gets the official ones."""
+    """Set the ladder in generation_config.json, keeping the file's other keys; a new file gets the official keys."""
     path = Path(folder) / "generation_config.json"
     settings: dict[str, Any] = {
         "bos_token_id": 0,
@@ -90,9 +90,9 @@ def _adapted_message(message: Message, thinking: bool, without_tools: bool) -> M
 class PromptEncoder:
     """Renders and encodes conversations for one model folder.
 
-    Tools are left out where tool_choice is "none" (deepseek-recipe would still describe them), and then earlier
-    thinking is dropped as in any conversation without tools. An assistant turn without reasoning, be it None or "",
-    shows what the model generated: an empty think block in thinking mode, and none without thinking.
+    Tools are left out if tool_choice is "none" (deepseek-recipe would still describe them), and then earlier thinking
+    is dropped as in any conversation without tools. An assistant turn without reasoning (None or "") is rendered as
+    the model generates it: with an empty think block in thinking mode, with none otherwise.
     """
 
     def __init__(self, tokenizer: Tokenizer, effort_ladder: str = "0731") -> None:
@@ -106,7 +106,7 @@ class PromptEncoder:
         return cls(Tokenizer.from_pretrained(folder), effort_ladder(folder))
 
     def render(self, conversation: Conversation) -> RenderedPrompt:
-        """Render the prompt text and the ranges of it that are special tokens."""
+        """Render the prompt's text and the ranges of its special tokens."""
         return self._encoding.render_conversation(self._adapted(conversation))
 
     def encode(self, conversation: Conversation) -> list[int]:
@@ -115,7 +115,7 @@ class PromptEncoder:
         return self.tokenizer.encode_rendered(rendered.prompt, rendered.special_ranges)
 
     def count(self, conversation: Conversation) -> int:
-        """Count the tokens that `encode` gives."""
+        """Count the tokens of `encode` without building the list."""
         rendered = self.render(conversation)
         return self.tokenizer.count_rendered(rendered.prompt, rendered.special_ranges)
 
@@ -127,7 +127,7 @@ class PromptEncoder:
             tools=[] if without_tools else conversation.tools,
             tool_choice=conversation.tool_choice,
             reasoning_effort=LADDERS[self.ladder][conversation.reasoning_effort],
-            # The constructor takes a schema or a regular expression with the format left at "text".
+            # With a schema or a regular expression the constructor wants the format "text".
             response_format="json_object" if conversation.response_format == "json_object" else "text",
             response_schema=conversation.response_schema,
             response_regex=conversation.response_regex,

@@ -21,10 +21,10 @@ QUICK_INSTRUCTIONS = (
     "<｜extracted_url｜>",
     "<｜read_url｜>",
 )
-# BOS, EOS and pad keep their official ids 0, 1, 2; the others stand at 128800 and above in the official vocabulary.
+# BOS, EOS and pad keep their official ids 0, 1, 2; the official vocabulary has the others at 128800 and above.
 SPECIAL_TOKENS = (BOS, EOS, PAD, *FIM, USER, ASSISTANT, THINK, END_THINK, DSML, LATEST_REMINDER, *QUICK_INSTRUCTIONS)
 
 
 def placeholder(n: int) -> str:
-    """Spell the n-th unused id, as the official vocabulary does."""
+    """Spelling of the n-th unused id, as in the official vocabulary."""
     return f"<｜place▁holder▁no▁{n}｜>"

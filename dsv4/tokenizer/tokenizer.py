@@ -1,4 +1,4 @@
-"""Text to token ids and back for a model folder; special tokens come from marked ranges alone, never from text."""
+"""Text to token ids and back for a model folder; special tokens come from marked ranges only, never from text."""
 
 import codecs
 import json
@@ -15,11 +15,11 @@ from dsv4.tokenizer.special import EOS
 
 
 class TokenizerMissingError(FileNotFoundError):
-    """A model folder has no tokenizer; everything that needs only token ids still works."""
+    """The model folder has no tokenizer; everything that needs only token ids still works."""
 
 
 def byte_alphabet() -> dict[str, int]:
-    """Map each character of byte-level BPE's alphabet to its byte; bytes not printable in Latin-1 start at U+0100."""
+    """Byte-level BPE's alphabet: character -> byte; bytes not printable in Latin-1 map to characters from U+0100 on."""
     plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     alphabet = {chr(byte): byte for byte in plain}
     others = [byte for byte in range(256) if byte not in set(plain)]
@@ -27,10 +27,9 @@ def byte_alphabet() -> dict[str, int]:
 
 
 class DecodeStream:
-    """Decode ids one at a time; a character comes out when its last byte is in.
+    """Decode ids one at a time; a character is returned with its last byte.
 
-    Bytes that are not UTF-8 become U+FFFD, as in `Tokenizer.decode`; all pushes and the flush together equal the
-    decoding of all ids.
+    Bytes that are not UTF-8 become U+FFFD; all pushes and the flush together equal `Tokenizer.decode` of all ids.
     """
 
     def __init__(self, tokenizer: "Tokenizer") -> None:
@@ -49,7 +48,7 @@ class DecodeStream:
 class Tokenizer:
     """A `tokenizer.json` with byte-level BPE.
 
-    `encode` never gives a special token's id; `encode_rendered` gives them for the ranges it is told and nowhere else.
+    `encode` never returns a special token's id; `encode_rendered` returns them for the given ranges only.
     """
 
     def __init__(self, definition: str) -> None:
@@ -64,7 +63,7 @@ class Tokenizer:
             for text, token_id in self._plain.get_vocab().items()
             if text not in self._added
         }
-        # A token that is written out in the vocabulary may come of plain text where merges are ignored.
+        # With ignore_merges, an added token that is also in the vocabulary may match plain text.
         written = [text.encode() for text in self._added] if data["model"].get("ignore_merges") else []
         self._bound = LengthBound([*self._bytes.values(), *written] if keeps_every_byte(data) else [])
         self._bytes |= {token_id: text.encode() for text, token_id in self._added.items()}
@@ -92,11 +91,11 @@ class Tokenizer:
 
     @property
     def special_tokens(self) -> dict[str, int]:
-        """Spelling to id of every added token."""
+        """Spelling -> id of every added token."""
         return dict(self._added)
 
     def special_id(self, spelling: str) -> int:
-        """Return the id of a special token; KeyError naming the spelling where there is none."""
+        """Return the id of a special token; KeyError names an unknown spelling."""
         if spelling not in self._added:
             raise KeyError(f"{spelling!r} is not a special token of this tokenizer")
         return self._added[spelling]
@@ -127,25 +126,25 @@ class Tokenizer:
         return ids
 
     def count_rendered(self, prompt: str, special_ranges: Iterable[tuple[int, int]]) -> int:
-        """Count the tokens that `encode_rendered` gives."""
+        """Count the tokens of `encode_rendered` without building the list."""
         pieces, specials = self._split(prompt, special_ranges)
         return len(specials) + sum(len(encoding) for encoding in self._encodings(pieces))
 
     def min_tokens(self, text: str) -> int:
-        """Bound the tokens of plain text from below, by its bytes; 0 where this tokenizer allows no bound."""
+        """Lower bound on the tokens of plain text, from its bytes; 0 if this tokenizer allows no bound."""
         return self._bound.tokens(text)
 
     def min_tokens_rendered(self, prompt: str, special_ranges: Iterable[tuple[int, int]]) -> int:
-        """Bound the tokens that `encode_rendered` gives from below."""
+        """Lower bound on the tokens of `encode_rendered`."""
         pieces, specials = self._split(prompt, special_ranges)
         return len(specials) + self.min_tokens("".join(pieces))
 
     def _encodings(self, texts: list[str]) -> list[tokenizers.Encoding]:
-        # `tokenizers` holds the interpreter for as long as a single `encode` takes, in a batch it lets go of it.
+        # `tokenizers` holds the GIL during a single `encode`; a batch releases it.
         return self._plain.encode_batch_fast(texts, add_special_tokens=False)
 
     def _split(self, prompt: str, special_ranges: Iterable[tuple[int, int]]) -> tuple[list[str], list[int]]:
-        """Plain pieces of a rendered prompt, which may be empty, and the special ids that stand between them."""
+        """Plain pieces of a rendered prompt (maybe empty), and the special ids between them."""
         pieces: list[str] = []
         specials: list[int] = []
         end = 0

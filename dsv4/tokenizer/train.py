@@ -1,4 +1,4 @@
-"""Train a byte-level BPE with V4's special tokens and pre-tokenizer, digits one token each."""
+"""Trains a byte-level BPE with V4's special tokens and pre-tokenizer, each digit a token of its own."""
 
 import json
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, proc
 from dsv4.tokenizer.special import BOS, EOS, PAD, SPECIAL_TOKENS, placeholder
 
 NANO_VOCAB_SIZE = 1280
-# V4's three splits, with one change: a digit stands alone where V4 takes up to three.
+# V4's three splits, with one change: one digit per token instead of up to three.
 DIGITS = r"\p{N}"
 CJK = "[一-龥぀-ゟ゠-ヿ]+"
 WORDS = (
@@ -22,10 +22,10 @@ WORDS = (
 def train_tokenizer(
     corpus: Iterator[str], vocab_size: int = NANO_VOCAB_SIZE, trained_size: int | None = None
 ) -> tokenizers.Tokenizer:
-    """Train on plain texts; the result has exactly `vocab_size` ids, those from `trained_size` on placeholders.
+    """Train on plain texts; the result has exactly `vocab_size` ids, with placeholders from `trained_size` on.
 
-    Special tokens take the first ids. Without `trained_size` the corpus decides how many ids find a use. A vocabulary
-    below 256 bytes + special tokens is refused.
+    Special tokens take the first ids. Without `trained_size` the corpus decides how many ids are used. ValueError for
+    a vocabulary smaller than the 256 bytes and the special tokens.
     """
     least = 256 + len(SPECIAL_TOKENS)
     if vocab_size < least:
@@ -48,8 +48,8 @@ def train_tokenizer(
     tokenizer.train_from_iterator(corpus, trainer)
     missing = vocab_size - tokenizer.get_vocab_size(with_added_tokens=True)
     tokenizer.add_tokens([_added(placeholder(n)) for n in range(missing)])
-    # The trainer marks every token it is given as special. As in the official file only BOS, EOS and pad are; the
-    # others survive skip_special_tokens.
+    # The trainer marks all of its special tokens as special. In the official file only BOS, EOS and pad are; the others
+    # survive skip_special_tokens.
     data = json.loads(tokenizer.to_str())
     for token in data["added_tokens"]:
         token["special"] = token["content"] in (BOS, EOS, PAD)

@@ -1,4 +1,4 @@
-"""Auxiliary-loss-free balancing: the router's selection bias moves by rule, not by gradient."""
+"""Auxiliary-loss-free load balancing: the router's selection bias is updated by rule, not by gradient."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def update_router_biases(model: nn.Module, loads: Mapping[str, Tensor], speed: float) -> None:
-    """b_e <- b_e + speed * sign(mean load - load_e) for each score-routed MoE.
+    """Update the selection biases of each score-routed MoE: b_e <- b_e + speed * sign(mean load - load_e).
 
-    `loads` maps the MoE's module name ("layers.3.ffn") to the tokens [E] that each of its experts received in the step.
+    `loads` maps the MoE's module name ("layers.3.ffn") to the number of tokens per expert [E] in the step.
     """
     for module_name, load in loads.items():
         bias = model.get_parameter(f"{module_name}.gate.bias")
@@ -21,6 +21,6 @@ def update_router_biases(model: nn.Module, loads: Mapping[str, Tensor], speed: f
 
 
 def load_imbalance(loads: Mapping[str, Tensor]) -> float:
-    """Largest ratio of a busiest expert's load to its layer's mean load; 1 is perfect balance, 0 without loads."""
+    """Maximum over the layers of busiest expert's load / mean load; 1 is perfect balance, 0 without loads."""
     ratios = [float(load.max() / load.float().mean().clamp_min(1.0)) for load in loads.values()]
     return max(ratios, default=0.0)

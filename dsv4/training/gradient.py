@@ -1,4 +1,4 @@
-"""Forward and backward of one process's part of a step: its micro-batches, weighed by what all of the step hold."""
+"""Forward and backward of one process's micro-batches, their losses being means over all micro-batches of the step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dsv4.training.qat import stored_weights
 
 
 class MaskedDocuments(Protocol):
-    """Documents of one micro-batch and, token by token, whether each token is a target."""
+    """Documents of one micro-batch and one mask per document: 1 for tokens that are targets."""
 
     @property
     def documents(self) -> Sequence[Sequence[int]]: ...
@@ -27,14 +27,14 @@ class MaskedDocuments(Protocol):
 
 
 class BatchSource(Protocol):
-    """Gives any batch of a stage by its number, so that a run resumes without replaying data."""
+    """Random access to the batches of a stage by number, so that a run resumes without replaying data."""
 
     def batch(self, step: int, /) -> MaskedDocuments: ...
 
 
 @dataclass(frozen=True)
 class Work:
-    """One step's forward and backward: which source, which of its batches, and how."""
+    """Parameters of one step's forward and backward: stage (the source), step in it, and numerics."""
 
     stage: int
     step: int
@@ -45,7 +45,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Result:
-    """What some micro-batches gave besides their gradient: their share of the step's losses, and their loads."""
+    """Result of some micro-batches besides their gradient: share of the step's losses, expert loads, token count."""
 
     losses: Losses
     loads: dict[str, Tensor]
@@ -54,7 +54,7 @@ class Result:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Packed documents, their targets bool [T], and what their losses are means over."""
+    """Packed documents, their targets bool [T], and the counts that their losses are means over."""
 
     batch: RaggedBatch
     mask: Tensor
@@ -62,7 +62,7 @@ class MicroBatch:
 
 
 def pack_batch(data: MaskedDocuments, device: torch.device) -> MicroBatch:
-    """Lay the documents end to end. ValueError where a document and its mask differ in length."""
+    """Concatenate the documents. ValueError if a document and its mask differ in length."""
     lengths, masks = [len(d) for d in data.documents], [len(m) for m in data.loss_masks]
     if lengths != masks:
         raise ValueError(f"a batch with documents of {lengths} tokens has loss masks of {masks}: one flag a token")
@@ -71,16 +71,17 @@ def pack_batch(data: MaskedDocuments, device: torch.device) -> MicroBatch:
 
 
 def sum_counts(batches: Sequence[MicroBatch]) -> Counts:
-    """What the losses of all `batches` together are means over."""
+    """Counts that the losses of all `batches` together are means over."""
     return sum((batch.counts for batch in batches), Counts())
 
 
 def compute_gradient(
     model: Transformer, batches: Sequence[MicroBatch], work: Work, totals: Counts | None = None
 ) -> Result:
-    """Forward and backward `batches` one by one; their gradients are added to those on the parameters.
+    """Run forward and backward on `batches` one by one, adding their gradients to those on the parameters.
 
-    `totals` are the counts of all micro-batches of the step, other processes' too; None: these are all.
+    `totals` are the counts of all micro-batches of the step, including other processes'; None: `batches` are all.
+    ValueError if the model is frozen.
     """
     if model.frozen:
         raise ValueError("the model is frozen, so that its weights take no gradient: call model.requires_grad_() first")
@@ -94,13 +95,13 @@ def _compute_one(model: Transformer, data: MicroBatch, work: Work, totals: Count
     aux, device = AuxLosses(), data.mask.device.type
     with torch.autocast(device, work.autocast) if work.autocast is not None else nullcontext():
         total, losses = compute_losses(model, data.batch, data.mask, work.weights, aux, totals)
-    if total.requires_grad:  # without targets and routers there is nothing to learn
+    if total.requires_grad:  # not so for a batch without targets in a model without routers
         total.backward()
     return Result(losses, {name: load.cpu() for name, load in aux.loads.items()}, data.batch.num_tokens)
 
 
 def sum_results(results: Sequence[Result]) -> Result:
-    """One record of several: losses, loads and tokens added up."""
+    """Sum of several results: losses, loads and tokens added up."""
     names = results[0].loads
     loads = {name: torch.stack([result.loads[name] for result in results]).sum(0) for name in names}
     return Result(sum_losses(r.losses for r in results), loads, sum(r.tokens for r in results))

@@ -1,7 +1,7 @@
-"""The token-id tables of hash-routed layers: balanced by how often each id occurs, so that no expert starves.
+"""Routing tables of hash-routed layers, balanced by token frequency so that no expert starves.
 
-How DeepSeek built its tables is not published; dealing ids, most frequent first, to the least loaded experts keeps the
-expected load even by construction.
+DeepSeek has not published the construction of its tables. Here token ids, most frequent first, are dealt to the least
+loaded experts, which makes the expected load even.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch import Tensor
 
 
 def balanced_table(counts: Sequence[float], experts: int, per_token: int, generator: torch.Generator) -> Tensor:
-    """Expert ids int64 [len(counts), per_token], distinct in each row, ascending; ties are broken by `generator`.
+    """Expert ids int64 [len(counts), per_token], distinct and ascending in each row; `generator` breaks ties.
 
-    `counts` is how often each token id occurs. Ids that never occur are spread as if they occurred a little.
+    `counts` are occurrences per token id. An id that never occurs counts as 1/1000 of the rarest one.
     """
     if not 1 <= per_token <= experts:
         raise ValueError(f"per_token is {per_token}; allowed: 1 to the number of experts, {experts}")

@@ -1,6 +1,6 @@
-"""A helper process of a run with several replicas: what it shares, what it is asked and what it answers.
+"""Helper process of a run with several replicas: shared tensors, messages, worker loop.
 
-Answers travel by value: a tensor sent as shared memory would need its sender alive when it is read.
+Messages are sent by value: a tensor sent as shared memory could only be read while its sender is alive.
 """
 
 from __future__ import annotations
@@ -26,35 +26,35 @@ from dsv4.training.optim import MuonAdamW
 
 @dataclass(frozen=True)
 class Shared:
-    """Tensors in memory that all processes of the run see."""
+    """Tensors in memory shared by all processes of the run."""
 
-    parameters: list[Tensor]  # as named_parameters() lists them
+    parameters: list[Tensor]  # in the order of named_parameters()
     buffers: list[Tensor]
-    gradients: list[list[Tensor]]  # one list a helper process; the first holds the sum in the end
+    gradients: list[list[Tensor]]  # one list per helper; the first ends up holding the sum
     momenta: list[Tensor]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Which of the step's micro-batches a process takes: `micro_batches` of them, after those of lower ranks."""
+    """A process's share of a step: `micro_batches` micro-batches, after those of lower ranks."""
 
     rank: int
     replicas: int
     micro_batches: int
 
     def numbers(self, step: int) -> range:
-        """Numbers of this process's batches of a step."""
+        """Batch numbers of this process in a step."""
         first = (step * self.replicas + self.rank) * self.micro_batches
         return range(first, first + self.micro_batches)
 
     def read(self, sources: Sequence[BatchSource], work: Work, device: torch.device) -> list[MicroBatch]:
-        """This process's batches of a step, packed."""
+        """Read and pack this process's batches of a step."""
         return [pack_batch(sources[work.stage].batch(number), device) for number in self.numbers(work.step)]
 
 
 @dataclass(frozen=True)
 class Update:
-    """A step of the optimizer."""
+    """Request for an optimizer step at learning rate `rate`, with gradients times `scale`."""
 
     rate: float
     scale: float
@@ -62,18 +62,18 @@ class Update:
 
 @dataclass(frozen=True)
 class Failure:
-    """An error that ended a helper, in words."""
+    """The error that ended a helper, as text."""
 
     error: str
     traceback: str
 
 
 class OtherSideEndedError(RuntimeError):
-    """The process at the other end of a connection is gone."""
+    """The process at the other end of a connection has ended."""
 
 
 def send(connection: Connection, message: object) -> None:
-    """Send `message` by value."""
+    """Send `message` by value. OtherSideEndedError if the other process has ended."""
     data = pickle.dumps(message)
     try:
         connection.send_bytes(data)
@@ -82,7 +82,7 @@ def send(connection: Connection, message: object) -> None:
 
 
 def receive(connection: Connection) -> Any:
-    """The next message."""
+    """Receive the next message. OtherSideEndedError if the other process has ended."""
     try:
         data = connection.recv_bytes()
     except (EOFError, OSError) as error:
@@ -99,21 +99,21 @@ def serve(
     threads: int,
     connection: Connection,
 ) -> None:
-    """A helper's life: counts, gradients and updates as they are asked for, until the connection ends or an error."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's; it closes the connection
+    """Worker loop: serve gradient and update requests until the connection closes or an error is sent as Failure."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C and closes the connection
     torch.set_num_threads(threads)
     try:
         _Helper(place, config, settings, shared, pickle.loads(sources), connection).run()
     except OtherSideEndedError:
         return
-    except Exception as error:  # the main process raises it
+    except Exception as error:  # re-raised by the main process
         words = "".join(traceback.format_exception_only(error)).strip()
         with suppress(OtherSideEndedError):
             send(connection, Failure(words, traceback.format_exc()))
 
 
 class _Helper:
-    """The helper's copy of model and optimizer on the shared tensors."""
+    """Model and optimizer of a helper, on the shared parameters and momenta."""
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ class _Helper:
 
 
 def hand_over(parameters: Sequence[nn.Parameter], places: Sequence[Tensor]) -> None:
-    """Copy the gradients to `places`; zeros where a parameter has none."""
+    """Copy the gradients to `places`; zeros for a parameter without one."""
     for parameter, place in zip(parameters, places, strict=True):
         if parameter.grad is None:
             place.zero_()

@@ -1,4 +1,4 @@
-"""The training loop: stages of data, one optimizer, router balancing, saving and resuming to the same bits."""
+"""The training loop: data stages, optimizer, router balancing, checkpoints; a resumed run has the same bits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the run: `share` of all steps, on batches of `source`."""
+    """A part of the run: a fraction `share` of all steps, on batches of `source`."""
 
     name: str
     share: float
@@ -38,19 +38,19 @@ class Stage:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What a run is trained with. Defaults: DeepSeek-V4 report where it gives a value."""
+    """Training hyperparameters. Defaults: the DeepSeek-V4 report's where it gives a value."""
 
     schedule: Schedule
     grad_clip: float = 1.0
     loss_weights: LossWeights = field(default_factory=LossWeights)
-    mtp_weight_in_decay: float = 0.1  # at most loss_weights.mtp
+    mtp_weight_in_decay: float = 0.1  # MTP weight in the decay, capped at loss_weights.mtp
     balance_speed: float = 1e-3
-    quantized_share: float = 0.15  # the last part of the run forwards with the weights as they will be stored
-    save_every: int = 100
-    autocast: torch.dtype | None = None  # torch.bfloat16: products of layers and experts in it
-    replicas: int = 1  # processes, each with micro-batches of its own
-    micro_batches: int = 1  # of each process in a step, one after the other
-    threads: int = 1  # of each process, where there are several
+    quantized_share: float = 0.15  # last fraction of the run, trained with the stored (FP4, FP8) weight values
+    save_every: int = 100  # steps
+    autocast: torch.dtype | None = None  # torch.bfloat16: the products of layers and experts run in bf16
+    replicas: int = 1  # data-parallel processes
+    micro_batches: int = 1  # per process and step, one after the other
+    threads: int = 1  # per process if replicas > 1
 
     def __post_init__(self) -> None:
         for name in ("save_every", "replicas", "micro_batches", "threads"):
@@ -65,11 +65,11 @@ class TrainSettings:
 
 
 class NonFiniteLossError(RuntimeError):
-    """A loss, its gradient or a parameter is no longer a finite number."""
+    """A loss, a gradient or a parameter is not finite."""
 
 
 class Trainer:
-    """Trains `model` through `stages`. State, plan and metrics live in `run_dir`; `run` resumes from what is there."""
+    """Trains `model` through `stages`. `run_dir` keeps state, plan and metrics; a state found there is resumed."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class Trainer:
         return self.progress.step >= self.plan.total(self.progress.step)
 
     def run(self, stop_after: int | None = None) -> RunPosition:
-        """Train to the end of the plan, or until `stop_after` steps are done; the state is saved at the end."""
+        """Train to the end of the plan, or until `stop_after` steps of the run are done; saves the state at the end."""
         sources = [stage.source for stage in self.stages]
         settings = self.settings
         with (
@@ -120,7 +120,7 @@ class Trainer:
         return self.progress
 
     def save(self) -> None:
-        """Write the whole state of the run; NonFiniteLossError, and nothing is, where a parameter is not finite."""
+        """Write the whole state of the run. NonFiniteLossError, with nothing written, if a parameter is not finite."""
         for name, parameter in self.model.named_parameters():
             if not bool(parameter.isfinite().all()):
                 raise NonFiniteLossError(
@@ -163,7 +163,7 @@ class Trainer:
         report.step(metrics, total, total < UNPLANNED, (total - progress.step) * progress.seconds / progress.step)
 
     def _check_finite(self, results: Sequence[Result], norm: float) -> None:
-        """NonFiniteLossError that names the losses, or else the parameters whose gradients are not finite numbers."""
+        """Raise NonFiniteLossError naming the losses, else the gradients, that are not finite."""
         parts = [(rank, not_finite(result.losses)) for rank, result in enumerate(results)]
         wrong = [f"{', '.join(names)} (replica {rank})" for rank, names in parts if names]
         if not wrong and math.isfinite(norm):
@@ -179,7 +179,7 @@ class Trainer:
         return f"the last saved state is {self.state_path}" if self.state_path.exists() else "no state was saved yet"
 
     def _advance_stage(self, step: int, total: int) -> None:
-        """Enter the next stage once the earlier ones have had their share of `total`; never back."""
+        """Enter the next stage once the earlier ones have had their share of `total`; never go back."""
         while self.progress.stage + 1 < len(self.stages):
             share = sum(stage.share for stage in self.stages[: self.progress.stage + 1])
             if step < round(share * total):

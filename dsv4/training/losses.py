@@ -20,7 +20,7 @@ CSA_RATIO = 4
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the summed loss. The report gives MTP 0.3 (0.1 in the decay) and balance 1e-4; not the indexer's."""
+    """Weights of the summed loss. The report gives MTP 0.3 (0.1 in the decay), balance 1e-4, and no indexer weight."""
 
     mtp: float = 0.3
     balance: float = 1e-4
@@ -29,12 +29,12 @@ class LossWeights:
 
 @dataclass(frozen=True)
 class Counts:
-    """What the parts of a loss are means over. Those of several micro-batches add up."""
+    """Denominators of the means in a loss. Counts of several micro-batches add up."""
 
-    targets: int = 0  # next token, accuracy
+    targets: int = 0  # of next token and accuracy
     mtp_targets: int = 0
-    documents: int = 0  # balance
-    indexed: int = 0  # indexer: tokens that see an entry of a CSA layer
+    documents: int = 0  # of balance
+    indexed: int = 0  # of the indexer: tokens that see an entry of a CSA layer
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -42,7 +42,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Losses:
-    """The parts of a loss as plain numbers, for the log; of one of several micro-batches its share in their mean."""
+    """Parts of a loss as Python floats, for the log; for one of several micro-batches, its share of their mean."""
 
     next_token: float
     accuracy: float
@@ -53,9 +53,9 @@ class Losses:
 
 
 def target_rows(cu_seqlens: Tensor, mask: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
-    """Pairs (row t, target row t + ahead) inside one document whose target is trained on.
+    """Pairs (row t, row t + ahead) in one document whose second row is a target, as two int64 [n].
 
-    `cu_seqlens` int64 [N + 1], `mask` bool [T] (true: this token is a target) -> two int64 [n].
+    `cu_seqlens` int64 [N + 1]; `mask` bool [T], True for targets.
     """
     cu_seqlens = cu_seqlens.to(mask.device)
     rows = torch.arange(len(mask), device=mask.device)
@@ -66,13 +66,16 @@ def target_rows(cu_seqlens: Tensor, mask: Tensor, ahead: int) -> tuple[Tensor, T
 
 
 def pack_masks(masks: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> Tensor:
-    """Lay the documents' masks end to end -> bool [T]."""
+    """Concatenate the documents' masks to bool [T]."""
     return torch.tensor([bool(flag) for mask in masks for flag in mask], dtype=torch.bool, device=device)
 
 
 def following_ids(batch: RaggedBatch) -> Tensor:
-    """The id after each token, int64 [T]. After a document's last one its own again: it reaches no earlier row and is
-    no target, but the router's balance counts it, and must not depend on which document stands behind."""
+    """Id of the next token in the document, int64 [T]; for a document's last token its own id.
+
+    That id reaches no earlier row and is no target, but it counts in the router's balance loss, which must not depend
+    on the document that follows in the batch.
+    """
     following = batch.token_ids.roll(-1)
     last = (batch.cu_seqlens[1:] - 1).to(following.device)
     following[last] = batch.token_ids[last]
@@ -80,7 +83,7 @@ def following_ids(batch: RaggedBatch) -> Tensor:
 
 
 def count_parts(batch: RaggedBatch, mask: Tensor) -> Counts:
-    """What the losses of `batch` with targets `mask` bool [T] are means over."""
+    """Counts that the losses of `batch` with targets `mask` bool [T] are means over."""
     return Counts(
         targets=len(target_rows(batch.cu_seqlens, mask, 1)[0]),
         mtp_targets=len(target_rows(batch.cu_seqlens, mask, 2)[0]),
@@ -97,11 +100,11 @@ def compute_losses(
     aux: AuxLosses,
     totals: Counts | None = None,
 ) -> tuple[Tensor, Losses]:
-    """Forward `batch` -> (weighted loss, its parts); `mask` bool [T] marks the tokens that are targets.
+    """Run `batch` forward and return (weighted loss, its parts); `mask` bool [T] marks the targets.
 
-    `totals` are the counts of all micro-batches of the step, None where this is the only one: losses and gradients of
-    the micro-batches add up to what one batch of all their documents gives. Logits are computed for rows with a target
-    only. Raises ValueError when no row of the step has one.
+    `totals` are the counts of all micro-batches of the step, None if this is the only one: losses and gradients of the
+    micro-batches add up to those of one batch of all their documents. Logits are computed only for rows with a target.
+    ValueError if no row of the step has one.
     """
     counts = count_parts(batch, mask)
     totals = totals or counts
@@ -117,7 +120,7 @@ def compute_losses(
         next_token = _mean_cross_entropy(logits, token_ids[targets], totals.targets)
         accuracy = (logits.detach().argmax(-1) == token_ids[targets]).sum() / totals.targets
 
-    # Where any micro-batch has an MTP target, the block runs on all: its router's balance is a mean over all documents.
+    # If any micro-batch has an MTP target, all run the block: its router's balance is a mean over all documents.
     if weights.mtp and totals.mtp_targets and len(model.mtp):
         mtp_streams = model.mtp_forward(streams, following_ids(batch), batch, aux=aux)
         rows, targets = target_rows(batch.cu_seqlens, mask, 2)
@@ -132,17 +135,17 @@ def compute_losses(
 
 
 def _mean_cross_entropy(logits: Tensor, targets: Tensor, count: int) -> Tensor:
-    """Sum over the rows of logits [n, vocab] over `count`."""
+    """Cross-entropy summed over the rows of logits [n, vocab], divided by `count`."""
     return F.cross_entropy(logits, targets, reduction="sum") / count
 
 
 def sum_losses(parts: Iterable[Losses]) -> Losses:
-    """One record of the shares of several micro-batches: the mean over all of them."""
+    """Sum of the shares of several micro-batches, which is the mean over all of them."""
     columns = zip(*(astuple(part) for part in parts), strict=True)
     return Losses(*(sum(column) for column in columns))
 
 
 def not_finite(losses: Losses) -> list[str]:
-    """The parts that are not finite numbers, each as "name value"."""
+    """Parts that are not finite, each as "name value"."""
     values = {f.name: getattr(losses, f.name) for f in fields(losses)}
     return [f"{name} {value}" for name, value in values.items() if value - value != 0]

@@ -1,22 +1,22 @@
-"""HybridNS: the ten-step Newton-Schulz orthogonalization that V4 trains with (DeepSeek-V4 report, Muon)."""
+"""HybridNS: ten-step Newton-Schulz orthogonalization (DeepSeek-V4 report, Muon)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# X <- aX + b(XX^T)X + c(XX^T)^2 X. The first eight steps push every singular value to about 1 fast; the last two have
-# f(1) = 1 and f'(1) = 0, so they converge quadratically.
+# (a, b, c) of X <- aX + b(XX^T)X + c(XX^T)^2 X. The first eight steps move every singular value to about 1 quickly; the
+# last two have f(1) = 1 and f'(1) = 0, so they converge quadratically.
 FAST = (3.4445, -4.7750, 2.0315)
 POLISH = (2.0, -1.5, 0.5)
 HYBRID_STEPS = (FAST,) * 8 + (POLISH,) * 2
 
-# A matrix whose Frobenius norm is below this is scaled by it instead of by its norm: the zero momentum of an expert
-# that never saw a token stays exactly zero, and a vanishing one does not come back at full size.
+# Lower bound of the Frobenius norm that a matrix is divided by: the zero momentum of an expert that never saw a token
+# stays exactly zero, and a vanishing momentum is not scaled up to full size.
 NORM_FLOOR = 1e-9
 
-# Matrices orthogonalized in one batched product: enough to fill the cores, few enough to stay in cache (measured:
-# 32 to 96 matrices of 128 x 256 in bf16 take half the time a matrix that all 672 at once do).
+# Elements per batched product: enough matrices to fill the cores, few enough to stay in cache (measured: 32 to 96
+# matrices of 128 x 256 in bf16 take half the time per matrix of all 672 at once).
 CHUNK_ELEMENTS = 48 * 128 * 256
 
 
@@ -25,10 +25,10 @@ def orthogonalize(
     compute_dtype: torch.dtype = torch.bfloat16,
     steps: tuple[tuple[float, float, float], ...] = HYBRID_STEPS,
 ) -> Tensor:
-    """Replace the singular values of each of `matrices` [N, n, m] by (about) 1; same shape, dtype of the input.
+    """Orthogonalize each of `matrices` [N, n, m]: singular values become about 1. Shape and dtype of the input.
 
-    Products run in `compute_dtype`; the report finds bf16 enough. In fp32 singular values that were within
-    [1e-3, 1] of the Frobenius norm end in [1.0000, 1.0005].
+    Products run in `compute_dtype`; bf16 suffices according to the report. In fp32, singular values within [1e-3, 1] of
+    the Frobenius norm end in [1.0000, 1.0005].
     """
     n, m = matrices.shape[-2:]
     per_chunk = max(1, CHUNK_ELEMENTS // (n * m))
@@ -41,7 +41,7 @@ def _orthogonalize(
     norm = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True).clamp_min(NORM_FLOOR)
     x = (matrices / norm).to(compute_dtype)
     tall = x.shape[1] > x.shape[2]
-    if tall:  # the Gram matrix is taken on the short side
+    if tall:  # so that the Gram matrix has the size of the short side
         x = x.transpose(1, 2).contiguous()
     for a, b, c in steps:
         gram = torch.bmm(x, x.transpose(1, 2))

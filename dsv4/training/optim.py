@@ -1,7 +1,7 @@
-"""Muon and AdamW in one optimizer, split and set as DeepSeek V4 trains (report, Muon and Training Setups).
+"""Muon and AdamW in one optimizer, with DeepSeek V4's split and settings (report, Muon and Training Setups).
 
-Which of the two trains a parameter, and which independent matrices it holds, is in model/parameters.py. The router's
-`gate.bias` belongs to neither: it moves by rule (balance.py).
+model/parameters.py lists each parameter's optimizer and the independent matrices that it holds. The router's
+`gate.bias` has neither: balance.py updates it by rule.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dsv4.training.newton_schulz import CHUNK_ELEMENTS, orthogonalize
 
 @dataclass(frozen=True)
 class ParameterRule:
-    """How one parameter is trained; `rows` are the heights of the independent matrices stacked in a Muon parameter."""
+    """Optimizer of one parameter; `rows` are the heights of the independent matrices stacked in a Muon parameter."""
 
     name: str
     kind: Optimizer
@@ -28,13 +28,13 @@ class ParameterRule:
 
 
 def parameter_rule(name: str, shape: tuple[int, ...], sizes: SplitSizes) -> ParameterRule:
-    """Rule of the parameter `name` of `shape`, by the table of parameters."""
+    """Rule of the parameter `name` of `shape`, from the table of parameters."""
     kind = row_of(name).optimizer
     return ParameterRule(name, kind, matrix_heights(name, shape, sizes) if kind == "muon" else ())
 
 
 def split_parameters(named: Iterable[tuple[str, nn.Parameter]], config: SplitSizes) -> list[ParameterRule]:
-    """One rule for each trainable parameter and for each router bias, in the order given."""
+    """Rules of the trainable parameters and the router biases, in the order of `named`."""
     return [
         parameter_rule(name, tuple(parameter.shape), config)
         for name, parameter in named
@@ -43,20 +43,20 @@ def split_parameters(named: Iterable[tuple[str, nn.Parameter]], config: SplitSiz
 
 
 class _Run(NamedTuple):
-    """Some matrices of one parameter that follow one another: `tensor[start:stop]` of [all rows, columns]."""
+    """Adjacent matrices of one parameter: rows [start, stop) of the parameter as [all rows, columns]."""
 
     name: str
     start: int
     stop: int
 
     def of(self, tensor: Tensor, shape: tuple[int, int]) -> Tensor:
-        """Its part of the parameter, of its gradient or its momentum: a view [N, *shape]."""
+        """View [N, *shape] of these matrices in the parameter, its gradient or its momentum."""
         return tensor.flatten(0, -2)[self.start : self.stop].view(-1, *shape)
 
 
 @dataclass(frozen=True)
 class _MuonGroup:
-    """Matrices of one shape that are stepped together: few enough that they stay in cache from gradient to weight."""
+    """Matrices of one shape that are stepped together; few enough to stay in cache from gradient to weight."""
 
     shape: tuple[int, int]
     runs: list[_Run]
@@ -67,10 +67,10 @@ class _MuonGroup:
 
 
 class MuonAdamW:
-    """Steps every trainable parameter of a model once: Muon for matrices, AdamW for the rest, one learning rate.
+    """Optimizer of a model's trainable parameters: Muon for matrices, AdamW for the rest, one learning rate.
 
     Muon: M <- mu M + G; O = HybridNS(mu M + G) * sqrt(max(n, m)) * gamma; W <- W (1 - lr wd) - lr O.
-    Matrices of one shape are stepped together, so that hundreds of experts cost a few batched products.
+    Matrices of one shape are stepped together: hundreds of experts then take a few batched products.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class MuonAdamW:
         compute_dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         self.momentum, self.gamma, self.weight_decay, self.compute_dtype = momentum, gamma, weight_decay, compute_dtype
-        # What a helper process builds its own copy with.
+        # Keyword arguments with which a helper process builds its copy.
         self.settings: dict[str, Any] = {
             "momentum": momentum,
             "gamma": gamma,
@@ -99,7 +99,7 @@ class MuonAdamW:
         self.rules = split_parameters(model.named_parameters(), config)
         muon = [rule for rule in self.rules if rule.kind == "muon"]
         self._groups = self._group_matrices(muon)
-        # By parameter, of its shape.
+        # By parameter name, in the parameter's shape.
         self._momenta = {r.name: torch.zeros_like(self.parameters[r.name], dtype=torch.float32) for r in muon}
         decayed = [self.parameters[rule.name] for rule in self.rules if rule.kind == "adamw"]
         plain = [self.parameters[rule.name] for rule in self.rules if rule.kind == "adamw_no_decay"]
@@ -120,15 +120,15 @@ class MuonAdamW:
             size = max(1, CHUNK_ELEMENTS // (rows * width))
             for first in range(0, len(matrices), size):
                 groups.append(_MuonGroup((rows, width), _join(matrices[first : first + size])))
-        # The costliest first, so that dealing them out in turn loads the workers evenly.
+        # Costliest first, so that assigning them in turn loads the workers evenly.
         return sorted(groups, key=lambda group: -group.elements)
 
     @torch.no_grad()
     def step(self, lr: float, grad_scale: float = 1.0, worker: int = 0, workers: int = 1) -> None:
-        """Apply one update at learning rate `lr`; gradients count times `grad_scale` (clipping without another pass).
+        """Apply one update at learning rate `lr`, gradients multiplied by `grad_scale` (clipping without another pass).
 
-        A parameter without gradient counts as one whose gradient is zero. Of several workers that share the weights,
-        the gradients and the momenta, each steps its part: the Muon groups in turn, AdamW's the first worker.
+        A missing gradient counts as zero. Several workers that share weights, gradients and momenta step a part each:
+        the Muon groups in turn; worker 0 also the AdamW parameters.
         """
         for group in self._groups[worker::workers]:
             gradient = torch.cat([self._gradient(run, group.shape) for run in group.runs])
@@ -167,30 +167,30 @@ class MuonAdamW:
             parameter.grad = None
 
     def gradient_norm(self) -> float:
-        """Euclidean norm of all gradients together, before any scaling."""
+        """L2 norm of all gradients together, before any scaling."""
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
-        # Matrix by matrix, as the checkpoint has them, and without those of idle experts: the bits depend neither on how
-        # tensors are stacked nor on which process has made zeros of a gradient that is none.
         if not gradients:
             return 0.0
+        # Per matrix, as the checkpoint has them: no bit depends on how tensors are stacked. And without zeros: an idle
+        # expert's gradient may be zeros or none.
         norms = torch.stack([gradient.norm() for gradient in official_tensors(gradients).values()])
         return float(torch.linalg.vector_norm(norms[norms != 0]))
 
     def not_finite(self) -> list[str]:
-        """Parameters whose gradient is not finite, by name; the first few."""
+        """Names of parameters whose gradient is not finite, as "gradient of <name>"; at most five."""
         named = ((name, p.grad) for name, p in self.parameters.items() if p.grad is not None)
         return [f"gradient of {name}" for name, grad in named if not bool(grad.isfinite().all())][:5]
 
     def momenta(self) -> list[Tensor]:
-        """Muon's momenta, the tensors themselves."""
+        """Muon's momenta, not copied."""
         return list(self._momenta.values())
 
     def share_momenta(self, momenta: Sequence[Tensor]) -> None:
-        """Keep the momenta in `momenta`, as another optimizer's `momenta()` lists them."""
+        """Use the tensors `momenta`, in the order of another optimizer's `momenta()`, as the momenta."""
         self._momenta = dict(zip(self._momenta, momenta, strict=True))
 
     def _check_adamw(self, state: Mapping[str, Any]) -> None:
-        """ValueError where AdamW's moments have other shapes than its parameters: it would take them all the same."""
+        """ValueError unless AdamW's moments have the shapes of its parameters, which torch does not check."""
         parameters = [p for group in self._adamw.param_groups for p in group["params"]]
         if sum(len(group["params"]) for group in state["param_groups"]) != len(parameters):
             raise ValueError(f"AdamW's state is not of {len(parameters)} parameters, as this model's")
@@ -205,14 +205,14 @@ class MuonAdamW:
                     )
 
     def state_dict(self) -> dict[str, Any]:
-        """Momenta and AdamW moments; tensors are not copied."""
+        """Muon momenta and AdamW's state; tensors are not copied."""
         return {
             "muon": dict(self._momenta),
             "adamw": self._adamw.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`; ValueError, and nothing is changed, where it is of a model with other parameters."""
+        """Continue from `state`. ValueError, with nothing changed, if it is of a model with other parameters."""
         saved = state["muon"]
         if {n: m.shape for n, m in saved.items()} != {n: m.shape for n, m in self._momenta.items()}:
             raise ValueError("optimizer state is of a model with other matrices than this one")
@@ -223,7 +223,7 @@ class MuonAdamW:
 
 
 def _join(matrices: Iterable[_Run]) -> list[_Run]:
-    """Matrices in order -> runs, each as long as it can be."""
+    """Join adjacent matrices, given in order, into runs of maximal length."""
     runs: list[_Run] = []
     for matrix in matrices:
         if runs and (runs[-1].name, runs[-1].stop) == (matrix.name, matrix.start):

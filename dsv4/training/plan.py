@@ -1,22 +1,22 @@
-"""How many steps a run makes: the loop asks its plan before each."""
+"""Plans: the total number of steps of a run, which the loop asks for before each step."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Protocol
 
-UNPLANNED = 1_000_000  # total of a plan that does not know yet: no stage ends and no decay starts before
+UNPLANNED = 1_000_000  # total while a plan is still undecided; far enough that no stage ends and no decay starts
 
 
 class Plan(Protocol):
-    """A length may follow from measured speed; a resumed run has to get the totals of its first one."""
+    """Total steps of a run, possibly from measured speed. A resumed run must get the totals that it got before."""
 
     def total(self, step: int) -> int:
         """Total steps of the run as planned at or before `step`."""
         ...
 
     def observe(self, step: int, elapsed: float, freeze: bool) -> None:
-        """`step` steps took `elapsed` seconds so far. freeze: the learning rate decays, so the total stays."""
+        """Record that `step` steps took `elapsed` seconds. freeze: the rate decays, so the total must not change."""
         ...
 
 

@@ -1,7 +1,7 @@
-"""Quantization-aware training: forward with the weights as they will be stored, train the fp32 masters behind them.
+"""Quantization-aware training: the forward uses the weights' stored values, the update goes to the fp32 masters.
 
-The straight-through estimator without touching the model: for one forward and backward the parameters hold their
-stored values (FP4 routed experts, FP8 projections), then the masters return and receive the gradients as they are.
+A straight-through estimator outside the model: for one forward and backward the parameters hold their stored values
+(FP4 routed experts, FP8 projections); then the masters return and receive the gradients unchanged.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ _MATRICES_AT_ONCE = 64
 
 
 def as_stored(name: str, weight: Tensor) -> Tensor:
-    """The value that reading back the parameter `name`, stored in the official layout, gives."""
+    """Round-trip of the parameter `name` through the official layout: the values read back after saving."""
     dtype = stored_dtype(name)
-    if dtype == "I8":  # FP4; blocks lie inside rows
+    if dtype == "I8":  # FP4; blocks do not cross rows
         return torch.cat([fake_quant_fp4(matrices) for matrices in weight.split(_MATRICES_AT_ONCE)])
     return fake_quant_fp8_blocks(weight) if dtype == "F8_E4M3" else weight
 
 
 @contextmanager
 def stored_weights(model: nn.Module) -> Iterator[None]:
-    """Inside, the model's parameters hold their stored values; outside, their masters again, bit for bit."""
+    """Context in which the model's parameters hold their stored values; on exit the masters return, bit for bit."""
     masters = [(name, p, p.data) for name, p in model.named_parameters() if stored_dtype(name) in _QUANTIZED]
     try:
         with torch.no_grad():

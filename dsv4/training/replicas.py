@@ -1,9 +1,9 @@
 """Data parallelism over processes of one machine that share the weights.
 
-Small layers gain little from several threads each, and a thread that waits for a busy core stops all others. So each
-process computes the gradient of its own micro-batches on its own thread, and the processes meet three times a step:
-when they know how many targets all have, when the gradients are added, and when each has stepped its part of the Muon
-matrices. Weights, gradients and momenta lie in shared memory; nothing else is sent but a few numbers.
+Small layers gain little from several threads, and a thread without a free core stalls the others. So each process
+computes the gradient of its own micro-batches on its own thread, and the processes synchronize three times per step: to
+sum the target counts, to add the gradients, and after each has stepped its part of the Muon matrices. Weights,
+gradients and momenta are in shared memory; only a few numbers are sent besides.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dsv4.training.losses import Counts
 from dsv4.training.optim import MuonAdamW
 
 SHARED_MEMORY = Path("/dev/shm")
-END_SECONDS = 20.0  # for a helper that has nothing left to do
+END_SECONDS = 20.0  # grace period for a helper to exit
 
 
 class ReplicaError(RuntimeError):
@@ -37,9 +37,9 @@ class ReplicaError(RuntimeError):
 
 
 class Replicas:
-    """`count` processes of `micro_batches` each a step: this one and helpers. Use as a context manager.
+    """`count` processes, this one and helpers, with `micro_batches` per process and step. Use as a context manager.
 
-    With count 1 there are no helpers. Sources are sent to the helpers by pickling. A helper's error is raised here as
+    With count 1 there are no helpers. Sources are pickled to the helpers. A helper's error is raised here as
     ReplicaError with its cause.
     """
 
@@ -108,7 +108,7 @@ class Replicas:
         torch.set_num_threads(self._threads)
 
     def _check_shared_memory(self, trained: Sequence[Tensor]) -> None:
-        """Refuse what would end in SIGBUS: shared memory is given out before it is known to be there."""
+        """MemoryError if shared memory is too small: the system grants it anyway and sends SIGBUS on first use."""
         own = [*self.model.parameters(), *self.model.buffers(), *self.optimizer.momenta()]
         needed = sum(t.nbytes for t in own if not t.is_shared()) + (self.count - 1) * sum(t.nbytes for t in trained)
         free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else needed
@@ -119,10 +119,10 @@ class Replicas:
             )
 
     def gradient(self, work: Work) -> list[Result]:
-        """Leave the step's gradient on the parameters -> each replica's share of the losses, this process's first.
+        """Leave the step's gradient on the parameters; return each replica's share of the losses, this process's first.
 
-        The parts of the loss are means over all replicas and micro-batches together. Raises ValueError where none of
-        them has a target, ReplicaError where a helper failed.
+        The parts of the loss are means over all replicas and micro-batches together. ValueError if no micro-batch has a
+        target, ReplicaError if a helper failed.
         """
         for helper in self._helpers:
             helper.send(work)
@@ -142,7 +142,7 @@ class Replicas:
         return results
 
     def _exchange_counts(self, batches: Sequence[MicroBatch], work: Work) -> Counts:
-        """The counts of all micro-batches of the step; the helpers know them too."""
+        """Sum the counts of all micro-batches of the step and send the sum to the helpers."""
         totals = sum((helper.receive() for helper in self._helpers), sum_counts(batches))
         if not totals.targets:
             first, last = self._place.numbers(work.step)[0], self._place.numbers(work.step + 1)[0] - 1
@@ -155,7 +155,7 @@ class Replicas:
         return totals
 
     def update(self, rate: float, scale: float) -> None:
-        """Step the optimizer, each process its part, with gradients times `scale`."""
+        """Step the optimizer, a part per process, with gradients times `scale`."""
         for helper in self._helpers:
             helper.send(Update(rate, scale))
         self.optimizer.step(rate, scale, 0, self.count)
@@ -165,7 +165,7 @@ class Replicas:
 
 @dataclass(frozen=True)
 class _HelperHandle:
-    """A helper as the main process sees it."""
+    """The main process's end of a helper."""
 
     name: str
     process: BaseProcess
@@ -175,7 +175,7 @@ class _HelperHandle:
         try:
             send(self.connection, message)
         except OtherSideEndedError:
-            self.receive()  # what the helper said at its end
+            self.receive()  # raises the Failure that the helper sent before it ended, if any
             raise self._ended() from None
 
     def receive(self) -> Any:
@@ -202,7 +202,7 @@ class _HelperHandle:
         )
 
     def end(self, at_once: bool) -> None:
-        """Close the connection, which ends a helper that waits, and see that the process is gone."""
+        """Close the connection, which ends an idle helper, and wait until the process has ended; kill it if needed."""
         self.connection.close()
         if at_once:
             self.process.terminate()

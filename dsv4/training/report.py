@@ -1,4 +1,4 @@
-"""What a run shows while it goes: metrics.jsonl, and a progress bar or plain lines with the time left."""
+"""Progress reporting of a run: metrics.jsonl, and a progress bar or plain lines with the time left."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ PLAIN_LINE_EVERY = 20
 
 
 def format_seconds(seconds: float) -> str:
-    """1:02:03 or 2:03."""
+    """Seconds as "1:02:03" or "2:03"."""
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def _is_before(line: str, first_step: int) -> bool:
-    """True for the whole line of a step before `first_step`. A kill or a full disk may have cut a later one."""
+    """True if `line` is a complete record of a step before `first_step`; a kill or a full disk may have cut it."""
     try:
         return json.loads(line)["step"] < first_step
     except (ValueError, KeyError, TypeError):
@@ -31,9 +31,9 @@ def _is_before(line: str, first_step: int) -> bool:
 
 
 class Report:
-    """Appends one JSON line a step to `path` and shows progress on the terminal. Use as a context manager.
+    """Appends one JSON line per step to `path` and shows progress on the terminal. Use as a context manager.
 
-    `first_step` is where the run (re)starts: lines of later steps, which a killed run left, are dropped.
+    `first_step` is the step at which the run (re)starts: lines of later steps, left by a killed run, are dropped.
     """
 
     def __init__(self, path: Path, first_step: int, console: Console | None = None, quiet: bool = False) -> None:
@@ -44,7 +44,7 @@ class Report:
         kept = "".join(line + "\n" for line in lines if _is_before(line, first_step))
         with new_file(path) as temporary:
             temporary.write_text(kept, encoding="utf-8")
-        self._file = path.open("ab", buffering=0)  # nothing is left over to be written after an error
+        self._file = path.open("ab", buffering=0)  # unbuffered: close() has nothing to write after an error
         self._bar: Progress | None = None
         self._task: Any = None
 

@@ -1,4 +1,4 @@
-"""Learning rate over a run: linear warm-up, constant, cosine to a fraction of the peak (DeepSeek-V4 report)."""
+"""Learning rate schedule: linear warm-up, constant, cosine to a fraction of the peak (DeepSeek-V4 report)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Schedule:
-    """`decay_fraction` of the steps, at the end, follow a cosine from `peak` to `peak * final_ratio`."""
+    """Warm-up, then `peak`; the last `decay_fraction` of the steps follow a cosine to `peak * final_ratio`."""
 
     peak: float
     warmup_steps: int
@@ -22,11 +22,11 @@ class Schedule:
             raise ValueError(f"warmup_steps is {self.warmup_steps}; allowed: 0 or more")
 
     def decay_start(self, total_steps: int) -> int:
-        """First step whose rate is below the peak because of the decay."""
+        """First step of the decay; `total_steps` without one."""
         return total_steps - round(total_steps * self.decay_fraction)
 
     def rate(self, step: int, total_steps: int) -> float:
-        """Learning rate of step `step` (0-based) of `total_steps`; the last step comes close to the final rate."""
+        """Learning rate of step `step` (0-based) of `total_steps`; with a decay, the last step has the final rate."""
         warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         start = self.decay_start(total_steps)
         if step < start:
@@ -36,5 +36,5 @@ class Schedule:
         return self.peak * warmup * (self.final_ratio + (1.0 - self.final_ratio) * cosine)
 
     def in_decay(self, step: int, total_steps: int) -> bool:
-        """Whether `step` lies in the decay: from there on the MTP loss weighs 0.1 instead of 0.3."""
+        """True if `step` is in the decay, where the MTP loss weighs 0.1 instead of 0.3."""
         return step >= self.decay_start(total_steps)

@@ -1,4 +1,4 @@
-"""Batch sources that travel to helper processes: they carry what it takes to make the loader, not the loader."""
+"""Picklable batch sources for helper processes: they hold the loader's arguments and build it on first use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dsv4.tokenizer import Tokenizer
 
 @dataclass
 class NanoSource:
-    """Batches of a NanoLoader with the tokenizer in `tokenizer_folder`; the loader is made at the first batch."""
+    """Batches of a NanoLoader with the tokenizer in `tokenizer_folder`."""
 
     tokenizer_folder: Path
     stage: str
@@ -21,7 +21,7 @@ class NanoSource:
     _loader: NanoLoader | None = field(default=None, repr=False, compare=False)
 
     def batch(self, step: int, /) -> TokenBatch:
-        """The batch of that number, whatever was asked before."""
+        """Batch number `step`, independent of earlier calls."""
         if self._loader is None:
             tokenizer = Tokenizer.from_pretrained(self.tokenizer_folder)
             self._loader = NanoLoader(tokenizer, self.stage, self.seed, self.tokens_per_batch)

@@ -1,4 +1,4 @@
-"""The whole state of a run in one file, written atomically: a kill at any moment leaves the last complete one."""
+"""The whole state of a run in one file, written atomically: a kill at any time leaves the last complete file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dsv4.training.optim import MuonAdamW
 
 @dataclass
 class RunPosition:
-    """Where a run stands. The data's position is `step - stage_start`: sources give any batch by its number."""
+    """Position of a run. The data's position is `step - stage_start`, since sources give any batch by its number."""
 
     step: int = 0
     stage: int = 0
@@ -28,13 +28,13 @@ class RunPosition:
 
 
 class StateError(ValueError):
-    """A saved state is damaged, or of another model or run than the one that it is put into."""
+    """A saved state is damaged, or belongs to another model or run."""
 
 
 def save_state(path: Path, model: nn.Module, optimizer: MuonAdamW, progress: RunPosition) -> None:
     """Write parameters, buffers, optimizer, progress and random state to `path`.
 
-    Raises DiskFullError where there is no room; the state that stands at `path` is then unchanged.
+    DiskFullError if there is no room; an existing state at `path` is then unchanged.
     """
     state: dict[str, Any] = {
         "model": model.state_dict(),
@@ -46,14 +46,14 @@ def save_state(path: Path, model: nn.Module, optimizer: MuonAdamW, progress: Run
         state["cuda_rng"] = torch.cuda.get_rng_state_all()
     needed = sum(tensor.nbytes for _, tensor in _tensors(state, ""))
     with new_file(path, needed) as temporary, temporary.open("wb") as handle:
-        torch.save(state, handle)  # given a path, it would not say why it cannot write
+        torch.save(state, handle)  # given a path, its error would not say why writing failed
 
 
 def load_state(path: Path, model: nn.Module, optimizer: MuonAdamW) -> RunPosition:
-    """Put model, optimizer and random state back as `save_state` found them.
+    """Restore model, optimizer and random state from `path`; return the position of the run.
 
-    Raises StateError, before anything is changed, where the file is damaged or a tensor has another name, shape or
-    dtype than the model and the optimizer have.
+    StateError, with nothing changed, if the file is damaged or a tensor differs in name, shape or dtype from those of
+    the model and the optimizer.
     """
     state = _read(path)
     expected: dict[str, Any] = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
@@ -74,7 +74,7 @@ def load_state(path: Path, model: nn.Module, optimizer: MuonAdamW) -> RunPositio
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The content of a state file, every byte checked: torch.load leaves the sums in the file alone."""
+    """Read a state file and check the CRC of every member, which torch.load does not."""
     again = "remove it to start the run again from its first step"
     try:
         with zipfile.ZipFile(path) as archive:
@@ -92,7 +92,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in nested dicts and lists, by the path of its keys."""
+    """Tensors in nested dicts and lists, each with the dotted path of its keys."""
     if isinstance(value, Tensor):
         yield name, value
     elif isinstance(value, Mapping):
@@ -104,7 +104,7 @@ def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def _check_same(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """StateError where a tensor is missing or has another shape or dtype. AdamW's moments its own check looks at."""
+    """StateError if a tensor is missing or has another shape or dtype. AdamW's moments are checked by the optimizer."""
     for name, want in expected.items():
         if name not in found:
             raise StateError(f"{path}: {name} is missing; the state is of another model")

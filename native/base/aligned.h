@@ -13,8 +13,8 @@ namespace dsv4 {
 template <class T>
 class Aligned {
    public:
-    // At least `count` values. Where the memory has to grow, the new one is zero and the old values are lost; the
-    // system hands out its pages when they are first written.
+    // Returns memory for at least `count` values. When it grows, it is zeroed and the old values are lost; the system
+    // maps its pages on first write.
     T* reserve(int64_t count) {
         if (count > capacity_) {
             const int64_t capacity = std::max(count, capacity_ + capacity_ / 4);

@@ -1,8 +1,8 @@
 // A layer's index keys, quantized for the indexer's filter and kept beside the entries, in panels of 16 rows.
 //
-// The entries are authoritative. Panels belong to rows of the entry tensor, not to sequences: a page has whole panels, so
-// that sequences which share a page share what is kept of it. Panels are re-quantized lazily after a write; whoever writes
-// to the entries calls `invalidate`.
+// The entries are authoritative. Panels belong to rows of the entry tensor, not to sequences: a page has whole panels,
+// so that sequences which share a page share what is kept of it. Panels are re-quantized lazily after a write; whoever
+// writes to the entries calls `invalidate`.
 #pragma once
 
 #include <algorithm>
@@ -15,18 +15,18 @@ namespace dsv4 {
 
 class IndexKeyCache {
    public:
-    static constexpr int64_t ROWS = 16;  // of a panel
+    static constexpr int64_t ROWS = 16;  // rows per panel
     struct Bounds {
-        float square = 0.0f, step = 0.0f;  // the largest squared norm and step of a panel's keys
+        float square = 0.0f, step = 0.0f;  // largest squared norm and largest step of a panel's keys
     };
 
-    // checked: keeps a checksum of each quantized row, for `stale_row`.
+    // rows: of the entry tensor. checked: keep a checksum of each quantized row, for `stale_row`.
     IndexKeyCache(int64_t rows, bool checked)
         : panels_((rows + ROWS - 1) / ROWS),
           valid_(static_cast<size_t>(panels_)),
           checksums_(checked ? static_cast<size_t>(panels_ * ROWS) : 0) {}
 
-    // To be called after row `row` of the entries was written.
+    // Marks a row of the entries as written; must follow every write.
     void invalidate(int64_t row) {
         uint8_t& valid = valid_[static_cast<size_t>(row / ROWS)];
         valid = std::min(valid, static_cast<uint8_t>(row % ROWS));
@@ -35,7 +35,7 @@ class IndexKeyCache {
         for (int64_t row = first; row < first + count; ++row) invalidate(row);
     }
 
-    // Memory for panels of `words` 16-bit values.
+    // Allocates panels of `words` 16-bit values; a change of `words` invalidates all.
     void reserve(int64_t words) {
         if (words == words_) return;
         memory_.reserve(panels_ * words);
@@ -45,23 +45,24 @@ class IndexKeyCache {
         std::fill(valid_.begin(), valid_.end(), uint8_t{0});
     }
 
-    // Number of up-to-date rows of a panel, the first ones.
+    // Number of up-to-date rows of a panel; they are its first ones.
     int64_t valid_rows(int64_t panel) const { return valid_[static_cast<size_t>(panel)]; }
     const Bounds& bounds(int64_t panel) const { return bounds_[static_cast<size_t>(panel)]; }
     uint16_t* panel(int64_t panel) { return memory_.data() + panel * words_; }
-    // Steps of a panel's keys: a key is about its step times its quantized values.
+    // Steps of a panel's keys, [ROWS]: a key is about its step times its quantized values.
     float* steps(int64_t panel) { return steps_.data() + panel * ROWS; }
 
-    // To be called after the first `rows` rows of a panel were quantized, from keys [rows, width]. Threads may call this
-    // at a time, each for panels of its own.
-    void set_valid(int64_t panel, int64_t rows, const Bounds& bounds, const float* keys, int64_t width) {
+    // To be called after the first `rows` rows of a panel were quantized, from index_keys [rows, width]. Threads may
+    // call this at a time, each for panels of its own.
+    void set_valid(int64_t panel, int64_t rows, const Bounds& bounds, const float* index_keys, int64_t width) {
         valid_[static_cast<size_t>(panel)] = static_cast<uint8_t>(rows);
         bounds_[static_cast<size_t>(panel)] = bounds;
         if (checksums_.empty()) return;
-        for (int64_t j = 0; j < rows; ++j) checksum_of(panel * ROWS + j) = checksum(keys + j * width, width);
+        for (int64_t j = 0; j < rows; ++j) checksum_of(panel * ROWS + j) = checksum(index_keys + j * width, width);
     }
 
-    // The first row of entries [., width] that is not what was quantized, though `invalidate` was not called; -1 if none.
+    // The first row of entries [., width] that is not what was quantized, though `invalidate` was not called; -1 if
+    // none.
     int64_t stale_row(const float* entries, int64_t width) {
         for (int64_t panel = 0; !checksums_.empty() && panel < panels_; ++panel)
             for (int64_t row = panel * ROWS; row < panel * ROWS + valid_rows(panel); ++row)
@@ -70,7 +71,7 @@ class IndexKeyCache {
     }
 
     void count_quantized(int64_t rows) { quantized_rows_ += rows; }
-    int64_t quantized_rows() const { return quantized_rows_; }  // since the beginning
+    int64_t quantized_rows() const { return quantized_rows_; }  // since construction
 
    private:
     uint64_t& checksum_of(int64_t row) { return checksums_[static_cast<size_t>(row)]; }

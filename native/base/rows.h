@@ -20,7 +20,7 @@ inline void rms_norm(const float* x, const float* weight, int64_t n, float eps, 
     }
 }
 
-// cos and sin [pairs] of the rotation at a position.
+// Computes cos and sin [pairs] of the rotation at a position.
 inline void rotation(const std::vector<float>& inv_freq, int64_t position, float* cos, float* sin) {
     for (size_t i = 0; i < inv_freq.size(); ++i) {
         float angle = static_cast<float>(position) * inv_freq[i];
@@ -29,7 +29,7 @@ inline void rotation(const std::vector<float>& inv_freq, int64_t position, float
     }
 }
 
-// Rotates the last 2 * pairs of n channels, neighbours as pairs; sign -1 rotates back.
+// Rotates the last 2 * pairs of n channels, adjacent channels forming a pair; sign -1 rotates back.
 inline void rotate(float* x, int64_t n, const float* cos, const float* sin, int64_t pairs, float sign) {
     float* rotated = x + n - 2 * pairs;
     for (int64_t i = 0; i < pairs; ++i) {
@@ -56,7 +56,7 @@ inline float power_of_two_above(float ratio) {
     return float_of((bits + ((bits & 0x7FFFFFu) ? 0x800000u : 0u)) & 0x7F800000u);
 }
 
-// Nearest e4m3fn value of x in [-448, 448], ties to the even code.
+// Rounds x in [-448, 448] to the nearest e4m3fn value, ties to the even code.
 inline float to_e4m3(float x) {
     uint32_t bits = bits_of(x), magnitude = bits & 0x7FFFFFFFu;
     if (magnitude < bits_of(0x1p-6f)) {  // subnormal codes are 2^-9 apart
@@ -67,7 +67,7 @@ inline float to_e4m3(float x) {
     return float_of((magnitude & ~0xFFFFFu) | (bits & 0x80000000u));
 }
 
-// Nearest e2m1 value of x in [-6, 6], ties to the even code.
+// Rounds x in [-6, 6] to the nearest e2m1 value, ties to the even code.
 inline float to_e2m1(float x) {
     float magnitude = std::fabs(x);
     float step = magnitude < 2.0f ? 0.5f : magnitude < 4.0f ? 1.0f : 2.0f;
@@ -107,7 +107,7 @@ inline void hadamard(float* x, int64_t n) {
 inline void swiglu(float* gate, const float* up, int64_t n, float limit, float weight) {
     for (int64_t i = 0; i < n; i += LANES) {
         int left = static_cast<int>(std::min<int64_t>(LANES, n - i));
-        // The value is the second operand, which min and max return where one is NaN.
+        // The value is the second operand: min and max return that one if either is NaN.
         V g = min(set1(limit), load_n(gate + i, left));
         V u = max(set1(-limit), min(set1(limit), load_n(up + i, left)));
         store_n(gate + i, mul(mul(mul(sigmoid(g), g), u), set1(weight)), left);

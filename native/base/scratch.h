@@ -1,4 +1,4 @@
-// Memory of a thread, reused from call to call.
+// Per-thread scratch memory, reused from call to call.
 #pragma once
 
 #include "base/aligned.h"
@@ -13,8 +13,8 @@ inline std::byte* scratch_bytes(Scratch buffer, int64_t bytes) {
     return buffers[static_cast<int>(buffer)].reserve(bytes);
 }
 
-// `size` values in this thread's buffer of that name, from the beginning of a cache line on, until the thread asks for
-// it again.
+// Returns `size` values of this thread's buffer of that name, aligned to a cache line; valid until the thread's next
+// call with the same name.
 template <class T = float>
 inline T* scratch(Scratch buffer, int64_t size) {
     return reinterpret_cast<T*>(scratch_bytes(buffer, size * static_cast<int64_t>(sizeof(T))));

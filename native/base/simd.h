@@ -1,7 +1,8 @@
-// V: sixteen floats, one interface on AVX-512, AVX2 and portable C++.
+// V: a vector of 16 floats, one interface on AVX-512, AVX2 and portable C++.
 //
-// Every operation is lane by lane, except `sum` and `highest`, whose order is fixed: lane i with lane i + 8, then + 4,
-// + 2, + 1. A kernel written on V therefore gives the same bits on every instruction set with fused multiply-add.
+// Operations are lane by lane, except the reductions `sum` and `highest`, whose order is fixed: lane i with lane i + 8,
+// then + 4, + 2, + 1. A kernel written on V therefore gives the same bits on every instruction set with fused
+// multiply-add.
 #pragma once
 
 #include <cmath>
@@ -42,7 +43,7 @@ inline V scale_or_zero(V x, V n, V cut, float limit) {
     __mmask16 keep = _mm512_cmp_ps_mask(cut.v, _mm512_set1_ps(limit), _CMP_GE_OQ);
     return {_mm512_maskz_mul_ps(keep, x.v, _mm512_castsi512_ps(e))};
 }
-// Bit i is set if x <= limit does not hold in lane i.
+// Bit i is set unless x <= limit in lane i, so for NaN too.
 inline uint32_t above(V x, V limit) { return _mm512_cmp_ps_mask(x.v, limit.v, _CMP_NLE_UQ); }
 inline __m256 low(V x) { return _mm512_castps512_ps256(x.v); }
 inline __m256 high(V x) { return _mm512_extractf32x8_ps(x.v, 1); }
@@ -117,7 +118,7 @@ inline V load_n(const float* p, int n) { DSV4_EACH(i < n ? p[i] : 0.0f); }
 inline void store_n(float* p, V x, int n) { std::memcpy(p, x.f, sizeof(float) * static_cast<size_t>(n)); }
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__aarch64__)
 inline V fma(V a, V b, V c) { DSV4_EACH(__builtin_fmaf(a.f[i], b.f[i], c.f[i])); }
-#else  // the C library's fma would cost more than the whole kernel: two roundings instead
+#else  // rounds twice: without the instruction the C library's fma would cost more than the rest of the kernel
 inline V fma(V a, V b, V c) { DSV4_EACH(a.f[i] * b.f[i] + c.f[i]); }
 #endif
 inline V add(V a, V b) { DSV4_EACH(a.f[i] + b.f[i]); }
@@ -171,12 +172,12 @@ inline float highest(V x) {
 }
 #endif
 
-// e^x to 2 units in the last place; 0 below -86.6, finite where e^x overflows. Powers of two are split off, then the
-// Taylor series to the 7th power has a remainder of 6e-9 on |r| <= ln(2) / 2.
+// e^x to 2 units in the last place; 0 below -86.6, finite where e^x overflows. x = n ln 2 + r; the Taylor series of e^r
+// to the 7th power has a remainder of 6e-9 on |r| <= ln(2) / 2.
 inline V exp(V x) {
     V bounded = min(max(x, set1(-86.6f)), set1(88.7f));
     V n = nearest(mul(bounded, set1(1.44269504f)));
-    // ln 2 in two terms: the first has few bits, so n times it is exact.
+    // ln 2 in two terms: the first has few bits, so its product with n is exact.
     V r = fma(n, set1(-0.693359375f), bounded);
     r = fma(n, set1(2.12194440e-4f), r);
     V p = set1(1.0f / 5040.0f);
@@ -198,7 +199,7 @@ inline float exp1(float x) {
     return out[0];
 }
 
-// a . b: four running vectors of sixteen lanes, added in pairs, then `sum`. The order depends on n alone.
+// a . b: four accumulators V, added in pairs, then `sum`. The order depends on n alone.
 inline float dot(const float* a, const float* b, int64_t n) {
     V s[4] = {zero(), zero(), zero(), zero()};
     int64_t i = 0;
@@ -211,7 +212,7 @@ inline float dot(const float* a, const float* b, int64_t n) {
     return sum(add(add(s[0], s[1]), add(s[2], s[3])));
 }
 
-// to[r] = dot(a[r], b, n), the same bits: b is read once for R rows.
+// to[r] = dot(a[r], b, n), bit for bit; b is read once for R rows.
 template <int R>
 inline void dot_f32_rows(const float* const* a, const float* b, int64_t n, float* to) {
     V s[R][4];

@@ -15,14 +15,14 @@
 namespace dsv4 {
 namespace {
 
-// A decode step has new work every few microseconds, and a sleeping thread takes tens of them to wake: a waiting thread
-// spins this long before it sleeps (the caller: before it yields).
+// Time that a waiting thread spins before it sleeps (the caller: before it yields). A decode step has new work every
+// few microseconds, and waking a sleeping thread takes tens of microseconds.
 constexpr auto SPIN_TIME = std::chrono::microseconds(300);
 
 using Call = void (*)(void*, int64_t, int);
 
-// Spins until done() holds or SPIN_TIME has passed. Without the pause instruction: a hypervisor that counts pauses
-// deschedules a virtual machine that makes many.
+// Spins until done() or SPIN_TIME; returns done(). No pause instruction: hypervisors that count pauses deschedule a
+// virtual machine that executes many.
 template <class Done>
 bool spin_until(Done done) {
     for (int i = 0; i < 256; ++i)
@@ -35,8 +35,8 @@ bool spin_until(Done done) {
     return false;
 }
 
-// The calling thread and the workers claim tasks from one counter. Nobody waits for a worker that claimed nothing:
-// where the system runs something else on its processor, the caller does all of the work and goes on.
+// The calling thread and the workers claim tasks from one counter. Nobody waits for a worker that has claimed no task:
+// if the system runs something else on its processor, the other threads do the work.
 class Pool {
    public:
     explicit Pool(int count) : count_(count) {
@@ -76,8 +76,8 @@ class Pool {
         for (auto& worker : workers_) worker.join();
     }
 
-    // Claims and runs tasks of a round until none is left. The round lasts until all its tasks are finished: after a
-    // claim all that run() has set belongs to this round.
+    // Claims and runs tasks of a round until none is left. A round ends when all its tasks are finished, so after a
+    // claim the members that run() sets belong to this round.
     void run_claimed(uint32_t round, int thread) {
         constexpr uint64_t LEFT = 0xFFFFFFFFu;
         for (uint64_t next = next_.load(std::memory_order_acquire); next >> 32 == round && (next & LEFT);) {
@@ -85,7 +85,7 @@ class Pool {
                 continue;
             try {
                 call_(context_, tasks_ - static_cast<int64_t>(next & LEFT), thread);
-            } catch (...) {  // bad_alloc, say: rethrown when no thread uses the caller's data any more
+            } catch (...) {  // e.g. bad_alloc: rethrown once no thread uses the caller's data any more
                 if (!failed_.exchange(true)) failure_ = std::current_exception();
             }
             finished_.fetch_add(1, std::memory_order_release);
@@ -94,7 +94,7 @@ class Pool {
     }
 
     void work(int thread) {
-        FloatMode mode;  // a new thread inherits its creator's
+        FloatMode mode;  // a new thread inherits its creator's mode
         for (uint32_t seen = 0;;) {
             auto called = [&] { return round_.load(std::memory_order_acquire) != seen; };
             if (!spin_until(called)) {
@@ -112,7 +112,7 @@ class Pool {
     const int count_;
     std::vector<std::thread> workers_;
     std::atomic<uint32_t> round_{0};
-    std::atomic<uint64_t> next_{0};  // the round, and in the lower half the number of its unclaimed tasks
+    std::atomic<uint64_t> next_{0};  // upper half: the round; lower half: number of its unclaimed tasks
     std::atomic<int64_t> finished_{0};
     int64_t tasks_ = 0;
     Call call_ = nullptr;
@@ -127,7 +127,7 @@ std::mutex in_use;
 auto& pool = *new std::unique_ptr<Pool>;
 std::atomic<int> wanted{1};
 
-// A forked child has the pool's memory without its threads: it is abandoned there, unjoined.
+// A forked child has the pool's memory without its threads: it abandons the pool unjoined.
 void abandon_pool() {
     (void)pool.release();
     new (&in_use) std::mutex;

@@ -1,4 +1,4 @@
-// A pool of threads that share one piece of work after another; the caller is thread 0.
+// Thread pool for data-parallel loops; the caller is thread 0.
 #pragma once
 
 #include <cstdint>
@@ -9,8 +9,8 @@
 
 namespace dsv4 {
 
-// While it lives, this thread rounds to nearest and keeps subnormal numbers, as the threads of the pool do: a caller
-// may have set another mode (torch.set_flush_denormal), and bits must not depend on the thread.
+// RAII: this thread rounds to nearest and keeps subnormal numbers, as the threads of the pool do. A caller may have set
+// another mode (torch.set_flush_denormal), and bits must not depend on the thread.
 class FloatMode {
 #if defined(__SSE__)
    public:
@@ -40,7 +40,7 @@ class FloatMode {
 };
 
 // Runs call(context, task, thread) for every task in [0, tasks), handed out in order; returns when all are done. One
-// caller at a time uses the pool; a second caller runs its tasks alone.
+// caller at a time uses the pool; a concurrent caller runs its tasks on its own thread.
 void run_tasks(int64_t tasks, void (*call)(void*, int64_t, int), void* context);
 
 int thread_count();

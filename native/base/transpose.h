@@ -7,7 +7,7 @@ namespace dsv4::DSV4_ISA {
 
 #if defined(DSV4_ISA_AVX2) || defined(DSV4_ISA_AVX512)
 
-// to[i] = element i of each of eight rows of eight.
+// 8x8 transpose: to[i] = element i of each row.
 inline void transpose_8x8_floats(const float* const* row, __m256* to) {
     __m256 r0 = _mm256_loadu_ps(row[0]), r1 = _mm256_loadu_ps(row[1]), r2 = _mm256_loadu_ps(row[2]);
     __m256 r3 = _mm256_loadu_ps(row[3]), r4 = _mm256_loadu_ps(row[4]), r5 = _mm256_loadu_ps(row[5]);
@@ -30,8 +30,8 @@ inline void transpose_8x8_floats(const float* const* row, __m256* to) {
     to[7] = _mm256_permute2f128_ps(b3, b7, 0x31);
 }
 
-// 16 bytes of 32 rows, row r beside row r + 16, transposed by four rounds of interleaving registers i and i + 8; low
-// and high interleave the halves of two registers, element by element.
+// Transposes 16 bytes of 32 rows, row r beside row r + 16, by four rounds of interleaving registers i and i + 8. low
+// and high interleave the lower and upper halves of two registers, element by element.
 template <class Low, class High>
 [[gnu::always_inline]] inline void transpose_32_rows(const uint8_t* from, int64_t stride, __m256i* c, Low low,
                                                      High high) {
@@ -52,21 +52,22 @@ template <class Low, class High>
     round(d, c);
 }
 
-// c[i] = byte i of rows 0 to 15 and, in the upper half, 16 to 31; i in [0, 16).
+// c[i] = byte i of rows 0 to 15 and, in the upper half, of rows 16 to 31; i in [0, 16).
 inline void transpose_32x16_bytes(const uint8_t* from, int64_t stride, __m256i* c) {
     transpose_32_rows(
         from, stride, c, [](__m256i a, __m256i b) { return _mm256_unpacklo_epi8(a, b); },
         [](__m256i a, __m256i b) { return _mm256_unpackhi_epi8(a, b); });
 }
 
-// c[2 * i] = 16-bit word i of rows 0 to 7 and 16 to 23, c[2 * i + 1] = of rows 8 to 15 and 24 to 31; i in [0, 8).
+// c[2 * i] = 16-bit word i of rows 0 to 7 and 16 to 23, c[2 * i + 1] = word i of rows 8 to 15 and 24 to 31; i in [0,
+// 8).
 inline void transpose_32x8_words(const uint8_t* from, int64_t stride, __m256i* c) {
     transpose_32_rows(
         from, stride, c, [](__m256i a, __m256i b) { return _mm256_unpacklo_epi16(a, b); },
         [](__m256i a, __m256i b) { return _mm256_unpackhi_epi16(a, b); });
 }
 
-// to[i] = element i of each of eight rows of four, `stride` apart.
+// Transposes eight rows of four, `stride` apart: to[i] = element i of each row.
 inline void transpose_8x4_floats(const float* from, int64_t stride, __m256* to) {
     __m256 r[4];
     for (int j = 0; j < 4; ++j)
@@ -84,7 +85,7 @@ inline void transpose_8x4_floats(const float* from, int64_t stride, __m256* to) 
 
 #if defined(DSV4_ISA_AVX512)
 
-// Sixteen rows of 16 elements of 32 bits (BF16 pairs, floats) -> to [16 elements][16 rows].
+// Transposes 16 rows of 16 32-bit elements (BF16 pairs, floats) into to [16 elements][16 rows].
 inline void transpose_16x16_pairs(const uint16_t* const* row, uint16_t* to) {
     __m512i a[16], b[16];
     for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(row[i]);
@@ -97,7 +98,7 @@ inline void transpose_16x16_pairs(const uint16_t* const* row, uint16_t* to) {
             a[i + 2 * j] = _mm512_unpacklo_epi64(b[i + j], b[i + j + 2]);
             a[i + 2 * j + 1] = _mm512_unpackhi_epi64(b[i + j], b[i + j + 2]);
         }
-    // a[4 * i + j], quarter q: element 4 * q + j of rows 4 * i to 4 * i + 3.
+    // Quarter q of a[4 * i + j] has element 4 * q + j of rows 4 * i to 4 * i + 3.
     for (int j = 0; j < 4; ++j) {
         __m512i low = _mm512_shuffle_i32x4(a[j], a[4 + j], 0x44), high = _mm512_shuffle_i32x4(a[j], a[4 + j], 0xEE);
         __m512i low2 = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0x44);
@@ -109,7 +110,7 @@ inline void transpose_16x16_pairs(const uint16_t* const* row, uint16_t* to) {
     }
 }
 
-// One or three rows of 16 BF16 pairs, `stride` words apart -> to [16 pairs][4 rows]; missing rows are 0.
+// Transposes one or three rows of 16 BF16 pairs, `stride` words apart, into to [16 pairs][4 rows]; missing rows are 0.
 inline void transpose_4x16_pairs(const uint16_t* from, int rows, int64_t stride, uint16_t* to) {
     const __m512i none = _mm512_setzero_si512(), p0 = _mm512_loadu_si512(from);
     __m512i p1 = none, p2 = none, a[4];
@@ -119,7 +120,7 @@ inline void transpose_4x16_pairs(const uint16_t* from, int rows, int64_t stride,
     }
     __m512i low = _mm512_unpacklo_epi32(p0, p1), high = _mm512_unpackhi_epi32(p0, p1);
     __m512i low2 = _mm512_unpacklo_epi32(p2, none), high2 = _mm512_unpackhi_epi32(p2, none);
-    // a[j], quarter q: pair 4 * q + j of the four rows.
+    // Quarter q of a[j] has pair 4 * q + j of the four rows.
     a[0] = _mm512_unpacklo_epi64(low, low2);
     a[1] = _mm512_unpackhi_epi64(low, low2);
     a[2] = _mm512_unpacklo_epi64(high, high2);
@@ -134,7 +135,7 @@ inline void transpose_4x16_pairs(const uint16_t* from, int rows, int64_t stride,
 
 #endif
 
-// Rows -> a panel [inner][16] of their columns: to[k * 16 + j] = from[j][k], 0 for j from `count` on.
+// Packs `count` rows into a panel [inner][16]: to[k * 16 + j] = from[j][k], 0 for j from `count` on.
 inline void pack_rows(const float* const* from, int count, int64_t inner, float* to) {
     int64_t k = 0;
 #if defined(DSV4_ISA_AVX2) || defined(DSV4_ISA_AVX512)

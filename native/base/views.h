@@ -1,4 +1,4 @@
-// Views of a model, its cache and a batch: pointers into tensors that Python owns. Official names.
+// Views of a model, its cache and a batch: pointers into tensors that Python owns. Names are the checkpoint's.
 #pragma once
 
 #include <cstdint>
@@ -9,24 +9,24 @@
 namespace dsv4 {
 
 constexpr int64_t WINDOW = 128;       // tokens of the sliding window
-constexpr int64_t PAGE_TOKENS = 128;  // of a cache page: whole windows of every compression ratio
+constexpr int64_t PAGE_TOKENS = 128;  // tokens per cache page: whole windows of every compression ratio
 constexpr int64_t MOST_STREAMS = 16;
 constexpr int64_t MOST_POSITIONS = int64_t{1} << 40;
 
-// How layers of one ratio compress their context; ratio 0: window only. See CompressionKind in dsv4/config.py.
+// Compression of the context in layers of one ratio; ratio 0: window only. See CompressionKind in dsv4/config.py.
 struct CompressionKind {
     int64_t ratio = 0;         // tokens per entry
     bool overlap = false;      // an entry also covers the tokens of the window before
-    bool has_indexer = false;  // a token reads its best entries only
+    bool has_indexer = false;  // a token reads only the entries that the indexer selects
 
     int64_t state_tokens() const { return overlap ? 2 * ratio : ratio; }
-    int64_t channels(int64_t width) const { return overlap ? 2 * width : width; }  // of a token, for entries of `width`
+    int64_t channels(int64_t width) const { return overlap ? 2 * width : width; }  // per token, for entries of `width`
 };
 
 constexpr CompressionKind CSA{4, true, true}, HCA{128, false, false};
 inline constexpr CompressionKind COMPRESSION_KINDS[] = {{}, CSA, HCA};
 
-// Null for a ratio that no layer has.
+// The kind of a ratio; null for a ratio that no layer has.
 inline const CompressionKind* compression_kind(int64_t ratio) {
     for (const CompressionKind& kind : COMPRESSION_KINDS)
         if (kind.ratio == ratio) return &kind;
@@ -49,9 +49,9 @@ struct Weight {
     const uint8_t* scales = nullptr;
     const float* float_scales = nullptr;
     int64_t scale_stride = 0;
-    int64_t first = 0;  // row of the scales, before division by a block's height, that belongs to output 0
+    int64_t first = 0;  // row of output 0 in the whole tensor, which the scales belong to
 
-    // Outputs [n0, n0 + count).
+    // View of outputs [n0, n0 + count).
     Weight rows(int64_t n0, int64_t count) const {
         Weight part = *this;
         part.data += n0 * stride;
@@ -61,7 +61,7 @@ struct Weight {
     }
 };
 
-// Rows of one weight: y = x W^T.
+// A group of rows with one weight: y = x W^T.
 struct Group {
     Rows x;
     int64_t rows;
@@ -86,7 +86,7 @@ struct Compressor {
     Weight wkv, wgate;
     const float *ape = nullptr, *norm = nullptr;
     CompressionKind kind;
-    int64_t width = 0, total = 0;  // channels of an entry, of a token
+    int64_t width = 0, total = 0;  // channels per entry, per token
 };
 
 struct Expert {
@@ -117,13 +117,13 @@ struct Readout {
 struct Model {
     Config config{};
     Weight embed, head;
-    std::vector<Layer> layers;       // the MTP blocks behind the main ones
-    std::vector<float> inv_freq[2];  // of window-only layers, of compressed layers
+    std::vector<Layer> layers;       // main layers, then the MTP blocks
+    std::vector<float> inv_freq[2];  // 0 for window-only layers, 1 for compressed ones
 };
 
 struct CompressorCache {
     float *kv = nullptr, *score = nullptr, *entries = nullptr;
-    IndexKeyCache* quantized = nullptr;  // of the indexer's entries
+    IndexKeyCache* quantized = nullptr;  // of the indexer's entries; null for attention's
 };
 
 struct LayerCache {
@@ -137,14 +137,14 @@ struct Cache {
     int64_t pages_per_slot = 0;
 };
 
-// Tokens of n sequences laid end to end; sequence i continues cache row slots[i] at position starts[i].
+// A ragged batch: the tokens of all sequences, concatenated. Sequence i continues slot slots[i] at position starts[i].
 struct Batch {
     const int64_t *token_ids, *lengths, *starts, *slots;
     int64_t sequences;
 };
 
-// Tokens that may be drawn: the top_k likeliest (0: all), of those the shortest run of likeliest ones whose share
-// reaches top_p, of those the ones at least min_p times as likely as the likeliest.
+// Sampling parameters. Allowed tokens: the top_k likeliest (0: all), of those the shortest prefix, likeliest first,
+// whose share reaches top_p, of those the ones at least min_p times as likely as the likeliest.
 struct Sampling {
     double temperature;
     int64_t top_k;

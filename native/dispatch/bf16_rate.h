@@ -1,4 +1,4 @@
-// Measures on this processor whether BF16 pairs are faster than fp32.
+// Measures on this processor if BF16 pairs are faster than fp32.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +15,7 @@ namespace dsv4::DSV4_ISA {
     DSV4_CHAIN(instruction, 4) DSV4_CHAIN(instruction, 5) DSV4_CHAIN(instruction, 6) DSV4_CHAIN(instruction, 7) \
     DSV4_CHAIN(instruction, 8) DSV4_CHAIN(instruction, 9) DSV4_CHAIN(instruction, 10) DSV4_CHAIN(instruction, 11)
 
-// Twelve chains, more than the latency of either instruction takes to fill its units, of zeros.
+// Runs twelve independent chains of zeros, more than the latency of either instruction needs to keep its units busy.
 #define DSV4_RUN(instruction, times) \
     do { \
         int64_t left = times; \
@@ -28,7 +28,7 @@ namespace dsv4::DSV4_ISA {
     } while (false)
 // clang-format on
 
-// An instruction on pairs does two products; on one Intel server processor it took four times as long as one in fp32.
+// VDPBF16PS does twice the products of an fp32 multiply-add, but on one Intel server processor took four times as long.
 // So both are timed, for some hundreds of microseconds. Only speed depends on the answer.
 inline bool pairs_are_faster() {
     constexpr int64_t TIMES = 1000;
@@ -43,7 +43,7 @@ inline bool pairs_are_faster() {
         numbers = std::min(numbers, middle - begin);
         pairs = std::min(pairs, Clock::now() - middle);
     }
-    return 5 * pairs < 8 * numbers;  // at least a quarter more products per second
+    return 5 * pairs < 8 * numbers;  // true if pairs give at least a quarter more products per second
 }
 
 #undef DSV4_RUN

@@ -1,4 +1,4 @@
-// All kernels of one instruction set; compiled once per instruction set, with DSV4_ISA as its name.
+// All kernels of one instruction set; compiled once per instruction set, DSV4_ISA being its name.
 #include "dispatch/bf16_rate.h"
 #include "dispatch/ops.h"
 #include "dispatch/single_ops.h"
@@ -68,8 +68,8 @@ void top_k_rows(const float* scores, int64_t n, int64_t width, int64_t k, int64_
     });
 }
 
-void index_top_k(const float* q, const float* weights, int64_t tokens, int64_t heads, int64_t width, const float* keys,
-                 int64_t start, int64_t k, int64_t* index) {
+void index_top_k(const float* q, const float* weights, int64_t tokens, int64_t heads, int64_t width,
+                 const float* index_keys, int64_t start, int64_t k, int64_t* index) {
     std::vector<int64_t> pages(static_cast<size_t>((start + tokens) / PAGE_TOKENS + 1));
     std::iota(pages.begin(), pages.end(), 0);
     Cache cache;
@@ -77,8 +77,9 @@ void index_top_k(const float* q, const float* weights, int64_t tokens, int64_t h
     cache.pages_per_slot = static_cast<int64_t>(pages.size());
     std::vector<int32_t> selected(static_cast<size_t>(tokens * k), -1);
     Buffers buffers;
-    IndexKeyCache key_cache(cache.pages_per_slot * (PAGE_TOKENS / CSA.ratio), false);
-    const EntrySelection selection{q, weights, heads, width, k, Entries(keys, cache, 0, 4, width), &key_cache};
+    IndexKeyCache index_key_cache(cache.pages_per_slot * (PAGE_TOKENS / CSA.ratio), false);
+    const EntrySelection selection{
+        q, weights, heads, width, k, Entries(index_keys, cache, 0, 4, width), &index_key_cache};
     select_entries({{{0, tokens, start, 0}, selection, selected.data()}}, buffers);
     std::copy(selected.begin(), selected.end(), index);
 }

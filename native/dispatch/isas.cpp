@@ -15,7 +15,8 @@ namespace {
 const Ops* selected = nullptr;
 
 #if DSV4_HAS_AMX
-// BF16 tiles, AVX-512 VBMI, and Linux's permission to use the tiles, which threads created later share.
+// True if the processor has BF16 tiles and AVX-512 VBMI and Linux permits this process to use the tiles. Threads
+// created later inherit the permission.
 bool has_amx() {
     constexpr unsigned TILES = 1u << 24, BF16_TILES = 1u << 22, AVX512_VBMI = 1u << 1;
     constexpr long ARCH_REQ_XCOMP_PERM = 0x1023, TILE_DATA = 18;

@@ -1,4 +1,4 @@
-// The instruction sets that this machine runs, and the selected one.
+// Instruction sets that this machine supports, and the selected one.
 #pragma once
 
 #include <string>
@@ -13,13 +13,13 @@ struct Isa {
     const Ops* ops;
 };
 
-// The instruction sets of this machine, the fastest last.
+// Instruction sets of this machine, fastest last.
 const std::vector<Isa>& isas();
 
 // Kernels of the selected instruction set, by default the fastest.
 const Ops& ops();
 
-// Selects one; std::invalid_argument if the machine does not run it.
+// Selects an instruction set; std::invalid_argument if the machine does not support it.
 void use_isa(const std::string& name);
 
 }  // namespace dsv4

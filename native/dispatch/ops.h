@@ -1,4 +1,4 @@
-// The kernels of one instruction set, a table of functions that python/ calls.
+// Function table of one instruction set's kernels, called by python/.
 #pragma once
 
 #include "base/views.h"
@@ -10,7 +10,7 @@ struct Ops {
     // Read-out of streams [n, s, d]: hc_head, norm, head -> logits [n, vocab].
     void (*head)(const Model&, const Readout&, const float* streams, int64_t n, float* logits);
     void (*linear)(const Rows& x, int64_t n, const Weight&, const Rows& y);
-    // Each group's rows times its weight; then the gradients, dy being in y: dx into x, dW into `gradients`.
+    // Each group's rows times its weight; then the gradients, where y holds dy: dx into x, dW into `gradients`.
     void (*grouped_linear)(const Group*, int64_t count);
     void (*input_gradients)(const Group*, int64_t count);
     void (*weight_gradients)(const Group*, int64_t count, float* const* gradients);
@@ -21,9 +21,9 @@ struct Ops {
     void (*hadamard)(float* x, int64_t n, int64_t width);
     void (*top_k)(const float* scores, int64_t n, int64_t width, int64_t k, int64_t* index);
     // Indices of the k best of the (start + t + 1) / 4 entries that token t sees; -1 for tokens that see k or fewer.
-    // keys [., width].
+    // index_keys [., width].
     void (*index_top_k)(const float* q, const float* weights, int64_t tokens, int64_t heads, int64_t width,
-                        const float* keys, int64_t start, int64_t k, int64_t* index);
+                        const float* index_keys, int64_t start, int64_t k, int64_t* index);
     int64_t (*sample)(const float* logits, int64_t vocab, const Sampling&, double u);
     // Single operations of the forward; see single_ops.h.
     void (*hc_pre)(const Config&, const HyperConnection&, const float* norm, const float* streams, int64_t n,

@@ -1,4 +1,4 @@
-// Single operations of the forward, as it runs them, on tokens of one sequence: the native rung of dsv4/kernels.
+// Operations of the forward one by one, with its code, on tokens of one sequence: the native rung of dsv4/kernels.
 #pragma once
 
 #include <numeric>
@@ -7,37 +7,37 @@
 
 namespace dsv4::DSV4_ISA {
 
-// A tile of tokens [start, start + n) of cache row 0, whose pages are contiguous. Without rotation.
-struct SingleTile {
+// A ubatch of tokens [start, start + n) of slot 0, whose pages are contiguous. Nothing is rotated.
+struct SingleUbatch {
     Model model;
     std::vector<int64_t> pages;
     Cache cache;
-    TokenTile tile{model, cache, 0, {}, {}, {}, {}, {}, {}};
+    Ubatch ubatch{model, cache, 0, {}, {}, {}, {}, {}, {}};
 
-    SingleTile(const Config& config, int64_t start, int64_t n)
+    SingleUbatch(const Config& config, int64_t start, int64_t n)
         : pages(static_cast<size_t>((start + n) / PAGE_TOKENS + 1)) {
         model.config = config;
         model.config.qk_rope_head_dim = 0;
         std::iota(pages.begin(), pages.end(), 0);
         cache.block_table = pages.data();
         cache.pages_per_slot = static_cast<int64_t>(pages.size());
-        tile.n = n;
-        tile.segments.push_back({0, n, start, 0});
-        for (int64_t i = 0; i < n; ++i) tile.positions.push_back(start + i);
+        ubatch.n = n;
+        ubatch.segments.push_back({0, n, start, 0});
+        for (int64_t i = 0; i < n; ++i) ubatch.positions.push_back(start + i);
     }
-    SingleTile(const SingleTile&) = delete;
-    SingleTile& operator=(const SingleTile&) = delete;
+    SingleUbatch(const SingleUbatch&) = delete;
+    SingleUbatch& operator=(const SingleUbatch&) = delete;
 };
 
 inline void single_hc_pre(const Config& c, const HyperConnection& site, const float* norm, const float* streams,
                           int64_t n, float* weights, float* x) {
-    SingleTile one(c, 0, n);
-    hc_pre(one.tile, site, norm, streams, weights, x);
+    SingleUbatch one(c, 0, n);
+    hc_pre(one.ubatch, site, norm, streams, weights, x);
 }
 
 inline void single_hc_post(const Config& c, const float* y, const float* weights, int64_t n, float* streams) {
-    SingleTile one(c, 0, n);
-    hc_post(one.tile, y, weights, streams);
+    SingleUbatch one(c, 0, n);
+    hc_post(one.ubatch, y, weights, streams);
 }
 
 inline void single_route(const Config& c, const Layer& layer, const float* logits, const int64_t* token_ids, int64_t n,
@@ -53,15 +53,15 @@ inline void single_route(const Config& c, const Layer& layer, const float* logit
 
 inline void single_compress(const Compressor& w, const CompressorCache& state, const float* kv, float* score,
                             int64_t start, int64_t n) {
-    SingleTile one(Config{}, start, n);
-    add_ape(one.tile, w, score);
-    compress(w, one.tile.segments[0], one.cache, state, kv, score, [](float*, int64_t) {});
+    SingleUbatch one(Config{}, start, n);
+    add_ape(one.ubatch, w, score);
+    compress(w, one.ubatch.segments[0], one.cache, state, kv, score, [](float*, int64_t) {});
 }
 
 inline void single_attend(const Config& c, const Layer& layer, const LayerCache& cache, float* q, const float* kv,
                           const int32_t* chosen, int64_t start, int64_t n, float* o) {
-    SingleTile one(c, start, n);
-    attend_tile(one.tile, layer, cache, q, kv, chosen, o);
+    SingleUbatch one(c, start, n);
+    attend_ubatch(one.ubatch, layer, cache, q, kv, chosen, o);
 }
 
 inline void single_swiglu(float* gate, const float* up, int64_t n, int64_t width, float limit, const float* weight) {

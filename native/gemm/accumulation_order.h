@@ -1,9 +1,8 @@
-// The order in which a product accumulates. An element of a product is eight sums: input k belongs to sum 4 * (k mod 2)
-// + k / 4 mod 4, each a chain of fused multiply-adds over its inputs, ascending, from zero; the inputs are padded with
+// Accumulation order of a product. Each element has eight partial sums; input k belongs to sum 4 * (k mod 2) + k / 4
+// mod 4. A sum is a chain of fused multiply-adds over its inputs, ascending, from zero; the inputs are padded with
 // zeros to a multiple of 32. The sums are added as ((0 + 4) + (2 + 6)) + ((1 + 5) + (3 + 7)).
 //
-// There are eight so that one row of a weight fills a register: its codes unpack to the inputs of eight sums side by
-// side.
+// Eight sums let gemv fill a register from one row of a weight: its codes unpack to inputs of eight sums side by side.
 #pragma once
 
 #include "base/simd.h"
@@ -12,13 +11,12 @@ namespace dsv4::DSV4_ISA {
 
 constexpr int SUMS = 8;
 constexpr int64_t GROUP = 32, STEPS = GROUP / SUMS;  // a sum has four inputs of each 32: its first, + 2, + 16, + 18
-// Sums in the order in which gemm.h computes them one after the other: at most three have to be kept until they are
-// added.
+// The order in which gemm.h computes the sums: at most three intermediate results wait at a time.
 constexpr int SUM_AT[SUMS] = {0, 4, 2, 6, 1, 5, 3, 7};
 
 inline int64_t groups_of(int64_t in) { return (in + GROUP - 1) / GROUP; }
 
-// Place of input r of a group of 32: its sum's place in SUM_AT and the step in that sum.
+// Place of input r of a group of 32: the index of its sum in SUM_AT, and its step in that sum.
 struct Place {
     int sum, step;
 };
@@ -35,13 +33,13 @@ struct Places {
 };
 inline constexpr Places PLACES;
 
-// Index of input k in a row of `groups` groups that lies sum by sum.
+// Index of input k in a row that pack_row packed, of `groups` groups.
 inline int64_t sum_by_sum(int64_t k, int64_t groups) {
     Place p = PLACES.of[k % GROUP];
     return (p.sum * groups + k / GROUP) * STEPS + p.step;
 }
 
-// x [in] -> to [8 sums][groups * 4], padded with zeros.
+// Packs x [in] into to [8 sums][groups * 4], padded with zeros.
 inline void pack_row(const float* x, int64_t in, float* to) {
     int64_t groups = groups_of(in), g = 0;
 #if defined(DSV4_ISA_AVX2) || defined(DSV4_ISA_AVX512)
@@ -53,8 +51,8 @@ inline void pack_row(const float* x, int64_t in, float* to) {
             _mm_storeu_ps(to + (at * groups + g) * STEPS, _mm256_castps256_ps128(pair));
             _mm_storeu_ps(to + ((at + 4) * groups + g) * STEPS, _mm256_extractf128_ps(pair, 1));
         };
-        // Inputs 0 2 16 18 | 4 6 20 22 are sums 0 and 1, at places 0 and 4; 8 and 12 on: sums 2 and 3; the odd ones: 4
-        // to 7.
+        // Inputs 0 2 16 18 | 4 6 20 22 are of sums 0 and 1, at places 0 and 4; 8 10 24 26 | 12 14 28 30 of sums 2 and
+        // 3; the odd inputs of sums 4 to 7.
         store_pair(0, _mm256_shuffle_ps(v0, v2, 0x88));
         store_pair(1, _mm256_shuffle_ps(v0, v2, 0xDD));
         store_pair(2, _mm256_shuffle_ps(v1, v3, 0x88));

@@ -22,7 +22,7 @@ inline constexpr TileConfig ONE_ROW_TILES = [] {  // the terms of one row are th
     return config;
 }();
 
-// While it lives, the tiles can be used: 0 to 5 accumulate, 6 and 7 are factors.
+// RAII: configures the tiles and releases them. Tiles 0 to 5 accumulate, 6 and 7 are factors.
 struct TileUnit {
     explicit TileUnit(const TileConfig& config) { asm volatile("ldtilecfg %0" ::"m"(config) : "memory"); }
     ~TileUnit() { asm volatile("tilerelease" ::: "memory"); }
@@ -48,8 +48,7 @@ template <int TO, int A, int B>
 
 inline __mmask16 finite(__m512 x) { return _mm512_cmp_ps_mask(_mm512_abs_ps(x), _mm512_set1_ps(INFINITY), _CMP_LT_OQ); }
 
-// 32 fp32 values -> hi, mid and lo, each the upper half of what the terms before it leave. Infinities and NaN have hi
-// alone.
+// Splits 32 fp32 values into hi, mid and lo, each the upper 16 bits of the remainder. Infinities and NaN have hi alone.
 [[gnu::always_inline]] inline void split_hi_mid_lo(__m512 v0, __m512 v1, __m512i* term) {
     const __m512 upper = _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(0xFFFF0000u)));
     const __mmask16 finite0 = finite(v0), finite1 = finite(v1);
@@ -62,7 +61,7 @@ inline __mmask16 finite(__m512 x) { return _mm512_cmp_ps_mask(_mm512_abs_ps(x), 
     term[2] = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(_mm512_sub_ps(v1, mid1), _mm512_sub_ps(v0, mid0)));
 }
 
-// A row as BF16. False if BF16 does not hold it exactly; `to` is then undefined.
+// Converts a row to BF16. False if that is not exact; `to` is then undefined.
 [[gnu::always_inline]] inline bool convert_exact(const float* x, int64_t in, uint16_t* to) {
     __m512i rest = _mm512_setzero_si512();
     for (int64_t k = 0; k < in; k += GROUP) {
@@ -73,8 +72,8 @@ inline __mmask16 finite(__m512 x) { return _mm512_cmp_ps_mask(_mm512_abs_ps(x), 
     return _mm512_test_epi32_mask(rest, _mm512_set1_epi32(0xFFFF)) == 0;
 }
 
-// Rows x[0..rows) -> BF16 terms, term p of row r at to + p * term_stride + r * stride. Returns how many there are: 1 if
-// all rows are exact in BF16.
+// Splits rows x[0..rows) into BF16 terms, term p of row r at to + p * term_stride + r * stride. Returns the number of
+// terms: 1 if all rows are exact in BF16, else 3.
 inline int split_rows(const float* const* x, int64_t rows, int64_t in, uint16_t* to, int64_t term_stride,
                       int64_t stride) {
     int64_t exact = 0;
@@ -89,10 +88,10 @@ inline int split_rows(const float* const* x, int64_t rows, int64_t in, uint16_t*
     return MAX_TERMS;
 }
 
-// Terms of a weight: FP8 values under fp32 scales, which need not be powers of two, are not exact in BF16.
+// Number of BF16 terms of a weight: 3 for FP8 under fp32 scales, which need not be powers of two, else 1.
 inline int weight_terms(const Weight& w) { return w.kind == Kind::fp8 && w.float_scales ? MAX_TERMS : 1; }
 
-// f(std::integral_constant<Kind, kind>), of a kind that tiles multiply.
+// Calls f(std::integral_constant<Kind, kind>) for a format that AMX multiplies: any but FP32.
 template <class F>
 inline void with_kind(Kind kind, F&& f) {
     switch (kind) {
@@ -103,7 +102,7 @@ inline void with_kind(Kind kind, F&& f) {
     }
 }
 
-// Group g of outputs [n, n + 16) -> a BF16 tile per term; missing outputs and inputs are 0.
+// Dequantizes group g of outputs [n, n + 16) to one BF16 tile per term; missing outputs and inputs are 0.
 inline void dequantize_tile_terms(const Weight& w, int64_t n, int64_t g, int terms, uint16_t* to) {
     const int64_t k = g * GROUP, stop = std::min(w.in, k + GROUP);
     for (int64_t r = 0; r < LANES; ++r) {
@@ -125,7 +124,7 @@ inline void dequantize_tile_terms(const Weight& w, int64_t n, int64_t g, int ter
     return load_bf16_tile(panel, g, to);
 }
 
-// Group g of outputs [n, n + 16), the panel's -> TERMS tiles.
+// Dequantizes group g of outputs [n, n + 16), those of the panel, to TERMS tiles.
 template <Kind kind, int TERMS>
 [[gnu::always_inline]] inline void dequantize_tile(const Weight& w, const AmxPanel<kind>& panel, int64_t n, int64_t g,
                                                    uint16_t* to) {
@@ -134,7 +133,7 @@ template <Kind kind, int TERMS>
     dequantize_tile_terms(w, n, g, TERMS, to);
 }
 
-// Layout of the tiles of successive groups: `step` words from tile to tile, `stride` bytes from row to row.
+// Layout of the tiles of successive groups: `step` 16-bit words from tile to tile, `stride` bytes from row to row.
 struct TileStrides {
     int64_t step, stride;
 };
@@ -161,7 +160,7 @@ template <int X, int W, bool WEIGHT_FIRST>
             });
 }
 
-// Accumulators -> sums [X * W][16][16].
+// Stores the accumulators to sums [X * W][16][16].
 template <int X, int W>
 [[gnu::always_inline]] inline void store_tiles(float (*sums)[LANES * LANES]) {
     unroll<X * W>([&](auto t) __attribute__((always_inline)) { tile_store<decltype(t)::value>(sums[t], 64); });

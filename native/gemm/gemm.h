@@ -1,7 +1,7 @@
-// Products y = x W^T: which kernel computes which product, and how the threads share it.
+// Products y = x W^T: selects the kernel and divides the work among threads.
 //
-// Every element accumulates in the order of accumulation_order.h (with AMX of gemm_amx.h): it depends on its row and
-// its column alone, whatever rows, columns or threads there are.
+// Every element accumulates in the order of accumulation_order.h (with AMX: of gemm_amx.h), so it depends on its row
+// and its column alone, not on other rows, other columns or threads.
 #pragma once
 
 #include <algorithm>
@@ -23,7 +23,7 @@ constexpr int TILE_ROWS = 6, TILE_PANELS = 1;
 #endif
 constexpr int TILE_COLUMNS = TILE_PANELS * LANES;
 
-// R packed rows times P packed panels -> y[r][0..columns).
+// Register tile: R packed rows times P packed panels, into y[r][0..columns).
 template <bool PAIRS, int P, int R>
 [[gnu::noinline]] inline void gemm_tile(const float* x, int64_t groups, const float* panel, float* const* y,
                                         int columns) {
@@ -35,7 +35,7 @@ template <bool PAIRS, int P, int R>
         clear(acc);
         StridedRows<R> rows(x + at * steps, SUMS * steps);
         multiply_panels<GROUP_STEPS, PAIRS>(acc, rows, 1, steps, panel, panel_stride);
-        // After the second sum of a pair the two are added, after the second pair the pairs, and so on.
+        // Adds the eight sums as a binary tree: a sum to its pair's first, a pair to the first pair, ...
         int level = 0;
         for (int64_t rest = at; rest & 1; rest >>= 1, ++level)
             for (int r = 0; r < R; ++r)
@@ -54,7 +54,7 @@ template <bool PAIRS, int P, int R>
         }
 }
 
-// Rows times outputs [n0, n1) of a weight, which is packed first; PAIRS where both are exact in BF16.
+// Packs outputs [n0, n1) of a weight and multiplies the rows by them; PAIRS if both are exact in BF16.
 template <bool PAIRS>
 inline void gemm_packed(const float* const* x, int64_t rows, const Weight& w, int64_t n0, int64_t n1, float* const* y) {
     const int64_t groups = groups_of(w.in), row_size = groups * GROUP / (PAIRS ? 2 : 1),
@@ -81,7 +81,7 @@ inline void gemm_packed(const float* const* x, int64_t rows, const Weight& w, in
     }
 }
 
-// Rows x[0..rows) times outputs [n0, n1) of a weight, n0 a multiple of 16, into y[r] + n0, on one thread.
+// Multiplies rows x[0..rows) by outputs [n0, n1) of a weight, n0 a multiple of 16, into y[r] + n0, on one thread.
 inline void gemm(const float* const* x, int64_t rows, const Weight& w, int64_t n0, int64_t n1, float* const* y) {
 #if defined(DSV4_ISA_AMX)
     if (w.kind != Kind::f32) return gemm_amx(x, rows, w, n0, n1, y);
@@ -98,8 +98,8 @@ inline void gemm(const float* const* x, int64_t rows, const Weight& w, int64_t n
     gemm_packed<false>(x, rows, w, n0, n1, y);
 }
 
-// Outputs per task where there are many rows: those of 256 KB of packed weight, at least 128. Every task packs its rows
-// anew; with AMX, which multiplies faster than it splits rows and packs, tasks are wider.
+// Outputs per task for many rows: 256 KB of packed weight, at least 128 outputs. Every task packs its rows anew; AMX
+// multiplies faster than it splits and packs rows, so its tasks are wider.
 inline int64_t outputs_per_task([[maybe_unused]] int64_t in) {
 #if defined(DSV4_ISA_AMX)
     return 1024;
@@ -108,17 +108,17 @@ inline int64_t outputs_per_task([[maybe_unused]] int64_t in) {
 #endif
 }
 
-// Rows per thread from which on tasks share out rows too, though each packs the weight anew.
+// Rows per thread from which on tasks divide the rows too, though each task then packs the weight anew.
 constexpr int64_t MIN_TASK_ROWS = 288;
 
 struct SkinnyRows;
 
-// Outputs [n0, n1) of a weight for rows [r0, r1).
+// One task: outputs [n0, n1) of a weight for rows [r0, r1).
 struct GemmTask {
     const Weight* w;
     Rows x, y;
     int64_t r0, r1, n0, n1;
-    const SkinnyRows* skinny = nullptr;  // with AMX the packed rows
+    const SkinnyRows* skinny = nullptr;  // with AMX: the packed rows if they are few
 
     void run() const {
         std::vector<const float*> from;
@@ -145,8 +145,8 @@ struct Product {
     Rows y;
 };
 
-// For AMX the skinny rows of each product, packed once for all its tasks and for neighbours with the same rows; null
-// otherwise.
+// AMX: packs the rows of each product if they are few, once for all its tasks and for adjacent products with the same
+// rows. Null for the others.
 inline std::vector<const SkinnyRows*> pack_skinny_rows([[maybe_unused]] const Product* list, int count,
                                                        [[maybe_unused]] int64_t rows) {
     std::vector<const SkinnyRows*> packed(static_cast<size_t>(count));
@@ -172,14 +172,14 @@ inline std::vector<const SkinnyRows*> pack_skinny_rows([[maybe_unused]] const Pr
     return packed;
 }
 
-// Products of as many rows each; together they fill the threads.
+// Computes several products of `rows` rows each on all threads.
 inline void products(const Product* list, int count, int64_t rows) {
     std::vector<GemmTask> tasks;
     int64_t work = 0;
     const std::vector<const SkinnyRows*> skinny = pack_skinny_rows(list, count, rows);
     for (int i = 0; i < count; ++i) work += list[i].w->out * list[i].w->in;
-    // Few rows: one task of equal work per thread and product. More rows: several tasks per thread, which share out
-    // outputs, and rows too where there are enough.
+    // Few rows: one task of equal work per thread. More rows: about four tasks per thread, which divide the outputs,
+    // and from MIN_TASK_ROWS rows per thread on the rows too.
     const int64_t shares = thread_count() * (rows < 8 ? 1 : 4);
     for (int i = 0; i < count; ++i) {
         const Weight& w = *list[i].w;

@@ -2,16 +2,16 @@
 //
 // An fp32 value splits exactly into three BF16 terms (hi, mid, lo). FP4 and BF16 weights, FP8 weights with power-of-two
 // scales and rows rounded to FP8 are hi alone. The terms of x are multiplied separately and added last. FP32 weights
-// stay with gemm.h: splitting them would take longer than multiplying them.
+// use the kernels of gemm.h: splitting them would take longer than multiplying them.
 //
-// Order of an element, for each term of x: from zero, group after group of 32 inputs and within a group over the
-// weight's terms from hi to lo, one number is added: the chain of the even inputs from zero plus the chain of the odd
-// ones. The result is hi + (mid + lo), or hi alone where that is not finite, so that it does not matter whether other
-// rows of a block needed three terms. Tiles flush numbers below 2^-126 to zero. The order is the unit's own (Intel's
-// manual, TDPBF16PS).
+// Order of an element's sums, as TDPBF16PS fixes it (Intel's manual): each term of x has an accumulator that starts
+// from zero. For each group of 32 inputs, and in it each term of the weight from hi to lo, it adds one number: the
+// chain of the even inputs plus the chain of the odd ones, each from zero. The result is hi + (mid + lo), or hi alone
+// if hi is not finite, so it does not depend on whether other rows of a block needed three terms. Tiles flush numbers
+// below 2^-126 to zero.
 //
-// A tile product's second factor is in VNNI layout: pairs of inputs of 16 columns. Where rows are few they are
-// transposed to it (gemm_amx_skinny.h), where they are many the weight is. Both ways give the same bits.
+// The second factor of a tile product is in VNNI layout: pairs of inputs of 16 columns. Few rows are transposed to it
+// (gemm_amx_skinny.h); for many rows the weight is. Both ways give the same bits.
 #pragma once
 
 #include "gemm/gemm_amx_skinny.h"
@@ -21,9 +21,9 @@
 namespace dsv4::DSV4_ISA {
 
 constexpr int64_t BLOCK_ROWS = 48;        // three tiles of rows
-constexpr int64_t CACHE_WORDS = 1 << 18;  // half a megabyte of second-level cache
+constexpr int64_t CACHE_WORDS = 1 << 18;  // 512 KB of second-level cache
 
-// X tiles of rows (the terms of 16 rows, or with one term 16 rows each) times a packed weight.
+// Multiplies X tiles of rows (the terms of 16 rows, or with one term 16 rows each) by a packed weight.
 template <int X>
 inline void multiply_packed(const uint16_t* const* x, int64_t stride, int64_t rows, int terms, const uint16_t* packed,
                             const Weight& w, int64_t n0, int64_t n1, float* const* y) {
@@ -57,7 +57,8 @@ inline void multiply_packed(const uint16_t* const* x, int64_t stride, int64_t ro
             multiply_panels(std::integral_constant<int, 1>{}, n);
 }
 
-// Outputs [n0, n1) of a weight, n0 a multiple of 16 -> panels of 16 outputs, groups of TERMS tiles in VNNI layout.
+// Packs outputs [n0, n1) of a weight, n0 a multiple of 16, into panels of 16 outputs: per group weight_terms(w) tiles
+// in VNNI layout.
 template <Kind kind>
 inline void pack_tiles(const Weight& w, int64_t n0, int64_t n1, uint16_t* to) {
     const int64_t groups = groups_of(w.in), terms = weight_terms(w);
@@ -76,7 +77,7 @@ inline void pack_tiles(const Weight& w, int64_t n0, int64_t n1, uint16_t* to) {
     }
 }
 
-// Many rows, for which the weight is packed, block by block that fits the second-level cache.
+// Products of many rows: the weight is packed in blocks that fit the second-level cache.
 template <Kind kind>
 inline void gemm_amx_packed(const float* const* x, int64_t rows, const Weight& w, int64_t n0, int64_t n1,
                             float* const* y) {
@@ -111,7 +112,7 @@ inline void gemm_amx_packed(const float* const* x, int64_t rows, const Weight& w
     }
 }
 
-// Rows x[0..rows) times outputs [n0, n1) of a weight, into y[r] + n0.
+// Multiplies rows x[0..rows) by outputs [n0, n1) of a weight, into y[r] + n0.
 inline void gemm_amx(const float* const* x, int64_t rows, const Weight& w, int64_t n0, int64_t n1, float* const* y) {
     thread_local SkinnyRows skinny;
     if (rows <= MAX_COLUMNS && skinny.pack(x, rows, w.in)) return gemm_amx_skinny(skinny, w, n0, n1, y);

@@ -1,5 +1,5 @@
-// Skinny products on AMX, of up to 48 rows that are exact in BF16 or 16 of three terms: the rows are transposed to VNNI
-// layout, the weight streams once from memory. See gemm_amx.h.
+// Skinny GEMM on AMX, of up to 48 rows that are exact in BF16, or 16 rows of three terms: the rows are transposed to
+// VNNI layout, and the weight streams once from memory. See gemm_amx.h.
 #pragma once
 
 #include "base/aligned.h"
@@ -10,16 +10,16 @@
 namespace dsv4::DSV4_ISA {
 
 constexpr int64_t MAX_COLUMNS = 3 * LANES;                // a row has one column per term
-constexpr int64_t SKINNY_ROWS = MAX_COLUMNS / MAX_TERMS;  // so many rows fit whatever their terms
+constexpr int64_t SKINNY_ROWS = MAX_COLUMNS / MAX_TERMS;  // rows that fit with any number of terms
 
-// Rows in VNNI layout, for products with any weight. Tile i of group g begins at (g * tiles + i) * words.
+// Rows packed in VNNI layout, for products with any weight. Tile i of group g begins at (g * tiles + i) * words.
 struct SkinnyRows {
     Aligned<uint16_t> memory;
     uint16_t* packed = nullptr;
     int64_t rows = 0, tiles = 0, words = 0;
     int terms = 1;
 
-    // False where the rows have more columns than the tiles.
+    // False if the rows have more than MAX_COLUMNS columns.
     bool pack(const float* const* x, int64_t count, int64_t in) {
         const int64_t groups = groups_of(in), stride = groups * GROUP;
         uint16_t* split = scratch<uint16_t>(Scratch::staging, MAX_TERMS * count * stride);
@@ -28,7 +28,7 @@ struct SkinnyRows {
         const int64_t columns = terms * rows;
         if (columns > MAX_COLUMNS) return false;
         tiles = (columns + LANES - 1) / LANES;
-        // One row has at most three columns: its tiles' rows are four pairs long.
+        // A single row has at most three columns: its tiles are four pairs wide.
         words = rows == 1 ? TILE_WORDS / 4 : TILE_WORDS;
         packed = memory.reserve(groups * tiles * words);
         static const uint16_t zeros[GROUP] = {};
@@ -48,7 +48,7 @@ struct SkinnyRows {
     }
 };
 
-// Sums [16 outputs][4 columns] of one row's terms -> hi + (mid + lo) of each output.
+// hi + (mid + lo) of each output, from sums [16 outputs][4 columns] of one row's terms.
 [[gnu::always_inline]] inline __m512 add_terms(const float* sums) {
     auto column = [&](int c) __attribute__((always_inline)) {
         const __m512i outputs = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
@@ -64,9 +64,9 @@ struct SkinnyRows {
 
 constexpr int64_t SHORT_ROW = 2048;  // bytes
 
-// Prefetches a weight, some lines with every group of a block's W panels. Short rows: line after line of the next
-// block, into the second-level cache. Long rows, whose successors are far: a few groups further on in the same rows,
-// into the first-level cache.
+// Prefetches a weight, some cache lines with every group of a block of W panels. Short rows: line after line of the
+// next block, into the second-level cache. Long rows: a few groups ahead in the same rows, into the first-level cache,
+// since the next block is far.
 template <Kind kind, int W>
 struct WeightPrefetcher {
     static constexpr int64_t HIGH = W * LANES, BYTES = group_bytes(kind), LINES = HIGH * BYTES / 64, GROUPS = 8;
@@ -100,7 +100,8 @@ struct WeightPrefetcher {
     }
 };
 
-// Accumulators i * W + j, of skinny rows and W panels from output n on -> y; they are zero afterwards.
+// Adds up the terms in accumulators i * W + j, of the skinny rows and W panels from output n on, writes them to y, and
+// zeroes the accumulators.
 template <bool ONE, int X, int W>
 [[gnu::always_inline]] inline void store_outputs(const SkinnyRows& x, const Weight& w, int64_t n, float* const* y) {
     alignas(64) float sums[X * W][LANES * LANES];
@@ -132,11 +133,11 @@ template <bool ONE, int X, int W>
     }
 }
 
-// Skinny rows (ONE: a single row), X tiles of columns, times blocks of W panels, each of TERMS tiles per group.
+// Multiplies skinny rows (ONE: a single row), X tiles of columns, by blocks of W panels with TERMS tiles per group.
 //
-// A dequantized tile is multiplied LAG tiles later, across block boundaries too: by then its stores have reached the
-// cache, the only place a tile is loaded from, and stores still in flight differ in their addresses modulo 4096, which
-// is all that the processor compares.
+// A dequantized tile is multiplied LAG tiles later, across block boundaries too. Tile loads read the cache only, and by
+// then the stores have reached it; stores still in flight differ from the load in their address modulo 4096, the part
+// that the processor compares.
 template <Kind kind, int TERMS, bool ONE, int X, int W>
 inline void multiply_blocks(const SkinnyRows& x, const Weight& w, int64_t n, int64_t blocks, float* const* y) {
     constexpr int LAG = 7, RING = LAG + 1;
@@ -147,7 +148,7 @@ inline void multiply_blocks(const SkinnyRows& x, const Weight& w, int64_t n, int
     auto row_tile = [&](int64_t g, int i) __attribute__((always_inline)) { return packed + (g * X + i) * WORDS; };
     unroll<X * W>([&](auto t) __attribute__((always_inline)) { tile_zero<decltype(t)::value>(); });
     if (kind == Kind::bf16 && w.in % GROUP == 0 &&
-        n + blocks * HIGH <= w.out) {  // tiles are loaded from where the weight is stored
+        n + blocks * HIGH <= w.out) {  // tiles are loaded from the stored weight itself
         const int64_t stride = w.stride;
         for (int64_t block = 0; block < blocks; ++block) {
             const uint8_t* const begin = w.data + (n + block * HIGH) * stride;
@@ -166,7 +167,7 @@ inline void multiply_blocks(const SkinnyRows& x, const Weight& w, int64_t n, int
     }
     alignas(64) uint16_t ring[RING][TERMS][TILE_WORDS];
     int64_t item = 0, multiply_g = 0, multiply_n = n;
-    // Multiplies item - LAG, which is of panel J, group multiply_g and output multiply_n.
+    // Multiplies item - LAG: panel J of the block at output multiply_n, group multiply_g.
     auto multiply = [&](auto panel) __attribute__((always_inline)) {
         constexpr int J = decltype(panel)::value;
         for (int p = 0; p < TERMS; ++p) {
@@ -208,14 +209,13 @@ inline void gemm_amx_skinny_as(const SkinnyRows& x, const Weight& w, int64_t n0,
         for (int64_t r = 0; r < x.rows; ++r) std::fill(y[r] + n0, y[r] + n1, 0.0f);
         return;
     }
-    // Of long rows 16 are read side by side, which is faster than 32: presumably the hardware prefetcher follows no
-    // more streams.
+    // Reading 16 long rows side by side is faster than 32: presumably the hardware prefetcher follows no more streams.
     const int64_t pairs = ONE && w.stride > SHORT_ROW ? 0 : (n1 - n0) / (2 * LANES), rest = n0 + pairs * 2 * LANES;
     if (pairs) multiply_blocks<kind, TERMS, ONE, X, 2>(x, w, n0, pairs, y);
     if (rest < n1) multiply_blocks<kind, TERMS, ONE, X, 1>(x, w.rows(0, n1), rest, (n1 - rest + LANES - 1) / LANES, y);
 }
 
-// Skinny rows times outputs [n0, n1) of a weight, into y[r] + n0.
+// Multiplies skinny rows by outputs [n0, n1) of a weight, into y[r] + n0.
 inline void gemm_amx_skinny(const SkinnyRows& x, const Weight& w, int64_t n0, int64_t n1, float* const* y) {
     TileUnit tiles(x.rows == 1 ? ONE_ROW_TILES : WIDE_TILES);
     with_kind(w.kind, [&](auto kind) {

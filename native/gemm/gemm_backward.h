@@ -1,9 +1,9 @@
-// Products of training: rows in groups, each group with its own weight; y = x W^T, and its gradients dx = dy W, dW =
-// dy^T x.
+// Grouped products for training: consecutive rows form groups, each with its own weight. y = x W^T and its gradients
+// dx = dy W, dW = dy^T x.
 //
 // An element of a gradient is a sum over terms: the outputs for dx, the group's rows for dW, ascending. Each TERM_BLOCK
-// of them are one chain of fused multiply-adds from zero, and the chains' sums are added in order. So an element
-// depends on its own row and column of the factors alone, whatever the tiles and threads.
+// of terms is one chain of fused multiply-adds from zero, and the chains' sums are added in order. So an element
+// depends on its own row and column of the factors alone, not on register tiles or threads.
 #pragma once
 
 #include "gemm/gemm.h"
@@ -11,9 +11,9 @@
 namespace dsv4::DSV4_ISA {
 
 constexpr int64_t TERM_BLOCK = 256;
-constexpr int64_t SUM_COLUMNS = 256;  // packed at a time: a block of terms of them stays in the second-level cache
+constexpr int64_t SUM_COLUMNS = 256;  // columns packed at a time: TERM_BLOCK terms of them fit the second-level cache
 
-// y[i][j] = the sum over t of a[i * item + t * term] * b[t][j]; the terms are b's outputs, the columns its inputs.
+// y[i][j] = sum over t of a[i * item + t * term] * b[t][j]; the terms t are b's outputs, the columns j its inputs.
 struct Sum {
     const float* a;
     int64_t items, item, term;
@@ -21,8 +21,8 @@ struct Sum {
     Rows y;
 };
 
-// R items times P panels of 16 columns, one chain over the terms; added to y where `add_to` is set. Element t of item r
-// is a[r * item + t * term].
+// Register tile of R items times P panels of 16 columns, one chain over the terms; added to y if `add_to` is set.
+// Element t of item r is a[r * item + t * term].
 template <int R, int P>
 [[gnu::noinline]] inline void backward_tile(const float* a, int64_t item, int64_t term, int64_t terms,
                                             const float* panel, int64_t panel_stride, float* const* y, int columns,
@@ -40,7 +40,7 @@ template <int R, int P>
         }
 }
 
-// Terms [t0, t1), columns [j0, j1) of b -> panels [t1 - t0][16], padded with zeros.
+// Packs terms [t0, t1), columns [j0, j1) of b into panels [t1 - t0][16], padded with zeros.
 inline void pack_terms(const Weight& b, int64_t t0, int64_t t1, int64_t j0, int64_t j1, float* to) {
     alignas(64) float values[SUM_COLUMNS];
     const int64_t panel_stride = (t1 - t0) * LANES;
@@ -56,19 +56,19 @@ inline void pack_terms(const Weight& b, int64_t t0, int64_t t1, int64_t j0, int6
     }
 }
 
-// Sixteen adjacent items from item i on, of terms [t0, t1) -> [t1 - t0][16]; items from i1 on are not read.
+// Packs items [i, i + 16), of terms [t0, t1), into to [t1 - t0][16]; items from i1 on are not read.
 inline void pack_items(const Sum& s, int64_t i, int64_t i1, int64_t t0, int64_t t1, float* to) {
     const int count = static_cast<int>(std::min<int64_t>(LANES, i1 - i));
     for (int64_t t = t0; t < t1; ++t, to += LANES) store(to, load_n(s.a + t * s.term + i * s.item, count));
 }
 
-// Items [i0, i1) and columns [j0, j1) of a sum, SUM_COLUMNS columns at most.
+// Computes items [i0, i1), columns [j0, j1) of a sum, at most SUM_COLUMNS columns.
 inline void sum_block(const Sum& s, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
     const int64_t terms = s.b.out, panels = (j1 - j0 + LANES - 1) / LANES;
     float* packed = scratch(Scratch::packed, panels * std::min(terms, TERM_BLOCK) * LANES);
     float* packed_items = scratch(Scratch::rows, TERM_BLOCK * LANES);
     int64_t t0 = 0;
-    do {  // without a term, once: the sum is zero
+    do {  // once even without terms: the sum is then zero
         const int64_t t1 = std::min(terms, t0 + TERM_BLOCK), panel_stride = (t1 - t0) * LANES;
         pack_terms(s.b, t0, t1, j0, j1, packed);
         for (int64_t i = i0; i < i1;) {
@@ -111,7 +111,7 @@ inline void sums(const std::vector<Sum>& list) {
     for (const Sum& s : list)
         for (int64_t j0 = 0; j0 < s.b.in; j0 += SUM_COLUMNS) {
             int64_t j1 = std::min(s.b.in, j0 + SUM_COLUMNS);
-            // Fewer items would not be worth packing the columns for.
+            // Fewer items per task would not pay for packing the columns.
             int64_t high = std::max<int64_t>(16 * TILE_ROWS, target / std::max<int64_t>(1, (j1 - j0) * s.b.out));
             if (thread_count() == 1) high = s.items;
             high = (high + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
@@ -124,7 +124,7 @@ inline void sums(const std::vector<Sum>& list) {
     });
 }
 
-// y of each group, in the order of accumulation_order.h.
+// Computes y of each group, in the order of accumulation_order.h.
 inline void grouped_products(const Group* groups, int64_t count) {
     std::vector<GemmTask> tasks;
     for (const Group* group = groups; group < groups + count; ++group) {
@@ -135,7 +135,7 @@ inline void grouped_products(const Group* groups, int64_t count) {
     run(tasks);
 }
 
-// dx into x, from dy in y.
+// Computes each group's dx, into x, from dy, which is in y.
 inline void input_gradients(const Group* groups, int64_t count) {
     std::vector<Sum> list;
     for (int64_t g = 0; g < count; ++g) {
@@ -145,8 +145,8 @@ inline void input_gradients(const Group* groups, int64_t count) {
     sums(list);
 }
 
-// dW of each group, from x and from dy in y, into `gradients`; none where the pointer is null. A weight is its shape
-// here.
+// Computes each group's dW, into gradients[g], from x and from dy, which is in y; a null pointer skips the group. Only
+// the shape of a group's weight is read.
 inline void weight_gradients(const Group* groups, int64_t count, float* const* gradients) {
     std::vector<Sum> list;
     for (int64_t g = 0; g < count; ++g) {

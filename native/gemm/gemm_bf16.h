@@ -1,10 +1,10 @@
-// BF16 pairs: products by AVX-512's BF16 dot product, two inputs per instruction, where rows and weights are exact in
-// BF16. Bits are those of the fp32 products (except which NaN it is).
+// BF16 pairs: products by AVX-512's BF16 dot product, two inputs per instruction, for rows and weights that are exact
+// in BF16. The result has the bits of the fp32 product (NaN payloads excepted).
 //
-// The instruction adds two products to an accumulator, one after the other, each rounded once, as two fused
-// multiply-adds do. A sum's inputs k and k + 2 follow one another (accumulation_order.h): k is in the upper half of a
-// pair, which is added first. The instruction flushes numbers below 2^-126 to zero; none arises where all products are
-// multiples of that, which exact_in_bf16 and weight_exact_in_bf16 ensure together.
+// VDPBF16PS adds two products to an accumulator, one after the other, each rounded once, as two fused multiply-adds do.
+// A sum's inputs k and k + 2 follow one another (accumulation_order.h): k is in the upper half of a pair, which is
+// added first. The instruction flushes numbers below 2^-126 to zero; there are none if all products are multiples of
+// 2^-126, as exact_in_bf16 and weight_exact_in_bf16 together ensure.
 #pragma once
 
 #include "gemm/weights.h"
@@ -44,7 +44,7 @@ inline bool weight_exact_in_bf16(const Weight& w, int64_t n0, int64_t n1) {
     return _mm512_or_si512(_mm512_andnot_si512(_mm512_set1_epi32(0xFFFF), first), _mm512_srli_epi32(second, 16));
 }
 
-// A row that pack_row packed -> BF16 pairs [8 sums][groups * 2], in place.
+// Converts a row that pack_row packed to BF16 pairs [8 sums][groups * 2], in place.
 inline void pack_row_pairs(float* row, int64_t groups) {
     const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     for (int64_t i = 0; i < groups * LANES; i += LANES) {
@@ -55,7 +55,8 @@ inline void pack_row_pairs(float* row, int64_t groups) {
     }
 }
 
-// Outputs [n0, n1) -> panels of 16 outputs, [8 sums][groups * 2 pairs][16] each; missing outputs and inputs are 0.
+// Packs outputs [n0, n1) into panels of 16 outputs, [8 sums][groups * 2 pairs][16] each; missing outputs and inputs are
+// 0.
 inline void pack_panels_pairs(const Weight& w, int64_t n0, int64_t n1, float* to) {
     const int64_t groups = groups_of(w.in), panel_stride = groups * GROUP / 2 * LANES;
     for (int64_t n = n0; n < n1; n += LANES, to += panel_stride) {
@@ -89,7 +90,7 @@ inline void pack_panels_pairs(const Weight& w, int64_t n0, int64_t n1, float* to
 
 #endif
 
-// pack_row and pack_panels, with PAIRS of BF16 pairs.
+// pack_row and pack_panels; PAIRS packs BF16 pairs instead of fp32.
 template <bool PAIRS>
 inline void pack_row_as(const float* x, int64_t in, float* to) {
     pack_row(x, in, to);

@@ -1,6 +1,5 @@
-// One row times a weight as stored: every output is a dot product along the weight's row, in the order of
-// accumulation_order.h. Four outputs are computed together, so that x is read once for all of them and their chains
-// overlap.
+// Product of one row with a weight as stored: every output is a dot product along the weight's row, in the order of
+// accumulation_order.h. Four outputs are computed together: x is read once for them, and their chains overlap.
 #pragma once
 
 #include "gemm/weights.h"
@@ -9,7 +8,7 @@ namespace dsv4::DSV4_ISA {
 
 #if defined(DSV4_ISA_AVX2) || defined(DSV4_ISA_AVX512)
 
-// The sums lie in a register's lanes as the kind's codes unpack: the lane of each sum.
+// Register lane of each sum; it depends on how the format's codes unpack.
 [[gnu::always_inline]] inline __m256i lane_of_sum(Kind kind) {
     switch (kind) {
         case Kind::f32: return _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
@@ -18,7 +17,7 @@ namespace dsv4::DSV4_ISA {
     }
 }
 
-// x [in] -> to [groups][4 steps][8 lanes], padded with zeros.
+// Packs x [in] into to [groups][4 steps][8 lanes], padded with zeros.
 inline void pack_lanes(const float* x, int64_t in, Kind kind, float* to) {
     for (int64_t k = 0; k < in; k += 16, to += 16) {
         alignas(32) float part[16] = {};
@@ -48,7 +47,7 @@ inline void pack_lanes(const float* x, int64_t in, Kind kind, float* to) {
     if ((in + 15) / 16 % 2) std::fill_n(to, 16, 0.0f);
 }
 
-// acc + one group of 32 weights times x [4][8]; `values` are those of the group's scale for FP4.
+// Adds one group of 32 weights times x [4][8] to acc. `values` (FP4): the table entry of the group's scale.
 template <Kind kind>
 [[gnu::always_inline]] inline __m256 multiply_add_group(__m256 acc, const float* x, const uint8_t* codes,
                                                         const Fp4Bytes* values) {
@@ -61,14 +60,14 @@ template <Kind kind>
     return acc;
 }
 
-// The eight sums, in the order of their numbers, added up.
+// Adds up the eight sums, given in the order of their numbers.
 [[gnu::always_inline]] inline float add_sums(__m256 sums) {
     __m128 four = _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1));
     __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
-// Prefetch distance in bytes, which hides the latency of memory.
+// Prefetch distance in bytes; hides the memory latency.
 constexpr int64_t PREFETCH = 2048;
 
 // y[0..R) = outputs [n, n + R) of w times a row that pack_lanes packed.
@@ -82,7 +81,7 @@ inline void gemv_rows(const float* x, const Weight& w, int64_t n, float* y) {
     auto values = [&](int r, int64_t g) __attribute__((always_inline)) {
         return kind == Kind::fp4 ? table + scales[r * w.scale_stride + g] : nullptr;
     };
-    // Prefetched are the bytes PREFETCH further on in a row, and from its end on those of the next R rows.
+    // Prefetches PREFETCH bytes ahead in each row; at its end, the next R rows.
     const int64_t length = whole * bytes;
     const int64_t within =
         length > PREFETCH ? PREFETCH : (PREFETCH + R * length) / std::max<int64_t>(1, R * length) * R * w.stride;
@@ -120,8 +119,8 @@ inline void gemv_outputs(const float* x, const Weight& w, int64_t n0, int64_t n1
     for (; n < n1; ++n) gemv_rows<kind, 1>(x, w, n, y + n);
 }
 
-// y[n0..n1) = outputs [n0, n1) of w times one row. Returns the first output that was not computed: n1, or an FP8
-// block's whose scale is not supported.
+// y[n0..n1) = outputs [n0, n1) of w times one row. Returns the first output not computed: n1, or the first of an FP8
+// block whose scale is not supported.
 inline int64_t gemv(const float* x, const Weight& w, int64_t n0, int64_t n1, float* y) {
     float* lanes = scratch(Scratch::lanes, groups_of(w.in) * GROUP);
     if (w.kind != Kind::fp8) pack_lanes(x, w.in, w.kind, lanes);
@@ -132,7 +131,7 @@ inline int64_t gemv(const float* x, const Weight& w, int64_t n0, int64_t n1, flo
         case Kind::fp8: break;
     }
     float* scaled = scratch(Scratch::staging, w.in);
-    while (n0 < n1) {  // the outputs of one row of blocks share their scales
+    while (n0 < n1) {  // one row of 128 x 128 blocks at a time: its outputs share their scales
         int64_t stop = std::min(n1, n0 + 128 - (w.first + n0) % 128);
         if (!scale_fp8_input(w, n0, x, scaled)) return n0;
         pack_lanes(scaled, w.in, w.kind, lanes);

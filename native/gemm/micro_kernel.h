@@ -8,7 +8,7 @@
 
 namespace dsv4::DSV4_ISA {
 
-// R rows, `stride` apart. There is a pointer per three rows: one per row would be too many for the registers.
+// R rows, `stride` apart, with one pointer per three rows: one per row would not fit the registers.
 template <int R>
 struct StridedRows {
     const float* third[(R + 2) / 3];
@@ -23,7 +23,7 @@ struct StridedRows {
     }
 };
 
-// Rows wherever they lie.
+// Rows at arbitrary addresses.
 struct RowPointers {
     const float* const* rows;
     int64_t k = 0;
@@ -32,7 +32,7 @@ struct RowPointers {
     [[gnu::always_inline]] void advance(int64_t step) { k += step; }
 };
 
-// c + a * b; with PAIRS c plus the product of the upper BF16 halves plus that of the lower ones.
+// c + a * b; with PAIRS, c + the product of the upper BF16 halves + that of the lower halves.
 template <bool PAIRS>
 [[gnu::always_inline]] inline V multiply_add(V a, V b, V c) {
 #if defined(DSV4_ISA_AVX512_BF16)
@@ -48,8 +48,8 @@ template <int R, int P>
         for (int p = 0; p < P; ++p) acc[r][p] = zero();
 }
 
-// acc[r][p] continues its chain over k in [0, steps), a multiple of UNROLL: + row r's element k * step times row k of
-// panel p. Panels are [steps][16], panel_stride apart.
+// Continues the chains of acc[r][p] over k in [0, steps): adds row r's element k * step times row k of panel p. steps
+// is a multiple of UNROLL; panels are [steps][16], panel_stride apart.
 template <int UNROLL, bool PAIRS = false, int R, int P, class Rows>
 [[gnu::always_inline]] inline void multiply_panels(V (&acc)[R][P], Rows& rows, int64_t step, int64_t steps,
                                                    const float* panel, int64_t panel_stride) {
@@ -66,7 +66,7 @@ template <int UNROLL, bool PAIRS = false, int R, int P, class Rows>
     }
 }
 
-// f(std::integral_constant<int, count>), for a count in [1, MAX].
+// Calls f(std::integral_constant<int, count>) for a count in [1, MAX].
 template <int MAX, class F>
 [[gnu::always_inline]] inline void with_count(int count, F&& f) {
     [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
@@ -74,7 +74,7 @@ template <int MAX, class F>
     }(std::make_integer_sequence<int, MAX>{});
 }
 
-// Rows of the next block of at most MAX, such that the blocks of what is left are of like height.
+// Height of the next block of rows, at most MAX, such that the remaining rows form blocks of about equal height.
 template <int MAX>
 inline int next_rows(int64_t left) {
     const int64_t blocks = (left + MAX - 1) / MAX;

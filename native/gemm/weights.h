@@ -1,7 +1,7 @@
 // Weights as stored, in any of the formats: dequantized by rows or by columns, and packed into panels for products.
 //
-// An element dequantizes to the fp32 number that dsv4.checkpoint.formats gives it, so a product has the bits of the
-// product with the dequantized weight (with AMX to rounding).
+// An element dequantizes to the same fp32 number as in dsv4.checkpoint.formats, so a product has the bits of the
+// product with the dequantized weight (with AMX, up to rounding).
 #pragma once
 
 #include "base/scratch.h"
@@ -13,7 +13,7 @@
 
 namespace dsv4::DSV4_ISA {
 
-// Inputs [k0, k1) of output n, as fp32.
+// Dequantizes inputs [k0, k1) of output n to fp32.
 inline void dequantize_row(const Weight& w, int64_t n, int64_t k0, int64_t k1, float* to) {
     switch (w.kind) {
         case Kind::f32: return load_f32_row(w, n, k0, k1, to);
@@ -31,7 +31,7 @@ inline bool has_columns(const Weight& w, int64_t n) {
     return w.kind != Kind::fp8 || (w.first + n) / 128 == (w.first + n + 31) / 128;
 }
 
-// f(k, column, split) for k in [k0, k1), multiples of 32, for outputs [n, n + 32).
+// Calls f(k, column, split) for k in [k0, k1), multiples of 32, of outputs [n, n + 32).
 template <class F>
 [[gnu::always_inline]] inline void for_each_column(const Weight& w, int64_t n, int64_t k0, int64_t k1, F&& f) {
     auto split = [&](int64_t k, const Column& c) __attribute__((always_inline)) { f(k, c, true); };
@@ -45,7 +45,7 @@ template <class F>
     }
 }
 
-// A column with its outputs in ascending order.
+// Reorders a split column to ascending outputs.
 [[gnu::always_inline]] inline Column unsplit(bool split, const Column& c) {
     if (!split) return c;
     Column out;
@@ -57,7 +57,7 @@ template <class F>
     return out;
 }
 
-// A column, not split -> one row of each of two panels, panel_stride apart.
+// Stores a column, not split, as one row of each of two panels, panel_stride apart.
 [[gnu::always_inline]] inline void store_column(const Column& c, float* to, int64_t panel_stride) {
     _mm256_storeu_ps(to, c.v[0]);
     _mm256_storeu_ps(to + 8, c.v[1]);
@@ -67,7 +67,7 @@ template <class F>
 
 #endif
 
-// Up to 16 outputs from n0 on -> a panel [8 sums][groups * 4][16]; missing outputs and inputs are 0.
+// Packs up to 16 outputs from n0 on into a panel [8 sums][groups * 4][16]; missing outputs and inputs are 0.
 inline void pack_panel(const Weight& w, int64_t n0, float* to) {
     int count = static_cast<int>(std::min<int64_t>(LANES, w.out - n0));
     int64_t groups = groups_of(w.in);
@@ -90,7 +90,7 @@ inline void pack_panel(const Weight& w, int64_t n0, float* to) {
     }
 }
 
-// Outputs [n0, n1) -> panels of 16 outputs, one after the other.
+// Packs outputs [n0, n1) into consecutive panels of 16 outputs.
 inline void pack_panels(const Weight& w, int64_t n0, int64_t n1, float* to) {
     const int64_t groups = groups_of(w.in), panel_stride = groups * GROUP * LANES;
     for (int64_t n = n0; n < n1; n += LANES, to += panel_stride) {

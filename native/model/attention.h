@@ -1,7 +1,8 @@
-// Attention of tokens over their windows and the compressed entries that they see.
+// Attention over the sliding window and the visible compressed entries.
 //
-// A token's keys have one order: its window by position, then its entries by number. A score is one chain over the
-// channels; an output channel and the sum of the weights are chains over the keys. The sink is added last.
+// Order of sums: a token's keys are its window by position, then its entries by number. A score is one chain of fused
+// multiply-adds over the channels; an output channel and the sum of the weights are chains over the keys. The sink is
+// added last.
 #pragma once
 
 #include <vector>
@@ -18,7 +19,7 @@ constexpr int SCORE_ROWS = 6, SCORE_PANELS = 1, VALUE_SLICES = 1;
 #endif
 constexpr int64_t SCORE_KEYS = SCORE_PANELS * LANES;
 
-// R queries times P panels [width][16] of keys.
+// Scores of R queries with P panels [width][16] of keys.
 template <int R, int P>
 [[gnu::noinline]] inline void score_tile(const float* const* q, int64_t width, const float* panels, float* const* y) {
     V acc[R][P];
@@ -52,13 +53,13 @@ inline void score_keys(const float* const* q, int64_t rows, const float* panels,
         score_rows<1>(q, rows, panels, width, to, stride);
 }
 
-// Up to SCORE_KEYS keys -> panels [width][16].
+// Packs up to SCORE_KEYS keys into panels [width][16].
 inline void pack_keys(const float* const* keys, int64_t count, int64_t width, float* panels) {
     for (int64_t at = 0; at < count; at += LANES)
         pack_rows(keys + at, static_cast<int>(std::min<int64_t>(LANES, count - at)), width, panels + at * width);
 }
 
-// R heads of one token, S * 16 channels from d on: out_h = sum_j p_hj * value_j / total_h. The first slice also
+// Output channels [d, d + S * 16) of R heads of one token: out_h = sum_j p_hj * value_j / total_h. The first slice also
 // computes total_h = sum_j p_hj + exp(sink - highest score).
 template <int R, int S, bool FIRST>
 inline void weigh_slice(float* const* p, const float* const* values, int64_t keys, int64_t d, int last,
@@ -109,9 +110,8 @@ inline void weigh_rows(int rows, float* const* p, const float* const* values, in
     });
 }
 
-// The keys that a block of neighbouring tokens of one sequence attends to. window[i] is the key of position
-// window_start + i.
-struct Keys {
+// Keys of a block of neighbouring tokens of one sequence. window[i] is the key of position window_start + i.
+struct AttentionKeys {
     int64_t window_start;
     std::vector<const float*> window;
     const Entries* entries;   // null without compression
@@ -123,13 +123,13 @@ struct Keys {
     int64_t attended_entries(int64_t position) const { return sparse(position) ? top_k : visible_entries(position); }
 };
 
-// p[0..n) -> e^(score - highest), the sink counting as a score. Returns the sink's weight.
+// Replaces the scores p[0..n) by e^(score - highest), the sink counting as a score. Returns the sink's weight.
 inline float exponentiate_scores(float* p, int64_t n, float sink) {
     V top = set1(sink);
     for (int64_t i = 0; i < n; i += LANES) {
         int left = static_cast<int>(std::min<int64_t>(LANES, n - i));
         V x = load_n(p + i, left);
-        if (left < LANES) {  // the missing lanes are zeros, which must not count
+        if (left < LANES) {  // load_n fills the missing lanes with zeros, which must not raise the maximum
             alignas(64) float part[LANES];
             store(part, x);
             for (int j = left; j < LANES; ++j) part[j] = part[0];
@@ -145,12 +145,12 @@ inline float exponentiate_scores(float* p, int64_t n, float sink) {
     return exp1(sink - highest_score);
 }
 
-// Attention of a block of neighbouring tokens, some of their heads. A token's head has a row of scores: the columns of
-// the block's window, then from window_columns on those of the token's entries.
+// Attention of some heads of a block of neighbouring tokens. Each (token, head) has a row of scores: first the columns
+// of the block's window, then, from window_columns on, those of the token's entries.
 class AttentionBlock {
    public:
-    // q [tokens, q_stride], of which head h's query is at (first_head + h) * width.
-    AttentionBlock(const Keys& keys, const float* q, int64_t q_stride, int64_t tokens, int64_t start,
+    // q [tokens, q_stride]: head h's query of a token begins at (first_head + h) * width.
+    AttentionBlock(const AttentionKeys& keys, const float* q, int64_t q_stride, int64_t tokens, int64_t start,
                    int64_t first_head, int64_t heads, int64_t width)
         : keys_(keys),
           tokens_(tokens),
@@ -178,7 +178,7 @@ class AttentionBlock {
         }
     }
 
-    // Entries of the tokens that attend to all they see: packed once for the block.
+    // Scores the entries of the dense tokens, which attend to all entries they see: packed once for the block.
     void score_shared_entries() {
         int64_t shared = 0;
         for (int64_t t = 0; t < tokens_; ++t)
@@ -193,7 +193,7 @@ class AttentionBlock {
         }
     }
 
-    // Token t's output into out, head h's at h * width.
+    // Writes token t's output; head h's begins at out + h * width.
     void attend_token(int64_t t, const float* sink, float* out) {
         const int64_t position = start_ + t, entries = keys_.attended_entries(position);
         const int64_t first = std::max<int64_t>(0, position - WINDOW + 1) - keys_.window_start;
@@ -225,21 +225,21 @@ class AttentionBlock {
    private:
     static int64_t whole_panels(int64_t keys) { return (keys + SCORE_KEYS - 1) / SCORE_KEYS * SCORE_KEYS; }
 
-    // Token t's heads with the `count` entries in the panels, its e-th and on.
+    // Scores token t's heads with the packed entries [e, e + count) of the token.
     void score_entries(int64_t t, int64_t e, int64_t count) {
         score_keys(queries_.data() + t * heads_, heads_, panels_, count, width_,
                    scores_ + t * heads_ * stride_ + window_columns_ + e, stride_);
     }
 
-    const Keys& keys_;
+    const AttentionKeys& keys_;
     int64_t tokens_, start_, heads_, width_, window_columns_, stride_;
     float *scores_, *panels_;
     std::vector<const float*> queries_, values_;
 };
 
-// q [tokens, heads, width] at stride q_stride per token, scaled; heads [h0, h1). out like q.
+// Attention of heads [h0, h1). q [tokens, heads, width], q_stride per token, is scaled; out has q's layout.
 inline void attend(const float* q, int64_t q_stride, int64_t tokens, int64_t start, int64_t h0, int64_t h1,
-                   int64_t width, const Keys& keys, const float* sink, float* out) {
+                   int64_t width, const AttentionKeys& keys, const float* sink, float* out) {
     AttentionBlock block(keys, q, q_stride, tokens, start, h0, h1 - h0, width);
     block.score_window();
     block.score_shared_entries();

@@ -1,4 +1,4 @@
-// Compression: each closed window of tokens becomes one entry, from the projections of its tokens.
+// Compression: pools the projections of each closed window of tokens into one entry.
 #pragma once
 
 #include <cassert>
@@ -9,12 +9,12 @@
 
 namespace dsv4::DSV4_ISA {
 
-// Tokens of one sequence in a tile: rows [first, first + count) are positions [start, start + count).
+// Consecutive tokens of one sequence in a ubatch: rows [first, first + count) have positions [start, start + count).
 struct Segment {
     int64_t first, count, start, slot;
 };
 
-// A sequence's entries by number, through its pages; the ratio is a power of two.
+// Entries of a sequence by number, through its row of the block table; the ratio is a power of two.
 struct Entries {
     const float* data;
     const int64_t* pages;
@@ -32,8 +32,8 @@ struct Entries {
     const float* operator[](int64_t e) const { return data + row(e) * width; }
 };
 
-// Sum over the slots of a window, weighted by a softmax over the slots per channel. Slots are in the order of their
-// tokens; one without a score (null) is skipped. Numerator and denominator of a channel are chains over the slots.
+// Softmax-weighted sum over the slots of a window, channel by channel. Slots are in the order of their tokens; a slot
+// without a score (null) is skipped. Numerator and denominator of a channel are chains over the slots.
 inline void pool(const float* const* kv, const float* const* score, int64_t slots, int64_t width, float* to) {
     for (int64_t i = 0; i < width; i += LANES) {
         int left = static_cast<int>(std::min<int64_t>(LANES, width - i));
@@ -50,9 +50,9 @@ inline void pool(const float* const* kv, const float* const* score, int64_t slot
     }
 }
 
-// Writes the entries of the windows that a segment closes to `cache`, then the state that later windows need. kv,
-// score: the tile's projections [rows, total], ape included. finish(entry, position) completes an entry before it is
-// stored.
+// Writes the entries of the windows that a segment closes to `cache`, then the state that later windows need. kv and
+// score are the ubatch's projections [rows, total], ape included. finish(entry, position) runs on each entry before it
+// is stored.
 template <class Finish>
 inline void compress(const Compressor& c, const Segment& s, const Cache& pages, const CompressorCache& cache,
                      const float* kv, const float* score, Finish finish) {

@@ -1,4 +1,4 @@
-// The router and the experts of a tile of tokens.
+// The router and the experts of a ubatch.
 #pragma once
 
 #include <algorithm>
@@ -10,9 +10,9 @@
 
 namespace dsv4::DSV4_ISA {
 
-// Experts of one token from its router logits: index [k] and weights [k]. Hash layers look the experts up by token id,
-// the others select the k best of score + bias, in ascending order. An expert that the table repeats counts each time in
-// the sum, but its output once: later repeats weigh 0.
+// Routes one token by its router logits: expert index [k] and weights [k]. Hash layers look the experts up by token id,
+// the others select the k best of score + bias, in ascending order. An expert that the hash table repeats counts each
+// time in the normalizing sum, but its output once: later repeats have weight 0.
 inline void route(const float* logits, const Layer& layer, const Config& c, int64_t token_id, std::vector<float>& work,
                   int32_t* index, float* weights) {
     int64_t experts = c.n_routed_experts, k = c.num_experts_per_tok;
@@ -36,8 +36,8 @@ inline void route(const float* logits, const Layer& layer, const Config& c, int6
     }
 }
 
-// The routed experts of n tokens: rows [n, k, d] = the weighted output of each selected expert. x [n, d]; hidden is
-// scratch [n * k, 2 * width]. `beside` is an independent product of n rows that is computed along the way.
+// Runs the routed experts of n tokens x [n, d]: rows [n, k, d] get the weighted output of each selected expert. hidden
+// is scratch [n * k, 2 * width]. `beside` is an independent product of n rows that shares the threads with the experts.
 inline void run_experts(const Layer& layer, const Config& c, const float* x, int64_t n, const int32_t* index,
                         const float* weights, float* hidden, float* rows, const Product& beside) {
     int64_t k = c.num_experts_per_tok, d = c.hidden_size, width = c.moe_intermediate_size;
@@ -47,7 +47,7 @@ inline void run_experts(const Layer& layer, const Config& c, const float* x, int
         swiglu(gate, gate + width, width, static_cast<float>(c.swiglu_limit), weights[slot]);
         if (c.quantize) fake_quant_fp8(gate, width, 128);
     };
-    if (n == 1) {  // all selected experts together; the threads share their outputs
+    if (n == 1) {  // all selected experts at once; threads split the outputs
         std::vector<Product> list;
         for (int64_t slot = 0; slot < k; ++slot) {
             float* gate = hidden + slot * 2 * width;
@@ -70,7 +70,7 @@ inline void run_experts(const Layer& layer, const Config& c, const float* x, int
     std::vector<size_t> busy;
     for (size_t e = 0; e < slots.size(); ++e)
         if (!slots[e].empty()) busy.push_back(e);
-    // The longest first, so that the threads finish together.
+    // Longest tasks first, so that the threads finish together.
     std::stable_sort(busy.begin(), busy.end(), [&](size_t a, size_t b) { return slots[a].size() > slots[b].size(); });
     parallel(static_cast<int64_t>(busy.size()), [&](int64_t task, int) {
         const auto& mine = slots[busy[static_cast<size_t>(task)]];

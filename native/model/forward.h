@@ -1,4 +1,4 @@
-// The model's layers over a ragged batch, in tiles of tokens, each tile through all layers, appending to the cache.
+// Runs the model's layers over a ragged batch and appends to the cache: ubatch by ubatch, each through all layers.
 #pragma once
 
 #include <algorithm>
@@ -11,14 +11,14 @@
 
 namespace dsv4::DSV4_ISA {
 
-// The normed input x [n, d] of a sub-layer from the streams, and the site's pre, post and comb: weights [n, s * (2 +
-// s)].
-inline void hc_pre(TokenTile& t, const HyperConnection& site, const float* norm, const float* streams, float* weights,
+// Reads the streams into the normed input x [n, d] of a sub-layer; weights [n, s * (2 + s)] get the site's pre, post
+// and comb.
+inline void hc_pre(Ubatch& u, const HyperConnection& site, const float* norm, const float* streams, float* weights,
                    float* x) {
-    const Config& c = t.model.config;
+    const Config& c = u.model.config;
     int64_t s = c.hc_mult, d = c.hidden_size, count = s * (2 + s);
     float eps = static_cast<float>(c.rms_norm_eps);
-    if (t.n == 1) {  // a decode step: the threads share the mixes
+    if (u.n == 1) {  // a decode step: the threads share the mixes
         float squares = 0.0f;
         int64_t threads = thread_count();  // read once: another Python thread may change it
         parallel(threads, [&](int64_t task, int) {
@@ -29,9 +29,9 @@ inline void hc_pre(TokenTile& t, const HyperConnection& site, const float* norm,
         float inverse = 1.0f / std::sqrt(squares / static_cast<float>(s * d) + eps);
         for (int64_t j = 0; j < count; ++j) weights[j] *= inverse;
     }
-    for_each_rows(t.n, [&](int64_t first, int64_t last) {
+    for_each_rows(u.n, [&](int64_t first, int64_t last) {
         constexpr int TOGETHER = 4;
-        int64_t row = t.n > 1 ? first : last;
+        int64_t row = u.n > 1 ? first : last;
         for (; row + TOGETHER <= last; row += TOGETHER)
             mixes<TOGETHER>(streams + row * s * d, site.fn, count, s * d, eps, weights + row * count);
         for (; row < last; ++row) mixes<1>(streams + row * s * d, site.fn, count, s * d, eps, weights + row * count);
@@ -44,29 +44,29 @@ inline void hc_pre(TokenTile& t, const HyperConnection& site, const float* norm,
     });
 }
 
-// The output y [n, d] of a sub-layer into the streams, by the weights of hc_pre.
-inline void hc_post(TokenTile& t, const float* y, const float* weights, float* streams) {
-    int64_t s = t.model.config.hc_mult, d = t.model.config.hidden_size, count = s * (2 + s);
-    for_each_row(t.n, [&](int64_t row) {
+// Writes the output y [n, d] of a sub-layer into the streams, with the weights of hc_pre.
+inline void hc_post(Ubatch& u, const float* y, const float* weights, float* streams) {
+    int64_t s = u.model.config.hc_mult, d = u.model.config.hidden_size, count = s * (2 + s);
+    for_each_row(u.n, [&](int64_t row) {
         const float* w = weights + row * count;
         distribute(y + row * d, streams + row * s * d, w + s, w + 2 * s, s, d);
     });
 }
 
-// x, or with shipped numerics a copy rounded to FP8, the input of linear layers.
-inline float* quantized_input(TokenTile& t, float* x, int64_t width) {
-    if (!t.model.config.quantize) return x;
-    float* copy = t.buffers.get(t.n * width);
-    for_each_row(t.n, [&](int64_t row) {
+// Input of the quantized linear layers: x, or with shipped numerics a copy rounded to FP8.
+inline float* quantized_input(Ubatch& u, float* x, int64_t width) {
+    if (!u.model.config.quantize) return x;
+    float* copy = u.buffers.get(u.n * width);
+    for_each_row(u.n, [&](int64_t row) {
         std::copy_n(x + row * width, width, copy + row * width);
         fake_quant_fp8(copy + row * width, width, 128);
     });
     return copy;
 }
 
-inline void add_ape(TokenTile& t, const Compressor& c, float* score) {
-    for_each_row(t.n, [&](int64_t row) {
-        const float* ape = c.ape + t.positions[static_cast<size_t>(row)] % c.kind.ratio * c.total;
+inline void add_ape(Ubatch& u, const Compressor& c, float* score) {
+    for_each_row(u.n, [&](int64_t row) {
+        const float* ape = c.ape + u.positions[static_cast<size_t>(row)] % c.kind.ratio * c.total;
         for (int64_t i = 0; i < c.total; ++i) score[row * c.total + i] += ape[i];
     });
 }
@@ -75,7 +75,7 @@ inline void quantize_kv(float* kv, const Config& c) {
     if (c.quantize) fake_quant_fp8(kv, c.head_dim - c.qk_rope_head_dim, 64);
 }
 
-// Norm, rotation and rounding of a new entry, of the keys (main) or of the indexer.
+// Normalizes, rotates and rounds a new entry: one of attention (main) or an index key.
 inline void finish_entry(const Model& m, const Compressor& w, bool main, float* entry, int64_t position) {
     const Config& c = m.config;
     int64_t pairs = c.qk_rope_head_dim / 2;
@@ -90,23 +90,23 @@ inline void finish_entry(const Model& m, const Compressor& w, bool main, float* 
     }
 }
 
-// o [n, H, D]: the attention output of every token, rotated back. q [n, H, D] is rotated and scaled, kv [n, D] the
-// tile's own keys.
-inline void attend_tile(TokenTile& t, const Layer& layer, const LayerCache& cache, float* q, const float* kv,
-                        const int32_t* selected, float* o) {
-    const Config& c = t.model.config;
+// Attention of every token into o [n, H, D], rotated back. q [n, H, D] is rotated and scaled; kv [n, D] are the keys of
+// the ubatch's tokens.
+inline void attend_ubatch(Ubatch& u, const Layer& layer, const LayerCache& cache, float* q, const float* kv,
+                          const int32_t* selected, float* o) {
+    const Config& c = u.model.config;
     int64_t H = c.num_attention_heads, D = c.head_dim, pairs = c.qk_rope_head_dim / 2, kind = layer.kind.ratio ? 1 : 0;
     struct Task {
         const Segment* s;
         int64_t i, count, h0, h1;
     };
     std::vector<Task> tasks;
-    // With many heads one token is enough work for a task, and more tokens would need more memory for their scores.
+    // With many heads one token is enough work for a task; more would only enlarge the score buffer.
     int64_t block = std::max<int64_t>(1, std::min<int64_t>(ATTENTION_TOKENS, 64 / H));
     int64_t blocks = 0;
-    for (const Segment& s : t.segments) blocks += (s.count + block - 1) / block;
+    for (const Segment& s : u.segments) blocks += (s.count + block - 1) / block;
     int64_t parts = blocks >= thread_count() ? 1 : std::min<int64_t>(H, (thread_count() + blocks - 1) / blocks);
-    for (const Segment& s : t.segments)
+    for (const Segment& s : u.segments)
         for (int64_t i = 0; i < s.count; i += block)
             for (int64_t p = 0; p < parts; ++p)
                 tasks.push_back({&s, i, std::min(block, s.count - i), H * p / parts, H * (p + 1) / parts});
@@ -114,13 +114,13 @@ inline void attend_tile(TokenTile& t, const Layer& layer, const LayerCache& cach
         const Task& task = tasks[static_cast<size_t>(number)];
         const Segment& s = *task.s;
         int64_t start = s.start + task.i, row = s.first + task.i;
-        thread_local Keys keys;
+        thread_local AttentionKeys keys;
         keys.window_start = std::max<int64_t>(0, start - WINDOW + 1);
         keys.window.clear();
         for (int64_t p = keys.window_start; p < start + task.count; ++p)
             keys.window.push_back(p >= s.start ? kv + (s.first + p - s.start) * D
                                                : cache.window + (s.slot * WINDOW + p % WINDOW) * D);
-        Entries entries(cache.main.entries, t.cache, s.slot, std::max<int64_t>(1, layer.kind.ratio), D);
+        Entries entries(cache.main.entries, u.cache, s.slot, std::max<int64_t>(1, layer.kind.ratio), D);
         keys.entries = layer.kind.ratio ? &entries : nullptr;
         keys.ratio = layer.kind.ratio;
         keys.top_k = layer.kind.has_indexer ? c.index_topk : 0;
@@ -128,32 +128,32 @@ inline void attend_tile(TokenTile& t, const Layer& layer, const LayerCache& cach
         attend(q + row * H * D, H * D, task.count, start, task.h0, task.h1, D, keys, layer.attn_sink, o + row * H * D);
         for (int64_t j = 0; j < task.count; ++j)
             for (int64_t h = task.h0; h < task.h1; ++h)
-                rotate(o + ((row + j) * H + h) * D, D, t.cos[kind].data() + (row + j) * pairs,
-                       t.sin[kind].data() + (row + j) * pairs, pairs, -1.0f);
+                rotate(o + ((row + j) * H + h) * D, D, u.cos[kind].data() + (row + j) * pairs,
+                       u.sin[kind].data() + (row + j) * pairs, pairs, -1.0f);
     });
 }
 
-// Projections of a tile's tokens; null where the layer has no such.
+// Projections of a ubatch's tokens; null where the layer has no such projection.
 struct AttentionInputs {
     float *latent = nullptr, *kv = nullptr;  // [n, rank], [n, D]
     float *main_kv = nullptr, *main_score = nullptr, *index_kv = nullptr, *index_score = nullptr;
     float* head_weights = nullptr;  // of the indexer [n, heads], scaled
 };
 
-inline AttentionInputs project_inputs(TokenTile& t, const Layer& layer, float* x) {
-    const Config& c = t.model.config;
-    const int64_t n = t.n, d = c.hidden_size, D = c.head_dim, rank = c.q_lora_rank, pairs = c.qk_rope_head_dim / 2;
+inline AttentionInputs project_inputs(Ubatch& u, const Layer& layer, float* x) {
+    const Config& c = u.model.config;
+    const int64_t n = u.n, d = c.hidden_size, D = c.head_dim, rank = c.q_lora_rank, pairs = c.qk_rope_head_dim / 2;
     const int64_t kind = layer.kind.ratio ? 1 : 0;
     const float eps = static_cast<float>(c.rms_norm_eps);
     const bool indexed = layer.kind.has_indexer;
     AttentionInputs in;
-    float* quantized_x = quantized_input(t, x, d);
-    in.latent = t.buffers.get(n * rank);
-    in.kv = t.buffers.get(n * D);
+    float* quantized_x = quantized_input(u, x, d);
+    in.latent = u.buffers.get(n * rank);
+    in.kv = u.buffers.get(n * D);
     std::vector<Product> list{{{quantized_x, d}, &layer.wq_a, {in.latent, rank}},
                               {{quantized_x, d}, &layer.wkv, {in.kv, D}}};
     auto project = [&](const Weight& w) {
-        float* to = t.buffers.get(n * w.out);
+        float* to = u.buffers.get(n * w.out);
         list.push_back({{x, d}, &w, {to, w.out}});
         return to;
     };
@@ -168,7 +168,7 @@ inline AttentionInputs project_inputs(TokenTile& t, const Layer& layer, float* x
     }
     products(list.data(), static_cast<int>(list.size()), n);
 
-    const float *cos = t.cos[kind].data(), *sin = t.sin[kind].data();
+    const float *cos = u.cos[kind].data(), *sin = u.sin[kind].data();
     const float weight_scale = static_cast<float>(std::pow(static_cast<double>(c.index_head_dim), -0.5) *
                                                   std::pow(static_cast<double>(c.index_n_heads), -0.5));
     for_each_row(n, [&](int64_t row) {
@@ -185,12 +185,12 @@ inline AttentionInputs project_inputs(TokenTile& t, const Layer& layer, float* x
 }
 
 // q [n, H, D], rotated and scaled.
-inline float* project_queries(TokenTile& t, const Layer& layer, float* latent) {
-    const Config& c = t.model.config;
-    const int64_t n = t.n, H = c.num_attention_heads, D = c.head_dim, pairs = c.qk_rope_head_dim / 2,
+inline float* project_queries(Ubatch& u, const Layer& layer, float* latent) {
+    const Config& c = u.model.config;
+    const int64_t n = u.n, H = c.num_attention_heads, D = c.head_dim, pairs = c.qk_rope_head_dim / 2,
                   kind = layer.kind.ratio ? 1 : 0;
-    const float *cos = t.cos[kind].data(), *sin = t.sin[kind].data();
-    float* q = t.buffers.get(n * H * D);
+    const float *cos = u.cos[kind].data(), *sin = u.sin[kind].data();
+    float* q = u.buffers.get(n * H * D);
     Product up{{latent, c.q_lora_rank}, &layer.wq_b, {q, H * D}};
     products(&up, 1, n);
     const float scale = static_cast<float>(std::pow(static_cast<double>(D), -0.5));
@@ -205,36 +205,36 @@ inline float* project_queries(TokenTile& t, const Layer& layer, float* latent) {
     return q;
 }
 
-// Writes the entries of the windows that the tile's tokens close, of the keys and of the indexer.
-inline void compress_tile(TokenTile& t, const Layer& layer, const LayerCache& cache, const AttentionInputs& in) {
+// Writes the entries, attention's and the indexer's, of the compression windows that the ubatch's tokens close.
+inline void compress_ubatch(Ubatch& u, const Layer& layer, const LayerCache& cache, const AttentionInputs& in) {
     const bool indexed = layer.kind.has_indexer;
-    add_ape(t, layer.main, in.main_score);
-    if (indexed) add_ape(t, layer.index, in.index_score);
-    const int64_t count = static_cast<int64_t>(t.segments.size()), compressors = indexed ? 2 : 1;
+    add_ape(u, layer.main, in.main_score);
+    if (indexed) add_ape(u, layer.index, in.index_score);
+    const int64_t count = static_cast<int64_t>(u.segments.size()), compressors = indexed ? 2 : 1;
     parallel(count * compressors, [&](int64_t task, int) {
-        const Segment& s = t.segments[static_cast<size_t>(task / compressors)];
+        const Segment& s = u.segments[static_cast<size_t>(task / compressors)];
         const bool main = task % compressors == 0;
         const Compressor& w = main ? layer.main : layer.index;
-        compress(w, s, t.cache, main ? cache.main : cache.index, main ? in.main_kv : in.index_kv,
+        compress(w, s, u.cache, main ? cache.main : cache.index, main ? in.main_kv : in.index_kv,
                  main ? in.main_score : in.index_score,
-                 [&](float* entry, int64_t position) { finish_entry(t.model, w, main, entry, position); });
+                 [&](float* entry, int64_t position) { finish_entry(u.model, w, main, entry, position); });
     });
 }
 
-// The last tokens' keys into their sequences' window rings.
-inline void store_window(const TokenTile& t, const LayerCache& cache, const float* kv) {
-    const int64_t D = t.model.config.head_dim;
-    for (const Segment& s : t.segments)
+// Writes the keys of each segment's last WINDOW tokens into its slot's window ring.
+inline void store_window(const Ubatch& u, const LayerCache& cache, const float* kv) {
+    const int64_t D = u.model.config.head_dim;
+    for (const Segment& s : u.segments)
         for (int64_t i = std::max<int64_t>(0, s.count - WINDOW); i < s.count; ++i)
             std::copy_n(kv + (s.first + i) * D, D, cache.window + (s.slot * WINDOW + (s.start + i) % WINDOW) * D);
 }
 
-// y [n, d] from o [n, H, D]: group by group down to low rank, then up.
-inline void project_output(TokenTile& t, const Layer& layer, float* o, float* y) {
-    const Config& c = t.model.config;
-    const int64_t n = t.n, d = c.hidden_size, groups = c.o_groups, inner = c.num_attention_heads * c.head_dim;
+// y [n, d] = output projection of o [n, H, D]: each group of heads down to o_lora_rank channels, then all of them to d.
+inline void project_output(Ubatch& u, const Layer& layer, float* o, float* y) {
+    const Config& c = u.model.config;
+    const int64_t n = u.n, d = c.hidden_size, groups = c.o_groups, inner = c.num_attention_heads * c.head_dim;
     const int64_t width = inner / groups, total = groups * c.o_lora_rank;
-    float* low = t.buffers.get(n * total);
+    float* low = u.buffers.get(n * total);
     std::vector<Weight> slices;
     for (int64_t g = 0; g < groups; ++g) slices.push_back(layer.wo_a.rows(g * c.o_lora_rank, c.o_lora_rank));
     std::vector<Product> list;
@@ -247,28 +247,28 @@ inline void project_output(TokenTile& t, const Layer& layer, float* o, float* y)
 }
 
 // y [n, d] = attention of the normed input x [n, d].
-inline void attention(TokenTile& t, const Layer& layer, const LayerCache& cache, float* x, float* y) {
-    const Config& c = t.model.config;
-    const AttentionInputs in = project_inputs(t, layer, x);
-    float* q = project_queries(t, layer, in.latent);
-    if (layer.kind.ratio) compress_tile(t, layer, cache, in);
+inline void attention(Ubatch& u, const Layer& layer, const LayerCache& cache, float* x, float* y) {
+    const Config& c = u.model.config;
+    const AttentionInputs in = project_inputs(u, layer, x);
+    float* q = project_queries(u, layer, in.latent);
+    if (layer.kind.ratio) compress_ubatch(u, layer, cache, in);
     thread_local std::vector<int32_t> memory;
     const int32_t* selected =
-        layer.kind.has_indexer ? select_tile_entries(t, layer, cache, in.latent, in.head_weights, memory) : nullptr;
-    float* o = t.buffers.get(t.n * c.num_attention_heads * c.head_dim);
-    attend_tile(t, layer, cache, q, in.kv, selected, o);
-    store_window(t, cache, in.kv);
-    project_output(t, layer, o, y);
+        layer.kind.has_indexer ? select_ubatch_entries(u, layer, cache, in.latent, in.head_weights, memory) : nullptr;
+    float* o = u.buffers.get(u.n * c.num_attention_heads * c.head_dim);
+    attend_ubatch(u, layer, cache, q, in.kv, selected, o);
+    store_window(u, cache, in.kv);
+    project_output(u, layer, o, y);
 }
 
 // y [n, d] = routed and shared experts of the normed input x [n, d].
-inline void feed_forward(TokenTile& t, const Layer& layer, float* x, float* y) {
-    const Config& c = t.model.config;
-    int64_t n = t.n, d = c.hidden_size, k = c.num_experts_per_tok, E = c.n_routed_experts;
+inline void feed_forward(Ubatch& u, const Layer& layer, float* x, float* y) {
+    const Config& c = u.model.config;
+    int64_t n = u.n, d = c.hidden_size, k = c.num_experts_per_tok, E = c.n_routed_experts;
     int64_t width = layer.shared.w1.out;
-    float *quantized_x = quantized_input(t, x, d), *logits = t.buffers.get(n * E), *gate = t.buffers.get(n * width);
-    float *up = t.buffers.get(n * width), *weights = t.buffers.get(n * k), *rows = t.buffers.get(n * k * d);
-    float* hidden = t.buffers.get(n * k * 2 * c.moe_intermediate_size);
+    float *quantized_x = quantized_input(u, x, d), *logits = u.buffers.get(n * E), *gate = u.buffers.get(n * width);
+    float *up = u.buffers.get(n * width), *weights = u.buffers.get(n * k), *rows = u.buffers.get(n * k * d);
+    float* hidden = u.buffers.get(n * k * 2 * c.moe_intermediate_size);
     thread_local std::vector<int32_t> memory;
     memory.resize(static_cast<size_t>(n * k));
     int32_t* experts = memory.data();
@@ -278,7 +278,7 @@ inline void feed_forward(TokenTile& t, const Layer& layer, float* x, float* y) {
     products(first, 3, n);
     for_each_row(n, [&](int64_t row) {
         thread_local std::vector<float> work;
-        route(logits + row * E, layer, c, t.token_ids[static_cast<size_t>(row)], work, experts + row * k,
+        route(logits + row * E, layer, c, u.token_ids[static_cast<size_t>(row)], work, experts + row * k,
               weights + row * k);
         swiglu(gate + row * width, up + row * width, width, static_cast<float>(c.swiglu_limit), 1.0f);
         if (c.quantize) fake_quant_fp8(gate + row * width, width, 128);
@@ -292,42 +292,43 @@ inline void feed_forward(TokenTile& t, const Layer& layer, float* x, float* y) {
     });
 }
 
-// Layers [first, last) over a tile's streams [n, s, d], in place.
-inline void run_layers(TokenTile& t, int64_t first, int64_t last, float* streams) {
-    const Config& c = t.model.config;
+// Layers [first, last) over a ubatch's streams [n, s, d], in place.
+inline void run_layers(Ubatch& u, int64_t first, int64_t last, float* streams) {
+    const Config& c = u.model.config;
     for (int64_t l = first; l < last; ++l) {
-        const Layer& layer = t.model.layers[static_cast<size_t>(l)];
-        t.buffers.restart();
-        float *x = t.buffers.get(t.n * c.hidden_size), *y = t.buffers.get(t.n * c.hidden_size);
-        float* weights = t.buffers.get(t.n * c.hc_mult * (2 + c.hc_mult));
-        hc_pre(t, layer.hc_attn, layer.attn_norm, streams, weights, x);
-        attention(t, layer, t.cache.layers[static_cast<size_t>(l)], x, y);
-        hc_post(t, y, weights, streams);
-        hc_pre(t, layer.hc_ffn, layer.ffn_norm, streams, weights, x);
-        feed_forward(t, layer, x, y);
-        hc_post(t, y, weights, streams);
+        const Layer& layer = u.model.layers[static_cast<size_t>(l)];
+        u.buffers.restart();
+        float *x = u.buffers.get(u.n * c.hidden_size), *y = u.buffers.get(u.n * c.hidden_size);
+        float* weights = u.buffers.get(u.n * c.hc_mult * (2 + c.hc_mult));
+        hc_pre(u, layer.hc_attn, layer.attn_norm, streams, weights, x);
+        attention(u, layer, u.cache.layers[static_cast<size_t>(l)], x, y);
+        hc_post(u, y, weights, streams);
+        hc_pre(u, layer.hc_ffn, layer.ffn_norm, streams, weights, x);
+        feed_forward(u, layer, x, y);
+        hc_post(u, y, weights, streams);
     }
 }
 
 struct BatchPosition {
-    int64_t token = 0, sequence = 0, used = 0;  // of the batch, of its sequences, of the current sequence's tokens
+    // The batch's next token, its sequence, and the tokens of that sequence already taken.
+    int64_t token = 0, sequence = 0, used = 0;
 };
 
-// The next TILE_TOKENS tokens, or what is left of the batch.
-inline void fill_tile(TokenTile& t, const Batch& batch, BatchPosition& at) {
-    t.n = 0;
-    t.segments.clear();
-    t.positions.clear();
-    t.token_ids.clear();
-    while (at.sequence < batch.sequences && t.n < TILE_TOKENS) {
-        const int64_t count = std::min(TILE_TOKENS - t.n, batch.lengths[at.sequence] - at.used);
+// Fills u with the next UBATCH_TOKENS tokens, or with the rest of the batch.
+inline void fill_ubatch(Ubatch& u, const Batch& batch, BatchPosition& at) {
+    u.n = 0;
+    u.segments.clear();
+    u.positions.clear();
+    u.token_ids.clear();
+    while (at.sequence < batch.sequences && u.n < UBATCH_TOKENS) {
+        const int64_t count = std::min(UBATCH_TOKENS - u.n, batch.lengths[at.sequence] - at.used);
         const int64_t start = batch.starts[at.sequence] + at.used;
-        t.segments.push_back({t.n, count, start, batch.slots[at.sequence]});
+        u.segments.push_back({u.n, count, start, batch.slots[at.sequence]});
         for (int64_t i = 0; i < count; ++i) {
-            t.positions.push_back(start + i);
-            t.token_ids.push_back(batch.token_ids[at.token + i]);
+            u.positions.push_back(start + i);
+            u.token_ids.push_back(batch.token_ids[at.token + i]);
         }
-        t.n += count;
+        u.n += count;
         at.token += count;
         at.used += count;
         if (at.used == batch.lengths[at.sequence]) {
@@ -337,40 +338,41 @@ inline void fill_tile(TokenTile& t, const Batch& batch, BatchPosition& at) {
     }
 }
 
-// Rotation factors of the tile's positions; its streams [n, s, d] from the embedding, unless null.
-inline void prepare_rows(TokenTile& t, float* streams) {
-    const int64_t s = t.model.config.hc_mult, d = t.model.config.hidden_size,
-                  pairs = t.model.config.qk_rope_head_dim / 2;
+// Computes the rotation factors of the ubatch's positions and, unless null, its streams [n, s, d] from the embedding.
+inline void prepare_rows(Ubatch& u, float* streams) {
+    const int64_t s = u.model.config.hc_mult, d = u.model.config.hidden_size,
+                  pairs = u.model.config.qk_rope_head_dim / 2;
     for (int kind = 0; kind < 2; ++kind) {
-        t.cos[kind].resize(static_cast<size_t>(t.n * pairs));
-        t.sin[kind].resize(static_cast<size_t>(t.n * pairs));
+        u.cos[kind].resize(static_cast<size_t>(u.n * pairs));
+        u.sin[kind].resize(static_cast<size_t>(u.n * pairs));
     }
-    for_each_row(t.n, [&](int64_t row) {
+    for_each_row(u.n, [&](int64_t row) {
         for (int kind = 0; kind < 2; ++kind)
-            rotation(t.model.inv_freq[kind], t.positions[static_cast<size_t>(row)], t.cos[kind].data() + row * pairs,
-                     t.sin[kind].data() + row * pairs);
+            rotation(u.model.inv_freq[kind], u.positions[static_cast<size_t>(row)], u.cos[kind].data() + row * pairs,
+                     u.sin[kind].data() + row * pairs);
         if (!streams) return;
         float* to = streams + row * s * d;
-        dequantize_row(t.model.embed, t.token_ids[static_cast<size_t>(row)], 0, d, to);
+        dequantize_row(u.model.embed, u.token_ids[static_cast<size_t>(row)], 0, d, to);
         for (int64_t j = 1; j < s; ++j) std::copy_n(to, d, to + j * d);
     });
 }
 
-// Layers [first, last) over a batch. streams [T, s, d] are the input, or with `embed` written from the embedding first.
+// Runs layers [first, last) over a batch. streams [T, s, d] are updated in place; with `embed` they are first filled
+// from the embedding.
 inline void forward(const Model& model, const Cache& cache, const Batch& batch, int64_t first, int64_t last, bool embed,
                     float* streams) {
     const int64_t width = model.config.hc_mult * model.config.hidden_size;
     thread_local Buffers buffers;
-    TokenTile t{model, cache, 0, {}, {}, {}, {}, {}, {}};
-    std::swap(t.buffers, buffers);
+    Ubatch u{model, cache, 0, {}, {}, {}, {}, {}, {}};
+    std::swap(u.buffers, buffers);
     BatchPosition at;
     while (at.sequence < batch.sequences) {
-        fill_tile(t, batch, at);
-        float* tile = streams + (at.token - t.n) * width;
-        prepare_rows(t, embed ? tile : nullptr);
-        run_layers(t, first, last, tile);
+        fill_ubatch(u, batch, at);
+        float* rows = streams + (at.token - u.n) * width;
+        prepare_rows(u, embed ? rows : nullptr);
+        run_layers(u, first, last, rows);
     }
-    std::swap(t.buffers, buffers);
+    std::swap(u.buffers, buffers);
 }
 
 }  // namespace dsv4::DSV4_ISA

@@ -7,8 +7,8 @@
 
 namespace dsv4::DSV4_ISA {
 
-// c [s, s] in place: softmax over the second index, + eps, a column step, then iters - 1 times a row step and a column
-// step.
+// Sinkhorn on c [s, s], in place: softmax over the second index, + eps, a column step, then iters - 1 times a row step
+// and a column step.
 inline void sinkhorn(float* c, int64_t s, int64_t iters, float eps) {
     for (int64_t i = 0; i < s; ++i) {
         float top = c[i * s], total = 0.0f;
@@ -31,7 +31,7 @@ inline void sinkhorn(float* c, int64_t s, int64_t iters, float eps) {
     }
 }
 
-// Four streams, the official number, in registers.
+// sinkhorn for four streams, the official number, in registers.
 inline void sinkhorn4(float* c, int64_t iters, float eps) {
     typedef float Row __attribute__((vector_size(16)));
     Row r[4];
@@ -83,7 +83,7 @@ inline void collect(const float* weights, const float* streams, int64_t s, int64
     }
 }
 
-// The s * (2 + s) mixes of a site -> pre [s], post [s] and comb [s, s], in place.
+// Turns the s * (2 + s) mixes of a site into pre [s], post [s] and comb [s, s], in place.
 inline void hc_weights(float* mix, const HyperConnection& site, const Config& c) {
     int64_t s = c.hc_mult;
     for (int64_t i = 0; i < s * (2 + s); ++i) mix[i] = mix[i] * site.scale[std::min<int64_t>(i / s, 2)] + site.base[i];

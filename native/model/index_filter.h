@@ -1,8 +1,8 @@
-// Candidates for the k best entries of a token: index scores of quantized values, with a bound on their error.
+// Candidates for a token's k best entries, from index scores of quantized values with an error bound.
 //
-// A quantized score is within `error` of the indexer's exact one (its fp32 chain). Entries more than twice that below
-// the k-th quantized score are not among the k best, entries more than twice that above it are; for the others the
-// exact scores are computed. So the selection is that of the exact scores.
+// A quantized score is within `error` of the exact one (the indexer's fp32 chain). Entries more than 2 * error below
+// the k-th quantized score are not among the k best, entries more than 2 * error above it are; the others get exact
+// scores. So the selection equals that by exact scores.
 #pragma once
 
 #include <optional>
@@ -19,12 +19,12 @@ namespace dsv4::DSV4_ISA {
 constexpr int64_t PAIR = 2 * LANES;  // keys of two adjacent panels
 static_assert(LANES == IndexKeyCache::ROWS);
 
-// An upper bound of a row's norm, from the sum of its squares as `dot` computes it: squares that underflow are added.
+// Upper bound of a row's norm from its sum of squares as `dot` computes it, allowing for squares that underflow.
 inline float norm_bound(float squares, int64_t width) {
     return std::sqrt(squares + static_cast<float>(width + 64) * 0x1p-149f) * 1.001f;
 }
 
-// The largest bounds that were merged; NaN counts as infinite.
+// Maximum of the merged bounds; NaN counts as infinite.
 struct MaxBounds : IndexKeyCache::Bounds {
     void merge(const IndexKeyCache::Bounds& other) {
         square = other.square < INFINITY ? std::max(square, other.square) : INFINITY;
@@ -32,7 +32,7 @@ struct MaxBounds : IndexKeyCache::Bounds {
     }
 };
 
-// Up to 16 keys -> a quantized panel in VNNI layout, groups of TILE_WORDS; missing keys are zeros.
+// Quantizes up to 16 keys into a panel in VNNI layout, TILE_WORDS per group of 32 channels; missing keys are zeros.
 template <class Quantizer, class Key>
 inline MaxBounds quantize_panel(Key key, int64_t count, int64_t width, uint16_t* to, float* steps) {
     const int64_t groups = groups_of(width);
@@ -58,11 +58,11 @@ inline MaxBounds quantize_panel(Key key, int64_t count, int64_t width, uint16_t*
     return bounds;
 }
 
-// Bounds of all keys of a call.
+// Bounds over all index keys of a call.
 template <class Quantizer>
-struct KeyBounds {
-    float max_norm = 0.0f;   // infinite where a key has a NaN
-    float max_error = 0.0f;  // of quantization
+struct IndexKeyBounds {
+    float max_norm = 0.0f;   // infinite if a key has a NaN
+    float max_error = 0.0f;  // largest norm of a key's quantization error
 
     void set(const MaxBounds& bounds, int64_t width) {
         max_norm = norm_bound(bounds.square, width);
@@ -70,7 +70,7 @@ struct KeyBounds {
     }
 };
 
-// f(panel) for each of [0, panels), several per task; the largest of the bounds that it returns.
+// Calls f(panel) for each of [0, panels), several per task; returns the maximum of the bounds.
 template <class F>
 inline MaxBounds for_each_panel(int64_t panels, F&& f) {
     constexpr int64_t TASK_PANELS = 16;
@@ -84,22 +84,22 @@ inline MaxBounds for_each_panel(int64_t panels, F&& f) {
     return bounds;
 }
 
-// The first `count` index keys of a sequence, quantized for one call.
+// Index keys [0, count) of a sequence, quantized for one call.
 template <class Quantizer>
-struct CallKeys : KeyBounds<Quantizer> {
+struct CallIndexKeys : IndexKeyBounds<Quantizer> {
     static_assert(!Quantizer::HAS_STEPS);
     int64_t groups = 0;
 
-    void quantize(const Entries& keys, IndexKeyCache*, int64_t count) {
-        groups = groups_of(keys.width);
+    void quantize(const Entries& index_keys, IndexKeyCache*, int64_t count) {
+        groups = groups_of(index_keys.width);
         const int64_t panels = (count + PAIR - 1) / PAIR * 2;
         first = memory.reserve(panels * groups * TILE_WORDS);
         const MaxBounds bounds = for_each_panel(panels, [&](int64_t p) {
-            auto key = [&](int64_t j) { return keys[p * LANES + j]; };
-            return quantize_panel<Quantizer>(key, std::clamp<int64_t>(count - p * LANES, 0, LANES), keys.width,
+            auto key = [&](int64_t j) { return index_keys[p * LANES + j]; };
+            return quantize_panel<Quantizer>(key, std::clamp<int64_t>(count - p * LANES, 0, LANES), index_keys.width,
                                              first + p * groups * TILE_WORDS, nullptr);
         });
-        KeyBounds<Quantizer>::set(bounds, keys.width);
+        IndexKeyBounds<Quantizer>::set(bounds, index_keys.width);
     }
     const uint16_t* panel_pair(int64_t e) const { return first + e / LANES * groups * TILE_WORDS; }
     const float* steps(int64_t) const { return nullptr; }
@@ -109,14 +109,15 @@ struct CallKeys : KeyBounds<Quantizer> {
     uint16_t* first = nullptr;
 };
 
-// The same, kept from call to call: only panels written since are quantized.
-struct CachedKeys : KeyBounds<Int16Quantizer> {
+// Index keys [0, count) of a sequence, quantized in an IndexKeyCache: only panels written since the last call are
+// quantized again.
+struct CachedIndexKeys : IndexKeyBounds<Int16Quantizer> {
     int64_t groups = 0;
 
-    void quantize(const Entries& keys, IndexKeyCache* key_cache, int64_t count) {
-        groups = groups_of(keys.width);
-        cache = key_cache;
-        entries.emplace(keys);
+    void quantize(const Entries& index_keys, IndexKeyCache* index_key_cache, int64_t count) {
+        groups = groups_of(index_keys.width);
+        cache = index_key_cache;
+        entries.emplace(index_keys);
         cache->reserve(groups * TILE_WORDS);
         std::vector<int64_t> stale;
         MaxBounds bounds;
@@ -132,16 +133,17 @@ struct CachedKeys : KeyBounds<Int16Quantizer> {
         const MaxBounds fresh = for_each_panel(static_cast<int64_t>(stale.size()), [&](int64_t i) {
             const int64_t p = stale[static_cast<size_t>(i)], panel = panel_of(p * LANES);
             const int64_t rows = std::min<int64_t>(LANES, count - p * LANES);
-            auto key = [&](int64_t j) { return keys[p * LANES + j]; };
+            auto key = [&](int64_t j) { return index_keys[p * LANES + j]; };
             const MaxBounds found =
-                quantize_panel<Int16Quantizer>(key, rows, keys.width, cache->panel(panel), cache->steps(panel));
-            cache->set_valid(panel, rows, found, keys[p * LANES], keys.width);  // a panel's rows are contiguous
+                quantize_panel<Int16Quantizer>(key, rows, index_keys.width, cache->panel(panel), cache->steps(panel));
+            cache->set_valid(panel, rows, found, index_keys[p * LANES],
+                             index_keys.width);  // a panel's rows are contiguous
             return found;
         });
         bounds.merge(fresh);
-        KeyBounds::set(bounds, keys.width);
+        IndexKeyBounds::set(bounds, index_keys.width);
     }
-    // The two panels from key e on, a multiple of 32: a page's panels are contiguous.
+    // Panels of keys e to e + 31, e a multiple of 32: contiguous, as a page's panels are.
     const uint16_t* panel_pair(int64_t e) const { return cache->panel(panel_of(e)); }
     const float* steps(int64_t e) const { return cache->steps(panel_of(e)); }
 
@@ -152,35 +154,36 @@ struct CachedKeys : KeyBounds<Int16Quantizer> {
     int64_t panel_of(int64_t e) const { return entries->row(e) / LANES; }
 };
 
-// The largest difference of a token's quantized and exact scores, infinite where either may overflow. q [heads, width].
-// Queries and keys are quantized, both ways of accumulating round to fp32, and tiles flush values below 2^-126 to zero.
+// Bound on |quantized - exact| of a token's scores; infinite if either may overflow. q [heads, width]. It covers the
+// quantization of queries and keys, the fp32 rounding of both accumulations, and the flush of values below 2^-126 to
+// zero by AMX tiles.
 template <class Quantizer>
 inline float index_error(const float* q, const float* weights, int64_t heads, int64_t width,
-                         const KeyBounds<Quantizer>& keys) {
+                         const IndexKeyBounds<Quantizer>& index_keys) {
     const float relative = static_cast<float>(width + heads + 8) * 0x1p-21f;
     float error = 0.0f;
     for (int64_t h = 0; h < heads; ++h) {
         const float norm = norm_bound(dot(q + h * width, q + h * width, width), width), weight = std::fabs(weights[h]);
         const float q_error = Quantizer::max_error(norm, Quantizer::step_of(q + h * width, width), width);
-        if (!(norm * keys.max_norm < 0x1p120f)) return INFINITY;
-        if (weight == 0.0f) continue;  // the scores are finite
+        if (!(norm * index_keys.max_norm < 0x1p120f)) return INFINITY;
+        if (weight == 0.0f) continue;  // the dots are finite, so the head adds 0
         if (!(weight >= Quantizer::MIN_WEIGHT && weight <= Quantizer::MAX_WEIGHT)) return INFINITY;
-        const float max_quantized = keys.max_norm + keys.max_error;  // norm of a quantized key
+        const float max_quantized = index_keys.max_norm + index_keys.max_error;  // norm of a quantized key
         const float products =
-            relative * (norm + q_error) * max_quantized + norm * keys.max_error + q_error * max_quantized;
-        const float tiny = static_cast<float>(width) * 0x1p-120f * (norm + keys.max_norm + 1.0f);
-        error += weight * (products + tiny) + 0x1p-140f;  // more than the rounding of subnormal sums
+            relative * (norm + q_error) * max_quantized + norm * index_keys.max_error + q_error * max_quantized;
+        const float tiny = static_cast<float>(width) * 0x1p-120f * (norm + index_keys.max_norm + 1.0f);
+        error += weight * (products + tiny) + 0x1p-140f;  // 2^-140 covers the rounding of subnormal sums
     }
     return error < 0x1p100f ? error * 1.01f : INFINITY;
 }
 
-// Quantized queries of some tokens, in this thread's scratch, in blocks of tokens whose scores stay in the first-level
+// Quantized queries of some tokens, in this thread's scratch. The scores of a block of tokens fit the first-level
 // cache.
 template <class Quantizer>
 struct QuantizedQueries {
     int64_t tokens, heads, groups, stride, block, block_rows;
     uint16_t* rows;
-    float *factors, *dots;  // per head its weight times its query's step; products of a block
+    float *factors, *dots;  // [tokens, heads] head weight times query step; dot products of a block
 
     // q [tokens, heads, width], weights [tokens, heads].
     QuantizedQueries(const float* q, const float* weights, int64_t tokens_, int64_t heads_, int64_t width)
@@ -207,11 +210,11 @@ struct QuantizedQueries {
         }
     }
 
-    // f(token, low, high) with the scores of keys e to e + 31 for tokens t0 to t1 - 1 of a block.
-    template <class Keys, class F>
-    void scores(Quantizer& quantizer, const Keys& keys, int64_t e, int64_t t0, int64_t t1, F&& f) const {
-        quantizer.dot_panels(rows + t0 / block * block_rows * stride, stride, padded_rows(t1 - t0), keys.panel_pair(e),
-                             groups, dots);
+    // Calls f(token, low, high) with the scores of keys e to e + 31 for tokens t0 to t1 - 1 of one block.
+    template <class IndexKeys, class F>
+    void scores(Quantizer& quantizer, const IndexKeys& index_keys, int64_t e, int64_t t0, int64_t t1, F&& f) const {
+        quantizer.dot_panels(rows + t0 / block * block_rows * stride, stride, padded_rows(t1 - t0),
+                             index_keys.panel_pair(e), groups, dots);
         const float* at = dots;
         for (int64_t t = t0; t < t1; ++t) {
             V low = zero(), high = zero();
@@ -221,7 +224,7 @@ struct QuantizedQueries {
                 high = fma(factor, max(load(at + LANES), zero()), high);
             }
             if (Quantizer::HAS_STEPS) {
-                const float* steps = keys.steps(e);
+                const float* steps = index_keys.steps(e);
                 low = mul(low, load(steps));
                 high = mul(high, load(steps + LANES));
             }
@@ -235,22 +238,23 @@ struct QuantizedQueries {
     }
 };
 
-// Adds entries [from, visible[t]) to the candidates of each token t, which were reset with twice index_error as their
-// slack. q [tokens, heads, width], weights [tokens, heads]; from is a multiple of 32, visible[t] ascends. False where
-// there are too many candidates.
-template <class Quantizer, class Keys>
+// Adds entries [from, visible[t]) to the candidates of each token t, whose slack is twice its index_error. q [tokens,
+// heads, width], weights [tokens, heads]; from is a multiple of 32, visible[t] ascends. False if there are too many
+// candidates.
+template <class Quantizer, class IndexKeys>
 inline bool find_candidates(const float* q, const float* weights, int64_t tokens, int64_t heads, int64_t width,
-                            const Keys& keys, int64_t from, const int64_t* visible, int64_t k, TopK* candidates) {
-    constexpr int64_t CHUNK_WORDS = 1 << 17;  // keys that stay in the second-level cache
+                            const IndexKeys& index_keys, int64_t from, const int64_t* visible, int64_t k,
+                            TopK* candidates) {
+    constexpr int64_t CHUNK_WORDS = 1 << 17;  // quantized keys that fit the second-level cache
     const QuantizedQueries<Quantizer> queries(q, weights, tokens, heads, width);
     const int64_t chunk = std::max<int64_t>(1, CHUNK_WORDS / (2 * queries.groups * TILE_WORDS)) * PAIR;
-    [[maybe_unused]] Quantizer quantizer;  // while it lives, dot_panels can run
+    [[maybe_unused]] Quantizer quantizer;  // holds the AMX tile configuration that dot_panels needs
     for (int64_t e0 = from; e0 < visible[tokens - 1]; e0 += chunk) {
         for (int64_t t0 = 0; t0 < tokens; t0 += queries.block) {
             const int64_t t1 = std::min(tokens, t0 + queries.block), stop = std::min(e0 + chunk, visible[t1 - 1]);
             for (int64_t e = e0; e < stop; e += PAIR)
                 queries.scores(
-                    quantizer, keys, e, t0, t1, [&](int64_t t, V low, V high) __attribute__((always_inline)) {
+                    quantizer, index_keys, e, t0, t1, [&](int64_t t, V low, V high) __attribute__((always_inline)) {
                         const int64_t left = visible[t] - e;
                         if (left > 0) candidates[t].add_lanes(low, static_cast<int>(std::min<int64_t>(LANES, left)), e);
                         if (left > LANES)
@@ -260,7 +264,7 @@ inline bool find_candidates(const float* q, const float* weights, int64_t tokens
         }
         int64_t total = 0;
         for (int64_t t = 0; t < tokens; ++t) total += candidates[t].size();
-        if (total > tokens * (8 * k + 2048)) return false;  // equal scores, say: exact scores alone are faster
+        if (total > tokens * (8 * k + 2048)) return false;  // e.g. many ties: exact scores alone are faster
     }
     return true;
 }

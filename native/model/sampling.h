@@ -1,4 +1,4 @@
-// One token from a row of logits.
+// Samples one token from a row of logits.
 #pragma once
 
 #include <algorithm>
@@ -33,7 +33,7 @@ inline int64_t sample_row(const float* logits, int64_t vocab, const Sampling& s,
         store(weights.data() + i, exp(div(sub(load_n(logits + i, left), highest_logit), temperature)));
     }
     auto weight = [&](int64_t id) { return static_cast<double>(weights[static_cast<size_t>(id)]); };
-    // Of `count` ids, id(i) the i-th, ascending.
+    // Draws one of `count` ids; id(i) is the i-th, in ascending order.
     auto draw = [&](int64_t count, auto id) {
         double sum = 0.0, past = 0.0;
         for (int64_t i = 0; i < count; ++i) sum += weight(id(i));
@@ -49,7 +49,7 @@ inline int64_t sample_row(const float* logits, int64_t vocab, const Sampling& s,
     const bool all = s.top_k == 0 || s.top_k >= vocab;
     if (all && s.top_p >= 1.0 && s.min_p <= 0.0) return draw(vocab, [](int64_t i) { return i; });
 
-    // The likeliest tokens, more and more of them: a share is often reached by a few of a hundred thousand.
+    // The likeliest 64 tokens, then 8 times as many, ...: a few of a hundred thousand often reach top_p.
     const int64_t most = all ? vocab : s.top_k;
     double total = 0.0;
     if (all)

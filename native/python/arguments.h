@@ -1,4 +1,4 @@
-// Arguments from Python: arrays, weights, and checks of their shapes.
+// Arguments from Python: conversion of arrays and weights, checks of their shapes.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -44,7 +44,7 @@ void expect_dimensions(const Array& array, size_t count, const std::string& name
         wrong(name + " has " + std::to_string(array.ndim()) + " dimensions, expected " + std::to_string(count));
 }
 
-// While it lives, the GIL is released and this thread has the kernels' float mode.
+// RAII: releases the GIL and sets the kernels' float mode in this thread.
 struct Computing {
     nb::gil_scoped_release free;
     FloatMode mode;
@@ -75,8 +75,7 @@ inline Stored stored_floats(const Floats& array, const std::string& name) {
     return s;
 }
 
-// A weight from Python: an fp32 matrix, or a tuple of kind, codes (bytes, one row per row of the matrix) and scales or
-// None.
+// Converts a weight from Python: an fp32 matrix, or a tuple (kind, codes, scales or None), codes being bytes [out, .].
 inline Stored stored_weight(nb::handle value, const std::string& name) {
     if (!nb::isinstance<nb::tuple>(value)) return stored_floats(nb::cast<Floats>(value), name);
     auto parts = nb::cast<nb::tuple>(value);

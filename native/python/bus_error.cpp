@@ -12,17 +12,17 @@
 namespace dsv4 {
 namespace {
 
-// Lists are never freed: a thread may be in the handler, reading an earlier one.
+// Lists are never freed: another thread may be in the handler, reading an earlier list.
 std::atomic<const std::vector<MappedRange>*> watched{nullptr};
 struct sigaction before;
 std::mutex installing;
 bool installed = false;
 
-// Calls nothing but what a signal handler may.
+// Calls async-signal-safe functions only.
 void on_bus_error(int signal, siginfo_t* info, void* context) {
     const int error = errno;
     const auto place = reinterpret_cast<uintptr_t>(info->si_addr);
-    // A code of 0 or less: sent by a process, which has no address.
+    // si_code <= 0: sent by a process, so there is no address.
     if (info->si_code > 0)
         for (const MappedRange& range : *watched.load(std::memory_order_acquire))
             if (place >= range.first && place < range.last) {
@@ -35,7 +35,7 @@ void on_bus_error(int signal, siginfo_t* info, void* context) {
     else if (before.sa_handler != SIG_DFL && before.sa_handler != SIG_IGN)
         before.sa_handler(signal);
     else
-        sigaction(SIGBUS, &before, nullptr);  // the instruction runs again, and now ends the process
+        sigaction(SIGBUS, &before, nullptr);  // the instruction then runs again and ends the process
 }
 
 }  // namespace

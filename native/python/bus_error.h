@@ -1,4 +1,4 @@
-// A line on stderr before the process dies of a mapped file that has become shorter (SIGBUS).
+// SIGBUS handler: explains on stderr that a memory-mapped file was truncated, before the process dies.
 #pragma once
 
 #include <cstdint>
@@ -7,14 +7,14 @@
 
 namespace dsv4 {
 
-// Addresses [first, last) of a mapped file, and the line to write when one of them can no longer be read.
+// Addresses [first, last) of a mapped file, and the line to write when reading one of them fails.
 struct MappedRange {
     uintptr_t first, last;
     std::string line;
 };
 
-// Watches these ranges, and no longer those of the call before. Whatever handled SIGBUS before goes on doing so after the
-// line, by default the end of the process.
+// Watches these ranges, and no longer those of the call before. Whatever handled SIGBUS before goes on doing so after
+// the line, by default the end of the process.
 void watch_bus_errors(std::vector<MappedRange> ranges);
 
 }  // namespace dsv4

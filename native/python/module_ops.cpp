@@ -1,4 +1,4 @@
-// Single operations: products with their gradients, and others that tests compare with the reference.
+// Bindings of single operations: products with their gradients, and others that tests compare with the reference.
 #include "python/arguments.h"
 
 namespace dsv4 {
@@ -16,7 +16,7 @@ void linear(const Floats& x, const nb::object& weight, MutableFloats y) {
     ops().linear({const_cast<float*>(x.data()), x.stride(0)}, n, w, {y.data(), w.out});
 }
 
-// The rows of x and y in consecutive groups of `sizes`.
+// Splits the rows of x and y into consecutive groups of `sizes` rows.
 std::vector<Group> groups_of(const Floats& x, const Floats& y, const std::vector<int64_t>& sizes) {
     auto rows = [](const Floats& array, const char* name) {
         expect_dimensions(array, 2, name);
@@ -42,7 +42,7 @@ std::vector<Group> groups_of(const Floats& x, const Floats& y, const std::vector
     return groups;
 }
 
-// Sets every group's weight; the return value keeps them alive.
+// Sets every group's weight; the return value keeps the weights alive.
 std::vector<Stored> set_weights(std::vector<Group>& groups, const nb::list& weights) {
     if (weights.size() != groups.size())
         wrong(std::to_string(weights.size()) + " weights for " + std::to_string(groups.size()) + " groups");
@@ -72,7 +72,7 @@ void input_gradients(const Floats& dy, const std::vector<int64_t>& sizes, const 
     ops().input_gradients(groups.data(), static_cast<int64_t>(groups.size()));
 }
 
-// A gradient that is None is not computed.
+// Groups whose entry of `gradients` is None are skipped.
 void weight_gradients(const Floats& dy, const Floats& x, const std::vector<int64_t>& sizes, const nb::list& gradients) {
     std::vector<Group> groups = groups_of(x, dy, sizes);
     if (gradients.size() != groups.size())
@@ -91,7 +91,7 @@ void weight_gradients(const Floats& dy, const Floats& x, const std::vector<int64
     ops().weight_gradients(groups.data(), static_cast<int64_t>(groups.size()), places.data());
 }
 
-// Rows and columns of an array of two dimensions.
+// Rows and columns of a two-dimensional array.
 std::pair<int64_t, int64_t> rows_of(const MutableFloats& array, const char* name) {
     expect_dimensions(array, 2, name);
     return {static_cast<int64_t>(array.shape(0)), static_cast<int64_t>(array.shape(1))};

@@ -1,4 +1,5 @@
-// Single operations of the forward, as it runs them, on tokens of one sequence: the native rung of dsv4/kernels.
+// Bindings of the forward's operations (dispatch/single_ops.h), on tokens of one sequence: the native rung of
+// dsv4/kernels.
 #include <algorithm>
 
 #include "python/arguments.h"
@@ -15,14 +16,14 @@ void expect_within(int64_t value, int64_t first, int64_t last, const char* name)
               std::to_string(last));
 }
 
-// Data of a contiguous array of one dimension.
+// Data of a contiguous one-dimensional array; ValueError if it is not that.
 const float* vector_of(const Floats& array, int64_t size, const char* name) {
     expect(array, {size}, name);
     if (size > 1 && array.stride(0) != 1) wrong(std::string(name) + " must be contiguous");
     return array.data();
 }
 
-// A configuration with the sizes of streams [n, s, d].
+// Configuration with s and d of streams [n, s, d].
 Config streams_config(const MutableFloats& streams) {
     expect_dimensions(streams, 3, "streams");
     Config c{};
@@ -67,7 +68,7 @@ void route(MutableFloats logits, const nb::object& choice, const Longs& token_id
     c.n_routed_experts = size_of(logits, 1);
     c.num_experts_per_tok = static_cast<int64_t>(index.shape(1));
     c.routed_scaling_factor = scale;
-    expect_within(c.num_experts_per_tok, 1, c.n_routed_experts, "experts a token");
+    expect_within(c.num_experts_per_tok, 1, c.n_routed_experts, "experts per token");
     expect(index, {n, c.num_experts_per_tok}, "index");
     expect(weights, {n, c.num_experts_per_tok}, "weights");
     expect(token_ids, {n}, "token_ids");
@@ -91,13 +92,13 @@ void route(MutableFloats logits, const nb::object& choice, const Longs& token_id
     ops().route(c, layer, logits.data(), token_ids.data(), n, index.data(), weights.data());
 }
 
-// Checks that there is an entry for each closed window.
+// ValueError unless `entries` has `width` channels and a row per closed window.
 void expect_entries(const MutableFloats& entries, int64_t closed, int64_t width) {
     expect_dimensions(entries, 2, "entries");
     expect(entries, {std::max(size_of(entries, 0), closed), width}, "entries");
 }
 
-// Compressors are of 4 tokens with overlap, or of 128 without; see Compressor in base/views.h.
+// Compressor of a ratio, 4 (with overlap) or 128, for `total` channels per token; see Compressor in base/views.h.
 Compressor compressor_of(int64_t ratio, int64_t total) {
     const CompressionKind* kind = compression_kind(ratio);
     if (!kind || !ratio) wrong("ratio " + std::to_string(ratio) + "; allowed are 4 and 128");
@@ -110,8 +111,8 @@ Compressor compressor_of(int64_t ratio, int64_t total) {
     return w;
 }
 
-// score [n, total] gets ape [ratio, total] added. Entries [., width] of the windows that end here, and the state
-// [rows, total] after them, are written.
+// Adds ape [ratio, total] to score [n, total]; writes the entries [., width] of the windows that end here, and the
+// state [rows, total] after them.
 void compress(int64_t ratio, MutableFloats kv, MutableFloats score, MutableFloats ape, int64_t start,
               MutableFloats state_kv, MutableFloats state_score, MutableFloats entries) {
     expect_dimensions(kv, 2, "kv");
@@ -129,8 +130,9 @@ void compress(int64_t ratio, MutableFloats kv, MutableFloats score, MutableFloat
     ops().compress(w, state, kv.data(), score.data(), start, n);
 }
 
-// q [n, H, D], scaled; kv [n, D] the tokens' own keys; window [128, D] the ring of those before. ratio 0: nothing else;
-// 4: of entries [., D] the chosen [n, k] where a token sees more than k; 128: all that it sees.
+// q [n, H, D], scaled; kv [n, D] the tokens' own keys; window [128, D] the ring of the keys before. Entries [., D] that
+// a token attends to: none for ratio 0; the chosen [n, k], or all if it sees at most k, for ratio 4; all it sees for
+// 128.
 void attend(MutableFloats q, MutableFloats kv, MutableFloats window, MutableFloats entries, MutableLongs chosen,
             int64_t ratio, int64_t start, const Floats& sink, MutableFloats o) {
     expect_dimensions(q, 3, "q");
@@ -174,7 +176,7 @@ void swiglu(MutableFloats gate, MutableFloats up, double limit, const Floats& we
     ops().swiglu(gate.data(), up.data(), n, width, static_cast<float>(limit), weights);
 }
 
-// cos, sin [n, pairs] of the rotation at n positions.
+// Computes cos, sin [n, pairs] of the rotation at n positions.
 void rotation(const std::vector<float>& inv_freq, const Longs& positions, MutableFloats cos, MutableFloats sin) {
     const auto n = static_cast<int64_t>(positions.size()), pairs = static_cast<int64_t>(inv_freq.size());
     expect(positions, {n}, "positions");
@@ -184,7 +186,7 @@ void rotation(const std::vector<float>& inv_freq, const Longs& positions, Mutabl
     ops().rotation(inv_freq, positions.data(), n, cos.data(), sin.data());
 }
 
-// The last 2 * pairs channels of each row of x [n, width], in place, by cos and sin [n, pairs].
+// Rotates the last 2 * pairs channels of each row of x [n, width], in place, by cos and sin [n, pairs].
 void rotate(MutableFloats x, MutableFloats cos, MutableFloats sin) {
     expect_dimensions(x, 2, "x");
     expect_dimensions(cos, 2, "cos");

@@ -8,7 +8,7 @@ from dsv4.config import ModelConfig
 FLASH, PRO = ModelConfig.preset("flash"), ModelConfig.preset("pro")
 MILLION = 1 << 20
 
-# context: V3.2, Pro, Flash, each raw and FP8-equivalent
+# Context -> FLOPs of V3.2, Pro, Flash, each raw and FP8-equivalent.
 TABLE = {
     4_096: (("1.138e+11", "1.508e+11"), ("1.086e+11", "1.227e+11"), ("2.912e+10", "3.301e+10")),
     131_072: (("2.407e+11", "2.777e+11"), ("1.323e+11", "1.466e+11"), ("4.264e+10", "4.367e+10")),
@@ -59,7 +59,7 @@ def test_terms_at_a_million_are_as_published() -> None:
     assert f"{terms['index scores']:.3e} {terms['attention core']:.2e}" == "1.048e+12 3.48e+10"
 
 
-def test_short_contexts_see_what_is_there() -> None:
+def test_short_contexts_see_all_their_tokens() -> None:
     one = decode_flops(FLASH, 1).terms
     assert one["index scores"] == 0
     assert one["attention core"] == 43 * 4 * 64 * 512

@@ -38,7 +38,7 @@ MTP = {
     "pro": (25_367_150_592, 299_892_864, 66_060_288, 102_760_448, 2_752_512, 1_491_003, 37_888),
 }
 MTP_COMPONENTS = ("routed_experts", "attention", "shared_experts", "mtp_projections", "router", "mhc", "norms")
-# total, with MTP, active, active with embedding, MTP active, router bias
+# Total, with MTP, active, active with embedding, MTP active, router bias.
 TOTALS = {
     "flash": (284_332_230_231, 290_942_278_866, 13_270_091_351, 13_799_622_231, 318_592_635, 10_240),
     "pro": (1_572_997_179_491, 1_598_837_325_086, 48_852_379_747, 49_779_058_787, 869_356_731, 22_272),

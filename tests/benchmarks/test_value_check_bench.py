@@ -11,12 +11,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ belongs to the
 
 from benchmarks import value_check
 from benchmarks.harness.scenarios import TINY
-from dsv4.analysis.inventory import LAYOUTS, Layout
+from dsv4.analysis.inventory import LAYOUTS, StorageLayout
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_random_weights_of_every_layout_load(
-    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    layout: StorageLayout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(value_check, "SHAPE", TINY)
     assert value_check.main([str(tmp_path / "model"), "--random", layout, "--rounds", "1"]) == 0

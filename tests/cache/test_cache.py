@@ -59,7 +59,7 @@ def small_cache(rows: int = 2, tokens: int = 512, pages: int | None = None) -> C
 
 
 def poison(cache: Cache, pages: list[int]) -> None:
-    """What was written to pages, and is nobody's now, is NaN."""
+    """Entries in pages that nobody holds any more are NaN."""
     for layer in cache.layers:
         for c in layer.compressors():
             for page in pages:

@@ -1,7 +1,6 @@
 """An independent writer of official checkpoints: numpy, float64, search in the table of all codes, safetensors' writer.
 
-It shares nothing with dsv4 but the config class: names, shapes and dtypes are written down again from the published
-list.
+It shares only the config class with dsv4: names, shapes and dtypes are transcribed from the published list.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ def block_amax(weight: Array, rows: int, columns: int) -> Array:
 
 
 class Oracle:
-    """The rule of the official kernel as plain numpy; `weight` is float64 [out, in]."""
+    """The official kernel's rule in plain numpy; `weight` is float64 [out, in]."""
 
     e4m3 = e4m3_table()
     e2m1 = e2m1_table()
@@ -92,7 +91,7 @@ class Oracle:
 
     @classmethod
     def read_fp8(cls, codes: Array, scales: Array) -> Array:
-        """`scales`: float multipliers, one a block."""
+        """`scales`: float multipliers, one per block."""
         return cls.e4m3[codes] * cls.expand(scales, 128, 128, codes.shape)
 
     @classmethod
@@ -111,7 +110,7 @@ def oracle() -> type[Oracle]:
 
 
 def parameters(config: ModelConfig) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """(name, how the instruct layout stores it, shape) of every official parameter and table."""
+    """(name, storage in the instruct layout, shape) of every official parameter and table."""
     d, v, hc, c = config.hidden_size, config.vocab_size, config.hc_mult, config.head_dim
     mi, ql, e = config.moe_intermediate_size, config.q_lora_rank, config.n_routed_experts
     h, low, ih, ic = config.num_attention_heads, config.o_groups * config.o_lora_rank, config.index_n_heads, 0
@@ -176,7 +175,7 @@ def parameters(config: ModelConfig) -> Iterator[tuple[str, str, tuple[int, ...]]
 
 
 class Tiny:
-    """A tiny model in one layout: `stored`, its tensors on disk; `values`, what they mean, by official name."""
+    """A tiny model in one layout: `stored`, its tensors on disk; `values`, their values by official name."""
 
     def __init__(self, config: ModelConfig, layout: str, seed: int = 0) -> None:
         self.config, self.layout = config, layout
@@ -185,7 +184,7 @@ class Tiny:
         generator = np.random.default_rng(seed)
         for name, kind, shape in parameters(config):
             if kind == "i64":
-                # Distinct experts in a row: transformers and llama.cpp count a repeated one twice.
+                # Distinct experts per row: transformers and llama.cpp count a repeated one twice.
                 deal = generator.random((shape[0], config.n_routed_experts)).argsort(-1)
                 self.stored[name] = self.values[name] = torch.from_numpy(deal[:, : shape[1]].astype(np.int64))
                 continue
@@ -253,7 +252,7 @@ TINY_SHAPE: dict[str, Any] = {
     "o_lora_rank": 72,
     "index_n_heads": 2,
     "index_head_dim": 16,
-    "index_topk": 64,  # all entries: a top-k that has to choose meets ties, which transformers breaks its own way
+    "index_topk": 64,  # all entries: otherwise top-k meets ties, which transformers breaks by another rule
     "n_routed_experts": 5,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 48,

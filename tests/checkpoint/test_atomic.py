@@ -1,4 +1,4 @@
-"""Files and folders are whole or absent; what a killed writer left is gone after the next; a full disk is said so."""
+"""Files and folders are whole or absent; writers remove the leftovers of killed ones; a full disk is reported."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dsv4.checkpoint.gguf_export import export_gguf
 from dsv4.cli import main
 from dsv4.training.state import RunPosition, save_state
 
-SECONDS = 120  # for a process on a machine that does much else
+SECONDS = 120  # timeout of a process on a busy machine
 
 
 def names(folder: Path) -> list[str]:
@@ -30,7 +30,7 @@ def names(folder: Path) -> list[str]:
 
 
 def killed(code: str, *arguments: Path) -> None:
-    """Runs code until it prints a line, then kills it."""
+    """Run code until it prints a line, then kill it."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     with subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, text=True, env=environment
@@ -56,13 +56,13 @@ else:
 
 
 @pytest.mark.parametrize("target", ["out", "out.gguf"])
-def test_the_next_conversion_clears_what_a_killed_one_left(target: str, official: Any, tmp_path: Path) -> None:
+def test_the_next_conversion_clears_a_killed_ones_leftovers(target: str, official: Any, tmp_path: Path) -> None:
     source = official.write(tmp_path / "source")
     (source / "tokenizer.json").unlink()
     killed(CONVERT, source, tmp_path / target)
     left = [name for name in names(tmp_path) if name.startswith(f".{target}.")]
     assert len(left) == 1 and target not in names(tmp_path)
-    (tmp_path / ".out2.0123abcd.tmp").mkdir()  # another target's
+    (tmp_path / ".out2.0123abcd.tmp").mkdir()  # leftover of another target
     if target == "out":
         convert(source, tmp_path / target, "bf16")
     else:
@@ -91,7 +91,7 @@ def state(path: Path) -> None:
     save_state(path, Empty(), Empty(), RunPosition())  # type: ignore[arg-type]
 
 
-def test_the_next_save_of_a_training_clears_what_a_killed_one_left(tmp_path: Path) -> None:
+def test_the_next_training_save_clears_a_killed_ones_leftovers(tmp_path: Path) -> None:
     for _ in range(2):
         killed(TRAIN, tmp_path / "state.pt")
     (tmp_path / ".state.pt.4711.tmp").write_text("as earlier versions named theirs")
@@ -100,7 +100,7 @@ def test_the_next_save_of_a_training_clears_what_a_killed_one_left(tmp_path: Pat
     assert names(tmp_path) == ["state.pt"]
 
 
-def test_a_living_writer_keeps_its_own(tmp_path: Path) -> None:
+def test_a_living_writers_temporary_files_are_kept(tmp_path: Path) -> None:
     with new_folder(tmp_path / "model", overwrite=False) as first:
         (first / "config.json").write_text("{}")
         with new_file(tmp_path / "model.txt") as file:
@@ -109,11 +109,11 @@ def test_a_living_writer_keeps_its_own(tmp_path: Path) -> None:
         with new_folder(tmp_path / "model", overwrite=False) as second:
             (second / "config.json").write_text("[]")
             assert first.exists()
-        (tmp_path / "model" / "config.json").unlink()  # an empty folder gives way
+        (tmp_path / "model" / "config.json").unlink()  # an empty folder may be replaced
     assert names(tmp_path) == ["model", "model.txt"] and (tmp_path / "model" / "config.json").read_text() == "{}"
 
 
-def test_a_folder_that_was_being_replaced_comes_back(tmp_path: Path) -> None:
+def test_a_folder_that_was_being_replaced_is_restored(tmp_path: Path) -> None:
     """Killed between two renames: the old folder is the only whole one."""
     old, new = tmp_path / ".model.0123abcd.old", tmp_path / ".model.0123abcd.tmp"
     for folder in (old, new):
@@ -121,7 +121,7 @@ def test_a_folder_that_was_being_replaced_comes_back(tmp_path: Path) -> None:
         (folder / "config.json").write_text(folder.suffix)
     clear_leftovers(tmp_path / "model")
     assert names(tmp_path) == ["model"] and (tmp_path / "model" / "config.json").read_text() == ".old"
-    (tmp_path / ".model.89abcdef.old").mkdir()  # killed a moment later: the new one is in place
+    (tmp_path / ".model.89abcdef.old").mkdir()  # killed a moment later: the new folder is in place
     clear_leftovers(tmp_path / "model")
     assert names(tmp_path) == ["model"] and (tmp_path / "model" / "config.json").read_text() == ".old"
 
@@ -141,7 +141,7 @@ def fail(error: int) -> Callable[..., None]:
         (errno.EFBIG, "larger than a file may be"),
     ],
 )
-def test_a_full_disk_is_said_in_words(
+def test_a_full_disk_is_reported(
     error: int,
     said: str,
     official: Any,
@@ -161,7 +161,7 @@ def test_a_full_disk_is_said_in_words(
     assert names(tmp_path) == ["source"]
 
 
-def test_too_little_space_is_known_before_anything_is_written(
+def test_too_little_space_is_reported_before_anything_is_written(
     official: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = official.write(tmp_path / "source")
@@ -179,8 +179,8 @@ def test_too_little_space_is_known_before_anything_is_written(
 
 
 @pytest.mark.parametrize("what", ["folder", "gguf", "training"])
-def test_a_limit_on_the_size_of_files_is_said_in_words(what: str, official: Any, tmp_path: Path) -> None:
-    """A real one (`ulimit -f`), met in the middle of a write."""
+def test_a_limit_on_the_size_of_files_is_reported(what: str, official: Any, tmp_path: Path) -> None:
+    """A real limit (`ulimit -f`), reached in the middle of a write."""
     source = official.write(tmp_path / "source")
     (source / "tokenizer.json").unlink()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

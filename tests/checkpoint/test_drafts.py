@@ -25,7 +25,7 @@ DSPARK_KEYS = {
     "dspark_target_layer_ids": [1, 2, 3],
     "dspark_markov_rank": 8,
 }
-# What a DSpark checkpoint holds beside three blocks of V4's parts, without e_proj, h_proj, enorm and hnorm.
+# Tensors of a DSpark checkpoint besides three blocks of V4's parts without e_proj, h_proj, enorm and hnorm.
 DSPARK_TENSORS = (
     *("mtp.0.main_proj.weight", "mtp.0.main_proj.scale", "mtp.0.main_norm.weight"),
     *("mtp.2.norm.weight", "mtp.2.hc_head_fn", "mtp.2.hc_head_base", "mtp.2.hc_head_scale"),
@@ -35,7 +35,7 @@ MTP_ONLY = ("e_proj.", "h_proj.", "enorm.", "hnorm.", "norm.", "hc_head_")
 
 
 def block_names(mtp_names: list[str]) -> list[str]:
-    """Names of mtp.0 without what only V4's MTP block has."""
+    """Names of mtp.0 without the parts that only V4's MTP block has."""
     return [name for name in mtp_names if not name.removeprefix("mtp.0.").startswith(MTP_ONLY)]
 
 
@@ -45,7 +45,7 @@ def edit_config(folder: Path, **changes: Any) -> None:
 
 
 def add_shard(folder: Path, names: list[str]) -> None:
-    """One more shard with small tensors of these names."""
+    """Add a shard with small tensors of these names."""
     file = "model-draft.safetensors"
     save_file({name: torch.zeros(2, 3) for name in names}, folder / file)
     edit_index(folder, lambda content: content["weight_map"].update(dict.fromkeys(names, file)))
@@ -60,7 +60,7 @@ def drop_mtp(folder: Path) -> None:
 
 @pytest.fixture
 def dspark_folder(official_folder: Path) -> Path:
-    """A folder in the shape of Flash-0731: three draft blocks in the place of the MTP block."""
+    """A folder in the shape of Flash-0731: three draft blocks in place of the MTP block."""
     listed = json.loads((official_folder / INDEX).read_text())["weight_map"]
     names = block_names([name for name in listed if name.startswith("mtp.0.")])
     drop_mtp(official_folder)
@@ -71,7 +71,7 @@ def dspark_folder(official_folder: Path) -> Path:
     return official_folder
 
 
-def test_the_published_drafter_is_all_that_a_0731_folder_has_more() -> None:
+def test_a_0731_folder_adds_only_the_published_drafter() -> None:
     """Flash-0731 lists 72,317 tensors."""
     listed = [spec.name for spec in tensor_inventory(ModelConfig.preset("flash"), "official")]
     main_model = [name for name in listed if not name.startswith("mtp.")]
@@ -111,7 +111,7 @@ def test_convert_verify_and_inspect_take_a_dspark_folder(
     assert written["num_nextn_predict_layers"] == 0 and not any("dspark" in key for key in written)
     load_model(tmp_path / "out")
     assert main(["convert", str(dspark_folder), str(tmp_path / "model"), "--format", "bf16"]) == 0
-    edit_config(dspark_folder, index_topk=128)  # all entries: transformers breaks ties of a choice its own way
+    edit_config(dspark_folder, index_topk=128)  # all entries: transformers breaks ties by another rule
     assert main(["verify", str(dspark_folder)]) == 0
     capfd.readouterr()
     assert main(["inspect", str(dspark_folder), "--json"]) == 0
@@ -145,13 +145,13 @@ def test_other_unknown_tensors_are_still_refused(name: str, official_folder: Pat
 def test_an_mtp_block_that_the_config_does_not_name_is_left_unread(
     official_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The list of ratios stays one longer."""
+    """The list of ratios keeps the MTP block's entry."""
     edit_config(official_folder, num_nextn_predict_layers=0)
     assert load_model(official_folder).config.compress_ratios == (0, 4, 128, 4)
     assert any("left unread" in record.getMessage() for record in caplog.records)
 
 
-def test_the_error_for_a_missing_mtp_block_says_how_to_go_on(official_folder: Path) -> None:
+def test_the_error_for_a_missing_mtp_block_says_how_to_proceed(official_folder: Path) -> None:
     drop_mtp(official_folder)
     with pytest.raises(CheckpointError) as raised:
         load_model(official_folder)
@@ -167,6 +167,6 @@ def test_verify_leaves_out_tokens_that_repeat_an_expert(
     """transformers counts the repeated expert twice."""
     table = "layers.0.ffn.gate.tid2eid"
     rewrite(shard_of(official_folder, table), lambda tensors: tensors[table][:9, 1].copy_(tensors[table][:9, 0]))  # type: ignore[arg-type]
-    edit_config(official_folder, index_topk=128)  # all entries: transformers breaks ties of a choice its own way
+    edit_config(official_folder, index_topk=128)  # all entries: transformers breaks ties by another rule
     assert main(["verify", str(official_folder)]) == 0
     assert "9 of 67 tokens repeat an expert, which transformers counts twice" in capsys.readouterr().out

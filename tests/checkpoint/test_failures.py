@@ -1,4 +1,4 @@
-"""Each way in which a folder can be wrong: one CheckpointError with file, tensor, what was expected, what was found."""
+"""Every defect of a folder is one CheckpointError with file, tensor, expected and found content."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def edit_index(folder: Path, change: Callable[[dict[str, Any]], object]) -> None
 
 
 def add(folder: Path, file: Path, name: str, tensor: torch.Tensor) -> None:
-    """One more tensor, index and total size included."""
+    """Add a tensor, with its entry in the index and the total size."""
     rewrite(file, lambda tensors: tensors.update({name: tensor}))
     size = tensor.numel() * tensor.element_size()
 
@@ -114,7 +114,7 @@ def test_a_misshapen_or_mistyped_tensor_is_named(
 def test_experts_that_all_have_another_dtype_are_refused(
     dtype: torch.dtype, tiny: Any, tiny_config: ModelConfig, tmp_path: Path
 ) -> None:
-    """The error names an expert, and not the first tensor that a folder without quantized weights would not have."""
+    """The error names an expert, not the first tensor that a folder without quantized weights would lack."""
     source = tiny(tiny_config, "official")
     for name, tensor in source.stored.items():
         if tensor.dtype == torch.int8:
@@ -210,7 +210,7 @@ def test_an_index_that_names_another_shard_is_refused(official_folder: Path) -> 
     fails(official_folder, index, "embed.weight", f"weight_map to say {right.name}", wrong.name)
 
 
-def test_an_index_that_names_a_tensor_that_is_nowhere_is_refused(official_folder: Path) -> None:
+def test_an_index_entry_without_a_tensor_is_refused(official_folder: Path) -> None:
     file = shard_of(official_folder, "embed.weight")
     edit_index(official_folder, lambda content: content["weight_map"].update({"ghost": file.name}))
     fails(official_folder, file, "ghost", "as .* says", "no such tensor")
@@ -223,7 +223,7 @@ def test_an_index_that_leaves_a_tensor_out_is_refused(official_folder: Path) -> 
 
 
 @pytest.mark.parametrize("wrong", [1, "much", -3.5])
-def test_a_wrong_total_size_is_only_said(
+def test_a_wrong_total_size_is_only_a_warning(
     wrong: Any, official_folder: Path, official: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     total = sum(tensor.numel() * tensor.element_size() for tensor in official.stored.values())
@@ -305,9 +305,7 @@ def test_a_shard_that_changes_while_it_is_read_is_refused(official_folder: Path)
             checkpoint.parameter(EXPERT)
 
 
-def test_a_hash_table_with_a_number_of_no_expert_is_refused(
-    tiny: Any, tiny_config: ModelConfig, tmp_path: Path
-) -> None:
+def test_a_hash_table_with_an_invalid_expert_is_refused(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
     source = tiny(tiny_config, "official")
     source.stored[TABLE][66, 1] = 5
     folder = source.write(tmp_path / "model")
@@ -338,7 +336,7 @@ def test_a_failed_conversion_leaves_nothing(tiny: Any, tiny_config: ModelConfig,
     assert only(tmp_path) == ["model", "new"] and only(tmp_path / "new") == []
 
 
-def test_a_failed_save_leaves_nothing_or_what_was_there(official: Any, tmp_path: Path) -> None:
+def test_a_failed_save_leaves_nothing_or_the_old_folder(official: Any, tmp_path: Path) -> None:
     tensors = dict(official.values)
     save_model(tensors, official.config, tmp_path / "model")
     before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}

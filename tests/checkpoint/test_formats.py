@@ -39,7 +39,7 @@ def test_all_256_e8m0_codes_are_powers_of_two() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, 3.0, 2.0**-128, float("inf")])
-def test_encode_e8m0_refuses_what_is_no_power_of_two(value: float) -> None:
+def test_encode_e8m0_refuses_other_values_than_powers_of_two(value: float) -> None:
     with pytest.raises(ValueError, match="not an E8M0 value"):
         formats.encode_e8m0(torch.tensor([1.0, value]))
 
@@ -51,7 +51,7 @@ def test_all_256_fp8_codes(oracle: Any) -> None:
         expected = torch.from_numpy(oracle.e4m3.reshape(2, 128) * 2.0**exponent).float()
         for scales in (scale, formats.encode_e8m0(scale)):
             assert torch.equal(formats.dequantize_fp8(codes, scales).nan_to_num(7e30), expected.nan_to_num(7e30))
-    # -0.0 keeps its sign, and all finite codes come back.
+    # -0.0 keeps its sign, and all finite codes survive the round trip.
     finite = torch.tensor([c for c in range(256) if c & 127 != 127], dtype=torch.uint8).view(FP8).reshape(2, 127)
     for dtype in (E8M0, torch.float32):
         again, scales = formats.quantize_fp8(formats.dequantize_fp8(finite, torch.ones(1, 1)), dtype)
@@ -124,7 +124,7 @@ def test_values_follow_the_fake_quantization_of_the_model() -> None:
 
 
 def test_largest_code_at_half_the_range_is_stored_at_half_the_scale() -> None:
-    """3.4 of 6 rounds to 3 and 230 of 448 to 224: the training rule's scale, but the finer spelling of its values."""
+    """3.4 of 6 rounds to 3 and 230 of 448 to 224: the training rule's values, stored in the finer encoding."""
     packed, groups = formats.quantize_fp4(torch.tensor([[3.4, 0.5, -1.5, -0.0]]))
     assert groups.float().item() == 0.5 and (packed.view(torch.uint8)[0]).tolist() == [0x27, 0x8D]
     codes, scales = formats.quantize_fp8(torch.tensor([[230.0, 2.0**-9, 3 * 2.0**-9]]))
@@ -174,7 +174,7 @@ def test_quantize_dequantize_quantize_gives_the_same_bytes(matrix: Any) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from([(2, 6), (130, 34), (128, 256)]))
 def test_any_codes_and_power_of_two_scales_keep_their_values(seed: int, shape: tuple[int, int]) -> None:
-    """Also blocks that no rule of ours would have scaled like that; and one pass is enough to reach the fixed point."""
+    """Also for scales that our rules would not choose; and one pass reaches the fixed point."""
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     codes[codes & 127 == 127] = 0x80
@@ -191,7 +191,7 @@ def test_any_codes_and_power_of_two_scales_keep_their_values(seed: int, shape: t
 
 @pytest.mark.parametrize("seed", range(8))
 def test_base_weights_with_f32_scales_keep_their_values_and_codes(seed: int, oracle: Any) -> None:
-    """Scales amax / 448 with all 24 bits: code * scale was rounded on reading, and still comes back."""
+    """Scales amax / 448 with all 24 bits: code * scale was rounded on reading, and is still recovered."""
     codes, scales = oracle.fp8_f32(random_weight(140, 270, seed, spread=1.0).double().numpy())
     codes, scales = torch.from_numpy(codes).view(FP8), torch.from_numpy(scales)
     weight = formats.dequantize_fp8(codes, scales)
@@ -200,7 +200,7 @@ def test_base_weights_with_f32_scales_keep_their_values_and_codes(seed: int, ora
     assert same_bits(again, codes)
 
 
-def test_scales_are_kept_if_they_give_the_weight_back_exactly() -> None:
+def test_scales_are_kept_if_they_reproduce_the_weight_exactly() -> None:
     weight = torch.tensor([[3.0, 0.5, -1.0, -0.0]])
     for exponent, kept in ((0.0, True), (-1.0, True), (1.0, False), (-2.0, False)):
         scales = formats.encode_e8m0(torch.tensor([[2.0**exponent]]))
@@ -224,8 +224,8 @@ def test_f32_scales_of_new_weights_use_the_whole_range() -> None:
     assert (formats.dequantize_fp8(codes, scales) - weight).abs().max() <= amax.max() / 448 * 16.01
 
 
-def test_f32_scales_come_back_from_blocks_of_one_or_two_values() -> None:
-    """There several scales can give the rounded products code * scale."""
+def test_f32_scales_are_recovered_from_blocks_of_one_or_two_values() -> None:
+    """In such blocks several scales can give the rounded products code * scale."""
     weight = torch.zeros(1, 2000 * 128)
     generator = torch.Generator().manual_seed(2)
     weight[0, ::128] = torch.randn(2000, generator=generator).exp()
@@ -270,7 +270,7 @@ def test_fp4_to_fp8_refuses_scales_too_far_apart() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -3.4e38])
-def test_values_that_no_code_holds_are_refused(bad: float) -> None:
+def test_values_without_a_code_are_refused(bad: float) -> None:
     weight = torch.ones(2, 64)
     weight[1, 3] = bad
     for quantize in (formats.quantize_fp8, formats.quantize_fp4, lambda w: formats.quantize_fp8(w, torch.float32)):
@@ -278,7 +278,7 @@ def test_values_that_no_code_holds_are_refused(bad: float) -> None:
             quantize(weight)
 
 
-def test_shapes_and_dtypes_that_are_no_weight_s_are_refused() -> None:
+def test_invalid_shapes_and_dtypes_are_refused() -> None:
     with pytest.raises(ValueError, match="3 columns"):
         formats.quantize_fp4(torch.ones(2, 3))
     with pytest.raises(ValueError, match=r"\(1, 2\); the codes need \(2, 1\)"):
@@ -298,7 +298,7 @@ def test_nan_scale_gives_nan() -> None:
 
 
 def test_neither_strips_nor_bf16_input_change_the_codes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Strip boundaries do not show, and BF16 weights quantize as the same values in float32."""
+    """Strip boundaries have no effect, and BF16 weights quantize like the same values in float32."""
     weight = random_weight(300, 70, 9).bfloat16()
     whole = formats.quantize_fp8(weight.float()), formats.quantize_fp4(weight.float())
     monkeypatch.setattr(formats, "_STRIP_ELEMENTS", 1000)

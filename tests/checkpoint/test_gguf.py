@@ -29,7 +29,7 @@ from dsv4.model.batch import RaggedBatch
 from ..published_tokenizer import copy_published_tokenizer, corpus, published_folder
 
 EXPERTS = {"gate": "w1", "down": "w2", "up": "w3"}
-# A sample of the names, spelt out again: file -> official.
+# A sample of the names, written out independently: file -> official.
 NAMES = {
     "token_embd.weight": "embed.weight",
     "output_norm.weight": "norm.weight",
@@ -76,8 +76,8 @@ def key(file: Path, name: str) -> Any:
 
 
 @pytest.mark.parametrize("layout", ["official", "official-base", "bf16", "fp32"])
-def test_every_value_is_the_source_s(layout: str, tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
-    """Odd sizes too: q_lora_rank 40 and w2's 48 columns are no whole blocks of 32."""
+def test_every_value_equals_the_source(layout: str, tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
+    """Odd sizes too: q_lora_rank 40 and w2's 48 columns are not multiples of 32."""
     model = tiny(tiny_config, layout)
     export_gguf(write(model, tmp_path / "model"), tmp_path / "model.gguf")
     tensors = read(tmp_path / "model.gguf")
@@ -131,7 +131,7 @@ def test_index_heads_are_padded_in_front(official: Any, tmp_path: Path) -> None:
         assert torch.equal(kept.flatten(axis, axis + 1), official.values[prefix + official_name])
 
 
-def test_q8_0_is_the_library_s(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
+def test_q8_0_matches_the_library(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
     model = tiny(tiny_config, "official")
     export_gguf(write(model, tmp_path / "model"), tmp_path / "model.gguf", linears="q8_0")
     tensors = read(tmp_path / "model.gguf")
@@ -141,7 +141,7 @@ def test_q8_0_is_the_library_s(tiny: Any, tiny_config: ModelConfig, tmp_path: Pa
     assert tensors["blk.1.ffn_up_exps.weight"].tensor_type == Type.MXFP4
 
 
-def test_mtp_is_a_file_of_its_own(official: Any, tmp_path: Path) -> None:
+def test_mtp_is_a_separate_file(official: Any, tmp_path: Path) -> None:
     file = tmp_path / "mtp.gguf"
     export_gguf(write(official, tmp_path / "model"), file, mtp=True)
     tensors = read(file)
@@ -164,7 +164,7 @@ def test_a_folder_of_transformers_exports_the_same_values(
     assert torch.equal(found[2], official.values["layers.1.ffn.experts.2.w3.weight"])
 
 
-def test_no_tokenizer_is_a_vocabulary_of_numbers(official: Any, tmp_path: Path) -> None:
+def test_without_a_tokenizer_the_vocabulary_is_token_ids(official: Any, tmp_path: Path) -> None:
     export_gguf(write(official, tmp_path / "model"), tmp_path / "model.gguf")
     assert key(tmp_path / "model.gguf", "tokenizer.ggml.model") == "no_vocab"
     assert key(tmp_path / "model.gguf", "deepseek4.vocab_size") == 67
@@ -189,7 +189,7 @@ def published(tiny: Any, tiny_config: ModelConfig, tmp_path_factory: pytest.Temp
 
 
 def test_the_published_vocabulary(tiny_config: ModelConfig, tmp_path: Path) -> None:
-    """Its normalizer is an empty sequence, and a pattern holds CR and LF as they are."""
+    """Its normalizer is an empty sequence, and a pattern holds literal CR and LF."""
     copy_published_tokenizer(tmp_path)
     config = replace(tiny_config, vocab_size=129_280, eos_token_id=(1, 128_805, 2))
     found = {name.removeprefix("tokenizer.ggml."): value for name, value in vocabulary(tmp_path, config).items()}
@@ -201,7 +201,7 @@ def test_the_published_vocabulary(tiny_config: ModelConfig, tmp_path: Path) -> N
     assert [found[f"{name}_token_id"] for name in ("bos", "eos", "eot", "eom")] == [0, 1, 128_805, 2]
 
 
-def test_more_end_tokens_than_gguf_holds_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_too_many_end_tokens_for_gguf_are_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = nano_with(tmp_path)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").unlink()
@@ -212,7 +212,7 @@ def test_more_end_tokens_than_gguf_holds_are_said(tmp_path: Path, caplog: pytest
     assert [record.getMessage() for record in caplog.records] == [f"{folder}: GGUF holds 3 end tokens; without [4, 5]"]
 
 
-def test_a_repeated_expert_is_said(official: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_repeated_expert_is_a_warning(official: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder, table = write(official, tmp_path / "model"), official.stored["layers.0.ffn.gate.tid2eid"].clone()
     table[5:9, 1] = table[5:9, 0]
     change(folder, "layers.0.ffn.gate.tid2eid", table)
@@ -268,7 +268,7 @@ def test_values_without_an_exact_form_are_named(
     fails("expected expert numbers from 0 to 4; found 5", folder, file)
 
 
-def test_an_mtp_block_that_is_not_there_is_refused(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
+def test_a_missing_mtp_block_is_refused(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
     config = replace(tiny_config, num_nextn_predict_layers=0, compress_ratios=(0, 4, 128, 4))
     fails(
         "expected an MTP block to write; found none",
@@ -279,7 +279,7 @@ def test_an_mtp_block_that_is_not_there_is_refused(tiny: Any, tiny_config: Model
 
 
 def nano_with(tmp_path: Path) -> Path:
-    """A folder of links to nano's files, for some to be replaced."""
+    """A folder of links to nano's files, some of which a test replaces."""
     folder = tmp_path / "nano"
     folder.mkdir()
     for file in nano_path().iterdir():
@@ -290,14 +290,14 @@ def nano_with(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("part", "value", "message"),
     [
-        ("normalizer", {"type": "NFC"}, "no normalizer, as GGUF is written"),
-        ("normalizer", {"type": "Sequence", "normalizers": [{"type": "NFC"}]}, "no normalizer, as GGUF is written"),
+        ("normalizer", {"type": "NFC"}, "no normalizer, as GGUF requires"),
+        ("normalizer", {"type": "Sequence", "normalizers": [{"type": "NFC"}]}, "no normalizer, as GGUF requires"),
         ("pre_tokenizer", {"type": "Whitespace"}, "DeepSeek's pre-tokenizer, which llama.cpp calls deepseek-v3"),
-        ("model", {"type": "WordPiece"}, "model.type = 'BPE', as GGUF is written; found 'WordPiece'"),
+        ("model", {"type": "WordPiece"}, "model.type = 'BPE', as GGUF requires; found 'WordPiece'"),
         ("merges", ["1", "2"], "no merge across digits, since llama.cpp's deepseek-v3 keeps three together"),
-        ("dropout", 0.1, "model.dropout = None, as GGUF is written; found 0.1"),
-        ("lstrip", True, "added token '<｜begin▁of▁sentence｜>': lstrip = False, as GGUF is written; found True"),
-        ("invert", True, "pre_tokenizer.invert = False, as GGUF is written; found True"),
+        ("dropout", 0.1, "model.dropout = None, as GGUF requires; found 0.1"),
+        ("lstrip", True, "added token '<｜begin▁of▁sentence｜>': lstrip = False, as GGUF requires; found True"),
+        ("invert", True, "pre_tokenizer.invert = False, as GGUF requires; found True"),
         ("id", 1280, "token numbers from 0 to 1279; found 1280 of 'extra'"),
     ],
     ids=lambda value: value if isinstance(value, str) and " " not in value else "",
@@ -339,7 +339,7 @@ def test_the_command_writes_overwrites_and_refuses(
 
 
 def llama_check(*arguments: str | Path, stdin: str) -> bytes:
-    """Output of the tool that `make llama-bench` builds in the folder that LLAMA names, as in the Makefile."""
+    """Output of the tool that `make llama-bench` builds in the folder LLAMA, as in the Makefile."""
     folder = Path(os.environ.get("LLAMA", Path.home() / ".cache/dsv4/llama.cpp"))
     tool = folder / "build" / "bin" / "llama-check"
     if not tool.is_file():
@@ -362,7 +362,7 @@ def random_ids(vocab_size: int, length: int) -> torch.Tensor:
 @pytest.mark.slow
 @pytest.mark.parametrize("yarn", [True, False], ids=["yarn", "no_yarn"])
 def test_llama_cpp_computes_a_random_model(yarn: bool, tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
-    """In F32 throughout. The index chooses 24 of up to 75 entries; with fewer heads many scores tie at zero."""
+    """F32 throughout. The index chooses 24 of up to 75 entries; with fewer heads many scores would tie at zero."""
     scaling = tiny_config.rope_scaling if yarn else None
     config = replace(tiny_config, index_topk=24, index_n_heads=16, rope_scaling=scaling)
     folder = write(tiny(config, "fp32"), tmp_path / "model")
@@ -378,7 +378,7 @@ def test_llama_cpp_computes_a_random_model(yarn: bool, tiny: Any, tiny_config: M
 
 @pytest.mark.slow
 def test_llama_cpp_breaks_ties_of_the_index_its_own_way(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
-    """Scores of exactly zero are common where heads are few. Until the index has to choose, nothing differs."""
+    """With few heads, scores of exactly zero are common. Until the index has to choose, nothing differs."""
     topk = 24
     for heads in (2, 16):
         config = replace(tiny_config, index_topk=topk, index_n_heads=heads)
@@ -387,7 +387,7 @@ def test_llama_cpp_breaks_ties_of_the_index_its_own_way(tiny: Any, tiny_config: 
         ids = random_ids(config.vocab_size, 600)
         expected = load_model(folder)(ids[None])[0]
         error = (logits(tmp_path / f"{heads}.gguf", ids) - expected).abs().amax(1) / expected.abs().max()
-        # The last token that sees no more than topk entries of four tokens.
+        # Split after the last token that sees at most topk entries of four tokens.
         before, after = error[: 4 * (topk + 1) - 1], error[4 * (topk + 1) - 1 :]
         print(
             f"{heads} index heads, 600 tokens: largest difference {before.max():.1e} before the index has to choose, "
@@ -414,7 +414,7 @@ def test_llama_cpp_computes_the_mtp_block(tiny: Any, tiny_config: ModelConfig, t
 
 @pytest.mark.slow
 def test_llama_cpp_computes_nano(tmp_path: Path) -> None:
-    """Its values in F32: agreement to rounding. As exported from FP4 and FP8: llama.cpp rounds activations too."""
+    """With the values in F32: agreement to rounding. As exported from FP4 and FP8: llama.cpp rounds activations too."""
     convert(nano_path(), tmp_path / "fp32", "fp32")
     export_gguf(tmp_path / "fp32", tmp_path / "fp32.gguf")
     export_gguf(nano_path(), tmp_path / "nano.gguf")
@@ -431,13 +431,13 @@ def test_llama_cpp_computes_nano(tmp_path: Path) -> None:
             f"nano, {length} tokens, of the largest logit: F32 {exact.max():.1e}, {above:.1%} of positions above 1e-4; "
             f"MXFP4 and BF16 {shipped.max():.1e}, median position {shipped.median():.1e}"
         )
-        # The index takes all entries of the first 512 tokens. Further on ties decide now and then.
+        # The index takes all entries of the first 512 tokens. Later, ties decide now and then.
         assert exact[:512].max() < 1e-4 and exact.median() < 1e-4
         assert shipped.median() < 2e-2
 
 
 def token_ids(file: Path, text: str) -> list[int]:
-    """What llama.cpp makes of a text, special spellings included."""
+    """Token ids from llama.cpp for a text, special tokens included."""
     return [int(line) for line in llama_check("tokens", file, stdin=text).split()]
 
 
@@ -460,7 +460,7 @@ def test_llama_cpp_tokenizes_as_the_published_file_does(name: str, published: Pa
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, 0x32000, 0x4000))
 def test_llama_cpp_splits_every_character_of_unicode_14_alike(first: int, published: Path) -> None:
-    """Each between letters, digits, punctuation and spaces."""
+    """Each character between letters, digits, punctuation and spaces."""
     tokenizer = Tokenizer.from_file(str(published_folder() / "tokenizer.json"))
     codes = (code for code in range(first, first + 0x4000) if unicodedata.category(chr(code)) not in ("Cn", "Cs"))
     text = "".join(f"a{chr(code)}a 1{chr(code)}1 !{chr(code)}! {chr(code)}{chr(code)}\n" for code in codes)

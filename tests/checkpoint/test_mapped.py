@@ -1,4 +1,4 @@
-"""What a loaded model keeps of its files: scales as views, and an eye on whether they are still what they were."""
+"""Files of a loaded model: scales are views of them, and changes to them are noticed."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def first_shard(folder: Path) -> Path:
     return folder / "model-00001-of-00003.safetensors"
 
 
-def test_files_that_are_as_they_were_show_no_change(official_folder: Path) -> None:
-    """Another file under the name, or none: what is mapped is still the old one."""
+def test_replaced_or_deleted_files_show_no_change(official_folder: Path) -> None:
+    """Another file under the same name, or none: the mapping is still that of the old file."""
     with Checkpoint(official_folder) as checkpoint:
         files, shard = MappedFiles(checkpoint), first_shard(official_folder)
         assert files.change() is None
@@ -75,7 +75,7 @@ def test_a_file_written_to_while_it_is_read_is_refused(
 
     monkeypatch.setattr(Checkpoint, "parameter", touch)
     with pytest.raises(
-        CheckpointError, match="expected files that nobody writes to while they are read; found .* written"
+        CheckpointError, match="expected files that do not change while they are read; found .* written"
     ):
         if work == "load":
             load_model(official_folder)
@@ -107,7 +107,7 @@ def same_tensors(a: Path, b: Path) -> bool:
 def test_a_save_writes_the_scales_that_were_read(
     weights: str, after: str, official_folder: Path, tmp_path: Path
 ) -> None:
-    """As another writer spelled the codes, also when the folder is gone or the model was got ready to train."""
+    """Also for another writer's encoding, after the folder is deleted, and with the model prepared for training."""
     shutil.copytree(official_folder, tmp_path / "kept")
     model = load_model(official_folder, weights=weights)
     if after == "delete":
@@ -130,7 +130,7 @@ def test_scales_of_a_file_that_was_written_to_are_not_used(official_folder: Path
     assert scales.get("layers.0.attn.wq_a.weight") is None
 
 
-def test_a_model_watches_its_files_as_long_as_its_weights_lie_in_them(official_folder: Path) -> None:
+def test_a_model_watches_its_files_while_weights_are_views_of_them(official_folder: Path) -> None:
     model = load_model(official_folder, weights="stored")
     assert mapped_files(model) is not None and mapped_files(copy.deepcopy(model)) is not None
     assert mapped_files(pickle.loads(pickle.dumps(getattr(model, "mapped_files")))) is None  # noqa: B009

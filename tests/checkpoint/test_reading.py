@@ -1,4 +1,4 @@
-"""Every layout is read to the values that the independent writer meant; memory holds one tensor beside the model."""
+"""Every layout is read to the independent writer's values; memory holds one tensor beside the model."""
 
 from __future__ import annotations
 
@@ -45,9 +45,7 @@ def test_every_layout_is_read_to_the_same_values(
     assert {name: tensor.clone() for name, tensor in iter_float_tensors(folder)}.keys() == source.values.keys()
 
 
-def test_inventory_and_model_name_the_tensors_that_the_published_list_names(
-    tiny: Any, tiny_config: ModelConfig
-) -> None:
+def test_inventory_and_model_name_the_published_tensors(tiny: Any, tiny_config: ModelConfig) -> None:
     for layout in LAYOUTS:
         stored = tiny(tiny_config, layout).stored
         dtypes = {torch.bfloat16: "BF16", torch.float32: "F32", torch.int64: "I64", torch.int8: "I8"}
@@ -67,7 +65,7 @@ def test_bf16_model_keeps_float32_where_the_official_layout_does(official: Any, 
 
 
 def test_a_loaded_model_is_frozen_until_asked(official_folder: Path) -> None:
-    """Integer tables are no parameters, and the router's bias takes no gradient even when everything is unfrozen."""
+    """Integer tables are not parameters, and the router's bias takes no gradient even if everything is unfrozen."""
     model = load_model(official_folder)
     assert model.layers[0].ffn.gate.tid2eid.dtype == torch.int64
     assert "layers.0.ffn.gate.tid2eid" not in dict(model.named_parameters())
@@ -80,7 +78,7 @@ def test_a_loaded_model_is_frozen_until_asked(official_folder: Path) -> None:
 
 
 def test_the_loaded_model_does_not_live_in_the_file(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
-    """Training a loaded model must not touch the checkpoint, nor the other way round."""
+    """Training a loaded model must not change the checkpoint, nor a change of the checkpoint the model."""
     source = tiny(tiny_config, "fp32")
     folder = source.write(tmp_path / "model")
     model = load_model(folder)
@@ -100,7 +98,7 @@ def test_base_duplicates_of_embedding_and_head_are_ignored(tiny: Any, tiny_confi
 def test_fp8_experts_with_e8m0_scales_are_read(
     tiny: Any, tiny_config: ModelConfig, oracle: Any, tmp_path: Path
 ) -> None:
-    """What DeepSeek's own converter makes of FP4 experts: FP8 throughout, scales still E8M0."""
+    """As DeepSeek's own converter writes FP4 experts: FP8 throughout, scales still E8M0."""
     source = tiny(tiny_config, "official")
     for name in [name for name in source.values if ".experts." in name]:
         codes, scales = oracle.fp8(source.values[name].double().numpy())
@@ -153,7 +151,7 @@ def test_read_config_gives_the_folder_s_config(official: Any, official_folder: P
     assert read_config(official_folder) == official.config
 
 
-def test_mtp_is_expected_unless_transformers_lost_it(
+def test_mtp_is_expected_unless_transformers_dropped_it(
     official: Any, tiny: Any, tiny_config: ModelConfig, tmp_path: Path
 ) -> None:
     source = tiny(tiny_config, "fp32")
@@ -167,7 +165,7 @@ def test_mtp_is_expected_unless_transformers_lost_it(
 
 
 def peak_bytes(work: Callable[[], object], mapped: set[int]) -> int:
-    """Most bytes that torch's CPU allocator held at once for `work`; mapped files, of these sizes, are not its own."""
+    """Peak bytes that torch's CPU allocator held during `work`, without mapped files, which have the sizes `mapped`."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         kept = work()
     assert kept is not None
@@ -214,7 +212,7 @@ def test_index_without_total_size_and_single_file_without_metadata(official: Any
 @pytest.mark.gpu
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_values_on_cuda(layout: str, tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
-    """Codes are dequantized on the device; saving from there gives the stored tensors again."""
+    """Codes are dequantized on the device; saving from there reproduces the stored tensors."""
     source = tiny(tiny_config, layout, seed=1)
     folder = source.write(tmp_path / "model")
     model = load_model(folder, device="cuda")
@@ -228,7 +226,7 @@ def test_values_on_cuda(layout: str, tiny: Any, tiny_config: ModelConfig, tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["flash", "pro"])
 def test_a_folder_of_the_published_shape_opens(preset: str, tmp_path: Path) -> None:
-    """All tensors of Flash and Pro, in sparse files: checked in seconds; a tensor is read from the middle."""
+    """All tensors of Flash and Pro, in sparse files: checked in seconds; one tensor in the middle is read."""
     from dsv4.checkpoint.files import ShardWriter
     from dsv4.checkpoint.folder import Checkpoint
 
@@ -255,18 +253,18 @@ def stacks_of(model: torch.nn.Module) -> list[StoredStack]:
 
 
 def test_stored_experts_are_a_stack_of_views_of_the_mapped_files(official_folder: Path) -> None:
-    """Nothing of them is copied, codes or scales."""
+    """Neither codes nor scales are copied."""
     model = load_model(official_folder, weights="stored")
     files, stacks = mapped_files(model), stacks_of(model)
     assert files is not None and len(stacks) == 3 * (model.config.num_hidden_layers + 1)
     parts = [part for stack in stacks for matrix in stack.matrices for part in (matrix.codes, matrix.scales)]  # type: ignore[attr-defined]
     assert len(parts) == 2 * model.config.n_routed_experts * len(stacks)
-    if files.ranges:  # the system says where files are mapped
+    if files.ranges:  # the system lists mappings
         assert all(any(first <= part.data_ptr() < last for first, last, _ in files.ranges) for part in parts)
 
 
 def test_a_stack_of_experts_stored_in_several_dtypes(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
-    """Those that the kernels read stay as stored, the others are float32 beside them."""
+    """Matrices in dtypes that the kernels read stay as stored, the others are float32 beside them."""
     source, name = tiny(tiny_config, "bf16"), "layers.1.ffn.experts.{}.w1.weight"
     for number, dtype in ((0, torch.float32), (3, torch.float16)):
         source.stored[name.format(number)] = source.stored[name.format(number)].to(dtype)

@@ -1,4 +1,4 @@
-"""No conversion changes a value unless it is asked to; then it says by how much."""
+"""No conversion changes a value unless allowed to; then it reports the error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dsv4.checkpoint.gguf_export import export_gguf
 from dsv4.cli import main
 from dsv4.config import ModelConfig
 
-# (layout of the source, format): what cannot hold the values of random weights in the source.
+# (layout of the source, target format that cannot hold the values of random weights in that layout).
 LOSSY = [
     ("official-base", "official"),
     ("official-base", "bf16"),
@@ -34,7 +34,7 @@ def write(tiny: Any, config: ModelConfig, layout: str, folder: Path) -> Any:
 
 
 @pytest.mark.parametrize(("layout", "format"), LOSSY)
-def test_rounding_has_to_be_asked_for_and_is_measured(
+def test_rounding_must_be_allowed_and_is_measured(
     layout: str, format: Any, tiny: Any, tiny_config: ModelConfig, tmp_path: Path
 ) -> None:
     source = write(tiny, tiny_config, layout, tmp_path / "model")
@@ -62,7 +62,7 @@ def test_rounding_has_to_be_asked_for_and_is_measured(
 @pytest.mark.parametrize(
     ("layout", "format"), [("official", "official-base"), ("official-base", "fp32"), ("bf16", "fp32")]
 )
-def test_what_is_exact_needs_no_flag_and_reports_nothing(
+def test_an_exact_conversion_needs_no_flag_and_reports_nothing(
     layout: str, format: Any, tiny: Any, tiny_config: ModelConfig, tmp_path: Path
 ) -> None:
     write(tiny, tiny_config, layout, tmp_path / "model")
@@ -70,7 +70,7 @@ def test_what_is_exact_needs_no_flag_and_reports_nothing(
     assert convert(tmp_path / "out", tmp_path / "again", format, allow_rounding=True) == {}
 
 
-def test_fp4_too_far_apart_for_fp8_rounds_when_asked(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
+def test_fp4_too_far_apart_for_fp8_rounds_if_allowed(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
     source = tiny(tiny_config, "official")
     name = "layers.2.ffn.experts.3.w2."
     source.stored[name + "scale"].view(torch.uint8)[0, :2] = torch.tensor([160, 60])
@@ -96,7 +96,9 @@ def test_one_wide_tensor_makes_transformers_format_float32(tiny: Any, tiny_confi
             assert torch.equal(tensor.to(source.values[name].dtype), source.values[name]), name
 
 
-def test_gguf_rounds_only_when_asked_and_says_by_how_much(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
+def test_gguf_rounds_only_if_allowed_and_reports_the_errors(
+    tiny: Any, tiny_config: ModelConfig, tmp_path: Path
+) -> None:
     write(tiny, tiny_config, "official-base", tmp_path / "model")
     (tmp_path / "model" / "tokenizer.json").unlink()
     file = tmp_path / "model.gguf"

@@ -1,4 +1,4 @@
-"""Folders exchanged with transformers: what save_pretrained writes is read, what we write from_pretrained loads."""
+"""Folders exchanged with transformers: save_pretrained's are read here, ours are loaded by from_pretrained."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def hf_model(tiny_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory)
                 parameter.add_(1.0)
         for name, buffer in model.named_buffers():
             if name.endswith("tid2eid"):
-                # Distinct experts in a row: transformers counts a repeated one twice.
+                # Distinct experts per row: transformers counts a repeated one twice.
                 deal = torch.rand(tiny_config.vocab_size, tiny_config.n_routed_experts).argsort(-1)
                 buffer.copy_(deal[:, : tiny_config.num_experts_per_tok])
             elif name.endswith("e_score_correction_bias"):
@@ -71,7 +71,7 @@ def load_hf(folder: Path) -> Any:
     return model.eval()
 
 
-def test_what_save_pretrained_writes_gives_the_same_logits(
+def test_a_folder_of_save_pretrained_gives_the_same_logits(
     hf_model: Any, saved: Path, tiny_config: ModelConfig
 ) -> None:
     model = load_model(saved)
@@ -97,7 +97,7 @@ def test_sharded_folders_of_transformers_are_read(hf_model: Any, saved: Path, tm
 
 
 def test_bf16_folders_of_transformers_are_read(hf_model: Any, saved: Path, tmp_path: Path) -> None:
-    """There norms and mHC stay float32 on disk."""
+    """In these folders norms and mHC stay float32 on disk."""
     model = transformers.DeepseekV4ForCausalLM.from_pretrained(saved, dtype=torch.bfloat16)
     model.save_pretrained(tmp_path / "bf16")
     wide, short = load_model(saved).state_dict(), load_model(tmp_path / "bf16").state_dict()
@@ -109,10 +109,10 @@ def test_bf16_folders_of_transformers_are_read(hf_model: Any, saved: Path, tmp_p
 
 
 @pytest.mark.parametrize("max_shard_bytes", [10**9, 300_000])
-def test_what_we_write_loads_in_transformers_with_the_same_logits(
+def test_our_folders_load_in_transformers_with_the_same_logits(
     max_shard_bytes: int, official_folder: Path, official: Any, tmp_path: Path
 ) -> None:
-    """From the official layout, MTP block included: transformers ignores it, and we find it again."""
+    """From the official layout, MTP block included: transformers ignores the block, and our reader finds it again."""
     ours = load_model(official_folder)
     convert(official_folder, tmp_path / "converted", "transformers", max_shard_bytes=max_shard_bytes)
     save_model(ours, ours.config, tmp_path / "saved", "transformers", max_shard_bytes=max_shard_bytes)

@@ -1,4 +1,4 @@
-"""A value that is no finite number is named at load and in every conversion: tensor, file, place."""
+"""A non-finite value is named at load and in every conversion: tensor, file, index."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def refuses(work: Any, folder: Path, name: str, index: list[int]) -> None:
 
 
 @pytest.mark.parametrize(("layout", "name", "index", "value"), WRONG, ids=IDS)
-def test_loading_names_tensor_and_place(
+def test_loading_names_tensor_and_index(
     layout: str, name: str, index: list[int], value: float, tiny: Any, tiny_config: ModelConfig, tmp_path: Path
 ) -> None:
     folder = make(tiny, tiny_config, layout, tmp_path / "model", name, index, value)
@@ -134,14 +134,14 @@ def test_products_beyond_float32_are_refused(
     spoil(source, name.replace("weight", "scale"), [4 if codes else 0, 0], scale)
     folder = source.write(tmp_path / "model")
     with pytest.raises(
-        CheckpointError, match=r"expected codes that times .* stay within float32; found .* at \["
+        CheckpointError, match=r"expected codes whose products with .* stay within float32; found .* at \["
     ) as raised:
         load_model(folder)
     assert raised.value.tensor == name
 
 
 def test_a_large_scale_alone_is_no_error(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:
-    """What overflows is the product: with codes of zero the largest scale is as good as any."""
+    """Only the product can overflow: with codes of zero the largest scale is valid."""
     source = tiny(tiny_config, "official")
     name = "layers.2.ffn.experts.3.w1.weight"
     source.stored[name] = torch.zeros_like(source.stored[name])
@@ -162,7 +162,7 @@ def test_values_that_the_model_s_dtype_cannot_hold_are_refused(
 
 @pytest.mark.parametrize("value", [NAN, INF])
 @pytest.mark.parametrize("name", ["norm.weight", "layers.0.attn.attn_sink", "layers.0.attn.wq_a.weight"])
-def test_saving_refuses_what_is_not_finite(value: float, name: str, official: Any, tmp_path: Path) -> None:
+def test_saving_refuses_non_finite_values(value: float, name: str, official: Any, tmp_path: Path) -> None:
     for format in FORMATS:
         tensors = dict(official.values)
         tensors[name] = tensors[name].clone()
@@ -172,16 +172,16 @@ def test_saving_refuses_what_is_not_finite(value: float, name: str, official: An
         assert not list(tmp_path.iterdir())
 
 
-def test_saving_names_what_bf16_cannot_hold(official: Any, tmp_path: Path) -> None:
-    """Finite as float32, infinite once it is rounded."""
+def test_saving_names_values_that_bf16_cannot_hold(official: Any, tmp_path: Path) -> None:
+    """Finite as float32, infinite once rounded."""
     tensors = {**official.values, "norm.weight": torch.full((160,), 3.4e38)}
     with pytest.raises(CheckpointError, match=r"norm.weight': expected finite numbers that BF16 can hold; found 3.39"):
         save_model(tensors, official.config, tmp_path / "model", "bf16")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
-def test_every_pattern_of_bits_is_judged_as_torch_judges_it(dtype: torch.dtype) -> None:
-    """All of 8 and 16 bits, and around every limit of 32, wherever a chunk ends."""
+def test_every_bit_pattern_is_judged_as_by_torch(dtype: torch.dtype) -> None:
+    """All patterns of 8 and 16 bits, and those around every limit of 32 bits, at any position relative to chunks."""
     if dtype.itemsize == 4:
         limits = np.array([0, 0x7F80_0000, 0x7FFF_FFFF, 0x8000_0000, 0xFF80_0000, 0xFFFF_FFFF], dtype=np.int64)
         bits = (limits[:, None] + np.arange(-2, 3)).ravel() & 0xFFFF_FFFF
@@ -217,7 +217,7 @@ def test_the_command_line_skips_the_check_when_asked(
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (file,) = tmp_path.glob("*.safetensors")
     tensors = load_file(file)
-    tensors["mtp.0.norm.weight"][0] = NAN  # which generating does not need
+    tensors["mtp.0.norm.weight"][0] = NAN  # a tensor that generation does not need
     save_file(tensors, file, metadata={"format": "pt"})
     command = ["generate", "--model", str(tmp_path), "1, 2,", "--max-tokens", "2", "--temperature", "0"]
     assert main(command) == 2

@@ -32,7 +32,7 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 @pytest.fixture(scope="module")
 def trained(tiny: Any, tiny_config: ModelConfig) -> dict[str, torch.Tensor]:
-    """Weights as training leaves them: float32 that no number format holds."""
+    """Weights as after training: float32 values that no narrower format can hold."""
     return tiny(tiny_config, "fp32", seed=7).values
 
 
@@ -92,7 +92,7 @@ def test_data_is_aligned_for_mapping(
 
 
 def test_an_independent_checkpoint_is_copied_bit_for_bit(official: Any, official_folder: Path, tmp_path: Path) -> None:
-    """Codes and scales that our own writer would spell differently too."""
+    """Including codes and scales that our own writer would encode differently."""
     convert(official_folder, tmp_path / "copy", "official", max_shard_bytes=250_000)
     copied = tensors_of(tmp_path / "copy")
     assert copied.keys() == official.stored.keys()
@@ -105,10 +105,10 @@ def test_an_independent_checkpoint_is_copied_bit_for_bit(official: Any, official
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", ["official", "official-base"])
-def test_saving_what_was_loaded_gives_the_same_tensors(
+def test_saving_a_loaded_model_gives_the_same_tensors(
     layout: Any, dtype: torch.dtype, tiny: Any, tiny_config: ModelConfig, tmp_path: Path
 ) -> None:
-    """Bit for bit, from a folder whose codes and scales another writer chose, one all-zero block included."""
+    """Bit for bit, from a folder with another writer's codes and scales, one all-zero block included."""
     source = tiny(tiny_config, layout, seed=4)
     source.stored["layers.1.attn.wkv.weight"].view(torch.uint8).zero_()
     model = load_model(source.write(tmp_path / "model"), dtype=dtype)
@@ -118,10 +118,10 @@ def test_saving_what_was_loaded_gives_the_same_tensors(
     assert all(same_bits(again[name], tensor) for name, tensor in source.stored.items())
 
 
-def test_values_alone_keep_every_value_of_another_writer(
+def test_without_remembered_scales_every_value_is_kept(
     official: Any, tiny: Any, tiny_config: ModelConfig, tmp_path: Path
 ) -> None:
-    """Without the remembered scales the spelling may change, the values not; for Base not even the codes."""
+    """Without the remembered scales the encoding may change, but not the values; for Base not even the codes."""
     for source in (official, tiny(tiny_config, "official-base", seed=4)):
         save_model(source.values, source.config, tmp_path / source.layout, source.layout)
         for name, tensor in iter_float_tensors(tmp_path / source.layout):
@@ -223,7 +223,7 @@ def test_overwrite_replaces_the_folder(
 def test_a_conversion_holds_one_tensor_at_a_time(
     tiny: Any, tiny_config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At no time are two dequantized tensors alive."""
+    """Two dequantized tensors are never alive at the same time."""
     import weakref
 
     from dsv4.checkpoint.folder import Checkpoint

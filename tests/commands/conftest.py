@@ -1,4 +1,4 @@
-"""The commands run on the engine's stand-in model."""
+"""Fixtures: commands run on the engine tests' stand-in model."""
 
 from ..engine.conftest import model, scripted, text_folder
 

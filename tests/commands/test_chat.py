@@ -8,7 +8,7 @@ from dsv4.commands.terminal.chat_session import ChatSession
 
 
 def screen(*lines: str) -> Console:
-    """A console that is no terminal and reads these lines."""
+    """A non-terminal console that reads `lines`."""
     console = Console(file=io.StringIO(), width=100)
     waiting = list(lines)
 
@@ -32,10 +32,10 @@ def test_a_reply_comes_in_pieces_of_thinking_and_answer(scripted) -> None:
     assert "".join(text for kind, text in pieces if kind == "thinking") == "so\nso"
     assert "".join(text for kind, text in pieces if kind == "answer") == "Hello é."
     assert session.messages[-1] == {"role": "assistant", "content": "Hello é."}
-    assert session.num_tokens == len(session.llm.tokenizer.encode("so\nsoHello é.")) + 2  # and both special tokens
+    assert session.num_tokens == len(session.llm.tokenizer.encode("so\nsoHello é.")) + 2  # and two special tokens
 
 
-def test_in_a_file_the_answer_begins_a_line(scripted) -> None:
+def test_outside_a_terminal_the_answer_begins_a_line(scripted) -> None:
     console = screen("hi")
     run(ChatSession(scripted("so</think>Hello.")), console)
     lines = text_of(console).splitlines()
@@ -56,7 +56,7 @@ def test_the_history_and_the_settings_reach_the_prompt(scripted) -> None:
     assert "first" not in three
 
 
-def test_a_broken_off_reply_keeps_what_it_had_said(scripted) -> None:
+def test_an_interrupted_reply_keeps_its_text(scripted) -> None:
     session = ChatSession(scripted("</think>one two three", "x"))
     pieces = session.ask("count")
     said = next(pieces)[1] + next(pieces)[1]
@@ -104,7 +104,7 @@ def test_ctrl_c_stops_a_reply_and_not_the_chat(scripted, monkeypatch) -> None:
     assert session.messages[-1] == {"role": "assistant", "content": "nev"}
 
 
-def test_a_conversation_that_does_not_fit_is_said_so(scripted) -> None:
+def test_a_conversation_beyond_the_context_is_an_error_message(scripted) -> None:
     session = ChatSession(scripted())
     console = screen()
     reply(session, console, "x" * 5000)
@@ -112,7 +112,7 @@ def test_a_conversation_that_does_not_fit_is_said_so(scripted) -> None:
     assert session.messages == []
 
 
-def test_bytes_that_are_not_utf_8_are_said_so_and_the_chat_goes_on(scripted) -> None:
+def test_invalid_utf_8_is_an_error_message_and_the_chat_goes_on(scripted) -> None:
     console = screen(b"caf\xe9".decode(errors="surrogateescape"), "hi")
     session = ChatSession(scripted("</think>Hello."))
     run(session, console)

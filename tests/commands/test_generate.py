@@ -37,8 +37,8 @@ def test_a_dash_reads_standard_input(nano, capsys, monkeypatch) -> None:
     assert json.loads(capsys.readouterr().out)["prompt"] == "from a pipe"
 
 
-@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # as Python reads in a UTF-8 and in a C locale
-def test_bytes_that_are_not_utf_8_are_an_error_in_words(errors: str, nano, monkeypatch) -> None:
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # Python's settings in a UTF-8 and in a C locale
+def test_invalid_utf_8_is_an_error_message(errors: str, nano, monkeypatch) -> None:
     foreign = b"\xff".decode(errors="surrogateescape")
     with pytest.raises(ValueError, match="prompt 2: character 0 is byte 0xFF, which is not UTF-8"):
         program.generate(None, ["the cat", foreign])

@@ -11,7 +11,7 @@ from dsv4.server import run
 
 
 class Loaded(Exception):
-    """The model would be loaded now."""
+    """Raised in place of loading the model."""
 
 
 FLAGS = (
@@ -56,7 +56,7 @@ def test_the_servers_flags_reach_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     assert given.items() >= wanted.items()
 
 
-def test_a_value_that_is_not_allowed_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_value_is_a_one_line_error(capsys: pytest.CaptureFixture[str]) -> None:
     for flags, message in (
         (["--threads", "0"], "threads is 0; allowed: 1 or more"),
         (["--max-waiting", "0"], "max_num_waiting is 0"),

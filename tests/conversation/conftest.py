@@ -1,4 +1,4 @@
-"""Conversations run on the engine's stand-in model."""
+"""Fixtures: conversations run on the engine tests' stand-in model."""
 
 from ..engine.conftest import text_folder
 

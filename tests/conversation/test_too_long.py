@@ -1,4 +1,4 @@
-"""A text that cannot fit by its length is refused before it is tokenised."""
+"""A text too long to fit the context is refused before it is tokenized."""
 
 import json
 
@@ -20,9 +20,9 @@ def llm(text_folder) -> LLM:
 
 
 @pytest.fixture
-def no_tokenising(monkeypatch) -> None:
+def no_tokenizing(monkeypatch) -> None:
     def tokenise(self: Tokenizer, texts: list[str]) -> None:
-        raise AssertionError("the text was tokenised")
+        raise AssertionError("the text was tokenized")
 
     monkeypatch.setattr(Tokenizer, "_encodings", tokenise)
 
@@ -34,29 +34,29 @@ def request_of(text: str) -> recipe.ConversationRequest:
     return recipe.ChatCompletionRequest(json.dumps(body).encode()).convert(options)
 
 
-@pytest.mark.usefixtures("no_tokenising")
-def test_a_plain_text(llm: LLM) -> None:
+@pytest.mark.usefixtures("no_tokenizing")
+def test_a_long_plain_text_is_refused_untokenized(llm: LLM) -> None:
     words = r"maximum context length is 1000 tokens. However, you requested at least \d+ tokens"
     with pytest.raises(ValueError, match=words):
         llm.generate(TEXT)
 
 
-@pytest.mark.usefixtures("no_tokenising")
-def test_a_conversation_in_the_hosted_words(llm: LLM) -> None:
+@pytest.mark.usefixtures("no_tokenizing")
+def test_a_long_conversation_gets_the_hosted_message(llm: LLM) -> None:
     words = r"maximum context length is 1000 tokens. However, you requested (\d+) tokens \(\1 in the messages, 0 in the"
     with pytest.raises(recipe.ConversionError, match=words) as caught:
         ConversationModel(llm).prepare(request_of(TEXT))
     assert caught.value.status_code == 400
 
 
-def test_counting_still_counts_it(llm: LLM) -> None:
+def test_counting_tokens_has_no_limit(llm: LLM) -> None:
     conversation = request_of(TEXT).conversation
     assert llm.prompts is not None
     count = llm.prompts.count(conversation)
     assert count == len(llm.prompts.encode(conversation)) > 50_000
 
 
-def test_what_may_fit_is_tokenised_and_counted(llm: LLM) -> None:
-    """The bound is no guess at the count: a text within it that has too many tokens is refused with their number."""
+def test_a_text_that_may_fit_is_tokenized_and_counted(llm: LLM) -> None:
+    """A text within the lower bound but with too many tokens is refused with their exact number."""
     with pytest.raises(ValueError, match="the prompt has 1501 tokens; the limit is max_model_len = 1000"):
         llm.generate("t" * 1500)

@@ -1,4 +1,4 @@
-"""Tool markup: a corpus of malformed answers gives the same text and calls however it is cut, streamed and whole."""
+"""Tool markup: malformed answers give the same text and calls however they are cut, streamed and whole."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def handed_on(answer: str, size: int | None, truncated: bool = False, **options:
 def parsed(
     answer: str, size: int | None, messages: bool, thinking: bool = False
 ) -> dict[str, tuple[str, list[tuple[str, Any]]]]:
-    """(text, calls) of the answer as a protocol's stream tells them, and as its whole answer does."""
+    """(text, calls) of the answer from a protocol's stream, and from its whole answer."""
     body: dict[str, Any] = {"model": "m", "max_tokens": 99, "messages": [{"role": "user", "content": "hi"}]}
     body["thinking"] = {"type": "enabled" if thinking else "disabled"}
     options = recipe.ConversionOptions().with_model_versions_by_name({"m": recipe.ModelVersion.DeepseekV4Pro})
@@ -131,17 +131,17 @@ def test_a_well_formed_block_keeps_its_tokens() -> None:
     tokens = [Token(i, piece) for i, piece in enumerate(pieces(answer, 3))]
     items = [item for token in tokens for item in markup.push(token)] + markup.finish(False)
     ids = [item.token_id for item in items if isinstance(item, Token)]
-    # The one that holds the last letters before the block and its beginning is cut in two.
+    # The token across the beginning of the block is cut in two.
     assert len(tokens) - len(ids) <= 1 and ids == sorted(ids)
 
 
-def test_a_block_that_the_prompt_opened_is_whole_again() -> None:
+def test_a_block_opened_by_the_prompt_is_completed() -> None:
     inner = block(invoke('{"days": 3}')).split("\n", 1)[1]
     assert handed_on(inner, 1, in_block=True) == block(invoke(parameter("days", "3", "false")))
     assert handed_on(block(invoke(PARIS)).split("\n", 1)[1], 4, in_block=True) == block(invoke(PARIS))
 
 
-def test_a_call_that_was_cut_off_is_none() -> None:
+def test_a_truncated_call_is_no_call() -> None:
     cut = block(invoke(PARIS)).split(f"</{M}invoke>")[0]
     assert "Paris" in handed_on(cut, 1, truncated=True) and M not in handed_on(cut, 1, truncated=True)
     assert handed_on(cut, 1) == block(invoke(PARIS)), "ended by the model, not cut off"
@@ -151,7 +151,7 @@ def test_a_call_that_was_cut_off_is_none() -> None:
 
 @pytest.mark.parametrize("messages", [False, True], ids=["chat", "messages"])
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
-def test_a_call_in_reasoning_that_never_ended_is_understood_alike(case: Case, messages: bool) -> None:
+def test_a_call_in_unclosed_reasoning_is_parsed_alike(case: Case, messages: bool) -> None:
     _, answer, _, calls = case
     for size in (None, 1, 5):
         found = parsed("I think.\n\n" + answer, size, messages, thinking=True)
@@ -169,7 +169,7 @@ def test_reasoning_about_markup_is_text_without_tags() -> None:
         assert handed_on("a </think> b </think> c", size, in_thinking=True) == "a </think> b </think> c"
 
 
-def test_an_end_of_thinking_in_a_value_belongs_to_it() -> None:
+def test_an_end_of_thinking_in_a_value_belongs_to_the_value() -> None:
     call = block(invoke(parameter("city", "a</think>b")))
     for size in (1, 3, None):
         assert handed_on("so " + call, size, in_thinking=True) == "so " + call
@@ -193,8 +193,8 @@ def test_a_mark_in_an_answer_does_not_hold_the_rest_back() -> None:
     ],
     ids=["names cut off", "never ended", "a long value", "many members", "quotes never ended", "marks"],
 )
-def test_repeated_markup_takes_time_in_proportion(answer: str) -> None:
-    """A model that repeats itself must not stop the server for everybody: time per token stays the same."""
+def test_repeated_markup_takes_linear_time(answer: str) -> None:
+    """A model that repeats itself must not stall the server: time per token stays constant."""
     begin = time.process_time()
     handed_on(answer, 4)
     assert time.process_time() - begin < 5 * 1e-4 * len(answer) / 4 + 1, "of 4 letters: 0.5 ms at most"
@@ -207,6 +207,6 @@ def test_text_is_not_held_back_longer_than_it_may_be_markup() -> None:
     assert [item.text for item in markup.push(Token(3, "plain"))] == ["plain"]
 
 
-def test_the_corpus_has_every_fault_that_was_seen() -> None:
+def test_the_corpus_has_every_observed_fault() -> None:
     assert len(CASES) >= 50 and ("weather", {"days": BIG}) in [c[3][0] for c in UNDERSTOOD if c[3]]
     assert sum(case[3] == [CITY] for case in CASES) >= 10

@@ -1,4 +1,4 @@
-"""Answers with tool markup as models have written it: (name, answer, text that is left, calls that are understood)."""
+"""Answers with tool markup as models have written it: (name, answer, expected text, expected calls)."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def call_text(example: Example) -> str:
 
 
 def written(example: Example) -> str:
-    """What a right answer looks like."""
+    """Pattern of a right answer."""
     return call_text(example) if example.tool_calls else example.answer
 
 
@@ -84,7 +84,7 @@ def test_the_gym_agrees_with_the_answer(name: str) -> None:
     assert isinstance(task, GymTask)
     for seed in range(60):
         example = task.sample(seed)
-        assert task.dataset.score_answer(task.normalise(example.answer), example.entry) == 1.0
+        assert task.dataset.score_answer(task.normalize(example.answer), example.entry) == 1.0
 
 
 @pytest.mark.parametrize("name", ["chain_sum", "basic_arithmetic", "simple_equations"])

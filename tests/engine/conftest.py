@@ -1,4 +1,4 @@
-"""A stand-in model whose logits depend on the whole history of a cache row, and on nothing else."""
+"""Fixtures: a stand-in model whose logits depend on the whole history of a cache slot, and on nothing else."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class HistoryCache:
 
 
 class HistoryModel:
-    """Logits of a token are a hash of everything its row has seen: any mistake in the bookkeeping changes them."""
+    """Logits are a hash of all tokens that the slot has seen: any error in the bookkeeping changes them."""
 
     def __init__(self, vocab_size: int = VOCAB) -> None:
         self.config = ModelConfig(
@@ -66,7 +66,7 @@ class HistoryModel:
         self.seconds_per_step = 0.0
         self.fail_at_step: int | None = None
         self.cache: HistoryCache | None = None
-        self.scripts: dict[tuple[int, ...], list[int]] = {}  # prompt -> tokens that are made certain
+        self.scripts: dict[tuple[int, ...], list[int]] = {}  # prompt -> tokens with probability 1
 
     def new_cache(self, batch_size: int, max_tokens: int) -> HistoryCache:
         self.cache = HistoryCache([[] for _ in range(batch_size)])
@@ -103,7 +103,7 @@ class HistoryModel:
 
 
 class ScriptedLLM(LLM):
-    """An LLM with a tokenizer that says what it is told, one reply a call, and remembers what it was asked."""
+    """An LLM with a tokenizer and scripted replies, one per call; it records its prompts."""
 
     def __init__(self, folder: Path, replies: list[str]) -> None:
         super().__init__(HistoryModel(TEXT_VOCAB), folder=folder)
@@ -120,7 +120,7 @@ class ScriptedLLM(LLM):
 
 @pytest.fixture(scope="session")
 def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder that has a tokenizer and nothing else."""
+    """A model folder with a tokenizer only."""
     path = tmp_path_factory.mktemp("models") / "tiny"
     write_tokenizer(train_tokenizer(iter(["the cat sat on the mat"] * 4), TEXT_VOCAB), path)
     return path
@@ -128,7 +128,7 @@ def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def scripted(text_folder: Path):
-    """scripted(reply, reply, ...) -> an LLM that gives these replies."""
+    """scripted(reply, reply, ...) -> an LLM with these replies."""
     return lambda *replies: ScriptedLLM(text_folder, list(replies))
 
 

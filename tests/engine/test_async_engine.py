@@ -12,7 +12,7 @@ ENDLESS = SamplingParams(seed=2, max_tokens=4000, ignore_eos=True)
 
 
 def run(work):
-    """asyncio.run in a thread of its own: other tests may leave an event loop running in this one."""
+    """asyncio.run in a separate thread: other tests may leave an event loop running in this one."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, work).result()
 

@@ -1,4 +1,4 @@
-"""What a model takes is known before it is loaded, and said in numbers: made-up machines, real models."""
+"""A model's memory is known before it is loaded, and reported in numbers: made-up machines, real models."""
 
 import logging
 from dataclasses import replace
@@ -126,7 +126,7 @@ def test_a_system_that_does_not_tell_its_memory_is_no_obstacle(monkeypatch) -> N
     loading.check_capacity(Path(nano_path()), "cpu", torch.float32, 8, 1 << 20)
 
 
-# The machine: files as Linux shows them.
+# Memory of the machine: /proc and cgroup files as on Linux.
 
 
 def tree(root: Path, files: dict[str, str]) -> Path:
@@ -160,7 +160,7 @@ def test_a_version_2_limit_of_the_group_or_of_one_above_counts(tmp_path: Path, f
 
 def test_a_version_1_limit_counts(tmp_path: Path) -> None:
     files = {"proc/meminfo": MEMINFO, "proc/self/cgroup": "5:cpu:/x\n4:memory,hugetlb:/docker/1\n"}
-    # Inside a container the group's own path is not there: its files lie at the mount.
+    # Inside a container the group's own path is missing: its files are at the mount point.
     limit = {"memory.limit_in_bytes": "9000", "memory.usage_in_bytes": "4000", "memory.stat": STAT}
     files |= {f"sys/fs/cgroup/memory/{name}": text for name, text in limit.items()}
     assert host_memory(tree(tmp_path, files)) == Memory(5070, 9000, "the cgroup limit of this process")
@@ -188,7 +188,7 @@ def test_auto_is_float32_on_the_cpu_and_bfloat16_on_a_gpu() -> None:
 
 @pytest.mark.parametrize("numerics", ["float", "shipped"])
 def test_a_bfloat16_engine_answers_near_the_float32_one(numerics: str) -> None:
-    """The whole path: load, prefill in chunks, decode, in company. Matrices and cache are bfloat16, norms are not."""
+    """End to end: load, chunked prefill, batched decode. Matrices and cache are bfloat16, norms are not."""
     exact = LLM(numerics=numerics)
     half = LLM(dtype="bfloat16", numerics=numerics, max_num_batched_tokens=50)
     assert exact.prompts is not None and exact.tokenizer is not None

@@ -1,4 +1,4 @@
-"""An option of the engine is written once: its keyword, its check and its flag follow from the field."""
+"""An engine option is declared once: its keyword, check and flag follow from the field."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COMMANDS = ("serve", "chat", "generate", "inspect", "convert", "verify")
 
 @dataclass(frozen=True)
 class Probe(EngineConfig):
-    """The engine's options and three new ones."""
+    """The engine's options plus three new ones."""
 
     draft_tokens: int = option(2, "draft tokens per step (default: %(default)s)", unit="tokens", minimum=0, metavar="N")
     cache_window: str | None = option(None, "what is kept", choices=("full", "zero"), commands=("chat",))

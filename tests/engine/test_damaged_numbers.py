@@ -1,4 +1,4 @@
-"""Logits that are no numbers, and weights that change under the engine, end in an EngineError; never in an answer."""
+"""NaN or infinite logits, and weight files that change while served, raise EngineError and never give an answer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SAMPLED = SamplingParams(max_tokens=6, seed=1, ignore_eos=True, logprobs=True)
 
 
 def damage(model, values: dict[int, float] | float, after: int = 0) -> None:
-    """From the step number `after` on, one logit or all of the last row that is sampled are `values`."""
+    """Patches the model: from step `after` on, some or all logits of the last sampled row are `values`."""
     original = model.next_token_logits
 
     def damaged(batch, cache, rows: np.ndarray) -> torch.Tensor:
@@ -114,10 +114,10 @@ def test_weights_that_change_under_an_llm_stop_it(copy_of_nano: Path, monkeypatc
     stream = llm.stream("1, 2,", SamplingParams(max_tokens=50, ignore_eos=True))
     next(stream)
     change(copy_of_nano)
-    monkeypatch.setattr(llm.core, "_next_check", 0.0)  # a second later
+    monkeypatch.setattr(llm.core, "_next_check", 0.0)  # stands for a second's delay
     with pytest.raises(EngineError, match=r"safetensors was written to since it was opened; the weights are no longer"):
         list(stream)
-    with pytest.raises(EngineError, match="was written to"):  # a new request does not wait for the next look
+    with pytest.raises(EngineError, match="was written to"):  # a new request does not wait for the next file check
         llm.generate("1, 2,", GREEDY)
 
 

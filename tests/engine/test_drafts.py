@@ -1,4 +1,4 @@
-"""Several tokens of a request in one step: drafts that are sampled alike stand, and the answer is as without them."""
+"""Speculative decoding: drafts equal to the sampled tokens are accepted, and the answer is the same as without."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SAMPLED = SamplingParams(temperature=1.0, seed=3, max_tokens=9, ignore_eos=True,
 
 
 def draft(llm: LLM, propose: Callable[[Request], list[int]]) -> None:
-    """Every chunk that samples gets the drafts that `propose` gives its request."""
+    """Gives every sampling chunk the drafts of `propose` for its request."""
     schedule = llm.core.scheduler.schedule
 
     def with_drafts() -> list[ScheduledChunk]:
@@ -34,7 +34,7 @@ def draft(llm: LLM, propose: Callable[[Request], list[int]]) -> None:
 
 
 def drafts_of(outputs: list[RequestOutput], count: int, wrong: int | None) -> Callable[[Request], list[int]]:
-    """`count` drafts of the known outputs' next tokens; the one at place `wrong` is another token."""
+    """Drafts: the next `count` tokens of the known outputs, with a different token at index `wrong`."""
     known = {tuple(output.prompt_token_ids): output.token_ids for output in outputs}
 
     def propose(request: Request) -> list[int]:

@@ -1,4 +1,4 @@
-"""Bias, penalties and masks: each alone, their order, and in the sampler's path."""
+"""Bias, penalties and masks: each alone, in their order, and in the sampler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Progress events and timings: what a request tells of itself, by the engine's clock."""
+"""Progress events and timings of a request, by the engine's clock."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROMPT = [2 + i % 40 for i in range(64)]
 
 
 def run(model, work, **limits):
-    """Runs work(engine) with asyncio in a thread of its own."""
+    """Runs work(engine) with asyncio in a separate thread."""
     engine = AsyncEngine(LLM(model, **limits))
     try:
         with ThreadPoolExecutor(1) as pool:
@@ -64,7 +64,7 @@ def test_timings_are_of_the_steps_themselves(model) -> None:
         busy = asyncio.create_task(collect(engine, [4], SamplingParams(seed=1, max_tokens=6, ignore_eos=True)))
         await until(lambda: engine.num_running == 1)
         events = [event async for event in engine.stream(PROMPT, FEW)]
-        await asyncio.sleep(0.2)  # a reader who dawdles does not change them
+        await asyncio.sleep(0.2)  # a slow reader does not change the timings
         await busy
         return events
 

@@ -1,4 +1,4 @@
-"""The engine over a real model with random weights: its tokens and log-probabilities are the model's own."""
+"""The engine over a real model with random weights: tokens and log-probabilities equal the model's own."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def transformer() -> Transformer:
     }
     model = Transformer(ModelConfig.from_dict(ModelConfig.preset("nano").to_dict() | shape))
     model.init_weights(torch.Generator().manual_seed(1))
-    # Sharper logits than a fresh model's: a wrong row must not sample the right token by luck.
+    # Sharper logits than a fresh model's, so that a wrong row cannot sample the right token by luck.
     with torch.no_grad():
         model.head.weight.mul_(8.0)
     return model.eval()
@@ -163,7 +163,7 @@ def test_a_folder_without_a_tokenizer_takes_ids_and_refuses_text(folder, transfo
 
 
 def test_an_engine_whose_cache_grows_gives_the_same_tokens(transformer, monkeypatch) -> None:
-    """As on a GPU: rows are filled, emptied and taken again while the entries move."""
+    """As on a GPU: slots are filled, freed and reused while the entries move."""
     monkeypatch.setattr(backends, "native_module", lambda: None)
     batch = prompts(3, 130, 1500, 17, 600, 40)
     params = SamplingParams(max_tokens=6, temperature=0.0, logprobs=True, ignore_eos=True)

@@ -1,4 +1,4 @@
-"""A step's output: logits of every row that yields a token, and the streams of the same rows where they are wanted."""
+"""A step's output: logits of every row that yields a token, and residual streams of these rows on request."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 class StreamingHistoryModel(HistoryModel):
-    """Gives streams too: those of a row hold its number in the batch."""
+    """Model that also returns streams: each row's streams hold its index in the batch."""
 
     def next_token_logits_and_streams(
         self, batch: RaggedBatch, cache: HistoryCache, rows: np.ndarray
@@ -71,5 +71,5 @@ def test_a_row_is_free_and_empty_after_its_request(model) -> None:
     assert not manager.can_allocate(second)
     manager.release(first)
     assert manager.can_allocate(second) and cache.lengths == [0] and first.slot == -1
-    manager.release(first)  # a request without a row
+    manager.release(first)  # a request without a slot
     assert cache.resets == [0]

@@ -1,4 +1,4 @@
-"""How steps are shared, over random arrivals: nothing that decodes waits, nobody starves, short prompts come soon."""
+"""Scheduling of random arrivals: decoding requests never wait, none starves, short prompts start soon."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Arrival:
 
 
 class RowCache:
-    """Notes which rows are emptied."""
+    """Records the freed slots."""
 
     def __init__(self) -> None:
         self.lengths: list[int] = []
@@ -38,14 +38,14 @@ class RowCache:
 
 
 class Simulation:
-    """Steps of a scheduler without a model; holds at every step what must hold always."""
+    """Steps a scheduler without a model; asserts the invariants at every step."""
 
     def __init__(self, config: EngineConfig, arrivals: list[Arrival]) -> None:
         self.config = config
         self.cache = RowCache()
         self.scheduler = Scheduler(config, CacheManager(self.cache, config.max_num_seqs))
         self.arrivals = sorted(arrivals, key=lambda arrival: arrival.step)
-        self.first_token: dict[int, int] = {}  # place in `arrivals` -> steps from arrival to first token
+        self.first_token: dict[int, int] = {}  # index in `arrivals` -> steps from arrival to first token
         self.requests = [self._request(i, arrival) for i, arrival in enumerate(self.arrivals)]
 
     @staticmethod
@@ -54,7 +54,7 @@ class Simulation:
         return Request(number, [5] * arrival.prompt, params, 0, frozenset(), 1 << 30)
 
     def run(self, most_steps: int, until: int | None = None) -> Simulation:
-        """To the end, or to the first token of request `until`."""
+        """Runs to the end, or to the first token of request `until`."""
         step = came = 0
         while (came < len(self.arrivals) or self.scheduler.has_work) and until not in self.first_token:
             while came < len(self.arrivals) and self.arrivals[came].step <= step:
@@ -132,17 +132,17 @@ def test_every_request_ends_whatever_arrives(config: EngineConfig, arrivals: lis
 def test_a_short_prompt_has_its_token_at_once_whatever_is_being_read(
     rows: int, long: list[Arrival], short: list[Arrival]
 ) -> None:
-    """Up to twelve long prompts, more than there are rows, and four short ones that fit half a step together."""
+    """Up to twelve long prompts, more than there are slots, and four short ones that together fit half a step."""
     simulation = Simulation(EngineConfig(max_num_seqs=rows, max_num_batched_tokens=256), [*long, *short]).run(2000)
     taken = [simulation.first_token[i] for i, a in enumerate(simulation.arrivals) if a.prompt <= 30]
-    # One step, two where the oldest prompt has just been read; with two rows, they take the free one in turn.
+    # One step, or two if the oldest prompt has just been prefilled; with two slots they take the free one in turn.
     assert max(taken) <= 1 + len(short)
 
 
 @given(st.integers(2, 8), st.integers(1, 60), st.integers(1, 30))
 @settings(deadline=None, max_examples=30)
 def test_a_stream_of_short_prompts_does_not_starve_a_long_one(rows: int, size: int, output: int) -> None:
-    """Five short requests come with every step: the long prompt still gets half of what those that decode leave."""
+    """Five short requests per step: the long prompt still gets half of the tokens that decoding leaves."""
     budget, long = 128, 2000
     steps = math.ceil(long / ((budget - rows) // 2)) + 1
     short = [Arrival(step, size, output) for step in range(1, steps + 1) for _ in range(5)]
@@ -162,7 +162,7 @@ def test_shorter_prompts_overtake_and_nearly_equal_ones_wait() -> None:
 
 
 def test_two_long_prompts_are_read_one_after_the_other() -> None:
-    """Both at once would end both late."""
+    """Prefilling both at once would finish both late."""
     arrivals = [Arrival(0, 1000, 1), Arrival(0, 1000, 1)]
     simulation = Simulation(EngineConfig(max_num_seqs=4, max_num_batched_tokens=100), arrivals).run(50)
     assert simulation.first_token == {0: 10, 1: 20}
@@ -175,7 +175,7 @@ def test_partial_prefills_out_of_range_are_refused(partial: int) -> None:
 
 
 def test_a_short_request_is_answered_while_long_ones_are_read(model) -> None:
-    """End to end: three long prompts, a short question after them, in an engine with two rows."""
+    """End to end: three long prompts, a short question after them, in an engine with two slots."""
     long = SamplingParams(max_tokens=1, ignore_eos=True)
 
     async def main(engine: AsyncEngine) -> tuple[list[int], list[int]]:

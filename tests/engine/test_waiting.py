@@ -1,4 +1,4 @@
-"""The queue has a bound, of requests and of tokens; a place in it is free again whatever becomes of its request."""
+"""The queue is bounded in requests and tokens; a place is freed whatever becomes of its request."""
 
 import asyncio
 import gc

@@ -1,4 +1,4 @@
-"""Fixtures: the native kernels with every instruction set of the machine, and every rung of an operation."""
+"""Fixtures: the native kernels on every instruction set of the machine, and every rung of an operation."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -21,13 +21,13 @@ def use(isa: str) -> Iterator[Any]:
 
 @pytest.fixture(params=ISAS)
 def kernels(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """The module with one of its instruction sets selected; tests may change that and the threads."""
+    """The module with one of its instruction sets selected; tests may change the selection and the threads."""
     yield from use(request.param)
 
 
 @pytest.fixture(params=["reference", *ISAS])
 def rung(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Operations run on the reference, or as with DSV4_KERNELS=native on one instruction set; tests may set threads."""
+    """Run operations on the reference, or as DSV4_KERNELS=native on one instruction set; tests may set threads."""
     if request.param == "reference":
         monkeypatch.setattr(backends, "native_module", lambda: None)
         yield request.param

@@ -1,4 +1,4 @@
-"""FP8 and FP4 fake quantisation restated: float64, search in the table of all codes, nothing of dsv4's."""
+"""FP8 and FP4 fake quantization restated: float64, search in the table of all codes, no code of dsv4."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ E2M1 = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
 
 
 def nearest(x: Array, magnitudes: Array) -> Array:
-    """The nearest value of a format, ties to the even code, larger ones clamped; the sign is kept."""
+    """Nearest value of a format, ties to the even code, larger values clamped; the sign is kept."""
     size = np.abs(x)
     upper = np.searchsorted(magnitudes, size).clip(1, len(magnitudes) - 1)
     below, above = size - magnitudes[upper - 1], magnitudes[upper] - size
@@ -30,7 +30,7 @@ def nearest(x: Array, magnitudes: Array) -> Array:
 
 
 def fake_quant(x: Array, block: int, magnitudes: Array, floor: float) -> Array:
-    """Blocks of the last dimension, scale the least power of two that brings the largest value into range."""
+    """Blocks along the last dimension, scaled by the smallest power of two that brings the largest value into range."""
     out = np.empty_like(x, dtype=np.float64)
     for start in range(0, x.shape[-1], block):
         part = x[..., start : start + block].astype(np.float64)

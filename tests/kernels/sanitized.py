@@ -1,4 +1,4 @@
-"""Run pytest with the dsv4._native at a path, one built with sanitizers: python tests/kernels/sanitized.py FILE ARGS...
+"""Run pytest with dsv4._native from a file, built with sanitizers: python tests/kernels/sanitized.py FILE ARGS...
 
 `make sanitize` builds it and preloads the sanitizers' runtime.
 """
@@ -10,7 +10,7 @@ import pytest
 
 
 class NativeOnly:
-    """Drops what runs plain torch: tests with a parameter "reference"."""
+    """Plugin that deselects tests of plain torch, those with a parameter "reference"."""
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         def plain(item: pytest.Item) -> bool:
@@ -30,7 +30,7 @@ def main(file: str, *arguments: str) -> int:
     module = importlib.util.module_from_spec(spec)
     sys.modules["dsv4._native"] = module
     spec.loader.exec_module(module)
-    # A report goes to the file descriptor and the process ends: pytest would have kept it to itself.
+    # A sanitizer writes its report to the file descriptor and ends the process: pytest would have captured the report.
     return pytest.main(["-p", "no:cacheprovider", "--capture=sys", *arguments], plugins=[NativeOnly()])
 
 

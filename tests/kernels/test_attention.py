@@ -25,7 +25,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Case:
-    """Sequences with all keys and entries that they have by the end of the batch."""
+    """Sequences with all their keys and entries at the end of the batch."""
 
     ratio: int
     batch: Batch
@@ -50,7 +50,7 @@ class Case:
         return chosen
 
     def views(self, in_cache: bool, filler: float) -> tuple[KeyView, Tiles]:
-        """Keys where a cache has them, pages in disorder, and one tile for each token. filler: where nothing is."""
+        """Keys laid out as in a cache, pages in disorder, and one tile per token. filler: value of unused places."""
         D, N, per_page = self.q.shape[2], len(self.keys), PAGE // self.ratio if self.ratio else 1
         ring = torch.full((N + 2, WINDOW, D), filler) if in_cache else None
         counts = [len(e) for e in self.entries]
@@ -140,7 +140,7 @@ CASES = [
 
 @pytest.mark.parametrize(("ratio", "starts", "lengths", "heads", "width"), CASES, ids=str)
 def test_cached_keys(rung: str, ratio: int, starts: list[int], lengths: list[int], heads: int, width: int) -> None:
-    """A ragged batch that goes on in a cache. Places without a key: finite for the reference, NaN for the kernels."""
+    """A ragged batch that continues a cache. Unused places are finite for the reference, NaN for the kernels."""
     case = make_case(ratio, starts, lengths, heads, width)
     view, tiles = case.views(True, 7.0 if rung == "reference" else float("nan"))
     got, _ = attend(case.q, view, tiles, case.sink, case.chosen())
@@ -151,7 +151,7 @@ def test_cached_keys(rung: str, ratio: int, starts: list[int], lengths: list[int
 
 
 @pytest.mark.parametrize("ratio", [0, 4, 128])
-def test_a_forward_of_its_own(rung: str, ratio: int) -> None:
+def test_a_forward_without_a_cache(rung: str, ratio: int) -> None:
     case = make_case(ratio, [0, 0, 0], [1, 150, 33], 3, 24)
     view, tiles = case.views(False, float("nan"))
     got, _ = attend(case.q, view, tiles, case.sink, case.chosen())
@@ -159,8 +159,8 @@ def test_a_forward_of_its_own(rung: str, ratio: int) -> None:
 
 
 @pytest.mark.parametrize("ratio", [0, 4, 128])
-def test_token_by_token_has_the_bits_of_the_whole(kernels: Any, ratio: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each token's key goes into the ring behind it. (The reference's whole model: tests/model/test_chunking.py.)"""
+def test_token_by_token_has_the_bits_of_one_call(kernels: Any, ratio: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each token's key is written to the ring after it. (The reference's model: tests/model/test_chunking.py.)"""
     start, tokens, heads, width = 120, 40, 3, 33
     case = make_case(ratio, [start], [tokens], heads, width)
     chosen = case.chosen() if ratio == 4 else torch.full((tokens, 1), -1)
@@ -225,7 +225,7 @@ def dense(
     entries: Tensor | None = None,
     entry_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(output [G, R, H, D], probabilities of the entries, heads summed [G, R, E])."""
+    """(output [G, R, H, D], probabilities of the entries summed over heads [G, R, E])."""
     G, R, H, D = q.shape
     keys, mask = window[:, None].expand(-1, R, -1, -1), window_mask
     if entries is not None and entry_mask is not None:
@@ -282,7 +282,7 @@ def test_a_row_that_sees_nothing_gives_zeros(form: str) -> None:
     assert out.isfinite().all() and (out[0] != 0).all()
 
 
-def test_entries_alone() -> None:
+def test_entries_without_window_keys() -> None:
     inputs = case("shared", 1, 2, 2, 8, E=64)
     inputs["window_mask"][:] = False
     assert (attend_tiles(**inputs)[0] - dense(**doubled(inputs))[0]).abs().max() < 2e-6
@@ -300,7 +300,7 @@ def test_large_scores_do_not_overflow() -> None:
 
 
 @pytest.mark.parametrize("form", ["shared", "a tile's own"])
-def test_masked_entries_behind_change_no_bit(form: str) -> None:
+def test_masked_entries_at_the_end_change_no_bit(form: str) -> None:
     inputs = case(form, 2, 5, 2, 16, E=192)
     inputs["entry_mask"][..., 64:] = False
     short = inputs | {"entry_mask": inputs["entry_mask"][..., :64], "entries": inputs["entries"][..., :64, :]}

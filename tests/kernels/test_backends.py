@@ -1,4 +1,4 @@
-"""Which kernels run: the variables that force it, the line that says it, and an install that cannot build them."""
+"""Choice of the kernels: the variables that force it, the line that reports it, and installs that cannot build them."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ fake.set_threads = lambda n: state.update(threads=n)
 fake.threads = lambda: state["threads"]
 sys.modules["dsv4._native"] = fake
 """
-# No module, and no reason noted by the install that these tests run in.
+# No module, and no reason recorded by the install that these tests run in.
 MISSING = f"""
 import sys, dsv4
 dsv4.__path__[:] = [{str(ROOT / "dsv4")!r}]
@@ -76,7 +76,7 @@ def test_the_variables_choose() -> None:
     assert "(avx2, " in printed(FAKE + DESCRIBE, DSV4_ISA="", DSV4_THREADS="", DSV4_KERNELS="")
 
 
-def test_training_is_native_where_it_is_asked_for() -> None:
+def test_training_is_native_on_request() -> None:
     code = FAKE + "from dsv4.kernels import backends; print(backends.requested())"
     assert [printed(code), printed(code, DSV4_KERNELS="native"), printed(code, DSV4_KERNELS="reference")] == [
         "False",
@@ -85,12 +85,12 @@ def test_training_is_native_where_it_is_asked_for() -> None:
     ]
 
 
-def test_threads_follow_torch_unless_the_variable_says_how_many() -> None:
+def test_threads_follow_torch_unless_the_variable_is_set() -> None:
     code = (
         FAKE
         + (
             "import torch; torch.set_num_threads(3)\n" + DESCRIBE + "fake.set_threads(0); cpu.follow_torch_threads()\n"
-            "print(state['threads'])\n"  # torch has as many as before: nothing to set
+            "print(state['threads'])\n"  # torch's count is unchanged: nothing to set
             "torch.set_num_threads(2); cpu.follow_torch_threads(); print(state['threads'])"
         )
     )
@@ -109,10 +109,10 @@ def test_threads_follow_torch_unless_the_variable_says_how_many() -> None:
         ("DSV4_THREADS", "two", "DSV4_THREADS is 'two'; allowed: 1 or more"),
     ],
 )
-def test_a_value_that_cannot_be_is_an_error(variable: str, value: str, message: str) -> None:
+def test_an_invalid_value_is_an_error(variable: str, value: str, message: str) -> None:
     code = FAKE + (
         "from dsv4.kernels import backends\n"
-        "for _ in range(2):\n"  # a failed choice is not remembered as one
+        "for _ in range(2):\n"  # a failed choice is not cached
         "    try: backends.native_module()\n"
         "    except RuntimeError as error: print(error)\n"
     )
@@ -125,18 +125,18 @@ def test_forcing_native_kernels_that_are_missing_is_an_error() -> None:
     assert "KernelChoiceError: DSV4_KERNELS is native, but the native kernels are missing: dsv4._native" in done.stderr
 
 
-def test_a_missing_module_is_told_once_and_the_reference_runs() -> None:
+def test_a_missing_module_is_logged_once_and_the_reference_runs() -> None:
     done = run(MISSING + DESCRIBE + "backends.native_module(); backends.describe()")
     line = "kernels: reference, because dsv4._native is not installed; pip install builds it, in a checkout make setup"
     assert (done.stdout, done.stderr) == (f"reference | {line}\n", f"{line}\n")
 
 
-def test_a_module_that_does_not_load_is_told() -> None:
+def test_a_module_that_does_not_load_is_reported() -> None:
     line = printed(BROKEN + DESCRIBE)
     assert line == "reference | kernels: reference, because dsv4._native cannot be loaded: wrong ELF class"
 
 
-def test_the_reason_of_the_install_is_told(tmp_path: Path) -> None:
+def test_the_reason_recorded_by_the_install_is_reported(tmp_path: Path) -> None:
     (tmp_path / "_native_reason.txt").write_text("the C++ build failed: x.cpp:1:1: error: no\n")
     code = MISSING + f"dsv4.__path__.insert(0, {str(tmp_path)!r})\n" + DESCRIBE
     assert printed(code) == "reference | kernels: reference, because the C++ build failed: x.cpp:1:1: error: no"
@@ -161,7 +161,7 @@ def test_a_wrong_variable_is_one_line_on_the_command_line(
     assert capsys.readouterr().err == ("dsv4 generate: error: DSV4_KERNELS is 'fast'; allowed: native, reference\n")
 
 
-def test_asking_does_not_load_torch_when_the_reference_runs() -> None:
+def test_describing_the_reference_does_not_load_torch() -> None:
     code = "import sys; from dsv4.kernels import backends; backends.describe(); print('torch' in sys.modules)"
     assert printed(MISSING + code) == "False"
 
@@ -174,8 +174,8 @@ def test_every_operation_has_its_three_files_and_its_line_in_the_table() -> None
 
 
 @pytest.mark.parametrize("operation", backends.NATIVE)
-def test_the_rule(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The variable forces either way, the table is the default; a recorded gradient needs a backward, asked for."""
+def test_the_rule_for_running_natively(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DSV4_KERNELS forces either way, NATIVE is the default; a recorded gradient needs a backward and the variable."""
     use, plain = backends.NATIVE[operation], torch.ones(2)
     recorded, native = torch.ones(2, requires_grad=True), cpu.Native(types.ModuleType("native"), "avx2", False)
     for choice, uses, differentiates in (
@@ -198,7 +198,7 @@ def install(folder: Path, **variables: str) -> Path:
     """A copy of the project, installed from its folder into a fresh environment -> that environment's Python."""
     python = folder / "venv" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
-    # What the project needs is taken from here, after the fresh environment's own packages.
+    # Dependencies come from the current environment, after the fresh environment's own packages.
     here = [path for path in sys.path if path.endswith("site-packages")]
     (next((folder / "venv" / "lib").glob("*/site-packages")) / "zz_here.pth").write_text("\n".join(here))
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""AVX-512's products of BF16 pairs have the bits of fp32 ones wherever they are used, tiny sums included."""
+"""AVX-512's products of BF16 pairs have the bits of fp32 products wherever they are used, tiny sums included."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def both(x: Tensor, weight: StoredTensor | Tensor) -> tuple[Tensor, Tensor]:
-    """x @ weight^T in pairs, and in fp32."""
+    """x @ weight^T by BF16 pairs, and in fp32."""
     assert MODULE is not None
     out, before = [], MODULE.selected()
     try:
@@ -45,9 +45,9 @@ def test_the_bits_of_fp32(kind: str, inputs: int, outputs: int, spread: tuple[in
 
 @pytest.mark.parametrize("kind", ["fp8", "fp4"])
 def test_sums_too_small_for_the_instruction(kind: str) -> None:
-    """Inputs that cancel but for their last bit: the sum has the least bit that the two factors allow."""
+    """Inputs that cancel except in their last bit: the sum is the lowest bit that the two factors allow."""
     inputs, outputs = 64, 40
-    least = 2.0**-9 if kind == "fp8" else 0.5  # above zero
+    least = 2.0**-9 if kind == "fp8" else 0.5  # smallest positive code
     codes = torch.zeros(outputs, inputs)
     codes[:, 0], codes[:, 2] = least, -least
     exponents = torch.arange(-110, -50)
@@ -69,7 +69,7 @@ def test_sums_too_small_for_the_instruction(kind: str) -> None:
             assert (want == least * 2.0 ** (exponent - 7 + int(scale))).all()
 
 
-def test_numbers_that_are_none() -> None:
+def test_infinite_nan_and_tiny_inputs() -> None:
     weight, _ = random_weight("fp4", 48, 64, NEAR)
     for value in (torch.inf, -torch.inf, torch.nan, 1e-42, 2.0**-41):
         x = torch.ones(3, 64)

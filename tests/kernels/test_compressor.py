@@ -22,7 +22,7 @@ class Batch:
 
 
 def windows(ratio: int, parts: list[tuple[int, int, int]], state: tuple[Tensor, Tensor] | None) -> Windows:
-    """View of sequences (slot, start, length) by the definition of its indices."""
+    """View of sequences (slot, start, length), from the definition of the indices."""
     slots, T = 2 * ratio if ratio == 4 else ratio, sum(n for _, _, n in parts)
     state_rows, first = slots * len(parts) if state is not None else 0, 0
     source, rows, tokens, positions = [], [], [], []
@@ -139,7 +139,7 @@ def test_gradients(ratio: int, total: int) -> None:
     check_derivatives(kernel, lambda kv, score, ape: exact(ratio, kv, score, ape), inputs)
 
 
-def test_a_slot_without_score_counts_for_nothing() -> None:
+def test_a_slot_with_score_minus_infinity_has_no_weight() -> None:
     kv, score = noise(3, 5, 4), noise(3, 5, 4, seed=1)
     score[:, 0] = float("-inf")
     assert near(pool(kv, score), pool(kv[:, 1:], score[:, 1:]))

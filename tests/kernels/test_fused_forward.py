@@ -1,4 +1,4 @@
-"""The fused forward is the composition of the native rungs: Block.forward on them gives its bits."""
+"""The fused forward composes the native rungs: Block.forward on the rungs gives its bits."""
 
 from collections import Counter
 from typing import Any
@@ -16,18 +16,21 @@ from ..model.tiny import random_model, tiny_config
 
 # New tokens of each of three sequences, step after step: alone and together, across the edges of 4, 128 and a tile.
 STEPS = ((5, 131, 0), (600, 0, 130), (1, 0, 1), (1, 0, 1), (90, 1, 200))
-# On the way of a layer; sinkhorn and topk are parts of mhc, router and indexer there, sampling comes after the logits.
+# Operations of a layer; sinkhorn and topk are parts of mhc, router and indexer, sampling comes after the logits.
 COMPOSED = set(backends.NATIVE) - {"sampling", "sinkhorn", "topk"}
 
 
 def streams_of(model: Transformer, backend: Any) -> list[Tensor]:
-    """Streams after each step in a cache, then of a forward of its own, and of its MTP block."""
+    """Streams after each step in a cache, then those of a forward without a cache, and of its MTP block."""
     cache, at, out = model.new_cache(3, 900), [0, 0, 0], []
     generator = torch.Generator().manual_seed(5)
     for step in STEPS:
         slots = [i for i, n in enumerate(step) if n]
         ids = [torch.randint(0, 97, (step[i],), generator=generator).tolist() for i in slots]
-        out.append(backend.run(RaggedBatch.pack(ids, [at[i] for i in slots], slots), cache))
+        batch = RaggedBatch.pack(ids, [at[i] for i in slots], slots)
+        cache.reserve(batch.slots, batch.starts, batch.lengths)
+        out.append(backend.run(batch, cache))
+        cache.advance(batch.slots, batch.lengths)
         at = [a + n for a, n in zip(at, step, strict=True)]
     batch = RaggedBatch.pack([list(range(5)), [i % 97 for i in range(200)]])
     out.append(backend.run(batch, None))
@@ -36,8 +39,10 @@ def streams_of(model: Transformer, backend: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("numerics", ["float", "shipped"])
-def test_it_has_the_bits_of_the_composed_rungs(kernels: Any, numerics: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """fp32 weights: no instruction set computes those otherwise in one place than in the other."""
+def test_the_fused_forward_has_the_bits_of_the_composed_rungs(
+    kernels: Any, numerics: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With fp32 weights, which every instruction set multiplies alike in the fused forward and in the rungs."""
     model, ran = random_model(tiny_config(), 1, numerics), Counter[str]()
     decide = backends.uses_native
 

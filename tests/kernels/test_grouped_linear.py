@@ -31,13 +31,13 @@ CASES = [
 
 
 def close(got: Tensor, want: Tensor, terms: int) -> bool:
-    """Equal but for the rounding of so many additions; nothing unwritten."""
+    """Equal up to the rounding of `terms` additions, with every element written."""
     scale = want.abs().max() if want.numel() else 0.0
     return got.shape == want.shape and bool(((got - want).abs() <= 4e-7 * max(terms, 1) ** 0.5 * scale).all())
 
 
 def results(kernels: Any, x: Tensor, dy: Tensor, sizes: list[int], weights: list[Any]) -> list[Tensor]:
-    """y, dx, then every weight's gradient, written over NaN."""
+    """y, dx, then every weight's gradient, in memory filled with NaN before."""
     outputs, inputs = dy.shape[1], x.shape[1]
     y, dx = poisoned(len(x), outputs), poisoned(len(x), inputs)
     gradients = [poisoned(outputs, inputs) for _ in sizes]
@@ -80,7 +80,7 @@ def test_gradients(rung: str, sizes: list[int]) -> None:
 
 
 @pytest.mark.parametrize("wanted", [[True, False], [False, True], [True, True]])
-def test_only_a_wanted_gradient_is_computed(rung: str, wanted: list[bool]) -> None:
+def test_only_requested_gradients_are_computed(rung: str, wanted: list[bool]) -> None:
     x, weights = (t.requires_grad_(w) for t, w in zip((noise(9, 21), noise(2, 18, 21, seed=1)), wanted, strict=True))
     grouped_linear(x, [4, 5], weights).backward(noise(9, 18, seed=7))
     assert [x.grad is not None, weights.grad is not None] == wanted
@@ -90,7 +90,7 @@ def test_a_group_without_rows_is_not_read_and_its_gradient_is_zero(rung: str) ->
     x, weights = noise(2, 3).requires_grad_(), noise(3, 4, 3, seed=1)
     weights[::2] = float("nan")
     out = grouped_linear(x, [0, 2, 0], weights.requires_grad_())
-    out.sum().backward()  # a gradient that is one number, expanded
+    out.sum().backward()  # a gradient expanded from one number
     assert out.isfinite().all() and x.grad is not None and x.grad.isfinite().all()
     assert weights.grad is not None and [bool(g.any()) for g in weights.grad] == [False, True, False]
 
@@ -120,13 +120,13 @@ def test_an_input_of_a_stored_weight_gets_the_widened_weights_gradient(rung: str
         assert torch.equal(*gradients)
 
 
-def test_other_numbers_take_the_reference(rung: str) -> None:
+def test_other_dtypes_take_the_reference(rung: str) -> None:
     x, weight = noise(3, 8).requires_grad_(), noise(4, 8, seed=1).requires_grad_()
     for dtype in (torch.float64, torch.bfloat16):
         assert grouped_linear(x.to(dtype), [3], weight.to(dtype)[None]).dtype == dtype
 
 
-def test_what_does_not_fit_is_refused(kernels: Any) -> None:
+def test_mismatched_arguments_are_refused(kernels: Any) -> None:
     x, y, w = noise(5, 3), poisoned(5, 4), noise(4, 3)
     with pytest.raises(ValueError, match="sizes add up to 4 rows, x has 5, y 5"):
         kernels.grouped_linear(x, [2, 2], [w, w], y)
@@ -139,8 +139,8 @@ def test_what_does_not_fit_is_refused(kernels: Any) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_models_gradients_are_the_references(kernels: Any, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with DSV4_KERNELS=native: products are native, the rest of training is the reference's."""
+def test_a_models_gradients_match_the_reference(kernels: Any, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with DSV4_KERNELS=native: products are native, the rest of training runs on the reference."""
     monkeypatch.setattr(backends, "requested", lambda: True)
     config = tiny_config()
     model, ids = random_model(config).requires_grad_(), random_ids(config, 2, 150)

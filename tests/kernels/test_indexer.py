@@ -1,4 +1,4 @@
-"""The indexer's choice: every rung against float64; native: exact whatever the instruction set filters before."""
+"""The indexer's choice: every rung against float64; the native choice is exact despite instruction sets' filters."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def inputs(case: str, tokens: int, heads: int, width: int, entries: int) -> tupl
     keys = torch.randn(entries, width, generator=generator)
     if case == "equal":
         keys[:] = keys[0]
-    elif case == "near":  # closer than BF16 tells
+    elif case == "near":  # closer than BF16 can distinguish
         keys = keys[:1] * (1 + 1e-5 * torch.randn(entries, 1, generator=generator))
     elif case == "far":
         keys *= torch.logspace(-12, 12, entries)[torch.randperm(entries, generator=generator), None]
@@ -40,15 +40,15 @@ def inputs(case: str, tokens: int, heads: int, width: int, entries: int) -> tupl
     elif case == "smaller":
         keys *= 1e-22
         q *= 1e-20
-    elif case == "huge":  # their products are infinite, in BF16 some that are not in fp32
+    elif case == "huge":  # products overflow, in BF16 also some that do not in fp32
         keys *= 1e19
         q *= 1e18
     elif case == "subnormal":
         weights = torch.full_like(weights, 1e-45)
         keys *= 0.03
-    elif case == "huge queries":  # rows' norms are near fp32's end, scores are not
+    elif case == "huge queries":  # rows' norms are near fp32's limit, scores are not
         q, keys, weights = q * 2.0**60, keys * 2.0**-20, weights.abs().clamp(max=1.9) * 2.0**29
-    elif case == "huge weights":  # a weight times a query is beyond fp32's end, the score is not
+    elif case == "huge weights":  # a weight times a query exceeds fp32's range, the score does not
         q, keys, weights = q * 2.0**60, keys * 2.0**-20, weights.abs() * 2.0**60
     elif case == "tiny weights":  # a weight times a query's last bit is subnormal
         q, keys, weights = q * 2.0**-38, keys * 2.0**27, weights * 2.0**-98
@@ -70,7 +70,7 @@ SHAPES = [(40, 8, 64, 1000, 16), (67, 3, 24, 259, 7), (9, 20, 128, 5000, 64), (3
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("half", [0, 1])
 def test_the_filter_changes_no_choice(kernels: Any, case: str, half: int) -> None:
-    """Two of the four shapes for each case: few tokens and many, few heads and more than a filter's tile has."""
+    """Two of the four shapes per case: few tokens and many, few heads and more than fit a filter's tile."""
     tokens, heads, width, start, k = SHAPES[2 * half + CASES.index(case) % 2]
     q, weights, keys = inputs(case, tokens, heads, width, (start + tokens) // 4)
     together = choice(kernels, q, weights, keys, start, k)
@@ -84,11 +84,11 @@ def test_the_filter_changes_no_choice(kernels: Any, case: str, half: int) -> Non
     assert torch.equal(choice(kernels, q, weights, keys, start, k), together)
 
 
-def test_tiles_overflow_where_chains_do_not(kernels: Any) -> None:
+def test_overflow_in_tiles_but_not_in_chains(kernels: Any) -> None:
     q, weights, keys = torch.zeros(8, 1, 32), torch.ones(8, 1), torch.zeros(10, 32)
     q[:, 0, 0], keys[0, 0], keys[1, 0] = 1.843e19, 1.8415e19, 1.843e19
     assert (choice(kernels, q, weights, keys, 31, 1) == 1).all()
-    # So may a head of weight zero: infinite times zero is no number.
+    # A head of weight zero may overflow too: infinity times zero is NaN.
     q, weights = torch.cat((q, torch.eye(32)[1].expand(8, 1, 32)), dim=1), torch.tensor([[0.0, 1.0]]).repeat(8, 1)
     keys[:, 1] = torch.tensor([1.0, 2.0]).repeat(5)
     assert (choice(kernels, q, weights, keys, 31, 1) == 1).all()
@@ -96,9 +96,9 @@ def test_tiles_overflow_where_chains_do_not(kernels: Any) -> None:
 
 @pytest.mark.parametrize("numbers", ["whole", "bf16"])
 def test_rounding_errors_that_add_up(kernels: Any, numbers: str) -> None:
-    """The best keys are rounded down in all channels, the others up in the mean; then the queries are."""
+    """The best keys are rounded down in all channels, the others up on average; then the same for the queries."""
     width, entries, k = 64, 300, 4
-    # Equal largest numbers give whole numbers a known step; from 1 to 2 BF16 has steps of 2^-7.
+    # Equal maxima give a known step to rounding to whole numbers; from 1 to 2 BF16 has steps of 2^-7.
     low, step = (0.0, 1 / int((2**31 / width) ** 0.5)) if numbers == "whole" else (1.0, 2.0**-7)
     q, weights, keys = torch.ones(8, 1, width), torch.ones(8, 1), torch.zeros(entries, width)
     q[:, :, 0], keys[:, 0] = 0, 1
@@ -109,19 +109,19 @@ def test_rounding_errors_that_add_up(kernels: Any, numbers: str) -> None:
     q[:, :, 0] = 1
     q[:, :, 1::2], q[:, :, 2::2] = low + 0.52 * step, low + 0.48 * step
     keys[:, 1::2], keys[100:104, 2::2] = 1, 1
-    # So much less that the best lead by 31 hundredths of a step.
+    # Lower by just enough that the best lead by 31 hundredths of a step.
     keys[100:104, 1::2] = 1 - 31 * (low + 0.47 * step) / (32 * (low + 0.52 * step))
     assert (choice(kernels, q, weights, keys, 4 * entries - 8, k) == torch.arange(100, 104)).all()
 
 
 class Batch:
-    """Two sequences, the second one's row of the block table before the first one's."""
+    """Two sequences; the second one's row of the block table comes before the first one's."""
 
     lengths, starts, slots = np.array([21, 40]), np.array([1999, 3]), np.array([1, 0])
 
 
 def test_output(rung: str) -> None:
-    """Against float64, in a cache whose pages are in disorder; tokens that see k or fewer may choose nothing."""
+    """Against float64, in a cache with pages in disorder; tokens that see k or fewer may choose nothing."""
     k, heads, width = 32, 4, 32
     table = torch.randperm(40, generator=torch.Generator().manual_seed(2)).view(2, 20).numpy()
     q, weights, keys = inputs("random", 61, heads, width, 40 * 32)
@@ -147,7 +147,7 @@ def test_output(rung: str) -> None:
         assert (chosen[t, len(got) :] == -1).all()
 
 
-def test_no_choice_where_no_tile_is_sparse_and_scores_where_they_are_kept() -> None:
+def test_no_choice_without_sparse_tiles_and_scores_on_request() -> None:
     q, weights, keys = inputs("random", 2, 3, 8, 64)
     tokens, none = torch.arange(2), torch.zeros(2, 0, dtype=torch.int64)
     group = TileGroup(0, 2, 0, 64, slice(0, 64), torch.tensor([[3], [4]]), False)

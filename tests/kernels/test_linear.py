@@ -25,7 +25,7 @@ SHAPES = [
 
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), SHAPES)
 def test_output(rung: str, rows: int, inputs: int, outputs: int) -> None:
-    """The layout of a weight, threads and other rows change no bit of the native products."""
+    """A weight's memory layout, threads and other rows change no bit of the native products."""
     x, weight = noise(rows, inputs), noise(outputs, inputs, seed=1)
     want, got = x.double() @ weight.double().t(), linear(x, weight)
     assert (got - want).abs().max() < 2e-6 * inputs**0.5 * want.abs().max()
@@ -51,7 +51,7 @@ def test_gradients(rung: str, rows: int, inputs: int, outputs: int) -> None:
 
 @pytest.mark.parametrize("inputs", [1, 30, 64, 333])
 def test_sums_run_in_the_documented_order(kernels: Any, inputs: int) -> None:
-    """Eight sums, joined in pairs. Products of BF16 numbers are exact in fp32, so that only the additions round."""
+    """Eight sums, joined in pairs. Products of BF16 numbers are exact in fp32, so only the additions round."""
     x, weight = noise(5, inputs).bfloat16().float(), noise(35, inputs, seed=1).bfloat16().float()
     products = x[:, None] * weight
     sums = [torch.zeros(5, 35) for _ in range(8)]
@@ -63,7 +63,7 @@ def test_sums_run_in_the_documented_order(kernels: Any, inputs: int) -> None:
     assert torch.equal(got, want)
 
 
-def test_a_product_skips_no_row_and_touches_no_neighbour(kernels: Any) -> None:
+def test_a_product_skips_no_row_and_touches_no_neighbor(kernels: Any) -> None:
     x, weight = noise(9, 70), noise(21, 70, seed=1)
     frame = poisoned(11, 21)
     kernels.linear(x, weight, frame[1:10])
@@ -89,7 +89,7 @@ def test_a_row_of_the_gradient_depends_on_that_row_alone(kernels: Any, rows: int
 
 
 def test_sums_of_gradients_run_in_the_documented_order(kernels: Any) -> None:
-    """As docs/kernels.md has it: chains of 256 terms from zero, ascending, their sums added in order."""
+    """As in docs/kernels.md: chains of 256 terms from zero, ascending, their sums added in order."""
     terms = 600
     a, b = noise(terms, 2), noise(terms, 3, seed=1)
     want = torch.zeros(2, 3)
@@ -106,7 +106,7 @@ def test_sums_of_gradients_run_in_the_documented_order(kernels: Any) -> None:
     assert torch.equal(as_gradient, want) and torch.equal(as_input, want)
 
 
-def test_gradients_are_native_where_they_are_asked_for(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_are_native_on_request(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = noise(3, 8).requires_grad_(), noise(4, 8, seed=1).requires_grad_()
     assert type(linear(x, weight).grad_fn).__name__ != "_LinearBackward"
     with torch.no_grad():
@@ -118,7 +118,7 @@ def test_gradients_are_native_where_they_are_asked_for(kernels: Any, monkeypatch
 
 
 @pytest.mark.parametrize("wanted", [[True, False], [False, True]])
-def test_only_a_wanted_gradient_is_computed(rung: str, wanted: list[bool]) -> None:
+def test_only_requested_gradients_are_computed(rung: str, wanted: list[bool]) -> None:
     leaves = [t.requires_grad_(w) for t, w in zip((noise(9, 21), noise(18, 21, seed=1)), wanted, strict=True)]
     linear(leaves[0], leaves[1]).backward(noise(9, 18, seed=7))
     assert [leaf.grad is not None for leaf in leaves] == wanted

@@ -56,7 +56,7 @@ def test_a_tokens_read_depends_on_it_alone(rung: str, tokens: int, streams: int,
         set_threads(rung, threads)
         for part in (slice(0, 1), slice(tokens // 2, tokens), slice(0, tokens)):
             got = hc_pre(x[part], *site(streams, hidden), sizes)
-            if rung == "reference":  # MKL's rows are independent in its strict mode alone
+            if rung == "reference":  # MKL's rows are independent in its strict mode only
                 assert all(near(a, b[part], 1e-5) for a, b in zip(got, whole, strict=True))
             else:
                 assert same(got, [t[part] for t in whole])
@@ -74,7 +74,7 @@ def test_write(rung: str, tokens: int, streams: int, hidden: int) -> None:
     assert torch.equal(x, kept), "the streams stay"
 
 
-def test_more_streams_than_the_native_rung_takes_are_told(rung: str) -> None:
+def test_too_many_streams_for_the_native_rung_are_reported(rung: str) -> None:
     x = noise(2, 17, 8)
     if rung == "reference":
         assert hc_pre(x, *site(17, 8), Sizes(17))[0].shape == (2, 8)

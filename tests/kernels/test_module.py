@@ -30,13 +30,13 @@ def test_settings_are_checked(kernels: Any) -> None:
         kernels.select("sse9")
 
 
-def test_what_is_written_to_is_never_a_copy(kernels: Any) -> None:
+def test_outputs_are_never_copied(kernels: Any) -> None:
     for y in (poisoned(2, 4).double(), poisoned(4, 2).t()):
         with pytest.raises(TypeError, match="incompatible"):
             kernels.linear(noise(2, 3), noise(4, 3), y)
 
 
-def test_single_operations_refuse_what_they_cannot_take(kernels: Any) -> None:
+def test_single_operations_refuse_invalid_arguments(kernels: Any) -> None:
     for call, message in (
         (lambda: kernels.hadamard(noise(2, 12)), "12 channels; allowed are powers of two"),
         (lambda: kernels.hadamard(noise(8)), "x has 1 dimensions, expected 2"),
@@ -59,8 +59,8 @@ def test_single_operations_refuse_what_they_cannot_take(kernels: Any) -> None:
             call()
 
 
-def test_subnormal_numbers_count_whoever_calls(kernels: Any) -> None:
-    """Torch can have a thread take them for zero; the kernels' other threads would not."""
+def test_subnormal_numbers_are_kept_on_every_calling_thread(kernels: Any) -> None:
+    """Torch can make a thread flush subnormals to zero; the kernels' other threads would keep them."""
     x, weight = torch.full((40, 32), 2.0**-130), torch.full((300, 32), 0.5)
     want = torch.full((40, 300), 2.0**-126)
     assert torch.set_flush_denormal(True)
@@ -75,8 +75,8 @@ def test_subnormal_numbers_count_whoever_calls(kernels: Any) -> None:
         torch.set_flush_denormal(False)
 
 
-def test_rounds_of_more_and_of_fewer_tasks_follow_one_another(kernels: Any) -> None:
-    """Thousands, on more threads than there are processors: each task runs once, in its own round."""
+def test_rounds_with_more_and_fewer_tasks_follow_one_another(kernels: Any) -> None:
+    """Thousands of rounds, on more threads than processors: each task runs once, in its own round."""
     kernels.set_threads(4)
     x = noise(1, 32)
     shapes = [noise(outputs, 32, seed=outputs) for outputs in (33, 400, 64, 129, 1000)]
@@ -107,7 +107,7 @@ for threads in (1000, 2):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits its memory as Linux does")
-def test_threads_that_the_system_refuses_are_an_error() -> None:
+def test_threads_refused_by_the_system_are_an_error() -> None:
     done = subprocess.run([sys.executable, "-c", NO_MORE_THREADS], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()

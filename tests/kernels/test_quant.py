@@ -11,7 +11,7 @@ from .tools import noise
 
 
 def test_every_code_is_kept(rung: str) -> None:
-    """A block that holds all values of the format, scaled by any power of two in range, comes back as it is."""
+    """A block with all values of the format, scaled by any power of two in range, is returned unchanged."""
     for table, quantize, exponents in (
         (E4M3, lambda x: fake_quant_fp8(x, 256), range(-8, 20)),
         (E2M1, fake_quant_fp4, range(-120, 100)),
@@ -25,7 +25,7 @@ def test_ties_go_to_the_even_code(rung: str) -> None:
     for table, quantize in ((E4M3, lambda x: fake_quant_fp8(x, 256)), (E2M1, fake_quant_fp4)):
         middle = (table[:-1] + table[1:]) / 2
         even = np.where(np.arange(len(middle)) % 2 == 0, table[:-1], table[1:])
-        x = torch.from_numpy(np.concatenate((middle, -middle, table[-1:]))).float()  # the last sets the scale to 1
+        x = torch.from_numpy(np.concatenate((middle, -middle, table[-1:]))).float()  # the last sets scale 1
         want = torch.from_numpy(np.concatenate((even, -even, table[-1:]))).float()
         assert torch.equal(quantize(x), want)
         above = torch.nextafter(x[: len(middle)], torch.tensor(float("inf")))

@@ -14,7 +14,7 @@ def speeds(pairs: int) -> Tensor:
 
 
 def turned(x: Tensor, inv_freq: Tensor, positions: Tensor) -> Tensor:
-    """The last channels as complex numbers, turned by fp32 angles."""
+    """The last channels as complex numbers, rotated by fp32 angles."""
     x, pairs = x.double(), len(inv_freq)
     angle = (positions.float().unsqueeze(-1) * inv_freq).double()
     still, turning = x.split((x.shape[-1] - 2 * pairs, 2 * pairs), dim=-1)

@@ -11,13 +11,13 @@ from .tools import near, noise, set_threads
 @pytest.mark.parametrize(("tokens", "experts", "k"), [(1, 1, 1), (3, 6, 2), (40, 17, 5), (9, 256, 6), (2, 384, 8)])
 def test_choice_and_weights(rung: str, tokens: int, experts: int, k: int) -> None:
     logits, bias = noise(tokens, experts, scale=4), noise(experts, seed=1)
-    logits[0, :] = logits[0, 0]  # equal scores: the lower number, where the bias is equal too
+    logits[0, :] = logits[0, 0]  # equal scores: the lower index wins if the biases are equal too
     bias[: experts // 2] = 0.5
     logits[-1, -1], logits[-1, 0] = -200.0, 200.0
     ids = torch.arange(tokens) % 5
     generator = torch.Generator().manual_seed(k)
     table = torch.stack([torch.randperm(experts, generator=generator)[:k] for _ in range(5)])
-    table[1, -1] = table[1, 0]  # counts in the sum, weighs nothing
+    table[1, -1] = table[1, 0]  # a repeat counts in the sum and weighs 0
     exact = torch.nn.functional.softplus(logits.double()).sqrt()
     ranked = (exact.float() + bias).sort(dim=1, descending=True, stable=True).indices
     calls = (

@@ -1,4 +1,4 @@
-"""One token from logits: what the filters keep and what is drawn, in the reference and on every instruction set."""
+"""Sampling: the tokens that the filters keep and the token drawn, in the reference and on every instruction set."""
 
 import math
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def draw(request: pytest.FixtureRequest) -> Any:
 def kept(
     draw: Draw, logits: list[float], temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
 ) -> list[int]:
-    """The tokens that come out for a thousand u."""
+    """Tokens drawn over a thousand values of u."""
     row = torch.tensor(logits)
     return sorted({draw(row, temperature, top_k, top_p, min_p, i / 1000) for i in range(1000)})
 
@@ -39,7 +39,7 @@ def test_top_k_keeps_the_k_likeliest_with_ties_to_the_lower_id(draw: Draw) -> No
     assert kept(draw, [0.0, 2.0, 1.0], top_k=99) == [0, 1, 2]
 
 
-def test_top_p_keeps_the_shortest_run_that_reaches_it(draw: Draw) -> None:
+def test_top_p_keeps_the_fewest_tokens_that_reach_it(draw: Draw) -> None:
     logits = [math.log(p) for p in (0.1, 0.4, 0.2, 0.3)]
     assert kept(draw, logits, top_p=0.39) == [1]
     assert kept(draw, logits, top_p=0.41) == [1, 3]
@@ -49,7 +49,7 @@ def test_top_p_keeps_the_shortest_run_that_reaches_it(draw: Draw) -> None:
 
 def test_top_p_counts_shares_of_what_top_k_kept(draw: Draw) -> None:
     logits = [math.log(p) for p in (0.1, 0.4, 0.2, 0.3)]
-    assert kept(draw, logits, top_k=2, top_p=0.5) == [1]  # 0.4 of 0.7 is over one half
+    assert kept(draw, logits, top_k=2, top_p=0.5) == [1]  # 0.4 is more than half of 0.7
 
 
 def test_min_p_is_relative_to_the_likeliest(draw: Draw) -> None:
@@ -63,7 +63,7 @@ def test_temperature_sharpens_before_the_filters(draw: Draw) -> None:
     assert kept(draw, [3.0, 2.0, 3.1], temperature=1e-50) == [2]
 
 
-def test_what_is_impossible_is_never_drawn(draw: Draw) -> None:
+def test_impossible_tokens_are_never_drawn(draw: Draw) -> None:
     row = torch.tensor([-math.inf, 0.0, -math.inf, 0.0, -math.inf])
     for filters in ((0, 1.0, 0.0), (5, 1.0, 0.0), (0, 0.999999, 0.0), (0, 1.0, 1e-9)):
         drawn = [draw(row, 1.0, *filters, u) for u in (0.0, 0.25, 0.4999999, 0.5, 0.75, 1 - 2**-53)]
@@ -82,15 +82,15 @@ FILTERS = [
 
 
 VOCABS, TEMPERATURES = [1, 15, 16, 1283, 30001], [0.6, 1.0, 3.0]
-# Every filter meets every vocabulary, and each of these every temperature.
+# Every filter with every vocabulary, and each filter and each vocabulary with every temperature.
 CASES = [(v, f, TEMPERATURES[(i + j) % 3]) for i, v in enumerate(VOCABS) for j, f in enumerate(FILTERS)]
 
 
 @pytest.mark.parametrize(("vocab", "filters", "temperature"), CASES)
-def test_draws_are_the_references(
+def test_draws_match_the_reference(
     kernels: Any, vocab: int, filters: tuple[int, float, float], temperature: float
 ) -> None:
-    """The same token, or u lies within rounding of the border between two."""
+    """The same token, unless u lies within rounding of the border between two tokens."""
     row = 3 * torch.randn(vocab, generator=torch.Generator().manual_seed(vocab))
     row[vocab // 2 :: 7] = row[0]
     probs = reference.filtered_probs(row, temperature, *filters)

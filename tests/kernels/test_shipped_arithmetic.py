@@ -2,8 +2,8 @@
 
 A code is a small whole number times a power of two, and a scale is a power of two. A product of two codes therefore
 has 8 significant bits at most and is exact in fp32: only the additions round. A sum of products is off by no more than
-adds * 2^-24 * (sum of the absolute products), where adds is how many additions a product passes through: in one of
-eight sums four for every 32 inputs, the first of them to zero and exact, then three that join the sums.
+adds * 2^-24 * (sum of the absolute products), where adds is the number of additions that a product passes through: in
+each of the eight sums four per 32 inputs, the first of them to zero and exact, then three that join the sums.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from dsv4.kernels.quant import fake_quant_fp8
 from dsv4.kernels.stored import StoredTensor
 
 MODULE = backends.native_module()
-BLOCK = 128  # of an activation, and of an FP8 weight either way
-GROUP = 32  # of an FP4 weight
+BLOCK = 128  # columns of an activation's block; rows and columns of an FP8 weight's
+GROUP = 32  # columns of an FP4 weight's group
 E2M1_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12)
 # (inputs, outputs): an FP4 row has an even number of inputs.
 SHAPES = [(1, 3), (2, 1), (31, 33), (34, 32), (128, 128), (129, 129), (254, 31), (256, 288), (333, 130), (520, 200)]
-# Exponents of a weight's scales. Far ones take the kernels' slow paths too, near ones let every product count.
+# Exponents of a weight's scales. FAR also reaches the kernels' slow paths; NEAR lets every product count.
 NEAR, FAR = (-3, 3), (-60, 30)
 
 
 @dataclass(frozen=True)
 class Codes:
-    """A matrix as whole numbers times 2^exponents, one exponent a piece of `piece` columns."""
+    """A matrix as whole numbers times 2^exponents, one exponent per piece of `piece` columns."""
 
     numbers: Tensor  # int64 [rows, columns]
     exponents: Tensor  # int64 [rows, pieces]
@@ -51,7 +51,7 @@ def whole(low: int, high: int, *shape: int, seed: int = 0) -> Tensor:
 
 
 def activation_scales(x: Tensor) -> Tensor:
-    """Exponents [rows, blocks] of the least powers of two that bring the blocks of x to 448 or less; amax >= 1e-4."""
+    """Exponents [rows, blocks] of the smallest powers of two that scale x's blocks to at most 448; amax >= 1e-4."""
     blocks = torch.nn.functional.pad(x, (0, -x.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK)).double()
     amax = blocks.abs().amax(-1).clamp(min=float(torch.tensor(1e-4)))
     exponents = torch.full(amax.shape, -40)
@@ -66,7 +66,7 @@ def two_to(exponents: Tensor, piece: int, columns: int) -> Tensor:
 
 
 def activations(rows: int, inputs: int) -> tuple[Tensor, Codes]:
-    """Rows that differ in magnitude, rounded to FP8 by a cast -> their values, and what they consist of."""
+    """Rows of different magnitudes, rounded to FP8 by a cast -> their values, and the same as Codes."""
     x = random(rows, inputs, seed=rows) * torch.logspace(-5, 4, rows)[:, None]
     exponents = activation_scales(x)
     scale = two_to(exponents, BLOCK, inputs)
@@ -75,10 +75,10 @@ def activations(rows: int, inputs: int) -> tuple[Tensor, Codes]:
 
 
 def random_weight(kind: str, outputs: int, inputs: int, spread: tuple[int, int]) -> tuple[StoredTensor, Codes]:
-    """All codes under scales of exponents within `spread` -> the weight as stored, and what it consists of."""
+    """Random codes under scales with exponents within `spread` -> the weight as stored, and the same as Codes."""
     if kind == "fp8":
         byte = whole(0, 253, outputs, inputs)
-        byte = (byte + (byte >= 127)).to(torch.uint8)  # without the two NaN
+        byte = (byte + (byte >= 127)).to(torch.uint8)  # without the two NaN codes
         codes = byte.view(torch.float8_e4m3fn)
         exponents = whole(*spread, -(-outputs // BLOCK), -(-inputs // BLOCK), seed=1)
         weight = StoredTensor("fp8", codes, e8m0(exponents), formats.dequantize_fp8)
@@ -118,7 +118,7 @@ def assert_within(got: Tensor, exact: tuple[Any, Any, int], adds: int) -> None:
     """|got - exact| <= adds * 2^-24 * (sum of the absolute products), all in Python integers."""
     total, absolute, unit = exact
     mantissa, exponent = torch.frexp(got)
-    # got = mantissa * 2^24 (whole) * 2^(exponent - 24); in units of 2^-(unit + 256), below every bit of it.
+    # got = mantissa * 2^24 (whole) * 2^(exponent - 24), in units of 2^-(unit + 256), smaller than its lowest bit.
     shift = (exponent.long() - 24 + unit + 256).numpy().astype(object)
     number = (mantissa.double() * 2.0**24).long().numpy().astype(object) * 2**shift
     off = np.abs(number - total * 2**256)
@@ -136,7 +136,7 @@ def shapes(kind: str) -> list[tuple[int, int]]:
 
 
 def additions(isa: str, inputs: int) -> int:
-    """On a product's way into the result: its chain and the join; with AMX its group's chain, then the groups."""
+    """Additions that a product passes through: its chain and the join; with AMX its group's chain, then the groups."""
     groups = -(-inputs // 32)
     return 16 + groups + 1 if isa == "amx" else 4 * groups + 2
 
@@ -145,11 +145,11 @@ CASES = [(kind, *shape, spread) for kind in ("fp8", "fp4") for shape in shapes(k
 
 
 @pytest.mark.parametrize(("kind", "inputs", "outputs", "spread"), CASES)
-def test_products_are_those_of_the_codes(
+def test_products_match_exact_products_of_the_codes(
     kernels: Any, kind: str, inputs: int, outputs: int, spread: tuple[int, int]
 ) -> None:
-    """And the widened weight gives the same bits, as do several threads, and portable code that rounds twice; but for
-    AMX, whose tiles add in an order of their own."""
+    """The widened weight gives the same bits, as do several threads and portable code that rounds twice, except with
+    AMX, whose tiles add in another order."""
     weight, weight_codes = random_weight(kind, outputs, inputs, spread)
     for rows in (1, 2, 13):
         x, x_codes = activations(rows, inputs)
@@ -168,7 +168,9 @@ def test_products_are_those_of_the_codes(
 
 
 @pytest.mark.parametrize(("kind", "inputs", "outputs", "spread"), CASES)
-def test_the_reference_computes_them_too(kind: str, inputs: int, outputs: int, spread: tuple[int, int]) -> None:
+def test_the_reference_computes_the_same_products(
+    kind: str, inputs: int, outputs: int, spread: tuple[int, int]
+) -> None:
     weight, weight_codes = random_weight(kind, outputs, inputs, spread)
     x, x_codes = activations(5, inputs)
     assert_within(reference.linear(x, weight), exact_product(x_codes, weight_codes), inputs)
@@ -177,7 +179,7 @@ def test_the_reference_computes_them_too(kind: str, inputs: int, outputs: int, s
 @pytest.mark.parametrize("kind", ["fp8", "fp4"])
 @pytest.mark.parametrize("rows", [1, 7])
 def test_sums_that_fit_24_bits_are_exact(kernels: Any, kind: str, rows: int) -> None:
-    """Nothing rounds: one wrong code, place or scale is a wrong number."""
+    """Nothing rounds: one wrong code, index or scale gives a wrong number."""
     inputs, outputs = 334, 133
     x_codes = Codes(whole(-8, 8, rows, inputs), torch.full((rows, 3), -5), BLOCK)
     if kind == "fp8":
@@ -194,7 +196,7 @@ def test_sums_that_fit_24_bits_are_exact(kernels: Any, kind: str, rows: int) -> 
 
 @pytest.mark.parametrize("inputs", [1, 31, 127, 128, 129, 300, 512])
 def test_rounded_activations_are_casts_to_fp8(kernels: Any, inputs: int) -> None:
-    """A block's values are the codes that a cast to float8_e4m3fn gives, times the scale, signs of zero included."""
+    """A block's values are codes from a cast to float8_e4m3fn times the scale, signs of zero included."""
     x = random(40, inputs, seed=inputs) * torch.logspace(-9, 7, 40)[:, None]
     x[3] = 0.0
     x[4] = -0.0
@@ -214,7 +216,7 @@ def test_rounded_activations_are_casts_to_fp8(kernels: Any, inputs: int) -> None
 def test_every_bf16_value_rounds_as_a_cast_does(kernels: Any) -> None:
     values = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16).float()
     values = values[values.abs() <= 448.0]
-    x = torch.cat((values, torch.tensor([448.0]))).unsqueeze(0)  # the last makes the scale 1
+    x = torch.cat((values, torch.tensor([448.0]))).unsqueeze(0)  # the last value sets the scale to 1
     got = x.clone()
     kernels.fake_quant(got, x.shape[1], False)
     want = x.to(torch.float8_e4m3fn)

@@ -36,7 +36,7 @@ def test_output_and_independence_of_tokens(rung: str, streams: int, iters: int, 
 @pytest.mark.parametrize(("streams", "iters", "eps"), CASES)
 def test_gradients(streams: int, iters: int, eps: float) -> None:
     for count in (1, 5, 66):
-        tolerance = 1e-5 if streams > 1 else 1e-3  # one stream: the gradient is nearly nothing
+        tolerance = 1e-5 if streams > 1 else 1e-3  # one stream: the gradient is nearly zero
         check_derivatives(
             lambda x: sinkhorn(x, iters, eps),
             lambda x: formula(x, iters, eps),
@@ -45,7 +45,7 @@ def test_gradients(streams: int, iters: int, eps: float) -> None:
         )
 
 
-def test_too_many_streams_for_the_native_rung_are_told(rung: str) -> None:
+def test_too_many_streams_for_the_native_rung_are_reported(rung: str) -> None:
     if rung == "reference":
         assert sinkhorn(noise(1, 65, 65), 2, 1e-6).shape == (1, 65, 65)
         return

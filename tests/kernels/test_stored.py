@@ -1,4 +1,4 @@
-"""Weights as stored: the kernels give them the bits of the widened weights, and torch sees the widened weights."""
+"""Stored weights: products have the bits of the widened weights', and torch sees the widened weights."""
 
 import copy
 import pickle
@@ -32,13 +32,13 @@ def stored(kind: str, rows: int, columns: int) -> StoredTensor:
     return StoredTensor("fp8", *formats.quantize_fp8(values, scale_dtype), formats.dequantize_fp8)
 
 
-# Every shape in two of the four formats, every format in half of the shapes.
+# Every shape with two of the four formats, every format with half of the shapes.
 PRODUCTS = [(KINDS[(i + j) % 4], shape) for i, shape in enumerate(SHAPES) for j in (0, 1 + i // 4 % 2)]
 
 
 @pytest.mark.parametrize(("kind", "shape"), PRODUCTS, ids=str)
 def test_products_have_the_bits_of_the_widened_weight(kernels: Any, kind: str, shape: tuple[int, int]) -> None:
-    """AMX multiplies widened weights by other instructions: there to rounding."""
+    """With AMX to rounding, since it multiplies widened weights with other instructions."""
     weight = stored(kind, *shape)
     plain = weight.widen()
     for rows in (1, 2, 7, 16, 17, 40, 200):
@@ -60,8 +60,8 @@ def test_products_have_the_bits_of_the_widened_weight(kernels: Any, kind: str, s
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("inputs", [512, 46, 808])
-def test_a_row_has_the_same_bits_whatever_rows_there_are(kernels: Any, kind: str, inputs: int) -> None:
-    """Of 1,250 rows, cut by rows as well; among them some that BF16 holds, and weights that are not finite."""
+def test_a_rows_bits_do_not_depend_on_other_rows(kernels: Any, kind: str, inputs: int) -> None:
+    """Of 1,250 rows, also cut by rows; some can be held in BF16, and some weights are not finite."""
     weight = stored(kind, 300, inputs)
     if weight.kind == "bf16":
         weight.codes[7, 5], weight.codes[9, 3] = float("inf"), float("nan")
@@ -109,7 +109,7 @@ def amx() -> Iterator[Any]:
 @pytest.mark.parametrize("inputs", [2, 30, 64, 334])
 @pytest.mark.parametrize("rows", [1, 5, 6, 16, 17, 50])
 def test_amx_adds_in_the_documented_order(amx: Any, rows: int, inputs: int) -> None:
-    """Products of BF16 numbers are exact in fp32, so that only the additions round."""
+    """Products of BF16 numbers are exact in fp32, so only the additions round."""
     x, weight = noise(rows, inputs), stored("bf16", 35, inputs)
     plain, left, sums = weight.widen(), x, []
     for _ in range(3):
@@ -131,7 +131,7 @@ def test_amx_adds_in_the_documented_order(amx: Any, rows: int, inputs: int) -> N
 
 @pytest.mark.parametrize("scale", [0, 1, 2, 126, 127, 128, 252, 253, 254, 255])
 def test_every_fp4_code_under_every_kind_of_scale(kernels: Any, scale: int) -> None:
-    """Scales at the ends make numbers that are subnormal, infinite or NaN."""
+    """Extreme scales give subnormal or infinite values and NaN."""
     codes = (torch.arange(40)[:, None] * 7 + torch.arange(32)).to(torch.uint8).repeat(1, 2)
     scales = torch.full((40, 4), 127, dtype=torch.uint8)
     scales[3, 1] = scales[39, 2] = scale
@@ -151,7 +151,7 @@ def test_every_fp8_code_under_every_kind_of_scale(kernels: Any, scale: int) -> N
 
 
 def assert_columns(kernels: Any, weight: StoredTensor) -> None:
-    """One input at a time: the product is then an element of the weight, for one row and through packed panels."""
+    """One-hot inputs: each product is then an element of the weight, for one row and through packed panels."""
     plain = weight.widen()
     unit = torch.eye(weight.shape[1])
     for rows in (unit, unit[:1].repeat(3, 1), *unit[:: max(1, len(unit) // 9), None]):
@@ -160,7 +160,7 @@ def assert_columns(kernels: Any, weight: StoredTensor) -> None:
         want = torch.full_like(got, float("nan"))
         kernels.linear(rows, plain, want)
         if kernels.selected() == "amx":
-            want[want.abs() < 2.0**-126] = 0.0  # its tiles take smaller numbers for zero
+            want[want.abs() < 2.0**-126] = 0.0  # AMX tiles flush smaller numbers to zero
         assert torch.equal(got.nan_to_num(nan=7.0), want.nan_to_num(nan=7.0))
         if plain.isfinite().all():
             exact = rows @ plain.t()
@@ -217,8 +217,8 @@ def test_a_stored_weight_is_not_written_to() -> None:
     assert torch.equal(out.copy_(weight), weight.widen())
 
 
-def test_torch_sees_a_float32_stack_of_whatever_kinds() -> None:
-    """FP4, FP8 and BF16 matrices and a plain one, in one tensor that takes no memory of its own."""
+def test_torch_sees_a_float32_stack_of_mixed_kinds() -> None:
+    """FP4, FP8 and BF16 matrices and a plain one, in one tensor without memory of its own."""
     matrices = [*(stored(kind, 64, 96) for kind in ("fp4", "fp8", "bf16")), noise(64, 96)]
     stack = StoredStack(matrices)
     plain = torch.stack([widened(matrix) for matrix in matrices])

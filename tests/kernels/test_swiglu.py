@@ -43,7 +43,7 @@ def test_the_extremes(rung: str) -> None:
     assert torch.allclose(out, want, rtol=1e-5, atol=1e-35)
 
 
-def test_no_number_stays_in_its_place(rung: str) -> None:
+def test_nan_stays_in_its_place(rung: str) -> None:
     gate, up = noise(2, 40), noise(2, 40, seed=1)
     gate[0, 0] = float("nan")
     out = clamped_swiglu(gate, up, 7.0)

@@ -38,7 +38,7 @@ def test_minus_zero_ties_with_zero(rung: str) -> None:
     assert top_k_lowest_index(torch.tensor([[-1.0, 0.0, -0.0]]), 2).tolist() == [[1, 2]]
 
 
-def test_neighbouring_floats_are_told_apart(rung: str) -> None:
+def test_neighboring_floats_are_distinguished(rung: str) -> None:
     for x in (-3.0, -1e-30, 1e-30, 1.0, 1e30):
         low = torch.tensor(x)
         high = torch.nextafter(low, torch.tensor(INF))
@@ -50,7 +50,7 @@ def test_nothing_admissible(rung: str) -> None:
 
 
 def test_sorted_scores(rung: str) -> None:
-    """Ascending scores: each is above all before it."""
+    """Ascending scores: each exceeds all before it."""
     up = torch.arange(5000.0)
     got = top_k_lowest_index(torch.stack((up, -up, torch.zeros(5000))), 50)
     assert torch.equal(got, torch.stack([torch.arange(4950, 5000), torch.arange(50), torch.arange(50)]))

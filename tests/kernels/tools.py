@@ -1,4 +1,4 @@
-"""What the tests of kernels share: random and poisoned tensors, comparisons, derivatives against the plain formula."""
+"""Helpers of the kernel tests: random and poisoned tensors, comparisons, gradients against the plain formula."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def noise(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
 
 
 def poisoned(*shape: int) -> Tensor:
-    """NaN throughout, for what a kernel has to write or may not read."""
+    """NaN throughout, for memory that a kernel must write or may not read."""
     return torch.full(shape, float("nan"))
 
 
 def near(got: Tensor, want: Tensor, tolerance: float = 2e-6) -> bool:
-    """Equal to rounding, measured against the largest number of the result."""
+    """Equal up to rounding, relative to the largest value of the result."""
     return got.shape == want.shape and bool((got - want).abs().max() <= tolerance * want.abs().max())
 
 
@@ -29,7 +29,7 @@ def same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
 
 
 def set_threads(rung: str, count: int) -> None:
-    """Threads of the native kernels; the reference has torch's."""
+    """Set the threads of the native kernels, or for the reference torch's."""
     module = backends.native_module()
     if rung != "reference" and module is not None:
         module.set_threads(count)
@@ -38,7 +38,8 @@ def set_threads(rung: str, count: int) -> None:
 def check_derivatives(
     kernel: Callable[..., Tensor], formula: Callable[..., Tensor], inputs: Sequence[Tensor], tolerance: float = 1e-5
 ) -> None:
-    """Output and all gradients (fp32) against the formula's in float64, relative to the largest; no-grad: same bits."""
+    """Compare output and all gradients (fp32) with the formula's in float64, relative to the largest; no-grad: same
+    bits."""
     ours = [x.clone().requires_grad_() for x in inputs]
     theirs = [x.double().requires_grad_() for x in inputs]
     got, want = kernel(*ours), formula(*theirs)

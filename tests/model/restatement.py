@@ -1,7 +1,7 @@
 """V4's forward pass restated from its description: numpy, float64, loops where they read better.
 
-It shares no code with dsv4.model and dsv4.kernels, only the weights. `mistake` names one mistake that other
-implementations shipped; the trap tests show that the model agrees with the text and not with the mistake.
+It shares the weights with dsv4.model and dsv4.kernels, but no code. `mistake` names one mistake that other
+implementations shipped; the trap tests show that the model agrees with the description and not with the mistake.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..kernels.number_formats import fake_fp4, fake_fp8
 Array = np.ndarray[Any, Any]
 
 # Linear maps whose input the shipped model rounds to FP8.
-QUANTISED = ("wq_a", "wq_b", "wkv", "wo_b", "w1", "w2", "w3", "e_proj", "h_proj")
+QUANTIZED = ("wq_a", "wq_b", "wkv", "wo_b", "w1", "w2", "w3", "e_proj", "h_proj")
 
 
 def sigmoid(x: Array) -> Array:
@@ -30,7 +30,7 @@ def softmax(x: Array, axis: int) -> Array:
 
 
 def hadamard_matrix(n: int) -> Array:
-    """Sylvester's, by the parity of the common bits of row and column."""
+    """Sylvester's matrix, from the parity of the common bits of row and column."""
     i = np.arange(n)
     return np.array([[1.0 - 2.0 * (int(a & b).bit_count() % 2) for b in i] for a in i]) / np.sqrt(n)
 
@@ -50,7 +50,7 @@ class Restatement:
         return self.mistake == mistake
 
     def linear(self, x: Array, name: str) -> Array:
-        if self.shipped and name.split(".")[-1] in QUANTISED and "compressor" not in name:
+        if self.shipped and name.split(".")[-1] in QUANTIZED and "compressor" not in name:
             x = fake_fp8(x, 128)
         return x @ self.w[f"{name}.weight"].T
 
@@ -110,7 +110,7 @@ class Restatement:
         return f * (1 - ramp) + f / yarn.factor * ramp
 
     def rope(self, x: Array, positions: Array, ratio: int, inverse: bool = False) -> Array:
-        """x [S, ..., D] with one position a row."""
+        """Rotate x [S, ..., D], one position per row."""
         r = self.c.qk_rope_head_dim
         angle = np.multiply.outer(positions, self.frequencies(bool(ratio)))
         turn = np.exp(-1j * angle if inverse else 1j * angle)
@@ -243,7 +243,7 @@ class Restatement:
                 biased = s[t] if self.wrong("bias left out of the choice") else s[t] + bias
                 picked = np.lexsort((np.arange(len(biased)), -biased))[: c.num_experts_per_tok]
                 weighed = biased if self.wrong("bias in the weights") else s[t]
-            weights = weighed[picked] / (1 if self.wrong("weights not normalised") else weighed[picked].sum())
+            weights = weighed[picked] / (1 if self.wrong("weights not normalized") else weighed[picked].sum())
             weights = weights * (1 if self.wrong("weights not scaled") else c.routed_scaling_factor)
             pairs = list(zip(picked.tolist(), weights, strict=True))
             for e, weight in pairs if self.wrong("a repeated expert counts twice") else dict(pairs).items():

@@ -1,12 +1,12 @@
 """The main model against transformers' DeepseekV4ForCausalLM with the same weights: fp32, float numerics.
 
 Measure: the largest absolute difference of any logit over the largest absolute logit, at most 1e-5 (rounding alone
-gives some 1e-6). The names are mapped here, from the published list, not by dsv4.checkpoint.
+gives about 1e-6). Names are mapped here, from the published list, not by dsv4.checkpoint.
 
-Ties: the indexer's scores are sums of rectified products, so exact zeros are common, and where more entries tie than
-fit into index_topk the choice is a convention. Ours is the lower index; torch.topk leaves it open. In the tests that
-let the indexer choose, Tensor.topk is replaced during transformers' forward (its indexer alone calls it) by a stable
-descending sort, which keeps equal scores in the order of their indices. Where index_topk exceeds the number of entries
+Ties: the indexer's scores are sums of rectified products, so exact zeros are common, and if more entries tie than fit
+into index_topk the choice is a convention. Ours is the lower index; torch.topk leaves it open. In the tests that let
+the indexer choose, Tensor.topk is replaced during transformers' forward (only its indexer calls it) by a stable
+descending sort, which keeps equal scores in the order of their indices. If index_topk exceeds the number of entries,
 nothing is replaced.
 """
 
@@ -111,7 +111,7 @@ class TopK(NamedTuple):
 
 
 def lower_index_first(scores: Tensor, k: int, dim: int = -1) -> TopK:
-    order = scores.sort(dim=dim, descending=True, stable=True).indices  # -0 and 0 are equal to a sort
+    order = scores.sort(dim=dim, descending=True, stable=True).indices  # a sort treats -0 and 0 as equal
     return TopK(order.narrow(dim, 0, k))
 
 
@@ -124,7 +124,7 @@ def higher_index_first(scores: Tensor, k: int, dim: int = -1) -> TopK:
 def compare(
     model: Transformer, lengths: tuple[int, ...], topk: Callable[..., TopK] | None = lower_index_first
 ) -> dict[int, float]:
-    """Deviation by length, batches of 2; topk replaces Tensor.topk during their forward."""
+    """Deviation by length, batches of 2; topk replaces Tensor.topk during transformers' forward."""
     theirs, apart = their_model(model), {}
     ids = random_ids(model.config, 2, max(lengths), seed=sum(lengths))
     for n in lengths:
@@ -187,7 +187,7 @@ def test_reading_every_entry_gives_transformers_logits_with_nothing_patched() ->
 
 
 def test_flash_s_first_layers_and_heads_give_transformers_logits() -> None:
-    """Flash's proportions: 3 hash layers, 0 0 4 128 4 128, 8 heads a group, rope width an eighth of the head."""
+    """Flash's proportions: 3 hash layers, 0 0 4 128 4 128, 8 heads per group, rope width an eighth of the head."""
     config = tiny_config(
         schedule=(0, 0, 4, 128, 4, 128),
         num_hash_layers=3,
@@ -201,7 +201,7 @@ def test_flash_s_first_layers_and_heads_give_transformers_logits() -> None:
 
 
 def test_the_tie_rule_decides() -> None:
-    """With one index head half of the scores are 0: the higher index instead of the lower one is another model."""
+    """With one index head half of the scores are 0: ties to the higher index would give another model."""
     model = random_model(tiny_config(schedule=(4,), num_hash_layers=0, index_n_heads=1, index_topk=3), seed=24)
     assert compare(model, (129,))[129] <= TOLERANCE
     assert compare(model, (129,), higher_index_first)[129] > 0.01

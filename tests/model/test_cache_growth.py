@@ -1,4 +1,4 @@
-"""A cache that grows with its tokens, as on a GPU, gives what one of full size gives. Forced on the CPU here."""
+"""A cache that grows with its tokens, as on a GPU, gives the logits of a full-size one. Forced on the CPU here."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def logits(model: Transformer, cache: Cache, parts: dict[int, list[int]]) -> Ten
 
 
 def steps(count: int = 3) -> list[dict[int, list[int] | None]]:
-    """Three rows in turns and together, prompts and single tokens, rows emptied (None) and taken again."""
+    """Three rows in turns and together, prompts and single tokens, rows emptied (None) and reused."""
     ids = random_ids(CONFIG, 4000, seed=5).tolist()
     sizes: list[dict[int, int | None]] = [
         {0: 130},
@@ -52,7 +52,7 @@ def steps(count: int = 3) -> list[dict[int, list[int] | None]]:
 
 
 @pytest.mark.parametrize("unit", [1, 2, cache_module.GROWTH_PAGES])
-def test_a_growing_cache_gives_what_a_full_one_gives(monkeypatch: pytest.MonkeyPatch, unit: int) -> None:
+def test_a_growing_cache_gives_the_logits_of_a_full_one(monkeypatch: pytest.MonkeyPatch, unit: int) -> None:
     monkeypatch.setattr(cache_module, "GROWTH_PAGES", unit)
     model = random_model(CONFIG)
     full, growing = caches(model, 3, 8192)
@@ -67,7 +67,7 @@ def test_a_growing_cache_gives_what_a_full_one_gives(monkeypatch: pytest.MonkeyP
 
 
 def test_bits_over_several_growths_at_the_real_unit() -> None:
-    """17,001 tokens of two rows: 8,192, then 16,384, then all that the rows may have."""
+    """17,001 tokens in two rows: the cache grows to 8,192 tokens, then 16,384, then its maximum."""
     model = random_model(tiny_config(schedule=(4, 128), index_topk=16))
     full, growing = caches(model, 2, 17_000)
     ids = random_ids(model.config, 17_000).tolist()
@@ -107,8 +107,8 @@ def test_a_snapshot_outlives_a_growth(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(logits(model, growing, {1: ids[126:300]}), wanted)
 
 
-def test_no_row_sees_what_another_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A neighbour's entries that are not finite: zero times them would show."""
+def test_no_row_sees_another_rows_entries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Non-finite entries in a neighboring row: even multiplied by zero they would show."""
     monkeypatch.setattr(cache_module, "GROWTH_PAGES", 1)
     model = random_model(CONFIG)
     full, growing = caches(model, 2, 4096)

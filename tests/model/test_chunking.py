@@ -1,7 +1,7 @@
 """However a sequence is cut, packed or cached, a token's logits have the same bits.
 
-To the bit with the native kernels, and with the reference where MKL runs in strict mode (x86 with MKL, and dsv4
-imported before the first product, as the shared conftest does); elsewhere to 1e-5.
+To the bit with the native kernels, and with the reference if MKL runs in strict mode (x86 with MKL, and dsv4 imported
+before the first product, as in the shared conftest); otherwise to 1e-5.
 """
 
 import copy
@@ -26,20 +26,20 @@ from .tiny import random_ids, random_model, store, tiny_config
 
 STRICT_MKL = torch.backends.mkl.is_available() and os.environ.get("MKL_CBWR", "").endswith("STRICT")
 NATIVE = backends.native_module()
-# Each with FP32 weights, which AMX leaves to AVX-512, and with weights as stored. Sorted: which is best may be a matter
-# of what the processor is quicker at.
+# Each with FP32 weights, which AMX leaves to AVX-512, and with stored weights. Sorted: the order of isas() depends on
+# the processor's speeds.
 ISAS: list[str] = sorted(NATIVE.isas()) if NATIVE is not None else []
 PATHS = ["reference", *(isa for isa in ISAS if isa != "amx"), *(f"{isa}, weights as stored" for isa in ISAS)]
-AS_STORED = False  # as the fixture says
+AS_STORED = False  # set by the fixture
 LENGTH = 389
 CHUNKS = (1, 3, 4, 5, 127, 128, 129, LENGTH)
-SELECTS, READS_ALL = 16, 512  # index_topk: of up to 97 entries
+SELECTS, READS_ALL = 16, 512  # values of index_topk, for up to 97 entries
 SETTINGS = [("float", SELECTS), ("shipped", SELECTS), ("float", READS_ALL), ("shipped", READS_ALL)]
 
 
 @pytest.fixture(params=PATHS, autouse=True)
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Every test runs on the reference and on each instruction set that this machine has."""
+    """Run every test on the reference and on each instruction set of this machine."""
     name, _, as_stored = request.param.partition(", ")
     monkeypatch.setattr(sys.modules[__name__], "AS_STORED", bool(as_stored))
     if name == "reference":
@@ -56,9 +56,9 @@ def strict() -> bool:
 
 
 def close(got: Tensor, want: Tensor, numerics: str = "float") -> bool:
-    """Equal to rounding. In shipped numerics that may carry a value to the next FP8 or FP4 code, and a few tokens with
-    it to other experts: weights changed by 3e-7 of themselves move logits by 0.007 to 0.021 in the mean, numerics that
-    do not quantise by 0.08. Logits reach 4."""
+    """Equal up to rounding. In shipped numerics rounding may move a value to the next FP8 or FP4 code, and then a few
+    tokens to other experts: a relative change of the weights by 3e-7 moves logits by 0.007 to 0.021 on average, float
+    numerics by 0.08. Logits reach 4."""
     if numerics == "shipped":
         return float((got - want).abs().mean()) < 0.04
     return torch.allclose(got, want, rtol=1e-5, atol=1e-5)
@@ -69,7 +69,7 @@ def same(got: Tensor, want: Tensor, numerics: str = "float") -> bool:
 
 
 def setting(numerics: str = "float", top_k: int = SELECTS) -> tuple[Transformer, Tensor, Tensor]:
-    """(model, ids [389], logits of one whole forward on the path that runs)."""
+    """(model, ids [389], logits of one whole forward on the current path)."""
     if backends.native_module() is None:
         return _setting("reference", AS_STORED, numerics, top_k)
     assert NATIVE is not None
@@ -96,7 +96,7 @@ def feed(model: Transformer, cache: Cache, ids: Tensor, slot: int = 0, chunk: in
     return torch.cat(logits)
 
 
-# Every chunk in both numerics, each top-k in both.
+# Every chunk with both numerics, each top-k with both numerics.
 CHUNKED = [
     *((chunk, SELECTS, "float") for chunk in CHUNKS),
     *((chunk, READS_ALL if chunk in (5, 127, 129) else SELECTS, "shipped") for chunk in CHUNKS),
@@ -134,7 +134,7 @@ def test_a_ragged_batch_has_the_bits_of_each_sequence_alone(numerics: str, top_k
 
 @pytest.mark.parametrize("numerics", ["float", "shipped"])
 def test_more_tokens_than_a_tile_of_1024(numerics: str) -> None:
-    """The native kernels take a batch in tiles; the third sequence lies across their border."""
+    """The native kernels process a batch in tiles; the third sequence crosses a tile border."""
     model, ids, whole = setting(numerics)
     lengths = (LENGTH, 300, LENGTH, 7)
     assert sum(lengths[:2]) < 1024 < sum(lengths[:3])
@@ -147,7 +147,7 @@ def test_more_tokens_than_a_tile_of_1024(numerics: str) -> None:
 
 @pytest.mark.parametrize("hc_mult", [3, 5])
 def test_odd_widths_in_chunks_have_the_bits_of_a_whole_forward(hc_mult: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No width is a multiple of 16 or of anything else that a kernel takes at once."""
+    """No width is a multiple of 16 or of any other block size of the kernels."""
     if AS_STORED:
         pytest.skip("FP8 and FP4 have scales of 128 and 32")
     config = tiny_config(
@@ -179,7 +179,7 @@ def test_odd_widths_in_chunks_have_the_bits_of_a_whole_forward(hc_mult: int, mon
 
 @pytest.mark.parametrize(("numerics", "top_k"), [SETTINGS[1], SETTINGS[2]])
 def test_batched_decode_at_different_depths_has_the_bits_of_each_alone(numerics: str, top_k: int) -> None:
-    """Sequences of 2, 127, 128, 255 and 3 tokens in rows of no order, one of them in chunks beside the decoding."""
+    """Sequences of 2, 127, 128, 255 and 3 tokens in shuffled rows, one of them in chunks beside the decoding."""
     model, ids, whole = setting(numerics, top_k)
     cache = model.new_cache(6, 400)
     at = {4: 2, 0: 127, 5: 128, 2: 255, 1: 3}
@@ -241,7 +241,7 @@ def test_one_thread_and_two_give_the_same_bits(numerics: str) -> None:
             cache, at = model.new_cache(4, 400), (255, 3, 128, 200)
             for slot, n in enumerate(at):
                 feed(model, cache, ids[:n], slot)
-            for step in range(5):  # side by side, windows of 4 and of 128 closing in some of them
+            for step in range(5):  # in one batch; in some steps windows of 4 and of 128 close
                 batch = RaggedBatch.pack([[int(ids[n + step])] for n in at], starts=cache.lengths)
                 with torch.no_grad():
                     logits = model.logits(model.forward_ragged(batch, cache))
@@ -252,7 +252,7 @@ def test_one_thread_and_two_give_the_same_bits(numerics: str) -> None:
 
 @torch.no_grad()
 def draft(model: Transformer, ids: Tensor, chunk: int) -> Tensor:
-    """MTP logits at every token but the last, main model and MTP block side by side in one cache."""
+    """MTP logits at every token but the last; main model and MTP block share one cache."""
     cache, logits = model.new_cache(1, 400), []
     for start in range(0, len(ids) - 1, chunk):
         part = ids[start : min(start + chunk, len(ids) - 1)]
@@ -279,8 +279,8 @@ def test_the_mtp_block_in_chunks_has_the_bits_of_a_whole_forward(numerics: str) 
 
 @pytest.mark.parametrize(("numerics", "top_k"), [SETTINGS[1], SETTINGS[2]])
 @pytest.mark.parametrize("held", [1, 3, 125, 130, 254])
-def test_a_restored_snapshot_goes_on_to_the_same_bits(held: int, numerics: str, top_k: int) -> None:
-    """Feed wrong tokens far enough to close windows of 4 and of 128 and to wrap the window ring, go back, go on."""
+def test_a_restored_snapshot_continues_to_the_same_bits(held: int, numerics: str, top_k: int) -> None:
+    """Feed enough wrong tokens to close windows of 4 and of 128 and to wrap the window ring, restore, continue."""
     model, ids, whole = setting(numerics, top_k)
     cache = model.new_cache(2, 600)
     feed(model, cache, ids[:held], slot=1)
@@ -296,7 +296,7 @@ def test_a_restored_snapshot_goes_on_to_the_same_bits(held: int, numerics: str, 
 
 @pytest.mark.parametrize(("numerics", "top_k"), SETTINGS)
 def test_every_path_gives_the_reference_logits(numerics: str, top_k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To rounding; and all instruction sets that multiply and add with one rounding give the same bits."""
+    """Up to rounding; and all instruction sets with fused multiply-add give the same bits."""
     _, _, whole = setting(numerics, top_k)
     if NATIVE is not None and backends.native_module() is not None and NATIVE.selected().startswith("avx512"):
         NATIVE.select("avx2")
@@ -307,7 +307,7 @@ def test_every_path_gives_the_reference_logits(numerics: str, top_k: int, monkey
 
 @pytest.mark.parametrize("top_k", [SELECTS, READS_ALL])
 def test_a_reset_row_forgets(top_k: int) -> None:
-    """Of a longer sequence that lay in the row nothing may be read."""
+    """Nothing of a longer sequence that was in the row before may be read."""
     model, ids, whole = setting("float", top_k)
     cache = model.new_cache(2, 400)
     feed(model, cache, random_ids(model.config, LENGTH, seed=5), slot=1)
@@ -322,7 +322,7 @@ def test_a_reset_row_forgets(top_k: int) -> None:
 
 
 @pytest.mark.parametrize("numerics", ["float", "shipped"])
-def test_tokens_one_by_one_go_back_and_take_another_way(numerics: str) -> None:
+def test_tokens_one_by_one_after_a_restore_take_another_way(numerics: str) -> None:
     model, ids, whole = setting(numerics)
     cache = model.new_cache(2, 400)
     feed(model, cache, ids[:201], slot=1)
@@ -336,7 +336,7 @@ def test_tokens_one_by_one_go_back_and_take_another_way(numerics: str) -> None:
 
 
 def test_entries_written_from_outside_are_read() -> None:
-    """Two sequences change places, with all that their rows hold."""
+    """Two sequences exchange rows, with everything that the rows hold."""
     model, ids, whole = setting()
     other = ids.flip(0)
     cache = model.new_cache(2, 400)
@@ -354,8 +354,8 @@ def test_entries_written_from_outside_are_read() -> None:
     assert same(feed(model, cache, ids[254:270], slot=1, chunk=1), whole[254:270])
 
 
-def test_what_was_kept_of_long_keys_counts(path: str) -> None:
-    """Rounded, keys of 10^6 lose what tells them apart, in later calls than the one that rounds them too."""
+def test_choices_among_long_keys_stay_exact_in_later_calls(path: str) -> None:
+    """Rounded, keys of 10^6 are indistinguishable; choices stay exact, also in calls after the one that rounds them."""
     if path not in ("avx512_vnni", "avx512_bf16"):
         pytest.skip("the instruction set keeps nothing, or nothing with the same bits computes every score")
     assert NATIVE is not None
@@ -376,7 +376,7 @@ def test_what_was_kept_of_long_keys_counts(path: str) -> None:
 @pytest.mark.parametrize("numerics", ["float", "shipped"])
 @torch.no_grad()
 def test_logits_of_some_tokens_in_one_call(numerics: str) -> None:
-    """Chunks of several sequences, some of which sample: what an engine's step asks for."""
+    """Chunks of several sequences, some of which sample, as in an engine's step."""
     model, ids, whole = setting(numerics)
     cache, at = model.new_cache(4, 400), [1, 126, 3, 250]
     for slot, n in enumerate(at):
@@ -398,7 +398,7 @@ def test_logits_of_some_tokens_in_one_call(numerics: str) -> None:
     assert same(model.next_token_logits(batch, rows=np.array([4, 13])), whole[[4, 8]])
 
 
-# What is refused
+# Refusals
 
 
 def test_batches_that_do_not_fit_the_cache_are_refused() -> None:
@@ -435,8 +435,8 @@ def test_batches_that_do_not_fit_the_cache_are_refused() -> None:
 
 @pytest.mark.parametrize("top_k", [SELECTS, READS_ALL])
 @torch.no_grad()
-def test_what_is_not_finite_stays_in_its_sequence(top_k: int) -> None:
-    """A masked key counts zero times, and zero times NaN is NaN: masked places must not name another row's entries."""
+def test_non_finite_values_stay_in_their_sequence(top_k: int) -> None:
+    """A masked key is multiplied by zero, and 0 * NaN is NaN: masked places must not point to another row's entries."""
     model, ids, whole = setting(top_k=top_k)
     cache = model.new_cache(3, 400)
     for slot in range(3):

@@ -1,4 +1,4 @@
-"""Golden numbers: mHC, YaRN, fake quantisation, and the Hadamard matrix."""
+"""Golden numbers: mHC, YaRN, fake quantization, and the Hadamard matrix."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_mhc_weights_are_the_golden_ones(dtype: torch.dtype, tolerance: float) -
 
 
 def test_mhc_sums_are_one_less_eps() -> None:
-    """The last step is a column normalisation with eps in the denominator; rows have converged to the same."""
+    """The last step is a column normalization with eps in the denominator; row sums have converged to the same."""
     mix = torch.randn(5, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     one, zero = torch.ones(3, dtype=torch.float64), torch.zeros(24, dtype=torch.float64)
     _, _, comb = hc_weights(mix, one, zero, FLASH)
@@ -46,7 +46,7 @@ def test_mhc_sums_are_one_less_eps() -> None:
     assert (comb.sum(2) - (1 - FLASH.hc_eps)).abs().max() < 1e-3
 
 
-def test_mhc_head_weights_are_not_normalised() -> None:
+def test_mhc_head_weights_are_not_normalized() -> None:
     """fn 0 and base 0: each stream weighs sigmoid(0) + eps, so four equal streams come out doubled."""
     config = ModelConfig.preset("nano")
     streams = torch.randn(3, 1, config.hidden_size).expand(-1, 4, -1)
@@ -81,7 +81,7 @@ def test_frequencies_without_yarn_are_powers_of_theta() -> None:
 
 
 def test_rotation_turns_trailing_pairs_and_does_not_scale() -> None:
-    """Against complex numbers in float64 from the fp32 angle; the first channels stay to the bit."""
+    """Against complex numbers in float64 from the fp32 angle; the first channels keep their bits."""
     frequencies = inverse_frequencies(FLASH, compressed=True)
     positions = torch.tensor([0, 1, 1000, 1048575])
     x = torch.randn(4, 512, generator=torch.Generator().manual_seed(0))

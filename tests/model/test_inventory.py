@@ -1,4 +1,4 @@
-"""The model's parameters against the tensor inventory that follows from the config alone: names, shapes, numbers."""
+"""The model's parameters against the config's tensor inventory: names, shapes, counts."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def check(config: ModelConfig) -> Transformer:
 
 
 def parameters(model: Transformer, mtp: bool) -> int:
-    """As published counts go: router biases and integer tables left out."""
+    """Parameter count as published, without router biases and integer tables."""
     named = model.named_parameters()
     return sum(p.numel() for n, p in named if p.requires_grad and (mtp or not n.startswith("mtp.")))
 

@@ -16,7 +16,7 @@ from dsv4.model.transformer import Transformer
 from .tiny import random_ids, random_model, tiny_config
 
 HEADS = 4
-PAIRS = 1 << 23  # (head row, key) pairs of one group, whatever the length: 32 MB of scores
+PAIRS = 1 << 23  # (head row, key) pairs per group at any length: 32 MB of scores
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 def csa_and_hca(top_k: int) -> Transformer:
-    """Few channels, so that the attention is what could be large."""
+    """Few channels, so that only the attention's tensors could be large."""
     config = tiny_config(
         schedule=(4, 128),
         hidden_size=16,
@@ -74,14 +74,14 @@ def test_largest_tensor_grows_no_faster_than_the_tokens() -> None:
     model = csa_and_hca(top_k=16)
     half, _ = largest(model, 4096)
     whole, shape = largest(model, 8192)
-    # A group's scores, of its budget of pairs; one tile a group is the least there can be.
+    # A group's scores fill its budget of pairs; a group has at least one tile.
     bound = max(PAIRS, HEADS * 64 * (192 + 8192 // 4))
     assert whole <= 1.01 * bound, shape
     assert whole <= max(2.02 * half, PAIRS), shape
 
 
 def test_small_budgets_hold_too(monkeypatch: Any) -> None:
-    """With a budget of next to nothing a group is one tile, and what remains is linear in tokens."""
+    """With a tiny budget a group is one tile, and the remaining memory is linear in tokens."""
     monkeypatch.setattr("dsv4.model.attention.attention.PAIR_BUDGET", 1)
     model = csa_and_hca(top_k=16)
     sizes = {tokens: largest(model, tokens) for tokens in (1024, 2048, 4096)}
@@ -97,7 +97,7 @@ def test_chunks_need_less() -> None:
     assert elements <= HEADS * 512 * (192 + 8192 // 4 + 64) * 1.01, shape
 
 
-def test_cache_memory_is_what_its_shapes_say() -> None:
+def test_cache_memory_matches_its_shapes() -> None:
     model = csa_and_hca(top_k=16)
     cache = model.new_cache(2, 1000)
     c, pages = model.config, 2 * math.ceil(1000 / 128)

@@ -1,4 +1,4 @@
-"""The native backend of a frozen model: stale tensors, what goes to the reference, copies, input that does not fit."""
+"""The native backend of a frozen model: stale tensors, fallback to the reference, copies, invalid input."""
 
 import copy
 import gc
@@ -35,7 +35,7 @@ def model() -> Iterator[Transformer]:
         yield model
 
 
-def test_a_frozen_model_runs_natively_until_its_weights_are_to_change(model: Transformer) -> None:
+def test_a_frozen_model_runs_natively_until_thawed(model: Transformer) -> None:
     assert model.backend.name == "native" and model.frozen and not model.training
     assert model.eval().backend.name == model.requires_grad_(False).backend.name == "native"
     for thaw in (model.requires_grad_, model.train):
@@ -47,7 +47,7 @@ def test_a_frozen_model_runs_natively_until_its_weights_are_to_change(model: Tra
 
 
 def stale(model: Transformer) -> Tensor:
-    """Logits after a change of tensors: an error before `refresh`, then those of a copy that is built from them."""
+    """Logits after tensors were replaced: an error before `refresh`, then the logits of a copy built from them."""
     with pytest.raises(StaleWeightsError, match="refresh"):
         model(IDS)
     want = copy.deepcopy(model)(IDS)
@@ -59,7 +59,7 @@ def stale(model: Transformer) -> Tensor:
     "name",
     ["layers.3.attn.wq_a.weight", "layers.1.ffn.shared_experts.w2.weight", "layers.2.ffn.experts.w3", "norm.weight"],
 )
-def test_data_in_a_weights_place_is_an_error_until_refresh(model: Transformer, name: str) -> None:
+def test_replaced_weight_data_is_an_error_until_refresh(model: Transformer, name: str) -> None:
     weight, before = model.get_parameter(name), model(IDS)
     weight.data = torch.zeros_like(weight)
     assert not torch.equal(stale(model), before)
@@ -78,7 +78,7 @@ def test_new_parameters_modules_and_tables_are_errors_until_refresh(model: Trans
         assert not torch.equal(stale(model), before)
 
 
-def test_a_weight_that_wants_a_gradient_alone_is_an_error(model: Transformer) -> None:
+def test_a_single_weight_that_requires_a_gradient_is_an_error(model: Transformer) -> None:
     model.layers[1].attn.wkv.weight.requires_grad_()
     with pytest.raises(StaleWeightsError, match=r"layers\.1\.attn\.wkv\.weight requires a gradient"):
         model(IDS)
@@ -93,7 +93,7 @@ def test_values_written_in_place_are_seen(model: Transformer) -> None:
     assert torch.equal(after, model.refresh()(IDS))
 
 
-def test_what_replaces_all_tensors_refreshes_by_itself(model: Transformer) -> None:
+def test_replacing_all_tensors_refreshes_the_backend(model: Transformer) -> None:
     doubled = {k: v + v for k, v in model.state_dict().items() if "tid2eid" not in k}
     model.load_state_dict(doubled, strict=False, assign=True)
     assert torch.equal(model(IDS), copy.deepcopy(model)(IDS)) and model.backend.name == "native"
@@ -109,7 +109,7 @@ def test_what_replaces_all_tensors_refreshes_by_itself(model: Transformer) -> No
         torch.__future__.set_overwrite_module_params_on_conversion(before)
 
 
-def test_tensors_put_in_for_one_call_need_a_thawed_model(model: Transformer) -> None:
+def test_tensors_replaced_for_one_call_need_a_thawed_model(model: Transformer) -> None:
     tensors = {name: 2 * parameter.detach() for name, parameter in model.named_parameters()}
     with pytest.raises(StaleWeightsError):
         torch.func.functional_call(model, tensors, (IDS[:, :3],))
@@ -120,10 +120,10 @@ def test_tensors_put_in_for_one_call_need_a_thawed_model(model: Transformer) -> 
     assert torch.equal(got, other.train()(IDS[:, :3]))
 
 
-def test_what_the_kernels_do_not_take_runs_on_the_reference(
+def test_an_unsupported_model_runs_on_the_reference(
     model: Transformer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights of another type, which they would copy, and more streams than they have room for."""
+    """Weights of another dtype, which the kernels would copy, and more streams than they support."""
     backends.decline.cache_clear()
     model.layers[1].ffn.experts.bfloat16()
     wide = random_model(tiny_config(hc_mult=17))
@@ -140,7 +140,7 @@ def test_what_the_kernels_do_not_take_runs_on_the_reference(
         wide.refresh()
 
 
-def test_auxiliary_losses_are_the_references(model: Transformer) -> None:
+def test_auxiliary_losses_come_from_the_reference(model: Transformer) -> None:
     losses = [AuxLosses() for _ in range(2)]
     batch = RaggedBatch.pack(IDS.tolist())
     got = model.forward_ragged(batch, aux=losses[0])
@@ -149,7 +149,7 @@ def test_auxiliary_losses_are_the_references(model: Transformer) -> None:
 
 
 def test_a_thawed_model_never_calls_the_native_forward(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training stands on the reference alone: not even a look at the kernels' module."""
+    """Training relies on the reference alone and does not touch the kernels' module."""
     model.requires_grad_()
     code = [value.__code__ for value in vars(NativeBackend).values() if hasattr(value, "__code__")]
     entered: list[str] = []
@@ -193,7 +193,7 @@ def test_models_and_caches_are_copied_after_use(model: Transformer) -> None:
         assert torch.equal(torch.cat((first, model(IDS[:, 5:], row)), dim=1), want)
 
 
-def test_a_model_is_freed_with_its_last_name() -> None:
+def test_a_model_is_freed_with_its_last_reference() -> None:
     gc.disable()
     try:
         model = random_model(CONFIG)
@@ -227,7 +227,7 @@ def test_no_rows(model: Transformer) -> None:
     assert model.logits(torch.empty(0, CONFIG.hc_mult, CONFIG.hidden_size)).shape == (0, CONFIG.vocab_size)
 
 
-def test_what_does_not_fit_is_refused(model: Transformer) -> None:
+def test_invalid_input_is_refused(model: Transformer) -> None:
     with pytest.raises(ValueError, match="layer 0: the cache was made for another model"):
         model(IDS, random_model(tiny_config(head_dim=48)).new_cache(1, 64))
     with pytest.raises(TypeError, match="incompatible"):
@@ -242,13 +242,13 @@ def test_what_does_not_fit_is_refused(model: Transformer) -> None:
         model(IDS)
 
 
-def test_weights_that_are_no_number_show(model: Transformer) -> None:
+def test_nan_weights_give_nan_logits(model: Transformer) -> None:
     model.layers[1].ffn.shared_experts.w1.weight[0, 0] = float("nan")
     assert model(IDS).isnan().all()
 
 
-def test_streams_that_want_a_gradient_get_one(model: Transformer) -> None:
-    """A frozen model's read-out and MTP block are still functions of what they are given."""
+def test_streams_that_require_a_gradient_get_one(model: Transformer) -> None:
+    """A frozen model's read-out and MTP block are still differentiable in the given streams."""
     streams = torch.randn(3, CONFIG.hc_mult, CONFIG.hidden_size, requires_grad=True)
     with torch.enable_grad():
         drafted = model.mtp_forward(streams, IDS[0, :3], RaggedBatch.pack([[1, 2, 3]]))

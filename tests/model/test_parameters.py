@@ -24,7 +24,7 @@ def test_every_parameter_has_exactly_one_row_and_its_stored_format(preset: str) 
     stored = {module_name(spec.name)[0]: spec.dtype for spec in tensor_inventory(config, "official")}
     used = set()
     for name, parameter in model.named_parameters():
-        used.add(row_of(name))  # ValueError where none is, or several are
+        used.add(row_of(name))  # ValueError unless exactly one row matches
         assert stored_dtype(name) == stored[name], name
         if row_of(name).optimizer == "muon":
             heights = matrix_heights(name, tuple(parameter.shape), config)

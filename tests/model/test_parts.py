@@ -19,7 +19,7 @@ def test_take_rows_and_its_gradient_follow_indexing(shape: tuple[int, ...]) -> N
 
 
 def test_initial_weights_make_a_plain_residual_model() -> None:
-    """Streams stay near-equal copies, logits are small, the same generator gives the same weights."""
+    """Streams stay nearly equal copies, logits are small, the same generator gives the same weights."""
     config = tiny_config()
     model, again = Transformer(config), Transformer(config)
     for m in (model, again):
@@ -42,7 +42,7 @@ def test_packed_sequences_have_positions_from_their_starts() -> None:
 
 
 def test_bfloat16_model_is_near_the_float_one() -> None:
-    """Whole, in cached chunks, and with gradients: every module copes with a model cast as a whole."""
+    """Whole, in cached chunks, and with gradients: every module works in a model cast as a whole."""
     config = tiny_config()
     model = Transformer(config)
     model.init_weights(torch.Generator().manual_seed(1))

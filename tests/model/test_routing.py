@@ -1,4 +1,4 @@
-"""Routing, and what a training forward reports: loads, the balance loss, the indexer's loss."""
+"""Routing, and the side outputs of a training forward: loads, the balance loss, the indexer's loss."""
 
 import copy
 from typing import Any
@@ -37,7 +37,7 @@ def layout_of(*lengths: int) -> Layout:
 
 
 def single_expert(moe: MoE, number: int) -> Expert:
-    """A routed expert as a module of its own, on the same weights."""
+    """A routed expert as a separate module, with the same weights."""
     expert = Expert(moe.config, moe.config.moe_intermediate_size, quantize=False)
     for name in ("w1", "w2", "w3"):
         matrix = moe.experts.get_parameter(name).detach()[number]
@@ -57,7 +57,7 @@ def plain_moe(moe: MoE, x: Tensor, weights: Tensor, index: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("hashed", [False, True])
-def test_experts_together_are_experts_one_by_one(hashed: bool) -> None:
+def test_stacked_experts_equal_experts_one_by_one(hashed: bool) -> None:
     moe, x = random_moe(hashed), torch.randn(11, CONFIG.hidden_size, generator=torch.Generator().manual_seed(1))
     ids = random_ids(CONFIG, 11)
     if hashed:  # distinct experts
@@ -105,7 +105,7 @@ def test_a_repeated_expert_counts_once_as_in_the_published_loop() -> None:
     with torch.no_grad():
         weights, index, _ = moe.gate(x, ids)
         assert torch.equal(index, REPEATS[ids])
-        # The normalising sum counts every slot, so repeats leave the others their weight.
+        # The normalizing sum counts every slot, so repeats do not change the other experts' weights.
         assert torch.allclose(weights[4], torch.tensor([REPEATING.routed_scaling_factor / 4, 0, 0, 0]))
         want = published_moe(moe, x, moe.gate.get_buffer("tid2eid"), ids)
         assert deviation(moe(x, ids, layout_of(len(ids))), want) < 1e-6
@@ -127,7 +127,7 @@ def test_a_repeated_expert_counts_once_in_native_routing() -> None:
     assert torch.equal(weighed == 0, weights == 0)
 
 
-def test_the_gradient_with_repeated_experts_is_that_of_what_is_computed() -> None:
+def test_the_gradient_with_repeated_experts_matches_finite_differences() -> None:
     """Finite differences of the published loop along random directions, in float64."""
     moe, x, ids = repeating_moe()
     target = torch.randn(x.shape, generator=torch.Generator().manual_seed(4)).double()
@@ -213,7 +213,7 @@ def test_loads_count_every_choice_of_the_score_routed_layers() -> None:
 
 
 def moe_with_scores(scores: Tensor) -> tuple[MoE, Tensor]:
-    """(a MoE, inputs) whose affinities are the given ones [T, E]: identity router, inputs from the inverse affinity."""
+    """(a MoE, inputs) with affinities `scores` [T, E]: identity router, inputs from the inverse affinity."""
     config = tiny_config(hidden_size=E, n_routed_experts=E)
     moe = MoE(config, "layers.0.ffn", hashed=False, quantize=False)
     with torch.no_grad():
@@ -281,8 +281,8 @@ def test_main_loss_does_not_reach_the_indexer_but_everything_else(top_k: int) ->
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_indexer_kl_follows_the_formula_and_is_least_at_a_fit() -> None:
-    """KL(p || softmax(s)) over what a row sees; rows that see nothing give 0; the least value is 0, at s = log p."""
+def test_indexer_kl_follows_the_formula_and_is_zero_at_a_fit() -> None:
+    """KL(p || softmax(s)) over the entries a row sees; rows that see none give 0; the minimum is 0, at s = log p."""
     probs = torch.tensor([[[0.4, 1.2, 0.4, 0.0], [0.0, 0.0, 0.0, 0.0], [3.0, 0.0, 0.0, 0.0]]])
     mask = torch.tensor([[[True, True, True, False], [False] * 4, [True] * 4]])
     scores = torch.tensor([[[1.0, 0.5, -1.0, 50.0], [1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 0.0]]])
@@ -293,6 +293,6 @@ def test_indexer_kl_follows_the_formula_and_is_least_at_a_fit() -> None:
     assert fitted.abs().max() < 1e-6
 
 
-def test_losses_of_a_forward_without_such_layers_are_zero() -> None:
+def test_losses_are_zero_if_no_layer_reports() -> None:
     aux = AuxLosses()
     assert float(aux.balance_loss) == 0 and float(aux.indexer_loss) == 0 and aux.loads == {}

@@ -1,7 +1,7 @@
-"""The mistakes that implementers of V4 shipped, each a named test, and the whole model against a float64 restatement.
+"""Mistakes that other implementations of V4 shipped, one test each; the whole model against a float64 restatement.
 
-Each test of a mistake holds two facts: the model agrees with the restatement of the text (1e-5 of the largest logit),
-and the same restatement with that one mistake put in lies far from it. The model therefore cannot have the mistake.
+Each test of a mistake asserts two facts: the model agrees with the restatement of the description (1e-5 of the largest
+logit), and the same restatement with that one mistake is far from it. The model therefore cannot have the mistake.
 """
 
 from dataclasses import dataclass, replace
@@ -25,8 +25,8 @@ from .tiny import deviation, random_ids, random_model, tiny_config
 AGREES, DIFFERS = 1e-5, 2e-3
 LENGTH = 141
 
-# Limits that bite, an eps that shows, few Sinkhorn rounds (they converge), and one index head: half of its scores are
-# then exactly 0, so that ties decide what is read.
+# Clamps that take effect, a noticeable eps, few Sinkhorn rounds (many would converge), and one index head: half of its
+# scores are then exactly 0, so that ties decide which entries are read.
 CONFIG = tiny_config(
     swiglu_limit=0.5,
     hc_eps=0.02,
@@ -71,11 +71,11 @@ def right() -> tuple[Tensor, Tensor, Restatement]:
 
 
 MAIN = [
-    # 1. CSA and HCA layers rotate everything with the compressed base and YaRN, window layers nothing with it.
+    # 1. CSA and HCA layers rotate everything with the compressed base and YaRN, window layers use neither.
     "YaRN in window layers",
     "no YaRN in compressed layers",
     "base theta for window keys of compressed layers",
-    # 2. YaRN leaves magnitudes alone.
+    # 2. YaRN does not scale magnitudes.
     "YaRN scales magnitudes",
     # 3. Trailing channels, pairs, the inverse rotation of the output, the entry's position.
     "rotary channels lead",
@@ -108,7 +108,7 @@ MAIN = [
     # 9. The router.
     "bias in the weights",
     "bias left out of the choice",
-    "weights not normalised",
+    "weights not normalized",
     "weights not scaled",
     # 10. The clamp.
     "gate clamped from below too",
@@ -134,20 +134,20 @@ def test_every_mistake_of_the_restatement_is_listed() -> None:
 
 
 @pytest.mark.parametrize("mistake", MAIN)
-def test_the_main_model_has_not_the_mistake(mistake: str) -> None:
+def test_the_main_model_does_not_have_the_mistake(mistake: str) -> None:
     assert deviation(case().logits, right()[0]) < AGREES
     assert deviation(case().logits, restated(mistake)[0]) > DIFFERS
 
 
 @pytest.mark.parametrize("mistake", MTP)
-def test_mtp_has_not_the_mistake(mistake: str) -> None:
+def test_mtp_does_not_have_the_mistake(mistake: str) -> None:
     assert deviation(case().mtp, right()[1]) < AGREES
     assert deviation(case().mtp, restated(mistake)[1]) > DIFFERS
 
 
 @pytest.mark.parametrize("length", [1, 3, 4, 5, 7, 8, 127, 128, 129, 255, 256, 259])
 def test_the_whole_model_equals_the_restatement_at_odd_lengths(length: int) -> None:
-    """Another schedule, nothing switched: HCA first, several hash layers, all entries read."""
+    """Another schedule without mistakes: HCA first, several hash layers, all entries read."""
     config = tiny_config(schedule=(128, 4, 0, 4, 128), num_hash_layers=2, index_topk=64, rope_scaling=None)
     model, ids = random_model(config, seed=length), random_ids(config, length, seed=length)
     r = Restatement(official_tensors(model.state_dict()), config)
@@ -159,8 +159,8 @@ def test_the_whole_model_equals_the_restatement_at_odd_lengths(length: int) -> N
 def test_shipped_numerics_follow_the_restatement() -> None:
     """FP8 keys and linear inputs, Hadamard and FP4 in the indexer, against the restatement with its own tables.
 
-    A value that fp32 and float64 round to different sides of a tie moves one code, so the typical deviation is compared
-    with the effect of the quantisation itself.
+    A value that fp32 and float64 round to different sides of a tie moves by one code, so the typical deviation is
+    compared with the effect of the quantization itself.
     """
     config = replace(CONFIG, index_topk=64)
     ids = random_ids(config, LENGTH)
@@ -178,7 +178,7 @@ def test_shipped_numerics_follow_the_restatement() -> None:
 
 @pytest.mark.parametrize("schedule", [(0,), (4,), (4, 4)])
 def test_shipped_numerics_of_few_layers_exactly(schedule: tuple[int, ...]) -> None:
-    """Short of a cascade nearly all tokens agree to fp32 rounding: every site rounds as it should, MTP included."""
+    """Without a cascade of roundings nearly all tokens agree to fp32 rounding: every site is right, MTP included."""
     config = tiny_config(schedule=schedule, num_hash_layers=0, index_topk=3)
     ids, model = random_ids(config, 61), random_model(config, numerics="shipped")
     r = Restatement(official_tensors(model.state_dict()), config, shipped=True)
@@ -223,7 +223,7 @@ def test_hash_table_is_an_integer_tensor_of_the_state_and_no_cast_touches_it() -
 # 9. The router
 
 
-def test_router_works_in_fp32_whatever_the_storage() -> None:
+def test_router_works_in_fp32_for_any_storage_dtype() -> None:
     gate = Gate(CONFIG, hashed=False).to(torch.bfloat16)
     g = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -263,14 +263,14 @@ def test_mtp_is_in_the_state_and_owns_its_read_out() -> None:
 
 
 def test_packed_sequences_share_no_window() -> None:
-    """Lengths that are no multiples of 4 or 128: windows laid over the packed row would mix neighbours."""
+    """Lengths are not multiples of 4 or 128: windows laid over the packed row would mix neighboring sequences."""
     model, ids = case().model, case().ids.tolist()
     parts = [ids[:5], ids[5:6], ids[6:139], ids[139:]]
     with torch.no_grad():
         packed = model.logits(model.forward_ragged(RaggedBatch.pack(parts)))
         alone = torch.cat([model(torch.tensor([part]))[0] for part in parts])
     assert deviation(packed, alone) < AGREES
-    assert deviation(packed, case().logits) > DIFFERS  # one long sequence is something else
+    assert deviation(packed, case().logits) > DIFFERS  # one long sequence gives other logits
 
 
 # 14. Rollback
@@ -299,7 +299,7 @@ def copy_of(cache: Cache, config: ModelConfig) -> Cache:
 
 @pytest.mark.parametrize("forgotten", ["nothing", "window", "compressor rows", "indexer rows"])
 def test_rollback_restores_everything_together(forgotten: str) -> None:
-    """Draft 6 wrong tokens over a boundary of 4 and of 128, go back, go on: the logits of never having drafted."""
+    """Draft 6 wrong tokens over a boundary of 4 and of 128, roll back, continue: logits as without the draft."""
     model, ids = case().model, case().ids
     cache = model.new_cache(1, 256)
     with torch.no_grad():
@@ -323,7 +323,7 @@ def test_rollback_restores_everything_together(forgotten: str) -> None:
 
 
 def test_a_power_of_two_passes_through_fake_quantization() -> None:
-    """An E8M0 scale holds no mantissa: quantising 2^k times a vector gives 2^k times the result."""
+    """An E8M0 scale has no mantissa: quantizing 2^k times a vector gives 2^k times the result."""
     from dsv4.kernels.quant import fake_quant_fp4, fake_quant_fp8
 
     x = torch.randn(7, 96, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""Small models with V4's parts in odd proportions, and weights large enough that every part is felt in the logits."""
+"""Small models with V4's parts in odd proportions, and weights large enough that every part affects the logits."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def tiny_config(**changes: Any) -> ModelConfig:
 
 
 @torch.no_grad()
-def randomise(model: Transformer, seed: int) -> None:
+def randomize(model: Transformer, seed: int) -> None:
     """Every parameter random, matrices N(0, 1 / inputs): no part of the model is the identity or switched off."""
     g = torch.Generator().manual_seed(seed)
     for name, p in official_tensors(dict(model.named_parameters())).items():
@@ -63,20 +63,20 @@ def randomise(model: Transformer, seed: int) -> None:
         p.copy_(value)
     c = model.config
     for name, table in model.named_buffers():
-        if name.endswith("tid2eid"):  # distinct experts a token
+        if name.endswith("tid2eid"):  # distinct experts per token
             deal = torch.rand(c.vocab_size, c.n_routed_experts, generator=g).argsort(-1)
             table.copy_(deal[:, : c.num_experts_per_tok])
 
 
 def random_model(config: ModelConfig, seed: int = 0, numerics: str = "float") -> Transformer:
     model = Transformer(config, numerics)
-    randomise(model, seed)
+    randomize(model, seed)
     return model.freeze()
 
 
 def store(model: Transformer) -> Transformer:
-    """Keep the matrices as a checkpoint stores them: experts FP4 (FP8 where groups of 32 do not fit), the head BF16,
-    other linear layers FP8. Returns the model."""
+    """Store the matrices as in a checkpoint: experts FP4 (FP8 if groups of 32 do not fit), the head BF16, other linear
+    layers FP8. Returns the model."""
     for name, module in model.named_modules():
         if isinstance(module, Experts):
             for weight in ("w1", "w2", "w3"):
@@ -104,5 +104,5 @@ def random_ids(config: ModelConfig, *shape: int, seed: int = 0) -> Tensor:
 
 
 def deviation(got: Tensor, want: Tensor) -> float:
-    """Largest absolute difference over the largest absolute value wanted."""
+    """Largest absolute difference over the largest absolute value of `want`."""
     return float((got.double() - want.double()).abs().max() / want.double().abs().max())

@@ -1,4 +1,4 @@
-"""A server over a model that says what a test tells it to: real tokens, real engine, real HTTP."""
+"""Fixtures: a server over a model with scripted replies: real tokens, real engine, real HTTP."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ScriptedCache:
 
 
 class ScriptedModel:
-    """Makes the tokens of `reply` certain, one after the other, then the end of the sentence."""
+    """Model that gives the tokens of `reply`, one after the other, then end of sentence, probability 1."""
 
     def __init__(self, folder: Path) -> None:
         self.config = ModelConfig.from_dict(
@@ -55,7 +55,7 @@ class ScriptedModel:
         self.forget()
 
     def forget(self) -> None:
-        """Back to the first reply, nothing recorded."""
+        """Resets the reply and the recordings."""
         self.reply: str | Callable[[list[int]], str] = "</think>ok"
         self.seconds_per_step = 0.0
         self.seconds_of_prefill = 0.0
@@ -96,7 +96,7 @@ class ScriptedModel:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder of a tokenizer and the later effort ladder, which tells all efforts apart."""
+    """A model folder with a tokenizer and the later effort ladder, whose efforts all differ."""
     path = tmp_path_factory.mktemp("models") / "tiny"
     write_tokenizer(train_tokenizer(iter(["the cat sat on the mat"] * 4), VOCAB), path)
     write_effort_ladder(path, "0731")
@@ -110,7 +110,7 @@ def model(folder: Path) -> ScriptedModel:
 
 @dataclass
 class Served:
-    """A running server and clients for it."""
+    """A running server, and clients for it."""
 
     url: str
     engine: AsyncEngine
@@ -168,7 +168,7 @@ def serving(llm: LLM, model: ScriptedModel | None = None, **options: object) -> 
 
 @pytest.fixture
 def serve(folder: Path) -> Callable[..., contextlib.AbstractContextManager[Served]]:
-    """serve(model, **options of create_app and LLM limits) -> a running server."""
+    """serve(model, **options of create_app and LLM) -> a running server."""
 
     def start(model: ScriptedModel, **options: object) -> contextlib.AbstractContextManager[Served]:
         limits = {k: options.pop(k) for k in ("max_num_seqs", "max_model_len", "max_num_waiting") if k in options}
@@ -186,7 +186,7 @@ def shared_server(folder: Path) -> Iterator[Served]:
 
 @pytest.fixture
 def server(shared_server: Served) -> Iterator[Served]:
-    """The shared server with its model as new, for tests that need no options."""
+    """The shared server with its model reset, for tests without options."""
     shared_server.model.forget()
     with contextlib.ExitStack() as closing:
         shared_server.closing = closing

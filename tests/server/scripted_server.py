@@ -1,7 +1,7 @@
 """A server process over a scripted model: `python scripted_server.py '{"reply": ..., "seconds_per_step": ...}'`.
 
-Settings that are no field of the model are options of HttpServer's parts: grace_seconds, client_seconds,
-max_connections. Prints its URL when it is ready.
+Settings other than the model's fields are options of HttpServer's parts: grace_seconds, client_seconds,
+max_connections. Prints its URL once it is ready.
 """
 
 import json

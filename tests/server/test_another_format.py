@@ -1,4 +1,4 @@
-"""Another wire format is one class and one row of the table: nothing else of the server knows it."""
+"""Another wire format needs one class and one row of the table, and no other change to the server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dsv4.server.wire_format import WireFormat, WireRequest
 
 
 class TelegramFormat(WireFormat):
-    """{"to", "say", "live"} in, {"text"} out; errors are {"stop": ...}."""
+    """A format with {"to", "say", "live"} in, {"text"} out; errors are {"stop": ...}."""
 
     name = "telegram"
     paths = ("/telegram/send",)
@@ -81,7 +81,7 @@ class TelegramAnswer:
 
 @pytest.fixture
 def start(model, serve, monkeypatch):
-    """start(**options) -> a server that speaks telegram, too."""
+    """start(**options) -> a server that also serves the Telegram format."""
     monkeypatch.setattr(formats, "FORMATS", (*formats.FORMATS, TelegramFormat()))
     model.reply = "</think>one two"
     return lambda **options: serve(model, **options)
@@ -102,7 +102,7 @@ def test_another_format_is_answered_whole_and_streamed(start) -> None:
         assert counted == {"words": len(served.model.prompts[0])}
 
 
-def test_another_format_tells_errors_in_its_own_words_everywhere(start) -> None:
+def test_another_format_has_its_own_errors_everywhere(start) -> None:
     with start(api_keys=["sk-1"]) as served:
         http = served.http()
         locked = http.post("/telegram/send", json=LETTER)
@@ -128,6 +128,6 @@ def test_a_stream_of_another_format_is_kept_alive_and_ends_with_its_own_error(st
 
 
 def fail_soon(model, reply: str) -> str:
-    """The reply, after whose first token the model breaks."""
+    """Makes the model fail after the first token; returns the reply."""
     model.fail = "out of order"
     return reply

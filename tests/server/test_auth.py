@@ -20,7 +20,7 @@ def locked(model, serve):
         {"Authorization": "Bearer sk-first-key-1234"},
         {"Authorization": "bearer sk-second"},
         {"x-api-key": "sk-second"},
-        {"Authorization": "Bearer sk-second", "x-api-key": "wrong"},  # Authorization wins
+        {"Authorization": "Bearer sk-second", "x-api-key": "wrong"},  # Authorization takes precedence
     ],
 )
 def test_a_key_opens_both_apis(locked, headers) -> None:

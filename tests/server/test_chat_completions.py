@@ -43,7 +43,7 @@ def test_thinking_and_answer_are_apart_and_counted(server) -> None:
     assert answer.choices[0].finish_reason == "stop"
     assert answer.model == "tiny" and answer.object == "chat.completion"
     prompt = server.model.prompts[0]
-    sampled = len(server.model.tokenizer.encode(server.model.reply)) + 1  # the end of the sentence counts
+    sampled = len(server.model.tokenizer.encode(server.model.reply)) + 1  # end of sentence counts
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (len(prompt), sampled)
     assert answer.usage.total_tokens == len(prompt) + sampled
     thinking = len(server.model.tokenizer.encode("easy\nParis."))
@@ -121,7 +121,7 @@ def test_a_tool_result_is_answered(server) -> None:
     assert ask(server, tools=[WEATHER], messages=history).choices[0].message.content == "Sunny."
 
 
-def test_a_call_is_told_in_words_without_tools_and_with_tool_choice_none(server, folder) -> None:
+def test_a_call_is_plain_text_without_tools_and_with_tool_choice_none(server, folder) -> None:
     server.model.reply = CALL.replace("\n\n<", "<")
     for options in ({}, {"tools": [WEATHER], "tool_choice": "none"}):
         message = ask(server, **options).choices[0].message
@@ -175,7 +175,7 @@ def test_logprobs_with_alternatives(server) -> None:
     answer = ask(server, logprobs=True, top_logprobs=3, **NO_THINKING)
     tokens = answer.choices[0].logprobs.content
     assert [token.token for token in tokens] == ["H", "i"]
-    # The model gives the scripted token 50 and 0 to all others.
+    # The model's logits are 50 for the scripted token, 0 for all others.
     assert tokens[0].logprob == pytest.approx(0.0, abs=1e-6)
     assert [len(token.top_logprobs) for token in tokens] == [3, 3]
     assert tokens[0].top_logprobs[0].token == "H" and tokens[0].top_logprobs[1].logprob == pytest.approx(-50, abs=1e-3)
@@ -206,7 +206,7 @@ def test_include_usage_gives_a_null_usage_before_the_last_chunk(server) -> None:
         assert json.loads(frames[-2].removeprefix("data: "))["usage"]["completion_tokens"] > 0
 
 
-def test_answers_of_many_at_a_time_are_not_mixed_up(server) -> None:
+def test_concurrent_answers_are_not_mixed_up(server) -> None:
     client = server.openai()
     server.model.reply = lambda prompt: f"</think>{len(prompt)}"
 

@@ -1,4 +1,4 @@
-"""Clients that keep the server waiting, and more of them than it has files for."""
+"""Slow clients, and more connections than the limit of open files allows."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ HEAD = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/js
 
 @contextlib.contextmanager
 def connected(url: str, first: bytes = b"", receive_buffer: int | None = None) -> Iterator[socket.socket]:
-    """A bare connection to a server, with some bytes sent."""
+    """A raw connection to a server, with `first` sent."""
     host, port = url.removeprefix("http://").split(":")
     with socket.socket() as connection:
         if receive_buffer is not None:
@@ -35,7 +35,7 @@ def connected(url: str, first: bytes = b"", receive_buffer: int | None = None) -
 
 
 def everything(connection: socket.socket) -> bytes:
-    """What the server sends until it closes the connection."""
+    """All bytes that the server sends until it closes the connection."""
     parts: list[bytes] = []
     with contextlib.suppress(ConnectionResetError):
         while part := connection.recv(65536):
@@ -56,7 +56,7 @@ def test_a_head_that_does_not_end_has_a_deadline(strict) -> None:
         def drip() -> None:
             with contextlib.suppress(OSError):
                 while not stop.wait(0.2):
-                    slow.sendall(b"x")  # a byte now and then is no head
+                    slow.sendall(b"x")  # single bytes do not extend the deadline of a head
 
         thread = threading.Thread(target=drip)
         thread.start()
@@ -71,7 +71,7 @@ def test_a_connection_that_says_nothing_has_a_deadline(strict) -> None:
         assert everything(silent) == b""
 
 
-def test_a_body_that_stalls_is_told_so(strict) -> None:
+def test_a_stalled_body_gets_a_408(strict) -> None:
     with connected(strict.url, HEAD + b"Content-Length: 5000\r\n\r\n" + b'{"model"') as stalled:
         answer = everything(stalled)
     assert answer.startswith(b"HTTP/1.1 408 ")
@@ -79,7 +79,7 @@ def test_a_body_that_stalls_is_told_so(strict) -> None:
     assert error["message"] == "Nothing of the request's body came for 1 s" and error["code"] == "request_timeout"
 
 
-def test_a_body_that_drips_is_told_so(strict) -> None:
+def test_a_dripping_body_is_cut_off(strict) -> None:
     with connected(strict.url, HEAD + b"Content-Length: 5000\r\n\r\n") as slow:
         began = time.monotonic()
         with contextlib.suppress(OSError):
@@ -123,25 +123,25 @@ def test_a_client_that_does_not_read_is_dropped_and_its_generation_stops(strict)
     request = HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
     with connected(strict.url, request, receive_buffer=4096):
         strict.wait_until_running(1, seconds=30)
-        strict.wait_until_idle(seconds=120)  # the answer is far longer than what fits between the two
+        strict.wait_until_idle(seconds=120)  # the answer is far longer than both sides' buffers
         assert strict.model.num_sampled < 60000
 
 
-def test_what_is_no_http_gets_an_error_of_the_usual_shape(server) -> None:
+def test_invalid_http_gets_an_error_of_the_usual_shape(server) -> None:
     with connected(server.url, b"\x16\x03\x01 hello\r\n\r\n") as strange:
         answer = everything(strange)
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert json.loads(answer.split(b"\r\n\r\n")[1])["error"]["type"] == "invalid_request_error"
 
 
-def test_a_full_server_makes_room_by_closing_who_sends_nothing(model, serve) -> None:
+def test_a_full_server_makes_room_by_closing_idle_connections(model, serve) -> None:
     with serve(model, max_connections=4) as served, contextlib.ExitStack() as stack:
         idle = [stack.enter_context(connected(served.url)) for _ in range(4)]
         assert served.http().get("/health").status_code == 200
         assert everything(idle[0]) == b"", "the longest idle one gave way"
 
 
-def test_a_full_server_of_working_clients_says_so(model, serve) -> None:
+def test_a_full_server_of_working_clients_answers_503(model, serve) -> None:
     model.reply, model.seconds_per_step = "</think>" + "word " * 3000, 0.02
     body = json.dumps(BODY | {"stream": True}).encode()
     request = HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
@@ -165,14 +165,14 @@ def test_150_half_open_connections_do_not_keep_a_good_client_out() -> None:
     with process_serving(shell) as (process, url):
         for sent in (b"", HEAD, HEAD + b'Content-Length: 5000\r\n\r\n{"mod'):
             check_good_client_among(url, [sent] * 150)
-        time.sleep(1.0)  # what would flood the log does so at once
+        time.sleep(1.0)  # enough time to flood the log
         process.terminate()
         assert process.wait(60) == 0
         assert process.stderr is not None and len(process.stderr.read()) < 2000
 
 
 def check_good_client_among(url: str, others: list[bytes]) -> None:
-    """Connects clients that have sent these bytes and no more; a good one is answered soon, and from then on."""
+    """Opens connections that send only `others`; a complete request is answered soon, and the next two too."""
     with contextlib.ExitStack() as stack:
         for sent in others:
             stack.enter_context(connected(url, sent))
@@ -200,6 +200,6 @@ def test_a_limit_that_leaves_too_little_room_is_named(monkeypatch) -> None:
         connection_bound(0)
 
 
-def test_a_time_that_cannot_be_is_refused() -> None:
+def test_a_deadline_of_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="client_seconds is 0; allowed: more than 0"):
         ClientLimits(0)

@@ -1,4 +1,4 @@
-"""A client that goes away stops its generation: no ghost requests."""
+"""A client's disconnect stops its generation: no ghost requests."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""The end of a real process: open answers get a time of grace, then an error event; new requests are sent away."""
+"""Shutdown of a real process: open answers get a grace period, then an error event; new requests are refused."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ LONG = "</think>" + "word " * 3000
 
 @contextlib.contextmanager
 def process_serving(prefix: tuple[str, ...] = (), **settings: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A process of scripted_server.py -> (the process, its URL). Its log is the process's stderr."""
+    """Starts scripted_server.py -> (process, URL). Its log is the process's stderr."""
     paths = os.pathsep.join([str(HERE.parents[1]), str(HERE)])
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     command = [*prefix, sys.executable, str(HERE / "scripted_server.py"), json.dumps(settings)]
@@ -102,7 +102,7 @@ def test_open_streams_end_with_an_error_event_of_their_format() -> None:
         assert process.wait(30) == 0
 
 
-def test_answers_that_end_in_time_are_whole_and_nobody_waits_for_longer() -> None:
+def test_answers_that_end_in_time_are_whole_and_end_the_grace_period() -> None:
     with process_serving(reply="</think>" + "word " * 20, seconds_per_step=0.02, grace_seconds=60.0) as (process, url):
         readers = [Reader(url, CHAT), Reader(url, MESSAGES), Reader(url, CHAT, stream=False)]
         assert readers[0].begun.wait(30) and readers[1].begun.wait(30)
@@ -111,10 +111,10 @@ def test_answers_that_end_in_time_are_whole_and_nobody_waits_for_longer() -> Non
         texts = [reader.wait() for reader in readers]
         assert texts[0].endswith("data: [DONE]\n\n") and "message_stop" in texts[1]
         assert json.loads(texts[2])["choices"][0]["finish_reason"] == "stop"
-        assert process.wait(40) == 0  # long before the grace is over
+        assert process.wait(40) == 0  # long before the grace period ends
 
 
-def test_new_requests_are_sent_away_while_the_server_drains() -> None:
+def test_new_requests_are_refused_while_the_server_drains() -> None:
     with process_serving(reply=LONG, seconds_per_step=0.05, grace_seconds=8.0) as (process, url):
         open_one, whole = Reader(url, CHAT), Reader(url, CHAT, stream=False)
         assert open_one.begun.wait(30)
@@ -151,7 +151,7 @@ def test_an_idle_server_ends_without_waiting() -> None:
         assert process.wait(60) == 0
 
 
-def test_a_long_step_of_the_engine_does_not_hold_the_end_up() -> None:
+def test_a_long_engine_step_does_not_delay_the_shutdown() -> None:
     with process_serving(seconds_of_prefill=300.0, grace_seconds=0.5) as (process, url):
         reader = Reader(url, CHAT)
         wait_until(lambda: running(url) == 1)

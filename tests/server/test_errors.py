@@ -30,11 +30,11 @@ def refused(server, path: str = CHAT, **change) -> dict:
         ({"response_format": {"type": "regex", "pattern": "a"}}, "response_format type is unavailable now: 'regex'"),
     ],
 )
-def test_a_bad_request_is_refused_in_the_hosted_words(server, change, message: str) -> None:
+def test_a_bad_request_is_refused_with_the_hosted_message(server, change, message: str) -> None:
     assert message in refused(server, **change)
 
 
-def test_an_unknown_model_is_answered_with_the_known_ones(server) -> None:
+def test_an_unknown_model_error_lists_the_known_models(server) -> None:
     message = refused(server, model="gpt-9")
     assert "The supported API model names are" in message and "but you passed gpt-9." in message
     assert "tiny" in message and "deepseek-v4-pro" in message
@@ -65,15 +65,13 @@ def test_a_context_overflow_names_the_numbers(model, serve, path: str) -> None:
         assert message.startswith("This model's maximum context length is 1000 tokens. However, you requested ")
         assert "500 in the completion). Please reduce the length of the messages or completion." in message
         assert "0 in the completion" in refused(served, path, messages=too_long, **low)
-        brimful = [{"role": "user", "content": "ab " * 1000}]  # each byte may be a token, or three of them one
+        brimful = [{"role": "user", "content": "ab " * 1000}]  # 3,000 bytes, between 1,000 and 3,000 tokens
         assert "maximum context length is 1000" in refused(served, path, messages=brimful, max_tokens=1, **low)
 
 
 @pytest.mark.parametrize(("path", "max_tokens"), [(CHAT, 500), (CHAT, 393_216), ("/v1/messages", 384_000)])
-def test_an_answer_that_does_not_fit_beside_the_prompt_gets_the_room_there_is(
-    model, serve, path: str, max_tokens: int
-) -> None:
-    """Agents ask for all that /v1/models offers, with every prompt."""
+def test_max_tokens_is_capped_by_the_room_beside_the_prompt(model, serve, path: str, max_tokens: int) -> None:
+    """Agents send the max_output_tokens of /v1/models with every prompt."""
     model.reply = "</think>" + "x" * 2000
     with serve(model, max_model_len=1000) as served:
         body = {"model": "tiny", "messages": [{"role": "user", "content": "x" * 700}], "max_tokens": max_tokens}
@@ -101,7 +99,7 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read(server, monkeypatch)
     response = server.http().post(CHAT, content=b"x" * 2000)
     assert (response.status_code, response.json()["error"]["type"]) == (413, "request_too_large")
     parts = iter([b"x" * 600] * 3)
-    assert server.http().post(CHAT, content=parts).status_code == 413  # without a length announced
+    assert server.http().post(CHAT, content=parts).status_code == 413  # without Content-Length
 
 
 def test_models_are_listed_for_both_sdks(server) -> None:
@@ -127,7 +125,7 @@ def test_base_addresses_answer_probes(server) -> None:
     assert http.head("/anthropic").status_code == http.get("/anthropic").status_code == 200
 
 
-def test_health_counts_and_a_broken_engine_is_told_to_everybody(model, serve) -> None:
+def test_health_counts_requests_and_a_broken_engine_fails_them_all(model, serve) -> None:
     with serve(model) as served:
         http = served.http()
         assert http.get("/health").json() == {"status": "ok", "running": 0, "waiting": 0}
@@ -164,7 +162,7 @@ def test_an_engine_that_breaks_under_a_whole_answer_is_a_503(model, serve) -> No
 
 @pytest.mark.parametrize("good_events", [0, 1])
 def test_an_answer_that_cannot_be_parsed_is_an_error_and_no_cut_connection(server, monkeypatch, good_events) -> None:
-    """A stream that has not begun gets the status of the error, one that has begun an error event."""
+    """A stream that has not begun gets the error's status, a begun stream an error event."""
     push, left = Answer.push, good_events
 
     def fail(answer: Answer, event: object) -> list[object]:
@@ -179,15 +177,15 @@ def test_an_answer_that_cannot_be_parsed_is_an_error_and_no_cut_connection(serve
     whole = server.http().post(CHAT, json=body)
     assert whole.status_code == 500 and whole.json()["error"]["type"] == "internal_error"
     left = good_events
-    # A client of its own: the server closes a connection after an error that nobody handled, when the answer is out.
+    # A separate client: after an unhandled error the server closes the connection once the response is sent.
     stream = server.http().post(CHAT, json=body | {"stream": True})
     assert stream.status_code == (200 if good_events else 500)
     assert ("no such token" in stream.text) == bool(good_events) and "[DONE]" not in stream.text
 
 
 @pytest.mark.parametrize(("path", "stream"), [(CHAT, True), ("/v1/messages", False)])
-def test_logits_that_are_no_numbers_are_an_error_and_fail_the_health(model, serve, path: str, stream: bool) -> None:
-    """An empty answer with status 200 would look like one."""
+def test_nan_logits_are_an_error_and_fail_the_health(model, serve, path: str, stream: bool) -> None:
+    """An empty answer with status 200 would look like a valid one."""
     original = model._next
     model._next = lambda slot, length: original(slot, length) * float("nan")
     body = {"model": "tiny", "messages": QUESTION, "stream": stream, "max_tokens": 20}

@@ -16,7 +16,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_keys_of_all_places_count(file: Path) -> None:
+def test_keys_of_all_sources_count(file: Path) -> None:
     keys = collect_keys(["sk-flag"], file, {"DSV4_API_KEY": "sk-env, sk-one"})
     assert keys == ["sk-flag", "sk-env", "sk-one", "sk-two"]
     assert collect_keys([], None, {}) == []
@@ -27,11 +27,11 @@ def test_keys_of_all_places_count(file: Path) -> None:
     [
         ([""], {}, "--api-key"),
         ([" "], {}, "--api-key"),
-        ([], {"DSV4_API_KEY": ""}, "DSV4_API_KEY"),  # an unset variable in a compose file: not an open server
+        ([], {"DSV4_API_KEY": ""}, "DSV4_API_KEY"),  # an unset variable in a compose file must not open the server
         ([], {"DSV4_API_KEY": "a,,b"}, "DSV4_API_KEY"),
     ],
 )
-def test_an_empty_key_is_refused_in_words(given: list[str], environment: dict[str, str], place: str) -> None:
+def test_an_empty_key_is_refused_with_its_source(given: list[str], environment: dict[str, str], place: str) -> None:
     with pytest.raises(
         ValueError, match=rf"an API key is an empty string \({place}\); give keys of at least 1 character"
     ):
@@ -46,7 +46,7 @@ def test_a_key_that_no_header_can_carry_is_refused(file: Path) -> None:
 
 def test_a_file_without_keys_is_refused(file: Path) -> None:
     file.write_text("# none yet\n\n")
-    with pytest.raises(ValueError, match="holds no API key; allowed: one a line"):
+    with pytest.raises(ValueError, match="holds no API key; allowed: one per line"):
         read_key_file(file)
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="is no text file"):
@@ -54,7 +54,7 @@ def test_a_file_without_keys_is_refused(file: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file modes")
-def test_a_file_that_others_can_read_is_warned_of(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_key_file_that_others_can_read_is_a_warning(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "dsv4.server"):
         read_key_file(file)
         assert not caplog.messages
@@ -72,7 +72,7 @@ def test_the_command_line_says_what_is_wrong_before_it_loads(monkeypatch, capsys
     assert "No such file" in capsys.readouterr().err
 
 
-def test_the_command_line_hands_all_of_them_over(monkeypatch, file: Path) -> None:
+def test_the_command_line_passes_all_keys_on(monkeypatch, file: Path) -> None:
     seen: dict[str, object] = {}
     monkeypatch.setattr("dsv4.server.run.serve", lambda model, **options: seen.update(options))
     monkeypatch.setenv("DSV4_API_KEY", "sk-env")

@@ -1,4 +1,4 @@
-"""Faults that users of other V4 servers reported, each held off by a test of its name."""
+"""Faults that users of other V4 servers reported, one test per fault."""
 
 import json
 
@@ -39,7 +39,7 @@ def prompt(server, folder, number: int = -1) -> str:
 
 @pytest.mark.parametrize("before", ["t</think>", "t</think>\n\n", "t</think>Text.\n\n"])
 def test_tool_markup_never_leaks_into_the_content(server, before: str) -> None:
-    """The markup comes token by token, so every one of its markers is split over events."""
+    """The markup comes token by token, so every tag is split over events."""
     server.model.reply = before + CALL.format(value="v")
     expected = before.partition("</think>")[2].strip()
     reasoning, content, arguments = streamed(server, tools=[TOOL])
@@ -64,8 +64,8 @@ MALFORMED = (
 
 @pytest.mark.parametrize("before", ["t", "t</think>"], ids=["unclosed thinking", "answer"])
 @pytest.mark.parametrize(("body", "arguments"), MALFORMED)
-def test_malformed_calls_are_understood_in_thinking_too_and_alike_everywhere(server, before, body, arguments) -> None:
-    """In both protocols, streamed and whole; it was an empty input, no JSON at all, or a 500."""
+def test_malformed_calls_are_parsed_in_thinking_too_and_alike_everywhere(server, before, body, arguments) -> None:
+    """In both protocols, streamed and whole; the fault was an empty input, invalid JSON, or a 500."""
     invoke = f'<｜DSML｜invoke name="f">\n{body}\n</｜DSML｜invoke>'
     server.model.reply = f"{before}\n\n<｜DSML｜tool_calls>\n{invoke}\n</｜DSML｜tool_calls>"
     tool = {**TOOL["function"], "parameters": {"type": "object", "properties": {"x": {}}}}
@@ -99,7 +99,7 @@ def test_no_tags_are_shown_in_thinking_without_tools(server) -> None:
     assert (message.reasoning_content, message.content, finish) == ('so\n\nf({"x": "v"})', "", "stop")
 
 
-def test_text_that_only_looks_like_the_beginning_of_tool_markup_is_given_out(server) -> None:
+def test_text_that_only_looks_like_the_beginning_of_tool_markup_is_shown(server) -> None:
     server.model.reply = "</think>a < b, <｜"
     assert ask(server, tools=[TOOL])[0].content == "a < b, <｜"
 
@@ -152,7 +152,7 @@ def test_a_named_tool_choice_does_not_leak_markup(server) -> None:
     assert (message.content, finish, message.tool_calls[0].function.name) == ("", "tool_calls", "f")
 
 
-def test_top_level_thinking_and_effort_are_honoured(server, folder) -> None:
+def test_top_level_thinking_and_effort_are_honored(server, folder) -> None:
     ask(server, extra_body={"thinking": {"type": "disabled"}})
     ask(server, reasoning_effort="none")
     assert prompt(server, folder, 0) == prompt(server, folder, 1)
@@ -193,7 +193,7 @@ def test_earlier_thinking_stays_only_where_tools_are_used(server, folder) -> Non
     assert "OLD" in prompt(server, folder)
 
 
-def test_sampling_knobs_count_without_thinking_and_are_fixed_with_it(server) -> None:
+def test_sampling_parameters_count_without_thinking_and_are_fixed_with_it(server) -> None:
     service = ChatService(server.engine, "tiny", (), thinking=True)
     request = {"model": "tiny", "messages": QUESTION, "temperature": 0.2, "top_p": 0.5, "seed": 9, "max_tokens": 7}
     thinking = service.prepare(CHAT, json.dumps(request).encode()).turn.params

@@ -54,8 +54,8 @@ def test_reasoning_and_untyped_tool_calls_of_the_history_are_read() -> None:
     assert empty["reasoning_content"] == "r"
 
 
-def test_what_needs_no_change_keeps_its_bytes() -> None:
-    nested = b'{"x": ' * 700 + b"1" + b"}" * 700  # json reads it, copying it goes deeper than Python does
+def test_a_body_without_changes_keeps_its_bytes() -> None:
+    nested = b'{"x": ' * 700 + b"1" + b"}" * 700  # json parses it, but copying it exceeds Python's recursion limit
     for body in (b'{ "model" : "x", "messages": [] }', b"{broken", b"[1]", b"[" * 50_000, nested):
         assert CHAT.adapted(body).body is body and MESSAGES.adapted(body).body is body
 

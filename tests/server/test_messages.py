@@ -167,7 +167,7 @@ def test_errors_have_both_shapes(server, change, message: str) -> None:
 
 
 def test_malformed_calls_are_the_same_streamed_and_whole(server) -> None:
-    """JSON in an invoke became a call with an empty input; an integer beyond 64 bits a float."""
+    """Faults were: JSON in an invoke became a call with an empty input, an integer beyond 64 bits a float."""
     mark, big = "｜DSML｜", 123456789012345678901234567890
     for body, wanted in ((f'{{"days": {big}}}', {"days": big}), ('{"arguments": {"city": "Oslo"}}', {"city": "Oslo"})):
         server.model.reply = f'</think><{mark}tool_calls>\n<{mark}invoke name="weather">{body}</{mark}invoke>'

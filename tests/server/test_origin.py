@@ -22,7 +22,7 @@ def port(server) -> str:
     "host", ["evil.example", "evil.example:{port}", "127.0.0.1.evil.example", "10.0.0.1", "", "a b"]
 )
 def test_a_rebound_name_reaches_nothing(server, host: str) -> None:
-    """DNS rebinding: the page's own name leads here, so that Host and Origin agree, and are still not the server's."""
+    """DNS rebinding: the page's own name resolves to the server, so Host and Origin agree, but are not the server's."""
     host = host.format(port=port(server))
     for path in (CHAT, "/v1/messages", "/v1/messages/count_tokens"):
         answer = post(server, path, Host=host, Origin=f"http://{host}")
@@ -59,7 +59,7 @@ def test_a_page_of_another_origin_is_refused(server, origin: str) -> None:
 def test_a_request_of_another_site_without_an_origin_is_refused(server) -> None:
     assert post(server, **{"Sec-Fetch-Site": "cross-site"}).status_code == 403
     assert post(server, **{"Sec-Fetch-Site": "same-origin"}).status_code == 200
-    # A link to the page from elsewhere is no request that does anything.
+    # A link from another site to the page is a harmless GET.
     assert server.http().get("/", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 200
 
 
@@ -88,9 +88,9 @@ def test_listed_hosts_and_origins_pass_and_pages_may_read_the_answers(model, ser
         assert served.http().options(CHAT, headers={"Origin": "https://evil.example"} | asked).status_code == 403
 
 
-def test_a_server_of_the_network_takes_programs_by_any_name_and_pages_by_names_nobody_can_point_at_it() -> None:
+def test_a_network_server_takes_programs_by_any_name_and_pages_by_its_own_names() -> None:
     policy = OriginPolicy(bound_host="0.0.0.0", loopback=False, allowed_hosts=("box.lan",))
-    assert policy.host_error("dsv4:8000") is None  # a container by its name
+    assert policy.host_error("dsv4:8000") is None  # a container by its service name
     assert policy.origin_error("http://192.168.1.5:8000", "192.168.1.5:8000") is None
     assert policy.origin_error("http://box.lan:8000", "box.lan:8000") is None
     assert policy.origin_error("http://localhost:8000", "127.0.0.1:8000") is None
@@ -101,7 +101,7 @@ def test_a_server_of_the_network_takes_programs_by_any_name_and_pages_by_names_n
     assert with_key.origin_error("https://evil.example", "chat.example") is not None
 
 
-def test_stars_switch_a_check_off() -> None:
+def test_a_star_disables_a_check() -> None:
     policy = OriginPolicy(allowed_hosts=("*",), allowed_origins=("*",))
     assert policy.host_error("evil.example") is None
     assert policy.origin_error("https://evil.example", "evil.example") is None
@@ -136,7 +136,7 @@ def test_hosts_are_split_as_browsers_write_them() -> None:
         "json",
     ],
 )
-def test_what_a_page_can_send_without_asking_is_no_request(server, kind: str) -> None:
+def test_content_types_without_a_preflight_are_refused(server, kind: str) -> None:
     for path in (CHAT, "/v1/messages", "/v1/messages/count_tokens"):
         answer = server.http().post(path, content=json.dumps(BODY), headers={"Content-Type": kind})
         assert answer.status_code == 415 and answer.headers["x-should-retry"] == "false"
@@ -153,6 +153,6 @@ def test_curl_is_told_which_option_to_add(server) -> None:
 @pytest.mark.parametrize(
     "kind", ["application/json; charset=utf-8", "Application/JSON", "application/vnd.api+json", None]
 )
-def test_json_by_any_name_and_nothing_at_all_are_json(server, kind: str | None) -> None:
-    headers = {} if kind is None else {"Content-Type": kind}  # requests.post(data="...") names none
+def test_json_types_and_a_missing_type_are_accepted(server, kind: str | None) -> None:
+    headers = {} if kind is None else {"Content-Type": kind}  # requests.post(data="...") sends no Content-Type
     assert server.http().post(CHAT, content=json.dumps(BODY), headers=headers).status_code == 200

@@ -1,4 +1,4 @@
-"""A refused request says which field is at fault, in its message and in error.param."""
+"""A refusal names the field at fault, in its message and in error.param."""
 
 import copy
 import json
@@ -70,7 +70,7 @@ def chat(*messages: object) -> dict:
         (chat({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text"}]}),
          "messages[137].content[1]", "`text`"),
         (chat({"role": "user", "content": [{"type": "zzz", "text": "a"}]}), "messages[137].content[0].type", "`zzz`"),
-        # What only conversion finds keeps the hosted service's sentence as its beginning.
+        # Faults found in conversion, not in parsing: the message begins with the hosted service's sentence.
         ({"temperature": 2.5}, "temperature", "Invalid temperature value, the valid range of temperature is [0, 2]"),
         ({"n": 2}, "n", "Invalid n value (currently only n = 1 is supported)"),
         ({"max_completion_tokens": 400_000}, "max_completion_tokens", "Invalid max_tokens value"),
@@ -130,7 +130,7 @@ def test_a_refused_message_names_the_place(server, request_, place: str, words: 
         (rb'{"model": "tiny", "messages": [{"\ud800": 1}]}', "messages[0] (the name of a field)"),
     ],
 )
-def test_what_is_no_text_is_refused_with_its_place(server, body: bytes, place: str) -> None:
+def test_invalid_text_is_refused_with_its_place(server, body: bytes, place: str) -> None:
     path = MESSAGES if b"\xff" in body else "/v1/messages/count_tokens" if place == "model" else CHAT
     error = refused(server, path, body)
     assert error["param"] == place and f"{place} holds bytes or escapes that are no text" in error["message"]
@@ -216,8 +216,8 @@ def written(path: tuple[str | int, ...]) -> str:
 @pytest.mark.parametrize(
     ("parse", "whole"), [(recipe.ChatCompletionRequest, WHOLE_CHAT), (recipe.MessagesRequest, WHOLE_MESSAGES)]
 )
-def test_whatever_field_is_wrong_is_the_one_that_is_named(parse, whole) -> None:
-    """Every value of a large request is spoilt in turn, in seven ways; the place is the value or lies within it."""
+def test_the_named_place_is_the_wrong_field(parse, whole) -> None:
+    """Every value of a large request is replaced in turn, in seven ways; the place is the value or lies within it."""
     parse(json.dumps(whole).encode())
     found = 0
     for path in paths(whole):
@@ -232,7 +232,7 @@ def test_whatever_field_is_wrong_is_the_one_that_is_named(parse, whole) -> None:
                 parse(body)
             except ValueError as error:
                 refused_ = describe(error, body, parse, parse, "")
-                # An object in the place of another lacks a field or has a wrong one inside.
+                # An object put in place of another lacks a field or has a wrong field inside.
                 assert (refused_.param or "").startswith(written(path)), (path, value, refused_)
                 assert f": {refused_.param}: " in refused_.message
                 found += 1
@@ -240,7 +240,7 @@ def test_whatever_field_is_wrong_is_the_one_that_is_named(parse, whole) -> None:
 
 
 def test_the_search_for_a_place_ends_within_its_bound() -> None:
-    """A long text beside many fields: only the message is named, after a few readings of the whole."""
+    """A long text beside many fields: only the message is named, after a few parses of the whole request."""
     fields = {f"field{index}": 1 for index in range(60)}
     spoilt = fields | {"role": "bad", "content": "x" * 3_000_000}
     body = json.dumps({"model": "tiny", "messages": [USER, spoilt]}).encode()
@@ -256,7 +256,7 @@ def test_the_search_for_a_place_ends_within_its_bound() -> None:
     assert describe(error.value, body, parse, parse, "").param == "messages[1]"
     assert read < 3 * len(body) + 10_000_000
     many = {f"field{index}": 1 for index in range(5000)}
-    many |= {"model": "x" * 4000, "messages": [USER], "temperature": "hot"}  # the name stands in every part tried
+    many |= {"model": "x" * 4000, "messages": [USER], "temperature": "hot"}  # every tested part contains the model name
     body = json.dumps(many).encode()
     with pytest.raises(ValueError) as error:
         recipe.ChatCompletionRequest(body)
@@ -264,7 +264,7 @@ def test_the_search_for_a_place_ends_within_its_bound() -> None:
     assert "hot" in refusal.message and refusal.param is None, "no place, but the refusal itself"
 
 
-def test_a_wrong_model_beside_other_fields_is_the_one_that_is_named(server) -> None:
+def test_a_wrong_model_is_named_beside_other_fields(server) -> None:
     http = server.http()
     for model, words in ((5, "model: invalid type: integer `5`"), ("gpt-9", "but you passed gpt-9.")):
         error = http.post(CHAT, json={"temperature": 1, "messages": [USER], "model": model}).json()["error"]

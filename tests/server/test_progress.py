@@ -1,4 +1,4 @@
-"""Progress and timings on the wire: nothing unless asked for, and streams that real clients still read."""
+"""Progress and timings on the wire: only on request, and in streams that real clients can still read."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_client_that_leaves_before_its_answer_is_dropped_at_once(
     serve: Callable[..., AbstractContextManager[Served]], model: ScriptedModel, place: str
 ) -> None:
     model.seconds_per_step = model.seconds_of_prefill = 0.02
-    prompt = "the cat sat " * 4000  # some ten steps
+    prompt = "the cat sat " * 4000  # about ten steps
     with serve(model, max_num_seqs=1, max_model_len=65536) as served:
         client, body = served.http(), ASK | {"stream": True, "return_progress": True}
         if place == "queue":

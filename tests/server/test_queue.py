@@ -1,4 +1,4 @@
-"""A full queue is a 503 that says when to come again, before a status is sent, streamed or not."""
+"""A full queue is a 503 with Retry-After, sent as the status, streamed or not."""
 
 import threading
 import time
@@ -42,7 +42,7 @@ def test_a_full_queue_is_a_503_with_retry_after(model, serve, path: str, stream:
 
 
 def test_a_burst_is_refused_after_it_is_read(model, serve) -> None:
-    """Many pass the look at the queue while it is empty: each has to find a place when its prompt is made."""
+    """Many requests pass the first check of an empty queue: each needs a place again once its prompt is encoded."""
     model.seconds_of_prefill = 0.02
     with serve(model, max_num_seqs=1, max_num_waiting=3) as served, ThreadPoolExecutor(30) as pool:
         client = served.http()

@@ -1,4 +1,4 @@
-"""What the SDKs are told about sending a request again."""
+"""Retry hints to the SDKs."""
 
 import contextlib
 import time
@@ -22,14 +22,14 @@ def locked(model, serve):
 
 
 class FullError(EngineError):
-    """As the engine's own refusal of a request that would have to wait too long."""
+    """Stands for the engine's temporary refusal."""
 
     retry_after = 0.2
 
 
 @contextlib.contextmanager
 def full_engine(monkeypatch: pytest.MonkeyPatch, times: int) -> Iterator[list[float]]:
-    """Refuses the first requests -> the times at which requests came."""
+    """Makes the engine refuse the first requests; returns the arrival times of all."""
     from dsv4.engine import AsyncEngine
 
     stream, came = AsyncEngine.stream, []
@@ -45,7 +45,7 @@ def full_engine(monkeypatch: pytest.MonkeyPatch, times: int) -> Iterator[list[fl
 
 
 @pytest.mark.parametrize("path", [CHAT, MESSAGES])
-def test_errors_that_last_say_so(locked, monkeypatch, path: str) -> None:
+def test_permanent_errors_forbid_retries(locked, monkeypatch, path: str) -> None:
     monkeypatch.setattr("dsv4.server.requests.MAX_BODY_BYTES", 1000)
     key = {"x-api-key": "sk-1"}
     http = locked.http()
@@ -64,8 +64,8 @@ def test_errors_that_last_say_so(locked, monkeypatch, path: str) -> None:
         assert "retry-after" not in answer.headers
 
 
-def test_a_wrong_key_is_told_after_one_request(locked) -> None:
-    """Claude Code tries anything but this again, in silence, for minutes."""
+def test_a_wrong_key_is_reported_after_one_request(locked) -> None:
+    """Claude Code silently retries any other error for minutes."""
     with locked.closing, anthropic.Anthropic(base_url=locked.url, api_key="wrong", max_retries=5) as client:
         requests: list[object] = []
         client._client.event_hooks["request"].append(requests.append)
@@ -87,7 +87,7 @@ def test_a_full_engine_is_503_before_the_status_line(server, monkeypatch, path: 
         assert server.http().post(path, json=BODY | {"stream": stream}).status_code == 200
 
 
-def test_both_sdks_come_back_after_the_time_that_they_are_told(server, monkeypatch) -> None:
+def test_both_sdks_retry_after_the_given_time(server, monkeypatch) -> None:
     with full_engine(monkeypatch, times=1) as came:
         client = openai.OpenAI(base_url=server.url + "/v1", api_key="x", max_retries=2)
         with client:
@@ -99,7 +99,7 @@ def test_both_sdks_come_back_after_the_time_that_they_are_told(server, monkeypat
         assert len(came) == 2 and came[1] - came[0] >= 0.9
 
 
-def test_an_engine_that_has_failed_is_not_asked_again(model, serve) -> None:
+def test_a_failed_engine_forbids_retries(model, serve) -> None:
     model.fail = "out of order"
     with serve(model) as served:
         for _ in range(2):

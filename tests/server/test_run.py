@@ -26,7 +26,7 @@ from dsv4.server.run import serve
 from dsv4.tokenizer.train import train_tokenizer, write_tokenizer
 
 
-def test_a_taken_port_is_told_before_anything_is_loaded(monkeypatch) -> None:
+def test_a_taken_port_is_reported_before_anything_is_loaded(monkeypatch) -> None:
     with bind("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(
@@ -36,23 +36,23 @@ def test_a_taken_port_is_told_before_anything_is_loaded(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("port", [-1, 65536])
-def test_a_port_that_cannot_be_is_refused(port: int) -> None:
+def test_an_impossible_port_is_refused(port: int) -> None:
     with pytest.raises(ValueError, match=rf"port is {port}; allowed: \[0, 65535\]"):
         bind("127.0.0.1", port)
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "a" * 70 + ".invalid"])
-def test_a_host_that_cannot_be_is_named(host: str) -> None:
+def test_an_impossible_host_is_named(host: str) -> None:
     with pytest.raises(ValueError, match=f"host is '{host}'; allowed: a name or an address of this machine"):
         bind(host, 0)
 
 
-def test_threads_that_cannot_be_are_refused() -> None:
+def test_impossible_threads_are_refused() -> None:
     with pytest.raises(ValueError, match="threads is 0; allowed: 1 or more"):
         serve("/no/such/model", port=0, threads=0)
 
 
-def test_addresses_are_what_a_browser_takes() -> None:
+def test_addresses_are_urls_for_a_browser() -> None:
     for host, shown in (("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1")):
         with bind(host, 0) as listening:
             assert address(listening) == f"http://{shown}:{listening.getsockname()[1]}"
@@ -79,7 +79,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextlib.contextmanager
 def process_serving(folder: Path, **options: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A process that serves a folder -> (the process, the URL that it printed)."""
+    """Starts a process that serves a folder -> (process, the URL that it printed)."""
     code = f"from dsv4.server.run import serve; serve({str(folder)!r}, port=0, threads=1, **{options!r})"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as process:
@@ -125,7 +125,7 @@ def test_ctrl_c_ends_the_server_while_a_client_still_streams(folder: Path) -> No
 
 
 def test_weights_cut_short_under_a_server_fail_its_health(folder: Path, tmp_path: Path) -> None:
-    """Whoever asks next is told, and no damaged answer goes out."""
+    """The next request gets the error, and no damaged answer is sent."""
     if backends.native_module() is None:
         pytest.skip("the reference kernels keep no weights in files")
     copy = tmp_path / "random"

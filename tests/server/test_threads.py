@@ -1,4 +1,4 @@
-"""Long bodies wait for each other, short ones for none of them."""
+"""Long bodies wait for each other, short bodies do not wait for long ones."""
 
 import asyncio
 import threading

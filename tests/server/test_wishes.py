@@ -1,4 +1,4 @@
-"""Content and options beyond plain text and sampling: read, done, or refused in words; never left out in silence."""
+"""Content and options beyond plain text and sampling: honored or refused with a message, never silently ignored."""
 
 import anthropic
 import openai
@@ -130,7 +130,7 @@ def test_top_k_and_min_p_reach_the_sampler(server, monkeypatch, path: str) -> No
         {"grammar": "root ::= x"},
     ],
 )
-def test_what_chat_asks_for_and_nobody_does_is_refused(server, wish: dict) -> None:
+def test_unsupported_chat_parameters_are_refused(server, wish: dict) -> None:
     name = next(iter(wish))
     with pytest.raises(openai.BadRequestError, match=name) as error:
         server.openai().chat.completions.create(model="tiny", messages=[USER], extra_body=wish)
@@ -146,7 +146,7 @@ def test_what_chat_asks_for_and_nobody_does_is_refused(server, wish: dict) -> No
         ({"container": "a"}, "container"),
     ],
 )
-def test_what_messages_ask_for_and_nobody_does_is_refused(server, wish: dict, name: str) -> None:
+def test_unsupported_messages_parameters_are_refused(server, wish: dict, name: str) -> None:
     with pytest.raises(anthropic.BadRequestError, match=name) as error:
         server.anthropic().messages.create(model="tiny", max_tokens=5, messages=[USER], extra_body=wish)
     assert error.value.body["error"]["param"] == name

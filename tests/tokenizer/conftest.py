@@ -1,4 +1,4 @@
-"""A small tokenizer with V4's special tokens, trained in a moment."""
+"""Fixtures: a small tokenizer with V4's special tokens, trained in a moment."""
 
 from pathlib import Path
 

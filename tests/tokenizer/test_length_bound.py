@@ -1,4 +1,4 @@
-"""The bound of a text's tokens from below: never above the count, and near enough to be of use."""
+"""Lower bound on a text's tokens: never above the count, and close enough to be useful."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ WORDS = ["comprehensively", " the", "\n", "    ", "12", "é", "世界", "🙂", 
 
 @given(st.one_of(st.text(), st.lists(st.sampled_from(WORDS), max_size=60).map("".join)), st.integers(1, 40))
 @settings(deadline=None, max_examples=300)
-def test_no_text_has_fewer_tokens(text: str, times: int) -> None:
+def test_no_text_has_fewer_tokens_than_its_bound(text: str, times: int) -> None:
     assert NANO.min_tokens(text * times) <= len(NANO.encode(text * times))
 
 
@@ -28,15 +28,15 @@ def test_the_bound_of_plain_text_is_not_far_below_its_tokens() -> None:
     assert NANO.min_tokens(text) > len(text) / 25  # 1,200 tokens, none longer than 21 bytes
 
 
-def test_a_text_of_the_longest_tokens_reaches_it() -> None:
+def test_a_text_of_the_longest_tokens_reaches_the_bound() -> None:
     bound = LengthBound([b"a", b"aaaa", b"b", b"bb"])
     assert [bound.tokens("a" * n) for n in (0, 1, 4, 5, 4000)] == [0, 1, 1, 2, 1000]
     assert bound.tokens("aaaabb") == 2
-    assert bound.tokens("ccc") == 0  # no token has it, so that it may be dropped
+    assert bound.tokens("ccc") == 0  # no token holds "c", so that it may be dropped
 
 
 def test_a_byte_that_is_no_token_itself_counts_nothing() -> None:
-    """BPE begins with single bytes: an unknown one is dropped, though a longer token holds it."""
+    """BPE begins with single bytes: an unknown byte is dropped, though a longer token holds it."""
     assert LengthBound([b"q", b"qu"]).tokens("uuuu") == 0
 
 

@@ -10,7 +10,7 @@ TOOLS = [ToolDefinition("add", "Add.", {"type": "object"})]
 
 
 def learned(tokenizer: Tokenizer, ids: list[int], mask: list[int]) -> list[str]:
-    """The stretches of text that carry loss."""
+    """Decoded spans with loss."""
     stretches: list[list[int]] = []
     previous = 0
     for token_id, flag in zip(ids, mask, strict=True):
@@ -45,7 +45,7 @@ def test_a_tool_call_is_learned_with_its_special_tokens(tokenizer: Tokenizer) ->
     assert text.startswith(f"call add{END_THINK}\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name=")
     assert text.endswith(f"</｜DSML｜tool_calls>{EOS}")
     dsml = tokenizer.special_id("｜DSML｜")
-    # Every tag of the template is the token, the argument's text is not.
+    # The template's tags are the special token; the same spelling in the argument is text.
     assert ids[len(prompts.encode(conversation)) :].count(dsml) == text.count("｜DSML｜") - 1
 
 
@@ -74,7 +74,7 @@ def test_with_tools_every_turn_is_learned_with_its_thinking(tokenizer: Tokenizer
     assert ids[: len(prompts.encode(conversation))] == prompts.encode(conversation)
 
 
-def test_a_letterwise_answer_is_one_token_a_letter(tokenizer: Tokenizer) -> None:
+def test_a_letterwise_answer_is_one_token_per_letter(tokenizer: Tokenizer) -> None:
     conversation = Conversation([UserMessage("backward: answer")])
     target = AssistantMessage("answer", "r6")
     ids, mask = encode_training(PromptEncoder(tokenizer), conversation, target, letterwise=True)

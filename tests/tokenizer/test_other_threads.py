@@ -1,4 +1,4 @@
-"""Other Python threads run while a long text is tokenised: one request must not freeze all others."""
+"""Other Python threads run while a long text is tokenized: one request must not freeze all others."""
 
 import threading
 import time
@@ -8,7 +8,7 @@ from dsv4.tokenizer import Tokenizer
 
 
 class Heartbeat:
-    """A thread that wakes every few milliseconds; `longest_pause` is what kept it from doing so, in seconds."""
+    """A thread that wakes every few milliseconds; `longest_pause`: longest time between two wakes, in seconds."""
 
     def __enter__(self) -> "Heartbeat":
         self.longest_pause = 0.0
@@ -28,7 +28,7 @@ class Heartbeat:
             self.longest_pause, last = max(self.longest_pause, now - last), now
 
 
-def test_a_heartbeat_goes_on_while_a_long_text_is_tokenised() -> None:
+def test_a_heartbeat_goes_on_while_a_long_text_is_tokenized() -> None:
     tokenizer = Tokenizer.from_pretrained(nano_path())
     text = "The cat sat on the mat, 12 + 30 = 42.\n" * 20_000
     for work in (tokenizer.encode, lambda text: tokenizer.encode_rendered(text, [])):

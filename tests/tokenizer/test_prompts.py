@@ -35,7 +35,7 @@ ABSOLUTE, BEYOND = "Absolute maximum", "Beyond maximum"
         ("0731", "max", BEYOND),
     ],
 )
-def test_trap_16_each_ladder_has_its_own_effort_instructions(
+def test_each_ladder_has_its_own_effort_instructions(
     tokenizer: Tokenizer, ladder: str, effort: str | None, instruction: str | None
 ) -> None:
     encoder = PromptEncoder(tokenizer, ladder)
@@ -92,19 +92,19 @@ def history(tools: list[ToolDefinition], tool_choice: str = "auto") -> Conversat
     )
 
 
-def test_trap_17_tools_keep_earlier_thinking_and_order_their_results(tokenizer: Tokenizer) -> None:
+def test_tools_keep_earlier_thinking_and_order_their_results(tokenizer: Tokenizer) -> None:
     prompt = PromptEncoder(tokenizer).render(history([ADD])).prompt
     assert "EARLY THOUGHT" in prompt and "LATE THOUGHT" in prompt
     assert prompt.index("result one") < prompt.index("result two")
 
 
-def test_trap_17_without_tools_earlier_thinking_is_dropped(tokenizer: Tokenizer) -> None:
+def test_without_tools_earlier_thinking_is_dropped(tokenizer: Tokenizer) -> None:
     prompt = PromptEncoder(tokenizer).render(history([])).prompt
     assert "THOUGHT" not in prompt
     assert prompt.endswith("second<｜Assistant｜><think>")
 
 
-def test_trap_18_tool_choice_none_describes_no_tools(tokenizer: Tokenizer) -> None:
+def test_tool_choice_none_describes_no_tools(tokenizer: Tokenizer) -> None:
     prompt = PromptEncoder(tokenizer).render(history([ADD], "none")).prompt
     assert "Available Tool Schemas" not in prompt and "THOUGHT" not in prompt
     own = Conversation([SystemMessage("Be brief.", tools=[ADD]), UserMessage("hi")], tool_choice="none")
@@ -131,5 +131,5 @@ def test_prompt_ids_equal_those_of_the_recipe_whatever_the_user_types(tokenizer:
 
 
 def shown(conversation: Conversation) -> list[recipe.Message]:
-    """The messages, with thinking that the template drops left out."""
+    """The messages without the thinking that the template drops."""
     return [m if m.role != "assistant" else AssistantMessage(m.content) for m in conversation.messages]

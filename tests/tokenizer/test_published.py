@@ -1,4 +1,4 @@
-"""The published tokenizer: the figures that are known of it, plain text, special tokens, prompts."""
+"""The published tokenizer: known figures, plain text, special tokens, prompts."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ def published() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def usual() -> tokenizers.Tokenizer:
-    """The same file read by its own library, which turns special spellings in text into tokens."""
+    """The same file in its own library, which turns special spellings in text into tokens."""
     return tokenizers.Tokenizer.from_file(str(FILE))
 
 
@@ -55,7 +55,7 @@ def test_the_file_is_the_published_one(published: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("name", corpus())
-def test_text_comes_back_and_is_read_as_the_library_reads_it(
+def test_text_round_trips_and_ids_equal_the_library_s(
     name: str, published: Tokenizer, usual: tokenizers.Tokenizer
 ) -> None:
     text = corpus()[name]
@@ -82,6 +82,6 @@ def test_prompts_are_those_of_the_recipe(published: Tokenizer) -> None:
 
 
 def test_the_package_is_not_needed_to_run(tmp_path: Path) -> None:
-    """Only tests read it: a folder with the file is enough."""
+    """Only tests need the package: a folder with the tokenizer file is enough."""
     (tmp_path / "tokenizer.json").symlink_to(FILE)
     assert Tokenizer.from_pretrained(tmp_path).encode("Hello, world!") == [19923, 14, 2058, 3]

@@ -23,7 +23,7 @@ def test_a_special_spelling_in_text_stays_text(tokenizer: Tokenizer, folder: Pat
     assert not special_ids(tokenizer) & set(ids)
     assert tokenizer.encode_batch([text]) == [ids]
     assert tokenizer.decode(ids) == text
-    # The same file read the usual way does turn the text into the token: this test can fail.
+    # Control: the library's usual way does turn the text into the token.
     usual = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     assert tokenizer.special_id(spelling) in usual.encode(text).ids
 
@@ -58,7 +58,7 @@ def test_bos_eos_pad_keep_the_official_ids(tokenizer: Tokenizer, folder: Path) -
 def test_the_vocabulary_has_exactly_the_size_asked_for(tokenizer: Tokenizer) -> None:
     assert tokenizer.vocab_size == 401
     assert len({tokenizer.token_bytes(i) for i in range(401)}) == 401
-    # A corpus too small for the size leaves placeholders, as the official vocabulary has them.
+    # A corpus too small for the size leaves placeholders, as in the official vocabulary.
     small = Tokenizer(train_tokenizer(iter(["ab"]), vocab_size=300).to_str())
     assert small.vocab_size == 300
     assert small.special_id("<｜place▁holder▁no▁0｜>") >= 256
@@ -74,7 +74,7 @@ def test_each_digit_is_a_token_of_its_own(tokenizer: Tokenizer) -> None:
 
 @settings(deadline=None)
 @given(st.text())
-def test_any_text_survives(tokenizer: Tokenizer, text: str) -> None:
+def test_any_text_round_trips(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     assert not special_ids(tokenizer) & set(ids)
@@ -130,10 +130,10 @@ def test_a_damaged_tokenizer_is_named(tmp_path: Path, content: str) -> None:
         ("ab\ud800c", "character 2 is U+D800, half of a surrogate pair; allowed: whole Unicode characters"),
         ("\udc00", "character 0 is U+DC00, half of a surrogate pair"),
         (b"caf\xe9".decode(errors="surrogateescape"), "character 3 is byte 0xE9, which is not UTF-8"),
-        ("\ud83d\ude42", "character 0 is U+D83D"),  # two halves are not joined
+        ("\ud83d\ude42", "character 0 is U+D83D"),  # two escaped halves are not joined to a character
     ],
 )
-def test_text_that_utf_8_cannot_hold_is_an_error_in_words(tokenizer: Tokenizer, text: str, message: str) -> None:
+def test_text_without_a_utf_8_encoding_is_refused(tokenizer: Tokenizer, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(f"the text: {message}")):
         tokenizer.encode(text)
     with pytest.raises(ValueError, match=re.escape(f"text 1: {message}")):

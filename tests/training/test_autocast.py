@@ -59,7 +59,7 @@ def test_losses_follow_those_of_fp32(quantized: bool) -> None:
 
 
 def fp32_parts() -> dict[str, Callable[[], Tensor]]:
-    """What must not be rounded to bfloat16, by name, each a function of nothing."""
+    """Values that must not be rounded to bfloat16, by name, each a function without arguments."""
     model, _ = make_model()
     g = torch.Generator().manual_seed(4)
     c, layer, head = model.config, model.layers[1], model.head

@@ -73,7 +73,7 @@ def test_only_leftovers_are_cleared(tmp_path: Path) -> None:
 
 
 def limited(size: int) -> Callable[[], None]:
-    """What makes every file of more than `size` bytes find no room, in a process of its own."""
+    """Prelude of a process in which no file grows beyond `size` bytes."""
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 

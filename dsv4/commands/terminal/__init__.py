@@ -1,1 +1,1 @@
-"""The programs behind the commands: what they print and read in a terminal. A command file beside has the flags."""
+"""Terminal programs behind the commands: their printing and reading. The flags are in dsv4/commands/*.py."""

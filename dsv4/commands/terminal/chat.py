@@ -26,7 +26,7 @@ HELP = """/think          switch thinking on or off
 /reset          forget the conversation
 /exit           leave (so does Ctrl-D)
 Ctrl-C stops a reply."""
-TAIL_LINES = 12  # of the thinking, while it runs; the whole of it is shown once it ends
+TAIL_LINES = 12  # of thinking shown while it runs; once it ends all of it is shown
 
 
 def chat(
@@ -39,10 +39,10 @@ def chat(
     seed: int | None = None,
     **engine_options: Any,
 ) -> None:
-    """Reads lines and answers them until the input ends. `engine_options`: keywords of LLM."""
+    """Reads questions and commands until the input ends. `engine_options`: keywords of LLM."""
     console = Console()
-    backends.native_module()  # chosen now, so that a reason why the reference runs comes first
-    folder = resolve_model(model, engine_options.pop("revision", None))  # its progress has the screen to itself
+    backends.native_module()  # resolved before loading, so that a fallback warning is printed first
+    folder = resolve_model(model, engine_options.pop("revision", None))  # before the spinner: it shows progress bars
     with console.status("loading the model"):
         llm = LLM(folder, max_num_seqs=1, **engine_options)
         session = ChatSession(llm, thinking, effort, max_tokens, temperature, top_p, seed)
@@ -55,7 +55,7 @@ def chat(
 
 
 def run(session: ChatSession, console: Console) -> None:
-    """The loop: a command or a question a line. Ctrl-C at the prompt leaves, during a reply it stops the reply."""
+    """Input loop: one command or question per line. Ctrl-C at the prompt exits, during a reply it stops the reply."""
     while True:
         try:
             line = console.input("\n[bold cyan]you>[/] ").strip()
@@ -71,7 +71,7 @@ def run(session: ChatSession, console: Console) -> None:
 
 
 def command(session: ChatSession, line: str) -> str:
-    """Carries a command out and says what it did."""
+    """Runs a slash command; returns the message to print."""
     name, _, argument = line.partition(" ")
     argument = argument.strip()
     if name == "/think":
@@ -89,7 +89,7 @@ def command(session: ChatSession, line: str) -> str:
 
 
 def reply(session: ChatSession, console: Console, question: str) -> None:
-    """Streams one reply; a question that does not fit, or an engine that fails, is answered with the reason."""
+    """Streams one reply; prints the reason if the question does not fit or the engine fails."""
     started = time.monotonic()
     note = ""
     pieces = session.ask(question)
@@ -114,7 +114,7 @@ def reply(session: ChatSession, console: Console, question: str) -> None:
 
 
 class ReplyView:
-    """One reply on the screen: a panel of thinking that follows its end, then the answer as it comes."""
+    """One reply on the screen: a thinking panel that shows the latest lines, then the streamed answer."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -150,7 +150,7 @@ class ReplyView:
             self._live.update(self._panel())
             self._live.stop()
             if not self._console.is_terminal:
-                self._console.line()  # there rich leaves the panel's last line open
+                self._console.line()  # outside a terminal rich does not end the panel's last line
             self._live = None
 
     def _panel(self, tail: int | None = None) -> Panel:

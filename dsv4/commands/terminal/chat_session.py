@@ -1,4 +1,4 @@
-"""ChatSession: a conversation with one model, without a server; the terminal chat stands on it."""
+"""ChatSession: a conversation with one model without a server, used by the terminal chat."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _OPTIONS = recipe.ConversionOptions().with_model_versions_by_name({_NAME: recipe
 
 @dataclass
 class ChatSession:
-    """Holds the history and the settings; a reply that is broken off keeps what it had said."""
+    """History and settings of a conversation; an interrupted reply stays in the history as far as it got."""
 
     llm: LLM
     thinking: bool = True
     effort: str | None = None
     max_tokens: int = 1024
-    temperature: float | None = None  # None: what the API would use
+    temperature: float | None = None  # None: the API's default
     top_p: float = 1.0
     seed: int | None = None
     messages: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
@@ -40,9 +40,9 @@ class ChatSession:
         self.model = ConversationModel(self.llm)
 
     def ask(self, text: str) -> Generator[Piece, None, None]:
-        """Yields the reply's pieces. Closing the generator stops the model.
+        """Yields the reply's pieces. Closing the generator stops the generation.
 
-        Raises ValueError when the question does not fit or is no whole text.
+        Raises ValueError if the question does not fit the context or is not valid Unicode.
         """
         check_text(text, "the question")
         self.messages.append({"role": "user", "content": text})
@@ -63,7 +63,7 @@ class ChatSession:
             if said:
                 self.messages.append({"role": "assistant", "content": said})
             else:
-                self.messages.pop()  # a question without an answer would join the next one
+                self.messages.pop()  # an unanswered question would be merged with the next one
 
     def reset(self) -> None:
         self.messages.clear()
@@ -81,7 +81,7 @@ class ChatSession:
             turn = self.model.prepare(request)
         except recipe.ConversionError as error:
             raise ValueError(str(error)) from error
-        # The API fixes temperature and top_p in thinking mode; whoever sits at the terminal may set them.
+        # The API fixes temperature and top_p in thinking mode; the terminal's user may set them.
         chosen: dict[str, Any] = {"top_p": self.top_p, "seed": self.seed}
         if self.temperature is not None:
             chosen["temperature"] = self.temperature

@@ -1,4 +1,4 @@
-"""`dsv4 convert`: rewrites a checkpoint, with a bar where someone looks."""
+"""`dsv4 convert`: rewrites a checkpoint, with a progress bar in a terminal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def convert_checkpoint(
     linears: Any = None,
     mtp: bool = False,
 ) -> None:
-    """Writes DST and says what it is, and what was rounded. linears and mtp are for gguf; elsewhere ValueError."""
+    """Writes `dst` and prints its size and the rounding errors. ValueError for linears or mtp without gguf."""
     if format != "gguf" and (linears is not None or mtp):
         raise ValueError(f"--linears and --mtp are not allowed with --format {format}; allowed: gguf")
     console, started = Console(stderr=True), time.monotonic()

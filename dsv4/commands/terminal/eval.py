@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "suite", nargs="?", choices=("nano",), default="nano", help="what to score (default: %(default)s)"
     )
     parser.add_argument("--model", help="model folder, or owner/name[@revision] (default: the embedded nano model)")
-    parser.add_argument("--n", type=int, default=100, help="questions a task and mode (default: %(default)s)")
+    parser.add_argument("--n", type=int, default=100, help="questions per task and mode (default: %(default)s)")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help=f"only these of {', '.join(TASKS)}")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS)
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the JSON to FILE")
     parser.add_argument(
-        "--answers", type=Path, metavar="FILE", help="write every question and answer to FILE, a line each"
+        "--answers", type=Path, metavar="FILE", help="write every question and answer to FILE, one per line"
     )
     options = parser.parse_args(arguments)
     if options.n < 1:

@@ -25,10 +25,10 @@ def generate(
     as_json: bool = False,
     **engine_options: Any,
 ) -> int:
-    """Prints what follows each prompt: streamed for a single one, else in order, each under a line with its number.
+    """Prints completions: streamed for a single prompt, else in order, each under a line with its number.
 
-    The prompt "-" is standard input. `as_json` prints one object a prompt and line: prompt, text, token_ids, logprobs,
-    finish_reason, cached_tokens. Returns 1, after a line on stderr, where the engine failed. `engine_options`:
+    The prompt "-" is standard input. `as_json` prints one object per prompt, one per line: prompt, text, token_ids,
+    logprobs, finish_reason, cached_tokens. Returns 1, after a line on stderr, if the engine fails. `engine_options`:
     keywords of LLM.
     """
     keep_foreign_bytes(sys.stdin)
@@ -43,7 +43,7 @@ def generate(
     texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
     for place, text in enumerate(texts, start=1):
         check_text(text, f"prompt {place}")
-    backends.native_module()  # chosen now, so that a reason why the reference runs comes first
+    backends.native_module()  # resolved before loading, so that a fallback warning is printed first
     llm = LLM(model, **engine_options)
     try:
         _print(llm, texts, params, as_json)

@@ -1,7 +1,7 @@
-"""The verifiable tasks and small talk that the nano model learns: TASKS maps a name to a task.
+"""Training tasks of the nano model: verifiable ones and small talk. TASKS maps a name to a task.
 
-`TASKS[name].sample(seed, split)` gives an Example, the same for the same arguments; `.score(example, answer_text)`
-gives 1.0 or 0.0 for what a model wrote after its thinking (for a tool call: the raw text with its DSML block).
+`TASKS[name].sample(seed, split)` returns an Example, the same for the same arguments; `.score(example, answer_text)`
+returns 1.0 or 0.0 for the model's text after its thinking (for a tool call: the raw text with its DSML block).
 """
 
 from dsv4.data.tasks.arithmetic import ARITHMETIC

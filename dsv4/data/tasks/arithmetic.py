@@ -1,4 +1,4 @@
-"""Arithmetic questions of reasoning-gym at sizes a tiny model can work through, with column arithmetic as the trace."""
+"""reasoning-gym's arithmetic questions, small enough for a tiny model, with column arithmetic as worked steps."""
 
 import ast
 import re
@@ -26,7 +26,7 @@ class ChainSum(GymTask):
     settings: ClassVar[dict[str, Any]] = {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2}
 
     def draft(self, rng: Random) -> Draft | None:
-        """Draw a chain whose every partial result stays small."""
+        """Draw a chain; None unless every partial result stays small."""
         entry = self.entry(rng)
         parts = entry["metadata"]["expression"].split(" ")
         total, lines = int(parts[0]), []
@@ -61,7 +61,7 @@ class BasicArithmetic(GymTask):
     }
 
     def draft(self, rng: Random) -> Draft | None:
-        """Draw an expression of single digits whose every partial result stays small."""
+        """Draw an expression of single digits; None unless every partial result stays small."""
         entry = self.entry(rng)
         expression = entry["metadata"]["expression"]
         if re.search(r"(^|[(*+-] ?)-", expression):
@@ -74,7 +74,7 @@ class BasicArithmetic(GymTask):
 
 
 def _evaluate(node: ast.expr, lines: list[str]) -> int | None:
-    """Evaluate an expression tree, appending the steps of each operation; None where one does not stay small."""
+    """Evaluate an expression tree, appending each operation's steps to `lines`; None if one does not stay small."""
     if isinstance(node, ast.Constant):
         assert isinstance(node.value, int)
         return node.value
@@ -92,7 +92,7 @@ def _evaluate(node: ast.expr, lines: list[str]) -> int | None:
 
 
 class FastSimpleEquations(SimpleEquationsDataset):
-    """reasoning-gym's two-term equations from the same random numbers, without building sympy expressions."""
+    """reasoning-gym's two-term equations, from the same random numbers but without building sympy expressions."""
 
     def _generate_equation(self, rng: Random, variable: str) -> tuple[str, int]:
         config = self.config
@@ -130,7 +130,7 @@ class SimpleEquations(GymTask):
     )
 
     def make_dataset(self) -> FastSimpleEquations:
-        """Make the dataset that draws the gym's equations without sympy."""
+        """Make the dataset of the gym's equations that does not build sympy expressions."""
         return FastSimpleEquations(SimpleEquationsConfig(size=1, seed=0, **self.settings))
 
     def draft(self, rng: Random) -> Draft | None:
@@ -158,7 +158,7 @@ class SimpleEquations(GymTask):
         return Draft(key, entry["question"], entry["answer"], "\n".join(lines), entry)
 
     def _move(self, left: str, b: int, c: int, subtract: bool, plus: bool = False) -> tuple[list[str], int]:
-        """Write `left` alone: b - left = c, left + b = c (plus) or left - b = c."""
+        """Steps that isolate `left`, and its value: b - left = c (subtract), left + b = c (plus) or left - b = c."""
         if subtract:
             x, op, y = (b, "-", c) if c >= 0 else (b, "+", -c)
         elif plus:
@@ -170,12 +170,12 @@ class SimpleEquations(GymTask):
 
 
 class Gcd(GymTask):
-    """`Find the Greatest Common Divisor (GCD) of these numbers: 40, 25.`; divisors of both, read down side by side.
+    """`Find the Greatest Common Divisor (GCD) of these numbers: 40, 25.`; the steps walk down both lists of divisors.
 
     40: 40 20 10 8 5 4 2 1
     25: 25 5 1
-    25: 40 20              for each divisor of the smaller number, the larger one's from where the last line
-    5: 20 10 8 5           ended down to the first that is not above it
+    25: 40 20              per divisor of the smaller number: the larger number's divisors, from the last one of the
+    5: 20 10 8 5           line before down to the first that is not above the divisor
     """
 
     name = "gcd"
@@ -183,7 +183,7 @@ class Gcd(GymTask):
     settings: ClassVar[dict[str, Any]] = {"min_numbers": 2, "max_numbers": 2, "min_value": 1, "max_value": 40}
 
     def draft(self, rng: Random) -> Draft | None:
-        """Draw two numbers; the order of the two does not make a new question."""
+        """Draw two numbers; both orders of the two have the same key."""
         entry = self.entry(rng)
         a, b = entry["metadata"]["numbers"]
         small, large = min(a, b), max(a, b)
@@ -201,7 +201,7 @@ class Gcd(GymTask):
 
 
 class CountBits(GymTask):
-    """`How many 1 bits are there in the binary representation of the number 45?`; number, lowest bit, ones so far."""
+    """`How many 1 bits are there in the binary representation of the number 45?`; a step: number, lowest bit, count."""
 
     name = "count_bits"
     difficulty: ClassVar[dict[str, Any]] = {"n": (1, 511)}

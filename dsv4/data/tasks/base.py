@@ -1,4 +1,4 @@
-"""Examples and tasks: a question, its worked steps, its answer, and a scorer, drawn by (task, seed, split)."""
+"""Base classes: an Example (question, worked steps, answer), a pure function of (task, seed, split), and its Task."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ from deepseek_recipe import (
 Split = Literal["train", "eval"]
 Effort = Literal["low", "high", "max"]
 
-EVAL_SHARE = 5  # one question in this many belongs to the evaluation split
+EVAL_SHARE = 5  # one question in EVAL_SHARE belongs to the evaluation split
 THINKING_SHARE = 2 / 3
 HIGH_EFFORT_SHARE = 0.025
 MAX_EFFORT_SHARE = 0.015
@@ -35,16 +35,16 @@ def stable_hash(*parts: object) -> int:
 
 
 def split_of(key: str) -> Split:
-    """Assign a question to a split by its key alone, so that no evaluation question is ever a training question.
+    """Assign a question to a split by its key, so that no evaluation question is ever a training question.
 
-    The task does not enter: an expression that two tasks can ask falls into the same split in both.
+    The task plays no part: an expression that two tasks can ask is in the same split in both.
     """
     return "eval" if stable_hash("split", key) % EVAL_SHARE == 0 else "train"
 
 
 @dataclass(frozen=True)
 class Draft:
-    """One candidate question before split and mode are decided; `key` names it up to trivial variants."""
+    """A candidate question before split and mode are decided; trivial variants have the same `key`."""
 
     key: str
     question: str
@@ -59,11 +59,11 @@ class Draft:
 
 @dataclass(frozen=True)
 class Example:
-    """One conversation up to the assistant turn to be written, and that turn.
+    """A conversation and the assistant turn that follows it.
 
     `messages` are dicts of role, content and, on assistant turns, reasoning and tool_calls ({id, name, arguments}).
-    `reasoning` is the worked solution; it is used when `thinking` is true. `letterwise` answers are tokenised one
-    character at a time.
+    `reasoning` is the worked solution, used if `thinking` is True. `letterwise` answers are tokenized one character at
+    a time.
     """
 
     task: str
@@ -80,7 +80,7 @@ class Example:
 
     @property
     def question(self) -> str:
-        """The text of the last user or tool message."""
+        """Text of the last user or tool message."""
         return str(self.messages[-1]["content"])
 
     def with_thinking(self, thinking: bool) -> "Example":
@@ -97,7 +97,7 @@ class Example:
         )
 
     def target(self) -> AssistantMessage:
-        """Build the assistant turn that training teaches."""
+        """Build the assistant turn that is the training target."""
         reasoning = self.reasoning if self.thinking else None
         return AssistantMessage(self.answer, reasoning, _tool_calls(self.tool_calls))
 
@@ -123,7 +123,7 @@ def _message(message: dict[str, Any], thinking: bool) -> Message:
 class Task(ABC):
     """A family of questions with a scorer.
 
-    `group` is "reasoning", "tools" or "talk"; `difficulty` names every parameter that decides how hard a question is.
+    `group` is "reasoning", "tools" or "talk"; `difficulty` lists every parameter of a question's difficulty.
     """
 
     name: str
@@ -133,11 +133,11 @@ class Task(ABC):
 
     @abstractmethod
     def draft(self, rng: Random) -> Draft | None:
-        """Draw one candidate question; None where it falls outside the difficulty."""
+        """Draw one candidate question; None if it is outside the difficulty."""
 
     @abstractmethod
     def score(self, example: Example, answer_text: str) -> float:
-        """Score what the model wrote after its thinking: 1.0 for a right answer, else 0.0."""
+        """Score the model's text after its thinking: 1.0 for a right answer, else 0.0."""
 
     def sample(self, seed: int, split: Split = "train") -> Example:
         """Return the example that (task, seed, split) determines."""
@@ -180,12 +180,12 @@ class GymTask(Task):
         self._dataset: Any = None
 
     def make_dataset(self) -> Any:
-        """Make the reasoning-gym dataset of this task's name with its settings; each draw is an index of its own."""
+        """Make the reasoning-gym dataset of this task's name with `settings`; `entry` draws by random index."""
         return reasoning_gym.create_dataset(self.name, size=1, seed=0, **self.settings)
 
     @property
     def dataset(self) -> Any:
-        """The dataset, made on first use (some read word lists)."""
+        """The dataset, made on first use since some read word lists."""
         if self._dataset is None:
             self._dataset = self.make_dataset()
         return self._dataset
@@ -194,11 +194,11 @@ class GymTask(Task):
         """Draw one reasoning-gym entry: question, answer, metadata."""
         return self.dataset[rng.getrandbits(40)]
 
-    def normalise(self, answer_text: str) -> str:
-        """Bring an answer in the task's own short form to the form that the gym's scorer reads."""
+    def normalize(self, answer_text: str) -> str:
+        """Convert an answer from the task's own short form to the form that the gym's scorer reads."""
         return answer_text.strip()
 
     def score(self, example: Example, answer_text: str) -> float:
         """Score with reasoning-gym's scorer; partial credit counts as 0.0."""
-        score = self.dataset.score_answer(self.normalise(answer_text), example.entry)
+        score = self.dataset.score_answer(self.normalize(answer_text), example.entry)
         return 1.0 if score >= 1.0 else 0.0

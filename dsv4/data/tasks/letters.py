@@ -7,7 +7,7 @@ from dsv4.data.tasks.base import Draft, GymTask
 
 
 class LetterCounting(GymTask):
-    """`How many times does the letter "h" appear in the text: "hundred"?`; each letter with the count so far."""
+    """`How many times does the letter "h" appear in the text: "hundred"?`; steps: each letter and the count so far."""
 
     name = "letter_counting"
     difficulty: ClassVar[dict[str, Any]] = {"words": (1, 2), "letters_in_all": (3, 10), "case": "lower"}
@@ -32,7 +32,7 @@ class LetterCounting(GymTask):
 
 
 class SpellBackward(GymTask):
-    """`Spell this word backward (example: sun -> nus): splat`; letters with their places, then from the last place."""
+    """`Spell this word backward (example: sun -> nus): splat`; steps: the letters numbered, then in reverse."""
 
     name = "spell_backward"
     letterwise = True

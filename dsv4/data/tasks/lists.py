@@ -1,4 +1,4 @@
-"""Questions about lists of numbers or words: sort, filter, reverse, find who did it."""
+"""Questions about lists: sort or filter numbers, reverse words, find the person who did something."""
 
 import re
 from random import Random
@@ -11,11 +11,11 @@ from dsv4.data.tasks.base import Draft, Example, GymTask
 
 
 class NumberSorting(GymTask):
-    """`Sort these numbers in ascending order: 14, 3, 52` (our template: the gym's long format rules are left out).
+    """`Sort these numbers in ascending order: 14, 3, 52` (our template, without the gym's long format rules).
 
-    The answer is `3, 14, 52`; it is scored by the gym in its list form, and must also match exactly, because the gym
-    tolerates differences of 1. The steps are an insertion sort: the number taken, then the list with it in its place,
-    so that every token is a copy or follows from comparing two numbers.
+    The answer is `3, 14, 52`; the gym scores its list form, and it must also match exactly, because the gym tolerates
+    differences of 1. The steps are an insertion sort: a number, then the sorted list with it, so that every token is a
+    copy or follows from comparing two numbers.
     """
 
     name = "number_sorting"
@@ -43,7 +43,7 @@ class NumberSorting(GymTask):
             lines.append(f"{number}: {' '.join(map(str, answer))}")
         return Draft(question, question, ", ".join(map(str, answer)), "\n".join(lines), entry)
 
-    def normalise(self, answer_text: str) -> str:
+    def normalize(self, answer_text: str) -> str:
         """Turn `3, 14` into the gym's `['3', '14']`; leave anything else as it is."""
         text = answer_text.strip()
         return str(text.split(", ")) if re.fullmatch(r"\d+(, \d+)*", text) else text
@@ -84,7 +84,7 @@ class NumberFiltering(GymTask):
 
 
 class WordSequenceReversal(GymTask):
-    """`Reverse this list of words: go, acute, word` (our template: the gym's preamble is left out)."""
+    """`Reverse this list of words: go, acute, word` (our template, without the gym's preamble)."""
 
     name = "word_sequence_reversal"
     difficulty: ClassVar[dict[str, Any]] = {"words": (3, 5), "letters": (1, 6), "case": "lower"}
@@ -104,7 +104,7 @@ class WordSequenceReversal(GymTask):
 
 
 class NeedleHaystack(GymTask):
-    """`Tayo accepts beans. Chad likes pigs. Who likes pigs? ...`; the steps say what is asked, then read on to it."""
+    """`Tayo accepts beans. Chad likes pigs. Who likes pigs? ...`; steps: the question, then statements up to it."""
 
     name = "needle_haystack"
     difficulty: ClassVar[dict[str, Any]] = {
@@ -123,7 +123,7 @@ class NeedleHaystack(GymTask):
         self._subjects = sorted({s for s in SUBJECTS if s.isascii() and len(s.split()) <= 2})
 
     def entry(self, rng: Random) -> dict[str, Any]:
-        """Draw statements as the gym does, from its shorter names, verbs and subjects."""
+        """Draw statements as the gym does, but only from its shorter names, verbs and subjects."""
         count = rng.randint(3, 5)
         stack = generate_unique_triplets(self._names, self._verbs, self._subjects, count, rng)
         name, verb, subject = stack["needle"]
@@ -132,7 +132,7 @@ class NeedleHaystack(GymTask):
         return {"question": text, "answer": name, "metadata": {"stack": stack["triplets"], "needle": stack["needle"]}}
 
     def draft(self, rng: Random) -> Draft | None:
-        """Draw a haystack in which one person alone did what is asked."""
+        """Draw a haystack; None unless exactly one person did what is asked."""
         entry = self.entry(rng)
         name, verb, subject = entry["metadata"]["needle"]
         deeds = [(v, s) for _, v, s in entry["metadata"]["stack"]]

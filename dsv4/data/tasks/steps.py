@@ -1,6 +1,6 @@
-"""Worked steps of integer arithmetic, one short line a step, each a copy or a one-digit operation.
+"""Worked steps of integer arithmetic, one short line per step, each a copy or a one-digit operation.
 
-A column sum is written from the units up: the operands, one line a column with the carry as its last term, the result.
+A column sum starts at the units: the operands, one line per column with the carry as its last term, the result.
 
     47+38       52-38
     7+8=15      12-8=4        a column that must borrow starts with its 1 already put before the digit
@@ -40,7 +40,7 @@ def subtract_steps(a: int, b: int) -> list[str]:
 
 
 def operation_steps(a: int, op: str, b: int) -> list[str] | None:
-    """Write a op b for op in + - *; None where the steps would not stay small.
+    """Write a op b for op in + - *; None if the steps would not stay small.
 
     Small means: products of two single digits, sums and differences that involve a negative number only within single
     digits, and column sums of non-negative numbers with a non-negative result.

@@ -1,4 +1,4 @@
-"""Tool calls and JSON extraction, with checks of the exact call and the exact object."""
+"""Tool calls and JSON extraction; the exact call and the exact object are required."""
 
 import json
 import re
@@ -36,7 +36,7 @@ _PARAMETER = re.compile(r'<｜DSML｜parameter name="([^"]*)" string="(true|fals
 
 
 def parse_tool_calls(text: str) -> list[dict[str, Any]] | None:
-    """Read an answer's tool-call block as [{name, arguments}]; None where it is malformed, [] where there is none."""
+    """Parse an answer's tool-call block to [{name, arguments}]; None if it is malformed, [] without one."""
     if "<｜DSML｜tool_calls>" not in text:
         return []
     block, closed, after = text.split("<｜DSML｜tool_calls>", 1)[1].partition("</｜DSML｜tool_calls>")
@@ -90,9 +90,9 @@ def _request(rng: Random, name: str) -> tuple[str, dict[str, Any], str, str, str
 
 
 class ToolCalls(Task):
-    """A request that needs a tool; the turn to write is the call, or the answer after the tool's result.
+    """A request that needs a tool; the assistant turn is the call, or the answer after the tool's result.
 
-    Several exchanges share one conversation in training, so that the long tools block is paid for once.
+    Several exchanges share one conversation in training, so that the long tools block occurs once.
     """
 
     name = "tool_call"

@@ -1,4 +1,4 @@
-"""Small talk: who the model is, what it can do, greetings, and a small set of facts asked in several ways."""
+"""Small talk: the model's identity and abilities, greetings, and a small set of facts asked in several ways."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -145,7 +145,7 @@ class SmallTalk(Task):
         if rng.random() < 0.4:
             name, asked, why, answer = rng.choice(SAYINGS)
             question = rng.choice(asked)
-            # The shortest way to say each is always in training: it is what people type first.
+            # The shortest wording of each question is always in training: people type it first.
             key = question if question != asked[0] else _training_key(name)
             return Draft(key, question, answer, why)
         question, why, answer = _fact(rng)

@@ -1,4 +1,4 @@
-"""Word lists of the generated tool calls and JSON sentences."""
+"""Word lists for the generated tool calls and JSON sentences."""
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -12,12 +12,12 @@ from dsv4.kernels.attention.views import KeyView
 
 
 def attend(q: Tensor, keys: KeyView, sink: Tensor, chosen: Tensor | None) -> Tensor:
-    """o [T, H, D] of q [T, H, D]."""
+    """Attention output o [T, H, D] of queries q [T, H, D]."""
     kernels, width = cpu.kernels(), q.shape[2]
     scaled, new = (q.detach() * width**-0.5).contiguous(), keys.new.detach().contiguous()
     out, no_ring, no_entries = torch.empty_like(scaled), new.new_zeros(WINDOW, width), new.new_zeros(0, width)
     ratio = keys.entries.ratio if keys.entries is not None else 0
-    if chosen is None:  # so wide that nobody sees more
+    if chosen is None:  # k as large as the most entries that a token sees: all read all
         most = int((keys.batch.starts + keys.batch.lengths).max()) // max(ratio, 1)
         chosen = torch.full((1, 1), -1).expand(len(q), max(most, 1))
     ends = np.cumsum(keys.batch.lengths)

@@ -15,7 +15,7 @@ ENTRY_CHUNK = 64
 def attend(
     q: Tensor, keys: KeyView, tiles: Tiles, sink: Tensor, chosen: Tensor | None = None, keep_probs: bool = False
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """(o [T, H, D], probabilities of the entries of each group of tiles, None where it has none or none are kept)."""
+    """(o [T, H, D], the entries' probabilities per tile group, None for a group without entries or if not kept)."""
     window = _window_rows(keys)
     outputs: list[Tensor] = []
     probs: list[Tensor | None] = []
@@ -35,7 +35,7 @@ def attend(
 
 
 def _window_rows(keys: KeyView) -> Tensor:
-    """Rows that window_index names: the rings of the batch's sequences, the new keys, one zero row."""
+    """Rows that window_index points into: the rings of the batch's sequences, the new keys, one zero row."""
     width = keys.new.shape[1]
     parts = [keys.new, keys.new.new_zeros(1, width)]
     if keys.ring is not None:
@@ -44,7 +44,7 @@ def _window_rows(keys: KeyView) -> Tensor:
 
 
 def _gather(pool: Tensor, group: TileGroup, index: Tensor | None) -> Tensor:
-    """Entries of a group: all that it reads, [E, D] or [G, E, D], or each row's own [G, R, k, D] by their numbers."""
+    """Entries that a group reads: [E, D] or [G, E, D]; with `index` (their numbers), each row's own [G, R, k, D]."""
     if index is None:
         return pick(pool, group.entries)
     if isinstance(group.entries, slice):
@@ -69,8 +69,8 @@ def attend_tiles(
     """One softmax over gathered window keys, entries and the sink -> (o [G, R, H, D] like q, probabilities or None).
 
     q [G, R, H, D]; window [G, W, D]; window_mask bool [G, R, W]; entries either shared [E, D] (all tiles belong to one
-    sequence), a tile's own [G, E, D], or a row's own [G, R, E, D]; entry_mask bool [G, R, E]; E a multiple of
-    ENTRY_CHUNK unless a row's own; probabilities of the entries summed over heads [G, R, E].
+    sequence), per tile [G, E, D], or per row [G, R, E, D]; entry_mask bool [G, R, E]; E a multiple of ENTRY_CHUNK
+    unless per row; probabilities of the entries summed over heads [G, R, E].
     """
     G, R, H, D = q.shape
     scale = D**-0.5

@@ -1,4 +1,4 @@
-"""Views of what a ragged batch attends to, where it lies, and the cut of the batch into tiles. Plain tensors only."""
+"""Views of the keys and entries that a ragged batch attends to, and its cut into tiles. Plain tensors only."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from dsv4.kernels.gather import take_rows
 
 
 def entry_rows(block_table: np.ndarray, slots: np.ndarray | int, entries: np.ndarray, ratio: int) -> np.ndarray:
-    """Rows of a pool where entries, by their number in the sequence, of cache rows lie; int64 like `entries`.
+    """Pool rows of `entries` (numbers within a sequence) of the cache rows `slots`; int64 like `entries`.
 
-    block_table int64 [cache rows, pages]: the pages of PAGE_TOKENS tokens, PAGE_TOKENS / ratio entries, of each row.
+    block_table int64 [cache rows, pages]: each row's pages, of PAGE_TOKENS tokens, PAGE_TOKENS / ratio entries, each.
     """
     per_page = PAGE_TOKENS // ratio
     return block_table[slots, entries // per_page] * per_page + entries % per_page
@@ -35,12 +35,12 @@ class Ragged(Protocol):
 
 @dataclass(frozen=True)
 class EntryView:
-    """Compressed entries of the batch's sequences, those that the batch closes included."""
+    """Compressed entries of the batch's sequences, including those that the batch closes."""
 
     pool: Tensor  # [rows, D]
     ratio: int  # tokens per entry
     batch: Ragged
-    block_table: np.ndarray | None  # see entry_rows; None: the entries of the sequences lie one after another
+    block_table: np.ndarray | None  # see entry_rows; None: the entries are contiguous, sequence after sequence
 
     def of_sequence(self, sequence: int) -> Tensor:
         """Entries [(start + length) // ratio, D] of one sequence in order."""
@@ -55,13 +55,13 @@ class EntryView:
 
 @dataclass(frozen=True)
 class KeyView:
-    """Keys (which are values too) of a ragged batch in a layer."""
+    """Keys (also the values) of a ragged batch in one layer."""
 
     new: Tensor  # [T, D], of the batch's own tokens
     batch: Ragged
-    ring: Tensor | None  # [slots, 128, D], of earlier tokens: position p in row p % 128; None: there are none
+    ring: Tensor | None  # [slots, 128, D], of earlier tokens: position p in row p % 128; None: no earlier tokens
     slots: Tensor  # int64 [N], the batch's cache rows on the ring's device
-    entries: EntryView | None  # None: the layer has window keys alone
+    entries: EntryView | None  # None: the layer has window keys only
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ class TileGroup:
     """Tiles first to last - 1, attended to in one call.
 
     entries: rows of the pool. Tiles of one sequence share them, int64 [num_entries] or, without a cache, a slice. Tiles
-    of several sequences have their own, int64 [tiles, num_entries]. Places past a sequence's last entry name a row of
-    zeros, never another sequence's entry: zero times what is not finite is not zero.
+    of several sequences have their own, int64 [tiles, num_entries]. Indices past a sequence's last entry point to a row
+    of zeros, never to another sequence's entry: zero times a non-finite value is not zero.
     """
 
     first: int
@@ -82,31 +82,32 @@ class TileGroup:
     sparse: bool  # rows may see more entries than the indexer keeps
 
     def visible(self, chosen: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Mask bool [tiles, rows, n] of what each row reads, and which entries those are, int64 of the same shape.
+        """(mask bool [tiles, rows, n] of the entries that each row reads, their numbers int64 of the same shape).
 
-        Of a sparse group the chosen entries [tiles, rows, k], -1 for none; else all that are visible: n = num_entries
-        in their order, index None.
+        Sparse group: the chosen entries [tiles, rows, k], -1 for none. Other groups: all visible entries, n =
+        num_entries in order, None for the numbers.
         """
         if not self.sparse:
             every = torch.arange(self.num_entries, device=self.num_visible.device)
             return every < self.num_visible.unsqueeze(-1), None
         assert chosen is not None
-        mask = (chosen >= 0) & (chosen < self.num_visible.unsqueeze(-1))  # a row without a token repeats another's
+        # A row without a token repeats another row's choice.
+        mask = (chosen >= 0) & (chosen < self.num_visible.unsqueeze(-1))
         return mask, chosen.masked_fill(~mask, 0)
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """Cut of a ragged batch into tiles of rows of one sequence, which the reference takes group by group.
+    """Cut of a ragged batch into tiles, each with rows of one sequence; the reference runs group by group.
 
-    A tile's window slots are the same positions in the same order however the sequence was cut. Other kernels cut as
-    they like and read KeyView alone.
+    A tile's window slots are the same positions in the same order however the sequence was cut. Other kernels make
+    their own cut and read only KeyView.
     """
 
     row_token: Tensor  # int64 [tiles, rows]: token of each row; a row without one repeats some token
     token_row: Tensor  # int64 [T]: tile * rows + row of each token
-    in_order: bool  # rows are the tokens in their order
-    window_index: Tensor  # int64 [tiles, W]: of [rings of the batch's sequences | new keys | one zero row]
+    in_order: bool  # rows are the tokens in order
+    window_index: Tensor  # int64 [tiles, W]: row of [rings of the batch's sequences | new keys | one zero row]
     window_mask: Tensor  # bool [tiles, rows, W]
     groups: list[TileGroup]
 
@@ -118,11 +119,11 @@ class Tiles:
         return take_rows(x, self.row_token[tiles])
 
     def tokens(self, x: Tensor) -> Tensor:
-        """The reverse, for all tiles: x [tiles, rows, ...] -> [T, ...]."""
+        """Inverse of `rows`, for all tiles: x [tiles, rows, ...] -> [T, ...]."""
         return x.flatten(0, 1) if self.in_order else take_rows(x.flatten(0, 1), self.token_row)
 
 
 def pick(pool: Tensor, rows: slice | Tensor | None) -> Tensor:
-    """Rows of the pool that a group reads: [E, D] where its tiles share them, else [tiles, E, D]."""
+    """Rows of the pool that a group reads: [E, D] if its tiles share them, else [tiles, E, D]."""
     assert rows is not None
     return pool[rows] if isinstance(rows, slice) else take_rows(pool, rows)

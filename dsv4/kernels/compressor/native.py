@@ -11,7 +11,7 @@ from dsv4.kernels.compressor.views import Windows
 
 
 def compress(kv: Tensor, score: Tensor, ape: Tensor, windows: Windows) -> Tensor | None:
-    """Entries [windows, width] of the projections kv, score [T, total]; writes the state."""
+    """Entries [windows, width] from the projections kv, score [T, total]; writes the state."""
     kernels, batch, ratio, slots = cpu.kernels(), windows.batch, windows.ratio, windows.slots
     total = kv.shape[1]
     kv, score, ape = kv.detach().contiguous(), score.detach().clone(), ape.detach().contiguous()
@@ -23,7 +23,7 @@ def compress(kv: Tensor, score: Tensor, ape: Tensor, windows: Windows) -> Tensor
             state = windows.state_kv[batch.slots[i]], windows.state_score[batch.slots[i]]
         else:
             state = kv.new_zeros(slots, total), kv.new_zeros(slots, total)
-        # Places in the state repeat: an earlier turn of it needs room for fewer entries.
+        # The state is a ring: `start` less whole turns addresses the same rows and needs room for fewer entries.
         first = int(start - max(start // slots - 1, 0) * slots)
         entries = kv.new_empty((first + int(length)) // ratio, total // 2 if windows.overlap else total)
         kernels.compress(ratio, kv[rows], score[rows], ape, first, *state, entries)

@@ -10,7 +10,7 @@ from dsv4.kernels.gather import take_rows
 
 
 def compress(kv: Tensor, score: Tensor, ape: Tensor, windows: Windows) -> Tensor | None:
-    """Entries [windows, width] of the projections kv, score [T, total]; writes the state."""
+    """Entries [windows, width] from the projections kv, score [T, total]; writes the state."""
     score = score + take_rows(ape, windows.positions % windows.ratio)
     entries = None
     if windows.source.shape[0]:
@@ -37,7 +37,7 @@ def _slots(kv: Tensor, score: Tensor, windows: Windows) -> tuple[Tensor, Tensor]
 def pool(kv: Tensor, score: Tensor) -> Tensor:
     """Gated sum over the slots of each window: kv, score fp32 [windows, slots, D] -> [windows, D].
 
-    The softmax runs over the slots, channel by channel; a slot with score -inf counts for nothing.
+    The softmax runs over the slots, channel by channel; a slot with score -inf has no weight.
     """
     return (torch.softmax(score, dim=1) * kv).sum(1)
 

@@ -1,4 +1,4 @@
-"""View of the windows of tokens that a ragged batch closes, and of the state of open ones. Plain tensors only."""
+"""View of the compression windows that a ragged batch closes, and of the open windows' state. Plain tensors only."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from dsv4.kernels.attention.views import Ragged
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of `ratio` tokens. With overlap an entry is made of twice as many, those of the window before first."""
+    """Windows of `ratio` tokens. With overlap an entry covers twice as many, the previous window's first."""
 
     ratio: int
     batch: Ragged
     positions: Tensor  # int64 [T]
-    source: Tensor  # int64 [windows, slots]: of [state rows of the batch's sequences | new tokens | one pad row]
-    state_kv: Tensor | None  # fp32 [cache rows, slots, total]: position p in row p % slots; None: there is no cache
+    source: Tensor  # int64 [windows, slots]: row of [state rows of the batch's sequences | new tokens | one pad row]
+    state_kv: Tensor | None  # fp32 [cache rows, slots, total]: position p in row p % slots; None: no cache
     state_score: Tensor | None  # ape included
     state_slots: Tensor  # int64 [N], the batch's cache rows
-    state_row: Tensor  # int64 [m]: state rows (cache row * slots + slot) to write, with
-    state_token: Tensor  # int64 [m]: the tokens that they come from
+    state_row: Tensor  # int64 [m]: state rows (cache row * slots + slot) to write
+    state_token: Tensor  # int64 [m]: token written to each of them
 
     @property
     def slots(self) -> int:

@@ -1,4 +1,4 @@
-"""The grouped linear map on the native kernels, with its derivative; fp32 on the CPU."""
+"""The grouped linear map on the native kernels, with its gradient; fp32 on the CPU."""
 
 from __future__ import annotations
 
@@ -45,6 +45,6 @@ class _GroupedLinear(torch.autograd.Function):
 
 
 def grouped_linear(x: Tensor, sizes: list[int], weights: Tensor) -> Tensor:
-    """Group g's rows of x [n, in] times weights[g] of [E, out, in], transposed -> [n, out]."""
+    """Rows of group g of x [n, in] times weights[g] [out, in], transposed -> [n, out]."""
     trained = torch.is_grad_enabled() and (x.requires_grad or weights.requires_grad)
     return _GroupedLinear.apply(x, sizes, weights) if trained else _forward(x, sizes, weights)

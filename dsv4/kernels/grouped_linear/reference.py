@@ -1,4 +1,4 @@
-"""Plain torch definition of the grouped linear map, with its derivative."""
+"""Plain torch definition of the grouped linear map, with its gradient."""
 
 from __future__ import annotations
 
@@ -43,5 +43,5 @@ class _GroupedLinear(torch.autograd.Function):
 
 
 def grouped_linear(x: Tensor, sizes: list[int], weights: Tensor) -> Tensor:
-    """Group g's rows of x [n, in] times weights[g] of [E, out, in], transposed -> [n, out]."""
+    """Rows of group g of x [n, in] times weights[g] [out, in], transposed -> [n, out]."""
     return _GroupedLinear.apply(x, sizes, weights) if torch.is_grad_enabled() else _forward(x, sizes, weights)

@@ -11,7 +11,7 @@ from dsv4.kernels.attention.views import EntryView
 
 
 def select_entries(q: Tensor, weights: Tensor, keys: EntryView, k: int) -> Tensor:
-    """Entries [T, k] that the tokens choose, -1 throughout for a token that sees k or fewer."""
+    """Chosen entries [T, k] of the tokens; all -1 for a token that sees k or fewer."""
     kernels, batch = cpu.kernels(), keys.batch
     q, weights = q.detach().contiguous(), weights.detach().contiguous()
     chosen = torch.full((len(q), k), -1)

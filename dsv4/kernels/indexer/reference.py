@@ -15,7 +15,7 @@ SCORE_CHUNK = 4096
 def select_entries(
     q: Tensor, weights: Tensor, keys: EntryView, tiles: Tiles, k: int, keep_scores: bool = False
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    """(chosen [T, k], None where no group is sparse; scores [tiles, rows, entries] of each group where kept)."""
+    """(chosen [T, k] or None if no group is sparse, scores [tiles, rows, entries] per group if kept)."""
     chosen: list[Tensor] = []
     kept: list[Tensor | None] = []
     for group in tiles.groups:
@@ -34,7 +34,7 @@ def select_entries(
 
 
 def select(scores: Tensor, num_visible: Tensor, k: int) -> Tensor:
-    """Entries that each row reads: scores [..., n], num_visible [...] -> int64 [..., k] ascending, -1 last."""
+    """Top k visible entries per row: scores [..., n], num_visible [...] -> int64 [..., k] ascending, -1 last."""
     n = scores.shape[-1]
     hidden = torch.arange(n, device=scores.device) >= num_visible.unsqueeze(-1)
     scores = scores.masked_fill(hidden, float("-inf"))

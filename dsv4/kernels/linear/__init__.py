@@ -1,9 +1,9 @@
-"""Matrix product with a weight, each row of the result a function of that row of the input alone.
+"""Linear map without bias; each output row depends on its input row alone.
 
-Contract: x [..., in], weight [out, in] of the same dtype, or as stored (kernels/stored.py) -> [..., out].
-Native: with gradient where DSV4_KERNELS=native asks for it. The sums are those of docs/kernels.md, so the row
-independence is to the bit, of the result and of x's gradient; no gradient of a gradient. Reference: on x86 it rests on
-MKL's strict mode, which `dsv4` asks for before torch starts where MKL has it (see dsv4/__init__.py).
+Contract: x [..., in], weight [out, in] of the same dtype, or stored (kernels/stored.py) -> [..., out].
+Native: with gradient only under DSV4_KERNELS=native. Sums follow docs/kernels.md, so that rows are independent to the
+bit, in the output and in x's gradient; no second derivative. Reference: on x86 row independence rests on MKL's strict
+mode, which `dsv4` requests before torch starts where MKL has it (see dsv4/__init__.py).
 """
 
 from torch import Tensor

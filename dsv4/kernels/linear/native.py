@@ -1,4 +1,4 @@
-"""The linear map on the native kernels, with its derivative; fp32 on the CPU."""
+"""The linear map on the native kernels, with its gradient; fp32 on the CPU."""
 
 from __future__ import annotations
 

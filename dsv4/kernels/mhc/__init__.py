@@ -2,14 +2,14 @@
 
 Contract, T tokens, s streams, d hidden; fp32 arithmetic, under autocast too, a token's bits independent of T. A site
 has fn [m, s * d], scale and base [m]; rows of fn and entries of base: first the pre weights, then post, then the
-combine matrix (row-major, [source stream, target stream]), so m = s * (2 + s) and scale [3]; of a read-out m = s and
+combine matrix (row-major, [source stream, target stream]), so m = s * (2 + s) and scale [3]; for a read-out m = s and
 scale [1]. Sizes are the model's `hc_mult`, `hc_sinkhorn_iters`, `rms_norm_eps` and `hc_eps`. The maps:
 - mix = (fn . X) * rsqrt(mean(X^2) + rms_norm_eps), X a token's flattened streams; then, by scale and base,
   pre = sigmoid + hc_eps, post = 2 * sigmoid, comb = sinkhorn (kernels/sinkhorn);
 - hc_pre: x = sum_j pre_j * stream_j, then rms_norm with the sub-layer's weight [d];
 - hc_post: out_k = post_k * y + sum_j comb_jk * stream_j;
-- hc_head: x = sum_j (sigmoid + hc_eps)_j * stream_j, weights not normalized. It has the reference alone: the fused
-  forward reads out natively.
+- hc_head: x = sum_j (sigmoid + hc_eps)_j * stream_j, weights not normalized. Reference only: the fused forward has a
+  read-out of its own.
 Results have the streams' dtype, post and comb are fp32. Native: at most 16 streams. Source: mHC paper; official
 inference kernel.
 """
@@ -20,7 +20,7 @@ from dsv4.kernels import backends
 from dsv4.kernels.mhc import native, reference
 from dsv4.kernels.mhc.reference import Sizes, hc_head
 
-MOST_STREAMS = 16  # of the native kernels
+MOST_STREAMS = 16  # limit of the native kernels
 
 
 def hc_pre(
@@ -32,7 +32,7 @@ def hc_pre(
 
 
 def hc_post(y: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
-    """Sub-layer output y [T, d] back into the streams [T, s, d] -> [T, s, d]."""
+    """Write the sub-layer output y [T, d] into the streams [T, s, d] -> [T, s, d]."""
     op = native if _is_native(streams, y, post, comb) else reference
     return op.hc_post(y, streams, post, comb)
 

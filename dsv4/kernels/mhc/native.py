@@ -22,9 +22,9 @@ def hc_pre(
 
 
 def hc_post(y: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
-    """Sub-layer output y [T, d] back into the streams [T, s, d] -> [T, s, d]."""
+    """Write the sub-layer output y [T, d] into the streams [T, s, d] -> [T, s, d]."""
     out = streams.detach().clone(memory_format=torch.contiguous_format)
-    unread = torch.zeros_like(post)  # the pre weights
+    unread = torch.zeros_like(post)  # the place of the pre weights
     weights = torch.cat((unread, post, comb.flatten(1)), dim=1)
     cpu.kernels().hc_post(y.detach().contiguous(), weights.detach(), out)
     return out

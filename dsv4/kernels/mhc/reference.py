@@ -1,5 +1,5 @@
-"""mHC in torch. The three maps that touch the wide streams (mixes, collect, distribute) have their derivatives written
-out: the automatic ones would keep and pass over several copies of the streams. The rest is a few numbers per token."""
+"""mHC in torch. The three maps over the wide streams (mixes, collect, distribute) have hand-written gradients: autograd
+would store and traverse several copies of the streams. The rest is a few numbers per token."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def distribute(y: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor
 
 
 def _sigmoid(x: Tensor) -> Tensor:
-    # exp has the same bits in an array's vector body and its tail; torch.sigmoid does not.
+    # exp gives the same bits in an array's vector body and its scalar tail; torch.sigmoid does not.
     return x.neg().exp().add(1.0).reciprocal()
 
 
@@ -149,7 +149,7 @@ def hc_pre(
 
 
 def hc_post(y: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
-    """Sub-layer output y [T, d] back into the streams: out_k = post_k * y + sum_j comb_jk * stream_j -> [T, s, d]."""
+    """Write y [T, d] into the streams [T, s, d]: out_k = post_k * y + sum_j comb_jk * stream_j -> [T, s, d]."""
     return distribute(y, streams, post, comb)
 
 

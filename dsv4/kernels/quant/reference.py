@@ -58,12 +58,12 @@ def _round(x: Tensor, block: int, largest: float, floor: float) -> Tensor:
 
 
 def fake_quant_fp8(x: Tensor, block: int) -> Tensor:
-    """Round x [..., n] to e4m3fn, one power-of-two scale a `block` of the last dimension -> same shape and dtype."""
+    """Round x [..., n] to e4m3fn, one power-of-two scale per `block` of the last dimension -> same shape and dtype."""
     return _round(x, block, FP8_MAX, 1e-4)
 
 
 def fake_quant_fp4(x: Tensor, block: int = 32) -> Tensor:
-    """Round x [..., n] to e2m1, one power-of-two scale a `block` of the last dimension -> same shape and dtype."""
+    """Round x [..., n] to e2m1, one power-of-two scale per `block` of the last dimension -> same shape and dtype."""
     return _round(x, block, FP4_MAX, FP4_MAX * 2.0**-126)
 
 

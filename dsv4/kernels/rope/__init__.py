@@ -1,10 +1,10 @@
-"""Rotation of neighbouring channels by angles that grow with the position.
+"""Rotation of neighboring channels by angles that grow with the position.
 
 Contract:
 - rotation(inv_freq fp32 [pairs], positions int64 [...]) -> (cos, signed sin), each fp32 [..., 2 * pairs]: a pair's two
   channels share the cosine; the sine is negative for the even one. Angles are fp32;
-- rotate(x [..., D], cos, sin) -> like x: the last 2 * pairs channels rotated, in fp32, the others as they are. cos and
-  sin broadcast against x. With -sin the rotation is inverted; that is also its gradient.
+- rotate(x [..., D], cos, sin) -> like x: the last 2 * pairs channels rotated, in fp32, the others unchanged. cos and
+  sin broadcast against x. With -sin the rotation is inverted; the inverse is also the gradient.
 """
 
 from torch import Tensor

@@ -26,6 +26,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _per_row(x: Tensor, factor: Tensor, channel: int) -> Tensor:
-    """[rows of x, pairs]: each pair's factor of its even (0) or odd (1) channel."""
+    """Factors [rows of x, pairs] of each pair's even (0) or odd (1) channel."""
     wide = factor.expand(*x.shape[:-1], factor.shape[-1])
     return wide[..., channel::2].reshape(x.numel() // x.shape[-1], factor.shape[-1] // 2)

@@ -1,4 +1,4 @@
-"""The rotation in torch, with its derivative."""
+"""The rotation in torch, with its gradient."""
 
 from __future__ import annotations
 

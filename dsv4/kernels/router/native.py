@@ -10,12 +10,12 @@ from dsv4.kernels.router.reference import affinity
 
 
 def route_by_score(logits: Tensor, bias: Tensor, k: int, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(weights [T, k], index [T, k], scores [T, E]) of the k best of score + bias."""
+    """(weights [T, k], index [T, k], scores [T, E]) of the k largest score + bias."""
     return _route(logits, bias.detach(), torch.zeros(len(logits), dtype=torch.int64), k, scale)
 
 
 def route_by_token(logits: Tensor, table: Tensor, token_ids: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(weights [T, k], index [T, k], scores [T, E]) of the experts that the table has for each token id."""
+    """(weights [T, k], index [T, k], scores [T, E]) of each token id's experts in the table [vocab, k]."""
     return _route(logits, table.contiguous(), token_ids, table.shape[1], scale)
 
 

@@ -14,19 +14,19 @@ def affinity(logits: Tensor) -> Tensor:
 
 
 def repeats(index: Tensor) -> Tensor:
-    """index [T, k] -> bool [T, k]: True where the same expert stands earlier in the row."""
+    """Duplicates: index [T, k] -> bool [T, k], True if the same expert stands earlier in the row."""
     return (index.unsqueeze(-1) == index.unsqueeze(-2)).tril(-1).any(-1)
 
 
 def route_by_score(logits: Tensor, bias: Tensor, k: int, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(weights [T, k], index [T, k], scores [T, E]) of the k best of score + bias."""
+    """(weights [T, k], index [T, k], scores [T, E]) of the k largest score + bias."""
     scores = affinity(logits)
     index = top_k_lowest_index(scores.detach() + bias, k)
     return _weights(scores, index, scale), index, scores
 
 
 def route_by_token(logits: Tensor, table: Tensor, token_ids: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(weights [T, k], index [T, k], scores [T, E]) of the experts that the table has for each token id."""
+    """(weights [T, k], index [T, k], scores [T, E]) of each token id's experts in the table [vocab, k]."""
     scores = affinity(logits)
     index = table[token_ids]
     return _weights(scores, index, scale).masked_fill(repeats(index), 0.0), index, scores

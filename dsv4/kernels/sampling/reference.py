@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def filtered_probs(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> Tensor:
-    """The distribution that is sampled: float64 [vocab], zero outside the kept tokens, not renormalised."""
+    """Sampling distribution: float64 [vocab], zero outside the kept tokens, not renormalized."""
     # Subtracting the maximum first keeps a tiny temperature from overflowing.
     logits = logits.double()
     probs = ((logits - logits.max()) / temperature).softmax(dim=-1)
@@ -24,7 +24,7 @@ def filtered_probs(logits: Tensor, temperature: float, top_k: int, top_p: float,
 
 
 def draw(probs: Tensor, u: float) -> int:
-    """Inverse of the cumulative distribution at u in [0, 1). probs: float64 [vocab], not necessarily normalised."""
+    """Inverse of the cumulative distribution at u in [0, 1). probs: float64 [vocab], not necessarily normalized."""
     cumulative = probs.cumsum(dim=-1)
     token_id = int(torch.searchsorted(cumulative, u * cumulative[-1], right=True))
     if token_id < probs.shape[0]:
@@ -33,5 +33,5 @@ def draw(probs: Tensor, u: float) -> int:
 
 
 def draw_token(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float, u: float) -> int:
-    """A row of logits [vocab] -> a token id."""
+    """Sample a token id from logits [vocab], at u in [0, 1)."""
     return draw(filtered_probs(logits, temperature, top_k, top_p, min_p), u)

@@ -15,7 +15,7 @@ MOST_STREAMS = 64
 
 
 def sinkhorn(logits: Tensor, iters: int, eps: float) -> Tensor:
-    """Near doubly stochastic matrices from logits [T, s, s] fp32 -> [T, s, s]."""
+    """Nearly doubly stochastic matrices from logits [T, s, s] fp32 -> [T, s, s]."""
     op = reference
     if backends.uses_native("sinkhorn", logits):
         if logits.shape[-1] <= MOST_STREAMS:

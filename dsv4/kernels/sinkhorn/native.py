@@ -9,7 +9,7 @@ from dsv4.kernels import cpu
 
 
 def sinkhorn(logits: Tensor, iters: int, eps: float) -> Tensor:
-    """Near doubly stochastic matrices from logits [T, s, s] -> [T, s, s]."""
+    """Nearly doubly stochastic matrices from logits [T, s, s] -> [T, s, s]."""
     out = logits.detach().clone(memory_format=torch.contiguous_format)
     cpu.kernels().sinkhorn(out, iters, eps)
     return out

@@ -1,4 +1,4 @@
-"""Plain torch definition of the Sinkhorn normalisation, with its derivative."""
+"""Plain torch definition of the Sinkhorn normalization, with its gradient."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def softmax_streams_first(logits: Tensor) -> Tensor:
 
 
 class _Sinkhorn(torch.autograd.Function):
-    """Streams lead and tokens trail inside, [s, s, T]: every step is then a long vector operation."""
+    """Computed in [s, s, T], tokens last, so that every step is a long vector operation."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, iters: int, eps: float) -> Tensor:
@@ -56,5 +56,5 @@ class _Sinkhorn(torch.autograd.Function):
 
 
 def sinkhorn(logits: Tensor, iters: int, eps: float) -> Tensor:
-    """Near doubly stochastic matrices from logits [T, s, s] fp32 -> [T, s, s]."""
+    """Nearly doubly stochastic matrices from logits [T, s, s] fp32 -> [T, s, s]."""
     return _Sinkhorn.apply(logits, iters, eps)

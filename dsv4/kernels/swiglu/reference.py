@@ -1,4 +1,4 @@
-"""Plain torch definition of the clamped SwiGLU, with its derivative."""
+"""Plain torch definition of the clamped SwiGLU, with its gradient."""
 
 from __future__ import annotations
 

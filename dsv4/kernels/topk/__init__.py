@@ -1,7 +1,7 @@
-"""Largest k of each row; equal values go to the lower index.
+"""Top k of each row; ties go to the lower index.
 
-Contract: scores [..., n] fp32 without NaN, -inf marks what may not be chosen; returns int64 [..., k], indices in
-ascending order, -1 in the places that no admissible entry fills (they come last).
+Contract: scores [..., n] fp32 without NaN, -inf marks entries that may not be chosen; returns int64 [..., k], indices
+in ascending order, padded at the end with -1 where fewer than k may be chosen.
 """
 
 from torch import Tensor

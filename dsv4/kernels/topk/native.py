@@ -14,6 +14,6 @@ def top_k_lowest_index(scores: Tensor, k: int) -> Tensor:
     rows = scores.detach().reshape(-1, n).contiguous()
     index = torch.empty(len(rows), k, dtype=torch.int64)
     cpu.kernels().top_k(rows, k, index)
-    # The kernel fills a row up with what is -inf.
+    # The kernel fills a row up with indices whose score is -inf.
     index = torch.where(rows.gather(1, index) == float("-inf"), n, index).sort(dim=1).values
     return torch.where(index == n, -1, index).view(*scores.shape[:-1], k)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def _ordered_keys(scores: Tensor) -> Tensor:
-    """int64 keys in the order of (score, then lower index): fp32 bits made monotone, above the complemented index."""
+    """int64 keys ordered by score, then lower index: monotone fp32 bits above the complemented index."""
     n = scores.shape[-1]
     bits = (scores + 0.0).view(torch.int32).long()  # + 0.0 turns -0 into +0, which must tie with it
     monotone = torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)

@@ -48,7 +48,7 @@ class Attention(nn.Module):
         self.indexer = Indexer(config, quantize) if COMPRESSION_KINDS[ratio].has_indexer else None
 
     def forward(self, x: Tensor, layout: Layout, rope: Rope, cache: LayerCache | None, aux: AuxLosses | None) -> Tensor:
-        """x [T, d], normed layer input -> [T, d]. Appends to the cache when there is one."""
+        """Normed layer input x [T, d] -> [T, d]. Appends to the cache, if given."""
         H, D = self.config.num_attention_heads, self.config.head_dim
         cos, sin = rope.tokens
         q_latent = self.q_norm(self.wq_a(x))
@@ -63,7 +63,7 @@ class Attention(nn.Module):
         return self._project(rotate(o, cos.unsqueeze(1), -sin.unsqueeze(1)))
 
     def _quantize_kv(self, kv: Tensor) -> Tensor:
-        """Keys as the cache stores them: the channels without rotation in FP8, blocks of 64."""
+        """Keys as the cache stores them: in shipped numerics, channels without rotation in FP8, blocks of 64."""
         if not self.quantize:
             return kv
         nope = self.config.head_dim - self.config.qk_rope_head_dim
@@ -80,9 +80,9 @@ class Attention(nn.Module):
         cache: LayerCache | None,
         aux: AuxLosses | None,
     ) -> Tensor:
-        """Output o [T, H, D] of the rotated queries q [T, H, D]."""
+        """Attention output o [T, H, D] of the rotated queries q [T, H, D]."""
         top_k = self.indexer.top_k if self.indexer is not None else 0
-        # The widest tensor of a group has max(H, indexer heads) rows a token.
+        # The widest tensor of a group has max(H, indexer heads) rows per token.
         heads = max(q.shape[1], self.config.index_n_heads if top_k else 0)
         tiles = layout.tiles(self.ratio, top_k, PAIR_BUDGET // heads)
         if self.compressor is not None:
@@ -113,9 +113,9 @@ class Attention(nn.Module):
         cache: LayerCache | None,
         keep_scores: bool,
     ) -> tuple[Tensor | None, list[Tensor | None]]:
-        """Entries that the tokens read, where they may not read all, and the indexer's scores where they are kept.
+        """(entries chosen by the indexer, or None if all tokens read all they see; its scores per tile group if kept).
 
-        The indexer learns from its own loss only, and the backbone never through it.
+        Inputs are detached: the indexer learns from its own loss only, and the backbone never through the indexer.
         """
         needed = keep_scores or any(group.sparse for group in tiles.groups)
         if self.indexer is None or not (needed or cache is not None):
@@ -138,7 +138,7 @@ class Attention(nn.Module):
 
 
 class Rope:
-    """Rotations of one forward for layers of one kind: of tokens, and of entries by ratio (filled on first use)."""
+    """Rotations of one forward for layers of one kind: for tokens, and for entries by ratio (filled on first use)."""
 
     def __init__(self, config: ModelConfig, compressed: bool, layout: Layout) -> None:
         self.inv_freq = inverse_frequencies(config, compressed).to(layout.device)

@@ -1,4 +1,4 @@
-"""Compression of closed windows of tokens to one entry each. Source: official inference model.py, Compressor."""
+"""Compression of each closed window of tokens to one entry. Source: official inference model.py, Compressor."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ class Compressor(nn.Module):
         inv_freq: Tensor,
         cos_sin: dict[int, tuple[Tensor, Tensor]],
     ) -> Tensor | None:
-        """x [T, d] -> entries [windows closed here, width] in x's dtype, normed and rotated; None when none closes."""
+        """x [T, d] -> entries [windows closed here, width] in x's dtype, normed and rotated; None if no window closes.
+
+        cos_sin: rotations of entry positions by ratio, filled on first use.
+        """
         kv, score = linear_fp32(x, self.wkv.weight), linear_fp32(x, self.wgate.weight)
         made = compress(kv, score, self.ape, self._windows(layout, state))
         if made is None:
@@ -62,7 +65,7 @@ class Compressor(nn.Module):
 def store_entries(
     entries: Tensor | None, layout: Layout, ratio: int, state: CompressorState | None, like: Tensor, width: int
 ) -> EntryView:
-    """View of all entries of the batch's sequences: in the cache, with the new ones written, or in a fresh tensor."""
+    """View of all entries of the batch's sequences: the cache, after writing the new ones, or else a fresh tensor."""
     if state is not None:
         assert layout.cache is not None
         if entries is not None:

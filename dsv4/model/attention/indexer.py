@@ -15,7 +15,7 @@ from dsv4.model.linear import Linear
 
 
 class Indexer(nn.Module):
-    """Few, narrow heads whose scores choose the index_topk entries that a token reads."""
+    """A few narrow heads whose scores choose the index_topk entries that a token reads."""
 
     def __init__(self, config: ModelConfig, quantize: bool) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Indexer(nn.Module):
         self.quantize = quantize
 
     def rotate_and_quantize(self, x: Tensor) -> Tensor:
-        """Hadamard and FP4 rounding of queries and keys as shipped; the identity in float numerics."""
+        """Hadamard and FP4 rounding of queries and keys in shipped numerics; the identity in float numerics."""
         return fake_quant_fp4(hadamard(x)) if self.quantize else x
 
     def queries(self, x: Tensor, q_latent: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,7 +37,7 @@ class Indexer(nn.Module):
 
 
 def indexer_kl(probs: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
-    """KL(attention over the entries, heads summed and renormalized || softmax of the index scores), [G, R].
+    """KL(attention over the entries, summed over heads and renormalized || softmax of the index scores), [G, R].
 
     probs, scores fp32 [G, R, E]; rows that see no entry give 0. Source: DeepSeek-V3.2 report, indexer warm-up.
     """
@@ -48,9 +48,9 @@ def indexer_kl(probs: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
 
 
 def group_kl(probs: Tensor, scores: Tensor, group: TileGroup, chosen: Tensor | None) -> Tensor:
-    """`indexer_kl` of the entries that a group of tiles read: probs [G, R, n], scores of all [G, R, entries] -> [G, R].
+    """`indexer_kl` over the entries read by a tile group: probs [G, R, n], all scores [G, R, entries] -> [G, R].
 
-    chosen [G, R, k]: the entries that a sparse group's rows chose.
+    chosen [G, R, k]: the entries chosen by the rows of a sparse group.
     """
     mask, index = group.visible(chosen)
     if index is not None:

@@ -1,6 +1,6 @@
-"""Where everything of a ragged batch lies: tiles, windows, compression windows, visible entries. Index arithmetic only.
+"""Index tables of a ragged batch: tiles, windows, compression windows, visible entries. Index arithmetic only.
 
-`layout.py` puts the parts together: `tokens.py`, `tiles.py`, `window.py`, `compression.py`, `groups.py`.
+`layout.py` combines the parts: `tokens.py`, `tiles.py`, `window.py`, `compression.py`, `groups.py`.
 """
 
 from dsv4.model.layout.compression import CompressionLayout

@@ -1,4 +1,4 @@
-"""The compression windows of one ratio that close in a batch, and the state that later ones need."""
+"""The compression windows of one ratio that close in a batch, and the state that later windows need."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from dsv4.model.layout.tokens import Tokens
 
 @dataclass(frozen=True)
 class CompressionLayout:
-    """W windows that close, of `span` tokens each; all int64. Sources index [state rows | new tokens | one pad row]."""
+    """W closing windows of `span` tokens each; all int64. `source` indexes [state rows | new tokens | one pad row]."""
 
     ratio: int
-    source: Tensor  # [W, span]; with overlap the tokens of the window before come first
+    source: Tensor  # [W, span]; with overlap the previous window's tokens come first
     entry_position: Tensor  # [W]: rope position, the first token of the entry's own window
-    entry_row: Tensor  # [W]: row of the entry tensor that the entry goes to
-    state_row: Tensor  # [k]: state rows to write, with
-    state_token: Tensor  # [k]: the tokens that they come from
+    entry_row: Tensor  # [W]: row of the entry in the entry tensor
+    state_row: Tensor  # [k]: state rows to write
+    state_token: Tensor  # [k]: token written to each of them
     state_slots: Tensor  # [N]
 
 

@@ -1,4 +1,4 @@
-"""Tiles in groups that attention takes in one call, with the entries that they may see."""
+"""Groups of tiles for one attention call each, with the entries that they may see."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from dsv4.kernels.attention import ENTRY_CHUNK, TileGroup
 from dsv4.model.layout.tiles import TILE, TileCut
 from dsv4.model.layout.tokens import Tokens
 
-MANY_TILES = 4  # a sequence with so many reads its entries once for all of them, in groups of its own
+MANY_TILES = 4  # a sequence with this many tiles gets groups of its own, which share its entries
 
 
 class Grouping:
-    """Groups of the tiles of a batch, for layers of one ratio; `top_k`: entries that a row keeps, 0: no indexer."""
+    """Groups of a batch's tiles, for layers of one ratio; `top_k`: entries kept per row, 0: no indexer."""
 
     def __init__(
         self, tokens: Tokens, tiles: TileCut, cache: Cache | None, ratio: int, top_k: int, device: torch.device
     ) -> None:
         self.tokens, self.tiles, self.cache, self.ratio, self.device = tokens, tiles, cache, ratio, device
         self.seen = tiles.end // ratio if ratio else np.zeros_like(tiles.end)
-        # A property of the tile's place, not of what this batch holds of it: any cut of the sequence decides the same.
+        # Depends on the tile's place only, not on the rows that this batch holds: any cut of the sequence agrees.
         most = (tiles.block + 1) * TILE // ratio if ratio else self.seen
         self.sparse = (most > top_k) if top_k else np.zeros(tiles.count, bool)
         self.width = -(-self.seen // ENTRY_CHUNK) * ENTRY_CHUNK
         self.window_skip = np.maximum(0, WINDOW - tiles.block * TILE)
 
     def cut(self, budget: int) -> list[TileGroup]:
-        """All tiles, in groups of at most `budget` (row, key) pairs or of one tile."""
+        """All tiles, in groups of at most `budget` (row, key) pairs, or of one tile."""
         return [self._group(first, last) for first, last in self._ranges(budget)]
 
     def _ranges(self, budget: int) -> Iterator[tuple[int, int]]:
@@ -69,7 +69,8 @@ class Grouping:
         group = self.tiles.sequence[first:last]
         sequences, which = np.unique(group, return_inverse=True)
         seen = [int(self.seen[first:last][group == s].max()) for s in sequences]
-        if self.cache is None and len(sequences) == 1:  # a forward of its own: what is not finite in it shows anyway
+        # Past its end a slice holds other entries of this forward, where a non-finite value shows anyway.
+        if self.cache is None and len(sequences) == 1:
             start = self._first_row(int(sequences[0]))
             return slice(start, start + width)
         rows = np.full((len(sequences), width), self._blank_row())
@@ -84,7 +85,7 @@ class Grouping:
         return self._first_row(sequence) + np.arange(count)
 
     def _first_row(self, sequence: int) -> int:
-        """Without a cache: row of a sequence's first entry in the tensor of those made in this forward."""
+        """Without a cache: row of a sequence's first entry in the tensor of this forward's entries."""
         return int((self.tokens.ends[:sequence] // self.ratio).sum())
 
     def _blank_row(self) -> int:

@@ -49,12 +49,12 @@ class Layout:
 
     @cached_property
     def ring_write(self) -> tuple[Tensor, Tensor]:
-        """(slot * WINDOW + ring slot [k], token [k]): the last tokens of each sequence go to its window ring."""
+        """(cache row * WINDOW + ring slot [k], token [k]) of the last tokens of each sequence, for its window ring."""
         rows, tokens = self._tokens.last(WINDOW)
         return self._tensor(rows), self._tensor(tokens)
 
     def count_from(self, position: int) -> int:
-        """Number of tokens at this position of their sequence or a later one."""
+        """Number of tokens at `position` of their sequence or later."""
         return int((self._tokens.position >= position).sum())
 
     def compression(self, ratio: int) -> CompressionLayout:

@@ -1,7 +1,7 @@
-"""Tiles: blocks of TILE positions of one sequence, aligned to multiples of TILE, with the rows of them in a batch.
+"""Tiles: blocks of TILE positions of one sequence, aligned to multiples of TILE, with their rows in a batch.
 
-A tile's keys are always the same TILE + WINDOW positions in the same order, whatever was cut where: a query's sums then
-run in the same order in a whole prefill, in chunks, in a decode step and in a packed training row.
+A tile's keys are always the same TILE + WINDOW positions in the same order, however the sequence is cut: a query's sums
+then run in the same order in a whole prefill, in chunks, in a decode step and in a packed training row.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ TILE = 64
 
 @dataclass(frozen=True)
 class TileCut:
-    """G tiles of up to R rows, int64. Those at the start of a sequence stand first: their windows are shorter."""
+    """G tiles of up to R rows, int64. Tiles at the start of a sequence come first: their windows are shorter."""
 
     sequence: np.ndarray  # [G]
     block: np.ndarray  # [G]: positions block * TILE to block * TILE + TILE - 1
     end: np.ndarray  # [G]: position behind the last row
-    row_position: np.ndarray  # [G, R]; rows that hold no token have -1: they see nothing and come out as zeros
-    row_token: np.ndarray  # [G, R]: place in the batch; 0 where a row holds no token, whose output nobody reads
+    row_position: np.ndarray  # [G, R]; -1 for a row without a token, which sees nothing and gives zeros
+    row_token: np.ndarray  # [G, R]: index in the batch; 0 for a row without a token, whose output is not read
     token_row: np.ndarray  # [T]: tile * R + row of each token
 
     @property
@@ -36,7 +36,7 @@ class TileCut:
         return self.row_position.shape[1]
 
     def in_order(self) -> bool:
-        """True if rows are the tokens in their order, as in a decode step or a chunk of whole tiles."""
+        """True if the rows are the tokens in order, as in a decode step or a chunk of whole tiles."""
         return self.row_position.size == len(self.token_row) and bool((np.diff(self.token_row) == 1).all())
 
 

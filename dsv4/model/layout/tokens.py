@@ -15,8 +15,8 @@ class Tokens:
 
     slots: np.ndarray  # [N]: cache row of each sequence
     starts: np.ndarray  # [N]: position of each sequence's first new token
-    ends: np.ndarray  # [N]: position behind its last
-    first: np.ndarray  # [N]: place of its first token in the batch
+    ends: np.ndarray  # [N]: position after its last token
+    first: np.ndarray  # [N]: index of its first token in the batch
     sequence: np.ndarray  # [T]: sequence of each token
     position: np.ndarray  # [T]: position of each token in its sequence
 
@@ -35,7 +35,7 @@ class Tokens:
         return len(self.starts)
 
     def last(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The last `count` tokens of each sequence, and where they go in a ring of that many rows per slot.
+        """The last `count` tokens of each sequence and their rows in rings of `count` rows per cache row.
 
         Returns (rows slot * count + position mod count [k], tokens [k]).
         """

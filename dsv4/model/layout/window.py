@@ -1,4 +1,4 @@
-"""The window keys of each tile: where they lie, and which of its rows sees which."""
+"""Window keys of each tile: their rows in memory, and the mask of keys that each of the tile's rows sees."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class WindowTable:
 
 
 def lay_out_window(tokens: Tokens, tiles: TileCut, cached: bool) -> WindowTable:
-    """The window keys of a batch; `cached`: the sequences' rings stand before the new tokens."""
+    """Window keys of a batch; `cached`: the sequences' rings come before the new tokens."""
     key = tiles.block[:, None] * TILE - WINDOW + np.arange(TILE + WINDOW)
     start, end = tokens.starts[tiles.sequence][:, None], tokens.ends[tiles.sequence][:, None]
     ring_rows = WINDOW * tokens.num_sequences if cached else 0

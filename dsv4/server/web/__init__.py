@@ -1,7 +1,7 @@
 """The chat page: static files, and the routes that serve them from the server's own origin.
 
-No build step: what lies in static/ is what the browser runs. The page calls /v1/models,
-/v1/chat/completions and /health only.
+No build step: the browser runs the files of static/ as they are. The page calls /v1/models, /v1/chat/completions and
+/health only.
 """
 
 import mimetypes
@@ -16,7 +16,7 @@ from starlette.types import Scope
 
 STATIC = Path(__file__).parent / "static"
 
-# Model output is shown as HTML. Should a sanitiser fail, these still keep scripts, frames and foreign hosts out.
+# Model output is shown as HTML. Should the sanitizer fail, these headers still block scripts, frames, foreign hosts.
 HEADERS = {
     "Content-Security-Policy": "; ".join(
         (
@@ -35,7 +35,7 @@ HEADERS = {
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    # Ask again each time (the ETag makes that cheap): an upgraded server must not meet an old page.
+    # Revalidate each time (cheap, by ETag): an old cached page must not call an upgraded server.
     "Cache-Control": "no-cache",
 }
 
@@ -61,8 +61,8 @@ async def index(request: Request) -> Response:
 
 
 def chat_routes() -> list[BaseRoute]:
-    """Routes of the chat page: GET / and its files under /web. They need no API key; every call the page makes does."""
-    # Windows may map .js to text/plain in its registry, and browsers refuse such a module.
+    """Routes of the chat page: GET / and its files under /web. They need no API key; the page's API calls do."""
+    # Windows may map .js to text/plain in its registry, and browsers refuse modules of that type.
     mimetypes.add_type("text/javascript", ".js")
     mimetypes.add_type("font/woff2", ".woff2")
     return [Route("/", index, methods=["GET"]), Mount("/web", PageFiles(directory=STATIC), name="web")]

@@ -1,4 +1,4 @@
-// Sixteen outputs of a stored weight, read tile by tile of 16 x 32 for AMX.
+// Access to 16 outputs of a stored weight in tiles of 16 x 32, for AMX.
 #pragma once
 
 #include "gemm/formats/scale.h"
@@ -12,7 +12,7 @@ constexpr int64_t group_bytes(Kind kind) {
 
 #if defined(DSV4_ISA_AMX)
 
-// f(std::integral_constant<int, I>) for I in [0, N).
+// Calls f(std::integral_constant<int, I>) for I in [0, N).
 template <int N, class F>
 [[gnu::always_inline]] inline void unroll(F&& f) {
     [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
@@ -20,11 +20,12 @@ template <int N, class F>
     }(std::make_integer_sequence<int, N>{});
 }
 
-// Addresses of 16 outputs, held in registers: the compiler reads memory anew after every tile instruction.
+// Addresses of 16 outputs, by value so that they stay in registers: after every tile instruction (a memory clobber) the
+// compiler would reload them through a Weight reference.
 template <Kind kind>
 struct AmxPanel {
     const uint8_t *codes, *scales;
-    int64_t stride, scale_stride, whole_groups;  // the groups that dequantize_*_tile supports
+    int64_t stride, scale_stride, whole_groups;  // whole_groups: number that dequantize_*_tile supports
 
     AmxPanel(const Weight& w, int64_t n)
         : codes(w.data + n * w.stride), scales(w.scales), stride(w.stride), scale_stride(w.scale_stride) {
@@ -35,7 +36,7 @@ struct AmxPanel {
     }
 };
 
-// f(row, from + row * stride) for 16 rows, with few additions.
+// Calls f(row, from + row * stride) for 16 rows, with few address additions.
 template <class F>
 [[gnu::always_inline]] inline void for_each_tile_row(const uint8_t* from, int64_t stride, F&& f) {
     unroll<4>([&](auto quarter) __attribute__((always_inline)) {

@@ -14,7 +14,7 @@ inline void dequantize_bf16_row(const Weight& w, int64_t n, int64_t k0, int64_t 
 
 #if defined(DSV4_ISA_AVX2) || defined(DSV4_ISA_AVX512)
 
-// f(k, column), split, for k in [k0, k1) of outputs [n, n + 32); k0 and k1 are multiples of 8.
+// Calls f(k, column), split, for k in [k0, k1) of outputs [n, n + 32); k0 and k1 are multiples of 8.
 template <class F>
 [[gnu::always_inline]] inline void for_each_bf16_column(const Weight& w, int64_t n, int64_t k0, int64_t k1, F&& f) {
     for_each_piece(w, n, 2 * k0, 2 * k1, [&](int64_t byte, const uint8_t* piece) __attribute__((always_inline)) {
@@ -24,7 +24,7 @@ template <class F>
     });
 }
 
-// f(step, eight weights) for the four steps of a group of 32 inputs of one output, in the lanes that gemv.h gives BF16.
+// Calls f(step, eight weights) for the four steps of a group of 32 inputs of one output, in gemv.h's lanes for BF16.
 template <class F>
 [[gnu::always_inline]] inline void unpack_bf16_group(const uint8_t* codes, F&& f) {
     for (int half = 0; half < 2; ++half) {
@@ -39,7 +39,7 @@ template <class F>
 
 #if defined(DSV4_ISA_AMX)
 
-// Group g of 16 outputs -> a BF16 tile [16][32].
+// Loads group g of 16 outputs as a BF16 tile [16][32].
 [[gnu::always_inline]] inline bool load_bf16_tile(const AmxPanel<Kind::bf16>& w, int64_t g, uint16_t* to) {
     for_each_tile_row(w.codes + g * group_bytes(Kind::bf16), w.stride,
                       [&](auto r, const uint8_t* at)

@@ -1,5 +1,5 @@
-// 32 rows of a stored weight, read as columns: what packing needs. Rows come in pieces of 512 bytes, which are
-// transposed in registers.
+// Column access to 32 rows of a stored weight, for packing. Rows are read in pieces of 512 bytes, which are transposed
+// in registers.
 #pragma once
 
 #include <algorithm>
@@ -11,13 +11,13 @@ namespace dsv4::DSV4_ISA {
 
 #if defined(DSV4_ISA_AVX2) || defined(DSV4_ISA_AVX512)
 
-// One input's weights of 32 outputs. Split: outputs 0 2 4 6 16 18 20 22, then 1 3 5 7 17 19 21 23, then 8 more of each;
-// unpacking the 16-bit halves of a register to fp32 gives this order. Not split: outputs in ascending order.
+// Weights of 32 outputs for one input. Split order: outputs 0 2 4 6 16 18 20 22, then 1 3 5 7 17 19 21 23, then the
+// same + 8; unpacking the 16-bit halves of a register to fp32 gives this order. Not split: ascending order.
 struct Column {
     __m256 v[4];
 };
 
-// Upper halves of fp32 numbers, 16 bits each -> the numbers.
+// Column of fp32 numbers from their upper 16-bit halves.
 [[gnu::always_inline]] inline __m256 even_halves(__m256i words) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
 }
@@ -28,11 +28,11 @@ struct Column {
     return {{even_halves(w0), odd_halves(w0), even_halves(w1), odd_halves(w1)}};
 }
 
-// Pieces of 32 rows are copied before they are transposed, row by row: the processor then prefetches one stream and not
-// 32, which would also share few sets of the first-level cache where the rows' stride is a power of two.
+// A piece of 32 rows is copied row by row before it is transposed: the hardware then prefetches one stream instead of
+// 32, which for a power-of-two stride would also compete for few sets of the first-level cache.
 constexpr int64_t PIECE = 512, PIECE_STRIDE = PIECE + 64;
 
-// Copies one piece of 32 rows and prefetches the next one, `next` bytes further on.
+// Copies one piece of 32 rows and prefetches the next one, `next` bytes ahead.
 inline void copy_piece(const uint8_t* from, int64_t stride, int64_t bytes, int64_t next, uint8_t* to) {
     for (int r = 0; r < 32; ++r, from += stride, to += PIECE_STRIDE) {
         int64_t i = 0;
@@ -47,8 +47,8 @@ inline void copy_piece(const uint8_t* from, int64_t stride, int64_t bytes, int64
     }
 }
 
-// f(byte, piece) for bytes [b0, b1) of rows [n, n + 32), in steps of 16; b0 and b1 are multiples of 16. The 16 bytes of
-// row r are at piece[r * PIECE_STRIDE].
+// Calls f(byte, piece) for bytes [b0, b1) of rows [n, n + 32), in steps of 16; b0 and b1 are multiples of 16. The 16
+// bytes of row r are at piece[r * PIECE_STRIDE].
 template <class F>
 [[gnu::always_inline]] inline void for_each_piece(const Weight& w, int64_t n, int64_t b0, int64_t b1, F&& f) {
     alignas(64) uint8_t pieces[32 * PIECE_STRIDE];
@@ -60,8 +60,8 @@ template <class F>
     }
 }
 
-// Columns whose scales the vector code does not support: to[k - k0] for k in [k0, k1), at most 32, split. Not inlined,
-// so that the caller's columns stay in registers.
+// Scalar fallback for scales that the vector code does not support: split columns to[k - k0] for k in [k0, k1), at most
+// 32. Not inlined, so that the caller's columns stay in registers.
 template <auto DequantizeRow>
 [[gnu::noinline]] inline void dequantize_columns(const Weight& w, int64_t n, int64_t k0, int64_t k1, Column* to) {
     alignas(32) float rows[32][32], part[32];
@@ -74,7 +74,7 @@ template <auto DequantizeRow>
     }
 }
 
-// Sixteen bytes, in both halves of a register.
+// Loads 16 bytes into both halves of a register.
 [[gnu::always_inline]] inline __m256i broadcast16(const uint8_t* from) {
     return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 }

@@ -1,4 +1,4 @@
-// FP32: all decoders, in the form of the other formats'.
+// FP32: all decoders, with the same interface as the other formats.
 #pragma once
 
 #include "gemm/formats/columns.h"
@@ -12,7 +12,7 @@ inline void load_f32_row(const Weight& w, int64_t n, int64_t k0, int64_t k1, flo
 
 #if defined(DSV4_ISA_AVX2) || defined(DSV4_ISA_AVX512)
 
-// f(k, column), not split, for k in [k0, k1) of outputs [n, n + 32); k0 and k1 are multiples of 4.
+// Calls f(k, column), not split, for k in [k0, k1) of outputs [n, n + 32); k0 and k1 are multiples of 4.
 template <class F>
 [[gnu::always_inline]] inline void for_each_f32_column(const Weight& w, int64_t n, int64_t k0, int64_t k1, F&& f) {
     for_each_piece(w, n, 4 * k0, 4 * k1, [&](int64_t byte, const uint8_t* piece) __attribute__((always_inline)) {
@@ -25,7 +25,7 @@ template <class F>
     });
 }
 
-// f(step, eight weights) for the four steps of a group of 32 inputs of one output, in the lanes that gemv.h gives FP32.
+// Calls f(step, eight weights) for the four steps of a group of 32 inputs of one output, in gemv.h's lanes for FP32.
 template <class F>
 [[gnu::always_inline]] inline void unpack_f32_group(const uint8_t* codes, F&& f) {
     const float* w = reinterpret_cast<const float*>(codes);

@@ -23,12 +23,11 @@ inline void dequantize_fp4_row(const Weight& w, int64_t n, int64_t k0, int64_t k
 
 #if defined(DSV4_ISA_AVX2) || defined(DSV4_ISA_AVX512)
 
-// The 16 values under one scale as BF16 numbers, which hold them exactly: low bytes, then high bytes. One cache line
-// per scale.
+// The 16 values under one scale as BF16, which is exact: low bytes, then high bytes. One cache line per scale.
 struct alignas(64) Fp4Bytes {
     uint8_t low[16], high[16];
 };
-// By scale byte.
+// The table, indexed by scale byte.
 inline const Fp4Bytes* fp4_table() {
     static const auto& all = *[] {
         auto* table = new std::array<Fp4Bytes, 256>;
@@ -44,8 +43,9 @@ inline const Fp4Bytes* fp4_table() {
     return all.data();
 }
 
-// f(k, column), split, for k in [k0, k1) of outputs [n, n + 32); k0 and k1 are multiples of 32. The scale is subtracted
-// from the exponents: the bytes looked up are those of the values times 2^125, and saturation keeps zeros zero.
+// Calls f(k, column), split, for k in [k0, k1) of outputs [n, n + 32); k0 and k1 are multiples of 32. `low` and `high`
+// hold the bytes of the values times 2^125; the scale is subtracted from their exponents, and saturation keeps zeros
+// zero.
 template <class F>
 [[gnu::always_inline]] inline void for_each_fp4_column(const Weight& w, int64_t n, int64_t k0, int64_t k1, F&& f) {
     const __m256i code_bits = _mm256_set1_epi8(15), zero = _mm256_setzero_si256();
@@ -74,7 +74,7 @@ template <class F>
             }
         }
         __m256i e = scales[group % 16];
-        // Scales under which a value is not a normal number: bytes 0, 1 and 253 to 255.
+        // Under scale bytes 0, 1 and 253 to 255 some value is not a normal number.
         __m256i extreme = _mm256_cmpeq_epi8(
             _mm256_max_epu8(_mm256_sub_epi8(e, _mm256_set1_epi8(2)), _mm256_set1_epi8(static_cast<char>(251))),
             _mm256_sub_epi8(e, _mm256_set1_epi8(2)));
@@ -101,7 +101,7 @@ template <class F>
     });
 }
 
-// f(step, eight weights) for the four steps of a group of 32 inputs of one output, as accumulation_order.h has them.
+// Calls f(step, eight weights) for the four steps of a group of 32 inputs of one output, as in accumulation_order.h.
 template <class F>
 [[gnu::always_inline]] inline void unpack_fp4_group(const uint8_t* codes, const Fp4Bytes& values, F&& f) {
     // Codes of even inputs in the lower half, of odd ones in the upper.
@@ -120,7 +120,7 @@ template <class F>
 
 #if defined(DSV4_ISA_AMX)
 
-// Group g of 16 outputs -> a BF16 tile [16][32].
+// Dequantizes group g of 16 outputs to a BF16 tile [16][32].
 [[gnu::always_inline]] inline bool dequantize_fp4_tile(const AmxPanel<Kind::fp4>& w, int64_t g, uint16_t* to) {
     const uint8_t* codes = w.codes + g * group_bytes(Kind::fp4);
     const Fp4Bytes* values = fp4_table();
@@ -135,7 +135,7 @@ template <class F>
     for_each_tile_row(scale, w.scale_stride,
                       [&](auto r, const uint8_t* at) __attribute__((always_inline)) { row_scale[r] = at; });
     for_each_tile_row(codes, w.stride, [&](auto r, const uint8_t* at) __attribute__((always_inline)) {
-        // Words of twice a code, then of its places in the table: low byte, high byte.
+        // Each 16-bit word gets its code twice, then the places of the value's low and high byte in the table.
         __m512i bytes = _mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
         __m512i word = _mm512_srlv_epi16(_mm512_permutexvar_epi8(twice, bytes), shift);
         __m512i place = _mm512_ternarylogic_epi32(word, code_bits, high_byte, 0xEA);  // (word & code_bits) | high_byte

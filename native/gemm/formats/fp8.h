@@ -1,7 +1,8 @@
 // FP8 (E4M3, one scale per 128 x 128 block: E8M0 or fp32): the table and all decoders. Weights must not contain the
 // code of NaN.
 //
-// A code's bits, moved to the place of fp32's, are those of 2^-120 times its value; a factor of 2^120 makes up for it.
+// A code's exponent and mantissa, shifted to fp32's positions, are 2^-120 times its value; a factor of 2^120 corrects
+// this.
 #pragma once
 
 #include <array>
@@ -11,7 +12,7 @@
 
 namespace dsv4::DSV4_ISA {
 
-// By code.
+// All values, indexed by code.
 inline const std::array<float, 256>& e4m3_values() {
     static const std::array<float, 256> values = [] {
         std::array<float, 256> all{};
@@ -37,12 +38,12 @@ inline void dequantize_fp8_row(const Weight& w, int64_t n, int64_t k0, int64_t k
 
 #if defined(DSV4_ISA_AVX2) || defined(DSV4_ISA_AVX512)
 
-// Codes in the upper bytes of 16-bit words -> upper halves of fp32 numbers, 2^-120 times their values.
+// Converts codes in the upper bytes of 16-bit words to the upper halves of fp32 numbers, 2^-120 times their values.
 [[gnu::always_inline]] inline __m256i fp8_halves(__m256i words) {
     return _mm256_and_si256(_mm256_srai_epi16(words, 4), _mm256_set1_epi16(static_cast<int16_t>(0x87F0)));
 }
 
-// f(k, column), split, for k in [k0, k1) of outputs [n, n + 32), which lie in one block; k0 and k1 are multiples of 16.
+// Calls f(k, column), split, for k in [k0, k1) of outputs [n, n + 32) of one block row; k0 and k1 are multiples of 16.
 template <class F>
 [[gnu::always_inline]] inline void for_each_fp8_column(const Weight& w, int64_t n, int64_t k0, int64_t k1, F&& f) {
     const __m256i zero = _mm256_setzero_si256();
@@ -66,8 +67,8 @@ template <class F>
     });
 }
 
-// f(step, eight weights times 2^-120, without their scale) for the four steps of a group of 32 inputs of one output, as
-// accumulation_order.h has them.
+// Calls f(step, eight weights times 2^-120, without their scale) for the four steps of a group of 32 inputs of one
+// output, as in accumulation_order.h.
 template <class F>
 [[gnu::always_inline]] inline void unpack_fp8_group(const uint8_t* codes, F&& f) {
     const __m256i spread = _mm256_setr_epi8(-1, 0, -1, 2, -1, 4, -1, 6, -1, 8, -1, 10, -1, 12, -1, 14,  //
@@ -79,8 +80,8 @@ template <class F>
     }
 }
 
-// x times the scales of output n's blocks and 2^120: what unpack_fp8_group's weights are multiplied by. Exact for
-// scales that are powers of two and neither overflow nor shrink x; false where some block's does.
+// Multiplies x by the scales of output n's blocks and by 2^120, the factor that unpack_fp8_group leaves out. Exact for
+// power-of-two scales in [2^-120, 2^7) under which x stays at most 2^126; false if some block's scale is not of them.
 inline bool scale_fp8_input(const Weight& w, int64_t n, const float* x, float* to) {
     for (int64_t k = 0; k < w.in; k += 128) {
         int64_t stop = std::min(w.in, k + 128);
@@ -98,11 +99,11 @@ inline bool scale_fp8_input(const Weight& w, int64_t n, const float* x, float* t
 
 #if defined(DSV4_ISA_AMX)
 
-// Values of the first eight codes, zero and the subnormal ones, under one E8M0 scale as BF16 numbers.
+// Values of codes 0 to 7, zero and the subnormal ones, under one E8M0 scale, as BF16.
 struct alignas(16) Fp8Subnormals {
     uint16_t value[8];
 };
-// By scale byte.
+// The table, indexed by scale byte.
 inline const Fp8Subnormals* fp8_subnormals() {
     static const auto& all = *[] {
         auto* table = new std::array<Fp8Subnormals, 256>;
@@ -115,8 +116,8 @@ inline const Fp8Subnormals* fp8_subnormals() {
     return all.data();
 }
 
-// Group g of 16 outputs -> a BF16 tile [16][32]. False, with nothing written, where the scale would move a code's
-// exponent out of the normal numbers.
+// Dequantizes group g of 16 outputs to a BF16 tile [16][32]. False, with nothing written, if the scale would move a
+// code's exponent out of the normal numbers.
 [[gnu::always_inline]] inline bool dequantize_fp8_tile(const AmxPanel<Kind::fp8>& w, int64_t g, uint16_t* to) {
     const uint8_t* codes = w.codes + g * group_bytes(Kind::fp8);
     const uint8_t scale = w.scales[g / 4];
@@ -138,7 +139,7 @@ inline const Fp8Subnormals* fp8_subnormals() {
                                return value;
                            }));
     });
-    if (_mm512_cmplt_epu16_mask(least, normal)) {  // subnormal codes, of which trained weights have few: a second pass
+    if (_mm512_cmplt_epu16_mask(least, normal)) {  // second pass for subnormal codes, rare in trained weights
         const __m512i values =
             _mm512_castsi128_si512(_mm_load_si128(reinterpret_cast<const __m128i*>(fp8_subnormals()[scale].value)));
         for_each_tile_row(codes, w.stride, [&](auto r, const uint8_t* at) __attribute__((always_inline)) {

@@ -5,7 +5,7 @@
 
 namespace dsv4::DSV4_ISA {
 
-// The power of two of an E8M0 byte: 2^(b - 127); 255 is NaN.
+// Value of an E8M0 byte: 2^(b - 127); 255 is NaN.
 inline float e8m0(uint8_t b) { return b == 0 ? 0x1p-127f : b == 255 ? NAN : float_of(static_cast<uint32_t>(b) << 23); }
 
 // Scale of input k of output n.

@@ -1,4 +1,4 @@
-"""Headless Chromium, and a stand-in for the API behind the chat page: scripted answers, recorded requests."""
+"""Fixtures: headless Chromium, and a mock of the API behind the chat page: scripted answers, recorded requests."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ MODEL = "dsv4-nano"
 
 @dataclass
 class Script:
-    """One answer: pieces of reasoning and of text, `pause` seconds before each; or a status with an error text."""
+    """One answer: pieces of reasoning and text, `pause` seconds before each; or a status with an error text."""
 
     answer: list[str] = field(default_factory=list)
     thinking: list[str] = field(default_factory=list)
@@ -44,7 +44,7 @@ class Script:
     cut: bool = False  # close the stream before the end
     headers: dict[str, str] = field(default_factory=dict)  # of an error
     progress: list[dict[str, Any]] = field(default_factory=list)  # fields of the chunks before the answer
-    milliseconds: float = 20.0  # of the engine's clock, for each token
+    milliseconds: float = 20.0  # per token, by the engine's clock
 
     def timings(self, tokens: int) -> dict[str, Any]:
         spent = (tokens - 1) * self.milliseconds
@@ -75,7 +75,7 @@ class Script:
 
 
 class Mock:
-    """The server in a thread; `script` answers every request."""
+    """Mock server in a thread; `script` answers every request."""
 
     def __init__(self) -> None:
         self.script = Script()
@@ -83,7 +83,7 @@ class Mock:
         self.disconnects = 0
         self.key = ""
         self.refusals = 0
-        self.stopped = ""  # why the engine has stopped, if it has
+        self.stopped = ""  # reason why the engine has stopped, or ""
         routes = [
             Route("/health", self.health),
             Route("/v1/models", self.models),
@@ -110,7 +110,7 @@ class Mock:
 
     def reset(self) -> None:
         self.script, self.requests, self.disconnects, self.key = Script(), [], 0, ""
-        self.refusals = 0  # of questions
+        self.refusals = 0  # number of questions to refuse
         self.stopped = ""
 
     async def health(self, request: Request) -> Response:
@@ -176,14 +176,14 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="package")
 def plain_context(browser: Browser) -> Iterator[BrowserContext]:
-    """One profile for all tests without special options: its warm cache saves a second a test."""
+    """One profile for all tests without special options: its warm cache saves a second per test."""
     context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
     yield context
     context.close()
 
 
 class Tab:
-    """A tab with the page open and empty storage; every request and script error in it is noted."""
+    """A tab with the page open and empty storage; records every request and script error."""
 
     def __init__(self, context: BrowserContext, url: str, mock: Mock | None = None) -> None:
         self.url = url
@@ -205,12 +205,12 @@ class Tab:
         return self._mock
 
     def note(self, message: ConsoleMessage) -> None:
-        # Chromium reports refused and cut connections here too; those are part of some tests.
+        # Chromium reports refused and cut connections here too, which some tests cause.
         if message.type == "error" and "Failed to load resource" not in message.text:
             self.errors.append(message.text)
 
     def ask(self, text: str, answer: list[str] | None = None, **fields: Any) -> None:
-        """Sends `text`; the mock will answer with the script that the other arguments make, from now on."""
+        """Sends `text`; from now on the mock answers with Script(other arguments)."""
         if answer is not None:
             self.will_answer(answer, **fields)
         self.page.fill("#prompt", text)
@@ -220,7 +220,7 @@ class Tab:
         self.mock.script = Script(answer, **fields)
 
     def until(self, holds: Callable[[], bool], seconds: float = 20) -> None:
-        """Playwright's own wait_for_function evaluates text in the page, which the content policy forbids."""
+        """Waits for a condition. Playwright's wait_for_function needs eval, forbidden by the page's content policy."""
         deadline = time.monotonic() + seconds
         while not holds():
             assert time.monotonic() < deadline
@@ -229,10 +229,10 @@ class Tab:
     def close(self) -> None:
         self.page.close()
         assert self.errors == []
-        assert self.hosts == {self.url.split("/")[2]}  # nothing is asked of another host
+        assert self.hosts == {self.url.split("/")[2]}  # no request to another host
 
     def wait(self, status: str, turn: int = -1) -> Locator:
-        """The answer of a turn, once it has the status."""
+        """Waits until an answer has the status; returns it."""
         expect(self.answer(turn)).to_have_attribute("data-status", status, timeout=10_000)
         return self.answer(turn)
 
@@ -245,7 +245,7 @@ class Tab:
 
 @pytest.fixture
 def tab(mock: Mock, browser: Browser, plain_context: BrowserContext, request: pytest.FixtureRequest) -> Iterator[Tab]:
-    """Parametrise indirectly to give context options (colour scheme, viewport, ...)."""
+    """A tab. Indirect parameters are context options (colour scheme, viewport, ...)."""
     mock.reset()
     options = getattr(request, "param", None)
     context = browser.new_context(**options) if options else plain_context
@@ -258,7 +258,7 @@ def tab(mock: Mock, browser: Browser, plain_context: BrowserContext, request: py
 
 @pytest.fixture
 def open_tab(plain_context: BrowserContext) -> Iterator[Callable[[str], Tab]]:
-    """open_tab(url) -> a tab on the page of any server."""
+    """open_tab(url) -> a tab with the page of any server."""
     tabs: list[Tab] = []
 
     def opened(url: str) -> Tab:

@@ -1,4 +1,4 @@
-"""The chat page: asking, thinking, stopping, versions, several chats, and the requests that the switches make."""
+"""The chat page: asking, thinking, stopping, versions, several chats, and request fields of the switches."""
 
 import re
 from typing import Any
@@ -12,7 +12,7 @@ MODEL = "dsv4-nano"
 def test_answer_streams_as_markdown_with_figures(tab: Any) -> None:
     pieces = ["Sum: **4", "2**", "\n\n```python\nprint(1)", "\n```\n\n| a | b |\n|---|--:|\n| 1 | 2 |"]
     tab.ask("What is 40 + 2?", pieces, pause=0.15)
-    # While the emphasis is still open it is drawn closed.
+    # Unclosed emphasis is drawn closed for now.
     expect(tab.answer().locator(".answer strong")).to_have_text("4")
     assert tab.answer().get_attribute("data-status") == "streaming"
     answer = tab.wait("done")
@@ -20,7 +20,7 @@ def test_answer_streams_as_markdown_with_figures(tab: Any) -> None:
     assert answer.locator("figure.code pre").inner_text() == "print(1)"
     expect(answer.locator("figure.code .hljs-built_in")).to_have_text("print")
     assert answer.locator("td").all_inner_texts() == ["1", "2"]
-    assert answer.locator(".stats").inner_text() == "4 tokens"  # too few for a rate
+    assert answer.locator(".stats").inner_text() == "4 tokens"  # too few tokens for a rate
     assert tab.page.locator(".bubble").inner_text() == "What is 40 + 2?"
     assert tab.page.locator("#model").inner_text() == MODEL
     answer.get_by_role("button", name="Copy code").click()
@@ -38,7 +38,7 @@ def test_thinking_panel_opens_counts_and_collapses(tab: Any) -> None:
     expect(panel.locator(".thinking-body")).to_have_text("First second.")
     tab.wait("done")
     assert panel.get_attribute("open") is None
-    # From the first thought to the answer by the engine's clock, whenever the pieces arrived here.
+    # The duration is by the engine's clock, from the first thought to the answer, independent of arrival times.
     assert panel.locator("summary").inner_text() == "Thought for 3.0 s"
     panel.locator("summary").click()
     assert panel.locator(".thinking-body").is_visible()
@@ -46,7 +46,7 @@ def test_thinking_panel_opens_counts_and_collapses(tab: Any) -> None:
 
 
 @pytest.mark.parametrize("how", ["button", "escape"])
-def test_stop_keeps_what_came_and_closes_the_connection(tab: Any, how: str) -> None:
+def test_stop_keeps_the_received_text_and_closes_the_connection(tab: Any, how: str) -> None:
     tab.ask("count", [f"{i} " for i in range(500)], pause=0.05)
     expect(tab.answer().locator(".answer")).to_contain_text("0 1 2")
     if how == "button":
@@ -97,7 +97,7 @@ def test_chats_survive_a_reload(tab: Any) -> None:
     assert (answer.locator(".stats").inner_text(), answer.locator("summary").inner_text()) == (stats, thought)
     tab.ask("slow", ["x "] * 200, pause=0.05)
     expect(tab.answer().locator(".answer")).to_contain_text("x x")
-    tab.page.reload()  # in the middle of an answer: what had come is kept
+    tab.page.reload()  # in the middle of an answer: the received part is kept
     assert "x x" in tab.wait("stopped").locator(".answer").inner_text()
 
 
@@ -111,7 +111,7 @@ def test_several_chats_keep_apart(tab: Any) -> None:
     tab.wait("done")
     titles = page.locator(".chat-open")
     assert titles.all_inner_texts() == ["beta", "alpha"]
-    titles.nth(1).click()  # it went on meanwhile
+    titles.nth(1).click()  # its answer went on meanwhile
     assert tab.wait("done").locator(".answer").inner_text() == "A B C D"
     page.locator(".chat", has_text="beta").hover()
     page.get_by_role("button", name="Rename: beta").click()

@@ -1,4 +1,4 @@
-"""The chat page: long pastes are folded, in the composer and in the chat, and nothing of them is lost."""
+"""The chat page: long pastes are folded, in the composer and in the chat, without loss of text."""
 
 from typing import Any
 

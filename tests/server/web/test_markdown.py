@@ -1,4 +1,4 @@
-"""The chat page: answers that no renderer is made for are shown all the same, and long ones do not freeze it."""
+"""The chat page: pathological answers are shown all the same, and long answers do not freeze it."""
 
 from typing import Any
 
@@ -54,12 +54,12 @@ HARD = {
 }
 
 
-def test_what_cannot_be_formatted_is_plain_text_with_a_note(tab: Any) -> None:
+def test_unformattable_blocks_are_plain_text_with_a_note(tab: Any) -> None:
     for name, source in DEEP.items():
         text, ms, notes = tab.page.evaluate(SHOW, f"before\n\n{source}\n\nafter")
         assert text.startswith("before") and text.rstrip().endswith("after") and "END" in text, name
         assert notes == 1 and len(text) >= len(source), name
-        assert ms < 10_000, name  # a second at most on a machine at rest
+        assert ms < 10_000, name  # at most a second on an idle machine
 
 
 def test_hostile_shapes_are_shown_in_bounded_time(tab: Any) -> None:
@@ -151,4 +151,4 @@ def test_drawing_a_long_answer_costs_no_more_at_its_end(tab: Any, unit: str) -> 
         return [middle(costs.slice(20, 60)), middle(costs.slice(-40))];
     }"""
     early, late = tab.page.evaluate(stream, unit)
-    assert late < 4 * early + 10  # in proportion to the length it would be five times as much, and 300 ms
+    assert late < 4 * early + 10  # redrawing all would take five times as long, and 300 ms

@@ -1,4 +1,4 @@
-"""The chat page: failures, a server that is away, keyboard, colours and small screens."""
+"""The chat page: failures, an unreachable server, keyboard, colours and small screens."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from playwright.sync_api import expect
     ],
     ids=["400", "context", "429", "500", "cut"],
 )
-def test_failures_are_told_and_can_be_retried(tab: Any, script: dict[str, Any], title: str, detail: str) -> None:
+def test_failures_are_shown_and_can_be_retried(tab: Any, script: dict[str, Any], title: str, detail: str) -> None:
     tab.ask("hi", ["half"], **script)
     failure = tab.wait("error").locator(".failure")
     assert title in failure.locator("strong").inner_text() and detail in failure.locator("p").inner_text()
@@ -113,7 +113,7 @@ def test_end_is_followed_until_the_reader_scrolls_up(tab: Any) -> None:
     assert page.evaluate(left) < 60
     page.locator("#thread").hover()
     page.mouse.wheel(0, -50)
-    tab.until(lambda: page.evaluate(left) > 200)  # lines arrive, the view stays
+    tab.until(lambda: page.evaluate(left) > 200)  # lines arrive, the view stays in place
     place = page.evaluate("document.querySelector('#thread').scrollTop")
     expect(tab.answer().locator(".answer")).to_contain_text("line 150", timeout=20_000)
     assert page.evaluate("document.querySelector('#thread').scrollTop") == place
@@ -147,7 +147,7 @@ def test_way_down_to_the_end_is_followed_though_the_end_moves_on(tab: Any) -> No
     page.locator("#thread").hover()
     page.mouse.wheel(0, -3000)
     expect(page.get_by_role("button", name="Scroll to the latest message")).to_be_visible()
-    page.wait_for_timeout(500)  # the view has come to rest
+    page.wait_for_timeout(500)  # the scrolling has ended
     grow = """() => {
         document.querySelector("#jump").click();
         document.querySelector("#thread").addEventListener("scroll", () => {

@@ -1,4 +1,4 @@
-"""The chat page: what it says of waiting and speed, of a busy and of a stopped server, and what other tabs do."""
+"""The chat page: status of waiting and speed, busy and stopped servers, and changes by other tabs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -31,9 +31,9 @@ def test_place_in_the_queue_and_reading_are_shown_until_the_answer(tab: Any) -> 
 @pytest.mark.parametrize(
     ("tokens", "milliseconds", "expected"),
     [
-        (32, 0.0, "32 tokens"),  # all at one time by the clock
+        (32, 0.0, "32 tokens"),  # all tokens at the same time by the clock
         (32, 0.5, "32 tokens"),  # too short to measure
-        (4, 100.0, "4 tokens"),  # too few
+        (4, 100.0, "4 tokens"),  # too few tokens
         (1, 100.0, "1 token"),
         (32, 20.0, "32 tokens · 50.0 tokens/s"),
         (40, 2.0, "40 tokens · 500 tokens/s"),
@@ -42,11 +42,11 @@ def test_place_in_the_queue_and_reading_are_shown_until_the_answer(tab: Any) -> 
 def test_speed_is_the_engine_s_and_only_where_there_is_one(
     tab: Any, tokens: int, milliseconds: float, expected: str
 ) -> None:
-    tab.ask("hi", ["x "] * tokens, milliseconds=milliseconds)  # all pieces arrive at one time
+    tab.ask("hi", ["x "] * tokens, milliseconds=milliseconds)  # all pieces arrive at once
     assert tab.wait("done").locator(".stats").inner_text() == expected
 
 
-def test_thinking_without_a_duration_worth_telling(tab: Any) -> None:
+def test_short_thinking_shows_no_duration(tab: Any) -> None:
     tab.ask("hi", ["ok"], thinking=["hm"], milliseconds=1.0)
     expect(tab.wait("done").locator("summary")).to_have_text("Thoughts")
     tab.ask("hi", ["ok"], thinking=["\n", " "])
@@ -54,7 +54,7 @@ def test_thinking_without_a_duration_worth_telling(tab: Any) -> None:
     assert tab.answer().locator("details.thinking").is_hidden(), "blank thinking is none"
 
 
-def test_a_busy_server_is_asked_again_when_it_says(tab: Any) -> None:
+def test_a_busy_server_is_retried_after_its_retry_after(tab: Any) -> None:
     tab.ask("hi", [], status=429, error="Too many requests wait.", headers={"Retry-After": "3"})
     expect(tab.answer().locator(".wait-note")).to_contain_text("The server is busy, trying again in 3 s")
     expect(tab.answer().locator(".wait-note")).to_contain_text("trying again in 1 s")
@@ -105,7 +105,7 @@ def test_two_tabs_on_one_chat_keep_what_both_have_asked(tab: Any, open_tab: Call
     tab.ask("second", ["a ", "b ", "c ", "d"], pause=1.0)
     expect(other.locator(".bubble")).to_have_text(["first", "second"])
     expect(other.locator(".assistant").nth(1)).to_have_attribute("data-status", "streaming")
-    expect(other.locator(".answer").nth(1)).to_have_text("a b c d", timeout=20_000)  # it follows
+    expect(other.locator(".answer").nth(1)).to_have_text("a b c d", timeout=20_000)  # the second tab follows
     expect(other.locator(".assistant").nth(1)).to_have_attribute("data-status", "done", timeout=20_000)
     other.fill("#prompt", "third")
     other.keyboard.press("Enter")

@@ -1,4 +1,4 @@
-"""The chat page before the real server and engine, with a model that says what the test tells it to."""
+"""The chat page with the real server and engine, over a model with scripted replies."""
 
 from collections.abc import Callable
 from typing import Any
@@ -49,5 +49,5 @@ def test_errors_of_the_real_server(open_tab: Callable[[str], Any], serve: Any, m
         failure = tab.wait("error").locator(".failure")
         expect(failure).to_contain_text("The model has stopped")
         expect(failure).to_contain_text("Out of luck.")
-        tab.page.reload()  # a new page says so before anything is asked
+        tab.page.reload()  # a new page shows the error before any question
         expect(tab.page.get_by_role("alert").first).to_contain_text("Out of luck.")

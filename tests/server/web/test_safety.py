@@ -1,4 +1,4 @@
-"""The chat page: hostile model output, content policy, API keys, and the parser of event streams."""
+"""The chat page: hostile model output, Content-Security-Policy, API keys, and the parser of event streams."""
 
 import re
 import urllib.error
@@ -43,7 +43,7 @@ HOSTILE = (
 )
 
 
-@pytest.mark.parametrize("tab", [{"bypass_csp": True}], indirect=True)  # the sanitiser has to hold alone
+@pytest.mark.parametrize("tab", [{"bypass_csp": True}], indirect=True)  # tests the sanitizer alone
 def test_hostile_output_is_shown_not_run(tab: Any) -> None:
     tab.ask(HOSTILE, [HOSTILE], thinking=[HOSTILE])
     answer = tab.wait("done")
@@ -54,10 +54,10 @@ def test_hostile_output_is_shown_not_run(tab: Any) -> None:
     assert tab.page.locator(messages).locator("img, script, iframe, svg:not(.icon), [onerror], [onload]").count() == 0
     assert [link.get_attribute("href") for link in answer.locator("a").all()].count("http://example.com/p.png") == 2
     assert "javascript:" not in tab.page.evaluate("[...document.links].map(link => link.href).join()")
-    assert "<img src=x onerror='window.pwned=1'>" in tab.text()  # nothing the model wrote is lost
+    assert "<img src=x onerror='window.pwned=1'>" in tab.text()  # the model's text is kept
 
 
-def test_content_policy_stops_what_a_sanitiser_would_miss(tab: Any) -> None:
+def test_content_policy_stops_what_a_sanitizer_would_miss(tab: Any) -> None:
     with pytest.raises(Error, match="TrustedHTML"):
         tab.page.evaluate("document.body.innerHTML = '<img src=x onerror=window.pwned=1>'")
     tab.errors.clear()
@@ -65,7 +65,7 @@ def test_content_policy_stops_what_a_sanitiser_would_miss(tab: Any) -> None:
 
 def test_api_key_is_asked_for_sent_and_kept_for_the_tab_only(tab: Any) -> None:
     page = tab.page
-    expect(page.locator("#model")).to_have_text(MODEL)  # the question is what is refused, not the list of models
+    expect(page.locator("#model")).to_have_text(MODEL)  # the question is refused, not the list of models
     tab.mock.key = "sk-right"
     tab.ask("hi", ["welcome"])
     field = page.get_by_role("alert").get_by_label("API key")

@@ -1,4 +1,4 @@
-// The view of one answer: thinking panel, text, failure, and the line of actions and figures below.
+// View of one answer: thinking panel, text, failure, and a footer with actions and statistics.
 
 import { announce } from "./banner.js";
 import { copyFrom, h, icon, iconButton } from "./dom.js";
@@ -13,7 +13,7 @@ export class AnswerView {
     this.actions = actions;
     this.time = h("span", { class: "thinking-label" });
     this.thinkingBody = h("div", { class: "thinking-body" });
-    // Open while the model thinks, closed when the answer begins; a reader's own click has the last word.
+    // Open while the model thinks, closed when the answer begins, unless the reader has toggled it.
     this.touched = false;
     const summary = h("summary", { onclick: () => (this.touched = true) }, icon("think"), this.time, icon("right"));
     this.thinking = h("details", { class: "thinking" }, summary, this.thinkingBody);
@@ -40,7 +40,7 @@ export class AnswerView {
     this.update();
   }
 
-  /** Draws the node as it is now. */
+  /** Draws the node's current state. */
   update() {
     const { node } = this;
     const streaming = node.status === "streaming";
@@ -62,7 +62,7 @@ export class AnswerView {
     this.tick();
   }
 
-  /** Redraws what depends on the clock alone. */
+  /** Redraws the parts that depend on the time alone. */
   tick() {
     const { node } = this;
     if (node.status !== "streaming") return;
@@ -79,7 +79,7 @@ export class AnswerView {
     const note = describePhase(phase, now);
     if (note !== this.waitNote.textContent) this.waitNote.textContent = note;
     if (note && this.announced !== phase.kind) {
-      this.announced = phase.kind; // not each number: once for each kind of waiting
+      this.announced = phase.kind; // once per kind of waiting, not per number
       announce(note);
     }
     const share = shareRead(phase, now);

@@ -1,10 +1,10 @@
-// The calls the page makes: GET v1/models, GET health, and POST v1/chat/completions (server-sent events).
+// The page's API calls: GET v1/models, GET health, and POST v1/chat/completions (server-sent events).
 
 import { apiKey } from "./storage.js";
 
 /**
- * A call that failed. kind: "offline" | "key" | "context" | "busy" | "failed" (the engine has stopped) | "request" |
- * "server" | "broken" (cut off mid-answer). retryAfter: seconds after which the server wants to be asked again, or null.
+ * A failed call. kind: "offline" | "key" | "context" | "busy" | "failed" (the engine has stopped) | "request" |
+ * "server" | "broken" (cut off mid-answer). retryAfter: the server's Retry-After in seconds, or null.
  */
 export class ApiError extends Error {
   constructor(kind, message, retryAfter = null) {
@@ -25,7 +25,7 @@ const TITLES = {
   broken: "The answer was cut off",
 };
 
-/** {kind, title, detail} to show and to store for an error. Errors of the page itself are thrown on. */
+/** {kind, title, detail} of an ApiError, to show and to store. Any other error is rethrown. */
 export function describe(error) {
   if (!(error instanceof ApiError)) throw error;
   return { kind: error.kind, title: TITLES[error.kind], detail: error.message };
@@ -50,13 +50,13 @@ async function request(path, options) {
   throw new ApiError(kindOf(response.status, message), message, secondsOf(response.headers.get("Retry-After")));
 }
 
-/** Throws ApiError "failed" with the reason when the engine behind the server has stopped: waiting does not help then. */
+/** Throws ApiError "failed" with the reason if the server's engine has stopped, since retrying would not help. */
 export async function throwIfStopped() {
   let state;
   try {
     state = await (await fetch("health")).json();
   } catch {
-    return; // no such report
+    return; // no health report
   }
   if (state?.status !== "error") return;
   throw new ApiError("failed", `${sentence(state.error)} It answers again when the server has been restarted.`);
@@ -67,7 +67,7 @@ function sentence(text) {
   return trimmed[0].toUpperCase() + trimmed.slice(1) + (/[.!?]$/.test(trimmed) ? "" : ".");
 }
 
-/** Retry-After in seconds: a number or a date. */
+/** Parses Retry-After (a number or a date) to seconds. */
 function secondsOf(header) {
   if (!header) return null;
   const seconds = /^\d+$/.test(header) ? Number(header) : (Date.parse(header) - Date.now()) / 1000;
@@ -99,14 +99,14 @@ function kindOf(status, message) {
   return /context length|context_length|maximum context|too long/i.test(message) ? "context" : "request";
 }
 
-/** Names of the models the server offers, first the default; further names of the same model (`root`) are left out. */
+/** Names of the server's models, the default first, without aliases (entries with another `root`). */
 export async function listModels() {
   const body = parse(await (await request("v1/models", {})).text());
   const models = body.data.filter((model) => !model.root || model.root === model.id);
   return (models.length ? models : body.data).map((model) => model.id);
 }
 
-/** Yields the chunks of one streamed chat completion; an error in the stream or a missing [DONE] throws ApiError. */
+/** Yields the chunks of a streamed chat completion; throws ApiError for an error event or a missing [DONE]. */
 export async function* streamChat(body, signal) {
   const options = {
     method: "POST",
@@ -132,7 +132,7 @@ export async function* streamChat(body, signal) {
   throw new ApiError("broken", "The connection ended before the answer did.");
 }
 
-/** Yields the data of each server-sent event of a byte stream; comments (keep-alive) are skipped. */
+/** Yields the data of each server-sent event in a byte stream; skips comments (keep-alives). */
 export async function* eventData(stream) {
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -152,7 +152,7 @@ export async function* eventData(stream) {
       }
     }
   } finally {
-    // Also when the consumer leaves early: the server then sees the connection close.
+    // Also if the consumer stops early: closing the connection stops the generation.
     await reader.cancel().catch(() => {});
   }
 }

@@ -1,4 +1,4 @@
-// The page: which conversation is shown, and what each button does.
+// The page: selects the shown conversation and implements the buttons' actions.
 
 import { describe, listModels, throwIfStopped } from "./api.js";
 import { announce, askKey, hideBanner, showBanner, toast } from "./banner.js";
@@ -10,10 +10,10 @@ import { setupSidebar } from "./sidebar.js";
 import { load, save } from "./storage.js";
 import { Thread } from "./thread.js";
 
-const SAVE_EVERY = 1000; // ms, while an answer is being written
-const ASK_AGAIN = 4000; // ms, while the server is away
+const SAVE_EVERY = 1000; // ms, while an answer streams
+const ASK_AGAIN = 4000; // ms, while the server is unreachable
 
-const live = new Map(); // conversations with an answer in progress, by id: the stored copy lags behind these
+const live = new Map(); // id -> conversation with an answer in progress; its stored copy lags behind
 let current = conversations.create();
 let chosenModel = () => undefined;
 let listing; // promise of the latest list of models
@@ -37,7 +37,7 @@ const composer = setupComposer({
 });
 const sidebar = setupSidebar({ open, create: () => open(null), rename, remove });
 
-/** Shows the conversation with this id, a new one for null. */
+/** Shows the conversation with this id; null: a new one. */
 function open(id) {
   current = live.get(id) ?? (id && conversations.read(id)) ?? conversations.create();
   show();
@@ -54,12 +54,12 @@ function show(following = true) {
   if (conversations.path(current).some(elsewhere)) nextLook = setTimeout(reread, conversations.SILENCE);
 }
 
-/** Shows what another tab has stored in the shown conversation. */
+/** Updates the shown conversation with changes stored by another tab. */
 function reread() {
   if (live.has(current.id)) return;
   const stored = conversations.read(current.id);
   if (!stored) return;
-  // What this reader has picked stays picked, unless it is gone.
+  // Versions picked in this tab stay picked, unless they are gone.
   for (const [parent, id] of Object.entries(current.picked)) if (id in stored.nodes) stored.picked[parent] = id;
   current = stored;
   show(thread.following);
@@ -75,7 +75,7 @@ function store(conversation) {
   if (!conversations.write(conversation)) toast("The browser's storage is full: delete chats to keep new ones.");
 }
 
-/** Adds the user's message under `parent` and has it answered. */
+/** Adds the user's message under `parent` and requests an answer. */
 function ask(text, parent) {
   if (isRunning(current)) return;
   answer(current, conversations.addNode(current, parent, { role: "user", content: text }));
@@ -108,7 +108,7 @@ async function answer(conversation, question) {
   if (node.error?.kind === "failed") connect();
 }
 
-/** Asks again after a failure; a failed answer without text is not kept. */
+/** Retries after a failure; a failed answer without text is dropped. */
 function retry(conversation, node) {
   if (!node.content && !node.reasoning) conversations.removeNode(conversation, node);
   answer(conversation, conversation.nodes[node.parent]);
@@ -137,21 +137,21 @@ function remove(id) {
 function needKey() {
   offerKey();
   askKey(async () => {
-    // A key that the models' list refuses is not tried on the question: its refusal would come after the next key.
+    // Check the key with the model list before the question: a late refusal could come after the next key.
     if (!(await connect())) return;
     const last = conversations.path(current).at(-1);
     if (last?.error?.kind === "key") retry(current, last);
   });
 }
 
-/** The chosen model. A question sent before the list of models has come waits for it, and asks anew where it failed. */
+/** The chosen model. Before the model list has arrived, waits for it, and requests it again if it failed. */
 async function modelName() {
   await listing;
   if (!chosenModel()) await connect();
   return chosenModel();
 }
 
-/** Asks the server for its models -> whether it answered; while it is away, a banner says so and the page asks again. */
+/** Requests the model list -> true if it arrived; while the server is unreachable, shows a banner and polls. */
 function connect() {
   listing = list();
   return listing;
@@ -182,14 +182,14 @@ document.addEventListener("keydown", (event) => {
 });
 addEventListener("pagehide", () => {
   for (const conversation of live.values()) {
-    // Nothing more will come: a tab that opens the chat next must not wait for it.
+    // The answer ends here: a tab that opens the chat next must not wait for more.
     for (const node of Object.values(conversation.nodes))
       if (node.status === "streaming" && isRunning(conversation))
         Object.assign(node, { status: "stopped", saved: Date.now() });
     conversations.write(conversation);
   }
 });
-// Another tab has changed the list, or the shown chat.
+// Another tab has changed the list or the shown chat.
 addEventListener("storage", (event) => {
   if (event.key?.endsWith(`chat.${current.id}`)) reread();
   refresh();

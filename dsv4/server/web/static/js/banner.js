@@ -1,15 +1,15 @@
-// Messages about the server as a whole (above the thread) and short ones at the foot (toasts).
+// Banners about the server (above the thread) and toasts (short messages at the bottom).
 
 import { byId, h, icon } from "./dom.js";
 import { apiKey, setApiKey } from "./storage.js";
 
-/** Shows {title, detail} with a button that calls `retry`. */
+/** Shows {title, detail} and a button that calls `retry`. */
 export function showBanner({ title, detail }, retry) {
   const button = h("button", { type: "button", class: "button quiet", onclick: retry }, "Try again");
   fill(icon("alert"), h("div", { class: "banner-text" }, h("strong", {}, title), " ", detail), button);
 }
 
-/** Asks for an API key; `entered` is called when one was given. */
+/** Asks for an API key; calls `entered` once it is given. */
 export function askKey(entered) {
   const input = h("input", {
     type: "password",
@@ -32,7 +32,7 @@ export function askKey(entered) {
     h("div", { class: "banner-text" }, h("strong", {}, text)),
     h("form", { onsubmit }, input, h("button", { type: "submit", class: "button" }, "Continue")),
   );
-  // A list of models refused late must not turn the rest of a message being written into a password.
+  // The model list may be refused late: taking the focus then would put a message being typed into the key field.
   if (!document.activeElement?.value) input.focus();
 }
 
@@ -47,7 +47,7 @@ function fill(...children) {
 
 let toastTimer = 0;
 
-/** Shows a short message with an optional action {label, run} for some seconds. */
+/** Shows a toast with an optional action {label, run} for some seconds. */
 export function toast(text, action = null) {
   const place = byId("toast");
   const hide = () => (place.hidden = true);
@@ -64,7 +64,7 @@ export function toast(text, action = null) {
   toastTimer = setTimeout(hide, 6000);
 }
 
-/** Says `text` to screen readers. */
+/** Announces `text` to screen readers. */
 export function announce(text) {
   byId("announce").textContent = text;
 }

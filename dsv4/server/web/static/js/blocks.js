@@ -1,16 +1,16 @@
-// A growing Markdown text -> its top-level blocks, in one pass over the lines. Each block is formatted by itself, so a
-// text that grows costs what its last block costs, and what cannot be formatted stays plain text without harm to the rest.
+// Splits a growing Markdown text into top-level blocks, in one pass over its lines. Each block is formatted separately:
+// a text that grows costs only its last block, and a block that cannot be formatted stays plain text, the rest intact.
 //
 // block  {kind: "markdown" | "code" | "plain", source, info, reason, goesOn, end, head}
 //        code: `source` is the text between the fences, `info` the words after the first; plain: `reason` says why;
-//        goesOn: a list, table or paragraph too long for one block, which the next one continues;
-//        end: where the next one begins in the text; head: the header lines that a table hands on to it.
+//        goesOn: true for a list, table or paragraph too long for one block, which the next block continues;
+//        end: offset of the next block in the text; head: header lines of a table, passed to the next block.
 
-const LONG = 8_000; // characters after which a list, table, quote or paragraph goes on in a new block
-const TOO_LONG = 40_000; // characters of one block that are still formatted
-const LONG_LINE = 10_000; // the same for one line: formatting takes the square of it at worst
-const LONG_FORMULA = 4_000; // characters in which a displayed formula must close
-const DEEPEST = 32; // quotes and lists within each other
+const LONG = 8_000; // characters after which a list, table, quote or paragraph continues in a new block
+const TOO_LONG = 40_000; // longest block that is formatted, in characters
+const LONG_LINE = 10_000; // the same per line: formatting is quadratic in it at worst
+const LONG_FORMULA = 4_000; // longest displayed formula, in characters
+const DEEPEST = 32; // nested quotes and lists
 
 const FENCE = /^( {0,3})(`{3,}(?=[^`]*$)|~{3,})(.*)$/;
 const INNER_FENCE = /^[ \t]*(?:(?:[-*+]|\d{1,9}[.)])[ \t]+)*(`{3,}(?=[^`]*$)|~{3,})/;
@@ -21,7 +21,7 @@ const TABLE_RULE = /^ {0,3}\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?[ \t
 const INK = /\S/g;
 const MATH = /^[ \t]*(\$\$|\\\[)/;
 
-/** Splits a text that grows; only the blocks from the open one on are looked at again. */
+/** Splitter of a growing text; rescans only from its open block on. */
 export class BlockSplitter {
   constructor() {
     this.text = "";
@@ -32,7 +32,7 @@ export class BlockSplitter {
     [this.kept, this.offset, this.head] = [0, 0, ""];
   }
 
-  /** {kept, blocks}: the first `kept` blocks are as they were, `blocks` follow them. */
+  /** Returns {kept, blocks}: the first `kept` blocks are unchanged, `blocks` follow them. */
   push(text) {
     if (!text.startsWith(this.text)) this.restart();
     this.text = text;
@@ -40,7 +40,7 @@ export class BlockSplitter {
     const blocks = [];
     for (let block = nextBlock(text, this.offset, this.head); block; block = nextBlock(text, this.offset, this.head)) {
       blocks.push(block);
-      if (block.end >= text.length) break; // it may go on
+      if (block.end >= text.length) break; // still open
       [this.offset, this.head] = [block.end, block.head];
       this.kept += 1;
     }
@@ -48,7 +48,7 @@ export class BlockSplitter {
   }
 }
 
-/** The block that begins at or after `from`, null when only blank lines are left. `head`: of the table that goes on. */
+/** The block that begins at or after `from`; null if only blank lines are left. `head`: of a continued table. */
 function nextBlock(text, from, head) {
   const start = skipBlankLines(text, from);
   if (start >= text.length) return null;
@@ -66,18 +66,18 @@ function nextBlock(text, from, head) {
   return scan.block(Math.min(at, text.length));
 }
 
-/** What is known of a block while its lines are read. */
+/** State of a block while its lines are read. */
 class Scan {
   constructor(text, start, head) {
     Object.assign(this, { text, start, head, size: 0, lines: 0, reason: "", goesOn: false });
     this.list = this.table = this.blank = false;
-    this.fence = this.formula = ""; // what closes them, while they are open
+    this.fence = this.formula = ""; // closing delimiter while open, else ""
     this.quote = text[start] === ">";
     this.indented = /^(?: {4}|\t)/.test(lineAt(text, start));
     if (head) this.table = true;
   }
 
-  /** Does the block end before this line? */
+  /** True if the block ends before this line. */
   endsBefore(line, at) {
     const size = at - this.start;
     if (this.formula && size > LONG_FORMULA) this.formula = "";
@@ -159,7 +159,7 @@ function fencedCode(text, start, [, indent, marks, info]) {
   return { kind: "code", source, info, reason: "", goesOn: false, end, head: "" };
 }
 
-/** Quotes and lists that a line stands in, by its markers and by the indentation before them. */
+/** Nesting depth of quotes and lists at a line, from its markers and the indentation before them. */
 function depthOf(line) {
   const indent = /^[ \t]*/.exec(line)[0].length;
   let count = 0;
@@ -168,7 +168,7 @@ function depthOf(line) {
   return count && count + Math.floor(indent / 2);
 }
 
-/** Start of the first line at or after `from` that is not blank. */
+/** Start of the first non-blank line at or after `from`. */
 function skipBlankLines(text, from) {
   INK.lastIndex = from;
   const ink = INK.exec(text);
@@ -180,7 +180,7 @@ function lineEnd(text, at) {
   return end < 0 ? text.length : end;
 }
 
-/** The line from `at` on; of a very long one its beginning. */
+/** The line at `at`; only the beginning of a very long line. */
 function lineAt(text, at) {
   return text.slice(at, Math.min(lineEnd(text, at), at + LONG_LINE + 1));
 }

@@ -1,4 +1,4 @@
-// Code blocks: a bar with the language and a copy button; highlighted when the language is known.
+// Code blocks: a bar with the language and a copy button; highlighting for known languages.
 
 import highlight from "../vendor/highlight.js";
 import "../vendor/purify.js";
@@ -43,12 +43,12 @@ const ALIASES = {
   patch: "diff",
   jsonl: "json",
 };
-const HIGHLIGHTED = 40_000; // characters: longer code keeps one colour
+const HIGHLIGHTED = 40_000; // characters; longer code is not highlighted
 const loading = new Map(); // language -> promise
 
 highlight.configure({ ignoreUnescapedHTML: true });
 
-/** A code block; `setText` replaces its text in place, `sameLanguage(info)` says whether that is enough. */
+/** A code block; `setText` replaces its text in place, valid while `sameLanguage(info)` is true. */
 export function codeBlock(text, info) {
   const name = nameOf(info);
   const code = h("code");
@@ -70,7 +70,7 @@ export function codeBlock(text, info) {
     h("pre", { tabindex: "0" }, code),
   );
   figure.setText = (next) => {
-    // A block that has only grown keeps what is laid out.
+    // A block that has only grown keeps its existing nodes.
     if (code.lastChild?.nodeType === 3 && code.childNodes.length === 1 && next.startsWith(code.lastChild.data))
       code.lastChild.appendData(next.slice(code.lastChild.data.length));
     else code.textContent = next;
@@ -107,6 +107,6 @@ function paint(code, name) {
     const allowed = { ALLOWED_TAGS: ["span"], ALLOWED_ATTR: ["class"], RETURN_DOM_FRAGMENT: true };
     code.replaceChildren(globalThis.DOMPurify.sanitize(html, allowed));
   } catch {
-    // Nested too deeply for the highlighter: the code stays as it is, in one colour.
+    // Nested too deeply for the highlighter: the code stays unhighlighted.
   }
 }

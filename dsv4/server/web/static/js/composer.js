@@ -1,4 +1,4 @@
-// Where messages are written: text, DeepThink and effort switches, send and stop.
+// The composer: message text, DeepThink and effort switches, send and stop.
 
 import { byId, h, icon } from "./dom.js";
 import { foldButton, measure } from "./fold.js";
@@ -21,7 +21,7 @@ export function setupComposer(actions) {
   const effort = byId("effort");
   let running = false;
 
-  let size = 0; // characters at the last look
+  let size = 0; // characters at the last input event
   let folded = false;
 
   const setFolded = (on) => {
@@ -47,7 +47,7 @@ export function setupComposer(actions) {
     size = value.length;
   };
   const written = () => {
-    // Nobody types that much at once: it was pasted or dropped.
+    // Too much for one keystroke: the text was pasted or dropped.
     const pasted = measure(area.value.slice(0, Math.max(area.value.length - size, 0))).isLong;
     folded ||= pasted;
     refresh();
@@ -79,7 +79,7 @@ export function setupComposer(actions) {
   });
   area.addEventListener("input", written);
   area.addEventListener("keydown", (event) => {
-    // isComposing: Enter that ends an input method's word is not a send.
+    // isComposing: Enter that confirms an input method's word must not send.
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
     event.preventDefault();
     send();
@@ -106,7 +106,7 @@ export function setupComposer(actions) {
   return {
     setRunning,
     focus: () => area.focus(),
-    /** Request fields that the switches stand for. */
+    /** Request fields of the switches. */
     mode: () =>
       think.getAttribute("aria-checked") === "true"
         ? { thinking: { type: "enabled" }, reasoning_effort: effort.querySelector(":checked").value }

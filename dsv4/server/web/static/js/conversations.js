@@ -1,15 +1,15 @@
-// Conversations: trees of messages. Editing a question or asking again adds a sibling; `picked` says which one is shown.
+// Conversations: trees of messages. Editing a question or asking again adds a sibling; `picked` selects the shown one.
 //
 // conversation  {id, title, created, updated, nodes: {id: node}, picked: {parent id or "": child id}}
 // node          {id, parent, role: "user", content}
 //               {id, parent, role: "assistant", content, reasoning, status, model, thinkMs, usage, timings, tokens, error}
-//               saved: when the tab that writes it stored it last, in ms
+//               saved: time of the last save by the tab that writes it, in ms
 // status        "streaming" | "done" | "stopped" | "length" | "error"
 
 import { load, save } from "./storage.js";
 
 const INDEX = "chats";
-export const SILENCE = 5000; // ms after which a tab that was writing an answer is gone
+export const SILENCE = 5000; // ms without a save after which the tab that wrote an answer counts as closed
 const key = (id) => `chat.${id}`;
 
 // getRandomValues, unlike randomUUID, also exists on plain http.
@@ -27,12 +27,12 @@ export function create() {
   return { id: newId(), title: "", created: Date.now(), updated: Date.now(), nodes: {}, picked: {} };
 }
 
-/** Is another tab still writing this answer? It stores it every second. */
+/** True if another tab is still writing this answer; such a tab saves it every second. */
 function isAlive(node) {
   return Date.now() - (node.saved ?? 0) < SILENCE;
 }
 
-/** The stored conversation, or null. An answer that no tab writes any more becomes a stopped one. */
+/** The stored conversation, or null. An unfinished answer that no tab writes any more becomes "stopped". */
 export function read(id) {
   const conversation = load(key(id), null);
   if (!conversation) return null;
@@ -43,8 +43,8 @@ export function read(id) {
 }
 
 /**
- * Stores the conversation and moves it to the top of the list. False when the browser refuses.
- * What other tabs have added to it since it was read is taken over first.
+ * Stores the conversation and moves it to the top of the list; false if the browser refuses.
+ * First merges what other tabs have added to the stored copy.
  */
 export function write(conversation) {
   merge(conversation, load(key(conversation.id), null));
@@ -66,7 +66,7 @@ function merge(conversation, stored) {
   }
 }
 
-/** Deletes the stored conversation; returns it so that it can be written back. */
+/** Deletes the stored conversation; returns it for undo. */
 export function remove(id) {
   const conversation = read(id);
   save(
@@ -77,7 +77,7 @@ export function remove(id) {
   return conversation;
 }
 
-/** Adds a message under `parent` (null: the first) and shows it. */
+/** Adds a message under `parent` (null: the first message) and picks it. */
 export function addNode(conversation, parent, fields) {
   const node = { id: newId(), parent: parent?.id ?? null, ...fields };
   conversation.nodes[node.id] = node;
@@ -87,7 +87,7 @@ export function addNode(conversation, parent, fields) {
   return node;
 }
 
-/** Removes a message that has no replies; the sibling before it, if any, is shown instead. */
+/** Removes a message without replies; picks the sibling before it, if any. */
 export function removeNode(conversation, node) {
   const rest = siblings(conversation, node).filter((other) => other.id !== node.id);
   delete conversation.nodes[node.id];
@@ -96,17 +96,17 @@ export function removeNode(conversation, node) {
   else delete conversation.picked[node.parent ?? ""];
 }
 
-/** Shows `node` among its siblings. */
+/** Picks `node` among its siblings. */
 export function pick(conversation, node) {
   conversation.picked[node.parent ?? ""] = node.id;
 }
 
-/** All versions of a message, oldest first, itself included. */
+/** All versions of a message (itself included), oldest first. */
 export function siblings(conversation, node) {
   return Object.values(conversation.nodes).filter((other) => other.parent === node.parent);
 }
 
-/** The messages shown, first to last. */
+/** The shown messages, first to last. */
 export function path(conversation) {
   const nodes = [];
   for (let id = conversation.picked[""]; id; id = conversation.picked[id]) {
@@ -117,7 +117,7 @@ export function path(conversation) {
   return nodes;
 }
 
-/** Messages for the API up to `leaf` and including it. Answers that hold no text are left out. */
+/** Messages for the API, up to and including `leaf`. Answers without text are left out. */
 export function toMessages(conversation, leaf, system) {
   const messages = [];
   for (let node = leaf; node; node = conversation.nodes[node.parent]) {

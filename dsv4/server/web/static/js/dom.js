@@ -1,4 +1,4 @@
-// Small helpers to build elements without HTML strings.
+// Helpers to build elements without HTML strings.
 
 /** The element with this id. */
 export function byId(id) {
@@ -43,7 +43,7 @@ const PATHS = {
   alert: "M12 8.5v4.5M12 16.2v.1M12 3.5a8.5 8.5 0 1 0 0 17 8.5 8.5 0 0 0 0-17z",
 };
 
-/** A line icon, decorative: the button around it carries the label. */
+/** A decorative line icon; the button around it has the label. */
 export function icon(name) {
   const svg = document.createElementNS(SVG, "svg");
   svg.setAttribute("viewBox", "0 0 24 24");
@@ -55,7 +55,7 @@ export function icon(name) {
   return svg;
 }
 
-/** A button that shows an icon alone. */
+/** A button with an icon and no visible text. */
 export function iconButton(name, label, onclick, props = {}) {
   return h(
     "button",
@@ -64,12 +64,12 @@ export function iconButton(name, label, onclick, props = {}) {
   );
 }
 
-/** Copies text and shows a tick on the button for a moment. */
+/** Copies text and briefly shows a tick on the button. */
 export async function copyFrom(button, text) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
-    // No clipboard permission (plain http on another machine): the old way.
+    // No clipboard API (plain http from another machine): fall back to execCommand.
     const area = h("textarea", { class: "unseen" });
     area.value = text;
     document.body.append(area);

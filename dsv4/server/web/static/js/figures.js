@@ -1,20 +1,20 @@
-// What is said about time: durations, how far a request is, how fast the answer was. All from the server's clock.
+// Figures about time: durations, progress of a request, speed of an answer. All from the server's clock.
 
-const FEWEST_TOKENS = 10; // for a rate to mean anything
-const SHORTEST = 50; // ms, the same
-const SHORT_THOUGHT = 100; // ms below which thinking has no duration worth a word
-const UNSEEN = 600; // ms that a wait lasts before it is described
+const FEWEST_TOKENS = 10; // least tokens for a meaningful rate
+const SHORTEST = 50; // ms, least duration for a meaningful rate
+const SHORT_THOUGHT = 100; // ms; a shorter thinking duration is not shown
+const UNSEEN = 600; // ms; a shorter wait is not described
 
 const count = (number) => number.toLocaleString("en");
 
-/** Milliseconds as people read them: "3.2 s", "1 min 5 s". */
+/** Formats milliseconds: "3.2 s", "1 min 5 s". */
 export function duration(ms) {
   const seconds = ms / 1000;
   if (seconds < 59.95) return `${seconds.toFixed(1)} s`;
   return `${Math.floor(seconds / 60)} min ${Math.floor(seconds % 60)} s`;
 }
 
-/** Where an unanswered request is, in words: "" while there is nothing to say yet. */
+/** Status text of an unanswered request; "" while there is nothing to report. */
 export function describePhase(phase, now) {
   const waited = now - (phase?.since ?? now);
   if (phase?.kind === "busy")
@@ -23,7 +23,7 @@ export function describePhase(phase, now) {
   if (phase.kind === "queue") return phase.ahead ? `Waiting: ${count(phase.ahead)} ahead` : "Waiting: next in line";
   if (phase.kind === "reading") return describeReading(phase, now);
   if (waited < 3000) return "";
-  // Before any answer of the server. Browsers open six connections to one server, over all tabs.
+  // No response from the server yet. Browsers open at most six connections per server, over all tabs.
   const tabs = waited > 10_000 ? ", which other tabs may keep busy" : "";
   return `Waiting for a connection to the server${tabs}`;
 }
@@ -35,7 +35,7 @@ function describeReading(phase, now) {
   return `Reading ${count(processed)} of ${count(total)} tokens (${share} %)${timeLeft(phase, now)}`;
 }
 
-/** ", about 8 s left" by the pace so far, counting down between two reports. */
+/** ", about 8 s left", extrapolated from the pace so far and counting down between reports. */
 function timeLeft({ total, cache, processed, time_ms: spent, at }, now) {
   if (spent < 800 || processed <= cache) return "";
   const left = ((total - processed) * spent) / (processed - cache) - (now - at);
@@ -43,18 +43,18 @@ function timeLeft({ total, cache, processed, time_ms: spent, at }, now) {
   return left < 90_000 ? `, about ${Math.round(left / 1000)} s left` : `, about ${Math.round(left / 60_000)} min left`;
 }
 
-/** Share of the prompt that is read, null while there is nothing to show of it. */
+/** Share of the prompt that is prefilled; null while there is nothing to show. */
 export function shareRead(phase, now) {
   const shown = phase?.kind === "reading" && now - phase.since >= UNSEEN && phase.processed < phase.total;
   return shown ? phase.processed / phase.total : null;
 }
 
-/** Label of the thinking panel once thinking is over. */
+/** Label of the thinking panel after thinking has ended. */
 export function describeThinking(ms) {
   return ms >= SHORT_THOUGHT ? `Thought for ${duration(ms)}` : "Thoughts";
 }
 
-/** "312 tokens · 48.1 tokens/s"; the rate only where there is enough to measure. */
+/** "312 tokens · 48.1 tokens/s"; without the rate if there is too little to measure. */
 export function describeSpeed(tokens, timings) {
   if (!tokens) return "";
   const text = `${count(tokens)} ${tokens === 1 ? "token" : "tokens"}`;
@@ -63,7 +63,7 @@ export function describeSpeed(tokens, timings) {
   return `${text} · ${rate < 100 ? rate.toFixed(1) : count(Math.round(rate))} tokens/s`;
 }
 
-/** Lines for a reader who asks for more: model, prompt, reasoning, waiting. */
+/** Lines of details: model, prompt, reasoning, waiting. */
 export function describeCost({ model, usage, timings }) {
   const lines = [model];
   if (usage) {

@@ -1,4 +1,4 @@
-// Long texts that a reader did not write word by word: shown folded, with a button that opens them.
+// Folding of long texts, as pasted ones: the first lines are shown, with a button to open the rest.
 
 import { h } from "./dom.js";
 
@@ -14,12 +14,12 @@ export function measure(text) {
   return { lines, isLong: lines > LINES || text.length > CHARACTERS };
 }
 
-/** What is shown of a folded text: its first lines. */
+/** The shown part of a folded text: its first lines. */
 export function beginning(text) {
   return text.split("\n", SHOWN_LINES).join("\n").slice(0, SHOWN_CHARACTERS).trimEnd();
 }
 
-/** A button for a folded text; `toggle(open)` is called with what the reader wants. Its `draw(open, text)` labels it. */
+/** A button for a folded text; calls `toggle(open)` with the wanted state. Its `draw(open, text)` sets the label. */
 export function foldButton(controls, toggle) {
   const onclick = () => toggle(button.getAttribute("aria-expanded") !== "true");
   const button = h("button", { type: "button", class: "fold", "aria-controls": controls, onclick });

@@ -1,29 +1,29 @@
-// Answers in progress: one at most per conversation; they run on when another conversation is shown.
+// Answers in progress: at most one per conversation; they continue while another conversation is shown.
 
 import { ApiError, describe, streamChat } from "./api.js";
 
-const TRIES = 20; // of a busy server that says when to ask again
+const TRIES = 20; // per request to a busy server that sends Retry-After
 
 const running = new Map(); // conversation id -> AbortController
 
-// The browser cuts connections when the page is left or loaded again: not the server's failure.
+// The browser cuts connections when the page is left or reloaded: no failure of the server.
 let leaving = false;
 addEventListener("beforeunload", () => {
   leaving = true;
   setTimeout(() => (leaving = false), 2000); // the page was not left after all
 });
 
-/** Is an answer being written in this conversation? */
+/** True if this conversation has an answer in progress. */
 export function isRunning(conversation) {
   return running.has(conversation.id);
 }
 
-/** Stops the conversation's answer; what has arrived stays. */
+/** Stops the conversation's answer; the received part stays. */
 export function stop(conversation) {
   running.get(conversation.id)?.abort();
 }
 
-/** Streams the answer to what `body` resolves to into `node`, `changed` after each piece; settles when it has ended. */
+/** Sends the request that `body` resolves to and streams the answer into `node`; calls `changed` after each piece. */
 export async function generate(conversation, node, body, changed) {
   const controller = new AbortController();
   const { signal } = controller;
@@ -52,7 +52,7 @@ export async function generate(conversation, node, body, changed) {
   }
 }
 
-/** Runs `work`; while the server is too busy to take the request, again when it says. */
+/** Runs `work`; if the server is too busy, retries when its Retry-After has passed. */
 async function untilTaken(node, signal, changed, work) {
   for (let tries = 1; ; tries += 1) {
     try {
@@ -77,7 +77,7 @@ function unlessStopped(promise, signal) {
   return Promise.race([promise, stopped]);
 }
 
-/** Adds one chunk to the answer. True when something to show has changed. */
+/** Adds one chunk to the answer; true if the view has to change. */
 function apply(node, chunk) {
   if (chunk.usage) node.usage = chunk.usage;
   if (chunk.timings) node.timings = chunk.timings;
@@ -100,14 +100,14 @@ function apply(node, chunk) {
   return true;
 }
 
-/** Where a request is before its first token, from a chunk with progress. */
+/** Progress of a request before its first token, from a progress chunk. */
 function phaseOf({ prompt_progress: progress, queue }, before) {
   const since = before?.since ?? Date.now();
   if (queue) return { kind: "queue", since, ahead: queue.position };
   return { kind: "reading", since, at: Date.now(), ...progress };
 }
 
-/** Drops what only an answer in progress has; the server's own count replaces the number of pieces where it came. */
+/** Drops the fields of an answer in progress; the server's token count, if sent, replaces the number of pieces. */
 function finish(node) {
   for (const name of ["phase", "thinkingSince", "thinkingFrom"]) delete node[name];
   node.tokens = node.usage?.completion_tokens ?? node.timings?.predicted_n ?? node.pieces;

@@ -1,4 +1,4 @@
-// Markdown of the model -> sanitised DOM. The model's own HTML is shown as text, never run.
+// The model's Markdown -> sanitized DOM. HTML in it is shown as text, never interpreted.
 
 import { Lexer, Marked } from "../vendor/marked.js";
 import "../vendor/purify.js";
@@ -48,7 +48,7 @@ const PURIFY = { ALLOWED_TAGS: TAGS, ALLOWED_ATTR: ATTRIBUTES, ALLOW_DATA_ATTR: 
 // Tags without attributes that models use in prose and tables.
 const HARMLESS = /^<\/?(?:br|sub|sup|kbd|u)\s*\/?>$/i;
 
-/** A run without a place to break a line: browsers take the square of its length to lay it out. */
+/** A long run without a line break opportunity: its layout in browsers is quadratic in its length. */
 export const UNBROKEN = /\S{400}/;
 
 const escape = (text) => text.replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
@@ -61,7 +61,7 @@ const marked = new Marked({
       if (HARMLESS.test(text.trim())) return text;
       return block ? `<p>${escape(text.trim())}</p>` : escape(text);
     },
-    // A picture would be fetched from a host that the model names: link to it instead.
+    // An image would be fetched from a host of the model's choice: show a link instead.
     image({ href, text }) {
       return `<a href="${escape(href)}">${escape(text || href)}</a>`;
     },
@@ -78,7 +78,7 @@ DOMPurify.addHook("afterSanitizeAttributes", (element) => {
   if (element.tagName === "INPUT" && element.getAttribute("type") !== "checkbox") element.remove();
 });
 
-const LINKS = 1000; // reference links of one text that are kept: each block looks through all of them
+const LINKS = 1000; // most reference links per text: each block scans all of them
 
 const REASONS = {
   deep: "Shown as plain text: it is nested too deeply to format.",
@@ -86,17 +86,17 @@ const REASONS = {
   failed: "Shown as plain text: it could not be formatted.",
 };
 
-/** Keeps `element` showing a Markdown text that grows: only blocks whose source has changed are built again. */
+/** View of a growing Markdown text in `element`: only blocks whose source has changed are rebuilt. */
 export class MarkdownView {
   constructor(element) {
     this.element = element;
     this.splitter = new BlockSplitter();
-    this.blocks = []; // {kind, source, node} for each child
-    this.links = {}; // reference links that the text defines
+    this.blocks = []; // {kind, source, node} per child
+    this.links = {}; // reference links defined in the text
     element.classList.add("markdown");
   }
 
-  /** Shows `text`; `open` says that more is to come, so that unclosed emphasis is drawn closed for now. */
+  /** Shows `text`; `open`: more will follow, so unclosed emphasis is drawn closed for now. */
   show(text, open = false) {
     const { kept, blocks } = this.splitter.push(text.includes("\r") ? text.replace(/\r\n?/g, "\n") : text);
     blocks.forEach((block, i) => {
@@ -128,7 +128,7 @@ export class MarkdownView {
     this.blocks[at] = { kind, source, info, goesOn, node };
   }
 
-  /** One block -> element: plain text where formatting fails, so that nothing the model wrote is ever lost. */
+  /** One block -> element; plain text if formatting fails, so that no output of the model is lost. */
   build(source) {
     try {
       return block(source, this.links);
@@ -137,7 +137,7 @@ export class MarkdownView {
     }
   }
 
-  /** Builds blocks again that may refer to links defined after them. */
+  /** Rebuilds blocks that may use links defined after them. */
   relink() {
     for (const block of this.blocks) {
       if (block.kind !== "markdown" || !block.source.includes("[")) continue;
@@ -180,7 +180,7 @@ function plain(source, reason) {
   return h("div", { class: "block" }, text, h("p", { class: "plain-note" }, REASONS[reason]));
 }
 
-/** Closes emphasis and code spans that the last paragraph leaves open, and drops a marker that has only begun. */
+/** Closes emphasis and code spans left open in the last paragraph, and drops an incomplete marker at its end. */
 export function closeMarks(text) {
   if ((text.match(/^ {0,3}(?:```|~~~)/gm) ?? []).length > 0 && fenceOpenOrLast(text)) return text;
   const cut = text.lastIndexOf("\n\n") + 1;
@@ -191,7 +191,7 @@ export function closeMarks(text) {
   return text.slice(0, cut) + tail;
 }
 
-/** Does the text end inside a fenced block, or on the fence that closes one? */
+/** True if the text ends inside a fenced block or with its closing fence. */
 function fenceOpenOrLast(text) {
   const fences = [...text.matchAll(/^ {0,3}(?:```|~~~).*$/gm)];
   return fences.length % 2 === 1 || fences.at(-1).index + fences.at(-1)[0].length === text.trimEnd().length;

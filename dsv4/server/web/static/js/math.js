@@ -1,18 +1,19 @@
-// TeX between $...$, $$...$$, \(...\) and \[...\] -> MathML. The library is fetched when the first formula appears.
+// TeX in $...$, $$...$$, \(...\) and \[...\] -> MathML. The library is loaded with the first formula.
 
 import "../vendor/purify.js";
 
-// A $ opens mathematics only before a non-space and closes it after one, not before a digit: prices stay prices.
+// A $ opens a formula only before a non-space and closes it only after a non-space and not before a digit, so that
+// prices stay text.
 const INLINE = /^(?:\\\(([\s\S]+?)\\\)|\$(?![\s$])((?:\\.|[^\\$\n])+?)(?<!\s)\$(?!\d))/;
 const DISPLAY = /^(?:\\\[([\s\S]+?)\\\]|\$\$([\s\S]+?)\$\$)/;
 const START = /\\\(|\\\[|\$/;
 
-const LONGEST = 4_000; // characters of a formula that is typeset
-const DEEPEST = 40; // braces and \\left within each other
+const LONGEST = 4_000; // longest formula that is typeset, in characters
+const DEEPEST = 40; // nested braces and \\left
 
 let library = null;
 
-/** Extensions for marked; formulas come out as placeholders that hold their source, see `mathReady`. */
+/** Extensions for marked; formulas become placeholders that hold their source, see `mathReady`. */
 export function mathExtensions(escape) {
   const placeholder = (tag, token) =>
     `<${tag} class="math" data-math="${escape(token.tex)}" data-display="${token.display ? 1 : 0}">${escape(token.raw.trim())}</${tag}>`;
@@ -49,7 +50,7 @@ export function mathExtensions(escape) {
   ];
 }
 
-/** Typesets the placeholders inside `element`; until the library has come, and on a TeX error, the source stays. */
+/** Typesets the placeholders in `element`; their source stays until the library is loaded, and on a TeX error. */
 export function mathReady(element) {
   const spots = element.querySelectorAll(".math");
   if (!spots.length) return;
@@ -73,16 +74,16 @@ function typeset(spot) {
       strict: false,
       maxExpand: 200,
     });
-    // The page's content policy forbids style attributes; the parser would report each of them.
+    // The page's Content-Security-Policy forbids style attributes; the parser would report each one.
     mathml = mathml.replace(/ style="([^"]*)"/g, (_, style) => (style.includes("border:") ? ' class="boxed"' : ""));
     const options = { USE_PROFILES: { mathMl: true }, FORBID_ATTR: ["style", "href"], RETURN_DOM_FRAGMENT: true };
     spot.replaceChildren(globalThis.DOMPurify.sanitize(mathml, options));
   } catch {
-    // Not TeX after all: its source stays.
+    // Invalid TeX: its source stays.
   }
 }
 
-/** Would typesetting take very long, or nest elements deeper than browsers can lay out? */
+/** True if typesetting would take very long, or nest elements deeper than browsers can lay out. */
 function isTooMuch(tex) {
   if (tex.length > LONGEST) return true;
   let depth = 0;

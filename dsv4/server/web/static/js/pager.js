@@ -1,8 +1,8 @@
-// "2 / 3" with arrows: the versions of a message.
+// Pager through the versions of a message: "2 / 3" with arrows.
 
 import { h, iconButton } from "./dom.js";
 
-/** Arrows through `versions`, or null when there is one only. */
+/** Pager through `versions`; null for a single version. */
 export function pager(node, versions, actions) {
   if (versions.length < 2) return null;
   const at = versions.findIndex((other) => other.id === node.id);

@@ -1,4 +1,4 @@
-// The view of one message of the user, which can be edited in place.
+// View of one user message, editable in place.
 
 import { copyFrom, h, iconButton } from "./dom.js";
 import { beginning, foldButton, measure } from "./fold.js";
@@ -28,11 +28,11 @@ export class QuestionView {
     this.element = h("article", { class: "message user", "aria-label": "Your message" }, this.bubble, this.foot);
   }
 
-  /** Shows the first lines of `text`, and a button for the rest. */
+  /** Shows the first lines of a long `text`, and a button for the rest. */
   fold(text) {
     const { content } = this.node;
     const toggle = (open) => {
-      // Only what is shown is laid out: a message may hold a megabyte.
+      // Only the shown part is laid out: a message may hold a megabyte.
       text.textContent = open ? content : beginning(content);
       text.classList.toggle("cut", !open);
       button.draw(open, content);

@@ -8,12 +8,12 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 
 let settings = { ...DEFAULTS, ...load("settings", {}) };
 
-/** System prompt of the settings. */
+/** The system prompt from the settings. */
 export function systemPrompt() {
   return settings.system;
 }
 
-/** Request fields that the settings stand for; what was not set is left to the server. */
+/** Request fields of the settings; unset ones are left to the server. */
 export function sampling() {
   const fields = {};
   if (settings.temperature !== null) fields.temperature = settings.temperature;
@@ -21,7 +21,7 @@ export function sampling() {
   return fields;
 }
 
-/** Wires the panel. `keyChanged` is called when another API key was typed. */
+/** Wires up the panel. Calls `keyChanged` after another API key was typed. */
 export function setupSettings(keyChanged) {
   const dialog = byId("settings");
   byId("settings-open").append(icon("sliders"));
@@ -42,7 +42,7 @@ export function setupSettings(keyChanged) {
     fill();
     dialog.showModal();
   });
-  // A click on the backdrop lands on the dialog itself.
+  // A click on the backdrop has the dialog itself as its target.
   dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
   dialog.addEventListener("close", () => {
     const key = byId("key").value.trim();
@@ -63,7 +63,7 @@ export function setupSettings(keyChanged) {
   setupTheme();
 }
 
-/** Shows the key field in the panel: only servers that ask for keys need it. */
+/** Shows the key field in the panel, for servers that require a key. */
 export function offerKey() {
   byId("key-field").hidden = false;
 }
@@ -82,7 +82,7 @@ function setupTheme() {
   };
   button.addEventListener("click", () => {
     const next = isDark() ? "light" : "dark";
-    // A choice that equals the system's is no choice: follow the system again.
+    // Choosing the system's own theme means to follow the system again.
     save("theme", next === (dark.matches ? "dark" : "light") ? null : next);
     draw();
   });
@@ -90,7 +90,7 @@ function setupTheme() {
   draw();
 }
 
-/** Shows the models' names, a menu when there are several. Returns a function that gives the chosen one. */
+/** Shows the model name, or a menu of several. Returns a function that returns the chosen name. */
 export function showModels(names) {
   const place = byId("model");
   const address = (name) => (byId("prompt").placeholder = `Message ${name}`);

@@ -1,4 +1,4 @@
-// The list of chats: open, rename, delete with undo; a drawer on small screens.
+// The sidebar: list of chats to open, rename, delete with undo; a drawer on small screens.
 
 import { byId, h, icon, iconButton } from "./dom.js";
 import { load, save } from "./storage.js";

@@ -1,8 +1,8 @@
-// Values kept in the browser, as JSON under "dsv4." names.
+// Values in the browser's storage, as JSON under "dsv4." names.
 
 const PREFIX = "dsv4.";
 
-/** Stored value of `name`, or `fallback` when there is none, it is damaged, or storage is blocked. */
+/** Stored value of `name`; `fallback` if it is missing or damaged, or storage is blocked. */
 export function load(name, fallback) {
   try {
     const text = localStorage.getItem(PREFIX + name);
@@ -12,7 +12,7 @@ export function load(name, fallback) {
   }
 }
 
-/** Stores `value`; null removes it. False when the browser refuses (full or blocked). */
+/** Stores `value`; null removes it. False if the browser refuses (storage full or blocked). */
 export function save(name, value) {
   try {
     if (value === null) localStorage.removeItem(PREFIX + name);
@@ -25,7 +25,7 @@ export function save(name, value) {
 
 let memoryKey = "";
 
-/** The API key: this tab's session only, never localStorage. */
+/** The API key, kept in this tab's sessionStorage, never in localStorage. */
 export function apiKey() {
   try {
     return sessionStorage.getItem(PREFIX + "key") ?? memoryKey;
@@ -40,6 +40,6 @@ export function setApiKey(key) {
     if (key) sessionStorage.setItem(PREFIX + "key", key);
     else sessionStorage.removeItem(PREFIX + "key");
   } catch {
-    // Storage is blocked: the key lives as long as the page.
+    // Storage is blocked: the key is lost with the page.
   }
 }

@@ -1,4 +1,4 @@
-// The messages of the shown conversation, and where the page is scrolled to.
+// The thread: messages of the shown conversation, and the scroll position.
 
 import { AnswerView } from "./answer.js";
 import * as conversations from "./conversations.js";
@@ -8,29 +8,29 @@ import { QuestionView } from "./question.js";
 const NEAR_END = 60; // pixels
 
 export class Thread {
-  /** `actions`: what the buttons under messages do. */
+  /** `actions`: callbacks of the buttons under messages. */
   constructor(actions) {
     this.actions = actions;
     this.views = new Map(); // node id -> view
     this.dirty = new Set();
     this.following = true; // keep the end in view
-    this.held = false; // the reader turned the wheel up: only scrolling down to the end follows it again
-    [this.top, this.height] = [0, 0]; // where the scroller was
+    this.held = false; // the reader scrolled up by wheel: following resumes only at the end
+    [this.top, this.height] = [0, 0]; // the scroller's last position and height
     this.scroller = byId("thread");
     this.column = byId("messages");
     this.jump = byId("jump");
     this.jump.append(icon("down"));
     this.jump.addEventListener("click", () => this.toEnd(true));
     this.scroller.addEventListener("scroll", () => this.scrolled(), { passive: true });
-    // At once, not when the view has moved: content that arrives in between would take the reader back to the end.
+    // At once, before the scroll event: content that arrives in between would move the reader back to the end.
     this.scroller.addEventListener("wheel", (event) => event.deltaY < 0 && this.hold(), { passive: true });
     const observer = new ResizeObserver(() => (this.following ? this.toEnd() : this.scrolled()));
     observer.observe(this.column);
-    observer.observe(this.scroller); // a banner above it takes from its height
+    observer.observe(this.scroller); // a banner above it changes its height
     setInterval(() => this.views.forEach((view) => view.tick()), 100);
   }
 
-  /** Shows the conversation's picked messages; `following` false keeps the reader's place. */
+  /** Shows the conversation's picked messages; `following` false keeps the scroll position. */
   show(conversation, following = true) {
     const nodes = conversations.path(conversation);
     this.dirty.clear();
@@ -54,7 +54,7 @@ export class Thread {
     return Object.assign(new View(node, versions, this.actions), { signature });
   }
 
-  /** Redraws a message soon: pieces that arrive within one frame are drawn together. */
+  /** Schedules a redraw of a message: pieces that arrive within one frame are drawn together. */
   changed(node) {
     if (!this.views.has(node.id)) return;
     if (this.dirty.size === 0) this.schedule();
@@ -62,7 +62,7 @@ export class Thread {
   }
 
   schedule() {
-    // A long answer takes longer to draw: never spend more than about a third of the time on it.
+    // Drawing a long answer is slow: spend at most about a third of the time on it.
     const pause = (this.cost ?? 0) * 2;
     setTimeout(() => requestAnimationFrame(() => this.draw()), pause);
   }
@@ -78,18 +78,18 @@ export class Thread {
     const { scrollHeight, scrollTop, clientHeight } = this.scroller;
     if (scrollHeight <= clientHeight) return;
     [this.following, this.held] = [false, true];
-    // From here on: the event of the page's own last move to the end may still come, and is not the reader's.
+    // Reset the last position: a scroll event of the page's own move to the end may be pending and is not the reader's.
     [this.top, this.height] = [scrollTop, scrollHeight];
   }
 
   scrolled() {
     const { scrollHeight, scrollTop, clientHeight } = this.scroller;
     const left = scrollHeight - scrollTop - clientHeight;
-    // A reader who scrolls up, however little, wants to stay there; content that shrinks moves the view up too.
+    // Scrolling up, however little, stops the following; shrinking content moves the view up too and must not.
     const up = scrollTop < this.top - 1 && scrollHeight >= this.height;
     const down = scrollTop > this.top + 1;
     if (this.held && down && left < NEAR_END) this.held = false;
-    // Still on the way down to the end, which has moved on meanwhile, is following too.
+    // Moving down towards the end, which may have moved on meanwhile, counts as following.
     this.following = !this.held && (up ? left < 2 : this.following || left < NEAR_END);
     [this.top, this.height] = [scrollTop, scrollHeight];
     this.jump.hidden = left < NEAR_END * 3;

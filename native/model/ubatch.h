@@ -1,4 +1,4 @@
-// A tile of tokens that goes through the layers together.
+// A ubatch: tokens that go through the layers together (llama.cpp's word for a physical batch).
 #pragma once
 
 #include <algorithm>
@@ -8,10 +8,10 @@
 
 namespace dsv4::DSV4_ISA {
 
-constexpr int64_t TILE_TOKENS = 1024;    // enough that an expert's packed weights serve a hundred rows
+constexpr int64_t UBATCH_TOKENS = 1024;  // enough that an expert's packed weights serve a hundred rows
 constexpr int64_t ATTENTION_TOKENS = 8;  // neighbouring tokens that share the packed keys of their windows
 
-// Memory of a tile, reused from tile to tile and layer to layer.
+// Activations of a ubatch; the memory is reused from ubatch to ubatch and from layer to layer.
 struct Buffers {
     std::vector<std::vector<float>> memory;
     size_t next = 0;
@@ -25,17 +25,17 @@ struct Buffers {
     }
 };
 
-struct TokenTile {
+struct Ubatch {
     const Model& model;
     const Cache& cache;
     int64_t n = 0;
     std::vector<Segment> segments;
     std::vector<int64_t> token_ids, positions;
-    std::vector<float> cos[2], sin[2];  // [n, pairs], of window-only and of compressed layers
+    std::vector<float> cos[2], sin[2];  // [n, pairs]: 0 for window-only layers, 1 for compressed ones
     Buffers buffers;
 };
 
-// f(first, last) for all rows of a tile, several rows per task.
+// Calls f(first, last) for all rows of a ubatch, several rows per task.
 template <class F>
 inline void for_each_rows(int64_t n, F&& f) {
     int64_t chunk = std::max<int64_t>(1, n < 4 ? n : std::min<int64_t>(64, n / (2 * thread_count())));
