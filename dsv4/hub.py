@@ -1,7 +1,7 @@
-"""Repositories of the Hugging Face Hub: their names, and their files in the hub's own cache.
+"""Repositories of the Hugging Face Hub: names, downloads into the hub's own cache, headers of remote weights.
 
-huggingface_hub does the work and is imported when a name is looked up, not before. Where it looks, where it keeps files
-and as whom it asks are its settings: HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_HUB_OFFLINE.
+huggingface_hub does the work; it is imported on the first look-up. Its environment variables apply: HF_ENDPOINT,
+HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_HUB_OFFLINE.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import Any, NamedTuple, cast
 
 from dsv4.safetensors_headers import INDEX_NAME, SINGLE_NAME, Header, HeaderEntry, read_headers, weight_files
 
-# Beside the weights, all that a model folder is asked for.
+# Files that dsv4 reads from a model folder besides index and weights.
 SETTINGS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 _NAME = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[^@\s]+))?", re.ASCII)
 _HEADER_READERS = 8  # connections at a time
 
 
 class HubError(ValueError):
-    """A model by name that cannot be had: which, why, and a way out where there is one."""
+    """A repository that cannot be downloaded or read: its name, the reason, and a remedy if there is one."""
 
     def __init__(self, name: HubName, reason: str) -> None:
         self.name, self.reason = name, reason
@@ -34,7 +34,7 @@ class HubError(ValueError):
 
 
 class HubName(NamedTuple):
-    """A repository, `owner/name`, and one of its branches, tags or commits; None is the main branch."""
+    """A repository, `owner/name`, and a branch, tag or commit of it; None for the main branch."""
 
     repository: str
     revision: str | None = None
@@ -44,9 +44,9 @@ class HubName(NamedTuple):
 
 
 def hub_name(model: str | Path, revision: str | None = None) -> HubName | None:
-    """The repository that a text names; None for a Path, for what exists here, and for other texts.
+    """Parse owner/name[@revision]; None for a Path, for an existing path and for any other text.
 
-    ValueError for a revision beside what is no name, or beside another one in the text.
+    ValueError for a revision without a name, or for two different revisions.
     """
     is_text = isinstance(model, str) and not Path(model).exists()
     match = _NAME.fullmatch(model) if is_text and isinstance(model, str) else None
@@ -61,10 +61,10 @@ def hub_name(model: str | Path, revision: str | None = None) -> HubName | None:
 
 
 def fetch_model(name: HubName) -> Path:
-    """The cache's folder of a repository's model, with what was missing fetched; HubError says why it cannot be.
+    """Download a repository's settings, tokenizer, index and listed weights; returns their folder in the hub's cache.
 
-    Fetched are settings, tokenizer, index and the safetensors files that the index lists. Progress is shown where
-    stderr is a terminal. A cut connection is taken up where it broke; files that are whole are not fetched again.
+    Files already in the cache are not downloaded again, and a broken connection is resumed. Progress is shown if stderr
+    is a terminal. HubError if anything is missing or fails.
     """
     folder = fetch_settings(name)
     weights = weight_files(folder)
@@ -75,7 +75,7 @@ def fetch_model(name: HubName) -> Path:
 
 
 def fetch_settings(name: HubName) -> Path:
-    """The cache's folder of a repository, with config.json, the other settings and the index, if not the weights."""
+    """Download a repository's settings, tokenizer and index, without weights; returns their folder in the cache."""
     folder = _snapshot(name, (*SETTINGS, INDEX_NAME), show=False)
     if not (folder / "config.json").is_file():
         raise HubError(name, _absent("config.json"))
@@ -83,9 +83,9 @@ def fetch_settings(name: HubName) -> Path:
 
 
 def fetch_headers(name: HubName, folder: Path) -> dict[str, Header]:
-    """The headers of a repository's weights by file, read by range requests; none where it has no safetensors files.
+    """Read the headers of a repository's weights by range requests: file -> header; empty without safetensors files.
 
-    `folder`: of `fetch_settings`, whose commit is read. Weights that are in it are read there.
+    `folder`: returned by `fetch_settings`; it names the commit. Weights that it holds are read from it.
     """
     from huggingface_hub import parse_safetensors_file_metadata
     from huggingface_hub.errors import EntryNotFoundError
@@ -109,19 +109,19 @@ def fetch_headers(name: HubName, folder: Path) -> dict[str, Header]:
 
 
 def _snapshot(name: HubName, files: Sequence[str], show: bool, asked: HubName | None = None) -> Path:
-    """Fetches those of the files that the repository has; `asked` is the name in messages.
+    """Download the files that exist in the repository. `asked`: the name for messages.
 
-    With `show` the library shows its progress, and says when it tries again.
+    `show`: let the library show progress and its warnings.
     """
     import huggingface_hub
     from huggingface_hub.utils import logging
 
     level = logging.get_verbosity()
     if not show:
-        logging.set_verbosity_error()  # it warns of a repository that has none of the files
+        logging.set_verbosity_error()  # it warns if no file matches; the caller reports that itself
     try:
         with in_words(asked or name):
-            # Its annotations leave parts open that a strict checker asks for.
+            # The library's annotations are incomplete for a strict checker.
             folder = cast(Any, huggingface_hub).snapshot_download(
                 name.repository,
                 revision=name.revision,
@@ -134,7 +134,7 @@ def _snapshot(name: HubName, files: Sequence[str], show: bool, asked: HubName | 
 
 
 def _bar(show: bool) -> Any:
-    """The library's progress bar, a class, which by itself shows one of several bars in files and pipes too."""
+    """Class of progress bars for the library, whose own bars are shown in files and pipes too."""
     from huggingface_hub.utils import tqdm
 
     class Bar(tqdm):
@@ -150,7 +150,7 @@ def _are_there(folder: Path, files: Sequence[str]) -> bool:
 
 
 def _check_listing(name: HubName, folder: Path, files: Sequence[str]) -> None:
-    """HubError for a file that the repository has not, and where those that are not cached yet do not fit here."""
+    """HubError if the repository lacks a file, or if the disk is too small for the files not yet in the cache."""
     from huggingface_hub import model_info
 
     with in_words(name):
@@ -178,7 +178,7 @@ _FULL = "no space left on the disk for the hub's cache (HF_HOME moves it)"
 
 @contextmanager
 def in_words(name: HubName) -> Generator[None]:
-    """Translates whatever the library raises, which is of many kinds, into one line."""
+    """Translate any error of the library, which has many unrelated classes, into a HubError of one line."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What a user calls a model -> the folder that it lies in: a folder, the embedded nano, or a repository by name."""
+"""Resolve a user's model argument (folder, "nano", owner/name on the Hugging Face Hub) to a folder."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ ALLOWED = "a model folder, 'nano', or owner/name[@revision] of the Hugging Face 
 
 
 def resolve_model(model: str | Path | None = None, revision: str | None = None) -> Path:
-    """The folder of a model: what exists here first, then "nano" (as None), then a name, which is fetched.
+    """Folder of a model: an existing path first, then "nano" (also None), then owner/name, which is downloaded.
 
-    A Path, and a text with a slash that is no name, is returned as it is, for the reader to say what is wrong with it.
-    HubError for a name that cannot be fetched, ValueError for other texts and for a revision of what is no name.
+    A Path, and a text with slashes that is not a name, is returned unchecked: its reader reports errors. HubError if a
+    download fails; ValueError for any other text, or for a revision without a name.
     """
     name = hub_name("nano" if model is None else model, revision)
     if name is not None:
@@ -33,7 +33,7 @@ def resolve_model(model: str | Path | None = None, revision: str | None = None) 
 
 
 def model_name(folder: Path) -> str:
-    """How the model in a folder is called: a repository's name in the hub's cache, else the folder's."""
+    """Name of the model in a folder: the repository's name for a folder in the hub's cache, else the folder's."""
     folder = folder.resolve()
     repository = folder.parents[1].name if len(folder.parents) > 1 else ""
     if folder.parent.name == "snapshots" and repository.startswith("models--"):

@@ -1,4 +1,4 @@
-"""Which tensors the safetensors files of a model hold, from their headers alone: no weights are read. No torch."""
+"""Headers of a model's safetensors files: names, dtypes and sizes of tensors, without reading weights. No torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SINGLE_NAME = "model.safetensors"
 
 
 class HeaderEntry(NamedTuple):
-    """One tensor as a header lists it."""
+    """One tensor of a header."""
 
     dtype: str  # as safetensors spells it
     num_bytes: int
@@ -23,9 +23,9 @@ Header = Mapping[str, HeaderEntry]
 
 
 def weight_files(folder: Path) -> list[str]:
-    """Names of the files that a folder's index lists, in order; model.safetensors where there is no index.
+    """Names of the files in a folder's index, sorted; model.safetensors without an index.
 
-    ValueError for an index that lists none, or anything but safetensors files beside it.
+    ValueError for an index that lists no files, or files that are not safetensors files in the same folder.
     """
     index = folder / INDEX_NAME
     if not index.is_file():
@@ -41,7 +41,7 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def read_headers(folder: Path) -> dict[str, Header]:
-    """The headers of a folder's weights by file; none where the folder has no weights. ValueError for a damaged one."""
+    """Headers of a folder's weights: file -> header; empty without weights. ValueError for a damaged file."""
     files = weight_files(folder)
     if not (folder / files[0]).is_file() and files == [SINGLE_NAME]:
         return {}
@@ -49,7 +49,7 @@ def read_headers(folder: Path) -> dict[str, Header]:
 
 
 def count_stored(headers: Iterable[Header]) -> dict[str, Any]:
-    """Files, tensors and bytes of headers, whole and by dtype, ready for JSON."""
+    """Count files, tensors and bytes of headers, in total and by dtype, ready for JSON."""
     files = 0
     tensors: Counter[str] = Counter()
     num_bytes: Counter[str] = Counter()

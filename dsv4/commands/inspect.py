@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _look_into(model: str, revision: str | None) -> tuple[ModelConfig, StorageLayout | None, dict[str, Any] | None]:
-    """Config, layout and counts of the weights, which may not be there, of a folder, a config.json or a name."""
+    """Config, storage layout and stored tensors (None without weights) of a folder, a config.json or a name."""
     name = hub_name(model, revision)
     place = Path(model) if name is None else fetch_settings(name)
     if not place.exists():
@@ -67,7 +67,7 @@ def _look_into(model: str, revision: str | None) -> tuple[ModelConfig, StorageLa
 
 
 def _plain_layout(file: Path) -> StorageLayout | None:
-    """The layout that a config.json names if it is not quantised, None when it is."""
+    """Storage layout of an unquantized model; None for a quantized one."""
     raw = json.loads(file.read_text(encoding="utf-8"))
     if raw.get("quantization_config") is not None:
         return None
