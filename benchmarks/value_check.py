@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         checkpoint.map_files()
         work: dict[str, Callable[[], object]] = {
             "reading": partial(read, files),
-            "the look": lambda: [check_values(checkpoint, name) for name in names],
+            "check": lambda: [check_values(checkpoint, name) for name in names],
             "load": partial(load_model, options.folder),
             "load unchecked": partial(load_model, options.folder, check_values=False),
         }

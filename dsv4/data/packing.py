@@ -16,7 +16,7 @@ class Document:
 
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.mask):
-            raise ValueError(f"document of {len(self.ids)} ids with a mask of {len(self.mask)}: one mask value an id")
+            raise ValueError(f"document of {len(self.ids)} ids with a mask of {len(self.mask)}: one mask value per id")
 
     def __len__(self) -> int:
         return len(self.ids)

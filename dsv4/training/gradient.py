@@ -65,7 +65,7 @@ def pack_batch(data: MaskedDocuments, device: torch.device) -> MicroBatch:
     """Concatenate the documents. ValueError if a document and its mask differ in length."""
     lengths, masks = [len(d) for d in data.documents], [len(m) for m in data.loss_masks]
     if lengths != masks:
-        raise ValueError(f"a batch with documents of {lengths} tokens has loss masks of {masks}: one flag a token")
+        raise ValueError(f"a batch with documents of {lengths} tokens has loss masks of {masks}: one flag per token")
     batch, mask = RaggedBatch.pack(data.documents, device=device), pack_masks(data.loss_masks, device)
     return MicroBatch(batch, mask, count_parts(batch, mask))
 

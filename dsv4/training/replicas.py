@@ -194,7 +194,7 @@ class _HelperHandle:
             return ReplicaError(f"{self.name} closed its connection and still runs")
         if code < 0:
             name = signal.Signals(-code).name
-            hint = "; the kernel sends it where memory runs out" if name == "SIGKILL" else ""
+            hint = "; the kernel sends it when memory runs out" if name == "SIGKILL" else ""
             return ReplicaError(f"{self.name} was ended by {name}{hint}")
         return ReplicaError(
             f"{self.name} ended with exit code {code}; what it printed stands above. (A script that trains with "

@@ -1,8 +1,8 @@
 // A layer's index keys, quantized for the indexer's filter and kept beside the entries, in panels of 16 rows.
 //
 // The entries are authoritative. Panels belong to rows of the entry tensor, not to sequences: a page has whole panels,
-// so that sequences which share a page share what is kept of it. Panels are re-quantized lazily after a write; whoever
-// writes to the entries calls `invalidate`.
+// so sequences that share a page share its panels. Panels are re-quantized lazily after a write; every write to the
+// entries must be followed by `invalidate`.
 #pragma once
 
 #include <algorithm>
@@ -52,8 +52,8 @@ class IndexKeyCache {
     // Steps of a panel's keys, [ROWS]: a key is about its step times its quantized values.
     float* steps(int64_t panel) { return steps_.data() + panel * ROWS; }
 
-    // To be called after the first `rows` rows of a panel were quantized, from index_keys [rows, width]. Threads may
-    // call this at a time, each for panels of its own.
+    // Marks the first `rows` rows of a panel as quantized from index_keys [rows, width]. Threads may call this
+    // concurrently for different panels.
     void set_valid(int64_t panel, int64_t rows, const Bounds& bounds, const float* index_keys, int64_t width) {
         valid_[static_cast<size_t>(panel)] = static_cast<uint8_t>(rows);
         bounds_[static_cast<size_t>(panel)] = bounds;
@@ -61,8 +61,7 @@ class IndexKeyCache {
         for (int64_t j = 0; j < rows; ++j) checksum_of(panel * ROWS + j) = checksum(index_keys + j * width, width);
     }
 
-    // The first row of entries [., width] that is not what was quantized, though `invalidate` was not called; -1 if
-    // none.
+    // First row of entries [., width] that has changed since it was quantized, without `invalidate`; -1 if none.
     int64_t stale_row(const float* entries, int64_t width) {
         for (int64_t panel = 0; !checksums_.empty() && panel < panels_; ++panel)
             for (int64_t row = panel * ROWS; row < panel * ROWS + valid_rows(panel); ++row)

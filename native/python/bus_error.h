@@ -13,8 +13,8 @@ struct MappedRange {
     std::string line;
 };
 
-// Watches these ranges, and no longer those of the call before. Whatever handled SIGBUS before goes on doing so after
-// the line, by default the end of the process.
+// Watches these ranges instead of those of the previous call. After the line the previous SIGBUS handler runs; the
+// default one ends the process.
 void watch_bus_errors(std::vector<MappedRange> ranges);
 
 }  // namespace dsv4

@@ -1,4 +1,4 @@
-// A cache's tensors from Python as the kernels' views.
+// Views of a cache's tensors from Python.
 #pragma once
 
 #include <memory>
@@ -55,8 +55,8 @@ class NativeCache {
         return rows;
     }
 
-    // (layer, page) of the first quantized index key that is not of its entry any more, (-1, -1) if there is none or
-    // the cache was not made to be checked.
+    // (layer, page) of the first quantized index key whose entry has changed unnoticed; (-1, -1) if there is none or the
+    // cache was created with checked = false.
     std::tuple<int64_t, int64_t> stale() const {
         for (size_t l = 0; l < layers_.size(); ++l) {
             const CompressorCache& index = cache.layers[l].index;

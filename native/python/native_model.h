@@ -1,4 +1,4 @@
-// A model's tensors from Python as the kernels' views.
+// Views of a model's tensors from Python.
 #pragma once
 
 #include <map>

@@ -1,4 +1,4 @@
-"""`dsv4 bench engine` and `dsv4 bench report`: figures, rows kept, tables, refusals. Contenders run in this process."""
+"""`dsv4 bench engine` and `dsv4 bench report`: figures, saved rows, tables, refusals. Contenders run in process."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ echo "[{$sizes, \\"avg_ts\\": $rate, \\"build_commit\\": \\"fake\\"}]"
 
 
 class Here:
-    """A Process that is this one."""
+    """Stand-in for Process that runs in the test process."""
 
     def __init__(self, name: str, threads: int, limit_bytes: int | None = None) -> None:
         pass
@@ -107,7 +107,7 @@ def test_a_compared_scenario_has_every_figure(tmp_path: Path, capsys: pytest.Cap
 
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("name", ["flash-width", "million"])
-def test_a_scenario_without_peers_stands_beside_the_machine(
+def test_a_scenario_without_peers_is_compared_with_the_machine(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = run_bench(tmp_path / "results", "--models", name)
@@ -252,13 +252,13 @@ def test_llama_bench_that_aborts_on_repacked_weights_gets_them_plain(tmp_path: P
 
 
 @pytest.mark.parametrize("answer", ["", "[]", "{}", '[{"n_prompt": 8, "avg_ts": 0}]', '[{"n_prompt": 9, "avg_ts": 1}]'])
-def test_what_is_no_figure_is_refused(answer: str) -> None:
+def test_an_answer_without_exactly_one_figure_is_refused(answer: str) -> None:
     with pytest.raises(BenchmarkError, match="not one figure of .*8"):
         llama_cpp.parse(answer, {"n_prompt": 8})
 
 
 class Stub:
-    """A contender that keeps count."""
+    """Fake contender that records its calls."""
 
     def __init__(self, name: str, wall_s: float = 1.0) -> None:
         self.name, self.wall_s, self.asked = name, wall_s, []
@@ -271,7 +271,7 @@ class Stub:
         return Sample(1.0, self.wall_s, 100 + tokens)
 
 
-def test_rounds_leave_what_failed_and_what_takes_too_long() -> None:
+def test_rounds_skip_failed_and_slow_figures() -> None:
     ours, slow, llama = Stub("dsv4"), Stub("transformers", wall_s=60.0), Stub("llama.cpp bf16")
     scenario = replace(SCENARIOS["slice"], prefill=(64, 128), decode=(), budget_s=100.0)
     recorder = rounds.Recorder(scenario, str)
@@ -289,8 +289,8 @@ def test_a_long_lived_process_has_peaks_of_growing_lengths_only() -> None:
     assert set(recorder.peaks) == {("dsv4", 64), ("dsv4", 512), ("dsv4", 1024)}
 
 
-def test_floors_read_a_token_s_weights_once_and_count_a_prompt_s_operations() -> None:
-    """Weights of a token read once; all but 250 of Flash's 256 experts, and the embedding, are not among them."""
+def test_floors_are_weight_bytes_per_token_and_operations_per_prompt() -> None:
+    """A token's weights exclude the embedding and all but 6 of Flash's 256 routed experts."""
     expert = 3 * 4096 * 2048 * (1 / 2 + 1 / 32)
     least = 2 * 6 * expert + 2 * 3 * 4096 * 2048
     used = machine.token_bytes(FLASH_WIDTH, "official")
@@ -331,7 +331,7 @@ def example(**more: Any) -> Run:
     return Run("slice", rows, CEILINGS, settings, 1e-6, hardware=hardware, commit="abc", **more)
 
 
-def test_rows_come_back_as_they_were_kept(tmp_path: Path) -> None:
+def test_saved_rows_are_read_back_unchanged(tmp_path: Path) -> None:
     runs = [example(), example(quick=True)]
     for run in runs:
         results.append(tmp_path / "some.jsonl", run)
@@ -352,7 +352,7 @@ def test_the_document_has_a_table_per_processor_and_llamas_best(tmp_path: Path) 
     assert found["slice", "llama.cpp", "decode"] == {0: 222.0}
 
 
-def test_the_kept_document_is_what_the_results_give() -> None:
+def test_the_benchmarks_page_is_up_to_date() -> None:
     kept = ROOT / "docs" / "benchmarks.md"
     assert kept.read_text(encoding="utf-8") == bench_report.document(ROOT / "benchmarks" / "results")
 

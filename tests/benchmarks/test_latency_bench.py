@@ -1,4 +1,4 @@
-"""`dsv4 bench latency` runs, in small."""
+"""`dsv4 bench latency` runs at small sizes."""
 
 from __future__ import annotations
 

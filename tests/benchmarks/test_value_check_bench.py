@@ -1,4 +1,4 @@
-"""`dsv4 bench value_check` runs, on weights of its own making."""
+"""`dsv4 bench value_check` runs on random weights that it writes."""
 
 from __future__ import annotations
 
@@ -22,4 +22,4 @@ def test_random_weights_of_every_layout_load(
     assert value_check.main([str(tmp_path / "model"), "--random", layout, "--rounds", "1"]) == 0
     first, *lines = capsys.readouterr().out.splitlines()
     assert " weights; " in first
-    assert [line.split(": ")[0] for line in lines] == ["reading", "the look", "load", "load unchecked"]
+    assert [line.split(": ")[0] for line in lines] == ["reading", "check", "load", "load unchecked"]

@@ -1,4 +1,4 @@
-"""A small tokenizer: what the loader does not depend on is not trained here."""
+"""A small tokenizer for the tests of the loader, which do not depend on its vocabulary."""
 
 import pytest
 

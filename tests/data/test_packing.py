@@ -39,7 +39,7 @@ def test_long_documents_are_cut_and_bad_ones_refused() -> None:
     pieces = split_document(document(10), 4)
     assert [len(p) for p in pieces] == [4, 4, 2]
     assert sum((p.ids for p in pieces), ()) == document(10).ids
-    with pytest.raises(ValueError, match="one mask value an id"):
+    with pytest.raises(ValueError, match="one mask value per id"):
         Document((1, 2), (1,))
     with pytest.raises(ValueError, match="in a row with 3 left"):
         Row(3).add(document(4))

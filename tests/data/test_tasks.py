@@ -17,7 +17,7 @@ GYM = sorted(name for name, task in TASKS.items() if isinstance(task, GymTask))
 
 
 def call_text(example: Example) -> str:
-    """Write an example's calls as the template does."""
+    """Render an example's calls as the template does."""
     lines = ["\n\n<｜DSML｜tool_calls>"]
     for call in example.tool_calls:
         lines.append(f'<｜DSML｜invoke name="{call["name"]}">')
@@ -29,11 +29,11 @@ def call_text(example: Example) -> str:
 
 
 def written(example: Example) -> str:
-    """Pattern of a right answer."""
+    """Text of a right answer."""
     return call_text(example) if example.tool_calls else example.answer
 
 
-def test_the_eight_tasks_of_the_gym_that_were_asked_for_are_there() -> None:
+def test_the_eight_required_tasks_of_the_gym_exist() -> None:
     asked = (
         "chain_sum basic_arithmetic number_sorting letter_counting spell_backward gcd simple_equations needle_haystack"
     )
@@ -62,7 +62,7 @@ def test_no_evaluation_question_is_a_training_question(name: str) -> None:
     evaluation = {task.sample(seed, "eval").key for seed in range(100)}
     assert not train & evaluation
     assert {split_of(key) for key in evaluation} == {"eval"}
-    # The same seed in both splits is not the same question either, and nothing that came before it in the chat is.
+    # The same seed gives different questions in the two splits, and different earlier exchanges.
     for seed in range(60):
         asked = [m["content"] for m in task.sample(seed, "train").messages if m["role"] == "user"]
         assert not set(asked) & evaluation
@@ -121,7 +121,7 @@ def test_fast_equations_are_the_gyms() -> None:
         assert ours[index] == gym[index]
 
 
-def test_thinking_and_effort_are_shared_out() -> None:
+def test_thinking_and_effort_have_their_shares() -> None:
     examples = [TASKS["count_bits"].sample(seed) for seed in range(600)]
     assert 0.6 < sum(e.thinking for e in examples) / 600 < 0.73
     assert {e.effort for e in examples} == {"low", "high", "max"}

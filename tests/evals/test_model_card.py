@@ -1,4 +1,4 @@
-"""The model card says what was measured."""
+"""The model card has the measured scores, sizes and stages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The evaluation runner, with an engine that answers from a list."""
+"""The evaluation runner, with a fake engine that knows the answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EOS = 1
 
 
 class ScriptedEngine:
-    """Stands for LLM: knows every question's right answer; `spoil` turns the texts it writes into others."""
+    """Fake LLM with the right answer to every question; `spoil` changes the texts that it returns."""
 
     def __init__(self, spoil=lambda example, text: text, finish: str = "stop") -> None:
         self.config = SimpleNamespace(eos_token_ids=(EOS,))

@@ -1,4 +1,4 @@
-"""The embedded model itself: its layout, its size, and that it does what its card says."""
+"""The embedded model: layout, size, and the abilities that its card claims."""
 
 import re
 from collections import Counter
@@ -46,7 +46,7 @@ def test_the_weights_have_the_official_layout() -> None:
 
 @torch.no_grad()
 def test_shipped_numerics_agree_with_float(llm: LLM) -> None:
-    """Training rounded the weights, not the activations: rounding these as well must not change the model."""
+    """Training rounded only the weights; rounding activations too must not change the model's answers."""
     prompt = llm.prompts.encode(questions(["chain_sum"], ["thinking"], 1)[0].prompt())
     exact = dsv4.load(nano_path())(torch.tensor([prompt]))[0, -1].softmax(-1)
     shipped = dsv4.load(nano_path(), numerics="shipped")(torch.tensor([prompt]))[0, -1].softmax(-1)
@@ -54,7 +54,7 @@ def test_shipped_numerics_agree_with_float(llm: LLM) -> None:
 
 
 def test_it_answers_questions_it_never_saw(llm: LLM) -> None:
-    """Two fresh questions a task in thinking mode. The card's table has more, and intervals."""
+    """Two fresh questions per task in thinking mode; the card has more of them, with intervals."""
     asked = questions(sorted(TASKS), ["thinking"], 2, first_seed=SEEDS_BEYOND_THE_CARD)
     right = [is_correct(answer) for answer in answer_all(llm, asked, max_tokens=400)]
     assert sum(right) >= 0.75 * len(right)
@@ -70,7 +70,7 @@ ANSWERS = {
 }
 
 
-def test_it_answers_what_the_examples_and_the_chat_page_ask(llm: LLM) -> None:
+def test_it_answers_the_prompts_of_examples_and_chat_page(llm: LLM) -> None:
     composer = (Path(dsv4.__file__).parent / "server/web/static/js/composer.js").read_text(encoding="utf-8")
     suggested = re.findall(r'^  "(.+)",$', composer.split("const SUGGESTIONS")[1].split("];")[0], re.MULTILINE)
     examples = "".join(

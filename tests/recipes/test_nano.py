@@ -1,4 +1,4 @@
-"""The nano recipe, two steps of it, from nothing to a model folder that loads."""
+"""Two steps of the nano recipe, from scratch to a model folder that loads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "nano.py"
 
 @pytest.fixture
 def recipe(monkeypatch):
-    """The recipe's main, with a tokenizer trained on next to nothing."""
+    """The recipe's main, with a tokenizer trained on very little text."""
     monkeypatch.setattr("dsv4.data.nano_tokenizer.nano_corpus", lambda: iter(["some words, and some more words"] * 9))
     return runpy.run_path(str(RECIPE))["main"]
 

@@ -1,4 +1,4 @@
-"""Plan of the nano recipe: from a budget of seconds to a number of steps that a resumed run keeps."""
+"""The nano recipe's time plan: a budget of seconds becomes a number of steps, which a resumed run keeps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stand-in for the Transformer: the same calls, a few parameters of each kind. Training tests need no more."""
+"""A stand-in for the Transformer in training tests: the same methods, a few parameters of each kind."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dsv4.model.batch import RaggedBatch
 
 
 class StandIn(nn.Module):
-    """Next-token model that sees the current token only, with two experts chosen by token parity."""
+    """Next-token model of the current token only, with two experts chosen by token parity."""
 
     frozen = False
 
@@ -65,7 +65,7 @@ class ListBatch:
 
 
 class NumberedBatches:
-    """Batch `step` depends on `step` and the seed only."""
+    """Source whose batch depends on its number and the seed only."""
 
     def __init__(self, seed: int, vocab: int = 13) -> None:
         self.seed, self.vocab = seed, vocab

@@ -1,4 +1,4 @@
-"""Forward in bfloat16 by autocast: what must be fp32 stays so, and the loss follows fp32's."""
+"""Training in bfloat16 by autocast: fp32 operations stay fp32, and the loss follows fp32's."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def test_losses_follow_those_of_fp32(quantized: bool) -> None:
     assert plain[-1][0] < 0.5 * plain[0][0]  # there is something to follow
     for step, (want, got) in enumerate(zip(plain, rounded, strict=True)):
         assert got[:3] == pytest.approx(want[:3], rel=0.02), f"step {step}"
-        # Another entry chosen is another term of the mean.
+        # Looser for the indexer: one differently selected entry changes a term of its mean.
         assert got[3] == pytest.approx(want[3], abs=0.05), f"step {step}"
 
 
 def fp32_parts() -> dict[str, Callable[[], Tensor]]:
-    """Values that must not be rounded to bfloat16, by name, each a function without arguments."""
+    """Operations that must stay fp32, by name, as functions without arguments."""
     model, _ = make_model()
     g = torch.Generator().manual_seed(4)
     c, layer, head = model.config, model.layers[1], model.head
@@ -87,7 +87,7 @@ def fp32_parts() -> dict[str, Callable[[], Tensor]]:
 
 
 @pytest.mark.parametrize("name", fp32_parts())
-def test_what_must_be_fp32_has_the_same_bits_under_autocast(name: str) -> None:
+def test_fp32_operations_have_the_same_bits_under_autocast(name: str) -> None:
     part = fp32_parts()[name]
     want = part()
     with torch.autocast("cpu", torch.bfloat16):

@@ -1,4 +1,4 @@
-"""Models without one part or another train like the whole one."""
+"""Models without an optional part (MTP, CSA, score routing, ...) train too."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .tiny_training import Rows, draw_documents, make_model
 
 
 class Counting:
-    """Batches of documents that count up; the last is a single token, which has no target."""
+    """Batches of documents that count up; the last document is a single token, without a target."""
 
     def batch(self, step: int, /) -> Rows:
         return Rows(draw_documents(step, 140, 5, 1))

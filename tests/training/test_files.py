@@ -1,4 +1,4 @@
-"""Files of a run: leftovers of killed writers go, a full disk and damage are said in words, the last state stays."""
+"""Files of a run: leftovers of killed writers are removed, full disks and damage are reported, the last state stays."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_the_next_run_clears_what_a_killed_one_left(saved: Path) -> None:
+def test_the_next_run_clears_leftovers_of_a_killed_one(saved: Path) -> None:
     for _ in range(2):
         process = subprocess.run([sys.executable, "-c", KILLED_WRITER, str(saved / "state.pt")], check=False)
         assert process.returncode == -signal.SIGKILL
@@ -73,12 +73,12 @@ def test_only_leftovers_are_cleared(tmp_path: Path) -> None:
 
 
 def limited(size: int) -> Callable[[], None]:
-    """Prelude of a process in which no file grows beyond `size` bytes."""
+    """A preexec_fn that limits the files of a subprocess to `size` bytes."""
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 def run_limited(run_dir: Path, size: int) -> str:
-    """Train on in a process whose files have `size` bytes at most -> its last line on stderr."""
+    """Continue training in a process whose files are limited to `size` bytes; return its last line on stderr."""
     code = (
         "import sys; from pathlib import Path; from tests.training.test_files import make_trainer;"
         "make_trainer(Path(sys.argv[1])).run()"
@@ -92,7 +92,7 @@ def run_limited(run_dir: Path, size: int) -> str:
     return done.stderr.strip().splitlines()[-1]
 
 
-def test_a_full_disk_is_said_with_file_and_numbers_and_the_last_state_stays(saved: Path) -> None:
+def test_a_full_disk_is_reported_with_file_and_numbers_and_the_last_state_stays(saved: Path) -> None:
     before = (saved / "state.pt").read_bytes()
     line = run_limited(saved, len(before) // 2)
     assert line.startswith(
@@ -109,7 +109,7 @@ def test_a_full_disk_is_said_with_file_and_numbers_and_the_last_state_stays(save
     assert [json.loads(x)["step"] for x in (saved / "metrics.jsonl").read_text().splitlines()] == list(range(6))
 
 
-def test_a_full_disk_under_the_metrics_is_said_and_the_run_resumes(saved: Path) -> None:
+def test_a_full_disk_under_the_metrics_is_reported_and_the_run_resumes(saved: Path) -> None:
     size = (saved / "metrics.jsonl").stat().st_size
     line = run_limited(saved, size + 10)
     assert "DiskFullError" in line and f"{saved / 'metrics.jsonl'} cannot be written" in line
@@ -117,7 +117,7 @@ def test_a_full_disk_under_the_metrics_is_said_and_the_run_resumes(saved: Path) 
     assert [json.loads(x)["step"] for x in (saved / "metrics.jsonl").read_text().splitlines()] == list(range(6))
 
 
-def test_other_errors_of_writing_stay_what_they_are(tmp_path: Path) -> None:
+def test_other_write_errors_are_raised_unchanged(tmp_path: Path) -> None:
     with pytest.raises(PermissionError, match="denied") as caught, new_file(tmp_path / "x") as temporary:
         temporary.write_text("half")
         raise PermissionError("denied")
@@ -147,7 +147,7 @@ def test_no_damaged_byte_of_a_state_goes_unnoticed(saved: Path) -> None:
             load_state(path, model, optimizer)
         except StateError:
             continue
-        # Bytes between the parts of the file say nothing.
+        # Padding bytes between the parts of the file do not matter.
         for name, value in model.state_dict().items():
             assert torch.equal(value, want[name]), (place, name)
 

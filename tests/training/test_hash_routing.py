@@ -26,6 +26,6 @@ def test_layers_differ_but_a_seed_repeats() -> None:
     assert not torch.equal(tables[0], tables[2])
 
 
-def test_too_many_experts_a_token_are_refused() -> None:
+def test_too_many_experts_per_token_are_refused() -> None:
     with pytest.raises(ValueError, match="per_token is 6"):
         balanced_table([1.0], experts=5, per_token=6, generator=torch.Generator())

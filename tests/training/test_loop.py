@@ -1,4 +1,4 @@
-"""The loop: a run killed at any step resumes to the same bits; stages, plan and metrics follow."""
+"""The loop: a run killed at any step resumes to the same bits, with its stages, plan and metrics."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def test_only_masked_in_tokens_are_targets() -> None:
     assert target_rows(cu_seqlens, mask, 2)[0].tolist() == [0]
 
 
-def test_packed_documents_lose_what_separate_ones_do(stand_in) -> None:
+def test_packed_documents_have_the_loss_of_separate_ones(stand_in) -> None:
     model = stand_in()
     documents = [[1, 2, 3, 4, 5], [6, 7], [8, 9, 10, 0]]
     masks = [[True] * 5, [True] * 2, [True, False, True, True]]

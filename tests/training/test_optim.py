@@ -60,7 +60,7 @@ def test_rows_that_do_not_divide_are_named() -> None:
 
 
 class Tiny(nn.Module):
-    """Parameters under official names, enough of each kind."""
+    """Parameters under official names, some of each kind."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ def test_two_muon_steps_equal_the_formula_block_by_block() -> None:
 
 
 def test_each_expert_is_orthogonalized_apart_whatever_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Groups may end in the middle of a stack."""
+    """Groups that end in the middle of a stack."""
     steps = []
     for chunk in (1, 2 * 4 * 6, 1 << 20):
         monkeypatch.setattr("dsv4.training.optim.CHUNK_ELEMENTS", chunk)

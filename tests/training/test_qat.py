@@ -1,4 +1,4 @@
-"""Quantization-aware training: stored values inside, masters outside."""
+"""Quantization-aware training: stored values inside the context, masters outside."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_masters_return_after_an_error() -> None:
     assert torch.equal(model.ffn.experts.w1, before)
 
 
-def test_training_sees_the_values_that_a_saved_model_is_read_back_with(tmp_path: Path) -> None:
+def test_training_uses_the_values_read_back_from_a_saved_model(tmp_path: Path) -> None:
     model = Transformer(CONFIG)
     model.init_weights(torch.Generator().manual_seed(4))
     save_model(model, CONFIG, tmp_path / "saved", format="official")

@@ -1,4 +1,4 @@
-"""Replicas: processes that share weights train to what one would with all their rows; their errors come back."""
+"""Replicas: several processes train like one with all their rows; their errors are raised in the main process."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from dsv4.training.replicas import ReplicaError, Replicas
 
 from .tiny_training import CONFIG, Rows, draw_documents, make_model
 
-WEIGHTS = LossWeights(mtp=0.3, balance=0.5, indexer=1.0)  # every part is felt in the gradient
+WEIGHTS = LossWeights(mtp=0.3, balance=0.5, indexer=1.0)  # every part is large enough to show in the gradient
 
 
 @dataclass
 class ListSource:
-    """Batches by number, sent to helpers whole."""
+    """Source that holds its batches; helpers get all of them."""
 
     batches: list[Rows]
 
@@ -32,7 +32,7 @@ class ListSource:
 
 @dataclass
 class ActingSource:
-    """Calls `act` in helpers only."""
+    """Source that calls `act` in helpers only."""
 
     act: Callable[[], Any]
     main: int
@@ -60,7 +60,7 @@ def leave() -> None:
 
 
 class Unreadable:
-    """Pickles, and fails where it is unpickled."""
+    """An object that pickles but raises when unpickled."""
 
     def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
         return fail, ()
@@ -102,9 +102,9 @@ def test_two_processes_equal_one_that_takes_both_micro_batches() -> None:
 
 
 def uneven_rows() -> list[Rows]:
-    """Batches with 2 and 178 targets, one without any, one whose only target has no MTP target, one too short for CSA.
+    """Batches with 2 and many targets, one without any, one whose only target is no MTP target, one too short for CSA.
 
-    The second is the only one with MTP targets in numbers; documents differ in length and in count.
+    Documents differ in length and number.
     """
     few = draw_documents(1, 150, 30)
     many = draw_documents(2, 131, 6, 45)
@@ -122,7 +122,7 @@ def uneven_rows() -> list[Rows]:
 
 
 @pytest.mark.parametrize(("count", "micro_batches"), [(2, 3), (1, 6), (3, 2)])
-def test_uneven_batches_weigh_as_one_batch_of_all_their_rows(count: int, micro_batches: int) -> None:
+def test_uneven_batches_have_the_gradient_of_one_batch_of_all_their_rows(count: int, micro_batches: int) -> None:
     rows = uneven_rows()
     whole = Rows([d for r in rows for d in r.documents], [m for r in rows for m in r.loss_masks])
     want, want_gradients = gradients([whole], 1)
@@ -143,7 +143,7 @@ def test_a_replica_without_mtp_targets_still_counts_its_experts() -> None:
     assert int(result.loads["mtp.0.ffn"].sum()) == 39 * CONFIG.num_experts_per_tok
 
 
-def test_a_step_without_any_target_is_an_error_in_words() -> None:
+def test_a_step_without_any_target_is_refused() -> None:
     rows = [Rows(draw_documents(n, 9), [[1] + [0] * 8]) for n in range(2)]
     with pytest.raises(ValueError, match="batches 0 to 1 of stage 0 hold no target"):
         gradients(rows, 2)
@@ -154,11 +154,11 @@ def test_a_step_without_any_target_is_an_error_in_words() -> None:
     [
         (fail, r"replica 1 of 2 failed: LookupError: shard 17(.|\n)*in fail\n"),
         (end_of_file, r"replica 1 of 2 failed: EOFError: the shard ends early"),
-        (kill, r"replica 1 of 2 was ended by SIGKILL; the kernel sends it where memory runs out"),
+        (kill, r"replica 1 of 2 was ended by SIGKILL; the kernel sends it when memory runs out"),
         (leave, r"replica 1 of 2 ended with exit code 3"),
     ],
 )
-def test_the_end_of_a_helper_comes_back_with_its_cause(act: Callable[[], Any], words: str) -> None:
+def test_a_helper_that_ends_is_reported_with_its_cause(act: Callable[[], Any], words: str) -> None:
     model, optimizer = make_model()
     with (
         Replicas(model, optimizer, [ActingSource(act, os.getpid())], count=2) as replicas,
@@ -192,7 +192,7 @@ def test_a_source_that_cannot_be_unpickled_is_named() -> None:
         replicas.gradient(Work(0, 0, WEIGHTS, quantized=False))
 
 
-def test_an_error_here_ends_the_helpers() -> None:
+def test_an_error_in_the_main_process_ends_the_helpers() -> None:
     model, optimizer = make_model()
     replicas = Replicas(model, optimizer, [ListSource([])], count=2)
     with pytest.raises(IndexError), replicas:

@@ -27,6 +27,6 @@ def test_decay_starts_where_the_mtp_weight_changes() -> None:
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.5])
-def test_a_fraction_that_is_none_is_refused(fraction: float) -> None:
+def test_an_invalid_fraction_is_refused(fraction: float) -> None:
     with pytest.raises(ValueError, match="decay_fraction"):
         Schedule(peak=1.0, warmup_steps=0, decay_fraction=fraction)

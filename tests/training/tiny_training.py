@@ -1,4 +1,4 @@
-"""Small real models for training tests, and batches for them that every part of the model is felt in."""
+"""Small real models for training tests, and batches that exercise every part of them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def make_model(seed: int = 2, **changes: Any) -> tuple[Transformer, MuonAdamW]:
 
 @dataclass
 class Rows:
-    """A batch: documents and, token by token, whether the token is a target."""
+    """A batch: documents and their loss masks, 1 for targets."""
 
     documents: list[list[int]]
     loss_masks: list[list[int]] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Rows:
 
 
 def draw_documents(seed: int, *lengths: int) -> list[list[int]]:
-    """Counting with random steps: something that a few steps of training learn."""
+    """Documents that count with random increments, which a few training steps can learn."""
     generator = torch.Generator().manual_seed(seed)
     starts = torch.randint(0, VOCAB, (len(lengths), 2), generator=generator).tolist()
     return [[(a + i * (1 + b % 3)) % VOCAB for i in range(n)] for n, (a, b) in zip(lengths, starts, strict=True)]
