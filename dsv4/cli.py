@@ -65,9 +65,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dsv4",
         description="DeepSeek V4: run it, look into it, convert it, train it.",
-        epilog="MODEL is a model folder; without one, serve, chat, generate, verify and eval use the embedded nano\n"
-        "model.\n"
-        "examples:\n  dsv4 serve\n  dsv4 chat\n  dsv4 inspect flash",
+        epilog="MODEL is a model folder, or owner/name of the Hugging Face Hub, which is fetched; without one, serve,\n"
+        "chat, generate, verify and eval use the embedded nano model.\n"
+        "examples:\n  dsv4 serve\n  dsv4 serve deepseek-ai/DeepSeek-V4-Flash\n  dsv4 chat\n  dsv4 inspect flash",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"dsv4 {__version__}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from dsv4.config_json import config_to_json, fields_from_json, has_draft_model
+from dsv4.hub import fetch_settings, hub_name
 from dsv4.notices import warn_once
 from dsv4.presets import PRESETS
 
@@ -131,13 +132,16 @@ class ModelConfig:
         return config
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> ModelConfig:
-        """Read config.json in a model folder (or the file itself). Errors name the file."""
-        file = Path(path)
+    def from_pretrained(cls, path: str | Path, revision: str | None = None) -> ModelConfig:
+        """Read config.json in a model folder (or the file itself) or of owner/name[@revision]. Errors name the file."""
+        name = hub_name(path, revision)
+        file = Path(path) if name is None else fetch_settings(name)
         if file.is_dir():
             file /= "config.json"
         if not file.is_file():
-            raise FileNotFoundError(f"no config.json at {file}; expected a model folder or a config.json file")
+            raise FileNotFoundError(
+                f"no config.json at {file}; expected a model folder, a config.json file or owner/name"
+            )
         try:
             raw: object = json.loads(file.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -107,7 +107,10 @@ def test_errors_are_one_line(
 ) -> None:
     (tmp_path / "config.json").write_text('{"hidden_sizes": 1}')
     for arguments, message in (
-        (["inspect", "flas"], "'flas' is neither a preset (flash, pro, flash-base, pro-base, nano) nor a model folder"),
+        (
+            ["inspect", "flas"],
+            "'flas' is neither a preset (flash, pro, flash-base, pro-base, nano) nor a model folder, nor own",
+        ),
         (["inspect", str(tmp_path)], f"{tmp_path}/config.json: unknown key 'hidden_sizes'"),
         (["train"], "give the name of one of recipes/: nano"),
         (["train", "nanno"], "'nanno' is not in recipes/; allowed: "),

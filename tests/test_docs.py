@@ -108,7 +108,7 @@ def test_every_command_of_a_page_parses(page: str, command: str, monkeypatch: py
             raise Parsed
 
         monkeypatch.setattr(program, "evaluate", evaluate)
-        monkeypatch.setattr(program, "nano_path", Path)
+        monkeypatch.setattr(program, "resolve_model", Path)
         with pytest.raises(Parsed):
             program.main(options.arguments)
 

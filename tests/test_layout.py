@@ -20,7 +20,11 @@ ORDER = (
 # Modules beside config.py that count as part of it, and the entry point, which counts as the command line.
 ALIASES = {
     **dict.fromkeys(
-        ("checks", "config_json", "config_keys", "lazy", "notices", "options", "presets", "text"), "config"
+        (
+            *("checks", "config_json", "config_keys", "hub", "lazy", "model_folder", "notices", "options", "presets"),
+            *("safetensors_headers", "text"),
+        ),
+        "config",
     ),
     "__main__": "cli",
 }

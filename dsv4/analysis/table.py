@@ -27,10 +27,10 @@ _LABELS = {
 
 
 def print_summary(name: str, config: ModelConfig, report: dict[str, Any], console: Console | None = None) -> None:
-    """Print the tables of `report`, which is analysis.summary(config)."""
+    """Print the tables of `report`: analysis.summary(config), with "stored" if the model's files were read."""
     title = f"[bold]{name}[/bold]  [dim]{_schedule(config)}[/dim]"
     left = Group(_parameters(report["parameters"]), "")
-    right = Group(_checkpoint(report["checkpoint"]), "", _cache(report), "", _flops(report))
+    right = Group(_checkpoint(report["checkpoint"], report.get("stored")), "", _cache(report), "", _flops(report))
     (console or Console()).print(
         Panel(Columns([left, right], padding=(0, 4)), title=title, expand=False, padding=(1, 2))
     )
@@ -65,7 +65,7 @@ def _parameters(counts: dict[str, Any]) -> Table:
     return table
 
 
-def _checkpoint(checkpoint: dict[str, Any]) -> Table:
+def _checkpoint(checkpoint: dict[str, Any], stored: dict[str, Any] | None) -> Table:
     table = _table(f"Checkpoint, layout {checkpoint['layout']}", "dtype", "tensors", "bytes")
     for dtype, tensors in sorted(checkpoint["by_dtype"].items()):
         table.add_row(dtype, f"{tensors:,}", f"{checkpoint['bytes_by_dtype'][dtype]:,}")
@@ -73,6 +73,9 @@ def _checkpoint(checkpoint: dict[str, Any]) -> Table:
     table.add_row(
         "[bold]all[/bold]", f"[bold]{checkpoint['tensors']:,}[/bold]", f"[bold]{checkpoint['bytes']:,}[/bold]"
     )
+    if stored is not None:
+        files = f"in {stored['files']:,} file{'' if stored['files'] == 1 else 's'}"
+        table.add_row(files, f"{stored['tensors']:,}", f"{stored['bytes']:,}")
     return table
 
 

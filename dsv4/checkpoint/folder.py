@@ -21,6 +21,7 @@ from dsv4.checkpoint import formats, names
 from dsv4.checkpoint.errors import CheckpointError
 from dsv4.checkpoint.shards import Shards, TensorEntry, read_json
 from dsv4.config import ModelConfig
+from dsv4.model_folder import resolve_model
 from dsv4.notices import warn_once
 
 PLAIN_DTYPES = ("BF16", "F32", "F16")
@@ -56,8 +57,8 @@ class Checkpoint:
     for FP4 experts. "bf16" and "fp32" name the dtype of most experts; any float tensor may then be of any plain dtype.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        folder = Path(path)
+    def __init__(self, path: str | Path, revision: str | None = None) -> None:
+        folder = resolve_model(path, revision)
         config = _read_config(folder)
         self.folder = folder
         self._shards = Shards(folder)
@@ -133,7 +134,7 @@ class Checkpoint:
 
 def read_config(path: str | Path) -> ModelConfig:
     """Config of the model that `load_model` would return; CheckpointError if the folder's files disagree."""
-    folder = Path(path)
+    folder = resolve_model(path)
     config = _read_config(folder)
     with Shards(folder) as shards:
         return _without_lost_mtp(config, shards, _official_sources(shards, config)[0])

@@ -39,8 +39,11 @@ def load_model(
     numerics: str = "float",
     weights: str | None = None,
     check_values: bool = True,
+    revision: str | None = None,
 ) -> Transformer:
     """Load a model folder, official or saved by transformers, as a frozen model: plain calls run the native kernels.
+
+    path: a folder, or owner/name[@revision] of the Hugging Face Hub, which is downloaded (`dsv4.model_folder`).
 
     Call `model.requires_grad_(True)` before training.
 
@@ -62,7 +65,7 @@ def load_model(
         raise ValueError(f"weights {weights!r}: allowed are 'stored' and 'widened'")
     if weights == "stored" and not plain:
         raise ValueError(f"weights 'stored' on {device} in {dtype}: they stay as stored on the CPU in torch.float32")
-    checkpoint = Checkpoint(path)
+    checkpoint = Checkpoint(path, revision)
     try:
         files = MappedFiles(checkpoint)
         with torch.device("meta"):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from dsv4.commands.options import add_command
+from dsv4.commands.options import add_command, add_flags
+from dsv4.engine.config import EngineConfig
 
 
 def add(commands: Any) -> None:
@@ -15,9 +16,10 @@ def add(commands: Any) -> None:
         run,
         "rewrite a checkpoint in another layout, tensor by tensor",
         "dsv4 convert path/to/model out --format official-base\ndsv4 convert path/to/model out --format transformers\n"
+        "dsv4 convert deepseek-ai/DeepSeek-V4-Flash flash.gguf --format gguf\n"
         "dsv4 convert path/to/model model.gguf --format gguf",
     )
-    parser.add_argument("src", metavar="SRC")
+    parser.add_argument("src", metavar="SRC", help="model folder, or owner/name[@revision] of the Hugging Face Hub")
     parser.add_argument("dst", metavar="DST", help="folder to create; for gguf, a file")
     formats = ("official", "official-base", "bf16", "fp32", "transformers", "gguf")
     parser.add_argument("--format", choices=formats, required=True, help="layout to write; gguf is for llama.cpp")
@@ -29,13 +31,15 @@ def add(commands: Any) -> None:
         "--linears", choices=("bf16", "q8_0"), help="gguf: type of FP8 matrices (default: an exact one)"
     )
     parser.add_argument("--mtp", action="store_true", help="gguf: write the MTP block alone, llama.cpp's draft model")
+    add_flags(parser, EngineConfig, "convert")
 
 
 def run(options: argparse.Namespace) -> None:
     from dsv4.commands.terminal.convert import convert_checkpoint
+    from dsv4.model_folder import resolve_model
 
     convert_checkpoint(
-        options.src,
+        resolve_model(options.src, options.revision),
         options.dst,
         options.format,
         overwrite=options.overwrite,

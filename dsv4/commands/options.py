@@ -30,7 +30,8 @@ def add_command(
 
 def add_model(parser: argparse.ArgumentParser, flag: str = "model") -> None:
     nargs: dict[str, Any] = {} if flag.startswith("-") else {"nargs": "?"}
-    parser.add_argument(flag, metavar="MODEL", help="model folder (default: the embedded nano model)", **nargs)
+    text = "model folder, or owner/name[@revision] of the Hugging Face Hub (default: the embedded nano model)"
+    parser.add_argument(flag, metavar="MODEL", help=text, **nargs)
 
 
 def add_sampling(parser: argparse.ArgumentParser, max_tokens: int) -> None:

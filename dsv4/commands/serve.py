@@ -16,7 +16,8 @@ def add(commands: Any) -> None:
         "serve",
         run,
         "serve a chat page and the OpenAI and Anthropic APIs",
-        "dsv4 serve\ndsv4 serve path/to/model --port 9000 --api-key sk-one --api-key sk-two",
+        "dsv4 serve\ndsv4 serve deepseek-ai/DeepSeek-V4-Flash\n"
+        "dsv4 serve path/to/model --port 9000 --api-key sk-one --api-key sk-two",
     )
     add_model(parser)
     groups = add_flags(parser, ServerConfig, "serve")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from dsv4.commands.options import add_command, add_model
-from dsv4.config import nano_path
+from dsv4.commands.options import add_command, add_flags, add_model
+from dsv4.engine.config import EngineConfig
 
 
 def add(commands: Any) -> None:
@@ -19,9 +19,11 @@ def add(commands: Any) -> None:
     )
     add_model(parser)
     parser.add_argument("--against", choices=("transformers",), default="transformers", help="default: %(default)s")
+    add_flags(parser, EngineConfig, "verify")
 
 
 def run(options: argparse.Namespace) -> int | None:
     from dsv4.evals.verify import verify
+    from dsv4.model_folder import resolve_model
 
-    return verify(options.model or str(nano_path()), options.against)
+    return verify(resolve_model(options.model, options.revision), options.against)

@@ -77,6 +77,12 @@ class EngineConfig:
         commands=("serve", "chat", "generate"),
     )
     check_memory: bool = option(True, "load a model that does not seem to fit into memory", flag="--no-memory-check")
+    revision: str | None = option(
+        None,
+        "branch, tag or commit of a model by name (default: its main branch)",
+        commands=("serve", "chat", "generate", "inspect", "convert", "verify"),
+        metavar="NAME",
+    )
 
     def __post_init__(self) -> None:
         check_options(self)

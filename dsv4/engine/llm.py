@@ -11,7 +11,6 @@ from typing import Any, cast
 import torch
 
 from dsv4.checkpoint.mapped import mapped_files
-from dsv4.config import nano_path
 from dsv4.engine.cache_manager import CacheManager
 from dsv4.engine.config import EngineConfig
 from dsv4.engine.core import CoreLimits, EngineCore
@@ -23,6 +22,7 @@ from dsv4.engine.runner import ModelRunner
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.engine.scheduler import Scheduler
 from dsv4.model.transformer import Transformer
+from dsv4.model_folder import model_name, resolve_model
 from dsv4.options import check_keywords, takes_options
 from dsv4.text import check_text
 from dsv4.tokenizer import Tokenizer
@@ -34,9 +34,9 @@ Prompt = str | list[int]
 class LLM:
     """One loaded model that generates. `LLM()` is the embedded nano model.
 
-    `model`: a model folder, or a model object, which is frozen (`Transformer.freeze`); `folder` is then where its
-    tokenizer and prompt settings are. Without a tokenizer prompts are token ids and so is the output; text raises
-    ValueError.
+    `model`: a model folder, owner/name[@revision] of the Hugging Face Hub, which is fetched (HubError where it cannot
+    be), or a model object, which is frozen (`Transformer.freeze`); `folder` is then where its tokenizer and prompt
+    settings are. Without a tokenizer prompts are token ids and so is the output; text raises ValueError.
 
     `options`: fields of EngineConfig; `engine_config` has all of them, and options beside it replace some. TypeError
     for an unknown option. `max_model_len` bounds prompt and output together; by default it is the model's own limit, at
@@ -62,8 +62,10 @@ class LLM:
         self.engine_config = config = dataclasses.replace(engine_config or EngineConfig(), **options)
         check_device(config.device)
         if model is None or isinstance(model, (str, Path)):
-            folder = nano_path() if model is None else Path(model)
-            model = load(Path(folder), config)
+            folder = resolve_model(model, config.revision)
+            model = load(folder, config)
+        elif config.revision is not None:
+            raise ValueError(f"revision is {config.revision!r}, but the model is an object; allowed: owner/name")
         if isinstance(model, Transformer) and not model.frozen:
             model.freeze()
         self.path: Path | None = None if folder is None else Path(folder)
@@ -94,10 +96,10 @@ class LLM:
 
     @property
     def name(self) -> str:
-        """How the model calls itself to clients: the folder's name, with "dsv4-" before the embedded model's."""
+        """How the model calls itself to clients: its repository's or folder's name, the embedded one's with "dsv4-"."""
         if self.path is None:
             return "dsv4"
-        name = self.path.resolve().name
+        name = model_name(self.path)
         return f"dsv4-{name}" if name == "nano" else name
 
     def generate(

@@ -13,6 +13,7 @@ from torch import Tensor
 from dsv4.checkpoint import convert, load_model
 from dsv4.kernels.router.reference import repeats
 from dsv4.model.transformer import Transformer
+from dsv4.model_folder import resolve_model
 
 TOLERANCE = 1e-4  # relative to the largest logit, fp32 against fp32; the observed deviation is about 1e-5
 LENGTHS = (7, 129, 260)
@@ -25,6 +26,7 @@ def max_deviation(path: str | Path, lengths: tuple[int, ...] = LENGTHS, seed: in
     token for which a hash-routed layer repeats an expert: transformers counts that expert twice.
     """
     transformers: Any = importlib.import_module("transformers")
+    path = resolve_model(path)
     ours = load_model(path, dtype=torch.float32, numerics="float")
     generator = torch.Generator().manual_seed(seed)
     tokens = _comparable_tokens(ours)

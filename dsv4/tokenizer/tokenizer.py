@@ -8,6 +8,7 @@ from typing import Any
 
 import tokenizers
 
+from dsv4.hub import fetch_settings, hub_name
 from dsv4.text import check_text
 from dsv4.tokenizer.length_bound import LengthBound, keeps_every_byte
 from dsv4.tokenizer.special import EOS
@@ -71,8 +72,12 @@ class Tokenizer:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Tokenizer":
-        """Load `tokenizer.json` of a model folder; TokenizerMissingError without one, ValueError for a damaged one."""
-        path = Path(folder) / "tokenizer.json"
+        """Load `tokenizer.json` of a model folder or of owner/name[@revision], of which no weights are fetched.
+
+        TokenizerMissingError where there is none, ValueError for a damaged one.
+        """
+        name = hub_name(folder)
+        path = (Path(folder) if name is None else fetch_settings(name)) / "tokenizer.json"
         if not path.is_file():
             raise TokenizerMissingError(
                 f"{folder}: no tokenizer.json, so text cannot be encoded or decoded here; token ids still work"

@@ -18,6 +18,7 @@ from dsv4.commands.terminal.chat_session import ChatSession
 from dsv4.engine.core import EngineError
 from dsv4.engine.llm import LLM
 from dsv4.kernels import backends
+from dsv4.model_folder import resolve_model
 from dsv4.text import keep_foreign_bytes
 
 HELP = """/think          switch thinking on or off
@@ -41,8 +42,9 @@ def chat(
     """Reads questions and commands until the input ends. `engine_options`: keywords of LLM."""
     console = Console()
     backends.native_module()  # resolved before loading, so that a fallback warning is printed first
+    folder = resolve_model(model, engine_options.pop("revision", None))  # before the spinner: it shows progress bars
     with console.status("loading the model"):
-        llm = LLM(model, max_num_seqs=1, **engine_options)
+        llm = LLM(folder, max_num_seqs=1, **engine_options)
         session = ChatSession(llm, thinking, effort, max_tokens, temperature, top_p, seed)
     console.print(f"[bold]{llm.name}[/] is here. /help lists the commands.")
     # Line editing and history for input(), where the platform has it.

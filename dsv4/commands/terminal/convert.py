@@ -15,7 +15,7 @@ from dsv4.checkpoint.writing import Format, convert
 
 
 def convert_checkpoint(
-    src: str,
+    src: str | Path,
     dst: str,
     format: str,
     overwrite: bool = False,

@@ -10,10 +10,10 @@ from typing import Any
 
 from rich.console import Console
 
-from dsv4.config import nano_path
 from dsv4.data.tasks import TASKS
 from dsv4.evals.results import MODES, to_json, to_table
 from dsv4.evals.runner import MAX_TOKENS, Answered, evaluate, is_correct
+from dsv4.model_folder import model_name, resolve_model
 
 DESCRIPTION = "Score a model on task questions that training never saw: greedy answers through the engine, batched."
 
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "suite", nargs="?", choices=("nano",), default="nano", help="what to score (default: %(default)s)"
     )
-    parser.add_argument("--model", type=Path, help="model folder (default: the embedded nano model)")
+    parser.add_argument("--model", help="model folder, or owner/name[@revision] (default: the embedded nano model)")
     parser.add_argument("--n", type=int, default=100, help="questions per task and mode (default: %(default)s)")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help=f"only these of {', '.join(TASKS)}")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
@@ -38,11 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.n < 1:
         parser.error(f"--n is {options.n}; allowed: 1 or more")
-    model = options.model or nano_path()
+    model = resolve_model(options.model)
     scores, answers = evaluate(
         model, options.n, options.tasks, options.modes, options.max_tokens, options.device, Console(stderr=True)
     )
-    settings = {"model": Path(model).name, "examples": options.n, "max_tokens": options.max_tokens, "greedy": True}
+    settings = {"model": model_name(model), "examples": options.n, "max_tokens": options.max_tokens, "greedy": True}
     report = json.dumps(to_json(scores, settings), indent=2)
     if options.output:
         options.output.write_text(report + "\n", encoding="utf-8")
