@@ -29,7 +29,8 @@ def attend(
     q: Tensor, keys: KeyView, tiles: Tiles, sink: Tensor, chosen: Tensor | None = None, keep_probs: bool = False
 ) -> tuple[Tensor, list[Tensor | None]]:
     """(o [T, H, D], the entries' probabilities per tile group if kept)."""
-    if not keep_probs and backends.uses_native("attention", q, keys.new, keys.ring, sink):
+    pool = keys.entries.pool if keys.entries is not None else None
+    if not keep_probs and backends.uses_native("attention", q, keys.new, keys.ring, pool, sink):
         return native.attend(q, keys, sink, chosen), []
     return reference.attend(q, keys, tiles, sink, chosen, keep_probs)
 
