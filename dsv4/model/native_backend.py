@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dsv4 import checks
 from dsv4.cache import Cache
 from dsv4.kernels import backends, cpu
-from dsv4.kernels.mhc import MOST_STREAMS
+from dsv4.kernels.mhc import too_many_streams
 from dsv4.kernels.stored import StoredStack, StoredTensor
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.backend import Backend, Definition, ReferenceBackend
@@ -57,8 +57,9 @@ def build_backend(model: Definition) -> Backend:
 
 def _obstacle(model: Definition) -> str | None:
     """Reason why the kernels do not support the model, or None. Of a tensor of another dtype they would keep a copy."""
-    if model.config.hc_mult > MOST_STREAMS:
-        return f"the model has {model.config.hc_mult} streams, the native kernels take {MOST_STREAMS}"
+    obstacle = too_many_streams(model.config.hc_mult)
+    if obstacle is not None:
+        return obstacle
     for name, parameter in cast(nn.Module, model).named_parameters():
         if parameter.dtype != torch.float32:
             return f"{name} is {parameter.dtype}, the native kernels take torch.float32 in every weight"

@@ -37,13 +37,18 @@ def hc_post(y: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
     return op.hc_post(y, streams, post, comb)
 
 
+def too_many_streams(count: int) -> str | None:
+    """Reason why the native kernels do not take `count` streams, or None."""
+    return f"the model has {count} streams, the native kernels take {MOST_STREAMS}" if count > MOST_STREAMS else None
+
+
 def _is_native(streams: Tensor, *tensors: Tensor) -> bool:
     if not backends.uses_native("mhc", streams, *tensors):
         return False
-    if streams.shape[1] > MOST_STREAMS:
-        backends.decline(f"the model has {streams.shape[1]} streams, the native kernels take {MOST_STREAMS}")
-        return False
-    return True
+    obstacle = too_many_streams(streams.shape[1])
+    if obstacle is not None:
+        backends.decline(obstacle)
+    return obstacle is None
 
 
-__all__ = ["MOST_STREAMS", "Sizes", "hc_head", "hc_post", "hc_pre"]
+__all__ = ["Sizes", "hc_head", "hc_post", "hc_pre", "too_many_streams"]

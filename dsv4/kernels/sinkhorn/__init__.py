@@ -11,17 +11,17 @@ from torch import Tensor
 from dsv4.kernels import backends
 from dsv4.kernels.sinkhorn import native, reference
 
-MOST_STREAMS = 64
+MOST_ROWS = 64  # of a matrix in the native kernel
 
 
 def sinkhorn(logits: Tensor, iters: int, eps: float) -> Tensor:
     """Nearly doubly stochastic matrices from logits [T, s, s] fp32 -> [T, s, s]."""
     op = reference
     if backends.uses_native("sinkhorn", logits):
-        if logits.shape[-1] <= MOST_STREAMS:
+        if logits.shape[-1] <= MOST_ROWS:
             op = native
         else:
-            backends.decline(f"sinkhorn has {logits.shape[-1]} streams, its native kernel takes {MOST_STREAMS}")
+            backends.decline(f"sinkhorn has {logits.shape[-1]} streams, its native kernel takes {MOST_ROWS}")
     return op.sinkhorn(logits, iters, eps)
 
 
