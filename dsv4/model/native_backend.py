@@ -138,7 +138,7 @@ class NativeBackend:
         cpu.follow_torch_threads()
         if cache is None:  # the kernels need a cache: this one lives as long as the call
             cache = cast(Cache, self._model.new_cache(batch.num_seqs, int(batch.lengths.max())))
-            batch = replace(batch, starts=np.zeros_like(batch.starts), slots=np.arange(batch.num_seqs))
+            batch = replace(batch, slots=np.arange(batch.num_seqs))
             cache.reserve(batch.slots, batch.starts, batch.lengths)
         handle = cache.native_cache(self.kernels).handle
         return handle, _array(token_ids), batch.lengths, batch.starts, batch.slots

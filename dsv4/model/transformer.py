@@ -150,11 +150,10 @@ class Transformer(nn.Module):
     def forward_ragged(self, batch: RaggedBatch, cache: Cache | None = None, aux: AuxLosses | None = None) -> Tensor:
         """Streams [T, hc_mult, d] after the last main layer. With a cache, appends to its rows `batch.slots`.
 
-        Sequence i must start where its cache row ends, and no row may occur twice; ValueError otherwise, before
-        anything is written.
+        Sequence i must start where its cache row ends, without a cache at 0, and no row may occur twice; ValueError
+        otherwise, before anything is written.
         """
-        if cache is not None:
-            cache.reserve(batch.slots, batch.starts, batch.lengths)
+        _reserve(batch, cache)
         streams = self.backend.run(batch, cache, aux)
         if cache is not None:
             cache.advance(batch.slots, batch.lengths)
@@ -174,8 +173,7 @@ class Transformer(nn.Module):
                 allowed = f"0 to {batch.num_tokens - 1}, each more than the one before"
                 raise ValueError(f"rows[{i}] is {row}: allowed are {allowed}")
             before = row
-        if cache is not None:
-            cache.reserve(batch.slots, batch.starts, batch.lengths)
+        _reserve(batch, cache)
         rows = np.arange(batch.num_tokens) if rows is None else rows
         logits = self.backend.next_token_logits(batch, cache, rows)
         if cache is not None:
@@ -204,9 +202,12 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Streams of the MTP block: main streams at t and the id at t + 1 [T] -> streams that predict t + 2.
 
-        With a cache, `batch` is the one just run through the main layers (its starts are used, not cache.lengths).
+        With a cache, `batch` is the one just run through the main layers (its starts are used, not cache.lengths);
+        without one, ValueError unless it starts at 0.
         """
-        if cache is not None:
+        if cache is None:
+            _check_starts(batch)
+        else:
             cache.check_slots(batch.slots.tolist())
         return self.backend.run_mtp(batch, cache, next_token_ids, streams, depth, aux)
 
@@ -229,3 +230,18 @@ class Transformer(nn.Module):
         starts = cache.lengths if cache is not None else None
         batch = RaggedBatch.pack(input_ids.tolist(), starts=starts, device=self.device)
         return self.next_token_logits(batch, cache).view(*input_ids.shape, -1)
+
+
+def _reserve(batch: RaggedBatch, cache: Cache | None) -> None:
+    """Check the batch and make room for it in the cache, if there is one."""
+    if cache is None:
+        _check_starts(batch)
+    else:
+        cache.reserve(batch.slots, batch.starts, batch.lengths)
+
+
+def _check_starts(batch: RaggedBatch) -> None:
+    """ValueError unless every sequence starts at 0, as without a cache it must."""
+    for i, start in enumerate(batch.starts.tolist()):
+        if start != 0:
+            raise ValueError(f"sequence {i} of the batch starts at {start}: a batch without a cache starts at 0")

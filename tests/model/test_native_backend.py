@@ -242,6 +242,22 @@ def test_invalid_input_is_refused(model: Transformer) -> None:
         model(IDS)
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_batch_without_a_cache_starts_at_0(model: Transformer, frozen: bool) -> None:
+    model.train(not frozen)
+    assert model.backend.name == ("native" if frozen else "reference")
+    streams, batch = model.forward_ragged(RaggedBatch.pack([[1], [2]])), RaggedBatch.pack([[1], [2]], starts=[0, 7])
+    for call in (
+        lambda: model.forward_ragged(batch),
+        lambda: model.next_token_logits(batch),
+        lambda: model.mtp_forward(streams, IDS[0, :2], batch),
+    ):
+        with pytest.raises(
+            ValueError, match="sequence 1 of the batch starts at 7: a batch without a cache starts at 0"
+        ):
+            call()
+
+
 def test_nan_weights_give_nan_logits(model: Transformer) -> None:
     model.layers[1].ffn.shared_experts.w1.weight[0, 0] = float("nan")
     assert model(IDS).isnan().all()
