@@ -70,7 +70,9 @@ class Transformer(nn.Module):
         """Prepare for inference: no parameter takes a gradient, and the fastest backend is built. Returns self.
 
         After replacing a parameter's tensor, by `.data =` or a new module, call `refresh()`; writing into a parameter
-        needs no refresh. `requires_grad_()` and `train()` thaw the model.
+        needs no refresh. Conversions of the whole model refresh by themselves, those of a submodule, as in
+        `model.layers[0].double()`, do not. With DSV4_CHECK=1 a forgotten refresh is a StaleWeightsError.
+        `requires_grad_()` and `train()` thaw the model.
         """
         super().requires_grad_(False)
         super().train(False)
@@ -78,8 +80,9 @@ class Transformer(nn.Module):
         return self
 
     def refresh(self) -> Transformer:
-        """Rebuild a frozen model's backend after tensors were replaced. Returns self."""
+        """Rebuild a frozen model's backend after tensors were replaced. Returns self. Thaws the model if that fails."""
         if self._frozen is not None:
+            self._frozen = None  # not the backend of the old tensors, should `build_backend` raise
             self._frozen = build_backend(self)
         return self
 
@@ -105,22 +108,28 @@ class Transformer(nn.Module):
 
     def widen(self) -> Transformer:
         """Turn stored weights (kernels/stored.py) into float32 parameters. Returns self."""
-        for module in self.modules():
-            for name, parameter in list(module.named_parameters(recurse=False)):
-                if isinstance(parameter, StoredWeight):
-                    setattr(module, name, nn.Parameter(parameter.widen(), requires_grad=False))
+        _widen(self)
         return self.refresh()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As in nn.Module; refreshes the backend."""
-        keys = super().load_state_dict(state_dict, strict, assign)
-        self.refresh()
-        return keys
+        """As in nn.Module; refreshes the backend, after an error too: the tensors before it are loaded."""
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        finally:
+            self.refresh()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Transformer:
-        """Hook of nn.Module for all conversions and moves of tensors; refreshes the backend."""
-        super()._apply(fn, recurse)
-        return self.refresh()
+        """Hook of nn.Module for all conversions and moves of tensors; refreshes the backend, after an error too.
+
+        Widens stored weights, except for a conversion that changes nothing, such as `float()` on a float32 model.
+        """
+        try:
+            if not _keeps(fn, self.device):
+                _widen(self)
+            super()._apply(fn, recurse)
+        finally:
+            self.refresh()
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
         """State for a copy or pickle, without the backend, which holds addresses of this model's tensors."""
@@ -230,6 +239,20 @@ class Transformer(nn.Module):
         starts = cache.lengths if cache is not None else None
         batch = RaggedBatch.pack(input_ids.tolist(), starts=starts, device=self.device)
         return self.next_token_logits(batch, cache).view(*input_ids.shape, -1)
+
+
+def _widen(model: nn.Module) -> None:
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if isinstance(parameter, StoredWeight):
+                setattr(module, name, nn.Parameter(parameter.widen(), requires_grad=False))
+
+
+def _keeps(fn: Any, device: torch.device) -> bool:
+    """True if `fn` returns float32 tensors on the device as they are, and does not move them to shared memory."""
+    probe = torch.zeros(1, dtype=torch.float32, device=device)
+    shared = probe.is_shared()
+    return fn(probe) is probe and probe.is_shared() == shared
 
 
 def _reserve(batch: RaggedBatch, cache: Cache | None) -> None:

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from dsv4.kernels import backends
 from dsv4.kernels.linear import linear
+from dsv4.kernels.stored import StoredTensor
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.backend import ReferenceBackend
 from dsv4.model.batch import RaggedBatch
 from dsv4.model.native_backend import NativeBackend, StaleWeightsError
 from dsv4.model.transformer import Transformer
 
-from .tiny import random_ids, random_model, tiny_config
+from .tiny import random_ids, random_model, store, tiny_config
 
 pytestmark = pytest.mark.skipif(backends.native_module() is None, reason="the native kernels are not built")
 CONFIG = tiny_config()
@@ -107,6 +108,75 @@ def test_replacing_all_tensors_refreshes_the_backend(model: Transformer) -> None
         assert torch.equal(model(IDS), copy.deepcopy(model)(IDS))
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(before)
+
+
+def test_a_load_that_fails_refreshes_the_backend(model: Transformer) -> None:
+    """nn.Module has assigned the tensors that it found by the time it raises."""
+    doubled = {name: 2 * value for name, value in model.state_dict().items() if name.startswith("layers.3.")}
+    before = model(IDS)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        model.load_state_dict(doubled, assign=True)
+    assert not torch.equal(model(IDS), before)
+    assert torch.equal(model(IDS), copy.deepcopy(model)(IDS)) and model.backend.name == "native"
+
+
+def test_a_conversion_that_fails_refreshes_the_backend(model: Transformer) -> None:
+    done = []
+
+    def double_some(tensor: Tensor) -> Tensor:
+        done.append(tensor)
+        if len(done) == 20:
+            raise MemoryError
+        return tensor.clone()
+
+    before = model(IDS)
+    with pytest.raises(MemoryError):
+        model._apply(double_some)
+    assert torch.equal(model(IDS), before)
+
+
+def test_a_refresh_that_fails_leaves_no_backend_of_old_tensors(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backends.decline.cache_clear()
+    monkeypatch.setattr(backends, "_choice", replace(backends._chosen(), requested=True))
+    model.layers[1].ffn.experts.bfloat16()
+    with pytest.raises(backends.KernelChoiceError):
+        model.refresh()
+    assert not model.frozen and model.backend.name == "reference"
+
+
+def test_a_converted_submodule_is_an_error_until_refresh(model: Transformer) -> None:
+    model.layers[0].double()
+    with pytest.raises(StaleWeightsError, match=r"layers\.0\..* was replaced"):
+        model(IDS)
+
+
+@pytest.mark.parametrize("convert", ["float", "cpu"])
+def test_a_conversion_that_changes_nothing_keeps_weights_stored(model: Transformer, convert: str) -> None:
+    want = store(model)(IDS)
+    kinds = {name: type(parameter) for name, parameter in model.named_parameters()}
+    assert getattr(model, convert)().to("cpu", torch.float32) is model
+    assert {name: type(parameter) for name, parameter in model.named_parameters()} == kinds
+    assert StoredTensor in kinds.values() and torch.equal(model(IDS), want) and model.backend.name == "native"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_conversion_widens_stored_weights(model: Transformer, dtype: torch.dtype) -> None:
+    plain = copy.deepcopy(store(model)).widen().to(dtype)
+    model.to(dtype)
+    assert model.dtype == dtype and {type(p) for p in model.parameters()} == {torch.nn.Parameter}
+    assert {p.dtype for p in model.parameters()} == {p.dtype for p in plain.parameters()}
+    assert model.backend.name == "reference"
+    if dtype != torch.float64:  # in which no model runs
+        assert torch.equal(model(IDS), plain(IDS))
+
+
+def test_sharing_memory_widens_stored_weights(model: Transformer) -> None:
+    want = copy.deepcopy(store(model)).widen()(IDS)
+    torch.nn.Sequential(model).share_memory()
+    assert all(type(p) is torch.nn.Parameter and p.is_shared() for p in model.parameters())
+    assert torch.equal(model(IDS), want) and model.backend.name == "native"
 
 
 def test_tensors_replaced_for_one_call_need_a_thawed_model(model: Transformer) -> None:
