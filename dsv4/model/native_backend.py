@@ -170,7 +170,9 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 def _place(tensor: Tensor) -> tuple[object, ...]:
+    """Memory that the kernels read for a tensor, and its layout there."""
     if isinstance(tensor, StoredStack):
         return tuple(map(_place, tensor.matrices))
-    held = tensor.codes if isinstance(tensor, StoredTensor) else tensor
-    return held.data_ptr(), held.stride(0), held.dtype
+    if isinstance(tensor, StoredTensor):
+        return _place(tensor.codes), _place(tensor.scales) if tensor.scales is not None else None, tensor.kind
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype

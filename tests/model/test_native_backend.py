@@ -152,6 +152,22 @@ def test_a_converted_submodule_is_an_error_until_refresh(model: Transformer) -> 
         model(IDS)
 
 
+def test_replaced_parts_of_a_stored_weight_are_errors(model: Transformer) -> None:
+    weight = store(model).layers[1].attn.wq_a.weight
+    want = model(IDS)
+    assert isinstance(weight, StoredTensor) and weight.scales is not None
+    for part in ("codes", "scales"):
+        kept = getattr(weight, part)
+        setattr(weight, part, kept.clone())
+        with pytest.raises(StaleWeightsError, match=r"layers\.1\.attn\.wq_a\.weight was replaced"):
+            model(IDS)
+        setattr(weight, part, kept)
+    assert torch.equal(model(IDS), want)
+    model.norm.weight.data = model.norm.weight.data[:-1]
+    with pytest.raises(StaleWeightsError, match="norm.weight was replaced"):
+        model(IDS)
+
+
 @pytest.mark.parametrize("convert", ["float", "cpu"])
 def test_a_conversion_that_changes_nothing_keeps_weights_stored(model: Transformer, convert: str) -> None:
     want = store(model)(IDS)
