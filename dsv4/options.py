@@ -14,6 +14,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
+# First type of an annotation -> the class of its values, and that class in words.
+_KINDS: dict[str, tuple[type, str]] = {
+    "bool": (bool, "True or False"),
+    "float": (numbers.Real, "a number"),
+    "int": (numbers.Integral, "an integer"),
+    "str": (str, "a text"),
+}
 C = TypeVar("C")
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -48,11 +55,16 @@ class Option:
         return words + "".join(f", or {'' if name == 'None' else 'a '}{name}" for name in self.type_names[1:])
 
     def check(self, value: Any) -> None:
-        """ValueError for a number of the wrong type or below the minimum, or for a value outside the choices."""
+        """ValueError for a value of the wrong type, below the minimum or outside the choices.
+
+        Of an annotation with several types only None is checked beside the first: the others belong to libraries.
+        """
         if value is None and "None" in self.type_names:
             return
-        for name, kind, noun in (("int", numbers.Integral, "an integer"), ("float", numbers.Real, "a number")):
-            if self.type_names[0] == name and (isinstance(value, bool) or not isinstance(value, kind)):
+        first, *others = self.type_names
+        if first in _KINDS and not set(others) - {"None"}:
+            kind, noun = _KINDS[first]
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
                 raise ValueError(f"{self.name} is {value!r}; it must be {noun}")
         if self.minimum is not None and not cast(float, value) >= self.minimum:
             raise ValueError(f"{self.name} is {value}; allowed: {self.allowed}")

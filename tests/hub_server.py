@@ -50,7 +50,7 @@ def _sha(file: Path) -> str:
 
 @dataclass
 class Hub:
-    """What the server has and what it was asked. `cut_after`: bytes of one file, by name, after which it hangs up."""
+    """Files of the server and its requests. `cut_after`: bytes of one file, by name, after which it hangs up."""
 
     repositories: dict[str, Repository]
     url: str = ""

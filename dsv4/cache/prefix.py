@@ -49,7 +49,7 @@ class PrefixEntry:
 
 
 class PrefixMatch(NamedTuple):
-    """How far stored prefixes go along a sequence: the longest state, and the tokens in whole blocks."""
+    """Stored prefix of a sequence: its longest state, and the number of its tokens in whole stored blocks."""
 
     entry: PrefixEntry | None
     common: int

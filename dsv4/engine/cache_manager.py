@@ -111,8 +111,8 @@ class CacheManager:
     # What is kept
 
     def next_place(self, request: Request, computed: int, common: int) -> int:
-        """Where a chunk ends at the latest that begins after `computed` tokens: the next place that is stored, or the
-        request's last token."""
+        """Latest end of a chunk that begins after `computed` tokens: the next place to be stored, or the request's last
+        token."""
         end = request.num_tokens
         if self.prefixes is None:
             return end

@@ -20,7 +20,7 @@ DEFAULT_MAX_MODEL_LEN = 131072  # the cache takes memory as tokens come, so a lo
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How a model is loaded, how many requests run and wait, and how large a step is.
+    """Options of loading a model, of the requests that run and wait, of a step and of stored prefixes.
 
     ValueError names a value that is not allowed. Every running request must be able to decode in one step, so that
     max_num_batched_tokens is at least max_num_seqs.
@@ -41,7 +41,7 @@ class EngineConfig:
         1 << 22, "tokens of all prompts that wait, about 50 bytes each", unit="tokens", minimum=1, commands=()
     )
     max_model_len: int | None = option(
-        None, "tokens a request may hold, prompt included", unit="tokens", minimum=2, metavar="N"
+        None, "tokens that a request may hold, prompt included", unit="tokens", minimum=2, metavar="N"
     )
     max_num_batched_tokens: int = option(1024, "tokens computed in one step", unit="tokens", minimum=1, commands=())
     max_num_partial_prefills: int | None = option(

@@ -23,9 +23,7 @@ from dsv4.engine.scheduler import Scheduler
 from dsv4.engine.step import ScheduledChunk
 
 CHECK_SECONDS = 1.0  # between two looks at the files of the weights
-PROMPT_LOGITS_BYTES = (
-    64 << 20
-)  # of one request's logits in one step, where the prompt's log-probabilities are asked for
+PROMPT_LOGITS_BYTES = 64 << 20  # of one request's logits per step, while its prompt is scored
 
 
 class EngineError(RuntimeError):
@@ -34,7 +32,7 @@ class EngineError(RuntimeError):
 
 @dataclass(frozen=True)
 class CoreLimits:
-    """What a request is checked against before it is queued, and how its tokens become text."""
+    """Limits that a request is checked against before it is queued, and the makers of its text and constraint."""
 
     vocab_size: int
     eos_token_ids: tuple[int, ...]

@@ -95,7 +95,7 @@ class _Vocabulary:
 
 
 class _Tokens:
-    """What TokenizerWrapper asks of a tokenizer."""
+    """Tokenizer in the form that llguidance's TokenizerWrapper takes."""
 
     def __init__(self, tokenizer: Tokenizer, size: int, known: int, special: list[int], eos_token_id: int) -> None:
         self.eos_token_id = eos_token_id
@@ -109,7 +109,7 @@ class _Tokens:
 
 
 class Constraint:
-    """What one request may write next. It begins at once, or after the first of the tokens `begins_after`."""
+    """Constraint on one request's tokens, from its first one on, or after the first of the tokens `begins_after`."""
 
     def __init__(self, matcher: LLMatcher, vocabulary: _Vocabulary, begins_after: Sequence[int] = ()) -> None:
         self._matcher = matcher

@@ -96,7 +96,7 @@ class LLM:
 
     @property
     def name(self) -> str:
-        """How the model calls itself to clients: its repository's or folder's name, the embedded one's with "dsv4-"."""
+        """Name of the model for clients: its repository's or folder's, "dsv4-" before the embedded model's."""
         if self.path is None:
             return "dsv4"
         name = model_name(self.path)
@@ -176,7 +176,7 @@ class LLM:
     def encode(self, prompt: Prompt, name: str = "the prompt") -> list[int]:
         """Token ids of a prompt: text after a begin-of-sentence token, ids as they are.
 
-        ValueError, beginning with `name`, for an empty text or half a surrogate pair; and, before it is tokenised, for
+        ValueError, beginning with `name`, for an empty text or half a surrogate pair; and, before it is tokenized, for
         a text that cannot fit by its length.
         """
         if isinstance(prompt, (bytes, bytearray)):  # pyright: ignore[reportUnnecessaryIsInstance]  # numbers, to Python

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# A row of logits and how often the request has written each token -> a row of logits.
+# A row of logits and the occurrences of each token in the output -> a row of logits.
 LogitsProcessor = Callable[[Tensor, Mapping[int, int]], Tensor]
 
 _FORBIDDEN = np.float32("-inf")

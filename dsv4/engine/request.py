@@ -35,7 +35,7 @@ class TextDecoder(Protocol):
 
 
 class Constraint(Protocol):
-    """Which tokens may follow the output (`grammar.Constraint`)."""
+    """Tokens that may follow the output (`grammar.Constraint`)."""
 
     @property
     def complete(self) -> bool: ...
@@ -123,7 +123,7 @@ class Request:
             self.scheduled_time = now
 
     def progress(self, now: float, queue_position: int | None) -> ProgressEvent:
-        """Where it is at `now`, before its first token; `queue_position` is None once it runs."""
+        """Progress at `now`, before the first token; `queue_position` is None once the request runs."""
         scheduled = now if self.scheduled_time is None else self.scheduled_time
         end = now if self.first_token_time is None else self.first_token_time
         prompt = len(self.prompt_token_ids)

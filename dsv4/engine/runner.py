@@ -53,6 +53,6 @@ class ModelRunner:
 
 
 def _split(output: StepOutput, scores: Tensor) -> StepOutput:
-    """The rows that score the prompt apart from those that yield a token. scores: bool, one a row."""
+    """The rows that score the prompt apart from those that yield a token. scores: bool, one per row."""
     streams = None if output.streams is None else output.streams[~scores]
     return StepOutput(output.logits[~scores], streams, output.logits[scores])

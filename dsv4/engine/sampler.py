@@ -21,9 +21,9 @@ _MASK64 = (1 << 64) - 1
 
 @dataclass(slots=True)
 class SampleRequest:
-    """What a row of logits needs to become a token: parameters, the request's seed, how many tokens it has made.
+    """Inputs of the sampler for one row of logits: parameters, the request's seed, the number of its earlier tokens.
 
-    `output_counts`: how often the request has written each token; for the processors (logits.py), None without any.
+    `output_counts`: occurrences of each token in the output; for the processors (logits.py), None without any.
     `allowed`: tokens that may be drawn, bool [vocab]; None: any.
     """
 
@@ -36,9 +36,9 @@ class SampleRequest:
 
 
 def sample(logits: Tensor, requests: list[SampleRequest]) -> list[SampledToken]:
-    """Samples one token a row. logits: fp32 [n, vocab], one request a row, any device."""
+    """Samples one token per row. logits: fp32 [n, vocab], one request per row, any device."""
     if logits.shape[0] != len(requests):
-        raise ValueError(f"{logits.shape[0]} rows of logits for {len(requests)} requests; one row a request is needed")
+        raise ValueError(f"{logits.shape[0]} rows of logits for {len(requests)} requests; allowed: one row per request")
     return [_sample_row(row, request) for row, request in zip(logits.float(), requests, strict=True)]
 
 
@@ -80,7 +80,7 @@ def most_likely(logprobs: Tensor, count: int) -> tuple[tuple[int, float], ...]:
 def uniform(seed: int, position: int) -> float:
     """A number in [0, 1) that depends on (seed, position) alone, the same on every device and version.
 
-    Two rounds of the SplitMix64 finaliser (Steele, Lea, Flood 2014), the top 53 bits.
+    Two rounds of the SplitMix64 finalizer (Steele, Lea, Flood 2014), the top 53 bits.
     """
     bits = _mix(_mix(seed & _MASK64) ^ (position & _MASK64))
     return (bits >> 11) * 2.0**-53

@@ -128,7 +128,7 @@ class SamplingParams:
 
     @property
     def num_alternatives(self) -> int:
-        """How many of the most likely tokens are reported beside each sampled one."""
+        """Number of the most likely tokens that are reported beside each sampled one."""
         return 0 if isinstance(self.logprobs, bool) else self.logprobs
 
 

@@ -26,7 +26,7 @@ from dsv4.engine.step import ScheduledChunk
 
 
 def reading_order(unread: Sequence[int], budget: int) -> Iterator[tuple[int, int]]:
-    """Which prompts a step reads: pairs (place, tokens at most), to be served in turn until the budget is spent.
+    """Order in which a step reads prompts: pairs (place, most tokens), served in turn until the budget is spent.
 
     `unread`: tokens that each prompt still has, the oldest prompt first.
     """
@@ -78,7 +78,7 @@ class Scheduler:
         return chunks
 
     def _read(self, budget: int) -> dict[Request, int]:
-        """How many tokens of which prompts are read, `budget` in all. Those that begin have a row afterwards."""
+        """Tokens to read of each prompt, `budget` in all. Prompts that begin have a row afterwards."""
         waiting = RequestStatus.WAITING
         prompts = [r for r in self._unfinished if r.status is waiting or r.num_uncomputed_tokens > 1]
         if not prompts or not budget:

@@ -41,7 +41,7 @@ class ScheduledChunk:
         return [*tokens, *self.draft_token_ids] if self.draft_token_ids else tokens
 
     def sample_requests(self) -> list[SampleRequest]:
-        """What the sampler needs for each row that yields a token."""
+        """Inputs of the sampler, one per row that yields a token."""
         request = self.request
         position = len(request.output.token_ids)
         requests = [SampleRequest(request.params, request.seed, position + i) for i in range(self.num_samples)]
@@ -57,7 +57,7 @@ class ScheduledChunk:
 
 @dataclass(slots=True)
 class StepOutput:
-    """What a step computed for the rows that yield a token, chunk by chunk, and for those that score the prompt."""
+    """Results of a step: for the rows that yield a token, chunk by chunk, and for those that score a prompt."""
 
     logits: Tensor  # fp32 [n, vocab]
     streams: Tensor | None = None  # [n, hc_mult, d], where the runner keeps them

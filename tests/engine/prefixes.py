@@ -1,4 +1,4 @@
-"""What tests of stored prefixes share: a small model with every kind of layer, and what has to be so at the end."""
+"""Tools of the tests of stored prefixes: a small model with every kind of layer, and the checks at the end."""
 
 from __future__ import annotations
 

@@ -92,8 +92,9 @@ def test_a_lark_grammar_is_followed_and_ends_the_request(llm) -> None:
 
 
 def test_any_json_object_is_an_object(llm) -> None:
-    finished = [o for o in outputs_of_seeds(llm, SamplingParams(max_tokens=60, json_object=True), 12) if o.stop_reason]
-    assert all(isinstance(json.loads(output.text), dict) for output in finished)
+    outputs = outputs_of_seeds(llm, SamplingParams(max_tokens=60, json_object=True), 12)
+    whole = [output for output in outputs if output.finish_reason == "stop"]
+    assert all(isinstance(json.loads(output.text), dict) for output in whole) and whole
     params = SamplingParams(json_object=True)
     assert reached(llm, params, '{"a": [1, {"b": null}], "c": "x"}') and reached(llm, params, "{}")
     assert not reached(llm, params, "[1]") and not reached(llm, params, '{"a": 1')

@@ -113,7 +113,7 @@ def test_a_request_waits_for_pages_and_stored_prefixes_make_room(model: Transfor
 
 @pytest.mark.parametrize(("pages", "again"), [(4, 0), (6, 499)])
 def test_a_request_that_fills_all_pages_runs_again_and_again(model: Transformer, pages: int, again: int) -> None:
-    """What is stored of it holds copies of its last page, which it may need itself."""
+    """Its stored prefixes hold copies of its last page, which it may need itself."""
     llm = LLM(model, num_pages=pages, max_model_len=512)
     (want,) = LLM(model, max_model_len=512).generate([IDS[:500]], greedy(50))
     for cached in (0, again, again):

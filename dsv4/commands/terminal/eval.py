@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from dsv4.checkpoint.atomic import new_file
 from dsv4.data.tasks import TASKS
 from dsv4.evals.results import MODES, to_json, to_table
 from dsv4.evals.runner import MAX_TOKENS, Answered, evaluate, is_correct
@@ -45,10 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = {"model": model_name(model), "examples": options.n, "max_tokens": options.max_tokens, "greedy": True}
     report = json.dumps(to_json(scores, settings), indent=2)
     if options.output:
-        options.output.write_text(report + "\n", encoding="utf-8")
+        with new_file(options.output) as file:
+            file.write_text(report + "\n", encoding="utf-8")
     if options.answers:
         lines = (json.dumps(_answer_record(answered), ensure_ascii=False) for answered in answers)
-        options.answers.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        with new_file(options.answers) as file:
+            file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     if options.json:
         print(report)
     else:
