@@ -228,7 +228,7 @@ class Cache:
         """This cache as the native kernels see it, made on first use; StaleCacheError as `NativeCache.check`."""
         if self.native is None:
             self.native = NativeCache(kernels, self.layers, self.block_table, self.num_pages)
-        self.native.check()
+        self.native.check(self.layers)
         return self.native
 
     # Bytes

@@ -1,7 +1,9 @@
 """Rows take, share and return pages: in any order the bits are the same, and nobody sees what another wrote."""
 
 import copy
+import gc
 import os
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
@@ -292,6 +294,19 @@ def test_what_the_reference_writes_is_seen_by_the_kernels(ids: list[int], monkey
     got = feed(model, cache, {0: ids[300:301]})
     (want,) = feed(model, small_cache(1), {0: ids[:301]})
     assert torch.allclose(got[0][0], want[300], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_memory_of_a_dropped_cache_waits_for_no_garbage_collector(model: Transformer, ids: list[int]) -> None:
+    cache = small_cache()
+    feed(model, cache, {0: ids[:300]})
+    tensors = [weakref.ref(tensor) for layer in cache.layers for tensor in layer.tensors()]
+    gc.disable()
+    try:
+        del cache
+        assert not any(tensor() is not None for tensor in tensors)
+    finally:
+        gc.enable()
 
 
 @torch.no_grad()
