@@ -14,6 +14,7 @@ they grow, at least twofold, when the pages in use do not fit; page numbers stay
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from types import ModuleType
 
@@ -33,8 +34,7 @@ class Cache:
     """State of `batch_size` sequences of up to `max_tokens` tokens each, and pages for them.
 
     `max_pages`: pages of all rows together; by default as many as full rows need. `grows`: the tensors get memory for
-    pages as they are used; by default where the device is not the CPU. The native kernels take only a cache that does
-    not grow. ValueError unless the numbers are at least 1.
+    pages as they are used; by default where the device is not the CPU. ValueError unless the numbers are at least 1.
     """
 
     def __init__(
@@ -82,11 +82,17 @@ class Cache:
         """Pages that hold a row's tokens, or its first `tokens`; `pool.retain` keeps them after the row has ended."""
         return self._blocks.pages(slot, pages_for(self.lengths[slot] if tokens is None else tokens))
 
-    def pages_needed(self, slot: int, tokens: int) -> int:
-        """Pages that a row would take from the pool to hold `tokens` more."""
-        length = self.lengths[slot]
-        missing = max(0, pages_for(length + tokens) - self._blocks.counts[slot])
-        return missing + bool(tokens and self._shares_last_page(slot))
+    def pages_needed(self, slots: Iterable[int], lengths: Iterable[int]) -> int:
+        """Pages that rows would take from the pool to hold lengths[i] more tokens each, all in one batch."""
+        missing, shared = 0, list[tuple[int, int]]()
+        for slot, length in zip(slots, lengths, strict=True):
+            missing += self._num_missing(slot, length)
+            shared += self._shared_pages_written(slot, length)
+        if not shared:
+            return missing
+        # Of holders that all write to a page the last one keeps it.
+        writers = Counter(page for _, page in shared)
+        return missing + sum(min(count, self.pool.references(page) - 1) for page, count in writers.items())
 
     def pages_in_rows(self) -> set[int]:
         """Pages that rows hold."""
@@ -123,10 +129,10 @@ class Cache:
         ValueError, with nothing changed, where a row is named twice, does not end at its start, or has no room;
         OutOfPagesError where the pages that are free are too few.
         """
-        rows = slots.tolist()
+        rows, counts = slots.tolist(), lengths.tolist()
         self.check_slots(rows)
-        needed = 0
-        for slot, start, length in zip(rows, starts.tolist(), lengths.tolist(), strict=True):
+        full = False
+        for slot, start, length in zip(rows, starts.tolist(), counts, strict=True):
             held = self.lengths[slot]
             if held + length > self.max_tokens:
                 raise ValueError(
@@ -135,13 +141,13 @@ class Cache:
                 )
             if held != start:
                 raise ValueError(f"cache row {slot} holds {held} tokens, the batch starts at {start}")
-            # Most steps need no page: looking at the pages of a row would then cost more than the rest.
-            if held + length > self._blocks.counts[slot] * PAGE_TOKENS or self.pool.num_shares:
-                needed += self.pages_needed(slot, length)
+            full = full or held + length > self._blocks.counts[slot] * PAGE_TOKENS
+        # Most steps need no page: looking at the pages of a row would then cost more than the rest.
+        needed = self.pages_needed(rows, counts) if full or self.pool.num_shares else 0
         if needed > self.pool.num_free:
             raise OutOfPagesError(f"the batch needs {needed} more pages, {self.pool.num_free} are free")
         if needed:
-            self._take_pages(rows, lengths.tolist())
+            self._take_pages(rows, counts)
 
     def advance(self, slots: np.ndarray, lengths: np.ndarray) -> None:
         """Rows hold lengths[i] more tokens from now on, for which `reserve` made room."""
@@ -151,7 +157,8 @@ class Cache:
     def share(self, source: int, target: int, tokens: int) -> None:
         """Let an empty row hold the pages of the first `tokens` tokens of another; `restore` then gives it the state.
 
-        ValueError where the source holds fewer tokens or the target is not empty.
+        Without `restore` the row is still empty, and what it writes goes to copies of the pages. ValueError where the
+        source holds fewer tokens or the target is not empty.
         """
         if not 0 <= tokens <= self.lengths[source]:
             raise ValueError(f"cache row {source} holds {self.lengths[source]} tokens and cannot share {tokens}")
@@ -213,7 +220,8 @@ class Cache:
         assert self.lengths[slot] == 0 and missing >= 0
         if missing > self.pool.num_free:
             raise OutOfPagesError(f"a saved row needs {missing} more pages, {self.pool.num_free} are free")
-        self._take_pages([slot], [length])
+        self._blocks.append(slot, [self.pool.take() for _ in range(missing)])
+        self._fit_pages()
         own = self._blocks.pages(slot)[held:]
         for compressor, entries in zip(self._compressors(), saved.entries, strict=True):
             compressor.write_pages(own, entries[held * compressor.entries_per_page :])
@@ -228,7 +236,7 @@ class Cache:
         """This cache as the native kernels see it, made on first use; StaleCacheError as `NativeCache.check`."""
         if self.native is None:
             self.native = NativeCache(kernels, self.layers, self.block_table, self.num_pages)
-        self.native.check()
+        self.native.check(self.layers)
         return self.native
 
     # Bytes
@@ -248,30 +256,38 @@ class Cache:
     def _compressors(self) -> list[CompressorState]:
         return [compressor for layer in self.layers for compressor in layer.compressors()]
 
-    def _shares_last_page(self, slot: int) -> bool:
-        """True if the page that the row's next token belongs to is begun, and someone else holds it too."""
-        length = self.lengths[slot]
-        return (
-            self.pool.num_shares > 0
-            and length % PAGE_TOKENS > 0
-            and self.pool.references(self.block_table[slot, length // PAGE_TOKENS]) > 1
-        )
+    def _num_missing(self, slot: int, tokens: int) -> int:
+        """Pages that a row lacks to hold `tokens` more."""
+        return max(0, pages_for(self.lengths[slot] + tokens) - self._blocks.counts[slot])
+
+    def _shared_pages_written(self, slot: int, tokens: int) -> list[tuple[int, int]]:
+        """(index in the row, page) of the row's pages that its next `tokens` tokens belong to and others hold too."""
+        if not tokens or not self.pool.num_shares:
+            return []
+        length, page_at = self.lengths[slot], self._blocks.table.item
+        end = min(pages_for(length + tokens), self._blocks.counts[slot])
+        written = [(index, page_at(slot, index)) for index in range(length // PAGE_TOKENS, end)]
+        return [(index, page) for index, page in written if self.pool.references(page) > 1]
 
     def _take_pages(self, slots: list[int], lengths: list[int]) -> None:
-        """Give rows the pages for as many more tokens, and copies of their own of begun pages that they share."""
+        """Give rows the pages for as many more tokens, and copies of their own of shared pages that they write to."""
         copies: list[tuple[int, int]] = []
         for slot, length in zip(slots, lengths, strict=True):
-            if self._shares_last_page(slot):
+            for index, shared in self._shared_pages_written(slot, length):
                 own = self.pool.take()
-                copies.append((self._blocks.replace(slot, self.lengths[slot] // PAGE_TOKENS, own), own))
-            missing = pages_for(self.lengths[slot] + length) - self._blocks.counts[slot]
-            self._blocks.append(slot, [self.pool.take() for _ in range(missing)])
-        if self.pool.num_touched > self.num_pages:
-            self._grow(self.pool.num_touched)
+                # Someone holds the shared page still: it keeps its entries until they are copied.
+                self.pool.release((self._blocks.replace(slot, index, own),))
+                copies.append((shared, own))
+            self._blocks.append(slot, [self.pool.take() for _ in range(self._num_missing(slot, length))])
+        self._fit_pages()
         for shared, own in copies:
             for compressor in self._compressors():
                 compressor.copy_page(shared, own)
-            self.pool.release((shared,))
+
+    def _fit_pages(self) -> None:
+        """Let the tensors have memory for all pages that were ever taken."""
+        if self.pool.num_touched > self.num_pages:
+            self._grow(self.pool.num_touched)
 
     def _grow(self, needed: int) -> None:
         """Move the entries to tensors of at least `needed` pages."""

@@ -29,17 +29,17 @@ class NativeCache:
 
     def __init__(self, kernels: ModuleType, layers: list[LayerCache], block_table: np.ndarray, num_pages: int) -> None:
         self._checked = checks.enabled()
-        self._layers, self._places = layers, _places(layers)
+        self._places = _places(layers)  # not the layers: they name this object, and a cycle would outlive its cache
         self.handle: Any = kernels.Cache([layer.tensors() for layer in layers], block_table, num_pages, self._checked)
         for layer in layers:
             if layer.index is not None:
                 layer.index.watcher = self
 
-    def check(self) -> None:
+    def check(self, layers: list[LayerCache]) -> None:
         """StaleCacheError where the kernels would compute with former tensors or entries; only under DSV4_CHECK=1."""
         if not self._checked:
             return
-        if _places(self._layers) != self._places:
+        if _places(layers) != self._places:
             raise StaleCacheError("another tensor lies in the place of one of the cache's: write into those it has")
         layer, page = self.handle.stale()
         if layer >= 0:

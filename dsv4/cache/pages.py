@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -69,9 +70,13 @@ class PagePool:
         self.num_shares += len(pages)
 
     def release(self, pages: Iterable[int]) -> None:
-        """Hold pages once less; ValueError names one that is not in use."""
+        """Hold pages once less for each time they are named; ValueError, with nothing changed, names one that is not
+        in use or not held so often."""
         pages = list(pages)
         self._expect_used(pages)
+        for page, times in Counter(pages).items():
+            if times > self._references[page]:
+                raise ValueError(f"page {page} is held {self._references[page]} times and cannot be released {times}")
         for page in reversed(pages):  # so that the first is handed out first
             self._references[page] -= 1
             if self._references[page] == 0:

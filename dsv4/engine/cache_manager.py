@@ -172,8 +172,7 @@ class CacheManager:
         assert pages is not None
 
         def enough() -> bool:
-            needed = sum(pages.pages_needed(request.slot, count) for request, count in counts.items())
-            return needed <= pages.num_free_pages
+            return pages.pages_needed((request.slot for request in counts), counts.values()) <= pages.num_free_pages
 
         return enough() if self.prefixes is None else self.prefixes.evict_until(enough)
 

@@ -1,7 +1,9 @@
 """Rows take, share and return pages: in any order the bits are the same, and nobody sees what another wrote."""
 
 import copy
+import gc
 import os
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
@@ -158,16 +160,59 @@ def test_a_batch_for_which_pages_are_missing_changes_nothing() -> None:
 
     reserve([0], [0], [200])
     cache.advance(np.array([0]), np.array([200]))
-    assert (cache.num_free_pages, cache.pages_needed(0, 56), cache.pages_needed(0, 57)) == (2, 0, 1)
+    assert (cache.num_free_pages, cache.pages_needed([0], [56]), cache.pages_needed([0], [57])) == (2, 0, 1)
     table = cache.block_table.copy()
     with pytest.raises(OutOfPagesError, match="the batch needs 3 more pages, 2 are free"):
         reserve([0, 1], [200, 0], [100, 200])
     assert (cache.block_table == table).all() and is_sound(cache)
     cache.share(0, 1, 200)
     cache.restore(1, cache.snapshot(0))
-    assert cache.pages_needed(1, 0) == 0 and cache.pages_needed(1, 1) == 1, "a copy of the page that both have begun"
+    assert cache.pages_needed([1], [0]) == 0 and cache.pages_needed([1], [1]) == 1, (
+        "a copy of the page that both have begun"
+    )
     reserve([0, 1], [200, 200], [56, 56])
     assert cache.pages_of(0)[1] != cache.pages_of(1)[1] and cache.pages_of(0)[0] == cache.pages_of(1)[0]
+
+
+def test_a_row_that_shares_pages_without_a_state_writes_to_copies(model: Transformer, ids: list[int]) -> None:
+    """Every page that a row writes to, whole ones before the last and those beyond its length too."""
+    cache, alone = small_cache(2), small_cache(2)
+    want = feed(model, alone, {0: ids[:310], 1: ids[:310][::-1]})
+    feed(model, cache, {0: ids[:300]})
+    cache.share(0, 1, 300)
+    got = feed(model, cache, {1: ids[:310][::-1]})
+    assert same(got[0], want[1]) and is_sound(cache) and cache.pool.num_shares == 0
+    assert same(feed(model, cache, {0: ids[300:310]})[0], want[0][300:])
+
+
+def test_the_last_holder_of_a_page_that_all_write_to_keeps_it(model: Transformer, ids: list[int]) -> None:
+    cache, alone = small_cache(3, pages=5), small_cache(3)
+    parts = {0: ids[:300] + ids[:5], 1: ids[:300] + ids[5:10], 2: ids[:300] + ids[10:15]}
+    want = feed(model, alone, parts)
+    feed(model, cache, {0: ids[:300]})
+    state = cache.snapshot(0)
+    for slot in (1, 2):
+        cache.share(0, slot, 300)
+        cache.restore(slot, state)
+    last = cache.pages_of(0)[2]
+    assert cache.num_free_pages == 2 and cache.pages_needed([0, 1, 2], [5, 5, 5]) == 2
+    assert [cache.pages_needed([slot], [5]) for slot in range(3)] == [1, 1, 1]
+    got = feed(model, cache, {slot: part[300:] for slot, part in parts.items()})
+    assert all(same(g, w[300:]) for g, w in zip(got, want, strict=True))
+    assert cache.pages_of(2)[2] == last and cache.num_free_pages == 0 and is_sound(cache)
+
+
+def test_a_holder_outside_keeps_the_page_that_all_rows_write_to() -> None:
+    cache = small_cache(2, pages=3)
+    slots, lengths = np.array([0, 1]), np.array([5, 5])
+    cache.reserve(slots[:1], np.array([0]), lengths[:1])
+    cache.advance(slots[:1], lengths[:1])
+    pages = cache.pages_of(0)
+    cache.pool.retain(pages)
+    cache.share(0, 1, 5)
+    cache.restore(1, cache.snapshot(0))
+    cache.reserve(slots, lengths, lengths)
+    assert cache.num_free_pages == 0 and is_sound(cache, pages) and cache.pool.references(pages[0]) == 1
 
 
 def test_sharing_is_refused_where_it_would_lose_something() -> None:
@@ -292,6 +337,19 @@ def test_what_the_reference_writes_is_seen_by_the_kernels(ids: list[int], monkey
     got = feed(model, cache, {0: ids[300:301]})
     (want,) = feed(model, small_cache(1), {0: ids[:301]})
     assert torch.allclose(got[0][0], want[300], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_memory_of_a_dropped_cache_waits_for_no_garbage_collector(model: Transformer, ids: list[int]) -> None:
+    cache = small_cache()
+    feed(model, cache, {0: ids[:300]})
+    tensors = [weakref.ref(tensor) for layer in cache.layers for tensor in layer.tensors()]
+    gc.disable()
+    try:
+        del cache
+        assert not any(tensor() is not None for tensor in tensors)
+    finally:
+        gc.enable()
 
 
 @torch.no_grad()

@@ -33,6 +33,17 @@ def test_pages_that_are_not_in_use_are_neither_shared_nor_released(pages: list[i
     assert pool.references(0) == 1, "nothing of a refused list is changed"
 
 
+def test_a_page_is_released_at_most_as_often_as_it_is_held() -> None:
+    pool = PagePool(3)
+    first, second = pool.take(), pool.take()
+    pool.retain([second, second])
+    with pytest.raises(ValueError, match="page 0 is held 1 times and cannot be released 2"):
+        pool.release([second, first, first])
+    assert (pool.references(first), pool.references(second), pool.num_shares, pool.num_free) == (1, 3, 2, 1)
+    pool.release([second, first, second, second])
+    assert (pool.num_used, pool.num_shares) == (0, 0) and {pool.take(), pool.take(), pool.take()} == {0, 1, 2}
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["take", "retain", "release"]), st.integers(0, 100)), max_size=60))
 def test_counts_are_those_of_the_holders(steps: list[tuple[str, int]]) -> None:
