@@ -1,4 +1,4 @@
-"""The package's shape: imports point down one list, modules stay readable, importing it is cheap."""
+"""The package's shape: imports point up one list, modules stay readable, importing it is cheap."""
 
 import ast
 import graphlib
@@ -72,7 +72,7 @@ def upward_imports(source: str, module: str) -> list[str]:
     return found
 
 
-def test_imports_point_down() -> None:
+def test_imports_point_up_the_list() -> None:
     wrong: list[str] = []
     for path in modules():
         # A package keeps its __init__ part, so that relative imports count levels as in any module.
