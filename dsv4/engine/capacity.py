@@ -41,7 +41,7 @@ class Need:
     mapped: int  # weights in mapped files
     copied: int  # weights in the process's own memory
     state: int  # of all request slots, independent of their length
-    page: int  # per 128 tokens of one request, over all layers
+    page: int  # per PAGE_TOKENS tokens of one request, over all layers
     pages: int  # per request of max_model_len tokens
     rows: int  # concurrent requests (max_num_seqs)
 
@@ -71,7 +71,7 @@ def need_of(plan: LoadPlan) -> Need:
 
 
 def _cache_bytes(config: ModelConfig, itemsize: int) -> tuple[int, int]:
-    """Bytes of (the state per request, a page of 128 tokens) over all layers, MTP blocks included."""
+    """Bytes of (the state per request, a page) over all layers, MTP blocks included."""
     state = page = 0
     for ratio in config.compress_ratios:
         kind = COMPRESSION_KINDS[ratio]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dsv4.analysis.inventory import FP8_BLOCK
 from dsv4.kernels.autocast import without_autocast
 from dsv4.kernels.linear import linear
 from dsv4.kernels.quant import fake_quant_fp8
 
 
 class Linear(nn.Module):
-    """x [..., in] -> [..., out]. quantize: round the input to FP8 in blocks of 128, as the shipped FP8 GEMM does."""
+    """x [..., in] -> [..., out]. quantize: round the input to FP8 blocks of FP8_BLOCK, as the shipped FP8 GEMM does."""
 
     def __init__(self, in_features: int, out_features: int, quantize: bool = False) -> None:
         super().__init__()
@@ -20,7 +21,7 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.quantize:
-            x = fake_quant_fp8(x, 128)
+            x = fake_quant_fp8(x, FP8_BLOCK)
         return linear(x, self.weight)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dsv4.analysis.inventory import FP8_BLOCK
 from dsv4.config import ModelConfig
 from dsv4.kernels.gather import take_rows
 from dsv4.kernels.grouped_linear import grouped_linear
@@ -45,11 +46,11 @@ class Experts(nn.Module):
     def forward(self, x: Tensor, sizes: list[int], weights: Tensor) -> Tensor:
         """Apply each expert to its rows: x [n, d] sorted by expert, sizes rows per expert, weights [n, 1] -> [n, d]."""
         if self.quantize:
-            x = fake_quant_fp8(x, 128)
+            x = fake_quant_fp8(x, FP8_BLOCK)
         gate, up = grouped_linear(x, sizes, self.w1), grouped_linear(x, sizes, self.w3)
         h = clamped_swiglu(gate, up, self.limit, weights)
         if self.quantize:
-            h = fake_quant_fp8(h, 128)
+            h = fake_quant_fp8(h, FP8_BLOCK)
         return grouped_linear(h, sizes, self.w2)
 
 

@@ -9,6 +9,7 @@ Computation is fp32, the result has the input's dtype. Gradients pass straight t
 
 from torch import Tensor
 
+from dsv4.analysis.inventory import FP4_GROUP
 from dsv4.kernels import backends
 from dsv4.kernels.quant import native, reference
 from dsv4.kernels.quant.reference import FP4_MAX, FP8_MAX, fake_quant_fp8_blocks
@@ -20,7 +21,7 @@ def fake_quant_fp8(x: Tensor, block: int) -> Tensor:
     return op.fake_quant_fp8(x, block)
 
 
-def fake_quant_fp4(x: Tensor, block: int = 32) -> Tensor:
+def fake_quant_fp4(x: Tensor, block: int = FP4_GROUP) -> Tensor:
     """Round x [..., n] to e2m1, one power-of-two scale per `block` of the last dimension -> like x."""
     op = native if backends.uses_native("quant", x) else reference
     return op.fake_quant_fp4(x, block)

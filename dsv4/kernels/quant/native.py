@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from dsv4.analysis.inventory import FP4_GROUP
 from dsv4.kernels import cpu
 from dsv4.kernels.rows import copied_rows
 
@@ -13,7 +14,7 @@ def fake_quant_fp8(x: Tensor, block: int) -> Tensor:
     return _fake_quant(x, block, fp4=False)
 
 
-def fake_quant_fp4(x: Tensor, block: int = 32) -> Tensor:
+def fake_quant_fp4(x: Tensor, block: int = FP4_GROUP) -> Tensor:
     """Round x [..., n] to e2m1."""
     return _fake_quant(x, block, fp4=True)
 

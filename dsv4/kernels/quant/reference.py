@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dsv4.analysis.inventory import FP8_BLOCK
+from dsv4.analysis.inventory import FP4_GROUP, FP8_BLOCK
 
 FP8_MAX = 448.0
 FP4_MAX = 6.0
@@ -62,7 +62,7 @@ def fake_quant_fp8(x: Tensor, block: int) -> Tensor:
     return _round(x, block, FP8_MAX, 1e-4)
 
 
-def fake_quant_fp4(x: Tensor, block: int = 32) -> Tensor:
+def fake_quant_fp4(x: Tensor, block: int = FP4_GROUP) -> Tensor:
     """Round x [..., n] to e2m1, one power-of-two scale per `block` of the last dimension -> same shape and dtype."""
     return _round(x, block, FP4_MAX, FP4_MAX * 2.0**-126)
 
