@@ -69,6 +69,7 @@ class PrefixCache:
     def __init__(self, cache: Cache, max_bytes: int) -> None:
         self.cache = cache
         self.max_bytes = max_bytes
+        self.version = 0  # changes whenever a look-up may find something else
         self.num_pages = 0  # that blocks and tails hold
         self.snapshot_bytes = 0
         self._roots: dict[str | None, _Block] = {}
@@ -131,6 +132,7 @@ class PrefixCache:
             snapshot = self.cache.snapshot(slot)
             entry = PrefixEntry(block, tail, self._hold(pages[depth]) if tail else None, snapshot, snapshot.num_bytes)
             block.entries[tail] = entry
+            self.version += 1
             self.snapshot_bytes += entry.num_bytes
         self._touch(entry)
         while self.num_bytes > self.max_bytes and self._evict_oldest(held=False):
@@ -186,6 +188,7 @@ class PrefixCache:
         if entry is None:
             return False
         del self._entries[entry]
+        self.version += 1
         self.snapshot_bytes -= entry.num_bytes
         if entry.page is not None:
             self._drop(entry.page)

@@ -35,6 +35,7 @@ class CacheManager:
         self._interval = config.snapshot_interval
         self._free_slots = list(range(num_slots - 1, -1, -1))
         self._running: dict[int, Request] = {}  # by slot
+        self._matches: dict[Request, tuple[int, PrefixMatch]] = {}  # of waiting requests, with the prefixes' version
         self._unsound: set[int] = set()  # rows that a failed step may have left half-written
 
     # Admission
@@ -45,7 +46,12 @@ class CacheManager:
         unused = request.saved is not None or request.params.prompt_logprobs
         if self.prefixes is None or unused or not self._free_slots:
             return NO_MATCH
-        return self.prefixes.find(request.tokens, request.num_tokens - 1, request.params.cache_salt)
+        # Every step asks this of every request that waits: the same prefixes are not searched twice.
+        version, match = self._matches.get(request, (-1, NO_MATCH))
+        if version != self.prefixes.version:
+            match = self.prefixes.find(request.tokens, request.num_tokens - 1, request.params.cache_salt)
+            self._matches[request] = self.prefixes.version, match
+        return match
 
     def can_allocate(self, request: Request) -> bool:
         """True if a request that waits fits beside those that run. Alone every request fits that was taken."""
@@ -63,6 +69,7 @@ class CacheManager:
     def allocate(self, request: Request) -> None:
         """Gives a request its row, with what is known of its tokens; `can_allocate` holds."""
         match = self.match(request)
+        self._matches.pop(request, None)
         request.slot = self._free_slots.pop()
         self._running[request.slot] = request
         if request.saved is not None:
@@ -103,6 +110,7 @@ class CacheManager:
     def release(self, request: Request) -> None:
         """Empties the row of a request that has ended, if it has one. What it has answered is stored."""
         request.saved = None
+        self._matches.pop(request, None)
         if request.slot >= 0:
             if request.num_computed_tokens >= len(request.prompt_token_ids):
                 self._store(request)

@@ -103,6 +103,28 @@ def test_long_prompts_are_stored_every_so_many_tokens(model: Transformer) -> Non
     assert llm.generate([IDS[:600] + IDS[:9]], greedy())[0].cached_tokens == 512
 
 
+def test_waiting_prompts_are_looked_up_only_when_prefixes_change(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one long prompt is read, others wait beside free rows, and every step asks again whether they may begin."""
+    llm = LLM(model, max_num_seqs=4, max_num_batched_tokens=16, max_num_partial_prefills=1)
+    core, manager = llm.core, llm.core.scheduler.cache_manager
+    assert manager.prefixes is not None
+    versions: list[int] = []
+    find = manager.prefixes.find
+    monkeypatch.setattr(
+        manager.prefixes, "find", lambda *args: versions.append(manager.prefixes.version) or find(*args)
+    )
+    requests = [core.new_request([*IDS[:250], i], greedy(2)) for i in range(6)]
+    for request in requests:
+        core.add(request)
+    while core.has_work:
+        core.step()
+    assert max(versions.count(version) for version in set(versions)) <= len(requests)
+    assert all(request.output.token_ids for request in requests) and not manager._matches
+    assert_nothing_leaks(llm)
+
+
 def test_requests_of_other_salts_share_nothing(model: Transformer) -> None:
     llm = LLM(model)
     salts = (None, "a", "b", "a", None, "b")
