@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 
 from dsv4.data.packing import Document, pack
@@ -59,8 +58,7 @@ class NanoLoader:
 
     `stage` "pretrain": standard library prose and conversations, loss on every token. `stage` "sft": conversations,
     loss on the assistant's tokens. `batch(step)` holds at most `tokens_per_batch` tokens. Steps are generated in groups
-    of GROUP; the last group is cached, so that steps taken in order generate each example once. `workdir` is unused:
-    one core generates examples far faster than training reads them.
+    of GROUP; the last group is cached, so that steps taken in order generate each example once.
     """
 
     def __init__(
@@ -69,7 +67,6 @@ class NanoLoader:
         stage: str,
         seed: int,
         tokens_per_batch: int,
-        workdir: Path | None = None,
         mixture: dict[str, float] | None = None,
     ) -> None:
         if stage not in MIXTURES:

@@ -10,7 +10,7 @@ TOKENS = 1999
 
 
 def loader(tokenizer: Tokenizer, stage: str = "sft", seed: int = 1, **kwargs: object) -> NanoLoader:
-    return NanoLoader(tokenizer, stage, seed, TOKENS, None, **kwargs)  # pyright: ignore[reportArgumentType]
+    return NanoLoader(tokenizer, stage, seed, TOKENS, **kwargs)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_fresh_loader_continues_to_the_same_bits(tokenizer: Tokenizer) -> None:
