@@ -7,9 +7,12 @@ look-around), the whole value is JSON, strings in quotes too: the markup allows 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
+
+from llguidance import LLMatcher
 
 from dsv4.engine.lark import escape
 
@@ -23,7 +26,10 @@ _ANYTHING = "(?s:.*)"
 _STRINGS = frozenset(("type", "enum", "const", "minLength", "maxLength", "pattern", "format"))
 _LABEL = "[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
 _BYTE = r"(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
-_DATE = r"[0-9]{4}-(((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01]))|((0[469]|11)-(0[1-9]|[12][0-9]|30))|(02-(0[1-9]|1[0-9]|2[0-8])))"
+_DATE = (
+    r"[1-9][0-9]{3}-(((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01]))"
+    r"|((0[469]|11)-(0[1-9]|[12][0-9]|30))|(02-(0[1-9]|1[0-9]|2[0-8])))"
+)
 _TIME = r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
 # Regexes of formats: all that they match is valid, and nearly all that is valid matches (no leap day, no leap second).
 FORMATS = {
@@ -103,18 +109,22 @@ def _forms(schema: object, root: Schema, above: tuple[int, ...]) -> list[Form]:
 def _listed(schema: Schema, keys: set[str]) -> list[Form]:
     """Forms of a schema with enum or const."""
     values = schema.get("enum", [schema.get("const")])
-    if not isinstance(values, list) or not values or not keys <= _STRINGS:
+    text = _text(schema) if keys <= _STRINGS else None
+    if text is None or not isinstance(values, list):
         return [Json(schema)]
     kind = schema.get("type", "string")
-    text = None if "string" not in (kind if isinstance(kind, list) else [kind]) else _text(schema)
-    strings = [value for value in cast("list[object]", values) if isinstance(value, str)]
-    if text is None or not strings:
-        return [Json(schema)]
-    choice = Text((*text.regexes, "|".join(map(escape, strings))))
-    rest = [value for value in cast("list[object]", values) if not isinstance(value, str)]
-    if not rest or kind == "string":
-        return [choice]
-    return [choice, Json({**{key: schema[key] for key in schema if key != "const"}, "enum": rest})]
+    listed = [value for value in cast("list[object]", values) if "const" not in schema or value == schema["const"]]
+    strings = [
+        value for value in listed if isinstance(value, str) and "string" in (kind if isinstance(kind, list) else [kind])
+    ]
+    strings = [value for value in strings if all(re.fullmatch(regex, value) for regex in text.regexes)]
+    rest = [value for value in listed if not isinstance(value, str)]
+    forms: list[Form] = [Text(("|".join(map(escape, strings)),))] if strings else []
+    if rest and (kind != "string" or "type" not in schema):
+        forms.append(Json({**{key: schema[key] for key in schema if key != "const"}, "enum": rest}))
+    if not forms:
+        raise ValueError(f"none of {values!r} is allowed")
+    return forms
 
 
 def _text(schema: Schema) -> Text | None:
@@ -137,6 +147,11 @@ def _text(schema: Schema) -> Text | None:
         if schema["format"] not in FORMATS:
             return None
         regexes.append(FORMATS[schema["format"]])
+    if len(regexes) > 1:
+        plain = {name: schema[name] for name in _STRINGS & schema.keys() - {"enum", "const"}} | {"type": "string"}
+        error = LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(plain))
+        if error:
+            raise ValueError(error.splitlines()[0])
     return Text(tuple(regexes))
 
 

@@ -88,7 +88,6 @@ class GrammarCompiler:
                 self._compiled.popitem(last=False)
         return constraint
 
-
     def _of_one_tool(self, params: SamplingParams, mark_id: int | None, error: ValueError) -> ValueError:
         """The error of the first strict tool that cannot be compiled alone, with its name; else `error`."""
         assert self._vocabulary is not None

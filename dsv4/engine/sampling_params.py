@@ -100,7 +100,9 @@ class SamplingParams:
         if self.tools is None and (self.tool_choice != "auto" or not self.parallel_tool_calls or self.tool_block_open):
             raise ValueError("SamplingParams.tool_choice, parallel_tool_calls or tool_block_open is set without tools")
         if self.tools is not None and not set(given) <= set(BESIDE_TOOLS):
-            raise ValueError(f"SamplingParams has tools and {given[0]}; allowed: {' or '.join(BESIDE_TOOLS)} beside tools")
+            raise ValueError(
+                f"SamplingParams has tools and {given[0]}; allowed: {' or '.join(BESIDE_TOOLS)} beside tools"
+            )
         if self.tool_block_open and not self.callable_tools:
             raise ValueError("SamplingParams.tool_block_open is set, but no tool may be called")
         _ = self.callable_tools  # which checks them

@@ -18,8 +18,17 @@ from dsv4.engine.call_markup import MARK, CallMarkup
 from dsv4.engine.lark import ALL_TOKENIZATIONS, escape, json_rule, quoted, regex_terminal
 from dsv4.engine.tools import Tool, is_name
 
-_TOP = ANNOTATIONS | {"type", "properties", "required", "additionalProperties", "$defs", "definitions", "$schema", "$id"}
-_FREE_NAME = r'[^"<>\\｜\x00-\x1f\x7f]{1,64}'
+_TOP = ANNOTATIONS | {
+    "type",
+    "properties",
+    "required",
+    "additionalProperties",
+    "$defs",
+    "definitions",
+    "$schema",
+    "$id",
+}
+_FREE_NAME = "[a-zA-Z0-9_.$@/:-]{1,64}"
 
 
 class Name(str):
@@ -133,7 +142,7 @@ class ToolGrammar:
 
     def _up_to_mark(self, text: str, terminal: str, tag: str) -> tuple[Name, str]:
         """A terminal of the text and the tag after it, as far as both are characters; the rest of the tag."""
-        head, mark, tail = tag.partition(MARK)
+        head, mark, _ = tag.partition(MARK)
         written = head if self._mark_id is not None else head + mark
         self._rules[terminal] = f"{text} {quoted(written)}"
         return Name(terminal), tag.removeprefix(written)

@@ -28,7 +28,9 @@ class Tool:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not is_name(self.name):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ValueError(f"tool name {self.name!r}; allowed: 1 to {MAX_NAME} characters, no quotes, <, > or control")
+            raise ValueError(
+                f"tool name {self.name!r}; allowed: 1 to {MAX_NAME} characters, no quotes, <, > or control"
+            )
         if not isinstance(self.parameters, (Mapping, type(None))):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"tool {self.name!r} has parameters {self.parameters!r}; allowed: a JSON schema (dict)")
         try:
@@ -50,7 +52,7 @@ class Tool:
 
 
 def is_name(name: str) -> bool:
-    """True if a name can stand in a tag as it is: nothing in it ends the attribute, needs an escape or begins a mark."""
+    """True if a name can stand in a tag: nothing in it ends the attribute, has to be escaped or begins a mark."""
     return 0 < len(name) <= MAX_NAME and name.isprintable() and not any(c in '"<>\\｜' for c in name)
 
 
