@@ -75,7 +75,7 @@ def resolved(schema: object, root: Schema) -> object:
             raise ValueError(f"$ref {reference!r} is not one of its #/$defs/ or refers to itself")
         seen.add(reference)
         schema = cast(Schema, known)[name]
-    return schema
+    return cast(object, schema)
 
 
 def _forms(schema: object, root: Schema, above: tuple[int, ...]) -> list[Form]:

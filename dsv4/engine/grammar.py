@@ -21,8 +21,8 @@ from dsv4.engine.call_markup import MARK
 from dsv4.engine.lark import ALL_TOKENIZATIONS, escape, json_rule, regex_terminal
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.engine.tool_grammar import ToolGrammar
-from dsv4.engine.tools import Tool
 from dsv4.tokenizer import Tokenizer
+from dsv4.tools import Tool
 
 MAX_GRAMMAR_BYTES = 1 << 20
 KEPT_GRAMMARS = 16  # compiled ones that stay for the next request

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from dsv4.engine.tools import Tool, ToolChoice, check_tools
 from dsv4.text import check_text
+from dsv4.tools import Tool, ToolChoice, check_tools
 
 MAX_SEED = 2**63 - 1
 CONSTRAINTS = ("json_schema", "json_object", "regex", "choice", "grammar")  # fields; at most one is set

@@ -16,7 +16,7 @@ from typing import Any, cast
 from dsv4.engine.argument_forms import ANNOTATIONS, Form, Text, argument_forms, resolved
 from dsv4.engine.call_markup import MARK, CallMarkup
 from dsv4.engine.lark import ALL_TOKENIZATIONS, escape, json_rule, quoted, regex_terminal
-from dsv4.engine.tools import Tool, is_name
+from dsv4.tools import Tool, is_name
 
 _TOP = ANNOTATIONS | {
     "type",
@@ -112,8 +112,8 @@ class ToolGrammar:
     def _free(self, place: int, tool: Tool) -> list[str]:
         """Any arguments of known names; of any name where the schema does not list them."""
         schema = tool.parameters or {}
-        properties = schema.get("properties")
-        known = cast("Mapping[str, Any]", properties) if isinstance(properties, Mapping) else {}
+        properties: object = schema.get("properties")
+        known = cast("Mapping[str, Any]", properties if isinstance(properties, Mapping) else {})
         names = [escape(name) for name in known if is_name(name)]
         extra = schema.get("additionalProperties", not known or bool(schema.keys() - _TOP))
         if extra is not False:
