@@ -167,7 +167,9 @@ def test_a_constraint_begins_after_the_end_of_the_reasoning(llm) -> None:
     text = next((i for i, token in enumerate(free.token_ids) if token in special), len(free.token_ids))
     assert text > 2 and before.token_ids[:text] == free.token_ids[:text], "the reasoning is free"
     eos = llm.config.eos_token_ids[0]
-    wants_end = llm.generate(PROMPT, replace(short, choice=["yes"], grammar_after=(end,), logit_bias={eos: 100.0}))[0]
+    wants_end = llm.generate(
+        PROMPT, replace(short, choice=["yes"], grammar_after=(end,), logit_bias={eos: 100.0, end: -100.0})
+    )[0]
     assert not special & {*before.token_ids, *wants_end.token_ids} and wants_end.finish_reason == "length"
     soon = llm.generate(PROMPT, replace(params, logit_bias={end: 100.0}))[0]
     assert soon.token_ids[0] == end and soon.text.removeprefix("</think>") in ("yes", "no")
