@@ -11,6 +11,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
+from dsv4.engine.grammar import Constraint
 from dsv4.server.chat_completions import CHAT
 from dsv4.server.isolation import cache_salt
 from dsv4.server.messages import MESSAGES
@@ -240,6 +241,17 @@ def test_a_form_that_messages_cannot_have_is_refused(server) -> None:
     with pytest.raises(anthropic.BadRequestError, match="Invalid schema for tools: tool 'f': .*'allOf'") as error:
         messages(server, True, True, tools=bad)
     assert error.value.body["error"]["param"] == "tools"
+
+
+@STREAMED
+def test_an_answer_that_its_constraint_cannot_follow_is_an_error(server, streamed: bool, monkeypatch) -> None:
+    monkeypatch.setattr(Constraint, "error", property(lambda self: "a limit" if self._num_tokens > 9 else None))
+    form = {"type": "json_schema", "json_schema": {"name": "color", "schema": COLOR}}
+    server.model.reply = '</think>{"color": "blue", "n": 22}'
+    with pytest.raises(openai.APIError, match="too complex to be followed"):
+        chat(server, streamed, True, response_format=form)
+    with pytest.raises(anthropic.APIError, match="too complex to be followed"):
+        messages(server, streamed, True, output_config={"format": {"type": "json_schema", "schema": COLOR}})
 
 
 def test_prefixes_are_shared_as_configured(server) -> None:
