@@ -132,9 +132,10 @@ class DiskCache:
         pages = np.empty((len(blocks) + tail, size), dtype=np.uint8)
         place: Place | None = None
         try:
-            places = [match.places[number] for number in blocks]
-            for row, (number, data) in enumerate(zip(blocks, self.folder.read(places), strict=True)):
+            reader = self.folder.read(match.places[number] for number in blocks)
+            for row, number in enumerate(blocks):
                 place = match.places[number]
+                data = next(reader)
                 self.stats.kv_offload_load_bytes += len(data)
                 pages[row] = _page(read_record(data, BLOCK, match.keys[number]), size)
             snapshot = None
@@ -154,7 +155,7 @@ class DiskCache:
             name = self.folder.entries if place is None else self.folder.file(place.file)
             logger.warning("disk cache: %s cannot be used: %s", name, error)
             return self._forget(place)
-        self._writer.submit(WriteJob(first, used=match.files))
+        self._writer.submit(WriteJob(first, path=match.keys, used=match.files))
         return LoadedPrefix(unpack_pages(self.cache, torch.from_numpy(pages)), snapshot)
 
     def store(self, keys: PrefixKeys, length: int, pages: Sequence[int], snapshot: Snapshot | None) -> None:
@@ -200,10 +201,9 @@ class DiskCache:
         if snapshot is not None:
             state = self._state(index, keys, length, pages, snapshot)
         if missing or state is not None:
-            used = frozenset(place.file for place in found.values())
             packed = pack_pages(self.cache, [pages[i] for i in missing]) if missing else None
             depth = missing[0] if missing else len(blocks)
-            self._writer.submit(WriteJob(depth, [blocks[i] for i in missing], packed, state, used))
+            self._writer.submit(WriteJob(depth, [blocks[i] for i in missing], packed, state, blocks))
 
     def _state(
         self, index: Index | None, keys: PrefixKeys, length: int, pages: Sequence[int], snapshot: Snapshot
@@ -217,7 +217,7 @@ class DiskCache:
 
     def _open(self) -> Index | None:
         """The index for reading; None: there is none yet."""
-        if self._index is not None and not self._index.path.exists():  # it was damaged, and another took its place
+        if self._index is not None and not self._index.is_in_place:  # it was damaged, and another took its place
             self._index.close()
             self._index = None
         if self._index is None and (path := self.folder.index_path()) is not None:

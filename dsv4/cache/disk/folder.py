@@ -67,13 +67,13 @@ class CacheFolder:
 
     def open_index(self) -> Index:
         """The index, made where there is none. Under the lock."""
-        return Index(self.index_path() or self.path / "index.0.sqlite", writes=True)
+        return Index(self.index_path() or self._new_index(0), writes=True)
 
     def replace_index(self, damaged: Path) -> None:
         """Put an empty index in the place of one that is damaged, unless somebody has. Under the lock."""
         if self.index_path() != damaged:
             return
-        Index(self.path / f"index.{_number(damaged) + 1}.sqlite", writes=True).close()
+        self._new_index(_number(damaged) + 1)
         for suffix in ("", "-wal", "-shm"):
             damaged.with_name(damaged.name + suffix).unlink(missing_ok=True)
 
@@ -86,6 +86,15 @@ class CacheFolder:
             except FileNotFoundError:
                 continue
         return sizes
+
+    def _new_index(self, number: int) -> Path:
+        """An empty index, which has its name only when it is whole: readers take no lock."""
+        path, temporary = self.path / f"index.{number}.sqlite", self.path / "new.sqlite"
+        for leftover in self.path.glob("new.sqlite*"):
+            leftover.unlink()
+        Index.create(temporary)
+        temporary.rename(path)
+        return path
 
     # Files
 

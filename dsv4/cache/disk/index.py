@@ -17,15 +17,15 @@ from typing import NamedTuple
 from dsv4.cache.disk.records import Place
 
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS files (id INTEGER PRIMARY KEY, bytes INTEGER NOT NULL, depth INTEGER NOT NULL,
+CREATE TABLE files (id INTEGER PRIMARY KEY, bytes INTEGER NOT NULL, depth INTEGER NOT NULL,
                                   used INTEGER NOT NULL);
-CREATE INDEX IF NOT EXISTS files_by_use ON files (used, depth DESC, bytes);
-CREATE TABLE IF NOT EXISTS blocks (key BLOB PRIMARY KEY, file INTEGER NOT NULL, offset INTEGER NOT NULL,
+CREATE INDEX files_by_use ON files (used, depth DESC, bytes);
+CREATE TABLE blocks (key BLOB PRIMARY KEY, file INTEGER NOT NULL, offset INTEGER NOT NULL,
                                    bytes INTEGER NOT NULL) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS blocks_of_file ON blocks (file);
-CREATE TABLE IF NOT EXISTS states (block BLOB, tail BLOB, file INTEGER NOT NULL, offset INTEGER NOT NULL,
+CREATE INDEX blocks_of_file ON blocks (file);
+CREATE TABLE states (block BLOB, tail BLOB, file INTEGER NOT NULL, offset INTEGER NOT NULL,
                                    bytes INTEGER NOT NULL, PRIMARY KEY (block, tail)) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS states_of_file ON states (file);
+CREATE INDEX states_of_file ON states (file);
 """
 VARIABLES = 500  # keys per query
 CHECKPOINT_PAGES = 64  # of the write-ahead log, which counts towards the budget
@@ -53,39 +53,55 @@ _DISK = {
     sqlite3.SQLITE_AUTH, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_NOLFS,
 }  # fmt: skip
 
+_CUT = {sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_CORRUPTFS}
+
 
 def trouble(error: sqlite3.Error) -> Trouble:
     """The kind of an error; what is neither waiting nor the disk's fault comes of a damaged index."""
-    code = (getattr(error, "sqlite_errorcode", None) or sqlite3.SQLITE_ERROR) & 0xFF  # without the extension
+    extended = getattr(error, "sqlite_errorcode", None) or sqlite3.SQLITE_ERROR
+    if extended in _CUT:
+        return Trouble.DAMAGE
+    code = extended & 0xFF
     return Trouble.BUSY if code in _BUSY else Trouble.DISK if code in _DISK else Trouble.DAMAGE
 
 
 class Index:
-    """An open index. `writes`: False for a thread that only looks up; it then makes no file and waits little."""
+    """An open index. `writes`: False for a thread that only looks up; it waits little for others."""
 
     def __init__(self, path: Path, writes: bool) -> None:
         self.path = path
-        mode = "rwc" if writes else "rw" if os.access(path, os.W_OK) else "ro&immutable=1"
-        self._db = sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode={mode}",
-            timeout=10.0 if writes else 0.5,
-            isolation_level=None,
-            check_same_thread=False,
-            uri=True,
-        )
+        mode = "rw" if writes or os.access(path, os.W_OK) else "ro&immutable=1"
+        self._db = _connect(path, mode, 10.0 if writes else 0.5)
         try:
+            self._inode = path.stat().st_ino
             if writes:
-                self._db.execute("PRAGMA auto_vacuum = FULL")
-                self._db.execute("PRAGMA journal_mode = WAL")
                 self._db.execute("PRAGMA synchronous = NORMAL")
                 self._db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
-                self._db.executescript(SCHEMA)
         except BaseException:
             self._db.close()
             raise
 
+    @staticmethod
+    def create(path: Path) -> None:
+        """Write an empty index. Nobody may open it before."""
+        db = _connect(path, "rwc", 0.0)
+        try:
+            db.execute("PRAGMA auto_vacuum = FULL")
+            db.execute("PRAGMA journal_mode = WAL")
+            db.executescript(SCHEMA)
+        finally:
+            db.close()
+
     def close(self) -> None:
         self._db.close()
+
+    @property
+    def is_in_place(self) -> bool:
+        """False once the file is gone or another has its name."""
+        try:
+            return self.path.stat().st_ino == self._inode
+        except FileNotFoundError:
+            return False
 
     def blocks(self, keys: Sequence[bytes]) -> dict[bytes, Place]:
         """Places of those of the keys that are here."""
@@ -177,6 +193,11 @@ class Index:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise
+
+
+def _connect(path: Path, mode: str, seconds: float) -> sqlite3.Connection:
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    return sqlite3.connect(uri, timeout=seconds, isolation_level=None, check_same_thread=False, uri=True)
 
 
 def _parts(keys: Sequence[bytes]) -> Iterator[tuple[str, Sequence[bytes]]]:

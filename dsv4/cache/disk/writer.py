@@ -6,6 +6,7 @@ import logging
 import sqlite3
 import threading
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -43,12 +44,14 @@ class StateToWrite:
 
 @dataclass(frozen=True)
 class WriteJob:
-    """What is to be written of one prefix, as copies. `used`: files that the prefix needs, which count as used."""
+    """What is to be written of one prefix, as copies. `path`: keys of all its blocks, whose files count as used, and
+    so do those of `used`."""
 
     depth: int  # number of the first block
     keys: list[bytes] = field(default_factory=list)
     blocks: Tensor | None = None  # uint8 [keys, bytes per page]
     state: StateToWrite | None = None
+    path: Sequence[bytes] = ()
     used: frozenset[int] = frozenset()
     damaged: frozenset[int] = frozenset()  # files to be removed
     check: bool = False  # the index seems damaged
@@ -134,7 +137,7 @@ class Writer:
     def _guard(self, work: object) -> None:
         """Run a piece of work under the folder's lock. Errors end here; a damaged index is replaced, once a job."""
         assert callable(work)
-        for _ in range(2):
+        for attempt in range(2):
             if self.off:
                 return
             try:
@@ -143,7 +146,7 @@ class Writer:
                     try:
                         work()
                     except sqlite3.Error as error:
-                        if trouble(error) is not Trouble.DAMAGE:
+                        if attempt or trouble(error) is not Trouble.DAMAGE:
                             raise
                         self._replace_index(error)
                         continue
@@ -179,7 +182,7 @@ class Writer:
 
     def _open(self) -> Index:
         """The index that counts now, which is another after one was damaged."""
-        if self._index is not None and self._index.path != self.folder.index_path():
+        if self._index is not None and not self._index.is_in_place:
             self._index.close()
             self._index = None
         if self._index is None:
@@ -199,8 +202,9 @@ class Writer:
             index.forget(list(job.damaged))
             self.folder.remove(job.damaged)
         records = self._records(job, index)
-        if job.used:
-            index.touch(job.used)
+        used = job.used.union(place.file for place in index.blocks(job.path).values())
+        if used:
+            index.touch(used)
         if not records:
             return
         size = sum(record.num_bytes for record in records)
@@ -212,6 +216,7 @@ class Writer:
         blocks = {record.key: place for record, place in placed if record.kind == BLOCK}
         states = [StoredState(job.state.block, job.state.tail, p) for r, p in placed if r.kind == STATE and job.state]
         index.add(number, size, job.depth, blocks, states)
+        index.touch([*used, number])  # at once: the end of a prefix is evicted before its beginning
         self.stats.num_writes += 1
         self.stats.kv_offload_store_bytes += size
 
