@@ -75,6 +75,7 @@ class Writer:
         self._bytes = 0
         self._busy = True  # the thread has work in its hands
         self._closed = False
+        self._was_busy = False  # another process held the lock for long, which is logged once
         self._pending: set[bytes] = set()  # keys of blocks and states on their way
         self._changed = threading.Condition()
         self._index: Index | None = None
@@ -150,7 +151,10 @@ class Writer:
                             raise
                         self._replace_index(error)
                         continue
-            except FolderBusyError:
+            except FolderBusyError as error:
+                if not self._was_busy:
+                    logger.warning("disk cache: %s for long: what is not written meanwhile is dropped", error)
+                self._was_busy = True
                 self.stats.num_dropped_writes += 1
             except sqlite3.Error as error:
                 if trouble(error) is Trouble.BUSY:
