@@ -78,7 +78,12 @@ def close_engine(engine: AsyncEngine, seconds: float) -> None:
 
     A step cannot be interrupted, and nothing needs its result. A lingering process would be killed.
     """
-    closing = threading.Thread(target=engine.close, name="dsv4-close", daemon=True)
+
+    def close() -> None:
+        engine.close()
+        engine.llm.close()
+
+    closing = threading.Thread(target=close, name="dsv4-close", daemon=True)
     closing.start()
     closing.join(seconds)
     if closing.is_alive():
