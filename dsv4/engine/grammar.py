@@ -91,7 +91,10 @@ class _Vocabulary:
         bits[:known] = 1
         bits[special] = 0
         bits[ends] = 1
-        self.writable = np.packbits(bits, bitorder="little").view(np.int32)  # text and the ends, a bit per token
+        self.writable = _packed(bits)  # text and the ends
+        only_ends = np.zeros_like(bits)
+        only_ends[ends] = 1
+        self.only_ends = _packed(only_ends)
 
 
 class _Tokens:
@@ -115,8 +118,7 @@ class Constraint:
         self._matcher = matcher
         self._vocabulary = vocabulary
         self._begins_after = frozenset(begins_after)
-        self._bits = np.zeros_like(vocabulary.writable)  # the latest mask
-        self._bytes = self._bits.view(np.uint8)
+        self._bits = np.zeros_like(vocabulary.writable)  # the matcher writes its mask here
         self._address = self._bits.ctypes.data
         self._num_tokens = 0
         self._beginning = None if begins_after else 0  # tokens before the constraint; None: it has not begun
@@ -140,14 +142,14 @@ class Constraint:
         return self.error
 
     def masks(self, draft_token_ids: Sequence[int] = ()) -> list[np.ndarray | None]:
-        """Allowed tokens now and after each draft, bool [vocab]; None: any token.
+        """Allowed tokens now and after each draft, a bit per token, uint32 [ceil(vocab / 32)]; None: any token.
 
         Behind a draft that is not allowed the masks are None: nothing that is sampled there stands.
         """
         masks = [self._mask()]
         for draft in draft_token_ids:
             mask = masks[-1]
-            if self.complete or (mask is not None and not mask[draft]):
+            if self.complete or (mask is not None and not allows(mask, draft)):
                 break
             self.advance(draft)
             masks.append(self._mask())
@@ -181,14 +183,20 @@ class Constraint:
     def _fill(self) -> np.ndarray:
         """The mask of the present state; after an error only the end of the sentence is allowed."""
         self._matcher.unsafe_compute_mask_ptr(self._address, self._bits.nbytes)
-        np.bitwise_and(self._bits, self._vocabulary.writable, out=self._bits)
-        mask = np.unpackbits(self._bytes, bitorder="little", count=self._vocabulary.size).view(np.bool_)
-        if not mask.any():
+        mask = self._bits & self._vocabulary.writable
+        if not np.count_nonzero(mask):  # in a third of the time of any()
             self._error = self._error or "it leaves no token of text"
-        if self.error is not None:
-            mask[:] = False
-            mask[self._vocabulary.ends] = True
-        return mask
+        return mask if self.error is None else self._vocabulary.only_ends
+
+
+def allows(mask: np.ndarray, token_id: int) -> bool:
+    """True if a mask of `Constraint.masks` allows a token."""
+    return bool(mask[token_id >> 5] >> (token_id & 31) & 1)
+
+
+def _packed(bits: np.ndarray) -> np.ndarray:
+    """A bit per element, the first in the lowest bit: uint32 [elements / 32]."""
+    return np.packbits(bits, bitorder="little").view(np.uint32)
 
 
 def grammar_of(params: SamplingParams) -> tuple[str, str]:
