@@ -122,19 +122,12 @@ class Constraint:
         self._address = self._bits.ctypes.data
         self._num_tokens = 0
         self._beginning = None if begins_after else 0  # tokens before the constraint; None: it has not begun
-        self._error: str | None = None
+        self.error: str | None = None  # why it cannot be followed any further: a limit of its parser
 
     @property
     def complete(self) -> bool:
         """True if nothing but the end of the sentence may follow."""
         return self._beginning is not None and self._matcher.is_stopped()
-
-    @property
-    def error(self) -> str | None:
-        """Why the constraint cannot be followed any further: a limit of its parser. None while it can be."""
-        if self._error is None and self._matcher.is_error():
-            self._error = _first_lines(self._matcher.get_error())
-        return self._error
 
     def check(self) -> str | None:
         """The error of a mask of the present state, None where there is none."""
@@ -147,6 +140,8 @@ class Constraint:
         Behind a draft that is not allowed the masks are None: nothing that is sampled there stands.
         """
         masks = [self._mask()]
+        if not draft_token_ids:
+            return masks
         for draft in draft_token_ids:
             mask = masks[-1]
             if self.complete or (mask is not None and not allows(mask, draft)):
@@ -160,7 +155,8 @@ class Constraint:
         """Takes in the token that follows; `error` says where it cannot."""
         self._num_tokens += 1
         if self._beginning is not None:
-            self._matcher.consume_token(token_id)
+            if not self._matcher.consume_token(token_id):
+                self._note_error()
         elif token_id in self._begins_after:
             self._beginning = self._num_tokens
 
@@ -185,8 +181,13 @@ class Constraint:
         self._matcher.unsafe_compute_mask_ptr(self._address, self._bits.nbytes)
         mask = self._bits & self._vocabulary.writable
         if not np.count_nonzero(mask):  # in a third of the time of any()
-            self._error = self._error or "it leaves no token of text"
+            self.error = self.error or "it leaves no token of text"
+        self._note_error()
         return mask if self.error is None else self._vocabulary.only_ends
+
+    def _note_error(self) -> None:
+        if self.error is None and self._matcher.is_error():
+            self.error = _first_lines(self._matcher.get_error())
 
 
 def allows(mask: np.ndarray, token_id: int) -> bool:

@@ -198,14 +198,16 @@ class Filter {
     int64_t last_ = INT64_MAX;
 };
 
-// The token that is kept and has the largest sum of noise and (logit - top) / temperature, the lower id among equals.
+// The token that is kept and has the largest sum of noise and logit / temperature, the lower id among equals.
 //
 // With v = 1 - u the noise -ln(-ln u) is at most -ln v, and ln v is at least what a straight line between powers of two
 // reads off the bits of v. Where that bound does not reach the best sum so far, no logarithm is taken.
 inline int64_t winner(const Row& row, float top, const Sampling& s, const Filter& filter, uint64_t key) {
-    constexpr float SLACK = 0.01f;  // more than the bound's rounding, in powers of two
-    auto bound_at = [](double best) { return SLACK - static_cast<float>(best * LOG2_E); };
-    const V scale = set1(static_cast<float>(std::min(LOG2_E / s.temperature, 1e30)));
+    constexpr float SLACK = 0.01f;                               // more than the bound's rounding, in powers of two
+    const double temperature = std::max(s.temperature, 1e-200);  // no logit divided by it is infinite
+    const double at_top = static_cast<double>(top) / temperature;
+    auto bound_at = [](double lead) { return SLACK - static_cast<float>(lead * LOG2_E); };
+    const V scale = set1(static_cast<float>(std::min(LOG2_E / temperature, 1e30)));
     const V lowest = set1(filter.lowest());
     double best = -INFINITY;
     float bound = bound_at(LEAST_NOISE);  // what the likeliest token has at least
@@ -227,12 +229,11 @@ inline int64_t winner(const Row& row, float top, const Sampling& s, const Filter
             const int j = __builtin_ctz(lanes);
             const int64_t id = i + j;
             if (needed[j] > bound || !filter.keeps(row.logits[id], id)) continue;
-            const double lead = (static_cast<double>(row.logits[id]) - static_cast<double>(top)) / s.temperature;
-            const double sum = lead + gumbel(noise_bits(key, id));
+            const double sum = static_cast<double>(row.logits[id]) / temperature + gumbel(noise_bits(key, id));
             if (!(sum > best)) continue;
             best = sum;
             winner = id;
-            bound = bound_at(best);
+            bound = bound_at(best - at_top);
         }
     }
     return winner;

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -70,7 +71,7 @@ def test_positions_are_independent() -> None:
     logits = torch.zeros(4000, 4)
     tokens = [token.token_id for token in sample(logits, [request(7, position) for position in range(4000)])]
     counts = torch.zeros(4, 4)
-    for before, after in zip(tokens, tokens[1:], strict=False):
+    for before, after in itertools.pairwise(tokens):
         counts[before, after] += 1
     expected = counts.sum(1, keepdim=True) * counts.sum(0) / counts.sum()
     assert float(((counts - expected) ** 2 / expected).sum()) < 9 + 4 * math.sqrt(18)

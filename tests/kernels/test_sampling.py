@@ -1,4 +1,4 @@
-"""Sampling: the noise, the tokens that the filters keep, and the same draw in the reference and on every instruction set."""
+"""Sampling: the noise, the tokens that the filters keep, the same draw in the reference and on all instruction sets."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -77,7 +77,8 @@ def test_temperature_sharpens_before_the_filters(draw: Draw) -> None:
     assert kept(draw, logits, top_p=0.65) == [0, 1]
     assert kept(draw, logits, top_p=0.65, temperature=0.5) == [0]  # 0.36 : 0.16
     assert kept(draw, [3.0, 2.0, 3.1], temperature=1e-50) == [2]
-    assert kept(draw, [3.0, 2.0, 3.0], temperature=1e-50) == [0, 2]
+    assert kept(draw, [2.0, 3.0, 3.0], temperature=1e-50) == [1], "greedy's, where the noise is lost in rounding"
+    assert kept(draw, [300.0, 301.0, -300.0], temperature=5e-324) == [1]
 
 
 @pytest.mark.parametrize("filters", [(0, 1.0, 0.0), (5, 1.0, 0.0), (0, 0.999999, 0.0), (0, 1.0, 1e-9)])
@@ -187,7 +188,7 @@ def test_draws_from_a_large_vocabulary_are_the_same_everywhere(isa_restored: Non
 def test_draws_with_thousands_of_keys_are_the_same_everywhere(isa_restored: None) -> None:
     row = row_of(1280, "normal")
     for key in range(0, 2**64, 2**64 // 2000):
-        expected = int((row.double() - row.max().double() + reference.gumbel_noise(key, 1280, CPU)).argmax())
+        expected = int((row.double() + reference.gumbel_noise(key, 1280, CPU)).argmax())
         for isa in ISAS:
             MODULE.select(isa)
             assert MODULE.sample(row, None, 1.0, 0, 1.0, 0.0, key) == expected, f"{isa}, key {key}"

@@ -2,18 +2,19 @@
 
 Contract: logits fp32 [vocab], at least one of them finite, none NaN or +inf. `allowed`, uint32 [ceil(vocab / 32)]: a
 bit per token, token 0 in the lowest bit of word 0; the others are as if their logit were -inf. temperature > 0 divides
-logits; top_k keeps the k likeliest tokens (0: all); top_p keeps the fewest likeliest tokens, at least one, whose share of
-the probability kept by top_k reaches top_p; min_p drops tokens below min_p times the largest probability. Ties: the lower
-id counts as likelier.
+logits; top_k keeps the k likeliest tokens (0: all); top_p keeps the fewest likeliest tokens, at least one, whose share
+of the probability kept by top_k reaches top_p; min_p drops tokens below min_p times the largest probability. Ties: the
+lower id counts as likelier.
 
-Returns, of the tokens kept, the one with the largest (logit - largest logit) / temperature + noise, the lower id among
-equals. The noise -ln(-ln u) depends on (key, token id) alone: u = (52 bits + 1/2) / 2^52 of number `id` of the SplitMix64
-stream that begins at `key` (Steele, Lea, Flood 2014). By the Gumbel-max trick that is a draw from the softmax of the
-tokens kept, and two rows with one key agree as often as their distributions allow for a shared noise.
+Returns, of the tokens kept, the one with the largest logit / temperature + noise, the lower id among equals. The noise
+-ln(-ln u) depends on (key, token id) alone: u = (52 bits + 1/2) / 2^52 of number `id` of the SplitMix64 stream that
+begins at `key` (Steele, Lea, Flood 2014). By the Gumbel-max trick that is a draw from the softmax of the tokens kept.
+Two rows with the same key agree far more often than independent draws would. Where the noise is lost in rounding, as at
+a temperature of 1e-30, the largest logit is drawn.
 
-Bits: all rungs return the same token. Sums, leads and noise are in float64, the logarithm a fixed sequence of operations
-without fused ones. Probabilities that filters compare are fp32 weights by another such sequence, and their sums are of whole
-multiples of 2^-35 of the largest, hence exact in any order.
+Bits: all rungs return the same token. Sums and noise are in float64, the logarithm a fixed sequence of operations
+without fused ones. What the filters compare are fp32 weights by another such sequence, and sums of these in whole
+multiples of 2^-35 of the largest, which are exact in any order.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 _INF = float("inf")
+_LEAST_TEMPERATURE = 1e-200  # no logit divided by it is infinite
 _MASS = 2.0**35  # units of probability mass per weight of 1
 _LOG_EVEN = (3.999999999940941908e-01, 2.222219843214978396e-01, 1.531383769920937332e-01)
 _LOG_ODD = (6.666666666666735130e-01, 2.857142874366239149e-01, 1.818357216161805012e-01, 1.479819860511658591e-01)
@@ -28,11 +29,10 @@ def draw_token(
     """Sample a token id from logits [vocab] with the noise of `key`; see the contract in __init__.py."""
     if allowed is not None:
         logits = mask_tokens(logits, allowed)
-    top = logits.max()
-    if top == -_INF:
+    if logits.max() == -_INF:
         return likeliest_token(logits, allowed)
-    lead = (logits.double() - top.double()) / _number(temperature, logits, torch.float64)
-    sums = lead + gumbel_noise(key, logits.shape[0], logits.device)
+    divisor = _number(max(temperature, _LEAST_TEMPERATURE), logits, torch.float64)
+    sums = logits.double() / divisor + gumbel_noise(key, logits.shape[0], logits.device)
     keep = kept_tokens(logits, temperature, top_k, top_p, min_p)
     return int(sums.where(keep & (logits > -_INF), -_INF).argmax())
 
@@ -98,7 +98,7 @@ def natural_log(x: Tensor) -> Tensor:
 
 
 def mask_tokens(logits: Tensor, allowed: np.ndarray) -> Tensor:
-    """-inf in place of the tokens whose bit is not set. allowed: uint32 [ceil(vocab / 32)], token 0 in the lowest bit."""
+    """-inf in place of the tokens whose bit is not set. ValueError for another number of words, or no bit set."""
     words = -(-logits.shape[0] // 32)
     if allowed.shape != (words,):
         raise ValueError(f"allowed: shape {list(allowed.shape)}, expected [{words}]")
