@@ -73,6 +73,9 @@ def hadamard(x: Any) -> None: ...
 def top_k(scores: Any, k: int, index: Any) -> None:
     """As dsv4.kernels.topk, for finite scores: index [n, k]."""
 
+def sample(logits: Any, allowed: Any, temperature: float, top_k: int, top_p: float, min_p: float, key: int) -> int:
+    """As dsv4.kernels.sampling; temperature 0: the largest logit, the lower id among equals."""
+
 # Single operations of a forward, on tokens of one sequence: for native.py of the operations in dsv4/kernels.
 
 def hc_pre(

@@ -144,8 +144,8 @@ struct Batch {
     int64_t sequences;
 };
 
-// Sampling parameters. Allowed tokens: the top_k likeliest (0: all), of those the shortest prefix, likeliest first,
-// whose share reaches top_p, of those the ones at least min_p times as likely as the likeliest.
+// Sampling parameters. Kept tokens: the top_k likeliest (0: all), of those the shortest prefix, likeliest first, whose
+// share reaches top_p, of those the ones at least min_p times as likely as the likeliest. Temperature 0: the likeliest.
 struct Sampling {
     double temperature;
     int64_t top_k;

@@ -24,7 +24,8 @@ struct Ops {
     // index_keys [., width].
     void (*index_top_k)(const float* q, const float* weights, int64_t tokens, int64_t heads, int64_t width,
                         const float* index_keys, int64_t start, int64_t k, int64_t* index);
-    int64_t (*sample)(const float* logits, int64_t vocab, const Sampling&, double u);
+    // allowed: a bit per token, null for all. -1 if none may be drawn.
+    int64_t (*sample)(const float* logits, int64_t vocab, const uint32_t* allowed, const Sampling&, uint64_t key);
     // Single operations of the forward; see single_ops.h.
     void (*hc_pre)(const Config&, const HyperConnection&, const float* norm, const float* streams, int64_t n,
                    float* weights, float* x);
