@@ -30,11 +30,19 @@ class ConversationModel:
         self.prompts: PromptEncoder = llm.prompts
         self.max_model_len = llm.max_model_len
 
-    def prepare(self, request: recipe.ConversationRequest, *, top_k: int = 0, min_p: float = 0.0) -> Turn:
+    def prepare(
+        self,
+        request: recipe.ConversationRequest,
+        *,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        ignore_eos: bool = False,
+    ) -> Turn:
         """Renders and tokenizes a request. Raises recipe.ConversionError if the prompt exceeds the context.
 
-        `top_k`, `min_p`: as in SamplingParams; the request does not carry them. A text whose least possible number of
-        tokens exceeds the context is refused before it is tokenized; the error names that lower bound.
+        `top_k`, `min_p`, `ignore_eos`: as in SamplingParams; the request does not carry them. With ignore_eos no turn
+        token ends the answer either. A text whose least possible number of tokens exceeds the context is refused before
+        it is tokenized; the error names that lower bound.
         """
         rendered = self.prompts.render(request.conversation)
         tokenizer, text, ranges = self.prompts.tokenizer, rendered.prompt, rendered.special_ranges
@@ -50,7 +58,8 @@ class ConversationModel:
             top_k=top_k,
             min_p=min_p,
             seed=options.seed,
-            stop_token_ids=tuple(sorted(self.vocabulary.stop_token_ids)),
+            stop_token_ids=() if ignore_eos else tuple(sorted(self.vocabulary.stop_token_ids)),
+            ignore_eos=ignore_eos,
             logprobs=(options.top_logprobs or 0) if options.logprobs else False,
         )
         tools = {tool.name: _properties(tool.parameters) for tool in request.conversation.tools}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, cast
 
 import deepseek_recipe as recipe
@@ -96,7 +96,7 @@ class RecipeRequest(WireRequest):
 
     def turn(self, model: ConversationModel) -> Turn:
         try:
-            return model.prepare(self.converted, top_k=self.sampling.top_k, min_p=self.sampling.min_p)
+            return model.prepare(self.converted, **asdict(self.sampling))
         except recipe.ConversionError as error:
             raise RequestError.from_recipe(error) from error
 
