@@ -40,8 +40,9 @@ async def chat(port: int, request: Json) -> Reply:
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     sent = perf_counter()
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=LINE_BYTES)
+    writer: asyncio.StreamWriter | None = None
     try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=LINE_BYTES)
         writer.write(head.encode() + body)
         status = (await reader.readline()).decode().strip()
         if " 200 " not in f"{status} ":
@@ -57,7 +58,8 @@ async def chat(port: int, request: Json) -> Reply:
     except (OSError, asyncio.IncompleteReadError, ValueError) as error:
         raise BenchmarkError(f"no complete answer: {type(error).__name__}: {error}") from error
     finally:
-        writer.close()
+        if writer is not None:
+            writer.close()
 
 
 async def _lines(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
