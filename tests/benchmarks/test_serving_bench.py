@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -254,3 +256,13 @@ def test_wrong_arguments_are_refused_with_what_is_allowed(
     with pytest.raises(SystemExit):
         bench.main(arguments)
     assert message in capsys.readouterr().err
+
+
+def test_every_documented_command_is_one() -> None:
+    documented = re.findall(r"`dsv4 bench serving (.+?)`[,;]", bench_report.SERVING)
+    examples = re.findall(r"^  dsv4 bench serving (.+)$", bench.EPILOG, flags=re.M)
+    commands = [shlex.split(text.replace("$(make llama-server | tail -n 1)", "PATH")) for text in documented + examples]
+    assert [bench._parser().parse_args(command).subject for command in commands] == [
+        *bench.SUBJECTS, "load", "prefix", "agent", "load",
+    ]  # fmt: skip
+    assert "\nllama-server:" in (ROOT / "Makefile").read_text()
