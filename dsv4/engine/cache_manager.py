@@ -8,7 +8,7 @@ that end, where the prompt leaves a path that another took, every `snapshot_inte
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from dsv4.cache import NO_MATCH, Cache, PrefixCache, PrefixMatch
 from dsv4.cache.pages import pages_for
@@ -36,6 +36,7 @@ class CacheManager:
         self._free_slots = list(range(num_slots - 1, -1, -1))
         self._running: dict[int, Request] = {}  # by slot
         self._matches: dict[Request, tuple[int, PrefixMatch]] = {}  # of waiting requests, with the prefixes' version
+        self.before_snapshot: Callable[[Request], None] | None = None  # lets the MTP block read what the row holds
         self._unsound: set[int] = set()  # rows that a failed step may have left half-written
 
     # Admission
@@ -97,6 +98,8 @@ class CacheManager:
         assert self._pages is not None, "a cache without pages never runs out of them"
         self.num_preemptions += 1
         if request.num_computed_tokens and self._is_sound(request):
+            if self.before_snapshot is not None:
+                self.before_snapshot(request)
             request.saved = self._pages.save(request.slot)
         else:
             request.num_computed_tokens = 0
@@ -149,6 +152,8 @@ class CacheManager:
 
     def _store(self, request: Request) -> None:
         if self.prefixes is not None and self._is_sound(request):
+            if self.before_snapshot is not None:
+                self.before_snapshot(request)
             self.prefixes.store(request.slot, request.tokens, request.params.cache_salt)
 
     def _is_sound(self, request: Request) -> bool:

@@ -192,9 +192,11 @@ class Transformer(nn.Module):
     def next_token_logits_and_streams(
         self, batch: RaggedBatch, cache: Cache | None, rows: np.ndarray
     ) -> tuple[Tensor, Tensor]:
-        """Same bits as `next_token_logits`, and the streams [n, hc_mult, d] of the same rows."""
-        streams = self.forward_ragged(batch, cache)[torch.from_numpy(rows).to(self.device)]
-        return self.logits(streams), streams
+        """Same bits as `next_token_logits`, and the streams [T, hc_mult, d] of all tokens, for the MTP block."""
+        streams = self.forward_ragged(batch, cache)
+        if len(rows) == batch.num_tokens:
+            return self.logits(streams), streams
+        return self.logits(streams[torch.from_numpy(rows).to(self.device)]), streams
 
     def logits(self, streams: Tensor) -> Tensor:
         """Next-token logits, fp32 [n, vocab], of streams [n, hc_mult, d]."""
