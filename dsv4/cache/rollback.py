@@ -26,7 +26,9 @@ class RowLog:
 
     def keep(self, slot: int, first: int, count: int) -> None:
         """Copy the rows of positions first to first + count - 1."""
-        copies = [_copy(ring[slot, rows]) for ring in self._rings for _, rows in _spans(first, count, ring.shape[1])]
+        copies = [
+            _copy(ring[slot, rows]) for ring in self._rings for _, rows in ring_spans(first, count, ring.shape[1])
+        ]
         self._kept[slot] = first, count, copies
 
     def put_back(self, slot: int, length: int, end: int) -> None:
@@ -38,7 +40,7 @@ class RowLog:
             )
         each = iter(copies)
         for ring in self._rings:
-            for offset, rows in _spans(first, count, ring.shape[1]):
+            for offset, rows in ring_spans(first, count, ring.shape[1]):
                 kept, skip = next(each), max(0, length - first - offset)
                 if skip < len(kept):
                     ring[slot, rows.start + skip : rows.stop] = kept[skip:]
@@ -51,7 +53,7 @@ class RowLog:
         return type(None), ()  # views of another cache's memory: the copy makes its own when it is first used
 
 
-def _spans(first: int, count: int, size: int) -> Iterator[tuple[int, slice]]:
+def ring_spans(first: int, count: int, size: int) -> Iterator[tuple[int, slice]]:
     """(offset from the first position, ring rows) of the one or two runs of rows that the positions lie in."""
     row = first % size
     fit = min(count, size - row)

@@ -107,6 +107,8 @@ class CacheManager:
 
     def truncate(self, request: Request) -> None:
         """Takes back what the row holds beyond the request's computed tokens, such as rejected drafts."""
+        if request.finished and not isinstance(self.cache, TruncatableCache):
+            return  # its row is emptied next
         assert isinstance(self.cache, TruncatableCache), "drafts are scheduled only for a cache that can take them back"
         self.cache.truncate(request.slot, request.num_computed_tokens)
 

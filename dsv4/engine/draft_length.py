@@ -13,10 +13,11 @@ from bisect import bisect_left
 from collections import deque
 from math import prod
 from statistics import median
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 PROBE_SHARE = 0.01
 PROBE_STEPS = 32  # between two probes, at least
+PLAN_STEPS = 4  # that a choice is kept: making one takes a few percent of a small model's step
 FIRST_STEPS = 3  # without drafts, for each number of requests
 KEPT_TIMES = 15
 PRIOR_HITS, PRIOR_TRIES = 3.2, 4.0  # of each position, before anything is known
@@ -79,7 +80,9 @@ class AdaptiveLength:
         self._step_times = _Times()
         self._round_times = _Times()
         self._budget = 0.0  # seconds that probes may cost
-        self._steps_since_probe = 0
+        self._steps = 0
+        self._plans: dict[int, _Plan] = {}  # by number of requests
+        self._next_probe = PROBE_STEPS
         self._probed = 0  # the length tried last
         self._extra: float | None = None  # seconds of drafting that the probe under way was expected to take
 
@@ -97,25 +100,31 @@ class AdaptiveLength:
         return self._step_times.at(num_requests * (1 + length)) + drafting
 
     def choose(self, num_requests: int) -> int:
-        if self._step_times.count(num_requests) < FIRST_STEPS:
-            return 0
-        speed = [self.tokens(length) / self.seconds(num_requests, length) for length in range(self.most + 1)]
-        best = max(range(self.most + 1), key=speed.__getitem__)
-        self.drafting = best > 0
+        plan = self._plans.get(num_requests)
+        if plan is None or self._steps >= plan.end:
+            if self._step_times.count(num_requests) < FIRST_STEPS:
+                return 0
+            plan = self._plans[num_requests] = self._plan(num_requests)
+        self.drafting = plan.best > 0
         self._extra = None
-        self._steps_since_probe += 1
-        if self._steps_since_probe < PROBE_STEPS or self._budget <= 0.0:
-            return best
+        self._steps += 1
+        if self._steps < self._next_probe or self._budget <= 0.0:
+            return plan.best
         probe = (self._probed + 1) % (self.most + 1)
-        if probe == best:
+        if probe == plan.best:
             probe = (probe + 1) % (self.most + 1)
-        cost = self.seconds(num_requests, probe) - self.tokens(probe) / speed[best]
+        cost = self.seconds(num_requests, probe) - self.tokens(probe) * plan.seconds_per_token
         if cost > self._budget:
-            return best
+            return plan.best
         self._budget -= cost
-        self._probed, self._steps_since_probe = probe, 0
+        self._probed, self._next_probe = probe, self._steps + PROBE_STEPS
         self._extra = probe * self._round_times.at(num_requests) if probe else None
         return probe
+
+    def _plan(self, num_requests: int) -> _Plan:
+        paces = [self.seconds(num_requests, length) / self.tokens(length) for length in range(self.most + 1)]
+        best = min(range(self.most + 1), key=paces.__getitem__)
+        return _Plan(best, paces[best], self._steps + PLAN_STEPS)
 
     def count(self, proposed: int, accepted: int) -> None:
         for place in range(min(accepted + 1, proposed, self.most)):
@@ -131,6 +140,14 @@ class AdaptiveLength:
         if self._extra is not None:  # the first drafts in a long time: the block had much to read
             self._budget -= max(0.0, seconds - self._extra)
             self._extra = None
+
+
+class _Plan(NamedTuple):
+    """The best length, its time per token, and the step up to which it is kept."""
+
+    best: int
+    seconds_per_token: float
+    end: int
 
 
 class _Times:
@@ -149,17 +166,23 @@ class _Times:
             self._recent[size] = deque(maxlen=KEPT_TIMES)
             self._sizes = sorted(self._recent)
         self._recent[size].append(seconds)
-        self._medians[size] = median(self._recent[size])
+        self._medians.pop(size, None)
 
     def at(self, size: int) -> float:
         """Seconds; beyond the sizes that were measured, those of the nearest one; 0 where there is none."""
-        if size in self._medians:
-            return self._medians[size]
+        if size in self._recent:
+            return self._median(size)
         if not self._sizes:
             return 0.0
         place = bisect_left(self._sizes, size)
         if place in (0, len(self._sizes)):
-            return self._medians[self._sizes[max(0, place - 1)]]
+            return self._median(self._sizes[max(0, place - 1)])
         low, high = self._sizes[place - 1 : place + 1]
         share = (size - low) / (high - low)
-        return self._medians[low] * (1 - share) + self._medians[high] * share
+        return self._median(low) * (1 - share) + self._median(high) * share
+
+    def _median(self, size: int) -> float:
+        known = self._medians.get(size)
+        if known is None:
+            known = self._medians[size] = median(self._recent[size])
+        return known

@@ -126,21 +126,14 @@ class MTPDrafter:
 
     @torch.inference_mode()
     def take_in(self, chunks: Sequence[ScheduledChunk], streams: Tensor) -> None:
-        slots: list[int] = []
-        positions: list[int] = []
-        tokens: list[int] = []
+        streams = streams.to(self.state.streams.dtype)
         first = 0
         for chunk in chunks:
             stop = chunk.request.num_computed_tokens
             start = max(chunk.start, stop - WINDOW)
-            slots += [chunk.request.slot] * (stop - start)
-            positions += range(start, stop)
-            tokens += range(first + start - chunk.start, first + stop - chunk.start)
+            offset = first - chunk.start
+            self.state.store(chunk.request.slot, start, streams[offset + start : offset + stop])
             first += chunk.num_tokens
-        rows = self.state.rows(np.array(slots), np.array(positions))
-        if len(tokens) < len(streams):
-            streams = streams[torch.tensor(tokens, device=streams.device)]
-        self.state.streams[rows] = streams.to(self.state.streams.dtype)
 
     @torch.inference_mode()
     def catch_up(self, request: Request) -> None:

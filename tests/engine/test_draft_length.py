@@ -40,9 +40,9 @@ class Machine:
     ("machine", "best"),
     [
         (Machine(row=0.01, round=0.05, chance=0.9), 4),
-        (Machine(row=0.3, round=0.1, chance=0.7), 1),
+        (Machine(row=0.5, round=0.2, chance=0.6), 1),
         (Machine(row=1.0, round=0.3, chance=0.5), 0),
-        (Machine(row=0.0, round=0.02, chance=0.0), 0),
+        (Machine(row=0.0, round=0.2, chance=0.0), 0),
     ],
 )
 def test_the_fastest_length_is_found(machine: Machine, best: int) -> None:

@@ -171,6 +171,22 @@ def drafts_without_cache(model: Transformer, tokens: Sequence[int], count: int) 
     return drafts
 
 
+def test_the_native_block_is_the_definition(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Projections of its inputs, layer and read-out, up to rounding, with both numerics."""
+    for numerics, tolerance in (("float", 1e-4), ("shipped", 0.2)):
+        native = random_model(CONFIG, numerics=numerics)
+        with monkeypatch.context() as patch:
+            patch.setattr(backends, "native_module", lambda: None)
+            plain = random_model(CONFIG, numerics=numerics)
+        batch = RaggedBatch.pack([IDS[:150], IDS[200:201]])
+        streams = torch.randn(151, CONFIG.hc_mult, CONFIG.hidden_size, generator=torch.Generator().manual_seed(0))
+        given = streams.clone()
+        with torch.inference_mode():
+            got, want = (m.mtp_forward(streams, batch.token_ids, batch) for m in (native, plain))
+        assert torch.equal(streams, given), "the inputs stay"
+        assert float((got - want).abs().median()) < tolerance and torch.allclose(got, want, atol=10 * tolerance)
+
+
 @pytest.mark.parametrize("budget", [1024, 50])
 def test_drafts_are_those_of_the_whole_sequence(model: Transformer, budget: int) -> None:
     """Also from a stored prefix, after giving way, and for a row that was another's before."""
