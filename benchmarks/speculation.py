@@ -1,7 +1,7 @@
 """`dsv4 bench speculation`: acceptance of the MTP block's drafts and decoding speed on evaluation questions, by task.
 
-Engines of every draft length answer each question in turn, several rounds; a question's time is its fastest. All must
-give the same tokens.
+Engines of every draft length answer each question in turn, several rounds; a question's time is its fastest, from the
+first token on. All must give the same tokens.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dsv4.engine import LLM, SamplingParams
 
+Clock = Callable[[], float]
 DESCRIPTION = "Measure speculative decoding: drafts accepted per position, tokens per second per draft length."
 ADAPTIVE = "adaptive"
 
@@ -30,11 +31,17 @@ def new_engine(model: str | None, length: int, adaptive: bool) -> LLM:
     return llm
 
 
-def answer(llm: LLM, prompts: list[list[int]], params: SamplingParams) -> tuple[list[list[int]], float]:
-    """(token ids of each answer, seconds)."""
-    started = time.perf_counter()
-    outputs = llm.generate([list(prompt) for prompt in prompts], params)
-    return [output.token_ids for output in outputs], time.perf_counter() - started
+def answer(llm: LLM, prompts: list[list[int]], params: SamplingParams, clock: Clock) -> tuple[list[list[int]], float]:
+    """(token ids of each answer, seconds from the first token of the last one to get it)."""
+    core, started = llm.core, 0.0
+    requests = [core.new_request(prompt, params) for prompt in prompts]
+    for request in requests:
+        core.add(request)
+    while core.has_work:
+        core.step()
+        if not started and all(request.output.token_ids for request in requests):
+            started = clock()
+    return [request.output.token_ids for request in requests], clock() - started
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -43,6 +50,7 @@ def measure(options: argparse.Namespace) -> None:
     from dsv4.data.tasks import TASKS
     from dsv4.engine import SamplingParams
 
+    clock = time.process_time if options.cpu_time else time.perf_counter
     if options.threads:
         torch.set_num_threads(options.threads)
     lengths = range(max(options.lengths) + 1)
@@ -66,19 +74,19 @@ def measure(options: argparse.Namespace) -> None:
             for llm in engines.values():
                 if llm.core.speculator is not None:
                     llm.core.speculator.stats = type(llm.core.speculator.stats)()
-                answer(llm, [asked[0]], params)
+                answer(llm, [asked[0]], params, clock)
             for group in groups:
                 fastest: dict[str, float] = {}
                 expected: list[list[int]] | None = None
                 for turn in range(options.rounds):
                     for name in list(engines)[turn % len(engines) :] + list(engines)[: turn % len(engines)]:
-                        ids, seconds = answer(engines[name], group, params)
+                        ids, seconds = answer(engines[name], group, params, clock)
                         fastest[name] = min(seconds, fastest.get(name, seconds))
                         expected = expected or ids
                         if ids != expected:
                             raise SystemExit(f"{task}: {name} drafts give other tokens than none")
                 assert expected is not None
-                tokens += sum(map(len, expected))
+                tokens += sum(len(ids) - 1 for ids in expected)
                 for name, seconds in fastest.items():
                     best[name] += seconds
             last = engines[str(max(options.lengths))].core.speculator
@@ -99,6 +107,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--concurrent", type=int, default=1, metavar="N", help="questions at a time")
     parser.add_argument("--max-tokens", type=int, default=160, metavar="N")
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
+    parser.add_argument("--cpu-time", action="store_true", help="count processor time: for a busy machine, one thread")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the kernels (default: all cores)")
     measure(parser.parse_args(arguments))
     return 0

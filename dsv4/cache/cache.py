@@ -219,7 +219,7 @@ class Cache:
         if self._log is not None:
             self._log.forget(slot)
         if self.mtp is not None:
-            self.mtp.read[slot] = 0
+            self.mtp.read[slot] = self.mtp.ends[slot] = 0
         self.pool.release(self._blocks.cut(slot, 0))
         for layer in self.layers:
             layer.reset(slot)

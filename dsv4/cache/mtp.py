@@ -25,6 +25,7 @@ class MTPState:
         self, config: ModelConfig, layers: list[LayerCache], slots: int, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.layers = layers  # of the MTP blocks
+        self.ends = [0] * slots  # tokens of each row when streams were last stored: of later ones there are none
         self.read = [0] * slots  # entries 0 to read - 1 of a row are written, those that its window still holds
         shape = (slots * WINDOW, config.hc_mult, config.hidden_size)
         with torch.inference_mode(False):
@@ -43,10 +44,11 @@ class MTPState:
             first = slot * WINDOW + rows.start
             count = rows.stop - rows.start
             held[first : first + count] = given[offset : offset + count]
+        self.ends[slot] = start + len(streams)
 
     def pending(self, slot: int, length: int) -> Tensor | None:
         """Streams [hc_mult, d] of the last of a row's tokens, where all before it are read; else None."""
-        if not 0 < length <= self.read[slot] + 1:
+        if not 0 < length <= self.read[slot] + 1 or self.ends[slot] != length:
             return None
         return self.streams[slot * WINDOW + (length - 1) % WINDOW]
 
@@ -59,10 +61,10 @@ class MTPState:
             shapes = f"{list(pending.shape)}, in this cache {list(self.streams.shape[1:])}"
             raise ValueError(f"snapshot of another model: mtp.streams is {shapes}")
         self.streams[slot * WINDOW + (length - 1) % WINDOW] = pending
-        self.read[slot] = length - 1
+        self.read[slot], self.ends[slot] = length - 1, length
 
     def restart(self, slot: int, length: int) -> None:
         """Begin after `length` tokens that the block has not read: drafts are worse until WINDOW more have come."""
-        self.read[slot] = length
+        self.read[slot] = self.ends[slot] = length
         for layer in self.layers:
             layer.window[slot] = 0

@@ -148,6 +148,8 @@ class EngineCore:
             chunk.request.mark_scheduled(started)
         sampling = [chunk for chunk in chunks if chunk.num_samples]
         manager = self.scheduler.cache_manager
+        if self.speculator is not None:
+            self.runner.keep_streams = self.speculator.follows()
         try:
             output = self.runner.run(chunks)
             if sampling:
@@ -163,8 +165,7 @@ class EngineCore:
         if sampling:
             sampled = sample(output.logits, [row for chunk in sampling for row in chunk.sample_requests()])
             events = self._append(sampling, sampled, time.monotonic())
-        if self.speculator is not None:
-            assert output.streams is not None, "the model of an engine that drafts gives its streams"
+        if self.speculator is not None and output.streams is not None:
             self.speculator.take_in(chunks, output.streams)
         manager.store_places(chunk.request for chunk in chunks)
         for request, _ in events:

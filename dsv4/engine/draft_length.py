@@ -17,7 +17,8 @@ from typing import NamedTuple, Protocol
 
 PROBE_SHARE = 0.01
 PROBE_STEPS = 32  # between two probes, at least
-PLAN_STEPS = 4  # that a choice is kept: making one takes a few percent of a small model's step
+PLAN_STEPS = 16  # that a choice is kept at most: making one takes a few percent of a small model's step
+FOLLOWED_STEPS = 24  # before a probe, so that the MTP block has something to read
 FIRST_STEPS = 3  # without drafts, for each number of requests
 KEPT_TIMES = 15
 PRIOR_HITS, PRIOR_TRIES = 3.2, 4.0  # of each position, before anything is known
@@ -30,6 +31,11 @@ class DraftLength(Protocol):
     @property
     def drafting(self) -> bool:
         """False while drafts do not pay: nothing need be done for those to come."""
+        ...
+
+    @property
+    def following(self) -> bool:
+        """False while nothing is to be drafted soon: streams need not be kept."""
         ...
 
     def choose(self, num_requests: int, /) -> int:
@@ -54,7 +60,7 @@ class FixedLength:
 
     def __init__(self, length: int) -> None:
         self.length = length
-        self.drafting = length > 0
+        self.drafting = self.following = length > 0
 
     def choose(self, num_requests: int) -> int:
         return self.length
@@ -86,6 +92,10 @@ class AdaptiveLength:
         self._probed = 0  # the length tried last
         self._extra: float | None = None  # seconds of drafting that the probe under way was expected to take
 
+    @property
+    def following(self) -> bool:
+        return self.drafting or (self._budget > 0.0 and self._steps >= self._next_probe - FOLLOWED_STEPS)
+
     def acceptance(self) -> list[float]:
         """Share of drafts accepted at each position, of those whose predecessors were."""
         return [hits / tries for hits, tries in zip(self._hits, self._tries, strict=True)]
@@ -108,13 +118,17 @@ class AdaptiveLength:
         self.drafting = plan.best > 0
         self._extra = None
         self._steps += 1
-        if self._steps < self._next_probe or self._budget <= 0.0:
+        if self._steps < self._next_probe:
+            return plan.best
+        if self._budget <= 0.0:
+            self._next_probe = self._steps + FOLLOWED_STEPS
             return plan.best
         probe = (self._probed + 1) % (self.most + 1)
         if probe == plan.best:
             probe = (probe + 1) % (self.most + 1)
         cost = self.seconds(num_requests, probe) - self.tokens(probe) * plan.seconds_per_token
         if cost > self._budget:
+            self._next_probe = self._steps + int((cost - self._budget) / (PROBE_SHARE * self._step_times.at(1) or 1.0))
             return plan.best
         self._budget -= cost
         self._probed, self._next_probe = probe, self._steps + PROBE_STEPS
@@ -124,7 +138,7 @@ class AdaptiveLength:
     def _plan(self, num_requests: int) -> _Plan:
         paces = [self.seconds(num_requests, length) / self.tokens(length) for length in range(self.most + 1)]
         best = min(range(self.most + 1), key=paces.__getitem__)
-        return _Plan(best, paces[best], self._steps + PLAN_STEPS)
+        return _Plan(best, paces[best], self._steps + min(PLAN_STEPS, 1 + self._steps // 8))
 
     def count(self, proposed: int, accepted: int) -> None:
         for place in range(min(accepted + 1, proposed, self.most)):

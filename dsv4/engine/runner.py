@@ -24,7 +24,8 @@ class ModelRunner:
         self.cache = cache
         self.device = device
         self._truncatable = cache if isinstance(cache, TruncatableCache) else None
-        self._streaming_model = model if keep_streams and isinstance(model, StreamingModel) else None
+        self.keep_streams = keep_streams
+        self._streaming_model = model if isinstance(model, StreamingModel) else None
 
     @torch.inference_mode()
     def run(self, chunks: list[ScheduledChunk]) -> StepOutput:
@@ -48,7 +49,7 @@ class ModelRunner:
             rows += (*range(start, start + chunk.num_scored), *range(end - chunk.num_samples, end))
             scores += [True] * chunk.num_scored + [False] * chunk.num_samples
         places = np.array(rows, dtype=np.int64)
-        if self._streaming_model is not None:
+        if self.keep_streams and self._streaming_model is not None:
             output = StepOutput(*self._streaming_model.next_token_logits_and_streams(batch, self.cache, places))
         else:
             output = StepOutput(self.model.next_token_logits(batch, self.cache, places))

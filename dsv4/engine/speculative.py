@@ -82,6 +82,12 @@ class Speculator:
         self.drafter = drafter
         self.lengths = lengths
         self.stats = SpeculationStats()
+        self._follows = True
+
+    def follows(self) -> bool:
+        """True if the next step should keep its streams for `take_in`; without them it is followed by no drafts."""
+        self._follows = self.lengths.following
+        return self._follows
 
     def take_in(self, chunks: Sequence[ScheduledChunk], streams: Tensor) -> None:
         self.drafter.take_in(chunks, streams)
@@ -102,6 +108,8 @@ class Speculator:
         if all(chunk.stop - chunk.start == 1 and chunk.num_samples for chunk in chunks):
             self.lengths.time_step(sum(chunk.num_tokens for chunk in chunks), now - started)
         length = self.lengths.choose(len(requests)) if requests else 0
+        if not length or not self._follows:
+            return
         wanted = {r: count for r in requests if (count := min(length, _most_drafts(r))) > 0}
         if not wanted:
             return
@@ -129,6 +137,8 @@ class MTPDrafter:
         streams = streams.to(self.state.streams.dtype)
         first = 0
         for chunk in chunks:
+            if self.state.ends[chunk.request.slot] != chunk.start:  # steps in between kept no streams
+                self.state.restart(chunk.request.slot, chunk.start)
             stop = chunk.request.num_computed_tokens
             start = max(chunk.start, stop - WINDOW)
             offset = first - chunk.start
@@ -138,7 +148,7 @@ class MTPDrafter:
     @torch.inference_mode()
     def catch_up(self, request: Request) -> None:
         length = request.num_computed_tokens
-        if length - 1 > self.state.read[request.slot]:
+        if self.state.ends[request.slot] == length and length - 1 > self.state.read[request.slot]:
             self._read([request], [length - 1])
 
     @torch.inference_mode()

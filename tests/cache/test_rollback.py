@@ -112,7 +112,7 @@ def test_a_row_goes_back_as_far_as_its_drafts_and_once(model: Transformer) -> No
 def test_the_state_of_the_mtp_block_is_part_of_a_snapshot(model: Transformer) -> None:
     cache = new_cache(model, 9)
     state = cache.keep_streams()
-    state.read[1] = 8
+    state.read[1], state.ends[1] = 8, 9
     pending = torch.randn(CONFIG.hc_mult, CONFIG.hidden_size)
     state.streams[128 + 8] = pending
     snapshot = Snapshot.from_bytes(cache.snapshot(1).to_bytes())
@@ -121,6 +121,8 @@ def test_the_state_of_the_mtp_block_is_part_of_a_snapshot(model: Transformer) ->
     cache.restore(0, snapshot)
     assert state.read[0] == 8 and torch.equal(state.streams[8], pending)
     state.read[1] = 7  # the block has not read what it should have
+    assert cache.snapshot(1).mtp_streams is None
+    state.read[1], state.ends[1] = 9, 8  # its streams of the last token were not kept
     assert cache.snapshot(1).mtp_streams is None
     without = new_cache(model, 9)
     without.restore(1, snapshot)
