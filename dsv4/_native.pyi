@@ -51,9 +51,17 @@ def forward(
     """Layers first to last - 1 over a ragged batch, appending to the cache: streams [T, hc_mult, d] in place."""
 
 def forward_to_logits(
-    model: Model, cache: Cache, token_ids: Any, lengths: Any, starts: Any, slots: Any, rows: Any, logits: Any
+    model: Model, cache: Cache, token_ids: Any, lengths: Any, starts: Any, slots: Any, rows: Any, logits: Any,
+    streams: Any = None,
+) -> None:  # fmt: skip
+    """The main layers over a ragged batch, appending to the cache, then logits [n, vocab] of rows [n], ascending.
+
+    streams [T, hc_mult, d] gets those of all tokens."""
+
+def mtp_forward(
+    model: Model, cache: Cache, next_token_ids: Any, lengths: Any, starts: Any, slots: Any, depth: int, streams: Any
 ) -> None:
-    """The main layers over a ragged batch, appending to the cache, then logits [n, vocab] of rows [n], ascending."""
+    """An MTP block over a ragged batch: the main model's streams [T, hc_mult, d] become the block's, in place."""
 
 def head(model: Model, prefix: str, streams: Any, logits: Any) -> None:
     """Streams [n, hc_mult, d] -> logits [n, vocab] in place; prefix names the hc_head and the norm."""

@@ -16,14 +16,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dsv4.cache.mtp import MTPState
 from dsv4.cache.native import NativeCache
 from dsv4.cache.pages import BlockTable, OutOfPagesError, PagePool, pages_for
+from dsv4.cache.rollback import RowLog
 from dsv4.cache.state import SavedRow, Snapshot, check_same_kind, clone, layer_views
 from dsv4.cache.tensors import CompressorState, LayerCache, new_layer, num_bytes
 from dsv4.config import COMPRESSION_KINDS, PAGE_TOKENS, ModelConfig
@@ -58,6 +61,8 @@ class Cache:
         self.grows = device.type != "cpu" if grows is None else grows
         self.num_pages = 0 if self.grows else self.pool.num_pages  # that the tensors have memory for
         self.native: NativeCache | None = None  # made when the native kernels first run
+        self.mtp: MTPState | None = None  # of an engine that drafts
+        self._log: RowLog | None = None  # made when drafts first come
         self._blocks = BlockTable(batch_size, pages_for(max_tokens))
         with torch.inference_mode(False):  # a tensor of inference mode could not be written outside it
             self.layers: list[LayerCache] = [
@@ -176,16 +181,57 @@ class Cache:
         self.pool.retain(pages)
         self._blocks.append(slot, pages)
 
+    def keep_streams(self) -> MTPState:
+        """Hold the state of the MTP block from now on, in snapshots too. Rows are empty."""
+        window = self.layers[0].window
+        mtp_layers = self.layers[self.config.num_hidden_layers :]
+        self.mtp = MTPState(self.config, mtp_layers, self.batch_size, window.device, window.dtype)
+        return self.mtp
+
+    def expect_drafts(self, slot: int, start: int, count: int) -> None:
+        """Before a forward that writes `count` drafts from position `start` on: keep what they overwrite.
+
+        ValueError where the forward is longer than the shortest ring: its own tokens would overwrite each other.
+        """
+        if self._log is None:
+            self._log = RowLog(self.layers[: self.config.num_hidden_layers])
+        tokens = start + count - self.lengths[slot]
+        if tokens > self._log.most:
+            raise ValueError(f"cache row {slot} takes {tokens} tokens with drafts; allowed: {self._log.most}")
+        self._log.keep(slot, start, count)
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Let a row hold its first `length` tokens alone, to the bit as if the drafts after them had never come.
+
+        ValueError where it holds fewer, or `expect_drafts` was not told of the others before the last forward.
+        Entries past the length stay in their pages, where nobody reads them; pages that hold none else are released.
+        """
+        held = self.lengths[slot]
+        if length == held:
+            return
+        if self._log is None:
+            raise ValueError(f"cache row {slot} holds {held} tokens, none of them a draft, and cannot go to {length}")
+        self._log.put_back(slot, length, held)
+        self.pool.release(self._blocks.cut(slot, pages_for(length)))
+        self.lengths[slot] = length
+
     def reset(self, slot: int) -> None:
         """Empty a row: wipe its state, release its pages."""
         self.lengths[slot] = self.stored[slot] = 0
+        if self._log is not None:
+            self._log.forget(slot)
+        if self.mtp is not None:
+            self.mtp.read[slot] = self.mtp.ends[slot] = 0
         self.pool.release(self._blocks.cut(slot, 0))
         for layer in self.layers:
             layer.reset(slot)
 
     def snapshot(self, slot: int) -> Snapshot:
         """Copy the state of a row: with the pages that the row holds now, enough to return to its present length."""
-        return Snapshot(self.lengths[slot], tuple(clone(layer_views(layer, slot)) for layer in self.layers))
+        length = self.lengths[slot]
+        pending = None if self.mtp is None else self.mtp.pending(slot, length)
+        layers = tuple(clone(layer_views(layer, slot)) for layer in self.layers)
+        return Snapshot(length, layers, None if pending is None else pending.clone())
 
     def restore(self, slot: int, snapshot: Snapshot) -> None:
         """Put a row into the state of a snapshot, of this row or of one whose pages it was given by `share`.
@@ -199,11 +245,14 @@ class Cache:
                 f"snapshot of {snapshot.length} tokens: cache row {slot} has {self._blocks.counts[slot]} of their "
                 f"{pages} pages; share them first"
             )
+        state = replace(snapshot, mtp_streams=None)  # which another engine may keep, or not
         place = Snapshot(snapshot.length, tuple(layer_views(layer, slot) for layer in self.layers))
-        check_same_kind(snapshot, place)
-        values = snapshot.fields()
+        check_same_kind(state, place)
+        values = state.fields()
         for name, tensor in place.fields().items():
             tensor.copy_(values[name])
+        if self.mtp is not None:
+            self.mtp.restore(slot, snapshot.length, snapshot.mtp_streams)
         self.pool.release(self._blocks.cut(slot, pages))
         self.lengths[slot], self.stored[slot] = snapshot.length, 0
 

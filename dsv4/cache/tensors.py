@@ -98,6 +98,10 @@ class LayerCache:
     def compressors(self) -> list[CompressorState]:
         return [c for c in (self.main, self.index) if c is not None]
 
+    def rings(self) -> list[Tensor]:
+        """Tensors [slots, size, ...] that hold position p of a sequence in row p % size."""
+        return [self.window, *(t for c in self.compressors() for t in (c.kv, c.score))]
+
     def tensors(self) -> list[Tensor]:
         """Window, then kv, score and entries of each compressor."""
         return [self.window, *(t for c in self.compressors() for t in (c.kv, c.score, c.entries))]

@@ -9,7 +9,7 @@ With a disk cache, prefixes that memory lacks are loaded from there, and what me
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from dsv4.cache import NO_MATCH, Cache, PrefixCache, PrefixMatch
@@ -68,6 +68,7 @@ class CacheManager:
         self._free_slots = list(range(num_slots - 1, -1, -1))
         self._running: dict[int, Request] = {}  # by slot
         self._matches: dict[Request, tuple[int, PrefixMatch]] = {}  # of waiting requests, with the prefixes' version
+        self.before_snapshot: Callable[[Request], None] | None = None  # lets the MTP block read what the row holds
         self._unsound: set[int] = set()  # rows that a failed step may have left half-written
 
     # Admission
@@ -141,6 +142,8 @@ class CacheManager:
         assert self._pages is not None, "a cache without pages never runs out of them"
         self.num_preemptions += 1
         if request.num_computed_tokens and self._is_sound(request):
+            if self.before_snapshot is not None:
+                self.before_snapshot(request)
             request.saved = self._pages.save(request.slot)
         else:
             request.num_computed_tokens = 0
@@ -148,6 +151,8 @@ class CacheManager:
 
     def truncate(self, request: Request) -> None:
         """Takes back what the row holds beyond the request's computed tokens, such as rejected drafts."""
+        if request.finished and not isinstance(self.cache, TruncatableCache):
+            return  # its row is emptied next
         assert isinstance(self.cache, TruncatableCache), "drafts are scheduled only for a cache that can take them back"
         self.cache.truncate(request.slot, request.num_computed_tokens)
 
@@ -198,6 +203,8 @@ class CacheManager:
     def _store(self, request: Request) -> None:
         if self.prefixes is None or self._pages is None or not self._is_sound(request):
             return
+        if self.before_snapshot is not None:
+            self.before_snapshot(request)
         entry = self.prefixes.store(request.slot, request.tokens, request.params.cache_salt)
         if self.disk is not None:
             pages = self._pages.pages_of(request.slot)

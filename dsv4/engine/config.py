@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("auto", "bfloat16", "float32")
 DEFAULT_MAX_MODEL_LEN = 131072  # the cache takes memory as tokens come, so a long limit costs nothing by itself
+MAX_DRAFTS = 7  # with the token before them they fill the smallest ring of the cache, 8 rows of a CSA compressor
 
 
 CACHE_WINDOWS = "full, periodic:N (N tokens, at least 1), zero"
@@ -117,6 +118,14 @@ class EngineConfig:
         commands=("serve", "chat", "generate"),
         metavar="SIZE",
     )
+    speculate: int = option(
+        0,
+        "tokens per step that the MTP block drafts at most; the output stays the same (default: %(default)s)",
+        unit="draft tokens",
+        minimum=0,
+        commands=("serve", "chat", "generate"),
+        metavar="K",
+    )
     num_pages: int | None = option(
         None,
         "pages of 128 tokens that all requests share (default: as many as full ones need)",
@@ -157,6 +166,8 @@ class EngineConfig:
                 f"max_num_batched_tokens is {self.max_num_batched_tokens}; it must be at least max_num_seqs"
                 f" ({self.max_num_seqs}), so that every running request can decode in one step"
             )
+        if self.speculate > MAX_DRAFTS:
+            raise ValueError(f"speculate is {self.speculate}; allowed: [0, {MAX_DRAFTS}] draft tokens")
         if not 1 <= self.partial_prefills <= self.max_num_seqs:
             raise ValueError(
                 f"max_num_partial_prefills is {self.max_num_partial_prefills}; allowed: [1, {self.max_num_seqs}]"

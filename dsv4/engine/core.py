@@ -20,6 +20,7 @@ from dsv4.engine.runner import ModelRunner
 from dsv4.engine.sampler import output_seed, sample, verified
 from dsv4.engine.sampling_params import MAX_SEED, SamplingParams
 from dsv4.engine.scheduler import Scheduler
+from dsv4.engine.speculative import Speculator
 from dsv4.engine.step import ScheduledChunk
 
 CHECK_SECONDS = 1.0  # between two looks at the files of the weights
@@ -55,8 +56,10 @@ class EngineCore:
         scheduler: Scheduler,
         limits: CoreLimits,
         files_change: Callable[[], str | None] | None = None,
+        speculator: Speculator | None = None,
     ) -> None:
         self.runner = runner
+        self.speculator = speculator
         self.scheduler = scheduler
         self.limits = limits
         self._request_ids = itertools.count(1)
@@ -140,11 +143,13 @@ class EngineCore:
         chunks = self.scheduler.schedule()
         if not chunks:
             return []
-        now = time.monotonic()
+        started = time.monotonic()
         for chunk in chunks:
-            chunk.request.mark_scheduled(now)
+            chunk.request.mark_scheduled(started)
         sampling = [chunk for chunk in chunks if chunk.num_samples]
         manager = self.scheduler.cache_manager
+        if self.speculator is not None:
+            self.runner.keep_streams = self.speculator.follows()
         try:
             output = self.runner.run(chunks)
             if sampling:
@@ -156,11 +161,19 @@ class EngineCore:
             chunk.request.num_computed_tokens = chunk.stop
         if output.prompt_logits is not None:
             _score_prompts(output.prompt_logits, chunks)
+        events: list[tuple[Request, TokenEvent]] = []
+        if sampling:
+            sampled = sample(output.logits, [row for chunk in sampling for row in chunk.sample_requests()])
+            events = self._append(sampling, sampled, time.monotonic())
+        if self.speculator is not None and output.streams is not None:
+            self.speculator.take_in(chunks, output.streams)
         manager.store_places(chunk.request for chunk in chunks)
-        if not sampling:
-            return []
-        sampled = sample(output.logits, [row for chunk in sampling for row in chunk.sample_requests()])
-        return self._append(sampling, sampled, time.monotonic())
+        for request, _ in events:
+            if request.finished:
+                self.scheduler.finish(request)
+        if self.speculator is not None:
+            self.speculator.draft(chunks, started)
+        return events
 
     def _append(
         self, sampling: list[ScheduledChunk], sampled: list[SampledToken], now: float
@@ -172,14 +185,16 @@ class EngineCore:
             request, drafts = chunk.request, chunk.draft_token_ids
             tokens = sampled[first : first + 1 + len(drafts)]
             first += len(tokens)
-            event = request.append(verified(tokens, drafts), now)
+            standing = verified(tokens, drafts)
+            event = request.append(standing, now)
             events.append((request, event))
-            if request.finished:
-                self.scheduler.finish(request)
-            elif drafts:
+            request.draft_token_ids = ()
+            if drafts:
                 request.num_computed_tokens += len(event.token_ids) - 1  # the last one is not computed yet
                 if len(event.token_ids) <= len(drafts):
                     self.scheduler.cache_manager.truncate(request)
+                if self.speculator is not None:
+                    self.speculator.count(len(drafts), len(standing) - 1)
         return events
 
     def _check(self, prompt_token_ids: list[int], params: SamplingParams) -> None:

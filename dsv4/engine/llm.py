@@ -18,14 +18,16 @@ from dsv4.engine.cache_manager import CacheManager
 from dsv4.engine.config import EngineConfig, WindowPolicy
 from dsv4.engine.core import CoreLimits, EngineCore
 from dsv4.engine.disk_prefixes import DiskPrefixes
+from dsv4.engine.draft_length import AdaptiveLength
 from dsv4.engine.grammar import GrammarCompiler
 from dsv4.engine.loading import check_device, load, resolve_max_model_len
-from dsv4.engine.model import EngineCache, EngineModel
+from dsv4.engine.model import DraftingModel, EngineCache, EngineModel
 from dsv4.engine.model_identity import model_identity
 from dsv4.engine.outputs import RequestOutput, TokenEvent
 from dsv4.engine.runner import ModelRunner
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.engine.scheduler import Scheduler
+from dsv4.engine.speculative import MTPDrafter, Speculator
 from dsv4.model.transformer import Transformer
 from dsv4.model_folder import model_name, resolve_model
 from dsv4.options import check_keywords, takes_options
@@ -54,6 +56,8 @@ class LLM:
     a computation from the start; `enable_prefix_caching=False` keeps none. `cache_dir` keeps prefixes over restarts and
     for other processes; `cache_window` says with which states, `cache_bytes` bounds the folder. Prefixes are written in
     the background: `flush` waits for that, as do `close` and the end of the process.
+
+    `speculate`: tokens that the MTP block may draft per step; tokens and log-probabilities stay the same.
     """
 
     @takes_options(EngineConfig)
@@ -85,12 +89,16 @@ class LLM:
             self.prompts = PromptEncoder(tokenizer, effort_ladder(self.path))
         self.max_model_len = resolve_max_model_len(config.max_model_len, self.config, config.num_pages)
         cache = _new_cache(model, config, self.max_model_len)
+        speculator = _new_speculator(model, cache, config)  # first: what rows hold is part of the disk cache's keys
         self.disk_cache = self._open_disk_cache(model, cache)
         disk = None
         if self.disk_cache is not None:
             disk = DiskPrefixes(self.disk_cache, WindowPolicy.parse(config.cache_window))
-        scheduler = Scheduler(config, CacheManager(cache, config.max_num_seqs, config, disk))
-        runner = ModelRunner(model, cache, torch.device(config.device))
+        manager = CacheManager(cache, config.max_num_seqs, config, disk)
+        if speculator is not None:
+            manager.before_snapshot = speculator.before_snapshot
+        scheduler = Scheduler(config, manager)
+        runner = ModelRunner(model, cache, torch.device(config.device), keep_streams=speculator is not None)
         limits = CoreLimits(
             self.config.vocab_size,
             self.config.eos_token_ids,
@@ -103,7 +111,7 @@ class LLM:
             num_pages=config.num_pages,
         )
         files = mapped_files(model)
-        self.core = EngineCore(runner, scheduler, limits, None if files is None else files.change)
+        self.core = EngineCore(runner, scheduler, limits, None if files is None else files.change, speculator)
         self._in_use = threading.Lock()  # the core serves one caller at a time
         self._model, self._backend = model, _backend_of(model)
 
@@ -247,6 +255,19 @@ def _new_cache(model: EngineModel, config: EngineConfig, max_model_len: int) -> 
     if not isinstance(model, Transformer):
         raise ValueError(f"num_pages is {config.num_pages}; the cache of a {type(model).__name__} has no pages")
     return model.new_cache(config.max_num_seqs, max_model_len, config.num_pages)
+
+
+def _new_speculator(model: EngineModel, cache: EngineCache, config: EngineConfig) -> Speculator | None:
+    if not config.speculate:
+        return None
+    if not model.config.num_nextn_predict_layers:
+        raise ValueError(
+            f"speculate is {config.speculate}, but the model has no MTP block (num_nextn_predict_layers is 0) that"
+            " could draft; allowed: 0"
+        )
+    if not isinstance(model, DraftingModel) or not isinstance(cache, Cache):
+        raise ValueError(f"speculate is {config.speculate}; a {type(model).__name__} cannot draft")
+    return Speculator(MTPDrafter(model, cache), AdaptiveLength(config.speculate))
 
 
 def _backend_of(model: EngineModel) -> object:

@@ -81,6 +81,7 @@ class Request:
     on_disk: DiskLookup | None = None  # where there is a disk cache
     common_tokens: int = 0  # of the prompt, in whole blocks that stored prefixes had too when it began
     saved: SavedRow | None = None  # all that its row held, while it waits to go on
+    draft_token_ids: tuple[int, ...] = ()  # guesses of its next tokens, for the next step that decodes it
     num_computed_tokens: int = 0  # tokens whose keys and state the cache row holds
     arrival_time: float = field(default_factory=time.monotonic)
     scheduled_time: float | None = None  # when the first step that computes a part of it began

@@ -3,11 +3,11 @@
 A request has no prefill phase and no decode phase: it has tokens that the cache does not hold yet. One that has many
 is computed in chunks, one that has a single new token decodes, and a step mixes both.
 
-How a step is shared: every request that decodes gets its token. Half of what is left is the oldest unread prompt's, so
-that no stream of others can starve it. The other half goes to prompts of at most half as many tokens as that one still
-has, the shortest first: so much shorter, a prompt gains more time by overtaking than it costs the oldest. What is then
-left goes by age. Only `max_num_partial_prefills` cache rows hold half-read prompts, so that a short prompt finds a row
-and its first token comes within a few steps, whatever is being read.
+How a step is shared: every request that decodes gets its token, and its drafts, up to half of what is left. Half of the
+rest is the oldest unread prompt's, so that no stream of others can starve it. The other half goes to prompts of at most
+half as many tokens as that one still has, the shortest first: so much shorter, a prompt gains more time by overtaking
+than it costs the oldest. What is then left goes by age. Only `max_num_partial_prefills` cache rows hold half-read
+prompts, so that a short prompt finds a row and its first token comes within a few steps, whatever is being read.
 
 What stored prefixes hold of a prompt counts as read, and a chunk ends where the cache manager stores the state. When
 pages run out that nobody else needs, the youngest running request gives way: it waits again, before all others.
@@ -66,16 +66,37 @@ class Scheduler:
     def schedule(self) -> list[ScheduledChunk]:
         """The next step's chunks: the requests that decode, then prompts, some of which begin to run."""
         counts = {request: 1 for request in self.running if request.num_uncomputed_tokens == 1}
-        counts |= self._read(self.config.max_num_batched_tokens - len(counts))
-        while not self.cache_manager.make_room(counts):
+        left = self.config.max_num_batched_tokens - len(counts)
+        drafts = self._drafts(list(counts), left)
+        left -= sum(map(len, drafts.values()))
+        counts |= self._read(left)
+        if drafts and not self._has_room(counts, drafts):
+            drafts = {}  # nobody gives way to a guess
+        while not self._has_room(counts, drafts):
             youngest = next(r for r in reversed(self._unfinished) if r.status is RequestStatus.RUNNING)
             counts.pop(youngest, None)
             self._preempt(youngest)
         chunks: list[ScheduledChunk] = []
         for request, count in counts.items():
             start = request.num_computed_tokens
-            chunks.append(ScheduledChunk(request, start, start + count))
+            chunks.append(ScheduledChunk(request, start, start + count, drafts.get(request, ())))
         return chunks
+
+    def _drafts(self, decoding: list[Request], budget: int) -> dict[Request, tuple[int, ...]]:
+        """Drafts of the requests that decode: in all at most half of the budget, so that prompts are read on."""
+        drafts = {request: request.draft_token_ids for request in decoding if request.draft_token_ids}
+        excess = sum(map(len, drafts.values())) - budget // 2
+        while excess > 0:
+            longest = max(drafts, key=lambda request: len(drafts[request]))
+            drafts[longest] = drafts[longest][:-1]
+            excess -= 1
+        return {request: tokens for request, tokens in drafts.items() if tokens}
+
+    def _has_room(self, counts: dict[Request, int], drafts: dict[Request, tuple[int, ...]]) -> bool:
+        """Makes room for as many tokens and drafts; False: it takes that someone gives way."""
+        if not drafts:
+            return self.cache_manager.make_room(counts)
+        return self.cache_manager.make_room({r: count + len(drafts.get(r, ())) for r, count in counts.items()})
 
     def _read(self, budget: int) -> dict[Request, int]:
         """Tokens to read of each prompt, `budget` in all. Prompts that begin have a row afterwards."""

@@ -53,8 +53,10 @@ class Backend(Protocol):
         """Logits fp32 [n, vocab] of streams [n, hc_mult, d]."""
         ...
 
-    def next_token_logits(self, batch: RaggedBatch, cache: Cache | None, rows: np.ndarray) -> Tensor:
-        """Same bits as `read_out(run(batch, cache)[rows])`; rows int64 [n], ascending."""
+    def next_token_logits(
+        self, batch: RaggedBatch, cache: Cache | None, rows: np.ndarray, keep_streams: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Same bits as `read_out(run(batch, cache)[rows])`, rows int64 [n], ascending; and, if kept, run's streams."""
         ...
 
 
@@ -116,8 +118,11 @@ class ReferenceBackend:
         x = hc_head(streams, site.hc_head_fn, site.hc_head_scale, site.hc_head_base, model.config)
         return linear_fp32(site.norm(x.float()), model.head.weight)
 
-    def next_token_logits(self, batch: RaggedBatch, cache: Cache | None, rows: np.ndarray) -> Tensor:
+    def next_token_logits(
+        self, batch: RaggedBatch, cache: Cache | None, rows: np.ndarray, keep_streams: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         streams = self.run(batch, cache)
+        read = streams
         if len(rows) < batch.num_tokens:
-            streams = streams[torch.from_numpy(rows).to(streams.device)]
-        return self.read_out(streams)
+            read = streams[torch.from_numpy(rows).to(streams.device)]
+        return self.read_out(read), streams if keep_streams else None

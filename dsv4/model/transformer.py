@@ -176,6 +176,19 @@ class Transformer(nn.Module):
         Same bits as `logits(forward_ragged(batch, cache)[rows])`, without keeping all streams: an engine's step.
         ValueError, before anything is written, as in `forward_ragged`, and if rows do not ascend or are out of range.
         """
+        return self._read_rows(batch, cache, rows, keep_streams=False)[0]
+
+    def next_token_logits_and_streams(
+        self, batch: RaggedBatch, cache: Cache | None, rows: np.ndarray
+    ) -> tuple[Tensor, Tensor]:
+        """Same bits as `next_token_logits`, and the streams [T, hc_mult, d] of all tokens, for the MTP block."""
+        logits, streams = self._read_rows(batch, cache, rows, keep_streams=True)
+        assert streams is not None
+        return logits, streams
+
+    def _read_rows(
+        self, batch: RaggedBatch, cache: Cache | None, rows: np.ndarray | None, keep_streams: bool
+    ) -> tuple[Tensor, Tensor | None]:
         before = -1
         for i, row in enumerate(() if rows is None else rows.tolist()):
             if not before < row < batch.num_tokens:
@@ -184,17 +197,10 @@ class Transformer(nn.Module):
             before = row
         _reserve(batch, cache)
         rows = np.arange(batch.num_tokens) if rows is None else rows
-        logits = self.backend.next_token_logits(batch, cache, rows)
+        logits, streams = self.backend.next_token_logits(batch, cache, rows, keep_streams)
         if cache is not None:
             cache.advance(batch.slots, batch.lengths)
-        return logits
-
-    def next_token_logits_and_streams(
-        self, batch: RaggedBatch, cache: Cache | None, rows: np.ndarray
-    ) -> tuple[Tensor, Tensor]:
-        """Same bits as `next_token_logits`, and the streams [n, hc_mult, d] of the same rows."""
-        streams = self.forward_ragged(batch, cache)[torch.from_numpy(rows).to(self.device)]
-        return self.logits(streams), streams
+        return logits, streams
 
     def logits(self, streams: Tensor) -> Tensor:
         """Next-token logits, fp32 [n, vocab], of streams [n, hc_mult, d]."""

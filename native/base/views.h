@@ -114,10 +114,17 @@ struct Readout {
     const float* norm = nullptr;
 };
 
+// Projections of an MTP block's inputs: the next token's embedding and the streams, both normed.
+struct MtpInput {
+    const float *enorm = nullptr, *hnorm = nullptr;
+    Weight e_proj, h_proj;
+};
+
 struct Model {
     Config config{};
     Weight embed, head;
     std::vector<Layer> layers;       // main layers, then the MTP blocks
+    std::vector<MtpInput> mtp;       // of each MTP block
     std::vector<float> inv_freq[2];  // 0 for window-only layers, 1 for compressed ones
 };
 

@@ -92,11 +92,11 @@ void index_top_k(const float* q, const float* weights, int64_t tokens, int64_t h
 
 const Ops& DSV4_JOIN(DSV4_ISA, _ops)() {
     using namespace DSV4_ISA;
-    static const Ops ops{forward,          head,          linear,          grouped_products, input_gradients,
-                         weight_gradients, rms_norm_rows, sinkhorn_rows,   exp_all,          fake_quant_rows,
-                         hadamard_rows,    top_k_rows,    index_top_k,     sample_row,       single_hc_pre,
-                         single_hc_post,   single_route,  single_compress, single_attend,    single_swiglu,
-                         single_rotation,  single_rotate};
+    static const Ops ops{forward,         fuse_mtp_input,   head,          linear,          grouped_products,
+                         input_gradients, weight_gradients, rms_norm_rows, sinkhorn_rows,   exp_all,
+                         fake_quant_rows, hadamard_rows,    top_k_rows,    index_top_k,     sample_row,
+                         single_hc_pre,   single_hc_post,   single_route,  single_compress, single_attend,
+                         single_swiglu,   single_rotation,  single_rotate};
     return ops;
 }
 

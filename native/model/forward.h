@@ -357,6 +357,36 @@ inline void prepare_rows(Ubatch& u, float* streams) {
     });
 }
 
+// Input of an MTP block in place of the streams [n, s, d]: e_proj(norm(embedding of the next token)), the same for all
+// streams of a token, plus h_proj(norm(stream)).
+inline void fuse_mtp_input(const Model& model, int64_t depth, const int64_t* next_token_ids, int64_t n,
+                           float* streams) {
+    const Config& c = model.config;
+    const MtpInput& w = model.mtp[static_cast<size_t>(depth)];
+    const int64_t s = c.hc_mult, d = c.hidden_size;
+    const float eps = static_cast<float>(c.rms_norm_eps);
+    thread_local std::vector<float> memory;
+    memory.resize(static_cast<size_t>((2 + s) * n * d));
+    float *embedding = memory.data(), *projected = embedding + n * d, *normed = projected + n * d;
+    for_each_row(n, [&](int64_t row) {
+        float* e = embedding + row * d;
+        dequantize_row(model.embed, next_token_ids[row], 0, d, e);
+        rms_norm(e, w.enorm, d, eps, e);
+        if (c.quantize) fake_quant_fp8(e, d, 128);
+        for (int64_t j = row * s; j < (row + 1) * s; ++j) {
+            rms_norm(streams + j * d, w.hnorm, d, eps, normed + j * d);
+            if (c.quantize) fake_quant_fp8(normed + j * d, d, 128);
+        }
+    });
+    Product first{{embedding, d}, &w.e_proj, {projected, d}}, second{{normed, d}, &w.h_proj, {streams, d}};
+    products(&first, 1, n);
+    products(&second, 1, n * s);
+    for_each_row(n, [&](int64_t row) {
+        for (int64_t j = row * s; j < (row + 1) * s; ++j)
+            for (int64_t i = 0; i < d; ++i) streams[j * d + i] += projected[row * d + i];
+    });
+}
+
 // Runs layers [first, last) over a batch. streams [T, s, d] are updated in place; with `embed` they are first filled
 // from the embedding.
 inline void forward(const Model& model, const Cache& cache, const Batch& batch, int64_t first, int64_t last, bool embed,

@@ -61,7 +61,13 @@ class NativeModel {
             int64_t depth = static_cast<int64_t>(l) - c.num_hidden_layers;
             model.layers.push_back(layer(
                 depth < 0 ? "layers." + std::to_string(l) + "." : "mtp." + std::to_string(depth) + ".", ratios[l]));
-            if (depth >= 0) add_readout("mtp." + std::to_string(depth) + ".");
+            if (depth < 0) continue;
+            const std::string mtp = "mtp." + std::to_string(depth) + ".";
+            add_readout(mtp);
+            model.mtp.push_back({contiguous(mtp + "enorm.weight", {c.hidden_size}),
+                                 contiguous(mtp + "hnorm.weight", {c.hidden_size}),
+                                 weight(mtp + "e_proj.weight", c.hidden_size, c.hidden_size),
+                                 weight(mtp + "h_proj.weight", c.hidden_size, c.hidden_size)});
         }
         add_readout("");
         model.head = weight("head.weight", c.vocab_size, c.hidden_size);

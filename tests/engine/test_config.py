@@ -28,7 +28,7 @@ class Probe(EngineConfig):
 
     draft_tokens: int = option(2, "draft tokens per step (default: %(default)s)", unit="tokens", minimum=0, metavar="N")
     kept_window: str | None = option(None, "what is kept", choices=("full", "zero"), commands=("chat",))
-    speculate: bool = option(False, "draft and verify")
+    rehearse: bool = option(False, "draft and verify")
 
 
 def test_a_new_field_is_a_flag_with_its_help() -> None:
@@ -36,12 +36,12 @@ def test_a_new_field_is_a_flag_with_its_help() -> None:
     add_flags(parser, Probe, "serve")
     text = parser.format_help()
     assert "--draft-tokens N" in text and "draft tokens per step (default: 2)" in text
-    assert "--speculate" in text and "--kept-window" not in text
-    assert pick_flags(parser.parse_args(["--draft-tokens", "5", "--speculate"]), Probe) == {
+    assert "--rehearse" in text and "--kept-window" not in text
+    assert pick_flags(parser.parse_args(["--draft-tokens", "5", "--rehearse"]), Probe) == {
         "max_num_seqs": 8, "max_num_waiting": 256, "max_model_len": None, "enable_prefix_caching": True,
         "prefix_cache_bytes": 1 << 30, "cache_dir": None, "cache_window": "full", "cache_bytes": None,
-        "num_pages": None, "device": "cpu", "dtype": "auto", "check_values": True,
-        "check_memory": True, "revision": None, "draft_tokens": 5, "speculate": True,
+        "speculate": 0, "num_pages": None, "device": "cpu", "dtype": "auto", "check_values": True,
+        "check_memory": True, "revision": None, "draft_tokens": 5, "rehearse": True,
     }  # fmt: skip
     with pytest.raises(SystemExit):
         parser.parse_args(["--dtype", "float16"])
@@ -54,7 +54,7 @@ def test_a_new_field_is_a_keyword_with_a_default_and_a_check() -> None:
         return pick_keywords(Probe, options)
 
     assert str(inspect.signature(run)).endswith(
-        "kept_window: 'str | None' = None, speculate: 'bool' = False) -> 'Probe'"
+        "kept_window: 'str | None' = None, rehearse: 'bool' = False) -> 'Probe'"
     )
     assert run("x", draft_tokens=3) == Probe(draft_tokens=3)
     with pytest.raises(ValueError, match="draft_tokens is -1; allowed: 0 or more tokens"):
