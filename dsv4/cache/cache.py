@@ -21,6 +21,7 @@ from types import ModuleType
 import numpy as np
 import torch
 
+from dsv4.cache.formats import CacheDtype
 from dsv4.cache.native import NativeCache
 from dsv4.cache.pages import BlockTable, OutOfPagesError, PagePool, pages_for
 from dsv4.cache.state import SavedRow, Snapshot, check_same_kind, clone, layer_views
@@ -33,6 +34,7 @@ GROWTH_PAGES = 64  # that growing tensors get at a time, at least
 class Cache:
     """State of `batch_size` sequences of up to `max_tokens` tokens each, and pages for them.
 
+    `dtype`: of keys and entries, or "shipped": as the published model stores them (formats.py), for shipped numerics.
     `max_pages`: pages of all rows together; by default as many as full rows need. `grows`: the tensors get memory for
     pages as they are used; by default where the device is not the CPU. ValueError unless the numbers are at least 1.
     """
@@ -43,7 +45,7 @@ class Cache:
         batch_size: int,
         max_tokens: int,
         device: torch.device,
-        dtype: torch.dtype,
+        dtype: CacheDtype,
         max_pages: int | None = None,
         grows: bool | None = None,
     ) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dsv4.cache import Cache
+from dsv4.cache.formats import cache_dtype
 from dsv4.config import WINDOW, ModelConfig
 from dsv4.kernels.stored import StoredWeight
 from dsv4.model.aux_losses import AuxLosses
@@ -149,12 +150,21 @@ class Transformer(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.embed.weight.dtype
 
-    def new_cache(self, batch_size: int = 1, max_tokens: int = 4096, max_pages: int | None = None) -> Cache:
+    def new_cache(
+        self,
+        batch_size: int = 1,
+        max_tokens: int = 4096,
+        max_pages: int | None = None,
+        kv_cache_dtype: str = "auto",
+    ) -> Cache:
         """An empty cache: `batch_size` sequences of up to `max_tokens` tokens. On CPUs it takes memory as it fills.
 
-        `max_pages`: pages of all sequences together; default: enough for full ones.
+        `max_pages`: pages of all sequences together; default: enough for full ones. `kv_cache_dtype`: of keys and
+        entries, one of KV_CACHE_DTYPES; "auto": in shipped numerics as the published model stores them, which loses
+        nothing; in float numerics the model's dtype.
         """
-        return Cache(self.config, batch_size, max_tokens, self.device, self.dtype, max_pages)
+        dtype = cache_dtype(kv_cache_dtype, self.numerics, self.dtype)
+        return Cache(self.config, batch_size, max_tokens, self.device, dtype, max_pages)
 
     def forward_ragged(self, batch: RaggedBatch, cache: Cache | None = None, aux: AuxLosses | None = None) -> Tensor:
         """Streams [T, hc_mult, d] after the last main layer. With a cache, appends to its rows `batch.slots`.
