@@ -34,9 +34,8 @@ def entry_bytes(config: ModelConfig, kv_format: KvFormat = "fp8+fp4") -> int:
 def index_key_bytes(config: ModelConfig, kv_format: KvFormat = "fp8+fp4") -> int:
     """Bytes of one indexer key, shared by the indexer's heads. FP4: one E8M0 scale per group; FP8: one fp32 scale."""
     dim = config.index_head_dim
-    return {"fp8+fp4": -(-dim // 2) - (-dim // FP4_GROUP), "fp8+fp8": dim + 4, "bf16": 2 * dim, "fp32": 4 * dim}[
-        kv_format
-    ]
+    fp4 = -(-dim // 2) - (-dim // FP4_GROUP)
+    return {"fp8+fp4": fp4, "fp8+fp8": dim + 4, "bf16": 2 * dim, "fp32": 4 * dim}[kv_format]
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class Cache:
         if batch_size < 1 or max_tokens < 1 or (max_pages is not None and max_pages < 1):
             pages = "" if max_pages is None else f", max_pages {max_pages}"
             raise ValueError(f"new_cache: batch_size {batch_size}, max_tokens {max_tokens}{pages} must be at least 1")
-        self.config, self.batch_size, self.max_tokens = config, batch_size, max_tokens
+        self.config, self.batch_size, self.max_tokens, self.dtype = config, batch_size, max_tokens, dtype
         self.lengths: list[int] = [0] * batch_size
         self.pool = PagePool(max_pages or batch_size * pages_for(max_tokens))
         self.grows = device.type != "cpu" if grows is None else grows

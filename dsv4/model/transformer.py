@@ -172,7 +172,7 @@ class Transformer(nn.Module):
         Sequence i must start where its cache row ends, without a cache at 0, and no row may occur twice; ValueError
         otherwise, before anything is written.
         """
-        _reserve(batch, cache)
+        _reserve(batch, cache, self.numerics)
         streams = self.backend.run(batch, cache, aux)
         if cache is not None:
             cache.advance(batch.slots, batch.lengths)
@@ -192,7 +192,7 @@ class Transformer(nn.Module):
                 allowed = f"0 to {batch.num_tokens - 1}, each more than the one before"
                 raise ValueError(f"rows[{i}] is {row}: allowed are {allowed}")
             before = row
-        _reserve(batch, cache)
+        _reserve(batch, cache, self.numerics)
         rows = np.arange(batch.num_tokens) if rows is None else rows
         logits = self.backend.next_token_logits(batch, cache, rows)
         if cache is not None:
@@ -265,10 +265,14 @@ def _keeps(fn: Any, device: torch.device) -> bool:
     return fn(probe) is probe and probe.is_shared() == shared
 
 
-def _reserve(batch: RaggedBatch, cache: Cache | None) -> None:
+def _reserve(batch: RaggedBatch, cache: Cache | None, numerics: str) -> None:
     """Check the batch and make room for it in the cache, if there is one."""
     if cache is None:
         _check_starts(batch)
+    elif cache.dtype == "shipped" and numerics != "shipped":
+        raise ValueError(
+            f"a cache in the published formats holds keys of shipped numerics alone, not of {numerics} ones"
+        )
     else:
         cache.reserve(batch.slots, batch.starts, batch.lengths)
 

@@ -163,9 +163,6 @@ def test_the_published_formats_change_no_bit(path: str, widths: tuple[int, int, 
         assert all(torch.equal(a, b) for a, b in zip(play(model, cache, ids), want, strict=True)), path
     for now, before in zip(stored.layers, exact.layers, strict=True):
         assert torch.equal(now.format.decode(now.window), before.window)
-        assert torch.equal(
-            now.format.encode(before.window)[..., : now.format.width], now.window[..., : now.format.width]
-        )
         for c, e in zip(now.compressors(), before.compressors(), strict=True):
             rows = torch.from_numpy(stored.entry_rows(0, c.ratio, 0, LENGTH // c.ratio))
             same = torch.from_numpy(exact.entry_rows(0, c.ratio, 0, LENGTH // c.ratio))

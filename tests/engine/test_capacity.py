@@ -13,8 +13,9 @@ from dsv4.cache import Cache
 from dsv4.cache.formats import CacheDtype
 from dsv4.checkpoint.folder import Checkpoint
 from dsv4.config import ModelConfig, nano_path
-from dsv4.engine import LLM, CapacityError, EngineConfig, SamplingParams, loading
+from dsv4.engine import LLM, CapacityError, SamplingParams, loading
 from dsv4.engine.capacity import LoadPlan, Need, check_fit, need_of, ways_out
+from dsv4.engine.config import EngineConfig
 from dsv4.engine.machine import Memory, host_memory
 from dsv4.kernels import backends
 from dsv4.kernels.stored import StoredWeight
