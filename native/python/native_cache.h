@@ -40,7 +40,7 @@ class NativeCache {
             if (tensors.size() % 3 != 1 || tensors.size() > 7) wrong("a layer's cache has 1, 4 or 7 tensors");
             Tensors kept{{bytes_of(tensors[0], 3, "window")}, {}};
             for (size_t i = 1; i < tensors.size(); i += 3) {
-                for (size_t j = i; j < i + 2; ++j) kept.states.push_back(nb::cast<MutableFloats>(tensors[j], false));
+                for (size_t j = i; j < i + 2; ++j) kept.states.push_back(floats_of(tensors[j]));
                 kept.rows.push_back(bytes_of(tensors[i + 2], 2, "entries"));
             }
             auto stored = [&](size_t i, const Format& format) -> StoredRows {
@@ -137,9 +137,16 @@ class NativeCache {
     };
 
     static MutableBytes bytes_of(const nb::object& tensor, size_t dimensions, const std::string& name) {
-        auto rows = nb::cast<MutableBytes>(tensor, false);
-        if (rows.ndim() != dimensions) wrong(name + " has " + std::to_string(rows.ndim()) + " dimensions");
+        MutableBytes rows;
+        if (!nb::try_cast(tensor, rows, false) || rows.ndim() != dimensions)
+            wrong(name + ": contiguous bytes in " + std::to_string(dimensions) + " dimensions are allowed");
         return rows;
+    }
+
+    static MutableFloats floats_of(const nb::object& tensor) {
+        MutableFloats values;
+        if (!nb::try_cast(tensor, values, false)) wrong("kv and score: contiguous float32 is allowed");
+        return values;
     }
 
     // True if rows of the format have `width` channels, and the bytes for them.
