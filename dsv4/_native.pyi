@@ -39,6 +39,7 @@ class Cache:
         keys: tuple[str, int, int],
         index_keys: tuple[str, int, int],
         block_table: Any,
+        stored: Any,
         num_pages: int,
         checked: bool,
     ) -> None: ...

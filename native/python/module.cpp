@@ -132,9 +132,9 @@ NB_MODULE(_native, m) {
     // noconvert on every output: nanobind would pass a converted copy of an array of another dtype.
     nb::class_<NativeCache>(m, "Cache")
         .def(nb::init<const std::vector<std::vector<nb::object>>&, const NativeCache::Format&,
-                      const NativeCache::Format&, Longs, int64_t, bool>(),
+                      const NativeCache::Format&, Longs, Longs, int64_t, bool>(),
              nb::arg("layers"), nb::arg("keys"), nb::arg("index_keys"), nb::arg("block_table").noconvert(),
-             nb::arg("num_pages"), nb::arg("checked"))
+             nb::arg("stored").noconvert(), nb::arg("num_pages"), nb::arg("checked"))
         .def("forget", &NativeCache::forget, nb::arg("page"))
         .def("quantized_rows", &NativeCache::quantized_rows)
         .def("stale", &NativeCache::stale)

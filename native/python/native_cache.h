@@ -29,13 +29,15 @@ class NativeCache {
     using Format = std::tuple<std::string, int64_t, int64_t>;
 
     // keys, index_keys: formats of the rows; num_pages: pages of the entry pool; the block table [slots, pages per slot]
-    // lists each slot's pages.
+    // lists each slot's pages; stored [slots] as in Cache.
     NativeCache(const std::vector<std::vector<nb::object>>& layers, const Format& keys, const Format& index_keys,
-                Longs block_table, int64_t num_pages, bool checked)
-        : block_table_(std::move(block_table)), num_pages_(num_pages) {
+                Longs block_table, Longs stored, int64_t num_pages, bool checked)
+        : block_table_(std::move(block_table)), stored_(std::move(stored)), num_pages_(num_pages) {
         if (block_table_.ndim() != 2) wrong("block_table has 2 dimensions");
         cache.block_table = block_table_.data();
         cache.pages_per_slot = static_cast<int64_t>(block_table_.shape(1));
+        expect(stored_, {slots()}, "stored");
+        cache.stored = stored_.data();
         for (const auto& tensors : layers) {
             if (tensors.size() % 3 != 1 || tensors.size() > 7) wrong("a layer's cache has 1, 4 or 7 tensors");
             Tensors kept{{bytes_of(tensors[0], 3, "window")}, {}};
@@ -43,16 +45,16 @@ class NativeCache {
                 for (size_t j = i; j < i + 2; ++j) kept.states.push_back(floats_of(tensors[j]));
                 kept.rows.push_back(bytes_of(tensors[i + 2], 2, "entries"));
             }
-            auto stored = [&](size_t i, const Format& format) -> StoredRows {
+            auto rows_of = [&](size_t i, const Format& format) -> StoredRows {
                 const MutableBytes& rows = kept.rows[i];
                 const auto bytes = static_cast<int64_t>(rows.shape(rows.ndim() - 1));
                 return {rows.data(), row_format(format, bytes)};
             };
             auto part = [&](size_t i, const Format& format) -> CompressorCache {
                 if (i >= kept.rows.size()) return {};
-                return {kept.states[2 * i - 2].data(), kept.states[2 * i - 1].data(), stored(i, format), nullptr};
+                return {kept.states[2 * i - 2].data(), kept.states[2 * i - 1].data(), rows_of(i, format), nullptr};
             };
-            cache.layers.push_back({stored(0, keys), part(1, keys), part(2, index_keys)});
+            cache.layers.push_back({rows_of(0, keys), part(1, keys), part(2, index_keys)});
             layers_.push_back(std::move(kept));
             CompressorCache& index = cache.layers.back().index;
             if (layers_.back().rows.size() < 3 || index.entries.format.kind == RowKind::fp4) continue;
@@ -159,7 +161,7 @@ class NativeCache {
     }
 
     std::vector<Tensors> layers_;
-    Longs block_table_;
+    Longs block_table_, stored_;
     int64_t num_pages_;
     std::vector<std::unique_ptr<IndexKeyCache>> index_keys_;
 };
