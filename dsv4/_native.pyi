@@ -30,10 +30,18 @@ class Model:
     ) -> None: ...
 
 class Cache:
-    """A cache's tensors: a layer's window, then kv, score and entries of each compressor."""
+    """A cache's tensors: a layer's window, then kv, score and entries of each compressor. Window and entries are bytes
+    in a format (kind, channels, rotated channels) of dsv4/cache/formats.py."""
 
     def __init__(
-        self, layers: list[list[Any]], block_table: Any, stored: Any, num_pages: int, checked: bool
+        self,
+        layers: list[list[Any]],
+        keys: tuple[str, int, int],
+        index_keys: tuple[str, int, int],
+        block_table: Any,
+        stored: Any,
+        num_pages: int,
+        checked: bool,
     ) -> None: ...
     def forget(self, page: int) -> None:
         """Drop the quantized index keys of a page after a write to its entries from outside the kernels."""

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dsv4.cache.formats import CacheDtype
 from dsv4.cache.mtp import MTPState
 from dsv4.cache.native import NativeCache
 from dsv4.cache.pages import BlockTable, OutOfPagesError, PagePool, pages_for
@@ -37,6 +38,7 @@ GROWTH_PAGES = 64  # that growing tensors get at a time, at least
 class Cache:
     """State of `batch_size` sequences of up to `max_tokens` tokens each, and pages for them.
 
+    `dtype`: of keys and entries, or "shipped": as the published model stores them (formats.py), for shipped numerics.
     `max_pages`: pages of all rows together; by default as many as full rows need. `grows`: the tensors get memory for
     pages as they are used; by default where the device is not the CPU. ValueError unless the numbers are at least 1.
     """
@@ -47,14 +49,14 @@ class Cache:
         batch_size: int,
         max_tokens: int,
         device: torch.device,
-        dtype: torch.dtype,
+        dtype: CacheDtype,
         max_pages: int | None = None,
         grows: bool | None = None,
     ) -> None:
         if batch_size < 1 or max_tokens < 1 or (max_pages is not None and max_pages < 1):
             pages = "" if max_pages is None else f", max_pages {max_pages}"
             raise ValueError(f"new_cache: batch_size {batch_size}, max_tokens {max_tokens}{pages} must be at least 1")
-        self.config, self.batch_size, self.max_tokens = config, batch_size, max_tokens
+        self.config, self.batch_size, self.max_tokens, self.dtype = config, batch_size, max_tokens, dtype
         self.lengths: list[int] = [0] * batch_size
         self.stored = np.zeros(batch_size, dtype=np.int64)  # first tokens whose entries are there: not written again
         self.pool = PagePool(max_pages or batch_size * pages_for(max_tokens))
@@ -181,11 +183,11 @@ class Cache:
         self.pool.retain(pages)
         self._blocks.append(slot, pages)
 
-    def keep_streams(self) -> MTPState:
-        """Hold the state of the MTP block from now on, in snapshots too. Rows are empty."""
-        window = self.layers[0].window
+    def keep_streams(self, dtype: torch.dtype) -> MTPState:
+        """Hold the state of the MTP block from now on, in snapshots too; `dtype` of the streams. Rows are empty."""
+        device = self.layers[0].window.device
         mtp_layers = self.layers[self.config.num_hidden_layers :]
-        self.mtp = MTPState(self.config, mtp_layers, self.batch_size, window.device, window.dtype)
+        self.mtp = MTPState(self.config, mtp_layers, self.batch_size, device, dtype)
         return self.mtp
 
     def expect_drafts(self, slot: int, start: int, count: int) -> None:

@@ -37,8 +37,12 @@ class NativeCache:
     ) -> None:
         self._checked = checks.enabled()
         self._places = _places(layers)  # not the layers: they name this object, and a cycle would outlive its cache
+        index = next(
+            (layer.index.format.native for layer in layers if layer.index is not None), layers[0].format.native
+        )
+        tensors = [layer.native_tensors() for layer in layers]
         self.handle: Any = kernels.Cache(
-            [layer.tensors() for layer in layers], block_table, stored, num_pages, self._checked
+            tensors, layers[0].format.native, index, block_table, stored, num_pages, self._checked
         )
         for layer in layers:
             if layer.index is not None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from dsv4.analysis.inventory import StorageLayout, tensor_inventory
-from dsv4.analysis.kv import state_bytes
+from dsv4.analysis.kv import KvFormat, entry_bytes, index_key_bytes, state_bytes
 from dsv4.config import COMPRESSION_KINDS, PAGE_TOKENS, ModelConfig
 from dsv4.engine.machine import Memory
 
@@ -29,9 +29,14 @@ class LoadPlan:
     config: ModelConfig
     layout: StorageLayout  # of the folder's tensors
     keeps_stored: bool  # True if the native kernels read the matrices in place
-    itemsize: int  # bytes per element of the widened matrices and of the cache
+    itemsize: int  # bytes per element of the widened matrices
     max_num_seqs: int
     max_model_len: int
+    kv_format: KvFormat | None = None  # of the cache; None: the dtype of widened matrices
+
+    @property
+    def cache_format(self) -> KvFormat:
+        return self.kv_format or ("bf16" if self.itemsize == 2 else "fp32")
 
 
 @dataclass(frozen=True)
@@ -65,20 +70,20 @@ def need_of(plan: LoadPlan) -> Need:
             mapped += stored[spec.name] + stored.get(spec.name.removesuffix("weight") + "scale", 0)
         else:
             copied += prod(spec.shape) * (plan.itemsize if matrix else 8 if spec.dtype == "I64" else 4)
-    state, page = _cache_bytes(plan.config, plan.itemsize)
+    state, page = _cache_bytes(plan.config, plan.cache_format)
     pages = -(-plan.max_model_len // PAGE_TOKENS)
     return Need(mapped, copied, state * plan.max_num_seqs, page, pages, plan.max_num_seqs)
 
 
-def _cache_bytes(config: ModelConfig, itemsize: int) -> tuple[int, int]:
+def _cache_bytes(config: ModelConfig, kv_format: KvFormat) -> tuple[int, int]:
     """Bytes of (the state per request, a page) over all layers, MTP blocks included."""
     state = page = 0
+    entry, key = entry_bytes(config, kv_format), index_key_bytes(config, kv_format)
     for ratio in config.compress_ratios:
         kind = COMPRESSION_KINDS[ratio]
-        state += config.sliding_window * config.head_dim * itemsize + state_bytes(config, kind)
+        state += config.sliding_window * entry + state_bytes(config, kind)
         if kind.ratio:
-            width = config.head_dim + (config.index_head_dim if kind.has_indexer else 0)
-            page += PAGE_TOKENS // ratio * width * itemsize
+            page += PAGE_TOKENS // ratio * (entry + (key if kind.has_indexer else 0))
     return state, page
 
 

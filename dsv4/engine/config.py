@@ -136,7 +136,13 @@ class EngineConfig:
     device: str = option("cpu", "cpu or cuda (default: %(default)s)")
     dtype: str | torch.dtype = option(  # noqa: RUF009  # makes a field, as dataclasses.field does
         "auto",
-        "of the matrices and the cache (default: %(default)s, float32 on the CPU, bfloat16 on a GPU)",
+        "of the matrices (default: %(default)s, float32 on the CPU, bfloat16 on a GPU)",
+        choices=DTYPES,
+    )
+    kv_cache_dtype: str = option(
+        "auto",
+        "of the keys and entries of the cache (default: %(default)s, in shipped numerics FP8 and FP4 as the published"
+        " model stores them, else the dtype)",
         choices=DTYPES,
     )
     numerics: str = option("float", "arithmetic of the model", choices=("float", "shipped"), commands=())

@@ -250,11 +250,13 @@ class LLM:
 
 
 def _new_cache(model: EngineModel, config: EngineConfig, max_model_len: int) -> EngineCache:
-    if config.num_pages is None:
-        return model.new_cache(batch_size=config.max_num_seqs, max_tokens=max_model_len)
-    if not isinstance(model, Transformer):
+    if isinstance(model, Transformer):
+        return model.new_cache(config.max_num_seqs, max_model_len, config.num_pages, config.kv_cache_dtype)
+    if config.num_pages is not None:
         raise ValueError(f"num_pages is {config.num_pages}; the cache of a {type(model).__name__} has no pages")
-    return model.new_cache(config.max_num_seqs, max_model_len, config.num_pages)
+    if config.kv_cache_dtype != "auto":
+        raise ValueError(f"kv_cache_dtype is {config.kv_cache_dtype!r}; a {type(model).__name__} has its own cache")
+    return model.new_cache(batch_size=config.max_num_seqs, max_tokens=max_model_len)
 
 
 def _new_speculator(model: EngineModel, cache: EngineCache, config: EngineConfig) -> Speculator | None:

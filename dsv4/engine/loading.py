@@ -9,6 +9,8 @@ from typing import cast
 import torch
 
 from dsv4.analysis import StorageLayout
+from dsv4.analysis.kv import KvFormat
+from dsv4.cache.formats import cache_dtype
 from dsv4.checkpoint import load_model
 from dsv4.checkpoint.folder import Checkpoint
 from dsv4.config import PAGE_TOKENS, ModelConfig
@@ -33,7 +35,7 @@ def check_device(device: str) -> None:
 
 
 def resolve_dtype(dtype: torch.dtype | str, device: str) -> torch.dtype:
-    """Dtype of matrices and cache. "auto": float32 on the CPU, as its kernels compute in it, bfloat16 on a GPU."""
+    """Dtype of matrices. "auto": float32 on the CPU, as its kernels compute in it, bfloat16 on a GPU."""
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype not in DTYPES:  # EngineConfig checks names only, not values of other types
@@ -50,10 +52,18 @@ def load(folder: Path, config: EngineConfig) -> Transformer:
         longest = config.max_model_len or DEFAULT_MAX_MODEL_LEN
         if config.num_pages is not None:
             longest = min(longest, config.num_pages * PAGE_TOKENS)
-        check_capacity(folder, config.device, dtype, config.max_num_seqs, longest)
+        check_capacity(folder, config, dtype, longest)
     return load_model(
         folder, device=config.device, dtype=dtype, numerics=config.numerics, check_values=config.check_values
     )
+
+
+def _kv_format(config: EngineConfig, dtype: torch.dtype) -> KvFormat | None:
+    """Format of the cache for the count of its bytes; None: the dtype of the matrices."""
+    stored = cache_dtype(config.kv_cache_dtype, config.numerics, dtype)
+    if config.kv_cache_dtype == "auto":
+        return "fp8+fp4" if stored == "shipped" else None
+    return "bf16" if stored == torch.bfloat16 else "fp32"
 
 
 def resolve_max_model_len(requested: int | None, config: ModelConfig, num_pages: int | None = None) -> int:
@@ -71,13 +81,13 @@ def resolve_max_model_len(requested: int | None, config: ModelConfig, num_pages:
     return requested
 
 
-def check_capacity(folder: Path, device: str, dtype: torch.dtype, max_num_seqs: int, max_model_len: int) -> None:
+def check_capacity(folder: Path, engine: EngineConfig, dtype: torch.dtype, max_model_len: int) -> None:
     """CapacityError for a folder that cannot be loaded, warnings in the log for one that will be slow or grow too big.
 
     Does nothing if the system does not report its memory.
     """
-    on_cpu = torch.device(device).type == "cpu"
-    memory = host_memory() if on_cpu else cuda_memory(device)
+    on_cpu = torch.device(engine.device).type == "cpu"
+    memory = host_memory() if on_cpu else cuda_memory(engine.device)
     if memory is None:
         return
     with Checkpoint(folder) as checkpoint:
@@ -87,8 +97,9 @@ def check_capacity(folder: Path, device: str, dtype: torch.dtype, max_num_seqs: 
         layout,
         keeps_stored=on_cpu and dtype == torch.float32 and backends.native_module() is not None,
         itemsize=dtype.itemsize,
-        max_num_seqs=max_num_seqs,
+        max_num_seqs=engine.max_num_seqs,
         max_model_len=min(max_model_len, config.max_position_embeddings),
+        kv_format=_kv_format(engine, dtype),
     )
     for warning in check_fit(str(folder), need_of(plan), memory, ways_out(plan, memory, backends.describe())):
         logger.warning(warning)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from dsv4.config import ModelConfig
@@ -63,6 +64,11 @@ class StreamingModel(EngineModel, Protocol):
 @runtime_checkable
 class DraftingModel(StreamingModel, Protocol):
     """A model with an MTP block; see `dsv4.model.transformer.Transformer`."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the streams."""
+        ...
 
     def mtp_forward(self, streams: Tensor, next_token_ids: Tensor, batch: RaggedBatch, cache: Any) -> Tensor: ...
 

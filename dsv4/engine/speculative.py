@@ -128,7 +128,7 @@ class MTPDrafter:
     def __init__(self, model: DraftingModel, cache: Cache) -> None:
         self.model = model
         self.cache = cache
-        self.state = cache.keep_streams()
+        self.state = cache.keep_streams(model.dtype)
         self._log = RowLog(self.state.layers)
         self._params: WeakKeyDictionary[Request, SamplingParams] = WeakKeyDictionary()
 

@@ -128,13 +128,40 @@ struct Model {
     std::vector<float> inv_freq[2];  // 0 for window-only layers, 1 for compressed ones
 };
 
+enum class RowKind { f32, bf16, fp8, fp4 };
+
+// Format of a cache's rows; dsv4/cache/formats.py has the definition.
+struct RowFormat {
+    RowKind kind = RowKind::f32;
+    int64_t width = 0;   // channels
+    int64_t rotary = 0;  // fp8: the last channels, which are BF16
+    int64_t bytes = 0;   // per row
+
+    int64_t plain() const { return width - rotary; }  // fp8: channels in codes
+};
+
+// Rows of a cache, which Python owns.
+struct StoredRows {
+    uint8_t* data = nullptr;
+    RowFormat format;
+
+    uint8_t* row(int64_t i) const { return data + i * format.bytes; }
+};
+
+// Rows of fp32 channels.
+inline StoredRows float_rows(const float* data, int64_t width) {
+    auto* bytes = const_cast<uint8_t*>(reinterpret_cast<const uint8_t*>(data));
+    return {bytes, {RowKind::f32, width, 0, width * static_cast<int64_t>(sizeof(float))}};
+}
+
 struct CompressorCache {
-    float *kv = nullptr, *score = nullptr, *entries = nullptr;
-    IndexKeyCache* quantized = nullptr;  // of the indexer's entries; null for attention's
+    float *kv = nullptr, *score = nullptr;
+    StoredRows entries;
+    IndexKeyCache* quantized = nullptr;  // of the indexer's entries; null for attention's, and for FP4 ones
 };
 
 struct LayerCache {
-    float* window = nullptr;  // [slots, WINDOW, head_dim], a ring: slot = position mod WINDOW
+    StoredRows window;  // [slots, WINDOW], a ring: slot = position mod WINDOW
     CompressorCache main, index;
 };
 

@@ -79,7 +79,7 @@ void index_top_k(const float* q, const float* weights, int64_t tokens, int64_t h
     Buffers buffers;
     IndexKeyCache index_key_cache(cache.pages_per_slot * (PAGE_TOKENS / CSA.ratio), false);
     const EntrySelection selection{
-        q, weights, heads, width, k, Entries(index_keys, cache, 0, 4, width), &index_key_cache};
+        q, weights, heads, width, k, Entries(float_rows(index_keys, width), cache, 0, CSA.ratio), &index_key_cache};
     select_entries({{{0, tokens, start, 0}, selection, selected.data()}}, buffers);
     std::copy(selected.begin(), selected.end(), index);
 }

@@ -111,7 +111,7 @@ def test_a_row_goes_back_as_far_as_its_drafts_and_once(model: Transformer) -> No
 
 def test_the_state_of_the_mtp_block_is_part_of_a_snapshot(model: Transformer) -> None:
     cache = new_cache(model, 9)
-    state = cache.keep_streams()
+    state = cache.keep_streams(torch.float32)
     state.read[1], state.ends[1] = 8, 9
     pending = torch.randn(CONFIG.hc_mult, CONFIG.hidden_size)
     state.streams[128 + 8] = pending
@@ -132,7 +132,7 @@ def test_the_state_of_the_mtp_block_is_part_of_a_snapshot(model: Transformer) ->
 def test_without_its_state_the_mtp_block_begins_with_an_empty_window(model: Transformer) -> None:
     snapshot = new_cache(model, 9).snapshot(1)
     cache = new_cache(model, 9)
-    state = cache.keep_streams()
+    state = cache.keep_streams(torch.float32)
     cache.layers[-1].window[1] = 3.0
     cache.restore(1, snapshot)
     assert state.read[1] == 9 and not cache.layers[-1].window[1].any()

@@ -172,7 +172,7 @@ def test_an_engine_whose_cache_grows_gives_the_same_tokens(transformer, monkeypa
     params = SamplingParams(max_tokens=6, temperature=0.0, logprobs=True, ignore_eos=True)
     want = LLM(transformer, max_num_seqs=3, max_num_batched_tokens=256).generate(batch, params)
 
-    def new_cache(self: Transformer, batch_size: int, max_tokens: int) -> Cache:
+    def new_cache(self: Transformer, batch_size: int, max_tokens: int, *_: object) -> Cache:
         return Cache(self.config, batch_size, max_tokens, self.device, self.dtype, grows=True)
 
     monkeypatch.setattr(Transformer, "new_cache", new_cache)
