@@ -15,7 +15,7 @@ from dsv4.engine.cache_manager import CacheManager
 from dsv4.engine.config import EngineConfig
 from dsv4.engine.core import CoreLimits, EngineCore
 from dsv4.engine.grammar import GrammarCompiler
-from dsv4.engine.loading import check_device, load, resolve_max_model_len
+from dsv4.engine.loading import check_device, limit_expert_memory, load, resolve_max_model_len
 from dsv4.engine.model import EngineCache, EngineModel
 from dsv4.engine.outputs import RequestOutput, TokenEvent
 from dsv4.engine.runner import ModelRunner
@@ -43,7 +43,8 @@ class LLM:
     most 131072. `dtype`: "auto", "bfloat16", "float32" or a torch.dtype, of a folder's matrices and of the cache; auto
     is float32 on the CPU, bfloat16 on a GPU. A folder that cannot fit into memory is a CapacityError before it is read,
     unless `check_memory` is False. `max_num_waiting` and `max_waiting_tokens` bound the queue of an AsyncEngine;
-    `generate` takes any number of prompts. `check_values`: as of `dsv4.load`.
+    `generate` takes any number of prompts. `check_values`: as of `dsv4.load`. `expert_memory`: most bytes
+    of routed experts in memory (`dsv4.checkpoint.expert_memory.limit_experts`); a model object keeps the limit.
 
     Prompts begin at the longest prefix that earlier requests have left (`cached_tokens` of an output), with the bits of
     a computation from the start; `enable_prefix_caching=False` keeps none.
@@ -68,6 +69,7 @@ class LLM:
             raise ValueError(f"revision is {config.revision!r}, but the model is an object; allowed: owner/name")
         if isinstance(model, Transformer) and not model.frozen:
             model.freeze()
+        self.expert_memory = limit_expert_memory(model, config.expert_memory)  # its `stats()` count reads and hits
         self.path: Path | None = None if folder is None else Path(folder)
         self.config = model.config
         self.tokenizer = tokenizer = _find_tokenizer(self.path)

@@ -10,12 +10,14 @@ import torch
 
 from dsv4.analysis import StorageLayout
 from dsv4.checkpoint import load_model
+from dsv4.checkpoint.expert_memory import ExpertMemory, ExpertMemoryError, limit_experts
 from dsv4.checkpoint.folder import Checkpoint
 from dsv4.config import PAGE_TOKENS, ModelConfig
 from dsv4.engine.capacity import LoadPlan, check_fit, need_of, ways_out
 from dsv4.engine.config import DEFAULT_MAX_MODEL_LEN, DTYPES, EngineConfig
 from dsv4.engine.machine import cuda_memory, host_memory
 from dsv4.kernels import backends
+from dsv4.model.backend import EXPERT_MEMORY
 from dsv4.model.transformer import Transformer
 
 logger = logging.getLogger("dsv4")
@@ -46,14 +48,33 @@ def resolve_dtype(dtype: torch.dtype | str, device: str) -> torch.dtype:
 def load(folder: Path, config: EngineConfig) -> Transformer:
     """Load the folder's model; CapacityError before any weight is read if it cannot fit."""
     dtype = resolve_dtype(config.dtype, config.device)
+    if config.expert_memory is not None and not _keeps_stored(config.device, dtype):
+        raise ExpertMemoryError(
+            f"expert_memory is {config.expert_memory}, but on {config.device} in {dtype} with {backends.describe()}"
+            " experts are copied into memory; allowed: None, or the native kernels on the CPU in torch.float32"
+        )
     if config.check_memory:
         longest = config.max_model_len or DEFAULT_MAX_MODEL_LEN
         if config.num_pages is not None:
             longest = min(longest, config.num_pages * PAGE_TOKENS)
-        check_capacity(folder, config.device, dtype, config.max_num_seqs, longest)
+        check_capacity(folder, config.device, dtype, config.max_num_seqs, longest, config.expert_memory)
     return load_model(
         folder, device=config.device, dtype=dtype, numerics=config.numerics, check_values=config.check_values
     )
+
+
+def limit_expert_memory(model: object, budget: int | None) -> ExpertMemory | None:
+    """Limit of a model's experts in memory: a new one of `budget` bytes, or None: the one that it has, if any."""
+    if budget is None:
+        return getattr(model, EXPERT_MEMORY, None)
+    if not isinstance(model, Transformer):
+        raise ExpertMemoryError(f"expert_memory is {budget}, but the model is a {type(model).__name__}; allowed: None")
+    return limit_experts(model, budget)
+
+
+def _keeps_stored(device: str, dtype: torch.dtype) -> bool:
+    """True if `load_model` leaves matrices in their files as they are stored."""
+    return torch.device(device).type == "cpu" and dtype == torch.float32 and backends.native_module() is not None
 
 
 def resolve_max_model_len(requested: int | None, config: ModelConfig, num_pages: int | None = None) -> int:
@@ -71,7 +92,14 @@ def resolve_max_model_len(requested: int | None, config: ModelConfig, num_pages:
     return requested
 
 
-def check_capacity(folder: Path, device: str, dtype: torch.dtype, max_num_seqs: int, max_model_len: int) -> None:
+def check_capacity(
+    folder: Path,
+    device: str,
+    dtype: torch.dtype,
+    max_num_seqs: int,
+    max_model_len: int,
+    expert_memory: int | None = None,
+) -> None:
     """CapacityError for a folder that cannot be loaded, warnings in the log for one that will be slow or grow too big.
 
     Does nothing if the system does not report its memory.
@@ -85,10 +113,11 @@ def check_capacity(folder: Path, device: str, dtype: torch.dtype, max_num_seqs: 
     plan = LoadPlan(
         config,
         layout,
-        keeps_stored=on_cpu and dtype == torch.float32 and backends.native_module() is not None,
+        keeps_stored=_keeps_stored(device, dtype),
         itemsize=dtype.itemsize,
         max_num_seqs=max_num_seqs,
         max_model_len=min(max_model_len, config.max_position_embeddings),
+        expert_memory=expert_memory,
     )
     for warning in check_fit(str(folder), need_of(plan), memory, ways_out(plan, memory, backends.describe())):
         logger.warning(warning)

@@ -114,11 +114,14 @@ struct Readout {
     const float* norm = nullptr;
 };
 
+class ExpertResidency;
+
 struct Model {
     Config config{};
     Weight embed, head;
-    std::vector<Layer> layers;       // main layers, then the MTP blocks
-    std::vector<float> inv_freq[2];  // 0 for window-only layers, 1 for compressed ones
+    std::vector<Layer> layers;             // main layers, then the MTP blocks
+    std::vector<float> inv_freq[2];        // 0 for window-only layers, 1 for compressed ones
+    ExpertResidency* residency = nullptr;  // of the routed experts; null: nothing limits their memory
 };
 
 struct CompressorCache {
