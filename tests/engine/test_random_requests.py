@@ -1,0 +1,104 @@
+"""Random requests with cancellations, preemptions and restarts: all end, each with its own bits, and nothing leaks.
+
+DSV4_RANDOM_REQUESTS sets how many; 10,000 take some minutes.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsv4.engine import LLM, SamplingParams
+from dsv4.engine.request import Request
+from dsv4.kernels import backends
+from dsv4.model.transformer import Transformer
+
+from ..model.tiny import random_model
+from .prefixes import CONFIG, IDS, STRICT_MKL, assert_nothing_leaks, bits
+
+pytestmark = pytest.mark.skipif(
+    backends.native_module() is None and not STRICT_MKL, reason="plain torch rounds by the size of a product"
+)
+COUNT = int(os.environ.get("DSV4_RANDOM_REQUESTS", "250"))
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"num_pages": 9, "max_model_len": 1024},
+    {"num_pages": 16, "max_num_seqs": 12, "max_num_batched_tokens": 77, "max_model_len": 1024},
+    {"enable_prefix_caching": False, "num_pages": 9, "max_model_len": 1024},
+    {"prefix_cache_bytes": 1 << 20, "snapshot_interval": 64},
+]
+
+
+@dataclass(frozen=True)
+class Template:
+    """A request, and what it answers alone."""
+
+    prompt: list[int]
+    params: SamplingParams
+    want: Any
+
+
+def make_templates(model: Transformer, rng: random.Random, count: int) -> list[Template]:
+    llm = LLM(model, enable_prefix_caching=False, max_num_seqs=1)
+    templates: list[Template] = []
+    for seed in range(count):
+        start, length = rng.choice((0, 0, 0, 500)), rng.choice((1, 2, 3, 60, 127, 128, 129, 255, 256, 257, 400, 700))
+        params = SamplingParams(
+            seed=seed,
+            temperature=rng.choice((0.0, 1.0)),
+            top_p=rng.choice((1.0, 0.9)),
+            max_tokens=rng.choice((1, 2, 5, 9, 140)),
+            ignore_eos=True,
+            logprobs=rng.choice((False, 2)),
+            prompt_logprobs=rng.random() < 0.1,
+            frequency_penalty=rng.choice((0.0, 0.0, 0.5)),
+            cache_salt=rng.choice((None, None, "someone")),
+        )
+        prompt = IDS[start : start + length]
+        templates.append(Template(prompt, params, bits(llm.generate([prompt], params))))
+    return templates
+
+
+def run(llm: LLM, templates: list[Template], rng: random.Random, count: int) -> int:
+    """Requests of random templates at random times; returns how many ran to their end."""
+    core, open_requests = llm.core, dict[Request, Template]()
+    left, steps, done = count, 0, 0
+    while left or core.has_work:
+        while left and rng.random() < 0.5:
+            template = rng.choice(templates)
+            request = core.new_request(template.prompt, template.params)
+            open_requests[request] = template
+            core.add(request)
+            left -= 1
+        if open_requests and rng.random() < 0.04:
+            request = rng.choice(list(open_requests))
+            core.abort(request)
+            del open_requests[request]
+        if core.scheduler.running and rng.random() < 0.05:
+            core.scheduler._preempt(rng.choice(list(core.scheduler.running)))
+        for request, _ in core.step():
+            if request.finished:
+                assert bits([request.output]) == open_requests.pop(request).want
+                done += 1
+        steps += 1
+        assert steps < 400 * (count + 1), "a stall"
+    assert not open_requests
+    return done
+
+
+def test_all_end_with_their_own_bits_and_nothing_leaks(tmp_path: Path) -> None:
+    rng = random.Random(COUNT)
+    model = random_model(CONFIG)
+    templates = make_templates(model, rng, 60)
+    left = COUNT
+    while left:
+        count = min(left, rng.randint(20, 80))
+        llm = LLM(model, **rng.choice(OPTIONS))  # the engine starts again
+        assert run(llm, templates, rng, count) > count // 3
+        assert_nothing_leaks(llm)
+        left -= count
