@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from dsv4.server.auth import presented_key
 from dsv4.server.delivery import Delivery
 from dsv4.server.requests import read_body
 from dsv4.server.service import ChatService
@@ -36,5 +37,6 @@ async def answer(service: ChatService, wire_format: WireFormat, request: Request
     """Checks a request and starts its answer, streamed or whole. Raises RequestError before anything is generated."""
     service.engine.check()
     service.engine.check_room()
-    job = await service.threads.run(partial(service.prepare, wire_format), await read_body(request))
+    prepare = partial(service.prepare, wire_format, key=presented_key(request.headers))
+    job = await service.threads.run(prepare, await read_body(request))
     return delivery.answer(service, job)

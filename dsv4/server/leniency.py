@@ -11,7 +11,7 @@ import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 from dsv4.server.content_parts import refuse_parts
 from dsv4.server.unchecked_json import Json
@@ -24,6 +24,7 @@ class Adapted:
 
     body: bytes
     sampling: Sampling = field(default_factory=Sampling)
+    request: Json = field(default_factory=dict[str, Any])  # as received
 
 
 def adapt_body(body: bytes, change: Callable[[Json], None]) -> Adapted:
@@ -42,7 +43,7 @@ def adapt_body(body: bytes, change: Callable[[Json], None]) -> Adapted:
     refuse_parts(original)
     change(adapted)
     sampling = Sampling.of(original)
-    return Adapted(body if adapted == original else json.dumps(adapted).encode(), sampling)
+    return Adapted(body if adapted == original else json.dumps(adapted).encode(), sampling, original)
 
 
 def strip_context_suffix(request: Json) -> None:

@@ -59,7 +59,9 @@ def serve(model: str | Path | None = None, **options: Any) -> None:
         llm = LLM(model, engine_config=engine_config)
         engine = AsyncEngine(llm)
         try:
-            app = create_app(engine, api_keys=config.api_keys, origins=origins, drain=drain)
+            app = create_app(
+                engine, api_keys=config.api_keys, origins=origins, drain=drain, share_prefixes=config.share_prefixes
+            )
             server = HttpServer(app, listening, drain, limits, bound)
             experts = "" if llm.expert_memory is None else llm.expert_memory.describe()
             server.on_ready = lambda: announce(llm.name, address(listening), experts)

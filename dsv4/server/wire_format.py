@@ -58,6 +58,16 @@ class WireRequest(ABC):
     stream: bool
     reports: Reports
 
+    @property
+    def user(self) -> str | None:
+        """Id of the client's user, where the format has one."""
+        return None
+
+    @property
+    def cache_salt(self) -> str | None:
+        """What further separates the request's prefixes from those of others."""
+        return None
+
     @abstractmethod
     def turn(self, model: ConversationModel) -> Turn:
         """Renders and tokenizes the prompt. RequestError if it exceeds the context."""
@@ -81,6 +91,7 @@ class WireFormat(ABC):
     name: ClassVar[str]  # for the log
     paths: ClassVar[tuple[str, ...]]  # of POST requests for an answer
     count_tokens_paths: ClassVar[tuple[str, ...]] = ()  # of POST requests for a token count
+    format_field: ClassVar[str] = "response_format"  # of a request, which says the form of the answer's text
 
     def matches(self, path: str) -> bool:
         """True for a path whose clients read this format's errors."""
