@@ -28,6 +28,19 @@ class Model:
         window_freq: list[float],
         compressed_freq: list[float],
     ) -> None: ...
+    def limit_experts(self, residency: ExpertResidency) -> None:
+        """Read the routed experts through a residency."""
+
+class ExpertResidency:
+    """Budget in bytes of routed experts in memory; drops them all first. Linux only.
+
+    pages: int64 [n, 6], rows of layer, expert, address, bytes, index of the file in `files` (descriptors), place in it;
+    whole pages. owner: keeps the files mapped.
+    """
+
+    def __init__(self, budget: int, layers: int, experts: int, pages: Any, files: list[int], owner: Any) -> None: ...
+    def counts(self) -> dict[str, int]:
+        """Fields of dsv4.checkpoint.expert_memory.ExpertStats."""
 
 class Cache:
     """A cache's tensors: a layer's window, then kv, score and entries of each compressor. Window and entries are bytes

@@ -22,6 +22,7 @@ _KINDS: dict[str, tuple[type, str]] = {
     "int": (numbers.Integral, "an integer"),
     "str": (str, "a text"),
 }
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]?)(i?)B?", re.IGNORECASE)
 C = TypeVar("C")
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -75,11 +76,13 @@ class Option:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size: a number, which may have a unit of 1024 bytes (K), of 1024 K (M), and so on (G, T)."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)i?B?", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise ValueError(f"size {text!r}; allowed: a number of bytes, or one with K, M, G or T, such as 4G")
-    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+    """Bytes of a size: "8G" and "8 GiB" are 8 x 1024^3, "500MB" is 500 x 1000^2, "4096" are bytes; else ValueError."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(f"size {text!r}; allowed: a number of bytes, or with a unit, as in 500M, 8G or 1.5T")
+    number, unit, binary = found.groups()
+    decimal = not binary and text.strip().upper().endswith("B")
+    return int(float(number) * (1000 if decimal else 1024) ** " KMGT".index(unit.upper() or " "))
 
 
 def option(default: Any, help: str, **details: Any) -> Any:

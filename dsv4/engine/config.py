@@ -152,6 +152,15 @@ class EngineConfig:
         flag="--skip-weight-check",
         commands=("serve", "chat", "generate"),
     )
+    expert_memory: int | None = option(
+        None,
+        "routed experts kept in memory, at most; the others are read from the files when they are needed"
+        " (default: as the system has room)",
+        unit="bytes",
+        minimum=1,
+        commands=("serve", "chat", "generate"),
+        metavar="SIZE",
+    )
     check_memory: bool = option(True, "load a model that does not seem to fit into memory", flag="--no-memory-check")
     revision: str | None = option(
         None,

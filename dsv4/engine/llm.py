@@ -20,7 +20,7 @@ from dsv4.engine.core import CoreLimits, EngineCore
 from dsv4.engine.disk_prefixes import DiskPrefixes
 from dsv4.engine.draft_length import AdaptiveLength
 from dsv4.engine.grammar import GrammarCompiler
-from dsv4.engine.loading import check_device, load, resolve_max_model_len
+from dsv4.engine.loading import check_device, limit_expert_memory, load, resolve_max_model_len
 from dsv4.engine.model import DraftingModel, EngineCache, EngineModel
 from dsv4.engine.model_identity import model_identity
 from dsv4.engine.outputs import RequestOutput, TokenEvent
@@ -50,7 +50,8 @@ class LLM:
     most 131072. `dtype`: "auto", "bfloat16", "float32" or a torch.dtype, of a folder's matrices and of the cache; auto
     is float32 on the CPU, bfloat16 on a GPU. A folder that cannot fit into memory is a CapacityError before it is read,
     unless `check_memory` is False. `max_num_waiting` and `max_waiting_tokens` bound the queue of an AsyncEngine;
-    `generate` takes any number of prompts. `check_values`: as of `dsv4.load`.
+    `generate` takes any number of prompts. `check_values`: as of `dsv4.load`. `expert_memory`: most bytes
+    of routed experts in memory (`dsv4.checkpoint.expert_memory.limit_experts`); a model object keeps the limit.
 
     Prompts begin at the longest prefix that earlier requests have left (`cached_tokens` of an output), with the bits of
     a computation from the start; `enable_prefix_caching=False` keeps none. `cache_dir` keeps prefixes over restarts and
@@ -81,6 +82,7 @@ class LLM:
             raise ValueError(f"revision is {config.revision!r}, but the model is an object; allowed: owner/name")
         if isinstance(model, Transformer) and not model.frozen:
             model.freeze()
+        self.expert_memory = limit_expert_memory(model, config.expert_memory)  # its `stats()` count reads and hits
         self.path: Path | None = None if folder is None else Path(folder)
         self.config = model.config
         self.tokenizer = tokenizer = _find_tokenizer(self.path)

@@ -12,12 +12,14 @@ from dsv4.analysis import StorageLayout
 from dsv4.analysis.kv import KvFormat
 from dsv4.cache.formats import cache_dtype
 from dsv4.checkpoint import load_model
+from dsv4.checkpoint.expert_memory import ExpertMemory, ExpertMemoryError, limit_experts
 from dsv4.checkpoint.folder import Checkpoint
 from dsv4.config import PAGE_TOKENS, ModelConfig
 from dsv4.engine.capacity import LoadPlan, check_fit, need_of, ways_out
 from dsv4.engine.config import DEFAULT_MAX_MODEL_LEN, DTYPES, EngineConfig
 from dsv4.engine.machine import cuda_memory, host_memory
 from dsv4.kernels import backends
+from dsv4.model.backend import EXPERT_MEMORY
 from dsv4.model.transformer import Transformer
 
 logger = logging.getLogger("dsv4")
@@ -48,6 +50,11 @@ def resolve_dtype(dtype: torch.dtype | str, device: str) -> torch.dtype:
 def load(folder: Path, config: EngineConfig) -> Transformer:
     """Load the folder's model; CapacityError before any weight is read if it cannot fit."""
     dtype = resolve_dtype(config.dtype, config.device)
+    if config.expert_memory is not None and not _keeps_stored(config.device, dtype):
+        raise ExpertMemoryError(
+            f"expert_memory is {config.expert_memory}, but on {config.device} in {dtype} with {backends.describe()}"
+            " experts are copied into memory; allowed: None, or the native kernels on the CPU in torch.float32"
+        )
     if config.check_memory:
         longest = config.max_model_len or DEFAULT_MAX_MODEL_LEN
         if config.num_pages is not None:
@@ -64,6 +71,20 @@ def _kv_format(config: EngineConfig, dtype: torch.dtype) -> KvFormat | None:
     if config.kv_cache_dtype == "auto":
         return "fp8+fp4" if stored == "shipped" else None
     return "bf16" if stored == torch.bfloat16 else "fp32"
+
+
+def limit_expert_memory(model: object, budget: int | None) -> ExpertMemory | None:
+    """Limit of a model's experts in memory: a new one of `budget` bytes, or None: the one that it has, if any."""
+    if budget is None:
+        return getattr(model, EXPERT_MEMORY, None)
+    if not isinstance(model, Transformer):
+        raise ExpertMemoryError(f"expert_memory is {budget}, but the model is a {type(model).__name__}; allowed: None")
+    return limit_experts(model, budget)
+
+
+def _keeps_stored(device: str, dtype: torch.dtype) -> bool:
+    """True if `load_model` leaves matrices in their files as they are stored."""
+    return torch.device(device).type == "cpu" and dtype == torch.float32 and backends.native_module() is not None
 
 
 def resolve_max_model_len(requested: int | None, config: ModelConfig, num_pages: int | None = None) -> int:
@@ -95,11 +116,12 @@ def check_capacity(folder: Path, engine: EngineConfig, dtype: torch.dtype, max_m
     plan = LoadPlan(
         config,
         layout,
-        keeps_stored=on_cpu and dtype == torch.float32 and backends.native_module() is not None,
+        keeps_stored=_keeps_stored(engine.device, dtype),
         itemsize=dtype.itemsize,
         max_num_seqs=engine.max_num_seqs,
         max_model_len=min(max_model_len, config.max_position_embeddings),
         kv_format=_kv_format(engine, dtype),
+        expert_memory=engine.expert_memory,
     )
     for warning in check_fit(str(folder), need_of(plan), memory, ways_out(plan, memory, backends.describe())):
         logger.warning(warning)

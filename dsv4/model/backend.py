@@ -21,6 +21,9 @@ from dsv4.model.block import ForwardContext, MTPBlock
 from dsv4.model.linear import Linear, linear_fp32
 from dsv4.model.norm import RMSNorm
 
+# Name of an optional attribute of a model: the ExpertMemory (checkpoint/expert_memory.py) that limits its experts.
+EXPERT_MEMORY = "expert_memory"
+
 
 class Backend(Protocol):
     """Computes a model's layers and logits. `depth`: number of an MTP block, or None for the main model.

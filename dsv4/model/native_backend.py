@@ -21,10 +21,11 @@ from dsv4.kernels import backends, cpu
 from dsv4.kernels.mhc import too_many_streams
 from dsv4.kernels.stored import StoredStack, StoredTensor
 from dsv4.model.aux_losses import AuxLosses
-from dsv4.model.backend import Backend, Definition, ReferenceBackend
+from dsv4.model.backend import EXPERT_MEMORY, Backend, Definition, ReferenceBackend
 from dsv4.model.batch import RaggedBatch
 from dsv4.model.rope import inverse_frequencies
-from dsv4.model.stacks import named_tensors, native_tensors
+from dsv4.model.stacks import has_stored_experts, named_tensors, native_tensors
+from dsv4.notices import warn_once
 
 SIZES = (
     "hidden_size", "vocab_size", "num_hidden_layers", "hc_mult", "hc_sinkhorn_iters", "num_attention_heads", "head_dim",
@@ -83,9 +84,14 @@ class NativeBackend:
             inverse_frequencies(self.config, False).tolist(),
             inverse_frequencies(self.config, True).tolist(),
         )
+        limit: Any = getattr(model, EXPERT_MEMORY, None) if has_stored_experts(model) else None
+        self._limited = limit is not None
+        if limit is not None:
+            self.handle.limit_experts(limit.residency)
 
     def run(self, batch: RaggedBatch, cache: Cache | None, aux: AuxLosses | None = None) -> Tensor:
         if aux is not None:
+            self._warn_of_reference()
             return self._reference.run(batch, cache, aux)
         config = self.config
         streams = torch.empty(batch.num_tokens, config.hc_mult, config.hidden_size, dtype=torch.float32, device="cpu")
@@ -103,6 +109,7 @@ class NativeBackend:
         aux: AuxLosses | None = None,
     ) -> Tensor:
         if aux is not None or _recorded(streams):
+            self._warn_of_reference()
             return self._reference.run_mtp(batch, cache, next_token_ids, streams, depth, aux)
         out = streams.detach().clone(memory_format=torch.contiguous_format)
         self.kernels.mtp_forward(self.handle, *self._inputs(batch, cache, next_token_ids), depth, _array(out))
@@ -140,6 +147,10 @@ class NativeBackend:
             cache.reserve(batch.slots, batch.starts, batch.lengths)
         handle = cache.native_cache(self.kernels).handle
         return handle, _array(token_ids), batch.lengths, batch.starts, batch.slots
+
+    def _warn_of_reference(self) -> None:
+        if self._limited:
+            warn_once("expert_memory is not kept by calls with auxiliary losses or gradients, which PyTorch computes")
 
     def _check(self) -> None:
         """StaleWeightsError if a tensor was replaced since the freeze or requires a gradient; only if checks are on."""

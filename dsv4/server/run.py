@@ -63,7 +63,8 @@ def serve(model: str | Path | None = None, **options: Any) -> None:
                 engine, api_keys=config.api_keys, origins=origins, drain=drain, share_prefixes=config.share_prefixes
             )
             server = HttpServer(app, listening, drain, limits, bound)
-            server.on_ready = lambda: announce(llm.name, address(listening))
+            experts = "" if llm.expert_memory is None else llm.expert_memory.describe()
+            server.on_ready = lambda: announce(llm.name, address(listening), experts)
             server.run()
         except BaseException:
             engine.close()
@@ -92,10 +93,12 @@ def close_engine(engine: AsyncEngine, seconds: float) -> None:
         os._exit(0)
 
 
-def announce(model_name: str, url: str) -> None:
-    """Prints the base URLs, and the kernels if they are native."""
+def announce(model_name: str, url: str, experts: str = "") -> None:
+    """Prints the base URLs, the kernels if they are native, and a line about a limit of the experts if there is one."""
     print(f"{model_name} is ready. Chat page: {url}/")
     print(f"OpenAI base URL: {url}/v1   Anthropic base URL: {url}/anthropic   (Ctrl-C stops)")
     if backends.name() == "native":
         print(backends.describe())
+    if experts:
+        print(experts)
     sys.stdout.flush()

@@ -120,12 +120,15 @@ struct MtpInput {
     Weight e_proj, h_proj;
 };
 
+class ExpertResidency;
+
 struct Model {
     Config config{};
     Weight embed, head;
-    std::vector<Layer> layers;       // main layers, then the MTP blocks
-    std::vector<MtpInput> mtp;       // of each MTP block
-    std::vector<float> inv_freq[2];  // 0 for window-only layers, 1 for compressed ones
+    std::vector<Layer> layers;             // main layers, then the MTP blocks
+    std::vector<MtpInput> mtp;             // of each MTP block
+    std::vector<float> inv_freq[2];        // 0 for window-only layers, 1 for compressed ones
+    ExpertResidency* residency = nullptr;  // of the routed experts; null: nothing limits their memory
 };
 
 enum class RowKind { f32, bf16, fp8, fp4 };

@@ -287,9 +287,10 @@ inline void attention(Ubatch& u, const Layer& layer, const LayerCache& cache, fl
     project_output(u, layer, o, y);
 }
 
-// y [n, d] = routed and shared experts of the normed input x [n, d].
-inline void feed_forward(Ubatch& u, const Layer& layer, float* x, float* y) {
+// y [n, d] = routed and shared experts of layer number l for the normed input x [n, d].
+inline void feed_forward(Ubatch& u, int64_t l, float* x, float* y) {
     const Config& c = u.model.config;
+    const Layer& layer = u.model.layers[static_cast<size_t>(l)];
     int64_t n = u.n, d = c.hidden_size, k = c.num_experts_per_tok, E = c.n_routed_experts;
     int64_t width = layer.shared.w1.out;
     float *quantized_x = quantized_input(u, x, d), *logits = u.buffers.get(n * E), *gate = u.buffers.get(n * width);
@@ -309,7 +310,8 @@ inline void feed_forward(Ubatch& u, const Layer& layer, float* x, float* y) {
         swiglu(gate + row * width, up + row * width, width, static_cast<float>(c.swiglu_limit), 1.0f);
         if (c.quantize) fake_quant_fp8(gate + row * width, width, 128);
     });
-    run_experts(layer, c, quantized_x, n, experts, weights, hidden, rows, {{gate, width}, &layer.shared.w2, {y, d}});
+    run_experts({layer, c, quantized_x, n, experts, weights, hidden, rows}, u.model.residency, l,
+                {{gate, width}, &layer.shared.w2, {y, d}});
     for_each_row(n, [&](int64_t row) {
         for (int64_t slot = 0; slot < k; ++slot) {
             const float* expert = rows + (row * k + slot) * d;
@@ -330,7 +332,7 @@ inline void run_layers(Ubatch& u, int64_t first, int64_t last, float* streams) {
         attention(u, layer, u.cache.layers[static_cast<size_t>(l)], x, y);
         hc_post(u, y, weights, streams);
         hc_pre(u, layer.hc_ffn, layer.ffn_norm, streams, weights, x);
-        feed_forward(u, layer, x, y);
+        feed_forward(u, l, x, y);
         hc_post(u, y, weights, streams);
     }
 }
@@ -425,6 +427,7 @@ inline void forward(const Model& model, const Cache& cache, const Batch& batch, 
     while (at.sequence < batch.sequences) {
         fill_ubatch(u, batch, at);
         float* rows = streams + (at.token - u.n) * width;
+        if (model.residency) read_ahead(model, u.token_ids, first, last);
         prepare_rows(u, embed ? rows : nullptr);
         run_layers(u, first, last, rows);
     }

@@ -152,7 +152,13 @@ NB_MODULE(_native, m) {
         .def(nb::init<const nb::dict&, const nb::dict&, const std::vector<int64_t>&, const std::vector<float>&,
                       const std::vector<float>&>(),
              nb::arg("config"), nb::arg("tensors"), nb::arg("ratios"), nb::arg("window_freq"),
-             nb::arg("compressed_freq"));
+             nb::arg("compressed_freq"))
+        .def("limit_experts", &NativeModel::limit_experts, nb::arg("residency"));
+    nb::class_<NativeResidency>(m, "ExpertResidency")
+        .def(nb::init<int64_t, int64_t, int64_t, const Longs&, const std::vector<int>&, nb::object>(),
+             nb::arg("budget"), nb::arg("layers"), nb::arg("experts"), nb::arg("pages"), nb::arg("files"),
+             nb::arg("owner"))
+        .def("counts", &NativeResidency::counts);
     // noconvert on every output: nanobind would pass a converted copy of an array of another dtype.
     nb::class_<NativeCache>(m, "Cache")
         .def(nb::init<const std::vector<std::vector<nb::object>>&, const NativeCache::Format&,

@@ -1,6 +1,7 @@
 """A model's memory is known before it is loaded, and reported in numbers: made-up machines, real models."""
 
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,6 +90,19 @@ def test_one_request_at_a_time_is_a_way_out_where_states_are_large() -> None:
     need = need_of(plan)
     little = Memory(need.at_start // 2, GB, "this machine")
     assert any("--max-num-seqs 1" in way for way in ways_out(plan, little, ""))
+
+
+def test_with_expert_memory_the_budget_counts_in_place_of_the_experts() -> None:
+    plan = replace(FLASH, keeps_stored=True)
+    whole, limited = need_of(plan), need_of(replace(plan, expert_memory=8 * GB))
+    assert whole.experts > 140 * GB and limited.mapped == whole.mapped - whole.experts + 8 * GB
+    assert limited.at_start == whole.at_start
+    assert need_of(replace(plan, expert_memory=1 << 50)).mapped == whole.mapped
+    assert not any("weights" in line for line in check_fit("flash", limited, memory(64), []))
+    (warning, *_) = check_fit("flash", limited, memory(12), [])
+    assert re.search(r"the weights take \d+\.\d GB with 8\.0 GB of experts \(expert_memory\), and 12\.0 GB", warning)
+    (warning, *_) = check_fit("flash", whole, memory(64), [])
+    assert re.search(r"which is slow; expert_memory \(--expert-memory\) of up to \d+\.\d GB bounds", warning)
 
 
 def test_stored_weights_larger_than_memory_are_a_warning() -> None:

@@ -15,7 +15,7 @@ from dsv4.commands.options import add_flags, pick_flags
 from dsv4.engine import LLM
 from dsv4.engine.config import EngineConfig
 from dsv4.model import transformer
-from dsv4.options import check_keywords, option, options_of, pick_keywords, takes_options
+from dsv4.options import check_keywords, option, options_of, parse_size, pick_keywords, takes_options
 from dsv4.server.config import ServerConfig
 from dsv4.server.run import serve
 
@@ -41,7 +41,7 @@ def test_a_new_field_is_a_flag_with_its_help() -> None:
         "max_num_seqs": 8, "max_num_waiting": 256, "max_model_len": None, "enable_prefix_caching": True,
         "prefix_cache_bytes": 1 << 30, "cache_dir": None, "cache_window": "full", "cache_bytes": None,
         "speculate": 0, "num_pages": None, "device": "cpu", "dtype": "auto", "check_values": True,
-        "check_memory": True, "revision": None, "draft_tokens": 5, "rehearse": True,
+        "expert_memory": None, "check_memory": True, "revision": None, "draft_tokens": 5, "rehearse": True,
     }  # fmt: skip
     with pytest.raises(SystemExit):
         parser.parse_args(["--dtype", "float16"])
@@ -126,6 +126,28 @@ def test_an_unknown_keyword_is_answered_with_the_known_ones(model) -> None:
 def test_a_value_that_is_not_allowed_is_named(values: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EngineConfig(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("4096", 4096), ("8G", 8 << 30), ("8 GiB", 8 << 30), ("1.5k", 1536), ("500MB", 500_000_000), ("2T", 2 << 40)],
+)
+def test_a_size_has_a_unit(text: str, size: int) -> None:
+    assert parse_size(text) == size
+    parser = argparse.ArgumentParser()
+    add_flags(parser, EngineConfig, "serve")
+    assert parser.parse_args(["--expert-memory", text]).expert_memory == size
+
+
+@pytest.mark.parametrize("text", ["", "G", "-1", "8X", "1e9", "8 G B"])
+def test_a_size_that_is_none_is_named(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="a number of bytes, or with a unit, as in 500M, 8G or 1.5T"):
+        parse_size(text)
+    parser = argparse.ArgumentParser()
+    add_flags(parser, EngineConfig, "serve")
+    with pytest.raises(SystemExit):
+        parser.parse_args([f"--expert-memory={text}"])
+    assert f"argument --expert-memory: size {text!r}; allowed: a number" in capsys.readouterr().err
 
 
 def test_a_torch_dtype_is_taken() -> None:
