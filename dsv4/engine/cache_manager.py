@@ -38,13 +38,23 @@ class CacheManager:
         self._matches: dict[Request, tuple[int, PrefixMatch]] = {}  # of waiting requests, with the prefixes' version
         self._unsound: set[int] = set()  # rows that a failed step may have left half-written
 
+    @property
+    def num_free_slots(self) -> int:
+        """Rows that no request has."""
+        return len(self._free_slots)
+
+    @property
+    def can_preempt(self) -> bool:
+        """True if what a row holds can be copied and put back."""
+        return self._pages is not None
+
     # Admission
 
     def match(self, request: Request) -> PrefixMatch:
         """The stored prefix that a waiting request would begin at; the logits of its last token are to be computed, or,
         for the log-probabilities of its prompt, those of all tokens."""
         unused = request.saved is not None or request.params.prompt_logprobs
-        if self.prefixes is None or unused or not self._free_slots:
+        if self.prefixes is None or unused:
             return NO_MATCH
         # Every step asks this of every request that waits: the same prefixes are not searched twice.
         version, match = self._matches.get(request, (-1, NO_MATCH))

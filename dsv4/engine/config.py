@@ -47,6 +47,9 @@ class EngineConfig:
     max_num_partial_prefills: int | None = option(
         None, "prompts read in part at a time (default: half of max_num_seqs)", unit="prompts", commands=()
     )
+    time_slice: int = option(
+        128, "steps after which a request gives its place to one that waits", unit="steps", minimum=1, commands=()
+    )
     enable_prefix_caching: bool = option(
         True, "compute every prompt from its first token on", flag="--no-prefix-caching"
     )

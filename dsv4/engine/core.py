@@ -12,6 +12,7 @@ from math import isfinite
 from torch import Tensor
 
 from dsv4.config import PAGE_TOKENS
+from dsv4.engine.fairness import User
 from dsv4.engine.grammar import GrammarCompiler
 from dsv4.engine.logits import make_processors
 from dsv4.engine.outputs import SampledToken, TokenEvent
@@ -67,20 +68,23 @@ class EngineCore:
     def has_work(self) -> bool:
         return self.scheduler.has_work
 
-    def new_request(self, prompt_token_ids: list[int], params: SamplingParams) -> Request:
+    def new_request(self, prompt_token_ids: list[int], params: SamplingParams, user: User | None = None) -> Request:
         """A checked request, not queued yet. Raises ValueError for a prompt that cannot run; safe from any thread.
 
-        Its constraint is compiled here, in the thread of the caller.
+        `user`: who waits for it; it then takes turns with other requests. None: nobody waits for it alone, it runs to
+        its end once it has begun. Its constraint is compiled here, in the thread of the caller.
         """
         if params.n != 1:
             raise ValueError(f"SamplingParams.n is {params.n}; allowed: 1 here, any number for LLM.generate")
-        return self._new_request(prompt_token_ids, params, 0)
+        return self._new_request(prompt_token_ids, params, 0, user)
 
     def new_requests(self, prompt_token_ids: list[int], params: SamplingParams) -> list[Request]:
         """`params.n` requests of one prompt, as of `new_request`. The seed of each follows from its index."""
-        return [self._new_request(prompt_token_ids, params, index) for index in range(params.n)]
+        return [self._new_request(prompt_token_ids, params, index, None) for index in range(params.n)]
 
-    def _new_request(self, prompt_token_ids: list[int], params: SamplingParams, index: int) -> Request:
+    def _new_request(
+        self, prompt_token_ids: list[int], params: SamplingParams, index: int, user: User | None
+    ) -> Request:
         self._check(prompt_token_ids, params)
         limits = self.limits
         stops = set(params.stop_token_ids)
@@ -97,6 +101,8 @@ class EngineCore:
             decoder=limits.new_decoder() if limits.new_decoder else None,
             processors=make_processors(params.logit_bias, params.presence_penalty, params.frequency_penalty),
             constraint=limits.grammars.compile(params) if params.is_constrained and limits.grammars else None,
+            user=user or ("",),
+            takes_turns=user is not None,
             max_chunk_tokens=prompt_chunk if params.prompt_logprobs else None,
             text_vocab_size=limits.text_vocab_size,
         )

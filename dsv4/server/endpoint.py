@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from dsv4.server.delivery import Delivery
 from dsv4.server.requests import read_body
 from dsv4.server.service import ChatService
+from dsv4.server.users import key_of
 from dsv4.server.wire_format import WireFormat
 
 
@@ -36,5 +37,6 @@ async def answer(service: ChatService, wire_format: WireFormat, request: Request
     """Checks a request and starts its answer, streamed or whole. Raises RequestError before anything is generated."""
     service.engine.check()
     service.engine.check_room()
-    job = await service.threads.run(partial(service.prepare, wire_format), await read_body(request))
+    prepare = partial(service.prepare, wire_format, key=key_of(request.scope))
+    job = await service.threads.run(prepare, await read_body(request))
     return delivery.answer(service, job)

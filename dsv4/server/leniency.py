@@ -15,14 +15,16 @@ from typing import cast
 
 from dsv4.server.content_parts import refuse_parts
 from dsv4.server.unchecked_json import Json
+from dsv4.server.users import user_of
 from dsv4.server.wishes import Sampling
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """A body that deepseek-recipe can read, and the sampling parameters of it that deepseek-recipe does not read."""
+    """A body that deepseek-recipe can read, and the parts of it that deepseek-recipe does not read."""
 
     body: bytes
+    user: str = ""
     sampling: Sampling = field(default_factory=Sampling)
 
 
@@ -42,7 +44,8 @@ def adapt_body(body: bytes, change: Callable[[Json], None]) -> Adapted:
     refuse_parts(original)
     change(adapted)
     sampling = Sampling.of(original)
-    return Adapted(body if adapted == original else json.dumps(adapted).encode(), sampling)
+    user = user_of(original)
+    return Adapted(body if adapted == original else json.dumps(adapted).encode(), user, sampling)
 
 
 def strip_context_suffix(request: Json) -> None:

@@ -55,7 +55,8 @@ class RecipeFormat(WireFormat):
             converted = request.convert(self.options_for(model, options))
         except (recipe.ConversionError, ValueError) as error:
             raise self._refusal(body, options, error) from error
-        return RecipeRequest(model, converted.stream, self.reports(body), self, converted, adapted.sampling)
+        reports = self.reports(body)
+        return RecipeRequest(model, converted.stream, reports, self, converted, adapted.sampling, user=adapted.user)
 
     def adapted(self, body: bytes) -> Adapted:
         """The body in the form for deepseek-recipe."""

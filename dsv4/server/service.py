@@ -44,9 +44,10 @@ class ChatService:
         self.model_names = list(dict.fromkeys([model_name, *aliases]))
         self._options = conversion_options(self.model_names, thinking)
 
-    def prepare(self, wire_format: WireFormat, body: bytes) -> Job:
+    def prepare(self, wire_format: WireFormat, body: bytes, key: str = "") -> Job:
         """Validates, renders and tokenizes a request, and reserves its place in the queue. Slow for a long prompt: run
-        it in a thread. Raises RequestError and QueueFullError.
+        it in a thread. Raises RequestError and QueueFullError. `key`: API key of the request; keys, and users of a
+        key, share the engine fairly.
         """
         request = wire_format.read(body, self._options)
         turn = request.turn(self.conversation)
@@ -54,7 +55,7 @@ class ChatService:
         reader = request.reader(self.conversation, turn, answer_id)
         watched = request.stream and request.reports.progress
         start = self.engine.stream_with_progress if watched else self.engine.stream
-        events = cast(EngineEvents, start(turn.prompt_token_ids, turn.params))
+        events = cast(EngineEvents, start(turn.prompt_token_ids, turn.params, (key, request.user)))
         return Job(wire_format, answer_id, request, turn, reader, events)
 
     def count_tokens(self, wire_format: WireFormat, body: bytes) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import deepseek_recipe as recipe
@@ -57,6 +57,7 @@ class WireRequest(ABC):
     model: str  # the client's name for the model
     stream: bool
     reports: Reports
+    user: str = field(default="", kw_only=True)  # the client's name for whom the answer is for
 
     @abstractmethod
     def turn(self, model: ConversationModel) -> Turn:
