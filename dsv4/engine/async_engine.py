@@ -14,6 +14,7 @@ from typing import cast
 from dsv4.engine.core import CHECK_SECONDS, EngineCore, EngineError
 from dsv4.engine.fairness import User
 from dsv4.engine.llm import LLM
+from dsv4.engine.metrics import MetricRegistry
 from dsv4.engine.outputs import ProgressEvent, TokenEvent
 from dsv4.engine.progress import ProgressWatch
 from dsv4.engine.request import Request
@@ -64,6 +65,11 @@ class AsyncEngine:
     @property
     def num_waiting(self) -> int:
         return len(self._core.scheduler.waiting)
+
+    @property
+    def metrics(self) -> MetricRegistry:
+        """Metrics of the engine; safe to collect from any thread."""
+        return self._core.metrics
 
     def stream(
         self, prompt_token_ids: list[int], params: SamplingParams, user: User = ("",)

@@ -8,12 +8,13 @@ that end, where the prompt leaves a path that another took, every `snapshot_inte
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from dsv4.cache import NO_MATCH, Cache, PrefixCache, PrefixMatch
 from dsv4.cache.pages import pages_for
 from dsv4.config import PAGE_TOKENS
 from dsv4.engine.config import EngineConfig
+from dsv4.engine.metrics import Metric, counter, gauge, labelled
 from dsv4.engine.model import EngineCache, TruncatableCache
 from dsv4.engine.request import Request
 
@@ -125,6 +126,22 @@ class CacheManager:
             if request.num_computed_tokens >= len(request.prompt_token_ids):
                 self._store(request)
             self._free_row(request)
+
+    # Numbers
+
+    def metrics(self) -> Iterator[Metric]:
+        yield counter("vllm:num_preemptions", "Times that a running request gave way.", self.num_preemptions)
+        pages, prefixes = self._pages, self.prefixes
+        if pages is None:
+            return
+        used = pages.pool.num_used
+        yield gauge("vllm:kv_cache_usage_perc", "Share of the cache's pages in use, 1: all.", used / pages.max_pages)
+        sizes = pages.live_bytes(len(self._running))
+        sizes["snapshots"] = 0 if prefixes is None else prefixes.snapshot_bytes
+        name, text = "dsv4:cache_bytes", "Bytes of the cache in use, by component."
+        yield labelled("gauge", name, text, "component", ((key, float(size)) for key, size in sizes.items()))
+        stored = 0 if prefixes is None else prefixes.num_pages * pages.page_bytes
+        yield gauge("dsv4:prefix_cache_page_bytes", "Bytes of pages that stored prefixes hold.", stored)
 
     # What is kept
 

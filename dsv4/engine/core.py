@@ -15,8 +15,9 @@ from dsv4.config import PAGE_TOKENS
 from dsv4.engine.fairness import User
 from dsv4.engine.grammar import GrammarCompiler
 from dsv4.engine.logits import make_processors
-from dsv4.engine.outputs import SampledToken, TokenEvent
-from dsv4.engine.request import Request, TextDecoder
+from dsv4.engine.metrics import MetricRegistry, RequestMetrics
+from dsv4.engine.outputs import SampledToken, Timings, TokenEvent
+from dsv4.engine.request import Request, RequestStatus, TextDecoder
 from dsv4.engine.runner import ModelRunner
 from dsv4.engine.sampler import output_seed, sample, verified
 from dsv4.engine.sampling_params import MAX_SEED, SamplingParams
@@ -60,6 +61,10 @@ class EngineCore:
         self.runner = runner
         self.scheduler = scheduler
         self.limits = limits
+        self.counters = RequestMetrics()
+        self.metrics = MetricRegistry()
+        for source in (scheduler, scheduler.cache_manager, self.counters):
+            self.metrics.add(source)
         self._request_ids = itertools.count(1)
         self._files_change = files_change
         self._next_check = 0.0
@@ -113,6 +118,8 @@ class EngineCore:
     def abort(self, request: Request) -> None:
         """Ends a new, waiting or running request with finish reason "abort"; one that has ended stays as it is."""
         if not request.finished:
+            if request.status is not RequestStatus.NEW:
+                self.counters.ended("abort", request.output.timings)
             request.abort()
             self.scheduler.finish(request)
 
@@ -148,7 +155,11 @@ class EngineCore:
             return []
         now = time.monotonic()
         for chunk in chunks:
-            chunk.request.mark_scheduled(now)
+            request = chunk.request
+            if request.scheduled_time is None:
+                self.counters.begun(len(request.prompt_token_ids), request.output.cached_tokens)
+            request.mark_scheduled(now)
+        self.counters.step_tokens.observe(sum(chunk.num_tokens for chunk in chunks))
         sampling = [chunk for chunk in chunks if chunk.num_samples]
         manager = self.scheduler.cache_manager
         try:
@@ -178,8 +189,10 @@ class EngineCore:
             request, drafts = chunk.request, chunk.draft_token_ids
             tokens = sampled[first : first + 1 + len(drafts)]
             first += len(tokens)
+            before = request.output.timings
             event = request.append(verified(tokens, drafts), now)
             events.append((request, event))
+            self._count(chunk, before, event)
             if request.finished:
                 self.scheduler.finish(request)
             elif drafts:
@@ -187,6 +200,14 @@ class EngineCore:
                 if len(event.token_ids) <= len(drafts):
                     self.scheduler.cache_manager.truncate(request)
         return events
+
+    def _count(self, chunk: ScheduledChunk, before: Timings | None, event: TokenEvent) -> None:
+        assert event.timings is not None
+        self.counters.sampled(before, event.timings)
+        if chunk.draft_token_ids:
+            self.counters.drafted(len(chunk.draft_token_ids), len(event.token_ids) - 1)
+        if event.finish_reason is not None:
+            self.counters.ended(event.finish_reason, event.timings)
 
     def _check(self, prompt_token_ids: list[int], params: SamplingParams) -> None:
         limits = self.limits

@@ -29,6 +29,7 @@ from typing import NamedTuple
 from dsv4.engine.cache_manager import CacheManager
 from dsv4.engine.config import EngineConfig
 from dsv4.engine.fairness import ServiceCounters, User
+from dsv4.engine.metrics import Metric, gauge
 from dsv4.engine.request import Request, RequestStatus
 from dsv4.engine.step import ScheduledChunk
 
@@ -76,6 +77,10 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
+
+    def metrics(self) -> Iterator[Metric]:
+        yield gauge("vllm:num_requests_running", "Requests that have a row of the cache.", len(self.running))
+        yield gauge("vllm:num_requests_waiting", "Requests that wait, to begin or to continue.", len(self.waiting))
 
     def add(self, request: Request) -> None:
         self._wait(request, 1)
