@@ -65,12 +65,12 @@ def need_of(plan: LoadPlan) -> Need:
             mapped += stored[spec.name] + stored.get(spec.name.removesuffix("weight") + "scale", 0)
         else:
             copied += prod(spec.shape) * (plan.itemsize if matrix else 8 if spec.dtype == "I64" else 4)
-    state, page = _cache_bytes(plan.config, plan.itemsize)
+    state, page = cache_bytes_of(plan.config, plan.itemsize)
     pages = -(-plan.max_model_len // PAGE_TOKENS)
     return Need(mapped, copied, state * plan.max_num_seqs, page, pages, plan.max_num_seqs)
 
 
-def _cache_bytes(config: ModelConfig, itemsize: int) -> tuple[int, int]:
+def cache_bytes_of(config: ModelConfig, itemsize: int) -> tuple[int, int]:
     """Bytes of (the state per request, a page) over all layers, MTP blocks included."""
     state = page = 0
     for ratio in config.compress_ratios:
@@ -103,8 +103,7 @@ def check_fit(name: str, need: Need, memory: Memory, ways_out: list[str]) -> lis
         tokens = left // need.page * PAGE_TOKENS if need.page else 0
         warnings.append(
             f"{name}: the cache of {need.rows} requests of {need.pages * PAGE_TOKENS} tokens takes {_gb(most)}, and"
-            f" {_gb(left)} are left beside the model, enough for {tokens} tokens together; a lower max_model_len or"
-            " max_num_seqs keeps within them"
+            f" {_gb(left)} are left beside the model, enough for {tokens} tokens together: beyond them requests wait"
         )
     return warnings
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import torch
 
 DTYPES = ("auto", "bfloat16", "float32")
-DEFAULT_MAX_MODEL_LEN = 131072  # the cache takes memory as tokens come, so a long limit costs nothing by itself
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,11 @@ class EngineConfig:
         1 << 22, "tokens of all prompts that wait, about 50 bytes each", unit="tokens", minimum=1, commands=()
     )
     max_model_len: int | None = option(
-        None, "tokens that a request may hold, prompt included", unit="tokens", minimum=2, metavar="N"
+        None,
+        "tokens that a request may hold, prompt included (default: the model's limit, or what memory holds)",
+        unit="tokens",
+        minimum=2,
+        metavar="N",
     )
     max_num_batched_tokens: int = option(1024, "tokens computed in one step", unit="tokens", minimum=1, commands=())
     max_num_partial_prefills: int | None = option(
@@ -61,7 +64,7 @@ class EngineConfig:
     )
     num_pages: int | None = option(
         None,
-        "pages of 128 tokens that all requests share (default: as many as full ones need)",
+        "pages of 128 tokens that all requests share (default: as many as full ones need, or as memory holds)",
         unit="pages",
         minimum=1,
         metavar="N",

@@ -11,6 +11,7 @@ from math import isfinite
 
 from torch import Tensor
 
+from dsv4.cache.pages import pages_for
 from dsv4.config import PAGE_TOKENS
 from dsv4.engine.fairness import User
 from dsv4.engine.grammar import GrammarCompiler
@@ -218,7 +219,9 @@ class EngineCore:
             found = (
                 f"the prompt has {len(prompt_token_ids)} tokens; the limit is max_model_len = {limits.max_model_len}"
             )
-            pages = "" if limits.num_pages is None else f"; the cache has {limits.num_pages} pages of {PAGE_TOKENS}"
+            needed = pages_for(len(prompt_token_ids))
+            pages = f"; it needs {needed} pages of {PAGE_TOKENS} tokens, the cache has {limits.num_pages}"
+            pages = "" if limits.num_pages is None or needed <= limits.num_pages else pages
             raise ValueError(found + pages)
         # The place is sought only where there is one: a million tokens should not take a tenth of a second.
         if not 0 <= min(prompt_token_ids) <= max(prompt_token_ids) < limits.vocab_size:

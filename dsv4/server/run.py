@@ -61,7 +61,7 @@ def serve(model: str | Path | None = None, **options: Any) -> None:
         try:
             app = create_app(engine, api_keys=config.api_keys, origins=origins, drain=drain)
             server = HttpServer(app, listening, drain, limits, bound)
-            server.on_ready = lambda: announce(llm.name, address(listening))
+            server.on_ready = lambda: announce(llm.name, address(listening), str(llm.cache_size))
             server.run()
         except BaseException:
             engine.close()
@@ -85,10 +85,11 @@ def close_engine(engine: AsyncEngine, seconds: float) -> None:
         os._exit(0)
 
 
-def announce(model_name: str, url: str) -> None:
-    """Prints the base URLs, and the kernels if they are native."""
+def announce(model_name: str, url: str, size: str) -> None:
+    """Prints the base URLs, the size of the cache, and the kernels if they are native."""
     print(f"{model_name} is ready. Chat page: {url}/")
     print(f"OpenAI base URL: {url}/v1   Anthropic base URL: {url}/anthropic   (Ctrl-C stops)")
+    print(size)
     if backends.name() == "native":
         print(backends.describe())
     sys.stdout.flush()

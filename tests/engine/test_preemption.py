@@ -169,7 +169,10 @@ def test_a_request_that_fills_all_pages_runs_again_and_again(model: Transformer,
 
 def test_a_prompt_that_can_never_fit_is_refused_at_once_with_the_numbers(model: Transformer) -> None:
     llm = LLM(model, num_pages=4)
-    with pytest.raises(ValueError, match="513 tokens; the limit is max_model_len = 512; the cache has 4 pages of 128"):
+    with pytest.raises(
+        ValueError,
+        match="513 tokens; the limit is max_model_len = 512; it needs 5 pages of 128 tokens, the cache has 4$",
+    ):
         llm.generate([IDS[:513]], greedy())
     with pytest.raises(
         ValueError, match=r"max_model_len is 600; allowed: \[2, 512\] \(the cache has num_pages = 4 of 128 tokens\)"
