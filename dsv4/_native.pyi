@@ -32,7 +32,9 @@ class Model:
 class Cache:
     """A cache's tensors: a layer's window, then kv, score and entries of each compressor."""
 
-    def __init__(self, layers: list[list[Any]], block_table: Any, num_pages: int, checked: bool) -> None: ...
+    def __init__(
+        self, layers: list[list[Any]], block_table: Any, stored: Any, num_pages: int, checked: bool
+    ) -> None: ...
     def forget(self, page: int) -> None:
         """Drop the quantized index keys of a page after a write to its entries from outside the kernels."""
 

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import inspect
 import numbers
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -71,6 +72,14 @@ class Option:
         another_type = len(self.type_names) > 1 and not isinstance(value, str)
         if self.choices and value not in self.choices and not another_type:
             raise ValueError(f"{self.name} is {value!r}; allowed: {self.allowed}")
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size: a number, which may have a unit of 1024 bytes (K), of 1024 K (M), and so on (G, T)."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)i?B?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"size {text!r}; allowed: a number of bytes, or one with K, M, G or T, such as 4G")
+    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
 
 
 def option(default: Any, help: str, **details: Any) -> Any:

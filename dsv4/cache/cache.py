@@ -20,6 +20,7 @@ from types import ModuleType
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dsv4.cache.native import NativeCache
 from dsv4.cache.pages import BlockTable, OutOfPagesError, PagePool, pages_for
@@ -52,6 +53,7 @@ class Cache:
             raise ValueError(f"new_cache: batch_size {batch_size}, max_tokens {max_tokens}{pages} must be at least 1")
         self.config, self.batch_size, self.max_tokens = config, batch_size, max_tokens
         self.lengths: list[int] = [0] * batch_size
+        self.stored = np.zeros(batch_size, dtype=np.int64)  # first tokens whose entries are there: not written again
         self.pool = PagePool(max_pages or batch_size * pages_for(max_tokens))
         self.grows = device.type != "cpu" if grows is None else grows
         self.num_pages = 0 if self.grows else self.pool.num_pages  # that the tensors have memory for
@@ -176,7 +178,7 @@ class Cache:
 
     def reset(self, slot: int) -> None:
         """Empty a row: wipe its state, release its pages."""
-        self.lengths[slot] = 0
+        self.lengths[slot] = self.stored[slot] = 0
         self.pool.release(self._blocks.cut(slot, 0))
         for layer in self.layers:
             layer.reset(slot)
@@ -203,7 +205,21 @@ class Cache:
         for name, tensor in place.fields().items():
             tensor.copy_(values[name])
         self.pool.release(self._blocks.cut(slot, pages))
-        self.lengths[slot] = snapshot.length
+        self.lengths[slot], self.stored[slot] = snapshot.length, 0
+
+    def is_replaying(self, slot: int) -> bool:
+        """True while a row is behind its stored entries: its state is not yet that of its tokens (`replay`)."""
+        return self.lengths[slot] < self.stored[slot]
+
+    def replay(self, slot: int, start: int, stored: int) -> None:
+        """Let an empty row go on at `start` that has the pages of its first `stored` tokens, whole ones.
+
+        Its entries are read and not written up to `stored`. The state begins empty, as if there were no window before
+        `start`: the model's layers take WINDOW tokens each to be right again. Nothing may be kept of the row before.
+        """
+        assert self.lengths[slot] == 0 and 0 <= start <= stored and stored % PAGE_TOKENS == 0
+        assert pages_for(stored) == self._blocks.counts[slot]
+        self.lengths[slot], self.stored[slot] = start, stored
 
     def save(self, slot: int) -> SavedRow:
         """Copy all that a row holds, its entries too: enough to go on from in any row, whoever gets the pages now."""
@@ -215,17 +231,25 @@ class Cache:
 
         The other pages are taken from the pool: OutOfPagesError, with nothing changed, where too few are free.
         """
-        length, held = saved.snapshot.length, self._blocks.counts[slot]
-        missing = pages_for(length) - held
-        assert self.lengths[slot] == 0 and missing >= 0
-        if missing > self.pool.num_free:
-            raise OutOfPagesError(f"a saved row needs {missing} more pages, {self.pool.num_free} are free")
-        self._blocks.append(slot, [self.pool.take() for _ in range(missing)])
-        self._fit_pages()
-        own = self._blocks.pages(slot)[held:]
-        for compressor, entries in zip(self._compressors(), saved.entries, strict=True):
-            compressor.write_pages(own, entries[held * compressor.entries_per_page :])
+        held = self._blocks.counts[slot]
+        missing = pages_for(saved.snapshot.length) - held
+        parts = zip(self._compressors(), saved.entries, strict=True)
+        self.load_pages(slot, missing, [entries[held * c.entries_per_page :] for c, entries in parts])
         self.restore(slot, saved.snapshot)
+
+    def load_pages(self, slot: int, count: int, entries: Sequence[Tensor]) -> None:
+        """Give an empty row `count` more pages from the pool, with the entries [rows, width] of each compressor.
+
+        OutOfPagesError, with nothing changed, where too few are free.
+        """
+        assert self.lengths[slot] == 0 and count >= 0
+        if count > self.pool.num_free:
+            raise OutOfPagesError(f"a saved row needs {count} more pages, {self.pool.num_free} are free")
+        own = [self.pool.take() for _ in range(count)]
+        self._blocks.append(slot, own)
+        self._fit_pages()
+        for compressor, rows in zip(self._compressors(), entries, strict=True):
+            compressor.write_pages(own, rows)
 
     def changed(self, slot: int) -> None:
         """To be called by whoever has written to the entries of a row by other means than a forward of the model."""
@@ -235,7 +259,7 @@ class Cache:
     def native_cache(self, kernels: ModuleType) -> NativeCache:
         """This cache as the native kernels see it, made on first use; StaleCacheError as `NativeCache.check`."""
         if self.native is None:
-            self.native = NativeCache(kernels, self.layers, self.block_table, self.num_pages)
+            self.native = NativeCache(kernels, self.layers, self.block_table, self.stored, self.num_pages)
         self.native.check(self.layers)
         return self.native
 
@@ -275,8 +299,9 @@ class Cache:
         if not tokens or not self.pool.num_shares:
             return []
         length, page_at = self.lengths[slot], self._blocks.table.item
+        first = max(length, int(self.stored[slot])) // PAGE_TOKENS
         end = min(pages_for(length + tokens), self._blocks.counts[slot])
-        written = [(index, page_at(slot, index)) for index in range(length // PAGE_TOKENS, end)]
+        written = [(index, page_at(slot, index)) for index in range(first, end)]
         return [(index, page) for index, page in written if self.pool.references(page) > 1]
 
     def _take_pages(self, slots: list[int], lengths: list[int]) -> None:

@@ -20,11 +20,9 @@ class Answer:
         self._prompt_tokens = len(turn.prompt_token_ids)
         self._vocabulary = vocabulary
         parsing = turn.parsing
-        stage = parsing.thinking_initial_stage
-        thinks = stage is not None and stage != recipe.ThinkingInitialStage.ContentContinuation
         calls = turn.tools if parsing.parse_tool_calls else None
         in_block = parsing.starts_in_tool_calls
-        self._markup = ToolMarkup(calls, in_block, thinks and not in_block)
+        self._markup = ToolMarkup(calls, in_block, thinks(parsing))
         self._decoder = vocabulary.tokenizer.decode_stream()
         self._processor = recipe.StreamProcessor(generator, _outside(parsing), vocabulary.parser_tokenizer)
         self._started = False
@@ -75,6 +73,13 @@ class Answer:
                 logprobs = None if item.logprobs is None else [item.logprobs]
                 chunks += self._processor.push(recipe.InferenceChunk.tokens([item.token_id], logprobs))
         return chunks
+
+
+def thinks(options: recipe.ParsingOptions) -> bool:
+    """True if the answer begins with reasoning."""
+    stage = options.thinking_initial_stage
+    reasons = stage is not None and stage != recipe.ThinkingInitialStage.ContentContinuation
+    return reasons and not options.starts_in_tool_calls
 
 
 def _outside(options: recipe.ParsingOptions) -> recipe.ParsingOptions:

@@ -1,8 +1,7 @@
 """ConversationModel: prepares prompts of conversations and parses the model's answers.
 
-Limits: an output constraint of the request (JSON mode, a required tool call) is not enforced on the tokens. JSON mode
-is an instruction in the prompt and parsing of the answer; for a required tool call the prompt ends inside an open
-tool block, and the model does the rest.
+A form that the request wants of its answer (JSON, a tool call) is described in the prompt, enforced by a constraint of
+the engine that begins after the reasoning, and parsed.
 """
 
 from __future__ import annotations
@@ -11,13 +10,15 @@ from typing import cast
 
 import deepseek_recipe as recipe
 
-from dsv4.conversation.answer import Answer, Generator
+from dsv4.conversation.answer import Answer, Generator, thinks
+from dsv4.conversation.structure import Structure
 from dsv4.conversation.tool_arguments import Schema
 from dsv4.conversation.turn import Turn
 from dsv4.conversation.vocabulary import Vocabulary
 from dsv4.engine.llm import LLM
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.tokenizer.prompts import PromptEncoder
+from dsv4.tokenizer.special import END_THINK
 
 
 class ConversationModel:
@@ -30,19 +31,32 @@ class ConversationModel:
         self.prompts: PromptEncoder = llm.prompts
         self.max_model_len = llm.max_model_len
 
-    def prepare(self, request: recipe.ConversationRequest, *, top_k: int = 0, min_p: float = 0.0) -> Turn:
+    def prepare(
+        self,
+        request: recipe.ConversationRequest,
+        *,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        structure: Structure | None = None,
+    ) -> Turn:
         """Renders and tokenizes a request. Raises recipe.ConversionError if the prompt exceeds the context.
 
-        `top_k`, `min_p`: as in SamplingParams; the request does not carry them. A text whose least possible number of
+        `top_k`, `min_p`: as in SamplingParams; the request does not carry them. `structure`: the form of the answer as
+        far as the request does not carry it. A text whose least possible number of
         tokens exceeds the context is refused before it is tokenized; the error names that lower bound.
         """
-        rendered = self.prompts.render(request.conversation)
+        structure = structure or Structure()
+        conversation = structure.conversation(request.conversation)
+        rendered = self.prompts.render(conversation)
         tokenizer, text, ranges = self.prompts.tokenizer, rendered.prompt, rendered.special_ranges
         least = tokenizer.min_tokens_rendered(text, ranges)
         if least > self.max_model_len:
             request.resolve_max_tokens(least, self.max_model_len)  # raises the ConversionError
         prompt = tokenizer.encode_rendered(text, ranges)
-        options = request.inference_options
+        options, parsing = request.inference_options, request.parsing_options
+        constraint = structure.constraint(conversation, parsing.starts_in_tool_calls)
+        if constraint and thinks(parsing):
+            constraint["grammar_after"] = (tokenizer.special_id(END_THINK),)
         params = SamplingParams(
             max_tokens=self._max_tokens(request, len(prompt)),
             temperature=1.0 if options.temperature is None else options.temperature,
@@ -52,9 +66,10 @@ class ConversationModel:
             seed=options.seed,
             stop_token_ids=tuple(sorted(self.vocabulary.stop_token_ids)),
             logprobs=(options.top_logprobs or 0) if options.logprobs else False,
+            **constraint,
         )
-        tools = {tool.name: _properties(tool.parameters) for tool in request.conversation.tools}
-        return Turn(prompt, params, request.parsing_options, tools)
+        tools = {tool.name: _properties(tool.parameters) for tool in conversation.tools}
+        return Turn(prompt, params, parsing, tools)
 
     def _max_tokens(self, request: recipe.ConversationRequest, num_prompt_tokens: int) -> int:
         """Token limit of the answer: the requested one, at most the room that the prompt leaves."""

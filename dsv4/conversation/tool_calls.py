@@ -66,11 +66,13 @@ def write(calls: list[Call]) -> str:
 def _written(name: str, value: Value) -> str:
     """Markup of one argument. The tag mark ｜ in a value is JSON-escaped, so that the value cannot form a tag.
 
-    The name is JSON-escaped too, since deepseek-recipe copies it into the arguments unchanged.
+    The name is JSON-escaped too, since deepseek-recipe copies it into the arguments unchanged; spaces as well, at which
+    it would cut the name.
     """
     if MARK in value.text:
         value = Value(value.json.replace("｜", "\\uff5c"), False)
-    quoted, is_string = json.dumps(name, ensure_ascii=False), str(value.is_string).lower()
+    quoted = json.dumps(name, ensure_ascii=False).replace(" ", "\\u0020")
+    is_string = str(value.is_string).lower()
     return f'<{MARK}parameter name={quoted} string="{is_string}">{value.text}</{MARK}parameter>'
 
 

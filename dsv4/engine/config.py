@@ -6,15 +6,55 @@ whatever reads it.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dsv4.options import check_options, option
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
 DTYPES = ("auto", "bfloat16", "float32")
+
+
+CACHE_WINDOWS = "full, periodic:N (N tokens, at least 1), zero"
+
+
+@dataclass(frozen=True)
+class WindowPolicy:
+    """One of the report's three: `period` 0 keeps every state that memory keeps, None none."""
+
+    period: int | None
+
+    @classmethod
+    def parse(cls, text: str) -> WindowPolicy:
+        """Policy by its name; ValueError for another."""
+        if text in ("full", "zero"):
+            return cls(0 if text == "full" else None)
+        match = re.fullmatch(r"periodic:([1-9][0-9]{0,11})", text)
+        if match is None:
+            raise ValueError(f"cache_window is {text!r}; allowed: {CACHE_WINDOWS}")
+        return cls(int(match[1]))
+
+    @property
+    def replays(self) -> bool:
+        """True if a hit computes the state anew from stored entries."""
+        return self.period is None
+
+    def keeps_state(self, length: int) -> bool:
+        """True if the state after `length` tokens goes to the disk."""
+        return self.period is not None and (self.period == 0 or length % self.period == 0)
+
+    def is_place(self, computed: int) -> bool:
+        """True at the lengths of `next_place`."""
+        return bool(self.period) and computed % self.period == 0
+
+    def next_place(self, computed: int) -> int | None:
+        """The next length after `computed` tokens that this policy adds to the places of stored states."""
+        return computed - computed % self.period + self.period if self.period else None
 
 
 @dataclass(frozen=True)
@@ -62,6 +102,27 @@ class EngineConfig:
     snapshot_interval: int = option(
         4096, "tokens between two states of a long prompt that are stored", unit="tokens", minimum=1, commands=()
     )
+    cache_dir: str | Path | None = option(  # noqa: RUF009  # makes a field
+        None,
+        "folder for stored prefixes that outlive the process, shared by processes",
+        commands=("serve", "chat", "generate"),
+        metavar="DIR",
+    )
+    cache_window: str = option(
+        "full",
+        "states kept there: full (every one), periodic:N (every N tokens), zero (none: the windows of all layers are "
+        "computed again) (default: %(default)s)",
+        commands=("serve", "chat", "generate"),
+        metavar="POLICY",
+    )
+    cache_bytes: int | None = option(
+        None,
+        "bytes of that folder, such as 4G; least recently used prefixes make room (default: no limit)",
+        unit="bytes",
+        minimum=0,
+        commands=("serve", "chat", "generate"),
+        metavar="SIZE",
+    )
     num_pages: int | None = option(
         None,
         "pages of 128 tokens that all requests share (default: as many as full ones need, or as memory holds)",
@@ -92,6 +153,11 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
+        WindowPolicy.parse(self.cache_window)
+        if self.cache_dir is not None and not self.enable_prefix_caching:
+            raise ValueError(
+                f"cache_dir is {str(self.cache_dir)!r} and enable_prefix_caching False; allowed is one of them"
+            )
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(
                 f"max_num_batched_tokens is {self.max_num_batched_tokens}; it must be at least max_num_seqs"

@@ -7,19 +7,22 @@ probabilities choose, and a constraint that forbids nothing changes nothing.
 
 from __future__ import annotations
 
-import json
+import copy
 import re
 import threading
 from collections import OrderedDict
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
 
 import numpy as np
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper, regex_to_lark
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
+from dsv4.engine.call_markup import MARK
+from dsv4.engine.lark import ALL_TOKENIZATIONS, escape, json_rule, regex_terminal
 from dsv4.engine.sampling_params import SamplingParams
+from dsv4.engine.tool_grammar import ToolGrammar
 from dsv4.tokenizer import Tokenizer
+from dsv4.tools import Tool
 
 MAX_GRAMMAR_BYTES = 1 << 20
 KEPT_GRAMMARS = 16  # compiled ones that stay for the next request
@@ -28,13 +31,18 @@ KEPT_GRAMMARS = 16  # compiled ones that stay for the next request
 # 2 kB): the steps of other requests wait meanwhile.
 LIMITS = LLParserLimits(max_lexer_states=25_000, step_lexer_fuel=100_000, verbose_errors=False)
 
-# Between the parts of JSON. Where line breaks and runs of spaces are allowed, weak models write them for ever.
-_WHITESPACE = " ?"
-# By default llguidance makes the parts of a text that have no alternative take its own tokenization.
-_ALL_TOKENIZATIONS = '\n%llguidance {"no_forcing": true}\n'
 _EXCERPT = re.compile(r" *(\d+ \||\^+$)")  # a line of the grammar, and the mark below it, in an error
 # Strings, regexes and comments of a Lark text; what is left has "<" only where it names tokens.
 _LARK_LITERALS = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n]*|/(?:\\.|[^/\\])*/|#[^\n]*')
+
+
+class GrammarError(ValueError):
+    """A constraint that cannot be followed: the field of SamplingParams, and the reason."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"SamplingParams.{field} cannot be compiled: {reason}")
+        self.field = field
+        self.reason = reason
 
 
 class GrammarCompiler:
@@ -51,10 +59,11 @@ class GrammarCompiler:
     def compile(self, params: SamplingParams) -> Constraint:
         """The constraint that `params` asks for, at its beginning.
 
-        ValueError, with the reason, for one that cannot be compiled, asks for what llguidance does not support or is
+        GrammarError, with the reason, for one that cannot be compiled, asks for what llguidance does not support or is
         too large.
         """
-        name, text = grammar_of(params)
+        mark_id = self._tokenizer.special_tokens.get(MARK)
+        name, text = grammar_of(params, mark_id)
         with self._lock:
             if self._vocabulary is None:
                 self._vocabulary = _Vocabulary(self._tokenizer, self.vocab_size, self.eos_token_ids)
@@ -64,15 +73,31 @@ class GrammarCompiler:
                 self._compiled.move_to_end(text)
         if known is None:
             with _named(name):
-                known = _compile(vocabulary.tokenizer, text)
-        constraint = Constraint(known.deep_copy(), vocabulary, params.grammar_after)
+                try:
+                    known = _compile(vocabulary.tokenizer, text)
+                except ValueError as error:
+                    raise self._of_one_tool(params, mark_id, error) from error
+        writing = vocabulary if params.tools is None or mark_id is None else vocabulary.with_token(mark_id)
+        before = vocabulary.before(params.grammar_after) if params.grammar_after else None
+        constraint = Constraint(known.deep_copy(), writing, params.grammar_after, before)
         if constraint.check() is not None:  # a first mask shows what is too complex to be followed
-            raise ValueError(f"SamplingParams.{name} cannot be compiled: {constraint.check()}")
+            raise GrammarError(name, constraint.check() or "")
         with self._lock:
             self._compiled[text] = known
             if len(self._compiled) > KEPT_GRAMMARS:
                 self._compiled.popitem(last=False)
         return constraint
+
+    def _of_one_tool(self, params: SamplingParams, mark_id: int | None, error: ValueError) -> ValueError:
+        """The error of the first strict tool that cannot be compiled alone, with its name; else `error`."""
+        assert self._vocabulary is not None
+        for tool in params.callable_tools:
+            try:
+                if tool.strict:
+                    _compile(self._vocabulary.tokenizer, ToolGrammar([tool], mark_id).lark())
+            except ValueError as own:
+                return ValueError(f"tool {tool.name!r}: {own}")
+        return error
 
 
 class _Vocabulary:
@@ -93,6 +118,20 @@ class _Vocabulary:
         bits[ends] = 1
         self.writable = np.packbits(bits, bitorder="little").view(np.int32)  # text and the ends, a bit per token
 
+    def before(self, begins_after: Sequence[int]) -> np.ndarray:
+        """Tokens allowed before a constraint begins, bool [vocab]: text, and those that it begins after."""
+        mask = np.unpackbits(self.writable.view(np.uint8), bitorder="little", count=self.size).view(np.bool_)
+        mask[self.ends] = False
+        mask[list(begins_after)] = True
+        return mask
+
+    def with_token(self, token_id: int) -> _Vocabulary:
+        """The same in which a constraint may write a special token, where its grammar names it."""
+        vocabulary = copy.copy(self)
+        vocabulary.writable = self.writable.copy()
+        vocabulary.writable.view(np.uint8)[token_id // 8] |= 1 << token_id % 8
+        return vocabulary
+
 
 class _Tokens:
     """Tokenizer in the form that llguidance's TokenizerWrapper takes."""
@@ -109,12 +148,23 @@ class _Tokens:
 
 
 class Constraint:
-    """Constraint on one request's tokens, from its first one on, or after the first of the tokens `begins_after`."""
+    """Constraint on one request's tokens, from its first one on, or after the first of the tokens `begins_after`.
 
-    def __init__(self, matcher: LLMatcher, vocabulary: _Vocabulary, begins_after: Sequence[int] = ()) -> None:
+    Until then any text is allowed, but not its end: no output escapes its constraint.
+    """
+
+    def __init__(
+        self,
+        matcher: LLMatcher,
+        vocabulary: _Vocabulary,
+        begins_after: Sequence[int] = (),
+        before: np.ndarray | None = None,
+    ) -> None:
+        """`before`: tokens allowed until it begins, bool [vocab]; None: it begins at once."""
         self._matcher = matcher
         self._vocabulary = vocabulary
         self._begins_after = frozenset(begins_after)
+        self._before = before
         self._bits = np.zeros_like(vocabulary.writable)  # the latest mask
         self._bytes = self._bits.view(np.uint8)
         self._address = self._bits.ctypes.data
@@ -140,11 +190,11 @@ class Constraint:
         return self.error
 
     def masks(self, draft_token_ids: Sequence[int] = ()) -> list[np.ndarray | None]:
-        """Allowed tokens now and after each draft, bool [vocab]; None: any token.
+        """Allowed tokens now and after each draft, bool [vocab].
 
         Behind a draft that is not allowed the masks are None: nothing that is sampled there stands.
         """
-        masks = [self._mask()]
+        masks: list[np.ndarray | None] = [self._mask()]
         for draft in draft_token_ids:
             mask = masks[-1]
             if self.complete or (mask is not None and not mask[draft]):
@@ -173,9 +223,10 @@ class Constraint:
             self._matcher.reset()
             self._beginning = None
 
-    def _mask(self) -> np.ndarray | None:
+    def _mask(self) -> np.ndarray:
         if self._beginning is None:
-            return None
+            assert self._before is not None
+            return self._before
         return self._fill()
 
     def _fill(self) -> np.ndarray:
@@ -191,39 +242,35 @@ class Constraint:
         return mask
 
 
-def grammar_of(params: SamplingParams) -> tuple[str, str]:
-    """(field, Lark text) of the one constraint that `params` has. ValueError for what is too large."""
+def grammar_of(params: SamplingParams, mark_id: int | None = None) -> tuple[str, str]:
+    """(field, Lark text) of the constraint that `params` has. GrammarError for what is too large or no grammar.
+
+    `mark_id`: the token in the tags of tool calls.
+    """
+    if params.tools is not None:
+        with _named("tools"):
+            text = _tools_text(params, params.callable_tools, mark_id)
+        _check_size("tools", text)
+        return "tools", text
     if params.grammar is not None:
-        return "grammar", _checked_lark(params.grammar) + _ALL_TOKENIZATIONS
+        return "grammar", _checked_lark(params.grammar) + ALL_TOKENIZATIONS
     if params.regex is not None:
-        name, rule = "regex", _regex_rule(params.regex)
+        name, rule = "regex", regex_terminal(params.regex)
     elif params.choice is not None:
-        name, rule = "choice", _regex_rule("|".join(map(_escape, params.choice)))
+        name, rule = "choice", regex_terminal("|".join(map(escape, params.choice)))
     else:
         assert params.json_schema is not None or params.json_object, "params without a constraint are not compiled"
         name = "json_object" if params.json_schema is None else "json_schema"
-        rule = "%json " + _schema_text({"type": "object"} if params.schema is None else params.schema)
+        with _named(name):
+            rule = json_rule({"type": "object"} if params.schema is None else params.schema)
     _check_size(name, rule)
-    return name, f"start: {rule}{_ALL_TOKENIZATIONS}"
+    return name, f"start: {rule}{ALL_TOKENIZATIONS}"
 
 
-def _schema_text(schema: dict[str, Any]) -> str:
-    """The schema as JSON, with the options of llguidance's compiler; nothing unsupported is passed over."""
-    own = schema.get("x-guidance", {})
-    if not isinstance(own, dict):
-        raise ValueError(f"SamplingParams.json_schema has x-guidance {own!r}; allowed: an object")
-    options: dict[str, Any] = {} if "whitespace_flexible" in own else {"whitespace_pattern": _WHITESPACE}
-    options |= {**cast("dict[str, Any]", own), "lenient": False}
-    return json.dumps({**schema, "x-guidance": options})
-
-
-def _regex_rule(regex: str) -> str:
-    return f"/{regex_to_lark(regex, '')}/"
-
-
-def _escape(text: str) -> str:
-    """A regex of one text."""
-    return "".join(c if c.isascii() and c.isalnum() else rf"\x{{{ord(c):x}}}" for c in text)
+def _tools_text(params: SamplingParams, tools: Sequence[Tool], mark_id: int | None) -> str:
+    schema = {"type": "object"} if params.json_object else params.schema
+    required = params.tool_choice not in ("auto", "none")
+    return ToolGrammar(tools, mark_id, schema).lark(required, params.parallel_tool_calls, params.tool_block_open)
 
 
 def _checked_lark(text: str) -> str:
@@ -236,7 +283,7 @@ def _checked_lark(text: str) -> str:
 def _check_size(name: str, text: str) -> None:
     size = len(text.encode())
     if size > MAX_GRAMMAR_BYTES:
-        raise ValueError(f"SamplingParams.{name} has {size} bytes; allowed: {MAX_GRAMMAR_BYTES}")
+        raise GrammarError(name, f"it has {size} bytes; allowed: {MAX_GRAMMAR_BYTES}")
 
 
 def _compile(tokenizer: LLTokenizer, text: str) -> LLMatcher:
@@ -257,7 +304,7 @@ def _named(name: str) -> Generator[None]:
         yield
     except BaseException as error:
         if isinstance(error, ValueError) or type(error).__name__ == "PanicException":
-            raise ValueError(f"SamplingParams.{name} cannot be compiled: {error}") from error
+            raise GrammarError(name, str(error)) from error
         raise
 
 

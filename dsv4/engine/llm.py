@@ -10,14 +10,19 @@ from typing import Any, cast
 
 import torch
 
+from dsv4.cache import Cache
+from dsv4.cache.disk import DiskCache
 from dsv4.checkpoint.mapped import mapped_files
+from dsv4.config import WINDOW
 from dsv4.engine.cache_manager import CacheManager
 from dsv4.engine.cache_size import CacheSize, cache_size
-from dsv4.engine.config import EngineConfig
+from dsv4.engine.config import EngineConfig, WindowPolicy
 from dsv4.engine.core import CoreLimits, EngineCore
+from dsv4.engine.disk_prefixes import DiskPrefixes
 from dsv4.engine.grammar import GrammarCompiler
 from dsv4.engine.loading import cache_room, check_device, load
 from dsv4.engine.model import EngineCache, EngineModel
+from dsv4.engine.model_identity import model_identity
 from dsv4.engine.outputs import RequestOutput, TokenEvent
 from dsv4.engine.runner import ModelRunner
 from dsv4.engine.sampling_params import SamplingParams
@@ -48,7 +53,9 @@ class LLM:
     `generate` takes any number of prompts. `check_values`: as of `dsv4.load`.
 
     Prompts begin at the longest prefix that earlier requests have left (`cached_tokens` of an output), with the bits of
-    a computation from the start; `enable_prefix_caching=False` keeps none.
+    a computation from the start; `enable_prefix_caching=False` keeps none. `cache_dir` keeps prefixes over restarts and
+    for other processes; `cache_window` says with which states, `cache_bytes` bounds the folder. Prefixes are written in
+    the background: `flush` waits for that, as do `close` and the end of the process.
     """
 
     @takes_options(EngineConfig)
@@ -63,9 +70,11 @@ class LLM:
         check_keywords("LLM", options, EngineConfig)
         self.engine_config = config = dataclasses.replace(engine_config or EngineConfig(), **options)
         check_device(config.device)
+        self._loaded_from: Path | None = None  # where the weights are what the files say
         if model is None or isinstance(model, (str, Path)):
             folder = resolve_model(model, config.revision)
             model = load(folder, config)
+            self._loaded_from = Path(folder)
         elif config.revision is not None:
             raise ValueError(f"revision is {config.revision!r}, but the model is an object; allowed: owner/name")
         if isinstance(model, Transformer) and not model.frozen:
@@ -80,7 +89,11 @@ class LLM:
         self.cache_size = size = cache_size(self.config, config, room)
         self.max_model_len = size.max_model_len
         cache = _new_cache(model, config, size)
-        scheduler = Scheduler(config, CacheManager(cache, config.max_num_seqs, config))
+        self.disk_cache = self._open_disk_cache(model, cache)
+        disk = None
+        if self.disk_cache is not None:
+            disk = DiskPrefixes(self.disk_cache, WindowPolicy.parse(config.cache_window))
+        scheduler = Scheduler(config, CacheManager(cache, config.max_num_seqs, config, disk))
         runner = ModelRunner(model, cache, torch.device(config.device))
         limits = CoreLimits(
             self.config.vocab_size,
@@ -166,16 +179,46 @@ class LLM:
         backend = _backend_of(self._model)
         if backend is None or backend is not self._backend:  # frozen anew, or not frozen: its weights may be others
             self._backend = backend
-            self.core.reset_prefix_cache()
+            self._forget_prefixes()
 
     def release(self) -> None:
         self._in_use.release()
 
     def reset_prefix_cache(self) -> None:
-        """Forgets all prefixes: for whoever has written into the weights of a frozen model. RuntimeError as `claim`."""
+        """Forgets all prefixes in memory, and those on disk if the weights are others now: for whoever has written into
+        the weights of a frozen model. RuntimeError as `claim`."""
         self.claim()
-        self.core.reset_prefix_cache()
+        self._forget_prefixes()
         self.release()
+
+    def flush(self) -> None:
+        """Waits until the prefixes that were stored are in `cache_dir`."""
+        if self.disk_cache is not None:
+            self.disk_cache.flush()
+
+    def close(self) -> None:
+        """As `flush`; nothing is stored in `cache_dir` after that."""
+        if self.disk_cache is not None:
+            self.disk_cache.close()
+
+    def _open_disk_cache(self, model: EngineModel, cache: EngineCache) -> DiskCache | None:
+        config = self.engine_config
+        if config.cache_dir is None:
+            return None
+        if not isinstance(model, Transformer) or not isinstance(cache, Cache):
+            raise ValueError(f"cache_dir is {str(config.cache_dir)!r}; {type(model).__name__} has no state to store")
+        files = None if self._loaded_from is None else sorted(self._loaded_from.glob("*.safetensors"))
+        replay = self.config.num_hidden_layers * WINDOW if WindowPolicy.parse(config.cache_window).replays else None
+        identity = model_identity(model, cache, files)
+        return DiskCache(Path(config.cache_dir), identity, cache, config.cache_bytes, replay)
+
+    def _forget_prefixes(self) -> None:
+        self.core.reset_prefix_cache()
+        self._loaded_from = None
+        if self.disk_cache is not None:
+            model, cache = self._model, self.core.runner.cache
+            assert isinstance(model, Transformer) and isinstance(cache, Cache)
+            self.disk_cache.identity = model_identity(model, cache, None)
 
     def encode(self, prompt: Prompt, name: str = "the prompt") -> list[int]:
         """Token ids of a prompt: text after a begin-of-sentence token, ids as they are.

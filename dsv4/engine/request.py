@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from dsv4.cache import PrefixEntry, SavedRow
+from dsv4.cache.disk import DiskLookup
 from dsv4.engine.fairness import User
 from dsv4.engine.logits import LogitsProcessor
 from dsv4.engine.outputs import (
@@ -80,6 +81,7 @@ class Request:
     status: RequestStatus = RequestStatus.NEW
     slot: int = -1  # the cache row, while running
     prefix: PrefixEntry | None = None  # the stored prefix that its row began with
+    on_disk: DiskLookup | None = None  # where there is a disk cache
     common_tokens: int = 0  # of the prompt, in whole blocks that stored prefixes had too when it began
     saved: SavedRow | None = None  # all that its row held, while it waits to go on
     num_computed_tokens: int = 0  # tokens whose keys and state the cache row holds

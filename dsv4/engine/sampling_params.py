@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from dsv4.text import check_text
+from dsv4.tools import Tool, ToolChoice, check_tools
 
 MAX_SEED = 2**63 - 1
 CONSTRAINTS = ("json_schema", "json_object", "regex", "choice", "grammar")  # fields; at most one is set
+BESIDE_TOOLS = ("json_schema", "json_object")  # of these, those that the text beside tool calls may have
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,12 @@ class SamplingParams:
 
     A constraint (one of json_schema, json_object, regex, choice, grammar) holds for the whole output: the text is one
     that it allows, unless the request is cut off (finish reason "length"). The request ends where nothing but the end
-    of the sentence may follow, or where that is sampled, with ignore_eos too.
+    of the sentence may follow, or where that is sampled, with ignore_eos too. Until the constraint begins (see
+    grammar_after) the output is any text, and does not end.
+
+    tools: the output is text, or calls of these in the model's own markup; tool_choice says whether it has to call
+    ("required", or {"name": ...} for one of them), may ("auto") or may not ("none"). With json_schema or json_object
+    the text beside calls is JSON of that kind.
     """
 
     max_tokens: int = 256
@@ -46,6 +53,10 @@ class SamplingParams:
     regex: str | None = None  # in the syntax of Rust's regex crate; the whole text matches
     choice: Sequence[str] | None = None  # one of these
     grammar: str | None = None  # in llguidance's variant of Lark; its rule `start`
+    tools: Sequence[Tool | Mapping[str, Any]] | None = None  # None: no constraint; none of them: no call
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool = True  # False: one call at most
+    tool_block_open: bool = False  # the prompt ends behind the tag that begins the calls
     grammar_after: tuple[int, ...] = ()  # the constraint begins after the first of these tokens; empty: at once
     cache_salt: str | None = None  # prefixes are shared only among requests of the same one
 
@@ -77,7 +88,7 @@ class SamplingParams:
         for token, bias in (self.logit_bias or {}).items():
             _check_int("logit_bias's token id", token, 0, None)
             _check_float(f"logit_bias[{token}]", bias, "[-100, 100]", lambda value: -100.0 <= value <= 100.0)
-        for name in ("ignore_eos", "prompt_logprobs", "json_object"):
+        for name in ("ignore_eos", "prompt_logprobs", "json_object", "parallel_tool_calls", "tool_block_open"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"SamplingParams.{name} is {getattr(self, name)!r}; allowed: True or False")
         self._check_constraint()
@@ -86,7 +97,16 @@ class SamplingParams:
         given = [name for name in CONSTRAINTS if getattr(self, name) not in (None, False)]
         if len(given) > 1:
             raise ValueError(f"SamplingParams has {' and '.join(given)}; allowed: one of {', '.join(CONSTRAINTS)}")
-        if self.grammar_after and not given:
+        if self.tools is None and (self.tool_choice != "auto" or not self.parallel_tool_calls or self.tool_block_open):
+            raise ValueError("SamplingParams.tool_choice, parallel_tool_calls or tool_block_open is set without tools")
+        if self.tools is not None and not set(given) <= set(BESIDE_TOOLS):
+            raise ValueError(
+                f"SamplingParams has tools and {given[0]}; allowed: {' or '.join(BESIDE_TOOLS)} beside tools"
+            )
+        if self.tool_block_open and not self.callable_tools:
+            raise ValueError("SamplingParams.tool_block_open is set, but no tool may be called")
+        _ = self.callable_tools  # which checks them
+        if self.grammar_after and not self.is_constrained:
             raise ValueError("SamplingParams.grammar_after is set without a constraint to begin")
         for place, token in enumerate(self.grammar_after):
             _check_int(f"grammar_after[{place}]", token, 0, None)
@@ -115,8 +135,13 @@ class SamplingParams:
         return cast("dict[str, Any]", value)
 
     @property
+    def callable_tools(self) -> tuple[Tool, ...]:
+        """The tools that the output may call. ValueError for bad ones."""
+        return () if self.tools is None else check_tools(self.tools, self.tool_choice)
+
+    @property
     def is_constrained(self) -> bool:
-        return any(getattr(self, name) not in (None, False) for name in CONSTRAINTS)
+        return self.tools is not None or any(getattr(self, name) not in (None, False) for name in CONSTRAINTS)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

@@ -33,6 +33,7 @@ def create_app(
     aliases: Sequence[str] = OFFICIAL_NAMES,
     api_keys: Sequence[str] = (),
     thinking: bool = True,
+    share_prefixes: str = "all",
     keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
     origins: OriginPolicy | None = None,
     drain: Drain | None = None,
@@ -41,13 +42,13 @@ def create_app(
 
     `model_name`: the served model's name (default: the engine's); `aliases`: further names of it. With `api_keys`
     every path except the page and /health needs one of the keys. `thinking`: the default for requests that do not set
-    it. `origins`: the allowed web pages (default: the policy of a server on 127.0.0.1). `drain`: lets the caller shut
-    the server down. The caller closes the engine. There are no documentation routes: their pages load code from other
-    hosts.
+    it. `share_prefixes`: who shares stored prefixes ("all", "key", "user"). `origins`: the allowed web pages (default:
+    the policy of a server on 127.0.0.1). `drain`: lets the caller shut the server down. The caller closes the engine.
+    There are no documentation routes: their pages load code from other hosts.
     """
     app = FastAPI(title="dsv4", docs_url=None, redoc_url=None, openapi_url=None)
     drain = drain or Drain()
-    service = ChatService(engine, model_name or engine.llm.name, aliases, thinking)
+    service = ChatService(engine, model_name or engine.llm.name, aliases, thinking, share_prefixes)
     delivery = Delivery(keep_alive_seconds, drain)
     install_error_handlers(app)
     # Middleware added last runs first.

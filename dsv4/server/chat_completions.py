@@ -1,7 +1,6 @@
 """POST /chat/completions: DeepSeek's Chat Completions API.
 
-JSON mode and a required or named tool call are requested in the prompt and parsed from the answer; no grammar enforces
-them. Thinking with a required tool call is refused, as the hosted service does.
+JSON, JSON of a schema and tool calls are enforced, while the model thinks too, which the hosted service refuses.
 """
 
 from __future__ import annotations
@@ -10,11 +9,12 @@ from typing import cast
 
 import deepseek_recipe as recipe
 
-from dsv4.server.errors import RequestError
+from dsv4.conversation.structure import Structure
 from dsv4.server.leniency import strip_context_suffix
 from dsv4.server.paths import OPENAI_BASES, under
 from dsv4.server.progress import Reports, requested_reports
 from dsv4.server.recipe_format import RecipeFormat
+from dsv4.server.structures import of_chat
 from dsv4.server.unchecked_json import Json, json_objects
 from dsv4.server.wishes import NO_GRAMMAR, invalid, refuse_wishes
 
@@ -46,10 +46,16 @@ class ChatCompletions(RecipeFormat):
     paths = under(OPENAI_BASES, "/chat/completions")
     request = recipe.ChatCompletionRequest
     response = recipe.ChatCompletionResponse
-    free_tool_choice = '"auto"'
+    free_tool_choice = "auto"
 
     def reports(self, body: bytes) -> Reports:
         return requested_reports(body)
+
+    def structure(self, request: Json) -> Structure:
+        return of_chat(request)
+
+    def user(self, request: Json) -> object:
+        return request.get("user_id") or request.get("user")
 
     def adapt(self, request: Json) -> None:
         """Accepts other servers' dialects: max_completion_tokens, role developer, thinking switches, history fields."""
@@ -92,14 +98,6 @@ def _read_answer(message: Json) -> None:
 
 def _refuse_wishes(request: Json) -> None:
     """RequestError 400 for Chat Completions parameters that this server does not implement."""
-    form = request.get("response_format")
-    kind = cast(Json, form).get("type") if isinstance(form, dict) else None
-    if kind in ("json_schema", "regex"):
-        raise RequestError(
-            400,
-            f"This response_format type is unavailable now: {kind!r}; text and json_object are available",
-            param="response_format",
-        )
     modalities = request.get("modalities")
     if isinstance(modalities, list) and any(kind != "text" for kind in cast("list[object]", modalities)):
         raise invalid("modalities", cast(object, modalities), '["text"]')

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from dsv4.options import check_options, option
 
+SHARING = ("all", "key", "user")  # of stored prefixes: see server/isolation.py
 ACCESS = "who may use it, and for how long"  # the group of flags
 
 
@@ -27,6 +28,13 @@ class ServerConfig:
         "the environment variable DSV4_API_KEY (comma-separated) or --api-key-file",
         flag="--api-key",
         metavar="KEY",
+        group=ACCESS,
+    )
+    share_prefixes: str = option(
+        "all",
+        "stored prefixes are shared by all requests, by those of one API key, or by those of one key and user id "
+        "(default: %(default)s)",
+        choices=SHARING,
         group=ACCESS,
     )
     allowed_hosts: Sequence[str] = option(

@@ -37,6 +37,6 @@ async def answer(service: ChatService, wire_format: WireFormat, request: Request
     """Checks a request and starts its answer, streamed or whole. Raises RequestError before anything is generated."""
     service.engine.check()
     service.engine.check_room()
-    prepare = partial(service.prepare, wire_format, key=key_of(request.scope))
+    prepare = partial(service.prepare, wire_format, key=key_of(request.scope) or None)
     job = await service.threads.run(prepare, await read_body(request))
     return delivery.answer(service, job)

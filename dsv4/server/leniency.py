@@ -11,11 +11,10 @@ import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 from dsv4.server.content_parts import refuse_parts
 from dsv4.server.unchecked_json import Json
-from dsv4.server.users import user_of
 from dsv4.server.wishes import Sampling
 
 
@@ -24,8 +23,8 @@ class Adapted:
     """A body that deepseek-recipe can read, and the parts of it that deepseek-recipe does not read."""
 
     body: bytes
-    user: str = ""
     sampling: Sampling = field(default_factory=Sampling)
+    request: Json = field(default_factory=dict[str, Any])  # as received
 
 
 def adapt_body(body: bytes, change: Callable[[Json], None]) -> Adapted:
@@ -44,8 +43,7 @@ def adapt_body(body: bytes, change: Callable[[Json], None]) -> Adapted:
     refuse_parts(original)
     change(adapted)
     sampling = Sampling.of(original)
-    user = user_of(original)
-    return Adapted(body if adapted == original else json.dumps(adapted).encode(), user, sampling)
+    return Adapted(body if adapted == original else json.dumps(adapted).encode(), sampling, original)
 
 
 def strip_context_suffix(request: Json) -> None:

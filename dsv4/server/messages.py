@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import deepseek_recipe as recipe
 
+from dsv4.conversation.structure import Structure
 from dsv4.server.content_parts import read_documents
 from dsv4.server.errors import RequestError
 from dsv4.server.events import Event
@@ -19,13 +20,13 @@ from dsv4.server.message_threads import refuse_threads
 from dsv4.server.model_names import VERSION
 from dsv4.server.paths import ANTHROPIC_BASES, under
 from dsv4.server.recipe_format import RecipeFormat
+from dsv4.server.structures import of_messages
 from dsv4.server.tool_inputs import ToolInputs
 from dsv4.server.unchecked_json import Json, json_objects
 from dsv4.server.wire_format import WholeAnswer
-from dsv4.server.wishes import NO_GRAMMAR, refuse_wishes, unavailable
+from dsv4.server.wishes import refuse_wishes
 
 _WISHES = {
-    "output_format": NO_GRAMMAR,
     "mcp_servers": "this server calls no other servers",
     "container": "this server runs no code",
 }
@@ -41,7 +42,15 @@ class Messages(RecipeFormat):
     count_tokens_paths = under(("/v1", "/anthropic/v1"), "/messages/count_tokens")
     request = recipe.MessagesRequest
     response = recipe.MessagesResponse
-    free_tool_choice = '{"type": "auto"}'
+    free_tool_choice = {"type": "auto"}  # noqa: RUF012
+    format_field = "output_config.format"
+
+    def structure(self, request: Json) -> Structure:
+        return of_messages(request)
+
+    def user(self, request: Json) -> object:
+        metadata = request.get("metadata")
+        return cast(Json, metadata).get("user_id") if isinstance(metadata, dict) else None
 
     def matches(self, path: str) -> bool:
         return path.startswith("/anthropic") or path.rstrip("/").endswith(("/messages", "/count_tokens"))
@@ -56,7 +65,7 @@ class Messages(RecipeFormat):
         RequestError for threads and for unsupported parameters.
         """
         refuse_threads(request)
-        _refuse_wishes(request)
+        refuse_wishes(request, _WISHES)
         read_documents(request)
         strip_context_suffix(request)
         for tool in json_objects(request.get("tools")):
@@ -103,14 +112,6 @@ class _WholeMessage:
 
     def to_json(self) -> str:
         return self._inputs.restore(self._message.to_json())
-
-
-def _refuse_wishes(request: Json) -> None:
-    """RequestError 400 for Messages parameters that this server does not implement."""
-    config = request.get("output_config")
-    if isinstance(config, dict) and cast(Json, config).get("format") is not None:
-        raise unavailable("output_config.format", NO_GRAMMAR)
-    refuse_wishes(request, _WISHES)
 
 
 def _is_redacted(block: object) -> bool:

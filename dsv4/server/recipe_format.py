@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -11,15 +12,19 @@ import deepseek_recipe as recipe
 
 from dsv4.conversation.answer import Answer
 from dsv4.conversation.model import ConversationModel
+from dsv4.conversation.structure import Structure
 from dsv4.conversation.turn import Turn
 from dsv4.server.errors import RequestError
 from dsv4.server.events import Event
+from dsv4.server.isolation import requested_salt
 from dsv4.server.leniency import Adapted, adapt_body
 from dsv4.server.progress import Reports
 from dsv4.server.refusals import describe, is_bad_json
 from dsv4.server.unchecked_json import Json
 from dsv4.server.wire_format import Chunk, WholeAnswer, WireFormat, WireRequest
-from dsv4.server.wishes import Sampling
+from dsv4.server.wishes import Sampling, unavailable
+
+_NO_FORCED_TOOL = "Thinking mode does not support this tool_choice"
 
 Request = recipe.ChatCompletionRequest | recipe.MessagesRequest | recipe.ResponsesRequest
 Response = recipe.ChatCompletionResponse | recipe.MessagesResponse | recipe.ResponsesResponse
@@ -30,11 +35,19 @@ class RecipeFormat(WireFormat):
 
     request: ClassVar[type[Request]]
     response: ClassVar[type[Response]]
-    free_tool_choice: ClassVar[str]  # JSON of the tool choice "auto" in this format
+    free_tool_choice: ClassVar[object]  # "auto" in this format
 
     @abstractmethod
     def adapt(self, request: Json) -> None:
         """Adapts a request in place to what deepseek-recipe accepts. RequestError for unsupported parameters."""
+
+    @abstractmethod
+    def structure(self, request: Json) -> Structure:
+        """The form that a request wants of its answer. RequestError for a form that this server does not have."""
+
+    @abstractmethod
+    def user(self, request: Json) -> object:
+        """Id of the client's user in a request, None without one."""
 
     def reports(self, body: bytes) -> Reports:
         """Extra reports that a valid request asks for."""
@@ -51,12 +64,31 @@ class RecipeFormat(WireFormat):
         adapted = self.adapted(body)
         try:
             request = self.request(adapted.body)
-            model = request.model
-            converted = request.convert(self.options_for(model, options))
+            model, structure = request.model, self.structure(adapted.request)
+            options = self.options_for(model, options)
+            forces = structure.forces_call
+            converted = self._forced(adapted.body, options) if forces else request.convert(options)
         except (recipe.ConversionError, ValueError) as error:
             raise self._refusal(body, options, error) from error
-        reports = self.reports(body)
-        return RecipeRequest(model, converted.stream, reports, self, converted, adapted.sampling, user=adapted.user)
+        _refuse_continued(converted.conversation, self.format_field)
+        return RecipeRequest(
+            model, converted.stream, self.reports(body), self, converted, adapted.sampling, structure, adapted.request
+        )
+
+    def _forced(self, body: bytes, options: recipe.ConversionOptions) -> recipe.ConversationRequest:
+        """Converts a request that forces a call. ConversionError and ValueError as of deepseek-recipe.
+
+        deepseek-recipe refuses one that thinks: that is converted with a free choice, after a check without thinking.
+        """
+        try:
+            return self.request(body).convert(options)
+        except recipe.ConversionError as error:
+            if str(error) != _NO_FORCED_TOOL:
+                raise
+        request = cast(Json, json.loads(body))
+        plain = {name: value for name, value in request.items() if name != "reasoning_effort"}
+        self.request(json.dumps(plain | {"thinking": {"type": "disabled"}})).convert(options)
+        return self.request(json.dumps(request | {"tool_choice": self.free_tool_choice})).convert(options)
 
     def adapted(self, body: bytes) -> Adapted:
         """The body in the form for deepseek-recipe."""
@@ -84,7 +116,7 @@ class RecipeFormat(WireFormat):
         except ValueError as first:
             if is_bad_json(first):
                 error = first  # its line and column refer to the received body, not to the adapted one
-        return describe(error, body, parse, convert, self.free_tool_choice)
+        return describe(error, body, parse, convert)
 
 
 @dataclass(frozen=True)
@@ -94,18 +126,40 @@ class RecipeRequest(WireRequest):
     wire_format: RecipeFormat
     converted: recipe.ConversationRequest
     sampling: Sampling
+    structure: Structure
+    received: Json
+
+    @property
+    def user(self) -> str | None:
+        user = self.wire_format.user(self.received)
+        return None if user is None else str(user)
+
+    @property
+    def cache_salt(self) -> str | None:
+        return requested_salt(self.received)
 
     def turn(self, model: ConversationModel) -> Turn:
+        sampling = self.sampling
         try:
-            return model.prepare(self.converted, top_k=self.sampling.top_k, min_p=self.sampling.min_p)
+            return model.prepare(self.converted, top_k=sampling.top_k, min_p=sampling.min_p, structure=self.structure)
         except recipe.ConversionError as error:
             raise RequestError.from_recipe(error) from error
 
     def count_tokens(self, model: ConversationModel) -> int:
-        return model.prompts.count(self.converted.conversation)
+        return model.prompts.count(self.structure.conversation(self.converted.conversation))
 
     def reader(self, model: ConversationModel, turn: Turn, answer_id: str) -> Answer:
         return model.answer(turn, self.wire_format.request.chunk_generator(self.converted, answer_id, self.model))
 
     def whole_answer(self, turn: Turn, answer_id: str) -> WholeAnswer:
         return self.wire_format.whole_answer(answer_id, self.model, len(turn.prompt_token_ids))
+
+
+def _refuse_continued(conversation: recipe.Conversation, field: str) -> None:
+    """RequestError for forms that no constraint can have."""
+    if conversation.response_format == "text":
+        return
+    if conversation.messages and conversation.messages[-1].prefix:
+        raise unavailable(field, "an answer that continues a given beginning has no form of its own")
+    if conversation.response_format == "regex" and conversation.tools:
+        raise unavailable(field, "beside tools an answer is text or JSON")

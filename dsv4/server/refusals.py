@@ -13,25 +13,18 @@ from dsv4.server.locate import Judge, locate, named_place
 from dsv4.server.surrogates import unreadable_text
 from dsv4.server.unchecked_json import Json
 
-_NO_FORCED_TOOL = "Thinking mode does not support this tool_choice"
-_THINKING_OFF = '. Turn thinking off for this request with "thinking": {"type": "disabled"}, or leave tool_choice at '
-
 
 def describe(
     error: recipe.ConversionError | ValueError,
     body: bytes,
     parse: Callable[[bytes], object],
     convert: Callable[[bytes], object],
-    auto: str,
 ) -> RequestError:
     """RequestError for the `error` that deepseek-recipe raised for `body`.
 
-    `parse` and `convert` parse and convert a body with deepseek-recipe and raise its errors; `auto`: JSON of the
-    protocol's tool choice "auto".
+    `parse` and `convert` parse and convert a body with deepseek-recipe and raise its errors.
     """
     refused = RequestError.from_recipe(error)
-    if refused.message == _NO_FORCED_TOOL:
-        return RequestError(refused.status, _NO_FORCED_TOOL + _THINKING_OFF + auto, param="tool_choice")
     request = _readable(body)
     if request is None:
         return refused

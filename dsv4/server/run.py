@@ -59,7 +59,9 @@ def serve(model: str | Path | None = None, **options: Any) -> None:
         llm = LLM(model, engine_config=engine_config)
         engine = AsyncEngine(llm)
         try:
-            app = create_app(engine, api_keys=config.api_keys, origins=origins, drain=drain)
+            app = create_app(
+                engine, api_keys=config.api_keys, origins=origins, drain=drain, share_prefixes=config.share_prefixes
+            )
             server = HttpServer(app, listening, drain, limits, bound)
             server.on_ready = lambda: announce(llm.name, address(listening), str(llm.cache_size))
             server.run()
@@ -76,7 +78,12 @@ def close_engine(engine: AsyncEngine, seconds: float) -> None:
 
     A step cannot be interrupted, and nothing needs its result. A lingering process would be killed.
     """
-    closing = threading.Thread(target=engine.close, name="dsv4-close", daemon=True)
+
+    def close() -> None:
+        engine.close()
+        engine.llm.close()
+
+    closing = threading.Thread(target=close, name="dsv4-close", daemon=True)
     closing.start()
     closing.join(seconds)
     if closing.is_alive():

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import uuid
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from dsv4.conversation.model import ConversationModel
 from dsv4.conversation.turn import Turn
 from dsv4.engine import AsyncEngine, ProgressEvent, TokenEvent
+from dsv4.engine.grammar import GrammarError
+from dsv4.server.errors import RequestError
 from dsv4.server.events import Event
+from dsv4.server.isolation import cache_salt
 from dsv4.server.model_names import conversion_options
 from dsv4.server.progress import progress_chunk, timings_chunk, with_timings
 from dsv4.server.threads import BodyThreads
@@ -35,8 +38,13 @@ class Job:
 class ChatService:
     """Answers requests in every wire format with one engine."""
 
-    def __init__(self, engine: AsyncEngine, model_name: str, aliases: Sequence[str], thinking: bool) -> None:
-        """`thinking`: the default for requests that do not set it; True in the hosted service."""
+    def __init__(
+        self, engine: AsyncEngine, model_name: str, aliases: Sequence[str], thinking: bool, sharing: str = "all"
+    ) -> None:
+        """`thinking`: the default for requests that do not set it; True in the hosted service. `sharing`: of stored
+        prefixes, see server/isolation.py.
+        """
+        self._sharing = sharing
         self.engine = engine
         self.conversation = ConversationModel(engine.llm)
         self.threads = BodyThreads()
@@ -44,18 +52,25 @@ class ChatService:
         self.model_names = list(dict.fromkeys([model_name, *aliases]))
         self._options = conversion_options(self.model_names, thinking)
 
-    def prepare(self, wire_format: WireFormat, body: bytes, key: str = "") -> Job:
+    def prepare(self, wire_format: WireFormat, body: bytes, key: str | None = None) -> Job:
         """Validates, renders and tokenizes a request, and reserves its place in the queue. Slow for a long prompt: run
-        it in a thread. Raises RequestError and QueueFullError. `key`: API key of the request; keys, and users of a
-        key, share the engine fairly.
+        it in a thread. `key`: the client's API key; keys, and users of a key, share the engine fairly. Raises
+        RequestError and QueueFullError.
         """
         request = wire_format.read(body, self._options)
+        salt = cache_salt(self._sharing, key, request.user, request.cache_salt)
         turn = request.turn(self.conversation)
+        turn = replace(turn, params=replace(turn.params, cache_salt=salt))
         answer_id = str(uuid.uuid4())
         reader = request.reader(self.conversation, turn, answer_id)
         watched = request.stream and request.reports.progress
         start = self.engine.stream_with_progress if watched else self.engine.stream
-        events = cast(EngineEvents, start(turn.prompt_token_ids, turn.params, (key, request.user)))
+        user = (key or "", request.user or "")
+        try:
+            events = cast(EngineEvents, start(turn.prompt_token_ids, turn.params, user))
+        except GrammarError as error:
+            field = "tools" if error.field == "tools" else wire_format.format_field
+            raise RequestError(400, f"Invalid schema for {field}: {error.reason}", param=field) from error
         return Job(wire_format, answer_id, request, turn, reader, events)
 
     def count_tokens(self, wire_format: WireFormat, body: bytes) -> int:
@@ -97,6 +112,8 @@ class ChatService:
                 if isinstance(event, ProgressEvent):
                     yield event
                     continue
+                if event.finish_reason == "abort":  # an answer that is not what was asked for must not look like it
+                    raise RequestError(500, "the requested form of the answer is too complex to be followed further")
                 for chunk in job.reader.push(event):
                     yield chunk
                 if job.reader.finished:

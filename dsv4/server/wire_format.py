@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import deepseek_recipe as recipe
@@ -57,7 +57,16 @@ class WireRequest(ABC):
     model: str  # the client's name for the model
     stream: bool
     reports: Reports
-    user: str = field(default="", kw_only=True)  # the client's name for whom the answer is for
+
+    @property
+    def user(self) -> str | None:
+        """Id of the client's user, where the format has one."""
+        return None
+
+    @property
+    def cache_salt(self) -> str | None:
+        """What further separates the request's prefixes from those of others."""
+        return None
 
     @abstractmethod
     def turn(self, model: ConversationModel) -> Turn:
@@ -82,6 +91,7 @@ class WireFormat(ABC):
     name: ClassVar[str]  # for the log
     paths: ClassVar[tuple[str, ...]]  # of POST requests for an answer
     count_tokens_paths: ClassVar[tuple[str, ...]] = ()  # of POST requests for a token count
+    format_field: ClassVar[str] = "response_format"  # of a request, which says the form of the answer's text
 
     def matches(self, path: str) -> bool:
         """True for a path whose clients read this format's errors."""

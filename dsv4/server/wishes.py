@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from dsv4.server.errors import RequestError
 from dsv4.server.unchecked_json import Json
 
-NO_GRAMMAR = "this server does not constrain answers to a schema, a grammar or a list"
+NO_GRAMMAR = "ask for JSON of a schema or a regex with `response_format`"
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,7 @@ struct Cache {
     std::vector<LayerCache> layers;
     const int64_t* block_table = nullptr;  // [slots, pages per slot]: pages in any order, shared or not; -1: none
     int64_t pages_per_slot = 0;
+    const int64_t* stored = nullptr;  // [slots]: first tokens whose entries are there and are not written; null: none
 };
 
 // A ragged batch: the tokens of all sequences, concatenated. Sequence i continues slot slots[i] at position starts[i].

@@ -50,9 +50,9 @@ inline void pool(const float* const* kv, const float* const* score, int64_t slot
     }
 }
 
-// Writes the entries of the windows that a segment closes to `cache`, then the state that later windows need. kv and
-// score are the ubatch's projections [rows, total], ape included. finish(entry, position) runs on each entry before it
-// is stored.
+// Writes the entries of the windows that a segment closes to `cache`, those of stored tokens excepted, then the state
+// that later windows need. kv and score are the ubatch's projections [rows, total], ape included. finish(entry,
+// position) runs on each entry before it is stored.
 template <class Finish>
 inline void compress(const Compressor& c, const Segment& s, const Cache& pages, const CompressorCache& cache,
                      const float* kv, const float* score, Finish finish) {
@@ -60,7 +60,8 @@ inline void compress(const Compressor& c, const Segment& s, const Cache& pages, 
     Entries entries(cache.entries, pages, s.slot, ratio, c.width);
     float* old_kv = cache.kv + s.slot * rows * c.total;
     float* old_score = cache.score + s.slot * rows * c.total;
-    int64_t first = s.start / ratio, last = end / ratio;
+    int64_t stored = pages.stored ? pages.stored[s.slot] : 0, first = std::max(s.start, stored) / ratio,
+            last = end / ratio;
     std::vector<float> entry(static_cast<size_t>(c.width));
     std::vector<const float*> from(static_cast<size_t>(2 * rows));
     for (int64_t window = first; window < last; ++window) {

@@ -131,9 +131,9 @@ NB_MODULE(_native, m) {
              nb::arg("compressed_freq"));
     // noconvert on every output: nanobind would pass a converted copy of an array of another dtype.
     nb::class_<NativeCache>(m, "Cache")
-        .def(nb::init<const std::vector<std::vector<MutableFloats>>&, Longs, int64_t, bool>(),
-             nb::arg("layers").noconvert(), nb::arg("block_table").noconvert(), nb::arg("num_pages"),
-             nb::arg("checked"))
+        .def(nb::init<const std::vector<std::vector<MutableFloats>>&, Longs, Longs, int64_t, bool>(),
+             nb::arg("layers").noconvert(), nb::arg("block_table").noconvert(), nb::arg("stored").noconvert(),
+             nb::arg("num_pages"), nb::arg("checked"))
         .def("forget", &NativeCache::forget, nb::arg("page"))
         .def("quantized_rows", &NativeCache::quantized_rows)
         .def("stale", &NativeCache::stale)

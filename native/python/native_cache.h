@@ -16,13 +16,16 @@ class NativeCache {
    public:
     Cache cache;
 
-    // num_pages: pages of the entry pool; the block table [slots, pages per slot] lists each slot's pages.
-    NativeCache(const std::vector<std::vector<MutableFloats>>& layers, Longs block_table, int64_t num_pages,
-                bool checked)
-        : layers_(layers), block_table_(std::move(block_table)), num_pages_(num_pages) {
+    // num_pages: pages of the entry pool; the block table [slots, pages per slot] lists each slot's pages; stored
+    // [slots] as in Cache.
+    NativeCache(const std::vector<std::vector<MutableFloats>>& layers, Longs block_table, Longs stored,
+                int64_t num_pages, bool checked)
+        : layers_(layers), block_table_(std::move(block_table)), stored_(std::move(stored)), num_pages_(num_pages) {
         if (block_table_.ndim() != 2) wrong("block_table has 2 dimensions");
         cache.block_table = block_table_.data();
         cache.pages_per_slot = static_cast<int64_t>(block_table_.shape(1));
+        expect(stored_, {slots()}, "stored");
+        cache.stored = stored_.data();
         for (const auto& tensors : layers_) {
             if (tensors.size() % 3 != 1 || tensors.size() > 7) wrong("a layer's cache has 1, 4 or 7 tensors");
             auto part = [&](size_t i) -> CompressorCache {
@@ -100,7 +103,7 @@ class NativeCache {
 
    private:
     std::vector<std::vector<MutableFloats>> layers_;
-    Longs block_table_;
+    Longs block_table_, stored_;
     int64_t num_pages_;
     std::vector<std::unique_ptr<IndexKeyCache>> index_keys_;
 };

@@ -35,6 +35,7 @@ UNDERSTOOD: list[Case] = [
     ("a backslash in a name", block(invoke(parameter("a\\q", "1", "false"))), "", [("weather", {"a\\q": 1})]),
     ("a backslash in a JSON name", block(invoke('{"a\\\\q": 1}')), "", [("weather", {"a\\q": 1})]),
     ("a tab in a JSON name", block(invoke('{"a\\tq": 1}')), "", [("weather", {"a\tq": 1})]),
+    ("a space in a name", block(invoke(parameter("first name", "1", "false"))), "", [("weather", {"first name": 1})]),
     ("a call", block(invoke(PARIS)), "", [CITY]),
     (
         "two values",

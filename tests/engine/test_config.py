@@ -27,7 +27,7 @@ class Probe(EngineConfig):
     """The engine's options plus three new ones."""
 
     draft_tokens: int = option(2, "draft tokens per step (default: %(default)s)", unit="tokens", minimum=0, metavar="N")
-    cache_window: str | None = option(None, "what is kept", choices=("full", "zero"), commands=("chat",))
+    kept_window: str | None = option(None, "what is kept", choices=("full", "zero"), commands=("chat",))
     speculate: bool = option(False, "draft and verify")
 
 
@@ -36,10 +36,11 @@ def test_a_new_field_is_a_flag_with_its_help() -> None:
     add_flags(parser, Probe, "serve")
     text = parser.format_help()
     assert "--draft-tokens N" in text and "draft tokens per step (default: 2)" in text
-    assert "--speculate" in text and "--cache-window" not in text
+    assert "--speculate" in text and "--kept-window" not in text
     assert pick_flags(parser.parse_args(["--draft-tokens", "5", "--speculate"]), Probe) == {
         "max_num_seqs": 8, "max_num_waiting": 256, "max_model_len": None, "enable_prefix_caching": True,
-        "prefix_cache_bytes": 1 << 30, "num_pages": None, "device": "cpu", "dtype": "auto", "check_values": True,
+        "prefix_cache_bytes": 1 << 30, "cache_dir": None, "cache_window": "full", "cache_bytes": None,
+        "num_pages": None, "device": "cpu", "dtype": "auto", "check_values": True,
         "check_memory": True, "revision": None, "draft_tokens": 5, "speculate": True,
     }  # fmt: skip
     with pytest.raises(SystemExit):
@@ -53,15 +54,15 @@ def test_a_new_field_is_a_keyword_with_a_default_and_a_check() -> None:
         return pick_keywords(Probe, options)
 
     assert str(inspect.signature(run)).endswith(
-        "cache_window: 'str | None' = None, speculate: 'bool' = False) -> 'Probe'"
+        "kept_window: 'str | None' = None, speculate: 'bool' = False) -> 'Probe'"
     )
     assert run("x", draft_tokens=3) == Probe(draft_tokens=3)
     with pytest.raises(ValueError, match="draft_tokens is -1; allowed: 0 or more tokens"):
         run("x", draft_tokens=-1)
-    with pytest.raises(ValueError, match="cache_window is 'half'; allowed: full, zero, or None"):
-        run("x", cache_window="half")
+    with pytest.raises(ValueError, match="kept_window is 'half'; allowed: full, zero, or None"):
+        run("x", kept_window="half")
     with pytest.raises(
-        TypeError, match=r"run\(\) got an unknown keyword 'drafts'; allowed: cache_window, check_memory, "
+        TypeError, match=r"run\(\) got an unknown keyword 'drafts'; allowed: cache_bytes, cache_dir, cache_window, "
     ):
         run("x", drafts=3)
 

@@ -160,10 +160,17 @@ def test_a_character_may_be_split_over_tokens(llm) -> None:
 def test_a_constraint_begins_after_the_end_of_the_reasoning(llm) -> None:
     end = llm.tokenizer.special_tokens["</think>"]
     params = replace(SHORT, choice=["yes", "no"], grammar_after=(end,), max_tokens=40)
-    short = replace(SHORT, ignore_eos=False)
+    short = replace(SHORT, temperature=0.0, logit_bias={end: -100.0})
     free = llm.generate(PROMPT, short)[0]
     before = llm.generate(PROMPT, replace(short, choice=["yes"], grammar_after=(end,)))[0]
-    assert end not in free.token_ids and replace(before, timings=None) == replace(free, timings=None)
+    special = set(llm.tokenizer.special_tokens.values())
+    text = next((i for i, token in enumerate(free.token_ids) if token in special), len(free.token_ids))
+    assert text > 2 and before.token_ids[:text] == free.token_ids[:text], "the reasoning is free"
+    eos = llm.config.eos_token_ids[0]
+    wants_end = llm.generate(
+        PROMPT, replace(short, choice=["yes"], grammar_after=(end,), logit_bias={eos: 100.0, end: -100.0})
+    )[0]
+    assert not special & {*before.token_ids, *wants_end.token_ids} and wants_end.finish_reason == "length"
     soon = llm.generate(PROMPT, replace(params, logit_bias={end: 100.0}))[0]
     assert soon.token_ids[0] == end and soon.text.removeprefix("</think>") in ("yes", "no")
     assert soon.finish_reason == "stop"
@@ -189,7 +196,10 @@ def test_tokens_are_taken_back_over_the_beginning(compiler) -> None:
     constraint = compiler.compile(SamplingParams(regex="ab", grammar_after=(7,)))
     a = next(token for token in range(1280) if compiler._tokenizer.token_bytes(token) == b"a")
     constraint.advance(3)
-    assert constraint.masks() == [None]
+    (reasoning,) = constraint.masks()
+    eos, special = compiler.eos_token_ids[0], compiler._tokenizer.special_tokens
+    assert reasoning[a] and reasoning[7] and not reasoning[eos], "before it begins: any text, and no end"
+    assert not reasoning[[token for token in special.values() if token != 7]].any()
     for token in (7, a):
         constraint.advance(token)
     (after,) = constraint.masks()
@@ -197,8 +207,8 @@ def test_tokens_are_taken_back_over_the_beginning(compiler) -> None:
     (before,) = constraint.masks()
     assert after is not None and before is not None and before[a] and not after[a]
     constraint.rollback(1)
-    assert constraint.masks() == [None] and not constraint.complete
-    assert [mask is None for mask in constraint.masks((7, a))] == [True, False, False]
+    assert constraint.masks()[0].tolist() == reasoning.tolist() and not constraint.complete
+    assert [bool(mask[a]) for mask in constraint.masks((7, a))] == [True, True, False]
 
 
 @pytest.mark.parametrize("seed", range(3))

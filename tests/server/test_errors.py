@@ -27,7 +27,7 @@ def refused(server, path: str = CHAT, **change) -> dict:
             "Failed to deserialize the JSON body into the target type: max_tokens: invalid type: string",
         ),
         ({"messages": [{"role": "function", "content": "x"}]}, "unknown variant `function`, expected one of `system`"),
-        ({"response_format": {"type": "regex", "pattern": "a"}}, "response_format type is unavailable now: 'regex'"),
+        ({"response_format": {"type": "xml"}}, "unknown variant `xml`"),
     ],
 )
 def test_a_bad_request_is_refused_with_the_hosted_message(server, change, message: str) -> None:

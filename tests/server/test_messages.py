@@ -155,7 +155,6 @@ def test_what_claude_code_sends_is_accepted(server, folder) -> None:
         ({"model": "gpt-4"}, "you passed gpt-4"),
         ({"messages": []}, "at least one message is required"),
         ({"stop_sequences": ["x"] * 17}, "17"),
-        ({"tools": [WEATHER], "tool_choice": {"type": "tool", "name": "weather"}}, "does not support this tool_choice"),
     ],
 )
 def test_errors_have_both_shapes(server, change, message: str) -> None:

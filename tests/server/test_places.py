@@ -153,13 +153,11 @@ def test_the_sdks_show_the_place(server) -> None:
         )
 
 
-def test_a_forced_tool_while_thinking_says_how_to_stop_thinking(server) -> None:
-    error = refused(server, CHAT, {"tools": [FUNCTION], "tool_choice": "required"})
-    assert error["message"].startswith("Thinking mode does not support this tool_choice")
-    assert '"thinking": {"type": "disabled"}' in error["message"] and error["param"] == "tool_choice"
-    tools = [{"name": "f", "input_schema": {"type": "object"}}]
-    error = refused(server, MESSAGES, {"max_tokens": 5, "tools": tools, "tool_choice": {"type": "tool", "name": "f"}})
-    assert '"thinking": {"type": "disabled"}' in error["message"] and '{"type": "auto"}' in error["message"]
+def test_a_forced_tool_that_is_not_there_is_refused_while_thinking_too(server) -> None:
+    choice = {"type": "function", "function": {"name": "g"}}
+    for thinking in ("enabled", "disabled"):
+        error = refused(server, CHAT, {"tools": [FUNCTION], "tool_choice": choice, "thinking": {"type": thinking}})
+        assert "no function named 'g' was specified" in error["message"]
 
 
 WHOLE_CHAT = {
@@ -231,7 +229,7 @@ def test_the_named_place_is_the_wrong_field(parse, whole) -> None:
             try:
                 parse(body)
             except ValueError as error:
-                refused_ = describe(error, body, parse, parse, "")
+                refused_ = describe(error, body, parse, parse)
                 # An object put in place of another lacks a field or has a wrong field inside.
                 assert (refused_.param or "").startswith(written(path)), (path, value, refused_)
                 assert f": {refused_.param}: " in refused_.message
@@ -253,14 +251,14 @@ def test_the_search_for_a_place_ends_within_its_bound() -> None:
 
     with pytest.raises(ValueError) as error:
         recipe.ChatCompletionRequest(body)
-    assert describe(error.value, body, parse, parse, "").param == "messages[1]"
+    assert describe(error.value, body, parse, parse).param == "messages[1]"
     assert read < 3 * len(body) + 10_000_000
     many = {f"field{index}": 1 for index in range(5000)}
     many |= {"model": "x" * 4000, "messages": [USER], "temperature": "hot"}  # every tested part contains the model name
     body = json.dumps(many).encode()
     with pytest.raises(ValueError) as error:
         recipe.ChatCompletionRequest(body)
-    refusal = describe(error.value, body, parse, parse, "")
+    refusal = describe(error.value, body, parse, parse)
     assert "hot" in refusal.message and refusal.param is None, "no place, but the refusal itself"
 
 

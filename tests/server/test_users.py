@@ -2,26 +2,7 @@
 
 import pytest
 
-from dsv4.server.users import user_of
-
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
-
-
-@pytest.mark.parametrize(
-    ("fields", "user"),
-    [
-        ({"user_id": "ann"}, "ann"),
-        ({"user": "ann"}, "ann"),
-        ({"metadata": {"user_id": "ann"}}, "ann"),
-        ({"user_id": "ann", "user": "bob"}, "ann"),
-        ({"user_id": 7}, "7"),
-        ({"user_id": "x" * 600}, "x" * 512),
-        ({"user_id": None, "user": "", "metadata": "?"}, ""),
-        ({}, ""),
-    ],
-)
-def test_the_user_that_a_body_names(fields, user: str) -> None:
-    assert user_of(fields) == user
 
 
 @pytest.mark.parametrize("keys", [[], ["key-a", "key-b"]])
@@ -32,7 +13,7 @@ def test_the_engine_is_told_the_key_that_was_checked_and_the_user(model, serve, 
         for key in ("key-a", "key-b"):
             headers = {"Authorization": f"Bearer {key}"}
             for path, extra in (
-                ("/v1/chat/completions", {"user": "ann"}),
+                ("/v1/chat/completions", {"user_id": "ann"}),
                 ("/v1/messages", {"max_tokens": 9, "metadata": {"user_id": "ann"}}),
             ):
                 assert served.http(headers=headers).post(path, json=CHAT | extra).status_code == 200

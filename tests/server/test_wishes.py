@@ -121,7 +121,6 @@ def test_top_k_and_min_p_reach_the_sampler(server, monkeypatch, path: str) -> No
         {"guided_json": {"type": "object"}},
         {"structured_outputs": {"regex": "a"}},
         {"repetition_penalty": 1.1},
-        {"response_format": {"type": "json_schema", "json_schema": {}}},
         {"min_tokens": 5},
         {"use_beam_search": True},
         {"prompt_logprobs": 1},
@@ -142,8 +141,9 @@ def test_unsupported_chat_parameters_are_refused(server, wish: dict) -> None:
 @pytest.mark.parametrize(
     ("wish", "name"),
     [
-        ({"output_config": {"format": {"type": "json_schema", "schema": {}}}}, "output_config.format"),
-        ({"output_format": {"type": "json_schema", "schema": {}}}, "output_format"),
+        ({"output_config": {"format": {"type": "xml", "schema": {}}}}, "output_config.format"),
+        ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format"),
+        ({"output_format": {"type": "json_schema", "schema": 5}}, "output_format"),
         ({"mcp_servers": [{"type": "url", "url": "https://a", "name": "a"}]}, "mcp_servers"),
         ({"container": "a"}, "container"),
     ],

@@ -1,0 +1,76 @@
+"""Structure: the form that a request wants of its answer, as the engine's constraint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import deepseek_recipe as recipe
+
+from dsv4.tools import Tool, ToolChoice
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What a request says about the form of its answer beside the conversation that deepseek-recipe makes of it.
+
+    `tools`: with the schemas as the request has them (deepseek-recipe drops keywords of strict ones). `schema`: of the
+    text, where deepseek-recipe does not read it.
+    """
+
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool = True
+    schema: Mapping[str, Any] | None = None
+
+    @property
+    def forces_call(self) -> bool:
+        return bool(self.tools) and self.tool_choice not in ("auto", "none")
+
+    @property
+    def restricts_calls(self) -> bool:
+        """True if an answer with well-formed calls could still be wrong."""
+        strict = any(tool.strict for tool in self.tools)
+        return bool(self.tools) and (strict or self.tool_choice != "auto" or not self.parallel_tool_calls)
+
+    def conversation(self, given: recipe.Conversation) -> recipe.Conversation:
+        """The conversation with the schema, so that the prompt has it."""
+        if self.schema is None:
+            return given
+        return recipe.Conversation(
+            given.messages,
+            thinking_mode=given.thinking_mode,
+            tools=given.tools,
+            tool_choice=given.tool_choice,
+            reasoning_effort=given.reasoning_effort,
+            response_schema=dict(self.schema),
+        )
+
+    def constraint(self, conversation: recipe.Conversation, in_block: bool) -> dict[str, Any]:
+        """Fields of SamplingParams; none if any answer will do. `in_block`: the prompt has opened the block of calls.
+
+        Calls are only constrained where the request asks for more than what every answer's parser sees to.
+        """
+        fields: dict[str, Any] = {}
+        if conversation.response_format == "json_object":
+            fields["json_object"] = True
+        elif conversation.response_format == "json_schema":
+            fields["json_schema"] = conversation.response_schema
+        elif conversation.response_format == "regex":
+            fields["regex"] = conversation.response_regex
+        tools = _offered(self.tools, conversation.tools)
+        if self.restricts_calls or (fields and tools):
+            fields |= {
+                "tools": tools,
+                "tool_choice": self.tool_choice if tools else "none",
+                "parallel_tool_calls": self.parallel_tool_calls,
+                "tool_block_open": in_block,
+            }
+        return fields
+
+
+def _offered(tools: Sequence[Tool], offered: Sequence[recipe.ToolDefinition]) -> tuple[Tool, ...]:
+    """The tools that the prompt describes."""
+    names = {tool.name for tool in offered}
+    return tuple(tool for tool in tools if tool.name in names)

@@ -1,0 +1,71 @@
+"""Reads from request bodies which form the answer has to have: tools, tool choice, schemas."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+from dsv4.conversation.structure import Structure
+from dsv4.server.unchecked_json import Json, json_objects
+from dsv4.server.wishes import invalid
+from dsv4.tools import Tool, ToolChoice, is_name
+
+
+def of_chat(request: Json) -> Structure:
+    """Structure of a Chat Completions request; its response_format is deepseek-recipe's to read."""
+    choice = request.get("tool_choice")
+    fields = [(tool, _object(tool.get("function"))) for tool in json_objects(request.get("tools"))]
+    return Structure(
+        _tools([(function.get("name"), function.get("parameters"), function.get("strict")) for _, function in fields]),
+        _named(_object(_object(choice).get("function"))) or _choice(choice),
+        request.get("parallel_tool_calls") is not False,
+    )
+
+
+def of_messages(request: Json) -> Structure:
+    """Structure of a Messages request."""
+    choice, tools = _object(request.get("tool_choice")), json_objects(request.get("tools"))
+    kind = {"any": "required", "tool": "required"}.get(str(choice.get("type")), choice.get("type"))
+    named = _named(choice) if choice.get("type") == "tool" else None
+    return Structure(
+        _tools([(tool.get("name"), tool.get("input_schema"), tool.get("strict")) for tool in tools]),
+        named or _choice(kind),
+        choice.get("disable_parallel_tool_use") is not True,
+        _format(request),
+    )
+
+
+def _format(request: Json) -> Json | None:
+    """Schema of `output_config.format`, or of `output_format`, its name in the beta. RequestError for another form."""
+    for place, value in (
+        ("output_config.format", _object(request.get("output_config")).get("format")),
+        ("output_format", request.get("output_format")),
+    ):
+        if value is None:
+            continue
+        form = _object(value)
+        if form.get("type") != "json_schema" or not isinstance(form.get("schema"), dict):
+            raise invalid(place, value, '{"type": "json_schema", "schema": {...}}')
+        return cast(Json, form["schema"])
+    return None
+
+
+def _tools(tools: list[tuple[object, object, object]]) -> tuple[Tool, ...]:
+    """The tools that have a usable name; all others are deepseek-recipe's to refuse or to drop."""
+    return tuple(
+        Tool(name, cast(Json, schema) if isinstance(schema, dict) else None, strict is True)
+        for name, schema, strict in tools
+        if isinstance(name, str) and is_name(name)
+    )
+
+
+def _choice(value: object) -> ToolChoice:
+    return value if value in ("required", "none") else "auto"  # pyright: ignore[reportReturnType]
+
+
+def _named(choice: Mapping[str, object]) -> ToolChoice | None:
+    return {"name": choice["name"]} if isinstance(choice.get("name"), str) else None
+
+
+def _object(value: object) -> Json:
+    return cast(Json, value) if isinstance(value, dict) else {}
