@@ -79,7 +79,7 @@ $(VENV)/.python:
 # An editable install needs no repeating when Python code changes, only when the requirements or the C++ do.
 $(VENV)/.run: $(VENV)/.python pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*.txt native/*/*.* native/*/*/*.*)
 	@echo "make: installing into $(VENV) (torch is large: this takes some minutes once)"
-	@$(PIP) --editable .
+	@$(PIP) --editable .[server]
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.run

@@ -323,6 +323,16 @@ class Cache:
         """
         return num_bytes(self.layers)
 
+    def live_bytes(self, rows: int) -> dict[str, int]:
+        """Bytes in use by component, as `num_bytes`: the state of so many rows, and the pages that are not free."""
+        used: dict[str, int] = {"window": 0, "state": 0, "entries": 0, "index_keys": 0}
+        for layer in self.layers:
+            used["window"] += rows * layer.window[0].nbytes
+            used["state"] += rows * sum(c.kv[0].nbytes + c.score[0].nbytes for c in layer.compressors())
+            used["entries"] += self.pool.num_used * (0 if layer.main is None else layer.main.page_bytes)
+            used["index_keys"] += self.pool.num_used * (0 if layer.index is None else layer.index.page_bytes)
+        return used
+
     @property
     def page_bytes(self) -> int:
         """Bytes of a page over all layers."""

@@ -9,7 +9,7 @@ With a disk cache, prefixes that memory lacks are loaded from there, and what me
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from dsv4.cache import NO_MATCH, Cache, PrefixCache, PrefixMatch
@@ -18,6 +18,7 @@ from dsv4.cache.pages import pages_for
 from dsv4.config import PAGE_TOKENS
 from dsv4.engine.config import EngineConfig
 from dsv4.engine.disk_prefixes import DiskPrefixes
+from dsv4.engine.metrics import Metric, counter, gauge, labelled
 from dsv4.engine.model import EngineCache, TruncatableCache
 from dsv4.engine.request import Request
 
@@ -71,13 +72,23 @@ class CacheManager:
         self.before_snapshot: Callable[[Request], None] | None = None  # lets the MTP block read what the row holds
         self._unsound: set[int] = set()  # rows that a failed step may have left half-written
 
+    @property
+    def num_free_slots(self) -> int:
+        """Rows that no request has."""
+        return len(self._free_slots)
+
+    @property
+    def can_preempt(self) -> bool:
+        """True if what a row holds can be copied and put back."""
+        return self._pages is not None
+
     # Admission
 
     def match(self, request: Request) -> StoredPrefix:
         """The stored prefix that a waiting request would begin at; the logits of its last token are to be computed, or,
         for the log-probabilities of its prompt, those of all tokens."""
         unused = request.saved is not None or request.params.prompt_logprobs
-        if self.prefixes is None or unused or not self._free_slots:
+        if self.prefixes is None or unused:
             return NO_PREFIX
         # Every step asks this of every request that waits: the same prefixes are not searched twice.
         version, match = self._matches.get(request, (-1, NO_MATCH))
@@ -165,6 +176,22 @@ class CacheManager:
                 self._store(request)
             self._free_row(request)
         request.on_disk = None
+
+    # Numbers
+
+    def metrics(self) -> Iterator[Metric]:
+        yield counter("vllm:num_preemptions", "Times that a running request gave way.", self.num_preemptions)
+        pages, prefixes = self._pages, self.prefixes
+        if pages is None:
+            return
+        used = pages.pool.num_used
+        yield gauge("vllm:kv_cache_usage_perc", "Share of the cache's pages in use, 1: all.", used / pages.max_pages)
+        sizes = pages.live_bytes(len(self._running))
+        sizes["snapshots"] = 0 if prefixes is None else prefixes.snapshot_bytes
+        name, text = "dsv4:cache_bytes", "Bytes of the cache in use, by component."
+        yield labelled("gauge", name, text, "component", ((key, float(size)) for key, size in sizes.items()))
+        stored = 0 if prefixes is None else prefixes.num_pages * pages.page_bytes
+        yield gauge("dsv4:prefix_cache_page_bytes", "Bytes of pages that stored prefixes hold.", stored)
 
     # What is kept
 

@@ -75,7 +75,7 @@ def need_of(plan: LoadPlan) -> Need:
             experts += size if spec.component == "routed_experts" else 0
         else:
             copied += prod(spec.shape) * (plan.itemsize if matrix else 8 if spec.dtype == "I64" else 4)
-    state, page = _cache_bytes(plan.config, plan.cache_format)
+    state, page = cache_bytes_of(plan.config, plan.cache_format)
     pages = -(-plan.max_model_len // PAGE_TOKENS)
     if plan.expert_memory is not None:
         mapped -= max(0, experts - plan.expert_memory)
@@ -83,7 +83,7 @@ def need_of(plan: LoadPlan) -> Need:
     return replace(need, experts=experts, expert_memory=plan.expert_memory)
 
 
-def _cache_bytes(config: ModelConfig, kv_format: KvFormat) -> tuple[int, int]:
+def cache_bytes_of(config: ModelConfig, kv_format: KvFormat) -> tuple[int, int]:
     """Bytes of (the state per request, a page) over all layers, MTP blocks included."""
     state = page = 0
     entry, key = entry_bytes(config, kv_format), index_key_bytes(config, kv_format)
@@ -113,8 +113,7 @@ def check_fit(name: str, need: Need, memory: Memory, ways_out: list[str]) -> lis
         tokens = left // need.page * PAGE_TOKENS if need.page else 0
         warnings.append(
             f"{name}: the cache of {need.rows} requests of {need.pages * PAGE_TOKENS} tokens takes {_gb(most)}, and"
-            f" {_gb(left)} are left beside the model, enough for {tokens} tokens together; a lower max_model_len or"
-            " max_num_seqs keeps within them"
+            f" {_gb(left)} are left beside the model, enough for {tokens} tokens together: beyond them requests wait"
         )
     return warnings
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import torch
 
 DTYPES = ("auto", "bfloat16", "float32")
-DEFAULT_MAX_MODEL_LEN = 131072  # the cache takes memory as tokens come, so a long limit costs nothing by itself
 MAX_DRAFTS = 7  # with the token before them they fill the smallest ring of the cache, 8 rows of a CSA compressor
 
 
@@ -82,11 +81,18 @@ class EngineConfig:
         1 << 22, "tokens of all prompts that wait, about 50 bytes each", unit="tokens", minimum=1, commands=()
     )
     max_model_len: int | None = option(
-        None, "tokens that a request may hold, prompt included", unit="tokens", minimum=2, metavar="N"
+        None,
+        "tokens that a request may hold, prompt included (default: the model's limit, or what memory holds)",
+        unit="tokens",
+        minimum=2,
+        metavar="N",
     )
     max_num_batched_tokens: int = option(1024, "tokens computed in one step", unit="tokens", minimum=1, commands=())
     max_num_partial_prefills: int | None = option(
         None, "prompts read in part at a time (default: half of max_num_seqs)", unit="prompts", commands=()
+    )
+    time_slice: int = option(
+        128, "steps after which a request gives its place to one that waits", unit="steps", minimum=1, commands=()
     )
     enable_prefix_caching: bool = option(
         True, "compute every prompt from its first token on", flag="--no-prefix-caching"
@@ -128,7 +134,7 @@ class EngineConfig:
     )
     num_pages: int | None = option(
         None,
-        "pages of 128 tokens that all requests share (default: as many as full ones need)",
+        "pages of 128 tokens that all requests share (default: as many as full ones need, or as memory holds)",
         unit="pages",
         minimum=1,
         metavar="N",

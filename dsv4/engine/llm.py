@@ -15,12 +15,13 @@ from dsv4.cache.disk import DiskCache
 from dsv4.checkpoint.mapped import mapped_files
 from dsv4.config import WINDOW
 from dsv4.engine.cache_manager import CacheManager
+from dsv4.engine.cache_size import CacheSize, cache_size
 from dsv4.engine.config import EngineConfig, WindowPolicy
 from dsv4.engine.core import CoreLimits, EngineCore
 from dsv4.engine.disk_prefixes import DiskPrefixes
 from dsv4.engine.draft_length import AdaptiveLength
 from dsv4.engine.grammar import GrammarCompiler
-from dsv4.engine.loading import check_device, limit_expert_memory, load, resolve_max_model_len
+from dsv4.engine.loading import cache_room, check_device, limit_expert_memory, load
 from dsv4.engine.model import DraftingModel, EngineCache, EngineModel
 from dsv4.engine.model_identity import model_identity
 from dsv4.engine.outputs import RequestOutput, TokenEvent
@@ -46,9 +47,10 @@ class LLM:
     settings are. Without a tokenizer prompts are token ids and so is the output; text raises ValueError.
 
     `options`: fields of EngineConfig; `engine_config` has all of them, and options beside it replace some. TypeError
-    for an unknown option. `max_model_len` bounds prompt and output together; by default it is the model's own limit, at
-    most 131072. `dtype`: "auto", "bfloat16", "float32" or a torch.dtype, of a folder's matrices and of the cache; auto
-    is float32 on the CPU, bfloat16 on a GPU. A folder that cannot fit into memory is a CapacityError before it is read,
+    for an unknown option. `max_model_len` bounds prompt and output together; by default it is the model's own limit, as
+    far as memory holds it (`cache_size` says how much). `dtype`: "auto", "bfloat16", "float32" or a torch.dtype, of a
+    folder's matrices and of the cache; auto is float32 on the CPU, bfloat16 on a GPU. A folder that cannot fit into
+    memory is a CapacityError before it is read,
     unless `check_memory` is False. `max_num_waiting` and `max_waiting_tokens` bound the queue of an AsyncEngine;
     `generate` takes any number of prompts. `check_values`: as of `dsv4.load`. `expert_memory`: most bytes
     of routed experts in memory (`dsv4.checkpoint.expert_memory.limit_experts`); a model object keeps the limit.
@@ -89,8 +91,10 @@ class LLM:
         self.prompts: PromptEncoder | None = None
         if self.path is not None and tokenizer is not None:
             self.prompts = PromptEncoder(tokenizer, effort_ladder(self.path))
-        self.max_model_len = resolve_max_model_len(config.max_model_len, self.config, config.num_pages)
-        cache = _new_cache(model, config, self.max_model_len)
+        room = cache_room(model, config) if isinstance(model, Transformer) else None
+        self.cache_size = size = cache_size(self.config, config, room)
+        self.max_model_len = size.max_model_len
+        cache = _new_cache(model, config, size)
         speculator = _new_speculator(model, cache, config)  # first: what rows hold is part of the disk cache's keys
         self.disk_cache = self._open_disk_cache(model, cache)
         disk = None
@@ -110,7 +114,7 @@ class LLM:
             grammars=None
             if tokenizer is None
             else GrammarCompiler(tokenizer, self.config.vocab_size, self.config.eos_token_ids),
-            num_pages=config.num_pages,
+            num_pages=size.num_pages if size.by_pages else None,
         )
         files = mapped_files(model)
         self.core = EngineCore(runner, scheduler, limits, None if files is None else files.change, speculator)
@@ -251,16 +255,6 @@ class LLM:
         return [self.config.bos_token_id, *self.tokenizer.encode(prompt)]
 
 
-def _new_cache(model: EngineModel, config: EngineConfig, max_model_len: int) -> EngineCache:
-    if isinstance(model, Transformer):
-        return model.new_cache(config.max_num_seqs, max_model_len, config.num_pages, config.kv_cache_dtype)
-    if config.num_pages is not None:
-        raise ValueError(f"num_pages is {config.num_pages}; the cache of a {type(model).__name__} has no pages")
-    if config.kv_cache_dtype != "auto":
-        raise ValueError(f"kv_cache_dtype is {config.kv_cache_dtype!r}; a {type(model).__name__} has its own cache")
-    return model.new_cache(batch_size=config.max_num_seqs, max_tokens=max_model_len)
-
-
 def _new_speculator(model: EngineModel, cache: EngineCache, config: EngineConfig) -> Speculator | None:
     if not config.speculate:
         return None
@@ -272,6 +266,16 @@ def _new_speculator(model: EngineModel, cache: EngineCache, config: EngineConfig
     if not isinstance(model, DraftingModel) or not isinstance(cache, Cache):
         raise ValueError(f"speculate is {config.speculate}; a {type(model).__name__} cannot draft")
     return Speculator(MTPDrafter(model, cache), AdaptiveLength(config.speculate))
+
+
+def _new_cache(model: EngineModel, config: EngineConfig, size: CacheSize) -> EngineCache:
+    if isinstance(model, Transformer):
+        return model.new_cache(size.max_num_seqs, size.max_model_len, size.num_pages, config.kv_cache_dtype)
+    if config.num_pages is not None:
+        raise ValueError(f"num_pages is {config.num_pages}; the cache of a {type(model).__name__} has no pages")
+    if config.kv_cache_dtype != "auto":
+        raise ValueError(f"kv_cache_dtype is {config.kv_cache_dtype!r}; a {type(model).__name__} has its own cache")
+    return model.new_cache(batch_size=size.max_num_seqs, max_tokens=size.max_model_len)
 
 
 def _backend_of(model: EngineModel) -> object:

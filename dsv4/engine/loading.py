@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -14,11 +15,13 @@ from dsv4.cache.formats import cache_dtype
 from dsv4.checkpoint import load_model
 from dsv4.checkpoint.expert_memory import ExpertMemory, ExpertMemoryError, limit_experts
 from dsv4.checkpoint.folder import Checkpoint
-from dsv4.config import PAGE_TOKENS, ModelConfig
+from dsv4.config import PAGE_TOKENS
+from dsv4.engine.cache_size import CacheRoom, room_for
 from dsv4.engine.capacity import LoadPlan, check_fit, need_of, ways_out
-from dsv4.engine.config import DEFAULT_MAX_MODEL_LEN, DTYPES, EngineConfig
-from dsv4.engine.machine import cuda_memory, host_memory
+from dsv4.engine.config import DTYPES, EngineConfig
+from dsv4.engine.machine import Memory, cuda_memory, host_memory
 from dsv4.kernels import backends
+from dsv4.kernels.stored import StoredStack, StoredWeight
 from dsv4.model.backend import EXPERT_MEMORY
 from dsv4.model.transformer import Transformer
 
@@ -56,7 +59,7 @@ def load(folder: Path, config: EngineConfig) -> Transformer:
             " experts are copied into memory; allowed: None, or the native kernels on the CPU in torch.float32"
         )
     if config.check_memory:
-        longest = config.max_model_len or DEFAULT_MAX_MODEL_LEN
+        longest = config.max_model_len or PAGE_TOKENS  # by default as long as the memory that is left allows
         if config.num_pages is not None:
             longest = min(longest, config.num_pages * PAGE_TOKENS)
         check_capacity(folder, config, dtype, longest)
@@ -87,19 +90,25 @@ def _keeps_stored(device: str, dtype: torch.dtype) -> bool:
     return torch.device(device).type == "cpu" and dtype == torch.float32 and backends.native_module() is not None
 
 
-def resolve_max_model_len(requested: int | None, config: ModelConfig, num_pages: int | None = None) -> int:
-    """Token limit per request: `requested`, or a default within the limit of the model and of the cache's pages.
+def cache_room(model: Transformer, config: EngineConfig) -> CacheRoom | None:
+    """Room for the cache of a model that is loaded; None where the memory is not to be looked at, or not told."""
+    memory = _memory_of(str(model.device)) if config.check_memory else None
+    if memory is None:
+        return None
+    tensors = (*model.parameters(), *model.buffers())
+    stored = [tensor for tensor in tensors if isinstance(tensor, StoredWeight)]
+    experts = sum(tensor.stored_bytes for tensor in stored if isinstance(tensor, StoredStack))
+    mapped = sum(tensor.stored_bytes for tensor in stored)
+    if config.expert_memory is not None:
+        mapped -= max(0, experts - config.expert_memory)
+    config = replace(config, numerics=model.numerics)
+    kv_format = _kv_format(config, model.dtype) or ("bf16" if model.dtype.itemsize == 2 else "fp32")
+    return room_for(model.config, kv_format, config.max_num_seqs, mapped, memory)
 
-    ValueError beyond the limit: every request that is accepted can run alone.
-    """
-    limit, owner = config.max_position_embeddings, "the model's max_position_embeddings"
-    if num_pages is not None and num_pages * PAGE_TOKENS < limit:
-        limit, owner = num_pages * PAGE_TOKENS, f"the cache has num_pages = {num_pages} of {PAGE_TOKENS} tokens"
-    if requested is None:
-        return min(limit, DEFAULT_MAX_MODEL_LEN)
-    if requested > limit:
-        raise ValueError(f"max_model_len is {requested}; allowed: [2, {limit}] ({owner})")
-    return requested
+
+def _memory_of(device: str) -> Memory | None:
+    kind = torch.device(device).type
+    return host_memory() if kind == "cpu" else cuda_memory(device) if kind == "cuda" else None
 
 
 def check_capacity(folder: Path, engine: EngineConfig, dtype: torch.dtype, max_model_len: int) -> None:
@@ -107,8 +116,7 @@ def check_capacity(folder: Path, engine: EngineConfig, dtype: torch.dtype, max_m
 
     Does nothing if the system does not report its memory.
     """
-    on_cpu = torch.device(engine.device).type == "cpu"
-    memory = host_memory() if on_cpu else cuda_memory(engine.device)
+    on_cpu, memory = torch.device(engine.device).type == "cpu", _memory_of(engine.device)
     if memory is None:
         return
     with Checkpoint(folder) as checkpoint:

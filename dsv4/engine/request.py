@@ -13,6 +13,7 @@ import numpy as np
 
 from dsv4.cache import PrefixEntry, SavedRow
 from dsv4.cache.disk import DiskLookup
+from dsv4.engine.fairness import User
 from dsv4.engine.logits import LogitsProcessor
 from dsv4.engine.outputs import (
     Alternatives,
@@ -73,6 +74,8 @@ class Request:
     decoder: TextDecoder | None = None  # None: a model without a tokenizer
     processors: tuple[LogitsProcessor, ...] = ()  # of its logits, in their order
     constraint: Constraint | None = None  # of what it may write, where its output is now
+    user: User = ("",)  # who shares the engine with others by what each was served
+    takes_turns: bool = False  # True: it gives its row to one that waits when it has run long enough
     max_chunk_tokens: int | None = None  # tokens of it that a step computes at most
     text_vocab_size: int = 0  # ids from here on pad the vocabulary: the decoder does not know them
     status: RequestStatus = RequestStatus.NEW

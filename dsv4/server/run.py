@@ -64,7 +64,7 @@ def serve(model: str | Path | None = None, **options: Any) -> None:
             )
             server = HttpServer(app, listening, drain, limits, bound)
             experts = "" if llm.expert_memory is None else llm.expert_memory.describe()
-            server.on_ready = lambda: announce(llm.name, address(listening), experts)
+            server.on_ready = lambda: announce(llm.name, address(listening), str(llm.cache_size), experts)
             server.run()
         except BaseException:
             engine.close()
@@ -93,10 +93,11 @@ def close_engine(engine: AsyncEngine, seconds: float) -> None:
         os._exit(0)
 
 
-def announce(model_name: str, url: str, experts: str = "") -> None:
-    """Prints the base URLs, the kernels if they are native, and a line about a limit of the experts if there is one."""
+def announce(model_name: str, url: str, size: str, experts: str = "") -> None:
+    """Prints the base URLs, the size of the cache, the kernels if they are native, and the limit of experts if any."""
     print(f"{model_name} is ready. Chat page: {url}/")
     print(f"OpenAI base URL: {url}/v1   Anthropic base URL: {url}/anthropic   (Ctrl-C stops)")
+    print(size)
     if backends.name() == "native":
         print(backends.describe())
     if experts:

@@ -94,7 +94,9 @@ def test_documents_of_text_are_read(server) -> None:
 def test_top_k_and_min_p_reach_the_sampler(server, monkeypatch, path: str) -> None:
     seen = []
     stream = server.engine.stream
-    monkeypatch.setattr(server.engine, "stream", lambda ids, params: seen.append(params) or stream(ids, params))
+    monkeypatch.setattr(
+        server.engine, "stream", lambda ids, params, user: seen.append(params) or stream(ids, params, user)
+    )
     for fields, expected in (
         ({"top_k": 5, "min_p": 0.25}, (5, 0.25)),
         ({"top_k": -1, "min_p": 0}, (0, 0.0)),
