@@ -40,7 +40,7 @@ def test_a_new_field_is_a_flag_with_its_help() -> None:
     assert pick_flags(parser.parse_args(["--draft-tokens", "5", "--speculate"]), Probe) == {
         "max_num_seqs": 8, "max_num_waiting": 256, "max_model_len": None, "enable_prefix_caching": True,
         "prefix_cache_bytes": 1 << 30, "cache_dir": None, "cache_window": "full", "cache_bytes": None,
-        "num_pages": None, "device": "cpu", "dtype": "auto", "check_values": True,
+        "num_pages": None, "device": "cpu", "dtype": "auto", "kv_cache_dtype": "auto", "check_values": True,
         "check_memory": True, "revision": None, "draft_tokens": 5, "speculate": True,
     }  # fmt: skip
     with pytest.raises(SystemExit):
