@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +12,7 @@ import torch
 
 from dsv4.cache import Cache
 from dsv4.cache.disk import DiskCache
+from dsv4.checkpoint.expert_memory import ExpertMemory
 from dsv4.checkpoint.mapped import mapped_files
 from dsv4.config import WINDOW
 from dsv4.engine.cache_manager import CacheManager
@@ -22,6 +23,8 @@ from dsv4.engine.disk_prefixes import DiskPrefixes
 from dsv4.engine.draft_length import AdaptiveLength
 from dsv4.engine.grammar import GrammarCompiler
 from dsv4.engine.loading import cache_room, check_device, limit_expert_memory, load
+from dsv4.engine.metric_sources import DiskCacheMetrics, ExpertLoadMetrics, ExpertMemoryMetrics
+from dsv4.engine.metrics import MetricSource
 from dsv4.engine.model import DraftingModel, EngineCache, EngineModel
 from dsv4.engine.model_identity import model_identity
 from dsv4.engine.outputs import RequestOutput, TokenEvent
@@ -118,6 +121,8 @@ class LLM:
         )
         files = mapped_files(model)
         self.core = EngineCore(runner, scheduler, limits, None if files is None else files.change, speculator)
+        for source in _further_metrics(model, self.disk_cache, self.expert_memory):
+            self.core.metrics.add(source)
         self._in_use = threading.Lock()  # the core serves one caller at a time
         self._model, self._backend = model, _backend_of(model)
 
@@ -266,6 +271,17 @@ def _new_speculator(model: EngineModel, cache: EngineCache, config: EngineConfig
     if not isinstance(model, DraftingModel) or not isinstance(cache, Cache):
         raise ValueError(f"speculate is {config.speculate}; a {type(model).__name__} cannot draft")
     return Speculator(MTPDrafter(model, cache), AdaptiveLength(config.speculate))
+
+
+def _further_metrics(
+    model: EngineModel, disk: DiskCache | None, expert_memory: ExpertMemory | None
+) -> Iterator[MetricSource]:
+    if disk is not None:
+        yield DiskCacheMetrics(disk.stats)
+    if expert_memory is not None:
+        yield ExpertMemoryMetrics(expert_memory)
+    if isinstance(model, Transformer):
+        yield ExpertLoadMetrics(model)
 
 
 def _new_cache(model: EngineModel, config: EngineConfig, size: CacheSize) -> EngineCache:
