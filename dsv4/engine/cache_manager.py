@@ -70,6 +70,7 @@ class CacheManager:
         self._running: dict[int, Request] = {}  # by slot
         self._matches: dict[Request, tuple[int, PrefixMatch]] = {}  # of waiting requests, with the prefixes' version
         self.before_snapshot: Callable[[Request], None] | None = None  # lets the MTP block read what the row holds
+        self._saved: dict[Request, int] = {}  # bytes that are kept of requests that gave way
         self._unsound: set[int] = set()  # rows that a failed step may have left half-written
 
     @property
@@ -156,6 +157,7 @@ class CacheManager:
             if self.before_snapshot is not None:
                 self.before_snapshot(request)
             request.saved = self._pages.save(request.slot)
+            self._saved[request] = request.saved.num_bytes
         else:
             request.num_computed_tokens = 0
         self._free_row(request)
@@ -170,6 +172,7 @@ class CacheManager:
     def release(self, request: Request) -> None:
         """Empties the row of a request that has ended, if it has one. What it has answered is stored."""
         request.saved = None
+        self._saved.pop(request, None)
         self._matches.pop(request, None)
         if request.slot >= 0:
             if request.num_computed_tokens >= len(request.prompt_token_ids):
@@ -188,6 +191,7 @@ class CacheManager:
         yield gauge("vllm:kv_cache_usage_perc", "Share of the cache's pages in use, 1: all.", used / pages.max_pages)
         sizes = pages.live_bytes(len(self._running))
         sizes["snapshots"] = 0 if prefixes is None else prefixes.snapshot_bytes
+        sizes["preempted"] = sum(list(self._saved.values()))
         name, text = "dsv4:cache_bytes", "Bytes of the cache in use, by component."
         yield labelled("gauge", name, text, "component", ((key, float(size)) for key, size in sizes.items()))
         stored = 0 if prefixes is None else prefixes.num_pages * pages.page_bytes
@@ -290,6 +294,7 @@ class CacheManager:
             self.prefixes.evict_until(lambda: missing <= pages.num_free_pages)
         pages.load(request.slot, saved)
         request.saved, request.num_computed_tokens = None, length
+        del self._saved[request]
 
     def _known_pages(self, request: Request) -> list[int]:
         """Pages of whole blocks of a waiting request that are stored and that it would use."""
