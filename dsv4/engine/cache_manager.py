@@ -102,8 +102,26 @@ class CacheManager:
         found = self.disk.find(lookup, request.num_tokens - 1, match.length)
         return StoredPrefix(match, found, max(match.common, lookup.common))
 
+    def is_ready(self, request: Request) -> bool:
+        """False while the prefix that a waiting request would begin at is being read from the disk."""
+        if self.disk is None or request.saved is not None:
+            return True
+        match = self.match(request).disk
+        lookup = self._lookup(self.disk, request)
+        if match is None:
+            self.disk.drop(lookup)
+            return True
+        return self.disk.is_ready(lookup, match, lambda: len(self._known_blocks(request, match)))
+
+    def wait_for_disk(self, seconds: float) -> bool:
+        """Waits until a prefix has been read from the disk, `seconds` at most. False: none is being read."""
+        return self.disk is not None and self.disk.wait(seconds)
+
     def can_allocate(self, request: Request) -> bool:
-        """True if a request that waits fits beside those that run. Alone every request fits that was taken."""
+        """True if a request that waits is ready and fits beside those that run. Alone every request fits that was
+        taken."""
+        if not self.is_ready(request):
+            return False
         if not self._free_slots or self._pages is None or not self._running:
             return bool(self._free_slots)
         needed = _pages_soon(request)
@@ -138,6 +156,7 @@ class CacheManager:
         if request.scheduled_time is None:  # not one that gave way before it computed anything
             request.output.cached_tokens = request.num_computed_tokens
         if self.disk is not None:
+            self.disk.drop(self._lookup(self.disk, request))
             self.disk.begin(self._lookup(self.disk, request), 0 if match.disk is None else match.length)
 
     def make_room(self, counts: Mapping[Request, int]) -> bool:
@@ -178,6 +197,8 @@ class CacheManager:
             if request.num_computed_tokens >= len(request.prompt_token_ids):
                 self._store(request)
             self._free_row(request)
+        if request.on_disk is not None and self.disk is not None:
+            self.disk.drop(request.on_disk)
         request.on_disk = None
 
     # Numbers
@@ -253,20 +274,27 @@ class CacheManager:
             return False
         return self.cache.lengths[slot] == request.num_computed_tokens
 
+    def _known_blocks(self, request: Request, match: DiskMatch) -> list[int]:
+        """Pages of the blocks of a match that memory has."""
+        assert self.prefixes is not None
+        return self.prefixes.block_pages(request.tokens, match.num_blocks * PAGE_TOKENS, request.params.cache_salt)
+
     def _load(self, request: Request, match: DiskMatch) -> bool:
-        """Puts a prefix from the disk into a request's row, but for blocks that memory has. False, with the row empty:
-        it is gone, damaged or of another form."""
+        """Puts a prefix that was read from the disk into a request's row, but for blocks that memory has. False, with
+        the row empty: it was gone, damaged or of another form."""
         pages, prefixes = self._pages, self.prefixes
         assert pages is not None and prefixes is not None and self.disk is not None
-        known = prefixes.block_pages(request.tokens, match.num_blocks * PAGE_TOKENS, request.params.cache_salt)
-        loaded = self.disk.load(match, len(known))
-        if loaded is None:
+        reading = self.disk.take(self._lookup(self.disk, request))
+        known = self._known_blocks(request, match)
+        if reading is None or reading.loaded is None:
             return False
+        loaded = reading.loaded
+        assert reading.match is match and reading.first <= len(known), "allocate follows can_allocate"
         pages.attach(request.slot, known)
         missing = max(pages_for(match.length), match.num_blocks) - len(known)
         prefixes.evict_until(lambda: missing <= pages.num_free_pages)
         try:
-            pages.load_pages(request.slot, missing, loaded.entries)
+            pages.load_pages(request.slot, missing, loaded.entries_after(len(known) - reading.first))
             if loaded.snapshot is None:
                 pages.replay(request.slot, match.length, match.common)
             else:

@@ -102,7 +102,8 @@ class LLM:
         self.disk_cache = self._open_disk_cache(model, cache)
         disk = None
         if self.disk_cache is not None:
-            disk = DiskPrefixes(self.disk_cache, WindowPolicy.parse(config.cache_window))
+            policy = WindowPolicy.parse(config.cache_window)
+            disk = DiskPrefixes(self.disk_cache, policy, config.max_num_seqs)
         manager = CacheManager(cache, config.max_num_seqs, config, disk)
         if speculator is not None:
             manager.before_snapshot = speculator.before_snapshot

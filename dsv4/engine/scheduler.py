@@ -151,6 +151,8 @@ class Scheduler:
             if not wants:
                 later.append(request)
                 continue
+            if not self.cache_manager.is_ready(request):
+                continue  # nobody gives way to it, and it holds nobody up
             if not self._make_way(request, len(admitted)):
                 if self.cache_manager.num_free_slots > len(admitted):
                     return admitted  # it waits for pages: nobody may take them before it
