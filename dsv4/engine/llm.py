@@ -224,7 +224,8 @@ class LLM:
         if not isinstance(model, Transformer) or not isinstance(cache, Cache):
             raise ValueError(f"cache_dir is {str(config.cache_dir)!r}; {type(model).__name__} has no state to store")
         files = None if self._loaded_from is None else sorted(self._loaded_from.glob("*.safetensors"))
-        replay = self.config.num_hidden_layers * WINDOW if WindowPolicy.parse(config.cache_window).replays else None
+        windows = self.config.num_hidden_layers + (config.speculate > 0)  # the MTP block reads streams of the last one
+        replay = windows * WINDOW if WindowPolicy.parse(config.cache_window).replays else None
         identity = model_identity(model, cache, files)
         return DiskCache(Path(config.cache_dir), identity, cache, config.cache_bytes, replay)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor
 from dsv4.engine import LLM, RequestOutput, SamplingParams
 from dsv4.engine.draft_length import FixedLength
 from dsv4.engine.request import Request
-from dsv4.engine.speculative import SpeculationStats, Speculator
+from dsv4.engine.speculative import MTPDrafter, SpeculationStats, Speculator
 from dsv4.engine.step import ScheduledChunk
 from dsv4.kernels import backends
 from dsv4.model.batch import RaggedBatch
@@ -309,3 +310,31 @@ def test_a_model_that_cannot_draft_is_told(without_mtp: Transformer) -> None:
     with pytest.raises(ValueError, match=r"speculate is 8; allowed: \[0, 7\] draft tokens"):
         LLM(without_mtp, speculate=8)
     assert cache_of(LLM(without_mtp)).mtp is None
+
+
+def test_drafts_after_a_replay_are_those_after_a_miss(model: Transformer, tmp_path: Path) -> None:
+    """And so are the block's streams that they are chosen from."""
+
+    def run(llm: LLM) -> tuple[RequestOutput, list[tuple[Tensor, list[int | None]]]]:
+        drafter, found = speculator_of(llm).drafter, list[tuple[Tensor, list[int | None]]]()
+        assert isinstance(drafter, MTPDrafter)
+        choose = drafter._choose
+
+        def record(streams: Tensor, *arguments: Any) -> list[int | None]:
+            drafts = choose(streams, *arguments)
+            found.append((streams.clone(), drafts))
+            return drafts
+
+        drafter._choose = record  # type: ignore[method-assign]
+        (output,) = llm.generate([IDS[:1000]], greedy(30))
+        llm.close()
+        return output, found
+
+    want, drafts = run(drafting(model, 2, enable_prefix_caching=False))
+    run(drafting(model, 2, cache_dir=tmp_path, cache_window="zero"))
+    got, after_hit = run(drafting(model, 2, cache_dir=tmp_path, cache_window="zero"))
+    assert got.cached_tokens == 1000 // 128 * 128 - (CONFIG.num_hidden_layers + 1) * 128
+    assert same([got], [want])
+    if BITS:
+        assert [tokens for _, tokens in after_hit] == [tokens for _, tokens in drafts] and len(drafts) > 10
+        assert all(torch.equal(a, b) for (a, _), (b, _) in zip(after_hit, drafts, strict=True))

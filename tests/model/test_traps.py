@@ -180,7 +180,7 @@ def test_shipped_numerics_follow_the_restatement() -> None:
 def test_shipped_numerics_of_few_layers_exactly(schedule: tuple[int, ...]) -> None:
     """Without a cascade of roundings nearly all tokens agree to fp32 rounding: every site is right, MTP included.
 
-    The seed is one without a tie: a channel within an fp32 rounding of the middle between two codes of FP8, as one at the
+    The seed is one without a tie: a channel within an fp32 rounding of the middle between two FP8 codes, as one at the
     input of h_proj with seed 0, may get the other code, which the tokens that see this one's key show too."""
     config = tiny_config(schedule=schedule, num_hash_layers=0, index_topk=3)
     ids, model = random_ids(config, 61, seed=3), random_model(config, seed=3, numerics="shipped")
