@@ -1,0 +1,99 @@
+"""POST /responses: OpenAI's Responses API as DeepSeek implements it.
+
+Beside what the hosted service has: stored responses and `previous_response_id`, any custom tool, enforced forms of
+answers, calls that are forced while the model thinks, and histories whose outputs do not directly follow their calls.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import cast
+
+import deepseek_recipe as recipe
+
+from dsv4.conversation.answer import Answer, Generator
+from dsv4.conversation.structure import Structure
+from dsv4.server.errors import RequestError
+from dsv4.server.events import Event
+from dsv4.server.leniency import strip_context_suffix
+from dsv4.server.paths import OPENAI_BASES, under
+from dsv4.server.recipe_format import RecipeFormat, RecipeRequest, Request
+from dsv4.server.response_events import Asked, ResponseEvent, ResponseReader, WholeResponse
+from dsv4.server.response_fields import check_fields, reported_fields, wants_sealed
+from dsv4.server.response_items import as_items, read_items
+from dsv4.server.response_tools import as_functions, custom_names, flattened, without_mixed_strict
+from dsv4.server.structures import of_responses
+from dsv4.server.unchecked_json import Json
+from dsv4.server.wire_format import AnswerReader, Chunk, WholeAnswer
+
+PATHS = under(OPENAI_BASES, "/responses")
+
+
+class Responses(RecipeFormat):
+    name = "responses"
+    paths = PATHS
+    count_tokens_paths = under(PATHS, "/input_tokens")
+    request = recipe.ResponsesRequest
+    response = recipe.ResponsesResponse
+    free_tool_choice = "auto"
+    format_field = "text.format"
+
+    def matches(self, path: str) -> bool:
+        return path.startswith(tuple(f"{known}/" for known in PATHS)) or path in PATHS
+
+    def new_id(self) -> str:
+        return f"resp_{uuid.uuid4().hex}"  # frameworks recognize a response by the beginning of its id
+
+    def user(self, request: Json) -> object:
+        return request.get("user") or request.get("safety_identifier")
+
+    def adapt(self, request: Json) -> None:
+        """Reads items and tools that deepseek-recipe refuses or drops. RequestError for unsupported parameters."""
+        check_fields(request)
+        strip_context_suffix(request)
+        if isinstance(request.get("input"), list):
+            request["input"] = read_items(as_items(request["input"]))
+        tools, choice = as_functions(request.get("tools"), request.get("tool_choice"))
+        if "tools" in request:
+            request["tools"] = without_mixed_strict(tools)
+        if "tool_choice" in request:
+            request["tool_choice"] = choice
+
+    def structure(self, request: Json) -> Structure:
+        tools, choice = as_functions(request.get("tools"), request.get("tool_choice"))
+        return of_responses(flattened(tools), choice, request.get("parallel_tool_calls"))
+
+    def without_thinking(self, request: Json) -> Json:
+        return request | {"reasoning": {"effort": "none"}}
+
+    def settings(self, request: Request, options: recipe.ConversionOptions) -> object:
+        """(echo, names of the tools in namespaces)."""
+        given = cast(recipe.ResponsesRequest, request)
+        return given.echo(), given.namespace_tool_map(options)
+
+    def generator(self, request: RecipeRequest, answer_id: str) -> Generator:
+        echo, namespaces = cast("tuple[recipe.ResponsesEcho, dict[str, tuple[str, str]]]", request.settings)
+        made = recipe.ResponsesRequest.chunk_generator(request.converted, answer_id, request.model)
+        return made.with_echo(echo).with_namespace_tool_map(namespaces)
+
+    def reader(self, request: RecipeRequest, answer: Answer, answer_id: str) -> AnswerReader:
+        received = request.received
+        reported = reported_fields(received, stored=False)
+        sealed, custom = wants_sealed(received), custom_names(received)
+        return ResponseReader(answer, Asked(answer_id, request.model, reported, sealed, custom))
+
+    def whole_answer(self, answer_id: str, model: str, num_prompt_tokens: int) -> WholeAnswer:
+        return WholeResponse()
+
+    def event(self, chunk: Chunk) -> Event:
+        given = cast(ResponseEvent, chunk)
+        return Event(given.to_json(), given.name)
+
+    def failure(self, error: RequestError, reader: AnswerReader) -> Event:
+        return self.event(cast(ResponseReader, reader).failed(error))
+
+    def token_count(self, count: int) -> Json:
+        return {"object": "response.input_tokens", "input_tokens": count}
+
+
+RESPONSES = Responses()
