@@ -50,9 +50,12 @@ class Asked:
 
 
 class ResponseReader:
-    """Reads an answer's events from those of deepseek-recipe. `on_end`: is given the response before its last event."""
+    """Reads an answer's events from those of deepseek-recipe.
 
-    def __init__(self, answer: AnswerReader, asked: Asked, on_end: Callable[[Json], None] | None = None) -> None:
+    `on_end`: is given the response before its last event is sent; returns True if it has stored it.
+    """
+
+    def __init__(self, answer: AnswerReader, asked: Asked, on_end: Callable[[Json], bool] | None = None) -> None:
         self._answer, self._asked, self._on_end = answer, asked, on_end
         self._count = 0  # of events
         self._response: Json = {}  # the latest response object
@@ -90,10 +93,10 @@ class ResponseReader:
         if "response" in event:
             response = cast(Json, event["response"])
             response |= self._asked.reported
-            response["output"] = self._items
+            response["output"] = list(self._items)
             self._response = response
             if kind in _ENDS and self._on_end is not None:
-                self._on_end(response)
+                response["store"] = self._on_end(response)
         elif "item" in event:
             event["item"] = self._item(cast(Json, event["item"]), done=kind.endswith(".done"))
         elif event.get("item_id") in self._custom_items:

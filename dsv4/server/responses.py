@@ -18,9 +18,11 @@ from dsv4.server.events import Event
 from dsv4.server.leniency import strip_context_suffix
 from dsv4.server.paths import OPENAI_BASES, under
 from dsv4.server.recipe_format import RecipeFormat, RecipeRequest, Request
+from dsv4.server.response_context import new_items, stored_context, with_ids
 from dsv4.server.response_events import Asked, ResponseEvent, ResponseReader, WholeResponse
 from dsv4.server.response_fields import check_fields, reported_fields, wants_sealed
-from dsv4.server.response_items import as_items, read_items
+from dsv4.server.response_items import read_items
+from dsv4.server.response_store import OwnResponses
 from dsv4.server.response_tools import as_functions, custom_names, flattened, without_mixed_strict
 from dsv4.server.structures import of_responses
 from dsv4.server.unchecked_json import Json
@@ -31,12 +33,15 @@ PATHS = under(OPENAI_BASES, "/responses")
 
 class Responses(RecipeFormat):
     name = "responses"
-    paths = PATHS
-    count_tokens_paths = under(PATHS, "/input_tokens")
+    paths = ()  # its routes need the store: see response_routes.py
     request = recipe.ResponsesRequest
     response = recipe.ResponsesResponse
     free_tool_choice = "auto"
     format_field = "text.format"
+
+    def __init__(self, own: OwnResponses | None = None) -> None:
+        """`own`: the client's stored responses; None: it has none."""
+        self._own = own
 
     def matches(self, path: str) -> bool:
         return path.startswith(tuple(f"{known}/" for known in PATHS)) or path in PATHS
@@ -51,8 +56,9 @@ class Responses(RecipeFormat):
         """Reads items and tools that deepseek-recipe refuses or drops. RequestError for unsupported parameters."""
         check_fields(request)
         strip_context_suffix(request)
-        if isinstance(request.get("input"), list):
-            request["input"] = read_items(as_items(request["input"]))
+        before = stored_context(request, self._own)
+        if before or isinstance(request.get("input"), list):
+            request["input"] = read_items([*before, *new_items(request, self._own)], offset=len(before))
         tools, choice = as_functions(request.get("tools"), request.get("tool_choice"))
         if "tools" in request:
             request["tools"] = without_mixed_strict(tools)
@@ -77,10 +83,14 @@ class Responses(RecipeFormat):
         return made.with_echo(echo).with_namespace_tool_map(namespaces)
 
     def reader(self, request: RecipeRequest, answer: Answer, answer_id: str) -> AnswerReader:
-        received = request.received
-        reported = reported_fields(received, stored=False)
+        received, own = request.received, self._own
+        save = None
+        if own is not None and own.keeps and received.get("store") is not False:
+            items = with_ids(new_items(received, own), answer_id)
+            save = own.saver(items, cast("str | None", received.get("previous_response_id")))
+        reported = reported_fields(received, stored=save is not None)
         sealed, custom = wants_sealed(received), custom_names(received)
-        return ResponseReader(answer, Asked(answer_id, request.model, reported, sealed, custom))
+        return ResponseReader(answer, Asked(answer_id, request.model, reported, sealed, custom), save)
 
     def whole_answer(self, answer_id: str, model: str, num_prompt_tokens: int) -> WholeAnswer:
         return WholeResponse()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -14,6 +15,7 @@ from dsv4.options import check_keywords, pick_keywords, takes_options
 from dsv4.server.config import ServerConfig
 from dsv4.server.listening import address, bind, is_loopback
 from dsv4.server.open_files import connection_bound, raise_limit
+from dsv4.server.response_store import ResponseStore
 
 if TYPE_CHECKING:
     from dsv4.engine import AsyncEngine
@@ -32,7 +34,10 @@ def serve(model: str | Path | None = None, **options: Any) -> None:
     raise_limit()
     bound = connection_bound(config.max_connections)
     listening = bind(config.host, config.port)
-    try:
+    with contextlib.ExitStack() as opened:
+        opened.callback(listening.close)
+        responses = ResponseStore(config.response_store, config.response_store_bytes)
+        opened.callback(responses.close)
         # torch is imported only now, which takes seconds: a taken port fails before that.
         import torch
 
@@ -60,7 +65,12 @@ def serve(model: str | Path | None = None, **options: Any) -> None:
         engine = AsyncEngine(llm)
         try:
             app = create_app(
-                engine, api_keys=config.api_keys, origins=origins, drain=drain, share_prefixes=config.share_prefixes
+                engine,
+                api_keys=config.api_keys,
+                origins=origins,
+                drain=drain,
+                share_prefixes=config.share_prefixes,
+                responses=responses,
             )
             server = HttpServer(app, listening, drain, limits, bound)
             experts = "" if llm.expert_memory is None else llm.expert_memory.describe()
@@ -70,8 +80,6 @@ def serve(model: str | Path | None = None, **options: Any) -> None:
             engine.close()
             raise
         close_engine(engine, seconds=max(1.0, drain.remaining))
-    finally:
-        listening.close()
 
 
 def close_engine(engine: AsyncEngine, seconds: float) -> None:
