@@ -82,8 +82,8 @@ class RecipeFormat(WireFormat):
             request = self.request(adapted.body)
             model, structure = request.model, self.structure(adapted.request)
             options = self.options_for(model, options)
-            settings, forces = self.settings(request, options), structure.forces_call
-            converted = self._forced(adapted.body, options) if forces else request.convert(options)
+            settings = self.settings(request, options)
+            converted = self.converted(adapted.body, options, structure)
         except (recipe.ConversionError, ValueError) as error:
             raise self._refusal(body, options, error) from error
         _refuse_continued(converted.conversation, self.format_field)
@@ -98,6 +98,16 @@ class RecipeFormat(WireFormat):
             adapted.request,
             settings,
         )
+
+    def converted(
+        self, body: bytes, options: recipe.ConversionOptions, structure: Structure
+    ) -> recipe.ConversationRequest:
+        """Converts an adapted body. ConversionError and ValueError as of deepseek-recipe."""
+        return self._forced(body, options) if structure.forces_call else self.request(body).convert(options)
+
+    def shortened(self, request: RecipeRequest, model: ConversationModel) -> Turn | None:
+        """Turn of a conversation that is too long, if the request wants it shortened."""
+        return None
 
     def _forced(self, body: bytes, options: recipe.ConversionOptions) -> recipe.ConversationRequest:
         """Converts a request that forces a call. ConversionError and ValueError as of deepseek-recipe.
@@ -164,9 +174,15 @@ class RecipeRequest(WireRequest):
 
     def turn(self, model: ConversationModel) -> Turn:
         try:
-            return model.prepare(self.converted, **asdict(self.sampling), structure=self.structure)
+            return self.prepared(model, self.converted)
         except recipe.ConversionError as error:
-            raise RequestError.from_recipe(error) from error
+            shortened = self.wire_format.shortened(self, model)
+            if shortened is None:
+                raise RequestError.from_recipe(error) from error
+            return shortened
+
+    def prepared(self, model: ConversationModel, converted: recipe.ConversationRequest) -> Turn:
+        return model.prepare(converted, **asdict(self.sampling), structure=self.structure)
 
     def count_tokens(self, model: ConversationModel) -> int:
         return model.prompts.count(self.structure.conversation(self.converted.conversation))

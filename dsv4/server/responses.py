@@ -6,13 +6,17 @@ answers, calls that are forced while the model thinks, and histories whose outpu
 
 from __future__ import annotations
 
+import json
 import uuid
+from dataclasses import dataclass
 from typing import cast
 
 import deepseek_recipe as recipe
 
 from dsv4.conversation.answer import Answer, Generator
+from dsv4.conversation.model import ConversationModel
 from dsv4.conversation.structure import Structure
+from dsv4.conversation.turn import Turn
 from dsv4.server.errors import RequestError
 from dsv4.server.events import Event
 from dsv4.server.leniency import strip_context_suffix
@@ -21,14 +25,24 @@ from dsv4.server.recipe_format import RecipeFormat, RecipeRequest, Request
 from dsv4.server.response_context import new_items, stored_context, with_ids
 from dsv4.server.response_events import Asked, ResponseEvent, ResponseReader, WholeResponse
 from dsv4.server.response_fields import check_fields, reported_fields, wants_sealed
-from dsv4.server.response_items import read_items
+from dsv4.server.response_items import as_items, read_items
 from dsv4.server.response_store import OwnResponses
 from dsv4.server.response_tools import as_functions, custom_names, flattened, without_mixed_strict
+from dsv4.server.response_truncation import shortest_cut
 from dsv4.server.structures import of_responses
 from dsv4.server.unchecked_json import Json
 from dsv4.server.wire_format import AnswerReader, Chunk, WholeAnswer
 
 PATHS = under(OPENAI_BASES, "/responses")
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """Of deepseek-recipe's request; `namespaces`: (namespace, name) of a tool by the name that the model knows."""
+
+    echo: recipe.ResponsesEcho
+    namespaces: dict[str, tuple[str, str]]
+    options: recipe.ConversionOptions
 
 
 class Responses(RecipeFormat):
@@ -73,14 +87,28 @@ class Responses(RecipeFormat):
         return request | {"reasoning": {"effort": "none"}}
 
     def settings(self, request: Request, options: recipe.ConversionOptions) -> object:
-        """(echo, names of the tools in namespaces)."""
         given = cast(recipe.ResponsesRequest, request)
-        return given.echo(), given.namespace_tool_map(options)
+        return _Settings(given.echo(), given.namespace_tool_map(options), options)
+
+    def shortened(self, request: RecipeRequest, model: ConversationModel) -> Turn | None:
+        if request.received.get("truncation") != "auto":
+            return None
+        whole = cast(Json, json.loads(self.adapted(json.dumps(request.received).encode()).body))
+        options = cast(_Settings, request.settings).options
+
+        def attempt(items: list[object]) -> Turn | None:
+            body = json.dumps(whole | {"input": items}).encode()
+            try:
+                return request.prepared(model, self.converted(body, options, request.structure))
+            except recipe.ConversionError:
+                return None
+
+        return shortest_cut(as_items(whole.get("input")), attempt)
 
     def generator(self, request: RecipeRequest, answer_id: str) -> Generator:
-        echo, namespaces = cast("tuple[recipe.ResponsesEcho, dict[str, tuple[str, str]]]", request.settings)
+        settings = cast(_Settings, request.settings)
         made = recipe.ResponsesRequest.chunk_generator(request.converted, answer_id, request.model)
-        return made.with_echo(echo).with_namespace_tool_map(namespaces)
+        return made.with_echo(settings.echo).with_namespace_tool_map(settings.namespaces)
 
     def reader(self, request: RecipeRequest, answer: Answer, answer_id: str) -> AnswerReader:
         received, own = request.received, self._own

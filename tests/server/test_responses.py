@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any, Literal
 
+import openai
 import pytest
 from pydantic import BaseModel
 
@@ -280,3 +282,35 @@ def test_a_client_that_leaves_ends_the_generation(server) -> None:
         server.wait_until_running()
     server.wait_until_idle()
     assert server.model.num_sampled < 4000
+
+
+def test_cached_tokens_are_reported(server, monkeypatch) -> None:
+    asked = server.engine.stream
+
+    async def with_hit(*args: Any) -> Any:
+        async for event in asked(*args):
+            yield replace(event, cached_tokens=7)
+
+    monkeypatch.setattr(server.engine, "stream", with_hit)
+    assert ask(server).usage.input_tokens_details.cached_tokens == 7
+
+
+def test_a_conversation_that_is_too_long_loses_its_oldest_turns(model, serve) -> None:
+    def said(role: str, text: str) -> dict[str, Any]:
+        return {"role": role, "content": text}
+
+    with serve(model, max_model_len=600) as served:
+        turns = [[said("user", f"<{i}>" + "x" * 90), said("assistant", f"answer {i}")] for i in range(9)]
+        history = [said("developer", "Rule."), *(item for turn in turns for item in turn), said("user", "Last.")]
+        options = {"input": history, "instructions": "Top.", "reasoning": {"effort": "low"}}
+        with pytest.raises(openai.BadRequestError, match="maximum context length is 600 tokens"):
+            ask(served, **options)
+        answer = ask(served, truncation="auto", **options)
+        kept = [i for i in range(9) if f"<{i}>" in prompt(served)]
+        assert answer.truncation == "auto" and kept and kept == list(range(9 - len(kept), 9))
+        assert 600 - 150 < len(model.prompts[-1]) < 600, "no more is dropped than has to be"
+        assert "Top.<｜User｜>Rule." in prompt(served) and "Last." in prompt(served)
+        with pytest.raises(openai.BadRequestError, match="maximum context length"):
+            ask(served, truncation="auto", input=[*history, said("user", "y" * 700)])
+        short = ask(served, truncation="auto", input="x")
+        assert short.output_text == "ok"
