@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from dsv4.server.response_tools import as_functions, without_mixed_strict
-from dsv4.server.unchecked_json import Json
+from dsv4.server.response_tools import as_functions, tool_key, without_mixed_strict
+from dsv4.server.unchecked_json import Json, json_objects
 from dsv4.server.wishes import invalid, refuse_wishes
 
 SEALED = "reasoning.encrypted_content"
@@ -36,9 +36,26 @@ def check_fields(request: Json) -> None:
         raise invalid("truncation", request["truncation"], "auto and disabled")
     if not isinstance(request.get("include"), (list, type(None))):
         raise invalid("include", request["include"], f'a list, like ["{SEALED}"]')
+    _check_allowed(request)
     metadata = request.get("metadata")
     if metadata is not None and not _is_metadata(metadata):
         raise invalid("metadata", metadata, f"an object of at most {_MAX_METADATA} texts")
+
+
+def _check_allowed(request: Json) -> None:
+    """A `tool_choice` of allowed_tools is this server's to read: it must name tools of the request."""
+    choice = request.get("tool_choice")
+    if not isinstance(choice, dict) or cast(Json, choice).get("type") != "allowed_tools":
+        return
+    fields = cast(Json, choice)
+    if fields.get("mode") not in ("auto", "required"):
+        raise invalid("tool_choice.mode", fields.get("mode"), "auto and required")
+    known = [tool_key(tool) for tool in json_objects(request.get("tools"))]
+    if not isinstance(fields.get("tools"), list):
+        raise invalid("tool_choice.tools", fields.get("tools"), "a list of tools")
+    for index, tool in enumerate(cast("list[object]", fields["tools"])):
+        if not isinstance(tool, dict) or tool_key(cast(Json, tool)) not in known:
+            raise invalid(f"tool_choice.tools[{index}]", cast(object, tool), "type and name of a tool in `tools`")
 
 
 def wants_sealed(request: Json) -> bool:

@@ -25,8 +25,8 @@ def as_functions(tools: object, choice: object) -> tuple[object, object]:
     """(tools, tool_choice) of a request with custom tools as functions, and only the tools that the choice allows."""
     if isinstance(choice, dict) and cast(Json, choice).get("type") == "allowed_tools":
         fields = cast(Json, choice)
-        allowed = {(tool.get("type"), tool.get("name")) for tool in json_objects(fields.get("tools"))}
-        tools = [tool for tool in json_objects(tools) if (tool.get("type"), tool.get("name")) in allowed]
+        allowed = [tool_key(tool) for tool in json_objects(fields.get("tools"))]
+        tools = [tool for tool in json_objects(tools) if tool_key(tool) in allowed]
         choice = cast(object, fields.get("mode"))
     elif isinstance(choice, dict) and _is_custom(cast(Json, choice)):
         choice = cast(Json, choice) | {"type": "function"}
@@ -64,6 +64,11 @@ def flattened(tools: object) -> list[Json]:
         elif tool.get("type") == "function":
             flat.append(tool)
     return flat
+
+
+def tool_key(tool: Json) -> tuple[object, object]:
+    """Type and name, which tell a tool from the others of its request."""
+    return tool.get("type"), tool.get("name")
 
 
 def custom_input(arguments: str) -> str:

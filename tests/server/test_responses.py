@@ -236,6 +236,14 @@ def test_what_is_not_supported_is_refused_with_its_place(server) -> None:
     ):
         place, words = refused(server, extra_body={name: value})
         assert place == name, words
+    allowed = {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "weather"}]}
+    for place, tools, choice in (
+        ("tool_choice.tools[0]", [], allowed),
+        ("tool_choice.tools[0]", [WEATHER], allowed | {"tools": [5]}),
+        ("tool_choice.tools", [WEATHER], allowed | {"tools": "all"}),
+        ("tool_choice.mode", [WEATHER], allowed | {"mode": "any"}),
+    ):
+        assert refused(server, tools=tools, tool_choice=choice)[0] == place
     image = {"type": "input_image", "image_url": "https://a/b.png"}
     assert refused(server, input=[QUESTION, {"role": "user", "content": [image]}])[0] == "input[1].content[0]"
     seen = {"type": "function_call_output", "call_id": "a", "output": [image]}
