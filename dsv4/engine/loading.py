@@ -116,7 +116,7 @@ def check_capacity(folder: Path, engine: EngineConfig, dtype: torch.dtype, max_m
 
     Does nothing if the system does not report its memory.
     """
-    on_cpu, memory = torch.device(engine.device).type == "cpu", _memory_of(engine.device)
+    memory = _memory_of(engine.device)
     if memory is None:
         return
     with Checkpoint(folder) as checkpoint:

@@ -334,10 +334,10 @@ def test_sizes_have_units(capsys: pytest.CaptureFixture[str]) -> None:
         ("1.5M", 3 << 19),
         ("10KiB", 10240),
         ("7", 7),
-        ("2gb", 2 << 30),
+        ("2gb", 2_000_000_000),
         ("1T", 1 << 40),
     ):
         assert build_parser().parse_args(["serve", "--cache-bytes", text]).cache_bytes == size
     with pytest.raises(SystemExit):
         build_parser().parse_args(["serve", "--cache-bytes", "many"])
-    assert "size 'many'; allowed: a number of bytes, or one with K, M, G or T, such as 4G" in capsys.readouterr().err
+    assert "size 'many'; allowed: a number of bytes, or with a unit, as in 500M, 8G or 1.5T" in capsys.readouterr().err
