@@ -15,7 +15,13 @@ from dsv4.kernels.cpu import KernelChoiceError
 COMMANDS = (serve, chat, generate, inspect, convert, verify, train, eval, bench)
 
 # Package that serving does not need -> the extra of pyproject.toml that installs it.
-_EXTRAS = {"reasoning_gym": "train", "transformers": "bench", "psutil": "bench"}
+_EXTRAS = {
+    "reasoning_gym": "train",
+    "transformers": "bench",
+    "psutil": "bench",
+    "sqlalchemy": "usage",
+    "psycopg": "usage",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,6 +14,8 @@ from dsv4.options import check_keywords, pick_keywords, takes_options
 from dsv4.server.config import ServerConfig
 from dsv4.server.listening import address, bind, is_loopback
 from dsv4.server.open_files import connection_bound, raise_limit
+from dsv4.usage.ledger import Ledger
+from dsv4.usage.store import open_store
 
 if TYPE_CHECKING:
     from dsv4.engine import AsyncEngine
@@ -23,16 +25,19 @@ if TYPE_CHECKING:
 def serve(model: str | Path | None = None, **options: Any) -> None:
     """Serves a model folder, by default the embedded nano model, until it is stopped.
 
-    `options`: fields of ServerConfig and EngineConfig. Raises PortTakenError before the model is loaded, TypeError for
-    an unknown option, ValueError for a value that is not allowed, CapacityError if the model cannot fit into memory,
-    and the errors of loading.
+    `options`: fields of ServerConfig and EngineConfig. Raises PortTakenError and errors of the usage database before
+    the model is loaded, TypeError for an unknown option, ValueError for a value that is not allowed, CapacityError if
+    the model cannot fit into memory, and the errors of loading.
     """
     check_keywords("serve", options, ServerConfig, EngineConfig)
     config, engine_config = pick_keywords(ServerConfig, options), pick_keywords(EngineConfig, options)
     raise_limit()
     bound = connection_bound(config.max_connections)
     listening = bind(config.host, config.port)
+    ledger = None
     try:
+        if config.usage_db is not None:
+            ledger = Ledger(open_store(config.usage_db))
         # torch is imported only now, which takes seconds: a taken port fails before that.
         import torch
 
@@ -60,7 +65,12 @@ def serve(model: str | Path | None = None, **options: Any) -> None:
         engine = AsyncEngine(llm)
         try:
             app = create_app(
-                engine, api_keys=config.api_keys, origins=origins, drain=drain, share_prefixes=config.share_prefixes
+                engine,
+                api_keys=config.api_keys,
+                origins=origins,
+                drain=drain,
+                share_prefixes=config.share_prefixes,
+                ledger=ledger,
             )
             server = HttpServer(app, listening, drain, limits, bound)
             server.on_ready = lambda: announce(llm.name, address(listening))
@@ -68,9 +78,13 @@ def serve(model: str | Path | None = None, **options: Any) -> None:
         except BaseException:
             engine.close()
             raise
+        if ledger is not None:
+            ledger.close()  # before the engine, whose close may end the process
         close_engine(engine, seconds=max(1.0, drain.remaining))
     finally:
         listening.close()
+        if ledger is not None:
+            ledger.close()
 
 
 def close_engine(engine: AsyncEngine, seconds: float) -> None:
