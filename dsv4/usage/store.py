@@ -1,4 +1,4 @@
-"""UsageStore: the ledger's table in a database: an SQLite file, or any database of an SQLAlchemy URL.
+"""UsageStore: the ledger's table in a database: an SQLite file, or PostgreSQL by URL through SQLAlchemy.
 
 SQLite needs nothing but Python. The same SQL goes to both, with parameters like `:time`. A file is opened anew for
 every operation, so that any thread may call.
@@ -34,6 +34,8 @@ _INSERT = (
     f"INSERT INTO {TABLE} ({', '.join(COLUMNS)}) VALUES ({', '.join(':' + name for name in COLUMNS)}) "
     "ON CONFLICT (request_id) DO NOTHING"  # a batch that failed after its commit is written again
 )
+_BACKENDS = ("postgresql", "sqlite")  # databases with ON CONFLICT
+_ALLOWED = "the path of an SQLite file, or a URL like postgresql://host/name"
 Values = Mapping[str, Any]
 
 
@@ -71,16 +73,18 @@ class SqliteStore:
 
 class SqlAlchemyStore:
     def __init__(self, url: str) -> None:
-        """ModuleNotFoundError without SQLAlchemy or the database's driver, ValueError for a text that is no URL."""
+        """ModuleNotFoundError without SQLAlchemy or the driver; ValueError for a URL of no known database."""
         import sqlalchemy
         from sqlalchemy.exc import ArgumentError
 
         try:
             parsed = sqlalchemy.make_url(url)
         except ArgumentError as error:
-            raise ValueError("the usage database is neither a file nor a URL like postgresql://host/name") from error
+            raise ValueError(f"the usage database is no URL; allowed: {_ALLOWED}") from error
         if parsed.drivername in ("postgres", "postgresql"):
             parsed = parsed.set(drivername="postgresql+psycopg")
+        if parsed.get_backend_name() not in _BACKENDS:
+            raise ValueError(f"the usage database is of the kind {parsed.get_backend_name()!r}; allowed: {_ALLOWED}")
         self._text = sqlalchemy.text
         self._engine = sqlalchemy.create_engine(parsed, pool_pre_ping=True, hide_parameters=True)
 
