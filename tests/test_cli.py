@@ -13,7 +13,7 @@ from dsv4.cli import build_parser, main
 from dsv4.config import ModelConfig
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("serve", "chat", "generate", "inspect", "convert", "verify", "train", "eval", "bench", "usage")
+COMMANDS = ("serve", "chat", "generate", "inspect", "convert", "verify", "train", "eval", "bench", "usage", "migrate")
 OWN_HELP = {"eval"}  # parses the rest of its arguments itself
 
 
@@ -23,7 +23,7 @@ def dsv4(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("command", ["", "inspect", "serve", "usage"])
+@pytest.mark.parametrize("command", ["", "inspect", "serve", "usage", "migrate"])
 def test_help_is_quick_and_has_examples(command: str) -> None:
     arguments = [*command.split(), "--help"]
     best = 9.0
