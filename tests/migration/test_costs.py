@@ -147,7 +147,7 @@ def test_other_vendors_cost_by_their_lists() -> None:
 
 
 def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("COLUMNS", "60")  # too narrow: numbers stay whole
     path = tmp_path / "amount.csv"
     path.write_text(HEADER + deepseek_export("2026-10-08", "deepseek-v4-pro", "3e-7", "9e-6", "2.7e-5"))
     assert main(["migrate", "--usage", str(path)]) == 0

@@ -9,16 +9,16 @@ from itertools import chain
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dsv4.commands.terminal.wide_table import print_whole
 from dsv4.migration.costs import Costs, recalculate, vendor_costs
 from dsv4.migration.exports import read_export
 from dsv4.migration.files import Skipped, read_sources
 from dsv4.migration.plan import FilePlan, display_name, plan_file
 from dsv4.migration.rules import Wishes
-from dsv4.usage.prices import Tokens, price_list
+from dsv4.usage.prices import PriceList, Tokens, price_list
 
 
 def migrate(places: Sequence[str], model: str, base_url: str | None, write: bool) -> int:
@@ -48,32 +48,41 @@ def print_costs(exports: Sequence[str], model: str) -> None:
     prices, today = price_list(), datetime.now(UTC)
     costs = recalculate(lines, prices, model, today)
     tokens = sum((row.tokens for row in costs), Tokens())
-    console = Console(highlight=False)
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("model", overflow="fold")
-    for title in ("requests", "hit", "miss", "output", "reasoning", "cost USD", f"on {model} today"):
-        table.add_column(title, justify="right")
+    for title in ("requests", "hit", "miss", "output", "reasoning", "USD then", "USD today"):
+        table.add_column(title, justify="right", no_wrap=True)
     for row in costs:
         counts = (row.requests, row.tokens.hit, row.tokens.miss, row.tokens.output, row.tokens.reasoning)
         then = "?" if row.unpriced and not row.high else _span(row.low, row.high)
         now = _span(row.today_off_peak, row.today_peak)
         table.add_row(Text(row.model or "(none)"), *(f"{count:,}" for count in counts), then, now)
-    console.print(table)
+    print_whole(table)
+    print(f"Then: at the prices of its dates. Today: the same tokens on {model}, off-peak - peak.")
     _print_remarks(costs)
-    console.print()
-    others = Table("vendor", "model", box=None, header_style="bold", pad_edge=False)
-    others.add_column("USD", justify="right")
-    for title in ("read on", "source", "note"):
-        others.add_column(title, overflow="fold")
-    for price, cost in vendor_costs(tokens, prices):
-        others.add_row(price.vendor, price.model, f"{cost:,.4f}", str(price.read), price.source, price.note)
-    console.print(others)
+    _print_vendors(tokens, prices)
+
+
+def _print_vendors(tokens: Tokens, prices: PriceList) -> None:
+    table = Table("vendor", "model", box=None, header_style="bold", pad_edge=False)
+    table.add_column("USD", justify="right")
+    table.add_column("read on", no_wrap=True)
+    table.add_column("note", overflow="fold")
+    found = vendor_costs(tokens, prices)
+    for price, cost in found:
+        table.add_row(price.vendor, price.model, f"{cost:,.4f}", str(price.read), price.note)
+    print()
+    print_whole(table)
     print(
         "The same numbers of tokens at list prices: other tokenizers count differently, other models answer longer or"
     )
-    print(
-        "shorter. Charges for writing to a cache, discounts for batches and other vendors' older prices are left out."
-    )
+    print("shorter. Charges for writing to a cache, discounts for batches and vendors' older prices are left out.")
+    print("Sources:")
+    sources: dict[str, list[str]] = {}
+    for price, _ in found:
+        sources.setdefault(price.source, []).append(price.model)
+    for source, models in sources.items():
+        print(f"  {', '.join(models)}: {source}")
 
 
 def _print_plan(plan: FilePlan, write: bool) -> None:
@@ -88,7 +97,7 @@ def _print_plan(plan: FilePlan, write: bool) -> None:
 
 def _print_remarks(costs: Sequence[Costs]) -> None:
     if any(row.low != row.high for row in costs):
-        print("From - to: the export has no hours, so peak hours are not known. Today's: off-peak - peak.")
+        print("From - to: the export has no hours, so peak hours are not known.")
     if unpriced := sum(row.unpriced for row in costs):
         print(f"{unpriced} lines have no known price at their time and are left out of the cost.")
     if undated := sum(row.undated for row in costs):

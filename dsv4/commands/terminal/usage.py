@@ -8,10 +8,10 @@ from contextlib import closing
 from datetime import datetime
 from typing import cast
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dsv4.commands.terminal.wide_table import print_whole
 from dsv4.usage.prices import official_name, parse_time, price_list
 from dsv4.usage.records import time_text
 from dsv4.usage.report import (
@@ -78,7 +78,7 @@ def _print_table(by: str, sums: Sequence[UsageSum], price_as: str | None) -> Non
         style = "bold" if row is everything and len(sums) > 1 else ""
         name = Text(row.group or f"(no {by})")
         table.add_row(name, *(f"{count:,}" for count in counts), f"{row.seconds:,.1f}", cost, style=style)
-    Console(highlight=False).print(table)
+    print_whole(table)
     if everything.unfinished:
         print(f"{everything.unfinished} requests were cancelled or failed.")
     if everything.unpriced and price_as is None:
