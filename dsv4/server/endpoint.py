@@ -8,10 +8,10 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from dsv4.server.auth import presented_key
 from dsv4.server.delivery import Delivery
 from dsv4.server.requests import read_body
 from dsv4.server.service import ChatService
+from dsv4.server.users import key_of
 from dsv4.server.wire_format import WireFormat
 
 
@@ -37,6 +37,6 @@ async def answer(service: ChatService, wire_format: WireFormat, request: Request
     """Checks a request and starts its answer, streamed or whole. Raises RequestError before anything is generated."""
     service.engine.check()
     service.engine.check_room()
-    prepare = partial(service.prepare, wire_format, key=presented_key(request.headers))
+    prepare = partial(service.prepare, wire_format, key=key_of(request.scope) or None)
     job = await service.threads.run(prepare, await read_body(request))
     return delivery.answer(service, job)

@@ -73,7 +73,8 @@ def serve(model: str | Path | None = None, **options: Any) -> None:
                 ledger=ledger,
             )
             server = HttpServer(app, listening, drain, limits, bound)
-            server.on_ready = lambda: announce(llm.name, address(listening))
+            experts = "" if llm.expert_memory is None else llm.expert_memory.describe()
+            server.on_ready = lambda: announce(llm.name, address(listening), str(llm.cache_size), experts)
             server.run()
         except BaseException:
             engine.close()
@@ -92,7 +93,12 @@ def close_engine(engine: AsyncEngine, seconds: float) -> None:
 
     A step cannot be interrupted, and nothing needs its result. A lingering process would be killed.
     """
-    closing = threading.Thread(target=engine.close, name="dsv4-close", daemon=True)
+
+    def close() -> None:
+        engine.close()
+        engine.llm.close()
+
+    closing = threading.Thread(target=close, name="dsv4-close", daemon=True)
     closing.start()
     closing.join(seconds)
     if closing.is_alive():
@@ -101,10 +107,13 @@ def close_engine(engine: AsyncEngine, seconds: float) -> None:
         os._exit(0)
 
 
-def announce(model_name: str, url: str) -> None:
-    """Prints the base URLs, and the kernels if they are native."""
+def announce(model_name: str, url: str, size: str, experts: str = "") -> None:
+    """Prints the base URLs, the size of the cache, the kernels if they are native, and the limit of experts if any."""
     print(f"{model_name} is ready. Chat page: {url}/")
     print(f"OpenAI base URL: {url}/v1   Anthropic base URL: {url}/anthropic   (Ctrl-C stops)")
+    print(size)
     if backends.name() == "native":
         print(backends.describe())
+    if experts:
+        print(experts)
     sys.stdout.flush()

@@ -66,7 +66,8 @@ class ChatService:
 
     def prepare(self, wire_format: WireFormat, body: bytes, key: str | None = None) -> Job:
         """Validates, renders and tokenizes a request, and reserves its place in the queue. Slow for a long prompt: run
-        it in a thread. `key`: the client's API key. Raises RequestError and QueueFullError.
+        it in a thread. `key`: the client's API key; keys, and users of a key, share the engine fairly. Raises
+        RequestError and QueueFullError.
         """
         request = wire_format.read(body, self._options)
         salt = cache_salt(self._sharing, key, request.user, request.cache_salt)
@@ -76,8 +77,9 @@ class ChatService:
         reader = request.reader(self.conversation, turn, answer_id)
         watched = request.stream and request.reports.progress
         start = self.engine.stream_with_progress if watched else self.engine.stream
+        user = (key or "", request.user or "")
         try:
-            events = cast(EngineEvents, start(turn.prompt_token_ids, turn.params))
+            events = cast(EngineEvents, start(turn.prompt_token_ids, turn.params, user))
         except GrammarError as error:
             field = "tools" if error.field == "tools" else wire_format.format_field
             raise RequestError(400, f"Invalid schema for {field}: {error.reason}", param=field) from error

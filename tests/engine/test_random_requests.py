@@ -31,6 +31,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"num_pages": 16, "max_num_seqs": 12, "max_num_batched_tokens": 77, "max_model_len": 1024},
     {"enable_prefix_caching": False, "num_pages": 9, "max_model_len": 1024},
     {"prefix_cache_bytes": 1 << 20, "snapshot_interval": 64},
+    {"max_num_seqs": 2, "time_slice": 3},
+    {"max_num_seqs": 3, "time_slice": 5, "num_pages": 9, "max_model_len": 1024, "max_num_batched_tokens": 64},
 ]
 
 
@@ -71,7 +73,7 @@ def run(llm: LLM, templates: list[Template], rng: random.Random, count: int) -> 
     while left or core.has_work:
         while left and rng.random() < 0.5:
             template = rng.choice(templates)
-            request = core.new_request(template.prompt, template.params)
+            request = core.new_request(template.prompt, template.params, rng.choice((None, ("a", "x"), ("b",))))
             open_requests[request] = template
             core.add(request)
             left -= 1
