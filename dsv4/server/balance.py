@@ -13,8 +13,8 @@ from anyio import to_thread
 from fastapi import APIRouter
 from starlette.requests import Request
 
-from dsv4.server.auth import presented_key
 from dsv4.server.paths import OPENAI_BASES, under
+from dsv4.server.users import key_of
 from dsv4.usage.ledger import Ledger
 from dsv4.usage.records import masked
 
@@ -31,7 +31,7 @@ def balance_router(ledger: Ledger | None) -> APIRouter:
         if ledger is None:
             return _balance(0.0)
         try:
-            key = masked(presented_key(request.headers))
+            key = masked(key_of(request.scope))
             count, cost = await to_thread.run_sync(ledger.totals, key)
         except Exception as error:  # each database has errors of its own; the balance is no reason to fail a client
             logger.warning("the usage database cannot be read: %s", error)

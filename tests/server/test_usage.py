@@ -56,7 +56,7 @@ def test_every_format_is_recorded_as_its_answer_counts(
     """Reasoning, whole and streamed, with the keys and users of both SDKs."""
     model.reply = "the mat on</think>the cat sat"
     usages: list[tuple[int, int, int, int | None]] = []
-    with serve(model, ledger=recording.ledger) as served:
+    with serve(model, ledger=recording.ledger, api_keys=[KEY]) as served:
         served.key = KEY
         chat, messages = served.openai(), served.anthropic()
         whole = chat.chat.completions.create(model="deepseek-v4-pro", extra_body={"user_id": "ann"}, **ASK)
@@ -134,6 +134,7 @@ def test_answers_cut_short_are_recorded(model: ScriptedModel, serve: Serve, reco
     assert (second.finish_reason, second.reasoning_tokens) == ("stop", 0)
     assert stopped.usage and third.completion_tokens == stopped.usage.completion_tokens
     assert third.finish_reason == "stop" and third.completion_tokens < second.completion_tokens
+    assert first.api_key == "", "a key that nobody has checked is not kept"
     assert first.cost_usd is None, "a model that is not DeepSeek's has no official price"
 
 
