@@ -21,6 +21,8 @@ from dsv4.server.metrics import metrics_router
 from dsv4.server.model_names import OFFICIAL_NAMES
 from dsv4.server.models import models_router
 from dsv4.server.origin import OriginMiddleware, OriginPolicy
+from dsv4.server.response_routes import responses_router
+from dsv4.server.response_store import ResponseStore
 from dsv4.server.service import ChatService
 from dsv4.server.web import chat_routes
 from dsv4.usage.ledger import Ledger
@@ -39,6 +41,7 @@ def create_app(
     keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
     origins: OriginPolicy | None = None,
     drain: Drain | None = None,
+    responses: ResponseStore | None = None,
     ledger: Ledger | None = None,
 ) -> FastAPI:
     """Create the server's ASGI application.
@@ -46,9 +49,9 @@ def create_app(
     `model_name`: the served model's name (default: the engine's); `aliases`: further names of it. With `api_keys`
     every path except the page and /health needs one of the keys. `thinking`: the default for requests that do not set
     it. `share_prefixes`: who shares stored prefixes ("all", "key", "user"). `origins`: the allowed web pages (default:
-    the policy of a server on 127.0.0.1). `drain`: lets the caller shut the server down. `ledger`: keeps every request's
-    usage. The caller closes the engine and the ledger. There are no documentation routes: their pages load code from
-    other hosts.
+    the policy of a server on 127.0.0.1). `drain`: lets the caller shut the server down. `responses`: the store of the
+    Responses API (default: in memory). `ledger`: keeps every request's usage. The caller closes all
+    three. There are no documentation routes: their pages load code from other hosts.
     """
     app = FastAPI(title="dsv4", docs_url=None, redoc_url=None, openapi_url=None)
     drain = drain or Drain()
@@ -64,13 +67,14 @@ def create_app(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=policy.allowed_origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=["Retry-After", "x-should-retry"],
         )
     app.add_middleware(OriginMiddleware, policy=policy)
     for wire_format in formats.FORMATS:
         app.include_router(format_router(wire_format, service, delivery))
+    app.include_router(responses_router(service, delivery, responses or ResponseStore()))
     app.include_router(models_router(service))
     app.include_router(balance_router(ledger))
     app.include_router(health_router(engine, drain))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -14,6 +15,7 @@ from dsv4.options import check_keywords, pick_keywords, takes_options
 from dsv4.server.config import ServerConfig
 from dsv4.server.listening import address, bind, is_loopback
 from dsv4.server.open_files import connection_bound, raise_limit
+from dsv4.server.response_store import ResponseStore
 from dsv4.usage.ledger import Ledger
 from dsv4.usage.store import open_store
 
@@ -34,10 +36,13 @@ def serve(model: str | Path | None = None, **options: Any) -> None:
     raise_limit()
     bound = connection_bound(config.max_connections)
     listening = bind(config.host, config.port)
-    ledger = None
-    try:
-        if config.usage_db is not None:
-            ledger = Ledger(open_store(config.usage_db))
+    with contextlib.ExitStack() as opened:
+        opened.callback(listening.close)
+        responses = ResponseStore(config.response_store, config.response_store_bytes)
+        opened.callback(responses.close)
+        ledger = None if config.usage_db is None else Ledger(open_store(config.usage_db))
+        if ledger is not None:
+            opened.callback(ledger.close)
         # torch is imported only now, which takes seconds: a taken port fails before that.
         import torch
 
@@ -70,6 +75,7 @@ def serve(model: str | Path | None = None, **options: Any) -> None:
                 origins=origins,
                 drain=drain,
                 share_prefixes=config.share_prefixes,
+                responses=responses,
                 ledger=ledger,
             )
             server = HttpServer(app, listening, drain, limits, bound)
@@ -82,10 +88,6 @@ def serve(model: str | Path | None = None, **options: Any) -> None:
         if ledger is not None:
             ledger.close()  # before the engine, whose close may end the process
         close_engine(engine, seconds=max(1.0, drain.remaining))
-    finally:
-        listening.close()
-        if ledger is not None:
-            ledger.close()
 
 
 def close_engine(engine: AsyncEngine, seconds: float) -> None:

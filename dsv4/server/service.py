@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import uuid
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
@@ -73,7 +72,7 @@ class ChatService:
         salt = cache_salt(self._sharing, key, request.user, request.cache_salt)
         turn = request.turn(self.conversation)
         turn = replace(turn, params=replace(turn.params, cache_salt=salt))
-        answer_id = str(uuid.uuid4())
+        answer_id = wire_format.new_id()
         reader = request.reader(self.conversation, turn, answer_id)
         watched = request.stream and request.reports.progress
         start = self.engine.stream_with_progress if watched else self.engine.stream
