@@ -88,7 +88,17 @@ def test_every_format_is_recorded_as_its_answer_counts(
         )
         cached = message.usage.cache_read_input_tokens or 0
         usages.append((message.usage.input_tokens + cached, cached, message.usage.output_tokens, None))
-        records = recording.records(3)
+        response = chat.responses.create(model="deepseek-v4-pro", input="the cat", user="rex")
+        assert response.usage
+        usages.append(
+            (
+                response.usage.input_tokens,
+                response.usage.input_tokens_details.cached_tokens,
+                response.usage.output_tokens,
+                response.usage.output_tokens_details.reasoning_tokens,
+            )
+        )
+        records = recording.records(4)
     assert [record.request_id for record in records[:2]] == [whole.id, records[1].request_id]
     for record, (prompt, hit, completion, reasoning) in zip(records, usages, strict=True):
         assert (record.prompt_tokens, record.cache_hit_tokens) == (prompt, hit)
@@ -101,6 +111,7 @@ def test_every_format_is_recorded_as_its_answer_counts(
         ("chat.completions", "deepseek-v4-pro", "ann"),
         ("chat.completions", "deepseek-v4-pro", "bob"),
         ("messages", "claude-opus-5", "eve"),
+        ("responses", "deepseek-v4-pro", "rex"),
     ]
 
 
