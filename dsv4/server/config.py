@@ -17,7 +17,7 @@ class ServerConfig:
     """Address, access rules and limits of the server; ValueError names a value that is not allowed.
 
     Numbers and choices are checked here, other values where they are used: the address in server/listening.py, keys
-    in server/keys.py, names in server/origin.py.
+    in server/keys.py, names in server/origin.py, the database in usage/store.py.
     """
 
     host: str = option("127.0.0.1", "address to listen on (default: %(default)s, this machine only)")
@@ -78,6 +78,13 @@ class ServerConfig:
         "open connections (default: as many as the limit of open files allows, at most 4096)",
         metavar="N",
         group=ACCESS,
+    )
+
+    usage_db: str | None = option(
+        None,
+        "record the usage of every request, and its cost at DeepSeek's prices, in this SQLite file or in the database "
+        "of a URL like postgresql://host/name (default: no record; see dsv4 usage)",
+        metavar="FILE_OR_URL",
     )
 
     def __post_init__(self) -> None:

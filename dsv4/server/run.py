@@ -16,6 +16,8 @@ from dsv4.server.config import ServerConfig
 from dsv4.server.listening import address, bind, is_loopback
 from dsv4.server.open_files import connection_bound, raise_limit
 from dsv4.server.response_store import ResponseStore
+from dsv4.usage.ledger import Ledger
+from dsv4.usage.store import open_store
 
 if TYPE_CHECKING:
     from dsv4.engine import AsyncEngine
@@ -25,9 +27,9 @@ if TYPE_CHECKING:
 def serve(model: str | Path | None = None, **options: Any) -> None:
     """Serves a model folder, by default the embedded nano model, until it is stopped.
 
-    `options`: fields of ServerConfig and EngineConfig. Raises PortTakenError before the model is loaded, TypeError for
-    an unknown option, ValueError for a value that is not allowed, CapacityError if the model cannot fit into memory,
-    and the errors of loading.
+    `options`: fields of ServerConfig and EngineConfig. Raises PortTakenError and errors of the usage database before
+    the model is loaded, TypeError for an unknown option, ValueError for a value that is not allowed, CapacityError if
+    the model cannot fit into memory, and the errors of loading.
     """
     check_keywords("serve", options, ServerConfig, EngineConfig)
     config, engine_config = pick_keywords(ServerConfig, options), pick_keywords(EngineConfig, options)
@@ -38,6 +40,9 @@ def serve(model: str | Path | None = None, **options: Any) -> None:
         opened.callback(listening.close)
         responses = ResponseStore(config.response_store, config.response_store_bytes)
         opened.callback(responses.close)
+        ledger = None if config.usage_db is None else Ledger(open_store(config.usage_db))
+        if ledger is not None:
+            opened.callback(ledger.close)
         # torch is imported only now, which takes seconds: a taken port fails before that.
         import torch
 
@@ -71,6 +76,7 @@ def serve(model: str | Path | None = None, **options: Any) -> None:
                 drain=drain,
                 share_prefixes=config.share_prefixes,
                 responses=responses,
+                ledger=ledger,
             )
             server = HttpServer(app, listening, drain, limits, bound)
             experts = "" if llm.expert_memory is None else llm.expert_memory.describe()
@@ -79,6 +85,8 @@ def serve(model: str | Path | None = None, **options: Any) -> None:
         except BaseException:
             engine.close()
             raise
+        if ledger is not None:
+            ledger.close()  # before the engine, whose close may end the process
         close_engine(engine, seconds=max(1.0, drain.remaining))
 
 
