@@ -16,7 +16,7 @@ from dsv4.server.progress import Reports, requested_reports
 from dsv4.server.recipe_format import RecipeFormat
 from dsv4.server.structures import of_chat
 from dsv4.server.unchecked_json import Json, json_objects
-from dsv4.server.wishes import NO_GRAMMAR, invalid, refuse_wishes
+from dsv4.server.wishes import NO_GRAMMAR, invalid, refuse_sampling, refuse_wishes
 
 _WISHES = {
     "logit_bias": "this server adds no bias to logits",
@@ -38,7 +38,6 @@ _WISHES = {
     "truncate_prompt_tokens": "this server does not truncate prompts",
     "continue_final_message": "begin an answer with `prefix` in the last message",
 }
-_NEUTRAL = {"repetition_penalty": 1, "length_penalty": 1, "typical_p": 1, "best_of": 1}
 
 
 class ChatCompletions(RecipeFormat):
@@ -102,6 +101,6 @@ def _refuse_wishes(request: Json) -> None:
     if isinstance(modalities, list) and any(kind != "text" for kind in cast("list[object]", modalities)):
         raise invalid("modalities", cast(object, modalities), '["text"]')
     refuse_wishes(request, _WISHES)
-    for name, neutral in _NEUTRAL.items():
-        if request.get(name) not in (None, neutral):
-            raise invalid(name, request[name], f"{neutral}, which changes nothing; it is not implemented")
+    if request.get("best_of") not in (None, 1):
+        raise invalid("best_of", request["best_of"], "1; several candidates are computed in Completions only")
+    refuse_sampling(request)

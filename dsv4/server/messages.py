@@ -17,7 +17,7 @@ from dsv4.server.errors import RequestError
 from dsv4.server.events import Event
 from dsv4.server.leniency import strip_context_suffix
 from dsv4.server.message_threads import refuse_threads
-from dsv4.server.model_names import VERSION
+from dsv4.server.model_names import options_for
 from dsv4.server.paths import ANTHROPIC_BASES, under
 from dsv4.server.recipe_format import RecipeFormat
 from dsv4.server.structures import of_messages
@@ -57,7 +57,7 @@ class Messages(RecipeFormat):
 
     def options_for(self, model: str, options: recipe.ConversionOptions) -> recipe.ConversionOptions:
         """Accepts any claude-* model name: clients made for Anthropic's models insist on them."""
-        return options.with_model_alias(model, VERSION) if model.startswith("claude-") else options
+        return options_for(model, options, claude=True)
 
     def adapt(self, request: Json) -> None:
         """Makes custom tools plain tools and text documents text; drops redacted_thinking blocks, unreadable here.

@@ -10,11 +10,12 @@ from typing import cast
 
 from dsv4.conversation.model import ConversationModel
 from dsv4.conversation.turn import Turn
-from dsv4.engine import AsyncEngine, ProgressEvent, TokenEvent
+from dsv4.engine import AsyncEngine, ProgressEvent, Timings, TokenEvent
 from dsv4.engine.grammar import GrammarError
 from dsv4.server.errors import RequestError
 from dsv4.server.events import Event
 from dsv4.server.isolation import cache_salt
+from dsv4.server.merging import merged
 from dsv4.server.model_names import conversion_options
 from dsv4.server.progress import progress_chunk, timings_chunk, with_timings
 from dsv4.server.threads import BodyThreads
@@ -24,15 +25,32 @@ EngineEvents = AsyncGenerator[TokenEvent | ProgressEvent, None]
 
 
 @dataclass(frozen=True)
+class Part:
+    """One answer of a job."""
+
+    turn: Turn
+    reader: AnswerReader
+    events: EngineEvents  # of the engine, where the part has its place in the queue
+
+
+@dataclass(frozen=True)
 class Job:
     """A validated request, ready to run."""
 
     wire_format: WireFormat
     id: str
     request: WireRequest
-    turn: Turn
-    reader: AnswerReader
-    events: EngineEvents  # of the engine, where the job has its place in the queue
+    parts: tuple[Part, ...]  # at least one
+
+    @property
+    def turn(self) -> Turn:
+        """Of the first answer."""
+        return self.parts[0].turn
+
+    @property
+    def timings(self) -> Timings | None:
+        """Of the latest event of the first answer."""
+        return self.parts[0].reader.timings
 
 
 class ChatService:
@@ -58,18 +76,19 @@ class ChatService:
         """
         request = wire_format.read(body, self._options)
         salt = cache_salt(self._sharing, key, request.user, request.cache_salt)
-        turn = request.turn(self.conversation)
-        turn = replace(turn, params=replace(turn.params, cache_salt=salt))
+        turns = [
+            replace(turn, params=replace(turn.params, cache_salt=salt)) for turn in request.turns(self.conversation)
+        ]
         answer_id = str(uuid.uuid4())
-        reader = request.reader(self.conversation, turn, answer_id)
+        readers = request.readers(self.conversation, turns, answer_id)
         watched = request.stream and request.reports.progress
         start = self.engine.stream_with_progress if watched else self.engine.stream
         try:
-            events = cast(EngineEvents, start(turn.prompt_token_ids, turn.params))
+            events = [cast(EngineEvents, start(turn.prompt_token_ids, turn.params)) for turn in turns]
         except GrammarError as error:
             field = "tools" if error.field == "tools" else wire_format.format_field
             raise RequestError(400, f"Invalid schema for {field}: {error.reason}", param=field) from error
-        return Job(wire_format, answer_id, request, turn, reader, events)
+        return Job(wire_format, answer_id, request, tuple(map(Part, turns, readers, events)))
 
     def count_tokens(self, wire_format: WireFormat, body: bytes) -> int:
         """Number of tokens of the rendered prompt. Raises RequestError as `prepare` does, but never for its length."""
@@ -80,7 +99,7 @@ class ChatService:
 
         Closing the generator stops the generation, as does an answer that is complete before its tokens end.
         """
-        model, reports, reader = job.request.model, job.request.reports, job.reader
+        model, reports = job.request.model, job.request.reports
         async with contextlib.aclosing(self._run(job)) as items:
             async for item in items:
                 if isinstance(item, ProgressEvent):
@@ -88,10 +107,10 @@ class ChatService:
                     continue
                 event = job.wire_format.event(item)
                 if reports.timings_per_token:
-                    event = Event(with_timings(event.data, reader.timings), event.name)
+                    event = Event(with_timings(event.data, job.timings), event.name)
                 yield event
-        if reports.any and reader.timings is not None:
-            yield Event(timings_chunk(job.id, model, reader.timings))
+        if reports.any and job.timings is not None:
+            yield Event(timings_chunk(job.id, model, job.timings))
 
     async def whole(self, job: Job) -> str:
         """Runs a job to its end; returns the format's response object as JSON."""
@@ -101,18 +120,22 @@ class ChatService:
                 if not isinstance(item, ProgressEvent):
                     answer.accumulate(item)
         text = answer.to_json()
-        return with_timings(text, job.reader.timings) if job.request.reports.any else text
+        return with_timings(text, job.timings) if job.request.reports.any else text
 
-    async def _run(self, job: Job) -> AsyncGenerator[Chunk | ProgressEvent, None]:
-        """Runs a job; yields the answer's chunks, after progress events if requested."""
-        async with contextlib.aclosing(job.events) as events:
+    def _run(self, job: Job) -> AsyncGenerator[Chunk | ProgressEvent, None]:
+        """Runs a job; yields the chunks of its answers as they come, after progress events if requested."""
+        parts = [self._run_part(part) for part in job.parts]
+        return parts[0] if len(parts) == 1 else merged(parts)
+
+    async def _run_part(self, part: Part) -> AsyncGenerator[Chunk | ProgressEvent, None]:
+        async with contextlib.aclosing(part.events) as events:
             async for event in events:
                 if isinstance(event, ProgressEvent):
                     yield event
                     continue
                 if event.finish_reason == "abort":  # an answer that is not what was asked for must not look like it
                     raise RequestError(500, "the requested form of the answer is too complex to be followed further")
-                for chunk in job.reader.push(event):
+                for chunk in part.reader.push(event):
                     yield chunk
-                if job.reader.finished:
+                if part.reader.finished:
                     return

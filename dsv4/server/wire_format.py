@@ -72,6 +72,10 @@ class WireRequest(ABC):
     def turn(self, model: ConversationModel) -> Turn:
         """Renders and tokenizes the prompt. RequestError if it exceeds the context."""
 
+    def turns(self, model: ConversationModel) -> Sequence[Turn]:
+        """One turn per answer of the request; most formats have one."""
+        return [self.turn(model)]
+
     @abstractmethod
     def count_tokens(self, model: ConversationModel) -> int:
         """Number of tokens of the rendered prompt, without a limit."""
@@ -80,9 +84,13 @@ class WireRequest(ABC):
     def reader(self, model: ConversationModel, turn: Turn, answer_id: str) -> AnswerReader:
         """Reader of the answer to `turn`."""
 
+    def readers(self, model: ConversationModel, turns: Sequence[Turn], answer_id: str) -> Sequence[AnswerReader]:
+        """Reader of each answer."""
+        return [self.reader(model, turn, answer_id) for turn in turns]
+
     @abstractmethod
     def whole_answer(self, turn: Turn, answer_id: str) -> WholeAnswer:
-        """Empty accumulator for the answer to `turn`."""
+        """Empty accumulator for the request's answers, of which the first is to `turn`."""
 
 
 class WireFormat(ABC):

@@ -1,0 +1,168 @@
+"""Body of a completion request: its fields, their types and ranges."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dsv4.server.errors import RequestError
+from dsv4.server.surrogates import unreadable_text
+from dsv4.server.unchecked_json import Json
+from dsv4.server.wishes import invalid
+
+MAX_OUTPUTS = 128  # of one request
+MAX_STOPS = 16
+MAX_TOKENS = 393216  # the hosted service's largest output
+MAX_ALTERNATIVES = 20
+
+Prompt = str | list[int]
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool | None = None
+
+
+class CompletionBody(BaseModel):
+    """A request to continue prompts. Ranges are those of `checked`, which words them as the hosted service does."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    model: str = Field(description="Id of a served model")
+    prompt: str | list[int] | list[str | list[int]] = Field(description="Text or token ids, or a list of prompts")
+    suffix: str | None = Field(None, description="Text after the completion, which then fills the place between")
+    max_tokens: int | None = Field(None, description="At most this many tokens; 0 only with echo", ge=0, le=MAX_TOKENS)
+    n: int | None = Field(None, description="Completions per prompt", ge=1, le=MAX_OUTPUTS)
+    best_of: int | None = Field(None, description="Candidates, of which the n likeliest per token are returned", ge=1)
+    echo: bool | None = Field(None, description="Return the prompt before the completion")
+    logprobs: int | None = Field(None, description="Alternatives per token", ge=0, le=MAX_ALTERNATIVES)
+    stop: str | list[str] | None = Field(None, description="The text ends before the first of these")
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, description="0 or -1: no limit", ge=-1)
+    min_p: float | None = Field(None, ge=0, le=1)
+    seed: int | None = Field(None, ge=0, lt=1 << 63)
+    logit_bias: dict[str, float] | None = Field(None, description="Token id to bias")
+    presence_penalty: float | None = Field(None, description="Has no effect, as in the hosted service", ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, description="Has no effect, as in the hosted service", ge=-2, le=2)
+    ignore_eos: bool | None = None
+    user: str | None = None
+    user_id: Any = None
+    cache_salt: str | None = None
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """The prompts, a lone one as a list of one. A list of numbers is one prompt."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if self.prompt and all(isinstance(item, int) for item in self.prompt):
+            return [cast("list[int]", self.prompt)]
+        return cast("list[Prompt]", self.prompt)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def num_outputs(self) -> int:
+        """Completions that are returned per prompt."""
+        return self.n or 1
+
+    @property
+    def num_candidates(self) -> int:
+        """Completions that are computed per prompt."""
+        return self.best_of or self.num_outputs
+
+
+def read_json_object(body: bytes) -> Json:
+    """A body as a JSON object. RequestError 400 for anything else, and for text that is none."""
+    head = "Failed to deserialize the JSON body into the target type"
+    try:
+        request: object = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(400, f"{head}: {error}") from error
+    if not isinstance(request, dict):
+        raise RequestError(400, f"{head}: {type(request).__name__} is no object")
+    place = unreadable_text(cast(Json, request))
+    if place is not None:
+        raise RequestError(400, f"{head}: {place} holds bytes or escapes that are no text", param=place)
+    return cast(Json, request)
+
+
+def read_completion_body(request: Json) -> CompletionBody:
+    """Checks a request. RequestError 400 names the field."""
+    try:
+        body = CompletionBody.model_validate(request)
+    except ValidationError as error:
+        raise _refusal(error, request) from error
+    _check_ranges(body)
+    return body
+
+
+def _refusal(error: ValidationError, request: Json) -> RequestError:
+    fault = error.errors(include_url=False, include_input=False)[0]
+    name = str(fault["loc"][0])
+    kind = fault["type"]
+    if kind == "missing":
+        return RequestError(
+            400, f"Failed to deserialize the JSON body into the target type: missing field `{name}`", param=name
+        )
+    if kind in _RANGE_FAULTS and name in _RANGES:
+        return _out_of_range(name)
+    if kind in _RANGE_FAULTS:
+        return invalid(name, request[name], fault["msg"].removeprefix("Input should be "))
+    allowed = fault["msg"].removeprefix("Input should be ")
+    if name == "prompt":  # the fault is of one of several types
+        allowed = "a text, token ids, or a list of these"
+    value = json.dumps(request.get(name))
+    return RequestError(
+        400,
+        f"Failed to deserialize the JSON body into the target type: {name}: {value[:80]}; allowed: {allowed}",
+        param=name,
+    )
+
+
+_RANGE_FAULTS = ("greater_than_equal", "greater_than", "less_than_equal", "less_than", "finite_number")
+# Ranges as the hosted service words them.
+_RANGES = {
+    "max_tokens": f"[1, {MAX_TOKENS}]",
+    "temperature": "[0, 2]",
+    "top_p": "(0, 1.0]",
+    "presence_penalty": "[-2, 2]",
+    "frequency_penalty": "[-2, 2]",
+    "logprobs": f"[0, {MAX_ALTERNATIVES}]",
+}
+
+
+def _out_of_range(name: str) -> RequestError:
+    return RequestError(400, f"Invalid {name} value, the valid range of {name} is {_RANGES[name]}", param=name)
+
+
+def _check_ranges(body: CompletionBody) -> None:
+    """RequestError 400 for values that do not fit together, or that no type excludes."""
+    if body.max_tokens == 0 and not body.echo:
+        raise _out_of_range("max_tokens")
+    if not body.prompts or any(prompt == [] for prompt in body.prompts):
+        raise RequestError(400, "Invalid prompt: an empty list; allowed: at least 1 prompt of 1 token", param="prompt")
+    if body.suffix is not None and not all(isinstance(prompt, str) for prompt in body.prompts):
+        raise RequestError(400, "suffix needs a prompt of text, not of token ids", param="suffix")
+    if body.suffix is not None and body.echo:
+        raise RequestError(400, "echo is unavailable with suffix: the completion stands inside the text", param="echo")
+    if len(body.stops) > MAX_STOPS:
+        raise RequestError(400, f"Stop string array too long: {len(body.stops)}", param="stop")
+    for place, text in enumerate(body.stops):
+        if not text:
+            raise RequestError(400, f"Invalid 'stop[{place}]': empty string", param="stop")
+    if body.stream_options is not None and not body.stream:
+        raise RequestError(400, "stream_options should be set along with stream = true", param="stream_options")
+    if body.num_candidates < body.num_outputs:
+        raise invalid("best_of", body.best_of, f"n ({body.num_outputs}) or more")
+    if body.num_candidates > body.num_outputs and body.stream:
+        raise RequestError(400, "best_of is unavailable with stream: the best is known at the end", param="best_of")
+    if body.num_candidates * len(body.prompts) > MAX_OUTPUTS:
+        name = "best_of" if body.num_candidates > body.num_outputs else "n" if body.num_outputs > 1 else "prompt"
+        count = body.num_candidates * len(body.prompts)
+        raise RequestError(400, f"The request asks for {count} completions; allowed: {MAX_OUTPUTS}", param=name)
