@@ -7,6 +7,7 @@ with the tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -68,6 +69,20 @@ def need_of(plan: LoadPlan) -> Need:
     state, page = _cache_bytes(plan.config, plan.itemsize)
     pages = -(-plan.max_model_len // PAGE_TOKENS)
     return Need(mapped, copied, state * plan.max_num_seqs, page, pages, plan.max_num_seqs)
+
+
+def total_need(needs: Sequence[Need]) -> Need:
+    """Memory of models that are loaded together. A lone need stays as it is."""
+    pages = max(need.pages for need in needs)
+    full = sum(need.full_request for need in needs)  # a request of full length in each model
+    return Need(
+        sum(need.mapped for need in needs),
+        sum(need.copied for need in needs),
+        sum(need.state for need in needs),
+        -(-full // pages) if pages else 0,
+        pages,
+        max(need.rows for need in needs),
+    )
 
 
 def _cache_bytes(config: ModelConfig, itemsize: int) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -12,7 +13,7 @@ from dsv4.analysis import StorageLayout
 from dsv4.checkpoint import load_model
 from dsv4.checkpoint.folder import Checkpoint
 from dsv4.config import PAGE_TOKENS, ModelConfig
-from dsv4.engine.capacity import LoadPlan, check_fit, need_of, ways_out
+from dsv4.engine.capacity import LoadPlan, check_fit, need_of, total_need, ways_out
 from dsv4.engine.config import DEFAULT_MAX_MODEL_LEN, DTYPES, EngineConfig
 from dsv4.engine.machine import cuda_memory, host_memory
 from dsv4.kernels import backends
@@ -47,10 +48,7 @@ def load(folder: Path, config: EngineConfig) -> Transformer:
     """Load the folder's model; CapacityError before any weight is read if it cannot fit."""
     dtype = resolve_dtype(config.dtype, config.device)
     if config.check_memory:
-        longest = config.max_model_len or DEFAULT_MAX_MODEL_LEN
-        if config.num_pages is not None:
-            longest = min(longest, config.num_pages * PAGE_TOKENS)
-        check_capacity(folder, config.device, dtype, config.max_num_seqs, longest)
+        check_capacities([folder], config)
     return load_model(
         folder, device=config.device, dtype=dtype, numerics=config.numerics, check_values=config.check_values
     )
@@ -71,24 +69,35 @@ def resolve_max_model_len(requested: int | None, config: ModelConfig, num_pages:
     return requested
 
 
-def check_capacity(folder: Path, device: str, dtype: torch.dtype, max_num_seqs: int, max_model_len: int) -> None:
-    """CapacityError for a folder that cannot be loaded, warnings in the log for one that will be slow or grow too big.
+def check_capacities(folders: Sequence[Path], config: EngineConfig) -> None:
+    """CapacityError for folders that cannot be loaded together, warnings in the log for ones that will be slow or grow.
 
     Does nothing if the system does not report its memory.
     """
-    on_cpu = torch.device(device).type == "cpu"
-    memory = host_memory() if on_cpu else cuda_memory(device)
+    on_cpu = torch.device(config.device).type == "cpu"
+    memory = host_memory() if on_cpu else cuda_memory(config.device)
     if memory is None:
         return
+    plans = [_plan(folder, config, on_cpu) for folder in folders]
+    need = total_need([need_of(plan) for plan in plans])
+    largest = max(plans, key=lambda plan: need_of(plan).at_start)
+    names = ", ".join(map(str, folders))
+    for warning in check_fit(names, need, memory, ways_out(largest, memory, backends.describe())):
+        logger.warning(warning)
+
+
+def _plan(folder: Path, config: EngineConfig, on_cpu: bool) -> LoadPlan:
+    dtype = resolve_dtype(config.dtype, config.device)
+    longest = config.max_model_len or DEFAULT_MAX_MODEL_LEN
+    if config.num_pages is not None:
+        longest = min(longest, config.num_pages * PAGE_TOKENS)
     with Checkpoint(folder) as checkpoint:
-        config, layout = checkpoint.config, cast(StorageLayout, checkpoint.layout)
-    plan = LoadPlan(
-        config,
+        model, layout = checkpoint.config, cast(StorageLayout, checkpoint.layout)
+    return LoadPlan(
+        model,
         layout,
         keeps_stored=on_cpu and dtype == torch.float32 and backends.native_module() is not None,
         itemsize=dtype.itemsize,
-        max_num_seqs=max_num_seqs,
-        max_model_len=min(max_model_len, config.max_position_embeddings),
+        max_num_seqs=config.max_num_seqs,
+        max_model_len=min(longest, model.max_position_embeddings),
     )
-    for warning in check_fit(str(folder), need_of(plan), memory, ways_out(plan, memory, backends.describe())):
-        logger.warning(warning)

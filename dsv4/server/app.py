@@ -1,4 +1,4 @@
-"""create_app: the ASGI application with every route, over one engine."""
+"""create_app: the ASGI application with every route, over one engine or several."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ from dsv4.server.keys import check_key
 from dsv4.server.model_names import OFFICIAL_NAMES
 from dsv4.server.models import models_router
 from dsv4.server.origin import OriginMiddleware, OriginPolicy
+from dsv4.server.served_models import ServedModel, ServedModels
 from dsv4.server.service import ChatService
+from dsv4.server.tokenization import tokenization_router
 from dsv4.server.web import chat_routes
 
 KEEP_ALIVE_SECONDS = 10.0
 
 
 def create_app(
-    engine: AsyncEngine,
+    engine: AsyncEngine | Sequence[AsyncEngine],
     *,
     model_name: str | None = None,
     aliases: Sequence[str] = OFFICIAL_NAMES,
     api_keys: Sequence[str] = (),
+    retired_models: bool = False,
     thinking: bool = True,
     share_prefixes: str = "all",
     keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
@@ -39,15 +42,19 @@ def create_app(
 ) -> FastAPI:
     """Create the server's ASGI application.
 
-    `model_name`: the served model's name (default: the engine's); `aliases`: further names of it. With `api_keys`
+    `engine`: one for each model. `model_name`: of the first model (default: the engine's); `aliases`: further names of
+    the models, see served_models.py; `retired_models`: names that the hosted service has retired too. With `api_keys`
     every path except the page and /health needs one of the keys. `thinking`: the default for requests that do not set
     it. `share_prefixes`: who shares stored prefixes ("all", "key", "user"). `origins`: the allowed web pages (default:
-    the policy of a server on 127.0.0.1). `drain`: lets the caller shut the server down. The caller closes the engine.
+    the policy of a server on 127.0.0.1). `drain`: lets the caller shut the server down. The caller closes the engines.
     There are no documentation routes: their pages load code from other hosts.
     """
     app = FastAPI(title="dsv4", docs_url=None, redoc_url=None, openapi_url=None)
     drain = drain or Drain()
-    service = ChatService(engine, model_name or engine.llm.name, aliases, thinking, share_prefixes)
+    engines = [engine] if isinstance(engine, AsyncEngine) else engine
+    served = [ServedModel.of(known, None if i else model_name) for i, known in enumerate(engines)]
+    models = ServedModels(served, aliases, retired_models)
+    service = ChatService(models, thinking, share_prefixes)
     delivery = Delivery(keep_alive_seconds, drain)
     install_error_handlers(app)
     # Middleware added last runs first.
@@ -67,6 +74,7 @@ def create_app(
     for wire_format in formats.FORMATS:
         app.include_router(format_router(wire_format, service, delivery))
     app.include_router(models_router(service))
-    app.include_router(health_router(engine, drain))
+    app.include_router(tokenization_router(service))
+    app.include_router(health_router(models, drain))
     app.router.routes.extend(chat_routes())
     return app

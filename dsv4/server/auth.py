@@ -12,7 +12,7 @@ from dsv4.server.error_responses import error_response
 from dsv4.server.errors import RequestError
 
 # The page itself holds no secrets, and each of its API calls needs the key.
-OPEN_PATHS = ("/", "/health", "/favicon.ico")
+OPEN_PATHS = ("/", "/health", "/health/deep", "/favicon.ico")
 OPEN_PREFIXES = ("/web/",)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from dsv4.server.errors import RequestError
-from dsv4.server.surrogates import unreadable_text
+from dsv4.server.pydantic_refusals import out_of_range, validated
 from dsv4.server.unchecked_json import Json
 from dsv4.server.wishes import invalid
 
@@ -25,7 +24,7 @@ class StreamOptions(BaseModel):
 
 
 class CompletionBody(BaseModel):
-    """A request to continue prompts. Ranges are those of `checked`, which words them as the hosted service does."""
+    """A request to continue prompts. Refusals are worded as the hosted service does."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
@@ -77,55 +76,13 @@ class CompletionBody(BaseModel):
         return self.best_of or self.num_outputs
 
 
-def read_json_object(body: bytes) -> Json:
-    """A body as a JSON object. RequestError 400 for anything else, and for text that is none."""
-    head = "Failed to deserialize the JSON body into the target type"
-    try:
-        request: object = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise RequestError(400, f"{head}: {error}") from error
-    if not isinstance(request, dict):
-        raise RequestError(400, f"{head}: {type(request).__name__} is no object")
-    place = unreadable_text(cast(Json, request))
-    if place is not None:
-        raise RequestError(400, f"{head}: {place} holds bytes or escapes that are no text", param=place)
-    return cast(Json, request)
-
-
 def read_completion_body(request: Json) -> CompletionBody:
     """Checks a request. RequestError 400 names the field."""
-    try:
-        body = CompletionBody.model_validate(request)
-    except ValidationError as error:
-        raise _refusal(error, request) from error
-    _check_ranges(body)
+    body = validated(CompletionBody, request, _RANGES, {"prompt": "a text, token ids, or a list of these"})
+    _check_together(body)
     return body
 
 
-def _refusal(error: ValidationError, request: Json) -> RequestError:
-    fault = error.errors(include_url=False, include_input=False)[0]
-    name = str(fault["loc"][0])
-    kind = fault["type"]
-    if kind == "missing":
-        return RequestError(
-            400, f"Failed to deserialize the JSON body into the target type: missing field `{name}`", param=name
-        )
-    if kind in _RANGE_FAULTS and name in _RANGES:
-        return _out_of_range(name)
-    if kind in _RANGE_FAULTS:
-        return invalid(name, request[name], fault["msg"].removeprefix("Input should be "))
-    allowed = fault["msg"].removeprefix("Input should be ")
-    if name == "prompt":  # the fault is of one of several types
-        allowed = "a text, token ids, or a list of these"
-    value = json.dumps(request.get(name))
-    return RequestError(
-        400,
-        f"Failed to deserialize the JSON body into the target type: {name}: {value[:80]}; allowed: {allowed}",
-        param=name,
-    )
-
-
-_RANGE_FAULTS = ("greater_than_equal", "greater_than", "less_than_equal", "less_than", "finite_number")
 # Ranges as the hosted service words them.
 _RANGES = {
     "max_tokens": f"[1, {MAX_TOKENS}]",
@@ -137,14 +94,10 @@ _RANGES = {
 }
 
 
-def _out_of_range(name: str) -> RequestError:
-    return RequestError(400, f"Invalid {name} value, the valid range of {name} is {_RANGES[name]}", param=name)
-
-
-def _check_ranges(body: CompletionBody) -> None:
+def _check_together(body: CompletionBody) -> None:
     """RequestError 400 for values that do not fit together, or that no type excludes."""
     if body.max_tokens == 0 and not body.echo:
-        raise _out_of_range("max_tokens")
+        raise out_of_range("max_tokens", _RANGES["max_tokens"])
     if not body.prompts or any(prompt == [] for prompt in body.prompts):
         raise RequestError(400, "Invalid prompt: an empty list; allowed: at least 1 prompt of 1 token", param="prompt")
     if body.suffix is not None and not all(isinstance(prompt, str) for prompt in body.prompts):

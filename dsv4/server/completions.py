@@ -16,13 +16,14 @@ from dsv4.conversation.turn import Turn
 from dsv4.engine.sampler import output_seed
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.server.completion_answer import CompletionReader, Echo, Tally, WholeCompletion, answer_head
-from dsv4.server.completion_body import CompletionBody, Prompt, read_completion_body, read_json_object
+from dsv4.server.completion_body import CompletionBody, Prompt, read_completion_body
 from dsv4.server.errors import RequestError
 from dsv4.server.events import Event
 from dsv4.server.isolation import requested_salt
 from dsv4.server.model_names import check_name, without_context_suffix
 from dsv4.server.paths import OPENAI_BASES, under
 from dsv4.server.progress import Reports
+from dsv4.server.pydantic_refusals import read_json_object
 from dsv4.server.wire_format import Chunk, WireFormat, WireRequest
 from dsv4.server.wishes import Sampling, invalid, refuse_sampling, refuse_wishes, unavailable
 

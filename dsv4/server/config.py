@@ -37,6 +37,9 @@ class ServerConfig:
         choices=SHARING,
         group=ACCESS,
     )
+    retired_models: bool = option(
+        False, "accept deepseek-chat and deepseek-reasoner, which the hosted service has retired", group=ACCESS
+    )
     allowed_hosts: Sequence[str] = option(
         (), "a further name of this server; repeatable", flag="--allowed-host", metavar="NAME", group=ACCESS
     )

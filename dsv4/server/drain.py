@@ -63,7 +63,7 @@ class DrainMiddleware:
         self.drain = drain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self.drain.draining and scope["path"] != "/health":
+        if scope["type"] == "http" and self.drain.draining and not scope["path"].startswith("/health"):
             await error_response(self.drain.refusal(), scope["path"])(scope, receive, send)
             return
         await self.app(scope, receive, send)

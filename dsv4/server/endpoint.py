@@ -35,8 +35,7 @@ def format_router(wire_format: WireFormat, service: ChatService, delivery: Deliv
 
 async def answer(service: ChatService, wire_format: WireFormat, request: Request, delivery: Delivery) -> Response:
     """Checks a request and starts its answer, streamed or whole. Raises RequestError before anything is generated."""
-    service.engine.check()
-    service.engine.check_room()
+    service.check()
     prepare = partial(service.prepare, wire_format, key=presented_key(request.headers))
     job = await service.threads.run(prepare, await read_body(request))
     return delivery.answer(service, job)

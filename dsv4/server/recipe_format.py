@@ -149,6 +149,10 @@ class RecipeRequest(WireRequest):
     def count_tokens(self, model: ConversationModel) -> int:
         return model.prompts.count(self.structure.conversation(self.converted.conversation))
 
+    def prompt_token_ids(self, model: ConversationModel) -> list[int]:
+        """The rendered prompt, without a limit."""
+        return model.prompts.encode(self.structure.conversation(self.converted.conversation))
+
     def reader(self, model: ConversationModel, turn: Turn, answer_id: str) -> Answer:
         return model.answer(turn, self.wire_format.request.chunk_generator(self.converted, answer_id, self.model))
 

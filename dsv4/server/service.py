@@ -1,23 +1,23 @@
-"""ChatService: one served model. Turns a request body into a Job, and a job into events of its wire format."""
+"""ChatService: the served models. Turns a request body into a Job, and a job into events of its wire format."""
 
 from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 from typing import cast
 
-from dsv4.conversation.model import ConversationModel
 from dsv4.conversation.turn import Turn
-from dsv4.engine import AsyncEngine, ProgressEvent, Timings, TokenEvent
+from dsv4.engine import EngineError, ProgressEvent, QueueFullError, Timings, TokenEvent
 from dsv4.engine.grammar import GrammarError
 from dsv4.server.errors import RequestError
 from dsv4.server.events import Event
 from dsv4.server.isolation import cache_salt
 from dsv4.server.merging import merged
-from dsv4.server.model_names import conversion_options
+from dsv4.server.model_names import check_name, conversion_options, without_context_suffix
 from dsv4.server.progress import progress_chunk, timings_chunk, with_timings
+from dsv4.server.served_models import ServedModel, ServedModels
 from dsv4.server.threads import BodyThreads
 from dsv4.server.wire_format import AnswerReader, Chunk, WireFormat, WireRequest
 
@@ -54,35 +54,52 @@ class Job:
 
 
 class ChatService:
-    """Answers requests in every wire format with one engine."""
+    """Answers requests in every wire format with the served models."""
 
-    def __init__(
-        self, engine: AsyncEngine, model_name: str, aliases: Sequence[str], thinking: bool, sharing: str = "all"
-    ) -> None:
+    def __init__(self, models: ServedModels, thinking: bool = True, sharing: str = "all") -> None:
         """`thinking`: the default for requests that do not set it; True in the hosted service. `sharing`: of stored
         prefixes, see server/isolation.py.
         """
         self._sharing = sharing
-        self.engine = engine
-        self.conversation = ConversationModel(engine.llm)
+        self.models = models
         self.threads = BodyThreads()
-        self.model_name = model_name
-        self.model_names = list(dict.fromkeys([model_name, *aliases]))
-        self._options = conversion_options(self.model_names, thinking)
+        self.options = conversion_options(models.names, thinking)
+
+    def check(self) -> None:
+        """EngineError or QueueFullError if no request can be accepted, whatever it asks for."""
+        refusals: list[Exception] = []
+        for model in self.models:
+            try:
+                model.engine.check()
+                model.engine.check_room()
+                return
+            except (EngineError, QueueFullError) as refusal:
+                refusals.append(refusal)
+        raise refusals[-1]
+
+    def find(self, name: str | None) -> ServedModel:
+        """The model of a name that a request gives, by default the first. RequestError 400 for an unknown name."""
+        if name is None:
+            return self.models.first
+        name = without_context_suffix(name)
+        check_name(name, self.options)
+        return self.models.find(name)
 
     def prepare(self, wire_format: WireFormat, body: bytes, key: str | None = None) -> Job:
         """Validates, renders and tokenizes a request, and reserves its place in the queue. Slow for a long prompt: run
         it in a thread. `key`: the client's API key. Raises RequestError and QueueFullError.
         """
-        request = wire_format.read(body, self._options)
+        request = wire_format.read(body, self.options)
+        served = self.models.find(request.model)
+        served.engine.check()
+        engine, conversation = served.engine, served.conversation
+        request = replace(request, model=self.models.shown(request.model))
         salt = cache_salt(self._sharing, key, request.user, request.cache_salt)
-        turns = [
-            replace(turn, params=replace(turn.params, cache_salt=salt)) for turn in request.turns(self.conversation)
-        ]
+        turns = [replace(turn, params=replace(turn.params, cache_salt=salt)) for turn in request.turns(conversation)]
         answer_id = str(uuid.uuid4())
-        readers = request.readers(self.conversation, turns, answer_id)
+        readers = request.readers(conversation, turns, answer_id)
         watched = request.stream and request.reports.progress
-        start = self.engine.stream_with_progress if watched else self.engine.stream
+        start = engine.stream_with_progress if watched else engine.stream
         try:
             events = [cast(EngineEvents, start(turn.prompt_token_ids, turn.params)) for turn in turns]
         except GrammarError as error:
@@ -92,7 +109,8 @@ class ChatService:
 
     def count_tokens(self, wire_format: WireFormat, body: bytes) -> int:
         """Number of tokens of the rendered prompt. Raises RequestError as `prepare` does, but never for its length."""
-        return wire_format.read(body, self._options).count_tokens(self.conversation)
+        request = wire_format.read(body, self.options)
+        return request.count_tokens(self.models.find(request.model).conversation)
 
     async def frames(self, job: Job) -> AsyncGenerator[Event, None]:
         """Runs a job; yields an event per chunk and per requested report.
