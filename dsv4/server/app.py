@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from dsv4.engine import AsyncEngine
-from dsv4.server import formats
+from dsv4.server import formats, openapi
 from dsv4.server.auth import ApiKeyMiddleware
 from dsv4.server.delivery import Delivery
 from dsv4.server.drain import Drain, DrainMiddleware
@@ -49,7 +49,7 @@ def create_app(
     the policy of a server on 127.0.0.1). `drain`: lets the caller shut the server down. The caller closes the engines.
     There are no documentation routes: their pages load code from other hosts.
     """
-    app = FastAPI(title="dsv4", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="dsv4", docs_url=None, redoc_url=None, openapi_url=openapi.PATH)
     drain = drain or Drain()
     engines = [engine] if isinstance(engine, AsyncEngine) else engine
     served = [ServedModel.of(known, None if i else model_name) for i, known in enumerate(engines)]
@@ -77,4 +77,5 @@ def create_app(
     app.include_router(tokenization_router(service))
     app.include_router(health_router(models, drain))
     app.router.routes.extend(chat_routes())
+    openapi.install_openapi(app)
     return app

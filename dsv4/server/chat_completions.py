@@ -14,6 +14,7 @@ from dsv4.server.leniency import strip_context_suffix
 from dsv4.server.paths import OPENAI_BASES, under
 from dsv4.server.progress import Reports, requested_reports
 from dsv4.server.recipe_format import RecipeFormat
+from dsv4.server.schemas import ChatAnswer, ChatBody
 from dsv4.server.structures import of_chat
 from dsv4.server.unchecked_json import Json, json_objects
 from dsv4.server.wishes import NO_GRAMMAR, invalid, refuse_sampling, refuse_wishes
@@ -43,6 +44,7 @@ _WISHES = {
 class ChatCompletions(RecipeFormat):
     name = "chat.completions"
     paths = under(OPENAI_BASES, "/chat/completions")
+    request_schema, answer_schema = ChatBody, ChatAnswer
     request = recipe.ChatCompletionRequest
     response = recipe.ChatCompletionResponse
     free_tool_choice = "auto"

@@ -8,19 +8,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dsv4.server.errors import RequestError
 from dsv4.server.pydantic_refusals import out_of_range, validated
+from dsv4.server.schemas import MAX_TOKENS, StreamOptions
 from dsv4.server.unchecked_json import Json
 from dsv4.server.wishes import invalid
 
 MAX_OUTPUTS = 128  # of one request
 MAX_STOPS = 16
-MAX_TOKENS = 393216  # the hosted service's largest output
 MAX_ALTERNATIVES = 20
 
 Prompt = str | list[int]
-
-
-class StreamOptions(BaseModel):
-    include_usage: bool | None = None
 
 
 class CompletionBody(BaseModel):

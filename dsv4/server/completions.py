@@ -24,6 +24,7 @@ from dsv4.server.model_names import check_name, without_context_suffix
 from dsv4.server.paths import OPENAI_BASES, under
 from dsv4.server.progress import Reports
 from dsv4.server.pydantic_refusals import read_json_object
+from dsv4.server.schemas import CompletionAnswer
 from dsv4.server.wire_format import Chunk, WireFormat, WireRequest
 from dsv4.server.wishes import Sampling, invalid, refuse_sampling, refuse_wishes, unavailable
 
@@ -48,6 +49,7 @@ _WISHES = {
 class Completions(WireFormat):
     name = "completions"
     paths = under(OPENAI_BASES, "/completions")
+    request_schema, answer_schema = CompletionBody, CompletionAnswer
 
     def read(self, body: bytes, options: recipe.ConversionOptions) -> CompletionRequest:
         request = read_json_object(body)

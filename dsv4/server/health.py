@@ -13,10 +13,13 @@ from starlette.responses import JSONResponse, Response
 from dsv4.engine import AsyncEngine, EngineError, QueueFullError
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.server.drain import Drain
+from dsv4.server.openapi import operation
+from dsv4.server.schemas import Health
 from dsv4.server.served_models import ServedModels
 
 DEEP_SECONDS = 30.0  # a step of a large model on a CPU may take half of it
 _POLL_SECONDS = 0.05
+_OPERATION = operation(None, Health, tag="health")
 
 
 class DeepCheck:
@@ -91,7 +94,7 @@ def health_router(models: ServedModels, drain: Drain) -> APIRouter:
             state["status"] = bad[0] if bad else "ok"
         return JSONResponse(state, 200 if state["status"] == "ok" else 503)
 
-    @router.get("/health")
+    @router.get("/health", **_OPERATION)
     async def health(  # pyright: ignore[reportUnusedFunction]
         deep_wanted: bool = Query(False, alias="deep"), seconds: float = Query(DEEP_SECONDS, gt=0, le=600)
     ) -> JSONResponse:
@@ -104,7 +107,7 @@ def health_router(models: ServedModels, drain: Drain) -> APIRouter:
         state = shallow()
         return JSONResponse(state, 200 if state["status"] == "ok" else 503)
 
-    @router.get("/health/deep")
+    @router.get("/health/deep", **_OPERATION)
     async def deep_health(  # pyright: ignore[reportUnusedFunction]
         seconds: float = Query(DEEP_SECONDS, gt=0, le=600),
     ) -> JSONResponse:

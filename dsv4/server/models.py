@@ -9,7 +9,9 @@ from typing import Any
 from fastapi import APIRouter
 
 from dsv4.server.errors import RequestError
+from dsv4.server.openapi import operation
 from dsv4.server.paths import OPENAI_BASES, under
+from dsv4.server.schemas import Model, ModelList
 from dsv4.server.service import ChatService
 
 MAX_OUTPUT_TOKENS = 393216
@@ -58,6 +60,6 @@ def models_router(service: ChatService) -> APIRouter:
         return describe(name)
 
     for path in PATHS:
-        router.add_api_route(path, list_models, methods=["GET"])
-        router.add_api_route(path + "/{name}", get_model, methods=["GET"])
+        router.add_api_route(path, list_models, methods=["GET"], **operation(None, ModelList, tag="models"))
+        router.add_api_route(path + "/{name}", get_model, methods=["GET"], **operation(None, Model, tag="models"))
     return router

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse
 
 from dsv4.server.chat_completions import CHAT
 from dsv4.server.errors import RequestError
+from dsv4.server.openapi import operation
 from dsv4.server.pydantic_refusals import read_json_object, validated
 from dsv4.server.requests import read_body
 from dsv4.server.served_models import ServedModel
@@ -69,10 +70,12 @@ def tokenization_router(service: ChatService) -> APIRouter:
         answer = await service.threads.run(partial(detokenize, service), await read_body(request))
         return JSONResponse(answer.model_dump())
 
+    shown = operation(TokenizeBody, TokenizeAnswer, tag="tokens")
     for path in PATHS:
-        router.add_api_route(path, tokenize_request, methods=["POST"])
+        router.add_api_route(path, tokenize_request, methods=["POST"], **shown)
+    shown = operation(DetokenizeBody, DetokenizeAnswer, tag="tokens")
     for path in REVERSE_PATHS:
-        router.add_api_route(path, detokenize_request, methods=["POST"])
+        router.add_api_route(path, detokenize_request, methods=["POST"], **shown)
     return router
 
 

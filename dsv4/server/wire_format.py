@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import deepseek_recipe as recipe
+from pydantic import BaseModel
 
 from dsv4.conversation.model import ConversationModel
 from dsv4.conversation.turn import Turn
@@ -99,6 +100,10 @@ class WireFormat(ABC):
     name: ClassVar[str]  # for the log
     paths: ClassVar[tuple[str, ...]]  # of POST requests for an answer
     count_tokens_paths: ClassVar[tuple[str, ...]] = ()  # of POST requests for a token count
+    request_schema: ClassVar[type[BaseModel] | None] = None  # for the OpenAPI document; None: any object
+    answer_schema: ClassVar[type[BaseModel] | None] = None
+    count_tokens_schema: ClassVar[type[BaseModel] | None] = None  # of a request for a token count
+    token_count_schema: ClassVar[type[BaseModel] | None] = None
     format_field: ClassVar[str] = "response_format"  # of a request, which says the form of the answer's text
 
     def matches(self, path: str) -> bool:

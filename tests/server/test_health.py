@@ -88,8 +88,8 @@ def test_a_busy_server_is_healthy(serve, model) -> None:
 def test_a_wrong_deadline_is_refused(server) -> None:
     for seconds in ("0", "-1", "x", "601"):
         response = deep(server, seconds=seconds)
-        assert response.status_code in (400, 422), response.text
-        assert "seconds" in response.text
+        assert response.status_code == 400, response.text
+        assert response.json()["error"]["param"] == "seconds"
 
 
 def test_probes_need_no_key(serve, model) -> None:

@@ -117,7 +117,7 @@ def two(folder, tmp_path):
 
 
 def test_several_models_answer_each_to_its_name(two) -> None:
-    served, models = two
+    served, _ = two
     for name, text in (
         ("tiny", "small"),
         ("tiny-pro", "large"),
