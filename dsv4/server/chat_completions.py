@@ -10,6 +10,7 @@ from typing import cast
 import deepseek_recipe as recipe
 
 from dsv4.conversation.structure import Structure
+from dsv4.server.errors import RequestError
 from dsv4.server.leniency import strip_context_suffix
 from dsv4.server.paths import OPENAI_BASES, under
 from dsv4.server.progress import Reports, requested_reports
@@ -41,6 +42,13 @@ _WISHES = {
 }
 
 
+# deepseek-recipe ignores the field in messages of other roles, which the hosted service refuses.
+_NO_PREFIX = (
+    "Invalid completion message: prefix set true with message which is not final message or message role is not"
+    " assistant"
+)
+
+
 class ChatCompletions(RecipeFormat):
     name = "chat.completions"
     paths = under(OPENAI_BASES, "/chat/completions")
@@ -65,7 +73,9 @@ class ChatCompletions(RecipeFormat):
         if request.get("max_tokens") is None and request.get("max_completion_tokens") is not None:
             request["max_tokens"] = request["max_completion_tokens"]
         _read_switches(request)
-        for message in json_objects(request.get("messages")):
+        for place, message in enumerate(json_objects(request.get("messages"))):
+            if message.get("prefix") is True and message.get("role") != "assistant":
+                raise RequestError(400, _NO_PREFIX, param=f"messages[{place}].prefix")
             if message.get("role") == "developer":
                 message["role"] = "system"
             if message.get("role") == "assistant":

@@ -66,12 +66,14 @@ def shown_name(name: str, own_names: Sequence[str]) -> str:
 def model_for(name: str, own_names: Sequence[str]) -> int:
     """Index of the served model that answers to a name.
 
-    A name that is not a model's own belongs to a family, Pro (claude-opus-* too) or Flash: the first model whose own
-    name has the family's word in it answers, else the first of all.
+    A hosted or claude-* name that is not a model's own belongs to a family, Pro (claude-opus-* too) or Flash: the first
+    model whose own name has the family's word in it answers, else the first of all, as for any other name.
     """
     if name in own_names:
         return own_names.index(name)
-    family = "pro" if "pro" in name.lower().split("-") or name.startswith("claude-opus") else "flash"
+    if not name.startswith(("deepseek-", "claude-")):
+        return 0
+    family = "pro" if "pro" in name.split("-") or name.startswith("claude-opus") else "flash"
     return next((i for i, own in enumerate(own_names) if family in own.lower()), 0)
 
 

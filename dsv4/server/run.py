@@ -81,6 +81,7 @@ def serve(model: str | Path | Sequence[str | Path] | None = None, **options: Any
 
 def _make_app(engines: list[AsyncEngine], config: ServerConfig, loopback: bool, drain: Drain) -> ASGIApp:
     from dsv4.server.app import create_app
+    from dsv4.server.model_names import OFFICIAL_NAMES
     from dsv4.server.origin import OriginPolicy
 
     origins = OriginPolicy(
@@ -97,6 +98,7 @@ def _make_app(engines: list[AsyncEngine], config: ServerConfig, loopback: bool, 
         drain=drain,
         share_prefixes=config.share_prefixes,
         retired_models=config.retired_models,
+        aliases=(*config.model_aliases, *OFFICIAL_NAMES),
     )
 
 

@@ -59,8 +59,8 @@ def test_the_servers_flags_reach_serve(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_several_models_and_the_retired_names(monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, object] = {}
     monkeypatch.setattr(run, "serve", lambda model, **options: given.update(options, model=model))
-    main(["serve", "a", "b/c", "--retired-models"])
-    assert (given["model"], given["retired_models"]) == (["a", "b/c"], True)
+    main(["serve", "a", "b/c", "--retired-models", "--model-alias", "gpt-5"])
+    assert (given["model"], given["retired_models"], given["model_aliases"]) == (["a", "b/c"], True, ["gpt-5"])
     main(["serve", "a"])
     assert (given["model"], given["retired_models"]) == ("a", False)
 

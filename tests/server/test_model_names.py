@@ -87,6 +87,12 @@ def test_retired_ids_think_as_they_did_where_they_are_allowed(serve, model) -> N
         assert hasattr(chat(served, "deepseek-chat", **thinking).choices[0].message, "reasoning_content")
 
 
+def test_aliases_are_further_ids(serve, model) -> None:
+    with serve(model, aliases=["gpt-5"]) as served:
+        assert chat(served, "gpt-5").model == "gpt-5"
+        assert [known.id for known in served.openai().models.list()] == ["tiny", "gpt-5"]
+
+
 @pytest.mark.parametrize(
     ("names", "asked", "index"),
     [
@@ -98,6 +104,7 @@ def test_retired_ids_think_as_they_did_where_they_are_allowed(serve, model) -> N
         (["DeepSeek-V4-Pro", "DeepSeek-V4-Flash"], "claude-haiku-4-5", 1),
         (["deepseek-v4-pro", "deepseek-v4-flash"], "deepseek-v4-flash", 1),
         (["DeepSeek-V4-Pro", "DeepSeek-V4-Flash"], "deepseek-chat", 1),
+        (["DeepSeek-V4-Pro", "DeepSeek-V4-Flash"], "gpt-5", 0),
     ],
 )
 def test_a_name_goes_to_the_model_of_its_family(names: list[str], asked: str, index: int) -> None:
