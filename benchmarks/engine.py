@@ -11,12 +11,13 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.harness.process import ROOT, BenchmarkError
+from benchmarks.harness.process import BenchmarkError
 from benchmarks.harness.scenarios import SCENARIOS, quick
-from benchmarks.harness.turns import at_least_one
+from benchmarks.harness.turns import add_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,27 +34,17 @@ examples:
 
 
 def run(options: argparse.Namespace, scratch: Path, console: Console) -> None:
-    """Run the gate, then measure each scenario, append it to results/<hardware>.jsonl and print it."""
-    from benchmarks.harness import gate, llama_cpp, machine, report, results, rounds
+    """Measure and record the scenarios of `options`."""
+    from benchmarks.harness import llama_cpp, report, rounds
+    from benchmarks.harness.recording import record
 
     llama = llama_cpp.check_program(options.llama_bench) if options.llama_bench else None
-    code, sources, hardware = results.commit(), results.package_digest(), machine.hardware()
-    if not options.no_gate:
-        console.print("Frozen tests first: no number without them.")
-        gate.run_tests()
-    file: Path = options.results / f"{machine.hardware_slug(hardware)}.jsonl"
+    measures = {}
     for name in options.models:
         scenario = quick(SCENARIOS[name]) if options.quick else SCENARIOS[name]
         scenario = replace(scenario, rounds=options.rounds or scenario.rounds)
-        with console.status(name) as status:
-            found = rounds.measure(scenario, options.threads, scratch, llama, status.update)
-        if results.package_digest() != sources:
-            raise BenchmarkError("dsv4/ changed during the run, so its figures belong to no version of it: no rows")
-        found.quick, found.gated, found.commit, found.hardware = options.quick, not options.no_gate, code, hardware
-        results.append(file, found)
-        console.print(f"\n{name}\n" + "\n".join(report.lines(found)), highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{hardware['cpu']}, {hardware['cores']} cores; commit {code}; rows in {file}")
-    console.print("`dsv4 bench report` writes docs/benchmarks.md from them.")
+        measures[name] = partial(rounds.measure, scenario, options.threads, scratch, llama)
+    record(measures, report.lines, options, console)
 
 
 def _models(text: str) -> tuple[str, ...]:
@@ -75,12 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--models", type=_models, default=("slice", "nano"), metavar="A,B", help="of those below; default: slice,nano")
     add("--llama-bench", type=Path, metavar="PATH", help="llama.cpp's llama-bench (make llama-bench)")
     add("--without-llama", action="store_true", help="leave llama.cpp out")
-    add("--rounds", type=at_least_one, metavar="N", help="default: 3")
-    add("--threads", type=at_least_one, default=2, metavar="N", help="of each; default: %(default)s")
-    add("--scratch", type=Path, metavar="DIR", help="keep weights there; default: a temporary folder")
-    add("--quick", action="store_true", help="tiny shapes, short prompts: does it run?")
-    add("--no-gate", action="store_true", help="do not run the frozen tests; the rows say so")
-    add("--results", type=Path, default=ROOT / "benchmarks" / "results", help="default: %(default)s")
+    add_options(parser)
     return parser
 
 

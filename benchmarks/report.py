@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.harness import serving_plot, serving_report
 from benchmarks.harness.plot import plot_contexts
 from benchmarks.harness.process import ROOT
 from benchmarks.harness.report import lines, table
@@ -20,6 +21,19 @@ contenders in turns. Machines are virtual, with neighbours: ratios within a run 
 figure without ± was measured once. The floor of a figure is the best that the machine allows, by its own ceilings,
 which the same run measured.
 """
+SERVING = """## Serving
+
+- `dsv4 bench serving load --llama-server "$(make llama-server | tail -n 1)"`, 10 minutes: three servers under one load.
+- `dsv4 bench serving prefix`, 2 minutes: the first token of a repeated prompt of 32,768 tokens.
+- `dsv4 bench serving agent`, 5 minutes: an agent's session of 20 turns, with the prefix cache and without.
+
+The client is one for all: streamed chat completions over HTTP, prompts of 100 to 8,000 tokens that share no prefix,
+answers of one length. Each server has as many slots as there are requests at a time, as many threads as cores, and no
+prefix cache under `load`; llama-server also the faster of two weight formats with and without flash attention.
+`transformers serve` needs `pip install accelerate`, and serves one request after the other: its continuous batching
+ends with `ValueError: Invalid layer type: compressed_sparse_attention` (5.23.0), as its paged cache has no such layer.
+A server that would need over `--longest` seconds for a load is left out there. `--model slice` takes 120M parameters.
+"""
 COMPARED = (("decode", 0), ("decode", 16384), ("prefill", 2048), ("prefill", 8192), ("prefill", 32768))
 
 
@@ -27,7 +41,7 @@ def document(results: Path) -> str:
     """Markdown document of all processors with results."""
     runs = {file.stem: newest(read(file)) for file in sorted(results.glob("*.jsonl"))}
     runs = {name: found for name, found in runs.items() if found}
-    parts = [HEAD, *overview(runs)]
+    parts = [HEAD, *overview(runs), "", SERVING]
     for slug, found in runs.items():
         hardware = next(iter(found.values())).hardware
         parts += [f"\n## {hardware['cpu']} with {hardware['isa']}, {hardware['cores']} cores\n"]
@@ -37,6 +51,12 @@ def document(results: Path) -> str:
             if name in found:
                 run = found[name]
                 parts += [f"### {name}\n", f"{command(run)}, commit {run.commit}, {run.time[:10]}.", *lines(run)]
+        served = serving_report.sections(found)
+        if served:
+            parts += [f"![Serving](../benchmarks/results/{slug}-serving.png)\n"]
+        for run in served:
+            told = f"{serving_report.command(run)}, commit {run.commit}, {run.time[:10]}."
+            parts += [f"### {run.scenario}\n", told, *serving_report.lines(run)]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -65,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     options.out.write_text(document(options.results), encoding="utf-8")
     print(options.out)
-    for picture in plot_contexts(options.results):
+    for picture in (*plot_contexts(options.results), *serving_plot.plot_serving(options.results)):
         print(picture)
     return 0
 

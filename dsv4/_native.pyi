@@ -28,11 +28,34 @@ class Model:
         window_freq: list[float],
         compressed_freq: list[float],
     ) -> None: ...
+    def limit_experts(self, residency: ExpertResidency) -> None:
+        """Read the routed experts through a residency."""
+
+class ExpertResidency:
+    """Budget in bytes of routed experts in memory; drops them all first. Linux only.
+
+    pages: int64 [n, 6], rows of layer, expert, address, bytes, index of the file in `files` (descriptors), place in it;
+    whole pages. owner: keeps the files mapped.
+    """
+
+    def __init__(self, budget: int, layers: int, experts: int, pages: Any, files: list[int], owner: Any) -> None: ...
+    def counts(self) -> dict[str, int]:
+        """Fields of dsv4.checkpoint.expert_memory.ExpertStats."""
 
 class Cache:
-    """A cache's tensors: a layer's window, then kv, score and entries of each compressor."""
+    """A cache's tensors: a layer's window, then kv, score and entries of each compressor. Window and entries are bytes
+    in a format (kind, channels, rotated channels) of dsv4/cache/formats.py."""
 
-    def __init__(self, layers: list[list[Any]], block_table: Any, num_pages: int, checked: bool) -> None: ...
+    def __init__(
+        self,
+        layers: list[list[Any]],
+        keys: tuple[str, int, int],
+        index_keys: tuple[str, int, int],
+        block_table: Any,
+        stored: Any,
+        num_pages: int,
+        checked: bool,
+    ) -> None: ...
     def forget(self, page: int) -> None:
         """Drop the quantized index keys of a page after a write to its entries from outside the kernels."""
 
@@ -49,9 +72,17 @@ def forward(
     """Layers first to last - 1 over a ragged batch, appending to the cache: streams [T, hc_mult, d] in place."""
 
 def forward_to_logits(
-    model: Model, cache: Cache, token_ids: Any, lengths: Any, starts: Any, slots: Any, rows: Any, logits: Any
+    model: Model, cache: Cache, token_ids: Any, lengths: Any, starts: Any, slots: Any, rows: Any, logits: Any,
+    streams: Any = None,
+) -> None:  # fmt: skip
+    """The main layers over a ragged batch, appending to the cache, then logits [n, vocab] of rows [n], ascending.
+
+    streams [T, hc_mult, d] gets those of all tokens."""
+
+def mtp_forward(
+    model: Model, cache: Cache, next_token_ids: Any, lengths: Any, starts: Any, slots: Any, depth: int, streams: Any
 ) -> None:
-    """The main layers over a ragged batch, appending to the cache, then logits [n, vocab] of rows [n], ascending."""
+    """An MTP block over a ragged batch: the main model's streams [T, hc_mult, d] become the block's, in place."""
 
 def head(model: Model, prefix: str, streams: Any, logits: Any) -> None:
     """Streams [n, hc_mult, d] -> logits [n, vocab] in place; prefix names the hc_head and the norm."""
@@ -70,6 +101,9 @@ def fake_quant(x: Any, block: int, fp4: bool) -> None:
 def hadamard(x: Any) -> None: ...
 def top_k(scores: Any, k: int, index: Any) -> None:
     """As dsv4.kernels.topk, for finite scores: index [n, k]."""
+
+def sample(logits: Any, allowed: Any, temperature: float, top_k: int, top_p: float, min_p: float, key: int) -> int:
+    """As dsv4.kernels.sampling; temperature 0: the largest logit, the lower id among equals."""
 
 # Single operations of a forward, on tokens of one sequence: for native.py of the operations in dsv4/kernels.
 

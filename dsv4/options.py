@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import inspect
 import numbers
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -21,6 +22,7 @@ _KINDS: dict[str, tuple[type, str]] = {
     "int": (numbers.Integral, "an integer"),
     "str": (str, "a text"),
 }
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]?)(i?)B?", re.IGNORECASE)
 C = TypeVar("C")
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -71,6 +73,16 @@ class Option:
         another_type = len(self.type_names) > 1 and not isinstance(value, str)
         if self.choices and value not in self.choices and not another_type:
             raise ValueError(f"{self.name} is {value!r}; allowed: {self.allowed}")
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size: "8G" and "8 GiB" are 8 x 1024^3, "500MB" is 500 x 1000^2, "4096" are bytes; else ValueError."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(f"size {text!r}; allowed: a number of bytes, or with a unit, as in 500M, 8G or 1.5T")
+    number, unit, binary = found.groups()
+    decimal = not binary and text.strip().upper().endswith("B")
+    return int(float(number) * (1000 if decimal else 1024) ** " KMGT".index(unit.upper() or " "))
 
 
 def option(default: Any, help: str, **details: Any) -> Any:

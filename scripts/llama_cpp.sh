@@ -1,9 +1,10 @@
 #!/bin/sh
-# Usage: llama_cpp.sh PYTHON FOLDER WORKERS
-# Downloads llama.cpp (once, 77 MB) into FOLDER/source, builds llama-bench and llama-check in FOLDER/build and prints the
-# path of llama-bench. PYTHON must have pip: the source is taken from the sdist of llama-cpp-python.
+# Usage: llama_cpp.sh PYTHON FOLDER WORKERS PROGRAM...
+# Downloads llama.cpp (once, 77 MB) into FOLDER/source, builds the programs in FOLDER/build and prints the path of the
+# first. PYTHON must have pip: the source is taken from the sdist of llama-cpp-python.
 set -eu
 python=$1 folder=$2 workers=$3
+shift 3
 release=0.3.36
 
 for tool in cmake:cmake c++:g++; do
@@ -30,10 +31,10 @@ log=$folder/build.log
 echo "make: building llama.cpp (some minutes once); its output goes to $log"
 if ! {
     cmake -S tests/checkpoint/llama -B "$folder/build" -DCMAKE_BUILD_TYPE=Release -DLLAMA_SOURCE="$source" &&
-        cmake --build "$folder/build" --parallel "$workers" --target llama-bench llama-check
+        cmake --build "$folder/build" --parallel "$workers" --target "$@"
 } >"$log" 2>&1; then
     tail -n 5 "$log"
     echo "make: the build failed, see $log"
     exit 1
 fi
-echo "$folder/build/bin/llama-bench"
+echo "$folder/build/bin/$1"

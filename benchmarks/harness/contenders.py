@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from dsv4.checkpoint.gguf_export import export_gguf
 from dsv4.config import nano_path
 
 SEED = 1
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 WARM_UP = 64  # tokens of a process's first forward, which is not counted
 
 
@@ -61,9 +63,11 @@ class PeerContender:
 
 
 def write_weights(
-    scenario: Scenario, place: Path, threads: int, with_llama: bool
+    scenario: Scenario, place: Path, threads: int, with_llama: bool, with_tokenizer: bool = False
 ) -> tuple[dict[str, Path], list[Path]]:
     """Write the model files, with the same values for all contenders; return (folder per package, GGUFs).
+
+    with_tokenizer: random weights get nano's, whose vocabulary they then must have.
 
     Runs in a separate process, whose memory is not measured.
     """
@@ -78,6 +82,9 @@ def write_weights(
             process.call(write_random_checkpoint, scenario.config, folders["dsv4"], SEED)
         else:
             process.call(write_random_values, scenario.config, folders["dsv4"], SEED, scenario.weights)
+        if with_tokenizer and scenario.weights != "nano":
+            for file in TOKENIZER_FILES:
+                shutil.copy(nano_path() / file, folders["dsv4"])
         if "transformers" in scenario.peers:
             process.call(convert, folders["dsv4"], folders["transformers"], "transformers", overwrite=True)
         for name, gguf in zip(linears, ggufs, strict=True):

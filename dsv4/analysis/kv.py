@@ -12,8 +12,8 @@ from typing import Literal
 from dsv4.analysis.inventory import FP4_GROUP
 from dsv4.config import PAGE_TOKENS, CompressionKind, ModelConfig
 
-KvFormat = Literal["fp8+fp4", "fp8+fp8", "bf16"]  # main entries + index keys
-KV_FORMATS: tuple[KvFormat, ...] = ("fp8+fp4", "fp8+fp8", "bf16")
+KvFormat = Literal["fp8+fp4", "fp8+fp8", "bf16", "fp32"]  # main entries + index keys
+KV_FORMATS: tuple[KvFormat, ...] = ("fp8+fp4", "fp8+fp8", "bf16", "fp32")
 
 KV_BLOCK = 64  # channels of one FP8 block scale; the rotary channels stay BF16
 SCALE_ALIGN = 8  # an entry's scale bytes are padded to this
@@ -24,8 +24,8 @@ V3_2_KV_BYTES_PER_TOKEN = (512 + 4 * 4 + 64 * 2 + 128 + 4) * 61
 
 def entry_bytes(config: ModelConfig, kv_format: KvFormat = "fp8+fp4") -> int:
     """Bytes of one window or compressed entry in one layer (keys and values are the same vector)."""
-    if kv_format == "bf16":
-        return 2 * config.head_dim
+    if kv_format in ("bf16", "fp32"):
+        return (2 if kv_format == "bf16" else 4) * config.head_dim
     plain = config.head_dim - config.qk_rope_head_dim
     scales = -(-plain // KV_BLOCK)
     return plain + 2 * config.qk_rope_head_dim + -(-scales // SCALE_ALIGN) * SCALE_ALIGN
@@ -34,7 +34,8 @@ def entry_bytes(config: ModelConfig, kv_format: KvFormat = "fp8+fp4") -> int:
 def index_key_bytes(config: ModelConfig, kv_format: KvFormat = "fp8+fp4") -> int:
     """Bytes of one indexer key, shared by the indexer's heads. FP4: one E8M0 scale per group; FP8: one fp32 scale."""
     dim = config.index_head_dim
-    return {"fp8+fp4": dim // 2 + dim // FP4_GROUP, "fp8+fp8": dim + 4, "bf16": 2 * dim}[kv_format]
+    fp4 = -(-dim // 2) - (-dim // FP4_GROUP)
+    return {"fp8+fp4": fp4, "fp8+fp8": dim + 4, "bf16": 2 * dim, "fp32": 4 * dim}[kv_format]
 
 
 @dataclass(frozen=True)

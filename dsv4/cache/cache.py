@@ -16,13 +16,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from dsv4.cache.formats import CacheDtype
+from dsv4.cache.mtp import MTPState
 from dsv4.cache.native import NativeCache
 from dsv4.cache.pages import BlockTable, OutOfPagesError, PagePool, pages_for
+from dsv4.cache.rollback import RowLog
 from dsv4.cache.state import SavedRow, Snapshot, check_same_kind, clone, layer_views
 from dsv4.cache.tensors import CompressorState, LayerCache, new_layer, num_bytes
 from dsv4.config import COMPRESSION_KINDS, PAGE_TOKENS, ModelConfig
@@ -33,6 +38,7 @@ GROWTH_PAGES = 64  # that growing tensors get at a time, at least
 class Cache:
     """State of `batch_size` sequences of up to `max_tokens` tokens each, and pages for them.
 
+    `dtype`: of keys and entries, or "shipped": as the published model stores them (formats.py), for shipped numerics.
     `max_pages`: pages of all rows together; by default as many as full rows need. `grows`: the tensors get memory for
     pages as they are used; by default where the device is not the CPU. ValueError unless the numbers are at least 1.
     """
@@ -43,19 +49,22 @@ class Cache:
         batch_size: int,
         max_tokens: int,
         device: torch.device,
-        dtype: torch.dtype,
+        dtype: CacheDtype,
         max_pages: int | None = None,
         grows: bool | None = None,
     ) -> None:
         if batch_size < 1 or max_tokens < 1 or (max_pages is not None and max_pages < 1):
             pages = "" if max_pages is None else f", max_pages {max_pages}"
             raise ValueError(f"new_cache: batch_size {batch_size}, max_tokens {max_tokens}{pages} must be at least 1")
-        self.config, self.batch_size, self.max_tokens = config, batch_size, max_tokens
+        self.config, self.batch_size, self.max_tokens, self.dtype = config, batch_size, max_tokens, dtype
         self.lengths: list[int] = [0] * batch_size
+        self.stored = np.zeros(batch_size, dtype=np.int64)  # first tokens whose entries are there: not written again
         self.pool = PagePool(max_pages or batch_size * pages_for(max_tokens))
         self.grows = device.type != "cpu" if grows is None else grows
         self.num_pages = 0 if self.grows else self.pool.num_pages  # that the tensors have memory for
         self.native: NativeCache | None = None  # made when the native kernels first run
+        self.mtp: MTPState | None = None  # of an engine that drafts
+        self._log: RowLog | None = None  # made when drafts first come
         self._blocks = BlockTable(batch_size, pages_for(max_tokens))
         with torch.inference_mode(False):  # a tensor of inference mode could not be written outside it
             self.layers: list[LayerCache] = [
@@ -174,16 +183,57 @@ class Cache:
         self.pool.retain(pages)
         self._blocks.append(slot, pages)
 
+    def keep_streams(self, dtype: torch.dtype) -> MTPState:
+        """Hold the state of the MTP block from now on, in snapshots too; `dtype` of the streams. Rows are empty."""
+        device = self.layers[0].window.device
+        mtp_layers = self.layers[self.config.num_hidden_layers :]
+        self.mtp = MTPState(self.config, mtp_layers, self.batch_size, device, dtype)
+        return self.mtp
+
+    def expect_drafts(self, slot: int, start: int, count: int) -> None:
+        """Before a forward that writes `count` drafts from position `start` on: keep what they overwrite.
+
+        ValueError where the forward is longer than the shortest ring: its own tokens would overwrite each other.
+        """
+        if self._log is None:
+            self._log = RowLog(self.layers[: self.config.num_hidden_layers])
+        tokens = start + count - self.lengths[slot]
+        if tokens > self._log.most:
+            raise ValueError(f"cache row {slot} takes {tokens} tokens with drafts; allowed: {self._log.most}")
+        self._log.keep(slot, start, count)
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Let a row hold its first `length` tokens alone, to the bit as if the drafts after them had never come.
+
+        ValueError where it holds fewer, or `expect_drafts` was not told of the others before the last forward.
+        Entries past the length stay in their pages, where nobody reads them; pages that hold none else are released.
+        """
+        held = self.lengths[slot]
+        if length == held:
+            return
+        if self._log is None:
+            raise ValueError(f"cache row {slot} holds {held} tokens, none of them a draft, and cannot go to {length}")
+        self._log.put_back(slot, length, held)
+        self.pool.release(self._blocks.cut(slot, pages_for(length)))
+        self.lengths[slot] = length
+
     def reset(self, slot: int) -> None:
         """Empty a row: wipe its state, release its pages."""
-        self.lengths[slot] = 0
+        self.lengths[slot] = self.stored[slot] = 0
+        if self._log is not None:
+            self._log.forget(slot)
+        if self.mtp is not None:
+            self.mtp.read[slot] = self.mtp.ends[slot] = 0
         self.pool.release(self._blocks.cut(slot, 0))
         for layer in self.layers:
             layer.reset(slot)
 
     def snapshot(self, slot: int) -> Snapshot:
         """Copy the state of a row: with the pages that the row holds now, enough to return to its present length."""
-        return Snapshot(self.lengths[slot], tuple(clone(layer_views(layer, slot)) for layer in self.layers))
+        length = self.lengths[slot]
+        pending = None if self.mtp is None else self.mtp.pending(slot, length)
+        layers = tuple(clone(layer_views(layer, slot)) for layer in self.layers)
+        return Snapshot(length, layers, None if pending is None else pending.clone())
 
     def restore(self, slot: int, snapshot: Snapshot) -> None:
         """Put a row into the state of a snapshot, of this row or of one whose pages it was given by `share`.
@@ -197,13 +247,30 @@ class Cache:
                 f"snapshot of {snapshot.length} tokens: cache row {slot} has {self._blocks.counts[slot]} of their "
                 f"{pages} pages; share them first"
             )
+        state = replace(snapshot, mtp_streams=None)  # which another engine may keep, or not
         place = Snapshot(snapshot.length, tuple(layer_views(layer, slot) for layer in self.layers))
-        check_same_kind(snapshot, place)
-        values = snapshot.fields()
+        check_same_kind(state, place)
+        values = state.fields()
         for name, tensor in place.fields().items():
             tensor.copy_(values[name])
+        if self.mtp is not None:
+            self.mtp.restore(slot, snapshot.length, snapshot.mtp_streams)
         self.pool.release(self._blocks.cut(slot, pages))
-        self.lengths[slot] = snapshot.length
+        self.lengths[slot], self.stored[slot] = snapshot.length, 0
+
+    def is_replaying(self, slot: int) -> bool:
+        """True while a row is behind its stored entries: its state is not yet that of its tokens (`replay`)."""
+        return self.lengths[slot] < self.stored[slot]
+
+    def replay(self, slot: int, start: int, stored: int) -> None:
+        """Let an empty row go on at `start` that has the pages of its first `stored` tokens, whole ones.
+
+        Its entries are read and not written up to `stored`. The state begins empty, as if there were no window before
+        `start`: the model's layers take WINDOW tokens each to be right again. Nothing may be kept of the row before.
+        """
+        assert self.lengths[slot] == 0 and 0 <= start <= stored and stored % PAGE_TOKENS == 0
+        assert pages_for(stored) == self._blocks.counts[slot]
+        self.lengths[slot], self.stored[slot] = start, stored
 
     def save(self, slot: int) -> SavedRow:
         """Copy all that a row holds, its entries too: enough to go on from in any row, whoever gets the pages now."""
@@ -215,17 +282,25 @@ class Cache:
 
         The other pages are taken from the pool: OutOfPagesError, with nothing changed, where too few are free.
         """
-        length, held = saved.snapshot.length, self._blocks.counts[slot]
-        missing = pages_for(length) - held
-        assert self.lengths[slot] == 0 and missing >= 0
-        if missing > self.pool.num_free:
-            raise OutOfPagesError(f"a saved row needs {missing} more pages, {self.pool.num_free} are free")
-        self._blocks.append(slot, [self.pool.take() for _ in range(missing)])
-        self._fit_pages()
-        own = self._blocks.pages(slot)[held:]
-        for compressor, entries in zip(self._compressors(), saved.entries, strict=True):
-            compressor.write_pages(own, entries[held * compressor.entries_per_page :])
+        held = self._blocks.counts[slot]
+        missing = pages_for(saved.snapshot.length) - held
+        parts = zip(self._compressors(), saved.entries, strict=True)
+        self.load_pages(slot, missing, [entries[held * c.entries_per_page :] for c, entries in parts])
         self.restore(slot, saved.snapshot)
+
+    def load_pages(self, slot: int, count: int, entries: Sequence[Tensor]) -> None:
+        """Give an empty row `count` more pages from the pool, with the entries [rows, width] of each compressor.
+
+        OutOfPagesError, with nothing changed, where too few are free.
+        """
+        assert self.lengths[slot] == 0 and count >= 0
+        if count > self.pool.num_free:
+            raise OutOfPagesError(f"a saved row needs {count} more pages, {self.pool.num_free} are free")
+        own = [self.pool.take() for _ in range(count)]
+        self._blocks.append(slot, own)
+        self._fit_pages()
+        for compressor, rows in zip(self._compressors(), entries, strict=True):
+            compressor.write_pages(own, rows)
 
     def changed(self, slot: int) -> None:
         """To be called by whoever has written to the entries of a row by other means than a forward of the model."""
@@ -235,7 +310,7 @@ class Cache:
     def native_cache(self, kernels: ModuleType) -> NativeCache:
         """This cache as the native kernels see it, made on first use; StaleCacheError as `NativeCache.check`."""
         if self.native is None:
-            self.native = NativeCache(kernels, self.layers, self.block_table, self.num_pages)
+            self.native = NativeCache(kernels, self.layers, self.block_table, self.stored, self.num_pages)
         self.native.check(self.layers)
         return self.native
 
@@ -247,6 +322,16 @@ class Cache:
         Entries and index keys are those of all pages; in a cache that grows, of the pages that there is memory for.
         """
         return num_bytes(self.layers)
+
+    def live_bytes(self, rows: int) -> dict[str, int]:
+        """Bytes in use by component, as `num_bytes`: the state of so many rows, and the pages that are not free."""
+        used: dict[str, int] = {"window": 0, "state": 0, "entries": 0, "index_keys": 0}
+        for layer in self.layers:
+            used["window"] += rows * layer.window[0].nbytes
+            used["state"] += rows * sum(c.kv[0].nbytes + c.score[0].nbytes for c in layer.compressors())
+            used["entries"] += self.pool.num_used * (0 if layer.main is None else layer.main.page_bytes)
+            used["index_keys"] += self.pool.num_used * (0 if layer.index is None else layer.index.page_bytes)
+        return used
 
     @property
     def page_bytes(self) -> int:
@@ -265,8 +350,9 @@ class Cache:
         if not tokens or not self.pool.num_shares:
             return []
         length, page_at = self.lengths[slot], self._blocks.table.item
+        first = max(length, int(self.stored[slot])) // PAGE_TOKENS
         end = min(pages_for(length + tokens), self._blocks.counts[slot])
-        written = [(index, page_at(slot, index)) for index in range(length // PAGE_TOKENS, end)]
+        written = [(index, page_at(slot, index)) for index in range(first, end)]
         return [(index, page) for index, page in written if self.pool.references(page) > 1]
 
     def _take_pages(self, slots: list[int], lengths: list[int]) -> None:

@@ -24,13 +24,26 @@ class StaleCacheError(RuntimeError):
 class NativeCache:
     """The kernels' object of a cache, for the tensors that it has now; a copy of a cache makes its own.
 
-    block_table int64 [slots, pages per slot] and the tensors are read where they lie.
+    block_table int64 [slots, pages per slot], stored int64 [slots] and the tensors are read where they lie.
     """
 
-    def __init__(self, kernels: ModuleType, layers: list[LayerCache], block_table: np.ndarray, num_pages: int) -> None:
+    def __init__(
+        self,
+        kernels: ModuleType,
+        layers: list[LayerCache],
+        block_table: np.ndarray,
+        stored: np.ndarray,
+        num_pages: int,
+    ) -> None:
         self._checked = checks.enabled()
         self._places = _places(layers)  # not the layers: they name this object, and a cycle would outlive its cache
-        self.handle: Any = kernels.Cache([layer.tensors() for layer in layers], block_table, num_pages, self._checked)
+        index = next(
+            (layer.index.format.native for layer in layers if layer.index is not None), layers[0].format.native
+        )
+        tensors = [layer.native_tensors() for layer in layers]
+        self.handle: Any = kernels.Cache(
+            tensors, layers[0].format.native, index, block_table, stored, num_pages, self._checked
+        )
         for layer in layers:
             if layer.index is not None:
                 layer.index.watcher = self

@@ -116,8 +116,11 @@ class PrefixCache:
         """A row that took an entry has ended."""
         entry.holders -= 1
 
-    def store(self, slot: int, tokens: TokensOf, salt: str | None = None) -> None:
-        """Keep what a row holds now, the prefix `tokens` gives; a prefix that is here already counts as used."""
+    def store(self, slot: int, tokens: TokensOf, salt: str | None = None) -> PrefixEntry:
+        """Keep what a row holds now, the prefix `tokens` gives; a prefix that is here already counts as used.
+
+        Returns its entry, which is evicted at once where it does not fit.
+        """
         length = self.cache.lengths[slot]
         pages = self.cache.pages_of(slot)
         depth = length // PAGE_TOKENS
@@ -137,6 +140,7 @@ class PrefixCache:
         self._touch(entry)
         while self.num_bytes > self.max_bytes and self._evict_oldest(held=False):
             pass
+        return entry
 
     def evict_until(self, enough: Callable[[], bool]) -> bool:
         """Evict until `enough()`, entries that running rows hold last. False: nothing is left and it is not enough."""

@@ -15,6 +15,7 @@ from dsv4.cache.tensors import CompressorState, LayerCache
 
 FORMAT = "dsv4 cache state"
 VERSION = 1
+MTP_STREAMS = "mtp.streams"
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,20 @@ class LayerSnapshot:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """State of one sequence after `length` tokens."""
+    """State of one sequence after `length` tokens.
+
+    `mtp_streams` [hc_mult, d]: the main model's streams of the last token, which the MTP block reads next; None where
+    the block has not read the tokens before it, so that its window is not theirs.
+    """
 
     length: int
     layers: tuple[LayerSnapshot, ...]
+    mtp_streams: Tensor | None = None
 
     def fields(self) -> dict[str, Tensor]:
-        """Tensors by name: layers.3.window, layers.3.main.kv, layers.3.index.score and so on."""
-        return {f"layers.{i}.{name}": t for i, layer in enumerate(self.layers) for name, t in layer.fields()}
+        """Tensors by name: layers.3.window, layers.3.main.kv, layers.3.index.score and so on; mtp.streams."""
+        fields = {f"layers.{i}.{name}": t for i, layer in enumerate(self.layers) for name, t in layer.fields()}
+        return fields if self.mtp_streams is None else fields | {MTP_STREAMS: self.mtp_streams}
 
     @property
     def num_bytes(self) -> int:
@@ -75,12 +82,13 @@ class Snapshot:
             fields = safetensors.torch.load(data)
         except SafetensorError as error:
             raise ValueError(f"cache state of {len(data)} bytes is cut or damaged: {error}") from error
+        mtp_streams = fields.pop(MTP_STREAMS, None)
         layers: list[LayerSnapshot] = []
         while f"layers.{len(layers)}.window" in fields:
             layers.append(_pop_layer(fields, f"layers.{len(layers)}."))
         if fields or not layers:
             raise ValueError(f"cache state has wrong fields: {', '.join(fields) or 'none'}")
-        return cls(length, tuple(layers))
+        return cls(length, tuple(layers), mtp_streams)
 
 
 @dataclass(frozen=True)

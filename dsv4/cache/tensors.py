@@ -3,7 +3,7 @@
 State of a sequence and layer: the window ring (the last WINDOW tokens; slot = position mod WINDOW), and for each
 compressor the projected rows of the tokens that later entries may need (fp32, ape added to the scores; slot = position
 mod their number). Pool of a compressor: PAGE_TOKENS / ratio entries per page, and behind all pages one row of zeros,
-the blank row, for places that are read but masked.
+the blank row, for places that are read but masked. Window keys and entries lie in a format of `formats.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dsv4.cache.formats import CacheDtype, RowFormat, index_key_format, key_format
 from dsv4.config import PAGE_TOKENS, CompressionKind, ModelConfig
 
 
@@ -27,12 +28,14 @@ class EntryWatcher(Protocol):
 
 @dataclass
 class CompressorState:
-    """One compressor. kv, score fp32 [slots, tokens kept, channels]; entries [pages * entries per page + 1, width]."""
+    """One compressor. kv, score fp32 [slots, tokens kept, channels]; entries [pages * entries per page + 1, columns],
+    as `format` stores them."""
 
     kind: CompressionKind
     kv: Tensor
     score: Tensor
     entries: Tensor
+    format: RowFormat
     watcher: EntryWatcher | None = None
 
     @property
@@ -49,7 +52,7 @@ class CompressorState:
 
     def write(self, rows: Tensor, entries: Tensor) -> None:
         """Write entries [n, width] to rows [n] of the pool."""
-        self.entries[rows] = entries.to(self.entries.dtype)
+        self.entries[rows] = self.format.encode(entries)
         if self.watcher is not None:
             self.watcher.forget(np.unique(rows.numpy() // self.entries_per_page).tolist())
 
@@ -61,7 +64,7 @@ class CompressorState:
             self.watcher.forget((target,))
 
     def read_pages(self, pages: Sequence[int]) -> Tensor:
-        """A copy of the entries of pages, [pages * entries per page, width], in their order."""
+        """A copy of the entries of pages as they are stored, [pages * entries per page, columns], in their order."""
         return self.entries[self._rows_of(pages)]
 
     def write_pages(self, pages: Sequence[int], entries: Tensor) -> None:
@@ -78,7 +81,7 @@ class CompressorState:
     def grow(self, num_pages: int) -> None:
         """Move the entries to a tensor of more pages. Page numbers stay."""
         old = self.entries
-        self.entries = _pool(self.kind, num_pages, old.shape[1], old.dtype, old.device)
+        self.entries = _pool(self.kind, num_pages, self.format, old.device)
         self.entries[: old.shape[0]] = old  # the old blank row is zeros, as a page is that was never used
         self.watcher = None
 
@@ -89,18 +92,32 @@ class CompressorState:
 
 @dataclass
 class LayerCache:
-    """One layer: window [slots, WINDOW, head_dim], and the compressors that the layer has."""
+    """One layer: window [slots, WINDOW, columns], as `format` stores it, and the compressors that the layer has."""
 
     window: Tensor
+    format: RowFormat
     main: CompressorState | None = None
     index: CompressorState | None = None
 
     def compressors(self) -> list[CompressorState]:
         return [c for c in (self.main, self.index) if c is not None]
 
+    def rings(self) -> list[Tensor]:
+        """Tensors [slots, size, ...] that hold position p of a sequence in row p % size."""
+        return [self.window, *(t for c in self.compressors() for t in (c.kv, c.score))]
+
     def tensors(self) -> list[Tensor]:
         """Window, then kv, score and entries of each compressor."""
         return [self.window, *(t for c in self.compressors() for t in (c.kv, c.score, c.entries))]
+
+    def native_tensors(self) -> list[Tensor]:
+        """As `tensors`, stored rows as their bytes."""
+        parts = [t for c in self.compressors() for t in (c.kv, c.score, c.entries.view(torch.uint8))]
+        return [self.window.view(torch.uint8), *parts]
+
+    def write_window(self, rows: Tensor, keys: Tensor) -> None:
+        """Write keys [n, width] to rows [n] of all slots' rings, laid end to end."""
+        self.window.flatten(0, 1)[rows] = self.format.encode(keys)
 
     def reset(self, slot: int) -> None:
         """Forget the state of a slot. What it wrote to pages stays there."""
@@ -110,21 +127,22 @@ class LayerCache:
 
 
 def new_layer(
-    config: ModelConfig, kind: CompressionKind, slots: int, num_pages: int, device: torch.device, dtype: torch.dtype
+    config: ModelConfig, kind: CompressionKind, slots: int, num_pages: int, device: torch.device, dtype: CacheDtype
 ) -> LayerCache:
     """Empty tensors of a layer: state of `slots` sequences, and `num_pages` pages."""
 
-    def compressor(width: int) -> CompressorState:
-        shape = (slots, kind.state_tokens, kind.channels(width))
+    def compressor(rows: RowFormat) -> CompressorState:
+        shape = (slots, kind.state_tokens, kind.channels(rows.width))
         kv = torch.zeros(shape, dtype=torch.float32, device=device)
         score = torch.full(shape, float("-inf"), dtype=torch.float32, device=device)
-        return CompressorState(kind, kv, score, _pool(kind, num_pages, width, dtype, device))
+        return CompressorState(kind, kv, score, _pool(kind, num_pages, rows, device), rows)
 
-    window = torch.zeros(slots, config.sliding_window, config.head_dim, dtype=dtype, device=device)
+    keys = key_format(config, dtype)
     return LayerCache(
-        window,
-        compressor(config.head_dim) if kind.ratio else None,
-        compressor(config.index_head_dim) if kind.has_indexer else None,
+        torch.zeros(slots, config.sliding_window, keys.columns, dtype=keys.dtype, device=device),
+        keys,
+        compressor(keys) if kind.ratio else None,
+        compressor(index_key_format(config, dtype)) if kind.has_indexer else None,
     )
 
 
@@ -139,11 +157,11 @@ def num_bytes(layers: list[LayerCache]) -> dict[str, int]:
     return total
 
 
-def _pool(kind: CompressionKind, num_pages: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _pool(kind: CompressionKind, num_pages: int, rows: RowFormat, device: torch.device) -> Tensor:
     """Entries of `num_pages` pages and the blank row, zeros."""
-    shape = (num_pages * (PAGE_TOKENS // kind.ratio) + 1, width)
+    shape = (num_pages * (PAGE_TOKENS // kind.ratio) + 1, rows.columns)
     if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
+        return torch.zeros(shape, dtype=rows.dtype, device=device)
     # The system hands memory of NumPy's zeros out when it is first written: a long context costs what it holds.
-    raw = np.zeros(shape[0] * shape[1] * dtype.itemsize, dtype=np.uint8)
-    return torch.from_numpy(raw).view(dtype).view(shape)
+    raw = np.zeros(shape[0] * shape[1] * rows.dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(raw).view(rows.dtype).view(shape)

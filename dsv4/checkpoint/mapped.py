@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,15 @@ class _Identity(NamedTuple):
     inode: int
     num_bytes: int
     modified_ns: int
+
+
+class MappedRange(NamedTuple):
+    """Addresses of a mapped file: [first, last), which begin at `offset` of it."""
+
+    first: int
+    last: int
+    offset: int
+    file: Path
 
 
 class MappedFiles:
@@ -66,6 +76,24 @@ class MappedFiles:
         """CheckpointError if a file changed since it was opened."""
         if (change := self.change()) is not None:
             raise CheckpointError(self._folder, "files that do not change while they are read", change)
+
+    def open_again(self) -> dict[Path, int]:
+        """Descriptors of the mapped files, to be closed; CheckpointError if another file or none has a name now."""
+        opened: dict[Path, int] = {}
+        try:
+            for file, identity in self._identities.items():
+                try:
+                    opened[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+                except OSError as error:
+                    raise CheckpointError(file, "the file as it was when opened", str(error)) from error
+                status = os.fstat(opened[file])
+                if (status.st_dev, status.st_ino) != identity[:2]:
+                    raise CheckpointError(file, "the file as it was when opened", "another file")
+        except BaseException:
+            for descriptor in opened.values():
+                os.close(descriptor)
+            raise
+        return opened
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MappedFiles:
         return self
@@ -111,21 +139,21 @@ def _tell_kernels() -> None:
         "dsv4: the process ends (SIGBUS): {} is mapped into it and can no longer be read, most often because the file "
         "was cut short or overwritten. Put other weights in its place by renaming.\n"
     )
-    ranges = [(first, last, line.format(file)) for files in _watched for first, last, file in files.ranges]
+    ranges = [(first, last, line.format(file)) for files in _watched for first, last, _, file in files.ranges]
     kernels.watch_bus_errors(ranges)
 
 
-def _mapped_ranges(files: set[Path]) -> list[tuple[int, int, Path]]:
-    """(first address, address after the last, file) of each mapping of these files; empty if the system has no list."""
+def _mapped_ranges(files: set[Path]) -> list[MappedRange]:
+    """Each mapping of these files; empty if the system has no list."""
     maps = Path("/proc/self/maps")
     if not maps.is_file():
         return []
-    found: list[tuple[int, int, Path]] = []
+    found: list[MappedRange] = []
     for line in maps.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-        addresses, *_, name = line.split(maxsplit=5)
+        addresses, _, offset, *_, name = line.split(maxsplit=5)
         if name.startswith("/") and (file := Path(name)) in files:
             first, last = (int(address, 16) for address in addresses.split("-"))
-            found.append((first, last, file))
+            found.append(MappedRange(first, last, int(offset, 16), file))
     return found
 
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from dsv4.options import Option, options_of
+from dsv4.options import Option, options_of, parse_size
 
 EFFORTS = ("low", "high", "max")  # of reasoning
 Handler = Callable[[argparse.Namespace], "int | None"]
@@ -62,7 +62,17 @@ def _flag_details(known: Option) -> dict[str, Any]:
     details: dict[str, Any] = {"default": known.default, "metavar": known.metavar}
     if known.choices:
         return details | {"choices": known.choices}
+    if known.unit == "bytes":
+        return details | {"type": size}
     return details | {"type": {"int": int, "float": float}.get(known.type_names[0], str)}
+
+
+def size(text: str) -> int:
+    """Bytes of a flag's value; the name and the error are argparse's."""
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def pick_flags(options: argparse.Namespace, *configs: type) -> dict[str, Any]:

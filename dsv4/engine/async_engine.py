@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import cast
 
 from dsv4.engine.core import CHECK_SECONDS, EngineCore, EngineError
+from dsv4.engine.fairness import User
 from dsv4.engine.llm import LLM
+from dsv4.engine.metrics import MetricRegistry
 from dsv4.engine.outputs import ProgressEvent, TokenEvent
 from dsv4.engine.progress import ProgressWatch
 from dsv4.engine.request import Request
@@ -65,24 +67,32 @@ class AsyncEngine:
     def num_waiting(self) -> int:
         return len(self._core.scheduler.waiting)
 
-    def stream(self, prompt_token_ids: list[int], params: SamplingParams) -> AsyncGenerator[TokenEvent, None]:
+    @property
+    def metrics(self) -> MetricRegistry:
+        """Metrics of the engine; safe to collect from any thread."""
+        return self._core.metrics
+
+    def stream(
+        self, prompt_token_ids: list[int], params: SamplingParams, user: User = ("",)
+    ) -> AsyncGenerator[TokenEvent, None]:
         """Yields the request's events; closing or dropping the generator stops the request.
 
         Raises ValueError at once for a prompt that cannot run, and QueueFullError if too many wait. The call reserves
         the request's place in the queue; the request is submitted when iteration begins. If the engine stops,
-        iteration raises EngineError. Safe from any thread.
+        iteration raises EngineError. Safe from any thread. `user`: the engine is shared fairly among users
+        (`fairness.py`).
         """
-        events = self._events(self._new_request(prompt_token_ids, params), watched=False)
+        events = self._events(self._new_request(prompt_token_ids, params, user), watched=False)
         return cast(AsyncGenerator[TokenEvent, None], events)
 
     def stream_with_progress(
-        self, prompt_token_ids: list[int], params: SamplingParams
+        self, prompt_token_ids: list[int], params: SamplingParams, user: User = ("",)
     ) -> AsyncGenerator[TokenEvent | ProgressEvent, None]:
         """As `stream`, with ProgressEvents before the first token.
 
         The first ProgressEvent comes at once, the last with the first token, others at most several times per second.
         """
-        return self._events(self._new_request(prompt_token_ids, params), watched=True)
+        return self._events(self._new_request(prompt_token_ids, params, user), watched=True)
 
     def check_room(self) -> None:
         """Raises QueueFullError if a request of any length would: callable before the prompt is encoded."""
@@ -102,9 +112,9 @@ class AsyncEngine:
         if not was_closed:
             self.llm.release()
 
-    def _new_request(self, prompt_token_ids: list[int], params: SamplingParams) -> Request:
+    def _new_request(self, prompt_token_ids: list[int], params: SamplingParams, user: User) -> Request:
         """New validated request with a place in the queue."""
-        request = self._core.new_request(prompt_token_ids, params)
+        request = self._core.new_request(prompt_token_ids, params, user)
         self._room.add(request)
         return request
 

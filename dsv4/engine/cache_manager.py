@@ -4,18 +4,44 @@ A request is admitted when the pages that it needs soon, beside those that runni
 nothing but stored prefixes. It begins at the longest stored prefix of its tokens. Its state is stored where a chunk
 ends at one of its places: one token before the end of the prompt (the same prompt again then computes one token), at
 that end, where the prompt leaves a path that another took, every `snapshot_interval` tokens, and where it ends itself.
+With a disk cache, prefixes that memory lacks are loaded from there, and what memory stores goes there too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from dsv4.cache import NO_MATCH, Cache, PrefixCache, PrefixMatch
+from dsv4.cache.disk import DiskLookup, DiskMatch
 from dsv4.cache.pages import pages_for
 from dsv4.config import PAGE_TOKENS
 from dsv4.engine.config import EngineConfig
+from dsv4.engine.disk_prefixes import DiskPrefixes
+from dsv4.engine.metrics import Metric, counter, gauge, labelled
 from dsv4.engine.model import EngineCache, TruncatableCache
 from dsv4.engine.request import Request
+
+
+class StoredPrefix(NamedTuple):
+    """Where a waiting request would begin: a prefix in memory, or one on disk that is longer."""
+
+    memory: PrefixMatch
+    disk: DiskMatch | None
+    common: int  # tokens in whole stored blocks
+
+    @property
+    def length(self) -> int:
+        """Tokens that need no computation."""
+        return self.memory.length if self.disk is None else self.disk.length
+
+    @property
+    def page_tokens(self) -> int:
+        """Tokens whose pages it begins with; a replay reads entries past its beginning."""
+        return self.memory.length if self.disk is None else max(self.disk.length, self.disk.num_blocks * PAGE_TOKENS)
+
+
+NO_PREFIX = StoredPrefix(NO_MATCH, None, 0)
 
 
 class CacheManager:
@@ -24,7 +50,13 @@ class CacheManager:
     A cache that is not a `dsv4.cache.Cache` has rows alone: no pages to run out of, no prefixes.
     """
 
-    def __init__(self, cache: EngineCache, num_slots: int, config: EngineConfig | None = None) -> None:
+    def __init__(
+        self,
+        cache: EngineCache,
+        num_slots: int,
+        config: EngineConfig | None = None,
+        disk: DiskPrefixes | None = None,
+    ) -> None:
         config = config or EngineConfig()
         self.cache = cache
         self.num_preemptions = 0
@@ -32,26 +64,42 @@ class CacheManager:
         self._pages = cache if isinstance(cache, Cache) else None
         if self._pages is not None and config.enable_prefix_caching:
             self.prefixes = PrefixCache(self._pages, config.prefix_cache_bytes)
+        self.disk = disk if self.prefixes is not None else None
         self._interval = config.snapshot_interval
         self._free_slots = list(range(num_slots - 1, -1, -1))
         self._running: dict[int, Request] = {}  # by slot
         self._matches: dict[Request, tuple[int, PrefixMatch]] = {}  # of waiting requests, with the prefixes' version
+        self.before_snapshot: Callable[[Request], None] | None = None  # lets the MTP block read what the row holds
         self._unsound: set[int] = set()  # rows that a failed step may have left half-written
+
+    @property
+    def num_free_slots(self) -> int:
+        """Rows that no request has."""
+        return len(self._free_slots)
+
+    @property
+    def can_preempt(self) -> bool:
+        """True if what a row holds can be copied and put back."""
+        return self._pages is not None
 
     # Admission
 
-    def match(self, request: Request) -> PrefixMatch:
+    def match(self, request: Request) -> StoredPrefix:
         """The stored prefix that a waiting request would begin at; the logits of its last token are to be computed, or,
         for the log-probabilities of its prompt, those of all tokens."""
         unused = request.saved is not None or request.params.prompt_logprobs
-        if self.prefixes is None or unused or not self._free_slots:
-            return NO_MATCH
+        if self.prefixes is None or unused:
+            return NO_PREFIX
         # Every step asks this of every request that waits: the same prefixes are not searched twice.
         version, match = self._matches.get(request, (-1, NO_MATCH))
         if version != self.prefixes.version:
             match = self.prefixes.find(request.tokens, request.num_tokens - 1, request.params.cache_salt)
             self._matches[request] = self.prefixes.version, match
-        return match
+        if self.disk is None:
+            return StoredPrefix(match, None, match.common)
+        lookup = self._lookup(self.disk, request)
+        found = self.disk.find(lookup, request.num_tokens - 1, match.length)
+        return StoredPrefix(match, found, max(match.common, lookup.common))
 
     def can_allocate(self, request: Request) -> bool:
         """True if a request that waits fits beside those that run. Alone every request fits that was taken."""
@@ -75,13 +123,21 @@ class CacheManager:
         if request.saved is not None:
             self._resume(request)
             return
-        request.num_computed_tokens, request.common_tokens = match.length, match.common
+        request.common_tokens = match.common
+        if match.disk is not None and self._load(request, match.disk):
+            request.num_computed_tokens = match.length
+        else:
+            if match.disk is not None:  # it was gone; for its sake memory may have changed
+                match = self._find_in_memory(request)
+            request.num_computed_tokens = match.memory.length
+            if match.memory.entry is not None:
+                assert self.prefixes is not None
+                self.prefixes.take(request.slot, match.memory.entry)
+                request.prefix = match.memory.entry
         if request.scheduled_time is None:  # not one that gave way before it computed anything
-            request.output.cached_tokens = match.length
-        if match.entry is not None:
-            assert self.prefixes is not None
-            self.prefixes.take(request.slot, match.entry)
-            request.prefix = match.entry
+            request.output.cached_tokens = request.num_computed_tokens
+        if self.disk is not None:
+            self.disk.begin(self._lookup(self.disk, request), 0 if match.disk is None else match.length)
 
     def make_room(self, counts: Mapping[Request, int]) -> bool:
         """Makes the pages free that a step needs for as many more tokens; False: stored prefixes are too few."""
@@ -97,6 +153,8 @@ class CacheManager:
         assert self._pages is not None, "a cache without pages never runs out of them"
         self.num_preemptions += 1
         if request.num_computed_tokens and self._is_sound(request):
+            if self.before_snapshot is not None:
+                self.before_snapshot(request)
             request.saved = self._pages.save(request.slot)
         else:
             request.num_computed_tokens = 0
@@ -104,6 +162,8 @@ class CacheManager:
 
     def truncate(self, request: Request) -> None:
         """Takes back what the row holds beyond the request's computed tokens, such as rejected drafts."""
+        if request.finished and not isinstance(self.cache, TruncatableCache):
+            return  # its row is emptied next
         assert isinstance(self.cache, TruncatableCache), "drafts are scheduled only for a cache that can take them back"
         self.cache.truncate(request.slot, request.num_computed_tokens)
 
@@ -115,6 +175,23 @@ class CacheManager:
             if request.num_computed_tokens >= len(request.prompt_token_ids):
                 self._store(request)
             self._free_row(request)
+        request.on_disk = None
+
+    # Numbers
+
+    def metrics(self) -> Iterator[Metric]:
+        yield counter("vllm:num_preemptions", "Times that a running request gave way.", self.num_preemptions)
+        pages, prefixes = self._pages, self.prefixes
+        if pages is None:
+            return
+        used = pages.pool.num_used
+        yield gauge("vllm:kv_cache_usage_perc", "Share of the cache's pages in use, 1: all.", used / pages.max_pages)
+        sizes = pages.live_bytes(len(self._running))
+        sizes["snapshots"] = 0 if prefixes is None else prefixes.snapshot_bytes
+        name, text = "dsv4:cache_bytes", "Bytes of the cache in use, by component."
+        yield labelled("gauge", name, text, "component", ((key, float(size)) for key, size in sizes.items()))
+        stored = 0 if prefixes is None else prefixes.num_pages * pages.page_bytes
+        yield gauge("dsv4:prefix_cache_page_bytes", "Bytes of pages that stored prefixes hold.", stored)
 
     # What is kept
 
@@ -125,7 +202,9 @@ class CacheManager:
         if self.prefixes is None:
             return end
         prompt = len(request.prompt_token_ids)
-        places = (common, prompt - 1, prompt, computed - computed % self._interval + self._interval)
+        places = [common, prompt - 1, prompt, computed - computed % self._interval + self._interval]
+        if self.disk is not None and (place := self.disk.policy.next_place(computed)) is not None:
+            places.append(place)
         return min(end, *(place for place in places if place > computed))
 
     def store_places(self, requests: Iterable[Request]) -> None:
@@ -134,7 +213,8 @@ class CacheManager:
             return
         for request in requests:
             computed, prompt = request.num_computed_tokens, len(request.prompt_token_ids)
-            if computed in (prompt - 1, prompt, request.common_tokens) or computed % self._interval == 0:
+            at_place = computed in (prompt - 1, prompt, request.common_tokens) or computed % self._interval == 0
+            if at_place or (self.disk is not None and self.disk.policy.is_place(computed)):
                 self._store(request)
 
     def distrust(self) -> None:
@@ -148,12 +228,56 @@ class CacheManager:
             self.prefixes.clear()
 
     def _store(self, request: Request) -> None:
-        if self.prefixes is not None and self._is_sound(request):
-            self.prefixes.store(request.slot, request.tokens, request.params.cache_salt)
+        if self.prefixes is None or self._pages is None or not self._is_sound(request):
+            return
+        if self.before_snapshot is not None:
+            self.before_snapshot(request)
+        entry = self.prefixes.store(request.slot, request.tokens, request.params.cache_salt)
+        if self.disk is not None:
+            pages = self._pages.pages_of(request.slot)
+            self.disk.store(self._lookup(self.disk, request), request.num_computed_tokens, pages, entry)
+
+    def _lookup(self, disk: DiskPrefixes, request: Request) -> DiskLookup:
+        if request.on_disk is None:
+            request.on_disk = disk.lookup(request.tokens, request.params.cache_salt)
+        return request.on_disk
 
     def _is_sound(self, request: Request) -> bool:
-        """True if the row holds the request's computed tokens and nothing else, such as drafts."""
-        return request.slot not in self._unsound and self.cache.lengths[request.slot] == request.num_computed_tokens
+        """True if the row holds the request's computed tokens and nothing else, such as drafts, and all their state."""
+        slot = request.slot
+        if slot in self._unsound or (self._pages is not None and self._pages.is_replaying(slot)):
+            return False
+        return self.cache.lengths[slot] == request.num_computed_tokens
+
+    def _load(self, request: Request, match: DiskMatch) -> bool:
+        """Puts a prefix from the disk into a request's row, but for blocks that memory has. False, with the row empty:
+        it is gone, damaged or of another form."""
+        pages, prefixes = self._pages, self.prefixes
+        assert pages is not None and prefixes is not None and self.disk is not None
+        known = prefixes.block_pages(request.tokens, match.num_blocks * PAGE_TOKENS, request.params.cache_salt)
+        loaded = self.disk.load(match, len(known))
+        if loaded is None:
+            return False
+        pages.attach(request.slot, known)
+        missing = max(pages_for(match.length), match.num_blocks) - len(known)
+        prefixes.evict_until(lambda: missing <= pages.num_free_pages)
+        try:
+            pages.load_pages(request.slot, missing, loaded.entries)
+            if loaded.snapshot is None:
+                pages.replay(request.slot, match.length, match.common)
+            else:
+                pages.restore(request.slot, loaded.snapshot)
+        except ValueError:  # too few pages after all, or a state of another form
+            pages.reset(request.slot)
+            return False
+        if loaded.snapshot is not None:
+            prefixes.store(request.slot, request.tokens, request.params.cache_salt)
+        return True
+
+    def _find_in_memory(self, request: Request) -> StoredPrefix:
+        assert self.prefixes is not None
+        match = self.prefixes.find(request.tokens, request.num_tokens - 1, request.params.cache_salt)
+        return StoredPrefix(match, None, match.common)
 
     def _resume(self, request: Request) -> None:
         """Puts back what a request held that had to give way; whole blocks that are stored need no copy."""
@@ -172,7 +296,7 @@ class CacheManager:
         if self.prefixes is None:
             return []
         match, salt = self.match(request), request.params.cache_salt
-        length = match.length if request.saved is None else request.saved.snapshot.length
+        length = match.page_tokens if request.saved is None else request.saved.snapshot.length
         return self.prefixes.block_pages(request.tokens, length, salt)
 
     def _evict_for(self, counts: Mapping[Request, int]) -> bool:

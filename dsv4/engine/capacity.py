@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from dsv4.analysis.inventory import StorageLayout, tensor_inventory
-from dsv4.analysis.kv import state_bytes
+from dsv4.analysis.kv import KvFormat, entry_bytes, index_key_bytes, state_bytes
 from dsv4.config import COMPRESSION_KINDS, PAGE_TOKENS, ModelConfig
 from dsv4.engine.machine import Memory
 
@@ -30,21 +30,29 @@ class LoadPlan:
     config: ModelConfig
     layout: StorageLayout  # of the folder's tensors
     keeps_stored: bool  # True if the native kernels read the matrices in place
-    itemsize: int  # bytes per element of the widened matrices and of the cache
+    itemsize: int  # bytes per element of the widened matrices
     max_num_seqs: int
     max_model_len: int
+    expert_memory: int | None = None  # bytes of routed experts kept in memory; None: as the system has room
+    kv_format: KvFormat | None = None  # of the cache; None: the dtype of widened matrices
+
+    @property
+    def cache_format(self) -> KvFormat:
+        return self.kv_format or ("bf16" if self.itemsize == 2 else "fp32")
 
 
 @dataclass(frozen=True)
 class Need:
     """Memory that a plan takes, in bytes except `pages` and `rows`."""
 
-    mapped: int  # weights in mapped files
+    mapped: int  # weights in mapped files that are to be in memory
     copied: int  # weights in the process's own memory
     state: int  # of all request slots, independent of their length
     page: int  # per PAGE_TOKENS tokens of one request, over all layers
     pages: int  # per request of max_model_len tokens
     rows: int  # concurrent requests (max_num_seqs)
+    experts: int = 0  # routed experts in mapped files
+    expert_memory: int | None = None  # bytes of them kept in memory, which `mapped` counts; None: all
 
     @property
     def at_start(self) -> int:
@@ -57,24 +65,30 @@ class Need:
 
 def need_of(plan: LoadPlan) -> Need:
     """Memory of a plan, summed over the tensors as `load_model` and `Cache` allocate them."""
-    mapped = copied = 0
+    mapped = copied = experts = 0
     types = {spec.name: spec.dtype for spec in tensor_inventory(plan.config, plan.layout)}
     stored = {spec.name: spec.num_bytes for spec in tensor_inventory(plan.config, plan.layout)}
     for spec in tensor_inventory(plan.config, "bf16"):
         matrix = spec.dtype == "BF16" and len(spec.shape) == 2
         if matrix and plan.keeps_stored and types[spec.name] in MAPPED_TYPES:
-            mapped += stored[spec.name] + stored.get(spec.name.removesuffix("weight") + "scale", 0)
+            size = stored[spec.name] + stored.get(spec.name.removesuffix("weight") + "scale", 0)
+            mapped += size
+            experts += size if spec.component == "routed_experts" else 0
         else:
             copied += prod(spec.shape) * (plan.itemsize if matrix else 8 if spec.dtype == "I64" else 4)
-    state, page = _cache_bytes(plan.config, plan.itemsize)
+    state, page = cache_bytes_of(plan.config, plan.cache_format)
     pages = -(-plan.max_model_len // PAGE_TOKENS)
-    return Need(mapped, copied, state * plan.max_num_seqs, page, pages, plan.max_num_seqs)
+    if plan.expert_memory is not None:
+        mapped -= max(0, experts - plan.expert_memory)
+    need = Need(mapped, copied, state * plan.max_num_seqs, page, pages, plan.max_num_seqs)
+    return replace(need, experts=experts, expert_memory=plan.expert_memory)
 
 
 def total_need(needs: Sequence[Need]) -> Need:
     """Memory of models that are loaded together. A lone need stays as it is."""
     pages = max(need.pages for need in needs)
     full = sum(need.full_request for need in needs)  # a request of full length in each model
+    limits = [need.expert_memory for need in needs if need.expert_memory is not None]
     return Need(
         sum(need.mapped for need in needs),
         sum(need.copied for need in needs),
@@ -82,18 +96,20 @@ def total_need(needs: Sequence[Need]) -> Need:
         -(-full // pages) if pages else 0,
         pages,
         max(need.rows for need in needs),
+        sum(need.experts for need in needs),
+        sum(limits) if len(limits) == len(needs) else None,
     )
 
 
-def _cache_bytes(config: ModelConfig, itemsize: int) -> tuple[int, int]:
+def cache_bytes_of(config: ModelConfig, kv_format: KvFormat) -> tuple[int, int]:
     """Bytes of (the state per request, a page) over all layers, MTP blocks included."""
     state = page = 0
+    entry, key = entry_bytes(config, kv_format), index_key_bytes(config, kv_format)
     for ratio in config.compress_ratios:
         kind = COMPRESSION_KINDS[ratio]
-        state += config.sliding_window * config.head_dim * itemsize + state_bytes(config, kind)
+        state += config.sliding_window * entry + state_bytes(config, kind)
         if kind.ratio:
-            width = config.head_dim + (config.index_head_dim if kind.has_indexer else 0)
-            page += PAGE_TOKENS // ratio * width * itemsize
+            page += PAGE_TOKENS // ratio * (entry + (key if kind.has_indexer else 0))
     return state, page
 
 
@@ -109,19 +125,31 @@ def check_fit(name: str, need: Need, memory: Memory, ways_out: list[str]) -> lis
     warnings: list[str] = []
     left = memory.available - need.at_start
     if need.mapped > left:
-        warnings.append(
-            f"{name}: the weights are {_gb(need.mapped)} as stored, and {have}: parts of them will be read from the"
-            " disk again and again, which is slow"
-        )
+        warnings.append(f"{name}: {_weights_in_words(need)}, and {have}: {_slow_reads(need, left)}")
     most = need.rows * need.full_request
     if most > left:
         tokens = left // need.page * PAGE_TOKENS if need.page else 0
         warnings.append(
             f"{name}: the cache of {need.rows} requests of {need.pages * PAGE_TOKENS} tokens takes {_gb(most)}, and"
-            f" {_gb(left)} are left beside the model, enough for {tokens} tokens together; a lower max_model_len or"
-            " max_num_seqs keeps within them"
+            f" {_gb(left)} are left beside the model, enough for {tokens} tokens together: beyond them requests wait"
         )
     return warnings
+
+
+def _weights_in_words(need: Need) -> str:
+    if need.expert_memory is None:
+        return f"the weights are {_gb(need.mapped)} as stored"
+    experts = min(need.experts, need.expert_memory)
+    return f"the weights take {_gb(need.mapped)} with {_gb(experts)} of experts (expert_memory)"
+
+
+def _slow_reads(need: Need, left: int) -> str:
+    """What will happen to mapped weights larger than the memory left for them, and the way out if there is one."""
+    others = need.mapped - min(need.experts, need.experts if need.expert_memory is None else need.expert_memory)
+    slow = "parts of them will be read from the disk again and again, which is slow"
+    if not 0 <= others < left or not need.experts:
+        return slow
+    return f"{slow}; expert_memory (--expert-memory) of up to {_gb(left - others)} bounds and plans these reads"
 
 
 def ways_out(plan: LoadPlan, memory: Memory, kernels: str) -> list[str]:

@@ -6,16 +6,56 @@ whatever reads it.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dsv4.options import check_options, option
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
 DTYPES = ("auto", "bfloat16", "float32")
-DEFAULT_MAX_MODEL_LEN = 131072  # the cache takes memory as tokens come, so a long limit costs nothing by itself
+MAX_DRAFTS = 7  # with the token before them they fill the smallest ring of the cache, 8 rows of a CSA compressor
+
+
+CACHE_WINDOWS = "full, periodic:N (N tokens, at least 1), zero"
+
+
+@dataclass(frozen=True)
+class WindowPolicy:
+    """One of the report's three: `period` 0 keeps every state that memory keeps, None none."""
+
+    period: int | None
+
+    @classmethod
+    def parse(cls, text: str) -> WindowPolicy:
+        """Policy by its name; ValueError for another."""
+        if text in ("full", "zero"):
+            return cls(0 if text == "full" else None)
+        match = re.fullmatch(r"periodic:([1-9][0-9]{0,11})", text)
+        if match is None:
+            raise ValueError(f"cache_window is {text!r}; allowed: {CACHE_WINDOWS}")
+        return cls(int(match[1]))
+
+    @property
+    def replays(self) -> bool:
+        """True if a hit computes the state anew from stored entries."""
+        return self.period is None
+
+    def keeps_state(self, length: int) -> bool:
+        """True if the state after `length` tokens goes to the disk."""
+        return self.period is not None and (self.period == 0 or length % self.period == 0)
+
+    def is_place(self, computed: int) -> bool:
+        """True at the lengths of `next_place`."""
+        return bool(self.period) and computed % self.period == 0
+
+    def next_place(self, computed: int) -> int | None:
+        """The next length after `computed` tokens that this policy adds to the places of stored states."""
+        return computed - computed % self.period + self.period if self.period else None
 
 
 @dataclass(frozen=True)
@@ -41,11 +81,18 @@ class EngineConfig:
         1 << 22, "tokens of all prompts that wait, about 50 bytes each", unit="tokens", minimum=1, commands=()
     )
     max_model_len: int | None = option(
-        None, "tokens that a request may hold, prompt included", unit="tokens", minimum=2, metavar="N"
+        None,
+        "tokens that a request may hold, prompt included (default: the model's limit, or what memory holds)",
+        unit="tokens",
+        minimum=2,
+        metavar="N",
     )
     max_num_batched_tokens: int = option(1024, "tokens computed in one step", unit="tokens", minimum=1, commands=())
     max_num_partial_prefills: int | None = option(
         None, "prompts read in part at a time (default: half of max_num_seqs)", unit="prompts", commands=()
+    )
+    time_slice: int = option(
+        128, "steps after which a request gives its place to one that waits", unit="steps", minimum=1, commands=()
     )
     enable_prefix_caching: bool = option(
         True, "compute every prompt from its first token on", flag="--no-prefix-caching"
@@ -56,9 +103,38 @@ class EngineConfig:
     snapshot_interval: int = option(
         4096, "tokens between two states of a long prompt that are stored", unit="tokens", minimum=1, commands=()
     )
+    cache_dir: str | Path | None = option(  # noqa: RUF009  # makes a field
+        None,
+        "folder for stored prefixes that outlive the process, shared by processes",
+        commands=("serve", "chat", "generate"),
+        metavar="DIR",
+    )
+    cache_window: str = option(
+        "full",
+        "states kept there: full (every one), periodic:N (every N tokens), zero (none: the windows of all layers are "
+        "computed again) (default: %(default)s)",
+        commands=("serve", "chat", "generate"),
+        metavar="POLICY",
+    )
+    cache_bytes: int | None = option(
+        None,
+        "bytes of that folder, such as 4G; least recently used prefixes make room (default: no limit)",
+        unit="bytes",
+        minimum=0,
+        commands=("serve", "chat", "generate"),
+        metavar="SIZE",
+    )
+    speculate: int = option(
+        0,
+        "tokens per step that the MTP block drafts at most; the output stays the same (default: %(default)s)",
+        unit="draft tokens",
+        minimum=0,
+        commands=("serve", "chat", "generate"),
+        metavar="K",
+    )
     num_pages: int | None = option(
         None,
-        "pages of 128 tokens that all requests share (default: as many as full ones need)",
+        "pages of 128 tokens that all requests share (default: as many as full ones need, or as memory holds)",
         unit="pages",
         minimum=1,
         metavar="N",
@@ -66,7 +142,13 @@ class EngineConfig:
     device: str = option("cpu", "cpu or cuda (default: %(default)s)")
     dtype: str | torch.dtype = option(  # noqa: RUF009  # makes a field, as dataclasses.field does
         "auto",
-        "of the matrices and the cache (default: %(default)s, float32 on the CPU, bfloat16 on a GPU)",
+        "of the matrices (default: %(default)s, float32 on the CPU, bfloat16 on a GPU)",
+        choices=DTYPES,
+    )
+    kv_cache_dtype: str = option(
+        "auto",
+        "of the keys and entries of the cache (default: %(default)s, in shipped numerics FP8 and FP4 as the published"
+        " model stores them, else the dtype)",
         choices=DTYPES,
     )
     numerics: str = option("float", "arithmetic of the model", choices=("float", "shipped"), commands=())
@@ -75,6 +157,15 @@ class EngineConfig:
         "load without looking for NaN and infinity in the weights, which reads them all",
         flag="--skip-weight-check",
         commands=("serve", "chat", "generate"),
+    )
+    expert_memory: int | None = option(
+        None,
+        "routed experts kept in memory, at most; the others are read from the files when they are needed"
+        " (default: as the system has room)",
+        unit="bytes",
+        minimum=1,
+        commands=("serve", "chat", "generate"),
+        metavar="SIZE",
     )
     check_memory: bool = option(True, "load a model that does not seem to fit into memory", flag="--no-memory-check")
     revision: str | None = option(
@@ -86,11 +177,18 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
+        WindowPolicy.parse(self.cache_window)
+        if self.cache_dir is not None and not self.enable_prefix_caching:
+            raise ValueError(
+                f"cache_dir is {str(self.cache_dir)!r} and enable_prefix_caching False; allowed is one of them"
+            )
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(
                 f"max_num_batched_tokens is {self.max_num_batched_tokens}; it must be at least max_num_seqs"
                 f" ({self.max_num_seqs}), so that every running request can decode in one step"
             )
+        if self.speculate > MAX_DRAFTS:
+            raise ValueError(f"speculate is {self.speculate}; allowed: [0, {MAX_DRAFTS}] draft tokens")
         if not 1 <= self.partial_prefills <= self.max_num_seqs:
             raise ValueError(
                 f"max_num_partial_prefills is {self.max_num_partial_prefills}; allowed: [1, {self.max_num_seqs}]"

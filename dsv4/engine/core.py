@@ -11,15 +11,19 @@ from math import isfinite
 
 from torch import Tensor
 
+from dsv4.cache.pages import pages_for
 from dsv4.config import PAGE_TOKENS
+from dsv4.engine.fairness import User
 from dsv4.engine.grammar import GrammarCompiler
 from dsv4.engine.logits import make_processors
-from dsv4.engine.outputs import Alternatives, SampledToken, TokenEvent
-from dsv4.engine.request import Request, TextDecoder
+from dsv4.engine.metrics import MetricRegistry, RequestMetrics
+from dsv4.engine.outputs import Alternatives, SampledToken, Timings, TokenEvent
+from dsv4.engine.request import Request, RequestStatus, TextDecoder
 from dsv4.engine.runner import ModelRunner
 from dsv4.engine.sampler import most_likely, output_seed, sample, verified
 from dsv4.engine.sampling_params import MAX_SEED, SamplingParams
 from dsv4.engine.scheduler import Scheduler
+from dsv4.engine.speculative import Speculator
 from dsv4.engine.step import ScheduledChunk
 
 CHECK_SECONDS = 1.0  # between two looks at the files of the weights
@@ -55,10 +59,16 @@ class EngineCore:
         scheduler: Scheduler,
         limits: CoreLimits,
         files_change: Callable[[], str | None] | None = None,
+        speculator: Speculator | None = None,
     ) -> None:
         self.runner = runner
+        self.speculator = speculator
         self.scheduler = scheduler
         self.limits = limits
+        self.counters = RequestMetrics()
+        self.metrics = MetricRegistry()
+        for source in (scheduler, scheduler.cache_manager, self.counters):
+            self.metrics.add(source)
         self._request_ids = itertools.count(1)
         self._files_change = files_change
         self._next_check = 0.0
@@ -67,20 +77,23 @@ class EngineCore:
     def has_work(self) -> bool:
         return self.scheduler.has_work
 
-    def new_request(self, prompt_token_ids: list[int], params: SamplingParams) -> Request:
+    def new_request(self, prompt_token_ids: list[int], params: SamplingParams, user: User | None = None) -> Request:
         """A checked request, not queued yet. Raises ValueError for a prompt that cannot run; safe from any thread.
 
-        Its constraint is compiled here, in the thread of the caller.
+        `user`: who waits for it; it then takes turns with other requests. None: nobody waits for it alone, it runs to
+        its end once it has begun. Its constraint is compiled here, in the thread of the caller.
         """
         if params.n != 1:
             raise ValueError(f"SamplingParams.n is {params.n}; allowed: 1 here, any number for LLM.generate")
-        return self._new_request(prompt_token_ids, params, 0)
+        return self._new_request(prompt_token_ids, params, 0, user)
 
     def new_requests(self, prompt_token_ids: list[int], params: SamplingParams) -> list[Request]:
         """`params.n` requests of one prompt, as of `new_request`. The seed of each follows from its index."""
-        return [self._new_request(prompt_token_ids, params, index) for index in range(params.n)]
+        return [self._new_request(prompt_token_ids, params, index, None) for index in range(params.n)]
 
-    def _new_request(self, prompt_token_ids: list[int], params: SamplingParams, index: int) -> Request:
+    def _new_request(
+        self, prompt_token_ids: list[int], params: SamplingParams, index: int, user: User | None
+    ) -> Request:
         self._check(prompt_token_ids, params)
         limits = self.limits
         stops = set(params.stop_token_ids)
@@ -97,6 +110,8 @@ class EngineCore:
             decoder=limits.new_decoder() if limits.new_decoder else None,
             processors=make_processors(params.logit_bias, params.presence_penalty, params.frequency_penalty),
             constraint=limits.grammars.compile(params) if params.is_constrained and limits.grammars else None,
+            user=user or ("",),
+            takes_turns=user is not None,
             max_chunk_tokens=prompt_chunk if params.prompt_logprobs else None,
             text_vocab_size=limits.text_vocab_size,
         )
@@ -107,6 +122,8 @@ class EngineCore:
     def abort(self, request: Request) -> None:
         """Ends a new, waiting or running request with finish reason "abort"; one that has ended stays as it is."""
         if not request.finished:
+            if request.status is not RequestStatus.NEW:
+                self.counters.ended("abort", request.output.timings)
             request.abort()
             self.scheduler.finish(request)
 
@@ -140,11 +157,17 @@ class EngineCore:
         chunks = self.scheduler.schedule()
         if not chunks:
             return []
-        now = time.monotonic()
+        started = time.monotonic()
         for chunk in chunks:
-            chunk.request.mark_scheduled(now)
+            request = chunk.request
+            if request.scheduled_time is None:
+                self.counters.begun(len(request.prompt_token_ids), request.output.cached_tokens)
+            request.mark_scheduled(started)
+        self.counters.step_tokens.observe(sum(chunk.num_tokens for chunk in chunks))
         sampling = [chunk for chunk in chunks if chunk.num_samples]
         manager = self.scheduler.cache_manager
+        if self.speculator is not None:
+            self.runner.keep_streams = self.speculator.follows()
         try:
             output = self.runner.run(chunks)
             if sampling:
@@ -156,11 +179,19 @@ class EngineCore:
             chunk.request.num_computed_tokens = chunk.stop
         if output.prompt_logits is not None:
             _score_prompts(output.prompt_logits, chunks)
+        events: list[tuple[Request, TokenEvent]] = []
+        if sampling:
+            sampled = sample(output.logits, [row for chunk in sampling for row in chunk.sample_requests()])
+            events = self._append(sampling, sampled, time.monotonic())
+        if self.speculator is not None and output.streams is not None:
+            self.speculator.take_in(chunks, output.streams)
         manager.store_places(chunk.request for chunk in chunks)
-        if not sampling:
-            return []
-        sampled = sample(output.logits, [row for chunk in sampling for row in chunk.sample_requests()])
-        return self._append(sampling, sampled, time.monotonic())
+        for request, _ in events:
+            if request.finished:
+                self.scheduler.finish(request)
+        if self.speculator is not None:
+            self.speculator.draft(chunks, started)
+        return events
 
     def _append(
         self, sampling: list[ScheduledChunk], sampled: list[SampledToken], now: float
@@ -172,15 +203,27 @@ class EngineCore:
             request, drafts = chunk.request, chunk.draft_token_ids
             tokens = sampled[first : first + 1 + len(drafts)]
             first += len(tokens)
-            event = request.append(verified(tokens, drafts), now)
+            before = request.output.timings
+            standing = verified(tokens, drafts)
+            event = request.append(standing, now)
             events.append((request, event))
-            if request.finished:
-                self.scheduler.finish(request)
-            elif drafts:
+            self._count(chunk, before, event)
+            request.draft_token_ids = ()
+            if drafts:
                 request.num_computed_tokens += len(event.token_ids) - 1  # the last one is not computed yet
                 if len(event.token_ids) <= len(drafts):
                     self.scheduler.cache_manager.truncate(request)
+                if self.speculator is not None:
+                    self.speculator.count(len(drafts), len(standing) - 1)
         return events
+
+    def _count(self, chunk: ScheduledChunk, before: Timings | None, event: TokenEvent) -> None:
+        assert event.timings is not None
+        self.counters.sampled(before, event.timings)
+        if chunk.draft_token_ids:
+            self.counters.drafted(len(chunk.draft_token_ids), len(event.token_ids) - 1)
+        if event.finish_reason is not None:
+            self.counters.ended(event.finish_reason, event.timings)
 
     def _check(self, prompt_token_ids: list[int], params: SamplingParams) -> None:
         limits = self.limits
@@ -191,7 +234,9 @@ class EngineCore:
             found = (
                 f"the prompt has {len(prompt_token_ids)} tokens; the limit is max_model_len = {limits.max_model_len}"
             )
-            pages = "" if limits.num_pages is None else f"; the cache has {limits.num_pages} pages of {PAGE_TOKENS}"
+            needed = pages_for(len(prompt_token_ids))
+            pages = f"; it needs {needed} pages of {PAGE_TOKENS} tokens, the cache has {limits.num_pages}"
+            pages = "" if limits.num_pages is None or needed <= limits.num_pages else pages
             raise ValueError(found + pages)
         # The place is sought only where there is one: a million tokens should not take a tenth of a second.
         if not 0 <= min(prompt_token_ids) <= max(prompt_token_ids) < limits.vocab_size:

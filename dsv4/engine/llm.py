@@ -10,17 +10,25 @@ from typing import Any, cast
 
 import torch
 
+from dsv4.cache import Cache
+from dsv4.cache.disk import DiskCache
 from dsv4.checkpoint.mapped import mapped_files
+from dsv4.config import WINDOW
 from dsv4.engine.cache_manager import CacheManager
-from dsv4.engine.config import EngineConfig
+from dsv4.engine.cache_size import CacheSize, cache_size
+from dsv4.engine.config import EngineConfig, WindowPolicy
 from dsv4.engine.core import CoreLimits, EngineCore
+from dsv4.engine.disk_prefixes import DiskPrefixes
+from dsv4.engine.draft_length import AdaptiveLength
 from dsv4.engine.grammar import GrammarCompiler
-from dsv4.engine.loading import check_device, load, resolve_max_model_len
-from dsv4.engine.model import EngineCache, EngineModel
+from dsv4.engine.loading import cache_room, check_device, limit_expert_memory, load
+from dsv4.engine.model import DraftingModel, EngineCache, EngineModel
+from dsv4.engine.model_identity import model_identity
 from dsv4.engine.outputs import RequestOutput, TokenEvent
 from dsv4.engine.runner import ModelRunner
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.engine.scheduler import Scheduler
+from dsv4.engine.speculative import MTPDrafter, Speculator
 from dsv4.model.transformer import Transformer
 from dsv4.model_folder import model_name, resolve_model
 from dsv4.options import check_keywords, takes_options
@@ -39,14 +47,20 @@ class LLM:
     settings are. Without a tokenizer prompts are token ids and so is the output; text raises ValueError.
 
     `options`: fields of EngineConfig; `engine_config` has all of them, and options beside it replace some. TypeError
-    for an unknown option. `max_model_len` bounds prompt and output together; by default it is the model's own limit, at
-    most 131072. `dtype`: "auto", "bfloat16", "float32" or a torch.dtype, of a folder's matrices and of the cache; auto
-    is float32 on the CPU, bfloat16 on a GPU. A folder that cannot fit into memory is a CapacityError before it is read,
+    for an unknown option. `max_model_len` bounds prompt and output together; by default it is the model's own limit, as
+    far as memory holds it (`cache_size` says how much). `dtype`: "auto", "bfloat16", "float32" or a torch.dtype, of a
+    folder's matrices and of the cache; auto is float32 on the CPU, bfloat16 on a GPU. A folder that cannot fit into
+    memory is a CapacityError before it is read,
     unless `check_memory` is False. `max_num_waiting` and `max_waiting_tokens` bound the queue of an AsyncEngine;
-    `generate` takes any number of prompts. `check_values`: as of `dsv4.load`.
+    `generate` takes any number of prompts. `check_values`: as of `dsv4.load`. `expert_memory`: most bytes
+    of routed experts in memory (`dsv4.checkpoint.expert_memory.limit_experts`); a model object keeps the limit.
 
     Prompts begin at the longest prefix that earlier requests have left (`cached_tokens` of an output), with the bits of
-    a computation from the start; `enable_prefix_caching=False` keeps none.
+    a computation from the start; `enable_prefix_caching=False` keeps none. `cache_dir` keeps prefixes over restarts and
+    for other processes; `cache_window` says with which states, `cache_bytes` bounds the folder. Prefixes are written in
+    the background: `flush` waits for that, as do `close` and the end of the process.
+
+    `speculate`: tokens that the MTP block may draft per step; tokens and log-probabilities stay the same.
     """
 
     @takes_options(EngineConfig)
@@ -61,23 +75,36 @@ class LLM:
         check_keywords("LLM", options, EngineConfig)
         self.engine_config = config = dataclasses.replace(engine_config or EngineConfig(), **options)
         check_device(config.device)
+        self._loaded_from: Path | None = None  # where the weights are what the files say
         if model is None or isinstance(model, (str, Path)):
             folder = resolve_model(model, config.revision)
             model = load(folder, config)
+            self._loaded_from = Path(folder)
         elif config.revision is not None:
             raise ValueError(f"revision is {config.revision!r}, but the model is an object; allowed: owner/name")
         if isinstance(model, Transformer) and not model.frozen:
             model.freeze()
+        self.expert_memory = limit_expert_memory(model, config.expert_memory)  # its `stats()` count reads and hits
         self.path: Path | None = None if folder is None else Path(folder)
         self.config = model.config
         self.tokenizer = tokenizer = _find_tokenizer(self.path)
         self.prompts: PromptEncoder | None = None
         if self.path is not None and tokenizer is not None:
             self.prompts = PromptEncoder(tokenizer, effort_ladder(self.path))
-        self.max_model_len = resolve_max_model_len(config.max_model_len, self.config, config.num_pages)
-        cache = _new_cache(model, config, self.max_model_len)
-        scheduler = Scheduler(config, CacheManager(cache, config.max_num_seqs, config))
-        runner = ModelRunner(model, cache, torch.device(config.device))
+        room = cache_room(model, config) if isinstance(model, Transformer) else None
+        self.cache_size = size = cache_size(self.config, config, room)
+        self.max_model_len = size.max_model_len
+        cache = _new_cache(model, config, size)
+        speculator = _new_speculator(model, cache, config)  # first: what rows hold is part of the disk cache's keys
+        self.disk_cache = self._open_disk_cache(model, cache)
+        disk = None
+        if self.disk_cache is not None:
+            disk = DiskPrefixes(self.disk_cache, WindowPolicy.parse(config.cache_window))
+        manager = CacheManager(cache, config.max_num_seqs, config, disk)
+        if speculator is not None:
+            manager.before_snapshot = speculator.before_snapshot
+        scheduler = Scheduler(config, manager)
+        runner = ModelRunner(model, cache, torch.device(config.device), keep_streams=speculator is not None)
         limits = CoreLimits(
             self.config.vocab_size,
             self.config.eos_token_ids,
@@ -87,10 +114,10 @@ class LLM:
             grammars=None
             if tokenizer is None
             else GrammarCompiler(tokenizer, self.config.vocab_size, self.config.eos_token_ids),
-            num_pages=config.num_pages,
+            num_pages=size.num_pages if size.by_pages else None,
         )
         files = mapped_files(model)
-        self.core = EngineCore(runner, scheduler, limits, None if files is None else files.change)
+        self.core = EngineCore(runner, scheduler, limits, None if files is None else files.change, speculator)
         self._in_use = threading.Lock()  # the core serves one caller at a time
         self._model, self._backend = model, _backend_of(model)
 
@@ -162,16 +189,46 @@ class LLM:
         backend = _backend_of(self._model)
         if backend is None or backend is not self._backend:  # frozen anew, or not frozen: its weights may be others
             self._backend = backend
-            self.core.reset_prefix_cache()
+            self._forget_prefixes()
 
     def release(self) -> None:
         self._in_use.release()
 
     def reset_prefix_cache(self) -> None:
-        """Forgets all prefixes: for whoever has written into the weights of a frozen model. RuntimeError as `claim`."""
+        """Forgets all prefixes in memory, and those on disk if the weights are others now: for whoever has written into
+        the weights of a frozen model. RuntimeError as `claim`."""
         self.claim()
-        self.core.reset_prefix_cache()
+        self._forget_prefixes()
         self.release()
+
+    def flush(self) -> None:
+        """Waits until the prefixes that were stored are in `cache_dir`."""
+        if self.disk_cache is not None:
+            self.disk_cache.flush()
+
+    def close(self) -> None:
+        """As `flush`; nothing is stored in `cache_dir` after that."""
+        if self.disk_cache is not None:
+            self.disk_cache.close()
+
+    def _open_disk_cache(self, model: EngineModel, cache: EngineCache) -> DiskCache | None:
+        config = self.engine_config
+        if config.cache_dir is None:
+            return None
+        if not isinstance(model, Transformer) or not isinstance(cache, Cache):
+            raise ValueError(f"cache_dir is {str(config.cache_dir)!r}; {type(model).__name__} has no state to store")
+        files = None if self._loaded_from is None else sorted(self._loaded_from.glob("*.safetensors"))
+        replay = self.config.num_hidden_layers * WINDOW if WindowPolicy.parse(config.cache_window).replays else None
+        identity = model_identity(model, cache, files)
+        return DiskCache(Path(config.cache_dir), identity, cache, config.cache_bytes, replay)
+
+    def _forget_prefixes(self) -> None:
+        self.core.reset_prefix_cache()
+        self._loaded_from = None
+        if self.disk_cache is not None:
+            model, cache = self._model, self.core.runner.cache
+            assert isinstance(model, Transformer) and isinstance(cache, Cache)
+            self.disk_cache.identity = model_identity(model, cache, None)
 
     def encode(self, prompt: Prompt, name: str = "the prompt") -> list[int]:
         """Token ids of a prompt: text after a begin-of-sentence token, ids as they are.
@@ -198,12 +255,27 @@ class LLM:
         return [self.config.bos_token_id, *self.tokenizer.encode(prompt)]
 
 
-def _new_cache(model: EngineModel, config: EngineConfig, max_model_len: int) -> EngineCache:
-    if config.num_pages is None:
-        return model.new_cache(batch_size=config.max_num_seqs, max_tokens=max_model_len)
-    if not isinstance(model, Transformer):
+def _new_speculator(model: EngineModel, cache: EngineCache, config: EngineConfig) -> Speculator | None:
+    if not config.speculate:
+        return None
+    if not model.config.num_nextn_predict_layers:
+        raise ValueError(
+            f"speculate is {config.speculate}, but the model has no MTP block (num_nextn_predict_layers is 0) that"
+            " could draft; allowed: 0"
+        )
+    if not isinstance(model, DraftingModel) or not isinstance(cache, Cache):
+        raise ValueError(f"speculate is {config.speculate}; a {type(model).__name__} cannot draft")
+    return Speculator(MTPDrafter(model, cache), AdaptiveLength(config.speculate))
+
+
+def _new_cache(model: EngineModel, config: EngineConfig, size: CacheSize) -> EngineCache:
+    if isinstance(model, Transformer):
+        return model.new_cache(size.max_num_seqs, size.max_model_len, size.num_pages, config.kv_cache_dtype)
+    if config.num_pages is not None:
         raise ValueError(f"num_pages is {config.num_pages}; the cache of a {type(model).__name__} has no pages")
-    return model.new_cache(config.max_num_seqs, max_model_len, config.num_pages)
+    if config.kv_cache_dtype != "auto":
+        raise ValueError(f"kv_cache_dtype is {config.kv_cache_dtype!r}; a {type(model).__name__} has its own cache")
+    return model.new_cache(batch_size=size.max_num_seqs, max_tokens=size.max_model_len)
 
 
 def _backend_of(model: EngineModel) -> object:

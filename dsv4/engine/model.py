@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from dsv4.config import ModelConfig
@@ -27,6 +28,10 @@ class EngineCache(Protocol):
 @runtime_checkable
 class TruncatableCache(EngineCache, Protocol):
     """A cache that can take back the last tokens of a row, as rejected drafts need."""
+
+    def expect_drafts(self, slot: int, start: int, count: int, /) -> None:
+        """Before a forward whose tokens of a row from position `start` on, `count` of them, may be taken back."""
+        ...
 
     def truncate(self, slot: int, length: int, /) -> None:
         """Lets a row hold its first `length` tokens alone."""
@@ -52,5 +57,19 @@ class StreamingModel(EngineModel, Protocol):
     """A model that gives the streams as well, from which MTP blocks draft."""
 
     def next_token_logits_and_streams(self, batch: RaggedBatch, cache: Any, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """As next_token_logits, and the streams [n, hc_mult, d] of the same rows."""
+        """As next_token_logits, and the streams [T, hc_mult, d] of all tokens of the batch."""
         ...
+
+
+@runtime_checkable
+class DraftingModel(StreamingModel, Protocol):
+    """A model with an MTP block; see `dsv4.model.transformer.Transformer`."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the streams."""
+        ...
+
+    def mtp_forward(self, streams: Tensor, next_token_ids: Tensor, batch: RaggedBatch, cache: Any) -> Tensor: ...
+
+    def mtp_logits(self, streams: Tensor) -> Tensor: ...

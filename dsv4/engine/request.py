@@ -12,6 +12,8 @@ from typing import Protocol
 import numpy as np
 
 from dsv4.cache import PrefixEntry, SavedRow
+from dsv4.cache.disk import DiskLookup
+from dsv4.engine.fairness import User
 from dsv4.engine.logits import LogitsProcessor
 from dsv4.engine.outputs import (
     Alternatives,
@@ -72,13 +74,17 @@ class Request:
     decoder: TextDecoder | None = None  # None: a model without a tokenizer
     processors: tuple[LogitsProcessor, ...] = ()  # of its logits, in their order
     constraint: Constraint | None = None  # of what it may write, where its output is now
+    user: User = ("",)  # who shares the engine with others by what each was served
+    takes_turns: bool = False  # True: it gives its row to one that waits when it has run long enough
     max_chunk_tokens: int | None = None  # tokens of it that a step computes at most
     text_vocab_size: int = 0  # ids from here on pad the vocabulary: the decoder does not know them
     status: RequestStatus = RequestStatus.NEW
     slot: int = -1  # the cache row, while running
     prefix: PrefixEntry | None = None  # the stored prefix that its row began with
+    on_disk: DiskLookup | None = None  # where there is a disk cache
     common_tokens: int = 0  # of the prompt, in whole blocks that stored prefixes had too when it began
     saved: SavedRow | None = None  # all that its row held, while it waits to go on
+    draft_token_ids: tuple[int, ...] = ()  # guesses of its next tokens, for the next step that decodes it
     num_computed_tokens: int = 0  # tokens whose keys and state the cache row holds
     arrival_time: float = field(default_factory=time.monotonic)
     scheduled_time: float | None = None  # when the first step that computes a part of it began

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsv4.engine.model import EngineCache, EngineModel, StreamingModel
+from dsv4.engine.model import EngineCache, EngineModel, StreamingModel, TruncatableCache
 from dsv4.engine.step import ScheduledChunk, StepOutput
 from dsv4.model.batch import RaggedBatch
 
@@ -14,7 +14,7 @@ from dsv4.model.batch import RaggedBatch
 class ModelRunner:
     """Runs steps on one device.
 
-    `keep_streams`: outputs also hold the residual streams, if the model returns them.
+    `keep_streams`: outputs also hold the residual streams of all tokens, if the model returns them.
     """
 
     def __init__(
@@ -23,7 +23,9 @@ class ModelRunner:
         self.model = model
         self.cache = cache
         self.device = device
-        self._streaming_model = model if keep_streams and isinstance(model, StreamingModel) else None
+        self._truncatable = cache if isinstance(cache, TruncatableCache) else None
+        self.keep_streams = keep_streams
+        self._streaming_model = model if isinstance(model, StreamingModel) else None
 
     @torch.inference_mode()
     def run(self, chunks: list[ScheduledChunk]) -> StepOutput:
@@ -42,10 +44,12 @@ class ModelRunner:
         end = 0
         for chunk in chunks:
             start, end = end, end + chunk.num_tokens
+            if chunk.draft_token_ids and self._truncatable is not None:
+                self._truncatable.expect_drafts(chunk.request.slot, chunk.stop, len(chunk.draft_token_ids))
             rows += (*range(start, start + chunk.num_scored), *range(end - chunk.num_samples, end))
             scores += [True] * chunk.num_scored + [False] * chunk.num_samples
         places = np.array(rows, dtype=np.int64)
-        if self._streaming_model is not None:
+        if self.keep_streams and self._streaming_model is not None:
             output = StepOutput(*self._streaming_model.next_token_logits_and_streams(batch, self.cache, places))
         else:
             output = StepOutput(self.model.next_token_logits(batch, self.cache, places))
@@ -54,5 +58,4 @@ class ModelRunner:
 
 def _split(output: StepOutput, scores: Tensor) -> StepOutput:
     """The rows that score the prompt apart from those that yield a token. scores: bool, one per row."""
-    streams = None if output.streams is None else output.streams[~scores]
-    return StepOutput(output.logits[~scores], streams, output.logits[scores])
+    return StepOutput(output.logits[~scores], output.streams, output.logits[scores])

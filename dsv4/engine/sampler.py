@@ -1,6 +1,8 @@
 """Logits to tokens: pure functions of one row's logits, its parameters, its seed and its output position.
 
-Nothing here sees another row, so a request's tokens never depend on what runs beside it.
+Nothing here sees another row, so a request's tokens never depend on what runs beside it. The noise of a draw depends on
+seed, position and token id alone: a draft model that samples with the same SampleRequest draws with the same noise, and
+so agrees with the model as often as its logits allow.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from torch import Tensor
 from dsv4.engine.logits import LogitsProcessor, process_logits
 from dsv4.engine.outputs import SampledToken
 from dsv4.engine.sampling_params import SamplingParams
-from dsv4.kernels.sampling import draw_token
+from dsv4.kernels.sampling import draw_token, likeliest_token
 
 _MASK64 = (1 << 64) - 1
 
@@ -24,7 +26,7 @@ class SampleRequest:
     """Inputs of the sampler for one row of logits: parameters, the request's seed, the number of its earlier tokens.
 
     `output_counts`: occurrences of each token in the output; for the processors (logits.py), None without any.
-    `allowed`: tokens that may be drawn, bool [vocab]; None: any.
+    `allowed`: a bit per token that may be drawn, uint32 [ceil(vocab / 32)], as grammar.py makes it; None: any may be.
     """
 
     params: SamplingParams
@@ -55,14 +57,15 @@ def verified(sampled: list[SampledToken], draft_token_ids: tuple[int, ...]) -> l
 
 def _sample_row(logits: Tensor, request: SampleRequest) -> SampledToken:
     params, model_logits = request.params, logits
-    if request.processors or request.allowed is not None:
-        logits = process_logits(logits, request.processors, request.output_counts or {}, request.allowed)
+    if request.processors:
+        logits = process_logits(logits, request.processors, request.output_counts or {})
     if params.temperature == 0.0:
-        # Both give the first of equal maxima, the lower id. On the CPU NumPy's takes a twentieth of torch's time.
-        token_id = int(logits.numpy().argmax() if logits.is_cpu else logits.argmax())
+        token_id = likeliest_token(logits, request.allowed)
     else:
-        u = uniform(request.seed, request.position)
-        token_id = draw_token(logits, params.temperature, params.top_k, params.top_p, params.min_p, u)
+        key = noise_key(request.seed, request.position)
+        token_id = draw_token(
+            logits, params.temperature, params.top_k, params.top_p, params.min_p, key, request.allowed
+        )
     if not params.wants_logprobs:
         return SampledToken(token_id)
     logprobs = model_logits.log_softmax(dim=-1)
@@ -77,13 +80,9 @@ def most_likely(logprobs: Tensor, count: int) -> tuple[tuple[int, float], ...]:
     return tuple((int(ids[i]), float(values[i])) for i in range(min(count, ids.shape[0])))
 
 
-def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) that depends on (seed, position) alone, the same on every device and version.
-
-    Two rounds of the SplitMix64 finalizer (Steele, Lea, Flood 2014), the top 53 bits.
-    """
-    bits = _mix(_mix(seed & _MASK64) ^ (position & _MASK64))
-    return (bits >> 11) * 2.0**-53
+def noise_key(seed: int, position: int) -> int:
+    """The key, in [0, 2^64), of the noise of the token at a position of the output: two rounds of SplitMix64."""
+    return _mix(_mix(seed & _MASK64) ^ (position & _MASK64))
 
 
 def output_seed(seed: int, index: int) -> int:
@@ -92,6 +91,7 @@ def output_seed(seed: int, index: int) -> int:
 
 
 def _mix(x: int) -> int:
+    """The first number of the SplitMix64 stream that begins at x (Steele, Lea, Flood 2014)."""
     x = (x + 0x9E3779B97F4A7C15) & _MASK64
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -42,17 +43,23 @@ class ScheduledChunk:
 
     def sample_requests(self) -> list[SampleRequest]:
         """Inputs of the sampler, one per row that yields a token."""
-        request = self.request
-        position = len(request.output.token_ids)
-        requests = [SampleRequest(request.params, request.seed, position + i) for i in range(self.num_samples)]
-        if request.processors:
-            for i, row in enumerate(requests):
-                row.processors = request.processors
-                row.output_counts = request.output_counts + Counter(self.draft_token_ids[:i])
-        if request.constraint is not None and requests:
-            for row, allowed in zip(requests, request.constraint.masks(self.draft_token_ids), strict=True):
+        if not self.num_samples:
+            return []
+        request, drafts = self.request, self.draft_token_ids
+        rows = [sample_request(request, drafts[:i]) for i in range(self.num_samples)]
+        if request.constraint is not None:
+            for row, allowed in zip(rows, request.constraint.masks(drafts), strict=True):
                 row.allowed = allowed
-        return requests
+        return rows
+
+
+def sample_request(request: Request, draft_token_ids: Sequence[int]) -> SampleRequest:
+    """Inputs of the sampler for the token after drafts, without the constraint's mask."""
+    row = SampleRequest(request.params, request.seed, len(request.output.token_ids) + len(draft_token_ids))
+    if request.processors:
+        row.processors = request.processors
+        row.output_counts = request.output_counts + Counter(draft_token_ids)
+    return row
 
 
 @dataclass(slots=True)
@@ -60,5 +67,5 @@ class StepOutput:
     """Results of a step: for the rows that yield a token, chunk by chunk, and for those that score a prompt."""
 
     logits: Tensor  # fp32 [n, vocab]
-    streams: Tensor | None = None  # [n, hc_mult, d], where the runner keeps them
+    streams: Tensor | None = None  # [tokens of the batch, hc_mult, d], where the runner keeps them
     prompt_logits: Tensor | None = None  # fp32 [rows that score, vocab]; None where none do

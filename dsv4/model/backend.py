@@ -21,6 +21,9 @@ from dsv4.model.block import ForwardContext, MTPBlock
 from dsv4.model.linear import Linear, linear_fp32
 from dsv4.model.norm import RMSNorm
 
+# Name of an optional attribute of a model: the ExpertMemory (checkpoint/expert_memory.py) that limits its experts.
+EXPERT_MEMORY = "expert_memory"
+
 
 class Backend(Protocol):
     """Computes a model's layers and logits. `depth`: number of an MTP block, or None for the main model.
@@ -53,8 +56,10 @@ class Backend(Protocol):
         """Logits fp32 [n, vocab] of streams [n, hc_mult, d]."""
         ...
 
-    def next_token_logits(self, batch: RaggedBatch, cache: Cache | None, rows: np.ndarray) -> Tensor:
-        """Same bits as `read_out(run(batch, cache)[rows])`; rows int64 [n], ascending."""
+    def next_token_logits(
+        self, batch: RaggedBatch, cache: Cache | None, rows: np.ndarray, keep_streams: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Same bits as `read_out(run(batch, cache)[rows])`, rows int64 [n], ascending; and, if kept, run's streams."""
         ...
 
 
@@ -116,8 +121,11 @@ class ReferenceBackend:
         x = hc_head(streams, site.hc_head_fn, site.hc_head_scale, site.hc_head_base, model.config)
         return linear_fp32(site.norm(x.float()), model.head.weight)
 
-    def next_token_logits(self, batch: RaggedBatch, cache: Cache | None, rows: np.ndarray) -> Tensor:
+    def next_token_logits(
+        self, batch: RaggedBatch, cache: Cache | None, rows: np.ndarray, keep_streams: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         streams = self.run(batch, cache)
+        read = streams
         if len(rows) < batch.num_tokens:
-            streams = streams[torch.from_numpy(rows).to(streams.device)]
-        return self.read_out(streams)
+            read = streams[torch.from_numpy(rows).to(streams.device)]
+        return self.read_out(read), streams if keep_streams else None

@@ -21,11 +21,11 @@ from dsv4.kernels import backends, cpu
 from dsv4.kernels.mhc import too_many_streams
 from dsv4.kernels.stored import StoredStack, StoredTensor
 from dsv4.model.aux_losses import AuxLosses
-from dsv4.model.backend import Backend, Definition, ReferenceBackend
+from dsv4.model.backend import EXPERT_MEMORY, Backend, Definition, ReferenceBackend
 from dsv4.model.batch import RaggedBatch
-from dsv4.model.block import MTPBlock
 from dsv4.model.rope import inverse_frequencies
-from dsv4.model.stacks import named_tensors, native_tensors
+from dsv4.model.stacks import has_stored_experts, named_tensors, native_tensors
+from dsv4.notices import warn_once
 
 SIZES = (
     "hidden_size", "vocab_size", "num_hidden_layers", "hc_mult", "hc_sinkhorn_iters", "num_attention_heads", "head_dim",
@@ -84,11 +84,20 @@ class NativeBackend:
             inverse_frequencies(self.config, False).tolist(),
             inverse_frequencies(self.config, True).tolist(),
         )
+        limit: Any = getattr(model, EXPERT_MEMORY, None) if has_stored_experts(model) else None
+        self._limited = limit is not None
+        if limit is not None:
+            self.handle.limit_experts(limit.residency)
 
     def run(self, batch: RaggedBatch, cache: Cache | None, aux: AuxLosses | None = None) -> Tensor:
         if aux is not None:
+            self._warn_of_reference()
             return self._reference.run(batch, cache, aux)
-        return self._layers(batch, cache, batch.token_ids, range(self.config.num_hidden_layers), None)
+        config = self.config
+        streams = torch.empty(batch.num_tokens, config.hc_mult, config.hidden_size, dtype=torch.float32, device="cpu")
+        inputs = self._inputs(batch, cache, batch.token_ids)
+        self.kernels.forward(self.handle, *inputs, 0, config.num_hidden_layers, True, _array(streams))
+        return streams
 
     def run_mtp(
         self,
@@ -100,10 +109,11 @@ class NativeBackend:
         aux: AuxLosses | None = None,
     ) -> Tensor:
         if aux is not None or _recorded(streams):
+            self._warn_of_reference()
             return self._reference.run_mtp(batch, cache, next_token_ids, streams, depth, aux)
-        block, index = cast(MTPBlock, self._model.mtp[depth]), self.config.num_hidden_layers + depth
-        fused = block.fuse(self._model.embed(next_token_ids), streams)
-        return self._layers(batch, cache, next_token_ids, range(index, index + 1), fused)
+        out = streams.detach().clone(memory_format=torch.contiguous_format)
+        self.kernels.mtp_forward(self.handle, *self._inputs(batch, cache, next_token_ids), depth, _array(out))
+        return out
 
     def read_out(self, streams: Tensor, depth: int | None = None) -> Tensor:
         if _recorded(streams):
@@ -114,23 +124,18 @@ class NativeBackend:
         self.kernels.head(self.handle, prefix, _array(streams.contiguous()), _array(logits))
         return logits
 
-    def next_token_logits(self, batch: RaggedBatch, cache: Cache | None, rows: np.ndarray) -> Tensor:
-        logits = torch.empty(len(rows), self.config.vocab_size, dtype=torch.float32, device="cpu")
-        inputs = self._inputs(batch, cache, batch.token_ids)
-        self.kernels.forward_to_logits(self.handle, *inputs, rows, _array(logits))
-        return logits
-
-    def _layers(
-        self, batch: RaggedBatch, cache: Cache | None, token_ids: Tensor, layers: range, streams: Tensor | None
-    ) -> Tensor:
-        """Streams [T, hc_mult, d] after `layers`, from `streams` (not modified) or, if None, from the embedding."""
+    def next_token_logits(
+        self, batch: RaggedBatch, cache: Cache | None, rows: np.ndarray, keep_streams: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         config = self.config
-        out = torch.empty(batch.num_tokens, config.hc_mult, config.hidden_size, dtype=torch.float32, device="cpu")
-        if streams is not None:
-            out.copy_(streams.detach())
-        inputs = self._inputs(batch, cache, token_ids)
-        self.kernels.forward(self.handle, *inputs, layers.start, layers.stop, streams is None, _array(out))
-        return out
+        logits = torch.empty(len(rows), config.vocab_size, dtype=torch.float32, device="cpu")
+        inputs = self._inputs(batch, cache, batch.token_ids)
+        if not keep_streams:
+            self.kernels.forward_to_logits(self.handle, *inputs, rows, _array(logits))
+            return logits, None
+        streams = torch.empty(batch.num_tokens, config.hc_mult, config.hidden_size, dtype=torch.float32, device="cpu")
+        self.kernels.forward_to_logits(self.handle, *inputs, rows, _array(logits), _array(streams))
+        return logits, streams
 
     def _inputs(self, batch: RaggedBatch, cache: Cache | None, token_ids: Tensor) -> tuple[Any, ...]:
         """Batch arguments of the kernels: the cache, the ids, then each sequence's length, start and cache row."""
@@ -142,6 +147,10 @@ class NativeBackend:
             cache.reserve(batch.slots, batch.starts, batch.lengths)
         handle = cache.native_cache(self.kernels).handle
         return handle, _array(token_ids), batch.lengths, batch.starts, batch.slots
+
+    def _warn_of_reference(self) -> None:
+        if self._limited:
+            warn_once("expert_memory is not kept by calls with auxiliary losses or gradients, which PyTorch computes")
 
     def _check(self) -> None:
         """StaleWeightsError if a tensor was replaced since the freeze or requires a gradient; only if checks are on."""

@@ -8,7 +8,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from dsv4.kernels.stored import matrices_of
+from dsv4.kernels.stored import StoredStack, StoredTensor, matrices_of
 
 _STACK = re.compile(r"^(.*\.experts)\.(w[123])$")
 
@@ -44,3 +44,12 @@ def named_tensors(model: object) -> dict[str, Tensor]:
 def native_tensors(model: object) -> dict[str, Tensor]:
     """Parameters and tables of a module by official name, as the native kernels expect them."""
     return official_tensors(named_tensors(model))
+
+
+def has_stored_experts(model: object) -> bool:
+    """True if every routed expert of a module stays as it is stored."""
+    stacks = [tensor for name, tensor in named_tensors(model).items() if _STACK.match(name)]
+    return all(
+        isinstance(stack, StoredStack) and all(isinstance(matrix, StoredTensor) for matrix in stack.matrices)
+        for stack in stacks
+    )

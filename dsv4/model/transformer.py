@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dsv4.cache import Cache
+from dsv4.cache.formats import cache_dtype
 from dsv4.config import WINDOW, ModelConfig
 from dsv4.kernels.stored import StoredWeight
 from dsv4.model.aux_losses import AuxLosses
@@ -149,12 +150,21 @@ class Transformer(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.embed.weight.dtype
 
-    def new_cache(self, batch_size: int = 1, max_tokens: int = 4096, max_pages: int | None = None) -> Cache:
+    def new_cache(
+        self,
+        batch_size: int = 1,
+        max_tokens: int = 4096,
+        max_pages: int | None = None,
+        kv_cache_dtype: str = "auto",
+    ) -> Cache:
         """An empty cache: `batch_size` sequences of up to `max_tokens` tokens. On CPUs it takes memory as it fills.
 
-        `max_pages`: pages of all sequences together; default: enough for full ones.
+        `max_pages`: pages of all sequences together; default: enough for full ones. `kv_cache_dtype`: of keys and
+        entries, one of KV_CACHE_DTYPES; "auto": in shipped numerics as the published model stores them, which loses
+        nothing; in float numerics the model's dtype.
         """
-        return Cache(self.config, batch_size, max_tokens, self.device, self.dtype, max_pages)
+        dtype = cache_dtype(kv_cache_dtype, self.numerics, self.dtype)
+        return Cache(self.config, batch_size, max_tokens, self.device, dtype, max_pages)
 
     def forward_ragged(self, batch: RaggedBatch, cache: Cache | None = None, aux: AuxLosses | None = None) -> Tensor:
         """Streams [T, hc_mult, d] after the last main layer. With a cache, appends to its rows `batch.slots`.
@@ -162,7 +172,7 @@ class Transformer(nn.Module):
         Sequence i must start where its cache row ends, without a cache at 0, and no row may occur twice; ValueError
         otherwise, before anything is written.
         """
-        _reserve(batch, cache)
+        _reserve(batch, cache, self.numerics)
         streams = self.backend.run(batch, cache, aux)
         if cache is not None:
             cache.advance(batch.slots, batch.lengths)
@@ -176,25 +186,31 @@ class Transformer(nn.Module):
         Same bits as `logits(forward_ragged(batch, cache)[rows])`, without keeping all streams: an engine's step.
         ValueError, before anything is written, as in `forward_ragged`, and if rows do not ascend or are out of range.
         """
+        return self._read_rows(batch, cache, rows, keep_streams=False)[0]
+
+    def next_token_logits_and_streams(
+        self, batch: RaggedBatch, cache: Cache | None, rows: np.ndarray
+    ) -> tuple[Tensor, Tensor]:
+        """Same bits as `next_token_logits`, and the streams [T, hc_mult, d] of all tokens, for the MTP block."""
+        logits, streams = self._read_rows(batch, cache, rows, keep_streams=True)
+        assert streams is not None
+        return logits, streams
+
+    def _read_rows(
+        self, batch: RaggedBatch, cache: Cache | None, rows: np.ndarray | None, keep_streams: bool
+    ) -> tuple[Tensor, Tensor | None]:
         before = -1
         for i, row in enumerate(() if rows is None else rows.tolist()):
             if not before < row < batch.num_tokens:
                 allowed = f"0 to {batch.num_tokens - 1}, each more than the one before"
                 raise ValueError(f"rows[{i}] is {row}: allowed are {allowed}")
             before = row
-        _reserve(batch, cache)
+        _reserve(batch, cache, self.numerics)
         rows = np.arange(batch.num_tokens) if rows is None else rows
-        logits = self.backend.next_token_logits(batch, cache, rows)
+        logits, streams = self.backend.next_token_logits(batch, cache, rows, keep_streams)
         if cache is not None:
             cache.advance(batch.slots, batch.lengths)
-        return logits
-
-    def next_token_logits_and_streams(
-        self, batch: RaggedBatch, cache: Cache | None, rows: np.ndarray
-    ) -> tuple[Tensor, Tensor]:
-        """Same bits as `next_token_logits`, and the streams [n, hc_mult, d] of the same rows."""
-        streams = self.forward_ragged(batch, cache)[torch.from_numpy(rows).to(self.device)]
-        return self.logits(streams), streams
+        return logits, streams
 
     def logits(self, streams: Tensor) -> Tensor:
         """Next-token logits, fp32 [n, vocab], of streams [n, hc_mult, d]."""
@@ -255,10 +271,14 @@ def _keeps(fn: Any, device: torch.device) -> bool:
     return fn(probe) is probe and probe.is_shared() == shared
 
 
-def _reserve(batch: RaggedBatch, cache: Cache | None) -> None:
+def _reserve(batch: RaggedBatch, cache: Cache | None, numerics: str) -> None:
     """Check the batch and make room for it in the cache, if there is one."""
     if cache is None:
         _check_starts(batch)
+    elif cache.dtype == "shipped" and numerics != "shipped":
+        raise ValueError(
+            f"a cache in the published formats holds keys of shipped numerics alone, not of {numerics} ones"
+        )
     else:
         cache.reserve(batch.slots, batch.starts, batch.lengths)
 

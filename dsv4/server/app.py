@@ -16,6 +16,7 @@ from dsv4.server.endpoint import format_router
 from dsv4.server.error_responses import install_error_handlers
 from dsv4.server.health import health_router
 from dsv4.server.keys import check_key
+from dsv4.server.metrics import metrics_router
 from dsv4.server.model_names import OFFICIAL_NAMES
 from dsv4.server.models import models_router
 from dsv4.server.origin import OriginMiddleware, OriginPolicy
@@ -76,6 +77,7 @@ def create_app(
     app.include_router(models_router(service))
     app.include_router(tokenization_router(service))
     app.include_router(health_router(models, drain))
+    app.include_router(metrics_router({model.name: model.engine.metrics for model in models}))
     app.router.routes.extend(chat_routes())
     openapi.install_openapi(app)
     return app

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dsv4.server.error_responses import error_response
 from dsv4.server.errors import RequestError
+from dsv4.server.users import remember_key
 
 # The page itself holds no secrets, and each of its API calls needs the key.
 OPEN_PATHS = ("/", "/health", "/health/deep", "/favicon.ico")
@@ -29,6 +30,7 @@ class ApiKeyMiddleware:
             return
         key = presented_key(Headers(scope=scope))
         if key is not None and self._is_valid(key):
+            remember_key(scope, key)
             await self.app(scope, receive, send)
             return
         message = (

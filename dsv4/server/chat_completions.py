@@ -27,7 +27,6 @@ _WISHES = {
     "function_call": "choose a function with `tool_choice`",
     "web_search_options": "this server has no web search",
     "min_tokens": "this server has no minimum length of answers",
-    "ignore_eos": "this server ends answers at end of sentence",
     "stop_token_ids": "this server stops at strings only, given in `stop`",
     "bad_words": "this server excludes no words from answers",
     "logits_processors": "this server does not process logits",

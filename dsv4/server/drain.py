@@ -10,6 +10,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from dsv4.server.error_responses import error_response
 from dsv4.server.errors import RequestError, retry_after
 
+WATCHING = ("/health", "/health/deep", "/metrics")  # paths that are answered during the shutdown too
+
 
 class Drain:
     """State of the shutdown. A signal handler may call `begin`; all else belongs to one event loop."""
@@ -56,14 +58,14 @@ class Drain:
 
 
 class DrainMiddleware:
-    """Answers 503 to every request during the shutdown, except /health, which reports the state itself."""
+    """Answers 503 to every request during the shutdown, except those that watch it: /health and /metrics."""
 
     def __init__(self, app: ASGIApp, drain: Drain) -> None:
         self.app = app
         self.drain = drain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self.drain.draining and not scope["path"].startswith("/health"):
+        if scope["type"] == "http" and self.drain.draining and scope["path"] not in WATCHING:
             await error_response(self.drain.refusal(), scope["path"])(scope, receive, send)
             return
         await self.app(scope, receive, send)

@@ -10,12 +10,12 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from dsv4.server.auth import presented_key
 from dsv4.server.delivery import Delivery
 from dsv4.server.errors import RequestError
 from dsv4.server.openapi import operation
 from dsv4.server.requests import read_body
 from dsv4.server.service import ChatService
+from dsv4.server.users import key_of
 from dsv4.server.wire_format import WireFormat
 
 
@@ -49,6 +49,6 @@ def _operation(
 async def answer(service: ChatService, wire_format: WireFormat, request: Request, delivery: Delivery) -> Response:
     """Checks a request and starts its answer, streamed or whole. Raises RequestError before anything is generated."""
     service.check()
-    prepare = partial(service.prepare, wire_format, key=presented_key(request.headers))
+    prepare = partial(service.prepare, wire_format, key=key_of(request.scope) or None)
     job = await service.threads.run(prepare, await read_body(request))
     return delivery.answer(service, job)

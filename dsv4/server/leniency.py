@@ -21,7 +21,7 @@ from dsv4.server.wishes import Sampling
 
 @dataclass(frozen=True)
 class Adapted:
-    """A body that deepseek-recipe can read, and the sampling parameters of it that deepseek-recipe does not read."""
+    """A body that deepseek-recipe can read, and the parts of it that deepseek-recipe does not read."""
 
     body: bytes
     sampling: Sampling = field(default_factory=Sampling)

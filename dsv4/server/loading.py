@@ -65,16 +65,17 @@ def load_engines(models: Sequence[str | Path | None], config: EngineConfig) -> l
 
 
 def _check_together(models: Sequence[str | Path | None], config: EngineConfig) -> None:
-    from dsv4.engine.loading import check_capacities
+    from dsv4.engine.loading import check_capacity
     from dsv4.model_folder import model_name, resolve_model
     from dsv4.server.served_models import check_names
 
     folders = [resolve_model(model, config.revision) for model in models]
     check_names([model_name(folder) for folder in folders])
     if config.check_memory:
-        check_capacities(folders, config)
+        check_capacity(folders, config)
 
 
 def close_all(engines: Sequence[AsyncEngine]) -> None:
     for engine in engines:
         engine.close()
+        engine.llm.close()

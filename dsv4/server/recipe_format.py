@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, cast
 
 import deepseek_recipe as recipe
@@ -140,9 +140,8 @@ class RecipeRequest(WireRequest):
         return requested_salt(self.received)
 
     def turn(self, model: ConversationModel) -> Turn:
-        sampling = self.sampling
         try:
-            return model.prepare(self.converted, top_k=sampling.top_k, min_p=sampling.min_p, structure=self.structure)
+            return model.prepare(self.converted, **asdict(self.sampling), structure=self.structure)
         except recipe.ConversionError as error:
             raise RequestError.from_recipe(error) from error
 

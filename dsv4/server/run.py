@@ -20,7 +20,7 @@ from dsv4.server.open_files import connection_bound, raise_limit
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
-    from dsv4.engine import AsyncEngine
+    from dsv4.engine import LLM, AsyncEngine
     from dsv4.server.drain import Drain
 
 
@@ -66,7 +66,7 @@ def serve(model: str | Path | Sequence[str | Path] | None = None, **options: Any
             except BaseException:
                 close_all(engines)
                 raise
-            announce([engine.llm.name for engine in engines], address(listening))
+            announce([engine.llm for engine in engines], address(listening))
             return engines
 
         loading = Loading(load, on_failure=server.stop)
@@ -121,10 +121,15 @@ def exit_now() -> None:
     os._exit(0)
 
 
-def announce(model_names: Sequence[str], url: str) -> None:
-    """Prints the base URLs, and the kernels if they are native."""
-    print(f"{', '.join(model_names)} {'is' if len(model_names) == 1 else 'are'} ready. Chat page: {url}/")
+def announce(llms: Sequence[LLM], url: str) -> None:
+    """Prints the base URLs, each model's size of the cache and limit of experts if any, and the kernels if native."""
+    print(f"{', '.join(llm.name for llm in llms)} {'is' if len(llms) == 1 else 'are'} ready. Chat page: {url}/")
     print(f"OpenAI base URL: {url}/v1   Anthropic base URL: {url}/anthropic   (Ctrl-C stops)")
+    for llm in llms:
+        of = "" if len(llms) == 1 else f"{llm.name}: "
+        print(f"{of}{llm.cache_size}")
+        if llm.expert_memory is not None:
+            print(f"{of}{llm.expert_memory.describe()}")
     if backends.name() == "native":
         print(backends.describe())
     sys.stdout.flush()

@@ -87,7 +87,8 @@ class ChatService:
 
     def prepare(self, wire_format: WireFormat, body: bytes, key: str | None = None) -> Job:
         """Validates, renders and tokenizes a request, and reserves its place in the queue. Slow for a long prompt: run
-        it in a thread. `key`: the client's API key. Raises RequestError and QueueFullError.
+        it in a thread. `key`: the client's API key; keys, and users of a key, share the engine fairly. Raises
+        RequestError and QueueFullError.
         """
         request = wire_format.read(body, self.options)
         served = self.models.find(request.model)
@@ -100,8 +101,9 @@ class ChatService:
         readers = request.readers(conversation, turns, answer_id)
         watched = request.stream and request.reports.progress
         start = engine.stream_with_progress if watched else engine.stream
+        user = (key or "", request.user or "")
         try:
-            events = [cast(EngineEvents, start(turn.prompt_token_ids, turn.params)) for turn in turns]
+            events = [cast(EngineEvents, start(turn.prompt_token_ids, turn.params, user)) for turn in turns]
         except GrammarError as error:
             field = "tools" if error.field == "tools" else wire_format.format_field
             raise RequestError(400, f"Invalid schema for {field}: {error.reason}", param=field) from error

@@ -22,11 +22,12 @@ class Sampling:
 
     top_k: int = 0
     min_p: float = 0.0
+    ignore_eos: bool = False
 
     @classmethod
     def of(cls, request: Json) -> Sampling:
-        """`top_k` and `min_p` of a request; a top_k of -1 means no limit, as 0. RequestError 400 names the range."""
-        top_k, min_p = request.get("top_k"), request.get("min_p")
+        """The parameters of a request; a top_k of -1 means no limit, as 0. RequestError 400 names the range."""
+        top_k, min_p, ignore_eos = request.get("top_k"), request.get("min_p"), request.get("ignore_eos")
         if top_k is None:
             top_k = 0
         if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < -1:
@@ -35,7 +36,9 @@ class Sampling:
             min_p = 0.0
         if isinstance(min_p, bool) or not isinstance(min_p, (int, float)) or not 0.0 <= min_p <= 1.0:
             raise invalid("min_p", min_p, "[0, 1]")
-        return cls(max(top_k, 0), float(min_p))
+        if not isinstance(ignore_eos, (bool, type(None))):
+            raise invalid("ignore_eos", ignore_eos, "true and false")
+        return cls(max(top_k, 0), float(min_p), bool(ignore_eos))
 
 
 # llama.cpp's samplers and switches -> the values that change nothing.

@@ -52,20 +52,20 @@ class IndexKeyCache {
     // Steps of a panel's keys, [ROWS]: a key is about its step times its quantized values.
     float* steps(int64_t panel) { return steps_.data() + panel * ROWS; }
 
-    // Marks the first `rows` rows of a panel as quantized from index_keys [rows, width]. Threads may call this
+    // Marks the first `rows` rows of a panel as quantized from index keys of `bytes` bytes each. Threads may call this
     // concurrently for different panels.
-    void set_valid(int64_t panel, int64_t rows, const Bounds& bounds, const float* index_keys, int64_t width) {
+    void set_valid(int64_t panel, int64_t rows, const Bounds& bounds, const uint8_t* index_keys, int64_t bytes) {
         valid_[static_cast<size_t>(panel)] = static_cast<uint8_t>(rows);
         bounds_[static_cast<size_t>(panel)] = bounds;
         if (checksums_.empty()) return;
-        for (int64_t j = 0; j < rows; ++j) checksum_of(panel * ROWS + j) = checksum(index_keys + j * width, width);
+        for (int64_t j = 0; j < rows; ++j) checksum_of(panel * ROWS + j) = checksum(index_keys + j * bytes, bytes);
     }
 
-    // First row of entries [., width] that has changed since it was quantized, without `invalidate`; -1 if none.
-    int64_t stale_row(const float* entries, int64_t width) {
+    // First of the entries, of `bytes` bytes each, that has changed since it was quantized, without `invalidate`; -1 if none.
+    int64_t stale_row(const uint8_t* entries, int64_t bytes) {
         for (int64_t panel = 0; !checksums_.empty() && panel < panels_; ++panel)
             for (int64_t row = panel * ROWS; row < panel * ROWS + valid_rows(panel); ++row)
-                if (checksum_of(row) != checksum(entries + row * width, width)) return row;
+                if (checksum_of(row) != checksum(entries + row * bytes, bytes)) return row;
         return -1;
     }
 
@@ -75,11 +75,11 @@ class IndexKeyCache {
    private:
     uint64_t& checksum_of(int64_t row) { return checksums_[static_cast<size_t>(row)]; }
 
-    static uint64_t checksum(const float* row, int64_t width) {  // FNV-1a
+    static uint64_t checksum(const uint8_t* row, int64_t bytes) {  // FNV-1a over 32-bit words
         uint64_t sum = 0xcbf29ce484222325;
-        for (int64_t i = 0; i < width; ++i) {
-            uint32_t bits;
-            std::memcpy(&bits, row + i, sizeof bits);
+        for (int64_t i = 0; i < bytes; i += 4) {
+            uint32_t bits = 0;
+            std::memcpy(&bits, row + i, static_cast<size_t>(std::min<int64_t>(sizeof bits, bytes - i)));
             sum = (sum ^ bits) * 0x100000001b3;
         }
         return sum;

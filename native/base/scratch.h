@@ -6,7 +6,21 @@
 namespace dsv4::DSV4_ISA {
 
 // One buffer per name and thread.
-enum class Scratch { packed, panel, scores, index_dots, index_scores, staging, lanes, rows, count };
+enum class Scratch {
+    packed,
+    panel,
+    scores,
+    index_dots,
+    index_scores,
+    index_panels,
+    staging,
+    lanes,
+    rows,
+    window_keys,
+    entries,
+    index_keys,
+    count
+};
 
 inline std::byte* scratch_bytes(Scratch buffer, int64_t bytes) {
     thread_local Aligned<std::byte> buffers[static_cast<int>(Scratch::count)];

@@ -45,6 +45,8 @@ inline V scale_or_zero(V x, V n, V cut, float limit) {
 }
 // Bit i is set unless x <= limit in lane i, so for NaN too.
 inline uint32_t above(V x, V limit) { return _mm512_cmp_ps_mask(x.v, limit.v, _CMP_NLE_UQ); }
+// Lane i of x where bit i is set, else of y.
+inline V select(uint32_t lanes, V x, V y) { return {_mm512_mask_blend_ps(static_cast<__mmask16>(lanes), y.v, x.v)}; }
 inline __m256 low(V x) { return _mm512_castps512_ps256(x.v); }
 inline __m256 high(V x) { return _mm512_extractf32x8_ps(x.v, 1); }
 
@@ -98,6 +100,12 @@ inline uint32_t above(V x, V limit) {
     return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(x.a, limit.a, _CMP_NLE_UQ)) |
                                  _mm256_movemask_ps(_mm256_cmp_ps(x.b, limit.b, _CMP_NLE_UQ)) << 8);
 }
+inline __m256 select_half(uint32_t lanes, __m256 x, __m256 y) {
+    const __m256i bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i set = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(lanes)), bits), bits);
+    return _mm256_blendv_ps(y, x, _mm256_castsi256_ps(set));
+}
+inline V select(uint32_t lanes, V x, V y) { return {select_half(lanes, x.a, y.a), select_half(lanes >> 8, x.b, y.b)}; }
 inline __m256 low(V x) { return x.a; }
 inline __m256 high(V x) { return x.b; }
 
@@ -142,6 +150,7 @@ inline uint32_t above(V x, V limit) {
     for (int i = 0; i < LANES; ++i) lanes |= static_cast<uint32_t>(!(x.f[i] <= limit.f[i])) << i;
     return lanes;
 }
+inline V select(uint32_t lanes, V x, V y) { DSV4_EACH(lanes >> i & 1u ? x.f[i] : y.f[i]); }
 #undef DSV4_EACH
 
 #endif

@@ -114,20 +114,57 @@ struct Readout {
     const float* norm = nullptr;
 };
 
+// Projections of an MTP block's inputs: the next token's embedding and the streams, both normed.
+struct MtpInput {
+    const float *enorm = nullptr, *hnorm = nullptr;
+    Weight e_proj, h_proj;
+};
+
+class ExpertResidency;
+
 struct Model {
     Config config{};
     Weight embed, head;
-    std::vector<Layer> layers;       // main layers, then the MTP blocks
-    std::vector<float> inv_freq[2];  // 0 for window-only layers, 1 for compressed ones
+    std::vector<Layer> layers;             // main layers, then the MTP blocks
+    std::vector<MtpInput> mtp;             // of each MTP block
+    std::vector<float> inv_freq[2];        // 0 for window-only layers, 1 for compressed ones
+    ExpertResidency* residency = nullptr;  // of the routed experts; null: nothing limits their memory
 };
 
+enum class RowKind { f32, bf16, fp8, fp4 };
+
+// Format of a cache's rows; dsv4/cache/formats.py has the definition.
+struct RowFormat {
+    RowKind kind = RowKind::f32;
+    int64_t width = 0;   // channels
+    int64_t rotary = 0;  // fp8: the last channels, which are BF16
+    int64_t bytes = 0;   // per row
+
+    int64_t plain() const { return width - rotary; }  // fp8: channels in codes
+};
+
+// Rows of a cache, which Python owns.
+struct StoredRows {
+    uint8_t* data = nullptr;
+    RowFormat format;
+
+    uint8_t* row(int64_t i) const { return data + i * format.bytes; }
+};
+
+// Rows of fp32 channels.
+inline StoredRows float_rows(const float* data, int64_t width) {
+    auto* bytes = const_cast<uint8_t*>(reinterpret_cast<const uint8_t*>(data));
+    return {bytes, {RowKind::f32, width, 0, width * static_cast<int64_t>(sizeof(float))}};
+}
+
 struct CompressorCache {
-    float *kv = nullptr, *score = nullptr, *entries = nullptr;
-    IndexKeyCache* quantized = nullptr;  // of the indexer's entries; null for attention's
+    float *kv = nullptr, *score = nullptr;
+    StoredRows entries;
+    IndexKeyCache* quantized = nullptr;  // of the indexer's entries; null for attention's, and for FP4 ones
 };
 
 struct LayerCache {
-    float* window = nullptr;  // [slots, WINDOW, head_dim], a ring: slot = position mod WINDOW
+    StoredRows window;  // [slots, WINDOW], a ring: slot = position mod WINDOW
     CompressorCache main, index;
 };
 
@@ -135,6 +172,7 @@ struct Cache {
     std::vector<LayerCache> layers;
     const int64_t* block_table = nullptr;  // [slots, pages per slot]: pages in any order, shared or not; -1: none
     int64_t pages_per_slot = 0;
+    const int64_t* stored = nullptr;  // [slots]: first tokens whose entries are there and are not written; null: none
 };
 
 // A ragged batch: the tokens of all sequences, concatenated. Sequence i continues slot slots[i] at position starts[i].
@@ -143,8 +181,8 @@ struct Batch {
     int64_t sequences;
 };
 
-// Sampling parameters. Allowed tokens: the top_k likeliest (0: all), of those the shortest prefix, likeliest first,
-// whose share reaches top_p, of those the ones at least min_p times as likely as the likeliest.
+// Sampling parameters. Kept tokens: the top_k likeliest (0: all), of those the shortest prefix, likeliest first, whose
+// share reaches top_p, of those the ones at least min_p times as likely as the likeliest. Temperature 0: the likeliest.
 struct Sampling {
     double temperature;
     int64_t top_k;

@@ -79,7 +79,7 @@ void index_top_k(const float* q, const float* weights, int64_t tokens, int64_t h
     Buffers buffers;
     IndexKeyCache index_key_cache(cache.pages_per_slot * (PAGE_TOKENS / CSA.ratio), false);
     const EntrySelection selection{
-        q, weights, heads, width, k, Entries(index_keys, cache, 0, 4, width), &index_key_cache};
+        q, weights, heads, width, k, Entries(float_rows(index_keys, width), cache, 0, CSA.ratio), &index_key_cache};
     select_entries({{{0, tokens, start, 0}, selection, selected.data()}}, buffers);
     std::copy(selected.begin(), selected.end(), index);
 }
@@ -92,11 +92,11 @@ void index_top_k(const float* q, const float* weights, int64_t tokens, int64_t h
 
 const Ops& DSV4_JOIN(DSV4_ISA, _ops)() {
     using namespace DSV4_ISA;
-    static const Ops ops{forward,          head,          linear,          grouped_products, input_gradients,
-                         weight_gradients, rms_norm_rows, sinkhorn_rows,   exp_all,          fake_quant_rows,
-                         hadamard_rows,    top_k_rows,    index_top_k,     sample_row,       single_hc_pre,
-                         single_hc_post,   single_route,  single_compress, single_attend,    single_swiglu,
-                         single_rotation,  single_rotate};
+    static const Ops ops{forward,         fuse_mtp_input,   head,          linear,          grouped_products,
+                         input_gradients, weight_gradients, rms_norm_rows, sinkhorn_rows,   exp_all,
+                         fake_quant_rows, hadamard_rows,    top_k_rows,    index_top_k,     sample_row,
+                         single_hc_pre,   single_hc_post,   single_route,  single_compress, single_attend,
+                         single_swiglu,   single_rotation,  single_rotate};
     return ops;
 }
 

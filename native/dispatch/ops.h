@@ -7,6 +7,7 @@ namespace dsv4 {
 
 struct Ops {
     void (*forward)(const Model&, const Cache&, const Batch&, int64_t first, int64_t last, bool embed, float* streams);
+    void (*fuse_mtp_input)(const Model&, int64_t depth, const int64_t* next_token_ids, int64_t n, float* streams);
     // Read-out of streams [n, s, d]: hc_head, norm, head -> logits [n, vocab].
     void (*head)(const Model&, const Readout&, const float* streams, int64_t n, float* logits);
     void (*linear)(const Rows& x, int64_t n, const Weight&, const Rows& y);
@@ -24,7 +25,8 @@ struct Ops {
     // index_keys [., width].
     void (*index_top_k)(const float* q, const float* weights, int64_t tokens, int64_t heads, int64_t width,
                         const float* index_keys, int64_t start, int64_t k, int64_t* index);
-    int64_t (*sample)(const float* logits, int64_t vocab, const Sampling&, double u);
+    // allowed: a bit per token, null for all. -1 if none may be drawn.
+    int64_t (*sample)(const float* logits, int64_t vocab, const uint32_t* allowed, const Sampling&, uint64_t key);
     // Single operations of the forward; see single_ops.h.
     void (*hc_pre)(const Config&, const HyperConnection&, const float* norm, const float* streams, int64_t n,
                    float* weights, float* x);

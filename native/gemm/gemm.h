@@ -87,7 +87,7 @@ inline void gemm(const float* const* x, int64_t rows, const Weight& w, int64_t n
     if (w.kind != Kind::f32) return gemm_amx(x, rows, w, n0, n1, y);
 #endif
 #if defined(DSV4_ISA_AVX2) || defined(DSV4_ISA_AVX512)
-    if (rows == 1) n0 = gemv(x[0], w, n0, n1, y[0]);
+    if (rows <= GEMV_ROWS) n0 = gemv(x, rows, w, n0, n1, y);
 #endif
     if (n0 == n1) return;
 #if defined(DSV4_ISA_AVX512_BF16)

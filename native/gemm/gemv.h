@@ -1,5 +1,6 @@
-// Product of one row with a weight as stored: every output is a dot product along the weight's row, in the order of
-// accumulation_order.h. Four outputs are computed together: x is read once for them, and their chains overlap.
+// Product of one to four rows with a weight as stored: every output is a dot product along the weight's row, in the order
+// of accumulation_order.h. Several outputs are computed together: x is read once for them, and their chains overlap. The
+// rows share the unpacking of the weight, so that checking drafts costs little more than one token.
 #pragma once
 
 #include "gemm/weights.h"
@@ -47,17 +48,20 @@ inline void pack_lanes(const float* x, int64_t in, Kind kind, float* to) {
     if ((in + 15) / 16 % 2) std::fill_n(to, 16, 0.0f);
 }
 
-// Adds one group of 32 weights times x [4][8] to acc. `values` (FP4): the table entry of the group's scale.
-template <Kind kind>
-[[gnu::always_inline]] inline __m256 multiply_add_group(__m256 acc, const float* x, const uint8_t* codes,
-                                                        const Fp4Bytes* values) {
-    auto add = [&](int step, __m256 w)
-                   __attribute__((always_inline)) { acc = _mm256_fmadd_ps(_mm256_load_ps(x + 8 * step), w, acc); };
+constexpr int GEMV_ROWS = 4;  // at most
+
+// Adds one group of 32 weights times each of X rows x [4][8], `stride` floats apart, to acc. `values` (FP4): the table
+// entry of the group's scale.
+template <Kind kind, int X>
+[[gnu::always_inline]] inline void multiply_add_group(__m256 (&acc)[X], const float* x, int64_t stride,
+                                                      const uint8_t* codes, const Fp4Bytes* values) {
+    auto add = [&](int step, __m256 w) __attribute__((always_inline)) {
+        for (int j = 0; j < X; ++j) acc[j] = _mm256_fmadd_ps(_mm256_load_ps(x + j * stride + 8 * step), w, acc[j]);
+    };
     if constexpr (kind == Kind::fp4) unpack_fp4_group(codes, *values, add);
     if constexpr (kind == Kind::fp8) unpack_fp8_group(codes, add);
     if constexpr (kind == Kind::bf16) unpack_bf16_group(codes, add);
     if constexpr (kind == Kind::f32) unpack_f32_group(codes, add);
-    return acc;
 }
 
 // Adds up the eight sums, given in the order of their numbers.
@@ -70,9 +74,9 @@ template <Kind kind>
 // Prefetch distance in bytes; hides the memory latency.
 constexpr int64_t PREFETCH = 2048;
 
-// y[0..R) = outputs [n, n + R) of w times a row that pack_lanes packed.
-template <Kind kind, int R>
-inline void gemv_rows(const float* x, const Weight& w, int64_t n, float* y) {
+// y[j][n..n + R) = outputs [n, n + R) of w times each of X rows that pack_lanes packed, `stride` floats apart.
+template <Kind kind, int R, int X>
+inline void gemv_rows(const float* x, int64_t stride, const Weight& w, int64_t n, float* const* y) {
     constexpr int64_t bytes = group_bytes(kind);
     const int64_t groups = groups_of(w.in), whole = w.in / GROUP;
     const uint8_t* row = w.data + n * w.stride;
@@ -87,8 +91,9 @@ inline void gemv_rows(const float* x, const Weight& w, int64_t n, float* y) {
         length > PREFETCH ? PREFETCH : (PREFETCH + R * length) / std::max<int64_t>(1, R * length) * R * w.stride;
     const int64_t last = length > PREFETCH ? length - PREFETCH : length,
                   beyond = length > PREFETCH ? R * w.stride - length + PREFETCH : within;
-    __m256 acc[R];
-    for (__m256& a : acc) a = _mm256_setzero_ps();
+    __m256 acc[R][X];
+    for (auto& output : acc)
+        for (__m256& a : output) a = _mm256_setzero_ps();
     for (int64_t g = 0; g < whole; ++g) {
         int64_t at = g * bytes, distance = at < last ? within : beyond;
         for (int r = 0; r < R; ++r) {
@@ -96,7 +101,7 @@ inline void gemv_rows(const float* x, const Weight& w, int64_t n, float* y) {
             if (at % 64 == 0)
                 for (int64_t line = 0; line < bytes; line += 64)
                     _mm_prefetch(reinterpret_cast<const char*>(codes + distance + line), _MM_HINT_T0);
-            acc[r] = multiply_add_group<kind>(acc[r], x + g * GROUP, codes, values(r, g));
+            multiply_add_group<kind, X>(acc[r], x + g * GROUP, stride, codes, values(r, g));
         }
     }
     if (whole < groups) {
@@ -105,37 +110,58 @@ inline void gemv_rows(const float* x, const Weight& w, int64_t n, float* y) {
         for (int r = 0; r < R; ++r) {
             uint8_t part[bytes] = {};
             std::memcpy(part, row + r * w.stride + length, static_cast<size_t>(left));
-            acc[r] = multiply_add_group<kind>(acc[r], x + whole * GROUP, part, values(r, whole));
+            multiply_add_group<kind, X>(acc[r], x + whole * GROUP, stride, part, values(r, whole));
         }
     }
     const __m256i order = lane_of_sum(kind);
-    for (int r = 0; r < R; ++r) y[r] = add_sums(_mm256_permutevar8x32_ps(acc[r], order));
+    for (int r = 0; r < R; ++r)
+        for (int j = 0; j < X; ++j) y[j][n + r] = add_sums(_mm256_permutevar8x32_ps(acc[r][j], order));
+}
+
+template <Kind kind, int X>
+inline void gemv_outputs_of(const float* x, int64_t stride, const Weight& w, int64_t n0, int64_t n1, float* const* y) {
+#if defined(DSV4_ISA_AVX512)
+    constexpr int R = 4;
+#else
+    constexpr int R = X > 2 ? 2 : 4;  // R * X sums fit into 16 registers
+#endif
+    int64_t n = n0;
+    for (; n + R <= n1; n += R) gemv_rows<kind, R, X>(x, stride, w, n, y);
+    for (; n < n1; ++n) gemv_rows<kind, 1, X>(x, stride, w, n, y);
 }
 
 template <Kind kind>
-inline void gemv_outputs(const float* x, const Weight& w, int64_t n0, int64_t n1, float* y) {
-    int64_t n = n0;
-    for (; n + 4 <= n1; n += 4) gemv_rows<kind, 4>(x, w, n, y + n);
-    for (; n < n1; ++n) gemv_rows<kind, 1>(x, w, n, y + n);
+inline void gemv_outputs(const float* x, int64_t rows, int64_t stride, const Weight& w, int64_t n0, int64_t n1,
+                         float* const* y) {
+    switch (rows) {
+        case 1: return gemv_outputs_of<kind, 1>(x, stride, w, n0, n1, y);
+        case 2: return gemv_outputs_of<kind, 2>(x, stride, w, n0, n1, y);
+        case 3: return gemv_outputs_of<kind, 3>(x, stride, w, n0, n1, y);
+        default: return gemv_outputs_of<kind, 4>(x, stride, w, n0, n1, y);
+    }
 }
 
-// y[n0..n1) = outputs [n0, n1) of w times one row. Returns the first output not computed: n1, or the first of an FP8
-// block whose scale is not supported.
-inline int64_t gemv(const float* x, const Weight& w, int64_t n0, int64_t n1, float* y) {
-    float* lanes = scratch(Scratch::lanes, groups_of(w.in) * GROUP);
-    if (w.kind != Kind::fp8) pack_lanes(x, w.in, w.kind, lanes);
+// y[j][n0..n1) = outputs [n0, n1) of w times each of up to GEMV_ROWS rows. Returns the first output not computed: n1, or
+// the first of an FP8 block whose scale is not supported.
+inline int64_t gemv(const float* const* x, int64_t rows, const Weight& w, int64_t n0, int64_t n1, float* const* y) {
+    const int64_t stride = groups_of(w.in) * GROUP;
+    float* lanes = scratch(Scratch::lanes, rows * stride);
+    if (w.kind != Kind::fp8)
+        for (int64_t j = 0; j < rows; ++j) pack_lanes(x[j], w.in, w.kind, lanes + j * stride);
     switch (w.kind) {
-        case Kind::f32: gemv_outputs<Kind::f32>(lanes, w, n0, n1, y); return n1;
-        case Kind::bf16: gemv_outputs<Kind::bf16>(lanes, w, n0, n1, y); return n1;
-        case Kind::fp4: gemv_outputs<Kind::fp4>(lanes, w, n0, n1, y); return n1;
+        case Kind::f32: gemv_outputs<Kind::f32>(lanes, rows, stride, w, n0, n1, y); return n1;
+        case Kind::bf16: gemv_outputs<Kind::bf16>(lanes, rows, stride, w, n0, n1, y); return n1;
+        case Kind::fp4: gemv_outputs<Kind::fp4>(lanes, rows, stride, w, n0, n1, y); return n1;
         case Kind::fp8: break;
     }
     float* scaled = scratch(Scratch::staging, w.in);
     while (n0 < n1) {  // one row of 128 x 128 blocks at a time: its outputs share their scales
         int64_t stop = std::min(n1, n0 + 128 - (w.first + n0) % 128);
-        if (!scale_fp8_input(w, n0, x, scaled)) return n0;
-        pack_lanes(scaled, w.in, w.kind, lanes);
-        gemv_outputs<Kind::fp8>(lanes, w, n0, stop, y);
+        for (int64_t j = 0; j < rows; ++j) {
+            if (!scale_fp8_input(w, n0, x[j], scaled)) return n0;
+            pack_lanes(scaled, w.in, w.kind, lanes + j * stride);
+        }
+        gemv_outputs<Kind::fp8>(lanes, rows, stride, w, n0, stop, y);
         n0 = stop;
     }
     return n1;

@@ -158,8 +158,19 @@ class AttentionBlock {
           heads_(heads),
           width_(width),
           window_columns_(whole_panels(static_cast<int64_t>(keys.window.size()))) {
-        int64_t most = 0;
-        for (int64_t t = 0; t < tokens; ++t) most = std::max(most, keys.attended_entries(start + t));
+        int64_t most = 0, selected = 0;
+        for (int64_t t = 0; t < tokens; ++t) {
+            const int64_t count = keys.attended_entries(start + t);
+            most = std::max(most, count);
+            if (keys.sparse(start + t))
+                selected = std::max(selected, count);
+            else
+                shared_ = std::max(shared_, count);
+        }
+        if (most && !keys.entries->direct()) {
+            entries_ = scratch(Scratch::entries, (shared_ + selected) * width);
+            for (int64_t e = 0; e < shared_; ++e) keys.entries->read(e, entries_ + e * width);
+        }
         stride_ = window_columns_ + whole_panels(most);
         scores_ = scratch(Scratch::scores, tokens * heads * stride_);
         panels_ = scratch(Scratch::panel, width * SCORE_KEYS);
@@ -180,13 +191,10 @@ class AttentionBlock {
 
     // Scores the entries of the dense tokens, which attend to all entries they see: packed once for the block.
     void score_shared_entries() {
-        int64_t shared = 0;
-        for (int64_t t = 0; t < tokens_; ++t)
-            if (!keys_.sparse(start_ + t)) shared = std::max(shared, keys_.visible_entries(start_ + t));
         const float* from[SCORE_KEYS];
-        for (int64_t e = 0; e < shared; e += SCORE_KEYS) {
-            const int64_t count = std::min(SCORE_KEYS, shared - e);
-            for (int64_t j = 0; j < count; ++j) from[j] = (*keys_.entries)[e + j];
+        for (int64_t e = 0; e < shared_; e += SCORE_KEYS) {
+            const int64_t count = std::min(SCORE_KEYS, shared_ - e);
+            for (int64_t j = 0; j < count; ++j) from[j] = shared_entry(e + j);
             pack_keys(from, count, width_, panels_);
             for (int64_t t = 0; t < tokens_; ++t)
                 if (!keys_.sparse(start_ + t) && e < keys_.visible_entries(start_ + t)) score_entries(t, e, count);
@@ -201,7 +209,8 @@ class AttentionBlock {
         const int32_t* selected = keys_.sparse(position) ? keys_.selected + t * keys_.top_k : nullptr;
         const float** value = values_.data();
         for (int64_t c = first; c < stop; ++c) *value++ = keys_.window[static_cast<size_t>(c)];
-        for (int64_t e = 0; e < entries; ++e) *value++ = (*keys_.entries)[selected ? selected[e] : e];
+        for (int64_t e = 0; e < entries; ++e)
+            *value++ = selected ? keys_.entries->read(selected[e], entries_ + (shared_ + e) * width_) : shared_entry(e);
         for (int64_t e = 0; selected && e < entries; e += SCORE_KEYS) {
             const int64_t count = std::min(SCORE_KEYS, entries - e);
             pack_keys(values_.data() + (stop - first) + e, count, width_, panels_);
@@ -225,6 +234,11 @@ class AttentionBlock {
    private:
     static int64_t whole_panels(int64_t keys) { return (keys + SCORE_KEYS - 1) / SCORE_KEYS * SCORE_KEYS; }
 
+    // Entry e of those that dense tokens attend to.
+    const float* shared_entry(int64_t e) const {
+        return entries_ ? entries_ + e * width_ : keys_.entries->read(e, nullptr);
+    }
+
     // Scores token t's heads with the packed entries [e, e + count) of the token.
     void score_entries(int64_t t, int64_t e, int64_t count) {
         score_keys(queries_.data() + t * heads_, heads_, panels_, count, width_,
@@ -233,7 +247,9 @@ class AttentionBlock {
 
     const AttentionKeys& keys_;
     int64_t tokens_, start_, heads_, width_, window_columns_, stride_;
+    int64_t shared_ = 0;  // entries that the dense tokens attend to
     float *scores_, *panels_;
+    float* entries_ = nullptr;  // decoded: the shared ones, then a sparse token's; null if they need not be
     std::vector<const float*> queries_, values_;
 };
 

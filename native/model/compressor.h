@@ -4,7 +4,7 @@
 #include <cassert>
 #include <vector>
 
-#include "base/rows.h"
+#include "base/stored_rows.h"
 #include "gemm/gemm.h"
 
 namespace dsv4::DSV4_ISA {
@@ -16,20 +16,27 @@ struct Segment {
 
 // Entries of a sequence by number, through its row of the block table; the ratio is a power of two.
 struct Entries {
-    const float* data;
+    StoredRows pool;
     const int64_t* pages;
     int64_t width;
-    int shift;  // a page has 2^shift entries: a shift is cheaper than a division per entry
+    const float* decoded = nullptr;  // all entries that are read, as fp32 [., width]; null: they are where they lie
+    int shift;                       // a page has 2^shift entries: a shift is cheaper than a division per entry
 
-    Entries(const float* data_, const Cache& cache, int64_t slot, int64_t ratio, int64_t width_)
-        : data(data_),
+    Entries(const StoredRows& pool_, const Cache& cache, int64_t slot, int64_t ratio)
+        : pool(pool_),
           pages(cache.block_table + slot * cache.pages_per_slot),
-          width(width_),
+          width(pool_.format.width),
           shift(__builtin_ctzll(static_cast<unsigned long long>(PAGE_TOKENS / ratio))) {
         assert(PAGE_TOKENS / ratio == int64_t{1} << shift);
     }
     int64_t row(int64_t e) const { return (pages[e >> shift] << shift) + (e & ((int64_t{1} << shift) - 1)); }
-    const float* operator[](int64_t e) const { return data + row(e) * width; }
+    uint8_t* stored(int64_t e) const { return pool.row(row(e)); }
+    // True if entries need no memory to be read.
+    bool direct() const { return decoded || pool.format.kind == RowKind::f32; }
+    // Entry e as fp32: where it lies, or decoded into memory [width].
+    const float* read(int64_t e, float* memory) const {
+        return decoded ? decoded + e * width : read_row(pool, row(e), memory);
+    }
 };
 
 // Softmax-weighted sum over the slots of a window, channel by channel. Slots are in the order of their tokens; a slot
@@ -50,17 +57,18 @@ inline void pool(const float* const* kv, const float* const* score, int64_t slot
     }
 }
 
-// Writes the entries of the windows that a segment closes to `cache`, then the state that later windows need. kv and
-// score are the ubatch's projections [rows, total], ape included. finish(entry, position) runs on each entry before it
-// is stored.
+// Writes the entries of the windows that a segment closes to `cache`, those of stored tokens excepted, then the state
+// that later windows need. kv and score are the ubatch's projections [rows, total], ape included. finish(entry,
+// position) runs on each entry before it is stored.
 template <class Finish>
 inline void compress(const Compressor& c, const Segment& s, const Cache& pages, const CompressorCache& cache,
                      const float* kv, const float* score, Finish finish) {
     int64_t ratio = c.kind.ratio, rows = c.kind.state_tokens(), end = s.start + s.count;
-    Entries entries(cache.entries, pages, s.slot, ratio, c.width);
+    const Entries entries(cache.entries, pages, s.slot, ratio);
     float* old_kv = cache.kv + s.slot * rows * c.total;
     float* old_score = cache.score + s.slot * rows * c.total;
-    int64_t first = s.start / ratio, last = end / ratio;
+    int64_t stored = pages.stored ? pages.stored[s.slot] : 0, first = std::max(s.start, stored) / ratio,
+            last = end / ratio;
     std::vector<float> entry(static_cast<size_t>(c.width));
     std::vector<const float*> from(static_cast<size_t>(2 * rows));
     for (int64_t window = first; window < last; ++window) {
@@ -78,7 +86,7 @@ inline void compress(const Compressor& c, const Segment& s, const Cache& pages, 
         }
         pool(from.data(), from.data() + rows, rows, c.width, entry.data());
         finish(entry.data(), window * ratio);
-        std::copy(entry.begin(), entry.end(), cache.entries + entries.row(window) * c.width);
+        encode_row(cache.entries.format, entry.data(), entries.stored(window));
         if (cache.quantized) cache.quantized->invalidate(entries.row(window));
     }
     for (int64_t position = std::max(s.start, end - rows); position < end; ++position) {

@@ -2,8 +2,12 @@
 #pragma once
 
 #include <algorithm>
+#include <numeric>
+#include <optional>
+#include <utility>
 #include <vector>
 
+#include "base/expert_residency.h"
 #include "base/rows.h"
 #include "base/top_k.h"
 #include "gemm/gemm.h"
@@ -36,60 +40,128 @@ inline void route(const float* logits, const Layer& layer, const Config& c, int6
     }
 }
 
-// Runs the routed experts of n tokens x [n, d]: rows [n, k, d] get the weighted output of each selected expert. hidden
-// is scratch [n * k, 2 * width]. `beside` is an independent product of n rows that shares the threads with the experts.
-inline void run_experts(const Layer& layer, const Config& c, const float* x, int64_t n, const int32_t* index,
-                        const float* weights, float* hidden, float* rows, const Product& beside) {
-    int64_t k = c.num_experts_per_tok, d = c.hidden_size, width = c.moe_intermediate_size;
-    auto expert_of = [&](int64_t slot) -> const Expert& { return layer.experts[static_cast<size_t>(index[slot])]; };
-    auto finish = [&](int64_t slot) {
-        float* gate = hidden + slot * 2 * width;
-        swiglu(gate, gate + width, width, static_cast<float>(c.swiglu_limit), weights[slot]);
-        if (c.quantize) fake_quant_fp8(gate, width, 128);
-    };
-    if (n == 1) {  // all selected experts at once; threads split the outputs
-        std::vector<Product> list;
-        for (int64_t slot = 0; slot < k; ++slot) {
-            float* gate = hidden + slot * 2 * width;
-            Rows from{const_cast<float*>(x), d};
-            list.push_back({from, &expert_of(slot).w1, {gate, width}});
-            list.push_back({from, &expert_of(slot).w3, {gate + width, width}});
-        }
-        products(list.data(), static_cast<int>(list.size()), 1);
-        list.assign(1, beside);
-        for (int64_t slot = 0; slot < k; ++slot) {
-            finish(slot);
-            list.push_back({{hidden + slot * 2 * width, 2 * width}, &expert_of(slot).w2, {rows + slot * d, d}});
-        }
-        products(list.data(), static_cast<int>(list.size()), 1);
-        return;
+// Memory and inputs of the routed experts of n tokens: x [n, d], the experts that the router chose and their weights
+// [n, k], scratch `hidden` [n * k, 2 * width]. Rows [n, k, d] get the weighted output of each chosen expert.
+struct ExpertInputs {
+    const Layer& layer;
+    const Config& config;
+    const float* x;
+    int64_t n;
+    const int32_t* index;
+    const float* weights;
+    float *hidden, *rows;
+
+    float* gate(int64_t slot) const { return hidden + slot * 2 * config.moe_intermediate_size; }
+    const Expert& expert_of(int64_t slot) const { return layer.experts[static_cast<size_t>(index[slot])]; }
+
+    void finish(int64_t slot) const {
+        const int64_t width = config.moe_intermediate_size;
+        swiglu(gate(slot), gate(slot) + width, width, static_cast<float>(config.swiglu_limit), weights[slot]);
+        if (config.quantize) fake_quant_fp8(gate(slot), width, 128);
     }
-    products(&beside, 1, n);
-    std::vector<std::vector<int64_t>> slots(layer.experts.size());
-    for (int64_t slot = 0; slot < n * k; ++slot) slots[static_cast<size_t>(index[slot])].push_back(slot);
-    std::vector<size_t> busy;
+};
+
+// Runs some slots of a single token, all their experts at once; threads split the outputs. `beside`, unless null, is an
+// independent product that shares the threads.
+inline void run_slots(const ExpertInputs& in, const std::vector<int64_t>& slots, const Product* beside) {
+    const int64_t d = in.config.hidden_size, width = in.config.moe_intermediate_size;
+    std::vector<Product> list;
+    const Rows from{const_cast<float*>(in.x), d};
+    for (int64_t slot : slots) {
+        list.push_back({from, &in.expert_of(slot).w1, {in.gate(slot), width}});
+        list.push_back({from, &in.expert_of(slot).w3, {in.gate(slot) + width, width}});
+    }
+    products(list.data(), static_cast<int>(list.size()), 1);
+    list.clear();
+    if (beside) list.push_back(*beside);
+    for (int64_t slot : slots) {
+        in.finish(slot);
+        list.push_back({{in.gate(slot), 2 * width}, &in.expert_of(slot).w2, {in.rows + slot * d, d}});
+    }
+    products(list.data(), static_cast<int>(list.size()), 1);
+}
+
+// Runs the experts of a single token, with a residency in the order in which they come into memory.
+inline void run_token(const ExpertInputs& in, ExpertResidency* residency, int64_t layer, const Product& beside) {
+    const int64_t k = in.config.num_experts_per_tok;
+    std::vector<int64_t> slots(static_cast<size_t>(k));
+    std::iota(slots.begin(), slots.end(), int64_t{0});
+    if (!residency) return run_slots(in, slots, &beside);
+    std::vector<int32_t> experts;
+    for (int64_t slot : slots)
+        if (std::find(experts.begin(), experts.end(), in.index[slot]) == experts.end())
+            experts.push_back(in.index[slot]);
+    ExpertClaim claim(*residency, layer, experts);
+    products(&beside, 1, 1);
+    while (!experts.empty()) {
+        const std::vector<int32_t> ready = claim.take_ready(experts);
+        slots.clear();
+        for (int64_t slot = 0; slot < k; ++slot)
+            if (std::find(ready.begin(), ready.end(), in.index[slot]) != ready.end()) slots.push_back(slot);
+        run_slots(in, slots, nullptr);
+        for (int32_t expert : ready) claim.done(expert);
+    }
+}
+
+// Runs one expert on all of its slots.
+inline void run_expert(const ExpertInputs& in, const Expert& expert, const std::vector<int64_t>& slots) {
+    const int64_t k = in.config.num_experts_per_tok, d = in.config.hidden_size, width = in.config.moe_intermediate_size;
+    const int64_t count = static_cast<int64_t>(slots.size());
+    std::vector<const float*> from(slots.size());
+    std::vector<float*> gate(slots.size()), up(slots.size()), to(slots.size());
+    for (size_t i = 0; i < slots.size(); ++i) {
+        from[i] = in.x + slots[i] / k * d;
+        gate[i] = in.gate(slots[i]);
+        up[i] = gate[i] + width;
+        to[i] = in.rows + slots[i] * d;
+    }
+    gemm(from.data(), count, expert.w1, 0, width, gate.data());
+    gemm(from.data(), count, expert.w3, 0, width, up.data());
+    for (int64_t slot : slots) in.finish(slot);
+    for (size_t i = 0; i < slots.size(); ++i) from[i] = gate[i];
+    gemm(from.data(), count, expert.w2, 0, d, to.data());
+}
+
+// Runs the routed experts. `beside` is an independent product of n rows that shares the threads with the experts. No
+// row's bits depend on the order of the experts.
+inline void run_experts(const ExpertInputs& in, ExpertResidency* residency, int64_t layer, const Product& beside) {
+    if (in.n == 1) return run_token(in, residency, layer, beside);
+    std::vector<std::vector<int64_t>> slots(in.layer.experts.size());
+    for (int64_t slot = 0; slot < in.n * in.config.num_experts_per_tok; ++slot)
+        slots[static_cast<size_t>(in.index[slot])].push_back(slot);
+    std::vector<int32_t> busy;
     for (size_t e = 0; e < slots.size(); ++e)
-        if (!slots[e].empty()) busy.push_back(e);
+        if (!slots[e].empty()) busy.push_back(static_cast<int32_t>(e));
+    auto slots_of = [&](int32_t e) -> const std::vector<int64_t>& { return slots[static_cast<size_t>(e)]; };
     // Longest tasks first, so that the threads finish together.
-    std::stable_sort(busy.begin(), busy.end(), [&](size_t a, size_t b) { return slots[a].size() > slots[b].size(); });
+    std::stable_sort(busy.begin(), busy.end(),
+                     [&](int32_t a, int32_t b) { return slots_of(a).size() > slots_of(b).size(); });
+    std::optional<ExpertClaim> claim;
+    if (residency) claim.emplace(*residency, layer, busy);  // reads while the product beside is computed
+    products(&beside, 1, in.n);
     parallel(static_cast<int64_t>(busy.size()), [&](int64_t task, int) {
-        const auto& mine = slots[busy[static_cast<size_t>(task)]];
-        const Expert& expert = layer.experts[busy[static_cast<size_t>(task)]];
-        int64_t count = static_cast<int64_t>(mine.size());
-        std::vector<const float*> from(mine.size());
-        std::vector<float*> gate(mine.size()), up(mine.size()), to(mine.size());
-        for (size_t i = 0; i < mine.size(); ++i) {
-            from[i] = x + mine[i] / k * d;
-            gate[i] = hidden + mine[i] * 2 * width;
-            up[i] = gate[i] + width;
-            to[i] = rows + mine[i] * d;
-        }
-        gemm(from.data(), count, expert.w1, 0, width, gate.data());
-        gemm(from.data(), count, expert.w3, 0, width, up.data());
-        for (int64_t slot : mine) finish(slot);
-        for (size_t i = 0; i < mine.size(); ++i) from[i] = gate[i];
-        gemm(from.data(), count, expert.w2, 0, d, to.data());
+        const int32_t e = busy[static_cast<size_t>(task)];
+        if (claim) claim->wait(e);
+        run_expert(in, in.layer.experts[static_cast<size_t>(e)], slots_of(e));
+        if (claim) claim->done(e);
     });
+}
+
+// Begins to read the experts of hash layers [first, last), which the token ids name.
+inline void read_ahead(const Model& model, const std::vector<int64_t>& token_ids, int64_t first, int64_t last) {
+    const int64_t k = model.config.num_experts_per_tok;
+    std::vector<std::pair<int64_t, std::vector<int32_t>>> certain;
+    for (int64_t l = first; l < last; ++l) {
+        const int64_t* table = model.layers[static_cast<size_t>(l)].tid2eid;
+        if (!table) continue;
+        std::vector<int32_t> experts;
+        for (int64_t id : token_ids)
+            for (int64_t i = 0; i < k; ++i) experts.push_back(static_cast<int32_t>(table[id * k + i]));
+        std::sort(experts.begin(), experts.end());
+        experts.erase(std::unique(experts.begin(), experts.end()), experts.end());
+        certain.emplace_back(l, std::move(experts));
+    }
+    if (!certain.empty()) model.residency->read_ahead(certain);
 }
 
 }  // namespace dsv4::DSV4_ISA

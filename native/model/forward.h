@@ -72,7 +72,10 @@ inline void add_ape(Ubatch& u, const Compressor& c, float* score) {
 }
 
 inline void quantize_kv(float* kv, const Config& c) {
-    if (c.quantize) fake_quant_fp8(kv, c.head_dim - c.qk_rope_head_dim, 64);
+    if (!c.quantize) return;
+    const int64_t plain = c.head_dim - c.qk_rope_head_dim;
+    fake_quant_fp8(kv, plain, KEY_BLOCK);
+    round_bf16(kv + plain, c.qk_rope_head_dim);
 }
 
 // Normalizes, rotates and rounds a new entry: one of attention (main) or an index key.
@@ -86,8 +89,23 @@ inline void finish_entry(const Model& m, const Compressor& w, bool main, float* 
     if (main) return quantize_kv(entry, c);
     if (c.quantize) {
         hadamard(entry, w.width);
-        fake_quant_fp4(entry, w.width, 32);
+        fake_quant_fp4(entry, w.width, INDEX_KEY_BLOCK);
     }
+}
+
+// A sequence's entries for a segment's tokens. If the tokens would decode more entries than there are, all that they
+// see are decoded here, once.
+inline Entries entries_of_segment(Ubatch& u, const Layer& layer, const StoredRows& pool, const Segment& s, bool split) {
+    constexpr int64_t MOST_DECODED = int64_t{1} << 24;  // channels: 64 MiB
+    Entries entries(pool, u.cache, s.slot, layer.kind.ratio);
+    const int64_t visible = (s.start + s.count) / layer.kind.ratio, width = entries.width;
+    const int64_t k = layer.kind.has_indexer ? std::min(visible, u.model.config.index_topk) : visible;
+    const int64_t tasks = std::max<int64_t>(s.count / ATTENTION_TOKENS, split ? 2 : 0);
+    if (entries.direct() || tasks * k < visible || tasks < 2 || visible * width > MOST_DECODED) return entries;
+    float* decoded = u.buffers.get(visible * width);
+    for_each_row(visible, [&](int64_t e) { entries.read(e, decoded + e * width); });
+    entries.decoded = decoded;
+    return entries;
 }
 
 // Attention of every token into o [n, H, D], rotated back. q [n, H, D] is rotated and scaled; kv [n, D] are the keys of
@@ -110,18 +128,23 @@ inline void attend_ubatch(Ubatch& u, const Layer& layer, const LayerCache& cache
         for (int64_t i = 0; i < s.count; i += block)
             for (int64_t p = 0; p < parts; ++p)
                 tasks.push_back({&s, i, std::min(block, s.count - i), H * p / parts, H * (p + 1) / parts});
+    std::vector<Entries> entries;  // per segment
+    if (layer.kind.ratio)
+        for (const Segment& s : u.segments)
+            entries.push_back(entries_of_segment(u, layer, cache.main.entries, s, parts > 1));
     parallel(static_cast<int64_t>(tasks.size()), [&](int64_t number, int) {
         const Task& task = tasks[static_cast<size_t>(number)];
         const Segment& s = *task.s;
         int64_t start = s.start + task.i, row = s.first + task.i;
+        float* decoded = cache.window.format.kind == RowKind::f32 ? nullptr : scratch(Scratch::window_keys, WINDOW * D);
         thread_local AttentionKeys keys;
         keys.window_start = std::max<int64_t>(0, start - WINDOW + 1);
         keys.window.clear();
         for (int64_t p = keys.window_start; p < start + task.count; ++p)
             keys.window.push_back(p >= s.start ? kv + (s.first + p - s.start) * D
-                                               : cache.window + (s.slot * WINDOW + p % WINDOW) * D);
-        Entries entries(cache.main.entries, u.cache, s.slot, std::max<int64_t>(1, layer.kind.ratio), D);
-        keys.entries = layer.kind.ratio ? &entries : nullptr;
+                                               : read_row(cache.window, s.slot * WINDOW + p % WINDOW,
+                                                          decoded ? decoded + p % WINDOW * D : nullptr));
+        keys.entries = layer.kind.ratio ? &entries[static_cast<size_t>(task.s - u.segments.data())] : nullptr;
         keys.ratio = layer.kind.ratio;
         keys.top_k = layer.kind.has_indexer ? c.index_topk : 0;
         keys.selected = selected ? selected + row * c.index_topk : nullptr;
@@ -140,7 +163,7 @@ struct AttentionInputs {
     float* head_weights = nullptr;  // of the indexer [n, heads], scaled
 };
 
-inline AttentionInputs project_inputs(Ubatch& u, const Layer& layer, float* x) {
+inline AttentionInputs project_inputs(Ubatch& u, const Layer& layer, const LayerCache& cache, float* x) {
     const Config& c = u.model.config;
     const int64_t n = u.n, d = c.hidden_size, D = c.head_dim, rank = c.q_lora_rank, pairs = c.qk_rope_head_dim / 2;
     const int64_t kind = layer.kind.ratio ? 1 : 0;
@@ -178,6 +201,8 @@ inline AttentionInputs project_inputs(Ubatch& u, const Layer& layer, float* x) {
         rms_norm(kv, layer.kv_norm, D, eps, kv);
         rotate(kv, D, cos + row * pairs, sin + row * pairs, pairs, 1.0f);
         quantize_kv(kv, c);
+        // So that fresh and cached keys are the same numbers.
+        if (cache.window.format.kind == RowKind::bf16) round_bf16(kv, D);
         if (indexed)
             for (int64_t h = 0; h < c.index_n_heads; ++h) in.head_weights[row * c.index_n_heads + h] *= weight_scale;
     });
@@ -226,7 +251,8 @@ inline void store_window(const Ubatch& u, const LayerCache& cache, const float* 
     const int64_t D = u.model.config.head_dim;
     for (const Segment& s : u.segments)
         for (int64_t i = std::max<int64_t>(0, s.count - WINDOW); i < s.count; ++i)
-            std::copy_n(kv + (s.first + i) * D, D, cache.window + (s.slot * WINDOW + (s.start + i) % WINDOW) * D);
+            encode_row(cache.window.format, kv + (s.first + i) * D,
+                       cache.window.row(s.slot * WINDOW + (s.start + i) % WINDOW));
 }
 
 // y [n, d] = output projection of o [n, H, D]: each group of heads down to o_lora_rank channels, then all of them to d.
@@ -249,7 +275,7 @@ inline void project_output(Ubatch& u, const Layer& layer, float* o, float* y) {
 // y [n, d] = attention of the normed input x [n, d].
 inline void attention(Ubatch& u, const Layer& layer, const LayerCache& cache, float* x, float* y) {
     const Config& c = u.model.config;
-    const AttentionInputs in = project_inputs(u, layer, x);
+    const AttentionInputs in = project_inputs(u, layer, cache, x);
     float* q = project_queries(u, layer, in.latent);
     if (layer.kind.ratio) compress_ubatch(u, layer, cache, in);
     thread_local std::vector<int32_t> memory;
@@ -261,9 +287,10 @@ inline void attention(Ubatch& u, const Layer& layer, const LayerCache& cache, fl
     project_output(u, layer, o, y);
 }
 
-// y [n, d] = routed and shared experts of the normed input x [n, d].
-inline void feed_forward(Ubatch& u, const Layer& layer, float* x, float* y) {
+// y [n, d] = routed and shared experts of layer number l for the normed input x [n, d].
+inline void feed_forward(Ubatch& u, int64_t l, float* x, float* y) {
     const Config& c = u.model.config;
+    const Layer& layer = u.model.layers[static_cast<size_t>(l)];
     int64_t n = u.n, d = c.hidden_size, k = c.num_experts_per_tok, E = c.n_routed_experts;
     int64_t width = layer.shared.w1.out;
     float *quantized_x = quantized_input(u, x, d), *logits = u.buffers.get(n * E), *gate = u.buffers.get(n * width);
@@ -283,7 +310,8 @@ inline void feed_forward(Ubatch& u, const Layer& layer, float* x, float* y) {
         swiglu(gate + row * width, up + row * width, width, static_cast<float>(c.swiglu_limit), 1.0f);
         if (c.quantize) fake_quant_fp8(gate + row * width, width, 128);
     });
-    run_experts(layer, c, quantized_x, n, experts, weights, hidden, rows, {{gate, width}, &layer.shared.w2, {y, d}});
+    run_experts({layer, c, quantized_x, n, experts, weights, hidden, rows}, u.model.residency, l,
+                {{gate, width}, &layer.shared.w2, {y, d}});
     for_each_row(n, [&](int64_t row) {
         for (int64_t slot = 0; slot < k; ++slot) {
             const float* expert = rows + (row * k + slot) * d;
@@ -304,7 +332,7 @@ inline void run_layers(Ubatch& u, int64_t first, int64_t last, float* streams) {
         attention(u, layer, u.cache.layers[static_cast<size_t>(l)], x, y);
         hc_post(u, y, weights, streams);
         hc_pre(u, layer.hc_ffn, layer.ffn_norm, streams, weights, x);
-        feed_forward(u, layer, x, y);
+        feed_forward(u, l, x, y);
         hc_post(u, y, weights, streams);
     }
 }
@@ -357,6 +385,36 @@ inline void prepare_rows(Ubatch& u, float* streams) {
     });
 }
 
+// Input of an MTP block in place of the streams [n, s, d]: e_proj(norm(embedding of the next token)), the same for all
+// streams of a token, plus h_proj(norm(stream)).
+inline void fuse_mtp_input(const Model& model, int64_t depth, const int64_t* next_token_ids, int64_t n,
+                           float* streams) {
+    const Config& c = model.config;
+    const MtpInput& w = model.mtp[static_cast<size_t>(depth)];
+    const int64_t s = c.hc_mult, d = c.hidden_size;
+    const float eps = static_cast<float>(c.rms_norm_eps);
+    thread_local std::vector<float> memory;
+    memory.resize(static_cast<size_t>((2 + s) * n * d));
+    float *embedding = memory.data(), *projected = embedding + n * d, *normed = projected + n * d;
+    for_each_row(n, [&](int64_t row) {
+        float* e = embedding + row * d;
+        dequantize_row(model.embed, next_token_ids[row], 0, d, e);
+        rms_norm(e, w.enorm, d, eps, e);
+        if (c.quantize) fake_quant_fp8(e, d, 128);
+        for (int64_t j = row * s; j < (row + 1) * s; ++j) {
+            rms_norm(streams + j * d, w.hnorm, d, eps, normed + j * d);
+            if (c.quantize) fake_quant_fp8(normed + j * d, d, 128);
+        }
+    });
+    Product first{{embedding, d}, &w.e_proj, {projected, d}}, second{{normed, d}, &w.h_proj, {streams, d}};
+    products(&first, 1, n);
+    products(&second, 1, n * s);
+    for_each_row(n, [&](int64_t row) {
+        for (int64_t j = row * s; j < (row + 1) * s; ++j)
+            for (int64_t i = 0; i < d; ++i) streams[j * d + i] += projected[row * d + i];
+    });
+}
+
 // Runs layers [first, last) over a batch. streams [T, s, d] are updated in place; with `embed` they are first filled
 // from the embedding.
 inline void forward(const Model& model, const Cache& cache, const Batch& batch, int64_t first, int64_t last, bool embed,
@@ -369,6 +427,7 @@ inline void forward(const Model& model, const Cache& cache, const Batch& batch, 
     while (at.sequence < batch.sequences) {
         fill_ubatch(u, batch, at);
         float* rows = streams + (at.token - u.n) * width;
+        if (model.residency) read_ahead(model, u.token_ids, first, last);
         prepare_rows(u, embed ? rows : nullptr);
         run_layers(u, first, last, rows);
     }

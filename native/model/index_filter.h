@@ -10,6 +10,7 @@
 #include "base/threads.h"
 #include "base/top_k.h"
 #include "model/compressor.h"
+#include "model/index_fp4.h"
 #include "model/index_quantization.h"
 
 #if defined(DSV4_ISA_AVX512_VNNI)
@@ -32,19 +33,21 @@ struct MaxBounds : IndexKeyCache::Bounds {
     }
 };
 
-// Quantizes up to 16 keys into a panel in VNNI layout, TILE_WORDS per group of 32 channels; missing keys are zeros.
-template <class Quantizer, class Key>
-inline MaxBounds quantize_panel(Key key, int64_t count, int64_t width, uint16_t* to, float* steps) {
-    const int64_t groups = groups_of(width);
+// Quantizes up to 16 keys, from number `first` on, into a panel in VNNI layout, TILE_WORDS per group of 32 channels; missing keys are zeros.
+template <class Quantizer>
+inline MaxBounds quantize_panel(const Entries& keys, int64_t first, int64_t count, uint16_t* to, float* steps) {
+    const int64_t width = keys.width, groups = groups_of(width);
     uint16_t* rows = scratch<uint16_t>(Scratch::staging, LANES * groups * GROUP);
+    float* decoded = scratch(Scratch::index_keys, width);
     MaxBounds bounds;
     for (int64_t j = 0; j < LANES; ++j) {
         uint16_t* row = rows + j * groups * GROUP;
         float step = 0.0f;
         if (j < count) {
-            step = Quantizer::step_of(key(j), width);
-            bounds.merge({dot(key(j), key(j), width), step});
-            Quantizer::quantize_row(key(j), width, step, row);
+            const float* key = keys.read(first + j, decoded);
+            step = Quantizer::step_of(key, width);
+            bounds.merge({dot(key, key, width), step});
+            Quantizer::quantize_row(key, width, step, row);
         } else {
             std::fill_n(row, groups * GROUP, uint16_t{0});
         }
@@ -95,9 +98,8 @@ struct CallIndexKeys : IndexKeyBounds<Quantizer> {
         const int64_t panels = (count + PAIR - 1) / PAIR * 2;
         first = memory.reserve(panels * groups * TILE_WORDS);
         const MaxBounds bounds = for_each_panel(panels, [&](int64_t p) {
-            auto key = [&](int64_t j) { return index_keys[p * LANES + j]; };
-            return quantize_panel<Quantizer>(key, std::clamp<int64_t>(count - p * LANES, 0, LANES), index_keys.width,
-                                             first + p * groups * TILE_WORDS, nullptr);
+            const int64_t rows = std::clamp<int64_t>(count - p * LANES, 0, LANES);
+            return quantize_panel<Quantizer>(index_keys, p * LANES, rows, first + p * groups * TILE_WORDS, nullptr);
         });
         IndexKeyBounds<Quantizer>::set(bounds, index_keys.width);
     }
@@ -133,11 +135,10 @@ struct CachedIndexKeys : IndexKeyBounds<Int16Quantizer> {
         const MaxBounds fresh = for_each_panel(static_cast<int64_t>(stale.size()), [&](int64_t i) {
             const int64_t p = stale[static_cast<size_t>(i)], panel = panel_of(p * LANES);
             const int64_t rows = std::min<int64_t>(LANES, count - p * LANES);
-            auto key = [&](int64_t j) { return index_keys[p * LANES + j]; };
             const MaxBounds found =
-                quantize_panel<Int16Quantizer>(key, rows, index_keys.width, cache->panel(panel), cache->steps(panel));
-            cache->set_valid(panel, rows, found, index_keys[p * LANES],
-                             index_keys.width);  // a panel's rows are contiguous
+                quantize_panel<Int16Quantizer>(index_keys, p * LANES, rows, cache->panel(panel), cache->steps(panel));
+            cache->set_valid(panel, rows, found, index_keys.stored(p * LANES),
+                             index_keys.pool.format.bytes);  // a panel's rows are contiguous
             return found;
         });
         bounds.merge(fresh);
@@ -152,6 +153,39 @@ struct CachedIndexKeys : IndexKeyBounds<Int16Quantizer> {
     std::optional<Entries> entries;  // of the call
 
     int64_t panel_of(int64_t e) const { return entries->row(e) / LANES; }
+};
+
+// Index keys [0, count) of a sequence that are stored in FP4, read as they lie.
+struct Fp4IndexKeys : IndexKeyBounds<Fp4Quantizer> {
+    int64_t groups = 0;
+
+    void quantize(const Entries& index_keys, IndexKeyCache*, int64_t count) {
+        constexpr int64_t TASK_PAGES = 16;
+        entries.emplace(index_keys);
+        groups = groups_of(index_keys.width);
+        const int64_t pages = (count + PAIR - 1) / PAIR;
+        std::vector<float> norms(static_cast<size_t>((pages + TASK_PAGES - 1) / TASK_PAGES));
+        parallel(static_cast<int64_t>(norms.size()), [&](int64_t task, int) {
+            const int64_t first = task * TASK_PAGES * PAIR, stop = std::min(count, first + TASK_PAGES * PAIR);
+            float& norm = norms[static_cast<size_t>(task)];
+            for (int64_t e = first; e < stop; e += PAIR)
+                norm = std::max(norm,
+                                fp4_norm_bound(index_keys.pool.format, index_keys.stored(e), std::min(PAIR, stop - e)));
+        });
+        max_norm = *std::max_element(norms.begin(), norms.end());
+    }
+    // Panels of keys e to e + 31 in this thread's scratch. A page has 32 keys, which are contiguous.
+    const uint16_t* panel_pair(int64_t e) const {
+        uint8_t* to = scratch<uint8_t>(Scratch::index_panels, 2 * groups * FP4_PANEL_BYTES);
+        const StoredRows& pool = entries->pool;
+        unpack_fp4_panel(pool.format, entries->stored(e), to);
+        unpack_fp4_panel(pool.format, entries->stored(e) + LANES * pool.format.bytes, to + groups * FP4_PANEL_BYTES);
+        return reinterpret_cast<const uint16_t*>(to);
+    }
+    const float* steps(int64_t) const { return nullptr; }
+
+   private:
+    std::optional<Entries> entries;  // of the call
 };
 
 // Bound on |quantized - exact| of a token's scores; infinite if either may overflow. q [heads, width]. It covers the

@@ -52,15 +52,19 @@ inline void token_scores(const float* q, const float* weights, int64_t heads, in
                                 });
 }
 
-// to[token * stride + i] = exact score of key(i), i in [0, count), written up to a multiple of INDEX_KEYS. q [tokens,
-// heads, width], weights [tokens, heads].
-template <class Key>
-inline void exact_scores(const float* q, const float* weights, int64_t tokens, int64_t heads, int64_t width, Key key,
-                         int64_t count, float* to, int64_t stride) {
+// to[token * stride + i] = exact score of index key number(i), i in [0, count), written up to a multiple of INDEX_KEYS.
+// q [tokens, heads, width], weights [tokens, heads].
+template <class Number>
+inline void exact_scores(const float* q, const float* weights, int64_t tokens, int64_t heads, const Entries& index_keys,
+                         Number number, int64_t count, float* to, int64_t stride) {
+    constexpr int64_t LINE = 64;  // bytes
+    const int64_t width = index_keys.width;
     float* panels = scratch(Scratch::panel, width * INDEX_KEYS);
+    float* decoded = scratch(Scratch::index_keys, width * LANES);
     auto prefetch = [&](int64_t from) {
         for (int64_t i = from; i < std::min(count, from + INDEX_KEYS); ++i)
-            for (int64_t k = 0; k < width; k += LANES) __builtin_prefetch(key(i) + k);
+            for (int64_t k = 0; k < index_keys.pool.format.bytes; k += LINE)
+                __builtin_prefetch(index_keys.stored(number(i)) + k);
     };
     prefetch(0);
     for (int64_t i = 0; i < count; i += INDEX_KEYS) {
@@ -69,7 +73,7 @@ inline void exact_scores(const float* q, const float* weights, int64_t tokens, i
         for (int64_t p = 0; p < (several ? INDEX_PANELS : 1); ++p) {
             const float* from[LANES];
             const int64_t at = i + p * LANES, rows = std::min<int64_t>(LANES, count - at);
-            for (int64_t j = 0; j < rows; ++j) from[j] = key(at + j);
+            for (int64_t j = 0; j < rows; ++j) from[j] = index_keys.read(number(at + j), decoded + j * width);
             pack_rows(from, static_cast<int>(rows), width, panels + p * width * LANES);
         }
         for (int64_t t = 0; t < tokens; ++t) {
@@ -104,8 +108,8 @@ struct EntrySelection {
             for (int64_t e = 0; e < most; e += INDEX_CHUNK) {
                 const int64_t some = std::min(INDEX_CHUNK, most - e);
                 exact_scores(
-                    q + t0 * heads * width, weights + t0 * heads, count, heads, width,
-                    [&](int64_t i) { return index_keys[e + i]; }, some, scores, INDEX_CHUNK);
+                    q + t0 * heads * width, weights + t0 * heads, count, heads, index_keys,
+                    [&](int64_t i) { return e + i; }, some, scores, INDEX_CHUNK);
                 for (int64_t t = 0; t < count; ++t)
                     if (visible[t0 + t] > e)
                         best[static_cast<size_t>(t)].add_scores(scores + t * INDEX_CHUNK,
@@ -149,8 +153,8 @@ struct EntrySelection {
                       count = static_cast<int64_t>(undecided.size());
         float* scores = scratch(Scratch::index_scores, count + INDEX_KEYS);
         exact_scores(
-            q + t * heads * width, weights + t * heads, 1, heads, width,
-            [&](int64_t i) { return index_keys[undecided[static_cast<size_t>(i)]]; }, count, scores, 0);
+            q + t * heads * width, weights + t * heads, 1, heads, index_keys,
+            [&](int64_t i) { return undecided[static_cast<size_t>(i)]; }, count, scores, 0);
         best.reset(k - decided);
         for (int64_t i = 0; i < count; ++i) best.add(scores[i], undecided[static_cast<size_t>(i)]);
         std::sort(selected, best.finish_unsorted(selected + decided));
@@ -186,8 +190,7 @@ inline void select_few_exact(const std::vector<SegmentSelection>& list, Buffers&
         const Task& task = key_tasks[static_cast<size_t>(number)];
         const EntrySelection& c = task.segment->selection;
         exact_scores(
-            c.q, c.weights, task.segment->s.count, c.heads, c.width,
-            [&](int64_t i) { return c.index_keys[task.at + i]; },
+            c.q, c.weights, task.segment->s.count, c.heads, c.index_keys, [&](int64_t i) { return task.at + i; },
             std::min(INDEX_CHUNK, task.segment->entries() - task.at), task.scores + task.at, task.stride);
     });
     parallel(static_cast<int64_t>(token_tasks.size()), [&](int64_t number, int) {
@@ -225,6 +228,7 @@ inline void select_many_filtered(const SegmentSelection& segment) {
 }
 
 // Segments of few tokens: each task finds candidates in one range of index keys; then each token merges its ranges.
+template <class Quantizer, class IndexKeys>
 class FewTokensFilter {
    public:
     explicit FewTokensFilter(const std::vector<SegmentSelection>& list) : list_(list) {
@@ -238,7 +242,7 @@ class FewTokensFilter {
     std::vector<SegmentSelection> select() {
         std::vector<char> filtered(count_);    // not vector<bool>: threads write neighbouring elements
         Range* const ranges = ranges_.data();  // the calling thread's, used by all threads
-        const CachedIndexKeys* const index_keys = index_keys_.data();
+        const IndexKeys* const index_keys = index_keys_.data();
         parallel(static_cast<int64_t>(count_), [&](int64_t number, int) {
             Range& range = ranges[number];
             filtered[static_cast<size_t>(number)] = filter_range(range, index_keys[range.segment]);
@@ -285,12 +289,12 @@ class FewTokensFilter {
         for (int64_t t = 0; t < segment.s.count; ++t) tokens_.push_back({i, first, count_, t});
     }
 
-    bool filter_range(Range& range, const CachedIndexKeys& index_keys) const {
+    bool filter_range(Range& range, const IndexKeys& index_keys) const {
         const SegmentSelection& segment = list_[range.segment];
         int64_t visible[ATTENTION_TOKENS];
         for (int64_t t = 0; t < segment.s.count; ++t) visible[t] = std::min(range.stop, segment.visible(t));
-        const bool filtered = segment.selection.filter<Int16Quantizer>(segment.s.count, visible, index_keys,
-                                                                       range.first, range.candidates.data());
+        const bool filtered = segment.selection.template filter<Quantizer>(segment.s.count, visible, index_keys,
+                                                                           range.first, range.candidates.data());
         for (int64_t t = 0; t < segment.s.count; ++t) range.candidates[static_cast<size_t>(t)].compact();
         return filtered;
     }
@@ -305,7 +309,7 @@ class FewTokensFilter {
         segment.selection.select_from(candidates, token.t, segment.selected + token.t * k);
     }
 
-    static inline thread_local std::vector<CachedIndexKeys> index_keys_;
+    static inline thread_local std::vector<IndexKeys> index_keys_;
     static inline thread_local std::vector<Range> ranges_;
     const std::vector<SegmentSelection>& list_;
     std::vector<Token> tokens_;
@@ -321,6 +325,8 @@ inline void select_many(const SegmentSelection& segment) {
         return select_many_filtered<Bf16Quantizer, CallIndexKeys<Bf16Quantizer>>(segment);
 #endif
 #if defined(DSV4_ISA_AVX512_VNNI)
+    if (segment.selection.index_keys.pool.format.kind == RowKind::fp4)
+        return select_many_filtered<Fp4Quantizer, Fp4IndexKeys>(segment);
     select_many_filtered<Int16Quantizer, CachedIndexKeys>(segment);
 #else
     for_each_block(segment, [](const EntrySelection& block, int64_t tokens, const int64_t* visible, int32_t* selected) {
@@ -338,7 +344,10 @@ inline void select_entries(const std::vector<SegmentSelection>& list, Buffers& b
         segment.s.count < ATTENTION_TOKENS ? few.push_back(segment) : select_many(segment);
     }
 #if defined(DSV4_ISA_AVX512_VNNI)
-    few = FewTokensFilter(few).select();
+    if (!few.empty() && few.front().selection.index_keys.pool.format.kind == RowKind::fp4)
+        few = FewTokensFilter<Fp4Quantizer, Fp4IndexKeys>(few).select();
+    else
+        few = FewTokensFilter<Int16Quantizer, CachedIndexKeys>(few).select();
 #endif
     select_few_exact(few, buffers);
 }
@@ -361,12 +370,12 @@ inline const int32_t* select_ubatch_entries(Ubatch& u, const Layer& layer, const
             rotate(x, width, u.cos[1].data() + row * pairs, u.sin[1].data() + row * pairs, pairs, 1.0f);
             if (!c.quantize) continue;
             hadamard(x, width);
-            fake_quant_fp4(x, width, 32);
+            fake_quant_fp4(x, width, INDEX_KEY_BLOCK);
         }
     });
     std::vector<SegmentSelection> list;
     for (const Segment& s : u.segments) {
-        Entries index_keys(cache.index.entries, u.cache, s.slot, CSA.ratio, width);
+        const Entries index_keys(cache.index.entries, u.cache, s.slot, CSA.ratio);
         const EntrySelection selection{
             q + s.first * heads * width, head_weights + s.first * heads, heads, width, k, index_keys,
             cache.index.quantized};

@@ -1,6 +1,8 @@
 // The Python module dsv4._native: checks arguments, keeps the tensors alive, calls the kernels without the GIL.
 #include <algorithm>
+#include <optional>
 
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/tuple.h>
 
 #include "python/arguments.h"
@@ -60,6 +62,20 @@ void forward(const NativeModel& model, const NativeCache& cache, const Longs& to
     ops().forward(model.model, cache.cache, batch, first, last, embed, streams.data());
 }
 
+// Runs an MTP block: streams [T, s, d] are those of the main model, with the ids that follow, then the block's own.
+void mtp_forward(const NativeModel& model, const NativeCache& cache, const Longs& next_token_ids, const Longs& lengths,
+                 const Longs& starts, const Longs& slots, int64_t depth, MutableFloats streams) {
+    const Config& c = model.model.config;
+    if (depth < 0 || depth >= static_cast<int64_t>(model.model.mtp.size()))
+        wrong("MTP block " + std::to_string(depth) + ": the model has " + std::to_string(model.model.mtp.size()));
+    const int64_t layer = c.num_hidden_layers + depth, tokens = static_cast<int64_t>(next_token_ids.size());
+    Batch batch = checked(model, cache, next_token_ids, lengths, starts, slots, layer, layer + 1);
+    expect(streams, {tokens, c.hc_mult, c.hidden_size}, "streams");
+    Computing now;
+    ops().fuse_mtp_input(model.model, depth, batch.token_ids, tokens, streams.data());
+    ops().forward(model.model, cache.cache, batch, layer, layer + 1, false, streams.data());
+}
+
 void head(const NativeModel& model, const std::string& prefix, MutableFloats streams, MutableFloats logits) {
     const Config& c = model.model.config;
     expect_dimensions(streams, 3, "streams");
@@ -71,9 +87,10 @@ void head(const NativeModel& model, const std::string& prefix, MutableFloats str
     ops().head(model.model, readout, streams.data(), n, logits.data());
 }
 
-// Runs the embedding and the main layers, then the head on some rows of the batch.
+// Runs the embedding and the main layers, then the head on some rows of the batch. kept [T, s, d]: gets the streams.
 void forward_to_logits(const NativeModel& model, const NativeCache& cache, const Longs& token_ids, const Longs& lengths,
-                       const Longs& starts, const Longs& slots, const Longs& rows, MutableFloats logits) {
+                       const Longs& starts, const Longs& slots, const Longs& rows, MutableFloats logits,
+                       std::optional<MutableFloats> kept) {
     const Config& c = model.model.config;
     Batch batch = checked(model, cache, token_ids, lengths, starts, slots, 0, c.num_hidden_layers);
     int64_t tokens = static_cast<int64_t>(token_ids.size()), n = static_cast<int64_t>(rows.size());
@@ -83,14 +100,21 @@ void forward_to_logits(const NativeModel& model, const NativeCache& cache, const
             wrong("rows[" + std::to_string(i) + "] is " + std::to_string(rows.data()[i]) + ": allowed are 0 to " +
                   std::to_string(tokens - 1) + ", each more than the one before");
     expect(logits, {n, c.vocab_size}, "logits");
+    if (kept) expect(*kept, {tokens, c.hc_mult, c.hidden_size}, "streams");
     const Readout& readout = model.readout("");
     Computing now;
-    int64_t wide = c.hc_mult * c.hidden_size;
-    auto streams = std::make_unique_for_overwrite<float[]>(static_cast<size_t>(tokens * wide));
-    ops().forward(model.model, cache.cache, batch, 0, c.num_hidden_layers, true, streams.get());
-    for (int64_t i = 0; i < n; ++i)
-        if (rows.data()[i] > i) std::copy_n(streams.get() + rows.data()[i] * wide, wide, streams.get() + i * wide);
-    ops().head(model.model, readout, streams.get(), n, logits.data());
+    const int64_t wide = c.hc_mult * c.hidden_size;
+    std::unique_ptr<float[]> own, picked;
+    if (!kept) own = std::make_unique_for_overwrite<float[]>(static_cast<size_t>(tokens * wide));
+    float *streams = kept ? kept->data() : own.get(), *read = streams;
+    ops().forward(model.model, cache.cache, batch, 0, c.num_hidden_layers, true, streams);
+    if (n < tokens) {  // in place, unless the streams are kept
+        if (kept) picked = std::make_unique_for_overwrite<float[]>(static_cast<size_t>(n * wide));
+        if (kept) read = picked.get();
+        for (int64_t i = 0; i < n; ++i)
+            if (kept || rows.data()[i] > i) std::copy_n(streams + rows.data()[i] * wide, wide, read + i * wide);
+    }
+    ops().head(model.model, readout, read, n, logits.data());
 }
 
 }  // namespace
@@ -128,12 +152,19 @@ NB_MODULE(_native, m) {
         .def(nb::init<const nb::dict&, const nb::dict&, const std::vector<int64_t>&, const std::vector<float>&,
                       const std::vector<float>&>(),
              nb::arg("config"), nb::arg("tensors"), nb::arg("ratios"), nb::arg("window_freq"),
-             nb::arg("compressed_freq"));
+             nb::arg("compressed_freq"))
+        .def("limit_experts", &NativeModel::limit_experts, nb::arg("residency"));
+    nb::class_<NativeResidency>(m, "ExpertResidency")
+        .def(nb::init<int64_t, int64_t, int64_t, const Longs&, const std::vector<int>&, nb::object>(),
+             nb::arg("budget"), nb::arg("layers"), nb::arg("experts"), nb::arg("pages"), nb::arg("files"),
+             nb::arg("owner"))
+        .def("counts", &NativeResidency::counts);
     // noconvert on every output: nanobind would pass a converted copy of an array of another dtype.
     nb::class_<NativeCache>(m, "Cache")
-        .def(nb::init<const std::vector<std::vector<MutableFloats>>&, Longs, int64_t, bool>(),
-             nb::arg("layers").noconvert(), nb::arg("block_table").noconvert(), nb::arg("num_pages"),
-             nb::arg("checked"))
+        .def(nb::init<const std::vector<std::vector<nb::object>>&, const NativeCache::Format&,
+                      const NativeCache::Format&, Longs, Longs, int64_t, bool>(),
+             nb::arg("layers"), nb::arg("keys"), nb::arg("index_keys"), nb::arg("block_table").noconvert(),
+             nb::arg("stored").noconvert(), nb::arg("num_pages"), nb::arg("checked"))
         .def("forget", &NativeCache::forget, nb::arg("page"))
         .def("quantized_rows", &NativeCache::quantized_rows)
         .def("stale", &NativeCache::stale)
@@ -146,7 +177,10 @@ NB_MODULE(_native, m) {
           nb::arg("streams").noconvert());
     m.def("head", &head, nb::arg("model"), nb::arg("prefix"), nb::arg("streams"), nb::arg("logits").noconvert());
     m.def("forward_to_logits", &forward_to_logits, nb::arg("model"), nb::arg("cache"), nb::arg("token_ids"),
-          nb::arg("lengths"), nb::arg("starts"), nb::arg("slots"), nb::arg("rows"), nb::arg("logits").noconvert());
+          nb::arg("lengths"), nb::arg("starts"), nb::arg("slots"), nb::arg("rows"), nb::arg("logits").noconvert(),
+          nb::arg("streams").noconvert().none() = nb::none());
+    m.def("mtp_forward", &mtp_forward, nb::arg("model"), nb::arg("cache"), nb::arg("next_token_ids"),
+          nb::arg("lengths"), nb::arg("starts"), nb::arg("slots"), nb::arg("depth"), nb::arg("streams").noconvert());
     define_ops(m);
     define_single(m);
 }

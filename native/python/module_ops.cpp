@@ -1,8 +1,15 @@
 // Bindings of single operations: products with their gradients, and others that tests compare with the reference.
+#include <nanobind/stl/optional.h>
+
+#include <optional>
+
 #include "python/arguments.h"
 
 namespace dsv4 {
 namespace {
+
+using Logits = nb::ndarray<const float, nb::device::cpu, nb::c_contig>;
+using Words = nb::ndarray<const uint32_t, nb::device::cpu, nb::c_contig>;
 
 void linear(const Floats& x, const nb::object& weight, MutableFloats y) {
     Stored held = stored_weight(weight, "weight");
@@ -167,14 +174,19 @@ void index_top_k(MutableFloats q, MutableFloats weights, MutableFloats keys, int
     ops().index_top_k(q.data(), weights.data(), tokens, heads, width, keys.data(), start, k, index.data());
 }
 
-int64_t sample(MutableFloats logits, double temperature, int64_t top_k, double top_p, double min_p, double u) {
+int64_t sample(const Logits& logits, const std::optional<Words>& allowed, double temperature, int64_t top_k,
+               double top_p, double min_p, uint64_t key) {
     const auto vocab = static_cast<int64_t>(logits.size());
     expect(logits, {vocab}, "logits");
     if (vocab < 1) wrong("logits: none");
-    if (!(temperature > 0.0)) wrong("temperature " + std::to_string(temperature) + ": allowed are numbers above 0");
+    if (allowed) expect(*allowed, {(vocab + 31) / 32}, "allowed");
+    if (!(temperature >= 0.0)) wrong("temperature " + std::to_string(temperature) + ": allowed are 0 or more");
     if (top_k < 0) wrong("top_k " + std::to_string(top_k) + ": allowed are 0 or more");
     Computing now;
-    return ops().sample(logits.data(), vocab, {temperature, top_k, top_p, min_p}, u);
+    const int64_t id = ops().sample(logits.data(), vocab, allowed ? allowed->data() : nullptr,
+                                    {temperature, top_k, top_p, min_p}, key);
+    if (id < 0) wrong("the mask allows no token; allowed: a mask with at least 1 token");
+    return id;
 }
 
 }  // namespace
@@ -192,8 +204,8 @@ void define_ops(nb::module_& m) {
     m.def("fake_quant", &fake_quant, nb::arg("x").noconvert(), nb::arg("block"), nb::arg("fp4"));
     m.def("hadamard", &hadamard, nb::arg("x").noconvert());
     m.def("top_k", &top_k, nb::arg("scores"), nb::arg("k"), nb::arg("index").noconvert());
-    m.def("sample", &sample, nb::arg("logits"), nb::arg("temperature"), nb::arg("top_k"), nb::arg("top_p"),
-          nb::arg("min_p"), nb::arg("u"));
+    m.def("sample", &sample, nb::arg("logits"), nb::arg("allowed").none(), nb::arg("temperature"), nb::arg("top_k"),
+          nb::arg("top_p"), nb::arg("min_p"), nb::arg("key"));
     m.def("index_top_k", &index_top_k, nb::arg("q"), nb::arg("weights"), nb::arg("keys"), nb::arg("start"),
           nb::arg("k"), nb::arg("index").noconvert());
 }

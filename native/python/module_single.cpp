@@ -125,7 +125,7 @@ void compress(int64_t ratio, MutableFloats kv, MutableFloats score, MutableFloat
     expect_within(start, 0, MOST_POSITIONS, "start");
     expect_entries(entries, (start + n) / ratio, w.width);
     w.ape = ape.data();
-    CompressorCache state{state_kv.data(), state_score.data(), entries.data(), nullptr};
+    CompressorCache state{state_kv.data(), state_score.data(), float_rows(entries.data(), w.width), nullptr};
     Computing now;
     ops().compress(w, state, kv.data(), score.data(), start, n);
 }
@@ -162,7 +162,8 @@ void attend(MutableFloats q, MutableFloats kv, MutableFloats window, MutableFloa
     Layer layer;
     layer.kind = *kind;
     layer.attn_sink = vector_of(sink, c.num_attention_heads, "sink");
-    LayerCache cache{window.data(), {nullptr, nullptr, entries.data(), nullptr}, {}};
+    LayerCache cache{
+        float_rows(window.data(), c.head_dim), {nullptr, nullptr, float_rows(entries.data(), c.head_dim), nullptr}, {}};
     Computing now;
     ops().attend(c, layer, cache, q.data(), kv.data(), picks.data(), start, n, o.data());
 }

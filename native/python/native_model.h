@@ -2,12 +2,60 @@
 #pragma once
 
 #include <map>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "base/expert_residency.h"
 #include "python/arguments.h"
 
 namespace dsv4 {
+
+// An ExpertResidency of experts given by rows of `pages` [n, 6]: layer, expert, address, bytes, index of the file among
+// `files` (descriptors), place in the file. `owner` keeps the files mapped.
+class NativeResidency {
+   public:
+    NativeResidency(int64_t budget, int64_t layers, int64_t experts, const Longs& pages, const std::vector<int>& files,
+                    nb::object owner)
+        : layers_(layers), experts_(experts), owner_(std::move(owner)) {
+        expect(pages, {static_cast<int64_t>(pages.shape(0)), 6}, "pages");
+        std::vector<std::vector<Pages>> of(static_cast<size_t>(layers * experts));
+        for (size_t i = 0; i < pages.shape(0); ++i) {
+            const int64_t* row = pages.data() + 6 * i;
+            if (row[0] < 0 || row[0] >= layers || row[1] < 0 || row[1] >= experts || row[4] < 0 ||
+                row[4] >= static_cast<int64_t>(files.size()))
+                wrong("pages[" + std::to_string(i) + "] names a layer, an expert or a file that there is not");
+            of[static_cast<size_t>(row[0] * experts + row[1])].push_back(
+                {static_cast<uintptr_t>(row[2]), row[3], static_cast<int>(row[4]), row[5]});
+        }
+        residency_ = std::make_unique<ExpertResidency>(budget, experts, std::move(of), files);
+    }
+
+    ExpertResidency* of(const Model& model) const {
+        if (static_cast<int64_t>(model.layers.size()) != layers_ || model.config.n_routed_experts != experts_)
+            wrong("an expert residency of another model");
+        return residency_.get();
+    }
+
+    nb::dict counts() const {
+        const ResidencyCounts now = residency_->counts();
+        nb::dict counts;
+        counts["hits"] = now.hits;
+        counts["misses"] = now.misses;
+        counts["read_ahead_hits"] = now.read_ahead_hits;
+        counts["bytes_read"] = now.bytes_read;
+        counts["evictions"] = now.evictions;
+        counts["resident_bytes"] = now.resident_bytes;
+        counts["peak_bytes"] = now.peak_bytes;
+        return counts;
+    }
+
+   private:
+    int64_t layers_, experts_;
+    nb::object owner_;                            // outlives the residency
+    std::unique_ptr<ExpertResidency> residency_;  // declared last, ends first
+};
 
 // A model's weights, looked up by checkpoint name; each shape is checked against the configuration.
 class NativeModel {
@@ -61,10 +109,22 @@ class NativeModel {
             int64_t depth = static_cast<int64_t>(l) - c.num_hidden_layers;
             model.layers.push_back(layer(
                 depth < 0 ? "layers." + std::to_string(l) + "." : "mtp." + std::to_string(depth) + ".", ratios[l]));
-            if (depth >= 0) add_readout("mtp." + std::to_string(depth) + ".");
+            if (depth < 0) continue;
+            const std::string mtp = "mtp." + std::to_string(depth) + ".";
+            add_readout(mtp);
+            model.mtp.push_back({contiguous(mtp + "enorm.weight", {c.hidden_size}),
+                                 contiguous(mtp + "hnorm.weight", {c.hidden_size}),
+                                 weight(mtp + "e_proj.weight", c.hidden_size, c.hidden_size),
+                                 weight(mtp + "h_proj.weight", c.hidden_size, c.hidden_size)});
         }
         add_readout("");
         model.head = weight("head.weight", c.vocab_size, c.hidden_size);
+    }
+
+    // Limits the memory of the routed experts; keeps the residency alive.
+    void limit_experts(nb::object residency) {
+        model.residency = nb::cast<const NativeResidency&>(residency).of(model);
+        residency_ = std::move(residency);
     }
 
     const Floats& tensor(const std::string& name) const {
@@ -169,6 +229,7 @@ class NativeModel {
         return w;
     }
 
+    nb::object residency_;
     std::map<std::string, Floats> floats_;
     std::map<std::string, Stored> stored_;
     std::map<std::string, Longs> tables_;

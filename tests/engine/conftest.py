@@ -36,6 +36,9 @@ class HistoryCache:
         self.histories[row].clear()
         self.resets.append(row)
 
+    def expect_drafts(self, row: int, start: int, count: int) -> None:
+        assert start >= len(self.histories[row]) and count > 0
+
     def truncate(self, row: int, length: int) -> None:
         assert length < len(self.histories[row]), "nothing to take back"
         del self.histories[row][length:]

@@ -1,6 +1,7 @@
 """A model's memory is known before it is loaded, and reported in numbers: made-up machines, real models."""
 
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import pytest
 import torch
 
 import dsv4
+from dsv4.analysis.kv import KvFormat, entry_bytes, index_key_bytes
 from dsv4.cache import Cache
+from dsv4.cache.formats import CacheDtype
 from dsv4.checkpoint.folder import Checkpoint
 from dsv4.config import ModelConfig, nano_path
 from dsv4.engine import LLM, CapacityError, SamplingParams, loading
@@ -52,13 +55,18 @@ def test_stored_weights_take_what_is_said() -> None:
     assert (need.mapped, need.copied) == (mapped, copied)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_cache_takes_what_is_said(dtype: torch.dtype) -> None:
+FORMATS: list[tuple[CacheDtype, KvFormat]] = [
+    (torch.float32, "fp32"), (torch.bfloat16, "bf16"), ("shipped", "fp8+fp4")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("dtype", "kv_format"), FORMATS)
+def test_the_cache_takes_what_is_said(dtype: CacheDtype, kv_format: KvFormat) -> None:
     config = ModelConfig.preset("nano")
     size = Cache(config, 2, 1000, CPU, dtype).num_bytes()
-    need = need_of(replace(nano_plan(dtype.itemsize, False), config=config))
+    need = need_of(replace(nano_plan(4, False), config=config, kv_format=kv_format))
     blank_rows = sum(
-        dtype.itemsize * (config.head_dim + (config.index_head_dim if kind.has_indexer else 0))
+        entry_bytes(config, kv_format) + (index_key_bytes(config, kv_format) if kind.has_indexer else 0)
         for kind in map(config.compression, range(config.num_hidden_layers))
         if kind.ratio
     )
@@ -82,6 +90,19 @@ def test_one_request_at_a_time_is_a_way_out_where_states_are_large() -> None:
     need = need_of(plan)
     little = Memory(need.at_start // 2, GB, "this machine")
     assert any("--max-num-seqs 1" in way for way in ways_out(plan, little, ""))
+
+
+def test_with_expert_memory_the_budget_counts_in_place_of_the_experts() -> None:
+    plan = replace(FLASH, keeps_stored=True)
+    whole, limited = need_of(plan), need_of(replace(plan, expert_memory=8 * GB))
+    assert whole.experts > 140 * GB and limited.mapped == whole.mapped - whole.experts + 8 * GB
+    assert limited.at_start == whole.at_start
+    assert need_of(replace(plan, expert_memory=1 << 50)).mapped == whole.mapped
+    assert not any("weights" in line for line in check_fit("flash", limited, memory(64), []))
+    (warning, *_) = check_fit("flash", limited, memory(12), [])
+    assert re.search(r"the weights take \d+\.\d GB with 8\.0 GB of experts \(expert_memory\), and 12\.0 GB", warning)
+    (warning, *_) = check_fit("flash", whole, memory(64), [])
+    assert re.search(r"which is slow; expert_memory \(--expert-memory\) of up to \d+\.\d GB bounds", warning)
 
 
 def test_stored_weights_larger_than_memory_are_a_warning() -> None:
@@ -124,7 +145,7 @@ def test_mapped_weights_larger_than_memory_still_load(monkeypatch, caplog) -> No
 
 def test_a_system_that_does_not_tell_its_memory_is_no_obstacle(monkeypatch) -> None:
     monkeypatch.setattr(loading, "host_memory", lambda: None)
-    loading.check_capacities([nano_path()], EngineConfig(max_num_seqs=8, max_model_len=1 << 20))
+    loading.check_capacity([nano_path()], EngineConfig(max_model_len=1 << 20))
 
 
 # Memory of the machine: /proc and cgroup files as on Linux.
@@ -202,7 +223,8 @@ def test_a_bfloat16_engine_answers_near_the_float32_one(numerics: str) -> None:
     assert alone.token_ids == half.generate(prompts, params)[1].token_ids
     model = half.core.runner.model
     assert {p.dtype for p in model.parameters()} == {torch.float32, torch.bfloat16}  # type: ignore[attr-defined]
-    assert half.core.runner.cache.layers[-1].window.dtype == torch.bfloat16
+    stored = {"float": torch.bfloat16, "shipped": torch.uint8}
+    assert half.core.runner.cache.layers[-1].window.dtype == stored[numerics]
     assert model.layers[0].attn_norm.weight.dtype == torch.float32  # type: ignore[attr-defined]
 
 
@@ -213,6 +235,6 @@ def test_models_that_are_served_together_are_counted_together(monkeypatch) -> No
     assert both.full_request == pytest.approx(2 * need.full_request, rel=1e-6) and total_need([need]) == need
     monkeypatch.setattr(loading, "host_memory", lambda: Memory(int(need.at_start * 1.5), GB, "this machine"))
     config = EngineConfig(max_num_seqs=8, max_model_len=4096)
-    loading.check_capacities([nano_path()], config)
+    loading.check_capacity([nano_path()], config)
     with pytest.raises(CapacityError, match="nano.*nano needs"):
-        loading.check_capacities([nano_path()] * 2, config)
+        loading.check_capacity([nano_path()] * 2, config)

@@ -15,7 +15,7 @@ from dsv4.commands.options import add_flags, pick_flags
 from dsv4.engine import LLM
 from dsv4.engine.config import EngineConfig
 from dsv4.model import transformer
-from dsv4.options import check_keywords, option, options_of, pick_keywords, takes_options
+from dsv4.options import check_keywords, option, options_of, parse_size, pick_keywords, takes_options
 from dsv4.server.config import ServerConfig
 from dsv4.server.run import serve
 
@@ -27,8 +27,8 @@ class Probe(EngineConfig):
     """The engine's options plus three new ones."""
 
     draft_tokens: int = option(2, "draft tokens per step (default: %(default)s)", unit="tokens", minimum=0, metavar="N")
-    cache_window: str | None = option(None, "what is kept", choices=("full", "zero"), commands=("chat",))
-    speculate: bool = option(False, "draft and verify")
+    kept_window: str | None = option(None, "what is kept", choices=("full", "zero"), commands=("chat",))
+    rehearse: bool = option(False, "draft and verify")
 
 
 def test_a_new_field_is_a_flag_with_its_help() -> None:
@@ -36,12 +36,10 @@ def test_a_new_field_is_a_flag_with_its_help() -> None:
     add_flags(parser, Probe, "serve")
     text = parser.format_help()
     assert "--draft-tokens N" in text and "draft tokens per step (default: 2)" in text
-    assert "--speculate" in text and "--cache-window" not in text
-    assert pick_flags(parser.parse_args(["--draft-tokens", "5", "--speculate"]), Probe) == {
-        "max_num_seqs": 8, "max_num_waiting": 256, "max_model_len": None, "enable_prefix_caching": True,
-        "prefix_cache_bytes": 1 << 30, "num_pages": None, "device": "cpu", "dtype": "auto", "check_values": True,
-        "check_memory": True, "revision": None, "draft_tokens": 5, "speculate": True,
-    }  # fmt: skip
+    assert "--rehearse" in text and "--kept-window" not in text
+    given = pick_flags(parser.parse_args(["--draft-tokens", "5", "--rehearse"]), Probe)
+    assert given == pick_flags(parser.parse_args([]), Probe) | {"draft_tokens": 5, "rehearse": True}
+    assert given["max_num_seqs"] == 8 and given["cache_window"] == "full" and "kept_window" not in given
     with pytest.raises(SystemExit):
         parser.parse_args(["--dtype", "float16"])
 
@@ -53,15 +51,15 @@ def test_a_new_field_is_a_keyword_with_a_default_and_a_check() -> None:
         return pick_keywords(Probe, options)
 
     assert str(inspect.signature(run)).endswith(
-        "cache_window: 'str | None' = None, speculate: 'bool' = False) -> 'Probe'"
+        "kept_window: 'str | None' = None, rehearse: 'bool' = False) -> 'Probe'"
     )
     assert run("x", draft_tokens=3) == Probe(draft_tokens=3)
     with pytest.raises(ValueError, match="draft_tokens is -1; allowed: 0 or more tokens"):
         run("x", draft_tokens=-1)
-    with pytest.raises(ValueError, match="cache_window is 'half'; allowed: full, zero, or None"):
-        run("x", cache_window="half")
+    with pytest.raises(ValueError, match="kept_window is 'half'; allowed: full, zero, or None"):
+        run("x", kept_window="half")
     with pytest.raises(
-        TypeError, match=r"run\(\) got an unknown keyword 'drafts'; allowed: cache_window, check_memory, "
+        TypeError, match=r"run\(\) got an unknown keyword 'drafts'; allowed: cache_bytes, cache_dir, cache_window, "
     ):
         run("x", drafts=3)
 
@@ -125,6 +123,28 @@ def test_an_unknown_keyword_is_answered_with_the_known_ones(model) -> None:
 def test_a_value_that_is_not_allowed_is_named(values: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EngineConfig(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("4096", 4096), ("8G", 8 << 30), ("8 GiB", 8 << 30), ("1.5k", 1536), ("500MB", 500_000_000), ("2T", 2 << 40)],
+)
+def test_a_size_has_a_unit(text: str, size: int) -> None:
+    assert parse_size(text) == size
+    parser = argparse.ArgumentParser()
+    add_flags(parser, EngineConfig, "serve")
+    assert parser.parse_args(["--expert-memory", text]).expert_memory == size
+
+
+@pytest.mark.parametrize("text", ["", "G", "-1", "8X", "1e9", "8 G B"])
+def test_a_size_that_is_none_is_named(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="a number of bytes, or with a unit, as in 500M, 8G or 1.5T"):
+        parse_size(text)
+    parser = argparse.ArgumentParser()
+    add_flags(parser, EngineConfig, "serve")
+    with pytest.raises(SystemExit):
+        parser.parse_args([f"--expert-memory={text}"])
+    assert f"argument --expert-memory: size {text!r}; allowed: a number" in capsys.readouterr().err
 
 
 def test_a_torch_dtype_is_taken() -> None:

@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 
 from dsv4.engine import LLM, RequestOutput, SamplingParams
-from dsv4.engine.grammar import KEPT_GRAMMARS, LIMITS, MAX_GRAMMAR_BYTES, GrammarCompiler
+from dsv4.engine.grammar import KEPT_GRAMMARS, LIMITS, MAX_GRAMMAR_BYTES, GrammarCompiler, allows
 from dsv4.engine.request import Request
 from dsv4.engine.step import ScheduledChunk
 
@@ -48,10 +48,10 @@ def reached(llm: LLM, params: SamplingParams, text: str) -> bool:
     constraint = llm.core.limits.grammars.compile(params)
     for token in llm.tokenizer.encode(text):
         (mask,) = constraint.masks()
-        if not mask[token]:
+        if not allows(mask, token):
             return False
         constraint.advance(token)
-    return bool(constraint.masks()[0][llm.config.eos_token_ids[0]])
+    return allows(constraint.masks()[0], llm.config.eos_token_ids[0])
 
 
 def test_every_output_of_a_hundred_seeds_is_valid_json_of_the_schema(llm) -> None:
@@ -186,8 +186,8 @@ def test_drafts_get_masks_of_their_own_and_the_state_comes_back(llm) -> None:
     drafts = (digit, digit, letter, letter)
     for _ in range(2):
         masks = [row.allowed for row in ScheduledChunk(request, 0, request.num_tokens, drafts).sample_requests()]
-        assert [None if mask is None else bool(mask[digit]) for mask in masks] == [True, True, False, False, None]
-        assert [None if mask is None else bool(mask[letter]) for mask in masks] == [False, False, True, False, None]
+        assert [None if mask is None else allows(mask, digit) for mask in masks] == [True, True, False, False, None]
+        assert [None if mask is None else allows(mask, letter) for mask in masks] == [False, False, True, False, None]
     wrong = [row.allowed for row in ScheduledChunk(request, 0, request.num_tokens, (letter, digit)).sample_requests()]
     assert wrong[0] is not None and wrong[1:] == [None, None], "nothing stands behind a draft that is not allowed"
 
@@ -198,17 +198,18 @@ def test_tokens_are_taken_back_over_the_beginning(compiler) -> None:
     constraint.advance(3)
     (reasoning,) = constraint.masks()
     eos, special = compiler.eos_token_ids[0], compiler._tokenizer.special_tokens
-    assert reasoning[a] and reasoning[7] and not reasoning[eos], "before it begins: any text, and no end"
-    assert not reasoning[[token for token in special.values() if token != 7]].any()
+    assert allows(reasoning, a) and allows(reasoning, 7), "before it begins: any text"
+    assert not allows(reasoning, eos), "and no end"
+    assert not any(allows(reasoning, token) for token in special.values() if token != 7)
     for token in (7, a):
         constraint.advance(token)
     (after,) = constraint.masks()
     constraint.rollback(1)
     (before,) = constraint.masks()
-    assert after is not None and before is not None and before[a] and not after[a]
+    assert after is not None and before is not None and allows(before, a) and not allows(after, a)
     constraint.rollback(1)
     assert constraint.masks()[0].tolist() == reasoning.tolist() and not constraint.complete
-    assert [bool(mask[a]) for mask in constraint.masks((7, a))] == [True, True, False]
+    assert [allows(mask, a) for mask in constraint.masks((7, a))] == [True, True, False]
 
 
 @pytest.mark.parametrize("seed", range(3))

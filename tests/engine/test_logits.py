@@ -1,4 +1,4 @@
-"""Bias, penalties and masks: each alone, in their order, and in the sampler."""
+"""Bias and penalties: each alone, in their order, and in the sampler before the mask."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dsv4.engine import LLM, SamplingParams
-from dsv4.engine.logits import add_bias, make_processors, mask_tokens, penalize_repetition, process_logits
+from dsv4.engine.logits import add_bias, make_processors, penalize_repetition, process_logits
 from dsv4.engine.sampler import SampleRequest, sample
 from dsv4.engine.step import ScheduledChunk
 
@@ -28,18 +28,11 @@ def test_penalties_count_what_was_written() -> None:
     assert penalize_repetition(ROW, {}, 1.0, 1.0).tolist() == ROW.tolist()
 
 
-def test_a_mask_leaves_the_allowed_tokens() -> None:
-    allowed = np.array([True, False, True, False])
-    assert mask_tokens(ROW, allowed).tolist() == [0.5, -INF, -1.0, -INF]
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda: add_bias(ROW, {4: 1.0}), r"token id 4; allowed: \[0, 3\]"),
         (lambda: penalize_repetition(ROW, {-1: 1}, 1.0, 0.0), r"token id -1; allowed: \[0, 3\]"),
-        (lambda: mask_tokens(ROW, np.ones(3, dtype=bool)), r"the mask has shape \[3\]; allowed: \[4\]"),
-        (lambda: mask_tokens(ROW, np.zeros(4, dtype=bool)), "the mask allows no token"),
     ],
 )
 def test_what_does_not_fit_the_vocabulary_is_named(change, message: str) -> None:
@@ -47,29 +40,26 @@ def test_what_does_not_fit_the_vocabulary_is_named(change, message: str) -> None
         change()
 
 
-def test_the_order_is_bias_penalties_mask() -> None:
-    allowed = np.array([True, True, True, False])
+def test_the_order_is_bias_penalties() -> None:
     processors = make_processors({3: INF, 0: 1.0}, 0.5, 0.0)
     assert len(processors) == 2
-    assert process_logits(ROW, processors, {0: 1}, allowed).tolist() == [1.0, 2.0, -1.0, -INF], (
-        "no bias brings a token back"
-    )
-    by_hand = mask_tokens(penalize_repetition(add_bias(ROW, {3: INF, 0: 1.0}), {0: 1}, 0.5, 0.0), allowed)
-    assert torch.equal(process_logits(ROW, processors, {0: 1}, allowed), by_hand)
+    assert process_logits(ROW, processors, {0: 1}).tolist() == [1.0, 2.0, -1.0, INF]
+    by_hand = penalize_repetition(add_bias(ROW, {3: INF, 0: 1.0}), {0: 1}, 0.5, 0.0)
+    assert torch.equal(process_logits(ROW, processors, {0: 1}), by_hand)
     assert make_processors() == () and process_logits(ROW, (), {}) is ROW
 
 
 def test_the_row_itself_stays_as_it_is() -> None:
     before = ROW.clone()
-    process_logits(ROW, make_processors({0: 1.0}, 1.0, 1.0), {1: 2}, np.array([True] * 3 + [False]))
-    process_logits(ROW, (), {}, np.array([True] * 3 + [False]))
+    process_logits(ROW, make_processors({0: 1.0}, 1.0, 1.0), {1: 2})
+    sample(ROW[None], [SampleRequest(SamplingParams(), 1, 0, allowed=np.array([0b0111], dtype=np.uint32))])
     assert torch.equal(ROW, before)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_token_is_drawn_after_the_processors_and_its_logprob_is_the_models(temperature: float) -> None:
+def test_a_token_is_drawn_after_processors_and_mask_and_its_logprob_is_the_models(temperature: float) -> None:
     params = SamplingParams(temperature=temperature, logprobs=1)
-    row = SampleRequest(params, 1, 0, make_processors({3: 100.0}), {}, np.array([False, False, True, False]))
+    row = SampleRequest(params, 1, 0, make_processors({3: 100.0}), {}, np.array([0b0100], dtype=np.uint32))
     (token,) = sample(ROW[None], [row])
     assert token.token_id == 2
     assert token.logprob == pytest.approx(float(ROW.log_softmax(-1)[2]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dsv4.engine import LLM
-from dsv4.engine.request import RequestStatus
+from dsv4.engine.request import Request, RequestStatus
 from dsv4.kernels import backends
 from dsv4.model.transformer import Transformer
 
@@ -95,6 +95,51 @@ def test_a_request_that_gave_way_is_cancelled_like_any(model: Transformer) -> No
     assert_nothing_leaks(llm)
 
 
+@pytest.mark.parametrize("state", ["reading", "decoding", "waiting to continue", "waiting"])
+def test_a_cancelled_request_frees_all_it_holds_before_the_next_step(model: Transformer, state: str) -> None:
+    """Its row goes to the next request in that very step."""
+    llm = LLM(model, max_num_seqs=1, max_num_batched_tokens=64, time_slice=4, enable_prefix_caching=False)
+    core, pool = llm.core, cache_of(llm).pool
+    first = core.new_request(IDS[:300], greedy(200), user=("a",))
+    core.add(first)
+    others: list[Request] = []
+    while first.num_computed_tokens < (100 if state == "reading" else 310):
+        core.step()
+    if state.startswith("waiting"):
+        others.append(core.new_request(PROMPTS[0], greedy(50), user=("a",)))
+        core.add(others[0])
+        while state == "waiting to continue" and first.saved is None:
+            core.step()
+    doomed = others[0] if state == "waiting" else first
+    last = core.new_request(PROMPTS[1], greedy(3), user=("a",))
+    core.add(last)
+    core.abort(doomed)
+    assert (doomed.saved, doomed.slot) == (None, -1)
+    assert pool.num_used == sum(len(cache_of(llm).pages_of(r.slot)) for r in core.scheduler.running)
+    core.step()
+    assert core.scheduler.running or core.scheduler.waiting == [last]
+    while core.has_work:
+        core.step()
+    assert len(last.output.token_ids) == 3
+    assert_nothing_leaks(llm)
+
+
+def test_turns_change_no_token(model: Transformer) -> None:
+    """Six answers in two rows, a few tokens per turn."""
+    llm = LLM(model, max_num_seqs=2, time_slice=3)
+    requests = [llm.core.new_request(IDS[i : i + 140], sampled(i, 20), user=("a",)) for i in range(0, 600, 100)]
+    for request in requests:
+        llm.core.add(request)
+    while llm.core.has_work:
+        llm.core.step()
+    assert llm.core.scheduler.cache_manager.num_preemptions > 10
+    want = LLM(model, enable_prefix_caching=False).generate(
+        [request.prompt_token_ids for request in requests], [request.params for request in requests]
+    )
+    assert same([request.output for request in requests], want)
+    assert_nothing_leaks(llm)
+
+
 def test_a_request_waits_for_pages_and_stored_prefixes_make_room(model: Transformer) -> None:
     llm = LLM(model, num_pages=8, max_model_len=1024)
     llm.generate([IDS[:800]], greedy())
@@ -124,7 +169,10 @@ def test_a_request_that_fills_all_pages_runs_again_and_again(model: Transformer,
 
 def test_a_prompt_that_can_never_fit_is_refused_at_once_with_the_numbers(model: Transformer) -> None:
     llm = LLM(model, num_pages=4)
-    with pytest.raises(ValueError, match="513 tokens; the limit is max_model_len = 512; the cache has 4 pages of 128"):
+    with pytest.raises(
+        ValueError,
+        match="513 tokens; the limit is max_model_len = 512; it needs 5 pages of 128 tokens, the cache has 4$",
+    ):
         llm.generate([IDS[:513]], greedy())
     with pytest.raises(
         ValueError, match=r"max_model_len is 600; allowed: \[2, 512\] \(the cache has num_pages = 4 of 128 tokens\)"

@@ -1,5 +1,6 @@
 """The engine over a real model with random weights: tokens and log-probabilities equal the model's own."""
 
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -92,15 +93,17 @@ def test_an_engine_that_keeps_streams_has_the_bits_of_one_that_does_not(transfor
 
     def run(chunks: list[ScheduledChunk]) -> StepOutput:
         histories = [c.request.tokens(0, c.stop) for c in chunks if c.num_samples]
-        steps.append((histories, runner.run(chunks)))
-        return steps[-1][1]
+        ends = accumulate(chunk.num_tokens for chunk in chunks)
+        last = [end - 1 for chunk, end in zip(chunks, ends, strict=True) if chunk.num_samples]
+        steps.append((histories, last, runner.run(chunks)))
+        return steps[-1][2]
 
     monkeypatch.setattr(core.runner, "run", run)
     kept = llm.generate(batch, params)
     assert [(o.token_ids, o.logprobs) for o in kept] == [(o.token_ids, o.logprobs) for o in plain]
-    assert not steps[0][0] and steps[0][1].streams.shape == (0, 4, 64), "a step of prompts that are read in part"
-    for histories, output in steps:
-        for history, logits, streams in zip(histories, output.logits, output.streams, strict=True):
+    assert not steps[0][0] and steps[0][2].streams.shape == (64, 4, 64), "a step of prompts that are read in part"
+    for histories, last, output in steps:
+        for history, logits, streams in zip(histories, output.logits, output.streams[last], strict=True):
             with torch.inference_mode():
                 torch.testing.assert_close(streams, transformer.forward_ragged(RaggedBatch.pack([history]))[-1])
                 torch.testing.assert_close(logits, transformer.logits(streams[None])[0])
@@ -169,7 +172,7 @@ def test_an_engine_whose_cache_grows_gives_the_same_tokens(transformer, monkeypa
     params = SamplingParams(max_tokens=6, temperature=0.0, logprobs=True, ignore_eos=True)
     want = LLM(transformer, max_num_seqs=3, max_num_batched_tokens=256).generate(batch, params)
 
-    def new_cache(self: Transformer, batch_size: int, max_tokens: int) -> Cache:
+    def new_cache(self: Transformer, batch_size: int, max_tokens: int, *_: object) -> Cache:
         return Cache(self.config, batch_size, max_tokens, self.device, self.dtype, grows=True)
 
     monkeypatch.setattr(Transformer, "new_cache", new_cache)

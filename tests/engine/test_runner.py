@@ -1,4 +1,4 @@
-"""A step's output: logits of every row that yields a token, and residual streams of these rows on request."""
+"""A step's output: logits of every row that yields a token, and residual streams of all rows on request."""
 
 from __future__ import annotations
 
@@ -25,9 +25,8 @@ class StreamingHistoryModel(HistoryModel):
     def next_token_logits_and_streams(
         self, batch: RaggedBatch, cache: HistoryCache, rows: np.ndarray
     ) -> tuple[Tensor, Tensor]:
-        return self.next_token_logits(batch, cache, rows), torch.from_numpy(rows).float()[:, None, None].expand(
-            -1, 4, 2
-        )
+        streams = torch.arange(batch.num_tokens).float()[:, None, None].expand(-1, 4, 2)
+        return self.next_token_logits(batch, cache, rows), streams
 
 
 def running(model: HistoryModel, *prompts: list[int]) -> tuple[HistoryCache, list[Request]]:
@@ -51,7 +50,7 @@ def test_every_row_that_yields_a_token_is_read(keep_streams: bool) -> None:
     assert torch.equal(output.logits, torch.stack([model.expected_logits(history) for history in histories]))
     assert sorted(cache.lengths) == [2, 2, 5]
     if keep_streams:
-        assert output.streams is not None and output.streams[:, 0, 0].tolist() == [2, 3, 4, 8]
+        assert output.streams is not None and output.streams[:, 0, 0].tolist() == [*range(9)]
     else:
         assert output.streams is None
 

@@ -5,98 +5,16 @@ from __future__ import annotations
 import asyncio
 import math
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv4.engine import LLM, AsyncEngine, SamplingParams
-from dsv4.engine.cache_manager import CacheManager
 from dsv4.engine.config import EngineConfig
-from dsv4.engine.outputs import SampledToken
-from dsv4.engine.request import Request
-from dsv4.engine.scheduler import Scheduler, reading_order
+from dsv4.engine.scheduler import reading_order
 
-
-@dataclass(frozen=True)
-class Arrival:
-    step: int
-    prompt: int
-    output: int
-
-
-class RowCache:
-    """Records the freed slots."""
-
-    def __init__(self) -> None:
-        self.lengths: list[int] = []
-        self.resets: list[int] = []
-
-    def reset(self, slot: int) -> None:
-        self.resets.append(slot)
-
-
-class Simulation:
-    """Steps a scheduler without a model; asserts the invariants at every step."""
-
-    def __init__(self, config: EngineConfig, arrivals: list[Arrival]) -> None:
-        self.config = config
-        self.cache = RowCache()
-        self.scheduler = Scheduler(config, CacheManager(self.cache, config.max_num_seqs))
-        self.arrivals = sorted(arrivals, key=lambda arrival: arrival.step)
-        self.first_token: dict[int, int] = {}  # index in `arrivals` -> steps from arrival to first token
-        self.requests = [self._request(i, arrival) for i, arrival in enumerate(self.arrivals)]
-
-    @staticmethod
-    def _request(number: int, arrival: Arrival) -> Request:
-        params = SamplingParams(max_tokens=arrival.output, ignore_eos=True)
-        return Request(number, [5] * arrival.prompt, params, 0, frozenset(), 1 << 30)
-
-    def run(self, most_steps: int, until: int | None = None) -> Simulation:
-        """Runs to the end, or to the first token of request `until`."""
-        step = came = 0
-        while (came < len(self.arrivals) or self.scheduler.has_work) and until not in self.first_token:
-            while came < len(self.arrivals) and self.arrivals[came].step <= step:
-                self.scheduler.add(self.requests[came])
-                came += 1
-            self._step(step)
-            step += 1
-            assert step <= most_steps, "somebody starves"
-        return self
-
-    def _step(self, step: int) -> None:
-        decoding = {s for s in self.scheduler.running if s.num_uncomputed_tokens == 1}
-        unread = [s for s in self.requests if s.status.value in ("waiting", "running") and s not in decoding]
-        chunks = self.scheduler.schedule()
-        taken = {chunk.request: chunk.stop - chunk.start for chunk in chunks}
-        total, most = sum(taken.values()), self.config.max_num_batched_tokens
-        assert total <= most and all(count > 0 for count in taken.values()) and len(taken) == len(chunks)
-        assert bool(chunks) == self.scheduler.has_work
-        assert all(taken[request] == 1 for request in decoding), "whatever decodes gets its token"
-        slots = [request.slot for request in self.scheduler.running]
-        assert len(set(slots)) == len(slots) <= self.config.max_num_seqs and all(slot >= 0 for slot in slots)
-        if unread and unread[0].slot >= 0:
-            left = most - len(decoding)
-            assert taken[unread[0]] >= min(unread[0].num_uncomputed_tokens, left - left // 2), "the oldest goes on"
-            if taken[unread[0]] < unread[0].num_uncomputed_tokens:
-                assert total == most, "no part of a step is left unused while there is something to read"
-        for chunk in chunks:
-            assert chunk.start == chunk.request.num_computed_tokens
-            chunk.request.num_computed_tokens = chunk.stop
-        half_read = sum(s.num_uncomputed_tokens > 1 for s in self.scheduler.running)
-        assert half_read <= self.config.partial_prefills
-        for chunk in chunks:
-            if chunk.request.num_uncomputed_tokens == 0:
-                self._append(chunk.request, step)
-
-    def _append(self, request: Request, step: int) -> None:
-        request.append([SampledToken(7)], now=float(step))
-        self.first_token.setdefault(request.request_id, step + 1 - self.arrivals[request.request_id].step)
-        if request.finished:
-            slot, emptied = request.slot, len(self.cache.resets)
-            self.scheduler.finish(request)
-            assert self.cache.resets[emptied:] == [slot] and request.slot == -1
+from .simulation import Arrival, Simulation
 
 
 @st.composite
@@ -104,8 +22,16 @@ def any_config(draw: st.DrawFn) -> EngineConfig:
     rows = draw(st.integers(1, 8))
     partial = draw(st.one_of(st.none(), st.integers(1, rows)))
     return EngineConfig(
-        max_num_seqs=rows, max_num_batched_tokens=draw(st.integers(rows, 64)), max_num_partial_prefills=partial
+        max_num_seqs=rows,
+        max_num_batched_tokens=draw(st.integers(rows, 64)),
+        max_num_partial_prefills=partial,
+        time_slice=draw(st.integers(1, 20)),
+        enable_prefix_caching=False,
     )
+
+
+def plain_config(**options: int) -> EngineConfig:
+    return EngineConfig(enable_prefix_caching=False, **options)
 
 
 any_arrivals = st.lists(
@@ -133,7 +59,7 @@ def test_a_short_prompt_has_its_token_at_once_whatever_is_being_read(
     rows: int, long: list[Arrival], short: list[Arrival]
 ) -> None:
     """Up to twelve long prompts, more than there are slots, and four short ones that together fit half a step."""
-    simulation = Simulation(EngineConfig(max_num_seqs=rows, max_num_batched_tokens=256), [*long, *short]).run(2000)
+    simulation = Simulation(plain_config(max_num_seqs=rows, max_num_batched_tokens=256), [*long, *short]).run(2000)
     taken = [simulation.first_token[i] for i, a in enumerate(simulation.arrivals) if a.prompt <= 30]
     # One step, or two if the oldest prompt has just been prefilled; with two slots they take the free one in turn.
     assert max(taken) <= 1 + len(short)
@@ -146,7 +72,7 @@ def test_a_stream_of_short_prompts_does_not_starve_a_long_one(rows: int, size: i
     budget, long = 128, 2000
     steps = math.ceil(long / ((budget - rows) // 2)) + 1
     short = [Arrival(step, size, output) for step in range(1, steps + 1) for _ in range(5)]
-    Simulation(EngineConfig(max_num_seqs=rows, max_num_batched_tokens=budget), [Arrival(0, long, 1), *short]).run(
+    Simulation(plain_config(max_num_seqs=rows, max_num_batched_tokens=budget), [Arrival(0, long, 1), *short]).run(
         steps, until=0
     )
 
@@ -164,7 +90,7 @@ def test_shorter_prompts_overtake_and_nearly_equal_ones_wait() -> None:
 def test_two_long_prompts_are_read_one_after_the_other() -> None:
     """Prefilling both at once would finish both late."""
     arrivals = [Arrival(0, 1000, 1), Arrival(0, 1000, 1)]
-    simulation = Simulation(EngineConfig(max_num_seqs=4, max_num_batched_tokens=100), arrivals).run(50)
+    simulation = Simulation(plain_config(max_num_seqs=4, max_num_batched_tokens=100), arrivals).run(50)
     assert simulation.first_token == {0: 10, 1: 20}
 
 

@@ -21,7 +21,7 @@ from tool_calls import NOTE, WEATHER, Calls, parse, render, strict_tools, tokens
 from dsv4.engine import LLM, SamplingParams
 from dsv4.engine.argument_forms import FORMATS
 from dsv4.engine.call_markup import MARK, CallMarkup
-from dsv4.engine.grammar import Constraint, GrammarCompiler, GrammarError
+from dsv4.engine.grammar import Constraint, GrammarCompiler, GrammarError, allows
 from dsv4.tokenizer import Tokenizer
 
 NANO = Path(__file__).parents[2] / "models" / "nano"
@@ -39,10 +39,10 @@ def compiled(*tools: dict[str, Any], **fields: Any) -> Constraint:
 def accepts(constraint: Constraint, ids: list[int]) -> bool:
     """True if the tokens may be written, and the output may end after them."""
     for token in ids:
-        if constraint.complete or not constraint.masks()[0][token]:
+        if constraint.complete or not allows(constraint.masks()[0], token):
             return False
         constraint.advance(token)
-    return constraint.complete or bool(constraint.masks()[0][EOS])
+    return constraint.complete or allows(constraint.masks()[0], EOS)
 
 
 def accepts_text(text: str, *tools: dict[str, Any], **fields: Any) -> bool:
@@ -68,7 +68,7 @@ def sample(constraint: Constraint, generator: random.Random, limit: int = 600) -
     closing.add(TOKENIZER.special_tokens[MARK])
     ids: list[int] = []
     while len(ids) < limit:
-        allowed = np.flatnonzero(constraint.masks()[0]).tolist()
+        allowed = np.flatnonzero(np.unpackbits(constraint.masks()[0].view(np.uint8), bitorder="little")).tolist()
         token = generator.choice([i for i in allowed if i in closing] * (generator.random() < 0.7) or allowed)
         if token == EOS:
             return ids

@@ -48,3 +48,9 @@ def fake_fp8(x: Array, block: int) -> Array:
 
 def fake_fp4(x: Array) -> Array:
     return fake_quant(x, 32, E2M1, 6 * 2.0**-126)
+
+
+def to_bf16(x: Array) -> Array:
+    """x rounded to 8 significant bits, ties to even."""
+    mantissa, exponent = np.frexp(x)
+    return np.ldexp(np.round(mantissa * 256) / 256, exponent)

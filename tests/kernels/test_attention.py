@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsv4.kernels.attention import ENTRY_CHUNK, EntryView, KeyView, TileGroup, Tiles, attend
+from dsv4.kernels.attention import ENTRY_CHUNK, EntryView, KeyView, StoredRows, TileGroup, Tiles, attend
 from dsv4.kernels.attention.reference import attend_tiles
 
 from .tools import near, noise, poisoned, set_threads
@@ -69,8 +69,10 @@ class Case:
             if ring is not None:
                 old = torch.arange(max(0, start - WINDOW), start)
                 ring[slot, old % WINDOW] = self.keys[i][old]
-        entries = EntryView(pool, self.ratio, self.batch, table if in_cache else None) if self.ratio else None
-        view = KeyView(torch.cat(new), self.batch, ring, torch.from_numpy(self.batch.slots), entries)
+        stored = StoredRows(pool)
+        entries = EntryView(stored, self.ratio, self.batch, table if in_cache else None) if self.ratio else None
+        rings = StoredRows(ring) if ring is not None else None
+        view = KeyView(torch.cat(new), self.batch, rings, torch.from_numpy(self.batch.slots), entries)
         return view, self._tiles(in_cache, rows, len(pool) - 1)
 
     def _tiles(self, in_cache: bool, rows: list[Tensor], blank: int) -> Tiles:

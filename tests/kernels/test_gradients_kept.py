@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dsv4.config import WINDOW
 from dsv4.kernels import backends
-from dsv4.kernels.attention import ENTRY_CHUNK, EntryView, KeyView, TileGroup, Tiles, attend
+from dsv4.kernels.attention import ENTRY_CHUNK, EntryView, KeyView, StoredRows, TileGroup, Tiles, attend
 from dsv4.kernels.compressor import Windows, compress
 from dsv4.kernels.grouped_linear import grouped_linear
 from dsv4.kernels.hadamard import hadamard
@@ -44,8 +44,8 @@ def _attend(q: Tensor, new: Tensor, ring: Tensor, pool: Tensor, sink: Tensor) ->
     window = torch.cat((positions[:4], WINDOW + torch.arange(6)))
     mask = positions <= positions[4:, None]
     tiles = Tiles(torch.arange(6)[None], torch.arange(6), True, window[None], mask[None], [group])
-    entries = EntryView(pool, 4, batch, np.zeros((1, 1), np.int64))
-    return attend(q, KeyView(new, batch, ring, torch.tensor([0]), entries), tiles, sink)[0]
+    entries = EntryView(StoredRows(pool), 4, batch, np.zeros((1, 1), np.int64))
+    return attend(q, KeyView(new, batch, StoredRows(ring), torch.tensor([0]), entries), tiles, sink)[0]
 
 
 def _compress(kv: Tensor, score: Tensor, ape: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsv4.kernels.attention import EntryView, TileGroup, Tiles
+from dsv4.kernels.attention import EntryView, StoredRows, TileGroup, Tiles
 from dsv4.kernels.indexer import reference, select_entries
 
 from .tools import check_derivatives, noise
@@ -126,7 +126,7 @@ def test_output(rung: str) -> None:
     table = torch.randperm(40, generator=torch.Generator().manual_seed(2)).view(2, 20).numpy()
     q, weights, keys = inputs("random", 61, heads, width, 40 * 32)
     pool = torch.cat((keys, torch.zeros(1, width)))
-    view = EntryView(pool, 4, Batch(), table)
+    view = EntryView(StoredRows(pool), 4, Batch(), table)
     position = torch.cat([torch.arange(s, s + n) for s, n in zip(Batch.starts, Batch.lengths, strict=True)])
     seen = (position + 1) // 4
     slot = torch.from_numpy(Batch.slots).repeat_interleave(torch.from_numpy(Batch.lengths))
@@ -152,7 +152,7 @@ def test_no_choice_without_sparse_tiles_and_scores_on_request() -> None:
     tokens, none = torch.arange(2), torch.zeros(2, 0, dtype=torch.int64)
     group = TileGroup(0, 2, 0, 64, slice(0, 64), torch.tensor([[3], [4]]), False)
     tiles = Tiles(tokens[:, None], tokens, True, none, none.bool()[:, None], [group])
-    view = EntryView(keys, 4, Batch(), None)
+    view = EntryView(StoredRows(keys), 4, Batch(), None)
     chosen, scores = select_entries(q, weights, view, tiles, 8, keep_scores=True)
     assert chosen is None and scores[0] is not None and scores[0].shape == (2, 1, 64)
     assert select_entries(q, weights, view, tiles, 8)[0] is None

@@ -12,7 +12,7 @@ import numpy as np
 
 from dsv4.config import ModelConfig
 
-from ..kernels.number_formats import fake_fp4, fake_fp8
+from ..kernels.number_formats import fake_fp4, fake_fp8, to_bf16
 
 Array = np.ndarray[Any, Any]
 
@@ -161,7 +161,7 @@ class Restatement:
 
     def keys_as_stored(self, k: Array) -> Array:
         nope = self.c.head_dim - self.c.qk_rope_head_dim
-        return np.concatenate((fake_fp8(k[:, :nope], 64), k[:, nope:]), -1) if self.shipped and len(k) else k
+        return np.concatenate((fake_fp8(k[:, :nope], 64), to_bf16(k[:, nope:])), -1) if self.shipped and len(k) else k
 
     # Attention, 2.3 and 2.5
 

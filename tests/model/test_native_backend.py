@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -316,8 +317,19 @@ def test_no_rows(model: Transformer) -> None:
 def test_invalid_input_is_refused(model: Transformer) -> None:
     with pytest.raises(ValueError, match="layer 0: the cache was made for another model"):
         model(IDS, random_model(tiny_config(head_dim=48)).new_cache(1, 64))
-    with pytest.raises(TypeError, match="incompatible"):
-        model(IDS, random_model(CONFIG).bfloat16().new_cache(1, 64))
+    with pytest.raises(ValueError, match="holds keys of shipped numerics alone, not of float ones"):
+        model(IDS, random_model(CONFIG, numerics="shipped").new_cache(1, 64))
+    native, half = backends.native_module(), random_model(CONFIG).bfloat16().new_cache(1, 64).layers
+    assert native is not None
+    with pytest.raises(ValueError, match="window: contiguous bytes in 3 dimensions are allowed"):
+        native.Cache(
+            [[layer.window] for layer in half],
+            *[("float32", 32, 0)] * 2,
+            np.zeros((1, 1), int),
+            np.zeros(1, int),
+            1,
+            False,
+        )
     streams, batch = model.forward_ragged(RaggedBatch.pack([[1, 2, 3]])), RaggedBatch.pack([[1, 2, 3]], starts=[126])
     with pytest.raises(ValueError, match="cache row 0 cannot take 3 tokens from 126 on"):
         model.mtp_forward(streams, IDS[0, :3], batch, model.new_cache(1, 64))

@@ -163,7 +163,9 @@ def test_n_and_best_of(server, folder) -> None:
 def test_sampling_parameters_reach_the_engine(server, monkeypatch) -> None:
     seen = []
     stream = server.engine.stream
-    monkeypatch.setattr(server.engine, "stream", lambda ids, params: seen.append(params) or stream(ids, params))
+    monkeypatch.setattr(
+        server.engine, "stream", lambda ids, params, user: seen.append(params) or stream(ids, params, user)
+    )
     extra = {"top_k": 5, "min_p": 0.25, "ignore_eos": True}
     complete(server, temperature=0.5, top_p=0.5, seed=7, logit_bias={"5": -3}, max_tokens=4, extra_body=extra, n=2)
     first, second = seen

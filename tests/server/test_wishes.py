@@ -94,7 +94,9 @@ def test_documents_of_text_are_read(server) -> None:
 def test_top_k_and_min_p_reach_the_sampler(server, monkeypatch, path: str) -> None:
     seen = []
     stream = server.engine.stream
-    monkeypatch.setattr(server.engine, "stream", lambda ids, params: seen.append(params) or stream(ids, params))
+    monkeypatch.setattr(
+        server.engine, "stream", lambda ids, params, user: seen.append(params) or stream(ids, params, user)
+    )
     for fields, expected in (
         ({"top_k": 5, "min_p": 0.25}, (5, 0.25)),
         ({"top_k": -1, "min_p": 0}, (0, 0.0)),
@@ -107,6 +109,16 @@ def test_top_k_and_min_p_reach_the_sampler(server, monkeypatch, path: str) -> No
     for name, value in (("top_k", -2), ("top_k", 1.5), ("top_k", "5"), ("top_k", True), ("min_p", 1.5), ("min_p", "x")):
         place, words = refused(server, path, **{name: value})
         assert place == name and f"Invalid {name} value {value!r}; allowed: " in words
+
+
+def test_an_answer_that_ignores_the_end_has_max_tokens(server) -> None:
+    server.model.reply = "</think>ok"
+    for wish, tokens, reason in ((True, 9, "length"), (False, None, "stop")):
+        answer = post(server, CHAT, max_tokens=9, ignore_eos=wish).json()
+        assert answer["choices"][0]["finish_reason"] == reason
+        assert tokens is None or answer["usage"]["completion_tokens"] == tokens
+        assert answer["choices"][0]["message"]["content"] == "ok"
+    assert refused(server, CHAT, ignore_eos=1) == ("ignore_eos", "Invalid ignore_eos value 1; allowed: true and false")
 
 
 @pytest.mark.parametrize(

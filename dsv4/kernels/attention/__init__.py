@@ -22,7 +22,7 @@ from torch import Tensor
 from dsv4.kernels import backends
 from dsv4.kernels.attention import native, reference
 from dsv4.kernels.attention.reference import ENTRY_CHUNK
-from dsv4.kernels.attention.views import EntryView, KeyView, TileGroup, Tiles
+from dsv4.kernels.attention.views import EntryView, KeyView, StoredRows, TileGroup, Tiles
 
 
 def attend(
@@ -30,9 +30,10 @@ def attend(
 ) -> tuple[Tensor, list[Tensor | None]]:
     """(o [T, H, D], the entries' probabilities per tile group if kept)."""
     pool = keys.entries.pool if keys.entries is not None else None
-    if not keep_probs and backends.uses_native("attention", q, keys.new, keys.ring, pool, sink):
+    fresh = [rows.fresh for rows in (keys.ring, pool) if rows is not None]
+    if not keep_probs and backends.uses_native("attention", q, keys.new, *fresh, sink):
         return native.attend(q, keys, sink, chosen), []
     return reference.attend(q, keys, tiles, sink, chosen, keep_probs)
 
 
-__all__ = ["ENTRY_CHUNK", "EntryView", "KeyView", "TileGroup", "Tiles", "attend"]
+__all__ = ["ENTRY_CHUNK", "EntryView", "KeyView", "StoredRows", "TileGroup", "Tiles", "attend"]

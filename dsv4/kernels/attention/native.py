@@ -23,8 +23,8 @@ def attend(q: Tensor, keys: KeyView, sink: Tensor, chosen: Tensor | None) -> Ten
     ends = np.cumsum(keys.batch.lengths)
     for i, (end, length, start) in enumerate(zip(ends, keys.batch.lengths, keys.batch.starts, strict=True)):
         rows = slice(end - length, end)
-        ring = keys.ring[keys.batch.slots[i]] if keys.ring is not None else no_ring
-        entries = keys.entries.of_sequence(i).detach() if keys.entries is not None else no_entries
+        ring = keys.ring.take(keys.slots[i]).float() if keys.ring is not None else no_ring
+        entries = keys.entries.of_sequence(i).detach().float() if keys.entries is not None else no_entries
         inputs = (scaled[rows], new[rows], ring, entries, chosen[rows].contiguous(), ratio, int(start), sink.detach())
         kernels.attend(*inputs, out[rows])
     return out

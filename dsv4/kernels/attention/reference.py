@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dsv4.kernels.attention.views import KeyView, TileGroup, Tiles, pick
+from dsv4.kernels.attention.views import KeyView, StoredRows, TileGroup, Tiles
 from dsv4.kernels.autocast import without_autocast
 from dsv4.kernels.gather import take_rows
 
@@ -39,21 +39,21 @@ def _window_rows(keys: KeyView) -> Tensor:
     width = keys.new.shape[1]
     parts = [keys.new, keys.new.new_zeros(1, width)]
     if keys.ring is not None:
-        parts.insert(0, keys.ring[keys.slots].view(-1, width).to(keys.new.dtype))
+        parts.insert(0, keys.ring.take(keys.slots).view(-1, width).to(keys.new.dtype))
     return torch.cat(parts)
 
 
-def _gather(pool: Tensor, group: TileGroup, index: Tensor | None) -> Tensor:
+def _gather(pool: StoredRows, group: TileGroup, index: Tensor | None) -> Tensor:
     """Entries that a group reads: [E, D] or [G, E, D]; with `index` (their numbers), each row's own [G, R, k, D]."""
-    if index is None:
-        return pick(pool, group.entries)
-    if isinstance(group.entries, slice):
-        return take_rows(pool, index + group.entries.start)
     assert group.entries is not None
+    if index is None:
+        return pool.take(group.entries)
+    if isinstance(group.entries, slice):
+        return pool.take(index + group.entries.start)
     if group.entries.dim() == 1:
-        return take_rows(pool, group.entries[index])
+        return pool.take(group.entries[index])
     tile = torch.arange(index.shape[0], device=index.device)[:, None, None]
-    return take_rows(pool, group.entries[tile, index])
+    return pool.take(group.entries[tile, index])
 
 
 @without_autocast

@@ -33,11 +33,35 @@ class Ragged(Protocol):
     def slots(self) -> np.ndarray: ...
 
 
+class StoredFormat(Protocol):
+    """Format of the rows of a cache."""
+
+    def decode(self, rows: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """Rows of a cache, [..., columns], and their format; None: they are channels already, as those of a batch are."""
+
+    rows: Tensor
+    format: StoredFormat | None = None
+
+    @property
+    def fresh(self) -> Tensor | None:
+        """The rows of a batch, which may record a gradient; None for those of a cache."""
+        return self.rows if self.format is None else None
+
+    def take(self, index: slice | Tensor) -> Tensor:
+        """Channels [..., D] of the rows that a slice or an int64 tensor of any shape names."""
+        rows = self.rows[index] if isinstance(index, slice) else take_rows(self.rows, index)
+        return rows if self.format is None else self.format.decode(rows)
+
+
 @dataclass(frozen=True)
 class EntryView:
     """Compressed entries of the batch's sequences, including those that the batch closes."""
 
-    pool: Tensor  # [rows, D]
+    pool: StoredRows  # [rows, D]
     ratio: int  # tokens per entry
     batch: Ragged
     block_table: np.ndarray | None  # see entry_rows; None: the entries are contiguous, sequence after sequence
@@ -50,7 +74,7 @@ class EntryView:
             rows = int(counts[:sequence].sum()) + entry
         else:
             rows = entry_rows(self.block_table, int(self.batch.slots[sequence]), entry, self.ratio)
-        return self.pool[torch.from_numpy(rows).to(self.pool.device)]
+        return self.pool.take(torch.from_numpy(rows).to(self.pool.rows.device))
 
 
 @dataclass(frozen=True)
@@ -59,7 +83,7 @@ class KeyView:
 
     new: Tensor  # [T, D], of the batch's own tokens
     batch: Ragged
-    ring: Tensor | None  # [slots, 128, D], of earlier tokens: position p in row p % 128; None: no earlier tokens
+    ring: StoredRows | None  # [slots, 128, D], of earlier tokens: position p in row p % 128; None: no earlier tokens
     slots: Tensor  # int64 [N], the batch's cache rows on the ring's device
     entries: EntryView | None  # None: the layer has window keys only
 
@@ -121,9 +145,3 @@ class Tiles:
     def tokens(self, x: Tensor) -> Tensor:
         """Inverse of `rows`, for all tiles: x [tiles, rows, ...] -> [T, ...]."""
         return x.flatten(0, 1) if self.in_order else take_rows(x.flatten(0, 1), self.token_row)
-
-
-def pick(pool: Tensor, rows: slice | Tensor | None) -> Tensor:
-    """Rows of the pool that a group reads: [E, D] if its tiles share them, else [tiles, E, D]."""
-    assert rows is not None
-    return pool[rows] if isinstance(rows, slice) else take_rows(pool, rows)

@@ -19,7 +19,7 @@ def select_entries(
     q: Tensor, weights: Tensor, keys: EntryView, tiles: Tiles, k: int, keep_scores: bool = False
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """(chosen [T, k] or None, scores per tile group if kept)."""
-    if not keep_scores and backends.uses_native("indexer", q, weights, keys.pool):
+    if not keep_scores and backends.uses_native("indexer", q, weights, keys.pool.fresh):
         return native.select_entries(q, weights, keys, k), []
     return reference.select_entries(q, weights, keys, tiles, k, keep_scores)
 

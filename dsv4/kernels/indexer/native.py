@@ -19,5 +19,7 @@ def select_entries(q: Tensor, weights: Tensor, keys: EntryView, k: int) -> Tenso
     for i, (end, length, start) in enumerate(zip(ends, batch.lengths, batch.starts, strict=True)):
         if (start + length) // keys.ratio > k:
             rows = slice(end - length, end)
-            kernels.index_top_k(q[rows], weights[rows], keys.of_sequence(i).detach(), int(start), k, chosen[rows])
+            kernels.index_top_k(
+                q[rows], weights[rows], keys.of_sequence(i).detach().float(), int(start), k, chosen[rows]
+            )
     return chosen

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dsv4.kernels.attention.views import EntryView, Tiles, pick
+from dsv4.kernels.attention.views import EntryView, Tiles
 from dsv4.kernels.autocast import without_autocast
 from dsv4.kernels.topk import top_k_lowest_index
 
@@ -21,8 +21,9 @@ def select_entries(
     for group in tiles.groups:
         scores = None
         if group.num_entries and (group.sparse or keep_scores):
+            assert group.entries is not None
             rows = tiles.rows(q, group), tiles.rows(weights, group)
-            scores = index_scores(*rows, pick(keys.pool, group.entries))
+            scores = index_scores(*rows, keys.pool.take(group.entries))
         if group.sparse and scores is not None:
             chosen.append(select(scores.detach(), group.num_visible, k))
         else:

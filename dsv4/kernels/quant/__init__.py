@@ -1,4 +1,4 @@
-"""Fake quantization: round to FP8 or FP4 and back, with power-of-two block scales.
+"""Fake quantization: round to FP8 or FP4 and back, with power-of-two block scales; or to BF16.
 
 Contract (source: official inference kernel). Blocks run along the last dimension; the last one may be shorter.
 Computation is fp32, the result has the input's dtype. Gradients pass straight through.
@@ -12,7 +12,7 @@ from torch import Tensor
 from dsv4.analysis.inventory import FP4_GROUP
 from dsv4.kernels import backends
 from dsv4.kernels.quant import native, reference
-from dsv4.kernels.quant.reference import FP4_MAX, FP8_MAX, fake_quant_fp8_blocks
+from dsv4.kernels.quant.reference import FP4_MAX, FP8_MAX, fake_quant_bf16, fake_quant_fp8_blocks
 
 
 def fake_quant_fp8(x: Tensor, block: int) -> Tensor:
@@ -27,4 +27,4 @@ def fake_quant_fp4(x: Tensor, block: int = FP4_GROUP) -> Tensor:
     return op.fake_quant_fp4(x, block)
 
 
-__all__ = ["FP4_MAX", "FP8_MAX", "fake_quant_fp4", "fake_quant_fp8", "fake_quant_fp8_blocks"]
+__all__ = ["FP4_MAX", "FP8_MAX", "fake_quant_bf16", "fake_quant_fp4", "fake_quant_fp8", "fake_quant_fp8_blocks"]

@@ -67,6 +67,21 @@ def fake_quant_fp4(x: Tensor, block: int = FP4_GROUP) -> Tensor:
     return _round(x, block, FP4_MAX, FP4_MAX * 2.0**-126)
 
 
+class _StraightThroughBf16(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.to(torch.bfloat16).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> Tensor:
+        return grad
+
+
+def fake_quant_bf16(x: Tensor) -> Tensor:
+    """Round x to BF16 -> same shape and dtype. The gradient passes straight through, unrounded."""
+    return _StraightThroughBf16.apply(x) if torch.is_grad_enabled() else x.to(torch.bfloat16).to(x.dtype)
+
+
 def fake_quant_fp8_blocks(weight: Tensor) -> Tensor:
     """Round a weight [out, in] to e4m3fn, one power-of-two scale per 128 x 128 block -> same shape and dtype."""
     out_features, in_features = weight.shape

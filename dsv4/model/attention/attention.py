@@ -10,13 +10,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from dsv4.analysis.kv import KV_BLOCK
 from dsv4.cache import LayerCache
 from dsv4.config import COMPRESSION_KINDS, ModelConfig
-from dsv4.kernels.attention import KeyView, Tiles, attend
+from dsv4.kernels.attention import KeyView, StoredRows, Tiles, attend
 from dsv4.kernels.indexer import select_entries
 from dsv4.kernels.linear import linear
 from dsv4.kernels.norm import rms_norm
-from dsv4.kernels.quant import fake_quant_fp8
+from dsv4.kernels.quant import fake_quant_bf16, fake_quant_fp8
 from dsv4.kernels.rope import rotate, rotation
 from dsv4.model.attention.compressor import Compressor, store_entries
 from dsv4.model.attention.indexer import Indexer, group_kl
@@ -55,19 +56,22 @@ class Attention(nn.Module):
         q = rms_norm(self.wq_b(q_latent).view(-1, H, D), self.config.rms_norm_eps)
         q = rotate(q, cos.unsqueeze(1), sin.unsqueeze(1))
         kv = self._quantize_kv(rotate(self.kv_norm(self.wkv(x)), cos, sin))
-        keys = KeyView(kv, layout.batch, cache.window if cache is not None else None, layout.slots, None)
+        if cache is not None:
+            kv = cache.format.round(kv)
+        ring = StoredRows(cache.window, cache.format) if cache is not None else None
+        keys = KeyView(kv, layout.batch, ring, layout.slots, None)
         o = self._attend(x, q, q_latent, keys, layout, rope, cache, aux)
         if cache is not None:
             row, token = layout.ring_write
-            cache.window.view(-1, D)[row] = kv.detach()[token].to(cache.window.dtype)
+            cache.write_window(row, kv.detach()[token])
         return self._project(rotate(o, cos.unsqueeze(1), -sin.unsqueeze(1)))
 
     def _quantize_kv(self, kv: Tensor) -> Tensor:
-        """Keys as the cache stores them: in shipped numerics, channels without rotation in FP8, blocks of 64."""
+        """Keys as the published model stores them: in shipped numerics, FP8, and BF16 in the rotated channels."""
         if not self.quantize:
             return kv
         nope = self.config.head_dim - self.config.qk_rope_head_dim
-        return torch.cat((fake_quant_fp8(kv[..., :nope], 64), kv[..., nope:]), dim=-1)
+        return torch.cat((fake_quant_fp8(kv[..., :nope], KV_BLOCK), fake_quant_bf16(kv[..., nope:])), dim=-1)
 
     def _attend(
         self,

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dsv4.cache import CompressorState
 from dsv4.config import COMPRESSION_KINDS, ModelConfig
-from dsv4.kernels.attention import ENTRY_CHUNK, EntryView
+from dsv4.kernels.attention import ENTRY_CHUNK, EntryView, StoredRows
 from dsv4.kernels.compressor import Windows, compress
 from dsv4.kernels.rope import rotate, rotation
 from dsv4.model.layout import Layout
@@ -70,7 +70,7 @@ def store_entries(
         assert layout.cache is not None
         if entries is not None:
             state.write(layout.compression(ratio).entry_row, entries.detach())
-        return EntryView(state.entries, ratio, layout.batch, layout.cache.block_table)
+        return EntryView(StoredRows(state.entries, state.format), ratio, layout.batch, layout.cache.block_table)
     slack = like.new_zeros(ENTRY_CHUNK, width)
     pool = slack if entries is None else torch.cat((entries, slack))
-    return EntryView(pool, ratio, layout.batch, None)
+    return EntryView(StoredRows(pool), ratio, layout.batch, None)

@@ -27,9 +27,11 @@ class CompressionLayout:
 
 
 def lay_out_compression(tokens: Tokens, cache: Cache | None, ratio: int, device: torch.device) -> CompressionLayout:
-    """The windows of `ratio` tokens that close in a batch."""
+    """The windows of `ratio` tokens that close in a batch, those apart whose entries the cache has."""
     span = COMPRESSION_KINDS[ratio].state_tokens
-    first, count = tokens.starts // ratio, tokens.ends // ratio - tokens.starts // ratio
+    stored = 0 if cache is None else cache.stored[tokens.slots]
+    first = np.maximum(tokens.starts, stored) // ratio
+    count = np.maximum(tokens.ends // ratio - first, 0)
     seq = np.repeat(np.arange(tokens.num_sequences), count)
     window = np.arange(len(seq)) - (np.cumsum(count) - count)[seq] + first[seq]
     key = window[:, None] * ratio + np.arange(ratio - span, ratio)

@@ -1,0 +1,129 @@
+"""`dsv4 bench serving`: servers under load, a long prompt asked again, and an agent's session.
+
+Over real HTTP with one client, streamed. Contenders take turns, each in its own process with its best settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.harness.process import BenchmarkError
+from benchmarks.harness.turns import add_options, at_least_one
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from benchmarks.harness.recording import Measure
+
+SUBJECTS = {
+    "load": "tokens per second and times to tokens at 1 to 128 requests at a time, against other servers",
+    "prefix": "first token of a long prompt: computed, from memory, from disk after a restart",
+    "agent": "20 turns behind 38,000 tokens of system prompt and tools, with the prefix cache and without",
+}
+MODELS = ("nano", "slice")
+LEVELS = (1, 8, 32, 128)
+EPILOG = f"""subjects:
+{chr(10).join(f"  {name:8} {about}" for name, about in SUBJECTS.items())}
+
+examples:
+  dsv4 bench serving load --llama-server "$(make llama-server | tail -n 1)"
+  dsv4 bench serving prefix --model slice
+  dsv4 bench serving agent
+  dsv4 bench serving load --quick --without-llama --without-transformers --no-gate"""
+
+
+def run(options: argparse.Namespace, scratch: Path, console: Console) -> None:
+    """Measure and record the subject of `options`."""
+    from benchmarks.harness import serving_report
+    from benchmarks.harness.recording import record
+
+    make: Callable[..., Measure] = {"load": _load, "prefix": _prefix, "agent": _agent}[options.subject]
+    record({f"{options.subject}, {options.model}": make(options, scratch)}, serving_report.lines, options, console)
+
+
+def _load(options: argparse.Namespace, scratch: Path) -> Measure:
+    from benchmarks.harness.load_rounds import LoadRounds, loads, with_vocabulary
+    from benchmarks.harness.scenarios import SCENARIOS, quick
+
+    scenario = with_vocabulary(quick(SCENARIOS[options.model]) if options.quick else SCENARIOS[options.model])
+    asked = loads(options.levels, options.quick)
+    others = (options.llama_server, not options.without_transformers, options.longest)
+    return LoadRounds(scenario, asked, options.rounds or 3, options.threads, scratch, *others).measure
+
+
+def _prefix(options: argparse.Namespace, scratch: Path) -> Measure:
+    from benchmarks.harness.prefix import Repeated
+
+    tokens = 600 if options.quick else 32_768
+    made = Repeated(_folder(options, scratch), tokens, options.rounds or 3, options.threads, options.model)
+    return (replace(made, ceilings=(8, 256)) if options.quick else made).measure
+
+
+def _agent(options: argparse.Namespace, scratch: Path) -> Measure:
+    from benchmarks.harness.agent import Session
+
+    made = Session(_folder(options, scratch), options.threads, options.model)
+    return (replace(made, turns=3, tokens=600, answer=4, result=20) if options.quick else made).measure
+
+
+def _folder(options: argparse.Namespace, scratch: Path) -> Path:
+    """Folder of the model's weights, which are written first where they are random."""
+    from benchmarks.harness.contenders import write_weights
+    from benchmarks.harness.load_rounds import with_vocabulary
+    from benchmarks.harness.scenarios import SCENARIOS, quick
+
+    scenario = with_vocabulary(quick(SCENARIOS[options.model]) if options.quick else SCENARIOS[options.model])
+    place = scratch / f"serving-{options.model}"
+    folders, _ = write_weights(replace(scenario, peers={"dsv4": {}}), place, options.threads, False, True)
+    return folders["dsv4"]
+
+
+def _levels(text: str) -> tuple[int, ...]:
+    return tuple(sorted({at_least_one(level) for level in text.split(",")}))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dsv4 bench serving",
+        description="Measure dsv4's server, and compare it with others at the same weights.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("subject", choices=SUBJECTS, metavar="SUBJECT", help="of those below")
+    add("--model", choices=MODELS, default="nano", help="default: %(default)s; slice: 120M random parameters")
+    add("--llama-server", type=Path, metavar="PATH", help="llama.cpp's llama-server (make llama-server)")
+    add("--without-llama", action="store_true", help="load: leave llama-server out")
+    add("--without-transformers", action="store_true", help="load: leave `transformers serve` out")
+    add("--levels", type=_levels, default=LEVELS, metavar="A,B", help="load: requests at a time; default: 1,8,32,128")
+    add("--longest", type=float, default=180.0, metavar="S", help="load: skip what others would take longer for")
+    add_options(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.subject == "load" and not options.without_llama and options.llama_server is None:
+        parser.error("load: give --llama-server PATH (make llama-server), or --without-llama")
+    if options.without_llama:
+        options.llama_server = None
+    from rich.console import Console
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="dsv4-bench-") as temporary:
+            run(options, options.scratch or Path(temporary), Console())
+    except BenchmarkError as error:
+        print(f"dsv4 bench serving: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,248 @@
+"""DiskCache: prefixes of one model in a folder. The engine's thread looks up, loads and submits; another one writes."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsv4.cache.cache import Cache
+from dsv4.cache.disk.folder import CacheFolder
+from dsv4.cache.disk.index import Index, StoredState, Trouble, trouble
+from dsv4.cache.disk.keys import PrefixKeys, root_key, state_key
+from dsv4.cache.disk.packing import pack_pages, pack_tail, unpack_pages
+from dsv4.cache.disk.records import BLOCK, STATE, DamagedFileError, Place, read_record
+from dsv4.cache.disk.stats import DiskCacheStats
+from dsv4.cache.disk.writer import StateToWrite, WriteJob, Writer
+from dsv4.cache.prefix import TokensOf
+from dsv4.cache.state import Snapshot
+from dsv4.config import PAGE_TOKENS
+
+logger = logging.getLogger("dsv4.cache.disk")
+
+CLOSE_SECONDS = 60.0  # that the end of the process waits for the disk
+_TOKEN_BYTES = 4
+
+_writers: weakref.WeakSet[Writer] = weakref.WeakSet()  # of this process
+
+
+@dataclass(frozen=True)
+class DiskMatch:
+    """A prefix on disk that a sequence begins with: whole blocks, and the state to go on from, or None to replay."""
+
+    keys: Sequence[bytes]  # of the blocks
+    places: Sequence[Place]  # as many
+    state: StoredState | None
+    length: int  # tokens that need no computation
+
+    @property
+    def common(self) -> int:
+        """Tokens in whole blocks."""
+        return len(self.places) * PAGE_TOKENS
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that are needed: for a replay all, for a state those before it."""
+        return len(self.places) if self.state is None else self.length // PAGE_TOKENS
+
+    @property
+    def files(self) -> frozenset[int]:
+        used = {place.file for place in self.places[: self.num_blocks]}
+        return frozenset(used if self.state is None else used | {self.state.place.file})
+
+
+@dataclass(eq=False)
+class DiskLookup:
+    """Of one request: its keys, each hashed once, and what was found as it waited, looked up once."""
+
+    keys: PrefixKeys
+    found: DiskMatch | None = None
+    done: bool = False
+
+    @property
+    def common(self) -> int:
+        """Tokens in whole blocks on disk, as far as it was looked up."""
+        return 0 if self.found is None else self.found.common
+
+
+@dataclass(frozen=True)
+class LoadedPrefix:
+    """Entries of each compressor for the blocks that were asked for and for the tail; state, None for a replay."""
+
+    entries: tuple[Tensor, ...]
+    snapshot: Snapshot | None
+
+
+class DiskCache:
+    """Prefixes in `path` that were computed by the model of this identity.
+
+    `max_bytes`: of the folder, all processes together. `replay_tokens`: tokens at the end of the stored blocks whose
+    computation gives the state there; None: only states that are stored count. No method raises for what is on disk.
+    """
+
+    def __init__(
+        self, path: Path, identity: bytes, cache: Cache, max_bytes: int | None, replay_tokens: int | None
+    ) -> None:
+        self.stats = DiskCacheStats()
+        self.folder = CacheFolder(path)
+        self.cache, self.replay_tokens = cache, replay_tokens
+        self.identity = identity
+        self._index: Index | None = None
+        self._reported = False  # that the index cannot be read
+        for writer in list(_writers):  # what this process has written before is found
+            if writer.folder.path == self.folder.path:
+                writer.flush(CLOSE_SECONDS)
+        self._writer = Writer(self.folder, max_bytes, self.stats)
+        _writers.add(self._writer)
+        self._finalizer = weakref.finalize(self, self._writer.close, CLOSE_SECONDS)  # at exit, too
+
+    def flush(self) -> None:
+        """Wait until all that was stored is on the disk."""
+        self._writer.flush(CLOSE_SECONDS)
+
+    def close(self) -> None:
+        """Write what waits; nothing is stored after that."""
+        self._finalizer()
+
+    def keys(self, tokens: TokensOf, salt: str | None) -> PrefixKeys:
+        """Keys of a sequence that only grows."""
+        return PrefixKeys(root_key(self.identity, salt), tokens)
+
+    def find(self, keys: PrefixKeys, count: int) -> DiskMatch | None:
+        """The longest prefix on disk of a sequence's first `count` tokens; None: there is none."""
+        self.stats.external_prefix_cache_queries += count
+        try:
+            match = self._find(keys, count)
+        except (sqlite3.Error, OSError) as error:
+            self._report(error)
+            match = None
+        return match
+
+    def load(self, match: DiskMatch, first: int) -> LoadedPrefix | None:
+        """Read what a match needs, its blocks from number `first` on; None where it is gone or damaged."""
+        tail = match.state is not None and match.length % PAGE_TOKENS > 0
+        size, blocks = self.cache.page_bytes, range(first, match.num_blocks)
+        pages = np.empty((len(blocks) + tail, size), dtype=np.uint8)
+        place: Place | None = None
+        try:
+            reader = self.folder.read(match.places[number] for number in blocks)
+            for row, number in enumerate(blocks):
+                place = match.places[number]
+                data = next(reader)
+                self.stats.kv_offload_load_bytes += len(data)
+                pages[row] = _page(read_record(data, BLOCK, match.keys[number]), size)
+            snapshot = None
+            if match.state is not None:
+                place = match.state.place
+                (data,) = self.folder.read([place])
+                self.stats.kv_offload_load_bytes += len(data)
+                payload = read_record(data, STATE, state_key(match.state.block, match.state.tail))
+                if tail:
+                    pages[-1] = _page(payload[:size], size)
+                    payload = payload[size:]
+                snapshot = Snapshot.from_bytes(bytes(payload))
+        except FileNotFoundError:
+            return self._forget(place)  # evicted by another process
+        except (OSError, DamagedFileError, ValueError) as error:
+            self.stats.num_damaged_files += 1
+            name = self.folder.entries if place is None else self.folder.file(place.file)
+            logger.warning("disk cache: %s cannot be used: %s", name, error)
+            return self._forget(place)
+        self._writer.submit(WriteJob(first, path=match.keys, used=match.files))
+        return LoadedPrefix(unpack_pages(self.cache, torch.from_numpy(pages)), snapshot)
+
+    def store(self, keys: PrefixKeys, length: int, pages: Sequence[int], snapshot: Snapshot | None) -> None:
+        """Keep the whole blocks of the first `length` tokens, which lie in `pages`, and, if given, the state there."""
+        try:
+            self._store(keys, length, pages, snapshot)
+        except (sqlite3.Error, OSError) as error:
+            self._report(error)
+
+    def _find(self, keys: PrefixKeys, count: int) -> DiskMatch | None:
+        index = self._open()
+        if index is None:
+            return None
+        blocks = keys.blocks(count)
+        found = index.blocks(blocks)
+        depth = next((i for i, key in enumerate(blocks) if key not in found), len(blocks))
+        blocks = blocks[:depth]
+        state, length = self._longest_state(index, keys, depth, count)
+        replay = 0 if self.replay_tokens is None else depth * PAGE_TOKENS - self.replay_tokens
+        if replay > length:
+            state, length = None, replay
+        if not depth and not length:
+            return None
+        return DiskMatch(blocks, [found[key] for key in blocks], state, length)
+
+    def _longest_state(self, index: Index, keys: PrefixKeys, depth: int, count: int) -> tuple[StoredState | None, int]:
+        depths = {keys.at(number): number for number in range(depth + 1)}
+        best: tuple[StoredState | None, int] = None, 0
+        for state in index.states(list(depths)):
+            start, rest = depths[state.block] * PAGE_TOKENS, len(state.tail) // _TOKEN_BYTES
+            length = start + rest
+            if best[1] < length <= count and rest < PAGE_TOKENS and keys.tail(length) == state.tail:
+                best = state, length
+        return best
+
+    def _store(self, keys: PrefixKeys, length: int, pages: Sequence[int], snapshot: Snapshot | None) -> None:
+        if self._writer.off:
+            return
+        blocks, index = keys.blocks(length), self._open()
+        found = {} if index is None else index.blocks(blocks)
+        missing = [i for i, key in enumerate(blocks) if key not in found and not self._writer.is_pending(key)]
+        state = None
+        if snapshot is not None:
+            state = self._state(index, keys, length, pages, snapshot)
+        if missing or state is not None:
+            packed = pack_pages(self.cache, [pages[i] for i in missing]) if missing else None
+            depth = missing[0] if missing else len(blocks)
+            self._writer.submit(WriteJob(depth, [blocks[i] for i in missing], packed, state, blocks))
+
+    def _state(
+        self, index: Index | None, keys: PrefixKeys, length: int, pages: Sequence[int], snapshot: Snapshot
+    ) -> StateToWrite | None:
+        """The state after a prefix; None where it is on disk, or on its way there."""
+        block, tail = keys.at(length // PAGE_TOKENS), keys.tail(length)
+        if self._writer.is_pending(state_key(block, tail)) or (index is not None and index.has_state(block, tail)):
+            return None
+        page = pack_tail(self.cache, pages[length // PAGE_TOKENS], length % PAGE_TOKENS) if tail else None
+        return StateToWrite(block, tail, page, snapshot)
+
+    def _open(self) -> Index | None:
+        """The index for reading; None: there is none yet."""
+        if self._index is not None and not self._index.is_in_place:  # it was damaged, and another took its place
+            self._index.close()
+            self._index = None
+        if self._index is None and (path := self.folder.index_path()) is not None:
+            self._index = Index(path, writes=False)
+        return self._index
+
+    def _forget(self, place: Place | None) -> None:
+        if place is not None:
+            self._writer.submit(WriteJob(0, damaged=frozenset((place.file,))))
+
+    def _report(self, error: sqlite3.Error | OSError) -> None:
+        """An error of the index is a miss. One that is damaged is replaced by the writer, which says so."""
+        if isinstance(error, sqlite3.Error) and trouble(error) is Trouble.BUSY:
+            return
+        if self._index is not None:
+            self._index.close()
+            self._index = None
+        if isinstance(error, sqlite3.Error) and trouble(error) is Trouble.DAMAGE and not self._writer.off:
+            self._writer.submit(WriteJob(0, check=True))
+        elif not self._reported:
+            self._reported = True
+            logger.warning("disk cache %s cannot be read: %s", self.folder.path, error)
+
+
+def _page(payload: memoryview, size: int) -> np.ndarray:
+    if len(payload) != size:
+        raise DamagedFileError(f"a page of {len(payload)} bytes, expected are {size}")
+    return np.frombuffer(payload, dtype=np.uint8)

@@ -1,0 +1,252 @@
+"""The thread that writes prefixes to the disk: jobs wait in a bounded queue, and are dropped where it is full."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from dsv4.cache.disk.folder import CacheFolder, FolderBusyError
+from dsv4.cache.disk.index import Index, StoredState, Trouble, trouble
+from dsv4.cache.disk.keys import state_key
+from dsv4.cache.disk.records import BLOCK, STATE, Record
+from dsv4.cache.disk.stats import DiskCacheStats
+from dsv4.cache.state import Snapshot
+
+logger = logging.getLogger("dsv4.cache.disk")
+
+MAX_PENDING_BYTES = 256 << 20  # of jobs that wait
+MAX_PENDING_JOBS = 256
+
+
+@dataclass(frozen=True)
+class StateToWrite:
+    """A state after the blocks of key `block` and the tokens `tail`, and the packed page of the tail."""
+
+    block: bytes
+    tail: bytes
+    page: Tensor | None
+    snapshot: Snapshot
+
+    @property
+    def key(self) -> bytes:
+        return state_key(self.block, self.tail)
+
+    def payload(self) -> bytes:
+        page = b"" if self.page is None else self.page.numpy().tobytes()
+        return page + self.snapshot.to_bytes()
+
+
+@dataclass(frozen=True)
+class WriteJob:
+    """What is to be written of one prefix, as copies. `path`: keys of all its blocks, whose files count as used, and
+    so do those of `used`."""
+
+    depth: int  # number of the first block
+    keys: list[bytes] = field(default_factory=list)
+    blocks: Tensor | None = None  # uint8 [keys, bytes per page]
+    state: StateToWrite | None = None
+    path: Sequence[bytes] = ()
+    used: frozenset[int] = frozenset()
+    damaged: frozenset[int] = frozenset()  # files to be removed
+    check: bool = False  # the index seems damaged
+
+    @property
+    def num_bytes(self) -> int:
+        blocks = 0 if self.blocks is None else self.blocks.nbytes
+        return blocks + (0 if self.state is None else self.state.snapshot.num_bytes)
+
+
+class Writer:
+    """Writes jobs in a thread of its own, within `max_bytes` over all processes (None: no bound).
+
+    Nothing that happens here reaches whoever submits: the first error of the disk is logged, and no more is stored.
+    """
+
+    def __init__(self, folder: CacheFolder, max_bytes: int | None, stats: DiskCacheStats) -> None:
+        self.folder, self.max_bytes, self.stats = folder, max_bytes, stats
+        self.off = False  # after an error of the disk
+        self._jobs: deque[WriteJob] = deque()
+        self._bytes = 0
+        self._busy = True  # the thread has work in its hands
+        self._closed = False
+        self._was_busy = False  # another process held the lock for long, which is logged once
+        self._pending: set[bytes] = set()  # keys of blocks and states on their way
+        self._changed = threading.Condition()
+        self._index: Index | None = None
+        self._thread = threading.Thread(target=self._run, name="dsv4-disk-cache", daemon=True)
+        self._thread.start()
+
+    def is_pending(self, key: bytes) -> bool:
+        """True if the block or state of a key waits to be written."""
+        return key in self._pending
+
+    def submit(self, job: WriteJob) -> None:
+        """Queue a job, or drop it where the queue is full."""
+        with self._changed:
+            if self.off or self._closed:
+                return
+            if len(self._jobs) >= MAX_PENDING_JOBS or (self._jobs and self._bytes + job.num_bytes > MAX_PENDING_BYTES):
+                self.stats.num_dropped_writes += 1
+                return
+            self._jobs.append(job)
+            self._bytes += job.num_bytes
+            self._pending.update(_keys(job))
+            self._changed.notify_all()
+
+    def flush(self, seconds: float | None = None) -> bool:
+        """Wait until all is written; False after `seconds`."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._jobs and not self._busy, seconds)
+
+    def close(self, seconds: float | None = None) -> None:
+        """Write what waits and end the thread, or leave it behind after `seconds`."""
+        self.flush(seconds)
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join(seconds)
+
+    # In the thread
+
+    def _run(self) -> None:
+        self._guard(self._clean_up)
+        while (job := self._next()) is not None:
+            self._guard(lambda job=job: self._write(job))
+            with self._changed:
+                self._pending.difference_update(_keys(job))
+        if self._index is not None:
+            self._index.close()
+
+    def _next(self) -> WriteJob | None:
+        with self._changed:
+            self._busy = False
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._jobs or self._closed)
+            if not self._jobs:
+                return None
+            self._busy = True
+            job = self._jobs.popleft()
+            self._bytes -= job.num_bytes
+            return job
+
+    def _guard(self, work: object) -> None:
+        """Run a piece of work under the folder's lock. Errors end here; a damaged index is replaced, once a job."""
+        assert callable(work)
+        for attempt in range(2):
+            if self.off:
+                return
+            try:
+                self.folder.create()
+                with self.folder.lock():
+                    try:
+                        work()
+                    except sqlite3.Error as error:
+                        if attempt or trouble(error) is not Trouble.DAMAGE:
+                            raise
+                        self._replace_index(error)
+                        continue
+            except FolderBusyError as error:
+                if not self._was_busy:
+                    logger.warning("disk cache: %s for long: what is not written meanwhile is dropped", error)
+                self._was_busy = True
+                self.stats.num_dropped_writes += 1
+            except sqlite3.Error as error:
+                if trouble(error) is Trouble.BUSY:
+                    self.stats.num_dropped_writes += 1
+                else:
+                    self._give_up(error)
+            except Exception as error:  # no request may fail for it
+                self._give_up(error)
+            return
+
+    def _give_up(self, error: Exception) -> None:
+        logger.warning("disk cache %s: nothing more is stored: %s: %s", self.folder.path, type(error).__name__, error)
+        with self._changed:
+            self.off = True
+            self._jobs.clear()
+            self._pending.clear()
+            self._bytes = 0
+
+    def _replace_index(self, error: sqlite3.Error) -> None:
+        damaged = self.folder.index_path()
+        logger.warning("disk cache: the index %s is damaged and begins anew: %s", damaged, error)
+        self.stats.num_damaged_files += 1
+        if self._index is not None:
+            self._index.close()
+            self._index = None
+        if damaged is not None:
+            self.folder.replace_index(damaged)
+        self.folder.remove_leftovers(self._open())
+
+    def _open(self) -> Index:
+        """The index that counts now, which is another after one was damaged."""
+        if self._index is not None and not self._index.is_in_place:
+            self._index.close()
+            self._index = None
+        if self._index is None:
+            self._index = self.folder.open_index()
+        return self._index
+
+    def _clean_up(self) -> None:
+        index = self._open()
+        self.folder.remove_leftovers(index)
+        self._make_room(index, 0)
+
+    def _write(self, job: WriteJob) -> None:
+        index = self._open()
+        if job.check:
+            index.check()
+        if job.damaged:
+            index.forget(list(job.damaged))
+            self.folder.remove(job.damaged)
+        records = self._records(job, index)
+        used = job.used.union(place.file for place in index.blocks(job.path).values())
+        if used:
+            index.touch(used)
+        if not records:
+            return
+        size = sum(record.num_bytes for record in records)
+        if not self._make_room(index, size):
+            self.stats.num_dropped_writes += 1
+            return
+        number, places = self.folder.write(records)
+        placed = list(zip(records, places, strict=True))
+        blocks = {record.key: place for record, place in placed if record.kind == BLOCK}
+        states = [StoredState(job.state.block, job.state.tail, p) for r, p in placed if r.kind == STATE and job.state]
+        index.add(number, size, job.depth, blocks, states)
+        index.touch([*used, number])  # at once: the end of a prefix is evicted before its beginning
+        self.stats.num_writes += 1
+        self.stats.kv_offload_store_bytes += size
+
+    def _records(self, job: WriteJob, index: Index) -> list[Record]:
+        """What of a job is not there: another process may have written it since."""
+        records: list[Record] = []
+        if job.blocks is not None:
+            there = index.blocks(job.keys)
+            rows = job.blocks.numpy()
+            records += [Record(BLOCK, k, rows[i].tobytes()) for i, k in enumerate(job.keys) if k not in there]
+        if job.state is not None and not index.has_state(job.state.block, job.state.tail):
+            records.append(Record(STATE, job.state.key, job.state.payload()))
+        return records
+
+    def _make_room(self, index: Index, num_bytes: int) -> bool:
+        """Evict until `num_bytes` more fit into the budget. False: they never do."""
+        if self.max_bytes is None:
+            return True
+        room = self.max_bytes - self.folder.index_bytes() - num_bytes
+        if num_bytes and room < 0:
+            return False
+        evicted = index.evict(index.total_bytes() - max(0, room))
+        self.folder.remove(evicted)
+        self.stats.num_evicted_files += len(evicted)
+        return True
+
+
+def _keys(job: WriteJob) -> list[bytes]:
+    return job.keys if job.state is None else [*job.keys, job.state.key]

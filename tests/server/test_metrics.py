@@ -1,0 +1,86 @@
+"""GET /metrics, read by Prometheus' own parser."""
+
+from __future__ import annotations
+
+import re
+import sys
+import threading
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+BODY = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+DOC = Path(__file__).parents[2] / "docs" / "request.md"
+
+
+def families(text: str) -> dict[str, object]:
+    return {family.name: family for family in text_string_to_metric_families(text)}
+
+
+def samples(text: str) -> dict[str, float]:
+    """Sample name and labels but the model's -> value."""
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            assert sample.labels.pop("model_name") == "tiny"
+            found["/".join([sample.name, *sample.labels.values()])] = sample.value
+    return found
+
+
+def test_prometheus_reads_what_was_counted(model, serve) -> None:
+    with serve(model, model_name="tiny") as served:
+        for _ in range(3):
+            assert served.http().post("/v1/chat/completions", json=BODY).status_code == 200
+        served.wait_until_idle()
+        response = served.http().get("/metrics")
+        assert response.status_code == 200 and response.headers["content-type"].startswith("text/plain; version=")
+        got = samples(response.text)
+        assert got["vllm:request_success_total/stop"] == 3
+        assert got["vllm:time_to_first_token_seconds_count"] == 3
+        assert got["vllm:time_to_first_token_seconds_bucket/+Inf"] == 3
+        assert 0 < got["vllm:time_to_first_token_seconds_sum"] < got["vllm:e2e_request_latency_seconds_sum"]
+        assert got["vllm:generation_tokens_total"] == model.num_sampled
+        assert got["vllm:prompt_tokens_total"] == sum(map(len, model.prompts))
+        assert got["vllm:num_requests_running"] == got["vllm:num_requests_waiting"] == 0
+        buckets = [value for name, value in got.items() if name.startswith("vllm:iteration_tokens_total_bucket")]
+        assert buckets == sorted(buckets) and buckets[-1] == got["vllm:iteration_tokens_total_count"]
+
+
+def test_running_requests_are_shown_while_the_engine_is_busy(model, serve) -> None:
+    model.reply, model.seconds_per_step = "</think>" + "word " * 3000, 0.01
+    with serve(model, model_name="tiny", max_num_seqs=1) as served:
+        leave = threading.Event()
+
+        def hold() -> None:
+            with served.http().stream("POST", "/v1/chat/completions", json=BODY | {"stream": True}):
+                leave.wait(60)
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        try:
+            served.wait_until_running()
+            assert samples(served.http().get("/metrics").text)["vllm:num_requests_running"] == 1
+        finally:
+            leave.set()
+            thread.join()
+        served.wait_until_idle()
+        assert samples(served.http().get("/metrics").text)["vllm:request_success_total/abort"] == 1
+
+
+def test_metrics_need_a_key_where_answers_do(model, serve) -> None:
+    with serve(model, api_keys=["secret"]) as served:
+        assert served.http().get("/metrics").status_code == 401
+        assert served.http(headers={"Authorization": "Bearer secret"}).get("/metrics").status_code == 200
+
+
+def test_without_the_library_the_answer_says_what_to_install(server, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    response = server.http().get("/metrics")
+    assert response.status_code == 501 and "pip install 'dsv4[server]'" in response.json()["error"]["message"]
+
+
+def test_the_page_lists_every_metric() -> None:
+    from dsv4.engine import LLM
+
+    listed = set(re.findall(r"`((?:vllm|dsv4):[a-z0-9_]+)`", DOC.read_text(encoding="utf-8")))
+    assert listed == {metric.name + "_total" * (metric.kind == "counter") for metric in LLM().core.metrics.collect()}
