@@ -20,6 +20,8 @@ from dsv4.server.metrics import metrics_router
 from dsv4.server.model_names import OFFICIAL_NAMES
 from dsv4.server.models import models_router
 from dsv4.server.origin import OriginMiddleware, OriginPolicy
+from dsv4.server.response_routes import responses_router
+from dsv4.server.response_store import ResponseStore
 from dsv4.server.served_models import ServedModel, ServedModels
 from dsv4.server.service import ChatService
 from dsv4.server.tokenization import tokenization_router
@@ -40,6 +42,7 @@ def create_app(
     keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
     origins: OriginPolicy | None = None,
     drain: Drain | None = None,
+    responses: ResponseStore | None = None,
 ) -> FastAPI:
     """Create the server's ASGI application.
 
@@ -47,7 +50,8 @@ def create_app(
     the models, see served_models.py; `retired_models`: names that the hosted service has retired too. With `api_keys`
     every path except the page and /health needs one of the keys. `thinking`: the default for requests that do not set
     it. `share_prefixes`: who shares stored prefixes ("all", "key", "user"). `origins`: the allowed web pages (default:
-    the policy of a server on 127.0.0.1). `drain`: lets the caller shut the server down. The caller closes the engines.
+    the policy of a server on 127.0.0.1). `drain`: lets the caller shut the server down. `responses`: the store of the
+    Responses API (default: in memory). The caller closes engines and store.
     There are no documentation routes: their pages load code from other hosts.
     """
     app = FastAPI(title="dsv4", docs_url=None, redoc_url=None, openapi_url=openapi.PATH)
@@ -67,13 +71,14 @@ def create_app(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=policy.allowed_origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=["Retry-After", "x-should-retry"],
         )
     app.add_middleware(OriginMiddleware, policy=policy)
     for wire_format in formats.FORMATS:
         app.include_router(format_router(wire_format, service, delivery))
+    app.include_router(responses_router(service, delivery, responses or ResponseStore()))
     app.include_router(models_router(service))
     app.include_router(tokenization_router(service))
     app.include_router(health_router(models, drain))

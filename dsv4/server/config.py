@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dsv4.options import check_options, option
+from dsv4.server.response_store import MAX_BYTES
 
 SHARING = ("all", "key", "user")  # of stored prefixes: see server/isolation.py
 ACCESS = "who may use it, and for how long"  # the group of flags
@@ -52,6 +53,18 @@ class ServerConfig:
         flag="--allowed-origin",
         metavar="ORIGIN",
         group=ACCESS,
+    )
+    response_store: str | None = option(
+        None,
+        "SQLite file that keeps stored responses (Responses API) when the server ends (default: they are in memory)",
+        metavar="FILE",
+    )
+    response_store_bytes: int = option(
+        MAX_BYTES,
+        "bound on stored responses; 0 stores none (default: %(default)s)",
+        unit="bytes",
+        minimum=0,
+        metavar="N",
     )
     # Container runtimes kill a process 10 s after SIGTERM; Python takes up to 1 s to exit.
     grace_seconds: float = option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -16,6 +17,7 @@ from dsv4.server.config import ServerConfig
 from dsv4.server.listening import address, bind, is_loopback
 from dsv4.server.loading import Loading, close_all, load_engines
 from dsv4.server.open_files import connection_bound, raise_limit
+from dsv4.server.response_store import ResponseStore
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -41,7 +43,10 @@ def serve(model: str | Path | Sequence[str | Path] | None = None, **options: Any
     raise_limit()
     bound = connection_bound(config.max_connections)
     listening = bind(config.host, config.port)
-    try:
+    with contextlib.ExitStack() as opened:
+        opened.callback(listening.close)
+        responses = ResponseStore(config.response_store, config.response_store_bytes)
+        opened.callback(responses.close)
         # torch is imported only now, which takes seconds: a taken port fails before that.
         import torch
 
@@ -62,7 +67,7 @@ def serve(model: str | Path | Sequence[str | Path] | None = None, **options: Any
         def load() -> list[AsyncEngine]:
             engines = load_engines(models, engine_config)
             try:
-                app.app = _make_app(engines, config, is_loopback(listening), drain)
+                app.app = _make_app(engines, config, is_loopback(listening), drain, responses)
             except BaseException:
                 close_all(engines)
                 raise
@@ -75,11 +80,11 @@ def serve(model: str | Path | Sequence[str | Path] | None = None, **options: Any
         if not loading.done:  # stopped meanwhile; loading cannot be interrupted either
             exit_now()
         close_engines(loading.result(), seconds=max(1.0, drain.remaining))
-    finally:
-        listening.close()
 
 
-def _make_app(engines: list[AsyncEngine], config: ServerConfig, loopback: bool, drain: Drain) -> ASGIApp:
+def _make_app(
+    engines: list[AsyncEngine], config: ServerConfig, loopback: bool, drain: Drain, responses: ResponseStore
+) -> ASGIApp:
     from dsv4.server.app import create_app
     from dsv4.server.model_names import OFFICIAL_NAMES
     from dsv4.server.origin import OriginPolicy
@@ -98,6 +103,7 @@ def _make_app(engines: list[AsyncEngine], config: ServerConfig, loopback: bool, 
         drain=drain,
         share_prefixes=config.share_prefixes,
         retired_models=config.retired_models,
+        responses=responses,
         aliases=(*config.model_aliases, *OFFICIAL_NAMES),
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import uuid
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 from typing import cast
@@ -46,6 +45,11 @@ class Job:
     def turn(self) -> Turn:
         """Of the first answer."""
         return self.parts[0].turn
+
+    @property
+    def reader(self) -> AnswerReader:
+        """Of the first answer."""
+        return self.parts[0].reader
 
     @property
     def timings(self) -> Timings | None:
@@ -97,7 +101,7 @@ class ChatService:
         request = replace(request, model=self.models.shown(request.model))
         salt = cache_salt(self._sharing, key, request.user, request.cache_salt)
         turns = [replace(turn, params=replace(turn.params, cache_salt=salt)) for turn in request.turns(conversation)]
-        answer_id = str(uuid.uuid4())
+        answer_id = wire_format.new_id()
         readers = request.readers(conversation, turns, answer_id)
         watched = request.stream and request.reports.progress
         start = engine.stream_with_progress if watched else engine.stream
