@@ -36,22 +36,41 @@ A server that would need over `--longest` seconds for a load is left out there. 
 """
 OTHERS = """## Other subjects
 
-Each prints its figures; those that were measured stand on the page of their subject. Times are of two cores.
+Each prints its figures; those that were measured stand on the page of their subject. The times are those to
+expect on two cores.
 
 SUBJECTS
 """
 # Command -> (time, what it measures, page of docs/).
 SUBJECTS = {
-    "speculation": ("SPEC_TIME", "drafts that stand and speed by number of drafts, on evaluation questions", "request.md"),
-    "disk_cache": ("3 minutes", "first token of 32,768 tokens, cold, from memory and from disk after a restart", "request.md"),
-    "sampling": ("SAMP_TIME", "one draw by vocabulary and filter, a step free and under a JSON schema", "kernels.md"),
+    "speculation": (
+        "5 minutes",
+        "drafts that stand and speed by number of drafts, on evaluation questions",
+        "request.md",
+    ),
+    "disk_cache": (
+        "3 minutes",
+        "first token of 32,768 tokens, cold, from memory and from disk after a restart",
+        "request.md",
+    ),
+    "sampling": (
+        "half a minute",
+        "one draw by vocabulary and filter, a step free and under a JSON schema",
+        "kernels.md",
+    ),
     "expert_memory": (
-        "10 minutes, 11 GB of disk", "decode speed and reads with 50, 25 and 10 % of the experts in memory", "checkpoints.md",
+        "10 minutes, 11 GB of disk",
+        "decode speed and reads with 50, 25 and 10 % of the experts in memory",
+        "checkpoints.md",
     ),
     "latency": ("2 minutes", "small requests beside a large one: tokenizing, reading, steps", "request.md"),
     "training": ("5 minutes", "tokens per second of the nano recipe, fp32 and bfloat16", "training.md"),
-    "value_check FOLDER": ("5 minutes", "the check of every weight at load, against reading the files", "checkpoints.md"),
-}  # fmt: skip
+    "value_check FOLDER": (
+        "5 minutes",
+        "the check of every weight at load, against reading the files",
+        "checkpoints.md",
+    ),
+}
 COMPARED = (("decode", 0), ("decode", 16384), ("prefill", 2048), ("prefill", 8192), ("prefill", 32768))
 
 
