@@ -289,6 +289,18 @@ class ModelList(Open):
     data: list[Model]
 
 
+class BalanceInfo(Open):
+    currency: Literal["USD"]
+    total_balance: str
+    granted_balance: str
+    topped_up_balance: str
+
+
+class Balance(Open):
+    is_available: bool
+    balance_infos: list[BalanceInfo]
+
+
 class ModelHealth(Open):
     status: Literal["ok", "busy", "stuck", "error"]
     seconds: float
