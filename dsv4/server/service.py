@@ -17,6 +17,7 @@ from dsv4.server.events import Event
 from dsv4.server.isolation import cache_salt
 from dsv4.server.model_names import conversion_options
 from dsv4.server.progress import progress_chunk, timings_chunk, with_timings
+from dsv4.server.recent_answers import RecentAnswer, RecentAnswers
 from dsv4.server.threads import BodyThreads
 from dsv4.server.wire_format import AnswerReader, Chunk, WireFormat, WireRequest
 
@@ -33,6 +34,7 @@ class Job:
     turn: Turn
     reader: AnswerReader
     events: EngineEvents  # of the engine, where the job has its place in the queue
+    recent: RecentAnswer  # takes its tokens
 
 
 class ChatService:
@@ -47,6 +49,7 @@ class ChatService:
         self._sharing = sharing
         self.engine = engine
         self.conversation = ConversationModel(engine.llm)
+        self.recent = RecentAnswers()
         self.threads = BodyThreads()
         self.model_name = model_name
         self.model_names = list(dict.fromkeys([model_name, *aliases]))
@@ -71,7 +74,8 @@ class ChatService:
         except GrammarError as error:
             field = "tools" if error.field == "tools" else wire_format.format_field
             raise RequestError(400, f"Invalid schema for {field}: {error.reason}", param=field) from error
-        return Job(wire_format, answer_id, request, turn, reader, events)
+        recent = self.recent.begin(answer_id, key or "", turn.prompt_token_ids)
+        return Job(wire_format, answer_id, request, turn, reader, events, recent)
 
     def count_tokens(self, wire_format: WireFormat, body: bytes) -> int:
         """Number of tokens of the rendered prompt. Raises RequestError as `prepare` does, but never for its length."""
@@ -114,6 +118,7 @@ class ChatService:
                     continue
                 if event.finish_reason == "abort":  # an answer that is not what was asked for must not look like it
                     raise RequestError(500, "the requested form of the answer is too complex to be followed further")
+                job.recent.extend(event.token_ids, event.cached_tokens)
                 for chunk in job.reader.push(event):
                     yield chunk
                 if job.reader.finished:
