@@ -6,7 +6,7 @@ import { describeCost, describePhase, describeSpeed, describeThinking, duration,
 import { MarkdownView } from "./markdown.js";
 import { pager } from "./pager.js";
 
-/** `actions`: {again(node), retry(node), pick(node), fresh()}; `versions`: the answer's siblings. */
+/** `actions`: {again(node), retry(node), pick(node), inspect(node), fresh()}; `versions`: the answer's siblings. */
 export class AnswerView {
   constructor(node, versions, actions) {
     this.node = node;
@@ -34,7 +34,8 @@ export class AnswerView {
     this.stats = h("span", { class: "stats" });
     this.copy = iconButton("copy", "Copy answer", () => copyFrom(this.copy, node.content));
     this.again = iconButton("again", "Answer again", () => actions.again(node));
-    this.foot = h("footer", {}, pager(node, versions, actions), this.copy, this.again, this.stats);
+    this.inspect = iconButton("inspect", "Inspect answer", () => actions.inspect(node));
+    this.foot = h("footer", {}, pager(node, versions, actions), this.copy, this.again, this.inspect, this.stats);
     const parts = [this.thinking, this.waiting, this.body, this.notice, this.failure, this.foot];
     this.element = h("article", { class: "message assistant", "aria-label": "Answer" }, ...parts);
     this.update();
@@ -53,6 +54,7 @@ export class AnswerView {
     this.notice.hidden = !this.notice.textContent;
     this.drawFailure();
     this.copy.hidden = !node.content;
+    this.inspect.hidden = streaming || !node.answerId || !node.tokens;
     this.again.hidden = streaming || node.status === "error";
     this.stats.textContent = describeSpeed(
       streaming ? (node.timings?.predicted_n ?? node.pieces) : node.tokens,

@@ -5,6 +5,7 @@ import { announce, askKey, hideBanner, showBanner, toast } from "./banner.js";
 import { setupComposer } from "./composer.js";
 import * as conversations from "./conversations.js";
 import { generate, isRunning, stop } from "./generation.js";
+import { closeInspector, openInspector, setupInspector } from "./inspector.js";
 import { offerKey, sampling, setupSettings, showModels, systemPrompt } from "./settings.js";
 import { setupSidebar } from "./sidebar.js";
 import { load, save } from "./storage.js";
@@ -24,6 +25,7 @@ const thread = new Thread({
   again: (node) => answer(current, current.nodes[node.parent]),
   retry: (node) => retry(current, node),
   fresh: () => open(null),
+  inspect: (node) => openInspector(node.answerId),
   edit: (node, text) => ask(text, current.nodes[node.parent] ?? null),
   pick: (node) => {
     conversations.pick(current, node);
@@ -39,6 +41,7 @@ const sidebar = setupSidebar({ open, create: () => open(null), rename, remove })
 
 /** Shows the conversation with this id; null: a new one. */
 function open(id) {
+  closeInspector();
   current = live.get(id) ?? (id && conversations.read(id)) ?? conversations.create();
   show();
   sidebar.close();
@@ -196,5 +199,6 @@ addEventListener("storage", (event) => {
 });
 
 setupSettings(connect);
+setupInspector();
 open(load("shown", null));
 connect();

@@ -3,6 +3,7 @@
 // conversation  {id, title, created, updated, nodes: {id: node}, picked: {parent id or "": child id}}
 // node          {id, parent, role: "user", content}
 //               {id, parent, role: "assistant", content, reasoning, status, model, thinkMs, usage, timings, tokens, error}
+//               answerId: the server's id of the answer, for the inspector
 //               saved: time of the last save by the tab that writes it, in ms
 // status        "streaming" | "done" | "stopped" | "length" | "error"
 

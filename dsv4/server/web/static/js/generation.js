@@ -79,6 +79,7 @@ function unlessStopped(promise, signal) {
 
 /** Adds one chunk to the answer; true if the view has to change. */
 function apply(node, chunk) {
+  if (chunk.id) node.answerId = chunk.id;
   if (chunk.usage) node.usage = chunk.usage;
   if (chunk.timings) node.timings = chunk.timings;
   if (chunk.prompt_progress) node.phase = phaseOf(chunk, node.phase);
