@@ -7,6 +7,7 @@ import * as conversations from "./conversations.js";
 import { generate, isRunning, stop } from "./generation.js";
 import { closeInspector, openInspector, setupInspector } from "./inspector.js";
 import { offerKey, sampling, setupSettings, showModels, systemPrompt } from "./settings.js";
+import { setupShare } from "./share.js";
 import { setupSidebar } from "./sidebar.js";
 import { load, save } from "./storage.js";
 import { Thread } from "./thread.js";
@@ -37,7 +38,8 @@ const composer = setupComposer({
   send: (text) => ask(text, conversations.path(current).at(-1) ?? null),
   stop: () => stop(current),
 });
-const sidebar = setupSidebar({ open, create: () => open(null), rename, remove });
+const sidebar = setupSidebar({ open, create: () => open(null), rename, pin, remove });
+const share = setupShare({ current: () => current, add });
 
 /** Shows the conversation with this id; null: a new one. */
 function open(id) {
@@ -71,6 +73,7 @@ function reread() {
 function refresh() {
   composer.setRunning(isRunning(current));
   sidebar.draw(conversations.list(), current.id);
+  share.refresh();
   document.title = current.title ? `${current.title} - dsv4` : "dsv4";
 }
 
@@ -118,10 +121,26 @@ function retry(conversation, node) {
 }
 
 function rename(id, title) {
-  const conversation = live.get(id) ?? (id === current.id ? current : conversations.read(id));
-  conversation.title = title;
+  change(id, { title });
+}
+
+function pin(id, pinned) {
+  change(id, { pinned });
+}
+
+function change(id, fields) {
+  const conversation = Object.assign(
+    live.get(id) ?? (id === current.id ? current : conversations.read(id)),
+    fields,
+  );
   store(conversation);
   refresh();
+}
+
+/** Stores an imported conversation and shows it. */
+function add(conversation) {
+  store(conversation);
+  open(conversation.id);
 }
 
 function remove(id) {

@@ -1,6 +1,6 @@
 // Conversations: trees of messages. Editing a question or asking again adds a sibling; `picked` selects the shown one.
 //
-// conversation  {id, title, created, updated, nodes: {id: node}, picked: {parent id or "": child id}}
+// conversation  {id, title, created, updated, pinned, settings, nodes: {id: node}, picked: {parent id or "": child id}}
 // node          {id, parent, role: "user", content}
 //               {id, parent, role: "assistant", content, reasoning, status, model, thinkMs, usage, timings, tokens, error}
 //               answerId: the server's id of the answer, for the inspector
@@ -18,7 +18,7 @@ function newId() {
   return Array.from(crypto.getRandomValues(new Uint8Array(8)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-/** Short entries {id, title, updated} of all stored conversations, newest first. */
+/** Short entries {id, title, updated, pinned} of all stored conversations, newest first. */
 export function list() {
   return load(INDEX, []);
 }
@@ -49,9 +49,9 @@ export function read(id) {
  */
 export function write(conversation) {
   merge(conversation, load(key(conversation.id), null));
-  const { id, title, updated } = conversation;
+  const { id, title, updated, pinned } = conversation;
   const others = list().filter((entry) => entry.id !== id);
-  const entries = [{ id, title, updated }, ...others].sort((a, b) => b.updated - a.updated);
+  const entries = [{ id, title, updated, pinned }, ...others].sort((a, b) => b.updated - a.updated);
   return save(key(id), conversation) && save(INDEX, entries);
 }
 
