@@ -6,7 +6,7 @@ import { describeCost, describePhase, describeSpeed, describeThinking, duration,
 import { MarkdownView } from "./markdown.js";
 import { pager } from "./pager.js";
 
-/** `actions`: {again(node), retry(node), pick(node), inspect(node), fresh()}; `versions`: the answer's siblings. */
+/** `actions`: {again(node), goOn(node), retry(node), editQuestion(node), pick(node), inspect(node), fresh()}; `versions`: the answer's siblings. */
 export class AnswerView {
   constructor(node, versions, actions) {
     this.node = node;
@@ -29,7 +29,9 @@ export class AnswerView {
     this.waiting = h("div", { class: "waiting" }, dots, this.waitNote, this.bar);
     this.body = h("div", { class: "answer" });
     this.text = new MarkdownView(this.body);
-    this.notice = h("p", { class: "notice" });
+    this.noticeText = h("span");
+    this.goOn = h("button", { type: "button", class: "link", onclick: () => actions.goOn(node) }, "Continue");
+    this.notice = h("p", { class: "notice" }, this.noticeText, " ", this.goOn);
     this.failure = h("div", { class: "failure", role: "alert" });
     this.stats = h("span", { class: "stats" });
     this.copy = iconButton("copy", "Copy answer", () => copyFrom(this.copy, node.content));
@@ -50,8 +52,9 @@ export class AnswerView {
     this.drawThinking(streaming && !node.content);
     this.waiting.hidden = !streaming || Boolean(node.content || node.reasoning?.trim());
     this.text.show(node.content, streaming);
-    this.notice.textContent = noticeOf(node);
-    this.notice.hidden = !this.notice.textContent;
+    this.noticeText.textContent = noticeOf(node);
+    this.notice.hidden = !this.noticeText.textContent;
+    this.goOn.hidden = !node.content || node.status === "done";
     this.drawFailure();
     this.copy.hidden = !node.content;
     this.inspect.hidden = streaming || !node.answerId || !node.tokens;
@@ -113,6 +116,7 @@ export class AnswerView {
   drawFailure() {
     const { error } = this.node;
     this.failure.hidden = !error;
+    if (!error) this.failure.replaceChildren();
     if (!error || this.failure.childElementCount) return;
     this.failure.append(
       icon("alert"),
@@ -123,7 +127,10 @@ export class AnswerView {
 
   remedy(error) {
     const button = (label, onclick) => h("button", { type: "button", class: "button quiet", onclick }, label);
-    if (error.kind === "context") return button("New chat", () => this.actions.fresh());
+    if (error.kind === "context") {
+      const edit = button("Edit message", () => this.actions.editQuestion(this.node));
+      return h("span", { class: "remedies" }, edit, button("New chat", () => this.actions.fresh()));
+    }
     return button("Try again", () => this.actions.retry(this.node));
   }
 }

@@ -99,11 +99,11 @@ function kindOf(status, message) {
   return /context length|context_length|maximum context|too long/i.test(message) ? "context" : "request";
 }
 
-/** Names of the server's models, the default first, without aliases (entries with another `root`). */
+/** The server's models {id, context}, the default first, without aliases (entries with another `root`). */
 export async function listModels() {
   const body = parse(await (await request("v1/models", {})).text());
   const models = body.data.filter((model) => !model.root || model.root === model.id);
-  return (models.length ? models : body.data).map((model) => model.id);
+  return (models.length ? models : body.data).map((model) => ({ id: model.id, context: model.context_window }));
 }
 
 /** Tokens of a recent answer and the model's shape (dsv4/server/inspection.py). */

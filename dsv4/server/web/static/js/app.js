@@ -6,6 +6,7 @@ import { setupComposer } from "./composer.js";
 import * as conversations from "./conversations.js";
 import { generate, isRunning, stop } from "./generation.js";
 import { closeInspector, openInspector, setupInspector } from "./inspector.js";
+import { drawMeter } from "./meter.js";
 import { offerKey, sampling, setupSettings, showModels, systemPrompt } from "./settings.js";
 import { setupShare } from "./share.js";
 import { setupSidebar } from "./sidebar.js";
@@ -17,6 +18,7 @@ const ASK_AGAIN = 4000; // ms, while the server is unreachable
 
 const live = new Map(); // id -> conversation with an answer in progress; its stored copy lags behind
 let current = conversations.create();
+const contexts = new Map(); // model -> tokens
 let chosenModel = () => undefined;
 let listing; // promise of the latest list of models
 let nextTry = 0; // timer
@@ -26,6 +28,8 @@ const thread = new Thread({
   again: (node) => answer(current, current.nodes[node.parent]),
   retry: (node) => retry(current, node),
   fresh: () => open(null),
+  goOn: (node) => goOn(current, node),
+  editQuestion: (node) => thread.views.get(node.parent)?.edit(),
   inspect: (node) => openInspector(node.answerId),
   edit: (node, text) => ask(text, current.nodes[node.parent] ?? null),
   pick: (node) => {
@@ -73,6 +77,7 @@ function reread() {
 function refresh() {
   composer.setRunning(isRunning(current));
   sidebar.draw(conversations.list(), current.id);
+  drawMeter(conversations.path(current), contexts.get(chosenModel()));
   share.refresh();
   document.title = current.title ? `${current.title} - dsv4` : "dsv4";
 }
@@ -89,9 +94,24 @@ function ask(text, parent) {
 
 async function answer(conversation, question) {
   if (isRunning(conversation)) return;
-  const messages = conversations.toMessages(conversation, question, systemPrompt());
+  const messages = conversations.toMessages(conversation, question, systemPrompt(conversation));
   const node = conversations.addNode(conversation, question, { role: "assistant", status: "streaming" });
-  const settings = { messages, ...composer.mode(), ...sampling() };
+  await write(conversation, node, { messages, ...composer.mode() });
+}
+
+/** Continues an answer that was cut off, from where it ends. */
+async function goOn(conversation, node) {
+  if (isRunning(conversation)) return;
+  const question = conversation.nodes[node.parent];
+  const messages = conversations.toMessages(conversation, question, systemPrompt(conversation));
+  const { content, reasoning } = node;
+  messages.push({ role: "assistant", content, prefix: true, ...(reasoning ? { reasoning_content: reasoning } : {}) });
+  await write(conversation, node, { messages, ...(reasoning ? {} : { thinking: { type: "disabled" } }) });
+}
+
+/** Requests the answer `node` and stores it as it grows. */
+async function write(conversation, node, fields) {
+  const settings = { ...fields, ...sampling(conversation) };
   const body = async () => ({ model: (node.model = await modelName()), ...settings });
   let saved = (node.saved = Date.now());
   const isKept = () => conversations.list().some((entry) => entry.id === conversation.id); // not deleted meanwhile
@@ -183,7 +203,10 @@ async function list() {
   clearTimeout(nextTry);
   let error;
   try {
-    chosenModel = showModels(await listModels());
+    const models = await listModels();
+    for (const { id, context } of models) contexts.set(id, context);
+    chosenModel = showModels(models.map((model) => model.id));
+    drawMeter(conversations.path(current), contexts.get(chosenModel()));
     await throwIfStopped();
     hideBanner();
     return true;
@@ -217,7 +240,14 @@ addEventListener("storage", (event) => {
   refresh();
 });
 
-setupSettings(connect);
+setupSettings({
+  current: () => current,
+  keep: (settings) => {
+    current.settings = settings;
+    if (Object.keys(current.nodes).length) store(current);
+  },
+  keyChanged: connect,
+});
 setupInspector();
 open(load("shown", null));
 connect();
