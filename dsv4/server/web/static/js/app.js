@@ -31,7 +31,7 @@ const thread = new Thread({
   goOn: (node) => goOn(current, node),
   editQuestion: (node) => thread.views.get(node.parent)?.edit(),
   inspect: (node) => openInspector(node.answerId),
-  edit: (node, text) => ask(text, current.nodes[node.parent] ?? null),
+  edit: (node, text) => ask(text, node.files, current.nodes[node.parent] ?? null),
   pick: (node) => {
     conversations.pick(current, node);
     store(current);
@@ -39,7 +39,7 @@ const thread = new Thread({
   },
 });
 const composer = setupComposer({
-  send: (text) => ask(text, conversations.path(current).at(-1) ?? null),
+  send: (text, files) => ask(text, files, conversations.path(current).at(-1) ?? null),
   stop: () => stop(current),
 });
 const sidebar = setupSidebar({ open, create: () => open(null), rename, pin, remove });
@@ -87,9 +87,9 @@ function store(conversation) {
 }
 
 /** Adds the user's message under `parent` and requests an answer. */
-function ask(text, parent) {
+function ask(text, files, parent) {
   if (isRunning(current)) return;
-  answer(current, conversations.addNode(current, parent, { role: "user", content: text }));
+  answer(current, conversations.addNode(current, parent, { role: "user", content: text, ...(files?.length ? { files } : {}) }));
 }
 
 async function answer(conversation, question) {

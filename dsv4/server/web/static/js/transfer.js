@@ -13,6 +13,7 @@ export function asMarkdown(conversation) {
   for (const node of conversations.path(conversation)) {
     parts.push(node.role === "user" ? "## You" : `## ${node.model ?? "Answer"}`);
     if (node.reasoning?.trim()) parts.push(`<details><summary>Thoughts</summary>\n\n${node.reasoning.trim()}\n\n</details>`);
+    for (const { name } of node.files ?? []) parts.push(`*${name}*`);
     parts.push(node.content.trim());
   }
   return `${parts.filter(Boolean).join("\n\n")}\n`;
@@ -63,13 +64,18 @@ function checked(id, node, nodes) {
     seen.add(parent);
   }
   const { parent, role, content } = node;
-  if (role === "user") return { id, parent, role, content };
+  if (role === "user") return { id, parent, role, content, ...filesOf(node) };
   const status = STATES.includes(node.status) ? node.status : "stopped";
   const { reasoning, model, thinkMs, usage, timings, tokens, error } = node;
   const kept = { id, parent, role, content, status, reasoning: String(reasoning ?? ""), thinkMs, usage, timings, tokens };
   if (model) kept.model = String(model);
   if (error) kept.error = { kind: "request", title: String(error.title), detail: String(error.detail) };
   return kept;
+}
+
+function filesOf({ files }) {
+  if (!Array.isArray(files) || !files.length) return {};
+  return { files: files.map((file) => ({ name: String(file?.name), text: String(file?.text) })) };
 }
 
 const time = (value) => (Number.isFinite(value) ? value : Date.now());
