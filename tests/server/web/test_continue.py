@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from playwright.sync_api import expect
 
 
@@ -47,6 +48,20 @@ def test_too_long_offers_to_edit_the_message(tab: Any) -> None:
     area.fill("short")
     area.press("Enter")
     assert tab.wait("done").locator(".answer").inner_text() == "fine"
+
+
+@pytest.mark.parametrize("tab", [{"viewport": {"width": 360, "height": 740}}], indirect=True)
+def test_the_composer_fits_a_phone_with_the_meter(tab: Any) -> None:
+    models = {"data": [{"id": "dsv4-nano", "context_window": 8}]}
+    tab.page.route("**/v1/models", lambda route: route.fulfill(json=models))
+    tab.page.reload()
+    tab.ask("hi", ["ok", "ok"])
+    tab.wait("done")
+    meter = tab.page.get_by_role("meter", name="Context used")
+    expect(meter).to_have_attribute("aria-valuetext", "Context: 7 of 8 tokens (88 %)")
+    box = tab.page.locator(".composer-box").bounding_box()
+    send = tab.page.get_by_role("button", name="Send message").bounding_box()
+    assert send["width"] == 36 and send["x"] + send["width"] <= box["x"] + box["width"] - 4
 
 
 def test_settings_of_one_chat(tab: Any) -> None:

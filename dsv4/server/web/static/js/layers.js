@@ -131,7 +131,7 @@ function entryList({ pieces }, { index, start, stop, weight, score }) {
 export function nextTokens({ next_tokens: tokens }, written) {
   return tokens.map(({ text, probability }) => {
     const bar = h("i", {});
-    bar.style.width = percent(probability);
+    bar.style.width = `${(100 * probability).toFixed(1)}%`;
     return h(
       "li",
       { class: text === written ? "taken" : null, title: text === written ? "The chosen token" : null },
