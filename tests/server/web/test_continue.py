@@ -20,13 +20,14 @@ def test_an_answer_cut_at_the_limit_is_continued(tab: Any) -> None:
     assert tab.page.locator(".assistant").count() == 1
 
 
-def test_the_real_server_continues_and_inspects(open_tab: Callable[[str], Any], serve: Any, model: Any) -> None:
+@pytest.mark.parametrize("thought", ["", "it sat"])
+def test_the_real_server_continues(open_tab: Callable[[str], Any], serve: Any, model: Any, thought: str) -> None:
     with serve(model) as served:
         tab = open_tab(served.url + "/")
         tab.page.get_by_role("button", name="Settings").click()
         tab.page.get_by_label("Max tokens").fill("12")
         tab.page.get_by_role("button", name="Done").click()
-        model.reply = "</think>the cat sat on the mat and on the cat " * 3
+        model.reply = f"{thought}</think>" + "the cat sat on the mat and on the cat " * 3
         tab.ask("hi")
         answer = tab.wait("length")
         begun = tab.text()
@@ -34,6 +35,7 @@ def test_the_real_server_continues_and_inspects(open_tab: Callable[[str], Any], 
         answer.get_by_role("button", name="Continue").click()
         tab.wait("done")
         assert tab.text() == f"{begun} and slept"
+        assert answer.locator(".thinking-body").text_content().strip() == thought
         meter = tab.page.get_by_role("meter", name="Context used")
         expect(meter).to_have_attribute("aria-valuemax", str(served.engine.llm.max_model_len))
         assert int(meter.get_attribute("aria-valuenow") or 0) > 12
