@@ -47,6 +47,7 @@ class AsyncEngine:
         llm.claim()
         self.llm = llm
         self.error: BaseException | None = None
+        self.num_steps = 0  # that have been computed
         self._core: EngineCore = llm.core
         self._room = WaitingRoom(llm.engine_config)
         self._listeners: dict[int, _Listener] = {}
@@ -182,7 +183,9 @@ class AsyncEngine:
                 for command in commands:
                     command()
                 self._core.check_files()
+                has_work = self._core.has_work
                 events = self._core.step()
+                self.num_steps += has_work
                 for request, progress in self._watch.reports(self._core.scheduler.waiting, time.monotonic()):
                     self._deliver(request, progress)
                 for request, event in events:

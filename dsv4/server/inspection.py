@@ -20,7 +20,9 @@ from dsv4.engine.tracing import MAX_TRACED_TOKENS
 from dsv4.model.trace import LayerTrace, TokenTrace
 from dsv4.server.delivery import Delivery, JsonWhenReady
 from dsv4.server.errors import RequestError
+from dsv4.server.openapi import operation
 from dsv4.server.recent_answers import RecentAnswer
+from dsv4.server.served_models import ServedModel
 from dsv4.server.service import ChatService
 from dsv4.server.unchecked_json import Json
 from dsv4.server.users import key_of
@@ -41,12 +43,13 @@ def inspection_router(service: ChatService, delivery: Delivery) -> APIRouter:
             raise RequestError(400, message)
         return answer
 
-    @router.get("/inspect/{answer_id}")
+    @router.get("/inspect/{answer_id}", **operation(tag="inspector"))
     async def inspect(request: Request, answer_id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
         """The answer's tokens, the model's shape, and drafts."""
-        return JSONResponse(_summary(service, answer_id, find(request, answer_id)))
+        answer = find(request, answer_id)
+        return JSONResponse(_summary(service.models.find(answer.model), answer_id, answer))
 
-    @router.get("/inspect/{answer_id}/{position}")
+    @router.get("/inspect/{answer_id}/{position}", **operation(tag="inspector"))
     async def inspect_token(  # pyright: ignore[reportUnusedFunction]
         request: Request, answer_id: str, position: str
     ) -> Response:
@@ -54,23 +57,24 @@ def inspection_router(service: ChatService, delivery: Delivery) -> APIRouter:
         answer = find(request, answer_id)
         if not position.isdecimal() or int(position) >= answer.num_tokens:
             raise RequestError(400, f"position is {position!r}; allowed: 0 to {answer.num_tokens - 1}")
+        served = service.models.find(answer.model)
         token_ids = [*answer.prompt, *answer.answer][: int(position) + 1]
 
         async def trace() -> str:
             try:
-                found = await service.engine.trace(token_ids)
+                found = await served.engine.trace(token_ids)
             except ValueError as error:
                 raise RequestError(400, str(error)) from error
-            return json.dumps(_trace(found, service.conversation.vocabulary.tokenizer), separators=(",", ":"))
+            return json.dumps(_trace(found, served.conversation.vocabulary.tokenizer), separators=(",", ":"))
 
         return JsonWhenReady(trace, delivery)
 
     return router
 
 
-def _summary(service: ChatService, answer_id: str, answer: RecentAnswer) -> Json:
-    config = service.engine.llm.config
-    tokenizer = service.conversation.vocabulary.tokenizer
+def _summary(served: ServedModel, answer_id: str, answer: RecentAnswer) -> Json:
+    config = served.engine.llm.config
+    tokenizer = served.conversation.vocabulary.tokenizer
     ratios = config.compress_ratios[: config.num_hidden_layers]
     return {
         "id": answer_id,
@@ -84,14 +88,14 @@ def _summary(service: ChatService, answer_id: str, answer: RecentAnswer) -> Json
         "num_experts": config.n_routed_experts,
         "experts_per_token": config.num_experts_per_tok,
         "accepted_drafts": answer.accepted,
-        "drafts": _drafts(service),
+        "drafts": _drafts(served),
     }
 
 
-def _drafts(service: ChatService) -> Json:
+def _drafts(served: ServedModel) -> Json:
     """Draft tokens of all requests since the server's start."""
     names = {"drafted": "vllm:spec_decode_num_draft_tokens", "accepted": "vllm:spec_decode_num_accepted_tokens"}
-    found = {metric.name.removesuffix("_total"): metric.samples for metric in service.engine.metrics.collect()}
+    found = {metric.name.removesuffix("_total"): metric.samples for metric in served.engine.metrics.collect()}
     return {name: sum(value for _, value in found.get(metric, ()) if isinstance(value, (int, float)))
             for name, metric in names.items()}  # fmt: skip
 

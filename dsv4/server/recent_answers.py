@@ -16,6 +16,7 @@ MAX_TOKENS = 1 << 21  # of all answers and their prompts together, 4 bytes each
 class RecentAnswer:
     """Token ids of a prompt and of what was written after it so far."""
 
+    model: str  # the served model's own name
     key: str  # API key of the request: nobody else may look
     prompt: array[int]
     answer: array[int] = field(default_factory=lambda: array("i"))
@@ -42,9 +43,9 @@ class RecentAnswers:
         self._answers: OrderedDict[str, RecentAnswer] = OrderedDict()
         self._lock = threading.Lock()
 
-    def begin(self, answer_id: str, key: str, prompt: Sequence[int]) -> RecentAnswer:
+    def begin(self, answer_id: str, model: str, key: str, prompt: Sequence[int]) -> RecentAnswer:
         """A new answer, which is kept while it fits beside newer ones."""
-        answer = RecentAnswer(key, array("i", prompt))
+        answer = RecentAnswer(model, key, array("i", prompt))
         with self._lock:
             self._answers[answer_id] = answer
             tokens = sum(kept.num_tokens for kept in self._answers.values())

@@ -1,10 +1,12 @@
-"""serve: binds the port, loads a model, prints the address of the chat page, and serves until it is stopped."""
+"""serve: binds the port, loads models, prints the address of the chat page, and serves until it is stopped."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,93 +15,140 @@ from dsv4.kernels import backends
 from dsv4.options import check_keywords, pick_keywords, takes_options
 from dsv4.server.config import ServerConfig
 from dsv4.server.listening import address, bind, is_loopback
+from dsv4.server.loading import Loading, close_all, load_engines
 from dsv4.server.open_files import connection_bound, raise_limit
+from dsv4.server.response_store import ResponseStore
+from dsv4.usage.ledger import Ledger
+from dsv4.usage.store import open_store
 
 if TYPE_CHECKING:
-    from dsv4.engine import AsyncEngine
+    from starlette.types import ASGIApp
+
+    from dsv4.engine import LLM, AsyncEngine
+    from dsv4.server.drain import Drain
 
 
 @takes_options(ServerConfig, EngineConfig)
-def serve(model: str | Path | None = None, **options: Any) -> None:
-    """Serves a model folder, by default the embedded nano model, until it is stopped.
+def serve(model: str | Path | Sequence[str | Path] | None = None, **options: Any) -> None:
+    """Serves a model folder or several, by default the embedded nano model, until it is stopped.
 
-    `options`: fields of ServerConfig and EngineConfig. Raises PortTakenError before the model is loaded, TypeError for
-    an unknown option, ValueError for a value that is not allowed, CapacityError if the model cannot fit into memory,
-    and the errors of loading.
+    `options`: fields of ServerConfig and EngineConfig; the latter hold for each model. The port is bound at once, and
+    answers 503 while the models are loaded. Raises PortTakenError and errors of the usage database before that,
+    TypeError for an unknown option, ValueError for a value that is not allowed, CapacityError if the models cannot fit
+    into memory, and the errors of loading.
     """
     check_keywords("serve", options, ServerConfig, EngineConfig)
     config, engine_config = pick_keywords(ServerConfig, options), pick_keywords(EngineConfig, options)
+    models = list(model) if isinstance(model, Sequence) and not isinstance(model, str) else [model]
+    if not models:
+        raise ValueError("there is no model to serve; allowed: 1 or more")
     raise_limit()
     bound = connection_bound(config.max_connections)
     listening = bind(config.host, config.port)
-    try:
+    with contextlib.ExitStack() as opened:
+        opened.callback(listening.close)
+        responses = ResponseStore(config.response_store, config.response_store_bytes)
+        opened.callback(responses.close)
+        ledger = None if config.usage_db is None else Ledger(open_store(config.usage_db))
+        if ledger is not None:
+            opened.callback(ledger.close)
         # torch is imported only now, which takes seconds: a taken port fails before that.
         import torch
 
-        from dsv4.engine import LLM, AsyncEngine
-        from dsv4.server.app import create_app
         from dsv4.server.connections import ClientLimits
         from dsv4.server.drain import Drain
         from dsv4.server.http_server import HttpServer
-        from dsv4.server.origin import OriginPolicy
+        from dsv4.server.loading_app import LoadingApp
 
         drain, limits = Drain(config.grace_seconds), ClientLimits(config.client_seconds)
-        origins = OriginPolicy(
-            bound_host=config.host,
-            loopback=is_loopback(listening),
-            needs_key=bool(config.api_keys),
-            allowed_hosts=tuple(config.allowed_hosts),
-            allowed_origins=tuple(config.allowed_origins),
-        )
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         # Parallel `tokenizers` queues texts in one thread pool: a short text would wait behind long ones.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         backends.native_module()  # resolved before loading, so that a fallback warning is printed first
-        llm = LLM(model, engine_config=engine_config)
-        engine = AsyncEngine(llm)
-        try:
-            app = create_app(
-                engine, api_keys=config.api_keys, origins=origins, drain=drain, share_prefixes=config.share_prefixes
-            )
-            server = HttpServer(app, listening, drain, limits, bound)
-            experts = "" if llm.expert_memory is None else llm.expert_memory.describe()
-            server.on_ready = lambda: announce(llm.name, address(listening), str(llm.cache_size), experts)
-            server.run()
-        except BaseException:
-            engine.close()
-            raise
-        close_engine(engine, seconds=max(1.0, drain.remaining))
-    finally:
-        listening.close()
+        app = LoadingApp()
+        server = HttpServer(app, listening, drain, limits, bound)
+
+        def load() -> list[AsyncEngine]:
+            engines = load_engines(models, engine_config)
+            try:
+                app.app = _make_app(engines, config, is_loopback(listening), drain, responses, ledger)
+            except BaseException:
+                close_all(engines)
+                raise
+            announce([engine.llm for engine in engines], address(listening))
+            return engines
+
+        loading = Loading(load, on_failure=server.stop)
+        server.on_ready = loading.start
+        server.run()
+        if not loading.done:  # stopped meanwhile; loading cannot be interrupted either
+            exit_now()
+        if ledger is not None:
+            ledger.close()  # before the engines, whose close may end the process
+        close_engines(loading.result(), seconds=max(1.0, drain.remaining))
 
 
-def close_engine(engine: AsyncEngine, seconds: float) -> None:
-    """Closes the engine; exits the process with status 0 if the last step takes longer than `seconds`.
+def _make_app(
+    engines: list[AsyncEngine],
+    config: ServerConfig,
+    loopback: bool,
+    drain: Drain,
+    responses: ResponseStore,
+    ledger: Ledger | None,
+) -> ASGIApp:
+    from dsv4.server.app import create_app
+    from dsv4.server.model_names import OFFICIAL_NAMES
+    from dsv4.server.origin import OriginPolicy
+
+    origins = OriginPolicy(
+        bound_host=config.host,
+        loopback=loopback,
+        needs_key=bool(config.api_keys),
+        allowed_hosts=tuple(config.allowed_hosts),
+        allowed_origins=tuple(config.allowed_origins),
+    )
+    return create_app(
+        engines,
+        api_keys=config.api_keys,
+        origins=origins,
+        drain=drain,
+        share_prefixes=config.share_prefixes,
+        retired_models=config.retired_models,
+        responses=responses,
+        ledger=ledger,
+        aliases=(*config.model_aliases, *OFFICIAL_NAMES),
+    )
+
+
+def close_engines(engines: Sequence[AsyncEngine], seconds: float) -> None:
+    """Closes engines; exits the process with status 0 if their last step takes longer than `seconds`.
 
     A step cannot be interrupted, and nothing needs its result. A lingering process would be killed.
     """
-
-    def close() -> None:
-        engine.close()
-        engine.llm.close()
-
-    closing = threading.Thread(target=close, name="dsv4-close", daemon=True)
+    closing = threading.Thread(target=close_all, args=(engines,), name="dsv4-close", daemon=True)
     closing.start()
     closing.join(seconds)
     if closing.is_alive():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+        exit_now()
 
 
-def announce(model_name: str, url: str, size: str, experts: str = "") -> None:
-    """Prints the base URLs, the size of the cache, the kernels if they are native, and the limit of experts if any."""
-    print(f"{model_name} is ready. Chat page: {url}/")
+def exit_now() -> None:
+    """Ends the process with status 0, without waiting for its threads."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def announce(llms: Sequence[LLM], url: str) -> None:
+    """Prints the base URLs, each model's size of the cache and limit of experts if any, and the kernels if native."""
+    print(f"{', '.join(llm.name for llm in llms)} {'is' if len(llms) == 1 else 'are'} ready. Chat page: {url}/")
     print(f"OpenAI base URL: {url}/v1   Anthropic base URL: {url}/anthropic   (Ctrl-C stops)")
-    print(size)
+    for llm in llms:
+        of = "" if len(llms) == 1 else f"{llm.name}: "
+        print(f"{of}{llm.cache_size}")
+        if llm.expert_memory is not None:
+            print(f"{of}{llm.expert_memory.describe()}")
     if backends.name() == "native":
         print(backends.describe())
-    if experts:
-        print(experts)
     sys.stdout.flush()

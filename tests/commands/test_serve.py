@@ -46,14 +46,23 @@ def test_the_servers_flags_reach_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "serve", lambda model, **options: given.update(options, model=model))
     monkeypatch.setenv("DSV4_API_KEY", "sk-2")
     flags = "--host ::1 --port 9 --threads 2 --api-key sk-1 --allowed-host a --allowed-host b --allowed-origin null"
-    limits = "--grace-seconds 1.5 --client-seconds 2 --max-connections 7"
+    limits = "--grace-seconds 1.5 --client-seconds 2 --max-connections 7 --usage-db u.db"
     assert main(["serve", *flags.split(), *limits.split()]) == 0
     wanted = {
         "model": None, "host": "::1", "port": 9, "threads": 2, "api_keys": ["sk-1", "sk-2"],
         "allowed_hosts": ["a", "b"], "allowed_origins": ["null"],
-        "grace_seconds": 1.5, "client_seconds": 2.0, "max_connections": 7,
+        "grace_seconds": 1.5, "client_seconds": 2.0, "max_connections": 7, "usage_db": "u.db",
     }  # fmt: skip
     assert given.items() >= wanted.items()
+
+
+def test_several_models_and_the_retired_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, object] = {}
+    monkeypatch.setattr(run, "serve", lambda model, **options: given.update(options, model=model))
+    main(["serve", "a", "b/c", "--retired-models", "--model-alias", "gpt-5"])
+    assert (given["model"], given["retired_models"], given["model_aliases"]) == (["a", "b/c"], True, ["gpt-5"])
+    main(["serve", "a"])
+    assert (given["model"], given["retired_models"]) == ("a", False)
 
 
 def test_an_invalid_value_is_a_one_line_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,13 +88,13 @@ def test_unknown_answers_and_models_without_layers(server: Served) -> None:
 
 def test_recent_answers_are_bounded_by_number_and_tokens() -> None:
     recent = RecentAnswers(max_answers=2, max_tokens=10)
-    recent.begin("a", "", [1, 2])
-    recent.begin("b", "", [1, 2]).extend([5, 6, 7], 1)
-    recent.begin("c", "", [1, 2])
+    recent.begin("a", "tiny", "", [1, 2])
+    recent.begin("b", "tiny", "", [1, 2]).extend([5, 6, 7], 1)
+    recent.begin("c", "tiny", "", [1, 2])
     assert recent.find("a", "") is None
     found = recent.find("b", "")
     assert found is not None and (list(found.answer), found.accepted, found.cached_tokens) == ([5, 6, 7], [0, 1], 1)
-    recent.begin("d", "", [1] * 6)
+    recent.begin("d", "tiny", "", [1] * 6)
     assert [recent.find(name, "") is not None for name in "bcd"] == [False, True, True]
-    recent.begin("e", "", [1] * 11)  # alone too long
+    recent.begin("e", "tiny", "", [1] * 11)  # alone too long
     assert recent.find("e", "") is None

@@ -97,9 +97,7 @@ def test_damaged_files_are_refused_in_words(tab: Any, tmp_path: Path) -> None:
         "[]": "no exported chat",
         json.dumps(good | {"version": 9}): "no exported chat",
         json.dumps(good | {"conversation": {"nodes": {}}}): "no messages",
-        json.dumps(
-            good | {"conversation": {"nodes": {"a": node | {"content": 5}}}}
-        ): "Message a of the file is damaged",
+        json.dumps(good | {"conversation": {"nodes": {"a": node | {"content": 5}}}}): "a of the file is damaged",
         json.dumps(good | {"conversation": {"nodes": {"a": node | {"parent": "b"}}}}): "no way to the first one",
         json.dumps(good | {"conversation": {"nodes": {"a": node | {"parent": "a"}}}}): "no way to the first one",
     }.items():
