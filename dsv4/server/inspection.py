@@ -22,6 +22,7 @@ from dsv4.server.delivery import Delivery, JsonWhenReady
 from dsv4.server.errors import RequestError
 from dsv4.server.openapi import operation
 from dsv4.server.recent_answers import RecentAnswer
+from dsv4.server.schemas import Inspection, TracedToken
 from dsv4.server.served_models import ServedModel
 from dsv4.server.service import ChatService
 from dsv4.server.unchecked_json import Json
@@ -43,13 +44,13 @@ def inspection_router(service: ChatService, delivery: Delivery) -> APIRouter:
             raise RequestError(400, message)
         return answer
 
-    @router.get("/inspect/{answer_id}", **operation(tag="inspector"))
+    @router.get("/inspect/{answer_id}", **operation(None, Inspection, tag="inspector"))
     async def inspect(request: Request, answer_id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
         """The answer's tokens, the model's shape, and drafts."""
         answer = find(request, answer_id)
         return JSONResponse(_summary(service.models.find(answer.model), answer_id, answer))
 
-    @router.get("/inspect/{answer_id}/{position}", **operation(tag="inspector"))
+    @router.get("/inspect/{answer_id}/{position}", **operation(None, TracedToken, tag="inspector"))
     async def inspect_token(  # pyright: ignore[reportUnusedFunction]
         request: Request, answer_id: str, position: str
     ) -> Response:

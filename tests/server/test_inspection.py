@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from dsv4.engine import LLM
 from dsv4.server.recent_answers import RecentAnswers
+from dsv4.server.schemas import Inspection, TracedToken
 from tests.server.conftest import Served, serving
 
 ASK: dict[str, Any] = {"model": "deepseek-v4-flash", "messages": [{"role": "user", "content": "What is 12 + 30?"}]}
@@ -20,6 +22,11 @@ def nano() -> Iterator[Served]:
 
     with serving(LLM(resolve_model(None), max_num_seqs=2, max_model_len=2048), api_keys=["sk-1", "sk-2"]) as served:
         yield served
+
+
+def extra_fields(model: type[BaseModel], answer: dict[str, Any]) -> set[str]:
+    """Fields of a valid answer that its schema does not describe."""
+    return set(model.model_validate(answer).model_extra or {})
 
 
 def client(served: Served, key: str = "sk-1") -> Any:
@@ -41,6 +48,7 @@ def test_an_answer_is_inspected_token_by_token(nano: Served) -> None:
     position = found["prompt_tokens"] - 1  # its last token, after which the answer's first one was chosen
     trace = http.get(f"/inspect/{answer['id']}/{position}").json()
     assert trace["position"] == position
+    assert not (extra_fields(Inspection, found) | extra_fields(TracedToken, trace)), "described in schemas.py"
     assert trace["next_tokens"][0]["text"] == found["pieces"][position + 1], "greedy"
     for kind, layer in zip(found["layers"], trace["layers"], strict=True):
         assert layer["kind"] == kind and layer["window_start"] + len(layer["window"]) == position + 1
