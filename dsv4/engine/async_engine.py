@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 from dsv4.engine.core import CHECK_SECONDS, EngineCore, EngineError
 from dsv4.engine.fairness import User
@@ -26,19 +26,30 @@ logger = logging.getLogger("dsv4.engine")
 Item = TokenEvent | ProgressEvent | EngineError
 
 
+class Listener(Protocol):
+    """Destination of a request's events."""
+
+    def send(self, item: Item, /) -> None:
+        """Takes an event, in the engine thread. RuntimeError where nobody reads it: the request is stopped."""
+        ...
+
+
 @dataclass
-class _Listener:
-    """Destination of a request's events. `loop` is the client's event loop."""
+class QueueListener:
+    """Queue of a client's event loop `loop`."""
 
     queue: asyncio.Queue[Item]
     loop: asyncio.AbstractEventLoop
 
     def send(self, item: Item) -> None:
-        self.loop.call_soon_threadsafe(self.queue.put_nowait, item)
+        self.loop.call_soon_threadsafe(self.queue.put_nowait, item)  # RuntimeError: the loop is closed
 
 
 class AsyncEngine:
-    """Claims an LLM and steps it in a thread until `close`; the LLM itself refuses calls meanwhile."""
+    """Claims an LLM and steps it in a thread until `close`; the LLM itself refuses calls meanwhile.
+
+    `stream` is for asyncio. `reserve`, `start` and `abort` are the same for callers that have threads only.
+    """
 
     def __init__(self, llm: LLM) -> None:
         llm.claim()
@@ -46,7 +57,8 @@ class AsyncEngine:
         self.error: BaseException | None = None
         self._core: EngineCore = llm.core
         self._room = WaitingRoom(llm.engine_config)
-        self._listeners: dict[int, _Listener] = {}
+        self.after_step: Callable[[], None] = lambda: None  # called in the engine thread after every step
+        self._listeners: dict[int, Listener] = {}
         self._watch = ProgressWatch()
         self._commands: list[Callable[[], None]] = []
         self._wake = threading.Condition()  # guards _commands, _closed and error
@@ -81,7 +93,7 @@ class AsyncEngine:
         iteration raises EngineError. Safe from any thread. `user`: the engine is shared fairly among users
         (`fairness.py`).
         """
-        events = self._events(self._new_request(prompt_token_ids, params, user), watched=False)
+        events = self._events(self.reserve(prompt_token_ids, params, user), watched=False)
         return cast(AsyncGenerator[TokenEvent, None], events)
 
     def stream_with_progress(
@@ -91,7 +103,7 @@ class AsyncEngine:
 
         The first ProgressEvent comes at once, the last with the first token, others at most several times per second.
         """
-        return self._events(self._new_request(prompt_token_ids, params, user), watched=True)
+        return self._events(self.reserve(prompt_token_ids, params, user), watched=True)
 
     def check_room(self) -> None:
         """Raises QueueFullError if a request of any length would: callable before the prompt is encoded."""
@@ -111,17 +123,30 @@ class AsyncEngine:
         if not was_closed:
             self.llm.release()
 
-    def _new_request(self, prompt_token_ids: list[int], params: SamplingParams, user: User) -> Request:
-        """New validated request with a place in the queue."""
+    def join(self) -> None:
+        """Waits until the engine has failed or is closed."""
+        self._thread.join()
+
+    def reserve(self, prompt_token_ids: list[int], params: SamplingParams, user: User = ("",)) -> Request:
+        """New validated request with a place in the queue, kept while it is referenced. Errors as of `stream`."""
         request = self._core.new_request(prompt_token_ids, params, user)
         self._room.add(request)
         return request
 
-    async def _events(self, request: Request, watched: bool) -> AsyncGenerator[TokenEvent | ProgressEvent, None]:
-        listener = _Listener(asyncio.Queue(), asyncio.get_running_loop())
+    def start(self, request: Request, listener: Listener, watched: bool) -> None:
+        """Submits a request; `watched`: with ProgressEvents. EngineError if the engine has stopped."""
         if watched:  # now, not after the running step, which may take seconds
-            listener.queue.put_nowait(request.progress(time.monotonic(), self.num_waiting))
+            listener.send(request.progress(time.monotonic(), self.num_waiting))
         self._submit(lambda: self._start(request, listener, watched))
+
+    def abort(self, request: Request) -> None:
+        """Stops a request that was started; does nothing where it has ended or the engine has stopped."""
+        with contextlib.suppress(EngineError):  # a stopped engine has nothing to abort
+            self._submit(lambda: self._abort(request))
+
+    async def _events(self, request: Request, watched: bool) -> AsyncGenerator[TokenEvent | ProgressEvent, None]:
+        listener = QueueListener(asyncio.Queue(), asyncio.get_running_loop())
+        self.start(request, listener, watched)
         finished = False
         try:
             while not finished:
@@ -133,8 +158,7 @@ class AsyncEngine:
                 yield item
         finally:
             if not finished:
-                with contextlib.suppress(EngineError):  # a stopped engine has nothing to abort
-                    self._submit(lambda: self._abort(request))
+                self.abort(request)
 
     def _submit(self, command: Callable[[], None]) -> None:
         """Hands a command to the engine thread, which runs it between two steps."""
@@ -162,6 +186,7 @@ class AsyncEngine:
                     self._deliver(request, progress)
                 for request, event in events:
                     self._deliver(request, event)
+                self.after_step()
         except BaseException as error:  # every waiting client must be told
             logger.error("the engine has stopped: %s: %s", type(error).__name__, error)
             with self._wake:
@@ -177,7 +202,7 @@ class AsyncEngine:
             commands, self._commands = self._commands, []
             return commands
 
-    def _start(self, request: Request, listener: _Listener, watched: bool) -> None:
+    def _start(self, request: Request, listener: Listener, watched: bool) -> None:
         self._listeners[request.request_id] = listener
         if watched:
             self._watch.add(request)
@@ -206,7 +231,7 @@ class AsyncEngine:
         for command in commands:  # requests submitted too late still get an answer
             command()
         for listener in self._listeners.values():
-            if not listener.loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # nobody reads it
                 listener.send(EngineError(message))
         self._listeners.clear()
         self._core.abort_all()  # else the LLM would continue them after its release

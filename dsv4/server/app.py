@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from dsv4.engine import AsyncEngine
+from dsv4.engine.interface import Engine
 from dsv4.server import formats
 from dsv4.server.auth import ApiKeyMiddleware
 from dsv4.server.delivery import Delivery
@@ -27,7 +27,7 @@ KEEP_ALIVE_SECONDS = 10.0
 
 
 def create_app(
-    engine: AsyncEngine,
+    engine: Engine,
     *,
     model_name: str | None = None,
     aliases: Sequence[str] = OFFICIAL_NAMES,

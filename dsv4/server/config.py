@@ -22,6 +22,18 @@ class ServerConfig:
     host: str = option("127.0.0.1", "address to listen on (default: %(default)s, this machine only)")
     port: int = option(8000, "default: %(default)s")  # 0: any free port
     threads: int | None = option(None, "CPU threads of a forward", minimum=1, metavar="N")
+    engine_process: bool = option(
+        True, "run the engine in the server's own process: for debuggers; a crash ends both", flag="--engine-in-process"
+    )
+    max_crashes: int = option(
+        5,
+        "starts of the engine process after crashes in a row; then it is given up (default: %(default)s)",
+        minimum=0,
+        metavar="N",
+    )
+    compile_seconds: float = option(
+        10.0, "for the grammar of a request's schema or tools; then it is refused (default: %(default)g)", metavar="S"
+    )
     api_keys: Sequence[str] = option(
         (),
         "require one of these keys; repeatable. Every process of this machine can read command lines: better use "

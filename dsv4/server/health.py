@@ -7,19 +7,22 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
-from dsv4.engine import AsyncEngine
+from dsv4.engine.interface import Engine
+from dsv4.engine.process.client import EngineCrashedError
 from dsv4.server.drain import Drain
 
 
-def health_router(engine: AsyncEngine, drain: Drain) -> APIRouter:
+def health_router(engine: Engine, drain: Drain) -> APIRouter:
     router = APIRouter()
 
     @router.get("/health")
     async def health() -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
-        """200 while requests are accepted, 503 if the engine has failed (with the reason) or the server is draining."""
+        """200 while requests are accepted; 503 if the engine has failed or is being started again (with the reason), or
+        the server is draining."""
         state: dict[str, Any] = {"status": "ok", "running": engine.num_running, "waiting": engine.num_waiting}
         if not engine.healthy:
-            state["status"], state["error"] = "error", str(engine.error or "the engine is closed")
+            state["status"] = "restarting" if isinstance(engine.error, EngineCrashedError) else "error"
+            state["error"] = str(engine.error or "the engine is closed")
         elif drain.draining:
             state["status"] = "draining"
         return JSONResponse(state, 200 if state["status"] == "ok" else 503)

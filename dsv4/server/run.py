@@ -5,18 +5,23 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsv4.engine.config import EngineConfig
 from dsv4.kernels import backends
+from dsv4.model_folder import resolve_model
 from dsv4.options import check_keywords, pick_keywords, takes_options
 from dsv4.server.config import ServerConfig
 from dsv4.server.listening import address, bind, is_loopback
 from dsv4.server.open_files import connection_bound, raise_limit
 
 if TYPE_CHECKING:
-    from dsv4.engine import AsyncEngine
+    from dsv4.engine import LLM
+    from dsv4.engine.interface import Engine
 
 
 @takes_options(ServerConfig, EngineConfig)
@@ -34,9 +39,8 @@ def serve(model: str | Path | None = None, **options: Any) -> None:
     listening = bind(config.host, config.port)
     try:
         # torch is imported only now, which takes seconds: a taken port fails before that.
-        import torch
-
-        from dsv4.engine import LLM, AsyncEngine
+        from dsv4.engine.process.client import EngineProcess
+        from dsv4.engine.process.served_model import describe
         from dsv4.server.app import create_app
         from dsv4.server.connections import ClientLimits
         from dsv4.server.drain import Drain
@@ -51,20 +55,16 @@ def serve(model: str | Path | None = None, **options: Any) -> None:
             allowed_hosts=tuple(config.allowed_hosts),
             allowed_origins=tuple(config.allowed_origins),
         )
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
         # Parallel `tokenizers` queues texts in one thread pool: a short text would wait behind long ones.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        backends.native_module()  # resolved before loading, so that a fallback warning is printed first
-        llm = LLM(model, engine_config=engine_config)
-        engine = AsyncEngine(llm)
+        engine = start_engine(model, config, engine_config)
         try:
             app = create_app(
                 engine, api_keys=config.api_keys, origins=origins, drain=drain, share_prefixes=config.share_prefixes
             )
             server = HttpServer(app, listening, drain, limits, bound)
-            experts = "" if llm.expert_memory is None else llm.expert_memory.describe()
-            server.on_ready = lambda: announce(llm.name, address(listening), str(llm.cache_size), experts)
+            lines = engine.llm.facts.description if isinstance(engine, EngineProcess) else describe(engine.llm)
+            server.on_ready = lambda: announce(engine.llm.name, address(listening), lines)
             server.run()
         except BaseException:
             engine.close()
@@ -74,15 +74,45 @@ def serve(model: str | Path | None = None, **options: Any) -> None:
         listening.close()
 
 
-def close_engine(engine: AsyncEngine, seconds: float) -> None:
+def start_engine(model: str | Path | None, config: ServerConfig, engine_config: EngineConfig) -> Engine:
+    """The engine, in a process of its own where the config and the system allow it. Raises the errors of loading."""
+    if not config.engine_process or sys.platform == "win32":
+        from dsv4.engine import AsyncEngine
+
+        return AsyncEngine(load_llm(model, config.threads, engine_config))
+    from dsv4.engine.process.client import EngineProcess
+    from dsv4.engine.process.restarts import RestartPolicy
+
+    # A name is resolved once: a process that is started again has the same weights.
+    make = partial(load_llm, resolve_model(model, engine_config.revision), config.threads)
+    make = partial(make, replace(engine_config, revision=None))
+    return EngineProcess(make, RestartPolicy(config.max_crashes), config.compile_seconds)
+
+
+def load_llm(model: str | Path | None, threads: int | None, engine_config: EngineConfig) -> LLM:
+    """Loads the served model, in the process of the engine."""
+    import torch
+
+    from dsv4.engine import LLM
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    backends.native_module()  # resolved before loading, so that a fallback warning is printed first
+    return LLM(model, engine_config=engine_config)
+
+
+def close_engine(engine: Engine, seconds: float) -> None:
     """Closes the engine; exits the process with status 0 if the last step takes longer than `seconds`.
 
     A step cannot be interrupted, and nothing needs its result. A lingering process would be killed.
     """
 
     def close() -> None:
+        from dsv4.engine import AsyncEngine
+
         engine.close()
-        engine.llm.close()
+        if isinstance(engine, AsyncEngine):
+            engine.llm.close()  # the process of an engine does so itself
 
     closing = threading.Thread(target=close, name="dsv4-close", daemon=True)
     closing.start()
@@ -93,13 +123,10 @@ def close_engine(engine: AsyncEngine, seconds: float) -> None:
         os._exit(0)
 
 
-def announce(model_name: str, url: str, size: str, experts: str = "") -> None:
-    """Prints the base URLs, the size of the cache, the kernels if they are native, and the limit of experts if any."""
+def announce(model_name: str, url: str, description: Sequence[str]) -> None:
+    """Prints the base URLs and a description of the loaded model."""
     print(f"{model_name} is ready. Chat page: {url}/")
     print(f"OpenAI base URL: {url}/v1   Anthropic base URL: {url}/anthropic   (Ctrl-C stops)")
-    print(size)
-    if backends.name() == "native":
-        print(backends.describe())
-    if experts:
-        print(experts)
+    for line in description:
+        print(line)
     sys.stdout.flush()

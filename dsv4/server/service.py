@@ -10,8 +10,9 @@ from typing import cast
 
 from dsv4.conversation.model import ConversationModel
 from dsv4.conversation.turn import Turn
-from dsv4.engine import AsyncEngine, ProgressEvent, TokenEvent
+from dsv4.engine import ProgressEvent, TokenEvent
 from dsv4.engine.grammar import GrammarError
+from dsv4.engine.interface import Engine
 from dsv4.server.errors import RequestError
 from dsv4.server.events import Event
 from dsv4.server.isolation import cache_salt
@@ -39,7 +40,7 @@ class ChatService:
     """Answers requests in every wire format with one engine."""
 
     def __init__(
-        self, engine: AsyncEngine, model_name: str, aliases: Sequence[str], thinking: bool, sharing: str = "all"
+        self, engine: Engine, model_name: str, aliases: Sequence[str], thinking: bool, sharing: str = "all"
     ) -> None:
         """`thinking`: the default for requests that do not set it; True in the hosted service. `sharing`: of stored
         prefixes, see server/isolation.py.

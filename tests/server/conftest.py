@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dsv4.config import ModelConfig
 from dsv4.engine import LLM, AsyncEngine
+from dsv4.engine.process.client import EngineProcess
 from dsv4.model.batch import RaggedBatch
 from dsv4.server.app import create_app
 from dsv4.server.connections import ClientLimits
@@ -113,7 +114,7 @@ class Served:
     """A running server, and clients for it."""
 
     url: str
-    engine: AsyncEngine
+    engine: AsyncEngine | EngineProcess
     model: ScriptedModel
     key: str = "unused"
     closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
@@ -143,9 +144,9 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(llm: LLM, model: ScriptedModel | None = None, **options: object) -> Iterator[Served]:
+def serving(llm: LLM | EngineProcess, model: ScriptedModel | None = None, **options: object) -> Iterator[Served]:
     """Runs the HTTP server in a thread on a free port of the loopback interface."""
-    engine = AsyncEngine(llm)
+    engine = AsyncEngine(llm) if isinstance(llm, LLM) else llm
     listening = bind("127.0.0.1", 0)
     drain = Drain(grace_seconds=1.0)
     limits = ClientLimits(options.pop("client_seconds", 60.0))  # type: ignore[arg-type]

@@ -1,0 +1,36 @@
+"""LLMs for engine processes: functions of a module that the process can import."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from dsv4.engine import LLM
+
+from .conftest import ScriptedModel
+
+
+def scripted_llm(folder: Path, fields: dict[str, object], **options: object) -> LLM:
+    """LLM over a ScriptedModel with these fields."""
+    model = ScriptedModel(folder)
+    for name, value in fields.items():
+        setattr(model, name, value)
+    return LLM(model, folder=folder, **options)
+
+
+def loads_once(folder: Path, mark: Path, fields: dict[str, object]) -> LLM:
+    """As `scripted_llm`, but fails from the second time on."""
+    if mark.exists():
+        raise ValueError("the disk is gone")
+    mark.touch()
+    return scripted_llm(folder, fields)
+
+
+def killed_while_it_loads() -> LLM:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def slow_to_load(seconds: float) -> LLM:
+    time.sleep(seconds)
+    raise AssertionError
