@@ -8,11 +8,12 @@ import logging
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import cast
 
-from dsv4.engine.core import CHECK_SECONDS, EngineCore, EngineError
+from dsv4.engine.core import CHECK_SECONDS, EngineCore
+from dsv4.engine.errors import EngineError
 from dsv4.engine.fairness import User
+from dsv4.engine.listeners import Listener, QueueListener
 from dsv4.engine.llm import LLM
 from dsv4.engine.metrics import MetricRegistry
 from dsv4.engine.outputs import ProgressEvent, TokenEvent
@@ -22,27 +23,6 @@ from dsv4.engine.sampling_params import SamplingParams
 from dsv4.engine.waiting import WaitingRoom
 
 logger = logging.getLogger("dsv4.engine")
-
-Item = TokenEvent | ProgressEvent | EngineError
-
-
-class Listener(Protocol):
-    """Destination of a request's events."""
-
-    def send(self, item: Item, /) -> None:
-        """Takes an event, in the engine thread. RuntimeError where nobody reads it: the request is stopped."""
-        ...
-
-
-@dataclass
-class QueueListener:
-    """Queue of a client's event loop `loop`."""
-
-    queue: asyncio.Queue[Item]
-    loop: asyncio.AbstractEventLoop
-
-    def send(self, item: Item) -> None:
-        self.loop.call_soon_threadsafe(self.queue.put_nowait, item)  # RuntimeError: the loop is closed
 
 
 class AsyncEngine:
@@ -123,9 +103,10 @@ class AsyncEngine:
         if not was_closed:
             self.llm.release()
 
-    def join(self) -> None:
-        """Waits until the engine has failed or is closed."""
-        self._thread.join()
+    def join(self, seconds: float) -> bool:
+        """Waits until the engine has failed or is closed; False if it still runs after `seconds`."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def reserve(self, prompt_token_ids: list[int], params: SamplingParams, user: User = ("",)) -> Request:
         """New validated request with a place in the queue, kept while it is referenced. Errors as of `stream`."""

@@ -38,7 +38,7 @@ def serve(model: str | Path | None = None, **options: Any) -> None:
     bound = connection_bound(config.max_connections)
     listening = bind(config.host, config.port)
     try:
-        # torch is imported only now, which takes seconds: a taken port fails before that.
+        # Imported only now, which takes seconds: a taken port fails before that.
         from dsv4.engine.process.client import EngineProcess
         from dsv4.engine.process.served_model import describe
         from dsv4.server.app import create_app

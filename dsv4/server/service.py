@@ -11,7 +11,7 @@ from typing import cast
 from dsv4.conversation.model import ConversationModel
 from dsv4.conversation.turn import Turn
 from dsv4.engine import ProgressEvent, TokenEvent
-from dsv4.engine.grammar import GrammarError
+from dsv4.engine.errors import GrammarError
 from dsv4.engine.interface import Engine
 from dsv4.server.errors import RequestError
 from dsv4.server.events import Event

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dsv4.engine import LLM
 
-from .conftest import ScriptedModel
+from .scripted_model import ScriptedModel
 
 
 def scripted_llm(folder: Path, fields: dict[str, object], **options: object) -> LLM:

@@ -32,6 +32,7 @@ from dsv4.server.run import load_llm
 
 from .conftest import Served, serving
 from .scripted_engine import killed_while_it_loads, loads_once, scripted_llm, slow_to_load
+from .test_drain import Reader, process_serving
 
 CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5000}
@@ -80,7 +81,7 @@ def alive(pid: int) -> bool:
     return False
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGBUS, signal.SIGSEGV])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGBUS])
 def test_a_crash_ends_streams_and_whole_answers_and_the_engine_comes_back(
     folder: Path, caplog: pytest.LogCaptureFixture, number: signal.Signals
 ) -> None:
@@ -291,6 +292,49 @@ def test_the_process_ends_with_the_engine_and_does_not_load_on(folder: Path) -> 
     with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
         patch.setattr("dsv4.engine.process.client.Future", _Interrupted)
         EngineProcess(partial(slow_to_load, 10 * HANG))
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()] + [
+        int(child)
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        if task.name != str(pid)
+        for child in (task / "children").read_text().split()
+    ]
+
+
+def test_sigterm_to_the_whole_group_lets_open_answers_end() -> None:
+    settings = {"reply": "</think>" + "word " * 20, "seconds_per_step": 0.02, "grace_seconds": 60.0}
+    with process_serving(engine_process=True, **settings) as (process, url):
+        (engine,) = children(process.pid)
+        reader = Reader(url, CHAT)
+        assert reader.begun.wait(HANG)
+        os.kill(engine, signal.SIGTERM)
+        os.kill(engine, signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
+        assert reader.wait().endswith("data: [DONE]\n\n")
+        assert process.wait(HANG) == 0 and not alive(engine)
+
+
+def test_a_long_step_delays_neither_the_shutdown_nor_the_end_of_the_engine() -> None:
+    with process_serving(engine_process=True, seconds_of_prefill=300.0, grace_seconds=0.5) as (process, url):
+        (engine,) = children(process.pid)
+        reader = Reader(url, CHAT)
+        until(lambda: httpx.get(url + "/health").json()["running"] == 1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(HANG) == 0
+        reader.wait()
+        assert reader.status == 503
+        until(lambda: not alive(engine))
+
+
+def test_the_engine_dies_with_a_killed_server() -> None:
+    with process_serving(engine_process=True, seconds_of_prefill=300.0) as (process, url):
+        (engine,) = children(process.pid)
+        Reader(url, CHAT)
+        until(lambda: httpx.get(url + "/health").json()["running"] == 1)
+        process.kill()
+        until(lambda: not alive(engine))
 
 
 class _Interrupted:

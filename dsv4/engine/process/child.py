@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import dsv4
-from dsv4.engine.async_engine import QueueListener
-from dsv4.engine.core import EngineError
+from dsv4.engine.errors import EngineError
+from dsv4.engine.listeners import QueueListener
 from dsv4.engine.process.messages import (
     Drop,
     EngineState,

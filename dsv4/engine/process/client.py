@@ -12,10 +12,9 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, cast
 
-from dsv4.engine.async_engine import Item, QueueListener
-from dsv4.engine.core import EngineError
+from dsv4.engine.errors import EngineError, GrammarError, QueueFullError
 from dsv4.engine.fairness import User
-from dsv4.engine.grammar import GrammarError
+from dsv4.engine.listeners import Item, QueueListener
 from dsv4.engine.metrics import Metric, MetricRegistry, counter, gauge
 from dsv4.engine.outputs import ProgressEvent, TokenEvent
 from dsv4.engine.process.child import Child
@@ -23,7 +22,6 @@ from dsv4.engine.process.messages import Close, CollectMetrics, LoadFailed, Read
 from dsv4.engine.process.restarts import RestartPolicy
 from dsv4.engine.process.served_model import ServedModel
 from dsv4.engine.sampling_params import CONSTRAINTS, SamplingParams
-from dsv4.engine.waiting import QueueFullError
 
 METRICS_SECONDS = 5.0  # that a look at the metrics waits for the process
 

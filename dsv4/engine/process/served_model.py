@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from dsv4.config import ModelConfig
-from dsv4.kernels import backends
 from dsv4.tokenizer import Tokenizer
 from dsv4.tokenizer.prompts import PromptEncoder, effort_ladder
 
@@ -44,6 +43,8 @@ class ServedModel:
 
 def describe(llm: Any) -> list[str]:
     """Lines about a loaded LLM: the size of the cache, the kernels if they are native, the limit of experts if any."""
+    from dsv4.kernels import backends
+
     lines = [str(llm.cache_size)]
     if backends.name() == "native":
         lines.append(backends.describe())

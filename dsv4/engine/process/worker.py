@@ -9,11 +9,13 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 
-from dsv4.engine.async_engine import AsyncEngine, Item
-from dsv4.engine.core import EngineError
+from dsv4.engine.async_engine import AsyncEngine
+from dsv4.engine.errors import EngineError, QueueFullError
+from dsv4.engine.listeners import Item
 from dsv4.engine.llm import LLM
 from dsv4.engine.process.messages import (
     Close,
@@ -36,10 +38,10 @@ from dsv4.engine.process.messages import (
 from dsv4.engine.process.portable_errors import PortableError
 from dsv4.engine.process.served_model import ModelFacts
 from dsv4.engine.request import Request
-from dsv4.engine.waiting import QueueFullError
 
 _COMPILING_THREADS = 2  # constraints compiled at a time
 _PR_SET_PDEATHSIG = 1
+_STATE_SECONDS = 0.2  # between two looks at the counts, for steps that take long
 
 
 def main(descriptor: int, parent: int) -> None:
@@ -67,7 +69,8 @@ class Worker:
         self._requests: dict[int, Request] = {}  # reserved or started
         self._compiling = ThreadPoolExecutor(_COMPILING_THREADS, "dsv4-compile")
         self._events: list[tuple[int, PackedEvent]] = []  # of the running step
-        self._state = EngineState()
+        self._sending_state = threading.Lock()
+        self._state = EngineState()  # as it was sent
 
     def run(self, load: Load) -> int:
         """Exit status of the process."""
@@ -82,7 +85,8 @@ class Worker:
         engine.after_step = self._send_step
         self._engine = engine
         self._link.send(Ready(ModelFacts.of(llm)))
-        engine.join()
+        while not engine.join(_STATE_SECONDS):
+            self._send_state()
         if engine.error is not None:
             error = engine.error
             self._link.send(Stopped(str(error) or type(error).__name__, lasting=isinstance(error, EngineError)))
@@ -143,11 +147,16 @@ class Worker:
 
     def _send_step(self) -> None:
         """Sends the events of a step together, and the counts where they have changed."""
-        state = self._present_state()
-        if self._events or state != self._state:
-            self._state = state
-            events, self._events = self._events, []
-            self._link.send(Events(events, state))
+        events, self._events = self._events, []
+        self._send_state(events)
+
+    def _send_state(self, events: Sequence[tuple[int, PackedEvent]] = ()) -> None:
+        with self._sending_state:
+            state = self._present_state()
+            if events or state != self._state:
+                self._state = state
+                with contextlib.suppress(OSError):  # the server is gone, and this process ends
+                    self._link.send(Events(list(events), state))
 
     def _present_state(self) -> EngineState:
         engine = self._engine
