@@ -8,14 +8,20 @@ import sys
 from collections.abc import Sequence
 
 from dsv4 import __version__
-from dsv4.commands import bench, chat, convert, eval, generate, inspect, serve, train, verify
+from dsv4.commands import bench, chat, convert, eval, generate, inspect, migrate, serve, train, usage, verify
 from dsv4.commands.options import Handler
 from dsv4.kernels.cpu import KernelChoiceError
 
-COMMANDS = (serve, chat, generate, inspect, convert, verify, train, eval, bench)
+COMMANDS = (serve, chat, generate, inspect, convert, verify, train, eval, bench, usage, migrate)
 
 # Package that serving does not need -> the extra of pyproject.toml that installs it.
-_EXTRAS = {"reasoning_gym": "train", "transformers": "bench", "psutil": "bench"}
+_EXTRAS = {
+    "reasoning_gym": "train",
+    "transformers": "bench",
+    "psutil": "bench",
+    "sqlalchemy": "usage",
+    "psycopg": "usage",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,8 +14,8 @@ PACKAGE = ROOT / "dsv4"
 
 # A module may import from its own entry and from earlier ones.
 ORDER = (
-    *("config", "analysis", "kernels", "cache", "model", "checkpoint", "tokenizer", "engine", "conversation", "server"),
-    *("data", "parallel", "training", "post_training", "evals", "commands", "cli"),
+    *("config", "analysis", "usage", "kernels", "cache", "model", "checkpoint", "tokenizer", "engine", "conversation"),
+    *("server", "data", "parallel", "training", "post_training", "evals", "migration", "commands", "cli"),
 )
 # Modules beside config.py that count as part of it, and the entry point, which counts as the command line.
 ALIASES = {

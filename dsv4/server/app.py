@@ -10,6 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from dsv4.engine.interface import Engine
 from dsv4.server import formats
 from dsv4.server.auth import ApiKeyMiddleware
+from dsv4.server.balance import balance_router
 from dsv4.server.delivery import Delivery
 from dsv4.server.drain import Drain, DrainMiddleware
 from dsv4.server.endpoint import format_router
@@ -20,8 +21,11 @@ from dsv4.server.metrics import metrics_router
 from dsv4.server.model_names import OFFICIAL_NAMES
 from dsv4.server.models import models_router
 from dsv4.server.origin import OriginMiddleware, OriginPolicy
+from dsv4.server.response_routes import responses_router
+from dsv4.server.response_store import ResponseStore
 from dsv4.server.service import ChatService
 from dsv4.server.web import chat_routes
+from dsv4.usage.ledger import Ledger
 
 KEEP_ALIVE_SECONDS = 10.0
 
@@ -37,18 +41,21 @@ def create_app(
     keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
     origins: OriginPolicy | None = None,
     drain: Drain | None = None,
+    responses: ResponseStore | None = None,
+    ledger: Ledger | None = None,
 ) -> FastAPI:
     """Create the server's ASGI application.
 
     `model_name`: the served model's name (default: the engine's); `aliases`: further names of it. With `api_keys`
     every path except the page and /health needs one of the keys. `thinking`: the default for requests that do not set
     it. `share_prefixes`: who shares stored prefixes ("all", "key", "user"). `origins`: the allowed web pages (default:
-    the policy of a server on 127.0.0.1). `drain`: lets the caller shut the server down. The caller closes the engine.
-    There are no documentation routes: their pages load code from other hosts.
+    the policy of a server on 127.0.0.1). `drain`: lets the caller shut the server down. `responses`: the store of the
+    Responses API (default: in memory). `ledger`: keeps every request's usage. The caller closes all
+    three. There are no documentation routes: their pages load code from other hosts.
     """
     app = FastAPI(title="dsv4", docs_url=None, redoc_url=None, openapi_url=None)
     drain = drain or Drain()
-    service = ChatService(engine, model_name or engine.llm.name, aliases, thinking, share_prefixes)
+    service = ChatService(engine, model_name or engine.llm.name, aliases, thinking, share_prefixes, ledger)
     delivery = Delivery(keep_alive_seconds, drain)
     install_error_handlers(app)
     # Middleware added last runs first.
@@ -60,14 +67,16 @@ def create_app(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=policy.allowed_origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=["Retry-After", "x-should-retry"],
         )
     app.add_middleware(OriginMiddleware, policy=policy)
     for wire_format in formats.FORMATS:
         app.include_router(format_router(wire_format, service, delivery))
+    app.include_router(responses_router(service, delivery, responses or ResponseStore()))
     app.include_router(models_router(service))
+    app.include_router(balance_router(ledger))
     app.include_router(health_router(engine, drain))
     app.include_router(metrics_router(engine.metrics, service.model_name))
     app.router.routes.extend(chat_routes())

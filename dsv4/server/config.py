@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dsv4.options import check_options, option
+from dsv4.server.response_store import MAX_BYTES
 
 SHARING = ("all", "key", "user")  # of stored prefixes: see server/isolation.py
 ACCESS = "who may use it, and for how long"  # the group of flags
@@ -16,7 +17,7 @@ class ServerConfig:
     """Address, access rules and limits of the server; ValueError names a value that is not allowed.
 
     Numbers and choices are checked here, other values where they are used: the address in server/listening.py, keys
-    in server/keys.py, names in server/origin.py.
+    in server/keys.py, names in server/origin.py, the database in usage/store.py.
     """
 
     host: str = option("127.0.0.1", "address to listen on (default: %(default)s, this machine only)")
@@ -59,6 +60,18 @@ class ServerConfig:
         metavar="ORIGIN",
         group=ACCESS,
     )
+    response_store: str | None = option(
+        None,
+        "SQLite file that keeps stored responses (Responses API) when the server ends (default: they are in memory)",
+        metavar="FILE",
+    )
+    response_store_bytes: int = option(
+        MAX_BYTES,
+        "bound on stored responses; 0 stores none (default: %(default)s)",
+        unit="bytes",
+        minimum=0,
+        metavar="N",
+    )
     # Container runtimes kill a process 10 s after SIGTERM; Python takes up to 1 s to exit.
     grace_seconds: float = option(
         7.0,
@@ -77,6 +90,13 @@ class ServerConfig:
         "open connections (default: as many as the limit of open files allows, at most 4096)",
         metavar="N",
         group=ACCESS,
+    )
+
+    usage_db: str | None = option(
+        None,
+        "record the usage of every request, and its cost at DeepSeek's prices, in this SQLite file or in the database "
+        "of a URL like postgresql://host/name (default: no record; see dsv4 usage)",
+        metavar="FILE_OR_URL",
     )
 
     def __post_init__(self) -> None:

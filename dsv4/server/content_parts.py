@@ -91,12 +91,16 @@ def _joined(content: object) -> str | None:
 
 
 def _parts(request: Json) -> Iterator[tuple[str, Json]]:
-    """Every part of system and messages with its place, parts inside tool results included."""
+    """Every part of system, messages and input items with its place, parts inside tool results included."""
     yield from _inside(request.get("system"), "system")
     messages = request.get("messages")
     for index, message in enumerate(cast("list[object]", messages) if isinstance(messages, list) else []):
         if isinstance(message, dict):
             yield from _inside(cast(Json, message).get("content"), f"messages[{index}].content")
+    items = request.get("input")
+    for index, item in enumerate(cast("list[object]", items) if isinstance(items, list) else []):
+        for field in ("content", "output") if isinstance(item, dict) else ():
+            yield from _inside(cast(Json, item).get(field), f"input[{index}].{field}")
 
 
 def _inside(content: object, place: str) -> Iterator[tuple[str, Json]]:

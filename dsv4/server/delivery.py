@@ -129,7 +129,7 @@ class EventStream(Answer):
         if not isinstance(error, RequestError):
             logger.error("%s %s failed", wire_format.name, self._job.id, exc_info=error)
         told = RequestError.from_engine(error) or RequestError(500, str(error))
-        await self.emit(wire_format.error_event(told).encode(), more=False)
+        await self.emit(wire_format.failure(told, self._job.reader).encode(), more=False)
 
 
 class JsonWhenReady(Answer):

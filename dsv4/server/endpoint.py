@@ -22,9 +22,7 @@ def format_router(wire_format: WireFormat, service: ChatService, delivery: Deliv
         return await answer(service, wire_format, request, delivery)
 
     async def count_tokens(request: Request) -> Response:
-        """Renders and tokenizes only: it never waits for the engine."""
-        count = await service.threads.run(partial(service.count_tokens, wire_format), await read_body(request))
-        return JSONResponse(wire_format.token_count(count))
+        return await token_count(service, wire_format, request)
 
     for path in wire_format.paths:
         router.add_api_route(path, answer_request, methods=["POST"])
@@ -40,3 +38,9 @@ async def answer(service: ChatService, wire_format: WireFormat, request: Request
     prepare = partial(service.prepare, wire_format, key=key_of(request.scope) or None)
     job = await service.threads.run(prepare, await read_body(request))
     return delivery.answer(service, job)
+
+
+async def token_count(service: ChatService, wire_format: WireFormat, request: Request) -> Response:
+    """Renders and tokenizes only: it never waits for the engine."""
+    count = await service.threads.run(partial(service.count_tokens, wire_format), await read_body(request))
+    return JSONResponse(wire_format.token_count(count))

@@ -30,8 +30,8 @@ _NAMED = (
     re.compile(r"(tools\[\d+\])"),
 )
 _DOTTED = re.compile(r"messages\.(\d+)(?:\.content\.(\d+))?")
-# Field name in deepseek-recipe -> the other name that a client may have sent.
-_OTHER_NAMES = {"stop": "stop_sequences", "max_tokens": "max_completion_tokens"}
+# Field name in deepseek-recipe -> the other names that a client may have sent.
+_OTHER_NAMES = {"stop": ("stop_sequences",), "max_tokens": ("max_completion_tokens", "max_output_tokens")}
 _SUBSTITUTE = "dsv4-substitute"
 _STAND_INS: tuple[object, ...] = ("x", 1, {}, [])
 
@@ -46,8 +46,8 @@ def named_place(text: str, request: Json) -> str | None:
         return f"messages[{index[1]}]"
     place = next((found[1] for pattern in _NAMED if (found := pattern.search(text))), None)
     name = re.split(r"[\[.]", place or "", maxsplit=1)[0]
-    other = _OTHER_NAMES.get(name)
-    return place.replace(name, other, 1) if place and other in request and name not in request else place
+    other = next((other for other in _OTHER_NAMES.get(name, ()) if other in request), None)
+    return place.replace(name, other, 1) if place and other and name not in request else place
 
 
 def locate(request: Json, refusal: str, judge: Judge, *, deep: bool) -> str | None:
@@ -59,7 +59,8 @@ def locate(request: Json, refusal: str, judge: Judge, *, deep: bool) -> str | No
     if missing is not None and missing[1] in ("model", "messages") and missing[1] not in request:
         return missing[1]
     model = request.get("model")
-    frame: Json = {"model": model if isinstance(model, str) else "x", "messages": [{"role": "user", "content": "x"}]}
+    frame: Json = {"model": model if isinstance(model, str) else "x"}
+    frame |= {"messages": [{"role": "user", "content": "x"}], "input": "x"}  # each protocol ignores the other's
     search = _Search(refusal, judge, _BUDGET_FACTOR * len(json.dumps(request)) + _BUDGET_BASE)
     # The model first: every later test request contains it.
     for name in sorted(request, key=lambda name: name != "model"):

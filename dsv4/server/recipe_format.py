@@ -10,7 +10,7 @@ from typing import Any, ClassVar, cast
 
 import deepseek_recipe as recipe
 
-from dsv4.conversation.answer import Answer
+from dsv4.conversation.answer import Answer, Generator
 from dsv4.conversation.model import ConversationModel
 from dsv4.conversation.structure import Structure
 from dsv4.conversation.turn import Turn
@@ -21,7 +21,7 @@ from dsv4.server.leniency import Adapted, adapt_body
 from dsv4.server.progress import Reports
 from dsv4.server.refusals import describe, is_bad_json
 from dsv4.server.unchecked_json import Json
-from dsv4.server.wire_format import Chunk, WholeAnswer, WireFormat, WireRequest
+from dsv4.server.wire_format import AnswerReader, Chunk, WholeAnswer, WireFormat, WireRequest
 from dsv4.server.wishes import Sampling, unavailable
 
 _NO_FORCED_TOOL = "Thinking mode does not support this tool_choice"
@@ -57,6 +57,22 @@ class RecipeFormat(WireFormat):
         """Conversion options for a request that names this model."""
         return options
 
+    def without_thinking(self, request: Json) -> Json:
+        """The request with thinking switched off."""
+        plain = {name: value for name, value in request.items() if name != "reasoning_effort"}
+        return plain | {"thinking": {"type": "disabled"}}
+
+    def settings(self, request: Request, options: recipe.ConversionOptions) -> object:
+        """What the format's generator needs of deepseek-recipe's request; the conversion consumes that."""
+        return None
+
+    def generator(self, request: RecipeRequest, answer_id: str) -> Generator:
+        return self.request.chunk_generator(request.converted, answer_id, request.model)
+
+    def reader(self, request: RecipeRequest, answer: Answer, answer_id: str) -> AnswerReader:
+        """Reader of an answer's tokens over the `answer` that deepseek-recipe's generator makes."""
+        return answer
+
     def whole_answer(self, answer_id: str, model: str, num_prompt_tokens: int) -> WholeAnswer:
         return self.response(answer_id, model, int(time.time()), num_prompt_tokens, 0)
 
@@ -66,14 +82,32 @@ class RecipeFormat(WireFormat):
             request = self.request(adapted.body)
             model, structure = request.model, self.structure(adapted.request)
             options = self.options_for(model, options)
-            forces = structure.forces_call
-            converted = self._forced(adapted.body, options) if forces else request.convert(options)
+            settings = self.settings(request, options)
+            converted = self.converted(adapted.body, options, structure)
         except (recipe.ConversionError, ValueError) as error:
             raise self._refusal(body, options, error) from error
         _refuse_continued(converted.conversation, self.format_field)
         return RecipeRequest(
-            model, converted.stream, self.reports(body), self, converted, adapted.sampling, structure, adapted.request
+            model,
+            converted.stream,
+            self.reports(body),
+            self,
+            converted,
+            adapted.sampling,
+            structure,
+            adapted.request,
+            settings,
         )
+
+    def converted(
+        self, body: bytes, options: recipe.ConversionOptions, structure: Structure
+    ) -> recipe.ConversationRequest:
+        """Converts an adapted body. ConversionError and ValueError as of deepseek-recipe."""
+        return self._forced(body, options) if structure.forces_call else self.request(body).convert(options)
+
+    def shortened(self, request: RecipeRequest, model: ConversationModel) -> Turn | None:
+        """Turn of a conversation that is too long, if the request wants it shortened."""
+        return None
 
     def _forced(self, body: bytes, options: recipe.ConversionOptions) -> recipe.ConversationRequest:
         """Converts a request that forces a call. ConversionError and ValueError as of deepseek-recipe.
@@ -86,8 +120,7 @@ class RecipeFormat(WireFormat):
             if str(error) != _NO_FORCED_TOOL:
                 raise
         request = cast(Json, json.loads(body))
-        plain = {name: value for name, value in request.items() if name != "reasoning_effort"}
-        self.request(json.dumps(plain | {"thinking": {"type": "disabled"}})).convert(options)
+        self.request(json.dumps(self.without_thinking(request))).convert(options)
         return self.request(json.dumps(request | {"tool_choice": self.free_tool_choice})).convert(options)
 
     def adapted(self, body: bytes) -> Adapted:
@@ -128,6 +161,7 @@ class RecipeRequest(WireRequest):
     sampling: Sampling
     structure: Structure
     received: Json
+    settings: object = None
 
     @property
     def user(self) -> str | None:
@@ -140,15 +174,22 @@ class RecipeRequest(WireRequest):
 
     def turn(self, model: ConversationModel) -> Turn:
         try:
-            return model.prepare(self.converted, **asdict(self.sampling), structure=self.structure)
+            return self.prepared(model, self.converted)
         except recipe.ConversionError as error:
-            raise RequestError.from_recipe(error) from error
+            shortened = self.wire_format.shortened(self, model)
+            if shortened is None:
+                raise RequestError.from_recipe(error) from error
+            return shortened
+
+    def prepared(self, model: ConversationModel, converted: recipe.ConversationRequest) -> Turn:
+        return model.prepare(converted, **asdict(self.sampling), structure=self.structure)
 
     def count_tokens(self, model: ConversationModel) -> int:
         return model.prompts.count(self.structure.conversation(self.converted.conversation))
 
-    def reader(self, model: ConversationModel, turn: Turn, answer_id: str) -> Answer:
-        return model.answer(turn, self.wire_format.request.chunk_generator(self.converted, answer_id, self.model))
+    def reader(self, model: ConversationModel, turn: Turn, answer_id: str) -> AnswerReader:
+        answer = model.answer(turn, self.wire_format.generator(self, answer_id))
+        return self.wire_format.reader(self, answer, answer_id)
 
     def whole_answer(self, turn: Turn, answer_id: str) -> WholeAnswer:
         return self.wire_format.whole_answer(answer_id, self.model, len(turn.prompt_token_ids))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -18,6 +19,9 @@ from dsv4.options import check_keywords, pick_keywords, takes_options
 from dsv4.server.config import ServerConfig
 from dsv4.server.listening import address, bind, is_loopback
 from dsv4.server.open_files import connection_bound, raise_limit
+from dsv4.server.response_store import ResponseStore
+from dsv4.usage.ledger import Ledger
+from dsv4.usage.store import open_store
 
 if TYPE_CHECKING:
     from dsv4.engine import LLM
@@ -28,16 +32,22 @@ if TYPE_CHECKING:
 def serve(model: str | Path | None = None, **options: Any) -> None:
     """Serves a model folder, by default the embedded nano model, until it is stopped.
 
-    `options`: fields of ServerConfig and EngineConfig. Raises PortTakenError before the model is loaded, TypeError for
-    an unknown option, ValueError for a value that is not allowed, CapacityError if the model cannot fit into memory,
-    and the errors of loading.
+    `options`: fields of ServerConfig and EngineConfig. Raises PortTakenError and errors of the usage database before
+    the model is loaded, TypeError for an unknown option, ValueError for a value that is not allowed, CapacityError if
+    the model cannot fit into memory, and the errors of loading.
     """
     check_keywords("serve", options, ServerConfig, EngineConfig)
     config, engine_config = pick_keywords(ServerConfig, options), pick_keywords(EngineConfig, options)
     raise_limit()
     bound = connection_bound(config.max_connections)
     listening = bind(config.host, config.port)
-    try:
+    with contextlib.ExitStack() as opened:
+        opened.callback(listening.close)
+        responses = ResponseStore(config.response_store, config.response_store_bytes)
+        opened.callback(responses.close)
+        ledger = None if config.usage_db is None else Ledger(open_store(config.usage_db))
+        if ledger is not None:
+            opened.callback(ledger.close)
         # Imported only now, which takes seconds: a taken port fails before that.
         from dsv4.engine.process.client import EngineProcess
         from dsv4.engine.process.served_model import describe
@@ -60,7 +70,13 @@ def serve(model: str | Path | None = None, **options: Any) -> None:
         engine = start_engine(model, config, engine_config)
         try:
             app = create_app(
-                engine, api_keys=config.api_keys, origins=origins, drain=drain, share_prefixes=config.share_prefixes
+                engine,
+                api_keys=config.api_keys,
+                origins=origins,
+                drain=drain,
+                share_prefixes=config.share_prefixes,
+                responses=responses,
+                ledger=ledger,
             )
             server = HttpServer(app, listening, drain, limits, bound)
             lines = engine.llm.facts.description if isinstance(engine, EngineProcess) else describe(engine.llm)
@@ -69,9 +85,9 @@ def serve(model: str | Path | None = None, **options: Any) -> None:
         except BaseException:
             engine.close()
             raise
+        if ledger is not None:
+            ledger.close()  # before the engine, whose close may end the process
         close_engine(engine, seconds=max(1.0, drain.remaining))
-    finally:
-        listening.close()
 
 
 def start_engine(model: str | Path | None, config: ServerConfig, engine_config: EngineConfig) -> Engine:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import uuid
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
+from dsv4.conversation.answer import thinks
 from dsv4.conversation.model import ConversationModel
 from dsv4.conversation.turn import Turn
 from dsv4.engine import ProgressEvent, TokenEvent
@@ -16,10 +16,13 @@ from dsv4.engine.interface import Engine
 from dsv4.server.errors import RequestError
 from dsv4.server.events import Event
 from dsv4.server.isolation import cache_salt
+from dsv4.server.metering import Client, Meter
 from dsv4.server.model_names import conversion_options
 from dsv4.server.progress import progress_chunk, timings_chunk, with_timings
 from dsv4.server.threads import BodyThreads
 from dsv4.server.wire_format import AnswerReader, Chunk, WireFormat, WireRequest
+from dsv4.tokenizer.special import END_THINK
+from dsv4.usage.ledger import Ledger
 
 EngineEvents = AsyncGenerator[TokenEvent | ProgressEvent, None]
 
@@ -34,17 +37,25 @@ class Job:
     turn: Turn
     reader: AnswerReader
     events: EngineEvents  # of the engine, where the job has its place in the queue
+    meter: Meter
 
 
 class ChatService:
     """Answers requests in every wire format with one engine."""
 
     def __init__(
-        self, engine: Engine, model_name: str, aliases: Sequence[str], thinking: bool, sharing: str = "all"
+        self,
+        engine: Engine,
+        model_name: str,
+        aliases: Sequence[str],
+        thinking: bool,
+        sharing: str = "all",
+        ledger: Ledger | None = None,
     ) -> None:
         """`thinking`: the default for requests that do not set it; True in the hosted service. `sharing`: of stored
-        prefixes, see server/isolation.py.
+        prefixes, see server/isolation.py. `ledger`: keeps the usage of every job.
         """
+        self._ledger = ledger
         self._sharing = sharing
         self.engine = engine
         self.conversation = ConversationModel(engine.llm)
@@ -62,7 +73,7 @@ class ChatService:
         salt = cache_salt(self._sharing, key, request.user, request.cache_salt)
         turn = request.turn(self.conversation)
         turn = replace(turn, params=replace(turn.params, cache_salt=salt))
-        answer_id = str(uuid.uuid4())
+        answer_id = wire_format.new_id()
         reader = request.reader(self.conversation, turn, answer_id)
         watched = request.stream and request.reports.progress
         start = self.engine.stream_with_progress if watched else self.engine.stream
@@ -72,7 +83,13 @@ class ChatService:
         except GrammarError as error:
             field = "tools" if error.field == "tools" else wire_format.format_field
             raise RequestError(400, f"Invalid schema for {field}: {error.reason}", param=field) from error
-        return Job(wire_format, answer_id, request, turn, reader, events)
+        client = Client(wire_format.name, request.model, key, request.user)
+        return Job(wire_format, answer_id, request, turn, reader, events, self._meter(answer_id, client, turn))
+
+    def _meter(self, answer_id: str, client: Client, turn: Turn) -> Meter:
+        tokenizer = self.conversation.prompts.tokenizer
+        end = tokenizer.special_id(END_THINK) if thinks(turn.parsing) else None
+        return Meter(self._ledger, answer_id, client, len(turn.prompt_token_ids), end)
 
     def count_tokens(self, wire_format: WireFormat, body: bytes) -> int:
         """Number of tokens of the rendered prompt. Raises RequestError as `prepare` does, but never for its length."""
@@ -108,14 +125,18 @@ class ChatService:
 
     async def _run(self, job: Job) -> AsyncGenerator[Chunk | ProgressEvent, None]:
         """Runs a job; yields the answer's chunks, after progress events if requested."""
-        async with contextlib.aclosing(job.events) as events:
-            async for event in events:
-                if isinstance(event, ProgressEvent):
-                    yield event
-                    continue
-                if event.finish_reason == "abort":  # an answer that is not what was asked for must not look like it
-                    raise RequestError(500, "the requested form of the answer is too complex to be followed further")
-                for chunk in job.reader.push(event):
-                    yield chunk
-                if job.reader.finished:
-                    return
+        with job.meter:
+            async with contextlib.aclosing(job.events) as events:
+                async for event in events:
+                    if isinstance(event, ProgressEvent):
+                        yield event
+                        continue
+                    job.meter.count(event)
+                    if event.finish_reason == "abort":  # an answer that is not what was asked for must not look like it
+                        raise RequestError(
+                            500, "the requested form of the answer is too complex to be followed further"
+                        )
+                    for chunk in job.reader.push(event):
+                        yield chunk
+                    if job.reader.finished:
+                        return

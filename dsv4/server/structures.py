@@ -35,6 +35,12 @@ def of_messages(request: Json) -> Structure:
     )
 
 
+def of_responses(functions: list[Json], choice: object, parallel: object) -> Structure:
+    """Structure of a Responses request whose tools are functions; its text.format is deepseek-recipe's to read."""
+    tools = _tools([(tool.get("name"), tool.get("parameters"), tool.get("strict")) for tool in functions])
+    return Structure(tools, _named(_object(choice)) or _choice(choice), parallel is not False)
+
+
 def _format(request: Json) -> Json | None:
     """Schema of `output_config.format`, or of `output_format`, its name in the beta. RequestError for another form."""
     for place, value in (

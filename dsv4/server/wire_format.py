@@ -7,6 +7,7 @@ prompt and serializes the answer, streamed or whole. Nothing outside a format de
 from __future__ import annotations
 
 import json
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +33,10 @@ class Chunk(Protocol):
 class AnswerReader(Protocol):
     """Turns the token events of one answer into chunks."""
 
-    timings: Timings | None  # of the latest event
+    @property
+    def timings(self) -> Timings | None:
+        """Of the latest event."""
+        ...
 
     @property
     def finished(self) -> bool:
@@ -117,6 +121,10 @@ class WireFormat(ABC):
         """Bytes that keep a silent stream alive."""
         return comment("keep-alive")
 
+    def new_id(self) -> str:
+        """Id of a new answer."""
+        return str(uuid.uuid4())
+
     def error_body(self, error: RequestError) -> Json:
         """Body of an error response, as JSON."""
         return {"error": error.as_object()}
@@ -124,3 +132,7 @@ class WireFormat(ABC):
     def error_event(self, error: RequestError) -> Event:
         """Event that ends a stream with an error."""
         return Event(json.dumps(self.error_body(error)))
+
+    def failure(self, error: RequestError, reader: AnswerReader) -> Event:
+        """Event that ends the stream of the answer read by `reader` with an error."""
+        return self.error_event(error)

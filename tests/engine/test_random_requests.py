@@ -1,6 +1,6 @@
 """Random requests with cancellations, preemptions and restarts: all end, each with its own bits, and nothing leaks.
 
-DSV4_RANDOM_REQUESTS sets how many; 10,000 take some minutes.
+DSV4_RANDOM_REQUESTS sets how many.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from dsv4.engine import LLM, SamplingParams
+from dsv4.engine.draft_length import FixedLength
 from dsv4.engine.request import Request
 from dsv4.kernels import backends
 from dsv4.model.transformer import Transformer
@@ -33,7 +34,13 @@ OPTIONS: list[dict[str, Any]] = [
     {"prefix_cache_bytes": 1 << 20, "snapshot_interval": 64},
     {"max_num_seqs": 2, "time_slice": 3},
     {"max_num_seqs": 3, "time_slice": 5, "num_pages": 9, "max_model_len": 1024, "max_num_batched_tokens": 64},
+    {"speculate": 2},
+    {"speculate": 3, "num_pages": 9, "max_model_len": 1024, "max_num_batched_tokens": 100, "time_slice": 4},
+    {"on_disk": "full", "num_pages": 16, "max_model_len": 1024},
+    {"on_disk": "periodic:128", "speculate": 1},
+    {"on_disk": "zero", "time_slice": 5, "max_num_seqs": 3},
 ]
+CACHE_BYTES = 3 << 20
 
 
 @dataclass(frozen=True)
@@ -93,14 +100,36 @@ def run(llm: LLM, templates: list[Template], rng: random.Random, count: int) -> 
     return done
 
 
+def new_llm(model: Transformer, options: dict[str, Any], folder: Path) -> LLM:
+    options = dict(options)
+    policy = options.pop("on_disk", None)
+    if policy is not None:
+        options |= {"cache_dir": folder, "cache_window": policy, "cache_bytes": CACHE_BYTES}
+    llm = LLM(model, **options)
+    if llm.core.speculator is not None:
+        llm.core.speculator.lengths = FixedLength(options["speculate"])
+    return llm
+
+
 def test_all_end_with_their_own_bits_and_nothing_leaks(tmp_path: Path) -> None:
     rng = random.Random(COUNT)
     model = random_model(CONFIG)
     templates = make_templates(model, rng, 60)
-    left = COUNT
+    left, settled = COUNT, None
     while left:
-        count = min(left, rng.randint(20, 80))
-        llm = LLM(model, **rng.choice(OPTIONS))  # the engine starts again
+        count = min(left, rng.randint(20, 60))
+        llm = new_llm(model, rng.choice(OPTIONS), tmp_path)  # the engine starts again
         assert run(llm, templates, rng, count) > count // 3
         assert_nothing_leaks(llm)
+        llm.close()
         left -= count
+        assert sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()) < 2 * CACHE_BYTES
+        if settled is None and left < 0.6 * COUNT:
+            settled = resident_bytes()
+    assert settled is None or resident_bytes() - settled < 64 << 20
+
+
+def resident_bytes() -> int:
+    """Memory of this process; 0 where the system does not say."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0

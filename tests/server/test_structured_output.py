@@ -245,7 +245,13 @@ def test_a_form_that_messages_cannot_have_is_refused(server) -> None:
 
 @STREAMED
 def test_an_answer_that_its_constraint_cannot_follow_is_an_error(server, streamed: bool, monkeypatch) -> None:
-    monkeypatch.setattr(Constraint, "error", property(lambda self: "a limit" if self._num_tokens > 9 else None))
+    advance = Constraint.advance
+
+    def fail(self: Constraint, token_id: int) -> None:
+        advance(self, token_id)
+        self.error = "a limit" if self._num_tokens > 9 else self.error
+
+    monkeypatch.setattr(Constraint, "advance", fail)
     form = {"type": "json_schema", "json_schema": {"name": "color", "schema": COLOR}}
     server.model.reply = '</think>{"color": "blue", "n": 22}'
     with pytest.raises(openai.APIError, match="too complex to be followed"):

@@ -1,0 +1,93 @@
+"""Meter: counts the tokens of one job and hands its usage to the ledger when the job ends, however it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import cast
+
+from dsv4.engine import TokenEvent
+from dsv4.usage.ledger import Ledger
+from dsv4.usage.prices import Tokens, price_list
+from dsv4.usage.records import UsageRecord, masked, plain, time_text
+
+
+@dataclass(frozen=True)
+class Client:
+    """Who asked for what, by the request's own words."""
+
+    wire_format: str
+    model: str
+    key: str | None
+    user: str | None
+
+
+class Meter:
+    """Context of a job's run: `count` its events; on exit its record goes to the ledger, if there is one."""
+
+    def __init__(
+        self,
+        ledger: Ledger | None,
+        request_id: str,
+        client: Client,
+        num_prompt_tokens: int,
+        end_of_reasoning: int | None,
+    ) -> None:
+        """`end_of_reasoning`: id of the token that ends the reasoning; None for an answer without it."""
+        self._ledger = ledger
+        self._request_id = request_id
+        self._client = client
+        self._num_prompt_tokens = num_prompt_tokens
+        self._end_of_reasoning = end_of_reasoning
+        self._arrived = datetime.now(UTC)
+        self._started = time.monotonic()
+        self._reasons = end_of_reasoning is not None
+        self._tokens: Tokens | None = None
+        self._finish_reason: str | None = None
+
+    def count(self, event: TokenEvent) -> None:
+        tokens = self._tokens or Tokens(event.cached_tokens, self._num_prompt_tokens - event.cached_tokens)
+        reasoning = 0
+        if self._reasons:
+            end = self._end_of_reasoning
+            self._reasons = end not in event.token_ids
+            reasoning = len(event.token_ids) if self._reasons else event.token_ids.index(cast(int, end))
+        self._tokens = tokens + Tokens(output=len(event.token_ids), reasoning=reasoning)
+        self._finish_reason = event.finish_reason
+
+    def __enter__(self) -> Meter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            reason = self._finish_reason or "stop"  # a stop string or the end of a call may precede the last token
+        elif issubclass(kind, (GeneratorExit, asyncio.CancelledError)):
+            reason = self._finish_reason or "cancelled"
+        else:
+            reason = "error"
+        if self._ledger is not None:
+            self._ledger.add(self._record(reason))
+
+    def _record(self, finish_reason: str) -> UsageRecord:
+        tokens, client = self._tokens or Tokens(), self._client
+        return UsageRecord(
+            time=time_text(self._arrived),
+            request_id=self._request_id,
+            wire_format=client.wire_format,
+            model=plain(client.model),
+            api_key=masked(client.key),
+            user_id=plain(client.user),
+            prompt_tokens=tokens.hit + tokens.miss,
+            cache_hit_tokens=tokens.hit,
+            cache_miss_tokens=tokens.miss,
+            completion_tokens=tokens.output,
+            reasoning_tokens=tokens.reasoning,
+            finish_reason=finish_reason,
+            seconds=round(time.monotonic() - self._started, 3),
+            cost_usd=price_list().cost(client.model, self._arrived, tokens),
+        )

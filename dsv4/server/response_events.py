@@ -1,0 +1,142 @@
+"""Events of the Responses API: those of deepseek-recipe, completed by what it does not know of a request."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from dsv4.engine import Timings, TokenEvent
+from dsv4.server.errors import RequestError
+from dsv4.server.response_tools import custom_input
+from dsv4.server.sealed_reasoning import seal
+from dsv4.server.unchecked_json import Json
+from dsv4.server.wire_format import AnswerReader
+
+_ENDS = ("response.completed", "response.incomplete")
+_CALL, _ARGUMENTS, _INPUT = "function_call", "response.function_call_arguments", "response.custom_tool_call_input"
+
+
+@dataclass(frozen=True)
+class ResponseEvent:
+    """One event of a stream: a chunk of this format."""
+
+    fields: Json
+
+    @property
+    def name(self) -> str:
+        return cast(str, self.fields["type"])
+
+    def to_json(self) -> str:
+        # A response object quotes the request, which may have characters that are no text: they stay escaped.
+        return json.dumps(self.fields, ensure_ascii="response" in self.fields, separators=(",", ":"))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the events of an answer need of its request.
+
+    `reported`: fields of the response object beside deepseek-recipe's. `sealed`: True if reasoning items carry their
+    text for the next turn. `custom`: functions that the client declared as custom tools.
+    """
+
+    response_id: str
+    model: str
+    reported: Mapping[str, Any]
+    sealed: bool
+    custom: frozenset[str]
+
+
+class ResponseReader:
+    """Reads an answer's events from those of deepseek-recipe.
+
+    `on_end`: is given the response before its last event is sent; returns True if it has stored it.
+    """
+
+    def __init__(self, answer: AnswerReader, asked: Asked, on_end: Callable[[Json], bool] | None = None) -> None:
+        self._answer, self._asked, self._on_end = answer, asked, on_end
+        self._count = 0  # of events
+        self._response: Json = {}  # the latest response object
+        self._items: list[Json] = []  # that are complete
+        self._custom_items: dict[str, str] = {}  # id of a function call -> id of its custom tool call
+
+    @property
+    def timings(self) -> Timings | None:
+        return self._answer.timings
+
+    @property
+    def finished(self) -> bool:
+        return self._answer.finished
+
+    def push(self, event: TokenEvent) -> list[ResponseEvent]:
+        found = [json.loads(chunk.to_json()) for chunk in self._answer.push(event)]
+        return [self._numbered(fields) for given in found for fields in self._read(given)]
+
+    def failed(self, error: RequestError) -> ResponseEvent:
+        """Event that ends the stream with an error; the items that were complete stay."""
+        head: Json = {"id": self._asked.response_id, "object": "response", "model": self._asked.model}
+        head |= {"created_at": int(time.time()), **self._asked.reported}
+        code = "invalid_prompt" if error.status < 500 else "server_error"
+        end = {"status": "failed", "error": {"code": code, "message": error.message}, "output": self._items}
+        response = head | self._response | end
+        return self._numbered({"type": "response.failed", "response": response})
+
+    def _numbered(self, fields: Json) -> ResponseEvent:
+        fields["sequence_number"] = self._count
+        self._count += 1
+        return ResponseEvent(fields)
+
+    def _read(self, event: Json) -> Iterator[Json]:
+        kind = cast(str, event["type"])
+        if "response" in event:
+            response = cast(Json, event["response"])
+            response |= self._asked.reported
+            response["output"] = list(self._items)
+            self._response = response
+            if kind in _ENDS and self._on_end is not None:
+                response["store"] = self._on_end(response)
+        elif "item" in event:
+            event["item"] = self._item(cast(Json, event["item"]), done=kind.endswith(".done"))
+        elif event.get("item_id") in self._custom_items:
+            yield from self._custom_events(event, kind)
+            return
+        yield event
+
+    def _item(self, item: Json, done: bool) -> Json:
+        if item["type"] == "reasoning":
+            texts = [part["text"] for part in cast("list[Json]", item["content"])]
+            item["encrypted_content"] = seal("".join(texts)) if self._asked.sealed and done else None
+        elif item["type"] == _CALL and item["name"] in self._asked.custom and "namespace" not in item:
+            arguments = cast(str, item.pop("arguments"))
+            given = cast(str, item["id"])
+            item |= {"type": "custom_tool_call", "id": "ctc" + given.removeprefix("fc")}
+            item["input"] = custom_input(arguments) if done else ""
+            self._custom_items[given] = item["id"]
+        if done:
+            self._items.append(item)
+        return item
+
+    def _custom_events(self, event: Json, kind: str) -> Iterator[Json]:
+        """The input of a custom tool in one piece: it stands escaped in the pieces of the arguments."""
+        if kind != f"{_ARGUMENTS}.done":
+            return
+        text = custom_input(cast(str, event.pop("arguments")))
+        event["item_id"] = self._custom_items[cast(str, event["item_id"])]
+        if text:
+            yield event | {"type": f"{_INPUT}.delta", "delta": text}
+        yield event | {"type": f"{_INPUT}.done", "input": text}
+
+
+class WholeResponse:
+    """The response object of an answer's last event."""
+
+    def __init__(self) -> None:
+        self._response: Json = {}
+
+    def accumulate(self, chunk: ResponseEvent) -> None:
+        self._response = chunk.fields.get("response", self._response)
+
+    def to_json(self) -> str:
+        return json.dumps(self._response, separators=(",", ":"))

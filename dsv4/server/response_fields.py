@@ -1,0 +1,85 @@
+"""Fields of a Responses request that deepseek-recipe does not read: checked, refused, or reported in the response."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from dsv4.server.response_tools import as_functions, tool_key, without_mixed_strict
+from dsv4.server.unchecked_json import Json, json_objects
+from dsv4.server.wishes import invalid, refuse_wishes
+
+SEALED = "reasoning.encrypted_content"
+_NO_GRAMMAR = "ask for JSON of a schema with `text.format`"
+_WISHES = {
+    "background": "this server answers while the request is open",
+    "conversation": "continue a response with `previous_response_id`",
+    "prompt": "this server has no stored prompts; send `instructions` and `input`",
+    "response_format": "choose the form of the answer with `text.format`",
+    "logit_bias": "this server adds no bias to logits",
+    "stop": "this API has no stop strings",
+    "min_tokens": "this server has no minimum length of answers",
+    **dict.fromkeys(("structured_outputs", "guided_json", "guided_regex", "guided_choice", "grammar"), _NO_GRAMMAR),
+}
+_MAX_METADATA = 16
+
+
+def check_fields(request: Json) -> None:
+    """RequestError 400 for a field of the wrong kind, and for one that this server does not support."""
+    refuse_wishes(request, _WISHES)
+    for name in ("store", "parallel_tool_calls"):
+        if not isinstance(request.get(name), (bool, type(None))):
+            raise invalid(name, request[name], "true and false")
+    for name in ("previous_response_id", "prompt_cache_key", "safety_identifier"):
+        if not isinstance(request.get(name), (str, type(None))):
+            raise invalid(name, request[name], "a text")
+    if request.get("truncation") not in (None, "auto", "disabled"):
+        raise invalid("truncation", request["truncation"], "auto and disabled")
+    if not isinstance(request.get("include"), (list, type(None))):
+        raise invalid("include", request["include"], f'a list, like ["{SEALED}"]')
+    _check_allowed(request)
+    metadata = request.get("metadata")
+    if metadata is not None and not _is_metadata(metadata):
+        raise invalid("metadata", metadata, f"an object of at most {_MAX_METADATA} texts")
+
+
+def _check_allowed(request: Json) -> None:
+    """A `tool_choice` of allowed_tools is this server's to read: it must name tools of the request."""
+    choice = request.get("tool_choice")
+    if not isinstance(choice, dict) or cast(Json, choice).get("type") != "allowed_tools":
+        return
+    fields = cast(Json, choice)
+    if fields.get("mode") not in ("auto", "required"):
+        raise invalid("tool_choice.mode", fields.get("mode"), "auto and required")
+    known = [tool_key(tool) for tool in json_objects(request.get("tools"))]
+    if not isinstance(fields.get("tools"), list):
+        raise invalid("tool_choice.tools", fields.get("tools"), "a list of tools")
+    for index, tool in enumerate(cast("list[object]", fields["tools"])):
+        if not isinstance(tool, dict) or tool_key(cast(Json, tool)) not in known:
+            raise invalid(f"tool_choice.tools[{index}]", cast(object, tool), "type and name of a tool in `tools`")
+
+
+def wants_sealed(request: Json) -> bool:
+    """True if reasoning items have to carry their text for the next turn."""
+    return SEALED in (request.get("include") or [])
+
+
+def reported_fields(request: Json, stored: bool) -> Json:
+    """Fields of the response object that deepseek-recipe does not take from the request."""
+    fields: Json = {
+        "store": stored,
+        "previous_response_id": request.get("previous_response_id"),
+        "parallel_tool_calls": request.get("parallel_tool_calls") is not False,
+        "truncation": request.get("truncation") or "disabled",
+        "prompt_cache_key": request.get("prompt_cache_key"),
+        "safety_identifier": request.get("safety_identifier"),
+        "metadata": request.get("metadata") or {},
+    }
+    tools, choice = as_functions(request.get("tools"), request.get("tool_choice"))
+    if without_mixed_strict(tools) != request.get("tools") or choice != request.get("tool_choice"):
+        fields |= {"tools": request.get("tools") or [], "tool_choice": request.get("tool_choice") or "auto"}
+    return fields
+
+
+def _is_metadata(value: object) -> bool:
+    fields = cast("dict[str, Any]", value) if isinstance(value, dict) else None
+    return fields is not None and len(fields) <= _MAX_METADATA and all(isinstance(v, str) for v in fields.values())
