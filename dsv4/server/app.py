@@ -16,7 +16,8 @@ from dsv4.server.drain import Drain, DrainMiddleware
 from dsv4.server.endpoint import format_router
 from dsv4.server.error_responses import install_error_handlers
 from dsv4.server.health import health_router
-from dsv4.server.keys import check_key
+from dsv4.server.key_limits import KeyLimiter, KeyLimitMiddleware, KeyLimits
+from dsv4.server.keys import ApiKey, check_key
 from dsv4.server.metrics import metrics_router
 from dsv4.server.model_names import OFFICIAL_NAMES
 from dsv4.server.models import models_router
@@ -43,6 +44,7 @@ def create_app(
     drain: Drain | None = None,
     responses: ResponseStore | None = None,
     ledger: Ledger | None = None,
+    key_limits: KeyLimits | None = None,
 ) -> FastAPI:
     """Create the server's ASGI application.
 
@@ -51,15 +53,19 @@ def create_app(
     it. `share_prefixes`: who shares stored prefixes ("all", "key", "user"). `origins`: the allowed web pages (default:
     the policy of a server on 127.0.0.1). `drain`: lets the caller shut the server down. `responses`: the store of the
     Responses API (default: in memory). `ledger`: keeps every request's usage. The caller closes all
-    three. There are no documentation routes: their pages load code from other hosts.
+    three. `key_limits`: of every API key that has none of its own. There are no documentation routes: their pages load
+    code from other hosts.
     """
     app = FastAPI(title="dsv4", docs_url=None, redoc_url=None, openapi_url=None)
     drain = drain or Drain()
-    service = ChatService(engine, model_name or engine.llm.name, aliases, thinking, share_prefixes, ledger)
+    own_limits = {str(key): key.limits for key in api_keys if isinstance(key, ApiKey)}
+    limiter = KeyLimiter(key_limits or KeyLimits(), own_limits)
+    service = ChatService(engine, model_name or engine.llm.name, aliases, thinking, share_prefixes, ledger, limiter)
     delivery = Delivery(keep_alive_seconds, drain)
     install_error_handlers(app)
     # Middleware added last runs first.
     if api_keys:
+        app.add_middleware(KeyLimitMiddleware, limiter=limiter)
         app.add_middleware(ApiKeyMiddleware, api_keys=[check_key(key, "api_keys") for key in api_keys])
     app.add_middleware(DrainMiddleware, drain=drain)
     policy = origins or OriginPolicy(needs_key=bool(api_keys))

@@ -43,6 +43,23 @@ class ServerConfig:
         metavar="KEY",
         group=ACCESS,
     )
+    max_requests_per_key: int | None = option(
+        None,
+        "requests that a key may have open; more are answered 429 (default: no limit). A line of --api-key-file may "
+        "have a key's own limits: KEY max_requests=N tokens_per_minute=N",
+        unit="requests",
+        minimum=1,
+        metavar="N",
+        group=ACCESS,
+    )
+    tokens_per_minute_per_key: int | None = option(
+        None,
+        "tokens of prompts and answers that a key may use per minute; then it is answered 429 (default: no limit)",
+        unit="tokens",
+        minimum=1,
+        metavar="N",
+        group=ACCESS,
+    )
     share_prefixes: str = option(
         "all",
         "stored prefixes are shared by all requests, by those of one API key, or by those of one key and user id "

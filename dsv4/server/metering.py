@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import cast
 
 from dsv4.engine import TokenEvent
+from dsv4.server.key_limits import KeyLimiter
 from dsv4.usage.ledger import Ledger
 from dsv4.usage.prices import Tokens, price_list
 from dsv4.usage.records import UsageRecord, masked, plain, time_text
@@ -35,8 +36,13 @@ class Meter:
         client: Client,
         num_prompt_tokens: int,
         end_of_reasoning: int | None,
+        limiter: KeyLimiter | None = None,
     ) -> None:
-        """`end_of_reasoning`: id of the token that ends the reasoning; None for an answer without it."""
+        """`end_of_reasoning`: id of the token that ends the reasoning; None for an answer without it. `limiter`: of the
+        client's key.
+        """
+        self._limiter = limiter
+        self._take(num_prompt_tokens, client.key)
         self._ledger = ledger
         self._request_id = request_id
         self._client = client
@@ -48,7 +54,12 @@ class Meter:
         self._tokens: Tokens | None = None
         self._finish_reason: str | None = None
 
+    def _take(self, tokens: int, key: str | None) -> None:
+        if self._limiter is not None and key is not None:
+            self._limiter.take(key, tokens)
+
     def count(self, event: TokenEvent) -> None:
+        self._take(len(event.token_ids), self._client.key)
         tokens = self._tokens or Tokens(event.cached_tokens, self._num_prompt_tokens - event.cached_tokens)
         reasoning = 0
         if self._reasons:

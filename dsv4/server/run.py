@@ -55,6 +55,7 @@ def serve(model: str | Path | None = None, **options: Any) -> None:
         from dsv4.server.connections import ClientLimits
         from dsv4.server.drain import Drain
         from dsv4.server.http_server import HttpServer
+        from dsv4.server.key_limits import KeyLimits
         from dsv4.server.origin import OriginPolicy
 
         drain, limits = Drain(config.grace_seconds), ClientLimits(config.client_seconds)
@@ -77,6 +78,7 @@ def serve(model: str | Path | None = None, **options: Any) -> None:
                 share_prefixes=config.share_prefixes,
                 responses=responses,
                 ledger=ledger,
+                key_limits=KeyLimits(config.max_requests_per_key, config.tokens_per_minute_per_key),
             )
             server = HttpServer(app, listening, drain, limits, bound)
             lines = engine.llm.facts.description if isinstance(engine, EngineProcess) else describe(engine.llm)

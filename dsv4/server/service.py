@@ -16,6 +16,7 @@ from dsv4.engine.interface import Engine
 from dsv4.server.errors import RequestError
 from dsv4.server.events import Event
 from dsv4.server.isolation import cache_salt
+from dsv4.server.key_limits import KeyLimiter
 from dsv4.server.metering import Client, Meter
 from dsv4.server.model_names import conversion_options
 from dsv4.server.progress import progress_chunk, timings_chunk, with_timings
@@ -51,11 +52,12 @@ class ChatService:
         thinking: bool,
         sharing: str = "all",
         ledger: Ledger | None = None,
+        limiter: KeyLimiter | None = None,
     ) -> None:
         """`thinking`: the default for requests that do not set it; True in the hosted service. `sharing`: of stored
-        prefixes, see server/isolation.py. `ledger`: keeps the usage of every job.
+        prefixes, see server/isolation.py. `ledger`: keeps the usage of every job. `limiter`: of API keys.
         """
-        self._ledger = ledger
+        self._ledger, self._limiter = ledger, limiter
         self._sharing = sharing
         self.engine = engine
         self.conversation = ConversationModel(engine.llm)
@@ -89,7 +91,7 @@ class ChatService:
     def _meter(self, answer_id: str, client: Client, turn: Turn) -> Meter:
         tokenizer = self.conversation.prompts.tokenizer
         end = tokenizer.special_id(END_THINK) if thinks(turn.parsing) else None
-        return Meter(self._ledger, answer_id, client, len(turn.prompt_token_ids), end)
+        return Meter(self._ledger, answer_id, client, len(turn.prompt_token_ids), end, self._limiter)
 
     def count_tokens(self, wire_format: WireFormat, body: bytes) -> int:
         """Number of tokens of the rendered prompt. Raises RequestError as `prepare` does, but never for its length."""
