@@ -22,6 +22,7 @@ from dsv4.server.metrics import metrics_router
 from dsv4.server.model_names import OFFICIAL_NAMES
 from dsv4.server.models import models_router
 from dsv4.server.origin import OriginMiddleware, OriginPolicy
+from dsv4.server.request_log import RequestIdMiddleware
 from dsv4.server.response_routes import responses_router
 from dsv4.server.response_store import ResponseStore
 from dsv4.server.service import ChatService
@@ -75,9 +76,10 @@ def create_app(
             allow_origins=policy.allowed_origins,
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
-            expose_headers=["Retry-After", "x-should-retry"],
+            expose_headers=["Retry-After", "x-should-retry", "x-request-id"],
         )
     app.add_middleware(OriginMiddleware, policy=policy)
+    app.add_middleware(RequestIdMiddleware)
     for wire_format in formats.FORMATS:
         app.include_router(format_router(wire_format, service, delivery))
     app.include_router(responses_router(service, delivery, responses or ResponseStore()))

@@ -23,6 +23,12 @@ class ServerConfig:
     host: str = option("127.0.0.1", "address to listen on (default: %(default)s, this machine only)")
     port: int = option(8000, "default: %(default)s")  # 0: any free port
     threads: int | None = option(None, "CPU threads of a forward", minimum=1, metavar="N")
+    log_format: str = option(
+        "text", "of the log, which goes to stderr (default: %(default)s)", choices=("text", "json")
+    )
+    log_requests: bool = option(
+        False, "log a line for every request: its id, path, status and seconds, no keys and no text"
+    )
     engine_process: bool = option(
         True, "run the engine in the server's own process: for debuggers; a crash ends both", flag="--engine-in-process"
     )

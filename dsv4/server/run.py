@@ -40,6 +40,10 @@ def serve(model: str | Path | None = None, **options: Any) -> None:
     config, engine_config = pick_keywords(ServerConfig, options), pick_keywords(EngineConfig, options)
     raise_limit()
     bound = connection_bound(config.max_connections)
+    if config.log_format != "text" or config.log_requests:
+        from dsv4.server.request_log import configure_logging
+
+        configure_logging(config.log_format, config.log_requests)
     listening = bind(config.host, config.port)
     with contextlib.ExitStack() as opened:
         opened.callback(listening.close)
