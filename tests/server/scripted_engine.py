@@ -5,7 +5,8 @@ import signal
 import time
 from pathlib import Path
 
-from dsv4.engine import LLM
+from dsv4.engine import LLM, SamplingParams
+from dsv4.engine.grammar import Constraint, GrammarCompiler
 
 from .scripted_model import ScriptedModel
 
@@ -24,6 +25,18 @@ def loads_once(folder: Path, mark: Path, fields: dict[str, object]) -> LLM:
         raise ValueError("the disk is gone")
     mark.touch()
     return scripted_llm(folder, fields)
+
+
+def slow_to_compile(folder: Path, seconds: float) -> LLM:
+    """LLM whose constraints take long to compile."""
+    compile_now = GrammarCompiler.compile
+
+    def compile_later(self: GrammarCompiler, params: SamplingParams) -> Constraint:
+        time.sleep(seconds)
+        return compile_now(self, params)
+
+    GrammarCompiler.compile = compile_later  # the process ends with the engine
+    return scripted_llm(folder, {})
 
 
 def killed_while_it_loads() -> LLM:

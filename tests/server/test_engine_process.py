@@ -31,7 +31,7 @@ from dsv4.engine.process.restarts import RestartPolicy
 from dsv4.server.run import load_llm
 
 from .conftest import Served, serving
-from .scripted_engine import killed_while_it_loads, loads_once, scripted_llm, slow_to_load
+from .scripted_engine import killed_while_it_loads, loads_once, scripted_llm, slow_to_compile, slow_to_load
 from .test_drain import Reader, process_serving
 
 CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
@@ -242,6 +242,14 @@ def test_refusals_have_the_types_and_texts_of_the_engine(folder: Path) -> None:
 
         run(fill())
         until(lambda: engine.num_running == 0)
+
+
+def test_a_constraint_has_a_deadline_and_others_do_not_wait_for_it(folder: Path) -> None:
+    with engine_of(partial(slow_to_compile, folder, 5.0), compile_seconds=0.2) as engine:
+        with pytest.raises(GrammarError, match="SamplingParams.regex cannot be compiled: it takes longer than 0.2 s"):
+            engine.stream([3], SamplingParams(regex="a+"))
+        assert run(collect(engine, [3, 4]))
+        until(lambda: engine.num_running == engine.num_waiting == 0)
 
 
 def test_a_closed_generator_stops_its_request(folder: Path) -> None:
