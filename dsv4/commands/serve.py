@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from dsv4.commands.options import add_command, add_flags, add_model, pick_flags
+from dsv4.commands.options import add_command, add_flags, pick_flags
 from dsv4.engine.config import EngineConfig
 from dsv4.server.config import ACCESS, ServerConfig
 
@@ -17,9 +17,11 @@ def add(commands: Any) -> None:
         run,
         "serve a chat page and the OpenAI and Anthropic APIs",
         "dsv4 serve\ndsv4 serve deepseek-ai/DeepSeek-V4-Flash\n"
+        "dsv4 serve path/to/DeepSeek-V4-Flash path/to/DeepSeek-V4-Pro\n"
         "dsv4 serve path/to/model --port 9000 --api-key sk-one --api-key sk-two",
     )
-    add_model(parser)
+    text = "model folder, or owner/name[@revision] of the Hugging Face Hub; each has its name (default: "
+    parser.add_argument("model", metavar="MODEL", nargs="*", help=text + "the embedded nano model)")
     groups = add_flags(parser, ServerConfig, "serve")
     add_flags(parser, EngineConfig, "serve")
     groups[ACCESS].add_argument(
@@ -32,4 +34,5 @@ def run(options: argparse.Namespace) -> int | None:
     from dsv4.server.run import serve
 
     options.api_keys = collect_keys(options.api_keys, options.api_key_file)
-    return serve(options.model, **pick_flags(options, ServerConfig, EngineConfig))
+    model = options.model if len(options.model) > 1 else next(iter(options.model), None)
+    return serve(model, **pick_flags(options, ServerConfig, EngineConfig))

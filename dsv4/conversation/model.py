@@ -11,6 +11,7 @@ from typing import cast
 import deepseek_recipe as recipe
 
 from dsv4.conversation.answer import Answer, Generator, thinks
+from dsv4.conversation.plain_prompts import PlainPrompts
 from dsv4.conversation.structure import Structure
 from dsv4.conversation.tool_arguments import Schema
 from dsv4.conversation.turn import Turn
@@ -30,6 +31,7 @@ class ConversationModel:
         assert llm.prompts is not None, "an LLM with a tokenizer has prompts"
         self.prompts: PromptEncoder = llm.prompts
         self.max_model_len = llm.max_model_len
+        self.plain_prompts = PlainPrompts(self.prompts.tokenizer, llm.config.bos_token_id, llm.max_model_len)
 
     def prepare(
         self,

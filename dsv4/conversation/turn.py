@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import deepseek_recipe as recipe
 
@@ -16,5 +16,6 @@ class Turn:
 
     prompt_token_ids: list[int]
     params: SamplingParams
-    parsing: recipe.ParsingOptions
-    tools: dict[str, Schema]  # parameter properties by tool name; empty if no tools are offered
+    parsing: recipe.ParsingOptions = field(default_factory=recipe.ParsingOptions)
+    # Parameter properties by tool name; empty if no tools are offered.
+    tools: dict[str, Schema] = field(default_factory=dict[str, Schema])

@@ -25,7 +25,8 @@ class Vocabulary:
 
     tokenizer: Tokenizer
     parser_tokenizer: recipe.Tokenizer  # deepseek-recipe's parser decodes with its own class
-    size: int
+    size: int  # ids that the tokenizer knows
+    num_ids: int  # ids of the model, maybe more
     stop_token_ids: frozenset[int]
 
     @classmethod
@@ -39,6 +40,7 @@ class Vocabulary:
             llm.tokenizer,
             recipe.Tokenizer.from_file(str(llm.path / "tokenizer.json")),
             llm.tokenizer.vocab_size,
+            llm.config.vocab_size,
             frozenset({*llm.config.eos_token_ids, *turn_ids}),
         )
 

@@ -35,6 +35,7 @@ class AsyncEngine:
         llm.claim()
         self.llm = llm
         self.error: BaseException | None = None
+        self.num_steps = 0  # that have been computed
         self._core: EngineCore = llm.core
         self._room = WaitingRoom(llm.engine_config)
         self.after_step: Callable[[], None] = lambda: None  # called in the engine thread after every step
@@ -162,7 +163,9 @@ class AsyncEngine:
                 for command in commands:
                     command()
                 self._core.check_files()
+                has_work = self._core.has_work
                 events = self._core.step()
+                self.num_steps += has_work
                 for request, progress in self._watch.reports(self._core.scheduler.waiting, time.monotonic()):
                     self._deliver(request, progress)
                 for request, event in events:

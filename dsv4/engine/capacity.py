@@ -7,6 +7,7 @@ with the tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -81,6 +82,23 @@ def need_of(plan: LoadPlan) -> Need:
         mapped -= max(0, experts - plan.expert_memory)
     need = Need(mapped, copied, state * plan.max_num_seqs, page, pages, plan.max_num_seqs)
     return replace(need, experts=experts, expert_memory=plan.expert_memory)
+
+
+def total_need(needs: Sequence[Need]) -> Need:
+    """Memory of models that are loaded together. A lone need stays as it is."""
+    pages = max(need.pages for need in needs)
+    full = sum(need.full_request for need in needs)  # a request of full length in each model
+    limits = [need.expert_memory for need in needs if need.expert_memory is not None]
+    return Need(
+        sum(need.mapped for need in needs),
+        sum(need.copied for need in needs),
+        sum(need.state for need in needs),
+        -(-full // pages) if pages else 0,
+        pages,
+        max(need.rows for need in needs),
+        sum(need.experts for need in needs),
+        sum(limits) if len(limits) == len(needs) else None,
+    )
 
 
 def cache_bytes_of(config: ModelConfig, kv_format: KvFormat) -> tuple[int, int]:

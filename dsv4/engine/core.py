@@ -18,10 +18,10 @@ from dsv4.engine.fairness import User
 from dsv4.engine.grammar import GrammarCompiler
 from dsv4.engine.logits import make_processors
 from dsv4.engine.metrics import MetricRegistry, RequestMetrics
-from dsv4.engine.outputs import SampledToken, Timings, TokenEvent
+from dsv4.engine.outputs import Alternatives, SampledToken, Timings, TokenEvent
 from dsv4.engine.request import Request, RequestStatus, TextDecoder
 from dsv4.engine.runner import ModelRunner
-from dsv4.engine.sampler import output_seed, sample, verified
+from dsv4.engine.sampler import most_likely, output_seed, sample, verified
 from dsv4.engine.sampling_params import MAX_SEED, SamplingParams
 from dsv4.engine.scheduler import Scheduler
 from dsv4.engine.speculative import Speculator
@@ -258,9 +258,13 @@ def _score_prompts(logits: Tensor, chunks: list[ScheduledChunk]) -> None:
         if chunk.num_scored:
             first = chunk.start + 1
             targets = chunk.request.prompt_token_ids[first : first + chunk.num_scored]
-            chunk.request.add_prompt_logprobs(
-                first, [float(next(rows).float().log_softmax(dim=-1)[target]) for target in targets]
-            )
+            scores: list[float] = []
+            alternatives: list[Alternatives] = []
+            for target in targets:
+                logprobs = next(rows).float().log_softmax(dim=-1)
+                scores.append(float(logprobs[target]))
+                alternatives.append(most_likely(logprobs, chunk.request.params.num_alternatives))
+            chunk.request.add_prompt_logprobs(first, scores, alternatives)
 
 
 def _check_logits(logits: Tensor, sampling: list[ScheduledChunk]) -> None:

@@ -55,6 +55,9 @@ class Engine(Protocol):
     def num_waiting(self) -> int: ...
 
     @property
+    def num_steps(self) -> int: ...
+
+    @property
     def metrics(self) -> MetricRegistry: ...
 
     def stream(

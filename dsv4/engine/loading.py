@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -17,7 +18,7 @@ from dsv4.checkpoint.expert_memory import ExpertMemory, ExpertMemoryError, limit
 from dsv4.checkpoint.folder import Checkpoint
 from dsv4.config import PAGE_TOKENS
 from dsv4.engine.cache_size import CacheRoom, room_for
-from dsv4.engine.capacity import LoadPlan, check_fit, need_of, ways_out
+from dsv4.engine.capacity import LoadPlan, check_fit, need_of, total_need, ways_out
 from dsv4.engine.config import DTYPES, EngineConfig
 from dsv4.engine.machine import Memory, cuda_memory, host_memory
 from dsv4.kernels import backends
@@ -59,10 +60,7 @@ def load(folder: Path, config: EngineConfig) -> Transformer:
             " experts are copied into memory; allowed: None, or the native kernels on the CPU in torch.float32"
         )
     if config.check_memory:
-        longest = config.max_model_len or PAGE_TOKENS  # by default as long as the memory that is left allows
-        if config.num_pages is not None:
-            longest = min(longest, config.num_pages * PAGE_TOKENS)
-        check_capacity(folder, config, dtype, longest)
+        check_capacity([folder], config)
     return load_model(
         folder, device=config.device, dtype=dtype, numerics=config.numerics, check_values=config.check_values
     )
@@ -111,25 +109,36 @@ def _memory_of(device: str) -> Memory | None:
     return host_memory() if kind == "cpu" else cuda_memory(device) if kind == "cuda" else None
 
 
-def check_capacity(folder: Path, engine: EngineConfig, dtype: torch.dtype, max_model_len: int) -> None:
-    """CapacityError for a folder that cannot be loaded, warnings in the log for one that will be slow or grow too big.
+def check_capacity(folders: Sequence[Path], engine: EngineConfig) -> None:
+    """CapacityError for folders that cannot be loaded together, warnings in the log for ones that will be slow or grow.
 
     Does nothing if the system does not report its memory.
     """
     memory = _memory_of(engine.device)
     if memory is None:
         return
+    plans = [_plan(folder, engine) for folder in folders]
+    need = total_need([need_of(plan) for plan in plans])
+    largest = max(plans, key=lambda plan: need_of(plan).at_start)
+    names = ", ".join(map(str, folders))
+    for warning in check_fit(names, need, memory, ways_out(largest, memory, backends.describe())):
+        logger.warning(warning)
+
+
+def _plan(folder: Path, engine: EngineConfig) -> LoadPlan:
+    dtype = resolve_dtype(engine.dtype, engine.device)
+    longest = engine.max_model_len or PAGE_TOKENS  # by default as long as the memory that is left allows
+    if engine.num_pages is not None:
+        longest = min(longest, engine.num_pages * PAGE_TOKENS)
     with Checkpoint(folder) as checkpoint:
         config, layout = checkpoint.config, cast(StorageLayout, checkpoint.layout)
-    plan = LoadPlan(
+    return LoadPlan(
         config,
         layout,
         keeps_stored=_keeps_stored(engine.device, dtype),
         itemsize=dtype.itemsize,
         max_num_seqs=engine.max_num_seqs,
-        max_model_len=min(max_model_len, config.max_position_embeddings),
+        max_model_len=min(longest, config.max_position_embeddings),
         kv_format=_kv_format(engine, dtype),
         expert_memory=engine.expert_memory,
     )
-    for warning in check_fit(str(folder), need_of(plan), memory, ways_out(plan, memory, backends.describe())):
-        logger.warning(warning)

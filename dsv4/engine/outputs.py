@@ -54,6 +54,7 @@ class TokenEvent:
     cached_tokens: int = 0
     timings: Timings | None = None
     prompt_logprobs: list[float | None] = field(default_factory=list["float | None"])  # with the first token
+    prompt_top_logprobs: list[Alternatives] = field(default_factory=list[Alternatives])  # with the first token
 
 
 @dataclass
@@ -62,7 +63,8 @@ class RequestOutput:
 
     `token_ids` holds every sampled token, the end-of-sentence token too; `text` leaves that token out and ends before
     a matched stop string. `logprobs[i]` and `top_logprobs[i]` belong to `token_ids[i]`, `prompt_logprobs[i]` to
-    `prompt_token_ids[i]`, the first of them None; all are empty unless requested.
+    `prompt_token_ids[i]`, the first of them None; all are empty unless requested. `prompt_top_logprobs` has
+    the prompt's alternatives, as many as `top_logprobs`.
     """
 
     prompt_token_ids: list[int]
@@ -76,6 +78,7 @@ class RequestOutput:
     cached_tokens: int = 0  # prompt tokens taken from the prefix cache
     timings: Timings | None = None  # None until its first token
     prompt_logprobs: list[float | None] = field(default_factory=list["float | None"])
+    prompt_top_logprobs: list[Alternatives] = field(default_factory=list[Alternatives])
     others: list[RequestOutput] = field(default_factory=list["RequestOutput"])  # outputs 1 to n - 1 of the prompt
 
     @property

@@ -97,6 +97,7 @@ class Request:
         self.output = RequestOutput(self.prompt_token_ids)
         if self.params.prompt_logprobs:
             self.output.prompt_logprobs.append(None)
+            self.output.prompt_top_logprobs.append(())
         self.output_counts = Counter()
         self._stops = StopMatcher(self.params.stop_strings)
 
@@ -117,11 +118,13 @@ class Request:
         prompt = len(self.prompt_token_ids)
         return self.prompt_token_ids[start:stop] + self.output.token_ids[max(start - prompt, 0) : max(stop - prompt, 0)]
 
-    def add_prompt_logprobs(self, position: int, logprobs: list[float]) -> None:
+    def add_prompt_logprobs(self, position: int, logprobs: list[float], alternatives: list[Alternatives]) -> None:
         """Takes in log-probabilities of the prompt's tokens from `position` on; those that are known stay."""
         known = self.output.prompt_logprobs
         assert position <= len(known), "no part of a prompt that is scored is skipped"
-        known += logprobs[len(known) - position :]
+        new = len(known) - position
+        known += logprobs[new:]
+        self.output.prompt_top_logprobs += alternatives[new:]
 
     def mark_scheduled(self, now: float) -> None:
         """Notes when its computation began; only the first call counts."""
@@ -148,7 +151,7 @@ class Request:
         Returns what is new to show.
         """
         output, text = self.output, ""
-        prompt_logprobs = [] if output.token_ids else output.prompt_logprobs
+        first = not output.token_ids
         token_ids: list[int] = []
         logprobs: list[float] = []
         alternatives: list[Alternatives] = []
@@ -173,7 +176,8 @@ class Request:
             output.finish_reason,
             output.cached_tokens,
             timings,
-            list(prompt_logprobs),
+            list(output.prompt_logprobs) if first else [],
+            list(output.prompt_top_logprobs) if first else [],
         )
 
     def _take(self, token_id: int) -> str:

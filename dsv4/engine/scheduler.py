@@ -106,8 +106,9 @@ class Scheduler:
         chunks: list[ScheduledChunk] = []
         for request, tokens in counts.items():
             start = request.num_computed_tokens
-            chunks.append(ScheduledChunk(request, start, start + tokens, drafts.get(request, ())))
-            self.counters.serve(request.user, tokens)
+            chunk = ScheduledChunk(request, start, start + tokens, drafts.get(request, ()))
+            chunks.append(chunk)
+            self.counters.serve(request.user, chunk.num_tokens)
         return chunks
 
     def _drafts(self, decoding: list[Request], budget: int) -> dict[Request, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""create_app: the ASGI application with every route, over one engine."""
+"""create_app: the ASGI application with every route, over one engine or several."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from dsv4.engine.interface import Engine
-from dsv4.server import formats
+from dsv4.server import formats, openapi
 from dsv4.server.auth import ApiKeyMiddleware
 from dsv4.server.balance import balance_router
 from dsv4.server.delivery import Delivery
@@ -25,7 +25,9 @@ from dsv4.server.origin import OriginMiddleware, OriginPolicy
 from dsv4.server.request_log import RequestIdMiddleware
 from dsv4.server.response_routes import responses_router
 from dsv4.server.response_store import ResponseStore
+from dsv4.server.served_models import ServedModel, ServedModels
 from dsv4.server.service import ChatService
+from dsv4.server.tokenization import tokenization_router
 from dsv4.server.web import chat_routes
 from dsv4.usage.ledger import Ledger
 
@@ -33,11 +35,12 @@ KEEP_ALIVE_SECONDS = 10.0
 
 
 def create_app(
-    engine: Engine,
+    engine: Engine | Sequence[Engine],
     *,
     model_name: str | None = None,
     aliases: Sequence[str] = OFFICIAL_NAMES,
     api_keys: Sequence[str] = (),
+    retired_models: bool = False,
     thinking: bool = True,
     share_prefixes: str = "all",
     keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
@@ -49,19 +52,23 @@ def create_app(
 ) -> FastAPI:
     """Create the server's ASGI application.
 
-    `model_name`: the served model's name (default: the engine's); `aliases`: further names of it. With `api_keys`
+    `engine`: one for each model. `model_name`: of the first model (default: the engine's); `aliases`: further names of
+    the models, see served_models.py; `retired_models`: names that the hosted service has retired too. With `api_keys`
     every path except the page and /health needs one of the keys. `thinking`: the default for requests that do not set
     it. `share_prefixes`: who shares stored prefixes ("all", "key", "user"). `origins`: the allowed web pages (default:
     the policy of a server on 127.0.0.1). `drain`: lets the caller shut the server down. `responses`: the store of the
-    Responses API (default: in memory). `ledger`: keeps every request's usage. The caller closes all
-    three. `key_limits`: of every API key that has none of its own. There are no documentation routes: their pages load
+    Responses API (default: in memory). `ledger`: keeps every request's usage. The caller closes engines, store and
+    ledger. `key_limits`: of every API key that has none of its own. There are no documentation routes: their pages load
     code from other hosts.
     """
-    app = FastAPI(title="dsv4", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="dsv4", docs_url=None, redoc_url=None, openapi_url=openapi.PATH)
     drain = drain or Drain()
     own_limits = {str(key): key.limits for key in api_keys if isinstance(key, ApiKey)}
     limiter = KeyLimiter(key_limits or KeyLimits(), own_limits)
-    service = ChatService(engine, model_name or engine.llm.name, aliases, thinking, share_prefixes, ledger, limiter)
+    engines = engine if isinstance(engine, Sequence) else [engine]
+    served = [ServedModel.of(known, None if i else model_name) for i, known in enumerate(engines)]
+    models = ServedModels(served, aliases, retired_models)
+    service = ChatService(models, thinking, share_prefixes, ledger, limiter)
     delivery = Delivery(keep_alive_seconds, drain)
     install_error_handlers(app)
     # Middleware added last runs first.
@@ -85,7 +92,9 @@ def create_app(
     app.include_router(responses_router(service, delivery, responses or ResponseStore()))
     app.include_router(models_router(service))
     app.include_router(balance_router(ledger))
-    app.include_router(health_router(engine, drain))
-    app.include_router(metrics_router(engine.metrics, service.model_name))
+    app.include_router(tokenization_router(service))
+    app.include_router(health_router(models, drain))
+    app.include_router(metrics_router({model.name: model.engine.metrics for model in models}))
     app.router.routes.extend(chat_routes())
+    openapi.install_openapi(app)
     return app

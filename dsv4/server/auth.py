@@ -13,7 +13,7 @@ from dsv4.server.errors import RequestError
 from dsv4.server.users import remember_key
 
 # The page itself holds no secrets, and each of its API calls needs the key.
-OPEN_PATHS = ("/", "/health", "/favicon.ico")
+OPEN_PATHS = ("/", "/health", "/health/deep", "/favicon.ico")
 OPEN_PREFIXES = ("/web/",)
 
 

@@ -10,13 +10,15 @@ from typing import cast
 import deepseek_recipe as recipe
 
 from dsv4.conversation.structure import Structure
+from dsv4.server.errors import RequestError
 from dsv4.server.leniency import strip_context_suffix
 from dsv4.server.paths import OPENAI_BASES, under
 from dsv4.server.progress import Reports, requested_reports
 from dsv4.server.recipe_format import RecipeFormat
+from dsv4.server.schemas import ChatAnswer, ChatBody
 from dsv4.server.structures import of_chat
 from dsv4.server.unchecked_json import Json, json_objects
-from dsv4.server.wishes import NO_GRAMMAR, invalid, refuse_wishes
+from dsv4.server.wishes import NO_GRAMMAR, invalid, refuse_sampling, refuse_wishes
 
 _WISHES = {
     "logit_bias": "this server adds no bias to logits",
@@ -37,12 +39,19 @@ _WISHES = {
     "truncate_prompt_tokens": "this server does not truncate prompts",
     "continue_final_message": "begin an answer with `prefix` in the last message",
 }
-_NEUTRAL = {"repetition_penalty": 1, "length_penalty": 1, "typical_p": 1, "best_of": 1}
+
+
+# deepseek-recipe ignores the field in messages of other roles, which the hosted service refuses.
+_NO_PREFIX = (
+    "Invalid completion message: prefix set true with message which is not final message or message role is not"
+    " assistant"
+)
 
 
 class ChatCompletions(RecipeFormat):
     name = "chat.completions"
     paths = under(OPENAI_BASES, "/chat/completions")
+    request_schema, answer_schema = ChatBody, ChatAnswer
     request = recipe.ChatCompletionRequest
     response = recipe.ChatCompletionResponse
     free_tool_choice = "auto"
@@ -63,7 +72,9 @@ class ChatCompletions(RecipeFormat):
         if request.get("max_tokens") is None and request.get("max_completion_tokens") is not None:
             request["max_tokens"] = request["max_completion_tokens"]
         _read_switches(request)
-        for message in json_objects(request.get("messages")):
+        for place, message in enumerate(json_objects(request.get("messages"))):
+            if message.get("prefix") is True and message.get("role") != "assistant":
+                raise RequestError(400, _NO_PREFIX, param=f"messages[{place}].prefix")
             if message.get("role") == "developer":
                 message["role"] = "system"
             if message.get("role") == "assistant":
@@ -101,6 +112,6 @@ def _refuse_wishes(request: Json) -> None:
     if isinstance(modalities, list) and any(kind != "text" for kind in cast("list[object]", modalities)):
         raise invalid("modalities", cast(object, modalities), '["text"]')
     refuse_wishes(request, _WISHES)
-    for name, neutral in _NEUTRAL.items():
-        if request.get(name) not in (None, neutral):
-            raise invalid(name, request[name], f"{neutral}, which changes nothing; it is not implemented")
+    if request.get("best_of") not in (None, 1):
+        raise invalid("best_of", request["best_of"], "1; several candidates are computed in Completions only")
+    refuse_sampling(request)

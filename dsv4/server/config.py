@@ -73,6 +73,12 @@ class ServerConfig:
         choices=SHARING,
         group=ACCESS,
     )
+    retired_models: bool = option(
+        False, "accept deepseek-chat and deepseek-reasoner, which the hosted service has retired", group=ACCESS
+    )
+    model_aliases: Sequence[str] = option(
+        (), "a further id of the first model, like gpt-5; repeatable", flag="--model-alias", metavar="ID", group=ACCESS
+    )
     allowed_hosts: Sequence[str] = option(
         (), "a further name of this server; repeatable", flag="--allowed-host", metavar="NAME", group=ACCESS
     )

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from dsv4.server.error_responses import error_response
 from dsv4.server.errors import RequestError, retry_after
 
-WATCHING = ("/health", "/metrics")  # paths that are answered during the shutdown too
+WATCHING = ("/health", "/health/deep", "/metrics")  # paths that are answered during the shutdown too
 
 
 class Drain:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from fastapi import APIRouter
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from dsv4.server.delivery import Delivery
+from dsv4.server.errors import RequestError
+from dsv4.server.openapi import operation
 from dsv4.server.requests import read_body
 from dsv4.server.service import ChatService
 from dsv4.server.users import key_of
@@ -25,16 +29,24 @@ def format_router(wire_format: WireFormat, service: ChatService, delivery: Deliv
         return await token_count(service, wire_format, request)
 
     for path in wire_format.paths:
-        router.add_api_route(path, answer_request, methods=["POST"])
+        shown = _operation(wire_format, path, wire_format.request_schema, wire_format.answer_schema, streams=True)
+        router.add_api_route(path, answer_request, methods=["POST"], **shown)
     for path in wire_format.count_tokens_paths:
-        router.add_api_route(path, count_tokens, methods=["POST"])
+        shown = _operation(wire_format, path, wire_format.count_tokens_schema, wire_format.token_count_schema)
+        router.add_api_route(path, count_tokens, methods=["POST"], **shown)
     return router
+
+
+def _operation(
+    wire_format: WireFormat, path: str, body: type[BaseModel] | None, answered: type[BaseModel] | None, **options: Any
+) -> dict[str, Any]:
+    anthropic = "type" in wire_format.error_body(RequestError(400, ""))
+    return operation(body, answered, anthropic=anthropic, tag=wire_format.name, **options)
 
 
 async def answer(service: ChatService, wire_format: WireFormat, request: Request, delivery: Delivery) -> Response:
     """Checks a request and starts its answer, streamed or whole. Raises RequestError before anything is generated."""
-    service.engine.check()
-    service.engine.check_room()
+    service.check()
     prepare = partial(service.prepare, wire_format, key=key_of(request.scope) or None)
     job = await service.threads.run(prepare, await read_body(request))
     return delivery.answer(service, job)

@@ -7,6 +7,7 @@ import logging
 from typing import cast
 
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -36,6 +37,11 @@ def install_error_handlers(app: FastAPI) -> None:
         message = f"{request.method} {request.url.path}: {http.detail}"
         return error_response(RequestError(http.status_code, message, headers=http.headers), request.url.path)
 
+    async def on_wrong_parameter(request: Request, error: Exception) -> Response:
+        fault = cast(RequestValidationError, error).errors()[0]
+        name = str(fault["loc"][-1])
+        return error_response(RequestError(400, f"{name}: {fault['msg']}", param=name), request.url.path)
+
     async def on_disconnect(request: Request, error: Exception) -> Response:
         return Response(status_code=499)  # the client is gone
 
@@ -48,6 +54,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
     app.add_exception_handler(RequestError, on_request_error)
     app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(RequestValidationError, on_wrong_parameter)
     app.add_exception_handler(EngineError, on_other)
     app.add_exception_handler(QueueFullError, on_other)
     app.add_exception_handler(ClientDisconnect, on_disconnect)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dsv4.server.chat_completions import CHAT
+from dsv4.server.completions import COMPLETIONS
 from dsv4.server.messages import MESSAGES
 from dsv4.server.responses import RESPONSES
 from dsv4.server.wire_format import WireFormat
 
-FORMATS: tuple[WireFormat, ...] = (CHAT, MESSAGES, RESPONSES)
+FORMATS: tuple[WireFormat, ...] = (CHAT, COMPLETIONS, MESSAGES, RESPONSES)
 
 
 def format_of(path: str) -> WireFormat:

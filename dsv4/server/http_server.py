@@ -56,6 +56,11 @@ class HttpServer(uvicorn.Server):
         self._jobs: list[asyncio.Task[None]] = []
         self.on_ready: Callable[[], None] = lambda: None  # called once requests are accepted
 
+    def stop(self) -> None:
+        """Begins to stop the server; for any thread."""
+        self._drain.begin()
+        self.should_exit = True
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=[])  # this class accepts connections itself, to enforce the limit
         self._listening.setblocking(False)

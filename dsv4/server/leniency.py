@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from dsv4.server.content_parts import refuse_parts
+from dsv4.server.model_names import without_context_suffix
 from dsv4.server.size_limits import check_sizes
 from dsv4.server.unchecked_json import Json
 from dsv4.server.wishes import Sampling
@@ -49,7 +50,7 @@ def adapt_body(body: bytes, change: Callable[[Json], None]) -> Adapted:
 
 
 def strip_context_suffix(request: Json) -> None:
-    """Strips "[1m]", Claude Code's request for the long context, from the model name: the context is always whole."""
+    """Strips Claude Code's request for the long context from the model name."""
     model = request.get("model")
     if isinstance(model, str):
-        request["model"] = model.removesuffix("[1m]")
+        request["model"] = without_context_suffix(model)

@@ -17,9 +17,10 @@ from dsv4.server.errors import RequestError
 from dsv4.server.events import Event
 from dsv4.server.leniency import strip_context_suffix
 from dsv4.server.message_threads import refuse_threads
-from dsv4.server.model_names import VERSION
+from dsv4.server.model_names import options_for
 from dsv4.server.paths import ANTHROPIC_BASES, under
 from dsv4.server.recipe_format import RecipeFormat
+from dsv4.server.schemas import CountTokensAnswer, CountTokensBody, MessagesAnswer, MessagesBody
 from dsv4.server.structures import of_messages
 from dsv4.server.tool_inputs import ToolInputs
 from dsv4.server.unchecked_json import Json, json_objects
@@ -40,6 +41,8 @@ class Messages(RecipeFormat):
     name = "messages"
     paths = under(ANTHROPIC_BASES, "/messages")
     count_tokens_paths = under(("/v1", "/anthropic/v1"), "/messages/count_tokens")
+    request_schema, answer_schema = MessagesBody, MessagesAnswer
+    count_tokens_schema, token_count_schema = CountTokensBody, CountTokensAnswer
     request = recipe.MessagesRequest
     response = recipe.MessagesResponse
     free_tool_choice = {"type": "auto"}  # noqa: RUF012
@@ -57,7 +60,7 @@ class Messages(RecipeFormat):
 
     def options_for(self, model: str, options: recipe.ConversionOptions) -> recipe.ConversionOptions:
         """Accepts any claude-* model name: clients made for Anthropic's models insist on them."""
-        return options.with_model_alias(model, VERSION) if model.startswith("claude-") else options
+        return options_for(model, options, claude=True)
 
     def adapt(self, request: Json) -> None:
         """Makes custom tools plain tools and text documents text; drops redacted_thinking blocks, unreadable here.

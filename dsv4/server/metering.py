@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
@@ -34,23 +35,23 @@ class Meter:
         ledger: Ledger | None,
         request_id: str,
         client: Client,
-        num_prompt_tokens: int,
+        num_prompt_tokens: Sequence[int],
         end_of_reasoning: int | None,
         limiter: KeyLimiter | None = None,
     ) -> None:
-        """`end_of_reasoning`: id of the token that ends the reasoning; None for an answer without it. `limiter`: of the
-        client's key.
+        """`num_prompt_tokens`: of each answer of the job, 0 for a further one to a prompt. `end_of_reasoning`: id of
+        the token that ends the reasoning; None for answers without it. `limiter`: of the client's key.
         """
         self._limiter = limiter
-        self._take(num_prompt_tokens, client.key)
+        self._take(sum(num_prompt_tokens), client.key)
         self._ledger = ledger
         self._request_id = request_id
         self._client = client
-        self._num_prompt_tokens = num_prompt_tokens
+        self._num_prompt_tokens = list(num_prompt_tokens)  # of answers that have not begun
         self._end_of_reasoning = end_of_reasoning
         self._arrived = datetime.now(UTC)
         self._started = time.monotonic()
-        self._reasons = end_of_reasoning is not None
+        self._reasons = [end_of_reasoning is not None] * len(num_prompt_tokens)
         self._tokens: Tokens | None = None
         self._finish_reason: str | None = None
 
@@ -58,14 +59,18 @@ class Meter:
         if self._limiter is not None and key is not None:
             self._limiter.take(key, tokens)
 
-    def count(self, event: TokenEvent) -> None:
+    def count(self, event: TokenEvent, place: int = 0) -> None:
+        """Adds the tokens of an event of answer `place`."""
         self._take(len(event.token_ids), self._client.key)
-        tokens = self._tokens or Tokens(event.cached_tokens, self._num_prompt_tokens - event.cached_tokens)
+        tokens, prompt = self._tokens or Tokens(), self._num_prompt_tokens[place]
+        if prompt:
+            tokens += Tokens(event.cached_tokens, prompt - event.cached_tokens)
+            self._num_prompt_tokens[place] = 0
         reasoning = 0
-        if self._reasons:
+        if self._reasons[place]:
             end = self._end_of_reasoning
-            self._reasons = end not in event.token_ids
-            reasoning = len(event.token_ids) if self._reasons else event.token_ids.index(cast(int, end))
+            self._reasons[place] = end not in event.token_ids
+            reasoning = len(event.token_ids) if self._reasons[place] else event.token_ids.index(cast(int, end))
         self._tokens = tokens + Tokens(output=len(event.token_ids), reasoning=reasoning)
         self._finish_reason = event.finish_reason
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric as Family
 
 
-def metrics_router(metrics: MetricRegistry, model_name: str) -> APIRouter:
+def metrics_router(metrics: Mapping[str, MetricRegistry]) -> APIRouter:
+    """`metrics`: of each model, by its name."""
     router = APIRouter()
 
-    @router.get("/metrics")
+    @router.get("/metrics", include_in_schema=False)
     def prometheus() -> Response:  # pyright: ignore[reportUnusedFunction]
         """The metrics now. 501 where prometheus_client is not installed."""
         try:
@@ -28,7 +29,7 @@ def metrics_router(metrics: MetricRegistry, model_name: str) -> APIRouter:
             missing = "metrics need prometheus_client: pip install 'dsv4[server]'"
             raise RequestError(501, missing, headers={"x-should-retry": "false"}) from error
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(MetricCollector(metrics, model_name))
+        registry.register(MetricCollector(metrics))
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     return router
@@ -37,31 +38,39 @@ def metrics_router(metrics: MetricRegistry, model_name: str) -> APIRouter:
 class MetricCollector:
     """A collector of prometheus_client. Every metric has the label model_name."""
 
-    def __init__(self, metrics: MetricRegistry, model_name: str) -> None:
+    def __init__(self, metrics: Mapping[str, MetricRegistry]) -> None:
         self._metrics = metrics
-        self._labels = {"model_name": model_name}
 
     def collect(self) -> Iterator[Family]:
-        for metric in self._metrics.collect():
-            yield self._family(metric)
+        families: dict[str, Family] = {}  # a metric stands once, with the values of every model
+        for model_name, registry in self._metrics.items():
+            for metric in registry.collect():
+                if metric.name not in families or not families[metric.name].samples:
+                    families[metric.name] = self._family(metric)
+                self._add(families[metric.name], metric, model_name)
+        yield from families.values()
 
     def _family(self, metric: Metric) -> Family:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-        names = list(self._labels) + ([name for name, _ in metric.samples[0][0]] if metric.samples else [])
+        names = ["model_name"] + ([name for name, _ in metric.samples[0][0]] if metric.samples else [])
         if metric.kind == "histogram":
             family = HistogramMetricFamily(metric.name, metric.help, labels=names)
         else:
             kind = GaugeMetricFamily if metric.kind == "gauge" else CounterMetricFamily
             family = kind(metric.name, metric.help, labels=names)
+        return family
+
+    def _add(self, family: Family, metric: Metric, model_name: str) -> None:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
         for labels, value in metric.samples:
-            values = [*self._labels.values(), *(text for _, text in labels)]
+            values = [model_name, *(text for _, text in labels)]
             if isinstance(family, HistogramMetricFamily):
                 assert isinstance(value, Histogram)
                 counts = list(accumulate(value.counts))
                 buckets = [(str(bound), float(count)) for bound, count in zip(value.bounds, counts, strict=False)]
                 family.add_metric(values, [*buckets, ("+Inf", float(counts[-1]))], value.sum)
             else:
-                assert not isinstance(value, Histogram)
+                assert isinstance(family, (GaugeMetricFamily, CounterMetricFamily)) and not isinstance(value, Histogram)
                 family.add_metric(values, value)
-        return family

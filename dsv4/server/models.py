@@ -9,7 +9,9 @@ from typing import Any
 from fastapi import APIRouter
 
 from dsv4.server.errors import RequestError
+from dsv4.server.openapi import operation
 from dsv4.server.paths import OPENAI_BASES, under
+from dsv4.server.schemas import Model, ModelList
 from dsv4.server.service import ChatService
 
 MAX_OUTPUT_TOKENS = 393216
@@ -19,15 +21,17 @@ PATHS = under((*OPENAI_BASES, "/anthropic/v1"), "/models")
 def models_router(service: ChatService) -> APIRouter:
     router = APIRouter()
     created = int(time.time())
-    context = service.conversation.max_model_len
+    models = service.models
 
     def describe(name: str) -> dict[str, Any]:
+        served = models.find(name)
+        context = served.conversation.max_model_len
         return {
             "id": name,
             "object": "model",
             "type": "model",
             "owned_by": "dsv4",
-            "root": service.model_name,
+            "root": served.name,
             "name": name,
             "display_name": name,
             "created": created,
@@ -40,8 +44,8 @@ def models_router(service: ChatService) -> APIRouter:
         }
 
     async def list_models() -> dict[str, Any]:
-        """All models: the served model first, then its other names."""
-        names = service.model_names
+        """All names: those of the served models first; `root` of the others says which model answers."""
+        names = models.names
         return {
             "object": "list",
             "data": [describe(name) for name in names],
@@ -51,11 +55,11 @@ def models_router(service: ChatService) -> APIRouter:
         }
 
     async def get_model(name: str) -> dict[str, Any]:
-        if name not in service.model_names:
-            raise RequestError(404, f"There is no model {name!r}; the models are {', '.join(service.model_names)}.")
+        if name not in models.names:
+            raise RequestError(404, f"There is no model {name!r}; the models are {', '.join(models.names)}.")
         return describe(name)
 
     for path in PATHS:
-        router.add_api_route(path, list_models, methods=["GET"])
-        router.add_api_route(path + "/{name}", get_model, methods=["GET"])
+        router.add_api_route(path, list_models, methods=["GET"], **operation(None, ModelList, tag="models"))
+        router.add_api_route(path + "/{name}", get_model, methods=["GET"], **operation(None, Model, tag="models"))
     return router

@@ -18,6 +18,7 @@ from dsv4.server.errors import RequestError
 from dsv4.server.events import Event
 from dsv4.server.isolation import requested_salt
 from dsv4.server.leniency import Adapted, adapt_body
+from dsv4.server.model_names import options_for
 from dsv4.server.progress import Reports
 from dsv4.server.refusals import describe, is_bad_json
 from dsv4.server.unchecked_json import Json
@@ -54,8 +55,8 @@ class RecipeFormat(WireFormat):
         return Reports()
 
     def options_for(self, model: str, options: recipe.ConversionOptions) -> recipe.ConversionOptions:
-        """Conversion options for a request that names this model."""
-        return options
+        """Conversion options for a request that names this model. RequestError for a retired name."""
+        return options_for(model, options)
 
     def without_thinking(self, request: Json) -> Json:
         """The request with thinking switched off."""
@@ -186,6 +187,10 @@ class RecipeRequest(WireRequest):
 
     def count_tokens(self, model: ConversationModel) -> int:
         return model.prompts.count(self.structure.conversation(self.converted.conversation))
+
+    def prompt_token_ids(self, model: ConversationModel) -> list[int]:
+        """The rendered prompt, without a limit."""
+        return model.prompts.encode(self.structure.conversation(self.converted.conversation))
 
     def reader(self, model: ConversationModel, turn: Turn, answer_id: str) -> AnswerReader:
         answer = model.answer(turn, self.wire_format.generator(self, answer_id))

@@ -1,4 +1,4 @@
-"""ChatService: one served model. Turns a request body into a Job, and a job into events of its wire format."""
+"""ChatService: the served models. Turns a request body into a Job, and a job into events of its wire format."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import cast
 from dsv4.conversation.answer import thinks
 from dsv4.conversation.model import ConversationModel
 from dsv4.conversation.turn import Turn
-from dsv4.engine import ProgressEvent, TokenEvent
-from dsv4.engine.errors import GrammarError
-from dsv4.engine.interface import Engine
+from dsv4.engine import ProgressEvent, Timings, TokenEvent
+from dsv4.engine.errors import EngineError, GrammarError, QueueFullError
 from dsv4.server.errors import RequestError
 from dsv4.server.events import Event
 from dsv4.server.isolation import cache_salt
 from dsv4.server.key_limits import KeyLimiter
+from dsv4.server.merging import merged
 from dsv4.server.metering import Client, Meter
-from dsv4.server.model_names import conversion_options
+from dsv4.server.model_names import check_name, conversion_options, without_context_suffix
 from dsv4.server.progress import progress_chunk, timings_chunk, with_timings
+from dsv4.server.served_models import ServedModel, ServedModels
 from dsv4.server.threads import BodyThreads
 from dsv4.server.wire_format import AnswerReader, Chunk, WireFormat, WireRequest
 from dsv4.tokenizer.special import END_THINK
@@ -29,27 +30,47 @@ EngineEvents = AsyncGenerator[TokenEvent | ProgressEvent, None]
 
 
 @dataclass(frozen=True)
+class Part:
+    """One answer of a job."""
+
+    turn: Turn
+    reader: AnswerReader
+    events: EngineEvents  # of the engine, where the part has its place in the queue
+
+
+@dataclass(frozen=True)
 class Job:
     """A validated request, ready to run."""
 
     wire_format: WireFormat
     id: str
     request: WireRequest
-    turn: Turn
-    reader: AnswerReader
-    events: EngineEvents  # of the engine, where the job has its place in the queue
+    parts: tuple[Part, ...]  # at least one
     meter: Meter
+
+    @property
+    def turn(self) -> Turn:
+        """Of the first answer."""
+        return self.parts[0].turn
+
+    @property
+    def reader(self) -> AnswerReader:
+        """Of the first answer."""
+        return self.parts[0].reader
+
+    @property
+    def timings(self) -> Timings | None:
+        """Of the latest event of the first answer."""
+        return self.parts[0].reader.timings
 
 
 class ChatService:
-    """Answers requests in every wire format with one engine."""
+    """Answers requests in every wire format with the served models."""
 
     def __init__(
         self,
-        engine: Engine,
-        model_name: str,
-        aliases: Sequence[str],
-        thinking: bool,
+        models: ServedModels,
+        thinking: bool = True,
         sharing: str = "all",
         ledger: Ledger | None = None,
         limiter: KeyLimiter | None = None,
@@ -59,50 +80,73 @@ class ChatService:
         """
         self._ledger, self._limiter = ledger, limiter
         self._sharing = sharing
-        self.engine = engine
-        self.conversation = ConversationModel(engine.llm)
+        self.models = models
         self.threads = BodyThreads()
-        self.model_name = model_name
-        self.model_names = list(dict.fromkeys([model_name, *aliases]))
-        self._options = conversion_options(self.model_names, thinking)
+        self.options = conversion_options(models.names, thinking)
+
+    def check(self) -> None:
+        """EngineError or QueueFullError if no request can be accepted, whatever it asks for."""
+        refusals: list[Exception] = []
+        for model in self.models:
+            try:
+                model.engine.check()
+                model.engine.check_room()
+                return
+            except (EngineError, QueueFullError) as refusal:
+                refusals.append(refusal)
+        raise refusals[-1]
+
+    def find(self, name: str | None) -> ServedModel:
+        """The model of a name that a request gives, by default the first. RequestError 400 for an unknown name."""
+        if name is None:
+            return self.models.first
+        name = without_context_suffix(name)
+        check_name(name, self.options)
+        return self.models.find(name)
 
     def prepare(self, wire_format: WireFormat, body: bytes, key: str | None = None) -> Job:
         """Validates, renders and tokenizes a request, and reserves its place in the queue. Slow for a long prompt: run
         it in a thread. `key`: the client's API key; keys, and users of a key, share the engine fairly. Raises
         RequestError and QueueFullError.
         """
-        request = wire_format.read(body, self._options)
+        request = wire_format.read(body, self.options)
+        served = self.models.find(request.model)
+        served.engine.check()
+        engine, conversation = served.engine, served.conversation
+        request = replace(request, model=self.models.shown(request.model))
         salt = cache_salt(self._sharing, key, request.user, request.cache_salt)
-        turn = request.turn(self.conversation)
-        turn = replace(turn, params=replace(turn.params, cache_salt=salt))
+        turns = [replace(turn, params=replace(turn.params, cache_salt=salt)) for turn in request.turns(conversation)]
         answer_id = wire_format.new_id()
-        reader = request.reader(self.conversation, turn, answer_id)
+        readers = request.readers(conversation, turns, answer_id)
         watched = request.stream and request.reports.progress
-        start = self.engine.stream_with_progress if watched else self.engine.stream
+        start = engine.stream_with_progress if watched else engine.stream
         user = (key or "", request.user or "")
         try:
-            events = cast(EngineEvents, start(turn.prompt_token_ids, turn.params, user))
+            events = [cast(EngineEvents, start(turn.prompt_token_ids, turn.params, user)) for turn in turns]
         except GrammarError as error:
             field = "tools" if error.field == "tools" else wire_format.format_field
             raise RequestError(400, f"Invalid schema for {field}: {error.reason}", param=field) from error
         client = Client(wire_format.name, request.model, key, request.user)
-        return Job(wire_format, answer_id, request, turn, reader, events, self._meter(answer_id, client, turn))
+        meter = self._meter(answer_id, client, conversation, turns)
+        return Job(wire_format, answer_id, request, tuple(map(Part, turns, readers, events)), meter)
 
-    def _meter(self, answer_id: str, client: Client, turn: Turn) -> Meter:
-        tokenizer = self.conversation.prompts.tokenizer
-        end = tokenizer.special_id(END_THINK) if thinks(turn.parsing) else None
-        return Meter(self._ledger, answer_id, client, len(turn.prompt_token_ids), end, self._limiter)
+    def _meter(self, answer_id: str, client: Client, conversation: ConversationModel, turns: Sequence[Turn]) -> Meter:
+        end = conversation.prompts.tokenizer.special_id(END_THINK) if thinks(turns[0].parsing) else None
+        prompts = [turn.prompt_token_ids for turn in turns]
+        counts = [0 if prompt in prompts[:i] else len(prompt) for i, prompt in enumerate(prompts)]
+        return Meter(self._ledger, answer_id, client, counts, end, self._limiter)
 
     def count_tokens(self, wire_format: WireFormat, body: bytes) -> int:
         """Number of tokens of the rendered prompt. Raises RequestError as `prepare` does, but never for its length."""
-        return wire_format.read(body, self._options).count_tokens(self.conversation)
+        request = wire_format.read(body, self.options)
+        return request.count_tokens(self.models.find(request.model).conversation)
 
     async def frames(self, job: Job) -> AsyncGenerator[Event, None]:
         """Runs a job; yields an event per chunk and per requested report.
 
         Closing the generator stops the generation, as does an answer that is complete before its tokens end.
         """
-        model, reports, reader = job.request.model, job.request.reports, job.reader
+        model, reports = job.request.model, job.request.reports
         async with contextlib.aclosing(self._run(job)) as items:
             async for item in items:
                 if isinstance(item, ProgressEvent):
@@ -110,10 +154,10 @@ class ChatService:
                     continue
                 event = job.wire_format.event(item)
                 if reports.timings_per_token:
-                    event = Event(with_timings(event.data, reader.timings), event.name)
+                    event = Event(with_timings(event.data, job.timings), event.name)
                 yield event
-        if reports.any and reader.timings is not None:
-            yield Event(timings_chunk(job.id, model, reader.timings))
+        if reports.any and job.timings is not None:
+            yield Event(timings_chunk(job.id, model, job.timings))
 
     async def whole(self, job: Job) -> str:
         """Runs a job to its end; returns the format's response object as JSON."""
@@ -123,22 +167,26 @@ class ChatService:
                 if not isinstance(item, ProgressEvent):
                     answer.accumulate(item)
         text = answer.to_json()
-        return with_timings(text, job.reader.timings) if job.request.reports.any else text
+        return with_timings(text, job.timings) if job.request.reports.any else text
 
     async def _run(self, job: Job) -> AsyncGenerator[Chunk | ProgressEvent, None]:
-        """Runs a job; yields the answer's chunks, after progress events if requested."""
+        """Runs a job; yields the chunks of its answers as they come, after progress events if requested."""
+        parts = [self._run_part(part, job.meter, place) for place, part in enumerate(job.parts)]
         with job.meter:
-            async with contextlib.aclosing(job.events) as events:
-                async for event in events:
-                    if isinstance(event, ProgressEvent):
-                        yield event
-                        continue
-                    job.meter.count(event)
-                    if event.finish_reason == "abort":  # an answer that is not what was asked for must not look like it
-                        raise RequestError(
-                            500, "the requested form of the answer is too complex to be followed further"
-                        )
-                    for chunk in job.reader.push(event):
-                        yield chunk
-                    if job.reader.finished:
-                        return
+            async with contextlib.aclosing(parts[0] if len(parts) == 1 else merged(parts)) as items:
+                async for item in items:
+                    yield item
+
+    async def _run_part(self, part: Part, meter: Meter, place: int) -> AsyncGenerator[Chunk | ProgressEvent, None]:
+        async with contextlib.aclosing(part.events) as events:
+            async for event in events:
+                if isinstance(event, ProgressEvent):
+                    yield event
+                    continue
+                meter.count(event, place)
+                if event.finish_reason == "abort":  # an answer that is not what was asked for must not look like it
+                    raise RequestError(500, "the requested form of the answer is too complex to be followed further")
+                for chunk in part.reader.push(event):
+                    yield chunk
+                if part.reader.finished:
+                    return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from typing import cast
 
@@ -9,6 +11,8 @@ from dsv4.conversation.structure import Structure
 from dsv4.server.unchecked_json import Json, json_objects
 from dsv4.server.wishes import invalid
 from dsv4.tools import Tool, ToolChoice, is_name
+
+_LONG = re.compile(r"\d{19}")
 
 
 def of_chat(request: Json) -> Structure:
@@ -32,6 +36,7 @@ def of_messages(request: Json) -> Structure:
         named or _choice(kind),
         choice.get("disable_parallel_tool_use") is not True,
         _format(request),
+        _arguments(request),
     )
 
 
@@ -54,6 +59,18 @@ def _format(request: Json) -> Json | None:
             raise invalid(place, value, '{"type": "json_schema", "schema": {...}}')
         return cast(Json, form["schema"])
     return None
+
+
+def _arguments(request: Json) -> tuple[tuple[str, str], ...]:
+    """Ids and inputs of all earlier calls, if an integer in one of them is long; else nothing."""
+    blocks = [
+        block
+        for message in json_objects(request.get("messages"))
+        for block in json_objects(message.get("content"))
+        if block.get("type") == "tool_use"
+    ]
+    texts = [(str(block.get("id")), json.dumps(block.get("input"), ensure_ascii=False)) for block in blocks]
+    return tuple(texts) if any(_LONG.search(text) for _, text in texts) else ()
 
 
 def _tools(tools: list[tuple[object, object, object]]) -> tuple[Tool, ...]:

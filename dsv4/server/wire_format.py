@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import deepseek_recipe as recipe
+from pydantic import BaseModel
 
 from dsv4.conversation.model import ConversationModel
 from dsv4.conversation.turn import Turn
@@ -76,6 +77,10 @@ class WireRequest(ABC):
     def turn(self, model: ConversationModel) -> Turn:
         """Renders and tokenizes the prompt. RequestError if it exceeds the context."""
 
+    def turns(self, model: ConversationModel) -> Sequence[Turn]:
+        """One turn per answer of the request; most formats have one."""
+        return [self.turn(model)]
+
     @abstractmethod
     def count_tokens(self, model: ConversationModel) -> int:
         """Number of tokens of the rendered prompt, without a limit."""
@@ -84,9 +89,13 @@ class WireRequest(ABC):
     def reader(self, model: ConversationModel, turn: Turn, answer_id: str) -> AnswerReader:
         """Reader of the answer to `turn`."""
 
+    def readers(self, model: ConversationModel, turns: Sequence[Turn], answer_id: str) -> Sequence[AnswerReader]:
+        """Reader of each answer."""
+        return [self.reader(model, turn, answer_id) for turn in turns]
+
     @abstractmethod
     def whole_answer(self, turn: Turn, answer_id: str) -> WholeAnswer:
-        """Empty accumulator for the answer to `turn`."""
+        """Empty accumulator for the request's answers, of which the first is to `turn`."""
 
 
 class WireFormat(ABC):
@@ -95,6 +104,10 @@ class WireFormat(ABC):
     name: ClassVar[str]  # for the log
     paths: ClassVar[tuple[str, ...]]  # of POST requests for an answer
     count_tokens_paths: ClassVar[tuple[str, ...]] = ()  # of POST requests for a token count
+    request_schema: ClassVar[type[BaseModel] | None] = None  # for the OpenAPI document; None: any object
+    answer_schema: ClassVar[type[BaseModel] | None] = None
+    count_tokens_schema: ClassVar[type[BaseModel] | None] = None  # of a request for a token count
+    token_count_schema: ClassVar[type[BaseModel] | None] = None
     format_field: ClassVar[str] = "response_format"  # of a request, which says the form of the answer's text
 
     def matches(self, path: str) -> bool:

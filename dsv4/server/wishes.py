@@ -41,6 +41,47 @@ class Sampling:
         return cls(max(top_k, 0), float(min_p), bool(ignore_eos))
 
 
+# llama.cpp's samplers and switches -> the values that change nothing.
+_LLAMA_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "mirostat": (0,),
+    "dry_multiplier": (0,),
+    "xtc_probability": (0,),
+    "dynatemp_range": (0,),
+    "typ_p": (1,),
+    "typical_p": (1,),
+    "tfs_z": (1,),
+    "top_a": (0,),
+    "top_n_sigma": (-1, 0),
+    "adaptive_target": (-1,),
+    "smoothing_factor": (0,),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+    "repeat_penalty": (1,),
+    "repetition_penalty": (1,),
+    "length_penalty": (1,),
+    "n_predict": (-1,),
+    "n_keep": (0,),
+    "n_probs": (0,),
+    "n_indent": (0,),
+    "min_keep": (0, 1),
+    "t_max_predict_ms": (-1, 0),
+}
+
+
+def refuse_sampling(request: Json) -> None:
+    """RequestError 400 for a sampler of other servers that this one does not have, unless its value is neutral.
+
+    Their further settings (`mirostat_tau`, `dry_base`, `xtc_threshold`) do nothing without it, nor do they here.
+    """
+    for name, neutral in _LLAMA_NEUTRAL.items():
+        value = request.get(name)
+        if value is not None and (isinstance(value, bool) or value not in neutral):
+            raise invalid(name, value, f"{neutral[0]}, which changes nothing; it is not implemented")
+    for name in ("samplers", "lora", "grammar_lazy"):
+        if request.get(name):
+            raise unavailable(name, "this server has no such setting")
+
+
 def refuse_wishes(request: Json, wishes: Mapping[str, str]) -> None:
     """RequestError 400 for the first of `wishes` (field -> reason of the refusal) with a truthy value.
 

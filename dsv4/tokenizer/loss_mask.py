@@ -8,8 +8,9 @@ thinking mode with tools; elsewhere their thinking is dropped and they are only 
 
 from itertools import pairwise
 
-from deepseek_recipe import AssistantMessage, Conversation, Message, RenderedPrompt
+from deepseek_recipe import AssistantMessage, Conversation, Message
 
+from dsv4.tokenizer.long_integers import Rendered
 from dsv4.tokenizer.prompts import PromptEncoder
 from dsv4.tokenizer.special import EOS
 
@@ -63,7 +64,7 @@ def encode_training(
 
 
 def _completion(
-    prompts: PromptEncoder, conversation: Conversation, target: AssistantMessage, prompt: RenderedPrompt
+    prompts: PromptEncoder, conversation: Conversation, target: AssistantMessage, prompt: Rendered
 ) -> tuple[str, list[tuple[int, int]]] | None:
     """Model's text after `prompt`, without EOS, and its special ranges; None if it does not continue `prompt`."""
     # A prefix turn is rendered as the model would write it, thinking included, and left open. A prefix turn without
@@ -85,9 +86,7 @@ def _completion(
     return text[:cut] + text[cut + 1 :], [(a - (a > cut), b - (b > cut)) for a, b in ranges]
 
 
-def _encode_prompt(
-    prompts: PromptEncoder, conversation: Conversation, prompt: RenderedPrompt
-) -> tuple[list[int], list[int]]:
+def _encode_prompt(prompts: PromptEncoder, conversation: Conversation, prompt: Rendered) -> tuple[list[int], list[int]]:
     """Encode the prompt as (ids, mask), with loss on earlier assistant turns that it shows as generated."""
     spans: list[tuple[int, int]] = []
     messages = conversation.messages

@@ -22,10 +22,10 @@ from deepseek_recipe import (
     Conversation,
     DeepseekV4Encoding,
     Message,
-    RenderedPrompt,
     SystemMessage,
 )
 
+from dsv4.tokenizer.long_integers import LongIntegers, Rendered
 from dsv4.tokenizer.tokenizer import Tokenizer
 
 Ladder = Literal["preview", "0731"]
@@ -105,9 +105,11 @@ class PromptEncoder:
         """Load the tokenizer and the ladder of a model folder."""
         return cls(Tokenizer.from_pretrained(folder), effort_ladder(folder))
 
-    def render(self, conversation: Conversation) -> RenderedPrompt:
+    def render(self, conversation: Conversation) -> Rendered:
         """Render the prompt's text and the ranges of its special tokens."""
-        return self._encoding.render_conversation(self._adapted(conversation))
+        integers = LongIntegers()
+        rendered = self._encoding.render_conversation(self._adapted(conversation, integers))
+        return integers.restore(Rendered(rendered.prompt, rendered.special_ranges))
 
     def encode(self, conversation: Conversation) -> list[int]:
         """Encode the prompt, ready for the model to continue."""
@@ -119,10 +121,10 @@ class PromptEncoder:
         rendered = self.render(conversation)
         return self.tokenizer.count_rendered(rendered.prompt, rendered.special_ranges)
 
-    def _adapted(self, conversation: Conversation) -> Conversation:
+    def _adapted(self, conversation: Conversation, integers: LongIntegers) -> Conversation:
         thinking, without_tools = conversation.thinking_mode, conversation.tool_choice == "none"
         return Conversation(
-            [_adapted_message(message, thinking, without_tools) for message in conversation.messages],
+            [integers.hide(_adapted_message(known, thinking, without_tools)) for known in conversation.messages],
             thinking_mode=thinking,
             tools=[] if without_tools else conversation.tools,
             tool_choice=conversation.tool_choice,

@@ -68,6 +68,15 @@ def test_the_servers_flags_reach_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     assert given.items() >= wanted.items()
 
 
+def test_several_models_and_the_retired_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, object] = {}
+    monkeypatch.setattr(run, "serve", lambda model, **options: given.update(options, model=model))
+    main(["serve", "a", "b/c", "--retired-models", "--model-alias", "gpt-5"])
+    assert (given["model"], given["retired_models"], given["model_aliases"]) == (["a", "b/c"], True, ["gpt-5"])
+    main(["serve", "a"])
+    assert (given["model"], given["retired_models"]) == ("a", False)
+
+
 def test_an_invalid_value_is_a_one_line_error(capsys: pytest.CaptureFixture[str]) -> None:
     for flags, message in (
         (["--threads", "0"], "threads is 0; allowed: 1 or more"),

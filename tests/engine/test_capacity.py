@@ -15,7 +15,7 @@ from dsv4.cache.formats import CacheDtype
 from dsv4.checkpoint.folder import Checkpoint
 from dsv4.config import ModelConfig, nano_path
 from dsv4.engine import LLM, CapacityError, SamplingParams, loading
-from dsv4.engine.capacity import LoadPlan, Need, check_fit, need_of, ways_out
+from dsv4.engine.capacity import LoadPlan, Need, check_fit, need_of, total_need, ways_out
 from dsv4.engine.config import EngineConfig
 from dsv4.engine.machine import Memory, host_memory
 from dsv4.kernels import backends
@@ -145,7 +145,7 @@ def test_mapped_weights_larger_than_memory_still_load(monkeypatch, caplog) -> No
 
 def test_a_system_that_does_not_tell_its_memory_is_no_obstacle(monkeypatch) -> None:
     monkeypatch.setattr(loading, "host_memory", lambda: None)
-    loading.check_capacity(Path(nano_path()), EngineConfig(), torch.float32, 1 << 20)
+    loading.check_capacity([nano_path()], EngineConfig(max_model_len=1 << 20))
 
 
 # Memory of the machine: /proc and cgroup files as on Linux.
@@ -226,3 +226,15 @@ def test_a_bfloat16_engine_answers_near_the_float32_one(numerics: str) -> None:
     stored = {"float": torch.bfloat16, "shipped": torch.uint8}
     assert half.core.runner.cache.layers[-1].window.dtype == stored[numerics]
     assert model.layers[0].attn_norm.weight.dtype == torch.float32  # type: ignore[attr-defined]
+
+
+def test_models_that_are_served_together_are_counted_together(monkeypatch) -> None:
+    need = need_of(replace(nano_plan(4, backends.native_module() is not None), max_num_seqs=8, max_model_len=4096))
+    both = total_need([need, need])
+    assert (both.at_start, both.mapped, both.rows) == (2 * need.at_start, 2 * need.mapped, need.rows)
+    assert both.full_request == pytest.approx(2 * need.full_request, rel=1e-6) and total_need([need]) == need
+    monkeypatch.setattr(loading, "host_memory", lambda: Memory(int(need.at_start * 1.5), GB, "this machine"))
+    config = EngineConfig(max_num_seqs=8, max_model_len=4096)
+    loading.check_capacity([nano_path()], config)
+    with pytest.raises(CapacityError, match="nano.*nano needs"):
+        loading.check_capacity([nano_path()] * 2, config)

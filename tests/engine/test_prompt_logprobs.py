@@ -49,6 +49,16 @@ def test_a_step_scores_a_bounded_number_of_tokens(model, monkeypatch) -> None:
     assert [step[0][2] for step in model.batches] == [7, 7, 7, 7, 7, 5, 1, 1]
 
 
+def test_they_have_as_many_alternatives_as_the_output(nano) -> None:
+    params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=True, logprobs=3)
+    for budget in (7, 1024):
+        (output,) = LLM(nano, max_num_batched_tokens=budget, max_num_seqs=4).generate([PROMPT[:20]], params)
+        found = output.prompt_top_logprobs
+        assert found[0] == () and [len(alternatives) for alternatives in found[1:]] == [3] * 19
+        for token, value, alternatives in zip(PROMPT[1:], output.prompt_logprobs[1:], found[1:], strict=False):
+            assert alternatives[0][1] >= value and dict(alternatives).get(token, value) == value
+
+
 def test_a_prompt_of_one_token_has_none(model) -> None:
     (output,) = LLM(model).generate([[5]], SCORED)
     assert output.prompt_logprobs == [None]

@@ -127,6 +127,27 @@ def test_no_drafter_changes_the_output(model: Transformer, length: int, share: f
     assert_nothing_leaks(llm)
 
 
+def test_drafts_count_as_served(model: Transformer) -> None:
+    """Two users take turns in one row; the drafts of one are all kept."""
+    prompts = dict(zip("ab", PROMPTS[:2], strict=True))
+    params = greedy(200)
+    want = LLM(model, max_model_len=1024).generate([prompts["a"]], params)
+    llm = drafting(model, 7, max_model_len=1024, max_num_seqs=1, time_slice=8, enable_prefix_caching=False)
+    speculator_of(llm).drafter = Oracle(want, 1.0, CONFIG.vocab_size)
+    requests = {
+        user: [llm.core.new_request(prompt, params, (user,)) for _ in range(6)] for user, prompt in prompts.items()
+    }
+    for pair in zip(*requests.values(), strict=True):
+        for request in pair:
+            llm.core.add(request)
+    for _ in range(240):
+        llm.core.step()
+    tokens = {user: sum(len(request.output.token_ids) for request in each) for user, each in requests.items()}
+    assert max(tokens.values()) < 2 * min(tokens.values())
+    llm.core.abort_all()
+    assert_nothing_leaks(llm)
+
+
 @pytest.mark.parametrize(("length", "share"), [(1, 1.0), (3, 1.0), (3, 0.0)])
 @pytest.mark.parametrize("caching", [True, False])
 def test_giving_way_changes_nothing(model: Transformer, length: int, share: float, caching: bool) -> None:

@@ -83,7 +83,8 @@ def serving(llm: LLM | EngineProcess, model: ScriptedModel | None = None, **opti
     drain = Drain(grace_seconds=1.0)
     limits = ClientLimits(options.pop("client_seconds", 60.0))  # type: ignore[arg-type]
     bound: int = options.pop("max_connections", 256)  # type: ignore[assignment]
-    app = create_app(engine, drain=drain, **options)  # type: ignore[arg-type]
+    others: list[AsyncEngine] = options.pop("others", [])  # type: ignore[assignment]
+    app = create_app([engine, *others], drain=drain, **options)  # type: ignore[arg-type]
     server = HttpServer(app, listening, drain, limits, bound)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

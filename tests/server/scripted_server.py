@@ -18,7 +18,7 @@ from dsv4.server.drain import Drain
 from dsv4.server.http_server import HttpServer
 from dsv4.server.listening import address, bind
 from dsv4.server.open_files import connection_bound, raise_limit
-from dsv4.server.run import close_engine
+from dsv4.server.run import close_engines
 from dsv4.tokenizer.train import train_tokenizer, write_tokenizer
 from tests.server.scripted_engine import scripted_llm
 from tests.server.scripted_model import VOCAB
@@ -39,7 +39,7 @@ def main(settings: dict[str, object]) -> None:
         server = HttpServer(create_app(engine, drain=drain), listening, drain, limits, bound)
         server.on_ready = lambda: print(address(listening), flush=True)
         server.run()
-        close_engine(engine, seconds=max(1.0, drain.remaining))
+        close_engines([engine], seconds=max(1.0, drain.remaining))
 
 
 main(json.loads(sys.argv[1]))

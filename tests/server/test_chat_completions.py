@@ -1,6 +1,7 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 
+import openai
 import pytest
 
 from dsv4.tokenizer import Tokenizer
@@ -191,7 +192,7 @@ def test_a_prefix_is_continued_and_not_repeated(server) -> None:
 def test_both_base_urls_and_the_official_names_work(server) -> None:
     for base in ("", "/v1"):
         answer = server.openai(base).chat.completions.create(model="deepseek-v4-flash", messages=QUESTION)
-        assert (answer.choices[0].message.content, answer.model) == ("ok", "deepseek-v4-flash")
+        assert (answer.choices[0].message.content, answer.model) == ("ok", "deepseek-flash")
 
 
 def test_include_usage_gives_a_null_usage_before_the_last_chunk(server) -> None:
@@ -218,3 +219,67 @@ def test_concurrent_answers_are_not_mixed_up(server) -> None:
         answers = list(pool.map(one, range(1, 25)))
     assert all(content == str(prompt_tokens) for content, prompt_tokens in answers)
     assert len({content for content, _ in answers}) == 24
+
+
+LONG = ("18446744073709551616", "-9223372036854775809", "123456789012345678901234567890", "9" * 5000)
+
+
+@pytest.mark.parametrize("number", LONG)
+def test_integers_beyond_64_bits_keep_their_digits_in_the_history(server, number: str) -> None:
+    arguments = f'{{"a": {number}, "b": [1.5, {number}], "c": "{number}é", "d": 18446744073709551615}}'
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    history = [
+        *QUESTION,
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "x"},
+    ]
+    ask(server, messages=history, extra_body={"cache_salt": "x"})
+    text = Tokenizer.from_pretrained(server.engine.llm.path).decode(server.model.prompts[-1])
+    assert f'name="a" string="false">{number}</' in text and f"[1.5, {number}]" in text
+    assert f'string="true">{number}é</' in text and 'string="false">18446744073709551615</' in text
+    if len(number) > 4300:
+        return  # json.loads of Python cannot read it
+    use = {"type": "tool_use", "id": "c", "name": "f", "input": json.loads(arguments)}
+    result = {"type": "tool_result", "tool_use_id": "c", "content": "x"}
+    messages = [*QUESTION, {"role": "assistant", "content": [use]}, {"role": "user", "content": [result]}]
+    server.anthropic().messages.create(model="tiny", max_tokens=5, messages=messages)
+    assert server.model.prompts[-1] == server.model.prompts[-2]
+
+
+def test_an_answer_continues_its_beginning_and_its_reasoning(server) -> None:
+    tokenizer = Tokenizer.from_pretrained(server.engine.llm.path)
+    for base in ("/beta", "/v1"):
+        for fields, thinking, reply, expected in (
+            ({"content": "Par"}, "enabled", "is", ("is", None)),
+            ({"content": "", "reasoning_content": "I th"}, "enabled", "ink</think>is", ("is", "ink")),
+            ({"content": "Par", "reasoning_content": "I think"}, "enabled", "is", ("is", None)),
+            ({"content": "Par"}, "disabled", "is", ("is", None)),
+        ):
+            server.model.reply = reply
+            body = {"thinking": {"type": thinking}}
+            messages = [*QUESTION, {"role": "assistant", "prefix": True, **fields}]
+            options = {"model": "tiny", "messages": messages, "extra_body": body}
+            create = server.openai(base).chat.completions.create
+            message = create(**options).choices[0].message
+            assert (message.content, getattr(message, "reasoning_content", None) or None) == expected
+            prompt = tokenizer.decode(server.model.prompts[-1])
+            assert prompt.endswith(fields["content"] or "<think>I th")
+            deltas = [chunk.choices[0].delta for chunk in create(stream=True, **options)]
+            assert "".join(delta.content or "" for delta in deltas) == expected[0]
+            thought = "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas)
+            assert (thought or None) == expected[1]
+    for place, role in ((0, "assistant"), (1, "user")):
+        messages = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
+        messages[place] = {"role": role, "content": "x", "prefix": True}
+        with pytest.raises(openai.BadRequestError, match="prefix set true with message which is not final"):
+            ask(server, messages=messages)
+
+
+def test_max_tokens_beyond_the_hosted_range_is_refused_and_within_it_lowered(server) -> None:
+    for name in ("max_tokens", "max_completion_tokens"):
+        assert ask(server, **{name: 393216}).choices[0].finish_reason == "stop"
+        with pytest.raises(openai.BadRequestError, match=r"the valid range of max_tokens is \[1, 393216\]") as error:
+            ask(server, **{name: 393217})
+        assert error.value.param in ("max_tokens", "max_completion_tokens")
+    message = server.anthropic().messages.create(model="tiny", max_tokens=500_000, messages=QUESTION, timeout=60)
+    assert message.stop_reason == "end_turn"

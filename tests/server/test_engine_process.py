@@ -28,7 +28,7 @@ from dsv4.engine.grammar import GrammarError
 from dsv4.engine.process.client import EngineCrashedError, EngineProcess
 from dsv4.engine.process.portable_errors import PortableError
 from dsv4.engine.process.restarts import RestartPolicy
-from dsv4.server.run import load_llm
+from dsv4.server.loading import load_llm
 
 from .conftest import Served, serving
 from .scripted_engine import killed_while_it_loads, loads_once, scripted_llm, slow_to_compile, slow_to_load

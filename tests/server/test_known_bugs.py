@@ -6,6 +6,7 @@ import pytest
 
 from dsv4.server.chat_completions import CHAT
 from dsv4.server.messages import MESSAGES
+from dsv4.server.served_models import ServedModel, ServedModels
 from dsv4.server.service import ChatService
 from dsv4.tokenizer import Tokenizer
 
@@ -194,7 +195,7 @@ def test_earlier_thinking_stays_only_where_tools_are_used(server, folder) -> Non
 
 
 def test_sampling_parameters_count_without_thinking_and_are_fixed_with_it(server) -> None:
-    service = ChatService(server.engine, "tiny", (), thinking=True)
+    service = ChatService(ServedModels([ServedModel.of(server.engine)]), thinking=True)
     request = {"model": "tiny", "messages": QUESTION, "temperature": 0.2, "top_p": 0.5, "seed": 9, "max_tokens": 7}
     thinking = service.prepare(CHAT, json.dumps(request).encode()).turn.params
     assert (thinking.temperature, thinking.top_p, thinking.seed, thinking.max_tokens) == (1.0, 1.0, 9, 7)
@@ -203,7 +204,7 @@ def test_sampling_parameters_count_without_thinking_and_are_fixed_with_it(server
 
 
 def test_max_tokens_without_a_request_follows_thinking_and_the_room_left(server) -> None:
-    service = ChatService(server.engine, "tiny", (), thinking=False)
+    service = ChatService(ServedModels([ServedModel.of(server.engine)]), thinking=False)
 
     def resolved(protocol, **request) -> tuple[int, int]:
         turn = service.prepare(protocol, json.dumps({"model": "tiny", "messages": QUESTION} | request).encode()).turn

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 from dsv4.checkpoint import save_model
+from dsv4.checkpoint.errors import CheckpointError
 from dsv4.config import ModelConfig
 from dsv4.kernels import backends
 from dsv4.model.transformer import Transformer
@@ -139,3 +141,86 @@ def test_weights_cut_short_under_a_server_fail_its_health(folder: Path, tmp_path
         assert answer.status_code == 503 and "was cut from" in answer.json()["error"]["message"]
         health = httpx.get(url + "/health")
         assert health.status_code == 503 and str(file) in health.json()["error"]
+
+
+@contextlib.contextmanager
+def slow_loading(folder: Path, seconds: float) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server process whose loading takes at least `seconds` -> (process, URL)."""
+    with bind("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    code = (
+        "import time; from dsv4.server import loading, run\n"
+        "load = loading.load_engines\n"
+        f"def slow(*given): time.sleep({seconds}); return load(*given)\n"
+        f"run.load_engines = slow; run.serve({str(folder)!r}, port={port}, threads=1)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:
+        try:
+            yield process, f"http://127.0.0.1:{port}"
+        finally:
+            process.kill()
+
+
+def ask_when_bound(url: str, path: str) -> httpx.Response:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return httpx.get(url + path, timeout=60)
+        except httpx.ConnectError:
+            assert time.monotonic() < deadline, "the port is not bound"
+            time.sleep(0.05)
+
+
+def test_the_server_says_that_it_is_loading(folder: Path) -> None:
+    with slow_loading(folder, 5.0) as (process, url):
+        health = ask_when_bound(url, "/health")
+        assert (health.status_code, health.json()) == (503, {"status": "loading"})
+        assert int(health.headers["Retry-After"]) >= 1
+        assert httpx.get(url + "/health/deep").json() == {"status": "loading"}
+        chat = httpx.post(url + "/v1/chat/completions", json={})
+        assert chat.status_code == 503 and chat.headers["x-should-retry"] == "true" and chat.headers["Retry-After"]
+        assert "loading" in chat.json()["error"]["message"]
+        assert httpx.post(url + "/anthropic/v1/messages", json={}).json()["type"] == "error"
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("random is ready")
+        assert httpx.get(url + "/health").status_code == 200
+
+
+def test_ctrl_c_ends_a_server_that_is_loading(folder: Path) -> None:
+    with slow_loading(folder, 60.0) as (process, url):
+        assert ask_when_bound(url, "/health").status_code == 503
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) in (0, 130, -signal.SIGINT)
+
+
+def test_an_error_of_loading_is_raised(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="config.json"):
+        serve(tmp_path, port=0)
+
+
+def test_models_of_one_name_are_refused_before_loading(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "random")
+    with pytest.raises(ValueError, match="two models are named 'random'"):
+        serve([folder, tmp_path / "random"], port=0)
+    with pytest.raises(ValueError, match="there is no model to serve"):
+        serve([], port=0)
+
+
+def test_several_folders_are_served_by_one_process(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "other")
+    code = f"from dsv4.server.run import serve; serve({[str(folder), str(tmp_path / 'other')]!r}, port=0, threads=1)"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            assert process.stdout is not None
+            found = re.fullmatch(r"random, other are ready\. Chat page: (\S+)/\n", process.stdout.readline())
+            assert found
+            with openai.OpenAI(base_url=found[1] + "/v1", api_key="x", max_retries=0) as client:
+                options = {"prompt": "the cat", "max_tokens": 8, "seed": 5}
+                texts = {name: client.completions.create(model=name, **options) for name in ("random", "other")}
+            assert {name: answer.model for name, answer in texts.items()} == {"random": "random", "other": "other"}
+            assert texts["random"].choices[0].text == texts["other"].choices[0].text, "the same weights"
+        finally:
+            process.kill()

@@ -15,6 +15,7 @@ from dsv4.engine.grammar import Constraint
 from dsv4.server.chat_completions import CHAT
 from dsv4.server.isolation import cache_salt
 from dsv4.server.messages import MESSAGES
+from dsv4.server.served_models import ServedModel, ServedModels
 from dsv4.server.service import ChatService
 from dsv4.server.wire_format import WireFormat
 from dsv4.tokenizer import Tokenizer
@@ -262,7 +263,7 @@ def test_an_answer_that_its_constraint_cannot_follow_is_an_error(server, streame
 
 def test_prefixes_are_shared_as_configured(server) -> None:
     def salt(sharing: str, key: str | None, wire_format: WireFormat = CHAT, **fields: Any) -> str | None:
-        service = ChatService(server.engine, "tiny", (), True, sharing)
+        service = ChatService(ServedModels([ServedModel.of(server.engine)]), True, sharing)
         body = {"model": "tiny", "messages": [USER], "max_tokens": 5} | fields
         return service.prepare(wire_format, json.dumps(body).encode(), key).turn.params.cache_salt
 

@@ -139,6 +139,13 @@ def test_an_answer_that_ignores_the_end_has_max_tokens(server) -> None:
         {"truncate_prompt_tokens": 5},
         {"continue_final_message": True},
         {"grammar": "root ::= x"},
+        {"mirostat": 2},
+        {"dry_multiplier": 0.8},
+        {"xtc_probability": 0.5},
+        {"repeat_penalty": 1.1},
+        {"typ_p": 0.9},
+        {"n_predict": 5},
+        {"samplers": ["top_k", "temperature"]},
     ],
 )
 def test_unsupported_chat_parameters_are_refused(server, wish: dict) -> None:
@@ -166,6 +173,15 @@ def test_unsupported_messages_parameters_are_refused(server, wish: dict, name: s
 
 def test_neutral_values_ask_for_nothing(server) -> None:
     neutral = {"logit_bias": {}, "functions": [], "audio": None, "modalities": ["text"], "repetition_penalty": 1.0}
+    neutral |= {"mirostat": 0, "dry_multiplier": 0.0, "dry_base": 1.75, "xtc_probability": 0, "xtc_threshold": 0.1}
+    neutral |= {
+        "typ_p": 1,
+        "dynatemp_range": 0,
+        "repeat_penalty": 1,
+        "top_n_sigma": -1,
+        "n_predict": -1,
+        "samplers": [],
+    }
     ignored = {"presence_penalty": 1, "frequency_penalty": 1, "n": 1, "parallel_tool_calls": False, "unknown": 1}
     assert post(server, CHAT, **neutral, **ignored).status_code == 200
     config = {

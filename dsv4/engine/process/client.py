@@ -96,6 +96,12 @@ class EngineProcess:
         child = self._child
         return 0 if child is None else child.state.num_waiting
 
+    @property
+    def num_steps(self) -> int:
+        """Steps of the present process."""
+        child = self._child
+        return 0 if child is None else child.state.num_steps
+
     def stream(
         self, prompt_token_ids: list[int], params: SamplingParams, user: User = ("",)
     ) -> AsyncGenerator[TokenEvent, None]:

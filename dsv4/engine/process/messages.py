@@ -28,6 +28,7 @@ class EngineState:
     num_running: int = 0
     num_waiting: int = 0
     full: str | None = None
+    num_steps: int = 0
 
 
 # From the server.
@@ -176,6 +177,7 @@ def pack(event: TokenEvent | ProgressEvent) -> PackedEvent:
             timings.num_output_tokens,
         ),
         event.prompt_logprobs,
+        event.prompt_top_logprobs,
     )
 
 
@@ -183,4 +185,6 @@ def unpack(packed: PackedEvent) -> TokenEvent | ProgressEvent:
     if not isinstance(packed[0], list):
         return ProgressEvent(*packed)
     timings = packed[6]
-    return TokenEvent(*packed[:6], timings=timings and Timings(*timings), prompt_logprobs=packed[7])
+    return TokenEvent(
+        *packed[:6], timings=timings and Timings(*timings), prompt_logprobs=packed[7], prompt_top_logprobs=packed[8]
+    )

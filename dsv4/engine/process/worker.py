@@ -166,7 +166,7 @@ class Worker:
             engine.check_room()
         except QueueFullError as error:
             full = str(error)
-        return EngineState(engine.num_running, engine.num_waiting, full)
+        return EngineState(engine.num_running, engine.num_waiting, full, engine.num_steps)
 
 
 class _Sender:
