@@ -16,7 +16,7 @@ from dsv4.conversation.structure import Structure
 from dsv4.conversation.tool_arguments import Schema
 from dsv4.conversation.turn import Turn
 from dsv4.conversation.vocabulary import Vocabulary
-from dsv4.engine.llm import LLM
+from dsv4.engine.interface import TextModel
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.tokenizer.prompts import PromptEncoder
 from dsv4.tokenizer.special import END_THINK
@@ -25,7 +25,7 @@ from dsv4.tokenizer.special import END_THINK
 class ConversationModel:
     """Conversations on top of plain generation: requests to turns, tokens to answers."""
 
-    def __init__(self, llm: LLM) -> None:
+    def __init__(self, llm: TextModel) -> None:
         """ValueError for a model without a tokenizer."""
         self.vocabulary = Vocabulary.of(llm)
         assert llm.prompts is not None, "an LLM with a tokenizer has prompts"

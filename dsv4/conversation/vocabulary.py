@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import deepseek_recipe as recipe
 
-from dsv4.engine.llm import LLM
+from dsv4.engine.interface import TextModel
 from dsv4.tokenizer import Tokenizer
 
 # A model that writes one of these has begun another role's turn: its own is over.
@@ -30,7 +30,7 @@ class Vocabulary:
     stop_token_ids: frozenset[int]
 
     @classmethod
-    def of(cls, llm: LLM) -> Vocabulary:
+    def of(cls, llm: TextModel) -> Vocabulary:
         """Vocabulary of a model. ValueError for a model without a tokenizer."""
         if llm.tokenizer is None or llm.path is None:
             raise ValueError(f"{llm.path or 'this model'} has no tokenizer, so it cannot hold a conversation")

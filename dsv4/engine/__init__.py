@@ -12,11 +12,10 @@ from dsv4.lazy import lazy_names
 if TYPE_CHECKING:
     from dsv4.engine.async_engine import AsyncEngine
     from dsv4.engine.capacity import CapacityError
-    from dsv4.engine.core import EngineError
+    from dsv4.engine.errors import EngineError, QueueFullError
     from dsv4.engine.llm import LLM
     from dsv4.engine.outputs import ProgressEvent, RequestOutput, Timings, TokenEvent
     from dsv4.engine.sampling_params import SamplingParams
-    from dsv4.engine.waiting import QueueFullError
 
 __all__ = [
     "LLM",
@@ -35,10 +34,10 @@ __all__ = [
 _LAZY = {
     "AsyncEngine": ("dsv4.engine.async_engine", "AsyncEngine"),
     "CapacityError": ("dsv4.engine.capacity", "CapacityError"),
-    "EngineError": ("dsv4.engine.core", "EngineError"),
+    "EngineError": ("dsv4.engine.errors", "EngineError"),
     "LLM": ("dsv4.engine.llm", "LLM"),
     "ProgressEvent": ("dsv4.engine.outputs", "ProgressEvent"),
-    "QueueFullError": ("dsv4.engine.waiting", "QueueFullError"),
+    "QueueFullError": ("dsv4.engine.errors", "QueueFullError"),
     "RequestOutput": ("dsv4.engine.outputs", "RequestOutput"),
     "SamplingParams": ("dsv4.engine.sampling_params", "SamplingParams"),
     "Timings": ("dsv4.engine.outputs", "Timings"),

@@ -8,11 +8,12 @@ import logging
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
 from typing import TypeVar, cast
 
-from dsv4.engine.core import CHECK_SECONDS, EngineCore, EngineError
+from dsv4.engine.core import CHECK_SECONDS, EngineCore
+from dsv4.engine.errors import EngineError
 from dsv4.engine.fairness import User
+from dsv4.engine.listeners import Listener, QueueListener
 from dsv4.engine.llm import LLM
 from dsv4.engine.metrics import MetricRegistry
 from dsv4.engine.outputs import ProgressEvent, TokenEvent
@@ -21,27 +22,18 @@ from dsv4.engine.request import Request
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.engine.tracing import Tracing
 from dsv4.engine.waiting import WaitingRoom
-from dsv4.model.trace import TokenTrace
+from dsv4.model.token_trace import TokenTrace
 
 logger = logging.getLogger("dsv4.engine")
 
 T = TypeVar("T")
-Item = TokenEvent | ProgressEvent | EngineError
-
-
-@dataclass
-class _Listener:
-    """Destination of a request's events. `loop` is the client's event loop."""
-
-    queue: asyncio.Queue[Item]
-    loop: asyncio.AbstractEventLoop
-
-    def send(self, item: Item) -> None:
-        self.loop.call_soon_threadsafe(self.queue.put_nowait, item)
 
 
 class AsyncEngine:
-    """Claims an LLM and steps it in a thread until `close`; the LLM itself refuses calls meanwhile."""
+    """Claims an LLM and steps it in a thread until `close`; the LLM itself refuses calls meanwhile.
+
+    `stream` is for asyncio. `reserve`, `start` and `abort` are the same for callers that have threads only.
+    """
 
     def __init__(self, llm: LLM) -> None:
         llm.claim()
@@ -50,7 +42,8 @@ class AsyncEngine:
         self.num_steps = 0  # that have been computed
         self._core: EngineCore = llm.core
         self._room = WaitingRoom(llm.engine_config)
-        self._listeners: dict[int, _Listener] = {}
+        self.after_step: Callable[[], None] = lambda: None  # called in the engine thread after every step
+        self._listeners: dict[int, Listener] = {}
         self._watch = ProgressWatch()
         self._tracing = asyncio.Lock()  # one trace at a time: each has a cache of its own
         self._commands: list[Callable[[], None]] = []
@@ -86,7 +79,7 @@ class AsyncEngine:
         iteration raises EngineError. Safe from any thread. `user`: the engine is shared fairly among users
         (`fairness.py`).
         """
-        events = self._events(self._new_request(prompt_token_ids, params, user), watched=False)
+        events = self._events(self.reserve(prompt_token_ids, params, user), watched=False)
         return cast(AsyncGenerator[TokenEvent, None], events)
 
     def stream_with_progress(
@@ -96,7 +89,7 @@ class AsyncEngine:
 
         The first ProgressEvent comes at once, the last with the first token, others at most several times per second.
         """
-        return self._events(self._new_request(prompt_token_ids, params, user), watched=True)
+        return self._events(self.reserve(prompt_token_ids, params, user), watched=True)
 
     async def trace(self, token_ids: list[int]) -> TokenTrace:
         """Trace of the last token of a sequence (`dsv4.model.trace`), computed anew beside the requests.
@@ -129,17 +122,31 @@ class AsyncEngine:
         if not was_closed:
             self.llm.release()
 
-    def _new_request(self, prompt_token_ids: list[int], params: SamplingParams, user: User) -> Request:
-        """New validated request with a place in the queue."""
+    def join(self, seconds: float) -> bool:
+        """Waits until the engine has failed or is closed; False if it still runs after `seconds`."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def reserve(self, prompt_token_ids: list[int], params: SamplingParams, user: User = ("",)) -> Request:
+        """New validated request with a place in the queue, kept while it is referenced. Errors as of `stream`."""
         request = self._core.new_request(prompt_token_ids, params, user)
         self._room.add(request)
         return request
 
-    async def _events(self, request: Request, watched: bool) -> AsyncGenerator[TokenEvent | ProgressEvent, None]:
-        listener = _Listener(asyncio.Queue(), asyncio.get_running_loop())
+    def start(self, request: Request, listener: Listener, watched: bool) -> None:
+        """Submits a request; `watched`: with ProgressEvents. EngineError if the engine has stopped."""
         if watched:  # now, not after the running step, which may take seconds
-            listener.queue.put_nowait(request.progress(time.monotonic(), self.num_waiting))
+            listener.send(request.progress(time.monotonic(), self.num_waiting))
         self._submit(lambda: self._start(request, listener, watched))
+
+    def abort(self, request: Request) -> None:
+        """Stops a request that was started; does nothing where it has ended or the engine has stopped."""
+        with contextlib.suppress(EngineError):  # a stopped engine has nothing to abort
+            self._submit(lambda: self._abort(request))
+
+    async def _events(self, request: Request, watched: bool) -> AsyncGenerator[TokenEvent | ProgressEvent, None]:
+        listener = QueueListener(asyncio.Queue(), asyncio.get_running_loop())
+        self.start(request, listener, watched)
         finished = False
         try:
             while not finished:
@@ -151,8 +158,7 @@ class AsyncEngine:
                 yield item
         finally:
             if not finished:
-                with contextlib.suppress(EngineError):  # a stopped engine has nothing to abort
-                    self._submit(lambda: self._abort(request))
+                self.abort(request)
 
     async def _between_steps(self, work: Callable[[], T]) -> T:
         """Result of `work`, run in the engine thread between two steps. Its errors are raised here."""
@@ -190,6 +196,7 @@ class AsyncEngine:
                     self._deliver(request, progress)
                 for request, event in events:
                     self._deliver(request, event)
+                self.after_step()
         except BaseException as error:  # every waiting client must be told
             logger.error("the engine has stopped: %s: %s", type(error).__name__, error)
             with self._wake:
@@ -205,7 +212,7 @@ class AsyncEngine:
             commands, self._commands = self._commands, []
             return commands
 
-    def _start(self, request: Request, listener: _Listener, watched: bool) -> None:
+    def _start(self, request: Request, listener: Listener, watched: bool) -> None:
         self._listeners[request.request_id] = listener
         if watched:
             self._watch.add(request)
@@ -234,7 +241,7 @@ class AsyncEngine:
         for command in commands:  # requests submitted too late still get an answer
             command()
         for listener in self._listeners.values():
-            if not listener.loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # nobody reads it
                 listener.send(EngineError(message))
         self._listeners.clear()
         self._core.abort_all()  # else the LLM would continue them after its release

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dsv4.cache.pages import pages_for
 from dsv4.config import PAGE_TOKENS
+from dsv4.engine.errors import EngineError
 from dsv4.engine.fairness import User
 from dsv4.engine.grammar import GrammarCompiler
 from dsv4.engine.logits import make_processors
@@ -29,10 +30,6 @@ from dsv4.engine.step import ScheduledChunk
 CHECK_SECONDS = 1.0  # between two looks at the files of the weights
 DISK_SECONDS = 0.1  # that a step waits for prefixes from the disk at most, where it has nothing else to do
 PROMPT_LOGITS_BYTES = 64 << 20  # of one request's logits per step, while its prompt is scored
-
-
-class EngineError(RuntimeError):
-    """The engine cannot go on: every request that it has gets this, and from an AsyncEngine every new one too."""
 
 
 @dataclass(frozen=True)

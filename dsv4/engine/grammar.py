@@ -18,6 +18,7 @@ import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from dsv4.engine.call_markup import MARK
+from dsv4.engine.errors import GrammarError
 from dsv4.engine.lark import ALL_TOKENIZATIONS, escape, json_rule, regex_terminal
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.engine.tool_grammar import ToolGrammar
@@ -34,15 +35,6 @@ LIMITS = LLParserLimits(max_lexer_states=25_000, step_lexer_fuel=100_000, verbos
 _EXCERPT = re.compile(r" *(\d+ \||\^+$)")  # a line of the grammar, and the mark below it, in an error
 # Strings, regexes and comments of a Lark text; what is left has "<" only where it names tokens.
 _LARK_LITERALS = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n]*|/(?:\\.|[^/\\])*/|#[^\n]*')
-
-
-class GrammarError(ValueError):
-    """A constraint that cannot be followed: the field of SamplingParams, and the reason."""
-
-    def __init__(self, field: str, reason: str) -> None:
-        super().__init__(f"SamplingParams.{field} cannot be compiled: {reason}")
-        self.field = field
-        self.reason = reason
 
 
 class GrammarCompiler:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from dsv4.cache import Cache
+from dsv4.engine.interface import MAX_TRACED_TOKENS
 from dsv4.engine.model import EngineModel
 from dsv4.model.batch import RaggedBatch
-from dsv4.model.trace import TokenTrace, trace_token
+from dsv4.model.token_trace import TokenTrace
+from dsv4.model.trace import trace_token
 from dsv4.model.transformer import Transformer
 
 STEP_TOKENS = 256  # computed per step, so that running requests wait for no more than that
-MAX_TRACED_TOKENS = 1 << 16  # a trace computes all of them again
 
 
 class Tracing:

@@ -6,13 +6,8 @@ import threading
 import weakref
 
 from dsv4.engine.config import EngineConfig
+from dsv4.engine.errors import QueueFullError
 from dsv4.engine.request import Request, RequestStatus
-
-
-class QueueFullError(RuntimeError):
-    """The queue is full: the request is refused, a later try may succeed."""
-
-    retry_after = 5.0  # seconds, for clients
 
 
 class WaitingRoom:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from dsv4.engine import AsyncEngine
+from dsv4.engine.interface import Engine
 from dsv4.server import formats, openapi
 from dsv4.server.auth import ApiKeyMiddleware
 from dsv4.server.balance import balance_router
@@ -17,11 +17,13 @@ from dsv4.server.endpoint import format_router
 from dsv4.server.error_responses import install_error_handlers
 from dsv4.server.health import health_router
 from dsv4.server.inspection import inspection_router
-from dsv4.server.keys import check_key
+from dsv4.server.key_limits import KeyLimiter, KeyLimitMiddleware, KeyLimits
+from dsv4.server.keys import ApiKey, check_key
 from dsv4.server.metrics import metrics_router
 from dsv4.server.model_names import OFFICIAL_NAMES
 from dsv4.server.models import models_router
 from dsv4.server.origin import OriginMiddleware, OriginPolicy
+from dsv4.server.request_log import RequestIdMiddleware
 from dsv4.server.response_routes import responses_router
 from dsv4.server.response_store import ResponseStore
 from dsv4.server.served_models import ServedModel, ServedModels
@@ -34,7 +36,7 @@ KEEP_ALIVE_SECONDS = 10.0
 
 
 def create_app(
-    engine: AsyncEngine | Sequence[AsyncEngine],
+    engine: Engine | Sequence[Engine],
     *,
     model_name: str | None = None,
     aliases: Sequence[str] = OFFICIAL_NAMES,
@@ -47,6 +49,7 @@ def create_app(
     drain: Drain | None = None,
     responses: ResponseStore | None = None,
     ledger: Ledger | None = None,
+    key_limits: KeyLimits | None = None,
 ) -> FastAPI:
     """Create the server's ASGI application.
 
@@ -56,18 +59,22 @@ def create_app(
     it. `share_prefixes`: who shares stored prefixes ("all", "key", "user"). `origins`: the allowed web pages (default:
     the policy of a server on 127.0.0.1). `drain`: lets the caller shut the server down. `responses`: the store of the
     Responses API (default: in memory). `ledger`: keeps every request's usage. The caller closes engines, store and
-    ledger. There are no documentation routes: their pages load code from other hosts.
+    ledger. `key_limits`: of every API key that has none of its own. There are no documentation routes: their pages load
+    code from other hosts.
     """
     app = FastAPI(title="dsv4", docs_url=None, redoc_url=None, openapi_url=openapi.PATH)
     drain = drain or Drain()
-    engines = [engine] if isinstance(engine, AsyncEngine) else engine
+    own_limits = {str(key): key.limits for key in api_keys if isinstance(key, ApiKey)}
+    limiter = KeyLimiter(key_limits or KeyLimits(), own_limits)
+    engines = engine if isinstance(engine, Sequence) else [engine]
     served = [ServedModel.of(known, None if i else model_name) for i, known in enumerate(engines)]
     models = ServedModels(served, aliases, retired_models)
-    service = ChatService(models, thinking, share_prefixes, ledger)
+    service = ChatService(models, thinking, share_prefixes, ledger, limiter)
     delivery = Delivery(keep_alive_seconds, drain)
     install_error_handlers(app)
     # Middleware added last runs first.
     if api_keys:
+        app.add_middleware(KeyLimitMiddleware, limiter=limiter)
         app.add_middleware(ApiKeyMiddleware, api_keys=[check_key(key, "api_keys") for key in api_keys])
     app.add_middleware(DrainMiddleware, drain=drain)
     policy = origins or OriginPolicy(needs_key=bool(api_keys))
@@ -77,9 +84,10 @@ def create_app(
             allow_origins=policy.allowed_origins,
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
-            expose_headers=["Retry-After", "x-should-retry"],
+            expose_headers=["Retry-After", "x-should-retry", "x-request-id"],
         )
     app.add_middleware(OriginMiddleware, policy=policy)
+    app.add_middleware(RequestIdMiddleware)
     for wire_format in formats.FORMATS:
         app.include_router(format_router(wire_format, service, delivery))
     app.include_router(inspection_router(service, delivery))

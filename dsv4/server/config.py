@@ -23,12 +23,47 @@ class ServerConfig:
     host: str = option("127.0.0.1", "address to listen on (default: %(default)s, this machine only)")
     port: int = option(8000, "default: %(default)s")  # 0: any free port
     threads: int | None = option(None, "CPU threads of a forward", minimum=1, metavar="N")
+    log_format: str = option(
+        "text", "of the log, which goes to stderr (default: %(default)s)", choices=("text", "json")
+    )
+    log_requests: bool = option(
+        False, "log a line for every request: its id, path, status and seconds, no keys and no text"
+    )
+    engine_process: bool = option(
+        True, "run the engine in the server's own process: for debuggers; a crash ends both", flag="--engine-in-process"
+    )
+    max_crashes: int = option(
+        5,
+        "starts of the engine process after crashes in a row; then it is given up (default: %(default)s)",
+        minimum=0,
+        metavar="N",
+    )
+    compile_seconds: float = option(
+        10.0, "for the grammar of a request's schema or tools; then it is refused (default: %(default)g)", metavar="S"
+    )
     api_keys: Sequence[str] = option(
         (),
         "require one of these keys; repeatable. Every process of this machine can read command lines: better use "
         "the environment variable DSV4_API_KEY (comma-separated) or --api-key-file",
         flag="--api-key",
         metavar="KEY",
+        group=ACCESS,
+    )
+    max_requests_per_key: int | None = option(
+        None,
+        "requests that a key may have open; more are answered 429 (default: no limit). A line of --api-key-file may "
+        "have a key's own limits: KEY max_requests=N tokens_per_minute=N",
+        unit="requests",
+        minimum=1,
+        metavar="N",
+        group=ACCESS,
+    )
+    tokens_per_minute_per_key: int | None = option(
+        None,
+        "tokens of prompts and answers that a key may use per minute; then it is answered 429 (default: no limit)",
+        unit="tokens",
+        minimum=1,
+        metavar="N",
         group=ACCESS,
     )
     share_prefixes: str = option(

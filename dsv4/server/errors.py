@@ -23,6 +23,7 @@ _KINDS = {
     408: ("timeout_error", "request_timeout"),
     413: ("request_too_large", "request_too_large"),
     415: ("invalid_request_error", "unsupported_media_type"),
+    429: ("rate_limit_error", "rate_limit_reached"),
     500: ("internal_error", "internal_error"),
     503: ("service_unavailable", "service_unavailable"),
 }

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Query
 from starlette.responses import JSONResponse, Response
 
-from dsv4.engine import AsyncEngine, EngineError, QueueFullError
+from dsv4.engine import EngineError, QueueFullError
+from dsv4.engine.interface import Engine
+from dsv4.engine.process.client import EngineCrashedError
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.server.drain import Drain
 from dsv4.server.openapi import operation
@@ -41,18 +44,20 @@ class DeepCheck:
         return {model.name: state for model, state in zip(models, states, strict=True)}
 
 
-async def check_engine(engine: AsyncEngine, seconds: float) -> dict[str, Any]:
+async def check_engine(engine: Engine, seconds: float) -> dict[str, Any]:
     """Computes a token within `seconds`: "ok"; "error" for an engine that has stopped.
 
     A token that had no turn within the time is no fault of an engine that took steps meanwhile: "busy", else "stuck".
     """
-    start, steps = time.monotonic(), engine.num_steps
+    began, steps = time.monotonic(), engine.num_steps
     status, error = "ok", None
     params = SamplingParams(max_tokens=1, temperature=0.0, cache_salt="dsv4: deep health check")
     try:
         async with asyncio.timeout(seconds):
             try:
-                async with contextlib.aclosing(engine.stream([engine.llm.config.bos_token_id], params)) as events:
+                # In a thread: an engine in another process is waited for.
+                start = partial(engine.stream, [engine.llm.config.bos_token_id], params)
+                async with contextlib.aclosing(await asyncio.to_thread(start)) as events:
                     async for _ in events:
                         pass
             except QueueFullError:
@@ -64,7 +69,7 @@ async def check_engine(engine: AsyncEngine, seconds: float) -> dict[str, Any]:
         status = "busy" if engine.num_steps > steps else "stuck"
     except EngineError as stopped:
         status, error = "error", str(stopped)
-    state: dict[str, Any] = {"status": status, "seconds": round(time.monotonic() - start, 3)}
+    state: dict[str, Any] = {"status": status, "seconds": round(time.monotonic() - began, 3)}
     return state if error is None else state | {"error": error}
 
 
@@ -81,7 +86,8 @@ def health_router(models: ServedModels, drain: Drain) -> APIRouter:
         }
         failed = next((engine for engine in engines if not engine.healthy), None)
         if failed is not None:
-            state["status"], state["error"] = "error", str(failed.error or "the engine is closed")
+            state["status"] = "restarting" if isinstance(failed.error, EngineCrashedError) else "error"
+            state["error"] = str(failed.error or "the engine is closed")
         elif drain.draining:
             state["status"] = "draining"
         return state

@@ -16,8 +16,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from dsv4.config import COMPRESSION_KINDS, WINDOW
-from dsv4.engine.tracing import MAX_TRACED_TOKENS
-from dsv4.model.trace import LayerTrace, TokenTrace
+from dsv4.engine.interface import MAX_TRACED_TOKENS
+from dsv4.model.token_trace import LayerTrace, TokenTrace
 from dsv4.server.delivery import Delivery, JsonWhenReady
 from dsv4.server.errors import RequestError
 from dsv4.server.openapi import operation

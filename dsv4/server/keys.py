@@ -8,9 +8,33 @@ import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dsv4.server.key_limits import KeyLimits
+
 VARIABLE = "DSV4_API_KEY"
 
+LIMIT_NAMES = ("max_requests", "tokens_per_minute")
+
 logger = logging.getLogger("dsv4.server")
+
+
+class ApiKey(str):
+    """A key that has limits of its own. Its repr, which may end up in a log, does not show it."""
+
+    limits: KeyLimits
+
+    @classmethod
+    def limited(cls, key: str, limits: KeyLimits) -> ApiKey:
+        limited = cls(key)
+        limited.limits = limits
+        return limited
+
+    def __repr__(self) -> str:
+        return f"ApiKey({masked(self)!r})"
+
+
+def masked(key: str) -> str:
+    """A key for logs and errors: its last four characters, none of a short one."""
+    return f"****{key[-4:]}" if len(key) >= 12 else "****"
 
 
 def collect_keys(
@@ -27,7 +51,10 @@ def collect_keys(
 
 
 def read_key_file(path: str | Path) -> list[str]:
-    """Keys of a file: one per line, comments after #. Warns if other users can read the file."""
+    """Keys of a file: one per line, maybe with limits of its own (an ApiKey), comments after #.
+
+    Warns if other users can read the file.
+    """
     path = Path(path)
     if os.name == "posix" and (mode := stat.S_IMODE(path.stat().st_mode)) & 0o077:
         logger.warning("%s has mode %04o: others can read the API keys in it; chmod 600 %s", path, mode, path)
@@ -36,14 +63,36 @@ def read_key_file(path: str | Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text file: {error}") from error
     texts = [(number, line.partition("#")[0].strip()) for number, line in enumerate(lines, 1)]
-    keys = [check_key(text, f"{path} line {number}") for number, text in texts if text]
+    keys: list[str] = [_key_of_line(text, f"{path} line {number}") for number, text in texts if text]
     if not keys:
         raise ValueError(f"{path} holds no API key; allowed: one per line, comments after #")
     return keys
 
 
+def _key_of_line(text: str, place: str) -> str:
+    """The key of a line `KEY [max_requests=N] [tokens_per_minute=N]`. ValueError for other words."""
+    first, *words = text.split()
+    if not words:
+        return check_key(first, place)
+    if any("=" not in word for word in words):
+        return check_key(text, place)  # refused: white space in a key
+    limits: dict[str, int] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        if name not in LIMIT_NAMES or not value.isdecimal() or name in limits:
+            allowed = ", ".join(f"{known}=N" for known in LIMIT_NAMES)
+            raise ValueError(f"{place} has {word!r} beside its API key; allowed: {allowed}, each once")
+        limits[name] = int(value)
+    try:
+        return ApiKey.limited(check_key(first, place), KeyLimits(**limits))
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+
+
 def check_key(key: str, place: str) -> str:
     """The key without surrounding white space. ValueError for an empty key or one that no header can carry."""
+    if isinstance(key, ApiKey):
+        return key  # checked when it was read
     key = key.strip()
     if not key:
         raise ValueError(

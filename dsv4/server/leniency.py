@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from dsv4.server.content_parts import refuse_parts
 from dsv4.server.model_names import without_context_suffix
+from dsv4.server.size_limits import check_sizes
 from dsv4.server.unchecked_json import Json
 from dsv4.server.wishes import Sampling
 
@@ -31,7 +32,7 @@ class Adapted:
 def adapt_body(body: bytes, change: Callable[[Json], None]) -> Adapted:
     """Applies `change`, which works in place, to a body's JSON; an unchanged body keeps its bytes.
 
-    RequestError for a message part or parameter that this server does not support.
+    RequestError for a message part or parameter that this server does not support, or a request beyond size_limits.py.
     """
     try:
         request: object = json.loads(body)
@@ -41,6 +42,7 @@ def adapt_body(body: bytes, change: Callable[[Json], None]) -> Adapted:
     if not isinstance(request, dict):
         return Adapted(body)
     original, adapted = cast(Json, request), cast(Json, copied)
+    check_sizes(original)
     refuse_parts(original)
     change(adapted)
     sampling = Sampling.of(original)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from dsv4.engine.config import EngineConfig
+from dsv4.kernels import backends
+from dsv4.model_folder import resolve_model
+from dsv4.server.config import ServerConfig
 
 if TYPE_CHECKING:
-    from dsv4.engine import AsyncEngine
+    from dsv4.engine import LLM
+    from dsv4.engine.interface import Engine
 
 T = TypeVar("T")
 
@@ -45,19 +52,18 @@ class Loading(Generic[T]):
             self._on_failure()
 
 
-def load_engines(models: Sequence[str | Path | None], config: EngineConfig) -> list[AsyncEngine]:
-    """An engine for each model, all with the same options. The names and the memory of all are checked first.
+def load_engines(models: Sequence[str | Path | None], server: ServerConfig, config: EngineConfig) -> list[Engine]:
+    """An engine for each model, all with the same options, in processes of their own where server and system allow it.
+    The names and the memory of all are checked first.
 
     ValueError for two models of one name, CapacityError if they cannot fit together, and the errors of loading.
     """
-    from dsv4.engine import LLM, AsyncEngine
-
     if len(models) > 1:
         _check_together(models, config)
-    engines: list[AsyncEngine] = []
+    engines: list[Engine] = []
     try:
         for model in models:
-            engines.append(AsyncEngine(LLM(model, engine_config=config)))
+            engines.append(start_engine(model, server, config))
     except BaseException:
         close_all(engines)
         raise
@@ -66,7 +72,7 @@ def load_engines(models: Sequence[str | Path | None], config: EngineConfig) -> l
 
 def _check_together(models: Sequence[str | Path | None], config: EngineConfig) -> None:
     from dsv4.engine.loading import check_capacity
-    from dsv4.model_folder import model_name, resolve_model
+    from dsv4.model_folder import model_name
     from dsv4.server.served_models import check_names
 
     folders = [resolve_model(model, config.revision) for model in models]
@@ -75,7 +81,45 @@ def _check_together(models: Sequence[str | Path | None], config: EngineConfig) -
         check_capacity(folders, config)
 
 
-def close_all(engines: Sequence[AsyncEngine]) -> None:
+def close_all(engines: Sequence[Engine]) -> None:
+    from dsv4.engine.process.client import EngineProcess
+
     for engine in engines:
         engine.close()
-        engine.llm.close()
+        if not isinstance(engine, EngineProcess):  # which closes its model itself
+            cast("LLM", engine.llm).close()
+
+
+def start_engine(model: str | Path | None, server: ServerConfig, config: EngineConfig) -> Engine:
+    """The engine of a model. Raises the errors of loading."""
+    if not server.engine_process or sys.platform == "win32":
+        from dsv4.engine import AsyncEngine
+
+        return AsyncEngine(load_llm(model, server.threads, config))
+    from dsv4.engine.process.client import EngineProcess
+    from dsv4.engine.process.restarts import RestartPolicy
+
+    # A name is resolved once: a process that is started again has the same weights.
+    folder = resolve_model(model, config.revision)
+    make = partial(load_llm, folder, server.threads, replace(config, revision=None))
+    return EngineProcess(make, RestartPolicy(server.max_crashes), server.compile_seconds)
+
+
+def load_llm(model: str | Path | None, threads: int | None, config: EngineConfig) -> LLM:
+    """Loads a model, in the process of its engine."""
+    import torch
+
+    from dsv4.engine import LLM
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    backends.native_module()  # resolved before loading, so that a fallback warning is printed first
+    return LLM(model, engine_config=config)
+
+
+def description(engine: Engine) -> Sequence[str]:
+    """Lines about the loaded model, for whoever starts the server."""
+    from dsv4.engine.process.client import EngineProcess
+    from dsv4.engine.process.served_model import describe
+
+    return engine.llm.facts.description if isinstance(engine, EngineProcess) else describe(engine.llm)

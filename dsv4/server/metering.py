@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import cast
 
 from dsv4.engine import TokenEvent
+from dsv4.server.key_limits import KeyLimiter
 from dsv4.usage.ledger import Ledger
 from dsv4.usage.prices import Tokens, price_list
 from dsv4.usage.records import UsageRecord, masked, plain, time_text
@@ -36,10 +37,13 @@ class Meter:
         client: Client,
         num_prompt_tokens: Sequence[int],
         end_of_reasoning: int | None,
+        limiter: KeyLimiter | None = None,
     ) -> None:
         """`num_prompt_tokens`: of each answer of the job, 0 for a further one to a prompt. `end_of_reasoning`: id of
-        the token that ends the reasoning; None for answers without it.
+        the token that ends the reasoning; None for answers without it. `limiter`: of the client's key.
         """
+        self._limiter = limiter
+        self._take(sum(num_prompt_tokens), client.key)
         self._ledger = ledger
         self._request_id = request_id
         self._client = client
@@ -51,8 +55,13 @@ class Meter:
         self._tokens: Tokens | None = None
         self._finish_reason: str | None = None
 
+    def _take(self, tokens: int, key: str | None) -> None:
+        if self._limiter is not None and key is not None:
+            self._limiter.take(key, tokens)
+
     def count(self, event: TokenEvent, place: int = 0) -> None:
         """Adds the tokens of an event of answer `place`."""
+        self._take(len(event.token_ids), self._client.key)
         tokens, prompt = self._tokens or Tokens(), self._num_prompt_tokens[place]
         if prompt:
             tokens += Tokens(event.cached_tokens, prompt - event.cached_tokens)

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsv4.engine.config import EngineConfig
-from dsv4.kernels import backends
 from dsv4.options import check_keywords, pick_keywords, takes_options
 from dsv4.server.config import ServerConfig
 from dsv4.server.listening import address, bind, is_loopback
-from dsv4.server.loading import Loading, close_all, load_engines
+from dsv4.server.loading import Loading, close_all, description, load_engines
 from dsv4.server.open_files import connection_bound, raise_limit
 from dsv4.server.response_store import ResponseStore
 from dsv4.usage.ledger import Ledger
@@ -24,7 +23,7 @@ from dsv4.usage.store import open_store
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
-    from dsv4.engine import LLM, AsyncEngine
+    from dsv4.engine.interface import Engine
     from dsv4.server.drain import Drain
 
 
@@ -44,6 +43,10 @@ def serve(model: str | Path | Sequence[str | Path] | None = None, **options: Any
         raise ValueError("there is no model to serve; allowed: 1 or more")
     raise_limit()
     bound = connection_bound(config.max_connections)
+    if config.log_format != "text" or config.log_requests:
+        from dsv4.server.request_log import configure_logging
+
+        configure_logging(config.log_format, config.log_requests)
     listening = bind(config.host, config.port)
     with contextlib.ExitStack() as opened:
         opened.callback(listening.close)
@@ -52,31 +55,26 @@ def serve(model: str | Path | Sequence[str | Path] | None = None, **options: Any
         ledger = None if config.usage_db is None else Ledger(open_store(config.usage_db))
         if ledger is not None:
             opened.callback(ledger.close)
-        # torch is imported only now, which takes seconds: a taken port fails before that.
-        import torch
-
+        # Imported only now, which takes seconds: a taken port fails before that.
         from dsv4.server.connections import ClientLimits
         from dsv4.server.drain import Drain
         from dsv4.server.http_server import HttpServer
         from dsv4.server.loading_app import LoadingApp
 
         drain, limits = Drain(config.grace_seconds), ClientLimits(config.client_seconds)
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
         # Parallel `tokenizers` queues texts in one thread pool: a short text would wait behind long ones.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        backends.native_module()  # resolved before loading, so that a fallback warning is printed first
         app = LoadingApp()
         server = HttpServer(app, listening, drain, limits, bound)
 
-        def load() -> list[AsyncEngine]:
-            engines = load_engines(models, engine_config)
+        def load() -> list[Engine]:
+            engines = load_engines(models, config, engine_config)
             try:
                 app.app = _make_app(engines, config, is_loopback(listening), drain, responses, ledger)
             except BaseException:
                 close_all(engines)
                 raise
-            announce([engine.llm for engine in engines], address(listening))
+            announce(engines, address(listening))
             return engines
 
         loading = Loading(load, on_failure=server.stop)
@@ -90,7 +88,7 @@ def serve(model: str | Path | Sequence[str | Path] | None = None, **options: Any
 
 
 def _make_app(
-    engines: list[AsyncEngine],
+    engines: list[Engine],
     config: ServerConfig,
     loopback: bool,
     drain: Drain,
@@ -98,6 +96,7 @@ def _make_app(
     ledger: Ledger | None,
 ) -> ASGIApp:
     from dsv4.server.app import create_app
+    from dsv4.server.key_limits import KeyLimits
     from dsv4.server.model_names import OFFICIAL_NAMES
     from dsv4.server.origin import OriginPolicy
 
@@ -117,11 +116,12 @@ def _make_app(
         retired_models=config.retired_models,
         responses=responses,
         ledger=ledger,
+        key_limits=KeyLimits(config.max_requests_per_key, config.tokens_per_minute_per_key),
         aliases=(*config.model_aliases, *OFFICIAL_NAMES),
     )
 
 
-def close_engines(engines: Sequence[AsyncEngine], seconds: float) -> None:
+def close_engines(engines: Sequence[Engine], seconds: float) -> None:
     """Closes engines; exits the process with status 0 if their last step takes longer than `seconds`.
 
     A step cannot be interrupted, and nothing needs its result. A lingering process would be killed.
@@ -140,15 +140,13 @@ def exit_now() -> None:
     os._exit(0)
 
 
-def announce(llms: Sequence[LLM], url: str) -> None:
-    """Prints the base URLs, each model's size of the cache and limit of experts if any, and the kernels if native."""
-    print(f"{', '.join(llm.name for llm in llms)} {'is' if len(llms) == 1 else 'are'} ready. Chat page: {url}/")
+def announce(engines: Sequence[Engine], url: str) -> None:
+    """Prints the base URLs, and each model's description."""
+    names = [engine.llm.name for engine in engines]
+    print(f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} ready. Chat page: {url}/")
     print(f"OpenAI base URL: {url}/v1   Anthropic base URL: {url}/anthropic   (Ctrl-C stops)")
-    for llm in llms:
-        of = "" if len(llms) == 1 else f"{llm.name}: "
-        print(f"{of}{llm.cache_size}")
-        if llm.expert_memory is not None:
-            print(f"{of}{llm.expert_memory.describe()}")
-    if backends.name() == "native":
-        print(backends.describe())
+    for engine in engines:
+        of = "" if len(engines) == 1 else f"{engine.llm.name}: "
+        for line in description(engine):
+            print(f"{of}{line}")
     sys.stdout.flush()

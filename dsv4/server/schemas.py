@@ -308,7 +308,7 @@ class ModelHealth(Open):
 
 
 class Health(Open):
-    status: Literal["ok", "error", "draining", "stuck", "loading"]
+    status: Literal["ok", "error", "restarting", "draining", "stuck", "loading"]
     running: int = 0
     waiting: int = 0
     error: str | None = None

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dsv4.conversation.model import ConversationModel
-from dsv4.engine import AsyncEngine
+from dsv4.engine.interface import Engine
 from dsv4.server.model_names import OFFICIAL_NAMES, RETIRED_NAMES, model_for, shown_name
 
 
@@ -15,11 +15,11 @@ class ServedModel:
     """One model: its own name, its engine, and its prompts and answers."""
 
     name: str
-    engine: AsyncEngine
+    engine: Engine
     conversation: ConversationModel
 
     @classmethod
-    def of(cls, engine: AsyncEngine, name: str | None = None) -> ServedModel:
+    def of(cls, engine: Engine, name: str | None = None) -> ServedModel:
         """`name`: default is the model's own. ValueError for a model without a tokenizer."""
         return cls(name or engine.llm.name, engine, ConversationModel(engine.llm))
 

@@ -10,11 +10,12 @@ from typing import cast
 from dsv4.conversation.answer import thinks
 from dsv4.conversation.model import ConversationModel
 from dsv4.conversation.turn import Turn
-from dsv4.engine import EngineError, ProgressEvent, QueueFullError, Timings, TokenEvent
-from dsv4.engine.grammar import GrammarError
+from dsv4.engine import ProgressEvent, Timings, TokenEvent
+from dsv4.engine.errors import EngineError, GrammarError, QueueFullError
 from dsv4.server.errors import RequestError
 from dsv4.server.events import Event
 from dsv4.server.isolation import cache_salt
+from dsv4.server.key_limits import KeyLimiter
 from dsv4.server.merging import merged
 from dsv4.server.metering import Client, Meter
 from dsv4.server.model_names import check_name, conversion_options, without_context_suffix
@@ -69,12 +70,17 @@ class ChatService:
     """Answers requests in every wire format with the served models."""
 
     def __init__(
-        self, models: ServedModels, thinking: bool = True, sharing: str = "all", ledger: Ledger | None = None
+        self,
+        models: ServedModels,
+        thinking: bool = True,
+        sharing: str = "all",
+        ledger: Ledger | None = None,
+        limiter: KeyLimiter | None = None,
     ) -> None:
         """`thinking`: the default for requests that do not set it; True in the hosted service. `sharing`: of stored
-        prefixes, see server/isolation.py. `ledger`: keeps the usage of every job.
+        prefixes, see server/isolation.py. `ledger`: keeps the usage of every job. `limiter`: of API keys.
         """
-        self._ledger = ledger
+        self._ledger, self._limiter = ledger, limiter
         self._sharing = sharing
         self.models = models
         self.recent = RecentAnswers()
@@ -133,7 +139,7 @@ class ChatService:
         end = conversation.prompts.tokenizer.special_id(END_THINK) if thinks(turns[0].parsing) else None
         prompts = [turn.prompt_token_ids for turn in turns]
         counts = [0 if prompt in prompts[:i] else len(prompt) for i, prompt in enumerate(prompts)]
-        return Meter(self._ledger, answer_id, client, counts, end)
+        return Meter(self._ledger, answer_id, client, counts, end, self._limiter)
 
     def count_tokens(self, wire_format: WireFormat, body: bytes) -> int:
         """Number of tokens of the rendered prompt. Raises RequestError as `prepare` does, but never for its length."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 import dsv4.engine
 from dsv4.cli import main
 from dsv4.engine.config import EngineConfig
+from dsv4.engine.process import client
+from dsv4.engine.process.restarts import RestartPolicy
 from dsv4.server import run
 
 
@@ -20,13 +25,20 @@ FLAGS = (
 )
 
 
-def test_the_engines_flags_reach_the_llm(monkeypatch: pytest.MonkeyPatch) -> None:
-    def llm(model: str, engine_config: EngineConfig) -> None:
-        raise Loaded(model, engine_config)
+@pytest.mark.parametrize("place", [[], ["--engine-in-process"]])
+def test_the_engines_flags_reach_the_llm(monkeypatch: pytest.MonkeyPatch, place: list[str]) -> None:
+    def llm(model: str | Path, engine_config: EngineConfig) -> None:
+        raise Loaded(str(model), engine_config)
+
+    def engine_process(make: Callable[[], object], restarts: RestartPolicy, compile_seconds: float) -> None:
+        assert not place and (restarts.max_crashes, compile_seconds) == (3, 2.5)
+        make()
 
     monkeypatch.setattr(dsv4.engine, "LLM", llm)
+    monkeypatch.setattr(client, "EngineProcess", engine_process)
+    flags = [*place, "--max-crashes", "3", "--compile-seconds", "2.5", *FLAGS.split()]
     with pytest.raises(Loaded) as loaded:
-        main(["serve", "path/to/model", "--port", "0", *FLAGS.split()])
+        main(["serve", "path/to/model", "--port", "0", *flags])
     assert loaded.value.args == (
         "path/to/model",
         EngineConfig(

@@ -13,7 +13,8 @@ from dsv4.model.attention import attention
 from dsv4.model.backend import ReferenceBackend
 from dsv4.model.batch import RaggedBatch
 from dsv4.model.moe import Gate
-from dsv4.model.trace import TokenTrace, attention_weights, covered, trace_token
+from dsv4.model.token_trace import TokenTrace
+from dsv4.model.trace import attention_weights, covered, trace_token
 from dsv4.model.transformer import Transformer
 from tests.model.tiny import random_ids, random_model, store, tiny_config
 

@@ -1,17 +1,17 @@
 """A server process over a scripted model: `python scripted_server.py '{"reply": ..., "seconds_per_step": ...}'`.
 
 Settings other than the model's fields are options of HttpServer's parts: grace_seconds, client_seconds,
-max_connections. Prints its URL once it is ready.
+max_connections; engine_process: true runs the engine in a process of its own. Prints its URL once it is ready.
 """
 
 import json
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
-from conftest import VOCAB, ScriptedModel
-
-from dsv4.engine import LLM, AsyncEngine
+from dsv4.engine import AsyncEngine
+from dsv4.engine.process.client import EngineProcess
 from dsv4.server.app import create_app
 from dsv4.server.connections import ClientLimits
 from dsv4.server.drain import Drain
@@ -20,6 +20,8 @@ from dsv4.server.listening import address, bind
 from dsv4.server.open_files import connection_bound, raise_limit
 from dsv4.server.run import close_engines
 from dsv4.tokenizer.train import train_tokenizer, write_tokenizer
+from tests.server.scripted_engine import scripted_llm
+from tests.server.scripted_model import VOCAB
 
 
 def main(settings: dict[str, object]) -> None:
@@ -28,13 +30,12 @@ def main(settings: dict[str, object]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "tiny"
         write_tokenizer(train_tokenizer(iter(["the cat sat on the mat"] * 4), VOCAB), folder)
-        model = ScriptedModel(folder)
         drain = Drain(float(settings.pop("grace_seconds", 8.0)))
         limits = ClientLimits(float(settings.pop("client_seconds", 60.0)))
         bound = connection_bound(settings.pop("max_connections", None))
-        for field, value in settings.items():
-            setattr(model, field, value)
-        engine = AsyncEngine(LLM(model, folder=folder))
+        own_process = settings.pop("engine_process", False)
+        make = partial(scripted_llm, folder, settings)
+        engine = EngineProcess(make) if own_process else AsyncEngine(make())
         server = HttpServer(create_app(engine, drain=drain), listening, drain, limits, bound)
         server.on_ready = lambda: print(address(listening), flush=True)
         server.run()

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from dsv4.commands.options import EFFORTS
 from dsv4.commands.terminal.chat_session import ChatSession
-from dsv4.engine.core import EngineError
+from dsv4.engine.errors import EngineError
 from dsv4.engine.llm import LLM
 from dsv4.kernels import backends
 from dsv4.model_folder import resolve_model

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from dsv4.engine.core import EngineError
+from dsv4.engine.errors import EngineError
 from dsv4.engine.llm import LLM
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.kernels import backends

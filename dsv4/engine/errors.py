@@ -1,0 +1,22 @@
+"""Errors of the engine. No torch: servers whose engine runs in another process know them too."""
+
+from __future__ import annotations
+
+
+class EngineError(RuntimeError):
+    """The engine cannot go on: every request that it has gets this, and from an AsyncEngine every new one too."""
+
+
+class QueueFullError(RuntimeError):
+    """The queue is full: the request is refused, a later try may succeed."""
+
+    retry_after = 5.0  # seconds, for clients
+
+
+class GrammarError(ValueError):
+    """A constraint that cannot be followed: the field of SamplingParams, and the reason."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"SamplingParams.{field} cannot be compiled: {reason}")
+        self.field = field
+        self.reason = reason

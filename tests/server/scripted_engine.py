@@ -1,0 +1,49 @@
+"""LLMs for engine processes: functions of a module that the process can import."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from dsv4.engine import LLM, SamplingParams
+from dsv4.engine.grammar import Constraint, GrammarCompiler
+
+from .scripted_model import ScriptedModel
+
+
+def scripted_llm(folder: Path, fields: dict[str, object], **options: object) -> LLM:
+    """LLM over a ScriptedModel with these fields."""
+    model = ScriptedModel(folder)
+    for name, value in fields.items():
+        setattr(model, name, value)
+    return LLM(model, folder=folder, **options)
+
+
+def loads_once(folder: Path, mark: Path, fields: dict[str, object]) -> LLM:
+    """As `scripted_llm`, but fails from the second time on."""
+    if mark.exists():
+        raise ValueError("the disk is gone")
+    mark.touch()
+    return scripted_llm(folder, fields)
+
+
+def slow_to_compile(folder: Path, seconds: float) -> LLM:
+    """LLM whose constraints take long to compile."""
+    compile_now = GrammarCompiler.compile
+
+    def compile_later(self: GrammarCompiler, params: SamplingParams) -> Constraint:
+        time.sleep(seconds)
+        return compile_now(self, params)
+
+    GrammarCompiler.compile = compile_later  # the process ends with the engine
+    return scripted_llm(folder, {})
+
+
+def killed_while_it_loads() -> LLM:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def slow_to_load(seconds: float) -> LLM:
+    time.sleep(seconds)
+    raise AssertionError

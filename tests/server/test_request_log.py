@@ -1,0 +1,74 @@
+"""Ids of requests in answers, errors and the log; JSON lines without keys and prompts."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from dsv4.server.request_log import JsonFormatter, RequestIdFilter, TextFormatter
+
+BODY = {"model": "tiny", "messages": [{"role": "user", "content": "a secret prompt"}], "max_tokens": 20}
+CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
+
+
+@pytest.fixture
+def log(request: pytest.FixtureRequest) -> Iterator[io.StringIO]:
+    """The log of a server, in the form of the test's parameter."""
+    text = io.StringIO()
+    handler = logging.StreamHandler(text)
+    handler.addFilter(RequestIdFilter())
+    handler.setFormatter(request.param())
+    requests = logging.getLogger("dsv4.requests")
+    root, level = logging.getLogger(), requests.level
+    root.addHandler(handler)
+    requests.setLevel(logging.INFO)
+    yield text
+    root.removeHandler(handler)
+    requests.setLevel(level)
+
+
+def test_both_sdks_know_the_id_of_their_request(server) -> None:
+    answer = server.openai().chat.completions.create(**BODY)
+    assert answer._request_id.startswith("req_")
+    message = server.anthropic().messages.create(**BODY)
+    assert message._request_id.startswith("req_") and message._request_id != answer._request_id
+
+
+@pytest.mark.parametrize("path", ["/health", "/nowhere", "/", CHAT])
+def test_every_answer_has_an_id_the_clients_own_if_it_is_plain(server, path: str) -> None:
+    http: httpx.Client = server.http()
+    assert http.get(path, headers={"x-request-id": "trace-7:a.b_c"}).headers["x-request-id"] == "trace-7:a.b_c"
+    for bad in ("a b", "x" * 129, 'a"b'):
+        assert http.get(path, headers={"x-request-id": bad}).headers["x-request-id"].startswith("req_")
+
+
+@pytest.mark.parametrize("log", [JsonFormatter], indirect=True)
+def test_json_lines_have_the_request_and_neither_key_nor_prompt(model, serve, log: io.StringIO) -> None:
+    with serve(model, api_keys=["sk-secret-key-0001"]) as served:
+        http = served.http(headers={"x-api-key": "sk-secret-key-0001", "x-request-id": "mine"})
+        assert http.post(CHAT, json=BODY).status_code == 200
+        assert http.post(MESSAGES + "?key=sk-secret-key-0001", json=BODY | {"temperature": 9}).status_code == 400
+        model.fail = "out of order"
+        assert http.post(CHAT, json=BODY).status_code == 503
+    lines = [json.loads(line) for line in log.getvalue().splitlines()]
+    ends = [line for line in lines if line["logger"] == "dsv4.requests"]
+    assert [(line["path"], line["status"], line["request_id"]) for line in ends] == [
+        (CHAT, 200, "mine"),
+        (MESSAGES, 400, "mine"),
+        (CHAT, 503, "mine"),
+    ]
+    assert all(line["seconds"] >= 0 and line["time"].endswith("Z") for line in ends)
+    assert any("the engine has stopped" in line["message"] and line["level"] == "error" for line in lines)
+    assert "secret" not in log.getvalue()
+
+
+@pytest.mark.parametrize("log", [TextFormatter], indirect=True)
+def test_a_path_cannot_forge_lines_of_the_log(server, log: io.StringIO) -> None:
+    server.http().get("/a%0Aforged line")
+    (line,) = log.getvalue().splitlines()
+    assert "GET '/a\\nforged line' 404 in " in line and line.endswith("]")
