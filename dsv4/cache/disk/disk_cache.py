@@ -16,7 +16,7 @@ from torch import Tensor
 from dsv4.cache.cache import Cache
 from dsv4.cache.disk.folder import CacheFolder
 from dsv4.cache.disk.index import Index, StoredState, Trouble, trouble
-from dsv4.cache.disk.keys import PrefixKeys, root_key, state_key
+from dsv4.cache.disk.keys import TOKEN_BYTES, PrefixKeys, root_key, state_key
 from dsv4.cache.disk.packing import pack_pages, pack_tail, unpack_pages
 from dsv4.cache.disk.records import BLOCK, STATE, DamagedFileError, Place, read_record
 from dsv4.cache.disk.stats import DiskCacheStats
@@ -28,7 +28,6 @@ from dsv4.config import PAGE_TOKENS
 logger = logging.getLogger("dsv4.cache.disk")
 
 CLOSE_SECONDS = 60.0  # that the end of the process waits for the disk
-_TOKEN_BYTES = 4
 
 _writers: weakref.WeakSet[Writer] = weakref.WeakSet()  # of this process
 
@@ -182,14 +181,15 @@ class DiskCache:
         return DiskMatch(blocks, [found[key] for key in blocks], state, length)
 
     def _longest_state(self, index: Index, keys: PrefixKeys, depth: int, count: int) -> tuple[StoredState | None, int]:
-        depths = {keys.at(number): number for number in range(depth + 1)}
-        best: tuple[StoredState | None, int] = None, 0
-        for state in index.states(list(depths)):
-            start, rest = depths[state.block] * PAGE_TOKENS, len(state.tail) // _TOKEN_BYTES
-            length = start + rest
-            if best[1] < length <= count and rest < PAGE_TOKENS and keys.tail(length) == state.tail:
-                best = state, length
-        return best
+        """Deepest block first: 128 tails are asked for, however many states of other sequences hang there."""
+        there = index.with_states([keys.at(number) for number in range(depth + 1)])
+        for number in range(depth, -1, -1):
+            block = keys.at(number)
+            if block in there:
+                state = index.longest_state(block, keys.tails(number, count))
+                if state is not None:
+                    return state, number * PAGE_TOKENS + len(state.tail) // TOKEN_BYTES
+        return None, 0
 
     def _store(self, keys: PrefixKeys, length: int, pages: Sequence[int], snapshot: Snapshot | None) -> None:
         if self._writer.off:

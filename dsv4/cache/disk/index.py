@@ -113,15 +113,21 @@ class Index:
             )
         }
 
-    def states(self, blocks: Sequence[bytes]) -> list[StoredState]:
-        """States that hang at any of these blocks."""
-        return [
-            StoredState(block, tail, Place(*place))
-            for marks, some in _parts(blocks)
-            for block, tail, *place in self._db.execute(
-                f"SELECT block, tail, file, offset, bytes FROM states WHERE block IN ({marks})", some
-            )
-        ]
+    def with_states(self, blocks: Sequence[bytes]) -> set[bytes]:
+        """Those of the blocks at which states hang; how many others there are does not count."""
+        query = (
+            "WITH asked(key) AS (VALUES {}) SELECT key FROM asked WHERE EXISTS (SELECT 1 FROM states WHERE block = key)"
+        )
+        return {key for marks, some in _parts(blocks, "(?)") for (key,) in self._db.execute(query.format(marks), some)}
+
+    def longest_state(self, block: bytes, tails: Sequence[bytes]) -> StoredState | None:
+        """The state with the longest of these tails, of which each begins with the one before; one seek per tail."""
+        found = self._db.execute(
+            f"SELECT tail, file, offset, bytes FROM states WHERE block = ? AND tail IN ({','.join('?' * len(tails))})"
+            " ORDER BY tail DESC LIMIT 1",
+            (block, *tails),
+        ).fetchone()
+        return None if found is None else StoredState(block, found[0], Place(*found[1:]))
 
     def has_state(self, block: bytes, tail: bytes) -> bool:
         found = self._db.execute("SELECT 1 FROM states WHERE block = ? AND tail = ?", (block, tail))
@@ -177,7 +183,7 @@ class Index:
             raise sqlite3.DatabaseError(found)
         self.files()
         self.blocks([b""])
-        self.states([b""])
+        self.with_states([b""])
 
     def _forget(self, files: Sequence[int]) -> None:
         for table, column in (("files", "id"), ("blocks", "file"), ("states", "file")):
@@ -200,8 +206,8 @@ def _connect(path: Path, mode: str, seconds: float) -> sqlite3.Connection:
     return sqlite3.connect(uri, timeout=seconds, isolation_level=None, check_same_thread=False, uri=True)
 
 
-def _parts(keys: Sequence[bytes]) -> Iterator[tuple[str, Sequence[bytes]]]:
-    """Keys in groups that fit into a query, with as many question marks."""
+def _parts(keys: Sequence[bytes], mark: str = "?") -> Iterator[tuple[str, Sequence[bytes]]]:
+    """Keys in groups that fit into a query, with as many marks."""
     for first in range(0, len(keys), VARIABLES):
         some = keys[first : first + VARIABLES]
-        yield ",".join("?" * len(some)), some
+        yield ",".join([mark] * len(some)), some

@@ -9,6 +9,7 @@ from dsv4.cache.prefix import TokensOf
 from dsv4.config import PAGE_TOKENS
 
 FORMAT_VERSION = 1  # of keys, records and packed pages: others are never found
+TOKEN_BYTES = array("i").itemsize
 
 
 def root_key(identity: bytes, salt: str | None) -> bytes:
@@ -44,6 +45,12 @@ class PrefixKeys:
     def tail(self, count: int) -> bytes:
         """Tokens of the first `count` that come after their whole blocks."""
         return token_bytes(self.tokens, count - count % PAGE_TOKENS, count)
+
+    def tails(self, depth: int, count: int) -> list[bytes]:
+        """Tails of all prefixes of the first `count` tokens that have `depth` whole blocks, the shortest first."""
+        start = depth * PAGE_TOKENS
+        rest = token_bytes(self.tokens, start, min(count, start + PAGE_TOKENS - 1))
+        return [rest[:end] for end in range(0, len(rest) + 1, TOKEN_BYTES)]
 
 
 def state_key(block: bytes, tail: bytes) -> bytes:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import shutil
 import sqlite3
+import struct
 from pathlib import Path
 
 import pytest
 
-from dsv4.cache.disk import records, writer
+from dsv4.cache.disk import DiskCache, records, writer
+from dsv4.cache.disk.index import StoredState
+from dsv4.cache.disk.records import Place
 
 from .prefixes import bytes_on_disk, check, fill, find, keys_of, new_cache, open_disk, store
 
@@ -315,3 +318,34 @@ def test_a_page_holds_nothing_of_a_former_sequence(tmp_path: Path) -> None:
     assert check(disk, 1, 130) == 130
     assert keys_of(disk, 1).blocks(130) == keys_of(disk, 1).blocks(255)
     disk.close()
+
+
+def test_states_of_other_sequences_make_no_look_up_longer(tmp_path: Path) -> None:
+    """Counted in steps of SQLite's machine: ten thousand short sequences, whose states all hang at the root."""
+    disk = open_disk(tmp_path)
+    store(disk, 1, 300)
+    store(disk, 2, 50)
+    disk.flush()
+    root = keys_of(disk, 1).at(0)
+    steps = [_steps_of_look_ups(disk)]
+    index = disk.folder.open_index()
+    numbers = iter(range(100_000, 200_000))
+    for _ in range(2):
+        states = [StoredState(root, struct.pack("<ii", 3, next(numbers)), Place(1, 0, 1)) for _ in range(10_000)]
+        index.add(next(numbers), 1, 0, {}, states)
+        steps.append(_steps_of_look_ups(disk))
+    index.close()
+    assert max(steps) <= steps[0] + 200
+    disk.close()
+
+
+def _steps_of_look_ups(disk: DiskCache) -> int:
+    assert disk._index is not None or find(disk, 1, 300) is not None
+    assert disk._index is not None
+    steps: list[None] = []
+    disk._index._db.set_progress_handler(lambda: steps.append(None), 1)
+    for number, count, length in ((1, 1000, 300), (2, 50, 50), (2, 49, 0), (1, 120, 0)):
+        match = find(disk, number, count)
+        assert (0 if match is None else match.length) == length
+    disk._index._db.set_progress_handler(None, 1)
+    return len(steps)
