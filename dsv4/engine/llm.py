@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 
 from dsv4.cache import Cache
-from dsv4.cache.disk import DiskCache
+from dsv4.cache.disk import DiskCache, least_bytes
 from dsv4.checkpoint.mapped import mapped_files
 from dsv4.config import WINDOW
 from dsv4.engine.cache_manager import CacheManager
@@ -217,6 +217,12 @@ class LLM:
             return None
         if not isinstance(model, Transformer) or not isinstance(cache, Cache):
             raise ValueError(f"cache_dir is {str(config.cache_dir)!r}; {type(model).__name__} has no state to store")
+        least = least_bytes(cache)
+        if config.cache_bytes is not None and config.cache_bytes < least:
+            raise ValueError(
+                f"cache_bytes is {config.cache_bytes}; allowed: {least} or more bytes, room for the index and a state"
+                " of this model with two pages"
+            )
         files = None if self._loaded_from is None else sorted(self._loaded_from.glob("*.safetensors"))
         replay = self.config.num_hidden_layers * WINDOW if WindowPolicy.parse(config.cache_window).replays else None
         identity = model_identity(model, cache, files)

@@ -326,6 +326,23 @@ def test_options_that_do_not_fit_are_named(model: Transformer, tmp_path: Path) -
         LLM(model, cache_bytes=-1)
 
 
+def test_a_budget_that_holds_no_state_is_refused_and_the_least_one_stores(model: Transformer, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match="cache_bytes is 1000; allowed: [0-9]+ or more bytes, room for the index"
+    ) as no:
+        LLM(model, cache_dir=tmp_path, cache_bytes=1000)
+    least = int(str(no.value).split("allowed: ")[1].split()[0])
+    with pytest.raises(ValueError, match=f"cache_bytes is {least - 1}; allowed: {least} or more"):
+        LLM(model, cache_dir=tmp_path, cache_bytes=least - 1)
+    llm = LLM(model, cache_dir=tmp_path, cache_bytes=least)
+    for length in (140, 150, 160):
+        llm.generate([prompt_of(length)], greedy())
+        llm.flush()
+        assert sum(f.stat().st_size for f in tmp_path.rglob("*") if f.is_file()) <= least
+    assert stats(llm).num_writes > 3 and stats(llm).num_dropped_writes == 0
+    llm.close()
+
+
 def test_sizes_have_units(capsys: pytest.CaptureFixture[str]) -> None:
     from dsv4.cli import build_parser
 

@@ -7,8 +7,17 @@ bytes, `disk_cache.py` what the engine calls.
 Damage of any kind is a miss: a payload counts only if its checksum names the very prefix that is looked for.
 """
 
-from dsv4.cache.disk.disk_cache import DiskCache, DiskLookup, DiskMatch, LoadedPrefix
+from dsv4.cache.disk.disk_cache import DiskCache, DiskLookup, DiskMatch, LoadedPrefix, least_bytes
 from dsv4.cache.disk.keys import PrefixKeys, root_key
 from dsv4.cache.disk.stats import DiskCacheStats
 
-__all__ = ["DiskCache", "DiskCacheStats", "DiskLookup", "DiskMatch", "LoadedPrefix", "PrefixKeys", "root_key"]
+__all__ = [
+    "DiskCache",
+    "DiskCacheStats",
+    "DiskLookup",
+    "DiskMatch",
+    "LoadedPrefix",
+    "PrefixKeys",
+    "least_bytes",
+    "root_key",
+]

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from dsv4.cache.cache import Cache
 from dsv4.cache.disk.folder import CacheFolder
-from dsv4.cache.disk.index import Index, StoredState, Trouble, trouble
+from dsv4.cache.disk.index import EMPTY_BYTES, Index, StoredState, Trouble, trouble
 from dsv4.cache.disk.keys import TOKEN_BYTES, PrefixKeys, root_key, state_key
 from dsv4.cache.disk.packing import pack_pages, pack_tail, unpack_pages
-from dsv4.cache.disk.records import BLOCK, STATE, DamagedFileError, Place, read_record
+from dsv4.cache.disk.records import BLOCK, STATE, DamagedFileError, Place, Record, read_record
 from dsv4.cache.disk.stats import DiskCacheStats
 from dsv4.cache.disk.writer import StateToWrite, WriteJob, Writer
 from dsv4.cache.prefix import TokensOf
@@ -240,6 +240,13 @@ class DiskCache:
         elif not self._reported:
             self._reported = True
             logger.warning("disk cache %s cannot be read: %s", self.folder.path, error)
+
+
+def least_bytes(cache: Cache) -> int:
+    """Least `max_bytes` for a cache of this form: room for the file of a short prefix, and for the index of a few."""
+    state = Record(STATE, b"", cache.snapshot(0).to_bytes())
+    block = Record(BLOCK, b"", bytes(cache.page_bytes))
+    return 4 * EMPTY_BYTES + state.num_bytes + 2 * block.num_bytes
 
 
 def _page(payload: memoryview, size: int) -> np.ndarray:

@@ -29,6 +29,11 @@ CREATE INDEX states_of_file ON states (file);
 """
 VARIABLES = 500  # keys per query
 CHECKPOINT_PAGES = 64  # of the write-ahead log, which counts towards the budget
+CHECKPOINT_MILLISECONDS = 200  # that one waits for readers
+LOG_PAGE_BYTES = 4096 + 24
+OTHER_PAGES = 16  # that a transaction writes beside two per record
+EMPTY_BYTES = 1 << 16  # of an empty index with its shared memory
+WRITER_SECONDS, READER_SECONDS = 10.0, 0.5  # that an index waits for others
 
 
 class Trouble(Enum):
@@ -71,7 +76,7 @@ class Index:
     def __init__(self, path: Path, writes: bool) -> None:
         self.path = path
         mode = "rw" if writes or os.access(path, os.W_OK) else "ro&immutable=1"
-        self._db = _connect(path, mode, 10.0 if writes else 0.5)
+        self._db = _connect(path, mode, WRITER_SECONDS if writes else READER_SECONDS)
         try:
             self._inode = path.stat().st_ino
             if writes:
@@ -175,6 +180,17 @@ class Index:
     def total_bytes(self) -> int:
         """Bytes of all files."""
         return int(self._db.execute("SELECT total(bytes) FROM files").fetchone()[0])
+
+    def log_bytes(self, entries: int) -> int:
+        """Bytes by which the write-ahead log may grow as so many records and used files are entered."""
+        (pages,) = self._db.execute("PRAGMA page_count").fetchone()
+        return (OTHER_PAGES + min(2 * entries, pages)) * LOG_PAGE_BYTES
+
+    def checkpoint(self) -> None:
+        """Move the write-ahead log into the index and cut it to nothing, unless somebody reads for long."""
+        self._db.execute(f"PRAGMA busy_timeout = {CHECKPOINT_MILLISECONDS}")
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        self._db.execute(f"PRAGMA busy_timeout = {int(WRITER_SECONDS * 1000)}")
 
     def check(self) -> None:
         """sqlite3.DatabaseError where the index is damaged."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dsv4.cache.disk import DiskCache, records, writer
+from dsv4.cache.disk import DiskCache, least_bytes, records, writer
 from dsv4.cache.disk.index import StoredState
 from dsv4.cache.disk.records import Place
 
@@ -224,11 +224,35 @@ def test_of_one_prefix_the_end_goes_first(tmp_path: Path) -> None:
     small.close()
 
 
-def test_a_prefix_larger_than_the_budget_is_not_stored(tmp_path: Path) -> None:
-    disk = open_disk(tmp_path, max_bytes=10_000)
-    store(disk, 1, 300)
-    disk.flush()
-    assert check(disk, 1, 300) == 0 and disk.stats.num_dropped_writes == 1 and not payload_files(tmp_path)
+@pytest.mark.parametrize("over_least", [-1_000_000, 0])
+def test_a_prefix_larger_than_the_budget_is_not_stored_with_one_line(
+    tmp_path: Path, over_least: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    budget = max(10_000, least_bytes(new_cache()) + over_least)
+    disk = open_disk(tmp_path, max_bytes=budget)
+    for number in (1, 2, 3):
+        store(disk, number, 64 * 128)
+        disk.flush()
+        assert check(disk, number, 64 * 128) == 0
+    assert disk.stats.num_dropped_writes == 3 and not payload_files(tmp_path)
+    (record,) = caplog.records
+    assert f"does not fit into a budget of {budget} bytes" in record.getMessage()
+    disk.close()
+
+
+@pytest.mark.parametrize("more", [0, 50_000, 150_000, 1_000_000])
+def test_a_small_budget_is_kept_and_used(tmp_path: Path, more: int) -> None:
+    """The write-ahead log takes no place that a file could have, and does not grow past the budget."""
+    budget = least_bytes(new_cache()) + more
+    disk = open_disk(tmp_path, max_bytes=budget)
+    for number in range(60):
+        store(disk, number, 200)
+        disk.flush()
+        assert bytes_on_disk(tmp_path) <= budget
+        assert check(disk, number, 200) == 200, "the last one is always there"
+        disk.flush()
+        assert bytes_on_disk(tmp_path) <= budget
+    assert disk.stats.num_writes == 60 and disk.stats.num_dropped_writes == 0
     disk.close()
 
 
