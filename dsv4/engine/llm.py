@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 
 from dsv4.cache import Cache
-from dsv4.cache.disk import DiskCache, least_bytes
+from dsv4.cache.disk import CacheFolder, DiskCache, least_bytes
 from dsv4.checkpoint.mapped import mapped_files
 from dsv4.config import WINDOW
 from dsv4.engine.cache_manager import CacheManager
@@ -75,6 +75,8 @@ class LLM:
         check_keywords("LLM", options, EngineConfig)
         self.engine_config = config = dataclasses.replace(engine_config or EngineConfig(), **options)
         check_device(config.device)
+        if config.cache_dir is not None:
+            _make_cache_folder(config.cache_dir)  # before the model is loaded, which may take minutes
         self._loaded_from: Path | None = None  # where the weights are what the files say
         if model is None or isinstance(model, (str, Path)):
             folder = resolve_model(model, config.revision)
@@ -259,6 +261,13 @@ class LLM:
                 f" {least} tokens ({least} in the prompt, 0 in the completion). Please reduce the length of the prompt."
             )
         return [self.config.bos_token_id, *self.tokenizer.encode(prompt)]
+
+
+def _make_cache_folder(path: str | Path) -> None:
+    try:
+        CacheFolder(Path(path)).create()
+    except OSError as error:
+        raise ValueError(f"cache_dir is {str(path)!r}, which cannot be made or used: {error}") from error
 
 
 def _new_speculator(model: EngineModel, cache: EngineCache, config: EngineConfig) -> Speculator | None:

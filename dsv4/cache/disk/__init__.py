@@ -8,10 +8,12 @@ Damage of any kind is a miss: a payload counts only if its checksum names the ve
 """
 
 from dsv4.cache.disk.disk_cache import DiskCache, DiskLookup, DiskMatch, LoadedPrefix, least_bytes
+from dsv4.cache.disk.folder import CacheFolder
 from dsv4.cache.disk.keys import PrefixKeys, root_key
 from dsv4.cache.disk.stats import DiskCacheStats
 
 __all__ = [
+    "CacheFolder",
     "DiskCache",
     "DiskCacheStats",
     "DiskLookup",
