@@ -47,13 +47,13 @@ class LLM:
     settings are. Without a tokenizer prompts are token ids and so is the output; text raises ValueError.
 
     `options`: fields of EngineConfig; `engine_config` has all of them, and options beside it replace some. TypeError
-    for an unknown option. `max_model_len` bounds prompt and output together; by default it is the model's own limit, as
-    far as memory holds it (`cache_size` says how much). `dtype`: "auto", "bfloat16", "float32" or a torch.dtype, of a
-    folder's matrices and of the cache; auto is float32 on the CPU, bfloat16 on a GPU. A folder that cannot fit into
-    memory is a CapacityError before it is read,
-    unless `check_memory` is False. `max_num_waiting` and `max_waiting_tokens` bound the queue of an AsyncEngine;
-    `generate` takes any number of prompts. `check_values`: as of `dsv4.load`. `expert_memory`: most bytes
-    of routed experts in memory (`dsv4.checkpoint.expert_memory.limit_experts`); a model object keeps the limit.
+    for an unknown option. Sizes are bytes, or a text: "4G". `max_model_len` bounds prompt and output together; by
+    default it is the model's own limit, as far as memory holds it (`cache_size` says how much). `dtype`: "auto",
+    "bfloat16", "float32" or a torch.dtype, of a folder's matrices and of the cache; auto is float32 on the CPU,
+    bfloat16 on a GPU. A folder that cannot fit into memory is a CapacityError before it is read, unless `check_memory`
+    is False. `max_num_waiting` and `max_waiting_tokens` bound the queue of an AsyncEngine; `generate` takes any number
+    of prompts. `check_values`: as of `dsv4.load`. `expert_memory`: most bytes of routed experts in memory
+    (`dsv4.checkpoint.expert_memory.limit_experts`); a model object keeps the limit.
 
     Prompts begin at the longest prefix that earlier requests have left (`cached_tokens` of an output), with the bits of
     a computation from the start; `enable_prefix_caching=False` keeps none. `cache_dir` keeps prefixes over restarts and
