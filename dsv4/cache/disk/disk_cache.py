@@ -16,7 +16,7 @@ from torch import Tensor
 from dsv4.cache.cache import Cache
 from dsv4.cache.disk.folder import CacheFolder
 from dsv4.cache.disk.index import EMPTY_BYTES, Index, StoredState, Trouble, trouble
-from dsv4.cache.disk.keys import TOKEN_BYTES, PrefixKeys, root_key, state_key
+from dsv4.cache.disk.keys import TOKEN_BYTES, WITH_MTP, PrefixKeys, root_key, serving_tails, state_key
 from dsv4.cache.disk.packing import pack_pages, pack_tail, unpack_pages
 from dsv4.cache.disk.records import BLOCK, STATE, DamagedFileError, Place, Record, read_record
 from dsv4.cache.disk.stats import DiskCacheStats
@@ -210,10 +210,14 @@ class DiskCache:
     ) -> StateToWrite | None:
         """The state after a prefix; None where it is on disk, or on its way there."""
         block, tail = keys.at(length // PAGE_TOKENS), keys.tail(length)
-        if self._writer.is_pending(state_key(block, tail)) or (index is not None and index.has_state(block, tail)):
+        name = tail if snapshot.mtp_streams is None else tail + WITH_MTP
+        serving = serving_tails(name)
+        if any(self._writer.is_pending(state_key(block, other)) for other in serving):
+            return None
+        if index is not None and index.has_state(block, serving):
             return None
         page = pack_tail(self.cache, pages[length // PAGE_TOKENS], length % PAGE_TOKENS) if tail else None
-        return StateToWrite(block, tail, page, snapshot)
+        return StateToWrite(block, name, page, snapshot)
 
     def _open(self) -> Index | None:
         """The index for reading; None: there is none yet."""

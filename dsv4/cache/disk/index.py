@@ -45,7 +45,7 @@ class Trouble(Enum):
 
 
 class StoredState(NamedTuple):
-    """A state in the index: after the blocks of a key and the tokens `tail`."""
+    """A state in the index: after the blocks of a key and the tokens `tail` (with `keys.WITH_MTP`, if it has that)."""
 
     block: bytes
     tail: bytes
@@ -126,17 +126,18 @@ class Index:
         return {key for marks, some in _parts(blocks, "(?)") for (key,) in self._db.execute(query.format(marks), some)}
 
     def longest_state(self, block: bytes, tails: Sequence[bytes]) -> StoredState | None:
-        """The state with the longest of these tails, of which each begins with the one before; one seek per tail."""
+        """The state with the longest of these tails; one seek per tail."""
         found = self._db.execute(
             f"SELECT tail, file, offset, bytes FROM states WHERE block = ? AND tail IN ({','.join('?' * len(tails))})"
-            " ORDER BY tail DESC LIMIT 1",
+            " ORDER BY length(tail) DESC LIMIT 1",
             (block, *tails),
         ).fetchone()
         return None if found is None else StoredState(block, found[0], Place(*found[1:]))
 
-    def has_state(self, block: bytes, tail: bytes) -> bool:
-        found = self._db.execute("SELECT 1 FROM states WHERE block = ? AND tail = ?", (block, tail))
-        return found.fetchone() is not None
+    def has_state(self, block: bytes, tails: Sequence[bytes]) -> bool:
+        """True if the state of one of these tails is here."""
+        query = f"SELECT 1 FROM states WHERE block = ? AND tail IN ({','.join('?' * len(tails))})"
+        return self._db.execute(query, (block, *tails)).fetchone() is not None
 
     def add(self, file: int, num_bytes: int, depth: int, blocks: dict[bytes, Place], states: list[StoredState]) -> None:
         """Enter a file with its records. `depth`: number of its first block; deeper files are evicted first."""

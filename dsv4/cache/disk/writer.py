@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dsv4.cache.disk.folder import CacheFolder, FolderBusyError
 from dsv4.cache.disk.index import EMPTY_BYTES, Index, StoredState, Trouble, trouble
-from dsv4.cache.disk.keys import state_key
+from dsv4.cache.disk.keys import serving_tails, state_key
 from dsv4.cache.disk.records import BLOCK, STATE, Record
 from dsv4.cache.disk.stats import DiskCacheStats
 from dsv4.cache.state import Snapshot
@@ -26,7 +26,7 @@ MAX_PENDING_JOBS = 256
 
 @dataclass(frozen=True)
 class StateToWrite:
-    """A state after the blocks of key `block` and the tokens `tail`, and the packed page of the tail."""
+    """A state after the blocks of key `block` and the tokens `tail`, as a `StoredState`, and the tail's packed page."""
 
     block: bytes
     tail: bytes
@@ -236,7 +236,7 @@ class Writer:
             there = index.blocks(job.keys)
             rows = job.blocks.numpy()
             records += [Record(BLOCK, k, rows[i].tobytes()) for i, k in enumerate(job.keys) if k not in there]
-        if job.state is not None and not index.has_state(job.state.block, job.state.tail):
+        if job.state is not None and not index.has_state(job.state.block, serving_tails(job.state.tail)):
             records.append(Record(STATE, job.state.key, job.state.payload()))
         return records
 

@@ -9,12 +9,14 @@ import struct
 from pathlib import Path
 
 import pytest
+import torch
 
 from dsv4.cache.disk import DiskCache, least_bytes, records, writer
 from dsv4.cache.disk.index import StoredState
 from dsv4.cache.disk.records import Place
+from dsv4.cache.state import Snapshot
 
-from .prefixes import bytes_on_disk, check, fill, find, keys_of, new_cache, open_disk, store
+from .prefixes import bytes_on_disk, check, check_loaded, fill, find, keys_of, new_cache, open_disk, store
 
 LENGTHS = (128, 129, 131, 132, 133, 255, 256, 257, 300)
 
@@ -65,6 +67,26 @@ def test_nothing_is_written_twice(tmp_path: Path) -> None:
     assert check(disk, 1, 400) == 400 and check(disk, 1, 399) == 300
     disk.close()
     other.close()
+
+
+@pytest.mark.parametrize("length", [300, 256])
+def test_a_state_with_the_mtp_blocks_is_stored_beside_one_without(tmp_path: Path, length: int) -> None:
+    disk = open_disk(tmp_path)
+    pages, without = fill(disk.cache, 1, length)
+    complete = Snapshot(length, without.layers, torch.full((2, 3), 1 + length / 4096))
+    written: list[int] = []
+    for snapshot in (without, without, complete, complete, without):
+        disk.store(keys_of(disk, 1), length, pages, snapshot)
+        disk.flush()
+        written.append(disk.stats.num_writes)
+        match = find(disk, 1, length + 10)
+        assert match is not None and match.length == length
+        loaded = disk.load(match, 0)
+        assert loaded is not None and loaded.snapshot is not None
+        assert (loaded.snapshot.mtp_streams is not None) == (written[-1] > 1)
+        check_loaded(disk, 1, match, loaded)
+    assert written == [1, 1, 2, 2, 2], "once each, and none that has less"
+    disk.close()
 
 
 def test_salts_and_models_share_nothing(tmp_path: Path) -> None:
