@@ -105,7 +105,7 @@ class Index:
         """False once the file is gone or another has its name."""
         try:
             return self.path.stat().st_ino == self._inode
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
 
     def blocks(self, keys: Sequence[bytes]) -> dict[bytes, Place]:
