@@ -85,6 +85,12 @@ def parse_size(text: str) -> int:
     return int(float(number) * (1000 if decimal else 1024) ** " KMGT".index(unit.upper() or " "))
 
 
+def format_size(size: int) -> str:
+    """Bytes in the largest binary unit that divides them, as `parse_size` reads it: "1G", "4000"."""
+    unit = max(i for i in range(5) if size % 1024**i == 0) if size else 0
+    return f"{size // 1024**unit}{' KMGT'[unit]}".rstrip()
+
+
 def option(default: Any, help: str, **details: Any) -> Any:
     """A dataclass field that is an option; `details` are fields of `Option`."""
     return dataclasses.field(default=default, metadata={"help": help, **details})
@@ -99,8 +105,17 @@ def options_of(config: type) -> tuple[Option, ...]:
 
 
 def check_options(config: object) -> None:
-    """ValueError for the first value of an instance that its option does not allow. For `__post_init__`."""
+    """ValueError for the first value of an instance that its option does not allow. For `__post_init__`.
+
+    A size in words, "4G", becomes its number of bytes.
+    """
     for known in options_of(type(config)):
+        value = getattr(config, known.name)
+        if known.unit == "bytes" and isinstance(value, str):
+            try:
+                object.__setattr__(config, known.name, parse_size(value))  # the class may be frozen
+            except ValueError as error:
+                raise ValueError(f"{known.name}: {error}") from error
         known.check(getattr(config, known.name))
 
 

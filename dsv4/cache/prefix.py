@@ -8,6 +8,7 @@ taken for one. Prefixes of different salts share nothing.
 
 from __future__ import annotations
 
+import logging
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from typing import NamedTuple
 from dsv4.cache.cache import Cache
 from dsv4.cache.state import Snapshot
 from dsv4.config import PAGE_TOKENS
+
+logger = logging.getLogger("dsv4.cache")
 
 TokensOf = Callable[[int, int], list[int]]  # (start, stop) -> token ids of a sequence, fewer where it ends before
 
@@ -74,6 +77,10 @@ class PrefixCache:
         self.snapshot_bytes = 0
         self._roots: dict[str | None, _Block] = {}
         self._entries: dict[PrefixEntry, None] = {}  # the one used last is last
+        state = cache.snapshot(0).num_bytes
+        if 0 < max_bytes < state + cache.page_bytes:  # 0 asks for none
+            text = "prefix_cache_bytes is %d: no prefix is kept in memory, as a state has %d bytes and a page %d"
+            logger.warning(text, max_bytes, state, cache.page_bytes)
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from dsv4.options import Option, options_of, parse_size
+from dsv4.options import Option, format_size, options_of, parse_size
 
 EFFORTS = ("low", "high", "max")  # of reasoning
 Handler = Callable[[argparse.Namespace], "int | None"]
@@ -63,6 +63,8 @@ def _flag_details(known: Option) -> dict[str, Any]:
     if known.choices:
         return details | {"choices": known.choices}
     if known.unit == "bytes":
+        if known.default is not None:
+            details["default"] = format_size(known.default)  # as the help shows it; argparse converts a text
         return details | {"type": size}
     return details | {"type": {"int": int, "float": float}.get(known.type_names[0], str)}
 

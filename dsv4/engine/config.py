@@ -98,14 +98,15 @@ class EngineConfig:
         True, "compute every prompt from its first token on", flag="--no-prefix-caching"
     )
     prefix_cache_bytes: int = option(
-        1 << 30, "memory of prefixes for later requests (default: %(default)s)", unit="bytes", minimum=0, metavar="N"
+        1 << 30, "memory of prefixes for later requests (default: %(default)s)", unit="bytes", minimum=0, metavar="SIZE"
     )
     snapshot_interval: int = option(
         4096, "tokens between two states of a long prompt that are stored", unit="tokens", minimum=1, commands=()
     )
     cache_dir: str | Path | None = option(  # noqa: RUF009  # makes a field
         None,
-        "folder for stored prefixes that outlive the process, shared by processes",
+        "folder for stored prefixes that outlive the process, shared by processes; it is made where there is none, and"
+        " one that cannot be is an error at the start",
         commands=("serve", "chat", "generate"),
         metavar="DIR",
     )
@@ -184,6 +185,8 @@ class EngineConfig:
     def __post_init__(self) -> None:
         check_options(self)
         WindowPolicy.parse(self.cache_window)
+        if self.cache_dir == "":
+            raise ValueError("cache_dir is ''; allowed: a folder, which is made where there is none, or None")
         if self.cache_dir is not None and not self.enable_prefix_caching:
             raise ValueError(
                 f"cache_dir is {str(self.cache_dir)!r} and enable_prefix_caching False; allowed is one of them"

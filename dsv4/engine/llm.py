@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 
 from dsv4.cache import Cache
-from dsv4.cache.disk import DiskCache
+from dsv4.cache.disk import CacheFolder, DiskCache, least_bytes
 from dsv4.checkpoint.expert_memory import ExpertMemory
 from dsv4.checkpoint.mapped import mapped_files
 from dsv4.config import WINDOW
@@ -50,13 +50,13 @@ class LLM:
     settings are. Without a tokenizer prompts are token ids and so is the output; text raises ValueError.
 
     `options`: fields of EngineConfig; `engine_config` has all of them, and options beside it replace some. TypeError
-    for an unknown option. `max_model_len` bounds prompt and output together; by default it is the model's own limit, as
-    far as memory holds it (`cache_size` says how much). `dtype`: "auto", "bfloat16", "float32" or a torch.dtype, of a
-    folder's matrices and of the cache; auto is float32 on the CPU, bfloat16 on a GPU. A folder that cannot fit into
-    memory is a CapacityError before it is read,
-    unless `check_memory` is False. `max_num_waiting` and `max_waiting_tokens` bound the queue of an AsyncEngine;
-    `generate` takes any number of prompts. `check_values`: as of `dsv4.load`. `expert_memory`: most bytes
-    of routed experts in memory (`dsv4.checkpoint.expert_memory.limit_experts`); a model object keeps the limit.
+    for an unknown option. Sizes are bytes, or a text: "4G". `max_model_len` bounds prompt and output together; by
+    default it is the model's own limit, as far as memory holds it (`cache_size` says how much). `dtype`: "auto",
+    "bfloat16", "float32" or a torch.dtype, of a folder's matrices and of the cache; auto is float32 on the CPU,
+    bfloat16 on a GPU. A folder that cannot fit into memory is a CapacityError before it is read, unless `check_memory`
+    is False. `max_num_waiting` and `max_waiting_tokens` bound the queue of an AsyncEngine; `generate` takes any number
+    of prompts. `check_values`: as of `dsv4.load`. `expert_memory`: most bytes of routed experts in memory
+    (`dsv4.checkpoint.expert_memory.limit_experts`); a model object keeps the limit.
 
     Prompts begin at the longest prefix that earlier requests have left (`cached_tokens` of an output), with the bits of
     a computation from the start; `enable_prefix_caching=False` keeps none. `cache_dir` keeps prefixes over restarts and
@@ -78,6 +78,8 @@ class LLM:
         check_keywords("LLM", options, EngineConfig)
         self.engine_config = config = dataclasses.replace(engine_config or EngineConfig(), **options)
         check_device(config.device)
+        if config.cache_dir is not None:
+            _make_cache_folder(config.cache_dir)  # before the model is loaded, which may take minutes
         self._loaded_from: Path | None = None  # where the weights are what the files say
         if model is None or isinstance(model, (str, Path)):
             folder = resolve_model(model, config.revision)
@@ -223,6 +225,12 @@ class LLM:
             return None
         if not isinstance(model, Transformer) or not isinstance(cache, Cache):
             raise ValueError(f"cache_dir is {str(config.cache_dir)!r}; {type(model).__name__} has no state to store")
+        least = least_bytes(cache)
+        if config.cache_bytes is not None and config.cache_bytes < least:
+            raise ValueError(
+                f"cache_bytes is {config.cache_bytes}; allowed: {least} or more bytes, room for the index and a state"
+                " of this model with two pages"
+            )
         files = None if self._loaded_from is None else sorted(self._loaded_from.glob("*.safetensors"))
         windows = self.config.num_hidden_layers + (config.speculate > 0)  # the MTP block reads streams of the last one
         replay = windows * WINDOW if WindowPolicy.parse(config.cache_window).replays else None
@@ -260,6 +268,13 @@ class LLM:
                 f" {least} tokens ({least} in the prompt, 0 in the completion). Please reduce the length of the prompt."
             )
         return [self.config.bos_token_id, *self.tokenizer.encode(prompt)]
+
+
+def _make_cache_folder(path: str | Path) -> None:
+    try:
+        CacheFolder(Path(path)).create()
+    except OSError as error:
+        raise ValueError(f"cache_dir is {str(path)!r}, which cannot be made or used: {error}") from error
 
 
 def _new_speculator(model: EngineModel, cache: EngineCache, config: EngineConfig) -> Speculator | None:

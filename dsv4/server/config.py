@@ -99,7 +99,7 @@ class ServerConfig:
         "bound on stored responses; 0 stores none (default: %(default)s)",
         unit="bytes",
         minimum=0,
-        metavar="N",
+        metavar="SIZE",
     )
     # Container runtimes kill a process 10 s after SIGTERM; Python takes up to 1 s to exit.
     grace_seconds: float = option(

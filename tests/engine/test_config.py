@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import inspect
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from dsv4.commands.options import add_flags, pick_flags
 from dsv4.engine import LLM
 from dsv4.engine.config import EngineConfig
 from dsv4.model import transformer
-from dsv4.options import check_keywords, option, options_of, parse_size, pick_keywords, takes_options
+from dsv4.options import check_keywords, format_size, option, options_of, parse_size, pick_keywords, takes_options
 from dsv4.server.config import ServerConfig
 from dsv4.server.run import serve
 
@@ -134,6 +135,27 @@ def test_a_size_has_a_unit(text: str, size: int) -> None:
     parser = argparse.ArgumentParser()
     add_flags(parser, EngineConfig, "serve")
     assert parser.parse_args(["--expert-memory", text]).expert_memory == size
+
+
+@pytest.mark.parametrize("name", ["prefix_cache_bytes", "cache_bytes", "expert_memory", "response_store_bytes"])
+def test_a_size_with_a_unit_is_a_keyword_too(name: str) -> None:
+    config: Any = ServerConfig if name == "response_store_bytes" else EngineConfig
+    assert getattr(config(**{name: "1.5G"}), name) == 3 << 29
+    with pytest.raises(ValueError, match=f"{name}: size 'many'; allowed: a number of bytes, or with a unit"):
+        config(**{name: "many"})
+    with pytest.raises(ValueError, match=f"{name} is 1.5; it must be an integer"):
+        config(**{name: 1.5})
+
+
+def test_help_shows_the_defaults_of_sizes_with_their_unit(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["serve", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--prefix-cache-bytes SIZE memory of prefixes for later requests (default: 1G)" in shown
+    assert "0 stores none (default: 256M)" in shown
+    assert build_parser().parse_args(["serve"]).prefix_cache_bytes == 1 << 30
+    for size, text in ((0, "0"), (1, "1"), (1023, "1023"), (1536, "1536"), (10 << 10, "10K"), (1 << 50, "1024T")):
+        assert format_size(size) == text and parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "G", "-1", "8X", "1e9", "8 G B"])

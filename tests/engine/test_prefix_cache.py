@@ -168,7 +168,7 @@ def test_cancelling_frees_all_but_what_is_stored_and_stores_what_was_answered(mo
     assert_nothing_leaks(llm)
 
 
-def test_bytes_stay_within_their_budget(model: Transformer) -> None:
+def test_bytes_stay_within_their_budget(model: Transformer, caplog: pytest.LogCaptureFixture) -> None:
     state = LLM(model).core.runner.cache.snapshot(0).num_bytes
     llm = LLM(model, prefix_cache_bytes=5 * state)
     stored = llm.core.scheduler.cache_manager.prefixes
@@ -177,7 +177,12 @@ def test_bytes_stay_within_their_budget(model: Transformer) -> None:
         assert 0 < stored.num_bytes <= 5 * state
     assert llm.generate([IDS[7:157]], greedy())[0].cached_tokens == 149
     assert llm.generate([IDS[:150]], greedy())[0].cached_tokens == 0
+    assert not caplog.records
+    LLM(model, prefix_cache_bytes=state - 1)
+    (record,) = caplog.records
+    assert f"prefix_cache_bytes is {state - 1}: no prefix is kept in memory" in record.getMessage()
     none = LLM(model, prefix_cache_bytes=0)
+    assert len(caplog.records) == 1
     assert [none.generate([IDS[:150]], greedy())[0].cached_tokens for _ in range(2)] == [0, 0]
     assert_nothing_leaks(llm)
     assert_nothing_leaks(none)

@@ -7,12 +7,14 @@ bytes, `disk_cache.py` what the engine calls, `reading.py` loads in threads.
 Damage of any kind is a miss: a payload counts only if its checksum names the very prefix that is looked for.
 """
 
-from dsv4.cache.disk.disk_cache import DiskCache, DiskLookup, DiskMatch, LoadedPrefix
+from dsv4.cache.disk.disk_cache import DiskCache, DiskLookup, DiskMatch, LoadedPrefix, least_bytes
+from dsv4.cache.disk.folder import CacheFolder
 from dsv4.cache.disk.keys import PrefixKeys, root_key
 from dsv4.cache.disk.reading import Reader, Reading
 from dsv4.cache.disk.stats import DiskCacheStats
 
 __all__ = [
+    "CacheFolder",
     "DiskCache",
     "DiskCacheStats",
     "DiskLookup",
@@ -21,5 +23,6 @@ __all__ = [
     "PrefixKeys",
     "Reader",
     "Reading",
+    "least_bytes",
     "root_key",
 ]

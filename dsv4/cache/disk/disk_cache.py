@@ -15,10 +15,10 @@ from torch import Tensor
 
 from dsv4.cache.cache import Cache
 from dsv4.cache.disk.folder import CacheFolder
-from dsv4.cache.disk.index import Index, StoredState, Trouble, trouble
-from dsv4.cache.disk.keys import PrefixKeys, root_key, state_key
+from dsv4.cache.disk.index import EMPTY_BYTES, Index, StoredState, Trouble, trouble
+from dsv4.cache.disk.keys import TOKEN_BYTES, WITH_MTP, PrefixKeys, root_key, serving_tails, state_key
 from dsv4.cache.disk.packing import pack_pages, pack_tail, unpack_pages
-from dsv4.cache.disk.records import BLOCK, STATE, DamagedFileError, Place, read_record
+from dsv4.cache.disk.records import BLOCK, STATE, DamagedFileError, Place, Record, read_record
 from dsv4.cache.disk.stats import DiskCacheStats
 from dsv4.cache.disk.writer import StateToWrite, WriteJob, Writer
 from dsv4.cache.prefix import TokensOf
@@ -28,7 +28,6 @@ from dsv4.config import PAGE_TOKENS
 logger = logging.getLogger("dsv4.cache.disk")
 
 CLOSE_SECONDS = 60.0  # that the end of the process waits for the disk
-_TOKEN_BYTES = 4
 
 _writers: weakref.WeakSet[Writer] = weakref.WeakSet()  # of this process
 
@@ -190,14 +189,15 @@ class DiskCache:
         return DiskMatch(blocks, [found[key] for key in blocks], state, length)
 
     def _longest_state(self, index: Index, keys: PrefixKeys, depth: int, count: int) -> tuple[StoredState | None, int]:
-        depths = {keys.at(number): number for number in range(depth + 1)}
-        best: tuple[StoredState | None, int] = None, 0
-        for state in index.states(list(depths)):
-            start, rest = depths[state.block] * PAGE_TOKENS, len(state.tail) // _TOKEN_BYTES
-            length = start + rest
-            if best[1] < length <= count and rest < PAGE_TOKENS and keys.tail(length) == state.tail:
-                best = state, length
-        return best
+        """Deepest block first: 128 tails are asked for, however many states of other sequences hang there."""
+        there = index.with_states([keys.at(number) for number in range(depth + 1)])
+        for number in range(depth, -1, -1):
+            block = keys.at(number)
+            if block in there:
+                state = index.longest_state(block, keys.tails(number, count))
+                if state is not None:
+                    return state, number * PAGE_TOKENS + len(state.tail) // TOKEN_BYTES
+        return None, 0
 
     def _store(self, keys: PrefixKeys, length: int, pages: Sequence[int], snapshot: Snapshot | None) -> None:
         if self._writer.off:
@@ -218,10 +218,14 @@ class DiskCache:
     ) -> StateToWrite | None:
         """The state after a prefix; None where it is on disk, or on its way there."""
         block, tail = keys.at(length // PAGE_TOKENS), keys.tail(length)
-        if self._writer.is_pending(state_key(block, tail)) or (index is not None and index.has_state(block, tail)):
+        name = tail if snapshot.mtp_streams is None else tail + WITH_MTP
+        serving = serving_tails(name)
+        if any(self._writer.is_pending(state_key(block, other)) for other in serving):
+            return None
+        if index is not None and index.has_state(block, serving):
             return None
         page = pack_tail(self.cache, pages[length // PAGE_TOKENS], length % PAGE_TOKENS) if tail else None
-        return StateToWrite(block, tail, page, snapshot)
+        return StateToWrite(block, name, page, snapshot)
 
     def _open(self) -> Index | None:
         """The index for reading; None: there is none yet."""
@@ -248,6 +252,13 @@ class DiskCache:
         elif not self._reported:
             self._reported = True
             logger.warning("disk cache %s cannot be read: %s", self.folder.path, error)
+
+
+def least_bytes(cache: Cache) -> int:
+    """Least `max_bytes` for a cache of this form: room for the file of a short prefix, and for the index of a few."""
+    state = Record(STATE, b"", cache.snapshot(0).to_bytes())
+    block = Record(BLOCK, b"", bytes(cache.page_bytes))
+    return 4 * EMPTY_BYTES + state.num_bytes + 2 * block.num_bytes
 
 
 def _page(payload: memoryview, size: int) -> np.ndarray:

@@ -29,6 +29,11 @@ CREATE INDEX states_of_file ON states (file);
 """
 VARIABLES = 500  # keys per query
 CHECKPOINT_PAGES = 64  # of the write-ahead log, which counts towards the budget
+CHECKPOINT_MILLISECONDS = 200  # that one waits for readers
+LOG_PAGE_BYTES = 4096 + 24
+OTHER_PAGES = 16  # that a transaction writes beside two per record
+EMPTY_BYTES = 1 << 16  # of an empty index with its shared memory
+WRITER_SECONDS, READER_SECONDS = 10.0, 0.5  # that an index waits for others
 
 
 class Trouble(Enum):
@@ -40,7 +45,7 @@ class Trouble(Enum):
 
 
 class StoredState(NamedTuple):
-    """A state in the index: after the blocks of a key and the tokens `tail`."""
+    """A state in the index: after the blocks of a key and the tokens `tail` (with `keys.WITH_MTP`, if it has that)."""
 
     block: bytes
     tail: bytes
@@ -71,7 +76,7 @@ class Index:
     def __init__(self, path: Path, writes: bool) -> None:
         self.path = path
         mode = "rw" if writes or os.access(path, os.W_OK) else "ro&immutable=1"
-        self._db = _connect(path, mode, 10.0 if writes else 0.5)
+        self._db = _connect(path, mode, WRITER_SECONDS if writes else READER_SECONDS)
         try:
             self._inode = path.stat().st_ino
             if writes:
@@ -100,7 +105,7 @@ class Index:
         """False once the file is gone or another has its name."""
         try:
             return self.path.stat().st_ino == self._inode
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
 
     def blocks(self, keys: Sequence[bytes]) -> dict[bytes, Place]:
@@ -113,19 +118,26 @@ class Index:
             )
         }
 
-    def states(self, blocks: Sequence[bytes]) -> list[StoredState]:
-        """States that hang at any of these blocks."""
-        return [
-            StoredState(block, tail, Place(*place))
-            for marks, some in _parts(blocks)
-            for block, tail, *place in self._db.execute(
-                f"SELECT block, tail, file, offset, bytes FROM states WHERE block IN ({marks})", some
-            )
-        ]
+    def with_states(self, blocks: Sequence[bytes]) -> set[bytes]:
+        """Those of the blocks at which states hang; how many others there are does not count."""
+        query = (
+            "WITH asked(key) AS (VALUES {}) SELECT key FROM asked WHERE EXISTS (SELECT 1 FROM states WHERE block = key)"
+        )
+        return {key for marks, some in _parts(blocks, "(?)") for (key,) in self._db.execute(query.format(marks), some)}
 
-    def has_state(self, block: bytes, tail: bytes) -> bool:
-        found = self._db.execute("SELECT 1 FROM states WHERE block = ? AND tail = ?", (block, tail))
-        return found.fetchone() is not None
+    def longest_state(self, block: bytes, tails: Sequence[bytes]) -> StoredState | None:
+        """The state with the longest of these tails; one seek per tail."""
+        found = self._db.execute(
+            f"SELECT tail, file, offset, bytes FROM states WHERE block = ? AND tail IN ({','.join('?' * len(tails))})"
+            " ORDER BY length(tail) DESC LIMIT 1",
+            (block, *tails),
+        ).fetchone()
+        return None if found is None else StoredState(block, found[0], Place(*found[1:]))
+
+    def has_state(self, block: bytes, tails: Sequence[bytes]) -> bool:
+        """True if the state of one of these tails is here."""
+        query = f"SELECT 1 FROM states WHERE block = ? AND tail IN ({','.join('?' * len(tails))})"
+        return self._db.execute(query, (block, *tails)).fetchone() is not None
 
     def add(self, file: int, num_bytes: int, depth: int, blocks: dict[bytes, Place], states: list[StoredState]) -> None:
         """Enter a file with its records. `depth`: number of its first block; deeper files are evicted first."""
@@ -170,6 +182,17 @@ class Index:
         """Bytes of all files."""
         return int(self._db.execute("SELECT total(bytes) FROM files").fetchone()[0])
 
+    def log_bytes(self, entries: int) -> int:
+        """Bytes by which the write-ahead log may grow as so many records and used files are entered."""
+        (pages,) = self._db.execute("PRAGMA page_count").fetchone()
+        return (OTHER_PAGES + min(2 * entries, pages)) * LOG_PAGE_BYTES
+
+    def checkpoint(self) -> None:
+        """Move the write-ahead log into the index and cut it to nothing, unless somebody reads for long."""
+        self._db.execute(f"PRAGMA busy_timeout = {CHECKPOINT_MILLISECONDS}")
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        self._db.execute(f"PRAGMA busy_timeout = {int(WRITER_SECONDS * 1000)}")
+
     def check(self) -> None:
         """sqlite3.DatabaseError where the index is damaged."""
         found = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
@@ -177,7 +200,7 @@ class Index:
             raise sqlite3.DatabaseError(found)
         self.files()
         self.blocks([b""])
-        self.states([b""])
+        self.with_states([b""])
 
     def _forget(self, files: Sequence[int]) -> None:
         for table, column in (("files", "id"), ("blocks", "file"), ("states", "file")):
@@ -200,8 +223,8 @@ def _connect(path: Path, mode: str, seconds: float) -> sqlite3.Connection:
     return sqlite3.connect(uri, timeout=seconds, isolation_level=None, check_same_thread=False, uri=True)
 
 
-def _parts(keys: Sequence[bytes]) -> Iterator[tuple[str, Sequence[bytes]]]:
-    """Keys in groups that fit into a query, with as many question marks."""
+def _parts(keys: Sequence[bytes], mark: str = "?") -> Iterator[tuple[str, Sequence[bytes]]]:
+    """Keys in groups that fit into a query, with as many marks."""
     for first in range(0, len(keys), VARIABLES):
         some = keys[first : first + VARIABLES]
-        yield ",".join("?" * len(some)), some
+        yield ",".join([mark] * len(some)), some

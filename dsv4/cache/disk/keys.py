@@ -9,6 +9,8 @@ from dsv4.cache.prefix import TokensOf
 from dsv4.config import PAGE_TOKENS
 
 FORMAT_VERSION = 1  # of keys, records and packed pages: others are never found
+TOKEN_BYTES = array("i").itemsize
+WITH_MTP = b"\1"  # after the tail in the name of a state that has the MTP block's
 
 
 def root_key(identity: bytes, salt: str | None) -> bytes:
@@ -45,10 +47,21 @@ class PrefixKeys:
         """Tokens of the first `count` that come after their whole blocks."""
         return token_bytes(self.tokens, count - count % PAGE_TOKENS, count)
 
+    def tails(self, depth: int, count: int) -> list[bytes]:
+        """Tails of all prefixes of the first `count` tokens that have `depth` whole blocks, as states are named."""
+        start = depth * PAGE_TOKENS
+        rest = token_bytes(self.tokens, start, min(count, start + PAGE_TOKENS - 1))
+        return [rest[:end] + mtp for end in range(0, len(rest) + 1, TOKEN_BYTES) for mtp in (b"", WITH_MTP)]
+
 
 def state_key(block: bytes, tail: bytes) -> bytes:
     """Key of the state after a prefix: that of its whole blocks and the tokens after them."""
     return hashlib.sha256(b"state" + block + tail).digest()
+
+
+def serving_tails(tail: bytes) -> list[bytes]:
+    """Names of the states that serve as the one named `tail`: itself, and the one that has the MTP block's as well."""
+    return [tail] if len(tail) % TOKEN_BYTES else [tail, tail + WITH_MTP]
 
 
 def token_bytes(tokens: TokensOf, start: int, stop: int) -> bytes:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from dsv4.cache.disk.folder import CacheFolder, FolderBusyError
-from dsv4.cache.disk.index import Index, StoredState, Trouble, trouble
-from dsv4.cache.disk.keys import state_key
+from dsv4.cache.disk.index import EMPTY_BYTES, Index, StoredState, Trouble, trouble
+from dsv4.cache.disk.keys import serving_tails, state_key
 from dsv4.cache.disk.records import BLOCK, STATE, Record
 from dsv4.cache.disk.stats import DiskCacheStats
 from dsv4.cache.state import Snapshot
@@ -26,7 +26,7 @@ MAX_PENDING_JOBS = 256
 
 @dataclass(frozen=True)
 class StateToWrite:
-    """A state after the blocks of key `block` and the tokens `tail`, and the packed page of the tail."""
+    """A state after the blocks of key `block` and the tokens `tail`, as a `StoredState`, and the tail's packed page."""
 
     block: bytes
     tail: bytes
@@ -76,6 +76,7 @@ class Writer:
         self._busy = True  # the thread has work in its hands
         self._closed = False
         self._was_busy = False  # another process held the lock for long, which is logged once
+        self._reported_size = False  # that a file was larger than the budget
         self._pending: set[bytes] = set()  # keys of blocks and states on their way
         self._changed = threading.Condition()
         self._index: Index | None = None
@@ -196,7 +197,7 @@ class Writer:
     def _clean_up(self) -> None:
         index = self._open()
         self.folder.remove_leftovers(index)
-        self._make_room(index, 0)
+        self._make_room(index, 0, 0)
 
     def _write(self, job: WriteJob) -> None:
         index = self._open()
@@ -209,10 +210,14 @@ class Writer:
         used = job.used.union(place.file for place in index.blocks(job.path).values())
         if used:
             index.touch(used)
-        if not records:
-            return
+        if records:
+            self._store(job, records, used, index)
+        self._keep_budget(index)
+
+    def _store(self, job: WriteJob, records: list[Record], used: frozenset[int], index: Index) -> None:
+        """Write records as one file, if there is or can be room for it."""
         size = sum(record.num_bytes for record in records)
-        if not self._make_room(index, size):
+        if not self._make_room(index, size, len(records) + len(used)):
             self.stats.num_dropped_writes += 1
             return
         number, places = self.folder.write(records)
@@ -231,21 +236,47 @@ class Writer:
             there = index.blocks(job.keys)
             rows = job.blocks.numpy()
             records += [Record(BLOCK, k, rows[i].tobytes()) for i, k in enumerate(job.keys) if k not in there]
-        if job.state is not None and not index.has_state(job.state.block, job.state.tail):
+        if job.state is not None and not index.has_state(job.state.block, serving_tails(job.state.tail)):
             records.append(Record(STATE, job.state.key, job.state.payload()))
         return records
 
-    def _make_room(self, index: Index, num_bytes: int) -> bool:
-        """Evict until `num_bytes` more fit into the budget. False: they never do."""
+    def _make_room(self, index: Index, num_bytes: int, entries: int) -> bool:
+        """Evict until a file of `num_bytes`, with so many entries of the index, fits into the budget. False: never."""
         if self.max_bytes is None:
             return True
-        room = self.max_bytes - self.folder.index_bytes() - num_bytes
-        if num_bytes and room < 0:
+        needed = num_bytes + index.log_bytes(entries)
+        if num_bytes and needed + EMPTY_BYTES > self.max_bytes:
+            self._report_size(num_bytes)
             return False
-        evicted = index.evict(index.total_bytes() - max(0, room))
-        self.folder.remove(evicted)
-        self.stats.num_evicted_files += len(evicted)
+        if self._excess(index, needed) > 0:
+            index.checkpoint()
+        while (excess := self._excess(index, needed)) > 0:
+            evicted = index.evict(excess)
+            if not evicted:
+                if num_bytes:
+                    self._report_size(num_bytes)
+                return False
+            self.folder.remove(evicted)
+            self.stats.num_evicted_files += len(evicted)
+            index.checkpoint()  # what was evicted is still in the log
         return True
+
+    def _keep_budget(self, index: Index) -> None:
+        """At the end of a job the write-ahead log may be larger than what was reserved for it."""
+        if self._excess(index, 0) > 0:
+            index.checkpoint()
+
+    def _excess(self, index: Index, needed: int) -> int:
+        """Bytes by which the folder is over the budget, `needed` more included."""
+        if self.max_bytes is None:
+            return 0
+        return index.total_bytes() + self.folder.index_bytes() + needed - self.max_bytes
+
+    def _report_size(self, num_bytes: int) -> None:
+        if not self._reported_size:
+            self._reported_size = True
+            text = "disk cache %s: a file of %d bytes does not fit into a budget of %d bytes and is not stored"
+            logger.warning(text, self.folder.path, num_bytes, self.max_bytes)
 
 
 def _keys(job: WriteJob) -> list[bytes]:

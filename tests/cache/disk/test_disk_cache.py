@@ -5,13 +5,18 @@ from __future__ import annotations
 import logging
 import shutil
 import sqlite3
+import struct
 from pathlib import Path
 
 import pytest
+import torch
 
-from dsv4.cache.disk import records, writer
+from dsv4.cache.disk import DiskCache, least_bytes, records, writer
+from dsv4.cache.disk.index import StoredState
+from dsv4.cache.disk.records import Place
+from dsv4.cache.state import Snapshot
 
-from .prefixes import bytes_on_disk, check, fill, find, keys_of, new_cache, open_disk, store
+from .prefixes import bytes_on_disk, check, check_loaded, fill, find, keys_of, new_cache, open_disk, store
 
 LENGTHS = (128, 129, 131, 132, 133, 255, 256, 257, 300)
 
@@ -62,6 +67,26 @@ def test_nothing_is_written_twice(tmp_path: Path) -> None:
     assert check(disk, 1, 400) == 400 and check(disk, 1, 399) == 300
     disk.close()
     other.close()
+
+
+@pytest.mark.parametrize("length", [300, 256])
+def test_a_state_with_the_mtp_blocks_is_stored_beside_one_without(tmp_path: Path, length: int) -> None:
+    disk = open_disk(tmp_path)
+    pages, without = fill(disk.cache, 1, length)
+    complete = Snapshot(length, without.layers, torch.full((2, 3), 1 + length / 4096))
+    written: list[int] = []
+    for snapshot in (without, without, complete, complete, without):
+        disk.store(keys_of(disk, 1), length, pages, snapshot)
+        disk.flush()
+        written.append(disk.stats.num_writes)
+        match = find(disk, 1, length + 10)
+        assert match is not None and match.length == length
+        loaded = disk.load(match, 0)
+        assert loaded is not None and loaded.snapshot is not None
+        assert (loaded.snapshot.mtp_streams is not None) == (written[-1] > 1)
+        check_loaded(disk, 1, match, loaded)
+    assert written == [1, 1, 2, 2, 2], "once each, and none that has less"
+    disk.close()
 
 
 def test_salts_and_models_share_nothing(tmp_path: Path) -> None:
@@ -221,11 +246,35 @@ def test_of_one_prefix_the_end_goes_first(tmp_path: Path) -> None:
     small.close()
 
 
-def test_a_prefix_larger_than_the_budget_is_not_stored(tmp_path: Path) -> None:
-    disk = open_disk(tmp_path, max_bytes=10_000)
-    store(disk, 1, 300)
-    disk.flush()
-    assert check(disk, 1, 300) == 0 and disk.stats.num_dropped_writes == 1 and not payload_files(tmp_path)
+@pytest.mark.parametrize("over_least", [-1_000_000, 0])
+def test_a_prefix_larger_than_the_budget_is_not_stored_with_one_line(
+    tmp_path: Path, over_least: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    budget = max(10_000, least_bytes(new_cache()) + over_least)
+    disk = open_disk(tmp_path, max_bytes=budget)
+    for number in (1, 2, 3):
+        store(disk, number, 64 * 128)
+        disk.flush()
+        assert check(disk, number, 64 * 128) == 0
+    assert disk.stats.num_dropped_writes == 3 and not payload_files(tmp_path)
+    (record,) = caplog.records
+    assert f"does not fit into a budget of {budget} bytes" in record.getMessage()
+    disk.close()
+
+
+@pytest.mark.parametrize("more", [0, 50_000, 150_000, 1_000_000])
+def test_a_small_budget_is_kept_and_used(tmp_path: Path, more: int) -> None:
+    """The write-ahead log takes no place that a file could have, and does not grow past the budget."""
+    budget = least_bytes(new_cache()) + more
+    disk = open_disk(tmp_path, max_bytes=budget)
+    for number in range(60):
+        store(disk, number, 200)
+        disk.flush()
+        assert bytes_on_disk(tmp_path) <= budget
+        assert check(disk, number, 200) == 200, "the last one is always there"
+        disk.flush()
+        assert bytes_on_disk(tmp_path) <= budget
+    assert disk.stats.num_writes == 60 and disk.stats.num_dropped_writes == 0
     disk.close()
 
 
@@ -315,3 +364,34 @@ def test_a_page_holds_nothing_of_a_former_sequence(tmp_path: Path) -> None:
     assert check(disk, 1, 130) == 130
     assert keys_of(disk, 1).blocks(130) == keys_of(disk, 1).blocks(255)
     disk.close()
+
+
+def test_states_of_other_sequences_make_no_look_up_longer(tmp_path: Path) -> None:
+    """Counted in steps of SQLite's machine: ten thousand short sequences, whose states all hang at the root."""
+    disk = open_disk(tmp_path)
+    store(disk, 1, 300)
+    store(disk, 2, 50)
+    disk.flush()
+    root = keys_of(disk, 1).at(0)
+    steps = [_steps_of_look_ups(disk)]
+    index = disk.folder.open_index()
+    numbers = iter(range(100_000, 200_000))
+    for _ in range(2):
+        states = [StoredState(root, struct.pack("<ii", 3, next(numbers)), Place(1, 0, 1)) for _ in range(10_000)]
+        index.add(next(numbers), 1, 0, {}, states)
+        steps.append(_steps_of_look_ups(disk))
+    index.close()
+    assert max(steps) <= steps[0] + 200
+    disk.close()
+
+
+def _steps_of_look_ups(disk: DiskCache) -> int:
+    assert disk._index is not None or find(disk, 1, 300) is not None
+    assert disk._index is not None
+    steps: list[None] = []
+    disk._index._db.set_progress_handler(lambda: steps.append(None), 1)
+    for number, count, length in ((1, 1000, 300), (2, 50, 50), (2, 49, 0), (1, 120, 0)):
+        match = find(disk, number, count)
+        assert (0 if match is None else match.length) == length
+    disk._index._db.set_progress_handler(None, 1)
+    return len(steps)
