@@ -304,8 +304,8 @@ def _check_ids(prompt: object, name: str) -> None:
         raise ValueError(f"{name} is {prompt!r}; allowed: {_ALLOWED}")
     ids = cast("Sequence[object]", prompt)
     # The place is sought only where there is one: few types are looked at, a million tokens are not.
-    kinds: set[type] = set(map(type, ids))
-    wrong = [kind for kind in kinds if kind is bool or not issubclass(kind, (int, np.integer))]
+    kinds: set[type[object]] = set(map(type, ids))
+    wrong: list[type[object]] = [kind for kind in kinds if kind is bool or not issubclass(kind, (int, np.integer))]
     if wrong:
         place, value = next((place, value) for place, value in enumerate(ids) if type(value) in wrong)
         raise ValueError(f"{name} has {value!r} at position {place}; allowed: token ids (int)")
