@@ -34,6 +34,43 @@ prefix cache under `load`; llama-server also the faster of two weight formats wi
 ends with `ValueError: Invalid layer type: compressed_sparse_attention` (5.23.0), as its paged cache has no such layer.
 A server that would need over `--longest` seconds for a load is left out there. `--model slice` takes 120M parameters.
 """
+OTHERS = """## Other subjects
+
+Each prints its figures; those that were measured stand on the page of their subject. The times are those to
+expect on two cores.
+
+SUBJECTS
+"""
+# Command -> (time, what it measures, page of docs/).
+SUBJECTS = {
+    "speculation": (
+        "5 minutes",
+        "drafts that stand and speed by number of drafts, on evaluation questions",
+        "request.md",
+    ),
+    "disk_cache": (
+        "3 minutes",
+        "first token of 32,768 tokens, cold, from memory and from disk after a restart",
+        "request.md",
+    ),
+    "sampling": (
+        "half a minute",
+        "one draw by vocabulary and filter, a step free and under a JSON schema",
+        "kernels.md",
+    ),
+    "expert_memory": (
+        "10 minutes, 11 GB of disk",
+        "decode speed and reads with 50, 25 and 10 % of the experts in memory",
+        "checkpoints.md",
+    ),
+    "latency": ("2 minutes", "small requests beside a large one: tokenizing, reading, steps", "request.md"),
+    "training": ("5 minutes", "tokens per second of the nano recipe, fp32 and bfloat16", "training.md"),
+    "value_check FOLDER": (
+        "5 minutes",
+        "the check of every weight at load, against reading the files",
+        "checkpoints.md",
+    ),
+}
 COMPARED = (("decode", 0), ("decode", 16384), ("prefill", 2048), ("prefill", 8192), ("prefill", 32768))
 
 
@@ -41,7 +78,7 @@ def document(results: Path) -> str:
     """Markdown document of all processors with results."""
     runs = {file.stem: newest(read(file)) for file in sorted(results.glob("*.jsonl"))}
     runs = {name: found for name, found in runs.items() if found}
-    parts = [HEAD, *overview(runs), "", SERVING]
+    parts = [HEAD, *overview(runs), "", SERVING, others()]
     for slug, found in runs.items():
         hardware = next(iter(found.values())).hardware
         parts += [f"\n## {hardware['cpu']} with {hardware['isa']}, {hardware['cores']} cores\n"]
@@ -71,6 +108,14 @@ def overview(runs: dict[str, dict[str, Run]]) -> list[str]:
         return []
     names = [f"{run.hardware['cpu']}, {run.hardware['isa']}" for run in compared.values()]
     return ["Speed as a multiple of llama.cpp's, model `slice`:\n", *table(["", *names], rows)]
+
+
+def others() -> str:
+    """Markdown list of the subjects without results in files."""
+    subjects = [
+        f"- `dsv4 bench {name}`, {time}: {text} ([{page}]({page}))." for name, (time, text, page) in SUBJECTS.items()
+    ]
+    return OTHERS.replace("SUBJECTS", "\n".join(subjects))
 
 
 def command(run: Run) -> str:

@@ -30,6 +30,8 @@ class Model:
     ) -> None: ...
     def limit_experts(self, residency: ExpertResidency) -> None:
         """Read the routed experts through a residency."""
+    def count_experts(self, load: list[Any]) -> None:
+        """Add the tokens of each expert to int64 arrays [experts] from now on, one array per layer."""
 
 class ExpertResidency:
     """Budget in bytes of routed experts in memory; drops them all first. Linux only.

@@ -331,6 +331,8 @@ class Cache:
             used["state"] += rows * sum(c.kv[0].nbytes + c.score[0].nbytes for c in layer.compressors())
             used["entries"] += self.pool.num_used * (0 if layer.main is None else layer.main.page_bytes)
             used["index_keys"] += self.pool.num_used * (0 if layer.index is None else layer.index.page_bytes)
+        if self.mtp is not None:
+            used["state"] += rows * self.mtp.row_bytes
         return used
 
     @property

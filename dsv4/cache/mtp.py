@@ -31,6 +31,11 @@ class MTPState:
         with torch.inference_mode(False):
             self.streams = torch.zeros(shape, device=device, dtype=dtype)
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the streams of a row."""
+        return self.streams.nbytes // len(self.ends)
+
     def rows(self, slots: np.ndarray | int, positions: np.ndarray) -> Tensor:
         """Rows of `streams` where positions [n] of slots lie, int64 [n]."""
         return torch.from_numpy(slots * WINDOW + positions % WINDOW).to(self.streams.device)

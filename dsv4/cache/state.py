@@ -98,6 +98,11 @@ class SavedRow:
     snapshot: Snapshot
     entries: tuple[Tensor, ...]
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tensors."""
+        return self.snapshot.num_bytes + sum(entries.nbytes for entries in self.entries)
+
 
 def layer_views(layer: LayerCache, slot: int) -> LayerSnapshot:
     """The state of a slot as it lies in a layer's tensors."""

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeVar, cast
 
 from dsv4.engine.core import CHECK_SECONDS, EngineCore, EngineError
 from dsv4.engine.fairness import User
@@ -19,10 +19,13 @@ from dsv4.engine.outputs import ProgressEvent, TokenEvent
 from dsv4.engine.progress import ProgressWatch
 from dsv4.engine.request import Request
 from dsv4.engine.sampling_params import SamplingParams
+from dsv4.engine.tracing import Tracing
 from dsv4.engine.waiting import WaitingRoom
+from dsv4.model.trace import TokenTrace
 
 logger = logging.getLogger("dsv4.engine")
 
+T = TypeVar("T")
 Item = TokenEvent | ProgressEvent | EngineError
 
 
@@ -49,6 +52,7 @@ class AsyncEngine:
         self._room = WaitingRoom(llm.engine_config)
         self._listeners: dict[int, _Listener] = {}
         self._watch = ProgressWatch()
+        self._tracing = asyncio.Lock()  # one trace at a time: each has a cache of its own
         self._commands: list[Callable[[], None]] = []
         self._wake = threading.Condition()  # guards _commands, _closed and error
         self._closed = False
@@ -94,6 +98,19 @@ class AsyncEngine:
         """
         return self._events(self._new_request(prompt_token_ids, params, user), watched=True)
 
+    async def trace(self, token_ids: list[int]) -> TokenTrace:
+        """Trace of the last token of a sequence (`dsv4.model.trace`), computed anew beside the requests.
+
+        The work is cut in steps of a few hundred tokens, which take turns with the engine's own. ValueError for a model
+        or a sequence that cannot be traced (`Tracing`), EngineError if the engine stops. Cancelling it frees its cache.
+        """
+        config = self.llm.engine_config
+        tracing = Tracing(self._core.runner.model, token_ids, self.llm.max_model_len, config.kv_cache_dtype)
+        async with self._tracing:
+            while (trace := await self._between_steps(tracing.step)) is None:
+                pass
+        return trace
+
     def check_room(self) -> None:
         """Raises QueueFullError if a request of any length would: callable before the prompt is encoded."""
         self._room.check()
@@ -136,6 +153,14 @@ class AsyncEngine:
             if not finished:
                 with contextlib.suppress(EngineError):  # a stopped engine has nothing to abort
                     self._submit(lambda: self._abort(request))
+
+    async def _between_steps(self, work: Callable[[], T]) -> T:
+        """Result of `work`, run in the engine thread between two steps. Its errors are raised here."""
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._submit(lambda: _fulfil(future, work))
+        while not (await asyncio.wait((future,), timeout=CHECK_SECONDS))[0]:
+            self.check()
+        return future.result()
 
     def _submit(self, command: Callable[[], None]) -> None:
         """Hands a command to the engine thread, which runs it between two steps."""
@@ -213,3 +238,24 @@ class AsyncEngine:
                 listener.send(EngineError(message))
         self._listeners.clear()
         self._core.abort_all()  # else the LLM would continue them after its release
+
+
+def _fulfil(future: asyncio.Future[T], work: Callable[[], T]) -> None:
+    """Runs work and hands its result or error to a future of another thread's loop."""
+    if future.cancelled():
+        return
+    try:
+        result, error = work(), None
+    except Exception as caught:
+        result, error = None, caught
+
+    def deliver() -> None:
+        if future.cancelled():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(cast(T, result))
+
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+        future.get_loop().call_soon_threadsafe(deliver)

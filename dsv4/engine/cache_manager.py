@@ -71,6 +71,7 @@ class CacheManager:
         self._running: dict[int, Request] = {}  # by slot
         self._matches: dict[Request, tuple[int, PrefixMatch]] = {}  # of waiting requests, with the prefixes' version
         self.before_snapshot: Callable[[Request], None] | None = None  # lets the MTP block read what the row holds
+        self._saved: dict[Request, int] = {}  # bytes that are kept of requests that gave way
         self._unsound: set[int] = set()  # rows that a failed step may have left half-written
 
     @property
@@ -102,8 +103,26 @@ class CacheManager:
         found = self.disk.find(lookup, request.num_tokens - 1, match.length)
         return StoredPrefix(match, found, max(match.common, lookup.common))
 
+    def is_ready(self, request: Request) -> bool:
+        """False while the prefix that a waiting request would begin at is being read from the disk."""
+        if self.disk is None or request.saved is not None:
+            return True
+        match = self.match(request).disk
+        lookup = self._lookup(self.disk, request)
+        if match is None:
+            self.disk.drop(lookup)
+            return True
+        return self.disk.is_ready(lookup, match, lambda: len(self._known_blocks(request, match)))
+
+    def wait_for_disk(self, seconds: float) -> bool:
+        """Waits until a prefix has been read from the disk, `seconds` at most. False: none is being read."""
+        return self.disk is not None and self.disk.wait(seconds)
+
     def can_allocate(self, request: Request) -> bool:
-        """True if a request that waits fits beside those that run. Alone every request fits that was taken."""
+        """True if a request that waits is ready and fits beside those that run. Alone every request fits that was
+        taken."""
+        if not self.is_ready(request):
+            return False
         if not self._free_slots or self._pages is None or not self._running:
             return bool(self._free_slots)
         needed = _pages_soon(request)
@@ -138,6 +157,7 @@ class CacheManager:
         if request.scheduled_time is None:  # not one that gave way before it computed anything
             request.output.cached_tokens = request.num_computed_tokens
         if self.disk is not None:
+            self.disk.drop(self._lookup(self.disk, request))
             self.disk.begin(self._lookup(self.disk, request), 0 if match.disk is None else match.length)
 
     def make_room(self, counts: Mapping[Request, int]) -> bool:
@@ -157,6 +177,7 @@ class CacheManager:
             if self.before_snapshot is not None:
                 self.before_snapshot(request)
             request.saved = self._pages.save(request.slot)
+            self._saved[request] = request.saved.num_bytes
         else:
             request.num_computed_tokens = 0
         self._free_row(request)
@@ -171,11 +192,14 @@ class CacheManager:
     def release(self, request: Request) -> None:
         """Empties the row of a request that has ended, if it has one. What it has answered is stored."""
         request.saved = None
+        self._saved.pop(request, None)
         self._matches.pop(request, None)
         if request.slot >= 0:
             if request.num_computed_tokens >= len(request.prompt_token_ids):
                 self._store(request)
             self._free_row(request)
+        if request.on_disk is not None and self.disk is not None:
+            self.disk.drop(request.on_disk)
         request.on_disk = None
 
     # Numbers
@@ -189,6 +213,7 @@ class CacheManager:
         yield gauge("vllm:kv_cache_usage_perc", "Share of the cache's pages in use, 1: all.", used / pages.max_pages)
         sizes = pages.live_bytes(len(self._running))
         sizes["snapshots"] = 0 if prefixes is None else prefixes.snapshot_bytes
+        sizes["preempted"] = sum(list(self._saved.values()))
         name, text = "dsv4:cache_bytes", "Bytes of the cache in use, by component."
         yield labelled("gauge", name, text, "component", ((key, float(size)) for key, size in sizes.items()))
         stored = 0 if prefixes is None else prefixes.num_pages * pages.page_bytes
@@ -257,20 +282,27 @@ class CacheManager:
             return False
         return self.cache.lengths[slot] == request.num_computed_tokens
 
+    def _known_blocks(self, request: Request, match: DiskMatch) -> list[int]:
+        """Pages of the blocks of a match that memory has."""
+        assert self.prefixes is not None
+        return self.prefixes.block_pages(request.tokens, match.num_blocks * PAGE_TOKENS, request.params.cache_salt)
+
     def _load(self, request: Request, match: DiskMatch) -> bool:
-        """Puts a prefix from the disk into a request's row, but for blocks that memory has. False, with the row empty:
-        it is gone, damaged or of another form."""
+        """Puts a prefix that was read from the disk into a request's row, but for blocks that memory has. False, with
+        the row empty: it was gone, damaged or of another form."""
         pages, prefixes = self._pages, self.prefixes
         assert pages is not None and prefixes is not None and self.disk is not None
-        known = prefixes.block_pages(request.tokens, match.num_blocks * PAGE_TOKENS, request.params.cache_salt)
-        loaded = self.disk.load(match, len(known))
-        if loaded is None:
+        reading = self.disk.take(self._lookup(self.disk, request))
+        known = self._known_blocks(request, match)
+        if reading is None or reading.loaded is None:
             return False
+        loaded = reading.loaded
+        assert reading.match is match and reading.first <= len(known), "allocate follows can_allocate"
         pages.attach(request.slot, known)
         missing = max(pages_for(match.length), match.num_blocks) - len(known)
         prefixes.evict_until(lambda: missing <= pages.num_free_pages)
         try:
-            pages.load_pages(request.slot, missing, loaded.entries)
+            pages.load_pages(request.slot, missing, loaded.entries_after(len(known) - reading.first))
             if loaded.snapshot is None:
                 pages.replay(request.slot, match.length, match.common)
             else:
@@ -298,6 +330,7 @@ class CacheManager:
             self.prefixes.evict_until(lambda: missing <= pages.num_free_pages)
         pages.load(request.slot, saved)
         request.saved, request.num_computed_tokens = None, length
+        del self._saved[request]
 
     def _known_pages(self, request: Request) -> list[int]:
         """Pages of whole blocks of a waiting request that are stored and that it would use."""

@@ -16,8 +16,14 @@ from dsv4.engine.config import EngineConfig
 from dsv4.engine.machine import Memory
 
 FREE_SHARE = 0.9  # of the memory that is left, for pages; the rest is for what a step needs
+MIN_PAUSED = 8  # requests of a user that may wait to continue; more where there are more rows
 
 logger = logging.getLogger("dsv4")
+
+
+def most_paused(rows: int) -> int:
+    """Requests of a user that may have given way at a time, whose copies take memory."""
+    return max(MIN_PAUSED, rows)
 
 
 @dataclass(frozen=True)
@@ -33,11 +39,17 @@ class CacheRoom:
         return max(1, self.free // self.page_bytes) if self.page_bytes else 1 << 40
 
 
-def room_for(config: ModelConfig, kv_format: KvFormat, rows: int, mapped: int, memory: Memory) -> CacheRoom:
+def room_for(
+    config: ModelConfig, kv_format: KvFormat, rows: int, mapped: int, memory: Memory, streams: int = 0
+) -> CacheRoom:
     """Room beside a loaded model. `mapped`: bytes of weights in mapped files, which the system keeps in memory where it
-    can; where they exceed it they are read again and again, and leave the cache what it needs."""
+    can; where they exceed it they are read again and again, and leave the cache what it needs. `streams`: bytes per row
+    that are kept for the MTP block.
+
+    The state counts for each row, and for each request of a user that may have given way.
+    """
     state, page = cache_bytes_of(config, kv_format)
-    left = max(0, memory.available - state * rows)
+    left = max(0, memory.available - (state + streams) * rows - state * most_paused(rows))
     return CacheRoom(int(FREE_SHARE * (left - mapped if mapped < left else left)), page)
 
 

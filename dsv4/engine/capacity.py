@@ -13,7 +13,7 @@ from math import prod
 
 from dsv4.analysis.inventory import StorageLayout, tensor_inventory
 from dsv4.analysis.kv import KvFormat, entry_bytes, index_key_bytes, state_bytes
-from dsv4.config import COMPRESSION_KINDS, PAGE_TOKENS, ModelConfig
+from dsv4.config import COMPRESSION_KINDS, PAGE_TOKENS, WINDOW, ModelConfig
 from dsv4.engine.machine import Memory
 
 MAPPED_TYPES = ("BF16", "F8_E4M3", "I8")  # matrix types that the native kernels read as stored
@@ -34,6 +34,7 @@ class LoadPlan:
     max_num_seqs: int
     max_model_len: int
     expert_memory: int | None = None  # bytes of routed experts kept in memory; None: as the system has room
+    speculates: bool = False  # True if the streams that the MTP block reads are kept
     kv_format: KvFormat | None = None  # of the cache; None: the dtype of widened matrices
 
     @property
@@ -77,6 +78,8 @@ def need_of(plan: LoadPlan) -> Need:
         else:
             copied += prod(spec.shape) * (plan.itemsize if matrix else 8 if spec.dtype == "I64" else 4)
     state, page = cache_bytes_of(plan.config, plan.cache_format)
+    if plan.speculates:
+        state += kept_stream_bytes(plan.config, plan.itemsize)
     pages = -(-plan.max_model_len // PAGE_TOKENS)
     if plan.expert_memory is not None:
         mapped -= max(0, experts - plan.expert_memory)
@@ -111,6 +114,11 @@ def cache_bytes_of(config: ModelConfig, kv_format: KvFormat) -> tuple[int, int]:
         if kind.ratio:
             page += PAGE_TOKENS // ratio * (entry + (key if kind.has_indexer else 0))
     return state, page
+
+
+def kept_stream_bytes(config: ModelConfig, itemsize: int) -> int:
+    """Bytes per request of the streams that `dsv4.cache.mtp.MTPState` keeps."""
+    return WINDOW * config.hc_mult * config.hidden_size * itemsize
 
 
 def check_fit(name: str, need: Need, memory: Memory, ways_out: list[str]) -> list[str]:

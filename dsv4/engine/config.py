@@ -151,7 +151,13 @@ class EngineConfig:
         " model stores them, else the dtype)",
         choices=DTYPES,
     )
-    numerics: str = option("float", "arithmetic of the model", choices=("float", "shipped"), commands=())
+    numerics: str = option(
+        "float",
+        "float: as the weights are; shipped: activations and cache rounded as the published model does"
+        " (default: %(default)s)",
+        choices=("float", "shipped"),
+        commands=("serve", "chat", "generate"),
+    )
     check_values: bool = option(
         True,
         "load without looking for NaN and infinity in the weights, which reads them all",

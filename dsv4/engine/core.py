@@ -27,6 +27,7 @@ from dsv4.engine.speculative import Speculator
 from dsv4.engine.step import ScheduledChunk
 
 CHECK_SECONDS = 1.0  # between two looks at the files of the weights
+DISK_SECONDS = 0.1  # that a step waits for prefixes from the disk at most, where it has nothing else to do
 PROMPT_LOGITS_BYTES = 64 << 20  # of one request's logits per step, while its prompt is scored
 
 
@@ -155,6 +156,8 @@ class EngineCore:
         """
         self.check_files(now=bool(self.scheduler.waiting))
         chunks = self.scheduler.schedule()
+        if not chunks and self.scheduler.cache_manager.wait_for_disk(DISK_SECONDS):
+            chunks = self.scheduler.schedule()
         if not chunks:
             return []
         started = time.monotonic()

@@ -2,9 +2,10 @@
 
 A step that verifies k drafts of each of r requests computes r (1 + k) rows; before it, drafting took k rounds over r
 requests. Its time is the median time of steps of as many rows plus that of the rounds; the tokens that it yields follow
-from the share of drafts accepted at each position. The length with most tokens per second is taken. What was never
-measured counts as cheap and good, so that it is tried; later, other lengths than the best are tried in as many steps
-as cost at most PROBE_SHARE of the time.
+from the share of drafts accepted at each position. The length with most tokens per second is taken, where drafts that
+were never verified count as good. The first trial is of one draft, to learn what drafts cost. Until TRIAL_DRAFTS were
+verified, what those after it lose against steps without drafts is at most TRIAL_SHARE of the time, and what they win
+pays for more. Later, other lengths than the best are tried in as many steps as cost at most PROBE_SHARE of the time.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from math import prod
 from statistics import median
 from typing import NamedTuple, Protocol
 
+TRIAL_SHARE = 0.02
+TRIAL_DRAFTS = 24  # verified drafts of a request after which the measured acceptance is believed
 PROBE_SHARE = 0.01
 PROBE_STEPS = 32  # between two probes, at least
 PLAN_STEPS = 16  # that a choice is kept at most: making one takes a few percent of a small model's step
@@ -90,11 +93,17 @@ class AdaptiveLength:
         self._plans: dict[int, _Plan] = {}  # by number of requests
         self._next_probe = PROBE_STEPS
         self._probed = 0  # the length tried last
+        self._verified = 0  # drafts of a request
+        self._balance = 0.0  # seconds that trials may lose
+        self._trial = 0  # the step of the next one
+        self._proposed = self._accepted = 0  # in the step that is over
         self._extra: float | None = None  # seconds of drafting that the probe under way was expected to take
 
     @property
     def following(self) -> bool:
-        return self.drafting or (self._budget > 0.0 and self._steps >= self._next_probe - FOLLOWED_STEPS)
+        if self.drafting or self._steps < self._trial:
+            return self.drafting or self._steps >= self._trial - FOLLOWED_STEPS
+        return self._budget > 0.0 and self._steps >= self._next_probe - FOLLOWED_STEPS
 
     def acceptance(self) -> list[float]:
         """Share of drafts accepted at each position, of those whose predecessors were."""
@@ -110,6 +119,7 @@ class AdaptiveLength:
         return self._step_times.at(num_requests * (1 + length)) + drafting
 
     def choose(self, num_requests: int) -> int:
+        self._proposed = self._accepted = 0
         plan = self._plans.get(num_requests)
         if plan is None or self._steps >= plan.end:
             if self._step_times.count(num_requests) < FIRST_STEPS:
@@ -118,6 +128,12 @@ class AdaptiveLength:
         self.drafting = plan.best > 0
         self._extra = None
         self._steps += 1
+        if self.drafting and self._verified < TRIAL_DRAFTS:
+            if self._balance < 0.0:
+                self.drafting = False
+                self._trial = self._steps + int(-self._balance / (TRIAL_SHARE * self._step_times.at(num_requests)))
+                return 0
+            return plan.best if self._verified else 1
         if self._steps < self._next_probe:
             return plan.best
         if self._budget <= 0.0:
@@ -144,13 +160,21 @@ class AdaptiveLength:
         for place in range(min(accepted + 1, proposed, self.most)):
             self._tries[place] = self._tries[place] * DECAY + 1.0
             self._hits[place] = self._hits[place] * DECAY + (place < accepted)
+        self._verified += 1
+        self._proposed += proposed
+        self._accepted += accepted
 
     def time_step(self, rows: int, seconds: float) -> None:
         self._step_times.add(rows, seconds)
+        self._balance += TRIAL_SHARE * seconds
+        requests = rows - self._proposed
+        if self._proposed and requests > 0:
+            self._balance += (1 + self._accepted / requests) * self._step_times.at(requests) - seconds
         self._budget += PROBE_SHARE * seconds
 
     def time_drafting(self, num_requests: int, rounds: int, seconds: float) -> None:
         self._round_times.add(num_requests, seconds / rounds)
+        self._balance -= seconds
         if self._extra is not None:  # the first drafts in a long time: the block had much to read
             self._budget -= max(0.0, seconds - self._extra)
             self._extra = None
@@ -183,14 +207,19 @@ class _Times:
         self._medians.pop(size, None)
 
     def at(self, size: int) -> float:
-        """Seconds; beyond the sizes that were measured, those of the nearest one; 0 where there is none."""
+        """Seconds; below the sizes that were measured, those of the smallest; above them, on the line from the smallest
+        to the largest; 0 where there is none."""
         if size in self._recent:
             return self._median(size)
         if not self._sizes:
             return 0.0
         place = bisect_left(self._sizes, size)
-        if place in (0, len(self._sizes)):
-            return self._median(self._sizes[max(0, place - 1)])
+        if place == 0:
+            return self._median(self._sizes[0])
+        if place == len(self._sizes):
+            low, high = self._sizes[0], self._sizes[-1]
+            rise = max(0.0, self._median(high) - self._median(low)) / max(1, high - low)
+            return self._median(high) + rise * (size - high)
         low, high = self._sizes[place - 1 : place + 1]
         share = (size - low) / (high - low)
         return self._median(low) * (1 - share) + self._median(high) * share

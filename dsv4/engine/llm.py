@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ import torch
 
 from dsv4.cache import Cache
 from dsv4.cache.disk import DiskCache
+from dsv4.checkpoint.expert_memory import ExpertMemory
 from dsv4.checkpoint.mapped import mapped_files
 from dsv4.config import WINDOW
 from dsv4.engine.cache_manager import CacheManager
@@ -23,6 +24,8 @@ from dsv4.engine.disk_prefixes import DiskPrefixes
 from dsv4.engine.draft_length import AdaptiveLength
 from dsv4.engine.grammar import GrammarCompiler
 from dsv4.engine.loading import cache_room, check_device, limit_expert_memory, load
+from dsv4.engine.metric_sources import DiskCacheMetrics, ExpertLoadMetrics, ExpertMemoryMetrics
+from dsv4.engine.metrics import MetricSource
 from dsv4.engine.model import DraftingModel, EngineCache, EngineModel
 from dsv4.engine.model_identity import model_identity
 from dsv4.engine.outputs import RequestOutput, TokenEvent
@@ -101,7 +104,8 @@ class LLM:
         self.disk_cache = self._open_disk_cache(model, cache)
         disk = None
         if self.disk_cache is not None:
-            disk = DiskPrefixes(self.disk_cache, WindowPolicy.parse(config.cache_window))
+            policy = WindowPolicy.parse(config.cache_window)
+            disk = DiskPrefixes(self.disk_cache, policy, config.max_num_seqs)
         manager = CacheManager(cache, config.max_num_seqs, config, disk)
         if speculator is not None:
             manager.before_snapshot = speculator.before_snapshot
@@ -120,6 +124,8 @@ class LLM:
         )
         files = mapped_files(model)
         self.core = EngineCore(runner, scheduler, limits, None if files is None else files.change, speculator)
+        for source in _further_metrics(model, self.disk_cache, self.expert_memory):
+            self.core.metrics.add(source)
         self._in_use = threading.Lock()  # the core serves one caller at a time
         self._model, self._backend = model, _backend_of(model)
 
@@ -220,7 +226,8 @@ class LLM:
         if not isinstance(model, Transformer) or not isinstance(cache, Cache):
             raise ValueError(f"cache_dir is {str(config.cache_dir)!r}; {type(model).__name__} has no state to store")
         files = None if self._loaded_from is None else sorted(self._loaded_from.glob("*.safetensors"))
-        replay = self.config.num_hidden_layers * WINDOW if WindowPolicy.parse(config.cache_window).replays else None
+        windows = self.config.num_hidden_layers + (config.speculate > 0)  # the MTP block reads streams of the last one
+        replay = windows * WINDOW if WindowPolicy.parse(config.cache_window).replays else None
         identity = model_identity(model, cache, files)
         return DiskCache(Path(config.cache_dir), identity, cache, config.cache_bytes, replay)
 
@@ -267,6 +274,17 @@ def _new_speculator(model: EngineModel, cache: EngineCache, config: EngineConfig
     if not isinstance(model, DraftingModel) or not isinstance(cache, Cache):
         raise ValueError(f"speculate is {config.speculate}; a {type(model).__name__} cannot draft")
     return Speculator(MTPDrafter(model, cache), AdaptiveLength(config.speculate))
+
+
+def _further_metrics(
+    model: EngineModel, disk: DiskCache | None, expert_memory: ExpertMemory | None
+) -> Iterator[MetricSource]:
+    if disk is not None:
+        yield DiskCacheMetrics(disk.stats)
+    if expert_memory is not None:
+        yield ExpertMemoryMetrics(expert_memory)
+    if isinstance(model, Transformer):
+        yield ExpertLoadMetrics(model)
 
 
 def _new_cache(model: EngineModel, config: EngineConfig, size: CacheSize) -> EngineCache:

@@ -18,7 +18,7 @@ from dsv4.checkpoint.expert_memory import ExpertMemory, ExpertMemoryError, limit
 from dsv4.checkpoint.folder import Checkpoint
 from dsv4.config import PAGE_TOKENS
 from dsv4.engine.cache_size import CacheRoom, room_for
-from dsv4.engine.capacity import LoadPlan, check_fit, need_of, total_need, ways_out
+from dsv4.engine.capacity import LoadPlan, check_fit, kept_stream_bytes, need_of, total_need, ways_out
 from dsv4.engine.config import DTYPES, EngineConfig
 from dsv4.engine.machine import Memory, cuda_memory, host_memory
 from dsv4.kernels import backends
@@ -101,7 +101,8 @@ def cache_room(model: Transformer, config: EngineConfig) -> CacheRoom | None:
         mapped -= max(0, experts - config.expert_memory)
     config = replace(config, numerics=model.numerics)
     kv_format = _kv_format(config, model.dtype) or ("bf16" if model.dtype.itemsize == 2 else "fp32")
-    return room_for(model.config, kv_format, config.max_num_seqs, mapped, memory)
+    streams = kept_stream_bytes(model.config, model.dtype.itemsize) if config.speculate else 0
+    return room_for(model.config, kv_format, config.max_num_seqs, mapped, memory, streams)
 
 
 def _memory_of(device: str) -> Memory | None:
@@ -141,4 +142,5 @@ def _plan(folder: Path, engine: EngineConfig) -> LoadPlan:
         max_model_len=min(longest, config.max_position_embeddings),
         kv_format=_kv_format(engine, dtype),
         expert_memory=engine.expert_memory,
+        speculates=engine.speculate > 0,
     )

@@ -29,14 +29,13 @@ from itertools import count
 from typing import NamedTuple
 
 from dsv4.engine.cache_manager import CacheManager
+from dsv4.engine.cache_size import most_paused
 from dsv4.engine.config import EngineConfig
 from dsv4.engine.fairness import ServiceCounters, User
 from dsv4.engine.metrics import Metric, gauge
 from dsv4.engine.prefix_sharing import PrefixSharing
 from dsv4.engine.request import Request, RequestStatus
 from dsv4.engine.step import ScheduledChunk
-
-MIN_PAUSED = 8  # requests of a user that may wait to continue; more where there are more rows
 
 
 def reading_order(unread: Sequence[int], budget: int, owed: Iterable[int] = ()) -> Iterator[tuple[int, int]]:
@@ -109,8 +108,9 @@ class Scheduler:
         chunks: list[ScheduledChunk] = []
         for request, tokens in counts.items():
             start = request.num_computed_tokens
-            chunks.append(ScheduledChunk(request, start, start + tokens, drafts.get(request, ())))
-            self.counters.serve(request.user, tokens)
+            chunk = ScheduledChunk(request, start, start + tokens, drafts.get(request, ()))
+            chunks.append(chunk)
+            self.counters.serve(request.user, chunk.num_tokens)
         return chunks
 
     def _drafts(self, decoding: list[Request], budget: int) -> dict[Request, tuple[int, ...]]:
@@ -159,6 +159,8 @@ class Scheduler:
             if not wants:
                 later.append(request)
                 continue
+            if not self.cache_manager.is_ready(request):
+                continue  # nobody gives way to it, and it holds nobody up
             if not self._make_way(request, len(admitted)):
                 if self.cache_manager.num_free_slots > len(admitted):
                     return admitted  # it waits for pages: nobody may take them before it
@@ -246,7 +248,7 @@ class Scheduler:
 
     def _has_begun_enough(self, user: User) -> bool:
         """True for a user who begins no request before others have continued: what waits to continue takes memory."""
-        return self._paused[user] >= max(MIN_PAUSED, self.config.max_num_seqs)
+        return self._paused[user] >= most_paused(self.config.max_num_seqs)
 
     def _turn_is_over(self, request: Request) -> bool:
         return self._step - self._began[request] >= self.config.time_slice

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import cast
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -79,7 +82,10 @@ class Gate(nn.Module):
 
 
 class MoE(nn.Module):
-    """Routed experts plus the shared expert, accumulated in fp32 in slot order, shared expert first."""
+    """Routed experts plus the shared expert, accumulated in fp32 in slot order, shared expert first.
+
+    `load` int64 [E]: tokens that each expert has computed, by the native kernels too; the array stays the same one.
+    """
 
     def __init__(self, config: ModelConfig, name: str, hashed: bool, quantize: bool) -> None:
         super().__init__()
@@ -87,6 +93,7 @@ class MoE(nn.Module):
         self.gate = Gate(config, hashed)
         self.experts = Experts(config, quantize)
         self.shared_experts = Expert(config, config.moe_intermediate_size, quantize)
+        self.load = np.zeros(config.n_routed_experts, dtype=np.int64)
 
     def forward(self, x: Tensor, token_ids: Tensor, layout: Layout, aux: AuxLosses | None = None) -> Tensor:
         """x [T, d] -> [T, d]."""
@@ -94,8 +101,10 @@ class MoE(nn.Module):
         # A stable sort by expert keeps tokens in order within each expert.
         order = index.flatten().argsort(stable=True)
         counts = torch.bincount(index.flatten(), minlength=self.config.n_routed_experts)
+        sizes = counts.tolist()
+        self.load += np.array(sizes)
         token = order // index.shape[1]
-        rows = self.experts(take_rows(x, token), counts.tolist(), weights.flatten()[order].unsqueeze(-1))
+        rows = self.experts(take_rows(x, token), sizes, weights.flatten()[order].unsqueeze(-1))
         # Back to [T, k] slots: a token's experts are then added in slot order, ascending after top-k.
         slots = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         routed = take_rows(rows, slots).view(*index.shape, -1).float()
@@ -116,3 +125,8 @@ class MoE(nn.Module):
         chosen = torch.zeros_like(scores).scatter_(1, index, 1.0).detach()
         load = torch.zeros(n, E, device=scores.device).index_add(0, seq, chosen) * (E / k) / length
         return (load * mean_share).sum(-1).mean()
+
+
+def expert_loads(model: object) -> list[np.ndarray]:
+    """`MoE.load` of every layer of a model, MTP blocks last."""
+    return [module.load for module in cast(nn.Module, model).modules() if isinstance(module, MoE)]

@@ -23,6 +23,7 @@ from dsv4.kernels.stored import StoredStack, StoredTensor
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.backend import EXPERT_MEMORY, Backend, Definition, ReferenceBackend
 from dsv4.model.batch import RaggedBatch
+from dsv4.model.moe import expert_loads
 from dsv4.model.rope import inverse_frequencies
 from dsv4.model.stacks import has_stored_experts, named_tensors, native_tensors
 from dsv4.notices import warn_once
@@ -84,6 +85,7 @@ class NativeBackend:
             inverse_frequencies(self.config, False).tolist(),
             inverse_frequencies(self.config, True).tolist(),
         )
+        self.handle.count_experts(expert_loads(model))
         limit: Any = getattr(model, EXPERT_MEMORY, None) if has_stored_experts(model) else None
         self._limited = limit is not None
         if limit is not None:

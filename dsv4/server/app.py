@@ -16,6 +16,7 @@ from dsv4.server.drain import Drain, DrainMiddleware
 from dsv4.server.endpoint import format_router
 from dsv4.server.error_responses import install_error_handlers
 from dsv4.server.health import health_router
+from dsv4.server.inspection import inspection_router
 from dsv4.server.keys import check_key
 from dsv4.server.metrics import metrics_router
 from dsv4.server.model_names import OFFICIAL_NAMES
@@ -81,6 +82,7 @@ def create_app(
     app.add_middleware(OriginMiddleware, policy=policy)
     for wire_format in formats.FORMATS:
         app.include_router(format_router(wire_format, service, delivery))
+    app.include_router(inspection_router(service, delivery))
     app.include_router(responses_router(service, delivery, responses or ResponseStore()))
     app.include_router(models_router(service))
     app.include_router(balance_router(ledger))

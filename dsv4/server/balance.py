@@ -13,7 +13,9 @@ from anyio import to_thread
 from fastapi import APIRouter
 from starlette.requests import Request
 
+from dsv4.server.openapi import operation
 from dsv4.server.paths import OPENAI_BASES, under
+from dsv4.server.schemas import Balance
 from dsv4.server.users import key_of
 from dsv4.usage.ledger import Ledger
 from dsv4.usage.records import masked
@@ -40,7 +42,7 @@ def balance_router(ledger: Ledger | None) -> APIRouter:
         return {**_balance(cost), "usage": {**usage, "dropped_records": ledger.num_dropped}}
 
     for path in PATHS:
-        router.add_api_route(path, balance, methods=["GET"])
+        router.add_api_route(path, balance, methods=["GET"], **operation(None, Balance, tag="account"))
     return router
 
 

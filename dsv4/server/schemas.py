@@ -289,6 +289,18 @@ class ModelList(Open):
     data: list[Model]
 
 
+class BalanceInfo(Open):
+    currency: Literal["USD"]
+    total_balance: str
+    granted_balance: str
+    topped_up_balance: str
+
+
+class Balance(Open):
+    is_available: bool
+    balance_infos: list[BalanceInfo]
+
+
 class ModelHealth(Open):
     status: Literal["ok", "busy", "stuck", "error"]
     seconds: float
@@ -301,3 +313,61 @@ class Health(Open):
     waiting: int = 0
     error: str | None = None
     models: dict[str, ModelHealth] | None = Field(None, description="Of a deep check")
+
+
+# The inspector
+
+
+class Drafts(Open):
+    drafted: int
+    accepted: int
+
+
+class Inspection(Open):
+    id: str
+    prompt_tokens: int
+    cached_tokens: int
+    answer_tokens: int
+    pieces: list[str] = Field(description="Text of each token, prompt first")
+    window: int
+    layers: list[Literal["swa", "csa", "hca"]]
+    index_topk: int
+    num_experts: int
+    experts_per_token: int
+    accepted_drafts: list[int] = Field(description="Places in the answer of tokens that were drafted")
+    drafts: Drafts = Field(description="Of all requests since the server's start")
+
+
+class TracedEntries(Open):
+    index: list[int]
+    start: list[int]
+    stop: list[int]
+    weight: list[float]
+    score: list[float | None] = Field(description="Of the indexer, where it chose")
+
+
+class TracedLayer(Open):
+    kind: Literal["swa", "csa", "hca"]
+    window_start: int
+    window: list[float] = Field(
+        description="Attention weights, means over heads; with entries and sink they add up to 1"
+    )
+    entries: TracedEntries
+    num_visible: int
+    sink: float
+    experts: list[int]
+    expert_weights: list[float]
+    hashed: bool
+
+
+class LikelyToken(Open):
+    id: int
+    text: str
+    probability: float
+
+
+class TracedToken(Open):
+    position: int
+    layers: list[TracedLayer]
+    next_tokens: list[LikelyToken]
+    cache_bytes: dict[str, int]

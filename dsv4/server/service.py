@@ -19,6 +19,7 @@ from dsv4.server.merging import merged
 from dsv4.server.metering import Client, Meter
 from dsv4.server.model_names import check_name, conversion_options, without_context_suffix
 from dsv4.server.progress import progress_chunk, timings_chunk, with_timings
+from dsv4.server.recent_answers import RecentAnswer, RecentAnswers
 from dsv4.server.served_models import ServedModel, ServedModels
 from dsv4.server.threads import BodyThreads
 from dsv4.server.wire_format import AnswerReader, Chunk, WireFormat, WireRequest
@@ -35,6 +36,7 @@ class Part:
     turn: Turn
     reader: AnswerReader
     events: EngineEvents  # of the engine, where the part has its place in the queue
+    recent: RecentAnswer | None  # takes the tokens of the first part
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class ChatService:
         self._ledger = ledger
         self._sharing = sharing
         self.models = models
+        self.recent = RecentAnswers()
         self.threads = BodyThreads()
         self.options = conversion_options(models.names, thinking)
 
@@ -122,7 +125,9 @@ class ChatService:
             raise RequestError(400, f"Invalid schema for {field}: {error.reason}", param=field) from error
         client = Client(wire_format.name, request.model, key, request.user)
         meter = self._meter(answer_id, client, conversation, turns)
-        return Job(wire_format, answer_id, request, tuple(map(Part, turns, readers, events)), meter)
+        first = self.recent.begin(answer_id, served.name, key or "", turns[0].prompt_token_ids)
+        recent = [first, *[None] * (len(turns) - 1)]
+        return Job(wire_format, answer_id, request, tuple(map(Part, turns, readers, events, recent)), meter)
 
     def _meter(self, answer_id: str, client: Client, conversation: ConversationModel, turns: Sequence[Turn]) -> Meter:
         end = conversation.prompts.tokenizer.special_id(END_THINK) if thinks(turns[0].parsing) else None
@@ -180,6 +185,8 @@ class ChatService:
                 meter.count(event, place)
                 if event.finish_reason == "abort":  # an answer that is not what was asked for must not look like it
                     raise RequestError(500, "the requested form of the answer is too complex to be followed further")
+                if part.recent is not None:
+                    part.recent.extend(event.token_ids, event.cached_tokens)
                 for chunk in part.reader.push(event):
                     yield chunk
                 if part.reader.finished:

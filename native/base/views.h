@@ -106,6 +106,7 @@ struct Layer {
     const int64_t* tid2eid = nullptr;
     std::vector<Expert> experts;
     Expert shared;
+    int64_t* load = nullptr;  // [experts]: tokens that each has computed, read while they grow; null: not counted
 };
 
 // The read-out of the streams, before the head.

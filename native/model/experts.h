@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <numeric>
 #include <optional>
 #include <utility>
@@ -122,16 +123,27 @@ inline void run_expert(const ExpertInputs& in, const Expert& expert, const std::
     gemm(from.data(), count, expert.w2, 0, d, to.data());
 }
 
+// Counts tokens of an expert. One thread counts at a time, so that none is lost; others may read meanwhile.
+inline void count_tokens(const Layer& layer, int32_t expert, int64_t tokens) {
+    if (!layer.load) return;
+    std::atomic_ref<int64_t> total(layer.load[expert]);
+    total.store(total.load(std::memory_order_relaxed) + tokens, std::memory_order_relaxed);
+}
+
 // Runs the routed experts. `beside` is an independent product of n rows that shares the threads with the experts. No
 // row's bits depend on the order of the experts.
 inline void run_experts(const ExpertInputs& in, ExpertResidency* residency, int64_t layer, const Product& beside) {
-    if (in.n == 1) return run_token(in, residency, layer, beside);
+    if (in.n == 1) {
+        for (int64_t i = 0; i < in.config.num_experts_per_tok; ++i) count_tokens(in.layer, in.index[i], 1);
+        return run_token(in, residency, layer, beside);
+    }
     std::vector<std::vector<int64_t>> slots(in.layer.experts.size());
     for (int64_t slot = 0; slot < in.n * in.config.num_experts_per_tok; ++slot)
         slots[static_cast<size_t>(in.index[slot])].push_back(slot);
     std::vector<int32_t> busy;
     for (size_t e = 0; e < slots.size(); ++e)
         if (!slots[e].empty()) busy.push_back(static_cast<int32_t>(e));
+    for (int32_t e : busy) count_tokens(in.layer, e, static_cast<int64_t>(slots[static_cast<size_t>(e)].size()));
     auto slots_of = [&](int32_t e) -> const std::vector<int64_t>& { return slots[static_cast<size_t>(e)]; };
     // Longest tasks first, so that the threads finish together.
     std::stable_sort(busy.begin(), busy.end(),

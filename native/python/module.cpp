@@ -153,7 +153,8 @@ NB_MODULE(_native, m) {
                       const std::vector<float>&>(),
              nb::arg("config"), nb::arg("tensors"), nb::arg("ratios"), nb::arg("window_freq"),
              nb::arg("compressed_freq"))
-        .def("limit_experts", &NativeModel::limit_experts, nb::arg("residency"));
+        .def("limit_experts", &NativeModel::limit_experts, nb::arg("residency"))
+        .def("count_experts", &NativeModel::count_experts, nb::arg("load"));
     nb::class_<NativeResidency>(m, "ExpertResidency")
         .def(nb::init<int64_t, int64_t, int64_t, const Longs&, const std::vector<int>&, nb::object>(),
              nb::arg("budget"), nb::arg("layers"), nb::arg("experts"), nb::arg("pages"), nb::arg("files"),

@@ -127,6 +127,18 @@ class NativeModel {
         residency_ = std::move(residency);
     }
 
+    // Counts the tokens of each expert into an array [experts] per layer.
+    void count_experts(std::vector<MutableLongs> load) {
+        if (load.size() != model.layers.size())
+            wrong(std::to_string(load.size()) + " counts of experts, the model has " +
+                  std::to_string(model.layers.size()) + " layers");
+        for (size_t l = 0; l < load.size(); ++l) {
+            expect(load[l], {model.config.n_routed_experts}, "load[" + std::to_string(l) + "]");
+            model.layers[l].load = load[l].data();
+        }
+        load_ = std::move(load);
+    }
+
     const Floats& tensor(const std::string& name) const {
         auto found = floats_.find(name);
         if (found == floats_.end()) wrong("tensor " + name + " is missing");
@@ -230,6 +242,7 @@ class NativeModel {
     }
 
     nb::object residency_;
+    std::vector<MutableLongs> load_;
     std::map<std::string, Floats> floats_;
     std::map<std::string, Stored> stored_;
     std::map<std::string, Longs> tables_;

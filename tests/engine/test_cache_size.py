@@ -60,11 +60,17 @@ def test_the_room_is_what_the_analysis_counts_beside_state_and_weights() -> None
     per_page = cache_bytes(config, 128, "bf16").growing * 2
     fixed = cache_bytes(config, 0, "bf16")
     mtp = NANO.sliding_window * NANO.head_dim * 4
-    state = 3 * (2 * fixed.windows + fixed.states + mtp)
+    copies = 8  # of requests that gave way
+    state = (3 + copies) * (2 * fixed.windows + fixed.states + mtp)
     memory = Memory(state + 5_000_000 + -(-10_000 * per_page * 10 // 9), 1 << 40, "this machine")
     room = room_for(config, "fp32", 3, 5_000_000, memory)
     assert (room.page_bytes, room.num_pages) == (per_page, 10_000)
     assert room_for(config, "fp32", 3, 1 << 40, memory).num_pages > 10_000, "weights beyond memory are not kept in it"
+    streams = replace(memory, available=memory.available + 3 * 777)
+    assert room_for(config, "fp32", 3, 5_000_000, streams, streams=777) == room
+    more = room_for(config, "fp32", 20, 0, Memory(1 << 40, 1 << 40, "this machine"))
+    less = room_for(config, "fp32", 19, 0, Memory(1 << 40, 1 << 40, "this machine"))
+    assert less.free - more.free == pytest.approx(0.9 * 2 * state / (3 + copies), abs=2), "beyond 8 each row has a copy"
 
 
 def test_a_small_memory_lowers_the_limit_of_an_engine_which_still_answers(monkeypatch, caplog) -> None:

@@ -15,7 +15,16 @@ from dsv4.cache.formats import CacheDtype
 from dsv4.checkpoint.folder import Checkpoint
 from dsv4.config import ModelConfig, nano_path
 from dsv4.engine import LLM, CapacityError, SamplingParams, loading
-from dsv4.engine.capacity import LoadPlan, Need, check_fit, need_of, total_need, ways_out
+from dsv4.engine.capacity import (
+    LoadPlan,
+    Need,
+    cache_bytes_of,
+    check_fit,
+    kept_stream_bytes,
+    need_of,
+    total_need,
+    ways_out,
+)
 from dsv4.engine.config import EngineConfig
 from dsv4.engine.machine import Memory, host_memory
 from dsv4.kernels import backends
@@ -72,6 +81,24 @@ def test_the_cache_takes_what_is_said(dtype: CacheDtype, kv_format: KvFormat) ->
     )
     assert need.state == size["window"] + size["state"]
     assert 2 * need.full_request == size["entries"] + size["index_keys"] - blank_rows
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_streams_that_the_mtp_block_reads_are_counted(dtype: torch.dtype) -> None:
+    plan = nano_plan(dtype.itemsize, False)
+    cache = Cache(plan.config, 2, 1000, CPU, dtype)
+    before = cache.live_bytes(2)
+    streams = cache.keep_streams(dtype).streams.nbytes
+    assert need_of(replace(plan, speculates=True)).state == need_of(plan).state + streams
+    assert cache.live_bytes(2) == before | {"state": before["state"] + streams}
+    assert kept_stream_bytes(plan.config, dtype.itemsize) * 2 == streams
+
+
+def test_an_engine_that_speculates_leaves_them_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "host_memory", lambda: Memory(100_000_000, GB, "this machine"))
+    plain, speculating = (LLM(speculate=count) for count in (0, 2))
+    fewer = (plain.cache_size.num_pages - speculating.cache_size.num_pages) * cache_bytes_of(plain.config, "fp32")[1]
+    assert fewer == pytest.approx(0.9 * 8 * kept_stream_bytes(plain.config, 4), rel=0.1)
 
 
 def test_a_model_that_cannot_be_loaded_is_told_with_numbers_and_ways_out() -> None:

@@ -92,3 +92,39 @@ def test_a_long_way_to_catch_up_is_paid_by_fewer_trials() -> None:
         return count
 
     assert trials(20.0) * 4 < trials(0.1)
+
+
+def short_answers(steps: int, most: int, **machine: float) -> float:
+    """Time per token of the first steps of fresh engines, as a multiple of that without drafts."""
+    total = 0.0
+    for seed in range(20):
+        made_up = Machine(**machine)
+        made_up.random.seed(seed)
+        made_up.run(AdaptiveLength(most), steps)
+        total += made_up.seconds / (made_up.tokens * (made_up.base + made_up.row))
+    return total / 20
+
+
+@pytest.mark.parametrize(
+    ("most", "row", "round", "chance"),
+    [(7, 1.0, 0.3, 0.5), (3, 1.0, 0.5, 0.2), (4, 0.05, 0.2, 0.05), (4, 0.3, 0.2, 0.3)],
+)
+def test_where_drafts_do_not_pay_the_first_trials_cost_little(
+    most: int, row: float, round: float, chance: float
+) -> None:
+    """One draft to learn what drafts cost, and TRIAL_SHARE of the time, with the probes' PROBE_SHARE."""
+    first = (row + round) / (1.0 + row)
+    for steps in (40, 100, 400):
+        assert short_answers(steps, most, row=row, round=round, chance=chance) < 1.0 + first / steps + 0.03
+
+
+@pytest.mark.parametrize(("most", "row", "round", "chance"), [(4, 0.01, 0.05, 0.9), (7, 0.02, 0.05, 0.8)])
+def test_where_drafts_pay_they_are_soon_as_many_as_pay_best(most: int, row: float, round: float, chance: float) -> None:
+    def best() -> float:
+        length = range(1, most + 1)
+        tokens = [sum(chance**place for place in range(count + 1)) for count in length]
+        steps = [1.0 + row * (1 + count) + round * count for count in length]
+        return min(step / token for step, token in zip(steps, tokens, strict=True)) / (1.0 + row)
+
+    assert short_answers(40, most, row=row, round=round, chance=chance) < best() * 1.25
+    assert short_answers(200, most, row=row, round=round, chance=chance) < best() * 1.1

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,8 +15,12 @@ from dsv4.cache import Cache
 from dsv4.config import ModelConfig
 from dsv4.engine import LLM, SamplingParams
 from dsv4.engine.metrics import Histogram, Metric, MetricRegistry, RequestMetrics, counter
+from dsv4.kernels import backends
+from dsv4.model.aux_losses import AuxLosses
+from dsv4.model.batch import RaggedBatch
+from dsv4.model.moe import expert_loads
 
-from ..model.tiny import random_model
+from ..model.tiny import random_model, tiny_config
 from .prefixes import CONFIG, IDS, cache_of, greedy
 
 
@@ -77,6 +83,48 @@ def test_hits_preemptions_and_bytes_of_the_cache_are_shown() -> None:
     pages = got["dsv4:cache_bytes/entries"] + got["dsv4:cache_bytes/index_keys"]
     assert pages == got["dsv4:prefix_cache_page_bytes"] == prefixes.num_pages * cache.page_bytes
     assert got["dsv4:cache_bytes/window"] == got["dsv4:cache_bytes/state"] == 0
+
+
+@pytest.mark.parametrize("path", ["reference", "native"])
+def test_the_tokens_of_every_expert_are_counted(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the reference's router for the same tokens; a batch of one and of many, an MTP block, a new backend."""
+    config = tiny_config(num_nextn_predict_layers=1, compress_ratios=(0, 4, 128, 4, 0))
+    if path == "reference":
+        monkeypatch.setattr(backends, "native_module", lambda: None)
+    elif backends.native_module() is None:
+        pytest.skip("the native kernels are not built")
+    model = random_model(config)
+    aux = AuxLosses()
+    with torch.no_grad():
+        model.forward_ragged(RaggedBatch.pack([IDS[:50]]), aux=aux)
+        want = np.stack([load.copy() for load in expert_loads(model)[:-1]])
+        for load in expert_loads(model):
+            load[:] = 0
+        cache = model.new_cache(1)
+        streams = model.forward_ragged(batch := RaggedBatch.pack([IDS[:49]]), cache)
+        model.refresh()
+        model.forward_ragged(RaggedBatch.pack([IDS[49:50]], starts=[49]), cache)
+        model.mtp_forward(streams, batch.token_ids, batch, model.new_cache(1))
+    assert (np.stack(expert_loads(model)[:-1]) == want).all() and want.sum() == 4 * 50 * config.num_experts_per_tok
+    assert expert_loads(model)[-1].sum() == 49 * config.num_experts_per_tok
+    got = values(LLM(model))
+    assert got["dsv4:expert_tokens/2/1"] == want[2, 1] and "dsv4:expert_tokens/mtp.0/0" in got
+
+
+def test_bytes_and_tokens_of_the_disk_cache_are_shown(tmp_path: Path) -> None:
+    model = random_model(CONFIG)
+    first, second = LLM(model, cache_dir=tmp_path), LLM(model, cache_dir=tmp_path)
+    for llm in (first, second):
+        llm.generate([IDS[:300]], greedy())
+        llm.flush()
+    got, stats = values(second), second.disk_cache.stats
+    assert got["vllm:external_prefix_cache_queries"] == got["vllm:external_prefix_cache_hits"] == 299
+    assert got["dsv4:disk_cache_load_bytes"] == stats.kv_offload_load_bytes > 0
+    written = first.disk_cache.stats.kv_offload_store_bytes
+    assert values(first)["dsv4:disk_cache_store_bytes"] == written > stats.kv_offload_load_bytes // 2
+    assert got["dsv4:disk_cache_damaged_files"] == got["dsv4:disk_cache_dropped_writes"] == 0
+    for llm in (first, second):
+        llm.close()
 
 
 @pytest.mark.parametrize("name", ["nano", "flash"])

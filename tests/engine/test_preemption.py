@@ -15,6 +15,11 @@ from .prefixes import CONFIG, IDS, assert_nothing_leaks, cache_of, greedy, same,
 PROMPTS = [IDS[i : i + 120] for i in (0, 200, 400, 600)]
 
 
+def preempted_bytes(llm: LLM) -> float:
+    (metric,) = (metric for metric in llm.core.metrics.collect() if metric.name == "dsv4:cache_bytes")
+    return dict(metric.samples)[("component", "preempted"),]  # type: ignore[return-value]
+
+
 @pytest.fixture(scope="module")
 def model() -> Transformer:
     return random_model(CONFIG)
@@ -57,8 +62,10 @@ def test_a_half_read_prompt_gives_way_and_goes_on(model: Transformer) -> None:
         core.step()
     core.scheduler._preempt(young)
     assert young.saved is not None and young.slot == -1 and cache_of(llm).pool.num_used < 3
+    assert preempted_bytes(llm) == young.saved.num_bytes > 3 * cache_of(llm).page_bytes
     while core.has_work:
         core.step()
+    assert preempted_bytes(llm) == 0
     want = LLM(model, enable_prefix_caching=False).generate([PROMPTS[0], IDS[:700]], [greedy(500), greedy()])
     assert same([old.output, young.output], want)
 
@@ -92,6 +99,7 @@ def test_a_request_that_gave_way_is_cancelled_like_any(model: Transformer) -> No
     for request in requests:
         core.abort(request)
         assert request.saved is None
+    assert preempted_bytes(llm) == 0
     assert_nothing_leaks(llm)
 
 

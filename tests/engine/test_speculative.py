@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor
 from dsv4.engine import LLM, RequestOutput, SamplingParams
 from dsv4.engine.draft_length import FixedLength
 from dsv4.engine.request import Request
-from dsv4.engine.speculative import SpeculationStats, Speculator
+from dsv4.engine.speculative import MTPDrafter, SpeculationStats, Speculator
 from dsv4.engine.step import ScheduledChunk
 from dsv4.kernels import backends
 from dsv4.model.batch import RaggedBatch
@@ -124,6 +125,27 @@ def test_no_drafter_changes_the_output(model: Transformer, length: int, share: f
     stats = speculator_of(llm).stats
     if share in (0.0, 1.0):
         assert stats.num_accepted_tokens == share * stats.num_draft_tokens
+    assert_nothing_leaks(llm)
+
+
+def test_drafts_count_as_served(model: Transformer) -> None:
+    """Two users take turns in one row; the drafts of one are all kept."""
+    prompts = dict(zip("ab", PROMPTS[:2], strict=True))
+    params = greedy(200)
+    want = LLM(model, max_model_len=1024).generate([prompts["a"]], params)
+    llm = drafting(model, 7, max_model_len=1024, max_num_seqs=1, time_slice=8, enable_prefix_caching=False)
+    speculator_of(llm).drafter = Oracle(want, 1.0, CONFIG.vocab_size)
+    requests = {
+        user: [llm.core.new_request(prompt, params, (user,)) for _ in range(6)] for user, prompt in prompts.items()
+    }
+    for pair in zip(*requests.values(), strict=True):
+        for request in pair:
+            llm.core.add(request)
+    for _ in range(240):
+        llm.core.step()
+    tokens = {user: sum(len(request.output.token_ids) for request in each) for user, each in requests.items()}
+    assert max(tokens.values()) < 2 * min(tokens.values())
+    llm.core.abort_all()
     assert_nothing_leaks(llm)
 
 
@@ -309,3 +331,31 @@ def test_a_model_that_cannot_draft_is_told(without_mtp: Transformer) -> None:
     with pytest.raises(ValueError, match=r"speculate is 8; allowed: \[0, 7\] draft tokens"):
         LLM(without_mtp, speculate=8)
     assert cache_of(LLM(without_mtp)).mtp is None
+
+
+def test_drafts_after_a_replay_are_those_after_a_miss(model: Transformer, tmp_path: Path) -> None:
+    """And so are the block's streams that they are chosen from."""
+
+    def run(llm: LLM) -> tuple[RequestOutput, list[tuple[Tensor, list[int | None]]]]:
+        drafter, found = speculator_of(llm).drafter, list[tuple[Tensor, list[int | None]]]()
+        assert isinstance(drafter, MTPDrafter)
+        choose = drafter._choose
+
+        def record(streams: Tensor, *arguments: Any) -> list[int | None]:
+            drafts = choose(streams, *arguments)
+            found.append((streams.clone(), drafts))
+            return drafts
+
+        drafter._choose = record  # type: ignore[method-assign]
+        (output,) = llm.generate([IDS[:1000]], greedy(30))
+        llm.close()
+        return output, found
+
+    want, drafts = run(drafting(model, 2, enable_prefix_caching=False))
+    run(drafting(model, 2, cache_dir=tmp_path, cache_window="zero"))
+    got, after_hit = run(drafting(model, 2, cache_dir=tmp_path, cache_window="zero"))
+    assert got.cached_tokens == 1000 // 128 * 128 - (CONFIG.num_hidden_layers + 1) * 128
+    assert same([got], [want])
+    if BITS:
+        assert [tokens for _, tokens in after_hit] == [tokens for _, tokens in drafts] and len(drafts) > 10
+        assert all(torch.equal(a, b) for (a, _), (b, _) in zip(after_hit, drafts, strict=True))

@@ -180,9 +180,10 @@ def test_shipped_numerics_follow_the_restatement() -> None:
 def test_shipped_numerics_of_few_layers_exactly(schedule: tuple[int, ...]) -> None:
     """Without a cascade of roundings nearly all tokens agree to fp32 rounding: every site is right, MTP included.
 
-    A channel of a key that is half-way between two BF16 numbers may round the other way, for all tokens after it."""
+    The seed is one without a tie: a channel within an fp32 rounding of the middle between two FP8 codes, as one at the
+    input of h_proj with seed 0, may get the other code, which the tokens that see this one's key show too."""
     config = tiny_config(schedule=schedule, num_hash_layers=0, index_topk=3)
-    ids, model = random_ids(config, 61), random_model(config, numerics="shipped")
+    ids, model = random_ids(config, 61, seed=3), random_model(config, seed=3, numerics="shipped")
     r = Restatement(official_tensors(model.state_dict()), config, shipped=True)
     h = r.streams(ids.numpy())
     with torch.no_grad():
@@ -191,7 +192,7 @@ def test_shipped_numerics_of_few_layers_exactly(schedule: tuple[int, ...]) -> No
         logits, mtp = model.logits(streams).double(), model.mtp_logits(drafted).double()
     for got, want in ((logits, r.logits(h)), (mtp, r.mtp(h[:-1], ids[1:].numpy()))):
         apart = (got - torch.from_numpy(want)).abs().amax(-1)
-        assert (apart < 1e-5).float().mean() > 0.9
+        assert (apart < 1e-5).float().mean() > 0.95
 
 
 # 6. Causality, of the model itself

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from .conftest import serving
+
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 DOC = Path(__file__).parents[2] / "docs" / "request.md"
 
@@ -79,8 +81,30 @@ def test_without_the_library_the_answer_says_what_to_install(server, monkeypatch
     assert response.status_code == 501 and "pip install 'dsv4[server]'" in response.json()["error"]["message"]
 
 
-def test_the_page_lists_every_metric() -> None:
+def test_the_page_lists_every_metric(tmp_path: Path) -> None:
+    from dsv4.checkpoint.expert_memory import ExpertStats
+    from dsv4.engine import LLM
+    from dsv4.engine.metric_sources import ExpertMemoryMetrics
+
+    class Memory:
+        def stats(self) -> ExpertStats:
+            return ExpertStats(1, 2, 3, 4, 5, 6, 7)
+
+    llm = LLM(cache_dir=tmp_path)
+    llm.core.metrics.add(ExpertMemoryMetrics(Memory()))
+    listed = set(re.findall(r"`((?:vllm|dsv4):[a-z0-9_]+)`", DOC.read_text(encoding="utf-8")))
+    assert listed == {metric.name + "_total" * (metric.kind == "counter") for metric in llm.core.metrics.collect()}
+    llm.close()
+
+
+def test_the_load_of_every_expert_is_shown() -> None:
     from dsv4.engine import LLM
 
-    listed = set(re.findall(r"`((?:vllm|dsv4):[a-z0-9_]+)`", DOC.read_text(encoding="utf-8")))
-    assert listed == {metric.name + "_total" * (metric.kind == "counter") for metric in LLM().core.metrics.collect()}
+    llm = LLM(max_model_len=1024)
+    config = llm.config
+    with serving(llm, model_name="tiny") as served:
+        assert served.http().post("/v1/chat/completions", json=BODY | {"max_tokens": 5}).status_code == 200
+        served.wait_until_idle()
+        got = samples(served.http().get("/metrics").text)
+    loads = [got[f"dsv4:expert_tokens_total/{expert}/0"] for expert in range(config.n_routed_experts)]
+    assert sum(loads) == got["vllm:iteration_tokens_total_sum"] * config.num_experts_per_tok > 0

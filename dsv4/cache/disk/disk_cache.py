@@ -77,7 +77,12 @@ class LoadedPrefix:
     """Entries of each compressor for the blocks that were asked for and for the tail; state, None for a replay."""
 
     entries: tuple[Tensor, ...]
+    num_pages: int  # that the entries fill
     snapshot: Snapshot | None
+
+    def entries_after(self, pages: int) -> list[Tensor]:
+        """The entries without those of the first `pages` pages."""
+        return [entries[pages * len(entries) // max(1, self.num_pages) :] for entries in self.entries]
 
 
 class DiskCache:
@@ -126,7 +131,10 @@ class DiskCache:
         return match
 
     def load(self, match: DiskMatch, first: int) -> LoadedPrefix | None:
-        """Read what a match needs, its blocks from number `first` on; None where it is gone or damaged."""
+        """Read what a match needs, its blocks from number `first` on; None where it is gone or damaged.
+
+        From any thread, one at a time.
+        """
         tail = match.state is not None and match.length % PAGE_TOKENS > 0
         size, blocks = self.cache.page_bytes, range(first, match.num_blocks)
         pages = np.empty((len(blocks) + tail, size), dtype=np.uint8)
@@ -156,7 +164,7 @@ class DiskCache:
             logger.warning("disk cache: %s cannot be used: %s", name, error)
             return self._forget(place)
         self._writer.submit(WriteJob(first, path=match.keys, used=match.files))
-        return LoadedPrefix(unpack_pages(self.cache, torch.from_numpy(pages)), snapshot)
+        return LoadedPrefix(unpack_pages(self.cache, torch.from_numpy(pages)), len(pages), snapshot)
 
     def store(self, keys: PrefixKeys, length: int, pages: Sequence[int], snapshot: Snapshot | None) -> None:
         """Keep the whole blocks of the first `length` tokens, which lie in `pages`, and, if given, the state there."""

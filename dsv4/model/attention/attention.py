@@ -50,11 +50,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout, rope: Rope, cache: LayerCache | None, aux: AuxLosses | None) -> Tensor:
         """Normed layer input x [T, d] -> [T, d]. Appends to the cache, if given."""
-        H, D = self.config.num_attention_heads, self.config.head_dim
         cos, sin = rope.tokens
-        q_latent = self.q_norm(self.wq_a(x))
-        q = rms_norm(self.wq_b(q_latent).view(-1, H, D), self.config.rms_norm_eps)
-        q = rotate(q, cos.unsqueeze(1), sin.unsqueeze(1))
+        q, q_latent = self.queries(x, rope)
         kv = self._quantize_kv(rotate(self.kv_norm(self.wkv(x)), cos, sin))
         if cache is not None:
             kv = cache.format.round(kv)
@@ -65,6 +62,20 @@ class Attention(nn.Module):
             row, token = layout.ring_write
             cache.write_window(row, kv.detach()[token])
         return self._project(rotate(o, cos.unsqueeze(1), -sin.unsqueeze(1)))
+
+    def queries(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
+        """(rotated queries [T, H, D], what they and the indexer's are made of [T, q_lora_rank])."""
+        H, D = self.config.num_attention_heads, self.config.head_dim
+        cos, sin = rope.tokens
+        q_latent = self.q_norm(self.wq_a(x))
+        q = rms_norm(self.wq_b(q_latent).view(-1, H, D), self.config.rms_norm_eps)
+        return rotate(q, cos.unsqueeze(1), sin.unsqueeze(1)), q_latent
+
+    @property
+    def pair_budget(self) -> int:
+        """Most (query, key) pairs of a tile group, whose widest tensor has max(H, indexer heads) rows per token."""
+        heads = max(self.config.num_attention_heads, self.config.index_n_heads if self.indexer is not None else 0)
+        return PAIR_BUDGET // heads
 
     def _quantize_kv(self, kv: Tensor) -> Tensor:
         """Keys as the published model stores them: in shipped numerics, FP8, and BF16 in the rotated channels."""
@@ -86,9 +97,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Attention output o [T, H, D] of the rotated queries q [T, H, D]."""
         top_k = self.indexer.top_k if self.indexer is not None else 0
-        # The widest tensor of a group has max(H, indexer heads) rows per token.
-        heads = max(q.shape[1], self.config.index_n_heads if top_k else 0)
-        tiles = layout.tiles(self.ratio, top_k, PAIR_BUDGET // heads)
+        tiles = layout.tiles(self.ratio, top_k, self.pair_budget)
         if self.compressor is not None:
             made = self.compressor(x, layout, cache.main if cache else None, rope.inv_freq, rope.entries)
             made = self._quantize_kv(made) if made is not None else None

@@ -1,7 +1,7 @@
 """The chat page: static files, and the routes that serve them from the server's own origin.
 
-No build step: the browser runs the files of static/ as they are. The page calls /v1/models, /v1/chat/completions and
-/health only.
+No build step: the browser runs the files of static/ as they are. The page calls /v1/models, /v1/chat/completions,
+/inspect and /health only.
 """
 
 import mimetypes

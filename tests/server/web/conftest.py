@@ -83,6 +83,7 @@ class Mock:
         self.disconnects = 0
         self.key = ""
         self.refusals = 0
+        self.answer_id = ""  # of every chunk
         self.stopped = ""  # reason why the engine has stopped, or ""
         routes = [
             Route("/health", self.health),
@@ -111,7 +112,7 @@ class Mock:
     def reset(self) -> None:
         self.script, self.requests, self.disconnects, self.key = Script(), [], 0, ""
         self.refusals = 0  # number of questions to refuse
-        self.stopped = ""
+        self.answer_id = self.stopped = ""
 
     async def health(self, request: Request) -> Response:
         state = {"status": "error", "error": self.stopped} if self.stopped else {"status": "ok"}
@@ -143,7 +144,7 @@ class Mock:
             yield ": keep-alive\n\n"
             for chunk in script.chunks():
                 await asyncio.sleep(script.pause)
-                yield f"data: {json.dumps(chunk)}\n\n"
+                yield f"data: {json.dumps(chunk | {'id': self.answer_id})}\n\n"
             if not script.cut:
                 yield f"data: {json.dumps(script.last())}\n\ndata: [DONE]\n\n"
         except (asyncio.CancelledError, GeneratorExit):

@@ -152,3 +152,20 @@ def test_drawing_a_long_answer_costs_no_more_at_its_end(tab: Any, unit: str) -> 
     }"""
     early, late = tab.page.evaluate(stream, unit)
     assert late < 4 * early + 10  # redrawing all would take five times as long, and 300 ms
+
+
+def test_footnotes(tab: Any) -> None:
+    text = (
+        "Water[^1] boils[^note2], see `[^1]` and [^abc].\n\n[^1]: It is **wet**.\n[^note2]: At 100 °C,\nby the sea."
+        "\n\n[^3]: <img src=x onerror=window.pwned=1>"
+    )
+    tab.ask("hi", [text])
+    answer = tab.wait("done").locator(".answer")
+    assert answer.locator(".footnote-mark").all_inner_texts() == ["1", "note2"]
+    assert answer.locator(".footnote-text").all_inner_texts() == [
+        "1 It is wet.",
+        "note2 At 100 °C,\nby the sea.",
+        "3 <img src=x onerror=window.pwned=1>",
+    ]
+    assert answer.locator(".footnote-text strong").inner_text() == "wet"
+    expect(answer.locator("p").first).to_have_text("Water1 boilsnote2, see [^1] and [^abc].")

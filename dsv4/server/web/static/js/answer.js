@@ -6,7 +6,7 @@ import { describeCost, describePhase, describeSpeed, describeThinking, duration,
 import { MarkdownView } from "./markdown.js";
 import { pager } from "./pager.js";
 
-/** `actions`: {again(node), retry(node), pick(node), fresh()}; `versions`: the answer's siblings. */
+/** `actions`: {again(node), goOn(node), retry(node), editQuestion(node), pick(node), inspect(node), fresh()}; `versions`: the answer's siblings. */
 export class AnswerView {
   constructor(node, versions, actions) {
     this.node = node;
@@ -29,12 +29,15 @@ export class AnswerView {
     this.waiting = h("div", { class: "waiting" }, dots, this.waitNote, this.bar);
     this.body = h("div", { class: "answer" });
     this.text = new MarkdownView(this.body);
-    this.notice = h("p", { class: "notice" });
+    this.noticeText = h("span");
+    this.goOn = h("button", { type: "button", class: "link", onclick: () => actions.goOn(node) }, "Continue");
+    this.notice = h("p", { class: "notice" }, this.noticeText, " ", this.goOn);
     this.failure = h("div", { class: "failure", role: "alert" });
     this.stats = h("span", { class: "stats" });
     this.copy = iconButton("copy", "Copy answer", () => copyFrom(this.copy, node.content));
     this.again = iconButton("again", "Answer again", () => actions.again(node));
-    this.foot = h("footer", {}, pager(node, versions, actions), this.copy, this.again, this.stats);
+    this.inspect = iconButton("inspect", "Inspect answer", () => actions.inspect(node));
+    this.foot = h("footer", {}, pager(node, versions, actions), this.copy, this.again, this.inspect, this.stats);
     const parts = [this.thinking, this.waiting, this.body, this.notice, this.failure, this.foot];
     this.element = h("article", { class: "message assistant", "aria-label": "Answer" }, ...parts);
     this.update();
@@ -49,10 +52,12 @@ export class AnswerView {
     this.drawThinking(streaming && !node.content);
     this.waiting.hidden = !streaming || Boolean(node.content || node.reasoning?.trim());
     this.text.show(node.content, streaming);
-    this.notice.textContent = noticeOf(node);
-    this.notice.hidden = !this.notice.textContent;
+    this.noticeText.textContent = noticeOf(node);
+    this.notice.hidden = !this.noticeText.textContent;
+    this.goOn.hidden = !node.content || node.status === "done";
     this.drawFailure();
     this.copy.hidden = !node.content;
+    this.inspect.hidden = streaming || !node.answerId || !node.tokens;
     this.again.hidden = streaming || node.status === "error";
     this.stats.textContent = describeSpeed(
       streaming ? (node.timings?.predicted_n ?? node.pieces) : node.tokens,
@@ -111,6 +116,7 @@ export class AnswerView {
   drawFailure() {
     const { error } = this.node;
     this.failure.hidden = !error;
+    if (!error) this.failure.replaceChildren();
     if (!error || this.failure.childElementCount) return;
     this.failure.append(
       icon("alert"),
@@ -121,7 +127,10 @@ export class AnswerView {
 
   remedy(error) {
     const button = (label, onclick) => h("button", { type: "button", class: "button quiet", onclick }, label);
-    if (error.kind === "context") return button("New chat", () => this.actions.fresh());
+    if (error.kind === "context") {
+      const edit = button("Edit message", () => this.actions.editQuestion(this.node));
+      return h("span", { class: "remedies" }, edit, button("New chat", () => this.actions.fresh()));
+    }
     return button("Try again", () => this.actions.retry(this.node));
   }
 }

@@ -1,4 +1,4 @@
-// The page's API calls: GET v1/models, GET health, and POST v1/chat/completions (server-sent events).
+// The page's API calls: GET v1/models, GET health, GET inspect, and POST v1/chat/completions (server-sent events).
 
 import { apiKey } from "./storage.js";
 
@@ -99,11 +99,21 @@ function kindOf(status, message) {
   return /context length|context_length|maximum context|too long/i.test(message) ? "context" : "request";
 }
 
-/** Names of the server's models, the default first, without aliases (entries with another `root`). */
+/** The server's models {id, context}, the default first, without aliases (entries with another `root`). */
 export async function listModels() {
   const body = parse(await (await request("v1/models", {})).text());
   const models = body.data.filter((model) => !model.root || model.root === model.id);
-  return (models.length ? models : body.data).map((model) => model.id);
+  return (models.length ? models : body.data).map((model) => ({ id: model.id, context: model.context_window }));
+}
+
+/** Tokens of a recent answer and the model's shape (dsv4/server/inspection.py). */
+export async function inspectAnswer(id, signal) {
+  return parse(await (await request(`inspect/${encodeURIComponent(id)}`, { signal })).text());
+}
+
+/** Trace of the computation that read the token at `position`. */
+export async function inspectToken(id, position, signal) {
+  return parse(await (await request(`inspect/${encodeURIComponent(id)}/${position}`, { signal })).text());
 }
 
 /** Yields the chunks of a streamed chat completion; throws ApiError for an error event or a missing [DONE]. */

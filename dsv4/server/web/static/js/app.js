@@ -5,7 +5,10 @@ import { announce, askKey, hideBanner, showBanner, toast } from "./banner.js";
 import { setupComposer } from "./composer.js";
 import * as conversations from "./conversations.js";
 import { generate, isRunning, stop } from "./generation.js";
+import { closeInspector, openInspector, setupInspector } from "./inspector.js";
+import { drawMeter } from "./meter.js";
 import { offerKey, sampling, setupSettings, showModels, systemPrompt } from "./settings.js";
+import { setupShare } from "./share.js";
 import { setupSidebar } from "./sidebar.js";
 import { load, save } from "./storage.js";
 import { Thread } from "./thread.js";
@@ -15,6 +18,7 @@ const ASK_AGAIN = 4000; // ms, while the server is unreachable
 
 const live = new Map(); // id -> conversation with an answer in progress; its stored copy lags behind
 let current = conversations.create();
+const contexts = new Map(); // model -> tokens
 let chosenModel = () => undefined;
 let listing; // promise of the latest list of models
 let nextTry = 0; // timer
@@ -24,7 +28,10 @@ const thread = new Thread({
   again: (node) => answer(current, current.nodes[node.parent]),
   retry: (node) => retry(current, node),
   fresh: () => open(null),
-  edit: (node, text) => ask(text, current.nodes[node.parent] ?? null),
+  goOn: (node) => goOn(current, node),
+  editQuestion: (node) => thread.views.get(node.parent)?.edit(),
+  inspect: (node) => openInspector(node.answerId),
+  edit: (node, text) => ask(text, node.files, current.nodes[node.parent] ?? null),
   pick: (node) => {
     conversations.pick(current, node);
     store(current);
@@ -32,13 +39,15 @@ const thread = new Thread({
   },
 });
 const composer = setupComposer({
-  send: (text) => ask(text, conversations.path(current).at(-1) ?? null),
+  send: (text, files) => ask(text, files, conversations.path(current).at(-1) ?? null),
   stop: () => stop(current),
 });
-const sidebar = setupSidebar({ open, create: () => open(null), rename, remove });
+const sidebar = setupSidebar({ open, create: () => open(null), rename, pin, remove });
+const share = setupShare({ current: () => current, add });
 
 /** Shows the conversation with this id; null: a new one. */
 function open(id) {
+  closeInspector();
   current = live.get(id) ?? (id && conversations.read(id)) ?? conversations.create();
   show();
   sidebar.close();
@@ -68,6 +77,8 @@ function reread() {
 function refresh() {
   composer.setRunning(isRunning(current));
   sidebar.draw(conversations.list(), current.id);
+  drawMeter(conversations.path(current), contexts.get(chosenModel()));
+  share.refresh();
   document.title = current.title ? `${current.title} - dsv4` : "dsv4";
 }
 
@@ -76,16 +87,31 @@ function store(conversation) {
 }
 
 /** Adds the user's message under `parent` and requests an answer. */
-function ask(text, parent) {
+function ask(text, files, parent) {
   if (isRunning(current)) return;
-  answer(current, conversations.addNode(current, parent, { role: "user", content: text }));
+  answer(current, conversations.addNode(current, parent, { role: "user", content: text, ...(files?.length ? { files } : {}) }));
 }
 
 async function answer(conversation, question) {
   if (isRunning(conversation)) return;
-  const messages = conversations.toMessages(conversation, question, systemPrompt());
+  const messages = conversations.toMessages(conversation, question, systemPrompt(conversation));
   const node = conversations.addNode(conversation, question, { role: "assistant", status: "streaming" });
-  const settings = { messages, ...composer.mode(), ...sampling() };
+  await write(conversation, node, { messages, ...composer.mode() });
+}
+
+/** Continues an answer that was cut off, from where it ends. */
+async function goOn(conversation, node) {
+  if (isRunning(conversation)) return;
+  const question = conversation.nodes[node.parent];
+  const messages = conversations.toMessages(conversation, question, systemPrompt(conversation));
+  const { content, reasoning } = node;
+  messages.push({ role: "assistant", content, prefix: true, ...(reasoning ? { reasoning_content: reasoning } : {}) });
+  await write(conversation, node, { messages, ...(reasoning ? {} : { thinking: { type: "disabled" } }) });
+}
+
+/** Requests the answer `node` and stores it as it grows. */
+async function write(conversation, node, fields) {
+  const settings = { ...fields, ...sampling(conversation) };
   const body = async () => ({ model: (node.model = await modelName()), ...settings });
   let saved = (node.saved = Date.now());
   const isKept = () => conversations.list().some((entry) => entry.id === conversation.id); // not deleted meanwhile
@@ -115,10 +141,26 @@ function retry(conversation, node) {
 }
 
 function rename(id, title) {
-  const conversation = live.get(id) ?? (id === current.id ? current : conversations.read(id));
-  conversation.title = title;
+  change(id, { title });
+}
+
+function pin(id, pinned) {
+  change(id, { pinned });
+}
+
+function change(id, fields) {
+  const conversation = Object.assign(
+    live.get(id) ?? (id === current.id ? current : conversations.read(id)),
+    fields,
+  );
   store(conversation);
   refresh();
+}
+
+/** Stores an imported conversation and shows it. */
+function add(conversation) {
+  store(conversation);
+  open(conversation.id);
 }
 
 function remove(id) {
@@ -161,7 +203,10 @@ async function list() {
   clearTimeout(nextTry);
   let error;
   try {
-    chosenModel = showModels(await listModels());
+    const models = await listModels();
+    for (const { id, context } of models) contexts.set(id, context);
+    chosenModel = showModels(models.map((model) => model.id));
+    drawMeter(conversations.path(current), contexts.get(chosenModel()));
     await throwIfStopped();
     hideBanner();
     return true;
@@ -195,6 +240,14 @@ addEventListener("storage", (event) => {
   refresh();
 });
 
-setupSettings(connect);
+setupSettings({
+  current: () => current,
+  keep: (settings) => {
+    current.settings = settings;
+    if (Object.keys(current.nodes).length) store(current);
+  },
+  keyChanged: connect,
+});
+setupInspector();
 open(load("shown", null));
 connect();

@@ -1,5 +1,6 @@
 // The composer: message text, DeepThink and effort switches, send and stop.
 
+import { setupAttachments } from "./attachments.js";
 import { byId, h, icon } from "./dom.js";
 import { foldButton, measure } from "./fold.js";
 import { UNBROKEN } from "./markdown.js";
@@ -13,7 +14,7 @@ const SUGGESTIONS = [
   "Extract name and city as JSON: Anna is 34 years old and lives in Rome.",
 ];
 
-/** `actions`: {send(text), stop()}. Returns the composer's handle. */
+/** `actions`: {send(text, files), stop()}. Returns the composer's handle. */
 export function setupComposer(actions) {
   const area = byId("prompt");
   const button = byId("send");
@@ -33,6 +34,8 @@ export function setupComposer(actions) {
   const fold = foldButton("prompt", (open) => setFolded(!open));
   area.after(fold);
 
+  const attachments = setupAttachments(byId("attached"), () => refresh());
+  setupFiles(attachments);
   const refresh = () => {
     const { value } = area;
     const { isLong } = measure(value);
@@ -43,7 +46,7 @@ export function setupComposer(actions) {
     fold.draw(!folded, value);
     area.style.height = folded ? "" : "auto";
     if (!folded) area.style.height = `${area.scrollHeight}px`;
-    button.disabled = !running && !value.trim();
+    button.disabled = !running && !value.trim() && !attachments.any();
     size = value.length;
   };
   const written = () => {
@@ -55,10 +58,9 @@ export function setupComposer(actions) {
   };
   const send = () => {
     const text = area.value.trim();
-    if (running || !text) return;
+    if (running || (!text && !attachments.any())) return;
     area.value = "";
-    refresh();
-    actions.send(text);
+    actions.send(text, attachments.take());
   };
   const setThinking = (on) => {
     think.setAttribute("aria-checked", on);
@@ -112,4 +114,23 @@ export function setupComposer(actions) {
         ? { thinking: { type: "enabled" }, reasoning_effort: effort.querySelector(":checked").value }
         : { thinking: { type: "disabled" } },
   };
+}
+
+/** The button for files, and files dropped on the composer. */
+function setupFiles(attachments) {
+  const input = byId("attach-files");
+  byId("attach").append(icon("clip"));
+  byId("attach").addEventListener("click", () => input.click());
+  input.addEventListener("change", async () => {
+    await attachments.add([...input.files]);
+    input.value = "";
+    byId("prompt").focus();
+  });
+  const form = byId("composer");
+  form.addEventListener("dragover", (event) => event.dataTransfer.types.includes("Files") && event.preventDefault());
+  form.addEventListener("drop", (event) => {
+    if (!event.dataTransfer.files.length) return;
+    event.preventDefault();
+    attachments.add([...event.dataTransfer.files]);
+  });
 }

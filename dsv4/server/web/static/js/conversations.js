@@ -1,11 +1,13 @@
 // Conversations: trees of messages. Editing a question or asking again adds a sibling; `picked` selects the shown one.
 //
-// conversation  {id, title, created, updated, nodes: {id: node}, picked: {parent id or "": child id}}
-// node          {id, parent, role: "user", content}
+// conversation  {id, title, created, updated, pinned, settings, nodes: {id: node}, picked: {parent id or "": child id}}
+// node          {id, parent, role: "user", content, files: [{name, text}]}
 //               {id, parent, role: "assistant", content, reasoning, status, model, thinkMs, usage, timings, tokens, error}
+//               answerId: the server's id of the answer, for the inspector
 //               saved: time of the last save by the tab that writes it, in ms
 // status        "streaming" | "done" | "stopped" | "length" | "error"
 
+import { withFiles } from "./attachments.js";
 import { load, save } from "./storage.js";
 
 const INDEX = "chats";
@@ -17,7 +19,7 @@ function newId() {
   return Array.from(crypto.getRandomValues(new Uint8Array(8)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-/** Short entries {id, title, updated} of all stored conversations, newest first. */
+/** Short entries {id, title, updated, pinned} of all stored conversations, newest first. */
 export function list() {
   return load(INDEX, []);
 }
@@ -48,9 +50,9 @@ export function read(id) {
  */
 export function write(conversation) {
   merge(conversation, load(key(conversation.id), null));
-  const { id, title, updated } = conversation;
+  const { id, title, updated, pinned } = conversation;
   const others = list().filter((entry) => entry.id !== id);
-  const entries = [{ id, title, updated }, ...others].sort((a, b) => b.updated - a.updated);
+  const entries = [{ id, title, updated, pinned }, ...others].sort((a, b) => b.updated - a.updated);
   return save(key(id), conversation) && save(INDEX, entries);
 }
 
@@ -83,7 +85,7 @@ export function addNode(conversation, parent, fields) {
   conversation.nodes[node.id] = node;
   pick(conversation, node);
   conversation.updated = Date.now();
-  if (!conversation.title && node.role === "user") conversation.title = titleOf(node.content);
+  if (!conversation.title && node.role === "user") conversation.title = titleOf(node.content || node.files[0].name);
   return node;
 }
 
@@ -121,7 +123,8 @@ export function path(conversation) {
 export function toMessages(conversation, leaf, system) {
   const messages = [];
   for (let node = leaf; node; node = conversation.nodes[node.parent]) {
-    if (node.role === "user" || node.content) messages.unshift({ role: node.role, content: node.content });
+    if (node.role === "user" || node.content)
+      messages.unshift({ role: node.role, content: withFiles(node.content, node.files) });
   }
   if (system.trim()) messages.unshift({ role: "system", content: system });
   return messages;

@@ -5,7 +5,15 @@ const SHORTEST = 50; // ms, least duration for a meaningful rate
 const SHORT_THOUGHT = 100; // ms; a shorter thinking duration is not shown
 const UNSEEN = 600; // ms; a shorter wait is not described
 
-const count = (number) => number.toLocaleString("en");
+/** "12,345". */
+export const count = (number) => number.toLocaleString("en");
+
+/** "812 B", "3.4 KB", "12 MB". */
+export function bytes(size) {
+  const power = size < 1000 ? 0 : Math.min(3, Math.floor(Math.log10(size) / 3));
+  const value = size / 1000 ** power;
+  return `${value < 10 && power ? value.toFixed(1) : Math.round(value)} ${["B", "KB", "MB", "GB"][power]}`;
+}
 
 /** Formats milliseconds: "3.2 s", "1 min 5 s". */
 export function duration(ms) {

@@ -23,13 +23,18 @@ export function stop(conversation) {
   running.get(conversation.id)?.abort();
 }
 
-/** Sends the request that `body` resolves to and streams the answer into `node`; calls `changed` after each piece. */
+/**
+ * Sends the request that `body` resolves to and streams the answer into `node`; calls `changed` after each piece.
+ * A node that has text already is continued.
+ */
 export async function generate(conversation, node, body, changed) {
   const controller = new AbortController();
   const { signal } = controller;
   running.set(conversation.id, controller);
   const sent = { kind: "sent", since: Date.now() };
-  Object.assign(node, { content: "", reasoning: "", status: "streaming", pieces: 0, phase: sent });
+  const written = node.tokens ?? 0;
+  delete node.error;
+  Object.assign(node, { content: node.content ?? "", reasoning: node.reasoning ?? "", status: "streaming", pieces: 0, phase: sent });
   try {
     const asked = await unlessStopped(body(), signal);
     await untilTaken(node, signal, changed, async () => {
@@ -48,6 +53,7 @@ export async function generate(conversation, node, body, changed) {
   } finally {
     running.delete(conversation.id);
     finish(node);
+    node.tokens += written;
     changed();
   }
 }
@@ -79,6 +85,7 @@ function unlessStopped(promise, signal) {
 
 /** Adds one chunk to the answer; true if the view has to change. */
 function apply(node, chunk) {
+  if (chunk.id) node.answerId = chunk.id;
   if (chunk.usage) node.usage = chunk.usage;
   if (chunk.timings) node.timings = chunk.timings;
   if (chunk.prompt_progress) node.phase = phaseOf(chunk, node.phase);

@@ -5,6 +5,7 @@ import "../vendor/purify.js";
 import { BlockSplitter } from "./blocks.js";
 import { codeBlock } from "./code.js";
 import { h } from "./dom.js";
+import { footnoteExtensions } from "./footnotes.js";
 import { mathExtensions, mathReady } from "./math.js";
 
 const { DOMPurify } = globalThis;
@@ -67,7 +68,7 @@ const marked = new Marked({
     },
   },
 });
-marked.use({ extensions: mathExtensions(escape) });
+marked.use({ extensions: [...mathExtensions(escape), ...footnoteExtensions(escape)] });
 
 DOMPurify.addHook("afterSanitizeAttributes", (element) => {
   if (element.tagName === "A") {

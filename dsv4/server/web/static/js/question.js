@@ -1,5 +1,6 @@
 // View of one user message, editable in place.
 
+import { fileList } from "./attachments.js";
 import { copyFrom, h, iconButton } from "./dom.js";
 import { beginning, foldButton, measure } from "./fold.js";
 import { UNBROKEN } from "./markdown.js";
@@ -25,7 +26,9 @@ export class QuestionView {
       copy,
       iconButton("edit", "Edit message", () => this.edit()),
     );
-    this.element = h("article", { class: "message user", "aria-label": "Your message" }, this.bubble, this.foot);
+    this.bubble.hidden = !node.content;
+    const files = node.files?.length ? fileList(node.files) : null;
+    this.element = h("article", { class: "message user", "aria-label": "Your message" }, files, this.bubble, this.foot);
   }
 
   /** Shows the first lines of a long `text`, and a button for the rest. */

@@ -8,36 +8,52 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 
 let settings = { ...DEFAULTS, ...load("settings", {}) };
 
-/** The system prompt from the settings. */
-export function systemPrompt() {
-  return settings.system;
+/** The settings of a conversation: its own, or those of all chats. */
+function settingsOf(conversation) {
+  return conversation.settings ? { ...DEFAULTS, ...conversation.settings } : settings;
 }
 
-/** Request fields of the settings; unset ones are left to the server. */
-export function sampling() {
+/** The system prompt of a conversation. */
+export function systemPrompt(conversation) {
+  return String(settingsOf(conversation).system);
+}
+
+/** Request fields of a conversation's settings; unset ones are left to the server. */
+export function sampling(conversation) {
+  const { temperature, maxTokens } = settingsOf(conversation);
   const fields = {};
-  if (settings.temperature !== null) fields.temperature = settings.temperature;
-  if (settings.maxTokens !== null) fields.max_tokens = settings.maxTokens;
+  if (temperature !== null) fields.temperature = temperature;
+  if (maxTokens !== null) fields.max_tokens = maxTokens;
   return fields;
 }
 
-/** Wires up the panel. Calls `keyChanged` after another API key was typed. */
-export function setupSettings(keyChanged) {
+/** Wires up the panel. `actions`: {current(), keep(settings or null) of the shown chat, keyChanged()}. */
+export function setupSettings(actions) {
+  const own = byId("own-settings");
   const dialog = byId("settings");
   byId("settings-open").append(icon("sliders"));
   byId("settings-close").append(icon("close"));
+  const showTemperature = (value) =>
+    (byId("temperature-value").textContent = value?.toFixed(1) ?? "Server default");
   const fill = () => {
-    byId("system").value = settings.system;
-    byId("temperature").value = settings.temperature ?? 1;
-    byId("temperature-value").textContent = settings.temperature?.toFixed(1) ?? "Server default";
-    byId("max-tokens").value = settings.maxTokens ?? "";
+    const { system, temperature, maxTokens } = settingsOf(actions.current());
+    own.checked = Boolean(actions.current().settings);
+    byId("system").value = system;
+    byId("temperature").value = temperature ?? 1;
+    showTemperature(temperature);
+    byId("max-tokens").value = maxTokens ?? "";
     byId("key").value = apiKey();
   };
   const change = (fields) => {
-    settings = { ...settings, ...fields };
-    save("settings", settings);
-    byId("temperature-value").textContent = settings.temperature?.toFixed(1) ?? "Server default";
+    const changed = { ...settingsOf(actions.current()), ...fields };
+    if (own.checked) actions.keep(changed);
+    else save("settings", (settings = changed));
+    showTemperature(changed.temperature);
   };
+  own.addEventListener("change", () => {
+    actions.keep(own.checked ? { ...settings } : null);
+    fill();
+  });
   byId("settings-open").addEventListener("click", () => {
     fill();
     dialog.showModal();
@@ -48,7 +64,7 @@ export function setupSettings(keyChanged) {
     const key = byId("key").value.trim();
     if (key === apiKey()) return;
     setApiKey(key);
-    keyChanged();
+    actions.keyChanged();
   });
   byId("system").addEventListener("input", (event) => change({ system: event.target.value }));
   byId("temperature").addEventListener("input", (event) => change({ temperature: Number(event.target.value) }));

@@ -1,12 +1,14 @@
 // The sidebar: list of chats to open, rename, delete with undo; a drawer on small screens.
 
 import { byId, h, icon, iconButton } from "./dom.js";
+import { matching } from "./search.js";
 import { load, save } from "./storage.js";
 
 const DAY = 24 * 60 * 60 * 1000;
+const PINNED = "Pinned";
 const small = matchMedia("(max-width: 760px)");
 
-/** `actions`: {open(id), rename(id, title), remove(id), create()}. Returns {draw(entries, shown id), close()}. */
+/** `actions`: {open(id), rename(id, title), pin(id, on), remove(id), create()}. Returns {draw(entries, shown id), close()}. */
 export function setupSidebar(actions) {
   const root = document.documentElement;
   const set = (open) => {
@@ -27,17 +29,32 @@ export function setupSidebar(actions) {
   small.addEventListener("change", restore);
   document.addEventListener("keydown", (event) => event.key === "Escape" && small.matches && set(false));
   restore();
-  return { draw: (entries, shown) => draw(entries, shown, actions), close };
+  const search = byId("search");
+  let last = [[], null];
+  const redraw = () => draw(matching(last[0], search.value), last[1], actions, search.value.trim());
+  search.addEventListener("input", redraw);
+  search.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape" || !search.value) return;
+    search.value = "";
+    event.stopPropagation();
+    redraw();
+  });
+  return { draw: (...shown) => redraw((last = shown)), close };
 }
 
-function draw(entries, shown, actions) {
+function draw(entries, shown, actions, query) {
   const groups = new Map();
   for (const entry of entries) {
-    const name = groupOf(entry.updated);
+    const name = entry.pinned ? PINNED : groupOf(entry.updated);
     groups.set(name, [...(groups.get(name) ?? []), entry]);
   }
+  if (query && !entries.length) {
+    byId("chats").replaceChildren(h("p", { class: "none-found", role: "status" }, "No chat has these words."));
+    return;
+  }
+  const order = [...groups].sort(([a], [b]) => (b === PINNED) - (a === PINNED)); // the others stay in order
   byId("chats").replaceChildren(
-    ...[...groups].map(([name, members]) =>
+    ...order.map(([name, members]) =>
       h(
         "section",
         {},
@@ -62,8 +79,10 @@ function row(entry, shown, actions) {
     entry.title,
   );
   const edit = iconButton("edit", `Rename: ${entry.title}`, () => rename(item, entry, actions));
+  const pinLabel = `${entry.pinned ? "Unpin" : "Pin"}: ${entry.title}`;
+  const pin = iconButton("pin", pinLabel, () => actions.pin(entry.id, !entry.pinned), { "aria-pressed": Boolean(entry.pinned) });
   const remove = iconButton("trash", `Delete: ${entry.title}`, () => actions.remove(entry.id));
-  const item = h("li", { class: shown ? "chat shown" : "chat" }, open, edit, remove);
+  const item = h("li", { class: shown ? "chat shown" : "chat" }, open, pin, edit, remove);
   return item;
 }
 

@@ -1,0 +1,141 @@
+"""GET /inspect/ID and /inspect/ID/POSITION: what the model attended to and which experts ran, for a recent answer.
+
+ID is the answer's own, as in `id` of Chat Completions. The first names the answer's tokens, the second traces one:
+POSITION counts from the prompt's first token, and the trace is of the computation that read the token there and chose
+the next one. Traces are computed anew by `AsyncEngine.trace`; requests go on meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from dsv4.config import COMPRESSION_KINDS, WINDOW
+from dsv4.engine.tracing import MAX_TRACED_TOKENS
+from dsv4.model.trace import LayerTrace, TokenTrace
+from dsv4.server.delivery import Delivery, JsonWhenReady
+from dsv4.server.errors import RequestError
+from dsv4.server.openapi import operation
+from dsv4.server.recent_answers import RecentAnswer
+from dsv4.server.schemas import Inspection, TracedToken
+from dsv4.server.served_models import ServedModel
+from dsv4.server.service import ChatService
+from dsv4.server.unchecked_json import Json
+from dsv4.server.users import key_of
+from dsv4.tokenizer import Tokenizer
+
+DIGITS = 6  # of weights and scores
+
+
+def inspection_router(service: ChatService, delivery: Delivery) -> APIRouter:
+    router = APIRouter()
+
+    def find(request: Request, answer_id: str) -> RecentAnswer:
+        answer = service.recent.find(answer_id, key_of(request.scope))
+        if answer is None:
+            raise RequestError(404, f"The server no longer has the tokens of answer {answer_id!r}; ask again")
+        if answer.num_tokens > MAX_TRACED_TOKENS:
+            message = f"Prompt and answer have {answer.num_tokens} tokens; the inspector takes {MAX_TRACED_TOKENS}"
+            raise RequestError(400, message)
+        return answer
+
+    @router.get("/inspect/{answer_id}", **operation(None, Inspection, tag="inspector"))
+    async def inspect(request: Request, answer_id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
+        """The answer's tokens, the model's shape, and drafts."""
+        answer = find(request, answer_id)
+        return JSONResponse(_summary(service.models.find(answer.model), answer_id, answer))
+
+    @router.get("/inspect/{answer_id}/{position}", **operation(None, TracedToken, tag="inspector"))
+    async def inspect_token(  # pyright: ignore[reportUnusedFunction]
+        request: Request, answer_id: str, position: str
+    ) -> Response:
+        """The trace of one token."""
+        answer = find(request, answer_id)
+        if not position.isdecimal() or int(position) >= answer.num_tokens:
+            raise RequestError(400, f"position is {position!r}; allowed: 0 to {answer.num_tokens - 1}")
+        served = service.models.find(answer.model)
+        token_ids = [*answer.prompt, *answer.answer][: int(position) + 1]
+
+        async def trace() -> str:
+            try:
+                found = await served.engine.trace(token_ids)
+            except ValueError as error:
+                raise RequestError(400, str(error)) from error
+            return json.dumps(_trace(found, served.conversation.vocabulary.tokenizer), separators=(",", ":"))
+
+        return JsonWhenReady(trace, delivery)
+
+    return router
+
+
+def _summary(served: ServedModel, answer_id: str, answer: RecentAnswer) -> Json:
+    config = served.engine.llm.config
+    tokenizer = served.conversation.vocabulary.tokenizer
+    ratios = config.compress_ratios[: config.num_hidden_layers]
+    return {
+        "id": answer_id,
+        "prompt_tokens": len(answer.prompt),
+        "cached_tokens": answer.cached_tokens,
+        "answer_tokens": len(answer.answer),
+        "pieces": pieces(tokenizer, [*answer.prompt, *answer.answer]),
+        "window": WINDOW,
+        "layers": [COMPRESSION_KINDS[ratio].name for ratio in ratios],
+        "index_topk": config.index_topk,
+        "num_experts": config.n_routed_experts,
+        "experts_per_token": config.num_experts_per_tok,
+        "accepted_drafts": answer.accepted,
+        "drafts": _drafts(served),
+    }
+
+
+def _drafts(served: ServedModel) -> Json:
+    """Draft tokens of all requests since the server's start."""
+    names = {"drafted": "vllm:spec_decode_num_draft_tokens", "accepted": "vllm:spec_decode_num_accepted_tokens"}
+    found = {metric.name.removesuffix("_total"): metric.samples for metric in served.engine.metrics.collect()}
+    return {name: sum(value for _, value in found.get(metric, ()) if isinstance(value, (int, float)))
+            for name, metric in names.items()}  # fmt: skip
+
+
+def pieces(tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[str]:
+    """Text of each token; a character of several tokens stands at its last."""
+    stream = tokenizer.decode_stream()
+    return [stream.push(token) if token < tokenizer.vocab_size else "" for token in token_ids]
+
+
+def _trace(trace: TokenTrace, tokenizer: Tokenizer) -> Json:
+    return {
+        "position": trace.position,
+        "layers": [_layer(layer) for layer in trace.layers],
+        "next_tokens": [
+            {"id": token, "text": "".join(pieces(tokenizer, [token])), "probability": round(value, DIGITS)}
+            for token, value in trace.next_tokens
+        ],
+        "cache_bytes": trace.cache_bytes,
+    }
+
+
+def _layer(layer: LayerTrace) -> Json:
+    """A layer, its entries by column."""
+    entries: dict[str, list[Any]] = {
+        "index": [entry.index for entry in layer.entries],
+        "start": [entry.start for entry in layer.entries],
+        "stop": [entry.stop for entry in layer.entries],
+        "weight": [round(entry.weight, DIGITS) for entry in layer.entries],
+        "score": [None if entry.score is None else round(entry.score, DIGITS) for entry in layer.entries],
+    }
+    return {
+        "kind": layer.kind,
+        "window_start": layer.window_start,
+        "window": [round(weight, DIGITS) for weight in layer.window],
+        "entries": entries,
+        "num_visible": layer.num_visible,
+        "sink": round(layer.sink, DIGITS),
+        "experts": layer.experts,
+        "expert_weights": [round(weight, DIGITS) for weight in layer.expert_weights],
+        "hashed": layer.hashed,
+    }

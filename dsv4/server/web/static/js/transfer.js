@@ -1,0 +1,81 @@
+// Chats as files: Markdown to read, JSON to read in again here or elsewhere.
+
+import * as conversations from "./conversations.js";
+import { h } from "./dom.js";
+
+const FORMAT = "dsv4.chat";
+const VERSION = 1;
+const STATES = ["done", "stopped", "length", "error"];
+
+/** The shown messages as Markdown. */
+export function asMarkdown(conversation) {
+  const parts = [`# ${conversation.title || "Chat"}`];
+  for (const node of conversations.path(conversation)) {
+    parts.push(node.role === "user" ? "## You" : `## ${node.model ?? "Answer"}`);
+    if (node.reasoning?.trim()) parts.push(`<details><summary>Thoughts</summary>\n\n${node.reasoning.trim()}\n\n</details>`);
+    for (const { name } of node.files ?? []) parts.push(`*${name}*`);
+    parts.push(node.content.trim());
+  }
+  return `${parts.filter(Boolean).join("\n\n")}\n`;
+}
+
+/** The whole conversation, all versions of its messages, as JSON. */
+export function asJson(conversation) {
+  return JSON.stringify({ format: FORMAT, version: VERSION, conversation }, null, 2);
+}
+
+/** Offers a text as a download. */
+export function download(title, extension, text) {
+  const name = `${title.replace(/[^\p{L}\p{N} _-]+/gu, "").trim().slice(0, 60) || "chat"}.${extension}`;
+  const url = URL.createObjectURL(new Blob([text], { type: "text/plain" }));
+  const link = h("a", { href: url, download: name, hidden: true });
+  document.body.append(link);
+  link.click();
+  link.remove();
+  setTimeout(() => URL.revokeObjectURL(url), 10_000);
+}
+
+/** The conversation of a file that `asJson` gave, with an id of its own. Error with the reason for any other text. */
+export function fromJson(text) {
+  let file;
+  try {
+    file = JSON.parse(text);
+  } catch {
+    throw new Error("The file is not JSON.");
+  }
+  if (file?.format !== FORMAT || file.version !== VERSION) throw new Error("The file holds no exported chat.");
+  const { title, created, updated, nodes, picked, settings } = file.conversation ?? {};
+  const fresh = conversations.create();
+  for (const [id, node] of Object.entries(nodes ?? {})) fresh.nodes[id] = checked(id, node, nodes);
+  if (!Object.keys(fresh.nodes).length) throw new Error("The exported chat has no messages.");
+  for (const [parent, id] of Object.entries(picked ?? {})) if (fresh.nodes[id]) fresh.picked[parent] = id;
+  Object.assign(fresh, { title: String(title ?? ""), created: time(created), updated: time(updated) });
+  if (settings && typeof settings === "object") fresh.settings = settings;
+  return fresh;
+}
+
+function checked(id, node, nodes) {
+  const roles = { user: true, assistant: true };
+  if (!node || node.id !== id || !roles[node.role] || typeof node.content !== "string")
+    throw new Error(`Message ${id} of the file is damaged.`);
+  const seen = new Set([id]);
+  for (let parent = node.parent; parent !== null; parent = nodes[parent].parent) {
+    if (seen.has(parent) || !nodes[parent]) throw new Error(`Message ${id} of the file has no way to the first one.`);
+    seen.add(parent);
+  }
+  const { parent, role, content } = node;
+  if (role === "user") return { id, parent, role, content, ...filesOf(node) };
+  const status = STATES.includes(node.status) ? node.status : "stopped";
+  const { reasoning, model, thinkMs, usage, timings, tokens, error } = node;
+  const kept = { id, parent, role, content, status, reasoning: String(reasoning ?? ""), thinkMs, usage, timings, tokens };
+  if (model) kept.model = String(model);
+  if (error) kept.error = { kind: "request", title: String(error.title), detail: String(error.detail) };
+  return kept;
+}
+
+function filesOf({ files }) {
+  if (!Array.isArray(files) || !files.length) return {};
+  return { files: files.map((file) => ({ name: String(file?.name), text: String(file?.text) })) };
+}
+
+const time = (value) => (Number.isFinite(value) ? value : Date.now());

@@ -1,0 +1,108 @@
+"""The inspector's endpoints, over the embedded model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from dsv4.engine import LLM
+from dsv4.server.recent_answers import RecentAnswers
+from dsv4.server.schemas import Inspection, TracedToken
+from tests.server.conftest import Served, serving
+
+ASK: dict[str, Any] = {"model": "deepseek-v4-flash", "messages": [{"role": "user", "content": "What is 12 + 30?"}]}
+
+
+@pytest.fixture(scope="module")
+def nano() -> Iterator[Served]:
+    from dsv4.model_folder import resolve_model
+
+    with serving(LLM(resolve_model(None), max_num_seqs=2, max_model_len=2048), api_keys=["sk-1", "sk-2"]) as served:
+        yield served
+
+
+def extra_fields(model: type[BaseModel], answer: dict[str, Any]) -> set[str]:
+    """Fields of a valid answer that its schema does not describe."""
+    return set(model.model_validate(answer).model_extra or {})
+
+
+def client(served: Served, key: str = "sk-1") -> Any:
+    return served.http(headers={"Authorization": f"Bearer {key}"})
+
+
+def test_an_answer_is_inspected_token_by_token(nano: Served) -> None:
+    http = client(nano)
+    words = " ".join(str(n) for n in range(150))
+    body = ASK | {"messages": [{"role": "user", "content": words}], "temperature": 0, "max_tokens": 9}
+    body |= {"thinking": {"type": "disabled"}}  # thinking answers take the model's own temperature
+    answer = http.post("/v1/chat/completions", json=body).json()
+    found = http.get(f"/inspect/{answer['id']}").json()
+    usage = answer["usage"]
+    assert (found["prompt_tokens"], found["answer_tokens"]) == (usage["prompt_tokens"], usage["completion_tokens"])
+    assert len(found["pieces"]) == usage["total_tokens"] and words in "".join(found["pieces"])
+    assert found["layers"] == ["swa", "swa", "csa", "hca", "csa", "hca"] and found["num_experts"] == 32
+    assert found["accepted_drafts"] == [] and found["drafts"] == {"drafted": 0, "accepted": 0}
+    position = found["prompt_tokens"] - 1  # its last token, after which the answer's first one was chosen
+    trace = http.get(f"/inspect/{answer['id']}/{position}").json()
+    assert trace["position"] == position
+    assert not (extra_fields(Inspection, found) | extra_fields(TracedToken, trace)), "described in schemas.py"
+    assert trace["next_tokens"][0]["text"] == found["pieces"][position + 1], "greedy"
+    for kind, layer in zip(found["layers"], trace["layers"], strict=True):
+        assert layer["kind"] == kind and layer["window_start"] + len(layer["window"]) == position + 1
+        total = sum(layer["window"]) + sum(layer["entries"]["weight"]) + layer["sink"]
+        assert total == pytest.approx(1, abs=1e-3)
+        assert len(set(layer["experts"])) == 2 and layer["hashed"] == (layer is trace["layers"][0] or kind == "swa")
+    csa, hca = trace["layers"][2], trace["layers"][3]
+    assert csa["entries"]["stop"][-1] == (position + 1) // 4 * 4 and hca["entries"]["stop"][0] == 128
+    assert trace["cache_bytes"]["entries"] > 0
+
+
+def test_streamed_answers_too(nano: Served) -> None:
+    with nano.openai() as openai:
+        openai.api_key = "sk-1"
+        stream = openai.chat.completions.create(**ASK, stream=True, max_tokens=5)
+        answer_id = next(iter(stream)).id
+        for _ in stream:
+            pass
+    assert client(nano).get(f"/inspect/{answer_id}").json()["answer_tokens"] >= 1
+
+
+def test_nobody_inspects_answers_of_another_key(nano: Served) -> None:
+    http = client(nano)
+    answer = http.post("/v1/chat/completions", json=ASK | {"max_tokens": 3}).json()
+    for path in (f"/inspect/{answer['id']}", f"/inspect/{answer['id']}/0"):
+        assert http.get(path).status_code == 200
+        assert client(nano, "sk-2").get(path).status_code == 404
+        assert nano.http().get(path).status_code == 401
+
+
+@pytest.mark.parametrize("position", ["-1", "x", "1.5", "99999", "%20"])
+def test_wrong_positions_are_refused(nano: Served, position: str) -> None:
+    http = client(nano)
+    answer = http.post("/v1/chat/completions", json=ASK | {"max_tokens": 3}).json()
+    refused = http.get(f"/inspect/{answer['id']}/{position}")
+    assert refused.status_code == 400 and "allowed: 0 to" in refused.json()["error"]["message"]
+
+
+def test_unknown_answers_and_models_without_layers(server: Served) -> None:
+    assert "ask again" in server.http().get("/inspect/none").json()["error"]["message"]
+    answer = server.http().post("/v1/chat/completions", json=ASK).json()
+    refused = server.http().get(f"/inspect/{answer['id']}/0")
+    assert refused.status_code == 400 and "cannot be traced" in refused.json()["error"]["message"]
+
+
+def test_recent_answers_are_bounded_by_number_and_tokens() -> None:
+    recent = RecentAnswers(max_answers=2, max_tokens=10)
+    recent.begin("a", "tiny", "", [1, 2])
+    recent.begin("b", "tiny", "", [1, 2]).extend([5, 6, 7], 1)
+    recent.begin("c", "tiny", "", [1, 2])
+    assert recent.find("a", "") is None
+    found = recent.find("b", "")
+    assert found is not None and (list(found.answer), found.accepted, found.cached_tokens) == ([5, 6, 7], [0, 1], 1)
+    recent.begin("d", "tiny", "", [1] * 6)
+    assert [recent.find(name, "") is not None for name in "bcd"] == [False, True, True]
+    recent.begin("e", "tiny", "", [1] * 11)  # alone too long
+    assert recent.find("e", "") is None

@@ -1,0 +1,95 @@
+"""Continuing an answer, editing a question that was too long, settings of one chat, the context meter."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from playwright.sync_api import expect
+
+
+def test_an_answer_cut_at_the_limit_is_continued(tab: Any) -> None:
+    tab.ask("count", ["one two"], thinking=["Hm."], finish="length")
+    answer = tab.wait("length")
+    assert "token limit" in answer.locator(".notice").inner_text()
+    tab.will_answer([" three"])
+    answer.get_by_role("button", name="Continue").click()
+    assert tab.wait("done").locator(".answer").inner_text() == "one two three"
+    last = tab.mock.requests[-1]["messages"][-1]
+    assert last == {"role": "assistant", "content": "one two", "reasoning_content": "Hm.", "prefix": True}
+    assert answer.locator(".stats").inner_text() == "3 tokens"
+    assert tab.page.locator(".assistant").count() == 1
+
+
+@pytest.mark.parametrize("thought", ["", "it sat"])
+def test_the_real_server_continues(open_tab: Callable[[str], Any], serve: Any, model: Any, thought: str) -> None:
+    with serve(model) as served:
+        tab = open_tab(served.url + "/")
+        tab.page.get_by_role("button", name="Settings").click()
+        tab.page.get_by_label("Max tokens").fill("12")
+        tab.page.get_by_role("button", name="Done").click()
+        model.reply = f"{thought}</think>" + "the cat sat on the mat and on the cat " * 3
+        tab.ask("hi")
+        answer = tab.wait("length")
+        begun = tab.text()
+        model.reply = " and slept"
+        answer.get_by_role("button", name="Continue").click()
+        tab.wait("done")
+        assert tab.text() == f"{begun} and slept"
+        assert answer.locator(".thinking-body").text_content().strip() == thought
+        meter = tab.page.get_by_role("meter", name="Context used")
+        expect(meter).to_have_attribute("aria-valuemax", str(served.engine.llm.max_model_len))
+        assert int(meter.get_attribute("aria-valuenow") or 0) > 12
+
+
+def test_too_long_offers_to_edit_the_message(tab: Any) -> None:
+    tab.ask("long long", status=400, answer=[], error="This model's maximum context length is 9 tokens.")
+    tab.wait("error").get_by_role("button", name="Edit message").click()
+    area = tab.page.get_by_role("textbox", name="Edit message")
+    expect(area).to_have_value("long long")
+    tab.will_answer(["fine"])
+    area.fill("short")
+    area.press("Enter")
+    assert tab.wait("done").locator(".answer").inner_text() == "fine"
+
+
+@pytest.mark.parametrize("tab", [{"viewport": {"width": 360, "height": 740}}], indirect=True)
+def test_the_composer_fits_a_phone_with_the_meter(tab: Any) -> None:
+    models = {"data": [{"id": "dsv4-nano", "context_window": 8}]}
+    tab.page.route("**/v1/models", lambda route: route.fulfill(json=models))
+    tab.page.reload()
+    tab.ask("hi", ["ok", "ok"])
+    tab.wait("done")
+    meter = tab.page.get_by_role("meter", name="Context used")
+    expect(meter).to_have_attribute("aria-valuetext", "Context: 7 of 8 tokens (88 %)")
+    box = tab.page.locator(".composer-box").bounding_box()
+    send = tab.page.get_by_role("button", name="Send message").bounding_box()
+    assert send["width"] == 36 and send["x"] + send["width"] <= box["x"] + box["width"] - 4
+
+
+def test_settings_of_one_chat(tab: Any) -> None:
+    page = tab.page
+
+    def settings(system: str, own: bool | None = None) -> None:
+        page.get_by_role("button", name="Settings").click()
+        if own is not None:
+            page.get_by_label("Only for this chat").set_checked(own)
+        page.get_by_label("System prompt").fill(system)
+        page.get_by_role("button", name="Done").click()
+
+    settings("For all.")
+    settings("A pirate.", own=True)
+    tab.ask("one", ["ok"])
+    tab.wait("done")
+    page.reload()
+    tab.ask("two", ["ok"])
+    tab.wait("done", 1)
+    page.locator("#new-chat").click()
+    tab.ask("three", ["ok"])
+    tab.wait("done")
+    systems = [request["messages"][0]["content"] for request in tab.mock.requests]
+    assert systems == ["A pirate.", "A pirate.", "For all."]
+    page.get_by_role("button", name="one", exact=True).click()
+    page.get_by_role("button", name="Settings").click()
+    expect(page.get_by_label("System prompt")).to_have_value("A pirate.")
+    page.get_by_label("Only for this chat").uncheck()
+    expect(page.get_by_label("System prompt")).to_have_value("For all.")

@@ -1,0 +1,108 @@
+"""The list of chats: search, pins, folders; chats as files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import expect
+
+
+def two_chats(tab: Any) -> None:
+    tab.ask("about cats", ["They purr, and sleep in the **sun**."], thinking=["Hm."])
+    tab.wait("done")
+    tab.page.locator("#new-chat").click()
+    tab.ask("about dogs", ["They bark."])
+    tab.wait("done")
+
+
+def titles(tab: Any) -> list[str]:
+    return tab.page.locator(".chat-open").all_inner_texts()
+
+
+def test_search_finds_titles_and_messages(tab: Any) -> None:
+    two_chats(tab)
+    search = tab.page.get_by_role("searchbox", name="Search your chats")
+    search.fill("ABOUT")
+    assert titles(tab) == ["about dogs", "about cats"]
+    search.fill("sun purr")  # in the answer only, in another order
+    expect(tab.page.locator(".chat-open")).to_have_text(["about cats"])
+    search.fill("sun bark")
+    expect(tab.page.get_by_text("No chat has these words.")).to_be_visible()
+    search.press("Escape")
+    assert titles(tab) == ["about dogs", "about cats"]
+    tab.page.locator("#prompt").fill("and birds")
+    tab.will_answer(["They sing."])
+    tab.page.keyboard.press("Enter")
+    tab.wait("done", 1)
+    search.fill("sing")  # what came after the first search
+    expect(tab.page.locator(".chat-open")).to_have_text(["about dogs"])
+
+
+def test_pinned_chats_come_first_and_stay_pinned(tab: Any) -> None:
+    two_chats(tab)
+    tab.page.locator(".chat").nth(1).hover()
+    tab.page.get_by_role("button", name="Pin: about cats").click()
+    expect(tab.page.locator(".chats h2")).to_have_text(["Pinned", "Today"])
+    assert titles(tab) == ["about cats", "about dogs"]
+    tab.page.reload()
+    expect(tab.page.locator(".chats h2")).to_have_text(["Pinned", "Today"])
+    tab.page.get_by_role("button", name="about cats", exact=True).click()
+    tab.ask("more", ["Yes."])  # a new message does not lose the pin
+    tab.wait("done", 1)
+    tab.page.get_by_role("button", name="Unpin: about cats").click()
+    expect(tab.page.locator(".chats h2")).to_have_text(["Today"])
+
+
+def exported(tab: Any, label: str) -> tuple[str, str]:
+    tab.page.get_by_role("button", name="Share this chat").click()
+    with tab.page.expect_download() as download:
+        tab.page.get_by_role("button", name=label).click()
+    return download.value.suggested_filename, Path(download.value.path()).read_text(encoding="utf-8")
+
+
+def test_export_and_import(tab: Any, tmp_path: Path) -> None:
+    page = tab.page
+    expect(page.locator("#share")).to_be_hidden()
+    tab.ask("about cats", ["They purr."], thinking=["Hm."])
+    tab.wait("done")
+    tab.will_answer(["They meow."])
+    page.get_by_role("button", name="Answer again").click()
+    expect(tab.answer().locator(".pager")).to_contain_text("2 / 2")
+    tab.wait("done")
+    name, markdown = exported(tab, "Export Markdown")
+    assert name == "about cats.md"
+    assert markdown == "# about cats\n\n## You\n\nabout cats\n\n## dsv4-nano\n\nThey meow.\n"
+    page.get_by_role("button", name="Share this chat").click()
+    page.get_by_role("button", name="Copy as Markdown").click()
+    tab.until(lambda: page.evaluate("navigator.clipboard.readText()") == markdown)
+    name, text = exported(tab, "Export JSON")
+    assert name == "about cats.json"
+    file = tmp_path / name
+    file.write_text(text)
+    page.evaluate("localStorage.clear()")
+    page.reload()
+    page.set_input_files("#import-file", file)
+    assert tab.wait("done").locator(".answer").inner_text() == "They meow."
+    page.get_by_role("button", name="Previous version").click()
+    assert tab.text() == "They purr."
+    page.set_input_files("#import-file", file)  # a second copy beside the first
+    expect(page.locator(".chat-open")).to_have_text(["about cats", "about cats"])
+
+
+def test_damaged_files_are_refused_in_words(tab: Any, tmp_path: Path) -> None:
+    node = {"id": "a", "parent": None, "role": "user", "content": "hi"}
+    good = {"format": "dsv4.chat", "version": 1, "conversation": {"nodes": {"a": node}}}
+    for text, reason in {
+        "{": "not JSON",
+        "[]": "no exported chat",
+        json.dumps(good | {"version": 9}): "no exported chat",
+        json.dumps(good | {"conversation": {"nodes": {}}}): "no messages",
+        json.dumps(good | {"conversation": {"nodes": {"a": node | {"content": 5}}}}): "a of the file is damaged",
+        json.dumps(good | {"conversation": {"nodes": {"a": node | {"parent": "b"}}}}): "no way to the first one",
+        json.dumps(good | {"conversation": {"nodes": {"a": node | {"parent": "a"}}}}): "no way to the first one",
+    }.items():
+        file = tmp_path / "chat.json"
+        file.write_text(text)
+        tab.page.set_input_files("#import-file", file)
+        expect(tab.page.get_by_text(reason)).to_be_visible()
+    assert titles(tab) == []

@@ -1,0 +1,91 @@
+"""The inspector's panel, with the embedded model and the real server."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import Locator, expect
+
+from dsv4.engine import LLM
+from dsv4.model_folder import resolve_model
+from tests.server.conftest import Served, serving
+
+LONG = "\n".join(f"Day {day}: we walked {day * 3} km." for day in range(60)) + "\nWhat is 12 + 30?"
+
+
+@pytest.fixture(scope="module")
+def nano() -> Iterator[Served]:
+    with serving(LLM(resolve_model(None), max_num_seqs=2, max_model_len=4096)) as served:
+        yield served
+
+
+def heat(token: Locator) -> tuple[float, float]:
+    """Strength of a token's colours: window, entries."""
+    values = token.evaluate("e => [e.style.getPropertyValue('--near'), e.style.getPropertyValue('--far')]")
+    return float(values[0] or 0), float(values[1] or 0)
+
+
+def test_layers_experts_and_text_of_an_answer(open_tab: Callable[[str], Any], nano: Served) -> None:
+    tab = open_tab(nano.url + "/")
+    page = tab.page
+    tab.ask(LONG)
+    expect(tab.answer()).not_to_have_attribute("data-status", "streaming", timeout=60_000)
+    tab.answer().get_by_role("button", name="Inspect answer").click()
+    panel = page.get_by_role("complementary", name="Inspector")
+    rows = panel.locator(".layer-row")
+    expect(rows).to_have_count(6, timeout=30_000)
+    assert panel.locator(".layer-kind").all_inner_texts() == ["SWA", "SWA", "CSA", "HCA", "CSA", "HCA"]
+    expect(rows.nth(2)).to_contain_text("128 + 128/")
+    assert rows.nth(3).locator(".experts rect").count() == 2
+    facts = panel.locator("#inspector-facts")
+    expect(facts).to_contain_text("index keys")
+    expect(facts).to_contain_text("speculation is off")
+
+    # The chosen token is the answer's first: the computation read the prompt up to the one before.
+    chosen = panel.locator(".token.chosen")
+    expect(chosen).to_have_count(1)
+    at = int(chosen.get_attribute("data-at") or 0)
+    assert panel.locator(".token.written").first.get_attribute("data-at") == str(at)
+    before, early = panel.locator(f".token[data-at='{at - 1}']"), panel.locator(f".token[data-at='{at - 300}']")
+    rows.nth(0).hover()  # window only
+    assert heat(before)[0] > 0 and heat(early) == (0, 0) and heat(chosen) == (0, 0)
+    rows.nth(3).hover()  # all entries of 128 tokens
+    assert heat(early)[0] == 0 < heat(early)[1]
+
+    rows.nth(4).click()
+    detail = panel.locator(".layer-detail:visible")
+    expect(detail).to_contain_text("Experts by score")
+    assert detail.locator("tbody tr").count() == 8
+    assert "Day" in detail.locator("tbody").inner_text() or "walked" in detail.locator("tbody").inner_text()
+    rows.nth(0).click()
+    expect(panel.locator(".layer-detail:visible")).to_contain_text("Experts by token id")
+
+    panel.locator("#inspector-text").focus()
+    page.keyboard.press("ArrowRight")
+    expect(panel.locator(".token.chosen")).to_have_attribute("data-at", str(at + 1))
+    expect(panel.get_by_role("status")).to_contain_text("Shown is the step")
+    expect(panel.locator(".next-tokens li")).to_have_count(5)
+    page.keyboard.press("Escape")
+    expect(panel).to_be_hidden()
+    assert tab.answer().get_by_role("button", name="Inspect answer").evaluate("e => e === document.activeElement")
+
+
+def test_an_answer_that_the_server_has_forgotten_says_so(tab: Any) -> None:
+    tab.mock.answer_id = "gone"
+    tab.ask("hi", ["there"])
+    tab.wait("done").get_by_role("button", name="Inspect answer").click()
+    expect(tab.page.locator("#inspector-note.failed")).to_contain_text("Not Found")
+    tab.page.get_by_role("button", name="Close inspector").click()
+    tab.mock.answer_id = ""
+    tab.ask("again", ["there"])
+    expect(tab.wait("done", 1).get_by_role("button", name="Inspect answer")).to_be_hidden()
+
+
+@pytest.mark.parametrize("tab", [{"viewport": {"width": 390, "height": 844}}], indirect=True)
+def test_the_panel_covers_a_phone(tab: Any) -> None:
+    tab.mock.answer_id = "gone"
+    tab.ask("hi", ["there"])
+    tab.wait("done").get_by_role("button", name="Inspect answer").click()
+    box = tab.page.locator("#inspector").bounding_box()
+    assert (box["x"], box["width"]) == (0, 390)
+    assert tab.page.evaluate("document.querySelector('#inspector').scrollWidth <= innerWidth")
