@@ -3,7 +3,8 @@
 A request is admitted when the pages that it needs soon, beside those that running requests need soon, are free or hold
 nothing but stored prefixes. It begins at the longest stored prefix of its tokens. Its state is stored where a chunk
 ends at one of its places: one token before the end of the prompt (the same prompt again then computes one token), at
-that end, where the prompt leaves a path that another took, every `snapshot_interval` tokens, and where it ends itself.
+that end, where the prompt leaves a path that another took or one that waits for it will leave it, every
+`snapshot_interval` tokens, and where it ends itself.
 With a disk cache, prefixes that memory lacks are loaded from there, and what memory stores goes there too.
 """
 
@@ -227,7 +228,13 @@ class CacheManager:
         if self.prefixes is None:
             return end
         prompt = len(request.prompt_token_ids)
-        places = [common, prompt - 1, prompt, computed - computed % self._interval + self._interval]
+        places = [
+            common,
+            request.shared_tokens,
+            prompt - 1,
+            prompt,
+            computed - computed % self._interval + self._interval,
+        ]
         if self.disk is not None and (place := self.disk.policy.next_place(computed)) is not None:
             places.append(place)
         return min(end, *(place for place in places if place > computed))
@@ -238,7 +245,8 @@ class CacheManager:
             return
         for request in requests:
             computed, prompt = request.num_computed_tokens, len(request.prompt_token_ids)
-            at_place = computed in (prompt - 1, prompt, request.common_tokens) or computed % self._interval == 0
+            places = (prompt - 1, prompt, request.common_tokens, request.shared_tokens)
+            at_place = computed in places or computed % self._interval == 0
             if at_place or (self.disk is not None and self.disk.policy.is_place(computed)):
                 self._store(request)
 

@@ -164,6 +164,7 @@ class Constraint:
         self._address = self._bits.ctypes.data
         self._num_tokens = 0
         self._beginning = None if begins_after else 0  # tokens before the constraint; None: it has not begun
+        self._breaks_ahead = False  # True: behind the drafts of the latest masks it cannot be followed
         self.error: str | None = None  # why it cannot be followed any further: a limit of its parser
 
     @property
@@ -179,39 +180,44 @@ class Constraint:
     def masks(self, draft_token_ids: Sequence[int] = ()) -> list[np.ndarray | None]:
         """Allowed tokens now and after each draft, a bit per token, uint32 [ceil(vocab / 32)].
 
-        Behind a draft that is not allowed the masks are None: nothing that is sampled there stands.
+        Behind a draft that is not allowed, and further on than an error, the masks are None: nothing that is sampled
+        there stands. Drafts may be rejected: they change nothing, and their errors are none of the constraint's.
         """
+        self._breaks_ahead = False
         masks: list[np.ndarray | None] = [self._mask()]
-        if not draft_token_ids:
-            return masks
-        for draft in draft_token_ids:
-            mask = masks[-1]
-            if self.complete or (mask is not None and not allows(mask, draft)):
-                break
-            self.advance(draft)
-            masks.append(self._mask())
-        self.rollback(len(masks) - 1)
+        if draft_token_ids and self.error is None:
+            state = self._matcher, self._num_tokens, self._beginning
+            self._matcher = self._matcher.deep_copy()  # no rollback: that cannot undo an error
+            masks += self._masks_behind(masks[0], draft_token_ids)
+            self._breaks_ahead = self.error is not None
+            self._matcher, self._num_tokens, self._beginning = state
+            self.error = None
         return [*masks, *[None] * (1 + len(draft_token_ids) - len(masks))]
+
+    def _masks_behind(self, mask: np.ndarray | None, draft_token_ids: Sequence[int]) -> list[np.ndarray | None]:
+        """Masks after each draft, up to one that is not allowed, `mask` being that of the first, or to an error."""
+        masks: list[np.ndarray | None] = []
+        for draft in draft_token_ids:
+            if self.error is not None or self.complete or (mask is not None and not allows(mask, draft)):
+                break
+            self._take(draft)
+            mask = self._mask()
+            masks.append(mask)
+        return masks
 
     def advance(self, token_id: int) -> None:
         """Takes in the token that follows; `error` says where it cannot."""
+        if self._breaks_ahead:  # the masks found it on a copy: found again here, where the tokens are not drafts
+            self._mask()
+        self._take(token_id)
+
+    def _take(self, token_id: int) -> None:
         self._num_tokens += 1
         if self._beginning is not None:
             if not self._matcher.consume_token(token_id):
                 self._note_error()
         elif token_id in self._begins_after:
             self._beginning = self._num_tokens
-
-    def rollback(self, count: int) -> None:
-        """Takes the last `count` tokens back."""
-        self._num_tokens -= count
-        if self._beginning is None or not count:
-            return
-        if self._num_tokens >= self._beginning:
-            self._matcher.rollback(count)
-        else:
-            self._matcher.reset()
-            self._beginning = None
 
     def _mask(self) -> np.ndarray:
         if self._beginning is None:

@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 
 from dsv4.cache import Cache
@@ -40,6 +41,7 @@ from dsv4.tokenizer import Tokenizer
 from dsv4.tokenizer.prompts import PromptEncoder, effort_ladder
 
 Prompt = str | list[int]
+_ALLOWED = "text (str), or a list of token ids (int)"
 
 
 class LLM:
@@ -248,12 +250,11 @@ class LLM:
     def encode(self, prompt: Prompt, name: str = "the prompt") -> list[int]:
         """Token ids of a prompt: text after a begin-of-sentence token, ids as they are.
 
-        ValueError, beginning with `name`, for an empty text or half a surrogate pair; and, before it is tokenized, for
-        a text that cannot fit by its length.
+        ValueError, beginning with `name`, for what is neither, an empty text or half a surrogate pair; and, before it
+        is tokenized, for a text that cannot fit by its length.
         """
-        if isinstance(prompt, (bytes, bytearray)):  # pyright: ignore[reportUnnecessaryIsInstance]  # numbers, to Python
-            raise ValueError(f"{name} is {type(prompt).__name__}; allowed: text (str), or a list of token ids")
         if not isinstance(prompt, str):
+            _check_ids(prompt, name)
             return prompt
         if self.tokenizer is None:
             where = f" {self.path}" if self.path is not None else ""
@@ -316,13 +317,31 @@ def _backend_of(model: EngineModel) -> object:
     return (model.backend if model.frozen else None) if isinstance(model, Transformer) else model
 
 
-def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """A lone prompt becomes a batch of one."""
+def _as_batch(prompts: object) -> list[Prompt]:
+    """A lone prompt becomes a batch of one. ValueError for what is neither a prompt nor a list."""
     if isinstance(prompts, (str, bytes, bytearray)):
         return [cast(Prompt, prompts)]
-    if prompts and all(isinstance(item, int) for item in prompts):
-        return [cast("list[int]", list(prompts))]
-    return list(cast("Sequence[Prompt]", prompts))
+    if not isinstance(prompts, Sequence):
+        raise ValueError(f"prompts is {prompts!r}; allowed: {_ALLOWED}, or a list of these")
+    items = list(cast("Sequence[Prompt]", prompts))
+    if items and all(isinstance(item, (int, np.integer)) for item in items):
+        return [cast("list[int]", items)]
+    return items
+
+
+def _check_ids(prompt: object, name: str) -> None:
+    """ValueError, beginning with `name`, for a prompt that is no list of integers."""
+    if isinstance(prompt, (bytes, bytearray)):  # numbers, to Python
+        raise ValueError(f"{name} is {type(prompt).__name__}; allowed: {_ALLOWED}")
+    if not isinstance(prompt, Sequence):
+        raise ValueError(f"{name} is {prompt!r}; allowed: {_ALLOWED}")
+    ids = cast("Sequence[object]", prompt)
+    # The place is sought only where there is one: few types are looked at, a million tokens are not.
+    kinds: set[type[object]] = set(map(type, ids))
+    wrong: list[type[object]] = [kind for kind in kinds if kind is bool or not issubclass(kind, (int, np.integer))]
+    if wrong:
+        place, value = next((place, value) for place, value in enumerate(ids) if type(value) in wrong)
+        raise ValueError(f"{name} has {value!r} at position {place}; allowed: token ids (int)")
 
 
 def _find_tokenizer(path: Path | None) -> Tokenizer | None:

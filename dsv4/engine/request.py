@@ -83,6 +83,7 @@ class Request:
     prefix: PrefixEntry | None = None  # the stored prefix that its row began with
     on_disk: DiskLookup | None = None  # where there is a disk cache
     common_tokens: int = 0  # of the prompt, in whole blocks that stored prefixes had too when it began
+    shared_tokens: int = 0  # of the prompt, in whole blocks: stored for another that waits for them
     saved: SavedRow | None = None  # all that its row held, while it waits to go on
     draft_token_ids: tuple[int, ...] = ()  # guesses of its next tokens, for the next step that decodes it
     num_computed_tokens: int = 0  # tokens whose keys and state the cache row holds

@@ -15,9 +15,10 @@ first of them that continues, or whose prompt is short or to be read next; other
 `max_num_partial_prefills` rows hold half-read prompts. Where no row or no page is free, a request that has run for
 `time_slice` steps gives way, or one of a user who has several rows to a user who has none.
 
-What stored prefixes hold of a prompt counts as read, and a chunk ends where the cache manager stores the state. When
-a step runs out of pages that nobody else needs, the youngest running request gives way: it waits again, before all
-others. Whoever gives way keeps its state, so that no token is computed twice.
+What stored prefixes hold of a prompt counts as read, and a chunk ends where the cache manager stores the state. A
+prompt that begins like one that is being read waits for its state (prefix_sharing.py). When a step runs out of pages
+that nobody else needs, the youngest running request gives way: it waits again, before all others. Whoever gives way
+keeps its state, so that no token is computed twice.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from dsv4.engine.cache_size import most_paused
 from dsv4.engine.config import EngineConfig
 from dsv4.engine.fairness import ServiceCounters, User
 from dsv4.engine.metrics import Metric, gauge
+from dsv4.engine.prefix_sharing import PrefixSharing
 from dsv4.engine.request import Request, RequestStatus
 from dsv4.engine.step import ScheduledChunk
 
@@ -65,6 +67,7 @@ class Scheduler:
         self.config = config
         self.cache_manager = cache_manager
         self.counters = ServiceCounters()
+        self.sharing = PrefixSharing(cache_manager.prefixes, lambda request: cache_manager.match(request).length)
         self.waiting: list[Request] = []  # after a step in the order in which they are to go on
         self.running: list[Request] = []  # in the order of their beginning
         self._unfinished: dict[Request, None] = {}  # waiting and running, in the order of their coming
@@ -143,6 +146,10 @@ class Scheduler:
             continues = request.saved is not None
             if (request.user, continues) in refused:
                 continue
+            if not continues:
+                self.sharing.plan(request, (*reading, *admitted))
+                if self.sharing.awaits(request, reading):
+                    continue
             unread = request.num_uncomputed_tokens if continues else self._unread_part(request).unread
             if unread <= (1 if continues else self._short):
                 wants = True
@@ -262,6 +269,9 @@ class Scheduler:
             if tokens <= 0:
                 continue
             if request.status is RequestStatus.WAITING:
+                reading = (other for other in self.running if other.num_uncomputed_tokens > 1)
+                if self.sharing.awaits(request, reading):  # one that has begun just now
+                    continue
                 if not self._may_begin(request, parts[request].unread - tokens, prompts[0], counts):
                     continue
                 self._begin(request)
@@ -310,6 +320,7 @@ class Scheduler:
     def _begin(self, request: Request) -> None:
         self.waiting.remove(request)
         del self._queued[request]
+        self.sharing.forget(request)
         self.cache_manager.allocate(request)
         request.status = RequestStatus.RUNNING
         self.running.append(request)
@@ -333,5 +344,6 @@ class Scheduler:
         if request in self._unfinished:
             del self._unfinished[request]
             self.counters.leave(request.user)
+        self.sharing.forget(request)
         request.status = RequestStatus.FINISHED
         self.cache_manager.release(request)

@@ -192,7 +192,7 @@ def test_drafts_get_masks_of_their_own_and_the_state_comes_back(llm) -> None:
     assert wrong[0] is not None and wrong[1:] == [None, None], "nothing stands behind a draft that is not allowed"
 
 
-def test_tokens_are_taken_back_over_the_beginning(compiler) -> None:
+def test_drafts_over_the_beginning_leave_no_trace(compiler) -> None:
     constraint = compiler.compile(SamplingParams(regex="ab", grammar_after=(7,)))
     a = next(token for token in range(1280) if compiler._tokenizer.token_bytes(token) == b"a")
     constraint.advance(3)
@@ -201,15 +201,55 @@ def test_tokens_are_taken_back_over_the_beginning(compiler) -> None:
     assert allows(reasoning, a) and allows(reasoning, 7), "before it begins: any text"
     assert not allows(reasoning, eos), "and no end"
     assert not any(allows(reasoning, token) for token in special.values() if token != 7)
-    for token in (7, a):
-        constraint.advance(token)
-    (after,) = constraint.masks()
-    constraint.rollback(1)
+    for _ in range(2):
+        assert [allows(mask, a) for mask in constraint.masks((7, a))] == [True, True, False]
+        assert constraint.masks()[0].tolist() == reasoning.tolist() and not constraint.complete
+    constraint.advance(7)
     (before,) = constraint.masks()
-    assert after is not None and before is not None and allows(before, a) and not allows(after, a)
-    constraint.rollback(1)
-    assert constraint.masks()[0].tolist() == reasoning.tolist() and not constraint.complete
-    assert [allows(mask, a) for mask in constraint.masks((7, a))] == [True, True, False]
+    constraint.advance(a)
+    (after,) = constraint.masks()
+    assert before is not None and after is not None and allows(before, a) and not allows(after, a)
+
+
+NUM_WORDS = 2600
+WORDS = [f"{chr(97 + i % 26)}{chr(97 + i // 26 % 26)}{chr(97 + i // 676)}" for i in range(NUM_WORDS)]
+ANY_WORD = "\n".join(
+    ["word: " + " | ".join(f"w{i}" for i in range(NUM_WORDS)), *map('w{0[0]}: "{0[1]}" "a"+'.format, enumerate(WORDS))]
+)
+# After "b" more rules are open than the parser follows; after "c" no mask can be made.
+BROKEN_BY_B = 'start: part+\npart: "a" | "b" word\n' + ANY_WORD
+BREAKS_AT_B = 'start: "aa" "b" word\n' + ANY_WORD
+BROKEN_BY_C = 'start: part+\npart: "a" | "c" nothing\nnothing: NONE\nNONE: /a/ & /b/'
+BREAKS_AT_C = 'start: "aa" "c" NONE\nNONE: /a/ & /b/'
+
+
+@pytest.mark.parametrize(
+    ("grammar", "reason"),
+    [(BROKEN_BY_B, "length"), (BROKEN_BY_C, "length"), (BREAKS_AT_B, "abort"), (BREAKS_AT_C, "abort")],
+    ids=["parser, rejected", "mask, rejected", "parser, stands", "mask, stands"],
+)
+def test_a_constraint_broken_by_drafts_breaks_only_where_they_stand(
+    llm, grammar: str, reason: str, monkeypatch
+) -> None:
+    """Right and wrong drafts that the parser cannot follow: the answer, and its end, is that without drafts."""
+    a, b, c = (llm.tokenizer.encode(letter)[0] for letter in "abc")
+    params = SamplingParams(temperature=0.0, max_tokens=6, grammar=grammar, logit_bias={a: 100.0, b: 50.0, c: 50.0})
+    (plain,) = llm.generate([PROMPT], params)
+    assert plain.finish_reason == reason
+    schedule = llm.core.scheduler.schedule
+    eos = llm.config.eos_token_ids[0]
+    for drafts in ((b,), (c,), (a, b), (a, c), (a, a, b), (a, a, c), (a, a, b, eos), (a, a, c, eos, eos), (a, c, a)):
+        with monkeypatch.context() as patched:
+            patched.setattr(
+                llm.core.scheduler,
+                "schedule",
+                lambda: [
+                    ScheduledChunk(one.request, one.start, one.stop, drafts if one.num_samples else ())  # noqa: B023
+                    for one in schedule()
+                ],
+            )
+            (got,) = llm.generate([PROMPT], params)
+        assert (got.token_ids, got.text, got.stop_reason) == (plain.token_ids, plain.text, plain.stop_reason)
 
 
 @pytest.mark.parametrize("seed", range(3))

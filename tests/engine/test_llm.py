@@ -7,6 +7,8 @@ from dsv4.engine import LLM, SamplingParams
 from dsv4.engine.sampler import output_seed
 from dsv4.engine.sampling_params import MAX_SEED
 
+from .conftest import TEXT_VOCAB, HistoryModel
+
 EOS = 1
 GREEDY = SamplingParams(temperature=0.0, max_tokens=9, ignore_eos=True)
 
@@ -222,6 +224,33 @@ def test_bytes_are_not_taken_for_token_ids(model, prompts) -> None:
         ValueError, match=r"prompt 0 is (bytes|bytearray); allowed: text \(str\), or a list of token ids"
     ):
         LLM(model).generate(prompts)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (None, "prompts is None; allowed: text"),
+        (5, "prompts is 5; allowed: text"),
+        ({"a": 1}, "prompts is {'a': 1}; allowed: text"),
+        ([None], "prompt 0 is None; allowed: text"),
+        (["a", 1.5], "prompt 1 is 1.5; allowed: text"),
+        ([5, "a"], "prompt 0 is 5; allowed: text"),
+        ([[5], [6, 1.5]], "prompt 1 has 1.5 at position 1; allowed: token ids"),
+        ([["a"]], "prompt 0 has 'a' at position 0; allowed: token ids"),
+        ([[[5]]], r"prompt 0 has \[5\] at position 0; allowed: token ids"),
+        ([5, True], "prompt 0 has True at position 1; allowed: token ids"),
+        ([[5, None]], "prompt 0 has None at position 1; allowed: token ids"),
+    ],
+)
+def test_what_is_no_prompt_is_refused_by_its_place(text_folder, prompts, message: str) -> None:
+    llm = LLM(HistoryModel(TEXT_VOCAB), folder=text_folder)
+    with pytest.raises(ValueError, match=message):
+        llm.generate(prompts)
+
+
+def test_the_prompt_of_a_stream_is_checked_too(model) -> None:
+    with pytest.raises(ValueError, match=r"the prompt has 1\.5 at position 1; allowed: token ids \(int\)"):
+        next(LLM(model).stream([5, 1.5]))  # type: ignore[list-item]
 
 
 def test_output_i_is_the_same_whatever_n_is(model) -> None:
