@@ -30,7 +30,7 @@ SERVING = """## Serving
 The client is one for all: streamed chat completions over HTTP, prompts of 100 to 8,000 tokens that share no prefix,
 answers of one length. Each server has as many slots as there are requests at a time, as many threads as cores, and no
 prefix cache under `load`; llama-server also the faster of two weight formats with and without flash attention.
-`transformers serve` needs `pip install accelerate`, and serves one request after the other: its continuous batching
+`transformers serve` serves one request after the other: its continuous batching
 ends with `ValueError: Invalid layer type: compressed_sparse_attention` (5.23.0), as its paged cache has no such layer.
 A server that would need over `--longest` seconds for a load is left out there. `--model slice` takes 120M parameters.
 """
