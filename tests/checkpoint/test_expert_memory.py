@@ -123,9 +123,10 @@ def test_never_more_than_the_budget_is_mapped_or_cached(folder: Path, share: flo
     for ids in (IDS[:, :20], *IDS[:, 20:40].split(1, dim=1)):
         batch = RaggedBatch.pack(ids.tolist(), starts=cache.lengths)
         cache.reserve(batch.slots, batch.starts, batch.lengths)
-        streams: Tensor | None = None
+        streams = np.empty((batch.num_tokens, CONFIG.hc_mult, CONFIG.hidden_size), dtype=np.float32)
+        inputs = backend._inputs(batch, cache, batch.token_ids)
         for layer in range(CONFIG.num_hidden_layers):
-            streams = backend._layers(batch, cache, batch.token_ids, range(layer, layer + 1), streams)
+            backend.kernels.forward(backend.handle, *inputs, layer, layer + 1, layer == 0, streams)
             seen = list(map(max, seen, resident_bytes(memory.rows)))
         cache.advance(batch.slots, batch.lengths)
     stats = memory.stats()

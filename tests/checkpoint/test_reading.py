@@ -260,7 +260,7 @@ def test_stored_experts_are_a_stack_of_views_of_the_mapped_files(official_folder
     parts = [part for stack in stacks for matrix in stack.matrices for part in (matrix.codes, matrix.scales)]  # type: ignore[attr-defined]
     assert len(parts) == 2 * model.config.n_routed_experts * len(stacks)
     if files.ranges:  # the system lists mappings
-        assert all(any(first <= part.data_ptr() < last for first, last, _ in files.ranges) for part in parts)
+        assert all(any(known.first <= part.data_ptr() < known.last for known in files.ranges) for part in parts)
 
 
 def test_a_stack_of_experts_stored_in_several_dtypes(tiny: Any, tiny_config: ModelConfig, tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_a_folder_that_cannot_fit_is_refused_before_it_is_loaded(monkeypatch) ->
     monkeypatch.setattr(loading, "host_memory", lambda: Memory(1000, GB, "the cgroup limit of this process"))
     with monkeypatch.context() as patch:
         patch.setattr(loading, "load_model", load_model)
-        for start in (LLM, lambda: serve(port=0)):
+        for start in (LLM, lambda: serve(port=0, engine_process=False)):
             with pytest.raises(CapacityError, match=r"nano needs \d+.\d MB of memory to start .* the cgroup limit"):
                 start()
     assert LLM(check_memory=False).generate("1, 2", SamplingParams(max_tokens=1))[0].token_ids
