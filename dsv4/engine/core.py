@@ -67,6 +67,8 @@ class EngineCore:
         self.metrics = MetricRegistry()
         for source in (scheduler, scheduler.cache_manager, self.counters):
             self.metrics.add(source)
+        if speculator is not None:
+            self.metrics.add(speculator)
         self._request_ids = itertools.count(1)
         self._files_change = files_change
         self._next_check = 0.0
@@ -207,7 +209,7 @@ class EngineCore:
             standing = verified(tokens, drafts)
             event = request.append(standing, now)
             events.append((request, event))
-            self._count(chunk, before, event)
+            self._count(before, event)
             request.draft_token_ids = ()
             if drafts:
                 request.num_computed_tokens += len(event.token_ids) - 1  # the last one is not computed yet
@@ -217,11 +219,9 @@ class EngineCore:
                     self.speculator.count(len(drafts), len(standing) - 1)
         return events
 
-    def _count(self, chunk: ScheduledChunk, before: Timings | None, event: TokenEvent) -> None:
+    def _count(self, before: Timings | None, event: TokenEvent) -> None:
         assert event.timings is not None
         self.counters.sampled(before, event.timings)
-        if chunk.draft_token_ids:
-            self.counters.drafted(len(chunk.draft_token_ids), len(event.token_ids) - 1)
         if event.finish_reason is not None:
             self.counters.ended(event.finish_reason, event.timings)
 

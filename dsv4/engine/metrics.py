@@ -110,9 +110,6 @@ class RequestMetrics:
     generation_tokens: int = 0
     prefix_queries: int = 0  # prompt tokens looked up among stored prefixes
     prefix_hits: int = 0
-    drafts: int = 0  # times that tokens were drafted
-    draft_tokens: int = 0
-    accepted: list[int] = field(default_factory=list[int])  # drafted tokens that were kept, by their position
     finished: dict[FinishReason, int] = field(default_factory=lambda: {"stop": 0, "length": 0, "abort": 0})
     step_tokens: Histogram = field(default_factory=lambda: Histogram(STEP_TOKENS))
     first_token: Histogram = field(default_factory=lambda: Histogram(FIRST_TOKEN_SECONDS))
@@ -140,14 +137,6 @@ class RequestMetrics:
             self.generation_tokens += now.num_output_tokens - before.num_output_tokens
             self.between_tokens.observe(now.decode_seconds - before.decode_seconds)
 
-    def drafted(self, num_drafts: int, num_accepted: int) -> None:
-        """A step has verified tokens drafted for one request, of which the first ones were kept."""
-        self.drafts += 1
-        self.draft_tokens += num_drafts
-        self.accepted += [0] * (num_drafts - len(self.accepted))
-        for position in range(num_accepted):
-            self.accepted[position] += 1
-
     def ended(self, reason: FinishReason, timings: Timings | None) -> None:
         """A request has ended; `timings`: None where it had no token."""
         self.finished[reason] += 1
@@ -167,14 +156,6 @@ class RequestMetrics:
         yield counter("vllm:generation_tokens", "Tokens that were generated.", self.generation_tokens)
         yield counter("vllm:prefix_cache_queries", "Prompt tokens looked up among prefixes.", self.prefix_queries)
         yield counter("vllm:prefix_cache_hits", "Prompt tokens taken from stored prefixes.", self.prefix_hits)
-        yield counter("vllm:spec_decode_num_drafts", "Times that tokens were drafted.", self.drafts)
-        yield counter("vllm:spec_decode_num_draft_tokens", "Tokens that were drafted.", self.draft_tokens)
-        accepted = list(self.accepted)
-        kept = "Drafted tokens that were kept"
-        yield counter("vllm:spec_decode_num_accepted_tokens", f"{kept}.", sum(accepted))
-        by_position = ((str(position), float(value)) for position, value in enumerate(accepted))
-        name = "vllm:spec_decode_num_accepted_tokens_per_pos"
-        yield labelled("counter", name, f"{kept}, by position in the draft.", "position", by_position)
         ended = ((reason, float(value)) for reason, value in self.finished.items())
         yield labelled("counter", "vllm:request_success", "Requests that ended, by reason.", "finished_reason", ended)
         yield histogram("vllm:iteration_tokens_total", "Tokens computed per step.", self.step_tokens)

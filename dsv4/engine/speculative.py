@@ -8,7 +8,7 @@ choice, so that the output has the very bits of one without drafts, greedy, samp
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from math import isfinite
@@ -22,6 +22,7 @@ from torch import Tensor
 from dsv4.cache import Cache, RowLog
 from dsv4.config import WINDOW
 from dsv4.engine.draft_length import DraftLength
+from dsv4.engine.metrics import Metric, counter, labelled
 from dsv4.engine.model import DraftingModel
 from dsv4.engine.request import Request
 from dsv4.engine.sampler import SampleRequest, sample
@@ -95,6 +96,15 @@ class Speculator:
     def count(self, proposed: int, accepted: int) -> None:
         self.stats.count(proposed, accepted)
         self.lengths.count(proposed, accepted)
+
+    def metrics(self) -> Iterator[Metric]:
+        stats, kept = self.stats, "Drafted tokens that were kept"
+        yield counter("vllm:spec_decode_num_drafts", "Times that tokens were drafted.", stats.num_drafts)
+        yield counter("vllm:spec_decode_num_draft_tokens", "Tokens that were drafted.", stats.num_draft_tokens)
+        yield counter("vllm:spec_decode_num_accepted_tokens", f"{kept}.", stats.num_accepted_tokens)
+        by_position = ((str(place), float(count)) for place, count in enumerate(stats.num_accepted_tokens_per_pos))
+        name = "vllm:spec_decode_num_accepted_tokens_per_pos"
+        yield labelled("counter", name, f"{kept}, by position in the draft.", "position", by_position)
 
     def before_snapshot(self, request: Request) -> None:
         """For the cache manager: see Drafter.catch_up. While drafts do not pay, states are stored without MTP's."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,8 +16,13 @@ from torch import Tensor
 
 from dsv4.config import ModelConfig
 from dsv4.engine import LLM, SamplingParams, TokenEvent
+from dsv4.kernels import backends
 from dsv4.model.batch import RaggedBatch
+from dsv4.model.transformer import Transformer
 from dsv4.tokenizer.train import train_tokenizer, write_tokenizer
+
+from ..model.tiny import random_model
+from .prefixes import CONFIG
 
 VOCAB = 53
 TEXT_VOCAB = 300
@@ -119,6 +125,24 @@ class ScriptedLLM(LLM):
         for token in ids:
             yield TokenEvent([token], "", [], [])
         yield TokenEvent([EOS], "", [], [], "stop")
+
+
+PATHS = ["reference", *(["native"] if backends.native_module() is not None else [])]
+
+
+@pytest.fixture(params=PATHS)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each backend that this machine has."""
+    if request.param == "reference":
+        monkeypatch.setattr(backends, "native_module", lambda: None)
+    return request.param
+
+
+@pytest.fixture(params=["float", "shipped"])
+def each_model(request: pytest.FixtureRequest, path: str) -> Iterator[Transformer]:
+    """The small model of the tests of stored prefixes, in both numerics, on each backend."""
+    with torch.no_grad():
+        yield random_model(CONFIG, numerics=request.param)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from dsv4.analysis.kv import cache_bytes
 from dsv4.cache import Cache
 from dsv4.config import ModelConfig
 from dsv4.engine import LLM, SamplingParams
-from dsv4.engine.metrics import Histogram, Metric, MetricRegistry, RequestMetrics, counter
+from dsv4.engine.metrics import Histogram, Metric, MetricRegistry, counter
 from dsv4.kernels import backends
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.batch import RaggedBatch
@@ -147,10 +147,11 @@ def test_live_bytes_are_those_of_the_formula_by_component(name: str, dtype: torc
 
 
 def test_drafts_are_counted_by_position() -> None:
-    metrics = RequestMetrics()
+    llm = LLM(max_model_len=256, speculate=4)
+    assert llm.core.speculator is not None
     for drafts, accepted in ((3, 2), (1, 1), (4, 0)):
-        metrics.drafted(drafts, accepted)
-    found = {metric.name: metric for metric in metrics.metrics()}
+        llm.core.speculator.count(drafts, accepted)
+    found = {metric.name: metric for metric in llm.core.metrics.collect()}
     by_position = found["vllm:spec_decode_num_accepted_tokens_per_pos"]
     assert [value for _, value in by_position.samples] == [2, 1, 0, 0]
     assert found["vllm:spec_decode_num_draft_tokens"].samples[0][1] == 8

@@ -3,38 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 
 import pytest
 import torch
 
 from dsv4.engine import LLM, SamplingParams
-from dsv4.kernels import backends
 from dsv4.model.transformer import Transformer
 
 from ..model.tiny import random_model
-from .prefixes import CONFIG, IDS, STRICT_MKL, assert_nothing_leaks, cache_of, greedy, same, sampled
-
-BITS = STRICT_MKL or backends.native_module() is not None
-PATHS = ["reference", *(["native"] if backends.native_module() is not None else [])]
+from .prefixes import BITS, CONFIG, IDS, assert_nothing_leaks, cache_of, greedy, same, sampled
 
 
 @pytest.fixture(scope="module")
 def model() -> Transformer:
     return random_model(CONFIG)
-
-
-@pytest.fixture(params=PATHS)
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "reference":
-        monkeypatch.setattr(backends, "native_module", lambda: None)
-    return request.param
-
-
-@pytest.fixture(params=["float", "shipped"])
-def each_model(request: pytest.FixtureRequest, path: str) -> Iterator[Transformer]:
-    with torch.no_grad():
-        yield random_model(CONFIG, numerics=request.param)
 
 
 @pytest.mark.parametrize("budget", [1024, 100])

@@ -90,7 +90,7 @@ def test_the_page_lists_every_metric(tmp_path: Path) -> None:
         def stats(self) -> ExpertStats:
             return ExpertStats(1, 2, 3, 4, 5, 6, 7)
 
-    llm = LLM(cache_dir=tmp_path)
+    llm = LLM(cache_dir=tmp_path, speculate=1)
     llm.core.metrics.add(ExpertMemoryMetrics(Memory()))
     listed = set(re.findall(r"`((?:vllm|dsv4):[a-z0-9_]+)`", DOC.read_text(encoding="utf-8")))
     listed -= {"dsv4:engine_up", "dsv4:engine_restarts_total"}  # of the process that the engine runs in
