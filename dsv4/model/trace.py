@@ -149,7 +149,8 @@ def _chosen_entries(
     keys = _entry_view(StoredRows(cache.index.entries, cache.index.format), attn, layout)
     tiles = layout.tiles(attn.ratio, attn.indexer.top_k, attn.pair_budget)
     queries = attn.indexer.queries(note.x, q_latent, *rope.tokens)
-    chosen, kept = select_entries(*queries, keys, tiles, attn.indexer.top_k, keep_scores=True)
+    chosen, _ = select_entries(*queries, keys, tiles, attn.indexer.top_k)
+    _, kept = select_entries(*queries, keys, tiles, attn.indexer.top_k, keep_scores=True)
     (group,) = cast("list[TileGroup]", tiles.groups)
     scores = kept[0]
     assert chosen is not None and scores is not None and group.sparse

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "base/views.h"
+#include "dispatch/training_ops.h"
 
 namespace dsv4 {
 
@@ -40,6 +41,7 @@ struct Ops {
     void (*swiglu)(float* gate, const float* up, int64_t n, int64_t width, float limit, const float* weight);
     void (*rotation)(const std::vector<float>& inv_freq, const int64_t* positions, int64_t n, float* cos, float* sin);
     void (*rotate)(float* x, int64_t n, int64_t width, const float* cos, const float* sin, int64_t pairs);
+    TrainingOps training;
 };
 
 const Ops& portable_ops();

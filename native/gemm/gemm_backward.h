@@ -13,12 +13,14 @@ namespace dsv4::DSV4_ISA {
 constexpr int64_t TERM_BLOCK = 256;
 constexpr int64_t SUM_COLUMNS = 256;  // columns packed at a time: TERM_BLOCK terms of them fit the second-level cache
 
-// y[i][j] = sum over t of a[i * item + t * term] * b[t][j]; the terms t are b's outputs, the columns j its inputs.
+// y[i][j] = sum over t of a[i * item + t * term] * b[t][j]; the terms t are b's outputs, the columns j its inputs. With
+// `more` the sum is added to y, as further blocks of terms.
 struct Sum {
     const float* a;
     int64_t items, item, term;
     Weight b;
     Rows y;
+    bool more = false;
 };
 
 // Register tile of R items times P panels of 16 columns, one chain over the terms; added to y if `add_to` is set.
@@ -70,6 +72,7 @@ inline void sum_block(const Sum& s, int64_t i0, int64_t i1, int64_t j0, int64_t 
     int64_t t0 = 0;
     do {  // once even without terms: the sum is then zero
         const int64_t t1 = std::min(terms, t0 + TERM_BLOCK), panel_stride = (t1 - t0) * LANES;
+        const bool add_to = t0 > 0 || s.more;
         pack_terms(s.b, t0, t1, j0, j1, packed);
         for (int64_t i = i0; i < i1;) {
             const int count = next_rows<TILE_ROWS>(i1 - i);
@@ -88,9 +91,9 @@ inline void sum_block(const Sum& s, int64_t i0, int64_t i1, int64_t j0, int64_t 
                 with_count<TILE_ROWS>(count, [&](auto block) __attribute__((always_inline)) {
                     constexpr int R = decltype(block)::value;
                     columns <= LANES
-                        ? backward_tile<R, 1>(a, item, term, t1 - t0, panel, panel_stride, y, columns, t0 > 0)
+                        ? backward_tile<R, 1>(a, item, term, t1 - t0, panel, panel_stride, y, columns, add_to)
                         : backward_tile<R, TILE_PANELS>(a, item, term, t1 - t0, panel, panel_stride, y, columns,
-                                                        t0 > 0);
+                                                        add_to);
                 });
             }
             i += count;

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsv4.config import PAGE_TOKENS
+from dsv4.config import COMPRESSION_KINDS, PAGE_TOKENS
 from dsv4.kernels.gather import take_rows
 
 
@@ -86,6 +86,18 @@ class KeyView:
     ring: StoredRows | None  # [slots, 128, D], of earlier tokens: position p in row p % 128; None: no earlier tokens
     slots: Tensor  # int64 [N], the batch's cache rows on the ring's device
     entries: EntryView | None  # None: the layer has window keys only
+
+    @property
+    def most_chosen(self) -> int:
+        """Width of a choice of which no token sees more entries, at least 1; 1 in layers without an indexer."""
+        if self.entries is None or not COMPRESSION_KINDS[self.entries.ratio].has_indexer:
+            return 1
+        return max(1, int((self.batch.starts + self.batch.lengths).max()) // self.entries.ratio)
+
+    @property
+    def cached(self) -> bool:
+        """True if earlier keys or the entries are a cache's."""
+        return self.ring is not None or (self.entries is not None and self.entries.block_table is not None)
 
 
 @dataclass(frozen=True)
