@@ -87,6 +87,21 @@ def _adapted_message(message: Message, thinking: bool, without_tools: bool) -> M
     return message
 
 
+def with_messages(conversation: Conversation, messages: list[Message]) -> Conversation:
+    """The conversation with other messages."""
+    return Conversation(
+        messages,
+        thinking_mode=conversation.thinking_mode,
+        tools=conversation.tools,
+        tool_choice=conversation.tool_choice,
+        reasoning_effort=conversation.reasoning_effort,
+        # With a schema or a regular expression the constructor wants the format "text".
+        response_format="json_object" if conversation.response_format == "json_object" else "text",
+        response_schema=conversation.response_schema,
+        response_regex=conversation.response_regex,
+    )
+
+
 class PromptEncoder:
     """Renders and encodes conversations for one model folder.
 
