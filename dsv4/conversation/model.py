@@ -14,7 +14,7 @@ import deepseek_recipe as recipe
 from dsv4.conversation.answer import Answer, Generator, thinks
 from dsv4.conversation.plain_prompts import PlainPrompts
 from dsv4.conversation.replay import Prompt, replayed
-from dsv4.conversation.said_turns import SaidTurns, digests
+from dsv4.conversation.said_turns import SaidTurns
 from dsv4.conversation.structure import Structure
 from dsv4.conversation.tool_arguments import Schema
 from dsv4.conversation.turn import Turn
@@ -92,8 +92,7 @@ class ConversationModel:
             **constraint,
         )
         tools = {tool.name: _properties(tool.parameters) for tool in conversation.tools}
-        *_, history = digests(conversation.messages)
-        return Turn(prompt, params, parsing, tools, history)
+        return Turn(prompt, params, parsing, tools, rendered.history)
 
     def _max_tokens(self, request: recipe.ConversationRequest, num_prompt_tokens: int) -> int:
         """Token limit of the answer: the requested one, at most the room that the prompt leaves."""

@@ -25,9 +25,13 @@ Find = Callable[[bytes], SaidTurn | None]  # a turn by its key
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as rendered text, and between its pieces the tokens of replayed turns."""
+    """A prompt as rendered text, and between its pieces the tokens of replayed turns.
+
+    history: digest of the conversation's messages (said_turns.py).
+    """
 
     pieces: tuple[Rendered | Sequence[int], ...]
+    history: bytes
 
     def encode(self, tokenizer: Tokenizer) -> list[int]:
         ids: list[int] = []
@@ -56,9 +60,10 @@ class Prompt:
 def replayed(prompts: PromptEncoder, conversation: recipe.Conversation, find: Find) -> Prompt:
     """The prompt of a conversation. Reasoning that the client has lost is filled in where a turn is not replayed."""
     thinking, messages = conversation.thinking_mode, conversation.messages
+    *before, history = digests(messages)
     filled = list(messages)
     turns: dict[int, SaidTurn] = {}  # by place of the message
-    for place, turn in _known(messages, find):
+    for place, turn in _known(messages, before, find):
         message = messages[place]
         if turn.thinking != thinking or not turn.has_calls_of(message):
             continue
@@ -74,14 +79,15 @@ def replayed(prompts: PromptEncoder, conversation: recipe.Conversation, find: Fi
         rendered = prompts.render(with_messages(conversation, marked))
         pieces = _cut(rendered, turns, mark, THINK if thinking else END_THINK)
         if pieces is not None:
-            return Prompt(tuple(pieces))
-    return Prompt((prompts.render(with_messages(conversation, filled)),))
+            return Prompt(tuple(pieces), history)
+    return Prompt((prompts.render(with_messages(conversation, filled)),), history)
 
 
-def _known(messages: Sequence[recipe.Message], find: Find) -> Iterator[tuple[int, SaidTurn]]:
-    for place, (message, before) in enumerate(zip(messages, digests(messages), strict=False)):
+def _known(messages: Sequence[recipe.Message], before: Sequence[bytes], find: Find) -> Iterator[tuple[int, SaidTurn]]:
+    """Places and turns of the messages that are found. `before`: digest of the messages before each."""
+    for place, (message, digest) in enumerate(zip(messages, before, strict=True)):
         if isinstance(message, recipe.AssistantMessage) and not message.prefix:
-            turn = find(turn_key(before, message.content, [call.id for call in message.tool_calls or ()]))
+            turn = find(turn_key(digest, message.content, [call.id for call in message.tool_calls or ()]))
             if turn is not None:
                 yield place, turn
 
