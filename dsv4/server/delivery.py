@@ -94,7 +94,7 @@ class Answer(Response):
         """Runs the answer, with keep-alives. Once the client leaves or the server is cut off the answer is cancelled:
         ClientGoneError, or the drain's error.
 
-        Waits once per answer, not once per part, which would cost several times what a part costs.
+        Waits once per answer, not once per part.
         """
         async with (
             _task(self.run()) as work,
@@ -117,6 +117,8 @@ class Answer(Response):
             left = self._sent_at + seconds - loop.time()
             if left > 0:
                 await asyncio.sleep(left)
+            elif self._sending.locked():  # a part on its way is no silence, and nothing may follow the last one
+                await asyncio.sleep(seconds)
             else:
                 await self.emit(self.keep_alive)
 
