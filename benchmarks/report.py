@@ -23,7 +23,7 @@ which the same run measured.
 """
 SERVING = """## Serving
 
-- `dsv4 bench serving load --llama-server "$(make llama-server | tail -n 1)"`, 10 minutes: three servers under one load.
+- `dsv4 bench serving load --llama-server "$(make llama-server | tail -n 1)"`, 25 minutes: three servers under one load.
 - `dsv4 bench serving prefix`, 2 minutes: the first token of a repeated prompt of 32,768 tokens.
 - `dsv4 bench serving agent`, 5 minutes: an agent's session of 20 turns, with the prefix cache and without.
 

@@ -41,6 +41,12 @@ class Load:
         """Tokens that one request may hold: the prompt's length is known up to its last word."""
         return self.longest + self.answer + 64
 
+    @property
+    def held(self) -> int:
+        """Most tokens that the requests under way may hold together."""
+        longest = sorted(self.lengths(0))[-self.concurrency :]
+        return sum(longest) + len(longest) * (self.context - self.longest)
+
 
 class Writer:
     """Texts of a wanted number of tokens, of random words, so that no two of them begin alike."""

@@ -168,4 +168,4 @@ def _dsv4(folder: Path, threads: int, load: Load) -> Server:
 
 
 def _llama(program: Path, gguf: Path, threads: int, flash: bool, load: Load) -> Server:
-    return llama_server(program, gguf, threads, load.concurrency, load.concurrency * load.context, flash)
+    return llama_server(program, gguf, threads, load.concurrency, load.held, flash)

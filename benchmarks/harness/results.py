@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 from benchmarks.harness.process import ROOT
 
 DIGITS = 5  # significant digits of a saved figure
+_FOLDER = re.compile(r"(?<![\w.])/(?:[^\s/'\"]+/)+")  # of an absolute path
 
 
 class Sample(NamedTuple):
@@ -76,10 +78,12 @@ class Run:
 
 
 def append(file: Path, run: Run) -> None:
-    """Append a run and its rows."""
+    """Append a run and its rows. Of the machine's paths in a failure the last part is kept."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as out:
-        out.write(json.dumps({key: value for key, value in asdict(run).items() if key != "rows"}) + "\n")
+        kept = {key: value for key, value in asdict(run).items() if key != "rows"}
+        kept["failures"] = [_FOLDER.sub("", text) for text in run.failures]
+        out.write(json.dumps(kept) + "\n")
         for row in run.rows:
             kept = {**asdict(row), "samples": [_rounded(x) for x in row.samples], "floor": _rounded(row.floor)}
             out.write(json.dumps(kept) + "\n")

@@ -102,7 +102,7 @@ def dsv4_server(folder: Path, threads: int, *flags: str) -> Server:
 
 
 def llama_server(program: Path, gguf: Path, threads: int, slots: int, context: int, flash: bool) -> Server:
-    """llama-server with a slot per concurrent request, all of them sharing one cache, and no reuse of prompts."""
+    """llama-server with a slot per concurrent request, no reuse of prompts. context: tokens of the one cache of all."""
     template = gguf.with_name("template.jinja")
     template.write_text(TEMPLATE, encoding="utf-8")
     name = f"llama.cpp {gguf.stem}" + (" fa" if flash else "")

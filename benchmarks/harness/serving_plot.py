@@ -48,10 +48,11 @@ def draw(runs: Any, picture: Path) -> None:
     plain = FuncFormatter(lambda value, _: f"{value:,g}")
     for axis in (rate.yaxis, wait.yaxis, turns.yaxis, source.xaxis):
         axis.set_major_formatter(plain)
+    rate.margins(y=0.15)  # room for its legend, in one line above flat curves
     for axes in (rate, wait, source, turns):
         axes.grid(alpha=0.3, axis="both" if axes is not source else "x")
         if axes.has_data():
-            axes.legend(fontsize=9)
+            axes.legend(**({"fontsize": 8, "ncol": 3} if axes is rate else {"fontsize": 9}))
         else:
             axes.set_axis_off()
     figure.savefig(picture, dpi=130)

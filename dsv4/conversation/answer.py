@@ -6,6 +6,7 @@ import deepseek_recipe as recipe
 
 from dsv4.conversation.tool_markup import Text, Token, ToolMarkup
 from dsv4.conversation.turn import Turn
+from dsv4.conversation.turn_recorder import TurnRecorder
 from dsv4.conversation.vocabulary import Vocabulary
 from dsv4.engine.outputs import Alternatives, Timings, TokenEvent
 
@@ -14,9 +15,14 @@ Chunk = recipe.ChatCompletionChunk | recipe.MessagesStreamEvent | recipe.Respons
 
 
 class Answer:
-    """Turns the token events of one turn into chunks, built by the chunk generator of a wire format."""
+    """Turns the token events of one turn into chunks, built by the chunk generator of a wire format.
 
-    def __init__(self, turn: Turn, generator: Generator, vocabulary: Vocabulary) -> None:
+    `recorder`: is given what was sampled and shown, and told if the turn ends, other than by being cut off.
+    """
+
+    def __init__(
+        self, turn: Turn, generator: Generator, vocabulary: Vocabulary, recorder: TurnRecorder | None = None
+    ) -> None:
         self._prompt_tokens = len(turn.prompt_token_ids)
         self._vocabulary = vocabulary
         parsing = turn.parsing
@@ -26,6 +32,7 @@ class Answer:
         self._decoder = vocabulary.tokenizer.decode_stream()
         self._processor = recipe.StreamProcessor(generator, _outside(parsing), vocabulary.parser_tokenizer)
         self._started = False
+        self._recorder = recorder
         self.timings: Timings | None = None  # of the latest event
 
     @property
@@ -35,6 +42,19 @@ class Answer:
 
     def push(self, event: TokenEvent) -> list[Chunk]:
         """Chunks that follow from the event's tokens; the first event adds the opening chunks."""
+        num_calls = len(self._markup.calls)
+        chunks = self._read(event)
+        if self._recorder is not None:
+            calls = self._markup.calls
+            if len(calls) > num_calls:
+                self._recorder.find_call_ids([chunk.to_json() for chunk in chunks])
+            if self.finished and (event.finish_reason == "stop" or (calls and event.finish_reason is None)):
+                self._recorder.keep(calls)
+            if self.finished:
+                self._recorder = None
+        return chunks
+
+    def _read(self, event: TokenEvent) -> list[Chunk]:
         chunks: list[Chunk] = []
         self.timings = event.timings
         if not self._started:
@@ -44,6 +64,8 @@ class Answer:
         for i, token_id in enumerate(event.token_ids):
             if self.finished:
                 return chunks
+            if self._recorder is not None:
+                self._recorder.add_token(token_id)
             if self._vocabulary.is_hidden(token_id):
                 # Counted in the usage, never shown. The parser may return an empty delta, which is not sent.
                 self._processor.push(recipe.InferenceChunk.text("", 1))
@@ -67,6 +89,8 @@ class Answer:
         for item in items:
             if self.finished:  # by a stop string, or by the end of the tool calls
                 break
+            if self._recorder is not None:
+                self._recorder.add_text(item.text)
             if isinstance(item, Text):
                 chunks += self._processor.push(recipe.InferenceChunk.text(item.text, item.num_tokens))
             else:

@@ -6,15 +6,19 @@ the engine that begins after the reasoning, and parsed.
 
 from __future__ import annotations
 
+import copy
 from typing import cast
 
 import deepseek_recipe as recipe
 
 from dsv4.conversation.answer import Answer, Generator, thinks
 from dsv4.conversation.plain_prompts import PlainPrompts
+from dsv4.conversation.replay import Prompt, replayed
+from dsv4.conversation.said_turns import SaidTurns
 from dsv4.conversation.structure import Structure
 from dsv4.conversation.tool_arguments import Schema
 from dsv4.conversation.turn import Turn
+from dsv4.conversation.turn_recorder import TurnRecorder
 from dsv4.conversation.vocabulary import Vocabulary
 from dsv4.engine.interface import TextModel
 from dsv4.engine.sampling_params import SamplingParams
@@ -23,15 +27,30 @@ from dsv4.tokenizer.special import END_THINK
 
 
 class ConversationModel:
-    """Conversations on top of plain generation: requests to turns, tokens to answers."""
+    """Conversations on top of plain generation: requests to turns, tokens to answers.
 
-    def __init__(self, llm: TextModel) -> None:
-        """ValueError for a model without a tokenizer."""
+    Turns that the model has said are remembered and replayed in later prompts of the same owner.
+    """
+
+    def __init__(self, llm: TextModel, said: SaidTurns | None = None) -> None:
+        """`said`: the memory of turns (default: one of its own). ValueError for a model without a tokenizer."""
+        self.said = said or SaidTurns()
+        self._owner = ""
         self.vocabulary = Vocabulary.of(llm)
         assert llm.prompts is not None, "an LLM with a tokenizer has prompts"
         self.prompts: PromptEncoder = llm.prompts
         self.max_model_len = llm.max_model_len
         self.plain_prompts = PlainPrompts(self.prompts.tokenizer, llm.config.bos_token_id, llm.max_model_len)
+
+    def of(self, owner: str) -> ConversationModel:
+        """The same model, with the memory of this owner alone."""
+        owned = copy.copy(self)
+        owned._owner = owner
+        return owned
+
+    def prompt(self, conversation: recipe.Conversation) -> Prompt:
+        """Renders a conversation, with what the owner's earlier turns were."""
+        return replayed(self.prompts, conversation, lambda key: self.said.find(self._owner, key))
 
     def prepare(
         self,
@@ -51,12 +70,11 @@ class ConversationModel:
         """
         structure = structure or Structure()
         conversation = structure.conversation(request.conversation)
-        rendered = self.prompts.render(conversation)
-        tokenizer, text, ranges = self.prompts.tokenizer, rendered.prompt, rendered.special_ranges
-        least = tokenizer.min_tokens_rendered(text, ranges)
+        rendered, tokenizer = self.prompt(conversation), self.prompts.tokenizer
+        least = rendered.min_tokens(tokenizer)
         if least > self.max_model_len:
             request.resolve_max_tokens(least, self.max_model_len)  # raises the ConversionError
-        prompt = tokenizer.encode_rendered(text, ranges)
+        prompt = rendered.encode(tokenizer)
         options, parsing = request.inference_options, request.parsing_options
         constraint = structure.constraint(conversation, parsing.starts_in_tool_calls)
         if constraint and thinks(parsing):
@@ -74,7 +92,7 @@ class ConversationModel:
             **constraint,
         )
         tools = {tool.name: _properties(tool.parameters) for tool in conversation.tools}
-        return Turn(prompt, params, parsing, tools)
+        return Turn(prompt, params, parsing, tools, rendered.history)
 
     def _max_tokens(self, request: recipe.ConversationRequest, num_prompt_tokens: int) -> int:
         """Token limit of the answer: the requested one, at most the room that the prompt leaves."""
@@ -85,7 +103,8 @@ class ConversationModel:
 
     def answer(self, turn: Turn, generator: Generator) -> Answer:
         """Answer that reads the turn's tokens. `generator`: builds the chunks; deepseek-recipe consumes it."""
-        return Answer(turn, generator, self.vocabulary)
+        recorder = TurnRecorder(self.said, self._owner, turn, self.vocabulary)
+        return Answer(turn, generator, self.vocabulary, recorder)
 
 
 def _properties(parameters: object) -> Schema:

@@ -30,6 +30,11 @@ class Call:
     name: str
     arguments: Arguments
 
+    @property
+    def arguments_json(self) -> str:
+        inner = ", ".join(f"{json.dumps(name)}: {value.json}" for name, value in self.arguments.items())
+        return f"{{{inner}}}"
+
 
 def understand(block: str, tools: Mapping[str, Schema], truncated: bool) -> tuple[str, list[Call]]:
     """A block of markup -> (text outside calls, without tags; calls).
@@ -77,8 +82,7 @@ def _written(name: str, value: Value) -> str:
 
 
 def in_words(call: Call) -> str:
-    inner = ", ".join(f"{json.dumps(name)}: {value.json}" for name, value in call.arguments.items())
-    return f"{call.name}({{{without_tags(inner)}}})"
+    return f"{call.name}({without_tags(call.arguments_json)})"
 
 
 @dataclass

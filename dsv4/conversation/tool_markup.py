@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dsv4.conversation.tool_arguments import Schema
-from dsv4.conversation.tool_calls import in_words, understand, write
+from dsv4.conversation.tool_calls import Call, in_words, understand, write
 from dsv4.conversation.tool_tags import (
     BLOCK,
     BLOCK_KINDS,
@@ -30,6 +30,7 @@ from dsv4.engine.outputs import Alternatives
 THINK_END = "</think>"
 _STOPS = re.compile(rf"</?{MARK}|{THINK_END}")
 _BEGINNINGS = (*OPENINGS, THINK_END)
+_LONGEST = max(map(len, _BEGINNINGS)) - 1
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class ToolMarkup:
         self._held: list[Token | Text] = []
         self._tail = ""  # the end of the held text, not scanned yet
         self._looked = 0  # characters of the held text before the tail
+        self._end = ""  # of the text that was handed on
+        self.calls: list[Call] = []  # of complete blocks
 
     def push(self, token: Token) -> list[Token | Text]:
         """Adds a token; returns the items that are now certain."""
@@ -80,7 +83,7 @@ class ToolMarkup:
         out: list[Token | Text] = []
         if self._in_block or CUT_TAG.match(self._tail):
             self._end_block(len(self._tail), truncated, out)
-        out += self._take(len(self._tail))
+        self._say(self._take(len(self._tail)), out)
         return out
 
     def _step(self, out: list[Token | Text]) -> bool:
@@ -91,10 +94,10 @@ class ToolMarkup:
             if self._in_block:
                 self._look_past(clear)
             else:
-                out += self._take(clear, whole=True)
+                self._say(self._take(clear, whole=True), out)
             return False
         if not self._in_block:
-            out += self._take(stop.start())
+            self._say(self._take(stop.start()), out)
         else:
             self._look_past(stop.start())
         if stop[0] == THINK_END:
@@ -127,8 +130,10 @@ class ToolMarkup:
         if self._in_block:
             self._look_past(len(THINK_END))
         else:
+            if not self._in_thinking:  # a stray one, which deepseek-recipe drops
+                self._say([Text(self._apart(""), 0)], out)
             self._in_thinking = False
-            out += self._take(len(THINK_END))
+            self._say(self._take(len(THINK_END)), out)
 
     def _end_block(self, end: int, truncated: bool, out: list[Token | Text]) -> None:
         """Emits the block, which ends at `end` of the tail: its tokens, a rewritten block, or plain text."""
@@ -140,15 +145,26 @@ class ToolMarkup:
         if self._tools is None:
             said = "\n".join([*filter(None, [said]), *map(in_words, calls)])
             calls = []
+        self.calls += calls
         written = write(calls) if calls else ""
         if calls and not said and written == block.strip():
-            out += [Text(prefix, 0), *held] if prefix else held
+            self._say([Text(prefix, 0), *held] if prefix else held, out)
         else:
-            out.append(Text(said + written, _num_tokens(held)))
+            self._say([Text(self._apart(said) + written, _num_tokens(held))], out)
 
     def _drop(self, end: int, out: list[Token | Text]) -> None:
         """Drops the text before `end` of the tail; its tokens still count."""
-        out.append(Text("", _num_tokens(self._take(end))))
+        self._say([Text(self._apart(""), _num_tokens(self._take(end)))], out)
+
+    def _apart(self, text: str) -> str:
+        """Text in place of markup, spaced so that it forms no tag with what stands around it."""
+        if any(opening in self._end + text for opening in OPENINGS):
+            text = " " + text
+        return text + " " if _possible_beginning(self._end + text, OPENINGS) else text
+
+    def _say(self, items: list[Token | Text], out: list[Token | Text]) -> None:
+        out += items
+        self._end = (self._end + "".join(item.text for item in items))[-_LONGEST:]
 
     def _look_past(self, end: int) -> None:
         self._tail = self._tail[end:]
@@ -176,9 +192,7 @@ def _num_tokens(items: list[Token | Text]) -> int:
     return sum(1 if isinstance(item, Token) else item.num_tokens for item in items)
 
 
-def _possible_beginning(text: str) -> int:
+def _possible_beginning(text: str, beginnings: tuple[str, ...] = _BEGINNINGS) -> int:
     """Length of the text's longest suffix that may begin a markup tag or the end of thinking."""
-    longest = max(map(len, _BEGINNINGS)) - 1
-    return next(
-        (n for n in range(min(longest, len(text)), 0, -1) if any(b.startswith(text[-n:]) for b in _BEGINNINGS)), 0
-    )
+    lengths = range(min(_LONGEST, len(text)), 0, -1)
+    return next((n for n in lengths if any(begin.startswith(text[-n:]) for begin in beginnings)), 0)

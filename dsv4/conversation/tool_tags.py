@@ -53,4 +53,6 @@ def without_tags(text: str) -> str:
             text = text[:start]
     for opening in OPENINGS:
         text = text.replace(opening, "")
+    for opening in OPENINGS:  # what stood around those that are gone may form another
+        text = text.replace(opening, opening.replace(MARK, f" {MARK}"))
     return text

@@ -19,3 +19,4 @@ class Turn:
     parsing: recipe.ParsingOptions = field(default_factory=recipe.ParsingOptions)
     # Parameter properties by tool name; empty if no tools are offered.
     tools: dict[str, Schema] = field(default_factory=dict[str, Schema])
+    history: bytes = b""  # digest of the conversation's messages

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from dsv4.conversation.said_turns import MAX_BYTES, SaidTurns
 from dsv4.engine.interface import Engine
 from dsv4.server import formats, openapi
 from dsv4.server.auth import ApiKeyMiddleware
@@ -50,6 +51,7 @@ def create_app(
     responses: ResponseStore | None = None,
     ledger: Ledger | None = None,
     key_limits: KeyLimits | None = None,
+    turn_memory_bytes: int = MAX_BYTES,
 ) -> FastAPI:
     """Create the server's ASGI application.
 
@@ -59,15 +61,17 @@ def create_app(
     it. `share_prefixes`: who shares stored prefixes ("all", "key", "user"). `origins`: the allowed web pages (default:
     the policy of a server on 127.0.0.1). `drain`: lets the caller shut the server down. `responses`: the store of the
     Responses API (default: in memory). `ledger`: keeps every request's usage. The caller closes engines, store and
-    ledger. `key_limits`: of every API key that has none of its own. There are no documentation routes: their pages load
-    code from other hosts.
+    ledger. `key_limits`: of every API key that has none of its own. `turn_memory_bytes`: bound on the turns that are
+    remembered, see conversation/said_turns.py. There are no documentation routes: their pages load code from other
+    hosts.
     """
     app = FastAPI(title="dsv4", docs_url=None, redoc_url=None, openapi_url=openapi.PATH)
     drain = drain or Drain()
     own_limits = {str(key): key.limits for key in api_keys if isinstance(key, ApiKey)}
     limiter = KeyLimiter(key_limits or KeyLimits(), own_limits)
     engines = engine if isinstance(engine, Sequence) else [engine]
-    served = [ServedModel.of(known, None if i else model_name) for i, known in enumerate(engines)]
+    said = SaidTurns(turn_memory_bytes)
+    served = [ServedModel.of(known, None if i else model_name, said) for i, known in enumerate(engines)]
     models = ServedModels(served, aliases, retired_models)
     service = ChatService(models, thinking, share_prefixes, ledger, limiter)
     delivery = Delivery(keep_alive_seconds, drain)

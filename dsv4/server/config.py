@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dsv4.conversation.said_turns import MAX_BYTES as TURN_BYTES
 from dsv4.options import check_options, option
 from dsv4.server.response_store import MAX_BYTES
 
@@ -97,6 +98,14 @@ class ServerConfig:
     response_store_bytes: int = option(
         MAX_BYTES,
         "bound on stored responses; 0 stores none (default: %(default)s)",
+        unit="bytes",
+        minimum=0,
+        metavar="SIZE",
+    )
+    turn_memory_bytes: int = option(
+        TURN_BYTES,
+        "bound on the memory of the models' own turns, which later prompts repeat token for token, lost reasoning "
+        "included; 0 remembers none (default: %(default)s)",
         unit="bytes",
         minimum=0,
         metavar="SIZE",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -46,7 +46,7 @@ class ClientGoneError(Exception):
 
 
 class Answer(Response):
-    """A response computed while it is sent: `run` waits with `wait` and sends with `emit`."""
+    """A response computed while it is sent: `run` computes, and sends with `emit`."""
 
     keep_alive: bytes  # sent after each `keep_alive_seconds` of silence
 
@@ -55,6 +55,8 @@ class Answer(Response):
         del self.headers["content-length"]  # not known before the end
         self.delivery = delivery
         self.started = False
+        self._sending = asyncio.Lock()  # one part at a time: an answer's, or a keep-alive
+        self._sent_at = 0.0
 
     async def run(self) -> None:
         """Sends the answer. After an error only `fail` sends."""
@@ -66,43 +68,59 @@ class Answer(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send = send
-        async with _task(_disconnected(receive)) as self._gone, _task(self.delivery.drain.wait_for_cut()) as self._cut:
-            try:
-                await self.run()
-            except ClientGoneError:
-                return
-            except Exception as error:
-                refused = RequestError.from_engine(error)
-                if self.started:
-                    await self.fail(error)
-                elif refused is None:
-                    raise  # the application answers 500 and logs the trace
-                else:
-                    await error_response(refused, scope["path"])(scope, receive, send)
-
-    async def wait(self, work: Coroutine[Any, Any, T]) -> T:
-        """Awaits `work`, sending keep-alives meanwhile; returns its result.
-
-        Cancels `work` and raises ClientGoneError if the client disconnects, the drain's error if the server is cut off.
-        """
-        async with _task(work) as task:
-            while True:
-                waiting = {task, self._gone, self._cut}
-                await asyncio.wait(waiting, timeout=self.delivery.keep_alive_seconds, return_when="FIRST_COMPLETED")
-                if self._gone.done():
-                    raise ClientGoneError
-                if self._cut.done():
-                    raise self.delivery.drain.cut_error()
-                if task.done():
-                    return task.result()
-                await self.emit(self.keep_alive)
+        try:
+            await self._run_while_wanted(receive)
+        except ClientGoneError:
+            return
+        except Exception as error:
+            refused = RequestError.from_engine(error)
+            if self.started:
+                await self.fail(error)
+            elif refused is None:
+                raise  # the application answers 500 and logs the trace
+            else:
+                await error_response(refused, scope["path"])(scope, receive, send)
 
     async def emit(self, body: bytes, *, more: bool = True) -> None:
         """Sends a part of the body, and the status line before the first part."""
-        if not self.started:
-            self.started = True
-            await self._send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        async with self._sending:
+            if not self.started:
+                self.started = True
+                await self._send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await self._send({"type": "http.response.body", "body": body, "more_body": more})
+            self._sent_at = asyncio.get_running_loop().time()
+
+    async def _run_while_wanted(self, receive: Receive) -> None:
+        """Runs the answer, with keep-alives. Once the client leaves or the server is cut off the answer is cancelled:
+        ClientGoneError, or the drain's error.
+
+        Waits once per answer, not once per part.
+        """
+        async with (
+            _task(self.run()) as work,
+            _task(_disconnected(receive)) as gone,
+            _task(self.delivery.drain.wait_for_cut()) as cut,
+            _task(self._keep_alive()),
+        ):
+            await asyncio.wait({work, gone, cut}, return_when="FIRST_COMPLETED")
+            if gone.done():
+                raise ClientGoneError
+            if not work.done():
+                raise self.delivery.drain.cut_error()
+            work.result()
+
+    async def _keep_alive(self) -> None:
+        """Sends a keep-alive after each `keep_alive_seconds` without a part of the answer."""
+        loop, seconds = asyncio.get_running_loop(), self.delivery.keep_alive_seconds
+        self._sent_at = loop.time()
+        while True:
+            left = self._sent_at + seconds - loop.time()
+            if left > 0:
+                await asyncio.sleep(left)
+            elif self._sending.locked():  # a part on its way is no silence, and nothing may follow the last one
+                await asyncio.sleep(seconds)
+            else:
+                await self.emit(self.keep_alive)
 
 
 class EventStream(Answer):
@@ -120,7 +138,7 @@ class EventStream(Answer):
 
     async def run(self) -> None:
         async with contextlib.aclosing(self._service.frames(self._job)) as frames:
-            while (frame := await self.wait(_following(frames))) is not None:
+            async for frame in frames:
                 await self.emit(frame.encode())
         await self.emit(self._job.wire_format.last_words(), more=False)
 
@@ -146,16 +164,11 @@ class JsonWhenReady(Answer):
         self._work = work
 
     async def run(self) -> None:
-        text = await self.wait(self._work())
+        text = await self._work()
         await self.emit(text.encode(), more=False)
 
     async def fail(self, error: Exception) -> None:
         raise error
-
-
-async def _following(frames: AsyncIterator[T]) -> T | None:
-    """Next frame, None after the last."""
-    return await anext(frames, None)
 
 
 @contextlib.asynccontextmanager

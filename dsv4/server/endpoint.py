@@ -54,5 +54,6 @@ async def answer(service: ChatService, wire_format: WireFormat, request: Request
 
 async def token_count(service: ChatService, wire_format: WireFormat, request: Request) -> Response:
     """Renders and tokenizes only: it never waits for the engine."""
-    count = await service.threads.run(partial(service.count_tokens, wire_format), await read_body(request))
+    count_tokens = partial(service.count_tokens, wire_format, key=key_of(request.scope) or None)
+    count = await service.threads.run(count_tokens, await read_body(request))
     return JSONResponse(wire_format.token_count(count))

@@ -18,7 +18,13 @@ _SCHEMAS = "x-schemas"  # of an operation, until they are moved to the document'
 _ERRORS = {
     400: "What is wrong, and in which field",
     401: "No key, or a wrong one",
+    403: "The request comes from a page, or for a host, that is not allowed",
+    404: "There is no such model, or nothing of this id",
+    408: "The request did not come in time",
     413: "The body is too large",
+    415: "The body is not JSON",
+    429: "The key is over a limit",
+    500: "The server has failed",
     503: "The queue is full, the server is loading or stopping, or the engine has failed",
 }
 

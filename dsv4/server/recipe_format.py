@@ -12,6 +12,7 @@ import deepseek_recipe as recipe
 
 from dsv4.conversation.answer import Answer, Generator
 from dsv4.conversation.model import ConversationModel
+from dsv4.conversation.replay import Prompt
 from dsv4.conversation.structure import Structure
 from dsv4.conversation.turn import Turn
 from dsv4.server.errors import RequestError
@@ -186,11 +187,14 @@ class RecipeRequest(WireRequest):
         return model.prepare(converted, **asdict(self.sampling), structure=self.structure)
 
     def count_tokens(self, model: ConversationModel) -> int:
-        return model.prompts.count(self.structure.conversation(self.converted.conversation))
+        return self._prompt(model).count(model.prompts.tokenizer)
 
     def prompt_token_ids(self, model: ConversationModel) -> list[int]:
         """The rendered prompt, without a limit."""
-        return model.prompts.encode(self.structure.conversation(self.converted.conversation))
+        return self._prompt(model).encode(model.prompts.tokenizer)
+
+    def _prompt(self, model: ConversationModel) -> Prompt:
+        return model.prompt(self.structure.conversation(self.converted.conversation))
 
     def reader(self, model: ConversationModel, turn: Turn, answer_id: str) -> AnswerReader:
         answer = model.answer(turn, self.wire_format.generator(self, answer_id))

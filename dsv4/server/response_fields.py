@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from dsv4.server.response_schemas import MAX_METADATA
 from dsv4.server.response_tools import as_functions, tool_key, without_mixed_strict
 from dsv4.server.unchecked_json import Json, json_objects
 from dsv4.server.wishes import invalid, refuse_wishes
@@ -20,7 +21,6 @@ _WISHES = {
     "min_tokens": "this server has no minimum length of answers",
     **dict.fromkeys(("structured_outputs", "guided_json", "guided_regex", "guided_choice", "grammar"), _NO_GRAMMAR),
 }
-_MAX_METADATA = 16
 
 
 def check_fields(request: Json) -> None:
@@ -39,7 +39,7 @@ def check_fields(request: Json) -> None:
     _check_allowed(request)
     metadata = request.get("metadata")
     if metadata is not None and not _is_metadata(metadata):
-        raise invalid("metadata", metadata, f"an object of at most {_MAX_METADATA} texts")
+        raise invalid("metadata", metadata, f"an object of at most {MAX_METADATA} texts")
 
 
 def _check_allowed(request: Json) -> None:
@@ -82,4 +82,4 @@ def reported_fields(request: Json, stored: bool) -> Json:
 
 def _is_metadata(value: object) -> bool:
     fields = cast("dict[str, Any]", value) if isinstance(value, dict) else None
-    return fields is not None and len(fields) <= _MAX_METADATA and all(isinstance(v, str) for v in fields.values())
+    return fields is not None and len(fields) <= MAX_METADATA and all(isinstance(v, str) for v in fields.values())

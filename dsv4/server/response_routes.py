@@ -14,6 +14,15 @@ from starlette.responses import Response
 from dsv4.server.delivery import Delivery
 from dsv4.server.endpoint import answer, token_count
 from dsv4.server.errors import RequestError
+from dsv4.server.openapi import operation
+from dsv4.server.response_schemas import (
+    DeletedResponse,
+    InputItems,
+    InputTokensAnswer,
+    InputTokensBody,
+    ResponseAnswer,
+    ResponsesBody,
+)
 from dsv4.server.response_store import NotStoredError, OwnResponses, ResponseStore
 from dsv4.server.responses import PATHS, Responses
 from dsv4.server.service import ChatService
@@ -22,6 +31,7 @@ from dsv4.server.users import key_of
 from dsv4.server.wishes import invalid, unavailable
 
 _MAX_LISTED = 100
+_TAG = "responses"
 T = TypeVar("T")
 
 
@@ -57,13 +67,16 @@ def responses_router(service: ChatService, delivery: Delivery, store: ResponseSt
         """Items that the response answers, those of the responses before it included."""
         return _page(await _stored(own(request).input_items, response_id), request.query_params)
 
+    add = router.add_api_route
     for path in PATHS:
-        router.add_api_route(path, create, methods=["POST"])
-        router.add_api_route(f"{path}/input_tokens", count_tokens, methods=["POST"])
-        router.add_api_route(f"{path}/{{response_id}}", retrieve, methods=["GET"])
-        router.add_api_route(f"{path}/{{response_id}}", delete, methods=["DELETE"])
-        router.add_api_route(f"{path}/{{response_id}}/cancel", cancel, methods=["POST"])
-        router.add_api_route(f"{path}/{{response_id}}/input_items", input_items, methods=["GET"])
+        one = f"{path}/{{response_id}}"
+        add(path, create, methods=["POST"], **operation(ResponsesBody, ResponseAnswer, streams=True, tag=_TAG))
+        shown = operation(InputTokensBody, InputTokensAnswer, tag=_TAG)
+        add(f"{path}/input_tokens", count_tokens, methods=["POST"], **shown)
+        add(one, retrieve, methods=["GET"], **operation(None, ResponseAnswer, tag=_TAG))
+        add(one, delete, methods=["DELETE"], **operation(None, DeletedResponse, tag=_TAG))
+        add(f"{one}/cancel", cancel, methods=["POST"], **operation(None, ResponseAnswer, tag=_TAG))
+        add(f"{one}/input_items", input_items, methods=["GET"], **operation(None, InputItems, tag=_TAG))
     return router
 
 

@@ -118,6 +118,7 @@ def _make_app(
         ledger=ledger,
         key_limits=KeyLimits(config.max_requests_per_key, config.tokens_per_minute_per_key),
         aliases=(*config.model_aliases, *OFFICIAL_NAMES),
+        turn_memory_bytes=config.turn_memory_bytes,
     )
 
 

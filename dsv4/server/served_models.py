@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dsv4.conversation.model import ConversationModel
+from dsv4.conversation.said_turns import SaidTurns
 from dsv4.engine.interface import Engine
 from dsv4.server.model_names import OFFICIAL_NAMES, RETIRED_NAMES, model_for, shown_name
 
@@ -19,9 +21,13 @@ class ServedModel:
     conversation: ConversationModel
 
     @classmethod
-    def of(cls, engine: Engine, name: str | None = None) -> ServedModel:
-        """`name`: default is the model's own. ValueError for a model without a tokenizer."""
-        return cls(name or engine.llm.name, engine, ConversationModel(engine.llm))
+    def of(cls, engine: Engine, name: str | None = None, said: SaidTurns | None = None) -> ServedModel:
+        """`name`: default is the model's own. `said`: memory of turns. ValueError for a model without a tokenizer."""
+        return cls(name or engine.llm.name, engine, ConversationModel(engine.llm, said))
+
+    def conversation_of(self, key: str | None, salt: str | None) -> ConversationModel:
+        """The conversations of an API key whose prefixes have this salt; nobody else's turns are known to it."""
+        return self.conversation.of(json.dumps([self.name, key, salt]))
 
 
 class ServedModels:

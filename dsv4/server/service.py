@@ -115,9 +115,10 @@ class ChatService:
         request = wire_format.read(body, self.options)
         served = self.models.find(request.model)
         served.engine.check()
-        engine, conversation = served.engine, served.conversation
+        engine = served.engine
         request = replace(request, model=self.models.shown(request.model))
-        salt = cache_salt(self._sharing, key, request.user, request.cache_salt)
+        salt = self._salt(request, key)
+        conversation = served.conversation_of(key, salt)
         turns = [replace(turn, params=replace(turn.params, cache_salt=salt)) for turn in request.turns(conversation)]
         answer_id = wire_format.new_id()
         readers = request.readers(conversation, turns, answer_id)
@@ -141,10 +142,14 @@ class ChatService:
         counts = [0 if prompt in prompts[:i] else len(prompt) for i, prompt in enumerate(prompts)]
         return Meter(self._ledger, answer_id, client, counts, end, self._limiter)
 
-    def count_tokens(self, wire_format: WireFormat, body: bytes) -> int:
+    def count_tokens(self, wire_format: WireFormat, body: bytes, key: str | None = None) -> int:
         """Number of tokens of the rendered prompt. Raises RequestError as `prepare` does, but never for its length."""
         request = wire_format.read(body, self.options)
-        return request.count_tokens(self.models.find(request.model).conversation)
+        served = self.models.find(request.model)
+        return request.count_tokens(served.conversation_of(key, self._salt(request, key)))
+
+    def _salt(self, request: WireRequest, key: str | None) -> str | None:
+        return cache_salt(self._sharing, key, request.user, request.cache_salt)
 
     async def frames(self, job: Job) -> AsyncGenerator[Event, None]:
         """Runs a job; yields an event per chunk and per requested report.

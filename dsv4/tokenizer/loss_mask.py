@@ -8,26 +8,13 @@ thinking mode with tools; elsewhere their thinking is dropped and they are only 
 
 from itertools import pairwise
 
-from deepseek_recipe import AssistantMessage, Conversation, Message
+from deepseek_recipe import AssistantMessage, Conversation
 
 from dsv4.tokenizer.long_integers import Rendered
-from dsv4.tokenizer.prompts import PromptEncoder
+from dsv4.tokenizer.prompts import PromptEncoder, with_messages
 from dsv4.tokenizer.special import EOS
 
 FILLER = "."
-
-
-def _with_messages(conversation: Conversation, messages: list[Message]) -> Conversation:
-    return Conversation(
-        messages,
-        thinking_mode=conversation.thinking_mode,
-        tools=conversation.tools,
-        tool_choice=conversation.tool_choice,
-        reasoning_effort=conversation.reasoning_effort,
-        response_format="json_object" if conversation.response_format == "json_object" else "text",
-        response_schema=conversation.response_schema,
-        response_regex=conversation.response_regex,
-    )
 
 
 def encode_training(
@@ -72,7 +59,7 @@ def _completion(
     content = target.content or FILLER
     reasoning = target.reasoning_content if conversation.thinking_mode else None
     open_turn = AssistantMessage(content, reasoning, target.tool_calls, prefix=True)
-    whole = prompts.render(_with_messages(conversation, [*conversation.messages, open_turn]))
+    whole = prompts.render(with_messages(conversation, [*conversation.messages, open_turn]))
     if not whole.prompt.startswith(prompt.prompt):
         return None
     start = len(prompt.prompt)
@@ -93,7 +80,7 @@ def _encode_prompt(prompts: PromptEncoder, conversation: Conversation, prompt: R
     for i, message in enumerate(messages):
         if not isinstance(message, AssistantMessage):
             continue
-        before = _with_messages(conversation, messages[:i])
+        before = with_messages(conversation, messages[:i])
         asked = prompts.render(before)
         written = _completion(prompts, before, message, asked)
         if written is not None and prompt.prompt.startswith(asked.prompt + written[0] + EOS):

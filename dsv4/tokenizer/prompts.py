@@ -87,6 +87,21 @@ def _adapted_message(message: Message, thinking: bool, without_tools: bool) -> M
     return message
 
 
+def with_messages(conversation: Conversation, messages: list[Message], **changed: Any) -> Conversation:
+    """The conversation with other messages; `changed`: other arguments of the constructor that differ."""
+    kept: dict[str, Any] = {
+        "thinking_mode": conversation.thinking_mode,
+        "tools": conversation.tools,
+        "tool_choice": conversation.tool_choice,
+        "reasoning_effort": conversation.reasoning_effort,
+        # With a schema or a regular expression the constructor wants the format "text".
+        "response_format": "json_object" if conversation.response_format == "json_object" else "text",
+        "response_schema": conversation.response_schema,
+        "response_regex": conversation.response_regex,
+    }
+    return Conversation(messages, **kept | changed)
+
+
 class PromptEncoder:
     """Renders and encodes conversations for one model folder.
 
@@ -116,21 +131,11 @@ class PromptEncoder:
         rendered = self.render(conversation)
         return self.tokenizer.encode_rendered(rendered.prompt, rendered.special_ranges)
 
-    def count(self, conversation: Conversation) -> int:
-        """Count the tokens of `encode` without building the list."""
-        rendered = self.render(conversation)
-        return self.tokenizer.count_rendered(rendered.prompt, rendered.special_ranges)
-
     def _adapted(self, conversation: Conversation, integers: LongIntegers) -> Conversation:
         thinking, without_tools = conversation.thinking_mode, conversation.tool_choice == "none"
-        return Conversation(
+        return with_messages(
+            conversation,
             [integers.hide(_adapted_message(known, thinking, without_tools)) for known in conversation.messages],
-            thinking_mode=thinking,
             tools=[] if without_tools else conversation.tools,
-            tool_choice=conversation.tool_choice,
             reasoning_effort=LADDERS[self.ladder][conversation.reasoning_effort],
-            # With a schema or a regular expression the constructor wants the format "text".
-            response_format="json_object" if conversation.response_format == "json_object" else "text",
-            response_schema=conversation.response_schema,
-            response_regex=conversation.response_regex,
         )

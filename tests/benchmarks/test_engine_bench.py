@@ -342,6 +342,15 @@ def test_saved_rows_are_read_back_unchanged(tmp_path: Path) -> None:
         results.read(tmp_path / "wrong.jsonl")
 
 
+def test_a_failure_is_kept_without_the_folders_of_the_machine(tmp_path: Path) -> None:
+    run = example()
+    run.failures = ["llama.cpp at 1/2: ended\nloading '/some/folder-1/model.gguf' -m /a/b.gguf"]
+    results.append(tmp_path / "some.jsonl", run)
+    assert results.read(tmp_path / "some.jsonl")[0].failures == [
+        "llama.cpp at 1/2: ended\nloading 'model.gguf' -m b.gguf"
+    ]
+
+
 def test_the_document_has_a_table_per_processor_and_llamas_best(tmp_path: Path) -> None:
     results.append(tmp_path / "some.jsonl", example())
     text = bench_report.document(tmp_path)

@@ -69,7 +69,7 @@ encoder = PromptEncoder.from_pretrained(nano_path())
 def PROMPT(asked):
     request = {{"model": "deepseek-v4-flash", "messages": asked["messages"], "thinking": {{"type": "disabled"}}}}
     conversation = recipe.ChatCompletionRequest(json.dumps(request).encode()).convert(OPTIONS).conversation
-    return encoder.count(conversation)
+    return len(encoder.encode(conversation))
 
 from dsv4.server.model_names import conversion_options
 OPTIONS = conversion_options(["deepseek-v4-flash"], True)

@@ -52,7 +52,7 @@ def test_a_long_conversation_gets_the_hosted_message(llm: LLM) -> None:
 def test_counting_tokens_has_no_limit(llm: LLM) -> None:
     conversation = request_of(TEXT).conversation
     assert llm.prompts is not None
-    count = llm.prompts.count(conversation)
+    count = ConversationModel(llm).prompt(conversation).count(llm.prompts.tokenizer)
     assert count == len(llm.prompts.encode(conversation)) > 50_000
 
 

@@ -60,7 +60,7 @@ class TelegramRequest(WireRequest):
         return model.prepare(self.converted)
 
     def count_tokens(self, model: Any) -> int:
-        return model.prompts.count(self.converted.conversation)
+        return model.prompt(self.converted.conversation).count(model.prompts.tokenizer)
 
     def reader(self, model: Any, turn: Any, answer_id: str) -> Answer:
         return model.answer(turn, recipe.ChatCompletionRequest.chunk_generator(self.converted, answer_id, self.model))

@@ -11,6 +11,8 @@ from openapi_spec_validator import validate
 USER = {"role": "user", "content": "hi"}
 FUNCTION = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "string"}}}}
 TOOL = {"type": "function", "function": FUNCTION}
+OBJECT = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"], "additionalProperties": False}
+FLAT = {"type": "function", **FUNCTION}
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 REPLY = (
     'so</think><｜DSML｜tool_calls>\n<｜DSML｜invoke name="f">\n'
@@ -38,16 +40,16 @@ def test_the_document_is_valid_and_has_every_route(server, document) -> None:
                  "/tokenize", "/detokenize", "/health", "/health/deep", "/v1/models", "/v1/models/{name}"):  # fmt: skip
         assert path in paths
     for path, methods in document["paths"].items():
-        if "/responses" in path:  # described without schemas
-            continue
         for method, operation in methods.items():
             answer = operation["responses"]["200"]["content"]["application/json"]["schema"]
             assert "$ref" in answer, f"{method} {path} has no schema"
-            assert method != "post" or "$ref" in operation["requestBody"]["content"]["application/json"]["schema"], path
+            if method == "post" and not path.endswith("/cancel"):  # which has no body
+                assert "$ref" in operation["requestBody"]["content"]["application/json"]["schema"], path
 
 
-CHAT, COMPLETIONS, MESSAGES, COUNT = (
-    "/v1/chat/completions", "/v1/completions", "/anthropic/v1/messages", "/v1/messages/count_tokens"
+CHAT, COMPLETIONS, MESSAGES, COUNT, RESPONSES, INPUT_TOKENS = (
+    "/v1/chat/completions", "/v1/completions", "/anthropic/v1/messages", "/v1/messages/count_tokens",
+    "/v1/responses", "/v1/responses/input_tokens",
 )  # fmt: skip
 GOOD = [
     (CHAT, {"messages": [USER]}),
@@ -64,6 +66,14 @@ GOOD = [
     (MESSAGES, {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}], "max_tokens": 500_000,
                 "system": "s", "tools": [{"name": "f", "input_schema": FUNCTION["parameters"]}]}),
     (COUNT, {"messages": [USER]}),
+    (RESPONSES, {"input": "hi"}),
+    (RESPONSES, {"input": [USER], "instructions": "s", "tools": [FLAT], "tool_choice": "required", "store": False}),
+    (RESPONSES, {"input": [USER], "reasoning": {"effort": "low"}, "metadata": {"a": "b"}, "max_output_tokens": 3}),
+    (RESPONSES, {"input": [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "a"}]},
+                           {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+                           {"type": "function_call_output", "call_id": "c", "output": "x"}], "truncation": "auto"}),
+    (RESPONSES, {"input": [USER], "text": {"format": {"type": "json_schema", "name": "n", "schema": OBJECT}}}),
+    (INPUT_TOKENS, {"input": "hi"}),
     ("/tokenize", {"messages": [USER]}),
     ("/tokenize", {"prompt": "a", "return_token_strs": True}),
     ("/detokenize", {"tokens": [5]}),
@@ -94,6 +104,12 @@ BAD = [
     (MESSAGES, {"messages": []}),
     (MESSAGES, {"messages": [USER], "tool_choice": {"type": "required"}}),
     (COUNT, {}),
+    (RESPONSES, {"input": 5}),
+    (RESPONSES, {"input": "a", "store": "no"}),
+    (RESPONSES, {"input": "a", "truncation": "all"}),
+    (RESPONSES, {"input": "a", "metadata": {"a": 1}}),
+    (RESPONSES, {"input": "a", "tool_choice": {"type": "allowed_tools", "mode": "none", "tools": []}}),
+    (INPUT_TOKENS, {"input": "a", "parallel_tool_calls": 1}),
     ("/detokenize", {}),
 ]
 
@@ -106,6 +122,19 @@ def test_what_the_schema_excludes_the_server_refuses(server, document, path: str
     response = server.http().post(path, json=body)
     assert response.status_code == 400, response.text
     jsonschema.validate(response.json(), schema_of(document, "paths", path, "post", "responses", "400"))
+
+
+def test_a_stored_response_and_its_items_fit(server, document) -> None:
+    http = server.http()
+    answer = http.post(RESPONSES, json={"model": "tiny", "input": "hi"}).json()
+    one, place = f"{RESPONSES}/{answer['id']}", f"{RESPONSES}/{{response_id}}"
+    jsonschema.validate(http.get(one).json(), schema_of(document, "paths", place, "get", "responses", "200"))
+    items = schema_of(document, "paths", f"{place}/input_items", "get", "responses", "200")
+    jsonschema.validate(http.get(f"{one}/input_items").json(), items)
+    jsonschema.validate(http.delete(one).json(), schema_of(document, "paths", place, "delete", "responses", "200"))
+    gone = http.get(one)
+    assert gone.status_code == 404
+    jsonschema.validate(gone.json(), schema_of(document, "paths", place, "get", "responses", "404"))
 
 
 @pytest.mark.parametrize("path", ["/health", "/health/deep", "/v1/models", "/anthropic/v1/models"])
