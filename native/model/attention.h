@@ -245,7 +245,7 @@ class AttentionBlock {
 
     // Entry e of those that dense tokens attend to.
     const float* shared_entry(int64_t e) const {
-        return entries_ ? entries_ + e * width_ : keys_.entries->read(e, nullptr);
+        return entries_ ? entries_ + e * width_ : keys_.entries->in_place(e);
     }
 
     // Scores token t's heads with the packed entries [e, e + count) of the token.
