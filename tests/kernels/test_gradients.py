@@ -55,7 +55,7 @@ class Comparison:
             assert got.shape == want.shape
             largest = want.abs().max() if want.numel() else torch.zeros(())
             distance = (got - want).abs().max() if want.numel() else torch.zeros(())
-            assert distance <= tolerance * largest + 1e-7, f"result or gradient {number}: {distance} of {largest}"
+            assert distance <= tolerance * largest + 1e-6, f"result or gradient {number}: {distance} of {largest}"
         return native
 
     def _values(self, run: Callable[..., Sequence[Tensor]], leaves: Sequence[Tensor], native: bool) -> list[Tensor]:
@@ -163,7 +163,8 @@ def test_index_loss(comparison: Comparison, documents: tuple[int, ...], heads: i
     assert probs is not None
 
     def run(q: Tensor, weights: Tensor, entries: Tensor) -> list[Tensor]:
-        return [index_loss(q, weights, case.view(layout, entries), tiles, chosen, probs)]
+        loss = index_loss(q, weights, case.view(layout, entries), tiles, chosen, probs)
+        return [loss if case.entries else loss + 0 * q.sum()]
 
     leaves = [noise(case.tokens, heads, width), noise(case.tokens, heads, seed=1, scale=0.1)]
     comparison.check(run, [*leaves, noise(case.entries, width, seed=2)], 5e-5)
@@ -219,10 +220,10 @@ STREAMS = [(1, 4, 64), (2, 4, 129), (3, 1, 7), (9, 2, 33), (70, 3, 40), (131, 4,
 
 @pytest.mark.parametrize(("tokens", "streams", "hidden"), STREAMS)
 def test_reads_of_the_streams(comparison: Comparison, tokens: int, streams: int, hidden: int) -> None:
-    count = streams * (2 + streams)
-    site = [noise(count, streams * hidden, seed=1), noise(3, seed=3), noise(count, seed=4), 1 + noise(hidden, seed=2)]
+    count, scale = streams * (2 + streams), (streams * hidden) ** -0.5
+    site = [noise(count, streams * hidden, seed=1, scale=scale), noise(3, seed=3), noise(count, seed=4), 1 + noise(hidden, seed=2)]
     comparison.check(lambda *x: hc_pre(*x, Sizes(streams)), [noise(tokens, streams, hidden), *site], 1e-4)
-    head = [noise(streams, streams * hidden, seed=1), noise(1, seed=3), noise(streams, seed=4)]
+    head = [noise(streams, streams * hidden, seed=1, scale=scale), noise(1, seed=3), noise(streams, seed=4)]
     comparison.check(lambda *x: [hc_head(*x, Sizes(streams))], [noise(tokens, streams, hidden), *head], 5e-5)
 
 

@@ -120,15 +120,17 @@ class TileGroup:
     def visible(self, chosen: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(mask bool [tiles, rows, n] of the entries that each row reads, their numbers int64 of the same shape).
 
-        Sparse group: the chosen entries [tiles, rows, k], -1 for none. Other groups: all visible entries, n =
-        num_entries in order, None for the numbers.
+        Sparse group: the chosen entries [tiles, rows, k], -1 for none; all of them in a row that sees at most k. Other
+        groups: all visible entries, n = num_entries in order, None for the numbers.
         """
         if not self.sparse:
             every = torch.arange(self.num_entries, device=self.num_visible.device)
             return every < self.num_visible.unsqueeze(-1), None
         assert chosen is not None
+        k, seen = chosen.shape[-1], self.num_visible.unsqueeze(-1)
+        chosen = torch.where(seen <= k, torch.arange(k, device=chosen.device), chosen)
         # A row without a token repeats another row's choice.
-        mask = (chosen >= 0) & (chosen < self.num_visible.unsqueeze(-1))
+        mask = (chosen >= 0) & (chosen < seen)
         return mask, chosen.masked_fill(~mask, 0)
 
 
