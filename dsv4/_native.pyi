@@ -170,7 +170,9 @@ def hc_head(streams: Any, fn: Any, scale: Any, base: Any, norm_eps: float, eps: 
 def compress_batch(ratio: int, kv: Any, score: Any, lengths: Any, entries: Any) -> None:
     """Entries of all closed windows, from kv and score [tokens, total], ape included."""
 
-def compress_gradient(ratio: int, kv: Any, score: Any, lengths: Any, d_entries: Any, d_kv: Any, d_score: Any) -> None: ...
+def compress_gradient(
+    ratio: int, kv: Any, score: Any, lengths: Any, d_entries: Any, d_kv: Any, d_score: Any
+) -> None: ...
 def attend_batch(
     q: Any, keys: Any, entries: Any, chosen: Any, ratio: int, lengths: Any, sink: Any, o: Any, probs: Any = None
 ) -> None:
@@ -186,7 +188,17 @@ def index_loss(
 ) -> None:  # fmt: skip
     """Losses [T] as in dsv4.kernels.index_loss, and the gradients of their sum."""
 
+def has_bf16_gradients() -> bool:
+    """True if the selected instruction set has gradients of BF16 products."""
+
 def cross_entropy(
-    x: Any, weight: Any, targets: Any, losses: Any, predicted: Any, dx: Any = None, d_weight: Any = None
+    x: Any,
+    weight: Any,
+    targets: Any,
+    losses: Any,
+    predicted: Any,
+    dx: Any = None,
+    d_weight: Any = None,
+    bf16: bool = False,
 ) -> None:
     """Losses and likeliest tokens [n] of rows x [n, in], and the gradients of the losses' sum."""

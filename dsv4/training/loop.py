@@ -48,6 +48,7 @@ class TrainSettings:
     quantized_share: float = 0.15  # last fraction of the run, trained with the stored (FP4, FP8) weight values
     save_every: int = 100  # steps
     autocast: torch.dtype | None = None  # torch.bfloat16: the products of layers and experts run in bf16
+    bf16_gradients: bool = False  # native products of the backward multiply BF16 numbers: kernels/gradients.py
     replicas: int = 1  # data-parallel processes
     micro_batches: int = 1  # per process and step, one after the other
     threads: int = 1  # per process if replicas > 1
@@ -140,7 +141,9 @@ class Trainer:
         if decaying:
             weights = replace(weights, mtp=min(weights.mtp, settings.mtp_weight_in_decay))
         quantized = step >= total * (1 - settings.quantized_share)
-        work = Work(progress.stage, step - progress.stage_start, weights, quantized, settings.autocast)
+        work = Work(
+            progress.stage, step - progress.stage_start, weights, quantized, settings.autocast, settings.bf16_gradients
+        )
         results = replicas.gradient(work)
         result, norm = sum_results(results), self.optimizer.gradient_norm()
         losses, loads, tokens = result.losses, result.loads, result.tokens

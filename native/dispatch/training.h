@@ -58,9 +58,10 @@ inline TrainingOps training_ops() {
                      {d_q, d_weights, d_keys});
     };
     to.cross_entropy = [](const float* x, int64_t n, const Weight& head, const int64_t* targets, float* losses,
-                          int64_t* predicted, float* dx, float* d_head) {
-        cross_entropy({x, n, head, targets, losses, predicted, dx, d_head});
+                          int64_t* predicted, float* dx, float* d_head, bool pairs) {
+        cross_entropy({x, n, head, targets, losses, predicted, dx, d_head, pairs});
     };
+    to.has_pairs = HAS_GRADIENT_PAIRS;
     return to;
 }
 

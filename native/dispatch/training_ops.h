@@ -45,7 +45,8 @@ struct TrainingOps {
                        float* d_keys);
     // dx null: losses alone.
     void (*cross_entropy)(const float* x, int64_t n, const Weight& head, const int64_t* targets, float* losses,
-                          int64_t* predicted, float* dx, float* d_head);
+                          int64_t* predicted, float* dx, float* d_head, bool pairs);
+    bool has_pairs;  // false: gradients are fp32 even if asked for in BF16 pairs
 };
 
 }  // namespace dsv4

@@ -286,7 +286,7 @@ void index_loss(MutableFloats q, MutableFloats weights, MutableFloats keys, cons
 }
 
 void cross_entropy(MutableFloats x, const nb::object& weight, const Longs& targets, MutableFloats losses,
-                   MutableLongs predicted, const Maybe& dx, const Maybe& d_weight) {
+                   MutableLongs predicted, const Maybe& dx, const Maybe& d_weight, bool bf16) {
     const Stored held = stored_weight(weight, "weight");
     const Weight& w = held.view;
     expect_dimensions(x, 2, "x");
@@ -303,7 +303,7 @@ void cross_entropy(MutableFloats x, const nb::object& weight, const Longs& targe
             wrong("target " + std::to_string(targets.data()[i]) + ": allowed are 0 to " + std::to_string(w.out - 1));
     Computing now;
     training().cross_entropy(x.data(), n, w, targets.data(), losses.data(), predicted.data(), data_of(dx),
-                             data_of(d_weight));
+                             data_of(d_weight), bf16);
 }
 
 }  // namespace
@@ -341,7 +341,8 @@ void define_training(nb::module_& m) {
           nb::arg("d_weights").noconvert().none() = none, nb::arg("d_keys").noconvert().none() = none);
     m.def("cross_entropy", &cross_entropy, nb::arg("x"), nb::arg("weight"), nb::arg("targets"),
           nb::arg("losses").noconvert(), nb::arg("predicted").noconvert(), nb::arg("dx").noconvert().none() = none,
-          nb::arg("d_weight").noconvert().none() = none);
+          nb::arg("d_weight").noconvert().none() = none, nb::arg("bf16") = false);
+    m.def("has_bf16_gradients", [] { return training().has_pairs; });
 }
 
 }  // namespace dsv4

@@ -22,6 +22,7 @@ struct CrossEntropyBatch {
     float* losses;       // [n]
     int64_t* predicted;  // [n]: token of the largest logit, the lower id among equals
     float *dx, *d_head;  // gradients of the sum of the losses; null: not computed
+    bool pairs;          // factors of the gradients rounded to BF16
 };
 
 // Loss of one row; with `differentiate` its logits become their gradients.
@@ -66,13 +67,13 @@ inline void cross_entropy(const CrossEntropyBatch& in) {
                                                        in.predicted + first + row, in.dx != nullptr);
         });
         if (!in.dx) continue;
-        sums({{logits.data(), count, vocab, 1, in.head, {in.dx + first * width, width}}});
+        sums({{logits.data(), count, vocab, 1, in.head, {in.dx + first * width, width}, false, in.pairs}});
         Weight rows;
         rows.data = reinterpret_cast<const uint8_t*>(x);
         rows.out = count;
         rows.in = width;
         rows.stride = width * static_cast<int64_t>(sizeof(float));
-        sums({{logits.data(), vocab, 1, vocab, rows, {in.d_head, width}, first > 0}});
+        sums({{logits.data(), vocab, 1, vocab, rows, {in.d_head, width}, first > 0, in.pairs}});
     }
 }
 

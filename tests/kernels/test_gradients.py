@@ -120,7 +120,9 @@ class Documents:
 
 
 @pytest.mark.parametrize("documents", DOCUMENTS)
-@pytest.mark.parametrize(("ratio", "top_k", "heads", "width"), [(0, 0, 3, 20), (128, 0, 5, 24), (4, 8, 3, 40), (4, 8, 70, 16)])
+@pytest.mark.parametrize(
+    ("ratio", "top_k", "heads", "width"), [(0, 0, 3, 20), (128, 0, 5, 24), (4, 8, 3, 40), (4, 8, 70, 16)]
+)
 def test_attention(
     comparison: Comparison, documents: tuple[int, ...], ratio: int, top_k: int, heads: int, width: int
 ) -> None:
@@ -221,7 +223,12 @@ STREAMS = [(1, 4, 64), (2, 4, 129), (3, 1, 7), (9, 2, 33), (70, 3, 40), (131, 4,
 @pytest.mark.parametrize(("tokens", "streams", "hidden"), STREAMS)
 def test_reads_of_the_streams(comparison: Comparison, tokens: int, streams: int, hidden: int) -> None:
     count, scale = streams * (2 + streams), (streams * hidden) ** -0.5
-    site = [noise(count, streams * hidden, seed=1, scale=scale), noise(3, seed=3), noise(count, seed=4), 1 + noise(hidden, seed=2)]
+    site = [
+        noise(count, streams * hidden, seed=1, scale=scale),
+        noise(3, seed=3),
+        noise(count, seed=4),
+        1 + noise(hidden, seed=2),
+    ]
     comparison.check(lambda *x: hc_pre(*x, Sizes(streams)), [noise(tokens, streams, hidden), *site], 1e-4)
     head = [noise(streams, streams * hidden, seed=1, scale=scale), noise(1, seed=3), noise(streams, seed=4)]
     comparison.check(lambda *x: [hc_head(*x, Sizes(streams))], [noise(tokens, streams, hidden), *head], 5e-5)

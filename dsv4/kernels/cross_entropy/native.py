@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dsv4.kernels import backends, cpu
+from dsv4.kernels.gradients import rounds_to_bf16
 from dsv4.kernels.rows import total
 from dsv4.kernels.stored import weight_argument
 
@@ -21,7 +22,8 @@ def _run(
     losses, predicted = x.new_empty(len(x)), torch.empty(len(x), dtype=torch.int64)
     d_x = torch.empty_like(x) if with_gradients else None
     d_weight = x.new_empty(weight.shape) if with_gradients else None
-    cpu.kernels().cross_entropy(x, weight_argument(weight), targets.contiguous(), losses, predicted, d_x, d_weight)
+    inputs = (x, weight_argument(weight), targets.contiguous())
+    cpu.kernels().cross_entropy(*inputs, losses, predicted, d_x, d_weight, with_gradients and rounds_to_bf16())
     return total(losses), predicted, (d_x, d_weight)
 
 
