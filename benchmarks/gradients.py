@@ -1,7 +1,8 @@
-"""`dsv4 bench gradients`: forward and backward of the 120.9M-parameter model in fp32, beside transformers.
+"""`dsv4 bench gradients`: forward and backward of the 120.9M-parameter model, beside transformers.
 
 Each contender has its own process, and they take turns, every second round in reverse order. A sample is a step
-without an optimizer: next-token loss over all tokens, gradients of all parameters. Shapes are documents x tokens. With
+without an optimizer: next-token loss over all tokens, gradients of all parameters. Shapes are documents x tokens. All
+compute in fp32, but "dsv4 bf16" multiplies BF16 numbers in the products of the backward (kernels/gradients.py). With
 --busy rates are per processor second (of all threads) instead of wall time, for a machine that others use too.
 """
 
@@ -26,7 +27,7 @@ from benchmarks.harness.random_checkpoint import write_random_values
 from benchmarks.harness.scenarios import SLICE, TINY
 from benchmarks.harness.turns import at_least_one, in_turns, line
 
-CONTENDERS = ("dsv4", "transformers")
+CONTENDERS = ("dsv4", "dsv4 bf16", "transformers")
 Sample = tuple[float, float, float, int]  # wall seconds, processor seconds, loss, peak bytes of the process
 
 _steps: dict[str, Callable[[Tensor], Tensor]] = {}  # of this process: ids [documents, tokens] -> loss
@@ -35,22 +36,26 @@ _steps: dict[str, Callable[[Tensor], Tensor]] = {}  # of this process: ids [docu
 def load(name: str, folder: Path) -> None:
     """Load a contender in its process."""
     with torch.inference_mode(False):
-        _steps[name] = _load_dsv4(folder) if name == "dsv4" else _load_transformers(folder)
+        _steps[name] = _load_transformers(folder) if name == "transformers" else _load_dsv4(folder, name == "dsv4 bf16")
 
 
-def _load_dsv4(folder: Path) -> Callable[[Tensor], Tensor]:
+def _load_dsv4(folder: Path, bf16: bool) -> Callable[[Tensor], Tensor]:
     import dsv4
+    from dsv4.kernels.gradients import bf16_gradients
     from dsv4.model.aux_losses import AuxLosses
     from dsv4.model.batch import RaggedBatch
     from dsv4.training.losses import LossWeights, compute_losses
+    from dsv4.training.memory import keep_freed_memory
 
+    keep_freed_memory()
     model = dsv4.load(folder, weights="widened").requires_grad_()
 
     def loss(ids: Tensor) -> Tensor:
         model.zero_grad()
         batch = RaggedBatch.pack(ids.tolist())
         mask = torch.ones(batch.num_tokens, dtype=torch.bool)
-        return compute_losses(model, batch, mask, LossWeights(), AuxLosses())[0]
+        with bf16_gradients(bf16):
+            return compute_losses(model, batch, mask, LossWeights(), AuxLosses())[0]
 
     return loss
 
@@ -100,10 +105,10 @@ def measure(options: argparse.Namespace, documents: int, tokens: int, folder: Pa
     unit = "tokens per processor second" if options.busy else "tokens/s"
     for name, rate in rates.items():
         print(f"{documents} x {tokens}", line(name, rate, unit), f"peak {samples[name][-1][3] / 1e9:.2f} GB", sep=", ")
-    if len(rates) == 2:
-        ours, theirs = (median(rates[name]) for name in CONTENDERS)
-        memory = samples["dsv4"][-1][3] / samples["transformers"][-1][3]
-        print(f"{documents} x {tokens}: {ours / theirs:.2f} times transformers' rate, {memory:.2f} of its peak")
+    for name in [name for name in rates if name != "transformers" and "transformers" in rates]:
+        ratio = median(rates[name]) / median(rates["transformers"])
+        memory = samples[name][-1][3] / samples["transformers"][-1][3]
+        print(f"{documents} x {tokens}, {name}: {ratio:.2f} times transformers' rate, {memory:.2f} of its peak")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -112,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("shapes", nargs="*", type=shape, help="DOCUMENTSxTOKENS; default: 2x512 1x2048 1x4096")
     add("--rounds", type=at_least_one, default=3, help="default: %(default)s")
     add("--threads", type=at_least_one, default=2, help="of each; default: %(default)s")
-    add("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help="default: both")
+    add("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help="default: all")
     add("--busy", action="store_true", help="rates per processor second")
     add("--quick", action="store_true", help="a tiny model")
     options = parser.parse_args(argv)

@@ -16,6 +16,7 @@ from dsv4.checkpoint.atomic import clear_folder
 from dsv4.training.balance import load_imbalance, update_router_biases
 from dsv4.training.gradient import BatchSource, Result, Work, sum_results
 from dsv4.training.losses import LossWeights, not_finite
+from dsv4.training.memory import keep_freed_memory
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.plan import UNPLANNED, Plan
 from dsv4.training.replicas import Replicas
@@ -105,6 +106,7 @@ class Trainer:
 
     def run(self, stop_after: int | None = None) -> RunPosition:
         """Train to the end of the plan, or until `stop_after` steps of the run are done; saves the state at the end."""
+        keep_freed_memory()
         sources = [stage.source for stage in self.stages]
         settings = self.settings
         with (

@@ -34,9 +34,8 @@ inline TrainingOps training_ops() {
     };
     to.hc_head = read_out_streams;
     to.compress = [](const CompressionKind& kind, const Sequences& s, const float* kv, const float* score,
-                     int64_t total, int64_t width, float* entries) {
-        compress_batch({kind, kv, score, total, width, s.lengths, s.count}, entries);
-    };
+                     int64_t total, int64_t width,
+                     float* entries) { compress_batch({kind, kv, score, total, width, s.lengths, s.count}, entries); };
     to.compress_gradient = [](const CompressionKind& kind, const Sequences& s, const float* kv, const float* score,
                               int64_t total, int64_t width, const float* d_entries, float* d_kv, float* d_score) {
         compress_gradient({kind, kv, score, total, width, s.lengths, s.count}, d_entries, d_kv, d_score);
@@ -58,9 +57,8 @@ inline TrainingOps training_ops() {
                      {d_q, d_weights, d_keys});
     };
     to.cross_entropy = [](const float* x, int64_t n, const Weight& head, const int64_t* targets, float* losses,
-                          int64_t* predicted, float* dx, float* d_head, bool pairs) {
-        cross_entropy({x, n, head, targets, losses, predicted, dx, d_head, pairs});
-    };
+                          int64_t* predicted, float* dx, float* d_head,
+                          bool pairs) { cross_entropy({x, n, head, targets, losses, predicted, dx, d_head, pairs}); };
     to.has_pairs = HAS_GRADIENT_PAIRS;
     return to;
 }

@@ -6,9 +6,7 @@
 namespace dsv4::DSV4_ISA {
 
 // Values of pack_channels' panels.
-inline int64_t channel_panels_size(int64_t count, int64_t width) {
-    return (width + LANES - 1) / LANES * LANES * count;
-}
+inline int64_t channel_panels_size(int64_t count, int64_t width) { return (width + LANES - 1) / LANES * LANES * count; }
 
 // Packs `count` rows of `width` channels into panels [count][16] of 16 channels, padded with zeros.
 inline void pack_channels(const float* const* rows, int64_t count, int64_t width, float* panels) {

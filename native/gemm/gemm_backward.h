@@ -192,8 +192,7 @@ inline void weight_gradients(const Group* groups, int64_t count, float* const* g
         rows.out = group.rows;
         rows.in = group.w.in;
         rows.stride = group.x.stride * static_cast<int64_t>(sizeof(float));
-        list.push_back(
-            {group.y.data, group.w.out, 1, group.y.stride, rows, {gradients[g], group.w.in}, false, pairs});
+        list.push_back({group.y.data, group.w.out, 1, group.y.stride, rows, {gradients[g], group.w.in}, false, pairs});
     }
     sums(list);
 }

@@ -244,9 +244,7 @@ class AttentionBlock {
     static int64_t whole_panels(int64_t keys) { return (keys + SCORE_KEYS - 1) / SCORE_KEYS * SCORE_KEYS; }
 
     // Entry e of those that dense tokens attend to.
-    const float* shared_entry(int64_t e) const {
-        return entries_ ? entries_ + e * width_ : keys_.entries->in_place(e);
-    }
+    const float* shared_entry(int64_t e) const { return entries_ ? entries_ + e * width_ : keys_.entries->in_place(e); }
 
     // Scores token t's heads with the packed entries [e, e + count) of the token.
     void score_entries(int64_t t, int64_t e, int64_t count) {

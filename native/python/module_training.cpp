@@ -148,8 +148,7 @@ Sequences sequences_of(const Longs& lengths, int64_t tokens, int64_t ratio, int6
         total += length;
         entries += ratio ? length / ratio : 0;
     }
-    if (total != tokens)
-        wrong("lengths add up to " + std::to_string(total) + ", expected " + std::to_string(tokens));
+    if (total != tokens) wrong("lengths add up to " + std::to_string(total) + ", expected " + std::to_string(tokens));
     return {lengths.data(), static_cast<int64_t>(lengths.size())};
 }
 

@@ -32,12 +32,16 @@ inline void for_each_window(const CompressorBatch& in, F&& f) {
     const int64_t ratio = in.kind.ratio, slots = in.kind.state_tokens();
     for_each_row(static_cast<int64_t>(windows.size()), [&](int64_t i) {
         const Window& window = windows[static_cast<size_t>(i)];
-        f(slots, [&](int64_t k) -> int64_t {
-            const int64_t position = window.number * ratio - (slots - ratio) + k;
-            // With overlap the first half of the channels comes from the window before, the second from this one.
-            return position < 0 ? -1
-                                : (window.first_row + position) * in.total + (slots > ratio && k >= ratio ? in.width : 0);
-        }, window.entry);
+        f(
+            slots,
+            [&](int64_t k) -> int64_t {
+                const int64_t position = window.number * ratio - (slots - ratio) + k;
+                // With overlap the first half of the channels comes from the window before, the second from this one.
+                return position < 0
+                           ? -1
+                           : (window.first_row + position) * in.total + (slots > ratio && k >= ratio ? in.width : 0);
+            },
+            window.entry);
     });
 }
 

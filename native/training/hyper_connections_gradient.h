@@ -24,7 +24,8 @@ inline V line_sum(const V* c, int64_t s, bool columns, int64_t line) {
 // logits.
 inline void sinkhorn_gradient(const V* logits, int64_t s, int64_t iters, float eps, V* g) {
     const int64_t size = s * s, steps = 2 * iters - 1;
-    V* before = scratch<V>(Scratch::sinkhorn_steps, (steps + 1) * size);  // the matrix before each step, then the softmax
+    V* before =
+        scratch<V>(Scratch::sinkhorn_steps, (steps + 1) * size);  // the matrix before each step, then the softmax
     V *soft = before + steps * size, inverse[MOST_STREAMS];
     for (int64_t i = 0; i < s; ++i) {
         V top = logits[i * s];
@@ -44,7 +45,8 @@ inline void sinkhorn_gradient(const V* logits, int64_t s, int64_t iters, float e
         const bool columns = step % 2 == 0;
         invert(c, columns);
         for (int64_t i = 0; i < s; ++i)
-            for (int64_t j = 0; j < s; ++j) before[(step + 1) * size + i * s + j] = mul(c[i * s + j], inverse[columns ? j : i]);
+            for (int64_t j = 0; j < s; ++j)
+                before[(step + 1) * size + i * s + j] = mul(c[i * s + j], inverse[columns ? j : i]);
     }
     V product[MOST_STREAMS * MOST_STREAMS];
     for (int64_t step = steps - 1; step >= 0; --step) {
@@ -74,7 +76,7 @@ struct StreamRead {
     const HyperConnection& site;
     const Config& config;
     int64_t count;
-    const float *norm, *streams;  // norm [d]: weight of the norm that follows; null: none
+    const float *norm, *streams;        // norm [d]: weight of the norm that follows; null: none
     const float *dx, *d_post, *d_comb;  // [n, d], [n, s], [n, s, s]
     float* d_streams;                   // [n, s, d]
 };
@@ -304,9 +306,9 @@ inline void stream_write_gradient(const StreamWrite& t, int64_t s, int64_t d) {
 inline void stream_write_gradients(const StreamWrite& all, int64_t n, int64_t s, int64_t d) {
     for_each_row(n, [&](int64_t row) {
         const int64_t wide = row * s * d, narrow = row * s, square = row * s * s;
-        const StreamWrite t{all.g + wide,        all.y + row * d,       all.streams + wide,
-                            all.post + narrow,   all.comb + square,     all.dy + row * d,
-                            all.d_streams + wide, all.d_post + narrow,  all.d_comb + square};
+        const StreamWrite t{all.g + wide,         all.y + row * d,     all.streams + wide,
+                            all.post + narrow,    all.comb + square,   all.dy + row * d,
+                            all.d_streams + wide, all.d_post + narrow, all.d_comb + square};
         s == 4 ? stream_write_gradient<4>(t, s, d) : stream_write_gradient<0>(t, s, d);
     });
 }

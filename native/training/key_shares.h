@@ -12,7 +12,7 @@
 namespace dsv4::DSV4_ISA {
 
 constexpr int64_t CHUNK_TOKENS = 64, MOST_CHUNKS = 64;  // a chunk's least tokens, a sequence's most chunks
-constexpr int64_t SCORED_ROWS = 64;                      // (token, head) pairs whose scores are in memory at a time
+constexpr int64_t SCORED_ROWS = 64;                     // (token, head) pairs whose scores are in memory at a time
 
 inline int64_t block_tokens(int64_t heads) { return std::clamp<int64_t>(SCORED_ROWS / heads, 1, 16); }
 

@@ -28,8 +28,7 @@ inline void rms_norm_gradient(const float* x, const float* weight, const float* 
         along = fma(pull_at(i, left), load_n(x + i, left), along);
     }
     // y = x * inverse * weight, and d inverse / dx = -inverse^3 / n * x.
-    const V factor = set1(inverse),
-            back = set1(-inverse * inverse * inverse / static_cast<float>(n) * sum(along));
+    const V factor = set1(inverse), back = set1(-inverse * inverse * inverse / static_cast<float>(n) * sum(along));
     for (int64_t i = 0; i < n; i += LANES) {
         const int left = lanes_left(n, i);
         const V value = load_n(x + i, left), pull = pull_at(i, left);
@@ -49,8 +48,8 @@ inline void rms_norm_gradients(const float* x, const float* weight, const float*
 }
 
 // Gradients of a row of swiglu: of gate and up, none where they were clamped, and of the row's weight, returned.
-inline float swiglu_gradient(const float* gate, const float* up, int64_t n, float limit, float weight,
-                             const float* dy, float* d_gate, float* d_up) {
+inline float swiglu_gradient(const float* gate, const float* up, int64_t n, float limit, float weight, const float* dy,
+                             float* d_gate, float* d_up) {
     V d_weight = zero();
     for (int64_t i = 0; i < n; i += LANES) {
         const int left = lanes_left(n, i);
@@ -70,8 +69,7 @@ inline void swiglu_gradients(const float* gate, const float* up, int64_t n, int6
                              const float* weight, const float* dy, float* d_gate, float* d_up, float* d_weight) {
     for_each_row(n, [&](int64_t row) {
         const int64_t at = row * width;
-        d_weight[row] =
-            swiglu_gradient(gate + at, up + at, width, limit, weight[row], dy + at, d_gate + at, d_up + at);
+        d_weight[row] = swiglu_gradient(gate + at, up + at, width, limit, weight[row], dy + at, d_gate + at, d_up + at);
     });
 }
 
@@ -82,9 +80,7 @@ inline void route_gradient(const float* logits, const int64_t* index, int64_t ex
         return std::sqrt(std::max(logits[e], 0.0f) + std::log1p(std::exp(-std::fabs(logits[e]))));
     };
     // An expert that stands twice in a row of the hash table has weight 0 from the second time on.
-    auto pull = [&](int64_t i) {
-        return std::find(index, index + i, index[i]) != index + i ? 0.0f : d_weights[i];
-    };
+    auto pull = [&](int64_t i) { return std::find(index, index + i, index[i]) != index + i ? 0.0f : d_weights[i]; };
     for (int64_t e = 0; e < experts; ++e) d_logits[e] = d_scores ? d_scores[e] : 0.0f;
     float total = 0.0f, along = 0.0f;
     for (int64_t i = 0; i < k; ++i) total += score(index[i]);

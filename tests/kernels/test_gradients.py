@@ -1,4 +1,4 @@
-"""Gradients of the native rungs on batches of documents: the reference's, and the same bits on any number of threads."""
+"""Gradients of the native rungs on batches of documents: the reference's, the same bits on any threads."""
 
 from __future__ import annotations
 

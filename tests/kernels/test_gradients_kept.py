@@ -70,7 +70,7 @@ def _index_loss(q: Tensor, weights: Tensor, keys: Tensor) -> Tensor:
 CASES: list[tuple[str, Callable[..., Any], tuple[Tensor, ...]]] = [
     ("attention", _attend, (noise(6, 2, 8), noise(6, 8), noise(1, WINDOW, 8), noise(3, 8), noise(2))),
     ("compressor", _compress, (noise(6, 8), noise(6, 8), noise(4, 8))),
-    ("cross_entropy", lambda x, weight: cross_entropy(x, weight, torch.tensor([1, 0, 3]))[0], (noise(3, 8), noise(4, 8))),
+    ("cross_entropy", lambda x, w: cross_entropy(x, w, torch.tensor([1, 0, 3]))[0], (noise(3, 8), noise(4, 8))),
     ("grouped_linear", lambda x, weights: grouped_linear(x, [2, 3], weights), (noise(5, 8), noise(2, 4, 8))),
     ("hadamard", hadamard, (noise(3, 8),)),
     ("index_loss", _index_loss, (noise(9, 2, 8), noise(9, 2, seed=1), noise(2, 8, seed=2))),

@@ -8,8 +8,8 @@ Contract. Letters: T tokens, H heads, D head width (keys are also the values), k
   chosen int64 [T, k] ascending, padded with -1: the entries that a token reads if it sees more than k of them (a token
   that sees at most k reads them all); None if no token sees more than k.
 Returns o [T, H, D] in q's dtype, not rotated back, and on request, for the indexer's loss, the probabilities of the
-entries that a token reads, in order, summed over heads: [T, k], zero behind the last, without gradient; with chosen None
-k is the most entries that a token sees, at least 1 (KeyView.most_chosen).
+entries that a token reads, in order, summed over heads: [T, k], zero behind the last, without gradient; with chosen
+None k is the most entries that a token sees, at least 1 (KeyView.most_chosen).
 A token at position p sees positions p - 127 to p of its sequence, and entry e once p + 1 >= (e + 1) * ratio. Scores and
 sums are fp32, under autocast too. Keys hidden from a row must be finite in the reference (it multiplies them by zero);
 the native kernel does not read them. A row that sees no key gives zeros.
