@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from dsv4.server.custom_tools import check_formats
 from dsv4.server.response_schemas import MAX_METADATA
 from dsv4.server.response_tools import as_functions, tool_key, without_mixed_strict
 from dsv4.server.unchecked_json import Json, json_objects
@@ -37,6 +38,7 @@ def check_fields(request: Json) -> None:
     if not isinstance(request.get("include"), (list, type(None))):
         raise invalid("include", request["include"], f'a list, like ["{SEALED}"]')
     _check_allowed(request)
+    check_formats(request.get("tools"))
     metadata = request.get("metadata")
     if metadata is not None and not _is_metadata(metadata):
         raise invalid("metadata", metadata, f"an object of at most {MAX_METADATA} texts")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import cast
 
 from dsv4.conversation.structure import Structure
@@ -43,6 +44,8 @@ def of_messages(request: Json) -> Structure:
 def of_responses(functions: list[Json], choice: object, parallel: object) -> Structure:
     """Structure of a Responses request whose tools are functions; its text.format is deepseek-recipe's to read."""
     tools = _tools([(tool.get("name"), tool.get("parameters"), tool.get("strict")) for tool in functions])
+    grammars = {tool.get("name"): cast("str | None", tool.get("input_grammar")) for tool in functions}
+    tools = tuple(replace(tool, input_grammar=grammars[tool.name]) for tool in tools)
     return Structure(tools, _named(_object(choice)) or _choice(choice), parallel is not False)
 
 
