@@ -184,3 +184,14 @@ def test_markup_that_is_no_call_is_text_without_tags(server) -> None:
         message = ask(server, **({"tools": tools} if tools else {}))
         assert [part.text for part in message.content if part.type == "text"] == ["do it"]
         assert message.stop_reason == "end_turn"
+
+
+def test_signatures_are_not_checked_and_thinking_is_told_apart(server) -> None:
+    """Any signature is accepted; with thinking off nothing of it is asked for."""
+    for signature in ("", "of another service", "x" * 5000):
+        thinking = {"type": "thinking", "thinking": "EARLIER", "signature": signature}
+        said = {"role": "assistant", "content": [thinking, {"type": "text", "text": "a"}]}
+        for options in ({}, NO_THINKING):
+            ask(server, messages=[*QUESTION, said, *QUESTION], tools=[WEATHER], **options)
+            prompt = server.engine.llm.tokenizer.decode(server.model.prompts[-1])
+            assert ("EARLIER" in prompt) is (options == {})
