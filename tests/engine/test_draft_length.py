@@ -18,7 +18,7 @@ class Machine:
         self.seconds, self.tokens, self.lengths = 0.0, 0, list[int]()
 
     def run(self, lengths: AdaptiveLength, steps: int, requests: int = 1) -> None:
-        length = 0
+        length = rest = 0
         for _ in range(steps):
             seconds = (self.base + self.row * requests * (1 + length)) * self.random.uniform(0.9, 1.1)
             for _ in range(requests):
@@ -28,8 +28,15 @@ class Machine:
                 if length:
                     lengths.count(length, accepted)
                 self.tokens += 1 + accepted
+            if rest:
+                rest -= 1
+                lengths.rested(requests, 1)
+                self.seconds += seconds
+                self.lengths.append(0)
+                continue
             lengths.time_step(requests * (1 + length), seconds)
             length = lengths.choose(requests)
+            rest = 0 if length else lengths.rest()
             if length:
                 lengths.time_drafting(requests, length, self.round * length)
             self.seconds += seconds + self.round * length
