@@ -134,7 +134,6 @@ class Speculator:
             request.draft_token_ids = tuple(tokens)
         self.lengths.time_drafting(len(wanted), max(wanted.values()), time.monotonic() - now)
 
-
     def _rests(self, num_chunks: int) -> bool:
         """True for a step that is not looked at, as drafts do not pay; the rest ends where other requests run."""
         if self._rest and num_chunks == self._resting:

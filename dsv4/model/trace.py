@@ -88,12 +88,13 @@ def _trace_layer(block: Block, note: _Notes, position: int) -> LayerTrace:
     heads = attn.config.num_attention_heads
     in_window = seen.tiles.window_mask[0, 0, group.window_skip :]
     expert_weights, experts = note.routing
+    num_visible = (position + 1) // attn.ratio if attn.ratio else 0
     return LayerTrace(
         kind=COMPRESSION_KINDS[attn.ratio].name,
         window_start=max(0, position + 1 - WINDOW),
         window=(probabilities.window()[0, 0][in_window] / heads).tolist(),
-        entries=_trace_entries(attn, seen, probabilities.entries()),
-        num_visible=(position + 1) // attn.ratio if attn.ratio else 0,
+        entries=_trace_entries(attn, seen, probabilities.entries(), num_visible),
+        num_visible=num_visible,
         sink=float(probabilities.sink()) / heads,
         experts=experts[0].tolist(),
         expert_weights=expert_weights[0].tolist(),
@@ -101,7 +102,7 @@ def _trace_layer(block: Block, note: _Notes, position: int) -> LayerTrace:
     )
 
 
-def _trace_entries(attn: Attention, seen: Attended, probabilities: Tensor | None) -> list[EntryTrace]:
+def _trace_entries(attn: Attention, seen: Attended, probabilities: Tensor | None, num_visible: int) -> list[EntryTrace]:
     """The entries that the token reads, ascending, with the indexer's scores where it had to choose.
 
     probabilities [1, 1, n], summed over heads, of those that its tile group reads.
@@ -114,7 +115,7 @@ def _trace_entries(attn: Attention, seen: Attended, probabilities: Tensor | None
     entries = mask.nonzero().flatten() if numbers is None else numbers[0, 0][mask]
     weights = (probabilities[0, 0][mask] / attn.config.num_attention_heads).tolist()
     scores: list[float | None] = [None] * len(weights)
-    if group.sparse:
+    if group.sparse and num_visible > attn.config.index_topk:
         (every,) = seen.scores
         assert every is not None, "a watched indexer keeps its scores"
         scores = every[0, 0][entries].tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -19,9 +20,10 @@ EVENTS = (
 
 
 @pytest.fixture
-def ends() -> tuple[Link, Link]:
+def ends() -> Iterator[tuple[Link, Link]]:
     one, other = socket.socketpair()
-    return Link(one), Link(other)
+    with one, other:
+        yield Link(one), Link(other)
 
 
 def test_messages_of_any_size_arrive_in_order(ends: tuple[Link, Link]) -> None:
