@@ -31,13 +31,10 @@ class _Place:
 
     matcher: LLMatcher
     begun: bool  # False: the constraint begins later, and the parser is at its beginning
+    complete: bool  # True: nothing but the end of the sentence may follow; False after an error
     error: str | None = None  # why the output up to here cannot be followed
     mask: np.ndarray | None = None  # of the next token, once it is made
     mask_error: str | None = None  # why no token can follow
-
-    @property
-    def complete(self) -> bool:
-        return self.begun and self.matcher.is_stopped()
 
     @property
     def is_followed(self) -> bool:
@@ -64,7 +61,7 @@ class Constraint:
         self._before = before
         self._bits = np.zeros_like(vocabulary.writable)  # the matcher writes its mask here
         self._address = self._bits.ctypes.data
-        self._place = _Place(matcher, not begins_after)
+        self._place = _place(matcher, begun=not begins_after)
         self._ahead: list[tuple[int, _Place]] = []  # the drafts of the latest masks, each with the place behind it
 
     @property
@@ -79,7 +76,7 @@ class Constraint:
 
     def check(self) -> str | None:
         """The error of a mask of the parser as it is now, None where there is none."""
-        place = _Place(self._place.matcher, begun=True)
+        place = _place(self._place.matcher, begun=True)
         self._fill(place)
         return place.mask_error
 
@@ -113,11 +110,11 @@ class Constraint:
     def _after(self, place: _Place, token_id: int, matcher: LLMatcher) -> _Place:
         """The place behind a token; its parser is `matcher`, which is as that of `place`."""
         if not place.begun:
-            return _Place(matcher, token_id in self._begins_after)
+            return _place(matcher, begun=token_id in self._begins_after)
         error = place.error or place.mask_error
         if error is None and not matcher.consume_token(token_id):
             error = _error_of(matcher)
-        return _Place(matcher, True, error)
+        return _place(matcher, begun=True, error=error)
 
     def _mask(self, place: _Place) -> np.ndarray:
         """The mask of a place, made when it is first asked for."""
@@ -135,6 +132,10 @@ class Constraint:
         elif place.matcher.is_error():
             place.mask_error = _error_of(place.matcher)
         return mask if place.error is None and place.mask_error is None else self._vocabulary.only_ends
+
+
+def _place(matcher: LLMatcher, begun: bool, error: str | None = None) -> _Place:
+    return _Place(matcher, begun, complete=begun and error is None and matcher.is_stopped(), error=error)
 
 
 def allows(mask: np.ndarray, token_id: int) -> bool:
