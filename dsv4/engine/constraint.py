@@ -14,6 +14,8 @@ from typing import Protocol
 import numpy as np
 from llguidance import LLMatcher
 
+from dsv4.engine.lark import reason_of
+
 
 class Writable(Protocol):
     """Masks of the tokens that a constraint may write, and of the ends of the sentence alone."""
@@ -138,3 +140,7 @@ def _place(matcher: LLMatcher, begun: bool, error: str | None = None) -> _Place:
 def allows(mask: np.ndarray, token_id: int) -> bool:
     """True if a mask of `Constraint.masks` allows a token."""
     return bool(mask[token_id >> 5] >> (token_id & 31) & 1)
+
+
+def _error_of(matcher: LLMatcher) -> str | None:
+    return reason_of(matcher.get_error()) if matcher.is_error() else None

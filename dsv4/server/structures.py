@@ -28,8 +28,11 @@ def of_chat(request: Json) -> Structure:
 
 
 def of_messages(request: Json) -> Structure:
-    """Structure of a Messages request."""
+    """Structure of a Messages request. RequestError for a form, or a `strict`, of the wrong kind."""
     choice, tools = _object(request.get("tool_choice")), json_objects(request.get("tools"))
+    for place, tool in enumerate(tools):
+        if not isinstance(tool.get("strict"), (bool, type(None))):
+            raise invalid(f"tools[{place}].strict", tool["strict"], "true and false")
     kind = {"any": "required", "tool": "required"}.get(str(choice.get("type")), choice.get("type"))
     named = _named(choice) if choice.get("type") == "tool" else None
     return Structure(

@@ -155,6 +155,7 @@ def test_what_claude_code_sends_is_accepted(server, folder) -> None:
         ({"model": "gpt-4"}, "you passed gpt-4"),
         ({"messages": []}, "at least one message is required"),
         ({"stop_sequences": ["x"] * 17}, "17"),
+        ({"tools": [WEATHER | {"strict": "yes"}]}, r"Invalid tools\[0\].strict value 'yes'"),
     ],
 )
 def test_errors_have_both_shapes(server, change, message: str) -> None:

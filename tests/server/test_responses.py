@@ -245,6 +245,7 @@ def test_what_is_not_supported_is_refused_with_its_place(server) -> None:
         ("tool_choice.mode", [WEATHER], allowed | {"mode": "any"}),
         ("tool_choice", [], "required"),
         ("tool_choice", [{"type": "web_search"}], "required"),
+        ("tool_choice", [{"type": "web_search"}], {"type": "web_search"}),
     ):
         assert refused(server, tools=tools, tool_choice=choice)[0] == place
     image = {"type": "input_image", "image_url": "https://a/b.png"}
