@@ -74,7 +74,7 @@ def _named(reference: str, roots: list[Json]) -> object:
     for root in roots[:_MAX_ROOTS]:
         found: Any = root
         for name in reference.removeprefix("#/").split("/"):
-            fields: dict[str, Any] = found if isinstance(found, dict) else {}
+            fields = cast(Json, found if isinstance(found, dict) else {})
             found = fields.get(name)
         if found is not None:
             return cast(object, found)
