@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dsv4.kernels import backends
 from dsv4.kernels.attention import native, reference
-from dsv4.kernels.attention.reference import ENTRY_CHUNK
+from dsv4.kernels.attention.reference import ENTRY_CHUNK, Probabilities
 from dsv4.kernels.attention.views import EntryView, KeyView, StoredRows, TileGroup, Tiles
 
 
@@ -39,7 +39,18 @@ def attend(
     out, probs = reference.attend(q, keys, tiles, sink, chosen, keep_probs)
     if not keep_probs:
         return out, None
-    return out, reference.token_probs(probs, tiles, chosen.shape[1] if chosen is not None else keys.most_chosen)
+    width = chosen.shape[1] if chosen is not None else keys.most_chosen
+    return out, reference.token_probs([own.entries() for own in probs], tiles, width)
 
 
-__all__ = ["ENTRY_CHUNK", "EntryView", "KeyView", "StoredRows", "TileGroup", "Tiles", "attend"]
+def attend_watched(
+    q: Tensor, keys: KeyView, tiles: Tiles, sink: Tensor, chosen: Tensor | None = None
+) -> tuple[Tensor, list[Probabilities]]:
+    """(o [T, H, D], all probabilities per tile group), for traces: on the reference."""
+    return reference.attend(q, keys, tiles, sink, chosen, keep_probs=True)
+
+
+__all__ = [
+    "ENTRY_CHUNK", "EntryView", "KeyView", "Probabilities", "StoredRows", "TileGroup", "Tiles", "attend",
+    "attend_watched",
+]  # fmt: skip

@@ -5,7 +5,8 @@ Shape letters: T tokens, H heads, D head width.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from dsv4.analysis.kv import KV_BLOCK
 from dsv4.cache import LayerCache
 from dsv4.config import COMPRESSION_KINDS, ModelConfig
-from dsv4.kernels.attention import EntryView, KeyView, StoredRows, Tiles, attend
+from dsv4.kernels.attention import EntryView, KeyView, Probabilities, StoredRows, Tiles, attend, attend_watched
 from dsv4.kernels.index_loss import index_loss
 from dsv4.kernels.indexer import select_entries
 from dsv4.kernels.linear import linear
@@ -29,6 +30,16 @@ from dsv4.model.norm import RMSNorm
 from dsv4.model.rope import inverse_frequencies
 
 PAIR_BUDGET = 1 << 23  # (query head row, key) pairs of one group: 32 MB of fp32 scores
+
+
+@dataclass(frozen=True)
+class Attended:
+    """One forward of a layer: the entries chosen (kernels/indexer), scores and probabilities per tile group."""
+
+    tiles: Tiles
+    chosen: Tensor | None
+    scores: list[Tensor | None]  # of the indexer; empty in a layer without one
+    probabilities: list[Probabilities]
 
 
 class Attention(nn.Module):
@@ -48,6 +59,7 @@ class Attention(nn.Module):
         self.wo_b = Linear(config.o_groups * config.o_lora_rank, d, quantize)
         self.compressor = Compressor(config, D, ratio) if ratio else None
         self.indexer = Indexer(config, quantize) if COMPRESSION_KINDS[ratio].has_indexer else None
+        self.watcher: Callable[[Attended], None] | None = None  # told of each forward, which keeps what it computes
 
     def forward(self, x: Tensor, layout: Layout, rope: Rope, cache: LayerCache | None, aux: AuxLosses | None) -> Tensor:
         """Normed layer input x [T, d] -> [T, d]. Appends to the cache, if given."""
@@ -104,10 +116,16 @@ class Attention(nn.Module):
             made = self._quantize_kv(made) if made is not None else None
             entries = store_entries(made, layout, self.ratio, cache.main if cache else None, x, q.shape[2])
             keys = replace(keys, entries=entries)
-        wanted = aux is not None and self.indexer is not None and any(group.num_entries for group in tiles.groups)
-        index = self._index(x, q_latent, tiles, layout, rope, cache, wanted)
-        chosen = select_entries(*index, tiles, top_k)[0] if index is not None else None
-        o, probs = attend(q, keys, tiles, self.attn_sink, chosen, keep_probs=wanted)
+        learns = aux is not None and self.indexer is not None and any(group.num_entries for group in tiles.groups)
+        watcher = self.watcher
+        index = self._index(x, q_latent, tiles, layout, rope, cache, learns or watcher is not None)
+        chosen, scores = select_entries(*index, tiles, top_k, watcher is not None) if index is not None else (None, [])
+        if watcher is not None:
+            assert not learns, "a watched layer does not learn"
+            o, seen = attend_watched(q, keys, tiles, self.attn_sink, chosen)
+            watcher(Attended(tiles, chosen, scores, seen))
+            return o
+        o, probs = attend(q, keys, tiles, self.attn_sink, chosen, keep_probs=learns)
         if aux is not None and index is not None and probs is not None:
             total = index_loss(*index, tiles, chosen, probs)
             aux.add_indexer(total / max(1, layout.count_from(self.ratio - 1)))
