@@ -47,6 +47,9 @@ class StandIn(nn.Module):
             aux.add_routing("layers.0.ffn", torch.bincount(parity, minlength=2), x.square().mean())
         return x.unsqueeze(1)
 
+    def logits(self, streams: Tensor) -> Tensor:
+        return self.head(self.norm(streams.squeeze(1))).float()
+
     def cross_entropy(self, streams: Tensor, targets: Tensor, depth: int | None = None) -> tuple[Tensor, Tensor]:
         return cross_entropy(self.norm(streams.squeeze(1)), self.head.weight, targets)
 
@@ -54,6 +57,9 @@ class StandIn(nn.Module):
         self, streams: Tensor, following: Tensor, batch: RaggedBatch, cache: None = None, aux: AuxLosses | None = None
     ) -> Tensor:
         return streams + self.embed(following).unsqueeze(1)
+
+    def mtp_logits(self, streams: Tensor) -> Tensor:
+        return self.logits(streams)
 
 
 @dataclass
