@@ -17,6 +17,8 @@ COMMANDS = (serve, chat, generate, inspect, convert, verify, train, eval, bench,
 # Package that serving does not need -> the extra of pyproject.toml that installs it.
 _EXTRAS = {
     "reasoning_gym": "train",
+    "pyarrow": "train",
+    "resiliparse": "train",
     "transformers": "bench",
     "psutil": "bench",
     "sqlalchemy": "usage",
