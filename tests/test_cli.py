@@ -13,7 +13,10 @@ from dsv4.cli import build_parser, main
 from dsv4.config import ModelConfig
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("serve", "chat", "generate", "inspect", "convert", "verify", "train", "eval", "bench", "usage", "migrate")
+COMMANDS = (
+    *("serve", "chat", "generate", "inspect", "convert", "verify", "data", "train", "eval", "bench", "usage"),
+    "migrate",
+)
 OWN_HELP = {"eval"}  # parses the rest of its arguments itself
 
 
