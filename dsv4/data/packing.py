@@ -107,9 +107,9 @@ class Slot:
 def pack_evenly(lengths: Sequence[int], rows: int, capacity: int, alignment: int = 1) -> list[list[Slot]]:
     """Place every piece into one of `rows` rows of at most `capacity` tokens, best-fit decreasing; no row is empty.
 
-    Rows get about the same number of tokens, unless more pieces would be cut. A piece that fits nowhere whole is cut, at
-    a multiple of `alignment` tokens where the room allows: a compressed entry needs a whole window. ValueError if the
-    pieces are more than the room, or fewer tokens than rows.
+    Rows get about the same number of tokens, unless more pieces would be cut. A piece that fits nowhere whole is cut,
+    at a multiple of `alignment` tokens where the room allows: a compressed entry needs a whole window. ValueError if
+    the pieces are more than the room, or fewer tokens than rows.
     """
     total = sum(lengths)
     if not rows <= total <= rows * capacity or max(lengths) > capacity:
