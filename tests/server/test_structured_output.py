@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any, Literal
 
 import anthropic
@@ -11,7 +12,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from dsv4.engine.grammar import Constraint
+from dsv4.engine.constraint import Constraint
 from dsv4.server.chat_completions import CHAT
 from dsv4.server.isolation import cache_salt
 from dsv4.server.messages import MESSAGES
@@ -224,7 +225,9 @@ def test_thinking_does_not_end_the_answer(server) -> None:
         ({"response_format": {"type": "regex", "regex": "a"},
           "messages": [USER, {"role": "assistant", "content": "{", "prefix": True}]}, "response_format", "continues"),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
-          "tool_choice": {"type": "function", "function": {"name": "g"}}}, None, "no function named 'g'"),
+          "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice", "no function named 'g'"),
+        ({"tool_choice": "required"}, "tool_choice", "offered no tool"),
+        ({"tools": [], "tool_choice": "required"}, "tool_choice", "offered no tool"),
     ],
 )  # fmt: skip
 def test_a_form_that_cannot_be_had_is_refused(server, options: dict[str, Any], place: str | None, message: str) -> None:
@@ -246,11 +249,13 @@ def test_a_form_that_messages_cannot_have_is_refused(server) -> None:
 
 @STREAMED
 def test_an_answer_that_its_constraint_cannot_follow_is_an_error(server, streamed: bool, monkeypatch) -> None:
-    advance = Constraint.advance
+    advance, taken = Constraint.advance, Counter[Constraint]()
 
     def fail(self: Constraint, token_id: int) -> None:
         advance(self, token_id)
-        self.error = "a limit" if self._num_tokens > 9 else self.error
+        taken[self] += 1
+        if taken[self] > 9:
+            self._place.error = "a limit"
 
     monkeypatch.setattr(Constraint, "advance", fail)
     form = {"type": "json_schema", "json_schema": {"name": "color", "schema": COLOR}}
