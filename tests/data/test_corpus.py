@@ -117,17 +117,19 @@ def test_source_archives_are_sampled_by_name(tmp_path: Path) -> None:
 def test_lines_are_kept_once_within_and_across_packages() -> None:
     long, other = "a line that is long enough to count", "another line that is long enough too"
     seen = SeenLines()
-    assert seen.clean(f"Head\n{long}\n\n\n\n  {long}\n{other}", code=False) == f"Head\n{long}\n\n{other}\n"
+    assert seen.clean(f"Head\n{long}\n\n\n\n  {long}\n{other}", whole=False) == f"Head\n{long}\n\n{other}\n"
     hashes = seen.finish_package()
     fresh = "a third line, which nobody has seen, of many words and more"
-    assert seen.clean(f"{long}\n{fresh}\nHead", code=False) == f"{fresh}\nHead\n"
-    assert seen.clean(f"{long}\n{fresh}", code=False) == ""
+    assert seen.clean(f"{long}\n{fresh}\nHead", whole=False) == f"{fresh}\nHead\n"
+    assert seen.clean(f"{long}\n{fresh}", whole=False) == ""
     resumed = SeenLines()
     resumed.add(hashes)
-    assert resumed.clean(f"{long}\n{fresh}\nHead", code=False) == f"{fresh}\nHead\n"
+    assert resumed.clean(f"{long}\n{fresh}\nHead", whole=False) == f"{fresh}\nHead\n"
+    ruler = "=" * 40
+    assert seen.clean(f"{fresh} one\n{ruler}\n{fresh} two\n{ruler}", whole=False).count(ruler) == 2
     code = f"{long};\n{long};\n"
-    assert seen.clean(code, code=True) == code and seen.clean(code, code=True) == ""
-    assert seen.clean("\ud800 " + fresh + fresh, code=False).startswith("? ")
+    assert seen.clean(code, whole=True) == code and seen.clean(code, whole=True) == ""
+    assert seen.clean("\ud800 " + fresh + fresh, whole=False).startswith("? ")
 
 
 def test_licences_are_read_from_both_kinds_of_copyright_files() -> None:

@@ -17,10 +17,10 @@ import numpy as np
 
 from dsv4.checkpoint.atomic import new_file
 from dsv4.data.corpus.debian import DebianPackage, copyright_files, fetch_package, read_licences, unpack, write_text
-from dsv4.data.corpus.formats import is_code, read_documents, sample_archive
+from dsv4.data.corpus.formats import is_whole, read_documents, sample_archive
 from dsv4.data.corpus.unique_lines import SeenLines
 
-VERSION = "1"  # of the texts that a package gives: increase it when a reader changes
+VERSION = "2"  # of the texts that a package gives: increase it when a reader changes
 _EVERYWHERE = ("*",)
 _NEVER = ("*/changelog*", "*/copyright", "*/NEWS*", "*.svg", "*/genindex*", "*/searchindex*")
 _FILES_AT_ONCE = 16
@@ -122,8 +122,8 @@ class Builder:
         target.parent.mkdir(parents=True, exist_ok=True)
         documents = before = after = 0
         with new_file(target) as temporary, temporary.open("w", encoding="utf-8") as file:
-            for name, text, code in self._texts(wanted, root):
-                cleaned = self._seen.clean(text, code)
+            for name, text, whole in self._texts(wanted, root):
+                cleaned = self._seen.clean(text, whole)
                 before += len(text.encode("utf-8", "replace"))
                 if cleaned:
                     documents, after = documents + 1, after + len(cleaned.encode())
@@ -132,7 +132,7 @@ class Builder:
         return documents, before, after
 
     def _texts(self, wanted: Wanted, root: Path) -> Iterator[tuple[str, str, bool]]:
-        """(name, text, is code) of every document of a package, in the order of the paths."""
+        """(name, text, is whole) of every document of a package, in the order of the paths."""
         if wanted.sample:
             for archive in sorted(root.rglob("*.tar.*")):
                 for name, text in sample_archive(archive, wanted.sample):
@@ -161,7 +161,7 @@ def choose_files(wanted: Wanted, root: Path) -> list[Path]:
 def _named(root: Path, paths: Sequence[Path], texts: Iterator[list[str]]) -> Iterator[tuple[str, str, bool]]:
     for path, documents in zip(paths, texts, strict=True):
         for text in documents:
-            yield path.relative_to(root).as_posix(), text, is_code(path)
+            yield path.relative_to(root).as_posix(), text, is_whole(path)
 
 
 def _read_state(path: Path, chain: str) -> Made | None:

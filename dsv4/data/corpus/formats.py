@@ -65,9 +65,9 @@ def read_documents(path: Path) -> list[str]:
     return [text for text in reader(_decode(data)) if text.strip()]
 
 
-def is_code(path: Path) -> bool:
-    """True for source code, whose lines repeat for a reason."""
-    return path.suffix in CODE
+def is_whole(path: Path) -> bool:
+    """True for texts that are kept whole: the lines of source code and of synonyms' definitions repeat for a reason."""
+    return path.suffix in CODE or path.name.endswith((".dict.dz", ".dict"))
 
 
 def sample_archive(path: Path, every: int, suffixes: tuple[str, ...] = (".c", ".h")) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-LEAST_CHARACTERS = 20  # shorter lines (headings, brackets, "See also") are the form of a text, not its content
+LEAST_CHARACTERS = 16  # letters and digits; lines with fewer (headings, rulers, brackets) are the form of a text
 LEAST_TEXT = 60  # characters of a text
 
 
@@ -19,10 +19,10 @@ class SeenLines:
         self._earlier = np.zeros(0, np.uint64)  # sorted
         self._new: set[int] = set()
 
-    def clean(self, text: str, code: bool) -> str:
-        """What is new in a text; "" for less than LEAST_TEXT characters. Code is kept whole, or left out if seen."""
+    def clean(self, text: str, whole: bool) -> str:
+        """What is new in a text; "" for less than LEAST_TEXT characters. A `whole` text is kept, or left out if seen."""
         text = text.encode("utf-8", "replace").decode()  # no half surrogate pairs
-        kept = (text if self._is_new(text) else "") if code else self._unique(text)
+        kept = (text if self._is_new(text) else "") if whole else self._unique(text)
         return kept if sum(len(line.strip()) for line in kept.split("\n")) >= LEAST_TEXT else ""
 
     def _unique(self, text: str) -> str:
@@ -32,7 +32,7 @@ class SeenLines:
         keys = [_hash(line) for line in lines]
         known = self._are_earlier(keys)
         for line, key, earlier in zip(lines, keys, known, strict=True):
-            if len(line.strip()) < LEAST_CHARACTERS:
+            if sum(map(str.isalnum, line)) < LEAST_CHARACTERS:
                 kept.append(line.rstrip())
             elif not earlier and key not in self._new:
                 self._new.add(key)
