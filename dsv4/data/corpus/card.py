@@ -17,8 +17,7 @@ Text of packages of Debian's {{suite}}, main section. The text is not part of th
 the mirror. Each package's debian/copyright is in `licences/`.
 
 - HTML was reduced to its text without navigation by resiliparse, man pages were rendered by groff, POD by pod2text;
-  info files, dictd dictionaries and Metamath databases were read as such (Metamath without proofs). Source code is whole
-  files.
+  info files, dictd dictionaries and Metamath databases were read as such (Metamath without proofs).
 - A line of {LEAST_CHARACTERS} or more letters and digits is kept the first time only, within and across packages.
   Source files and dictionary entries are kept whole, each once. Shorter lines are kept: they are the form of a text.
 - Held-out packages were read first: no such line of theirs is in the training texts.
