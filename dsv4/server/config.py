@@ -30,6 +30,9 @@ class ServerConfig:
     log_requests: bool = option(
         False, "log a line for every request: its id, path, status and seconds, no keys and no text"
     )
+    log_prompts: bool = option(
+        False, "log the prompt of every request, as the model reads it (default: no text of a client is logged)"
+    )
     engine_process: bool = option(
         True, "run the engine in the server's own process: for debuggers; a crash ends both", flag="--engine-in-process"
     )

@@ -58,12 +58,13 @@ def test_the_servers_flags_reach_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "serve", lambda model, **options: given.update(options, model=model))
     monkeypatch.setenv("DSV4_API_KEY", "sk-2")
     flags = "--host ::1 --port 9 --threads 2 --api-key sk-1 --allowed-host a --allowed-host b --allowed-origin null"
-    limits = "--grace-seconds 1.5 --client-seconds 2 --max-connections 7 --usage-db u.db"
+    limits = "--grace-seconds 1.5 --client-seconds 2 --max-connections 7 --usage-db u.db --log-prompts"
     assert main(["serve", *flags.split(), *limits.split()]) == 0
     wanted = {
         "model": None, "host": "::1", "port": 9, "threads": 2, "api_keys": ["sk-1", "sk-2"],
         "allowed_hosts": ["a", "b"], "allowed_origins": ["null"],
         "grace_seconds": 1.5, "client_seconds": 2.0, "max_connections": 7, "usage_db": "u.db",
+        "log_prompts": True,
     }  # fmt: skip
     assert given.items() >= wanted.items()
 
