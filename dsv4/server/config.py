@@ -42,6 +42,14 @@ class ServerConfig:
         minimum=0,
         metavar="N",
     )
+    stuck_seconds: float = option(
+        600.0,
+        "an engine process that has work and takes no step for so long is killed and started again; more than the "
+        "longest step takes, 0: never (default: %(default)g)",
+        unit="seconds",
+        minimum=0,
+        metavar="S",
+    )
     compile_seconds: float = option(
         10.0, "for the grammar of a request's schema or tools; then it is refused (default: %(default)g)", metavar="S"
     )

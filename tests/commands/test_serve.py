@@ -20,8 +20,8 @@ class Loaded(Exception):
 
 
 FLAGS = (
-    "--max-num-seqs 3 --max-waiting 5 --max-model-len 100 --device meta --dtype bfloat16 --skip-weight-check "
-    "--no-memory-check"
+    "--max-num-seqs 3 --max-waiting 5 --queue-seconds 9 --max-model-len 100 --device meta --dtype bfloat16 "
+    "--skip-weight-check --no-memory-check"
 )
 
 
@@ -30,13 +30,15 @@ def test_the_engines_flags_reach_the_llm(monkeypatch: pytest.MonkeyPatch, place:
     def llm(model: str | Path, engine_config: EngineConfig) -> None:
         raise Loaded(str(model), engine_config)
 
-    def engine_process(make: Callable[[], object], restarts: RestartPolicy, compile_seconds: float) -> None:
-        assert not place and (restarts.max_crashes, compile_seconds) == (3, 2.5)
+    def engine_process(
+        make: Callable[[], object], restarts: RestartPolicy, compile_seconds: float, stuck_seconds: float
+    ) -> None:
+        assert not place and (restarts.max_crashes, compile_seconds, stuck_seconds) == (3, 2.5, 40.0)
         make()
 
     monkeypatch.setattr(dsv4.engine, "LLM", llm)
     monkeypatch.setattr(client, "EngineProcess", engine_process)
-    flags = [*place, "--max-crashes", "3", "--compile-seconds", "2.5", *FLAGS.split()]
+    flags = [*place, "--max-crashes", "3", "--compile-seconds", "2.5", "--stuck-seconds", "40", *FLAGS.split()]
     with pytest.raises(Loaded) as loaded:
         main(["serve", "path/to/model", "--port", "0", *flags])
     assert loaded.value.args == (
@@ -44,6 +46,7 @@ def test_the_engines_flags_reach_the_llm(monkeypatch: pytest.MonkeyPatch, place:
         EngineConfig(
             max_num_seqs=3,
             max_num_waiting=5,
+            max_queue_seconds=9.0,
             max_model_len=100,
             device="meta",
             dtype="bfloat16",
