@@ -23,7 +23,7 @@ from dsv4.server.served_models import ServedModels
 
 DEEP_SECONDS = 30.0  # a step of a large model on a CPU may take half of it
 _POLL_SECONDS = 0.05
-_OPERATION = operation(None, Health, tag="health")
+_OPERATION = operation(None, Health, unavailable=Health, tag="health")
 
 
 class DeepCheck:
