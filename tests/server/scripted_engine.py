@@ -9,7 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from dsv4.engine import LLM, SamplingParams
-from dsv4.engine.grammar import Constraint, GrammarCompiler
+from dsv4.engine.constraint import Constraint
+from dsv4.engine.grammar import GrammarCompiler
 from dsv4.model.batch import RaggedBatch
 
 from .scripted_model import ScriptedCache, ScriptedModel
