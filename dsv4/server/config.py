@@ -30,6 +30,9 @@ class ServerConfig:
     log_requests: bool = option(
         False, "log a line for every request: its id, path, status and seconds, no keys and no text"
     )
+    log_prompts: bool = option(
+        False, "log the prompt of every request, as the model reads it (default: no text of a client is logged)"
+    )
     engine_process: bool = option(
         True, "run the engine in the server's own process: for debuggers; a crash ends both", flag="--engine-in-process"
     )
@@ -38,6 +41,14 @@ class ServerConfig:
         "starts of the engine process after crashes in a row; then it is given up (default: %(default)s)",
         minimum=0,
         metavar="N",
+    )
+    stuck_seconds: float = option(
+        600.0,
+        "an engine process that has work and takes no step for so long is killed and started again; more than the "
+        "longest step takes, 0: never (default: %(default)g)",
+        unit="seconds",
+        minimum=0,
+        metavar="S",
     )
     compile_seconds: float = option(
         10.0, "for the grammar of a request's schema or tools; then it is refused (default: %(default)g)", metavar="S"

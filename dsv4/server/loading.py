@@ -102,7 +102,8 @@ def start_engine(model: str | Path | None, server: ServerConfig, config: EngineC
     # A name is resolved once: a process that is started again has the same weights.
     folder = resolve_model(model, config.revision)
     make = partial(load_llm, folder, server.threads, replace(config, revision=None))
-    return EngineProcess(make, RestartPolicy(server.max_crashes), server.compile_seconds)
+    restarts = RestartPolicy(server.max_crashes)
+    return EngineProcess(make, restarts, server.compile_seconds, server.stuck_seconds)
 
 
 def load_llm(model: str | Path | None, threads: int | None, config: EngineConfig) -> LLM:

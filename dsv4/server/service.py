@@ -21,6 +21,7 @@ from dsv4.server.metering import Client, Meter
 from dsv4.server.model_names import check_name, conversion_options, without_context_suffix
 from dsv4.server.progress import progress_chunk, timings_chunk, with_timings
 from dsv4.server.recent_answers import RecentAnswer, RecentAnswers
+from dsv4.server.request_log import log_prompt
 from dsv4.server.served_models import ServedModel, ServedModels
 from dsv4.server.threads import BodyThreads
 from dsv4.server.wire_format import AnswerReader, Chunk, WireFormat, WireRequest
@@ -76,10 +77,13 @@ class ChatService:
         sharing: str = "all",
         ledger: Ledger | None = None,
         limiter: KeyLimiter | None = None,
+        log_prompts: bool = False,
     ) -> None:
         """`thinking`: the default for requests that do not set it; True in the hosted service. `sharing`: of stored
         prefixes, see server/isolation.py. `ledger`: keeps the usage of every job. `limiter`: of API keys.
+        `log_prompts`: every prompt is logged.
         """
+        self._log_prompts = log_prompts
         self._ledger, self._limiter = ledger, limiter
         self._sharing = sharing
         self.models = models
@@ -121,6 +125,9 @@ class ChatService:
         conversation = served.conversation_of(key, salt)
         turns = [replace(turn, params=replace(turn.params, cache_salt=salt)) for turn in request.turns(conversation)]
         answer_id = wire_format.new_id()
+        if self._log_prompts:
+            for turn in turns:
+                log_prompt(answer_id, conversation.prompts.tokenizer.decode(turn.prompt_token_ids))
         readers = request.readers(conversation, turns, answer_id)
         watched = request.stream and request.reports.progress
         start = engine.stream_with_progress if watched else engine.stream

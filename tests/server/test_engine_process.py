@@ -24,6 +24,7 @@ from dsv4.checkpoint.errors import CheckpointError
 from dsv4.engine import LLM, EngineError, QueueFullError, SamplingParams
 from dsv4.engine.capacity import CapacityError
 from dsv4.engine.config import EngineConfig
+from dsv4.engine.errors import QueueTimeoutError
 from dsv4.engine.grammar import GrammarError
 from dsv4.engine.process.client import EngineCrashedError, EngineProcess
 from dsv4.engine.process.portable_errors import PortableError
@@ -242,6 +243,21 @@ def test_refusals_have_the_types_and_texts_of_the_engine(folder: Path) -> None:
 
         run(fill())
         until(lambda: engine.num_running == 0)
+
+
+def test_a_request_that_is_not_begun_in_time_is_given_up(folder: Path) -> None:
+    async def main(engine: EngineProcess) -> None:
+        running = engine.stream([4], SamplingParams(max_tokens=4000))
+        await anext(running)
+        with pytest.raises(QueueTimeoutError, match="the request waited for 0.5 s and was not begun"):
+            await collect(engine, [5])
+        await running.aclose()
+
+    fields = FIELDS | {"seconds_per_step": 0.05}
+    with engine_of(partial(scripted_llm, folder, fields, max_num_seqs=1, max_queue_seconds=0.5)) as engine:
+        run(main(engine))
+        until(lambda: engine.num_running == engine.num_waiting == 0)
+        assert engine.healthy and engine.num_restarts == 0
 
 
 def test_a_constraint_has_a_deadline_and_others_do_not_wait_for_it(folder: Path) -> None:

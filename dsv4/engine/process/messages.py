@@ -125,6 +125,14 @@ class Events:
 
 
 @dataclass(frozen=True)
+class Failed:
+    """A request has ended with an error of its own, a portable_errors.PortableError."""
+
+    id: int
+    error: Any
+
+
+@dataclass(frozen=True)
 class LogRecord:
     """A record of the process's logging, with its message formatted."""
 
