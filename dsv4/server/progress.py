@@ -85,6 +85,7 @@ def _timings(timings: Timings) -> Json:
     """Timings in llama.cpp's shape; a rate is null without tokens to measure: no prefilled or no second token."""
     computed = timings.num_prompt_tokens - timings.num_cached_tokens
     written = timings.num_output_tokens
+    drafts = {"draft_n": timings.num_draft_tokens, "draft_n_accepted": timings.num_accepted_tokens}
     return {
         "cache_n": timings.num_cached_tokens,
         "prompt_n": computed,
@@ -95,6 +96,7 @@ def _timings(timings: Timings) -> Json:
         # The first token belongs to the prefill: decode_seconds covers the tokens after it.
         "predicted_per_second": _rate(written - 1, timings.decode_seconds),
         "queue_ms": _milliseconds(timings.queue_seconds),
+        **(drafts if timings.num_draft_tokens else {}),
     }
 
 

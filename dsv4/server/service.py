@@ -197,7 +197,7 @@ class ChatService:
                 if event.finish_reason == "abort":  # an answer that is not what was asked for must not look like it
                     raise RequestError(500, "the requested form of the answer is too complex to be followed further")
                 if part.recent is not None:
-                    part.recent.extend(event.token_ids, event.cached_tokens)
+                    part.recent.extend(event)
                 for chunk in part.reader.push(event):
                     yield chunk
                 if part.reader.finished:
