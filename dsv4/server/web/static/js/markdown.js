@@ -105,7 +105,10 @@ export class MarkdownView {
       this.place(kept + i, closed ? { ...block, source: closeMarks(block.source) } : block);
     });
     for (const extra of this.blocks.splice(kept + blocks.length)) extra.node.remove();
-    if (!open && Object.keys(this.links).length) this.relink();
+    blocks.forEach((block, i) => block.closed && this.blocks[kept + i].node.complete?.());
+    if (open) return;
+    if (Object.keys(this.links).length) this.relink();
+    for (const figure of this.element.querySelectorAll("figure.diagram")) figure.complete();
   }
 
   place(at, { kind, source, info, reason, goesOn }) {

@@ -1,10 +1,10 @@
 // The settings panel, the theme button and the model's name.
 
+import { isDark, systemDark } from "./colours.js";
 import { byId, h, icon } from "./dom.js";
 import { apiKey, load, save, setApiKey } from "./storage.js";
 
 const DEFAULTS = { system: "", temperature: null, maxTokens: null };
-const dark = matchMedia("(prefers-color-scheme: dark)");
 
 let settings = { ...DEFAULTS, ...load("settings", {}) };
 
@@ -86,7 +86,6 @@ export function offerKey() {
 
 function setupTheme() {
   const button = byId("theme");
-  const isDark = () => (load("theme", null) ?? (dark.matches ? "dark" : "light")) === "dark";
   const draw = () => {
     const theme = load("theme", null);
     if (theme) document.documentElement.dataset.theme = theme;
@@ -95,14 +94,15 @@ function setupTheme() {
     button.setAttribute("aria-label", label);
     button.title = label;
     button.replaceChildren(icon(isDark() ? "sun" : "moon"));
+    document.dispatchEvent(new Event("colours"));
   };
   button.addEventListener("click", () => {
     const next = isDark() ? "light" : "dark";
     // Choosing the system's own theme means to follow the system again.
-    save("theme", next === (dark.matches ? "dark" : "light") ? null : next);
+    save("theme", next === (systemDark.matches ? "dark" : "light") ? null : next);
     draw();
   });
-  dark.addEventListener("change", draw);
+  systemDark.addEventListener("change", draw);
   draw();
 }
 
