@@ -2,7 +2,7 @@
 
 import { announce } from "./banner.js";
 import { copyFrom, h, icon, iconButton } from "./dom.js";
-import { describeCost, describePhase, describeSpeed, describeThinking, duration, shareRead } from "./figures.js";
+import { describeDetails, describePhase, describeSpeed, describeThinking, duration, shareRead } from "./figures.js";
 import { MarkdownView } from "./markdown.js";
 import { pager } from "./pager.js";
 
@@ -33,12 +33,20 @@ export class AnswerView {
     this.goOn = h("button", { type: "button", class: "link", onclick: () => actions.goOn(node) }, "Continue");
     this.notice = h("p", { class: "notice" }, this.noticeText, " ", this.goOn);
     this.failure = h("div", { class: "failure", role: "alert" });
-    this.stats = h("span", { class: "stats" });
+    this.details = h("dl", { class: "answer-details", id: `details-${node.id}`, hidden: true });
+    this.stats = h("button", {
+      type: "button",
+      class: "stats",
+      title: "Details",
+      "aria-controls": this.details.id,
+      "aria-expanded": "false",
+      onclick: () => this.openDetails(this.details.hidden),
+    });
     this.copy = iconButton("copy", "Copy answer", () => copyFrom(this.copy, node.content));
     this.again = iconButton("again", "Answer again", () => actions.again(node));
     this.inspect = iconButton("inspect", "Inspect answer", () => actions.inspect(node));
     this.foot = h("footer", {}, pager(node, versions, actions), this.copy, this.again, this.inspect, this.stats);
-    const parts = [this.thinking, this.waiting, this.body, this.notice, this.failure, this.foot];
+    const parts = [this.thinking, this.waiting, this.body, this.notice, this.failure, this.foot, this.details];
     this.element = h("article", { class: "message assistant", "aria-label": "Answer" }, ...parts);
     this.update();
   }
@@ -63,8 +71,18 @@ export class AnswerView {
       streaming ? (node.timings?.predicted_n ?? node.pieces) : node.tokens,
       node.timings,
     );
-    this.stats.title = describeCost(node);
+    this.stats.hidden = !this.stats.textContent;
+    if (!this.details.hidden) this.openDetails(true);
     this.tick();
+  }
+
+  openDetails(open) {
+    this.details.hidden = !open;
+    this.stats.setAttribute("aria-expanded", open);
+    if (!open) return;
+    this.details.replaceChildren(
+      ...describeDetails(this.node).flatMap(([name, text]) => [h("dt", {}, name), h("dd", {}, text)]),
+    );
   }
 
   /** Redraws the parts that depend on the time alone. */

@@ -88,6 +88,7 @@ function apply(node, chunk) {
   if (chunk.id) node.answerId = chunk.id;
   if (chunk.usage) node.usage = chunk.usage;
   if (chunk.timings) node.timings = chunk.timings;
+  if (chunk.official_cost) node.officialCost = chunk.official_cost;
   if (chunk.prompt_progress) node.phase = phaseOf(chunk, node.phase);
   const choice = chunk.choices?.[0];
   if (!choice) return Boolean(chunk.prompt_progress);
