@@ -4,7 +4,7 @@ import { setupAttachments } from "./attachments.js";
 import { byId, h, icon } from "./dom.js";
 import { foldButton, measure } from "./fold.js";
 import { UNBROKEN } from "./markdown.js";
-import { load, save } from "./storage.js";
+import { changeProfile, profile } from "./profiles.js";
 
 const SUGGESTIONS = [
   "What is 47 + 38?",
@@ -62,17 +62,21 @@ export function setupComposer(actions) {
     area.value = "";
     actions.send(text, attachments.take());
   };
-  const setThinking = (on) => {
-    think.setAttribute("aria-checked", on);
-    effort.disabled = !on;
-    save("thinking", on);
+  const drawMode = () => {
+    const mode = profile();
+    think.setAttribute("aria-checked", mode.thinking);
+    effort.disabled = !mode.thinking;
+    for (const input of effort.querySelectorAll("input")) input.checked = input.value === mode.effort;
   };
 
   think.append(icon("think"), "DeepThink");
-  think.addEventListener("click", () => setThinking(think.getAttribute("aria-checked") !== "true"));
-  setThinking(load("thinking", true));
-  effort.querySelector(`[value="${load("effort", "high")}"]`).checked = true;
-  effort.addEventListener("change", (event) => save("effort", event.target.value));
+  think.addEventListener("click", () => {
+    changeProfile({ thinking: !profile().thinking });
+    drawMode();
+  });
+  effort.addEventListener("change", (event) => changeProfile({ effort: event.target.value }));
+  document.addEventListener("profile", drawMode);
+  drawMode();
 
   byId("composer").addEventListener("submit", (event) => {
     event.preventDefault();
@@ -108,11 +112,6 @@ export function setupComposer(actions) {
   return {
     setRunning,
     focus: () => area.focus(),
-    /** Request fields of the switches. */
-    mode: () =>
-      think.getAttribute("aria-checked") === "true"
-        ? { thinking: { type: "enabled" }, reasoning_effort: effort.querySelector(":checked").value }
-        : { thinking: { type: "disabled" } },
   };
 }
 

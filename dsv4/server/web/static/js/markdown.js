@@ -76,7 +76,9 @@ DOMPurify.addHook("afterSanitizeAttributes", (element) => {
     element.setAttribute("target", "_blank");
     element.setAttribute("rel", "noopener noreferrer");
   }
-  if (element.tagName === "INPUT" && element.getAttribute("type") !== "checkbox") element.remove();
+  if (element.tagName !== "INPUT") return;
+  if (element.getAttribute("type") !== "checkbox") element.remove();
+  else element.setAttribute("aria-label", element.hasAttribute("checked") ? "Done" : "Open");
 });
 
 const LINKS = 1000; // most reference links per text: each block scans all of them
