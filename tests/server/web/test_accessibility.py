@@ -1,4 +1,4 @@
-"""The chat page by axe-core: names, roles and contrast of everything on it, in both colour schemes; and the keyboard."""
+"""The chat page by axe-core: names, roles and contrast of all on it, in both colour schemes; and the keyboard."""
 
 import json
 from collections.abc import Iterator
@@ -16,7 +16,8 @@ OPTIONS = {
     "runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"],
 }
 RICH = (
-    "# Heading\n\nText with `code`, a [link](https://example.com), **bold**, a note[^1] and $x^2$.\n\n[^1]: The note.\n\n"
+    "# Heading\n\nText with `code`, a [link](https://example.com), **bold**, a note[^1] and $x^2$.\n\n"
+    "[^1]: The note.\n\n"
     "| a | b |\n|---|---|\n| 1 | 2 |\n\n```python\n# comment\nprint('x', 1)\n```\n\n- [x] done\n- open\n\n> quote\n\n"
     "```mermaid\ngraph TD\n  A --> B\n```\n"
 )
@@ -61,6 +62,7 @@ def test_axe_finds_nothing(page_tab: Any) -> None:
 
     files = [{"name": "a.txt", "mimeType": "text/plain", "buffer": b"ten cats"}]
     page.set_input_files("#attach-files", files)
+    page.locator(".attachment summary").click()
     found += violations(tab, "files")
     tab.ask("line\n" * 40, [RICH], thinking=["Let me *think*."])
     tab.wait("done")

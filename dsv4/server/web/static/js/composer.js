@@ -34,7 +34,11 @@ export function setupComposer(actions) {
   const fold = foldButton("prompt", (open) => setFolded(!open));
   area.after(fold);
 
-  const attachments = setupAttachments(byId("attached"), () => refresh());
+  const attachments = setupAttachments(byId("attached"), () => refresh(), (text) => {
+    area.setRangeText(text, area.selectionStart, area.selectionEnd, "end");
+    refresh();
+    area.focus();
+  });
   setupFiles(attachments);
   const refresh = () => {
     const { value } = area;
@@ -84,6 +88,14 @@ export function setupComposer(actions) {
     else send();
   });
   area.addEventListener("input", written);
+  area.addEventListener("paste", (event) => {
+    const text = event.clipboardData.getData("text/plain");
+    const { files } = event.clipboardData;
+    if (!text && files.length) attachments.add([...files]);
+    else if (measure(text).isLong) attachments.paste(text);
+    else return;
+    event.preventDefault();
+  });
   area.addEventListener("keydown", (event) => {
     // isComposing: Enter that confirms an input method's word must not send.
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;

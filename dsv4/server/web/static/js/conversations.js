@@ -2,7 +2,7 @@
 //
 // conversation  {id, title, created, updated, pinned, profile, settings, nodes: {id: node},
 //               picked: {parent id or "": child id}}
-// node          {id, parent, role: "user", content, files: [{name, text}]}
+// node          {id, parent, role: "user", content, files: [{name, text, pasted}]}
 //               {id, parent, role: "assistant", content, reasoning, status, model, thinkMs, usage, timings, tokens, error,
 //               officialCost, toolCalls: [{id, name, arguments, result}]}; the answer after its tools' results is its child
 //               answerId: the server's id of the answer, for the inspector
@@ -88,7 +88,7 @@ export function addNode(conversation, parent, fields) {
   conversation.nodes[node.id] = node;
   pick(conversation, node);
   conversation.updated = Date.now();
-  if (!conversation.title && node.role === "user") conversation.title = titleOf(node.content || node.files[0].name);
+  if (!conversation.title && node.role === "user") conversation.title = titleOf(node.content || titleOfFile(node.files[0]));
   return node;
 }
 
@@ -147,6 +147,8 @@ function callMessages({ content, reasoning, toolCalls }) {
   const results = toolCalls.map(({ id, result }) => ({ role: "tool", tool_call_id: id, content: result ?? NO_RESULT }));
   return [{ role: "assistant", content, ...thoughts, tool_calls: calls }, ...results];
 }
+
+const titleOfFile = ({ name, text, pasted }) => (pasted ? text.trim().slice(0, 200) : name);
 
 function titleOf(text) {
   const line = text.trim().replace(/\s+/g, " ");

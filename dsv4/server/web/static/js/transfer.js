@@ -14,7 +14,7 @@ export function asMarkdown(conversation) {
   for (const node of conversations.path(conversation)) {
     parts.push(node.role === "user" ? "## You" : `## ${node.model ?? "Answer"}`);
     if (node.reasoning?.trim()) parts.push(`<details><summary>Thoughts</summary>\n\n${node.reasoning.trim()}\n\n</details>`);
-    for (const { name } of node.files ?? []) parts.push(`*${name}*`);
+    for (const { name, text, pasted } of node.files ?? []) parts.push(pasted ? text : `*${name}*`);
     parts.push(node.content.trim());
     for (const call of node.toolCalls ?? []) parts.push(callAsMarkdown(call));
   }
@@ -91,7 +91,8 @@ function callOf(call) {
 
 function filesOf({ files }) {
   if (!Array.isArray(files) || !files.length) return {};
-  return { files: files.map((file) => ({ name: String(file?.name), text: String(file?.text) })) };
+  const checked = (file) => ({ name: String(file?.name), text: String(file?.text), ...(file?.pasted ? { pasted: true } : {}) });
+  return { files: files.map(checked) };
 }
 
 const time = (value) => (Number.isFinite(value) ? value : Date.now());
