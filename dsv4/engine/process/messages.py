@@ -229,4 +229,10 @@ def unpack(packed: PackedEvent) -> TokenEvent | ProgressEvent:
     if not isinstance(packed[0], list):
         return ProgressEvent(*packed)
     timings = packed[6]
-    return TokenEvent(*packed[:6], timings and Timings(*timings), *packed[7:])
+    return TokenEvent(
+        *packed[:6],
+        timings=timings and Timings(*timings),
+        prompt_logprobs=packed[7],
+        prompt_top_logprobs=packed[8],
+        num_accepted_tokens=packed[9],
+    )

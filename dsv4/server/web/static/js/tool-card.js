@@ -22,6 +22,7 @@ export class ToolCard {
     this.input = codeBlock("", "json");
     this.field = h("textarea", { rows: "3", "aria-label": "Result", spellcheck: "false" });
     this.output = h("div", {});
+    this.label = h("p", { class: "tool-label" }, "Result");
     const summary = h("summary", {}, icon("tool"), this.name, this.state, icon("right"));
     this.element = h(
       "details",
@@ -29,7 +30,7 @@ export class ToolCard {
       summary,
       h("p", { class: "tool-label" }, "Arguments"),
       this.input,
-      h("p", { class: "tool-label" }, "Result"),
+      this.label,
       this.output,
       this.field,
     );
@@ -41,6 +42,7 @@ export class ToolCard {
     this.state.textContent = { writing: "being written", awaited: "waits for its result", dropped: "incomplete" }[state] ?? "";
     this.input.setText(state === "writing" ? call.arguments : pretty(call.arguments));
     this.field.hidden = state !== "awaited";
+    this.label.hidden = state !== "awaited" && state !== "done";
     this.field.setAttribute("aria-label", `Result of ${call.name}`);
     if (state === "done" && this.shown !== call.result) {
       this.shown = call.result;
