@@ -19,7 +19,7 @@ from dsv4.server.key_limits import KeyLimiter
 from dsv4.server.merging import merged
 from dsv4.server.metering import Client, Meter
 from dsv4.server.model_names import check_name, conversion_options, without_context_suffix
-from dsv4.server.progress import progress_chunk, timings_chunk, with_timings
+from dsv4.server.progress import final_chunk, progress_chunk, with_final_report, with_timings
 from dsv4.server.recent_answers import RecentAnswer, RecentAnswers
 from dsv4.server.request_log import log_prompt
 from dsv4.server.served_models import ServedModel, ServedModels
@@ -174,7 +174,7 @@ class ChatService:
                     event = Event(with_timings(event.data, job.timings), event.name)
                 yield event
         if reports.any and job.timings is not None:
-            yield Event(timings_chunk(job.id, model, job.timings))
+            yield Event(final_chunk(job.id, model, job.timings, job.meter.official_cost))
 
     async def whole(self, job: Job) -> str:
         """Runs a job to its end; returns the format's response object as JSON."""
@@ -184,7 +184,7 @@ class ChatService:
                 if not isinstance(item, ProgressEvent):
                     answer.accumulate(item)
         text = answer.to_json()
-        return with_timings(text, job.timings) if job.request.reports.any else text
+        return with_final_report(text, job.timings, job.meter.official_cost) if job.request.reports.any else text
 
     async def _run(self, job: Job) -> AsyncGenerator[Chunk | ProgressEvent, None]:
         """Runs a job; yields the chunks of its answers as they come, after progress events if requested."""
@@ -204,7 +204,7 @@ class ChatService:
                 if event.finish_reason == "abort":  # an answer that is not what was asked for must not look like it
                     raise RequestError(500, "the requested form of the answer is too complex to be followed further")
                 if part.recent is not None:
-                    part.recent.extend(event.token_ids, event.cached_tokens)
+                    part.recent.extend(event)
                 for chunk in part.reader.push(event):
                     yield chunk
                 if part.reader.finished:

@@ -26,7 +26,9 @@ from dsv4.engine.capacity import CapacityError
 from dsv4.engine.config import EngineConfig
 from dsv4.engine.errors import QueueTimeoutError
 from dsv4.engine.grammar import GrammarError
+from dsv4.engine.outputs import ProgressEvent, Timings, TokenEvent
 from dsv4.engine.process.client import EngineCrashedError, EngineProcess
+from dsv4.engine.process.messages import pack, unpack
 from dsv4.engine.process.portable_errors import PortableError
 from dsv4.engine.process.restarts import RestartPolicy
 from dsv4.server.loading import load_llm
@@ -210,6 +212,15 @@ def test_answers_are_those_of_an_engine_in_the_same_process(folder: Path) -> Non
             assert tokens[-1].timings.num_output_tokens == len(output.token_ids)
             assert events[0].num_prompt_tokens == 2, "progress comes first"
         until(lambda: engine.num_running == engine.num_waiting == 0)
+
+
+def test_events_are_whole_after_packing() -> None:
+    timings = Timings(1.0, 2.0, 3.0, 4, 5, 6, 7, 8)
+    event = TokenEvent([1, 2], "ab", [-0.5], [((1, -0.5),)], "stop", 3, timings, [None], [()], 1)
+    assert unpack(pack(event)) == event
+    assert unpack(pack(TokenEvent([1], "", [], []))) == TokenEvent([1], "", [], [])
+    progress = ProgressEvent(4, 3, 2, None, 1.0, 0.5)
+    assert unpack(pack(progress)) == progress
 
 
 def test_refusals_have_the_types_and_texts_of_the_engine(folder: Path) -> None:
