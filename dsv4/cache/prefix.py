@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from dsv4.cache.cache import Cache
-from dsv4.cache.digests import next_digest, root_digest
 from dsv4.cache.state import Snapshot
 from dsv4.config import PAGE_TOKENS
+from dsv4.prefix_digests import next_digest, root_digest
 
 logger = logging.getLogger("dsv4.cache")
 
@@ -106,7 +106,7 @@ class PrefixCache:
         return [block.page for block in self._walk(tokens, count, salt)[1:]]
 
     def digests(self, limit: int) -> list[bytes]:
-        """Digests (`digests.py`) of stored blocks, at most `limit`; those of the prefixes used last come first."""
+        """Digests (`prefix_digests.py`) of stored blocks, at most `limit`, those of the prefixes used last first."""
         found: dict[bytes, None] = {}
         seen: set[_Block] = set()
         for entry in reversed(self._entries):
@@ -232,7 +232,7 @@ class PrefixCache:
 
 
 def _digest(block: _Block) -> bytes:
-    """Of a block and all above it (`digests.py`)."""
+    """Of a block and all above it (`prefix_digests.py`)."""
     path = [block]
     while path[-1].known_digest is None and path[-1].parent is not None:
         path.append(path[-1].parent)

@@ -21,21 +21,21 @@ CHAT = "/v1/chat/completions"
 
 
 def body(text: str, **fields: Any) -> dict[str, Any]:
-    return {
-        "model": "dsv4-nano",
-        "messages": [{"role": "user", "content": text}],
-        "max_tokens": 24,
-        "seed": 1,
-        **fields,
-    }
+    """A chat; its seed makes it the same again, as thinking ignores the temperature."""
+    messages = [{"role": "user", "content": text}]
+    return {"model": "dsv4-nano", "messages": messages, "max_tokens": 24, "seed": 1, **fields}
+
+
+def endless(prompt: str, max_tokens: int) -> dict[str, Any]:
+    """A completion that ends after `max_tokens` tokens and no sooner."""
+    return {"model": "dsv4-nano", "prompt": prompt, "max_tokens": max_tokens, "ignore_eos": True, "stream": True}
 
 
 REQUESTS: dict[str, dict[str, Any]] = {
     "greedy": body("hello", temperature=0, thinking={"type": "disabled"}),
     "thinking": body("hello"),
     "sampled": body(text_of(0), seed=7, temperature=1.2, top_p=0.9, logprobs=True, top_logprobs=3),
-    "two": body("hello", n=2, seed=3),
-    "json": body("count", response_format={"type": "json_object"}, temperature=0),
+    "json": body("count in json", response_format={"type": "json_object"}, temperature=0),
     "tools": body(
         "weather?",
         seed=5,
@@ -71,6 +71,21 @@ def test_answers_are_those_of_one_local_engine(replicas: Replicas, local: Served
         assert comparable(found.json()) == comparable(wanted.json())
     streamed = [comparable(chunk) for chunk in chunks(replicas.url, REQUESTS[name])]
     assert _texts(streamed) == _texts([comparable(chunk) for chunk in chunks(local.url, REQUESTS[name])])
+
+
+def test_several_completions_of_a_prompt_are_those_of_one_local_engine(replicas: Replicas, local: Served) -> None:
+    request = {
+        "model": "dsv4-nano",
+        "prompt": [text_of(1), "hello"],
+        "n": 2,
+        "seed": 3,
+        "max_tokens": 24,
+        "logprobs": 2,
+    }
+    found, wanted = (
+        httpx.post(f"{url}/v1/completions", json=request, timeout=HANG).json() for url in (replicas.url, local.url)
+    )
+    assert len(found["choices"]) == 4 and comparable(found) == comparable(wanted)
 
 
 def _texts(parts: list[str]) -> dict[str, str]:
@@ -139,27 +154,27 @@ def test_a_busy_replica_gives_requests_of_its_prefix_to_the_other(replicas: Repl
 
 
 def test_a_client_that_leaves_frees_its_request(replicas: Replicas) -> None:
-    endless = body("hello", max_tokens=7000, stream=True, temperature=2.0, logit_bias={"1": -100})
     until(lambda: replicas.engine.num_running == 0)
-    with httpx.stream("POST", replicas.url + CHAT, json=endless, timeout=HANG) as answer:
+    request = endless("hello", 8000)
+    with httpx.stream("POST", f"{replicas.url}/v1/completions", json=request, timeout=HANG) as answer:
         next(answer.iter_lines())
         until(lambda: sum(replicas.metric("vllm:num_requests_running")) == 1)
-    until(lambda: sum(replicas.metric("vllm:num_requests_running")) == 0, 30)
+        made = sum(replicas.metric("vllm:generation_tokens_total"))
+    until(lambda: sum(replicas.metric("vllm:num_requests_running")) == 0)
+    assert sum(replicas.metric("vllm:generation_tokens_total")) - made < 6000  # stopped, not finished
     until(lambda: replicas.engine.num_running == 0)
-    ended = httpx.get(f"{replicas.url}/metrics").text
-    assert 'finished_reason="abort"' in ended
 
 
 def test_a_replica_that_is_killed_ends_its_requests_alone_and_comes_back(replicas: Replicas) -> None:
     replicas.until_all_up()
     restarts = replicas.engine.num_restarts
-    endless = {"max_tokens": 600, "logit_bias": {"1": -100}, "extra_body": {"thinking": {"type": "disabled"}}}
     ends: dict[int, Any] = {}
 
     def stream(place: int) -> None:
+        request = endless(text_of(300 + place), 1000)
         with replicas.openai() as client:
             try:
-                *_, last = client.chat.completions.create(**body(text_of(300 + place), **endless), stream=True)
+                *_, last = client.completions.create(extra_body={"ignore_eos": request.pop("ignore_eos")}, **request)
                 ends[place] = last.choices[0].finish_reason
             except openai.APIError as error:
                 ends[place] = error

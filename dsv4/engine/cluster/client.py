@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Coroutine, Iterator
+from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar, cast
 
-from dsv4.cache.digests import block_digests
+from dsv4.engine.cluster.calls import Call, crash
 from dsv4.engine.cluster.connection import Cluster, ReplicaPlan
-from dsv4.engine.cluster.library import ray_module
-from dsv4.engine.cluster.replica import RETRY_SECONDS, Events, ReplicaState
+from dsv4.engine.cluster.messages import RETRY_SECONDS, Events, ReplicaState
+from dsv4.engine.cluster.metrics import merged_metrics
 from dsv4.engine.errors import EngineError, QueueFullError
 from dsv4.engine.fairness import User
 from dsv4.engine.listeners import Item, QueueListener
 from dsv4.engine.metrics import Metric, MetricRegistry, counter, gauge
 from dsv4.engine.outputs import ProgressEvent, TokenEvent
 from dsv4.engine.process.client import METRICS_SECONDS, EngineCrashedError
-from dsv4.engine.process.messages import EngineState, pack_tokens, unpack
+from dsv4.engine.process.messages import EngineState, pack_tokens
 from dsv4.engine.process.portable_errors import PortableError
 from dsv4.engine.process.served_model import ModelFacts, ServedModel
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.model.token_trace import TokenTrace
+from dsv4.prefix_digests import block_digests
 
 WATCH_SECONDS = 1.0  # between two looks at the replicas
 STATE_SECONDS = 10.0  # that a look waits for one
@@ -48,14 +49,14 @@ class ClusterEngine:
         self.num_restarts = 0
         self._plan = plan
         self._cluster = cluster.hold()
-        self._exceptions = ray_module("ray.exceptions")
         self._states: dict[str, EngineState] = {}  # of the replicas that answered last
         self._closed = False
-        self._calls: weakref.WeakSet[_Call] = weakref.WeakSet()
+        self._calls: weakref.WeakSet[Call] = weakref.WeakSet()
+        self._beginning: set[Future[Call]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="dsv4-cluster", daemon=True)
         self._thread.start()
-        self._watching: Any = None
+        self._watching: Future[None] | None = None
         try:
             self._handle = cluster.deploy(plan)
             self._streams = self._handle.options(stream=True)
@@ -118,12 +119,12 @@ class ClusterEngine:
         self.check()
 
         async def ask() -> TokenTrace | PortableError:
-            return await self._handle.trace.remote(pack_tokens(token_ids))
+            try:
+                return await self._handle.trace.remote(pack_tokens(token_ids))
+            except Exception as error:
+                raise crash(error) from error
 
-        try:
-            trace = await asyncio.wrap_future(self._submit(ask()))
-        except self._exceptions.RayError as error:
-            raise _crash(error) from error
+        trace = await asyncio.wrap_future(self._submit(ask()))
         if isinstance(trace, PortableError):
             raise trace.error()
         return trace
@@ -146,6 +147,8 @@ class ClusterEngine:
         if self._closed:
             return
         self._closed = True
+        for beginning in list(self._beginning):
+            beginning.cancel()
         for call in list(self._calls):
             call.fail(EngineError("the engine is closed"))
         if self._watching is not None:
@@ -157,30 +160,43 @@ class ClusterEngine:
 
     def collect_metrics(self) -> list[ReplicaState]:
         """Counts and metrics of the replicas that answer in time."""
-        try:
-            states = self._handle.broadcast("state", True).results(timeout_s=METRICS_SECONDS, return_exceptions=True)
+
+        async def ask() -> list[Any]:
+            answers = self._handle.broadcast("state", True)
+            return await answers.results_async(timeout_s=METRICS_SECONDS, return_exceptions=True)
+
+        try:  # in the engine's loop: Ray refuses to wait in a thread that has another
+            states = self._submit(ask()).result()
         except Exception:  # Ray's, of many kinds: there is no replica
             return []
         return [state for state in states if isinstance(state, ReplicaState)]
 
-    def _submit(self, work: Coroutine[Any, Any, T]) -> Any:
+    def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    def _reserve(self, prompt_token_ids: list[int], params: SamplingParams, user: User, watched: bool) -> _Call:
+    def _reserve(self, prompt_token_ids: list[int], params: SamplingParams, user: User, watched: bool) -> Call:
         self.check()
         digests = block_digests(prompt_token_ids, params.cache_salt)
 
-        async def begin() -> _Call:
+        async def begin() -> Call:
             tokens = pack_tokens(prompt_token_ids)
-            call = _Call(self, self._streams.generate.remote(tokens, params, user, watched, digests=digests))
+            response = self._streams.generate.remote(tokens, params, user, watched, digests=digests)
+            call = Call(self._loop, response, self._note)
             await call.begin()
             return call
 
-        call: _Call = self._submit(begin()).result()
+        beginning = self._submit(begin())
+        self._beginning.add(beginning)
+        try:
+            call = beginning.result()
+        except CancelledError as error:
+            raise EngineError("the engine is closed") from error
+        finally:
+            self._beginning.discard(beginning)
         self._calls.add(call)
         return call
 
-    async def _events(self, call: _Call) -> AsyncGenerator[TokenEvent | ProgressEvent, None]:
+    async def _events(self, call: Call) -> AsyncGenerator[TokenEvent | ProgressEvent, None]:
         queue: asyncio.Queue[Item] = asyncio.Queue()
         call.read(QueueListener(queue, asyncio.get_running_loop()))
         finished = False
@@ -195,16 +211,12 @@ class ClusterEngine:
         finally:
             call.release(finished)
 
-    def note(self, events: Events) -> None:
+    # The methods below run in the loop of this engine.
+
+    def _note(self, events: Events) -> None:
         """Takes the counts that a replica has sent with events."""
         if events.replica in self._states:
             self._states[events.replica] = events.state
-
-    def translate(self, error: BaseException) -> EngineError:
-        """The error that a request gets for one of Ray's."""
-        return EngineError("the engine is closed") if self._closed else _crash(error)
-
-    # The methods below run in the loop of this engine.
 
     async def _watch(self) -> None:
         """Looks at the replicas until the engine is closed."""
@@ -231,95 +243,6 @@ class ClusterEngine:
         self._states = self._states | found if slow else found
 
 
-class _Call:
-    """One request at a replica. It is stopped when it is dropped.
-
-    `begin` and what it starts run in the engine's loop; all else is safe from any thread.
-    """
-
-    def __init__(self, engine: ClusterEngine, response: Any) -> None:
-        self._engine = engine
-        self._response = response
-        self._listener: QueueListener | None = None
-        self._stop = weakref.finalize(self, _cancel, engine._loop, response)  # pyright: ignore[reportPrivateUsage]
-        self._stop.atexit = False
-
-    async def begin(self) -> None:
-        """Waits until a replica has taken the request; raises its errors."""
-        first = await _next(self._response, self._engine)
-        if isinstance(first, PortableError):
-            self._stop.detach()
-            raise first.error()
-        self._engine.note(first)
-
-    def read(self, listener: QueueListener) -> None:
-        """Sends the request's events to a listener from now on."""
-        self._listener = listener
-        work = _pump(self._response, listener, self._engine)
-        asyncio.run_coroutine_threadsafe(work, self._engine._loop)  # pyright: ignore[reportPrivateUsage]
-
-    def fail(self, error: EngineError) -> None:
-        """Ends the request with an error."""
-        listener = self._listener
-        if listener is not None:
-            with contextlib.suppress(RuntimeError):  # nobody reads it
-                listener.send(error)
-        self._stop()
-
-    def release(self, finished: bool) -> None:
-        """Stops the request unless it has finished."""
-        if finished:
-            self._stop.detach()
-        else:
-            self._stop()
-
-
-async def _pump(response: Any, listener: QueueListener, engine: ClusterEngine) -> None:
-    """Sends events of a response to a listener until one ends the request."""
-    while True:
-        try:
-            answer = await _next(response, engine)
-        except EngineError as error:
-            with contextlib.suppress(RuntimeError):  # nobody reads it
-                listener.send(error)
-            return
-        try:
-            if isinstance(answer, PortableError):
-                listener.send(cast(EngineError, answer.error()))
-                return
-            engine.note(answer)
-            for packed in answer.events:
-                event = unpack(packed)
-                listener.send(event)
-                if isinstance(event, TokenEvent) and event.finish_reason is not None:
-                    return
-        except RuntimeError:  # the client's event loop is closed: nobody reads the request
-            response.cancel()
-            return
-
-
-async def _next(response: Any, engine: ClusterEngine) -> Events | PortableError:
-    """The next answer of a response. EngineError for its end, and for Ray's errors."""
-    try:
-        return await anext(response)
-    except asyncio.CancelledError:
-        raise
-    except Exception as error:
-        raise engine.translate(error) from error
-
-
-def _crash(error: BaseException) -> EngineCrashedError:
-    """The error of a request whose replica has died: Ray's own text is long, and goes to the log."""
-    logger.warning("a request has lost its replica: %s: %s", type(error).__name__, error)
-    return EngineCrashedError("the engine process of a replica has ended; it is started again", RETRY_SECONDS)
-
-
-def _cancel(loop: asyncio.AbstractEventLoop, response: Any) -> None:
-    """Stops a request at its replica. Takes no lock: finalizers call it anywhere."""
-    with contextlib.suppress(RuntimeError):  # the engine is closed
-        loop.call_soon_threadsafe(response.cancel)
-
-
 class _ClusterMetrics:
     """Metrics of the replicas, each with the label of its replica, and of the cluster."""
 
@@ -335,10 +258,4 @@ class _ClusterMetrics:
         yield gauge("dsv4:replicas", "Replicas that are wanted.", engine.num_replicas)
         states = [] if not engine.healthy else engine.collect_metrics()
         yield gauge("dsv4:replicas_up", "Replicas that answer.", len(states))
-        found: dict[str, Metric] = {}
-        for state in states:
-            for metric in state.metrics:
-                samples = [((("replica", state.replica), *labels), value) for labels, value in metric.samples]
-                before = found[metric.name].samples if metric.name in found else []
-                found[metric.name] = Metric(metric.name, metric.kind, metric.help, [*before, *samples])
-        yield from found.values()
+        yield from merged_metrics(states)

@@ -10,16 +10,18 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dsv4
 from dsv4.engine.cluster.library import ClusterError, ray_module
 from dsv4.engine.config import EngineConfig
-from dsv4.engine.llm import LLM
+
+if TYPE_CHECKING:
+    from dsv4.engine.llm import LLM
 
 LOCAL = "local"
 OBJECT_STORE_BYTES = 100 << 20  # events are small, and go without it
@@ -185,7 +187,7 @@ def _check_answers(address: str) -> None:
 
 
 @contextlib.contextmanager
-def _kept_handler(number: signal.Signals) -> Iterator[None]:
+def _kept_handler(number: signal.Signals) -> Generator[None]:
     """Puts back the handler of a signal at the end: Ray's prints a stack. Python does so in its main thread only."""
     library = ctypes.CDLL(None)
     kept = ctypes.create_string_buffer(_SIGACTION_BYTES)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from dsv4.cache.digests import DIGEST_BYTES
+from dsv4.prefix_digests import DIGEST_BYTES
 
 KEPT_REQUESTS = 4096  # of a replica, that have ended since its latest reports
 # A report may have been made while a request was ending; the next one was made after it.

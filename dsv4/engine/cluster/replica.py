@@ -1,4 +1,4 @@
-"""EngineReplica: an engine in a process of Ray's, as Ray Serve calls it; and what it sends."""
+"""EngineReplica: an engine in a process of Ray's, as Ray Serve calls it."""
 
 from __future__ import annotations
 
@@ -9,49 +9,31 @@ import threading
 from array import array
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dsv4.cache.digests import DIGEST_BYTES
-from dsv4.engine.async_engine import AsyncEngine
 from dsv4.engine.cluster.library import ray_module
+from dsv4.engine.cluster.messages import RETRY_SECONDS, Events, ReplicaState
 from dsv4.engine.errors import EngineError, GrammarError, QueueFullError
 from dsv4.engine.fairness import User
 from dsv4.engine.listeners import Item, QueueListener
-from dsv4.engine.llm import LLM
-from dsv4.engine.metrics import Metric
 from dsv4.engine.process.client import EngineCrashedError
-from dsv4.engine.process.messages import EngineState, PackedEvent, pack
+from dsv4.engine.process.messages import EngineState, pack
 from dsv4.engine.process.portable_errors import PortableError
 from dsv4.engine.process.served_model import ModelFacts
-from dsv4.engine.request import Request
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.model.token_trace import TokenTrace
+from dsv4.prefix_digests import DIGEST_BYTES
+
+if TYPE_CHECKING:
+    from dsv4.engine.async_engine import AsyncEngine
+    from dsv4.engine.llm import LLM
+    from dsv4.engine.request import Request
 
 REPORTED_BLOCKS = 4096  # a megabyte of text or two, of the prefixes used last; 32 KB of digests
-RETRY_SECONDS = 1.0  # after the end of a replica: others are there
 _COMPILING_THREADS = 2  # constraints compiled at a time
 _GOODBYE_SECONDS = 0.5  # for requests that are told of the engine's failure
 
 logger = logging.getLogger("dsv4.engine")
-
-
-@dataclass(frozen=True)
-class Events:
-    """Events of one request, none in the first answer: the request is valid and has its place in the queue."""
-
-    replica: str
-    events: Sequence[PackedEvent]
-    state: EngineState
-
-
-@dataclass(frozen=True)
-class ReplicaState:
-    """Counts of a replica's engine, and its metrics where they were asked for."""
-
-    replica: str
-    state: EngineState
-    metrics: Sequence[Metric] = ()
 
 
 class EngineReplica:
@@ -60,6 +42,8 @@ class EngineReplica:
 
     def __init__(self, make: Callable[[], LLM], compile_seconds: float) -> None:
         """`make`: returns the LLM. `compile_seconds`: for the constraint of a request; GrammarError after that."""
+        from dsv4.engine.async_engine import AsyncEngine  # torch: the server's process has this module too
+
         self._replica: str = ray_module("ray.serve").get_replica_context().replica_id.unique_id
         self._compile_seconds = compile_seconds
         self._compiling = ThreadPoolExecutor(_COMPILING_THREADS, "dsv4-compile")
