@@ -157,7 +157,8 @@ def test_a_client_that_leaves_frees_its_request(replicas: Replicas) -> None:
     until(lambda: replicas.engine.num_running == 0)
     request = endless("hello", 8000)
     with httpx.stream("POST", f"{replicas.url}/v1/completions", json=request, timeout=HANG) as answer:
-        next(answer.iter_lines())
+        lines = answer.iter_lines()  # kept: the connection is closed with it
+        next(lines)
         until(lambda: sum(replicas.metric("vllm:num_requests_running")) == 1)
         made = sum(replicas.metric("vllm:generation_tokens_total"))
     until(lambda: sum(replicas.metric("vllm:num_requests_running")) == 0)
