@@ -25,7 +25,7 @@ from dsv4.server.loading import load_llm
 from ..server.conftest import Served, serving
 
 pytestmark = pytest.mark.cluster
-HANG = 40.0  # seconds after which something has gone wrong on the slowest machine
+HANG = 120.0  # seconds after which something has gone wrong on the slowest machine
 CONFIG = EngineConfig(max_num_seqs=4, max_model_len=8192)
 WORDS = ("the", "cat", "dog", "house", "tree", "red", "blue", "runs", "sees", "takes", "small", "old", "under", "with")
 
@@ -83,11 +83,13 @@ def chunks(url: str, body: dict[str, object]) -> list[dict[str, object]]:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
-    connection = Cluster("local", num_cpus=4)
-    connection.hold()
-    yield connection
-    connection.let_go()
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))  # for Ray's token
+        connection = Cluster("local", num_cpus=4)
+        connection.hold()
+        yield connection
+        connection.let_go()
 
 
 @pytest.fixture(scope="session")

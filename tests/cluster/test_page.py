@@ -31,21 +31,31 @@ from .conftest import CONFIG, HANG, until
 
 pytestmark = pytest.mark.cluster
 PAGE = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text(encoding="utf-8")
-LOCAL, HEAD, WORKER, JOINED = [
-    line for _, text in blocks(PAGE) for line in text.splitlines() if line.startswith(("dsv4 serve", "ray start"))
-]
+LOCAL, TOKEN, MODE, HEAD, WORKER, JOINED = [line for _, text in blocks(PAGE) for line in text.splitlines()]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home folder for Ray's token."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def program(command: str, *more: str) -> list[str]:
+    """Arguments of a process for a command of the page."""
+    name, *arguments = shlex.split(command)
+    start = [sys.executable, "-m", "dsv4"] if name == "dsv4" else [str(Path(sys.executable).with_name(name))]
+    return [*start, *arguments, *more]
 
 
 @contextlib.contextmanager
 def running(command: str, ready: str, *more: str) -> Iterator[str]:
     """Runs a command of the page in the background; yields its output until `ready` matches. It ends with SIGTERM."""
-    program, *arguments = shlex.split(command)
-    start = [sys.executable, "-m", "dsv4"] if program == "dsv4" else [str(Path(sys.executable).with_name(program))]
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
-        [*start, *arguments, *more], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        program(command, *more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     ) as process:
-        output, seen = [], threading.Event()
+        output: list[str] = []
+        seen, ended = threading.Event(), threading.Event()
 
         def read() -> None:
             assert process.stdout is not None
@@ -53,22 +63,29 @@ def running(command: str, ready: str, *more: str) -> Iterator[str]:
                 output.append(line)
                 if re.search(ready, line):
                     seen.set()
+            ended.set()
             seen.set()
 
         reader = threading.Thread(target=read, daemon=True)
         reader.start()
         try:
-            assert seen.wait(2 * HANG) and process.poll() is None, "".join(output)
+            assert seen.wait(2 * HANG) and not ended.is_set(), "".join(output)
             yield "".join(output)
             below = psutil.Process(process.pid).children(recursive=True)
             process.send_signal(signal.SIGTERM)
             process.wait(HANG)
-            if program == "dsv4":
+            if command.startswith("dsv4"):
                 assert process.returncode == 0, "".join(output)
                 assert "SIGTERM received" not in "".join(output)
-            until(lambda: not [child for child in below if child.is_running() and child.status() != "zombie"])
+            until(lambda: not any(map(runs, below)))
         finally:
             process.kill()
+
+
+def runs(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def free_port() -> str:
@@ -79,7 +96,7 @@ def free_port() -> str:
 def answers(output: str) -> None:
     """A server whose start has been printed answers, with two engines."""
     found = re.search(r"OpenAI base URL: (http://\S+)/v1", output)
-    assert found
+    assert found, output
     with openai.OpenAI(base_url=f"{found[1]}/v1", api_key="unused", timeout=HANG, max_retries=0) as client:
         answer = client.chat.completions.create(model="dsv4-nano", messages=[{"role": "user", "content": "hello"}])
         assert answer.choices[0].message.content
@@ -91,7 +108,12 @@ def test_the_command_for_one_machine() -> None:
         answers(output)
 
 
-def test_the_commands_for_several_machines() -> None:
+def test_the_commands_for_several_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both of Ray's commands on this machine, which is then two of the cluster's."""
+    assert subprocess.run(program(TOKEN), capture_output=True, timeout=HANG, check=True).returncode == 0
+    assert (tmp_path / ".ray" / "auth_token").is_file()
+    name, _, value = MODE.removeprefix("export ").partition("=")
+    monkeypatch.setenv(name, value)
     port = free_port()
     head, worker, joined = (
         command.replace("127.0.0.1:6379", f"127.0.0.1:{port}").replace("--port 6379", f"--port {port}")
@@ -112,14 +134,6 @@ def test_a_wrong_address_is_an_error_at_once() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)
     assert done.returncode == 2
     assert f"dsv4 serve: error: no Ray cluster answers at {wrong}: " in done.stderr and "Traceback" not in done.stderr
-
-
-def test_something_else_at_the_address_is_an_error() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-        command = [sys.executable, "-m", "dsv4", "serve", "--port", "0", "--cluster", address]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=2 * HANG, check=False)
-    assert done.returncode != 0 and "is ready" not in done.stdout
 
 
 def test_errors_of_loading_are_those_of_a_local_engine(cluster: Cluster, tmp_path: Path) -> None:
