@@ -105,6 +105,11 @@ class AsyncEngine:
                 pass
         return trace
 
+    async def stored_digests(self, limit: int) -> list[bytes]:
+        """Digests of stored blocks (`PrefixCache.digests`), looked up between two steps. EngineError if it stops."""
+        prefixes = self._core.scheduler.cache_manager.prefixes
+        return [] if prefixes is None else await self._between_steps(lambda: prefixes.digests(limit))
+
     def check_room(self) -> None:
         """Raises QueueFullError if a request of any length would: callable before the prompt is encoded."""
         self._room.check()

@@ -22,7 +22,7 @@ from dsv4.engine.process.restarts import RestartPolicy
 from dsv4.engine.process.served_model import ServedModel
 from dsv4.engine.process.suspects import Suspects, prompt_hash
 from dsv4.engine.process.watchdog import StuckWatch
-from dsv4.engine.sampling_params import CONSTRAINTS, SamplingParams
+from dsv4.engine.sampling_params import SamplingParams
 from dsv4.model.token_trace import TokenTrace
 
 METRICS_SECONDS = 5.0  # that a look at the metrics waits for the process
@@ -176,7 +176,7 @@ class EngineProcess:
             reply.result(self._compile_seconds if params.is_constrained else None)
         except TimeoutError as error:
             child.drop(number)  # its answer, if it comes, is dropped too
-            raise GrammarError(_constraint_of(params), f"it takes longer than {self._compile_seconds:g} s") from error
+            raise GrammarError(params.constraint_field, f"it takes longer than {self._compile_seconds:g} s") from error
         return child, number, key
 
     async def _events(
@@ -320,8 +320,3 @@ class _ProcessMetrics:
         except (EngineError, TimeoutError):
             return
         yield from metrics
-
-
-def _constraint_of(params: SamplingParams) -> str:
-    """Field of a constraint, for its error."""
-    return "tools" if params.tools is not None else next(name for name in CONSTRAINTS if getattr(params, name))
