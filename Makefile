@@ -1,6 +1,7 @@
 # make serve   start the server on the embedded nano model and print the chat page's address
 # make chat    talk to it in the terminal
 # make test    run the tests            make check   lint, format and types
+# make test-clients   install SDKs and coding agents into build/clients and run them against the server
 # make bench   compare with transformers  make setup   only install
 # make sanitize      the native kernels' tests under address and undefined-behaviour sanitizers
 # make llama-bench   build llama.cpp's benchmark, and the tool that tests compare GGUF files with, into LLAMA
@@ -22,7 +23,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
 extra = $(BIN)/python scripts/extra.py $(1) | $(PIP) --requirement /dev/stdin
 
-.PHONY: help setup serve chat test check bench sanitize llama-bench llama-server
+.PHONY: help setup serve chat test check test-clients bench sanitize llama-bench llama-server
 .DEFAULT_GOAL := help
 
 help:
@@ -41,6 +42,27 @@ test: $(VENV)/.test
 	@$(BIN)/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("reasoning_gym") is None)' \
 		|| echo "make: no C compiler, which reasoning-gym needs, so tests of tasks, evaluations and recipes are skipped (Debian: apt-get install gcc)"
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+test-clients: $(VENV)/.test build/clients/.node build/clients/.python build/clients/.frameworks build/clients/.aider
+	$(BIN)/python -m pytest -m clients tests/clients $(ARGS)
+
+build/clients/.node: tests/clients/node/package.json
+	@command -v npm >/dev/null || { echo "make: npm is missing; JavaScript clients need Node.js 20 or newer (Debian: apt-get install npm)"; exit 1; }
+	@echo "make: installing JavaScript clients into build/clients/node"
+	@mkdir -p build/clients/node && cp $< build/clients/node/
+	@npm install --prefix build/clients/node --no-audit --no-fund --loglevel=error
+	@touch $@
+
+build/clients/.python: tests/clients/harness.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target build/clients/python --requirement $<
+	@touch $@
+
+# Environments of their own: what these pin differs from what the server's tests do.
+build/clients/.frameworks build/clients/.aider: build/clients/.%: tests/clients/python/%.txt
+	@echo "make: installing $* into build/clients/$*"
+	@$(PYTHON) -m venv build/clients/$*
+	@build/clients/$*/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .
