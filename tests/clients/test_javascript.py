@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from tests.server.conftest import Served
-from tests.server.responses_api import CALL
+from tests.server.responses_api import CALL, markup
 
 from .javascript import need, run_module
 from .pages import section_blocks
@@ -16,45 +17,59 @@ from .scripted import Script
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(400)]
 
-# Heading of docs/clients.md and program -> package.
-CLIENTS = {
-    ("openai-node", "openai_chat.mjs"): "openai",
-    ("openai-node", "openai_responses.mjs"): "openai",
-    ("@anthropic-ai/sdk", "anthropic_sdk.mjs"): "@anthropic-ai/sdk",
-    ("Vercel AI SDK: deepseek", "ai_sdk.mjs"): "@ai-sdk/deepseek",
-    ("Vercel AI SDK: openai-compatible", "ai_sdk.mjs"): "@ai-sdk/openai-compatible",
-    ("Vercel AI SDK: openai.chat", "ai_sdk.mjs"): "@ai-sdk/openai",
-    ("Vercel AI SDK: openai (Responses)", "ai_sdk.mjs"): "@ai-sdk/openai",
-    ("Vercel AI SDK: anthropic", "ai_sdk.mjs"): "@ai-sdk/anthropic",
-}
-# A client that knows only OpenAI's own fields of a chat.
-HIDES_REASONING = "Vercel AI SDK: openai.chat"
+
+@dataclass(frozen=True)
+class JavaScriptClient:
+    """`heading`: of its configuration; `program`: in tests/clients/node; `package`: that it needs.
+
+    `reasoning`: True if it shows the model's thinking. `schema`: True if it sends the schema of structured output in a
+    field; otherwise it asks for any JSON, and describes the schema in the prompt.
+    """
+
+    heading: str
+    program: str
+    package: str
+    reasoning: bool = True
+    schema: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.heading}-{self.program.removesuffix('.mjs')}"
+
+
+CLIENTS = [
+    JavaScriptClient("openai-node", "openai_chat.mjs", "openai"),
+    JavaScriptClient("openai-node", "openai_responses.mjs", "openai"),
+    JavaScriptClient("@anthropic-ai/sdk", "anthropic_sdk.mjs", "@anthropic-ai/sdk"),
+    JavaScriptClient("Vercel AI SDK: deepseek", "ai_sdk.mjs", "@ai-sdk/deepseek", schema=False),
+    JavaScriptClient("Vercel AI SDK: openai-compatible", "ai_sdk.mjs", "@ai-sdk/openai-compatible"),
+    JavaScriptClient("Vercel AI SDK: openai.chat", "ai_sdk.mjs", "@ai-sdk/openai", reasoning=False),
+    JavaScriptClient("Vercel AI SDK: openai (Responses)", "ai_sdk.mjs", "@ai-sdk/openai", reasoning=False),
+    JavaScriptClient("Vercel AI SDK: anthropic", "ai_sdk.mjs", "@ai-sdk/anthropic"),
+]
 GREETING = "I think.</think>Hello there."
 
 Run = Callable[[str], Any]
 
 
-@pytest.fixture(params=CLIENTS, ids=lambda client: f"{client[0]}-{client[1].removesuffix('.mjs')}")
-def client(request: pytest.FixtureRequest) -> tuple[str, str]:
-    need(CLIENTS[request.param])
+@pytest.fixture(params=CLIENTS, ids=str)
+def client(request: pytest.FixtureRequest) -> JavaScriptClient:
+    need(request.param.package)
     return request.param
 
 
 @pytest.fixture
-def run(client: tuple[str, str], server: Served) -> Run:
+def run(client: JavaScriptClient, server: Served) -> Run:
     """run(scenario) -> what the client's program gave."""
-    heading, program = client
-    (block,) = section_blocks(heading, server.url)
-    return lambda scenario: run_module(block.text, program, scenario)
+    (block,) = section_blocks(client.heading, server.url)
+    return lambda scenario: run_module(block.text, client.program, scenario)
 
 
 @pytest.mark.parametrize("scenario", ["chat", "stream"])
-def test_text_thinking_and_usage(run: Run, server: Served, client: tuple[str, str], scenario: str) -> None:
+def test_text_thinking_and_usage(run: Run, server: Served, client: JavaScriptClient, scenario: str) -> None:
     server.model.reply = GREETING
     found = run(scenario)
     assert found["text"] == "Hello there." and found["tokens"] > 20
-    if client[0] != HIDES_REASONING:
-        assert found["reasoning"] == "I think."
+    assert (found.get("reasoning") or "") == ("I think." if client.reasoning else "")
 
 
 def test_a_tool_loop_and_another_turn_begin_with_the_same_tokens(run: Run, server: Served) -> None:
@@ -73,14 +88,15 @@ def test_a_streamed_tool_loop(run: Run, server: Served) -> None:
 
 
 def test_forced_tools_while_thinking(run: Run, server: Served) -> None:
-    server.model.reply = GREETING
-    given = run("forced")
-    assert len(given) == 2 and all(arguments["color"] in ("red", "blue") for arguments in given)
+    """The model would call another tool."""
+    server.model.reply = "I think.</think>\n\n" + markup("prank", color="red")
+    assert run("forced") == [{"name": "paint", "color": "red"}] * 2
 
 
-def test_structured_output_is_enforced(run: Run, server: Served) -> None:
-    server.model.reply = GREETING
-    assert run("structured")["color"] in ("red", "blue")
+def test_structured_output_is_enforced(run: Run, server: Served, client: JavaScriptClient) -> None:
+    server.model.reply = GREETING if client.schema else 'I think.</think>{"color": "red"}'
+    found = run("structured")
+    assert found and all(value["color"] in ("red", "blue") for value in found)
 
 
 def test_an_unknown_model_is_an_error_that_names_the_known_ones(run: Run) -> None:

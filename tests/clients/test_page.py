@@ -17,5 +17,5 @@ def headings(section: str) -> set[str]:
 def test_every_configuration_is_run() -> None:
     terminal = {LLM.name, AIDER.name}
     assert headings("Python") == {client.heading for client in test_python.CLIENTS} | terminal
-    assert headings("JavaScript") == {heading for heading, _ in CLIENTS}
+    assert headings("JavaScript") == {client.heading for client in CLIENTS}
     assert headings("Coding agents") == {agent.name for agent in AGENTS}

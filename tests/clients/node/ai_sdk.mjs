@@ -2,6 +2,8 @@
 import { generateText, Output, stepCountIs, streamText, tool } from "ai";
 import { z } from "zod";
 
+globalThis.AI_SDK_LOG_WARNINGS = false; // they go to the standard output
+
 const Color = z.object({ color: z.enum(["red", "blue"]) });
 const weather = tool({
   description: "Weather of a city",
@@ -38,7 +40,7 @@ const scenarios = {
     const given = [];
     for (const toolChoice of ["required", { type: "tool", toolName: "paint" }]) {
       const answer = await generateText({ model, prompt: "A color", tools: { paint }, toolChoice });
-      given.push(answer.toolCalls[0].input);
+      given.push({ name: answer.toolCalls[0].toolName, ...answer.toolCalls[0].input });
     }
     return given;
   },
@@ -46,9 +48,7 @@ const scenarios = {
     const options = { model, prompt: "A color", output: Output.object({ schema: Color }) };
     const streamed = streamText(options);
     for await (const _ of streamed.partialOutputStream);
-    const given = [(await generateText(options)).output, await streamed.output];
-    if (JSON.stringify(given[0]) !== JSON.stringify(given[1])) throw new Error(JSON.stringify(given));
-    return given[0];
+    return [(await generateText(options)).output, await streamed.output];
   },
   async refused() {
     const error = await generateText({ model: provider("none"), prompt: "Hi" }).catch((e) => e);

@@ -60,7 +60,8 @@ const scenarios = {
   async forced() {
     const given = [];
     for (const choice of [{ type: "any" }, { type: "tool", name: "paint" }]) {
-      given.push(block(await ask([user("A color")], { tools: [paint], tool_choice: choice }), "tool_use").input);
+      const call = block(await ask([user("A color")], { tools: [paint], tool_choice: choice }), "tool_use");
+      given.push({ name: call.name, ...call.input });
     }
     return given;
   },
@@ -68,7 +69,7 @@ const scenarios = {
     const answer = await client.messages.parse({
       model, max_tokens: 1000, messages: [user("A color")], output_config: { format: zodOutputFormat(Color) },
     });
-    return answer.parsed_output;
+    return [answer.parsed_output];
   },
   async refused() {
     const error = await client.messages.create({ model: "none", max_tokens: 9, messages: [user("Hi")] }).catch((e) => e);

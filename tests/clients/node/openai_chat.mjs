@@ -59,14 +59,15 @@ const scenarios = {
     const given = [];
     for (const choice of ["required", { type: "function", function: { name: "paint" } }]) {
       const answer = await ask([user("A color")], { tools: [paint], tool_choice: choice });
-      given.push(JSON.parse(answer.choices[0].message.tool_calls[0].function.arguments));
+      const call = answer.choices[0].message.tool_calls[0].function;
+      given.push({ name: call.name, ...JSON.parse(call.arguments) });
     }
     return given;
   },
   async structured() {
     const options = { model, messages: [user("A color")], response_format: zodResponseFormat(Color, "color") };
     const answer = await client.chat.completions.parse(options);
-    return answer.choices[0].message.parsed;
+    return [answer.choices[0].message.parsed];
   },
   async refused() {
     const error = await client.chat.completions.create({ model: "none", messages: [user("Hi")] }).catch((e) => e);

@@ -57,13 +57,14 @@ const scenarios = {
     const given = [];
     for (const choice of ["required", { type: "function", name: "paint" }]) {
       const answer = await ask("A color", { tools: [paint], tool_choice: choice });
-      given.push(JSON.parse(answer.output.find((item) => item.type === "function_call").arguments));
+      const call = answer.output.find((item) => item.type === "function_call");
+      given.push({ name: call.name, ...JSON.parse(call.arguments) });
     }
     return given;
   },
   async structured() {
     const answer = await client.responses.parse({ model, input: "A color", text: { format: zodTextFormat(Color, "color") } });
-    return answer.output_parsed;
+    return [answer.output_parsed];
   },
   async refused() {
     const error = await client.responses.create({ model: "none", input: "Hi" }).catch((e) => e);
