@@ -43,7 +43,7 @@ test: $(VENV)/.test
 		|| echo "make: no C compiler, which reasoning-gym needs, so tests of tasks, evaluations and recipes are skipped (Debian: apt-get install gcc)"
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
-test-clients: $(VENV)/.test build/clients/.node build/clients/.python build/clients/.frameworks build/clients/.aider
+test-clients: $(VENV)/.test build/clients/.node build/clients/.harness build/clients/.frameworks build/clients/.aider
 	$(BIN)/python -m pytest -m clients tests/clients $(ARGS)
 
 build/clients/.node: tests/clients/node/package.json
@@ -53,8 +53,10 @@ build/clients/.node: tests/clients/node/package.json
 	@npm install --prefix build/clients/node --no-audit --no-fund --loglevel=error
 	@touch $@
 
-build/clients/.python: tests/clients/harness.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target build/clients/python --requirement $<
+build/clients/.harness: tests/clients/harness.txt
+	@echo "make: installing DeepSeek Harness into build/clients/harness"
+	@$(PYTHON) -m venv build/clients/harness
+	@build/clients/harness/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
 # Environments of their own: what these pin differs from what the server's tests do.

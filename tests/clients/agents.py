@@ -18,7 +18,7 @@ from .pages import section_blocks
 SECONDS = 240
 PROGRAMS = (
     INSTALLED / "node_modules" / ".bin",
-    *(ROOT / "build" / "clients" / name / "bin" for name in ("python", "frameworks", "aider")),
+    *(ROOT / "build" / "clients" / name / "bin" for name in ("harness", "frameworks", "aider")),
 )
 COMMAND = "echo dsv4-$((6*7))"  # only a shell makes dsv4-42 of it
 
