@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socketserver
 import subprocess
+import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ import pytest
 from .javascript import INSTALLED, NO_NETWORK, ROOT
 from .pages import section_blocks
 
-SECONDS = 240
+SECONDS = 150
 PROGRAMS = (
     INSTALLED / "node_modules" / ".bin",
     *(ROOT / "build" / "clients" / name / "bin" for name in ("harness", "frameworks", "aider")),
@@ -25,8 +27,8 @@ COMMAND = "echo dsv4-$((6*7))"  # only a shell makes dsv4-42 of it
 
 @dataclass(frozen=True)
 class Agent:
-    """`name`: its heading; `tool` and `arguments`: the call that runs COMMAND in a shell; `quits_on`: signal of a user
-    who cancels; `too_long`: words with which it says that a prompt does not fit.
+    """`name`: its heading; `tool` and `arguments`: the call that runs COMMAND in a shell; `too_long`: words with which
+    it says that a prompt does not fit; `tries`: requests that it makes, at most, before it says that they are refused.
     """
 
     name: str
@@ -34,8 +36,7 @@ class Agent:
     tool: str
     arguments: dict[str, str]
     too_long: str = "context length"
-    quits_on: signal.Signals = signal.SIGINT
-    environment: dict[str, str] = field(default_factory=dict)
+    tries: int = 4
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,43 @@ class Run:
         self.process.wait(seconds)
         return self.log.read_text(encoding="utf-8", errors="replace")
 
-    def quit(self, number: signal.Signals) -> None:
-        os.killpg(self.process.pid, number)
+    def cancel(self) -> None:
+        """Sends the signal of Ctrl-C."""
+        os.killpg(self.process.pid, signal.SIGINT)
 
 
-def start(agent: Agent, url: str, home: Path) -> Run:
+class Outside(socketserver.ThreadingTCPServer):
+    """Proxy for everything but loopback: it refuses, and notes what was asked for."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        super().__init__(("127.0.0.1", 0), _Refusal)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        url = f"http://127.0.0.1:{self.server_address[1]}"
+        return {name: url for name in NO_NETWORK if name.lower() != "no_proxy"}
+
+    def __enter__(self) -> Outside:
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class _Refusal(socketserver.StreamRequestHandler):
+    server: Outside
+
+    def handle(self) -> None:
+        self.server.asked.append(self.rfile.readline(1000).decode(errors="replace").strip())
+        self.wfile.write(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+
+def start(agent: Agent, url: str, home: Path, outside: Outside | None = None) -> Run:
     """Writes the agent's configuration into `home` and runs its command in a folder there.
 
     Skips the test if it is not installed.
@@ -73,7 +106,13 @@ def start(agent: Agent, url: str, home: Path) -> Run:
     work = home / "work"
     work.mkdir()
     terminal = {"TERM": "dumb", "LANG": "C.UTF-8"}
-    environment = {"PATH": path, "HOME": str(home), **terminal, **NO_NETWORK, **agent.environment}
+    environment = {
+        "PATH": path,
+        "HOME": str(home),
+        **terminal,
+        **NO_NETWORK,
+        **(outside.environment if outside else {}),
+    }
     log = home / "output.txt"
     with log.open("wb") as output:
         process = subprocess.Popen(
