@@ -28,7 +28,9 @@ COMMAND = "echo dsv4-$((6*7))"  # only a shell makes dsv4-42 of it
 @dataclass(frozen=True)
 class Agent:
     """`name`: its heading; `tool` and `arguments`: the call that runs COMMAND in a shell; `too_long`: words with which
-    it says that a prompt does not fit; `tries`: requests that it makes, at most, before it says that they are refused.
+    it says that a prompt does not fit, "" if it shortens the conversation and says nothing where that fails; `tries`:
+    requests that it makes, at most, before it says that they are refused; `asks`: hosts that it asks, whatever its
+    settings.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Agent:
     arguments: dict[str, str]
     too_long: str = "context length"
     tries: int = 4
+    asks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,11 @@ class Outside(socketserver.ThreadingTCPServer):
     def __init__(self) -> None:
         self.asked: list[str] = []
         super().__init__(("127.0.0.1", 0), _Refusal)
+
+    @property
+    def hosts(self) -> set[str]:
+        """Of the lines that were asked: CONNECT host:port, or GET http://host/path."""
+        return {line.split()[1].removeprefix("http://").partition("/")[0].partition(":")[0] for line in self.asked}
 
     @property
     def environment(self) -> dict[str, str]:

@@ -20,11 +20,11 @@ QUESTION = "Which files are here?"
 AGENTS = [
     Agent("Claude Code", "claude", "Bash", {"command": COMMAND, "description": "Echo"}, "Prompt is too long"),
     Agent("Codex", "codex", "exec_command", {"cmd": COMMAND}, tries=6),
-    Agent("OpenCode", "opencode", "bash", {"command": COMMAND, "description": "Echo"}),
+    Agent("OpenCode", "opencode", "bash", {"command": COMMAND, "description": "Echo"}, asks=("registry.npmjs.org",)),
     Agent("DeepSeek Harness", "dsh", "bash", {"command": COMMAND, "description": "Echo"}),
     Agent("Qwen Code", "qwen", "run_shell_command", {"command": COMMAND}),
-    Agent("Pi", "pi", "bash", {"command": COMMAND}),
-    Agent("Cline CLI", "cline", "run_commands", {"commands": COMMAND}),
+    Agent("Pi", "pi", "bash", {"command": COMMAND}, too_long=""),
+    Agent("Cline CLI", "cline", "run_commands", {"commands": COMMAND}, asks=("data.cline.bot",)),
     Agent("Continue CLI", "cn", "Bash", {"command": COMMAND}),
 ]
 
@@ -70,7 +70,7 @@ def test_a_tool_round_trip(agent: Agent, begin: Start, outside: Outside, folder:
         output = begin(served).finish()
         assert "It printed forty-two." in output, output
         prompts = asked(served)
-    assert not outside.asked, outside.asked
+    assert outside.hosts <= set(agent.asks), outside.asked
     last = prompts[-1]
     assert "dsv4-42" in last.split(wrote)[1], output  # the call is in the prompt as the model wrote it
     assert any(last.startswith(before + wrote) for before in prompts[:-1])
