@@ -19,12 +19,13 @@ class Tool:
     """A tool, with the JSON schema of its parameters.
 
     strict: arguments are valid under the schema. Otherwise tool and parameters have known names, and values any form
-    that can be read.
+    that can be read. `input_grammar`: Lark grammar of the only argument, `input`, a text.
     """
 
     name: str
     parameters: Mapping[str, Any] | None = None
     strict: bool = False
+    input_grammar: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not is_name(self.name):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -37,6 +38,10 @@ class Tool:
             json.dumps(self.parameters, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"tool {self.name!r} has parameters that are no JSON: {error}") from error
+        if not isinstance(self.input_grammar, (str, type(None))):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(
+                f"tool {self.name!r} has input_grammar {self.input_grammar!r}; allowed: the text of a grammar"
+            )
         if not isinstance(self.strict, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"tool {self.name!r} has strict {self.strict!r}; allowed: True or False")
 
@@ -48,7 +53,8 @@ class Tool:
         if not isinstance(given, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"tool {given!r}; allowed: a Tool, or a dict with name, parameters and strict")
         fields = cast("Mapping[str, Any]", given.get("function", given))
-        return cls(fields.get("name", ""), fields.get("parameters"), bool(fields.get("strict")))
+        strict, grammar = bool(fields.get("strict")), fields.get("input_grammar")
+        return cls(fields.get("name", ""), fields.get("parameters"), strict, grammar)
 
 
 def is_name(name: str) -> bool:

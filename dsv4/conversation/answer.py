@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import deepseek_recipe as recipe
 
+from dsv4.conversation.call_ids import Chunk, begun_calls
 from dsv4.conversation.tool_markup import Text, Token, ToolMarkup
 from dsv4.conversation.turn import Turn
 from dsv4.conversation.turn_recorder import TurnRecorder
@@ -11,13 +12,12 @@ from dsv4.conversation.vocabulary import Vocabulary
 from dsv4.engine.outputs import Alternatives, Timings, TokenEvent
 
 Generator = recipe.ChatCompletionChunkGenerator | recipe.MessagesChunkGenerator | recipe.ResponsesChunkGenerator
-Chunk = recipe.ChatCompletionChunk | recipe.MessagesStreamEvent | recipe.ResponsesStreamEvent
 
 
 class Answer:
     """Turns the token events of one turn into chunks, built by the chunk generator of a wire format.
 
-    `recorder`: is given what was sampled and shown, and told if the turn ends, other than by being cut off.
+    `recorder`: is given what was sampled and shown, and told if the turn ends, other than by a stop string.
     """
 
     def __init__(
@@ -47,10 +47,10 @@ class Answer:
         if self._recorder is not None:
             calls = self._markup.calls
             if len(calls) > num_calls:
-                self._recorder.find_call_ids([chunk.to_json() for chunk in chunks])
-            if self.finished and (event.finish_reason == "stop" or (calls and event.finish_reason is None)):
-                self._recorder.keep(calls)
+                self._recorder.add_call_ids(begun_calls(chunks))
             if self.finished:
+                if event.finish_reason in ("stop", "length") or (calls and event.finish_reason is None):
+                    self._recorder.keep(calls, cut=event.finish_reason == "length")
                 self._recorder = None
         return chunks
 

@@ -33,7 +33,7 @@ class Structure:
     @property
     def restricts_calls(self) -> bool:
         """True if an answer with well-formed calls could still be wrong."""
-        strict = any(tool.strict for tool in self.tools)
+        strict = any(tool.strict or tool.input_grammar is not None for tool in self.tools)
         return bool(self.tools) and (strict or self.tool_choice != "auto" or not self.parallel_tool_calls)
 
     def conversation(self, given: recipe.Conversation) -> recipe.Conversation:

@@ -19,6 +19,7 @@ from dsv4.conversation.tool_tags import (
     attributes_of,
     ends_block,
     inside_after,
+    possible_beginning,
     without_tags,
 )
 
@@ -41,6 +42,8 @@ def understand(block: str, tools: Mapping[str, Schema], truncated: bool) -> tupl
 
     `truncated`: the answer was cut off, so a call without its end tag does not count.
     """
+    if truncated:
+        block = block[: len(block) - possible_beginning(block)]
     said: list[str] = []
     calls: list[Call] = []
     for part in _parts(block):

@@ -24,6 +24,7 @@ from dsv4.conversation.tool_tags import (
     Inside,
     ends_block,
     inside_after,
+    possible_beginning,
 )
 from dsv4.engine.outputs import Alternatives
 
@@ -90,7 +91,7 @@ class ToolMarkup:
         """Handles the next tag or end of thinking. True if there may be another."""
         stop = _STOPS.search(self._tail)
         if stop is None:
-            clear = len(self._tail) - _possible_beginning(self._tail)
+            clear = len(self._tail) - possible_beginning(self._tail, _BEGINNINGS)
             if self._in_block:
                 self._look_past(clear)
             else:
@@ -160,7 +161,7 @@ class ToolMarkup:
         """Text in place of markup, spaced so that it forms no tag with what stands around it."""
         if any(opening in self._end + text for opening in OPENINGS):
             text = " " + text
-        return text + " " if _possible_beginning(self._end + text, OPENINGS) else text
+        return text + " " if possible_beginning(self._end + text, OPENINGS) else text
 
     def _say(self, items: list[Token | Text], out: list[Token | Text]) -> None:
         out += items
@@ -190,9 +191,3 @@ class ToolMarkup:
 
 def _num_tokens(items: list[Token | Text]) -> int:
     return sum(1 if isinstance(item, Token) else item.num_tokens for item in items)
-
-
-def _possible_beginning(text: str, beginnings: tuple[str, ...] = _BEGINNINGS) -> int:
-    """Length of the text's longest suffix that may begin a markup tag or the end of thinking."""
-    lengths = range(min(_LONGEST, len(text)), 0, -1)
-    return next((n for n in lengths if any(begin.startswith(text[-n:]) for begin in beginnings)), 0)

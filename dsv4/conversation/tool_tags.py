@@ -56,3 +56,10 @@ def without_tags(text: str) -> str:
     for opening in OPENINGS:  # what stood around those that are gone may form another
         text = text.replace(opening, opening.replace(MARK, f" {MARK}"))
     return text
+
+
+def possible_beginning(text: str, beginnings: tuple[str, ...] = OPENINGS) -> int:
+    """Length of the text's longest suffix that may begin one of `beginnings`, by default a tag."""
+    longest = max(map(len, beginnings)) - 1
+    lengths = range(min(longest, len(text)), 0, -1)
+    return next((n for n in lengths if any(begin.startswith(text[-n:]) for begin in beginnings)), 0)

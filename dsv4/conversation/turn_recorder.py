@@ -8,13 +8,12 @@ from collections.abc import Sequence
 
 from dsv4.conversation.said_turns import SaidTurn, SaidTurns, turn_key
 from dsv4.conversation.tool_calls import Call
-from dsv4.conversation.tool_tags import BLOCK
+from dsv4.conversation.tool_tags import BLOCK, MARK
 from dsv4.conversation.turn import Turn
 from dsv4.conversation.vocabulary import Vocabulary
 from dsv4.tokenizer.special import ASSISTANT, END_THINK, THINK
 
-# In every format; within a text of the answer the quotes would be escaped.
-_CALL_ID = re.compile(r'"(?:call_)?id":\s*"(call_[^"\\]+)"')
+_SPECIAL = re.compile(rf"(?<=<){MARK}|(?<=</){MARK}|{END_THINK}")  # in what is shown of a turn
 
 
 class TurnRecorder:
@@ -27,7 +26,7 @@ class TurnRecorder:
         self._said, self._owner, self._turn, self._vocabulary = said, owner, turn, vocabulary
         self._token_ids = array("i")
         self._texts: list[str] = []
-        self._call_ids: dict[str, None] = {}
+        self._call_ids: list[str] = []
 
     def add_token(self, token_id: int) -> None:
         self._token_ids.append(token_id)
@@ -36,12 +35,11 @@ class TurnRecorder:
         """Text that is shown, with markup of calls in the form in which they are parsed."""
         self._texts.append(text)
 
-    def find_call_ids(self, chunks: Sequence[str]) -> None:
-        """Reads the ids of calls in an answer's chunks."""
-        self._call_ids |= dict.fromkeys(call_id for chunk in chunks for call_id in _CALL_ID.findall(chunk))
+    def add_call_ids(self, call_ids: Sequence[str]) -> None:
+        self._call_ids += call_ids
 
-    def keep(self, calls: Sequence[Call]) -> None:
-        """Keeps the turn, which has ended with these calls."""
+    def keep(self, calls: Sequence[Call], cut: bool = False) -> None:
+        """Keeps the turn, which has ended with these calls. `cut`: the limit of tokens has ended it."""
         begun = self._begun()
         hidden = self._vocabulary.is_hidden
         token_ids = self._token_ids
@@ -50,10 +48,39 @@ class TurnRecorder:
         if begun is None or len(calls) != len(self._call_ids) or any(map(hidden, token_ids)):
             return
         thinking, head = begun
-        reasoning, content = _parted("".join(self._texts), thinking)
+        shown = "".join(self._texts)
+        reasoning, content = _parted(shown, thinking)
         call_ids = tuple(self._call_ids)
-        turn = SaidTurn(array("i", head) + token_ids, thinking, reasoning, content, tuple(calls), call_ids)
+        said = array("i", head) + token_ids
+        if cut:
+            said = self._closed(said, shown, bool(calls), thinking)
+        turn = SaidTurn(said, thinking, reasoning, content, tuple(calls), call_ids)
         self._said.keep(self._owner, turn_key(self._turn.history, content, call_ids), turn)
+
+    def _closed(self, said: array[int], shown: str, has_calls: bool, thinking: bool) -> array[int]:
+        """Tokens of a turn that was cut off, closed as one that has ended.
+
+        They are those that were sampled, as far as they say what was shown; then the rest of that (the ends of a block
+        of calls, or the text in place of a call that is not whole), and the end of reasoning.
+        """
+        tokenizer = self._vocabulary.tokenizer
+        if has_calls and self._turn.parsing.starts_in_tool_calls:  # the prompt wrote what precedes the block
+            shown = tokenizer.decode(said).partition(BLOCK)[0] + shown
+        decoder = tokenizer.decode_stream()
+        count, place, length = 0, 0, 0
+        for number, token_id in enumerate(said, start=1):
+            text = decoder.push(token_id)
+            if not shown.startswith(text, length):
+                break
+            length += len(text)
+            if text:  # of whole characters
+                count, place = number, length
+        marks = [(found.start() - place, found.end() - place) for found in _SPECIAL.finditer(shown, place)]
+        closed = said[:count]
+        closed.extend(tokenizer.encode_rendered(shown[place:], marks))
+        if thinking and not has_calls and END_THINK not in shown:
+            closed.append(tokenizer.special_id(END_THINK))
+        return closed
 
     def _begun(self) -> tuple[bool, list[int]] | None:
         """(whether the prompt's end began reasoning, what it wrote of the turn); None if it wrote text or reasoning."""

@@ -7,7 +7,6 @@ one mask before each token and nothing else. Drafts are followed on copies, and 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from llguidance import LLMatcher
 
-_EXCERPT = re.compile(r" *(\d+ \||\^+$)")  # a line of the grammar, and the mark below it, in an error
+from dsv4.engine.lark import reason_of
 
 
 class Writable(Protocol):
@@ -143,11 +142,5 @@ def allows(mask: np.ndarray, token_id: int) -> bool:
     return bool(mask[token_id >> 5] >> (token_id & 31) & 1)
 
 
-def first_lines(message: str) -> str:
-    """An error of llguidance on one line, without the excerpt and the parser's state, 500 characters at most."""
-    lines = message.split("<state>")[0].splitlines()
-    return " ".join(" ".join(line for line in lines if not _EXCERPT.match(line)).split())[:500]
-
-
 def _error_of(matcher: LLMatcher) -> str | None:
-    return first_lines(matcher.get_error()) if matcher.is_error() else None
+    return reason_of(matcher.get_error()) if matcher.is_error() else None

@@ -8,7 +8,6 @@ own probabilities choose, and a constraint that forbids nothing changes nothing.
 from __future__ import annotations
 
 import copy
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Generator, Sequence
@@ -18,9 +17,9 @@ import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from dsv4.engine.call_markup import MARK
-from dsv4.engine.constraint import Constraint, first_lines
+from dsv4.engine.constraint import Constraint
 from dsv4.engine.errors import GrammarError
-from dsv4.engine.lark import ALL_TOKENIZATIONS, escape, json_rule, regex_terminal
+from dsv4.engine.lark import ALL_TOKENIZATIONS, check_names_no_token, escape, json_rule, reason_of, regex_terminal
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.engine.tool_grammar import ToolGrammar
 from dsv4.tokenizer import Tokenizer
@@ -32,9 +31,6 @@ KEPT_GRAMMARS = 16  # compiled ones that stay for the next request
 # What a grammar may cost to compile (fuel, size) and for one mask (items of the parser, states of the lexer, each about
 # 2 kB): the steps of other requests wait meanwhile.
 LIMITS = LLParserLimits(max_lexer_states=25_000, step_lexer_fuel=100_000, verbose_errors=False)
-
-# Strings, regexes and comments of a Lark text; what is left has "<" only where it names tokens.
-_LARK_LITERALS = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n]*|/(?:\\.|[^/\\])*/|#[^\n]*')
 
 
 class GrammarCompiler:
@@ -85,7 +81,7 @@ class GrammarCompiler:
         assert self._vocabulary is not None
         for tool in params.callable_tools:
             try:
-                if tool.strict:
+                if tool.strict or tool.input_grammar is not None:
                     _compile(self._vocabulary.tokenizer, ToolGrammar([tool], mark_id).lark())
             except ValueError as own:
                 return ValueError(f"tool {tool.name!r}: {own}")
@@ -180,8 +176,10 @@ def _tools_text(params: SamplingParams, tools: Sequence[Tool], mark_id: int | No
 
 def _checked_lark(text: str) -> str:
     _check_size("grammar", text)
-    if "<" in _LARK_LITERALS.sub("", text):
-        raise ValueError("SamplingParams.grammar names tokens with <...>; allowed: strings and regexes of text")
+    try:
+        check_names_no_token(text)
+    except ValueError as error:
+        raise ValueError(f"SamplingParams.grammar: {error}") from error
     return text
 
 
@@ -195,7 +193,7 @@ def _compile(tokenizer: LLTokenizer, text: str) -> LLMatcher:
     """ValueError with llguidance's reason. Other Python threads run meanwhile."""
     matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(text), log_level=0, limits=LIMITS)
     if matcher.is_error():
-        raise ValueError(first_lines(matcher.get_error()))
+        raise ValueError(reason_of(matcher.get_error()))
     warnings = matcher.get_grammar_warnings()
     if warnings:  # such as parts of a schema that would be passed over
         raise ValueError("; ".join(warnings))

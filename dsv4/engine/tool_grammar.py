@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from dsv4.engine.argument_forms import ANNOTATIONS, Form, Text, argument_forms, resolved
 from dsv4.engine.call_markup import MARK, CallMarkup
-from dsv4.engine.lark import ALL_TOKENIZATIONS, escape, json_rule, quoted, regex_terminal
+from dsv4.engine.lark import ALL_TOKENIZATIONS, escape, json_rule, nested_lark, quoted, regex_terminal
 from dsv4.tools import Tool, is_name
 
 _TOP = ANNOTATIONS | {
@@ -77,13 +77,22 @@ class ToolGrammar:
 
     def _add_call(self, place: int, tool: Tool) -> str:
         try:
-            arguments = self._strict(place, tool) if tool.strict else self._free(place, tool)
+            if tool.input_grammar is not None:
+                arguments = self._input(place, tool.input_grammar)
+            else:
+                arguments = self._strict(place, tool) if tool.strict else self._free(place, tool)
         except ValueError as error:
             raise ValueError(f"tool {tool.name!r}: {error}") from error
         begin, begun = self._markup.tool
         name = f"call_{place}"
         self._rules[name] = self._sequence(begin + tool.name + begun, *arguments, self._markup.call_end)
         return name
+
+    def _input(self, place: int, grammar: str) -> list[str]:
+        """One argument, whose text follows a grammar of its own."""
+        begin, begun, end = self._markup.text
+        self._rules[f"input_{place}"] = nested_lark(grammar)
+        return [f"{begin}input{begun}", Name(f"input_{place}"), end]
 
     def _strict(self, place: int, tool: Tool) -> list[str]:
         """Arguments of which each is valid, in the order of the properties, those that are required present."""

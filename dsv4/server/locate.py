@@ -42,6 +42,8 @@ def named_place(text: str, request: Json) -> str | None:
     if dotted is not None:
         content = "" if dotted[2] is None else f".content[{dotted[2]}]"
         return f"messages[{dotted[1]}]{content}"
+    if "for 'tool_call':" in text and "tool_choice" in request:
+        return "tool_choice"
     if "for 'tool_call_id' of" in text and (index := re.search(r"message\[(\d+)\]", text)):
         return f"messages[{index[1]}]"
     place = next((found[1] for pattern in _NAMED if (found := pattern.search(text))), None)

@@ -13,6 +13,7 @@ from typing import Any, cast
 import deepseek_recipe as recipe
 
 from dsv4.conversation.structure import Structure
+from dsv4.server.client_tools import ordinary_tools
 from dsv4.server.content_parts import read_documents
 from dsv4.server.errors import RequestError
 from dsv4.server.events import Event
@@ -52,7 +53,7 @@ class Messages(RecipeFormat):
     format_field = "output_config.format"
 
     def structure(self, request: Json) -> Structure:
-        return of_messages(request)
+        return of_messages(request | {"tools": ordinary_tools(request.get("tools"))})
 
     def user(self, request: Json) -> object:
         metadata = request.get("metadata")
@@ -66,7 +67,7 @@ class Messages(RecipeFormat):
         return options_for(model, options, claude=True)
 
     def adapt(self, request: Json) -> None:
-        """Makes custom tools plain tools and text documents text; drops redacted_thinking blocks, unreadable here.
+        """Makes tools that the client runs plain tools, and text documents text; drops redacted_thinking blocks.
 
         RequestError for threads and for unsupported parameters.
         """
@@ -74,9 +75,8 @@ class Messages(RecipeFormat):
         refuse_wishes(request, _WISHES)
         read_documents(request)
         strip_context_suffix(request)
-        for tool in json_objects(request.get("tools")):
-            if tool.get("type") in ("custom", None):
-                tool.pop("type", None)
+        if isinstance(request.get("tools"), list):
+            request["tools"] = ordinary_tools(request["tools"])
         for message in json_objects(request.get("messages")):
             content = message.get("content")
             if isinstance(content, list):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, cast
 
@@ -89,6 +90,7 @@ class RecipeFormat(WireFormat):
         except (recipe.ConversionError, ValueError) as error:
             raise self._refusal(body, options, error) from error
         _refuse_continued(converted.conversation, self.format_field)
+        _refuse_choice(structure, converted.conversation)
         return RecipeRequest(
             model,
             converted.stream,
@@ -212,3 +214,13 @@ def _refuse_continued(conversation: recipe.Conversation, field: str) -> None:
         raise unavailable(field, "an answer that continues a given beginning has no form of its own")
     if conversation.response_format == "regex" and conversation.tools:
         raise unavailable(field, "beside tools an answer is text or JSON")
+
+
+def _refuse_choice(structure: Structure, conversation: recipe.Conversation) -> None:
+    """RequestError for a call that is to be made of no tool, or of one that is not offered to the model."""
+    offered, choice = [tool.name for tool in conversation.tools], structure.tool_choice
+    if isinstance(choice, Mapping):
+        if choice["name"] not in offered:
+            raise unavailable("tool_choice", f"the model is offered no tool {choice['name']!r}")
+    elif choice == "required" and not offered:
+        raise unavailable("tool_choice", "the model is offered no tool that it could call")

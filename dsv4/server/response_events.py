@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from dsv4.engine import Timings, TokenEvent
+from dsv4.server.custom_tools import custom_input
 from dsv4.server.errors import RequestError
-from dsv4.server.response_tools import custom_input
 from dsv4.server.sealed_reasoning import seal
 from dsv4.server.unchecked_json import Json
 from dsv4.server.wire_format import AnswerReader
@@ -39,14 +39,14 @@ class Asked:
     """What the events of an answer need of its request.
 
     `reported`: fields of the response object beside deepseek-recipe's. `sealed`: True if reasoning items carry their
-    text for the next turn. `custom`: functions that the client declared as custom tools.
+    text for the next turn. `custom`: (namespace, name) of the functions that the client declared as custom tools.
     """
 
     response_id: str
     model: str
     reported: Mapping[str, Any]
     sealed: bool
-    custom: frozenset[str]
+    custom: frozenset[tuple[str | None, str]]
 
 
 class ResponseReader:
@@ -108,7 +108,7 @@ class ResponseReader:
         if item["type"] == "reasoning":
             texts = [part["text"] for part in cast("list[Json]", item["content"])]
             item["encrypted_content"] = seal("".join(texts)) if self._asked.sealed and done else None
-        elif item["type"] == _CALL and item["name"] in self._asked.custom and "namespace" not in item:
+        elif item["type"] == _CALL and (item.get("namespace"), item["name"]) in self._asked.custom:
             arguments = cast(str, item.pop("arguments"))
             given = cast(str, item["id"])
             item |= {"type": "custom_tool_call", "id": "ctc" + given.removeprefix("fc")}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from dsv4.server.custom_tools import check_formats
 from dsv4.server.response_schemas import MAX_METADATA
 from dsv4.server.response_tools import as_functions, tool_key, without_mixed_strict
 from dsv4.server.unchecked_json import Json, json_objects
-from dsv4.server.wishes import invalid, refuse_wishes
+from dsv4.server.wishes import invalid, refuse_wishes, unavailable
 
 SEALED = "reasoning.encrypted_content"
 _NO_GRAMMAR = "ask for JSON of a schema with `text.format`"
@@ -37,14 +38,20 @@ def check_fields(request: Json) -> None:
     if not isinstance(request.get("include"), (list, type(None))):
         raise invalid("include", request["include"], f'a list, like ["{SEALED}"]')
     _check_allowed(request)
+    check_formats(request.get("tools"))
     metadata = request.get("metadata")
     if metadata is not None and not _is_metadata(metadata):
         raise invalid("metadata", metadata, f"an object of at most {MAX_METADATA} texts")
 
 
 def _check_allowed(request: Json) -> None:
-    """A `tool_choice` of allowed_tools is this server's to read: it must name tools of the request."""
+    """A `tool_choice` of allowed_tools is this server's to read: it must name tools of the request.
+
+    One of a tool that runs in OpenAI's service, which the model is not offered, is refused.
+    """
     choice = request.get("tool_choice")
+    if isinstance(choice, dict) and str(cast(Json, choice).get("type")).startswith("web_search"):
+        raise unavailable("tool_choice", "this server has no web search")
     if not isinstance(choice, dict) or cast(Json, choice).get("type") != "allowed_tools":
         return
     fields = cast(Json, choice)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import cast
 
@@ -10,7 +11,7 @@ from dsv4.server.sealed_reasoning import unseal
 from dsv4.server.unchecked_json import Json, json_objects
 
 _CALLS = ("function_call", "custom_tool_call")
-_OUTPUTS = ("function_call_output", "custom_tool_call_output")
+OUTPUTS = ("function_call_output", "custom_tool_call_output")
 
 
 def as_items(given: object) -> list[object]:
@@ -35,6 +36,8 @@ def read_items(items: list[object], offset: int = 0) -> list[object]:
         fields = cast(Json, item)
         if fields.get("type") == "reasoning":
             _read_reasoning(fields, f"input[{index - offset}]")
+        elif fields.get("type") == "custom_tool_call" and isinstance(fields.get("namespace"), str):
+            _read_custom_call(fields)
         elif fields.get("role") is not None:
             _read_parts(fields)
     return list(_in_order(items))
@@ -51,6 +54,12 @@ def _read_reasoning(item: Json, place: str) -> None:
         raise RequestError(400, f"Invalid {field}: {error}. Send it as it was received", param=field) from error
     if text is not None:
         item["content"] = [{"type": "reasoning_text", "text": text}]
+
+
+def _read_custom_call(item: Json) -> None:
+    """Makes a namespace's custom call one of its function: deepseek-recipe would drop the namespace."""
+    if isinstance(item.get("input"), str):
+        item |= {"type": "function_call", "arguments": json.dumps({"input": item.pop("input")}, ensure_ascii=False)}
 
 
 def _read_parts(message: Json) -> None:
@@ -70,7 +79,7 @@ def _in_order(items: list[object]) -> Iterator[object]:
     """
     outputs: dict[object, list[int]] = {}
     for index, item in enumerate(items):
-        if _kind(item) in _OUTPUTS:
+        if _kind(item) in OUTPUTS:
             outputs.setdefault(_call_id(item), []).append(index)
     moved: set[int] = set()
     group: list[object] = []  # ids of adjacent calls

@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any, cast
 
 import deepseek_recipe as recipe
 
+from dsv4.server.custom_tools import as_function, input_form, is_custom
 from dsv4.server.model_names import VERSION
 from dsv4.server.unchecked_json import Json, json_objects
 
-_KNOWN = "apply_patch"  # the custom tool that deepseek-recipe reads and writes itself
-INPUT = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
 
+def chosen(tools: object, choice: object) -> tuple[object, object]:
+    """(tools, tool_choice) of a request: only the tools that the choice allows, and a choice in a known form.
 
-def custom_names(request: Json) -> frozenset[str]:
-    """Names of the custom tools that are offered to the model as functions with one parameter, `input`."""
-    tools = json_objects(request.get("tools"))
-    return frozenset(str(tool["name"]) for tool in tools if tool.get("name") and _is_custom(tool))
-
-
-def as_functions(tools: object, choice: object) -> tuple[object, object]:
-    """(tools, tool_choice) of a request with custom tools as functions, and only the tools that the choice allows."""
+    A choice of a namespace's tool gets the name that the model knows.
+    """
     if isinstance(choice, dict) and cast(Json, choice).get("type") == "allowed_tools":
         fields = cast(Json, choice)
         allowed = [tool_key(tool) for tool in json_objects(fields.get("tools"))]
-        tools = [tool for tool in json_objects(tools) if tool_key(tool) in allowed]
-        choice = cast(object, fields.get("mode"))
-    elif isinstance(choice, dict) and _is_custom(cast(Json, choice)):
-        choice = cast(Json, choice) | {"type": "function"}
+        return [tool for tool in json_objects(tools) if tool_key(tool) in allowed], cast(object, fields.get("mode"))
+    if isinstance(choice, dict) and cast(Json, choice).get("type") in ("function", "custom"):
+        return tools, _as_function_choice(cast(Json, choice), tools)
+    return tools, cast(object, choice)
+
+
+def as_functions(tools: object, choice: object) -> tuple[object, object]:
+    """(tools, tool_choice) as of `chosen`, with custom tools as functions."""
+    tools, choice = chosen(tools, choice)
     if isinstance(tools, list):
-        tools = [_as_function(tool) for tool in cast("list[object]", tools)]
-    return cast(object, tools), cast(object, choice)
+        tools = [_with_functions(tool) for tool in cast("list[object]", tools)]
+    return tools, choice
 
 
 def without_mixed_strict(tools: object) -> object:
@@ -48,21 +47,15 @@ def flattened(tools: object) -> list[Json]:
 
     ConversionError and ValueError as of deepseek-recipe.
     """
-    names: dict[tuple[str, str], str] = {}
-    if any(tool.get("type") == "namespace" for tool in json_objects(tools)):
-        body = json.dumps({"model": "x", "input": "x", "tools": without_mixed_strict(tools)})
-        options = recipe.ConversionOptions().with_model_alias("x", VERSION)
-        found = recipe.ResponsesRequest(body.encode()).namespace_tool_map(options)
-        names = {place: name for name, place in found.items()}
+    names = _names_in_namespaces(tools)
     flat: list[Json] = []
     for tool in json_objects(tools):
         if tool.get("type") == "namespace":
-            inner = json_objects(tool.get("tools"))
-            flat += [one | {"name": names.get((str(tool.get("name")), str(one.get("name"))))} for one in inner]
-        elif tool.get("type") == "custom":
-            flat.append({"name": tool.get("name"), "parameters": INPUT})
-        elif tool.get("type") == "function":
-            flat.append(tool)
+            for one in json_objects(tool.get("tools")):
+                known = _engine_tool(one)
+                flat += [] if known is None else [known | {"name": names.get((tool.get("name"), one.get("name")))}]
+        elif (known := _engine_tool(tool)) is not None:
+            flat.append(known)
     return flat
 
 
@@ -71,31 +64,42 @@ def tool_key(tool: Json) -> tuple[object, object]:
     return tool.get("type"), tool.get("name")
 
 
-def custom_input(arguments: str) -> str:
-    """Input of a custom tool in the arguments of its function; the arguments themselves if they are something else."""
-    try:
-        found: object = json.loads(arguments)
-    except ValueError:
-        return arguments
-    value = cast(Json, found).get("input") if isinstance(found, dict) else None
-    return value if isinstance(value, str) else arguments
+def _engine_tool(tool: Json) -> Json | None:
+    if tool.get("type") == "custom":
+        return {"name": tool.get("name"), **input_form(tool)}
+    return tool if tool.get("type") == "function" else None
 
 
-def _is_custom(tool: Mapping[str, Any]) -> bool:
-    return tool.get("type") == "custom" and tool.get("name") != _KNOWN
+def _names_in_namespaces(tools: object) -> dict[tuple[object, object], str]:
+    """(namespace, name) of a tool -> the name that the model knows."""
+    if not any(tool.get("type") == "namespace" for tool in json_objects(tools)):
+        return {}
+    functions = [_with_functions(tool) for tool in cast("list[object]", tools)]
+    body = json.dumps({"model": "x", "input": "x", "tools": without_mixed_strict(functions)})
+    options = recipe.ConversionOptions().with_model_alias("x", VERSION)
+    found = recipe.ResponsesRequest(body.encode()).namespace_tool_map(options)
+    return {place: name for name, place in found.items()}
 
 
-def _as_function(tool: object) -> object:
-    if not isinstance(tool, dict) or not _is_custom(cast(Json, tool)):
-        return cast(object, tool)
-    custom = cast(Json, tool)
-    form = custom.get("format")
-    fields = cast(Json, form) if isinstance(form, dict) else {}
-    words = [custom.get("description")]
-    if isinstance(fields.get("definition"), str):
-        words.append(f"`input` has to follow this {fields.get('syntax', 'formal')} grammar:\n{fields['definition']}")
-    described = "\n\n".join(text for text in words if isinstance(text, str) and text)
-    return {"type": "function", "name": custom.get("name"), "description": described, "parameters": INPUT}
+def _as_function_choice(choice: Json, tools: object) -> Json:
+    space = choice.get("namespace")
+    if space is not None:
+        try:
+            names = _names_in_namespaces(tools)
+        except (recipe.ConversionError, ValueError):  # raised again where the tools are read
+            return choice
+        return {"type": "function", "name": names.get((space, choice.get("name")), f"{space}.{choice.get('name')}")}
+    return choice | {"type": "function"} if is_custom(choice) else choice
+
+
+def _with_functions(tool: object) -> object:
+    space = cast(Json, tool) if isinstance(tool, dict) else {}
+    if space.get("type") != "namespace":
+        return as_function(cast(object, tool))
+    inner = space.get("tools")
+    if not isinstance(inner, list):
+        return space
+    return space | {"tools": [as_function(one, str(space.get("name"))) for one in cast("list[Any]", inner)]}
 
 
 def _without_strict(tool: object) -> object:

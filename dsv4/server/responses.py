@@ -17,6 +17,7 @@ from dsv4.conversation.answer import Answer, Generator
 from dsv4.conversation.model import ConversationModel
 from dsv4.conversation.structure import Structure
 from dsv4.conversation.turn import Turn
+from dsv4.server.custom_tools import custom_names
 from dsv4.server.errors import RequestError
 from dsv4.server.events import Event
 from dsv4.server.leniency import strip_context_suffix
@@ -27,7 +28,7 @@ from dsv4.server.response_events import Asked, ResponseEvent, ResponseReader, Wh
 from dsv4.server.response_fields import check_fields, reported_fields, wants_sealed
 from dsv4.server.response_items import as_items, read_items
 from dsv4.server.response_store import OwnResponses
-from dsv4.server.response_tools import as_functions, custom_names, flattened, without_mixed_strict
+from dsv4.server.response_tools import as_functions, chosen, flattened, without_mixed_strict
 from dsv4.server.response_truncation import shortest_cut
 from dsv4.server.structures import of_responses
 from dsv4.server.unchecked_json import Json
@@ -80,7 +81,7 @@ class Responses(RecipeFormat):
             request["tool_choice"] = choice
 
     def structure(self, request: Json) -> Structure:
-        tools, choice = as_functions(request.get("tools"), request.get("tool_choice"))
+        tools, choice = chosen(request.get("tools"), request.get("tool_choice"))
         return of_responses(flattened(tools), choice, request.get("parallel_tool_calls"))
 
     def without_thinking(self, request: Json) -> Json:

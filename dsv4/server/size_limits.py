@@ -16,6 +16,8 @@ MAX_MESSAGES = 50_000  # items of the Responses API's input too
 MAX_TOOLS = 1024
 MAX_SCHEMA_BYTES = 1 << 18  # of each tool, and of the form of an answer
 MAX_SCHEMA_DEPTH = 64
+MAX_REFERRED_DEPTH = 1500  # of all that a schema's $refs name, added up: llguidance follows them on the stack
+_MAX_ROOTS = 4  # objects with definitions in which a $ref is looked up
 _FORMS = ("response_format", "output_config", "output_format", "text")
 
 
@@ -36,16 +38,47 @@ def check_sizes(request: Json) -> None:
 
 
 def _check_schema(value: object, place: str) -> None:
-    depth, level = 0, _inner(value)
-    while level:
-        depth += 1
-        if depth > MAX_SCHEMA_DEPTH:
-            message = f"{place} is nested more than {MAX_SCHEMA_DEPTH} levels deep; allowed: {MAX_SCHEMA_DEPTH}"
-            raise RequestError(400, message, param=place)
-        level = [inner for container in level for inner in _inner(container)]
+    depth, roots, references = _measured(value)
+    if depth > MAX_SCHEMA_DEPTH:
+        message = f"{place} is nested more than {MAX_SCHEMA_DEPTH} levels deep; allowed: {MAX_SCHEMA_DEPTH}"
+        raise RequestError(400, message, param=place)
     size = len(json.dumps(value))
     if size > MAX_SCHEMA_BYTES:
         raise RequestError(400, f"{place} has {size} bytes of JSON; allowed: {MAX_SCHEMA_BYTES}", param=place)
+    referred = sum(1 + _measured(_named(reference, roots))[0] for reference in references)
+    if referred > MAX_REFERRED_DEPTH:
+        message = f"the $refs of {place} lead {referred} levels deep; allowed: {MAX_REFERRED_DEPTH}"
+        raise RequestError(400, message, param=place)
+
+
+def _measured(value: object) -> tuple[int, list[Json], set[str]]:
+    """(depth, up to one beyond the limit; objects with definitions; different texts of $ref) of a value."""
+    depth, level = 0, [value]
+    roots: list[Json] = []
+    references: set[str] = set()
+    while depth <= MAX_SCHEMA_DEPTH:
+        for container in level:
+            if isinstance(container, dict):
+                fields = cast(Json, container)
+                roots += [fields] if "$defs" in fields or "definitions" in fields else []
+                references |= {fields["$ref"]} if isinstance(fields.get("$ref"), str) else set()
+        level = [inner for container in level for inner in _inner(container)]
+        if not level:
+            break
+        depth += 1
+    return depth, roots, references
+
+
+def _named(reference: str, roots: list[Json]) -> object:
+    """What a reference names in the first of `roots` that has it."""
+    for root in roots[:_MAX_ROOTS]:
+        found: Any = root
+        for name in reference.removeprefix("#/").split("/"):
+            fields = cast(Json, found if isinstance(found, dict) else {})
+            found = fields.get(name)
+        if found is not None:
+            return cast(object, found)
+    return None
 
 
 def _inner(value: object) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import cast
 
 from dsv4.conversation.structure import Structure
@@ -27,8 +28,11 @@ def of_chat(request: Json) -> Structure:
 
 
 def of_messages(request: Json) -> Structure:
-    """Structure of a Messages request."""
+    """Structure of a Messages request. RequestError for a form, or a `strict`, of the wrong kind."""
     choice, tools = _object(request.get("tool_choice")), json_objects(request.get("tools"))
+    for place, tool in enumerate(tools):
+        if not isinstance(tool.get("strict"), (bool, type(None))):
+            raise invalid(f"tools[{place}].strict", tool["strict"], "true and false")
     kind = {"any": "required", "tool": "required"}.get(str(choice.get("type")), choice.get("type"))
     named = _named(choice) if choice.get("type") == "tool" else None
     return Structure(
@@ -43,6 +47,8 @@ def of_messages(request: Json) -> Structure:
 def of_responses(functions: list[Json], choice: object, parallel: object) -> Structure:
     """Structure of a Responses request whose tools are functions; its text.format is deepseek-recipe's to read."""
     tools = _tools([(tool.get("name"), tool.get("parameters"), tool.get("strict")) for tool in functions])
+    grammars = {tool.get("name"): cast("str | None", tool.get("input_grammar")) for tool in functions}
+    tools = tuple(replace(tool, input_grammar=grammars[tool.name]) for tool in tools)
     return Structure(tools, _named(_object(choice)) or _choice(choice), parallel is not False)
 
 

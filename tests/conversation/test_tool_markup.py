@@ -147,6 +147,9 @@ def test_a_truncated_call_is_no_call() -> None:
     assert handed_on(cut, 1) == block(invoke(PARIS)), "ended by the model, not cut off"
     second = block(invoke(PARIS)).removesuffix(f"</{M}tool_calls>") + f'<{M}invoke name="weather">{PARIS}'
     assert handed_on(second, 5, truncated=True).count(f"<{M}invoke") == 1
+    for end in ("<", "</", f"</{M[:3]}"):
+        cut = block(invoke(PARIS)).removesuffix(f"</{M}tool_calls>") + end
+        assert handed_on(cut, 1, truncated=True) == block(invoke(PARIS)), "the beginning of a tag is no text"
 
 
 @pytest.mark.parametrize("messages", [False, True], ids=["chat", "messages"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.server.responses_api import markup, prompt
+from tests.server.responses_api import PATCH, markup, prompt
 
 SESSION = "01a21f86-5c17-7772-9831-8f98c6590967"
 
@@ -28,7 +28,7 @@ TOOLS = [
     function("write_stdin", session_id="number", chars="string"),
     function("get_goal"),
     {"type": "custom", "name": "apply_patch", "description": "Edits files.",
-     "format": {"type": "grammar", "syntax": "lark", "definition": 'start: "*** Begin Patch"'}},
+     "format": {"type": "grammar", "syntax": "lark", "definition": PATCH}},
     {"type": "namespace", "name": "multi_agent_v1", "description": "Agents.",
      "tools": [function("spawn_agent", message="string"), function("close_agent", target="string")]},
     {"type": "web_search", "external_web_access": True},
@@ -79,7 +79,7 @@ def returned(event: dict[str, Any]) -> dict[str, Any]:
     [
         ("exec_command", {"cmd": "ls"}, "function_call", None),
         ("multi_agent_v1__spawn_agent", {"message": "Look."}, "function_call", "multi_agent_v1"),
-        ("apply_patch", {"input": "*** Begin Patch\n*** End Patch"}, "custom_tool_call", None),
+        ("apply_patch", {"input": "*** Begin Patch\n*** Delete File: a.txt\n*** End Patch"}, "custom_tool_call", None),
     ],
 )
 def test_a_turn_with_a_call_is_continued_exactly(server, name: str, arguments: dict, kind: str, space: str) -> None:

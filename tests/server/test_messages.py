@@ -155,6 +155,7 @@ def test_what_claude_code_sends_is_accepted(server, folder) -> None:
         ({"model": "gpt-4"}, "you passed gpt-4"),
         ({"messages": []}, "at least one message is required"),
         ({"stop_sequences": ["x"] * 17}, "17"),
+        ({"tools": [WEATHER | {"strict": "yes"}]}, r"Invalid tools\[0\].strict value 'yes'"),
     ],
 )
 def test_errors_have_both_shapes(server, change, message: str) -> None:
@@ -184,3 +185,14 @@ def test_markup_that_is_no_call_is_text_without_tags(server) -> None:
         message = ask(server, **({"tools": tools} if tools else {}))
         assert [part.text for part in message.content if part.type == "text"] == ["do it"]
         assert message.stop_reason == "end_turn"
+
+
+def test_signatures_are_not_checked_and_thinking_is_told_apart(server) -> None:
+    """Any signature is accepted; with thinking off nothing of it is asked for."""
+    for signature in ("", "of another service", "x" * 5000):
+        thinking = {"type": "thinking", "thinking": "EARLIER", "signature": signature}
+        said = {"role": "assistant", "content": [thinking, {"type": "text", "text": "a"}]}
+        for options in ({}, NO_THINKING):
+            ask(server, messages=[*QUESTION, said, *QUESTION], tools=[WEATHER], **options)
+            prompt = server.engine.llm.tokenizer.decode(server.model.prompts[-1])
+            assert ("EARLIER" in prompt) is (options == {})

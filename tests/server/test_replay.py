@@ -41,10 +41,13 @@ def rewritten(arguments: dict[str, Any]) -> dict[str, Any]:
 # Protocols: (server, history, streamed, thinking) -> (history as a forgetful client keeps it, usage)
 
 
-def chat(server, history: list[Any], streamed: bool, thinking: bool) -> tuple[list[Any], tuple[int, int, int]]:
+def chat(
+    server, history: list[Any], streamed: bool, thinking: bool, limit: int = 900
+) -> tuple[list[Any], tuple[int, int, int]]:
     history = history or [{"role": "user", "content": QUESTION}]
     function = {"name": "weather", "parameters": SCHEMA}
     options = {"model": "tiny", "messages": history, "tools": [{"type": "function", "function": function}]}
+    options["max_tokens"] = limit
     body = {"thinking": {"type": "enabled" if thinking else "disabled"}}
     create = server.openai().chat.completions.create
     if streamed:
@@ -63,15 +66,19 @@ def chat(server, history: list[Any], streamed: bool, thinking: bool) -> tuple[li
         {"id": i, "type": "function", "function": {"name": n, "arguments": json.dumps(rewritten(json.loads(a)))}}
         for i, n, a in found
     ]
-    said = {"role": "assistant", "content": content.strip() or None} | ({"tool_calls": calls} if calls else {})
+    said = {"role": "assistant", "content": content.strip()} | (
+        {"content": content.strip() or None, "tool_calls": calls} if calls else {}
+    )
     results = [{"role": "tool", "tool_call_id": i, "content": "sun"} for i, _, _ in found]
     counts = usage.prompt_tokens, usage.prompt_tokens_details.cached_tokens or 0, usage.completion_tokens
     return [*history, said, *(results or [{"role": "user", "content": NOTE}])], counts
 
 
-def messages(server, history: list[Any], streamed: bool, thinking: bool) -> tuple[list[Any], tuple[int, int, int]]:
+def messages(
+    server, history: list[Any], streamed: bool, thinking: bool, limit: int = 900
+) -> tuple[list[Any], tuple[int, int, int]]:
     history = history or [{"role": "user", "content": QUESTION}]
-    options = {"model": "tiny", "messages": history, "max_tokens": 900}
+    options = {"model": "tiny", "messages": history, "max_tokens": limit}
     options |= {"tools": [{"name": "weather", "input_schema": SCHEMA}]}
     options["thinking"] = {"type": "enabled", "budget_tokens": 1024} if thinking else {"type": "disabled"}
     client = server.anthropic()
@@ -85,6 +92,7 @@ def messages(server, history: list[Any], streamed: bool, thinking: bool) -> tupl
     ]
     uses = [block for block in message.content if block.type == "tool_use"]
     said += [{"type": "tool_use", "id": use.id, "name": use.name, "input": rewritten(use.input)} for use in uses]
+    said = said or [block.model_dump() for block in message.content]  # cut off while it was thinking
     results = [{"type": "tool_result", "tool_use_id": use.id, "content": "sun"} for use in uses]
     usage = message.usage
     cached = usage.cache_read_input_tokens or 0
@@ -97,10 +105,13 @@ def messages(server, history: list[Any], streamed: bool, thinking: bool) -> tupl
     )  # fmt: skip
 
 
-def responses(server, history: list[Any], streamed: bool, thinking: bool) -> tuple[list[Any], tuple[int, int, int]]:
+def responses(
+    server, history: list[Any], streamed: bool, thinking: bool, limit: int = 900
+) -> tuple[list[Any], tuple[int, int, int]]:
     history = history or [{"type": "message", "role": "user", "content": QUESTION}]
     tool = {"type": "function", "name": "weather", "parameters": SCHEMA, "strict": False}
     options: dict[str, Any] = {"model": "tiny", "input": history, "tools": [tool], "store": False}
+    options["max_output_tokens"] = limit
     options["reasoning"] = {"effort": "high" if thinking else "none"}
     create = server.openai().responses.create
     response = list(create(stream=True, **options))[-1].response if streamed else create(**options)
@@ -111,6 +122,7 @@ def responses(server, history: list[Any], streamed: bool, thinking: bool) -> tup
         if item.type == "function_call":
             arguments = json.dumps(rewritten(json.loads(item.arguments)))
             said.append({"type": "function_call", "call_id": item.call_id, "name": item.name, "arguments": arguments})
+    said = said or [item.model_dump(exclude_none=True) for item in response.output]  # cut off while it was thinking
     results = [
         {"type": "function_call_output", "call_id": item["call_id"], "output": "sun"}
         for item in said
@@ -237,18 +249,117 @@ def test_a_server_without_the_memory_renders_what_clients_send(model, serve) -> 
         assert "<think></think>Wait." in last_prompt(served)
 
 
-def test_an_answer_that_was_cut_off_is_not_repeated(server) -> None:
-    server.model.reply = "I think.</think>It is sunny"
+WHOLE = "I look it up.</think>Wait, é" + call_markup(f"{CITY}\n{DAYS.format(3)}")
+IN_REASONING = "I look it up." + call_markup(f"{CITY}\n{DAYS.format(3)}")
+# Name -> (reply, the text before its cut, what the client is shown of that beside calls, the part that stays exact)
+SAID, SHOWN = "I look it up.</think>Wait, é", ("I look it up.", "Wait, é")
+CUTS = {
+    "in reasoning": (WHOLE, "I look", ("I look", ""), "I look"),
+    "after reasoning": (WHOLE, "I look it up.</think>", ("I look it up.", ""), "I look it up.</think>"),
+    "in text": (WHOLE, "I look it up.</think>Wai", ("I look it up.", "Wai"), "I look it up.</think>Wai"),
+    "in a tag": (WHOLE, WHOLE[: WHOLE.index("tool_calls") + 4], SHOWN, SAID),
+    "in a name": (WHOLE, WHOLE[: WHOLE.index("weather") + 3], SHOWN, SAID),
+    "in a value": (WHOLE, WHOLE[: WHOLE.index("Oslo") + 2], ("I look it up.", "Wait, é\n\nOs"), SAID),
+    "after a call": (WHOLE, WHOLE.removesuffix(f"{DSML}tool_calls>"), SHOWN, WHOLE.removesuffix(f"{DSML}tool_calls>")),
+    "in a call in reasoning": (
+        IN_REASONING, IN_REASONING[: IN_REASONING.index("Oslo") + 2], ("I look it up.\n\nOs", ""), "I look it up."
+    ),
+}  # fmt: skip
+
+
+@PROTOCOLS
+@STREAMED
+@pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
+def test_a_turn_that_was_cut_off_goes_on_where_it_was(server, protocol: Protocol, streamed: bool, cut: Any) -> None:
+    """As far as the client was shown what was sampled. The rest of a call is its text, without markup."""
+    reply, before, (reasoning, content), exact = cut
+    encode = server.model.tokenizer.encode
+    server.model.reply = reply
+    history, counts = protocol(server, [], streamed, thinking=True, limit=len(encode(before)))
+    assert counts[2] == len(encode(before)), "cut by the limit"
+    begun = server.model.prompts[-1] + encode(exact)
+    server.model.reply = "So.</think>Done."
+    later, _ = protocol(server, history, streamed, thinking=True)
+    assert server.model.prompts[-1][: len(begun)] == begun
+    said = last_prompt(server)[len(server.engine.llm.tokenizer.decode(begun)) - len(exact) :]
+    said = said.partition("<｜end▁of▁sentence｜>")[0]
+    shown, _, calls = said.partition(f"\n\n<{DSML}tool_calls>")
+    assert shown.rstrip() == f"{reasoning}</think>{content}".rstrip()
+    assert calls == "" or (said == WHOLE and "tool_result" in last_prompt(server))
+    wrote_all = wrote(server)
+    server.model.reply = "Bye.</think>Bye."
+    protocol(server, later, streamed, thinking=True)
+    assert server.model.prompts[-1][: len(wrote_all)] == wrote_all
+
+
+@STREAMED
+@pytest.mark.parametrize("place", range(0, len(WHOLE) + 1, 9))
+def test_wherever_a_turn_is_cut_off_no_markup_is_shown(server, place: int, streamed: bool) -> None:
+    """Reasons of the end, in the three protocols."""
+    server.model.reply = WHOLE
+    limit = max(1, len(server.model.tokenizer.encode(WHOLE[:place])))
+    done = place >= len(WHOLE)
+    tool = {"type": "function", "function": {"name": "weather", "parameters": SCHEMA}}
     question = [{"role": "user", "content": QUESTION}]
-    for options in ({"max_tokens": 12}, {"stop": "is"}):
-        extra: dict[str, Any] = {"thinking": {"type": "disabled"}}
+    create = server.openai().chat.completions.create
+    options: dict[str, Any] = {"model": "tiny", "messages": question, "tools": [tool], "max_tokens": limit}
+    if streamed:
+        choices = [chunk.choices[0] for chunk in create(stream=True, **options)]
+        reason, texts = choices[-1].finish_reason, [choice.delta.content or "" for choice in choices]
+    else:
+        choice = create(**options).choices[0]
+        reason, texts = choice.finish_reason, [choice.message.content]
+    assert reason == ("tool_calls" if done else "length") and DSML not in "".join(texts)
+    client = server.anthropic().messages
+    options = {"model": "tiny", "messages": question, "max_tokens": limit}
+    options |= {"tools": [{"name": "weather", "input_schema": SCHEMA}]}
+    if streamed:
+        with client.stream(**options) as events:
+            message = events.get_final_message()
+    else:
+        message = client.create(**options)
+    assert message.stop_reason == ("tool_use" if done else "max_tokens") and DSML not in message.to_json()
+    flat = {"type": "function", "name": "weather", "parameters": SCHEMA, "strict": False}
+    options = {"model": "tiny", "input": QUESTION, "tools": [flat], "max_output_tokens": limit}
+    answer = server.openai().responses.create
+    response = list(answer(stream=True, **options))[-1].response if streamed else answer(**options)
+    assert response.status == ("completed" if done else "incomplete") and DSML not in str(response.output)
+    assert done or response.incomplete_details.reason == "max_output_tokens"
+
+
+def test_a_forced_call_that_was_cut_off_is_its_text(server) -> None:
+    """The prompt has opened the block, which the client does not see: nothing of it stays."""
+    tool = {"type": "function", "function": {"name": "weather", "parameters": SCHEMA}}
+    block = call_markup(f"{CITY}\n{DAYS.format(3)}").partition("tool_calls>\n")[2]
+    for end, expected in (
+        ("Os", "</think>Os"),
+        (f"</{DSML}invoke>", "</think>\n\n" + call_markup(f"{CITY}\n{DAYS.format(3)}").strip()),
+    ):
+        server.model.reply = block
+        options: dict[str, Any] = {"model": "tiny", "tools": [tool], "extra_body": {"thinking": {"type": "disabled"}}}
+        question = {"role": "user", "content": QUESTION}
         create = server.openai().chat.completions.create
-        said = create(model="tiny", messages=question, extra_body=extra, **options).choices[0].message.content
-        history = [*question, {"role": "assistant", "content": said}, {"role": "user", "content": NOTE}]
+        limit = len(server.model.tokenizer.encode(block[: block.index(end) + len(end)]))
+        choice = create(messages=[question], tool_choice="required", max_tokens=limit, **options).choices[0]
+        message, begun = choice.message.model_dump(exclude_none=True), list(server.model.prompts[-1])
+        results = [
+            {"role": "tool", "tool_call_id": call["id"], "content": "sun"} for call in message.get("tool_calls", ())
+        ]
         server.model.reply = "ok"
-        create(model="tiny", messages=history, extra_body=extra)
-        assert f"</think>{said}<｜end▁of▁sentence｜><｜User｜>" in last_prompt(server)
-        server.model.reply = "It is sunny"
+        create(messages=[question, message, *(results or [{"role": "user", "content": NOTE}])], **options)
+        assert choice.finish_reason == "length" and f"{expected}<｜end▁of▁sentence｜>" in last_prompt(server)
+        assert not results or server.model.prompts[-1][: len(begun)] == begun
+
+
+def test_an_answer_that_a_stop_string_has_ended_is_rendered_as_sent(server) -> None:
+    server.model.reply = "It is sunny"
+    question = [{"role": "user", "content": QUESTION}]
+    extra: dict[str, Any] = {"thinking": {"type": "disabled"}}
+    create = server.openai().chat.completions.create
+    said = create(model="tiny", messages=question, extra_body=extra, stop="is").choices[0].message.content
+    history = [*question, {"role": "assistant", "content": said}, {"role": "user", "content": NOTE}]
+    create(model="tiny", messages=history, extra_body=extra)
+    assert f"</think>{said}<｜end▁of▁sentence｜><｜User｜>" in last_prompt(server)
 
 
 def turn(size: int) -> SaidTurn:

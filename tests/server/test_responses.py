@@ -134,7 +134,8 @@ def test_namespaces_and_calls_of_their_tools(server) -> None:
 @STREAMED
 @pytest.mark.parametrize("name", ["apply_patch", "shell"])
 def test_custom_tools_have_plain_text_for_input(server, streamed: bool, name: str) -> None:
-    form = {"type": "grammar", "syntax": "lark", "definition": "start: /x+/"}
+    definition = r'start: "*** Begin " /"[a-z]"/ "\n" line+' + '\nline: "+" /[a-z]+/ "\\n"'
+    form = {"type": "grammar", "syntax": "lark", "definition": definition}
     tools = [{"type": "custom", "name": name, "description": "Runs it.", "format": form}]
     text = '*** Begin "x"\n+line\n'
     server.model.reply = "</think>\n\n" + markup(name, input=text)
@@ -147,7 +148,7 @@ def test_custom_tools_have_plain_text_for_input(server, streamed: bool, name: st
     assert (call.type, call.name, call.input) == ("custom_tool_call", name, text)
     assert call.id.startswith("ctc_") and {event.item_id for event in pieces} == {found[-1].response.output[0].id}
     assert answer.tools[0].type == "custom" and answer.tools[0].name == name
-    assert name == "apply_patch" or "start: /x+/" in prompt(server)
+    assert name == "apply_patch" or json.dumps(definition)[1:-1] in prompt(server)
     result = {"type": "custom_tool_call_output", "call_id": call.call_id, "output": "done"}
     wrote = server.model.prompts[-1] + server.model.tokenizer.encode(server.model.reply)
     server.model.reply = "</think>Done."
@@ -242,6 +243,9 @@ def test_what_is_not_supported_is_refused_with_its_place(server) -> None:
         ("tool_choice.tools[0]", [WEATHER], allowed | {"tools": [5]}),
         ("tool_choice.tools", [WEATHER], allowed | {"tools": "all"}),
         ("tool_choice.mode", [WEATHER], allowed | {"mode": "any"}),
+        ("tool_choice", [], "required"),
+        ("tool_choice", [{"type": "web_search"}], "required"),
+        ("tool_choice", [{"type": "web_search"}], {"type": "web_search"}),
     ):
         assert refused(server, tools=tools, tool_choice=choice)[0] == place
     image = {"type": "input_image", "image_url": "https://a/b.png"}
@@ -322,3 +326,24 @@ def test_a_conversation_that_is_too_long_loses_its_oldest_turns(model, serve) ->
             ask(served, truncation="auto", input=[*history, said("user", "y" * 700)])
         short = ask(served, truncation="auto", input="x")
         assert short.output_text == "ok"
+
+
+def test_a_turn_that_is_too_long_loses_its_oldest_rounds(model, serve) -> None:
+    """An agent's turn is one question and many calls: the question and the latest rounds stay."""
+    rounds: list[Any] = []
+    for i in range(9):
+        rounds += [
+            {"type": "function_call", "call_id": f"c{i}", "name": "weather", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": f"c{i}", "output": f"<{i}>" + "x" * 90},
+        ]
+    with serve(model, max_model_len=1800) as served:
+        history = [{"role": "user", "content": "Old."}, {"role": "assistant", "content": "Yes."}, QUESTION]
+        note = {"role": "developer", "content": "Rule."}
+        options = {"tools": [WEATHER], "reasoning": {"effort": "low"}}
+        with pytest.raises(openai.BadRequestError, match="maximum context length is 1800 tokens"):
+            ask(served, input=[*history, *rounds], **options)
+        ask(served, truncation="auto", input=[*history, *rounds[:4], note, *rounds[4:]], **options)
+        kept = [i for i in range(9) if f"<{i}>" in prompt(served)]
+        assert kept and kept == list(range(9 - len(kept), 9)) and "Weather in Oslo?" in prompt(served)
+        assert "Old." not in prompt(served) and "Rule." in prompt(served)
+        assert 1800 - 420 < len(model.prompts[-1]) < 1800, "no more is dropped than has to be"

@@ -225,7 +225,9 @@ def test_thinking_does_not_end_the_answer(server) -> None:
         ({"response_format": {"type": "regex", "regex": "a"},
           "messages": [USER, {"role": "assistant", "content": "{", "prefix": True}]}, "response_format", "continues"),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
-          "tool_choice": {"type": "function", "function": {"name": "g"}}}, None, "no function named 'g'"),
+          "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice", "no function named 'g'"),
+        ({"tool_choice": "required"}, "tool_choice", "offered no tool"),
+        ({"tools": [], "tool_choice": "required"}, "tool_choice", "offered no tool"),
     ],
 )  # fmt: skip
 def test_a_form_that_cannot_be_had_is_refused(server, options: dict[str, Any], place: str | None, message: str) -> None:
