@@ -1,0 +1,109 @@
+"""Python programs on configurations of docs/clients.md: each in a process of its interpreter, with no other network."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .javascript import NO_NETWORK, ROOT
+from .pages import section_blocks
+
+FOLDER = Path(__file__).parent / "python"
+ENVIRONMENTS = ROOT / "build" / "clients"
+
+
+@dataclass(frozen=True)
+class PythonClient:
+    """`heading`: of its configuration; `program`: in tests/clients/python; `package`: import name of what it needs.
+
+    `environment`: folder of build/clients with its packages, "" for those of the tests themselves. `tool`: name of the
+    tool as which it asks for structured output. `reasoning`: True if it shows the model's thinking, `returns` if it
+    sends that back.
+    """
+
+    heading: str
+    program: str
+    package: str
+    environment: str = ""
+    tool: str = "Color"
+    reasoning: bool = True
+    returns: bool = True
+
+    @property
+    def python(self) -> Path:
+        return ENVIRONMENTS / self.environment / "bin" / "python" if self.environment else Path(sys.executable)
+
+    @property
+    def scenarios(self) -> list[str]:
+        """Public functions of the program."""
+        body = ast.parse((FOLDER / self.program).read_text(encoding="utf-8")).body
+        return [node.name for node in body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+
+    def __str__(self) -> str:
+        return self.heading
+
+
+@dataclass
+class Program:
+    """A client's process: it reads names of scenarios and answers with what they return."""
+
+    client: PythonClient
+    url: str
+
+    @cached_property
+    def _process(self) -> subprocess.Popen[str]:
+        need(self.client)
+        home = tempfile.mkdtemp(prefix="dsv4-client-")
+        (block,) = (block for block in section_blocks(self.client.heading, self.url) if block.language == "python")
+        Path(home, "configuration.py").write_text(block.text, encoding="utf-8")
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": home,
+            "PYTHONPATH": home,
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # otherwise it is fetched
+            **NO_NETWORK,
+        }
+        return subprocess.Popen(
+            [self.client.python, FOLDER / "answer.py", FOLDER / self.client.program],
+            cwd=home,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, scenario: str) -> Any:
+        """Value that a scenario returned. AssertionError with its traceback if it failed."""
+        process = self._process
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(f"{scenario}\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+        assert line, f"{self.client} ended with status {process.wait(30)}"
+        given = json.loads(line)
+        assert "error" not in given, given["error"]
+        return given["value"]
+
+    def close(self) -> None:
+        if "_process" in self.__dict__:
+            self._process.communicate(timeout=60)
+
+
+def need(client: PythonClient) -> None:
+    """Skips the test unless the client is installed."""
+    if client.environment:
+        if not client.python.exists():
+            pytest.skip(f"{client.package} is not installed: make test-clients")
+    elif importlib.util.find_spec(client.package) is None:
+        pytest.skip(f"{client.package} is not installed: pip install 'dsv4[test]'")

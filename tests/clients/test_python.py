@@ -1,0 +1,141 @@
+"""Python clients: chat, streams, tools, forced tools, structured output, thinking over several turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.server.conftest import Served
+from tests.server.responses_api import CALL, markup
+
+from .programs import Program, PythonClient
+from .scripted import Script
+
+pytestmark = pytest.mark.timeout(400)
+
+CLIENTS = [
+    PythonClient("openai-python", "openai_chat.py", "openai"),
+    PythonClient("openai-python", "openai_responses.py", "openai"),
+    PythonClient("anthropic-sdk-python", "anthropic_sdk.py", "anthropic"),
+    PythonClient("LangChain: deepseek", "langchain.py", "langchain_deepseek", returns=False),
+    PythonClient("LangChain: openai", "langchain.py", "langchain_openai", reasoning=False, returns=False),
+    PythonClient("LangChain: openai (Responses)", "langchain.py", "langchain_openai", reasoning=False),
+    PythonClient("LangChain: anthropic", "langchain.py", "langchain_anthropic"),
+    PythonClient("LiteLLM: deepseek", "litellm_completion.py", "litellm"),
+    PythonClient("LiteLLM: openai", "litellm_completion.py", "litellm"),
+    PythonClient("LiteLLM: anthropic", "litellm_completion.py", "litellm", tool="json_tool_call"),
+    PythonClient("pydantic-ai: DeepSeek", "pydantic_ai_agent.py", "pydantic_ai", "frameworks", "final_result"),
+    PythonClient("pydantic-ai: Responses", "pydantic_ai_agent.py", "pydantic_ai", "frameworks", "final_result"),
+    PythonClient("pydantic-ai: Anthropic", "pydantic_ai_agent.py", "pydantic_ai", "frameworks", "final_result"),
+    PythonClient("instructor", "instructor_client.py", "instructor", "instructor"),
+    PythonClient("LlamaIndex", "llama_index_llm.py", "llama_index", "llama_index", reasoning=False, returns=False),
+]
+GREETING = "I think.</think>Hello there."
+COLOR = '{"color": "red"}'
+
+Run = Callable[[PythonClient, str], Any]
+
+
+def cases(*scenarios: str) -> pytest.MarkDecorator:
+    """Every client with each of these scenarios that its program has; those of other environments are marked."""
+    return pytest.mark.parametrize(
+        ("client", "scenario"),
+        [
+            pytest.param(
+                client,
+                scenario,
+                marks=[pytest.mark.clients] if client.environment else [],
+                id=f"{client.heading}-{client.program.removesuffix('.py')}-{scenario}",
+            )
+            for client in CLIENTS
+            for scenario in scenarios
+            if scenario in client.scenarios
+        ],
+    )
+
+
+@pytest.fixture(scope="module")
+def programs(shared_server: Served) -> Iterator[dict[PythonClient, Program]]:
+    running = {client: Program(client, shared_server.url) for client in CLIENTS}
+    yield running
+    for program in running.values():
+        program.close()
+
+
+@pytest.fixture
+def run(programs: dict[PythonClient, Program], server: Served) -> Run:
+    """run(client, scenario) -> what the scenario gave."""
+    return lambda client, scenario: programs[client].run(scenario)
+
+
+def prompts(server: Served) -> list[str]:
+    return [server.engine.llm.tokenizer.decode(ids) for ids in server.model.prompts]
+
+
+@cases("chat", "stream")
+def test_text_thinking_and_usage(client: PythonClient, scenario: str, run: Run, server: Served) -> None:
+    server.model.reply = GREETING
+    found = run(client, scenario)
+    assert found["text"] == "Hello there." and found["tokens"] > 20
+    assert (found["reasoning"] or "") == ("I think." if client.reasoning else "")
+
+
+@cases("turns")
+def test_thinking_of_earlier_turns_is_left_out_without_tools(
+    client: PythonClient, scenario: str, run: Run, server: Served
+) -> None:
+    server.model.reply = Script(server.model, {"And you?": "Later.</think>Fine.", "Hello": GREETING})
+    assert run(client, scenario) == "Fine."
+    last = prompts(server)[-1]
+    assert "Hello there." in last and "I think." not in last
+
+
+@cases("tools")
+def test_a_tool_loop_and_another_turn(client: PythonClient, scenario: str, run: Run, server: Served) -> None:
+    """Beginning with the tokens of the turns before, if the client sends the thinking back."""
+    answer, later = "It is sunny.</think>Sunny.", "Same as today.</think>Sunny again."
+    server.model.reply = Script(server.model, {"And tomorrow?": later, "<tool_result>": answer, "Oslo": CALL})
+    assert run(client, scenario) == ["Sunny.", "Sunny again."]
+    first, second, third = prompts(server)
+    assert "<tool_result>sun in Oslo</tool_result>" in second and "Sunny." in third
+    assert second.startswith(first + CALL) == third.startswith(second + answer) == client.returns
+
+
+@cases("streamed_tools", "runner", "runner_without_thread")
+def test_a_tool_loop(client: PythonClient, scenario: str, run: Run, server: Served) -> None:
+    server.model.reply = Script(server.model, {"sun in Oslo": "I see.</think>Sunny.", "Oslo": CALL})
+    assert run(client, scenario) == "Sunny."
+
+
+@cases("forced", "structured_tools")
+def test_forced_tools_while_thinking(client: PythonClient, scenario: str, run: Run, server: Served) -> None:
+    server.model.reply = "I think.</think>\n\n" + markup(client.tool, color="red")
+    found = run(client, scenario)
+    assert found and all(value == {"color": "red"} for value in found)
+
+
+@cases("structured")
+def test_structured_output_is_enforced(client: PythonClient, scenario: str, run: Run, server: Served) -> None:
+    server.model.reply = GREETING
+    found = run(client, scenario)
+    assert found and all(value["color"] in ("red", "blue") for value in found)
+
+
+@cases("json_mode")
+def test_json_mode(client: PythonClient, scenario: str, run: Run, server: Served) -> None:
+    server.model.reply = f"I think.</think>{COLOR}"
+    assert run(client, scenario) == {"color": "red"}
+
+
+@cases("refused")
+def test_an_unknown_model_is_an_error_that_names_the_known_ones(
+    client: PythonClient, scenario: str, run: Run
+) -> None:
+    assert "deepseek-flash" in run(client, scenario)
+
+
+@cases("too_long")
+def test_too_long_a_prompt_is_recognized(client: PythonClient, scenario: str, run: Run) -> None:
+    assert "maximum context length" in run(client, scenario)
