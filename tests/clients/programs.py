@@ -21,6 +21,8 @@ from .pages import section_blocks
 
 FOLDER = Path(__file__).parent / "python"
 ENVIRONMENTS = ROOT / "build" / "clients"
+# What clients would otherwise fetch or send when they start.
+SILENCE = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class PythonClient:
     """`heading`: of its configuration; `program`: in tests/clients/python; `package`: import name of what it needs.
 
     `environment`: folder of build/clients with its packages, "" for those of the tests themselves. `tool`: name of the
-    tool as which it asks for structured output. `reasoning`: True if it shows the model's thinking, `returns` if it
-    sends that back.
+    tool as which it asks for structured output. `reasoning`: True if it shows the model's thinking. `enforced`: True if
+    it asks for structured output with a schema that the server holds the model to, False if with a tool without strict.
     """
 
     heading: str
@@ -38,7 +40,7 @@ class PythonClient:
     environment: str = ""
     tool: str = "Color"
     reasoning: bool = True
-    returns: bool = True
+    enforced: bool = True
 
     @property
     def python(self) -> Path:
@@ -55,27 +57,18 @@ class PythonClient:
 
 
 @dataclass
-class Program:
-    """A client's process: it reads names of scenarios and answers with what they return."""
+class Interpreter:
+    """A process of an environment's interpreter, which runs functions of the clients' programs; started when needed."""
 
-    client: PythonClient
-    url: str
+    environment: str
+    python: Path
 
     @cached_property
     def _process(self) -> subprocess.Popen[str]:
-        need(self.client)
         home = tempfile.mkdtemp(prefix="dsv4-client-")
-        (block,) = (block for block in section_blocks(self.client.heading, self.url) if block.language == "python")
-        Path(home, "configuration.py").write_text(block.text, encoding="utf-8")
-        environment = {
-            "PATH": os.environ["PATH"],
-            "HOME": home,
-            "PYTHONPATH": home,
-            "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # otherwise it is fetched
-            **NO_NETWORK,
-        }
+        environment = {"PATH": os.environ["PATH"], "HOME": home, **NO_NETWORK, **SILENCE}
         return subprocess.Popen(
-            [self.client.python, FOLDER / "answer.py", FOLDER / self.client.program],
+            [self.python, FOLDER / "answer.py"],
             cwd=home,
             env=environment,
             stdin=subprocess.PIPE,
@@ -83,20 +76,23 @@ class Program:
             text=True,
         )
 
-    def run(self, scenario: str) -> Any:
-        """Value that a scenario returned. AssertionError with its traceback if it failed."""
+    def run(self, client: PythonClient, function: str, url: str) -> Any:
+        """Value that a function returned. AssertionError with its traceback if it failed."""
+        (block,) = (block for block in section_blocks(client.heading, url) if block.language == "python")
         process = self._process
         assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(f"{scenario}\n")
+        asked = {"configuration": block.text, "program": str(FOLDER / client.program), "function": function}
+        process.stdin.write(f"{json.dumps(asked)}\n")
         process.stdin.flush()
         line = process.stdout.readline()
-        assert line, f"{self.client} ended with status {process.wait(30)}"
+        assert line, f"the process of {client} ended with status {process.wait(30)}"
         given = json.loads(line)
         assert "error" not in given, given["error"]
         return given["value"]
 
     def close(self) -> None:
         if "_process" in self.__dict__:
+            self._process.terminate()
             self._process.communicate(timeout=60)
 
 

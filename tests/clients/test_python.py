@@ -10,7 +10,7 @@ import pytest
 from tests.server.conftest import Served
 from tests.server.responses_api import CALL, markup
 
-from .programs import Program, PythonClient
+from .programs import Interpreter, PythonClient, need
 from .scripted import Script
 
 pytestmark = pytest.mark.timeout(400)
@@ -19,18 +19,18 @@ CLIENTS = [
     PythonClient("openai-python", "openai_chat.py", "openai"),
     PythonClient("openai-python", "openai_responses.py", "openai"),
     PythonClient("anthropic-sdk-python", "anthropic_sdk.py", "anthropic"),
-    PythonClient("LangChain: deepseek", "langchain.py", "langchain_deepseek", returns=False),
-    PythonClient("LangChain: openai", "langchain.py", "langchain_openai", reasoning=False, returns=False),
+    PythonClient("LangChain: deepseek", "langchain.py", "langchain_deepseek"),
+    PythonClient("LangChain: openai", "langchain.py", "langchain_openai", reasoning=False),
     PythonClient("LangChain: openai (Responses)", "langchain.py", "langchain_openai", reasoning=False),
     PythonClient("LangChain: anthropic", "langchain.py", "langchain_anthropic"),
     PythonClient("LiteLLM: deepseek", "litellm_completion.py", "litellm"),
     PythonClient("LiteLLM: openai", "litellm_completion.py", "litellm"),
-    PythonClient("LiteLLM: anthropic", "litellm_completion.py", "litellm", tool="json_tool_call"),
+    PythonClient("LiteLLM: anthropic", "litellm_completion.py", "litellm", tool="json_tool_call", enforced=False),
     PythonClient("pydantic-ai: DeepSeek", "pydantic_ai_agent.py", "pydantic_ai", "frameworks", "final_result"),
     PythonClient("pydantic-ai: Responses", "pydantic_ai_agent.py", "pydantic_ai", "frameworks", "final_result"),
     PythonClient("pydantic-ai: Anthropic", "pydantic_ai_agent.py", "pydantic_ai", "frameworks", "final_result"),
     PythonClient("instructor", "instructor_client.py", "instructor", "instructor"),
-    PythonClient("LlamaIndex", "llama_index_llm.py", "llama_index", "llama_index", reasoning=False, returns=False),
+    PythonClient("LlamaIndex", "llama_index_llm.py", "llama_index", "llama_index", reasoning=False),
 ]
 GREETING = "I think.</think>Hello there."
 COLOR = '{"color": "red"}'
@@ -57,17 +57,22 @@ def cases(*scenarios: str) -> pytest.MarkDecorator:
 
 
 @pytest.fixture(scope="module")
-def programs(shared_server: Served) -> Iterator[dict[PythonClient, Program]]:
-    running = {client: Program(client, shared_server.url) for client in CLIENTS}
+def interpreters() -> Iterator[dict[str, Interpreter]]:
+    running = {client.environment: Interpreter(client.environment, client.python) for client in CLIENTS}
     yield running
-    for program in running.values():
-        program.close()
+    for interpreter in running.values():
+        interpreter.close()
 
 
 @pytest.fixture
-def run(programs: dict[PythonClient, Program], server: Served) -> Run:
+def run(interpreters: dict[str, Interpreter], server: Served) -> Run:
     """run(client, scenario) -> what the scenario gave."""
-    return lambda client, scenario: programs[client].run(scenario)
+
+    def run_scenario(client: PythonClient, scenario: str) -> Any:
+        need(client)
+        return interpreters[client.environment].run(client, scenario, server.url)
+
+    return run_scenario
 
 
 def prompts(server: Served) -> list[str]:
@@ -94,13 +99,13 @@ def test_thinking_of_earlier_turns_is_left_out_without_tools(
 
 @cases("tools")
 def test_a_tool_loop_and_another_turn(client: PythonClient, scenario: str, run: Run, server: Served) -> None:
-    """Beginning with the tokens of the turns before, if the client sends the thinking back."""
+    """Each prompt begins with the tokens of the one before and of its answer, even if the client drops the thinking."""
     answer, later = "It is sunny.</think>Sunny.", "Same as today.</think>Sunny again."
     server.model.reply = Script(server.model, {"And tomorrow?": later, "<tool_result>": answer, "Oslo": CALL})
     assert run(client, scenario) == ["Sunny.", "Sunny again."]
     first, second, third = prompts(server)
     assert "<tool_result>sun in Oslo</tool_result>" in second and "Sunny." in third
-    assert second.startswith(first + CALL) == third.startswith(second + answer) == client.returns
+    assert second.startswith(first + CALL) and third.startswith(second + answer)
 
 
 @cases("streamed_tools", "runner", "runner_without_thread")
@@ -111,14 +116,15 @@ def test_a_tool_loop(client: PythonClient, scenario: str, run: Run, server: Serv
 
 @cases("forced", "structured_tools")
 def test_forced_tools_while_thinking(client: PythonClient, scenario: str, run: Run, server: Served) -> None:
-    server.model.reply = "I think.</think>\n\n" + markup(client.tool, color="red")
+    server.model.reply = "I think.</think>\n\n" + markup("Color" if scenario == "forced" else client.tool, color="red")
     found = run(client, scenario)
     assert found and all(value == {"color": "red"} for value in found)
 
 
 @cases("structured")
-def test_structured_output_is_enforced(client: PythonClient, scenario: str, run: Run, server: Served) -> None:
-    server.model.reply = GREETING
+def test_structured_output(client: PythonClient, scenario: str, run: Run, server: Served) -> None:
+    """Enforced: the model would say something else."""
+    server.model.reply = GREETING if client.enforced else "I think.</think>\n\n" + markup(client.tool, color="red")
     found = run(client, scenario)
     assert found and all(value["color"] in ("red", "blue") for value in found)
 
