@@ -22,23 +22,30 @@ from .pages import section_blocks
 FOLDER = Path(__file__).parent / "python"
 ENVIRONMENTS = ROOT / "build" / "clients"
 # What clients would otherwise fetch or send when they start.
-SILENCE = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+SILENCE = {
+    "AGNO_TELEMETRY": "false",
+    "CREWAI_DISABLE_TELEMETRY": "true",
+    "CREWAI_TRACING_ENABLED": "false",
+    "HAYSTACK_TELEMETRY_ENABLED": "False",
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "OPENAI_AGENTS_DISABLE_TRACING": "1",
+    "OTEL_SDK_DISABLED": "true",
+}
 
 
 @dataclass(frozen=True)
 class PythonClient:
     """`heading`: of its configuration; `program`: in tests/clients/python; `package`: import name of what it needs.
 
-    `environment`: folder of build/clients with its packages, "" for those of the tests themselves. `tool`: name of the
-    tool as which it asks for structured output. `reasoning`: True if it shows the model's thinking. `enforced`: True if
-    it asks for structured output with a schema that the server holds the model to, False if with a tool without strict.
+    `environment`: folder of build/clients with its packages, "" for those of the tests themselves. `reasoning`: True if
+    it shows the model's thinking. `enforced`: True if it asks for structured output with a schema that the server holds
+    the model to, False if with a tool that is not strict.
     """
 
     heading: str
     program: str
     package: str
     environment: str = ""
-    tool: str = "Color"
     reasoning: bool = True
     enforced: bool = True
 

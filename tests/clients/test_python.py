@@ -11,7 +11,7 @@ from tests.server.conftest import Served
 from tests.server.responses_api import CALL, markup
 
 from .programs import Interpreter, PythonClient, need
-from .scripted import Script
+from .scripted import OfferedCall, Script
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -25,12 +25,26 @@ CLIENTS = [
     PythonClient("LangChain: anthropic", "langchain.py", "langchain_anthropic"),
     PythonClient("LiteLLM: deepseek", "litellm_completion.py", "litellm"),
     PythonClient("LiteLLM: openai", "litellm_completion.py", "litellm"),
-    PythonClient("LiteLLM: anthropic", "litellm_completion.py", "litellm", tool="json_tool_call", enforced=False),
-    PythonClient("pydantic-ai: DeepSeek", "pydantic_ai_agent.py", "pydantic_ai", "frameworks", "final_result"),
-    PythonClient("pydantic-ai: Responses", "pydantic_ai_agent.py", "pydantic_ai", "frameworks", "final_result"),
-    PythonClient("pydantic-ai: Anthropic", "pydantic_ai_agent.py", "pydantic_ai", "frameworks", "final_result"),
+    PythonClient("LiteLLM: anthropic", "litellm_completion.py", "litellm", enforced=False),
+    PythonClient("pydantic-ai: DeepSeek", "pydantic_ai_agent.py", "pydantic_ai", "frameworks"),
+    PythonClient("pydantic-ai: Responses", "pydantic_ai_agent.py", "pydantic_ai", "frameworks"),
+    PythonClient("pydantic-ai: Anthropic", "pydantic_ai_agent.py", "pydantic_ai", "frameworks"),
+    PythonClient("OpenAI Agents SDK", "openai_agents.py", "agents", "frameworks"),
+    PythonClient("OpenAI Agents SDK: Responses", "openai_agents.py", "agents", "frameworks"),
+    PythonClient("smolagents", "smolagents_agent.py", "smolagents", "frameworks", reasoning=False),
+    PythonClient("Haystack", "haystack_generator.py", "haystack", "frameworks", reasoning=False),
+    PythonClient("DSPy", "dspy_modules.py", "dspy", "frameworks"),
+    PythonClient("AutoGen", "autogen_client.py", "autogen_ext", "frameworks"),
+    PythonClient("Agent Framework", "agent_framework_agent.py", "agent_framework", "frameworks", reasoning=False),
+    PythonClient("Agent Framework: Responses", "agent_framework_agent.py", "agent_framework", "frameworks"),
+    PythonClient("Agno", "agno_agent.py", "agno", "frameworks"),
+    PythonClient("outlines", "outlines_model.py", "outlines", "frameworks"),
+    PythonClient("LlamaIndex", "llama_index_llm.py", "llama_index", "older"),
+    PythonClient("Strands Agents", "strands_agent.py", "strands", "older"),
+    PythonClient("mirascope", "mirascope_call.py", "mirascope", "older", reasoning=False),
     PythonClient("instructor", "instructor_client.py", "instructor", "instructor"),
-    PythonClient("LlamaIndex", "llama_index_llm.py", "llama_index", "llama_index", reasoning=False),
+    PythonClient("CrewAI", "crewai_llm.py", "crewai", "crewai"),
+    PythonClient("Semantic Kernel", "semantic_kernel_chat.py", "semantic_kernel", "semantic_kernel", reasoning=False),
 ]
 GREETING = "I think.</think>Hello there."
 COLOR = '{"color": "red"}'
@@ -87,6 +101,12 @@ def test_text_thinking_and_usage(client: PythonClient, scenario: str, run: Run, 
     assert (found["reasoning"] or "") == ("I think." if client.reasoning else "")
 
 
+@cases("text")
+def test_text(client: PythonClient, scenario: str, run: Run, server: Served) -> None:
+    server.model.reply = GREETING
+    assert run(client, scenario) == "Hello there."
+
+
 @cases("turns")
 def test_thinking_of_earlier_turns_is_left_out_without_tools(
     client: PythonClient, scenario: str, run: Run, server: Served
@@ -114,9 +134,24 @@ def test_a_tool_loop(client: PythonClient, scenario: str, run: Run, server: Serv
     assert run(client, scenario) == "Sunny."
 
 
+@cases("plugin")
+def test_a_tool_loop_of_a_plugin(client: PythonClient, scenario: str, run: Run, server: Served) -> None:
+    call = "I look it up.</think>\n\n" + markup("Weather-weather", city="Oslo")
+    server.model.reply = Script(server.model, {"sun in Oslo": "I see.</think>Sunny.", "Oslo": call})
+    assert run(client, scenario) == "Sunny."
+    assert "sun in Oslo" in prompts(server)[-1]
+
+
+@cases("final_answer")
+def test_a_tool_loop_that_a_tool_ends(client: PythonClient, scenario: str, run: Run, server: Served) -> None:
+    end = "I see.</think>\n\n" + markup("final_answer", answer="Sunny.")
+    server.model.reply = Script(server.model, {"sun in Oslo": end, "Oslo": CALL})
+    assert run(client, scenario) == "Sunny."
+
+
 @cases("forced", "structured_tools")
 def test_forced_tools_while_thinking(client: PythonClient, scenario: str, run: Run, server: Served) -> None:
-    server.model.reply = "I think.</think>\n\n" + markup("Color" if scenario == "forced" else client.tool, color="red")
+    server.model.reply = OfferedCall(server.model, color="red")
     found = run(client, scenario)
     assert found and all(value == {"color": "red"} for value in found)
 
@@ -124,7 +159,7 @@ def test_forced_tools_while_thinking(client: PythonClient, scenario: str, run: R
 @cases("structured")
 def test_structured_output(client: PythonClient, scenario: str, run: Run, server: Served) -> None:
     """Enforced: the model would say something else."""
-    server.model.reply = GREETING if client.enforced else "I think.</think>\n\n" + markup(client.tool, color="red")
+    server.model.reply = GREETING if client.enforced else OfferedCall(server.model, color="red")
     found = run(client, scenario)
     assert found and all(value["color"] in ("red", "blue") for value in found)
 
