@@ -65,7 +65,7 @@ def turns():
 
 
 def _agent(**options):
-    return AssistantAgent("assistant", client, tools=[weather], reflect_on_tool_use=True, **options)
+    return AssistantAgent("assistant", client, tools=[weather], max_tool_iterations=4, **options)
 
 
 def tools():
