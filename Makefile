@@ -43,7 +43,8 @@ test: $(VENV)/.test
 		|| echo "make: no C compiler, which reasoning-gym needs, so tests of tasks, evaluations and recipes are skipped (Debian: apt-get install gcc)"
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
-test-clients: $(VENV)/.test build/clients/.node build/clients/.python build/clients/.frameworks build/clients/.aider
+PYTHON_CLIENTS := $(patsubst tests/clients/python/%.txt,build/clients/.%,$(wildcard tests/clients/python/*.txt))
+test-clients: $(VENV)/.test build/clients/.node build/clients/.python $(PYTHON_CLIENTS)
 	$(BIN)/python -m pytest -m clients tests/clients $(ARGS)
 
 build/clients/.node: tests/clients/node/package.json
@@ -58,9 +59,9 @@ build/clients/.python: tests/clients/harness.txt
 	@touch $@
 
 # Environments of their own: what these pin differs from what the server's tests do.
-build/clients/.frameworks build/clients/.aider: build/clients/.%: tests/clients/python/%.txt
+$(PYTHON_CLIENTS): build/clients/.%: tests/clients/python/%.txt
 	@echo "make: installing $* into build/clients/$*"
-	@$(PYTHON) -m venv build/clients/$*
+	@$(PYTHON) -m venv --clear build/clients/$*
 	@build/clients/$*/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -35,7 +35,7 @@ SILENCE = {
 
 @dataclass(frozen=True)
 class PythonClient:
-    """`heading`: of its configuration; `program`: in tests/clients/python; `package`: import name of what it needs.
+    """`heading`: of its configuration; `program`: in tests/clients/python; `package`: distribution that it needs.
 
     `environment`: folder of build/clients with its packages, "" for those of the tests themselves. `reasoning`: True if
     it shows the model's thinking. `enforced`: True if it asks for structured output with a schema that the server holds
@@ -108,5 +108,8 @@ def need(client: PythonClient) -> None:
     if client.environment:
         if not client.python.exists():
             pytest.skip(f"{client.package} is not installed: make test-clients")
-    elif importlib.util.find_spec(client.package) is None:
+        return
+    try:
+        importlib.metadata.version(client.package)
+    except importlib.metadata.PackageNotFoundError:
         pytest.skip(f"{client.package} is not installed: pip install 'dsv4[test]'")

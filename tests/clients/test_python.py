@@ -10,8 +10,10 @@ import pytest
 from tests.server.conftest import Served
 from tests.server.responses_api import CALL, markup
 
+from .pages import PAGE
 from .programs import Interpreter, PythonClient, need
 from .scripted import OfferedCall, Script
+from .table import table
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -19,32 +21,32 @@ CLIENTS = [
     PythonClient("openai-python", "openai_chat.py", "openai"),
     PythonClient("openai-python", "openai_responses.py", "openai"),
     PythonClient("anthropic-sdk-python", "anthropic_sdk.py", "anthropic"),
-    PythonClient("LangChain: deepseek", "langchain.py", "langchain_deepseek"),
-    PythonClient("LangChain: openai", "langchain.py", "langchain_openai", reasoning=False),
-    PythonClient("LangChain: openai (Responses)", "langchain.py", "langchain_openai", reasoning=False),
-    PythonClient("LangChain: anthropic", "langchain.py", "langchain_anthropic"),
+    PythonClient("LangChain: deepseek", "langchain.py", "langchain-deepseek"),
+    PythonClient("LangChain: openai", "langchain.py", "langchain-openai", reasoning=False),
+    PythonClient("LangChain: openai (Responses)", "langchain.py", "langchain-openai", reasoning=False),
+    PythonClient("LangChain: anthropic", "langchain.py", "langchain-anthropic"),
     PythonClient("LiteLLM: deepseek", "litellm_completion.py", "litellm"),
     PythonClient("LiteLLM: openai", "litellm_completion.py", "litellm"),
     PythonClient("LiteLLM: anthropic", "litellm_completion.py", "litellm", enforced=False),
-    PythonClient("pydantic-ai: DeepSeek", "pydantic_ai_agent.py", "pydantic_ai", "frameworks"),
-    PythonClient("pydantic-ai: Responses", "pydantic_ai_agent.py", "pydantic_ai", "frameworks"),
-    PythonClient("pydantic-ai: Anthropic", "pydantic_ai_agent.py", "pydantic_ai", "frameworks"),
-    PythonClient("OpenAI Agents SDK", "openai_agents.py", "agents", "frameworks"),
-    PythonClient("OpenAI Agents SDK: Responses", "openai_agents.py", "agents", "frameworks"),
+    PythonClient("pydantic-ai: DeepSeek", "pydantic_ai_agent.py", "pydantic-ai-slim", "frameworks"),
+    PythonClient("pydantic-ai: Responses", "pydantic_ai_agent.py", "pydantic-ai-slim", "frameworks"),
+    PythonClient("pydantic-ai: Anthropic", "pydantic_ai_agent.py", "pydantic-ai-slim", "frameworks"),
+    PythonClient("OpenAI Agents SDK", "openai_agents.py", "openai-agents", "frameworks"),
+    PythonClient("OpenAI Agents SDK: Responses", "openai_agents.py", "openai-agents", "frameworks"),
     PythonClient("smolagents", "smolagents_agent.py", "smolagents", "frameworks", reasoning=False),
-    PythonClient("Haystack", "haystack_generator.py", "haystack", "frameworks", reasoning=False),
+    PythonClient("Haystack", "haystack_generator.py", "haystack-ai", "frameworks", reasoning=False),
     PythonClient("DSPy", "dspy_modules.py", "dspy", "frameworks"),
-    PythonClient("AutoGen", "autogen_client.py", "autogen_ext", "frameworks"),
-    PythonClient("Agent Framework", "agent_framework_agent.py", "agent_framework", "frameworks", reasoning=False),
-    PythonClient("Agent Framework: Responses", "agent_framework_agent.py", "agent_framework", "frameworks"),
+    PythonClient("AutoGen", "autogen_client.py", "autogen-ext", "frameworks"),
+    PythonClient("Agent Framework", "agent_framework_agent.py", "agent-framework-openai", "frameworks", reasoning=False),
+    PythonClient("Agent Framework: Responses", "agent_framework_agent.py", "agent-framework-openai", "frameworks"),
     PythonClient("Agno", "agno_agent.py", "agno", "frameworks"),
     PythonClient("outlines", "outlines_model.py", "outlines", "frameworks"),
-    PythonClient("LlamaIndex", "llama_index_llm.py", "llama_index", "older"),
-    PythonClient("Strands Agents", "strands_agent.py", "strands", "older"),
+    PythonClient("LlamaIndex", "llama_index_llm.py", "llama-index-llms-openai-like", "older"),
+    PythonClient("Strands Agents", "strands_agent.py", "strands-agents", "older"),
     PythonClient("mirascope", "mirascope_call.py", "mirascope", "older", reasoning=False),
     PythonClient("instructor", "instructor_client.py", "instructor", "instructor"),
     PythonClient("CrewAI", "crewai_llm.py", "crewai", "crewai"),
-    PythonClient("Semantic Kernel", "semantic_kernel_chat.py", "semantic_kernel", "semantic_kernel", reasoning=False),
+    PythonClient("Semantic Kernel", "semantic_kernel_chat.py", "semantic-kernel", "semantic_kernel", reasoning=False),
 ]
 GREETING = "I think.</think>Hello there."
 COLOR = '{"color": "red"}'
@@ -175,6 +177,10 @@ def test_an_unknown_model_is_an_error_that_names_the_known_ones(
     client: PythonClient, scenario: str, run: Run
 ) -> None:
     assert "deepseek-flash" in run(client, scenario)
+
+
+def test_the_page_has_a_row_per_client() -> None:
+    assert table(CLIENTS) in PAGE.read_text(encoding="utf-8"), table(CLIENTS)
 
 
 @cases("too_long")
