@@ -37,7 +37,9 @@ CLIENTS = [
     PythonClient("Haystack", "haystack_generator.py", "haystack-ai", "frameworks", reasoning=False),
     PythonClient("DSPy", "dspy_modules.py", "dspy", "frameworks"),
     PythonClient("AutoGen", "autogen_client.py", "autogen-ext", "frameworks"),
-    PythonClient("Agent Framework", "agent_framework_agent.py", "agent-framework-openai", "frameworks", reasoning=False),
+    PythonClient(
+        "Agent Framework", "agent_framework_agent.py", "agent-framework-openai", "frameworks", reasoning=False
+    ),
     PythonClient("Agent Framework: Responses", "agent_framework_agent.py", "agent-framework-openai", "frameworks"),
     PythonClient("Agno", "agno_agent.py", "agno", "frameworks"),
     PythonClient("outlines", "outlines_model.py", "outlines", "frameworks"),
@@ -173,9 +175,7 @@ def test_json_mode(client: PythonClient, scenario: str, run: Run, server: Served
 
 
 @cases("refused")
-def test_an_unknown_model_is_an_error_that_names_the_known_ones(
-    client: PythonClient, scenario: str, run: Run
-) -> None:
+def test_an_unknown_model_is_an_error_that_names_the_known_ones(client: PythonClient, scenario: str, run: Run) -> None:
     assert "deepseek-flash" in run(client, scenario)
 
 

@@ -82,8 +82,7 @@ def forced():
     found = []
     for choice in ("required", PAINT):
         found += [
-            json.loads(call.arguments)
-            for call in _ask([_user("A color")], tools=[PAINT], tool_choice=choice).content
+            json.loads(call.arguments) for call in _ask([_user("A color")], tools=[PAINT], tool_choice=choice).content
         ]
     return found
 

@@ -64,7 +64,9 @@ async def _streamed(agent, question):
 
 
 def stream():
-    return _shown(*loop.run_until_complete(_streamed(_agent(model_settings=ModelSettings(include_usage=True)), "Hello")))
+    return _shown(
+        *loop.run_until_complete(_streamed(_agent(model_settings=ModelSettings(include_usage=True)), "Hello"))
+    )
 
 
 def turns():
@@ -89,9 +91,7 @@ def forced():
     painted.clear()
     for choice in ("required", "paint"):
         settings = ModelSettings(tool_choice=choice)
-        _run(
-            _agent(tools=[paint], model_settings=settings, tool_use_behavior="stop_on_first_tool"), "A color"
-        )
+        _run(_agent(tools=[paint], model_settings=settings, tool_use_behavior="stop_on_first_tool"), "A color")
     return painted
 
 

@@ -67,7 +67,10 @@ def final_answer():
 
 
 def structured():
-    form = {"type": "json_schema", "json_schema": {"name": "color", "schema": Color.model_json_schema(), "strict": True}}
+    form = {
+        "type": "json_schema",
+        "json_schema": {"name": "color", "schema": Color.model_json_schema(), "strict": True},
+    }
     return [Color.model_validate_json(model.generate([_user("A color")], response_format=form).content).model_dump()]
 
 
