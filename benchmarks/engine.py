@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.harness.process import BenchmarkError
+from benchmarks.harness.program import new_parser, run_benchmark
 from benchmarks.harness.scenarios import SCENARIOS, quick
 from benchmarks.harness.turns import add_options
 
@@ -56,12 +55,7 @@ def _models(text: str) -> tuple[str, ...]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="dsv4 bench engine",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser("engine", DESCRIPTION, EPILOG)
     add = parser.add_argument
     add("--models", type=_models, default=("slice", "nano"), metavar="A,B", help="of those below; default: slice,nano")
     add("--llama-bench", type=Path, metavar="PATH", help="llama.cpp's llama-bench (make llama-bench)")
@@ -76,15 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     compared = [name for name in options.models if "llama.cpp" in SCENARIOS[name].peers]
     if compared and not options.without_llama and options.llama_bench is None:
         parser.error(f"{', '.join(compared)}: give --llama-bench PATH (make llama-bench), or --without-llama")
-    from rich.console import Console
-
-    try:
-        with tempfile.TemporaryDirectory(prefix="dsv4-bench-") as temporary:
-            run(options, options.scratch or Path(temporary), Console())
-    except BenchmarkError as error:
-        print(f"dsv4 bench engine: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_benchmark(parser, run, options)
 
 
 if __name__ == "__main__":

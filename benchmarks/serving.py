@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.harness.process import BenchmarkError
+from benchmarks.harness.program import new_parser, run_benchmark
 from benchmarks.harness.turns import add_options, at_least_one
 
 if TYPE_CHECKING:
@@ -89,12 +88,7 @@ def _levels(text: str) -> tuple[int, ...]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="dsv4 bench serving",
-        description="Measure dsv4's server, and compare it with others at the same weights.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser("serving", "Measure dsv4's server, and compare it with others at the same weights.", EPILOG)
     add = parser.add_argument
     add("subject", choices=SUBJECTS, metavar="SUBJECT", help="of those below")
     add("--model", choices=MODELS, default="nano", help="default: %(default)s; slice: 120M random parameters")
@@ -114,15 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("load: give --llama-server PATH (make llama-server), or --without-llama")
     if options.without_llama:
         options.llama_server = None
-    from rich.console import Console
-
-    try:
-        with tempfile.TemporaryDirectory(prefix="dsv4-bench-") as temporary:
-            run(options, options.scratch or Path(temporary), Console())
-    except BenchmarkError as error:
-        print(f"dsv4 bench serving: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_benchmark(parser, run, options)
 
 
 if __name__ == "__main__":

@@ -228,6 +228,10 @@ class Cache:
         for layer in self.layers:
             layer.reset(slot)
 
+    def has_mtp_streams(self, slot: int) -> bool:
+        """True if a snapshot of a row would have the state of the MTP block."""
+        return self.mtp is not None and self.mtp.pending(slot, self.lengths[slot]) is not None
+
     def snapshot(self, slot: int) -> Snapshot:
         """Copy the state of a row: with the pages that the row holds now, enough to return to its present length."""
         length = self.lengths[slot]

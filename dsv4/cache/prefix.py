@@ -126,7 +126,8 @@ class PrefixCache:
     def store(self, slot: int, tokens: TokensOf, salt: str | None = None) -> PrefixEntry:
         """Keep what a row holds now, the prefix `tokens` gives; a prefix that is here already counts as used.
 
-        Returns its entry, which is evicted at once where it does not fit.
+        A state that lacks the MTP block's gives way to a row's that has it. Returns the prefix's entry, which is
+        evicted at once where it does not fit.
         """
         length = self.cache.lengths[slot]
         pages = self.cache.pages_of(slot)
@@ -143,6 +144,11 @@ class PrefixCache:
             entry = PrefixEntry(block, tail, self._hold(pages[depth]) if tail else None, snapshot, snapshot.num_bytes)
             block.entries[tail] = entry
             self.version += 1
+            self.snapshot_bytes += entry.num_bytes
+        elif entry.snapshot.mtp_streams is None and self.cache.has_mtp_streams(slot):
+            self.snapshot_bytes -= entry.num_bytes
+            entry.snapshot = self.cache.snapshot(slot)
+            entry.num_bytes = entry.snapshot.num_bytes
             self.snapshot_bytes += entry.num_bytes
         self._touch(entry)
         while self.num_bytes > self.max_bytes and self._evict_oldest(held=False):

@@ -162,10 +162,16 @@ class CacheManager:
 
     def make_room(self, counts: Mapping[Request, int]) -> bool:
         """Makes the pages free that a step needs for as many more tokens; False: stored prefixes are too few."""
+        if self.has_room(counts):
+            return True
+        return self.prefixes is not None and self.prefixes.evict_until(lambda: self.has_room(counts))
+
+    def has_room(self, counts: Mapping[Request, int]) -> bool:
+        """True if the pages are free that a step needs for as many more tokens."""
         pages = self._pages
         if pages is None or pages.num_free_pages >= sum(counts.values()) // PAGE_TOKENS + 2 * len(counts):
             return True  # a row needs at most that many and a copy of its begun page
-        return self._evict_for(counts)
+        return pages.pages_needed((request.slot for request in counts), counts.values()) <= pages.num_free_pages
 
     # The end of a row
 
@@ -339,15 +345,6 @@ class CacheManager:
         match, salt = self.match(request), request.params.cache_salt
         length = match.page_tokens if request.saved is None else request.saved.snapshot.length
         return self.prefixes.block_pages(request.tokens, length, salt)
-
-    def _evict_for(self, counts: Mapping[Request, int]) -> bool:
-        pages = self._pages
-        assert pages is not None
-
-        def enough() -> bool:
-            return pages.pages_needed((request.slot for request in counts), counts.values()) <= pages.num_free_pages
-
-        return enough() if self.prefixes is None else self.prefixes.evict_until(enough)
 
     def _free_row(self, request: Request) -> None:
         slot, request.slot = request.slot, -1

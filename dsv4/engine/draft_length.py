@@ -6,6 +6,7 @@ from the share of drafts accepted at each position. The length with most tokens 
 were never verified count as good. The first trial is of one draft, to learn what drafts cost. Until TRIAL_DRAFTS were
 verified, what those after it lose against steps without drafts is at most TRIAL_SHARE of the time, and what they win
 pays for more. Later, other lengths than the best are tried in as many steps as cost at most PROBE_SHARE of the time.
+While no drafts are best, only one step in REST_STEPS + 1 is looked at: that takes percents of a small model's step.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from typing import NamedTuple, Protocol
 
 TRIAL_SHARE = 0.02
 TRIAL_DRAFTS = 24  # verified drafts of a request after which the measured acceptance is believed
-PROBE_SHARE = 0.01
+PROBE_SHARE = 0.005  # without what keeping streams before a probe costs, about as much
 PROBE_STEPS = 32  # between two probes, at least
 PLAN_STEPS = 16  # that a choice is kept at most: making one takes a few percent of a small model's step
+REST_STEPS = 15  # that are not looked at, at most
 FOLLOWED_STEPS = 24  # before a probe, so that the MTP block has something to read
 FIRST_STEPS = 3  # without drafts, for each number of requests
 KEPT_TIMES = 15
@@ -45,6 +47,14 @@ class DraftLength(Protocol):
         """Draft tokens of each of `num_requests` that decode next."""
         ...
 
+    def rest(self) -> int:
+        """After `choose` gave 0: steps of as many requests that get no drafts and need no call but `rested`."""
+        ...
+
+    def rested(self, num_requests: int, steps: int, /) -> None:
+        """Takes in steps that went by without other calls."""
+        ...
+
     def count(self, proposed: int, accepted: int, /) -> None:
         """Takes in the verification of one request's drafts."""
         ...
@@ -67,6 +77,12 @@ class FixedLength:
 
     def choose(self, num_requests: int) -> int:
         return self.length
+
+    def rest(self) -> int:
+        return 0
+
+    def rested(self, num_requests: int, steps: int) -> None:
+        pass
 
     def count(self, proposed: int, accepted: int) -> None:
         pass
@@ -96,6 +112,7 @@ class AdaptiveLength:
         self._verified = 0  # drafts of a request
         self._balance = 0.0  # seconds that trials may lose
         self._trial = 0  # the step of the next one
+        self._planned = False  # the latest choice followed a plan
         self._proposed = self._accepted = 0  # in the step that is over
         self._extra: float | None = None  # seconds of drafting that the probe under way was expected to take
 
@@ -120,11 +137,13 @@ class AdaptiveLength:
 
     def choose(self, num_requests: int) -> int:
         self._proposed = self._accepted = 0
+        self._planned = False
         plan = self._plans.get(num_requests)
         if plan is None or self._steps >= plan.end:
             if self._step_times.count(num_requests) < FIRST_STEPS:
                 return 0
             plan = self._plans[num_requests] = self._plan(num_requests)
+        self._planned = True
         self.drafting = plan.best > 0
         self._extra = None
         self._steps += 1
@@ -137,19 +156,35 @@ class AdaptiveLength:
         if self._steps < self._next_probe:
             return plan.best
         if self._budget <= 0.0:
-            self._next_probe = self._steps + FOLLOWED_STEPS
+            self._next_probe = self._steps + FOLLOWED_STEPS + self._steps_to_earn(-self._budget, PROBE_SHARE)
             return plan.best
         probe = (self._probed + 1) % (self.most + 1)
         if probe == plan.best:
             probe = (probe + 1) % (self.most + 1)
         cost = self.seconds(num_requests, probe) - self.tokens(probe) * plan.seconds_per_token
         if cost > self._budget:
-            self._next_probe = self._steps + int((cost - self._budget) / (PROBE_SHARE * self._step_times.at(1) or 1.0))
+            self._next_probe = self._steps + self._steps_to_earn(cost - self._budget, PROBE_SHARE)
             return plan.best
         self._budget -= cost
         self._probed, self._next_probe = probe, self._steps + PROBE_STEPS
         self._extra = probe * self._round_times.at(num_requests) if probe else None
         return probe
+
+    def rest(self) -> int:
+        if self.drafting or not self._planned:
+            return 0
+        trial = self._trial if self._steps < self._trial else self._next_probe
+        return max(0, min(trial - FOLLOWED_STEPS - self._steps - 1, REST_STEPS))
+
+    def rested(self, num_requests: int, steps: int) -> None:
+        seconds = steps * self._step_times.at(num_requests)
+        self._steps += steps
+        self._balance += TRIAL_SHARE * seconds
+        self._budget += PROBE_SHARE * seconds
+
+    def _steps_to_earn(self, seconds: float, share: float) -> int:
+        """Steps of one request of whose time a share is as long as `seconds`."""
+        return int(seconds / (share * self._step_times.at(1) or 1.0))
 
     def _plan(self, num_requests: int) -> _Plan:
         paces = [self.seconds(num_requests, length) / self.tokens(length) for length in range(self.most + 1)]

@@ -1,8 +1,8 @@
 """Constrained decoding: a JSON schema, a regex, choices or a grammar becomes a mask of allowed tokens for each step.
 
-llguidance parses the constraint and follows the output, byte by byte, so that a character may be split over tokens in
-any way the vocabulary allows. Every tokenization of an allowed text is allowed: among them the model's own
-probabilities choose, and a constraint that forbids nothing changes nothing.
+llguidance parses the constraint and follows the output (constraint.py), byte by byte, so that a character may be split
+over tokens in any way the vocabulary allows. Every tokenization of an allowed text is allowed: among them the model's
+own probabilities choose, and a constraint that forbids nothing changes nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from dsv4.engine.call_markup import MARK
+from dsv4.engine.constraint import Constraint, first_lines
 from dsv4.engine.errors import GrammarError
 from dsv4.engine.lark import ALL_TOKENIZATIONS, escape, json_rule, regex_terminal
 from dsv4.engine.sampling_params import SamplingParams
@@ -32,7 +33,6 @@ KEPT_GRAMMARS = 16  # compiled ones that stay for the next request
 # 2 kB): the steps of other requests wait meanwhile.
 LIMITS = LLParserLimits(max_lexer_states=25_000, step_lexer_fuel=100_000, verbose_errors=False)
 
-_EXCERPT = re.compile(r" *(\d+ \||\^+$)")  # a line of the grammar, and the mark below it, in an error
 # Strings, regexes and comments of a Lark text; what is left has "<" only where it names tokens.
 _LARK_LITERALS = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n]*|/(?:\\.|[^/\\])*/|#[^\n]*')
 
@@ -72,8 +72,8 @@ class GrammarCompiler:
         writing = vocabulary if params.tools is None or mark_id is None else vocabulary.with_token(mark_id)
         before = vocabulary.before(params.grammar_after) if params.grammar_after else None
         constraint = Constraint(known.deep_copy(), writing, params.grammar_after, before)
-        if constraint.check() is not None:  # a first mask shows what is too complex to be followed
-            raise GrammarError(name, constraint.check() or "")
+        if (error := constraint.check()) is not None:  # a first mask shows what is too complex to be followed
+            raise GrammarError(name, error)
         with self._lock:
             self._compiled[text] = known
             if len(self._compiled) > KEPT_GRAMMARS:
@@ -142,108 +142,6 @@ class _Tokens:
         return self._tokenizer.encode(text)
 
 
-class Constraint:
-    """Constraint on one request's tokens, from its first one on, or after the first of the tokens `begins_after`.
-
-    Until then any text is allowed, but not its end: no output escapes its constraint.
-    """
-
-    def __init__(
-        self,
-        matcher: LLMatcher,
-        vocabulary: _Vocabulary,
-        begins_after: Sequence[int] = (),
-        before: np.ndarray | None = None,
-    ) -> None:
-        """`before`: tokens allowed until it begins, as of `masks`; None: it begins at once."""
-        self._matcher = matcher
-        self._vocabulary = vocabulary
-        self._begins_after = frozenset(begins_after)
-        self._before = before
-        self._bits = np.zeros_like(vocabulary.writable)  # the matcher writes its mask here
-        self._address = self._bits.ctypes.data
-        self._num_tokens = 0
-        self._beginning = None if begins_after else 0  # tokens before the constraint; None: it has not begun
-        self._breaks_ahead = False  # True: behind the drafts of the latest masks it cannot be followed
-        self.error: str | None = None  # why it cannot be followed any further: a limit of its parser
-
-    @property
-    def complete(self) -> bool:
-        """True if nothing but the end of the sentence may follow."""
-        return self._beginning is not None and self._matcher.is_stopped()
-
-    def check(self) -> str | None:
-        """The error of a mask of the present state, None where there is none."""
-        self._fill()
-        return self.error
-
-    def masks(self, draft_token_ids: Sequence[int] = ()) -> list[np.ndarray | None]:
-        """Allowed tokens now and after each draft, a bit per token, uint32 [ceil(vocab / 32)].
-
-        Behind a draft that is not allowed, and further on than an error, the masks are None: nothing that is sampled
-        there stands. Drafts may be rejected: they change nothing, and their errors are none of the constraint's.
-        """
-        self._breaks_ahead = False
-        masks: list[np.ndarray | None] = [self._mask()]
-        if draft_token_ids and self.error is None:
-            state = self._matcher, self._num_tokens, self._beginning
-            self._matcher = self._matcher.deep_copy()  # no rollback: that cannot undo an error
-            masks += self._masks_behind(masks[0], draft_token_ids)
-            self._breaks_ahead = self.error is not None
-            self._matcher, self._num_tokens, self._beginning = state
-            self.error = None
-        return [*masks, *[None] * (1 + len(draft_token_ids) - len(masks))]
-
-    def _masks_behind(self, mask: np.ndarray | None, draft_token_ids: Sequence[int]) -> list[np.ndarray | None]:
-        """Masks after each draft, up to one that is not allowed, `mask` being that of the first, or to an error."""
-        masks: list[np.ndarray | None] = []
-        for draft in draft_token_ids:
-            if self.error is not None or self.complete or (mask is not None and not allows(mask, draft)):
-                break
-            self._take(draft)
-            mask = self._mask()
-            masks.append(mask)
-        return masks
-
-    def advance(self, token_id: int) -> None:
-        """Takes in the token that follows; `error` says where it cannot."""
-        if self._breaks_ahead:  # the masks found it on a copy: found again here, where the tokens are not drafts
-            self._mask()
-        self._take(token_id)
-
-    def _take(self, token_id: int) -> None:
-        self._num_tokens += 1
-        if self._beginning is not None:
-            if not self._matcher.consume_token(token_id):
-                self._note_error()
-        elif token_id in self._begins_after:
-            self._beginning = self._num_tokens
-
-    def _mask(self) -> np.ndarray:
-        if self._beginning is None:
-            assert self._before is not None
-            return self._before
-        return self._fill()
-
-    def _fill(self) -> np.ndarray:
-        """The mask of the present state; after an error only the end of the sentence is allowed."""
-        self._matcher.unsafe_compute_mask_ptr(self._address, self._bits.nbytes)
-        mask = self._bits & self._vocabulary.writable
-        if not np.count_nonzero(mask):  # in a third of the time of any()
-            self.error = self.error or "it leaves no token of text"
-        self._note_error()
-        return mask if self.error is None else self._vocabulary.only_ends
-
-    def _note_error(self) -> None:
-        if self.error is None and self._matcher.is_error():
-            self.error = _first_lines(self._matcher.get_error())
-
-
-def allows(mask: np.ndarray, token_id: int) -> bool:
-    """True if a mask of `Constraint.masks` allows a token."""
-    return bool(mask[token_id >> 5] >> (token_id & 31) & 1)
-
-
 def _packed(bits: np.ndarray) -> np.ndarray:
     """A bit per element, the first in the lowest bit: uint32 [elements / 32]."""
     return np.packbits(bits, bitorder="little").view(np.uint32)
@@ -297,7 +195,7 @@ def _compile(tokenizer: LLTokenizer, text: str) -> LLMatcher:
     """ValueError with llguidance's reason. Other Python threads run meanwhile."""
     matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(text), log_level=0, limits=LIMITS)
     if matcher.is_error():
-        raise ValueError(_first_lines(matcher.get_error()))
+        raise ValueError(first_lines(matcher.get_error()))
     warnings = matcher.get_grammar_warnings()
     if warnings:  # such as parts of a schema that would be passed over
         raise ValueError("; ".join(warnings))
@@ -313,9 +211,3 @@ def _named(name: str) -> Generator[None]:
         if isinstance(error, ValueError) or type(error).__name__ == "PanicException":
             raise GrammarError(name, str(error)) from error
         raise
-
-
-def _first_lines(message: str) -> str:
-    """An error of llguidance on one line, without the excerpt and the parser's state, 500 characters at most."""
-    lines = message.split("<state>")[0].splitlines()
-    return " ".join(" ".join(line for line in lines if not _EXCERPT.match(line)).split())[:500]

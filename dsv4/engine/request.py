@@ -37,7 +37,7 @@ class TextDecoder(Protocol):
 
 
 class Constraint(Protocol):
-    """Tokens that may follow the output (`grammar.Constraint`)."""
+    """Tokens that may follow the output (`constraint.Constraint`)."""
 
     @property
     def complete(self) -> bool: ...

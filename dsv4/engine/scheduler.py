@@ -99,12 +99,12 @@ class Scheduler:
         drafts = self._drafts(list(counts), left)
         left -= sum(map(len, drafts.values()))
         counts |= self._read(admitted, left)
-        if drafts and not self._has_room(counts, drafts):
-            drafts = {}  # nobody gives way to a guess
-        while not self._has_room(counts, drafts):
+        while not self.cache_manager.make_room(counts):
             youngest = next(r for r in reversed(self._unfinished) if r.status is RequestStatus.RUNNING)
             counts.pop(youngest, None)
             self._preempt(youngest)
+        if drafts and not self.cache_manager.has_room({r: n + len(drafts.get(r, ())) for r, n in counts.items()}):
+            drafts = {}  # nothing gives way to a guess
         chunks: list[ScheduledChunk] = []
         for request, tokens in counts.items():
             start = request.num_computed_tokens
@@ -122,12 +122,6 @@ class Scheduler:
             drafts[longest] = drafts[longest][:-1]
             excess -= 1
         return {request: tokens for request, tokens in drafts.items() if tokens}
-
-    def _has_room(self, counts: dict[Request, int], drafts: dict[Request, tuple[int, ...]]) -> bool:
-        """Makes room for as many tokens and drafts; False: it takes that someone gives way."""
-        if not drafts:
-            return self.cache_manager.make_room(counts)
-        return self.cache_manager.make_room({r: count + len(drafts.get(r, ())) for r, count in counts.items()})
 
     # Rows
 

@@ -84,10 +84,13 @@ class Speculator:
         self.lengths = lengths
         self.stats = SpeculationStats()
         self._follows = True
+        self._rest = 0  # steps without drafts that are left
+        self._rested = 0  # and those that have gone by
+        self._resting = 0  # requests of each of them
 
     def follows(self) -> bool:
         """True if the next step should keep its streams for `take_in`; without them it is followed by no drafts."""
-        self._follows = self.lengths.following
+        self._follows = not self._rest and self.lengths.following
         return self._follows
 
     def take_in(self, chunks: Sequence[ScheduledChunk], streams: Tensor) -> None:
@@ -113,11 +116,15 @@ class Speculator:
 
     def draft(self, chunks: Sequence[ScheduledChunk], started: float) -> None:
         """After a step that began at `started`: gives each request that decodes next its draft tokens."""
+        if self._rests(len(chunks)):
+            return
         requests = [chunk.request for chunk in chunks if chunk.num_samples and not chunk.request.finished]
         now = time.monotonic()
         if all(chunk.stop - chunk.start == 1 and chunk.num_samples for chunk in chunks):
             self.lengths.time_step(sum(chunk.num_tokens for chunk in chunks), now - started)
         length = self.lengths.choose(len(requests)) if requests else 0
+        if not length and requests:
+            self._rest, self._resting = self.lengths.rest(), len(requests)
         if not length or not self._follows:
             return
         wanted = {r: count for r in requests if (count := min(length, _most_drafts(r))) > 0}
@@ -126,6 +133,17 @@ class Speculator:
         for request, tokens in self.drafter.propose(wanted).items():
             request.draft_token_ids = tuple(tokens)
         self.lengths.time_drafting(len(wanted), max(wanted.values()), time.monotonic() - now)
+
+    def _rests(self, num_chunks: int) -> bool:
+        """True for a step that is not looked at, as drafts do not pay; the rest ends where other requests run."""
+        if self._rest and num_chunks == self._resting:
+            self._rest -= 1
+            self._rested += 1
+            return True
+        if self._rested:
+            self.lengths.rested(self._resting, self._rested)
+        self._rest = self._rested = 0
+        return False
 
 
 class MTPDrafter:

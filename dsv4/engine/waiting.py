@@ -33,6 +33,8 @@ class WaitingRoom:
             self._requests.add(request)
 
     def _check(self, num_tokens: int) -> None:
+        if not self._requests:
+            return
         begun = (RequestStatus.RUNNING, RequestStatus.FINISHED)
         waiting = [request for request in self._requests if request.status not in begun]
         self._requests = weakref.WeakSet(waiting)

@@ -1,41 +1,33 @@
 """Trace of one token through the layers: the keys that it attends to, with their weights, and the experts it runs.
 
-The layers run as always, on the reference; hooks note the inputs of attention and the router's choice, and the
-attention weights are computed again from what the cache then holds.
+The layers run as always, on the reference; attention and router are watched.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from dsv4.cache import Cache, LayerCache
+from dsv4.cache import Cache
 from dsv4.config import COMPRESSION_KINDS, WINDOW
-from dsv4.kernels.attention import EntryView, StoredRows, TileGroup
-from dsv4.kernels.indexer import select_entries
-from dsv4.model.attention import Attention
-from dsv4.model.attention.attention import Rope
+from dsv4.model.attention.attention import Attended, Attention
 from dsv4.model.backend import ReferenceBackend
 from dsv4.model.batch import RaggedBatch
 from dsv4.model.block import Block
-from dsv4.model.layout import Layout
 from dsv4.model.token_trace import EntryTrace, LayerTrace, TokenTrace
 from dsv4.model.transformer import Transformer
 
 
 @dataclass
 class _Notes:
-    """Inputs and outputs of one layer's parts."""
+    """Of one layer."""
 
-    x: Tensor = field(default_factory=lambda: torch.empty(0))  # [1, d], of attention
-    layout: Layout | None = None
-    rope: Rope | None = None
-    cache: LayerCache | None = None
+    attended: Attended | None = None
     routing: tuple[Tensor, ...] = ()  # weights [1, k], experts [1, k]
 
 
@@ -65,16 +57,21 @@ def _noted(model: Transformer) -> Iterator[list[_Notes]]:
     with contextlib.ExitStack() as hooks:
         for layer, note in zip(model.layers, notes, strict=True):
             block = cast(Block, layer)
-            hooks.callback(block.attn.register_forward_hook(_attention_hook(note)).remove)
+            hooks.enter_context(_watched(block.attn, note))
             hooks.callback(block.ffn.gate.register_forward_hook(_gate_hook(note)).remove)
         yield notes
 
 
-def _attention_hook(note: _Notes) -> Any:
-    def hook(module: Attention, inputs: tuple[Any, ...], output: Tensor) -> None:
-        note.x, note.layout, note.rope, note.cache = inputs[:4]
+@contextlib.contextmanager
+def _watched(attn: Attention, note: _Notes) -> Iterator[None]:
+    def take(attended: Attended) -> None:
+        note.attended = attended
 
-    return hook
+    attn.watcher = take
+    try:
+        yield
+    finally:
+        attn.watcher = None
 
 
 def _gate_hook(note: _Notes) -> Any:
@@ -85,77 +82,50 @@ def _gate_hook(note: _Notes) -> Any:
 
 
 def _trace_layer(block: Block, note: _Notes, position: int) -> LayerTrace:
-    attn = block.attn
-    layout, rope, cache = note.layout, note.rope, note.cache
-    assert layout is not None and rope is not None and cache is not None
-    q, q_latent = attn.queries(note.x, rope)
-    start = max(0, position + 1 - WINDOW)
-    seen = torch.arange(start, position + 1, device=q.device)
-    window = StoredRows(cache.window[0], cache.format).take(seen % WINDOW)
-    num_visible = (position + 1) // attn.ratio if attn.ratio else 0
-    chosen, scores = _chosen_entries(attn, note, q_latent, num_visible)
-    entries = window[:0]
-    if cache.main is not None:
-        pool = StoredRows(cache.main.entries, cache.main.format)
-        entries = _entry_view(pool, attn, layout).of_sequence(0)[chosen]
-    weights, sink = attention_weights(q[0], torch.cat((window.float(), entries.float())), attn.attn_sink)
+    attn, seen = block.attn, note.attended
+    assert seen is not None and seen.tiles.row_token.numel() == 1, "one token has one row of one tile"
+    (group,), (probabilities,) = seen.tiles.groups, seen.probabilities
+    heads = attn.config.num_attention_heads
+    in_window = seen.tiles.window_mask[0, 0, group.window_skip :]
     expert_weights, experts = note.routing
-    of_entries = weights[len(seen) :].tolist()
+    num_visible = (position + 1) // attn.ratio if attn.ratio else 0
     return LayerTrace(
         kind=COMPRESSION_KINDS[attn.ratio].name,
-        window_start=start,
-        window=weights[: len(seen)].tolist(),
-        entries=[
-            EntryTrace(entry, *covered(entry, attn.ratio), weight, scores[entry] if scores else None)
-            for entry, weight in zip(chosen.tolist(), of_entries, strict=True)
-        ],
+        window_start=max(0, position + 1 - WINDOW),
+        window=(probabilities.window()[0, 0][in_window] / heads).tolist(),
+        entries=_trace_entries(attn, seen, probabilities.entries(), num_visible),
         num_visible=num_visible,
-        sink=sink,
+        sink=float(probabilities.sink()) / heads,
         experts=experts[0].tolist(),
         expert_weights=expert_weights[0].tolist(),
         hashed=block.ffn.gate.tid2eid is not None,
     )
 
 
-def attention_weights(q: Tensor, keys: Tensor, sink: Tensor) -> tuple[Tensor, float]:
-    """(weights [n] of the keys, weight of the sink), means over heads, of one query: q [H, D], keys [n, D], sink [H].
+def _trace_entries(attn: Attention, seen: Attended, probabilities: Tensor | None, num_visible: int) -> list[EntryTrace]:
+    """The entries that the token reads, ascending, with the indexer's scores where it had to choose.
 
-    fp32; together they add up to 1.
+    probabilities [1, 1, n], summed over heads, of those that its tile group reads.
     """
-    scores = q.float() @ keys.float().mT * q.shape[-1] ** -0.5
-    probs = torch.softmax(torch.cat((scores, sink.float().unsqueeze(-1)), -1), -1).mean(0)
-    return probs[:-1], float(probs[-1])
+    if probabilities is None:
+        return []
+    (group,) = seen.tiles.groups
+    mask, numbers = group.visible(seen.tiles.rows(seen.chosen, group) if seen.chosen is not None else None)
+    mask = mask[0, 0]
+    entries = mask.nonzero().flatten() if numbers is None else numbers[0, 0][mask]
+    weights = (probabilities[0, 0][mask] / attn.config.num_attention_heads).tolist()
+    scores: list[float | None] = [None] * len(weights)
+    if group.sparse and num_visible > attn.config.index_topk:
+        (every,) = seen.scores
+        assert every is not None, "a watched indexer keeps its scores"
+        scores = every[0, 0][entries].tolist()
+    return [
+        EntryTrace(entry, *covered(entry, attn.ratio), weight, score)
+        for entry, weight, score in zip(entries.tolist(), weights, scores, strict=True)
+    ]
 
 
 def covered(entry: int, ratio: int) -> tuple[int, int]:
     """(first position, position behind the last) of the tokens that an entry is made of."""
     before = 1 if COMPRESSION_KINDS[ratio].overlap else 0
     return max(0, entry - before) * ratio, (entry + 1) * ratio
-
-
-def _chosen_entries(
-    attn: Attention, note: _Notes, q_latent: Tensor, num_visible: int
-) -> tuple[Tensor, list[float] | None]:
-    """(entries that the token reads [n], ascending; the indexer's scores of all visible ones, None if it chose none).
-
-    The choice is made anew, by the model's own operation on the same tensors: it gives the same bits.
-    """
-    every = torch.arange(num_visible, device=q_latent.device)
-    layout, rope, cache = note.layout, note.rope, note.cache
-    assert layout is not None and rope is not None and cache is not None
-    if attn.indexer is None or num_visible <= attn.indexer.top_k:
-        return every, None
-    assert cache.index is not None
-    keys = _entry_view(StoredRows(cache.index.entries, cache.index.format), attn, layout)
-    tiles = layout.tiles(attn.ratio, attn.indexer.top_k, attn.pair_budget)
-    queries = attn.indexer.queries(note.x, q_latent, *rope.tokens)
-    chosen, kept = select_entries(*queries, keys, tiles, attn.indexer.top_k, keep_scores=True)
-    (group,) = cast("list[TileGroup]", tiles.groups)
-    scores = kept[0]
-    assert chosen is not None and scores is not None and group.sparse
-    return chosen[0][chosen[0] >= 0], scores[0, 0, :num_visible].tolist()
-
-
-def _entry_view(pool: StoredRows, attn: Attention, layout: Layout) -> EntryView:
-    assert layout.cache is not None
-    return EntryView(pool, attn.ratio, layout.batch, layout.cache.block_table)

@@ -10,6 +10,7 @@ import torch
 
 from dsv4.cache import Cache
 from dsv4.engine import LLM, RequestOutput, SamplingParams
+from dsv4.engine.request import Request
 from dsv4.kernels import backends
 from dsv4.model.transformer import Transformer
 
@@ -78,3 +79,8 @@ def stats(llm: LLM) -> Any:
 
 def open_llm(model: Transformer, folder: Path, window: str = "full", **options: Any) -> LLM:
     return LLM(model, cache_dir=folder, cache_window=window, **options)
+
+
+def step_until_it_begins(llm: LLM, request: Request) -> None:
+    while request.slot < 0:
+        llm.core.step()

@@ -18,7 +18,7 @@ class Machine:
         self.seconds, self.tokens, self.lengths = 0.0, 0, list[int]()
 
     def run(self, lengths: AdaptiveLength, steps: int, requests: int = 1) -> None:
-        length = 0
+        length = rest = 0
         for _ in range(steps):
             seconds = (self.base + self.row * requests * (1 + length)) * self.random.uniform(0.9, 1.1)
             for _ in range(requests):
@@ -28,8 +28,15 @@ class Machine:
                 if length:
                     lengths.count(length, accepted)
                 self.tokens += 1 + accepted
+            if rest:
+                rest -= 1
+                lengths.rested(requests, 1)
+                self.seconds += seconds
+                self.lengths.append(0)
+                continue
             lengths.time_step(requests * (1 + length), seconds)
             length = lengths.choose(requests)
+            rest = 0 if length else lengths.rest()
             if length:
                 lengths.time_drafting(requests, length, self.round * length)
             self.seconds += seconds + self.round * length
@@ -59,7 +66,7 @@ def test_where_drafts_do_not_pay_the_time_is_that_without(requests: int) -> None
     machine.run(AdaptiveLength(3), 3000, requests)
     plain = machine.tokens / requests * (machine.base + machine.row * requests)
     assert machine.seconds < 1.03 * plain
-    assert sum(length > 0 for length in machine.lengths[500:]) > 10, "now and then they are tried"
+    assert sum(length > 0 for length in machine.lengths[500:]) > 5, "now and then they are tried"
 
 
 def test_it_follows_a_change() -> None:

@@ -10,7 +10,8 @@ import jsonschema
 import pytest
 
 from dsv4.engine import LLM, RequestOutput, SamplingParams
-from dsv4.engine.grammar import KEPT_GRAMMARS, LIMITS, MAX_GRAMMAR_BYTES, GrammarCompiler, allows
+from dsv4.engine.constraint import allows
+from dsv4.engine.grammar import KEPT_GRAMMARS, LIMITS, MAX_GRAMMAR_BYTES, GrammarCompiler
 from dsv4.engine.request import Request
 from dsv4.engine.step import ScheduledChunk
 

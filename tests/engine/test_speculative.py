@@ -165,6 +165,25 @@ def test_giving_way_changes_nothing(model: Transformer, length: int, share: floa
     assert_nothing_leaks(llm)
 
 
+def test_drafts_evict_no_stored_prefix(model: Transformer) -> None:
+    """All pages are in use, and wrong drafts reach beyond the page that the answer's own tokens still fit into."""
+    prompt = IDS[:120]
+    want = LLM(model, enable_prefix_caching=False).generate([prompt], greedy(30))
+    llm = drafting(model, 7, num_pages=6, max_model_len=512)
+    speculator_of(llm).drafter = Oracle(want, 0.0, CONFIG.vocab_size)
+    llm.generate([IDS[200:450]], greedy(1))
+    prefixes = llm.core.scheduler.cache_manager.prefixes
+    assert prefixes is not None
+    stored, request = set(prefixes._entries), llm.core.new_request(prompt, greedy(30))
+    llm.core.add(request)
+    while request.num_computed_tokens < 128:
+        llm.core.step()
+        assert stored <= set(prefixes._entries)
+    assert len(stored) == 2 and cache_of(llm).num_free_pages == 0 and speculator_of(llm).stats.num_drafts
+    llm.core.abort(request)
+    assert_nothing_leaks(llm)
+
+
 def record_drafts(llm: LLM) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """(tokens so far, drafts) of every chunk that is scheduled with drafts, in order."""
     found: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
@@ -279,6 +298,26 @@ def test_what_an_answer_leaves_is_stored_without_drafts(model: Transformer) -> N
     again = llm.generate([turn], greedy(4))
     assert again[0].cached_tokens == len(prompt) + len(taken) - 1
     assert same(again, LLM(model, enable_prefix_caching=False).generate([turn], greedy(4)))
+
+
+def test_a_state_stored_without_the_blocks_gets_it(model: Transformer) -> None:
+    prompt = IDS[:130]
+    llm = drafting(model, 2)
+    speculator_of(llm).lengths = FixedLength(0)
+    (first,) = llm.generate([prompt], greedy(140))
+    prefixes = llm.core.scheduler.cache_manager.prefixes
+    assert prefixes is not None and all(entry.snapshot.mtp_streams is None for entry in prefixes._entries)
+    speculator_of(llm).lengths = FixedLength(2)
+    assert same(llm.generate([prompt], greedy(140)), [first])
+    end = next(entry for entry in prefixes._entries if entry.length == len(prompt) + 139)
+    assert end.snapshot.mtp_streams is not None
+    turn = [*prompt, *first.token_ids, *IDS[500:520]]
+    uncached = drafting(model, 2, enable_prefix_caching=False)
+    drafts = [record_drafts(each) for each in (llm, uncached)]
+    got = llm.generate([turn], greedy(20))
+    assert got[0].cached_tokens == end.length and same(got, uncached.generate([turn], greedy(20)))
+    assert not BITS or drafts[0] == drafts[1]
+    assert_nothing_leaks(llm)
 
 
 def test_a_broken_block_drafts_nothing(model: Transformer) -> None:

@@ -21,7 +21,8 @@ from tool_calls import NOTE, WEATHER, Calls, parse, render, strict_tools, tokens
 from dsv4.engine import LLM, SamplingParams
 from dsv4.engine.argument_forms import FORMATS
 from dsv4.engine.call_markup import MARK, CallMarkup
-from dsv4.engine.grammar import Constraint, GrammarCompiler, GrammarError, allows
+from dsv4.engine.constraint import Constraint, allows
+from dsv4.engine.grammar import GrammarCompiler, GrammarError
 from dsv4.tokenizer import Tokenizer
 
 NANO = Path(__file__).parents[2] / "models" / "nano"

@@ -227,7 +227,7 @@ def dense(
     entries: Tensor | None = None,
     entry_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(output [G, R, H, D], probabilities of the entries summed over heads [G, R, E])."""
+    """(output [G, R, H, D], probabilities of window, entries and sink in turn, summed over heads [G, R, W + E + 1])."""
     G, R, H, D = q.shape
     keys, mask = window[:, None].expand(-1, R, -1, -1), window_mask
     if entries is not None and entry_mask is not None:
@@ -237,8 +237,8 @@ def dense(
     scores = torch.einsum("grhd,grkd->grhk", q, keys) / D**0.5
     scores = torch.where(mask[:, :, None], scores, torch.full_like(scores, float("-inf")))
     scores = torch.cat((scores, sink[:, None].expand(G, R, H, 1)), -1)
-    p = torch.softmax(scores, -1)[..., :-1]
-    return torch.einsum("grhk,grkd->grhd", p, keys), p.sum(2)[..., window.shape[1] :]
+    p = torch.softmax(scores, -1)
+    return torch.einsum("grhk,grkd->grhd", p[..., :-1], keys), p.sum(2)
 
 
 def doubled(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -249,14 +249,14 @@ def doubled(inputs: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(("G", "R", "H", "D"), [(1, 1, 1, 8), (3, 5, 2, 24), (2, 64, 3, 10)])
 def test_output_and_probabilities(form: str, G: int, R: int, H: int, D: int) -> None:
     inputs = case(form, G, R, H, D, E=13 if form == "a row's own" else 128)
-    out, probs = attend_tiles(**inputs, return_entry_probs=True)
+    out, probs = attend_tiles(**inputs, keep_probs=True)
     want, want_probs = dense(**doubled(inputs))
     assert (out - want).abs().max() < 2e-6
-    if form == "none":
-        assert probs is None
-    else:
-        assert probs is not None and (probs - want_probs).abs().max() < 2e-6
-        assert attend_tiles(**inputs)[1] is None
+    assert probs is not None and attend_tiles(**inputs)[1] is None
+    of_entries = probs.entries()
+    assert (of_entries is None) == (form == "none")
+    parts = [probs.window(), *([] if of_entries is None else [of_entries]), probs.sink().unsqueeze(-1)]
+    assert (torch.cat(parts, -1) - want_probs).abs().max() < 2e-6
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -278,9 +278,11 @@ def test_a_row_that_sees_nothing_gives_zeros(form: str) -> None:
     inputs["window_mask"][1, 2] = False
     if form != "none":
         inputs["entry_mask"][1, 2] = False
-    out, probs = attend_tiles(**inputs, return_entry_probs=True)
+    out, probs = attend_tiles(**inputs, keep_probs=True)
     assert torch.equal(out[1, 2], torch.zeros(3, 16))
-    assert probs is None or torch.equal(probs[1, 2], torch.zeros(64))
+    assert probs is not None and torch.equal(probs.sink()[1, 2], torch.tensor(3.0))
+    of_entries = probs.entries()
+    assert of_entries is None or torch.equal(of_entries[1, 2], torch.zeros(64))
     assert out.isfinite().all() and (out[0] != 0).all()
 
 

@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 from dsv4.engine import LLM, SamplingParams
-from dsv4.engine.grammar import Constraint, GrammarCompiler
+from dsv4.engine.constraint import Constraint
+from dsv4.engine.grammar import GrammarCompiler
 
 from .scripted_model import ScriptedModel
 

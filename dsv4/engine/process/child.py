@@ -14,7 +14,6 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +59,7 @@ class Child:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = _start(theirs.fileno())
-        self._link = Link(Connection(ours.detach()))
+        self._link = Link(ours)
         self.send(Load(make, logging.getLogger("dsv4").getEffectiveLevel()))
         threading.Thread(target=self._write, name="dsv4-engine-outbox", daemon=True).start()
 

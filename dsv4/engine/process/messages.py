@@ -7,18 +7,22 @@ Events are packed to plain tuples, which takes a fraction of the time: there is 
 from __future__ import annotations
 
 import pickle
+import socket
 import threading
 from array import array
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
-from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, cast
 
 from dsv4.engine.fairness import User
 from dsv4.engine.outputs import ProgressEvent, Timings, TokenEvent
 from dsv4.engine.sampling_params import SamplingParams
 
 PackedEvent = tuple[Any, ...]
+
+_LENGTH_BYTES = 8
+_JOINED_BYTES = 1 << 16  # shorter messages are sent at once with their length
+_READ_BYTES, _MOST_READ_BYTES = 1 << 14, 1 << 22
 
 
 @dataclass(frozen=True)
@@ -136,24 +140,53 @@ class Stopped:
 
 
 class Link:
-    """One end of the connection. `send` is safe from any thread, `receive` for one."""
+    """One end of the connection. `send` is safe from any thread, `receive` for one.
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    A message is its length, 8 bytes, and its pickle. A step's Events go as a plain tuple, without the names of classes.
+    """
+
+    def __init__(self, end: socket.socket) -> None:
+        self._socket = end
         self._sending = threading.Lock()
+        self._received = bytearray()  # that no message was made of yet
 
     def send(self, message: object) -> None:
         """OSError if the other end is gone."""
+        if isinstance(message, Events):
+            state = message.state
+            message = message.events, state.num_running, state.num_waiting, state.full, state.num_steps
         data = pickle.dumps(message, protocol=5)
+        head = len(data).to_bytes(_LENGTH_BYTES, "little")
         with self._sending:
-            self._connection.send_bytes(data)
+            if len(data) < _JOINED_BYTES:
+                self._socket.sendall(head + data)
+            else:
+                self._socket.sendall(head)
+                self._socket.sendall(data)
 
     def receive(self) -> object:
         """The next message; EOFError or OSError if the other end is gone."""
-        return pickle.loads(self._connection.recv_bytes())
+        size = int.from_bytes(self._take(_LENGTH_BYTES), "little")
+        message: object = pickle.loads(self._take(size))
+        if isinstance(message, tuple):
+            events, *state = cast("tuple[Any, ...]", message)
+            return Events(events, EngineState(*state))
+        return message
 
     def close(self) -> None:
-        self._connection.close()
+        self._socket.close()
+
+    def _take(self, count: int) -> bytes:
+        """The next bytes; one call of the system has several short messages."""
+        received = self._received
+        while len(received) < count:
+            part = self._socket.recv(max(_READ_BYTES, min(count - len(received), _MOST_READ_BYTES)))
+            if not part:
+                raise EOFError
+            received += part
+        taken = bytes(received[:count])
+        del received[:count]
+        return taken
 
 
 def pack_tokens(token_ids: list[int]) -> array[int] | list[int]:

@@ -8,11 +8,11 @@ import ctypes
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.connection import Connection
 
 from dsv4.engine.async_engine import AsyncEngine
 from dsv4.engine.errors import EngineError, QueueFullError
@@ -51,7 +51,7 @@ def main(descriptor: int, parent: int) -> None:
     for ignored in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C reaches the whole group: the server ends this process
         signal.signal(ignored, signal.SIG_IGN)
     _die_with(parent)
-    link = Link(Connection(descriptor))
+    link = Link(socket.socket(fileno=descriptor))
     load = link.receive()
     assert isinstance(load, Load)
     logging.getLogger().addHandler(_LinkHandler(link))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -12,26 +14,52 @@ from dsv4.kernels.gather import take_rows
 ENTRY_CHUNK = 64
 
 
+@dataclass(frozen=True)
+class Probabilities:
+    """Probabilities of the softmax of one tile group, G tiles of R rows, summed over heads when they are asked for.
+
+    With those of the sink they add up to the number of heads. The fields are exponentials [G, R, H, n] and their sum.
+    """
+
+    window_exps: Tensor
+    entry_exps: Tensor | None
+    sink_exps: Tensor
+    total: Tensor
+
+    def window(self) -> Tensor:
+        """Of the group's window slots, [G, R, W]."""
+        return (self.window_exps / self.total).sum(2)
+
+    def entries(self) -> Tensor | None:
+        """Of the entries, [G, R, E]; None for a group without entries."""
+        return None if self.entry_exps is None else (self.entry_exps / self.total).sum(2)
+
+    def sink(self) -> Tensor:
+        """Of the sink, [G, R]."""
+        return (self.sink_exps / self.total).sum(2).squeeze(-1)
+
+
 def attend(
     q: Tensor, keys: KeyView, tiles: Tiles, sink: Tensor, chosen: Tensor | None = None, keep_probs: bool = False
-) -> tuple[Tensor, list[Tensor | None]]:
-    """(o [T, H, D], the entries' probabilities per tile group, None for a group without entries or if not kept)."""
+) -> tuple[Tensor, list[Probabilities]]:
+    """(o [T, H, D], probabilities per tile group if kept)."""
     window = _window_rows(keys)
     outputs: list[Tensor] = []
-    probs: list[Tensor | None] = []
+    kept: list[Probabilities] = []
     for group in tiles.groups:
         part, seen = slice(group.first, group.last), slice(group.window_skip, None)
         window_keys = take_rows(window, tiles.window_index[part, seen])
         args = (tiles.rows(q, group), window_keys, tiles.window_mask[part, :, seen], sink)
         if group.num_entries == 0 or keys.entries is None:
-            out, entry_probs = attend_tiles(*args)
+            out, probs = attend_tiles(*args, keep_probs=keep_probs)
         else:
             mask, index = group.visible(tiles.rows(chosen, group) if group.sparse and chosen is not None else None)
             picked = _gather(keys.entries.pool, group, index)
-            out, entry_probs = attend_tiles(*args, picked, mask, keep_probs)
+            out, probs = attend_tiles(*args, picked, mask, keep_probs)
         outputs.append(out)
-        probs.append(entry_probs)
-    return tiles.tokens(torch.cat(outputs) if len(outputs) > 1 else outputs[0]), probs
+        if probs is not None:
+            kept.append(probs)
+    return tiles.tokens(torch.cat(outputs) if len(outputs) > 1 else outputs[0]), kept
 
 
 def _window_rows(keys: KeyView) -> Tensor:
@@ -64,13 +92,13 @@ def attend_tiles(
     sink: Tensor,
     entries: Tensor | None = None,
     entry_mask: Tensor | None = None,
-    return_entry_probs: bool = False,
-) -> tuple[Tensor, Tensor | None]:
+    keep_probs: bool = False,
+) -> tuple[Tensor, Probabilities | None]:
     """One softmax over gathered window keys, entries and the sink -> (o [G, R, H, D] like q, probabilities or None).
 
     q [G, R, H, D]; window [G, W, D]; window_mask bool [G, R, W]; entries either shared [E, D] (all tiles belong to one
     sequence), per tile [G, E, D], or per row [G, R, E, D]; entry_mask bool [G, R, E]; E a multiple of ENTRY_CHUNK
-    unless per row; probabilities of the entries summed over heads [G, R, E].
+    unless per row.
     """
     G, R, H, D = q.shape
     scale = D**-0.5
@@ -89,7 +117,8 @@ def attend_tiles(
         top = torch.maximum(top, score_e.detach().amax(-1, keepdim=True))
 
     p_w = (score_w - top).exp_()
-    total = p_w.sum(-1, keepdim=True) + (sink_row - top).exp_()
+    p_sink = (sink_row - top).exp_()
+    total = p_w.sum(-1, keepdim=True) + p_sink
     out = torch.bmm(p_w.view(G, R * H, -1), window)
     p_e = None
     if score_e is not None:
@@ -101,8 +130,7 @@ def attend_tiles(
         else:
             out, total = _add_chunks(out, total, p_e, entries)
     out = out.view(G, R, H, D) / total
-    probs = (p_e / total).sum(2) if return_entry_probs and p_e is not None else None
-    return out.to(q.dtype), probs
+    return out.to(q.dtype), Probabilities(p_w, p_e, p_sink, total) if keep_probs else None
 
 
 def _entry_scores(rows: Tensor, entries: Tensor, G: int, R: int, H: int) -> Tensor:

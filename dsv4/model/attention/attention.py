@@ -5,7 +5,8 @@ Shape letters: T tokens, H heads, D head width.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from dsv4.analysis.kv import KV_BLOCK
 from dsv4.cache import LayerCache
 from dsv4.config import COMPRESSION_KINDS, ModelConfig
-from dsv4.kernels.attention import KeyView, StoredRows, Tiles, attend
+from dsv4.kernels.attention import KeyView, Probabilities, StoredRows, Tiles, attend
 from dsv4.kernels.indexer import select_entries
 from dsv4.kernels.linear import linear
 from dsv4.kernels.norm import rms_norm
@@ -28,6 +29,16 @@ from dsv4.model.norm import RMSNorm
 from dsv4.model.rope import inverse_frequencies
 
 PAIR_BUDGET = 1 << 23  # (query head row, key) pairs of one group: 32 MB of fp32 scores
+
+
+@dataclass(frozen=True)
+class Attended:
+    """One forward of a layer: the entries chosen (kernels/indexer), scores and probabilities per tile group."""
+
+    tiles: Tiles
+    chosen: Tensor | None
+    scores: list[Tensor | None]  # of the indexer; empty in a layer without one
+    probabilities: list[Probabilities]
 
 
 class Attention(nn.Module):
@@ -47,6 +58,7 @@ class Attention(nn.Module):
         self.wo_b = Linear(config.o_groups * config.o_lora_rank, d, quantize)
         self.compressor = Compressor(config, D, ratio) if ratio else None
         self.indexer = Indexer(config, quantize) if COMPRESSION_KINDS[ratio].has_indexer else None
+        self.watcher: Callable[[Attended], None] | None = None  # told of each forward, which keeps what it computes
 
     def forward(self, x: Tensor, layout: Layout, rope: Rope, cache: LayerCache | None, aux: AuxLosses | None) -> Tensor:
         """Normed layer input x [T, d] -> [T, d]. Appends to the cache, if given."""
@@ -103,17 +115,20 @@ class Attention(nn.Module):
             made = self._quantize_kv(made) if made is not None else None
             entries = store_entries(made, layout, self.ratio, cache.main if cache else None, x, q.shape[2])
             keys = replace(keys, entries=entries)
-        chosen, scores = self._choose(x, q_latent, tiles, layout, rope, cache, aux is not None)
-        wanted = aux is not None and self.indexer is not None
-        o, probs = attend(q, keys, tiles, self.attn_sink, chosen, keep_probs=wanted)
-        if aux is not None and wanted:
+        watched = self.watcher is not None
+        chosen, scores = self._choose(x, q_latent, tiles, layout, rope, cache, watched or aux is not None)
+        learns = aux is not None and self.indexer is not None
+        o, probs = attend(q, keys, tiles, self.attn_sink, chosen, keep_probs=watched or learns)
+        if aux is not None and learns:
             parts = [
                 group_kl(p, s, group, tiles.rows(chosen, group) if chosen is not None else None).flatten()
-                for p, s, group in zip(probs, scores, tiles.groups, strict=True)
+                for p, s, group in zip((of.entries() for of in probs), scores, tiles.groups, strict=True)
                 if p is not None and s is not None
             ]
             if parts:
                 aux.add_indexer(torch.cat(parts).sum() / max(1, layout.count_from(self.ratio - 1)))
+        if self.watcher is not None:
+            self.watcher(Attended(tiles, chosen, scores, probs))
         return o
 
     def _choose(
