@@ -122,7 +122,7 @@ class _WholeMessage:
 
 
 def _with_anthropic_words(message: str) -> str:
-    """Adds Anthropic's words for too long a prompt, by which Claude Code recognizes it and compacts the conversation."""
+    """Adds Anthropic's words for too long a prompt, by which Claude Code knows it and compacts the conversation."""
     found = _TOO_LONG.search(message)
     if found is None:
         return message

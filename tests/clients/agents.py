@@ -72,14 +72,7 @@ def start(agent: Agent, url: str, home: Path) -> Run:
             file.write_text(block.text, encoding="utf-8")
     work = home / "work"
     work.mkdir()
-    environment = {
-        "PATH": path,
-        "HOME": str(home),
-        "TERM": "dumb",
-        "LANG": "C.UTF-8",
-        **NO_NETWORK,
-        **agent.environment,
-    }
+    environment = {"PATH": path, "HOME": str(home), "TERM": "dumb", "LANG": "C.UTF-8", **NO_NETWORK, **agent.environment}
     log = home / "output.txt"
     with log.open("wb") as output:
         process = subprocess.Popen(

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -83,12 +84,18 @@ class Interpreter:
             text=True,
         )
 
-    def run(self, client: PythonClient, function: str, url: str) -> Any:
-        """Value that a function returned. AssertionError with its traceback if it failed."""
+    def run(self, client: PythonClient, function: str, url: str, addresses: Mapping[str, str] | None = None) -> Any:
+        """Value that a function returned. AssertionError with its traceback if it failed.
+
+        `addresses`: of others than the server, as on the page and as in the test.
+        """
         (block,) = (block for block in section_blocks(client.heading, url) if block.language == "python")
         process = self._process
         assert process.stdin is not None and process.stdout is not None
-        asked = {"configuration": block.text, "program": str(FOLDER / client.program), "function": function}
+        text = block.text
+        for shown, real in (addresses or {}).items():
+            text = text.replace(shown, real)
+        asked = {"configuration": text, "program": str(FOLDER / client.program), "function": function}
         process.stdin.write(f"{json.dumps(asked)}\n")
         process.stdin.flush()
         line = process.stdout.readline()

@@ -1,6 +1,6 @@
-"""Runs functions of programs: per line of stdin an object, per line of stdout one with the function's `value` or `error`.
+"""Runs functions of programs: an object per line of stdin, its `value` or `error` per line of stdout.
 
-`configuration`: text of a module that the program imports under that name; `program`: its file; `function`: a name in it.
+`configuration`: text of a module that the program imports as such; `program`: its file; `function`: a name in it.
 A process that serves several configurations imports a large client once.
 """
 
