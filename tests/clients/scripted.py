@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from dsv4.engine import LLM
 from dsv4.tokenizer import Tokenizer
 from tests.server.conftest import Served, serving
+from tests.server.responses_api import markup
 from tests.server.scripted_model import ScriptedModel
 
 CONTEXT = 1 << 20
@@ -32,6 +34,22 @@ class Script:
             prompt = self._decode(prompt_ids)
             found = (reply for words, reply in self._rules.items() if words in prompt)
             self._known[key] = next(found, "</think>ok")
+        return self._known[key]
+
+
+class OfferedCall:
+    """A call of the last tool that a prompt offers, after some thinking."""
+
+    def __init__(self, model: ScriptedModel, **arguments: str) -> None:
+        self._decode = Tokenizer.from_pretrained(model.folder).decode
+        self._arguments = arguments
+        self._known: dict[tuple[int, ...], str] = {}
+
+    def __call__(self, prompt_ids: list[int]) -> str:
+        key = tuple(prompt_ids)
+        if key not in self._known:
+            offered = re.findall(r'^{"name": "([^"]+)"', self._decode(prompt_ids), flags=re.MULTILINE)
+            self._known[key] = "I think.</think>\n\n" + markup(offered[-1], **self._arguments)
         return self._known[key]
 
 

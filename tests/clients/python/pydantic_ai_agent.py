@@ -18,24 +18,21 @@ def weather(city: str) -> str:
     return f"sun in {city}"
 
 
-def _shown(result):
-    parts = [part for message in result.all_messages() for part in message.parts]
-    thoughts = [part.content for part in parts if isinstance(part, ThinkingPart)]
-    usage = result.usage() if callable(result.usage) else result.usage
-    return {"text": result.output, "reasoning": "".join(thoughts), "tokens": usage.total_tokens}
+def _shown(result, text):
+    """The thinking of Responses is in a part's details: in full there, where `content` has its summary."""
+    parts = [part for message in result.all_messages() for part in message.parts if isinstance(part, ThinkingPart)]
+    thoughts = [part.content or "".join((part.provider_details or {}).get("raw_content", [])) for part in parts]
+    return {"text": text, "reasoning": "".join(thoughts), "tokens": result.usage.total_tokens}
 
 
 def chat():
-    return _shown(Agent(model).run_sync("Hello"))
+    result = Agent(model).run_sync("Hello")
+    return _shown(result, result.output)
 
 
 def stream():
     result = Agent(model).run_stream_sync("Hello")
-    text = "".join(result.stream_text(delta=True))
-    parts = [part for message in result.all_messages() for part in message.parts]
-    thoughts = [part.content for part in parts if isinstance(part, ThinkingPart)]
-    usage = result.usage() if callable(result.usage) else result.usage
-    return {"text": text, "reasoning": "".join(thoughts), "tokens": usage.total_tokens}
+    return _shown(result, "".join(result.stream_text(delta=True)))
 
 
 def turns():
