@@ -1,6 +1,8 @@
 # make serve   start the server on the embedded nano model and print the chat page's address
 # make chat    talk to it in the terminal
 # make test    run the tests            make check   lint, format and types
+# make test-clients   install SDKs and coding agents into build/clients and run them against the server
+# make test-cluster   install Ray into build/cluster and run servers with several engines
 # make bench   compare with transformers  make setup   only install
 # make sanitize      the native kernels' tests under address and undefined-behaviour sanitizers
 # make llama-bench   build llama.cpp's benchmark, and the tool that tests compare GGUF files with, into LLAMA
@@ -16,13 +18,14 @@ PORT ?= 8000
 WORKERS ?= 2
 CONSTRAINTS ?= -c constraints.txt
 ARGS ?=
+CLUSTER ?= build/cluster
 LLAMA ?= $(HOME)/.cache/dsv4/llama.cpp
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
 extra = $(BIN)/python scripts/extra.py $(1) | $(PIP) --requirement /dev/stdin
 
-.PHONY: help setup serve chat test check bench sanitize llama-bench llama-server
+.PHONY: help setup serve chat test check test-clients test-cluster bench sanitize llama-bench llama-server
 .DEFAULT_GOAL := help
 
 help:
@@ -41,6 +44,36 @@ test: $(VENV)/.test
 	@$(BIN)/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("reasoning_gym") is None)' \
 		|| echo "make: no C compiler, which reasoning-gym needs, so tests of tasks, evaluations and recipes are skipped (Debian: apt-get install gcc)"
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+test-cluster: $(VENV)/.test $(CLUSTER)/.ray
+	$(CLUSTER)/bin/python -m pytest -m cluster tests/cluster $(ARGS)
+
+# An environment of its own, for Ray brings sixty packages; all else is found in VENV.
+$(CLUSTER)/.ray: pyproject.toml $(VENV)/.python
+	@echo "make: installing Ray into $(CLUSTER) (half a gigabyte)"
+	@$(PYTHON) -m venv $(CLUSTER)
+	@$(BIN)/python scripts/extra.py cluster | $(CLUSTER)/bin/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) --requirement /dev/stdin
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		>$(CLUSTER)/lib/python$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')/site-packages/dsv4.pth
+	@touch $@
+
+PYTHON_CLIENTS := $(patsubst tests/clients/python/%.txt,build/clients/.%,$(wildcard tests/clients/python/*.txt))
+test-clients: $(VENV)/.test build/clients/.node $(PYTHON_CLIENTS)
+	$(BIN)/python -m pytest -m clients tests/clients $(ARGS)
+
+build/clients/.node: tests/clients/node/package.json
+	@command -v npm >/dev/null || { echo "make: npm is missing; JavaScript clients need Node.js 20 or newer (Debian: apt-get install npm)"; exit 1; }
+	@echo "make: installing JavaScript clients into build/clients/node"
+	@mkdir -p build/clients/node && cp $< build/clients/node/
+	@npm install --prefix build/clients/node --no-audit --no-fund --loglevel=error
+	@touch $@
+
+# Environments of their own: what these pin differs from what the server's tests do.
+$(PYTHON_CLIENTS): build/clients/.%: tests/clients/python/%.txt
+	@echo "make: installing $* into build/clients/$*"
+	@$(PYTHON) -m venv --clear build/clients/$*
+	@build/clients/$*/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .

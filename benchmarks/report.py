@@ -26,6 +26,9 @@ SERVING = """## Serving
 - `dsv4 bench serving load --llama-server "$(make llama-server | tail -n 1)"`, 25 minutes: three servers under one load.
 - `dsv4 bench serving prefix`, 2 minutes: the first token of a repeated prompt of 32,768 tokens.
 - `dsv4 bench serving agent`, 5 minutes: an agent's session of 20 turns, with the prefix cache and without.
+- `dsv4 bench serving streams`, 12 minutes: 500 streams at a time with slow and vanishing clients. Each answer is
+  compared with the one that its request got alone. The cost of HTTP is the processor time of the server's process per
+  token beside that of an AsyncEngine alone with the same requests; the wall time of both is given too.
 
 The client is one for all: streamed chat completions over HTTP, prompts of 100 to 8,000 tokens that share no prefix,
 answers of one length. Each server has as many slots as there are requests at a time, as many threads as cores, and no

@@ -1,4 +1,4 @@
-"""`dsv4 bench serving`: servers under load, a long prompt asked again, and an agent's session.
+"""`dsv4 bench serving`: servers under load, a long prompt asked again, an agent's session, hundreds of streams.
 
 Over real HTTP with one client, streamed. Contenders take turns, each in its own process with its best settings.
 """
@@ -24,6 +24,7 @@ SUBJECTS = {
     "load": "tokens per second and times to tokens at 1 to 128 requests at a time, against other servers",
     "prefix": "first token of a long prompt: computed, from memory, from disk after a restart",
     "agent": "20 turns behind 38,000 tokens of system prompt and tools, with the prefix cache and without",
+    "streams": "500 streams for 10 minutes, slow and vanishing clients among them: answers, memory, cost of HTTP",
 }
 MODELS = ("nano", "slice")
 LEVELS = (1, 8, 32, 128)
@@ -34,6 +35,7 @@ examples:
   dsv4 bench serving load --llama-server "$(make llama-server | tail -n 1)"
   dsv4 bench serving prefix --model slice
   dsv4 bench serving agent
+  dsv4 bench serving streams
   dsv4 bench serving load --quick --without-llama --without-transformers --no-gate"""
 
 
@@ -42,7 +44,9 @@ def run(options: argparse.Namespace, scratch: Path, console: Console) -> None:
     from benchmarks.harness import serving_report
     from benchmarks.harness.recording import record
 
-    make: Callable[..., Measure] = {"load": _load, "prefix": _prefix, "agent": _agent}[options.subject]
+    make: Callable[..., Measure] = {"load": _load, "prefix": _prefix, "agent": _agent, "streams": _streams}[
+        options.subject
+    ]
     record({f"{options.subject}, {options.model}": make(options, scratch)}, serving_report.lines, options, console)
 
 
@@ -71,6 +75,15 @@ def _agent(options: argparse.Namespace, scratch: Path) -> Measure:
     return (replace(made, turns=3, tokens=600, answer=4, result=20) if options.quick else made).measure
 
 
+def _streams(options: argparse.Namespace, scratch: Path) -> Measure:
+    from benchmarks.harness.streams import Streams
+
+    made = Streams(_folder(options, scratch), options.threads, options.model, options.streams, options.seconds)
+    made = replace(made, rounds=options.rounds or 3)
+    small = {"at_once": 12, "seconds": 3.0, "answer": 8, "prompts": 6, "sample_s": 0.2}
+    return (replace(made, **small) if options.quick else made).measure
+
+
 def _folder(options: argparse.Namespace, scratch: Path) -> Path:
     """Folder of the model's weights, which are written first where they are random."""
     from benchmarks.harness.contenders import write_weights
@@ -96,6 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--without-llama", action="store_true", help="load: leave llama-server out")
     add("--without-transformers", action="store_true", help="load: leave `transformers serve` out")
     add("--levels", type=_levels, default=LEVELS, metavar="A,B", help="load: requests at a time; default: 1,8,32,128")
+    add("--streams", type=at_least_one, default=500, metavar="N", help="streams: at a time; default: %(default)s")
+    add("--seconds", type=float, default=600.0, metavar="S", help="streams: default: %(default)g")
     add("--longest", type=float, default=180.0, metavar="S", help="load: skip what others would take longer for")
     add_options(parser)
     return parser

@@ -41,6 +41,7 @@ class Option:
     commands: tuple[str, ...] = ("serve",)  # commands with a flag for this option
     flag: str = ""  # default: the name with dashes; a bool with default True needs a name for switching it off
     metavar: str | None = None
+    bare: str | None = None  # value of the flag without one; None: it needs one
     group: str | None = None  # title of its flag's group in the help
 
     @property

@@ -22,7 +22,7 @@ ALIASES = {
     **dict.fromkeys(
         (
             *("checks", "config_json", "config_keys", "hub", "lazy", "model_folder", "notices", "options", "presets"),
-            *("safetensors_headers", "text", "tools"),
+            *("prefix_digests", "safetensors_headers", "text", "tools"),
         ),
         "config",
     ),

@@ -14,6 +14,7 @@ from time import perf_counter
 from benchmarks.harness.client import Json, Reply, chat
 from benchmarks.harness.process import BenchmarkError
 from benchmarks.harness.servers import Server
+from dsv4.config import nano_path
 from dsv4.tokenizer import Tokenizer
 
 WARM_UP = 2  # short requests before the counted ones
@@ -119,4 +120,4 @@ async def _send(port: int, common: Json, load: Load, prompts: Sequence[str]) -> 
 
 def writer(folder: Path) -> Writer:
     """Writer with the words of nano's README, in a model's tokenizer."""
-    return Writer(Tokenizer.from_pretrained(folder), (folder / "README.md").read_text(encoding="utf-8"))
+    return Writer(Tokenizer.from_pretrained(folder), (nano_path() / "README.md").read_text(encoding="utf-8"))

@@ -83,6 +83,10 @@ class Running:
                 time.sleep(0.1)
         raise BenchmarkError(f"not ready after {READY_S:.0f} s")
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def peak_bytes(self) -> int:
         return peak_bytes(self._process.pid)
 

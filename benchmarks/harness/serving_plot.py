@@ -42,7 +42,7 @@ def draw(runs: Any, picture: Path) -> None:
             _load(wait, run, model, FIRST, "median time to first token, s")
         elif subject == "prefix":
             _prefix(source, run, model)
-        else:
+        elif subject == "agent":
             _agent(turns, run, model)
     turns.xaxis.set_major_locator(MaxNLocator(integer=True))
     plain = FuncFormatter(lambda value, _: f"{value:,g}")

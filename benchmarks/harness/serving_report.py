@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.harness import agent, prefix
+from benchmarks.harness import agent, prefix, streams
 from benchmarks.harness.report import table
 from benchmarks.harness.results import Row, Run
 
 PEERS = ("llama.cpp", "transformers")
 RATES = ("total tokens", "output tokens")
-SUBJECTS = ("load", "prefix", "agent")
+SUBJECTS = ("load", "prefix", "agent", "streams")
 
 
 def lines(run: Run) -> list[str]:
     """Description, table and notes of one run."""
     _, subject, model = run.scenario.split()
-    head, body, notes = {"load": _load, "prefix": _prefix, "agent": _agent}[subject](run)
+    head, body, notes = {"load": _load, "prefix": _prefix, "agent": _agent, "streams": _streams}[subject](run)
     gated = "" if run.gated else "; UNGATED: tests not run"
     failed = [f"Failed: {' '.join(text.split())[:600]}" for text in run.failures]
     about = f"{head[:1].upper()}{head[1:]}. Model {model}, {run.threads} threads, medians ± half the range{gated}."
@@ -97,6 +97,49 @@ def _agent(run: Run) -> tuple[str, list[str], list[str]]:
         table(["turn", "prompt", *names], rows),
         notes,
     )
+
+
+def _streams(run: Run) -> tuple[str, list[str], list[str]]:
+    at_once, rows = run.settings["at_once"], list[list[str]]()
+    for row in run.rows:
+        if row.measure == streams.MEMORY:
+            first, last = row.samples[0] / 1e6, row.samples[-1] / 1e6
+            rows.append(
+                [f"memory, {row.peer}", f"{first:,.0f} to {last:,.0f} MB", f"{100 * streams.grown(row):+.1f} %"]
+            )
+        else:
+            unit = "/s" if row.measure == streams.RATE else " us"
+            value = row.median * (1 if row.measure == streams.RATE else 1e6)
+            rows.append([f"{row.measure}, {row.peer}", f"{value:,.{0 if value >= 100 else 1}f}{unit}", ""])
+    ends = ", ".join(f"{count:,} {what}" for what, count in sorted(run.settings["ends"].items()))
+    notes = [
+        "Medians of rounds of one request per stream. Processor time per token of an answer. Growth: of memory, from "
+        "the second quarter to the last.",
+        *_cost_of_http(run, at_once),
+        f"Streams of {run.settings['seconds']:.0f} s: {ends}.",
+    ]
+    return f"{at_once} streams at a time, some slow, some vanishing", table(["", "", "growth"], rows), notes
+
+
+def _cost_of_http(run: Run, at_once: int) -> list[str]:
+    """Sentence on the server beside the engine alone: processor time of its process, and wall time."""
+    rows = [
+        run.find(peer, measure, at_once)
+        for peer, measure in (
+            (streams.HTTP, streams.PROCESSOR),
+            (streams.BARE, streams.PROCESSOR),
+            (streams.HTTP, streams.RATE),
+            (streams.BARE, streams.RATE),
+        )
+    ]
+    medians = [row.median for row in rows if row is not None]
+    if len(medians) < len(rows):
+        return []
+    spent, bare, rate, bare_rate = medians
+    return [
+        f"The server's process takes {100 * spent / bare:.1f} % of the processor time of the engine alone for the same "
+        f"requests; through HTTP they take {100 * (bare_rate / rate - 1):+.1f} % of its wall time more."
+    ]
 
 
 def figure(row: Row | None) -> str:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from dsv4.cache.cache import Cache
 from dsv4.cache.state import Snapshot
 from dsv4.config import PAGE_TOKENS
+from dsv4.prefix_digests import next_digest, root_digest
 
 logger = logging.getLogger("dsv4.cache")
 
@@ -33,6 +34,7 @@ class _Block:
     salt: str | None
     children: dict[bytes, _Block] = field(default_factory=dict)
     entries: dict[bytes, PrefixEntry] = field(default_factory=dict)  # by tail
+    known_digest: bytes | None = None
 
 
 @dataclass(eq=False)
@@ -102,6 +104,20 @@ class PrefixCache:
     def block_pages(self, tokens: TokensOf, count: int, salt: str | None = None) -> list[int]:
         """Pages of those whole blocks of a sequence's first `count` tokens that are here, from the first on."""
         return [block.page for block in self._walk(tokens, count, salt)[1:]]
+
+    def digests(self, limit: int) -> list[bytes]:
+        """Digests (`prefix_digests.py`) of stored blocks, at most `limit`, those of the prefixes used last first."""
+        found: dict[bytes, None] = {}
+        seen: set[_Block] = set()
+        for entry in reversed(self._entries):
+            block = entry.block
+            while block.parent is not None and block not in seen:
+                seen.add(block)
+                found[_digest(block)] = None
+                block = block.parent
+            if len(found) >= limit:
+                break
+        return list(found)[:limit]
 
     def pages_of(self, entry: PrefixEntry) -> list[int]:
         """An entry's pages, in the order of its tokens."""
@@ -219,6 +235,17 @@ class PrefixCache:
             del block.parent.children[block.tokens]
             block = block.parent
         return True
+
+
+def _digest(block: _Block) -> bytes:
+    """Of a block and all above it (`prefix_digests.py`)."""
+    path = [block]
+    while path[-1].known_digest is None and path[-1].parent is not None:
+        path.append(path[-1].parent)
+    digest = path[-1].known_digest or root_digest(block.salt)
+    for below in reversed(path[:-1]):
+        digest = below.known_digest = next_digest(digest, below.tokens)
+    return digest
 
 
 def _key(tokens: TokensOf, start: int, stop: int) -> bytes:

@@ -60,6 +60,8 @@ def _flag_details(known: Option) -> dict[str, Any]:
     if known.type_names[0].startswith("Sequence"):
         return {"action": "append", "default": list(known.default), "metavar": known.metavar}
     details: dict[str, Any] = {"default": known.default, "metavar": known.metavar}
+    if known.bare is not None:
+        details |= {"nargs": "?", "const": known.bare}
     if known.choices:
         return details | {"choices": known.choices}
     if known.unit == "bytes":

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import TypeVar, cast
 
 from dsv4.engine.core import CHECK_SECONDS, EngineCore
-from dsv4.engine.errors import EngineError
+from dsv4.engine.errors import EngineError, QueueTimeoutError
 from dsv4.engine.fairness import User
 from dsv4.engine.listeners import Listener, QueueListener
 from dsv4.engine.llm import LLM
@@ -45,6 +45,7 @@ class AsyncEngine:
         self.after_step: Callable[[], None] = lambda: None  # called in the engine thread after every step
         self._listeners: dict[int, Listener] = {}
         self._watch = ProgressWatch()
+        self._queue_checked = 0.0  # time of the last look for requests that have waited too long
         self._tracing = asyncio.Lock()  # one trace at a time: each has a cache of its own
         self._commands: list[Callable[[], None]] = []
         self._wake = threading.Condition()  # guards _commands, _closed and error
@@ -103,6 +104,11 @@ class AsyncEngine:
             while (trace := await self._between_steps(tracing.step)) is None:
                 pass
         return trace
+
+    async def stored_digests(self, limit: int) -> list[bytes]:
+        """Digests of stored blocks (`PrefixCache.digests`), looked up between two steps. EngineError if it stops."""
+        prefixes = self._core.scheduler.cache_manager.prefixes
+        return [] if prefixes is None else await self._between_steps(lambda: prefixes.digests(limit))
 
     def check_room(self) -> None:
         """Raises QueueFullError if a request of any length would: callable before the prompt is encoded."""
@@ -189,6 +195,7 @@ class AsyncEngine:
                 for command in commands:
                     command()
                 self._core.check_files()
+                self._give_up(time.monotonic())
                 has_work = self._core.has_work
                 events = self._core.step()
                 self.num_steps += has_work
@@ -222,6 +229,20 @@ class AsyncEngine:
         self._listeners.pop(request.request_id, None)
         self._watch.discard(request)
         self._core.abort(request)
+
+    def _give_up(self, now: float) -> None:
+        """Ends requests that have waited too long without being begun; looks once per second."""
+        limit = self.llm.engine_config.max_queue_seconds
+        if not limit or now - self._queue_checked < min(CHECK_SECONDS, limit):
+            return
+        self._queue_checked = now
+        waiting = self._core.scheduler.waiting
+        for request in [r for r in waiting if r.scheduled_time is None and now - r.arrival_time > limit]:
+            listener = self._listeners.get(request.request_id)
+            self._abort(request)
+            if listener is not None:
+                with contextlib.suppress(RuntimeError):  # nobody reads it
+                    listener.send(QueueTimeoutError(f"the request waited for {limit:g} s and was not begun"))
 
     def _deliver(self, request: Request, event: TokenEvent | ProgressEvent) -> None:
         listener = self._listeners.get(request.request_id)

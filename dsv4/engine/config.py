@@ -77,6 +77,15 @@ class EngineConfig:
         metavar="N",
         flag="--max-waiting",
     )
+    max_queue_seconds: float = option(
+        600.0,
+        "seconds that a request may wait before any of it is computed; then it is told to come again; 0: no limit "
+        "(default: %(default)g)",
+        unit="seconds",
+        minimum=0,
+        metavar="S",
+        flag="--queue-seconds",
+    )
     max_waiting_tokens: int = option(
         1 << 22, "tokens of all prompts that wait, about 50 bytes each", unit="tokens", minimum=1, commands=()
     )

@@ -207,7 +207,7 @@ class EngineCore:
             first += len(tokens)
             before = request.output.timings
             standing = verified(tokens, drafts)
-            event = request.append(standing, now)
+            event = request.append(standing, now, len(drafts))
             events.append((request, event))
             self._count(before, event)
             request.draft_token_ids = ()

@@ -13,6 +13,16 @@ class QueueFullError(RuntimeError):
     retry_after = 5.0  # seconds, for clients
 
 
+class QueueTimeoutError(EngineError):
+    """The request has waited too long without being begun: it is given up, a later try may succeed."""
+
+    retry_after = 5.0  # seconds, for clients
+
+
+class PromptRefusedError(ValueError):
+    """A prompt that is not computed, because it has crashed the engine before: no later try will succeed."""
+
+
 class GrammarError(ValueError):
     """A constraint that cannot be followed: the field of SamplingParams, and the reason."""
 

@@ -20,7 +20,7 @@ class Listener(Protocol):
         ...
 
 
-@dataclass
+@dataclass(eq=False)  # one client: a key of sets and dicts
 class QueueListener:
     """Queue of a client's event loop `loop`."""
 

@@ -28,6 +28,8 @@ class Timings:
     num_prompt_tokens: int
     num_cached_tokens: int  # of the prompt, taken from the prefix cache
     num_output_tokens: int
+    num_draft_tokens: int = 0  # that were verified
+    num_accepted_tokens: int = 0  # of them, those that stand in the output
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ class TokenEvent:
     timings: Timings | None = None
     prompt_logprobs: list[float | None] = field(default_factory=list["float | None"])  # with the first token
     prompt_top_logprobs: list[Alternatives] = field(default_factory=list[Alternatives])  # with the first token
+    num_accepted_tokens: int = 0  # of token_ids the first ones: drafts that stand
 
 
 @dataclass
@@ -76,6 +79,8 @@ class RequestOutput:
     # The stop string or stop token id that ended it, None at the end of a constraint; of an abort the reason, if any.
     stop_reason: str | int | None = None
     cached_tokens: int = 0  # prompt tokens taken from the prefix cache
+    num_draft_tokens: int = 0  # that were verified for it
+    num_accepted_tokens: int = 0  # of token_ids, those that were drafted
     timings: Timings | None = None  # None until its first token
     prompt_logprobs: list[float | None] = field(default_factory=list["float | None"])
     prompt_top_logprobs: list[Alternatives] = field(default_factory=list[Alternatives])

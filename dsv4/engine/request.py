@@ -146,10 +146,10 @@ class Request:
             prefill_seconds=end - scheduled,
         )
 
-    def append(self, sampled: list[SampledToken], now: float) -> TokenEvent:
+    def append(self, sampled: list[SampledToken], now: float, num_draft_tokens: int = 0) -> TokenEvent:
         """Takes in the tokens sampled at `now`, at least one, up to the one that ends the request; drops the rest.
 
-        Returns what is new to show.
+        All but the last of `sampled` are drafts, of `num_draft_tokens` that were verified. Returns what is new to show.
         """
         output, text = self.output, ""
         first = not output.token_ids
@@ -166,6 +166,9 @@ class Request:
                 text += self._flush_text()
                 break
         output.text += text
+        accepted = min(len(sampled) - 1, len(token_ids))
+        output.num_draft_tokens += num_draft_tokens
+        output.num_accepted_tokens += accepted
         output.timings = timings = self._timings(now)
         output.logprobs += logprobs
         output.top_logprobs += alternatives
@@ -179,6 +182,7 @@ class Request:
             timings,
             list(output.prompt_logprobs) if first else [],
             list(output.prompt_top_logprobs) if first else [],
+            accepted,
         )
 
     def _take(self, token_id: int) -> str:
@@ -222,6 +226,8 @@ class Request:
             num_prompt_tokens=len(self.prompt_token_ids),
             num_cached_tokens=self.output.cached_tokens,
             num_output_tokens=len(self.output.token_ids),
+            num_draft_tokens=self.output.num_draft_tokens,
+            num_accepted_tokens=self.output.num_accepted_tokens,
         )
 
     def _finish(self, reason: FinishReason, cause: str | int | None) -> None:

@@ -144,6 +144,11 @@ class SamplingParams:
         return self.tools is not None or any(getattr(self, name) not in (None, False) for name in CONSTRAINTS)
 
     @property
+    def constraint_field(self) -> str:
+        """Field that an error about the constraint names; there is one."""
+        return "tools" if self.tools is not None else next(name for name in CONSTRAINTS if getattr(self, name))
+
+    @property
     def stop_strings(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 

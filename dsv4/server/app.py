@@ -52,6 +52,7 @@ def create_app(
     ledger: Ledger | None = None,
     key_limits: KeyLimits | None = None,
     turn_memory_bytes: int = MAX_BYTES,
+    log_prompts: bool = False,
 ) -> FastAPI:
     """Create the server's ASGI application.
 
@@ -62,8 +63,8 @@ def create_app(
     the policy of a server on 127.0.0.1). `drain`: lets the caller shut the server down. `responses`: the store of the
     Responses API (default: in memory). `ledger`: keeps every request's usage. The caller closes engines, store and
     ledger. `key_limits`: of every API key that has none of its own. `turn_memory_bytes`: bound on the turns that are
-    remembered, see conversation/said_turns.py. There are no documentation routes: their pages load code from other
-    hosts.
+    remembered, see conversation/said_turns.py. `log_prompts`: they are logged, at level INFO. There are no
+    documentation routes: their pages load code from other hosts.
     """
     app = FastAPI(title="dsv4", docs_url=None, redoc_url=None, openapi_url=openapi.PATH)
     drain = drain or Drain()
@@ -73,7 +74,7 @@ def create_app(
     said = SaidTurns(turn_memory_bytes)
     served = [ServedModel.of(known, None if i else model_name, said) for i, known in enumerate(engines)]
     models = ServedModels(served, aliases, retired_models)
-    service = ChatService(models, thinking, share_prefixes, ledger, limiter)
+    service = ChatService(models, thinking, share_prefixes, ledger, limiter, log_prompts)
     delivery = Delivery(keep_alive_seconds, drain)
     install_error_handlers(app)
     # Middleware added last runs first.

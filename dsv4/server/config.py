@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,9 @@ from dsv4.options import check_options, option
 from dsv4.server.response_store import MAX_BYTES
 
 SHARING = ("all", "key", "user")  # of stored prefixes: see server/isolation.py
-ACCESS = "who may use it, and for how long"  # the group of flags
+ACCESS = "who may use it, and for how long"  # groups of flags
+CLUSTER = "several engines, on several machines"
+CLUSTERS = "local, auto, or HOST:PORT of a Ray cluster"
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,9 @@ class ServerConfig:
     log_requests: bool = option(
         False, "log a line for every request: its id, path, status and seconds, no keys and no text"
     )
+    log_prompts: bool = option(
+        False, "log the prompt of every request, as the model reads it (default: no text of a client is logged)"
+    )
     engine_process: bool = option(
         True, "run the engine in the server's own process: for debuggers; a crash ends both", flag="--engine-in-process"
     )
@@ -39,8 +45,27 @@ class ServerConfig:
         minimum=0,
         metavar="N",
     )
+    stuck_seconds: float = option(
+        600.0,
+        "an engine process that has work and takes no step for so long is killed and started again; more than the "
+        "longest step takes, 0: never (default: %(default)g)",
+        unit="seconds",
+        minimum=0,
+        metavar="S",
+    )
     compile_seconds: float = option(
         10.0, "for the grammar of a request's schema or tools; then it is refused (default: %(default)g)", metavar="S"
+    )
+    cluster: str | None = option(
+        None,
+        "compute in engines of a Ray cluster: its address (HOST:PORT), auto (the one that runs on this machine), or "
+        "without a value one of this machine alone, which ends with the server; needs the extra dsv4[cluster]",
+        metavar="ADDRESS",
+        bare="local",
+        group=CLUSTER,
+    )
+    replicas: int = option(
+        1, "engines of each model in the cluster (default: %(default)s)", minimum=1, metavar="N", group=CLUSTER
     )
     api_keys: Sequence[str] = option(
         (),
@@ -139,3 +164,11 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.cluster is None:
+            if self.replicas != 1:
+                raise ValueError(f"replicas is {self.replicas} without cluster; allowed: 1, or more with cluster")
+            return
+        if self.cluster not in ("local", "auto") and not re.fullmatch(r"[^\s/]+:[0-9]{1,5}", self.cluster):
+            raise ValueError(f"cluster is {self.cluster!r}; allowed: {CLUSTERS}")
+        if not self.engine_process:
+            raise ValueError(f"cluster is {self.cluster!r} and engine_process False; allowed is one of them")

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from dsv4.engine import EngineError, QueueFullError
+from dsv4.engine.errors import PromptRefusedError
 from dsv4.server.errors import RequestError
 from dsv4.server.formats import format_of
 
@@ -57,5 +58,6 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, on_wrong_parameter)
     app.add_exception_handler(EngineError, on_other)
     app.add_exception_handler(QueueFullError, on_other)
+    app.add_exception_handler(PromptRefusedError, on_other)
     app.add_exception_handler(ClientDisconnect, on_disconnect)
     app.add_exception_handler(Exception, on_other)

@@ -13,6 +13,7 @@ from typing import Any
 import deepseek_recipe as recipe
 
 from dsv4.engine import EngineError
+from dsv4.engine.errors import PromptRefusedError
 
 # Status -> (type, code) of the inner object; any other status has those of a bad request.
 _KINDS = {
@@ -64,10 +65,13 @@ class RequestError(Exception):
     def from_engine(cls, error: BaseException) -> RequestError | None:
         """Error response for an engine's error; None for an unexpected exception.
 
-        An error with `retry_after` (seconds) is temporary: the engine is full. Any other EngineError is permanent.
+        An error with `retry_after` (seconds) is temporary: the engine is full. Any other EngineError is permanent. A
+        prompt that has crashed the engine is the request's fault, so that no balancer sends it to another server.
         """
         if isinstance(error, RequestError):
             return error
+        if isinstance(error, PromptRefusedError):
+            return cls(400, str(error))
         seconds = getattr(error, "retry_after", None)
         if isinstance(seconds, (int, float)):
             return cls(503, str(error), headers=retry_after(seconds))

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Query
 from starlette.responses import JSONResponse, Response
 
 from dsv4.engine import EngineError, QueueFullError
+from dsv4.engine.errors import PromptRefusedError
 from dsv4.engine.interface import Engine
 from dsv4.engine.process.client import EngineCrashedError
 from dsv4.engine.sampling_params import SamplingParams
@@ -22,7 +23,7 @@ from dsv4.server.served_models import ServedModels
 
 DEEP_SECONDS = 30.0  # a step of a large model on a CPU may take half of it
 _POLL_SECONDS = 0.05
-_OPERATION = operation(None, Health, tag="health")
+_OPERATION = operation(None, Health, unavailable=Health, tag="health")
 
 
 class DeepCheck:
@@ -67,7 +68,7 @@ async def check_engine(engine: Engine, seconds: float) -> dict[str, Any]:
                 status = "busy"
     except TimeoutError:
         status = "busy" if engine.num_steps > steps else "stuck"
-    except EngineError as stopped:
+    except (EngineError, PromptRefusedError) as stopped:
         status, error = "error", str(stopped)
     state: dict[str, Any] = {"status": status, "seconds": round(time.monotonic() - began, 3)}
     return state if error is None else state | {"error": error}

@@ -89,16 +89,9 @@ def _summary(served: ServedModel, answer_id: str, answer: RecentAnswer) -> Json:
         "num_experts": config.n_routed_experts,
         "experts_per_token": config.num_experts_per_tok,
         "accepted_drafts": answer.accepted,
-        "drafts": _drafts(served),
+        "num_draft_tokens": answer.num_draft_tokens,
+        "num_accepted_tokens": len(answer.accepted),
     }
-
-
-def _drafts(served: ServedModel) -> Json:
-    """Draft tokens of all requests since the server's start."""
-    names = {"drafted": "vllm:spec_decode_num_draft_tokens", "accepted": "vllm:spec_decode_num_accepted_tokens"}
-    found = {metric.name.removesuffix("_total"): metric.samples for metric in served.engine.metrics.collect()}
-    return {name: sum(value for _, value in found.get(metric, ()) if isinstance(value, (int, float)))
-            for name, metric in names.items()}  # fmt: skip
 
 
 def pieces(tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -59,34 +60,35 @@ def load_engines(models: Sequence[str | Path | None], server: ServerConfig, conf
     ValueError for two models of one name, CapacityError if they cannot fit together, and the errors of loading.
     """
     if len(models) > 1:
-        _check_together(models, config)
+        _check_together(models, config, in_cluster=server.cluster is not None)
+    start = start_engine if server.cluster is None else _cluster_starter(len(models), server)
     engines: list[Engine] = []
     try:
         for model in models:
-            engines.append(start_engine(model, server, config))
+            engines.append(start(model, server, config))
     except BaseException:
         close_all(engines)
         raise
     return engines
 
 
-def _check_together(models: Sequence[str | Path | None], config: EngineConfig) -> None:
+def _check_together(models: Sequence[str | Path | None], config: EngineConfig, in_cluster: bool) -> None:
     from dsv4.engine.loading import check_capacity
     from dsv4.model_folder import model_name
     from dsv4.server.served_models import check_names
 
     folders = [resolve_model(model, config.revision) for model in models]
     check_names([model_name(folder) for folder in folders])
-    if config.check_memory:
+    if config.check_memory and not in_cluster:  # whose machines look at their own memory
         check_capacity(folders, config)
 
 
 def close_all(engines: Sequence[Engine]) -> None:
-    from dsv4.engine.process.client import EngineProcess
+    from dsv4.engine.process.served_model import ServedModel
 
     for engine in engines:
         engine.close()
-        if not isinstance(engine, EngineProcess):  # which closes its model itself
+        if not isinstance(engine.llm, ServedModel):  # other processes close their models themselves
             cast("LLM", engine.llm).close()
 
 
@@ -102,7 +104,28 @@ def start_engine(model: str | Path | None, server: ServerConfig, config: EngineC
     # A name is resolved once: a process that is started again has the same weights.
     folder = resolve_model(model, config.revision)
     make = partial(load_llm, folder, server.threads, replace(config, revision=None))
-    return EngineProcess(make, RestartPolicy(server.max_crashes), server.compile_seconds)
+    restarts = RestartPolicy(server.max_crashes)
+    return EngineProcess(make, restarts, server.compile_seconds, server.stuck_seconds)
+
+
+def _cluster_starter(num_models: int, server: ServerConfig) -> Callable[..., Engine]:
+    """`start_engine` for engines in a cluster, which is started or joined now. Raises ClusterError."""
+    from dsv4.engine.cluster.client import ClusterEngine
+    from dsv4.engine.cluster.connection import Cluster, ReplicaPlan
+    from dsv4.model_folder import model_name
+
+    assert server.cluster is not None
+    num_engines = num_models * server.replicas
+    cluster = Cluster(server.cluster, num_cpus=max(os.cpu_count() or 1, num_engines * (server.threads or 1)))
+    threads = server.threads or cluster.share(num_engines)
+
+    def start(model: str | Path | None, server: ServerConfig, config: EngineConfig) -> Engine:
+        folder = resolve_model(model, config.revision)
+        make = partial(load_llm, folder, threads, replace(config, revision=None))
+        plan = ReplicaPlan(model_name(folder), make, config, server.replicas, threads, server.compile_seconds)
+        return ClusterEngine(cluster, plan)
+
+    return start
 
 
 def load_llm(model: str | Path | None, threads: int | None, config: EngineConfig) -> LLM:
@@ -119,7 +142,6 @@ def load_llm(model: str | Path | None, threads: int | None, config: EngineConfig
 
 def description(engine: Engine) -> Sequence[str]:
     """Lines about the loaded model, for whoever starts the server."""
-    from dsv4.engine.process.client import EngineProcess
-    from dsv4.engine.process.served_model import describe
+    from dsv4.engine.process.served_model import ServedModel, describe
 
-    return engine.llm.facts.description if isinstance(engine, EngineProcess) else describe(engine.llm)
+    return engine.llm.facts.description if isinstance(engine.llm, ServedModel) else describe(engine.llm)

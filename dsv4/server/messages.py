@@ -7,6 +7,7 @@ betas, cache marks and citations are ignored.
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, cast
 
 import deepseek_recipe as recipe
@@ -34,6 +35,8 @@ _WISHES = {
 }
 # Status -> error type, if Anthropic's name for it differs.
 _ERROR_TYPES = {500: "api_error", 503: "overloaded_error"}
+# The hosted service's words for too long a prompt; the prompt's tokens are the second number.
+_TOO_LONG = re.compile(r"maximum context length is (\d+) tokens\. .*?\((\d+) in the (?:messages|prompt),", re.DOTALL)
 
 
 class Messages(RecipeFormat):
@@ -93,7 +96,8 @@ class Messages(RecipeFormat):
 
     def error_body(self, error: RequestError) -> Json:
         inner = error.as_object()
-        return {"type": "error", "error": inner | {"type": _ERROR_TYPES.get(error.status, inner["type"])}}
+        kind = _ERROR_TYPES.get(error.status, inner["type"])
+        return {"type": "error", "error": inner | {"type": kind, "message": _with_anthropic_words(error.message)}}
 
     def error_event(self, error: RequestError) -> Event:
         return Event(json.dumps(self.error_body(error)), "error")
@@ -115,6 +119,15 @@ class _WholeMessage:
 
     def to_json(self) -> str:
         return self._inputs.restore(self._message.to_json())
+
+
+def _with_anthropic_words(message: str) -> str:
+    """Adds Anthropic's words for too long a prompt, by which Claude Code knows it and compacts the conversation."""
+    found = _TOO_LONG.search(message)
+    if found is None:
+        return message
+    most, wanted = found.groups()
+    return f"{message} (prompt is too long: {wanted} tokens > {most} maximum)"
 
 
 def _is_redacted(block: object) -> bool:

@@ -13,7 +13,7 @@ from typing import cast
 from dsv4.engine import TokenEvent
 from dsv4.server.key_limits import KeyLimiter
 from dsv4.usage.ledger import Ledger
-from dsv4.usage.prices import Tokens, price_list
+from dsv4.usage.prices import OfficialCost, Tokens, official_cost, price_list
 from dsv4.usage.records import UsageRecord, masked, plain, time_text
 
 
@@ -73,6 +73,11 @@ class Meter:
             reasoning = len(event.token_ids) if self._reasons[place] else event.token_ids.index(cast(int, end))
         self._tokens = tokens + Tokens(output=len(event.token_ids), reasoning=reasoning)
         self._finish_reason = event.finish_reason
+
+    @property
+    def official_cost(self) -> OfficialCost | None:
+        """Of the tokens so far, at the prices of the job's beginning; None without a price then."""
+        return official_cost(self._client.model, self._arrived, self._tokens or Tokens())
 
     def __enter__(self) -> Meter:
         return self

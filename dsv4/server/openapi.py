@@ -35,21 +35,27 @@ def operation(
     *,
     streams: bool = False,
     anthropic: bool = False,
+    unavailable: type[BaseModel] | None = None,
     tag: str = "",
 ) -> dict[str, Any]:
     """Keywords of `add_api_route` that describe a route. A route without models takes or gives any JSON object.
 
-    `streams`: the answer may be a stream of events. `anthropic`: errors are Anthropic's too.
+    `streams`: the answer may be a stream of events. `anthropic`: errors are Anthropic's too. `unavailable`: another
+    body of a 503.
     """
     content: dict[str, Any] = {"application/json": {"schema": _schema(answer)}}
     if streams:
         content["text/event-stream"] = {"schema": {"type": "string"}}
     error = _schema(AnthropicErrorAnswer if anthropic else ErrorAnswer)
-    errors = {
+    errors: dict[int, dict[str, Any]] = {
         status: {"description": text, "content": {"application/json": {"schema": error}}}
         for status, text in _ERRORS.items()
     }
-    known = [model for model in (body, answer, AnthropicErrorAnswer if anthropic else ErrorAnswer) if model]
+    if unavailable is not None:
+        errors[503]["content"]["application/json"]["schema"] = {"anyOf": [_schema(unavailable), error]}
+    known = [
+        model for model in (body, unavailable, answer, AnthropicErrorAnswer if anthropic else ErrorAnswer) if model
+    ]
     _, schemas = models_json_schema([(model, "validation") for model in known], ref_template=_REFERENCE)
     extra: dict[str, Any] = {_SCHEMAS: schemas["$defs"]}
     if body is not None:

@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dsv4.server.error_responses import error_response
 from dsv4.server.errors import RequestError
+from dsv4.server.web import STATIC_PATH
 
 ANY = "*"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -109,6 +110,8 @@ class OriginMiddleware:
         host, origin = headers.get("host"), headers.get("origin")
         if (message := self.policy.host_error(host)) is not None:
             return message
+        if origin == "null" and scope["method"] in _READING and scope["path"].startswith(f"{STATIC_PATH}/"):
+            return None  # public files; the page's sandboxed frame has no other origin
         if origin is not None:
             return self.policy.origin_error(origin, host)
         site = headers.get("sec-fetch-site", "none")

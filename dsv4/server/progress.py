@@ -2,8 +2,8 @@
 
 `return_progress: true` in a streamed request adds chunks without choices before the answer: `prompt_progress` holds the
 prefilled part of the prompt, and `queue`, while the request waits, its position. `timings_per_token: true` adds
-`timings` to every chunk of the answer. Either option adds final `timings`: in a last chunk without choices, or in a
-whole answer.
+`timings` to every chunk of the answer. Either option adds final `timings` and `official_cost`: in a last chunk without
+choices, or in a whole answer.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import cast
 from dsv4.engine import ProgressEvent, Timings
 from dsv4.server.errors import RequestError
 from dsv4.server.unchecked_json import Json
+from dsv4.usage.prices import OfficialCost
 
 
 @dataclass(frozen=True)
@@ -64,16 +65,30 @@ def progress_chunk(answer_id: str, model: str, event: ProgressEvent) -> str:
     return _chunk(answer_id, model, report)
 
 
-def timings_chunk(answer_id: str, model: str, timings: Timings) -> str:
-    """A chunk without choices that holds the timings."""
-    return _chunk(answer_id, model, {"timings": _timings(timings)})
+def final_chunk(answer_id: str, model: str, timings: Timings, cost: OfficialCost | None) -> str:
+    """A chunk without choices that holds the timings and the cost."""
+    return _chunk(answer_id, model, _final(timings, cost))
 
 
 def with_timings(object_json: str, timings: Timings | None) -> str:
     """Adds `timings` to a JSON object; None leaves it unchanged."""
-    if timings is None:
-        return object_json
-    return f'{object_json[:-1]},"timings":{json.dumps(_timings(timings), separators=(",", ":"))}}}'
+    return object_json if timings is None else _extended(object_json, {"timings": _timings(timings)})
+
+
+def with_final_report(object_json: str, timings: Timings | None, cost: OfficialCost | None) -> str:
+    """Adds the fields of `final_chunk` to a JSON object; without timings it stays unchanged."""
+    return object_json if timings is None else _extended(object_json, _final(timings, cost))
+
+
+def _final(timings: Timings, cost: OfficialCost | None) -> Json:
+    report: Json = {"timings": _timings(timings)}
+    if cost is not None:
+        report["official_cost"] = {"model": cost.model, "usd": round(cost.usd, 9)}
+    return report
+
+
+def _extended(object_json: str, fields: Json) -> str:
+    return f"{object_json[:-1]},{json.dumps(fields, separators=(',', ':'))[1:]}"
 
 
 def _chunk(answer_id: str, model: str, report: Json) -> str:
@@ -85,6 +100,7 @@ def _timings(timings: Timings) -> Json:
     """Timings in llama.cpp's shape; a rate is null without tokens to measure: no prefilled or no second token."""
     computed = timings.num_prompt_tokens - timings.num_cached_tokens
     written = timings.num_output_tokens
+    drafts = {"draft_n": timings.num_draft_tokens, "draft_n_accepted": timings.num_accepted_tokens}
     return {
         "cache_n": timings.num_cached_tokens,
         "prompt_n": computed,
@@ -95,6 +111,7 @@ def _timings(timings: Timings) -> Json:
         # The first token belongs to the prefill: decode_seconds covers the tokens after it.
         "predicted_per_second": _rate(written - 1, timings.decode_seconds),
         "queue_ms": _milliseconds(timings.queue_seconds),
+        **(drafts if timings.num_draft_tokens else {}),
     }
 
 

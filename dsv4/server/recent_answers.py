@@ -8,6 +8,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from dsv4.engine.outputs import TokenEvent
+
 MAX_ANSWERS = 256
 MAX_TOKENS = 1 << 21  # of all answers and their prompts together, 4 bytes each
 
@@ -21,18 +23,21 @@ class RecentAnswer:
     prompt: array[int]
     answer: array[int] = field(default_factory=lambda: array("i"))
     cached_tokens: int = 0  # of the prompt, taken from stored prefixes
+    num_draft_tokens: int = 0  # that were verified for it
     accepted: list[int] = field(default_factory=list[int])  # places in the answer of tokens that were drafted
 
     @property
     def num_tokens(self) -> int:
         return len(self.prompt) + len(self.answer)
 
-    def extend(self, token_ids: Sequence[int], cached_tokens: int) -> None:
+    def extend(self, event: TokenEvent) -> None:
         """Adds a step's tokens: accepted drafts, and after them the model's next one."""
         first = len(self.answer)
-        self.accepted += range(first, first + len(token_ids) - 1)
-        self.answer.extend(token_ids)
-        self.cached_tokens = cached_tokens
+        self.accepted += range(first, first + event.num_accepted_tokens)
+        self.answer.extend(event.token_ids)
+        self.cached_tokens = event.cached_tokens
+        if event.timings is not None:
+            self.num_draft_tokens = event.timings.num_draft_tokens
 
 
 class RecentAnswers:

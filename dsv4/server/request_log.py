@@ -1,4 +1,5 @@
-"""Ids of requests, in answers and in the log, which is text or JSON lines. No keys, prompts or answers are in it."""
+"""Ids of requests, in answers and in the log, which is text or JSON lines. No keys and no answers are in it, and
+prompts only where they are asked for."""
 
 from __future__ import annotations
 
@@ -20,6 +21,7 @@ _ALLOWED_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _request_id: ContextVar[str | None] = ContextVar("dsv4_request_id", default=None)
 
 logger = logging.getLogger("dsv4.requests")
+_prompts = logging.getLogger("dsv4.prompts")
 
 
 class RequestIdMiddleware:
@@ -89,13 +91,22 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(shown)
 
 
-def configure_logging(form: str, requests: bool) -> None:
-    """Writes the log of this process to stderr. `form`: one of FORMATS; `requests`: a line for every request too."""
+def log_prompt(answer_id: str, text: str) -> None:
+    """Writes a prompt, as the model reads it, to the log."""
+    fields = {"answer_id": answer_id, "prompt": text}
+    _prompts.info("prompt of %(answer_id)s: %(prompt)r", fields, extra={"fields": fields})
+
+
+def configure_logging(form: str, requests: bool, prompts: bool = False) -> None:
+    """Writes the log of this process to stderr. `form`: one of FORMATS; `requests`: a line for every request too;
+    `prompts`: lines of `log_prompt`.
+    """
     handler = logging.StreamHandler()
     handler.addFilter(RequestIdFilter())
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     logging.getLogger().addHandler(handler)
     logger.setLevel(logging.INFO if requests else logging.WARNING)
+    _prompts.setLevel(logging.INFO if prompts else logging.WARNING)
 
 
 def _time(record: logging.LogRecord) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import threading
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from dsv4.server.drain import Drain
 
 
+logger = logging.getLogger("dsv4.server")
+
+
 @takes_options(ServerConfig, EngineConfig)
 def serve(model: str | Path | Sequence[str | Path] | None = None, **options: Any) -> None:
     """Serves a model folder or several, by default the embedded nano model, until it is stopped.
@@ -43,11 +47,17 @@ def serve(model: str | Path | Sequence[str | Path] | None = None, **options: Any
         raise ValueError("there is no model to serve; allowed: 1 or more")
     raise_limit()
     bound = connection_bound(config.max_connections)
-    if config.log_format != "text" or config.log_requests:
+    if config.log_format != "text" or config.log_requests or config.log_prompts:
         from dsv4.server.request_log import configure_logging
 
-        configure_logging(config.log_format, config.log_requests)
+        configure_logging(config.log_format, config.log_requests, config.log_prompts)
     listening = bind(config.host, config.port)
+    if not is_loopback(listening) and not config.api_keys:
+        logger.warning(
+            "everyone who reaches %s:%d may use this server: it has no API keys (--api-key-file), and its address is "
+            "not of this machine alone",
+            *listening.getsockname()[:2],
+        )
     with contextlib.ExitStack() as opened:
         opened.callback(listening.close)
         responses = ResponseStore(config.response_store, config.response_store_bytes)
@@ -113,6 +123,7 @@ def _make_app(
         origins=origins,
         drain=drain,
         share_prefixes=config.share_prefixes,
+        log_prompts=config.log_prompts,
         retired_models=config.retired_models,
         responses=responses,
         ledger=ledger,

@@ -318,11 +318,6 @@ class Health(Open):
 # The inspector
 
 
-class Drafts(Open):
-    drafted: int
-    accepted: int
-
-
 class Inspection(Open):
     id: str
     prompt_tokens: int
@@ -335,7 +330,8 @@ class Inspection(Open):
     num_experts: int
     experts_per_token: int
     accepted_drafts: list[int] = Field(description="Places in the answer of tokens that were drafted")
-    drafts: Drafts = Field(description="Of all requests since the server's start")
+    num_draft_tokens: int = Field(description="Verified for this answer")
+    num_accepted_tokens: int = Field(description="Those of them that stand in it")
 
 
 class TracedEntries(Open):

@@ -19,8 +19,9 @@ from dsv4.server.key_limits import KeyLimiter
 from dsv4.server.merging import merged
 from dsv4.server.metering import Client, Meter
 from dsv4.server.model_names import check_name, conversion_options, without_context_suffix
-from dsv4.server.progress import progress_chunk, timings_chunk, with_timings
+from dsv4.server.progress import final_chunk, progress_chunk, with_final_report, with_timings
 from dsv4.server.recent_answers import RecentAnswer, RecentAnswers
+from dsv4.server.request_log import log_prompt
 from dsv4.server.served_models import ServedModel, ServedModels
 from dsv4.server.threads import BodyThreads
 from dsv4.server.wire_format import AnswerReader, Chunk, WireFormat, WireRequest
@@ -76,10 +77,13 @@ class ChatService:
         sharing: str = "all",
         ledger: Ledger | None = None,
         limiter: KeyLimiter | None = None,
+        log_prompts: bool = False,
     ) -> None:
         """`thinking`: the default for requests that do not set it; True in the hosted service. `sharing`: of stored
         prefixes, see server/isolation.py. `ledger`: keeps the usage of every job. `limiter`: of API keys.
+        `log_prompts`: every prompt is logged.
         """
+        self._log_prompts = log_prompts
         self._ledger, self._limiter = ledger, limiter
         self._sharing = sharing
         self.models = models
@@ -121,6 +125,9 @@ class ChatService:
         conversation = served.conversation_of(key, salt)
         turns = [replace(turn, params=replace(turn.params, cache_salt=salt)) for turn in request.turns(conversation)]
         answer_id = wire_format.new_id()
+        if self._log_prompts:
+            for turn in turns:
+                log_prompt(answer_id, conversation.prompts.tokenizer.decode(turn.prompt_token_ids))
         readers = request.readers(conversation, turns, answer_id)
         watched = request.stream and request.reports.progress
         start = engine.stream_with_progress if watched else engine.stream
@@ -167,7 +174,7 @@ class ChatService:
                     event = Event(with_timings(event.data, job.timings), event.name)
                 yield event
         if reports.any and job.timings is not None:
-            yield Event(timings_chunk(job.id, model, job.timings))
+            yield Event(final_chunk(job.id, model, job.timings, job.meter.official_cost))
 
     async def whole(self, job: Job) -> str:
         """Runs a job to its end; returns the format's response object as JSON."""
@@ -177,7 +184,7 @@ class ChatService:
                 if not isinstance(item, ProgressEvent):
                     answer.accumulate(item)
         text = answer.to_json()
-        return with_timings(text, job.timings) if job.request.reports.any else text
+        return with_final_report(text, job.timings, job.meter.official_cost) if job.request.reports.any else text
 
     async def _run(self, job: Job) -> AsyncGenerator[Chunk | ProgressEvent, None]:
         """Runs a job; yields the chunks of its answers as they come, after progress events if requested."""
@@ -197,7 +204,7 @@ class ChatService:
                 if event.finish_reason == "abort":  # an answer that is not what was asked for must not look like it
                     raise RequestError(500, "the requested form of the answer is too complex to be followed further")
                 if part.recent is not None:
-                    part.recent.extend(event.token_ids, event.cached_tokens)
+                    part.recent.extend(event)
                 for chunk in part.reader.push(event):
                     yield chunk
                 if part.reader.finished:

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+COMPARED_MODEL = "deepseek-v4-flash"  # whose prices stand for a model that is not DeepSeek's
 FILE = Path(__file__).with_name("prices.toml")
 _BEIJING = timedelta(hours=8)
 _STEP = timedelta(minutes=30)  # all windows begin and end at such times
@@ -80,6 +81,14 @@ class OfficialPrice:
         current = next((window for window in reversed(self.window) if window.begins <= when), None)
         inside = current is not None and current.holds(when)
         return self.window_rates if inside and self.window_rates is not None else self.rates
+
+
+@dataclass(frozen=True)
+class OfficialCost:
+    """Cost in USD at DeepSeek's own API, as one of its models."""
+
+    model: str
+    usd: float
 
 
 @dataclass(frozen=True)
@@ -171,6 +180,13 @@ def official_name(model: str) -> str | None:
     if "deepseek" in name and "v4-pro" in name:
         return "deepseek-v4-pro"
     return "deepseek-v4-flash" if "deepseek" in name and "flash" in name else None
+
+
+def official_cost(model: str, when: datetime, tokens: Tokens) -> OfficialCost | None:
+    """Cost that tokens of any model would have had at a time; None before the first price."""
+    name = official_name(model) or COMPARED_MODEL
+    usd = price_list().cost(name, when, tokens)
+    return None if usd is None else OfficialCost(name, usd)
 
 
 def parse_time(text: str) -> datetime:

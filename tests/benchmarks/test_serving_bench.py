@@ -18,7 +18,18 @@ sys.path.insert(0, str(ROOT))  # benchmarks/ belongs to the checkout, not to the
 
 from benchmarks import report as bench_report  # noqa: E402
 from benchmarks import serving as bench  # noqa: E402
-from benchmarks.harness import agent, load, load_rounds, prefix, results, servers, serving_plot, serving_report  # noqa: E402
+from benchmarks.harness import (  # noqa: E402
+    agent,
+    load,
+    load_rounds,
+    prefix,
+    results,
+    servers,
+    serving_plot,
+    serving_report,
+    stream_client,
+    streams,
+)
 from benchmarks.harness.client import Reply, chat  # noqa: E402
 from benchmarks.harness.process import BenchmarkError  # noqa: E402
 from benchmarks.harness.results import Row, Run  # noqa: E402
@@ -148,6 +159,51 @@ def test_an_agents_turns_hit_the_cache_with_the_same_answers(
     assert "All 6 answers equal those without a cache." in capsys.readouterr().out
 
 
+def test_streams_are_right_and_their_cost_and_memory_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_bench(tmp_path / "results", "streams")
+    ends = run.settings["ends"]
+    assert (
+        ends.keys() <= {"prompt: right", "slow: right", "vanished"} and ends["prompt: right"] > 5 and not run.failures
+    )
+    for peer, measure in (
+        (streams.BARE, streams.RATE),
+        (streams.HTTP, streams.PROCESSOR),
+        (streams.ENGINE, streams.PROCESSOR),
+    ):
+        row = run.find(peer, measure, 12)
+        assert row is not None and row.median > 0
+    assert len([row for row in run.rows if row.measure == streams.MEMORY and min(row.samples) > 1e7]) == 2
+    printed = capsys.readouterr().out
+    assert "12 streams at a time" in printed and "The server's process takes" in printed and "prompt: right" in printed
+
+
+def test_an_answer_of_another_request_or_a_cut_one_is_a_fault() -> None:
+    def answer(*events: str, end: bytes = b"0\r\n\r\n") -> bytes:
+        body = "".join(f"data: {event}\n\n" for event in events).encode()
+        return b"HTTP/1.1 200 OK\r\n\r\n" + b"%x\r\n%s\r\n" % (len(body), body) + end
+
+    part = '{"choices": [{"delta": {"content": "ab"}}], "usage": {"completion_tokens": 2}}'
+    good = stream_client.heard(answer(part, "[DONE]"))
+    assert good == stream_client.Heard("ab", 2) and streams._fault(good, "ab") is None
+    assert streams._fault(good, "cd") == "'ab' in place of 'cd'"
+    for bad, words in (
+        (answer(part), "no end"),
+        (answer(part, "[DONE]", end=b""), "cut off"),
+        (answer('{"error": {"message": "no"}}', "[DONE]"), "no"),
+        (b"HTTP/1.1 503 Busy\r\n\r\n{}", "refused"),
+    ):
+        assert words in str(streams._fault(stream_client.heard(bad), "ab"))
+
+
+def test_growth_is_of_the_second_half() -> None:
+    flat = Row(streams.HTTP, streams.MEMORY, 60, [1.0, 5.0, 5.0, 5.0, 5.0, 5.0, 5.0, 5.0], 0.0)
+    assert streams.grown(flat) == 0
+    assert streams.grown(replace(flat, samples=[1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 4.0, 4.0])) == 1.0
+    assert streams.grown(replace(flat, samples=[7.0])) == 0
+
+
 def test_an_answer_that_the_cache_changes_gives_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
     async def answer(port: int, request: dict[str, Any]) -> Reply:
         return Reply(100, 4, 0, f"from {port}", 0.1, 0.2)
@@ -263,6 +319,6 @@ def test_every_documented_command_is_one() -> None:
     examples = re.findall(r"^  dsv4 bench serving (.+)$", bench.EPILOG, flags=re.M)
     commands = [shlex.split(text.replace("$(make llama-server | tail -n 1)", "PATH")) for text in documented + examples]
     assert [bench._parser().parse_args(command).subject for command in commands] == [
-        *bench.SUBJECTS, "load", "prefix", "agent", "load",
+        *bench.SUBJECTS, "load", "prefix", "agent", "streams", "load",
     ]  # fmt: skip
     assert "\nllama-server:" in (ROOT / "Makefile").read_text()

@@ -20,8 +20,8 @@ class Loaded(Exception):
 
 
 FLAGS = (
-    "--max-num-seqs 3 --max-waiting 5 --max-model-len 100 --device meta --dtype bfloat16 --skip-weight-check "
-    "--no-memory-check"
+    "--max-num-seqs 3 --max-waiting 5 --queue-seconds 9 --max-model-len 100 --device meta --dtype bfloat16 "
+    "--skip-weight-check --no-memory-check"
 )
 
 
@@ -30,13 +30,15 @@ def test_the_engines_flags_reach_the_llm(monkeypatch: pytest.MonkeyPatch, place:
     def llm(model: str | Path, engine_config: EngineConfig) -> None:
         raise Loaded(str(model), engine_config)
 
-    def engine_process(make: Callable[[], object], restarts: RestartPolicy, compile_seconds: float) -> None:
-        assert not place and (restarts.max_crashes, compile_seconds) == (3, 2.5)
+    def engine_process(
+        make: Callable[[], object], restarts: RestartPolicy, compile_seconds: float, stuck_seconds: float
+    ) -> None:
+        assert not place and (restarts.max_crashes, compile_seconds, stuck_seconds) == (3, 2.5, 40.0)
         make()
 
     monkeypatch.setattr(dsv4.engine, "LLM", llm)
     monkeypatch.setattr(client, "EngineProcess", engine_process)
-    flags = [*place, "--max-crashes", "3", "--compile-seconds", "2.5", *FLAGS.split()]
+    flags = [*place, "--max-crashes", "3", "--compile-seconds", "2.5", "--stuck-seconds", "40", *FLAGS.split()]
     with pytest.raises(Loaded) as loaded:
         main(["serve", "path/to/model", "--port", "0", *flags])
     assert loaded.value.args == (
@@ -44,6 +46,7 @@ def test_the_engines_flags_reach_the_llm(monkeypatch: pytest.MonkeyPatch, place:
         EngineConfig(
             max_num_seqs=3,
             max_num_waiting=5,
+            max_queue_seconds=9.0,
             max_model_len=100,
             device="meta",
             dtype="bfloat16",
@@ -58,12 +61,13 @@ def test_the_servers_flags_reach_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "serve", lambda model, **options: given.update(options, model=model))
     monkeypatch.setenv("DSV4_API_KEY", "sk-2")
     flags = "--host ::1 --port 9 --threads 2 --api-key sk-1 --allowed-host a --allowed-host b --allowed-origin null"
-    limits = "--grace-seconds 1.5 --client-seconds 2 --max-connections 7 --usage-db u.db"
+    limits = "--grace-seconds 1.5 --client-seconds 2 --max-connections 7 --usage-db u.db --log-prompts"
     assert main(["serve", *flags.split(), *limits.split()]) == 0
     wanted = {
         "model": None, "host": "::1", "port": 9, "threads": 2, "api_keys": ["sk-1", "sk-2"],
         "allowed_hosts": ["a", "b"], "allowed_origins": ["null"],
         "grace_seconds": 1.5, "client_seconds": 2.0, "max_connections": 7, "usage_db": "u.db",
+        "log_prompts": True,
     }  # fmt: skip
     assert given.items() >= wanted.items()
 

@@ -121,11 +121,31 @@ def test_no_drafter_changes_the_output(model: Transformer, length: int, share: f
     want = LLM(model).generate(PROMPTS, PARAMS)
     llm = drafting(model, length)
     speculator_of(llm).drafter = Oracle(want, share, CONFIG.vocab_size)
-    assert same(llm.generate(PROMPTS, PARAMS), want)
+    got = llm.generate(PROMPTS, PARAMS)
+    assert same(got, want)
     stats = speculator_of(llm).stats
     if share in (0.0, 1.0):
         assert stats.num_accepted_tokens == share * stats.num_draft_tokens
+        assert all(output.num_accepted_tokens == share * output.num_draft_tokens for output in got)
+    assert sum(output.num_draft_tokens for output in got) == stats.num_draft_tokens
+    assert sum(output.num_accepted_tokens for output in got) == stats.num_accepted_tokens
     assert_nothing_leaks(llm)
+
+
+def test_events_say_which_tokens_were_drafted(model: Transformer) -> None:
+    """Up to the end, where an accepted draft may be the last token of all."""
+    [plain] = LLM(model).generate([PROMPTS[1]], [greedy(9)])
+    llm = drafting(model, 3)
+    speculator_of(llm).drafter = Oracle([plain], 1.0, CONFIG.vocab_size)
+    stop = plain.token_ids[6]
+    end = plain.token_ids.index(stop)
+    params = dataclasses.replace(greedy(9), stop_token_ids=(stop,))
+    events = list(llm.stream(PROMPTS[1], params))
+    assert [len(event.token_ids) for event in events] == [1, *[4] * (end // 4), *([end % 4] if end % 4 else [])]
+    counts = [event.num_accepted_tokens for event in events]
+    assert counts == [0, *[3] * (end // 4), *([end % 4] if end % 4 else [])]
+    timings = events[-1].timings
+    assert timings is not None and timings.num_accepted_tokens == sum(counts) <= timings.num_draft_tokens
 
 
 def test_drafts_count_as_served(model: Transformer) -> None:

@@ -105,7 +105,8 @@ def serve(folder: Path) -> Callable[..., contextlib.AbstractContextManager[Serve
     """serve(model, **options of create_app and LLM) -> a running server."""
 
     def start(model: ScriptedModel, **options: object) -> contextlib.AbstractContextManager[Served]:
-        limits = {k: options.pop(k) for k in ("max_num_seqs", "max_model_len", "max_num_waiting") if k in options}
+        names = ("max_num_seqs", "max_model_len", "max_num_waiting", "max_queue_seconds")
+        limits = {name: options.pop(name) for name in names if name in options}
         return serving(LLM(model, folder=folder, **limits), model, **options)  # type: ignore[arg-type]
 
     return start

@@ -5,11 +5,15 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
+from torch import Tensor
+
 from dsv4.engine import LLM, SamplingParams
 from dsv4.engine.constraint import Constraint
 from dsv4.engine.grammar import GrammarCompiler
+from dsv4.model.batch import RaggedBatch
 
-from .scripted_model import ScriptedModel
+from .scripted_model import ScriptedCache, ScriptedModel
 
 
 def scripted_llm(folder: Path, fields: dict[str, object], **options: object) -> LLM:
@@ -18,6 +22,23 @@ def scripted_llm(folder: Path, fields: dict[str, object], **options: object) -> 
     for name, value in fields.items():
         setattr(model, name, value)
     return LLM(model, folder=folder, **options)
+
+
+def dies_of(folder: Path, fatal: list[int], fields: dict[str, object], **options: object) -> LLM:
+    """As `scripted_llm`, but killed by SIGSEGV as soon as a sequence has the tokens `fatal`, read or written."""
+    llm = scripted_llm(folder, fields, **options)
+    model = llm.core.runner.model
+    compute = model.next_token_logits
+
+    def compute_or_die(batch: RaggedBatch, cache: ScriptedCache, rows: np.ndarray) -> Tensor:
+        logits = compute(batch, cache, rows)
+        for history in cache.histories:
+            if any(history[i : i + len(fatal)] == fatal for i in range(len(history))):
+                signal.raise_signal(signal.SIGSEGV)  # in this thread: another would die after a step or two more
+        return logits
+
+    model.next_token_logits = compute_or_die
+    return llm
 
 
 def loads_once(folder: Path, mark: Path, fields: dict[str, object]) -> LLM:

@@ -35,6 +35,7 @@ class ScriptedModel:
         self.config = ModelConfig.from_dict(
             ModelConfig.preset("nano").to_dict() | {"vocab_size": VOCAB, "max_position_embeddings": 65536}
         )
+        self.folder = folder
         self.tokenizer = recipe.Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._cache = ScriptedCache(0)
         self.forget()

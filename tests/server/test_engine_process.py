@@ -24,8 +24,11 @@ from dsv4.checkpoint.errors import CheckpointError
 from dsv4.engine import LLM, EngineError, QueueFullError, SamplingParams
 from dsv4.engine.capacity import CapacityError
 from dsv4.engine.config import EngineConfig
+from dsv4.engine.errors import QueueTimeoutError
 from dsv4.engine.grammar import GrammarError
+from dsv4.engine.outputs import ProgressEvent, Timings, TokenEvent
 from dsv4.engine.process.client import EngineCrashedError, EngineProcess
+from dsv4.engine.process.messages import pack, unpack
 from dsv4.engine.process.portable_errors import PortableError
 from dsv4.engine.process.restarts import RestartPolicy
 from dsv4.server.loading import load_llm
@@ -211,6 +214,15 @@ def test_answers_are_those_of_an_engine_in_the_same_process(folder: Path) -> Non
         until(lambda: engine.num_running == engine.num_waiting == 0)
 
 
+def test_events_are_whole_after_packing() -> None:
+    timings = Timings(1.0, 2.0, 3.0, 4, 5, 6, 7, 8)
+    event = TokenEvent([1, 2], "ab", [-0.5], [((1, -0.5),)], "stop", 3, timings, [None], [()], 1)
+    assert unpack(pack(event)) == event
+    assert unpack(pack(TokenEvent([1], "", [], []))) == TokenEvent([1], "", [], [])
+    progress = ProgressEvent(4, 3, 2, None, 1.0, 0.5)
+    assert unpack(pack(progress)) == progress
+
+
 def test_refusals_have_the_types_and_texts_of_the_engine(folder: Path) -> None:
     with engine_of(partial(scripted_llm, folder, FIELDS, max_num_seqs=1, max_num_waiting=1)) as engine:
         with pytest.raises(ValueError, match="the prompt is empty"):
@@ -242,6 +254,21 @@ def test_refusals_have_the_types_and_texts_of_the_engine(folder: Path) -> None:
 
         run(fill())
         until(lambda: engine.num_running == 0)
+
+
+def test_a_request_that_is_not_begun_in_time_is_given_up(folder: Path) -> None:
+    async def main(engine: EngineProcess) -> None:
+        running = engine.stream([4], SamplingParams(max_tokens=4000))
+        await anext(running)
+        with pytest.raises(QueueTimeoutError, match="the request waited for 0.5 s and was not begun"):
+            await collect(engine, [5])
+        await running.aclose()
+
+    fields = FIELDS | {"seconds_per_step": 0.05}
+    with engine_of(partial(scripted_llm, folder, fields, max_num_seqs=1, max_queue_seconds=0.5)) as engine:
+        run(main(engine))
+        until(lambda: engine.num_running == engine.num_waiting == 0)
+        assert engine.healthy and engine.num_restarts == 0
 
 
 def test_a_constraint_has_a_deadline_and_others_do_not_wait_for_it(folder: Path) -> None:

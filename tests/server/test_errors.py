@@ -1,3 +1,4 @@
+import re
 import threading
 
 import openai
@@ -67,6 +68,16 @@ def test_a_context_overflow_names_the_numbers(model, serve, path: str) -> None:
         assert "0 in the completion" in refused(served, path, messages=too_long, **low)
         brimful = [{"role": "user", "content": "ab " * 1000}]  # 3,000 bytes, between 1,000 and 3,000 tokens
         assert "maximum context length is 1000" in refused(served, path, messages=brimful, max_tokens=1, **low)
+
+
+def test_claude_code_recognizes_too_long_a_prompt(model, serve) -> None:
+    """It compacts the conversation if a message has Anthropic's words, and by how much from the numbers."""
+    with serve(model, max_model_len=1000) as served:
+        for text in ("x" * 1100, "x" * 9000):  # refused after tokenizing, and before
+            message = refused(served, "/v1/messages", messages=[{"role": "user", "content": text}])
+            found = re.search(r"prompt is too long: (\d+) tokens > 1000 maximum", message)
+            assert found and int(found[1]) > 1000 and message.startswith("This model's maximum context length")
+            assert "too long" not in refused(served, CHAT, messages=[{"role": "user", "content": text}])
 
 
 @pytest.mark.parametrize(("path", "max_tokens"), [(CHAT, 500), (CHAT, 393_216), ("/v1/messages", 384_000)])

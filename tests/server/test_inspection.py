@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
-from dsv4.engine import LLM
+from dsv4.engine import LLM, TokenEvent
+from dsv4.engine.draft_length import FixedLength
+from dsv4.model_folder import resolve_model
 from dsv4.server.recent_answers import RecentAnswers
 from dsv4.server.schemas import Inspection, TracedToken
 from tests.server.conftest import Served, serving
@@ -18,8 +21,6 @@ ASK: dict[str, Any] = {"model": "deepseek-v4-flash", "messages": [{"role": "user
 
 @pytest.fixture(scope="module")
 def nano() -> Iterator[Served]:
-    from dsv4.model_folder import resolve_model
-
     with serving(LLM(resolve_model(None), max_num_seqs=2, max_model_len=2048), api_keys=["sk-1", "sk-2"]) as served:
         yield served
 
@@ -44,7 +45,7 @@ def test_an_answer_is_inspected_token_by_token(nano: Served) -> None:
     assert (found["prompt_tokens"], found["answer_tokens"]) == (usage["prompt_tokens"], usage["completion_tokens"])
     assert len(found["pieces"]) == usage["total_tokens"] and words in "".join(found["pieces"])
     assert found["layers"] == ["swa", "swa", "csa", "hca", "csa", "hca"] and found["num_experts"] == 32
-    assert found["accepted_drafts"] == [] and found["drafts"] == {"drafted": 0, "accepted": 0}
+    assert found["accepted_drafts"] == [] and found["num_draft_tokens"] == found["num_accepted_tokens"] == 0
     position = found["prompt_tokens"] - 1  # its last token, after which the answer's first one was chosen
     trace = http.get(f"/inspect/{answer['id']}/{position}").json()
     assert trace["position"] == position
@@ -58,6 +59,27 @@ def test_an_answer_is_inspected_token_by_token(nano: Served) -> None:
     csa, hca = trace["layers"][2], trace["layers"][3]
     assert csa["entries"]["stop"][-1] == (position + 1) // 4 * 4 and hca["entries"]["stop"][0] == 128
     assert trace["cache_bytes"]["entries"] > 0
+
+
+def test_drafts_of_an_answer_are_those_that_the_engine_counted() -> None:
+    llm = LLM(resolve_model(None), max_num_seqs=2, max_model_len=2048, speculate=3)
+    assert llm.core.speculator is not None
+    llm.core.speculator.lengths = FixedLength(3)
+    with serving(llm) as served:
+        http = served.http()
+        body = ASK | {"temperature": 0, "max_tokens": 60, "timings_per_token": True}
+        answers = [http.post("/v1/chat/completions", json=body).json() for _ in range(2)]
+        found = [http.get(f"/inspect/{answer['id']}").json() for answer in answers]
+        drafted, accepted = (sum(one[name] for one in found) for name in ("num_draft_tokens", "num_accepted_tokens"))
+        metrics = http.get("/metrics").text
+    for name, number in (("draft", drafted), ("accepted", accepted)):
+        pattern = rf"^vllm:spec_decode_num_{name}_tokens_total{{.*}} (\S+)$"
+        assert [float(value) for value in re.findall(pattern, metrics, re.MULTILINE)] == [number]
+    for answer, one in zip(answers, found, strict=True):
+        timings = answer["timings"]
+        assert timings["draft_n"] == one["num_draft_tokens"] > 0
+        assert timings["draft_n_accepted"] == one["num_accepted_tokens"] == len(one["accepted_drafts"]) > 0
+        assert one["accepted_drafts"][0] > 0, "the first token is the prompt's"
 
 
 def test_streamed_answers_too(nano: Served) -> None:
@@ -97,11 +119,13 @@ def test_unknown_answers_and_models_without_layers(server: Served) -> None:
 def test_recent_answers_are_bounded_by_number_and_tokens() -> None:
     recent = RecentAnswers(max_answers=2, max_tokens=10)
     recent.begin("a", "tiny", "", [1, 2])
-    recent.begin("b", "tiny", "", [1, 2]).extend([5, 6, 7], 1)
+    answer = recent.begin("b", "tiny", "", [1, 2])
+    for tokens, accepted in ([5], 0), ([6, 7], 2):  # the last one ends the answer
+        answer.extend(TokenEvent(tokens, "", [], [], cached_tokens=1, num_accepted_tokens=accepted))
     recent.begin("c", "tiny", "", [1, 2])
     assert recent.find("a", "") is None
     found = recent.find("b", "")
-    assert found is not None and (list(found.answer), found.accepted, found.cached_tokens) == ([5, 6, 7], [0, 1], 1)
+    assert found is not None and (list(found.answer), found.accepted, found.cached_tokens) == ([5, 6, 7], [1, 2], 1)
     recent.begin("d", "tiny", "", [1] * 6)
     assert [recent.find(name, "") is not None for name in "bcd"] == [False, True, True]
     recent.begin("e", "tiny", "", [1] * 11)  # alone too long

@@ -56,6 +56,16 @@ def test_a_page_of_another_origin_is_refused(server, origin: str) -> None:
     assert server.model.prompts == []
 
 
+def test_a_sandboxed_frame_reads_the_page_s_files_and_nothing_else(server) -> None:
+    http, null = server.http(), {"Origin": "null"}
+    answer = http.get("/web/js/diagram-frame.js", headers=null)
+    assert answer.status_code == 200 and "access-control-allow-origin" not in answer.headers
+    assert http.get("/v1/models", headers=null).status_code == 403
+    assert http.get("/", headers=null).status_code == 403
+    assert http.post("/web/js/diagram-frame.js", headers=null).status_code == 403
+    assert http.get("/web/js/app.js", headers={"Origin": "https://evil.example"}).status_code == 403
+
+
 def test_a_request_of_another_site_without_an_origin_is_refused(server) -> None:
     assert post(server, **{"Sec-Fetch-Site": "cross-site"}).status_code == 403
     assert post(server, **{"Sec-Fetch-Site": "same-origin"}).status_code == 200

@@ -6,10 +6,12 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
+from dsv4.usage.prices import Tokens, price_list
 from tests.server.conftest import ScriptedModel, Served
 
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "the cat"}]}
@@ -57,6 +59,8 @@ def test_progress_stands_before_the_answer_and_timings_after_it(server: Served) 
     assert not any("timings" in chunk for chunk in chunks[:-1])
     timings = chunks[-1]["timings"]
     assert chunks[-1]["choices"] == [] and timings.keys() == TIMINGS
+    cost = price_list().cost("deepseek-v4-flash", datetime.now(UTC), Tokens(0, total, timings["predicted_n"]))
+    assert chunks[-1]["official_cost"] == {"model": "deepseek-v4-flash", "usd": pytest.approx(cost, abs=1e-9)}
     assert (timings["prompt_n"], timings["cache_n"]) == (total, 0)
     assert timings["predicted_n"] == chunks[-2]["usage"]["completion_tokens"]
     assert timings["predicted_ms"] >= (timings["predicted_n"] - 1) * 5
@@ -78,6 +82,7 @@ def test_a_whole_answer_carries_timings_when_asked(server: Served) -> None:
     client = server.http()
     plain, timed = (client.post("/v1/chat/completions", json=ASK | fields).json() for fields in ({}, REPORTS))
     assert timed.pop("timings").keys() == TIMINGS
+    assert timed.pop("official_cost")["model"] == "deepseek-v4-flash"
     assert timed.keys() == plain.keys() and timed["choices"] == plain["choices"]
 
 

@@ -67,6 +67,40 @@ def test_json_lines_have_the_request_and_neither_key_nor_prompt(model, serve, lo
     assert "secret" not in log.getvalue()
 
 
+@pytest.mark.parametrize("log", [JsonFormatter], indirect=True)
+@pytest.mark.parametrize("asked", [False, True])
+def test_prompts_are_logged_only_if_asked_for(model, serve, log: io.StringIO, asked: bool) -> None:
+    everything = logging.getLogger("dsv4")
+    level = everything.level
+    everything.setLevel(logging.DEBUG)
+    try:
+        with serve(model, log_prompts=asked) as served:
+            http, message = served.http(), BODY["messages"]
+            for path, fields in (
+                (CHAT, {"messages": message}),
+                (MESSAGES, {"messages": message}),
+                ("/v1/responses", {"input": message}),
+                ("/v1/completions", {"prompt": "a secret prompt"}),
+                (CHAT, {"messages": message, "stream": True}),
+            ):
+                assert http.post(path, json={"model": "tiny", "max_tokens": 5} | fields).status_code == 200
+            for wrong in (
+                {"temperature": "a secret prompt"},
+                {"tools": ["a secret prompt"]},
+                {"a secret prompt": "\ud800"},
+            ):
+                assert http.post(CHAT, content=json.dumps(BODY | wrong)).status_code == 400
+    finally:
+        everything.setLevel(level)
+    lines = [json.loads(line) for line in log.getvalue().splitlines()]
+    prompts = [line for line in lines if line["logger"] == "dsv4.prompts"]
+    others = [line for line in lines if line["logger"].startswith("dsv4") and line not in prompts]
+    assert len(others) == 8 and "secret" not in json.dumps(others)
+    assert len(prompts) == (5 if asked else 0)
+    for line in prompts:
+        assert "a secret prompt" in line["prompt"] and line["answer_id"] and line["request_id"].startswith("req_")
+
+
 @pytest.mark.parametrize("log", [TextFormatter], indirect=True)
 def test_a_path_cannot_forge_lines_of_the_log(server, log: io.StringIO) -> None:
     server.http().get("/a%0Aforged line")

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -52,6 +53,14 @@ def test_an_impossible_host_is_named(host: str) -> None:
 def test_impossible_threads_are_refused() -> None:
     with pytest.raises(ValueError, match="threads is 0; allowed: 1 or more"):
         serve("/no/such/model", port=0, threads=0)
+
+
+def test_an_open_server_on_the_network_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for host, keys, warned in (("127.0.0.1", [], False), ("0.0.0.0", ["sk-1"], False), ("0.0.0.0", [], True)):
+        caplog.clear()
+        with pytest.raises(sqlite3.OperationalError):  # comes next, before anything is loaded
+            serve(host=host, port=0, api_keys=keys, response_store=str(tmp_path))
+        assert ("everyone who reaches 0.0.0.0:" in caplog.text) == warned, (host, keys)
 
 
 def test_addresses_are_urls_for_a_browser() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -19,11 +20,12 @@ from typing import Any
 
 import dsv4
 from dsv4.engine.errors import EngineError
-from dsv4.engine.listeners import QueueListener
+from dsv4.engine.outputs import TokenEvent
 from dsv4.engine.process.messages import (
     Drop,
     EngineState,
     Events,
+    Failed,
     Link,
     Load,
     LoadFailed,
@@ -34,6 +36,8 @@ from dsv4.engine.process.messages import (
     Stopped,
     unpack,
 )
+from dsv4.engine.process.suspects import Flight
+from dsv4.engine.process.watchdog import Activity
 
 _EXIT_SECONDS = 10.0  # from the end of the link to the end of the process
 _BOOT = "from dsv4.engine.process.worker import main; main({descriptor}, {parent})"
@@ -50,10 +54,12 @@ class Child:
     def __init__(self, make: Callable[[], Any], ids: itertools.count[int]) -> None:
         self.state = EngineState()
         self._ids = ids
+        self._num_messages = 0
+        self._killed_for: str | None = None
         self._failure: EngineError | None = None
         self._lock = threading.Lock()  # guards _failure, and what is added to the next two
         self._calls: dict[int, Future[Any]] = {}
-        self._listeners: dict[int, QueueListener] = {}
+        self._listeners: dict[int, Flight] = {}
         # Reentrant, unlike a queue with a lock: a finalizer may send while this thread sends.
         self._outbox: queue.SimpleQueue[object] = queue.SimpleQueue()
         ours, theirs = socket.socketpair()
@@ -82,7 +88,7 @@ class Child:
         self.send(message(number))
         return number, future
 
-    def start(self, request_id: int, listener: QueueListener, watched: bool) -> None:
+    def start(self, request_id: int, listener: Flight, watched: bool) -> None:
         """Starts a reserved request. EngineError if the process has ended."""
         with self._lock:
             if self._failure is not None:
@@ -112,7 +118,13 @@ class Child:
             if not listener.loop.is_closed():
                 listener.send(error)
 
-    def kill(self) -> None:
+    @property
+    def activity(self) -> Activity:
+        return Activity(self.state.num_steps, self._num_messages, len(self._listeners), len(self._calls))
+
+    def kill(self, reason: str) -> None:
+        """Ends the process at once. `reason`: what it did, in words that follow "the engine process"."""
+        self._killed_for = reason
         self._process.kill()
 
     def read(self, on_loaded: Callable[[Ready | LoadFailed], None]) -> Stopped | None:
@@ -121,12 +133,15 @@ class Child:
         try:
             while True:
                 message = self._link.receive()
+                self._num_messages += 1
                 if isinstance(message, Events):
                     self.state = message.state
                     self._deliver(message)
                 elif isinstance(message, Reply):
                     self.state = message.state
                     self._answer(message)
+                elif isinstance(message, Failed):
+                    self._end_request(message)
                 elif isinstance(message, (Ready, LoadFailed)):
                     on_loaded(message)
                 elif isinstance(message, LogRecord):
@@ -144,6 +159,8 @@ class Child:
 
     def describe_end(self) -> str:
         """How the process has ended, in words."""
+        if self._killed_for is not None:
+            return f"the engine process {self._killed_for} and was killed"
         status = self._process.returncode
         if status is None or status >= 0:
             return f"the engine process has ended with status {status}"
@@ -178,13 +195,25 @@ class Child:
         else:
             call.set_result(reply.value)
 
+    def _end_request(self, message: Failed) -> None:
+        flight = self._listeners.pop(message.id, None)
+        error = message.error.error()
+        if flight is not None and isinstance(error, EngineError):
+            with contextlib.suppress(RuntimeError):  # the client's event loop is closed: nobody reads it
+                flight.send(error)
+
     def _deliver(self, message: Events) -> None:
         """Posts events to their event loops, those of one loop together."""
-        batches: dict[asyncio.AbstractEventLoop, list[tuple[QueueListener, Any]]] = {}
+        batches: dict[asyncio.AbstractEventLoop, list[tuple[Flight, Any]]] = {}
         for request_id, packed in message.events:
             listener = self._listeners.get(request_id)
             if listener is not None:
-                batches.setdefault(listener.loop, []).append((listener, unpack(packed)))
+                event = unpack(packed)
+                if isinstance(event, TokenEvent):
+                    listener.count(len(event.token_ids), ended=event.finish_reason is not None)
+                    if listener.ended:
+                        self._listeners.pop(request_id, None)  # its client may take long to read the answer
+                batches.setdefault(listener.loop, []).append((listener, event))
         for loop, batch in batches.items():
             try:
                 loop.call_soon_threadsafe(_put, batch)
@@ -194,7 +223,7 @@ class Child:
                         self.drop(request_id)
 
 
-def _put(batch: list[tuple[QueueListener, Any]]) -> None:
+def _put(batch: list[tuple[Flight, Any]]) -> None:
     for listener, event in batch:
         listener.queue.put_nowait(event)
 

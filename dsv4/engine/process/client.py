@@ -14,14 +14,15 @@ from typing import Any, cast
 
 from dsv4.engine.errors import EngineError, GrammarError, QueueFullError
 from dsv4.engine.fairness import User
-from dsv4.engine.listeners import Item, QueueListener
 from dsv4.engine.metrics import Metric, MetricRegistry, counter, gauge
 from dsv4.engine.outputs import ProgressEvent, TokenEvent
 from dsv4.engine.process.child import Child
 from dsv4.engine.process.messages import Close, CollectMetrics, LoadFailed, Ready, Reserve, Stopped, Trace, pack_tokens
 from dsv4.engine.process.restarts import RestartPolicy
 from dsv4.engine.process.served_model import ServedModel
-from dsv4.engine.sampling_params import CONSTRAINTS, SamplingParams
+from dsv4.engine.process.suspects import Suspects, prompt_hash
+from dsv4.engine.process.watchdog import StuckWatch
+from dsv4.engine.sampling_params import SamplingParams
 from dsv4.model.token_trace import TokenTrace
 
 METRICS_SECONDS = 5.0  # that a look at the metrics waits for the process
@@ -41,15 +42,21 @@ class EngineProcess:
     """Runs an AsyncEngine in a process of its own, until `close`.
 
     A crash ends the requests in flight with EngineCrashedError, and the process is started again; after several in a
-    row (`restarts`) it is given up: then `error` is an EngineError, as after a failure that would come again. Waits for
-    the model; raises the errors of loading, ChildProcessError if the process ends before.
+    row (`restarts`) it is given up: then `error` is an EngineError, as after a failure that would come again. A prompt
+    that has crashed it twice is refused (`suspects.py`). Waits for the model; raises the errors of loading,
+    ChildProcessError if the process ends before.
     """
 
     def __init__(
-        self, make: Callable[[], Any], restarts: RestartPolicy | None = None, compile_seconds: float = 10.0
+        self,
+        make: Callable[[], Any],
+        restarts: RestartPolicy | None = None,
+        compile_seconds: float = 10.0,
+        stuck_seconds: float = 0.0,
     ) -> None:
         """`make`: returns the LLM, in the process: a function of a module, or a partial of one. `compile_seconds`: for
-        the constraint of a request; GrammarError after that.
+        the constraint of a request; GrammarError after that. `stuck_seconds`: a process with requests that takes no
+        step for so long is killed, which is a crash; 0: never.
         """
         self.error: BaseException | None = None
         self.num_restarts = 0
@@ -58,6 +65,7 @@ class EngineProcess:
         self._make = make
         self._restarts = restarts or RestartPolicy()
         self._compile_seconds = compile_seconds
+        self._suspects = Suspects()
         self._ids = itertools.count(1)
         self._child: Child | None = None  # that has loaded the model
         self._starting: Child | None = None  # the same, or one that loads it
@@ -71,6 +79,9 @@ class EngineProcess:
             target=self._supervise, args=(loaded,), name="dsv4-engine-process", daemon=True
         )
         self._supervisor.start()
+        if stuck_seconds:
+            watching = threading.Thread(target=self._watch, args=(StuckWatch(stuck_seconds),), daemon=True)
+            watching.start()
         try:
             self.llm = loaded.result()
         except BaseException:
@@ -106,7 +117,10 @@ class EngineProcess:
     def stream(
         self, prompt_token_ids: list[int], params: SamplingParams, user: User = ("",)
     ) -> AsyncGenerator[TokenEvent, None]:
-        """As of AsyncEngine; the caller's thread waits until the process has validated the request."""
+        """As of AsyncEngine; the caller's thread waits until the process has validated the request.
+
+        PromptRefusedError for a prompt that has crashed the process twice.
+        """
         events = self._events(_Reservation(self, prompt_token_ids, params, user), watched=False)
         return cast(AsyncGenerator[TokenEvent, None], events)
 
@@ -152,33 +166,43 @@ class EngineProcess:
             assert self._child is not None
             return self._child
 
-    def reserve(self, prompt_token_ids: list[int], params: SamplingParams, user: User) -> tuple[Child, int]:
-        """The process that has validated a request, and the request's id there."""
+    def reserve(self, prompt_token_ids: list[int], params: SamplingParams, user: User) -> tuple[Child, int, str]:
+        """The process that has validated a request, the request's id there, and the hash of its prompt."""
         child, prompt = self.running_child(), pack_tokens(prompt_token_ids)
+        key = prompt_hash(prompt)
+        self._suspects.check(key)
         number, reply = child.call(lambda number: Reserve(number, prompt, params, user))
         try:
             reply.result(self._compile_seconds if params.is_constrained else None)
         except TimeoutError as error:
             child.drop(number)  # its answer, if it comes, is dropped too
-            raise GrammarError(_constraint_of(params), f"it takes longer than {self._compile_seconds:g} s") from error
-        return child, number
+            raise GrammarError(params.constraint_field, f"it takes longer than {self._compile_seconds:g} s") from error
+        return child, number, key
 
     async def _events(
         self, reservation: _Reservation, watched: bool
     ) -> AsyncGenerator[TokenEvent | ProgressEvent, None]:
-        queue: asyncio.Queue[Item] = asyncio.Queue()
-        reservation.child.start(reservation.id, QueueListener(queue, asyncio.get_running_loop()), watched)
         finished = False
         try:
-            while not finished:
-                item = await queue.get()
-                if isinstance(item, EngineError):
-                    finished = True
-                    raise item
-                finished = isinstance(item, TokenEvent) and item.finish_reason is not None
-                yield item
+            async with self._suspects.flight(reservation.key) as flight:
+                reservation.child.start(reservation.id, flight, watched)
+                while not finished:
+                    item = await flight.queue.get()
+                    if isinstance(item, EngineError):
+                        finished = True
+                        raise item
+                    finished = isinstance(item, TokenEvent) and item.finish_reason is not None
+                    yield item
         finally:
             reservation.release(finished)
+
+    def _watch(self, watch: StuckWatch) -> None:
+        """Kills a process that does not move; in a thread of its own."""
+        while not self._closing.wait(watch.interval):
+            child = self._child
+            verdict = None if child is None else watch.verdict(child, child.activity)
+            if child is not None and verdict is not None:
+                child.kill(verdict)
 
     # The methods below run in the supervising thread.
 
@@ -226,15 +250,16 @@ class EngineProcess:
         self, child: Child, refusal: BaseException | None, stopped: Stopped | None, served_seconds: float
     ) -> float | None:
         """Ends the requests of a process that has ended; seconds until the next start, None: there is none."""
-        with self._lock:
+        error, pause = self._judge(child, refusal, stopped, served_seconds)
+        with self._lock:  # both at once: a caller finds the process or the error
             self._starting = self._child = None
             closed = self._closed
+            if not closed:
+                self.error = error
         if closed:
             child.fail(EngineError("the engine is closed"))
             return None
-        error, pause = self._judge(child, refusal, stopped, served_seconds)
-        with self._lock:
-            self.error = error
+        self._suspects.blame()
         child.fail(error)
         logger.error("%s", error)
         if pause is not None:
@@ -264,7 +289,7 @@ class _Reservation:
     """A validated request of one process. Its place is given back when it is dropped."""
 
     def __init__(self, engine: EngineProcess, prompt_token_ids: list[int], params: SamplingParams, user: User) -> None:
-        self.child, self.id = engine.reserve(prompt_token_ids, params, user)
+        self.child, self.id, self.key = engine.reserve(prompt_token_ids, params, user)
         self._drop = weakref.finalize(self, self.child.drop, self.id)
         self._drop.atexit = False
 
@@ -295,8 +320,3 @@ class _ProcessMetrics:
         except (EngineError, TimeoutError):
             return
         yield from metrics
-
-
-def _constraint_of(params: SamplingParams) -> str:
-    """Field of a constraint, for its error."""
-    return "tools" if params.tools is not None else next(name for name in CONSTRAINTS if getattr(params, name))

@@ -125,6 +125,14 @@ class Events:
 
 
 @dataclass(frozen=True)
+class Failed:
+    """A request has ended with an error of its own, a portable_errors.PortableError."""
+
+    id: int
+    error: Any
+
+
+@dataclass(frozen=True)
 class LogRecord:
     """A record of the process's logging, with its message formatted."""
 
@@ -216,9 +224,12 @@ def pack(event: TokenEvent | ProgressEvent) -> PackedEvent:
             timings.num_prompt_tokens,
             timings.num_cached_tokens,
             timings.num_output_tokens,
+            timings.num_draft_tokens,
+            timings.num_accepted_tokens,
         ),
         event.prompt_logprobs,
         event.prompt_top_logprobs,
+        event.num_accepted_tokens,
     )
 
 
@@ -227,5 +238,9 @@ def unpack(packed: PackedEvent) -> TokenEvent | ProgressEvent:
         return ProgressEvent(*packed)
     timings = packed[6]
     return TokenEvent(
-        *packed[:6], timings=timings and Timings(*timings), prompt_logprobs=packed[7], prompt_top_logprobs=packed[8]
+        *packed[:6],
+        timings=timings and Timings(*timings),
+        prompt_logprobs=packed[7],
+        prompt_top_logprobs=packed[8],
+        num_accepted_tokens=packed[9],
     )

@@ -11,11 +11,12 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from dsv4.engine.async_engine import AsyncEngine
-from dsv4.engine.errors import EngineError, QueueFullError
+from dsv4.engine.errors import EngineError, QueueFullError, QueueTimeoutError
 from dsv4.engine.listeners import Item
 from dsv4.engine.llm import LLM
 from dsv4.engine.process.messages import (
@@ -24,6 +25,7 @@ from dsv4.engine.process.messages import (
     Drop,
     EngineState,
     Events,
+    Failed,
     Link,
     Load,
     LoadFailed,
@@ -44,6 +46,7 @@ from dsv4.engine.request import Request
 _COMPILING_THREADS = 2  # constraints compiled at a time
 _PR_SET_PDEATHSIG = 1
 _STATE_SECONDS = 0.2  # between two looks at the counts, for steps that take long
+_BEAT_SECONDS = 1.0  # between two messages at most, by which the server sees that this process is alive
 
 
 def main(descriptor: int, parent: int) -> None:
@@ -74,6 +77,7 @@ class Worker:
         self._events: list[tuple[int, PackedEvent]] = []  # of the running step
         self._sending_state = threading.Lock()
         self._state = EngineState()  # as it was sent
+        self._sent_at = 0.0
 
     def run(self, load: Load) -> int:
         """Exit status of the process."""
@@ -150,6 +154,11 @@ class Worker:
 
     def deliver(self, request_id: int, item: Item) -> None:
         """Takes an event of a request in the engine thread, or its first progress in the reader's."""
+        if isinstance(item, QueueTimeoutError):
+            self._requests.pop(request_id, None)
+            with contextlib.suppress(OSError):  # the server is gone, and this process ends
+                self._link.send(Failed(request_id, PortableError.of(item)))
+            return
         if isinstance(item, EngineError):
             return  # Stopped, or the end of the process, tells the server
         if getattr(item, "finish_reason", None) is not None:
@@ -167,8 +176,9 @@ class Worker:
     def _send_state(self, events: Sequence[tuple[int, PackedEvent]] = ()) -> None:
         with self._sending_state:
             state = self._present_state()
-            if events or state != self._state:
-                self._state = state
+            now = time.monotonic()
+            if events or state != self._state or now - self._sent_at > _BEAT_SECONDS:
+                self._state, self._sent_at = state, now
                 with contextlib.suppress(OSError):  # the server is gone, and this process ends
                     self._link.send(Events(list(events), state))
 

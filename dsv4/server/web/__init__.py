@@ -15,6 +15,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 STATIC = Path(__file__).parent / "static"
+STATIC_PATH = "/web"
 
 # Model output is shown as HTML. Should the sanitizer fail, these headers still block scripts, frames, foreign hosts.
 HEADERS = {
@@ -24,8 +25,9 @@ HEADERS = {
             "script-src 'self'",
             "style-src 'self'",
             "font-src 'self'",
-            "img-src 'self'",
+            "img-src 'self' blob:",
             "connect-src 'self'",
+            "frame-src 'self'",
             "base-uri 'none'",
             "form-action 'none'",
             "frame-ancestors 'none'",
@@ -37,6 +39,23 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     # Revalidate each time (cheap, by ETag): an old cached page must not call an upgraded server.
     "Cache-Control": "no-cache",
+}
+
+# The frame that draws diagrams: their library writes inline styles and HTML. It runs in an origin of its own, and
+# reaches nothing.
+FRAME = "diagram.html"
+FRAME_HEADERS = HEADERS | {
+    "Content-Security-Policy": "; ".join(
+        (
+            "sandbox allow-scripts",
+            "default-src 'none'",
+            "script-src 'self'",
+            "style-src 'unsafe-inline'",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'self'",
+        )
+    ),
 }
 
 
@@ -51,7 +70,7 @@ class PageFiles(StaticFiles):
         status_code: int = 200,
     ) -> Response:
         response = super().file_response(full_path, stat_result, scope, status_code)
-        response.headers.update(HEADERS)
+        response.headers.update(FRAME_HEADERS if Path(full_path).name == FRAME else HEADERS)
         return response
 
 
@@ -65,4 +84,4 @@ def chat_routes() -> list[BaseRoute]:
     # Windows may map .js to text/plain in its registry, and browsers refuse modules of that type.
     mimetypes.add_type("text/javascript", ".js")
     mimetypes.add_type("font/woff2", ".woff2")
-    return [Route("/", index, methods=["GET"]), Mount("/web", PageFiles(directory=STATIC), name="web")]
+    return [Route("/", index, methods=["GET"]), Mount(STATIC_PATH, PageFiles(directory=STATIC), name="web")]

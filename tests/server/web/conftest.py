@@ -37,6 +37,7 @@ class Script:
 
     answer: list[str] = field(default_factory=list)
     thinking: list[str] = field(default_factory=list)
+    calls: list[dict[str, Any]] = field(default_factory=list)  # pieces of tool calls, after the text
     pause: float = 0.0
     finish: str = "stop"
     status: int = 200
@@ -61,6 +62,7 @@ class Script:
         deltas: list[dict[str, Any]] = [{"role": "assistant", "content": None, "reasoning_content": ""}]
         deltas += [{"content": None, "reasoning_content": piece} for piece in self.thinking]
         deltas += [{"content": piece, "reasoning_content": None} for piece in self.answer]
+        deltas += [{"content": None, "reasoning_content": None, "tool_calls": [piece]} for piece in self.calls]
         chunks = [{"choices": [], "usage": None} | fields for fields in self.progress]
         for place, delta in enumerate(deltas):
             choice = {"index": 0, "delta": delta, "finish_reason": None}

@@ -19,6 +19,8 @@ def test_files_are_sent_before_the_question_and_unfold(tab: Any) -> None:
     attach(tab, ("a.txt", b"ten cats"), ("b.csv", "ä,ö\n".encode()))
     chips = page.get_by_role("group", name="Files to send")
     expect(chips.locator(".file")).to_have_count(2)
+    chips.locator("summary").first.click()
+    expect(chips.locator("pre").first).to_have_text("ten cats")
     page.get_by_role("button", name="Remove b.csv").click()
     tab.ask("How many?", ["Ten."])
     tab.wait("done")

@@ -1,4 +1,4 @@
-"""The chat page: long pastes are folded, in the composer and in the chat, without loss of text."""
+"""The chat page: long pastes are attachments, long texts are folded, without loss of text."""
 
 from typing import Any
 
@@ -7,29 +7,61 @@ from playwright.sync_api import expect
 LOG = "\n".join(f"line {i}" for i in range(312))
 
 
-def test_a_long_paste_folds_and_opens_by_keyboard(tab: Any) -> None:
+def paste(tab: Any, text: str) -> None:
+    tab.page.evaluate("text => navigator.clipboard.writeText(text)", text)
+    tab.page.locator("#prompt").focus()
+    tab.page.keyboard.press("Control+V")
+
+
+def test_a_long_paste_is_an_attachment_that_folds(tab: Any) -> None:
     page = tab.page
-    area = page.locator("#prompt")
-    page.evaluate("text => navigator.clipboard.writeText(text)", LOG)
-    area.click()
-    page.keyboard.press("Control+V")
-    fold = page.locator(".composer .fold")
-    expect(fold).to_have_text("Show all (312 lines)")
-    expect(fold).to_have_attribute("aria-expanded", "false")
-    folded = area.bounding_box()["height"]
-    tab.until(lambda: page.evaluate("document.querySelector('#prompt').scrollTop") == 0)
-    page.keyboard.press("Tab")
-    expect(fold).to_be_focused()
-    page.keyboard.press("Enter")
-    expect(fold).to_have_attribute("aria-expanded", "true")
-    assert area.bounding_box()["height"] > folded
+    paste(tab, LOG)
+    chips = page.get_by_role("group", name="Files to send")
+    expect(chips.locator("summary")).to_have_text("Pasted text312 lines")
+    expect(page.locator("#prompt")).to_have_value("")
+    chips.locator("summary").press("Enter")
+    expect(chips.locator("pre")).to_contain_text("line 311")
+    tab.ask("What is it?", ["A log."])
+    tab.wait("done")
+    assert tab.mock.requests[0]["messages"][0]["content"] == f"{LOG}\n\nWhat is it?"
+    expect(chips).to_be_hidden()
+    page.reload()
+    sent = page.get_by_role("group", name="Attached files")
+    expect(sent.locator("pre")).to_be_hidden()
+    sent.locator("summary").press("Enter")
+    expect(sent.locator("pre")).to_contain_text("line 311")
+    page.get_by_role("searchbox").fill("line 311")
+    expect(page.locator(".chat-open")).to_have_text(["What is it?"])
+
+
+def test_a_paste_alone_is_sent_as_it_is(tab: Any) -> None:
+    paste(tab, LOG)
     tab.will_answer(["ok"])
-    area.focus()
-    page.keyboard.press("Enter")
+    tab.page.keyboard.press("Enter")
     tab.wait("done")
     assert tab.mock.requests[0]["messages"][0]["content"] == LOG
-    expect(fold).to_be_hidden()
+    assert tab.page.locator(".chat-open").inner_text().startswith("line 0 line 1")
 
+
+def test_a_paste_is_put_into_the_message_or_removed(tab: Any) -> None:
+    page = tab.page
+    chips = page.get_by_role("group", name="Files to send")
+    paste(tab, LOG)
+    page.get_by_role("button", name="Remove Pasted text").click()
+    expect(chips).to_be_hidden()
+    paste(tab, LOG)
+    page.get_by_role("button", name="Put the pasted text into the message").click()
+    expect(chips).to_be_hidden()
+    expect(page.locator("#prompt")).to_have_value(LOG)
+    expect(page.locator("#prompt")).to_be_focused()
+    paste(tab, "and a short one")
+    expect(page.locator("#prompt")).to_have_value(LOG + "and a short one")
+
+
+def test_a_long_message_folds_in_the_chat(tab: Any) -> None:
+    page = tab.page
+    tab.ask(LOG, ["ok"])
+    tab.wait("done")
     bubble = page.locator(".bubble")
     shown = bubble.get_by_role("button")
     expect(shown).to_have_text("Show all (312 lines)")
@@ -43,6 +75,21 @@ def test_a_long_paste_folds_and_opens_by_keyboard(tab: Any) -> None:
     page.locator(".user").hover()
     page.get_by_role("button", name="Copy message").click()
     assert page.evaluate("navigator.clipboard.readText()") == LOG
+
+
+def test_a_dropped_text_folds_in_the_composer_and_opens_by_keyboard(tab: Any) -> None:
+    page = tab.page
+    area, fold = page.locator("#prompt"), page.locator(".composer .fold")
+    area.fill(LOG)
+    expect(fold).to_have_text("Show all (312 lines)")
+    expect(fold).to_have_attribute("aria-expanded", "false")
+    folded = area.bounding_box()["height"]
+    tab.until(lambda: page.evaluate("document.querySelector('#prompt').scrollTop") == 0)
+    page.keyboard.press("Tab")
+    expect(fold).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(fold).to_have_attribute("aria-expanded", "true")
+    assert area.bounding_box()["height"] > folded
 
 
 def test_long_single_lines_fold_by_characters_and_short_texts_do_not(tab: Any) -> None:

@@ -1,14 +1,19 @@
 """The inspector's panel, with the embedded model and the real server."""
 
+import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
-from playwright.sync_api import Locator, expect
+from playwright.sync_api import Browser, Locator, expect
 
 from dsv4.engine import LLM
+from dsv4.engine.draft_length import FixedLength
 from dsv4.model_folder import resolve_model
 from tests.server.conftest import Served, serving
+
+from .conftest import Tab
+from .test_accessibility import violations
 
 LONG = "\n".join(f"Day {day}: we walked {day * 3} km." for day in range(60)) + "\nWhat is 12 + 30?"
 
@@ -39,7 +44,7 @@ def test_layers_experts_and_text_of_an_answer(open_tab: Callable[[str], Any], na
     assert rows.nth(3).locator(".experts rect").count() == 2
     facts = panel.locator("#inspector-facts")
     expect(facts).to_contain_text("index keys")
-    expect(facts).to_contain_text("speculation is off")
+    expect(facts).to_contain_text("none (dsv4 serve --speculate K")
 
     # The chosen token is the answer's first: the computation read the prompt up to the one before.
     chosen = panel.locator(".token.chosen")
@@ -89,3 +94,38 @@ def test_the_panel_covers_a_phone(tab: Any) -> None:
     box = tab.page.locator("#inspector").bounding_box()
     assert (box["x"], box["width"]) == (0, 390)
     assert tab.page.evaluate("document.querySelector('#inspector').scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_in_the_panel(browser: Browser, nano: Served, scheme: Literal["light", "dark"]) -> None:
+    context = browser.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
+    tab = Tab(context, nano.url + "/")
+    tab.ask(LONG)
+    expect(tab.answer()).not_to_have_attribute("data-status", "streaming", timeout=60_000)
+    tab.answer().get_by_role("button", name="Inspect answer").click()
+    rows = tab.page.locator(".layer-row")
+    expect(rows).to_have_count(6, timeout=30_000)
+    rows.nth(2).click()
+    found = violations(tab, "inspector")
+    assert not found, "\n".join(found)
+    tab.close()
+    context.close()
+
+
+def test_drafts_of_an_answer_are_shown(open_tab: Callable[[str], Any]) -> None:
+    llm = LLM(resolve_model(None), max_num_seqs=2, max_model_len=4096, speculate=3)
+    assert llm.core.speculator is not None
+    llm.core.speculator.lengths = FixedLength(3)
+    with serving(llm) as served:
+        tab = open_tab(served.url + "/")
+        tab.ask("What is 12 + 30?")
+        expect(tab.answer()).not_to_have_attribute("data-status", "streaming", timeout=60_000)
+        tab.answer().locator(".stats").click()
+        text = tab.answer().locator(".answer-details").inner_text()
+        told = re.search(r"(\d+) of (\d+) tokens accepted", text)
+        assert told is not None and 0 < int(told[1]) <= int(told[2]), text
+        tab.answer().get_by_role("button", name="Inspect answer").click()
+        expect(tab.page.locator(".layer-row")).to_have_count(6, timeout=30_000)
+        facts = tab.page.locator("#inspector-facts")
+        expect(facts).to_contain_text(f"{told[1]} of {told[2]} drafted tokens accepted (underlined)")
+        expect(tab.page.locator(".token.drafted")).to_have_count(int(told[1]))

@@ -139,3 +139,22 @@ def test_queue_and_prompt_of_the_real_engine_are_shown_and_stopped_at_once(
         tab.wait("stopped")
         served.wait_until_idle()
         assert model.num_sampled == 0, "the prompt was not read to its end"
+
+
+def test_details_of_an_answer(tab: Any) -> None:
+    describe = """async (node) => (await import("/web/js/figures.js")).describeDetails(node)"""
+    timings = {"prompt_n": 800, "prompt_ms": 400, "prompt_per_second": 2000.0, "queue_ms": 5.0}
+    timings |= {"draft_n": 30, "draft_n_accepted": 21}
+    usage = {"prompt_tokens": 1200, "completion_tokens": 64, "prompt_tokens_details": {"cached_tokens": 400}}
+    usage["completion_tokens_details"] = {"reasoning_tokens": 20}
+    cost = {"model": "deepseek-v4-pro", "usd": 0.00012345}
+    node = {"model": "nano", "usage": usage, "timings": timings, "officialCost": cost}
+    assert tab.page.evaluate(describe, node) == [
+        ["Model", "nano"],
+        ["Prompt", "1,200 tokens, 400 of them cached, read in 0.4 s, 2,000 tokens/s"],
+        ["Answer", "64 tokens, 20 of them reasoning"],
+        ["Drafts", "21 of 30 tokens accepted"],
+        ["Cost", "none here"],
+        ["DeepSeek's API", "$0.00012 would be the cost of deepseek-v4-pro"],
+    ]
+    assert tab.page.evaluate(describe, {"model": "nano"}) == [["Model", "nano"]]

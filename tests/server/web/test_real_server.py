@@ -20,6 +20,10 @@ def test_thinking_answer_stop_and_key(open_tab: Callable[[str], Any], serve: Any
         expect(answer.locator("summary")).to_contain_text("Thought for")
         assert answer.locator(".thinking-body").text_content().strip() == "the mat"
         assert "tokens/s" in answer.locator(".stats").inner_text()
+        answer.locator(".stats").press("Enter")
+        details = answer.locator(".answer-details")
+        expect(details).to_contain_text("would be the cost of deepseek-v4-flash")
+        assert details.locator("dt").all_inner_texts()[:3] == ["Model", "Prompt", "Answer"]
 
         model.reply, model.seconds_per_step = "</think>" + "cat " * 400, 0.02
         tab.ask("count the cats")

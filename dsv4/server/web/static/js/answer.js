@@ -2,11 +2,15 @@
 
 import { announce } from "./banner.js";
 import { copyFrom, h, icon, iconButton } from "./dom.js";
-import { describeCost, describePhase, describeSpeed, describeThinking, duration, shareRead } from "./figures.js";
+import { describeDetails, describePhase, describeSpeed, describeThinking, duration, shareRead } from "./figures.js";
 import { MarkdownView } from "./markdown.js";
 import { pager } from "./pager.js";
+import { ToolCards } from "./tool-card.js";
 
-/** `actions`: {again(node), goOn(node), retry(node), editQuestion(node), pick(node), inspect(node), fresh()}; `versions`: the answer's siblings. */
+/**
+ * `actions`: {again(node), goOn(node), retry(node), editQuestion(node), pick(node), inspect(node), fresh(),
+ * sendResults(node, results of its tool calls)}; `versions`: the answer's siblings.
+ */
 export class AnswerView {
   constructor(node, versions, actions) {
     this.node = node;
@@ -29,16 +33,25 @@ export class AnswerView {
     this.waiting = h("div", { class: "waiting" }, dots, this.waitNote, this.bar);
     this.body = h("div", { class: "answer" });
     this.text = new MarkdownView(this.body);
+    this.calls = new ToolCards((results) => actions.sendResults(node, results));
     this.noticeText = h("span");
     this.goOn = h("button", { type: "button", class: "link", onclick: () => actions.goOn(node) }, "Continue");
     this.notice = h("p", { class: "notice" }, this.noticeText, " ", this.goOn);
     this.failure = h("div", { class: "failure", role: "alert" });
-    this.stats = h("span", { class: "stats" });
+    this.details = h("dl", { class: "answer-details", id: `details-${node.id}`, hidden: true });
+    this.stats = h("button", {
+      type: "button",
+      class: "stats",
+      title: "Details",
+      "aria-controls": this.details.id,
+      "aria-expanded": "false",
+      onclick: () => this.openDetails(this.details.hidden),
+    });
     this.copy = iconButton("copy", "Copy answer", () => copyFrom(this.copy, node.content));
     this.again = iconButton("again", "Answer again", () => actions.again(node));
     this.inspect = iconButton("inspect", "Inspect answer", () => actions.inspect(node));
     this.foot = h("footer", {}, pager(node, versions, actions), this.copy, this.again, this.inspect, this.stats);
-    const parts = [this.thinking, this.waiting, this.body, this.notice, this.failure, this.foot];
+    const parts = [this.thinking, this.waiting, this.body, this.calls.element, this.notice, this.failure, this.foot, this.details];
     this.element = h("article", { class: "message assistant", "aria-label": "Answer" }, ...parts);
     this.update();
   }
@@ -49,8 +62,9 @@ export class AnswerView {
     const streaming = node.status === "streaming";
     this.element.dataset.status = node.status;
     this.element.setAttribute("aria-busy", streaming);
-    this.drawThinking(streaming && !node.content);
-    this.waiting.hidden = !streaming || Boolean(node.content || node.reasoning?.trim());
+    this.drawThinking(streaming && !node.content && !node.toolCalls);
+    this.waiting.hidden = !streaming || Boolean(node.content || node.reasoning?.trim() || node.toolCalls);
+    this.calls.update(node);
     this.text.show(node.content, streaming);
     this.noticeText.textContent = noticeOf(node);
     this.notice.hidden = !this.noticeText.textContent;
@@ -63,8 +77,18 @@ export class AnswerView {
       streaming ? (node.timings?.predicted_n ?? node.pieces) : node.tokens,
       node.timings,
     );
-    this.stats.title = describeCost(node);
+    this.stats.hidden = !this.stats.textContent;
+    if (!this.details.hidden) this.openDetails(true);
     this.tick();
+  }
+
+  openDetails(open) {
+    this.details.hidden = !open;
+    this.stats.setAttribute("aria-expanded", open);
+    if (!open) return;
+    this.details.replaceChildren(
+      ...describeDetails(this.node).flatMap(([name, text]) => [h("dt", {}, name), h("dd", {}, text)]),
+    );
   }
 
   /** Redraws the parts that depend on the time alone. */
@@ -72,7 +96,7 @@ export class AnswerView {
     const { node } = this;
     if (node.status !== "streaming") return;
     const now = Date.now();
-    if (!node.content && node.thinkingSince) {
+    if (!node.content && !node.toolCalls && node.thinkingSince) {
       const spent = now - node.thinkingSince;
       this.time.textContent = spent < 1000 ? "Thinking" : `Thinking ${duration(spent)}`;
     }
@@ -138,6 +162,6 @@ export class AnswerView {
 function noticeOf(node) {
   if (node.status === "length") return "Stopped at the token limit.";
   if (node.status === "stopped") return node.content ? "This answer was stopped." : "Stopped before the answer began.";
-  if (node.status === "done" && !node.content) return "The model gave no answer.";
+  if (node.status === "done" && !node.content && !node.toolCalls) return "The model gave no answer.";
   return "";
 }

@@ -2,12 +2,16 @@
 
 import { describe, listModels, throwIfStopped } from "./api.js";
 import { announce, askKey, hideBanner, showBanner, toast } from "./banner.js";
+import { setupColours } from "./colours.js";
 import { setupComposer } from "./composer.js";
 import * as conversations from "./conversations.js";
 import { generate, isRunning, stop } from "./generation.js";
+import { byId } from "./dom.js";
 import { closeInspector, openInspector, setupInspector } from "./inspector.js";
 import { drawMeter } from "./meter.js";
-import { offerKey, sampling, setupSettings, showModels, systemPrompt } from "./settings.js";
+import { chosenModel, setupModels, showModels } from "./models.js";
+import { chooseProfile, profileName, settingsFields, settingsOf, setupProfiles, thinkingFields } from "./profiles.js";
+import { offerKey, setupSettings } from "./settings.js";
 import { setupShare } from "./share.js";
 import { setupSidebar } from "./sidebar.js";
 import { load, save } from "./storage.js";
@@ -19,7 +23,6 @@ const ASK_AGAIN = 4000; // ms, while the server is unreachable
 const live = new Map(); // id -> conversation with an answer in progress; its stored copy lags behind
 let current = conversations.create();
 const contexts = new Map(); // model -> tokens
-let chosenModel = () => undefined;
 let listing; // promise of the latest list of models
 let nextTry = 0; // timer
 let nextLook = 0; // timer
@@ -29,7 +32,8 @@ const thread = new Thread({
   retry: (node) => retry(current, node),
   fresh: () => open(null),
   goOn: (node) => goOn(current, node),
-  editQuestion: (node) => thread.views.get(node.parent)?.edit(),
+  editQuestion: (node) => thread.views.get(conversations.questionOf(current, node).id)?.edit(),
+  sendResults,
   inspect: (node) => openInspector(node.answerId),
   edit: (node, text) => ask(text, node.files, current.nodes[node.parent] ?? null),
   pick: (node) => {
@@ -49,6 +53,7 @@ const share = setupShare({ current: () => current, add });
 function open(id) {
   closeInspector();
   current = live.get(id) ?? (id && conversations.read(id)) ?? conversations.create();
+  chooseProfile(current.profile);
   show();
   sidebar.close();
   composer.focus();
@@ -79,11 +84,20 @@ function refresh() {
   sidebar.draw(conversations.list(), current.id);
   drawMeter(conversations.path(current), contexts.get(chosenModel()));
   share.refresh();
+  byId("heading").textContent = current.title;
+  byId("heading").hidden = !current.title;
   document.title = current.title ? `${current.title} - dsv4` : "dsv4";
 }
 
 function store(conversation) {
   if (!conversations.write(conversation)) toast("The browser's storage is full: delete chats to keep new ones.");
+}
+
+/** Gives the tool calls of an answer their results and requests the answer after them. */
+function sendResults(node, results) {
+  if (isRunning(current)) return;
+  node.toolCalls.forEach((call, i) => (call.result = results[i]));
+  answer(current, node);
 }
 
 /** Adds the user's message under `parent` and requests an answer. */
@@ -92,18 +106,20 @@ function ask(text, files, parent) {
   answer(current, conversations.addNode(current, parent, { role: "user", content: text, ...(files?.length ? { files } : {}) }));
 }
 
+/** Requests an answer under `question`: a message of the user, or an answer whose tool calls have results. */
 async function answer(conversation, question) {
   if (isRunning(conversation)) return;
-  const messages = conversations.toMessages(conversation, question, systemPrompt(conversation));
+  conversation.profile = profileName();
+  const messages = conversations.toMessages(conversation, question, settingsOf(conversation).system);
   const node = conversations.addNode(conversation, question, { role: "assistant", status: "streaming" });
-  await write(conversation, node, { messages, ...composer.mode() });
+  await write(conversation, node, { messages, ...thinkingFields() });
 }
 
 /** Continues an answer that was cut off, from where it ends. */
 async function goOn(conversation, node) {
   if (isRunning(conversation)) return;
   const question = conversation.nodes[node.parent];
-  const messages = conversations.toMessages(conversation, question, systemPrompt(conversation));
+  const messages = conversations.toMessages(conversation, question, settingsOf(conversation).system);
   const { content, reasoning } = node;
   messages.push({ role: "assistant", content, prefix: true, ...(reasoning ? { reasoning_content: reasoning } : {}) });
   await write(conversation, node, { messages, ...(reasoning ? {} : { thinking: { type: "disabled" } }) });
@@ -111,7 +127,7 @@ async function goOn(conversation, node) {
 
 /** Requests the answer `node` and stores it as it grows. */
 async function write(conversation, node, fields) {
-  const settings = { ...fields, ...sampling(conversation) };
+  const settings = { ...fields, ...settingsFields(conversation) };
   const body = async () => ({ model: (node.model = await modelName()), ...settings });
   let saved = (node.saved = Date.now());
   const isKept = () => conversations.list().some((entry) => entry.id === conversation.id); // not deleted meanwhile
@@ -205,7 +221,7 @@ async function list() {
   try {
     const models = await listModels();
     for (const { id, context } of models) contexts.set(id, context);
-    chosenModel = showModels(models.map((model) => model.id));
+    showModels(models.map((model) => model.id));
     drawMeter(conversations.path(current), contexts.get(chosenModel()));
     await throwIfStopped();
     hideBanner();
@@ -249,5 +265,8 @@ setupSettings({
   keyChanged: connect,
 });
 setupInspector();
+setupColours();
+setupProfiles(byId("profiles"));
+setupModels(refresh);
 open(load("shown", null));
 connect();

@@ -1,8 +1,9 @@
 // Splits a growing Markdown text into top-level blocks, in one pass over its lines. Each block is formatted separately:
 // a text that grows costs only its last block, and a block that cannot be formatted stays plain text, the rest intact.
 //
-// block  {kind: "markdown" | "code" | "plain", source, info, reason, goesOn, end, head}
-//        code: `source` is the text between the fences, `info` the words after the first; plain: `reason` says why;
+// block  {kind: "markdown" | "code" | "plain", source, info, closed, reason, goesOn, end, head}
+//        code: `source` is the text between the fences, `info` the words after the first, `closed` true after the last;
+//        plain: `reason` says why;
 //        goesOn: true for a list, table or paragraph too long for one block, which the next block continues;
 //        end: offset of the next block in the text; head: header lines of a table, passed to the next block.
 
@@ -156,7 +157,8 @@ function fencedCode(text, start, [, indent, marks, info]) {
   let source = text.slice(first, close);
   if (source.endsWith("\n")) source = source.slice(0, -1);
   if (indent) source = source.replace(new RegExp(`^ {1,${indent.length}}`, "gm"), "");
-  return { kind: "code", source, info, reason: "", goesOn: false, end, head: "" };
+  const closed = close < text.length;
+  return { kind: "code", source, info, closed, reason: "", goesOn: false, end, head: "" };
 }
 
 /** Nesting depth of quotes and lists at a line, from its markers and the indentation before them. */

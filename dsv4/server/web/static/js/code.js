@@ -2,6 +2,7 @@
 
 import highlight from "../vendor/highlight.js";
 import "../vendor/purify.js";
+import { addDiagram } from "./diagram-block.js";
 import { copyFrom, h, icon } from "./dom.js";
 
 const FILES = [
@@ -48,7 +49,10 @@ const loading = new Map(); // language -> promise
 
 highlight.configure({ ignoreUnescapedHTML: true });
 
-/** A code block; `setText` replaces its text in place, valid while `sameLanguage(info)` is true. */
+/**
+ * A code block; `setText` replaces its text in place, valid while `sameLanguage(info)` is true. A diagram has
+ * `complete` too, which draws it.
+ */
 export function codeBlock(text, info) {
   const name = nameOf(info);
   const code = h("code");
@@ -78,6 +82,7 @@ export function codeBlock(text, info) {
   };
   figure.sameLanguage = (other) => nameOf(other) === name;
   figure.setText(text);
+  if (name === "mermaid") addDiagram(figure, () => code.textContent);
   return figure;
 }
 

@@ -4,7 +4,7 @@ import { setupAttachments } from "./attachments.js";
 import { byId, h, icon } from "./dom.js";
 import { foldButton, measure } from "./fold.js";
 import { UNBROKEN } from "./markdown.js";
-import { load, save } from "./storage.js";
+import { changeProfile, profile } from "./profiles.js";
 
 const SUGGESTIONS = [
   "What is 47 + 38?",
@@ -34,7 +34,11 @@ export function setupComposer(actions) {
   const fold = foldButton("prompt", (open) => setFolded(!open));
   area.after(fold);
 
-  const attachments = setupAttachments(byId("attached"), () => refresh());
+  const attachments = setupAttachments(byId("attached"), () => refresh(), (text) => {
+    area.setRangeText(text, area.selectionStart, area.selectionEnd, "end");
+    refresh();
+    area.focus();
+  });
   setupFiles(attachments);
   const refresh = () => {
     const { value } = area;
@@ -62,17 +66,21 @@ export function setupComposer(actions) {
     area.value = "";
     actions.send(text, attachments.take());
   };
-  const setThinking = (on) => {
-    think.setAttribute("aria-checked", on);
-    effort.disabled = !on;
-    save("thinking", on);
+  const drawMode = () => {
+    const mode = profile();
+    think.setAttribute("aria-checked", mode.thinking);
+    effort.disabled = !mode.thinking;
+    for (const input of effort.querySelectorAll("input")) input.checked = input.value === mode.effort;
   };
 
   think.append(icon("think"), "DeepThink");
-  think.addEventListener("click", () => setThinking(think.getAttribute("aria-checked") !== "true"));
-  setThinking(load("thinking", true));
-  effort.querySelector(`[value="${load("effort", "high")}"]`).checked = true;
-  effort.addEventListener("change", (event) => save("effort", event.target.value));
+  think.addEventListener("click", () => {
+    changeProfile({ thinking: !profile().thinking });
+    drawMode();
+  });
+  effort.addEventListener("change", (event) => changeProfile({ effort: event.target.value }));
+  document.addEventListener("profile", drawMode);
+  drawMode();
 
   byId("composer").addEventListener("submit", (event) => {
     event.preventDefault();
@@ -80,6 +88,14 @@ export function setupComposer(actions) {
     else send();
   });
   area.addEventListener("input", written);
+  area.addEventListener("paste", (event) => {
+    const text = event.clipboardData.getData("text/plain");
+    const { files } = event.clipboardData;
+    if (!text && files.length) attachments.add([...files]);
+    else if (measure(text).isLong) attachments.paste(text);
+    else return;
+    event.preventDefault();
+  });
   area.addEventListener("keydown", (event) => {
     // isComposing: Enter that confirms an input method's word must not send.
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
@@ -108,11 +124,6 @@ export function setupComposer(actions) {
   return {
     setRunning,
     focus: () => area.focus(),
-    /** Request fields of the switches. */
-    mode: () =>
-      think.getAttribute("aria-checked") === "true"
-        ? { thinking: { type: "enabled" }, reasoning_effort: effort.querySelector(":checked").value }
-        : { thinking: { type: "disabled" } },
   };
 }
 

@@ -1,8 +1,10 @@
 // Conversations: trees of messages. Editing a question or asking again adds a sibling; `picked` selects the shown one.
 //
-// conversation  {id, title, created, updated, pinned, settings, nodes: {id: node}, picked: {parent id or "": child id}}
-// node          {id, parent, role: "user", content, files: [{name, text}]}
-//               {id, parent, role: "assistant", content, reasoning, status, model, thinkMs, usage, timings, tokens, error}
+// conversation  {id, title, created, updated, pinned, profile, settings, nodes: {id: node},
+//               picked: {parent id or "": child id}}
+// node          {id, parent, role: "user", content, files: [{name, text, pasted}]}
+//               {id, parent, role: "assistant", content, reasoning, status, model, thinkMs, usage, timings, tokens, error,
+//               officialCost, toolCalls: [{id, name, arguments, result}]}; the answer after its tools' results is its child
 //               answerId: the server's id of the answer, for the inspector
 //               saved: time of the last save by the tab that writes it, in ms
 // status        "streaming" | "done" | "stopped" | "length" | "error"
@@ -11,6 +13,7 @@ import { withFiles } from "./attachments.js";
 import { load, save } from "./storage.js";
 
 const INDEX = "chats";
+const NO_RESULT = "No result was given."; // of a call that the user went past with another message
 export const SILENCE = 5000; // ms without a save after which the tab that wrote an answer counts as closed
 const key = (id) => `chat.${id}`;
 
@@ -85,7 +88,7 @@ export function addNode(conversation, parent, fields) {
   conversation.nodes[node.id] = node;
   pick(conversation, node);
   conversation.updated = Date.now();
-  if (!conversation.title && node.role === "user") conversation.title = titleOf(node.content || node.files[0].name);
+  if (!conversation.title && node.role === "user") conversation.title = titleOf(node.content || titleOfFile(node.files[0]));
   return node;
 }
 
@@ -119,16 +122,33 @@ export function path(conversation) {
   return nodes;
 }
 
-/** Messages for the API, up to and including `leaf`. Answers without text are left out. */
+/** The user's message that an answer belongs to. */
+export function questionOf(conversation, node) {
+  while (node.role !== "user") node = conversation.nodes[node.parent];
+  return node;
+}
+
+/** Messages for the API, up to and including `leaf`. Answers without text and tool calls are left out. */
 export function toMessages(conversation, leaf, system) {
   const messages = [];
   for (let node = leaf; node; node = conversation.nodes[node.parent]) {
-    if (node.role === "user" || node.content)
+    if (node.toolCalls && node.status === "done") messages.unshift(...callMessages(node));
+    else if (node.role === "user" || node.content)
       messages.unshift({ role: node.role, content: withFiles(node.content, node.files) });
   }
   if (system.trim()) messages.unshift({ role: "system", content: system });
   return messages;
 }
+
+/** An answer that calls tools, and their results. */
+function callMessages({ content, reasoning, toolCalls }) {
+  const calls = toolCalls.map(({ id, name, arguments: text }) => ({ id, type: "function", function: { name, arguments: text } }));
+  const thoughts = reasoning ? { reasoning_content: reasoning } : {};
+  const results = toolCalls.map(({ id, result }) => ({ role: "tool", tool_call_id: id, content: result ?? NO_RESULT }));
+  return [{ role: "assistant", content, ...thoughts, tool_calls: calls }, ...results];
+}
+
+const titleOfFile = ({ name, text, pasted }) => (pasted ? text.trim().slice(0, 200) : name);
 
 function titleOf(text) {
   const line = text.trim().replace(/\s+/g, " ");

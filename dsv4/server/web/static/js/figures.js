@@ -68,19 +68,40 @@ export function describeSpeed(tokens, timings) {
   const text = `${count(tokens)} ${tokens === 1 ? "token" : "tokens"}`;
   const { predicted_n: written, predicted_ms: ms, predicted_per_second: rate } = timings ?? {};
   if (!rate || written < FEWEST_TOKENS || ms < SHORTEST) return text;
-  return `${text} · ${rate < 100 ? rate.toFixed(1) : count(Math.round(rate))} tokens/s`;
+  return `${text} · ${perSecond(rate)}`;
 }
 
-/** Lines of details: model, prompt, reasoning, waiting. */
-export function describeCost({ model, usage, timings }) {
-  const lines = [model];
+/** Details of an answer, [name, text] each: model, tokens, waiting, drafts, cost. */
+export function describeDetails({ model, usage, timings, officialCost }) {
+  const details = [["Model", model]];
   if (usage) {
     const cached = usage.prompt_tokens_details?.cached_tokens ?? 0;
-    lines.push(`Prompt: ${count(usage.prompt_tokens)} tokens${cached ? `, ${count(cached)} of them cached` : ""}`);
+    const found = cached ? `, ${count(cached)} of them cached` : "";
+    details.push(["Prompt", `${count(usage.prompt_tokens)} tokens${found}${promptSpeed(timings)}`]);
     const reasoning = usage.completion_tokens_details?.reasoning_tokens;
-    if (reasoning) lines.push(`Reasoning: ${count(reasoning)} of ${count(usage.completion_tokens)} tokens`);
+    const thoughts = reasoning ? `, ${count(reasoning)} of them reasoning` : "";
+    details.push(["Answer", `${count(usage.completion_tokens)} tokens${thoughts}`]);
   }
-  if (timings?.queue_ms >= SHORT_THOUGHT) lines.push(`Waited ${duration(timings.queue_ms)}`);
-  if (timings?.prompt_ms >= SHORT_THOUGHT) lines.push(`Prompt read in ${duration(timings.prompt_ms)}`);
-  return lines.filter(Boolean).join("\n");
+  if (timings?.queue_ms >= SHORT_THOUGHT) details.push(["Waited", duration(timings.queue_ms)]);
+  const { draft_n: drafted, draft_n_accepted: accepted } = timings ?? {};
+  if (drafted) details.push(["Drafts", `${count(accepted)} of ${count(drafted)} tokens accepted`]);
+  if (officialCost) {
+    details.push(["Cost", "none here"]);
+    details.push(["DeepSeek's API", `${dollars(officialCost.usd)} would be the cost of ${officialCost.model}`]);
+  }
+  return details.filter(([, text]) => text);
+}
+
+/** ", read in 0.4 s, 812 tokens/s"; without the rate if there is too little to measure. */
+function promptSpeed({ prompt_n: read, prompt_ms: ms, prompt_per_second: rate } = {}) {
+  if (!(ms >= SHORTEST)) return "";
+  return `, read in ${duration(ms)}${rate && read >= FEWEST_TOKENS ? `, ${perSecond(rate)}` : ""}`;
+}
+
+/** "48.1 tokens/s", "1,234 tokens/s". */
+const perSecond = (rate) => `${rate < 100 ? rate.toFixed(1) : count(Math.round(rate))} tokens/s`;
+
+/** "$0.00012". */
+function dollars(usd) {
+  return usd.toLocaleString("en", { style: "currency", currency: "USD", maximumSignificantDigits: 2 });
 }

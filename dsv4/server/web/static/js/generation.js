@@ -88,12 +88,13 @@ function apply(node, chunk) {
   if (chunk.id) node.answerId = chunk.id;
   if (chunk.usage) node.usage = chunk.usage;
   if (chunk.timings) node.timings = chunk.timings;
+  if (chunk.official_cost) node.officialCost = chunk.official_cost;
   if (chunk.prompt_progress) node.phase = phaseOf(chunk, node.phase);
   const choice = chunk.choices?.[0];
   if (!choice) return Boolean(chunk.prompt_progress);
   if (choice.finish_reason) node.status = choice.finish_reason === "length" ? "length" : "done";
-  const { reasoning_content: reasoning, content } = choice.delta ?? {};
-  if (!reasoning && !content) return Boolean(choice.finish_reason);
+  const { reasoning_content: reasoning, content, tool_calls: calls } = choice.delta ?? {};
+  if (!reasoning && !content && !calls?.length) return Boolean(choice.finish_reason);
   node.pieces += 1;
   const written = chunk.timings?.predicted_ms;
   if (reasoning) {
@@ -102,9 +103,18 @@ function apply(node, chunk) {
     node.reasoning += reasoning;
   }
   // Thinking lasts until the first piece of the answer.
-  if (reasoning || (!node.content && node.reasoning)) node.thinkMs = written - node.thinkingFrom;
+  if (reasoning || (!node.content && !node.toolCalls && node.reasoning)) node.thinkMs = written - node.thinkingFrom;
   if (content) node.content += content;
+  for (const call of calls ?? []) addCall((node.toolCalls ??= []), call);
   return true;
+}
+
+/** Adds a piece of a tool call to those of an answer. */
+function addCall(calls, { index, id, function: { name, arguments: text } = {} }) {
+  const call = (calls[index] ??= { id: "", name: "", arguments: "" });
+  if (id) call.id = id;
+  call.name += name ?? "";
+  call.arguments += text ?? "";
 }
 
 /** Progress of a request before its first token, from a progress chunk. */

@@ -141,8 +141,8 @@ function paint(layer) {
 }
 
 function drawFacts() {
-  const { prompt_tokens: prompt, cached_tokens: cached, answer_tokens: written, accepted_drafts: accepted } = answer;
-  const { drafted, accepted: stood } = answer.drafts;
+  const { prompt_tokens: prompt, cached_tokens: cached, answer_tokens: written } = answer;
+  const { num_draft_tokens: drafted, num_accepted_tokens: accepted } = answer;
   const parts = Object.entries(trace.cache_bytes).map(([name, size]) => `${name.replace("_", " ")} ${bytes(size)}`);
   const total = Object.values(trace.cache_bytes).reduce((sum, size) => sum + size, 0);
   const facts = [
@@ -152,8 +152,8 @@ function drawFacts() {
     [
       "Drafts",
       drafted
-        ? `${count(accepted.length)} tokens of this answer (underlined); ${count(stood)} of ${count(drafted)} since start`
-        : "none: speculation is off (dsv4 serve --speculate K)",
+        ? `${count(accepted)} of ${count(drafted)} drafted tokens accepted (underlined)`
+        : "none (dsv4 serve --speculate K turns them on)",
     ],
   ];
   byId("inspector-facts").replaceChildren(...facts.flatMap(([name, text]) => [h("dt", {}, name), h("dd", {}, text)]));

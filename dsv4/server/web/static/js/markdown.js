@@ -76,7 +76,9 @@ DOMPurify.addHook("afterSanitizeAttributes", (element) => {
     element.setAttribute("target", "_blank");
     element.setAttribute("rel", "noopener noreferrer");
   }
-  if (element.tagName === "INPUT" && element.getAttribute("type") !== "checkbox") element.remove();
+  if (element.tagName !== "INPUT") return;
+  if (element.getAttribute("type") !== "checkbox") element.remove();
+  else element.setAttribute("aria-label", element.hasAttribute("checked") ? "Done" : "Open");
 });
 
 const LINKS = 1000; // most reference links per text: each block scans all of them
@@ -105,7 +107,10 @@ export class MarkdownView {
       this.place(kept + i, closed ? { ...block, source: closeMarks(block.source) } : block);
     });
     for (const extra of this.blocks.splice(kept + blocks.length)) extra.node.remove();
-    if (!open && Object.keys(this.links).length) this.relink();
+    blocks.forEach((block, i) => block.closed && this.blocks[kept + i].node.complete?.());
+    if (open) return;
+    if (Object.keys(this.links).length) this.relink();
+    for (const figure of this.element.querySelectorAll("figure.diagram")) figure.complete();
   }
 
   place(at, { kind, source, info, reason, goesOn }) {

@@ -18,7 +18,8 @@ function textOf({ id, title, updated }) {
   const known = texts.get(id);
   if (known?.updated === updated && known.title === title) return known.text;
   const nodes = Object.values(conversations.read(id)?.nodes ?? {});
-  const text = [title, ...nodes.map((node) => node.content ?? "")].join("\n").toLowerCase();
+  const pasted = nodes.flatMap((node) => (node.files ?? []).filter((file) => file.pasted).map((file) => file.text));
+  const text = [title, ...pasted, ...nodes.map((node) => node.content ?? "")].join("\n").toLowerCase();
   texts.set(id, { updated, title, text });
   return text;
 }

@@ -1,31 +1,10 @@
-// The settings panel, the theme button and the model's name.
+// The settings panel: those of the chosen profile, or of the shown chat alone.
 
-import { byId, h, icon } from "./dom.js";
-import { apiKey, load, save, setApiKey } from "./storage.js";
+import { byId, icon } from "./dom.js";
+import { PROFILES, changeProfile, ownSettings, parseTools, profileName, resetProfile, settingsOf } from "./profiles.js";
+import { apiKey, setApiKey } from "./storage.js";
 
-const DEFAULTS = { system: "", temperature: null, maxTokens: null };
-const dark = matchMedia("(prefers-color-scheme: dark)");
-
-let settings = { ...DEFAULTS, ...load("settings", {}) };
-
-/** The settings of a conversation: its own, or those of all chats. */
-function settingsOf(conversation) {
-  return conversation.settings ? { ...DEFAULTS, ...conversation.settings } : settings;
-}
-
-/** The system prompt of a conversation. */
-export function systemPrompt(conversation) {
-  return String(settingsOf(conversation).system);
-}
-
-/** Request fields of a conversation's settings; unset ones are left to the server. */
-export function sampling(conversation) {
-  const { temperature, maxTokens } = settingsOf(conversation);
-  const fields = {};
-  if (temperature !== null) fields.temperature = temperature;
-  if (maxTokens !== null) fields.max_tokens = maxTokens;
-  return fields;
-}
+const SLIDERS = { temperature: "temperature", "top-p": "topP" }; // id -> setting
 
 /** Wires up the panel. `actions`: {current(), keep(settings or null) of the shown chat, keyChanged()}. */
 export function setupSettings(actions) {
@@ -33,25 +12,26 @@ export function setupSettings(actions) {
   const dialog = byId("settings");
   byId("settings-open").append(icon("sliders"));
   byId("settings-close").append(icon("close"));
-  const showTemperature = (value) =>
-    (byId("temperature-value").textContent = value?.toFixed(1) ?? "Server default");
   const fill = () => {
-    const { system, temperature, maxTokens } = settingsOf(actions.current());
+    const settings = settingsOf(actions.current());
     own.checked = Boolean(actions.current().settings);
-    byId("system").value = system;
-    byId("temperature").value = temperature ?? 1;
-    showTemperature(temperature);
-    byId("max-tokens").value = maxTokens ?? "";
+    byId("settings-title").textContent = own.checked ? "Settings of this chat" : `Settings of ${PROFILES[profileName()]}`;
+    byId("system").value = String(settings.system);
+    for (const [id, name] of Object.entries(SLIDERS)) {
+      byId(id).value = settings[name] ?? 1;
+      showValue(id, settings[name]);
+    }
+    byId("max-tokens").value = settings.maxTokens ?? "";
+    byId("tools").value = settings.tools;
+    checkTools();
     byId("key").value = apiKey();
   };
   const change = (fields) => {
-    const changed = { ...settingsOf(actions.current()), ...fields };
-    if (own.checked) actions.keep(changed);
-    else save("settings", (settings = changed));
-    showTemperature(changed.temperature);
+    if (own.checked) actions.keep({ ...actions.current().settings, ...fields });
+    else changeProfile(fields);
   };
   own.addEventListener("change", () => {
-    actions.keep(own.checked ? { ...settings } : null);
+    actions.keep(own.checked ? ownSettings() : null);
     fill();
   });
   byId("settings-open").addEventListener("click", () => {
@@ -67,16 +47,24 @@ export function setupSettings(actions) {
     actions.keyChanged();
   });
   byId("system").addEventListener("input", (event) => change({ system: event.target.value }));
-  byId("temperature").addEventListener("input", (event) => change({ temperature: Number(event.target.value) }));
+  for (const [id, name] of Object.entries(SLIDERS))
+    byId(id).addEventListener("input", (event) => {
+      change({ [name]: Number(event.target.value) });
+      showValue(id, Number(event.target.value));
+    });
   byId("max-tokens").addEventListener("input", (event) => {
     const value = event.target.valueAsNumber;
     change({ maxTokens: event.target.checkValidity() && !Number.isNaN(value) ? value : null });
   });
+  byId("tools").addEventListener("input", (event) => {
+    change({ tools: event.target.value });
+    checkTools();
+  });
   byId("settings-reset").addEventListener("click", () => {
-    change(DEFAULTS);
+    if (own.checked) actions.keep(null);
+    else resetProfile();
     fill();
   });
-  setupTheme();
 }
 
 /** Shows the key field in the panel, for servers that require a key. */
@@ -84,49 +72,12 @@ export function offerKey() {
   byId("key-field").hidden = false;
 }
 
-function setupTheme() {
-  const button = byId("theme");
-  const isDark = () => (load("theme", null) ?? (dark.matches ? "dark" : "light")) === "dark";
-  const draw = () => {
-    const theme = load("theme", null);
-    if (theme) document.documentElement.dataset.theme = theme;
-    else delete document.documentElement.dataset.theme;
-    const label = isDark() ? "Switch to light colours" : "Switch to dark colours";
-    button.setAttribute("aria-label", label);
-    button.title = label;
-    button.replaceChildren(icon(isDark() ? "sun" : "moon"));
-  };
-  button.addEventListener("click", () => {
-    const next = isDark() ? "light" : "dark";
-    // Choosing the system's own theme means to follow the system again.
-    save("theme", next === (dark.matches ? "dark" : "light") ? null : next);
-    draw();
-  });
-  dark.addEventListener("change", draw);
-  draw();
+function showValue(id, value) {
+  byId(`${id}-value`).textContent = value?.toFixed(id === "top-p" ? 2 : 1) ?? "Server default";
 }
 
-/** Shows the model name, or a menu of several. Returns a function that returns the chosen name. */
-export function showModels(names) {
-  const place = byId("model");
-  const address = (name) => (byId("prompt").placeholder = `Message ${name}`);
-  if (names.length < 2) {
-    address(names[0] ?? "the model");
-    place.replaceChildren(h("span", {}, names[0] ?? ""));
-    return () => names[0];
-  }
-  const choose = () => {
-    save("model", select.value);
-    address(select.value);
-  };
-  const select = h(
-    "select",
-    { "aria-label": "Model", onchange: choose },
-    ...names.map((name) => h("option", { value: name }, name)),
-  );
-  const saved = load("model", names[0]);
-  select.value = names.includes(saved) ? saved : names[0];
-  address(select.value);
-  place.replaceChildren(select);
-  return () => select.value;
+function checkTools() {
+  const { error } = parseTools(byId("tools").value);
+  byId("tools").setAttribute("aria-invalid", Boolean(error));
+  byId("tools-error").textContent = error ? `Not sent: ${error}` : "";
 }

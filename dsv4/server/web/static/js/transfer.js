@@ -2,6 +2,7 @@
 
 import * as conversations from "./conversations.js";
 import { h } from "./dom.js";
+import { pretty } from "./tool-card.js";
 
 const FORMAT = "dsv4.chat";
 const VERSION = 1;
@@ -13,10 +14,17 @@ export function asMarkdown(conversation) {
   for (const node of conversations.path(conversation)) {
     parts.push(node.role === "user" ? "## You" : `## ${node.model ?? "Answer"}`);
     if (node.reasoning?.trim()) parts.push(`<details><summary>Thoughts</summary>\n\n${node.reasoning.trim()}\n\n</details>`);
-    for (const { name } of node.files ?? []) parts.push(`*${name}*`);
+    for (const { name, text, pasted } of node.files ?? []) parts.push(pasted ? text : `*${name}*`);
     parts.push(node.content.trim());
+    for (const call of node.toolCalls ?? []) parts.push(callAsMarkdown(call));
   }
   return `${parts.filter(Boolean).join("\n\n")}\n`;
+}
+
+function callAsMarkdown({ name, arguments: text, result }) {
+  const fence = "`".repeat(Math.max(3, ...[...`${text}${result}`.matchAll(/`+/g)].map(([run]) => run.length + 1)));
+  const block = (content) => `${fence}\n${pretty(content)}\n${fence}`;
+  return [`Calls \`${name}\`:`, block(text), ...(result === undefined ? [] : ["Result:", block(result)])].join("\n\n");
 }
 
 /** The whole conversation, all versions of its messages, as JSON. */
@@ -44,13 +52,14 @@ export function fromJson(text) {
     throw new Error("The file is not JSON.");
   }
   if (file?.format !== FORMAT || file.version !== VERSION) throw new Error("The file holds no exported chat.");
-  const { title, created, updated, nodes, picked, settings } = file.conversation ?? {};
+  const { title, created, updated, nodes, picked, settings, profile } = file.conversation ?? {};
   const fresh = conversations.create();
   for (const [id, node] of Object.entries(nodes ?? {})) fresh.nodes[id] = checked(id, node, nodes);
   if (!Object.keys(fresh.nodes).length) throw new Error("The exported chat has no messages.");
   for (const [parent, id] of Object.entries(picked ?? {})) if (fresh.nodes[id]) fresh.picked[parent] = id;
   Object.assign(fresh, { title: String(title ?? ""), created: time(created), updated: time(updated) });
   if (settings && typeof settings === "object") fresh.settings = settings;
+  if (profile) fresh.profile = String(profile);
   return fresh;
 }
 
@@ -66,16 +75,24 @@ function checked(id, node, nodes) {
   const { parent, role, content } = node;
   if (role === "user") return { id, parent, role, content, ...filesOf(node) };
   const status = STATES.includes(node.status) ? node.status : "stopped";
-  const { reasoning, model, thinkMs, usage, timings, tokens, error } = node;
+  const { reasoning, model, thinkMs, usage, timings, tokens, error, officialCost } = node;
   const kept = { id, parent, role, content, status, reasoning: String(reasoning ?? ""), thinkMs, usage, timings, tokens };
   if (model) kept.model = String(model);
+  if (Number.isFinite(officialCost?.usd)) kept.officialCost = { model: String(officialCost.model), usd: officialCost.usd };
+  if (Array.isArray(node.toolCalls) && node.toolCalls.length) kept.toolCalls = node.toolCalls.map(callOf);
   if (error) kept.error = { kind: "request", title: String(error.title), detail: String(error.detail) };
   return kept;
 }
 
+function callOf(call) {
+  const { id, name, arguments: text, result } = call ?? {};
+  return { id: String(id), name: String(name), arguments: String(text), ...(result === undefined ? {} : { result: String(result) }) };
+}
+
 function filesOf({ files }) {
   if (!Array.isArray(files) || !files.length) return {};
-  return { files: files.map((file) => ({ name: String(file?.name), text: String(file?.text) })) };
+  const checked = (file) => ({ name: String(file?.name), text: String(file?.text), ...(file?.pasted ? { pasted: true } : {}) });
+  return { files: files.map(checked) };
 }
 
 const time = (value) => (Number.isFinite(value) ? value : Date.now());
