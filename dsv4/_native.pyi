@@ -190,3 +190,6 @@ def cross_entropy(
     x: Any, weight: Any, targets: Any, losses: Any, predicted: Any, dx: Any = None, d_weight: Any = None
 ) -> None:
     """Losses and likeliest tokens [n] of rows x [n, in], and the gradients of the losses' sum."""
+
+def newton_schulz(x: Any, coefficients: list[float]) -> None:
+    """As in dsv4.kernels.newton_schulz, in place, on the bits of BF16 matrices; three coefficients per step."""
