@@ -2,7 +2,8 @@
 
 An operation runs natively if all of these hold, else on the reference:
 - the native kernels are installed, and DSV4_KERNELS is not "reference";
-- its tensors are fp32 on the CPU, outside autocast;
+- its tensors are fp32 (newton_schulz: BF16) on the CPU, outside autocast;
+- the instruction set has the operation: newton_schulz is there with AVX-512 BF16 alone, where AMX is not used;
 - no gradient is recorded through it, or its native rung has a backward.
 So DSV4_KERNELS=reference means plain torch throughout, and training runs the operations of inference, bit for bit.
 (model/ chooses the fused forward of inference.)
@@ -35,6 +36,8 @@ class Rung:
     """Conditions under which an operation's native.py runs."""
 
     backward: bool = True  # has a gradient
+    dtype: str = "float32"
+    isas: tuple[str, ...] | None = None  # instruction sets that have it; None: all
 
 
 # Operation (a folder of kernels/) -> its native rung.
@@ -48,6 +51,7 @@ NATIVE: dict[str, Rung] = {
     "indexer": Rung(backward=False),
     "linear": Rung(),
     "mhc": Rung(),
+    "newton_schulz": Rung(backward=False, dtype="bfloat16", isas=("avx512_bf16",)),
     "norm": Rung(),
     "quant": Rung(),
     "rope": Rung(),
@@ -83,14 +87,16 @@ def requested() -> bool:
 
 def uses_native(operation: str, *tensors: Tensor | None) -> bool:
     """True if the operation runs natively on these tensors, by the rule above."""
-    if native_module() is None:
-        return False
     import torch
 
-    given = [t for t in tensors if t is not None]
-    if any(t.dtype != torch.float32 or t.device.type != "cpu" for t in given) or torch.is_autocast_enabled("cpu"):
+    module, rung = native_module(), NATIVE[operation]
+    if module is None or (rung.isas is not None and module.selected() not in rung.isas):
         return False
-    return NATIVE[operation].backward or not records(*given)
+    dtype = getattr(torch, rung.dtype)
+    given = [t for t in tensors if t is not None]
+    if any(t.dtype != dtype or t.device.type != "cpu" for t in given) or torch.is_autocast_enabled("cpu"):
+        return False
+    return rung.backward or not records(*given)
 
 
 def records(*tensors: Tensor | None) -> bool:

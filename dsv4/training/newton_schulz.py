@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dsv4.kernels.newton_schulz import Steps, iterate
+
 # (a, b, c) of X <- aX + b(XX^T)X + c(XX^T)^2 X. The first eight steps move every singular value to about 1 quickly; the
 # last two have f(1) = 1 and f'(1) = 0, so they converge quadratically.
 FAST = (3.4445, -4.7750, 2.0315)
 POLISH = (2.0, -1.5, 0.5)
-HYBRID_STEPS = (FAST,) * 8 + (POLISH,) * 2
+HYBRID_STEPS: Steps = (FAST,) * 8 + (POLISH,) * 2
 
 # Lower bound of the Frobenius norm that a matrix is divided by: the zero momentum of an expert that never saw a token
 # stays exactly zero, and a vanishing momentum is not scaled up to full size.
@@ -23,7 +25,7 @@ CHUNK_ELEMENTS = 48 * 128 * 256
 def orthogonalize(
     matrices: Tensor,
     compute_dtype: torch.dtype = torch.bfloat16,
-    steps: tuple[tuple[float, float, float], ...] = HYBRID_STEPS,
+    steps: Steps = HYBRID_STEPS,
 ) -> Tensor:
     """Orthogonalize each of `matrices` [N, n, m]: singular values become about 1. Shape and dtype of the input.
 
@@ -35,16 +37,11 @@ def orthogonalize(
     return torch.cat([_orthogonalize(chunk, compute_dtype, steps) for chunk in matrices.split(per_chunk)])
 
 
-def _orthogonalize(
-    matrices: Tensor, compute_dtype: torch.dtype, steps: tuple[tuple[float, float, float], ...]
-) -> Tensor:
+def _orthogonalize(matrices: Tensor, compute_dtype: torch.dtype, steps: Steps) -> Tensor:
     norm = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True).clamp_min(NORM_FLOOR)
     x = (matrices / norm).to(compute_dtype)
     tall = x.shape[1] > x.shape[2]
     if tall:  # so that the Gram matrix has the size of the short side
         x = x.transpose(1, 2).contiguous()
-    for a, b, c in steps:
-        gram = torch.bmm(x, x.transpose(1, 2))
-        poly = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, poly, x, beta=a)
+    x = iterate(x, steps)
     return (x.transpose(1, 2) if tall else x).to(matrices.dtype)

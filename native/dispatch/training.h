@@ -7,6 +7,7 @@
 #include "training/cross_entropy.h"
 #include "training/hyper_connections_gradient.h"
 #include "training/index_loss.h"
+#include "training/newton_schulz.h"
 
 namespace dsv4::DSV4_ISA {
 
@@ -60,6 +61,9 @@ inline TrainingOps training_ops() {
                           int64_t* predicted, float* dx, float* d_head,
                           bool pairs) { cross_entropy({x, n, head, targets, losses, predicted, dx, d_head, pairs}); };
     to.has_pairs = HAS_GRADIENT_PAIRS;
+#if defined(DSV4_ISA_AVX512_BF16)
+    to.newton_schulz = newton_schulz_steps;
+#endif
     return to;
 }
 

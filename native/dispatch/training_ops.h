@@ -16,6 +16,11 @@ struct AttentionSizes {
     int64_t heads, width, top_k;
 };
 
+// Coefficients of X <- a X + (b G + c G G) X, G = X X^T.
+struct NewtonSchulzStep {
+    float a, b, c;
+};
+
 struct TrainingOps {
     void (*rms_norm_gradient)(const float* x, const float* weight, const float* dy, int64_t n, int64_t width, float eps,
                               float* dx, float* d_weight);
@@ -47,6 +52,9 @@ struct TrainingOps {
     void (*cross_entropy)(const float* x, int64_t n, const Weight& head, const int64_t* targets, float* losses,
                           int64_t* predicted, float* dx, float* d_head, bool pairs);
     bool has_pairs;  // false: gradients are fp32 even if asked for in BF16 pairs
+    // BF16 matrices x [count, n, m], in place; null where the instruction set has no kernel.
+    void (*newton_schulz)(uint16_t* x, int64_t count, int64_t n, int64_t m, const NewtonSchulzStep* steps,
+                          int64_t num_steps);
 };
 
 }  // namespace dsv4

@@ -305,6 +305,22 @@ void cross_entropy(MutableFloats x, const nb::object& weight, const Longs& targe
                              data_of(d_weight), bf16);
 }
 
+void newton_schulz(nb::ndarray<int16_t, nb::device::cpu, nb::c_contig> x, const std::vector<float>& coefficients) {
+    expect_dimensions(x, 3, "x");
+    const int64_t count = static_cast<int64_t>(x.shape(0)), n = static_cast<int64_t>(x.shape(1)),
+                  m = static_cast<int64_t>(x.shape(2));
+    if (n > m) wrong("x: " + std::to_string(n) + " rows, more than its " + std::to_string(m) + " columns");
+    if (coefficients.size() % 3 != 0)
+        wrong("coefficients: three per step, found " + std::to_string(coefficients.size()));
+    if (!training().newton_schulz) wrong("newton_schulz: this instruction set has no kernel");
+    std::vector<NewtonSchulzStep> steps;
+    for (size_t i = 0; i < coefficients.size(); i += 3)
+        steps.push_back({coefficients[i], coefficients[i + 1], coefficients[i + 2]});
+    Computing now;
+    training().newton_schulz(reinterpret_cast<uint16_t*>(x.data()), count, n, m, steps.data(),
+                             static_cast<int64_t>(steps.size()));
+}
+
 }  // namespace
 
 void define_training(nb::module_& m) {
@@ -342,6 +358,7 @@ void define_training(nb::module_& m) {
           nb::arg("losses").noconvert(), nb::arg("predicted").noconvert(), nb::arg("dx").noconvert().none() = none,
           nb::arg("d_weight").noconvert().none() = none, nb::arg("bf16") = false);
     m.def("has_bf16_gradients", [] { return training().has_pairs; });
+    m.def("newton_schulz", &newton_schulz, nb::arg("x").noconvert(), nb::arg("coefficients"));
 }
 
 }  // namespace dsv4
