@@ -167,8 +167,13 @@ def test_every_operation_has_its_three_files_and_its_line_in_the_table() -> None
 @pytest.mark.parametrize("operation", backends.NATIVE)
 def test_the_rule_for_running_natively(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Native kernels run unless DSV4_KERNELS is "reference"; a recorded gradient needs a backward."""
-    plain, recorded = torch.ones(2), torch.ones(2, requires_grad=True)
-    native = cpu.Native(types.ModuleType("native"), "avx2", False)
+    rung = backends.NATIVE[operation]
+    dtype = getattr(torch, rung.dtype)
+    plain, recorded = torch.ones(2, dtype=dtype), torch.ones(2, dtype=dtype, requires_grad=True)
+    module = types.ModuleType("native")
+    isa = (rung.isas or ("avx2",))[0]
+    monkeypatch.setattr(module, "selected", lambda: isa, raising=False)
+    native = cpu.Native(module, isa, False)
     for choice, uses in (
         (backends._Choice(None, reason="DSV4_KERNELS=reference"), False),
         (backends._Choice(native), True),
@@ -176,13 +181,16 @@ def test_the_rule_for_running_natively(operation: str, monkeypatch: pytest.Monke
     ):
         monkeypatch.setattr(backends, "_choice", choice)
         assert backends.uses_native(operation, plain, None) == uses
-        assert backends.uses_native(operation, plain, recorded) == (uses and backends.NATIVE[operation].backward)
+        assert backends.uses_native(operation, plain, recorded) == (uses and rung.backward)
         with torch.no_grad():
             assert backends.uses_native(operation, recorded) == uses
         assert not backends.uses_native(operation, plain.double())
         assert not backends.uses_native(operation, plain.to("meta"))
         with torch.autocast("cpu", torch.bfloat16):
             assert not backends.uses_native(operation, plain)
+        with monkeypatch.context() as other:
+            other.setattr(module, "selected", lambda: "portable")
+            assert backends.uses_native(operation, plain) == (uses and rung.isas is None)
 
 
 def install(folder: Path, **variables: str) -> Path:
