@@ -93,11 +93,11 @@ def test_a_call_can_be_forced(
 
 
 def test_a_forced_strict_call_has_an_input_of_the_schema(server) -> None:
-    server.model.reply = "I look.</think>No."
+    server.model.reply = "I look.</think>\n\n" + block("bash", {"restart": True}).replace("true</", "tope</")
     tools = [{"type": "bash_20250124", "name": "bash", "strict": True}]
-    message = ask(server, tools=tools, tool_choice={"type": "any", "disable_parallel_tool_use": True}, max_tokens=900)
+    message = ask(server, tools=tools, tool_choice={"type": "any", "disable_parallel_tool_use": True})
     (call,) = [part for part in message.content if part.type == "tool_use"]
-    assert call.input.keys() <= {"command", "restart"} and type(call.input.get("restart", True)) is bool
+    assert call.input == {"restart": True}, "letters that the schema forbids are replaced"
 
 
 def refused(server, **options: Any) -> tuple[str | None, str]:
