@@ -10,6 +10,30 @@ import deepseek_recipe as recipe
 from dsv4.server.custom_tools import as_function, input_form, is_custom
 from dsv4.server.model_names import VERSION
 from dsv4.server.unchecked_json import Json, json_objects
+from dsv4.server.wishes import unavailable
+
+_NO_TOOL = "this server has no such tool; declare one of your own as a function or a custom tool"
+# Types of tools that run in OpenAI's service, or that only its models know -> the reason of the refusal.
+_HOSTED = {
+    "mcp": "this server calls no other servers",
+    "file_search": "this server stores no files",
+    "code_interpreter": "this server runs no code",
+    **dict.fromkeys(("computer", "computer_use", "computer_use_preview"), _NO_TOOL),
+    **dict.fromkeys(("local_shell", "shell", "apply_patch"), _NO_TOOL),
+}
+
+
+def refuse_hosted(tools: object) -> None:
+    """RequestError 400, with its place, for a tool that the model would not be offered.
+
+    Not for those that agents declare unasked (web search, image generation, search of tools), nor for unknown ones:
+    they are dropped, as by the hosted service.
+    """
+    if isinstance(tools, list):
+        for place, tool in enumerate(json_objects(cast(object, tools))):
+            reason = _HOSTED.get(str(tool.get("type")))
+            if reason is not None:
+                raise unavailable(f"tools[{place}]", f"{tool['type']}: {reason}")
 
 
 def chosen(tools: object, choice: object) -> tuple[object, object]:
