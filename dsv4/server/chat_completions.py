@@ -74,6 +74,7 @@ class ChatCompletions(RecipeFormat):
         if request.get("max_tokens") is None and request.get("max_completion_tokens") is not None:
             request["max_tokens"] = request["max_completion_tokens"]
         _read_switches(request)
+        _read_strict(request)
         for place, message in enumerate(json_objects(request.get("messages"))):
             if message.get("prefix") is True and message.get("role") != "assistant":
                 raise RequestError(400, _NO_PREFIX, param=f"messages[{place}].prefix")
@@ -93,6 +94,16 @@ def _read_switches(request: Json) -> None:
         request["thinking"] = {"type": "enabled" if wanted.thinking else "disabled"}
     if request.get("reasoning_effort") is None and wanted.effort is not None:
         request["reasoning_effort"] = wanted.effort
+
+
+def _read_strict(request: Json) -> None:
+    """Drops `strict` of tools beside a form of the text, which deepseek-recipe refuses; the engine enforces both."""
+    form = request.get("response_format")
+    if isinstance(form, dict) and cast(Json, form).get("type") in ("json_object", "json_schema"):
+        for tool in json_objects(request.get("tools")):
+            function = tool.get("function")
+            if isinstance(function, dict) and cast(Json, function).get("strict") is True:
+                del cast(Json, function)["strict"]
 
 
 def _read_answer(message: Json) -> None:

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from dsv4.server.custom_tools import check_formats
 from dsv4.server.response_schemas import MAX_METADATA
-from dsv4.server.response_tools import as_functions, refuse_hosted, tool_key, without_mixed_strict
+from dsv4.server.response_tools import as_functions, refuse_hosted, tool_key, without_refused_strict
 from dsv4.server.unchecked_json import Json, json_objects
 from dsv4.server.wishes import invalid, refuse_wishes, unavailable
 
@@ -90,7 +90,9 @@ def reported_fields(request: Json, stored: bool) -> Json:
         "metadata": request.get("metadata") or {},
     }
     tools, choice = as_functions(request.get("tools"), request.get("tool_choice"))
-    if without_mixed_strict(tools) != request.get("tools") or choice != request.get("tool_choice"):
+    if without_refused_strict(tools, request.get("text")) != request.get("tools") or choice != request.get(
+        "tool_choice"
+    ):
         fields |= {"tools": request.get("tools") or [], "tool_choice": request.get("tool_choice") or "auto"}
     return fields
 

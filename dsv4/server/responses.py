@@ -28,7 +28,7 @@ from dsv4.server.response_events import Asked, ResponseEvent, ResponseReader, Wh
 from dsv4.server.response_fields import check_fields, reported_fields, wants_sealed
 from dsv4.server.response_items import as_items, read_items
 from dsv4.server.response_store import OwnResponses
-from dsv4.server.response_tools import as_functions, chosen, flattened, without_mixed_strict
+from dsv4.server.response_tools import as_functions, chosen, flattened, without_refused_strict
 from dsv4.server.response_truncation import shortest_cut
 from dsv4.server.structures import of_responses
 from dsv4.server.template_options import template_options
@@ -78,7 +78,7 @@ class Responses(RecipeFormat):
             request["input"] = read_items([*before, *new_items(request, self._own)], offset=len(before))
         tools, choice = as_functions(request.get("tools"), request.get("tool_choice"))
         if "tools" in request:
-            request["tools"] = without_mixed_strict(tools)
+            request["tools"] = without_refused_strict(tools, request.get("text"))
         if "tool_choice" in request:
             request["tool_choice"] = choice
 
