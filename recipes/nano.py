@@ -14,19 +14,18 @@ import argparse
 import json
 import shutil
 import sys
-from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from dsv4.checkpoint import save_model
 from dsv4.checkpoint.atomic import DiskFullError, new_file
 from dsv4.config import ModelConfig
 from dsv4.data.nano_tokenizer import train_nano_tokenizer
 from dsv4.model.transformer import Transformer
-from dsv4.training.hash_routing import install_tables
+from dsv4.training.export import export_model
+from dsv4.training.hash_routing import count_tokens, install_tables
 from dsv4.training.loop import NonFiniteLossError, Stage, Trainer, TrainSettings
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.plan import UNPLANNED, FixedPlan
@@ -125,7 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
         trainer.run()
     except (DiskFullError, NonFiniteLossError, ReplicaError, StateError, MemoryError) as error:
         raise SystemExit(f"training stopped: {error}") from error
-    export(trainer, tokenizer_folder, options.out)
+    export_model(trainer.model, tokenizer_folder, options.out)
     console.print(f"model folder: {options.out}", highlight=False)
     if options.eval:
         from dsv4.evals.model_card import write_model_card
@@ -167,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def check_target(out: Path) -> None:
-    """Refuse `out`, before hours of training, if it is neither new, empty nor a model folder: `export` replaces it."""
+    """Refuse `out`, before hours of training, if it is neither new, empty nor a model folder: exporting replaces it."""
     if out.exists() and not (out / "config.json").is_file() and (not out.is_dir() or any(out.iterdir())):
         raise SystemExit(f"--out: {out} holds something else than a model; give a new, an empty or a model folder")
 
@@ -233,7 +232,7 @@ def make_trainer(run: Run, tokenizer_folder: Path, run_dir: Path, console: Conso
     ]
     model = Transformer(config)
     model.init_weights(generator)
-    install_tables(model, count_tokens(stages[-1], config.vocab_size), generator)
+    install_tables(model, count_tokens(stages[-1].source, config.vocab_size, COUNTED_BATCHES), generator)
     model.to(run.device)
     if run.steps is not None:
         plan = FixedPlan(run.steps)
@@ -250,27 +249,6 @@ def make_trainer(run: Run, tokenizer_folder: Path, run_dir: Path, console: Conso
     optimizer = MuonAdamW(model, config, compute_dtype=getattr(torch, run.muon_dtype))
     console.print(f"Muon's products in {run.muon_dtype}", highlight=False)
     return Trainer(model, optimizer, stages, settings, plan, run_dir, console)
-
-
-def count_tokens(stage: Stage, vocab_size: int) -> list[int]:
-    """Occurrences of each token id in the first COUNTED_BATCHES batches of `stage`."""
-    counts: Counter[int] = Counter()
-    for step in range(COUNTED_BATCHES):
-        for document in stage.source.batch(step).documents:
-            counts.update(document)
-    return [counts[token] for token in range(vocab_size)]
-
-
-def export(trainer: Trainer, tokenizer_folder: Path, out: Path) -> None:
-    """Write the model in the official FP4/FP8 layout and the tokenizer's files to `out`, all or nothing."""
-    unfinished = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_model(trainer.model, trainer.model.config, unfinished, format="official")
-    for path in sorted(tokenizer_folder.iterdir()):
-        shutil.copy2(path, unfinished / path.name)
-    shutil.rmtree(out, ignore_errors=True)
-    unfinished.rename(out)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,10 @@ from dsv4.cli import build_parser, main
 from dsv4.config import ModelConfig
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("serve", "chat", "generate", "inspect", "convert", "verify", "train", "eval", "bench", "usage", "migrate")
+COMMANDS = (
+    *("serve", "chat", "generate", "inspect", "convert", "verify", "data", "train", "eval", "bench", "usage"),
+    "migrate",
+)
 OWN_HELP = {"eval"}  # parses the rest of its arguments itself
 
 
@@ -113,7 +116,7 @@ def test_errors_are_one_line(
             "'flas' is neither a preset (flash, pro, flash-base, pro-base, nano) nor a model folder, nor own",
         ),
         (["inspect", str(tmp_path)], f"{tmp_path}/config.json: unknown key 'hidden_sizes'"),
-        (["train"], "give the name of one of recipes/: nano"),
+        (["train"], "give the name of one of recipes/: corpus, nano, pretrain"),
         (["train", "nanno"], "'nanno' is not in recipes/; allowed: "),
     ):
         assert main(arguments) == 2

@@ -1,19 +1,13 @@
 """Training batches as a pure function of (seed, stage, step), so resuming needs the step only."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from random import Random
 
-from dsv4.data.packing import Document, pack
-from dsv4.data.sources import sample_document
-from dsv4.data.tasks import TASKS
-from dsv4.data.tasks.base import stable_hash
+from dsv4.data.generated import STDLIB, TaskDocuments
+from dsv4.data.packing import Document, TokenBatch, pack
+from dsv4.data.stable_hash import stable_hash
 from dsv4.tokenizer import Tokenizer
-from dsv4.tokenizer.loss_mask import encode_training
-from dsv4.tokenizer.prompts import PromptEncoder
-from dsv4.tokenizer.special import BOS, EOS
 
-STDLIB = "stdlib"
 # Token shares of the tasks; the harder a task's steps, the larger its share.
 _TASK_SHARES = {
     "chain_sum": 10.0,
@@ -37,20 +31,6 @@ MIXTURES: dict[str, dict[str, float]] = {
     "sft": _TASK_SHARES,
 }
 GROUP = 8  # rows packed together: enough that best fit wastes few tokens
-LENGTH_SAMPLES = 24
-
-
-@dataclass(frozen=True)
-class TokenBatch:
-    """One ragged row: token ids per document and loss masks of the same lengths, 1 for tokens that are targets."""
-
-    documents: list[list[int]]
-    loss_masks: list[list[int]]
-
-    @property
-    def tokens(self) -> int:
-        """Tokens in the batch."""
-        return sum(map(len, self.documents))
 
 
 class NanoLoader:
@@ -72,16 +52,7 @@ class NanoLoader:
         if stage not in MIXTURES:
             raise ValueError(f"stage {stage!r}: one of {', '.join(MIXTURES)} is allowed")
         self._stage, self._seed, self._tokens = stage, seed, tokens_per_batch
-        self._tokenizer = tokenizer
-        # Conversations are encoded with the later effort ladder, so that both effort instructions are trained.
-        self._prompts = PromptEncoder(tokenizer, "0731")
-        shares = MIXTURES[stage] if mixture is None else mixture
-        unknown = set(shares) - set(TASKS) - {STDLIB}
-        if unknown:
-            raise ValueError(f"mixture: unknown sources {sorted(unknown)}; tasks and {STDLIB!r} are allowed")
-        self._names = sorted(shares)
-        # Shares count tokens, so sources with longer documents are drawn less often.
-        self._weights = [shares[name] / self._mean_length(name) for name in self._names]
+        self._source = TaskDocuments(tokenizer, MIXTURES[stage] if mixture is None else mixture, stage == "pretrain")
         self._group: tuple[int, list[TokenBatch]] = (-1, [])
 
     def batch(self, step: int) -> TokenBatch:
@@ -98,19 +69,4 @@ class NanoLoader:
     def _documents(self, group: int) -> Iterator[Document]:
         rng = Random(stable_hash("group", self._stage, self._seed, group))
         while True:
-            name = rng.choices(self._names, self._weights)[0]
-            yield self._document(name, rng.getrandbits(48))
-
-    def _document(self, name: str, seed: int) -> Document:
-        if name == STDLIB:
-            text = sample_document(Random(seed))
-            special = self._tokenizer.special_id
-            ids = [special(BOS), *self._tokenizer.encode(text), special(EOS)]
-            return Document(tuple(ids), (1,) * len(ids))
-        example = TASKS[name].sample(seed, "train")
-        ids, mask = encode_training(self._prompts, example.prompt(), example.target(), example.letterwise)
-        return Document(tuple(ids), (1,) * len(ids) if self._stage == "pretrain" else tuple(mask))
-
-    def _mean_length(self, name: str) -> float:
-        lengths = [len(self._document(name, stable_hash("length", n) >> 16)) for n in range(LENGTH_SAMPLES)]
-        return sum(lengths) / LENGTH_SAMPLES
+            yield self._source.draw(rng)

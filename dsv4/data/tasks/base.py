@@ -1,6 +1,5 @@
 """Base classes: an Example (question, worked steps, answer), a pure function of (task, seed, split), and its Task."""
 
-import hashlib
 import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,8 @@ from deepseek_recipe import (
     UserMessage,
 )
 
+from dsv4.data.stable_hash import stable_hash
+
 Split = Literal["train", "eval"]
 Effort = Literal["low", "high", "max"]
 
@@ -26,12 +27,6 @@ EVAL_SHARE = 5  # one question in EVAL_SHARE belongs to the evaluation split
 THINKING_SHARE = 2 / 3
 HIGH_EFFORT_SHARE = 0.025
 MAX_EFFORT_SHARE = 0.015
-
-
-def stable_hash(*parts: object) -> int:
-    """Hash the parts to 64 bits, the same in every process (Python's own hash is salted)."""
-    text = "\x1f".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def split_of(key: str) -> Split:

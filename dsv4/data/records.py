@@ -1,0 +1,226 @@
+"""Records of text, JSONL and Parquet files and of Hugging Face datasets: plain texts and conversations, in order.
+
+Files are read in sorted order and records in the order of the file, so a record has one number for good. Compressed
+files (.gz, .bz2, .zst) are read as what they hold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+Record = str | dict[str, Any]  # a text, or a conversation: an object with "messages"
+
+HUB_PREFIX = "hf:"
+_COMPRESSED = (".gz", ".bz2", ".zst")
+_JSON_LINES = (".jsonl", ".ndjson")
+_TEXT = (".txt", ".md", ".rst", ".text")
+SUFFIXES = (*_TEXT, *_JSON_LINES, ".parquet")
+_MESSAGES = "messages"
+
+
+class RecordError(ValueError):
+    """A source holds no records, or one that is neither a text nor a conversation."""
+
+
+class Source(Protocol):
+    """Something with numbered records."""
+
+    @property
+    def name(self) -> str:
+        """Name in errors and in the index."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes, or 0 if unknown, for the progress."""
+        ...
+
+    def digest(self) -> str:
+        """sha256 over all records' bytes, or another name that changes when they do."""
+        ...
+
+    def records(self, start: int = 0) -> Iterator[Record]:
+        """Records from number `start` on."""
+        ...
+
+
+@dataclass(frozen=True)
+class File:
+    """A text file (one record), a JSONL file (one record per line) or a Parquet file (one record per row)."""
+
+    path: Path
+    name: str
+    column: str = "text"
+
+    @property
+    def size(self) -> int:
+        return self.path.stat().st_size
+
+    def digest(self) -> str:
+        with self.path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+
+    def records(self, start: int = 0) -> Iterator[Record]:
+        kind = _kind(self.path)
+        if kind == ".parquet":
+            yield from self._rows(start)
+        elif kind in _JSON_LINES:
+            yield from self._lines(start)
+        elif start == 0:
+            with _open(self.path) as handle:
+                yield _decode(handle.read(), str(self.path))
+
+    def _lines(self, start: int) -> Iterator[Record]:
+        with _open(self.path) as handle:
+            number = 0
+            for place, line in enumerate(handle, 1):
+                if not line.strip():
+                    continue
+                if number >= start:
+                    yield self._line(_decode(line, f"{self.path}:{place}"), place)
+                number += 1
+
+    def _line(self, line: str, place: int) -> Record:
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise RecordError(f"{self.path}:{place}: no JSON: {error}") from error
+        if not isinstance(value, dict):
+            raise RecordError(f"{self.path}:{place}: {type(value).__name__}; a JSON object is allowed")
+        return _record(cast("dict[str, Any]", value), self.column, f"{self.path}:{place}")
+
+    def _rows(self, start: int) -> Iterator[Record]:
+        import pyarrow
+        import pyarrow.parquet as parquet
+
+        try:
+            file = parquet.ParquetFile(self.path)
+        except (pyarrow.ArrowInvalid, OSError) as error:
+            raise RecordError(f"{self.path}: no Parquet file: {error}") from error
+        with file:
+            known = file.schema_arrow.names
+            columns = [name for name in (self.column, _MESSAGES, "tools") if name in known]
+            first = 0
+            for group in range(file.metadata.num_row_groups):
+                rows = file.metadata.row_group(group).num_rows
+                if first + rows > start:
+                    table = file.read_row_group(group, columns=columns)
+                    for row in range(max(0, start - first), rows):
+                        values = {name: table.column(name)[row].as_py() for name in columns}
+                        yield _record(values, self.column, f"{self.path}, row {first + row}")
+                first += rows
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """A dataset of the `datasets` library: its name or a folder of save_to_disk, its split and revision."""
+
+    path: str
+    column: str = "text"
+
+    @property
+    def name(self) -> str:
+        return f"{HUB_PREFIX}{self.path}"
+
+    @property
+    def size(self) -> int:
+        return int(getattr(self._load(), "dataset_size", None) or 0)
+
+    def digest(self) -> str:
+        return hashlib.sha256(self._load()._fingerprint.encode()).hexdigest()
+
+    def records(self, start: int = 0) -> Iterator[Record]:
+        dataset = self._load()
+        for number in range(start, len(dataset)):
+            yield _record(dataset[number], self.column, f"{self.name}, row {number}")
+
+    def _load(self) -> Any:
+        """The whole dataset, memory-mapped. `owner/name@revision:split`; without a split, "train"."""
+        try:
+            import datasets  # pyright: ignore[reportMissingImports]
+        except ModuleNotFoundError as error:
+            raise RecordError(f"{self.name}: the library `datasets` is not installed: pip install datasets") from error
+        where, _, split = self.path.partition(":")
+        if Path(where).is_dir():
+            loaded = datasets.load_from_disk(where)
+            return loaded if isinstance(loaded, datasets.Dataset) else loaded[split or "train"]
+        repository, _, revision = where.partition("@")
+        return datasets.load_dataset(repository, split=split or "train", revision=revision or None)
+
+
+def find_sources(patterns: Iterable[str], column: str = "text") -> list[Source]:
+    """Sources of files, folders (searched for the known suffixes), globs and `hf:` names, without duplicates.
+
+    Files are sorted by path within each pattern. RecordError for a pattern that matches nothing, or a file of another
+    kind.
+    """
+    found: dict[str, Source] = {}
+    for pattern in patterns:
+        if pattern.startswith(HUB_PREFIX):
+            found[pattern] = HubDataset(pattern.removeprefix(HUB_PREFIX), column)
+            continue
+        for path, name in _match(pattern):
+            found.setdefault(str(path.resolve()), File(path, name, column))
+    return list(found.values())
+
+
+def _match(pattern: str) -> list[tuple[Path, str]]:
+    """Files of one pattern, each with its name relative to the pattern's folder."""
+    root = Path(pattern)
+    if root.is_dir():
+        paths = [path for path in sorted(root.rglob("*")) if path.is_file() and _kind(path) in SUFFIXES]
+        # Hidden files are leftovers of writers, or not for readers.
+        paths = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts)]
+        if not paths:
+            raise RecordError(f"{root}: no file that ends in {', '.join(SUFFIXES)} (or with .gz, .bz2, .zst after it)")
+        return [(path, path.relative_to(root).as_posix()) for path in paths]
+    if root.is_file():
+        matched = [root]
+    elif has_magic(pattern):
+        matched = [path for path in map(Path, sorted(glob(pattern, recursive=True))) if path.is_file()]
+    else:
+        matched = []
+    if not matched:
+        raise RecordError(f"{pattern}: no such file or folder, and no files that match it")
+    for path in matched:
+        if _kind(path) not in SUFFIXES:
+            raise RecordError(f"{path}: files that end in {', '.join(SUFFIXES)} are allowed")
+    return [(path, path.name) for path in matched]
+
+
+def _kind(path: Path) -> str:
+    """Suffix that says what a file holds, without a compression's."""
+    return Path(path.stem).suffix if path.suffix in _COMPRESSED else path.suffix
+
+
+def _open(path: Path) -> io.BufferedIOBase:
+    """The decompressed bytes of a file."""
+    if path.suffix not in _COMPRESSED:
+        return path.open("rb")
+    import pyarrow
+
+    return io.BufferedReader(cast(Any, pyarrow.input_stream(str(path), compression="detect")))
+
+
+def _decode(data: bytes, place: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{place}: byte {error.start} is not UTF-8") from error
+
+
+def _record(values: dict[str, Any], column: str, place: str) -> Record:
+    """The text in `column`, else the conversation of an object with messages."""
+    text = values.get(column)
+    if isinstance(text, str):
+        return text
+    if isinstance(values.get(_MESSAGES), list):
+        return values
+    raise RecordError(f"{place}: no text in {column!r} and no list in {_MESSAGES!r}; it has {sorted(values)}")

@@ -1,0 +1,234 @@
+"""Batches of shards: every document once per epoch, shares of tokens, the same for any process that asks."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+
+from dsv4.data.augment import Rates
+from dsv4.data.order import MixtureOrder, PartOrder
+from dsv4.data.packing import Document, TokenBatch
+from dsv4.data.prefetch import Prefetch
+from dsv4.data.records import find_sources
+from dsv4.data.shard_loader import MixtureLoader, Part, RowShape
+from dsv4.data.shards import ShardError, ShardFolder
+from dsv4.data.tokenizing import ShardWriter
+from dsv4.tokenizer import Tokenizer
+from dsv4.tokenizer.special import BOS, EOS, FIM
+from dsv4.training.sources import MixtureSource, PartPaths
+
+from .test_records import CHAT
+
+SHAPE = RowShape(tokens=256, document_tokens=128, group_rows=8, alignment=16)
+WORDS = ("one", "two", "sum", "of", "the", "numbers", "is", "word", "letter", "count", "bits", "list")
+
+
+def shards(tmp_path: Path, tokenizer_folder: Path, name: str, documents: int, words: int) -> Path:
+    """Shards of random texts with `words` words on average."""
+    folder, random = tmp_path / name, Random(name)
+    folder.mkdir()
+    texts = [" ".join(random.choices(WORDS, k=random.randrange(2, 2 * words))) + ".\n" for _ in range(documents)]
+    lines = [json.dumps({"text": f"{name} {n}: {text}"}) for n, text in enumerate(texts)]
+    (folder / "a.jsonl").write_text("\n".join(lines))
+    ShardWriter(find_sources([str(folder)]), tokenizer_folder, folder / "shards", 2000).run()
+    return folder / "shards"
+
+
+@pytest.fixture
+def paths(tmp_path: Path, tokenizer_folder: Path) -> tuple[Path, Path]:
+    return (
+        shards(tmp_path, tokenizer_folder, "short", 300, 8),
+        shards(tmp_path, tokenizer_folder, "long", 40, 150),
+    )
+
+
+def source(tokenizer_folder: Path, paths: tuple[Path, ...], workers: int = 0, **changes: object) -> MixtureSource:
+    parts = tuple(PartPaths(path.parent.name, (path,), weight) for path, weight in zip(paths, (3.0, 1.0), strict=False))
+    return MixtureSource(tokenizer_folder, parts, 7, SHAPE, workers=workers, **changes)  # pyright: ignore[reportArgumentType]
+
+
+def test_every_piece_comes_once_per_epoch_in_another_order(paths: tuple[Path, Path]) -> None:
+    folder = ShardFolder(paths[1])
+    order = PartOrder(0, "long", [folder, folder], 128, seed=1)
+    assert order.tokens == 2 * folder.lengths.sum()
+    epochs = [[order.piece(n) for n in range(e * order.pieces, (e + 1) * order.pieces)] for e in range(2)]
+    keys = [[(p.folder, p.document, p.start, p.stop) for p in epoch] for epoch in epochs]
+    assert sorted(keys[0]) == sorted(keys[1]) and keys[0] != keys[1] and len(set(keys[0])) == order.pieces
+    tokens = Counter((p.folder, p.document) for p in epochs[0] for _ in range(len(p)))
+    assert tokens == {(f, d): int(n) for f in (0, 1) for d, n in enumerate(folder.lengths)}
+    assert len({p.draw for epoch in epochs for p in epoch}) == 2 * order.pieces
+    done = 0
+    for count in range(2 * order.pieces):
+        assert order.tokens_before(count) == done and order.count_before(done) == count
+        done += len(order.piece(count))
+        assert order.count_before(done - 1) == count + (len(order.piece(count)) > 1)
+
+
+def test_groups_follow_each_other_and_parts_have_their_shares(paths: tuple[Path, Path]) -> None:
+    parts = [PartOrder(n, str(n), [ShardFolder(path)], 128, 1) for n, path in enumerate(paths)]
+    order = MixtureOrder(parts, [3.0, 1.0], 1000)
+    counts, tokens = [0, 0], [0, 0]
+    for group in range(60):
+        for piece in order.group(group):
+            assert piece == parts[piece.part].piece(counts[piece.part])  # none is left out, none comes twice
+            counts[piece.part] += 1
+            tokens[piece.part] += len(piece)
+        assert (group + 1) * 1000 <= sum(tokens) < (group + 1) * 1000 + 128
+        assert abs(tokens[0] - 0.75 * sum(tokens)) < 2 * 128
+    assert counts[0] > 2 * parts[0].pieces  # over several epochs
+    assert list(MixtureOrder(parts, [3.0, 1.0], 1000).group(41)) == list(order.group(41))
+    with pytest.raises(ValueError, match="more than 0"):
+        MixtureOrder(parts, [1.0, 0.0], 10)
+
+
+def test_rows_are_full_and_keep_documents_whole(
+    paths: tuple[Path, Path], tokenizer_folder: Path, tokenizer: Tokenizer
+) -> None:
+    loader = source(tokenizer_folder, paths)
+    batches = [loader.batch(n) for n in range(8 * SHAPE.group_rows)]
+    assert all(0 < batch.tokens <= 256 for batch in batches)
+    assert sum(batch.tokens for batch in batches) > 0.9 * 256 * len(batches)
+    short = [tokenizer.decode(ids) for batch in batches for ids in batch.documents]
+    short = [text for text in short if text.startswith(f"{BOS}short")]
+    assert sum(text.endswith(EOS) for text in short) > 0.98 * len(short)
+    assert len(set(short)) < len(short)  # a second epoch began
+    lengths = [len(ids) for batch in batches for ids in batch.documents]
+    assert max(lengths) == 128 and all(all(mask) for batch in batches for mask in batch.loss_masks)
+
+
+def test_any_batch_is_a_function_of_its_number(paths: tuple[Path, Path], tokenizer_folder: Path) -> None:
+    straight = source(tokenizer_folder, paths, rates=Rates(0.3, 0.3))
+    batches = [straight.batch(n) for n in range(40)]
+    for start in (0, 7, 8, 23):
+        resumed = source(tokenizer_folder, paths, rates=Rates(0.3, 0.3))
+        assert [resumed.batch(n) for n in range(start, 40)] == batches[start:]
+    copy = pickle.loads(pickle.dumps(straight))
+    assert copy.batch(13) == batches[13] and len(pickle.dumps(straight)) < 5000
+    other = source(tokenizer_folder, paths)
+    assert other.batch(0) != batches[0]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_ranks_share_the_same_sequence(paths: tuple[Path, Path], tokenizer_folder: Path, ranks: int) -> None:
+    """A step's 4 batches are dealt to the ranks in order, as training/helper.py:Place does."""
+    helper = pytest.importorskip("dsv4.training.helper")
+    expected = source(tokenizer_folder, paths)
+    readers = [source(tokenizer_folder, paths) for _ in range(ranks)]
+    for step in range(5):
+        dealt: list[TokenBatch] = []
+        for rank, reader in enumerate(readers):
+            dealt += map(reader.batch, helper.Place(rank, ranks, 4 // ranks).numbers(step))
+        assert dealt == [expected.batch(number) for number in range(4 * step, 4 * step + 4)]
+
+
+def test_worker_processes_make_the_same_batches(paths: tuple[Path, Path], tokenizer_folder: Path) -> None:
+    alone = source(tokenizer_folder, paths, rates=Rates(0.3, 0.0))
+    ahead = source(tokenizer_folder, paths, workers=2, rates=Rates(0.3, 0.0))
+    numbers = range(5, 30)
+    assert [ahead.batch(n) for n in numbers] == [alone.batch(n) for n in numbers]
+
+
+def test_a_failing_worker_is_an_error_here() -> None:
+    ahead = Prefetch(Failing(), 1)
+    with pytest.raises(ValueError, match="group 3"):
+        ahead.group(3)
+    assert ahead.group(4) == 4  # from the start again
+    with pytest.raises(ValueError, match="-1 workers"):
+        Prefetch(Failing(), -1)
+
+
+class Failing:
+    def group(self, number: int) -> object:
+        if number == 3:
+            raise ValueError(f"group {number}")
+        return number
+
+
+def test_conversations_keep_their_masks_or_have_whole_loss(
+    tmp_path: Path, tokenizer_folder: Path, tokenizer: Tokenizer
+) -> None:
+    (tmp_path / "c.jsonl").write_text(json.dumps(CHAT) + "\n" + json.dumps({"text": "a plain text"}))
+    ShardWriter(find_sources([str(tmp_path / "c.jsonl")]), tokenizer_folder, tmp_path / "out").run()
+    for loss in ("mask", "all"):
+        parts = (PartPaths("chats", (tmp_path / "out",), loss=loss),)
+        chats = MixtureSource(tokenizer_folder, parts, 1, SHAPE, Rates(1.0, 0.0))
+        batches = [chats.batch(n) for n in range(SHAPE.group_rows)]
+        pairs = [pair for b in batches for pair in zip(b.documents, b.loss_masks, strict=True)]
+        for ids, mask in pairs:
+            text, learned = tokenizer.decode(ids), tokenizer.decode([t for t, m in zip(ids, mask, strict=True) if m])
+            if FIM[1] not in text and text.startswith(BOS) and text.endswith(EOS) and "plain" not in text:
+                assert learned == (f"2{EOS}4{EOS}" if loss == "mask" else text)
+            if FIM[1] in text:
+                assert "Be brief" not in text and all(mask)
+        assert any(FIM[1] in tokenizer.decode(ids) for ids, _ in pairs)
+
+
+def test_long_documents_are_cut_at_compression_windows(
+    paths: tuple[Path, Path], tokenizer: Tokenizer, tokenizer_folder: Path
+) -> None:
+    shape = RowShape(tokens=512, document_tokens=100, group_rows=4, alignment=16)
+    loader = MixtureLoader([Part("long", 1.0, (ShardFolder(paths[1]),))], tokenizer, 1, shape)
+    pieces = [ids for group in range(5) for row in loader.group(group) for ids, _ in row]
+    eos = tokenizer.special_id(EOS)
+    uncut = [len(ids) for ids in pieces if ids[-1] != eos]
+    assert uncut and all(length % 16 == 0 for length in uncut) and max(map(len, pieces)) == 96
+
+
+class Numbers:
+    """Generated documents of 10 tokens."""
+
+    def draw(self, random: Random) -> Document:
+        return Document((int(random.random() * 100),) * 10, (0,) * 5 + (1,) * 5)
+
+
+def test_generated_documents_have_their_share(paths: tuple[Path, Path], tokenizer: Tokenizer) -> None:
+    parts = [Part("short", 1.0, (ShardFolder(paths[0]),)), Part("made", 1.0, None)]
+    loader = MixtureLoader(parts, tokenizer, 1, SHAPE, generated=Numbers())
+    documents = [(ids, mask) for group in range(6) for row in loader.group(group) for ids, mask in row]
+    made = sum(len(ids) for ids, mask in documents if mask is not None)
+    assert 0.45 < made / sum(len(ids) for ids, _ in documents) < 0.55
+    alone = MixtureLoader([Part("made", 1.0, None)], tokenizer, 1, SHAPE, generated=Numbers())
+    assert all(mask is not None for row in alone.group(2) for _, mask in row)
+    for wrong in ([], parts[:1]):
+        with pytest.raises(ValueError, match="at most one of generated"):
+            MixtureLoader(wrong, tokenizer, 1, SHAPE, generated=Numbers())
+
+
+def refused() -> Iterator[tuple[str, object]]:
+    yield "documents of 300 tokens in rows of 256", lambda: RowShape(256, 300)
+    yield "1 rows per group", lambda: RowShape(256, 256, 1)
+    yield "loss is 'some'", lambda: Part("a", 1.0, None, "some")
+    yield "a: weight 0", lambda: Part("a", 0.0, None)
+
+
+@pytest.mark.parametrize(("message", "make"), refused())
+def test_wrong_settings_are_named(message: str, make) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_shards_of_another_tokenizer_are_refused(
+    paths: tuple[Path, Path], tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in tokenizer_folder.iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    (other / "tokenizer.json").write_text((tokenizer_folder / "tokenizer.json").read_text() + "\n")
+    with pytest.raises(ShardError, match="shards was tokenized with another tokenizer"):
+        source(other, paths).batch(0)
+    with pytest.raises(ValueError, match="part 'x' has no folder; only 'tasks' needs none"):
+        MixtureSource(tokenizer_folder, (PartPaths("x", ()),), 1, SHAPE).batch(0)
+
+
+def test_views_of_the_map_are_not_copied(paths: tuple[Path, Path], tokenizer: Tokenizer) -> None:
+    loader = MixtureLoader([Part("short", 1.0, (ShardFolder(paths[0]),))], tokenizer, 1, SHAPE)
+    ids, mask = loader.group(0)[0][0]
+    assert ids.dtype == np.uint16 and not ids.flags.writeable and mask is None

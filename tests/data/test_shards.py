@@ -1,0 +1,161 @@
+"""Tokenizing: the same bytes after any kill; damaged or foreign shards are errors that name the file."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dsv4.cli import main
+from dsv4.data import tokenizing
+from dsv4.data.records import find_sources
+from dsv4.data.shards import INDEX, Counts, Index, ShardError, ShardFolder, open_shard, token_dtype
+from dsv4.data.tokenizing import ShardWriter
+from dsv4.tokenizer import Tokenizer
+from dsv4.tokenizer.special import BOS, EOS
+
+from .test_records import write_files
+
+SHARD_TOKENS = 30
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    write_files(folder)
+    return folder
+
+
+def writer(texts: Path, tokenizer_folder: Path, out: Path, shard_tokens: int = SHARD_TOKENS) -> ShardWriter:
+    return ShardWriter(find_sources([str(texts)]), tokenizer_folder, out, shard_tokens)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_documents_come_back_with_their_boundaries(
+    texts: Path, tokenizer_folder: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    index = writer(texts, tokenizer_folder, tmp_path / "out").run()
+    folder = ShardFolder(tmp_path / "out")
+    assert len(index.shards) > 3 and len(folder) == index.counts.documents == 20
+    documents = [folder.document(n) for n in range(len(folder))]
+    assert [len(ids) for ids, _ in documents] == folder.lengths.tolist()
+    assert tokenizer.decode(documents[0][0].tolist()) == f"{BOS}# é{EOS}"
+    assert [tokenizer.decode(ids.tolist()) for ids, _ in documents[9:19]] == [f"{BOS}row {n}{EOS}" for n in range(10)]
+    masks = [mask for _, mask in documents if mask is not None]
+    assert len(masks) == 3 and all(0 < mask.sum() < len(mask) for mask in masks)
+    assert index.counts.tokens == folder.lengths.sum()
+    assert index.counts.targets == sum(len(ids) if mask is None else mask.sum() for ids, mask in documents)
+    assert index.counts == sum((entry.counts for entry in index.shards), Counts())
+    assert documents[0][0].dtype == np.uint16 and not documents[0][0].flags.owndata
+
+
+@pytest.mark.parametrize("killed_at", [0, 1, 3])
+def test_a_killed_call_goes_on_to_the_same_bytes(
+    texts: Path, tokenizer_folder: Path, tmp_path: Path, killed_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer(texts, tokenizer_folder, tmp_path / "whole").run()
+    written: list[Path] = []
+    write = tokenizing.write_shard
+
+    def write_or_die(path: Path, *arguments: object) -> None:
+        if len(written) == killed_at:
+            raise KeyboardInterrupt
+        write(path, *arguments)  # pyright: ignore[reportArgumentType]
+        written.append(path)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tokenizing, "write_shard", write_or_die)
+        writer(texts, tokenizer_folder, tmp_path / "killed").run()
+    with pytest.raises(ShardError, match="killed: no index.json"):
+        ShardFolder(tmp_path / "killed")
+    before = {path: path.stat().st_mtime_ns for path in written}
+    writer(texts, tokenizer_folder, tmp_path / "killed").run()
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+
+
+def test_a_finished_folder_is_left_alone_and_other_data_refused(
+    texts: Path, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    index = writer(texts, tokenizer_folder, out).run()
+    assert writer(texts, tokenizer_folder, out).run() == index
+    with pytest.raises(ShardError, match="index.json is of other data"):
+        writer(texts, tokenizer_folder, out, 40).run()
+    (out / INDEX).unlink()
+    (texts / "a.md").write_text("changed")
+    with pytest.raises(ShardError, match="shard-00000.arrow is of other data"):
+        writer(texts, tokenizer_folder, out).run()
+
+
+def test_damaged_and_foreign_shards_are_errors_with_their_name(
+    texts: Path, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    out, other = tmp_path / "out", tmp_path / "other"
+    index = writer(texts, tokenizer_folder, out).run()
+    ShardFolder(out).check_tokenizer(index.tokenizer_sha256)
+    with pytest.raises(ShardError, match="another tokenizer"):
+        ShardFolder(out).check_tokenizer("0")
+    path = out / "shard-00001.arrow"
+    whole = path.read_bytes()
+    for damaged, message in (
+        (whole[:-1], "has .* bytes; the index"),
+        (whole[:500] + bytes([whole[500] ^ 1]) + whole[501:], "sha256 is not the one"),
+        (b"", "has 0 bytes"),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(ShardError, match=f"shard-00001.arrow.*{message}"):
+            ShardFolder(out)
+    with pytest.raises(ShardError, match="shard-00001.arrow is damaged, or no shard"):
+        open_shard(path)
+    (texts / "a.md").write_text("changed")
+    writer(texts, tokenizer_folder, other).run()
+    path.write_bytes((other / path.name).read_bytes())
+    values = json.loads((out / INDEX).read_text())
+    values["shards"][1] = json.loads((other / INDEX).read_text())["shards"][1]
+    (out / INDEX).write_text(json.dumps(values))
+    with pytest.raises(ShardError, match="shard-00001.arrow is of other data"):
+        ShardFolder(out)
+    path.unlink()
+    with pytest.raises(ShardError, match="shard-00001.arrow is missing"):
+        ShardFolder(out)
+    for text in ("{", "[]", '{"format": "dsv4 tokens 1"}', '{"format": "else"}'):
+        (out / INDEX).write_text(text)
+        with pytest.raises(ShardError, match="index.json"):
+            Index.read(out)
+
+
+def test_a_bad_record_is_named(texts: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
+    (texts / "z.jsonl").write_text('{"text": "fine"}\n{"messages": [{"role": "user", "content": "no answer"}]}\n')
+    with pytest.raises(ValueError, match=r"z\.jsonl, record 1: a conversation ends with a message of the assistant"):
+        writer(texts, tokenizer_folder, tmp_path / "out").run()
+
+
+def test_folders_pickle_and_large_vocabularies_take_four_bytes(
+    texts: Path, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    writer(texts, tokenizer_folder, tmp_path / "out").run()
+    folder = pickle.loads(pickle.dumps(ShardFolder(tmp_path / "out")))
+    assert np.array_equal(folder.document(3)[0], ShardFolder(tmp_path / "out").document(3)[0])
+    assert token_dtype(65_536) == np.uint16 and token_dtype(65_537) == token_dtype(129_280) == np.uint32
+
+
+def test_the_command_tokenizes_and_inspects(
+    texts: Path, tokenizer_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out")
+    assert main(["data", "tokenize", str(texts), "--model", str(tokenizer_folder), "--out", out]) == 0
+    first = capsys.readouterr().out
+    assert "shard-00000.arrow" in first and "7 sources, uint16 ids of a vocabulary of 500" in first
+    assert main(["data", "inspect", out]) == 0
+    assert capsys.readouterr().out == first
+    (tmp_path / "out" / "shard-00000.arrow").write_bytes(b"no")
+    assert main(["data", "inspect", out]) == 2
+    assert "shard-00000.arrow has 2 bytes" in capsys.readouterr().err

@@ -1,0 +1,119 @@
+"""Training on a folder of text, end to end: a run killed at any moment goes on to the same losses, to the bit."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dsv4
+from dsv4.model_folder import nano_path
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ROOT / "recipes" / "pretrain.py"
+SIZE = [
+    *("--row-tokens", "128", "--document-tokens", "64", "--group-rows", "4", "--save-every", "2", "--seed", "3"),
+    *("--fill-in-middle", "0.3", "--split-merged", "0.3"),
+]
+
+
+@pytest.fixture(scope="module")
+def main() -> Any:
+    return runpy.run_path(str(RECIPE))["main"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the config of a tiny model and nano's tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny")
+    config = replace(
+        dsv4.ModelConfig.preset("nano"), hidden_size=32, num_hidden_layers=3, num_hash_layers=1, num_attention_heads=2,
+        head_dim=64, q_lora_rank=16, o_groups=2, o_lora_rank=16, index_n_heads=2, index_topk=8, n_routed_experts=4,
+        moe_intermediate_size=16, compress_ratios=(0, 4, 128, 0),
+    )  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        if (nano_path() / name).is_file():
+            (folder / name).write_bytes((nano_path() / name).read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("texts")
+    for n in range(12):
+        (folder / f"{n}.txt").write_text(f"Text number {n}.\n\n" + "Some words, and others; the end.\n" * (n + 1))
+    return folder
+
+
+def losses(run: Path) -> list[tuple[int, float, float]]:
+    if not (run / "metrics.jsonl").exists():
+        return []
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
+    return [(row["step"], row["loss"], row["grad_norm"]) for row in rows]
+
+
+def test_a_killed_run_goes_on_to_the_same_losses(main: Any, model: Path, texts: Path, tmp_path: Path) -> None:
+    common = ["--model", str(model), "--text", str(texts), "--steps", "9", *SIZE]
+    assert main([*common, "--run-dir", str(tmp_path / "straight"), "--out", str(tmp_path / "a")]) == 0
+    run = tmp_path / "killed"
+    command = [sys.executable, str(RECIPE), *common, "--run-dir", str(run), "--out", str(tmp_path / "b")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 300
+        while len(losses(run)) < 3 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
+    assert len(losses(run)) >= 3
+    assert main(["--resume", "--run-dir", str(run), "--out", str(tmp_path / "b"), "--workers", "0"]) == 0
+    assert losses(run) == losses(tmp_path / "straight") and len(losses(run)) == 9
+    for name in ("model.safetensors", "tokenizer.json"):
+        files = [sorted((tmp_path / folder).glob(name.replace(".", "*."))) for folder in "ab"]
+        assert files[0] and [file.read_bytes() for file in files[0]] == [file.read_bytes() for file in files[1]]
+    assert dsv4.load(tmp_path / "a").config.hidden_size == 32
+
+
+def test_replicas_see_the_batches_of_one_process(main: Any, model: Path, texts: Path, tmp_path: Path) -> None:
+    common = ["--model", str(model), "--text", str(texts), "--steps", "2", *SIZE]
+    for name, split in (("one", ("1", "2")), ("two", ("2", "1"))):
+        arguments = ["--replicas", split[0], "--micro-batches", split[1], "--run-dir", str(tmp_path / name)]
+        assert main([*common, *arguments]) == 0
+    for one, two in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
+        assert one == pytest.approx(two, rel=1e-5)
+
+
+def test_shards_with_shares_and_changed_data(main: Any, model: Path, texts: Path, tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        source = str(texts) if name == "x" else str(texts / "11.txt")
+        assert dsv4_data("tokenize", source, "--model", str(model), "--out", str(tmp_path / name)) == 0
+    shards = ["--shards", f"{tmp_path / 'x'}=3", "--shards", str(tmp_path / "y"), "--tasks", "1"]
+    run = tmp_path / "run"
+    assert main(["--model", str(model), *shards, "--steps", "1", *SIZE, "--run-dir", str(run)]) == 0
+    assert list(json.loads((run / "run.json").read_text())["shards"].values()) == [3.0, 1.0]
+    with pytest.raises(SystemExit, match="already holds a run"):
+        main(["--model", str(model), *shards, "--run-dir", str(run)])
+    index = tmp_path / "y" / "index.json"
+    index.write_text(index.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
+    with pytest.raises(SystemExit, match="y holds other data than the run began with"):
+        main(["--resume", "--run-dir", str(run)])
+    for wrong, message in (
+        (["--shards", "a=b"], "--shards a=b: FOLDER or FOLDER=SHARE"),
+        ([], "give --text, --shards"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main(["--model", str(model), *wrong, "--run-dir", str(tmp_path / "new")])
+
+
+def dsv4_data(*arguments: str) -> int:
+    from dsv4.cli import main as cli
+
+    return cli(["data", *arguments])
