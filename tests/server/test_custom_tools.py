@@ -128,7 +128,7 @@ def test_a_forced_call_has_a_text(server, streamed: bool, thinking: bool) -> Non
     for choice in ("required", {"type": "custom", "name": "shell"}):
         options = script(server, thinking, True, block("shell", "") + "ls</｜DSML｜parameter>" * 9)
         asked = {"tools": [tool], "tool_choice": choice, "parallel_tool_calls": False, "max_output_tokens": 400}
-        assert all(call.input for call in calls(output(server, streamed, **asked, **options)))
+        assert not {call.input for call in calls(output(server, streamed, **asked, **options))} & {"", "{}"}
 
 
 def test_free_text_is_seen_to_where_calls_are_constrained() -> None:
