@@ -66,9 +66,9 @@ def without_refused_strict(tools: object, text: object = None) -> object:
     inner = [one for tool in json_objects(tools) for one in json_objects(tool.get("tools"))]
     callable_tools = [tool for tool in [*json_objects(tools), *inner] if tool.get("type") in ("function", "custom")]
     mixed = len({tool.get("strict") is True for tool in callable_tools}) == 2
-    if not isinstance(tools, list) or not (mixed or _wants_json(text)):
-        return tools
-    return [_without_strict(tool) for tool in cast("list[object]", tools)]
+    if isinstance(tools, list) and (mixed or _wants_json(text)):
+        return [_without_strict(tool) for tool in cast("list[object]", tools)]
+    return cast(object, tools)
 
 
 def flattened(tools: object) -> list[Json]:
