@@ -8,10 +8,11 @@ import logging
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future
 from typing import TypeVar, cast
 
 from dsv4.engine.core import CHECK_SECONDS, EngineCore
-from dsv4.engine.errors import EngineError, QueueTimeoutError
+from dsv4.engine.errors import EngineError, GrammarError, QueueTimeoutError
 from dsv4.engine.fairness import User
 from dsv4.engine.listeners import Listener, QueueListener
 from dsv4.engine.llm import LLM
@@ -35,8 +36,10 @@ class AsyncEngine:
     `stream` is for asyncio. `reserve`, `start` and `abort` are the same for callers that have threads only.
     """
 
-    def __init__(self, llm: LLM) -> None:
+    def __init__(self, llm: LLM, compile_seconds: float | None = None) -> None:
+        """`compile_seconds`: for the constraint of a request; GrammarError after that. None: as long as it takes."""
         llm.claim()
+        self._compile_seconds = compile_seconds
         self.llm = llm
         self.error: BaseException | None = None
         self.num_steps = 0  # that have been computed
@@ -135,7 +138,12 @@ class AsyncEngine:
 
     def reserve(self, prompt_token_ids: list[int], params: SamplingParams, user: User = ("",)) -> Request:
         """New validated request with a place in the queue, kept while it is referenced. Errors as of `stream`."""
-        request = self._core.new_request(prompt_token_ids, params, user)
+
+        def make() -> Request:
+            return self._core.new_request(prompt_token_ids, params, user)
+
+        limited = params.is_constrained and self._compile_seconds is not None
+        request = self._in_time(make, params) if limited else make()
         self._room.add(request)
         return request
 
@@ -149,6 +157,23 @@ class AsyncEngine:
         """Stops a request that was started; does nothing where it has ended or the engine has stopped."""
         with contextlib.suppress(EngineError):  # a stopped engine has nothing to abort
             self._submit(lambda: self._abort(request))
+
+    def _in_time(self, make: Callable[[], Request], params: SamplingParams) -> Request:
+        """`make()`, whose constraint is compiled in a thread of its own. GrammarError if that takes too long."""
+        made: Future[Request] = Future()
+
+        def run() -> None:
+            try:
+                made.set_result(make())
+            except BaseException as error:  # the caller gets it
+                made.set_exception(error)
+
+        threading.Thread(target=run, name="dsv4-compile", daemon=True).start()
+        try:
+            return made.result(self._compile_seconds)
+        except TimeoutError as error:
+            reason = f"it takes longer than {self._compile_seconds:g} s"
+            raise GrammarError(params.constraint_field, reason) from error
 
     async def _events(self, request: Request, watched: bool) -> AsyncGenerator[TokenEvent | ProgressEvent, None]:
         listener = QueueListener(asyncio.Queue(), asyncio.get_running_loop())

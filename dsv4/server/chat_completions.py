@@ -17,6 +17,7 @@ from dsv4.server.progress import Reports, requested_reports
 from dsv4.server.recipe_format import RecipeFormat
 from dsv4.server.schemas import ChatAnswer, ChatBody
 from dsv4.server.structures import of_chat
+from dsv4.server.template_options import template_options
 from dsv4.server.unchecked_json import Json, json_objects
 from dsv4.server.wishes import NO_GRAMMAR, invalid, refuse_sampling, refuse_wishes
 
@@ -31,6 +32,7 @@ _WISHES = {
     "bad_words": "this server excludes no words from answers",
     "logits_processors": "this server does not process logits",
     **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar"), NO_GRAMMAR),
+    "output_format": NO_GRAMMAR,
     **dict.fromkeys(("structured_outputs", "regex", "ebnf", "grammar", "json_schema"), NO_GRAMMAR),
     "use_beam_search": "this server samples answers",
     "prompt_logprobs": "this server has log-probabilities of answers only",
@@ -72,6 +74,7 @@ class ChatCompletions(RecipeFormat):
         if request.get("max_tokens") is None and request.get("max_completion_tokens") is not None:
             request["max_tokens"] = request["max_completion_tokens"]
         _read_switches(request)
+        _read_strict(request)
         for place, message in enumerate(json_objects(request.get("messages"))):
             if message.get("prefix") is True and message.get("role") != "assistant":
                 raise RequestError(400, _NO_PREFIX, param=f"messages[{place}].prefix")
@@ -86,15 +89,21 @@ CHAT = ChatCompletions()
 
 def _read_switches(request: Json) -> None:
     """vLLM's chat_template_kwargs and enable_thinking set thinking and effort where the request does not."""
-    template = request.get("chat_template_kwargs")
-    options = cast(Json, template) if isinstance(template, dict) else {}
-    if request.get("thinking") is None:
-        for switch in (options.get("thinking"), options.get("enable_thinking"), request.get("enable_thinking")):
-            if isinstance(switch, bool):
-                request["thinking"] = {"type": "enabled" if switch else "disabled"}
-                break
-    if request.get("reasoning_effort") is None and options.get("reasoning_effort") is not None:
-        request["reasoning_effort"] = options["reasoning_effort"]
+    wanted = template_options(request)
+    if request.get("thinking") is None and wanted.thinking is not None:
+        request["thinking"] = {"type": "enabled" if wanted.thinking else "disabled"}
+    if request.get("reasoning_effort") is None and wanted.effort is not None:
+        request["reasoning_effort"] = wanted.effort
+
+
+def _read_strict(request: Json) -> None:
+    """Drops `strict` of tools beside a form of the text, which deepseek-recipe refuses; the engine enforces both."""
+    form = request.get("response_format")
+    if isinstance(form, dict) and cast(Json, form).get("type") in ("json_object", "json_schema"):
+        for tool in json_objects(request.get("tools")):
+            function = tool.get("function")
+            if isinstance(function, dict) and cast(Json, function).get("strict") is True:
+                del cast(Json, function)["strict"]
 
 
 def _read_answer(message: Json) -> None:

@@ -32,6 +32,7 @@ DEFAULT_MAX_TOKENS = 4096  # the largest number that the hosted service allows h
 
 _WISHES = {
     "response_format": "a completion has no form; ask for one in Chat Completions",
+    "tools": "a completion calls no tools; declare them in Chat Completions",
     "min_tokens": "this server has no minimum length of answers",
     "stop_token_ids": "this server stops at strings only, given in `stop`",
     "prompt_logprobs": "ask for those of the prompt with `echo` and `logprobs`",

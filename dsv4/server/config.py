@@ -164,6 +164,8 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
+        self._check_keys()
+        self._check_process()
         if self.cluster is None:
             if self.replicas != 1:
                 raise ValueError(f"replicas is {self.replicas} without cluster; allowed: 1, or more with cluster")
@@ -172,3 +174,21 @@ class ServerConfig:
             raise ValueError(f"cluster is {self.cluster!r}; allowed: {CLUSTERS}")
         if not self.engine_process:
             raise ValueError(f"cluster is {self.cluster!r} and engine_process False; allowed is one of them")
+
+    def _check_keys(self) -> None:
+        """ValueError for what holds for API keys, of which there are none: it would do nothing, unnoticed."""
+        if self.api_keys:
+            return
+        for name in ("max_requests_per_key", "tokens_per_minute_per_key"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} is {getattr(self, name)} without API keys; allowed: None, or with api_keys")
+        if self.share_prefixes == "key":
+            raise ValueError("share_prefixes is 'key' without API keys; allowed: all, user, or with api_keys")
+
+    def _check_process(self) -> None:
+        """ValueError for what the server does with an engine process, where it has none."""
+        where = "without an engine process" if not self.engine_process else "with a cluster" if self.cluster else None
+        for name in ("max_crashes",) if self.engine_process else ("max_crashes", "stuck_seconds"):
+            value, default = getattr(self, name), getattr(ServerConfig, name)
+            if where is not None and value != default:
+                raise ValueError(f"{name} is {value} {where}, where it does nothing; allowed there: {default:g}")

@@ -46,10 +46,13 @@ def as_function(tool: object, namespace: str | None = None) -> object:
 
 
 def input_form(tool: Json) -> Json:
-    """Fields of the function that a custom tool is to the engine: its `input` has the tool's format."""
+    """Fields of the function that a custom tool is to the engine: its `input` has the tool's format.
+
+    `free_text`: any text, which is to be seen to where calls are constrained anyway.
+    """
     form = _format(tool)
     if form.get("type") != "grammar":
-        return {"parameters": INPUT}
+        return {"parameters": INPUT, "free_text": True}
     if form["syntax"] == "lark":
         return {"parameters": INPUT, "input_grammar": form["definition"]}
     text = {"type": "string", "pattern": f"^({_unanchored(cast(str, form['definition']))})$"}
@@ -57,13 +60,20 @@ def input_form(tool: Json) -> Json:
 
 
 def custom_input(arguments: str) -> str:
-    """Input of a custom tool in the arguments of its function; the arguments themselves if they are something else."""
+    """Input of a custom tool in the arguments of its function: one that is no text as JSON, none at all as an empty
+    text. Arguments without an `input` stay as they are.
+    """
     try:
         found: object = json.loads(arguments)
     except ValueError:
         return arguments
-    value = cast(Json, found).get("input") if isinstance(found, dict) else None
-    return value if isinstance(value, str) else arguments
+    if not isinstance(found, dict):
+        return arguments
+    fields = cast(Json, found)
+    if "input" not in fields:
+        return arguments if fields else ""
+    value = cast(object, fields["input"])
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def check_formats(tools: object) -> None:

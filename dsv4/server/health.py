@@ -102,7 +102,7 @@ def health_router(models: ServedModels, drain: Drain) -> APIRouter:
         return JSONResponse(state, 200 if state["status"] == "ok" else 503)
 
     @router.get("/health", **_OPERATION)
-    async def health(  # pyright: ignore[reportUnusedFunction]
+    async def health(
         deep_wanted: bool = Query(False, alias="deep"), seconds: float = Query(DEEP_SECONDS, gt=0, le=600)
     ) -> JSONResponse:
         """200 while requests are accepted, 503 if an engine has failed (with the reason) or the server is draining.
@@ -115,11 +115,14 @@ def health_router(models: ServedModels, drain: Drain) -> APIRouter:
         return JSONResponse(state, 200 if state["status"] == "ok" else 503)
 
     @router.get("/health/deep", **_OPERATION)
-    async def deep_health(  # pyright: ignore[reportUnusedFunction]
+    async def deep_health(
         seconds: float = Query(DEEP_SECONDS, gt=0, le=600),
     ) -> JSONResponse:
         """The same as /health?deep=1."""
         return await deep(seconds)
+
+    for path, probe in (("/health", health), ("/health/deep", deep_health)):  # of load balancers that send HEAD
+        router.add_api_route(path, probe, methods=["HEAD"], include_in_schema=False)
 
     @router.api_route("/anthropic", methods=["GET", "HEAD"], include_in_schema=False)
     async def anthropic_base() -> Response:  # pyright: ignore[reportUnusedFunction]

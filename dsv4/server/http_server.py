@@ -20,6 +20,7 @@ from dsv4.server.drain import Drain
 from dsv4.server.error_responses import error_response
 from dsv4.server.errors import RequestError, retry_after
 from dsv4.server.open_files import OVERFLOW
+from dsv4.server.request_log import RequestIdMiddleware
 
 logger = logging.getLogger("dsv4.server")
 
@@ -174,4 +175,4 @@ async def _full(scope: Scope, receive: Receive, send: Send) -> None:
     """ASGI application for connections beyond the limit: answers 503."""
     headers = retry_after(1) | {"Connection": "close"}
     refused = RequestError(503, "All connections of this server are in use", headers=headers)
-    await error_response(refused, scope["path"])(scope, receive, send)
+    await RequestIdMiddleware(error_response(refused, scope["path"]))(scope, receive, send)

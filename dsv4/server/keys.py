@@ -40,14 +40,18 @@ def masked(key: str) -> str:
 def collect_keys(
     given: Sequence[str], file: str | Path | None = None, environment: Mapping[str, str] = os.environ
 ) -> list[str]:
-    """Unique keys of all three sources. ValueError names a source that holds no key or an empty one."""
+    """Unique keys of all three sources; one that has limits in the file keeps them, wherever else it stands.
+
+    ValueError names a source that holds no key or an empty one.
+    """
     keys = [check_key(key, "--api-key") for key in given]
     if VARIABLE in environment:
         # A variable that is set but empty is an error: the user wanted a locked server, not an open one.
         keys += [check_key(key, VARIABLE) for key in environment[VARIABLE].split(",")]
     if file is not None:
         keys += read_key_file(file)
-    return list(dict.fromkeys(keys))
+    limited = {str(key): key for key in keys if isinstance(key, ApiKey)}
+    return [limited.get(key, key) for key in dict.fromkeys(keys)]
 
 
 def read_key_file(path: str | Path) -> list[str]:
@@ -63,7 +67,12 @@ def read_key_file(path: str | Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text file: {error}") from error
     texts = [(number, line.partition("#")[0].strip()) for number, line in enumerate(lines, 1)]
-    keys: list[str] = [_key_of_line(text, f"{path} line {number}") for number, text in texts if text]
+    keys: list[str] = []
+    for number, text in texts:
+        key = _key_of_line(text, f"{path} line {number}") if text else None
+        if key is not None and key in keys and isinstance(key, ApiKey):
+            raise ValueError(f"{path} line {number} has limits of an API key that stands in an earlier line too")
+        keys += [] if key is None else [key]
     if not keys:
         raise ValueError(f"{path} holds no API key; allowed: one per line, comments after #")
     return keys

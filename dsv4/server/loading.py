@@ -97,7 +97,7 @@ def start_engine(model: str | Path | None, server: ServerConfig, config: EngineC
     if not server.engine_process or sys.platform == "win32":
         from dsv4.engine import AsyncEngine
 
-        return AsyncEngine(load_llm(model, server.threads, config))
+        return AsyncEngine(load_llm(model, server.threads, config), server.compile_seconds)
     from dsv4.engine.process.client import EngineProcess
     from dsv4.engine.process.restarts import RestartPolicy
 
@@ -105,7 +105,8 @@ def start_engine(model: str | Path | None, server: ServerConfig, config: EngineC
     folder = resolve_model(model, config.revision)
     make = partial(load_llm, folder, server.threads, replace(config, revision=None))
     restarts = RestartPolicy(server.max_crashes)
-    return EngineProcess(make, restarts, server.compile_seconds, server.stuck_seconds)
+    seconds = server.compile_seconds, server.stuck_seconds, config.max_queue_seconds
+    return EngineProcess(make, restarts, *seconds)
 
 
 def _cluster_starter(num_models: int, server: ServerConfig) -> Callable[..., Engine]:
@@ -122,7 +123,8 @@ def _cluster_starter(num_models: int, server: ServerConfig) -> Callable[..., Eng
     def start(model: str | Path | None, server: ServerConfig, config: EngineConfig) -> Engine:
         folder = resolve_model(model, config.revision)
         make = partial(load_llm, folder, threads, replace(config, revision=None))
-        plan = ReplicaPlan(model_name(folder), make, config, server.replicas, threads, server.compile_seconds)
+        seconds = server.compile_seconds, server.stuck_seconds
+        plan = ReplicaPlan(model_name(folder), make, config, server.replicas, threads, *seconds)
         return ClusterEngine(cluster, plan)
 
     return start

@@ -7,6 +7,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dsv4.server.error_responses import error_response
 from dsv4.server.errors import RequestError, retry_after
+from dsv4.server.request_log import RequestIdMiddleware
 
 RETRY_SECONDS = 5
 
@@ -18,7 +19,7 @@ class LoadingApp:
         self.app: ASGIApp | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = self.app if self.app is not None else _loading(scope["path"])
+        answer = self.app if self.app is not None else RequestIdMiddleware(_loading(scope["path"]))
         await answer(scope, receive, send)
 
 

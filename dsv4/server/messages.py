@@ -24,14 +24,23 @@ from dsv4.server.paths import ANTHROPIC_BASES, under
 from dsv4.server.recipe_format import RecipeFormat
 from dsv4.server.schemas import CountTokensAnswer, CountTokensBody, MessagesAnswer, MessagesBody
 from dsv4.server.structures import of_messages
+from dsv4.server.template_options import template_options
 from dsv4.server.tool_inputs import ToolInputs
 from dsv4.server.unchecked_json import Json, json_objects
 from dsv4.server.wire_format import WholeAnswer
-from dsv4.server.wishes import refuse_wishes
+from dsv4.server.wishes import invalid, refuse_wishes
 
+_NO_GRAMMAR = "ask for JSON of a schema with `output_config.format`"
 _WISHES = {
     "mcp_servers": "this server calls no other servers",
     "container": "this server runs no code",
+    # Fields of other APIs that would decide what the answer is.
+    "response_format": _NO_GRAMMAR,
+    **dict.fromkeys(("structured_outputs", "guided_json", "guided_regex", "guided_choice", "grammar"), _NO_GRAMMAR),
+    "stop": "name stop strings in `stop_sequences`",
+    "logprobs": "this API has no log-probabilities",
+    "logit_bias": "this server adds no bias to logits here",
+    "min_tokens": "this server has no minimum length of answers",
 }
 # Status -> error type, if Anthropic's name for it differs.
 _ERROR_TYPES = {500: "api_error", 503: "overloaded_error"}
@@ -44,7 +53,7 @@ class Messages(RecipeFormat):
 
     name = "messages"
     paths = under(ANTHROPIC_BASES, "/messages")
-    count_tokens_paths = under(("/v1", "/anthropic/v1"), "/messages/count_tokens")
+    count_tokens_paths = under(ANTHROPIC_BASES, "/messages/count_tokens")
     request_schema, answer_schema = MessagesBody, MessagesAnswer
     count_tokens_schema, token_count_schema = CountTokensBody, CountTokensAnswer
     request = recipe.MessagesRequest
@@ -73,8 +82,11 @@ class Messages(RecipeFormat):
         """
         refuse_threads(request)
         refuse_wishes(request, _WISHES)
+        if request.get("n") not in (None, 1):
+            raise invalid("n", request["n"], "1; a message is one answer")
         read_documents(request)
         strip_context_suffix(request)
+        _read_switches(request)
         if isinstance(request.get("tools"), list):
             request["tools"] = ordinary_tools(request["tools"])
         for message in json_objects(request.get("messages")):
@@ -128,6 +140,17 @@ def _with_anthropic_words(message: str) -> str:
         return message
     most, wanted = found.groups()
     return f"{message} (prompt is too long: {wanted} tokens > {most} maximum)"
+
+
+def _read_switches(request: Json) -> None:
+    """chat_template_kwargs sets thinking and effort where the request does not."""
+    wanted = template_options(request)
+    if request.get("thinking") is None and wanted.thinking is not None:
+        request["thinking"] = {"type": "enabled" if wanted.thinking else "disabled"}
+    output: object = request.get("output_config")
+    fields = cast(Json, output) if isinstance(output, dict) else {}
+    if wanted.effort is not None and (output is None or isinstance(output, dict)) and fields.get("effort") is None:
+        request["output_config"] = fields | {"effort": wanted.effort}
 
 
 def _is_redacted(block: object) -> bool:

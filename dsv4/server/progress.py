@@ -47,6 +47,7 @@ def _switch(request: Json, name: str) -> bool:
         400,
         f"Failed to deserialize the JSON body into the target type: {name}: {json.dumps(value)[:100]} is no boolean;"
         " allowed: true, false or null",
+        param=name,
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from dsv4.server.custom_tools import check_formats
 from dsv4.server.response_schemas import MAX_METADATA
-from dsv4.server.response_tools import as_functions, tool_key, without_mixed_strict
+from dsv4.server.response_tools import as_functions, refuse_hosted, tool_key, without_refused_strict
 from dsv4.server.unchecked_json import Json, json_objects
 from dsv4.server.wishes import invalid, refuse_wishes, unavailable
 
@@ -20,6 +20,7 @@ _WISHES = {
     "logit_bias": "this server adds no bias to logits",
     "stop": "this API has no stop strings",
     "min_tokens": "this server has no minimum length of answers",
+    "output_format": _NO_GRAMMAR,
     **dict.fromkeys(("structured_outputs", "guided_json", "guided_regex", "guided_choice", "grammar"), _NO_GRAMMAR),
 }
 
@@ -37,6 +38,12 @@ def check_fields(request: Json) -> None:
         raise invalid("truncation", request["truncation"], "auto and disabled")
     if not isinstance(request.get("include"), (list, type(None))):
         raise invalid("include", request["include"], f'a list, like ["{SEALED}"]')
+    most = request.get("max_tool_calls")
+    if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
+        raise invalid("max_tool_calls", most, "integers of 1 or more")
+    if request.get("n") not in (None, 1):
+        raise invalid("n", request["n"], "1; a response is one answer")
+    refuse_hosted(request.get("tools"))
     _check_allowed(request)
     check_formats(request.get("tools"))
     metadata = request.get("metadata")
@@ -76,13 +83,16 @@ def reported_fields(request: Json, stored: bool) -> Json:
         "store": stored,
         "previous_response_id": request.get("previous_response_id"),
         "parallel_tool_calls": request.get("parallel_tool_calls") is not False,
+        "max_tool_calls": request.get("max_tool_calls"),
         "truncation": request.get("truncation") or "disabled",
         "prompt_cache_key": request.get("prompt_cache_key"),
         "safety_identifier": request.get("safety_identifier"),
         "metadata": request.get("metadata") or {},
     }
     tools, choice = as_functions(request.get("tools"), request.get("tool_choice"))
-    if without_mixed_strict(tools) != request.get("tools") or choice != request.get("tool_choice"):
+    if without_refused_strict(tools, request.get("text")) != request.get("tools") or choice != request.get(
+        "tool_choice"
+    ):
         fields |= {"tools": request.get("tools") or [], "tool_choice": request.get("tool_choice") or "auto"}
     return fields
 

@@ -28,9 +28,10 @@ from dsv4.server.response_events import Asked, ResponseEvent, ResponseReader, Wh
 from dsv4.server.response_fields import check_fields, reported_fields, wants_sealed
 from dsv4.server.response_items import as_items, read_items
 from dsv4.server.response_store import OwnResponses
-from dsv4.server.response_tools import as_functions, chosen, flattened, without_mixed_strict
+from dsv4.server.response_tools import as_functions, chosen, flattened, without_refused_strict
 from dsv4.server.response_truncation import shortest_cut
 from dsv4.server.structures import of_responses
+from dsv4.server.template_options import template_options
 from dsv4.server.unchecked_json import Json
 from dsv4.server.wire_format import AnswerReader, Chunk, WholeAnswer
 
@@ -71,12 +72,13 @@ class Responses(RecipeFormat):
         """Reads items and tools that deepseek-recipe refuses or drops. RequestError for unsupported parameters."""
         check_fields(request)
         strip_context_suffix(request)
+        _read_switches(request)
         before = stored_context(request, self._own)
         if before or isinstance(request.get("input"), list):
             request["input"] = read_items([*before, *new_items(request, self._own)], offset=len(before))
         tools, choice = as_functions(request.get("tools"), request.get("tool_choice"))
         if "tools" in request:
-            request["tools"] = without_mixed_strict(tools)
+            request["tools"] = without_refused_strict(tools, request.get("text"))
         if "tool_choice" in request:
             request["tool_choice"] = choice
 
@@ -136,3 +138,13 @@ class Responses(RecipeFormat):
 
 
 RESPONSES = Responses()
+
+
+def _read_switches(request: Json) -> None:
+    """chat_template_kwargs sets the effort, "none" without thinking, where the request does not."""
+    wanted = template_options(request)
+    reasoning: object = request.get("reasoning")
+    fields = cast(Json, reasoning) if isinstance(reasoning, dict) else {}
+    effort = "none" if wanted.thinking is False else wanted.effort
+    if effort is not None and (reasoning is None or (isinstance(reasoning, dict) and fields.get("effort") is None)):
+        request["reasoning"] = fields | {"effort": effort}

@@ -49,7 +49,11 @@ def of_responses(functions: list[Json], choice: object, parallel: object) -> Str
     tools = _tools([(tool.get("name"), tool.get("parameters"), tool.get("strict")) for tool in functions])
     grammars = {tool.get("name"): cast("str | None", tool.get("input_grammar")) for tool in functions}
     tools = tuple(replace(tool, input_grammar=grammars[tool.name]) for tool in tools)
-    return Structure(tools, _named(_object(choice)) or _choice(choice), parallel is not False)
+    made = Structure(tools, _named(_object(choice)) or _choice(choice), parallel is not False)
+    if not made.restricts_calls:
+        return made
+    texts = {tool.get("name") for tool in functions if tool.get("free_text")}
+    return replace(made, tools=tuple(replace(tool, strict=tool.strict or tool.name in texts) for tool in tools))
 
 
 def _format(request: Json) -> Json | None:

@@ -85,10 +85,10 @@ def refuse_sampling(request: Json) -> None:
 def refuse_wishes(request: Json, wishes: Mapping[str, str]) -> None:
     """RequestError 400 for the first of `wishes` (field -> reason of the refusal) with a truthy value.
 
-    null, false, 0 and empty values ask for nothing.
+    null, false, 0 and empty values ask for nothing, nor does the form {"type": "text"}.
     """
     for name, reason in wishes.items():
-        if request.get(name):
+        if request.get(name) and request[name] != {"type": "text"}:
             raise unavailable(name, reason)
 
 

@@ -31,14 +31,15 @@ def test_the_engines_flags_reach_the_llm(monkeypatch: pytest.MonkeyPatch, place:
         raise Loaded(str(model), engine_config)
 
     def engine_process(
-        make: Callable[[], object], restarts: RestartPolicy, compile_seconds: float, stuck_seconds: float
+        make: Callable[[], object], restarts: RestartPolicy, compiling: float, stuck: float, queue: float
     ) -> None:
-        assert not place and (restarts.max_crashes, compile_seconds, stuck_seconds) == (3, 2.5, 40.0)
+        assert not place and (restarts.max_crashes, compiling, stuck, queue) == (3, 2.5, 40.0, 9.0)
         make()
 
     monkeypatch.setattr(dsv4.engine, "LLM", llm)
     monkeypatch.setattr(client, "EngineProcess", engine_process)
-    flags = [*place, "--max-crashes", "3", "--compile-seconds", "2.5", "--stuck-seconds", "40", *FLAGS.split()]
+    of_process = [] if place else ["--max-crashes", "3", "--stuck-seconds", "40"]
+    flags = [*place, *of_process, "--compile-seconds", "2.5", *FLAGS.split()]
     with pytest.raises(Loaded) as loaded:
         main(["serve", "path/to/model", "--port", "0", *flags])
     assert loaded.value.args == (

@@ -206,6 +206,7 @@ def test_sampling_parameters_reach_the_engine(server, monkeypatch) -> None:
         ({"logit_bias": {"300": 1}}, "logit_bias.300", "token ids in [0, 299]"),
         ({"logit_bias": {"5": 101}}, "logit_bias.5", "[-100, 100]"),
         ({"response_format": {"type": "json_object"}}, "response_format", "Chat Completions"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "Chat Completions"),
         ({"mirostat": 2}, "mirostat", "Invalid mirostat value 2; allowed: 0"),
         ({"model": "gpt-9"}, "model", "The supported API model names are "),
     ],

@@ -152,7 +152,7 @@ def test_a_full_server_of_working_clients_answers_503(model, serve) -> None:
                 assert one.recv(100).startswith(b"HTTP/1.1 200 ")
             for path, kind in ((CHAT, "service_unavailable"), ("/v1/messages", "overloaded_error")):
                 late = httpx.post(served.url + path, json=BODY)
-                assert late.status_code == 503 and late.headers["retry-after"] == "1"
+                assert late.status_code == 503 and late.headers["retry-after"] == "1" and late.headers["x-request-id"]
                 assert late.json()["error"]["type"] == kind
             assert served.engine.num_running == 2, "nobody who works gave way"
         served.wait_until_idle(60)

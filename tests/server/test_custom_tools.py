@@ -10,7 +10,8 @@ import pytest
 
 from dsv4.server.custom_tools import check_formats
 from dsv4.server.errors import RequestError
-from tests.server.responses_api import PATCH, QUESTION, STREAMED, WEATHER, ask, markup, output, prompt, refused
+from dsv4.server.responses import RESPONSES
+from tests.server.responses_api import DSML, PATCH, QUESTION, STREAMED, WEATHER, ask, markup, output, prompt, refused
 
 STEPS = 'start: verb " " NUMBER\nverb: "go" | "stop"\nNUMBER: /[0-9]{1,3}/  // up to 999 steps'
 EDIT = """*** Begin Patch
@@ -35,6 +36,16 @@ def script(server, thinking: bool, forced: bool, block: str) -> dict[str, Any]:
         block.partition("tool_calls>\n")[2] if begun else block
     )
     return {"reasoning": {"effort": "low" if thinking else "none"}}
+
+
+def parameter(name: str, value: str, text: bool) -> str:
+    return f'{DSML}parameter name="{name}" string="{str(text).lower()}">{value}</｜DSML｜parameter>\n'
+
+
+def block(name: str, parameters: str) -> str:
+    """A block of one call with parameters in the model's markup."""
+    call = f'{DSML}invoke name="{name}">\n{parameters}</｜DSML｜invoke>\n'
+    return f"{DSML}tool_calls>\n{call}</｜DSML｜tool_calls>"
 
 
 def calls(response: Any) -> list[Any]:
@@ -107,6 +118,33 @@ def test_text_is_free(server) -> None:
         server.model.reply = "</think>\n\n" + markup("shell", input="any <thing>\n at all")
         (call,) = calls(ask(server, tools=[{"type": "custom", "name": "shell", **form}]))
         assert call.input == "any <thing>\n at all"
+
+
+@STREAMED
+@pytest.mark.parametrize("thinking", [True, False])
+def test_a_forced_call_has_a_text(server, streamed: bool, thinking: bool) -> None:
+    """The model would call without an input."""
+    tool = {"type": "custom", "name": "shell"}
+    for choice in ("required", {"type": "custom", "name": "shell"}):
+        options = script(server, thinking, True, block("shell", "") + "ls</｜DSML｜parameter>" * 9)
+        asked = {"tools": [tool], "tool_choice": choice, "parallel_tool_calls": False, "max_output_tokens": 400}
+        assert not {call.input for call in calls(output(server, streamed, **asked, **options))} & {"", "{}"}
+
+
+def test_free_text_is_seen_to_where_calls_are_constrained() -> None:
+    tools = [{"type": "custom", "name": "shell"}, WEATHER]
+    for fields, strict in (({}, False), ({"tool_choice": "required"}, True), ({"parallel_tool_calls": False}, True)):
+        structure = RESPONSES.structure({"tools": tools, **fields})
+        assert [tool.strict for tool in structure.tools] == [strict, False]
+
+
+@STREAMED
+def test_a_free_call_without_a_text_has_one_all_the_same(server, streamed: bool) -> None:
+    number, other = parameter("input", "[5, 6]", text=False), parameter("command", "ls", text=True)
+    for written, wanted in ((number, "[5, 6]"), ("", ""), (other, '{"command": "ls"}')):
+        server.model.reply = "</think>\n\n" + block("shell", written)
+        (call,) = calls(output(server, streamed, tools=[{"type": "custom", "name": "shell"}]))
+        assert call.input == wanted
 
 
 @pytest.mark.parametrize(("form", "place", "words"), [

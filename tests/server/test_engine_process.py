@@ -10,22 +10,23 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import openai
 import pytest
 
 from dsv4.checkpoint.errors import CheckpointError
-from dsv4.engine import LLM, EngineError, QueueFullError, SamplingParams
+from dsv4.engine import LLM, AsyncEngine, EngineError, QueueFullError, SamplingParams
 from dsv4.engine.capacity import CapacityError
 from dsv4.engine.config import EngineConfig
 from dsv4.engine.errors import QueueTimeoutError
-from dsv4.engine.grammar import GrammarError
+from dsv4.engine.grammar import GrammarCompiler, GrammarError
 from dsv4.engine.outputs import ProgressEvent, Timings, TokenEvent
 from dsv4.engine.process.client import EngineCrashedError, EngineProcess
 from dsv4.engine.process.messages import pack, unpack
@@ -383,3 +384,39 @@ class _Interrupted:
     def result(self) -> None:
         time.sleep(0.2)
         raise KeyboardInterrupt
+
+
+def test_a_constraint_has_a_deadline_in_an_engine_of_this_process_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = threading.Event()
+    compile_now = GrammarCompiler.compile
+
+    def compile_later(self: GrammarCompiler, params: SamplingParams) -> object:
+        released.wait(HANG)
+        return compile_now(self, params)
+
+    engine = AsyncEngine(scripted_llm(folder, {}), compile_seconds=0.2)
+    try:
+        with monkeypatch.context() as slow:
+            slow.setattr(GrammarCompiler, "compile", compile_later)
+            with pytest.raises(GrammarError, match="regex cannot be compiled: it takes longer than 0.2 s"):
+                engine.stream([3], SamplingParams(regex="a+"))
+            released.set()
+        with pytest.raises(GrammarError, match="regex cannot be compiled"):
+            engine.stream([3], SamplingParams(regex="a("))
+        assert run(collect(engine, [3, 4]))
+    finally:
+        released.set()
+        engine.close()
+
+
+def test_a_lasting_error_does_not_gather_frames(folder: Path) -> None:
+    with engine_of(partial(scripted_llm, folder, {}), restarts=RestartPolicy(max_crashes=0)) as engine:
+        assert engine.pid is not None
+        os.kill(engine.pid, signal.SIGKILL)
+        until(lambda: engine.error is not None)
+        for _ in range(20):
+            with pytest.raises(EngineError, match="is not started again"):
+                engine.check()
+        assert len(list(traceback.walk_tb(cast(BaseException, engine.error).__traceback__))) <= 3

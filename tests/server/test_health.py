@@ -27,6 +27,12 @@ def test_a_deep_check_computes_one_token(server, path: str, params: dict) -> Non
     assert server.model.num_sampled == 1, "the plain check computes nothing"
 
 
+def test_a_probe_may_send_head(server) -> None:
+    for path in ("/health", "/health/deep"):
+        response = httpx.head(server.url + path, timeout=60)
+        assert (response.status_code, response.content) == (200, b"")
+
+
 def test_checks_at_the_same_time_share_a_token(serve, model) -> None:
     model.seconds_of_prefill = 0.5
     model.seconds_per_step = 0.5

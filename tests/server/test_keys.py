@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from dsv4.cli import main
+from dsv4.server.key_limits import KeyLimits
 from dsv4.server.keys import collect_keys, read_key_file
 
 
@@ -20,6 +21,16 @@ def test_keys_of_all_sources_count(file: Path) -> None:
     keys = collect_keys(["sk-flag"], file, {"DSV4_API_KEY": "sk-env, sk-one"})
     assert keys == ["sk-flag", "sk-env", "sk-one", "sk-two"]
     assert collect_keys([], None, {}) == []
+
+
+def test_a_key_of_several_sources_keeps_its_limits(file: Path) -> None:
+    file.write_text("sk-one max_requests=2\nsk-two\n")
+    for given, environment in ((["sk-one"], {}), ([], {"DSV4_API_KEY": "sk-two,sk-one"})):
+        keys = {str(key): getattr(key, "limits", None) for key in collect_keys(given, file, environment)}
+        assert keys == {"sk-one": KeyLimits(max_requests=2), "sk-two": None}
+    file.write_text("sk-one max_requests=2\nsk-one max_requests=3\n")
+    with pytest.raises(ValueError, match="line 2 has limits of an API key that stands in an earlier line too"):
+        read_key_file(file)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@ import json
 import pytest
 
 from dsv4.server.chat_completions import CHAT
+from dsv4.server.errors import RequestError
 from dsv4.server.messages import MESSAGES
+from dsv4.server.responses import RESPONSES
 
 
 def chat(**request):
@@ -12,6 +14,10 @@ def chat(**request):
 
 def messages(**request):
     return json.loads(MESSAGES.adapted(json.dumps(request).encode()).body)
+
+
+def responses(**request):
+    return json.loads(RESPONSES.adapted(json.dumps(request).encode()).body)
 
 
 def test_role_developer_is_read_as_system() -> None:
@@ -31,8 +37,8 @@ def test_max_completion_tokens_stands_in_for_max_tokens() -> None:
         ({"chat_template_kwargs": {"enable_thinking": True}}, {"type": "enabled"}),
         ({"enable_thinking": False}, {"type": "disabled"}),
         ({"enable_thinking": False, "thinking": {"type": "enabled"}}, {"type": "enabled"}),
-        ({"chat_template_kwargs": {"thinking": "yes"}}, None),
-        ({"chat_template_kwargs": 5}, None),
+        ({"chat_template_kwargs": {"add_generation_prompt": True}}, None),
+        ({"chat_template_kwargs": None, "enable_thinking": None}, None),
     ],
 )
 def test_thinking_switches_of_other_servers_count_unless_the_request_has_its_own(request_, expected) -> None:
@@ -41,6 +47,30 @@ def test_thinking_switches_of_other_servers_count_unless_the_request_has_its_own
 
 def test_effort_of_the_template_arguments_counts() -> None:
     assert chat(chat_template_kwargs={"reasoning_effort": "max"})["reasoning_effort"] == "max"
+
+
+def test_template_arguments_count_in_messages_and_responses() -> None:
+    off, low = {"chat_template_kwargs": {"thinking": False}}, {"chat_template_kwargs": {"reasoning_effort": "low"}}
+    assert messages(**off)["thinking"] == {"type": "disabled"}
+    assert messages(**low)["output_config"] == {"effort": "low"}
+    assert messages(**low, output_config={"effort": "max"})["output_config"] == {"effort": "max"}
+    assert messages(**off, thinking={"type": "enabled"})["thinking"] == {"type": "enabled"}
+    assert responses(**off)["reasoning"] == {"effort": "none"} == responses(enable_thinking=False)["reasoning"]
+    assert responses(**low, reasoning={"summary": "auto"})["reasoning"] == {"summary": "auto", "effort": "low"}
+    assert responses(**off, reasoning={"effort": "max"})["reasoning"] == {"effort": "max"}
+
+
+@pytest.mark.parametrize(("fields", "place"), [
+    ({"chat_template_kwargs": 5}, "chat_template_kwargs"),
+    ({"chat_template_kwargs": {"thinking": "yes"}}, "chat_template_kwargs.thinking"),
+    ({"chat_template_kwargs": {"reasoning_effort": 5}}, "chat_template_kwargs.reasoning_effort"),
+    ({"enable_thinking": 1}, "enable_thinking"),
+])  # fmt: skip
+@pytest.mark.parametrize("read", [chat, messages, responses])
+def test_template_arguments_of_the_wrong_kind_are_refused_with_their_place(read, fields, place: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        read(**fields)
+    assert (refused.value.status, refused.value.param) == (400, place)
 
 
 def test_reasoning_and_untyped_tool_calls_of_the_history_are_read() -> None:

@@ -112,8 +112,9 @@ def test_count_tokens_equals_what_the_message_is_billed(server) -> None:
     counted = client.messages.count_tokens(**options).input_tokens
     assert counted == client.messages.create(max_tokens=50, **options).usage.input_tokens
     assert counted > client.messages.count_tokens(model="tiny", messages=QUESTION).input_tokens
-    plain = server.http().post("/v1/messages/count_tokens", json={"model": "tiny", "messages": QUESTION})
-    assert plain.status_code == 200 and set(plain.json()) == {"input_tokens"}
+    for base in ("/v1", "/anthropic/v1", "/anthropic"):
+        plain = server.http().post(f"{base}/messages/count_tokens", json={"model": "tiny", "messages": QUESTION})
+        assert plain.status_code == 200 and set(plain.json()) == {"input_tokens"}
 
 
 def test_what_claude_code_sends_is_accepted(server, folder) -> None:

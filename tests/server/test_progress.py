@@ -90,7 +90,8 @@ def test_a_whole_answer_carries_timings_when_asked(server: Served) -> None:
 def test_a_switch_that_is_no_boolean_is_refused_by_name(server: Served, name: str) -> None:
     response = server.http().post("/v1/chat/completions", json=ASK | {name: "yes"})
     assert response.status_code == 400
-    assert f'{name}: "yes" is no boolean' in response.json()["error"]["message"]
+    error = response.json()["error"]
+    assert f'{name}: "yes" is no boolean' in error["message"] and error["param"] == name
 
 
 def test_messages_carry_no_progress_and_no_timings(server: Served) -> None:

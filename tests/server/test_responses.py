@@ -229,7 +229,7 @@ def test_what_is_not_supported_is_refused_with_its_place(server) -> None:
             ("background", True),
             ("conversation", "conv_1"),
             ("prompt", {"id": "p"}),
-            ("response_format", {"type": "text"}),
+            ("response_format", {"type": "json_object"}),
         ),
         *(("store", "yes"), ("parallel_tool_calls", 1), ("previous_response_id", 5), ("truncation", "middle")),
         *(("include", "all"), ("metadata", {"a": 1}), ("metadata", {str(i): "" for i in range(17)})),
@@ -258,9 +258,15 @@ def test_what_is_not_supported_is_refused_with_its_place(server) -> None:
     assert refused(server, input=[])[1] == "Input items array must not be empty"
     assert refused(server, model="nobody")[0] == "model"
     assert refused(server, text={"format": {"type": "json_schema", "name": "x", "schema": {"uniqueItems": True}}})[0]
-    # Tools that run in OpenAI's service are not offered to the model, as in the hosted service.
-    ask(server, tools=[{"type": "web_search"}, {"type": "image_generation"}, {"type": "mcp", "server_label": "a"}])
-    assert "Tools" not in prompt(server)
+    for kind in ("mcp", "file_search", "code_interpreter", "computer_use_preview", "local_shell", "shell"):
+        place, words = refused(server, tools=[{"type": "web_search"}, {"type": kind, "server_label": "a"}])
+        assert place == "tools[1]" and words.startswith(f"tools[1] is unavailable: {kind}: this server "), words
+    for fields in ({"max_tool_calls": 0}, {"max_tool_calls": "x"}, {"n": 2}):
+        assert refused(server, extra_body=fields)[0] == next(iter(fields))
+    # What agents declare unasked is not offered to the model, as in the hosted service.
+    kinds = ("web_search", "image_generation", "tool_search", "of_tomorrow")
+    answer = ask(server, tools=[{"type": kind} for kind in kinds], extra_body={"max_tool_calls": 3})
+    assert "Tools" not in prompt(server) and answer.max_tool_calls == 3
 
 
 def test_an_error_within_a_stream_is_a_failed_response(server) -> None:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import anthropic
 import httpx
@@ -24,6 +25,7 @@ from dsv4.checkpoint.errors import CheckpointError
 from dsv4.config import ModelConfig
 from dsv4.kernels import backends
 from dsv4.model.transformer import Transformer
+from dsv4.server.config import ServerConfig
 from dsv4.server.listening import PortTakenError, address, bind
 from dsv4.server.run import serve
 from dsv4.tokenizer.train import train_tokenizer, write_tokenizer
@@ -186,7 +188,7 @@ def test_the_server_says_that_it_is_loading(folder: Path) -> None:
     with slow_loading(folder, 5.0) as (process, url):
         health = ask_when_bound(url, "/health")
         assert (health.status_code, health.json()) == (503, {"status": "loading"})
-        assert int(health.headers["Retry-After"]) >= 1
+        assert int(health.headers["Retry-After"]) >= 1 and health.headers["x-request-id"]
         assert httpx.get(url + "/health/deep").json() == {"status": "loading"}
         chat = httpx.post(url + "/v1/chat/completions", json={})
         assert chat.status_code == 503 and chat.headers["x-should-retry"] == "true" and chat.headers["Retry-After"]
@@ -233,3 +235,23 @@ def test_several_folders_are_served_by_one_process(folder: Path, tmp_path: Path)
             assert texts["random"].choices[0].text == texts["other"].choices[0].text, "the same weights"
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    ({"max_requests_per_key": 5}, "max_requests_per_key is 5 without API keys"),
+    ({"tokens_per_minute_per_key": 5}, "tokens_per_minute_per_key is 5 without API keys"),
+    ({"share_prefixes": "key"}, "share_prefixes is 'key' without API keys"),
+    ({"max_crashes": 1, "engine_process": False}, "max_crashes is 1 without an engine process, where it does nothing"),
+    ({"stuck_seconds": 9.0, "engine_process": False}, "stuck_seconds is 9.0 without an engine process"),
+    ({"max_crashes": 1, "cluster": "local"}, "max_crashes is 1 with a cluster"),
+])  # fmt: skip
+def test_options_that_would_do_nothing_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        ServerConfig(**options)
+    if "engine_process" not in options and "cluster" not in options:
+        ServerConfig(**options, api_keys=["sk-one"])
+
+
+def test_options_that_do_something_are_not() -> None:
+    ServerConfig(share_prefixes="user"), ServerConfig(cluster="local", stuck_seconds=9.0)
+    ServerConfig(engine_process=False), ServerConfig(max_crashes=1, stuck_seconds=9.0)

@@ -20,6 +20,7 @@ from dsv4.server.served_models import ServedModel, ServedModels
 from dsv4.server.service import ChatService
 from dsv4.server.wire_format import WireFormat
 from dsv4.tokenizer import Tokenizer
+from tests.server.responses_api import output
 
 USER = {"role": "user", "content": "Give me json."}
 COLOR = {
@@ -206,6 +207,37 @@ def test_json_or_a_call(server) -> None:
     )
     content, calls, _ = chat(server, False, True, tools=functions(False), response_format=form)
     assert (content, calls) == ("", [("erase", {})])
+
+
+@STREAMED
+def test_json_or_a_call_of_a_strict_tool(server, streamed: bool) -> None:
+    """deepseek-recipe refuses a form beside strict tools; both are enforced."""
+    wrong = (
+        '</think>\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name="paint">\n'
+        '<｜DSML｜parameter name="color" string="true">green</｜DSML｜parameter>\n'
+    )
+    right, other = '{"color": "red", "n": 22}', "</think>No."  # in whose place comes JSON or a call
+    of_schema = {"type": "json_schema", "json_schema": {"name": "color", "schema": COLOR}}
+    for form in (of_schema, {"type": "json_object"}):
+        asked = {"tools": functions(True), "parallel_tool_calls": False, "response_format": form}
+        server.model.reply = "</think>" + right
+        content, calls, _ = chat(server, streamed, True, **asked)
+        assert (content.replace(" ", ""), calls) == (right.replace(" ", ""), [])
+        for reply in (wrong, other) if form is of_schema else (wrong,):
+            server.model.reply = reply
+            content, calls, _ = chat(server, streamed, True, **asked)
+            jsonschema.validate(calls[0][1] if calls else json.loads(content), COLOR)
+            assert calls or reply == other
+    tool = {"type": "function", "name": "paint", "parameters": COLOR, "strict": True}
+    text = {"format": {"type": "json_schema", "name": "color", "schema": COLOR}}
+    for reply in (wrong, other):
+        server.model.reply = reply
+        response = output(server, streamed, input="json", tools=[tool], text=text, parallel_tool_calls=False)
+        assert response.tools[0].strict is True
+        last = response.output[-1]
+        called = last.type == "function_call"
+        jsonschema.validate(json.loads(last.arguments if called else response.output_text), COLOR)
+        assert called or reply == other
 
 
 def test_thinking_does_not_end_the_answer(server) -> None:

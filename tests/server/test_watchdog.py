@@ -14,8 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
-from dsv4.engine import EngineError, SamplingParams
-from dsv4.engine.errors import PromptRefusedError
+from dsv4.engine import AsyncEngine, EngineError, SamplingParams
+from dsv4.engine.cluster.replica import standstill
+from dsv4.engine.errors import PromptRefusedError, QueueTimeoutError
 from dsv4.engine.process.client import EngineCrashedError, EngineProcess
 from dsv4.engine.process.messages import pack_tokens
 from dsv4.engine.process.restarts import RestartPolicy
@@ -206,3 +207,33 @@ def test_an_answer_that_is_only_read_slowly_is_no_work_and_no_suspect(folder: Pa
 
 def test_hashes_tell_prompts_apart() -> None:
     assert prompt_hash([1, 2]) != prompt_hash([12]) and prompt_hash([1, 2]) == prompt_hash([1, 2])
+
+
+def test_a_suspect_does_not_wait_for_its_trial_for_ever() -> None:
+    async def main() -> None:
+        suspects = Suspects()
+        async with suspects.flight("a"), suspects.flight("b"):
+            suspects.blame()
+        async with suspects.flight("a", 0.05):
+            with pytest.raises(QueueTimeoutError, match="the request waited for 0.05 s and was not begun"):
+                await suspects.flight("b", 0.05).__aenter__()
+            await asyncio.sleep(0.1)  # the limit is one of waiting only
+        async with suspects.flight("b", 0.05) as flight:
+            assert flight.on_cleared is not None
+
+    run(main())
+
+
+def test_an_engine_of_a_replica_that_stands_still_is_told(folder: Path) -> None:
+    """The replica then ends its process, and Ray starts another."""
+    engine = AsyncEngine(scripted_llm(folder, {"seconds_of_prefill": 3.0}))
+    request = engine.reserve([3, 4], SHORT)
+    engine.start(request, Nobody(), watched=False)
+    verdict = standstill(engine, StuckWatch(0.4))
+    assert verdict == "took no step for 0.4 s with 1 requests open"
+    engine.close()
+    assert standstill(engine, StuckWatch(0.4)) is None and standstill(engine, None) is None
+
+
+class Nobody:
+    def send(self, item: object) -> None: ...

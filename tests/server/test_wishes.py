@@ -139,6 +139,7 @@ def test_an_answer_that_ignores_the_end_has_max_tokens(server) -> None:
         {"truncate_prompt_tokens": 5},
         {"continue_final_message": True},
         {"grammar": "root ::= x"},
+        {"output_format": {"type": "json_schema", "schema": {}}},
         {"mirostat": 2},
         {"dry_multiplier": 0.8},
         {"xtc_probability": 0.5},
@@ -163,6 +164,11 @@ def test_unsupported_chat_parameters_are_refused(server, wish: dict) -> None:
         ({"output_format": {"type": "json_schema", "schema": 5}}, "output_format"),
         ({"mcp_servers": [{"type": "url", "url": "https://a", "name": "a"}]}, "mcp_servers"),
         ({"container": "a"}, "container"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"guided_json": {"type": "object"}}, "guided_json"),
+        ({"stop": ["x"]}, "stop"),
+        ({"n": 2}, "n"),
+        ({"logprobs": True}, "logprobs"),
     ],
 )
 def test_unsupported_messages_parameters_are_refused(server, wish: dict, name: str) -> None:
@@ -187,6 +193,8 @@ def test_neutral_values_ask_for_nothing(server) -> None:
     config = {
         "output_config": {"effort": "low", "format": None},
         "mcp_servers": [],
+        "response_format": {"type": "text"},
+        "n": 1,
         "context_management": {"edits": []},
     }
     assert post(server, MESSAGES, **config).status_code == 200

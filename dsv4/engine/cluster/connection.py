@@ -45,6 +45,7 @@ class ReplicaPlan:
     num_replicas: int
     threads: int  # of a replica
     compile_seconds: float = 10.0
+    stuck_seconds: float = 0.0
 
 
 class Cluster:
@@ -148,7 +149,7 @@ class Cluster:
         )
         self._warn_of_room(plan, on_gpu)
         try:
-            application = deployment.bind(plan.make, plan.compile_seconds)
+            application = deployment.bind(plan.make, plan.compile_seconds, plan.stuck_seconds)
             return self._serve.run(
                 application, name=application_name(plan.name), route_prefix=None, logging_config=_LOGGING
             )

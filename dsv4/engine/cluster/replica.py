@@ -20,6 +20,7 @@ from dsv4.engine.process.client import EngineCrashedError
 from dsv4.engine.process.messages import EngineState, pack
 from dsv4.engine.process.portable_errors import PortableError
 from dsv4.engine.process.served_model import ModelFacts
+from dsv4.engine.process.watchdog import Activity, StuckWatch
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.model.token_trace import TokenTrace
 from dsv4.prefix_digests import DIGEST_BYTES
@@ -40,8 +41,10 @@ class EngineReplica:
     """Loads a model and runs an AsyncEngine until Ray ends the process. Errors for callers are PortableErrors: Ray
     would wrap exceptions."""
 
-    def __init__(self, make: Callable[[], LLM], compile_seconds: float) -> None:
-        """`make`: returns the LLM. `compile_seconds`: for the constraint of a request; GrammarError after that."""
+    def __init__(self, make: Callable[[], LLM], compile_seconds: float, stuck_seconds: float = 0.0) -> None:
+        """`make`: returns the LLM. `compile_seconds`: for the constraint of a request; GrammarError after that.
+        `stuck_seconds`: an engine with requests that takes no step for so long ends the process; 0: never.
+        """
         from dsv4.engine.async_engine import AsyncEngine  # torch: the server's process has this module too
 
         self._replica: str = ray_module("ray.serve").get_replica_context().replica_id.unique_id
@@ -59,7 +62,8 @@ class EngineReplica:
             logger.error("the model cannot be loaded: %s: %s", type(error).__name__, error)
             self._failure = PortableError.of(error)
             return
-        threading.Thread(target=self._watch, args=(self._engine,), name="dsv4-watch", daemon=True).start()
+        watching = (self._engine, StuckWatch(stuck_seconds) if stuck_seconds else None)
+        threading.Thread(target=self._watch, args=watching, name="dsv4-watch", daemon=True).start()
 
     async def model(self) -> ModelFacts | PortableError:
         """Facts of the model, or the error of loading it."""
@@ -164,10 +168,22 @@ class EngineReplica:
             full = str(error)
         return EngineState(engine.num_running, engine.num_waiting, full, engine.num_steps)
 
-    def _watch(self, engine: AsyncEngine) -> None:
+    def _watch(self, engine: AsyncEngine, watch: StuckWatch | None) -> None:
         """Ends the process soon after its engine has failed: Ray then starts another, and the router knows."""
-        while not engine.join(1.0):
-            pass
+        verdict = standstill(engine, watch)
+        if verdict is not None:
+            logger.error("the engine %s; its process ends", verdict)
+            os._exit(1)
         if engine.error is not None:
             threading.Event().wait(_GOODBYE_SECONDS)
             os._exit(1)
+
+
+def standstill(engine: AsyncEngine, watch: StuckWatch | None) -> str | None:
+    """Waits until an engine has failed or is closed, or `watch` says what is wrong with it: that, in words."""
+    while not engine.join(1.0 if watch is None else watch.interval):
+        requests = engine.num_running + engine.num_waiting
+        verdict = watch and watch.verdict(engine, Activity(engine.num_steps, engine.num_steps, requests, 0))
+        if verdict is not None:
+            return verdict
+    return None

@@ -53,10 +53,12 @@ class EngineProcess:
         restarts: RestartPolicy | None = None,
         compile_seconds: float = 10.0,
         stuck_seconds: float = 0.0,
+        queue_seconds: float = 0.0,
     ) -> None:
         """`make`: returns the LLM, in the process: a function of a module, or a partial of one. `compile_seconds`: for
         the constraint of a request; GrammarError after that. `stuck_seconds`: a process with requests that takes no
-        step for so long is killed, which is a crash; 0: never.
+        step for so long is killed, which is a crash; 0: never. `queue_seconds`: that a suspect may wait for its
+        trial, as EngineConfig's max_queue_seconds in the process.
         """
         self.error: BaseException | None = None
         self.num_restarts = 0
@@ -65,6 +67,7 @@ class EngineProcess:
         self._make = make
         self._restarts = restarts or RestartPolicy()
         self._compile_seconds = compile_seconds
+        self._queue_seconds = queue_seconds
         self._suspects = Suspects()
         self._ids = itertools.count(1)
         self._child: Child | None = None  # that has loaded the model
@@ -162,7 +165,7 @@ class EngineProcess:
             if self._closed:
                 raise EngineError("the engine is closed")
             if self.error is not None:
-                raise self.error
+                raise self.error.with_traceback(None)  # else each caller's frames would stay with it
             assert self._child is not None
             return self._child
 
@@ -184,7 +187,7 @@ class EngineProcess:
     ) -> AsyncGenerator[TokenEvent | ProgressEvent, None]:
         finished = False
         try:
-            async with self._suspects.flight(reservation.key) as flight:
+            async with self._suspects.flight(reservation.key, self._queue_seconds) as flight:
                 reservation.child.start(reservation.id, flight, watched)
                 while not finished:
                     item = await flight.queue.get()

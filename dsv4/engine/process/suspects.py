@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from dsv4.engine.errors import PromptRefusedError
+from dsv4.engine.errors import PromptRefusedError, QueueTimeoutError
 from dsv4.engine.listeners import QueueListener
 
 _MAX_PROMPTS = 4096  # suspects, and refused ones, that are remembered: the newest
@@ -67,12 +67,17 @@ class Suspects:
             self._check(key)
 
     @contextlib.asynccontextmanager
-    async def flight(self, key: str) -> AsyncGenerator[Flight, None]:
-        """Context of a request, entered once its prompt may be computed. PromptRefusedError as `check`."""
+    async def flight(self, key: str, seconds: float = 0.0) -> AsyncGenerator[Flight, None]:
+        """Context of a request, entered once its prompt may be computed. PromptRefusedError as `check`,
+        QueueTimeoutError after `seconds` of waiting; 0: no limit.
+        """
         flight = Flight(asyncio.Queue(), asyncio.get_running_loop(), key)
         try:
-            while (turn := self._begin(flight)) is not None:
-                await turn
+            async with asyncio.timeout(seconds or None):
+                while (turn := self._begin(flight)) is not None:
+                    await turn
+        except TimeoutError as error:
+            raise QueueTimeoutError(f"the request waited for {seconds:g} s and was not begun") from error
         finally:
             self._wake()
         try:
