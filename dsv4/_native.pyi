@@ -145,3 +145,60 @@ def rotation(inv_freq: list[float], positions: Any, cos: Any, sin: Any) -> None:
 
 def rotate(x: Any, cos: Any, sin: Any) -> None:
     """As dsv4.kernels.rope, rows of x [n, width] in place by cos and sin [n, pairs]."""
+
+# Training: forwards over whole sequences, without a cache, and gradients. lengths: int64 [N], tokens of each sequence.
+
+def rms_norm_gradient(x: Any, weight: Any, eps: float, dy: Any, dx: Any, d_weight: Any) -> None: ...
+def swiglu_gradient(
+    gate: Any, up: Any, limit: float, weight: Any, dy: Any, d_gate: Any, d_up: Any, d_weight: Any
+) -> None: ...
+def route_gradient(logits: Any, index: Any, scale: float, d_weights: Any, d_scores: Any, d_logits: Any) -> None:
+    """d_logits [n, E] from the gradients of the weights [n, k] and, unless None, of the scores [n, E]."""
+
+def hc_pre_gradient(
+    streams: Any, fn: Any, scale: Any, base: Any, norm: Any, iters: int, norm_eps: float, eps: float,
+    dx: Any, d_post: Any, d_comb: Any, d_streams: Any, d_fn: Any, d_scale: Any, d_base: Any, d_norm: Any,
+) -> None:  # fmt: skip
+    """Gradients of hc_pre; with norm, d_post, d_comb and d_norm None those of hc_head."""
+
+def hc_post_gradient(
+    g: Any, y: Any, streams: Any, post: Any, comb: Any, dy: Any, d_streams: Any, d_post: Any, d_comb: Any
+) -> None: ...
+def hc_head(streams: Any, fn: Any, scale: Any, base: Any, norm_eps: float, eps: float, x: Any) -> None:
+    """Read-out x [n, d] of streams [n, s, d], not normed."""
+
+def compress_batch(ratio: int, kv: Any, score: Any, lengths: Any, entries: Any) -> None:
+    """Entries of all closed windows, from kv and score [tokens, total], ape included."""
+
+def compress_gradient(
+    ratio: int, kv: Any, score: Any, lengths: Any, d_entries: Any, d_kv: Any, d_score: Any
+) -> None: ...
+def attend_batch(
+    q: Any, keys: Any, entries: Any, chosen: Any, ratio: int, lengths: Any, sink: Any, o: Any, probs: Any = None
+) -> None:
+    """Attention of scaled q [T, H, D]; probs [T, k] get the entries' probabilities, added over the heads."""
+
+def attend_gradient(
+    q: Any, keys: Any, entries: Any, chosen: Any, ratio: int, lengths: Any, sink: Any,
+    d_o: Any, d_q: Any, d_keys: Any, d_entries: Any, d_sink: Any,
+) -> None: ...  # fmt: skip
+def index_loss(
+    q: Any, weights: Any, keys: Any, chosen: Any, probs: Any, lengths: Any, losses: Any,
+    d_q: Any = None, d_weights: Any = None, d_keys: Any = None,
+) -> None:  # fmt: skip
+    """Losses [T] as in dsv4.kernels.index_loss, and the gradients of their sum."""
+
+def has_bf16_gradients() -> bool:
+    """True if the selected instruction set has gradients of BF16 products."""
+
+def cross_entropy(
+    x: Any,
+    weight: Any,
+    targets: Any,
+    losses: Any,
+    predicted: Any,
+    dx: Any = None,
+    d_weight: Any = None,
+    bf16: bool = False,
+) -> None:
+    """Losses and likeliest tokens [n] of rows x [n, in], and the gradients of the losses' sum."""

@@ -2,11 +2,10 @@
 
 An operation runs natively if all of these hold, else on the reference:
 - the native kernels are installed, and DSV4_KERNELS is not "reference";
-- DSV4_KERNELS is "native", or NATIVE says that the operation is native by default;
 - its tensors are fp32 on the CPU, outside autocast;
-- no gradient is recorded through it, or its native rung has a backward and DSV4_KERNELS is "native".
-So DSV4_KERNELS=reference means plain torch throughout; with the variable unset, the layers in Python run the same
-operations as training, except for products without gradient. (model/ chooses the fused forward of inference.)
+- no gradient is recorded through it, or its native rung has a backward.
+So DSV4_KERNELS=reference means plain torch throughout, and training runs the operations of inference, bit for bit.
+(model/ chooses the fused forward of inference.)
 
 Resolved on first use and logged once. KernelChoiceError if DSV4_KERNELS=native cannot be satisfied.
 """
@@ -35,27 +34,28 @@ logger = logging.getLogger("dsv4")
 class Rung:
     """Conditions under which an operation's native.py runs."""
 
-    by_default: bool = False  # also without DSV4_KERNELS=native, if no gradient is recorded
-    backward: bool = False  # has a gradient; opt-in, since MKL is a few percent faster on Intel's processors
+    backward: bool = True  # has a gradient
 
 
 # Operation (a folder of kernels/) -> its native rung.
 NATIVE: dict[str, Rung] = {
     "attention": Rung(),
     "compressor": Rung(),
-    "grouped_linear": Rung(backward=True),
+    "cross_entropy": Rung(),
+    "grouped_linear": Rung(),
     "hadamard": Rung(),
-    "indexer": Rung(),
-    "linear": Rung(by_default=True, backward=True),
+    "index_loss": Rung(),
+    "indexer": Rung(backward=False),
+    "linear": Rung(),
     "mhc": Rung(),
     "norm": Rung(),
     "quant": Rung(),
     "rope": Rung(),
     "router": Rung(),
-    "sampling": Rung(by_default=True),
-    "sinkhorn": Rung(),
+    "sampling": Rung(backward=False),
+    "sinkhorn": Rung(backward=False),
     "swiglu": Rung(),
-    "topk": Rung(),
+    "topk": Rung(backward=False),
 }
 
 
@@ -77,26 +77,27 @@ def native_module() -> ModuleType | None:
 
 
 def requested() -> bool:
-    """True if DSV4_KERNELS=native asks for all native rungs."""
+    """True if DSV4_KERNELS=native asks for the native kernels, so that their absence is an error."""
     return _chosen().requested
 
 
 def uses_native(operation: str, *tensors: Tensor | None) -> bool:
     """True if the operation runs natively on these tensors, by the rule above."""
-    rung = NATIVE[operation]
-    if native_module() is None or not (rung.by_default or requested()):
+    if native_module() is None:
         return False
-    return supports(rung, *(t for t in tensors if t is not None))
-
-
-def supports(rung: Rung, *tensors: Tensor) -> bool:
-    """True if a native rung takes these tensors in torch's current modes (autocast, gradients)."""
     import torch
 
-    if any(t.dtype != torch.float32 or t.device.type != "cpu" for t in tensors) or torch.is_autocast_enabled("cpu"):
+    given = [t for t in tensors if t is not None]
+    if any(t.dtype != torch.float32 or t.device.type != "cpu" for t in given) or torch.is_autocast_enabled("cpu"):
         return False
-    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    return not recorded or (rung.backward and requested())
+    return NATIVE[operation].backward or not records(*given)
+
+
+def records(*tensors: Tensor | None) -> bool:
+    """True if torch records a gradient through an operation on these tensors."""
+    import torch
+
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def name() -> str:

@@ -1,7 +1,7 @@
 """Interface between the model's definition and its computation: a backend runs layers and reads streams out.
 
-`ReferenceBackend` calls the modules themselves, plain torch with gradients. `native_backend.py` runs a frozen model
-on the fused kernels.
+`ReferenceBackend` calls the modules themselves, operation by operation, with gradients. `native_backend.py` runs a
+frozen model on the fused kernels.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dsv4.cache import Cache
 from dsv4.config import ModelConfig
+from dsv4.kernels.cross_entropy import cross_entropy
 from dsv4.kernels.mhc import hc_head
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.batch import RaggedBatch
@@ -54,6 +55,10 @@ class Backend(Protocol):
 
     def read_out(self, streams: Tensor, depth: int | None = None) -> Tensor:
         """Logits fp32 [n, vocab] of streams [n, hc_mult, d]."""
+        ...
+
+    def cross_entropy(self, streams: Tensor, targets: Tensor, depth: int | None = None) -> tuple[Tensor, Tensor]:
+        """(summed -log p of the tokens `targets` [n], likeliest tokens [n]) of streams [n, hc_mult, d]."""
         ...
 
     def next_token_logits(
@@ -116,10 +121,16 @@ class ReferenceBackend:
         return block(block.fuse(model.embed(next_token_ids), streams), ctx)
 
     def read_out(self, streams: Tensor, depth: int | None = None) -> Tensor:
+        return linear_fp32(self._head_input(streams, depth), self.model.head.weight)
+
+    def cross_entropy(self, streams: Tensor, targets: Tensor, depth: int | None = None) -> tuple[Tensor, Tensor]:
+        return cross_entropy(self._head_input(streams, depth), self.model.head.weight, targets)
+
+    def _head_input(self, streams: Tensor, depth: int | None) -> Tensor:
         model = self.model
         site = model if depth is None else cast(MTPBlock, model.mtp[depth])
         x = hc_head(streams, site.hc_head_fn, site.hc_head_scale, site.hc_head_base, model.config)
-        return linear_fp32(site.norm(x.float()), model.head.weight)
+        return site.norm(x.float())
 
     def next_token_logits(
         self, batch: RaggedBatch, cache: Cache | None, rows: np.ndarray, keep_streams: bool = False

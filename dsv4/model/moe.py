@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dsv4.analysis.inventory import FP8_BLOCK
 from dsv4.config import ModelConfig
-from dsv4.kernels.gather import take_rows
+from dsv4.kernels.gather import Dispatch
 from dsv4.kernels.grouped_linear import grouped_linear
 from dsv4.kernels.quant import fake_quant_fp8
 from dsv4.kernels.router import route_by_score, route_by_token
@@ -98,19 +98,13 @@ class MoE(nn.Module):
     def forward(self, x: Tensor, token_ids: Tensor, layout: Layout, aux: AuxLosses | None = None) -> Tensor:
         """x [T, d] -> [T, d]."""
         weights, index, scores = self.gate(x, token_ids)
-        # A stable sort by expert keeps tokens in order within each expert.
-        order = index.flatten().argsort(stable=True)
+        dispatch = Dispatch(index)
         counts = torch.bincount(index.flatten(), minlength=self.config.n_routed_experts)
         sizes = counts.tolist()
         self.load += np.array(sizes)
-        token = order // index.shape[1]
-        rows = self.experts(take_rows(x, token), sizes, weights.flatten()[order].unsqueeze(-1))
-        # Back to [T, k] slots: a token's experts are then added in slot order, ascending after top-k.
-        slots = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        routed = take_rows(rows, slots).view(*index.shape, -1).float()
-        out = self.shared_experts(x).float()
-        for slot in routed.unbind(1):
-            out = out + slot
+        rows = self.experts(dispatch.sort(x), sizes, dispatch.sort_slots(weights).unsqueeze(-1))
+        # A token's experts are added in slot order, ascending after top-k.
+        out = dispatch.add_slots(self.shared_experts(x).float(), rows.float())
         if aux is not None and self.gate.bias is not None:
             aux.add_routing(self.name, counts, self._balance_loss(scores, index, layout))
         return out.to(x.dtype)

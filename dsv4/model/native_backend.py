@@ -126,6 +126,9 @@ class NativeBackend:
         self.kernels.head(self.handle, prefix, _array(streams.contiguous()), _array(logits))
         return logits
 
+    def cross_entropy(self, streams: Tensor, targets: Tensor, depth: int | None = None) -> tuple[Tensor, Tensor]:
+        return self._reference.cross_entropy(streams, targets, depth)
+
     def next_token_logits(
         self, batch: RaggedBatch, cache: Cache | None, rows: np.ndarray, keep_streams: bool = False
     ) -> tuple[Tensor, Tensor | None]:

@@ -216,6 +216,13 @@ class Transformer(nn.Module):
         """Next-token logits, fp32 [n, vocab], of streams [n, hc_mult, d]."""
         return self.backend.read_out(streams)
 
+    def cross_entropy(self, streams: Tensor, targets: Tensor, depth: int | None = None) -> tuple[Tensor, Tensor]:
+        """(-log p of the tokens `targets` int64 [n], summed; likeliest tokens int64 [n]) of streams [n, hc_mult, d].
+
+        On the native kernels without the logits of all rows in memory. depth: of the MTP block whose streams they are.
+        """
+        return self.backend.cross_entropy(streams, targets, depth)
+
     def mtp_forward(
         self,
         streams: Tensor,

@@ -10,6 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dsv4.kernels import backends
+from dsv4.kernels.gradients import bf16_gradients
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.batch import RaggedBatch
 from dsv4.model.transformer import Transformer
@@ -41,6 +43,7 @@ class Work:
     weights: LossWeights
     quantized: bool
     autocast: torch.dtype | None = None
+    bf16_gradients: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,10 @@ def compute_gradient(
 
 def _compute_one(model: Transformer, data: MicroBatch, work: Work, totals: Counts) -> Result:
     aux, device = AuxLosses(), data.mask.device.type
-    with torch.autocast(device, work.autocast) if work.autocast is not None else nullcontext():
+    autocast = torch.autocast(device, work.autocast) if work.autocast is not None else nullcontext()
+    if work.autocast is not None and device == "cpu" and backends.native_module() is not None:
+        backends.decline("training runs under autocast")
+    with autocast, bf16_gradients(work.bf16_gradients):
         total, losses = compute_losses(model, data.batch, data.mask, work.weights, aux, totals)
     if total.requires_grad:  # not so for a batch without targets in a model without routers
         total.backward()

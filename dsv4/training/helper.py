@@ -21,6 +21,7 @@ from dsv4.config import ModelConfig
 from dsv4.model.transformer import Transformer
 from dsv4.training.gradient import BatchSource, MicroBatch, Work, compute_gradient, pack_batch, sum_counts
 from dsv4.training.losses import Counts
+from dsv4.training.memory import keep_freed_memory
 from dsv4.training.optim import MuonAdamW
 
 
@@ -102,6 +103,7 @@ def serve(
     """Worker loop: serve gradient and update requests until the connection closes or an error is sent as Failure."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C and closes the connection
     torch.set_num_threads(threads)
+    keep_freed_memory()
     try:
         _Helper(place, config, settings, shared, pickle.loads(sources), connection).run()
     except OtherSideEndedError:

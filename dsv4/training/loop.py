@@ -16,6 +16,7 @@ from dsv4.checkpoint.atomic import clear_folder
 from dsv4.training.balance import load_imbalance, update_router_biases
 from dsv4.training.gradient import BatchSource, Result, Work, sum_results
 from dsv4.training.losses import LossWeights, not_finite
+from dsv4.training.memory import keep_freed_memory
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.plan import UNPLANNED, Plan
 from dsv4.training.replicas import Replicas
@@ -48,6 +49,7 @@ class TrainSettings:
     quantized_share: float = 0.15  # last fraction of the run, trained with the stored (FP4, FP8) weight values
     save_every: int = 100  # steps
     autocast: torch.dtype | None = None  # torch.bfloat16: the products of layers and experts run in bf16
+    bf16_gradients: bool = False  # native products of the backward multiply BF16 numbers: kernels/gradients.py
     replicas: int = 1  # data-parallel processes
     micro_batches: int = 1  # per process and step, one after the other
     threads: int = 1  # per process if replicas > 1
@@ -104,6 +106,7 @@ class Trainer:
 
     def run(self, stop_after: int | None = None) -> RunPosition:
         """Train to the end of the plan, or until `stop_after` steps of the run are done; saves the state at the end."""
+        keep_freed_memory()
         sources = [stage.source for stage in self.stages]
         settings = self.settings
         with (
@@ -140,7 +143,9 @@ class Trainer:
         if decaying:
             weights = replace(weights, mtp=min(weights.mtp, settings.mtp_weight_in_decay))
         quantized = step >= total * (1 - settings.quantized_share)
-        work = Work(progress.stage, step - progress.stage_start, weights, quantized, settings.autocast)
+        work = Work(
+            progress.stage, step - progress.stage_start, weights, quantized, settings.autocast, settings.bf16_gradients
+        )
         results = replicas.gradient(work)
         result, norm = sum_results(results), self.optimizer.gradient_norm()
         losses, loads, tokens = result.losses, result.loads, result.tokens

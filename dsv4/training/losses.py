@@ -7,8 +7,9 @@ from dataclasses import astuple, dataclass, fields
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from dsv4.kernels.gather import take_rows
 
 if TYPE_CHECKING:
     from dsv4.model.aux_losses import AuxLosses
@@ -103,7 +104,7 @@ def compute_losses(
     """Run `batch` forward and return (weighted loss, its parts); `mask` bool [T] marks the targets.
 
     `totals` are the counts of all micro-batches of the step, None if this is the only one: losses and gradients of the
-    micro-batches add up to those of one batch of all their documents. Logits are computed only for rows with a target.
+    micro-batches add up to those of one batch of all their documents. Only rows with a target are read out.
     ValueError if no row of the step has one.
     """
     counts = count_parts(batch, mask)
@@ -116,27 +117,23 @@ def compute_losses(
     rows, targets = target_rows(batch.cu_seqlens, mask, 1)
     next_token = accuracy = mtp = zero
     if len(rows):
-        logits = model.logits(streams[rows])
-        next_token = _mean_cross_entropy(logits, token_ids[targets], totals.targets)
-        accuracy = (logits.detach().argmax(-1) == token_ids[targets]).sum() / totals.targets
+        loss, predicted = model.cross_entropy(take_rows(streams, rows), token_ids[targets])
+        next_token = loss / totals.targets
+        accuracy = (predicted == token_ids[targets]).sum() / totals.targets
 
     # If any micro-batch has an MTP target, all run the block: its router's balance is a mean over all documents.
     if weights.mtp and totals.mtp_targets and len(model.mtp):
         mtp_streams = model.mtp_forward(streams, following_ids(batch), batch, aux=aux)
         rows, targets = target_rows(batch.cu_seqlens, mask, 2)
         if len(rows):
-            mtp = _mean_cross_entropy(model.mtp_logits(mtp_streams[rows]), token_ids[targets], totals.mtp_targets)
+            loss, _ = model.cross_entropy(take_rows(mtp_streams, rows), token_ids[targets], depth=0)
+            mtp = loss / totals.mtp_targets
 
     balance = aux.balance_loss * (counts.documents / totals.documents)
     indexer = aux.indexer_loss * (counts.indexed / max(1, totals.indexed))
     total = next_token + weights.mtp * mtp + weights.balance * balance + weights.indexer * indexer
     numbers = [float(value.detach()) for value in (next_token, accuracy, mtp, balance, indexer)]
     return total, Losses(*numbers, targets=counts.targets)
-
-
-def _mean_cross_entropy(logits: Tensor, targets: Tensor, count: int) -> Tensor:
-    """Cross-entropy summed over the rows of logits [n, vocab], divided by `count`."""
-    return F.cross_entropy(logits, targets, reduction="sum") / count
 
 
 def sum_losses(parts: Iterable[Losses]) -> Losses:

@@ -19,6 +19,14 @@ enum class Scratch {
     window_keys,
     entries,
     index_keys,
+    sinkhorn_steps,
+    stream_read,
+    probabilities,
+    score_gradients,
+    key_channels,
+    query_channels,
+    output_channels,
+    key_gradients,
     count
 };
 

@@ -2,6 +2,7 @@
 #include "dispatch/bf16_rate.h"
 #include "dispatch/ops.h"
 #include "dispatch/single_ops.h"
+#include "dispatch/training.h"
 #include "gemm/gemm_backward.h"
 #include "model/forward.h"
 #include "model/sampling.h"
@@ -12,16 +13,12 @@ namespace {
 
 void head(const Model& model, const Readout& readout, const float* streams, int64_t n, float* logits) {
     const Config& c = model.config;
-    const HyperConnection& site = readout.site;
     int64_t s = c.hc_mult, d = c.hidden_size;
     std::vector<float> x(static_cast<size_t>(n * d));
     for_each_row(n, [&](int64_t row) {
-        float pre[16];
-        mixes<1>(streams + row * s * d, site.fn, s, s * d, static_cast<float>(c.rms_norm_eps), pre);
-        for (int64_t j = 0; j < s; ++j)
-            pre[j] = sigmoid1(pre[j] * site.scale[0] + site.base[j]) + static_cast<float>(c.hc_eps);
-        collect(pre, streams + row * s * d, s, d, x.data() + row * d);
-        rms_norm(x.data() + row * d, readout.norm, d, static_cast<float>(c.rms_norm_eps), x.data() + row * d);
+        float* to = x.data() + row * d;
+        read_out_token(c, readout.site, streams + row * s * d, to);
+        rms_norm(to, readout.norm, d, static_cast<float>(c.rms_norm_eps), to);
     });
     Product product{{x.data(), d}, &model.head, {logits, model.head.out}};
     products(&product, 1, n);
@@ -96,7 +93,7 @@ const Ops& DSV4_JOIN(DSV4_ISA, _ops)() {
                          input_gradients, weight_gradients, rms_norm_rows, sinkhorn_rows,   exp_all,
                          fake_quant_rows, hadamard_rows,    top_k_rows,    index_top_k,     sample_row,
                          single_hc_pre,   single_hc_post,   single_route,  single_compress, single_attend,
-                         single_swiglu,   single_rotation,  single_rotate};
+                         single_swiglu,   single_rotation,  single_rotate, training_ops()};
     return ops;
 }
 

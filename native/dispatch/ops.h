@@ -2,6 +2,7 @@
 #pragma once
 
 #include "base/views.h"
+#include "dispatch/training_ops.h"
 
 namespace dsv4 {
 
@@ -13,8 +14,9 @@ struct Ops {
     void (*linear)(const Rows& x, int64_t n, const Weight&, const Rows& y);
     // Each group's rows times its weight; then the gradients, where y holds dy: dx into x, dW into `gradients`.
     void (*grouped_linear)(const Group*, int64_t count);
-    void (*input_gradients)(const Group*, int64_t count);
-    void (*weight_gradients)(const Group*, int64_t count, float* const* gradients);
+    // pairs: factors rounded to BF16, where the instruction set has it (TrainingOps::has_pairs).
+    void (*input_gradients)(const Group*, int64_t count, bool pairs);
+    void (*weight_gradients)(const Group*, int64_t count, float* const* gradients, bool pairs);
     void (*rms_norm)(const float* x, const float* weight, int64_t n, int64_t width, float eps, float* y);
     void (*sinkhorn)(float* c, int64_t n, int64_t s, int64_t iters, float eps);
     void (*exp)(const float* x, int64_t n, float* y);
@@ -40,6 +42,7 @@ struct Ops {
     void (*swiglu)(float* gate, const float* up, int64_t n, int64_t width, float limit, const float* weight);
     void (*rotation)(const std::vector<float>& inv_freq, const int64_t* positions, int64_t n, float* cos, float* sin);
     void (*rotate)(float* x, int64_t n, int64_t width, const float* cos, const float* sin, int64_t pairs);
+    TrainingOps training;
 };
 
 const Ops& portable_ops();

@@ -145,6 +145,13 @@ inline float exponentiate_scores(float* p, int64_t n, float sink) {
     return exp1(sink - highest_score);
 }
 
+// Adds the probabilities of the last `entries` of n keys with weights p and a sink's weight.
+inline void add_probabilities(const float* p, int64_t n, float sink_weight, int64_t entries, float* probs) {
+    float total = sink_weight;
+    for (int64_t i = 0; i < n; ++i) total += p[i];
+    for (int64_t e = 0; e < entries; ++e) probs[e] += p[n - entries + e] / total;
+}
+
 // Attention of some heads of a block of neighbouring tokens. Each (token, head) has a row of scores: first the columns
 // of the block's window, then, from window_columns on, those of the token's entries.
 class AttentionBlock {
@@ -201,8 +208,9 @@ class AttentionBlock {
         }
     }
 
-    // Writes token t's output; head h's begins at out + h * width.
-    void attend_token(int64_t t, const float* sink, float* out) {
+    // Writes token t's output; head h's begins at out + h * width. probs, unless null: gets the probabilities of the
+    // token's entries added, over its heads.
+    void attend_token(int64_t t, const float* sink, float* out, float* probs) {
         const int64_t position = start_ + t, entries = keys_.attended_entries(position);
         const int64_t first = std::max<int64_t>(0, position - WINDOW + 1) - keys_.window_start;
         const int64_t stop = position + 1 - keys_.window_start, n = stop - first + entries;
@@ -226,6 +234,7 @@ class AttentionBlock {
                 p[r] = row + first;
                 to[r] = out + (h + r) * width_;
                 sink_weight[r] = exponentiate_scores(p[r], n, sink[h + r]);
+                if (probs) add_probabilities(p[r], n, sink_weight[r], entries, probs);
             }
             weigh_rows(count, p, values_.data(), n, width_, sink_weight, to);
         }
@@ -235,9 +244,7 @@ class AttentionBlock {
     static int64_t whole_panels(int64_t keys) { return (keys + SCORE_KEYS - 1) / SCORE_KEYS * SCORE_KEYS; }
 
     // Entry e of those that dense tokens attend to.
-    const float* shared_entry(int64_t e) const {
-        return entries_ ? entries_ + e * width_ : keys_.entries->read(e, nullptr);
-    }
+    const float* shared_entry(int64_t e) const { return entries_ ? entries_ + e * width_ : keys_.entries->in_place(e); }
 
     // Scores token t's heads with the packed entries [e, e + count) of the token.
     void score_entries(int64_t t, int64_t e, int64_t count) {
@@ -253,13 +260,15 @@ class AttentionBlock {
     std::vector<const float*> queries_, values_;
 };
 
-// Attention of heads [h0, h1). q [tokens, heads, width], q_stride per token, is scaled; out has q's layout.
+// Attention of heads [h0, h1). q [tokens, heads, width], q_stride per token, is scaled; out has q's layout. probs: see
+// attend_token, [tokens, top_k].
 inline void attend(const float* q, int64_t q_stride, int64_t tokens, int64_t start, int64_t h0, int64_t h1,
-                   int64_t width, const AttentionKeys& keys, const float* sink, float* out) {
+                   int64_t width, const AttentionKeys& keys, const float* sink, float* out, float* probs) {
     AttentionBlock block(keys, q, q_stride, tokens, start, h0, h1 - h0, width);
     block.score_window();
     block.score_shared_entries();
-    for (int64_t t = 0; t < tokens; ++t) block.attend_token(t, sink + h0, out + t * q_stride + h0 * width);
+    for (int64_t t = 0; t < tokens; ++t)
+        block.attend_token(t, sink + h0, out + t * q_stride + h0 * width, probs ? probs + t * keys.top_k : nullptr);
 }
 
 }  // namespace dsv4::DSV4_ISA

@@ -65,32 +65,39 @@ inline Entries entries_of_segment(Ubatch& u, const Layer& layer, const StoredRow
     return entries;
 }
 
-// Attention of every token into o [n, H, D], rotated back. q [n, H, D] is rotated and scaled; kv [n, D] are the keys of
-// the ubatch's tokens.
-inline void attend_ubatch(Ubatch& u, const Layer& layer, const LayerCache& cache, float* q, const float* kv,
-                          const int32_t* selected, float* o) {
-    const Config& c = u.model.config;
-    int64_t H = c.num_attention_heads, D = c.head_dim, pairs = c.qk_rope_head_dim / 2, kind = layer.kind.ratio ? 1 : 0;
-    struct Task {
-        const Segment* s;
-        int64_t i, count, h0, h1;
-    };
-    std::vector<Task> tasks;
+// Tasks of a ubatch's attention: a block of neighbouring tokens of a segment and some heads each.
+struct AttentionTask {
+    const Segment* s;
+    int64_t i, count, h0, h1;
+};
+
+// Cuts attention into tasks. Few tokens divide the heads too, unless they are kept `together`.
+inline std::vector<AttentionTask> attention_tasks(const Ubatch& u, bool together) {
+    const int64_t H = u.model.config.num_attention_heads;
+    std::vector<AttentionTask> tasks;
     // With many heads one token is enough work for a task; more would only enlarge the score buffer.
     int64_t block = std::max<int64_t>(1, std::min<int64_t>(ATTENTION_TOKENS, 64 / H));
     int64_t blocks = 0;
     for (const Segment& s : u.segments) blocks += (s.count + block - 1) / block;
-    int64_t parts = blocks >= thread_count() ? 1 : std::min<int64_t>(H, (thread_count() + blocks - 1) / blocks);
+    int64_t parts =
+        together || blocks >= thread_count() ? 1 : std::min<int64_t>(H, (thread_count() + blocks - 1) / blocks);
     for (const Segment& s : u.segments)
         for (int64_t i = 0; i < s.count; i += block)
             for (int64_t p = 0; p < parts; ++p)
                 tasks.push_back({&s, i, std::min(block, s.count - i), H * p / parts, H * (p + 1) / parts});
-    std::vector<Entries> entries;  // per segment
-    if (layer.kind.ratio)
-        for (const Segment& s : u.segments)
-            entries.push_back(entries_of_segment(u, layer, cache.main.entries, s, parts > 1));
+    return tasks;
+}
+
+// Attention of every token into o [n, H, D], rotated back. q [n, H, D] is rotated and scaled; kv [n, D] are the keys of
+// the ubatch's tokens, entries those of each segment, none without compression. probs [n, index_topk], unless null: the
+// entries' probabilities, added over the heads; then a task has all heads.
+inline void attend_segments(Ubatch& u, const Layer& layer, const LayerCache& cache,
+                            const std::vector<AttentionTask>& tasks, const std::vector<Entries>& entries, float* q,
+                            const float* kv, const int32_t* selected, float* o, float* probs) {
+    const Config& c = u.model.config;
+    int64_t H = c.num_attention_heads, D = c.head_dim, pairs = c.qk_rope_head_dim / 2, kind = layer.kind.ratio ? 1 : 0;
     parallel(static_cast<int64_t>(tasks.size()), [&](int64_t number, int) {
-        const Task& task = tasks[static_cast<size_t>(number)];
+        const AttentionTask& task = tasks[static_cast<size_t>(number)];
         const Segment& s = *task.s;
         int64_t start = s.start + task.i, row = s.first + task.i;
         float* decoded = cache.window.format.kind == RowKind::f32 ? nullptr : scratch(Scratch::window_keys, WINDOW * D);
@@ -105,12 +112,25 @@ inline void attend_ubatch(Ubatch& u, const Layer& layer, const LayerCache& cache
         keys.ratio = layer.kind.ratio;
         keys.top_k = layer.kind.has_indexer ? c.index_topk : 0;
         keys.selected = selected ? selected + row * c.index_topk : nullptr;
-        attend(q + row * H * D, H * D, task.count, start, task.h0, task.h1, D, keys, layer.attn_sink, o + row * H * D);
+        attend(q + row * H * D, H * D, task.count, start, task.h0, task.h1, D, keys, layer.attn_sink, o + row * H * D,
+               probs ? probs + row * c.index_topk : nullptr);
         for (int64_t j = 0; j < task.count; ++j)
             for (int64_t h = task.h0; h < task.h1; ++h)
                 rotate(o + ((row + j) * H + h) * D, D, u.cos[kind].data() + (row + j) * pairs,
                        u.sin[kind].data() + (row + j) * pairs, pairs, -1.0f);
     });
+}
+
+// attend_segments of a ubatch, its entries read from the cache.
+inline void attend_ubatch(Ubatch& u, const Layer& layer, const LayerCache& cache, float* q, const float* kv,
+                          const int32_t* selected, float* o) {
+    const std::vector<AttentionTask> tasks = attention_tasks(u, false);
+    const bool split = tasks.front().h1 < u.model.config.num_attention_heads;
+    std::vector<Entries> entries;  // per segment
+    if (layer.kind.ratio)
+        for (const Segment& s : u.segments)
+            entries.push_back(entries_of_segment(u, layer, cache.main.entries, s, split));
+    attend_segments(u, layer, cache, tasks, entries, q, kv, selected, o, nullptr);
 }
 
 // Projections of a ubatch's tokens; null where the layer has no such projection.

@@ -33,6 +33,10 @@ struct Entries {
     uint8_t* stored(int64_t e) const { return pool.row(row(e)); }
     // True if entries need no memory to be read.
     bool direct() const { return decoded || pool.format.kind == RowKind::f32; }
+    // Entry e where it lies, as fp32; for direct entries.
+    const float* in_place(int64_t e) const {
+        return decoded ? decoded + e * width : reinterpret_cast<const float*>(pool.row(row(e)));
+    }
     // Entry e as fp32: where it lies, or decoded into memory [width].
     const float* read(int64_t e, float* memory) const {
         return decoded ? decoded + e * width : read_row(pool, row(e), memory);

@@ -83,6 +83,16 @@ inline void collect(const float* weights, const float* streams, int64_t s, int64
     }
 }
 
+// Read-out of a token's streams [s, d] to x [d], not normed.
+inline void read_out_token(const Config& c, const HyperConnection& site, const float* streams, float* x) {
+    const int64_t s = c.hc_mult, d = c.hidden_size;
+    float pre[MOST_STREAMS];
+    mixes<1>(streams, site.fn, s, s * d, static_cast<float>(c.rms_norm_eps), pre);
+    for (int64_t j = 0; j < s; ++j)
+        pre[j] = sigmoid1(pre[j] * site.scale[0] + site.base[j]) + static_cast<float>(c.hc_eps);
+    collect(pre, streams, s, d, x);
+}
+
 // Turns the s * (2 + s) mixes of a site into pre [s], post [s] and comb [s, s], in place.
 inline void hc_weights(float* mix, const HyperConnection& site, const Config& c) {
     int64_t s = c.hc_mult;

@@ -116,5 +116,6 @@ inline Stored stored_weight(nb::handle value, const std::string& name) {
 
 void define_ops(nb::module_& m);     // module_ops.cpp
 void define_single(nb::module_& m);  // module_single.cpp
+void define_training(nb::module_& m);  // module_training.cpp
 
 }  // namespace dsv4

@@ -184,4 +184,5 @@ NB_MODULE(_native, m) {
           nb::arg("lengths"), nb::arg("starts"), nb::arg("slots"), nb::arg("depth"), nb::arg("streams").noconvert());
     define_ops(m);
     define_single(m);
+    define_training(m);
 }

@@ -72,15 +72,17 @@ void grouped_linear(const Floats& x, const std::vector<int64_t>& sizes, const nb
     ops().grouped_linear(groups.data(), static_cast<int64_t>(groups.size()));
 }
 
-void input_gradients(const Floats& dy, const std::vector<int64_t>& sizes, const nb::list& weights, MutableFloats dx) {
+void input_gradients(const Floats& dy, const std::vector<int64_t>& sizes, const nb::list& weights, MutableFloats dx,
+                     bool bf16) {
     std::vector<Group> groups = groups_of(Floats(dx), dy, sizes);
     std::vector<Stored> held = set_weights(groups, weights);
     Computing now;
-    ops().input_gradients(groups.data(), static_cast<int64_t>(groups.size()));
+    ops().input_gradients(groups.data(), static_cast<int64_t>(groups.size()), bf16);
 }
 
 // Groups whose entry of `gradients` is None are skipped.
-void weight_gradients(const Floats& dy, const Floats& x, const std::vector<int64_t>& sizes, const nb::list& gradients) {
+void weight_gradients(const Floats& dy, const Floats& x, const std::vector<int64_t>& sizes, const nb::list& gradients,
+                      bool bf16) {
     std::vector<Group> groups = groups_of(x, dy, sizes);
     if (gradients.size() != groups.size())
         wrong(std::to_string(gradients.size()) + " gradients for " + std::to_string(groups.size()) + " groups");
@@ -95,7 +97,7 @@ void weight_gradients(const Floats& dy, const Floats& x, const std::vector<int64
         places.push_back(place);
     }
     Computing now;
-    ops().weight_gradients(groups.data(), static_cast<int64_t>(groups.size()), places.data());
+    ops().weight_gradients(groups.data(), static_cast<int64_t>(groups.size()), places.data(), bf16);
 }
 
 // Rows and columns of a two-dimensional array.
@@ -196,8 +198,9 @@ void define_ops(nb::module_& m) {
     m.def("grouped_linear", &grouped_linear, nb::arg("x"), nb::arg("sizes"), nb::arg("weights"),
           nb::arg("y").noconvert());
     m.def("input_gradients", &input_gradients, nb::arg("dy"), nb::arg("sizes"), nb::arg("weights"),
-          nb::arg("dx").noconvert());
-    m.def("weight_gradients", &weight_gradients, nb::arg("dy"), nb::arg("x"), nb::arg("sizes"), nb::arg("gradients"));
+          nb::arg("dx").noconvert(), nb::arg("bf16") = false);
+    m.def("weight_gradients", &weight_gradients, nb::arg("dy"), nb::arg("x"), nb::arg("sizes"), nb::arg("gradients"),
+          nb::arg("bf16") = false);
     m.def("rms_norm", &rms_norm, nb::arg("x"), nb::arg("weight").none(), nb::arg("eps"), nb::arg("y").noconvert());
     m.def("sinkhorn", &sinkhorn, nb::arg("c").noconvert(), nb::arg("iters"), nb::arg("eps"));
     m.def("exp", &exp_all, nb::arg("x"), nb::arg("y").noconvert());

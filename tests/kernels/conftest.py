@@ -27,7 +27,7 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 @pytest.fixture(params=["reference", *ISAS])
 def rung(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Run operations on the reference, or as DSV4_KERNELS=native on one instruction set; tests may set threads."""
+    """Run operations on the reference, or natively on one instruction set; what is declined is an error."""
     if request.param == "reference":
         monkeypatch.setattr(backends, "native_module", lambda: None)
         yield request.param

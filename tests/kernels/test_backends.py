@@ -76,15 +76,6 @@ def test_the_variables_choose() -> None:
     assert "(avx2, " in printed(FAKE + DESCRIBE, DSV4_ISA="", DSV4_THREADS="", DSV4_KERNELS="")
 
 
-def test_training_is_native_on_request() -> None:
-    code = FAKE + "from dsv4.kernels import backends; print(backends.requested())"
-    assert [printed(code), printed(code, DSV4_KERNELS="native"), printed(code, DSV4_KERNELS="reference")] == [
-        "False",
-        "True",
-        "False",
-    ]
-
-
 def test_threads_follow_torch_unless_the_variable_is_set() -> None:
     code = (
         FAKE
@@ -175,17 +166,17 @@ def test_every_operation_has_its_three_files_and_its_line_in_the_table() -> None
 
 @pytest.mark.parametrize("operation", backends.NATIVE)
 def test_the_rule_for_running_natively(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """DSV4_KERNELS forces either way, NATIVE is the default; a recorded gradient needs a backward and the variable."""
-    use, plain = backends.NATIVE[operation], torch.ones(2)
-    recorded, native = torch.ones(2, requires_grad=True), cpu.Native(types.ModuleType("native"), "avx2", False)
-    for choice, uses, differentiates in (
-        (backends._Choice(None, reason="DSV4_KERNELS=reference"), False, False),
-        (backends._Choice(native), use.by_default, False),
-        (backends._Choice(native, requested=True), True, use.backward),
+    """Native kernels run unless DSV4_KERNELS is "reference"; a recorded gradient needs a backward."""
+    plain, recorded = torch.ones(2), torch.ones(2, requires_grad=True)
+    native = cpu.Native(types.ModuleType("native"), "avx2", False)
+    for choice, uses in (
+        (backends._Choice(None, reason="DSV4_KERNELS=reference"), False),
+        (backends._Choice(native), True),
+        (backends._Choice(native, requested=True), True),
     ):
         monkeypatch.setattr(backends, "_choice", choice)
         assert backends.uses_native(operation, plain, None) == uses
-        assert backends.uses_native(operation, plain, recorded) == differentiates
+        assert backends.uses_native(operation, plain, recorded) == (uses and backends.NATIVE[operation].backward)
         with torch.no_grad():
             assert backends.uses_native(operation, recorded) == uses
         assert not backends.uses_native(operation, plain.double())

@@ -15,8 +15,10 @@ from dsv4.config import WINDOW
 from dsv4.kernels import backends
 from dsv4.kernels.attention import ENTRY_CHUNK, EntryView, KeyView, StoredRows, TileGroup, Tiles, attend
 from dsv4.kernels.compressor import Windows, compress
+from dsv4.kernels.cross_entropy import cross_entropy
 from dsv4.kernels.grouped_linear import grouped_linear
 from dsv4.kernels.hadamard import hadamard
+from dsv4.kernels.index_loss import index_loss
 from dsv4.kernels.linear import linear
 from dsv4.kernels.mhc import hc_head, hc_post, hc_pre
 from dsv4.kernels.norm import rms_norm
@@ -26,6 +28,7 @@ from dsv4.kernels.router import route_by_score, route_by_token
 from dsv4.kernels.sinkhorn import sinkhorn
 from dsv4.kernels.swiglu import clamped_swiglu
 from dsv4.model.batch import RaggedBatch
+from dsv4.model.layout import Layout
 
 from ..model.tiny import tiny_config
 from .tools import noise
@@ -50,18 +53,27 @@ def _attend(q: Tensor, new: Tensor, ring: Tensor, pool: Tensor, sink: Tensor) ->
 
 def _compress(kv: Tensor, score: Tensor, ape: Tensor) -> Tensor:
     batch, none = RaggedBatch.pack([[0] * 6]), torch.empty(0, dtype=torch.int64)
-    windows = Windows(4, batch, torch.arange(6), torch.arange(4)[None], None, None, torch.tensor([0]), none, none)
+    source = torch.tensor([[6] * 4 + [0, 1, 2, 3]])  # no window before, which row 6 stands for
+    windows = Windows(4, batch, torch.arange(6), source, None, None, torch.tensor([0]), none, none)
     entries = compress(kv, score, ape, windows)
     assert entries is not None
     return entries
+
+
+def _index_loss(q: Tensor, weights: Tensor, keys: Tensor) -> Tensor:
+    layout = Layout(RaggedBatch.pack([[0] * 9]), None, torch.device("cpu"))
+    view = EntryView(StoredRows(torch.cat((keys, keys.new_zeros(ENTRY_CHUNK, 8)))), 4, layout.batch, None)
+    return index_loss(q, weights, view, layout.tiles(4, 8, 1 << 20), None, noise(9, 8, seed=3).abs())
 
 
 # (operation, one of its functions, the floating-point arguments).
 CASES: list[tuple[str, Callable[..., Any], tuple[Tensor, ...]]] = [
     ("attention", _attend, (noise(6, 2, 8), noise(6, 8), noise(1, WINDOW, 8), noise(3, 8), noise(2))),
     ("compressor", _compress, (noise(6, 8), noise(6, 8), noise(4, 8))),
+    ("cross_entropy", lambda x, w: cross_entropy(x, w, torch.tensor([1, 0, 3]))[0], (noise(3, 8), noise(4, 8))),
     ("grouped_linear", lambda x, weights: grouped_linear(x, [2, 3], weights), (noise(5, 8), noise(2, 4, 8))),
     ("hadamard", hadamard, (noise(3, 8),)),
+    ("index_loss", _index_loss, (noise(9, 2, 8), noise(9, 2, seed=1), noise(2, 8, seed=2))),
     ("linear", linear, (noise(3, 8), noise(4, 8))),
     ("mhc", lambda x, fn, scale, base, norm: torch.cat([o.flatten() for o in hc_pre(x, fn, scale, base, norm, SIZES)]),
      (noise(3, 2, 8), noise(8, 16), noise(3), noise(8), noise(8))),

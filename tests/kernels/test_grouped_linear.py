@@ -140,8 +140,7 @@ def test_mismatched_arguments_are_refused(kernels: Any) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_models_gradients_match_the_reference(kernels: Any, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with DSV4_KERNELS=native: products are native, the rest of training runs on the reference."""
-    monkeypatch.setattr(backends, "requested", lambda: True)
+    """All operations of a training step, forward and backward."""
     config = tiny_config()
     model, ids = random_model(config).requires_grad_(), random_ids(config, 2, 150)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)

@@ -106,15 +106,14 @@ def test_sums_of_gradients_run_in_the_documented_order(kernels: Any) -> None:
     assert torch.equal(as_gradient, want) and torch.equal(as_input, want)
 
 
-def test_gradients_are_native_on_request(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    x, weight = noise(3, 8).requires_grad_(), noise(4, 8, seed=1).requires_grad_()
-    assert type(linear(x, weight).grad_fn).__name__ != "_LinearBackward"
+def test_a_product_is_native_with_a_gradient_and_without(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, want = noise(3, 8).requires_grad_(), noise(4, 8, seed=1).requires_grad_(), poisoned(3, 4)
+    kernels.linear(x.detach(), weight.detach(), want)
+    assert type(linear(x, weight).grad_fn).__name__ == "_LinearBackward" and torch.equal(linear(x, weight), want)
     with torch.no_grad():
-        want = poisoned(3, 4)
-        kernels.linear(x.detach(), weight.detach(), want)
-        assert torch.equal(linear(x, weight), want), "without gradient a product is native anyhow"
-    monkeypatch.setattr(backends, "requested", lambda: True)
-    assert type(linear(x, weight).grad_fn).__name__ == "_LinearBackward"
+        assert torch.equal(linear(x, weight), want)
+    monkeypatch.setattr(backends, "native_module", lambda: None)
+    assert type(linear(x, weight).grad_fn).__name__ != "_LinearBackward"
 
 
 @pytest.mark.parametrize("wanted", [[True, False], [False, True]])

@@ -7,7 +7,7 @@ import pytest
 
 NATIVE = Path(__file__).parents[2] / "native"
 # A file may include from its own folder and from earlier ones.
-ORDER = ("base", "gemm", "model", "dispatch", "python")
+ORDER = ("base", "gemm", "model", "training", "dispatch", "python")
 FILES = sorted(path for path in NATIVE.rglob("*") if path.suffix in (".h", ".cpp"))
 MAX_LINES = 400
 

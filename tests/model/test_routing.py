@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dsv4.kernels import backends
-from dsv4.model.attention.indexer import indexer_kl
+from dsv4.kernels.index_loss.reference import indexer_kl
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.batch import RaggedBatch
 from dsv4.model.initialization import deal_experts

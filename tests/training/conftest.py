@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dsv4.kernels.cross_entropy import cross_entropy
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.batch import RaggedBatch
 
@@ -48,6 +49,9 @@ class StandIn(nn.Module):
 
     def logits(self, streams: Tensor) -> Tensor:
         return self.head(self.norm(streams.squeeze(1))).float()
+
+    def cross_entropy(self, streams: Tensor, targets: Tensor, depth: int | None = None) -> tuple[Tensor, Tensor]:
+        return cross_entropy(self.norm(streams.squeeze(1)), self.head.weight, targets)
 
     def mtp_forward(
         self, streams: Tensor, following: Tensor, batch: RaggedBatch, cache: None = None, aux: AuxLosses | None = None

@@ -1,30 +1,96 @@
-"""Attention on the native kernels, sequence by sequence; fp32 on the CPU."""
+"""Attention on the native kernels, fp32 on the CPU: without a cache in one call, with its gradient; else sequence by
+sequence."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from dsv4.config import WINDOW
-from dsv4.kernels import cpu
+from dsv4.kernels import backends, cpu
 from dsv4.kernels.attention.views import KeyView
 
 
-def attend(q: Tensor, keys: KeyView, sink: Tensor, chosen: Tensor | None) -> Tensor:
-    """Attention output o [T, H, D] of queries q [T, H, D]."""
+def attend(
+    q: Tensor, keys: KeyView, sink: Tensor, chosen: Tensor | None, keep_probs: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """(o [T, H, D] of queries q [T, H, D], the entries' probabilities [T, k] if kept: without a cache alone)."""
+    picks = every_entry(keys, len(q)) if chosen is None else chosen
+    if keys.cached:
+        assert not keep_probs
+        return _attend_cached(q, keys, sink, picks), None
+    pool = keys.entries.pool.rows if keys.entries is not None else keys.new.new_zeros(0, keys.new.shape[1])
+    op = _Attend.apply if backends.records(q, keys.new, pool, sink) else _attend
+    return op(q, keys.new, pool, sink, keys, picks, keep_probs)
+
+
+def every_entry(keys: KeyView, tokens: int) -> Tensor:
+    """A choice of the width of KeyView.most_chosen, for a batch of which all tokens read all. int64 [T, k]."""
+    return torch.full((1, 1), -1).expand(tokens, keys.most_chosen)
+
+
+def _shape(keys: KeyView) -> tuple[int, np.ndarray]:
+    """(Tokens per entry, 0 without entries; tokens of each sequence)."""
+    return keys.entries.ratio if keys.entries is not None else 0, keys.batch.lengths
+
+
+def _inputs(
+    q: Tensor, new: Tensor, pool: Tensor, sink: Tensor, picks: Tensor, ratio: int, lengths: np.ndarray
+) -> tuple[Any, ...]:
+    """Arguments of the kernels: scaled queries, keys, entries, the choice, ratio, lengths, sink."""
+    entries = int((lengths // ratio).sum()) if ratio else 0
+    scaled = (q.detach() * q.shape[2] ** -0.5).contiguous()
+    rows = (new.detach().contiguous(), pool.detach()[:entries].contiguous(), picks.contiguous())
+    return scaled, *rows, ratio, lengths, sink.detach()
+
+
+def _attend(
+    q: Tensor, new: Tensor, pool: Tensor, sink: Tensor, keys: KeyView, picks: Tensor, keep_probs: bool
+) -> tuple[Tensor, Tensor | None]:
+    inputs = _inputs(q, new, pool, sink, picks, *_shape(keys))
+    out = torch.empty_like(inputs[0])
+    probs = out.new_empty(picks.shape) if keep_probs else None
+    cpu.kernels().attend_batch(*inputs, out, probs)
+    return out, probs
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, new: Tensor, pool: Tensor, sink: Tensor, keys: KeyView, picks: Tensor, keep_probs: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        out, probs = _attend(q, new, pool, sink, keys, picks, keep_probs)
+        ctx.save_for_backward(q, new, pool, sink, picks)
+        ctx.ratio, ctx.lengths = _shape(keys)
+        if probs is not None:
+            ctx.mark_non_differentiable(probs)
+        return out, probs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+        q, new, pool, sink, picks = ctx.saved_tensors
+        inputs = _inputs(q, new, pool, sink, picks, ctx.ratio, ctx.lengths)
+        d_q, d_new, d_sink = (torch.empty_like(t) for t in (inputs[0], inputs[1], inputs[6]))
+        d_pool = torch.zeros_like(pool)
+        cpu.kernels().attend_gradient(*inputs, grad.contiguous(), d_q, d_new, d_pool[: len(inputs[2])], d_sink)
+        return d_q.mul_(q.shape[2] ** -0.5), d_new, d_pool, d_sink, None, None, None
+
+
+def _attend_cached(q: Tensor, keys: KeyView, sink: Tensor, picks: Tensor) -> Tensor:
     kernels, width = cpu.kernels(), q.shape[2]
     scaled, new = (q.detach() * width**-0.5).contiguous(), keys.new.detach().contiguous()
     out, no_ring, no_entries = torch.empty_like(scaled), new.new_zeros(WINDOW, width), new.new_zeros(0, width)
     ratio = keys.entries.ratio if keys.entries is not None else 0
-    if chosen is None:  # k as large as the most entries that a token sees: all read all
-        most = int((keys.batch.starts + keys.batch.lengths).max()) // max(ratio, 1)
-        chosen = torch.full((1, 1), -1).expand(len(q), max(most, 1))
     ends = np.cumsum(keys.batch.lengths)
     for i, (end, length, start) in enumerate(zip(ends, keys.batch.lengths, keys.batch.starts, strict=True)):
         rows = slice(end - length, end)
         ring = keys.ring.take(keys.slots[i]).float() if keys.ring is not None else no_ring
         entries = keys.entries.of_sequence(i).detach().float() if keys.entries is not None else no_entries
-        inputs = (scaled[rows], new[rows], ring, entries, chosen[rows].contiguous(), ratio, int(start), sink.detach())
+        inputs = (scaled[rows], new[rows], ring, entries, picks[rows].contiguous(), ratio, int(start), sink.detach())
         kernels.attend(*inputs, out[rows])
     return out

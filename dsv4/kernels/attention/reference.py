@@ -62,6 +62,18 @@ def attend(
     return tiles.tokens(torch.cat(outputs) if len(outputs) > 1 else outputs[0]), kept
 
 
+def token_probs(probs: list[Tensor | None], tiles: Tiles, k: int) -> Tensor:
+    """Probabilities per tile group as [T, k], without gradient: no token reads more than k entries."""
+    parts: list[Tensor] = []
+    for group, own in zip(tiles.groups, probs, strict=True):
+        rows = tiles.row_token.new_zeros((*group.num_visible.shape, k), dtype=torch.float32)
+        if own is not None:
+            count = min(k, own.shape[-1])
+            rows[..., :count] = own.detach()[..., :count]
+        parts.append(rows)
+    return tiles.tokens(torch.cat(parts))
+
+
 def _window_rows(keys: KeyView) -> Tensor:
     """Rows that window_index points into: the rings of the batch's sequences, the new keys, one zero row."""
     width = keys.new.shape[1]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsv4.config import PAGE_TOKENS
+from dsv4.config import COMPRESSION_KINDS, PAGE_TOKENS
 from dsv4.kernels.gather import take_rows
 
 
@@ -87,6 +87,18 @@ class KeyView:
     slots: Tensor  # int64 [N], the batch's cache rows on the ring's device
     entries: EntryView | None  # None: the layer has window keys only
 
+    @property
+    def most_chosen(self) -> int:
+        """Width of a choice of which no token sees more entries, at least 1; 1 in layers without an indexer."""
+        if self.entries is None or not COMPRESSION_KINDS[self.entries.ratio].has_indexer:
+            return 1
+        return max(1, int((self.batch.starts + self.batch.lengths).max()) // self.entries.ratio)
+
+    @property
+    def cached(self) -> bool:
+        """True if earlier keys or the entries are a cache's."""
+        return self.ring is not None or (self.entries is not None and self.entries.block_table is not None)
+
 
 @dataclass(frozen=True)
 class TileGroup:
@@ -108,15 +120,17 @@ class TileGroup:
     def visible(self, chosen: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(mask bool [tiles, rows, n] of the entries that each row reads, their numbers int64 of the same shape).
 
-        Sparse group: the chosen entries [tiles, rows, k], -1 for none. Other groups: all visible entries, n =
-        num_entries in order, None for the numbers.
+        Sparse group: the chosen entries [tiles, rows, k], -1 for none; all of them in a row that sees at most k. Other
+        groups: all visible entries, n = num_entries in order, None for the numbers.
         """
         if not self.sparse:
             every = torch.arange(self.num_entries, device=self.num_visible.device)
             return every < self.num_visible.unsqueeze(-1), None
         assert chosen is not None
+        k, seen = chosen.shape[-1], self.num_visible.unsqueeze(-1)
+        chosen = torch.where(seen <= k, torch.arange(k, device=chosen.device), chosen)
         # A row without a token repeats another row's choice.
-        mask = (chosen >= 0) & (chosen < self.num_visible.unsqueeze(-1))
+        mask = (chosen >= 0) & (chosen < seen)
         return mask, chosen.masked_fill(~mask, 0)
 
 

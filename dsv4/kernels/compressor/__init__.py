@@ -18,8 +18,10 @@ from dsv4.kernels.compressor.views import Windows
 
 def compress(kv: Tensor, score: Tensor, ape: Tensor, windows: Windows) -> Tensor | None:
     """Entries [windows, width] from the projections kv, score [T, total]; writes the state."""
-    state = (windows.state_kv, windows.state_score)
-    op = native if backends.uses_native("compressor", kv, score, ape, *state) else reference
+    inputs, state = (kv, score, ape), (windows.state_kv, windows.state_score)
+    native_here = backends.uses_native("compressor", *inputs, *state)
+    # With a state the native rung has no gradient.
+    op = native if native_here and not (windows.state_kv is not None and backends.records(*inputs)) else reference
     return op.compress(kv, score, ape, windows)
 
 

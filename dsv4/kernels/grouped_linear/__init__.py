@@ -3,8 +3,8 @@
 Contract: x [n, in], sizes (rows of each of E groups, in order, adding up to n), weights [E, out, in] of x's dtype, or
 stored (kernels/stored.py) -> [n, out]. The weight of a group without rows is not read, and its gradient is zero.
 Row i, and row i of x's gradient, depend on row i alone.
-Native: only under DSV4_KERNELS=native; sums follow docs/kernels.md, to the bit; no second derivative. (The native
-forward of inference does not call this.) Under autocast x and the weights take its dtype, as in a linear layer.
+Native: sums follow docs/kernels.md, to the bit; no second derivative. (The native forward of inference does not call
+this.) Under autocast x and the weights take its dtype, as in a linear layer.
 """
 
 from torch import Tensor

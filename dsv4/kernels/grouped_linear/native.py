@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dsv4.kernels import cpu
+from dsv4.kernels.gradients import rounds_to_bf16
 from dsv4.kernels.stored import matrices_of, rows_argument, weight_argument
 
 
@@ -26,7 +27,7 @@ class _GroupedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, sizes: list[int], weights: Tensor) -> Tensor:
         ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, weights)
-        ctx.sizes = sizes
+        ctx.sizes, ctx.bf16 = sizes, rounds_to_bf16()
         return _forward(x, sizes, weights)
 
     @staticmethod
@@ -37,10 +38,10 @@ class _GroupedLinear(torch.autograd.Function):
         d_x = d_weights = None
         if ctx.needs_input_grad[0]:
             d_x = rows.new_empty(rows.shape[0], weights.shape[2])
-            kernels.input_gradients(rows, ctx.sizes, _arguments(weights), d_x)
+            kernels.input_gradients(rows, ctx.sizes, _arguments(weights), d_x, ctx.bf16)
         if x is not None:
             d_weights = rows.new_empty(weights.shape)
-            kernels.weight_gradients(rows, rows_argument(x), ctx.sizes, list(d_weights.unbind()))
+            kernels.weight_gradients(rows, rows_argument(x), ctx.sizes, list(d_weights.unbind()), ctx.bf16)
         return d_x, None, d_weights
 
 

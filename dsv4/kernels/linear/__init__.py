@@ -1,7 +1,7 @@
 """Linear map without bias; each output row depends on its input row alone.
 
 Contract: x [..., in], weight [out, in] of the same dtype, or stored (kernels/stored.py) -> [..., out].
-Native: with gradient only under DSV4_KERNELS=native. Sums follow docs/kernels.md, so that rows are independent to the
+Native: sums follow docs/kernels.md, so that rows are independent to the
 bit, in the output and in x's gradient; no second derivative. Reference: on x86 row independence rests on MKL's strict
 mode, which `dsv4` requests before torch starts where MKL has it (see dsv4/__init__.py).
 """

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dsv4.kernels import cpu
+from dsv4.kernels.gradients import rounds_to_bf16
 from dsv4.kernels.stored import rows_argument, weight_argument
 
 
@@ -24,6 +25,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         needs_x, needs_weight = ctx.needs_input_grad
         ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None)
+        ctx.bf16 = rounds_to_bf16()
         return _forward(x, weight)
 
     @staticmethod
@@ -34,11 +36,11 @@ class _Linear(torch.autograd.Function):
         d_x = d_weight = None
         if weight is not None:
             d_x = rows.new_empty(rows.shape[0], weight.shape[1])
-            kernels.input_gradients(rows, [len(rows)], [weight_argument(weight)], d_x)
+            kernels.input_gradients(rows, [len(rows)], [weight_argument(weight)], d_x, ctx.bf16)
             d_x = d_x.view(*grad.shape[:-1], weight.shape[1])
         if x is not None:
             d_weight = rows.new_empty(rows.shape[1], x.shape[-1])
-            kernels.weight_gradients(rows, rows_argument(x), [len(rows)], [d_weight])
+            kernels.weight_gradients(rows, rows_argument(x), [len(rows)], [d_weight], ctx.bf16)
         return d_x, d_weight
 
 

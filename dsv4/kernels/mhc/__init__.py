@@ -8,8 +8,7 @@ scale [1]. Sizes are the model's `hc_mult`, `hc_sinkhorn_iters`, `rms_norm_eps` 
   pre = sigmoid + hc_eps, post = 2 * sigmoid, comb = sinkhorn (kernels/sinkhorn);
 - hc_pre: x = sum_j pre_j * stream_j, then rms_norm with the sub-layer's weight [d];
 - hc_post: out_k = post_k * y + sum_j comb_jk * stream_j;
-- hc_head: x = sum_j (sigmoid + hc_eps)_j * stream_j, weights not normalized. Reference only: the fused forward has a
-  read-out of its own.
+- hc_head: x = sum_j (sigmoid + hc_eps)_j * stream_j, weights not normalized.
 Results have the streams' dtype, post and comb are fp32. Native: at most 16 streams. Source: mHC paper; official
 inference kernel.
 """
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from dsv4.kernels import backends
 from dsv4.kernels.mhc import native, reference
-from dsv4.kernels.mhc.reference import Sizes, hc_head
+from dsv4.kernels.mhc.reference import Sizes
 
 MOST_STREAMS = 16  # limit of the native kernels
 
@@ -35,6 +34,12 @@ def hc_post(y: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
     """Write the sub-layer output y [T, d] into the streams [T, s, d] -> [T, s, d]."""
     op = native if _is_native(streams, y, post, comb) else reference
     return op.hc_post(y, streams, post, comb)
+
+
+def hc_head(streams: Tensor, fn: Tensor, scale: Tensor, base: Tensor, sizes: Sizes) -> Tensor:
+    """Read the streams out: [T, s, d] -> [T, d]."""
+    op = native if _is_native(streams, fn, scale, base) else reference
+    return op.hc_head(streams, fn, scale, base, sizes)
 
 
 def too_many_streams(count: int) -> str | None:

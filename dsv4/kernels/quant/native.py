@@ -1,11 +1,14 @@
-"""FP8 and FP4 fake quantization on the native kernels; fp32 on the CPU."""
+"""FP8 and FP4 fake quantization on the native kernels; fp32 on the CPU. Gradients pass straight through."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from dsv4.analysis.inventory import FP4_GROUP
-from dsv4.kernels import cpu
+from dsv4.kernels import backends, cpu
 from dsv4.kernels.rows import copied_rows
 
 
@@ -20,6 +23,20 @@ def fake_quant_fp4(x: Tensor, block: int = FP4_GROUP) -> Tensor:
 
 
 def _fake_quant(x: Tensor, block: int, fp4: bool) -> Tensor:
+    return _StraightThrough.apply(x, block, fp4) if backends.records(x) else _rounded(x, block, fp4)
+
+
+def _rounded(x: Tensor, block: int, fp4: bool) -> Tensor:
     rows = copied_rows(x)
     cpu.kernels().fake_quant(rows, block, fp4)
     return rows.view(x.shape)
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, block: int, fp4: bool) -> Tensor:
+        return _rounded(x, block, fp4)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad, None, None

@@ -1,11 +1,14 @@
-"""The rotation on the native kernels; fp32 on the CPU."""
+"""The rotation on the native kernels, with its gradient; fp32 on the CPU."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from dsv4.kernels import cpu
+from dsv4.kernels import backends, cpu
 from dsv4.kernels.rows import copied_rows
 
 
@@ -18,11 +21,28 @@ def rotation(inv_freq: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     return cos.view(*positions.shape, -1), sin.view(*positions.shape, -1)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the last channels of x [..., D], pairs (2i, 2i + 1), by factors of `rotation` (broadcast) -> like x."""
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     rows = copied_rows(x)
     cpu.kernels().rotate(rows, _per_row(x, cos, 0), _per_row(x, sin, 1))
     return rows.view(x.shape)
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotate(x, cos, sin)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _rotate(grad, cos, -sin), None, None
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the last channels of x [..., D], pairs (2i, 2i + 1), by factors of `rotation` (broadcast) -> like x."""
+    return _Rotate.apply(x, cos, sin) if backends.records(x) else _rotate(x, cos, sin)
 
 
 def _per_row(x: Tensor, factor: Tensor, channel: int) -> Tensor:

@@ -6,7 +6,7 @@ Contract: logits fp32 [T, E]; either bias fp32 [E], which affects the choice and
 score = sqrt(softplus(logit)); weight = score / (sum of the chosen scores + 1e-20) * scale. Ties go to the lower index.
 A chosen row ascends, a table's row keeps its order. An expert repeated in a table's row counts in the sum each time,
 but its output once, as in the published code, whose `y[rows] += ...` adds once per row: later repeats weigh 0.
-Native: the scores, read by the balance loss only, come from the reference.
+Native: the values of the scores, read by the balance loss only, come from the reference.
 """
 
 from torch import Tensor

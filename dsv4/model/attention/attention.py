@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from dsv4.analysis.kv import KV_BLOCK
 from dsv4.cache import LayerCache
 from dsv4.config import COMPRESSION_KINDS, ModelConfig
-from dsv4.kernels.attention import KeyView, Probabilities, StoredRows, Tiles, attend
+from dsv4.kernels.attention import EntryView, KeyView, Probabilities, StoredRows, Tiles, attend, attend_watched
+from dsv4.kernels.index_loss import index_loss
 from dsv4.kernels.indexer import select_entries
 from dsv4.kernels.linear import linear
 from dsv4.kernels.norm import rms_norm
 from dsv4.kernels.quant import fake_quant_bf16, fake_quant_fp8
 from dsv4.kernels.rope import rotate, rotation
 from dsv4.model.attention.compressor import Compressor, store_entries
-from dsv4.model.attention.indexer import Indexer, group_kl
+from dsv4.model.attention.indexer import Indexer
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.layout import Layout
 from dsv4.model.linear import Linear
@@ -115,23 +116,22 @@ class Attention(nn.Module):
             made = self._quantize_kv(made) if made is not None else None
             entries = store_entries(made, layout, self.ratio, cache.main if cache else None, x, q.shape[2])
             keys = replace(keys, entries=entries)
-        watched = self.watcher is not None
-        chosen, scores = self._choose(x, q_latent, tiles, layout, rope, cache, watched or aux is not None)
-        learns = aux is not None and self.indexer is not None
-        o, probs = attend(q, keys, tiles, self.attn_sink, chosen, keep_probs=watched or learns)
-        if aux is not None and learns:
-            parts = [
-                group_kl(p, s, group, tiles.rows(chosen, group) if chosen is not None else None).flatten()
-                for p, s, group in zip((of.entries() for of in probs), scores, tiles.groups, strict=True)
-                if p is not None and s is not None
-            ]
-            if parts:
-                aux.add_indexer(torch.cat(parts).sum() / max(1, layout.count_from(self.ratio - 1)))
-        if self.watcher is not None:
-            self.watcher(Attended(tiles, chosen, scores, probs))
+        learns = aux is not None and self.indexer is not None and any(group.num_entries for group in tiles.groups)
+        watcher = self.watcher
+        index = self._index(x, q_latent, tiles, layout, rope, cache, learns or watcher is not None)
+        chosen, scores = select_entries(*index, tiles, top_k, watcher is not None) if index is not None else (None, [])
+        if watcher is not None:
+            assert not learns, "a watched layer does not learn"
+            o, seen = attend_watched(q, keys, tiles, self.attn_sink, chosen)
+            watcher(Attended(tiles, chosen, scores, seen))
+            return o
+        o, probs = attend(q, keys, tiles, self.attn_sink, chosen, keep_probs=learns)
+        if aux is not None and index is not None and probs is not None:
+            total = index_loss(*index, tiles, chosen, probs)
+            aux.add_indexer(total / max(1, layout.count_from(self.ratio - 1)))
         return o
 
-    def _choose(
+    def _index(
         self,
         x: Tensor,
         q_latent: Tensor,
@@ -139,23 +139,20 @@ class Attention(nn.Module):
         layout: Layout,
         rope: Rope,
         cache: LayerCache | None,
-        keep_scores: bool,
-    ) -> tuple[Tensor | None, list[Tensor | None]]:
-        """(entries chosen by the indexer, or None if all tokens read all they see; its scores per tile group if kept).
+        wanted: bool,
+    ) -> tuple[Tensor, Tensor, EntryView] | None:
+        """(the indexer's queries, their weights, its keys), or None if it has no choice to make and is not `wanted`.
 
         Inputs are detached: the indexer learns from its own loss only, and the backbone never through the indexer.
         """
-        needed = keep_scores or any(group.sparse for group in tiles.groups)
+        needed = wanted or any(group.sparse for group in tiles.groups)
         if self.indexer is None or not (needed or cache is not None):
-            return None, []
+            return None
         x, q_latent, state = x.detach(), q_latent.detach(), cache.index if cache else None
         made = self.indexer.compressor(x, layout, state, rope.inv_freq, rope.entries)
         made = self.indexer.rotate_and_quantize(made) if made is not None else None
         keys = store_entries(made, layout, self.ratio, state, x, self.indexer.width)
-        if not needed:
-            return None, []
-        queries = self.indexer.queries(x, q_latent, *rope.tokens)
-        return select_entries(*queries, keys, tiles, self.indexer.top_k, keep_scores)
+        return (*self.indexer.queries(x, q_latent, *rope.tokens), keys) if needed else None
 
     def _project(self, o: Tensor) -> Tensor:
         """o [T, H, D] -> [T, d]: each group of heads to its own o_lora_rank channels, then all to the hidden size."""

@@ -1,12 +1,10 @@
-"""Lightning indexer of a CSA layer: its queries, keys and loss. Source: official inference model.py, Indexer."""
+"""Lightning indexer of a CSA layer: its queries and keys. Source: official inference model.py, Indexer."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from dsv4.config import CSA, ModelConfig
-from dsv4.kernels.attention import TileGroup
 from dsv4.kernels.hadamard import hadamard
 from dsv4.kernels.quant import fake_quant_fp4
 from dsv4.kernels.rope import rotate
@@ -34,25 +32,3 @@ class Indexer(nn.Module):
         q = self.wq_b(q_latent).view(-1, self.heads, self.width)
         q = self.rotate_and_quantize(rotate(q, cos.unsqueeze(1), sin.unsqueeze(1)))
         return q, self.weights_proj(x) * (self.width**-0.5 * self.heads**-0.5)
-
-
-def indexer_kl(probs: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
-    """KL(attention over the entries, summed over heads and renormalized || softmax of the index scores), [G, R].
-
-    probs, scores fp32 [G, R, E]; rows that see no entry give 0. Source: DeepSeek-V3.2 report, indexer warm-up.
-    """
-    probs = probs / probs.sum(-1, keepdim=True).clamp(min=1e-20)
-    log_q = torch.log_softmax(scores.masked_fill(~mask, -1e30), dim=-1)
-    terms = probs * (probs.clamp(min=1e-20).log() - log_q)
-    return terms.masked_fill(~mask, 0.0).sum(-1)
-
-
-def group_kl(probs: Tensor, scores: Tensor, group: TileGroup, chosen: Tensor | None) -> Tensor:
-    """`indexer_kl` over the entries read by a tile group: probs [G, R, n], all scores [G, R, entries] -> [G, R].
-
-    chosen [G, R, k]: the entries chosen by the rows of a sparse group.
-    """
-    mask, index = group.visible(chosen)
-    if index is not None:
-        scores = scores.gather(-1, index.clamp(max=scores.shape[-1] - 1))
-    return indexer_kl(probs.detach(), scores, mask)

@@ -1,0 +1,51 @@
+"""The cross-entropy of a linear head on the native kernels, with its gradient; fp32 on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dsv4.kernels import backends, cpu
+from dsv4.kernels.gradients import rounds_to_bf16
+from dsv4.kernels.rows import total
+from dsv4.kernels.stored import weight_argument
+
+
+def _run(
+    x: Tensor, weight: Tensor, targets: Tensor, with_gradients: bool
+) -> tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None]]:
+    """(summed loss, predicted [n], its gradients with respect to x and weight)."""
+    x = x.detach().contiguous()
+    losses, predicted = x.new_empty(len(x)), torch.empty(len(x), dtype=torch.int64)
+    d_x = torch.empty_like(x) if with_gradients else None
+    d_weight = x.new_empty(weight.shape) if with_gradients else None
+    inputs = (x, weight_argument(weight), targets.contiguous())
+    cpu.kernels().cross_entropy(*inputs, losses, predicted, d_x, d_weight, with_gradients and rounds_to_bf16())
+    return total(losses), predicted, (d_x, d_weight)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """The gradients are computed with the loss, which has the same logits."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        loss, predicted, grads = _run(x, weight, targets, with_gradients=True)
+        ctx.save_for_backward(*grads)
+        ctx.mark_non_differentiable(predicted)
+        return loss, predicted
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor, Tensor | None, None]:
+        d_x, d_weight = ctx.saved_tensors
+        return d_x * grad, d_weight * grad if ctx.needs_input_grad[1] else None, None
+
+
+def cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """(summed loss, predicted tokens [n]) of the rows of x [n, in] with the head's weight [vocab, in]."""
+    if backends.records(x, weight):
+        return _CrossEntropy.apply(x, weight, targets)
+    return _run(x, weight, targets, with_gradients=False)[:2]
