@@ -15,6 +15,8 @@ from dsv4.kernels.gradients import bf16_gradients
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.batch import RaggedBatch
 from dsv4.model.transformer import Transformer
+from dsv4.training.attention_phase import AttentionPhase, attention_phase
+from dsv4.training.batch_size import BatchSize
 from dsv4.training.losses import Counts, Losses, LossWeights, compute_losses, count_parts, pack_masks, sum_losses
 from dsv4.training.qat import stored_weights
 
@@ -44,6 +46,8 @@ class Work:
     quantized: bool
     autocast: torch.dtype | None = None
     bf16_gradients: bool = False
+    attention: AttentionPhase = "sparse"
+    size: BatchSize | None = None  # None: as many micro-batches in every step as the process has by default
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def compute_gradient(
     if model.frozen:
         raise ValueError("the model is frozen, so that its weights take no gradient: call model.requires_grad_() first")
     totals = totals or sum_counts(batches)
-    with stored_weights(model) if work.quantized else nullcontext():
+    with stored_weights(model) if work.quantized else nullcontext(), attention_phase(model, work.attention):
         results = [_compute_one(model, batch, work, totals) for batch in batches]
     return sum_results(results)
 

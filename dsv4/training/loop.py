@@ -13,7 +13,9 @@ import torch
 from rich.console import Console
 
 from dsv4.checkpoint.atomic import clear_folder
+from dsv4.training.attention_phase import AttentionPhase
 from dsv4.training.balance import load_imbalance, update_router_biases
+from dsv4.training.batch_size import BatchSize
 from dsv4.training.gradient import BatchSource, Result, Work, sum_results
 from dsv4.training.losses import LossWeights, not_finite
 from dsv4.training.memory import keep_freed_memory
@@ -35,6 +37,9 @@ class Stage:
     name: str
     share: float
     source: BatchSource
+    attention: AttentionPhase = "sparse"
+    size: BatchSize | None = None  # of a batch; None: TrainSettings.micro_batches
+    rate: float | None = None  # constant learning rate; None: the run's schedule
 
 
 @dataclass(frozen=True)
@@ -144,16 +149,18 @@ class Trainer:
             weights = replace(weights, mtp=min(weights.mtp, settings.mtp_weight_in_decay))
         quantized = step >= total * (1 - settings.quantized_share)
         work = Work(
-            progress.stage, step - progress.stage_start, weights, quantized, settings.autocast, settings.bf16_gradients
-        )
+            progress.stage, step - progress.stage_start, weights, quantized, settings.autocast, settings.bf16_gradients,
+            stage.attention, stage.size,
+        )  # fmt: skip
         results = replicas.gradient(work)
         result, norm = sum_results(results), self.optimizer.gradient_norm()
         losses, loads, tokens = result.losses, result.loads, result.tokens
         self._check_finite(results, norm)
-        rate = settings.schedule.rate(step, total)
-        replicas.update(rate, min(1.0, settings.grad_clip / (norm + 1e-6)))
+        rate = settings.schedule.rate(step, total) if stage.rate is None else stage.rate
+        replicas.update(rate, min(1.0, settings.grad_clip / (norm + 1e-6)), stage.attention)
         self.optimizer.zero_grad()
-        update_router_biases(self.model, loads, settings.balance_speed)
+        if stage.attention != "warmup":
+            update_router_biases(self.model, loads, settings.balance_speed)
 
         took = time.perf_counter() - started
         progress.step, progress.tokens, progress.seconds = step + 1, progress.tokens + tokens, progress.seconds + took
