@@ -43,6 +43,7 @@ from dsv4.training.replicas import ReplicaError
 from dsv4.training.schedule import Schedule
 from dsv4.training.sources import TASKS, MixtureSource, PartPaths
 from dsv4.training.state import StateError
+from dsv4.training.stopping import EXIT_STATUS, RunStoppedError
 
 COUNTED_BATCHES = 8  # batches counted for the token frequencies of the hash-routed layers
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
@@ -65,6 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
             recipe = new_run(given_recipe(options.recipe), run_dir, console)
         trainer = make_trainer(recipe, run_dir, options.workers, console)
         trainer.run()
+    except RunStoppedError as stopped:
+        print(f"{stopped}; to go on: dsv4 train pretrain --resume --run-dir {run_dir}", file=sys.stderr)
+        return EXIT_STATUS
     except (ValueError, OSError, DiskFullError, NonFiniteLossError, ReplicaError, StateError, MemoryError) as error:
         raise SystemExit(f"training stopped: {error}") from error
     export_model(trainer.model, run_dir / "tokenizer", out)

@@ -107,7 +107,8 @@ def serve(
     connection: Connection,
 ) -> None:
     """Worker loop: serve gradient and update requests until the connection closes or an error is sent as Failure."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C and closes the connection
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes; the main one closes the connection
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(threads)
     keep_freed_memory()
     try:

@@ -25,6 +25,7 @@ from dsv4.training.replicas import Replicas
 from dsv4.training.report import Report
 from dsv4.training.schedule import Schedule
 from dsv4.training.state import RunPosition, StateError, load_state, save_state
+from dsv4.training.stopping import RunStoppedError, StopOnSigterm
 
 if TYPE_CHECKING:
     from dsv4.model.transformer import Transformer
@@ -110,7 +111,10 @@ class Trainer:
         return self.progress.step >= self.plan.total(self.progress.step)
 
     def run(self, stop_after: int | None = None) -> RunPosition:
-        """Train to the end of the plan, or until `stop_after` steps of the run are done; saves the state at the end."""
+        """Train to the end of the plan, or until `stop_after` steps of the run are done; saves the state at the end.
+
+        RunStoppedError, with the state saved, if the process got SIGTERM meanwhile.
+        """
         keep_freed_memory()
         sources = [stage.source for stage in self.stages]
         settings = self.settings
@@ -119,12 +123,18 @@ class Trainer:
             Replicas(
                 self.model, self.optimizer, sources, settings.replicas, settings.threads, settings.micro_batches
             ) as replicas,
+            StopOnSigterm() as stop,
         ):
-            while not self.finished and (stop_after is None or self.progress.step < stop_after):
+            while not (self.finished or stop.requested) and (stop_after is None or self.progress.step < stop_after):
                 self._one_step(report, replicas)
                 if self.progress.step % self.settings.save_every == 0:
                     self.save()
         self.save()
+        if stop.requested and not self.finished:
+            raise RunStoppedError(
+                f"stopped by SIGTERM after step {self.progress.step} of {self.plan.total(self.progress.step)}; the "
+                f"state is saved in {self.state_path}"
+            )
         return self.progress
 
     def save(self) -> None:

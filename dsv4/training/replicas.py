@@ -206,7 +206,7 @@ class _HelperHandle:
         """Close the connection, which ends an idle helper, and wait until the process has ended; kill it if needed."""
         self.connection.close()
         if at_once:
-            self.process.terminate()
+            self.process.kill()  # it ignores SIGTERM
         self.process.join(END_SECONDS)
         if self.process.is_alive():
             self.process.kill()

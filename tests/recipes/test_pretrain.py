@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import dsv4
 from dsv4.model_folder import nano_path
@@ -62,20 +64,30 @@ def losses(run: Path) -> list[tuple[int, float, float]]:
     return [(row["step"], row["loss"], row["grad_norm"]) for row in rows]
 
 
-def test_a_killed_run_goes_on_to_the_same_losses(main: Any, model: Path, texts: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_goes_on_to_the_same_losses(
+    sent: signal.Signals, main: Any, model: Path, texts: Path, tmp_path: Path
+) -> None:
     common = [f"model.base={model}", f"data.text={texts}", "stages.0.steps=9", *SIZE]
     assert main([*common, "--run-dir", str(tmp_path / "straight"), "--out", str(tmp_path / "a")]) == 0
     run = tmp_path / "killed"
     command = [sys.executable, str(RECIPE), *common, "--run-dir", str(run), "--out", str(tmp_path / "b")]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 300
         while len(losses(run)) < 3 and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
+        process.send_signal(sent)
+        _, said = process.communicate(timeout=300)
     finally:
         process.kill()
         process.wait()
-    assert len(losses(run)) >= 3
+    done = len(losses(run))
+    assert done >= 3
+    if sent == signal.SIGTERM:
+        assert process.returncode == 128 + signal.SIGTERM, said
+        assert f"stopped by SIGTERM after step {done} of 9; the state is saved in {run / 'state.pt'}" in said
+        assert torch.load(run / "state.pt")["progress"]["step"] == done
     assert main(["--resume", "--run-dir", str(run), "--out", str(tmp_path / "b"), "--workers", "0"]) == 0
     assert losses(run) == losses(tmp_path / "straight") and len(losses(run)) == 9
     for name in ("model.safetensors", "tokenizer.json"):
