@@ -42,6 +42,7 @@ from dsv4.training.recipe import read_recipe, write_recipe
 from dsv4.training.replicas import ReplicaError
 from dsv4.training.schedule import Schedule
 from dsv4.training.sources import TASKS, MixtureSource, PartPaths
+from dsv4.training.speed import SpeedMeter, product_rate
 from dsv4.training.state import StateError
 from dsv4.training.stopping import EXIT_STATUS, RunStoppedError
 
@@ -240,7 +241,11 @@ def make_trainer(recipe: PretrainRecipe, run_dir: Path, workers: int, console: C
         weight_decay=optimizing.weight_decay,
         compute_dtype=torch.bfloat16 if native else torch.float32,
     )
-    return Trainer(model, optimizer, stages, settings, FixedPlan(steps), run_dir, console)
+    device = torch.device(run.device)
+    speed = SpeedMeter(config, device, product_rate(device, processes=run.replicas))
+    return Trainer(
+        model, optimizer, stages, settings, FixedPlan(steps), run_dir, console, speed=speed, tensorboard=run.tensorboard
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

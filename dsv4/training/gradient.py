@@ -52,11 +52,12 @@ class Work:
 
 @dataclass(frozen=True)
 class Result:
-    """Result of some micro-batches besides their gradient: share of the step's losses, expert loads, token count."""
+    """Result of some micro-batches besides their gradient: share of the step's losses, expert loads, tokens."""
 
     losses: Losses
     loads: dict[str, Tensor]
     tokens: int
+    lengths: tuple[int, ...] = ()  # of the documents
 
 
 @dataclass(frozen=True)
@@ -107,11 +108,13 @@ def _compute_one(model: Transformer, data: MicroBatch, work: Work, totals: Count
         total, losses = compute_losses(model, data.batch, data.mask, work.weights, aux, totals)
     if total.requires_grad:  # not so for a batch without targets in a model without routers
         total.backward()
-    return Result(losses, {name: load.cpu() for name, load in aux.loads.items()}, data.batch.num_tokens)
+    loads = {name: load.cpu() for name, load in aux.loads.items()}
+    return Result(losses, loads, data.batch.num_tokens, tuple(data.batch.lengths.tolist()))
 
 
 def sum_results(results: Sequence[Result]) -> Result:
     """Sum of several results: losses, loads and tokens added up."""
     names = results[0].loads
     loads = {name: torch.stack([result.loads[name] for result in results]).sum(0) for name in names}
-    return Result(sum_losses(r.losses for r in results), loads, sum(r.tokens for r in results))
+    lengths = tuple(length for result in results for length in result.lengths)
+    return Result(sum_losses(r.losses for r in results), loads, sum(r.tokens for r in results), lengths)

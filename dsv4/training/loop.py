@@ -24,6 +24,7 @@ from dsv4.training.plan import UNPLANNED, Plan
 from dsv4.training.replicas import Replicas
 from dsv4.training.report import Report
 from dsv4.training.schedule import Schedule
+from dsv4.training.speed import SpeedMeter
 from dsv4.training.state import RunPosition, StateError, load_state, save_state
 from dsv4.training.stopping import RunStoppedError, StopOnSigterm
 
@@ -89,11 +90,14 @@ class Trainer:
         run_dir: Path,
         console: Console | None = None,
         quiet: bool = False,
+        speed: SpeedMeter | None = None,
+        tensorboard: bool = False,
     ) -> None:
         if not stages or not math.isclose(sum(stage.share for stage in stages), 1.0):
             raise ValueError(f"the shares of the stages must add up to 1; got {[stage.share for stage in stages]}")
         self.model, self.optimizer, self.stages, self.settings = model, optimizer, stages, settings
         self.plan, self.run_dir, self.console, self.quiet = plan, run_dir, console, quiet
+        self.speed, self.tensorboard = speed, tensorboard
         self.progress = RunPosition()
         run_dir.mkdir(parents=True, exist_ok=True)
         clear_folder(run_dir)
@@ -119,7 +123,9 @@ class Trainer:
         sources = [stage.source for stage in self.stages]
         settings = self.settings
         with (
-            Report(self.run_dir / "metrics.jsonl", self.progress.step, self.console, self.quiet) as report,
+            Report(
+                self.run_dir / "metrics.jsonl", self.progress.step, self.console, self.quiet, self.tensorboard
+            ) as report,
             Replicas(
                 self.model, self.optimizer, sources, settings.replicas, settings.threads, settings.micro_batches
             ) as replicas,
@@ -181,6 +187,8 @@ class Trainer:
             "lr": rate, "grad_norm": norm, "imbalance": load_imbalance(loads), "targets": losses.targets,
             "tokens": progress.tokens, "seconds": round(progress.seconds, 3), "tokens_per_second": tokens / took,
         }  # fmt: skip
+        if self.speed is not None:
+            metrics |= self.speed.measure(result.lengths, stage.attention, weights.mtp > 0, took)
         total = self.plan.total(progress.step)
         report.step(metrics, total, total < UNPLANNED, (total - progress.step) * progress.seconds / progress.step)
 
