@@ -37,6 +37,7 @@ from dsv4.training.loop import NonFiniteLossError, Stage, Trainer, TrainSettings
 from dsv4.training.losses import LossWeights
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.plan import FixedPlan
+from dsv4.training.plots import draw_run
 from dsv4.training.pretrain_recipe import PretrainRecipe, StageSection
 from dsv4.training.recipe import read_recipe, write_recipe
 from dsv4.training.replicas import ReplicaError
@@ -74,6 +75,9 @@ def main(arguments: list[str] | None = None) -> int:
         raise SystemExit(f"training stopped: {error}") from error
     export_model(trainer.model, run_dir / "tokenizer", out)
     console.print(f"model folder: {out}", highlight=False)
+    picture = draw_run(run_dir)
+    if picture is not None:
+        console.print(f"losses: {picture}", highlight=False)
     return 0
 
 
