@@ -14,9 +14,7 @@ from dsv4.training.plots import draw_run
 
 def main(arguments: list[str] | None = None) -> int:
     """Draw every run given; 0 when the pictures are written."""
-    parser = argparse.ArgumentParser(prog="recipes/plot.py", description=__doc__)
-    parser.add_argument("run_dir", nargs="+", type=Path, help="folder with a run's metrics.jsonl")
-    for folder in parser.parse_args(arguments).run_dir:
+    for folder in _parser().parse_args(arguments).run_dir:
         try:
             picture = draw_run(folder)
         except ValueError as error:
@@ -25,6 +23,14 @@ def main(arguments: list[str] | None = None) -> int:
             raise SystemExit("matplotlib is not installed; in the repository, pip install '.[train]'")
         print(picture)
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="recipes/plot.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run_dir", nargs="+", type=Path, help="folder with a run's metrics.jsonl")
+    return parser
 
 
 if __name__ == "__main__":

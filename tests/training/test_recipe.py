@@ -114,6 +114,12 @@ def test_a_batch_grows_in_the_first_stage_to_the_reports_size() -> None:
     assert sum(stage.tokens or 0 for stage in stages if stage.attention == "dense") == 10**12
 
 
+def test_the_recipe_file_of_the_repository_goes_through_all_phases() -> None:
+    recipe = read(path=Path(__file__).resolve().parents[2] / "recipes" / "stages.toml").resolve()
+    assert [stage.attention for stage in recipe.stages] == ["dense", "warmup", "sparse"]
+    assert [stage.num_steps(1) for stage in recipe.stages] == [80, 20, 184]
+
+
 def test_known_keys_are_dotted() -> None:
     keys = set(known_keys(PretrainRecipe))
     assert {"optimizer.rate", "model.layers", "model.hidden_size", "stages.0.attention", "ladder.tokens"} <= keys
