@@ -19,6 +19,7 @@ _EXTRAS = {
     "reasoning_gym": "train",
     "pyarrow": "train",
     "resiliparse": "train",
+    "tomli_w": "train",
     "transformers": "bench",
     "psutil": "bench",
     "sqlalchemy": "usage",

@@ -33,6 +33,7 @@ from dsv4.training.replicas import ReplicaError
 from dsv4.training.schedule import Schedule
 from dsv4.training.sources import NanoSource
 from dsv4.training.state import StateError
+from dsv4.training.stopping import EXIT_STATUS, RunStoppedError
 
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAIN_SHARE = 0.12
@@ -122,6 +123,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         trainer = make_trainer(run, tokenizer_folder, run_dir, console)
         trainer.run()
+    except RunStoppedError as stopped:
+        print(f"{stopped}; to go on: dsv4 train nano --resume --run-dir {run_dir}", file=sys.stderr)
+        return EXIT_STATUS
     except (DiskFullError, NonFiniteLossError, ReplicaError, StateError, MemoryError) as error:
         raise SystemExit(f"training stopped: {error}") from error
     export_model(trainer.model, tokenizer_folder, options.out)

@@ -1,10 +1,11 @@
-"""Train a model from scratch on a folder of text, or on shards of it.
+"""Train a model from scratch on text, or on shards of it, as a recipe says.
 
-    python recipes/pretrain.py --text docs --steps 20 --run-dir runs/text --out runs/text/model
-    python recipes/pretrain.py --shards books=3 --shards code=1 --steps 1000 --run-dir runs/mix
+    python recipes/pretrain.py data.text=docs stages.0.steps=20 --run-dir runs/text --out runs/text/model
+    python recipes/pretrain.py recipe.toml model.layers=4 optimizer.rate=1e-3 --print-config
+    python recipes/pretrain.py --resume --run-dir runs/text
 
---shards takes folders of `dsv4 data tokenize` with their shares of the tokens; --tasks adds conversations made from the
-tasks. --resume continues a killed run from its last saved step, to the same bits, on the same data.
+A recipe is a TOML file; KEY=VALUE changes one of its keys, or a default. --print-config prints all keys, as a recipe.
+--resume continues a run that was killed or stopped from its last saved step, to the same bits, on the same data.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import math
 import shutil
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -33,36 +34,22 @@ from dsv4.tokenizer import Tokenizer
 from dsv4.training.export import export_model
 from dsv4.training.hash_routing import count_tokens, install_tables
 from dsv4.training.loop import NonFiniteLossError, Stage, Trainer, TrainSettings
+from dsv4.training.losses import LossWeights
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.plan import FixedPlan
+from dsv4.training.plots import draw_run
+from dsv4.training.pretrain_recipe import PretrainRecipe, StageSection
+from dsv4.training.recipe import read_recipe, write_recipe
 from dsv4.training.replicas import ReplicaError
 from dsv4.training.schedule import Schedule
 from dsv4.training.sources import TASKS, MixtureSource, PartPaths
+from dsv4.training.speed import SpeedMeter, product_rate
 from dsv4.training.state import StateError
+from dsv4.training.stopping import EXIT_STATUS, RunStoppedError
 
 COUNTED_BATCHES = 8  # batches counted for the token frequencies of the hash-routed layers
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
-
-
-@dataclass(frozen=True)
-class Run:
-    """All settings that a run's bits depend on; saved in run.json, so that resuming cannot change them."""
-
-    steps: int
-    shards: dict[str, float]  # folder -> share of the tokens
-    data: dict[str, str]  # folder -> fingerprint of its data
-    tasks: float
-    row_tokens: int
-    document_tokens: int
-    group_rows: int
-    fill_in_middle: float
-    split_merged: float
-    peak_lr: float
-    seed: int
-    replicas: int
-    micro_batches: int
-    save_every: int
-    device: str
+SEED_STEP = 1_000_003  # between the seeds of stages, each of which takes the documents in an order of its own
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -72,61 +59,98 @@ def main(arguments: list[str] | None = None) -> int:
     run_dir: Path = options.run_dir
     out: Path = options.out or run_dir / "model"
     try:
-        run = resume_run(run_dir) if options.resume else new_run(options, run_dir, console)
-        trainer = make_trainer(run, run_dir, options.workers, console)
+        if options.print_config:
+            print(write_recipe(given_recipe(options.recipe).resolve()), end="")
+            return 0
+        if options.resume:
+            recipe = resume_run(run_dir, options.recipe)
+        else:
+            recipe = new_run(given_recipe(options.recipe), run_dir, console)
+        trainer = make_trainer(recipe, run_dir, options.workers, console)
         trainer.run()
+    except RunStoppedError as stopped:
+        print(f"{stopped}; to go on: dsv4 train pretrain --resume --run-dir {run_dir}", file=sys.stderr)
+        return EXIT_STATUS
     except (ValueError, OSError, DiskFullError, NonFiniteLossError, ReplicaError, StateError, MemoryError) as error:
         raise SystemExit(f"training stopped: {error}") from error
     export_model(trainer.model, run_dir / "tokenizer", out)
     console.print(f"model folder: {out}", highlight=False)
+    picture = draw_run(run_dir)
+    if picture is not None:
+        console.print(f"losses: {picture}", highlight=False)
     return 0
 
 
-def new_run(options: argparse.Namespace, run_dir: Path, console: Console) -> Run:
-    """Make a run's folder: tokenizer, model config, shards of --text, run.json. A run is never overwritten."""
-    path = run_dir / "run.json"
-    if path.exists():
+def given_recipe(words: list[str]) -> PretrainRecipe:
+    """Recipe of the command line: at most one file, and overrides."""
+    files = [word for word in words if "=" not in word]
+    if len(files) > 1:
+        raise ValueError(f"recipes {', '.join(files)}; allowed: one, and KEY=VALUE")
+    path = Path(files[0]) if files else None
+    return read_recipe(PretrainRecipe, path, [word for word in words if "=" in word])
+
+
+def new_run(recipe: PretrainRecipe, run_dir: Path, console: Console) -> PretrainRecipe:
+    """Make a run's folder: tokenizer, model config, shards of its text, recipe.toml, data.json.
+
+    A run is never overwritten.
+    """
+    if (run_dir / "data.json").exists():
         raise ValueError(f"{run_dir} already holds a run; pass --resume to go on with it, or another --run-dir")
-    if not options.shards and options.text is None and not options.tasks:
-        raise ValueError("give --text, --shards or --tasks")
-    model = resolve_model(options.model)
+    recipe = recipe.resolve()
+    data = recipe.data
+    if not (data.text or all(stage.shards or data.shards or stage.tasks or data.tasks for stage in recipe.stages)):
+        raise ValueError("the recipe has no data: give data.text, data.shards or data.tasks")
+    source = recipe.model.tokenizer if data.tokenizer is None else resolve_model(data.tokenizer)
     (run_dir / "tokenizer").mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
-        if (model / name).is_file():
-            shutil.copyfile(model / name, run_dir / "tokenizer" / name)
+        if (source / name).is_file():
+            shutil.copyfile(source / name, run_dir / "tokenizer" / name)
     size = Tokenizer.from_pretrained(run_dir / "tokenizer").vocab_size
-    config = replace(ModelConfig.from_pretrained(model), vocab_size=size)
-    shards = dict(map(read_share, options.shards))
-    if options.text is not None:
-        writer = ShardWriter(find_sources(options.text), run_dir / "tokenizer", run_dir / "shards")
+    config = replace(recipe.model.config(), vocab_size=size)
+    recipe = recipe.model_copy(
+        update={
+            "data": data.model_copy(update={"shards": tuple(map(absolute_share, data.shards))}),
+            "stages": tuple(
+                stage.model_copy(update={"shards": tuple(map(absolute_share, stage.shards))}) for stage in recipe.stages
+            ),
+        }
+    )
+    if data.text:
+        writer = ShardWriter(find_sources(list(data.text)), run_dir / "tokenizer", run_dir / "shards")
         console.print(f"text: {writer.run().counts.tokens:,} tokens", highlight=False)
-        shards[str(run_dir / "shards")] = 1.0
-    run = Run(
-        steps=options.steps, shards=shards, data={folder: Index.read(Path(folder)).fingerprint for folder in shards},
-        tasks=options.tasks, row_tokens=options.row_tokens, document_tokens=options.document_tokens,
-        group_rows=options.group_rows, fill_in_middle=options.fill_in_middle, split_merged=options.split_merged,
-        peak_lr=options.peak_lr, seed=options.seed, replicas=options.replicas, micro_batches=options.micro_batches,
-        save_every=options.save_every, device=options.device,
-    )  # fmt: skip
-    for target, values in ((run_dir / "config.json", config.to_dict()), (path, asdict(run))):
-        with new_file(target) as temporary:
-            temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    return run
+    folders = {folder for stage in recipe.stages for folder in stage_shards(recipe, stage, run_dir)}
+    prints = {folder: Index.read(Path(folder)).fingerprint for folder in sorted(folders)}
+    texts = {
+        "config.json": json.dumps(config.to_dict(), indent=2) + "\n",
+        "recipe.toml": write_recipe(recipe),
+        "data.json": json.dumps(prints, indent=2) + "\n",
+    }
+    for name, text in texts.items():
+        with new_file(run_dir / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return recipe
 
 
-def resume_run(run_dir: Path) -> Run:
-    """Read run.json and check that the data is what it was."""
-    path = run_dir / "run.json"
-    if not path.exists():
-        raise ValueError(f"--resume: {run_dir} holds no run (no run.json)")
-    try:
-        run = Run(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"--resume: {path} is damaged or of another version: {error}") from error
-    for folder, fingerprint in run.data.items():
+def resume_run(run_dir: Path, words: list[str]) -> PretrainRecipe:
+    """Read the run's recipe and check that the data is what it was."""
+    if words:
+        raise ValueError(f"--resume goes on with the run's own recipe; without {' '.join(words)}")
+    if not (run_dir / "data.json").exists():
+        raise ValueError(f"--resume: {run_dir} holds no run (no data.json)")
+    recipe = read_recipe(PretrainRecipe, run_dir / "recipe.toml")
+    for folder, fingerprint in read_fingerprints(run_dir).items():
         if Index.read(Path(folder)).fingerprint != fingerprint:
             raise ValueError(f"--resume: {folder} holds other data than the run began with")
-    return run
+    return recipe
+
+
+def read_fingerprints(run_dir: Path) -> dict[str, str]:
+    """Fingerprint of the data in each folder of shards, as the run began."""
+    try:
+        return json.loads((run_dir / "data.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{run_dir / 'data.json'} is damaged: {error}") from error
 
 
 def read_share(text: str) -> tuple[str, float]:
@@ -135,75 +159,109 @@ def read_share(text: str) -> tuple[str, float]:
     try:
         return str(Path(folder).absolute()), float(share or 1)
     except ValueError as error:
-        raise ValueError(f"--shards {text}: FOLDER or FOLDER=SHARE with a number is allowed") from error
+        raise ValueError(f"shards {text}: FOLDER or FOLDER=SHARE with a number is allowed") from error
 
 
-def make_source(run: Run, run_dir: Path, config: ModelConfig, workers: int) -> MixtureSource:
-    """The run's mixture; pieces are cut at the ends of the model's compression windows."""
+def absolute_share(text: str) -> str:
+    """The same with the folder's whole path, so that a run can be resumed from any folder."""
+    folder, share = read_share(text)
+    return f"{folder}={share:g}"
+
+
+def stage_shards(recipe: PretrainRecipe, stage: StageSection, run_dir: Path) -> dict[str, float]:
+    """Folders of a stage's shards, with their shares: its own, or else the run's and those made of its text."""
+    if stage.shards:
+        return dict(map(read_share, stage.shards))
+    text = {str((run_dir / "shards").absolute()): 1.0} if recipe.data.text else {}
+    return dict(map(read_share, recipe.data.shards)) | text
+
+
+def make_source(recipe: PretrainRecipe, number: int, run_dir: Path, config: ModelConfig, workers: int) -> MixtureSource:
+    """A stage's mixture; pieces are cut at the ends of the model's compression windows."""
+    stage, data, prints = recipe.stages[number], recipe.data, read_fingerprints(run_dir)
     # Named by what they hold: the order of the documents does not depend on where they lie.
-    parts = [PartPaths(run.data[folder], (Path(folder),), share) for folder, share in run.shards.items()]
-    if run.tasks:
-        parts.append(PartPaths(TASKS, (), run.tasks, "all"))
+    shards = stage_shards(recipe, stage, run_dir)
+    parts = [PartPaths(prints[folder], (Path(folder),), share) for folder, share in shards.items()]
+    tasks = data.tasks if stage.tasks is None else stage.tasks
+    if tasks:
+        parts.append(PartPaths(TASKS, (), tasks, "all"))
     alignment = math.lcm(*(ratio for ratio in config.compress_ratios if ratio))
-    shape = RowShape(run.row_tokens, run.document_tokens, run.group_rows, alignment)
-    rates = Rates(run.fill_in_middle, run.split_merged)
-    return MixtureSource(run_dir / "tokenizer", tuple(parts), run.seed, shape, rates, workers)
+    shape = RowShape(stage.row_tokens, stage.sequence, data.group_rows, alignment)
+    rates = Rates(data.fill_in_middle, data.split_merged)
+    seed = recipe.run.seed + SEED_STEP * number
+    return MixtureSource(run_dir / "tokenizer", tuple(parts), seed, shape, rates, workers)
 
 
-def make_trainer(run: Run, run_dir: Path, workers: int, console: Console) -> Trainer:
-    """Build model, optimizer and data of `run`, at the step saved in `run_dir`."""
+def make_stages(recipe: PretrainRecipe, run_dir: Path, config: ModelConfig, workers: int) -> tuple[list[Stage], int]:
+    """The run's stages, and its steps."""
+    replicas = recipe.run.replicas
+    steps = [stage.num_steps(replicas) for stage in recipe.stages]
+    stages = [
+        Stage(
+            stage.name,
+            count / sum(steps),
+            make_source(recipe, number, run_dir, config, workers),
+            stage.attention,
+            stage.size(replicas),
+            stage.rate,
+        )
+        for number, (stage, count) in enumerate(zip(recipe.stages, steps, strict=True))
+    ]
+    return stages, sum(steps)
+
+
+def make_trainer(recipe: PretrainRecipe, run_dir: Path, workers: int, console: Console) -> Trainer:
+    """Build model, optimizer and data of the run, at the step saved in `run_dir`."""
+    run, optimizing, loss = recipe.run, recipe.optimizer, recipe.loss
     torch.manual_seed(run.seed)
     generator = torch.Generator().manual_seed(run.seed)
     config = ModelConfig.from_pretrained(run_dir)
-    source = make_source(run, run_dir, config, workers)
+    stages, steps = make_stages(recipe, run_dir, config, workers)
     model = Transformer(config)
     model.init_weights(generator)
-    install_tables(model, count_tokens(source, config.vocab_size, COUNTED_BATCHES), generator)
+    install_tables(model, count_tokens(stages[0].source, config.vocab_size, COUNTED_BATCHES), generator)
     model.to(run.device)
     settings = TrainSettings(
-        Schedule(run.peak_lr, warmup_steps=min(40, run.steps), decay_fraction=0.3, final_ratio=0.1),
-        balance_speed=3e-3,
+        Schedule(
+            optimizing.rate,
+            min(optimizing.warmup_steps, steps),
+            optimizing.decay_fraction,
+            optimizing.final_ratio,
+        ),
+        grad_clip=optimizing.grad_clip,
+        loss_weights=LossWeights(loss.mtp, loss.balance, loss.indexer),
+        mtp_weight_in_decay=loss.mtp_in_decay,
+        balance_speed=optimizing.balance_speed,
+        quantized_share=run.quantized_share,
+        bf16_gradients=run.bf16_gradients,
         replicas=run.replicas,
-        micro_batches=run.micro_batches,
         save_every=run.save_every,
     )
     native = run.device != "cpu" or torch.cpu.get_capabilities().get("avx512_bf16", False)
-    optimizer = MuonAdamW(model, config, compute_dtype=torch.bfloat16 if native else torch.float32)
-    return Trainer(model, optimizer, [Stage("pretrain", 1.0, source)], settings, FixedPlan(run.steps), run_dir, console)
+    optimizer = MuonAdamW(
+        model,
+        config,
+        momentum=optimizing.momentum,
+        weight_decay=optimizing.weight_decay,
+        compute_dtype=torch.bfloat16 if native else torch.float32,
+    )
+    device = torch.device(run.device)
+    speed = SpeedMeter(config, device, product_rate(device, processes=run.replicas))
+    return Trainer(
+        model, optimizer, stages, settings, FixedPlan(steps), run_dir, console, speed=speed, tensorboard=run.tensorboard
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="recipes/pretrain.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    data = parser.add_argument_group("data")
-    data.add_argument("--text", nargs="+", metavar="SOURCE", help="files, folders or globs, tokenized into the run")
-    data.add_argument("--shards", action="append", default=[], metavar="FOLDER=SHARE", help="may be given again")
-    data.add_argument("--tasks", type=float, default=0.0, metavar="SHARE", help="share of conversations of the tasks")
-    data.add_argument("--row-tokens", type=int, default=4096, metavar="N", help="tokens of a batch (%(default)s)")
-    data.add_argument(
-        "--document-tokens", type=int, default=1024, metavar="N", help="a longer document is cut (%(default)s)"
-    )
-    data.add_argument("--group-rows", type=int, default=128, metavar="N", help="batches packed together (%(default)s)")
-    data.add_argument(
-        "--fill-in-middle", type=float, default=0.1, metavar="RATE", help="share of texts (default: V3's, %(default)s)"
-    )
-    data.add_argument(
-        "--split-merged", type=float, default=0.1, metavar="RATE",
-        help="share of tokens that join punctuation and a line break (%(default)s)",
-    )  # fmt: skip
-    data.add_argument("--workers", type=int, default=0, metavar="N", help="processes that prepare batches")
-    parser.add_argument("--model", help="model folder with the config and the tokenizer (default: embedded nano)")
-    parser.add_argument("--steps", type=int, default=100, help="default: %(default)s")
-    parser.add_argument("--peak-lr", type=float, default=3e-3, help="default: %(default)s")
-    parser.add_argument("--replicas", type=int, default=1, metavar="N", help="processes that share a step")
-    parser.add_argument("--micro-batches", type=int, default=1, metavar="N", help="batches per process and step")
-    parser.add_argument("--save-every", type=int, default=100, metavar="STEPS", help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument("recipe", nargs="*", metavar="RECIPE|KEY=VALUE", help="a TOML file, and keys to change")
+    parser.add_argument("--print-config", action="store_true", help="print the whole recipe, and train nothing")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/pretrain"), help="folder of the run's state")
     parser.add_argument("--out", type=Path, help="model folder to write (default: model in --run-dir)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --run-dir")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that prepare batches")
     return parser
 
 

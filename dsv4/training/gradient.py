@@ -15,6 +15,8 @@ from dsv4.kernels.gradients import bf16_gradients
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.batch import RaggedBatch
 from dsv4.model.transformer import Transformer
+from dsv4.training.attention_phase import AttentionPhase, attention_phase
+from dsv4.training.batch_size import BatchSize
 from dsv4.training.losses import Counts, Losses, LossWeights, compute_losses, count_parts, pack_masks, sum_losses
 from dsv4.training.qat import stored_weights
 
@@ -44,15 +46,18 @@ class Work:
     quantized: bool
     autocast: torch.dtype | None = None
     bf16_gradients: bool = False
+    attention: AttentionPhase = "sparse"
+    size: BatchSize | None = None  # None: as many micro-batches in every step as the process has by default
 
 
 @dataclass(frozen=True)
 class Result:
-    """Result of some micro-batches besides their gradient: share of the step's losses, expert loads, token count."""
+    """Result of some micro-batches besides their gradient: share of the step's losses, expert loads, tokens."""
 
     losses: Losses
     loads: dict[str, Tensor]
     tokens: int
+    lengths: tuple[int, ...] = ()  # of the documents
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ def compute_gradient(
     if model.frozen:
         raise ValueError("the model is frozen, so that its weights take no gradient: call model.requires_grad_() first")
     totals = totals or sum_counts(batches)
-    with stored_weights(model) if work.quantized else nullcontext():
+    with stored_weights(model) if work.quantized else nullcontext(), attention_phase(model, work.attention):
         results = [_compute_one(model, batch, work, totals) for batch in batches]
     return sum_results(results)
 
@@ -103,11 +108,13 @@ def _compute_one(model: Transformer, data: MicroBatch, work: Work, totals: Count
         total, losses = compute_losses(model, data.batch, data.mask, work.weights, aux, totals)
     if total.requires_grad:  # not so for a batch without targets in a model without routers
         total.backward()
-    return Result(losses, {name: load.cpu() for name, load in aux.loads.items()}, data.batch.num_tokens)
+    loads = {name: load.cpu() for name, load in aux.loads.items()}
+    return Result(losses, loads, data.batch.num_tokens, tuple(data.batch.lengths.tolist()))
 
 
 def sum_results(results: Sequence[Result]) -> Result:
     """Sum of several results: losses, loads and tokens added up."""
     names = results[0].loads
     loads = {name: torch.stack([result.loads[name] for result in results]).sum(0) for name in names}
-    return Result(sum_losses(r.losses for r in results), loads, sum(r.tokens for r in results))
+    lengths = tuple(length for result in results for length in result.lengths)
+    return Result(sum_losses(r.losses for r in results), loads, sum(r.tokens for r in results), lengths)

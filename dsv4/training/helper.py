@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from dsv4.config import ModelConfig
 from dsv4.model.transformer import Transformer
+from dsv4.training.attention_phase import AttentionPhase
+from dsv4.training.batch_size import BatchSize
 from dsv4.training.gradient import BatchSource, MicroBatch, Work, compute_gradient, pack_batch, sum_counts
 from dsv4.training.losses import Counts
 from dsv4.training.memory import keep_freed_memory
@@ -43,22 +45,26 @@ class Place:
     replicas: int
     micro_batches: int
 
-    def numbers(self, step: int) -> range:
-        """Batch numbers of this process in a step."""
-        first = (step * self.replicas + self.rank) * self.micro_batches
-        return range(first, first + self.micro_batches)
+    def numbers(self, step: int, size: BatchSize | None = None) -> range:
+        """Batch numbers of this process in a step of a stage with batches of `size`; None: `micro_batches` per step."""
+        count, before = self.micro_batches, step * self.micro_batches
+        if size is not None:
+            count, before = size.at(step), size.before(step)
+        first = before * self.replicas + self.rank * count
+        return range(first, first + count)
 
     def read(self, sources: Sequence[BatchSource], work: Work, device: torch.device) -> list[MicroBatch]:
         """Read and pack this process's batches of a step."""
-        return [pack_batch(sources[work.stage].batch(number), device) for number in self.numbers(work.step)]
+        return [pack_batch(sources[work.stage].batch(number), device) for number in self.numbers(work.step, work.size)]
 
 
 @dataclass(frozen=True)
 class Update:
-    """Request for an optimizer step at learning rate `rate`, with gradients times `scale`."""
+    """Request for an optimizer step of the parameters that a phase trains, at `rate`, with gradients times `scale`."""
 
     rate: float
     scale: float
+    attention: AttentionPhase = "sparse"
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,8 @@ def serve(
     connection: Connection,
 ) -> None:
     """Worker loop: serve gradient and update requests until the connection closes or an error is sent as Failure."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C and closes the connection
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes; the main one closes the connection
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(threads)
     keep_freed_memory()
     try:
@@ -159,7 +166,7 @@ class _Helper:
     def _update(self, update: Update) -> None:
         for parameter, gradient in zip(self.trained, self.shared.gradients[0], strict=True):
             parameter.grad = gradient
-        self.optimizer.step(update.rate, update.scale, self.place.rank, self.place.replicas)
+        self.optimizer.step(update.rate, update.scale, self.place.rank, self.place.replicas, update.attention)
         send(self.connection, None)
 
 

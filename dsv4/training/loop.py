@@ -13,7 +13,9 @@ import torch
 from rich.console import Console
 
 from dsv4.checkpoint.atomic import clear_folder
+from dsv4.training.attention_phase import AttentionPhase
 from dsv4.training.balance import load_imbalance, update_router_biases
+from dsv4.training.batch_size import BatchSize
 from dsv4.training.gradient import BatchSource, Result, Work, sum_results
 from dsv4.training.losses import LossWeights, not_finite
 from dsv4.training.memory import keep_freed_memory
@@ -22,7 +24,9 @@ from dsv4.training.plan import UNPLANNED, Plan
 from dsv4.training.replicas import Replicas
 from dsv4.training.report import Report
 from dsv4.training.schedule import Schedule
+from dsv4.training.speed import SpeedMeter
 from dsv4.training.state import RunPosition, StateError, load_state, save_state
+from dsv4.training.stopping import RunStoppedError, StopOnSigterm
 
 if TYPE_CHECKING:
     from dsv4.model.transformer import Transformer
@@ -35,6 +39,9 @@ class Stage:
     name: str
     share: float
     source: BatchSource
+    attention: AttentionPhase = "sparse"
+    size: BatchSize | None = None  # of a batch; None: TrainSettings.micro_batches
+    rate: float | None = None  # constant learning rate; None: the run's schedule
 
 
 @dataclass(frozen=True)
@@ -83,11 +90,14 @@ class Trainer:
         run_dir: Path,
         console: Console | None = None,
         quiet: bool = False,
+        speed: SpeedMeter | None = None,
+        tensorboard: bool = False,
     ) -> None:
         if not stages or not math.isclose(sum(stage.share for stage in stages), 1.0):
             raise ValueError(f"the shares of the stages must add up to 1; got {[stage.share for stage in stages]}")
         self.model, self.optimizer, self.stages, self.settings = model, optimizer, stages, settings
         self.plan, self.run_dir, self.console, self.quiet = plan, run_dir, console, quiet
+        self.speed, self.tensorboard = speed, tensorboard
         self.progress = RunPosition()
         run_dir.mkdir(parents=True, exist_ok=True)
         clear_folder(run_dir)
@@ -105,21 +115,32 @@ class Trainer:
         return self.progress.step >= self.plan.total(self.progress.step)
 
     def run(self, stop_after: int | None = None) -> RunPosition:
-        """Train to the end of the plan, or until `stop_after` steps of the run are done; saves the state at the end."""
+        """Train to the end of the plan, or until `stop_after` steps of the run are done; saves the state at the end.
+
+        RunStoppedError, with the state saved, if the process got SIGTERM meanwhile.
+        """
         keep_freed_memory()
         sources = [stage.source for stage in self.stages]
         settings = self.settings
         with (
-            Report(self.run_dir / "metrics.jsonl", self.progress.step, self.console, self.quiet) as report,
+            Report(
+                self.run_dir / "metrics.jsonl", self.progress.step, self.console, self.quiet, self.tensorboard
+            ) as report,
             Replicas(
                 self.model, self.optimizer, sources, settings.replicas, settings.threads, settings.micro_batches
             ) as replicas,
+            StopOnSigterm() as stop,
         ):
-            while not self.finished and (stop_after is None or self.progress.step < stop_after):
+            while not (self.finished or stop.requested) and (stop_after is None or self.progress.step < stop_after):
                 self._one_step(report, replicas)
                 if self.progress.step % self.settings.save_every == 0:
                     self.save()
         self.save()
+        if stop.requested and not self.finished:
+            raise RunStoppedError(
+                f"stopped by SIGTERM after step {self.progress.step} of {self.plan.total(self.progress.step)}; the "
+                f"state is saved in {self.state_path}"
+            )
         return self.progress
 
     def save(self) -> None:
@@ -144,16 +165,18 @@ class Trainer:
             weights = replace(weights, mtp=min(weights.mtp, settings.mtp_weight_in_decay))
         quantized = step >= total * (1 - settings.quantized_share)
         work = Work(
-            progress.stage, step - progress.stage_start, weights, quantized, settings.autocast, settings.bf16_gradients
-        )
+            progress.stage, step - progress.stage_start, weights, quantized, settings.autocast, settings.bf16_gradients,
+            stage.attention, stage.size,
+        )  # fmt: skip
         results = replicas.gradient(work)
         result, norm = sum_results(results), self.optimizer.gradient_norm()
         losses, loads, tokens = result.losses, result.loads, result.tokens
         self._check_finite(results, norm)
-        rate = settings.schedule.rate(step, total)
-        replicas.update(rate, min(1.0, settings.grad_clip / (norm + 1e-6)))
+        rate = settings.schedule.rate(step, total) if stage.rate is None else stage.rate
+        replicas.update(rate, min(1.0, settings.grad_clip / (norm + 1e-6)), stage.attention)
         self.optimizer.zero_grad()
-        update_router_biases(self.model, loads, settings.balance_speed)
+        if stage.attention != "warmup":
+            update_router_biases(self.model, loads, settings.balance_speed)
 
         took = time.perf_counter() - started
         progress.step, progress.tokens, progress.seconds = step + 1, progress.tokens + tokens, progress.seconds + took
@@ -164,6 +187,8 @@ class Trainer:
             "lr": rate, "grad_norm": norm, "imbalance": load_imbalance(loads), "targets": losses.targets,
             "tokens": progress.tokens, "seconds": round(progress.seconds, 3), "tokens_per_second": tokens / took,
         }  # fmt: skip
+        if self.speed is not None:
+            metrics |= self.speed.measure(result.lengths, stage.attention, weights.mtp > 0, took)
         total = self.plan.total(progress.step)
         report.step(metrics, total, total < UNPLANNED, (total - progress.step) * progress.seconds / progress.step)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dsv4.model.parameters import Optimizer, SplitSizes, matrix_heights, row_of
 from dsv4.model.stacks import official_tensors
+from dsv4.training.attention_phase import AttentionPhase, trains
 from dsv4.training.newton_schulz import CHUNK_ELEMENTS, orthogonalize
 
 
@@ -98,7 +99,7 @@ class MuonAdamW:
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.rules = split_parameters(model.named_parameters(), config)
         muon = [rule for rule in self.rules if rule.kind == "muon"]
-        self._groups = self._group_matrices(muon)
+        self._groups: dict[AttentionPhase, list[_MuonGroup]] = {"sparse": self._group_matrices(muon)}
         # By parameter name, in the parameter's shape.
         self._momenta = {r.name: torch.zeros_like(self.parameters[r.name], dtype=torch.float32) for r in muon}
         decayed = [self.parameters[rule.name] for rule in self.rules if rule.kind == "adamw"]
@@ -124,13 +125,21 @@ class MuonAdamW:
         return sorted(groups, key=lambda group: -group.elements)
 
     @torch.no_grad()
-    def step(self, lr: float, grad_scale: float = 1.0, worker: int = 0, workers: int = 1) -> None:
+    def step(
+        self,
+        lr: float,
+        grad_scale: float = 1.0,
+        worker: int = 0,
+        workers: int = 1,
+        attention: AttentionPhase = "sparse",
+    ) -> None:
         """Apply one update at learning rate `lr`, gradients multiplied by `grad_scale` (clipping without another pass).
 
         A missing gradient counts as zero. Several workers that share weights, gradients and momenta step a part each:
-        the Muon groups in turn; worker 0 also the AdamW parameters.
+        the Muon groups in turn; worker 0 also the AdamW parameters. Parameters that the phase does not train stay as
+        they are, momenta too.
         """
-        for group in self._groups[worker::workers]:
+        for group in self._groups_of(attention)[worker::workers]:
             gradient = torch.cat([self._gradient(run, group.shape) for run in group.runs])
             if grad_scale != 1.0:
                 gradient.mul_(grad_scale)
@@ -146,14 +155,25 @@ class MuonAdamW:
                 weight.mul_(1.0 - lr * self.weight_decay).add_(direction, alpha=scale)
         if worker:
             return
+        idle = {id(p) for name, p in self.parameters.items() if not trains(attention, name)}
         for group in self._adamw.param_groups:
             group["lr"] = lr
             for parameter in group["params"]:
-                if parameter.grad is None:
+                if id(parameter) in idle:
+                    parameter.grad = None
+                elif parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
                 elif grad_scale != 1.0:
                     parameter.grad.mul_(grad_scale)
         self._adamw.step()
+
+    def _groups_of(self, phase: AttentionPhase) -> list[_MuonGroup]:
+        """Groups of the matrices that a phase trains."""
+        if phase not in self._groups:
+            self._groups[phase] = self._group_matrices(
+                rule for rule in self.rules if rule.kind == "muon" and trains(phase, rule.name)
+            )
+        return self._groups[phase]
 
     def _gradient(self, run: _Run, shape: tuple[int, int]) -> Tensor:
         parameter = self.parameters[run.name]

@@ -23,6 +23,7 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
 from dsv4.model.transformer import Transformer
+from dsv4.training.attention_phase import AttentionPhase
 from dsv4.training.gradient import BatchSource, MicroBatch, Result, Work, compute_gradient, sum_counts
 from dsv4.training.helper import Failure, OtherSideEndedError, Place, Shared, Update, receive, send, serve
 from dsv4.training.losses import Counts
@@ -145,20 +146,20 @@ class Replicas:
         """Sum the counts of all micro-batches of the step and send the sum to the helpers."""
         totals = sum((helper.receive() for helper in self._helpers), sum_counts(batches))
         if not totals.targets:
-            first, last = self._place.numbers(work.step)[0], self._place.numbers(work.step + 1)[0] - 1
+            first, last = (self._place.numbers(step, work.size)[0] for step in (work.step, work.step + 1))
             raise ValueError(
-                f"batches {first} to {last} of stage {work.stage} hold no target: every masked-in token is the first "
-                "of its document"
+                f"batches {first} to {last - 1} of stage {work.stage} hold no target: every masked-in token is the "
+                "first of its document"
             )
         for helper in self._helpers:
             helper.send(totals)
         return totals
 
-    def update(self, rate: float, scale: float) -> None:
-        """Step the optimizer, a part per process, with gradients times `scale`."""
+    def update(self, rate: float, scale: float, attention: AttentionPhase = "sparse") -> None:
+        """Step the parameters that the phase trains, a part per process, with gradients times `scale`."""
         for helper in self._helpers:
-            helper.send(Update(rate, scale))
-        self.optimizer.step(rate, scale, 0, self.count)
+            helper.send(Update(rate, scale, attention))
+        self.optimizer.step(rate, scale, 0, self.count, attention)
         for helper in self._helpers:
             helper.receive()
 
@@ -205,7 +206,7 @@ class _HelperHandle:
         """Close the connection, which ends an idle helper, and wait until the process has ended; kill it if needed."""
         self.connection.close()
         if at_once:
-            self.process.terminate()
+            self.process.kill()  # it ignores SIGTERM
         self.process.join(END_SECONDS)
         if self.process.is_alive():
             self.process.kill()

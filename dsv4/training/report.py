@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from dsv4.checkpoint.atomic import new_file, space_in_words
+from dsv4.training.tensorboard import open_writer, write_metrics
 
 PLAIN_LINE_EVERY = 20
 
@@ -30,13 +31,28 @@ def _is_before(line: str, first_step: int) -> bool:
         return False
 
 
+def _machine_note(metrics: dict[str, Any]) -> str:
+    """Share of the machine's products and memory, where they are measured."""
+    if "mfu" not in metrics:
+        return ""
+    return f"MFU {metrics['mfu']:.1%}  {metrics['peak_memory_bytes'] / 1e9:.1f} GB  "
+
+
 class Report:
     """Appends one JSON line per step to `path` and shows progress on the terminal. Use as a context manager.
 
     `first_step` is the step at which the run (re)starts: lines of later steps, left by a killed run, are dropped.
+    `tensorboard`: event files too, in the folder of that name beside `path`.
     """
 
-    def __init__(self, path: Path, first_step: int, console: Console | None = None, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        first_step: int,
+        console: Console | None = None,
+        quiet: bool = False,
+        tensorboard: bool = False,
+    ) -> None:
         self.console = console or Console()
         self.quiet = quiet
         self._path = path
@@ -44,6 +60,7 @@ class Report:
         kept = "".join(line + "\n" for line in lines if _is_before(line, first_step))
         with new_file(path) as temporary:
             temporary.write_text(kept, encoding="utf-8")
+        self._writer = open_writer(path.parent / "tensorboard", first_step) if tensorboard else None
         self._file = path.open("ab", buffering=0)  # unbuffered: close() has nothing to write after an error
         self._bar: Progress | None = None
         self._task: Any = None
@@ -62,16 +79,20 @@ class Report:
         if self._bar:
             self._bar.stop()
         self._file.close()
+        if self._writer is not None:
+            self._writer.close()
 
     def step(self, metrics: dict[str, Any], total_steps: int, planned: bool, seconds_left: float) -> None:
         """Record one step; `metrics` must hold stage, step, loss, accuracy and tokens_per_second."""
         with space_in_words(self._path):
             self._file.write((json.dumps(metrics) + "\n").encode())
+        if self._writer is not None:
+            write_metrics(self._writer, metrics)
         done = metrics["step"] + 1
         left = format_seconds(seconds_left) if planned else "?"
         note = (
             f"loss {metrics['loss']:.3f}  acc {metrics['accuracy']:.3f}  lr {metrics['lr']:.2e}  "
-            f"{metrics['tokens_per_second']:.0f} tok/s  left {left}"
+            f"{metrics['tokens_per_second']:.0f} tok/s  {_machine_note(metrics)}left {left}"
         )
         if self._bar:
             total = total_steps if planned else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import signal
 import subprocess
 import sys
 import time
@@ -12,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import dsv4
 from dsv4.model_folder import nano_path
+from dsv4.training.pretrain_recipe import PretrainRecipe
+from dsv4.training.recipe import read_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "pretrain.py"
 SIZE = [
-    *("--row-tokens", "128", "--document-tokens", "64", "--group-rows", "4", "--save-every", "2", "--seed", "3"),
-    *("--fill-in-middle", "0.3", "--split-merged", "0.3"),
+    *("stages.0.row_tokens=128", "stages.0.sequence=64", "data.group_rows=4", "run.save_every=2", "run.seed=3"),
+    *("data.fill_in_middle=0.3", "data.split_merged=0.3"),
 ]
 
 
@@ -60,20 +64,30 @@ def losses(run: Path) -> list[tuple[int, float, float]]:
     return [(row["step"], row["loss"], row["grad_norm"]) for row in rows]
 
 
-def test_a_killed_run_goes_on_to_the_same_losses(main: Any, model: Path, texts: Path, tmp_path: Path) -> None:
-    common = ["--model", str(model), "--text", str(texts), "--steps", "9", *SIZE]
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_goes_on_to_the_same_losses(
+    sent: signal.Signals, main: Any, model: Path, texts: Path, tmp_path: Path
+) -> None:
+    common = [f"model.base={model}", f"data.text={texts}", "stages.0.steps=9", *SIZE]
     assert main([*common, "--run-dir", str(tmp_path / "straight"), "--out", str(tmp_path / "a")]) == 0
     run = tmp_path / "killed"
     command = [sys.executable, str(RECIPE), *common, "--run-dir", str(run), "--out", str(tmp_path / "b")]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 300
         while len(losses(run)) < 3 and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
+        process.send_signal(sent)
+        _, said = process.communicate(timeout=300)
     finally:
         process.kill()
         process.wait()
-    assert len(losses(run)) >= 3
+    done = len(losses(run))
+    assert done >= 3
+    if sent == signal.SIGTERM:
+        assert process.returncode == 128 + signal.SIGTERM, said
+        assert f"stopped by SIGTERM after step {done} of 9; the state is saved in {run / 'state.pt'}" in said
+        assert torch.load(run / "state.pt")["progress"]["step"] == done
     assert main(["--resume", "--run-dir", str(run), "--out", str(tmp_path / "b"), "--workers", "0"]) == 0
     assert losses(run) == losses(tmp_path / "straight") and len(losses(run)) == 9
     for name in ("model.safetensors", "tokenizer.json"):
@@ -83,9 +97,9 @@ def test_a_killed_run_goes_on_to_the_same_losses(main: Any, model: Path, texts: 
 
 
 def test_replicas_see_the_batches_of_one_process(main: Any, model: Path, texts: Path, tmp_path: Path) -> None:
-    common = ["--model", str(model), "--text", str(texts), "--steps", "2", *SIZE]
-    for name, split in (("one", ("1", "2")), ("two", ("2", "1"))):
-        arguments = ["--replicas", split[0], "--micro-batches", split[1], "--run-dir", str(tmp_path / name)]
+    common = [f"model.base={model}", f"data.text={texts}", "stages.0.steps=2", *SIZE]
+    for name, replicas in (("one", 1), ("two", 2)):
+        arguments = ["stages.0.batch_tokens=256", f"run.replicas={replicas}", "--run-dir", str(tmp_path / name)]
         assert main([*common, *arguments]) == 0
     for one, two in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
         assert one == pytest.approx(two, rel=1e-5)
@@ -95,22 +109,80 @@ def test_shards_with_shares_and_changed_data(main: Any, model: Path, texts: Path
     for name in ("x", "y"):
         source = str(texts) if name == "x" else str(texts / "11.txt")
         assert dsv4_data("tokenize", source, "--model", str(model), "--out", str(tmp_path / name)) == 0
-    shards = ["--shards", f"{tmp_path / 'x'}=3", "--shards", str(tmp_path / "y"), "--tasks", "1"]
+    shards = [f"data.shards=['{tmp_path / 'x'}=3', '{tmp_path / 'y'}']", "data.tasks=1", f"model.base={model}"]
     run = tmp_path / "run"
-    assert main(["--model", str(model), *shards, "--steps", "1", *SIZE, "--run-dir", str(run)]) == 0
-    assert list(json.loads((run / "run.json").read_text())["shards"].values()) == [3.0, 1.0]
+    assert main([*shards, "stages.0.steps=1", *SIZE, "--run-dir", str(run)]) == 0
+    saved = read_recipe(PretrainRecipe, run / "recipe.toml")
+    assert saved.data.shards == (f"{tmp_path / 'x'}=3", f"{tmp_path / 'y'}=1")
     with pytest.raises(SystemExit, match="already holds a run"):
-        main(["--model", str(model), *shards, "--run-dir", str(run)])
+        main([*shards, "--run-dir", str(run)])
+    with pytest.raises(SystemExit, match="the run's own recipe; without run.seed=4"):
+        main(["--resume", "--run-dir", str(run), "run.seed=4"])
     index = tmp_path / "y" / "index.json"
     index.write_text(index.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
     with pytest.raises(SystemExit, match="y holds other data than the run began with"):
         main(["--resume", "--run-dir", str(run)])
     for wrong, message in (
-        (["--shards", "a=b"], "--shards a=b: FOLDER or FOLDER=SHARE"),
-        ([], "give --text, --shards"),
+        (["data.shards=a=b"], "shards a=b: FOLDER or FOLDER=SHARE"),
+        ([], "no data: give data.text, data.shards or data.tasks"),
+        (["data.text=x", "optimizer.rte=1"], "optimizer.rte is unknown; the nearest key is optimizer.rate"),
+        (["a.toml", "b.toml"], "recipes a.toml, b.toml; allowed: one"),
     ):
         with pytest.raises(SystemExit, match=message):
-            main(["--model", str(model), *wrong, "--run-dir", str(tmp_path / "new")])
+            main([f"model.base={model}", *wrong, "--run-dir", str(tmp_path / "new")])
+
+
+def test_all_phases_of_a_recipe_file_in_one_run(main: Any, model: Path, texts: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f'''
+        data = {{text = "{texts}", group_rows = 4}}
+        model = {{base = "{model}"}}
+
+        [[stages]]
+        name = "short"
+        attention = "dense"
+        sequence = 32
+        row_tokens = 64
+        tokens = 300
+        batch_tokens = 128
+        ramp_from = 64
+        ramp_tokens = 128
+
+        [[stages]]
+        name = "warm"
+        attention = "warmup"
+        sequence = 64
+        row_tokens = 64
+        steps = 1
+        rate = 2e-3
+
+        [[stages]]
+        name = "long"
+        sequence = 128
+        row_tokens = 128
+        steps = 2
+        '''
+    )
+    run = tmp_path / "run"
+    assert main([str(recipe), "optimizer.rate=1e-3", "--run-dir", str(run)]) == 0
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["stage"] for row in rows] == ["short"] * 4 + ["warm"] + ["long"] * 2
+    assert [row["indexer_loss"] > 0 for row in rows] == [False] * 4 + [True] * 3
+    assert rows[4]["lr"] == 2e-3
+    taken = [row["tokens"] - before for row, before in zip(rows, [0, *(row["tokens"] for row in rows)], strict=False)]
+    assert taken[0] <= 64 < taken[3] <= 128
+    assert json.loads((run / "model" / "config.json").read_text())["num_hidden_layers"] == 3
+
+
+def test_a_printed_config_is_a_recipe_of_the_same_run(main: Any, model: Path, tmp_path: Path, capsys: Any) -> None:
+    words = [f"model.base={model}", "ladder.tokens=1000000", "ladder.context=16384", "--print-config"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    (tmp_path / "printed.toml").write_text(printed)
+    assert main([str(tmp_path / "printed.toml"), "--print-config"]) == 0
+    assert capsys.readouterr().out == printed
+    assert 'name = "warmup"' in printed and "hidden_size = 32" in printed
 
 
 def dsv4_data(*arguments: str) -> int:

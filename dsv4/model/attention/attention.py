@@ -85,6 +85,10 @@ class Attention(nn.Module):
         return rotate(q, cos.unsqueeze(1), sin.unsqueeze(1)), q_latent
 
     @property
+    def _learns(self) -> bool:
+        return self.indexer is not None and self.indexer.learns
+
+    @property
     def pair_budget(self) -> int:
         """Most (query, key) pairs of a tile group, whose widest tensor has max(H, indexer heads) rows per token."""
         heads = max(self.config.num_attention_heads, self.config.index_n_heads if self.indexer is not None else 0)
@@ -116,10 +120,12 @@ class Attention(nn.Module):
             made = self._quantize_kv(made) if made is not None else None
             entries = store_entries(made, layout, self.ratio, cache.main if cache else None, x, q.shape[2])
             keys = replace(keys, entries=entries)
-        learns = aux is not None and self.indexer is not None and any(group.num_entries for group in tiles.groups)
+        learns = aux is not None and self._learns and any(group.num_entries for group in tiles.groups)
         watcher = self.watcher
         index = self._index(x, q_latent, tiles, layout, rope, cache, learns or watcher is not None)
-        chosen, scores = select_entries(*index, tiles, top_k, watcher is not None) if index is not None else (None, [])
+        chosen, scores = None, []
+        if index is not None and top_k:
+            chosen, scores = select_entries(*index, tiles, top_k, watcher is not None)
         if watcher is not None:
             assert not learns, "a watched layer does not learn"
             o, seen = attend_watched(q, keys, tiles, self.attn_sink, chosen)

@@ -17,7 +17,9 @@ class Indexer(nn.Module):
 
     def __init__(self, config: ModelConfig, quantize: bool) -> None:
         super().__init__()
-        self.heads, self.width, self.top_k = config.index_n_heads, config.index_head_dim, config.index_topk
+        self.heads, self.width = config.index_n_heads, config.index_head_dim
+        self.top_k = config.index_topk  # 0: tokens read all entries, as training begins (training/attention_phase.py)
+        self.learns = True  # False: no loss of its own in training
         self.wq_b = Linear(config.q_lora_rank, self.heads * self.width, quantize)
         self.weights_proj = Linear(config.hidden_size, self.heads)
         self.compressor = Compressor(config, self.width, CSA.ratio)

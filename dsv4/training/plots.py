@@ -1,0 +1,80 @@
+"""Picture of a run: losses, learning rate and speed over the tokens seen, from its metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+Rows = Sequence[dict[str, Any]]
+
+LOSSES = {"loss": "next token", "mtp_loss": "MTP", "indexer_loss": "indexer"}
+SMOOTHED_STEPS = 1 / 50  # of the run: the window of the running mean
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """Steps in a run's metrics.jsonl, without a last line that is cut. ValueError if there is none."""
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    if lines and not lines[-1].endswith("}"):
+        lines.pop()
+    rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    if not rows:
+        raise ValueError(f"{path} has no step of a run")
+    return rows
+
+
+def draw_run(run_dir: Path, picture: Path | None = None) -> Path | None:
+    """Draw a run to `picture`, by default losses.png in its folder; None without matplotlib."""
+    rows = read_metrics(run_dir)
+    if find_spec("matplotlib") is None:
+        return None
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    picture = picture or run_dir / "losses.png"
+    figure = Figure(figsize=(13.0, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 3)
+    _draw_losses(panels[0], rows)
+    tokens = [row["tokens"] for row in rows]
+    for axes, key, label in ((panels[1], "lr", "learning rate"), (panels[2], "tokens_per_second", "tokens per second")):
+        axes.plot(tokens, [row[key] for row in rows], color="tab:blue")
+        axes.set_title(label, fontsize=11)
+    panels[2].set_ylim(bottom=0)
+    for axes in panels:
+        for row in _stage_starts(rows)[1:]:
+            axes.axvline(row["tokens"], color="gray", linestyle=":", linewidth=1)
+        axes.set_xlabel("tokens")
+        axes.grid(alpha=0.3)
+    figure.suptitle(" | ".join(row["stage"] for row in _stage_starts(rows)), fontsize=10)
+    figure.savefig(picture, dpi=130)
+    return picture
+
+
+def _draw_losses(axes: Any, rows: Rows) -> None:
+    """Losses that are not zero throughout: every step faintly, and a running mean."""
+    tokens = [row["tokens"] for row in rows]
+    for number, (key, label) in enumerate(LOSSES.items()):
+        values = [row[key] for row in rows]
+        if any(values):
+            axes.plot(tokens, values, color=f"C{number}", alpha=0.25, linewidth=0.8)
+            axes.plot(tokens, smooth(values), color=f"C{number}", label=label)
+    axes.set_title("loss", fontsize=11)
+    axes.set_ylim(bottom=0)
+    axes.legend()
+
+
+def smooth(values: Sequence[float]) -> list[float]:
+    """Mean of each value and those before it in a window of SMOOTHED_STEPS of all."""
+    width = max(1, round(len(values) * SMOOTHED_STEPS))
+    windows = (values[max(0, end - width) : end] for end in range(1, len(values) + 1))
+    return [sum(window) / len(window) for window in windows]
+
+
+def _stage_starts(rows: Rows) -> list[dict[str, Any]]:
+    """First step of each stage."""
+    stages = [None, *(row["stage"] for row in rows)]
+    return [row for before, row in zip(stages, rows, strict=False) if row["stage"] != before]

@@ -1,0 +1,240 @@
+"""Keys of a pre-training recipe with their defaults (reasons: docs/training.md), and the settings that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
+
+from dsv4.config import ModelConfig, nano_path
+from dsv4.model_folder import resolve_model
+from dsv4.presets import PRESETS
+from dsv4.training.attention_phase import AttentionPhase
+from dsv4.training.batch_size import BatchSize
+from dsv4.training.ladder import rungs
+from dsv4.training.recipe import Section
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
+
+_TYPES = get_type_hints(ModelConfig)
+LAYER_KEYS = {"num_hidden_layers", "compress_ratios", "num_nextn_predict_layers"}
+
+
+class ModelSection(Section):
+    """The model: one to start from, its number of layers, and any key of config.json under its own name."""
+
+    model_config = ConfigDict(extra="allow")
+    base: str = "nano"  # preset, model folder or owner/name; its weights are not read
+    layers: Count | None = None
+
+    @classmethod
+    def more_keys(cls) -> Iterable[str]:
+        return (field.name for field in fields(ModelConfig))
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> ModelSection:
+        given = self.model_extra or {}
+        for key, value in given.items():
+            try:
+                given[key] = TypeAdapter(_TYPES[key]).validate_python(value)
+            except ValueError as error:
+                raise ValueError(f"{key} is {value!r}; it must be {_TYPES[key]}") from error
+        if self.layers is not None and LAYER_KEYS & given.keys():
+            raise ValueError(f"layers and {', '.join(sorted(LAYER_KEYS & given.keys()))}; allowed: one of them")
+        return self
+
+    def config(self) -> ModelConfig:
+        """The model's hyperparameters. ValueError if V4 does not allow them."""
+        base = ModelConfig.preset(self.base) if self.base in PRESETS else ModelConfig.from_pretrained(self.base)
+        if self.layers is not None:
+            base = _with_layers(base, self.layers)
+        return replace(base, **(self.model_extra or {}))
+
+    @property
+    def tokenizer(self) -> Path:
+        """Folder of the base's tokenizer; of a preset, the embedded model's."""
+        return nano_path() if self.base in PRESETS else resolve_model(self.base)
+
+
+class DataSection(Section):
+    """Text or shards; a stage may take others."""
+
+    text: Texts = ()
+    shards: Texts = ()  # FOLDER or FOLDER=SHARE of the tokens
+    tasks: Annotated[float, Field(ge=0.0)] = 0.0
+    tokenizer: str | None = None
+    group_rows: Annotated[int, Field(ge=2)] = 128
+    fill_in_middle: Share = 0.1
+    split_merged: Share = 0.1
+
+
+class OptimizerSection(Section):
+    rate: Annotated[float, Field(gt=0.0)] = 3e-3
+    warmup_steps: Annotated[int, Field(ge=0)] = 40
+    decay_fraction: Share = 0.3
+    final_ratio: Share = 0.1
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
+    momentum: Share = 0.95
+    grad_clip: Annotated[float, Field(gt=0.0)] = 1.0
+    balance_speed: Annotated[float, Field(ge=0.0)] = 3e-3
+
+
+class LossSection(Section):
+    """Weights of the loss besides the next token's."""
+
+    mtp: Annotated[float, Field(ge=0.0)] = 0.3
+    mtp_in_decay: Annotated[float, Field(ge=0.0)] = 0.1
+    balance: Annotated[float, Field(ge=0.0)] = 1e-4
+    indexer: Annotated[float, Field(ge=0.0)] = 1.0
+
+
+class RunSection(Section):
+    seed: int = 1
+    replicas: Count = 1
+    device: str = "cpu"
+    save_every: Count = 100
+    quantized_share: Share = 0.15
+    bf16_gradients: bool = False
+    tensorboard: bool = False
+
+
+class StageSection(Section):
+    """A part of the run: its documents, its attention, its batches, and its length in steps or tokens."""
+
+    name: str = "pretrain"
+    attention: AttentionPhase = "sparse"
+    steps: Count | None = None
+    tokens: Count | None = None
+    sequence: Annotated[int, Field(ge=2)] = 1024  # tokens of a document; a longer one is cut
+    row_tokens: Annotated[int, Field(ge=2)] = 0  # tokens of a micro-batch; 0: 4096, or `sequence` if that is more
+    batch_tokens: Annotated[int, Field(ge=0)] = 0  # tokens of a step; 0: one row per replica
+    ramp_from: Annotated[int, Field(ge=0)] = 0  # tokens of the first step; 0: `batch_tokens`, no ramp
+    ramp_tokens: Annotated[int, Field(ge=0)] = 0  # tokens over which a step grows to `batch_tokens`
+    rate: Annotated[float, Field(gt=0.0)] | None = None  # constant learning rate; left out: the schedule's
+    shards: Texts = ()
+    tasks: Annotated[float, Field(ge=0.0)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, values: Any) -> Any:
+        if isinstance(values, dict) and not values.get("row_tokens"):
+            sequence = values.get("sequence", cls.model_fields["sequence"].default)
+            values = values | {"row_tokens": max(4096, sequence) if isinstance(sequence, int) else 4096}
+        return values
+
+    @model_validator(mode="after")
+    def _check_length(self) -> StageSection:
+        if (self.steps is None) == (self.tokens is None):
+            raise ValueError(f"stage {self.name!r} has steps {self.steps}, tokens {self.tokens}; allowed: one of them")
+        return self
+
+    def size(self, replicas: int) -> BatchSize:
+        """Micro-batches per step. ValueError unless a step is whole rows of every replica."""
+        row = self.row_tokens * replicas
+        for key, tokens in (("batch_tokens", self.batch_tokens), ("ramp_from", self.ramp_from)):
+            if tokens % row:
+                raise ValueError(
+                    f"stage {self.name!r}: {key} is {tokens}; allowed: multiples of {row} (rows of {self.row_tokens} "
+                    f"tokens on {replicas} replica(s))"
+                )
+        return BatchSize(row, max(1, self.batch_tokens // row), self.ramp_from // row, self.ramp_tokens)
+
+    def num_steps(self, replicas: int) -> int:
+        """Steps of the stage."""
+        return self.steps if self.steps is not None else self.size(replicas).steps(self.tokens or 0)
+
+
+class LadderSection(Section):
+    """The report's stages in place of `stages`, for a run of `tokens` and a final `context`."""
+
+    tokens: Count | None = None
+    context: Count | None = None  # left out: the model's max_position_embeddings
+    batch_tokens: Count | None = None  # left out: one document of the longest per replica
+    ramp_from: Share = 0.2  # of batch_tokens
+    ramp: Share = 0.03  # of the tokens
+    dense: Share = 1 / 32
+    warmup: Share = 0.002
+    longest: Share = 0.1
+    warmup_rate: Annotated[float, Field(gt=0.0)] = 1e-3
+
+
+class PretrainRecipe(Section):
+    """A whole pre-training run."""
+
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    loss: LossSection = LossSection()
+    run: RunSection = RunSection()
+    ladder: LadderSection = LadderSection()
+    stages: tuple[StageSection, ...] = ()
+
+    def resolve(self) -> PretrainRecipe:
+        """The same run with every key of the model and every stage written out.
+
+        ValueError if the model, a stage or its batch size is not allowed.
+        """
+        config = self.model.config()
+        if self.stages and self.ladder.tokens is not None:
+            raise ValueError("the recipe has stages and ladder.tokens, which makes stages; allowed: one of them")
+        stages = self.stages or _default_stages(self.ladder, config, self.run.replicas)
+        for stage in stages:
+            stage.size(self.run.replicas)
+            if stage.row_tokens < stage.sequence:
+                raise ValueError(
+                    f"stage {stage.name!r}: row_tokens {stage.row_tokens}; allowed: sequence, {stage.sequence}, or more"
+                )
+            if stage.attention == "warmup" and not config.has_indexer:
+                raise ValueError(f"stage {stage.name!r}: no layer of the model has an indexer to warm up")
+        model = ModelSection(base=self.model.base, **{f.name: getattr(config, f.name) for f in fields(config)})
+        return self.model_copy(update={"model": model, "stages": tuple(stages), "ladder": LadderSection()})
+
+
+def _with_layers(config: ModelConfig, layers: int) -> ModelConfig:
+    """Model with another number of main layers: their kinds go on as the last two, MTP blocks keep theirs."""
+    main, rest = (
+        list(config.compress_ratios[: config.num_hidden_layers]),
+        config.compress_ratios[config.num_hidden_layers :],
+    )
+    while len(main) < layers:
+        main.append(main[-2] if len(main) > 1 else main[-1])
+    return replace(
+        config,
+        num_hidden_layers=layers,
+        num_hash_layers=min(config.num_hash_layers, layers),
+        compress_ratios=(*main[:layers], *rest),
+    )
+
+
+def _default_stages(ladder: LadderSection, config: ModelConfig, replicas: int) -> tuple[StageSection, ...]:
+    if ladder.tokens is None:
+        return (StageSection(steps=100),)
+    context = ladder.context or config.max_position_embeddings
+    found: list[StageSection] = []
+    for rung in rungs(context, ladder.tokens, ladder.dense, ladder.warmup, ladder.longest):
+        row = max(4096, rung.sequence)
+        whole: Any = lambda tokens, row=row: max(1, round(tokens / (row * replicas))) * row * replicas  # noqa: E731
+        batch = whole(ladder.batch_tokens or max(4096, context) * replicas)
+        ramp_from = whole(batch * ladder.ramp_from)
+        ramp: dict[str, Any] = {}
+        if not found and ramp_from < batch and ladder.ramp:
+            ramp = {"ramp_from": ramp_from, "ramp_tokens": max(1, round(ladder.tokens * ladder.ramp))}
+        rate = ladder.warmup_rate if rung.attention == "warmup" else None
+        found.append(
+            StageSection(
+                name=rung.name,
+                attention=rung.attention,
+                tokens=rung.tokens,
+                sequence=rung.sequence,
+                row_tokens=row,
+                batch_tokens=batch,
+                rate=rate,
+                **ramp,
+            )
+        )
+    return tuple(found)

@@ -1,0 +1,143 @@
+"""Recipes: settings of a run in a TOML file, with dotted overrides; for an unknown key the nearest one is named."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast, get_args
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+S = TypeVar("S", bound="Section")
+
+
+class RecipeError(ValueError):
+    """A recipe, or an override, that cannot be read: an unknown key, a value that is not allowed."""
+
+
+class Section(BaseModel):
+    """A table of a recipe. Subclasses declare its keys; `more_keys` are checked by the subclass itself."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def more_keys(cls) -> Iterable[str]:
+        """Keys that are allowed besides the declared ones."""
+        return ()
+
+
+def read_recipe(schema: type[S], path: Path | None, overrides: Sequence[str] = ()) -> S:
+    """Recipe in the file `path`, None: all defaults, after `overrides` such as "optimizer.rate=1e-3".
+
+    RecipeError names the file or the override, the key and, for an unknown one, the nearest known key.
+    """
+    place = str(path) if path is not None else "recipe"
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8")) if path is not None else {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not valid TOML: {error}") from error
+    for override in overrides:
+        _set(values, override)
+    unknown = [f"{key} is unknown; the nearest key is {_nearest(schema, key)}" for key in _unknown(schema, values)]
+    if unknown:
+        raise RecipeError(f"{place}: {'; '.join(unknown)}")
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(f"{place}: {'; '.join(_words(error))}") from error
+
+
+def write_recipe(recipe: Section) -> str:
+    """Every setting as TOML that `read_recipe` reads back to an equal recipe; a setting that is None is left out."""
+    return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    """Set one dotted key; a number in it is the place in a list, at most one behind its last."""
+    dotted, sign, text = override.partition("=")
+    if not sign or not dotted:
+        raise RecipeError(f"override {override!r}; allowed: KEY=VALUE with a dotted key, as in optimizer.rate=1e-3")
+    *path, last = dotted.split(".")
+    where: Any = values
+    for key, following in zip(path, [*path[1:], last], strict=True):
+        where = _enter(where, key, [] if following.isdecimal() else {}, override)
+    _enter(where, last, None, override)
+    where[int(last) if isinstance(where, list) else last] = _value(text)
+
+
+def _enter(where: Any, key: str, new: Any, override: str) -> Any:
+    """Table or list at `key` of a table or list, `new` if there is none."""
+    if isinstance(where, dict):
+        return cast("dict[str, Any]", where).setdefault(key, new) if new is not None else None
+    if not isinstance(where, list) or not key.isdecimal() or int(key) > len(where):
+        allowed = f"a number up to {len(where)}" if isinstance(where, list) else "nothing below a value"
+        raise RecipeError(f"override {override!r}: {key!r}; allowed: {allowed}")
+    if int(key) == len(where):
+        where.append(new)
+    return where[int(key)]
+
+
+def _value(text: str) -> Any:
+    """A value as TOML writes it; any other text is itself."""
+    try:
+        return tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _section(annotation: Any) -> type[Section] | None:
+    """Section that an annotation is, or holds in a tuple."""
+    for part in (annotation, *get_args(annotation)):
+        if isinstance(part, type) and issubclass(part, Section):
+            return part
+    return None
+
+
+def _unknown(schema: type[Section], values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted unknown keys."""
+    for key, value in values.items():
+        field = schema.model_fields.get(key)
+        if field is None:
+            if key not in schema.more_keys():
+                yield prefix + key
+            continue
+        inner = _section(field.annotation)
+        if inner is not None and isinstance(value, dict):
+            yield from _unknown(inner, value, f"{prefix}{key}.")
+        elif inner is not None and isinstance(value, list):
+            for number, item in enumerate(value):
+                if isinstance(item, dict):
+                    yield from _unknown(inner, item, f"{prefix}{key}.{number}.")
+
+
+def known_keys(schema: type[Section], prefix: str = "") -> Iterator[str]:
+    """Every dotted key; of lists, those of the first item."""
+    yield from (prefix + key for key in schema.more_keys())
+    for key, field in schema.model_fields.items():
+        inner = _section(field.annotation)
+        if inner is None:
+            yield prefix + key
+        else:
+            yield from known_keys(inner, f"{prefix}{key}." if inner is field.annotation else f"{prefix}{key}.0.")
+
+
+def _nearest(schema: type[Section], key: str) -> str:
+    """Known key that is spelled most like `key`: in the same table if one is close there, else as a whole."""
+    known = list(known_keys(schema))
+    table, _, last = key.rpartition(".")
+    beside = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == table]
+    close = difflib.get_close_matches(last, beside, n=1)
+    if close:
+        return f"{table}.{close[0]}".lstrip(".")
+    return difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+
+
+def _words(error: ValidationError) -> Iterator[str]:
+    for one in error.errors():
+        key = ".".join(str(part) for part in one["loc"])
+        message = one["msg"].removeprefix("Value error, ")
+        shown = "" if isinstance(one["input"], dict | Section) else f" is {one['input']!r}"
+        yield f"{key}{shown}: {message}" if key else message

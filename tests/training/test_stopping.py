@@ -1,0 +1,66 @@
+"""SIGTERM: the step in progress is finished and saved; helper processes leave the end to the main process."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from dsv4.training.loop import Stage, Trainer, TrainSettings
+from dsv4.training.plan import FixedPlan
+from dsv4.training.schedule import Schedule
+from dsv4.training.stopping import RunStoppedError, StopOnSigterm
+
+from .tiny_training import Rows, draw_documents, make_model
+
+
+@dataclass
+class Stopping:
+    """Batches, of which number `at` sends SIGTERM to the process that asks for it."""
+
+    at: int | None
+
+    def batch(self, step: int, /) -> Rows:
+        if step == self.at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return Rows(draw_documents(step, 30, 9))
+
+
+def make_trainer(folder: Path, at: int | None, replicas: int = 1) -> Trainer:
+    model, optimizer = make_model()
+    settings = TrainSettings(Schedule(peak=0.02, warmup_steps=1), replicas=replicas)
+    return Trainer(model, optimizer, [Stage("only", 1.0, Stopping(at))], settings, FixedPlan(4), folder, quiet=True)
+
+
+def test_a_stopped_run_is_saved_and_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    straight = make_trainer(tmp_path / "straight", None)
+    straight.run()
+    before = signal.getsignal(signal.SIGTERM)
+    stopped = make_trainer(tmp_path / "run", 1)
+    with pytest.raises(RunStoppedError, match="after step 2 of 4; the state is saved in .*state.pt"):
+        stopped.run()
+    assert signal.getsignal(signal.SIGTERM) == before
+    resumed = make_trainer(tmp_path / "run", None)
+    assert resumed.progress.step == 2
+    resumed.run()
+    for (name, left), right in zip(straight.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(left, right), name
+
+
+def test_sigterm_in_the_last_step_is_a_finished_run(tmp_path: Path) -> None:
+    assert make_trainer(tmp_path, 3).run().step == 4
+
+
+def test_a_helper_process_does_not_end_by_sigterm(tmp_path: Path) -> None:
+    """Batch 1 is the helper's. A signal to all processes of a run would else lose the step."""
+    assert make_trainer(tmp_path, 1, replicas=2).run(stop_after=1).step == 1
+
+
+def test_a_second_sigterm_ends_the_process() -> None:
+    with StopOnSigterm() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
