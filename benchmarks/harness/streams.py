@@ -12,6 +12,7 @@ import random
 import urllib.request
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter, process_time
@@ -21,7 +22,7 @@ from benchmarks.harness.load import Writer, writer
 from benchmarks.harness.process import BenchmarkError, Process
 from benchmarks.harness.recording import Show
 from benchmarks.harness.results import Row, Run
-from benchmarks.harness.servers import Running, Server, dsv4_server
+from benchmarks.harness.servers import Server, dsv4_server
 from benchmarks.harness.stream_client import Heard, Json, Manner, stream
 
 RATE, PROCESSOR, MEMORY = "output tokens", "processor time per token", "memory"
@@ -59,14 +60,15 @@ class Streams:
         run = Run(f"serving streams {self.model}", [], {}, about, threads=self.threads)
         server = self._server()
         with server.running(self.threads) as running:
+            family = _family(running.pid)
             show("each answer alone")
             asked = Asked(server, running.port, self._texts(), self.answer)
             expected = asyncio.run(asked.expected())
             tokens = [asked.token_ids(place) for place in range(self.prompts)]
             show("through HTTP, prompt clients")
-            through = [asyncio.run(self._rated(asked, expected, running)) for _ in range(self.rounds)]
+            through = [asyncio.run(self._rated(asked, expected, family)) for _ in range(self.rounds)]
             show(f"slow and vanishing clients, {self.seconds:.0f} s")
-            counts, memory = asyncio.run(self._mixed(asked, expected, running))
+            counts, memory = asyncio.run(self._mixed(asked, expected, family))
             run.settings["after"] = _health(running.port)
         show("the engine alone")
         with Process("dsv4", self.threads) as process:
@@ -89,12 +91,12 @@ class Streams:
         words: Writer = writer(self.folder)
         return [words.write(self.prompt, random.Random(SEED + place)) for place in range(self.prompts)]
 
-    async def _rated(self, asked: Asked, expected: Sequence[str], running: Running) -> Rated:
+    async def _rated(self, asked: Asked, expected: Sequence[str], family: Sequence[int]) -> Rated:
         """Tokens per second and processor seconds of one request per stream, all at once."""
-        before, began = _processor_seconds(running.pid), perf_counter()
+        before, began = _processor_seconds(family), perf_counter()
         places = [i % len(expected) for i in range(self.at_once)]
         answers = await asyncio.gather(*(asked.ask(place, "prompt") for place in places))
-        seconds, spent = perf_counter() - began, _processor_seconds(running.pid)
+        seconds, spent = perf_counter() - began, _processor_seconds(family)
         faults = [
             fault for place, heard in zip(places, answers, strict=True) if (fault := _fault(heard, expected[place]))
         ]
@@ -104,7 +106,7 @@ class Streams:
         return Rated(tokens / seconds, *((after - start) / tokens for start, after in zip(before, spent, strict=True)))
 
     async def _mixed(
-        self, asked: Asked, expected: Sequence[str], running: Running
+        self, asked: Asked, expected: Sequence[str], family: Sequence[int]
     ) -> tuple[Counts, list[tuple[float, int, int]]]:
         """Ends of all streams, and (second, the server's bytes, the engine's) of each look."""
         counts, began = Counts(), perf_counter()
@@ -125,7 +127,7 @@ class Streams:
 
         async def look() -> None:
             while True:
-                server, engine = (_resident_bytes(pid) for pid in _family(running.pid))
+                server, engine = map(_resident_bytes, family)
                 memory.append((perf_counter() - began, server, engine))
                 await asyncio.sleep(self.sample_s)
 
@@ -230,19 +232,20 @@ def _health(port: int) -> Json:
 
 
 def _family(pid: int) -> tuple[int, int]:
-    """The server's process and its engine's."""
-    children = [
-        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
-    ]
+    """The server's process and its engine's, found once: an engine that is started again is a fault."""
+    children: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError):  # a thread that has just ended
+            children += map(int, (task / "children").read_text().split())
     if len(children) != 1:
         raise BenchmarkError(f"the server has {len(children)} processes for its engine; 1 was expected")
     return pid, children[0]
 
 
-def _processor_seconds(pid: int) -> tuple[float, float]:
+def _processor_seconds(family: Sequence[int]) -> tuple[float, float]:
     """Processor time that the server has used, and its engine."""
     ticks = os.sysconf("SC_CLK_TCK")
-    found = [Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[11:13] for one in _family(pid)]
+    found = [Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[11:13] for one in family]
     server, engine = (sum(map(int, times)) / ticks for times in found)
     return server, engine
 
