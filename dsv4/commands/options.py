@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import Any
+import difflib
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
 
 from dsv4.options import Option, format_size, options_of, parse_size
 
@@ -12,11 +14,33 @@ EFFORTS = ("low", "high", "max")  # of reasoning
 Handler = Callable[[argparse.Namespace], "int | None"]
 
 
-def add_command(
-    commands: Any, name: str, handler: Handler, text: str, examples: str, **options: Any
-) -> argparse.ArgumentParser:
+class CommandParser(argparse.ArgumentParser):
+    """Parser whose errors are one line each, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the error and where help is; exits with status 2."""
+        end = "" if message.endswith("?") else "."
+        print(f"{self.prog}: error: {message}{end} See {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+    def refuse(self, unknown: Sequence[str]) -> NoReturn:
+        """The error for arguments that the parser does not know: names the first option, or the first word."""
+        option = next((word.partition("=")[0] for word in unknown if word.startswith("-")), None)
+        if option is None:
+            self.error(f"unexpected argument {unknown[0]!r}")
+        known = [name for action in self._actions for name in action.option_strings]
+        self.error(f"no option {option}{nearest(option, known)}")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """ "; did you mean --port?" for the known word that resembles `word` most; "" if none does."""
+    found = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def add_command(commands: Any, name: str, handler: Handler, text: str, examples: str, **options: Any) -> CommandParser:
     """Declares a command: its line in the list, its help with examples, its handler."""
-    parser: argparse.ArgumentParser = commands.add_parser(
+    parser: CommandParser = commands.add_parser(
         name,
         help=text,
         description=text[0].upper() + text[1:] + ".",

@@ -11,7 +11,7 @@ from dsv4.options import check_options, option
 from dsv4.server.response_store import MAX_BYTES
 
 SHARING = ("all", "key", "user")  # of stored prefixes: see server/isolation.py
-ACCESS = "who may use it, and for how long"  # groups of flags
+ACCESS = "access and limits"  # groups of flags
 CLUSTER = "several engines, on several machines"
 CLUSTERS = "local, auto, or HOST:PORT of a Ray cluster"
 
@@ -26,7 +26,7 @@ class ServerConfig:
 
     host: str = option("127.0.0.1", "address to listen on (default: %(default)s, this machine only)")
     port: int = option(8000, "default: %(default)s")  # 0: any free port
-    threads: int | None = option(None, "CPU threads of a forward", minimum=1, metavar="N")
+    threads: int | None = option(None, "CPU threads for the model (default: one per core)", minimum=1, metavar="N")
     log_format: str = option(
         "text", "of the log, which goes to stderr (default: %(default)s)", choices=("text", "json")
     )
@@ -54,12 +54,14 @@ class ServerConfig:
         metavar="S",
     )
     compile_seconds: float = option(
-        10.0, "for the grammar of a request's schema or tools; then it is refused (default: %(default)g)", metavar="S"
+        10.0,
+        "time limit for compiling the grammar of a request's schema or tools, which is then refused (default: %(default)g)",
+        metavar="S",
     )
     cluster: str | None = option(
         None,
         "compute in engines of a Ray cluster: its address (HOST:PORT), auto (the one that runs on this machine), or "
-        "without a value one of this machine alone, which ends with the server; needs the extra dsv4[cluster]",
+        "without a value one of this machine alone, which ends with the server; needs the extra cluster (Ray)",
         metavar="ADDRESS",
         bare="local",
         group=CLUSTER,
