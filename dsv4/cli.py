@@ -36,9 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments:
         parser.print_help()
         return 0
-    if not arguments[0].startswith("-") and arguments[0] not in (
-        names := [command.__name__.rpartition(".")[2] for command in COMMANDS]
-    ):
+    names = [command.__name__.rpartition(".")[2] for command in COMMANDS]
+    if not arguments[0].startswith("-") and arguments[0] not in names:
         parser.error(f"no command {arguments[0]}{nearest(arguments[0], names)}")
     options, unknown = parser.parse_known_args(arguments)
     if unknown and options.command == "eval":  # eval parses its own arguments

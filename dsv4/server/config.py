@@ -55,7 +55,8 @@ class ServerConfig:
     )
     compile_seconds: float = option(
         10.0,
-        "time limit for compiling the grammar of a request's schema or tools, which is then refused (default: %(default)g)",
+        "time limit for compiling the grammar of a request's schema or tools; beyond it the request is refused "
+        "(default: %(default)g)",
         metavar="S",
     )
     cluster: str | None = option(
