@@ -71,7 +71,7 @@ def test_api_key_is_asked_for_sent_and_kept_for_the_tab_only(tab: Any) -> None:
     field = page.get_by_role("alert").get_by_label("API key")
     field.fill("sk-wrong")
     page.keyboard.press("Enter")
-    expect(page.get_by_text("did not accept this API key")).to_be_visible()
+    expect(page.locator("#banner")).to_contain_text("did not accept this API key")
     field.fill("sk-right")
     page.get_by_role("button", name="Continue").click()
     assert tab.wait("done").locator(".answer").inner_text() == "welcome"  # the refused question is asked again
