@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, KernelChoiceError) as error:
         if os.environ.get("DSV4_TRACEBACK") == "1":
             raise
-        print(f"dsv4 {options.command}: error: {error}", file=sys.stderr)
+        print(f"dsv4 {options.command}: error: {options.parser.with_flag(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

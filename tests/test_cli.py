@@ -137,6 +137,7 @@ def test_errors_are_one_line(
         ("inspect nano more", "inspect: error: unexpected argument 'more'. See dsv4 inspect --help"),
         ("data inspect x --ouut", "data inspect: error: no option --ouut. See dsv4 data inspect --help"),
         ("serve --port many", "serve: error: argument --port: invalid int value: 'many'. See dsv4 serve --help"),
+        ("chat --temperature 9", "chat: error: argument --temperature: it is '9'; allowed: [0, 2]. See dsv4 "),
         ("usage --by", "usage: error: argument --by: expected one argument. See dsv4 usage --help"),
     ],
 )  # fmt: skip

@@ -31,6 +31,15 @@ class CommandParser(argparse.ArgumentParser):
         known = [name for action in self._actions for name in action.option_strings]
         self.error(f"no option {option}{nearest(option, known)}")
 
+    def with_flag(self, message: str) -> str:
+        """An error "num_pages is ..." about a keyword, in the words of the command line: "--num-pages is ..."."""
+        name, found, rest = message.partition(" is ")
+        flag = next(
+            (action.option_strings[-1] for action in self._actions if action.dest == name and action.option_strings),
+            None,
+        )
+        return message if not found or flag is None else f"{flag} is {rest.removesuffix(', or None')}"
+
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """ "; did you mean --port?" for the known word that resembles `word` most; "" if none does."""
@@ -54,15 +63,26 @@ def add_command(commands: Any, name: str, handler: Handler, text: str, examples:
 
 def add_model(parser: argparse.ArgumentParser, flag: str = "model") -> None:
     nargs: dict[str, Any] = {} if flag.startswith("-") else {"nargs": "?"}
-    text = "model folder, or owner/name[@revision] of the Hugging Face Hub (default: the embedded nano model)"
+    text = "model folder, or owner/name[@revision] of the Hugging Face Hub (default: nano, the embedded one)"
     parser.add_argument(flag, metavar="MODEL", help=text, **nargs)
 
 
 def add_sampling(parser: argparse.ArgumentParser, max_tokens: int) -> None:
     parser.add_argument("--max-tokens", type=int, default=max_tokens, metavar="N", help="default: %(default)s")
-    parser.add_argument("--temperature", type=float, default=None, metavar="T", help="0 is greedy")
+    parser.add_argument("--temperature", type=_temperature, default=None, metavar="T", help="0 is greedy")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=None, help="the same seed gives the same text")
+
+
+def _temperature(text: str) -> float:
+    """A temperature in the API's range."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 2:
+        raise argparse.ArgumentTypeError(f"it is {text!r}; allowed: [0, 2]")
+    return value
 
 
 def add_flags(parser: argparse.ArgumentParser, config: type, command: str) -> dict[str | None, Any]:
@@ -71,7 +91,8 @@ def add_flags(parser: argparse.ArgumentParser, config: type, command: str) -> di
     for known in options_of(config):
         if command in known.commands:
             if known.group not in groups:
-                groups[known.group] = parser.add_argument_group(known.group)
+                made = (group for group in parser._action_groups if group.title == known.group)
+                groups[known.group] = next(made, None) or parser.add_argument_group(known.group)
             flag = known.flag or f"--{known.name.replace('_', '-')}"
             groups[known.group].add_argument(flag, dest=known.name, help=known.help, **_flag_details(known))
     return groups
