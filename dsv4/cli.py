@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from dsv4 import __version__
 from dsv4.commands import bench, chat, convert, data, eval, generate, inspect, migrate, serve, train, usage, verify
-from dsv4.commands.options import Handler
+from dsv4.commands.options import CommandParser, Handler, nearest
 from dsv4.kernels.cpu import KernelChoiceError
 
 COMMANDS = (serve, chat, generate, inspect, convert, verify, data, train, eval, bench, usage, migrate)
@@ -37,11 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments:
         parser.print_help()
         return 0
+    names = [command.__name__.rpartition(".")[2] for command in COMMANDS]
+    if not arguments[0].startswith("-") and arguments[0] not in names:
+        parser.error(f"no command {arguments[0]}{nearest(arguments[0], names)}")
     options, unknown = parser.parse_known_args(arguments)
     if unknown and options.command == "eval":  # eval parses its own arguments
         options.arguments = unknown + options.arguments
-    elif unknown:  # error with the usage of this command, not of dsv4
-        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    elif unknown:
+        options.parser.refuse(unknown)
     handler: Handler = options.handler
     try:
         status = handler(options) or 0
@@ -57,21 +60,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(
             f"dsv4 {options.command}: error: {error.name} is not installed; it comes with the extra {extra!r}: "
-            f"in the repository, pip install '.[{extra}]'",
+            f"in the repository, .venv/bin/pip install '.[{extra}]'",
             file=sys.stderr,
         )
         return 2
     except (ValueError, OSError, KernelChoiceError) as error:
         if os.environ.get("DSV4_TRACEBACK") == "1":
             raise
-        print(f"dsv4 {options.command}: error: {error}", file=sys.stderr)
+        print(f"dsv4 {options.command}: error: {options.parser.with_flag(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def build_parser() -> CommandParser:
+    parser = CommandParser(
         prog="dsv4",
         description="DeepSeek V4: run it, look into it, convert it, train it.",
         epilog="MODEL is a model folder, or owner/name of the Hugging Face Hub, which is fetched; without one, serve,\n"

@@ -128,14 +128,35 @@ def test_errors_are_one_line(
         main(["inspect", "flas"])
 
 
-def test_an_unknown_option_prints_the_commands_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    for command, unknown in (("serve", ["--prot", "9"]), ("inspect", ["more", "--jsn"])):
-        with pytest.raises(SystemExit) as ended:
-            main([command, "nano", *unknown])
-        assert ended.value.code == 2
-        error = capsys.readouterr().err
-        assert error.startswith(f"usage: dsv4 {command} ")
-        assert error.endswith(f"dsv4 {command}: error: unrecognized arguments: {' '.join(unknown)}\n")
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ("serve nano --prot 9", "serve: error: no option --prot; did you mean --port? See dsv4 serve --help"),
+        ("serve --quue-seconds=5", "serve: error: no option --quue-seconds; did you mean --queue-seconds? See dsv4"),
+        ("inspect nano more --jsn", "inspect: error: no option --jsn; did you mean --json? See dsv4 inspect --help"),
+        ("inspect nano more", "inspect: error: unexpected argument 'more'. See dsv4 inspect --help"),
+        ("data inspect x --ouut", "data inspect: error: no option --ouut. See dsv4 data inspect --help"),
+        ("serve --port many", "serve: error: argument --port: invalid int value: 'many'. See dsv4 serve --help"),
+        ("chat --temperature 9", "chat: error: argument --temperature: it is '9'; allowed: [0, 2]. See dsv4 "),
+        ("usage --by", "usage: error: argument --by: expected one argument. See dsv4 usage --help"),
+    ],
+)  # fmt: skip
+def test_an_error_of_the_arguments_is_one_line(given: str, error: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(given.split())
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"dsv4 {error}") and told.count("\n") == 1
+
+
+def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, error in (
+        ("sevre", "no command sevre; did you mean serve? See dsv4 --help"),
+        ("xyzzy", "no command xyzzy. See dsv4 --help"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main([command])
+        assert capsys.readouterr().err == f"dsv4: error: {error}\n"
 
 
 def test_a_recipes_and_the_evaluations_help_are_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,12 @@ from dsv4.engine.config import EngineConfig
 
 def add(commands: Any) -> None:
     parser = add_command(
-        commands, "chat", run, "talk to a model in the terminal", "dsv4 chat\ndsv4 chat --no-thinking --temperature 0"
+        commands,
+        "chat",
+        run,
+        "talk to a model in the terminal",
+        "dsv4 chat\ndsv4 chat --no-thinking --temperature 0",
+        usage="%(prog)s [options] [MODEL]",
     )
     add_model(parser)
     thinking = parser.add_mutually_exclusive_group()

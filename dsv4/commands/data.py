@@ -36,6 +36,8 @@ def add(commands: Any) -> None:
     )
     inspect = actions.add_parser("inspect", help="check every shard and print the counts")
     inspect.add_argument("folder", type=Path, help="folder of shards")
+    for action in (tokenize, inspect):
+        action.set_defaults(parser=action)
 
 
 _TOKENIZE = """Tokenize text, JSONL and Parquet files, or a Hugging Face dataset, into memory-mapped shards. A record is

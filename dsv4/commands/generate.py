@@ -18,6 +18,7 @@ def add(commands: Any) -> None:
         "continue prompts as plain text, without a chat template",
         'dsv4 generate "def add(a, b):" --max-tokens 32\ndsv4 generate "1, 2, 3," --temperature 0 --json\n'
         'dsv4 generate "A person: " --json-schema \'{"type": "object"}\'',
+        usage="%(prog)s [options] PROMPT [PROMPT ...]",
     )
     parser.add_argument("prompts", nargs="+", metavar="PROMPT")
     add_model(parser, "--model")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import Any
+import difflib
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
 
 from dsv4.options import Option, format_size, options_of, parse_size
 
@@ -12,11 +14,42 @@ EFFORTS = ("low", "high", "max")  # of reasoning
 Handler = Callable[[argparse.Namespace], "int | None"]
 
 
-def add_command(
-    commands: Any, name: str, handler: Handler, text: str, examples: str, **options: Any
-) -> argparse.ArgumentParser:
+class CommandParser(argparse.ArgumentParser):
+    """Parser whose errors are one line each, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the error and where help is; exits with status 2."""
+        end = "" if message.endswith("?") else "."
+        print(f"{self.prog}: error: {message}{end} See {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+    def refuse(self, unknown: Sequence[str]) -> NoReturn:
+        """The error for arguments that the parser does not know: names the first option, or the first word."""
+        option = next((word.partition("=")[0] for word in unknown if word.startswith("-")), None)
+        if option is None:
+            self.error(f"unexpected argument {unknown[0]!r}")
+        known = [name for action in self._actions for name in action.option_strings]
+        self.error(f"no option {option}{nearest(option, known)}")
+
+    def with_flag(self, message: str) -> str:
+        """An error "num_pages is ..." about a keyword, in the words of the command line: "--num-pages is ..."."""
+        name, found, rest = message.partition(" is ")
+        flag = next(
+            (action.option_strings[-1] for action in self._actions if action.dest == name and action.option_strings),
+            None,
+        )
+        return message if not found or flag is None else f"{flag} is {rest.removesuffix(', or None')}"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """ "; did you mean --port?" for the known word that resembles `word` most; "" if none does."""
+    found = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def add_command(commands: Any, name: str, handler: Handler, text: str, examples: str, **options: Any) -> CommandParser:
     """Declares a command: its line in the list, its help with examples, its handler."""
-    parser: argparse.ArgumentParser = commands.add_parser(
+    parser: CommandParser = commands.add_parser(
         name,
         help=text,
         description=text[0].upper() + text[1:] + ".",
@@ -30,15 +63,26 @@ def add_command(
 
 def add_model(parser: argparse.ArgumentParser, flag: str = "model") -> None:
     nargs: dict[str, Any] = {} if flag.startswith("-") else {"nargs": "?"}
-    text = "model folder, or owner/name[@revision] of the Hugging Face Hub (default: the embedded nano model)"
+    text = "model folder, or owner/name[@revision] of the Hugging Face Hub (default: nano, the embedded one)"
     parser.add_argument(flag, metavar="MODEL", help=text, **nargs)
 
 
 def add_sampling(parser: argparse.ArgumentParser, max_tokens: int) -> None:
     parser.add_argument("--max-tokens", type=int, default=max_tokens, metavar="N", help="default: %(default)s")
-    parser.add_argument("--temperature", type=float, default=None, metavar="T", help="0 is greedy")
+    parser.add_argument("--temperature", type=_temperature, default=None, metavar="T", help="0 is greedy")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=None, help="the same seed gives the same text")
+
+
+def _temperature(text: str) -> float:
+    """A temperature in the API's range."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 2:
+        raise argparse.ArgumentTypeError(f"it is {text!r}; allowed: [0, 2]")
+    return value
 
 
 def add_flags(parser: argparse.ArgumentParser, config: type, command: str) -> dict[str | None, Any]:
@@ -47,7 +91,8 @@ def add_flags(parser: argparse.ArgumentParser, config: type, command: str) -> di
     for known in options_of(config):
         if command in known.commands:
             if known.group not in groups:
-                groups[known.group] = parser.add_argument_group(known.group)
+                made = (group for group in parser._action_groups if group.title == known.group)
+                groups[known.group] = next(made, None) or parser.add_argument_group(known.group)
             flag = known.flag or f"--{known.name.replace('_', '-')}"
             groups[known.group].add_argument(flag, dest=known.name, help=known.help, **_flag_details(known))
     return groups

@@ -19,9 +19,10 @@ def add(commands: Any) -> None:
         "dsv4 serve\ndsv4 serve deepseek-ai/DeepSeek-V4-Flash\n"
         "dsv4 serve path/to/DeepSeek-V4-Flash path/to/DeepSeek-V4-Pro\n"
         "dsv4 serve path/to/model --port 9000 --api-key sk-one --api-key sk-two",
+        usage="%(prog)s [options] [MODEL ...]",
     )
     text = "model folder, or owner/name[@revision] of the Hugging Face Hub; each has its name (default: "
-    parser.add_argument("model", metavar="MODEL", nargs="*", help=text + "the embedded nano model)")
+    parser.add_argument("model", metavar="MODEL", nargs="*", help=text + "nano, the embedded one)")
     groups = add_flags(parser, ServerConfig, "serve")
     add_flags(parser, EngineConfig, "serve")
     groups[ACCESS].add_argument(

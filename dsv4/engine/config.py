@@ -21,6 +21,7 @@ DTYPES = ("auto", "bfloat16", "float32")
 MAX_DRAFTS = 7  # with the token before them they fill the smallest ring of the cache, 8 rows of a CSA compressor
 
 
+MODEL, CACHE, ENGINE = "model", "cache", "engine"  # groups of flags
 CACHE_WINDOWS = "full, periodic:N (N tokens, at least 1), zero"
 
 
@@ -67,7 +68,12 @@ class EngineConfig:
     """
 
     max_num_seqs: int = option(
-        8, "requests computed at once (default: %(default)s)", unit="requests", minimum=1, metavar="N"
+        8,
+        "requests computed at once (default: %(default)s)",
+        unit="requests",
+        minimum=1,
+        metavar="N",
+        group=ENGINE,
     )
     max_num_waiting: int = option(
         256,
@@ -76,6 +82,7 @@ class EngineConfig:
         minimum=1,
         metavar="N",
         flag="--max-waiting",
+        group=ENGINE,
     )
     max_queue_seconds: float = option(
         600.0,
@@ -85,6 +92,7 @@ class EngineConfig:
         minimum=0,
         metavar="S",
         flag="--queue-seconds",
+        group=ENGINE,
     )
     max_waiting_tokens: int = option(
         1 << 22, "tokens of all prompts that wait, about 50 bytes each", unit="tokens", minimum=1, commands=()
@@ -95,6 +103,7 @@ class EngineConfig:
         unit="tokens",
         minimum=2,
         metavar="N",
+        group=ENGINE,
     )
     max_num_batched_tokens: int = option(1024, "tokens computed in one step", unit="tokens", minimum=1, commands=())
     max_num_partial_prefills: int | None = option(
@@ -104,10 +113,18 @@ class EngineConfig:
         128, "steps after which a request gives its place to one that waits", unit="steps", minimum=1, commands=()
     )
     enable_prefix_caching: bool = option(
-        True, "compute every prompt from its first token on", flag="--no-prefix-caching"
+        True,
+        "compute every prompt from its first token on",
+        flag="--no-prefix-caching",
+        group=CACHE,
     )
     prefix_cache_bytes: int = option(
-        1 << 30, "memory of prefixes for later requests (default: %(default)s)", unit="bytes", minimum=0, metavar="SIZE"
+        1 << 30,
+        "memory of prefixes for later requests (default: %(default)s)",
+        unit="bytes",
+        minimum=0,
+        metavar="SIZE",
+        group=CACHE,
     )
     snapshot_interval: int = option(
         4096, "tokens between two states of a long prompt that are stored", unit="tokens", minimum=1, commands=()
@@ -118,6 +135,7 @@ class EngineConfig:
         " one that cannot be is an error at the start",
         commands=("serve", "chat", "generate"),
         metavar="DIR",
+        group=CACHE,
     )
     cache_window: str = option(
         "full",
@@ -125,6 +143,7 @@ class EngineConfig:
         "computed again) (default: %(default)s)",
         commands=("serve", "chat", "generate"),
         metavar="POLICY",
+        group=CACHE,
     )
     cache_bytes: int | None = option(
         None,
@@ -133,6 +152,7 @@ class EngineConfig:
         minimum=0,
         commands=("serve", "chat", "generate"),
         metavar="SIZE",
+        group=CACHE,
     )
     speculate: int = option(
         0,
@@ -141,6 +161,7 @@ class EngineConfig:
         minimum=0,
         commands=("serve", "chat", "generate"),
         metavar="K",
+        group=ENGINE,
     )
     num_pages: int | None = option(
         None,
@@ -148,18 +169,21 @@ class EngineConfig:
         unit="pages",
         minimum=1,
         metavar="N",
+        group=CACHE,
     )
-    device: str = option("cpu", "cpu or cuda (default: %(default)s)")
+    device: str = option("cpu", "cpu or cuda (default: %(default)s)", group=MODEL)
     dtype: str | torch.dtype = option(  # noqa: RUF009  # makes a field, as dataclasses.field does
         "auto",
         "of the matrices (default: %(default)s, float32 on the CPU, bfloat16 on a GPU)",
         choices=DTYPES,
+        group=MODEL,
     )
     kv_cache_dtype: str = option(
         "auto",
         "of the keys and entries of the cache (default: %(default)s, in shipped numerics FP8 and FP4 as the published"
         " model stores them, else the dtype)",
         choices=DTYPES,
+        group=MODEL,
     )
     numerics: str = option(
         "float",
@@ -167,12 +191,14 @@ class EngineConfig:
         " (default: %(default)s)",
         choices=("float", "shipped"),
         commands=("serve", "chat", "generate"),
+        group=MODEL,
     )
     check_values: bool = option(
         True,
         "load without looking for NaN and infinity in the weights, which reads them all",
         flag="--skip-weight-check",
         commands=("serve", "chat", "generate"),
+        group=MODEL,
     )
     expert_memory: int | None = option(
         None,
@@ -182,13 +208,17 @@ class EngineConfig:
         minimum=1,
         commands=("serve", "chat", "generate"),
         metavar="SIZE",
+        group=MODEL,
     )
-    check_memory: bool = option(True, "load a model that does not seem to fit into memory", flag="--no-memory-check")
+    check_memory: bool = option(
+        True, "load a model that does not seem to fit into memory", flag="--no-memory-check", group=MODEL
+    )
     revision: str | None = option(
         None,
         "branch, tag or commit of a model by name (default: its main branch)",
         commands=("serve", "chat", "generate", "inspect", "convert", "verify"),
         metavar="NAME",
+        group=MODEL,
     )
 
     def __post_init__(self) -> None:

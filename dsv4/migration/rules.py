@@ -155,7 +155,9 @@ def _base_urls(syntax: Syntax, wishes: Wishes) -> Iterator[Finding]:
     for match in _EXPIRED_BASE.finditer(syntax.text):
         if not _in_comment(syntax, match.start()):
             new = wishes.base_url or match[1]
-            yield Finding(match.start(), match.end(), "base-url", "this base URL was for a trial, and is gone", new)
+            reason = "this base URL was for a trial, and is gone"
+            reason += "; requests go to your own server" if wishes.base_url is not None else ""
+            yield Finding(match.start(), match.end(), "base-url", reason, new)
     for match in _HOSTED.finditer(syntax.text) if wishes.base_url is not None else ():
         if not _in_comment(syntax, match.start()) and not _EXPIRED_BASE.match(syntax.text, match.start()):
             yield Finding(match.start(), match.end(), "base-url", "requests go to your own server", wishes.base_url)

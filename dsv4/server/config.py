@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dsv4.conversation.said_turns import MAX_BYTES as TURN_BYTES
+from dsv4.engine.config import ENGINE
 from dsv4.options import check_options, option
 from dsv4.server.response_store import MAX_BYTES
 
 SHARING = ("all", "key", "user")  # of stored prefixes: see server/isolation.py
-ACCESS = "who may use it, and for how long"  # groups of flags
+ACCESS, LOGGING, STORES = "access and limits", "logging", "records"  # groups of flags
 CLUSTER = "several engines, on several machines"
 CLUSTERS = "local, auto, or HOST:PORT of a Ray cluster"
 
@@ -26,24 +27,37 @@ class ServerConfig:
 
     host: str = option("127.0.0.1", "address to listen on (default: %(default)s, this machine only)")
     port: int = option(8000, "default: %(default)s")  # 0: any free port
-    threads: int | None = option(None, "CPU threads of a forward", minimum=1, metavar="N")
+    threads: int | None = option(
+        None, "CPU threads for the model (default: one per core)", minimum=1, metavar="N", group=ENGINE
+    )
     log_format: str = option(
-        "text", "of the log, which goes to stderr (default: %(default)s)", choices=("text", "json")
+        "text",
+        "of the log, which goes to stderr (default: %(default)s)",
+        choices=("text", "json"),
+        group=LOGGING,
     )
     log_requests: bool = option(
-        False, "log a line for every request: its id, path, status and seconds, no keys and no text"
+        False,
+        "log a line for every request: its id, path, status and seconds, no keys and no text",
+        group=LOGGING,
     )
     log_prompts: bool = option(
-        False, "log the prompt of every request, as the model reads it (default: no text of a client is logged)"
+        False,
+        "log the prompt of every request, as the model reads it (default: no text of a client is logged)",
+        group=LOGGING,
     )
     engine_process: bool = option(
-        True, "run the engine in the server's own process: for debuggers; a crash ends both", flag="--engine-in-process"
+        True,
+        "run the engine in the server's own process: for debuggers; a crash ends both",
+        flag="--engine-in-process",
+        group=ENGINE,
     )
     max_crashes: int = option(
         5,
         "starts of the engine process after crashes in a row; then it is given up (default: %(default)s)",
         minimum=0,
         metavar="N",
+        group=ENGINE,
     )
     stuck_seconds: float = option(
         600.0,
@@ -52,14 +66,19 @@ class ServerConfig:
         unit="seconds",
         minimum=0,
         metavar="S",
+        group=ENGINE,
     )
     compile_seconds: float = option(
-        10.0, "for the grammar of a request's schema or tools; then it is refused (default: %(default)g)", metavar="S"
+        10.0,
+        "time limit for compiling the grammar of a request's schema or tools; beyond it the request is refused "
+        "(default: %(default)g)",
+        metavar="S",
+        group=ENGINE,
     )
     cluster: str | None = option(
         None,
         "compute in engines of a Ray cluster: its address (HOST:PORT), auto (the one that runs on this machine), or "
-        "without a value one of this machine alone, which ends with the server; needs the extra dsv4[cluster]",
+        "without a value one of this machine alone, which ends with the server; needs the extra cluster (Ray)",
         metavar="ADDRESS",
         bare="local",
         group=CLUSTER,
@@ -119,6 +138,7 @@ class ServerConfig:
         None,
         "SQLite file that keeps stored responses (Responses API) when the server ends (default: they are in memory)",
         metavar="FILE",
+        group=STORES,
     )
     response_store_bytes: int = option(
         MAX_BYTES,
@@ -126,6 +146,7 @@ class ServerConfig:
         unit="bytes",
         minimum=0,
         metavar="SIZE",
+        group=STORES,
     )
     turn_memory_bytes: int = option(
         TURN_BYTES,
@@ -134,6 +155,7 @@ class ServerConfig:
         unit="bytes",
         minimum=0,
         metavar="SIZE",
+        group=STORES,
     )
     # Container runtimes kill a process 10 s after SIGTERM; Python takes up to 1 s to exit.
     grace_seconds: float = option(
@@ -160,6 +182,7 @@ class ServerConfig:
         "record the usage of every request, and its cost at DeepSeek's prices, in this SQLite file or in the database "
         "of a URL like postgresql://host/name (default: no record; see dsv4 usage)",
         metavar="FILE_OR_URL",
+        group=STORES,
     )
 
     def __post_init__(self) -> None:

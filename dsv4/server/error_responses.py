@@ -36,6 +36,8 @@ def install_error_handlers(app: FastAPI) -> None:
     async def on_http_error(request: Request, error: Exception) -> Response:
         http = cast(HTTPException, error)
         message = f"{request.method} {request.url.path}: {http.detail}"
+        if http.status_code == 405 and http.headers:
+            message += f"; send {http.headers['Allow']}"
         return error_response(RequestError(http.status_code, message, headers=http.headers), request.url.path)
 
     async def on_wrong_parameter(request: Request, error: Exception) -> Response:

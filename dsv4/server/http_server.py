@@ -55,6 +55,7 @@ class HttpServer(uvicorn.Server):
         self._clock = ServingClock()
         self._last_logged = -_LOG_EVERY_SECONDS
         self._jobs: list[asyncio.Task[None]] = []
+        self._signalled = False
         self.on_ready: Callable[[], None] = lambda: None  # called once requests are accepted
 
     def stop(self) -> None:
@@ -72,7 +73,9 @@ class HttpServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Waits for open requests, cuts off the rest, and closes the server."""
         self._drain.begin()
-        if self.server_state.tasks:
+        if self._signalled and not self.server_state.tasks:
+            print("Stopping; a second signal stops at once", file=sys.stderr)
+        elif self.server_state.tasks:
             print(
                 f"Stopping: open requests get {self._drain.remaining:.0f} s to end; a second signal stops at once",
                 file=sys.stderr,
@@ -92,6 +95,7 @@ class HttpServer(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
             os._exit(128 + sig)  # an engine step may take long, and its result is no longer needed
+        self._signalled = True
         self._drain.begin()
         self.should_exit = True
 

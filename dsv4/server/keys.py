@@ -60,10 +60,12 @@ def read_key_file(path: str | Path) -> list[str]:
     Warns if other users can read the file.
     """
     path = Path(path)
-    if os.name == "posix" and (mode := stat.S_IMODE(path.stat().st_mode)) & 0o077:
-        logger.warning("%s has mode %04o: others can read the API keys in it; chmod 600 %s", path, mode, path)
     try:
+        if os.name == "posix" and (mode := stat.S_IMODE(path.stat().st_mode)) & 0o077:
+            logger.warning("%s has mode %04o: others can read the API keys in it; chmod 600 %s", path, mode, path)
         lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise ValueError(f"--api-key-file {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text file: {error}") from error
     texts = [(number, line.partition("#")[0].strip()) for number, line in enumerate(lines, 1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 
@@ -26,6 +27,8 @@ def bind(host: str, port: int) -> socket.socket:
         listening.listen()  # bind alone is not exclusive: two servers can bind one port before either listens
     except OSError as error:
         listening.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise ValueError(f"host is {host!r}; this machine has no such address") from error
         raise PortTakenError(
             f"cannot listen on {host} port {port}: {error.strerror}; stop what uses it or choose another with --port"
         ) from error

@@ -26,7 +26,7 @@ def metrics_router(metrics: Mapping[str, MetricRegistry]) -> APIRouter:
         try:
             from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
         except ImportError as error:
-            missing = "metrics need prometheus_client: pip install 'dsv4[server]'"
+            missing = "metrics need prometheus_client: in the repository, .venv/bin/pip install '.[server]'"
             raise RequestError(501, missing, headers={"x-should-retry": "false"}) from error
         registry = CollectorRegistry(auto_describe=False)
         registry.register(MetricCollector(metrics))

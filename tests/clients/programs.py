@@ -119,4 +119,4 @@ def need(client: PythonClient) -> None:
     try:
         importlib.metadata.version(client.package)
     except importlib.metadata.PackageNotFoundError:
-        pytest.skip(f"{client.package} is not installed: pip install 'dsv4[test]'")
+        pytest.skip(f"{client.package} is not installed: make test installs it")

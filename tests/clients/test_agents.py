@@ -1,4 +1,4 @@
-"""Coding agents against the server: first request, tool round trip, cancel, wrong key, too long a prompt."""
+"""Coding agents against the server: first request, tool round trip, cancel, wrong key, a prompt that is too long."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def test_the_commands_for_several_machines(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv(name, value)
     port = free_port()
     head, worker, joined = (
-        command.replace("127.0.0.1:6379", f"127.0.0.1:{port}").replace("--port 6379", f"--port {port}")
+        command.replace("FIRST_MACHINE:6379", f"127.0.0.1:{port}").replace("--port 6379", f"--port {port}")
         for command in (HEAD, WORKER, JOINED)
     )
     small = ("--object-store-memory", str(100 << 20))

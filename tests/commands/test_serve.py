@@ -84,8 +84,11 @@ def test_several_models_and_the_retired_names(monkeypatch: pytest.MonkeyPatch) -
 
 def test_an_invalid_value_is_a_one_line_error(capsys: pytest.CaptureFixture[str]) -> None:
     for flags, message in (
-        (["--threads", "0"], "threads is 0; allowed: 1 or more"),
-        (["--max-waiting", "0"], "max_num_waiting is 0"),
+        (["--threads", "0"], "--threads is 0; allowed: 1 or more\n"),
+        (["--max-waiting", "0"], "--max-waiting is 0"),
+        (["--num-pages", "0"], "--num-pages is 0; allowed: 1 or more pages\n"),
+        (["--cache-window", "foo"], "--cache-window is 'foo'; allowed: full"),
+        (["--api-key-file", "/no/such/file"], "--api-key-file /no/such/file: No such file or directory\n"),
     ):
         assert main(["serve", "/no/such/model", *flags]) == 2
         error = capsys.readouterr().err

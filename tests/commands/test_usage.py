@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dsv4.cli import main
+from dsv4.commands.terminal.amounts import counted, dollars
 from dsv4.usage.store import insert, open_store
 from tests.usage.conftest import record
 
@@ -35,7 +36,14 @@ def test_a_table_by_day_with_a_total(ledger: str, capsys: pytest.CaptureFixture[
     assert lines[0][:5] == ["day", "requests", "hit", "miss", "output"]
     assert lines[1] == ["2026-11-02", "2", "1,200", "800", "200", "60", "3.0", "0.2500"]
     assert lines[3] == ["total", "3", "1,800", "1,200", "300", "90", "4.5", "0.5000"]
-    assert " ".join(lines[4]).startswith("1 requests were cancelled") and lines[5][0] == "1"
+    assert " ".join(lines[4]).startswith("1 request was cancelled") and lines[5][0] == "1"
+
+
+def test_small_costs_show_their_digits() -> None:
+    assert [dollars(usd) for usd in (0.0, 0.000041, 0.0000000123, 0.0099, 0.01, 1234.5)] == [
+        *("0.0000", "0.000041", "0.000000012", "0.0099", "0.0100", "1,234.5000")
+    ]
+    assert (counted(1, "file"), counted(2000, "file")) == ("1 file", "2,000 files")
 
 
 def test_by_key_user_and_model(ledger: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,7 +42,7 @@ def test_a_folder_that_cannot_be_made_is_an_error_at_the_start(
         LLM("a model that is not even looked for", cache_dir=folder)
     assert main(["generate", "a", "--cache-dir", str(folder)]) == 2
     shown = capsys.readouterr().err.splitlines()
-    assert len(shown) == 1 and shown[0].startswith(f"dsv4 generate: error: cache_dir is '{folder}', which cannot be")
+    assert len(shown) == 1 and shown[0].startswith(f"dsv4 generate: error: --cache-dir is '{folder}', which cannot be")
 
 
 def test_an_empty_name_is_no_folder(model: Transformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

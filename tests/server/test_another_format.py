@@ -112,7 +112,7 @@ def test_another_format_has_its_own_errors_everywhere(start) -> None:
         assert (wrong.status_code, wrong.json()) == (422, {"stop": "say is 5; allowed: a text", "at": "say"})
         unknown = http.post("/telegram/send", json=LETTER | {"to": "nobody"}, headers=key)
         assert unknown.status_code == 400 and "you passed nobody" in unknown.json()["stop"]
-        assert http.get("/telegram/send", headers=key).json()["stop"].endswith("Method Not Allowed")
+        assert http.get("/telegram/send", headers=key).json()["stop"].endswith("Method Not Allowed; send POST")
         assert "error" in http.post("/v1/chat/completions", json={}, headers=key).json(), "the others keep theirs"
 
 

@@ -57,8 +57,11 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("without_ray")
 def test_without_ray_the_extra_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ClusterError, match=r'pip install "dsv4\[cluster\]"'):
+    with pytest.raises(ClusterError, match=r"in the repository, \.venv/bin/pip install '\.\[cluster\]'"):
         ray_module("ray.serve")
     assert main(["serve", "--cluster", "--port", "0"]) == 2
     told = capsys.readouterr().err
-    assert 'error: a cluster needs Ray, which is not installed: pip install "dsv4[cluster]"' in told
+    assert (
+        "error: a cluster needs Ray, which is not installed: in the repository, .venv/bin/pip install '.[cluster]'"
+        in told
+    )

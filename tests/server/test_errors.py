@@ -100,6 +100,7 @@ def test_max_tokens_is_capped_by_the_room_beside_the_prompt(model, serve, path: 
 def test_unknown_paths_and_methods_answer_in_json(server) -> None:
     http = server.http()
     assert (http.get("/v2/nothing").status_code, http.get(CHAT).status_code) == (404, 405)
+    assert http.get(CHAT).json()["error"]["message"] == f"GET {CHAT}: Method Not Allowed; send POST"
     assert "GET /v2/nothing: Not Found" in http.get("/v2/nothing").json()["error"]["message"]
     assert http.get("/anthropic/nothing").json()["type"] == "error"
     assert "type" not in http.get("/nothing").json()

@@ -78,7 +78,10 @@ def test_metrics_need_a_key_where_answers_do(model, serve) -> None:
 def test_without_the_library_the_answer_says_what_to_install(server, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     response = server.http().get("/metrics")
-    assert response.status_code == 501 and "pip install 'dsv4[server]'" in response.json()["error"]["message"]
+    assert (
+        response.status_code == 501
+        and "in the repository, .venv/bin/pip install '.[server]'" in response.json()["error"]["message"]
+    )
 
 
 def test_the_page_lists_every_metric(tmp_path: Path) -> None:

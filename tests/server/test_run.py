@@ -40,6 +40,11 @@ def test_a_taken_port_is_reported_before_anything_is_loaded(monkeypatch) -> None
             serve("/no/such/model", port=port)
 
 
+def test_an_address_of_another_machine_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"host is '192.0.2.1'; this machine has no such address"):
+        bind("192.0.2.1", 0)
+
+
 @pytest.mark.parametrize("port", [-1, 65536])
 def test_an_impossible_port_is_refused(port: int) -> None:
     with pytest.raises(ValueError, match=rf"port is {port}; allowed: \[0, 65535\]"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from dsv4.checkpoint.atomic import new_file
+from dsv4.commands.options import CommandParser
 from dsv4.data.tasks import TASKS
 from dsv4.evals.results import MODES, to_json, to_table
 from dsv4.evals.runner import MAX_TOKENS, Answered, evaluate, is_correct
@@ -21,7 +21,7 @@ DESCRIPTION = "Score a model on task questions that training never saw: greedy a
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line of `dsv4 eval`."""
-    parser = argparse.ArgumentParser(prog="dsv4 eval", description=DESCRIPTION)
+    parser = CommandParser(prog="dsv4 eval", description=DESCRIPTION)
     parser.add_argument(
         "suite", nargs="?", choices=("nano",), default="nano", help="what to score (default: %(default)s)"
     )
@@ -36,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--answers", type=Path, metavar="FILE", help="write every question and answer to FILE, one per line"
     )
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        parser.refuse(unknown)
     if options.n < 1:
         parser.error(f"--n is {options.n}; allowed: 1 or more")
     model = resolve_model(options.model)

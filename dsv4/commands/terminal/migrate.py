@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from rich.table import Table
 from rich.text import Text
 
+from dsv4.commands.terminal.amounts import counted, dollars
 from dsv4.commands.terminal.wide_table import print_whole
 from dsv4.migration.costs import Costs, recalculate, vendor_costs
 from dsv4.migration.exports import read_export
@@ -38,7 +39,8 @@ def migrate(places: Sequence[str], model: str, base_url: str | None, write: bool
         changes += len(plan.changes)
         notes += len(plan.notes)
     done = "made" if write else "proposed"
-    print(f"{changes} changes {done}, {notes} places to look at, in {files} files." if files else "nothing to change.")
+    found = f"{counted(changes, 'change')} {done}, {counted(notes, 'place')} to look at, in {counted(files, 'file')}."
+    print(found if files else "nothing to change.")
     return 1 if changes and not write else 0
 
 
@@ -70,7 +72,7 @@ def _print_vendors(tokens: Tokens, prices: PriceList) -> None:
     table.add_column("note", overflow="fold")
     found = vendor_costs(tokens, prices)
     for price, cost in found:
-        table.add_row(price.vendor, price.model, f"{cost:,.4f}", str(price.read), price.note)
+        table.add_row(price.vendor, price.model, dollars(cost), str(price.read), price.note)
     print()
     print_whole(table)
     print(
@@ -87,10 +89,10 @@ def _print_vendors(tokens: Tokens, prices: PriceList) -> None:
 
 def _print_plan(plan: FilePlan, write: bool) -> None:
     name = display_name(plan.source.path)
-    for line, finding in plan.changes:
-        print(f"{name}:{line}: {finding.rule}: {finding.reason}")
-    for line, finding in plan.notes:
-        print(f"{name}:{line}: look: {finding.rule}: {finding.reason}")
+    found = [(line, "", finding) for line, finding in plan.changes]
+    found += [(line, "look: ", finding) for line, finding in plan.notes]
+    for line, mark, finding in sorted(found, key=lambda place: place[0]):
+        print(f"{name}:{line}: {mark}{finding.rule}: {finding.reason}")
     if not write:
         sys.stdout.write(plan.diff(name))
 
@@ -99,13 +101,13 @@ def _print_remarks(costs: Sequence[Costs]) -> None:
     if any(row.low != row.high for row in costs):
         print("From - to: the export has no hours, so peak hours are not known.")
     if unpriced := sum(row.unpriced for row in costs):
-        print(f"{unpriced} lines have no known price at their time and are left out of the cost.")
+        print(f"{counted(unpriced, 'line')} without a known price at that time: left out of the cost.")
     if undated := sum(row.undated for row in costs):
-        print(f"{undated} lines have no time and are priced as of now.")
+        print(f"{counted(undated, 'line')} without a time: priced as of now.")
 
 
 def _span(low: float, high: float) -> str:
-    texts = f"{low:,.4f}", f"{high:,.4f}"
+    texts = dollars(low), dollars(high)
     return texts[0] if texts[0] == texts[1] else " - ".join(texts)
 
 

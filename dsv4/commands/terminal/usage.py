@@ -11,6 +11,7 @@ from typing import cast
 from rich.table import Table
 from rich.text import Text
 
+from dsv4.commands.terminal.amounts import counted, dollars
 from dsv4.commands.terminal.wide_table import print_whole
 from dsv4.usage.prices import official_name, parse_time, price_list
 from dsv4.usage.records import time_text
@@ -67,7 +68,7 @@ def _print_table(by: str, sums: Sequence[UsageSum], price_as: str | None) -> Non
         table.add_column(title, justify="right", no_wrap=True)
     everything = total(sums)
     for row in [*sums, everything] if len(sums) > 1 else sums:
-        cost = "?" if row.unpriced == row.requests else f"{row.cost_usd:.4f}"
+        cost = "?" if row.unpriced == row.requests else dollars(row.cost_usd)
         counts = (
             row.requests,
             row.cache_hit_tokens,
@@ -80,9 +81,10 @@ def _print_table(by: str, sums: Sequence[UsageSum], price_as: str | None) -> Non
         table.add_row(name, *(f"{count:,}" for count in counts), f"{row.seconds:,.1f}", cost, style=style)
     print_whole(table)
     if everything.unfinished:
-        print(f"{everything.unfinished} requests were cancelled or failed.")
+        were = "was" if everything.unfinished == 1 else "were"
+        print(f"{counted(everything.unfinished, 'request')} {were} cancelled or failed.")
     if everything.unpriced and price_as is None:
         print(
-            f"{everything.unpriced} requests named models that DeepSeek has no price for; "
+            f"{counted(everything.unpriced, 'request')} for models that DeepSeek has no price for; "
             "--price-as deepseek-v4-flash gives them one."
         )

@@ -6,7 +6,7 @@ import importlib
 import os
 from typing import Any
 
-MISSING = 'a cluster needs Ray, which is not installed: pip install "dsv4[cluster]"'
+MISSING = "a cluster needs Ray, which is not installed: in the repository, .venv/bin/pip install '.[cluster]'"
 
 # Ray reads these when it is imported; they hold for its processes too.
 _ENVIRONMENT = {

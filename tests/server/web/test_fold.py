@@ -130,3 +130,12 @@ def test_a_megabyte_is_taken_without_freezing(tab: Any) -> None:
     tab.wait("done")
     assert len(tab.mock.requests[0]["messages"][0]["content"]) == 1_000_000
     expect(tab.page.locator(".bubble .fold")).to_have_text("Show all (1,000,000 characters)")
+
+
+def test_fences_of_a_message_are_blocks_of_code(tab: Any) -> None:
+    tab.ask("Why?\n```js\na -> b;\n\n  c();\n```\nand ``x``\n```\nnever closed", ["So."])
+    tab.wait("done")
+    bubble = tab.page.locator(".bubble > div")
+    assert bubble.locator("pre").all_inner_texts() == ["a -> b;\n\n  c();"]
+    assert bubble.inner_text().endswith("and ``x``\n```\nnever closed")
+    assert '"calt" 0' in bubble.evaluate("e => getComputedStyle(e).fontFeatureSettings")

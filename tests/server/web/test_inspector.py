@@ -50,6 +50,8 @@ def test_layers_experts_and_text_of_an_answer(open_tab: Callable[[str], Any], na
     chosen = panel.locator(".token.chosen")
     expect(chosen).to_have_count(1)
     at = int(chosen.get_attribute("data-at") or 0)
+    text = panel.locator("#inspector-text").inner_text()
+    assert "<|User|>" in text and "\uff5c" not in text
     assert panel.locator(".token.written").first.get_attribute("data-at") == str(at)
     before, early = panel.locator(f".token[data-at='{at - 1}']"), panel.locator(f".token[data-at='{at - 300}']")
     rows.nth(0).hover()  # window only

@@ -31,7 +31,7 @@ def test_each_profile_has_its_own_model_thinking_and_settings(two_models: Any) -
     tab, page = two_models, two_models.page
     page.locator(".segments").get_by_text("Max").click()
     page.get_by_role("button", name="Settings").click()
-    expect(page.get_by_role("dialog", name="Settings of Expert")).to_be_visible()
+    expect(page.get_by_role("dialog", name="Settings for Expert")).to_be_visible()
     page.get_by_label("System prompt").fill("Prove it.")
     page.locator("#top-p").fill("0.5")
     page.get_by_role("button", name="Done").click()

@@ -154,7 +154,6 @@ def test_details_of_an_answer(tab: Any) -> None:
         ["Prompt", "1,200 tokens, 400 of them cached, read in 0.4 s, 2,000 tokens/s"],
         ["Answer", "64 tokens, 20 of them reasoning"],
         ["Drafts", "21 of 30 tokens accepted"],
-        ["Cost", "none here"],
-        ["DeepSeek's API", "$0.00012 would be the cost of deepseek-v4-pro"],
+        ["On DeepSeek's API", "$0.00012 (as deepseek-v4-pro)"],
     ]
     assert tab.page.evaluate(describe, {"model": "nano"}) == [["Model", "nano"]]

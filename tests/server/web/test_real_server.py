@@ -22,7 +22,7 @@ def test_thinking_answer_stop_and_key(open_tab: Callable[[str], Any], serve: Any
         assert "tokens/s" in answer.locator(".stats").inner_text()
         answer.locator(".stats").press("Enter")
         details = answer.locator(".answer-details")
-        expect(details).to_contain_text("would be the cost of deepseek-v4-flash")
+        expect(details).to_contain_text("(as deepseek-v4-flash)")
         assert details.locator("dt").all_inner_texts()[:3] == ["Model", "Prompt", "Answer"]
 
         model.reply, model.seconds_per_step = "</think>" + "cat " * 400, 0.02
@@ -45,7 +45,7 @@ def test_errors_of_the_real_server(open_tab: Callable[[str], Any], serve: Any, m
         tab = open_tab(served.url + "/")
         tab.ask("cat " * 1200)
         failure = tab.wait("error").locator(".failure")
-        expect(failure).to_contain_text("too long for the model")
+        expect(failure).to_contain_text("This message is too long for the model")
         expect(failure).to_contain_text("maximum context length is 1024 tokens")
         failure.get_by_role("button", name="New chat").click()
         model.fail = "out of luck"

@@ -71,7 +71,7 @@ def test_api_key_is_asked_for_sent_and_kept_for_the_tab_only(tab: Any) -> None:
     field = page.get_by_role("alert").get_by_label("API key")
     field.fill("sk-wrong")
     page.keyboard.press("Enter")
-    expect(page.get_by_text("did not accept this API key")).to_be_visible()
+    expect(page.locator("#banner")).to_contain_text("did not accept this API key")
     field.fill("sk-right")
     page.get_by_role("button", name="Continue").click()
     assert tab.wait("done").locator(".answer").inner_text() == "welcome"  # the refused question is asked again
@@ -80,6 +80,19 @@ def test_api_key_is_asked_for_sent_and_kept_for_the_tab_only(tab: Any) -> None:
     page.reload()
     expect(page.locator("#model")).to_have_text(MODEL)
     assert "sk-right" not in page.evaluate("JSON.stringify(localStorage)")
+
+
+def test_a_right_key_removes_every_refusal(tab: Any) -> None:
+    page = tab.page
+    tab.mock.key = "sk-right"
+    for question in ("hi", "again"):
+        tab.ask(question)
+        expect(page.locator(".failure:visible").last).to_contain_text("The server asks for an API key")
+    tab.will_answer(["welcome"])
+    page.get_by_role("alert").get_by_label("API key").fill("sk-right")
+    page.keyboard.press("Enter")
+    expect(tab.answer()).to_contain_text("welcome")
+    expect(page.locator(".failure:visible")).to_have_count(0)
 
 
 def test_asking_for_the_key_does_not_take_the_focus_from_a_message_being_written(tab: Any) -> None:

@@ -25,10 +25,16 @@ const TITLES = {
   broken: "The answer was cut off",
 };
 
-/** {kind, title, detail} of an ApiError, to show and to store. Any other error is rethrown. */
-export function describe(error) {
+/**
+ * {kind, title, detail} of an ApiError, to show and to store. Any other error is rethrown. `isFirst`: of the answer to
+ * a chat's first message.
+ */
+export function describe(error, isFirst = false) {
   if (!(error instanceof ApiError)) throw error;
-  return { kind: error.kind, title: TITLES[error.kind], detail: error.message };
+  let title = TITLES[error.kind];
+  if (error.kind === "key" && apiKey()) title = "The server did not accept this API key";
+  if (error.kind === "context" && isFirst) title = "This message is too long for the model";
+  return { kind: error.kind, title, detail: error.message };
 }
 
 function headers() {

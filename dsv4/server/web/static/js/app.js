@@ -198,6 +198,13 @@ function needKey() {
     // Check the key with the model list before the question: a late refusal could come after the next key.
     if (!(await connect())) return;
     const last = conversations.path(current).at(-1);
+    const refused = Object.values(current.nodes).filter((node) => node !== last && node.error?.kind === "key");
+    for (const node of refused) {
+      delete node.error;
+      node.status = "stopped";
+      thread.changed(node);
+    }
+    if (refused.length) store(current);
     if (last?.error?.kind === "key") retry(current, last);
   });
 }

@@ -86,8 +86,7 @@ export function describeDetails({ model, usage, timings, officialCost }) {
   const { draft_n: drafted, draft_n_accepted: accepted } = timings ?? {};
   if (drafted) details.push(["Drafts", `${count(accepted)} of ${count(drafted)} tokens accepted`]);
   if (officialCost) {
-    details.push(["Cost", "none here"]);
-    details.push(["DeepSeek's API", `${dollars(officialCost.usd)} would be the cost of ${officialCost.model}`]);
+    details.push(["On DeepSeek's API", `${dollars(officialCost.usd)} (as ${officialCost.model})`]);
   }
   return details.filter(([, text]) => text);
 }

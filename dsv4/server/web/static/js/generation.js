@@ -48,7 +48,7 @@ export async function generate(conversation, node, body, changed) {
       node.status = "stopped";
     } else if (node.status === "streaming") {
       node.status = "error";
-      node.error = describe(error);
+      node.error = describe(error, (conversation.nodes[node.parent]?.parent ?? null) === null);
     }
   } finally {
     running.delete(conversation.id);

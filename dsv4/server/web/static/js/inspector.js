@@ -4,7 +4,7 @@ import { ApiError, inspectAnswer, inspectToken } from "./api.js";
 import { byId, h, icon } from "./dom.js";
 import { bytes, count } from "./figures.js";
 import { layerRows, nextTokens } from "./layers.js";
-import { heatOf, meanHeat, scaleOf } from "./trace.js";
+import { drawable, heatOf, meanHeat, scaleOf } from "./trace.js";
 
 const DRAWN = 1500; // most tokens drawn as text, the last ones
 const PAUSE = 120; // ms without another choice before a token is traced
@@ -98,7 +98,7 @@ function drawText() {
     const at = first + i;
     const written = at >= prompt;
     const name = `token${written ? " written" : ""}${drafted.has(at - prompt) ? " drafted" : ""}`;
-    return h("span", { class: name, dataset: { at } }, piece.replace(/\n/g, "⏎\n") || "·");
+    return h("span", { class: name, dataset: { at } }, drawable(piece).replace(/\n/g, "⏎\n") || "·");
   });
   const hidden = first ? h("p", { class: "inspector-cut" }, `${count(first)} earlier tokens are not drawn.`) : null;
   byId("inspector-text").replaceChildren(...(hidden ? [hidden] : []), ...tokens);

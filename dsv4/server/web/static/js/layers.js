@@ -2,7 +2,7 @@
 
 import { h } from "./dom.js";
 import { count } from "./figures.js";
-import { shares } from "./trace.js";
+import { drawable, shares } from "./trace.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const LISTED = 8; // most entries listed in an open row
@@ -109,7 +109,7 @@ function details(answer, layer) {
 function entryList({ pieces }, { index, start, stop, weight, score }) {
   const order = index.map((_, i) => i).sort((a, b) => weight[b] - weight[a]);
   const row = (i) => {
-    const text = pieces.slice(start[i], stop[i]).join("").replace(/\s+/g, " ").trim();
+    const text = drawable(pieces.slice(start[i], stop[i]).join("")).replace(/\s+/g, " ").trim();
     const shown = text.length > EXCERPT ? `${text.slice(0, EXCERPT)}…` : text;
     return h(
       "tr",
@@ -135,7 +135,7 @@ export function nextTokens({ next_tokens: tokens }, written) {
     return h(
       "li",
       { class: text === written ? "taken" : null, title: text === written ? "The chosen token" : null },
-      h("span", { class: "next-text" }, text.replace(/\n/g, "⏎") || "·"),
+      h("span", { class: "next-text" }, drawable(text).replace(/\n/g, "⏎") || "·"),
       h("span", { class: "next-bar" }, bar),
       h("span", {}, percent(probability)),
     );

@@ -14,7 +14,7 @@ export class QuestionView {
     const text = h(
       "div",
       { class: UNBROKEN.test(node.content) ? "unbroken" : null, id: `text-${node.id}` },
-      node.content,
+      ...withCode(node.content),
     );
     this.bubble = h("div", { class: "bubble" }, text);
     if (measure(node.content).isLong) this.fold(text);
@@ -36,7 +36,7 @@ export class QuestionView {
     const { content } = this.node;
     const toggle = (open) => {
       // Only the shown part is laid out: a message may hold a megabyte.
-      text.textContent = open ? content : beginning(content);
+      text.replaceChildren(...withCode(open ? content : beginning(content)));
       text.classList.toggle("cut", !open);
       button.draw(open, content);
     };
@@ -83,4 +83,22 @@ export class QuestionView {
   update() {}
 
   tick() {}
+}
+
+/** The children of a message: fenced code as blocks, all else as it was typed. */
+function withCode(text) {
+  const children = [];
+  let plain = [];
+  let fence = null; // its first line and those below it
+  for (const line of text.split("\n")) {
+    if (fence && /^\s*```\s*$/.test(line)) {
+      if (plain.length) children.push(plain.join("\n"));
+      children.push(h("pre", {}, h("code", {}, fence.slice(1).join("\n"))));
+      [plain, fence] = [[], null];
+    } else if (fence) fence.push(line);
+    else if (/^\s*```[^`]*$/.test(line)) fence = [line];
+    else plain.push(line);
+  }
+  if (fence) plain = plain.concat(fence); // never closed
+  return plain.length ? [...children, plain.join("\n")] : children;
 }

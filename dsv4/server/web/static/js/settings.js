@@ -15,7 +15,7 @@ export function setupSettings(actions) {
   const fill = () => {
     const settings = settingsOf(actions.current());
     own.checked = Boolean(actions.current().settings);
-    byId("settings-title").textContent = own.checked ? "Settings of this chat" : `Settings of ${PROFILES[profileName()]}`;
+    byId("settings-title").textContent = own.checked ? "Settings for this chat" : `Settings for ${PROFILES[profileName()]}`;
     byId("system").value = String(settings.system);
     for (const [id, name] of Object.entries(SLIDERS)) {
       byId(id).value = settings[name] ?? 1;

@@ -38,3 +38,8 @@ export function shares(layer) {
   const sum = (weights) => weights.reduce((total, weight) => total + weight, 0);
   return { window: sum(layer.window), entries: sum(layer.entries.weight), sink: layer.sink };
 }
+
+/** Text of tokens as it is drawn: special tokens have fullwidth bars, which fonts without CJK lack. */
+export function drawable(text) {
+  return text.replaceAll("\uff5c", "|");
+}
