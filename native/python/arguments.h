@@ -114,8 +114,8 @@ inline Stored stored_weight(nb::handle value, const std::string& name) {
     return s;
 }
 
-void define_ops(nb::module_& m);     // module_ops.cpp
-void define_single(nb::module_& m);  // module_single.cpp
+void define_ops(nb::module_& m);       // module_ops.cpp
+void define_single(nb::module_& m);    // module_single.cpp
 void define_training(nb::module_& m);  // module_training.cpp
 
 }  // namespace dsv4
