@@ -61,6 +61,11 @@ SUBJECTS = {
         "one draw by vocabulary and filter, a step free and under a JSON schema",
         "kernels.md",
     ),
+    "gradients": (
+        "minutes",
+        "forward and backward of the 120.9M-parameter model in fp32 and with BF16 gradients, beside transformers",
+        "kernels.md",
+    ),
     "expert_memory": (
         "10 minutes, 11 GB of disk",
         "decode speed and reads with 50, 25 and 10 % of the experts in memory",
