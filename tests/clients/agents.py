@@ -9,9 +9,11 @@ import socketserver
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from .javascript import INSTALLED, NO_NETWORK, ROOT
@@ -136,11 +138,12 @@ def start(agent: Agent, url: str, home: Path, outside: Outside | None = None) ->
 
 
 def stop(run: Run) -> None:
-    """Kills the agent and its children, if they still run."""
+    """Kills the agent and every process with its home: some leave a service behind, in a session of its own."""
+    home = str(run.log.parent)
     for _ in range(2):
-        try:
-            os.killpg(run.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            break
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get("HOME") == home:
+                    process.kill()
         time.sleep(0.1)
     run.process.wait(10)
