@@ -190,4 +190,9 @@ struct Sampling {
     double top_p, min_p;
 };
 
+// Coefficients of X <- a X + (b G + c G G) X, G = X X^T.
+struct NewtonSchulzStep {
+    float a, b, c;
+};
+
 }  // namespace dsv4

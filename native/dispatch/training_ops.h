@@ -16,11 +16,6 @@ struct AttentionSizes {
     int64_t heads, width, top_k;
 };
 
-// Coefficients of X <- a X + (b G + c G G) X, G = X X^T.
-struct NewtonSchulzStep {
-    float a, b, c;
-};
-
 struct TrainingOps {
     void (*rms_norm_gradient)(const float* x, const float* weight, const float* dy, int64_t n, int64_t width, float eps,
                               float* dx, float* d_weight);

@@ -6,7 +6,7 @@
 #pragma once
 
 #include "base/threads.h"
-#include "dispatch/training_ops.h"
+#include "base/views.h"
 #include "gemm/micro_kernel.h"
 #include "gemm/vnni_layout.h"
 

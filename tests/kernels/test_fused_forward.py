@@ -17,7 +17,7 @@ from ..model.tiny import random_model, tiny_config
 # New tokens of each of three sequences, step after step: alone and together, across the edges of 4, 128 and a tile.
 STEPS = ((5, 131, 0), (600, 0, 130), (1, 0, 1), (1, 0, 1), (90, 1, 200))
 # Operations of a layer; sinkhorn and topk are parts of mhc, router and indexer, sampling and losses come after.
-COMPOSED = set(backends.NATIVE) - {"cross_entropy", "index_loss", "sampling", "sinkhorn", "topk"}
+COMPOSED = set(backends.NATIVE) - {"cross_entropy", "index_loss", "newton_schulz", "sampling", "sinkhorn", "topk"}
 
 
 def streams_of(model: Transformer, backend: Any) -> list[Tensor]:

@@ -34,7 +34,7 @@ from ..model.tiny import tiny_config
 from .tools import noise
 
 # Operations whose results are indices. By contract, rope's factors and the router's bias take no gradient either.
-WITHOUT_GRADIENT = {"topk", "indexer", "sampling"}
+WITHOUT_GRADIENT = {"topk", "indexer", "newton_schulz", "sampling"}
 SIZES = tiny_config(hc_mult=2)
 
 
@@ -63,7 +63,7 @@ def _compress(kv: Tensor, score: Tensor, ape: Tensor) -> Tensor:
 def _index_loss(q: Tensor, weights: Tensor, keys: Tensor) -> Tensor:
     layout = Layout(RaggedBatch.pack([[0] * 9]), None, torch.device("cpu"))
     view = EntryView(StoredRows(torch.cat((keys, keys.new_zeros(ENTRY_CHUNK, 8)))), 4, layout.batch, None)
-    return index_loss(q, weights, view, layout.tiles(4, 8, 1 << 20), None, noise(9, 8, seed=3).abs())
+    return index_loss(q, weights, view, layout.tiles(4, 8, 1 << 20), torch.full((9, 8), -1), noise(9, 8, seed=3).abs())
 
 
 # (operation, one of its functions, the floating-point arguments).

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dsv4.kernels import backends
 from dsv4.kernels.attention import EntryView, StoredRows, TileGroup, Tiles
 from dsv4.kernels.indexer import reference, select_entries
 
@@ -147,7 +148,8 @@ def test_output(rung: str) -> None:
         assert (chosen[t, len(got) :] == -1).all()
 
 
-def test_no_choice_without_sparse_tiles_and_scores_on_request() -> None:
+def test_no_choice_without_sparse_tiles_and_scores_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "native_module", lambda: None)
     q, weights, keys = inputs("random", 2, 3, 8, 64)
     tokens, none = torch.arange(2), torch.zeros(2, 0, dtype=torch.int64)
     group = TileGroup(0, 2, 0, 64, slice(0, 64), torch.tensor([[3], [4]]), False)

@@ -70,7 +70,7 @@ OFFICIAL: list[tuple[str, dict[str, Any], str, str | None]] = [
     (CHAT, {"tools": [function(strict=True), function("g")]},
      "Cannot use strict tool with non-strict tool in the same request", "tools"),
     (CHAT, {"tools": [function()], "tool_choice": {"type": "function", "function": {"name": "foo"}}},
-     "no function named 'foo' was specified in the 'tools' parameter.", None),
+     "no function named 'foo' was specified in the 'tools' parameter.", "tool_choice"),
     (CHAT, {"messages": [USER, {"role": "assistant", "content": None}]},
      "Invalid assistant message: content or tool_calls must be set", "messages[1]"),
     (CHAT, {"messages": [USER, {"role": "assistant", "content": "", "tool_calls": []}]},

@@ -12,6 +12,8 @@ from dsv4.kernels.hadamard import native, reference
 
 def hadamard(x: Tensor) -> Tensor:
     """Rotate the last dimension of x [..., n] by H_n / sqrt(n) -> same shape and dtype."""
+    n = x.shape[-1]
+    assert n & (n - 1) == 0, f"Hadamard size {n} is not a power of two"
     op = native if backends.uses_native("hadamard", x) else reference
     return op.hadamard(x)
 
