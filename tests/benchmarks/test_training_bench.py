@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ belongs to the
 
 from benchmarks import training as bench
 from benchmarks.harness.scenarios import NANO, TINY
-from dsv4.data import generated, loader
+from dsv4.data import generated
 from recipes import nano
 
 
@@ -25,7 +25,7 @@ def test_both_formats_have_a_rate_and_nearly_one_loss(
     monkeypatch.setattr(nano.ModelConfig, "preset", lambda name: small)
     monkeypatch.setattr(nano, "COUNTED_BATCHES", 2)
     monkeypatch.setattr(generated, "LENGTH_SAMPLES", 1)
-    monkeypatch.setattr(loader, "sample_document", lambda rng: "It is prose. " * 20)  # the library is long to parse
+    monkeypatch.setattr(generated, "sample_document", lambda rng: "It is prose. " * 20)  # the library is long to parse
     assert bench.main(["--rounds", "2", "--steps", "1", "--replicas", "1", "--tokens-per-batch", "256"]) == 0
     plain, rounded, ratio = capsys.readouterr().out.splitlines()
     assert plain.startswith("float32: ") and rounded.startswith("bfloat16: ") and "(median of 2, " in plain
