@@ -85,6 +85,32 @@ inline void transpose_8x4_floats(const float* from, int64_t stride, __m256* to) 
 
 #if defined(DSV4_ISA_AVX512)
 
+// Transposes 16 rows of 16 words into `to`, rows `from_stride` and `to_stride` words apart.
+inline void transpose_16x16_words(const uint16_t* from, int64_t from_stride, uint16_t* to, int64_t to_stride) {
+    __m256i a[16], b[16];
+    for (int i = 0; i < 16; ++i) a[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i * from_stride));
+    for (int i = 0; i < 16; i += 2) {
+        b[i] = _mm256_unpacklo_epi16(a[i], a[i + 1]);
+        b[i + 1] = _mm256_unpackhi_epi16(a[i], a[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 2; ++j) {
+            a[i + 2 * j] = _mm256_unpacklo_epi32(b[i + j], b[i + j + 2]);
+            a[i + 2 * j + 1] = _mm256_unpackhi_epi32(b[i + j], b[i + j + 2]);
+        }
+    for (int i = 0; i < 16; i += 8)
+        for (int j = 0; j < 4; ++j) {
+            b[i + 2 * j] = _mm256_unpacklo_epi64(a[i + j], a[i + j + 4]);
+            b[i + 2 * j + 1] = _mm256_unpackhi_epi64(a[i + j], a[i + j + 4]);
+        }
+    // Half h of b[8 * i + j] has column 8 * h + j of rows 8 * i to 8 * i + 7.
+    for (int j = 0; j < 8; ++j) {
+        auto column = [&](int k) { return reinterpret_cast<__m256i*>(to + k * to_stride); };
+        _mm256_storeu_si256(column(j), _mm256_permute2x128_si256(b[j], b[8 + j], 0x20));
+        _mm256_storeu_si256(column(8 + j), _mm256_permute2x128_si256(b[j], b[8 + j], 0x31));
+    }
+}
+
 // Transposes 16 rows of 16 32-bit elements (BF16 pairs, floats) into to [16 elements][16 rows].
 inline void transpose_16x16_pairs(const uint16_t* const* row, uint16_t* to) {
     __m512i a[16], b[16];

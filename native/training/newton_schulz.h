@@ -25,32 +25,6 @@ using Bf16 = uint16_t;
 
 inline const float* pairs(const Bf16* values) { return reinterpret_cast<const float*>(values); }
 
-// Transposes a block of 16 x 16 values.
-inline void transpose_block(const Bf16* from, int64_t from_stride, Bf16* to, int64_t to_stride) {
-    __m256i a[16], b[16];
-    for (int i = 0; i < 16; ++i) a[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i * from_stride));
-    for (int i = 0; i < 16; i += 2) {
-        b[i] = _mm256_unpacklo_epi16(a[i], a[i + 1]);
-        b[i + 1] = _mm256_unpackhi_epi16(a[i], a[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4)
-        for (int j = 0; j < 2; ++j) {
-            a[i + 2 * j] = _mm256_unpacklo_epi32(b[i + j], b[i + j + 2]);
-            a[i + 2 * j + 1] = _mm256_unpackhi_epi32(b[i + j], b[i + j + 2]);
-        }
-    for (int i = 0; i < 16; i += 8)
-        for (int j = 0; j < 4; ++j) {
-            b[i + 2 * j] = _mm256_unpacklo_epi64(a[i + j], a[i + j + 4]);
-            b[i + 2 * j + 1] = _mm256_unpackhi_epi64(a[i + j], a[i + j + 4]);
-        }
-    // Half h of b[8 * i + j] has column 8 * h + j of rows 8 * i to 8 * i + 7.
-    for (int j = 0; j < 8; ++j) {
-        auto column = [&](int k) { return reinterpret_cast<__m256i*>(to + k * to_stride); };
-        _mm256_storeu_si256(column(j), _mm256_permute2x128_si256(b[j], b[8 + j], 0x20));
-        _mm256_storeu_si256(column(8 + j), _mm256_permute2x128_si256(b[j], b[8 + j], 0x31));
-    }
-}
-
 // Panels of x [n, k] as the left operand's transpose: panel p has rows 16 p to 16 p + 15 as columns.
 inline void pack_rows(const Bf16* x, int64_t k, int64_t panel, Bf16* to) {
     const Bf16* row[BLOCK];
@@ -119,7 +93,7 @@ inline void group_of_columns(const Bf16* a, int64_t n, int64_t k, const Bf16* pa
 // Copies the lower triangle's row of blocks onto the upper triangle.
 inline void mirror(Bf16* g, int64_t n, int64_t block) {
     for (int64_t column = 0; column < block; ++column)
-        transpose_block(g + block * BLOCK * n + column * BLOCK, n, g + column * BLOCK * n + block * BLOCK, n);
+        transpose_16x16_words(g + block * BLOCK * n + column * BLOCK, n, g + column * BLOCK * n + block * BLOCK, n);
 }
 
 // A matrix and the memory of its iterations: n a multiple of 16, m of 32, zeros beyond the true sizes.
