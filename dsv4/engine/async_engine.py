@@ -14,7 +14,7 @@ from typing import TypeVar, cast
 from dsv4.engine.core import CHECK_SECONDS, EngineCore
 from dsv4.engine.errors import EngineError, GrammarError, QueueTimeoutError
 from dsv4.engine.fairness import User
-from dsv4.engine.listeners import Listener, QueueListener
+from dsv4.engine.listeners import Listener, QueueListener, is_last
 from dsv4.engine.llm import LLM
 from dsv4.engine.metrics import MetricRegistry
 from dsv4.engine.outputs import ProgressEvent, TokenEvent
@@ -178,17 +178,11 @@ class AsyncEngine:
     async def _events(self, request: Request, watched: bool) -> AsyncGenerator[TokenEvent | ProgressEvent, None]:
         listener = QueueListener(asyncio.Queue(), asyncio.get_running_loop())
         self.start(request, listener, watched)
-        finished = False
         try:
-            while not finished:
-                item = await listener.queue.get()
-                if isinstance(item, EngineError):
-                    finished = True
-                    raise item
-                finished = isinstance(item, TokenEvent) and item.finish_reason is not None
-                yield item
+            async for event in listener:
+                yield event
         finally:
-            if not finished:
+            if not listener.finished:
                 self.abort(request)
 
     async def _between_steps(self, work: Callable[[], T]) -> T:
@@ -277,7 +271,7 @@ class AsyncEngine:
             listener.send(event)
         except RuntimeError:  # the client's event loop is closed: nobody reads this request
             self._abort(request)
-        if isinstance(event, TokenEvent) and event.finish_reason is not None:
+        if is_last(event):
             self._listeners.pop(request.request_id, None)
 
     def _fail_listeners(self) -> None:

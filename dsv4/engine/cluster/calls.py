@@ -11,8 +11,7 @@ from typing import Any, cast
 
 from dsv4.engine.cluster.messages import RETRY_SECONDS, Events
 from dsv4.engine.errors import EngineError
-from dsv4.engine.listeners import QueueListener
-from dsv4.engine.outputs import TokenEvent
+from dsv4.engine.listeners import QueueListener, is_last
 from dsv4.engine.process.client import EngineCrashedError
 from dsv4.engine.process.messages import unpack
 from dsv4.engine.process.portable_errors import PortableError
@@ -80,7 +79,7 @@ async def _pump(response: Any, listener: QueueListener, note: Callable[[Events],
             note(answer)
             for event in map(unpack, answer.events):
                 listener.send(event)
-                finished = isinstance(event, TokenEvent) and event.finish_reason is not None
+                finished = is_last(event)
         return
     response.cancel()
 

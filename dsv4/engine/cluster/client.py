@@ -16,7 +16,7 @@ from dsv4.engine.cluster.messages import RETRY_SECONDS, Events, ReplicaState
 from dsv4.engine.cluster.metrics import merged_metrics
 from dsv4.engine.errors import EngineError, QueueFullError
 from dsv4.engine.fairness import User
-from dsv4.engine.listeners import Item, QueueListener
+from dsv4.engine.listeners import QueueListener
 from dsv4.engine.metrics import Metric, MetricRegistry, counter, gauge
 from dsv4.engine.outputs import ProgressEvent, TokenEvent
 from dsv4.engine.process.client import METRICS_SECONDS, EngineCrashedError
@@ -197,19 +197,13 @@ class ClusterEngine:
         return call
 
     async def _events(self, call: Call) -> AsyncGenerator[TokenEvent | ProgressEvent, None]:
-        queue: asyncio.Queue[Item] = asyncio.Queue()
-        call.read(QueueListener(queue, asyncio.get_running_loop()))
-        finished = False
+        listener = QueueListener(asyncio.Queue(), asyncio.get_running_loop())
+        call.read(listener)
         try:
-            while not finished:
-                item = await queue.get()
-                if isinstance(item, EngineError):
-                    finished = True
-                    raise item
-                finished = isinstance(item, TokenEvent) and item.finish_reason is not None
-                yield item
+            async for event in listener:
+                yield event
         finally:
-            call.release(finished)
+            call.release(listener.finished)
 
     # The methods below run in the loop of this engine.
 
@@ -223,12 +217,14 @@ class ClusterEngine:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             try:
-                answers = self._handle.broadcast("state")
-                self._take(await answers.results_async(timeout_s=STATE_SECONDS, return_exceptions=True))
+                asked = self._handle.broadcast("state")
+                answers: list[Any] = await asked.results_async(timeout_s=STATE_SECONDS, return_exceptions=True)
             except TimeoutError:
                 logger.warning("the replicas of %s do not answer within %g s", self._plan.name, STATE_SECONDS)
+                continue
             except Exception:  # Ray's, of many kinds: there is no replica
-                self._take([])
+                answers = []
+            self._take(answers)
 
     def _take(self, answers: list[Any]) -> None:
         """Takes counts of replicas, and exceptions of those that are gone or slow."""

@@ -20,7 +20,7 @@ from dsv4.engine.process.child import Child
 from dsv4.engine.process.messages import Close, CollectMetrics, LoadFailed, Ready, Reserve, Stopped, Trace, pack_tokens
 from dsv4.engine.process.restarts import RestartPolicy
 from dsv4.engine.process.served_model import ServedModel
-from dsv4.engine.process.suspects import Suspects, prompt_hash
+from dsv4.engine.process.suspects import Flight, Suspects, prompt_hash
 from dsv4.engine.process.watchdog import StuckWatch
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.model.token_trace import TokenTrace
@@ -185,19 +185,14 @@ class EngineProcess:
     async def _events(
         self, reservation: _Reservation, watched: bool
     ) -> AsyncGenerator[TokenEvent | ProgressEvent, None]:
-        finished = False
+        flight: Flight | None = None
         try:
             async with self._suspects.flight(reservation.key, self._queue_seconds) as flight:
                 reservation.child.start(reservation.id, flight, watched)
-                while not finished:
-                    item = await flight.queue.get()
-                    if isinstance(item, EngineError):
-                        finished = True
-                        raise item
-                    finished = isinstance(item, TokenEvent) and item.finish_reason is not None
-                    yield item
+                async for event in flight:
+                    yield event
         finally:
-            reservation.release(finished)
+            reservation.release(finished=flight is not None and flight.finished)
 
     def _watch(self, watch: StuckWatch) -> None:
         """Kills a process that does not move; in a thread of its own."""
