@@ -47,12 +47,20 @@ def sample_rollouts(
             tuple(output.prompt_token_ids),
             tuple(output.token_ids),
             tuple(output.logprobs),
-            output.text,
+            _text(llm, output.token_ids),
             output.finish_reason == "stop",
         )
         for place, first in enumerate(outputs)
         for output in first.outputs
     ]
+
+
+def _text(llm: LLM, token_ids: Sequence[int]) -> str:
+    """Text of an answer, special tokens included, without the end of the sentence."""
+    if llm.tokenizer is None:
+        return ""
+    ids = list(token_ids)
+    return llm.tokenizer.decode(ids[:-1] if ids and ids[-1] in llm.config.eos_token_ids else ids)
 
 
 def answer_rows(rollouts: Sequence[Rollout]) -> tuple[Tensor, Tensor]:
