@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -44,15 +44,20 @@ class Work:
     quantized: bool
     autocast: torch.dtype | None = None
     bf16_gradients: bool = False
+    count_clamps: bool = False
 
 
 @dataclass(frozen=True)
 class Result:
-    """Result of some micro-batches besides their gradient: share of the step's losses, expert loads, token count."""
+    """Result of some micro-batches besides their gradient: share of the step's losses, expert loads, token count.
+
+    clamps: as in AuxLosses; empty unless they are counted.
+    """
 
     losses: Losses
     loads: dict[str, Tensor]
     tokens: int
+    clamps: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ def compute_gradient(
 
 
 def _compute_one(model: Transformer, data: MicroBatch, work: Work, totals: Counts) -> Result:
-    aux, device = AuxLosses(), data.mask.device.type
+    aux, device = AuxLosses(count_clamps=work.count_clamps), data.mask.device.type
     autocast = torch.autocast(device, work.autocast) if work.autocast is not None else nullcontext()
     if work.autocast is not None and device == "cpu" and backends.native_module() is not None:
         backends.decline("training runs under autocast")
@@ -103,11 +108,16 @@ def _compute_one(model: Transformer, data: MicroBatch, work: Work, totals: Count
         total, losses = compute_losses(model, data.batch, data.mask, work.weights, aux, totals)
     if total.requires_grad:  # not so for a batch without targets in a model without routers
         total.backward()
-    return Result(losses, {name: load.cpu() for name, load in aux.loads.items()}, data.batch.num_tokens)
+    loads, clamps = ({name: count.cpu() for name, count in counts.items()} for counts in (aux.loads, aux.clamps))
+    return Result(losses, loads, data.batch.num_tokens, clamps)
 
 
 def sum_results(results: Sequence[Result]) -> Result:
     """Sum of several results: losses, loads and tokens added up."""
-    names = results[0].loads
-    loads = {name: torch.stack([result.loads[name] for result in results]).sum(0) for name in names}
-    return Result(sum_losses(r.losses for r in results), loads, sum(r.tokens for r in results))
+    loads = _sum_counts_by_name([result.loads for result in results])
+    clamps = _sum_counts_by_name([result.clamps for result in results])
+    return Result(sum_losses(r.losses for r in results), loads, sum(r.tokens for r in results), clamps)
+
+
+def _sum_counts_by_name(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([part[name] for part in parts]).sum(0) for name in parts[0]}

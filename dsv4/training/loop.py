@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from dsv4.checkpoint.atomic import clear_folder
-from dsv4.training.balance import load_imbalance, update_router_biases
+from dsv4.training.balance import clamped_shares, load_imbalance, update_router_biases
 from dsv4.training.gradient import BatchSource, Result, Work, sum_results
 from dsv4.training.losses import LossWeights, not_finite
 from dsv4.training.memory import keep_freed_memory
@@ -50,6 +50,7 @@ class TrainSettings:
     save_every: int = 100  # steps
     autocast: torch.dtype | None = None  # torch.bfloat16: the products of layers and experts run in bf16
     bf16_gradients: bool = False  # native products of the backward multiply BF16 numbers: kernels/gradients.py
+    count_clamps: bool = False  # share of values that the SwiGLU clamp changes, per layer, in the metrics
     replicas: int = 1  # data-parallel processes
     micro_batches: int = 1  # per process and step, one after the other
     threads: int = 1  # per process if replicas > 1
@@ -144,8 +145,9 @@ class Trainer:
             weights = replace(weights, mtp=min(weights.mtp, settings.mtp_weight_in_decay))
         quantized = step >= total * (1 - settings.quantized_share)
         work = Work(
-            progress.stage, step - progress.stage_start, weights, quantized, settings.autocast, settings.bf16_gradients
-        )
+            progress.stage, step - progress.stage_start, weights, quantized, settings.autocast, settings.bf16_gradients,
+            settings.count_clamps,
+        )  # fmt: skip
         results = replicas.gradient(work)
         result, norm = sum_results(results), self.optimizer.gradient_norm()
         losses, loads, tokens = result.losses, result.loads, result.tokens
@@ -164,6 +166,8 @@ class Trainer:
             "lr": rate, "grad_norm": norm, "imbalance": load_imbalance(loads), "targets": losses.targets,
             "tokens": progress.tokens, "seconds": round(progress.seconds, 3), "tokens_per_second": tokens / took,
         }  # fmt: skip
+        if settings.count_clamps:
+            metrics["clamped"] = clamped_shares(result.clamps)
         total = self.plan.total(progress.step)
         report.step(metrics, total, total < UNPLANNED, (total - progress.step) * progress.seconds / progress.step)
 
