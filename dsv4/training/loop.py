@@ -22,6 +22,8 @@ from dsv4.training.plan import UNPLANNED, Plan
 from dsv4.training.replicas import Replicas
 from dsv4.training.report import Report
 from dsv4.training.schedule import Schedule
+from dsv4.training.spikes import Spike
+from dsv4.training.stability import Stability, StabilitySettings, describe_rollback
 from dsv4.training.state import RunPosition, StateError, load_state, save_state
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ class TrainSettings:
     autocast: torch.dtype | None = None  # torch.bfloat16: the products of layers and experts run in bf16
     bf16_gradients: bool = False  # native products of the backward multiply BF16 numbers: kernels/gradients.py
     count_clamps: bool = False  # share of values that the SwiGLU clamp changes, per layer, in the metrics
+    stability: StabilitySettings | None = None  # spike detector and rollbacks; None: without
     replicas: int = 1  # data-parallel processes
     micro_batches: int = 1  # per process and step, one after the other
     threads: int = 1  # per process if replicas > 1
@@ -96,6 +99,9 @@ class Trainer:
             self.progress = load_state(self.state_path, model, optimizer)
             if self.progress.stage >= len(stages):
                 raise StateError(f"{self.state_path} is in stage {self.progress.stage}; the run has {len(stages)}")
+        self.stability: Stability | None = None
+        if settings.stability is not None:
+            self.stability = Stability(settings.stability, run_dir / "kept", self.progress.stability)
 
     @property
     def state_path(self) -> Path:
@@ -111,11 +117,19 @@ class Trainer:
         sources = [stage.source for stage in self.stages]
         settings = self.settings
         with (
-            Report(self.run_dir / "metrics.jsonl", self.progress.step, self.console, self.quiet) as report,
+            Report(
+                self.run_dir / "metrics.jsonl",
+                self.progress.step,
+                self.console,
+                self.quiet,
+                self.stability.rollbacks if self.stability else 0,
+            ) as report,  # fmt: skip
             Replicas(
                 self.model, self.optimizer, sources, settings.replicas, settings.threads, settings.micro_batches
             ) as replicas,
         ):
+            if self.stability and self.progress.step not in self.stability.kept.steps():
+                self.save()  # a state to go back to; kept before, unless this is a new run or one killed while saving
             while not self.finished and (stop_after is None or self.progress.step < stop_after):
                 self._one_step(report, replicas)
                 if self.progress.step % self.settings.save_every == 0:
@@ -131,7 +145,11 @@ class Trainer:
                     f"after step {self.progress.step - 1} parameter {name} is not finite; nothing was saved, "
                     f"{self._last_state()}"
                 )
+        if self.stability:
+            self.progress.stability = self.stability.state()
         save_state(self.state_path, self.model, self.optimizer, self.progress)
+        if self.stability:
+            self.stability.keep(self.state_path, self.progress.step)
 
     def _one_step(self, report: Report, replicas: Replicas) -> None:
         started = time.perf_counter()
@@ -151,6 +169,10 @@ class Trainer:
         results = replicas.gradient(work)
         result, norm = sum_results(results), self.optimizer.gradient_norm()
         losses, loads, tokens = result.losses, result.loads, result.tokens
+        if self.stability:
+            spike = self.stability.observe(step, [progress.stage, quantized], losses.next_token, norm)
+            if spike and self._roll_back(self.stability, spike, report, time.perf_counter() - started):
+                return
         self._check_finite(results, norm)
         rate = settings.schedule.rate(step, total)
         replicas.update(rate, min(1.0, settings.grad_clip / (norm + 1e-6)))
@@ -166,10 +188,31 @@ class Trainer:
             "lr": rate, "grad_norm": norm, "imbalance": load_imbalance(loads), "targets": losses.targets,
             "tokens": progress.tokens, "seconds": round(progress.seconds, 3), "tokens_per_second": tokens / took,
         }  # fmt: skip
+        if self.stability:
+            metrics["attempt"] = self.stability.rollbacks
         if settings.count_clamps:
             metrics["clamped"] = clamped_shares(result.clamps)
         total = self.plan.total(progress.step)
         report.step(metrics, total, total < UNPLANNED, (total - progress.step) * progress.seconds / progress.step)
+
+    def _roll_back(self, stability: Stability, spike: Spike, report: Report, took: float) -> bool:
+        """Go back to a state before the spike, without an update; False if the run is to go on as it is."""
+        path = stability.choose(spike)
+        if path is None:
+            return False
+        seconds, attempt = self.progress.seconds + took, stability.rollbacks
+        self.optimizer.zero_grad()
+        self.progress = load_state(path, self.model, self.optimizer)
+        self.progress.seconds = seconds  # a budget of time goes on
+        step = self.progress.step
+        stability.went_back(spike, step, self.progress.stability)
+        report.event(
+            describe_rollback(spike, attempt, step),
+            f"spike at step {spike.step} ({spike.statistic} {spike.value:.4g}, limit {spike.limit:.4g}): back to step "
+            f"{step}",
+        )
+        self.save()
+        return True
 
     def _check_finite(self, results: Sequence[Result], norm: float) -> None:
         """Raise NonFiniteLossError naming the losses, else the gradients, that are not finite."""

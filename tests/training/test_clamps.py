@@ -1,4 +1,4 @@
-"""The counter of the SwiGLU clamp: shares per layer, over micro-batches and replicas, and no bit of training changed."""
+"""The counter of the SwiGLU clamp: shares per layer, over micro-batches and replicas; no bit of training changes."""
 
 from __future__ import annotations
 
