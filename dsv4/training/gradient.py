@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,6 +17,10 @@ from dsv4.model.batch import RaggedBatch
 from dsv4.model.transformer import Transformer
 from dsv4.training.losses import Counts, Losses, LossWeights, compute_losses, count_parts, pack_masks, sum_losses
 from dsv4.training.qat import stored_weights
+
+Routing = dict[
+    str, Tensor
+]  # experts of each token of a batch, int16 [T, k], by module name of the MoE ("layers.3.ffn")
 
 
 class MaskedDocuments(Protocol):
@@ -36,7 +40,10 @@ class BatchSource(Protocol):
 
 @dataclass(frozen=True)
 class Work:
-    """Parameters of one step's forward and backward: stage (the source), step in it, and numerics."""
+    """Parameters of one step's forward and backward: stage (the source), step in it, and numerics.
+
+    routing: chosen ahead, by batch number (anticipatory.py); other batches are routed by their own forward.
+    """
 
     stage: int
     step: int
@@ -45,6 +52,7 @@ class Work:
     autocast: torch.dtype | None = None
     bf16_gradients: bool = False
     count_clamps: bool = False
+    routing: Mapping[int, Routing] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,11 +70,15 @@ class Result:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Packed documents, their targets bool [T], and the counts that their losses are means over."""
+    """Packed documents, their targets bool [T], the counts that their losses are means over, and routing from before.
+
+    Layers that `routing` does not name choose the experts themselves.
+    """
 
     batch: RaggedBatch
     mask: Tensor
     counts: Counts
+    routing: Routing = field(default_factory=dict)
 
 
 def pack_batch(data: MaskedDocuments, device: torch.device) -> MicroBatch:
@@ -99,12 +111,21 @@ def compute_gradient(
     return sum_results(results)
 
 
-def _compute_one(model: Transformer, data: MicroBatch, work: Work, totals: Counts) -> Result:
-    aux, device = AuxLosses(count_clamps=work.count_clamps), data.mask.device.type
-    autocast = torch.autocast(device, work.autocast) if work.autocast is not None else nullcontext()
-    if work.autocast is not None and device == "cpu" and backends.native_module() is not None:
+@contextmanager
+def numerics(work: Work, device: torch.device) -> Iterator[None]:
+    """Context of the forward of a step."""
+    autocast = torch.autocast(device.type, work.autocast) if work.autocast is not None else nullcontext()
+    if work.autocast is not None and device.type == "cpu" and backends.native_module() is not None:
         backends.decline("training runs under autocast")
     with autocast, bf16_gradients(work.bf16_gradients):
+        yield
+
+
+def _compute_one(model: Transformer, data: MicroBatch, work: Work, totals: Counts) -> Result:
+    device = data.mask.device
+    routing = {name: index.to(device, torch.int64) for name, index in data.routing.items()}
+    aux = AuxLosses(routing, work.count_clamps)
+    with numerics(work, device):
         total, losses = compute_losses(model, data.batch, data.mask, work.weights, aux, totals)
     if total.requires_grad:  # not so for a batch without targets in a model without routers
         total.backward()

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -155,22 +156,17 @@ class Trainer:
         started = time.perf_counter()
         progress, settings = self.progress, self.settings
         step, total = progress.step, self.plan.total(progress.step)
-        self._advance_stage(step, total)
+        progress.stage, progress.stage_start = self._stage_at(step, total)
         stage = self.stages[progress.stage]
-        decaying = settings.schedule.in_decay(step, total)
-        weights = settings.loss_weights
-        if decaying:
-            weights = replace(weights, mtp=min(weights.mtp, settings.mtp_weight_in_decay))
-        quantized = step >= total * (1 - settings.quantized_share)
-        work = Work(
-            progress.stage, step - progress.stage_start, weights, quantized, settings.autocast, settings.bf16_gradients,
-            settings.count_clamps,
-        )  # fmt: skip
-        results = replicas.gradient(work)
+        work = self._work(step, total)
+        make_work = partial(self._work, total=total)
+        ahead = self.stability.route_ahead(range(step, total), make_work, replicas) if self.stability else {}
+        seconds_ahead = time.perf_counter() - started
+        results = replicas.gradient(replace(work, routing=ahead))
         result, norm = sum_results(results), self.optimizer.gradient_norm()
         losses, loads, tokens = result.losses, result.loads, result.tokens
         if self.stability:
-            spike = self.stability.observe(step, [progress.stage, quantized], losses.next_token, norm)
+            spike = self.stability.observe(step, [progress.stage, work.quantized], losses.next_token, norm)
             if spike and self._roll_back(self.stability, spike, report, time.perf_counter() - started):
                 return
         self._check_finite(results, norm)
@@ -181,7 +177,7 @@ class Trainer:
 
         took = time.perf_counter() - started
         progress.step, progress.tokens, progress.seconds = step + 1, progress.tokens + tokens, progress.seconds + took
-        self.plan.observe(progress.step, progress.seconds, freeze=decaying)
+        self.plan.observe(progress.step, progress.seconds, freeze=settings.schedule.in_decay(step, total))
         metrics = {
             "step": step, "stage": stage.name, "loss": losses.next_token, "accuracy": losses.accuracy,
             "mtp_loss": losses.mtp, "balance_loss": losses.balance, "indexer_loss": losses.indexer,
@@ -189,11 +185,23 @@ class Trainer:
             "tokens": progress.tokens, "seconds": round(progress.seconds, 3), "tokens_per_second": tokens / took,
         }  # fmt: skip
         if self.stability:
-            metrics["attempt"] = self.stability.rollbacks
+            metrics |= {"attempt": self.stability.rollbacks, "anticipatory": bool(ahead)}
+            metrics |= {"anticipation_seconds": round(seconds_ahead, 3)} if ahead else {}
         if settings.count_clamps:
             metrics["clamped"] = clamped_shares(result.clamps)
         total = self.plan.total(progress.step)
         report.step(metrics, total, total < UNPLANNED, (total - progress.step) * progress.seconds / progress.step)
+
+    def _work(self, step: int, total: int) -> Work:
+        """Forward and backward of this or a later step."""
+        settings, (stage, start) = self.settings, self._stage_at(step, total)
+        weights = settings.loss_weights
+        if settings.schedule.in_decay(step, total):
+            weights = replace(weights, mtp=min(weights.mtp, settings.mtp_weight_in_decay))
+        quantized = step >= total * (1 - settings.quantized_share)
+        return Work(
+            stage, step - start, weights, quantized, settings.autocast, settings.bf16_gradients, settings.count_clamps
+        )
 
     def _roll_back(self, stability: Stability, spike: Spike, report: Report, took: float) -> bool:
         """Go back to a state before the spike, without an update; False if the run is to go on as it is."""
@@ -207,7 +215,7 @@ class Trainer:
         step = self.progress.step
         stability.went_back(spike, step, self.progress.stability)
         report.event(
-            describe_rollback(spike, attempt, step),
+            describe_rollback(spike, attempt, step) | {"anticipatory_until": stability.until},
             f"spike at step {spike.step} ({spike.statistic} {spike.value:.4g}, limit {spike.limit:.4g}): back to step "
             f"{step}",
         )
@@ -230,11 +238,15 @@ class Trainer:
     def _last_state(self) -> str:
         return f"the last saved state is {self.state_path}" if self.state_path.exists() else "no state was saved yet"
 
-    def _advance_stage(self, step: int, total: int) -> None:
-        """Enter the next stage once the earlier ones have had their share of `total`; never go back."""
-        while self.progress.stage + 1 < len(self.stages):
-            share = sum(stage.share for stage in self.stages[: self.progress.stage + 1])
-            if step < round(share * total):
-                return
-            self.progress.stage += 1
-            self.progress.stage_start = step
+    def _stage_at(self, step: int, total: int) -> tuple[int, int]:
+        """Stage of this or a later step, and the stage's first step.
+
+        A stage begins once the earlier ones have had their share of `total`; a run never goes back to one.
+        """
+        stage, start = self.progress.stage, self.progress.stage_start
+        while stage + 1 < len(self.stages):
+            end = round(sum(stage.share for stage in self.stages[: stage + 1]) * total)
+            if step < end:
+                break
+            stage, start = stage + 1, max(end, self.progress.step)
+        return stage, start

@@ -1,14 +1,17 @@
-"""Stability of a run: on a spike, back to a state before it, to go on with the data in the order that it had."""
+"""Stability of a run: on a spike, back to a state before it, and on with Anticipatory Routing and the same data."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from dsv4.training.anticipatory import RoutingAhead
+from dsv4.training.gradient import Routing, Work
 from dsv4.training.kept_states import KeptStates
+from dsv4.training.replicas import Replicas
 from dsv4.training.spikes import Spike, SpikeDetector, SpikeSettings
 
 
@@ -30,13 +33,25 @@ class StabilitySettings:
     max_rollbacks: int = 3  # per incident
     recovered: int = 64  # steps behind the spike after which an incident is over
     after_last: Literal["stop", "continue"] = "stop"  # with a loss that is not finite a run always stops
+    anticipate: Literal["after_rollback", "always", "never"] = "after_rollback"  # Anticipatory Routing
+    anticipate_steps: int = 200  # behind the step of the spike
+    delay: int = 1  # steps from the parameters that choose the experts to those that train them
 
     def __post_init__(self) -> None:
-        for name, least in {"keep": 1, "margin": 0, "max_rollbacks": 0, "recovered": 1}.items():
+        for name, least in {
+            "keep": 1,
+            "margin": 0,
+            "max_rollbacks": 0,
+            "recovered": 1,
+            "anticipate_steps": 0,
+            "delay": 0,
+        }.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: {least} or more")
         if self.after_last not in ("stop", "continue"):
             raise ValueError(f"after_last is {self.after_last!r}; allowed: stop, continue")
+        if self.anticipate not in ("after_rollback", "always", "never"):
+            raise ValueError(f"anticipate is {self.anticipate!r}; allowed: after_rollback, always, never")
 
 
 @dataclass
@@ -56,23 +71,49 @@ class Stability:
         self.kept = KeptStates(folder, settings.keep)
         self.rollbacks = 0  # of the whole run
         self.incident: _Incident | None = None
+        self.until = 0  # step at which Anticipatory Routing ends
         self.restore(state)
         if state:
-            self.rollbacks = state["rollbacks"]
+            self.rollbacks, self.until = state["rollbacks"], state["until"]
             self.incident = _Incident(**state["incident"]) if state["incident"] else None
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take the detector of a saved state; what the run knows of rollbacks stays."""
+        """Take the detector and the routing of a saved state; what the run knows of rollbacks stays."""
         self.detector = SpikeDetector(self.settings.spikes, **(state["detector"] if state else {}))
+        self.routing = RoutingAhead(state["routing"] if state else None)
 
     def state(self) -> dict[str, Any]:
         incident = vars(self.incident) if self.incident else None
-        return {"detector": self.detector.state(), "rollbacks": self.rollbacks, "incident": incident}
+        return {
+            "detector": self.detector.state(), "rollbacks": self.rollbacks, "incident": incident, "until": self.until,
+            "routing": self.routing.state(),
+        }  # fmt: skip
+
+    def anticipates(self, step: int) -> bool:
+        """True if step `step` runs with Anticipatory Routing."""
+        mode = self.settings.anticipate
+        return mode == "always" or (mode == "after_rollback" and step < self.until)
 
     def keep(self, saved: Path, step: int) -> None:
         """Keep the state just saved at `step`, unless a spike may have begun."""
         if self.detector.high_since is None:
             self.kept.keep(saved, step)
+
+    def route_ahead(self, steps: range, make_work: Callable[[int], Work], replicas: Replicas) -> dict[int, Routing]:
+        """Routing of the first of `steps`, by batch number, as chosen `delay` steps before; empty without.
+
+        `steps` ends with the run. Those up to `delay` ahead that have no routing yet get theirs now; when Anticipatory
+        Routing begins these are all, so that the delay grows from 0 to its full length.
+        """
+        if not self.anticipates(steps.start):
+            self.routing = RoutingAhead()
+            return {}
+        for step in steps[: self.settings.delay + 1]:
+            work = make_work(step)
+            if self.anticipates(step) and not self.routing.holds(work.stage, replicas.numbers(work.step)):
+                self.routing.add(work.stage, replicas.anticipate(work))
+        work = make_work(steps.start)
+        return self.routing.take(work.stage, replicas.numbers(work.step))
 
     def observe(self, step: int, phase: list[Any], loss: float, grad_norm: float) -> Spike | None:
         """Record a step before its update; return the spike that it completes, if any."""
@@ -111,6 +152,7 @@ class Stability:
             else _Incident(spike.step, step)
         )
         self.rollbacks += 1
+        self.until = max(self.until, spike.step + self.settings.anticipate_steps)
         self.restore(state)
         self.kept.drop_after(step)
 

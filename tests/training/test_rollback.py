@@ -19,7 +19,7 @@ from dsv4.training.schedule import Schedule
 from dsv4.training.spikes import SpikeSettings
 from dsv4.training.stability import SpikeError, StabilitySettings
 
-STABILITY = StabilitySettings(SpikeSettings(window=16, fewest=8), margin=3)
+STABILITY = StabilitySettings(SpikeSettings(window=16, fewest=8), margin=3, anticipate_steps=10)
 SETTINGS = TrainSettings(
     Schedule(peak=0.01, warmup_steps=2, decay_fraction=0.5), quantized_share=0.0, save_every=5, stability=STABILITY
 )
@@ -78,6 +78,15 @@ def test_a_run_goes_back_and_ends_as_if_nothing_had_happened(
     assert [(line["attempt"], line["step"]) for line in lines(trainer)] == [
         *((0, step) for step in range(seen)), (0, seen), *((1, step) for step in range(15, STEPS)),
     ]  # fmt: skip
+
+
+def test_anticipatory_routing_is_on_from_the_rollback_and_then_off(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path / "run")
+    hurt(trainer)
+    trainer.run()
+    on = {line["step"] for line in lines(trainer) if line.get("anticipatory")}
+    assert on == {*range(15, HURT + 1 + 10)}
+    assert rollbacks(trainer)[0]["anticipatory_until"] == HURT + 1 + 10
 
 
 @pytest.mark.parametrize("stop", [16, 20, 33])
