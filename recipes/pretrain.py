@@ -38,6 +38,7 @@ from dsv4.training.plan import FixedPlan
 from dsv4.training.replicas import ReplicaError
 from dsv4.training.schedule import Schedule
 from dsv4.training.sources import TASKS, MixtureSource, PartPaths
+from dsv4.training.stability import SpikeError, StabilitySettings
 from dsv4.training.state import StateError
 
 COUNTED_BATCHES = 8  # batches counted for the token frequencies of the hash-routed layers
@@ -63,6 +64,7 @@ class Run:
     micro_batches: int
     save_every: int
     device: str
+    rollback: bool = False
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -75,7 +77,16 @@ def main(arguments: list[str] | None = None) -> int:
         run = resume_run(run_dir) if options.resume else new_run(options, run_dir, console)
         trainer = make_trainer(run, run_dir, options.workers, console)
         trainer.run()
-    except (ValueError, OSError, DiskFullError, NonFiniteLossError, ReplicaError, StateError, MemoryError) as error:
+    except (
+        ValueError,
+        OSError,
+        DiskFullError,
+        NonFiniteLossError,
+        ReplicaError,
+        SpikeError,
+        StateError,
+        MemoryError,
+    ) as error:
         raise SystemExit(f"training stopped: {error}") from error
     export_model(trainer.model, run_dir / "tokenizer", out)
     console.print(f"model folder: {out}", highlight=False)
@@ -106,7 +117,7 @@ def new_run(options: argparse.Namespace, run_dir: Path, console: Console) -> Run
         tasks=options.tasks, row_tokens=options.row_tokens, document_tokens=options.document_tokens,
         group_rows=options.group_rows, fill_in_middle=options.fill_in_middle, split_merged=options.split_merged,
         peak_lr=options.peak_lr, seed=options.seed, replicas=options.replicas, micro_batches=options.micro_batches,
-        save_every=options.save_every, device=options.device,
+        save_every=options.save_every, device=options.device, rollback=options.rollback,
     )  # fmt: skip
     for target, values in ((run_dir / "config.json", config.to_dict()), (path, asdict(run))):
         with new_file(target) as temporary:
@@ -166,6 +177,7 @@ def make_trainer(run: Run, run_dir: Path, workers: int, console: Console) -> Tra
         replicas=run.replicas,
         micro_batches=run.micro_batches,
         save_every=run.save_every,
+        stability=StabilitySettings() if run.rollback else None,
     )
     native = run.device != "cpu" or torch.cpu.get_capabilities().get("avx512_bf16", False)
     optimizer = MuonAdamW(model, config, compute_dtype=torch.bfloat16 if native else torch.float32)
@@ -199,6 +211,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--replicas", type=int, default=1, metavar="N", help="processes that share a step")
     parser.add_argument("--micro-batches", type=int, default=1, metavar="N", help="batches per process and step")
     parser.add_argument("--save-every", type=int, default=100, metavar="STEPS", help="default: %(default)s")
+    parser.add_argument(
+        "--rollback", action="store_true", help="on a loss spike, back to a save before it, with Anticipatory Routing"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/pretrain"), help="folder of the run's state")

@@ -5,22 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from statistics import median
 from typing import Any, Literal
 
 Statistic = Literal["loss", "grad_norm", "either"]
 
-# Standard deviation of a normal distribution, in median absolute deviations.
-DEVIATIONS = 1.4826
+# Standard deviation of normal noise over the median absolute difference of two of its values.
+DEVIATIONS = 1.4826 / math.sqrt(2.0)
 
 
 @dataclass(frozen=True)
 class SpikeSettings:
     """Rule of the detector; the report discloses none. docs/training.md has the reasons for these defaults.
 
-    A step is high if its statistic is above median + threshold * spread of the last `window` steps that were not high;
-    spread is the median absolute deviation, scaled to a standard deviation, but at least `floor` * median. `patience`
-    high steps in a row are a spike; a value that is not finite is one at once.
+    A step is high if its statistic is above level + threshold * spread of earlier steps that were not high. level: the
+    median of the last `fewest`. spread: the median absolute difference of successive steps in the last `window`, which a
+    trend leaves alone, scaled to a standard deviation, but at least `floor` * level. `patience` high steps in a row
+    are a spike; a value that is not finite is one at once.
     """
 
     statistic: Statistic = "loss"
@@ -87,9 +89,9 @@ class SpikeDetector:
         history = self.history.get(name, [])
         if len(history) < self.settings.fewest:
             return math.inf
-        middle = median(history)
-        spread = DEVIATIONS * median(abs(value - middle) for value in history)
-        return middle + self.settings.threshold * max(spread, self.settings.floor * abs(middle))
+        level = median(history[-self.settings.fewest :])
+        spread = DEVIATIONS * median(abs(after - before) for before, after in pairwise(history))
+        return level + self.settings.threshold * max(spread, self.settings.floor * abs(level))
 
     def state(self) -> dict[str, Any]:
         history = {name: list(values) for name, values in self.history.items()}

@@ -27,6 +27,12 @@ def test_a_falling_noisy_loss_has_no_spike() -> None:
     assert watch(SpikeDetector(SpikeSettings()), falling(1000)) == []
 
 
+def test_a_jump_within_a_steep_fall_is_a_spike() -> None:
+    losses = [4.0 * 0.93**step for step in range(34)]  # half of the fall within the window
+    assert watch(SpikeDetector(SpikeSettings()), losses) == []
+    assert watch(SpikeDetector(SpikeSettings()), [*losses, 1.6, 1.6]) != []
+
+
 def test_two_high_steps_are_a_spike_that_began_at_the_first() -> None:
     losses = falling(200)
     losses[150] += 3.0
@@ -39,7 +45,7 @@ def test_two_high_steps_are_a_spike_that_began_at_the_first() -> None:
 
 
 def test_high_steps_do_not_enter_the_history() -> None:
-    losses = [v for pair in zip(falling(200), [9.0] * 200, strict=True) for v in pair][40:]  # every other step is high
+    losses = [v for pair in zip(falling(264)[64:], [9.0] * 200, strict=True) for v in pair]  # every other step is high
     detector = SpikeDetector(SpikeSettings(patience=3, threshold=3.0))
     watch(detector, falling(64), phase="a")
     assert watch(detector, losses, first=64) == []
