@@ -2,8 +2,8 @@
 
     python recipes/spike_drill.py --run-dir runs/drill
 
-After --hurt-at steps the weights of one routed expert per layer are multiplied, an outlier as those that the DeepSeek-V4 report
-ties to spikes. The run's saved states do not have it. The run's folder then holds metrics.jsonl, to be read.
+After --hurt-at steps the weights of one routed expert of every block are multiplied, an outlier as those that the
+DeepSeek-V4 report ties to spikes; the run's saved states do not have it. The folder then holds metrics.jsonl, to be read.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def drill(run_dir: Path, steps: int, hurt_at: int, factor: float, delay: int, co
     trainer.run(stop_after=hurt_at)
     console.print(f"step {hurt_at}: expert {HURT_EXPERT} of every layer times {factor:g}", highlight=False)
     with torch.no_grad():
-        for layer in model.layers:
-            for weight in layer.ffn.experts.parameters():
+        for name, weight in model.named_parameters():
+            if ".ffn.experts." in name:
                 weight[HURT_EXPERT] *= factor
     trainer.run()
     return Outcome([json.loads(line) for line in (run_dir / "metrics.jsonl").read_text("utf-8").splitlines()])

@@ -20,8 +20,8 @@ class SpikeSettings:
     """Rule of the detector; the report discloses none. docs/training.md has the reasons for these defaults.
 
     A step is high if its statistic is above level + threshold * spread of earlier steps that were not high. level: the
-    median of the last `fewest`. spread: the median absolute difference of successive steps in the last `window`, which a
-    trend leaves alone, scaled to a standard deviation, but at least `floor` * level. `patience` high steps in a row
+    median of the last `fewest`. spread: the median absolute difference of successive steps in the last `window`, which
+    a trend leaves alone, scaled to a standard deviation, but at least `floor` * level. `patience` high steps in a row
     are a spike; a value that is not finite is one at once.
     """
 
