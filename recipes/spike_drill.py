@@ -3,7 +3,7 @@
     python recipes/spike_drill.py --run-dir runs/drill
 
 After --hurt-at steps the weights of one routed expert of every block are multiplied, an outlier as those that the
-DeepSeek-V4 report ties to spikes; the run's saved states do not have it. The folder then holds metrics.jsonl, to be read.
+DeepSeek-V4 report ties to spikes; the saved states do not have it. The folder then holds metrics.jsonl, to be read.
 """
 
 from __future__ import annotations
