@@ -115,7 +115,7 @@ def test_a_spike_rolls_the_run_back(model: Path, texts: Path, tmp_path: Path) ->
     trainer = recipe["make_trainer"](run, tmp_path, 0, console)
     trainer.run(stop_after=9)
     with torch.no_grad():
-        trainer.model.head.weight *= 100.0
+        trainer.model.head.weight *= -100.0
     trainer.run()
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(r["step"], r["spike_start"], r["to"]) for r in records if "event" in r] == [(10, 9, 8)]
