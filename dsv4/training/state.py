@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,13 +23,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class RunPosition:
-    """Position of a run. The data's position is `step - stage_start`, since sources give any batch by its number."""
+    """Position of a run. The data's position is `step - stage_start`, since sources give any batch by its number.
+
+    stability: state of the spike detector and of rollbacks (stability.py), empty without them.
+    """
 
     step: int = 0
     stage: int = 0
     stage_start: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    stability: dict[str, Any] = field(default_factory=dict)
 
 
 class StateError(ValueError):
@@ -112,6 +116,8 @@ def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
 def _check_same(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """StateError if a tensor is missing or has another shape or dtype. AdamW's moments are checked by the optimizer."""
     for name, want in expected.items():
+        if name.startswith("optimizer.adamw."):
+            continue  # there are none before the first step
         if name not in found:
             raise StateError(f"{path}: {name} is missing; the state is of another model")
         _check_tensor(path, name, found[name], want)
