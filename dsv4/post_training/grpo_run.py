@@ -1,4 +1,4 @@
-"""GRPO: groups of rollouts by the engine, rewards, updates; a killed run resumes to the same bits."""
+"""GRPO: groups of rollouts by the engine, rewards, updates."""
 
 from __future__ import annotations
 
@@ -11,57 +11,35 @@ from typing import Any
 
 from rich.console import Console
 
-from dsv4.checkpoint.atomic import clear_folder
 from dsv4.data.stable_hash import stable_hash
 from dsv4.engine import LLM, SamplingParams
 from dsv4.model.transformer import Transformer
 from dsv4.post_training.grpo import advantages
 from dsv4.post_training.learner import Judged, LearnerSettings, Update, update, with_reference
+from dsv4.post_training.policy_run import LoopSettings, PolicyRun, StepFigures
 from dsv4.post_training.problems import Problem, ProblemSource
 from dsv4.post_training.rewards import Reward, RewardSettings, judge
 from dsv4.post_training.rollouts import Rollout, sample_rollouts
 from dsv4.post_training.served_policy import ServedPolicy
 from dsv4.training.optim import MuonAdamW
-from dsv4.training.report import Report
-from dsv4.training.schedule import Schedule
-from dsv4.training.state import load_state, save_state
-from dsv4.training.stopping import RunStoppedError, StopOnSigterm
-
-STATE = "state.pt"
 
 
 @dataclass(frozen=True)
 class GRPORunSettings:
-    """Settings of a run; the report gives no values."""
+    """Settings of a run besides its loop; the report gives no values."""
 
-    steps: int
-    schedule: Schedule
     learner: LearnerSettings
     rewards: RewardSettings
-    prompts: int = 16  # groups per step
     group_size: int = 8
     mini_batches: int = 2  # updates per step
-    max_tokens: int = 512  # of an answer
     resample: int = 3  # rounds of new prompts at most, in place of groups whose rewards are equal
-    save_every: int = 10
-    seed: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("steps", "prompts", "mini_batches", "max_tokens", "resample", "save_every"):
+        for name in ("mini_batches", "resample"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
         if self.group_size < 2:
             raise ValueError(f"group_size is {self.group_size}; allowed: 2 or more, for an advantage is within a group")
-
-
-@dataclass
-class GRPOPosition:
-    """Position of a run."""
-
-    step: int = 0
-    problems: int = 0  # that were asked
-    tokens: int = 0  # that were sampled
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -78,14 +56,17 @@ class Group:
         return len({reward.value for reward in self.rewards}) > 1
 
 
-class GRPORun:
-    """Trains a served policy on problems. `run_dir` keeps state and metrics; a state found there is resumed."""
+class GRPORun(PolicyRun):
+    """Trains a policy by GRPO. `reference`: a frozen policy that the KL is to; needed unless its weight is 0."""
+
+    stage = "grpo"
 
     def __init__(
         self,
         policy: ServedPolicy,
         optimizer: MuonAdamW,
         problems: ProblemSource,
+        loop: LoopSettings,
         settings: GRPORunSettings,
         run_dir: Path,
         reference: Transformer | None = None,
@@ -94,66 +75,23 @@ class GRPORun:
     ) -> None:
         if settings.learner.objective.kl and reference is None:
             raise ValueError(f"kl is {settings.learner.objective.kl}, but there is no reference policy; allowed: 0")
-        self.policy, self.optimizer, self.problems, self.settings = policy, optimizer, problems, settings
-        self.run_dir, self.reference = run_dir, reference
-        self.console, self.quiet = console or Console(), quiet
-        self.position = GRPOPosition()
-        run_dir.mkdir(parents=True, exist_ok=True)
-        clear_folder(run_dir)
-        if self.state_path.exists():
-            self.position = load_state(self.state_path, policy.model, optimizer, GRPOPosition)
+        super().__init__(policy, optimizer, problems, loop, run_dir, console, quiet)
+        self.settings, self.reference = settings, reference
 
-    @property
-    def state_path(self) -> Path:
-        return self.run_dir / STATE
-
-    def run(self, stop_after: int | None = None) -> GRPOPosition:
-        """Train to the last step, or until `stop_after` steps are done; saves the state at the end.
-
-        RunStoppedError, with the state saved, if the process got SIGTERM meanwhile.
-        """
-        settings, position = self.settings, self.position
-        last = settings.steps if stop_after is None else min(settings.steps, stop_after)
-        metrics = self.run_dir / "metrics.jsonl"
-        with Report(metrics, position.step, self.console, self.quiet) as report, StopOnSigterm() as stop:
-            while position.step < last and not stop.requested:
-                self._step(report)
-                if position.step % settings.save_every == 0:
-                    self.save()
-        self.save()
-        if stop.requested and position.step < settings.steps:
-            raise RunStoppedError(
-                f"stopped by SIGTERM after step {position.step} of {settings.steps}; the state is saved in "
-                f"{self.state_path}"
-            )
-        return position
-
-    def save(self) -> None:
-        save_state(self.state_path, self.policy.model, self.optimizer, self.position)
-
-    def _step(self, report: Report) -> None:
+    def step(self, rate: float) -> StepFigures:
         started = time.perf_counter()
-        settings, position = self.settings, self.position
         with self.policy.serving() as llm:
             asked = list(self._groups(llm))
-        sampled = time.perf_counter() - started
-        rate = settings.schedule.rate(position.step, settings.steps)
+        sampling = time.perf_counter() - started
         updates = list(self._update([group for group in asked if group.informative], rate))
-        took = time.perf_counter() - started
         tokens = sum(len(rollout.token_ids) for group in asked for rollout in group.rollouts)
-        step = position.step
-        position.step, position.tokens, position.seconds = step + 1, position.tokens + tokens, position.seconds + took
-        metrics: dict[str, Any] = {
-            "step": step, "stage": "grpo", "lr": rate, "seconds": round(position.seconds, 3),
-            "tokens_per_second": tokens / took, "sampling_share": sampled / took,
-        } | _sampling_figures(asked) | _update_figures(updates)  # fmt: skip
-        report.step(metrics, settings.steps, True, (settings.steps - position.step) * position.seconds / position.step)
+        figures = {"sampling_seconds": round(sampling, 3)} | _sampling_figures(asked) | _update_figures(updates)
+        return StepFigures(figures, tokens)
 
     def _groups(self, llm: LLM) -> Iterator[Group]:
         """Groups of this step: until `prompts` of them are informative, or the rounds are used up."""
-        settings = self.settings
-        wanted = settings.prompts
-        for _ in range(settings.resample):
+        wanted = self.loop.prompts
+        for _ in range(self.settings.resample):
             groups = self._ask(llm, wanted)
             yield from groups
             wanted -= sum(group.informative for group in groups)
@@ -162,17 +100,11 @@ class GRPORun:
 
     def _ask(self, llm: LLM, count: int) -> list[Group]:
         """Ask the next `count` problems, each `group_size` times."""
-        settings, position = self.settings, self.position
-        assert llm.prompts is not None, "problems are asked in text"
-        first = position.problems
-        problems = [self.problems.problem(number) for number in range(first, first + count)]
-        position.problems += count
-        prompts = [llm.prompts.encode(problem.prompt()) for problem in problems]
-        seed = stable_hash("rollouts", settings.seed, first) >> 2
-        rollouts = sample_rollouts(
-            llm, prompts, settings.group_size, SamplingParams(max_tokens=settings.max_tokens), seed
-        )
-        rewards = judge(rollouts, problems, settings.rewards)
+        first, problems, prompts = self.take_problems(llm, count)
+        params = SamplingParams(max_tokens=self.loop.max_tokens)
+        seed = stable_hash("rollouts", self.loop.seed, first) >> 2
+        rollouts = sample_rollouts(llm, prompts, self.settings.group_size, params, seed)
+        rewards = judge(rollouts, problems, self.settings.rewards)
         for error in sorted({reward.error for reward in rewards if reward.error is not None}):
             self.console.print(f"{error}; its rollouts are left out", highlight=False)
         pairs = [list[tuple[Rollout, Reward]]() for _ in problems]
@@ -195,9 +127,9 @@ class GRPORun:
         if self.reference is not None and rollouts:
             references = with_reference(self.reference, rollouts, settings.learner.micro_tokens)
         batch = [Judged(*one) for one in zip(rollouts, gains, references, strict=True)]
-        Random(stable_hash("mini-batches", settings.seed, self.position.step)).shuffle(batch)
-        size = -(-len(batch) // settings.mini_batches)
-        for start in range(0, len(batch), max(1, size)):
+        Random(stable_hash("mini-batches", self.loop.seed, self.position.step)).shuffle(batch)
+        size = max(1, -(-len(batch) // settings.mini_batches))
+        for start in range(0, len(batch), size):
             yield update(self.policy.model, self.optimizer, batch[start : start + size], rate, settings.learner)
 
 
@@ -212,7 +144,6 @@ def _sampling_figures(groups: Sequence[Group]) -> dict[str, Any]:
         "unfinished": sum(not rollout.finished for rollout in rollouts) / count,
         "groups": len(groups),
         "informative": sum(group.informative for group in groups),
-        "problems": sorted({group.problem.domain for group in groups}),
     }
 
 

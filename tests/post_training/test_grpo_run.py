@@ -13,21 +13,21 @@ from dsv4.kernels import backends
 from dsv4.post_training.grpo import GRPOSettings
 from dsv4.post_training.grpo_run import GRPORun, GRPORunSettings
 from dsv4.post_training.learner import LearnerSettings
+from dsv4.post_training.policy_run import LoopSettings
 from dsv4.post_training.rewards import RewardSettings
 from dsv4.training.schedule import Schedule
 
 from .small_policy import TextProblems, has_digit, small_policy
 
+LOOP = LoopSettings(steps=3, schedule=Schedule(0.05, 0, 0.0), prompts=2, max_tokens=6, save_every=1)
 SETTINGS = GRPORunSettings(
-    steps=3, schedule=Schedule(0.05, 0, 0.0), learner=LearnerSettings(GRPOSettings(kl=0.0)),
-    rewards=RewardSettings(judge_cut_off=True),
-    prompts=2, group_size=4, mini_batches=2, max_tokens=6, save_every=1,
-)  # fmt: skip
+    LearnerSettings(GRPOSettings(kl=0.0)), RewardSettings(judge_cut_off=True), group_size=4, mini_batches=2
+)
 
 
-def make_run(run_dir: Path, settings: GRPORunSettings = SETTINGS, judged=has_digit) -> GRPORun:
+def make_run(run_dir: Path, loop: LoopSettings = LOOP, judged=has_digit, settings=SETTINGS) -> GRPORun:
     policy, optimizer = small_policy()
-    return GRPORun(policy, optimizer, TextProblems(judged), settings, run_dir, quiet=True)
+    return GRPORun(policy, optimizer, TextProblems(judged), loop, settings, run_dir, quiet=True)
 
 
 def metrics(run_dir: Path) -> list[dict]:
@@ -39,7 +39,9 @@ def weights(run: GRPORun) -> dict[str, torch.Tensor]:
 
 
 def test_the_reward_rises_and_training_computes_what_the_engine_sampled(tmp_path: Path) -> None:
-    run = make_run(tmp_path, replace(SETTINGS, steps=10, prompts=4, group_size=8, mini_batches=1))
+    run = make_run(
+        tmp_path, replace(LOOP, steps=10, prompts=4), settings=replace(SETTINGS, group_size=8, mini_batches=1)
+    )
     run.run()
     lines = metrics(tmp_path)
     rewards = [line["reward"] for line in lines]
@@ -58,14 +60,14 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
         run.run(stop)
     assert run.position == replace(whole.position, seconds=run.position.seconds)
     assert all(torch.equal(p, weights(whole)[name]) for name, p in weights(run).items())
-    drop = {"seconds", "tokens_per_second", "sampling_share"}
+    drop = {"seconds", "tokens_per_second", "sampling_seconds"}
     assert [{k: v for k, v in line.items() if k not in drop} for line in metrics(tmp_path / "parts")] == [
         {k: v for k, v in line.items() if k not in drop} for line in metrics(tmp_path / "whole")
     ]
 
 
 def test_equal_rewards_update_nothing_and_are_asked_again(tmp_path: Path) -> None:
-    run = make_run(tmp_path, replace(SETTINGS, steps=1, resample=3), judged=lambda text: 1.0)
+    run = make_run(tmp_path, replace(LOOP, steps=1), judged=lambda text: 1.0)
     before = weights(run)
     run.run()
     (line,) = metrics(tmp_path)
@@ -79,29 +81,29 @@ def test_a_reward_that_raises_costs_its_rollouts_alone(tmp_path: Path, capsys: p
             raise ZeroDivisionError("no unit tests")
         return has_digit(text)
 
-    run = make_run(tmp_path, replace(SETTINGS, steps=2, prompts=4), judged)
+    run = make_run(tmp_path, replace(LOOP, steps=2, prompts=4), judged)
     run.run()
     assert run.position.step == 2
     assert "the reward of letters raised ZeroDivisionError: no unit tests" in capsys.readouterr().out
 
 
 def test_a_reward_that_is_no_number_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    make_run(tmp_path, replace(SETTINGS, steps=1), lambda text: float("nan")).run()
+    make_run(tmp_path, replace(LOOP, steps=1), lambda text: float("nan")).run()
     assert "the reward of letters is nan; allowed: a finite number" in capsys.readouterr().out
 
 
 def test_a_kl_needs_a_reference(tmp_path: Path) -> None:
     settings = replace(SETTINGS, learner=LearnerSettings(GRPOSettings(kl=0.1)))
     with pytest.raises(ValueError, match=r"kl is 0\.1, but there is no reference policy"):
-        make_run(tmp_path, settings)
+        make_run(tmp_path, settings=settings)
 
 
 def test_the_kl_to_the_reference_starts_at_zero(tmp_path: Path) -> None:
     policy, optimizer = small_policy()
     reference, _ = small_policy()
     reference.model.freeze()
-    settings = replace(SETTINGS, steps=2, learner=LearnerSettings(GRPOSettings(kl=0.1), quantized=False))
+    settings = replace(SETTINGS, learner=LearnerSettings(GRPOSettings(kl=0.1), quantized=False))
     policy.quantized = False
-    GRPORun(policy, optimizer, TextProblems(has_digit), settings, tmp_path, reference.model, quiet=True).run()
+    GRPORun(policy, optimizer, TextProblems(has_digit), LOOP, settings, tmp_path, reference.model, quiet=True).run()
     lines = metrics(tmp_path)
     assert lines[0]["updates"] == 2 and lines[-1]["kl"] > 0.0
