@@ -68,9 +68,11 @@ def update(
     optimizer.zero_grad()
     found: list[tuple[int, float, Objective]] = []
     with stored_weights(model) if settings.quantized else nullcontext():
-        for micro in micro_batches(batch, settings.micro_tokens):
-            objective = _objective(model, micro, len(batch), settings)
-            found.append((sum(len(judged.rollout.token_ids) for judged in micro), *objective))
+        place = 0
+        for rollouts in packed((judged.rollout for judged in batch), settings.micro_tokens):
+            objective = _objective(model, batch[place : place + len(rollouts)], len(batch), settings)
+            found.append((sum(len(rollout.token_ids) for rollout in rollouts), *objective))
+            place += len(rollouts)
     norm = optimizer.gradient_norm()
     loss = sum(value for _, value, _ in found)
     if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -115,16 +117,16 @@ def _laid(like: Tensor, parts: Iterable[Sequence[float]]) -> Tensor:
     return torch.tensor([number for part in parts for number in part], dtype=like.dtype, device=like.device)
 
 
-def micro_batches(batch: Sequence[Judged], tokens: int) -> list[list[Judged]]:
+def packed(rollouts: Iterable[Rollout], tokens: int) -> list[list[Rollout]]:
     """Consecutive rollouts of at most `tokens` tokens with their prompts; one that is longer is alone."""
-    found: list[list[Judged]] = []
+    found: list[list[Rollout]] = []
     room = 0
-    for judged in batch:
-        size = len(judged.rollout.document)
+    for rollout in rollouts:
+        size = len(rollout.document)
         if not found or size > room:
             found.append([])
             room = tokens
-        found[-1].append(judged)
+        found[-1].append(rollout)
         room -= size
     return found
 
@@ -133,8 +135,7 @@ def micro_batches(batch: Sequence[Judged], tokens: int) -> list[list[Judged]]:
 def with_reference(reference: Transformer, rollouts: Sequence[Rollout], tokens: int) -> list[tuple[float, ...]]:
     """Log-probabilities of each rollout's tokens under a frozen reference policy."""
     found: list[tuple[float, ...]] = []
-    for micro in micro_batches([Judged(rollout, 0.0) for rollout in rollouts], tokens):
-        log_p = answer_log_probabilities(reference, [judged.rollout for judged in micro])
-        parts = log_p.split([len(judged.rollout.token_ids) for judged in micro])
-        found += [tuple(part.tolist()) for part in parts]
+    for micro in packed(rollouts, tokens):
+        log_p = answer_log_probabilities(reference, micro)
+        found += [tuple(part.tolist()) for part in log_p.split([len(rollout.token_ids) for rollout in micro])]
     return found

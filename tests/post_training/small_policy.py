@@ -20,7 +20,7 @@ def small_policy(**changes: Any) -> tuple[ServedPolicy, MuonAdamW]:
     config = replace(
         ModelConfig.from_pretrained(nano_path()), hidden_size=32, num_hidden_layers=3, num_hash_layers=1,
         num_attention_heads=2, head_dim=64, q_lora_rank=16, o_groups=2, o_lora_rank=16, index_n_heads=2, index_topk=8,
-        n_routed_experts=4, moe_intermediate_size=16, compress_ratios=(0, 4, 128, 0), **changes,
+        n_routed_experts=4, moe_intermediate_size=32, compress_ratios=(0, 4, 128, 0), **changes,
     )  # fmt: skip
     model = Transformer(config)
     model.init_weights(torch.Generator().manual_seed(2))
