@@ -33,7 +33,7 @@ def start(recipe: GRPORecipe, policy: ServedPolicy, options: argparse.Namespace,
     optimizer = recipe.optimizer.optimizer(policy.model, policy.model.config)
     return GRPORun(
         policy, optimizer, recipe.problems.source(), recipe.loop(), recipe.settings(), options.run_dir, reference,
-        console,
+        console=console,
     )  # fmt: skip
 
 

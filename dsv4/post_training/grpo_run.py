@@ -20,6 +20,7 @@ from dsv4.post_training.policy_run import LoopSettings, PolicyRun, StepFigures
 from dsv4.post_training.problems import Problem, ProblemSource
 from dsv4.post_training.rewards import Reward, RewardSettings, judge
 from dsv4.post_training.rollouts import Rollout, sample_rollouts
+from dsv4.post_training.rubric_judge import RubricJudge
 from dsv4.post_training.served_policy import ServedPolicy
 from dsv4.training.optim import MuonAdamW
 
@@ -57,7 +58,10 @@ class Group:
 
 
 class GRPORun(PolicyRun):
-    """Trains a policy by GRPO. `reference`: a frozen policy that the KL is to; needed unless its weight is 0."""
+    """Trains a policy by GRPO. `reference`: a frozen policy that the KL is to; needed unless its weight is 0.
+
+    `rubric_judge`: judges rubric questions; it follows the policy, a step behind.
+    """
 
     stage = "grpo"
 
@@ -70,18 +74,37 @@ class GRPORun(PolicyRun):
         settings: GRPORunSettings,
         run_dir: Path,
         reference: Transformer | None = None,
+        rubric_judge: RubricJudge | None = None,
         console: Console | None = None,
         quiet: bool = False,
     ) -> None:
         if settings.learner.objective.kl and reference is None:
             raise ValueError(f"kl is {settings.learner.objective.kl}, but there is no reference policy; allowed: 0")
         super().__init__(policy, optimizer, problems, loop, run_dir, console, quiet)
-        self.settings, self.reference = settings, reference
+        self.settings, self.reference, self.rubric_judge = settings, reference, rubric_judge
+
+        if rubric_judge is not None and self.position.step:
+            rubric_judge.load(self._judge_path())
+
+    def save(self) -> None:
+        """Write the state; first the judge's weights, of whose files only that of the last state stays."""
+        judge = self._judge_path()
+        if self.rubric_judge is not None:
+            self.rubric_judge.save(judge)
+        super().save()
+        for path in self.run_dir.glob("judge-*.safetensors"):
+            if path != judge:
+                path.unlink()
+
+    def _judge_path(self) -> Path:
+        return self.run_dir / f"judge-{self.position.step}.safetensors"
 
     def step(self, rate: float) -> StepFigures:
         started = time.perf_counter()
         with self.policy.serving() as llm:
             asked = list(self._groups(llm))
+        if self.rubric_judge is not None:
+            self.rubric_judge.follow(self.policy.model)
         sampling = time.perf_counter() - started
         updates = list(self._update([group for group in asked if group.informative], rate))
         tokens = sum(len(rollout.token_ids) for group in asked for rollout in group.rollouts)
@@ -104,7 +127,7 @@ class GRPORun(PolicyRun):
         params = SamplingParams(max_tokens=self.loop.max_tokens)
         seed = stable_hash("rollouts", self.loop.seed, first) >> 2
         rollouts = sample_rollouts(llm, prompts, self.settings.group_size, params, seed)
-        rewards = judge(rollouts, problems, self.settings.rewards)
+        rewards = judge(rollouts, problems, self.settings.rewards, self.rubric_judge)
         for error in sorted({reward.error for reward in rewards if reward.error is not None}):
             self.console.print(f"{error}; its rollouts are left out", highlight=False)
         pairs = [list[tuple[Rollout, Reward]]() for _ in problems]
