@@ -23,6 +23,10 @@ EXAMPLES = """\
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the recipe; 0 when the model folder is written."""
+    return run_recipe("distill", DistillRecipe, _parser().parse_intermixed_args(arguments), start)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = make_parser("distill", __doc__ or "", EXAMPLES)
     parser.add_argument(
         "--teacher",
@@ -31,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="DOMAIN=FOLDER[:WEIGHT]",
         help="teacher of a task's questions, or of all others (default); may be given many times",
     )
-    return run_recipe("distill", DistillRecipe, parser.parse_intermixed_args(arguments), start)
+    return parser
 
 
 def start(

@@ -21,8 +21,11 @@ EXAMPLES = """\
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the recipe; 0 when the model folder is written."""
-    options = make_parser("grpo", __doc__ or "", EXAMPLES).parse_intermixed_args(arguments)
-    return run_recipe("grpo", GRPORecipe, options, start)
+    return run_recipe("grpo", GRPORecipe, _parser().parse_intermixed_args(arguments), start)
+
+
+def _parser() -> argparse.ArgumentParser:
+    return make_parser("grpo", __doc__ or "", EXAMPLES)
 
 
 def start(recipe: GRPORecipe, policy: ServedPolicy, options: argparse.Namespace, console: Console) -> GRPORun:
