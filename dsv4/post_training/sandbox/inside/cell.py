@@ -1,0 +1,89 @@
+"""Cell of one command: process namespace, seccomp filter and launcher, made before the command is known."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from typing import Any
+
+from dsv4.post_training.sandbox.inside import frames
+
+TREE = "/box"  # tmpfs of the sandbox's files
+FOLDERS = ("work", "tmp", "shm")
+PATH = "/usr/local/bin:/usr/bin:/bin"
+CODE = "/run/sandbox"
+LAUNCH = f"import sys; sys.path.insert(0, {CODE!r}); from dsv4.post_training.sandbox.inside import launcher as m; m.main()"
+
+
+def arguments(filter_descriptor: int, info_descriptor: int) -> list[str]:
+    """Command line of bubblewrap, up to the program."""
+    return [
+        *("bwrap", "--unshare-user", "--disable-userns", "--unshare-pid", "--unshare-ipc", "--unshare-uts"),
+        *("--as-pid-1", "--die-with-parent", "--new-session", "--hostname", "sandbox"),
+        *("--ro-bind", "/", "/", "--size", "4096", "--tmpfs", TREE, "--remount-ro", TREE),
+        *("--bind", f"{TREE}/work", "/work", "--bind", f"{TREE}/tmp", "/tmp", "--proc", "/proc", "--dev", "/dev"),
+        *("--bind", f"{TREE}/shm", "/dev/shm", "--remount-ro", "/dev", "--chdir", "/work"),
+        *("--seccomp", str(filter_descriptor), "--info-fd", str(info_descriptor), "--"),
+    ]
+
+
+class Cell:
+    """Processes and pipes of one command to come."""
+
+    def __init__(self, seccomp_filter: bytes) -> None:
+        filter_end, filter_start = os.pipe()
+        os.write(filter_start, seccomp_filter)  # a filter is at most 32 KiB, less than a pipe holds
+        os.close(filter_start)
+        self._info, info_start = os.pipe()
+        self.control, control_inside = socket.socketpair()
+        input_end, self.stdin = os.pipe()
+        self.stdout, output_start = os.pipe()
+        self.stderr, error_start = os.pipe()
+        inside = control_inside.fileno()
+        self.monitor = subprocess.Popen(
+            [*arguments(filter_end, info_start), sys.executable, "-I", "-S", "-c", LAUNCH, str(inside)],
+            stdin=input_end,
+            stdout=output_start,
+            stderr=error_start,
+            pass_fds=(filter_end, info_start, inside),
+            env={"PATH": PATH},
+        )
+        for descriptor in (filter_end, info_start, input_end, output_start, error_start):
+            os.close(descriptor)
+        control_inside.close()
+        for descriptor in (self.stdin, self.stdout, self.stderr):
+            os.set_blocking(descriptor, False)
+        self.launcher = 0
+        self.open = {self.stdin, self.stdout, self.stderr}
+
+    def await_launcher(self) -> None:
+        """Learn the launcher's process number; 0 where bubblewrap failed."""
+        with os.fdopen(self._info, "rb") as info:
+            text = info.read()
+        self.launcher = json.loads(text)["child-pid"] if text else 0
+
+    def start(self, order: dict[str, Any]) -> None:
+        """Tell the launcher its command."""
+        if self.launcher:
+            frames.send(self.control.fileno(), order)
+
+    def kill(self) -> None:
+        """End every process of the cell: the kernel ends a process namespace with its first process."""
+        try:
+            os.kill(self.launcher or self.monitor.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+    def close_stream(self, descriptor: int) -> None:
+        if descriptor in self.open:
+            self.open.discard(descriptor)
+            os.close(descriptor)
+
+    def finish(self) -> None:
+        """Wait until every process is gone: the monitor ends after the namespace has."""
+        self.monitor.wait()
+        self.control.close()
+        for descriptor in tuple(self.open):
+            self.close_stream(descriptor)
