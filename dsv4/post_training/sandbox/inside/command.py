@@ -104,7 +104,9 @@ class Command:
 
     def _disk(self) -> os.statvfs_result:
         usage = os.statvfs(TREE)
-        self.reached |= {name for name, free in (("disk_bytes", usage.f_bfree), ("disk_files", usage.f_ffree)) if not free}
+        self.reached |= {
+            name for name, free in (("disk_bytes", usage.f_bfree), ("disk_files", usage.f_ffree)) if not free
+        }
         return usage
 
     def _end(self, reason: str, limit: str) -> None:
@@ -130,9 +132,7 @@ class Command:
             "left_over": report["left_over"] if report else 0,
             "usage": {
                 "wall_seconds": round(wall, 6),
-                "processor_seconds": round(
-                    max(self.peak.processor_seconds, report["processor"] if report else 0.0), 6
-                ),
+                "processor_seconds": round(max(self.peak.processor_seconds, report["processor"] if report else 0.0), 6),
                 "memory_bytes": max(self.peak.memory_bytes, report["peak"] if report else 0),
                 "processes": self.peak.processes,
                 "disk_bytes": (disk.f_blocks - disk.f_bfree) * disk.f_frsize,

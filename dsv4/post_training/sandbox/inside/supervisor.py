@@ -97,7 +97,7 @@ def rlimits(limits: dict[str, Any]) -> list[tuple[str, int]]:
     return [
         ("RLIMIT_CORE", 0),
         ("RLIMIT_CPU", int(limits["processor_seconds"]) + 2),
-        ("RLIMIT_DATA", limits["memory_bytes"]),
+        ("RLIMIT_DATA", 2 * limits["memory_bytes"]),  # counts memory that is only reserved, such as threads' stacks
         ("RLIMIT_FSIZE", limits["disk_bytes"]),
         ("RLIMIT_MEMLOCK", 0),
         ("RLIMIT_MSGQUEUE", 0),
@@ -108,4 +108,3 @@ def rlimits(limits: dict[str, Any]) -> list[tuple[str, int]]:
         ("RLIMIT_SIGPENDING", 1024),
         ("RLIMIT_STACK", min(8 << 20, limits["memory_bytes"])),
     ]
-

@@ -20,13 +20,13 @@ def pack(top: str) -> bytes:
     linked: dict[int, int] = {}  # inode -> number of the file among files with several names
     os.chdir(top)
     pending = [sorted(os.listdir("."), reverse=True)]
-    modes: list[int] = []
+    entered: list[Step] = []
     while pending:
         if not pending[-1]:
             pending.pop()
-            if modes:
-                os.chmod(".", modes.pop())
-                os.chdir("..")
+            if entered:
+                os.chdir("..")  # before the mode is set back: it may forbid to leave
+                os.chmod(entered[-1]["name"], entered.pop()["mode"])
                 steps.append({"up": True})
             continue
         name = pending[-1].pop()
@@ -35,7 +35,7 @@ def pack(top: str) -> bytes:
         if stat.S_ISDIR(found.st_mode):
             os.chmod(name, 0o700)
             os.chdir(name)
-            modes.append(step["mode"])
+            entered.append(step)
             pending.append(sorted(os.listdir("."), reverse=True))
             steps.append(step | {"kind": "folder"})
         elif stat.S_ISLNK(found.st_mode):
@@ -87,9 +87,9 @@ def unpack(top: str, archive: bytes) -> None:
     for step in json.loads(archive[:line]):
         if "up" in step:
             folder = entered.pop()
-            os.chmod(".", folder["mode"])
-            os.utime(".", ns=(folder["time"], folder["time"]))
             os.chdir("..")
+            os.chmod(folder["name"], folder["mode"])
+            os.utime(folder["name"], ns=(folder["time"], folder["time"]))
             continue
         name, kind = step["name"], step["kind"]
         if kind == "folder":
