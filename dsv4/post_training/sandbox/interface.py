@@ -54,7 +54,7 @@ class Sandbox(ABC):
 
     @abstractmethod
     def get(self, path: str, *, limit: int = GET_LIMIT) -> bytes:
-        """Contents of a regular file of at most `limit` bytes. SandboxError for links, devices, pipes, missing files."""
+        """Contents of a regular file of at most `limit` bytes. SandboxError for a link, a device, a pipe, no file."""
 
     @abstractmethod
     def snapshot(self) -> Snapshot: ...

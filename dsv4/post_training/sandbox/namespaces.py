@@ -17,7 +17,7 @@ from typing import Any
 
 from dsv4.post_training.sandbox.cgroup import ControlGroup
 from dsv4.post_training.sandbox.inside import frames
-from dsv4.post_training.sandbox.inside.cell import CODE, PATH, TREE
+from dsv4.post_training.sandbox.inside.cell import CODE, PATH, TREE, program
 from dsv4.post_training.sandbox.interface import GET_LIMIT, Sandbox, SandboxError, Snapshot
 from dsv4.post_training.sandbox.limits import Limits
 from dsv4.post_training.sandbox.result import Result, result_from
@@ -35,7 +35,6 @@ ACCOUNTS = {
     "group": f"sandbox:x:{USER}:\n",
     "hosts": "127.0.0.1 localhost sandbox\n",
 }
-BOOT = (
     f"import sys; sys.path.insert(0, {CODE!r}); from dsv4.post_training.sandbox.inside import supervisor as m; m.main()"
 )
 
@@ -116,7 +115,7 @@ class NamespaceSandbox(Sandbox):
         self.python = interpreter()
         self._lock = threading.Lock()
         self._closed = False
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         self._group = ControlGroup.make(limits)
         prefix = str(Path(self.python).parents[1])
         self._readable = [*readable, *([] if prefix in ("/usr", "/usr/local") else [prefix])]
@@ -133,14 +132,15 @@ class NamespaceSandbox(Sandbox):
 
     def _start(self) -> "subprocess.Popen[bytes]":
         data = {name: _memory_file(text.encode()) for name, text in ACCOUNTS.items()}
-        command = [*arguments(_code(), self._readable, data), self.python, "-I", "-S", "-c", BOOT]
-        identity: dict[str, Any] = {}
+        command = [*arguments(_code(), self._readable, data), self.python, *program("supervisor")]
+        user = group = groups = None
         if os.getuid() == 0:
             user = UNUSED_USERS[0] + secrets.randbelow(UNUSED_USERS[1] - UNUSED_USERS[0] + 1)
             if self._group is None:
-                identity = {"user": user, "group": user, "extra_groups": []}
+                group, groups = user, list[int]()
             else:
                 command = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", *command]
+                user = None
         if self._group is not None:
             command = self._group.entering(command)
         try:
@@ -153,7 +153,9 @@ class NamespaceSandbox(Sandbox):
                 env={"PATH": os.environ.get("PATH", PATH)},
                 cwd="/",
                 bufsize=0,
-                **identity,
+                user=user,
+                group=group,
+                extra_groups=groups,
             )
         finally:
             for descriptor in data.values():

@@ -1,5 +1,6 @@
 """Cell of one command: process namespace, seccomp filter and launcher, made before the command is known."""
 
+import contextlib
 import json
 import os
 import signal
@@ -31,6 +32,12 @@ def arguments(filter_descriptor: int, info_descriptor: int) -> list[str]:
     ]
 
 
+def program(module: str) -> list[str]:
+    """Arguments with which Python runs a module of the inner code, without the packages of the machine."""
+    run = f"import sys; sys.path.insert(0, {CODE!r}); from {PACKAGE}.{module} import main; main()"
+    return ["-I", "-S", "-c", run]
+
+
 class Cell:
     """Processes and pipes of one command to come."""
 
@@ -45,7 +52,7 @@ class Cell:
         self.stderr, error_start = os.pipe()
         inside = control_inside.fileno()
         self.monitor = subprocess.Popen(
-            [*arguments(filter_end, info_start), sys.executable, "-I", "-S", "-c", LAUNCH, str(inside)],
+            [*arguments(filter_end, info_start), sys.executable, *program("launcher"), str(inside)],
             stdin=input_end,
             stdout=output_start,
             stderr=error_start,
@@ -73,10 +80,8 @@ class Cell:
 
     def kill(self) -> None:
         """End every process of the cell: the kernel ends a process namespace with its first process."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(self.launcher or self.monitor.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
     def close_stream(self, descriptor: int) -> None:
         if descriptor in self.open:

@@ -3,7 +3,6 @@
 import os
 import selectors
 import signal
-import sys
 import time
 from typing import Any
 

@@ -1,5 +1,6 @@
 """Files beneath a folder that hostile programs have written: no link is followed, no pipe is waited for."""
 
+import contextlib
 import os
 import stat
 
@@ -23,10 +24,8 @@ def open_folder(top: str, names: list[str], make: bool) -> int:
     for name in names:
         try:
             if make:
-                try:
+                with contextlib.suppress(FileExistsError):
                     os.mkdir(name, 0o755, dir_fd=current)
-                except FileExistsError:
-                    pass
             following = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=current)
         except OSError as error:
             raise Refused(f"{name!r} is not a folder that can be entered: {error.strerror}") from None
@@ -41,10 +40,8 @@ def write(top: str, path: str, data: bytes, mode: int) -> None:
     *folders, name = parts_of(path, top)
     folder = open_folder(top, folders, make=True)
     try:
-        try:
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=folder)  # never through a link, a hard link included
-        except FileNotFoundError:
-            pass
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         file = os.open(name, flags, 0o600, dir_fd=folder)
         try:

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import resource
 import struct
 from typing import Any
 
@@ -40,6 +41,8 @@ class Supervisor:
         self.limits: dict[str, Any] = settings["limits"]
         self.readable = [*READABLE, *settings["readable"]]
         self.filter = seccomp_filter
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a tree's files with several names are held open
         mount_tree(self.limits["disk_bytes"], self.limits["disk_files"])
         self.cell = Cell(self.filter)
 

@@ -101,7 +101,10 @@ def unpack(top: str, archive: bytes) -> None:
         elif kind == "pipe":
             os.mkfifo(name, step["mode"])
         elif kind == "same":
-            os.link(f"/proc/self/fd/{numbered[step['number']]}", name, follow_symlinks=True)
+            file = numbered[step["number"]]
+            os.link(
+                f"/proc/self/fd/{file}", name, src_dir_fd=file, follow_symlinks=True
+            )  # followed only with src_dir_fd
         else:
             file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             os.ftruncate(file, step["size"])
