@@ -35,8 +35,6 @@ ACCOUNTS = {
     "group": f"sandbox:x:{USER}:\n",
     "hosts": "127.0.0.1 localhost sandbox\n",
 }
-    f"import sys; sys.path.insert(0, {CODE!r}); from dsv4.post_training.sandbox.inside import supervisor as m; m.main()"
-)
 
 _starter: ThreadPoolExecutor | None = None
 

@@ -151,7 +151,7 @@ refused(socket.socket, 38, socket.SOCK_SEQPACKET, 0)
     ),
     "shared sockets of the system": Attack(
         """
-for path in ("/run/docker.sock", "/var/run/docker.sock", "/run/dbus/system_bus_socket", "/dev/log", "/run/systemd/private"):
+for path in ("/run/docker.sock", "/var/run/docker.sock", "/run/dbus/system_bus_socket", "/dev/log", "/run/systemd/x"):
     refused(socket.socket(socket.AF_UNIX).connect, path)
 """,
         says="refused: (FileNotFound|Permission)",

@@ -75,7 +75,8 @@ print("clone3", libc.syscall(435, None, 0), os.strerror(ctypes.get_errno()))
         says="True",
     ),
     "calls that are newer than the filter": Attack(
-        f"print([libc.syscall(number) for number in range({NEWEST + 1}, {NEWEST + 20})].count(-1), os.strerror(ctypes.get_errno()))",
+        f"done = [libc.syscall(number) for number in range({NEWEST + 1}, {NEWEST + 20})]\n"
+        "print(done.count(-1), os.strerror(ctypes.get_errno()))",
         says="19 Function not implemented",
     ),
     "typing into the terminal": Attack(
@@ -134,9 +135,7 @@ def test_a_hostile_program_stays_in(name: str, run_attack: Callable[[Attack], Re
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_every_jump_of_the_filter_ends_at_an_instruction(machine: str) -> None:
-    program = [
-        struct.unpack("<HBBI", seccomp_filter(machine)[i : i + 8]) for i in range(0, len(seccomp_filter(machine)), 8)
-    ]
+    program = list(struct.iter_unpack("<HBBI", seccomp_filter(machine)))
     column = list(MACHINES).index(machine)
     assert len(program) < 4096 and len(program) * 8 < 1 << 15
     for place, (code, yes, no, _) in enumerate(program):

@@ -15,9 +15,7 @@ TREE = "/box"  # tmpfs of the sandbox's files
 FOLDERS = ("work", "tmp", "shm")
 PATH = "/usr/local/bin:/usr/bin:/bin"
 CODE = "/run/sandbox"
-LAUNCH = (
-    f"import sys; sys.path.insert(0, {CODE!r}); from dsv4.post_training.sandbox.inside import launcher as m; m.main()"
-)
+PACKAGE = "dsv4.post_training.sandbox.inside"
 
 
 def arguments(filter_descriptor: int, info_descriptor: int) -> list[str]:
