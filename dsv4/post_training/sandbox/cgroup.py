@@ -45,6 +45,9 @@ class ControlGroup:
     def __init__(self, path: Path, limits: Limits) -> None:
         self.path = path
         path.mkdir()
+        self.limit(limits)
+
+    def limit(self, limits: Limits) -> None:
         # The file tree's pages are charged as memory too; its own mount limits them.
         memory = limits.memory_bytes + limits.disk_bytes + OWN_MEMORY
         self._write("memory.max", memory)

@@ -30,6 +30,7 @@ USER = 1000  # inside
 UNUSED_USERS = (61184, 65519)  # systemd's range for users without an account
 SYSTEM = ("alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "mime.types", "ssl/certs")
 DEVICES = ("full", "null", "random", "tty", "urandom", "zero")
+RESERVED = ("/work/", "/tmp/", "/dev/", "/proc/", f"{TREE}/", f"{CODE}/", "//")
 ACCOUNTS = {
     "passwd": f"sandbox:x:{USER}:{USER}::/work:/bin/sh\n",
     "group": f"sandbox:x:{USER}:\n",
@@ -80,10 +81,27 @@ def _code() -> str:
     return folder
 
 
-def arguments(code: str, readable: Sequence[str], data: Mapping[str, int]) -> list[str]:
+def _bubblewrap() -> str:
+    found = shutil.which("bwrap")
+    if found is None:
+        raise SandboxError("bwrap is missing (Debian: apt-get install bubblewrap)")
+    return found
+
+
+def arguments(code: str, readable: Mapping[str, str], data: Mapping[str, int]) -> list[str]:
     """Command line of bubblewrap, up to the program. `data`: file beneath /etc -> descriptor of its contents."""
     command = [
-        *("bwrap", "--unshare-all", "--unshare-user", "--uid", str(USER), "--gid", str(USER), "--hostname", "sandbox"),
+        *(
+            _bubblewrap(),
+            "--unshare-all",
+            "--unshare-user",
+            "--uid",
+            str(USER),
+            "--gid",
+            str(USER),
+            "--hostname",
+            "sandbox",
+        ),
         *("--die-with-parent", "--new-session", "--clearenv", "--setenv", "PATH", PATH),
         *("--cap-add", "CAP_SYS_ADMIN"),  # for one mount; the supervisor then drops it
         *("--ro-bind", "/usr", "/usr", "--proc", "/proc"),
@@ -99,16 +117,25 @@ def arguments(code: str, readable: Sequence[str], data: Mapping[str, int]) -> li
         command += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
     for name, descriptor in data.items():
         command += ["--ro-bind-data", str(descriptor), f"/etc/{name}"]
-    for path in readable:
-        command += ["--ro-bind", path, path]
+    for inside, path in readable.items():
+        command += ["--ro-bind", path, inside]
     command += ["--ro-bind", code, CODE, "--dir", TREE, "--dir", "/work", "--dir", "/tmp", "--chdir", "/", "--"]
     return command
 
 
 class NamespaceSandbox(Sandbox):
-    """Needs Linux, bubblewrap, and leave to make user namespaces. Root starts it as a user without an account."""
+    """Needs Linux, bubblewrap, and leave to make user namespaces. Root starts it as a user without an account.
 
-    def __init__(self, limits: Limits = Limits(), *, readable: Sequence[str] = ()) -> None:  # noqa: B008
+    `readable`: path inside -> folder or file of the machine, which that user may read.
+    """
+
+    def __init__(self, limits: Limits | None = None, *, readable: Mapping[str, str] | None = None) -> None:
+        for path in readable or {}:
+            if os.path.normpath(path) != path or f"{path}/".startswith(RESERVED):
+                raise ValueError(
+                    f"{path!r} cannot name a folder inside; not the root, nor beneath {', '.join(RESERVED)}"
+                )
+        limits = limits or Limits()
         self.limits = limits
         self.python = interpreter()
         self._lock = threading.Lock()
@@ -116,14 +143,11 @@ class NamespaceSandbox(Sandbox):
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         self._group = ControlGroup.make(limits)
         prefix = str(Path(self.python).parents[1])
-        self._readable = [*readable, *([] if prefix in ("/usr", "/usr/local") else [prefix])]
+        self._readable = dict(readable or {}) | ({} if prefix in ("/usr", "/usr/local") else {prefix: prefix})
         try:
             self._process = _start_thread().submit(self._start).result()
-            settings = {"limits": asdict(limits), "readable": self._readable}
+            settings = {"limits": asdict(limits), "readable": list(self._readable)}
             self._ask({"settings": True, **settings}, seccomp_filter(), START_SECONDS)
-        except FileNotFoundError as error:
-            self.close()
-            raise SandboxError(f"{error.filename} is missing (Debian: apt-get install bubblewrap)") from None
         except BaseException:
             self.close()
             raise

@@ -31,7 +31,9 @@ def pack(top: str) -> bytes:
             continue
         name = pending[-1].pop()
         found = os.lstat(name)
-        step: Step = {"name": name, "mode": stat.S_IMODE(found.st_mode), "time": found.st_mtime_ns}
+        step: Step = {"name": name, "mode": stat.S_IMODE(found.st_mode)}
+        if stat.S_ISDIR(found.st_mode) or stat.S_ISREG(found.st_mode):
+            step["time"] = found.st_mtime_ns
         if stat.S_ISDIR(found.st_mode):
             os.chmod(name, 0o700)
             os.chdir(name)
