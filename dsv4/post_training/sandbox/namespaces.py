@@ -132,9 +132,7 @@ class NamespaceSandbox(Sandbox):
     def __init__(self, limits: Limits | None = None, *, readable: Mapping[str, str] | None = None) -> None:
         for path in readable or {}:
             if os.path.normpath(path) != path or f"{path}/".startswith(RESERVED):
-                raise ValueError(
-                    f"{path!r} cannot name a folder inside; not the root, nor beneath {', '.join(RESERVED)}"
-                )
+                raise ValueError(f"{path!r} cannot name a folder inside: neither / nor beneath {', '.join(RESERVED)}")
         limits = limits or Limits()
         self.limits = limits
         self.python = interpreter()

@@ -14,7 +14,7 @@ SUBSTRATES: tuple[Substrate, ...] = get_args(Substrate)
 def open_sandbox(
     substrate: Substrate = "namespaces", limits: Limits | None = None, *, readable: Mapping[str, str] | None = None
 ) -> Sandbox:
-    """New sandbox with empty /work. `readable`: path inside -> folder of the machine that commands may read and execute.
+    """New sandbox with empty /work. `readable`: path inside -> folder of the machine that commands may read.
 
     SandboxError where this machine lacks what the substrate needs, with the name of what is missing.
     """

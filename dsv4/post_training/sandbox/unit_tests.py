@@ -92,7 +92,9 @@ class Score:
 
 
 def run_unit_tests(sandbox: Sandbox, program: str, tests: Sequence[UnitTest], *, timeout: float | None = None) -> Score:
-    """Run a Python program against each test, with the same files at the start of each. `timeout` in seconds per test.
+    """Run a Python program against each test, with the same files at the start of each, and at the end.
+
+    `timeout`: seconds per test.
 
     A program that fails, hangs or misbehaves fails its tests with the reason. SandboxError where the sandbox is lost.
     """
@@ -101,6 +103,7 @@ def run_unit_tests(sandbox: Sandbox, program: str, tests: Sequence[UnitTest], *,
     names = [test.name for test in tests]
     if len({*names}) < len(names):
         raise ValueError(f"names of tests are not unique: {names}")
+    before = sandbox.snapshot()
     sandbox.put(PROGRAM, program.encode(errors="backslashreplace"))
     start = sandbox.snapshot()
     outcomes: list[TestOutcome] = []
@@ -113,6 +116,7 @@ def run_unit_tests(sandbox: Sandbox, program: str, tests: Sequence[UnitTest], *,
         else:
             reason = _assertions(sandbox, test, timeout)
         outcomes.append(TestOutcome(test.name, reason is None, reason or "passed"))
+    sandbox.restore(before)  # the next program finds nothing of this one
     return Score(tuple(outcomes))
 
 
@@ -141,9 +145,9 @@ def _call(sandbox: Sandbox, test: CallTest, timeout: float | None) -> str | None
     except (SandboxError, ValueError, RecursionError) as error:
         return f"no answer: {error}"
     wanted = json.loads(json.dumps(test.expected))
-    return (
-        None if same(value, wanted, test.tolerance) else f"wrong answer: expected {_shown(wanted)}, got {_shown(value)}"
-    )
+    if same(value, wanted, test.tolerance):
+        return None
+    return f"wrong answer: expected {_shown(wanted)}, got {_shown(value)}"
 
 
 def same(value: Any, wanted: Any, tolerance: float) -> bool:
@@ -153,21 +157,13 @@ def same(value: Any, wanted: Any, tolerance: float) -> bool:
     if isinstance(wanted, int | float):
         if not isinstance(value, int | float):
             return False
-        return value == wanted or (
-            (isinstance(value, float) or isinstance(wanted, float))
-            and math.isclose(value, wanted, rel_tol=tolerance, abs_tol=tolerance)
-        )
+        exact = isinstance(value, int) and isinstance(wanted, int)
+        return value == wanted or (not exact and math.isclose(value, wanted, rel_tol=tolerance, abs_tol=tolerance))
     if isinstance(wanted, list):
-        return (
-            isinstance(value, list)
-            and len(value) == len(wanted)
-            and all(same(v, w, tolerance) for v, w in zip(value, wanted, strict=True))
-        )
-    return (
-        isinstance(value, dict)
-        and value.keys() == wanted.keys()
-        and all(same(value[k], wanted[k], tolerance) for k in wanted)
-    )
+        alike = isinstance(value, list) and len(value) == len(wanted)
+        return alike and all(same(v, w, tolerance) for v, w in zip(value, wanted, strict=True))
+    alike = isinstance(value, dict) and value.keys() == wanted.keys()
+    return alike and all(same(value[key], wanted[key], tolerance) for key in wanted)
 
 
 def _assertions(sandbox: Sandbox, test: AssertionTest, timeout: float | None) -> str | None:

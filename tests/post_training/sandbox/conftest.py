@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -105,11 +106,15 @@ class Outside:
     def __init__(
         self, folder: Path, process: "subprocess.Popen[bytes]", server: socket.socket, unix: socket.socket
     ) -> None:
-        for each in (folder, folder.parent):
-            each.chmod(0o755)
+        for each in (folder, *folder.parents):  # so that only the sandbox keeps a program from them
+            if str(each).startswith(tempfile.gettempdir() + "/"):
+                each.chmod(0o755)
         self.secret = folder / "secret"
         self.secret.write_text("the secret")
         self.secret.chmod(0o666)
+        self.shown = folder / "shown"
+        self.shown.mkdir(mode=0o755)
+        (self.shown / "file").write_text("seen")
         self.process = process
         self.server, self.unix = server, unix
         self.state = self.look()
@@ -117,7 +122,7 @@ class Outside:
     def look(self) -> dict[str, object]:
         return {
             "secret": self.secret.read_text(),
-            "beside": sorted(os.listdir(self.secret.parent)),
+            "beside": sorted(os.listdir(self.secret.parent) + os.listdir(self.shown)),
             "process": self.process.poll(),
             "host": socket.gethostname(),
             "mounts": [line for line in Path("/proc/self/mounts").read_text().splitlines() if " /box " in line],

@@ -73,11 +73,10 @@ def test_a_bad_program_fails_every_test_with_a_reason(sandbox: NamespaceSandbox,
 
 
 def test_one_tests_files_do_not_reach_the_next(sandbox: NamespaceSandbox) -> None:
-    program = (
-        "import os\ndef seen():\n    found = os.path.exists('mark')\n    open('mark', 'w').close()\n    return found"
-    )
+    program = "import os\ndef seen():\n    try: return os.path.exists('mark')\n    finally: open('mark', 'w').close()"
     score = run_unit_tests(sandbox, program, [CallTest(str(i), "seen", [], False) for i in range(3)])
     assert score.passed, reasons(score)
+    assert b"mark" not in sandbox.exec("ls").stdout
 
 
 def test_tests_need_names_of_their_own_and_one_at_least(sandbox: NamespaceSandbox) -> None:
