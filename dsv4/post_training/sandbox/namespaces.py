@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import logging
 import os
 import secrets
 import shutil
@@ -22,6 +23,8 @@ from dsv4.post_training.sandbox.interface import GET_LIMIT, Sandbox, SandboxErro
 from dsv4.post_training.sandbox.limits import Limits
 from dsv4.post_training.sandbox.result import Result, result_from
 from dsv4.post_training.sandbox.seccomp import seccomp_filter
+
+logger = logging.getLogger("dsv4")
 
 START_SECONDS = 60.0
 GRACE_SECONDS = 30.0  # for the supervisor's own work, on a machine under load
@@ -145,10 +148,16 @@ class NamespaceSandbox(Sandbox):
         try:
             self._process = _start_thread().submit(self._start).result()
             settings = {"limits": asdict(limits), "readable": list(self._readable)}
-            self._ask({"settings": True, **settings}, seccomp_filter(), START_SECONDS)
+            ready, _ = self._ask(settings, seccomp_filter(), START_SECONDS)
         except BaseException:
             self.close()
             raise
+        #: Layer -> how it is held on this machine.
+        self.layers = {
+            "memory and processes": "control group" if self._group else "limits per process, samples of the sum",
+            "access to files": f"mounts, Landlock version {ready['landlock']}" if ready["landlock"] else "mounts",
+        }
+        _tell(", ".join(f"{layer} by {how}" for layer, how in self.layers.items()))
 
     def _start(self) -> "subprocess.Popen[bytes]":
         data = {name: _memory_file(text.encode()) for name, text in ACCOUNTS.items()}
@@ -259,6 +268,12 @@ class NamespaceSandbox(Sandbox):
         self._errors.close()
         if self._group is not None:
             self._group.remove()
+
+
+@functools.cache
+def _tell(line: str) -> None:
+    """Log, once per process, which layers hold."""
+    logger.info("sandbox: %s", line)
 
 
 def _memory_file(data: bytes) -> int:

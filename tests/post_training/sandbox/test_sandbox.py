@@ -144,6 +144,19 @@ def test_choices_and_limits_are_checked() -> None:
         replace(SMALL, processes=0)
 
 
+def test_layers_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    namespaces._tell.cache_clear()
+    with caplog.at_level("INFO", logger="dsv4"):
+        for _ in range(2):
+            with NamespaceSandbox(SMALL) as box:
+                layers = box.layers
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        f"sandbox: memory and processes by {layers['memory and processes']}, access to files by {layers['access to files']}"
+    ]
+    assert (layers["memory and processes"] == "control group") == (delegated() is not None)
+
+
 def test_missing_bubblewrap_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SandboxError, match=r"bwrap is missing \(Debian: apt-get install bubblewrap\)"):

@@ -6,7 +6,7 @@ import resource
 import struct
 from typing import Any
 
-from dsv4.post_training.sandbox.inside import files, frames, tree
+from dsv4.post_training.sandbox.inside import files, frames, landlock, tree
 from dsv4.post_training.sandbox.inside.cell import CODE, FOLDERS, TREE, Cell
 from dsv4.post_training.sandbox.inside.command import Command
 
@@ -47,7 +47,7 @@ class Supervisor:
         self.cell = Cell(self.filter)
 
     def serve(self) -> None:
-        frames.send(1, {"ready": True})
+        frames.send(1, {"landlock": landlock.version()})
         while (message := frames.receive(0)) is not None:
             request, body = message
             try:
