@@ -1,5 +1,9 @@
 """Scores of programs by unit tests in a sandbox."""
 
+import re
+import textwrap
+from pathlib import Path
+
 import pytest
 
 from dsv4.post_training.sandbox.namespaces import NamespaceSandbox
@@ -106,3 +110,14 @@ def test_tests_need_names_of_their_own_and_one_at_least(sandbox: NamespaceSandbo
 )
 def test_equality_of_answers(value: object, wanted: object, tolerance: float, equal: bool) -> None:
     assert same(value, wanted, tolerance) == equal
+
+
+def test_the_code_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "sandbox.md").read_text(encoding="utf-8")
+    names: dict[str, object] = {}
+    parts = re.findall(r"\n\n((?:    .*\n|\n(?=    ))+)", text)
+    assert len(parts) == 3
+    for part in parts:
+        exec(textwrap.dedent(part), names)
+    assert capsys.readouterr().out == "45\n exit code 0\n1.0 ['passed', 'passed', 'passed']\n"
+    assert names["result"].stdout == b"a\nb\n"  # type: ignore[attr-defined]
