@@ -203,8 +203,11 @@ class NamespaceSandbox(Sandbox):
             try:
                 frames.send(stdin.fileno(), request, body)
                 reply = frames.receive(stdout.fileno())
-            except BrokenPipeError:
+            except (BrokenPipeError, ValueError):
                 reply = None
+            except BaseException:  # such as an interrupt: the reply to come would be taken for the next request's
+                self.close()
+                raise
             finally:
                 timer.cancel()
         if reply is None:

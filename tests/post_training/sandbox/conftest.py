@@ -89,15 +89,19 @@ def sandbox() -> Iterator[NamespaceSandbox]:
 
 
 @pytest.fixture(scope="session")
-def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Outside"]:
+def outside() -> Iterator["Outside"]:
     """Things on the machine that a program in a sandbox would like to reach."""
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as unix:
+    with (
+        tempfile.TemporaryDirectory() as folder,  # not pytest's, which other users cannot enter
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as unix,
+    ):
         unix.bind(f"\0dsv4-outside-{os.getpid()}")
         unix.listen()
         server.setblocking(False)
         unix.setblocking(False)
-        yield Outside(tmp_path_factory.mktemp("outside"), process, server, unix)
+        yield Outside(Path(folder), process, server, unix)
     process.kill()
     process.wait()
 
@@ -106,9 +110,7 @@ class Outside:
     def __init__(
         self, folder: Path, process: "subprocess.Popen[bytes]", server: socket.socket, unix: socket.socket
     ) -> None:
-        for each in (folder, *folder.parents):  # so that only the sandbox keeps a program from them
-            if str(each).startswith(tempfile.gettempdir() + "/"):
-                each.chmod(0o755)
+        folder.chmod(0o755)  # so that only the sandbox keeps a program from it
         self.secret = folder / "secret"
         self.secret.write_text("the secret")
         self.secret.chmod(0o666)

@@ -19,7 +19,7 @@ for _ in range(12):
         os.fork()
     except OSError:
         pass
-time.sleep(0.5)
+time.sleep(1)
 """,
         reached="processes",
     ),
@@ -35,7 +35,7 @@ import threading
 started = 0
 try:
     for _ in range(200):
-        threading.Thread(target=time.sleep, args=(0.5,), daemon=True).start()
+        threading.Thread(target=time.sleep, args=(5,), daemon=True).start()
         started += 1
 except RuntimeError as error:
     print("refused after", started, error, flush=True)

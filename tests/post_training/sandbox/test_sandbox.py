@@ -14,12 +14,29 @@ import pytest
 
 from dsv4.post_training.sandbox import cgroup, namespaces
 from dsv4.post_training.sandbox.cgroup import ControlGroup, delegated
+from dsv4.post_training.sandbox.inside import frames
 from dsv4.post_training.sandbox.interface import SandboxError
 from dsv4.post_training.sandbox.limits import MIB, Limits
 from dsv4.post_training.sandbox.namespaces import NamespaceSandbox
 from dsv4.post_training.sandbox.pool import Pool
 from dsv4.post_training.sandbox.substrates import missing, open_sandbox
-from tests.post_training.sandbox.conftest import EMPTY, SMALL, Outside
+from tests.post_training.sandbox.conftest import EMPTY, SMALL, Outside, words
+
+
+def assert_gone(family: list[psutil.Process]) -> None:
+    """Every process of a sandbox ends; as a zombie it may wait for the machine's process 1."""
+
+    def runs(process: psutil.Process) -> bool:
+        try:
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    for _ in range(600):
+        if not any(map(runs, family)):
+            return
+        time.sleep(0.05)
+    raise AssertionError([words(process) for process in family if runs(process)])
 
 
 def test_commands_share_files_and_nothing_else(sandbox: NamespaceSandbox) -> None:
@@ -60,8 +77,7 @@ def test_a_lost_sandbox_says_so_and_leaves_nothing() -> None:
             box.exec("true")
         with pytest.raises(SandboxError, match="the sandbox is closed"):
             box.exec("true")
-    psutil.wait_procs(family, timeout=20)
-    assert not any(process.is_running() and process.status() != "zombie" for process in family)
+    assert_gone(family)
 
 
 def test_a_sandbox_ends_with_its_owner(tmp_path: Path) -> None:
@@ -82,8 +98,7 @@ def test_a_sandbox_ends_with_its_owner(tmp_path: Path) -> None:
     owner.kill()
     owner.wait()
     owner.stdout.close()
-    _, alive = psutil.wait_procs(family, timeout=20)
-    assert not [process for process in alive if process.is_running() and process.status() != "zombie"]
+    assert_gone(family)
 
 
 def test_closing_twice_is_allowed_and_ends_every_process() -> None:
@@ -91,7 +106,7 @@ def test_closing_twice_is_allowed_and_ends_every_process() -> None:
     family = psutil.Process(box._process.pid).children(recursive=True)
     box.close()
     box.close()
-    assert not [p for p in psutil.wait_procs(family, timeout=20)[1] if p.is_running() and p.status() != "zombie"]
+    assert_gone(family)
 
 
 def test_a_pool_gives_each_call_a_sandbox_of_its_own() -> None:
@@ -142,6 +157,47 @@ def test_choices_and_limits_are_checked() -> None:
     assert missing("namespaces") is None
     with pytest.raises(ValueError, match="processes is 0; a limit is above 0"):
         replace(SMALL, processes=0)
+
+
+def test_a_cell_that_cannot_be_made_is_an_error_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(namespaces, "seccomp_filter", lambda: b"nonsense" * 3)
+    with NamespaceSandbox(SMALL) as box:
+        for _ in range(2):
+            with pytest.raises(SandboxError, match="no cell for the command: bwrap: .*EINVAL"):
+                box.exec("true")
+        box.put("a", b"1")
+        assert box.get("a") == b"1"
+
+
+def test_a_waiting_cell_that_died_is_replaced(sandbox: NamespaceSandbox) -> None:
+    assert sandbox.exec("true").ok
+    for _ in range(100):
+        inside = psutil.Process(sandbox._process.pid).children(recursive=True)
+        waiting = [process for process in inside if "launcher" in str(words(process))]
+        if waiting:
+            break
+        time.sleep(0.1)
+    for process in waiting:
+        if "bwrap" not in process.cmdline()[0]:
+            process.kill()
+            process.wait(20)
+    time.sleep(0.2)
+    assert sandbox.exec("echo again").stdout == b"again\n"
+
+
+def test_an_interrupt_within_a_command_ends_the_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its reply would otherwise answer the next request."""
+
+    def interrupted(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    with NamespaceSandbox(SMALL) as box:
+        with monkeypatch.context() as patch:
+            patch.setattr(frames, "receive", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                box.exec("echo one")
+        with pytest.raises(SandboxError, match="the sandbox is closed"):
+            box.exec("echo two")
 
 
 def test_layers_are_said_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -76,6 +76,26 @@ def test_a_bad_program_fails_every_test_with_a_reason(sandbox: NamespaceSandbox,
         assert pytest.raises(AssertionError, match=reason).matches(AssertionError(text)), text
 
 
+def test_programs_keep_their_helpers_and_globals(sandbox: NamespaceSandbox) -> None:
+    program = """
+import functools
+MEMO = {}
+@functools.cache
+def fib(n): return n if n < 2 else fib(n - 1) + fib(n - 2)
+class Stack:
+    def __init__(self): self.items = []
+    def push(self, item): self.items.append(item); MEMO[item] = self; return len(MEMO)
+def run(n):
+    stack = Stack()
+    return (fib(n), [stack.push(i) for i in range(3)], {"done": True})
+"""
+    tests: list[UnitTest] = [
+        CallTest("calls", "run", [30], (832040, [1, 2, 3], {"done": True})),
+        AssertionTest("asserts", "assert run(10)[0] == 55\ns = Stack()\nassert s.push('x') == 4 and MEMO['x'] is s"),
+    ]
+    assert run_unit_tests(sandbox, program, tests).passed
+
+
 def test_one_tests_files_do_not_reach_the_next(sandbox: NamespaceSandbox) -> None:
     program = "import os\ndef seen():\n    try: return os.path.exists('mark')\n    finally: open('mark', 'w').close()"
     score = run_unit_tests(sandbox, program, [CallTest(str(i), "seen", [], False) for i in range(3)])

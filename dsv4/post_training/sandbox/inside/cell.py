@@ -65,19 +65,25 @@ class Cell:
         self.launcher = 0
         self.open = {self.stdin, self.stdout, self.stderr}
 
-    def await_launcher(self) -> None:
-        """Learn the launcher's process number; 0 where bubblewrap failed."""
-        with os.fdopen(self._info, "rb") as info:
-            text = info.read()
+    def await_launcher(self) -> bool:
+        """Wait until the launcher is ready, and learn its process number; False where bubblewrap or it failed."""
+        info, self._info = self._info, -1
+        with os.fdopen(info, "rb") as opened:
+            text = opened.read()
         self.launcher = json.loads(text)["child-pid"] if text else 0
+        try:
+            return frames.receive(self.control.fileno()) is not None
+        except ConnectionResetError:
+            return False
 
     def start(self, order: dict[str, Any]) -> None:
         """Tell the launcher its command."""
-        if self.launcher:
-            frames.send(self.control.fileno(), order)
+        frames.send(self.control.fileno(), order)
 
     def kill(self) -> None:
         """End every process of the cell: the kernel ends a process namespace with its first process."""
+        if self.monitor.poll() is not None:
+            return
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.launcher or self.monitor.pid, signal.SIGKILL)
 
@@ -90,5 +96,8 @@ class Cell:
         """Wait until every process is gone: the monitor ends after the namespace has."""
         self.monitor.wait()
         self.control.close()
+        if self._info >= 0:
+            os.close(self._info)
+            self._info = -1
         for descriptor in tuple(self.open):
             self.close_stream(descriptor)

@@ -25,9 +25,12 @@ class Command:
         self.reached: set[str] = set()
 
     def run(self, order: dict[str, Any], stdin: bytes) -> tuple[dict[str, Any], bytes, bytes]:
-        began = time.monotonic()
         self.pending = memoryview(stdin)
-        self.cell.await_launcher()
+        if not self.cell.await_launcher():
+            self.cell.monitor.wait()
+            self._drain()
+            raise OSError(f"no cell for the command: {self.kept[self.cell.stderr].decode(errors='replace').strip()}")
+        began = time.monotonic()
         self.trusted = watcher.pids()  # all that run before the launcher hears of the command
         self.cell.start(order)
         report = self._watch(began + self.limits["wall_seconds"])
@@ -49,7 +52,7 @@ class Command:
             while True:
                 for key, _ in selector.select(max(0.0, next_sample - time.monotonic())):
                     if key.fd == cell.control.fileno():
-                        report = frames.receive(key.fd)
+                        report = self._report()
                         return report[0] if report else None
                     if key.fd == 0:
                         os._exit(0)  # the owner is gone, or talks out of turn: all ends with this process
@@ -64,6 +67,12 @@ class Command:
                     self._end("wall time", "wall_seconds")
                 if self.killed_by:
                     return None
+
+    def _report(self) -> tuple[dict[str, Any], bytes] | None:
+        try:
+            return frames.receive(self.cell.control.fileno())
+        except ConnectionResetError:  # the launcher was killed from outside
+            return None
 
     def _write(self) -> bool:
         try:
@@ -119,7 +128,8 @@ class Command:
         disk = self._disk()
         if self.peak.processes >= self.limits["processes"] - 1:  # the launcher counts as well
             self.reached.add("processes")
-        if self.peak.memory_bytes > 0.9 * self.limits["memory_bytes"]:
+        memory = max(self.peak.memory_bytes, report["peak"] if report else 0)
+        if memory > 0.9 * self.limits["memory_bytes"]:
             self.reached.add("memory_bytes")
         return {
             "exit_code": os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
@@ -132,7 +142,7 @@ class Command:
             "usage": {
                 "wall_seconds": round(wall, 6),
                 "processor_seconds": round(max(self.peak.processor_seconds, report["processor"] if report else 0.0), 6),
-                "memory_bytes": max(self.peak.memory_bytes, report["peak"] if report else 0),
+                "memory_bytes": memory,
                 "processes": self.peak.processes,
                 "disk_bytes": (disk.f_blocks - disk.f_bfree) * disk.f_frsize,
                 "disk_files": disk.f_files - disk.f_ffree - 1 - len(FOLDERS),

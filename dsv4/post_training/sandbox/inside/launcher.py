@@ -18,6 +18,7 @@ def main() -> None:
     set_dumpable(False)  # the command, of the same user, may not look into this process
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # without a handler, signals from inside do not reach process 1
     os.set_inheritable(control, False)
+    frames.send(control, {"ready": True})
     message = frames.receive(control)
     if message is None:
         return

@@ -68,10 +68,19 @@ class Supervisor:
             "rlimits": rlimits(self.limits),
         }
         limits = self.limits | {"wall_seconds": min(request["timeout"], self.limits["wall_seconds"])}
-        outcome, stdout, stderr = Command(self.cell, limits).run(order, body)
-        tree.clear(f"{TREE}/shm")
-        self.cell = Cell(self.filter)  # ready before the next command is known
+        if self.cell.monitor.poll() is not None:  # ended while it waited
+            self._new_cell()
+        try:
+            outcome, stdout, stderr = Command(self.cell, limits).run(order, body)
+        finally:
+            tree.clear(f"{TREE}/shm")
+            self._new_cell()  # ready before the next command is known
         return outcome | {"split": len(stdout)}, stdout + stderr
+
+    def _new_cell(self) -> None:
+        self.cell.kill()
+        self.cell.finish()
+        self.cell = Cell(self.filter)
 
     def do_put(self, request: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
         files.write(f"{TREE}/work", self._beneath(request["path"]), body, request["mode"])
