@@ -1,15 +1,22 @@
 """Programs that ask the kernel for what no program under test needs."""
 
+import errno
 import platform
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from dsv4.post_training.sandbox.inside import landlock
 from dsv4.post_training.sandbox.namespaces import NamespaceSandbox
 from dsv4.post_training.sandbox.result import Result
 from dsv4.post_training.sandbox.seccomp import MACHINES, NEWEST, REFUSED, seccomp_filter
 from tests.post_training.sandbox.conftest import Attack, numbers
+
+ROOT = Path(__file__).parents[3]
 
 # Arguments are harmless even where the call would be let through.
 CALLS = {
@@ -133,15 +140,78 @@ def test_a_hostile_program_stays_in(name: str, run_attack: Callable[[Attack], Re
     run_attack(ATTACKS[name])
 
 
-@pytest.mark.parametrize("machine", MACHINES)
-def test_every_jump_of_the_filter_ends_at_an_instruction(machine: str) -> None:
+ALLOWED, PERMISSION, UNKNOWN, KILLED = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS, 0x80000000
+
+
+def answer(machine: str, number: int, *arguments: int, architecture: int | None = None) -> int:
+    """What the filter says to a system call: the filter's program, interpreted."""
+    data = struct.pack("<IIQ6Q", number, architecture or MACHINES[machine][0], 0, *(arguments + (0,) * 6)[:6])
     program = list(struct.iter_unpack("<HBBI", seccomp_filter(machine)))
+    place = register = 0
+    while True:
+        code, yes, no, value = program[place]
+        if code == 0x06:
+            return value
+        if code == 0x20:
+            (register,) = struct.unpack_from("<I", data, value)
+            place += 1
+        else:
+            holds = {0x15: register == value, 0x35: register >= value, 0x45: bool(register & value)}[code]
+            place += 1 + (yes if holds else no)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_the_filter_refuses_what_its_tables_say_and_no_more(machine: str) -> None:
     column = list(MACHINES).index(machine)
-    assert len(program) < 4096 and len(program) * 8 < 1 << 15
-    for place, (code, yes, no, _) in enumerate(program):
-        assert code not in (0x15, 0x35, 0x45) or place + 1 + max(yes, no) < len(program)
-    named = {value for code, _, _, value in program if code == 0x15}
-    assert named >= {both[column] for both in REFUSED.values() if both[column] is not None}
+    refused = {both[column] for both in REFUSED.values()}
+    _, clone, clone3, ioctl, socket = MACHINES[machine]
+    assert len(seccomp_filter(machine)) < 4096  # what the kernel takes, in instructions of 8 bytes, and a pipe holds
+    for number in range(NEWEST + 1):
+        wanted = PERMISSION if number in refused else UNKNOWN if number == clone3 else ALLOWED
+        arguments = (1,) if number == socket else ()
+        assert answer(machine, number, *arguments) == wanted, number
+    for number in (NEWEST + 1, 1 << 30, (1 << 30) + 39, (1 << 32) - 1):
+        assert answer(machine, number) == UNKNOWN
+    assert answer(machine, 0, architecture=0x40000003) == KILLED  # i386
+    for flag in (0x10000000, 0x20000000, 0x00020000, 0x40000000, 0x08000000, 0x04000000, 0x02000000):
+        assert answer(machine, clone, flag | 17) == PERMISSION
+    assert answer(machine, clone, 0x003D0F00) == ALLOWED  # a thread
+    for request, wanted in ((0x5412, PERMISSION), (0x541C, PERMISSION), (0x5413, ALLOWED)):
+        assert answer(machine, ioctl, 0, request) == wanted
+        assert answer(machine, ioctl, 0, request | 1 << 40) == wanted  # the kernel looks at 32 bits
+    for family in range(50):
+        allowed = family in (1, 2, 10)
+        assert (answer(machine, socket, family) == ALLOWED) == allowed
+
+
+def test_landlock_alone_keeps_a_process_from_files(tmp_path: Path) -> None:
+    if not landlock.version():
+        pytest.skip("the kernel has no Landlock")
+    (tmp_path / "open").mkdir()
+    (tmp_path / "closed").write_text("x")
+    code = f"""
+import os
+from dsv4.post_training.sandbox.inside import landlock
+landlock.restrict(["/usr", "/missing"], ["{tmp_path}/open"])
+open("{tmp_path}/open/a", "w").write("x")
+os.rename("{tmp_path}/open/a", "{tmp_path}/open/b")
+os.listdir("/")
+for action in (lambda: open("{tmp_path}/closed"), lambda: open("{tmp_path}/closed", "w"), lambda: open("/usr/x", "w"),
+               lambda: os.truncate("{tmp_path}/closed", 0), lambda: os.mkdir("{tmp_path}/new"),
+               lambda: os.link("{tmp_path}/closed", "{tmp_path}/open/c"), lambda: os.execv("/proc/self/exe", ["x"])):
+    try:
+        action()
+    except PermissionError:
+        print("refused")
+    except OSError as error:
+        print("refused" if error.errno == 18 else error)  # a link across the border
+"""
+    # no_new_privs, without which only root may restrict itself
+    done = subprocess.run(
+        ["setpriv", "--no-new-privs", sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.stdout.split() == ["refused"] * 7, done.stderr
+    assert (tmp_path / "closed").read_text() == "x"
 
 
 def test_a_machine_without_a_table_is_named() -> None:

@@ -70,7 +70,7 @@ def test_a_wrong_program_fails_with_expected_and_got(sandbox: NamespaceSandbox) 
     ],
 )
 def test_a_bad_program_fails_every_test_with_a_reason(sandbox: NamespaceSandbox, program: str, reason: str) -> None:
-    score = run_unit_tests(sandbox, program, TESTS, timeout=2.0 if "while True: pass" in program else None)
+    score = run_unit_tests(sandbox, program, TESTS, timeout=0.7 if "while True: pass" in program else None)
     assert score.fraction == 0.0, reasons(score)
     for text in reasons(score):
         assert pytest.raises(AssertionError, match=reason).matches(AssertionError(text)), text
