@@ -1,6 +1,11 @@
 """A session that is cut off goes on from its log, and runs nothing twice that must not run twice."""
 
 import json
+import random
+import re
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -193,3 +198,40 @@ def test_a_log_has_one_session_at_a_time(session: Callable[..., RecordedSandbox]
     session()
     with pytest.raises(SandboxError, match="in use by another session"):
         RecordedSandbox(lambda: NamespaceSandbox(SMALL), tmp_path / "session.jsonl")
+
+
+OWNER = """
+import sys
+from pathlib import Path
+from dsv4.post_training.sandbox.limits import Limits
+from dsv4.post_training.sandbox.namespaces import NamespaceSandbox
+from dsv4.post_training.sandbox.replay import RecordedSandbox
+
+box = RecordedSandbox(lambda: NamespaceSandbox(Limits()), Path(sys.argv[1]), interrupted="report")
+print("open", flush=True)
+results = [box.exec(f"echo {i} >>log") for i in range(12)]
+print([i for i, result in enumerate(results) if result.killed_by is None])
+print(box.exec("cat log").stdout.split())
+"""
+
+
+@pytest.mark.slow
+def test_an_owner_killed_at_any_moment_repeats_no_command(tmp_path: Path) -> None:
+    path = tmp_path / "session.jsonl"
+    command = [sys.executable, "-c", OWNER, str(path)]
+    generator = random.Random(0)
+    for _ in range(12):
+        owner = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[3])
+        assert owner.stdout is not None
+        owner.stdout.readline()
+        time.sleep(generator.random() * 1.5)
+        owner.kill()
+        owner.wait()
+        owner.stdout.close()
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3])
+    ended, lines = done.stdout.splitlines()[1].split("] [")
+    assert [int(number) for number in re.findall("\\d+", lines)] == [
+        int(number) for number in re.findall("\\d+", ended)
+    ]
+    began = [json.loads(line)["sequence"] for line in path.read_text().splitlines() if '"began"' in line]
+    assert began == list(range(13))
