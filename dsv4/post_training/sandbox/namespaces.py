@@ -1,11 +1,12 @@
 """Sandbox of Linux namespaces: bubblewrap, a seccomp filter, Landlock, and control groups where they are delegated."""
 
-import atexit
 import functools
+import hashlib
 import logging
 import os
 import secrets
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from typing import Any
 
 from dsv4.post_training.sandbox.cgroup import ControlGroup
 from dsv4.post_training.sandbox.inside import frames
-from dsv4.post_training.sandbox.inside.cell import CODE, PATH, TREE, program
+from dsv4.post_training.sandbox.inside.cell import CODE, PACKAGE, PATH, TREE, program
 from dsv4.post_training.sandbox.interface import GET_LIMIT, Sandbox, SandboxError, Snapshot
 from dsv4.post_training.sandbox.limits import Limits
 from dsv4.post_training.sandbox.result import Result, result_from
@@ -72,16 +73,30 @@ def interpreter() -> str:
 
 @functools.cache
 def _code() -> str:
-    """Copy of the inner code that every user may read, without this package around it; removed at exit."""
-    folder = tempfile.mkdtemp(prefix="dsv4-sandbox-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    os.chmod(folder, 0o755)
-    target = Path(folder, "dsv4", "post_training", "sandbox", "inside")
-    target.mkdir(parents=True, mode=0o755)
-    for source in Path(__file__).with_name("inside").glob("*.py"):
-        shutil.copyfile(source, target / source.name)
-    subprocess.run([interpreter(), "-I", "-S", "-m", "compileall", "-q", folder], check=True, env={})
-    return folder
+    """Folder with a compiled copy of the inner code that every user may read, without this package around it.
+
+    It is named by its contents and shared by processes of one user, so that one that is killed leaves nothing behind.
+    """
+    sources = {path.name: path.read_bytes() for path in sorted(Path(__file__).with_name("inside").glob("*.py"))}
+    digest = hashlib.sha256(repr((interpreter(), sys.version, sources)).encode()).hexdigest()[:16]
+    shared = Path(tempfile.gettempdir(), f"dsv4-sandbox-{os.getuid()}-{digest}")
+    if not shared.exists():
+        made = Path(tempfile.mkdtemp(prefix="dsv4-sandbox-"))
+        folder = made.joinpath(*PACKAGE.split("."))
+        folder.mkdir(parents=True)
+        for name, source in sources.items():
+            (folder / name).write_bytes(source)
+        subprocess.run([interpreter(), "-I", "-S", "-m", "compileall", "-q", str(made)], check=True, env={})
+        for path in (made, *made.rglob("*")):  # whatever this process's mask is
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        try:
+            made.rename(shared)
+        except OSError:  # another process was first
+            shutil.rmtree(made)
+    found = shared.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise SandboxError(f"{shared} is not this user's own folder; remove it")
+    return str(shared)
 
 
 def _bubblewrap() -> str:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -209,6 +210,25 @@ def test_layers_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
     said = [record.getMessage() for record in caplog.records]
     assert said == ["sandbox: " + ", ".join(f"{layer} by {how}" for layer, how in layers.items())]
     assert (layers["memory and processes"] == "control group") == (delegated() is not None)
+
+
+def test_the_inner_code_is_copied_once_and_trusted_only_if_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    mask = os.umask(0o077)
+    made = [namespaces._code.__wrapped__() for _ in range(2)]
+    os.umask(mask)
+    assert made[0] == made[1] and [str(path) for path in tmp_path.iterdir()] == made[:1]
+    modes = {path.stat().st_mode & 0o777 for path in (Path(made[0]), *Path(made[0]).rglob("*"))}
+    assert modes == {0o755, 0o644}
+    Path(made[0]).chmod(0o777)
+    with pytest.raises(SandboxError, match="is not this user's own folder"):
+        namespaces._code.__wrapped__()
+    Path(made[0]).rename(tmp_path / "elsewhere")
+    Path(made[0]).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SandboxError, match="is not this user's own folder"):
+        namespaces._code.__wrapped__()
 
 
 def test_missing_bubblewrap_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
