@@ -189,6 +189,8 @@ def test_landlock_alone_keeps_a_process_from_files(tmp_path: Path) -> None:
         pytest.skip("the kernel has no Landlock")
     (tmp_path / "open").mkdir()
     (tmp_path / "closed").write_text("x")
+    (tmp_path / "program").write_text("#!/bin/sh\n")
+    (tmp_path / "program").chmod(0o755)
     code = f"""
 import os
 from dsv4.post_training.sandbox.inside import landlock
@@ -198,7 +200,7 @@ os.rename("{tmp_path}/open/a", "{tmp_path}/open/b")
 os.listdir("/")
 for action in (lambda: open("{tmp_path}/closed"), lambda: open("{tmp_path}/closed", "w"), lambda: open("/usr/x", "w"),
                lambda: os.truncate("{tmp_path}/closed", 0), lambda: os.mkdir("{tmp_path}/new"),
-               lambda: os.link("{tmp_path}/closed", "{tmp_path}/open/c"), lambda: os.execv("/proc/self/exe", ["x"])):
+               lambda: os.link("{tmp_path}/closed", "{tmp_path}/open/c"), lambda: os.execv("{tmp_path}/program", ["x"])):
     try:
         action()
     except PermissionError:
