@@ -200,7 +200,8 @@ os.rename("{tmp_path}/open/a", "{tmp_path}/open/b")
 os.listdir("/")
 for action in (lambda: open("{tmp_path}/closed"), lambda: open("{tmp_path}/closed", "w"), lambda: open("/usr/x", "w"),
                lambda: os.truncate("{tmp_path}/closed", 0), lambda: os.mkdir("{tmp_path}/new"),
-               lambda: os.link("{tmp_path}/closed", "{tmp_path}/open/c"), lambda: os.execv("{tmp_path}/program", ["x"])):
+               lambda: os.link("{tmp_path}/closed", "{tmp_path}/open/c"),
+               lambda: os.execv("{tmp_path}/program", ["x"])):
     try:
         action()
     except PermissionError:
