@@ -137,7 +137,7 @@ class Adapter:
                 raise CheckpointError(file, "lora_A and lora_B", f"lora_{' and '.join(parts)} alone", module)
             pair = Pair(parts["A"], parts["B"])
             name = module.removesuffix(".base_layer")
-            if name.endswith(".mlp.experts"):
+            if name.endswith(".experts"):
                 gate_up = pair.a.shape[1] == config.hidden_size and pair.b.shape[0] == 2 * config.moe_intermediate_size
                 name, pair = f"{name}.{'gate_up_proj' if gate_up else 'down_proj'}", _unstack(pair, config)
             self._name_parts(name)

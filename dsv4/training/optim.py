@@ -115,9 +115,8 @@ class MuonAdamW:
         decayed = [self.parameters[rule.name] for rule in self.rules if rule.kind == "adamw"]
         plain = [self.parameters[rule.name] for rule in self.rules if rule.kind == "adamw_no_decay"]
         groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        self._adamw = torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=0.0, betas=betas, eps=eps, foreach=True
-        )
+        groups = [group for group in groups if group["params"]] or groups[:1]  # torch refuses no groups
+        self._adamw = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, foreach=True)
 
     def _group_matrices(self, rules: Iterable[ParameterRule]) -> list[_MuonGroup]:
         by_shape: dict[tuple[int, int], list[_Run]] = {}
