@@ -7,16 +7,18 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
+import torch
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
 from dsv4.checkpoint import read_config
 from dsv4.config import ModelConfig, nano_path
+from dsv4.model.transformer import Transformer
 from dsv4.model_folder import resolve_model
 from dsv4.presets import PRESETS
 from dsv4.training.attention_phase import AttentionPhase
 from dsv4.training.batch_size import BatchSize
 from dsv4.training.ladder import rungs
-from dsv4.training.lora import DEFAULT_TARGETS, AdapterOptimizer, LoraSettings
+from dsv4.training.lora import DEFAULT_TARGETS, AdapterOptimizer, LoraSettings, adaptable, chosen
 from dsv4.training.recipe import Section
 from dsv4.training.start import check_shapes
 
@@ -156,6 +158,8 @@ class LoraSection(Section):
         warm = [stage.name for stage in stages if stage.attention == "warmup"]
         if warm:
             raise ValueError(f"lora.rank and stage {warm[0]!r} with attention 'warmup'; allowed: dense and sparse")
+        with torch.device("meta"):
+            chosen(self.targets, adaptable(Transformer(config)))
 
 
 class RunSection(Section):
