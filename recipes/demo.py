@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="recipes/demo.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("texts", nargs="?", type=Path, default=ROOT / "docs", help="folder of text (default: docs/)")
-    parser.add_argument("--steps", type=int, default=200, help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=150, help="default: %(default)s")
     parser.add_argument("--prompt", default="The model ", help="beginning of the sample (default: %(default)r)")
     parser.add_argument("--run-dir", type=Path, help="folder of the run (default: a new one, runs/demo)")
     parser.add_argument("--serve", action="store_true", help="serve the model when it is trained")

@@ -94,19 +94,21 @@ def add_adapters(model: Transformer, settings: LoraSettings, generator: torch.Ge
     model.train()  # thaws; requires_grad_() would widen stored weights
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    stacks: dict[str, list[str]] = {}
+    stacks: dict[str, list[str]] = {}  # module with adapters -> its adapted stacks, none of a linear layer
     for name in names:
         owner, _, leaf = name.rpartition(".")
         if isinstance(model.get_submodule(owner), Experts):
             stacks.setdefault(owner, []).append(leaf)
-    for path in dict.fromkeys(name.rpartition(".")[0] if name.rpartition(".")[0] in stacks else name for name in names):
-        owner, _, leaf = path.rpartition(".")
+        else:
+            stacks[name] = []
+    for path, leaves in stacks.items():
         base = model.get_submodule(path)
         if isinstance(base, Experts):
-            adapted = LoraExperts(base, stacks[path], settings.rank, settings.scale, generator)
+            adapted = LoraExperts(base, leaves, settings.rank, settings.scale, generator)
         else:
             assert isinstance(base, Linear)
             adapted = LoraLinear(base, settings.rank, settings.scale, generator)
+        owner, _, leaf = path.rpartition(".")
         setattr(model.get_submodule(owner), leaf, adapted)
     for layer in model.modules():
         if isinstance(layer, Indexer):
