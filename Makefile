@@ -1,5 +1,6 @@
 # make serve   start the server on the embedded nano model and print the chat page's address
 # make chat    talk to it in the terminal
+# make train-demo   train a tiny model on the texts of TEXT (default: docs) in some minutes; ARGS=--serve serves it
 # make test    run the tests            make check   lint, format and types
 # make test-clients   install SDKs and coding agents into build/clients and run them against the server
 # make test-cluster   install Ray into build/cluster and run servers with several engines
@@ -7,12 +8,13 @@
 # make sanitize      the native kernels' tests under address and undefined-behaviour sanitizers
 # make llama-bench   build llama.cpp's benchmark, and the tool that tests compare GGUF files with, into LLAMA
 # make llama-server  build llama.cpp's server, for dsv4 bench serving (ten minutes more)
-# Variables: MODEL=folder PORT=8000 HOST=127.0.0.1 PYTHON=python3 VENV=.venv WORKERS=2 ARGS="more arguments"
+# Variables: MODEL=folder TEXT=folder PORT=8000 HOST=127.0.0.1 PYTHON=python3 VENV=.venv WORKERS=2 ARGS="more arguments"
 #            LLAMA=~/.cache/dsv4/llama.cpp
 
 PYTHON ?= python3
 VENV ?= .venv
 MODEL ?=
+TEXT ?= docs
 HOST ?= 127.0.0.1
 PORT ?= 8000
 WORKERS ?= 2
@@ -25,7 +27,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
 extra = $(BIN)/python scripts/extra.py $(1) | $(PIP) --requirement /dev/stdin
 
-.PHONY: help setup serve chat test check test-clients test-cluster bench sanitize llama-bench llama-server
+.PHONY: help setup serve chat train-demo test check test-clients test-cluster bench sanitize llama-bench llama-server
 .DEFAULT_GOAL := help
 
 help:
@@ -38,6 +40,9 @@ serve: $(VENV)/.run
 
 chat: $(VENV)/.run
 	@$(BIN)/dsv4 chat $(MODEL) $(ARGS)
+
+train-demo: $(VENV)/.train
+	@$(BIN)/dsv4 train demo "$(TEXT)" $(ARGS)
 
 test: $(VENV)/.test
 	@command -v bwrap >/dev/null || echo "make: no bubblewrap, so the sandbox's tests are skipped (Debian: apt-get install bubblewrap)"
@@ -119,6 +124,10 @@ $(VENV)/.run: $(VENV)/.python pyproject.toml constraints.txt CMakeLists.txt $(wi
 $(VENV)/.test: $(VENV)/.run
 	@echo "make: installing what tests and checks need into $(VENV)"
 	@$(call extra,test)
+	@touch $@
+
+$(VENV)/.train: $(VENV)/.run
+	@$(call extra,train)
 	@touch $@
 
 # The benchmark runs the model's tests before it measures.

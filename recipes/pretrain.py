@@ -1,6 +1,8 @@
-"""Train a model from scratch on text, or on shards of it, as a recipe says.
+"""Train a model on text, or on shards of it, as a recipe says: from scratch, or on from a model folder.
 
     python recipes/pretrain.py data.text=docs stages.0.steps=20 --run-dir runs/text --out runs/text/model
+    python recipes/pretrain.py model.start=nano data.text=docs stages.0.steps=20 --run-dir runs/more
+    python recipes/pretrain.py model.start=nano lora.rank=16 data.text=docs stages.0.steps=20 --run-dir runs/lora
     python recipes/pretrain.py recipe.toml model.layers=4 optimizer.rate=1e-3 --print-config
     python recipes/pretrain.py --resume --run-dir runs/text
 
@@ -26,14 +28,16 @@ from dsv4.config import ModelConfig
 from dsv4.data.augment import Rates
 from dsv4.data.records import find_sources
 from dsv4.data.shard_loader import RowShape
-from dsv4.data.shards import Index
+from dsv4.data.shards import Index, hash_file
 from dsv4.data.tokenizing import ShardWriter
 from dsv4.model.transformer import Transformer
 from dsv4.model_folder import resolve_model
 from dsv4.tokenizer import Tokenizer
-from dsv4.training.export import export_model
+from dsv4.training.export import export_adapter, export_model
+from dsv4.training.gradient import BatchSource
 from dsv4.training.hash_routing import count_tokens, install_tables
 from dsv4.training.loop import NonFiniteLossError, Stage, Trainer, TrainSettings
+from dsv4.training.lora import load_adapted
 from dsv4.training.losses import LossWeights
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.plan import FixedPlan
@@ -45,6 +49,7 @@ from dsv4.training.schedule import Schedule
 from dsv4.training.sources import TASKS, MixtureSource, PartPaths
 from dsv4.training.speed import SpeedMeter, product_rate
 from dsv4.training.stability import SpikeError
+from dsv4.training.start import fingerprint, load_start
 from dsv4.training.state import StateError
 from dsv4.training.stopping import EXIT_STATUS, RunStoppedError
 
@@ -78,7 +83,13 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_STATUS
     except STOPPED as error:
         raise SystemExit(f"training stopped: {error}") from error
-    export_model(trainer.model, run_dir / "tokenizer", out)
+    lora = recipe.lora.settings
+    if lora is None:
+        export_model(trainer.model, run_dir / "tokenizer", out)
+    else:
+        assert recipe.model.start is not None
+        export_adapter(trainer.model, lora, Path(recipe.model.start), run_dir / "adapter", out)
+        console.print(f"adapter: {run_dir / 'adapter'}", highlight=False)
     console.print(f"model folder: {out}", highlight=False)
     picture = draw_run(run_dir)
     if picture is not None:
@@ -107,12 +118,19 @@ def new_run(recipe: PretrainRecipe, run_dir: Path, console: Console) -> Pretrain
     if not (data.text or all(stage.shards or data.shards or stage.tasks or data.tasks for stage in recipe.stages)):
         raise ValueError("the recipe has no data: give data.text, data.shards or data.tasks")
     source = recipe.model.tokenizer if data.tokenizer is None else resolve_model(data.tokenizer)
+    check_tokenizer(recipe, source)
+    config = recipe.model.config()
     (run_dir / "tokenizer").mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, run_dir / "tokenizer" / name)
     size = Tokenizer.from_pretrained(run_dir / "tokenizer").vocab_size
-    config = replace(recipe.model.config(), vocab_size=size)
+    if recipe.model.start is None:
+        config = replace(config, vocab_size=size)
+    elif size > config.vocab_size:
+        raise ValueError(
+            f"the tokenizer {source} has {size} tokens, but {recipe.model.start} is for {config.vocab_size}"
+        )
     recipe = recipe.model_copy(
         update={
             "data": data.model_copy(update={"shards": tuple(map(absolute_share, data.shards))}),
@@ -131,6 +149,8 @@ def new_run(recipe: PretrainRecipe, run_dir: Path, console: Console) -> Pretrain
         "recipe.toml": write_recipe(recipe),
         "data.json": json.dumps(prints, indent=2) + "\n",
     }
+    if recipe.model.start is not None:
+        texts["start.json"] = json.dumps({"fingerprint": fingerprint(Path(recipe.model.start))}) + "\n"
     for name, text in texts.items():
         with new_file(run_dir / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -144,10 +164,31 @@ def resume_run(run_dir: Path, words: list[str]) -> PretrainRecipe:
     if not (run_dir / "data.json").exists():
         raise ValueError(f"--resume: {run_dir} holds no run (no data.json)")
     recipe = read_recipe(PretrainRecipe, run_dir / "recipe.toml")
-    for folder, fingerprint in read_fingerprints(run_dir).items():
-        if Index.read(Path(folder)).fingerprint != fingerprint:
+    for folder, began in read_fingerprints(run_dir).items():
+        if Index.read(Path(folder)).fingerprint != began:
             raise ValueError(f"--resume: {folder} holds other data than the run began with")
+    check_start(recipe, run_dir)
     return recipe
+
+
+def check_tokenizer(recipe: PretrainRecipe, source: Path) -> None:
+    """ValueError if data.tokenizer is another than the start's, whose ids mean other texts."""
+    if recipe.model.start is None:
+        return
+    own = Path(recipe.model.start) / "tokenizer.json"
+    if own.is_file() and hash_file(own) != hash_file(source / "tokenizer.json"):
+        raise ValueError(f"data.tokenizer {source} is another tokenizer than that of {recipe.model.start}")
+    if not (source / "tokenizer.json").is_file():
+        raise ValueError(f"{recipe.model.start} has no tokenizer.json; give data.tokenizer")
+
+
+def check_start(recipe: PretrainRecipe, run_dir: Path) -> None:
+    """ValueError if the run still needs the weights that it began with, and they are others now."""
+    if recipe.model.start is None or (recipe.lora.rank is None and (run_dir / "state.pt").exists()):
+        return
+    began = json.loads((run_dir / "start.json").read_text(encoding="utf-8"))["fingerprint"]
+    if fingerprint(Path(recipe.model.start)) != began:
+        raise ValueError(f"--resume: {recipe.model.start} holds other weights than the run began with")
 
 
 def read_fingerprints(run_dir: Path) -> dict[str, str]:
@@ -215,6 +256,23 @@ def make_stages(recipe: PretrainRecipe, run_dir: Path, config: ModelConfig, work
     return stages, sum(steps)
 
 
+def make_model(
+    recipe: PretrainRecipe, config: ModelConfig, run_dir: Path, source: BatchSource, generator: torch.Generator
+) -> Transformer:
+    """The model as the run begins, on its device; if all its parameters are saved, without the weights of a start."""
+    start, lora, device = recipe.model.start, recipe.lora.settings, torch.device(recipe.run.device)
+    if start is not None and lora is not None:
+        return load_adapted(Path(start), lora, device, generator)
+    if start is not None and not (run_dir / "state.pt").exists():
+        return load_start(Path(start), config, device)
+    model = Transformer(config)
+    if start is None:
+        model.init_weights(generator)
+        install_tables(model, count_tokens(source, config.vocab_size, COUNTED_BATCHES), generator)
+    model.to(device)
+    return model
+
+
 def make_trainer(recipe: PretrainRecipe, run_dir: Path, workers: int, console: Console) -> Trainer:
     """Build model, optimizer and data of the run, at the step saved in `run_dir`."""
     run, optimizing, loss = recipe.run, recipe.optimizer, recipe.loss
@@ -222,10 +280,7 @@ def make_trainer(recipe: PretrainRecipe, run_dir: Path, workers: int, console: C
     generator = torch.Generator().manual_seed(run.seed)
     config = ModelConfig.from_pretrained(run_dir)
     stages, steps = make_stages(recipe, run_dir, config, workers)
-    model = Transformer(config)
-    model.init_weights(generator)
-    install_tables(model, count_tokens(stages[0].source, config.vocab_size, COUNTED_BATCHES), generator)
-    model.to(run.device)
+    model = make_model(recipe, config, run_dir, stages[0].source, generator)
     settings = TrainSettings(
         Schedule(
             optimizing.rate,
@@ -236,7 +291,7 @@ def make_trainer(recipe: PretrainRecipe, run_dir: Path, workers: int, console: C
         grad_clip=optimizing.grad_clip,
         loss_weights=LossWeights(loss.mtp, loss.balance, loss.indexer),
         mtp_weight_in_decay=loss.mtp_in_decay,
-        balance_speed=optimizing.balance_speed,
+        balance_speed=optimizing.balance_speed if recipe.lora.rank is None else 0.0,  # router biases stay as well
         quantized_share=run.quantized_share,
         bf16_gradients=run.bf16_gradients,
         replicas=run.replicas,
@@ -251,9 +306,15 @@ def make_trainer(recipe: PretrainRecipe, run_dir: Path, workers: int, console: C
         momentum=optimizing.momentum,
         weight_decay=optimizing.weight_decay,
         compute_dtype=torch.bfloat16 if native else torch.float32,
+        adapters="adamw_no_decay" if recipe.lora.optimizer == "adamw" else "muon",
     )
     device = torch.device(run.device)
-    speed = SpeedMeter(config, device, product_rate(device, processes=run.replicas))
+    # Its operations are those of training every parameter, which adapters do not do.
+    speed = (
+        None
+        if recipe.lora.rank is not None
+        else SpeedMeter(config, device, product_rate(device, processes=run.replicas))
+    )
     return Trainer(
         model, optimizer, stages, settings, FixedPlan(steps), run_dir, console, speed=speed, tensorboard=run.tensorboard
     )

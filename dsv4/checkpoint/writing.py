@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dsv4.analysis.inventory import StorageLayout, TensorSpec, tensor_inventory
 from dsv4.checkpoint import formats, names
+from dsv4.checkpoint.adapter_files import Adapter
 from dsv4.checkpoint.atomic import check_space, new_folder
 from dsv4.checkpoint.errors import CheckpointError
 from dsv4.checkpoint.files import TORCH_DTYPES, ShardWriter, WriteProgress, copy_file, refuse_source, write_json
@@ -77,6 +78,7 @@ def convert(
     overwrite: bool = False,
     allow_rounding: bool = False,
     progress: WriteProgress | None = None,
+    adapter: str | Path | None = None,
 ) -> dict[str, RoundingError]:
     """Rewrite a model folder in another format, tensor by tensor; equal formats copy codes and scales bit for bit.
 
@@ -84,6 +86,7 @@ def convert(
     CheckpointError names the first tensor in which one would change, or one with NaN or infinity. "transformers" is
     BF16, or FP32 if BF16 would change values (F32 scales or weights). The tokenizer and other small files are copied.
     DiskFullError names the target that did not fit. progress: called with the tensor bytes written so far and in all.
+    adapter: folder of a LoRA adapter to merge into the weights; the matrices that it changes are rounded to the format.
     Returns the rounding errors, by kind of tensor; empty if no value changed.
     """
     _check_format(format)
@@ -92,9 +95,12 @@ def convert(
         refuse_source(source.folder, Path(dst))
         files = MappedFiles(source)
         plain: StorageLayout = "fp32" if _has_many_bits(source) else "bf16"
+        merged = Adapter(adapter, source.config) if adapter is not None else None
 
         def encode(group: Group) -> list[Tensor]:
             check_values(source, group[0].name)
+            if merged is not None and group[0].name in merged.names:
+                return _merge(group, source, merged, rounding)
             return _recode(group, source, format, rounding)
 
         extras = {file.name: file for file in sorted(source.folder.iterdir()) if _is_extra(file)}
@@ -102,6 +108,12 @@ def convert(
             Path(dst), source.config, format, plain, encode, extras, max_shard_bytes, overwrite, progress, files.check
         )
     return rounding.errors
+
+
+def stored_format(path: str | Path) -> Format:
+    """Format in which a model folder is stored; "bf16" or "fp32" if transformers wrote it."""
+    with Checkpoint(path) as source:
+        return cast(Format, source.layout)
 
 
 def _has_many_bits(source: Checkpoint) -> bool:
@@ -170,6 +182,16 @@ def _recode(group: Group, source: Checkpoint, format: Format, rounding: Rounding
     written = _encode(group, values, place[0])
     if spec.dtype not in ("F32", "I64") and written[0].dtype != values.dtype:  # float32 holds all that is read
         rounding.compare(spec.component, place, values, _decode(written), spec.dtype)
+    return written
+
+
+def _merge(group: Group, source: Checkpoint, adapter: Adapter, rounding: Rounding) -> list[Tensor]:
+    """A matrix with an adapter's product added, in the format asked for."""
+    spec, place = group[0], source.place(group[0].name)
+    values = adapter.apply(spec.name, source.parameter(spec.name))
+    written = _encode(group, values, place[0])
+    if written[0].dtype != values.dtype:
+        rounding.compare(spec.component, place, values, _decode(written), spec.dtype, asked=True)
     return written
 
 

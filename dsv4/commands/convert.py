@@ -17,7 +17,8 @@ def add(commands: Any) -> None:
         "rewrite a checkpoint in another layout, tensor by tensor",
         "dsv4 convert path/to/model out --format official-base\ndsv4 convert path/to/model out --format transformers\n"
         "dsv4 convert deepseek-ai/DeepSeek-V4-Flash flash.gguf --format gguf\n"
-        "dsv4 convert path/to/model model.gguf --format gguf",
+        "dsv4 convert path/to/model model.gguf --format gguf\n"
+        "dsv4 convert path/to/base merged --format official --adapter runs/lora/adapter",
     )
     parser.add_argument("src", metavar="SRC", help="model folder, or owner/name[@revision] of the Hugging Face Hub")
     parser.add_argument("dst", metavar="DST", help="folder to create; for gguf, a file")
@@ -27,6 +28,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--allow-rounding", action="store_true", help="write a layout that cannot hold all values, and print the error"
     )
+    parser.add_argument("--adapter", metavar="FOLDER", help="LoRA adapter (PEFT's files) to merge into the weights")
     parser.add_argument(
         "--linears", choices=("bf16", "q8_0"), help="gguf: type of FP8 matrices (default: an exact one)"
     )
@@ -46,4 +48,5 @@ def run(options: argparse.Namespace) -> None:
         allow_rounding=options.allow_rounding,
         linears=options.linears,
         mtp=options.mtp,
+        adapter=options.adapter,
     )

@@ -125,10 +125,10 @@ class ReferenceBackend:
         return block(block.fuse(model.embed(next_token_ids), streams), ctx)
 
     def read_out(self, streams: Tensor, depth: int | None = None) -> Tensor:
-        return linear_fp32(self.head_input(streams, depth), self.model.head.weight)
+        return linear_fp32(self.head_input(streams, depth), self.model.head.matrix)
 
     def cross_entropy(self, streams: Tensor, targets: Tensor, depth: int | None = None) -> tuple[Tensor, Tensor]:
-        return cross_entropy(self.head_input(streams, depth), self.model.head.weight, targets)
+        return cross_entropy(self.head_input(streams, depth), self.model.head.matrix, targets)
 
     def head_input(self, streams: Tensor, depth: int | None = None) -> Tensor:
         model = self.model

@@ -24,6 +24,11 @@ class Linear(nn.Module):
             x = fake_quant_fp8(x, FP8_BLOCK)
         return linear(x, self.weight)
 
+    @property
+    def matrix(self) -> Tensor:
+        """The map's whole matrix [out, in], for kernels that take it; forward is the product with it."""
+        return self.weight
+
 
 @without_autocast
 def linear_fp32(x: Tensor, weight: Tensor) -> Tensor:

@@ -57,13 +57,17 @@ class Experts(nn.Module):
         """Apply each expert to its rows: x [n, d] sorted by expert, sizes rows per expert, weights [n, 1] -> [n, d]."""
         if self.quantize:
             x = fake_quant_fp8(x, FP8_BLOCK)
-        gate, up = grouped_linear(x, sizes, self.w1), grouped_linear(x, sizes, self.w3)
+        gate, up = self.product("w1", x, sizes), self.product("w3", x, sizes)
         if watcher is not None:
             watcher(count_clamped(gate, up, self.limit))
         h = clamped_swiglu(gate, up, self.limit, weights)
         if self.quantize:
             h = fake_quant_fp8(h, FP8_BLOCK)
-        return grouped_linear(h, sizes, self.w2)
+        return self.product("w2", h, sizes)
+
+    def product(self, name: str, x: Tensor, sizes: list[int]) -> Tensor:
+        """Rows of each expert times its matrix of the stack `name`, transposed."""
+        return grouped_linear(x, sizes, getattr(self, name))
 
 
 class Gate(nn.Module):

@@ -23,6 +23,7 @@ from dsv4.kernels.stored import StoredStack, StoredTensor
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.backend import EXPERT_MEMORY, Backend, Definition, ReferenceBackend
 from dsv4.model.batch import RaggedBatch
+from dsv4.model.lora import is_adapter
 from dsv4.model.moe import expert_loads
 from dsv4.model.rope import inverse_frequencies
 from dsv4.model.stacks import has_stored_experts, named_tensors, native_tensors
@@ -62,6 +63,8 @@ def _obstacle(model: Definition) -> str | None:
     if obstacle is not None:
         return obstacle
     for name, parameter in cast(nn.Module, model).named_parameters():
+        if is_adapter(name):
+            return f"{name} is an adapter, which the native kernels of inference take merged into its matrix alone"
         if parameter.dtype != torch.float32:
             return f"{name} is {parameter.dtype}, the native kernels take torch.float32 in every weight"
     return None

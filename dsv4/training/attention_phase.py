@@ -36,7 +36,7 @@ def attention_phase(model: nn.Module, phase: AttentionPhase) -> Generator[None]:
     indexers = [module for module in model.modules() if isinstance(module, Indexer)]
     if phase == "warmup" and not indexers:
         raise ValueError("the indexer cannot be warmed up: no layer of this model has one (compress_ratios has no 4)")
-    before = [(indexer, indexer.top_k) for indexer in indexers]
+    before = [(indexer, indexer.top_k, indexer.learns) for indexer in indexers]
     frozen = [p for name, p in model.named_parameters() if p.requires_grad and not trains(phase, name)]
     try:
         for indexer in indexers:
@@ -45,7 +45,7 @@ def attention_phase(model: nn.Module, phase: AttentionPhase) -> Generator[None]:
             parameter.requires_grad_(False)
         yield
     finally:
-        for indexer, top_k in before:
-            indexer.top_k, indexer.learns = top_k, True
+        for indexer, top_k, learns in before:
+            indexer.top_k, indexer.learns = top_k, learns
         for parameter in frozen:
             parameter.requires_grad_(True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from dsv4.checkpoint import save_model
+from dsv4.checkpoint import convert, save_model, stored_format
 from dsv4.model.transformer import Transformer
+from dsv4.training.lora import LoraSettings, save_adapter
 
 
 def export_model(model: Transformer, tokenizer_folder: Path, out: Path) -> None:
@@ -19,3 +20,12 @@ def export_model(model: Transformer, tokenizer_folder: Path, out: Path) -> None:
         shutil.copy2(path, unfinished / path.name)
     shutil.rmtree(out, ignore_errors=True)
     unfinished.rename(out)
+
+
+def export_adapter(model: Transformer, settings: LoraSettings, start: Path, adapter: Path, out: Path) -> None:
+    """Write the adapters of `model` to the folder `adapter`, and the folder `start` with them merged in to `out`.
+
+    `out` has the formats of `start`, and whatever lies in it besides the weights.
+    """
+    save_adapter(model, settings, str(start), adapter)
+    convert(start, out, format=stored_format(start), overwrite=True, adapter=adapter)

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from dsv4.checkpoint.atomic import clear_folder
+from dsv4.kernels.stored import StoredWeight
 from dsv4.training.attention_phase import AttentionPhase
 from dsv4.training.balance import clamped_shares, load_imbalance, update_router_biases
 from dsv4.training.batch_size import BatchSize
@@ -162,7 +163,7 @@ class Trainer:
     def save(self) -> None:
         """Write the whole state of the run. NonFiniteLossError, with nothing written, if a parameter is not finite."""
         for name, parameter in self.model.named_parameters():
-            if not bool(parameter.isfinite().all()):
+            if not isinstance(parameter, StoredWeight) and not bool(parameter.isfinite().all()):
                 raise NonFiniteLossError(
                     f"after step {self.progress.step - 1} parameter {name} is not finite; nothing was saved, "
                     f"{self._last_state()}"

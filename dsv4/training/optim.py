@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dsv4.model.lora import is_adapter
 from dsv4.model.parameters import Optimizer, SplitSizes, matrix_heights, row_of
 from dsv4.model.stacks import official_tensors
 from dsv4.training.attention_phase import AttentionPhase, trains
@@ -28,16 +29,23 @@ class ParameterRule:
     rows: tuple[int, ...] = ()
 
 
-def parameter_rule(name: str, shape: tuple[int, ...], sizes: SplitSizes) -> ParameterRule:
-    """Rule of the parameter `name` of `shape`, from the table of parameters."""
+def parameter_rule(
+    name: str, shape: tuple[int, ...], sizes: SplitSizes, adapters: Optimizer = "adamw_no_decay"
+) -> ParameterRule:
+    """Rule of the parameter `name` of `shape`, from the table of parameters; of an adapter, that of `adapters`."""
+    if is_adapter(name):
+        heights = (shape[-2],) * (shape[0] if len(shape) == 3 else 1)
+        return ParameterRule(name, adapters, heights if adapters == "muon" else ())
     kind = row_of(name).optimizer
     return ParameterRule(name, kind, matrix_heights(name, shape, sizes) if kind == "muon" else ())
 
 
-def split_parameters(named: Iterable[tuple[str, nn.Parameter]], config: SplitSizes) -> list[ParameterRule]:
+def split_parameters(
+    named: Iterable[tuple[str, nn.Parameter]], config: SplitSizes, adapters: Optimizer = "adamw_no_decay"
+) -> list[ParameterRule]:
     """Rules of the trainable parameters and the router biases, in the order of `named`."""
     return [
-        parameter_rule(name, tuple(parameter.shape), config)
+        parameter_rule(name, tuple(parameter.shape), config, adapters)
         for name, parameter in named
         if parameter.requires_grad or name.endswith("gate.bias")
     ]
@@ -85,6 +93,7 @@ class MuonAdamW:
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-20,
         compute_dtype: torch.dtype = torch.bfloat16,
+        adapters: Optimizer = "adamw_no_decay",
     ) -> None:
         self.momentum, self.gamma, self.weight_decay, self.compute_dtype = momentum, gamma, weight_decay, compute_dtype
         # Keyword arguments with which a helper process builds its copy.
@@ -95,9 +104,10 @@ class MuonAdamW:
             "betas": betas,
             "eps": eps,
             "compute_dtype": compute_dtype,
+            "adapters": adapters,
         }
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.rules = split_parameters(model.named_parameters(), config)
+        self.rules = split_parameters(model.named_parameters(), config, adapters)
         muon = [rule for rule in self.rules if rule.kind == "muon"]
         self._groups: dict[AttentionPhase, list[_MuonGroup]] = {"sparse": self._group_matrices(muon)}
         # By parameter name, in the parameter's shape.
@@ -105,9 +115,8 @@ class MuonAdamW:
         decayed = [self.parameters[rule.name] for rule in self.rules if rule.kind == "adamw"]
         plain = [self.parameters[rule.name] for rule in self.rules if rule.kind == "adamw_no_decay"]
         groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        self._adamw = torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=0.0, betas=betas, eps=eps, foreach=True
-        )
+        groups = [group for group in groups if group["params"]] or groups[:1]  # torch refuses no groups
+        self._adamw = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, foreach=True)
 
     def _group_matrices(self, rules: Iterable[ParameterRule]) -> list[_MuonGroup]:
         by_shape: dict[tuple[int, int], list[_Run]] = {}

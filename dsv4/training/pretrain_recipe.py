@@ -7,31 +7,42 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
+import torch
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
+from dsv4.checkpoint import read_config
 from dsv4.config import ModelConfig, nano_path
+from dsv4.model.transformer import Transformer
 from dsv4.model_folder import resolve_model
 from dsv4.presets import PRESETS
 from dsv4.training.attention_phase import AttentionPhase
 from dsv4.training.batch_size import BatchSize
 from dsv4.training.ladder import rungs
+from dsv4.training.lora import DEFAULT_TARGETS, AdapterOptimizer, LoraSettings, adaptable, chosen
 from dsv4.training.recipe import Section
 from dsv4.training.spikes import SpikeSettings, Statistic
 from dsv4.training.stability_settings import AfterLast, Anticipate, StabilitySettings
+from dsv4.training.start import check_shapes
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
 
 _TYPES = get_type_hints(ModelConfig)
+# Learning rates of runs that go on from trained weights: about Flash's peak, and what adapters take.
+START_RATE, LORA_RATE = 3e-4, 1e-3
 LAYER_KEYS = {"num_hidden_layers", "compress_ratios", "num_nextn_predict_layers"}
 
 
 class ModelSection(Section):
-    """The model: one to start from, its number of layers, and any key of config.json under its own name."""
+    """The model: a shape to train from scratch or a model to go on with, and any key of config.json under its own name.
+
+    With `start`, only keys may change that leave every tensor its shape.
+    """
 
     model_config = ConfigDict(extra="allow")
-    base: str = "nano"  # preset, model folder or owner/name; its weights are not read
+    base: str | None = None  # preset, model folder or owner/name; its weights are not read. Left out: nano
+    start: str | None = None  # model folder or owner/name whose weights and tokenizer the run goes on with
     layers: Count | None = None
 
     @classmethod
@@ -41,6 +52,9 @@ class ModelSection(Section):
     @model_validator(mode="after")
     def _check_keys(self) -> ModelSection:
         given = self.model_extra or {}
+        if self.start is not None and (self.base is not None or self.layers is not None):
+            other = "base" if self.base is not None else "layers"
+            raise ValueError(f"start and {other}; allowed: one of them, since a start has its own shape")
         for key, value in given.items():
             try:
                 given[key] = TypeAdapter(_TYPES[key]).validate_python(value)
@@ -51,16 +65,35 @@ class ModelSection(Section):
         return self
 
     def config(self) -> ModelConfig:
-        """The model's hyperparameters. ValueError if V4 does not allow them."""
-        base = ModelConfig.preset(self.base) if self.base in PRESETS else ModelConfig.from_pretrained(self.base)
+        """The model's hyperparameters. ValueError if V4, or the shape of the start's tensors, does not allow them."""
+        if self.start is not None:
+            start = read_config(resolve_model(self.start))
+            config = replace(start, **(self.model_extra or {}))
+            check_shapes(config, start, self.start)
+            return config
+        base = self._base
+        config = ModelConfig.preset(base) if base in PRESETS else ModelConfig.from_pretrained(base)
         if self.layers is not None:
-            base = _with_layers(base, self.layers)
-        return replace(base, **(self.model_extra or {}))
+            config = _with_layers(config, self.layers)
+        return replace(config, **(self.model_extra or {}))
 
     @property
     def tokenizer(self) -> Path:
-        """Folder of the base's tokenizer; of a preset, the embedded model's."""
-        return nano_path() if self.base in PRESETS else resolve_model(self.base)
+        """Folder of the tokenizer of the start or the base; of a preset, the embedded model's."""
+        if self.start is not None:
+            return resolve_model(self.start)
+        return nano_path() if self._base in PRESETS else resolve_model(self._base)
+
+    @property
+    def _base(self) -> str:
+        return "nano" if self.base is None else self.base
+
+    def resolve(self, config: ModelConfig) -> ModelSection:
+        """The same model with every key of `config` written out; a start by its whole path."""
+        keys = {f.name: getattr(config, f.name) for f in fields(config)}
+        if self.start is not None:
+            return ModelSection(start=str(resolve_model(self.start).absolute()), **keys)
+        return ModelSection(base=self._base, **keys)
 
 
 class DataSection(Section):
@@ -93,6 +126,42 @@ class LossSection(Section):
     mtp_in_decay: Annotated[float, Field(ge=0.0)] = 0.1
     balance: Annotated[float, Field(ge=0.0)] = 1e-4
     indexer: Annotated[float, Field(ge=0.0)] = 1.0
+
+
+class LoraSection(Section):
+    """Adapters in place of training every parameter."""
+
+    rank: Count | None = None  # left out: no adapters
+    alpha: Annotated[float, Field(gt=0.0)] = 32.0
+    targets: Texts = DEFAULT_TARGETS
+    optimizer: AdapterOptimizer = "adamw"
+
+    @property
+    def settings(self) -> LoraSettings | None:
+        """None if no adapters are asked for."""
+        return LoraSettings(self.rank, self.alpha, self.targets) if self.rank is not None else None
+
+    def check(self, model: ModelSection, config: ModelConfig, run: RunSection, stages: Iterable[StageSection]) -> None:
+        """ValueError for settings of the run that adapters do not go with."""
+        if self.rank is None:
+            if self != LoraSection():
+                raise ValueError("keys of lora without lora.rank; allowed: with it")
+            return
+        if model.start is None:
+            raise ValueError("lora.rank without model.start; allowed: with the model that the adapters are for")
+        if config != read_config(resolve_model(model.start)):
+            raise ValueError("lora.rank and a changed key of the model; allowed: the model of model.start as it is")
+        if run.replicas > 1:
+            raise ValueError(f"lora.rank and run.replicas {run.replicas}; allowed: 1")
+        if "quantized_share" in run.model_fields_set and run.quantized_share:
+            raise ValueError(
+                f"lora.rank and run.quantized_share {run.quantized_share}; allowed: 0, since matrices are not merged"
+            )
+        warm = [stage.name for stage in stages if stage.attention == "warmup"]
+        if warm:
+            raise ValueError(f"lora.rank and stage {warm[0]!r} with attention 'warmup'; allowed: dense and sparse")
+        with torch.device("meta"):
+            chosen(self.targets, adaptable(Transformer(config)))
 
 
 class RunSection(Section):
@@ -208,6 +277,7 @@ class PretrainRecipe(Section):
     optimizer: OptimizerSection = OptimizerSection()
     loss: LossSection = LossSection()
     run: RunSection = RunSection()
+    lora: LoraSection = LoraSection()
     stability: StabilitySection = StabilitySection()
     ladder: LadderSection = LadderSection()
     stages: tuple[StageSection, ...] = ()
@@ -229,8 +299,18 @@ class PretrainRecipe(Section):
                 )
             if stage.attention == "warmup" and not config.has_indexer:
                 raise ValueError(f"stage {stage.name!r}: no layer of the model has an indexer to warm up")
-        model = ModelSection(base=self.model.base, **{f.name: getattr(config, f.name) for f in fields(config)})
-        return self.model_copy(update={"model": model, "stages": tuple(stages), "ladder": LadderSection()})
+        self.lora.check(self.model, config, self.run, stages)
+        update: dict[str, Any] = {
+            "model": self.model.resolve(config),
+            "stages": tuple(stages),
+            "ladder": LadderSection(),
+        }
+        if self.model.start is not None and "rate" not in self.optimizer.model_fields_set:
+            rate = START_RATE if self.lora.rank is None else LORA_RATE
+            update["optimizer"] = self.optimizer.model_copy(update={"rate": rate})
+        if self.lora.rank is not None:
+            update["run"] = self.run.model_copy(update={"quantized_share": 0.0})
+        return self.model_copy(update=update)
 
 
 def _with_layers(config: ModelConfig, layers: int) -> ModelConfig:

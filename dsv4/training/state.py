@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dsv4.checkpoint.atomic import new_file
+from dsv4.model.lora import is_adapter
 from dsv4.training.optim import MuonAdamW
 
 if TYPE_CHECKING:
@@ -41,12 +42,12 @@ class StateError(ValueError):
 
 
 def save_state(path: Path, model: nn.Module, optimizer: MuonAdamW, progress: DataclassInstance) -> None:
-    """Write parameters, buffers, optimizer, progress and random state to `path`.
+    """Write what the run changes (`run_tensors`), optimizer, progress and random state to `path`.
 
     DiskFullError if there is no room; an existing state at `path` is then unchanged.
     """
     state: dict[str, Any] = {
-        "model": model.state_dict(),
+        "model": run_tensors(model),
         "optimizer": optimizer.state_dict(),
         "progress": asdict(progress),
         "rng": torch.get_rng_state(),
@@ -65,7 +66,7 @@ def load_state(path: Path, model: nn.Module, optimizer: MuonAdamW, position: typ
     the model and the optimizer.
     """
     state = _read(path)
-    expected: dict[str, Any] = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    expected: dict[str, Any] = {"model": run_tensors(model), "optimizer": optimizer.state_dict()}
     for part, want in expected.items():
         _check_same(path, dict(_tensors(state.get(part), part)), dict(_tensors(want, part)))
     progress = state.get("progress")
@@ -76,11 +77,17 @@ def load_state(path: Path, model: nn.Module, optimizer: MuonAdamW, position: typ
         optimizer.load_state_dict(state["optimizer"])
     except ValueError as error:
         raise StateError(f"{path}: {error}") from error
-    model.load_state_dict(state["model"])
+    model.load_state_dict(state["model"], strict=False)  # checked above
     torch.set_rng_state(state["rng"])
     if "cuda_rng" in state:
         torch.cuda.set_rng_state_all(state["cuda_rng"])
     return position(**progress)
+
+
+def run_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers that a run changes: of a model with adapters these alone, else all."""
+    tensors = dict(model.state_dict())
+    return {name: tensor for name, tensor in tensors.items() if is_adapter(name)} or tensors
 
 
 def _read(path: Path) -> dict[str, Any]:

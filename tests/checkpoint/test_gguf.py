@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +24,7 @@ from dsv4.cli import main
 from dsv4.config import ModelConfig, nano_path
 from dsv4.model.batch import RaggedBatch
 
+from ..llama_cpp import llama_check, logits
 from ..published_tokenizer import copy_published_tokenizer, corpus, published_folder
 
 EXPERTS = {"gate": "w1", "down": "w2", "up": "w3"}
@@ -336,23 +335,6 @@ def test_the_command_writes_overwrites_and_refuses(
     assert key(tmp_path / "model.gguf", "deepseek4.nextn_predict_layers") == 1
     assert main(["convert", folder, str(tmp_path / "out"), "--format", "bf16", "--mtp"]) == 2
     assert "--linears and --mtp are not allowed with --format bf16; allowed: gguf" in capsys.readouterr().err
-
-
-def llama_check(*arguments: str | Path, stdin: str) -> bytes:
-    """Output of the tool that `make llama-bench` builds in the folder LLAMA, as in the Makefile."""
-    folder = Path(os.environ.get("LLAMA", Path.home() / ".cache/dsv4/llama.cpp"))
-    tool = folder / "build" / "bin" / "llama-check"
-    if not tool.is_file():
-        pytest.skip(f"no {tool}; make llama-bench builds it")
-    done = subprocess.run([tool, *arguments], input=stdin.encode(), capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr.decode()[-2000:]
-    return done.stdout
-
-
-def logits(file: Path, ids: torch.Tensor, *, command: str = "logits", streams: Path | None = None) -> torch.Tensor:
-    files = [file] if streams is None else [file, streams]
-    output = llama_check(command, *files, stdin=" ".join(map(str, ids.tolist())))
-    return torch.frombuffer(bytearray(output), dtype=torch.float32).reshape(len(ids), -1)
 
 
 def random_ids(vocab_size: int, length: int) -> torch.Tensor:

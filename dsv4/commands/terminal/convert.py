@@ -22,8 +22,16 @@ def convert_checkpoint(
     allow_rounding: bool = False,
     linears: Any = None,
     mtp: bool = False,
+    adapter: str | None = None,
 ) -> None:
-    """Writes `dst` and prints its size and the rounding errors. ValueError for linears or mtp without gguf."""
+    """Writes `dst` and prints its size and the rounding errors.
+
+    ValueError for linears or mtp without gguf, and for an adapter with it.
+    """
+    if format == "gguf" and adapter is not None:
+        raise ValueError(
+            "--adapter is not allowed with --format gguf; allowed: to merge into a folder, and convert that"
+        )
     if format != "gguf" and (linears is not None or mtp):
         raise ValueError(f"--linears and --mtp are not allowed with --format {format}; allowed: gguf")
     console, started = Console(stderr=True), time.monotonic()
@@ -41,7 +49,7 @@ def convert_checkpoint(
         if format == "gguf":
             errors = export_gguf(src, dst, linears=linears, mtp=mtp, **options)
         else:
-            errors = convert(src, dst, cast(Format, format), **options)
+            errors = convert(src, dst, cast(Format, format), adapter=adapter, **options)
     what = "the MTP block, " if mtp else ""
     print(f"{Path(dst)}: {what}{format}, {decimal(written)} of tensors in {time.monotonic() - started:.1f} s")
     for kind, error in errors.items():

@@ -39,7 +39,7 @@ class Compressor(nn.Module):
 
         cos_sin: rotations of entry positions by ratio, filled on first use.
         """
-        kv, score = linear_fp32(x, self.wkv.weight), linear_fp32(x, self.wgate.weight)
+        kv, score = linear_fp32(x, self.wkv.matrix), linear_fp32(x, self.wgate.matrix)
         made = compress(kv, score, self.ape, self._windows(layout, state))
         if made is None:
             return None

@@ -1,0 +1,140 @@
+"""Adapters on chosen matrices of a model, all else frozen; their files in PEFT's layout."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from dsv4.checkpoint import load_model
+from dsv4.checkpoint.adapter_files import Pair, write_adapter
+from dsv4.model.attention.indexer import Indexer
+from dsv4.model.linear import Linear
+from dsv4.model.lora import LoraExperts, LoraLinear
+from dsv4.model.moe import Experts
+from dsv4.model.transformer import Transformer
+
+AdapterOptimizer = Literal["adamw", "muon"]
+# Names of groups of matrices, as regular expressions for the rest of the name behind "layers.3.".
+GROUPS = {
+    "attention": r"attn\.(wq_a|wq_b|wkv|wo_b)",
+    "experts": r"ffn\.experts\.w[123]",
+    "shared_experts": r"ffn\.shared_experts\.w[123]",
+    "compressor": r"attn\.compressor\.(wkv|wgate)",
+    "indexer": r"attn\.indexer\.(wq_b|weights_proj|compressor\.(wkv|wgate))",
+}
+HEAD = "head"
+DEFAULT_TARGETS = ("attention", "experts", "shared_experts")
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Rank of every adapter, `alpha` over rank the factor of its product, and the matrices that have one.
+
+    targets: names of GROUPS, "head", or patterns of matrix names with * and ?, such as "layers.3.attn.*".
+    """
+
+    rank: int
+    alpha: float = 32.0
+    targets: tuple[str, ...] = DEFAULT_TARGETS
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+def adaptable(model: Transformer) -> list[str]:
+    """Names of the matrices that can have an adapter, in the model's order.
+
+    Not `wo_a`, a matrix per group of heads in one, whose adapter PEFT could not compute.
+    """
+    names: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, Experts):
+            names += [f"{name}.{stack}" for stack in ("w1", "w2", "w3")]
+        elif isinstance(module, Linear) and not name.endswith(".wo_a"):
+            names.append(name)
+    return names
+
+
+def chosen(targets: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The matrices among `names` that `targets` name.
+
+    ValueError for a target without a matrix, and for a stack of experts' w1 without w3 or the reverse.
+    """
+    found: set[str] = set()
+    for target in targets:
+        group = rf"layers\.\d+\.{GROUPS[target]}" if target in GROUPS else None
+        matches = {n for n in names if (re.fullmatch(group, n) if group else fnmatchcase(n, target))}
+        if not matches:
+            raise ValueError(
+                f"lora.targets has {target!r}, which is no matrix of this model; allowed: {', '.join(GROUPS)}, {HEAD}, "
+                f"and patterns of names such as {names[0]}"
+            )
+        found |= matches
+    for name in sorted(found):
+        stack, _, kind = name.rpartition(".")
+        other = f"{stack}.{ {'w1': 'w3', 'w3': 'w1'}.get(kind) }"
+        if stack.endswith(".experts") and kind != "w2" and other not in found:
+            raise ValueError(f"lora.targets has {name} without {other}, which other programs keep as one matrix")
+    return [name for name in names if name in found]
+
+
+def add_adapters(model: Transformer, settings: LoraSettings, generator: torch.Generator) -> list[str]:
+    """Freeze every parameter of `model` and give the chosen matrices adapters, which take gradients; their names.
+
+    Stored weights stay stored.
+    """
+    names = chosen(settings.targets, adaptable(model))
+    model.train()  # thaws; requires_grad_() would widen stored weights
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    stacks: dict[str, list[str]] = {}  # module with adapters -> its adapted stacks, none of a linear layer
+    for name in names:
+        owner, _, leaf = name.rpartition(".")
+        if isinstance(model.get_submodule(owner), Experts):
+            stacks.setdefault(owner, []).append(leaf)
+        else:
+            stacks[name] = []
+    for path, leaves in stacks.items():
+        base = model.get_submodule(path)
+        if isinstance(base, Experts):
+            adapted = LoraExperts(base, leaves, settings.rank, settings.scale, generator)
+        else:
+            assert isinstance(base, Linear)
+            adapted = LoraLinear(base, settings.rank, settings.scale, generator)
+        owner, _, leaf = path.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, adapted)
+    for layer in model.modules():
+        if isinstance(layer, Indexer):
+            layer.learns = any(parameter.requires_grad for parameter in layer.parameters())
+    return names
+
+
+def load_adapted(folder: Path, settings: LoraSettings, device: torch.device, generator: torch.Generator) -> Transformer:
+    """Model of a folder with adapters. On a CPU with native kernels its weights stay as they are stored."""
+    model = load_model(folder, device=device)
+    add_adapters(model, settings, generator)
+    return model
+
+
+def adapter_pairs(model: Transformer) -> dict[str, Pair]:
+    """(A, B) by name of the matrix."""
+    pairs: dict[str, Pair] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLinear):
+            pairs[name] = Pair(module.lora_A.detach(), module.lora_B.detach())
+        elif isinstance(module, LoraExperts):
+            for stack in module.lora_A:
+                pairs[f"{name}.{stack}"] = Pair(module.lora_A[stack].detach(), module.lora_B[stack].detach())
+    return pairs
+
+
+def save_adapter(model: Transformer, settings: LoraSettings, base: str, folder: Path) -> None:
+    """Write the adapters of `model`, trained on the model `base`, to `folder` as PEFT does."""
+    write_adapter(adapter_pairs(model), settings.rank, settings.alpha, base, folder)
