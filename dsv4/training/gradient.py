@@ -19,6 +19,7 @@ from dsv4.training.attention_phase import AttentionPhase, attention_phase
 from dsv4.training.batch_size import BatchSize
 from dsv4.training.losses import Counts, Losses, LossWeights, compute_losses, count_parts, pack_masks, sum_losses
 from dsv4.training.qat import stored_weights
+from dsv4.training.recompute import Recompute, recomputing
 
 Routing = dict[
     str, Tensor
@@ -56,6 +57,7 @@ class Work:
     attention: AttentionPhase = "sparse"
     size: BatchSize | None = None  # None: as many micro-batches in every step as the process has by default
     count_clamps: bool = False
+    recompute: Recompute = "none"
     routing: Mapping[int, Routing] = field(default_factory=dict)
 
 
@@ -111,7 +113,8 @@ def compute_gradient(
     if model.frozen:
         raise ValueError("the model is frozen, so that its weights take no gradient: call model.requires_grad_() first")
     totals = totals or sum_counts(batches)
-    with stored_weights(model) if work.quantized else nullcontext(), attention_phase(model, work.attention):
+    stored = stored_weights(model) if work.quantized else nullcontext()
+    with stored, attention_phase(model, work.attention), recomputing(model, work.recompute):
         results = [_compute_one(model, batch, work, totals) for batch in batches]
     return sum_results(results)
 

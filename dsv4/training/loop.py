@@ -22,6 +22,7 @@ from dsv4.training.losses import LossWeights, not_finite
 from dsv4.training.memory import keep_freed_memory
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.plan import UNPLANNED, Plan
+from dsv4.training.recompute import POLICIES, Recompute
 from dsv4.training.replicas import Replicas
 from dsv4.training.report import Report
 from dsv4.training.schedule import Schedule
@@ -61,6 +62,7 @@ class TrainSettings:
     save_every: int = 100  # steps
     autocast: torch.dtype | None = None  # torch.bfloat16: the products of layers and experts run in bf16
     bf16_gradients: bool = False  # native products of the backward multiply BF16 numbers: kernels/gradients.py
+    recompute: Recompute = "none"  # activation checkpointing: recompute.py
     count_clamps: bool = False  # share of values that the SwiGLU clamp changes, per layer, in the metrics
     stability: StabilitySettings | None = None  # spike detector and rollbacks; None: without
     replicas: int = 1  # data-parallel processes
@@ -75,6 +77,8 @@ class TrainSettings:
             raise ValueError(f"quantized_share is {self.quantized_share}; allowed: 0 to 1")
         if not self.grad_clip > 0.0:
             raise ValueError(f"grad_clip is {self.grad_clip}; allowed: more than 0")
+        if self.recompute not in POLICIES:
+            raise ValueError(f"recompute is {self.recompute!r}; allowed: {', '.join(POLICIES)}")
         if self.autocast not in (None, torch.bfloat16):
             raise ValueError(f"autocast is {self.autocast}; allowed: None (fp32) or torch.bfloat16")
 
@@ -226,7 +230,7 @@ class Trainer:
         quantized = step >= total * (1 - settings.quantized_share)
         return Work(
             number, step - start, weights, quantized, settings.autocast, settings.bf16_gradients, stage.attention,
-            stage.size, settings.count_clamps,
+            stage.size, settings.count_clamps, settings.recompute,
         )  # fmt: skip
 
     def _roll_back(self, stability: Stability, spike: Spike, report: Report, took: float) -> bool:

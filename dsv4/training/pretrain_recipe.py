@@ -16,6 +16,7 @@ from dsv4.training.attention_phase import AttentionPhase
 from dsv4.training.batch_size import BatchSize
 from dsv4.training.ladder import rungs
 from dsv4.training.recipe import Section
+from dsv4.training.recompute import Recompute
 from dsv4.training.spikes import SpikeSettings, Statistic
 from dsv4.training.stability_settings import AfterLast, Anticipate, StabilitySettings
 
@@ -102,6 +103,7 @@ class RunSection(Section):
     save_every: Count = 100
     quantized_share: Share = 0.15
     bf16_gradients: bool = False
+    recompute: Recompute = "none"
     count_clamps: bool = False
     tensorboard: bool = False
 
