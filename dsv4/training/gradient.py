@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dsv4.analysis.activations import Recompute
 from dsv4.kernels import backends
 from dsv4.kernels.gradients import bf16_gradients
 from dsv4.model.aux_losses import AuxLosses
@@ -19,7 +20,7 @@ from dsv4.training.attention_phase import AttentionPhase, attention_phase
 from dsv4.training.batch_size import BatchSize
 from dsv4.training.losses import Counts, Losses, LossWeights, compute_losses, count_parts, pack_masks, sum_losses
 from dsv4.training.qat import stored_weights
-from dsv4.training.recompute import Recompute, recomputing
+from dsv4.training.recompute import recomputing
 
 Routing = dict[
     str, Tensor

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from rich.console import Console
 
+from dsv4.analysis.activations import POLICIES, Recompute
 from dsv4.checkpoint.atomic import clear_folder
 from dsv4.training.attention_phase import AttentionPhase
 from dsv4.training.balance import clamped_shares, load_imbalance, update_router_biases
@@ -22,7 +23,6 @@ from dsv4.training.losses import LossWeights, not_finite
 from dsv4.training.memory import keep_freed_memory
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.plan import UNPLANNED, Plan
-from dsv4.training.recompute import POLICIES, Recompute
 from dsv4.training.replicas import Replicas
 from dsv4.training.report import Report
 from dsv4.training.schedule import Schedule

@@ -9,14 +9,14 @@ from typing import Annotated, Any, get_type_hints
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
+from dsv4.analysis.activations import Recompute
+from dsv4.analysis.training_flops import Phase
 from dsv4.config import ModelConfig, nano_path
 from dsv4.model_folder import resolve_model
 from dsv4.presets import PRESETS
-from dsv4.training.attention_phase import AttentionPhase
 from dsv4.training.batch_size import BatchSize
 from dsv4.training.ladder import rungs
 from dsv4.training.recipe import Section
-from dsv4.training.recompute import Recompute
 from dsv4.training.spikes import SpikeSettings, Statistic
 from dsv4.training.stability_settings import AfterLast, Anticipate, StabilitySettings
 
@@ -146,7 +146,7 @@ class StageSection(Section):
     """A part of the run: its documents, its attention, its batches, and its length in steps or tokens."""
 
     name: str = "pretrain"
-    attention: AttentionPhase = "sparse"
+    attention: Phase = "sparse"
     steps: Count | None = None
     tokens: Count | None = None
     sequence: Annotated[int, Field(ge=2)] = 1024  # tokens of a document; a longer one is cut

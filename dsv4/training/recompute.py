@@ -11,20 +11,18 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from copy import copy
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dsv4.analysis.activations import Recompute
 from dsv4.model.attention import Attention
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.block import Block, ForwardContext
 from dsv4.model.moe import MoE
 
-Recompute = Literal["none", "attention", "experts", "sublayers", "blocks"]
-POLICIES: tuple[str, ...] = get_args(Recompute)
-
-_PARTS: dict[str, tuple[type[nn.Module], ...]] = {
+_PARTS: dict[Recompute, tuple[type[nn.Module], ...]] = {
     "none": (),
     "attention": (Attention,),
     "experts": (MoE,),

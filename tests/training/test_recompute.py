@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dsv4.analysis.activations import POLICIES, Recompute
 from dsv4.model.attention import Attention
 from dsv4.model.moe import MoE, expert_loads
 from dsv4.training.anticipatory import predict_routing
@@ -17,7 +18,6 @@ from dsv4.training.attention_phase import AttentionPhase
 from dsv4.training.gradient import Result, Work, compute_gradient, pack_batch, sum_counts
 from dsv4.training.loop import TrainSettings
 from dsv4.training.losses import LossWeights
-from dsv4.training.recompute import POLICIES, Recompute
 from dsv4.training.schedule import Schedule
 
 from .tiny_training import Rows, draw_documents, make_model
