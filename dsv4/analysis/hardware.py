@@ -62,5 +62,5 @@ CPU_EFFICIENCY = 0.5
 def cpu(memory: float, rate: float) -> Machine:
     """This machine's processor, on which all products run in fp32 at `rate`."""
     return Machine(
-        "cpu", memory, rate, rate, rate, 20e9, 20e9, 20e9, 1, runtime=0.25e9, efficiency=CPU_EFFICIENCY, price=0.0
+        "cpu", memory, rate, rate, rate, 20e9, 20e9, 20e9, 1, runtime=0.35e9, efficiency=CPU_EFFICIENCY, price=0.0
     )

@@ -106,7 +106,7 @@ def rank_memory(
     return Memory(
         weights=copies,
         masters=masters,
-        gradients=4 * weights.total / shards,
+        gradients=4 * weights.total / shards * (2 if setting.shared_weights and setting.gpus > 1 else 1),  # and a sum
         momenta=4 * (weights.total + weights.adamw) / shards,
         quantized=4 * weights.quantized / shards if setting.quantized else 0.0,
         activations=activations,
