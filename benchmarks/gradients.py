@@ -35,7 +35,7 @@ _stack = ExitStack()
 _steps: dict[str, Callable[[Tensor], Tensor]] = {}  # of this process: ids [documents, tokens] -> loss
 
 
-def load(name: str, folder: Path, recompute: Recompute) -> None:
+def load(name: str, folder: Path, recompute: Recompute = "none") -> None:
     """Load a contender in its process; `recompute` is dsv4's activation checkpointing."""
     with torch.inference_mode(False):
         _steps[name] = (
