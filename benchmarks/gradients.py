@@ -26,29 +26,35 @@ from benchmarks.harness.process import Process, peak_bytes
 from benchmarks.harness.random_checkpoint import write_random_values
 from benchmarks.harness.scenarios import SLICE, TINY
 from benchmarks.harness.turns import at_least_one, in_turns, line
+from dsv4.analysis.activations import POLICIES, Recompute
 
 CONTENDERS = ("dsv4", "dsv4 bf16", "transformers")
 Sample = tuple[float, float, float, int]  # wall seconds, processor seconds, loss, peak bytes of the process
 
+_stack = ExitStack()
 _steps: dict[str, Callable[[Tensor], Tensor]] = {}  # of this process: ids [documents, tokens] -> loss
 
 
-def load(name: str, folder: Path) -> None:
-    """Load a contender in its process."""
+def load(name: str, folder: Path, recompute: Recompute = "none") -> None:
+    """Load a contender in its process; `recompute` is dsv4's activation checkpointing."""
     with torch.inference_mode(False):
-        _steps[name] = _load_transformers(folder) if name == "transformers" else _load_dsv4(folder, name == "dsv4 bf16")
+        _steps[name] = (
+            _load_transformers(folder) if name == "transformers" else _load_dsv4(folder, name == "dsv4 bf16", recompute)
+        )
 
 
-def _load_dsv4(folder: Path, bf16: bool) -> Callable[[Tensor], Tensor]:
+def _load_dsv4(folder: Path, bf16: bool, recompute: Recompute) -> Callable[[Tensor], Tensor]:
     import dsv4
     from dsv4.kernels.gradients import bf16_gradients
     from dsv4.model.aux_losses import AuxLosses
     from dsv4.model.batch import RaggedBatch
     from dsv4.training.losses import LossWeights, compute_losses
     from dsv4.training.memory import keep_freed_memory
+    from dsv4.training.recompute import recomputing
 
     keep_freed_memory()
     model = dsv4.load(folder, weights="widened").requires_grad_()
+    _stack.enter_context(recomputing(model, recompute))  # as long as the process
 
     def loss(ids: Tensor) -> Tensor:
         model.zero_grad()
@@ -99,7 +105,7 @@ def measure(options: argparse.Namespace, documents: int, tokens: int, folder: Pa
             return documents * tokens / sample[1 if options.busy else 0]
 
         for name, process in processes.items():
-            process.call(load, name, folder)
+            process.call(load, name, folder, options.recompute)
             take(name, -1)  # the first step also reserves memory
         rates = in_turns({name: partial(take, name) for name in samples}, options.rounds)
     unit = "tokens per processor second" if options.busy else "tokens/s"
@@ -118,6 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--rounds", type=at_least_one, default=3, help="default: %(default)s")
     add("--threads", type=at_least_one, default=2, help="of each; default: %(default)s")
     add("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help="default: all")
+    add("--recompute", choices=POLICIES, default="none", help="of dsv4: activation checkpointing; default: %(default)s")
     add("--busy", action="store_true", help="rates per processor second")
     add("--quick", action="store_true", help="a tiny model")
     options = parser.parse_args(argv)

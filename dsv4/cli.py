@@ -8,11 +8,25 @@ import sys
 from collections.abc import Sequence
 
 from dsv4 import __version__
-from dsv4.commands import bench, chat, convert, data, eval, generate, inspect, migrate, serve, train, usage, verify
+from dsv4.commands import (
+    bench,
+    chat,
+    convert,
+    data,
+    eval,
+    generate,
+    inspect,
+    migrate,
+    plan,
+    serve,
+    train,
+    usage,
+    verify,
+)
 from dsv4.commands.options import CommandParser, Handler, nearest
 from dsv4.kernels.cpu import KernelChoiceError
 
-COMMANDS = (serve, chat, generate, inspect, convert, verify, data, train, eval, bench, usage, migrate)
+COMMANDS = (serve, chat, generate, inspect, convert, verify, data, train, plan, eval, bench, usage, migrate)
 
 # Package that serving does not need -> the extra of pyproject.toml that installs it.
 _EXTRAS = {

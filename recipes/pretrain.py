@@ -296,6 +296,7 @@ def make_trainer(recipe: PretrainRecipe, run_dir: Path, workers: int, console: C
         bf16_gradients=run.bf16_gradients,
         replicas=run.replicas,
         save_every=run.save_every,
+        recompute=run.recompute,
         count_clamps=run.count_clamps,
         stability=recipe.stability.settings(),
     )

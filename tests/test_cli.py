@@ -14,8 +14,8 @@ from dsv4.config import ModelConfig
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = (
-    *("serve", "chat", "generate", "inspect", "convert", "verify", "data", "train", "eval", "bench", "usage"),
-    "migrate",
+    *("serve", "chat", "generate", "inspect", "convert", "verify", "data", "train", "plan", "eval", "bench"),
+    *("usage", "migrate"),
 )
 OWN_HELP = {"eval"}  # parses the rest of its arguments itself
 
@@ -26,7 +26,7 @@ def dsv4(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("command", ["", "inspect", "serve", "usage", "migrate"])
+@pytest.mark.parametrize("command", ["", "inspect", "plan", "serve", "usage", "migrate"])
 def test_help_is_quick_and_has_examples(command: str) -> None:
     arguments = [*command.split(), "--help"]
     best = 9.0
@@ -208,3 +208,9 @@ def test_a_closed_pipe_is_no_error() -> None:
     command = f"{sys.executable} -m dsv4 inspect flash --json | head -c 1"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("{", "")
+
+
+def test_plan_needs_no_torch() -> None:
+    code = "import sys; from dsv4.cli import main; main(['plan', 'flash', '--gpus', '512']); "
+    done = subprocess.run([sys.executable, "-c", code + "sys.exit('torch' in sys.modules)"], capture_output=True)
+    assert done.returncode == 0

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import get_args
 
 from torch import nn
 
+from dsv4.analysis.training_flops import Phase
 from dsv4.model.attention.indexer import Indexer
 
-AttentionPhase = Literal["dense", "warmup", "sparse"]
+AttentionPhase = Phase
 PHASES: tuple[str, ...] = get_args(AttentionPhase)
 
 

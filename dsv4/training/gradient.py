@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dsv4.analysis.activations import Recompute
 from dsv4.kernels import backends
 from dsv4.kernels.gradients import bf16_gradients
 from dsv4.model.aux_losses import AuxLosses
@@ -19,6 +20,7 @@ from dsv4.training.attention_phase import AttentionPhase, attention_phase
 from dsv4.training.batch_size import BatchSize
 from dsv4.training.losses import Counts, Losses, LossWeights, compute_losses, count_parts, pack_masks, sum_losses
 from dsv4.training.qat import stored_weights
+from dsv4.training.recompute import recomputing
 
 Routing = dict[
     str, Tensor
@@ -56,6 +58,7 @@ class Work:
     attention: AttentionPhase = "sparse"
     size: BatchSize | None = None  # None: as many micro-batches in every step as the process has by default
     count_clamps: bool = False
+    recompute: Recompute = "none"
     routing: Mapping[int, Routing] = field(default_factory=dict)
 
 
@@ -111,7 +114,8 @@ def compute_gradient(
     if model.frozen:
         raise ValueError("the model is frozen, so that its weights take no gradient: call model.requires_grad_() first")
     totals = totals or sum_counts(batches)
-    with stored_weights(model) if work.quantized else nullcontext(), attention_phase(model, work.attention):
+    stored = stored_weights(model) if work.quantized else nullcontext()
+    with stored, attention_phase(model, work.attention), recomputing(model, work.recompute):
         results = [_compute_one(model, batch, work, totals) for batch in batches]
     return sum_results(results)
 

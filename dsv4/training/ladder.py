@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dsv4.training.attention_phase import AttentionPhase
+from dsv4.analysis.training_flops import Phase
 
 STEPS_OF_CONTEXT = (256, 64, 16, 1)  # 1M over these is 4K, 16K, 64K, 1M
 SHORTEST = 256  # tokens: two windows, below which there is nothing to compress
@@ -15,7 +15,7 @@ class Rung:
     """A stage: its attention, tokens per document, and tokens in all."""
 
     name: str
-    attention: AttentionPhase
+    attention: Phase
     sequence: int
     tokens: int
 

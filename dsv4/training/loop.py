@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from rich.console import Console
 
+from dsv4.analysis.activations import POLICIES, Recompute
 from dsv4.checkpoint.atomic import clear_folder
 from dsv4.kernels.stored import StoredWeight
 from dsv4.training.attention_phase import AttentionPhase
@@ -62,6 +63,7 @@ class TrainSettings:
     save_every: int = 100  # steps
     autocast: torch.dtype | None = None  # torch.bfloat16: the products of layers and experts run in bf16
     bf16_gradients: bool = False  # native products of the backward multiply BF16 numbers: kernels/gradients.py
+    recompute: Recompute = "none"  # activation checkpointing: recompute.py
     count_clamps: bool = False  # share of values that the SwiGLU clamp changes, per layer, in the metrics
     stability: StabilitySettings | None = None  # spike detector and rollbacks; None: without
     replicas: int = 1  # data-parallel processes
@@ -76,6 +78,8 @@ class TrainSettings:
             raise ValueError(f"quantized_share is {self.quantized_share}; allowed: 0 to 1")
         if not self.grad_clip > 0.0:
             raise ValueError(f"grad_clip is {self.grad_clip}; allowed: more than 0")
+        if self.recompute not in POLICIES:
+            raise ValueError(f"recompute is {self.recompute!r}; allowed: {', '.join(POLICIES)}")
         if self.autocast not in (None, torch.bfloat16):
             raise ValueError(f"autocast is {self.autocast}; allowed: None (fp32) or torch.bfloat16")
 
@@ -227,7 +231,7 @@ class Trainer:
         quantized = step >= total * (1 - settings.quantized_share)
         return Work(
             number, step - start, weights, quantized, settings.autocast, settings.bf16_gradients, stage.attention,
-            stage.size, settings.count_clamps,
+            stage.size, settings.count_clamps, settings.recompute,
         )  # fmt: skip
 
     def _roll_back(self, stability: Stability, spike: Spike, report: Report, took: float) -> bool:

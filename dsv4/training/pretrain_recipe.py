@@ -10,12 +10,13 @@ from typing import Annotated, Any, get_type_hints
 import torch
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
+from dsv4.analysis.activations import Recompute
+from dsv4.analysis.training_flops import Phase
 from dsv4.checkpoint import read_config
 from dsv4.config import ModelConfig, nano_path
 from dsv4.model.transformer import Transformer
 from dsv4.model_folder import resolve_model
 from dsv4.presets import PRESETS
-from dsv4.training.attention_phase import AttentionPhase
 from dsv4.training.batch_size import BatchSize
 from dsv4.training.ladder import rungs
 from dsv4.training.lora import DEFAULT_TARGETS, AdapterOptimizer, LoraSettings, adaptable, chosen
@@ -171,6 +172,7 @@ class RunSection(Section):
     save_every: Count = 100
     quantized_share: Share = 0.15
     bf16_gradients: bool = False
+    recompute: Recompute = "none"
     count_clamps: bool = False
     tensorboard: bool = False
 
@@ -213,7 +215,7 @@ class StageSection(Section):
     """A part of the run: its documents, its attention, its batches, and its length in steps or tokens."""
 
     name: str = "pretrain"
-    attention: AttentionPhase = "sparse"
+    attention: Phase = "sparse"
     steps: Count | None = None
     tokens: Count | None = None
     sequence: Annotated[int, Field(ge=2)] = 1024  # tokens of a document; a longer one is cut

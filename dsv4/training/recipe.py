@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
-import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 S = TypeVar("S", bound="Section")
@@ -52,6 +51,8 @@ def read_recipe(schema: type[S], path: Path | None, overrides: Sequence[str] = (
 
 def write_recipe(recipe: Section) -> str:
     """Every setting as TOML that `read_recipe` reads back to an equal recipe; a setting that is None is left out."""
+    import tomli_w  # of the extra `train`, which reading does not need
+
     return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
 
 

@@ -1,0 +1,138 @@
+"""Memory of a training run per rank, predicted from its config, its batches, the machine and its parallel degrees.
+
+Parameters, gradients and momenta are fp32 and sharded over all ranks of a pipeline stage (FSDP); the compute copies of
+two layers are gathered at a time, with a rank's share of the experts. Activations are those of the native kernels
+(activations.py), for as many micro-batches as a pipeline stage has in flight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import lru_cache
+
+from dsv4.analysis.activations import Recompute, head_activations, layer_activations
+from dsv4.analysis.hardware import Machine, Precision
+from dsv4.analysis.training_flops import Phase
+from dsv4.analysis.training_weights import Weights, weights_by_part
+from dsv4.config import ModelConfig
+
+NUMBER_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp8": 2}  # of activations; FP8 products read a cast copy
+WEIGHT_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp8": 1}  # of the copy that products read
+
+
+@dataclass(frozen=True)
+class StageShape:
+    """A stage: documents of `sequence` tokens in rows (micro-batches) of `row_tokens`, steps of `batch_tokens`."""
+
+    name: str
+    phase: Phase
+    sequence: int
+    row_tokens: int
+    batch_tokens: int
+    steps: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Degrees:
+    """Ranks along each dimension. Expert ranks are among those of data and context."""
+
+    data: int = 1
+    expert: int = 1
+    context: int = 1
+    pipeline: int = 1
+
+    @property
+    def shards(self) -> int:
+        """Ranks that share the parameters of a pipeline stage."""
+        return self.data * self.context
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What does not change over the plan's choices."""
+
+    config: ModelConfig
+    machine: Machine
+    gpus: int
+    precision: Precision
+    quantized: bool  # quantization-aware training at the end
+    mtp: bool
+    efficiency: float
+    shared_weights: bool = False  # the ranks are processes of one machine that share parameters and momenta
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes per rank by kind."""
+
+    weights: float  # copies that products read; in fp32 the masters themselves
+    masters: float
+    gradients: float
+    momenta: float
+    quantized: float  # stored values beside the masters, with quantization-aware training
+    activations: float
+    working: float  # a layer that runs again and gradients of its activations, the head's gradient
+    buffers: float  # of communication
+    runtime: float
+
+    @property
+    def total(self) -> float:
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+def rank_memory(
+    setting: Setting, shape: StageShape, degrees: Degrees, recompute: Recompute, place: int, micro: int
+) -> Memory:
+    """Memory of a rank at pipeline stage `place`, with `micro` micro-batches per step."""
+    config, precision = setting.config, setting.precision
+    layers, weights = stage_parts(config, degrees.pipeline, place)
+    shards = 1 if setting.shared_weights else degrees.shards
+    number, tokens = NUMBER_BYTES[precision], shape.row_tokens / degrees.context
+    masters = 4 * weights.total / shards
+    # Two layers' compute copies at a time where parameters are sharded, all of them where they are not.
+    per_layer = (weights.dense + weights.experts / degrees.expert) / len(layers)
+    gathered = 2 * per_layer if shards > 1 else float(weights.total)
+    copies = WEIGHT_BYTES[precision] * gathered if precision != "fp32" or shards > 1 else 0.0
+    in_flight = min(degrees.pipeline - place, micro)
+    kept, largest = _kept(config, layers, recompute, number)
+    activations, working = in_flight * tokens * kept, float(tokens * largest)
+    if place == degrees.pipeline - 1:
+        reads = 1 + (config.num_nextn_predict_layers if setting.mtp else 0)
+        per_token, besides = head_activations(config, number)
+        activations += reads * tokens * per_token
+        working += reads * besides
+    exchanged = tokens * config.num_experts_per_tok * config.hidden_size * number * 2 if degrees.expert > 1 else 0.0
+    return Memory(
+        weights=copies,
+        masters=masters,
+        gradients=4 * weights.total / shards * (2 if setting.shared_weights and setting.gpus > 1 else 1),  # and a sum
+        momenta=4 * (weights.total + weights.adamw) / shards,
+        quantized=4 * weights.quantized / shards if setting.quantized else 0.0,
+        activations=activations,
+        working=working,
+        buffers=exchanged + (4 * per_layer if shards > 1 else 0.0),
+        runtime=setting.machine.runtime,
+    )
+
+
+@lru_cache(maxsize=4096)
+def _kept(config: ModelConfig, layers: tuple[int, ...], recompute: Recompute, number_bytes: int) -> tuple[int, int]:
+    """Bytes per token that these layers keep, and those of the largest while it runs its backward."""
+    each = [layer_activations(config, layer) for layer in layers]
+    largest = max(one.again(recompute, number_bytes) + one.kept("none", number_bytes) for one in each)
+    return sum(one.kept(recompute, number_bytes) for one in each), largest
+
+
+@lru_cache(maxsize=4096)
+def stage_parts(config: ModelConfig, ranks: int, place: int) -> tuple[tuple[int, ...], Weights]:
+    """Layers of pipeline stage `place` of `ranks`, MTP blocks at the end of the last, and its parameters."""
+    layers = config.num_hidden_layers
+    mine = list(range(place * layers // ranks, (place + 1) * layers // ranks))
+    names = [f"layers.{layer}" for layer in mine] + ["embed"] * (place == 0)
+    if place == ranks - 1:
+        mine += range(layers, layers + config.num_nextn_predict_layers)
+        names += ["head", *(f"mtp.{depth}" for depth in range(config.num_nextn_predict_layers))]
+        names += ["embed"] * (ranks > 1 and config.num_nextn_predict_layers > 0)
+    by_part = weights_by_part(config)
+    return tuple(mine), sum((by_part[name] for name in names), Weights())

@@ -1,0 +1,192 @@
+"""Time of a training run, predicted from its config, its stages and the machine; and the degrees that suit it.
+
+The model's operations, those that run again, and Muon's, at the machine's rate times its efficiency. A step takes
+the longer of its computation and its communication, which overlap, and the bubble of its pipeline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+from dsv4.analysis.activations import POLICIES, Recompute
+from dsv4.analysis.flops import decode_flops
+from dsv4.analysis.hardware import Precision
+from dsv4.analysis.training_flops import training_flops
+from dsv4.analysis.training_memory import (
+    WEIGHT_BYTES,
+    Degrees,
+    Memory,
+    Setting,
+    StageShape,
+    rank_memory,
+    stage_parts,
+)
+from dsv4.analysis.training_weights import optimizer_flops
+
+USABLE = 0.92  # of the memory: the rest is lost between allocations
+SHORTEST_SLICE = 4096  # tokens of a row that a context rank has at least, where the plan chooses
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """Prediction for one stage; memory is that of its fullest rank."""
+
+    shape: StageShape
+    degrees: Degrees
+    recompute: Recompute
+    micro_batches: int  # per rank and step
+    memory: Memory
+    fits: bool
+    computation: float  # seconds per step
+    communication: float
+    bubble: float  # share of the step that a pipeline waits
+    mfu: float
+
+    @property
+    def step_seconds(self) -> float:
+        return max(self.computation, self.communication) / (1.0 - self.bubble)
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole stage; the steps of a growing batch take time by their tokens."""
+        return self.step_seconds * self.shape.tokens / self.shape.batch_tokens
+
+
+def plan_stage(setting: Setting, shape: StageShape, degrees: Degrees, recompute: Recompute) -> StagePlan:
+    """Predict a stage for given degrees. ValueError if they are not allowed."""
+    _check(setting, shape, degrees)
+    micro = -(-shape.batch_tokens // (shape.row_tokens * degrees.data))
+    memory = max(
+        (rank_memory(setting, shape, degrees, recompute, place, micro) for place in range(degrees.pipeline)),
+        key=lambda memory: memory.total,
+    )
+    flops, again = _flops(setting, shape, recompute)
+    rate = setting.gpus * setting.efficiency * _rate(setting)
+    bf16 = setting.gpus * setting.efficiency * setting.machine.bf16
+    computation = (flops + again) / rate + optimizer_flops(setting.config) / bf16
+    waiting = degrees.pipeline - 1
+    bubble = waiting / (micro + waiting)
+    step = max(computation, communication := _communication(setting, shape, degrees, micro)) / (1 - bubble)
+    return StagePlan(
+        shape, degrees, recompute, micro, memory, memory.total <= USABLE * setting.machine.memory, computation,
+        communication, bubble, flops / (step * setting.gpus * setting.machine.rate(_product(setting))),
+    )  # fmt: skip
+
+
+def choose_stage(
+    setting: Setting, shape: StageShape, recompute: Recompute | None = None, **given: int | None
+) -> StagePlan:
+    """Fastest plan that fits in memory, the smallest if none does; degrees that are `given` stay. ValueError if none
+    is allowed."""
+    policies = POLICIES if recompute is None else (recompute,)
+    best: StagePlan | None = None
+    for degrees in _candidates(setting, shape, given):
+        for policy in policies:
+            plan = plan_stage(setting, shape, degrees, policy)
+            if best is None or _order(plan) < _order(best):
+                best = plan
+    if best is None:
+        words = ", ".join(f"{name} {value}" for name, value in given.items() if value is not None) or "any degrees"
+        rows = shape.batch_tokens // shape.row_tokens
+        raise ValueError(
+            f"stage {shape.name!r} cannot be cut for {setting.gpus} GPUs with {words}: data times context times "
+            f"pipeline must be the GPUs, data at most the {rows} rows of a step, pipeline at most the "
+            f"{setting.config.num_hidden_layers} layers"
+        )
+    return best
+
+
+def _order(plan: StagePlan) -> tuple[bool, float, float]:
+    return (not plan.fits, round(plan.step_seconds, 9) if plan.fits else 0.0, plan.memory.total)
+
+
+def _candidates(setting: Setting, shape: StageShape, given: dict[str, int | None]) -> Iterator[Degrees]:
+    config, rows = setting.config, max(1, shape.batch_tokens // shape.row_tokens)
+    most_context = max(1, shape.row_tokens // SHORTEST_SLICE)
+    for pipeline in _allowed(given.get("pipeline"), _divisors(setting.gpus, min(config.num_hidden_layers, 64))):
+        for context in _allowed(given.get("context"), _divisors(setting.gpus // pipeline, most_context)):
+            data = setting.gpus // (pipeline * context)
+            if given.get("data") not in (None, data) or data > rows or data * context * pipeline != setting.gpus:
+                continue
+            shards = data * context
+            experts = [1] if setting.shared_weights else _divisors(shards, config.n_routed_experts)
+            for expert in _allowed(given.get("expert"), experts):
+                if shards % expert == 0 and config.n_routed_experts % expert == 0:
+                    yield Degrees(data, expert, context, pipeline)
+
+
+def _allowed(given: int | None, choices: list[int]) -> list[int]:
+    return choices if given is None else [given]
+
+
+def _divisors(number: int, most: int) -> list[int]:
+    return [n for n in range(1, min(number, most) + 1) if number % n == 0]
+
+
+def _check(setting: Setting, shape: StageShape, degrees: Degrees) -> None:
+    ranks = degrees.data * degrees.context * degrees.pipeline
+    if ranks != setting.gpus:
+        raise ValueError(f"data {degrees.data} times context {degrees.context} times pipeline {degrees.pipeline} is "
+                         f"{ranks}; allowed: the number of GPUs, {setting.gpus}")  # fmt: skip
+    if degrees.shards % degrees.expert or setting.config.n_routed_experts % degrees.expert:
+        raise ValueError(
+            f"expert is {degrees.expert}; allowed: divisors of data times context, {degrees.shards}, and of the "
+            f"{setting.config.n_routed_experts} experts"
+        )
+    if degrees.pipeline > setting.config.num_hidden_layers:
+        raise ValueError(f"pipeline is {degrees.pipeline}; allowed: at most the {setting.config.num_hidden_layers} "
+                         "layers")  # fmt: skip
+
+
+def _product(setting: Setting) -> Precision:
+    """Precision whose rate MFU is measured against: BF16 for FP8 too, as is usual."""
+    return "fp32" if setting.precision == "fp32" else "bf16"
+
+
+@lru_cache(maxsize=64)
+def _rate(setting: Setting) -> float:
+    """Products per second of one GPU; in FP8 linear layers and experts run at its rate, the rest at BF16's."""
+    if setting.precision != "fp8":
+        return setting.machine.rate(setting.precision)
+    formats = decode_flops(setting.config, 4096).by_format
+    fast = formats["fp8"] / sum(formats.values())
+    return 1 / (fast / setting.machine.fp8 + (1 - fast) / setting.machine.bf16)
+
+
+@lru_cache(maxsize=256)
+def _flops(setting: Setting, shape: StageShape, recompute: Recompute) -> tuple[float, float]:
+    """FLOPs of a step's forward and backward, and of what runs again."""
+    documents = shape.batch_tokens / shape.sequence
+    flops = documents * training_flops(setting.config, (shape.sequence,), shape.phase, setting.mtp)
+    terms = decode_flops(setting.config, shape.sequence // 2).terms
+    total, head = sum(terms.values()), terms["head"]
+    experts, mixes = terms["experts"] + terms["router"], terms["mHC"]
+    shares = {
+        "none": 0,
+        "attention": total - experts - head - mixes,
+        "experts": experts,
+        "sublayers": total - head - mixes,
+        "blocks": total - head,
+    }
+    return flops, flops / 3 * shares[recompute] / total
+
+
+def _communication(setting: Setting, shape: StageShape, degrees: Degrees, micro: int) -> float:
+    """Seconds per step: gathers and reductions of parameters, exchanges of tokens among expert ranks."""
+    if setting.shared_weights:
+        return 0.0
+    config, number = setting.config, WEIGHT_BYTES[setting.precision]
+    _, weights = stage_parts(config, degrees.pipeline, 0)
+    seconds = 0.0
+    if degrees.shards > 1:
+        held = weights.dense + weights.experts / degrees.expert
+        share = (degrees.shards - 1) / degrees.shards
+        # Gathered for the forward and the backward of each micro-batch; gradients are reduced in fp32, once.
+        seconds += share * held * (2 * number * micro + 4) / setting.machine.bandwidth(degrees.shards)
+    if degrees.expert > 1:
+        tokens = micro * shape.row_tokens / degrees.context * config.num_hidden_layers / degrees.pipeline
+        moved = tokens * config.num_experts_per_tok * config.hidden_size * 2 * 4 * (1 - 1 / degrees.expert)
+        seconds += moved / setting.machine.bandwidth(degrees.expert)
+    return seconds

@@ -1,0 +1,121 @@
+"""`dsv4 plan`: memory, time and cost of a training run, predicted from its recipe; or compared with what a run took."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsv4.analysis.activations import POLICIES
+from dsv4.analysis.hardware import MACHINES
+from dsv4.commands.options import add_command
+from dsv4.presets import PRESETS
+
+if TYPE_CHECKING:
+    from dsv4.training.prediction import Choice
+
+CPU = "cpu"
+
+
+def add(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "plan",
+        run,
+        "predict memory, time and cost of a training run from its recipe",
+        "dsv4 plan flash --gpus 2048\n"
+        "dsv4 plan pro --gpus 2048 --device B200 --precision fp8 --expert 64 --json\n"
+        "dsv4 plan recipes/stages.toml run.recompute=blocks --device cpu\n"
+        "dsv4 plan --check runs/text",
+    )
+    recipe = f"a recipe in TOML, or a preset ({', '.join(PRESETS)}) with the published run's stages"
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help=recipe)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of the recipe to change")
+    parser.add_argument("--gpus", type=_count, default=1, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--device", choices=[*MACHINES, CPU], default="H100", help="default: %(default)s; cpu: this machine's"
+    )
+    parser.add_argument("--precision", choices=["fp32", "bf16", "fp8"], default="bf16", help="default: %(default)s")
+    for name, ranks in (
+        ("data", "that share parameters (FSDP) and take rows of their own"),
+        ("expert", "that share the experts, among those of data and context"),
+        ("context", "that share a row"),
+        ("pipeline", "that share the layers"),
+    ):
+        text = f"ranks {ranks} (default: chosen per stage)"
+        parser.add_argument(f"--{name}", type=_count, default=None, metavar="N", help=text)
+    policy = "activation checkpointing (default: the recipe's, or chosen per stage if that is none)"
+    parser.add_argument("--recompute", choices=POLICIES, default=None, help=policy)
+    share = "share of the product rate that a run reaches (default: the device's)"
+    parser.add_argument("--efficiency", type=_share, default=None, metavar="SHARE", help=share)
+    price = "US dollars per GPU and hour (default: the device's)"
+    parser.add_argument("--price", type=float, default=None, metavar="DOLLARS", help=price)
+    check = "compare a run of recipes/pretrain.py on a processor with its prediction"
+    parser.add_argument("--check", type=Path, default=None, metavar="RUN_DIR", help=check)
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+
+
+def run(options: argparse.Namespace) -> None:
+    from dsv4.commands import plan_tables
+    from dsv4.training import prediction
+
+    if options.check is not None:
+        if options.recipe is not None:
+            raise ValueError(f"--check reads the run's own recipe; without {options.recipe}")
+        compared = prediction.check_run(options.check, _memory_here())
+        if options.json:
+            print(json.dumps([one.to_dict() for one in compared], indent=2))
+        else:
+            plan_tables.print_comparison(compared)
+        return
+    if options.recipe is None:
+        raise ValueError(f"give a recipe, or one of {', '.join(PRESETS)}; or --check RUN_DIR")
+    recipe = prediction.recipe_to_plan(options.recipe, options.overrides)
+    if options.device == CPU:
+        plan = prediction.plan_here(recipe, recipe.model.config(), _rate_here(recipe.run.replicas), _memory_here())
+    else:
+        plan = prediction.plan_run(recipe, MACHINES[options.device], _choice(options))
+    if options.json:
+        print(json.dumps({"recipe": options.recipe, **plan.to_dict()}, indent=2))
+    else:
+        plan_tables.print_plan(options.recipe, plan)
+
+
+def _choice(options: argparse.Namespace) -> Choice:
+    from dataclasses import fields
+
+    from dsv4.training.prediction import Choice
+
+    return Choice(**{field.name: getattr(options, field.name) for field in fields(Choice)})
+
+
+def _rate_here(processes: int) -> float:
+    """Products per second of this machine's processor."""
+    import torch
+
+    from dsv4.training.speed import product_rate
+
+    return product_rate(torch.device("cpu"), processes=processes)
+
+
+def _memory_here() -> float:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"it is {text!r}; allowed: 1 or more")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value <= 1.0:
+        raise argparse.ArgumentTypeError(f"it is {text!r}; allowed: more than 0, at most 1")
+    return value

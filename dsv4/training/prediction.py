@@ -1,0 +1,200 @@
+"""Prediction of a recipe's memory, time and cost, and its comparison with what a run took. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from dsv4.analysis.activations import Recompute
+from dsv4.analysis.hardware import Machine, Precision, cpu
+from dsv4.analysis.training_memory import Degrees, Setting, StageShape
+from dsv4.analysis.training_plan import StagePlan, choose_stage, plan_stage
+from dsv4.config import ModelConfig
+from dsv4.presets import PRESETS
+from dsv4.training.plots import read_metrics
+from dsv4.training.pretrain_recipe import PretrainRecipe, StageSection
+from dsv4.training.recipe import read_recipe
+
+# Tokens of the published runs, and of their steps at full batch (DeepSeek-V4 report).
+PUBLISHED = {
+    "flash": ("ladder.tokens=32_000_000_000_000", "ladder.batch_tokens=75497472"),
+    "pro": ("ladder.tokens=33_000_000_000_000", "ladder.batch_tokens=94371840"),
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the command line asks for; None is chosen, per stage."""
+
+    gpus: int = 1
+    precision: Precision = "bf16"
+    recompute: Recompute | None = None
+    data: int | None = None
+    expert: int | None = None
+    context: int | None = None
+    pipeline: int | None = None
+    efficiency: float | None = None  # None: the machine's
+    price: float | None = None  # per GPU and hour; None: the machine's
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Prediction of a whole run."""
+
+    setting: Setting
+    stages: tuple[StagePlan, ...]
+    price: float
+
+    @property
+    def seconds(self) -> float:
+        return sum(stage.seconds for stage in self.stages)
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.setting.gpus * self.seconds / 3600
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as one object for JSON."""
+        setting = self.setting
+        return {
+            "machine": asdict(setting.machine),
+            "gpus": setting.gpus,
+            "precision": setting.precision,
+            "efficiency": setting.efficiency,
+            "stages": [_stage_dict(stage) for stage in self.stages],
+            "fits": all(stage.fits for stage in self.stages),
+            "peak_memory_bytes": round(max(stage.memory.total for stage in self.stages)),
+            "steps": sum(stage.shape.steps for stage in self.stages),
+            "tokens": sum(stage.shape.tokens for stage in self.stages),
+            "seconds": self.seconds,
+            "gpu_hours": self.gpu_hours,
+            "price_per_gpu_hour": self.price,
+            "cost": self.gpu_hours * self.price,
+        }
+
+
+def _stage_dict(plan: StagePlan) -> dict[str, Any]:
+    memory = {name: round(value) for name, value in asdict(plan.memory).items()}
+    return {
+        **asdict(plan.shape), "degrees": asdict(plan.degrees), "recompute": plan.recompute,
+        "micro_batches": plan.micro_batches, "memory_bytes": memory | {"total": round(plan.memory.total)},
+        "fits": plan.fits, "seconds_per_step": plan.step_seconds, "computation_seconds": plan.computation,
+        "communication_seconds": plan.communication, "bubble": plan.bubble, "mfu": plan.mfu, "seconds": plan.seconds,
+    }  # fmt: skip
+
+
+def recipe_to_plan(name: str, overrides: Sequence[str]) -> PretrainRecipe:
+    """Recipe in the file `name`, or the published run of a preset, after `overrides`; stages written out."""
+    if name in PRESETS and not Path(name).is_file():
+        given = {override.partition("=")[0] for override in overrides}
+        published = PUBLISHED.get(name.removesuffix("-base"), ()) if not any("stages." in key for key in given) else ()
+        defaults = [word for word in published if word.partition("=")[0] not in given]
+        return read_recipe(PretrainRecipe, None, [f"model.base={name}", *defaults, *overrides]).resolve()
+    if not Path(name).is_file():
+        raise ValueError(f"{name!r} is no file; allowed: a recipe in TOML, or one of {', '.join(PRESETS)}")
+    return read_recipe(PretrainRecipe, Path(name), overrides).resolve()
+
+
+def stage_shapes(recipe: PretrainRecipe) -> list[StageShape]:
+    """Stages of a resolved recipe. Documents count as long as the recipe allows."""
+    return [_shape(stage, recipe.run.replicas) for stage in recipe.stages]
+
+
+def _shape(stage: StageSection, replicas: int) -> StageShape:
+    size, steps = stage.size(replicas), stage.num_steps(replicas)
+    return StageShape(
+        stage.name, stage.attention, stage.sequence, stage.row_tokens, size.last * size.tokens, steps,
+        size.before(steps) * size.tokens,
+    )  # fmt: skip
+
+
+def plan_run(recipe: PretrainRecipe, machine: Machine, choice: Choice) -> RunPlan:
+    """Predict a resolved recipe. ValueError if the given degrees do not go with it."""
+    setting = _setting(recipe, recipe.model.config(), machine, choice)
+    policy = choice.recompute or (recipe.run.recompute if recipe.run.recompute != "none" else None)
+    given = {name: getattr(choice, name) for name in ("data", "expert", "context", "pipeline")}
+    plans = [choose_stage(setting, shape, policy, **given) for shape in stage_shapes(recipe)]
+    return RunPlan(setting, tuple(plans), machine.price if choice.price is None else choice.price)
+
+
+def plan_here(recipe: PretrainRecipe, config: ModelConfig, rate: float, memory: float) -> RunPlan:
+    """Predict a resolved recipe on this machine's processor, as recipes/pretrain.py runs it.
+
+    rate: products per second of all replicas together.
+    """
+    replicas = recipe.run.replicas
+    machine = cpu(memory, rate / replicas)
+    setting = _setting(recipe, config, machine, Choice(replicas, "fp32"))
+    setting = replace(setting, shared_weights=True)
+    plans = [plan_stage(setting, s, Degrees(data=replicas), recipe.run.recompute) for s in stage_shapes(recipe)]
+    return RunPlan(setting, tuple(plans), machine.price)
+
+
+def _setting(recipe: PretrainRecipe, config: ModelConfig, machine: Machine, choice: Choice) -> Setting:
+    return Setting(
+        config,
+        machine,
+        choice.gpus,
+        choice.precision,
+        quantized=recipe.run.quantized_share > 0,
+        mtp=recipe.loss.mtp > 0,
+        efficiency=machine.efficiency if choice.efficiency is None else choice.efficiency,
+    )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A stage of a run: what was predicted, and what it took."""
+
+    stage: str
+    steps: int
+    tokens_per_step: float
+    predicted_seconds: float  # per step of that many tokens
+    measured_seconds: float  # median
+    predicted_bytes: float
+    measured_bytes: float  # peak of the main process up to here
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def check_run(run_dir: Path, memory: float) -> list[Comparison]:
+    """Compare a run of recipes/pretrain.py on a processor with its plan, at the product rate that it measured.
+
+    ValueError if the folder holds no such run, or none with measured speed.
+    """
+    if not (run_dir / "recipe.toml").is_file():
+        raise ValueError(f"{run_dir} holds no run of recipes/pretrain.py (no recipe.toml)")
+    recipe = read_recipe(PretrainRecipe, run_dir / "recipe.toml").resolve()
+    if recipe.run.device != "cpu":
+        raise ValueError(f"{run_dir} ran on {recipe.run.device}; allowed: a run on the CPU")
+    rows = [row for row in _with_step_tokens(read_metrics(run_dir)) if row.get("mfu")]
+    if not rows:
+        raise ValueError(f"{run_dir / 'metrics.jsonl'} has no measured speed")
+    rate = median(row["flops_per_second"] / row["mfu"] for row in rows)
+    plan = plan_here(recipe, ModelConfig.from_pretrained(run_dir), rate, memory)
+    found = [(stage, [row for row in rows if row["stage"] == stage.shape.name]) for stage in plan.stages]
+    return [_compare(stage, mine) for stage, mine in found if mine]
+
+
+def _compare(plan: StagePlan, rows: Sequence[Mapping[str, Any]]) -> Comparison:
+    seconds = median(row["step_tokens"] / row["tokens_per_second"] for row in rows)
+    tokens = sum(row["step_tokens"] for row in rows) / len(rows)
+    return Comparison(
+        plan.shape.name,
+        len(rows),
+        tokens,
+        plan.step_seconds * tokens / plan.shape.batch_tokens,
+        seconds,
+        plan.memory.total,
+        max(row["peak_memory_bytes"] for row in rows),
+    )
+
+
+def _with_step_tokens(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The steps, each with the tokens that it saw itself."""
+    before = [0, *(row["tokens"] for row in rows)]
+    return [{**row, "step_tokens": row["tokens"] - seen} for seen, row in zip(before, rows, strict=False)]

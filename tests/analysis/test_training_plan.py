@@ -1,0 +1,114 @@
+"""Plans of training runs: parameters, memory and time by degrees of parallelism, choice of the degrees."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from dsv4.analysis.activations import POLICIES, layer_activations
+from dsv4.analysis.hardware import MACHINES, Precision, cpu
+from dsv4.analysis.parameters import count_parameters
+from dsv4.analysis.training_flops import training_flops
+from dsv4.analysis.training_memory import Degrees, Setting, StageShape, rank_memory
+from dsv4.analysis.training_plan import choose_stage, plan_stage
+from dsv4.analysis.training_weights import optimizer_flops, weights_by_part
+from dsv4.config import ModelConfig
+
+FLASH = ModelConfig.preset("flash")
+NANO = ModelConfig.preset("nano")
+SHORT = StageShape("short", "dense", 4096, 4096, 4096 * 1024, 100, 4096 * 1024 * 100)
+LONG = StageShape("long", "sparse", 1 << 20, 1 << 20, 1 << 22, 10, 10 << 22)
+
+
+def setting(gpus: int, config: ModelConfig = FLASH, precision: Precision = "bf16") -> Setting:
+    return Setting(config, MACHINES["H100"], gpus, precision, quantized=False, mtp=True, efficiency=0.5)
+
+
+@pytest.mark.parametrize("name", ["flash", "pro", "nano"])
+def test_parts_hold_every_parameter_once(name: str) -> None:
+    config = ModelConfig.preset(name)
+    parts = weights_by_part(config)
+    assert sum(part.total for part in parts.values()) == count_parameters(config).total_with_mtp
+    assert len(parts) == config.num_hidden_layers + config.num_nextn_predict_layers + 2
+
+
+def test_muons_operations_are_those_of_its_matrices() -> None:
+    """One layer more adds its matrices; wq_b counts per head."""
+    one = replace(NANO, num_hidden_layers=2, num_hash_layers=2, compress_ratios=(0, 0, 0), num_nextn_predict_layers=1)
+    two = replace(one, num_hidden_layers=3, compress_ratios=(0, 0, 0, 0))
+    d, heads, c, ql = NANO.hidden_size, NANO.num_attention_heads, NANO.head_dim, NANO.q_lora_rank
+    groups, ol, mi = NANO.o_groups, NANO.o_lora_rank, NANO.moe_intermediate_size
+    shapes = [(ql, d), (c, d), *[(c, ql)] * heads, *[(ol, heads // groups * c)] * groups, (d, groups * ol)]
+    shapes += [(NANO.n_routed_experts, d), *[(mi, d)] * 3 * (NANO.n_routed_experts + NANO.n_shared_experts)]
+    wide = NANO.hc_mult * d
+    shapes += [((2 + NANO.hc_mult) * NANO.hc_mult, wide)] * 2
+    want = 10 * sum(3 * min(s) ** 2 * max(s) + min(s) ** 3 for s in shapes)
+    assert optimizer_flops(two) - optimizer_flops(one) == want
+
+
+def test_sharded_memory_is_a_share_and_policies_keep_less() -> None:
+    one, many = (plan_stage(setting(n), SHORT, Degrees(data=n, expert=n), "none").memory for n in (1, 64))
+    for kind in ("masters", "gradients", "momenta"):
+        assert getattr(one, kind) == pytest.approx(64 * getattr(many, kind))
+    assert one.activations == many.activations  # a rank's row
+    kept = [plan_stage(setting(8), SHORT, Degrees(data=8), policy).memory.activations for policy in POLICIES]
+    assert kept[0] == max(kept) and kept[-1] == min(kept) and len({*kept}) == len(kept)
+    layer = layer_activations(FLASH, 2)
+    assert layer.kept("blocks", 2) == 4 * FLASH.hc_mult * FLASH.hidden_size
+
+
+def test_a_pipeline_splits_layers_and_waits() -> None:
+    flat, split = (plan_stage(setting(8), SHORT, Degrees(data=8 // p, pipeline=p), "blocks") for p in (1, 4))
+    assert flat.bubble == 0 and split.bubble == pytest.approx(3 / (split.micro_batches + 3))
+    assert split.micro_batches == 512
+    assert split.memory.masters == pytest.approx(flat.memory.masters, rel=0.2)  # as many shards in all
+    # The first rank has four micro-batches in flight, of a quarter of the layers each.
+    first, whole = (rank_memory(setting(8), SHORT, Degrees(8 // p, 1, 1, p), "blocks", 0, 512) for p in (4, 1))
+    assert first.activations == pytest.approx(whole.activations, rel=0.2)
+
+
+def test_time_is_the_models_operations_at_the_rate_reached() -> None:
+    plan = plan_stage(setting(1, NANO), SHORT, Degrees(), "none")
+    flops = 1024 * training_flops(NANO, (4096,), "dense") + optimizer_flops(NANO)
+    assert plan.step_seconds == pytest.approx(flops / (0.5 * MACHINES["H100"].bf16))
+    assert plan.mfu < 0.5
+    again = plan_stage(setting(1, NANO), SHORT, Degrees(), "blocks")
+    assert 1.2 < again.step_seconds / plan.step_seconds < 4 / 3
+    assert again.mfu < plan.mfu
+    fp8 = plan_stage(setting(1, FLASH, "fp8"), SHORT, Degrees(), "none")
+    assert fp8.computation < plan_stage(setting(1), SHORT, Degrees(), "none").computation
+
+
+def test_chosen_degrees_fit_and_given_ones_stay() -> None:
+    for shape in (SHORT, LONG):
+        plan = choose_stage(setting(512), shape)
+        degrees = plan.degrees
+        assert plan.fits and degrees.data * degrees.context * degrees.pipeline == 512
+    assert degrees.context > 1  # no single GPU holds a row of 1M tokens
+    given = choose_stage(setting(512), SHORT, "blocks", pipeline=4, expert=8)
+    assert (given.degrees.pipeline, given.degrees.expert, given.recompute) == (4, 8, "blocks")
+    assert not choose_stage(setting(1), SHORT).fits
+
+
+def test_replicas_of_one_machine_share_weights() -> None:
+    here = replace(setting(2, NANO, "fp32"), machine=cpu(16e9, 1e11), shared_weights=True)
+    plan = plan_stage(here, SHORT, Degrees(data=2), "none")
+    total = count_parameters(NANO).total_with_mtp
+    assert plan.memory.masters == plan.memory.gradients / 2 == 4 * total  # a process's own, and the sum
+    assert plan.memory.weights == plan.memory.buffers == plan.communication == 0
+
+
+@pytest.mark.parametrize(
+    "degrees, words",
+    [
+        (Degrees(data=3), "is 3; allowed: the number of GPUs, 8"),
+        (Degrees(data=8, expert=3), "expert is 3; allowed: divisors of data times context, 8, and of the 256 experts"),
+        (Degrees(pipeline=64), "allowed: the number of GPUs"),
+    ],
+)
+def test_degrees_that_do_not_go_together_are_named(degrees: Degrees, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        plan_stage(setting(8), SHORT, degrees, "none")
+    with pytest.raises(ValueError, match="cannot be cut for 8 GPUs with data 5"):
+        choose_stage(setting(8), SHORT, data=5)
