@@ -151,12 +151,12 @@ class DistillationRun(PolicyRun):
         teacher = (self.teachers.hidden(domain, places), self.teachers.head(domain))
         sampled = torch.tensor([number for rollout in micro for number in rollout.log_probabilities])
         if settings.estimate == "full":
-            kl = reverse_kl(hidden, model.head.weight, *teacher, chunk=settings.kl_chunk)
+            kl = reverse_kl(hidden, model.head.matrix, *teacher, chunk=settings.kl_chunk)
             objective = kl.sum()
             with torch.no_grad():
-                log_p = token_log_probabilities(hidden, model.head.weight, tokens)
+                log_p = token_log_probabilities(hidden, model.head.matrix, tokens)
         else:
-            log_p = token_log_probabilities(hidden, model.head.weight, tokens)
+            log_p = token_log_probabilities(hidden, model.head.matrix, tokens)
             objective = sampled_objective(log_p, token_log_probabilities(*teacher, tokens))
             kl = log_p.detach() - token_log_probabilities(*teacher, tokens)
         loss = weight * objective + share * (settings.balance * aux.balance_loss + settings.indexer * aux.indexer_loss)

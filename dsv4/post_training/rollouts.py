@@ -90,4 +90,4 @@ def answer_log_probabilities(
 ) -> Tensor:
     """log p of every answer's tokens, laid end to end, fp32 [n]; differentiable where the model takes gradients."""
     hidden, tokens = answer_hidden(model, rollouts, aux)
-    return token_log_probabilities(hidden, model.head.weight, tokens, temperature)
+    return token_log_probabilities(hidden, model.head.matrix, tokens, temperature)

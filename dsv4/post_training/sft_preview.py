@@ -29,7 +29,9 @@ def show_samples(
         size = len(item.encoded.ids)
         tokens, targets, longest = tokens + size, targets + item.encoded.targets, max(longest, size)
         if samples <= shown:
-            console.rule(f"{item.place}, messages[{item.turn}]: {size} tokens, {item.encoded.targets} with loss")
+            console.rule()
+            title = f"{item.place}, messages[{item.turn}]: {size} tokens, {item.encoded.targets} with loss"
+            console.print(title, style="bold", highlight=False, markup=False)
             console.print(colored(item, tokenizer))
     if refusals > refused:
         console.print(f"... and {refusals - refused} more refused", style="red", highlight=False)

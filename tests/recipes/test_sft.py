@@ -1,0 +1,78 @@
+"""`dsv4 train sft` from the command line: dry run, run, resume, wrong input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dsv4.config import nano_path
+from dsv4.engine import LLM, SamplingParams
+from dsv4.post_training.recipe_run import tokenizer_files
+from dsv4.training.export import export_model
+from recipes import sft
+from tests.post_training.small_policy import small_policy
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model folder."""
+    root = tmp_path_factory.mktemp("small")
+    export_model(small_policy()[0].model, tokenizer_files(nano_path(), root), root / "model")
+    return root / "model"
+
+
+@pytest.fixture
+def talks(tmp_path: Path) -> Path:
+    """Eight conversations, one of two thinking turns, and a line that is none."""
+    path = tmp_path / "talks.jsonl"
+    thinks = {"role": "assistant", "content": "4", "reasoning_content": "2 and 2"}
+    lines = [
+        {"messages": [{"role": "user", "content": f"Say {n}"}, {"role": "assistant", "content": str(n)}]}
+        for n in range(7)
+    ]
+    lines.append({"messages": [{"role": "user", "content": "2+2"}, thinks] * 2})
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n{oops\n")
+    return path
+
+
+def test_the_dry_run_shows_samples_and_refusals(folder: Path, talks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sft.main([str(folder), str(talks), "--dry-run", "1"]) == 0
+    output = " ".join(capsys.readouterr().out.split())
+    assert "messages[1]" in output and ":9: no JSON" in output and "9 samples" in output and "1 refused" in output
+
+
+def test_it_trains_resumes_and_is_served(folder: Path, talks: Path, tmp_path: Path) -> None:
+    run, short = tmp_path / "run", ["stages.0.row_tokens=128", "run.save_every=1"]
+    words = [str(folder), str(talks), *short, "--max-tokens", "128", "--epochs", "2", "--run-dir", str(run)]
+    assert sft.main(words) == 0
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert lines and all(line["stage"] == "sft" for line in lines)
+    (output,) = LLM(run / "model").generate("Hi", SamplingParams(max_tokens=3, ignore_eos=True))
+    assert len(output.token_ids) == 3
+    with pytest.raises(SystemExit, match="already holds a run; pass --resume"):
+        sft.main(words)
+    assert sft.main(["--resume", "--run-dir", str(run), "--out", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again" / "config.json").is_file()
+
+
+def test_lora_keys_work(folder: Path, talks: Path, tmp_path: Path) -> None:
+    words = [str(folder), str(talks), "lora.rank=2", "--max-tokens", "128", "--run-dir", str(tmp_path / "run")]
+    assert sft.main([*words, "stages.0.row_tokens=128"]) == 0
+    assert (tmp_path / "run" / "adapter" / "adapter_config.json").is_file()
+
+
+def test_wrong_input_is_named(folder: Path, talks: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("{oops\n")
+    for words, message in (
+        ([], "no model; give the folder of one, and data"),
+        ([str(folder)], "no data; give files or folders"),
+        ([str(folder), str(tmp_path / "none.jsonl")], "no such file or folder"),
+        ([str(folder), str(empty)], "no records"),
+        ([str(folder), str(talks), "optimizer.rat=1"], "the nearest key is optimizer.rate"),
+        ([str(folder), "--resume"], "--resume goes on with the run's own model"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            sft.main([*words, "--run-dir", str(tmp_path / "run")])
