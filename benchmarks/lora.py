@@ -37,7 +37,8 @@ def measure(contender: str, folder: Path, tokens: int, rank: int, steps: int) ->
 
     from dsv4.checkpoint import load_model
     from dsv4.training.gradient import Work, compute_gradient, pack_batch
-    from dsv4.training.lora import LoraSettings, add_adapters
+    from dsv4.training.lora import add_adapters
+    from dsv4.training.lora_settings import LoraSettings
     from dsv4.training.losses import LossWeights
     from dsv4.training.memory import keep_freed_memory
     from dsv4.training.optim import MuonAdamW

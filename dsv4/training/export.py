@@ -7,7 +7,8 @@ from pathlib import Path
 
 from dsv4.checkpoint import convert, save_model, stored_format
 from dsv4.model.transformer import Transformer
-from dsv4.training.lora import LoraSettings, save_adapter
+from dsv4.training.lora import save_adapter
+from dsv4.training.lora_settings import LoraSettings
 
 
 def export_model(model: Transformer, tokenizer_folder: Path, out: Path) -> None:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from dsv4.checkpoint import load_model
 from dsv4.checkpoint.adapter_files import Pair, write_adapter
+from dsv4.config import ModelConfig
 from dsv4.model.attention.indexer import Indexer
 from dsv4.model.linear import Linear
 from dsv4.model.lora import LoraExperts, LoraLinear
 from dsv4.model.moe import Experts
 from dsv4.model.transformer import Transformer
+from dsv4.training.lora_settings import LoraSettings
 
-AdapterOptimizer = Literal["adamw", "muon"]
 # Names of groups of matrices, as regular expressions for the rest of the name behind "layers.3.".
 GROUPS = {
     "attention": r"attn\.(wq_a|wq_b|wkv|wo_b)",
@@ -29,23 +28,6 @@ GROUPS = {
     "indexer": r"attn\.indexer\.(wq_b|weights_proj|compressor\.(wkv|wgate))",
 }
 HEAD = "head"
-DEFAULT_TARGETS = ("attention", "experts", "shared_experts")
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """Rank of every adapter, `alpha` over rank the factor of its product, and the matrices that have one.
-
-    targets: names of GROUPS, "head", or patterns of matrix names with * and ?, such as "layers.3.attn.*".
-    """
-
-    rank: int
-    alpha: float = 32.0
-    targets: tuple[str, ...] = DEFAULT_TARGETS
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / self.rank
 
 
 def adaptable(model: Transformer) -> list[str]:
@@ -60,6 +42,12 @@ def adaptable(model: Transformer) -> list[str]:
         elif isinstance(module, Linear) and not name.endswith(".wo_a"):
             names.append(name)
     return names
+
+
+def check_targets(targets: Sequence[str], config: ModelConfig) -> None:
+    """ValueError unless every target names a matrix of such a model."""
+    with torch.device("meta"):
+        chosen(targets, adaptable(Transformer(config)))
 
 
 def chosen(targets: Sequence[str], names: Sequence[str]) -> list[str]:

@@ -7,19 +7,16 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
-import torch
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
 from dsv4.analysis.activations import Recompute
 from dsv4.analysis.training_flops import Phase
-from dsv4.checkpoint import read_config
 from dsv4.config import ModelConfig, nano_path
-from dsv4.model.transformer import Transformer
 from dsv4.model_folder import resolve_model
 from dsv4.presets import PRESETS
 from dsv4.training.batch_size import BatchSize
 from dsv4.training.ladder import rungs
-from dsv4.training.lora import DEFAULT_TARGETS, AdapterOptimizer, LoraSettings, adaptable, chosen
+from dsv4.training.lora_settings import DEFAULT_TARGETS, AdapterOptimizer, LoraSettings
 from dsv4.training.recipe import Section
 from dsv4.training.spikes import SpikeSettings, Statistic
 from dsv4.training.stability_settings import AfterLast, Anticipate, StabilitySettings
@@ -68,7 +65,7 @@ class ModelSection(Section):
     def config(self) -> ModelConfig:
         """The model's hyperparameters. ValueError if V4, or the shape of the start's tensors, does not allow them."""
         if self.start is not None:
-            start = read_config(resolve_model(self.start))
+            start = _start_config(self.start)
             config = replace(start, **(self.model_extra or {}))
             check_shapes(config, start, self.start)
             return config
@@ -150,7 +147,7 @@ class LoraSection(Section):
             return
         if model.start is None:
             raise ValueError("lora.rank without model.start; allowed: with the model that the adapters are for")
-        if config != read_config(resolve_model(model.start)):
+        if config != _start_config(model.start):
             raise ValueError("lora.rank and a changed key of the model; allowed: the model of model.start as it is")
         if run.replicas > 1:
             raise ValueError(f"lora.rank and run.replicas {run.replicas}; allowed: 1")
@@ -161,8 +158,9 @@ class LoraSection(Section):
         warm = [stage.name for stage in stages if stage.attention == "warmup"]
         if warm:
             raise ValueError(f"lora.rank and stage {warm[0]!r} with attention 'warmup'; allowed: dense and sparse")
-        with torch.device("meta"):
-            chosen(self.targets, adaptable(Transformer(config)))
+        from dsv4.training.lora import check_targets  # imports torch, which a plan of a run does without
+
+        check_targets(self.targets, config)
 
 
 class RunSection(Section):
@@ -313,6 +311,13 @@ class PretrainRecipe(Section):
         if self.lora.rank is not None:
             update["run"] = self.run.model_copy(update={"quantized_share": 0.0})
         return self.model_copy(update=update)
+
+
+def _start_config(start: str) -> ModelConfig:
+    """Config of the model folder that training goes on from."""
+    from dsv4.checkpoint import read_config  # imports torch, which a plan of a run does without
+
+    return read_config(resolve_model(start))
 
 
 def _with_layers(config: ModelConfig, layers: int) -> ModelConfig:

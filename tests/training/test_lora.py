@@ -15,7 +15,8 @@ from dsv4.model.lora import is_adapter
 from dsv4.model.stacks import native_tensors
 from dsv4.model.transformer import Transformer
 from dsv4.training.gradient import Work, compute_gradient, pack_batch
-from dsv4.training.lora import LoraSettings, adaptable, adapter_pairs, add_adapters, chosen, load_adapted, save_adapter
+from dsv4.training.lora import adaptable, adapter_pairs, add_adapters, chosen, load_adapted, save_adapter
+from dsv4.training.lora_settings import LoraSettings
 from dsv4.training.losses import LossWeights
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.state import RunPosition, load_state, save_state
