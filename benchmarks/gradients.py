@@ -41,7 +41,7 @@ def load(name: str, folder: Path) -> None:
 
 def _load_dsv4(folder: Path, bf16: bool) -> Callable[[Tensor], Tensor]:
     import dsv4
-    from dsv4.kernels.gradients import bf16_gradients
+    from dsv4.kernels.precision import precision
     from dsv4.model.aux_losses import AuxLosses
     from dsv4.model.batch import RaggedBatch
     from dsv4.training.losses import LossWeights, compute_losses
@@ -54,7 +54,7 @@ def _load_dsv4(folder: Path, bf16: bool) -> Callable[[Tensor], Tensor]:
         model.zero_grad()
         batch = RaggedBatch.pack(ids.tolist())
         mask = torch.ones(batch.num_tokens, dtype=torch.bool)
-        with bf16_gradients(bf16):
+        with precision("bf16" if bf16 else "fp32"):
             return compute_losses(model, batch, mask, LossWeights(), AuxLosses())[0]
 
     return loss

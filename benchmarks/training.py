@@ -18,20 +18,21 @@ from statistics import median
 from rich.console import Console
 
 from benchmarks.harness.turns import at_least_one, in_turns, line
+from dsv4.kernels.precision import Precision
 from dsv4.training.loop import Trainer
 from recipes.nano import DEFAULTS, ROOT, Run, fast_muon_dtype, make_trainer
 
-FORMATS = ("float32", "bfloat16")
+FORMATS: tuple[Precision, ...] = ("fp32", "bf16")
 LONG = 1_000_000  # total steps: the benchmark never reaches the decay and the quantized part
 
 
-def make(options: argparse.Namespace, compute_dtype: str, run_dir: Path) -> Trainer:
+def make(options: argparse.Namespace, precision: Precision, run_dir: Path) -> Trainer:
     """The recipe's trainer in one number format."""
     device = "cpu" if options.budget == "cpu" else "cuda"
     tokens = options.tokens_per_batch or int(DEFAULTS[options.budget]["tokens_per_batch"])
     run = Run(
         options.budget, None, LONG, tokens, 3e-3, seed=1, replicas=options.replicas,
-        device=device, muon_dtype=fast_muon_dtype(device), compute_dtype=compute_dtype,
+        device=device, muon_dtype=fast_muon_dtype(device), precision=precision,
     )  # fmt: skip
     trainer = make_trainer(run, ROOT / "models" / "nano", run_dir, Console(quiet=True))
     trainer.quiet = True
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(
             line(name, rates[name], "tokens/s"), f"loss of step {last[name]['step']} {last[name]['loss']:.4f}", sep=", "
         )
-    print(f"bfloat16 over float32: {median(rates['bfloat16']) / median(rates['float32']):.2f}")
+    print(f"bf16 over fp32: {median(rates['bf16']) / median(rates['fp32']):.2f}")
     return 0
 
 

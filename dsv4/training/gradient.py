@@ -10,8 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dsv4.kernels import backends
-from dsv4.kernels.gradients import bf16_gradients
+from dsv4.kernels.precision import Precision, precision
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.batch import RaggedBatch
 from dsv4.model.transformer import Transformer
@@ -44,8 +43,7 @@ class Work:
     step: int
     weights: LossWeights
     quantized: bool
-    autocast: torch.dtype | None = None
-    bf16_gradients: bool = False
+    precision: Precision = "fp32"
     attention: AttentionPhase = "sparse"
     size: BatchSize | None = None  # None: as many micro-batches in every step as the process has by default
 
@@ -94,18 +92,15 @@ def compute_gradient(
     if model.frozen:
         raise ValueError("the model is frozen, so that its weights take no gradient: call model.requires_grad_() first")
     totals = totals or sum_counts(batches)
-    with stored_weights(model) if work.quantized else nullcontext(), attention_phase(model, work.attention):
+    stored = stored_weights(model) if work.quantized else nullcontext()
+    with stored, attention_phase(model, work.attention), precision(work.precision):
         results = [_compute_one(model, batch, work, totals) for batch in batches]
     return sum_results(results)
 
 
 def _compute_one(model: Transformer, data: MicroBatch, work: Work, totals: Counts) -> Result:
-    aux, device = AuxLosses(), data.mask.device.type
-    autocast = torch.autocast(device, work.autocast) if work.autocast is not None else nullcontext()
-    if work.autocast is not None and device == "cpu" and backends.native_module() is not None:
-        backends.decline("training runs under autocast")
-    with autocast, bf16_gradients(work.bf16_gradients):
-        total, losses = compute_losses(model, data.batch, data.mask, work.weights, aux, totals)
+    aux = AuxLosses()
+    total, losses = compute_losses(model, data.batch, data.mask, work.weights, aux, totals)
     if total.requires_grad:  # not so for a batch without targets in a model without routers
         total.backward()
     loads = {name: load.cpu() for name, load in aux.loads.items()}

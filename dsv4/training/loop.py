@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from rich.console import Console
 
 from dsv4.checkpoint.atomic import clear_folder
+from dsv4.kernels.precision import PRECISIONS, Precision
 from dsv4.training.attention_phase import AttentionPhase
 from dsv4.training.balance import load_imbalance, update_router_biases
 from dsv4.training.batch_size import BatchSize
@@ -55,8 +55,7 @@ class TrainSettings:
     balance_speed: float = 1e-3
     quantized_share: float = 0.15  # last fraction of the run, trained with the stored (FP4, FP8) weight values
     save_every: int = 100  # steps
-    autocast: torch.dtype | None = None  # torch.bfloat16: the products of layers and experts run in bf16
-    bf16_gradients: bool = False  # native products of the backward multiply BF16 numbers: kernels/gradients.py
+    precision: Precision = "fp32"  # of the products of layers and experts: kernels/precision.py
     replicas: int = 1  # data-parallel processes
     micro_batches: int = 1  # per process and step, one after the other
     threads: int = 1  # per process if replicas > 1
@@ -69,8 +68,8 @@ class TrainSettings:
             raise ValueError(f"quantized_share is {self.quantized_share}; allowed: 0 to 1")
         if not self.grad_clip > 0.0:
             raise ValueError(f"grad_clip is {self.grad_clip}; allowed: more than 0")
-        if self.autocast not in (None, torch.bfloat16):
-            raise ValueError(f"autocast is {self.autocast}; allowed: None (fp32) or torch.bfloat16")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision is {self.precision!r}; allowed: {', '.join(PRECISIONS)}")
 
 
 class NonFiniteLossError(RuntimeError):
@@ -165,8 +164,8 @@ class Trainer:
             weights = replace(weights, mtp=min(weights.mtp, settings.mtp_weight_in_decay))
         quantized = step >= total * (1 - settings.quantized_share)
         work = Work(
-            progress.stage, step - progress.stage_start, weights, quantized, settings.autocast, settings.bf16_gradients,
-            stage.attention, stage.size,
+            progress.stage, step - progress.stage_start, weights, quantized, settings.precision, stage.attention,
+            stage.size,
         )  # fmt: skip
         results = replicas.gradient(work)
         result, norm = sum_results(results), self.optimizer.gradient_norm()

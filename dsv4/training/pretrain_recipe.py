@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_type_hints
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
 from dsv4.config import ModelConfig, nano_path
+from dsv4.kernels.precision import Precision
 from dsv4.model_folder import resolve_model
 from dsv4.presets import PRESETS
 from dsv4.training.attention_phase import AttentionPhase
@@ -99,7 +100,7 @@ class RunSection(Section):
     device: str = "cpu"
     save_every: Count = 100
     quantized_share: Share = 0.15
-    bf16_gradients: bool = False
+    precision: Precision = "fp32"
     tensorboard: bool = False
 
 

@@ -28,8 +28,8 @@ def test_both_formats_have_a_rate_and_nearly_one_loss(
     monkeypatch.setattr(generated, "sample_document", lambda rng: "It is prose. " * 20)  # the library is long to parse
     assert bench.main(["--rounds", "2", "--steps", "1", "--replicas", "1", "--tokens-per-batch", "256"]) == 0
     plain, rounded, ratio = capsys.readouterr().out.splitlines()
-    assert plain.startswith("float32: ") and rounded.startswith("bfloat16: ") and "(median of 2, " in plain
-    assert ratio.startswith("bfloat16 over float32: ")
+    assert plain.startswith("fp32: ") and rounded.startswith("bf16: ") and "(median of 2, " in plain
+    assert ratio.startswith("bf16 over fp32: ")
     losses = [float(line.rsplit(" ", 1)[1]) for line in (plain, rounded)]
     assert losses[1] == pytest.approx(losses[0], rel=0.01)
 

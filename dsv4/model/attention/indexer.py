@@ -9,7 +9,7 @@ from dsv4.kernels.hadamard import hadamard
 from dsv4.kernels.quant import fake_quant_fp4
 from dsv4.kernels.rope import rotate
 from dsv4.model.attention.compressor import Compressor
-from dsv4.model.linear import Linear
+from dsv4.model.linear import Linear, linear_fp32
 
 
 class Indexer(nn.Module):
@@ -33,4 +33,5 @@ class Indexer(nn.Module):
         """(q [T, heads, width], head weights [T, heads]) of the tokens."""
         q = self.wq_b(q_latent).view(-1, self.heads, self.width)
         q = self.rotate_and_quantize(rotate(q, cos.unsqueeze(1), sin.unsqueeze(1)))
-        return q, self.weights_proj(x) * (self.width**-0.5 * self.heads**-0.5)
+        weights = linear_fp32(x, self.weights_proj.weight)
+        return q, weights * (self.width**-0.5 * self.heads**-0.5)
