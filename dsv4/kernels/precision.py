@@ -6,8 +6,8 @@ but `linear` and `grouped_linear`; the gradients of the head in `cross_entropy` 
 - bf16: factors are rounded to nearest, ties to even. Magnitudes below 2^-56 count as zero, so that products and sums
   have the same bits on every instruction set with fused multiply-add; gradients may keep them.
 - fp8: as DeepSeek-V3 trains, with power-of-two scales: e4m3, weights in blocks of 128 x 128, rows of the forward and of
-  dx in tiles of 128 channels, both factors of dW in tiles of 128 tokens, x after its rounding in the forward. Simulated:
-  an FP8 number is exact in BF16, and BF16 products multiply it.
+  dx in tiles of 128 channels, both factors of dW in tiles of 128 tokens, x after its rounding in the forward.
+  Simulated: an FP8 number is exact in BF16, and BF16 products multiply it.
 """
 
 from __future__ import annotations

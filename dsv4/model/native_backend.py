@@ -177,7 +177,7 @@ class NativeBackend:
 
 
 def _argument(name: str, tensor: Tensor, numerics: str) -> Any:
-    """A tensor as the kernels read it: in place, but of an fp32 weight of the layers in bf16 numerics a rounded copy."""
+    """A tensor as the kernels read it: in place, but in bf16 numerics a rounded copy of a layer's fp32 weight."""
     if numerics == "bf16" and not isinstance(tensor, StoredTensor) and is_layer_product(module_name(name)[0]):
         tensor = stored_bf16(tensor.detach())
     return tensor.parts if isinstance(tensor, StoredTensor) else tensor.detach()
