@@ -23,11 +23,11 @@ class Indexer(nn.Module):
         self.wq_b = Linear(config.q_lora_rank, self.heads * self.width, quantize)
         self.weights_proj = Linear(config.hidden_size, self.heads)
         self.compressor = Compressor(config, self.width, CSA.ratio)
-        self.quantize = quantize
+        self.quantizes = quantize  # queries and keys rounded to FP4; quantization-aware training sets it too
 
     def rotate_and_quantize(self, x: Tensor) -> Tensor:
-        """Hadamard and FP4 rounding of queries and keys in shipped numerics; the identity in float numerics."""
-        return fake_quant_fp4(hadamard(x)) if self.quantize else x
+        """Hadamard and FP4 rounding of queries and keys, or the identity in float numerics."""
+        return fake_quant_fp4(hadamard(x)) if self.quantizes else x
 
     def queries(self, x: Tensor, q_latent: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """(q [T, heads, width], head weights [T, heads]) of the tokens."""
