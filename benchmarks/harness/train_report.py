@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.harness.report import table
 from benchmarks.harness.results import Row, Run
-from benchmarks.harness.train_rounds import GRADIENT, PART, PEAK, STEP
+from benchmarks.harness.train_rounds import GRADIENT, PART, PEAK
 
 SCENARIOS = ("train slice", "train nano")
 THEIRS = "transformers"
@@ -25,7 +25,9 @@ def lines(run: Run) -> list[str]:
     about = f"120.9M random parameters, {unit}, {run.threads} threads, medians ± half the range{gated}."
     giga = {name: value / 1e9 for name, value in run.ceilings.items()}
     notes = [
-        f"Whole step: {run.settings['step']}, ours with Muon, transformers with AdamW." if "step" in run.settings else "",
+        f"Whole step: {run.settings['step']}, ours with Muon, transformers with AdamW."
+        if "step" in run.settings
+        else "",
         "Peaks are of processes of their own. Floor: operations of the model, without recomputation, at the rate of "
         f"matrix products, fp32 {giga['fp32_flop_per_s']:.0f} and BF16 {giga['bf16_flop_per_s']:.0f} GFLOP/s; of parts "
         "in processor time. dsv4 computes in fp32, dsv4 bf16 multiplies BF16 numbers, dsv4 fp8 simulates FP8.",
@@ -38,7 +40,9 @@ def _rates(run: Run) -> list[str]:
     peers = list(dict.fromkeys(row.peer for row in run.rows))
     ours = [peer for peer in peers if peer != THEIRS]
     rows: list[list[str]] = []
-    for what, tokens in dict.fromkeys((row.measure, row.tokens) for row in run.rows if not row.measure.startswith(PART)):
+    for what, tokens in dict.fromkeys(
+        (row.measure, row.tokens) for row in run.rows if not row.measure.startswith(PART)
+    ):
         found = {row.peer: row for row in run.rows if (row.measure, row.tokens) == (what, tokens)}
         theirs, cells = found.get(THEIRS), [_name(run, what, tokens)]
         for peer in ours:
@@ -88,6 +92,3 @@ def _nano(run: Run) -> list[str]:
     if ours and before:
         return table(["", "dsv4", "before", "ratio"], [[*cells, _figure(before), f"{ours.median / before.median:.2f}"]])
     return table(["", "dsv4"], [cells])
-
-
-__all__ = ["SCENARIOS", "STEP", "command", "lines"]

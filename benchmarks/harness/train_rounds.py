@@ -51,7 +51,7 @@ class TrainRounds:
         found: list[Row] = []
         with Process("dsv4", 1 if self.busy else self.threads) as process:
             show("the machine")
-            ceilings: Ceilings = process.call(measure_ceilings, *self.ceilings)
+            ceilings: Ceilings = process.call(measure_ceilings, *self.ceilings, self.busy)
             matrices = process.call(trainers.matrices, folder)
         for shape in self.shapes:
             show(f"{GRADIENT}, {label(shape)}")
