@@ -61,7 +61,7 @@ def leaves(rows: int, width: int, outputs: int) -> tuple[Tensor, Tensor, Tensor]
     return x.requires_grad_(), weight.requires_grad_(), pull
 
 
-def run_linear(name: Precision, x: Tensor, weight: Tensor, pull: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def run_linear(name: Precision, x: Tensor, weight: Tensor, pull: Tensor) -> tuple[Tensor, ...]:
     with precision(name):
         out = linear(x, weight)
         assert torch.equal(linear(x, weight), out), "the kept weight"
