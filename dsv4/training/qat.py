@@ -1,8 +1,8 @@
 """Quantization-aware training: the forward uses the weights' stored values, the update goes to the fp32 masters.
 
 A straight-through estimator outside the model: for one forward and backward the parameters hold their stored values
-(FP4 routed experts, FP8 projections), and the indexer's queries and keys are FP4, as the published model computes its
-scores; then the masters return and receive the gradients unchanged.
+(FP4 routed experts, FP8 projections, BF16 embedding, head and norms), and the indexer's queries and keys are FP4, as the
+published model computes its scores; then the masters return and receive the gradients unchanged.
 
 In FP8 precision (kernels/precision.py) an expert's FP4 values go through FP8 blocks of 128 x 128 without loss if the
 largest FP4 scale of a block is at most FP4_TO_FP8_RATIO times its smallest.
@@ -22,7 +22,7 @@ from dsv4.model.parameters import stored_dtype
 
 # 6 * 2^6 <= 448, and 0.5 * 2^-5 is e4m3's smallest normal number: scales of a block are 2^-5 to 2^6 of its FP8 scale.
 FP4_TO_FP8_RATIO = 2.0**11
-_QUANTIZED = ("I8", "F8_E4M3")
+_ROUNDED = ("I8", "F8_E4M3", "BF16")
 _MATRICES_AT_ONCE = 64
 
 
@@ -31,7 +31,9 @@ def as_stored(name: str, weight: Tensor) -> Tensor:
     dtype = stored_dtype(name)
     if dtype == "I8":  # FP4; blocks do not cross rows
         return torch.cat([fake_quant_fp4(matrices) for matrices in weight.split(_MATRICES_AT_ONCE)])
-    return fake_quant_fp8_blocks(weight) if dtype == "F8_E4M3" else weight
+    if dtype == "F8_E4M3":
+        return fake_quant_fp8_blocks(weight)
+    return weight.bfloat16().to(weight.dtype) if dtype == "BF16" else weight
 
 
 @contextmanager
@@ -41,7 +43,7 @@ def stored_weights(model: nn.Module) -> Iterator[None]:
 
     An indexer whose width is no power of two, which the published numerics cannot rotate, stays as it is.
     """
-    masters = [(name, p, p.data) for name, p in model.named_parameters() if stored_dtype(name) in _QUANTIZED]
+    masters = [(name, p, p.data) for name, p in model.named_parameters() if stored_dtype(name) in _ROUNDED]
     indexers = [m for m in model.modules() if isinstance(m, Indexer) and not m.quantizes and m.width.bit_count() == 1]
     try:
         for indexer in indexers:
