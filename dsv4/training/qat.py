@@ -1,8 +1,8 @@
 """Quantization-aware training: the forward uses the weights' stored values, the update goes to the fp32 masters.
 
 A straight-through estimator outside the model: for one forward and backward the parameters hold their stored values
-(FP4 routed experts, FP8 projections, BF16 embedding, head and norms), and the indexer's queries and keys are FP4, as the
-published model computes its scores; then the masters return and receive the gradients unchanged.
+(FP4 routed experts, FP8 projections, BF16 embedding, head and norms), and the indexer's queries and keys are FP4, as
+the published model computes its scores; then the masters return and receive the gradients unchanged.
 
 In FP8 precision (kernels/precision.py) an expert's FP4 values go through FP8 blocks of 128 x 128 without loss if the
 largest FP4 scale of a block is at most FP4_TO_FP8_RATIO times its smallest.
