@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.harness import serving_plot, serving_report
+from benchmarks.harness import serving_plot, serving_report, train_report
 from benchmarks.harness.plot import plot_contexts
 from benchmarks.harness.process import ROOT
 from benchmarks.harness.report import lines, table
@@ -37,6 +37,15 @@ prefix cache under `load`; llama-server also the faster of two weight formats wi
 ends with `ValueError: Invalid layer type: compressed_sparse_attention` (5.23.0), as its paged cache has no such layer.
 A server that would need over `--longest` seconds for a load is left out there. `--model slice` takes 120M parameters.
 """
+TRAINING = """## Training
+
+- `dsv4 bench train`, 35 minutes: forward and backward at three shapes, a whole step of 16,384 tokens, peak memory and
+  the parts of a step, beside transformers with AdamW. `--busy` counts processor time, for a machine that others use.
+- `dsv4 bench train nano --before CHECKOUT`, 15 minutes: nano's recipe beside an older checkout's.
+
+Contenders have the same random weights, shapes and tokens, and a process each per shape. dsv4 computes its whole loss,
+with those of the routers and the indexers, transformers the next token's.
+"""
 OTHERS = """## Other subjects
 
 Each prints its figures; those that were measured stand on the page of their subject. The times are those to
@@ -61,18 +70,12 @@ SUBJECTS = {
         "one draw by vocabulary and filter, a step free and under a JSON schema",
         "kernels.md",
     ),
-    "gradients": (
-        "minutes",
-        "forward and backward of the 120.9M-parameter model in fp32 and with BF16 gradients, beside transformers",
-        "kernels.md",
-    ),
     "expert_memory": (
         "10 minutes, 11 GB of disk",
         "decode speed and reads with 50, 25 and 10 % of the experts in memory",
         "checkpoints.md",
     ),
     "latency": ("2 minutes", "small requests beside a large one: tokenizing, reading, steps", "request.md"),
-    "training": ("5 minutes", "tokens per second of the nano recipe, fp32 and bfloat16", "training.md"),
     "value_check FOLDER": (
         "5 minutes",
         "the check of every weight at load, against reading the files",
@@ -86,7 +89,7 @@ def document(results: Path) -> str:
     """Markdown document of all processors with results."""
     runs = {file.stem: newest(read(file)) for file in sorted(results.glob("*.jsonl"))}
     runs = {name: found for name, found in runs.items() if found}
-    parts = [HEAD, *overview(runs), "", SERVING, others()]
+    parts = [HEAD, *overview(runs), "", SERVING, TRAINING, others()]
     for slug, found in runs.items():
         hardware = next(iter(found.values())).hardware
         parts += [f"\n## {hardware['cpu']} with {hardware['isa']}, {hardware['cores']} cores\n"]
@@ -102,6 +105,9 @@ def document(results: Path) -> str:
         for run in served:
             told = f"{serving_report.command(run)}, commit {run.commit}, {run.time[:10]}."
             parts += [f"### {run.scenario}\n", told, *serving_report.lines(run)]
+        for run in (found[name] for name in train_report.SCENARIOS if name in found):
+            told = f"{train_report.command(run)}, commit {run.commit}, {run.time[:10]}."
+            parts += [f"### {run.scenario}\n", told, *train_report.lines(run)]
     return "\n".join(parts).rstrip() + "\n"
 
 

@@ -97,8 +97,14 @@ def sinkhorn(c: Any, iters: int, eps: float) -> None:
     """As dsv4.kernels.sinkhorn, in place."""
 
 def exp(x: Any, y: Any) -> None: ...
-def fake_quant(x: Any, block: int, fp4: bool) -> None:
-    """As dsv4.kernels.quant, rows in place."""
+def fake_quant(x: Any, block: int, fp4: bool, floor: float = ...) -> None:
+    """As dsv4.kernels.quant, rows in place. floor: least amax of a block in FP8."""
+
+def round_factors(x: Any, y: Any) -> None:
+    """As dsv4.kernels.precision, rows of x into y, fp32."""
+
+def pack_factors(x: Any, y: Any) -> None:
+    """As round_factors, into BF16 numbers, int16."""
 
 def hadamard(x: Any) -> None: ...
 def top_k(scores: Any, k: int, index: Any) -> None:

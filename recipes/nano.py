@@ -23,6 +23,7 @@ from rich.console import Console
 from dsv4.checkpoint.atomic import DiskFullError, new_file
 from dsv4.config import ModelConfig
 from dsv4.data.nano_tokenizer import train_nano_tokenizer
+from dsv4.kernels.precision import PRECISIONS, Precision
 from dsv4.model.transformer import Transformer
 from dsv4.training.export import export_model
 from dsv4.training.hash_routing import count_tokens, install_tables
@@ -58,7 +59,7 @@ class Run:
     preset: str = "nano"
     device: str = "cpu"
     muon_dtype: str = "bfloat16"  # dtype of the Newton-Schulz products
-    compute_dtype: str = "float32"  # dtype of the layers' products in forward and backward
+    precision: Precision = "fp32"  # of the products of layers and experts
 
 
 class TimePlan:
@@ -158,9 +159,9 @@ def _parser() -> argparse.ArgumentParser:
         help="number format of Muon's products instead of the machine's: bfloat16 where it multiplies them natively",
     )
     parser.add_argument(
-        "--compute-dtype",
-        choices=("float32", "bfloat16"),
-        help="number format of the layers' products in forward and backward (default: float32)",
+        "--precision",
+        choices=PRECISIONS,
+        help="number format of the layers' products in forward and backward (default: fp32)",
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=ROOT / "models" / "nano", help="model folder to write")
@@ -187,7 +188,7 @@ def load_or_make_run(options: argparse.Namespace, run_dir: Path) -> Run:
         raise SystemExit(f"{run_dir} already holds a run; pass --resume to go on with it, or another --run-dir")
     values = DEFAULTS[options.budget] | {"budget": options.budget, "seed": options.seed, "steps": options.steps}
     values["muon_dtype"] = fast_muon_dtype(str(values["device"]))
-    for name in ("seconds", "tokens_per_batch", "peak_lr", "replicas", "muon_dtype", "compute_dtype"):
+    for name in ("seconds", "tokens_per_batch", "peak_lr", "replicas", "muon_dtype", "precision"):
         if getattr(options, name) is not None:
             values[name] = getattr(options, name)
     if options.steps is not None:
@@ -249,7 +250,7 @@ def make_trainer(run: Run, tokenizer_folder: Path, run_dir: Path, console: Conso
         balance_speed=3e-3,
         quantized_share=0.2,
         replicas=run.replicas,
-        autocast=torch.bfloat16 if run.compute_dtype == "bfloat16" else None,
+        precision=run.precision,
     )
     optimizer = MuonAdamW(model, config, compute_dtype=getattr(torch, run.muon_dtype))
     console.print(f"Muon's products in {run.muon_dtype}", highlight=False)

@@ -293,7 +293,7 @@ def make_trainer(recipe: PretrainRecipe, run_dir: Path, workers: int, console: C
         mtp_weight_in_decay=loss.mtp_in_decay,
         balance_speed=optimizing.balance_speed if recipe.lora.rank is None else 0.0,  # router biases stay as well
         quantized_share=run.quantized_share,
-        bf16_gradients=run.bf16_gradients,
+        precision=run.precision,
         replicas=run.replicas,
         save_every=run.save_every,
         recompute=run.recompute,

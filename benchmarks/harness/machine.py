@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import time
 import timeit
 from collections.abc import Callable
 from functools import partial
@@ -42,12 +43,16 @@ def hardware_slug(found: dict[str, Any]) -> str:
     return "-".join(re.findall(r"[a-z0-9]+", f"{plain} {found['isa']} {found['cores']} cores".lower()))
 
 
-def measure_ceilings(megabytes: int, size: int) -> Ceilings:
-    """Bytes per second (copy counts reads and writes) and FLOP per second of a size^3 product, 2 per multiply-add."""
+def measure_ceilings(megabytes: int, size: int, busy: bool = False) -> Ceilings:
+    """Bytes per second (copy counts reads and writes) and FLOP per second of a size^3 product, 2 per multiply-add.
+
+    busy: per second of processor time.
+    """
     import torch
 
     def best(work: Callable[[], object]) -> float:
-        return min(timeit.repeat(work, number=1, repeat=4)[1:])
+        timer = time.process_time if busy else time.perf_counter
+        return min(timeit.repeat(work, timer=timer, number=1, repeat=4)[1:])
 
     source = torch.ones(megabytes * 2**18)
     target = torch.empty_like(source)

@@ -28,22 +28,36 @@ def _forward_flops(config: ModelConfig, length: int, dense: bool, mtp: bool) -> 
 
     `dense`: tokens read every entry that they see.
     """
-    d, heads = config.hidden_size, config.num_attention_heads
-    core, window = 4 * heads * config.head_dim, _seen(length, 1, config.sliding_window)
     terms = decode_flops(config, 0).terms
-    indexer = length * terms.pop("indexer linears", 0)
-    backbone = length * sum(terms.values())
+    attention, scores = attention_pairs(config, length, dense)
+    indexer = length * terms.pop("indexer linears", 0) + scores
+    backbone = length * sum(terms.values()) + attention
+    if mtp and config.num_nextn_predict_layers:
+        core = _core_flops(config) * _seen(length, 1, config.sliding_window)
+        backbone += config.num_nextn_predict_layers * (length * _mtp_flops(config, config.hidden_size) + core)
+    return backbone, indexer
+
+
+def attention_pairs(config: ModelConfig, length: int, dense: bool = False) -> tuple[int, int]:
+    """Forward FLOPs of the main layers on pairs of a document's tokens: of attention, of index scores.
+
+    `dense`: tokens read every entry that they see.
+    """
+    attention = scores = 0
     for layer in range(config.num_hidden_layers):
         kind = config.compression(layer)
-        backbone += core * window
+        attention += _core_flops(config) * _seen(length, 1, config.sliding_window)
         if kind.ratio:
             limit = config.index_topk if kind.has_indexer and not dense else None
-            backbone += core * _seen(length, kind.ratio, limit)
+            attention += _core_flops(config) * _seen(length, kind.ratio, limit)
         if kind.has_indexer:
-            indexer += 2 * config.index_n_heads * config.index_head_dim * _seen(length, kind.ratio, None)
-    if mtp and config.num_nextn_predict_layers:
-        backbone += config.num_nextn_predict_layers * (length * _mtp_flops(config, d) + core * window)
-    return backbone, indexer
+            scores += 2 * config.index_n_heads * config.index_head_dim * _seen(length, kind.ratio, None)
+    return attention, scores
+
+
+def _core_flops(config: ModelConfig) -> int:
+    """FLOPs of one key of one token: scores and values."""
+    return 4 * config.num_attention_heads * config.head_dim
 
 
 def _seen(length: int, ratio: int, limit: int | None) -> int:

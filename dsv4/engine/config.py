@@ -187,9 +187,10 @@ class EngineConfig:
     )
     numerics: str = option(
         "float",
-        "float: as the weights are; shipped: activations and cache rounded as the published model does"
+        "float: as the weights are; bf16: weights and activations of layers and experts rounded to BF16, as training"
+        " in bf16 does; shipped: activations and cache rounded as the published model does"
         " (default: %(default)s)",
-        choices=("float", "shipped"),
+        choices=("float", "bf16", "shipped"),
         commands=("serve", "chat", "generate"),
         group=MODEL,
     )

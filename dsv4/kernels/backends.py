@@ -2,7 +2,7 @@
 
 An operation runs natively if all of these hold, else on the reference:
 - the native kernels are installed, and DSV4_KERNELS is not "reference";
-- its tensors are fp32 (newton_schulz: BF16) on the CPU, outside autocast;
+- its tensors are fp32 (newton_schulz: BF16) on the CPU;
 - the instruction set has the operation: newton_schulz is there with AVX-512 BF16 alone, where AMX is not used;
 - no gradient is recorded through it, or its native rung has a backward.
 So DSV4_KERNELS=reference means plain torch throughout, and training runs the operations of inference, bit for bit.
@@ -94,7 +94,7 @@ def uses_native(operation: str, *tensors: Tensor | None) -> bool:
         return False
     dtype = getattr(torch, rung.dtype)
     given = [t for t in tensors if t is not None]
-    if any(t.dtype != dtype or t.device.type != "cpu" for t in given) or torch.is_autocast_enabled("cpu"):
+    if any(t.dtype != dtype or t.device.type != "cpu" for t in given):
         return False
     return rung.backward or not records(*given)
 

@@ -6,6 +6,7 @@ frozen model on the fused kernels.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, cast
 
 import numpy as np
@@ -16,6 +17,7 @@ from dsv4.cache import Cache
 from dsv4.config import ModelConfig
 from dsv4.kernels.cross_entropy import cross_entropy
 from dsv4.kernels.mhc import hc_head
+from dsv4.kernels.precision import current, precision
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.batch import RaggedBatch
 from dsv4.model.block import ForwardContext, MTPBlock
@@ -105,9 +107,15 @@ class ReferenceBackend:
         model = self.model
         ctx = ForwardContext(model.config, batch, cache, aux, model.device)
         streams = model.embed(ctx.token_ids).unsqueeze(1).expand(-1, model.config.hc_mult, -1)
-        for layer in model.layers:
-            streams = layer(streams, ctx)
+        with self._precision():
+            for layer in model.layers:
+                streams = layer(streams, ctx)
         return streams
+
+    def _precision(self) -> AbstractContextManager[None]:
+        """Precision of the model's numerics, unless training has set one."""
+        rounds = self.model.numerics == "bf16" and current() == "fp32"
+        return precision("bf16") if rounds else nullcontext()
 
     def run_mtp(
         self,
@@ -122,7 +130,8 @@ class ReferenceBackend:
         ctx = ForwardContext(model.config, batch, cache, aux, model.device)
         ctx.token_ids = next_token_ids
         block = cast(MTPBlock, model.mtp[depth])
-        return block(block.fuse(model.embed(next_token_ids), streams), ctx)
+        with self._precision():
+            return block(block.fuse(model.embed(next_token_ids), streams), ctx)
 
     def read_out(self, streams: Tensor, depth: int | None = None) -> Tensor:
         return linear_fp32(self.head_input(streams, depth), self.model.head.matrix)

@@ -91,6 +91,5 @@ class MTPBlock(Block):
 
     def fuse(self, embedding: Tensor, streams: Tensor) -> Tensor:
         """Add the next token's embedding [T, d] to the main model's streams [T, hc_mult, d], both projected."""
-        # Under autocast both products are bfloat16, while streams keep their dtype.
         fused = self.e_proj(self.enorm(embedding)).to(streams.dtype).unsqueeze(1)
         return fused + self.h_proj(self.hnorm(streams)).to(streams.dtype)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dsv4.analysis.inventory import FP8_BLOCK
-from dsv4.kernels.autocast import without_autocast
+from dsv4.kernels import linear as products
 from dsv4.kernels.linear import linear
 from dsv4.kernels.quant import fake_quant_fp8
 
@@ -30,7 +30,6 @@ class Linear(nn.Module):
         return self.weight
 
 
-@without_autocast
 def linear_fp32(x: Tensor, weight: Tensor) -> Tensor:
-    """Linear map in fp32 for any storage dtype, under autocast too: for the compressors, the router, the head."""
-    return linear(x.float(), weight.float())
+    """Linear map in fp32 for any storage dtype and precision: for the compressors, the router, the head."""
+    return products.linear_fp32(x.float(), weight.float())

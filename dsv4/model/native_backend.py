@@ -1,7 +1,8 @@
 """Inference through the native kernels: all layers of a frozen model in one call.
 
 The kernels read the parameters' memory directly. They see values changed in place, but not a replaced tensor until
-`model.refresh()` rebuilds the backend. Under DSV4_CHECK=1 a replaced tensor is an error.
+`model.refresh()` rebuilds the backend. Under DSV4_CHECK=1 a replaced tensor is an error. In bf16 numerics fp32 weights
+of the layers' products are rounded copies, made by `freeze()` and `refresh()`.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from dsv4 import checks
 from dsv4.cache import Cache
 from dsv4.kernels import backends, cpu
 from dsv4.kernels.mhc import too_many_streams
+from dsv4.kernels.precision import stored_bf16
 from dsv4.kernels.stored import StoredStack, StoredTensor
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.backend import EXPERT_MEMORY, Backend, Definition, ReferenceBackend
 from dsv4.model.batch import RaggedBatch
 from dsv4.model.lora import is_adapter
 from dsv4.model.moe import expert_loads
+from dsv4.model.parameters import is_layer_product, module_name
 from dsv4.model.rope import inverse_frequencies
 from dsv4.model.stacks import has_stored_experts, named_tensors, native_tensors
 from dsv4.notices import warn_once
@@ -82,8 +85,8 @@ class NativeBackend:
         self._places = {name: _place(tensor) for name, tensor in named_tensors(model).items()}
         sizes: dict[str, Any] = {name: getattr(self.config, name) for name in SIZES}
         self.handle: Any = kernels.Model(
-            sizes | {"quantize": model.numerics == "shipped"},
-            {name: t.parts if isinstance(t, StoredTensor) else t.detach() for name, t in native_tensors(model).items()},
+            sizes | {"quantize": model.numerics == "shipped", "bf16": model.numerics == "bf16"},
+            {name: _argument(name, tensor, model.numerics) for name, tensor in native_tensors(model).items()},
             list(self.config.compress_ratios),
             inverse_frequencies(self.config, False).tolist(),
             inverse_frequencies(self.config, True).tolist(),
@@ -177,6 +180,13 @@ class NativeBackend:
             else:
                 continue
             raise StaleWeightsError(f"{name} {change}: call model.refresh() after a change of tensors")
+
+
+def _argument(name: str, tensor: Tensor, numerics: str) -> Any:
+    """A tensor as the kernels read it: in place, but in bf16 numerics a rounded copy of a layer's fp32 weight."""
+    if numerics == "bf16" and not isinstance(tensor, StoredTensor) and is_layer_product(module_name(name)[0]):
+        tensor = stored_bf16(tensor.detach())
+    return tensor.parts if isinstance(tensor, StoredTensor) else tensor.detach()
 
 
 def _recorded(streams: Tensor) -> bool:

@@ -119,6 +119,11 @@ def stored_dtype(name: str) -> str:
     return _stored_dtypes()[_BLOCK.sub("", name)]
 
 
+def is_layer_product(name: str) -> bool:
+    """True for the weights that kernels/precision.py rounds: those that the official layout stores in FP4 or FP8."""
+    return name.endswith(("weight", "w1", "w2", "w3")) and stored_dtype(name) in ("I8", "F8_E4M3")
+
+
 def module_name(official: str) -> tuple[str, int | None]:
     """Official name -> (the module's name, the expert's index in the stack or None)."""
     expert = _EXPERT.match(official)

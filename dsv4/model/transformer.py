@@ -23,11 +23,12 @@ from dsv4.model.moe import Gate
 from dsv4.model.native_backend import build_backend
 from dsv4.model.norm import RMSNorm
 
-NUMERICS = ("float", "shipped")
+NUMERICS = ("float", "bf16", "shipped")
 
 
 class Transformer(nn.Module):
-    """DeepSeek V4. numerics: "float" (no fake quantization) or "shipped" (FP8 KV and activations, FP4 indexer)."""
+    """DeepSeek V4. numerics: "float" (no fake quantization), "bf16" (layers and experts multiply BF16 numbers, as
+    training in bf16 does: kernels/precision.py) or "shipped" (FP8 KV and activations, FP4 indexer)."""
 
     def __init__(self, config: ModelConfig, numerics: str = "float") -> None:
         super().__init__()

@@ -8,7 +8,7 @@ of the step itself. Hash-routed layers choose by token id and need none of this.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,8 @@ from torch import Tensor, nn
 
 from dsv4.model.moe import MoE
 from dsv4.model.transformer import Transformer
-from dsv4.training.attention_phase import attention_phase
-from dsv4.training.gradient import MicroBatch, Routing, Work, numerics
+from dsv4.training.gradient import MicroBatch, Routing, Work, step_numerics
 from dsv4.training.losses import following_ids
-from dsv4.training.qat import stored_weights
 
 
 @dataclass(frozen=True)
@@ -33,12 +31,12 @@ class Anticipation:
 @torch.no_grad()
 def predict_routing(model: Transformer, batches: Sequence[MicroBatch], work: Work) -> list[Routing]:
     """Experts that the routers choose for the batches of `work` with the parameters as they are."""
-    with stored_weights(model) if work.quantized else nullcontext(), attention_phase(model, work.attention):
+    with step_numerics(model, work):
         return [_predict_one(model, data, work) for data in batches]
 
 
 def _predict_one(model: Transformer, data: MicroBatch, work: Work) -> Routing:
-    with numerics(work, data.mask.device), _recorded(model) as routing:
+    with _recorded(model) as routing:
         streams = model.forward_ragged(data.batch)
         if work.weights.mtp and len(model.mtp):
             model.mtp_forward(streams, following_ids(data.batch), data.batch)

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from dsv4.analysis.activations import Recompute
-from dsv4.kernels import backends
-from dsv4.kernels.gradients import bf16_gradients
+from dsv4.kernels.precision import Precision, precision
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.batch import RaggedBatch
 from dsv4.model.transformer import Transformer
@@ -53,8 +52,7 @@ class Work:
     step: int
     weights: LossWeights
     quantized: bool
-    autocast: torch.dtype | None = None
-    bf16_gradients: bool = False
+    precision: Precision = "fp32"
     attention: AttentionPhase = "sparse"
     size: BatchSize | None = None  # None: as many micro-batches in every step as the process has by default
     count_clamps: bool = False
@@ -114,19 +112,16 @@ def compute_gradient(
     if model.frozen:
         raise ValueError("the model is frozen, so that its weights take no gradient: call model.requires_grad_() first")
     totals = totals or sum_counts(batches)
-    stored = stored_weights(model) if work.quantized else nullcontext()
-    with stored, attention_phase(model, work.attention), recomputing(model, work.recompute):
+    with step_numerics(model, work), recomputing(model, work.recompute):
         results = [_compute_one(model, batch, work, totals) for batch in batches]
     return sum_results(results)
 
 
 @contextmanager
-def numerics(work: Work, device: torch.device) -> Iterator[None]:
-    """Context of the forward of a step."""
-    autocast = torch.autocast(device.type, work.autocast) if work.autocast is not None else nullcontext()
-    if work.autocast is not None and device.type == "cpu" and backends.native_module() is not None:
-        backends.decline("training runs under autocast")
-    with autocast, bf16_gradients(work.bf16_gradients):
+def step_numerics(model: Transformer, work: Work) -> Iterator[None]:
+    """Context of the forwards of a step: stored weights, attention, precision."""
+    stored = stored_weights(model) if work.quantized else nullcontext()
+    with stored, attention_phase(model, work.attention), precision(work.precision):
         yield
 
 
@@ -134,8 +129,7 @@ def _compute_one(model: Transformer, data: MicroBatch, work: Work, totals: Count
     device = data.mask.device
     routing = {name: index.to(device, torch.int64) for name, index in data.routing.items()}
     aux = AuxLosses(routing, work.count_clamps)
-    with numerics(work, device):
-        total, losses = compute_losses(model, data.batch, data.mask, work.weights, aux, totals)
+    total, losses = compute_losses(model, data.batch, data.mask, work.weights, aux, totals)
     if total.requires_grad:  # not so for a batch without targets in a model without routers
         total.backward()
     loads, clamps = ({name: count.cpu() for name, count in counts.items()} for counts in (aux.loads, aux.clamps))

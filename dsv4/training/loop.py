@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from rich.console import Console
 
 from dsv4.analysis.activations import POLICIES, Recompute
+from dsv4.analysis.precision import PRECISIONS, Precision
 from dsv4.checkpoint.atomic import clear_folder
 from dsv4.kernels.stored import StoredWeight
 from dsv4.training.attention_phase import AttentionPhase
@@ -61,8 +61,7 @@ class TrainSettings:
     balance_speed: float = 1e-3
     quantized_share: float = 0.15  # last fraction of the run, trained with the stored (FP4, FP8) weight values
     save_every: int = 100  # steps
-    autocast: torch.dtype | None = None  # torch.bfloat16: the products of layers and experts run in bf16
-    bf16_gradients: bool = False  # native products of the backward multiply BF16 numbers: kernels/gradients.py
+    precision: Precision = "fp32"  # of the products of layers and experts: kernels/precision.py
     recompute: Recompute = "none"  # activation checkpointing: recompute.py
     count_clamps: bool = False  # share of values that the SwiGLU clamp changes, per layer, in the metrics
     stability: StabilitySettings | None = None  # spike detector and rollbacks; None: without
@@ -80,8 +79,8 @@ class TrainSettings:
             raise ValueError(f"grad_clip is {self.grad_clip}; allowed: more than 0")
         if self.recompute not in POLICIES:
             raise ValueError(f"recompute is {self.recompute!r}; allowed: {', '.join(POLICIES)}")
-        if self.autocast not in (None, torch.bfloat16):
-            raise ValueError(f"autocast is {self.autocast}; allowed: None (fp32) or torch.bfloat16")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision is {self.precision!r}; allowed: {', '.join(PRECISIONS)}")
 
 
 class NonFiniteLossError(RuntimeError):
@@ -230,8 +229,8 @@ class Trainer:
             weights = replace(weights, mtp=min(weights.mtp, settings.mtp_weight_in_decay))
         quantized = step >= total * (1 - settings.quantized_share)
         return Work(
-            number, step - start, weights, quantized, settings.autocast, settings.bf16_gradients, stage.attention,
-            stage.size, settings.count_clamps, settings.recompute,
+            number, step - start, weights, quantized, settings.precision, stage.attention, stage.size,
+            settings.count_clamps, settings.recompute,
         )  # fmt: skip
 
     def _roll_back(self, stability: Stability, spike: Spike, report: Report, took: float) -> bool:

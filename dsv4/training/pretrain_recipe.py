@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_type_hints
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
 from dsv4.analysis.activations import Recompute
+from dsv4.analysis.precision import Precision
 from dsv4.analysis.training_flops import Phase
 from dsv4.config import ModelConfig, nano_path
 from dsv4.model_folder import resolve_model
@@ -169,7 +170,7 @@ class RunSection(Section):
     device: str = "cpu"
     save_every: Count = 100
     quantized_share: Share = 0.15
-    bf16_gradients: bool = False
+    precision: Precision = "fp32"
     recompute: Recompute = "none"
     count_clamps: bool = False
     tensorboard: bool = False

@@ -1,8 +1,11 @@
 """Quantization-aware training: the forward uses the weights' stored values, the update goes to the fp32 masters.
 
 A straight-through estimator outside the model: for one forward and backward the parameters hold their stored values
-(FP4 routed experts, FP8 projections, BF16 embedding, head and norms); then the masters return and receive the gradients
-unchanged.
+(FP4 routed experts, FP8 projections, BF16 embedding, head and norms), and the indexer's queries and keys are FP4, as
+the published model computes its scores; then the masters return and receive the gradients unchanged.
+
+In FP8 precision (kernels/precision.py) an expert's FP4 values go through FP8 blocks of 128 x 128 without loss if the
+largest FP4 scale of a block is at most FP4_TO_FP8_RATIO times its smallest.
 """
 
 from __future__ import annotations
@@ -14,8 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from dsv4.kernels.quant import fake_quant_fp4, fake_quant_fp8_blocks
+from dsv4.model.attention.indexer import Indexer
 from dsv4.model.parameters import stored_dtype
 
+# 6 * 2^6 <= 448, and 0.5 * 2^-5 is e4m3's smallest normal number: scales of a block are 2^-5 to 2^6 of its FP8 scale.
+FP4_TO_FP8_RATIO = 2.0**11
 _ROUNDED = ("I8", "F8_E4M3", "BF16")
 _MATRICES_AT_ONCE = 64
 
@@ -32,13 +38,22 @@ def as_stored(name: str, weight: Tensor) -> Tensor:
 
 @contextmanager
 def stored_weights(model: nn.Module) -> Iterator[None]:
-    """Context in which the model's parameters hold their stored values; on exit the masters return, bit for bit."""
+    """Context in which the model's parameters hold their stored values, and indexers score in FP4; on exit the masters
+    return, bit for bit.
+
+    An indexer whose width is no power of two, which the published numerics cannot rotate, stays as it is.
+    """
     masters = [(name, p, p.data) for name, p in model.named_parameters() if stored_dtype(name) in _ROUNDED]
+    indexers = [m for m in model.modules() if isinstance(m, Indexer) and not m.quantizes and m.width.bit_count() == 1]
     try:
+        for indexer in indexers:
+            indexer.quantizes = True
         with torch.no_grad():
             for name, parameter, master in masters:
                 parameter.data = as_stored(name, master)
         yield
     finally:
+        for indexer in indexers:
+            indexer.quantizes = False
         for _, parameter, master in masters:
             parameter.data = master

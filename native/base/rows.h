@@ -1,4 +1,4 @@
-// Operations on one row: norm, rotation, Hadamard, rounding to FP8 and FP4, SwiGLU.
+// Operations on one row: norm, rotation, Hadamard, rounding to BF16, FP8 and FP4, SwiGLU.
 #pragma once
 
 #include <algorithm>
@@ -85,9 +85,38 @@ inline void fake_quant(float* x, int64_t n, int64_t block, float largest, float 
             x[i] = round(std::min(std::max(x[i] / scale, -largest), largest)) * scale;
     }
 }
-inline void fake_quant_fp8(float* x, int64_t n, int64_t block) { fake_quant(x, n, block, 448.0f, 1e-4f, to_e4m3); }
+// floor: least amax of a block.
+inline void fake_quant_fp8(float* x, int64_t n, int64_t block, float floor = 1e-4f) {
+    fake_quant(x, n, block, 448.0f, floor, to_e4m3);
+}
 inline void fake_quant_fp4(float* x, int64_t n, int64_t block) {
     fake_quant(x, n, block, 6.0f, 6.0f * 0x1p-126f, to_e2m1);
+}
+
+// Least magnitude of a factor in BF16, in which it is a multiple of 2^-63: so products and their sums are multiples of
+// 2^-126, and no instruction set flushes one to zero.
+constexpr float LEAST_FACTOR = 0x1p-56f;
+
+// Upper half of the nearest BF16 number, ties to even, with zero for magnitudes below LEAST_FACTOR.
+inline uint32_t to_bf16_factor(float x) {
+    const uint32_t bits = bits_of(x), magnitude = bits & 0x7FFFFFFFu;
+    const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) & 0xFFFF0000u;
+    const uint32_t number = (rounded & 0x7FFFFFFFu) < bits_of(LEAST_FACTOR) ? 0u : rounded;
+    return magnitude > 0x7F800000u ? 0x7FC00000u : number;
+}
+
+// Rounds the factors of products to BF16; y may be x.
+inline void round_factors(const float* x, int64_t n, float* y) {
+    for (int64_t i = 0; i < n; ++i) y[i] = float_of(to_bf16_factor(x[i]));
+}
+inline void pack_factors(const float* x, int64_t n, uint16_t* y) {
+    for (int64_t i = 0; i < n; ++i) y[i] = static_cast<uint16_t>(to_bf16_factor(x[i]) >> 16);
+}
+
+// Rounds the input of a product of layers or experts as the numerics say; x [n].
+inline void round_input(const Config& c, float* x, int64_t n) {
+    if (c.quantize) fake_quant_fp8(x, n, 128);
+    if (c.bf16) round_factors(x, n, x);
 }
 
 // Normalized Walsh-Hadamard transform of n = 2^k channels, in place.

@@ -76,6 +76,7 @@ struct Config {
     int64_t n_routed_experts, n_shared_experts, num_experts_per_tok, moe_intermediate_size;
     double rms_norm_eps, hc_eps, routed_scaling_factor, swiglu_limit;
     bool quantize;  // numerics "shipped"
+    bool bf16;      // numerics "bf16": inputs of the layers' and experts' products are rounded to BF16
 };
 
 struct HyperConnection {

@@ -46,10 +46,18 @@ void exp_all(const float* x, int64_t n, float* y) {
     }
 }
 
-void fake_quant_rows(float* x, int64_t n, int64_t width, int64_t block, bool fp4) {
+void fake_quant_rows(float* x, int64_t n, int64_t width, int64_t block, bool fp4, float floor) {
     for_each_row(n, [&](int64_t row) {
-        fp4 ? fake_quant_fp4(x + row * width, width, block) : fake_quant_fp8(x + row * width, width, block);
+        fp4 ? fake_quant_fp4(x + row * width, width, block) : fake_quant_fp8(x + row * width, width, block, floor);
     });
+}
+
+void round_factor_rows(const Rows& x, int64_t n, int64_t width, float* y) {
+    for_each_row(n, [&](int64_t row) { round_factors(x.data + row * x.stride, width, y + row * width); });
+}
+
+void pack_factor_rows(const Rows& x, int64_t n, int64_t width, uint16_t* y) {
+    for_each_row(n, [&](int64_t row) { pack_factors(x.data + row * x.stride, width, y + row * width); });
 }
 
 void hadamard_rows(float* x, int64_t n, int64_t width) {
@@ -89,11 +97,15 @@ void index_top_k(const float* q, const float* weights, int64_t tokens, int64_t h
 
 const Ops& DSV4_JOIN(DSV4_ISA, _ops)() {
     using namespace DSV4_ISA;
-    static const Ops ops{forward,         fuse_mtp_input,   head,          linear,          grouped_products,
-                         input_gradients, weight_gradients, rms_norm_rows, sinkhorn_rows,   exp_all,
-                         fake_quant_rows, hadamard_rows,    top_k_rows,    index_top_k,     sample_row,
-                         single_hc_pre,   single_hc_post,   single_route,  single_compress, single_attend,
-                         single_swiglu,   single_rotation,  single_rotate, training_ops()};
+    static const Ops ops{forward,          fuse_mtp_input,   head,
+                         linear,           grouped_products, input_gradients,
+                         weight_gradients, rms_norm_rows,    sinkhorn_rows,
+                         exp_all,          fake_quant_rows,  round_factor_rows,
+                         pack_factor_rows, hadamard_rows,    top_k_rows,
+                         index_top_k,      sample_row,       single_hc_pre,
+                         single_hc_post,   single_route,     single_compress,
+                         single_attend,    single_swiglu,    single_rotation,
+                         single_rotate,    training_ops()};
     return ops;
 }
 

@@ -20,7 +20,11 @@ struct Ops {
     void (*rms_norm)(const float* x, const float* weight, int64_t n, int64_t width, float eps, float* y);
     void (*sinkhorn)(float* c, int64_t n, int64_t s, int64_t iters, float eps);
     void (*exp)(const float* x, int64_t n, float* y);
-    void (*fake_quant)(float* x, int64_t n, int64_t width, int64_t block, bool fp4);
+    // floor: least amax of a block in FP8.
+    void (*fake_quant)(float* x, int64_t n, int64_t width, int64_t block, bool fp4, float floor);
+    // Factors of products as BF16 numbers: in fp32, in 16 bits.
+    void (*round_factors)(const Rows& x, int64_t n, int64_t width, float* y);
+    void (*pack_factors)(const Rows& x, int64_t n, int64_t width, uint16_t* y);
     void (*hadamard)(float* x, int64_t n, int64_t width);
     void (*top_k)(const float* scores, int64_t n, int64_t width, int64_t k, int64_t* index);
     // Indices of the k best of the (start + t + 1) / 4 entries that token t sees; -1 for tokens that see k or fewer.

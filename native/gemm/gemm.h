@@ -91,8 +91,9 @@ inline void gemm(const float* const* x, int64_t rows, const Weight& w, int64_t n
 #endif
     if (n0 == n1) return;
 #if defined(DSV4_ISA_AVX512_BF16)
-    if (weight_exact_in_bf16(w, n0, n1) &&
-        std::all_of(x, x + rows, [&](const float* row) { return exact_in_bf16(row, w.in); }))
+    if (w.kind != Kind::f32 &&
+        std::all_of(x, x + rows, [&](const float* row) { return exact_in_bf16(row, w.in, least_input(w)); }) &&
+        weight_exact_in_bf16(w, n0, n1))
         return gemm_packed<true>(x, rows, w, n0, n1, y);
 #endif
     gemm_packed<false>(x, rows, w, n0, n1, y);

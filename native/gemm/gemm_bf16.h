@@ -4,7 +4,8 @@
 // VDPBF16PS adds two products to an accumulator, one after the other, each rounded once, as two fused multiply-adds do.
 // A sum's inputs k and k + 2 follow one another (accumulation_order.h): k is in the upper half of a pair, which is
 // added first. The instruction flushes numbers below 2^-126 to zero; there are none if all products are multiples of
-// 2^-126, as exact_in_bf16 and weight_exact_in_bf16 together ensure.
+// 2^-126, as exact_in_bf16 and weight_exact_in_bf16 together ensure: rows are multiples of 2^-47 and FP4 and FP8 weights
+// of 2^-79, or with BF16 weights both of 2^-63.
 #pragma once
 
 #include "gemm/weights.h"
@@ -13,10 +14,13 @@ namespace dsv4::DSV4_ISA {
 
 #if defined(DSV4_ISA_AVX512_BF16)
 
-// True if each value of a row is exact in BF16 and either 0 or at least 2^-40: all are multiples of 2^-47.
-inline bool exact_in_bf16(const float* x, int64_t in) {
+// Least magnitude of rows that BF16 pairs multiply by a weight.
+inline float least_input(const Weight& w) { return w.kind == Kind::bf16 ? LEAST_FACTOR : 0x1p-40f; }
+
+// True if each value of a row is exact in BF16 and either 0 or at least `least_input`.
+inline bool exact_in_bf16(const float* x, int64_t in, float least_input) {
     const __m512i upper = _mm512_set1_epi32(0xFFFF), magnitudes = _mm512_set1_epi32(0x7FFFFFFF);
-    const __m512i least = _mm512_set1_epi32(static_cast<int>(bits_of(0x1p-40f)));
+    const __m512i least = _mm512_set1_epi32(static_cast<int>(bits_of(least_input)));
     uint32_t inexact = 0;
     for (int64_t k = 0; k < in; k += LANES) {
         const __m512i bits = _mm512_castps_si512(load_n(x + k, static_cast<int>(std::min<int64_t>(LANES, in - k))).v);
@@ -26,8 +30,24 @@ inline bool exact_in_bf16(const float* x, int64_t in) {
     return inexact == 0;
 }
 
-// True if outputs [n0, n1) of an FP4 or FP8 weight are, by their scales, exact in BF16 and multiples of 2^-79.
+// True if outputs [n0, n1) of a BF16 weight are 0 or at least LEAST_FACTOR.
+inline bool bf16_weight_is_normal(const Weight& w, int64_t n0, int64_t n1) {
+    const __m512i magnitudes = _mm512_set1_epi16(0x7FFF);
+    const __m512i least = _mm512_set1_epi16(static_cast<int16_t>(bits_of(LEAST_FACTOR) >> 16));
+    uint32_t small = 0;
+    for (int64_t n = n0; n < n1; ++n)
+        for (int64_t k = 0; k < w.in; k += 2 * LANES) {
+            const __mmask32 left = w.in - k < 2 * LANES ? (__mmask32{1} << (w.in - k)) - 1 : ~__mmask32{0};
+            const __m512i values =
+                _mm512_and_si512(_mm512_maskz_loadu_epi16(left, w.data + n * w.stride + 2 * k), magnitudes);
+            small |= _mm512_mask_test_epi16_mask(_mm512_cmplt_epu16_mask(values, least), values, values);
+        }
+    return small == 0;
+}
+
+// True if outputs [n0, n1) of a stored weight are exact in BF16 and multiples of 2^-79, in BF16 of 2^-63.
 inline bool weight_exact_in_bf16(const Weight& w, int64_t n0, int64_t n1) {
+    if (w.kind == Kind::bf16) return bf16_weight_is_normal(w, n0, n1);
     const int64_t width = w.kind == Kind::fp4 ? 32 : 128, height = w.kind == Kind::fp4 ? 1 : 128;
     const int least_scale = w.kind == Kind::fp4 ? 127 - 78 : 127 - 70;
     if ((w.kind != Kind::fp4 && w.kind != Kind::fp8) || w.float_scales) return false;

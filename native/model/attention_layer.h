@@ -10,13 +10,14 @@
 
 namespace dsv4::DSV4_ISA {
 
-// Input of the quantized linear layers: x, or with shipped numerics a copy rounded to FP8.
+// Input of the layers' products: x, or a copy rounded as the numerics say.
 inline float* quantized_input(Ubatch& u, float* x, int64_t width) {
-    if (!u.model.config.quantize) return x;
+    const Config& c = u.model.config;
+    if (!c.quantize && !c.bf16) return x;
     float* copy = u.buffers.get(u.n * width);
     for_each_row(u.n, [&](int64_t row) {
         std::copy_n(x + row * width, width, copy + row * width);
-        fake_quant_fp8(copy + row * width, width, 128);
+        round_input(c, copy + row * width, width);
     });
     return copy;
 }
@@ -174,7 +175,7 @@ inline AttentionInputs project_inputs(Ubatch& u, const Layer& layer, const Layer
     for_each_row(n, [&](int64_t row) {
         float *latent = in.latent + row * rank, *kv = in.kv + row * D;
         rms_norm(latent, layer.q_norm, rank, eps, latent);
-        if (c.quantize) fake_quant_fp8(latent, rank, 128);
+        round_input(c, latent, rank);
         rms_norm(kv, layer.kv_norm, D, eps, kv);
         rotate(kv, D, cos + row * pairs, sin + row * pairs, pairs, 1.0f);
         quantize_kv(kv, c);
@@ -239,12 +240,13 @@ inline void project_output(Ubatch& u, const Layer& layer, float* o, float* y) {
     const int64_t width = inner / groups, total = groups * c.o_lora_rank;
     float* low = u.buffers.get(n * total);
     std::vector<Weight> slices;
+    if (c.bf16) for_each_row(n, [&](int64_t row) { round_factors(o + row * inner, inner, o + row * inner); });
     for (int64_t g = 0; g < groups; ++g) slices.push_back(layer.wo_a.rows(g * c.o_lora_rank, c.o_lora_rank));
     std::vector<Product> list;
     for (int64_t g = 0; g < groups; ++g)
         list.push_back({{o + g * width, inner}, &slices[static_cast<size_t>(g)], {low + g * c.o_lora_rank, total}});
     products(list.data(), static_cast<int>(list.size()), n);
-    if (c.quantize) for_each_row(n, [&](int64_t row) { fake_quant_fp8(low + row * total, total, 128); });
+    if (c.quantize || c.bf16) for_each_row(n, [&](int64_t row) { round_input(c, low + row * total, total); });
     Product down{{low, total}, &layer.wo_b, {y, d}};
     products(&down, 1, n);
 }

@@ -58,7 +58,7 @@ struct ExpertInputs {
     void finish(int64_t slot) const {
         const int64_t width = config.moe_intermediate_size;
         swiglu(gate(slot), gate(slot) + width, width, static_cast<float>(config.swiglu_limit), weights[slot]);
-        if (config.quantize) fake_quant_fp8(gate(slot), width, 128);
+        round_input(config, gate(slot), width);
     }
 };
 

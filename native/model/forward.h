@@ -73,7 +73,7 @@ inline void feed_forward(Ubatch& u, int64_t l, float* x, float* y) {
         route(logits + row * E, layer, c, u.token_ids[static_cast<size_t>(row)], work, experts + row * k,
               weights + row * k);
         swiglu(gate + row * width, up + row * width, width, static_cast<float>(c.swiglu_limit), 1.0f);
-        if (c.quantize) fake_quant_fp8(gate + row * width, width, 128);
+        round_input(c, gate + row * width, width);
     });
     run_experts({layer, c, quantized_x, n, experts, weights, hidden, rows}, u.model.residency, l,
                 {{gate, width}, &layer.shared.w2, {y, d}});
@@ -165,10 +165,10 @@ inline void fuse_mtp_input(const Model& model, int64_t depth, const int64_t* nex
         float* e = embedding + row * d;
         dequantize_row(model.embed, next_token_ids[row], 0, d, e);
         rms_norm(e, w.enorm, d, eps, e);
-        if (c.quantize) fake_quant_fp8(e, d, 128);
+        round_input(c, e, d);
         for (int64_t j = row * s; j < (row + 1) * s; ++j) {
             rms_norm(streams + j * d, w.hnorm, d, eps, normed + j * d);
-            if (c.quantize) fake_quant_fp8(normed + j * d, d, 128);
+            round_input(c, normed + j * d, d);
         }
     });
     Product first{{embedding, d}, &w.e_proj, {projected, d}}, second{{normed, d}, &w.h_proj, {streams, d}};

@@ -9,6 +9,7 @@ namespace dsv4 {
 namespace {
 
 using Logits = nb::ndarray<const float, nb::device::cpu, nb::c_contig>;
+using MutableBf16 = nb::ndarray<int16_t, nb::device::cpu, nb::c_contig>;
 using Words = nb::ndarray<const uint32_t, nb::device::cpu, nb::c_contig>;
 
 void linear(const Floats& x, const nb::object& weight, MutableFloats y) {
@@ -135,11 +136,34 @@ void exp_all(MutableFloats x, MutableFloats y) {
     ops().exp(x.data(), static_cast<int64_t>(x.size()), y.data());
 }
 
-void fake_quant(MutableFloats x, int64_t block, bool fp4) {
+void fake_quant(MutableFloats x, int64_t block, bool fp4, float floor) {
     auto [n, width] = rows_of(x, "x");
     if (block < 1) wrong("block " + std::to_string(block) + ": allowed are 1 or more");
     Computing now;
-    ops().fake_quant(x.data(), n, width, block, fp4);
+    ops().fake_quant(x.data(), n, width, block, fp4, floor);
+}
+
+// Rows of an array of floats, which may have a stride, for an array of the same shape.
+template <class Array>
+Rows rows_for(const Floats& x, const Array& y) {
+    expect_dimensions(x, 2, "x");
+    const int64_t n = static_cast<int64_t>(x.shape(0)), width = static_cast<int64_t>(x.shape(1));
+    expect_rows(x, n, width, "x");
+    expect(y, {n, width}, "y");
+    return {const_cast<float*>(x.data()), x.stride(0)};
+}
+
+void round_factors(const Floats& x, MutableFloats y) {
+    const Rows rows = rows_for(x, y);
+    Computing now;
+    ops().round_factors(rows, static_cast<int64_t>(x.shape(0)), static_cast<int64_t>(x.shape(1)), y.data());
+}
+
+void pack_factors(const Floats& x, MutableBf16 y) {
+    const Rows rows = rows_for(x, y);
+    Computing now;
+    ops().pack_factors(rows, static_cast<int64_t>(x.shape(0)), static_cast<int64_t>(x.shape(1)),
+                       reinterpret_cast<uint16_t*>(y.data()));
 }
 
 void hadamard(MutableFloats x) {
@@ -204,7 +228,10 @@ void define_ops(nb::module_& m) {
     m.def("rms_norm", &rms_norm, nb::arg("x"), nb::arg("weight").none(), nb::arg("eps"), nb::arg("y").noconvert());
     m.def("sinkhorn", &sinkhorn, nb::arg("c").noconvert(), nb::arg("iters"), nb::arg("eps"));
     m.def("exp", &exp_all, nb::arg("x"), nb::arg("y").noconvert());
-    m.def("fake_quant", &fake_quant, nb::arg("x").noconvert(), nb::arg("block"), nb::arg("fp4"));
+    m.def("fake_quant", &fake_quant, nb::arg("x").noconvert(), nb::arg("block"), nb::arg("fp4"),
+          nb::arg("floor") = 1e-4f);
+    m.def("round_factors", &round_factors, nb::arg("x"), nb::arg("y").noconvert());
+    m.def("pack_factors", &pack_factors, nb::arg("x"), nb::arg("y").noconvert());
     m.def("hadamard", &hadamard, nb::arg("x").noconvert());
     m.def("top_k", &top_k, nb::arg("scores"), nb::arg("k"), nb::arg("index").noconvert());
     m.def("sample", &sample, nb::arg("logits"), nb::arg("allowed").none(), nb::arg("temperature"), nb::arg("top_k"),

@@ -90,6 +90,7 @@ class NativeModel {
         c.routed_scaling_factor = real("routed_scaling_factor");
         c.swiglu_limit = real("swiglu_limit");
         c.quantize = nb::cast<bool>(config["quantize"]);
+        c.bf16 = nb::cast<bool>(config["bf16"]);
         if (c.hc_mult > MOST_STREAMS)
             wrong("hc_mult " + std::to_string(c.hc_mult) + ": the native kernels take at most " +
                   std::to_string(MOST_STREAMS));

@@ -118,7 +118,7 @@ def test_an_unknown_keyword_is_answered_with_the_known_ones(model) -> None:
         ({"max_model_len": 1}, "max_model_len is 1; allowed: 2 or more tokens, or None"),
         ({"max_num_seqs": 9, "max_num_batched_tokens": 8}, "max_num_batched_tokens is 8; it must be at least max_num"),
         ({"dtype": "half"}, "dtype is 'half'; allowed: auto, bfloat16, float32, or a torch.dtype"),
-        ({"numerics": "exact"}, "numerics is 'exact'; allowed: float, shipped"),
+        ({"numerics": "exact"}, "numerics is 'exact'; allowed: float, bf16, shipped"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_named(values: dict[str, object], message: str) -> None:

@@ -186,8 +186,6 @@ def test_the_rule_for_running_natively(operation: str, monkeypatch: pytest.Monke
             assert backends.uses_native(operation, recorded) == uses
         assert not backends.uses_native(operation, plain.double())
         assert not backends.uses_native(operation, plain.to("meta"))
-        with torch.autocast("cpu", torch.bfloat16):
-            assert not backends.uses_native(operation, plain)
         with monkeypatch.context() as other:
             other.setattr(module, "selected", lambda: "portable")
             assert backends.uses_native(operation, plain) == (uses and rung.isas is None)

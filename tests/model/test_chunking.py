@@ -429,7 +429,7 @@ def test_batches_that_do_not_fit_the_cache_are_refused() -> None:
         model(torch.tensor([[97]]))
     with pytest.raises(ValueError, match="input_ids has 1 rows, the cache 2"):
         model(torch.tensor([[1]]), cache)
-    with pytest.raises(ValueError, match="numerics 'fp8': allowed are float, shipped"):
+    with pytest.raises(ValueError, match="numerics 'fp8': allowed are float, bf16, shipped"):
         Transformer(model.config, "fp8")
 
 

@@ -43,9 +43,9 @@ def test_two_steps_give_a_model_folder(recipe, tmp_path: Path) -> None:
 
 def test_two_steps_in_bfloat16_with_replicas(recipe, tmp_path: Path) -> None:
     run, out = tmp_path / "run", tmp_path / "nano"
-    options = ["--steps", "2", "--tokens-per-batch", "512", "--replicas", "2", "--compute-dtype", "bfloat16"]
+    options = ["--steps", "2", "--tokens-per-batch", "512", "--replicas", "2", "--precision", "bf16"]
     assert recipe([*options, "--run-dir", str(run), "--out", str(out)]) == 0
-    assert json.loads((run / "run.json").read_text())["compute_dtype"] == "bfloat16"
+    assert json.loads((run / "run.json").read_text())["precision"] == "bf16"
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
 
 

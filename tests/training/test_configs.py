@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from dsv4.kernels.precision import Precision
 from dsv4.training.loop import Stage, Trainer, TrainSettings
 from dsv4.training.losses import LossWeights
 from dsv4.training.plan import FixedPlan
@@ -42,13 +43,13 @@ WITHOUT: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("part", WITHOUT)
-def test_a_model_without_a_part_takes_two_finite_steps(part: str, autocast: torch.dtype | None, tmp_path: Path) -> None:
+def test_a_model_without_a_part_takes_two_finite_steps(part: str, precision: Precision, tmp_path: Path) -> None:
     model, optimizer = make_model(**WITHOUT[part])
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     settings = TrainSettings(
-        Schedule(peak=0.02, warmup_steps=1), quantized_share=0.5, autocast=autocast, micro_batches=2,
+        Schedule(peak=0.02, warmup_steps=1), quantized_share=0.5, precision=precision, micro_batches=2,
         loss_weights=LossWeights(balance=0.01),
     )  # fmt: skip
     plan = FixedPlan(2)

@@ -1,18 +1,16 @@
-"""Training runs on the native kernels unless asked otherwise, and says once what they cannot do."""
+"""Training runs on the native kernels unless asked otherwise."""
 
 from __future__ import annotations
 
 import json
-import logging
 from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 from torch import Tensor
 
 from dsv4.kernels import backends
-from dsv4.kernels.cpu import KernelChoiceError
+from dsv4.kernels.precision import Precision
 from dsv4.training.loop import Stage, Trainer, TrainSettings
 from dsv4.training.plan import FixedPlan
 from dsv4.training.schedule import Schedule
@@ -27,14 +25,10 @@ class Documents:
         return Rows(draw_documents(step, 140, 5, 33))
 
 
-def train(
-    folder: Path, steps: int = 1, autocast: torch.dtype | None = None, bf16_gradients: bool = False
-) -> list[float]:
+def train(folder: Path, steps: int = 1, precision: Precision = "fp32") -> list[float]:
     """Losses of some steps of a tiny model."""
     model, optimizer = make_model()
-    settings = TrainSettings(
-        Schedule(peak=0.02, warmup_steps=1), quantized_share=0.0, autocast=autocast, bf16_gradients=bf16_gradients
-    )
+    settings = TrainSettings(Schedule(peak=0.02, warmup_steps=1), quantized_share=0.0, precision=precision)
     stages = [Stage("only", 1.0, Documents())]
     Trainer(model, optimizer, stages, settings, FixedPlan(steps), folder, quiet=True).run()
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -53,9 +47,12 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> dict[str, Counter[str]]:
     return ran
 
 
-def test_every_operation_of_a_training_step_runs_natively(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_operation_of_a_training_step_runs_natively(
+    precision: Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ran = runs(monkeypatch)
-    train(tmp_path)
+    train(tmp_path, precision=precision)
     assert not ran["reference"]
     # Shipped numerics alone have quant and hadamard; sinkhorn and topk are parts of others; nothing is sampled.
     assert ran["native"].keys() == backends.NATIVE.keys() - {"quant", "hadamard", "sinkhorn", "topk", "sampling"}
@@ -68,23 +65,3 @@ def test_the_reference_can_be_forced_and_has_the_losses(tmp_path: Path, monkeypa
     reference = train(tmp_path / "reference", 3)
     assert not ran["native"] and ran["reference"]
     assert reference == pytest.approx(native, rel=1e-4)
-
-
-def test_gradients_of_bf16_products_train_alike(tmp_path: Path) -> None:
-    plain, rounded = train(tmp_path / "fp32", 6), train(tmp_path / "bf16", 6, bf16_gradients=True)
-    assert rounded[0] == plain[0], "the first forward has the same bits"
-    assert rounded == pytest.approx(plain, rel=0.01)
-
-
-def test_autocast_takes_the_reference_and_says_so_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    backends.decline.cache_clear()
-    with caplog.at_level(logging.WARNING, "dsv4"):
-        train(tmp_path / "warned", 2, autocast=torch.bfloat16)
-    why = "training runs under autocast"
-    assert [record.message for record in caplog.records] == [f"kernels: reference, because {why}"]
-    monkeypatch.setattr(backends, "requested", lambda: True)
-    backends.decline.cache_clear()
-    with pytest.raises(KernelChoiceError, match=why):
-        train(tmp_path / "refused", 1, autocast=torch.bfloat16)

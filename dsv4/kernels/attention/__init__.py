@@ -11,7 +11,7 @@ Returns o [T, H, D] in q's dtype, not rotated back, and on request, for the inde
 entries that a token reads, in order, summed over heads: [T, k], zero behind the last, without gradient; with chosen
 None k is the most entries that a token sees, at least 1 (KeyView.most_chosen).
 A token at position p sees positions p - 127 to p of its sequence, and entry e once p + 1 >= (e + 1) * ratio. Scores and
-sums are fp32, under autocast too. Keys hidden from a row must be finite in the reference (it multiplies them by zero);
+sums are fp32. Keys hidden from a row must be finite in the reference (it multiplies them by zero);
 the native kernel does not read them. A row that sees no key gives zeros.
 Summation order of the reference: the window is one sum over the slots of a tile, which depend only on the tile's place
 in the sequence. Entries are added ENTRY_CHUNK at a time, in order: a chunk hidden from a row adds exact zeros, so a

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from dsv4.kernels.attention.views import KeyView, StoredRows, TileGroup, Tiles
-from dsv4.kernels.autocast import without_autocast
 from dsv4.kernels.gather import take_rows
 
 ENTRY_CHUNK = 64
@@ -96,7 +95,6 @@ def _gather(pool: StoredRows, group: TileGroup, index: Tensor | None) -> Tensor:
     return pool.take(group.entries[tile, index])
 
 
-@without_autocast
 def attend_tiles(
     q: Tensor,
     window: Tensor,

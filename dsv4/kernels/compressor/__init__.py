@@ -6,7 +6,7 @@ rows that later windows need.
 ape[position % ratio] is added to score. An entry is the sum of kv over the window's slots, weighted channel by channel
 by a softmax of score over the slots. Without overlap width = total. With overlap (twice the tokens) width = total / 2:
 the first half of the channels comes from the previous window, the second from the window itself; a sequence's first
-window has no previous one. Everything is fp32, under autocast too. The entries are differentiable, the state is not.
+window has no previous one. Everything is fp32. The entries are differentiable, the state is not.
 """
 
 from torch import Tensor

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dsv4.kernels import backends, cpu
-from dsv4.kernels.gradients import rounds_to_bf16
+from dsv4.kernels.precision import current, multiplies_bf16
 from dsv4.kernels.rows import total
 from dsv4.kernels.stored import weight_argument
 
@@ -23,7 +23,8 @@ def _run(
     d_x = torch.empty_like(x) if with_gradients else None
     d_weight = x.new_empty(weight.shape) if with_gradients else None
     inputs = (x, weight_argument(weight), targets.contiguous())
-    cpu.kernels().cross_entropy(*inputs, losses, predicted, d_x, d_weight, with_gradients and rounds_to_bf16())
+    bf16 = with_gradients and current() != "fp32" and multiplies_bf16()
+    cpu.kernels().cross_entropy(*inputs, losses, predicted, d_x, d_weight, bf16)
     return total(losses), predicted, (d_x, d_weight)
 
 

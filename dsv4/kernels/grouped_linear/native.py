@@ -9,43 +9,48 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dsv4.kernels import cpu
-from dsv4.kernels.gradients import rounds_to_bf16
+from dsv4.kernels.precision import Precision, forward_rows, forward_weights
+from dsv4.kernels.products import input_gradient, weight_gradient
 from dsv4.kernels.stored import matrices_of, rows_argument, weight_argument
-
-
-def _arguments(weights: Tensor) -> list[Any]:
-    return [weight_argument(matrix) for matrix in matrices_of(weights)]
 
 
 def _forward(x: Tensor, sizes: list[int], weights: Tensor) -> Tensor:
     out = x.new_empty(x.shape[0], weights.shape[1])
-    cpu.kernels().grouped_linear(rows_argument(x), sizes, _arguments(weights), out)
+    arguments = [weight_argument(matrix) for matrix in matrices_of(weights)]
+    cpu.kernels().grouped_linear(rows_argument(x), sizes, arguments, out)
     return out
 
 
 class _GroupedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, sizes: list[int], weights: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, sizes: list[int], weights: Tensor, precision: Precision) -> Tensor:
         ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, weights)
-        ctx.sizes, ctx.bf16 = sizes, rounds_to_bf16()
-        return _forward(x, sizes, weights)
+        ctx.sizes, ctx.precision, ctx.factors = sizes, precision, None
+        if precision == "fp32":
+            return _forward(x, sizes, weights)
+        ctx.factors = forward_weights(weights)
+        return _forward(forward_rows(x, precision), sizes, ctx.factors)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, None]:
         x, weights = ctx.saved_tensors
-        kernels, rows = cpu.kernels(), rows_argument(grad)
+        rows, factors = rows_argument(grad), ctx.factors
         d_x = d_weights = None
         if ctx.needs_input_grad[0]:
             d_x = rows.new_empty(rows.shape[0], weights.shape[2])
-            kernels.input_gradients(rows, ctx.sizes, _arguments(weights), d_x, ctx.bf16)
+            rounded = matrices_of(factors) if factors is not None else None
+            input_gradient(rows, ctx.sizes, matrices_of(weights), rounded, d_x, ctx.precision)
         if x is not None:
             d_weights = rows.new_empty(weights.shape)
-            kernels.weight_gradients(rows, rows_argument(x), ctx.sizes, list(d_weights.unbind()), ctx.bf16)
-        return d_x, None, d_weights
+            weight_gradient(rows, rows_argument(x), ctx.sizes, d_weights.unbind(), ctx.precision)
+        return d_x, None, d_weights, None
 
 
-def grouped_linear(x: Tensor, sizes: list[int], weights: Tensor) -> Tensor:
+def grouped_linear(x: Tensor, sizes: list[int], weights: Tensor, precision: Precision = "fp32") -> Tensor:
     """Rows of group g of x [n, in] times weights[g] [out, in], transposed -> [n, out]."""
-    trained = torch.is_grad_enabled() and (x.requires_grad or weights.requires_grad)
-    return _GroupedLinear.apply(x, sizes, weights) if trained else _forward(x, sizes, weights)
+    if torch.is_grad_enabled() and (x.requires_grad or weights.requires_grad):
+        return _GroupedLinear.apply(x, sizes, weights, precision)
+    if precision == "fp32":
+        return _forward(x, sizes, weights)
+    return _forward(forward_rows(x, precision), sizes, forward_weights(weights))

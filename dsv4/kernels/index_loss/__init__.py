@@ -4,7 +4,7 @@ Contract: q [T, heads, width], weights [T, heads], keys an EntryView of index ke
 reference's cut; chosen int64 [T, k] or None, as for attention; probs fp32 [T, k], of the entries that a token reads, in
 order, as attention returns them -> scalar fp32: the sum over the tokens of KL(probs || softmax of the entries' index
 scores), probs divided by their sum. A token that sees no entry adds 0. Scores as in kernels/indexer,
-fp32 under autocast too; gradients of q, weights and the keys, none of probs. Source: DeepSeek-V3.2 report, indexer
+fp32; gradients of q, weights and the keys, none of probs. Source: DeepSeek-V3.2 report, indexer
 warm-up.
 """
 

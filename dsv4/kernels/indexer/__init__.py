@@ -3,7 +3,7 @@
 Contract: q [T, heads, width], weights [T, heads], keys an EntryView of index keys (kernels/attention/views.py)
 -> chosen int64 [T, k], ascending, padded with -1: among the entries that a token sees, the k with the largest
 sum_h weights[h] * relu(q[h] . key); ties go to the lower index. The row of a token that sees at most k may be all -1:
-the token reads all. None if no token may see more than k. Scores are fp32, under autocast too: they decide the choice.
+the token reads all. None if no token may see more than k. Scores are fp32: they decide the choice.
 The choice has no gradient. On request the reference also returns the scores per tile group [tiles, rows, entries].
 """
 

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from dsv4.kernels.attention.views import EntryView, Tiles
-from dsv4.kernels.autocast import without_autocast
 from dsv4.kernels.topk import top_k_lowest_index
 
 SCORE_CHUNK = 4096
@@ -44,11 +43,10 @@ def select(scores: Tensor, num_visible: Tensor, k: int) -> Tensor:
     return top_k_lowest_index(scores, k)
 
 
-@without_autocast
 def index_scores(q: Tensor, weights: Tensor, keys: Tensor) -> Tensor:
     """sum_h weights[h] * relu(q[h] . key): q [..., h, D], weights [..., h], keys [..., n, D] or one [n, D] -> [..., n].
 
-    fp32, under autocast too: the scores decide the choice. Keys are taken SCORE_CHUNK at a time, so memory does not
+    fp32: the scores decide the choice. Keys are taken SCORE_CHUNK at a time, so memory does not
     grow with heads times context.
     """
     lead, heads = q.shape[:-2], q.shape[-2]

@@ -1,6 +1,6 @@
 """mHC: several residual streams, read before and written after each sub-layer by token-dependent maps. fp32 inside.
 
-Contract, T tokens, s streams, d hidden; fp32 arithmetic, under autocast too, a token's bits independent of T. A site
+Contract, T tokens, s streams, d hidden; fp32 arithmetic, a token's bits independent of T. A site
 has fn [m, s * d], scale and base [m]; rows of fn and entries of base: first the pre weights, then post, then the
 combine matrix (row-major, [source stream, target stream]), so m = s * (2 + s) and scale [3]; for a read-out m = s and
 scale [1]. Sizes are the model's `hc_mult`, `hc_sinkhorn_iters`, `rms_norm_eps` and `hc_eps`. The maps:

@@ -9,8 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dsv4.kernels.autocast import without_autocast
-from dsv4.kernels.linear import linear
+from dsv4.kernels.linear import linear_fp32
 from dsv4.kernels.norm import rms_norm
 from dsv4.kernels.sinkhorn import sinkhorn
 
@@ -32,7 +31,7 @@ def _project(streams: Tensor, fn: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(fn . X [T, m], rsqrt(mean(X^2) + eps) [T, 1]) of the flattened streams X."""
     flat = streams.flatten(1).float()
     norm = torch.linalg.vector_norm(flat, dim=-1, keepdim=True)
-    return linear(flat, fn.float()), norm.square_().div_(flat.shape[1]).add_(eps).rsqrt_()
+    return linear_fp32(flat, fn.float()), norm.square_().div_(flat.shape[1]).add_(eps).rsqrt_()
 
 
 def _collect(weights: Tensor, streams: Tensor) -> Tensor:
@@ -94,7 +93,6 @@ class _Distribute(torch.autograd.Function):
         return d_y.to(y.dtype), d_streams.to(streams.dtype), d_post, d_comb
 
 
-@without_autocast
 def mixes(streams: Tensor, fn: Tensor, eps: float) -> Tensor:
     """Normed projection of the flattened streams [T, s, d] by fn [m, s * d] -> [T, m] fp32."""
     if not torch.is_grad_enabled():
@@ -103,13 +101,11 @@ def mixes(streams: Tensor, fn: Tensor, eps: float) -> Tensor:
     return _Mixes.apply(streams, fn, eps)
 
 
-@without_autocast
 def collect(weights: Tensor, streams: Tensor) -> Tensor:
     """Weighted sum of the streams [T, s, d] by weights [T, s] -> [T, d]."""
     return _Collect.apply(weights, streams) if torch.is_grad_enabled() else _collect(weights, streams)
 
 
-@without_autocast
 def distribute(y: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
     """Write y [T, d] into the streams [T, s, d]: post [T, s] times y, plus the streams mixed by comb [T, s, s]."""
     if not torch.is_grad_enabled():

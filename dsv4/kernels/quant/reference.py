@@ -8,6 +8,7 @@ from torch import Tensor
 from dsv4.analysis.inventory import FP4_GROUP, FP8_BLOCK
 
 FP8_MAX = 448.0
+FP8_FLOOR = 1e-4  # least amax of a block of activations
 FP4_MAX = 6.0
 
 
@@ -57,9 +58,9 @@ def _round(x: Tensor, block: int, largest: float, floor: float) -> Tensor:
     return apply(x, block, largest, floor)
 
 
-def fake_quant_fp8(x: Tensor, block: int) -> Tensor:
+def fake_quant_fp8(x: Tensor, block: int, floor: float = FP8_FLOOR) -> Tensor:
     """Round x [..., n] to e4m3fn, one power-of-two scale per `block` of the last dimension -> same shape and dtype."""
-    return _round(x, block, FP8_MAX, 1e-4)
+    return _round(x, block, FP8_MAX, floor)
 
 
 def fake_quant_fp4(x: Tensor, block: int = FP4_GROUP) -> Tensor:

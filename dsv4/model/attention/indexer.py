@@ -9,7 +9,7 @@ from dsv4.kernels.hadamard import hadamard
 from dsv4.kernels.quant import fake_quant_fp4
 from dsv4.kernels.rope import rotate
 from dsv4.model.attention.compressor import Compressor
-from dsv4.model.linear import Linear
+from dsv4.model.linear import Linear, linear_fp32
 
 
 class Indexer(nn.Module):
@@ -23,14 +23,15 @@ class Indexer(nn.Module):
         self.wq_b = Linear(config.q_lora_rank, self.heads * self.width, quantize)
         self.weights_proj = Linear(config.hidden_size, self.heads)
         self.compressor = Compressor(config, self.width, CSA.ratio)
-        self.quantize = quantize
+        self.quantizes = quantize  # queries and keys rounded to FP4; quantization-aware training sets it too
 
     def rotate_and_quantize(self, x: Tensor) -> Tensor:
-        """Hadamard and FP4 rounding of queries and keys in shipped numerics; the identity in float numerics."""
-        return fake_quant_fp4(hadamard(x)) if self.quantize else x
+        """Hadamard and FP4 rounding of queries and keys, or the identity in float numerics."""
+        return fake_quant_fp4(hadamard(x)) if self.quantizes else x
 
     def queries(self, x: Tensor, q_latent: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """(q [T, heads, width], head weights [T, heads]) of the tokens."""
         q = self.wq_b(q_latent).view(-1, self.heads, self.width)
         q = self.rotate_and_quantize(rotate(q, cos.unsqueeze(1), sin.unsqueeze(1)))
-        return q, self.weights_proj(x) * (self.width**-0.5 * self.heads**-0.5)
+        weights = linear_fp32(x, self.weights_proj.weight)
+        return q, weights * (self.width**-0.5 * self.heads**-0.5)

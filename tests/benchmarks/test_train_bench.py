@@ -1,0 +1,103 @@
+"""`dsv4 bench train`: it runs, its contenders compute one loss, its floors add up, and its run is reported."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ belongs to the checkout, not to the installed package
+
+from benchmarks import report, train
+from benchmarks.harness import train_rounds, trainers
+from benchmarks.harness.random_checkpoint import write_random_values
+from benchmarks.harness.results import append, read
+from benchmarks.harness.scenarios import SLICE, TINY
+from benchmarks.harness.training_parts import floors, muon_operations, operations
+from dsv4.analysis.training_flops import training_flops
+from dsv4.kernels import backends
+
+
+def test_contenders_take_turns_and_the_run_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    contenders = ("dsv4 bf16", "transformers")
+    options = ["--quick", "--no-gate", "--threads", "1", "--busy", "--results", str(tmp_path), "--contenders"]
+    assert train.main([*options, *contenders]) == 0
+    printed = capsys.readouterr().out
+    assert "tokens per processor second" in printed and "UNGATED" in printed
+    (file,) = tmp_path.glob("*.jsonl")
+    (run,) = read(file)
+    for measure, tokens in ((train_rounds.GRADIENT, 32), (train_rounds.STEP, 48)):
+        for name in contenders:
+            row, peak = (run.find(name, what, tokens) for what in (measure, f"{train_rounds.PEAK}, {measure}"))
+            assert row is not None and row.median > 0 and row.floor > 0
+            assert peak is not None and peak.median > peak.floor > 0
+    if backends.native_module() is not None:
+        parts = {row.measure.split(": ")[1] for row in run.rows if row.measure.startswith(train_rounds.PART)}
+        assert {"projections", "experts", "attention", "mHC and norms", "head", "optimizer", "other"} <= parts
+    run.gated, run.quick = True, False
+    file.unlink()
+    append(tmp_path / "this.jsonl", run)
+    page = report.document(tmp_path)
+    assert "### train slice" in page and "| forward and backward, 2 x 16 " in page and "optimizer" in page
+
+
+def test_contenders_compute_the_same_next_token_loss(tmp_path: Path) -> None:
+    write_random_values(TINY, tmp_path / "model", 1, "fp32")
+    losses = []
+    for name in trainers.CONTENDERS:
+        trainers.load(name, tmp_path / "model")
+        losses.append(trainers.run(name, (2, 24), 2, True, 3).loss)
+    assert losses[1:] == pytest.approx(losses[:1] * 3, rel=2e-2)
+    assert losses[3] == pytest.approx(losses[0], rel=1e-3)
+    assert len(trainers.matrices(tmp_path / "model")) > 100
+
+
+@pytest.mark.parametrize("config", [TINY, SLICE])
+def test_operations_of_the_parts_are_those_of_training(config: object) -> None:
+    assert config in (TINY, SLICE)
+    lengths = (130, 700)
+    parts = operations(config, lengths)  # pyright: ignore
+    assert sum(flops for flops, _ in parts.values()) == pytest.approx(training_flops(config, lengths, mtp=False))  # pyright: ignore
+    ceilings = {"fp32_flop_per_s": 1e9, "bf16_flop_per_s": 2e9}
+    plain, rounded = floors(parts, ceilings, False), floors(parts, ceilings, True)
+    assert rounded["experts"] == plain["experts"] / 2 and rounded["attention"] == plain["attention"]
+    assert plain["projections"] / 2 < rounded["projections"] < plain["projections"]
+    assert muon_operations([(2, 3), (3, 2)]) == 2 * 10 * (2 * 2 * 3 + 2 * 2 * 2 + 2 * 2 * 2 * 3)
+
+
+def test_nano_reads_the_rates_of_a_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = []
+
+    def ran(command: list[str], **named: object) -> object:
+        seen.append((command, named["cwd"]))
+        folder = Path(command[command.index("--run-dir") + 1])
+        folder.mkdir(parents=True)
+        rates = (1.0, 300.0, 500.0, 400.0)
+        (folder / "metrics.jsonl").write_text("".join(f'{{"tokens_per_second": {rate}}}\n' for rate in rates))
+        return type("Done", (), {"returncode": 0, "stderr": ""})
+
+    monkeypatch.setattr(train_rounds.subprocess, "run", ran)
+    run = train_rounds.NanoRounds(tmp_path, 4, 2, ["--precision", "bf16"]).measure(lambda text: None)
+    assert [row.samples for row in run.rows] == [[400.0, 400.0]] * 2
+    assert {cwd for _, cwd in seen} == {train_rounds.ROOT, tmp_path} and len(seen) == 4
+    assert [command[-2:] == ["--precision", "bf16"] for command, cwd in seen] == [cwd != tmp_path for _, cwd in seen]
+
+
+@pytest.mark.parametrize("wrong", ["0x4", "4", "4x"])
+def test_wrong_shapes_are_refused(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train.main(["--shapes", wrong])
+    assert "at least 1" in capsys.readouterr().err
+
+
+def test_gradients_are_gone_after_an_update(tmp_path: Path) -> None:
+    write_random_values(TINY, tmp_path / "model", 1, "fp32")
+    trainers.load("dsv4 bf16", tmp_path / "model")
+    trainers.run("dsv4 bf16", (1, 16), 1, True, 0)
+    model = trainers._contenders["dsv4 bf16"].model  # pyright: ignore
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.isfinite(model.head.weight).all()
