@@ -23,7 +23,9 @@ _TASK_SHARES = {
     "spell_backward": 8.0,
     "tool_call": 8.0,
     "json_extraction": 4.0,
+    "spelling": 6.0,
     "conversation": 3.0,
+    "open_questions": 8.0,
     "follow_up": 4.0,
 }
 MIXTURES: dict[str, dict[str, float]] = {
