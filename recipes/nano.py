@@ -24,6 +24,7 @@ from rich.console import Console
 from dsv4.checkpoint.atomic import DiskFullError, new_file
 from dsv4.config import ModelConfig
 from dsv4.data.nano.build import NanoData, haystack_part
+from dsv4.evals.held_out import HeldOut
 from dsv4.training.export import export_model
 from dsv4.training.loop import NonFiniteLossError, Trainer
 from dsv4.training.nano_recipe import PARTS, NanoRecipe, step_flops
@@ -41,6 +42,7 @@ sys.path.insert(0, str(ROOT))  # for recipes.pretrain, also where this file is r
 
 from recipes.pretrain import make_trainer, new_run, resume_run  # noqa: E402
 
+CURVE_STEPS = 200
 RECIPE = ROOT / "recipes" / "nano.toml"
 # The GPU run sees many more tokens.
 BUDGETS = {"cpu": (), "gpu": ("seconds=1200", "base.run.device=cuda", "sft.run.device=cuda")}
@@ -124,9 +126,26 @@ def run_part(recipe: NanoRecipe, part: str, run_dir: Path, workers: int, console
         saved = torch.load(run_dir / "base" / "state.pt", map_location="cpu", weights_only=True)
         trainer.model.load_state_dict(saved["model"])
     console.print(f"{part}: {' '.join(stage.name for stage in found.stages)}", highlight=False)
-    trainer.run()
+    train(trainer, Path(recipe.data.corpus), folder, console)
     export_model(trainer.model, folder / "tokenizer", folder / "model")
     draw_run(folder)
+
+
+def train(trainer: Trainer, corpus: Path, folder: Path, console: Console) -> None:
+    """Run to the end; every CURVE_STEPS steps, count the bits per byte of held-out packages, outside the run's time."""
+    held_out = HeldOut(corpus, folder / "tokenizer", folder / "held_out.jsonl") if has_held_out(corpus) else None
+    while not trainer.finished:
+        trainer.run((trainer.progress.step // CURVE_STEPS + 1) * CURVE_STEPS)
+        if held_out is not None:
+            bits = held_out.measure(trainer.model, trainer.progress.step, trainer.progress.tokens)
+            console.print(f"held-out packages: {bits:.3f} bits per byte", highlight=False)
+    if held_out is not None:
+        held_out.draw(folder / "held_out.png")
+
+
+def has_held_out(corpus: Path) -> bool:
+    """True if the corpus has held-out packages; one of a few packages may have none."""
+    return any((corpus / "validation").glob("*/*.jsonl"))
 
 
 def make_plan(recipe: NanoRecipe, part: str, found: PretrainRecipe, folder: Path) -> FixedPlan | TimePlan:

@@ -26,6 +26,7 @@ NEEDLE_WORDS = 400
 # Longest haystack in tokens -> (conversations, facts and questions in each).
 HAYSTACKS = {512: (6000, 6), 2048: (1600, 10), 4096: (1100, 14), 32768: (300, 32)}
 FILLERS = ("prose", "manuals", "programming")
+FILLER_TEXTS = 12
 QUESTIONS = "questions"
 DEFINITIONS = "definitions"
 
@@ -124,14 +125,20 @@ class NanoData:
             yield conversation(random, kept, words, questions)
 
     def _lines(self, tokens: int) -> Iterator[str]:
-        """Lines of the corpus to hide facts in: others for every length, over and over."""
+        """Lines of the corpus to hide facts in: of one text in FILLER_TEXTS, others for every length; over and over."""
         paths = [path for group in FILLERS for path in sorted((self.corpus / "train" / group).glob("*.jsonl"))]
-        if not paths:
-            raise ValueError(f"{self.corpus} has no texts of {', '.join(FILLERS)} to hide facts in")
+        one_in = FILLER_TEXTS
         while True:
+            found = False
             for path in paths:
-                found = (t for n, t in enumerate(texts(path)) if stable_hash(tokens, path.name, n) % 12 == 0)
-                yield from split_lines(found)
+                for number, text in enumerate(texts(path)):
+                    if stable_hash(tokens, path.name, number) % one_in == 0:
+                        found = True
+                        yield from split_lines(iter([text]))
+            if not found and one_in == 1:
+                raise ValueError(f"{self.corpus} has no texts of {', '.join(FILLERS)} to hide facts in")
+            if not found:  # a small corpus
+                one_in = 1
 
     def _questions_path(self, part: str) -> Path:
         return self.folder / QUESTIONS / f"{part}.jsonl"
