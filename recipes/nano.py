@@ -21,26 +21,24 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from dsv4.checkpoint.atomic import DiskFullError, new_file
+from dsv4.checkpoint.atomic import new_file
 from dsv4.config import ModelConfig
 from dsv4.data.nano.build import NanoData, haystack_part
 from dsv4.evals.held_out import HeldOut
 from dsv4.training.export import export_model
-from dsv4.training.loop import NonFiniteLossError, Trainer
+from dsv4.training.loop import Trainer
 from dsv4.training.nano_recipe import PARTS, NanoRecipe, step_flops
 from dsv4.training.plan import FixedPlan, TimePlan
 from dsv4.training.plots import draw_run
 from dsv4.training.pretrain_recipe import PretrainRecipe
 from dsv4.training.recipe import read_recipe, write_recipe
-from dsv4.training.replicas import ReplicaError
 from dsv4.training.sources import TASKS, MixtureSource, PartPaths
-from dsv4.training.state import StateError
 from dsv4.training.stopping import EXIT_STATUS, RunStoppedError
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for recipes.pretrain, also where this file is run by its path
 
-from recipes.pretrain import make_trainer, new_run, resume_run  # noqa: E402
+from recipes.pretrain import STOPPED, make_trainer, new_run, resume_run  # noqa: E402
 
 CURVE_STEPS = 200
 RECIPE = ROOT / "recipes" / "nano.toml"
@@ -69,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     except RunStoppedError as stopped:
         print(f"{stopped}; to go on: dsv4 train nano --resume --run-dir {run_dir}", file=sys.stderr)
         return EXIT_STATUS
-    except (ValueError, OSError, DiskFullError, NonFiniteLossError, ReplicaError, StateError, MemoryError) as error:
+    except STOPPED as error:
         raise SystemExit(f"training stopped: {error}") from error
     copy_model(run_dir / part / "model", out)
     console.print(f"model folder: {out}", highlight=False)

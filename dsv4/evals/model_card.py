@@ -18,6 +18,7 @@ from dsv4.evals.held_out import read_curve
 from dsv4.evals.nano_suite import SuiteReport
 from dsv4.evals.results import MODES, Score, pooled, to_markdown
 from dsv4.training.nano_recipe import PARTS, NanoRecipe
+from dsv4.training.plots import read_metrics
 from dsv4.training.recipe import read_recipe
 
 CARD = """\
@@ -123,10 +124,9 @@ def describe_training(recipe: NanoRecipe, run_dir: Path) -> str:
     ]
     settings: list[str] = []
     for part in PARTS:
-        path = run_dir / part / "metrics.jsonl"
-        if not path.exists():
+        if not (run_dir / part / "metrics.jsonl").exists():
             continue
-        entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        entries = read_metrics(run_dir / part)
         for stage, group in groupby(entries, key=lambda entry: entry["stage"]):
             steps = list(group)
             loss, last = sum(entry["loss"] for entry in steps[-20:]) / len(steps[-20:]), steps[-1]
