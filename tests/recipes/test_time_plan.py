@@ -11,7 +11,6 @@ pytest.importorskip("reasoning_gym")
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # recipes/ belongs to the checkout, not to the installed package
 
-from dsv4.training.plan import UNPLANNED, FixedPlan
 from dsv4.training.plan import CALIBRATION_STEPS, REPLAN_EVERY, UNPLANNED, FixedPlan, TimePlan
 
 
