@@ -27,6 +27,7 @@ TASK_SHARES = {
     "letter_counting": 7.0,
     "spell_backward": 7.0,
     "spelling": 6.0,
+    "school_mathematics": 7.0,
     "tool_call": 8.0,
     "json_extraction": 4.0,
     "conversation": 3.0,
