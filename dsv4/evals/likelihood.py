@@ -36,13 +36,14 @@ def log_likelihoods(model: Transformer, sequences: Sequence[Sequence[int]], star
 
 
 def _group(model: Transformer, sequences: list[Sequence[int]], starts: list[int]) -> list[float]:
-    batch = RaggedBatch.pack([list(ids) for ids in sequences])
+    device = model.embed.weight.device
+    batch = RaggedBatch.pack([list(ids) for ids in sequences], device=device)
     streams = model.forward_ragged(batch)
     following = following_ids(batch)
     sums: list[float] = []
     end = 0
     for ids, start in zip(sequences, starts, strict=True):
-        rows = torch.arange(end + start - 1, end + len(ids) - 1)
+        rows = torch.arange(end + start - 1, end + len(ids) - 1, device=device)
         loss, _ = model.cross_entropy(take_rows(streams, rows), following[rows])
         sums.append(-float(loss))
         end += len(ids)
