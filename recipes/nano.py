@@ -16,6 +16,8 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,13 +28,13 @@ from dsv4.config import ModelConfig
 from dsv4.data.nano.build import NanoData, haystack_part
 from dsv4.evals.held_out import HeldOut
 from dsv4.training.export import export_model
-from dsv4.training.loop import Trainer
+from dsv4.training.loop import Stage, Trainer
 from dsv4.training.nano_recipe import PARTS, NanoRecipe, step_flops
 from dsv4.training.plan import FixedPlan, TimePlan
 from dsv4.training.plots import draw_run
 from dsv4.training.pretrain_recipe import PretrainRecipe
 from dsv4.training.recipe import read_recipe, write_recipe
-from dsv4.training.sources import TASKS, MixtureSource, PartPaths
+from dsv4.training.sources import TASKS, MixtureSource
 from dsv4.training.stopping import EXIT_STATUS, RunStoppedError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -118,7 +120,7 @@ def run_part(recipe: NanoRecipe, part: str, run_dir: Path, workers: int, console
     else:
         found = new_run(recipe.part(part, (run_dir / "data").absolute()), folder, console)
     trainer = make_trainer(found, folder, workers, console)
-    choose_losses(trainer, "all" if part == "base" else "mask")
+    trainer.stages = choose_losses(trainer.stages, "all" if part == "base" else "mask")
     trainer.plan = make_plan(recipe, part, found, folder)
     if part == "sft" and not trainer.state_path.exists():
         saved = torch.load(run_dir / "base" / "state.pt", map_location="cpu", weights_only=True)
@@ -155,18 +157,26 @@ def make_plan(recipe: NanoRecipe, part: str, found: PretrainRecipe, folder: Path
     return TimePlan(folder / "plan.json", recipe.part_seconds(part), costs)
 
 
-def choose_losses(trainer: Trainer, loss: str) -> None:
-    """Haystacks and tasks have loss on every token in the base, "all", and on the assistant's in the sft, "mask"."""
+def choose_losses(stages: Sequence[Stage], loss: str) -> list[Stage]:
+    """Stages whose haystacks and tasks have loss on every token, "all", or on what the assistant says, "mask"."""
     haystacks = haystack_part(0).rstrip("0")
-    for stage in trainer.stages:
+    found: list[Stage] = []
+    for stage in stages:
         source = stage.source
         assert isinstance(source, MixtureSource)
-        source.parts = tuple(
-            PartPaths(part.name, part.folders, part.weight, loss)
-            if part.name == TASKS or part.folders[0].name.startswith(haystacks)
-            else part
+        parts = tuple(
+            replace(part, loss=loss) if part.name == TASKS or part.folders[0].name.startswith(haystacks) else part
             for part in source.parts
         )
+        found.append(
+            replace(
+                stage,
+                source=MixtureSource(
+                    source.tokenizer_folder, parts, source.seed, source.shape, source.rates, source.workers
+                ),
+            )
+        )
+    return found
 
 
 def copy_model(source: Path, out: Path) -> None:
