@@ -30,7 +30,7 @@ ROWS = ["sequence=256", "row_tokens=512", "batch_tokens=512", SHARDS]
 def keys() -> list[str]:
     """Overrides that keep the recipe's stages and make everything small."""
     found = [f"{part}.model.{key}={value}" for part in ("base", "sft") for key, value in SMALL.items()]
-    stages = [*(f"base.stages.{n}" for n in range(5)), "sft.stages.0"]
+    stages = [*(f"base.stages.{n}" for n in range(5)), "sft.stages.0", "sft.stages.1"]
     found += [f"{stage}.{row}" for stage in stages for row in ROWS]
     found += ["base.stages.0.ramp_from=0", "base.stages.0.ramp_tokens=0", "data.scale=0.001"]
     return [*found, "base.data.group_rows=4", "sft.data.group_rows=4"]
@@ -51,12 +51,27 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_stage_runs_and_the_sft_goes_on_from_the_base(recipe, corpus: Path, tmp_path: Path) -> None:
     run, out = tmp_path / "run", tmp_path / "models" / "nano"
     common = ["--run-dir", str(run), "--out", str(out)]
-    assert recipe(["--corpus", str(corpus), "--steps", "12", *common, "sft_share=0.2", *keys()]) == 0
+    assert (
+        recipe(
+            [
+                "--corpus",
+                str(corpus),
+                "--steps",
+                "12",
+                *common,
+                "sft_share=0.2",
+                "sft.stages.0.tokens=1000",
+                "sft.stages.1.tokens=1000",
+                *keys(),
+            ]
+        )
+        == 0
+    )
     metrics = [json.loads(line) for line in (run / "base" / "metrics.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in metrics] == list(range(12))
     assert {entry["stage"] for entry in metrics} >= {"dense-512", "dense-2048", "sparse-4096", "sparse-32768"}
     tuned = [json.loads(line) for line in (run / "sft" / "metrics.jsonl").read_text().splitlines()]
-    assert [entry["stage"] for entry in tuned] == ["sft", "sft"]
+    assert [entry["stage"] for entry in tuned] == ["sft", "sft-32768"]
     learned = [sum(row["targets"] for row in rows) / rows[-1]["tokens"] for rows in (metrics, tuned)]
     assert learned[0] > 0.8 and learned[1] < learned[0] - 0.15  # the sft learns what the assistant says
     assert (run / "base" / "held_out.jsonl").read_text().count("bits_per_byte") == 1
@@ -90,10 +105,11 @@ def test_the_whole_recipe_keeps_the_limits() -> None:
         for stage in resolved.stages:
             shares = dict(shard.split("=") for shard in stage.shards)
             assert set(shares) <= known
-            assert sum(map(float, shares.values())) + part.data.tasks == pytest.approx(1, abs=0.011)
+            tasks = part.data.tasks if stage.tasks is None else stage.tasks
+            assert sum(map(float, shares.values())) + tasks == pytest.approx(1, abs=0.011)
     assert whole.base.model == whole.sft.model
     assert [stage.attention for stage in whole.base.stages] == ["dense", "dense", "warmup", "sparse", "sparse"]
-    assert whole.base.stages[-1].sequence == max(HAYSTACKS)
+    assert whole.base.stages[-1].sequence == whole.sft.stages[-1].sequence == max(HAYSTACKS)
 
 
 def test_resuming_nothing_is_refused(recipe, tmp_path: Path) -> None:
