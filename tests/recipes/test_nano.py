@@ -90,7 +90,7 @@ def test_every_stage_runs_and_the_sft_goes_on_from_the_base(recipe, corpus: Path
 
 
 def test_the_whole_recipe_keeps_the_limits() -> None:
-    """Its model has at most 25 MB of weights; every shard that a stage names is made; shares and contexts are right."""
+    """Its model's folder has at most 25 MB; every shard that a stage names is made; shares and contexts are right."""
     from dsv4.analysis.inventory import checkpoint_bytes
     from dsv4.data.nano.build import DEFINITIONS, HAYSTACKS, haystack_part
     from dsv4.training.nano_recipe import NanoRecipe
@@ -101,7 +101,7 @@ def test_the_whole_recipe_keeps_the_limits() -> None:
     known = groups | {DEFINITIONS, *map(haystack_part, HAYSTACKS)}
     for part in (whole.base, whole.sft):
         resolved = part.resolve()
-        assert checkpoint_bytes(resolved.model.config()) < 25e6
+        assert checkpoint_bytes(resolved.model.config()) < 24e6  # the tokenizer and the index have 0.7 MB more
         for stage in resolved.stages:
             shares = dict(shard.split("=") for shard in stage.shards)
             assert set(shares) <= known
