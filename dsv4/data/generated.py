@@ -1,4 +1,4 @@
-"""Documents made on demand: worked examples of the tasks, and prose of the standard library."""
+"""Documents made on demand: worked examples of the tasks."""
 
 from __future__ import annotations
 
@@ -6,33 +6,51 @@ from collections.abc import Mapping
 from random import Random
 
 from dsv4.data.packing import Document
-from dsv4.data.sources import sample_document
 from dsv4.data.stable_hash import stable_hash
 from dsv4.data.tasks import TASKS
 from dsv4.tokenizer import Tokenizer
 from dsv4.tokenizer.loss_mask import encode_training
 from dsv4.tokenizer.prompts import PromptEncoder
-from dsv4.tokenizer.special import BOS, EOS
 
-STDLIB = "stdlib"
 LENGTH_SAMPLES = 24
+# Token shares of the tasks; the harder a task's steps, the larger its share.
+TASK_SHARES = {
+    "chain_sum": 10.0,
+    "basic_arithmetic": 7.0,
+    "simple_equations": 8.0,
+    "gcd": 9.0,
+    "count_bits": 8.0,
+    "number_sorting": 10.0,
+    "number_filtering": 9.0,
+    "word_sequence_reversal": 6.0,
+    "needle_haystack": 9.0,
+    "letter_counting": 7.0,
+    "spell_backward": 7.0,
+    "spelling": 6.0,
+    "school_mathematics": 7.0,
+    "tool_call": 8.0,
+    "json_extraction": 4.0,
+    "conversation": 3.0,
+    "open_questions": 8.0,
+    "follow_up": 5.0,
+}
 
 
 class TaskDocuments:
-    """Draws documents of the tasks and of STDLIB by their shares of the tokens.
+    """Draws documents of the tasks by their shares of the tokens.
 
     `whole_loss`: every token of a conversation is a target, else the assistant's tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer, shares: Mapping[str, float], whole_loss: bool) -> None:
-        unknown = set(shares) - set(TASKS) - {STDLIB}
+        unknown = set(shares) - set(TASKS)
         if unknown:
-            raise ValueError(f"mixture: unknown sources {sorted(unknown)}; tasks and {STDLIB!r} are allowed")
-        self._tokenizer, self._whole_loss = tokenizer, whole_loss
+            raise ValueError(f"mixture: unknown tasks {sorted(unknown)}; allowed: {', '.join(sorted(TASKS))}")
+        self._whole_loss = whole_loss
         # Conversations are encoded with the later effort ladder, so that both effort instructions are trained.
         self._prompts = PromptEncoder(tokenizer, "0731")
         self._names = sorted(shares)
-        # Shares count tokens, so sources with longer documents are drawn less often.
+        # Shares count tokens, so tasks with longer documents are drawn less often.
         self._weights = [shares[name] / self._mean_length(name) for name in self._names]
 
     def draw(self, random: Random) -> Document:
@@ -41,11 +59,6 @@ class TaskDocuments:
         return self._document(name, random.getrandbits(48))
 
     def _document(self, name: str, seed: int) -> Document:
-        if name == STDLIB:
-            text = sample_document(Random(seed))
-            special = self._tokenizer.special_id
-            ids = [special(BOS), *self._tokenizer.encode(text), special(EOS)]
-            return Document(tuple(ids), (1,) * len(ids))
         example = TASKS[name].sample(seed, "train")
         ids, mask = encode_training(self._prompts, example.prompt(), example.target(), example.letterwise)
         return Document(tuple(ids), (1,) * len(ids) if self._whole_loss else tuple(mask))

@@ -1,8 +1,10 @@
-"""README.md of a trained model folder: parameters, training run, scores."""
+"""README.md of the trained nano model: parameters, scores, training, data, commands."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import shutil
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,14 @@ from typing import Any
 from dsv4.analysis.parameters import count_parameters
 from dsv4.checkpoint.atomic import new_file
 from dsv4.config import ModelConfig
+from dsv4.data.nano.build import count_parts
 from dsv4.data.tasks import TASKS
+from dsv4.evals.held_out import read_curve
+from dsv4.evals.nano_suite import SuiteReport
 from dsv4.evals.results import MODES, Score, pooled, to_markdown
+from dsv4.training.nano_recipe import PARTS, NanoRecipe
 from dsv4.training.plots import read_metrics
+from dsv4.training.recipe import read_recipe
 
 CARD = """\
 ---
@@ -23,45 +30,80 @@ library_name: dsv4
 
 A language model of DeepSeek V4's architecture in every respect (window, CSA and HCA attention, lightning indexer, hash
 and score routing, hyper-connections of {hc} streams, MTP block), small enough for a laptop: {total:.1f} million
-parameters, of which {active:.1f} million are active per token. Weights are in the official layout (FP4 experts, FP8
-projections), {megabytes:.1f} MB. `recipes/nano.py` trained it from scratch.
+parameters, of which {active:.1f} million are active per token, {vocab:,} tokens. Weights are in the official layout
+(FP4 experts, FP8 projections), {megabytes:.1f} MB. `recipes/nano.py` trained it from scratch.
 
-It answers the verifiable tasks below, makes simple tool calls and small talk, in English. Of the world it knows
-a few capitals, colours and definitions that its training data spells out.
+It answers the verifiable tasks below, makes simple tool calls and small talk, says what words, terms and commands
+mean, finds a fact in a long text, and says so where it cannot know an answer; in English. It can be wrong.
 
 ## Scores
 
-Greedy decoding, {examples} questions per task and mode, none of them in training (`dsv4 eval nano --n {examples}`);
-Wilson 95 % intervals in brackets. Mean over tasks, thinking: {thinking:.1f} %; non-thinking: {plain:.1f} %.
+Greedy decoding, {examples} questions per task and mode, none of them in training; Wilson 95 % intervals in brackets.
+Mean over tasks, thinking: {thinking:.1f} %; non-thinking: {plain:.1f} %.
 
 {table}
 {unfinished} of {answers} answers did not end within the token limit.
 
+{suite}
+Open questions are written by hand and not in training; plain means words of the corpus's word list and punctuation,
+no digits. Definitions: one of four, the right one and three of other terms of its kind, by likelihood; the wordings are
+not in training. Bits per byte: pieces of 32,768 tokens; xz has each package as a whole. Haystacks: lines of held-out
+packages, one fact asked about and three others.
+
 ## Training
 
 {training}
+{pictures}
+{curve}
+## Data
+
+{data}
+The texts are of Debian's documentation packages; they are not part of this repository.
+
+{packages}
+## Commands
+
+```
+{commands}
+```
+
 ## Difficulty of the tasks
 
 {tasks}"""
+COMMANDS = """\
+dsv4 train corpus --out corpus
+dsv4 train nano --corpus corpus --run-dir runs/nano --out models/nano
+dsv4 train nano --resume --run-dir runs/nano --out models/nano
+dsv4 eval nano --model models/nano --n {examples} --data runs/nano/data --corpus corpus --ledger runs/nano/eval.jsonl \\
+    --card runs/nano"""
 
 
-def write_model_card(folder: Path, scores: Sequence[Score], run: Mapping[str, Any], run_dir: Path) -> None:
-    """Write `folder`/README.md from the scores, the settings `run` and `run_dir`/metrics.jsonl."""
+def write_model_card(folder: Path, scores: Sequence[Score], run_dir: Path, suite: SuiteReport) -> None:
+    """Write `folder`/README.md, and copies of the run's pictures, from the scores and the folder of the run."""
     config = ModelConfig.from_pretrained(folder)
     counts = count_parameters(config)
+    recipe = read_recipe(NanoRecipe, run_dir / "nano.toml")
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    examples = max((score.examples for score in scores), default=0)
     text = CARD.format(
         hc=config.hc_mult,
         total=counts.total_with_mtp / 1e6,
         active=counts.active / 1e6,
+        vocab=config.vocab_size,
         megabytes=size / 1e6,
-        examples=max(score.examples for score in scores),
+        examples=examples,
         thinking=100 * mean_over_tasks(scores, MODES[0]),
         plain=100 * mean_over_tasks(scores, MODES[1]),
         table=to_markdown(scores),
         unfinished=sum(score.unfinished for score in scores),
         answers=sum(pooled(scores, mode).examples for mode in MODES),
-        training=describe_training(run, run_dir),
+        suite=suite.to_markdown(),
+        training=describe_training(recipe, run_dir),
+        pictures=_copy_pictures(run_dir, folder),
+        curve=describe_curve(run_dir / "base" / "held_out.jsonl"),
+        data=_data_table(run_dir / "data"),
+        packages=_packages(Path(recipe.data.corpus) / "card.json"),
+        commands=COMMANDS.format(examples=examples),
         tasks="".join(f"- {name}: {task.difficulty}\n" for name, task in TASKS.items()),
     )
     with new_file(folder / "README.md") as temporary:
@@ -74,23 +116,72 @@ def mean_over_tasks(scores: Sequence[Score], mode: str) -> float:
     return sum(rates) / len(rates) if rates else 0.0
 
 
-def describe_training(run: Mapping[str, Any], run_dir: Path) -> str:
+def describe_training(recipe: NanoRecipe, run_dir: Path) -> str:
     """Markdown table of a run's stages (steps, tokens, hours, last loss), then the run's main settings."""
-    entries = read_metrics(run_dir)
     lines = [
-        "| stage | steps | tokens so far | hours so far | loss, mean of its last 20 steps |",
-        "| --- | --- | --- | --- | --- |",
+        "| part | stage | steps | tokens so far | hours so far | loss, mean of its last 20 steps |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
-    for stage, group in groupby(entries, key=lambda entry: entry["stage"]):
-        steps = list(group)
-        tail = steps[-20:]
-        loss = sum(entry["loss"] for entry in tail) / len(tail)
-        last = steps[-1]
-        lines.append(f"| {stage} | {len(steps)} | {last['tokens']:,} | {last['seconds'] / 3600:.2f} | {loss:.4f} |")
-    settings = ", ".join(
-        f"{name} {run[name]}" for name in ("budget", "tokens_per_batch", "peak_lr", "replicas", "seed")
+    settings: list[str] = []
+    for part in PARTS:
+        if not (run_dir / part / "metrics.jsonl").exists():
+            continue
+        entries = read_metrics(run_dir / part)
+        for stage, group in groupby(entries, key=lambda entry: entry["stage"]):
+            steps = list(group)
+            loss, last = sum(entry["loss"] for entry in steps[-20:]) / len(steps[-20:]), steps[-1]
+            hours = last["seconds"] / 3600
+            lines.append(f"| {part} | {stage} | {len(steps)} | {last['tokens']:,} | {hours:.2f} | {loss:.4f} |")
+        found = getattr(recipe, part)
+        decay, stored = 100 * found.optimizer.decay_fraction, 100 * found.run.quantized_share
+        settings.append(
+            f"{part}: peak rate {found.optimizer.rate:g}, the last {decay:.0f} % of the steps decay, the last "
+            f"{stored:.0f} % are trained with the stored FP4/FP8 values, seed {found.run.seed}"
+        )
+    return "\n".join(lines) + f"\n\nMuon for matrices, AdamW for the rest. {'; '.join(settings)}.\n"
+
+
+def describe_curve(path: Path) -> str:
+    """Markdown table of the held-out packages' bits per byte over the base's training; nothing without a curve."""
+    rows = read_curve(path)
+    if not rows:
+        return ""
+    names = list(rows[0]["bits_per_byte"])
+    lines = [f"| tokens | {' | '.join(names)} |", "| --- " * (len(names) + 1) + "|"]
+    for row in rows[:: max(1, len(rows) // 12)] + ([rows[-1]] if len(rows) > 12 else []):
+        cells = [f"{row['bits_per_byte'][name]:.3f}" for name in names]
+        lines.append(f"| {row['tokens']:,} | {' | '.join(cells)} |")
+    return (
+        "Bits per byte of samples of held-out packages in training, pieces of 4,096 tokens:\n\n"
+        + "\n".join(lines)
+        + "\n"
     )
-    optimizer = (
-        "Muon for matrices, AdamW for the rest; the last fifth of the steps trained with the stored FP4/FP8 values."
-    )
-    return "\n".join(lines) + f"\n\nSettings: {settings}. {optimizer}\n"
+
+
+def _copy_pictures(run_dir: Path, folder: Path) -> str:
+    """Copy the run's pictures to the model's folder; their Markdown."""
+    found: list[str] = []
+    for part in PARTS:
+        for name in ("losses.png", "held_out.png"):
+            source = run_dir / part / name
+            if source.exists():
+                shutil.copyfile(source, folder / f"{part}-{name}")
+                found.append(f"![{part}: {name.removesuffix('.png')}]({part}-{name})\n")
+    return "".join(found)
+
+
+def _data_table(data: Path) -> str:
+    """Markdown table of the parts of the data and their tokens."""
+    rows = [f"| {part} | {tokens:,} |\n" for part, tokens in sorted(count_parts(data).items())]
+    return "| part | tokens |\n| --- | --- |\n" + "".join(rows)
+
+
+def _packages(card: Path) -> str:
+    """Markdown table of the corpus's packages: version, bytes, licences; nothing without the corpus's card."""
+    if not card.exists():
+        return ""
+    made: list[dict[str, Any]] = json.loads(card.read_text(encoding="utf-8"))["packages"]
+    rows = [
+        f"| {p['name']} | {p['version']} | {p['split']} | {p['bytes']:,} | {', '.join(p['licences'])} |\n" for p in made
+    ]
+    return "| package | version | split | bytes | licences |\n| --- | --- | --- | --- | --- |\n" + "".join(rows)

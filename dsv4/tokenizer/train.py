@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, proc
 
 from dsv4.tokenizer.special import BOS, EOS, PAD, SPECIAL_TOKENS, placeholder
 
-NANO_VOCAB_SIZE = 1280
+NANO_VOCAB_SIZE = 8192
 # V4's three splits, with one change: one digit per token instead of up to three.
 DIGITS = r"\p{N}"
 CJK = "[一-龥぀-ゟ゠-ヿ]+"
@@ -19,13 +19,10 @@ WORDS = (
 )
 
 
-def train_tokenizer(
-    corpus: Iterator[str], vocab_size: int = NANO_VOCAB_SIZE, trained_size: int | None = None
-) -> tokenizers.Tokenizer:
-    """Train on plain texts; the result has exactly `vocab_size` ids, with placeholders from `trained_size` on.
+def train_tokenizer(corpus: Iterator[str], vocab_size: int = NANO_VOCAB_SIZE) -> tokenizers.Tokenizer:
+    """Train on plain texts; the result has exactly `vocab_size` ids, with placeholders where the corpus is too small.
 
-    Special tokens take the first ids. Without `trained_size` the corpus decides how many ids are used. ValueError for
-    a vocabulary smaller than the 256 bytes and the special tokens.
+    Special tokens take the first ids. ValueError for a vocabulary smaller than the 256 bytes and the special tokens.
     """
     least = 256 + len(SPECIAL_TOKENS)
     if vocab_size < least:
@@ -40,7 +37,7 @@ def train_tokenizer(
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     trainer = trainers.BpeTrainer(
-        vocab_size=min(vocab_size, trained_size or vocab_size),
+        vocab_size=vocab_size,
         show_progress=False,
         special_tokens=[_added(text) for text in SPECIAL_TOKENS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
+from dsv4.checkpoint.atomic import new_file
+
 UNPLANNED = 1_000_000  # total while a plan is still undecided; far enough that no stage ends and no decay starts
+
+CALIBRATION_STEPS = 12
+REPLAN_EVERY = 50  # steps
 
 
 class Plan(Protocol):
@@ -33,3 +41,76 @@ class FixedPlan:
 
     def observe(self, step: int, elapsed: float, freeze: bool) -> None:
         pass
+
+
+class TimePlan:
+    """Plan with a budget of `seconds`: total steps from the measured speed.
+
+    `costs` are (share of the steps, relative cost of a step) of the run's stages: the time left counts the steps of
+    later stages at their own cost. The speed is measured after CALIBRATION_STEPS steps and again every REPLAN_EVERY
+    steps until the learning rate decays. Every total is written to `path` at once and never recomputed, so that a
+    resumed run repeats its steps to the same bits.
+    """
+
+    def __init__(self, path: Path, seconds: float, costs: Sequence[tuple[float, float]] = ((1.0, 1.0),)) -> None:
+        if not seconds > 0:
+            raise ValueError(f"a run of {seconds} seconds; allowed: more than 0")
+        self.path, self.seconds, self._costs = path, seconds, tuple(costs)
+        # (step of the measurement, total steps of the run from then on)
+        self.entries: list[tuple[int, int]] = _read_plan(path) if path.exists() else []
+        self._mark: tuple[int, float] | None = None
+
+    def total(self, step: int) -> int:
+        return next((total for made, total in reversed(self.entries) if made <= step), UNPLANNED)
+
+    def observe(self, step: int, elapsed: float, freeze: bool) -> None:
+        if freeze:
+            return
+        if self._mark is None:  # the first step allocates and warms up, so it is left out of the speed
+            if step >= 1:
+                self._mark = (step, elapsed)
+            return
+        since, at = self._mark
+        due = step == CALIBRATION_STEPS or (step > CALIBRATION_STEPS and step % REPLAN_EVERY == 0)
+        if not due or step <= since or (self.entries and self.entries[-1][0] >= step):
+            return
+        self.entries.append((step, self._find_total(step, elapsed, (elapsed - at) / (step - since), since)))
+        with new_file(self.path) as temporary:
+            temporary.write_text(json.dumps({"steps": None, "seconds": self.seconds, "entries": self.entries}), "utf-8")
+
+    def _find_total(self, step: int, elapsed: float, seconds_per_step: float, since: int) -> int:
+        """Largest total, more than `step`, that ends within the budget.
+
+        The speed is the mean over the whole run: on a busy machine fifty consecutive steps can be off by a factor of
+        two.
+        """
+        low, high = step + 1, step + 2
+        while high < UNPLANNED and self._end(high, step, elapsed, seconds_per_step, since) <= self.seconds:
+            high *= 2
+        while high - low > 1:
+            middle = (low + high) // 2
+            fits = self._end(middle, step, elapsed, seconds_per_step, since) <= self.seconds
+            low, high = (middle, high) if fits else (low, middle)
+        return low
+
+    def _end(self, total: int, step: int, elapsed: float, seconds_per_step: float, since: int) -> float:
+        """Seconds of a run of `total` steps of which `step` took `elapsed`."""
+        done = (self._cost(step / total) - self._cost(since / total)) * total
+        left = (self._cost(1.0) - self._cost(step / total)) * total
+        return elapsed + left * seconds_per_step * (step - since) / done
+
+    def _cost(self, part: float) -> float:
+        """Cost of the first `part` of the steps, of a run of one step."""
+        cost, left = 0.0, part
+        for share, weight in self._costs:
+            cost += weight * min(share, left)
+            left -= min(share, left)
+        return cost
+
+
+def _read_plan(path: Path) -> list[tuple[int, int]]:
+    """Entries of a plan file; ValueError with the path if it is damaged."""
+    try:
+        return [(int(step), int(total)) for step, total in json.loads(path.read_text(encoding="utf-8"))["entries"]]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged, or no plan of a run: {error!r}") from error

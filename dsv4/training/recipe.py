@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
@@ -61,9 +62,10 @@ def _set(values: dict[str, Any], override: str) -> None:
     dotted, sign, text = override.partition("=")
     if not sign or not dotted:
         raise RecipeError(f"override {override!r}; allowed: KEY=VALUE with a dotted key, as in optimizer.rate=1e-3")
-    *path, last = dotted.split(".")
+    path = dotted.split(".")
+    last = path[-1]
     where: Any = values
-    for key, following in zip(path, [*path[1:], last], strict=True):
+    for key, following in pairwise(path):
         where = _enter(where, key, [] if following.isdecimal() else {}, override)
     _enter(where, last, None, override)
     where[int(last) if isinstance(where, list) else last] = _value(text)

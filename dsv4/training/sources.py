@@ -16,29 +16,6 @@ from dsv4.tokenizer import Tokenizer
 TASKS = "tasks"  # name of the part of generated documents
 
 
-@dataclass
-class NanoSource:
-    """Batches of a NanoLoader with the tokenizer in `tokenizer_folder`."""
-
-    tokenizer_folder: Path
-    stage: str
-    seed: int
-    tokens_per_batch: int
-    _loader: Any = field(default=None, repr=False, compare=False)
-
-    def batch(self, step: int, /) -> TokenBatch:
-        """Batch number `step`, independent of earlier calls."""
-        if self._loader is None:
-            from dsv4.data.loader import NanoLoader  # needs the tasks' package
-
-            tokenizer = Tokenizer.from_pretrained(self.tokenizer_folder)
-            self._loader = NanoLoader(tokenizer, self.stage, self.seed, self.tokens_per_batch)
-        return self._loader.batch(step)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_loader": None}
-
-
 @dataclass(frozen=True)
 class PartPaths:
     """A part of a mixture: folders of shards, its share of the tokens, and on which tokens it has loss.
@@ -95,10 +72,9 @@ class MixtureSource:
                 if not folders and part.name != TASKS:
                     raise ValueError(f"part {part.name!r} has no folder; only {TASKS!r} needs none")
                 if not folders:
-                    from dsv4.data.generated import TaskDocuments  # needs the tasks' package
-                    from dsv4.data.loader import MIXTURES
+                    from dsv4.data.generated import TASK_SHARES, TaskDocuments  # needs the tasks' package
 
-                    generated = TaskDocuments(tokenizer, MIXTURES["sft"], part.loss == "all")
+                    generated = TaskDocuments(tokenizer, TASK_SHARES, part.loss == "all")
                 parts.append(Part(part.name, part.weight, folders or None, part.loss))
             self._verified = True
             self._loader = MixtureLoader(parts, tokenizer, self.seed, self.shape, self.rates, generated)

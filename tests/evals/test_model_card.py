@@ -1,4 +1,4 @@
-"""The model card has the measured scores, sizes and stages."""
+"""The model card has the measured scores, sizes, stages, data and commands."""
 
 from __future__ import annotations
 
@@ -6,25 +6,49 @@ import json
 from pathlib import Path
 
 from dsv4.config import ModelConfig
+from dsv4.evals.definitions import Choices
 from dsv4.evals.model_card import write_model_card
+from dsv4.evals.nano_suite import SuiteReport
+from dsv4.evals.needles import Cell
 from dsv4.evals.results import Score
+from dsv4.training.nano_recipe import NanoRecipe
+from dsv4.training.recipe import write_recipe
 
 
-def test_card_holds_scores_sizes_and_stages(tmp_path: Path) -> None:
-    config = ModelConfig.preset("nano")
-    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
-    (tmp_path / "model.safetensors").write_bytes(b"\0" * 2_500_000)
+def test_card_holds_scores_sizes_stages_data_and_commands(tmp_path: Path) -> None:
+    model, run, corpus = (tmp_path / name for name in ("model", "run", "corpus"))
+    for folder in (model, run / "base", run / "sft", run / "data" / "shards" / "prose", corpus):
+        folder.mkdir(parents=True)
+    (model / "config.json").write_text(json.dumps(ModelConfig.preset("nano").to_dict()))
+    (model / "model.safetensors").write_bytes(b"\0" * 2_500_000)
     steps = [
-        {"stage": stage, "step": step, "loss": loss, "tokens": 1000 * (step + 1), "seconds": 36.0 * (step + 1)}
-        for step, (stage, loss) in enumerate([("pretrain", 3.0), ("pretrain", 2.0), ("sft", 1.25)])
+        ("base", {"stage": "dense-512", "step": 0, "loss": 3.0, "tokens": 1000, "seconds": 36.0}),
+        ("base", {"stage": "dense-512", "step": 1, "loss": 2.0, "tokens": 2000, "seconds": 72.0}),
+        ("sft", {"stage": "sft", "step": 0, "loss": 1.25, "tokens": 3000, "seconds": 108.0}),
     ]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in steps))
+    for part in ("base", "sft"):
+        lines = [json.dumps(step) + "\n" for name, step in steps if name == part]
+        (run / part / "metrics.jsonl").write_text("".join(lines))
+    (run / "base" / "losses.png").write_bytes(b"picture")
+    (run / "base" / "held_out.jsonl").write_text('{"step": 2, "tokens": 2000, "bits_per_byte": {"faq": 1.5}}\n')
+    (run / "data" / "shards" / "prose" / "index.json").write_text('{"counts": {"tokens": 1234567}}')
+    package = {"name": "faq", "version": "1.2", "split": "validation", "bytes": 4321, "licences": ["GPL-2"]}
+    (corpus / "card.json").write_text(json.dumps({"packages": [package]}))
+    recipe = NanoRecipe.model_validate({"data": {"corpus": str(corpus)}})
+    (run / "nano.toml").write_text(write_recipe(recipe))
     scores = [Score("gcd", "reasoning", "thinking", 8, 6, 1, 80), Score("gcd", "reasoning", "non-thinking", 8, 2, 0, 8)]
-    run = {"budget": "cpu", "tokens_per_batch": 512, "peak_lr": 0.003, "replicas": 2, "seed": 1}
-    write_model_card(tmp_path, scores, run, tmp_path)
-    card = (tmp_path / "README.md").read_text()
-    assert "| gcd | 75 % (41-93) | 25 % (7-59) | 10 |" in card
-    assert "2.5 MB" in card
-    assert "| pretrain | 2 | 2,000 | 0.02 | 2.5000 |" in card
-    assert "| sft | 1 | 3,000 | 0.03 | 1.2500 |" in card
-    assert "1 of 16 answers" in card
+    suite = SuiteReport([], [Choices("never asked", 80, 40)], [], [Cell(1024, 0.5, 4, 3)])
+    write_model_card(model, scores, run, suite)
+    card = (model / "README.md").read_text()
+    for line in (
+        *("| gcd | 75 % (41-93) | 25 % (7-59) | 10 |", "2.5 MB", "1 of 16 answers", "| base | dense-512 | 2 | 2,000 |"),
+        *("0.02 | 2.5000 |", "| sft | sft | 1 | 3,000 | 0.03 | 1.2500 |", "| 2,000 | 1.500 |", "| prose | 1,234,567 |"),
+        *(
+            "| faq | 1.2 | validation | 4,321 | GPL-2 |",
+            "dsv4 train nano --corpus corpus",
+            "| never asked | 80 | 50.0 %",
+        ),
+        *("| 1,024 | 75", "![base: losses](base-losses.png)"),
+    ):
+        assert line in card, line
+    assert (model / "base-losses.png").read_bytes() == b"picture"

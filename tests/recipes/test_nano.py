@@ -1,68 +1,115 @@
-"""Two steps of the nano recipe, from scratch to a model folder that loads."""
+"""A few steps of the nano recipe, from a corpus to a model folder that loads."""
 
 from __future__ import annotations
 
 import json
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+pytest.importorskip("reasoning_gym")
+
 import dsv4
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
+from nano_corpus import write_corpus
+
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "nano.py"
+SMALL = {
+    "hidden_size": 32, "num_hidden_layers": 3, "num_hash_layers": 1, "num_attention_heads": 2, "q_lora_rank": 16,
+    "o_lora_rank": 16, "index_n_heads": 2, "index_topk": 8, "n_routed_experts": 4, "moe_intermediate_size": 16,
+    "compress_ratios": "[0, 4, 128, 0]",
+}  # fmt: skip
+SHARDS = 'shards=["prose=0.3", "definitions=0.2", "needles-512=0.3"]'
+ROWS = ["sequence=256", "row_tokens=512", "batch_tokens=512", SHARDS]
+
+
+def keys() -> list[str]:
+    """Overrides that keep the recipe's stages and make everything small."""
+    found = [f"{part}.model.{key}={value}" for part in ("base", "sft") for key, value in SMALL.items()]
+    stages = [*(f"base.stages.{n}" for n in range(5)), "sft.stages.0", "sft.stages.1"]
+    found += [f"{stage}.{row}" for stage in stages for row in ROWS]
+    found += ["base.stages.0.ramp_from=0", "base.stages.0.ramp_tokens=0", "data.scale=0.001"]
+    return [*found, "base.data.group_rows=4", "sft.data.group_rows=4"]
 
 
 @pytest.fixture
-def recipe(monkeypatch):
-    """The recipe's main, with a tokenizer trained on very little text."""
-    monkeypatch.setattr("dsv4.data.nano_tokenizer.nano_corpus", lambda: iter(["some words, and some more words"] * 9))
+def recipe(monkeypatch: pytest.MonkeyPatch):
+    """The recipe's main; the tokenizer is trained without the tasks."""
+    monkeypatch.setattr("dsv4.data.nano.tokenizer.task_texts", lambda: iter(["a word"]))
     return runpy.run_path(str(RECIPE))["main"]
 
 
-def test_two_steps_give_a_model_folder(recipe, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def test_every_stage_runs_and_the_sft_goes_on_from_the_base(recipe, corpus: Path, tmp_path: Path) -> None:
     run, out = tmp_path / "run", tmp_path / "models" / "nano"
     common = ["--run-dir", str(run), "--out", str(out)]
-    assert recipe(["--steps", "2", "--tokens-per-batch", "256", "--replicas", "1", *common]) == 0
-    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [entry["step"] for entry in metrics] == [0, 1]
-    model = dsv4.load(out)
+    assert (
+        recipe(
+            [
+                "--corpus",
+                str(corpus),
+                "--steps",
+                "12",
+                *common,
+                "sft_share=0.2",
+                "sft.stages.0.tokens=1000",
+                "sft.stages.1.tokens=1000",
+                *keys(),
+            ]
+        )
+        == 0
+    )
+    metrics = [json.loads(line) for line in (run / "base" / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in metrics] == list(range(12))
+    assert {entry["stage"] for entry in metrics} >= {"dense-512", "dense-2048", "sparse-4096", "sparse-32768"}
+    tuned = [json.loads(line) for line in (run / "sft" / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["stage"] for entry in tuned] == ["sft", "sft-32768"]
+    learned = [sum(row["targets"] for row in rows) / rows[-1]["tokens"] for rows in (metrics, tuned)]
+    assert learned[0] > 0.8 and learned[1] < learned[0] - 0.15  # the sft learns what the assistant says
+    assert (run / "base" / "held_out.jsonl").read_text().count("bits_per_byte") == 1
+    base, model = dsv4.load(run / "base" / "model"), dsv4.load(out)
     logits = model(torch.tensor([[0, 5, 6]]))
-    assert logits.shape == (1, 3, model.config.vocab_size)
-    assert bool(logits.isfinite().all())
-    assert dsv4.Tokenizer.from_pretrained(out).vocab_size == model.config.vocab_size
-    assert sum(file.stat().st_size for file in out.iterdir()) <= 25e6
+    assert logits.shape == (1, 3, model.config.vocab_size) and bool(logits.isfinite().all())
+    distance = (base.embed.weight - model.embed.weight).abs().mean() / base.embed.weight.abs().mean()
+    assert 0 < distance < 0.2  # two small steps from the base, not a model from scratch
+    assert dsv4.Tokenizer.from_pretrained(out).vocab_size == model.config.vocab_size == 8192
 
     with pytest.raises(SystemExit, match="already holds a run"):
-        recipe(["--steps", "2", *common])
-    before = (out / "config.json").stat().st_mtime_ns
+        recipe(["--corpus", str(corpus), "--steps", "2", *common])
+    before = (out / "config.json").stat().st_ctime_ns
     assert recipe(["--resume", *common]) == 0  # nothing left to train: the folder is written again
-    assert (out / "config.json").stat().st_mtime_ns > before
+    assert (out / "config.json").stat().st_ctime_ns > before
 
 
-def test_two_steps_in_bfloat16_with_replicas(recipe, tmp_path: Path) -> None:
-    run, out = tmp_path / "run", tmp_path / "nano"
-    options = ["--steps", "2", "--tokens-per-batch", "512", "--replicas", "2", "--precision", "bf16"]
-    assert recipe([*options, "--run-dir", str(run), "--out", str(out)]) == 0
-    assert json.loads((run / "run.json").read_text())["precision"] == "bf16"
-    assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
+def test_the_whole_recipe_keeps_the_limits() -> None:
+    """Its model's folder has at most 25 MB; every shard that a stage names is made; shares and contexts are right."""
+    from dsv4.analysis.inventory import checkpoint_bytes
+    from dsv4.data.nano.build import DEFINITIONS, HAYSTACKS, haystack_part
+    from dsv4.training.nano_recipe import NanoRecipe
+    from dsv4.training.recipe import read_recipe
 
-
-@pytest.mark.parametrize("content", ["", '{"budget": "cpu"', '{"budget": "cpu", "unknown": 1}'])
-def test_a_damaged_run_file_is_refused_with_its_path(recipe, tmp_path: Path, content: str) -> None:
-    (tmp_path / "run.json").write_text(content)
-    with pytest.raises(SystemExit, match=r"run\.json is damaged or of another version"):
-        recipe(["--resume", "--run-dir", str(tmp_path), "--out", str(tmp_path / "out")])
-
-
-def test_a_damaged_state_ends_the_command_in_words(recipe, tmp_path: Path) -> None:
-    run, out = tmp_path / "run", tmp_path / "out"
-    common = ["--run-dir", str(run), "--out", str(out)]
-    assert recipe(["--steps", "1", "--tokens-per-batch", "256", "--replicas", "1", *common]) == 0
-    (run / "state.pt").write_bytes(b"half")
-    with pytest.raises(SystemExit, match=r"training stopped: .*state\.pt is damaged"):
-        recipe(["--resume", *common])
+    whole = read_recipe(NanoRecipe, RECIPE.with_suffix(".toml"))
+    groups = {"dictionaries", "prose", "manuals", "programming", "code", "mathematics"}
+    known = groups | {DEFINITIONS, *map(haystack_part, HAYSTACKS)}
+    for part in (whole.base, whole.sft):
+        resolved = part.resolve()
+        assert checkpoint_bytes(resolved.model.config()) < 24e6  # the tokenizer and the index have 0.7 MB more
+        for stage in resolved.stages:
+            shares = dict(shard.split("=") for shard in stage.shards)
+            assert set(shares) <= known
+            tasks = part.data.tasks if stage.tasks is None else stage.tasks
+            assert sum(map(float, shares.values())) + tasks == pytest.approx(1, abs=0.011)
+    assert whole.base.model == whole.sft.model
+    assert [stage.attention for stage in whole.base.stages] == ["dense", "dense", "warmup", "sparse", "sparse"]
+    assert whole.base.stages[-1].sequence == whole.sft.stages[-1].sequence == max(HAYSTACKS)
 
 
 def test_resuming_nothing_is_refused(recipe, tmp_path: Path) -> None:

@@ -11,8 +11,7 @@ pytest.importorskip("reasoning_gym")
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # recipes/ belongs to the checkout, not to the installed package
 
-from dsv4.training.plan import UNPLANNED, FixedPlan
-from recipes.nano import CALIBRATION_STEPS, REPLAN_EVERY, TimePlan
+from dsv4.training.plan import CALIBRATION_STEPS, REPLAN_EVERY, UNPLANNED, FixedPlan, TimePlan
 
 
 def drive(plan: TimePlan, steps: int, seconds_per_step: float) -> None:

@@ -12,11 +12,17 @@ from rich.console import Console
 from dsv4.checkpoint.atomic import new_file
 from dsv4.commands.options import CommandParser
 from dsv4.data.tasks import TASKS
+from dsv4.evals.model_card import write_model_card
+from dsv4.evals.nano_suite import PARTS, SuiteReport, SuiteSettings, run_suite
+from dsv4.evals.needles import LENGTHS
 from dsv4.evals.results import MODES, to_json, to_table
 from dsv4.evals.runner import MAX_TOKENS, Answered, evaluate, is_correct
 from dsv4.model_folder import model_name, resolve_model
 
-DESCRIPTION = "Score a model on task questions that training never saw: greedy answers through the engine, batched."
+DESCRIPTION = (
+    "Score a model on task questions that training never saw: greedy answers through the engine, batched. With --data "
+    "and --corpus also on open questions, definitions, held-out packages and haystacks."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,17 +42,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--answers", type=Path, metavar="FILE", help="write every question and answer to FILE, one per line"
     )
+    parser.add_argument("--data", type=Path, help="data/ of the run that trained the model: its word list and terms")
+    parser.add_argument("--corpus", type=Path, help="corpus of the run: its held-out packages")
+    parser.add_argument(
+        "--parts", nargs="+", choices=("tasks", *PARTS), help="only these (default: all that --data and --corpus allow)"
+    )
+    parser.add_argument("--needle-tests", type=int, default=20, help="haystacks per depth (default: %(default)s)")
+    parser.add_argument("--needle-lengths", type=int, nargs="+", default=list(LENGTHS), metavar="TOKENS")
+    parser.add_argument("--ledger", type=Path, metavar="FILE", help="go on from, and add to, the results in FILE")
+    parser.add_argument("--card", type=Path, metavar="RUN", help="also write the model's card, from the run's folder")
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         parser.refuse(unknown)
     if options.n < 1:
         parser.error(f"--n is {options.n}; allowed: 1 or more")
-    model = resolve_model(options.model)
-    scores, answers = evaluate(
-        model, options.n, options.tasks, options.modes, options.max_tokens, options.device, Console(stderr=True)
-    )
+    parts = options.parts or ["tasks", *(PARTS if options.data and options.corpus else ())]
+    if set(parts) & set(PARTS) and not (options.data and options.corpus):
+        parser.error(f"--parts {' '.join(parts)}: {', '.join(PARTS)} need --data and --corpus")
+    model, console = resolve_model(options.model), Console(stderr=True)
+    scores, answers = [], []
+    if "tasks" in parts:
+        scores, answers = evaluate(
+            model, options.n, options.tasks, options.modes, options.max_tokens, options.device, console
+        )
+    suite = SuiteReport()
+    if options.data and options.corpus:
+        given = SuiteSettings(
+            options.corpus, options.data, options.ledger, options.needle_tests, tuple(options.needle_lengths)
+        )
+        suite = run_suite(model, parts, given, lambda text: console.print(text, highlight=False))
     settings = {"model": model_name(model), "examples": options.n, "max_tokens": options.max_tokens, "greedy": True}
-    report = json.dumps(to_json(scores, settings), indent=2)
+    report = json.dumps(to_json(scores, settings) | {"suite": suite.to_json()}, indent=2)
+    if options.card:
+        write_model_card(model, scores, options.card, suite)
     if options.output:
         with new_file(options.output) as file:
             file.write_text(report + "\n", encoding="utf-8")
@@ -57,7 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         print(report)
     else:
-        Console().print(to_table(scores))
+        if scores:
+            Console().print(to_table(scores))
+        print(suite.to_markdown(), end="")
     return 0
 
 

@@ -3,7 +3,7 @@
 from random import Random
 from typing import Any, ClassVar
 
-from dsv4.data.tasks.base import Draft, GymTask
+from dsv4.data.tasks.base import Draft, Example, GymTask, Task
 
 
 class LetterCounting(GymTask):
@@ -50,4 +50,35 @@ class SpellBackward(GymTask):
         return Draft(word, entry["question"], entry["answer"], reasoning, entry)
 
 
-LETTERS: tuple[type[GymTask], ...] = (LetterCounting, SpellBackward)
+class Spelling(Task):
+    """`Spell the word "hundred" letter by letter.`, answer `h-u-n-d-r-e-d`; steps: the letters numbered.
+
+    A word may be one token. How it is spelled can only be learned from questions like this one, so every word that the
+    other letter tasks can ask about is asked here, those of their evaluation split too: forward, never backward.
+    """
+
+    name = "spelling"
+    letterwise = True
+    difficulty: ClassVar[dict[str, Any]] = {"letters": (3, 10), "case": "lower"}
+    _asked = ('Spell the word "{}" letter by letter.', "Spell this word: {}", "How do you spell {}?")
+
+    def __init__(self) -> None:
+        self._words: list[str] = []
+
+    def draft(self, rng: Random) -> Draft | None:
+        """Draw a word of the gym's lists."""
+        if not self._words:
+            sources = (LetterCounting(), SpellBackward())
+            found = {word for task in sources for word in task.dataset.words}
+            self._words = sorted(w for w in found if w.isascii() and w.isalpha() and w.islower() and 3 <= len(w) <= 10)
+        word = rng.choice(self._words)
+        reasoning = "".join(f"{c}{i}" for i, c in enumerate(word, 1))
+        question = rng.choice(self._asked).format(word)
+        return Draft(question, question, "-".join(word), reasoning)
+
+    def score(self, example: Example, answer_text: str) -> float:
+        """Compare the letters."""
+        return float(answer_text.strip() == example.answer)
+
+
+LETTERS: tuple[type[Task], ...] = (LetterCounting, SpellBackward, Spelling)

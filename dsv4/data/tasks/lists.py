@@ -54,7 +54,15 @@ class NumberSorting(GymTask):
 
 
 class NumberFiltering(GymTask):
-    """`Keep all numbers larger than 37 in this list: ['14', '52'] ...`; the steps compare number by number."""
+    """`Keep all numbers larger than 37 in this list: ['14', '52'] ...`; the steps compare digit by digit.
+
+    keep > 37              the rule, whichever of four ways the question has of saying it
+    14: 1<3 no             tens; where they are equal, units too: 36: 3=3 6<7 no
+    52: 5>3 yes
+
+    A verdict on a whole number at once would be a function of four digits and four rules, which a tiny model does not
+    learn: its verdicts are then close to chance while every number is copied right.
+    """
 
     name = "number_filtering"
     difficulty: ClassVar[dict[str, Any]] = {"numbers": (3, 5), "values": (0, 99), "decimals": 0}
@@ -79,8 +87,21 @@ class NumberFiltering(GymTask):
         meta = entry["metadata"]
         numbers, bound, sign = meta["original_numbers"], meta["filter_value"], self._keep[meta["operation"]]
         kept = set(meta["result"])
-        lines = [f"{n}{sign}{bound} {'yes' if n in kept else 'no'}" for n in numbers]
+        lines = [f"keep {sign} {bound}"]
+        for number in numbers:
+            compared = " ".join(_compare_digits(int(number), int(bound)))
+            lines.append(f"{number}: {compared} {'yes' if number in kept else 'no'}")
         return Draft(entry["question"], entry["question"], entry["answer"], "\n".join(lines), entry)
+
+
+def _compare_digits(a: int, b: int) -> list[str]:
+    """Comparisons of tens and, where these are equal, of units, for numbers below 100: `1<3`, or `3=3`, `6<7`."""
+    found: list[str] = []
+    for x, y in zip(divmod(a, 10), divmod(b, 10), strict=True):
+        found.append(f"{x}{'<' if x < y else '>' if x > y else '='}{y}")
+        if x != y:
+            break
+    return found
 
 
 class WordSequenceReversal(GymTask):
