@@ -26,7 +26,7 @@ from dsv4.training.report import Report
 from dsv4.training.sharded_optim import ShardedMuonAdamW
 from dsv4.training.speed import SpeedMeter
 from dsv4.training.state import RunPosition
-from dsv4.training.stopping import StopOnSigterm
+from dsv4.training.stopping import RunStoppedError, StopOnSigterm
 
 
 class RankTrainer(Trainer):
@@ -93,12 +93,19 @@ class RankTrainer(Trainer):
         stop.requested = bool(flag)
         return stop.requested
 
+    @property
+    def state_path(self) -> Path:
+        return self.run_dir / "checkpoints"
+
     def run(self, stop_after: int | None = None) -> RunPosition:
-        """As in Trainer; the last checkpoint is whole when it returns."""
+        """As in Trainer; the last checkpoint is whole when it ends, also by RunStoppedError."""
         try:
-            return super().run(stop_after)
-        finally:
+            position = super().run(stop_after)
+        except RunStoppedError:
             self.checkpoints.finish()
+            raise
+        self.checkpoints.finish()
+        return position
 
     def save(self) -> None:
         """Begin a checkpoint, which is whole after one of the next steps. NonFiniteLossError as in Trainer."""
