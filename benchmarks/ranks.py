@@ -64,10 +64,10 @@ def make_model(config: ModelConfig) -> Transformer:
     return model
 
 
-def make_ranks(config: ModelConfig, source: RandomRows, degrees: Degrees) -> Processes:
+def make_ranks(config: ModelConfig, source: RandomRows, degrees: Degrees, keep_gathered: bool = False) -> Processes:
     model, mesh = make_model(config), make_mesh(degrees)
     split_experts(model, mesh["expert"])
-    shard_model(model, mesh)
+    shard_model(model, mesh, keep_gathered)
     optimizer = ShardedMuonAdamW(model, mesh, compute_dtype=torch.float32)
     return Ranks(model, optimizer, [source], mesh, degrees)
 
@@ -126,18 +126,19 @@ def compare(config: ModelConfig, tokens: int, rounds: int) -> None:
     optimizer = MuonAdamW(model, config, compute_dtype=torch.float32)
     kinds: dict[str, Processes] = {
         "data=2": make_ranks(config, source, Degrees(data=2)),
+        "data=2, gathered once": make_ranks(config, source, Degrees(data=2), keep_gathered=True),
         "expert=2": make_ranks(config, source, Degrees(expert=2)),
     }
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in ("replicas", *kinds)}
     with Replicas(model, optimizer, [source], 2 if first else 1) as replicas:
         for number in range(rounds + 1):
             for name in found:
-                step = lambda name=name, number=number: run_step(kinds.get(name, replicas), number)
+                step = partial(run_step, kinds.get(name, replicas), number)
                 result = measure(step, name in kinds)
                 if number:  # the first round warms up
                     found[name].append(result)
             if first:
-                print(f"round {number}: { ({name: results[-1:] for name, results in found.items()}) }", flush=True)
+                print(f"round {number}: {[results[-1:] for results in found.values()]}", flush=True)
     if not first:
         return
     size = sum(parameter.numel() for parameter in model.parameters())
@@ -146,7 +147,7 @@ def compare(config: ModelConfig, tokens: int, rounds: int) -> None:
     )
     for name, results in found.items():
         wall, busy = (statistics.median(column) for column in zip(*results, strict=True))
-        print(f"{name:9} {2 * tokens / wall:8.1f} tok/s  {wall:7.2f} s wall  {busy:7.2f} s processor per step")
+        print(f"{name:21} {2 * tokens / wall:8.1f} tok/s  {wall:7.2f} s wall  {busy:7.2f} s processor per step")
 
 
 if __name__ == "__main__":

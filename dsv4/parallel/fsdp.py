@@ -22,16 +22,20 @@ from dsv4.model.transformer import Transformer
 from dsv4.parallel.mesh import dense_mesh, expert_shard_mesh
 
 
-def shard_model(model: Transformer, mesh: DeviceMesh) -> None:
-    """Shard the parameters of `model` in place, experts (after split_experts) over the ranks that hold the same."""
+def shard_model(model: Transformer, mesh: DeviceMesh, keep_gathered: bool = False) -> None:
+    """Shard the parameters of `model` in place, experts (after split_experts) over the ranks that hold the same.
+
+    keep_gathered: from a block's forward to its backward, which saves a second gather and takes the whole model's
+    memory during a step.
+    """
     dense, experts = dense_mesh(mesh), expert_shard_mesh(mesh)
     moved = {p for name, p in model.named_parameters() if name.endswith("gate.bias")}  # by rule, the same everywhere
     for module in list(model.modules()):
         if isinstance(module, MoE):
-            fully_shard(module.experts, mesh=experts)
+            fully_shard(module.experts, mesh=experts, reshard_after_forward=not keep_gathered)
     for layer in model.layers:
         _touch_parameters(layer, layer)
-        fully_shard(layer, mesh=dense, ignored_params=moved)
+        fully_shard(layer, mesh=dense, ignored_params=moved, reshard_after_forward=not keep_gathered)
     _touch_parameters(model.embed, model, {id(p) for layer in model.layers for p in layer.parameters()})
     fully_shard(model, mesh=dense, ignored_params=moved, reshard_after_forward=False)
     register_fsdp_forward_method(model, "forward_ragged")

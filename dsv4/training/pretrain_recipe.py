@@ -114,6 +114,7 @@ class ParallelSection(Section):
     data: Count = 1
     context: Count = 1
     expert: Count = 1
+    keep_gathered: bool = False  # a block's parameters from its forward to its backward
 
     def degrees(self) -> Degrees:
         return Degrees(self.pipeline, self.data, self.context, self.expert)

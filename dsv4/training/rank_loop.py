@@ -48,8 +48,12 @@ class RankTrainer(Trainer):
         quiet: bool = False,
         speed: SpeedMeter | None = None,
         tensorboard: bool = False,
+        keep_gathered: bool = False,
     ) -> None:
-        """optimizer: keyword arguments of MuonAdamW. ValueError if the degrees do not fit ranks, model or settings."""
+        """optimizer: keyword arguments of MuonAdamW; keep_gathered: as in shard_model.
+
+        ValueError if the degrees do not fit ranks, model or settings.
+        """
         if settings.replicas > 1 or settings.stability is not None:
             raise ValueError(
                 "run.replicas and stability.rollback are of one process; allowed on several ranks: neither"
@@ -57,7 +61,7 @@ class RankTrainer(Trainer):
         degrees.check(dist.get_world_size(), model.config.n_routed_experts, model.config.num_hidden_layers)
         self.degrees, self.mesh = degrees, make_mesh(degrees, model.device.type)
         split_experts(model, self.mesh["expert"])
-        shard_model(model, self.mesh)
+        shard_model(model, self.mesh, keep_gathered)
         self.sharded = ShardedMuonAdamW(model, self.mesh, **optimizer)
         self.checkpoints = Checkpoints(run_dir / "checkpoints")
         self._saved = -1  # step of the checkpoint begun last
