@@ -291,7 +291,7 @@ def _reserve(batch: RaggedBatch, cache: Cache | None, numerics: str) -> None:
 
 
 def _check_starts(batch: RaggedBatch) -> None:
-    """ValueError unless every sequence starts at 0, as without a cache it must."""
+    """ValueError unless every sequence starts at 0, as without a cache it must, the first of a part apart."""
     for i, start in enumerate(batch.starts.tolist()):
-        if start != 0:
+        if start != 0 and (batch.part is None or i > 0):
             raise ValueError(f"sequence {i} of the batch starts at {start}: a batch without a cache starts at 0")

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,6 +72,21 @@ def pack_masks(masks: Sequence[Sequence[int]], device: torch.device | str = "cpu
     return torch.tensor([bool(flag) for mask in masks for flag in mask], dtype=torch.bool, device=device)
 
 
+def batch_targets(batch: RaggedBatch, mask: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
+    """(rows [n] of the batch that have a target `ahead` tokens on, its id [n]); both int64.
+
+    `mask` bool [T], True for targets; in a part of a batch [T + len(part.ahead)], of the tokens that follow too.
+    """
+    if batch.part is None:
+        rows, targets = target_rows(batch.cu_seqlens, mask, ahead)
+        return rows, batch.token_ids[targets]
+    ends = batch.cu_seqlens
+    ends[-1] += len(batch.part.ahead)
+    rows, targets = target_rows(ends, mask, ahead)
+    here = rows < batch.num_tokens
+    return rows[here], torch.cat((batch.token_ids, batch.part.ahead))[targets[here]]
+
+
 def following_ids(batch: RaggedBatch) -> Tensor:
     """Id of the next token in the document, int64 [T]; for a document's last token its own id.
 
@@ -80,16 +96,22 @@ def following_ids(batch: RaggedBatch) -> Tensor:
     following = batch.token_ids.roll(-1)
     last = (batch.cu_seqlens[1:] - 1).to(following.device)
     following[last] = batch.token_ids[last]
+    if batch.part is not None and len(batch.part.ahead):
+        following[-1] = batch.part.ahead[0]
     return following
 
 
 def count_parts(batch: RaggedBatch, mask: Tensor) -> Counts:
-    """Counts that the losses of `batch` with targets `mask` bool [T] are means over."""
+    """Counts that the losses of `batch` with targets `mask` bool [T] are means over.
+
+    Those of the parts of a batch add up to its own: a document counts in the part that it begins in.
+    """
+    before, ends = batch.starts, batch.starts + batch.lengths
     return Counts(
-        targets=len(target_rows(batch.cu_seqlens, mask, 1)[0]),
-        mtp_targets=len(target_rows(batch.cu_seqlens, mask, 2)[0]),
-        documents=batch.num_seqs,
-        indexed=int((batch.lengths - CSA_RATIO + 1).clip(min=0).sum()),
+        targets=len(batch_targets(batch, mask, 1)[0]),
+        mtp_targets=len(batch_targets(batch, mask, 2)[0]),
+        documents=int((before == 0).sum()),
+        indexed=int((np.maximum(ends, CSA_RATIO - 1) - np.maximum(before, CSA_RATIO - 1)).sum()),
     )
 
 
