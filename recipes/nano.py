@@ -32,6 +32,7 @@ from dsv4.training.plan import UNPLANNED, FixedPlan
 from dsv4.training.replicas import ReplicaError
 from dsv4.training.schedule import Schedule
 from dsv4.training.sources import NanoSource
+from dsv4.training.stability import SpikeError
 from dsv4.training.state import StateError
 from dsv4.training.stopping import EXIT_STATUS, RunStoppedError
 
@@ -126,7 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
     except RunStoppedError as stopped:
         print(f"{stopped}; to go on: dsv4 train nano --resume --run-dir {run_dir}", file=sys.stderr)
         return EXIT_STATUS
-    except (DiskFullError, NonFiniteLossError, ReplicaError, StateError, MemoryError) as error:
+    except (DiskFullError, NonFiniteLossError, ReplicaError, SpikeError, StateError, MemoryError) as error:
         raise SystemExit(f"training stopped: {error}") from error
     export_model(trainer.model, tokenizer_folder, options.out)
     console.print(f"model folder: {options.out}", highlight=False)

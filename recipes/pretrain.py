@@ -44,11 +44,16 @@ from dsv4.training.replicas import ReplicaError
 from dsv4.training.schedule import Schedule
 from dsv4.training.sources import TASKS, MixtureSource, PartPaths
 from dsv4.training.speed import SpeedMeter, product_rate
+from dsv4.training.stability import SpikeError
 from dsv4.training.state import StateError
 from dsv4.training.stopping import EXIT_STATUS, RunStoppedError
 
 COUNTED_BATCHES = 8  # batches counted for the token frequencies of the hash-routed layers
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
+STOPPED = (
+    *(ValueError, OSError, DiskFullError, MemoryError),
+    *(NonFiniteLossError, ReplicaError, SpikeError, StateError),
+)
 SEED_STEP = 1_000_003  # between the seeds of stages, each of which takes the documents in an order of its own
 
 
@@ -71,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     except RunStoppedError as stopped:
         print(f"{stopped}; to go on: dsv4 train pretrain --resume --run-dir {run_dir}", file=sys.stderr)
         return EXIT_STATUS
-    except (ValueError, OSError, DiskFullError, NonFiniteLossError, ReplicaError, StateError, MemoryError) as error:
+    except STOPPED as error:
         raise SystemExit(f"training stopped: {error}") from error
     export_model(trainer.model, run_dir / "tokenizer", out)
     console.print(f"model folder: {out}", highlight=False)
@@ -236,6 +241,8 @@ def make_trainer(recipe: PretrainRecipe, run_dir: Path, workers: int, console: C
         bf16_gradients=run.bf16_gradients,
         replicas=run.replicas,
         save_every=run.save_every,
+        count_clamps=run.count_clamps,
+        stability=recipe.stability.settings(),
     )
     native = run.device != "cpu" or torch.cpu.get_capabilities().get("avx512_bf16", False)
     optimizer = MuonAdamW(

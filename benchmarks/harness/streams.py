@@ -13,7 +13,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -28,6 +28,7 @@ from benchmarks.harness.stream_client import Heard, Json, Manner, stream
 RATE, PROCESSOR, MEMORY = "output tokens", "processor time per token", "memory"
 BARE, ENGINE, HTTP = "engine alone", "engine of the server", "server"
 SEED = 23
+SPARE = 4  # texts per prompt that is measured
 
 
 @dataclass
@@ -62,8 +63,8 @@ class Streams:
         with server.running(self.threads) as running:
             family = _family(running.pid)
             show("each answer alone")
-            asked = Asked(server, running.port, self._texts(), self.answer)
-            expected = asyncio.run(asked.expected())
+            candidates = Asked(server, running.port, self._texts(), self.answer)
+            asked, expected = asyncio.run(candidates.whole_answers(self.prompts))
             tokens = [asked.token_ids(place) for place in range(self.prompts)]
             show("through HTTP, prompt clients")
             through = [asyncio.run(self._rated(asked, expected, family)) for _ in range(self.rounds)]
@@ -89,7 +90,7 @@ class Streams:
 
     def _texts(self) -> list[str]:
         words: Writer = writer(self.folder)
-        return [words.write(self.prompt, random.Random(SEED + place)) for place in range(self.prompts)]
+        return [words.write(self.prompt, random.Random(SEED + place)) for place in range(SPARE * self.prompts)]
 
     async def _rated(self, asked: Asked, expected: Sequence[str], family: Sequence[int]) -> Rated:
         """Tokens per second and processor seconds of one request per stream, all at once."""
@@ -158,17 +159,25 @@ class Asked:
     async def ask(self, place: int, manner: Manner, leave_after: int = 0) -> Heard | None:
         return await stream(self.port, self._request(place), manner, leave_after)
 
-    async def expected(self) -> list[str]:
-        """Answers to each request alone. BenchmarkError if one fails."""
-        found: list[str] = []
-        for place in range(len(self.texts)):
+    async def whole_answers(self, count: int) -> tuple[Asked, list[str]]:
+        """The first `count` requests whose answer, alone, has its full length, and those answers.
+
+        A model with random weights may write a tool call, which ends its answer. BenchmarkError if a request fails, or
+        too many end early.
+        """
+        found: dict[str, str] = {}
+        for place, text in enumerate(self.texts):
             heard = await self.ask(place, "prompt")
-            if heard is None or heard.failure or heard.tokens != self.answer:
+            if heard is None or heard.failure:
                 raise BenchmarkError(f"request {place} alone: {heard}")
-            found.append(heard.text)
-        if len(set(found)) < len(found) * 0.9:
-            raise BenchmarkError(f"{len(found)} requests have only {len(set(found))} different answers")
-        return found
+            if heard.tokens == self.answer:
+                found[text] = heard.text
+            if len(found) == count:
+                break
+        different = len(set(found.values()))
+        if len(found) < count or different < count * 0.9:
+            raise BenchmarkError(f"{len(self.texts)} requests have {len(found)} whole answers, {different} different")
+        return replace(self, texts=list(found)), list(found.values())
 
     def token_ids(self, place: int) -> list[int]:
         """The prompt as the engine gets it."""

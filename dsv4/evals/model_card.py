@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -13,6 +12,7 @@ from dsv4.checkpoint.atomic import new_file
 from dsv4.config import ModelConfig
 from dsv4.data.tasks import TASKS
 from dsv4.evals.results import MODES, Score, pooled, to_markdown
+from dsv4.training.plots import read_metrics
 
 CARD = """\
 ---
@@ -61,7 +61,7 @@ def write_model_card(folder: Path, scores: Sequence[Score], run: Mapping[str, An
         table=to_markdown(scores),
         unfinished=sum(score.unfinished for score in scores),
         answers=sum(pooled(scores, mode).examples for mode in MODES),
-        training=describe_training(run, run_dir / "metrics.jsonl"),
+        training=describe_training(run, run_dir),
         tasks="".join(f"- {name}: {task.difficulty}\n" for name, task in TASKS.items()),
     )
     with new_file(folder / "README.md") as temporary:
@@ -74,9 +74,9 @@ def mean_over_tasks(scores: Sequence[Score], mode: str) -> float:
     return sum(rates) / len(rates) if rates else 0.0
 
 
-def describe_training(run: Mapping[str, Any], metrics: Path) -> str:
+def describe_training(run: Mapping[str, Any], run_dir: Path) -> str:
     """Markdown table of a run's stages (steps, tokens, hours, last loss), then the run's main settings."""
-    entries = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    entries = read_metrics(run_dir)
     lines = [
         "| stage | steps | tokens so far | hours so far | loss, mean of its last 20 steps |",
         "| --- | --- | --- | --- | --- |",

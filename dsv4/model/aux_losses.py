@@ -1,6 +1,8 @@
-"""Side outputs of a training forward: expert loads, the balance loss, the indexer's loss."""
+"""Side outputs of a training forward: expert loads, balance loss, indexer's loss, clamped values; and its routing."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -9,10 +11,16 @@ from torch import Tensor
 class AuxLosses:
     """Collector of side outputs: pass one to a forward, and the modules add to it.
 
-    loads: tokens per expert of each score-routed layer, int64 [E], by module name ("layers.3.ffn").
+    routing: experts of each token, int64 [T, k] ascending, by module name ("layers.3.ffn"): layers named there run
+    these instead of their router's choice. The weights of the experts are the router's.
+    loads: tokens per expert of each score-routed layer, int64 [E], by module name.
+    clamps: with count_clamps, by module name of every MoE, int64 [3]: gates and ups that the SwiGLU clamp changed in
+    routed and shared experts, and the number of values, gates and ups together.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, routing: Mapping[str, Tensor] | None = None, count_clamps: bool = False) -> None:
+        self.routing, self.count_clamps = routing or {}, count_clamps
+        self.clamps: dict[str, Tensor] = {}
         self.loads: dict[str, Tensor] = {}
         self._balance: list[Tensor] = []
         self._indexer: list[Tensor] = []
@@ -20,6 +28,9 @@ class AuxLosses:
     def add_routing(self, name: str, load: Tensor, balance_loss: Tensor) -> None:
         self.loads[name] = load
         self._balance.append(balance_loss)
+
+    def add_clamps(self, name: str, counts: Tensor) -> None:
+        self.clamps[name] = self.clamps[name] + counts if name in self.clamps else counts
 
     def add_indexer(self, loss: Tensor) -> None:
         self._indexer.append(loss)

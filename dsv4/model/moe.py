@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -14,10 +16,12 @@ from dsv4.kernels.gather import Dispatch
 from dsv4.kernels.grouped_linear import grouped_linear
 from dsv4.kernels.quant import fake_quant_fp8
 from dsv4.kernels.router import route_by_score, route_by_token
-from dsv4.kernels.swiglu import clamped_swiglu
+from dsv4.kernels.swiglu import clamped_swiglu, count_clamped
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.layout import Layout
 from dsv4.model.linear import Linear, linear_fp32
+
+ClampWatcher = Callable[[Tensor], None]  # takes the counts of count_clamped
 
 
 class Expert(nn.Module):
@@ -31,8 +35,11 @@ class Expert(nn.Module):
         self.w3 = Linear(d, width, quantize)
         self.limit = config.swiglu_limit
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.w2(clamped_swiglu(self.w1(x), self.w3(x), self.limit))
+    def forward(self, x: Tensor, watcher: ClampWatcher | None = None) -> Tensor:
+        gate, up = self.w1(x), self.w3(x)
+        if watcher is not None:
+            watcher(count_clamped(gate, up, self.limit))
+        return self.w2(clamped_swiglu(gate, up, self.limit))
 
 
 class Experts(nn.Module):
@@ -46,11 +53,13 @@ class Experts(nn.Module):
         self.w3 = nn.Parameter(torch.empty(count, width, d))
         self.limit, self.quantize = config.swiglu_limit, quantize
 
-    def forward(self, x: Tensor, sizes: list[int], weights: Tensor) -> Tensor:
+    def forward(self, x: Tensor, sizes: list[int], weights: Tensor, watcher: ClampWatcher | None = None) -> Tensor:
         """Apply each expert to its rows: x [n, d] sorted by expert, sizes rows per expert, weights [n, 1] -> [n, d]."""
         if self.quantize:
             x = fake_quant_fp8(x, FP8_BLOCK)
         gate, up = grouped_linear(x, sizes, self.w1), grouped_linear(x, sizes, self.w3)
+        if watcher is not None:
+            watcher(count_clamped(gate, up, self.limit))
         h = clamped_swiglu(gate, up, self.limit, weights)
         if self.quantize:
             h = fake_quant_fp8(h, FP8_BLOCK)
@@ -72,9 +81,14 @@ class Gate(nn.Module):
             self.tid2eid = None
             self.bias = nn.Parameter(torch.empty(config.n_routed_experts), requires_grad=False)
 
-    def forward(self, x: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x [T, d], token_ids [T] -> (weights fp32 [T, k], expert index [T, k], scores fp32 [T, E])."""
+    def forward(self, x: Tensor, token_ids: Tensor, chosen: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """x [T, d], token_ids [T] -> (weights fp32 [T, k], expert index [T, k], scores fp32 [T, E]).
+
+        chosen: experts int64 [T, k] in place of the router's choice.
+        """
         logits, scale = linear_fp32(x, self.weight), self.config.routed_scaling_factor
+        if chosen is not None:  # a table by row in place of one by token id
+            return route_by_token(logits, chosen, torch.arange(len(chosen), device=chosen.device), scale)
         if self.tid2eid is not None:
             return route_by_token(logits, self.tid2eid, token_ids, scale)
         assert self.bias is not None
@@ -97,14 +111,16 @@ class MoE(nn.Module):
 
     def forward(self, x: Tensor, token_ids: Tensor, layout: Layout, aux: AuxLosses | None = None) -> Tensor:
         """x [T, d] -> [T, d]."""
-        weights, index, scores = self.gate(x, token_ids)
+        chosen = aux.routing.get(self.name) if aux is not None else None
+        watcher = partial(aux.add_clamps, self.name) if aux is not None and aux.count_clamps else None
+        weights, index, scores = self.gate(x, token_ids, chosen)
         dispatch = Dispatch(index)
         counts = torch.bincount(index.flatten(), minlength=self.config.n_routed_experts)
         sizes = counts.tolist()
         self.load += np.array(sizes)
-        rows = self.experts(dispatch.sort(x), sizes, dispatch.sort_slots(weights).unsqueeze(-1))
+        rows = self.experts(dispatch.sort(x), sizes, dispatch.sort_slots(weights).unsqueeze(-1), watcher)
         # A token's experts are added in slot order, ascending after top-k.
-        out = dispatch.add_slots(self.shared_experts(x).float(), rows.float())
+        out = dispatch.add_slots(self.shared_experts(x, watcher).float(), rows.float())
         if aux is not None and self.gate.bias is not None:
             aux.add_routing(self.name, counts, self._balance_loss(scores, index, layout))
         return out.to(x.dtype)

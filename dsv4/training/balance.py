@@ -1,4 +1,4 @@
-"""Auxiliary-loss-free load balancing: the router's selection bias is updated by rule, not by gradient."""
+"""Auxiliary-loss-free load balancing by rule, not by gradient; figures on experts for the log."""
 
 from __future__ import annotations
 
@@ -24,3 +24,12 @@ def load_imbalance(loads: Mapping[str, Tensor]) -> float:
     """Maximum over the layers of busiest expert's load / mean load; 1 is perfect balance, 0 without loads."""
     ratios = [float(load.max() / load.float().mean().clamp_min(1.0)) for load in loads.values()]
     return max(ratios, default=0.0)
+
+
+def clamped_shares(clamps: Mapping[str, Tensor]) -> dict[str, float]:
+    """Share of the gates and ups of each MoE that the SwiGLU clamp changed, from counts as in AuxLosses.clamps."""
+    shares: dict[str, float] = {}
+    for name, counts in clamps.items():
+        gates, ups, values = counts.tolist()
+        shares[name] = (gates + ups) / max(1, values)
+    return shares

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -19,6 +19,10 @@ from dsv4.training.attention_phase import AttentionPhase, attention_phase
 from dsv4.training.batch_size import BatchSize
 from dsv4.training.losses import Counts, Losses, LossWeights, compute_losses, count_parts, pack_masks, sum_losses
 from dsv4.training.qat import stored_weights
+
+Routing = dict[
+    str, Tensor
+]  # experts of each token of a batch, int16 [T, k], by module name of the MoE ("layers.3.ffn")
 
 
 class MaskedDocuments(Protocol):
@@ -38,7 +42,10 @@ class BatchSource(Protocol):
 
 @dataclass(frozen=True)
 class Work:
-    """Parameters of one step's forward and backward: stage (the source), step in it, and numerics."""
+    """Parameters of one step's forward and backward: stage (the source), step in it, and numerics.
+
+    routing: chosen ahead, by batch number (anticipatory.py); other batches are routed by their own forward.
+    """
 
     stage: int
     step: int
@@ -48,25 +55,35 @@ class Work:
     bf16_gradients: bool = False
     attention: AttentionPhase = "sparse"
     size: BatchSize | None = None  # None: as many micro-batches in every step as the process has by default
+    count_clamps: bool = False
+    routing: Mapping[int, Routing] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Result:
-    """Result of some micro-batches besides their gradient: share of the step's losses, expert loads, tokens."""
+    """Result of some micro-batches besides their gradient: share of the step's losses, expert loads, tokens.
+
+    clamps: as in AuxLosses; empty unless they are counted.
+    """
 
     losses: Losses
     loads: dict[str, Tensor]
     tokens: int
     lengths: tuple[int, ...] = ()  # of the documents
+    clamps: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Packed documents, their targets bool [T], and the counts that their losses are means over."""
+    """Packed documents, their targets bool [T], the counts that their losses are means over, and routing from before.
+
+    Layers that `routing` does not name choose the experts themselves.
+    """
 
     batch: RaggedBatch
     mask: Tensor
     counts: Counts
+    routing: Routing = field(default_factory=dict)
 
 
 def pack_batch(data: MaskedDocuments, device: torch.device) -> MicroBatch:
@@ -99,22 +116,35 @@ def compute_gradient(
     return sum_results(results)
 
 
-def _compute_one(model: Transformer, data: MicroBatch, work: Work, totals: Counts) -> Result:
-    aux, device = AuxLosses(), data.mask.device.type
-    autocast = torch.autocast(device, work.autocast) if work.autocast is not None else nullcontext()
-    if work.autocast is not None and device == "cpu" and backends.native_module() is not None:
+@contextmanager
+def numerics(work: Work, device: torch.device) -> Iterator[None]:
+    """Context of the forward of a step."""
+    autocast = torch.autocast(device.type, work.autocast) if work.autocast is not None else nullcontext()
+    if work.autocast is not None and device.type == "cpu" and backends.native_module() is not None:
         backends.decline("training runs under autocast")
     with autocast, bf16_gradients(work.bf16_gradients):
+        yield
+
+
+def _compute_one(model: Transformer, data: MicroBatch, work: Work, totals: Counts) -> Result:
+    device = data.mask.device
+    routing = {name: index.to(device, torch.int64) for name, index in data.routing.items()}
+    aux = AuxLosses(routing, work.count_clamps)
+    with numerics(work, device):
         total, losses = compute_losses(model, data.batch, data.mask, work.weights, aux, totals)
     if total.requires_grad:  # not so for a batch without targets in a model without routers
         total.backward()
-    loads = {name: load.cpu() for name, load in aux.loads.items()}
-    return Result(losses, loads, data.batch.num_tokens, tuple(data.batch.lengths.tolist()))
+    loads, clamps = ({name: count.cpu() for name, count in counts.items()} for counts in (aux.loads, aux.clamps))
+    return Result(losses, loads, data.batch.num_tokens, tuple(data.batch.lengths.tolist()), clamps)
 
 
 def sum_results(results: Sequence[Result]) -> Result:
     """Sum of several results: losses, loads and tokens added up."""
-    names = results[0].loads
-    loads = {name: torch.stack([result.loads[name] for result in results]).sum(0) for name in names}
+    loads = _sum_counts_by_name([result.loads for result in results])
+    clamps = _sum_counts_by_name([result.clamps for result in results])
     lengths = tuple(length for result in results for length in result.lengths)
-    return Result(sum_losses(r.losses for r in results), loads, sum(r.tokens for r in results), lengths)
+    return Result(sum_losses(r.losses for r in results), loads, sum(r.tokens for r in results), lengths, clamps)
+
+
+def _sum_counts_by_name(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([part[name] for part in parts]).sum(0) for name in parts[0]}

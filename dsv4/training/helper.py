@@ -10,7 +10,7 @@ import signal
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from dsv4.config import ModelConfig
 from dsv4.model.transformer import Transformer
+from dsv4.training.anticipatory import Anticipation, predict_routing
 from dsv4.training.attention_phase import AttentionPhase
 from dsv4.training.batch_size import BatchSize
-from dsv4.training.gradient import BatchSource, MicroBatch, Work, compute_gradient, pack_batch, sum_counts
+from dsv4.training.gradient import BatchSource, MicroBatch, Routing, Work, compute_gradient, pack_batch, sum_counts
 from dsv4.training.losses import Counts
 from dsv4.training.memory import keep_freed_memory
 from dsv4.training.optim import MuonAdamW
@@ -53,9 +54,37 @@ class Place:
         first = before * self.replicas + self.rank * count
         return range(first, first + count)
 
-    def read(self, sources: Sequence[BatchSource], work: Work, device: torch.device) -> list[MicroBatch]:
-        """Read and pack this process's batches of a step."""
-        return [pack_batch(sources[work.stage].batch(number), device) for number in self.numbers(work.step, work.size)]
+    def all_numbers(self, step: int, size: BatchSize | None = None) -> range:
+        """Batch numbers of all processes in a step of a stage with batches of `size`."""
+        first, last = replace(self, rank=0), replace(self, rank=self.replicas - 1)
+        return range(first.numbers(step, size).start, last.numbers(step, size).stop)
+
+
+class Reader:
+    """Reads and packs a process's batches; those read ahead are kept until their step."""
+
+    def __init__(self, place: Place, sources: Sequence[BatchSource], device: torch.device) -> None:
+        self.place, self._sources, self._device = place, sources, device
+        self._ahead: dict[tuple[int, int], list[MicroBatch]] = {}  # by stage and step
+
+    def read(self, work: Work) -> list[MicroBatch]:
+        """Batches of a step, with their routing if `work` has it."""
+        key = work.stage, work.step
+        batches = self._ahead.get(key) or self._pack(work)
+        self._ahead = {later: kept for later, kept in self._ahead.items() if later > key}
+        numbered = zip(self.place.numbers(work.step, work.size), batches, strict=True)
+        return [replace(batch, routing=work.routing.get(number, {})) for number, batch in numbered]
+
+    def anticipate(self, model: Transformer, request: Anticipation) -> dict[int, Routing]:
+        """Routing of this process's batches of a later step, by batch number."""
+        work = request.work
+        key = work.stage, work.step
+        batches = self._ahead[key] = self._ahead.get(key) or self._pack(work)
+        return dict(zip(self.place.numbers(work.step, work.size), predict_routing(model, batches, work), strict=True))
+
+    def _pack(self, work: Work) -> list[MicroBatch]:
+        numbers = self.place.numbers(work.step, work.size)
+        return [pack_batch(self._sources[work.stage].batch(number), self._device) for number in numbers]
 
 
 @dataclass(frozen=True)
@@ -133,7 +162,8 @@ class _Helper:
         sources: Sequence[BatchSource],
         connection: Connection,
     ) -> None:
-        self.place, self.shared, self.sources, self.connection = place, shared, sources, connection
+        self.place, self.shared, self.connection = place, shared, connection
+        self.reader = Reader(place, sources, torch.device("cpu"))
         with torch.device("meta"):
             self.model = Transformer(config)
         self.model.to_empty(device="cpu")
@@ -150,12 +180,14 @@ class _Helper:
             message = receive(self.connection)
             if isinstance(message, Work):
                 self._compute(message)
+            elif isinstance(message, Anticipation):
+                send(self.connection, self.reader.anticipate(self.model, message))
             else:
                 self._update(message)
 
     def _compute(self, work: Work) -> None:
         self.optimizer.zero_grad()
-        batches = self.place.read(self.sources, work, torch.device("cpu"))
+        batches = self.reader.read(work)
         send(self.connection, sum_counts(batches))
         totals = receive(self.connection)
         assert isinstance(totals, Counts)

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from dsv4.checkpoint.atomic import clear_folder
 from dsv4.training.attention_phase import AttentionPhase
-from dsv4.training.balance import load_imbalance, update_router_biases
+from dsv4.training.balance import clamped_shares, load_imbalance, update_router_biases
 from dsv4.training.batch_size import BatchSize
 from dsv4.training.gradient import BatchSource, Result, Work, sum_results
 from dsv4.training.losses import LossWeights, not_finite
@@ -25,6 +26,9 @@ from dsv4.training.replicas import Replicas
 from dsv4.training.report import Report
 from dsv4.training.schedule import Schedule
 from dsv4.training.speed import SpeedMeter
+from dsv4.training.spikes import Spike
+from dsv4.training.stability import Stability, describe_rollback
+from dsv4.training.stability_settings import StabilitySettings
 from dsv4.training.state import RunPosition, StateError, load_state, save_state
 from dsv4.training.stopping import RunStoppedError, StopOnSigterm
 
@@ -57,6 +61,8 @@ class TrainSettings:
     save_every: int = 100  # steps
     autocast: torch.dtype | None = None  # torch.bfloat16: the products of layers and experts run in bf16
     bf16_gradients: bool = False  # native products of the backward multiply BF16 numbers: kernels/gradients.py
+    count_clamps: bool = False  # share of values that the SwiGLU clamp changes, per layer, in the metrics
+    stability: StabilitySettings | None = None  # spike detector and rollbacks; None: without
     replicas: int = 1  # data-parallel processes
     micro_batches: int = 1  # per process and step, one after the other
     threads: int = 1  # per process if replicas > 1
@@ -105,6 +111,9 @@ class Trainer:
             self.progress = load_state(self.state_path, model, optimizer)
             if self.progress.stage >= len(stages):
                 raise StateError(f"{self.state_path} is in stage {self.progress.stage}; the run has {len(stages)}")
+        self.stability: Stability | None = None
+        if settings.stability is not None:
+            self.stability = Stability(settings.stability, run_dir / "kept", self.progress.stability)
 
     @property
     def state_path(self) -> Path:
@@ -124,13 +133,20 @@ class Trainer:
         settings = self.settings
         with (
             Report(
-                self.run_dir / "metrics.jsonl", self.progress.step, self.console, self.quiet, self.tensorboard
+                self.run_dir / "metrics.jsonl",
+                self.progress.step,
+                self.console,
+                quiet=self.quiet,
+                tensorboard=self.tensorboard,
+                attempt=self.stability.rollbacks if self.stability else 0,
             ) as report,
             Replicas(
                 self.model, self.optimizer, sources, settings.replicas, settings.threads, settings.micro_batches
             ) as replicas,
             StopOnSigterm() as stop,
         ):
+            if self.stability and self.progress.step not in self.stability.kept.steps():
+                self.save()  # a state to go back to; kept before, unless this is a new run or one killed while saving
             while not (self.finished or stop.requested) and (stop_after is None or self.progress.step < stop_after):
                 self._one_step(report, replicas)
                 if self.progress.step % self.settings.save_every == 0:
@@ -151,26 +167,29 @@ class Trainer:
                     f"after step {self.progress.step - 1} parameter {name} is not finite; nothing was saved, "
                     f"{self._last_state()}"
                 )
+        if self.stability:
+            self.progress.stability = self.stability.state()
         save_state(self.state_path, self.model, self.optimizer, self.progress)
+        if self.stability:
+            self.stability.keep(self.state_path, self.progress.step)
 
     def _one_step(self, report: Report, replicas: Replicas) -> None:
         started = time.perf_counter()
         progress, settings = self.progress, self.settings
         step, total = progress.step, self.plan.total(progress.step)
-        self._advance_stage(step, total)
+        progress.stage, progress.stage_start = self._stage_at(step, total)
         stage = self.stages[progress.stage]
-        decaying = settings.schedule.in_decay(step, total)
-        weights = settings.loss_weights
-        if decaying:
-            weights = replace(weights, mtp=min(weights.mtp, settings.mtp_weight_in_decay))
-        quantized = step >= total * (1 - settings.quantized_share)
-        work = Work(
-            progress.stage, step - progress.stage_start, weights, quantized, settings.autocast, settings.bf16_gradients,
-            stage.attention, stage.size,
-        )  # fmt: skip
-        results = replicas.gradient(work)
+        work = self._work(step, total)
+        make_work = partial(self._work, total=total)
+        ahead = self.stability.route_ahead(range(step, total), make_work, replicas) if self.stability else {}
+        seconds_ahead = time.perf_counter() - started
+        results = replicas.gradient(replace(work, routing=ahead))
         result, norm = sum_results(results), self.optimizer.gradient_norm()
         losses, loads, tokens = result.losses, result.loads, result.tokens
+        if self.stability:
+            spike = self.stability.observe(step, [progress.stage, work.quantized], losses.next_token, norm)
+            if spike and self._roll_back(self.stability, spike, report, time.perf_counter() - started):
+                return
         self._check_finite(results, norm)
         rate = settings.schedule.rate(step, total) if stage.rate is None else stage.rate
         replicas.update(rate, min(1.0, settings.grad_clip / (norm + 1e-6)), stage.attention)
@@ -180,7 +199,7 @@ class Trainer:
 
         took = time.perf_counter() - started
         progress.step, progress.tokens, progress.seconds = step + 1, progress.tokens + tokens, progress.seconds + took
-        self.plan.observe(progress.step, progress.seconds, freeze=decaying)
+        self.plan.observe(progress.step, progress.seconds, freeze=settings.schedule.in_decay(step, total))
         metrics = {
             "step": step, "stage": stage.name, "loss": losses.next_token, "accuracy": losses.accuracy,
             "mtp_loss": losses.mtp, "balance_loss": losses.balance, "indexer_loss": losses.indexer,
@@ -188,9 +207,46 @@ class Trainer:
             "tokens": progress.tokens, "seconds": round(progress.seconds, 3), "tokens_per_second": tokens / took,
         }  # fmt: skip
         if self.speed is not None:
-            metrics |= self.speed.measure(result.lengths, stage.attention, weights.mtp > 0, took)
+            metrics |= self.speed.measure(result.lengths, stage.attention, work.weights.mtp > 0, took)
+        if self.stability:
+            metrics |= {"attempt": self.stability.rollbacks, "anticipatory": bool(ahead)}
+            metrics |= {"anticipation_seconds": round(seconds_ahead, 3)} if ahead else {}
+        if settings.count_clamps:
+            metrics["clamped"] = clamped_shares(result.clamps)
         total = self.plan.total(progress.step)
         report.step(metrics, total, total < UNPLANNED, (total - progress.step) * progress.seconds / progress.step)
+
+    def _work(self, step: int, total: int) -> Work:
+        """Forward and backward of this or a later step."""
+        settings, (number, start) = self.settings, self._stage_at(step, total)
+        stage = self.stages[number]
+        weights = settings.loss_weights
+        if settings.schedule.in_decay(step, total):
+            weights = replace(weights, mtp=min(weights.mtp, settings.mtp_weight_in_decay))
+        quantized = step >= total * (1 - settings.quantized_share)
+        return Work(
+            number, step - start, weights, quantized, settings.autocast, settings.bf16_gradients, stage.attention,
+            stage.size, settings.count_clamps,
+        )  # fmt: skip
+
+    def _roll_back(self, stability: Stability, spike: Spike, report: Report, took: float) -> bool:
+        """Go back to a state before the spike, without an update; False if the run is to go on as it is."""
+        path = stability.choose(spike)
+        if path is None:
+            return False
+        seconds, attempt = self.progress.seconds + took, stability.rollbacks
+        self.optimizer.zero_grad()
+        self.progress = load_state(path, self.model, self.optimizer)
+        self.progress.seconds = seconds  # a budget of time goes on
+        step = self.progress.step
+        stability.went_back(spike, step, self.progress.stability)
+        report.event(
+            describe_rollback(spike, attempt, step) | {"anticipatory_until": stability.until},
+            f"spike at step {spike.step} ({spike.statistic} {spike.value:.4g}, limit {spike.limit:.4g}): back to step "
+            f"{step}",
+        )
+        self.save()
+        return True
 
     def _check_finite(self, results: Sequence[Result], norm: float) -> None:
         """Raise NonFiniteLossError naming the losses, else the gradients, that are not finite."""
@@ -208,11 +264,15 @@ class Trainer:
     def _last_state(self) -> str:
         return f"the last saved state is {self.state_path}" if self.state_path.exists() else "no state was saved yet"
 
-    def _advance_stage(self, step: int, total: int) -> None:
-        """Enter the next stage once the earlier ones have had their share of `total`; never go back."""
-        while self.progress.stage + 1 < len(self.stages):
-            share = sum(stage.share for stage in self.stages[: self.progress.stage + 1])
-            if step < round(share * total):
-                return
-            self.progress.stage += 1
-            self.progress.stage_start = step
+    def _stage_at(self, step: int, total: int) -> tuple[int, int]:
+        """Stage of this or a later step, and the stage's first step.
+
+        A stage begins once the earlier ones have had their share of `total`; a run never goes back to one.
+        """
+        stage, start = self.progress.stage, self.progress.stage_start
+        while stage + 1 < len(self.stages):
+            end = round(sum(stage.share for stage in self.stages[: stage + 1]) * total)
+            if step < end:
+                break
+            stage, start = stage + 1, max(end, self.progress.step)
+        return stage, start

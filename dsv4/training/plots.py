@@ -15,12 +15,16 @@ SMOOTHED_STEPS = 1 / 50  # of the run: the window of the running mean
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """Steps in a run's metrics.jsonl, without a last line that is cut. ValueError if there is none."""
+    """Steps in a run's metrics.jsonl, without a last line that is cut. ValueError if there is none.
+
+    Of a step that was run again after a rollback, the last attempt.
+    """
     path = run_dir / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     if lines and not lines[-1].endswith("}"):
         lines.pop()
-    rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    records: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    rows = list({record["step"]: record for record in records if "event" not in record}.values())
     if not rows:
         raise ValueError(f"{path} has no step of a run")
     return rows

@@ -16,6 +16,8 @@ from dsv4.training.attention_phase import AttentionPhase
 from dsv4.training.batch_size import BatchSize
 from dsv4.training.ladder import rungs
 from dsv4.training.recipe import Section
+from dsv4.training.spikes import SpikeSettings, Statistic
+from dsv4.training.stability_settings import AfterLast, Anticipate, StabilitySettings
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -100,7 +102,42 @@ class RunSection(Section):
     save_every: Count = 100
     quantized_share: Share = 0.15
     bf16_gradients: bool = False
+    count_clamps: bool = False
     tensorboard: bool = False
+
+
+class StabilitySection(Section):
+    """Answer to loss spikes: rollbacks, and Anticipatory Routing after them. Without `rollback` the rest is unused."""
+
+    rollback: bool = False
+    statistic: Statistic = SpikeSettings.statistic
+    window: int = SpikeSettings.window
+    fewest: int = SpikeSettings.fewest
+    threshold: float = SpikeSettings.threshold
+    floor: float = SpikeSettings.floor
+    patience: int = SpikeSettings.patience
+    keep: int = StabilitySettings.keep
+    margin: int = StabilitySettings.margin
+    max_rollbacks: int = StabilitySettings.max_rollbacks
+    recovered: int = StabilitySettings.recovered
+    after_last: AfterLast = StabilitySettings.after_last
+    anticipate: Anticipate = StabilitySettings.anticipate
+    anticipate_steps: int = StabilitySettings.anticipate_steps
+    delay: int = StabilitySettings.delay
+
+    @model_validator(mode="after")
+    def _check(self) -> StabilitySection:
+        self._settings()
+        return self
+
+    def settings(self) -> StabilitySettings | None:
+        """Settings of the run; None without rollbacks."""
+        return self._settings() if self.rollback else None
+
+    def _settings(self) -> StabilitySettings:
+        values = self.model_dump(exclude={"rollback"})
+        spikes = SpikeSettings(**{f.name: values.pop(f.name) for f in fields(SpikeSettings)})
+        return StabilitySettings(spikes, **values)
 
 
 class StageSection(Section):
@@ -171,6 +208,7 @@ class PretrainRecipe(Section):
     optimizer: OptimizerSection = OptimizerSection()
     loss: LossSection = LossSection()
     run: RunSection = RunSection()
+    stability: StabilitySection = StabilitySection()
     ladder: LadderSection = LadderSection()
     stages: tuple[StageSection, ...] = ()
 

@@ -12,7 +12,7 @@ import pickle
 import shutil
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -23,9 +23,10 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
 from dsv4.model.transformer import Transformer
+from dsv4.training.anticipatory import Anticipation
 from dsv4.training.attention_phase import AttentionPhase
-from dsv4.training.gradient import BatchSource, MicroBatch, Result, Work, compute_gradient, sum_counts
-from dsv4.training.helper import Failure, OtherSideEndedError, Place, Shared, Update, receive, send, serve
+from dsv4.training.gradient import BatchSource, MicroBatch, Result, Routing, Work, compute_gradient, sum_counts
+from dsv4.training.helper import Failure, OtherSideEndedError, Place, Reader, Shared, Update, receive, send, serve
 from dsv4.training.losses import Counts
 from dsv4.training.optim import MuonAdamW
 
@@ -61,6 +62,7 @@ class Replicas:
         self._threads, self._micro_batches = threads, micro_batches
         self._place = Place(0, count, micro_batches)
         self._device = next(model.parameters()).device
+        self._reader = Reader(self._place, sources, self._device)
         self._helpers: list[_HelperHandle] = []
         self._shared: Shared | None = None
 
@@ -125,9 +127,9 @@ class Replicas:
         The parts of the loss are means over all replicas and micro-batches together. ValueError if no micro-batch has a
         target, ReplicaError if a helper failed.
         """
-        for helper in self._helpers:
-            helper.send(work)
-        batches = self._place.read(self.sources, work, self._device)
+        for rank, helper in enumerate(self._helpers, 1):
+            helper.send(replace(work, routing=self._routing_of(work, rank)))
+        batches = self._reader.read(work)
         totals = self._exchange_counts(batches, work)
         results = [compute_gradient(self.model, batches, work, totals)]
         results += [helper.receive() for helper in self._helpers]
@@ -142,14 +144,32 @@ class Replicas:
                 parameter.grad = total[place]
         return results
 
+    def _routing_of(self, work: Work, rank: int) -> dict[int, Routing]:
+        numbers = replace(self._place, rank=rank).numbers(work.step, work.size)
+        return {number: work.routing[number] for number in numbers if number in work.routing}
+
+    def numbers(self, work: Work) -> range:
+        """Numbers of all batches of a step."""
+        return self._place.all_numbers(work.step, work.size)
+
+    def anticipate(self, work: Work) -> dict[int, Routing]:
+        """Routing of all batches of this or a later step with the parameters of now, by batch number."""
+        request = Anticipation(work)
+        for helper in self._helpers:
+            helper.send(request)
+        found = self._reader.anticipate(self.model, request)
+        for helper in self._helpers:
+            found |= helper.receive()
+        return found
+
     def _exchange_counts(self, batches: Sequence[MicroBatch], work: Work) -> Counts:
         """Sum the counts of all micro-batches of the step and send the sum to the helpers."""
         totals = sum((helper.receive() for helper in self._helpers), sum_counts(batches))
         if not totals.targets:
-            first, last = (self._place.numbers(step, work.size)[0] for step in (work.step, work.step + 1))
+            numbers = self.numbers(work)
             raise ValueError(
-                f"batches {first} to {last - 1} of stage {work.stage} hold no target: every masked-in token is the "
-                "first of its document"
+                f"batches {numbers[0]} to {numbers[-1]} of stage {work.stage} hold no target: every masked-in "
+                "token is the first of its document"
             )
         for helper in self._helpers:
             helper.send(totals)

@@ -23,11 +23,15 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _is_before(line: str, first_step: int) -> bool:
-    """True if `line` is a complete record of a step before `first_step`; a kill or a full disk may have cut it."""
+def _is_before(line: str, first_step: int, attempt: int) -> bool:
+    """True if `line` is a complete record of an earlier attempt, or of a step before `first_step` in this one.
+
+    A kill or a full disk may have cut it.
+    """
     try:
-        return json.loads(line)["step"] < first_step
-    except (ValueError, KeyError, TypeError):
+        record = json.loads(line)
+        return (record.get("attempt", 0), record["step"]) < (attempt, first_step)
+    except (ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
@@ -42,6 +46,7 @@ class Report:
     """Appends one JSON line per step to `path` and shows progress on the terminal. Use as a context manager.
 
     `first_step` is the step at which the run (re)starts: lines of later steps, left by a killed run, are dropped.
+    attempt: rollbacks so far; lines of earlier attempts stay, whatever their step.
     `tensorboard`: event files too, in the folder of that name beside `path`.
     """
 
@@ -52,12 +57,13 @@ class Report:
         console: Console | None = None,
         quiet: bool = False,
         tensorboard: bool = False,
+        attempt: int = 0,
     ) -> None:
         self.console = console or Console()
         self.quiet = quiet
         self._path = path
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-        kept = "".join(line + "\n" for line in lines if _is_before(line, first_step))
+        kept = "".join(line + "\n" for line in lines if _is_before(line, first_step, attempt))
         with new_file(path) as temporary:
             temporary.write_text(kept, encoding="utf-8")
         self._writer = open_writer(path.parent / "tensorboard", first_step) if tensorboard else None
@@ -81,6 +87,13 @@ class Report:
         self._file.close()
         if self._writer is not None:
             self._writer.close()
+
+    def event(self, record: dict[str, Any], words: str) -> None:
+        """Record something other than a finished step, with its step and attempt, and say it on the terminal."""
+        with space_in_words(self._path):
+            self._file.write((json.dumps(record) + "\n").encode())
+        if not self.quiet:
+            self.console.print(words, highlight=False)
 
     def step(self, metrics: dict[str, Any], total_steps: int, planned: bool, seconds_left: float) -> None:
         """Record one step; `metrics` must hold stage, step, loss, accuracy and tokens_per_second."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,17 @@ from dsv4.training.optim import MuonAdamW
 
 @dataclass
 class RunPosition:
-    """Position of a run. The data's position is `step - stage_start`, since sources give any batch by its number."""
+    """Position of a run. The data's position is `step - stage_start`, since sources give any batch by its number.
+
+    stability: state of the spike detector and of rollbacks (stability.py), empty without them.
+    """
 
     step: int = 0
     stage: int = 0
     stage_start: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    stability: dict[str, Any] = field(default_factory=dict)
 
 
 class StateError(ValueError):
@@ -60,7 +64,7 @@ def load_state(path: Path, model: nn.Module, optimizer: MuonAdamW) -> RunPositio
     for part, want in expected.items():
         _check_same(path, dict(_tensors(state.get(part), part)), dict(_tensors(want, part)))
     progress = state.get("progress")
-    if not isinstance(progress, dict) or set(progress) != {field.name for field in fields(RunPosition)}:
+    if not isinstance(progress, dict) or {*progress, "stability"} != {field.name for field in fields(RunPosition)}:
         raise StateError(f"{path}: progress is {progress!r}; expected step, stage, stage_start, tokens and seconds")
     try:
         optimizer.load_state_dict(state["optimizer"])
@@ -106,6 +110,8 @@ def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
 def _check_same(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """StateError if a tensor is missing or has another shape or dtype. AdamW's moments are checked by the optimizer."""
     for name, want in expected.items():
+        if name.startswith("optimizer.adamw."):
+            continue  # there are none before the first step
         if name not in found:
             raise StateError(f"{path}: {name} is missing; the state is of another model")
         _check_tensor(path, name, found[name], want)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 import dsv4
 from dsv4.model_folder import nano_path
@@ -103,6 +104,23 @@ def test_replicas_see_the_batches_of_one_process(main: Any, model: Path, texts: 
         assert main([*common, *arguments]) == 0
     for one, two in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
         assert one == pytest.approx(two, rel=1e-5)
+
+
+def test_a_spike_rolls_the_run_back(model: Path, texts: Path, tmp_path: Path) -> None:
+    recipe = runpy.run_path(str(RECIPE))
+    keys = [f"model.base={model}", f"data.text={texts}", "stages.0.steps=14", *SIZE, "run.count_clamps=true"]
+    keys += ["stability.rollback=true", "stability.window=8", "stability.fewest=4", "stability.margin=1"]
+    console = Console(quiet=True)
+    run = recipe["new_run"](read_recipe(PretrainRecipe, None, keys), tmp_path, console)
+    trainer = recipe["make_trainer"](run, tmp_path, 0, console)
+    trainer.run(stop_after=9)
+    with torch.no_grad():
+        trainer.model.head.weight *= -100.0
+    trainer.run()
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["step"], r["spike_start"], r["to"]) for r in records if "event" in r] == [(10, 9, 8)]
+    assert [r["step"] for r in records if r.get("anticipatory")] == [8, 9, 10, 11, 12, 13]
+    assert "layers.2.ffn" in records[0]["clamped"]
 
 
 def test_shards_with_shares_and_changed_data(main: Any, model: Path, texts: Path, tmp_path: Path) -> None:

@@ -34,6 +34,13 @@ def test_a_run_is_drawn_even_if_a_kill_cut_its_last_line(tmp_path: Path) -> None
     assert (run / "losses.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_of_steps_run_again_after_a_rollback_the_last_attempt_counts(tmp_path: Path) -> None:
+    again = [{"step": 99, "event": "rollback", "to": 98}, {"step": 98, "loss": 7.0}, {"step": 99, "loss": 8.0}]
+    rows = read_metrics(write_run(tmp_path / "run", "".join(json.dumps(row) + "\n" for row in again)))
+    assert [row["step"] for row in rows] == [*range(100)]
+    assert [row["loss"] for row in rows[-3:]] == [5 / 98, 7.0, 8.0]
+
+
 def test_the_script_draws_runs_and_names_an_empty_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     main = runpy.run_path(str(ROOT / "recipes" / "plot.py"))["main"]

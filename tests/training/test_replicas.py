@@ -188,7 +188,7 @@ def test_a_source_that_cannot_be_unpickled_is_named() -> None:
         Replicas(model, optimizer, sources, count=2) as replicas,
         pytest.raises(ReplicaError, match="LookupError: shard 17"),
     ):
-        replicas.sources = [ListSource([Rows(draw_documents(1, 20))])]
+        sources[0] = ListSource([Rows(draw_documents(1, 20))])  # of this process alone
         replicas.gradient(Work(0, 0, WEIGHTS, quantized=False))
 
 

@@ -4,6 +4,7 @@ Contract: gate, up [n, width], weight [n, 1] fp32 or None; computed in fp32, ret
 clamped from above only. Clamped elements receive no gradient.
 """
 
+import torch
 from torch import Tensor
 
 from dsv4.kernels import backends
@@ -16,4 +17,12 @@ def clamped_swiglu(gate: Tensor, up: Tensor, limit: float, weight: Tensor | None
     return op.clamped_swiglu(gate, up, limit, weight)
 
 
-__all__ = ["clamped_swiglu"]
+@torch.no_grad()
+def count_clamped(gate: Tensor, up: Tensor, limit: float) -> Tensor:
+    """int64 [3]: gates above the limit, ups beyond it on either side, and the number of values of both."""
+    return torch.stack(
+        [(gate > limit).sum(), (up.abs() > limit).sum(), torch.tensor(gate.numel() + up.numel(), device=gate.device)]
+    )
+
+
+__all__ = ["clamped_swiglu", "count_clamped"]
