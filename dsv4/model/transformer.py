@@ -178,6 +178,14 @@ class Transformer(nn.Module):
             cache.advance(batch.slots, batch.lengths)
         return streams
 
+    def run_stage(self, batch: RaggedBatch, streams: Tensor | None, aux: AuxLosses) -> Tensor:
+        """Streams [T, hc_mult, d] after the layers that this model has, as one stage of a pipeline in training.
+
+        `streams` are those of the stage before; None: the embedding's.
+        """
+        _check_starts(batch)
+        return ReferenceBackend(self).run(batch, None, aux, streams)
+
     def next_token_logits(
         self, batch: RaggedBatch, cache: Cache | None = None, rows: np.ndarray | None = None
     ) -> Tensor:

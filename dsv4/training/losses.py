@@ -106,13 +106,18 @@ def count_parts(batch: RaggedBatch, mask: Tensor) -> Counts:
 
     Those of the parts of a batch add up to its own: a document counts in the part that it begins in.
     """
-    before, ends = batch.starts, batch.starts + batch.lengths
     return Counts(
         targets=len(batch_targets(batch, mask, 1)[0]),
         mtp_targets=len(batch_targets(batch, mask, 2)[0]),
-        documents=int((before == 0).sum()),
-        indexed=int((np.maximum(ends, CSA_RATIO - 1) - np.maximum(before, CSA_RATIO - 1)).sum()),
+        documents=int((batch.starts == 0).sum()),
+        indexed=_indexed(batch),
     )
+
+
+def _indexed(batch: RaggedBatch) -> int:
+    """Number of tokens that see an entry of a CSA layer."""
+    first, ends = np.maximum(batch.starts, CSA_RATIO - 1), batch.starts + batch.lengths
+    return int((ends - first).clip(min=0).sum())
 
 
 def compute_losses(
@@ -126,36 +131,59 @@ def compute_losses(
     """Run `batch` forward and return (weighted loss, its parts); `mask` bool [T] marks the targets.
 
     `totals` are the counts of all micro-batches of the step, None if this is the only one: losses and gradients of the
-    micro-batches add up to those of one batch of all their documents. Only rows with a target are read out.
-    ValueError if no row of the step has one.
+    micro-batches add up to those of one batch of all their documents, and so do those of the parts of a batch. Only
+    rows with a target are read out. ValueError if no row of the step has one.
     """
-    counts = count_parts(batch, mask)
-    totals = totals or counts
+    totals = totals or count_parts(batch, mask)
     if not totals.targets:
         raise ValueError("the batch holds no target: every masked-in token is the first of its document")
-    token_ids = batch.token_ids
-    streams = model.forward_ragged(batch, aux=aux)
+    return losses_of_streams(model, model.forward_ragged(batch, aux=aux), batch, mask, weights, aux, totals)
+
+
+def losses_of_streams(
+    model: Transformer,
+    streams: Tensor,
+    batch: RaggedBatch,
+    mask: Tensor,
+    weights: LossWeights,
+    aux: AuxLosses,
+    totals: Counts,
+) -> tuple[Tensor, Losses]:
+    """As `compute_losses`, from the streams [T, hc_mult, d] after the last main layer."""
     zero = torch.zeros((), device=streams.device)
-    rows, targets = target_rows(batch.cu_seqlens, mask, 1)
+    rows, targets = batch_targets(batch, mask, 1)
     next_token = accuracy = mtp = zero
     if len(rows):
-        loss, predicted = model.cross_entropy(take_rows(streams, rows), token_ids[targets])
+        loss, predicted = model.cross_entropy(take_rows(streams, rows), targets)
         next_token = loss / totals.targets
-        accuracy = (predicted == token_ids[targets]).sum() / totals.targets
+        accuracy = (predicted == targets).sum() / totals.targets
 
     # If any micro-batch has an MTP target, all run the block: its router's balance is a mean over all documents.
+    ends = [streams]
     if weights.mtp and totals.mtp_targets and len(model.mtp):
         mtp_streams = model.mtp_forward(streams, following_ids(batch), batch, aux=aux)
-        rows, targets = target_rows(batch.cu_seqlens, mask, 2)
+        ends.append(mtp_streams)
+        rows, targets = batch_targets(batch, mask, 2)
         if len(rows):
-            loss, _ = model.cross_entropy(take_rows(mtp_streams, rows), token_ids[targets], depth=0)
+            loss, _ = model.cross_entropy(take_rows(mtp_streams, rows), targets, depth=0)
             mtp = loss / totals.mtp_targets
 
-    balance = aux.balance_loss * (counts.documents / totals.documents)
-    indexer = aux.indexer_loss * (counts.indexed / max(1, totals.indexed))
-    total = next_token + weights.mtp * mtp + weights.balance * balance + weights.indexer * indexer
+    added, balance, indexer = auxiliary_losses(batch, weights, aux, totals)
+    total = next_token + weights.mtp * mtp + added
+    if batch.part is not None:
+        total = batch.part.tie(total, *ends)
     numbers = [float(value.detach()) for value in (next_token, accuracy, mtp, balance, indexer)]
-    return total, Losses(*numbers, targets=counts.targets)
+    return total, Losses(*numbers, targets=count_parts(batch, mask).targets)
+
+
+def auxiliary_losses(
+    batch: RaggedBatch, weights: LossWeights, aux: AuxLosses, totals: Counts
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(weighted sum, balance, indexer): the losses that layers reported to `aux`, as shares of the step's means."""
+    indexed = _indexed(batch)
+    balance = aux.balance_loss * (batch.num_seqs / totals.documents)
+    indexer = aux.indexer_loss * (indexed / max(1, totals.indexed))
+    return weights.balance * balance + weights.indexer * indexer, balance, indexer
 
 
 def sum_losses(parts: Iterable[Losses]) -> Losses:
