@@ -103,11 +103,12 @@ class ReferenceBackend:
         """As in Backend; `streams` are those of an earlier pipeline stage, in place of the embedding's."""
         model = self.model
         ctx = ForwardContext(model.config, batch, cache, aux, model.device)
-        if streams is None:
-            streams = model.embed(ctx.token_ids).unsqueeze(1).expand(-1, model.config.hc_mult, -1)
+        x = streams
+        if x is None:
+            x = model.embed(ctx.token_ids).unsqueeze(1).expand(-1, model.config.hc_mult, -1)
         for layer in model.layers:
-            streams = layer(streams, ctx)
-        return streams
+            x = layer(x, ctx)
+        return x
 
     def run_mtp(
         self,

@@ -112,7 +112,8 @@ def end_group(mesh: DeviceMesh, name: str = "pipeline") -> dist.ProcessGroup | N
     assert names is not None
     pipelines = mesh.mesh.movedim(names.index(name), -1).flatten(0, -2)
     ends = [sorted({ranks[0], ranks[-1]}) for ranks in pipelines.tolist()]
-    return dist.new_subgroups_by_enumeration(ends)[0]
+    group = dist.new_subgroups_by_enumeration(ends)[0]
+    return group if isinstance(group, dist.ProcessGroup) else None
 
 
 def with_loss(streams: Tensor, loss: Tensor) -> Tensor:

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 BUCKET_ELEMENTS = 1 << 24
 
 
-def sum_gradients(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup) -> None:
+def sum_gradients(parameters: Iterable[Tensor], group: dist.ProcessGroup) -> None:
     """Add up the gradients of the ranks of a group, in fp32; one that a rank lacks counts as zero.
 
     All ranks have the same parameters in the same order.

@@ -70,7 +70,8 @@ def compute_stage_gradient(
 
     config = model.config
     shape = torch.empty(1, config.hc_mult, config.hidden_size, dtype=model.dtype, device=model.device)
-    with stored_weights(model) if work.quantized else nullcontext(), attention_phase(model, work.attention):
+    phase = attention_phase(model, work.attention, whole=False)
+    with stored_weights(model) if work.quantized else nullcontext(), phase:
         run_stages(place, pipeline.group, [data.batch.num_tokens for data in batches], shape, compute)
     if pipeline.ends is not None and pipeline.ends.size() > 1 and config.num_nextn_predict_layers:
         sum_gradients([model.embed.weight], pipeline.ends)
