@@ -70,7 +70,7 @@ class Attention(nn.Module):
             kv = cache.format.round(kv)
         ring = StoredRows(cache.window, cache.format) if cache is not None else None
         if layout.batch.part is not None:
-            ring = StoredRows(*layout.batch.part.earlier(WINDOW, kv))
+            ring = StoredRows(layout.batch.part.earlier(WINDOW, kv)[0])
         keys = KeyView(kv, layout.batch, ring, layout.slots, None)
         o = self._attend(x, q, q_latent, keys, layout, rope, cache, aux)
         if cache is not None:
@@ -141,7 +141,7 @@ class Attention(nn.Module):
         if index is not None and probs is not None:
             loss = index_loss(*index, tiles, chosen, probs) / max(1, layout.count_from(self.ratio - 1))
         if part is not None:
-            o = part.tie(o, *(view.pool.rows for view in (keys.entries,) if view is not None))
+            o = part.tie(o, keys.entries.pool.rows) if keys.entries is not None else o
             if learning and index is not None:
                 loss = part.tie(torch.zeros((), device=o.device) if loss is None else loss, index[2].pool.rows)
         if aux is not None and loss is not None:
