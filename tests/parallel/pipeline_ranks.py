@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, replace
+from dataclasses import astuple
 
 import torch
 
@@ -45,9 +45,8 @@ def train(
     """
     pipeline, data, context = shape
     mesh = make_mesh(Degrees(pipeline=pipeline, data=data, context=context))
-    config = tiny_config(schedule=(0, 4, 128, 4), num_nextn_predict_layers=mtp)
-    if not mtp:
-        config = replace(config, compress_ratios=config.compress_ratios[:4])
+    ratios = (0, 4, 128, 4, 0)[: 4 + mtp]
+    config = tiny_config(compress_ratios=ratios, num_hidden_layers=4, num_nextn_predict_layers=mtp)
     alone, staged = (random_model(config, 1).requires_grad_() for _ in range(2))
     parts = place_rank(staged, mesh, sizes)
     optimizers = [MuonAdamW(model, config, compute_dtype=torch.float32) for model in (alone, staged)]
