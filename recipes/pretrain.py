@@ -3,9 +3,11 @@
     python recipes/pretrain.py data.text=docs stages.0.steps=20 --run-dir runs/text --out runs/text/model
     python recipes/pretrain.py recipe.toml model.layers=4 optimizer.rate=1e-3 --print-config
     python recipes/pretrain.py --resume --run-dir runs/text
+    torchrun --nproc-per-node 4 -m dsv4 train pretrain recipe.toml parallel.data=2 parallel.expert=2
 
 A recipe is a TOML file; KEY=VALUE changes one of its keys, or a default. --print-config prints all keys, as a recipe.
---resume continues a run that was killed or stopped from its last saved step, to the same bits, on the same data.
+--resume continues a run that was killed or stopped from its last saved step, to the same bits, on the same data. On
+other ranks it takes their parallel.* keys: the losses are then the same but for rounding.
 """
 
 from __future__ import annotations
@@ -13,12 +15,17 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from rich.console import Console
 
 from dsv4.checkpoint.atomic import DiskFullError, new_file
@@ -30,6 +37,7 @@ from dsv4.data.shards import Index
 from dsv4.data.tokenizing import ShardWriter
 from dsv4.model.transformer import Transformer
 from dsv4.model_folder import resolve_model
+from dsv4.parallel.mesh import launched, process_group
 from dsv4.tokenizer import Tokenizer
 from dsv4.training.export import export_model
 from dsv4.training.hash_routing import count_tokens, install_tables
@@ -39,6 +47,7 @@ from dsv4.training.optim import MuonAdamW
 from dsv4.training.plan import FixedPlan
 from dsv4.training.plots import draw_run
 from dsv4.training.pretrain_recipe import PretrainRecipe, StageSection
+from dsv4.training.rank_loop import RankTrainer
 from dsv4.training.recipe import read_recipe, write_recipe
 from dsv4.training.replicas import ReplicaError
 from dsv4.training.schedule import Schedule
@@ -60,29 +69,62 @@ SEED_STEP = 1_000_003  # between the seeds of stages, each of which takes the do
 def main(arguments: list[str] | None = None) -> int:
     """Run the recipe; 0 when the model folder is written."""
     options = _parser().parse_args(arguments)
-    console = Console()
-    run_dir: Path = options.run_dir
-    out: Path = options.out or run_dir / "model"
     try:
         if options.print_config:
             print(write_recipe(given_recipe(options.recipe).resolve()), end="")
             return 0
-        if options.resume:
-            recipe = resume_run(run_dir, options.recipe)
-        else:
-            recipe = new_run(given_recipe(options.recipe), run_dir, console)
-        trainer = make_trainer(recipe, run_dir, options.workers, console)
-        trainer.run()
+        with _ranks(options) as rank:
+            return _train(options, rank)
     except RunStoppedError as stopped:
-        print(f"{stopped}; to go on: dsv4 train pretrain --resume --run-dir {run_dir}", file=sys.stderr)
+        print(f"{stopped}; to go on: dsv4 train pretrain --resume --run-dir {options.run_dir}", file=sys.stderr)
         return EXIT_STATUS
-    except STOPPED as error:
+    except (ValueError, OSError, DiskFullError, NonFiniteLossError, ReplicaError, StateError, MemoryError) as error:
         raise SystemExit(f"training stopped: {error}") from error
-    export_model(trainer.model, run_dir / "tokenizer", out)
-    console.print(f"model folder: {out}", highlight=False)
-    picture = draw_run(run_dir)
-    if picture is not None:
-        console.print(f"losses: {picture}", highlight=False)
+    except RuntimeError as error:
+        if not launched():
+            raise
+        raise SystemExit(
+            f"training stopped on rank {os.environ['RANK']}: another rank ended, or its connection failed ({error}); "
+            f"to go on from the last checkpoint: --resume --run-dir {options.run_dir}"
+        ) from error
+
+
+@contextmanager
+def _ranks(options: argparse.Namespace) -> Iterator[int]:
+    """This process's rank among those of a launcher, whose process group lasts as long; 0 if there is only this one."""
+    if not launched():
+        yield 0
+        return
+    path = options.run_dir / "recipe.toml"
+    recipe = read_recipe(PretrainRecipe, path) if options.resume else given_recipe(options.recipe)
+    with process_group(recipe.run.device):
+        yield dist.get_rank()
+
+
+def _train(options: argparse.Namespace, rank: int) -> int:
+    run_dir: Path = options.run_dir
+    out: Path = options.out or run_dir / "model"
+    console = Console(quiet=rank > 0)
+    if options.resume:
+        recipe = resume_run(run_dir, options.recipe)
+    elif not launched():
+        recipe = new_run(given_recipe(options.recipe), run_dir, console)
+    else:
+        if rank == 0:
+            new_run(given_recipe(options.recipe), run_dir, console)
+        dist.barrier()
+        recipe = resume_run(run_dir, [])
+    trainer = make_trainer(recipe, run_dir, options.workers, console)
+    trainer.run()
+    model = trainer.gather_model() if isinstance(trainer, RankTrainer) else trainer.model
+    if rank == 0:
+        export_model(model, run_dir / "tokenizer", out)
+        console.print(f"model folder: {out}", highlight=False)
+        picture = draw_run(run_dir)
+        if picture is not None:
+            console.print(f"losses: {picture}", highlight=False)
+    if launched():
+        dist.barrier()
     return 0
 
 
@@ -139,11 +181,22 @@ def new_run(recipe: PretrainRecipe, run_dir: Path, console: Console) -> Pretrain
 
 def resume_run(run_dir: Path, words: list[str]) -> PretrainRecipe:
     """Read the run's recipe and check that the data is what it was."""
-    if words:
-        raise ValueError(f"--resume goes on with the run's own recipe; without {' '.join(words)}")
+    if any(not word.startswith("parallel.") for word in words):
+        raise ValueError(f"--resume goes on with the run's own recipe but for parallel.*; without {' '.join(words)}")
     if not (run_dir / "data.json").exists():
         raise ValueError(f"--resume: {run_dir} holds no run (no data.json)")
-    recipe = read_recipe(PretrainRecipe, run_dir / "recipe.toml")
+    begun = read_recipe(PretrainRecipe, run_dir / "recipe.toml")
+    recipe = read_recipe(PretrainRecipe, run_dir / "recipe.toml", words)
+    for stage in recipe.stages:
+        before, now = stage.size(begun.processes), stage.size(recipe.processes)
+        if (before.tokens * before.last, before.tokens * before.first) != (
+            now.tokens * now.last,
+            now.tokens * now.first,
+        ):
+            raise ValueError(
+                f"--resume: steps of stage {stage.name!r} had {before.tokens * before.last} tokens and would have "
+                f"{now.tokens * now.last}: set batch_tokens when a run is to go on with other ranks"
+            )
     for folder, fingerprint in read_fingerprints(run_dir).items():
         if Index.read(Path(folder)).fingerprint != fingerprint:
             raise ValueError(f"--resume: {folder} holds other data than the run began with")
@@ -199,7 +252,7 @@ def make_source(recipe: PretrainRecipe, number: int, run_dir: Path, config: Mode
 
 def make_stages(recipe: PretrainRecipe, run_dir: Path, config: ModelConfig, workers: int) -> tuple[list[Stage], int]:
     """The run's stages, and its steps."""
-    replicas = recipe.run.replicas
+    replicas = recipe.processes
     steps = [stage.num_steps(replicas) for stage in recipe.stages]
     stages = [
         Stage(
@@ -245,18 +298,22 @@ def make_trainer(recipe: PretrainRecipe, run_dir: Path, workers: int, console: C
         stability=recipe.stability.settings(),
     )
     native = run.device != "cpu" or torch.cpu.get_capabilities().get("avx512_bf16", False)
-    optimizer = MuonAdamW(
-        model,
-        config,
-        momentum=optimizing.momentum,
-        weight_decay=optimizing.weight_decay,
-        compute_dtype=torch.bfloat16 if native else torch.float32,
-    )
+    chosen: dict[str, Any] = {
+        "momentum": optimizing.momentum,
+        "weight_decay": optimizing.weight_decay,
+        "compute_dtype": torch.bfloat16 if native else torch.float32,
+    }
     device = torch.device(run.device)
-    speed = SpeedMeter(config, device, product_rate(device, processes=run.replicas))
-    return Trainer(
-        model, optimizer, stages, settings, FixedPlan(steps), run_dir, console, speed=speed, tensorboard=run.tensorboard
-    )
+    speed = SpeedMeter(config, device, product_rate(device, processes=recipe.processes))
+    plan, degrees = FixedPlan(steps), recipe.parallel.degrees()
+    if launched():
+        return RankTrainer(
+            model, chosen, stages, settings, plan, run_dir, degrees, console, speed=speed, tensorboard=run.tensorboard
+        )
+    if degrees.ranks > 1:
+        raise ValueError(f"the recipe is for {degrees.ranks} ranks: start it by torchrun --nproc-per-node")
+    optimizer = MuonAdamW(model, config, **chosen)
+    return Trainer(model, optimizer, stages, settings, plan, run_dir, console, speed=speed, tensorboard=run.tensorboard)
 
 
 def _parser() -> argparse.ArgumentParser:

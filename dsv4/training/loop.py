@@ -22,6 +22,7 @@ from dsv4.training.losses import LossWeights, not_finite
 from dsv4.training.memory import keep_freed_memory
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.plan import UNPLANNED, Plan
+from dsv4.training.processes import Processes
 from dsv4.training.replicas import Replicas
 from dsv4.training.report import Report
 from dsv4.training.schedule import Schedule
@@ -106,14 +107,21 @@ class Trainer:
         self.speed, self.tensorboard = speed, tensorboard
         self.progress = RunPosition()
         run_dir.mkdir(parents=True, exist_ok=True)
-        clear_folder(run_dir)
-        if self.state_path.exists():
-            self.progress = load_state(self.state_path, model, optimizer)
-            if self.progress.stage >= len(stages):
-                raise StateError(f"{self.state_path} is in stage {self.progress.stage}; the run has {len(stages)}")
+        self._resume()
         self.stability: Stability | None = None
         if settings.stability is not None:
             self.stability = Stability(settings.stability, run_dir / "kept", self.progress.stability)
+
+    def _resume(self) -> None:
+        """Go on from the state in the run's folder, if there is one."""
+        clear_folder(self.run_dir)
+        if self.state_path.exists():
+            self.progress = load_state(self.state_path, self.model, self.optimizer)
+            self._check_stage(self.state_path)
+
+    def _check_stage(self, path: Path) -> None:
+        if self.progress.stage >= len(self.stages):
+            raise StateError(f"{path} is in stage {self.progress.stage}; the run has {len(self.stages)}")
 
     @property
     def state_path(self) -> Path:
@@ -129,25 +137,10 @@ class Trainer:
         RunStoppedError, with the state saved, if the process got SIGTERM meanwhile.
         """
         keep_freed_memory()
-        sources = [stage.source for stage in self.stages]
-        settings = self.settings
-        with (
-            Report(
-                self.run_dir / "metrics.jsonl",
-                self.progress.step,
-                self.console,
-                quiet=self.quiet,
-                tensorboard=self.tensorboard,
-                attempt=self.stability.rollbacks if self.stability else 0,
-            ) as report,
-            Replicas(
-                self.model, self.optimizer, sources, settings.replicas, settings.threads, settings.micro_batches
-            ) as replicas,
-            StopOnSigterm() as stop,
-        ):
+        with self._report() as report, self._processes() as replicas, StopOnSigterm() as stop:
             if self.stability and self.progress.step not in self.stability.kept.steps():
                 self.save()  # a state to go back to; kept before, unless this is a new run or one killed while saving
-            while not (self.finished or stop.requested) and (stop_after is None or self.progress.step < stop_after):
+            while not (self.finished or self._stops(stop)) and (stop_after is None or self.progress.step < stop_after):
                 self._one_step(report, replicas)
                 if self.progress.step % self.settings.save_every == 0:
                     self.save()
@@ -158,6 +151,26 @@ class Trainer:
                 f"state is saved in {self.state_path}"
             )
         return self.progress
+
+    def _report(self) -> Report:
+        return Report(
+            self.run_dir / "metrics.jsonl",
+            self.progress.step,
+            self.console,
+            quiet=self.quiet,
+            tensorboard=self.tensorboard,
+            attempt=self.stability.rollbacks if self.stability else 0,
+        )
+
+    def _processes(self) -> Processes:
+        sources, settings = [stage.source for stage in self.stages], self.settings
+        return Replicas(
+            self.model, self.optimizer, sources, settings.replicas, settings.threads, settings.micro_batches
+        )
+
+    def _stops(self, stop: StopOnSigterm) -> bool:
+        """True if the run is to end before its next step."""
+        return stop.requested
 
     def save(self) -> None:
         """Write the whole state of the run. NonFiniteLossError, with nothing written, if a parameter is not finite."""
@@ -173,7 +186,7 @@ class Trainer:
         if self.stability:
             self.stability.keep(self.state_path, self.progress.step)
 
-    def _one_step(self, report: Report, replicas: Replicas) -> None:
+    def _one_step(self, report: Report, replicas: Processes) -> None:
         started = time.perf_counter()
         progress, settings = self.progress, self.settings
         step, total = progress.step, self.plan.total(progress.step)

@@ -205,6 +205,23 @@ class MuonAdamW:
         """Muon's momenta, not copied."""
         return list(self._momenta.values())
 
+    def momentum_of(self, name: str) -> Tensor:
+        """Muon's momentum of a parameter, not copied."""
+        return self._momenta[name]
+
+    def moments_of(self, name: str) -> tuple[Tensor, Tensor]:
+        """AdamW's first and second moment of a parameter, not copied; start_adamw makes them before the first step."""
+        state = self._adamw.state[self.parameters[name]]
+        return state["exp_avg"], state["exp_avg_sq"]
+
+    def start_adamw(self, steps: int = 0) -> None:
+        """Set AdamW's number of steps, which debiases its moments; missing moments become zeros, as in a first step."""
+        for parameter in (p for group in self._adamw.param_groups for p in group["params"]):
+            state = self._adamw.state[parameter]
+            state["step"] = torch.tensor(float(steps))
+            for kind in ("exp_avg", "exp_avg_sq"):
+                state.setdefault(kind, torch.zeros_like(parameter))
+
     def share_momenta(self, momenta: Sequence[Tensor]) -> None:
         """Use the tensors `momenta`, in the order of another optimizer's `momenta()`, as the momenta."""
         self._momenta = dict(zip(self._momenta, momenta, strict=True))

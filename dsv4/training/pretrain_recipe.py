@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, model_vali
 
 from dsv4.config import ModelConfig, nano_path
 from dsv4.model_folder import resolve_model
+from dsv4.parallel.mesh import Degrees
 from dsv4.presets import PRESETS
 from dsv4.training.attention_phase import AttentionPhase
 from dsv4.training.batch_size import BatchSize
@@ -104,6 +105,18 @@ class RunSection(Section):
     bf16_gradients: bool = False
     count_clamps: bool = False
     tensorboard: bool = False
+
+
+class ParallelSection(Section):
+    """Ranks per dimension of the mesh (parallel/mesh.py), whose product torchrun starts; all 1: one process."""
+
+    pipeline: Count = 1
+    data: Count = 1
+    context: Count = 1
+    expert: Count = 1
+
+    def degrees(self) -> Degrees:
+        return Degrees(self.pipeline, self.data, self.context, self.expert)
 
 
 class StabilitySection(Section):
@@ -208,9 +221,15 @@ class PretrainRecipe(Section):
     optimizer: OptimizerSection = OptimizerSection()
     loss: LossSection = LossSection()
     run: RunSection = RunSection()
+    parallel: ParallelSection = ParallelSection()
     stability: StabilitySection = StabilitySection()
     ladder: LadderSection = LadderSection()
     stages: tuple[StageSection, ...] = ()
+
+    @property
+    def processes(self) -> int:
+        """Processes with batches of their own."""
+        return self.run.replicas * self.parallel.degrees().batches
 
     def resolve(self) -> PretrainRecipe:
         """The same run with every key of the model and every stage written out.
@@ -220,9 +239,9 @@ class PretrainRecipe(Section):
         config = self.model.config()
         if self.stages and self.ladder.tokens is not None:
             raise ValueError("the recipe has stages and ladder.tokens, which makes stages; allowed: one of them")
-        stages = self.stages or _default_stages(self.ladder, config, self.run.replicas)
+        stages = self.stages or _default_stages(self.ladder, config, self.processes)
         for stage in stages:
-            stage.size(self.run.replicas)
+            stage.size(self.processes)
             if stage.row_tokens < stage.sequence:
                 raise ValueError(
                     f"stage {stage.name!r}: row_tokens {stage.row_tokens}; allowed: sequence, {stage.sequence}, or more"

@@ -11,7 +11,7 @@ from typing import Any
 from dsv4.training.anticipatory import RoutingAhead
 from dsv4.training.gradient import Routing, Work
 from dsv4.training.kept_states import KeptStates
-from dsv4.training.replicas import Replicas
+from dsv4.training.processes import Processes
 from dsv4.training.spikes import Spike, SpikeDetector
 from dsv4.training.stability_settings import StabilitySettings
 
@@ -65,7 +65,7 @@ class Stability:
         if self.detector.high_since is None:
             self.kept.keep(saved, step)
 
-    def route_ahead(self, steps: range, make_work: Callable[[int], Work], replicas: Replicas) -> dict[int, Routing]:
+    def route_ahead(self, steps: range, make_work: Callable[[int], Work], replicas: Processes) -> dict[int, Routing]:
         """Routing of the first of `steps`, by batch number, as chosen `delay` steps before; empty without.
 
         `steps` ends with the run. Those up to `delay` ahead that have no routing yet get theirs now; when Anticipatory

@@ -1,0 +1,103 @@
+"""FSDP2 around the model's blocks: each rank keeps a part of every parameter, and of its gradient, in float32.
+
+A block's parameters are gathered before its forward and again before its backward. Those outside the blocks, the MTP
+blocks' among them, form the root's group and stay gathered from forward to backward: the read-out uses them from
+outside of their modules. Gradients are summed, not averaged, since the losses are shares of the whole step's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+from dsv4.model.moe import MoE
+from dsv4.model.transformer import Transformer
+from dsv4.parallel.mesh import dense_mesh, expert_shard_mesh
+
+
+def shard_model(model: Transformer, mesh: DeviceMesh) -> None:
+    """Shard the parameters of `model` in place, experts (after split_experts) over the ranks that hold the same."""
+    dense, experts = dense_mesh(mesh), expert_shard_mesh(mesh)
+    moved = {p for name, p in model.named_parameters() if name.endswith("gate.bias")}  # by rule, the same everywhere
+    for module in list(model.modules()):
+        if isinstance(module, MoE):
+            fully_shard(module.experts, mesh=experts)
+    for layer in model.layers:
+        _touch_parameters(layer, layer)
+        fully_shard(layer, mesh=dense, ignored_params=moved)
+    _touch_parameters(model.embed, model, {id(p) for layer in model.layers for p in layer.parameters()})
+    fully_shard(model, mesh=dense, ignored_params=moved, reshard_after_forward=False)
+    register_fsdp_forward_method(model, "forward_ragged")
+    for module in sharded_modules(model):
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
+
+
+def sharded_modules(model: nn.Module) -> Iterator[FSDPModule]:
+    return (module for module in model.modules() if isinstance(module, FSDPModule))
+
+
+def gather_all(model: nn.Module) -> None:
+    """Gather every parameter now, until the backward: for stored values, whose blocks cross the ranks' parts."""
+    for module in sharded_modules(model):
+        module.unshard()
+
+
+def local_part(parameter: Tensor) -> Tensor:
+    """This rank's part of a sharded parameter, or the parameter itself; not copied."""
+    return cast(DTensor, parameter)._local_tensor if isinstance(parameter, DTensor) else parameter.detach()
+
+
+class _Touch(torch.autograd.Function):
+    """x, and a gradient of zero for every parameter: ranks must agree on the parameters that they reduce."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.shapes = [(p.shape, p.dtype) for p in parameters]
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return grad, *(torch.zeros(shape, dtype=dtype, device=grad.device) for shape, dtype in ctx.shapes)
+
+
+def _touch_parameters(module: nn.Module, owner: nn.Module, without: set[int] | None = None) -> None:
+    """Give all parameters in `owner`'s group, experts apart, a gradient in each backward through `module`'s input."""
+    skipped = without or set()
+    named = [(n, p) for n, p in owner.named_parameters() if p.requires_grad and ".experts." not in n]
+    names = [name for name, parameter in named if id(parameter) not in skipped]
+    lookup: Callable[[str], Tensor] = owner.get_parameter  # by name: FSDP exchanges the parameters of a module
+
+    def before(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return _Touch.apply(inputs[0], *(lookup(name) for name in names)), *inputs[1:]
+
+    def after(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return cast(Tensor, _Touch.apply(output, *(lookup(name) for name in names)))
+
+    if module is owner:
+        module.register_forward_pre_hook(before)
+    else:
+        module.register_forward_hook(after)
+
+
+def gather_model(model: Transformer, mesh: DeviceMesh) -> Transformer:
+    """A model of its own with the whole of every parameter, on each rank; called by all together."""
+    group, ranks = mesh.get_group("expert"), mesh["expert"].size()
+    state: dict[str, Tensor] = dict(model.named_buffers())
+    for name, parameter in model.named_parameters():
+        whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        if ".experts." in name and ranks > 1:
+            parts = [torch.empty_like(whole) for _ in range(ranks)]
+            dist.all_gather(parts, whole.contiguous(), group=group)
+            whole = torch.cat(parts)
+        state[name] = whole.detach()
+    found = Transformer(model.config, model.numerics)
+    found.load_state_dict(state)
+    return found

@@ -1,0 +1,135 @@
+"""The training loop on one of several ranks: sharded model, common decisions, checkpoints of all ranks together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+
+from dsv4.model.transformer import Transformer
+from dsv4.parallel.checkpoint import Checkpoints
+from dsv4.parallel.expert import split_experts
+from dsv4.parallel.fsdp import gather_model, shard_model
+from dsv4.parallel.mesh import Degrees, make_mesh
+from dsv4.training.loop import NonFiniteLossError, Stage, Trainer, TrainSettings
+from dsv4.training.optim import MuonAdamW
+from dsv4.training.plan import Plan
+from dsv4.training.processes import Processes
+from dsv4.training.ranks import Ranks
+from dsv4.training.report import Report
+from dsv4.training.sharded_optim import ShardedMuonAdamW
+from dsv4.training.speed import SpeedMeter
+from dsv4.training.state import RunPosition
+from dsv4.training.stopping import RunStoppedError, StopOnSigterm
+
+
+class RankTrainer(Trainer):
+    """Trainer on one rank of a process group; all ranks build one from the same arguments and run it together.
+
+    `model`, whole on every rank, is sharded in place. Only rank 0 reports. The state is in `run_dir`/checkpoints.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        optimizer: dict[str, Any],
+        stages: Sequence[Stage],
+        settings: TrainSettings,
+        plan: Plan,
+        run_dir: Path,
+        degrees: Degrees,
+        console: Console | None = None,
+        quiet: bool = False,
+        speed: SpeedMeter | None = None,
+        tensorboard: bool = False,
+    ) -> None:
+        """optimizer: keyword arguments of MuonAdamW. ValueError if the degrees do not fit ranks, model or settings."""
+        if settings.replicas > 1 or settings.stability is not None:
+            raise ValueError(
+                "run.replicas and stability.rollback are of one process; allowed on several ranks: neither"
+            )
+        degrees.check(dist.get_world_size(), model.config.n_routed_experts, model.config.num_hidden_layers)
+        self.degrees, self.mesh = degrees, make_mesh(degrees, model.device.type)
+        split_experts(model, self.mesh["expert"])
+        shard_model(model, self.mesh)
+        self.sharded = ShardedMuonAdamW(model, self.mesh, **optimizer)
+        self.checkpoints = Checkpoints(run_dir / "checkpoints")
+        self._saved = -1  # step of the checkpoint begun last
+        # Of the optimizer the loop itself uses what both kinds have; the rest is in the methods below.
+        one = cast(MuonAdamW, self.sharded)
+        super().__init__(model, one, stages, settings, plan, run_dir, console, quiet, speed, tensorboard)
+
+    def _resume(self) -> None:
+        path = self.checkpoints.latest()
+        if path is None:
+            return
+        tensors = self.sharded.state()
+        rng = f"rng.{dist.get_rank()}"
+        found = self.checkpoints.load(path, tensors)
+        random = found.pop("rng")
+        if len(random) == dist.get_world_size():  # another number of ranks starts with random states of its own
+            torch.set_rng_state(torch.tensor(list(bytes.fromhex(random[rng])), dtype=torch.uint8))
+        self.sharded.loaded(found.pop("updates"))
+        self.progress = RunPosition(**found)
+        self._saved = self.progress.step
+        self._check_stage(path)
+
+    def _report(self) -> Report:
+        return super()._report() if dist.get_rank() == 0 else cast(Report, nullcontext(_Silence()))
+
+    def _processes(self) -> Processes:
+        sources = [stage.source for stage in self.stages]
+        return Ranks(self.model, self.sharded, sources, self.mesh, self.degrees, self.settings.micro_batches)
+
+    def _stops(self, stop: StopOnSigterm) -> bool:
+        flag = torch.tensor(int(stop.requested))
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        stop.requested = bool(flag)
+        return stop.requested
+
+    @property
+    def state_path(self) -> Path:
+        return self.run_dir / "checkpoints"
+
+    def run(self, stop_after: int | None = None) -> RunPosition:
+        """As in Trainer; the last checkpoint is whole when it ends, also by RunStoppedError."""
+        try:
+            position = super().run(stop_after)
+        except RunStoppedError:
+            self.checkpoints.finish()
+            raise
+        self.checkpoints.finish()
+        return position
+
+    def save(self) -> None:
+        """Begin a checkpoint, which is whole after one of the next steps. NonFiniteLossError as in Trainer."""
+        if not self.sharded.finite():
+            raise NonFiniteLossError(
+                f"after step {self.progress.step - 1} a parameter is not finite; nothing was saved"
+            )
+        if self._saved == self.progress.step:
+            return
+        self._saved = self.progress.step
+        states: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(states, bytes(torch.get_rng_state().tolist()).hex())
+        position = asdict(self.progress) | {"updates": self.progress.step}
+        position["rng"] = {f"rng.{rank}": state for rank, state in enumerate(states)}
+        self.checkpoints.start(self.progress.step, self.sharded.state(), position)
+
+    def gather_model(self) -> Transformer:
+        """The whole model, on every rank."""
+        return gather_model(self.model, self.mesh)
+
+
+class _Silence:
+    """Report of a rank that does not report."""
+
+    def step(self, *_: object) -> None: ...
+
+    def event(self, *_: object) -> None: ...

@@ -1,0 +1,85 @@
+"""Data and expert parallelism of a run on PyTorch's engine: this process's part of every step, as one of several ranks.
+
+Its interface is that of Replicas; every rank runs the same loop and takes the same decisions from the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+
+from dsv4.model.transformer import Transformer
+from dsv4.parallel.fsdp import gather_all
+from dsv4.parallel.mesh import Degrees, batch_rank
+from dsv4.training.attention_phase import AttentionPhase
+from dsv4.training.gradient import BatchSource, Result, Routing, Work, compute_gradient, sum_counts
+from dsv4.training.helper import Place, Reader
+from dsv4.training.losses import Counts
+from dsv4.training.sharded_optim import ShardedMuonAdamW
+
+T = TypeVar("T")
+
+
+class Ranks:
+    """All ranks of a run, seen from one; `micro_batches` per rank and step. Use as a context manager."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        optimizer: ShardedMuonAdamW,
+        sources: Sequence[BatchSource],
+        mesh: DeviceMesh,
+        degrees: Degrees,
+        micro_batches: int = 1,
+    ) -> None:
+        if degrees.pipeline > 1 or degrees.context > 1:
+            raise ValueError(f"{degrees}: this loop trains with data and expert parallelism; allowed for the others: 1")
+        self.model, self.optimizer = model, optimizer
+        self._place = Place(batch_rank(mesh), degrees.batches, micro_batches)
+        self._reader = Reader(self._place, sources, next(model.buffers(), next(model.parameters())).device)
+
+    def __enter__(self) -> Ranks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def gradient(self, work: Work) -> list[Result]:
+        """Leave the step's gradient with the optimizer; return each rank's share of the losses, in rank order.
+
+        ValueError, on all ranks, if no micro-batch of the step has a target, or if the phase is not sparse.
+        """
+        if work.attention != "sparse":
+            raise ValueError(f"attention {work.attention!r} on several ranks; allowed: 'sparse'")
+        batches = self._reader.read(work)
+        counts = _gather(sum_counts(batches))
+        totals = sum(counts, Counts())
+        if not totals.targets:
+            numbers = self.numbers(work)
+            raise ValueError(f"batches {numbers[0]} to {numbers[-1]} of stage {work.stage} hold no target")
+        if work.quantized:
+            gather_all(self.model)
+        result = compute_gradient(self.model, batches, work, totals)
+        self.optimizer.collect()
+        return _gather(result)
+
+    def numbers(self, work: Work) -> range:
+        """Numbers of all batches of a step."""
+        return self._place.all_numbers(work.step, work.size)
+
+    def anticipate(self, work: Work) -> dict[int, Routing]:
+        raise ValueError("rollbacks with Anticipatory Routing need run.replicas; allowed on several ranks: none")
+
+    def update(self, rate: float, scale: float, attention: AttentionPhase = "sparse") -> None:
+        """Step all parameters, each rank its own."""
+        self.optimizer.step(rate, scale, attention)
+
+
+def _gather(value: T) -> list[T]:
+    """`value` of every rank, in rank order."""
+    found: list[T | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found  # pyright: ignore[reportReturnType]

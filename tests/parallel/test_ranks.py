@@ -1,0 +1,91 @@
+"""Several gloo ranks train as one process does with all their batches."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dsv4.training.loop import Stage, Trainer
+from dsv4.training.optim import MuonAdamW
+from dsv4.training.plan import FixedPlan
+
+from ..training.tiny_training import make_model
+from .rank_program import STEPS, UnevenBatches, settings
+
+ROOT = Path(__file__).parents[2]
+LOSSES = ("loss", "mtp_loss", "balance_loss", "indexer_loss", "grad_norm")
+
+
+def train(run_dir: Path, ranks: int, micro_batches: int, stop_after: int | None = None, **degrees: int) -> None:
+    options = {"run_dir": str(run_dir), "degrees": degrees, "micro_batches": micro_batches, "stop_after": stop_after}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    ended = subprocess.run(
+        [*command, "-m", "tests.parallel.rank_program", json.dumps(options)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=550,
+    )
+    assert ended.returncode == 0, ended.stderr[-4000:]
+
+
+def records(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run_dir / "whole.pt")
+
+
+def train_alone(run_dir: Path, micro_batches: int) -> list[dict[str, Any]]:
+    model, _ = make_model()
+    optimizer = MuonAdamW(model, model.config, compute_dtype=torch.float32)
+    stages = [Stage("all", 1.0, UnevenBatches())]
+    chosen = settings(micro_batches=micro_batches)
+    Trainer(model, optimizer, stages, chosen, FixedPlan(STEPS), run_dir, quiet=True).run()
+    return records(run_dir)
+
+
+def assert_same_losses(found: list[dict[str, Any]], want: list[dict[str, Any]]) -> None:
+    assert [record["step"] for record in found] == list(range(STEPS))
+    for got, expected in zip(found, want, strict=True):
+        assert got["targets"] == expected["targets"] and got["tokens"] == expected["tokens"]
+        assert got["loss"] == pytest.approx(expected["loss"], rel=1e-6), got["step"]
+        for name in LOSSES[1:]:
+            assert got[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-7), (got["step"], name)
+
+
+def test_two_ranks_with_halved_experts_train_as_one_process(tmp_path: Path) -> None:
+    train(tmp_path / "ranks", 2, 1, expert=2)
+    assert_same_losses(records(tmp_path / "ranks"), train_alone(tmp_path / "alone", 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ranks", "micro_batches", "degrees"),
+    [(2, 2, {"data": 2}), (4, 1, {"data": 4}), (4, 1, {"expert": 4}), (4, 1, {"data": 2, "expert": 2})],
+)
+def test_ranks_train_as_one_process(ranks: int, micro_batches: int, degrees: dict[str, int], tmp_path: Path) -> None:
+    train(tmp_path / "ranks", ranks, micro_batches, **degrees)
+    assert_same_losses(records(tmp_path / "ranks"), train_alone(tmp_path / "alone", ranks * micro_batches))
+
+
+@pytest.mark.slow
+def test_a_resumed_run_has_the_same_bits_and_other_ranks_the_same_losses(tmp_path: Path) -> None:
+    train(tmp_path / "whole", 2, 2, data=2)
+    train(tmp_path / "parts", 2, 2, stop_after=3, data=2)
+    train(tmp_path / "parts", 2, 2, data=2)
+    want = weights(tmp_path / "whole")
+    for name, tensor in weights(tmp_path / "parts").items():
+        assert torch.equal(tensor, want[name]), name
+    train(tmp_path / "others", 2, 2, stop_after=3, data=2)
+    train(tmp_path / "others", 4, 1, data=2, expert=2)
+    assert_same_losses(records(tmp_path / "others"), records(tmp_path / "whole"))
