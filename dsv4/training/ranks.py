@@ -1,4 +1,5 @@
-"""Data and expert parallelism of a run on PyTorch's engine: this process's part of every step, as one of several ranks.
+"""Data, context and expert parallelism of a run on PyTorch's engine: this process's part of every step, as one of
+several ranks.
 
 Its interface is that of Replicas; every rank runs the same loop and takes the same decisions from the same numbers.
 """
@@ -18,6 +19,7 @@ from dsv4.training.attention_phase import AttentionPhase
 from dsv4.training.gradient import BatchSource, Result, Routing, Work, compute_gradient, sum_counts
 from dsv4.training.helper import Place, Reader
 from dsv4.training.losses import Counts
+from dsv4.training.parts import Parts, cut_batches
 from dsv4.training.sharded_optim import ShardedMuonAdamW
 
 T = TypeVar("T")
@@ -35,9 +37,12 @@ class Ranks:
         degrees: Degrees,
         micro_batches: int = 1,
     ) -> None:
-        if degrees.pipeline > 1 or degrees.context > 1:
-            raise ValueError(f"{degrees}: this loop trains with data and expert parallelism; allowed for the others: 1")
+        if degrees.pipeline > 1:
+            raise ValueError(
+                f"{degrees}: this loop trains with data, context and expert parallelism; allowed for pipeline: 1"
+            )
         self.model, self.optimizer = model, optimizer
+        self._parts = Parts(mesh, None)
         self._place = Place(batch_rank(mesh), degrees.batches, micro_batches)
         self._reader = Reader(self._place, sources, next(model.buffers(), next(model.parameters())).device)
 
@@ -54,7 +59,7 @@ class Ranks:
         """
         if work.attention != "sparse":
             raise ValueError(f"attention {work.attention!r} on several ranks; allowed: 'sparse'")
-        batches = self._reader.read(work)
+        batches = cut_batches(self._parts, self._reader.read(work))
         counts = _gather(sum_counts(batches))
         totals = sum(counts, Counts())
         if not totals.targets:
