@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from dsv4.checkpoint.atomic import sync_folder
 
@@ -29,7 +30,8 @@ class Checkpoints:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._group = dist.new_group(backend="gloo")  # of its own: it writes while other collectives run
+        # Of its own: it writes while other collectives run.
+        self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
         self._pending: tuple[Future[Any], Path, Path, dict[str, Any]] | None = None
 
     def latest(self) -> Path | None:
@@ -46,7 +48,7 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
         dist.barrier(self._group)
-        future = dcp.async_save(dict(tensors), checkpoint_id=temporary, process_group=self._group)
+        future = async_save(dict(tensors), checkpoint_id=temporary, process_group=self._group)
         self._pending = cast("Future[Any]", future), temporary, path, position
 
     def finish(self) -> None:
@@ -73,7 +75,7 @@ class Checkpoints:
         """Read this rank's `tensors` from a checkpoint in place; its position. ValueError if it is damaged."""
         try:
             position = json.loads((path / "position.json").read_text(encoding="utf-8"))
-            dcp.load(dict(tensors), checkpoint_id=path, process_group=self._group)
+            load(dict(tensors), checkpoint_id=path, process_group=self._group)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise ValueError(
                 f"{path} is damaged or of another model ({error}); remove it to go on from another"

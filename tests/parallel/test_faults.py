@@ -1,0 +1,98 @@
+"""Ranks that vanish or are asked to stop: the others end and say why; the run goes on from the last checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import dsv4
+from dsv4.model_folder import nano_path
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    """Command line of a run with a tiny model on a little text."""
+    model, texts = tmp_path / "tiny", tmp_path / "texts"
+    config = replace(
+        dsv4.ModelConfig.preset("nano"), hidden_size=32, num_hidden_layers=3, num_hash_layers=1, num_attention_heads=2,
+        head_dim=64, q_lora_rank=16, o_groups=2, o_lora_rank=16, index_n_heads=2, index_topk=8, n_routed_experts=4,
+        moe_intermediate_size=16, compress_ratios=(0, 4, 128, 0),
+    )  # fmt: skip
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(config.to_dict()))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (model / name).write_bytes((nano_path() / name).read_bytes())
+    texts.mkdir()
+    for n in range(12):
+        (texts / f"{n}.txt").write_text(f"Text number {n}.\n\n" + "Some words, and others; the end.\n" * (n + 1))
+    sizes = "stages.0.row_tokens=128 stages.0.sequence=64 data.group_rows=4 run.save_every=2 stages.0.steps=2000"
+    return [f"model.base={model}", f"data.text={texts}", "parallel.data=2", *sizes.split()]
+
+
+def start(run_dir: Path, arguments: list[str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dsv4"]
+    return subprocess.Popen(
+        [*command, "train", "pretrain", *arguments, "--run-dir", str(run_dir)],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        text=True,
+    )  # fmt: skip
+
+
+def wait_for_step(run_dir: Path, step: int) -> None:
+    for _ in range(3000):
+        if (run_dir / "metrics.jsonl").exists() and (run_dir / "metrics.jsonl").read_text().count("\n") > step:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"step {step} was not reached")
+
+
+def steps(run_dir: Path) -> list[int]:
+    """Steps of the whole checkpoints."""
+    return sorted(int(path.name.removeprefix("step-")) for path in (run_dir / "checkpoints").glob("step-*"))
+
+
+def worker(launcher: int) -> int:
+    """Id of the launcher's last worker process."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    return max(map(int, children))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc")
+def test_a_killed_rank_ends_the_others_with_the_last_checkpoint_whole(words: list[str], tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    running = start(run_dir, words)
+    wait_for_step(run_dir, 5)
+    os.kill(worker(running.pid), signal.SIGKILL)
+    _, said = running.communicate(timeout=200)
+    assert running.returncode != 0
+    assert "training stopped on rank 0: another rank ended" in said and "--resume" in said, said[-3000:]
+    saved = steps(run_dir)[-1]
+    assert saved >= 2
+
+    going_on = start(run_dir, ["--resume"])
+    wait_for_step(run_dir, saved + 1)
+    going_on.terminate()
+    going_on.communicate(timeout=200)
+    assert steps(run_dir)[-1] > saved
+
+
+def test_sigterm_saves_the_step_in_progress(words: list[str], tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    running = start(run_dir, [*words, "run.save_every=1000"])
+    wait_for_step(run_dir, 3)
+    running.terminate()
+    _, said = running.communicate(timeout=200)
+    assert "stopped by SIGTERM after step" in said and "--resume" in said, said[-3000:]
+    done = [json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert steps(run_dir) == [done[-1] + 1]
