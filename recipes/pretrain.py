@@ -308,8 +308,9 @@ def make_trainer(recipe: PretrainRecipe, run_dir: Path, workers: int, console: C
     plan, degrees = FixedPlan(steps), recipe.parallel.degrees()
     if launched():
         return RankTrainer(
-            model, chosen, stages, settings, plan, run_dir, degrees, console, speed=speed, tensorboard=run.tensorboard
-        )
+            model, chosen, stages, settings, plan, run_dir, degrees, console, speed=speed, tensorboard=run.tensorboard,
+            layers=recipe.parallel.stages,
+        )  # fmt: skip
     if degrees.ranks > 1:
         raise ValueError(f"the recipe is for {degrees.ranks} ranks: start it by torchrun --nproc-per-node")
     optimizer = MuonAdamW(model, config, **chosen)

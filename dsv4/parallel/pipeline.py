@@ -38,6 +38,11 @@ class StagePlace:
     def last(self) -> bool:
         return self.index == self.count - 1
 
+    @property
+    def copies(self) -> frozenset[str]:
+        """Parameters that an earlier stage has too."""
+        return frozenset({"embed.weight"}) if self.last and not self.first else frozenset()
+
 
 def balance_layers(costs: Sequence[float], stages: int, first: float = 0.0, last: float = 0.0) -> list[int]:
     """Layers per stage, at least one each, such that the costliest stage costs as little as it can.
@@ -82,7 +87,7 @@ class Elsewhere(nn.Module):
 
     def __init__(self, like: Tensor) -> None:
         super().__init__()
-        self.register_buffer("weight", like.detach().new_empty(0), persistent=False)  # its device and dtype
+        self.weight = like.detach().new_empty(0)  # its device and dtype
 
     def forward(self, streams: Tensor, ctx: object) -> Tensor:
         return streams

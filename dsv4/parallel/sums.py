@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 BUCKET_ELEMENTS = 1 << 24
 
@@ -14,7 +15,7 @@ BUCKET_ELEMENTS = 1 << 24
 def sum_gradients(parameters: Iterable[Tensor], group: dist.ProcessGroup) -> None:
     """Add up the gradients of the ranks of a group, in fp32; one that a rank lacks counts as zero.
 
-    All ranks have the same parameters in the same order.
+    All ranks have the same parameters in the same order, or the same parts of them.
     """
     bucket: list[Tensor] = []
     for parameter in parameters:
@@ -22,7 +23,8 @@ def sum_gradients(parameters: Iterable[Tensor], group: dist.ProcessGroup) -> Non
             continue
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-        bucket.append(parameter.grad)
+        grad = parameter.grad
+        bucket.append(grad.to_local() if isinstance(grad, DTensor) else grad)
         if sum(grad.numel() for grad in bucket) >= BUCKET_ELEMENTS:
             _sum_bucket(bucket, group)
             bucket = []

@@ -62,9 +62,10 @@ def place_rank(model: Transformer, mesh: DeviceMesh, sizes: Sequence[int] = ()) 
         return Parts(mesh, None)
     config = model.config
     costs, last = layer_costs(config)
-    place = place_of(
-        sizes or balance_layers(costs, stages, last=last), mesh.get_local_rank("pipeline"), config.num_hidden_layers
-    )
+    if sizes and len(sizes) != stages:
+        raise ValueError(f"layers of {len(sizes)} stages are given; the pipeline has {stages} stages")
+    chosen = sizes or balance_layers(costs, stages, last=last)
+    place = place_of(chosen, mesh.get_local_rank("pipeline"), config.num_hidden_layers)
     keep_stage(model, place)
     return Parts(mesh, Pipeline(place, mesh.get_group("pipeline"), end_group(mesh)))
 

@@ -114,6 +114,7 @@ class ParallelSection(Section):
     data: Count = 1
     context: Count = 1
     expert: Count = 1
+    stages: tuple[Count, ...] = ()  # main layers of each stage of the pipeline; left out: stages of about equal cost
 
     def degrees(self) -> Degrees:
         return Degrees(self.pipeline, self.data, self.context, self.expert)
