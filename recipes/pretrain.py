@@ -309,6 +309,7 @@ def make_trainer(recipe: PretrainRecipe, run_dir: Path, workers: int, console: C
     if launched():
         return RankTrainer(
             model, chosen, stages, settings, plan, run_dir, degrees, console, speed=speed, tensorboard=run.tensorboard,
+            keep_gathered=recipe.parallel.keep_gathered,
             layers=recipe.parallel.stages,
         )  # fmt: skip
     if degrees.ranks > 1:

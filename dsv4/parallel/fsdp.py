@@ -22,17 +22,21 @@ from dsv4.model.transformer import Transformer
 from dsv4.parallel.mesh import dense_mesh, expert_shard_mesh
 
 
-def shard_model(model: Transformer, mesh: DeviceMesh) -> None:
-    """Shard the parameters of `model` in place, experts (after split_experts) over the ranks that hold the same."""
+def shard_model(model: Transformer, mesh: DeviceMesh, keep_gathered: bool = False) -> None:
+    """Shard the parameters of `model` in place, experts (after split_experts) over the ranks that hold the same.
+
+    keep_gathered: from a block's forward to its backward, which saves a second gather and takes the whole model's
+    memory during a step.
+    """
     dense, experts = dense_mesh(mesh), expert_shard_mesh(mesh)
     moved = {p for name, p in model.named_parameters() if name.endswith("gate.bias")}  # by rule, the same everywhere
     for module in list(model.modules()):
         if isinstance(module, MoE):
-            fully_shard(module.experts, mesh=experts)
+            fully_shard(module.experts, mesh=experts, reshard_after_forward=not keep_gathered)
     own = [layer for layer in model.layers if next(layer.parameters(), None) is not None]  # of a pipeline's stage
     for layer in own:
         _touch_parameters(layer, layer)
-        fully_shard(layer, mesh=dense, ignored_params=moved)
+        fully_shard(layer, mesh=dense, ignored_params=moved, reshard_after_forward=not keep_gathered)
     # A later stage of a pipeline has no embedding, or for its MTP block alone.
     module = model.embed if own[0] is model.layers[0] else own[-1]
     _touch_parameters(module, model, {id(p) for layer in own for p in layer.parameters()})

@@ -49,10 +49,14 @@ class RankTrainer(Trainer):
         quiet: bool = False,
         speed: SpeedMeter | None = None,
         tensorboard: bool = False,
+        keep_gathered: bool = False,
         layers: Sequence[int] = (),
     ) -> None:
-        """optimizer: keyword arguments of MuonAdamW; layers: main layers of each pipeline stage, empty: stages of
-        about equal cost. ValueError if the degrees do not fit ranks, model or settings."""
+        """optimizer: keyword arguments of MuonAdamW; keep_gathered: as in shard_model; layers: main layers of each
+        pipeline stage, empty: stages of about equal cost.
+
+        ValueError if the degrees do not fit ranks, model or settings.
+        """
         if settings.replicas > 1 or settings.stability is not None:
             raise ValueError(
                 "run.replicas and stability.rollback are of one process; allowed on several ranks: neither"
@@ -61,7 +65,7 @@ class RankTrainer(Trainer):
         self.degrees, self.mesh = degrees, make_mesh(degrees, model.device.type)
         self.parts = place_rank(model, self.mesh, layers)
         split_experts(model, self.mesh["expert"])
-        shard_model(model, self.mesh)
+        shard_model(model, self.mesh, keep_gathered)
         copies = self.parts.pipeline.place.copies if self.parts.pipeline is not None else frozenset()
         self.sharded = ShardedMuonAdamW(model, self.mesh, copies, **optimizer)
         self.checkpoints = Checkpoints(run_dir / "checkpoints")
