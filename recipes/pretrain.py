@@ -374,6 +374,7 @@ def make_trainer(recipe: PretrainRecipe, run_dir: Path, workers: int, console: C
         return RankTrainer(
             model, chosen, stages, settings, plan, run_dir, degrees, console, speed=speed, tensorboard=run.tensorboard,
             keep_gathered=recipe.parallel.keep_gathered,
+            layers=recipe.parallel.stages,
         )  # fmt: skip
     if degrees.ranks > 1:
         raise ValueError(f"the recipe is for {degrees.ranks} ranks: start it by torchrun --nproc-per-node")

@@ -16,10 +16,17 @@ class AuxLosses:
     loads: tokens per expert of each score-routed layer, int64 [E], by module name.
     clamps: with count_clamps, by module name of every MoE, int64 [3]: gates and ups that the SwiGLU clamp changed in
     routed and shared experts, and the number of values, gates and ups together.
+    layers: numbers of score-routed and of CSA layers of all stages of a pipeline, of which this process has one; its
+    losses are then shares of the means. None: the layers that report are all.
     """
 
-    def __init__(self, routing: Mapping[str, Tensor] | None = None, count_clamps: bool = False) -> None:
-        self.routing, self.count_clamps = routing or {}, count_clamps
+    def __init__(
+        self,
+        routing: Mapping[str, Tensor] | None = None,
+        count_clamps: bool = False,
+        layers: tuple[int, int] | None = None,
+    ) -> None:
+        self.routing, self.count_clamps, self.layers = routing or {}, count_clamps, layers
         self.clamps: dict[str, Tensor] = {}
         self.loads: dict[str, Tensor] = {}
         self._balance: list[Tensor] = []
@@ -38,9 +45,15 @@ class AuxLosses:
     @property
     def balance_loss(self) -> Tensor:
         """Mean over score-routed layers of the sequence-wise balance loss, scalar (0 if no layer reported)."""
-        return torch.stack(self._balance).mean() if self._balance else torch.zeros(())
+        return _mean(self._balance, self.layers[0] if self.layers else None)
 
     @property
     def indexer_loss(self) -> Tensor:
         """Mean over CSA layers of KL(main attention over entries || indexer), scalar (0 if no layer reported)."""
-        return torch.stack(self._indexer).mean() if self._indexer else torch.zeros(())
+        return _mean(self._indexer, self.layers[1] if self.layers else None)
+
+
+def _mean(losses: list[Tensor], count: int | None) -> Tensor:
+    if not losses:
+        return torch.zeros(())
+    return torch.stack(losses).mean() if count is None else torch.stack(losses).sum() / count

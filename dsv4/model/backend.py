@@ -103,14 +103,19 @@ class ReferenceBackend:
     def __init__(self, model: Definition) -> None:
         self.model = model
 
-    def run(self, batch: RaggedBatch, cache: Cache | None, aux: AuxLosses | None = None) -> Tensor:
+    def run(
+        self, batch: RaggedBatch, cache: Cache | None, aux: AuxLosses | None = None, streams: Tensor | None = None
+    ) -> Tensor:
+        """As in Backend; `streams` are those of an earlier pipeline stage, in place of the embedding's."""
         model = self.model
         ctx = ForwardContext(model.config, batch, cache, aux, model.device)
-        streams = model.embed(ctx.token_ids).unsqueeze(1).expand(-1, model.config.hc_mult, -1)
+        x = streams
+        if x is None:
+            x = model.embed(ctx.token_ids).unsqueeze(1).expand(-1, model.config.hc_mult, -1)
         with self._precision():
             for layer in model.layers:
-                streams = layer(streams, ctx)
-        return streams
+                x = layer(x, ctx)
+        return x
 
     def _precision(self) -> AbstractContextManager[None]:
         """Precision of the model's numerics, unless training has set one."""

@@ -5,12 +5,50 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 CPU = torch.device("cpu")
+
+
+class Part(Protocol):
+    """A batch's place in a larger one that is cut over processes, and the exchange with those before and after it.
+
+    Only the first sequence may go on from another process. All processes call the same methods in the same order; their
+    gradients flow back to the process that a row came from.
+    """
+
+    @property
+    def ahead(self) -> Tensor:
+        """int64 [at most 2]: ids of the tokens that follow in the last sequence, which other processes hold."""
+        ...
+
+    @property
+    def document_lengths(self) -> np.ndarray:
+        """int64 [N]: tokens of each sequence's document in all processes together."""
+        ...
+
+    def earlier(self, count: int, *rows: Tensor) -> tuple[Tensor, ...]:
+        """Of each rows [T, width], those [1, count, width] of the first sequence's last `count` - 1 earlier tokens.
+
+        Position p lies in row p % count; places without a token are zeros.
+        """
+        ...
+
+    def earlier_entries(self, made: Tensor, ratio: int) -> Tensor:
+        """Entries [start // ratio, width] of the first sequence that other processes made; made [n, width] here."""
+        ...
+
+    def add_documents(self, rows: Tensor) -> Tensor:
+        """rows [N, ...] of the sequences, added up over the processes that hold their documents; without gradient."""
+        ...
+
+    def tie(self, x: Tensor, *others: Tensor) -> Tensor:
+        """x, with a gradient for `others` too (zeros), so that every process runs the backward of every exchange."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -21,6 +59,7 @@ class RaggedBatch:
     lengths: np.ndarray  # int64 [N], new tokens of each sequence, each >= 1
     starts: np.ndarray  # int64 [N], position of each sequence's first new token
     slots: np.ndarray  # int64 [N], cache row of each sequence
+    part: Part | None = None  # None: no other process holds tokens of these sequences
 
     @property
     def num_tokens(self) -> int:

@@ -130,14 +130,21 @@ class MoE(nn.Module):
         return out.to(x.dtype)
 
     def _balance_loss(self, scores: Tensor, index: Tensor, layout: Layout) -> Tensor:
-        """Mean over sequences of sum_e f_e * P_e: f the load share (1 when even), P the mean normalized affinity."""
+        """Mean over sequences of sum_e f_e * P_e: f the load share (1 when even), P the mean normalized affinity.
+
+        In a part of a batch f is of the whole document, P this part's share of the document's.
+        """
         E, k = self.config.n_routed_experts, index.shape[1]
         n, seq = layout.batch.num_seqs, layout.sequence_ids
+        part = layout.batch.part
         length = torch.bincount(seq, minlength=n).unsqueeze(-1).float()
+        if part is not None:
+            length = torch.from_numpy(part.document_lengths).to(length).unsqueeze(-1)
         share = scores / (scores.sum(-1, keepdim=True) + 1e-20)
         mean_share = torch.zeros(n, E, device=scores.device).index_add(0, seq, share) / length
         chosen = torch.zeros_like(scores).scatter_(1, index, 1.0).detach()
-        load = torch.zeros(n, E, device=scores.device).index_add(0, seq, chosen) * (E / k) / length
+        load = torch.zeros(n, E, device=scores.device).index_add(0, seq, chosen)
+        load = (load if part is None else part.add_documents(load)) * (E / k) / length
         return (load * mean_share).sum(-1).mean()
 
 

@@ -179,6 +179,14 @@ class Transformer(nn.Module):
             cache.advance(batch.slots, batch.lengths)
         return streams
 
+    def run_stage(self, batch: RaggedBatch, streams: Tensor | None, aux: AuxLosses) -> Tensor:
+        """Streams [T, hc_mult, d] after the layers that this model has, as one stage of a pipeline in training.
+
+        `streams` are those of the stage before; None: the embedding's.
+        """
+        _check_starts(batch)
+        return ReferenceBackend(self).run(batch, None, aux, streams)
+
     def next_token_logits(
         self, batch: RaggedBatch, cache: Cache | None = None, rows: np.ndarray | None = None
     ) -> Tensor:
@@ -296,7 +304,7 @@ def _reserve(batch: RaggedBatch, cache: Cache | None, numerics: str) -> None:
 
 
 def _check_starts(batch: RaggedBatch) -> None:
-    """ValueError unless every sequence starts at 0, as without a cache it must."""
+    """ValueError unless every sequence starts at 0, as without a cache it must, the first of a part apart."""
     for i, start in enumerate(batch.starts.tolist()):
-        if start != 0:
+        if start != 0 and (batch.part is None or i > 0):
             raise ValueError(f"sequence {i} of the batch starts at {start}: a batch without a cache starts at 0")

@@ -33,12 +33,16 @@ def shard_model(model: Transformer, mesh: DeviceMesh, keep_gathered: bool = Fals
     for module in list(model.modules()):
         if isinstance(module, MoE):
             fully_shard(module.experts, mesh=experts, reshard_after_forward=not keep_gathered)
-    for layer in model.layers:
+    own = [layer for layer in model.layers if next(layer.parameters(), None) is not None]  # of a pipeline's stage
+    for layer in own:
         _touch_parameters(layer, layer)
         fully_shard(layer, mesh=dense, ignored_params=moved, reshard_after_forward=not keep_gathered)
-    _touch_parameters(model.embed, model, {id(p) for layer in model.layers for p in layer.parameters()})
+    # A later stage of a pipeline has no embedding, or for its MTP block alone.
+    module = model.embed if own[0] is model.layers[0] else own[-1]
+    _touch_parameters(module, model, {id(p) for layer in own for p in layer.parameters()})
     fully_shard(model, mesh=dense, ignored_params=moved, reshard_after_forward=False)
-    register_fsdp_forward_method(model, "forward_ragged")
+    for method in ("forward_ragged", "run_stage"):
+        register_fsdp_forward_method(model, method)
     for module in sharded_modules(model):
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
@@ -102,6 +106,9 @@ def gather_model(model: Transformer, mesh: DeviceMesh) -> Transformer:
             dist.all_gather(parts, whole.contiguous(), group=group)
             whole = torch.cat(parts)
         state[name] = whole.detach()
+    stages: list[dict[str, Tensor] | None] = [None] * mesh["pipeline"].size()
+    dist.all_gather_object(stages, state, group=mesh.get_group("pipeline"))
+    state = {name: tensor for stage in stages if stage is not None for name, tensor in stage.items()}
     found = Transformer(model.config, model.numerics)
     found.load_state_dict(state)
     return found

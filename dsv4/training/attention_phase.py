@@ -26,16 +26,16 @@ def trains(phase: AttentionPhase, name: str) -> bool:
 
 
 @contextmanager
-def attention_phase(model: nn.Module, phase: AttentionPhase) -> Generator[None]:
+def attention_phase(model: nn.Module, phase: AttentionPhase, whole: bool = True) -> Generator[None]:
     """Forward and backward of `model` within are those of `phase`; outside of it the model is as it was.
 
-    ValueError in a warm-up if no layer has an indexer.
+    whole: False for a pipeline's stage, which may have no indexer. ValueError in a warm-up if no layer has one.
     """
     if phase == "sparse":
         yield
         return
     indexers = [module for module in model.modules() if isinstance(module, Indexer)]
-    if phase == "warmup" and not indexers:
+    if phase == "warmup" and whole and not indexers:
         raise ValueError("the indexer cannot be warmed up: no layer of this model has one (compress_ratios has no 4)")
     before = [(indexer, indexer.top_k, indexer.learns) for indexer in indexers]
     frozen = [p for name, p in model.named_parameters() if p.requires_grad and not trains(phase, name)]

@@ -12,10 +12,14 @@ from torch import Tensor, nn
 def update_router_biases(model: nn.Module, loads: Mapping[str, Tensor], speed: float) -> None:
     """Update the selection biases of each score-routed MoE: b_e <- b_e + speed * sign(mean load - load_e).
 
-    `loads` maps the MoE's module name ("layers.3.ffn") to the number of tokens per expert [E] in the step.
+    `loads` maps the MoE's module name ("layers.3.ffn") to the number of tokens per expert [E] in the step. Those of
+    MoEs that other stages of a pipeline have are left out.
     """
+    biases = {name: p for name, p in model.named_parameters() if name.endswith(".gate.bias")}
     for module_name, load in loads.items():
-        bias = model.get_parameter(f"{module_name}.gate.bias")
+        bias = biases.get(f"{module_name}.gate.bias")
+        if bias is None:
+            continue
         counts = load.to(bias.device, torch.float32)
         bias += speed * torch.sign(counts.mean() - counts)
 

@@ -145,4 +145,5 @@ def sum_results(results: Sequence[Result]) -> Result:
 
 
 def _sum_counts_by_name(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.stack([part[name] for part in parts]).sum(0) for name in parts[0]}
+    names = dict.fromkeys(name for part in parts for name in part)  # a pipeline's stages have different ones
+    return {name: torch.stack([part[name] for part in parts if name in part]).sum(0) for name in names}

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,6 +72,21 @@ def pack_masks(masks: Sequence[Sequence[int]], device: torch.device | str = "cpu
     return torch.tensor([bool(flag) for mask in masks for flag in mask], dtype=torch.bool, device=device)
 
 
+def batch_targets(batch: RaggedBatch, mask: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
+    """(rows [n] of the batch that have a target `ahead` tokens on, its id [n]); both int64.
+
+    `mask` bool [T], True for targets; in a part of a batch [T + len(part.ahead)], of the tokens that follow too.
+    """
+    if batch.part is None:
+        rows, targets = target_rows(batch.cu_seqlens, mask, ahead)
+        return rows, batch.token_ids[targets]
+    ends = batch.cu_seqlens
+    ends[-1] += len(batch.part.ahead)
+    rows, targets = target_rows(ends, mask, ahead)
+    here = rows < batch.num_tokens
+    return rows[here], torch.cat((batch.token_ids, batch.part.ahead))[targets[here]]
+
+
 def following_ids(batch: RaggedBatch) -> Tensor:
     """Id of the next token in the document, int64 [T]; for a document's last token its own id.
 
@@ -80,17 +96,28 @@ def following_ids(batch: RaggedBatch) -> Tensor:
     following = batch.token_ids.roll(-1)
     last = (batch.cu_seqlens[1:] - 1).to(following.device)
     following[last] = batch.token_ids[last]
+    if batch.part is not None and len(batch.part.ahead):
+        following[-1] = batch.part.ahead[0]
     return following
 
 
 def count_parts(batch: RaggedBatch, mask: Tensor) -> Counts:
-    """Counts that the losses of `batch` with targets `mask` bool [T] are means over."""
+    """Counts that the losses of `batch` with targets `mask` bool [T] are means over.
+
+    Those of the parts of a batch add up to its own: a document counts in the part that it begins in.
+    """
     return Counts(
-        targets=len(target_rows(batch.cu_seqlens, mask, 1)[0]),
-        mtp_targets=len(target_rows(batch.cu_seqlens, mask, 2)[0]),
-        documents=batch.num_seqs,
-        indexed=int((batch.lengths - CSA_RATIO + 1).clip(min=0).sum()),
+        targets=len(batch_targets(batch, mask, 1)[0]),
+        mtp_targets=len(batch_targets(batch, mask, 2)[0]),
+        documents=int((batch.starts == 0).sum()),
+        indexed=_indexed(batch),
     )
+
+
+def _indexed(batch: RaggedBatch) -> int:
+    """Number of tokens that see an entry of a CSA layer."""
+    first, ends = np.maximum(batch.starts, CSA_RATIO - 1), batch.starts + batch.lengths
+    return int((ends - first).clip(min=0).sum())
 
 
 def compute_losses(
@@ -104,36 +131,59 @@ def compute_losses(
     """Run `batch` forward and return (weighted loss, its parts); `mask` bool [T] marks the targets.
 
     `totals` are the counts of all micro-batches of the step, None if this is the only one: losses and gradients of the
-    micro-batches add up to those of one batch of all their documents. Only rows with a target are read out.
-    ValueError if no row of the step has one.
+    micro-batches add up to those of one batch of all their documents, and so do those of the parts of a batch. Only
+    rows with a target are read out. ValueError if no row of the step has one.
     """
-    counts = count_parts(batch, mask)
-    totals = totals or counts
+    totals = totals or count_parts(batch, mask)
     if not totals.targets:
         raise ValueError("the batch holds no target: every masked-in token is the first of its document")
-    token_ids = batch.token_ids
-    streams = model.forward_ragged(batch, aux=aux)
+    return losses_of_streams(model, model.forward_ragged(batch, aux=aux), batch, mask, weights, aux, totals)
+
+
+def losses_of_streams(
+    model: Transformer,
+    streams: Tensor,
+    batch: RaggedBatch,
+    mask: Tensor,
+    weights: LossWeights,
+    aux: AuxLosses,
+    totals: Counts,
+) -> tuple[Tensor, Losses]:
+    """As `compute_losses`, from the streams [T, hc_mult, d] after the last main layer."""
     zero = torch.zeros((), device=streams.device)
-    rows, targets = target_rows(batch.cu_seqlens, mask, 1)
+    rows, targets = batch_targets(batch, mask, 1)
     next_token = accuracy = mtp = zero
     if len(rows):
-        loss, predicted = model.cross_entropy(take_rows(streams, rows), token_ids[targets])
+        loss, predicted = model.cross_entropy(take_rows(streams, rows), targets)
         next_token = loss / totals.targets
-        accuracy = (predicted == token_ids[targets]).sum() / totals.targets
+        accuracy = (predicted == targets).sum() / totals.targets
 
     # If any micro-batch has an MTP target, all run the block: its router's balance is a mean over all documents.
+    ends = [streams]
     if weights.mtp and totals.mtp_targets and len(model.mtp):
         mtp_streams = model.mtp_forward(streams, following_ids(batch), batch, aux=aux)
-        rows, targets = target_rows(batch.cu_seqlens, mask, 2)
+        ends.append(mtp_streams)
+        rows, targets = batch_targets(batch, mask, 2)
         if len(rows):
-            loss, _ = model.cross_entropy(take_rows(mtp_streams, rows), token_ids[targets], depth=0)
+            loss, _ = model.cross_entropy(take_rows(mtp_streams, rows), targets, depth=0)
             mtp = loss / totals.mtp_targets
 
-    balance = aux.balance_loss * (counts.documents / totals.documents)
-    indexer = aux.indexer_loss * (counts.indexed / max(1, totals.indexed))
-    total = next_token + weights.mtp * mtp + weights.balance * balance + weights.indexer * indexer
+    added, balance, indexer = auxiliary_losses(batch, weights, aux, totals)
+    total = next_token + weights.mtp * mtp + added
+    if batch.part is not None:
+        total = batch.part.tie(total, *ends)
     numbers = [float(value.detach()) for value in (next_token, accuracy, mtp, balance, indexer)]
-    return total, Losses(*numbers, targets=counts.targets)
+    return total, Losses(*numbers, targets=count_parts(batch, mask).targets)
+
+
+def auxiliary_losses(
+    batch: RaggedBatch, weights: LossWeights, aux: AuxLosses, totals: Counts
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(weighted sum, balance, indexer): the losses that layers reported to `aux`, as shares of the step's means."""
+    indexed = _indexed(batch)
+    balance = aux.balance_loss * (batch.num_seqs / totals.documents)
+    indexer = aux.indexer_loss * (indexed / max(1, totals.indexed))
+    return weights.balance * balance + weights.indexer * indexer, balance, indexer
 
 
 def sum_losses(parts: Iterable[Losses]) -> Losses:

@@ -184,6 +184,7 @@ class ParallelSection(Section):
     data: Count = 1
     context: Count = 1
     expert: Count = 1
+    stages: tuple[Count, ...] = ()  # main layers of each stage of the pipeline; left out: stages of about equal cost
     keep_gathered: bool = False  # a block's parameters from its forward to its backward
 
     def degrees(self) -> Degrees:

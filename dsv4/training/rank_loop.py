@@ -19,6 +19,7 @@ from dsv4.parallel.fsdp import gather_model, shard_model
 from dsv4.parallel.mesh import Degrees, make_mesh
 from dsv4.training.loop import NonFiniteLossError, Stage, Trainer, TrainSettings
 from dsv4.training.optim import MuonAdamW
+from dsv4.training.parts import place_rank
 from dsv4.training.plan import Plan
 from dsv4.training.processes import Processes
 from dsv4.training.ranks import Ranks
@@ -49,8 +50,10 @@ class RankTrainer(Trainer):
         speed: SpeedMeter | None = None,
         tensorboard: bool = False,
         keep_gathered: bool = False,
+        layers: Sequence[int] = (),
     ) -> None:
-        """optimizer: keyword arguments of MuonAdamW; keep_gathered: as in shard_model.
+        """optimizer: keyword arguments of MuonAdamW; keep_gathered: as in shard_model; layers: main layers of each
+        pipeline stage, empty: stages of about equal cost.
 
         ValueError if the degrees do not fit ranks, model or settings.
         """
@@ -60,9 +63,11 @@ class RankTrainer(Trainer):
             )
         degrees.check(dist.get_world_size(), model.config.n_routed_experts, model.config.num_hidden_layers)
         self.degrees, self.mesh = degrees, make_mesh(degrees, model.device.type)
+        self.parts = place_rank(model, self.mesh, layers)
         split_experts(model, self.mesh["expert"])
         shard_model(model, self.mesh, keep_gathered)
-        self.sharded = ShardedMuonAdamW(model, self.mesh, **optimizer)
+        copies = self.parts.pipeline.place.copies if self.parts.pipeline is not None else frozenset()
+        self.sharded = ShardedMuonAdamW(model, self.mesh, copies, **optimizer)
         self.checkpoints = Checkpoints(run_dir / "checkpoints")
         self._saved = -1  # step of the checkpoint begun last
         # Of the optimizer the loop itself uses what both kinds have; the rest is in the methods below.
@@ -89,7 +94,7 @@ class RankTrainer(Trainer):
 
     def _processes(self) -> Processes:
         sources = [stage.source for stage in self.stages]
-        return Ranks(self.model, self.sharded, sources, self.mesh, self.degrees, self.settings.micro_batches)
+        return Ranks(self.model, self.sharded, sources, self.parts, self.degrees, self.settings.micro_batches)
 
     def _stops(self, stop: StopOnSigterm) -> bool:
         flag = torch.tensor(int(stop.requested))
@@ -124,7 +129,7 @@ class RankTrainer(Trainer):
         dist.all_gather_object(states, bytes(torch.get_rng_state().tolist()).hex())
         position = asdict(self.progress) | {"updates": self.progress.step}
         position["rng"] = {f"rng.{rank}": state for rank, state in enumerate(states)}
-        self.checkpoints.start(self.progress.step, self.sharded.state(), position)
+        self.checkpoints.start(self.progress.step, self.sharded.state(copies=False), position)
 
     def gather_model(self) -> Transformer:
         """The whole model, on every rank."""

@@ -1,4 +1,4 @@
-"""Data and expert parallelism of a run on PyTorch's engine: this process's part of every step, as one of several ranks.
+"""Parallelism of a run on PyTorch's engine: this process's part of every step, as one of several ranks.
 
 Its interface is that of Replicas; every rank runs the same loop and takes the same decisions from the same numbers.
 """
@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh
 
 from dsv4.model.transformer import Transformer
 from dsv4.parallel.fsdp import gather_all
 from dsv4.parallel.mesh import Degrees, batch_rank
 from dsv4.training.attention_phase import AttentionPhase
-from dsv4.training.gradient import BatchSource, Result, Routing, Work, compute_gradient, sum_counts
+from dsv4.training.gradient import BatchSource, Result, Routing, Work, compute_gradient
 from dsv4.training.helper import Place, Reader
-from dsv4.training.losses import Counts
+from dsv4.training.parts import Parts, cut_batches, sum_step_counts
 from dsv4.training.sharded_optim import ShardedMuonAdamW
+from dsv4.training.stages import compute_stage_gradient
 
 T = TypeVar("T")
 
@@ -31,14 +31,12 @@ class Ranks:
         model: Transformer,
         optimizer: ShardedMuonAdamW,
         sources: Sequence[BatchSource],
-        mesh: DeviceMesh,
+        parts: Parts,
         degrees: Degrees,
         micro_batches: int = 1,
     ) -> None:
-        if degrees.pipeline > 1 or degrees.context > 1:
-            raise ValueError(f"{degrees}: this loop trains with data and expert parallelism; allowed for the others: 1")
-        self.model, self.optimizer = model, optimizer
-        self._place = Place(batch_rank(mesh), degrees.batches, micro_batches)
+        self.model, self.optimizer, self._parts = model, optimizer, parts
+        self._place = Place(batch_rank(parts.mesh), degrees.batches, micro_batches)
         self._reader = Reader(self._place, sources, next(model.buffers(), next(model.parameters())).device)
 
     def __enter__(self) -> Ranks:
@@ -54,15 +52,18 @@ class Ranks:
         """
         if work.attention != "sparse":
             raise ValueError(f"attention {work.attention!r} on several ranks; allowed: 'sparse'")
-        batches = self._reader.read(work)
-        counts = _gather(sum_counts(batches))
-        totals = sum(counts, Counts())
+        batches = cut_batches(self._parts, self._reader.read(work))
+        totals = sum_step_counts(self._parts, batches)
         if not totals.targets:
             numbers = self.numbers(work)
             raise ValueError(f"batches {numbers[0]} to {numbers[-1]} of stage {work.stage} hold no target")
         if work.quantized:
             gather_all(self.model)
-        result = compute_gradient(self.model, batches, work, totals)
+        pipeline = self._parts.pipeline
+        if pipeline is None:
+            result = compute_gradient(self.model, batches, work, totals)
+        else:
+            result = compute_stage_gradient(self.model, pipeline, batches, work, totals)
         self.optimizer.collect()
         return _gather(result)
 

@@ -38,7 +38,11 @@ class ShardedMuonAdamW:
     tensors are the parts themselves. Every method is called by all ranks together.
     """
 
-    def __init__(self, model: Transformer, mesh: DeviceMesh, **settings: Any) -> None:
+    def __init__(
+        self, model: Transformer, mesh: DeviceMesh, copies: frozenset[str] = frozenset(), **settings: Any
+    ) -> None:
+        """copies: parameters that another stage of the pipeline has too, with the same gradient, and accounts for."""
+        self._copies = copies
         dense = dense_mesh(mesh)
         self._sharded = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._muon = [name for name in self._sharded if row_of(name).optimizer == "muon" and ".experts." not in name]
@@ -75,7 +79,10 @@ class ShardedMuonAdamW:
 
     def gradient_norm(self) -> float:
         """L2 norm of all gradients together; the same bits on every rank."""
-        own = torch.tensor(self._inner.gradient_norm() ** 2, dtype=torch.float64)
+        square = self._inner.gradient_norm() ** 2
+        copied = (self._own[name].grad for name in self._copies if name in self._own)
+        square -= sum(float(grad.norm()) ** 2 for grad in copied if grad is not None)
+        own = torch.tensor(max(0.0, square), dtype=torch.float64)
         every = [torch.empty_like(own) for _ in range(dist.get_world_size())]
         dist.all_gather(every, own)
         return float(torch.stack(every).sum().sqrt())
@@ -104,8 +111,11 @@ class ShardedMuonAdamW:
         dist.all_reduce(flag, dist.ReduceOp.MIN)
         return bool(flag)
 
-    def state(self) -> dict[str, Tensor]:
-        """This rank's tensors of the run's state by name, not copied: whole matrices, or parts with their place."""
+    def state(self, copies: bool = True) -> dict[str, Tensor]:
+        """This rank's tensors of the run's state by name, not copied: whole matrices, or parts with their place.
+
+        copies: with those that another stage of the pipeline has too.
+        """
         found: dict[str, Tensor] = {f"model.{name}": tensor.detach() for name, tensor in self._fixed.items()}
         for name, own in self._own.items():
             if row_of(name).optimizer == "muon":
@@ -117,7 +127,7 @@ class ShardedMuonAdamW:
                 else:
                     found[f"model.{name}"], found[f"momentum.{name}"] = own.detach(), momentum
         for name, parameter in self._sharded.items():
-            if row_of(name).optimizer != "muon":
+            if row_of(name).optimizer != "muon" and (copies or name not in self._copies):
                 local = local_part(parameter)
                 moments = self._inner.moments_of(name) if name in self._own else (local, local)
                 for key, part in zip(("model", "exp_avg", "exp_avg_sq"), (local, *moments), strict=True):

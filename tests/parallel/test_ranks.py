@@ -71,11 +71,23 @@ def test_two_ranks_with_halved_experts_train_as_one_process(tmp_path: Path) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "micro_batches", "degrees"),
-    [(2, 2, {"data": 2}), (4, 1, {"data": 4}), (4, 1, {"expert": 4}), (4, 1, {"data": 2, "expert": 2})],
+    [
+        (2, 2, {"data": 2}),
+        (4, 1, {"data": 4}),
+        (4, 1, {"expert": 4}),
+        (4, 1, {"data": 2, "expert": 2}),
+        (2, 2, {"context": 2}),
+        (4, 1, {"context": 2, "expert": 2}),
+        (4, 1, {"context": 2, "data": 2}),
+        (2, 3, {"pipeline": 2}),
+        (4, 2, {"pipeline": 2, "context": 2}),
+        (4, 2, {"pipeline": 2, "data": 2}),
+    ],
 )
 def test_ranks_train_as_one_process(ranks: int, micro_batches: int, degrees: dict[str, int], tmp_path: Path) -> None:
     train(tmp_path / "ranks", ranks, micro_batches, **degrees)
-    assert_same_losses(records(tmp_path / "ranks"), train_alone(tmp_path / "alone", ranks * micro_batches))
+    all_batches = ranks // degrees.get("context", 1) // degrees.get("pipeline", 1) * micro_batches
+    assert_same_losses(records(tmp_path / "ranks"), train_alone(tmp_path / "alone", all_batches))
 
 
 @pytest.mark.slow
@@ -89,3 +101,10 @@ def test_a_resumed_run_has_the_same_bits_and_other_ranks_the_same_losses(tmp_pat
     train(tmp_path / "others", 2, 2, stop_after=3, data=2)
     train(tmp_path / "others", 4, 1, data=2, expert=2)
     assert_same_losses(records(tmp_path / "others"), records(tmp_path / "whole"))
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_stages_and_parts(tmp_path: Path) -> None:
+    train(tmp_path / "ranks", 2, 2, stop_after=3, pipeline=2)
+    train(tmp_path / "ranks", 2, 2, context=2)
+    assert_same_losses(records(tmp_path / "ranks"), train_alone(tmp_path / "alone", 2))

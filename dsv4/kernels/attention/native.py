@@ -89,7 +89,7 @@ def _attend_cached(q: Tensor, keys: KeyView, sink: Tensor, picks: Tensor) -> Ten
     ends = np.cumsum(keys.batch.lengths)
     for i, (end, length, start) in enumerate(zip(ends, keys.batch.lengths, keys.batch.starts, strict=True)):
         rows = slice(end - length, end)
-        ring = keys.ring.take(keys.slots[i]).float() if keys.ring is not None else no_ring
+        ring = keys.ring.take(keys.slots[i]).float() if keys.ring is not None and i < len(keys.slots) else no_ring
         entries = keys.entries.of_sequence(i).detach().float() if keys.entries is not None else no_entries
         inputs = (scaled[rows], new[rows], ring, entries, picks[rows].contiguous(), ratio, int(start), sink.detach())
         kernels.attend(*inputs, out[rows])

@@ -84,7 +84,7 @@ class KeyView:
     new: Tensor  # [T, D], of the batch's own tokens
     batch: Ragged
     ring: StoredRows | None  # [slots, 128, D], of earlier tokens: position p in row p % 128; None: no earlier tokens
-    slots: Tensor  # int64 [N], the batch's cache rows on the ring's device
+    slots: Tensor  # int64 [n]: rings of the first n sequences, on the ring's device; the others have no earlier tokens
     entries: EntryView | None  # None: the layer has window keys only
 
     @property

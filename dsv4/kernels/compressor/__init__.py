@@ -6,7 +6,8 @@ rows that later windows need.
 ape[position % ratio] is added to score. An entry is the sum of kv over the window's slots, weighted channel by channel
 by a softmax of score over the slots. Without overlap width = total. With overlap (twice the tokens) width = total / 2:
 the first half of the channels comes from the previous window, the second from the window itself; a sequence's first
-window has no previous one. Everything is fp32. The entries are differentiable, the state is not.
+window has no previous one. Everything is fp32. The entries are differentiable, the state is not, unless it is not
+written.
 """
 
 from torch import Tensor
@@ -19,7 +20,7 @@ from dsv4.kernels.compressor.views import Windows
 def compress(kv: Tensor, score: Tensor, ape: Tensor, windows: Windows) -> Tensor | None:
     """Entries [windows, width] from the projections kv, score [T, total]; writes the state."""
     inputs, state = (kv, score, ape), (windows.state_kv, windows.state_score)
-    native_here = backends.uses_native("compressor", *inputs, *state)
+    native_here = backends.uses_native("compressor", *inputs, *state) and windows.writes_state
     # With a state the native rung has no gradient.
     op = native if native_here and not (windows.state_kv is not None and backends.records(*inputs)) else reference
     return op.compress(kv, score, ape, windows)

@@ -18,7 +18,7 @@ def compress(kv: Tensor, score: Tensor, ape: Tensor, windows: Windows) -> Tensor
         if windows.overlap:
             kv_rows, score_rows = fold_overlap(kv_rows, windows.ratio), fold_overlap(score_rows, windows.ratio)
         entries = pool(kv_rows, score_rows)
-    if windows.state_kv is not None and windows.state_score is not None:
+    if windows.writes_state and windows.state_kv is not None and windows.state_score is not None:
         windows.state_kv.view(-1, kv.shape[1])[windows.state_row] = kv.detach()[windows.state_token]
         windows.state_score.view(-1, kv.shape[1])[windows.state_row] = score.detach()[windows.state_token]
     return entries

@@ -17,11 +17,12 @@ class Windows:
     batch: Ragged
     positions: Tensor  # int64 [T]
     source: Tensor  # int64 [windows, slots]: row of [state rows of the batch's sequences | new tokens | one pad row]
-    state_kv: Tensor | None  # fp32 [cache rows, slots, total]: position p in row p % slots; None: no cache
+    state_kv: Tensor | None  # fp32 [cache rows, slots, total]: position p in row p % slots; None: no earlier tokens
     state_score: Tensor | None  # ape included
-    state_slots: Tensor  # int64 [N], the batch's cache rows
+    state_slots: Tensor  # int64 [n], cache rows of the sequences with a state
     state_row: Tensor  # int64 [m]: state rows (cache row * slots + slot) to write
     state_token: Tensor  # int64 [m]: token written to each of them
+    writes_state: bool = True  # False: the state was received, with a gradient, and no later batch reads it
 
     @property
     def slots(self) -> int:

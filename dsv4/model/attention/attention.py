@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dsv4.analysis.kv import KV_BLOCK
 from dsv4.cache import LayerCache
-from dsv4.config import COMPRESSION_KINDS, ModelConfig
+from dsv4.config import COMPRESSION_KINDS, WINDOW, ModelConfig
 from dsv4.kernels.attention import EntryView, KeyView, Probabilities, StoredRows, Tiles, attend, attend_watched
 from dsv4.kernels.index_loss import index_loss
 from dsv4.kernels.indexer import select_entries
@@ -69,6 +69,8 @@ class Attention(nn.Module):
         if cache is not None:
             kv = cache.format.round(kv)
         ring = StoredRows(cache.window, cache.format) if cache is not None else None
+        if layout.batch.part is not None:
+            ring = StoredRows(layout.batch.part.earlier(WINDOW, kv)[0])
         keys = KeyView(kv, layout.batch, ring, layout.slots, None)
         o = self._attend(x, q, q_latent, keys, layout, rope, cache, aux)
         if cache is not None:
@@ -120,9 +122,12 @@ class Attention(nn.Module):
             made = self._quantize_kv(made) if made is not None else None
             entries = store_entries(made, layout, self.ratio, cache.main if cache else None, x, q.shape[2])
             keys = replace(keys, entries=entries)
-        learns = aux is not None and self._learns and any(group.num_entries for group in tiles.groups)
+        part, learning = layout.batch.part, aux is not None and self._learns
+        learns = learning and any(group.num_entries for group in tiles.groups)
         watcher = self.watcher
-        index = self._index(x, q_latent, tiles, layout, rope, cache, learns or watcher is not None)
+        # All processes that hold parts of a batch exchange index keys if one of them may need them.
+        wanted = learns or watcher is not None or (part is not None and (learning or top_k > 0))
+        index = self._index(x, q_latent, tiles, layout, rope, cache, wanted)
         chosen, scores = None, []
         if index is not None and top_k:
             chosen, scores = select_entries(*index, tiles, top_k, watcher is not None)
@@ -132,9 +137,15 @@ class Attention(nn.Module):
             watcher(Attended(tiles, chosen, scores, seen))
             return o
         o, probs = attend(q, keys, tiles, self.attn_sink, chosen, keep_probs=learns)
-        if aux is not None and index is not None and probs is not None:
-            total = index_loss(*index, tiles, chosen, probs)
-            aux.add_indexer(total / max(1, layout.count_from(self.ratio - 1)))
+        loss = None
+        if index is not None and probs is not None:
+            loss = index_loss(*index, tiles, chosen, probs) / max(1, layout.count_from(self.ratio - 1))
+        if part is not None:
+            o = part.tie(o, keys.entries.pool.rows) if keys.entries is not None else o
+            if learning and index is not None:
+                loss = part.tie(torch.zeros((), device=o.device) if loss is None else loss, index[2].pool.rows)
+        if aux is not None and loss is not None:
+            aux.add_indexer(loss)
         return o
 
     def _index(

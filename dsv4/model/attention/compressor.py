@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -37,12 +39,21 @@ class Compressor(nn.Module):
     ) -> Tensor | None:
         """x [T, d] -> entries [windows closed here, width] in x's dtype, normed and rotated; None if no window closes.
 
-        cos_sin: rotations of entry positions by ratio, filled on first use.
+        In a part of a batch, none are a tensor of no rows: it takes part in the exchange. cos_sin: rotations of entry
+        positions by ratio, filled on first use.
         """
         kv, score = linear_fp32(x, self.wkv.matrix), linear_fp32(x, self.wgate.matrix)
-        made = compress(kv, score, self.ape, self._windows(layout, state))
+        windows = self._windows(layout, state)
+        if layout.batch.part is not None:
+            state_kv, state_score = layout.batch.part.earlier(windows.slots, kv, score)
+            state_score = state_score + self.ape.repeat(windows.slots // self.ratio, 1)
+            windows = replace(windows, state_kv=state_kv, state_score=state_score, writes_state=False)
+        made = compress(kv, score, self.ape, windows)
         if made is None:
-            return None
+            if windows.writes_state:
+                return None
+            assert windows.state_kv is not None
+            return torch.cat((kv, windows.state_kv[0]))[:0, : self.norm.weight.shape[0]].to(x.dtype)
         if self.ratio not in cos_sin:
             cos_sin[self.ratio] = rotation(inv_freq, layout.compression(self.ratio).entry_position)
         return rotate(self.norm(made.to(x.dtype)), *cos_sin[self.ratio])
@@ -65,12 +76,17 @@ class Compressor(nn.Module):
 def store_entries(
     entries: Tensor | None, layout: Layout, ratio: int, state: CompressorState | None, like: Tensor, width: int
 ) -> EntryView:
-    """View of all entries of the batch's sequences: the cache, after writing the new ones, or else a fresh tensor."""
+    """View of all entries of the batch's sequences: the cache, after writing the new ones, or else a fresh tensor.
+
+    In a part of a batch, the entries that other processes made for the first sequence come first.
+    """
     if state is not None:
         assert layout.cache is not None
         if entries is not None:
             state.write(layout.compression(ratio).entry_row, entries.detach())
         return EntryView(StoredRows(state.entries, state.format), ratio, layout.batch, layout.cache.block_table)
     slack = like.new_zeros(ENTRY_CHUNK, width)
-    pool = slack if entries is None else torch.cat((entries, slack))
-    return EntryView(StoredRows(pool), ratio, layout.batch, None)
+    rows = [slack] if entries is None else [entries, slack]
+    if layout.batch.part is not None and entries is not None:
+        rows.insert(0, layout.batch.part.earlier_entries(entries, ratio))
+    return EntryView(StoredRows(torch.cat(rows)), ratio, layout.batch, None)

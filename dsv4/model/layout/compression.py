@@ -23,11 +23,16 @@ class CompressionLayout:
     entry_row: Tensor  # [W]: row of the entry in the entry tensor
     state_row: Tensor  # [k]: state rows to write
     state_token: Tensor  # [k]: token written to each of them
-    state_slots: Tensor  # [N]
+    state_slots: Tensor  # [sequences with a state]
 
 
-def lay_out_compression(tokens: Tokens, cache: Cache | None, ratio: int, device: torch.device) -> CompressionLayout:
-    """The windows of `ratio` tokens that close in a batch, those apart whose entries the cache has."""
+def lay_out_compression(
+    tokens: Tokens, cache: Cache | None, continued: int, ratio: int, device: torch.device
+) -> CompressionLayout:
+    """The windows of `ratio` tokens that close in a batch, those apart whose entries the cache has.
+
+    continued: the first so many sequences have a state of earlier tokens.
+    """
     span = COMPRESSION_KINDS[ratio].state_tokens
     stored = 0 if cache is None else cache.stored[tokens.slots]
     first = np.maximum(tokens.starts, stored) // ratio
@@ -35,13 +40,14 @@ def lay_out_compression(tokens: Tokens, cache: Cache | None, ratio: int, device:
     seq = np.repeat(np.arange(tokens.num_sequences), count)
     window = np.arange(len(seq)) - (np.cumsum(count) - count)[seq] + first[seq]
     key = window[:, None] * ratio + np.arange(ratio - span, ratio)
-    state_rows = span * tokens.num_sequences if cache is not None else 0
+    state_rows = span * continued
     start = tokens.starts[seq][:, None]
     pad = state_rows + tokens.count
     source = np.where(key >= start, state_rows + tokens.first[seq][:, None] + key - start, pad)
     entry_row = np.arange(len(seq))
-    if cache is not None:
+    if continued:
         source = np.where((key >= 0) & (key < start), seq[:, None] * span + key % span, source)
+    if cache is not None:
         entry_row = cache.entry_rows_of(tokens.slots[seq], window, ratio)
     state_row, state_token = tokens.last(span)
 
@@ -55,5 +61,5 @@ def lay_out_compression(tokens: Tokens, cache: Cache | None, ratio: int, device:
         entry_row=tensor(entry_row),
         state_row=tensor(state_row),
         state_token=tensor(state_token),
-        state_slots=tensor(tokens.slots),
+        state_slots=tensor(tokens.slots[:continued] if cache is not None else np.arange(continued)),
     )

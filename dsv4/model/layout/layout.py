@@ -20,13 +20,18 @@ from dsv4.model.layout.window import lay_out_window
 
 
 class Layout:
-    """Index tables of a batch of N sequences and T tokens. Without a cache every sequence starts at position 0."""
+    """Index tables of a batch of N sequences and T tokens.
+
+    Without a cache every sequence starts at position 0, except for the first one of a part of a larger batch.
+    """
 
     def __init__(self, batch: RaggedBatch, cache: Cache | None, device: torch.device) -> None:
         self.batch, self.cache, self.device = batch, cache, device
         self._tokens = Tokens.of(batch)
         self._cut = cut_tiles(self._tokens)
-        window = lay_out_window(self._tokens, self._cut, cache is not None)
+        # Sequences with earlier tokens, which lie in rings.
+        self._continued = batch.num_seqs if cache is not None else int(batch.part is not None)
+        window = lay_out_window(self._tokens, self._cut, self._continued)
         rows = self._tensor(self._cut.row_token), self._tensor(self._cut.token_row)
         self._tables = (*rows, self._cut.in_order(), self._tensor(window.index), self._tensor(window.mask))
         self._compression: dict[int, CompressionLayout] = {}
@@ -44,8 +49,8 @@ class Layout:
 
     @cached_property
     def slots(self) -> Tensor:
-        """int64 [N]: cache row of each sequence."""
-        return self._tensor(self._tokens.slots)
+        """int64 [n]: ring of each sequence with earlier tokens: its cache row, or 0 for the first one of a part."""
+        return self._tensor(np.zeros(1, np.int64) if self.batch.part is not None else self._tokens.slots)
 
     @cached_property
     def ring_write(self) -> tuple[Tensor, Tensor]:
@@ -60,7 +65,9 @@ class Layout:
     def compression(self, ratio: int) -> CompressionLayout:
         """The windows of `ratio` tokens that close in this batch."""
         if ratio not in self._compression:
-            self._compression[ratio] = lay_out_compression(self._tokens, self.cache, ratio, self.device)
+            self._compression[ratio] = lay_out_compression(
+                self._tokens, self.cache, self._continued, ratio, self.device
+            )
         return self._compression[ratio]
 
     def tiles(self, ratio: int, top_k: int, budget: int) -> Tiles:

@@ -19,15 +19,15 @@ class WindowTable:
     mask: np.ndarray  # bool [G, R, TILE + WINDOW]
 
 
-def lay_out_window(tokens: Tokens, tiles: TileCut, cached: bool) -> WindowTable:
-    """Window keys of a batch; `cached`: the sequences' rings come before the new tokens."""
+def lay_out_window(tokens: Tokens, tiles: TileCut, rings: int) -> WindowTable:
+    """Window keys of a batch; the rings of the first `rings` sequences, of earlier tokens, come before the new ones."""
     key = tiles.block[:, None] * TILE - WINDOW + np.arange(TILE + WINDOW)
     start, end = tokens.starts[tiles.sequence][:, None], tokens.ends[tiles.sequence][:, None]
-    ring_rows = WINDOW * tokens.num_sequences if cached else 0
+    ring_rows = WINDOW * rings
     index = np.full(key.shape, ring_rows + tokens.count)
     new = (key >= start) & (key < end)
     index = np.where(new, ring_rows + tokens.first[tiles.sequence][:, None] + key - start, index)
-    if cached:
+    if rings:
         old = (key >= 0) & (key < start) & (key >= start - WINDOW)
         index = np.where(old, tiles.sequence[:, None] * WINDOW + key % WINDOW, index)
     query = tiles.row_position[..., None]

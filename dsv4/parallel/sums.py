@@ -1,0 +1,58 @@
+"""Sums over the ranks of a group, in a fixed order on each backend: gradients and numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+BUCKET_ELEMENTS = 1 << 24
+
+
+def sum_gradients(parameters: Iterable[Tensor], group: dist.ProcessGroup) -> None:
+    """Add up the gradients of the ranks of a group, in fp32; one that a rank lacks counts as zero.
+
+    All ranks have the same parameters in the same order, or the same parts of them.
+    """
+    bucket: list[Tensor] = []
+    for parameter in parameters:
+        if not parameter.requires_grad:
+            continue
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        grad = parameter.grad
+        bucket.append(grad.to_local() if isinstance(grad, DTensor) else grad)
+        if sum(grad.numel() for grad in bucket) >= BUCKET_ELEMENTS:
+            _sum_bucket(bucket, group)
+            bucket = []
+    if bucket:
+        _sum_bucket(bucket, group)
+
+
+def _sum_bucket(grads: Sequence[Tensor], group: dist.ProcessGroup) -> None:
+    flat = torch.cat([grad.flatten().float() for grad in grads])
+    dist.all_reduce(flat, group=group)
+    for grad, total in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+        grad.copy_(total.view_as(grad))
+
+
+def sum_numbers(values: Sequence[float], group: dist.ProcessGroup, device: torch.device) -> list[float]:
+    """Sums over the ranks, each in fp64."""
+    total = torch.tensor(values, dtype=torch.float64, device=device if device.type != "mps" else "cpu")
+    dist.all_reduce(total, group=group)
+    return total.tolist()
+
+
+def sum_counts_by_name(
+    counts: Mapping[str, Tensor], group: dist.ProcessGroup, device: torch.device
+) -> dict[str, Tensor]:
+    """Sums over the ranks of int64 tensors that all ranks have under the same names and in the same shapes."""
+    if not counts:
+        return {}
+    flat = torch.cat([counts[name].flatten() for name in counts]).to(device)
+    dist.all_reduce(flat, group=group)
+    parts = flat.cpu().split([count.numel() for count in counts.values()])
+    return {name: part.view_as(count) for (name, count), part in zip(counts.items(), parts, strict=True)}

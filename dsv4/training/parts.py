@@ -1,0 +1,132 @@
+"""One rank's gradient in a step on a device mesh: its part of each micro-batch, through its stage of the model.
+
+A rank has the whole micro-batches of its `data` (and `expert`) coordinate, which is the same data for all ranks that
+differ in `pipeline` and `context` alone; it cuts them itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, replace
+
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+
+from dsv4.config import ModelConfig
+from dsv4.model.transformer import Transformer
+from dsv4.parallel.context import cut_batch
+from dsv4.parallel.pipeline import balance_layers, end_group, keep_stage, place_of
+from dsv4.parallel.sums import sum_counts_by_name, sum_gradients, sum_numbers
+from dsv4.training.gradient import MicroBatch, Result, Work, compute_gradient, sum_counts
+from dsv4.training.losses import Counts, Losses, count_parts
+from dsv4.training.stages import Pipeline, compute_stage_gradient, gradient_norm
+
+SAME_LAYERS = ("data", "context", "expert")  # dimensions of a mesh whose ranks hold the same layers
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A rank's place in the mesh. pipeline: its stage; None: it has the whole model."""
+
+    mesh: DeviceMesh
+    pipeline: Pipeline | None
+
+    def groups(self) -> list[dist.ProcessGroup]:
+        """Groups of more than one rank along the dimensions whose ranks hold the same layers."""
+        names = [name for name in self.mesh.mesh_dim_names or () if name in SAME_LAYERS]
+        groups = [self.mesh.get_group(name) for name in names]
+        return [group for group in groups if group.size() > 1]
+
+
+def layer_costs(config: ModelConfig) -> tuple[list[float], float]:
+    """(cost of each main layer, of what the last stage has besides), in multiply-adds per token outside attention.
+
+    The embedding costs nothing, the head its matrix, the MTP block a layer, two projections, and the head again.
+    """
+    d, width = config.hidden_size, config.moe_intermediate_size
+    heads = config.num_attention_heads * config.head_dim
+    layer = 3.0 * d * width * (config.num_experts_per_tok + config.n_shared_experts)
+    layer += config.q_lora_rank * (d + heads) + d * config.head_dim + config.o_lora_rank * (heads + d * config.o_groups)
+    head = float(d * config.vocab_size)
+    mtp = config.num_nextn_predict_layers * (layer + 2.0 * config.hc_mult * d * d + head)
+    return [layer] * config.num_hidden_layers, head + mtp
+
+
+def place_rank(model: Transformer, mesh: DeviceMesh, sizes: Sequence[int] = ()) -> Parts:
+    """Leave in `model` this rank's stage of the mesh's pipeline. All ranks call it, before the optimizer is made.
+
+    sizes: main layers of each stage; empty: stages of about equal cost.
+    """
+    stages = mesh["pipeline"].size()
+    if stages == 1:
+        return Parts(mesh, None)
+    config = model.config
+    costs, last = layer_costs(config)
+    if sizes and len(sizes) != stages:
+        raise ValueError(f"layers of {len(sizes)} stages are given; the pipeline has {stages} stages")
+    chosen = sizes or balance_layers(costs, stages, last=last)
+    place = place_of(chosen, mesh.get_local_rank("pipeline"), config.num_hidden_layers)
+    keep_stage(model, place)
+    return Parts(mesh, Pipeline(place, mesh.get_group("pipeline"), end_group(mesh)))
+
+
+def cut_batches(parts: Parts, batches: Sequence[MicroBatch]) -> list[MicroBatch]:
+    """This rank's parts of whole micro-batches. ValueError if these have routing from before: it is of whole ones."""
+    group = parts.mesh.get_group("context")
+    if group.size() == 1:
+        return list(batches)
+    found: list[MicroBatch] = []
+    for whole in batches:
+        if whole.routing:
+            raise ValueError("micro-batches with routing from before cannot be cut over a context dimension")
+        batch, mask = cut_batch(whole.batch, whole.mask, group)
+        found.append(replace(whole, batch=batch, mask=mask, counts=count_parts(batch, mask)))
+    return found
+
+
+def sum_step_counts(parts: Parts, batches: Sequence[MicroBatch]) -> Counts:
+    """Counts of the step: of the parts on all ranks that hold the same layers."""
+    counts = [float(count) for count in astuple(sum_counts(batches))]
+    for group in parts.groups():
+        counts = sum_numbers(counts, group, batches[0].mask.device)
+    return Counts(*(round(count) for count in counts))
+
+
+def compute_part_gradient(model: Transformer, parts: Parts, batches: Sequence[MicroBatch], work: Work) -> Result:
+    """Leave this rank's share of the step's gradient on the parameters of its layers; return its share of the results.
+
+    batches: whole micro-batches. Shares add up over SAME_LAYERS: `sum_over_layers`, or whatever shards the parameters.
+    ValueError if the step holds no target.
+    """
+    own = cut_batches(parts, batches)
+    totals = sum_step_counts(parts, own)
+    if not totals.targets:
+        raise ValueError("the step holds no target: every masked-in token is the first of its document")
+    if parts.pipeline is None:
+        return compute_gradient(model, own, work, totals)
+    return compute_stage_gradient(model, parts.pipeline, own, work, totals)
+
+
+def sum_over_layers(model: Transformer, parts: Parts) -> None:
+    """Add up the gradients of the ranks that hold the same layers, where parameters are replicated."""
+    for group in parts.groups():
+        sum_gradients(model.parameters(), group)
+
+
+def sum_part_results(parts: Parts, result: Result, model: Transformer) -> Result:
+    """The step's losses, tokens and document pieces of all ranks; loads and clamps of this rank's layers."""
+    loads, clamps, device = result.loads, result.clamps, model.device
+    numbers = [*astuple(result.losses), float(result.tokens)]
+    for group in parts.groups():
+        loads, clamps = sum_counts_by_name(loads, group, device), sum_counts_by_name(clamps, group, device)
+        numbers = sum_numbers(numbers, group, device)
+    if parts.pipeline is not None:
+        numbers = sum_numbers(numbers, parts.pipeline.group, device)
+    next_token, accuracy, mtp, balance, indexer, targets, tokens = numbers
+    losses = Losses(next_token, accuracy, mtp, balance, indexer, round(targets))
+    return replace(result, losses=losses, loads=loads, clamps=clamps, tokens=round(tokens))
+
+
+def norm_over_stages(model: Transformer, parts: Parts, own: float) -> float:
+    """L2 norm of the gradients of all layers, `own` that of this rank's."""
+    return own if parts.pipeline is None else gradient_norm(model, own, parts.pipeline)

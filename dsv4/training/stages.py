@@ -1,0 +1,86 @@
+"""Forward and backward of one pipeline stage in a step: losses, auxiliary losses of every stage, the embedding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dsv4.config import COMPRESSION_KINDS, ModelConfig
+from dsv4.model.aux_losses import AuxLosses
+from dsv4.model.transformer import Transformer
+from dsv4.parallel.pipeline import StagePlace, run_stages, with_loss
+from dsv4.parallel.sums import sum_gradients, sum_numbers
+from dsv4.training.attention_phase import attention_phase
+from dsv4.training.gradient import MicroBatch, Result, Work, numerics, sum_results
+from dsv4.training.losses import Counts, Losses, auxiliary_losses, losses_of_streams
+from dsv4.training.qat import stored_weights
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """This rank's stage, the ranks of its pipeline, and those with an embedding (end_group; None on other stages)."""
+
+    place: StagePlace
+    group: dist.ProcessGroup
+    ends: dist.ProcessGroup | None
+
+
+def reporting_layers(config: ModelConfig, with_mtp: bool) -> tuple[int, int]:
+    """(score-routed layers, CSA layers) of a forward of the whole model."""
+    blocks = config.num_hidden_layers + (1 if with_mtp else 0)
+    indexed = [ratio for ratio in config.compress_ratios[:blocks] if COMPRESSION_KINDS[ratio].has_indexer]
+    return blocks - config.num_hash_layers, max(1, len(indexed))
+
+
+def compute_stage_gradient(
+    model: Transformer, pipeline: Pipeline, batches: Sequence[MicroBatch], work: Work, totals: Counts
+) -> Result:
+    """As `compute_gradient`, for this rank's stage of `model`: its gradients, and its shares of losses and loads.
+
+    The results of all stages add up to the step's; tokens, lengths and targets are the last stage's. The embedding's
+    gradients are those of both ends.
+    """
+    place, results = pipeline.place, [Result(Losses(0.0, 0.0, 0.0, 0.0, 0.0, 0), {}, 0)] * len(batches)
+    with_mtp = bool(work.weights.mtp and totals.mtp_targets and model.config.num_nextn_predict_layers)
+    layers = reporting_layers(model.config, with_mtp)
+
+    def compute(number: int, streams: Tensor | None) -> Tensor:
+        data = batches[number]
+        device = data.mask.device
+        routing = {name: index.to(device, torch.int64) for name, index in data.routing.items()}
+        aux = AuxLosses(routing, work.count_clamps, layers)
+        with numerics(work, device):
+            out = model.run_stage(data.batch, streams, aux)
+            if place.last:
+                out, losses = losses_of_streams(model, out, data.batch, data.mask, work.weights, aux, totals)
+            else:
+                loss, balance, indexer = auxiliary_losses(data.batch, work.weights, aux, totals)
+                out = with_loss(out, loss)
+                losses = Losses(0.0, 0.0, 0.0, float(balance.detach()), float(indexer.detach()), 0)
+        loads, clamps = ({name: count.cpu() for name, count in counts.items()} for counts in (aux.loads, aux.clamps))
+        tokens, lengths = (data.batch.num_tokens, tuple(data.batch.lengths.tolist())) if place.last else (0, ())
+        results[number] = Result(losses, loads, tokens, lengths, clamps)
+        return out
+
+    config = model.config
+    shape = torch.empty(1, config.hc_mult, config.hidden_size, dtype=model.dtype, device=model.device)
+    phase = attention_phase(model, work.attention, whole=False)
+    with stored_weights(model) if work.quantized else nullcontext(), phase:
+        run_stages(place, pipeline.group, [data.batch.num_tokens for data in batches], shape, compute)
+    if pipeline.ends is not None and pipeline.ends.size() > 1 and config.num_nextn_predict_layers:
+        sum_gradients([model.embed.weight], pipeline.ends)
+    return sum_results(results)
+
+
+def gradient_norm(model: Transformer, own: float, pipeline: Pipeline) -> float:
+    """L2 norm of the gradients of all stages, of which this one's is `own`; the embedding counts once."""
+    square = own**2
+    if pipeline.place.last and not pipeline.place.first and model.embed.weight.grad is not None:
+        square -= float(model.embed.weight.grad.norm()) ** 2
+    return math.sqrt(max(0.0, sum_numbers([square], pipeline.group, model.device)[0]))
