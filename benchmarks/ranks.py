@@ -25,9 +25,10 @@ import torch.distributed as dist
 
 from dsv4.config import ModelConfig
 from dsv4.model.transformer import Transformer
+from dsv4.parallel.degrees import Degrees
 from dsv4.parallel.expert import split_experts
 from dsv4.parallel.fsdp import shard_model
-from dsv4.parallel.mesh import Degrees, make_mesh, process_group
+from dsv4.parallel.mesh import make_mesh, process_group
 from dsv4.training.gradient import Work
 from dsv4.training.losses import LossWeights
 from dsv4.training.optim import MuonAdamW

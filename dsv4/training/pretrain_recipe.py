@@ -14,7 +14,7 @@ from dsv4.analysis.precision import Precision
 from dsv4.analysis.training_flops import Phase
 from dsv4.config import ModelConfig, nano_path
 from dsv4.model_folder import resolve_model
-from dsv4.parallel.mesh import Degrees
+from dsv4.parallel.degrees import Degrees
 from dsv4.presets import PRESETS
 from dsv4.training.batch_size import BatchSize
 from dsv4.training.ladder import rungs

@@ -14,9 +14,10 @@ from rich.console import Console
 
 from dsv4.model.transformer import Transformer
 from dsv4.parallel.checkpoint import Checkpoints
+from dsv4.parallel.degrees import Degrees
 from dsv4.parallel.expert import split_experts
 from dsv4.parallel.fsdp import gather_model, shard_model
-from dsv4.parallel.mesh import Degrees, make_mesh
+from dsv4.parallel.mesh import make_mesh
 from dsv4.training.loop import NonFiniteLossError, Stage, Trainer, TrainSettings
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.parts import place_rank

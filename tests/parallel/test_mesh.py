@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dsv4.parallel.mesh import Degrees, launched, process_group
+from dsv4.parallel.degrees import Degrees
+from dsv4.parallel.mesh import launched, process_group
 
 
 def test_degrees_must_make_the_number_of_ranks() -> None:
