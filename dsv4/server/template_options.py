@@ -58,7 +58,7 @@ def template_options(request: Json, own: Collection[str] = ()) -> TemplateOption
 def _object(request: Json, name: str) -> Json:
     value: object = request.get(name)
     if not isinstance(value, (dict, type(None))):
-        raise invalid(name, value, 'an object, like {"effort": "high"}')
+        raise invalid(name, cast(object, value), 'an object, like {"effort": "high"}')
     return cast(Json, value or {})
 
 
@@ -68,5 +68,5 @@ def _kind(value: object) -> bool | None:
         return None
     kind: object = cast(Json, value).get("type") if isinstance(value, dict) else None
     if kind not in _KINDS:
-        raise invalid("thinking", value, 'an object, {"type": "enabled"} or {"type": "disabled"}')
+        raise invalid("thinking", cast(object, value), 'an object, {"type": "enabled"} or {"type": "disabled"}')
     return _KINDS[cast(str, kind)]

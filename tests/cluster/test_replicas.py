@@ -247,7 +247,7 @@ def test_a_prompt_that_has_ended_two_replicas_is_refused(cluster: Cluster, folde
     fatal = ScriptedModel(folder).tokenizer.encode("doom")
     make = partial(dies_of, folder, fatal, {"reply": "abcdefgh" * 40, "seconds_per_step": 0.05})
     engine = ClusterEngine(cluster, ReplicaPlan("tiny", make, CONFIG, num_replicas=2, threads=1))
-    with serving(engine) as served:  # type: ignore[arg-type]
+    with serving(engine, keep_alive_seconds=HANG) as served:  # type: ignore[arg-type]  # a blank line would be a 200
 
         def ask(text: str, **fields: Any) -> httpx.Response:
             request = {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 300}
