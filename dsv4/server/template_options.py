@@ -58,7 +58,7 @@ def template_options(request: Json, own: Collection[str] = ()) -> TemplateOption
 def _object(request: Json, name: str) -> Json:
     value: object = request.get(name)
     if not isinstance(value, (dict, type(None))):
-        raise invalid(name, cast(object, value), 'an object, like {"effort": "high"}')
+        raise invalid(name, value, 'an object, like {"effort": "high"}')
     return cast(Json, value or {})
 
 

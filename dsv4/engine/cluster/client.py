@@ -7,7 +7,7 @@ import contextlib
 import logging
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -206,7 +206,7 @@ class ClusterEngine:
         return reservation
 
     @contextlib.contextmanager
-    def _submitted(self, reservation: _Reservation) -> Iterator[Future[Call]]:
+    def _submitted(self, reservation: _Reservation) -> Generator[Future[Call], None, None]:
         """The call of a reservation as it begins; EngineError if the engine is closed meanwhile."""
         beginning = self._submit(reservation.begin())
         self._beginning.add(beginning)
