@@ -40,6 +40,7 @@ chat: $(VENV)/.run
 	@$(BIN)/dsv4 chat $(MODEL) $(ARGS)
 
 test: $(VENV)/.test
+	@command -v bwrap >/dev/null || echo "make: no bubblewrap, so the sandbox's tests are skipped (Debian: apt-get install bubblewrap)"
 	@command -v chromium >/dev/null || echo "make: no chromium, so the chat page's tests are skipped (Debian: apt-get install chromium)"
 	@$(BIN)/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("reasoning_gym") is None)' \
 		|| echo "make: no C compiler, which reasoning-gym needs, so tests of tasks, evaluations and recipes are skipped (Debian: apt-get install gcc)"

@@ -98,7 +98,7 @@ def test_every_command_of_a_page_parses(page: str, command: str, monkeypatch: py
         pytest.importorskip("reasoning_gym")
     if options.command == "train":
         recipe = runpy.run_path(str(ROOT / "recipes" / f"{options.recipe}.py"))
-        recipe["_parser"]().parse_args(options.arguments)
+        recipe["_parser"]().parse_intermixed_args(options.arguments)
     elif options.command == "eval":
         from dsv4.commands.terminal import eval as program
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
@@ -27,6 +27,14 @@ _MESSAGES = "messages"
 
 class RecordError(ValueError):
     """A source holds no records, or one that is neither a text nor a conversation."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A record, or what is wrong with it, and its place: the file and its line or row."""
+
+    place: str
+    record: Record | RecordError
 
 
 class Source(Protocol):
@@ -47,7 +55,11 @@ class Source(Protocol):
         ...
 
     def records(self, start: int = 0) -> Iterator[Record]:
-        """Records from number `start` on."""
+        """Records from number `start` on. RecordError at the first that is none."""
+        ...
+
+    def entries(self, start: int = 0) -> Iterator[Entry]:
+        """Records from number `start` on with their places, and the errors of those that are none."""
         ...
 
 
@@ -68,6 +80,9 @@ class File:
             return hashlib.file_digest(handle, "sha256").hexdigest()
 
     def records(self, start: int = 0) -> Iterator[Record]:
+        return _raising(self.entries(start))
+
+    def entries(self, start: int = 0) -> Iterator[Entry]:
         kind = _kind(self.path)
         if kind == ".parquet":
             yield from self._rows(start)
@@ -75,28 +90,20 @@ class File:
             yield from self._lines(start)
         elif start == 0:
             with _open(self.path) as handle:
-                yield _decode(handle.read(), str(self.path))
+                text = handle.read()
+            yield _entry(str(self.path), lambda place: _decode(text, place))
 
-    def _lines(self, start: int) -> Iterator[Record]:
+    def _lines(self, start: int) -> Iterator[Entry]:
         with _open(self.path) as handle:
             number = 0
             for place, line in enumerate(handle, 1):
                 if not line.strip():
                     continue
                 if number >= start:
-                    yield self._line(_decode(line, f"{self.path}:{place}"), place)
+                    yield _entry(f"{self.path}:{place}", lambda where, line=line: _line(line, self.column, where))
                 number += 1
 
-    def _line(self, line: str, place: int) -> Record:
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise RecordError(f"{self.path}:{place}: no JSON: {error}") from error
-        if not isinstance(value, dict):
-            raise RecordError(f"{self.path}:{place}: {type(value).__name__}; a JSON object is allowed")
-        return _record(cast("dict[str, Any]", value), self.column, f"{self.path}:{place}")
-
-    def _rows(self, start: int) -> Iterator[Record]:
+    def _rows(self, start: int) -> Iterator[Entry]:
         import pyarrow
         import pyarrow.parquet as parquet
 
@@ -114,7 +121,8 @@ class File:
                     table = file.read_row_group(group, columns=columns)
                     for row in range(max(0, start - first), rows):
                         values = {name: table.column(name)[row].as_py() for name in columns}
-                        yield _record(values, self.column, f"{self.path}, row {first + row}")
+                        place = f"{self.path}, row {first + row}"
+                        yield _entry(place, lambda where, values=values: _record(values, self.column, where))
                 first += rows
 
 
@@ -137,9 +145,13 @@ class HubDataset:
         return hashlib.sha256(self._load()._fingerprint.encode()).hexdigest()
 
     def records(self, start: int = 0) -> Iterator[Record]:
+        return _raising(self.entries(start))
+
+    def entries(self, start: int = 0) -> Iterator[Entry]:
         dataset = self._load()
         for number in range(start, len(dataset)):
-            yield _record(dataset[number], self.column, f"{self.name}, row {number}")
+            row = dataset[number]
+            yield _entry(f"{self.name}, row {number}", lambda where, row=row: _record(row, self.column, where))
 
     def _load(self) -> Any:
         """The whole dataset, memory-mapped. `owner/name@revision:split`; without a split, "train"."""
@@ -207,6 +219,33 @@ def _open(path: Path) -> io.BufferedIOBase:
     import pyarrow
 
     return io.BufferedReader(cast(Any, pyarrow.input_stream(str(path), compression="detect")))
+
+
+def _raising(entries: Iterator[Entry]) -> Iterator[Record]:
+    """The records; the first error is raised."""
+    for entry in entries:
+        if isinstance(entry.record, RecordError):
+            raise entry.record
+        yield entry.record
+
+
+def _entry(place: str, read: Callable[[str], Record]) -> Entry:
+    try:
+        return Entry(place, read(place))
+    except RecordError as error:
+        return Entry(place, error)
+
+
+def _line(line: bytes, column: str, place: str) -> Record:
+    """The record of a line of JSON."""
+    text = _decode(line, place)
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise RecordError(f"{place}: no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise RecordError(f"{place}: {type(value).__name__}; a JSON object is allowed")
+    return _record(cast("dict[str, Any]", value), column, place)
 
 
 def _decode(data: bytes, place: str) -> str:

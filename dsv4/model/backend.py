@@ -57,6 +57,10 @@ class Backend(Protocol):
         """Logits fp32 [n, vocab] of streams [n, hc_mult, d]."""
         ...
 
+    def head_input(self, streams: Tensor, depth: int | None = None) -> Tensor:
+        """Hidden states fp32 [n, d] that the head multiplies, of streams [n, hc_mult, d]."""
+        ...
+
     def cross_entropy(self, streams: Tensor, targets: Tensor, depth: int | None = None) -> tuple[Tensor, Tensor]:
         """(summed -log p of the tokens `targets` [n], likeliest tokens [n]) of streams [n, hc_mult, d]."""
         ...
@@ -121,12 +125,12 @@ class ReferenceBackend:
         return block(block.fuse(model.embed(next_token_ids), streams), ctx)
 
     def read_out(self, streams: Tensor, depth: int | None = None) -> Tensor:
-        return linear_fp32(self._head_input(streams, depth), self.model.head.weight)
+        return linear_fp32(self.head_input(streams, depth), self.model.head.weight)
 
     def cross_entropy(self, streams: Tensor, targets: Tensor, depth: int | None = None) -> tuple[Tensor, Tensor]:
-        return cross_entropy(self._head_input(streams, depth), self.model.head.weight, targets)
+        return cross_entropy(self.head_input(streams, depth), self.model.head.weight, targets)
 
-    def _head_input(self, streams: Tensor, depth: int | None) -> Tensor:
+    def head_input(self, streams: Tensor, depth: int | None = None) -> Tensor:
         model = self.model
         site = model if depth is None else cast(MTPBlock, model.mtp[depth])
         x = hc_head(streams, site.hc_head_fn, site.hc_head_scale, site.hc_head_base, model.config)

@@ -126,6 +126,9 @@ class NativeBackend:
         self.kernels.head(self.handle, prefix, _array(streams.contiguous()), _array(logits))
         return logits
 
+    def head_input(self, streams: Tensor, depth: int | None = None) -> Tensor:
+        return self._reference.head_input(streams, depth)
+
     def cross_entropy(self, streams: Tensor, targets: Tensor, depth: int | None = None) -> tuple[Tensor, Tensor]:
         return self._reference.cross_entropy(streams, targets, depth)
 

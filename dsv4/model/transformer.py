@@ -216,6 +216,10 @@ class Transformer(nn.Module):
         """Next-token logits, fp32 [n, vocab], of streams [n, hc_mult, d]."""
         return self.backend.read_out(streams)
 
+    def head_input(self, streams: Tensor) -> Tensor:
+        """Hidden states fp32 [n, d] of streams [n, hc_mult, d]: after read-out and final norm, before the head."""
+        return self.backend.head_input(streams)
+
     def cross_entropy(self, streams: Tensor, targets: Tensor, depth: int | None = None) -> tuple[Tensor, Tensor]:
         """(-log p of the tokens `targets` int64 [n], summed; likeliest tokens int64 [n]) of streams [n, hc_mult, d].
 

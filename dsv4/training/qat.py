@@ -1,7 +1,8 @@
 """Quantization-aware training: the forward uses the weights' stored values, the update goes to the fp32 masters.
 
 A straight-through estimator outside the model: for one forward and backward the parameters hold their stored values
-(FP4 routed experts, FP8 projections); then the masters return and receive the gradients unchanged.
+(FP4 routed experts, FP8 projections, BF16 embedding, head and norms); then the masters return and receive the gradients
+unchanged.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from dsv4.kernels.quant import fake_quant_fp4, fake_quant_fp8_blocks
 from dsv4.model.parameters import stored_dtype
 
-_QUANTIZED = ("I8", "F8_E4M3")
+_ROUNDED = ("I8", "F8_E4M3", "BF16")
 _MATRICES_AT_ONCE = 64
 
 
@@ -24,13 +25,15 @@ def as_stored(name: str, weight: Tensor) -> Tensor:
     dtype = stored_dtype(name)
     if dtype == "I8":  # FP4; blocks do not cross rows
         return torch.cat([fake_quant_fp4(matrices) for matrices in weight.split(_MATRICES_AT_ONCE)])
-    return fake_quant_fp8_blocks(weight) if dtype == "F8_E4M3" else weight
+    if dtype == "F8_E4M3":
+        return fake_quant_fp8_blocks(weight)
+    return weight.bfloat16().to(weight.dtype) if dtype == "BF16" else weight
 
 
 @contextmanager
 def stored_weights(model: nn.Module) -> Iterator[None]:
     """Context in which the model's parameters hold their stored values; on exit the masters return, bit for bit."""
-    masters = [(name, p, p.data) for name, p in model.named_parameters() if stored_dtype(name) in _QUANTIZED]
+    masters = [(name, p, p.data) for name, p in model.named_parameters() if stored_dtype(name) in _ROUNDED]
     try:
         with torch.no_grad():
             for name, parameter, master in masters:

@@ -7,13 +7,18 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from dsv4.checkpoint.atomic import new_file
 from dsv4.training.optim import MuonAdamW
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    Position = TypeVar("Position", bound=DataclassInstance)
 
 
 @dataclass
@@ -35,7 +40,7 @@ class StateError(ValueError):
     """A saved state is damaged, or belongs to another model or run."""
 
 
-def save_state(path: Path, model: nn.Module, optimizer: MuonAdamW, progress: RunPosition) -> None:
+def save_state(path: Path, model: nn.Module, optimizer: MuonAdamW, progress: DataclassInstance) -> None:
     """Write parameters, buffers, optimizer, progress and random state to `path`.
 
     DiskFullError if there is no room; an existing state at `path` is then unchanged.
@@ -53,8 +58,8 @@ def save_state(path: Path, model: nn.Module, optimizer: MuonAdamW, progress: Run
         torch.save(state, handle)  # given a path, its error would not say why writing failed
 
 
-def load_state(path: Path, model: nn.Module, optimizer: MuonAdamW) -> RunPosition:
-    """Restore model, optimizer and random state from `path`; return the position of the run.
+def load_state(path: Path, model: nn.Module, optimizer: MuonAdamW, position: type[Position] = RunPosition) -> Position:
+    """Restore model, optimizer and random state from `path`; return the position of the run, of class `position`.
 
     StateError, with nothing changed, if the file is damaged or a tensor differs in name, shape or dtype from those of
     the model and the optimizer.
@@ -64,8 +69,9 @@ def load_state(path: Path, model: nn.Module, optimizer: MuonAdamW) -> RunPositio
     for part, want in expected.items():
         _check_same(path, dict(_tensors(state.get(part), part)), dict(_tensors(want, part)))
     progress = state.get("progress")
-    if not isinstance(progress, dict) or {*progress, "stability"} != {field.name for field in fields(RunPosition)}:
-        raise StateError(f"{path}: progress is {progress!r}; expected step, stage, stage_start, tokens and seconds")
+    names = [field.name for field in fields(position)]
+    if not isinstance(progress, dict) or set(progress) != set(names):
+        raise StateError(f"{path}: progress is {progress!r}; expected {', '.join(names)}")
     try:
         optimizer.load_state_dict(state["optimizer"])
     except ValueError as error:
@@ -74,7 +80,7 @@ def load_state(path: Path, model: nn.Module, optimizer: MuonAdamW) -> RunPositio
     torch.set_rng_state(state["rng"])
     if "cuda_rng" in state:
         torch.cuda.set_rng_state_all(state["cuda_rng"])
-    return RunPosition(**progress)
+    return position(**progress)
 
 
 def _read(path: Path) -> dict[str, Any]:

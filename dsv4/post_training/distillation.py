@@ -1,0 +1,173 @@
+"""On-policy distillation: the student samples, each domain's teacher says how it would have gone on, token by token.
+
+    loss = sum over teachers of w_i * mean over the tokens of its samples of KL(student || teacher)
+
+over the full vocabulary; or, as the report's rejected alternative for comparison, the sampled-token estimate.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from dsv4.data.stable_hash import stable_hash
+from dsv4.engine import SamplingParams
+from dsv4.model.aux_losses import AuxLosses
+from dsv4.post_training.kl import reverse_kl
+from dsv4.post_training.learner import UpdateError, packed
+from dsv4.post_training.policy import token_log_probabilities
+from dsv4.post_training.policy_run import LoopSettings, PolicyRun, StepFigures
+from dsv4.post_training.problems import ProblemSource
+from dsv4.post_training.rollouts import Rollout, answer_hidden, sample_rollouts
+from dsv4.post_training.served_policy import ServedPolicy
+from dsv4.post_training.teachers import Teachers
+from dsv4.training.optim import MuonAdamW
+from dsv4.training.qat import stored_weights
+
+Estimate = Literal["full", "sampled"]
+
+
+@dataclass(frozen=True)
+class DistillationSettings:
+    """Settings besides the loop's; the report gives no values."""
+
+    samples: int = 1  # answers per prompt
+    estimate: Estimate = "full"
+    kl_chunk: int = 1024  # tokens whose logits are in memory
+    micro_tokens: int = 8192
+    grad_clip: float = 1.0
+    quantized: bool = True
+    balance: float = 1e-4
+    indexer: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "kl_chunk", "micro_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
+        if self.estimate not in ("full", "sampled"):
+            raise ValueError(f"estimate is {self.estimate!r}; allowed: full, sampled")
+
+
+@dataclass
+class _Sums:
+    """Figures of a step, added up over micro-batches."""
+
+    loss: float = 0.0
+    kl: float = 0.0  # sum over tokens
+    tokens: int = 0
+    difference: float = 0.0
+
+
+class DistillationRun(PolicyRun):
+    """Trains a student on its own samples towards the teachers of their domains."""
+
+    stage = "distill"
+
+    def __init__(
+        self,
+        policy: ServedPolicy,
+        optimizer: MuonAdamW,
+        problems: ProblemSource,
+        teachers: Teachers,
+        loop: LoopSettings,
+        settings: DistillationSettings,
+        run_dir: Path,
+        console: Console | None = None,
+        quiet: bool = False,
+    ) -> None:
+        super().__init__(policy, optimizer, problems, loop, run_dir, console, quiet)
+        self.teachers, self.settings = teachers, settings
+
+    def step(self, rate: float) -> StepFigures:
+        settings, started = self.settings, time.perf_counter()
+        with self.policy.serving() as llm:
+            first, problems, prompts = self.take_problems(llm, self.loop.prompts)
+            params = SamplingParams(max_tokens=self.loop.max_tokens)
+            seed = stable_hash("distillation", self.loop.seed, first) >> 2
+            rollouts = sample_rollouts(llm, prompts, settings.samples, params, seed)
+        sampling = time.perf_counter() - started
+        by_domain: dict[str, list[Rollout]] = {}
+        for rollout in rollouts:
+            by_domain.setdefault(self.teachers.domain_of(problems[rollout.prompt].domain), []).append(rollout)
+        by_domain = dict(sorted(by_domain.items()))  # by teacher, so that a head is loaded once
+        self.teachers.store(by_domain, settings.micro_tokens)
+        teaching = time.perf_counter() - started - sampling
+        sums, norm = self._update(by_domain, rate)
+        figures = {domain: float(one.kl / one.tokens) for domain, one in sums.items()}
+        tokens = sum(one.tokens for one in sums.values())
+        return StepFigures(
+            {
+                "loss": sum(one.loss for one in sums.values()),
+                "accuracy": 0.0,
+                "kl": sum(one.kl for one in sums.values()) / tokens,
+                "kl_by_teacher": figures,
+                "grad_norm": norm,
+                "answer_tokens": tokens / len(rollouts),
+                "unfinished": sum(not rollout.finished for rollout in rollouts) / len(rollouts),
+                "train_serve_difference": max(one.difference for one in sums.values()),
+                "sampling_seconds": round(sampling, 3),
+                "teaching_seconds": round(teaching, 3),
+            },
+            tokens,
+        )
+
+    def _update(self, by_domain: dict[str, list[Rollout]], rate: float) -> tuple[dict[str, _Sums], float]:
+        """One step of the optimizer; the sums of each domain and the gradient's norm."""
+        model, optimizer, settings = self.policy.model, self.optimizer, self.settings
+        optimizer.zero_grad()
+        sums = {domain: _Sums() for domain in by_domain}
+        answers = sum(map(len, by_domain.values()))
+        with stored_weights(model) if settings.quantized else nullcontext():
+            for domain, rollouts in by_domain.items():
+                weight = self.teachers.teachers[domain].weight / sum(len(one.token_ids) for one in rollouts)
+                place = 0
+                for micro in packed(rollouts, settings.micro_tokens):
+                    places = range(place, place + len(micro))
+                    place += len(micro)
+                    self._add_gradient(domain, micro, places, weight, len(micro) / answers, sums[domain])
+        norm, loss = optimizer.gradient_norm(), sum(one.loss for one in sums.values())
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            optimizer.zero_grad()
+            raise UpdateError(f"loss {loss}, gradient norm {norm}: not finite; nothing was updated")
+        optimizer.step(rate, min(1.0, settings.grad_clip / (norm + 1e-6)))
+        optimizer.zero_grad()
+        return sums, norm
+
+    def _add_gradient(
+        self, domain: str, micro: Sequence[Rollout], places: Sequence[int], weight: float, share: float, sums: _Sums
+    ) -> None:
+        """Forward and backward of one micro-batch of a teacher's samples."""
+        model, settings, aux = self.policy.model, self.settings, AuxLosses()
+        hidden, tokens = answer_hidden(model, micro, aux)
+        teacher = (self.teachers.hidden(domain, places), self.teachers.head(domain))
+        sampled = torch.tensor([number for rollout in micro for number in rollout.log_probabilities])
+        if settings.estimate == "full":
+            kl = reverse_kl(hidden, model.head.weight, *teacher, chunk=settings.kl_chunk)
+            objective = kl.sum()
+            with torch.no_grad():
+                log_p = token_log_probabilities(hidden, model.head.weight, tokens)
+        else:
+            log_p = token_log_probabilities(hidden, model.head.weight, tokens)
+            objective = sampled_objective(log_p, token_log_probabilities(*teacher, tokens))
+            kl = log_p.detach() - token_log_probabilities(*teacher, tokens)
+        loss = weight * objective + share * (settings.balance * aux.balance_loss + settings.indexer * aux.indexer_loss)
+        loss.backward()
+        sums.loss += float(loss.detach())
+        sums.kl += float(kl.detach().sum())
+        sums.tokens += len(tokens)
+        sums.difference = max(sums.difference, float((log_p.detach() - sampled).abs().max()))
+
+
+def sampled_objective(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Sum whose gradient is the sampled-token estimate of reverse KL's: advantage log q(y) - log p(y) of each token."""
+    advantage = (log_q - log_p).detach()
+    return -(advantage * log_p).sum()

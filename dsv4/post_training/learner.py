@@ -1,0 +1,141 @@
+"""Updates of a policy from judged rollouts: micro-batches by tokens, the stored weights' values in the forward."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dsv4.model.aux_losses import AuxLosses
+from dsv4.model.transformer import Transformer
+from dsv4.post_training.grpo import GRPOSettings, Objective, grpo_loss
+from dsv4.post_training.rollouts import Rollout, answer_log_probabilities
+from dsv4.training.optim import MuonAdamW
+from dsv4.training.qat import stored_weights
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A rollout and its advantage; `reference` are its tokens' log-probabilities under the reference policy."""
+
+    rollout: Rollout
+    advantage: float
+    reference: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class LearnerSettings:
+    """How mini-batches become updates."""
+
+    objective: GRPOSettings
+    micro_tokens: int = 8192  # most tokens of a forward; a longer rollout is one by itself
+    grad_clip: float = 1.0
+    quantized: bool = True  # the forward computes with the stored values, as the engine did
+    balance: float = 1e-4  # weight of the router's balance loss
+    indexer: float = 1.0  # weight of the indexer's loss
+
+    def __post_init__(self) -> None:
+        if self.micro_tokens < 1:
+            raise ValueError(f"micro_tokens is {self.micro_tokens}; allowed: 1 or more")
+        if not self.grad_clip > 0.0:
+            raise ValueError(f"grad_clip is {self.grad_clip}; allowed: more than 0")
+
+
+@dataclass(frozen=True)
+class Update:
+    """Figures of one update, for the log."""
+
+    loss: float
+    grad_norm: float
+    kl: float
+    clipped: float
+    dropped: int
+    largest_difference: float
+
+
+class UpdateError(RuntimeError):
+    """A loss or a gradient is not finite; nothing was updated."""
+
+
+def update(
+    model: Transformer, optimizer: MuonAdamW, batch: Sequence[Judged], rate: float, settings: LearnerSettings
+) -> Update:
+    """One step of the optimizer on a mini-batch. UpdateError, with the weights unchanged, if a number is not finite."""
+    optimizer.zero_grad()
+    found: list[tuple[int, float, Objective]] = []
+    with stored_weights(model) if settings.quantized else nullcontext():
+        place = 0
+        for rollouts in packed((judged.rollout for judged in batch), settings.micro_tokens):
+            objective = _objective(model, batch[place : place + len(rollouts)], len(batch), settings)
+            found.append((sum(len(rollout.token_ids) for rollout in rollouts), *objective))
+            place += len(rollouts)
+    norm = optimizer.gradient_norm()
+    loss = sum(value for _, value, _ in found)
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        optimizer.zero_grad()
+        raise UpdateError(f"loss {loss}, gradient norm {norm}: not finite; nothing was updated")
+    optimizer.step(rate, min(1.0, settings.grad_clip / (norm + 1e-6)))
+    optimizer.zero_grad()
+    tokens = sum(count for count, _, _ in found)
+    return Update(
+        loss,
+        norm,
+        kl=sum(count * objective.kl for count, _, objective in found) / tokens,
+        clipped=sum(count * objective.clipped for count, _, objective in found) / tokens,
+        dropped=sum(objective.dropped for _, _, objective in found),
+        largest_difference=max(objective.largest_difference for _, _, objective in found),
+    )
+
+
+def _objective(
+    model: Transformer, micro: Sequence[Judged], answers: int, settings: LearnerSettings
+) -> tuple[float, Objective]:
+    """Forward and backward of a micro-batch of a mini-batch of `answers`: its share of the loss, and the objective."""
+    aux = AuxLosses()
+    log_p = answer_log_probabilities(model, [judged.rollout for judged in micro], aux=aux)
+    objective = grpo_loss(
+        log_p,
+        _laid(log_p, (judged.rollout.log_probabilities for judged in micro)),
+        [len(judged.rollout.token_ids) for judged in micro],
+        [judged.advantage for judged in micro],
+        settings.objective,
+        None if micro[0].reference is None else _laid(log_p, (judged.reference or () for judged in micro)),
+        answers,
+    )
+    share = len(micro) / answers
+    loss = objective.loss + share * (settings.balance * aux.balance_loss + settings.indexer * aux.indexer_loss)
+    loss.backward()
+    return float(loss.detach()), objective
+
+
+def _laid(like: Tensor, parts: Iterable[Sequence[float]]) -> Tensor:
+    """Numbers laid end to end as a tensor like another."""
+    return torch.tensor([number for part in parts for number in part], dtype=like.dtype, device=like.device)
+
+
+def packed(rollouts: Iterable[Rollout], tokens: int) -> list[list[Rollout]]:
+    """Consecutive rollouts of at most `tokens` tokens with their prompts; one that is longer is alone."""
+    found: list[list[Rollout]] = []
+    room = 0
+    for rollout in rollouts:
+        size = len(rollout.document)
+        if not found or size > room:
+            found.append([])
+            room = tokens
+        found[-1].append(rollout)
+        room -= size
+    return found
+
+
+@torch.no_grad()
+def with_reference(reference: Transformer, rollouts: Sequence[Rollout], tokens: int) -> list[tuple[float, ...]]:
+    """Log-probabilities of each rollout's tokens under a frozen reference policy."""
+    found: list[tuple[float, ...]] = []
+    for micro in packed(rollouts, tokens):
+        log_p = answer_log_probabilities(reference, micro)
+        found += [tuple(part.tolist()) for part in log_p.split([len(rollout.token_ids) for rollout in micro])]
+    return found

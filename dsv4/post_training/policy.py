@@ -1,0 +1,90 @@
+"""Log-probabilities of chosen tokens under a head, differentiable, with the sampler's bits; logits are never kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dsv4.kernels.linear import linear
+
+CHUNK = 1024  # tokens whose logits are in memory at a time
+
+
+def token_log_probabilities(
+    hidden: Tensor,
+    head: Tensor,
+    token_ids: Tensor,
+    temperature: float = 1.0,
+    kept: Tensor | None = None,
+    chunk: int = CHUNK,
+) -> Tensor:
+    """log p(token) fp32 [n] of `token_ids` int64 [n] after hidden states [n, d] under a head [V, d].
+
+    `kept` bool [n, V]: the tokens that the sampler could draw (Keep Sampling Mask); the others have probability 0.
+    None: all. At temperature 1 without a mask, on one device, the bits are those of the engine's `logprobs`.
+    Differentiable in hidden and head. ValueError for a temperature that is not above 0, or a token that is not kept.
+    """
+    if not temperature > 0.0:
+        raise ValueError(f"temperature is {temperature}; allowed: more than 0")
+    if kept is not None and not bool(kept.gather(1, token_ids.unsqueeze(1)).all()):
+        place = int((~kept.gather(1, token_ids.unsqueeze(1))).squeeze(1).nonzero()[0])
+        raise ValueError(
+            f"token {int(token_ids[place])} at place {place} was sampled, but its sampling mask forbids it"
+        )
+    return _TokenLogProbabilities.apply(hidden, head, token_ids, temperature, kept, chunk)
+
+
+def _log_softmax(hidden: Tensor, head: Tensor, temperature: float, kept: Tensor | None) -> Tensor:
+    logits = linear(hidden.float(), head.float())
+    if temperature != 1.0:
+        logits = logits / temperature
+    if kept is not None:
+        logits = logits.masked_fill(~kept, -torch.inf)
+    return logits.log_softmax(-1)
+
+
+class _TokenLogProbabilities(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, token_ids: Tensor, temperature: float, kept: Tensor | None, chunk: int
+    ) -> Tensor:
+        ctx.save_for_backward(hidden, head, token_ids, kept)
+        ctx.temperature, ctx.chunk = temperature, chunk
+        out = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        for rows in _chunks(len(hidden), chunk):
+            mask = None if kept is None else kept[rows]
+            log_p = _log_softmax(hidden[rows], head, temperature, mask)
+            out[rows] = log_p.gather(1, token_ids[rows].unsqueeze(1)).squeeze(1)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+        hidden, head, token_ids, kept = ctx.saved_tensors
+        wants_hidden, wants_head = ctx.needs_input_grad[:2]
+        d_hidden = torch.empty_like(hidden, dtype=torch.float32) if wants_hidden else None
+        d_head = torch.zeros_like(head, dtype=torch.float32) if wants_head else None
+        for rows in _chunks(len(hidden), ctx.chunk):
+            mask = None if kept is None else kept[rows]
+            d_logits = _log_softmax(hidden[rows], head, ctx.temperature, mask).exp_().neg_()
+            d_logits.scatter_add_(1, token_ids[rows].unsqueeze(1), torch.ones_like(d_logits[:, :1]))
+            d_logits.mul_((grad[rows] / ctx.temperature).unsqueeze(1))
+            if d_hidden is not None:
+                d_hidden[rows] = d_logits @ head.float()
+            if d_head is not None:
+                d_head.addmm_(d_logits.T, hidden[rows].float())
+        return (
+            None if d_hidden is None else d_hidden.to(hidden.dtype),
+            None if d_head is None else d_head.to(head.dtype),
+            None,
+            None,
+            None,
+            None,
+        )
+
+
+def _chunks(count: int, size: int) -> list[slice]:
+    return [slice(start, min(count, start + size)) for start in range(0, count, size)]

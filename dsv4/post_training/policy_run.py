@@ -1,0 +1,139 @@
+"""A run that alternates sampling and updates: its loop, its state on disk; a killed run resumes to the same bits."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dsv4.checkpoint.atomic import clear_folder
+from dsv4.engine import LLM
+from dsv4.post_training.problems import Problem, ProblemSource
+from dsv4.post_training.served_policy import ServedPolicy
+from dsv4.training.optim import MuonAdamW
+from dsv4.training.report import Report
+from dsv4.training.schedule import Schedule
+from dsv4.training.state import load_state, save_state
+from dsv4.training.stopping import RunStoppedError, StopOnSigterm
+
+STATE = "state.pt"
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """Length of a run, its rate, and what a step samples."""
+
+    steps: int
+    schedule: Schedule
+    prompts: int = 16  # per step
+    max_tokens: int = 512  # of an answer
+    save_every: int = 10
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "prompts", "max_tokens", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
+
+
+@dataclass
+class PolicyPosition:
+    """Position of a run."""
+
+    step: int = 0
+    problems: int = 0  # that were asked
+    tokens: int = 0  # that were sampled
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """A step's figures for the log, and the tokens that it sampled."""
+
+    figures: dict[str, Any]
+    tokens: int
+
+
+class PolicyRun(ABC):
+    """Trains a served policy on problems. `run_dir` keeps state and metrics; a state found there is resumed."""
+
+    stage: str  # in the log
+
+    def __init__(
+        self,
+        policy: ServedPolicy,
+        optimizer: MuonAdamW,
+        problems: ProblemSource,
+        loop: LoopSettings,
+        run_dir: Path,
+        console: Console | None = None,
+        quiet: bool = False,
+    ) -> None:
+        self.policy, self.optimizer, self.problems, self.loop = policy, optimizer, problems, loop
+        self.run_dir, self.console, self.quiet = run_dir, console or Console(), quiet
+        self.position = PolicyPosition()
+        run_dir.mkdir(parents=True, exist_ok=True)
+        clear_folder(run_dir)
+        if self.state_path.exists():
+            self.position = load_state(self.state_path, policy.model, optimizer, PolicyPosition)
+
+    @abstractmethod
+    def step(self, rate: float) -> StepFigures:
+        """Sample and update once, at learning rate `rate`."""
+
+    @property
+    def state_path(self) -> Path:
+        return self.run_dir / STATE
+
+    def run(self, stop_after: int | None = None) -> PolicyPosition:
+        """Train to the last step, or until `stop_after` steps are done; saves the state at the end.
+
+        RunStoppedError, with the state saved, if the process got SIGTERM meanwhile.
+        """
+        loop, position = self.loop, self.position
+        last = loop.steps if stop_after is None else min(loop.steps, stop_after)
+        metrics = self.run_dir / "metrics.jsonl"
+        with Report(metrics, position.step, self.console, self.quiet) as report, StopOnSigterm() as stop:
+            while position.step < last and not stop.requested:
+                self._logged_step(report)
+                if position.step % loop.save_every == 0:
+                    self.save()
+        self.save()
+        if stop.requested and position.step < loop.steps:
+            raise RunStoppedError(
+                f"stopped by SIGTERM after step {position.step} of {loop.steps}; the state is saved in "
+                f"{self.state_path}"
+            )
+        return position
+
+    def save(self) -> None:
+        save_state(self.state_path, self.policy.model, self.optimizer, self.position)
+
+    def take_problems(self, llm: LLM, count: int) -> tuple[int, list[Problem], list[list[int]]]:
+        """The next `count` problems: the number of the first, the problems, their prompts as token ids."""
+        assert llm.prompts is not None, "problems are asked in text"
+        first = self.position.problems
+        self.position.problems += count
+        problems = [self.problems.problem(number) for number in range(first, first + count)]
+        return first, problems, [llm.prompts.encode(problem.prompt()) for problem in problems]
+
+    def _logged_step(self, report: Report) -> None:
+        loop, position = self.loop, self.position
+        started, step = time.perf_counter(), position.step
+        rate = loop.schedule.rate(step, loop.steps)
+        done = self.step(rate)
+        took = time.perf_counter() - started
+        position.step, position.tokens, position.seconds = (
+            step + 1,
+            position.tokens + done.tokens,
+            position.seconds + took,
+        )
+        metrics = {
+            "step": step, "stage": self.stage, "lr": rate, "seconds": round(position.seconds, 3),
+            "tokens_per_second": done.tokens / took,
+        } | done.figures  # fmt: skip
+        report.step(metrics, loop.steps, True, (loop.steps - position.step) * position.seconds / position.step)

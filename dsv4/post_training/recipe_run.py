@@ -1,0 +1,133 @@
+"""Runs of the recipes of post-training: command line, the run's folder, the policy that is trained, its export."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
+
+from dsv4.checkpoint import load_model
+from dsv4.checkpoint.atomic import DiskFullError, new_file
+from dsv4.model.transformer import Transformer
+from dsv4.model_folder import resolve_model
+from dsv4.post_training.learner import UpdateError
+from dsv4.post_training.policy_run import PolicyRun
+from dsv4.post_training.recipes import PolicyRecipe
+from dsv4.post_training.served_policy import ServedPolicy
+from dsv4.training.export import export_model
+from dsv4.training.recipe import read_recipe, write_recipe
+from dsv4.training.state import StateError
+from dsv4.training.stopping import EXIT_STATUS, RunStoppedError
+
+R = TypeVar("R", bound=PolicyRecipe)
+RECIPE, MODEL = "recipe.toml", "model.txt"
+NOT_TOKENIZER = {"config.json", "model.safetensors.index.json"}  # of a model folder's JSON files
+Start = Callable[[R, ServedPolicy, argparse.Namespace, Console], PolicyRun]
+
+
+def make_parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """Parser with the arguments that all have: MODEL, KEY=VALUE, --out, --run-dir, --resume, --print-config."""
+    parser = argparse.ArgumentParser(
+        prog=f"dsv4 train {name}",
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", help="model folder to start from, or owner/name")
+    parser.add_argument("recipe", nargs="*", metavar="RECIPE|KEY=VALUE", help="a TOML file, and keys to change")
+    parser.add_argument("--out", type=Path, help="model folder to write (default: model in --run-dir)")
+    parser.add_argument("--run-dir", type=Path, default=Path("runs") / name, help="folder of the run's state")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --run-dir")
+    parser.add_argument("--print-config", action="store_true", help="print the whole recipe, and train nothing")
+    return parser
+
+
+def run_recipe(name: str, schema: type[R], options: argparse.Namespace, start: Start[R]) -> int:
+    """Run a recipe from its command line; 0 when the model folder is written, 143 after a SIGTERM."""
+    console = Console()
+    run_dir: Path = options.run_dir
+    out: Path = options.out or run_dir / "model"
+    try:
+        recipe = _recipe(schema, options)
+        if options.print_config:
+            print(write_recipe(recipe), end="")
+            return 0
+        recipe.problems.source()  # names what is wrong before the run's folder is made
+        folder = resolve_model(options.model)
+        _check_run(run_dir, options, recipe, folder)
+        policy = make_policy(recipe, folder)
+        run = start(recipe, policy, options, console)
+        run.run()
+    except RunStoppedError as stopped:
+        print(f"{stopped}; to go on: dsv4 train {name} {options.model} --resume --run-dir {run_dir}", file=sys.stderr)
+        return EXIT_STATUS
+    except (ValueError, OSError, DiskFullError, UpdateError, StateError, MemoryError) as error:
+        raise SystemExit(f"training stopped: {error}") from error
+    export_model(policy.model, tokenizer_files(folder, run_dir), out)
+    console.print(f"model folder: {out}", highlight=False)
+    return 0
+
+
+def make_policy(recipe: PolicyRecipe, folder: Path) -> ServedPolicy:
+    """The model to train, and the engine that serves it."""
+    run, sampling = recipe.run, recipe.sampling
+    model = load_model(folder, device=run.device, numerics=run.numerics, weights="widened").requires_grad_()
+    if not run.train_router:
+        freeze_router(model)
+    return ServedPolicy(
+        model, folder, run.quantized, max_num_seqs=sampling.max_num_seqs, max_model_len=sampling.max_model_len,
+        device=run.device,
+    )  # fmt: skip
+
+
+def freeze_router(model: Transformer) -> None:
+    """Router weights take no gradient: experts then stay those that pre-training has balanced."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("gate.weight"):
+            parameter.requires_grad_(False)
+
+
+def tokenizer_files(folder: Path, run_dir: Path) -> Path:
+    """Folder with the model's files besides its weights and config."""
+    found = run_dir / "tokenizer"
+    found.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob("*.json"):
+        if path.name not in NOT_TOKENIZER:
+            shutil.copyfile(path, found / path.name)
+    return found
+
+
+def _recipe(schema: type[R], options: argparse.Namespace) -> R:
+    words: Sequence[str] = options.recipe
+    if options.resume:
+        if words:
+            raise ValueError(f"--resume goes on with the run's own recipe; without {' '.join(words)}")
+        path = options.run_dir / RECIPE
+        if not path.is_file():
+            raise ValueError(f"--resume: {options.run_dir} holds no run (no {RECIPE})")
+        return read_recipe(schema, path)
+    files = [word for word in words if "=" not in word]
+    if len(files) > 1:
+        raise ValueError(f"recipes {', '.join(files)}; allowed: one, and KEY=VALUE")
+    return read_recipe(schema, Path(files[0]) if files else None, [word for word in words if "=" in word])
+
+
+def _check_run(run_dir: Path, options: argparse.Namespace, recipe: PolicyRecipe, folder: Path) -> None:
+    """Note the run's recipe and model; a run is never overwritten, nor resumed with another model."""
+    recipe_file, model_file = run_dir / RECIPE, run_dir / MODEL
+    if options.resume:
+        began = model_file.read_text(encoding="utf-8").strip()
+        if began != str(folder.resolve()):
+            raise ValueError(f"--resume: the run in {run_dir} began with {began}, not with {folder}")
+        return
+    if recipe_file.exists():
+        raise ValueError(f"{run_dir} already holds a run; pass --resume to go on with it, or another --run-dir")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    for path, text in ((model_file, f"{folder.resolve()}\n"), (recipe_file, write_recipe(recipe))):
+        with new_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,166 @@
+"""Keys of the recipes of GRPO and of distillation, with their defaults (reasons: docs/post-training.md)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from dsv4.config import ModelConfig
+from dsv4.model.transformer import Transformer
+from dsv4.post_training.distillation import DistillationSettings, Estimate
+from dsv4.post_training.grpo import AdvantageScale, GRPOSettings
+from dsv4.post_training.grpo_run import GRPORunSettings
+from dsv4.post_training.learner import LearnerSettings
+from dsv4.post_training.length_penalty import OverlengthPenalty
+from dsv4.post_training.policy_run import LoopSettings
+from dsv4.post_training.problems import TaskProblems
+from dsv4.post_training.rewards import RewardSettings
+from dsv4.training.optim import MuonAdamW
+from dsv4.training.recipe import Section
+from dsv4.training.schedule import Schedule
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NotNegative = Annotated[float, Field(ge=0.0)]
+
+
+class ProblemsSection(Section):
+    """Verifiable tasks that are asked; each as often as the others, or by `weights` of the same length."""
+
+    tasks: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    thinking: bool | None = None  # left out: as each task's questions have it
+    seed: int = 1
+
+    @model_validator(mode="after")
+    def _check(self) -> ProblemsSection:
+        if self.weights and len(self.weights) != len(self.tasks):
+            raise ValueError(f"{len(self.weights)} weights for {len(self.tasks)} tasks; allowed: none, or one each")
+        return self
+
+    def source(self) -> TaskProblems:
+        """The problems. ValueError for an unknown task, or none."""
+        weights = self.weights or (1.0,) * len(self.tasks)
+        return TaskProblems(dict(zip(self.tasks, weights, strict=True)), self.seed, self.thinking)
+
+
+class OptimizerSection(Section):
+    rate: Positive = 1e-4
+    warmup_steps: Annotated[int, Field(ge=0)] = 5
+    decay_fraction: Share = 0.0
+    final_ratio: Share = 0.1
+    weight_decay: NotNegative = 0.0
+    momentum: Share = 0.95
+    grad_clip: Positive = 1.0
+
+    def schedule(self, steps: int) -> Schedule:
+        return Schedule(self.rate, min(self.warmup_steps, steps), self.decay_fraction, self.final_ratio)
+
+    def optimizer(self, model: Transformer, config: ModelConfig) -> MuonAdamW:
+        """Optimizer of the parameters that take a gradient."""
+        native = model.device.type != "cpu" or torch.cpu.get_capabilities().get("avx512_bf16", False)
+        return MuonAdamW(
+            model, config, momentum=self.momentum, weight_decay=self.weight_decay,
+            compute_dtype=torch.bfloat16 if native else torch.float32,
+        )  # fmt: skip
+
+
+class SamplingSection(Section):
+    prompts: Count = 16  # per step
+    max_tokens: Count = 512  # of an answer
+    max_num_seqs: Count = 32  # of the engine at a time
+    max_model_len: Count = 2048
+
+
+class RunSection(Section):
+    steps: Count = 100
+    seed: int = 1
+    device: str = "cpu"
+    numerics: Literal["float", "shipped"] = "float"
+    quantized: bool = True  # sampling and training compute with the stored (FP4, FP8) weight values
+    save_every: Count = 10
+    micro_tokens: Count = 8192
+    balance: NotNegative = 1e-4
+    indexer: NotNegative = 1.0
+    train_router: bool = False  # False: router weights keep their values
+
+
+class PolicyRecipe(Section):
+    """What GRPO and distillation share."""
+
+    problems: ProblemsSection = ProblemsSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    sampling: SamplingSection = SamplingSection()
+    run: RunSection = RunSection()
+
+    def loop(self) -> LoopSettings:
+        sampling, run = self.sampling, self.run
+        schedule = self.optimizer.schedule(run.steps)
+        return LoopSettings(run.steps, schedule, sampling.prompts, sampling.max_tokens, run.save_every, run.seed)
+
+
+class ObjectiveSection(Section):
+    group_size: Annotated[int, Field(ge=2)] = 8
+    mini_batches: Count = 2
+    resample: Count = 3
+    clip_low: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    clip_high: NotNegative = 0.28
+    kl: NotNegative = 0.0
+    unbiased_kl: bool = True
+    off_policy_bound: Positive | None = 0.5
+    advantage_scale: AdvantageScale = "none"
+
+
+class RewardSection(Section):
+    """Length penalty of an effort mode: linear from `free` tokens to `window`, where it is `length`; 0: none."""
+
+    unfinished: float = 0.0
+    length: NotNegative = 0.0
+    free: Annotated[int, Field(ge=0)] = 0
+    window: Annotated[int, Field(ge=0)] = 0  # 0: sampling.max_tokens
+
+
+class GRPORecipe(PolicyRecipe):
+    """A GRPO run."""
+
+    objective: ObjectiveSection = ObjectiveSection()
+    reward: RewardSection = RewardSection()
+
+    def settings(self) -> GRPORunSettings:
+        """Settings of the run. ValueError for a length penalty without room."""
+        objective, reward, run = self.objective, self.reward, self.run
+        penalty = None
+        if reward.length:
+            window = reward.window or self.sampling.max_tokens
+            penalty = OverlengthPenalty(window, reward.free, reward.length).reward
+        learner = LearnerSettings(
+            GRPOSettings(
+                objective.clip_low, objective.clip_high, objective.kl, objective.unbiased_kl,
+                objective.off_policy_bound, objective.advantage_scale,
+            ),
+            run.micro_tokens, self.optimizer.grad_clip, run.quantized, run.balance, run.indexer,
+        )  # fmt: skip
+        rewards = RewardSettings(reward.unfinished, length=penalty)
+        return GRPORunSettings(learner, rewards, objective.group_size, objective.mini_batches, objective.resample)
+
+
+class DistillationSection(Section):
+    samples: Count = 1
+    estimate: Estimate = "full"
+    kl_chunk: Count = 1024
+
+
+class DistillRecipe(PolicyRecipe):
+    """A distillation run; its teachers are arguments of the command."""
+
+    distillation: DistillationSection = DistillationSection()
+
+    def settings(self) -> DistillationSettings:
+        one, run = self.distillation, self.run
+        return DistillationSettings(
+            one.samples, one.estimate, one.kl_chunk, run.micro_tokens, self.optimizer.grad_clip, run.quantized,
+            run.balance, run.indexer,
+        )  # fmt: skip

@@ -1,0 +1,82 @@
+"""Rewards of rollouts: the problem's, format and length; an error of a reward is reported and costs its rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dsv4.post_training.problems import Problem, answer_of
+from dsv4.post_training.rollouts import Rollout
+from dsv4.post_training.rubric import RubricQuestion, Verdict
+
+if TYPE_CHECKING:
+    from dsv4.post_training.rubric_judge import RubricJudge
+
+LengthReward = Callable[[int], float]  # tokens of the answer, thinking included -> reward, 0 or less
+
+
+@dataclass(frozen=True)
+class RewardSettings:
+    """What a reward adds up from, besides the problem's own."""
+
+    unfinished: float = 0.0  # of an answer that is cut off, or whose thinking never ends; in place of the problem's
+    judge_cut_off: bool = False  # an answer that is cut off is judged as it stands
+    length: LengthReward | None = None
+
+
+@dataclass(frozen=True)
+class Reward:
+    """Reward of one rollout; `error` in words if its problem could not judge it: then it is in no group."""
+
+    value: float
+    correct: bool
+    error: str | None = None
+
+
+def judge(
+    rollouts: Sequence[Rollout],
+    problems: Sequence[Problem],
+    settings: RewardSettings | None = None,
+    rubric_judge: RubricJudge | None = None,
+) -> list[Reward]:
+    """Reward of each rollout by the problem of its prompt; of rubric questions by the judge, all at once."""
+    settings = settings or RewardSettings()
+    answers = [_answer(rollout, problems[rollout.prompt], settings) for rollout in rollouts]
+    asked = [(place, problems[rollout.prompt]) for place, rollout in enumerate(rollouts) if answers[place] is not None]
+    by_rubric = [(place, problem) for place, problem in asked if isinstance(problem, RubricQuestion)]
+    verdicts: dict[int, Verdict] = {}
+    if by_rubric:
+        if rubric_judge is None:
+            raise ValueError(f"{by_rubric[0][1].key} is judged by a rubric, but there is no judge; give one")
+        texts = [answers[place] or "" for place, _ in by_rubric]
+        scores = rubric_judge.scores([problem for _, problem in by_rubric], texts)
+        verdicts = {place: score for (place, _), score in zip(by_rubric, scores, strict=True)}
+    rewards: list[Reward] = []
+    for place, rollout in enumerate(rollouts):
+        extra = settings.length(len(rollout.token_ids)) if settings.length is not None else 0.0
+        answer = answers[place]
+        if answer is None:
+            rewards.append(Reward(settings.unfinished + extra, correct=False))
+            continue
+        found = verdicts[place] if place in verdicts else _verdict(problems[rollout.prompt], answer)
+        if found.value is None:
+            rewards.append(Reward(0.0, False, found.error))
+        else:
+            rewards.append(Reward(found.value + extra, correct=found.value >= 1.0))
+    return rewards
+
+
+def _answer(rollout: Rollout, problem: Problem, settings: RewardSettings) -> str | None:
+    """The answer to judge; None if there is none."""
+    return answer_of(rollout.text, problem.thinking) if rollout.finished or settings.judge_cut_off else None
+
+
+def _verdict(problem: Problem, answer: str) -> Verdict:
+    try:
+        value = problem.reward(answer)
+    except Exception as error:  # a reward is the user's code: the run goes on without this rollout
+        return Verdict(None, f"the reward of {problem.domain} raised {type(error).__name__}: {error}")
+    if value - value != 0.0:  # infinite, or no number
+        return Verdict(None, f"the reward of {problem.domain} is {value}; allowed: a finite number")
+    return Verdict(value)

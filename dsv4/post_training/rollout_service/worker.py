@@ -1,0 +1,108 @@
+"""A worker of the rollout service: an engine that takes requests from the queue and logs every token."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from dsv4.engine import LLM, SamplingParams
+from dsv4.engine.outputs import SampledToken, TokenEvent
+from dsv4.engine.request import Request
+from dsv4.post_training.rollout_service.queue import Lease, LoggedToken, RolloutQueue, Step
+
+IDLE_SECONDS = 0.2  # between two looks at an empty queue
+
+
+@dataclass
+class _Running:
+    """A leased request in the engine, and the number of its tokens that are logged."""
+
+    lease: Lease
+    request: Request
+    logged: int
+
+
+class RolloutWorker:
+    """Works on the queue until it is told to stop; may die at any point.
+
+    `version`: of the engine's weights. With `use` a worker goes over to new weights in the middle of its requests:
+    their caches are computed again, their tokens stay, and each token has the version that drew it.
+    """
+
+    def __init__(self, name: str, queue: RolloutQueue, llm: LLM, version: int = 0) -> None:
+        self.name, self.queue, self.version = name, queue, version
+        self.room = llm.engine_config.max_num_seqs
+        self._llm = llm
+        self._running: dict[int, _Running] = {}
+
+    def run(self, until: Callable[[], bool], idle_seconds: float = IDLE_SECONDS) -> None:
+        """Step until `until()`; waits where there is nothing to do."""
+        while not until():
+            if not self.step():
+                time.sleep(idle_seconds)
+
+    def step(self) -> bool:
+        """Lease what there is room for, compute one step of the engine, log it; False if there was nothing to do."""
+        if len(self._running) < self.room:
+            self._admit(self.queue.lease(self.name, self.room - len(self._running)))
+        if not self._running:
+            return False
+        core = self._llm.core
+        events = {request.request_id: event for request, event in core.step()}
+        steps = [self._logged(running, events.get(running.request.request_id)) for running in self._running.values()]
+        lost = self.queue.write(steps)
+        for running in list(self._running.values()):
+            if running.request.finished or running.lease.id in lost:
+                core.abort(running.request)
+                del self._running[running.lease.id]
+        return True
+
+    def use(self, llm: LLM, version: int) -> None:
+        """Go on with other weights; nothing that was sampled is lost."""
+        for running in self._running.values():
+            self._llm.core.abort(running.request)
+        leases = [running.lease for running in self._running.values()]
+        tokens = [tuple(_sampled(running.request)) for running in self._running.values()]
+        self._running.clear()
+        self._llm, self.version = llm, version
+        for lease, sampled in zip(leases, tokens, strict=True):
+            self._add(lease, sampled)
+
+    def _admit(self, leases: list[Lease]) -> None:
+        for lease in leases:
+            try:
+                self._add(lease, [SampledToken(one.token_id, one.log_probability) for one in lease.tokens])
+            except (ValueError, TypeError) as error:  # of the request: a retry would fail as well
+                self.queue.write([Step(lease, len(lease.tokens), error=str(error))])
+
+    def _add(self, lease: Lease, sampled: list[SampledToken] | tuple[SampledToken, ...]) -> None:
+        params = replace(SamplingParams(**lease.params), logprobs=True)
+        request = self._llm.core.new_request(list(lease.prompt_token_ids), params)
+        if sampled:
+            request.append(list(sampled), time.monotonic())
+        running = _Running(lease, request, len(sampled))
+        if request.finished:  # its last token was logged, its end was not
+            self.queue.write([Step(lease, len(sampled), finish_reason=request.output.finish_reason)])
+            return
+        self._running[lease.id] = running
+        self._llm.core.add(request)
+
+    def _logged(self, running: _Running, event: TokenEvent | None) -> Step:
+        """The step of a request to write: without tokens it renews the lease."""
+        position = running.logged
+        if event is None:
+            return Step(running.lease, position)
+        running.logged += len(event.token_ids)
+        tokens = [
+            LoggedToken(token, log_p, self.version)
+            for token, log_p in zip(event.token_ids, event.logprobs, strict=True)
+        ]
+        if event.finish_reason == "abort":
+            return Step(running.lease, position, tokens, error=f"aborted: {running.request.output.stop_reason}")
+        return Step(running.lease, position, tokens, event.finish_reason)
+
+
+def _sampled(request: Request) -> list[SampledToken]:
+    output = request.output
+    return [SampledToken(token, log_p) for token, log_p in zip(output.token_ids, output.logprobs, strict=True)]

@@ -1,0 +1,73 @@
+"""The judge of rubric questions: a snapshot of the policy that lags one step, in an engine of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from dsv4.checkpoint.atomic import new_file
+from dsv4.engine import LLM, SamplingParams
+from dsv4.model.transformer import Transformer
+from dsv4.post_training.rubric import RubricQuestion, Verdict, judge_prompts, verdict
+from dsv4.training.qat import as_stored
+from dsv4.training.state import StateError
+
+
+class RubricJudge:
+    """Judges with the weights that the policy had a step ago, so that all answers of a step have the same judge.
+
+    `quantized`: as the policy is served. Options are those of `LLM`.
+    """
+
+    def __init__(
+        self, policy: Transformer, tokenizer: Path, max_tokens: int = 256, quantized: bool = True, **options: Any
+    ) -> None:
+        self.max_tokens, self.quantized = max_tokens, quantized
+        with torch.device(policy.device):
+            self._model = Transformer(policy.config, policy.numerics)
+        self._model.load_state_dict(policy.state_dict())
+        self._store()
+        self.llm = LLM(self._model, folder=tokenizer, **options)
+
+    def follow(self, policy: Transformer) -> None:
+        """Take over the policy's weights: call before an update, after the step's answers are judged."""
+        self._model.load_state_dict(policy.state_dict())
+        self._store()
+
+    def save(self, path: Path) -> None:
+        """Write the weights, of which a resumed run goes on."""
+        with new_file(path) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in self._model.state_dict().items()}, temporary)
+
+    def load(self, path: Path) -> None:
+        """Take the weights of a file that `save` wrote. StateError if there is none."""
+        if not path.is_file():
+            raise StateError(f"{path} is missing: the run was saved with the weights of its judge in it")
+        self._model.load_state_dict(load_file(path))
+        self._model.freeze()
+
+    @torch.no_grad()
+    def _store(self) -> None:
+        if self.quantized:
+            for name, parameter in self._model.named_parameters():
+                parameter.copy_(as_stored(name, parameter))
+        self._model.freeze()
+
+    def scores(self, problems: Sequence[RubricQuestion], answers: Sequence[str]) -> list[Verdict]:
+        """Verdict on each answer, greedily decoded."""
+        if not problems:
+            return []
+        assert self.llm.prompts is not None and self.llm.tokenizer is not None, "questions are judged in text"
+        prompts = [self.llm.prompts.encode(prompt) for prompt in judge_prompts(problems, answers)]
+        outputs = self.llm.generate(list(prompts), SamplingParams(max_tokens=self.max_tokens, temperature=0.0))
+        found: list[Verdict] = []
+        for problem, output in zip(problems, outputs, strict=True):
+            ids = list(output.token_ids)
+            if ids and ids[-1] in self.llm.config.eos_token_ids:
+                ids.pop()
+            found.append(verdict(problem, self.llm.tokenizer.decode(ids), output.finish_reason == "stop"))
+        return found

@@ -1,0 +1,122 @@
+"""Samples of supervised fine-tuning: conversations in OpenAI's message format, as the model will see and write them.
+
+Without tools a thinking model sees earlier turns without their thinking, so each assistant turn is a sample of its own;
+with tools it keeps all thinking, and without thinking there is none to drop: then a conversation is one sample with
+loss on every assistant turn (report, Interleaved Thinking).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from dsv4.data.encoding import Encoded, RecordEncoder
+from dsv4.data.records import Entry, Record, RecordError, Source
+from dsv4.tokenizer.prompts import PromptEncoder
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sample of the conversation at `place`, up to message number `turn`: its tokens and mask."""
+
+    place: str
+    turn: int
+    encoded: Encoded
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A conversation, or one of its turns, that cannot be trained on, and why."""
+
+    place: str
+    reason: str
+
+
+def split_turns(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The conversations, each ending with an assistant's message, that are the samples of one."""
+    messages = record["messages"]
+    answers = [place for place, message in enumerate(messages) if message.get("role") == "assistant"]
+    thinks = any(messages[place].get("reasoning_content") for place in answers)
+    tools = bool(record.get("tools")) or any(message.get("role") == "tool" for message in messages)
+    ends = answers if thinks and not tools else answers[-1:]
+    return [record | {"messages": messages[: end + 1]} for end in ends]
+
+
+def read_samples(
+    sources: Iterable[Source], prompts: PromptEncoder, max_tokens: int | None = None
+) -> Iterator[Sample | Refusal]:
+    """Samples of all conversations in order, and refusals in their places. `max_tokens`: of a sample; None: any."""
+    encoder = RecordEncoder(prompts)
+    for source in sources:
+        for entry in source.entries():
+            yield from _samples(entry, encoder, max_tokens)
+
+
+def _samples(entry: Entry, encoder: RecordEncoder, max_tokens: int | None) -> Iterator[Sample | Refusal]:
+    record = entry.record
+    problem = _problem(record)
+    if problem is not None:
+        yield Refusal(entry.place, problem.removeprefix(f"{entry.place}: "))
+        return
+    assert isinstance(record, dict)
+    for turn in split_turns(record):
+        number = len(turn["messages"]) - 1
+        try:
+            (encoded,) = encoder.encode([turn])
+        except (ValueError, KeyError, TypeError) as error:  # deepseek-recipe's, too
+            words = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            yield Refusal(entry.place, f"messages[{number}]: {words}")
+            continue
+        if not encoded.targets:
+            yield Refusal(entry.place, f"messages[{number}]: no token has loss")
+        elif max_tokens is not None and len(encoded.ids) > max_tokens:
+            yield Refusal(entry.place, f"messages[{number}]: {len(encoded.ids)} tokens; allowed: {max_tokens}")
+        else:
+            yield Sample(entry.place, number, encoded, turn)
+
+
+def _problem(record: Record | RecordError) -> str | None:
+    """Why a record is no conversation to train on, None if it is one."""
+    if isinstance(record, RecordError):
+        return str(record)
+    if isinstance(record, str):
+        return "a plain text; a conversation with messages is allowed"
+    messages = record["messages"]
+    if not all(isinstance(message, dict) for message in messages):
+        return "messages holds something else than objects with a role"
+    if not any(message.get("role") == "assistant" for message in messages):
+        return "no message of the assistant, which would be trained on"
+    return None
+
+
+@dataclass(frozen=True)
+class TurnSource:
+    """The samples of a source as records, for the writer of shards; what cannot be trained on is left out."""
+
+    source: Source
+    prompts: PromptEncoder
+    max_tokens: int
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def size(self) -> int:
+        return self.source.size
+
+    def digest(self) -> str:
+        return f"{self.source.digest()} in samples of at most {self.max_tokens} tokens"
+
+    def records(self, start: int = 0) -> Iterator[Record]:
+        samples = read_samples([self.source], self.prompts, self.max_tokens)
+        records = (item.record for item in samples if isinstance(item, Sample))
+        return itertools.islice(records, start, None)
+
+    def entries(self, start: int = 0) -> Iterator[Entry]:
+        return (
+            Entry(f"{self.name}, sample {place}", record) for place, record in enumerate(self.records(start), start)
+        )

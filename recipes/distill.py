@@ -1,0 +1,68 @@
+"""Distil teachers into a student on the student's own samples: full-vocabulary reverse KL, token by token."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from dsv4.model_folder import resolve_model
+from dsv4.post_training.distillation import DistillationRun
+from dsv4.post_training.recipe_run import make_parser, run_recipe
+from dsv4.post_training.recipes import DistillRecipe
+from dsv4.post_training.served_policy import ServedPolicy
+from dsv4.post_training.teachers import Teacher, Teachers
+
+EXAMPLES = """\
+  dsv4 train distill models/nano --teacher gcd=runs/gcd/model --teacher default=models/nano \\
+      problems.tasks='["gcd", "lcm"]' run.steps=20 --run-dir runs/distill
+  dsv4 train distill models/nano --teacher default=runs/gcd/model --print-config"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the recipe; 0 when the model folder is written."""
+    return run_recipe("distill", DistillRecipe, _parser().parse_intermixed_args(arguments), start)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = make_parser("distill", __doc__ or "", EXAMPLES)
+    parser.add_argument(
+        "--teacher",
+        action="append",
+        default=[],
+        metavar="DOMAIN=FOLDER[:WEIGHT]",
+        help="teacher of a task's questions, or of all others (default); may be given many times",
+    )
+    return parser
+
+
+def start(
+    recipe: DistillRecipe, policy: ServedPolicy, options: argparse.Namespace, console: Console
+) -> DistillationRun:
+    """The run, at the step saved in its folder."""
+    teachers = dict(map(read_teacher, options.teacher))
+    config, run = policy.model.config, recipe.run
+    return DistillationRun(
+        policy, recipe.optimizer.optimizer(policy.model, config), recipe.problems.source(),
+        Teachers(teachers, options.run_dir / "hidden", config.vocab_size, run.numerics), recipe.loop(),
+        recipe.settings(), options.run_dir, console,
+    )  # fmt: skip
+
+
+def read_teacher(text: str) -> tuple[str, Teacher]:
+    """("domain", teacher) of "domain=folder:weight"; the weight is 1 if it is left out."""
+    domain, mark, place = text.partition("=")
+    folder, colon, weight = place.rpartition(":")
+    if not mark or not domain or not place:
+        raise ValueError(f"--teacher {text}; allowed: DOMAIN=FOLDER or DOMAIN=FOLDER:WEIGHT")
+    try:
+        number = float(weight) if colon else 1.0
+    except ValueError:
+        folder, number = place, 1.0
+    return domain, Teacher(resolve_model(folder if colon and folder else Path(place)), number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

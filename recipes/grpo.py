@@ -1,0 +1,44 @@
+"""Train a model by GRPO on verifiable tasks: rollouts by the engine, rewards by each task's scorer."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from rich.console import Console
+
+from dsv4.checkpoint import load_model
+from dsv4.post_training.grpo_run import GRPORun
+from dsv4.post_training.recipe_run import make_parser, run_recipe
+from dsv4.post_training.recipes import GRPORecipe
+from dsv4.post_training.served_policy import ServedPolicy
+
+EXAMPLES = """\
+  dsv4 train grpo models/nano problems.tasks='["gcd", "lcm"]' run.steps=20 --run-dir runs/grpo
+  dsv4 train grpo models/nano --resume --run-dir runs/grpo
+  dsv4 train grpo models/nano problems.tasks='["gcd"]' --print-config"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the recipe; 0 when the model folder is written."""
+    return run_recipe("grpo", GRPORecipe, _parser().parse_intermixed_args(arguments), start)
+
+
+def _parser() -> argparse.ArgumentParser:
+    return make_parser("grpo", __doc__ or "", EXAMPLES)
+
+
+def start(recipe: GRPORecipe, policy: ServedPolicy, options: argparse.Namespace, console: Console) -> GRPORun:
+    """The run, at the step saved in its folder."""
+    reference = None
+    if recipe.objective.kl:
+        reference = load_model(options.model, device=recipe.run.device, numerics=recipe.run.numerics)
+    optimizer = recipe.optimizer.optimizer(policy.model, policy.model.config)
+    return GRPORun(
+        policy, optimizer, recipe.problems.source(), recipe.loop(), recipe.settings(), options.run_dir, reference,
+        console=console,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

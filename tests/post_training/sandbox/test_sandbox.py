@@ -1,0 +1,308 @@
+"""The sandbox as its owner sees it: start, loss, end, pool, control groups."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dsv4.post_training.sandbox import cgroup, namespaces
+from dsv4.post_training.sandbox.cgroup import ControlGroup, delegated
+from dsv4.post_training.sandbox.inside import frames
+from dsv4.post_training.sandbox.interface import SandboxError
+from dsv4.post_training.sandbox.limits import MIB, Limits
+from dsv4.post_training.sandbox.namespaces import NamespaceSandbox
+from dsv4.post_training.sandbox.pool import Pool
+from dsv4.post_training.sandbox.substrates import missing, open_sandbox
+from tests.post_training.sandbox.conftest import EMPTY, SMALL, Outside, words
+
+
+def assert_gone(family: list[psutil.Process]) -> None:
+    """Every process of a sandbox ends; as a zombie it may wait for the machine's process 1."""
+
+    def runs(process: psutil.Process) -> bool:
+        try:
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    for _ in range(600):
+        if not any(map(runs, family)):
+            return
+        time.sleep(0.05)
+    raise AssertionError([words(process) for process in family if runs(process)])
+
+
+def test_commands_share_files_and_nothing_else(sandbox: NamespaceSandbox) -> None:
+    sandbox.restore(EMPTY)
+    sandbox.put("folder/in", b"x" * 100_000)
+    first = sandbox.exec("wc -c <folder/in >out; echo t >/tmp/t; echo s >/dev/shm/s; export A=1; cd /; sleep 50 &")
+    assert first.ok and first.usage.disk_files == 5
+    second = sandbox.exec("cat out /tmp/t; echo $A $PWD; ls /dev/shm; pgrep sleep")
+    assert second.stdout == b"100000\nt\n/work\n" and sandbox.get("/work/out") == b"100000\n"
+
+
+def test_input_environment_and_timeout(sandbox: NamespaceSandbox) -> None:
+    data = os.urandom(300_000)
+    result = sandbox.exec("sha1sum; echo $A", stdin=data, environment={"A": "b c"})
+    assert result.text.split()[2:] == ["b", "c"]
+    assert sandbox.exec("true", stdin=data).ok  # nobody reads the input
+    started = time.monotonic()
+    assert sandbox.exec("sleep 60", timeout=0.3).killed_by == "wall time"
+    assert time.monotonic() - started < 20
+    with pytest.raises(ValueError, match="the command is empty"):
+        sandbox.exec([])
+    assert sandbox.exec(["no such program"]).exit_code == 127
+
+
+def test_usage_is_measured(sandbox: NamespaceSandbox) -> None:
+    code = "import time\nkept = bytearray(b'x') * (30 << 20)\nwhile time.process_time() < 0.3: pass"
+    usage = sandbox.exec([sandbox.python, "-c", code]).usage
+    assert 0.25 < usage.processor_seconds < 5 and 30 * MIB < usage.memory_bytes < 90 * MIB
+    assert usage.wall_seconds > 0.25 and usage.processes >= 1
+
+
+def test_a_lost_sandbox_says_so_and_leaves_nothing() -> None:
+    with NamespaceSandbox(SMALL) as box:
+        family = psutil.Process(box._process.pid).children(recursive=True)
+        assert family
+        os.kill(family[-1].pid if len(family) == 1 else family[1].pid, signal.SIGKILL)  # the supervisor
+        with pytest.raises(SandboxError, match="the sandbox was lost"):
+            box.exec("true")
+        with pytest.raises(SandboxError, match="the sandbox is closed"):
+            box.exec("true")
+    assert_gone(family)
+
+
+def test_a_sandbox_ends_with_its_owner(tmp_path: Path) -> None:
+    owner = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import time\n"
+            "from dsv4.post_training.sandbox.namespaces import NamespaceSandbox\n"
+            "box = NamespaceSandbox()\nprint(box._process.pid, flush=True)\nbox.exec('sleep 60')",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert owner.stdout is not None
+    family = [psutil.Process(int(owner.stdout.readline()))]
+    family += family[0].children(recursive=True)
+    owner.kill()
+    owner.wait()
+    owner.stdout.close()
+    assert_gone(family)
+
+
+def test_closing_twice_is_allowed_and_ends_every_process() -> None:
+    box = NamespaceSandbox(SMALL)
+    family = psutil.Process(box._process.pid).children(recursive=True)
+    box.close()
+    box.close()
+    assert_gone(family)
+
+
+def test_a_pool_gives_each_call_a_sandbox_of_its_own() -> None:
+    with Pool(lambda: NamespaceSandbox(SMALL), size=2) as pool, ThreadPoolExecutor(3) as threads:
+        command = "ls; cat in >out; cat out"
+        results = list(threads.map(lambda i: pool.run(command, files={"in": b"%d" % i}), range(4)))
+        assert [result.stdout for result in results] == [b"in\n%d" % i for i in range(4)]
+    with pytest.raises(SandboxError, match="closed"):
+        pool.take()
+    with pytest.raises(ValueError, match="size is 0"):
+        Pool(lambda: NamespaceSandbox(SMALL), size=0)
+
+
+def test_a_pool_passes_on_that_no_sandbox_can_be_made() -> None:
+    def fails() -> NamespaceSandbox:
+        raise SandboxError("no room")
+
+    with Pool(fails, size=1) as pool, pytest.raises(SandboxError, match="no room"):
+        pool.run("true")
+
+
+def test_a_snapshot_goes_to_another_sandbox(sandbox: NamespaceSandbox) -> None:
+    sandbox.restore(EMPTY)
+    sandbox.exec("echo 1 >a; mkdir b; ln -s ../a b/c; echo 2 >/tmp/d; chmod 750 b")
+    snapshot = sandbox.snapshot()
+    with open_sandbox("namespaces", SMALL) as other:
+        other.put("x", b"")
+        other.restore(snapshot)
+        assert other.exec("ls; cat b/c /tmp/d; stat -c %a b").stdout == b"a\nb\n1\n2\n750\n"
+        assert other.snapshot() == snapshot
+
+
+def test_folders_of_the_machine_can_be_shown(outside: Outside) -> None:
+    with open_sandbox(limits=SMALL, readable={"/opt/shown": str(outside.shown)}) as box:
+        result = box.exec("cat /opt/shown/file; echo x >/opt/shown/new; echo x >>/opt/shown/file; ls /opt/shown")
+        assert result.stdout == b"seenfile\n"
+        outside.assert_unharmed(box)
+    for path in ("/work", "/work/x", "/tmp/x", "/", "/opt/../work", "relative/../x"):
+        with pytest.raises(ValueError, match="cannot name a folder inside"):
+            open_sandbox(limits=SMALL, readable={path: str(outside.shown)})
+
+
+def test_choices_and_limits_are_checked() -> None:
+    with pytest.raises(ValueError, match="unknown substrate 'magic'; known are namespaces"):
+        open_sandbox("magic")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="unknown substrate 'magic'"):
+        missing("magic")  # type: ignore[arg-type]
+    assert missing("namespaces") is None
+    with pytest.raises(ValueError, match="processes is 0; a limit is above 0"):
+        replace(SMALL, processes=0)
+
+
+def test_a_cell_that_cannot_be_made_is_an_error_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(namespaces, "seccomp_filter", lambda: b"nonsense" * 3)
+    with NamespaceSandbox(SMALL) as box:
+        for _ in range(2):
+            with pytest.raises(SandboxError, match="no cell for the command: bwrap: .*EINVAL"):
+                box.exec("true")
+        box.put("a", b"1")
+        assert box.get("a") == b"1"
+
+
+def test_a_waiting_cell_that_died_is_replaced(sandbox: NamespaceSandbox) -> None:
+    assert sandbox.exec("true").ok
+    for _ in range(100):
+        inside = psutil.Process(sandbox._process.pid).children(recursive=True)
+        waiting = [process for process in inside if "launcher" in str(words(process))]
+        if waiting:
+            break
+        time.sleep(0.1)
+    for process in waiting:
+        if "bwrap" not in process.cmdline()[0]:
+            process.kill()
+            process.wait(20)
+    time.sleep(0.2)
+    assert sandbox.exec("echo again").stdout == b"again\n"
+
+
+def test_an_interrupt_within_a_command_ends_the_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its reply would otherwise answer the next request."""
+
+    def interrupted(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    with NamespaceSandbox(SMALL) as box:
+        with monkeypatch.context() as patch:
+            patch.setattr(frames, "receive", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                box.exec("echo one")
+        with pytest.raises(SandboxError, match="the sandbox is closed"):
+            box.exec("echo two")
+
+
+def test_layers_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    namespaces._tell.cache_clear()
+    with caplog.at_level("INFO", logger="dsv4"):
+        for _ in range(2):
+            with NamespaceSandbox(SMALL) as box:
+                layers = box.layers
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["sandbox: " + ", ".join(f"{layer} by {how}" for layer, how in layers.items())]
+    assert (layers["memory and processes"] == "control group") == (delegated() is not None)
+
+
+def test_the_inner_code_is_copied_once_and_trusted_only_if_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    mask = os.umask(0o077)
+    made = [namespaces._code.__wrapped__() for _ in range(2)]
+    os.umask(mask)
+    assert made[0] == made[1] and [str(path) for path in tmp_path.iterdir()] == made[:1]
+    modes = {path.stat().st_mode & 0o777 for path in (Path(made[0]), *Path(made[0]).rglob("*"))}
+    assert modes == {0o755, 0o644}
+    Path(made[0]).chmod(0o777)
+    with pytest.raises(SandboxError, match="is not this user's own folder"):
+        namespaces._code.__wrapped__()
+    Path(made[0]).rename(tmp_path / "elsewhere")
+    Path(made[0]).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SandboxError, match="is not this user's own folder"):
+        namespaces._code.__wrapped__()
+
+
+def test_missing_bubblewrap_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SandboxError, match=r"bwrap is missing \(Debian: apt-get install bubblewrap\)"):
+        NamespaceSandbox(SMALL)
+
+
+def fake_hierarchy(top: Path, controllers: str) -> Path:
+    """Files of a version 2 hierarchy in which this process sits in /slice/own."""
+    for folder in (top, top / "slice", top / "slice" / "own"):
+        folder.mkdir()
+        (folder / "cgroup.controllers").write_text("cpu memory pids")
+        (folder / "cgroup.subtree_control").write_text(controllers if folder.name == "slice" else "")
+        (folder / "cgroup.procs").write_text("")
+    (top / "membership").write_text("4:memory:/x\n0::/slice/own\n")
+    return top
+
+
+def test_a_delegated_control_group_is_found(tmp_path: Path) -> None:
+    top = fake_hierarchy(tmp_path / "cgroup", "cpu memory pids")
+    assert delegated(top, top / "membership") == top / "slice"
+    (top / "slice" / "cgroup.subtree_control").write_text("memory")
+    assert delegated(top, top / "membership") is None
+    assert delegated(tmp_path / "nothing", top / "membership") is None
+    assert delegated(top, tmp_path / "nothing") is None
+
+
+def test_a_control_group_gets_the_limits_and_reports_what_it_saw(tmp_path: Path) -> None:
+    group = ControlGroup(tmp_path / "group", SMALL)
+    for name in ("memory.max", "memory.swap.max", "pids.max", "cpu.max"):
+        (group.path / name).write_text("max")
+    group.path.rename(tmp_path / "made")
+    # The kernel makes the files with the folder; here they stand before it.
+    written: dict[str, int | str] = {}
+    group._write = lambda name, value: written.update({name: value})  # type: ignore[method-assign]
+    group.path = tmp_path / "made"
+    group.limit(SMALL)
+    assert written == {
+        "memory.max": (96 + 4 + 64) * MIB,
+        "memory.swap.max": 0,
+        "pids.max": 32,
+        "cpu.max": "100000 100000",
+    }
+    (group.path / "memory.events").write_text("low 0\noom 3\noom_kill 2\n")
+    (group.path / "pids.events").write_text("max 5\n")
+    outcome = {"reached": ["disk_bytes"], "killed_by": None, "signal": 9}
+    group.amend(outcome, {"memory.events": 1, "pids.events": 5})
+    assert outcome == {"reached": ["disk_bytes", "memory_bytes"], "killed_by": "memory", "signal": 9}
+    assert group.entering(["bwrap", "x"])[-3:] == [str(group.path / "cgroup.procs"), "bwrap", "x"]
+
+
+@pytest.mark.skipif(delegated() is None, reason="no delegated control group (version 2) with memory and pids here")
+def test_a_control_group_holds_memory_and_processes() -> None:
+    with NamespaceSandbox(Limits(memory_bytes=64 * MIB, processes=16)) as box:
+        assert box._group is not None and box._group.path.exists()
+        code = "kept = []\nwhile True: kept.append(bytearray(b'x') * (1 << 20))"
+        assert "memory_bytes" in box.exec([box.python, "-c", code]).reached
+        assert "processes" in box.exec("for i in $(seq 40); do sleep 1 & done; wait").reached
+        path = box._group.path
+    assert not path.exists()
+
+
+def test_a_command_joins_the_control_group_before_it_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With a folder in place of a control group: the process that becomes bubblewrap writes its number there."""
+    (tmp_path / "group").mkdir()
+    made = object.__new__(ControlGroup)
+    made.path = tmp_path / "group"
+    for name in ("memory.events", "pids.events"):
+        (made.path / name).write_text("max 0\n")
+    monkeypatch.setattr(made, "remove", lambda: None)
+    monkeypatch.setattr(cgroup.ControlGroup, "make", lambda limits: made)
+    with NamespaceSandbox(SMALL) as box:
+        assert box.exec("id -u").stdout == b"1000\n"
+        assert int((made.path / "cgroup.procs").read_text()) == box._process.pid
+        if os.getuid() == 0:
+            assert psutil.Process(box._process.pid).uids().real in range(*namespaces.UNUSED_USERS)

@@ -1,0 +1,143 @@
+"""Scores of programs by unit tests in a sandbox."""
+
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from dsv4.post_training.sandbox.namespaces import NamespaceSandbox
+from dsv4.post_training.sandbox.unit_tests import (
+    AssertionTest,
+    CallTest,
+    OutputTest,
+    Score,
+    UnitTest,
+    run_unit_tests,
+    same,
+)
+
+GOOD = """
+def add(a, b):
+    return a + b
+
+if __name__ == "__main__":
+    print(add(*map(int, input().split())))
+"""
+TESTS: list[UnitTest] = [
+    OutputTest("prints the sum", "2 3\n", "5"),
+    CallTest("adds", "add", [2, 3], 5),
+    AssertionTest("asserts", "assert add(2, 3) == 5\nassert add('a', 'b') == 'ab'"),
+]
+
+
+def reasons(score: Score) -> list[str]:
+    return [outcome.reason for outcome in score.outcomes]
+
+
+def test_a_right_program_passes_every_kind_of_test(sandbox: NamespaceSandbox) -> None:
+    score = run_unit_tests(sandbox, GOOD, TESTS)
+    assert score.passed and score.fraction == 1.0 and reasons(score) == ["passed"] * 3
+
+
+def test_a_wrong_program_fails_with_expected_and_got(sandbox: NamespaceSandbox) -> None:
+    score = run_unit_tests(sandbox, GOOD.replace("a + b", "a - b"), TESTS)
+    assert score.fraction == 0.0
+    assert reasons(score) == [
+        'wrong output: expected ["5"], got ["-1"]',
+        "wrong answer: expected 5, got -1",
+        "exit code 1: AssertionError",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("def add(:", "SyntaxError"),
+        ("x = 1", "KeyError: 'add'|end of file|expected|NameError"),
+        ("import os; os._exit(0)", "wrong output|no answer|ended before"),
+        ("import sys; sys.exit(0)", "wrong output|no answer|ended before"),
+        ("import sys; sys.exit(3)", "exit code 3"),
+        ("raise ValueError('broken')", "ValueError: broken"),
+        ("import os; os.kill(os.getpid(), 11)", "ended by SIGSEGV"),
+        ("while True: pass", "ended by the sandbox: wall time over its limit"),
+        ("x = bytearray(1 << 40)", "MemoryError"),
+        ("while True: print('y' * 10000)", "ended by the sandbox: output over its limit"),
+        ("open('answer.json', 'w').write('5' * 10); import os; os._exit(0)", "wrong|ended before|no answer"),
+        ("import sys; print(sys.stdin.read()); import os; os._exit(0)", "wrong output|no answer|ended before"),
+        ("def add(a, b): return object()\nprint(\n1)", "wrong output|not JSON serializable|AssertionError|TypeError"),
+        ("\ud800", "SyntaxError|unexpected character"),
+    ],
+)
+def test_a_bad_program_fails_every_test_with_a_reason(sandbox: NamespaceSandbox, program: str, reason: str) -> None:
+    score = run_unit_tests(sandbox, program, TESTS, timeout=0.7 if "while True: pass" in program else None)
+    assert score.fraction == 0.0, reasons(score)
+    for text in reasons(score):
+        assert pytest.raises(AssertionError, match=reason).matches(AssertionError(text)), text
+
+
+def test_programs_keep_their_helpers_and_globals(sandbox: NamespaceSandbox) -> None:
+    program = """
+import functools
+MEMO = {}
+@functools.cache
+def fib(n): return n if n < 2 else fib(n - 1) + fib(n - 2)
+class Stack:
+    def __init__(self): self.items = []
+    def push(self, item): self.items.append(item); MEMO[item] = self; return len(MEMO)
+def run(n):
+    stack = Stack()
+    return (fib(n), [stack.push(i) for i in range(3)], {"done": True})
+"""
+    tests: list[UnitTest] = [
+        CallTest("calls", "run", [30], (832040, [1, 2, 3], {"done": True})),
+        AssertionTest("asserts", "assert run(10)[0] == 55\ns = Stack()\nassert s.push('x') == 4 and MEMO['x'] is s"),
+    ]
+    assert run_unit_tests(sandbox, program, tests).passed
+
+
+def test_one_tests_files_do_not_reach_the_next(sandbox: NamespaceSandbox) -> None:
+    program = "import os\ndef seen():\n    try: return os.path.exists('mark')\n    finally: open('mark', 'w').close()"
+    score = run_unit_tests(sandbox, program, [CallTest(str(i), "seen", [], False) for i in range(3)])
+    assert score.passed, reasons(score)
+    assert b"mark" not in sandbox.exec("ls").stdout
+
+
+def test_tests_need_names_of_their_own_and_one_at_least(sandbox: NamespaceSandbox) -> None:
+    with pytest.raises(ValueError, match="no tests"):
+        run_unit_tests(sandbox, GOOD, [])
+    with pytest.raises(ValueError, match="not unique"):
+        run_unit_tests(sandbox, GOOD, [TESTS[0], TESTS[0]])
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted", "tolerance", "equal"),
+    [
+        (1, 1, 0.0, True),
+        (1, True, 0.0, False),
+        (True, 1, 0.0, False),
+        ("1", 1, 0.0, False),
+        (None, None, 0.0, True),
+        (0, None, 0.0, False),
+        ([1, [2]], [1, [2]], 0.0, True),
+        ([1], [1, 2], 0.0, False),
+        ({"a": 1.0000001}, {"a": 1.0}, 1e-6, True),
+        ({"a": 1.0000001}, {"a": 1.0}, 0.0, False),
+        ({"a": 1}, {"b": 1}, 0.0, False),
+        (2, 1, 10.0, False),
+        (float("nan"), 1.0, 1e-6, False),
+    ],
+)
+def test_equality_of_answers(value: object, wanted: object, tolerance: float, equal: bool) -> None:
+    assert same(value, wanted, tolerance) == equal
+
+
+def test_the_code_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "sandbox.md").read_text(encoding="utf-8")
+    names: dict[str, object] = {}
+    parts = re.findall(r"\n\n((?:    .*\n|\n(?=    ))+)", text)
+    assert len(parts) == 3
+    for part in parts:
+        exec(textwrap.dedent(part), names)
+    assert capsys.readouterr().out == "45\n exit code 0\n1.0 ['passed', 'passed', 'passed']\n"
+    assert names["result"].stdout == b"a\nb\n"  # type: ignore[attr-defined]

@@ -1,0 +1,101 @@
+"""On-policy distillation on small models: towards the teachers, still at them, resumable, by either estimate."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dsv4.config import nano_path
+from dsv4.kernels import backends
+from dsv4.post_training.distillation import DistillationRun, DistillationSettings
+from dsv4.post_training.policy_run import LoopSettings
+from dsv4.post_training.teachers import Teacher, Teachers
+from dsv4.training.export import export_model
+from dsv4.training.schedule import Schedule
+
+from .small_policy import TextProblem, has_digit, small_policy
+
+LOOP = LoopSettings(steps=3, schedule=Schedule(0.005, 0, 0.0), prompts=4, max_tokens=12, save_every=1)
+SETTINGS = DistillationSettings(samples=2, balance=0.0, indexer=0.0, kl_chunk=7, micro_tokens=60)
+
+
+class TwoDomains:
+    """Problems of two domains in turn."""
+
+    def problem(self, number: int, /) -> TextProblem:
+        return TextProblem(number, has_digit, domain=("numbers", "words")[number % 2])
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The student as it is, and two teachers that are surer of the same tokens."""
+    found: dict[str, Path] = {}
+    for number, name in enumerate(("student", "numbers", "words")):
+        model = small_policy()[0].model
+        with torch.no_grad():
+            model.norm.weight.mul_((1.0, 6.0, 5.0)[number])  # surer of themselves
+        found[name] = tmp_path_factory.mktemp("teachers") / name
+        tokenizer = tmp_path_factory.mktemp("tokenizer")
+        for file in nano_path().glob("*token*"):
+            (tokenizer / file.name).write_bytes(file.read_bytes())
+        export_model(model, tokenizer, found[name])
+    return found
+
+
+def make_run(
+    run_dir: Path, folders: dict[str, Path], loop: LoopSettings = LOOP, settings: DistillationSettings = SETTINGS
+) -> DistillationRun:
+    policy, optimizer = small_policy()
+    chosen = {name: Teacher(folders[name]) for name in folders if name != "student"}
+    teachers = Teachers(chosen, run_dir / "hidden", policy.model.config.vocab_size)
+    return DistillationRun(policy, optimizer, TwoDomains(), teachers, loop, settings, run_dir, quiet=True)
+
+
+def metrics(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("estimate", ["full", "sampled"])
+def test_the_student_approaches_both_teachers(estimate: str, tmp_path: Path, folders: dict[str, Path]) -> None:
+    settings = replace(SETTINGS, estimate=estimate)
+    make_run(tmp_path, folders, replace(LOOP, steps=8), settings).run()
+    lines = metrics(tmp_path)
+    assert lines[-1]["kl"] < 0.8 * lines[0]["kl"], " ".join(f"{line['kl']:.3f}" for line in lines)
+    assert set(lines[0]["kl_by_teacher"]) == {"numbers", "words"}
+    if backends.native_module() is not None:
+        assert max(line["train_serve_difference"] for line in lines) == 0.0
+
+
+def test_a_teacher_equal_to_the_student_moves_nothing(tmp_path: Path, folders: dict[str, Path]) -> None:
+    """The teacher's folder holds the stored values, with which the student's forward computes."""
+    same = {"numbers": folders["student"], "words": folders["student"]}
+    make_run(tmp_path, same, replace(LOOP, steps=1)).run()
+    (line,) = metrics(tmp_path)
+    if backends.native_module() is not None:
+        assert line["kl"] == 0.0 and line["grad_norm"] == 0.0
+
+
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, folders: dict[str, Path]) -> None:
+    whole = make_run(tmp_path / "whole", folders)
+    whole.run()
+    for stop in (1, None):
+        run = make_run(tmp_path / "parts", folders)
+        run.run(stop)
+    want = dict(whole.policy.model.named_parameters())
+    assert all(torch.equal(p, want[name]) for name, p in run.policy.model.named_parameters())
+
+
+def test_a_domain_without_a_teacher_is_named(tmp_path: Path, folders: dict[str, Path]) -> None:
+    run = make_run(tmp_path, {"numbers": folders["numbers"]})
+    with pytest.raises(ValueError, match="no teacher for problems of words; there are numbers"):
+        run.run()
+    make_run(tmp_path, {"numbers": folders["numbers"], "default": folders["words"]}, replace(LOOP, steps=1)).run()
+
+
+def test_another_vocabulary_is_an_error(tmp_path: Path, folders: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match="the student of 77; allowed: the same tokenizer"):
+        Teachers({"default": Teacher(folders["words"])}, tmp_path, 77)

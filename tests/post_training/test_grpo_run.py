@@ -1,0 +1,109 @@
+"""GRPO end to end on a small model: the reward rises, train equals serve, a killed run resumes to the same bits."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dsv4.kernels import backends
+from dsv4.post_training.grpo import GRPOSettings
+from dsv4.post_training.grpo_run import GRPORun, GRPORunSettings
+from dsv4.post_training.learner import LearnerSettings
+from dsv4.post_training.policy_run import LoopSettings
+from dsv4.post_training.rewards import RewardSettings
+from dsv4.training.schedule import Schedule
+
+from .small_policy import TextProblems, has_digit, small_policy
+
+LOOP = LoopSettings(steps=3, schedule=Schedule(0.05, 0, 0.0), prompts=2, max_tokens=6, save_every=1)
+SETTINGS = GRPORunSettings(
+    LearnerSettings(GRPOSettings(kl=0.0)), RewardSettings(judge_cut_off=True), group_size=4, mini_batches=2
+)
+
+
+def make_run(run_dir: Path, loop: LoopSettings = LOOP, judged=has_digit, settings=SETTINGS) -> GRPORun:
+    policy, optimizer = small_policy()
+    return GRPORun(policy, optimizer, TextProblems(judged), loop, settings, run_dir, quiet=True)
+
+
+def metrics(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(run: GRPORun) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in run.policy.model.named_parameters()}
+
+
+def test_the_reward_rises_and_training_computes_what_the_engine_sampled(tmp_path: Path) -> None:
+    run = make_run(
+        tmp_path, replace(LOOP, steps=10, prompts=4), settings=replace(SETTINGS, group_size=8, mini_batches=1)
+    )
+    run.run()
+    lines = metrics(tmp_path)
+    rewards = [line["reward"] for line in lines]
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.3, rewards
+    differences = [line["train_serve_difference"] for line in lines if line["updates"]]
+    assert differences
+    if backends.native_module() is not None:
+        assert max(differences) == 0.0
+
+
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    whole = make_run(tmp_path / "whole")
+    whole.run()
+    for stop in (1, 2, None):  # a new process each time
+        run = make_run(tmp_path / "parts")
+        run.run(stop)
+    assert run.position == replace(whole.position, seconds=run.position.seconds)
+    assert all(torch.equal(p, weights(whole)[name]) for name, p in weights(run).items())
+    drop = {"seconds", "tokens_per_second", "sampling_seconds"}
+    assert [{k: v for k, v in line.items() if k not in drop} for line in metrics(tmp_path / "parts")] == [
+        {k: v for k, v in line.items() if k not in drop} for line in metrics(tmp_path / "whole")
+    ]
+
+
+def test_equal_rewards_update_nothing_and_are_asked_again(tmp_path: Path) -> None:
+    run = make_run(tmp_path, replace(LOOP, steps=1), judged=lambda text: 1.0)
+    before = weights(run)
+    run.run()
+    (line,) = metrics(tmp_path)
+    assert (line["groups"], line["informative"], line["updates"]) == (6, 0, 0)
+    assert all(torch.equal(p, before[name]) for name, p in weights(run).items())
+
+
+def test_a_reward_that_raises_costs_its_rollouts_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def judged(text: str) -> float:
+        if "a" in text:
+            raise ZeroDivisionError("no unit tests")
+        return has_digit(text)
+
+    run = make_run(tmp_path, replace(LOOP, steps=2, prompts=4), judged)
+    run.run()
+    assert run.position.step == 2
+    assert "the reward of letters raised ZeroDivisionError: no unit tests" in capsys.readouterr().out
+
+
+def test_a_reward_that_is_no_number_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path, replace(LOOP, steps=1), lambda text: float("nan")).run()
+    assert "the reward of letters is nan; allowed: a finite number" in capsys.readouterr().out
+
+
+def test_a_kl_needs_a_reference(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, learner=LearnerSettings(GRPOSettings(kl=0.1)))
+    with pytest.raises(ValueError, match=r"kl is 0\.1, but there is no reference policy"):
+        make_run(tmp_path, settings=settings)
+
+
+def test_the_kl_to_the_reference_starts_at_zero(tmp_path: Path) -> None:
+    policy, optimizer = small_policy()
+    reference, _ = small_policy()
+    reference.model.freeze()
+    settings = replace(SETTINGS, learner=LearnerSettings(GRPOSettings(kl=0.1), quantized=False))
+    policy.quantized = False
+    GRPORun(policy, optimizer, TextProblems(has_digit), LOOP, settings, tmp_path, reference.model, quiet=True).run()
+    lines = metrics(tmp_path)
+    assert lines[0]["updates"] == 2 and lines[-1]["kl"] > 0.0

@@ -1,0 +1,201 @@
+"""The rollout service: killed requests have the tokens of whole ones; fencing, failures, new weights, processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from dsv4.config import nano_path
+from dsv4.engine import LLM, SamplingParams
+from dsv4.post_training.rollout_service.queue import Finished, LoggedToken, NewRequest, RolloutQueue, Step
+from dsv4.post_training.rollout_service.worker import RolloutWorker
+
+from .small_policy import small_policy
+
+LENGTHS = (5, 33, 130)
+TOKENS = 40
+
+
+def small_llm(**options: int) -> LLM:
+    return LLM(small_policy()[0].model, folder=nano_path(), max_num_seqs=4, max_model_len=512, **options)
+
+
+def requests(count: int = 6, tokens: int = TOKENS) -> list[NewRequest]:
+    made = (list(range(3 + n, 3 + n + LENGTHS[n % 3])) for n in range(count))
+    return [
+        NewRequest(n, tuple(prompt), {"max_tokens": tokens, "seed": n, "ignore_eos": True})
+        for n, prompt in enumerate(made)
+    ]
+
+
+def whole(llm: LLM, asked: Sequence[NewRequest]) -> list[tuple[list[int], list[float]]]:
+    """Tokens and log-probabilities of requests that nobody interrupts."""
+    params = [SamplingParams(**request.params, logprobs=True) for request in asked]
+    outputs = llm.generate([list(request.prompt_token_ids) for request in asked], params)
+    return [(output.token_ids, output.logprobs) for output in outputs]
+
+
+def drawn(finished: Sequence[Finished]) -> list[tuple[list[int], list[float]]]:
+    return [([t.token_id for t in one.tokens], [t.log_probability for t in one.tokens]) for one in finished]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_requests_killed_200_times_have_the_tokens_of_whole_ones(tmp_path: Path) -> None:
+    """Every worker is dropped in the middle of all requests, after two tokens; the next goes on."""
+    asked, clock = requests(2, tokens=230), Clock()
+    llm = small_llm()
+    want = whole(llm, asked)
+    queue = RolloutQueue(f"sqlite:///{tmp_path / 'q.db'}", max_stalled=1000, clock=clock)
+    queue.add(1, asked)
+    kills = 0
+    while queue.unfinished(1):
+        worker = RolloutWorker(f"w{kills}", queue, llm)
+        before = _num_logged(queue)
+        while _num_logged(queue) < before + 2 and worker.step():
+            pass
+        llm.core.abort_all()  # the process is gone, and with it what the engine held
+        llm.core.reset_prefix_cache()
+        clock.now += 31.0
+        kills += 1
+    assert kills >= 200
+    assert drawn(queue.finished(1)) == want
+    assert {one.finish_reason for one in queue.finished(1)} == {"length"}
+
+
+def test_starting_again_from_scratch_favors_short_answers() -> None:
+    """Geometric lengths, a kill per token with probability h: the mean of restarts is that of length-weighted luck."""
+    rng = random.Random(1)
+    stop, hazard = 0.1, 0.1
+
+    def restarted() -> int:
+        while True:
+            length = 0
+            while True:
+                length += 1
+                if rng.random() < stop:
+                    return length
+                if rng.random() < hazard:
+                    break  # all of it is lost
+
+    def logged() -> int:
+        length = 0
+        while True:
+            length += 1
+            if rng.random() < stop:
+                return length  # a kill loses nothing
+
+    count = 4000
+    from_scratch = sum(restarted() for _ in range(count)) / count
+    from_log = sum(logged() for _ in range(count)) / count
+    assert from_log == pytest.approx(1 / stop, rel=0.06)
+    assert from_scratch == pytest.approx(1 / (1 - (1 - stop) * (1 - hazard)), rel=0.06)  # 5.3 in place of 10
+
+
+def test_a_worker_that_lost_its_lease_writes_nothing(tmp_path: Path) -> None:
+    clock = Clock()
+    queue = RolloutQueue(f"sqlite:///{tmp_path / 'q.db'}", clock=clock)
+    queue.add(1, requests(1))
+    (old,) = queue.lease("old", 4)
+    assert queue.write([Step(old, 0, [LoggedToken(5, -1.0, 0)])]) == set()
+    clock.now = 29.0
+    assert queue.lease("new", 4) == []
+    clock.now = 60.0
+    (new,) = queue.lease("new", 4)
+    assert new.tokens == (LoggedToken(5, -1.0, 0),) and new.attempt == 2
+    assert queue.write([Step(old, 1, [LoggedToken(9, -2.0, 0)], "stop")]) == {old.id}
+    assert queue.write([Step(new, 1, [LoggedToken(6, -1.5, 0)], "stop")]) == set()
+    (one,) = queue.finished(1)
+    assert [token.token_id for token in one.tokens] == [5, 6]
+
+
+def test_a_request_that_ends_its_workers_fails_in_words(tmp_path: Path) -> None:
+    clock = Clock()
+    queue = RolloutQueue(f"sqlite:///{tmp_path / 'q.db'}", max_stalled=3, clock=clock)
+    queue.add(1, requests(1))
+    for n in range(4):
+        queue.lease(f"w{n}", 4)
+        clock.now += 31.0
+    (one,) = queue.finished(1)
+    assert one.error == "3 workers ended on it without a further token, the last was w2"
+
+
+def test_a_request_that_cannot_run_fails_in_words_and_the_rest_goes_on(tmp_path: Path) -> None:
+    queue = RolloutQueue(f"sqlite:///{tmp_path / 'q.db'}")
+    good, *_ = requests()
+    queue.add(7, [NewRequest(0, (), {"seed": 1}), good, NewRequest(2, (3,), {"seed": 1, "top_q": 1})])
+    worker = RolloutWorker("w", queue, small_llm())
+    worker.run(lambda: not queue.unfinished(7))
+    first, second, third = queue.finished(7)
+    assert first.error is not None and "the prompt is empty" in first.error
+    assert third.error is not None and "top_q" in third.error
+    assert second.error is None and len(second.tokens) == TOKENS
+    with pytest.raises(ValueError, match="batch 7 is in the queue already"):
+        queue.add(7, [good])
+    queue.remove(7)
+    assert queue.finished(7) == [] and queue.unfinished(7) == 0
+    with pytest.raises(ValueError, match="needs a seed"):
+        NewRequest(0, (1,), {})
+
+
+def test_new_weights_in_the_middle_keep_the_tokens_and_mark_the_versions(tmp_path: Path) -> None:
+    queue = RolloutQueue(f"sqlite:///{tmp_path / 'q.db'}")
+    asked = requests(3)
+    queue.add(1, asked)
+    llm = small_llm()
+    want = whole(llm, asked)
+    worker = RolloutWorker("w", queue, llm, version=1)
+    for _ in range(12):
+        worker.step()
+    other = small_policy()[0].model
+    other.head.weight.data.mul_(3.0)
+    worker.use(LLM(other, folder=nano_path(), max_num_seqs=4, max_model_len=512), version=2)
+    worker.run(lambda: not queue.unfinished(1))
+    for one, (tokens, _) in zip(queue.finished(1), want, strict=True):
+        versions = [token.version for token in one.tokens]
+        assert versions == sorted(versions) and set(versions) == {1, 2} and len(versions) == TOKENS
+        first = versions.count(1)
+        assert [token.token_id for token in one.tokens[:first]] == tokens[:first]
+
+
+def _work(url: str) -> None:
+    RolloutWorker(f"process {os.getpid()}", RolloutQueue(url, lease_seconds=1.0), small_llm()).run(lambda: False)
+
+
+def test_real_processes_may_be_killed(tmp_path: Path) -> None:
+    asked = requests(6)
+    url = f"sqlite:///{tmp_path / 'q.db'}"
+    queue = RolloutQueue(url, lease_seconds=1.0)
+    queue.add(1, asked)
+    context = multiprocessing.get_context("spawn")
+    killed = 0
+    while queue.unfinished(1):
+        process = context.Process(target=_work, args=(url,))
+        process.start()
+        logged = _num_logged(queue)
+        while process.is_alive() and _num_logged(queue) < logged + 60 and queue.unfinished(1):
+            time.sleep(0.02)
+        assert process.pid is not None and process.is_alive(), "a worker ends by being killed alone"
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        killed += 1
+    assert drawn(queue.finished(1)) == whole(small_llm(), asked)
+    assert killed >= 2
+
+
+def _num_logged(queue: RolloutQueue) -> int:
+    with queue._engine.begin() as connection:
+        return connection.exec_driver_sql("SELECT count(*) FROM rollout_tokens").scalar_one()
