@@ -23,10 +23,9 @@ from dsv4.model_folder import resolve_model
 
 ROOT = Path(__file__).parent.parent
 DESKTOP, PHONE = {"width": 1200, "height": 760}, {"width": 390, "height": 780}
-DIARY = "\n".join(
-    f"Day {day}: we walked {day * 3} km to the {place} and slept there."
-    for day, place in enumerate(["lake", "castle", "village", "forest", "harbour", "hill"] * 5)
-)
+# The embedded model answers these right, after each other too.
+CAPITAL, EQUATION = "What is the capital of France?", "Solve for x: 3*x + 4 = 19"
+PERSON = "Extract name and city as JSON: Anna is 34 years old and lives in Rome."
 ANSWER = """It is **-3 °C** in Oslo. A request takes this way:
 
 ```mermaid
@@ -89,9 +88,9 @@ def import_example(page: Page) -> None:
 
 def take(browser: Browser, url: str, folder: Path) -> None:
     with opened(browser, url, "light", DESKTOP) as page:
-        ask(page, "What is the capital of France?")
+        ask(page, CAPITAL)
         page.locator("#new-chat").click()
-        ask(page, "Solve for x: 3*x + 4 = 19")
+        ask(page, EQUATION)
         page.locator(".thinking summary").click()
         page.locator(".stats").click()
         page.wait_for_timeout(500)
@@ -101,18 +100,17 @@ def take(browser: Browser, url: str, folder: Path) -> None:
             import_example(page)
             page.screenshot(path=folder / name)
     with opened(browser, url, "light", PHONE) as page:
-        ask(page, "What is the capital of France?")
-        ask(page, "Extract name and city as JSON: Anna is 34 years old and lives in Rome.")
+        ask(page, CAPITAL)
+        ask(page, PERSON)
         page.locator(".stats").last.click()
         page.mouse.move(0, 0)
         page.wait_for_timeout(500)
         page.screenshot(path=folder / "phone.png")
     with opened(browser, url, "light", {"width": 1120, "height": 720}) as page:
         page.get_by_role("button", name="Hide sidebar").click()
-        files = [{"name": "trip.txt", "mimeType": "text/plain", "buffer": DIARY.encode()}]
-        page.set_input_files("#attach-files", files)  # type: ignore[arg-type]
-        ask(page, "Extract name and city as JSON: Anna is 34 years old and lives in Rome.")
-        page.get_by_role("button", name="Inspect answer").click()
+        for question in (CAPITAL, PERSON, CAPITAL, PERSON, EQUATION):  # which fill the window
+            ask(page, question)
+        page.get_by_role("button", name="Inspect answer").last.click()
         expect(page.locator(".layer-row")).to_have_count(6, timeout=30_000)
         page.locator(".layer-row").nth(2).click()
         page.wait_for_timeout(500)

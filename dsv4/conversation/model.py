@@ -59,11 +59,13 @@ class ConversationModel:
         top_k: int = 0,
         min_p: float = 0.0,
         ignore_eos: bool = False,
+        seed: int | None = None,
         structure: Structure | None = None,
     ) -> Turn:
         """Renders and tokenizes a request. Raises recipe.ConversionError if the prompt exceeds the context.
 
-        `top_k`, `min_p`, `ignore_eos`: as in SamplingParams; the request does not carry them. With ignore_eos no turn
+        `top_k`, `min_p`, `ignore_eos`: as in SamplingParams; the request does not carry them. `seed`: for a request
+        without one. With ignore_eos no turn
         token ends the answer either. `structure`: the form of the answer as far as the request does not carry it. A
         text whose least possible number of tokens exceeds the context is refused before it is tokenized; the error
         names that lower bound.
@@ -85,7 +87,7 @@ class ConversationModel:
             top_p=1.0 if options.top_p is None else options.top_p,
             top_k=top_k,
             min_p=min_p,
-            seed=options.seed,
+            seed=seed if options.seed is None else options.seed,
             stop_token_ids=() if ignore_eos else tuple(sorted(self.vocabulary.stop_token_ids)),
             ignore_eos=ignore_eos,
             logprobs=(options.top_logprobs or 0) if options.logprobs else False,

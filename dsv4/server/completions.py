@@ -19,32 +19,18 @@ from dsv4.server.completion_answer import CompletionReader, Echo, Tally, WholeCo
 from dsv4.server.completion_body import CompletionBody, Prompt, read_completion_body
 from dsv4.server.errors import RequestError
 from dsv4.server.events import Event
+from dsv4.server.foreign_fields import read_max_tokens, refuse_foreign, refuse_thinking
 from dsv4.server.isolation import requested_salt
 from dsv4.server.model_names import check_name, without_context_suffix
 from dsv4.server.paths import OPENAI_BASES, under
 from dsv4.server.progress import Reports
 from dsv4.server.pydantic_refusals import read_json_object
 from dsv4.server.schemas import CompletionAnswer
+from dsv4.server.template_options import template_options
 from dsv4.server.wire_format import Chunk, WireFormat, WireRequest
-from dsv4.server.wishes import Sampling, invalid, refuse_sampling, refuse_wishes, unavailable
+from dsv4.server.wishes import Sampling, invalid, unavailable
 
 DEFAULT_MAX_TOKENS = 4096  # the largest number that the hosted service allows here
-
-_WISHES = {
-    "response_format": "a completion has no form; ask for one in Chat Completions",
-    "tools": "a completion calls no tools; declare them in Chat Completions",
-    "min_tokens": "this server has no minimum length of answers",
-    "stop_token_ids": "this server stops at strings only, given in `stop`",
-    "prompt_logprobs": "ask for those of the prompt with `echo` and `logprobs`",
-    "prompt_embeds": "a prompt is text or token ids",
-    "include_stop_str_in_output": "this server ends an answer before its stop string",
-    "truncate_prompt_tokens": "this server does not truncate prompts",
-    "use_beam_search": "this server samples answers",
-    **dict.fromkeys(
-        ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "regex", "grammar"),
-        "a completion has no form; ask for one in Chat Completions",
-    ),
-}
 
 
 class Completions(WireFormat):
@@ -54,8 +40,10 @@ class Completions(WireFormat):
 
     def read(self, body: bytes, options: recipe.ConversionOptions) -> CompletionRequest:
         request = read_json_object(body)
-        refuse_wishes(request, _WISHES)
-        refuse_sampling(request)
+        refuse_foreign(request, self.name)
+        wanted = template_options(request)
+        refuse_thinking(request, wanted.thinking, wanted.effort)
+        read_max_tokens(request, "max_tokens")
         sampling = Sampling.of(request)
         salt = requested_salt(request)
         checked = read_completion_body(request)

@@ -191,7 +191,7 @@ class ServerConfig:
         self._check_process()
         if self.cluster is None:
             if self.replicas != 1:
-                raise ValueError(f"replicas is {self.replicas} without cluster; allowed: 1, or more with cluster")
+                raise ValueError(f"replicas is {self.replicas}; allowed: 1, or more together with --cluster")
             return
         if self.cluster not in ("local", "auto") and not re.fullmatch(r"[^\s/]+:[0-9]{1,5}", self.cluster):
             raise ValueError(f"cluster is {self.cluster!r}; allowed: {CLUSTERS}")

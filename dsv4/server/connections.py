@@ -20,6 +20,7 @@ from uvicorn.server import ServerState
 
 from dsv4.server.errors import RequestError
 from dsv4.server.formats import format_of
+from dsv4.server.request_log import new_id_headers
 
 Phase = Literal["idle", "head", "body", "answer"]
 
@@ -177,6 +178,7 @@ class ClientConnection(H11Protocol):
         # In the default format: the path may not have arrived yet.
         body = json.dumps(format_of("").error_body(RequestError(status, message))).encode()
         headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
+        headers += new_id_headers()
         events = [h11.Response(status_code=status, headers=headers), h11.Data(data=body), h11.EndOfMessage()]
         return b"".join(self.conn.send(event) or b"" for event in events)
 

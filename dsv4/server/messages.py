@@ -17,6 +17,7 @@ from dsv4.server.client_tools import ordinary_tools
 from dsv4.server.content_parts import read_documents
 from dsv4.server.errors import RequestError
 from dsv4.server.events import Event
+from dsv4.server.foreign_fields import check_seed, read_max_tokens, refuse_foreign
 from dsv4.server.leniency import strip_context_suffix
 from dsv4.server.message_threads import refuse_threads
 from dsv4.server.model_names import options_for
@@ -28,20 +29,8 @@ from dsv4.server.template_options import template_options
 from dsv4.server.tool_inputs import ToolInputs
 from dsv4.server.unchecked_json import Json, json_objects
 from dsv4.server.wire_format import WholeAnswer
-from dsv4.server.wishes import invalid, refuse_wishes
+from dsv4.server.wishes import invalid
 
-_NO_GRAMMAR = "ask for JSON of a schema with `output_config.format`"
-_WISHES = {
-    "mcp_servers": "this server calls no other servers",
-    "container": "this server runs no code",
-    # Fields of other APIs that would decide what the answer is.
-    "response_format": _NO_GRAMMAR,
-    **dict.fromkeys(("structured_outputs", "guided_json", "guided_regex", "guided_choice", "grammar"), _NO_GRAMMAR),
-    "stop": "name stop strings in `stop_sequences`",
-    "logprobs": "this API has no log-probabilities",
-    "logit_bias": "this server adds no bias to logits here",
-    "min_tokens": "this server has no minimum length of answers",
-}
 # Status -> error type, if Anthropic's name for it differs.
 _ERROR_TYPES = {500: "api_error", 503: "overloaded_error"}
 # The hosted service's words for too long a prompt; the prompt's tokens are the second number.
@@ -81,11 +70,13 @@ class Messages(RecipeFormat):
         RequestError for threads and for unsupported parameters.
         """
         refuse_threads(request)
-        refuse_wishes(request, _WISHES)
+        refuse_foreign(request, self.name)
+        check_seed(request)
         if request.get("n") not in (None, 1):
             raise invalid("n", request["n"], "1; a message is one answer")
         read_documents(request)
         strip_context_suffix(request)
+        read_max_tokens(request, "max_tokens")
         _read_switches(request)
         if isinstance(request.get("tools"), list):
             request["tools"] = ordinary_tools(request["tools"])
@@ -143,8 +134,8 @@ def _with_anthropic_words(message: str) -> str:
 
 
 def _read_switches(request: Json) -> None:
-    """chat_template_kwargs sets thinking and effort where the request does not."""
-    wanted = template_options(request)
+    """Other APIs' switches set thinking and effort where the request does not."""
+    wanted = template_options(request, own=("thinking", "output_config"))
     if request.get("thinking") is None and wanted.thinking is not None:
         request["thinking"] = {"type": "enabled" if wanted.thinking else "disabled"}
     output: object = request.get("output_config")

@@ -2,8 +2,8 @@
 
 `return_progress: true` in a streamed request adds chunks without choices before the answer: `prompt_progress` holds the
 prefilled part of the prompt, and `queue`, while the request waits, its position. `timings_per_token: true` adds
-`timings` to every chunk of the answer. Either option adds final `timings` and `official_cost`: in a last chunk without
-choices, or in a whole answer.
+`timings` and `official_cost`, both so far, to every chunk of the answer: a client that stops it has them. Either option
+adds the final ones: in a last chunk without choices, or in a whole answer.
 """
 
 from __future__ import annotations
@@ -71,14 +71,11 @@ def final_chunk(answer_id: str, model: str, timings: Timings, cost: OfficialCost
     return _chunk(answer_id, model, _final(timings, cost))
 
 
-def with_timings(object_json: str, timings: Timings | None) -> str:
-    """Adds `timings` to a JSON object; None leaves it unchanged."""
-    return object_json if timings is None else _extended(object_json, {"timings": _timings(timings)})
-
-
-def with_final_report(object_json: str, timings: Timings | None, cost: OfficialCost | None) -> str:
+def with_report(object_json: str, timings: Timings | None, cost: OfficialCost | None) -> str:
     """Adds the fields of `final_chunk` to a JSON object; without timings it stays unchanged."""
-    return object_json if timings is None else _extended(object_json, _final(timings, cost))
+    if timings is None:
+        return object_json
+    return f"{object_json[:-1]},{json.dumps(_final(timings, cost), separators=(',', ':'))[1:]}"
 
 
 def _final(timings: Timings, cost: OfficialCost | None) -> Json:
@@ -86,10 +83,6 @@ def _final(timings: Timings, cost: OfficialCost | None) -> Json:
     if cost is not None:
         report["official_cost"] = {"model": cost.model, "usd": round(cost.usd, 9)}
     return report
-
-
-def _extended(object_json: str, fields: Json) -> str:
-    return f"{object_json[:-1]},{json.dumps(fields, separators=(',', ':'))[1:]}"
 
 
 def _chunk(answer_id: str, model: str, report: Json) -> str:

@@ -35,7 +35,7 @@ class RequestIdMiddleware:
             await self.app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _ALLOWED_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+        request_id = given if _ALLOWED_ID.fullmatch(given) else _new_id()
         _request_id.set(request_id)
         began, status = time.monotonic(), 0
 
@@ -54,6 +54,16 @@ class RequestIdMiddleware:
             seconds = round(time.monotonic() - began, 3)
             fields = {"method": scope["method"], "path": scope["path"], "status": status, "seconds": seconds}
             logger.info("%(method)s %(path)r %(status)d in %(seconds).3f s", fields, extra={"fields": fields})
+
+
+def new_id_headers() -> list[tuple[str, str]]:
+    """Headers with an id for the answer to a request whose head cannot be read."""
+    request_id = _new_id()
+    return [(name, request_id) for name in _ID_HEADERS]
+
+
+def _new_id() -> str:
+    return f"req_{uuid.uuid4().hex}"
 
 
 class RequestIdFilter(logging.Filter):

@@ -5,29 +5,19 @@ from __future__ import annotations
 from typing import Any, cast
 
 from dsv4.server.custom_tools import check_formats
+from dsv4.server.foreign_fields import check_seed, refuse_foreign
 from dsv4.server.response_schemas import MAX_METADATA
 from dsv4.server.response_tools import as_functions, refuse_hosted, tool_key, without_refused_strict
 from dsv4.server.unchecked_json import Json, json_objects
-from dsv4.server.wishes import invalid, refuse_wishes, unavailable
+from dsv4.server.wishes import invalid, unavailable
 
 SEALED = "reasoning.encrypted_content"
-_NO_GRAMMAR = "ask for JSON of a schema with `text.format`"
-_WISHES = {
-    "background": "this server answers while the request is open",
-    "conversation": "continue a response with `previous_response_id`",
-    "prompt": "this server has no stored prompts; send `instructions` and `input`",
-    "response_format": "choose the form of the answer with `text.format`",
-    "logit_bias": "this server adds no bias to logits",
-    "stop": "this API has no stop strings",
-    "min_tokens": "this server has no minimum length of answers",
-    "output_format": _NO_GRAMMAR,
-    **dict.fromkeys(("structured_outputs", "guided_json", "guided_regex", "guided_choice", "grammar"), _NO_GRAMMAR),
-}
 
 
 def check_fields(request: Json) -> None:
     """RequestError 400 for a field of the wrong kind, and for one that this server does not support."""
-    refuse_wishes(request, _WISHES)
+    refuse_foreign(request, "responses")
+    check_seed(request)
     for name in ("store", "parallel_tool_calls"):
         if not isinstance(request.get(name), (bool, type(None))):
             raise invalid(name, request[name], "true and false")

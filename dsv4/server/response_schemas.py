@@ -72,6 +72,7 @@ class ResponsesBody(InputTokensBody):
     max_output_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2, description="Has no effect while the model thinks")
     top_p: float | None = Field(None, gt=0, le=1)
+    seed: int | None = Field(None, ge=0, lt=1 << 63)
     stream: bool | None = None
     store: bool | None = Field(None, description="true if omitted")
     include: list[str] | None = None

@@ -20,6 +20,7 @@ from dsv4.conversation.turn import Turn
 from dsv4.server.custom_tools import custom_names
 from dsv4.server.errors import RequestError
 from dsv4.server.events import Event
+from dsv4.server.foreign_fields import read_max_tokens
 from dsv4.server.leniency import strip_context_suffix
 from dsv4.server.paths import OPENAI_BASES, under
 from dsv4.server.recipe_format import RecipeFormat, RecipeRequest, Request
@@ -72,6 +73,7 @@ class Responses(RecipeFormat):
         """Reads items and tools that deepseek-recipe refuses or drops. RequestError for unsupported parameters."""
         check_fields(request)
         strip_context_suffix(request)
+        read_max_tokens(request, "max_output_tokens")
         _read_switches(request)
         before = stored_context(request, self._own)
         if before or isinstance(request.get("input"), list):
@@ -141,8 +143,8 @@ RESPONSES = Responses()
 
 
 def _read_switches(request: Json) -> None:
-    """chat_template_kwargs sets the effort, "none" without thinking, where the request does not."""
-    wanted = template_options(request)
+    """Other APIs' switches set the effort, "none" without thinking, where the request does not."""
+    wanted = template_options(request, own=("reasoning",))
     reasoning: object = request.get("reasoning")
     fields = cast(Json, reasoning) if isinstance(reasoning, dict) else {}
     effort = "none" if wanted.thinking is False else wanted.effort

@@ -247,6 +247,7 @@ class MessagesBody(CountTokensBody):
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1)
     min_p: float | None = Field(None, ge=0, le=1)
+    seed: int | None = Field(None, ge=0, lt=1 << 63)
     metadata: dict[str, Any] | None = None
     cache_salt: str | None = Field(None, min_length=1)
 

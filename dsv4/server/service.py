@@ -19,7 +19,7 @@ from dsv4.server.key_limits import KeyLimiter
 from dsv4.server.merging import merged
 from dsv4.server.metering import Client, Meter
 from dsv4.server.model_names import check_name, conversion_options, without_context_suffix
-from dsv4.server.progress import final_chunk, progress_chunk, with_final_report, with_timings
+from dsv4.server.progress import final_chunk, progress_chunk, with_report
 from dsv4.server.recent_answers import RecentAnswer, RecentAnswers
 from dsv4.server.request_log import log_prompt
 from dsv4.server.served_models import ServedModel, ServedModels
@@ -171,7 +171,7 @@ class ChatService:
                     continue
                 event = job.wire_format.event(item)
                 if reports.timings_per_token:
-                    event = Event(with_timings(event.data, job.timings), event.name)
+                    event = Event(with_report(event.data, job.timings, job.meter.official_cost), event.name)
                 yield event
         if reports.any and job.timings is not None:
             yield Event(final_chunk(job.id, model, job.timings, job.meter.official_cost))
@@ -184,7 +184,7 @@ class ChatService:
                 if not isinstance(item, ProgressEvent):
                     answer.accumulate(item)
         text = answer.to_json()
-        return with_final_report(text, job.timings, job.meter.official_cost) if job.request.reports.any else text
+        return with_report(text, job.timings, job.meter.official_cost) if job.request.reports.any else text
 
     async def _run(self, job: Job) -> AsyncGenerator[Chunk | ProgressEvent, None]:
         """Runs a job; yields the chunks of its answers as they come, after progress events if requested."""

@@ -1,7 +1,6 @@
 """Request parameters that deepseek-recipe does not read ("wishes"): honored if the engine can, refused otherwise.
 
-A parameter that is silently ignored would look honored to the client. Each format has its own table of unsupported
-parameters.
+A parameter that is silently ignored would look honored to the client. `foreign_fields.py` has the tables.
 """
 
 from __future__ import annotations
@@ -13,8 +12,6 @@ from dataclasses import dataclass
 from dsv4.server.errors import RequestError
 from dsv4.server.unchecked_json import Json
 
-NO_GRAMMAR = "ask for JSON of a schema or a regex with `response_format`"
-
 
 @dataclass(frozen=True)
 class Sampling:
@@ -23,6 +20,7 @@ class Sampling:
     top_k: int = 0
     min_p: float = 0.0
     ignore_eos: bool = False
+    seed: int | None = None  # where deepseek-recipe does not read it
 
     @classmethod
     def of(cls, request: Json) -> Sampling:
@@ -38,7 +36,8 @@ class Sampling:
             raise invalid("min_p", min_p, "[0, 1]")
         if not isinstance(ignore_eos, (bool, type(None))):
             raise invalid("ignore_eos", ignore_eos, "true and false")
-        return cls(max(top_k, 0), float(min_p), bool(ignore_eos))
+        seed = request.get("seed")  # checked where it counts
+        return cls(max(top_k, 0), float(min_p), bool(ignore_eos), seed if isinstance(seed, int) else None)
 
 
 # llama.cpp's samplers and switches -> the values that change nothing.

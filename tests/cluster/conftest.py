@@ -22,7 +22,7 @@ from dsv4.engine.config import EngineConfig
 from dsv4.model_folder import resolve_model
 from dsv4.server.loading import load_llm
 
-from ..server.conftest import Served, serving
+from ..server.conftest import Served, folder, serving  # noqa: F401  # the fixture of a folder too
 
 pytestmark = pytest.mark.cluster
 HANG = 120.0  # seconds after which something has gone wrong on the slowest machine

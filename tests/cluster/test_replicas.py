@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import re
 import threading
-from concurrent.futures import ThreadPoolExecutor
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -13,8 +16,13 @@ import httpx
 import openai
 import pytest
 
-from ..server.conftest import Served
-from .conftest import HANG, Replicas, chunks, replica_processes, text_of, until
+from dsv4.engine.cluster.client import ClusterEngine
+from dsv4.engine.cluster.connection import Cluster, ReplicaPlan
+
+from ..server.conftest import Served, serving
+from ..server.scripted_engine import dies_of
+from ..server.scripted_model import ScriptedModel
+from .conftest import CONFIG, HANG, Replicas, chunks, replica_processes, text_of, until
 
 pytestmark = pytest.mark.cluster
 CHAT = "/v1/chat/completions"
@@ -232,3 +240,37 @@ def test_the_inspector_traces_an_answer_of_a_replica(replicas: Replicas, local: 
         beyond = httpx.get(f"{url}/inspect/{answer['id']}/9999", timeout=HANG)
         assert beyond.status_code == 400
     assert traces[0] == traces[1]
+
+
+def test_a_prompt_that_has_ended_two_replicas_is_refused(cluster: Cluster, folder: Path) -> None:
+    """The replica that it ended judges its own requests alone: those of the other go on, and are no suspects."""
+    fatal = ScriptedModel(folder).tokenizer.encode("doom")
+    make = partial(dies_of, folder, fatal, {"reply": "abcdefgh" * 40, "seconds_per_step": 0.05})
+    engine = ClusterEngine(cluster, ReplicaPlan("tiny", make, CONFIG, num_replicas=2, threads=1))
+    with serving(engine, keep_alive_seconds=HANG) as served:  # type: ignore[arg-type]  # a blank line would be a 200
+
+        def ask(text: str, **fields: Any) -> httpx.Response:
+            request = {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 300}
+            return httpx.post(served.url + CHAT, json=request | fields, timeout=HANG)
+
+        with ThreadPoolExecutor(16) as pool:
+            for _ in range(2):
+                until(lambda: engine.num_up == 2)
+                others: list[Future[httpx.Response]] = []
+                while len(running := Replicas(served, engine).metric("vllm:num_requests_running")) < 2 or not min(
+                    running
+                ):
+                    others.append(pool.submit(ask, f"cat {len(others)}"))
+                    time.sleep(0.1)
+                crashed = ask("doom")
+                assert crashed.status_code == 503 and crashed.headers["retry-after"]
+                assert {other.result().status_code for other in others} == {200, 503}, "one replica has ended"
+        until(lambda: engine.num_up == 2)
+        before = engine.num_restarts
+        for fields in ({}, {"stream": True}, {"max_tokens": 9}):
+            refused = ask("doom", **fields)
+            error = refused.json()["error"]
+            assert refused.status_code == 400 and error["type"] == "invalid_request_error", refused.text
+            assert "has crashed the engine twice and is not computed again" in error["message"]
+        assert [ask(f"cat {place}").status_code for place in range(2)] == [200, 200]
+        assert engine.num_restarts == before == 2

@@ -17,7 +17,7 @@ from dsv4.server.config import ServerConfig
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"replicas": 2}, "replicas is 2 without cluster; allowed: 1, or more with cluster"),
+        ({"replicas": 2}, "replicas is 2; allowed: 1, or more together with --cluster"),
         ({"cluster": "local", "replicas": 0}, "replicas is 0; allowed: 1 or more"),
         ({"cluster": "ray://head:10001"}, "cluster is 'ray://head:10001'; allowed: local, auto, or HOST:PORT"),
         ({"cluster": "path/to/model"}, "cluster is 'path/to/model'; allowed: local, auto, or HOST:PORT"),

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -75,6 +76,7 @@ def test_a_stalled_body_gets_a_408(strict) -> None:
     with connected(strict.url, HEAD + b"Content-Length: 5000\r\n\r\n" + b'{"model"') as stalled:
         answer = everything(stalled)
     assert answer.startswith(b"HTTP/1.1 408 ")
+    assert re.search(rb"\r\nx-request-id: req_\w{32}\r\nrequest-id: req_", answer)
     error = json.loads(answer.split(b"\r\n\r\n")[1])["error"]
     assert error["message"] == "Nothing of the request's body came for 1 s" and error["code"] == "request_timeout"
 
@@ -130,7 +132,7 @@ def test_a_client_that_does_not_read_is_dropped_and_its_generation_stops(strict)
 def test_invalid_http_gets_an_error_of_the_usual_shape(server) -> None:
     with connected(server.url, b"\x16\x03\x01 hello\r\n\r\n") as strange:
         answer = everything(strange)
-    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.startswith(b"HTTP/1.1 400 ") and b"\r\nx-request-id: req_" in answer
     assert json.loads(answer.split(b"\r\n\r\n")[1])["error"]["type"] == "invalid_request_error"
 
 

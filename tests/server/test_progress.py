@@ -76,6 +76,8 @@ def test_timings_of_every_chunk_count_the_tokens(server: Served) -> None:
     counts = [chunk["timings"]["predicted_n"] for chunk in chunks]
     assert counts == sorted(counts) and counts[0] == 1
     assert chunks[0]["timings"]["predicted_per_second"] is None, "one token has no rate"
+    costs = [chunk["official_cost"]["usd"] for chunk in chunks]
+    assert costs == sorted(costs) and 0 < costs[0] < costs[-1], "an answer that is stopped has one too"
 
 
 def test_a_whole_answer_carries_timings_when_asked(server: Served) -> None:

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
 from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
-from dsv4.engine.cluster.calls import Call, crash
+from dsv4.engine.cluster.calls import Call, crash, is_death
 from dsv4.engine.cluster.connection import Cluster, ReplicaPlan
 from dsv4.engine.cluster.messages import RETRY_SECONDS, Events, ReplicaState
 from dsv4.engine.cluster.metrics import merged_metrics
 from dsv4.engine.errors import EngineError, QueueFullError
 from dsv4.engine.fairness import User
-from dsv4.engine.listeners import QueueListener
 from dsv4.engine.metrics import Metric, MetricRegistry, counter, gauge
 from dsv4.engine.outputs import ProgressEvent, TokenEvent
 from dsv4.engine.process.client import METRICS_SECONDS, EngineCrashedError
 from dsv4.engine.process.messages import EngineState, pack_tokens
 from dsv4.engine.process.portable_errors import PortableError
 from dsv4.engine.process.served_model import ModelFacts, ServedModel
+from dsv4.engine.process.suspects import Flight, Suspects, prompt_hash
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.model.token_trace import TokenTrace
 from dsv4.prefix_digests import block_digests
@@ -39,7 +41,8 @@ class ClusterEngine:
     """Engines of one model in a cluster, until `close`.
 
     A replica that dies ends its requests with EngineCrashedError; Ray starts another, and the rest take the next ones.
-    Waits for the model; raises the errors of loading, ClusterError if the replicas cannot be started.
+    A prompt that has crashed two is refused (`process/suspects.py`). Waits for the model; raises the errors of loading,
+    ClusterError if the replicas cannot be started.
     """
 
     def __init__(self, cluster: Cluster, plan: ReplicaPlan) -> None:
@@ -48,6 +51,7 @@ class ClusterEngine:
         self.num_replicas = plan.num_replicas
         self.num_restarts = 0
         self._plan = plan
+        self._suspects = Suspects()
         self._cluster = cluster.hold()
         self._states: dict[str, EngineState] = {}  # of the replicas that answered last
         self._closed = False
@@ -104,7 +108,11 @@ class ClusterEngine:
     def stream(
         self, prompt_token_ids: list[int], params: SamplingParams, user: User = ("",)
     ) -> AsyncGenerator[TokenEvent, None]:
-        """As of AsyncEngine; the caller's thread waits until a replica has validated the request, and then begins."""
+        """As of AsyncEngine; the caller's thread waits until a replica has validated the request and begins it.
+
+        PromptRefusedError for a prompt that has crashed two replicas. A prompt that was in flight when one crashed may
+        have to wait for its trial: it is validated when its first event is asked for.
+        """
         events = self._events(self._reserve(prompt_token_ids, params, user, watched=False))
         return cast(AsyncGenerator[TokenEvent, None], events)
 
@@ -174,36 +182,56 @@ class ClusterEngine:
     def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    def _reserve(self, prompt_token_ids: list[int], params: SamplingParams, user: User, watched: bool) -> Call:
+    def _reserve(self, prompt_token_ids: list[int], params: SamplingParams, user: User, watched: bool) -> _Reservation:
         self.check()
-        digests = block_digests(prompt_token_ids, params.cache_salt)
+        tokens = pack_tokens(prompt_token_ids)
+        key, digests = prompt_hash(tokens), block_digests(prompt_token_ids, params.cache_salt)
 
         async def begin() -> Call:
-            tokens = pack_tokens(prompt_token_ids)
             response = self._streams.generate.remote(tokens, params, user, watched, digests=digests)
-            call = Call(self._loop, response, self._note)
-            await call.begin()
+            call = Call(self._loop, response, self._note, self._suspects.blame)
+            try:
+                await call.begin()
+            except EngineCrashedError as error:
+                if is_death(error):
+                    self._suspects.blame_unplaced(key)
+                raise
+            self._calls.add(call)
             return call
 
-        beginning = self._submit(begin())
+        reservation = _Reservation(key, begin)
+        if not self._suspects.suspected(key):
+            with self._submitted(reservation) as beginning:
+                reservation.call = beginning.result()
+        return reservation
+
+    @contextlib.contextmanager
+    def _submitted(self, reservation: _Reservation) -> Generator[Future[Call], None, None]:
+        """The call of a reservation as it begins; EngineError if the engine is closed meanwhile."""
+        beginning = self._submit(reservation.begin())
         self._beginning.add(beginning)
         try:
-            call = beginning.result()
-        except CancelledError as error:
+            yield beginning
+        except (CancelledError, asyncio.CancelledError) as error:
+            if not self._closed:
+                raise
             raise EngineError("the engine is closed") from error
         finally:
             self._beginning.discard(beginning)
-        self._calls.add(call)
-        return call
 
-    async def _events(self, call: Call) -> AsyncGenerator[TokenEvent | ProgressEvent, None]:
-        listener = QueueListener(asyncio.Queue(), asyncio.get_running_loop())
-        call.read(listener)
+    async def _events(self, reservation: _Reservation) -> AsyncGenerator[TokenEvent | ProgressEvent, None]:
+        flight: Flight | None = None
         try:
-            async for event in listener:
-                yield event
+            async with self._suspects.flight(reservation.key, self._plan.config.max_queue_seconds) as flight:
+                if reservation.call is None:
+                    with self._submitted(reservation) as beginning:
+                        reservation.call = await asyncio.wrap_future(beginning)
+                reservation.call.read(flight)
+                async for event in flight:
+                    yield event
         finally:
-            call.release(listener.finished)
+            if reservation.call is not None:
+                reservation.call.release(flight is not None and flight.finished)
 
     # The methods below run in the loop of this engine.
 
@@ -233,10 +261,20 @@ class ClusterEngine:
         gone = [] if slow else [replica for replica in self._states if replica not in found]
         for replica in gone:
             self.num_restarts += 1
+            self._suspects.blame(replica)
             logger.error("the replica %s of %s has ended; it is started again", replica, self._plan.name)
         if self._states and found.keys() - self._states.keys() and len(found) == self.num_replicas:
             logger.warning("all %d replicas of %s take requests", self.num_replicas, self._plan.name)
         self._states = self._states | found if slow else found
+
+
+@dataclass
+class _Reservation:
+    """A request, and its call once that has begun. The call is stopped when this is dropped."""
+
+    key: str  # hash of the prompt
+    begin: Callable[[], Coroutine[Any, Any, Call]]
+    call: Call | None = None
 
 
 class _ClusterMetrics:

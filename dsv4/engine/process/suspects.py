@@ -4,7 +4,8 @@ A crash ends many requests, one of which may be its cause. Their prompts are sus
 computed on trial, while no other suspect is, until its answer is longer than it was at the crash; then it is cleared.
 If the process crashes during a trial, the prompt on trial is the cause, and is refused from then on; so is one that was
 twice the only request at a crash, however long its answers were. An innocent prompt is refused only if something else
-crashes the process at those times. Prompts are known by their hash.
+crashes the process at those times. Prompts are known by their hash. Where several processes compute, the end of one
+judges its own requests alone.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Flight(QueueListener):
     """One request of the engine process, and the tokens of its answer that have come."""
 
     key: str = ""
+    replica: str = ""  # that computes it, where there are several
     num_tokens: int = 0
     trial_tokens: int = 0  # after more than these it is cleared
     on_cleared: Callable[[], None] | None = None  # None: not on trial
@@ -66,6 +68,12 @@ class Suspects:
         with self._lock:
             self._check(key)
 
+    def suspected(self, key: str) -> bool:
+        """True if a prompt's request may have to wait for its trial. PromptRefusedError as `check`."""
+        with self._lock:
+            self._check(key)
+            return key in self._suspects
+
     @contextlib.asynccontextmanager
     async def flight(self, key: str, seconds: float = 0.0) -> AsyncGenerator[Flight, None]:
         """Context of a request, entered once its prompt may be computed. PromptRefusedError as `check`,
@@ -85,26 +93,45 @@ class Suspects:
         finally:
             self._end(flight)
 
-    def blame(self) -> None:
-        """Judges the requests in flight after a crash."""
+    def blame(self, replica: str = "") -> None:
+        """Judges the requests in flight in a replica that has crashed. Again: does nothing."""
         with self._lock:
-            flights, self._open = [flight for flight in self._open if not flight.ended], set()
-            guilty, self._trial = self._trial, None
+            crashed = {flight for flight in self._open if flight.replica == replica}
+            self._open -= crashed
+            flights = [flight for flight in crashed if not flight.ended]
+            guilty = self._trial if self._trial in crashed else None
             if guilty is None and len(flights) == 1:
                 key = flights[0].key
                 guilty = flights[0] if key in self._alone else None
                 _remember(self._alone, key, True)
             if guilty is None:
                 for flight in flights:
-                    tokens = max(flight.num_tokens, self._suspects.get(flight.key, 0))
-                    _remember(self._suspects, flight.key, tokens)
+                    self._suspect(flight.key, flight.num_tokens)
             else:
                 guilty.on_cleared = None
-                self._suspects.pop(guilty.key, None)
-                _remember(self._refused, guilty.key, True)
-        if guilty is not None:
-            logger.error("prompt %s has crashed the engine twice; it is refused from now on", guilty.key)
+                self._refuse(guilty.key)
         self._wake()
+
+    def blame_unplaced(self, key: str) -> None:
+        """Judges a prompt whose replica has crashed before it was known that it had the request."""
+        with self._lock:
+            trial = self._trial
+            if trial is not None and trial.key == key and not trial.replica:
+                trial.on_cleared = None
+                self._refuse(key)
+            else:
+                self._suspect(key, 0)
+        self._wake()
+
+    def _suspect(self, key: str, tokens: int) -> None:
+        _remember(self._suspects, key, max(tokens, self._suspects.get(key, 0)))
+
+    def _refuse(self, key: str) -> None:
+        if self._trial is not None and self._trial.key == key:
+            self._trial = None
+        self._suspects.pop(key, None)
+        _remember(self._refused, key, True)
+        logger.error("prompt %s has crashed the engine twice; it is refused from now on", key)
 
     def _check(self, key: str) -> None:
         if key in self._refused:

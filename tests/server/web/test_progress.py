@@ -157,3 +157,10 @@ def test_details_of_an_answer(tab: Any) -> None:
         ["On DeepSeek's API", "$0.00012 (as deepseek-v4-pro)"],
     ]
     assert tab.page.evaluate(describe, {"model": "nano"}) == [["Model", "nano"]]
+    stopped = {"model": "nano", "officialCost": cost, "timings": {"cache_n": 400, "prompt_n": 800, "predicted_n": 7}}
+    assert tab.page.evaluate(describe, stopped) == [
+        ["Model", "nano"],
+        ["Prompt", "1,200 tokens, 400 of them cached"],
+        ["Answer", "7 tokens"],
+        ["On DeepSeek's API", "$0.00012 (as deepseek-v4-pro)"],
+    ]

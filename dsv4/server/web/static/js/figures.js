@@ -72,8 +72,9 @@ export function describeSpeed(tokens, timings) {
 }
 
 /** Details of an answer, [name, text] each: model, tokens, waiting, drafts, cost. */
-export function describeDetails({ model, usage, timings, officialCost }) {
+export function describeDetails({ model, usage: whole, timings, officialCost }) {
   const details = [["Model", model]];
+  const usage = whole ?? usageSoFar(timings);
   if (usage) {
     const cached = usage.prompt_tokens_details?.cached_tokens ?? 0;
     const found = cached ? `, ${count(cached)} of them cached` : "";
@@ -89,6 +90,12 @@ export function describeDetails({ model, usage, timings, officialCost }) {
     details.push(["On DeepSeek's API", `${dollars(officialCost.usd)} (as ${officialCost.model})`]);
   }
   return details.filter(([, text]) => text);
+}
+
+/** Usage of an answer that was stopped before the server said it; undefined before its first token. */
+function usageSoFar({ cache_n: cached, prompt_n: read, predicted_n: written } = {}) {
+  if (!written) return undefined;
+  return { prompt_tokens: cached + read, prompt_tokens_details: { cached_tokens: cached }, completion_tokens: written };
 }
 
 /** ", read in 0.4 s, 812 tokens/s"; without the rate if there is too little to measure. */
