@@ -32,6 +32,7 @@ from dsv4.parallel.mesh import make_mesh, process_group
 from dsv4.training.gradient import Work
 from dsv4.training.losses import LossWeights
 from dsv4.training.optim import MuonAdamW
+from dsv4.training.parts import Parts
 from dsv4.training.processes import Processes
 from dsv4.training.ranks import Ranks
 from dsv4.training.replicas import Replicas
@@ -70,7 +71,7 @@ def make_ranks(config: ModelConfig, source: RandomRows, degrees: Degrees, keep_g
     split_experts(model, mesh["expert"])
     shard_model(model, mesh, keep_gathered)
     optimizer = ShardedMuonAdamW(model, mesh, compute_dtype=torch.float32)
-    return Ranks(model, optimizer, [source], mesh, degrees)
+    return Ranks(model, optimizer, [source], Parts(mesh, None), degrees)
 
 
 def busy_seconds() -> float:

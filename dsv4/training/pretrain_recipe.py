@@ -22,7 +22,7 @@ from dsv4.training.lora_settings import DEFAULT_TARGETS, AdapterOptimizer, LoraS
 from dsv4.training.recipe import Section
 from dsv4.training.spikes import SpikeSettings, Statistic
 from dsv4.training.stability_settings import AfterLast, Anticipate, StabilitySettings
-from dsv4.training.start import check_shapes
+from dsv4.training.start_shapes import check_shapes
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]

@@ -12,14 +12,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dsv4.config import COMPRESSION_KINDS, ModelConfig
+from dsv4.kernels.precision import precision
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.transformer import Transformer
 from dsv4.parallel.pipeline import StagePlace, run_stages, with_loss
 from dsv4.parallel.sums import sum_gradients, sum_numbers
 from dsv4.training.attention_phase import attention_phase
-from dsv4.training.gradient import MicroBatch, Result, Work, numerics, sum_results
+from dsv4.training.gradient import MicroBatch, Result, Work, sum_results
 from dsv4.training.losses import Counts, Losses, auxiliary_losses, losses_of_streams
 from dsv4.training.qat import stored_weights
+from dsv4.training.recompute import recomputing
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,13 @@ def compute_stage_gradient(
         device = data.mask.device
         routing = {name: index.to(device, torch.int64) for name, index in data.routing.items()}
         aux = AuxLosses(routing, work.count_clamps, layers)
-        with numerics(work, device):
-            out = model.run_stage(data.batch, streams, aux)
-            if place.last:
-                out, losses = losses_of_streams(model, out, data.batch, data.mask, work.weights, aux, totals)
-            else:
-                loss, balance, indexer = auxiliary_losses(data.batch, work.weights, aux, totals)
-                out = with_loss(out, loss)
-                losses = Losses(0.0, 0.0, 0.0, float(balance.detach()), float(indexer.detach()), 0)
+        out = model.run_stage(data.batch, streams, aux)
+        if place.last:
+            out, losses = losses_of_streams(model, out, data.batch, data.mask, work.weights, aux, totals)
+        else:
+            loss, balance, indexer = auxiliary_losses(data.batch, work.weights, aux, totals)
+            out = with_loss(out, loss)
+            losses = Losses(0.0, 0.0, 0.0, float(balance.detach()), float(indexer.detach()), 0)
         loads, clamps = ({name: count.cpu() for name, count in counts.items()} for counts in (aux.loads, aux.clamps))
         tokens, lengths = (data.batch.num_tokens, tuple(data.batch.lengths.tolist())) if place.last else (0, ())
         results[number] = Result(losses, loads, tokens, lengths, clamps)
@@ -71,7 +72,8 @@ def compute_stage_gradient(
     config = model.config
     shape = torch.empty(1, config.hc_mult, config.hidden_size, dtype=model.dtype, device=model.device)
     phase = attention_phase(model, work.attention, whole=False)
-    with stored_weights(model) if work.quantized else nullcontext(), phase:
+    stored = stored_weights(model) if work.quantized else nullcontext()
+    with stored, phase, precision(work.precision), recomputing(model, work.recompute):
         run_stages(place, pipeline.group, [data.batch.num_tokens for data in batches], shape, compute)
     if pipeline.ends is not None and pipeline.ends.size() > 1 and config.num_nextn_predict_layers:
         sum_gradients([model.embed.weight], pipeline.ends)
