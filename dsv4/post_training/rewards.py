@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dsv4.post_training.problems import Problem, answer_of
+from dsv4.post_training.problems import ExplainedProblem, Problem, answer_of
 from dsv4.post_training.rollouts import Rollout
 from dsv4.post_training.rubric import RubricQuestion, Verdict
 
@@ -32,6 +32,7 @@ class Reward:
     value: float
     correct: bool
     error: str | None = None
+    reason: str = ""  # of the value, where the problem says one
 
 
 def judge(
@@ -63,7 +64,7 @@ def judge(
         if found.value is None:
             rewards.append(Reward(0.0, False, found.error))
         else:
-            rewards.append(Reward(found.value + extra, correct=found.value >= 1.0))
+            rewards.append(Reward(found.value + extra, found.value >= 1.0, reason=found.reason))
     return rewards
 
 
@@ -74,9 +75,10 @@ def _answer(rollout: Rollout, problem: Problem, settings: RewardSettings) -> str
 
 def _verdict(problem: Problem, answer: str) -> Verdict:
     try:
-        value = problem.reward(answer)
+        explained = problem.explain(answer) if isinstance(problem, ExplainedProblem) else None
+        value = problem.reward(answer) if explained is None else explained.value
     except Exception as error:  # a reward is the user's code: the run goes on without this rollout
         return Verdict(None, f"the reward of {problem.domain} raised {type(error).__name__}: {error}")
     if value - value != 0.0:  # infinite, or no number
         return Verdict(None, f"the reward of {problem.domain} is {value}; allowed: a finite number")
-    return Verdict(value)
+    return Verdict(value, reason="" if explained is None else explained.reason)
