@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 DOMAINS: dict[str, tuple[str, str]] = {  # name -> module and class, imported where they are asked for
     "code": ("dsv4.post_training.domains.code", "Code"),
     "instructions": ("dsv4.post_training.domains.instructions", "InstructionFollowing"),
+    "mathematics": ("dsv4.post_training.domains.mathematics", "Mathematics"),
 }
 
 
