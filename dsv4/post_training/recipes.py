@@ -11,6 +11,7 @@ from dsv4.config import ModelConfig
 from dsv4.model.transformer import Transformer
 from dsv4.post_training.distillation import DistillationSettings, Estimate
 from dsv4.post_training.domains.registry import DomainProblems, MixedProblems
+from dsv4.post_training.episodes.environment import EpisodeLimits
 from dsv4.post_training.grpo import AdvantageScale, GRPOSettings
 from dsv4.post_training.grpo_run import GRPORunSettings
 from dsv4.post_training.learner import LearnerSettings
@@ -134,11 +135,21 @@ class RewardSection(Section):
     window: Annotated[int, Field(ge=0)] = 0  # 0: sampling.max_tokens
 
 
+class EpisodesSection(Section):
+    """Limits of episodes with tools; sampling.max_tokens is of one turn."""
+
+    turns: Count = 8
+    tokens: Count = 8192
+    calls: Count = 8
+    at_once: Count = 64
+
+
 class GRPORecipe(PolicyRecipe):
     """A GRPO run."""
 
     objective: ObjectiveSection = ObjectiveSection()
     reward: RewardSection = RewardSection()
+    episodes: EpisodesSection = EpisodesSection()
 
     def settings(self) -> GRPORunSettings:
         """Settings of the run. ValueError for a length penalty without room."""
@@ -154,8 +165,12 @@ class GRPORecipe(PolicyRecipe):
             ),
             run.micro_tokens, self.optimizer.grad_clip, run.quantized, run.balance, run.indexer,
         )  # fmt: skip
+        one = self.episodes
+        episodes = EpisodeLimits(one.turns, one.tokens, one.calls, at_once=one.at_once)
         rewards = RewardSettings(reward.unfinished, length=penalty)
-        return GRPORunSettings(learner, rewards, objective.group_size, objective.mini_batches, objective.resample)
+        return GRPORunSettings(
+            learner, rewards, objective.group_size, objective.mini_batches, objective.resample, episodes
+        )
 
 
 class DistillationSection(Section):

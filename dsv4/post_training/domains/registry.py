@@ -20,6 +20,8 @@ DOMAINS: dict[str, tuple[str, str]] = {  # name -> module and class, imported wh
     "code": ("dsv4.post_training.domains.code", "Code"),
     "instructions": ("dsv4.post_training.domains.instructions", "InstructionFollowing"),
     "mathematics": ("dsv4.post_training.domains.mathematics", "Mathematics"),
+    "terminal": ("dsv4.post_training.domains.agent", "Terminal"),
+    "tools": ("dsv4.post_training.domains.agent", "Tools"),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dsv4.data.tasks import split_of
+from dsv4.data.tasks import Split, split_of
 from dsv4.post_training.domains import code
 from dsv4.post_training.domains.code import Code, CodeProblem
 from dsv4.post_training.domains.registry import DomainProblems
@@ -16,7 +16,7 @@ from dsv4.post_training.sandbox.substrates import missing
 needs_sandbox = pytest.mark.skipif(missing("namespaces") is not None, reason=str(missing("namespaces")))
 
 
-def problem(number: int, split="train") -> CodeProblem:
+def problem(number: int, split: Split = "train") -> CodeProblem:
     found = Code().problem(1, number, split)
     assert isinstance(found, CodeProblem)
     return found
