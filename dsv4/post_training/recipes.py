@@ -36,7 +36,7 @@ class ProblemsSection(Section):
     weights: tuple[float, ...] = ()  # of the tasks
     domains: tuple[str, ...] = ()
     domain_weights: tuple[float, ...] = ()
-    thinking: bool | None = None  # left out: as each task's questions have it
+    thinking: bool | None = None  # left out: as each task's or domain's problems have it
     seed: int = 1
 
     @model_validator(mode="after")
@@ -52,7 +52,8 @@ class ProblemsSection(Section):
         """The problems. ValueError for an unknown task or domain, none at all, or a domain that lacks what it needs."""
         weights = self.weights or (1.0,) * len(self.tasks)
         named = self.domain_weights or (1.0,) * len(self.domains)
-        domains = DomainProblems(dict(zip(self.domains, named, strict=True)), self.seed) if self.domains else None
+        chosen = dict(zip(self.domains, named, strict=True))
+        domains = DomainProblems(chosen, self.seed, self.thinking) if chosen else None
         if domains is not None and not self.tasks:
             return domains
         tasks = TaskProblems(dict(zip(self.tasks, weights, strict=True)), self.seed, self.thinking)

@@ -26,12 +26,13 @@ DOMAINS: dict[str, tuple[str, str]] = {  # name -> module and class, imported wh
 
 
 @functools.cache
-def open_domain(name: str) -> Domain:
-    """The domain of a name. ValueError if there is none."""
+def open_domain(name: str, thinking: bool | None = None) -> Domain:
+    """The domain of a name; `thinking` None leaves the mode to it. ValueError if there is none of the name."""
     if name not in DOMAINS:
         raise ValueError(f"unknown domain {name}; allowed: {', '.join(sorted(DOMAINS))}")
     module, kind = DOMAINS[name]
-    return getattr(import_module(module), kind)()
+    made = getattr(import_module(module), kind)
+    return made() if thinking is None else made(thinking=thinking)
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class DomainProblems:
 
     weights: Mapping[str, float]
     seed: int = 1
+    thinking: bool | None = None
     split: Split = "train"
     _names: tuple[str, ...] = field(init=False, repr=False)
 
@@ -55,7 +57,7 @@ class DomainProblems:
     def problem(self, number: int, /) -> Problem:
         rng = Random(stable_hash("domain problem", self.seed, number))
         name = rng.choices(self._names, [self.weights[name] for name in self._names])[0]
-        return open_domain(name).problem(self.seed, number, self.split)
+        return open_domain(name, self.thinking).problem(self.seed, number, self.split)
 
 
 @dataclass(frozen=True)

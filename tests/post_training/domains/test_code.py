@@ -80,6 +80,7 @@ def test_a_missing_sandbox_is_an_error_at_the_start(monkeypatch: pytest.MonkeyPa
 def test_recipes_name_domains_and_tasks() -> None:
     mixed = ProblemsSection(tasks=("gcd",), domains=("code",)).source()
     assert {mixed.problem(n).domain for n in range(30)} == {"gcd", "code"}
+    assert ProblemsSection(domains=("code",), thinking=True).source().problem(1).thinking
     assert ProblemsSection(domains=("code",)).source() == DomainProblems({"code": 1.0})
     with pytest.raises(ValueError, match="unknown domain cod; allowed: .*code"):
         ProblemsSection(domains=("cod",)).source()
