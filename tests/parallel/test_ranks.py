@@ -96,7 +96,7 @@ def test_two_ranks_with_halved_experts_train_as_one_process(tmp_path: Path) -> N
     ],
 )
 def test_ranks_train_as_one_process(ranks: int, micro_batches: int, degrees: dict[str, int], tmp_path: Path) -> None:
-    train(tmp_path / "ranks", ranks, micro_batches, **degrees)
+    train(tmp_path / "ranks", ranks, micro_batches, None, None, **degrees)
     all_batches = ranks // degrees.get("context", 1) // degrees.get("pipeline", 1) * micro_batches
     assert_same_losses(records(tmp_path / "ranks"), train_alone(tmp_path / "alone", all_batches))
 
@@ -117,7 +117,7 @@ def test_ranks_with_a_precision_or_recomputation_train_as_one_process(
     ranks: int, micro_batches: int, degrees: dict[str, int], changes: dict[str, Any], tmp_path: Path
 ) -> None:
     """Rounding amplifies differences of later steps, whose weights differ in their last bits already."""
-    train(tmp_path / "ranks", ranks, micro_batches, changes=changes, **degrees)
+    train(tmp_path / "ranks", ranks, micro_batches, None, changes, **degrees)
     all_batches = ranks // degrees.get("context", 1) // degrees.get("pipeline", 1) * micro_batches
     alone = train_alone(tmp_path / "alone", all_batches, **changes)
     for step, (got, want) in enumerate(zip(records(tmp_path / "ranks"), alone, strict=True)):
