@@ -112,6 +112,7 @@ def _train(options: argparse.Namespace, rank: int) -> int:
     console = Console(quiet=rank > 0)
     recipe = resume_run(run_dir, options.recipe) if options.resume else given_recipe(options.recipe)
     check_ranks(recipe)
+    check_device(recipe.run.device)
     if not options.resume and not launched():
         recipe = new_run(recipe, run_dir, console)
     elif not options.resume:
@@ -160,6 +161,18 @@ def check_ranks(recipe: PretrainRecipe) -> None:
         degrees.check(int(os.environ["WORLD_SIZE"]), degrees.expert, degrees.pipeline)
     elif degrees.ranks > 1:
         raise ValueError(f"the recipe is for {degrees.ranks} ranks: start it by torchrun --nproc-per-node")
+
+
+def check_device(name: str) -> None:
+    """ValueError if torch knows no such device or this machine has none."""
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        raise ValueError(f"run.device is {name!r}; allowed: cpu, cuda") from error
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"run.device is {name!r}; allowed: cpu, cuda")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"run.device is {name!r}, but torch finds no CUDA device here")
 
 
 def new_run(recipe: PretrainRecipe, run_dir: Path, console: Console) -> PretrainRecipe:

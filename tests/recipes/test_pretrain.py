@@ -231,3 +231,13 @@ def test_ranks_and_settings_of_one_process_are_refused(words: list[str], said: s
     else:
         with pytest.raises(ValueError, match=said):
             recipe.resolve()
+
+
+@pytest.mark.parametrize(("device", "said"), [("gpu", "allowed: cpu, cuda"), ("cuda", "finds no CUDA device")])
+def test_devices_that_are_not_here_are_refused(
+    device: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, main: Any
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match=said):
+        main([f"run.device={device}", "data.text=docs", "--run-dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
