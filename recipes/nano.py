@@ -27,6 +27,7 @@ from dsv4.checkpoint.atomic import new_file
 from dsv4.config import ModelConfig
 from dsv4.data.nano.build import NanoData, haystack_part
 from dsv4.evals.held_out import HeldOut
+from dsv4.parallel.mesh import launched
 from dsv4.training.export import export_model
 from dsv4.training.loop import Stage, Trainer
 from dsv4.training.nano_recipe import PARTS, NanoRecipe, step_flops
@@ -51,6 +52,8 @@ BUDGETS = {"cpu": (), "gpu": ("seconds=1200", "base.run.device=cuda", "sft.run.d
 def main(arguments: list[str] | None = None) -> int:
     """Run the recipe; 0 when the model folder is written."""
     options = _parser().parse_args(arguments)
+    if launched():
+        raise SystemExit("nano trains in one process: start it without torchrun, with base.run.replicas=N for several")
     console = Console()
     run_dir: Path = options.run_dir
     out: Path = options.out or run_dir / "model"

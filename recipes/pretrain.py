@@ -110,13 +110,14 @@ def _train(options: argparse.Namespace, rank: int) -> int:
     run_dir: Path = options.run_dir
     out: Path = options.out or run_dir / "model"
     console = Console(quiet=rank > 0)
-    if options.resume:
-        recipe = resume_run(run_dir, options.recipe)
-    elif not launched():
-        recipe = new_run(given_recipe(options.recipe), run_dir, console)
-    else:
+    recipe = resume_run(run_dir, options.recipe) if options.resume else given_recipe(options.recipe)
+    check_ranks(recipe)
+    check_device(recipe.run.device)
+    if not options.resume and not launched():
+        recipe = new_run(recipe, run_dir, console)
+    elif not options.resume:
         if rank == 0:
-            new_run(given_recipe(options.recipe), run_dir, console)
+            new_run(recipe, run_dir, console)
         dist.barrier()
         recipe = resume_run(run_dir, [])
     trainer = make_trainer(recipe, run_dir, options.workers, console)
@@ -151,6 +152,27 @@ def given_recipe(words: list[str]) -> PretrainRecipe:
         raise ValueError(f"recipes {', '.join(files)}; allowed: one, and KEY=VALUE")
     path = Path(files[0]) if files else None
     return read_recipe(PretrainRecipe, path, [word for word in words if "=" in word])
+
+
+def check_ranks(recipe: PretrainRecipe) -> None:
+    """ValueError unless the processes that were started are the recipe's ranks."""
+    degrees = recipe.parallel.degrees()
+    if launched():
+        degrees.check(int(os.environ["WORLD_SIZE"]), degrees.expert, degrees.pipeline)
+    elif degrees.ranks > 1:
+        raise ValueError(f"the recipe is for {degrees.ranks} ranks: start it by torchrun --nproc-per-node")
+
+
+def check_device(name: str) -> None:
+    """ValueError if torch knows no such device or this machine has none."""
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        raise ValueError(f"run.device is {name!r}; allowed: cpu, cuda") from error
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"run.device is {name!r}; allowed: cpu, cuda")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"run.device is {name!r}, but torch finds no CUDA device here")
 
 
 def new_run(recipe: PretrainRecipe, run_dir: Path, console: Console) -> PretrainRecipe:
@@ -212,6 +234,7 @@ def resume_run(run_dir: Path, words: list[str]) -> PretrainRecipe:
         raise ValueError(f"--resume: {run_dir} holds no run (no data.json)")
     begun = read_recipe(PretrainRecipe, run_dir / "recipe.toml")
     recipe = read_recipe(PretrainRecipe, run_dir / "recipe.toml", words)
+    recipe.check_ranks(ModelConfig.from_pretrained(run_dir), recipe.stages)
     for stage in recipe.stages:
         before, now = stage.size(begun.processes), stage.size(recipe.processes)
         if (before.tokens * before.last, before.tokens * before.first) != (
@@ -333,6 +356,7 @@ def make_model(
 
 def make_trainer(recipe: PretrainRecipe, run_dir: Path, workers: int, console: Console) -> Trainer:
     """Build model, optimizer and data of the run, at the step saved in `run_dir`."""
+    check_ranks(recipe)
     run, optimizing, loss = recipe.run, recipe.optimizer, recipe.loss
     torch.manual_seed(run.seed)
     generator = torch.Generator().manual_seed(run.seed)
@@ -376,8 +400,6 @@ def make_trainer(recipe: PretrainRecipe, run_dir: Path, workers: int, console: C
             keep_gathered=recipe.parallel.keep_gathered,
             layers=recipe.parallel.stages,
         )  # fmt: skip
-    if degrees.ranks > 1:
-        raise ValueError(f"the recipe is for {degrees.ranks} ranks: start it by torchrun --nproc-per-node")
     adapters = "adamw_no_decay" if recipe.lora.optimizer == "adamw" else "muon"
     optimizer = MuonAdamW(model, config, **chosen, adapters=adapters)
     return Trainer(model, optimizer, stages, settings, plan, run_dir, console, speed=speed, tensorboard=run.tensorboard)

@@ -32,7 +32,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class LearnerSettings:
-    """How mini-batches become updates."""
+    """Settings of the updates by mini-batches."""
 
     objective: GRPOSettings
     micro_tokens: int = 8192  # most tokens of a forward; a longer rollout is one by itself

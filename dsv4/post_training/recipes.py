@@ -102,7 +102,7 @@ class RunSection(Section):
 
 
 class PolicyRecipe(Section):
-    """What GRPO and distillation share."""
+    """Keys that GRPO and distillation share."""
 
     problems: ProblemsSection = ProblemsSection()
     optimizer: OptimizerSection = OptimizerSection()

@@ -19,7 +19,7 @@ LengthReward = Callable[[int], float]  # tokens of the answer, thinking included
 
 @dataclass(frozen=True)
 class RewardSettings:
-    """What a reward adds up from, besides the problem's own."""
+    """Terms of a reward besides the problem's own."""
 
     unfinished: float = 0.0  # of an answer that is cut off, or whose thinking never ends; in place of the problem's
     judge_cut_off: bool = False  # an answer that is cut off is judged as it stands
