@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,16 @@ def test_the_dry_run_shows_samples_and_refusals(folder: Path, talks: Path, capsy
     assert sft.main([str(folder), str(talks), "--dry-run", "1"]) == 0
     output = " ".join(capsys.readouterr().out.split())
     assert "messages[1]" in output and ":9: no JSON" in output and "9 samples" in output and "1 refused" in output
+
+
+def test_the_printed_config_makes_no_run(
+    folder: Path, talks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert sft.main([str(folder), str(talks), "--print-config", "--run-dir", str(run)]) == 0
+    assert not run.exists()
+    recipe = tomllib.loads(capsys.readouterr().out)
+    assert recipe["data"]["shards"] == [str(run / "samples")] and recipe["stages"][0]["name"] == "sft"
 
 
 def test_it_trains_resumes_and_is_served(folder: Path, talks: Path, tmp_path: Path) -> None:
