@@ -138,7 +138,7 @@ def test_errors_are_one_line(
             "'flas' is neither a preset (flash, pro, flash-base, pro-base, nano) nor a model folder, nor own",
         ),
         (["inspect", str(tmp_path)], f"{tmp_path}/config.json: unknown key 'hidden_sizes'"),
-        (["train"], "give the name of one of recipes/: corpus, demo, distill, grpo, nano, plot"),
+        (["train"], "give the name of one of recipes/: corpus, demo, distill, grpo, nano, plot, pretrain"),
         (["train", "nanno"], "'nanno' is not in recipes/; allowed: "),
     ):
         assert main(arguments) == 2
@@ -183,7 +183,7 @@ def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]
         assert capsys.readouterr().err == f"dsv4: error: {error}\n"
 
 
-def test_a_recipes_and_the_evaluations_help_are_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_and_the_evaluation_get_the_rest_of_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
     for command in ("train", "bench"):
         monkeypatch.setattr(
@@ -191,14 +191,14 @@ def test_a_recipes_and_the_evaluations_help_are_their_own(monkeypatch: pytest.Mo
         )
     monkeypatch.setattr("dsv4.commands.eval.run", lambda options: asked.append([options.command, *options.arguments]))
     for arguments in (
-        ["train", "nano", "--help"],
+        ["train", "nano", "--resume", "data.scale=1"],
         ["bench", "engine", "-h", "x"],
         ["eval", "--help"],
         ["eval", "nano", "-h"],
     ):
         assert main(arguments) == 0
     assert asked == [
-        ["recipes", "nano", "--help"],
+        ["recipes", "nano", "--resume", "data.scale=1"],
         ["benchmarks", "engine", "-h", "x"],
         ["eval", "--help"],
         ["eval", "nano", "-h"],
