@@ -77,6 +77,13 @@ def main(arguments: list[str] | None = None) -> int:
     except RunStoppedError as stopped:
         print(f"{stopped}; to go on: dsv4 train pretrain --resume --run-dir {options.run_dir}", file=sys.stderr)
         return EXIT_STATUS
+    except KeyboardInterrupt:
+        if (options.run_dir / "state.pt").exists() and not launched():
+            print(
+                f"\nto go on from the last save: dsv4 train pretrain --resume --run-dir {options.run_dir}",
+                file=sys.stderr,
+            )
+        raise
     except STOPPED as error:
         raise SystemExit(f"training stopped: {error}") from error
     except RuntimeError as error:

@@ -12,7 +12,7 @@ from dsv4.config import nano_path
 from dsv4.engine import LLM, SamplingParams
 from dsv4.post_training.recipe_run import tokenizer_files
 from dsv4.training.export import export_model
-from recipes import sft
+from recipes import pretrain, sft
 from tests.post_training.small_policy import small_policy
 
 
@@ -87,3 +87,16 @@ def test_wrong_input_is_named(folder: Path, talks: Path, tmp_path: Path) -> None
     ):
         with pytest.raises(SystemExit, match=message):
             sft.main([*words, "--run-dir", str(tmp_path / "run")])
+
+
+def test_an_interrupted_run_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> int:
+        (tmp_path / "state.pt").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pretrain, "_train", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.main(["--resume", "--run-dir", str(tmp_path)])
+    assert f"dsv4 train pretrain --resume --run-dir {tmp_path}" in capsys.readouterr().err
