@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,16 +14,18 @@ from torch import Tensor
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.transformer import Transformer
 from dsv4.post_training.grpo import GRPOSettings, Objective, grpo_loss
-from dsv4.post_training.rollouts import Rollout, answer_log_probabilities
+from dsv4.post_training.rollouts import Sampled, answer_log_probabilities
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.qat import stored_weights
+
+S = TypeVar("S", bound=Sampled)
 
 
 @dataclass(frozen=True)
 class Judged:
     """A rollout and its advantage; `reference` are its tokens' log-probabilities under the reference policy."""
 
-    rollout: Rollout
+    rollout: Sampled
     advantage: float
     reference: tuple[float, ...] | None = None
 
@@ -67,11 +70,11 @@ def update(
     """One step of the optimizer on a mini-batch. UpdateError, with the weights unchanged, if a number is not finite."""
     optimizer.zero_grad()
     found: list[tuple[int, float, Objective]] = []
-    with stored_weights(model) if settings.quantized else nullcontext():
+    with stored_weights(model, indexers=False) if settings.quantized else nullcontext():
         place = 0
         for rollouts in packed((judged.rollout for judged in batch), settings.micro_tokens):
             objective = _objective(model, batch[place : place + len(rollouts)], len(batch), settings)
-            found.append((sum(len(rollout.token_ids) for rollout in rollouts), *objective))
+            found.append((sum(rollout.num_tokens for rollout in rollouts), *objective))
             place += len(rollouts)
     norm = optimizer.gradient_norm()
     loss = sum(value for _, value, _ in found)
@@ -100,7 +103,7 @@ def _objective(
     objective = grpo_loss(
         log_p,
         _laid(log_p, (judged.rollout.log_probabilities for judged in micro)),
-        [len(judged.rollout.token_ids) for judged in micro],
+        [judged.rollout.num_tokens for judged in micro],
         [judged.advantage for judged in micro],
         settings.objective,
         None if micro[0].reference is None else _laid(log_p, (judged.reference or () for judged in micro)),
@@ -117,12 +120,12 @@ def _laid(like: Tensor, parts: Iterable[Sequence[float]]) -> Tensor:
     return torch.tensor([number for part in parts for number in part], dtype=like.dtype, device=like.device)
 
 
-def packed(rollouts: Iterable[Rollout], tokens: int) -> list[list[Rollout]]:
+def packed(rollouts: Iterable[S], tokens: int) -> list[list[S]]:
     """Consecutive rollouts of at most `tokens` tokens with their prompts; one that is longer is alone."""
-    found: list[list[Rollout]] = []
+    found: list[list[S]] = []
     room = 0
     for rollout in rollouts:
-        size = len(rollout.document)
+        size = rollout.num_document
         if not found or size > room:
             found.append([])
             room = tokens
@@ -132,10 +135,10 @@ def packed(rollouts: Iterable[Rollout], tokens: int) -> list[list[Rollout]]:
 
 
 @torch.no_grad()
-def with_reference(reference: Transformer, rollouts: Sequence[Rollout], tokens: int) -> list[tuple[float, ...]]:
+def with_reference(reference: Transformer, rollouts: Sequence[Sampled], tokens: int) -> list[tuple[float, ...]]:
     """Log-probabilities of each rollout's tokens under a frozen reference policy."""
     found: list[tuple[float, ...]] = []
     for micro in packed(rollouts, tokens):
         log_p = answer_log_probabilities(reference, micro)
-        found += [tuple(part.tolist()) for part in log_p.split([len(rollout.token_ids) for rollout in micro])]
+        found += [tuple(part.tolist()) for part in log_p.split([rollout.num_tokens for rollout in micro])]
     return found
