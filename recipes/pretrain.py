@@ -1,12 +1,5 @@
 """Train a model on text, or on shards of it, as a recipe says: from scratch, or on from a model folder.
 
-    python recipes/pretrain.py data.text=docs stages.0.steps=20 --run-dir runs/text --out runs/text/model
-    python recipes/pretrain.py model.start=nano data.text=docs stages.0.steps=20 --run-dir runs/more
-    python recipes/pretrain.py model.start=nano lora.rank=16 data.text=docs stages.0.steps=20 --run-dir runs/lora
-    python recipes/pretrain.py recipe.toml model.layers=4 optimizer.rate=1e-3 --print-config
-    python recipes/pretrain.py --resume --run-dir runs/text
-    torchrun --nproc-per-node 4 -m dsv4 train pretrain recipe.toml parallel.data=2 parallel.expert=2
-
 A recipe is a TOML file; KEY=VALUE changes one of its keys, or a default. --print-config prints all keys, as a recipe.
 --resume continues a run that was killed or stopped from its last saved step, to the same bits, on the same data. On
 other ranks it takes their parallel.* keys: the losses are then the same but for rounding.
@@ -31,6 +24,7 @@ import torch.distributed as dist
 from rich.console import Console
 
 from dsv4.checkpoint.atomic import DiskFullError, new_file
+from dsv4.commands.recipe_flags import parse
 from dsv4.config import ModelConfig
 from dsv4.data.augment import Rates
 from dsv4.data.records import find_sources
@@ -73,7 +67,7 @@ SEED_STEP = 1_000_003  # between the seeds of stages, each of which takes the do
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the recipe; 0 when the model folder is written."""
-    options = _parser().parse_args(arguments)
+    options = parse("pretrain", arguments)
     try:
         if options.print_config:
             print(write_recipe(given_recipe(options.recipe).resolve()), end="")
@@ -83,6 +77,13 @@ def main(arguments: list[str] | None = None) -> int:
     except RunStoppedError as stopped:
         print(f"{stopped}; to go on: dsv4 train pretrain --resume --run-dir {options.run_dir}", file=sys.stderr)
         return EXIT_STATUS
+    except KeyboardInterrupt:
+        if (options.run_dir / "state.pt").exists() and not launched():
+            print(
+                f"\nto go on from the last save: dsv4 train pretrain --resume --run-dir {options.run_dir}",
+                file=sys.stderr,
+            )
+        raise
     except STOPPED as error:
         raise SystemExit(f"training stopped: {error}") from error
     except RuntimeError as error:
@@ -403,19 +404,6 @@ def make_trainer(recipe: PretrainRecipe, run_dir: Path, workers: int, console: C
     adapters = "adamw_no_decay" if recipe.lora.optimizer == "adamw" else "muon"
     optimizer = MuonAdamW(model, config, **chosen, adapters=adapters)
     return Trainer(model, optimizer, stages, settings, plan, run_dir, console, speed=speed, tensorboard=run.tensorboard)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="recipes/pretrain.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("recipe", nargs="*", metavar="RECIPE|KEY=VALUE", help="a TOML file, and keys to change")
-    parser.add_argument("--print-config", action="store_true", help="print the whole recipe, and train nothing")
-    parser.add_argument("--run-dir", type=Path, default=Path("runs/pretrain"), help="folder of the run's state")
-    parser.add_argument("--out", type=Path, help="model folder to write (default: model in --run-dir)")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --run-dir")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that prepare batches")
-    return parser
 
 
 if __name__ == "__main__":
