@@ -95,7 +95,7 @@ def forward_weights(weight: Tensor) -> Tensor:
     if isinstance(weight, StoredWeight):
         return _pack(widened(weight), choice.precision)
     owner = weight if weight._base is None else weight._base
-    key = (id(owner), weight.storage_offset(), tuple(weight.shape), weight.stride(), weight._version)
+    key = (id(owner), int(weight.storage_offset()), tuple(weight.shape), weight.stride(), weight._version)
     if key not in choice.weights:
         choice.weights[key] = owner, _pack(weight.detach(), choice.precision)
     return choice.weights[key][1]
