@@ -32,7 +32,7 @@ EPILOG = f"""subjects:
 examples:
   dsv4 bench train
   dsv4 bench train --busy --rounds 1 --shapes 2x512 --no-step --no-gate
-  git worktree add /tmp/before 719d903 && dsv4 bench train nano --corpus corpus --before /tmp/before"""
+  git worktree add before 719d903 && dsv4 bench train nano --corpus corpus --before before"""
 
 
 def run(options: argparse.Namespace, scratch: Path, console: Console) -> None:

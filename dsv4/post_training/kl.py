@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dsv4.kernels.linear import linear
+from dsv4.post_training.head_gradient import HeadGradient, row_chunks
 
 CHUNK = 1024  # tokens whose logits are in memory at a time
 
@@ -44,8 +45,7 @@ class _ReverseKL(torch.autograd.Function):
         ctx.save_for_backward(hidden, head, teacher_hidden, teacher_head)
         ctx.chunk = chunk
         out = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-        for start in range(0, len(hidden), chunk):
-            rows = slice(start, start + chunk)
+        for rows in row_chunks(len(hidden), chunk):
             log_p = log_probabilities(hidden[rows], head)
             out[rows] = (log_p.exp() * log_p.sub_(log_probabilities(teacher_hidden[rows], teacher_head))).sum(-1)
         return out
@@ -54,26 +54,14 @@ class _ReverseKL(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         hidden, head, teacher_hidden, teacher_head = ctx.saved_tensors
-        wants_hidden, wants_head = ctx.needs_input_grad[:2]
-        d_hidden = torch.empty_like(hidden, dtype=torch.float32) if wants_hidden else None
-        d_head = torch.zeros_like(head, dtype=torch.float32) if wants_head else None
-        for start in range(0, len(hidden), ctx.chunk):
-            rows = slice(start, start + ctx.chunk)
+        found = HeadGradient(hidden, head, ctx.needs_input_grad[:2])
+        for rows in row_chunks(len(hidden), ctx.chunk):
             log_p = log_probabilities(hidden[rows], head)
             p = log_p.exp()
             difference = log_p.sub_(log_probabilities(teacher_hidden[rows], teacher_head))
             d_logits = difference.sub_((p * difference).sum(-1, keepdim=True)).mul_(p).mul_(grad[rows].unsqueeze(1))
-            if d_hidden is not None:
-                d_hidden[rows] = d_logits @ head.float()
-            if d_head is not None:
-                d_head.addmm_(d_logits.T, hidden[rows].float())
-        return (
-            None if d_hidden is None else d_hidden.to(hidden.dtype),
-            None if d_head is None else d_head.to(head.dtype),
-            None,
-            None,
-            None,
-        )
+            found.add(rows, d_logits)
+        return (*found.result(), None, None, None)
 
 
 def _check(

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dsv4.kernels.linear import linear
+from dsv4.post_training.head_gradient import HeadGradient, row_chunks
 
 CHUNK = 1024  # tokens whose logits are in memory at a time
 
@@ -54,7 +55,7 @@ class _TokenLogProbabilities(torch.autograd.Function):
         ctx.save_for_backward(hidden, head, token_ids, kept)
         ctx.temperature, ctx.chunk = temperature, chunk
         out = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-        for rows in _chunks(len(hidden), chunk):
+        for rows in row_chunks(len(hidden), chunk):
             mask = None if kept is None else kept[rows]
             log_p = _log_softmax(hidden[rows], head, temperature, mask)
             out[rows] = log_p.gather(1, token_ids[rows].unsqueeze(1)).squeeze(1)
@@ -64,27 +65,10 @@ class _TokenLogProbabilities(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         hidden, head, token_ids, kept = ctx.saved_tensors
-        wants_hidden, wants_head = ctx.needs_input_grad[:2]
-        d_hidden = torch.empty_like(hidden, dtype=torch.float32) if wants_hidden else None
-        d_head = torch.zeros_like(head, dtype=torch.float32) if wants_head else None
-        for rows in _chunks(len(hidden), ctx.chunk):
+        found = HeadGradient(hidden, head, ctx.needs_input_grad[:2])
+        for rows in row_chunks(len(hidden), ctx.chunk):
             mask = None if kept is None else kept[rows]
             d_logits = _log_softmax(hidden[rows], head, ctx.temperature, mask).exp_().neg_()
             d_logits.scatter_add_(1, token_ids[rows].unsqueeze(1), torch.ones_like(d_logits[:, :1]))
-            d_logits.mul_((grad[rows] / ctx.temperature).unsqueeze(1))
-            if d_hidden is not None:
-                d_hidden[rows] = d_logits @ head.float()
-            if d_head is not None:
-                d_head.addmm_(d_logits.T, hidden[rows].float())
-        return (
-            None if d_hidden is None else d_hidden.to(hidden.dtype),
-            None if d_head is None else d_head.to(head.dtype),
-            None,
-            None,
-            None,
-            None,
-        )
-
-
-def _chunks(count: int, size: int) -> list[slice]:
-    return [slice(start, min(count, start + size)) for start in range(0, count, size)]
+            found.add(rows, d_logits.mul_((grad[rows] / ctx.temperature).unsqueeze(1)))
+        return (*found.result(), None, None, None, None)
