@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,6 +18,7 @@ from dsv4.post_training.grpo import advantages
 from dsv4.post_training.learner import Judged, LearnerSettings, Update, update, with_reference
 from dsv4.post_training.policy_run import LoopSettings, PolicyRun, StepFigures
 from dsv4.post_training.problems import Problem, ProblemSource
+from dsv4.post_training.replay import ReplaySettings, record_choices
 from dsv4.post_training.rewards import Reward, RewardSettings, judge
 from dsv4.post_training.rollouts import Rollout, sample_rollouts
 from dsv4.post_training.rubric_judge import RubricJudge
@@ -34,6 +35,8 @@ class GRPORunSettings:
     group_size: int = 8
     mini_batches: int = 2  # updates per step
     resample: int = 3  # rounds of new prompts at most, in place of groups whose rewards are equal
+    sampling: SamplingParams = field(default_factory=SamplingParams)  # temperature and filters
+    replay: ReplaySettings = field(default_factory=ReplaySettings)
 
     def __post_init__(self) -> None:
         for name in ("mini_batches", "resample"):
@@ -41,6 +44,12 @@ class GRPORunSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
         if self.group_size < 2:
             raise ValueError(f"group_size is {self.group_size}; allowed: 2 or more, for an advantage is within a group")
+        _ = self.params  # which checks the temperature
+
+    @property
+    def params(self) -> SamplingParams:
+        """Parameters of the rollouts; log-probabilities are of the distribution that training computes them of."""
+        return replace(self.sampling, logprobs_mode=self.replay.logprobs_mode)
 
 
 @dataclass(frozen=True)
@@ -109,7 +118,18 @@ class GRPORun(PolicyRun):
         updates = list(self._update([group for group in asked if group.informative], rate))
         tokens = sum(len(rollout.token_ids) for group in asked for rollout in group.rollouts)
         figures = {"sampling_seconds": round(sampling, 3)} | _sampling_figures(asked) | _update_figures(updates)
+        if updates:
+            figures |= self._replay_figures(updates[0])
         return StepFigures(figures, tokens)
+
+    def _replay_figures(self, first: Update) -> dict[str, int]:
+        """Recorded choices that training would not have made, in the first update, whose weights sampled."""
+        replay, figures = self.settings.replay, dict[str, int]()
+        if replay.routing:
+            figures["routing_differences"] = first.routing_differences
+        if replay.indexer:
+            figures["indexer_differences"] = first.indexer_differences
+        return figures
 
     def _groups(self, llm: LLM) -> Iterator[Group]:
         """Groups of this step: until `prompts` of them are informative, or the rounds are used up."""
@@ -124,9 +144,10 @@ class GRPORun(PolicyRun):
     def _ask(self, llm: LLM, count: int) -> list[Group]:
         """Ask the next `count` problems, each `group_size` times."""
         first, problems, prompts = self.take_problems(llm, count)
-        params = SamplingParams(max_tokens=self.loop.max_tokens)
+        params = replace(self.settings.params, max_tokens=self.loop.max_tokens)
         seed = stable_hash("rollouts", self.loop.seed, first) >> 2
         rollouts = sample_rollouts(llm, prompts, self.settings.group_size, params, seed)
+        rollouts = record_choices(self.policy.model, rollouts, self.settings.learner.micro_tokens, self.settings.replay)
         rewards = judge(rollouts, problems, self.settings.rewards, self.rubric_judge)
         for error in sorted({reward.error for reward in rewards if reward.error is not None}):
             self.console.print(f"{error}; its rollouts are left out", highlight=False)
