@@ -71,7 +71,7 @@ def update(
     optimizer.zero_grad()
     found: list[tuple[int, float, Objective]] = []
     routing = indexer = 0
-    with stored_weights(model) if settings.quantized else nullcontext():
+    with stored_weights(model, fp4_scores=False) if settings.quantized else nullcontext():
         place = 0
         for rollouts in packed((judged.rollout for judged in batch), settings.micro_tokens):
             aux = replaying(rollouts, model.device)
