@@ -116,7 +116,7 @@ def test_errors_are_one_line(
             "'flas' is neither a preset (flash, pro, flash-base, pro-base, nano) nor a model folder, nor own",
         ),
         (["inspect", str(tmp_path)], f"{tmp_path}/config.json: unknown key 'hidden_sizes'"),
-        (["train"], "give the name of one of recipes/: corpus, nano, plot, pretrain"),
+        (["train"], "give the name of one of recipes/: corpus, demo, distill, grpo, nano, plot, pretrain"),
         (["train", "nanno"], "'nanno' is not in recipes/; allowed: "),
     ):
         assert main(arguments) == 2

@@ -180,7 +180,7 @@ def test_a_replica_that_is_killed_ends_its_requests_alone_and_comes_back(replica
     ends: dict[int, Any] = {}
 
     def stream(place: int) -> None:
-        request = endless(text_of(300 + place), 1000)
+        request = endless(text_of(300 + place), 7000)
         with replicas.openai() as client:
             try:
                 *_, last = client.completions.create(extra_body={"ignore_eos": request.pop("ignore_eos")}, **request)

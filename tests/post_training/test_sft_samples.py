@@ -102,7 +102,7 @@ def test_the_dry_run_colors_the_tokens_with_loss(tmp_path: Path, prompts: Prompt
     items = read(tmp_path, prompts, talk, "{no json")
     console = Console(file=io.StringIO(), width=100)
     assert show_samples(items, prompts.tokenizer, console, shown=1) == (1, 1)
-    output = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    output = console.file.getvalue().replace("\n", "")  # pyright: ignore[reportAttributeAccessIssue]
     assert "Hellö" in output and "talks.jsonl:2: no JSON" in output and "1 samples" in output
     assert isinstance(items[0], Sample)
     text = colored(items[0], prompts.tokenizer)

@@ -134,7 +134,7 @@ def test_shards_with_shares_and_changed_data(main: Any, model: Path, texts: Path
     assert saved.data.shards == (f"{tmp_path / 'x'}=3", f"{tmp_path / 'y'}=1")
     with pytest.raises(SystemExit, match="already holds a run"):
         main([*shards, "--run-dir", str(run)])
-    with pytest.raises(SystemExit, match="the run's own recipe; without run.seed=4"):
+    with pytest.raises(SystemExit, match="the run's own recipe but for parallel.\\*; without run.seed=4"):
         main(["--resume", "--run-dir", str(run), "run.seed=4"])
     index = tmp_path / "y" / "index.json"
     index.write_text(index.read_text().replace('"fingerprint": "', '"fingerprint": "0'))

@@ -164,6 +164,7 @@ class ClusterEngine:
         self._cluster.remove(self._plan.name)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._loop.close()
         self._cluster.let_go()
 
     def collect_metrics(self) -> list[ReplicaState]:

@@ -33,5 +33,5 @@ class Indexer(nn.Module):
         """(q [T, heads, width], head weights [T, heads]) of the tokens."""
         q = self.wq_b(q_latent).view(-1, self.heads, self.width)
         q = self.rotate_and_quantize(rotate(q, cos.unsqueeze(1), sin.unsqueeze(1)))
-        weights = linear_fp32(x, self.weights_proj.weight)
+        weights = linear_fp32(x, self.weights_proj.matrix)
         return q, weights * (self.width**-0.5 * self.heads**-0.5)
