@@ -113,7 +113,7 @@ def answer_log_probabilities(model: Transformer, rollouts: Sequence[Rollout], au
     hidden, tokens = answer_hidden(model, rollouts, aux)
     kept = sampling_masks(rollouts, len(model.head.matrix))
     kept = None if kept is None else kept.to(model.device)
-    return token_log_probabilities(hidden, model.head.matrix, tokens, *temperatures, kept)
+    return token_log_probabilities(hidden, model.head.matrix, tokens, temperatures.pop(), kept)
 
 
 def sampling_masks(rollouts: Sequence[Rollout], vocab: int) -> Tensor | None:
