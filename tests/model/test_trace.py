@@ -72,7 +72,7 @@ class Recorder:
             mask, _ = group.visible(tiles.rows(chosen, group) if group.sparse else None)
             at = row // rows - group.first, row % rows
             self.entry_weights.append(last[at][mask[at]] / q.shape[1])
-        return out, []
+        return out, None
 
 
 @pytest.mark.parametrize("numerics", ["float", "shipped"])
