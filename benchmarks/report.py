@@ -41,7 +41,7 @@ TRAINING = """## Training
 
 - `dsv4 bench train`, 35 minutes: forward and backward at three shapes, a whole step of 16,384 tokens, peak memory and
   the parts of a step, beside transformers with AdamW. `--busy` counts processor time, for a machine that others use.
-- `dsv4 bench train nano --before CHECKOUT`, 15 minutes: nano's recipe beside an older checkout's.
+- `dsv4 bench train nano --corpus CORPUS --before CHECKOUT`, 15 minutes: nano's recipe beside an older checkout's.
 
 Contenders have the same random weights, shapes and tokens, and a process each per shape. dsv4 computes its whole loss,
 with those of the routers and the indexers, transformers the next token's.

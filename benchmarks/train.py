@@ -10,10 +10,11 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from benchmarks.harness.program import new_parser, run_benchmark
 from benchmarks.harness.turns import add_options, at_least_one
+from dsv4.analysis.activations import POLICIES, Recompute
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,7 +32,7 @@ EPILOG = f"""subjects:
 examples:
   dsv4 bench train
   dsv4 bench train --busy --rounds 1 --shapes 2x512 --no-step --no-gate
-  git worktree add /tmp/before 719d903 && dsv4 bench train nano --before /tmp/before"""
+  git worktree add /tmp/before 719d903 && dsv4 bench train nano --corpus corpus --before /tmp/before"""
 
 
 def run(options: argparse.Namespace, scratch: Path, console: Console) -> None:
@@ -39,18 +40,23 @@ def run(options: argparse.Namespace, scratch: Path, console: Console) -> None:
     from dataclasses import replace
 
     from benchmarks.harness import train_report
+    from benchmarks.harness.process import BenchmarkError
     from benchmarks.harness.recording import record
     from benchmarks.harness.scenarios import SLICE, TINY
     from benchmarks.harness.train_rounds import NanoRounds, TrainRounds
 
     if options.subject == "nano":
-        nano = NanoRounds(options.before, options.steps, options.rounds or 3, shlex.split(options.recipe))
+        if options.corpus is None:
+            raise BenchmarkError("nano needs --corpus: a folder that `dsv4 train corpus --out DIR` made")
+        arguments = ["--corpus", str(options.corpus.absolute()), *shlex.split(options.recipe)]
+        nano = NanoRounds(options.before, options.steps, options.rounds or 3, arguments)
         record({"train nano": nano.measure}, train_report.lines, options, console)
         return
     step = None if options.no_step else (STEP, MICRO_BATCHES)
     made = TrainRounds(
-        SLICE, options.contenders, options.shapes, step, options.rounds or 3, options.threads, options.busy, scratch
-    )
+        SLICE, options.contenders, options.shapes, step, options.rounds or 3, options.threads, options.busy, scratch,
+        recompute=cast(Recompute, options.recompute),
+    )  # fmt: skip
     if options.quick:
         small = None if step is None else ((1, 24), 2)
         made = replace(made, config=TINY, shapes=((2, 16),), step=small, rounds=1, ceilings=(8, 256))
@@ -71,9 +77,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--contenders", nargs="+", choices=(*CONTENDERS, "dsv4 fp8"), default=CONTENDERS, metavar="NAME",
         help="dsv4, 'dsv4 bf16', 'dsv4 fp8', transformers; default: all but fp8")  # fmt: skip
     add("--busy", action="store_true", help="rates per processor second, for a machine that others use too")
+    add("--recompute", choices=POLICIES, default="none", metavar="POLICY",
+        help=f"activation checkpointing of ours: {', '.join(POLICIES)}; default: %(default)s")  # fmt: skip
     add("--before", type=Path, metavar="DIR", help="nano: a checkout of an older commit, with its kernels built")
     add("--steps", type=at_least_one, default=8, metavar="N", help="nano: of a round; default: %(default)s")
-    add("--recipe", default="--precision bf16", metavar="ARGS", help="nano: of this checkout's recipe; %(default)s")
+    add("--corpus", type=Path, metavar="DIR", help="nano: a folder that `dsv4 train corpus` made")
+    add("--recipe", default="--base-only data.scale=0.01", metavar="ARGS",
+        help="nano: more for this checkout's recipe; default: %(default)s")  # fmt: skip
     add_options(parser)
     return parser
 

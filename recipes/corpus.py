@@ -1,15 +1,11 @@
 """Build a training corpus from Debian's documentation packages, with a data card.
 
-    python recipes/corpus.py --out corpus
-    python recipes/corpus.py --out corpus --packages dict-wn dict-foldoc manpages
-
 A killed call goes on where it was: with the packages that it had not finished, and within a download. Needs dpkg-deb;
 groff for man pages, pod2text for Perl's. Then: dsv4 data tokenize corpus/train --out shards
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -18,9 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dsv4.checkpoint.atomic import DiskFullError
+from dsv4.commands.recipe_flags import parse
 from dsv4.data.corpus.build import Builder, Made, Wanted, ordered
 from dsv4.data.corpus.card import write_card
-from dsv4.data.corpus.debian import MIRROR, SUITE, DownloadError, fetch_index
+from dsv4.data.corpus.debian import DownloadError, fetch_index
 
 # In the order in which lines are kept: the first package with a line has it.
 PACKAGES = (
@@ -83,7 +80,7 @@ PACKAGES = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the recipe; 0 when the corpus and its card are written."""
-    options = _parser().parse_args(arguments)
+    options = parse("corpus", arguments)
     console = Console()
     try:
         wanted = choose(options.packages)
@@ -130,18 +127,6 @@ def build(wanted: list[Wanted], out: Path, mirror: str, suite: str, workers: int
             )
             bar.advance(task)
     return made
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="recipes/corpus.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("corpus"), help="folder of the corpus (default: %(default)s)")
-    parser.add_argument("--packages", nargs="+", default=[], metavar="NAME", help="only these of the list")
-    parser.add_argument("--mirror", default=MIRROR, help="Debian mirror (default: %(default)s)")
-    parser.add_argument("--suite", default=SUITE, help="Debian release (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=2, help="processes that read files (default: %(default)s)")
-    return parser
 
 
 if __name__ == "__main__":

@@ -1,15 +1,10 @@
 """Train a tiny model on a folder of text in a few minutes, print a sample of its writing, and how to serve it.
 
-    python recipes/demo.py                      the texts of docs/
-    python recipes/demo.py path/to/texts --steps 400
-    python recipes/demo.py --serve              serve it when it is trained
-
 The tokenizer is made from the text, the model has every kind of layer, and the run is one of recipes/pretrain.py.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import runpy
 import sys
@@ -20,6 +15,7 @@ from pathlib import Path
 import dsv4  # before torch: it pins MKL's rounding mode
 
 import torch  # isort: skip
+from dsv4.commands.recipe_flags import parse
 from dsv4.data.records import find_sources
 from dsv4.tokenizer.prompts import write_effort_ladder
 from dsv4.tokenizer.train import train_tokenizer, write_tokenizer
@@ -35,7 +31,7 @@ SIZES = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Train, sample, and serve if asked to; 0 when the sample is printed."""
-    options = _parser().parse_args(arguments)
+    options = parse("demo", arguments)
     torch.set_num_threads(1)  # so small a model gains little from more, and much is lost where a core is busy
     started = time.monotonic()
     run_dir: Path = options.run_dir or free_folder(ROOT / "runs" / "demo")
@@ -81,18 +77,6 @@ def sample(model: Path, prompt: str) -> str:
     llm = dsv4.LLM(model)
     settings = dsv4.SamplingParams(max_tokens=SAMPLE_TOKENS, temperature=0.5, seed=1, ignore_eos=True)
     return prompt + llm.generate([prompt], settings)[0].text
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="recipes/demo.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("texts", nargs="?", type=Path, default=ROOT / "docs", help="folder of text (default: docs/)")
-    parser.add_argument("--steps", type=int, default=150, help="default: %(default)s")
-    parser.add_argument("--prompt", default="The model ", help="beginning of the sample (default: %(default)r)")
-    parser.add_argument("--run-dir", type=Path, help="folder of the run (default: a new one, runs/demo)")
-    parser.add_argument("--serve", action="store_true", help="serve the model when it is trained")
-    return parser
 
 
 if __name__ == "__main__":

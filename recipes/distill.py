@@ -8,34 +8,18 @@ from pathlib import Path
 
 from rich.console import Console
 
+from dsv4.commands.recipe_flags import parse
 from dsv4.model_folder import resolve_model
 from dsv4.post_training.distillation import DistillationRun
-from dsv4.post_training.recipe_run import make_parser, run_recipe
+from dsv4.post_training.recipe_run import run_recipe
 from dsv4.post_training.recipes import DistillRecipe
 from dsv4.post_training.served_policy import ServedPolicy
 from dsv4.post_training.teachers import Teacher, Teachers
 
-EXAMPLES = """\
-  dsv4 train distill models/nano --teacher gcd=runs/gcd/model --teacher default=models/nano \\
-      problems.tasks='["gcd", "lcm"]' run.steps=20 --run-dir runs/distill
-  dsv4 train distill models/nano --teacher default=runs/gcd/model --print-config"""
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the recipe; 0 when the model folder is written."""
-    return run_recipe("distill", DistillRecipe, _parser().parse_intermixed_args(arguments), start)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = make_parser("distill", __doc__ or "", EXAMPLES)
-    parser.add_argument(
-        "--teacher",
-        action="append",
-        default=[],
-        metavar="DOMAIN=FOLDER[:WEIGHT]",
-        help="teacher of a task's questions, or of all others (default); may be given many times",
-    )
-    return parser
+    return run_recipe("distill", DistillRecipe, parse("distill", arguments), start)
 
 
 def start(

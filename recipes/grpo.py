@@ -8,24 +8,16 @@ import sys
 from rich.console import Console
 
 from dsv4.checkpoint import load_model
+from dsv4.commands.recipe_flags import parse
 from dsv4.post_training.grpo_run import GRPORun
-from dsv4.post_training.recipe_run import make_parser, run_recipe
+from dsv4.post_training.recipe_run import run_recipe
 from dsv4.post_training.recipes import GRPORecipe
 from dsv4.post_training.served_policy import ServedPolicy
-
-EXAMPLES = """\
-  dsv4 train grpo models/nano problems.tasks='["gcd", "lcm"]' run.steps=20 --run-dir runs/grpo
-  dsv4 train grpo models/nano --resume --run-dir runs/grpo
-  dsv4 train grpo models/nano problems.tasks='["gcd"]' --print-config"""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the recipe; 0 when the model folder is written."""
-    return run_recipe("grpo", GRPORecipe, _parser().parse_intermixed_args(arguments), start)
-
-
-def _parser() -> argparse.ArgumentParser:
-    return make_parser("grpo", __doc__ or "", EXAMPLES)
+    return run_recipe("grpo", GRPORecipe, parse("grpo", arguments), start)
 
 
 def start(recipe: GRPORecipe, policy: ServedPolicy, options: argparse.Namespace, console: Console) -> GRPORun:

@@ -1,10 +1,5 @@
 """Train the nano model from scratch: data, base (pre-training), sft (conversations), model folder.
 
-    dsv4 train nano --corpus corpus                     6 hours on 2 cores
-    dsv4 train nano --corpus corpus --budget gpu        20 minutes on one data-centre GPU
-    dsv4 train nano --corpus corpus --steps 4 --run-dir runs/try --out runs/try/model     a smoke test
-    dsv4 train nano --corpus corpus base.optimizer.rate=2e-3 --print-config
-
 recipes/nano.toml is the recipe; KEY=VALUE changes one of its keys. --corpus is a folder that `dsv4 train corpus` made.
 --resume continues a killed run from its last saved step, to the same bits; `timeout 3h` or SIGTERM ends a part of a
 long run with its state saved. The run's folder keeps data/ (tokenizer, questions, shards), base/ and sft/, each with
@@ -24,9 +19,11 @@ import torch
 from rich.console import Console
 
 from dsv4.checkpoint.atomic import new_file
+from dsv4.commands.recipe_flags import parse
 from dsv4.config import ModelConfig
 from dsv4.data.nano.build import NanoData, haystack_part
 from dsv4.evals.held_out import HeldOut
+from dsv4.parallel.mesh import launched
 from dsv4.training.export import export_model
 from dsv4.training.loop import Stage, Trainer
 from dsv4.training.nano_recipe import PARTS, NanoRecipe, step_flops
@@ -50,7 +47,9 @@ BUDGETS = {"cpu": (), "gpu": ("seconds=1200", "base.run.device=cuda", "sft.run.d
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the recipe; 0 when the model folder is written."""
-    options = _parser().parse_args(arguments)
+    options = parse("nano", arguments)
+    if launched():
+        raise SystemExit("nano trains in one process: start it without torchrun, with base.run.replicas=N for several")
     console = Console()
     run_dir: Path = options.run_dir
     out: Path = options.out or run_dir / "model"
@@ -60,9 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
         if options.print_config:
             print(write_recipe(recipe), end="")
             return 0
+        data = NanoData(Path(recipe.data.corpus), run_dir / "data", recipe.data.seed, recipe.data.scale)
         if not options.resume:
             save_recipe(recipe, run_dir)
-        data = NanoData(Path(recipe.data.corpus), run_dir / "data", recipe.data.seed, recipe.data.scale)
         data.make(lambda text: console.print(text, highlight=False))
         for part in PARTS[: 1 if options.base_only else 2]:
             run_part(recipe, part, run_dir, options.workers, console)
@@ -186,26 +185,6 @@ def copy_model(source: Path, out: Path) -> None:
     shutil.copytree(source, unfinished)
     shutil.rmtree(out, ignore_errors=True)
     unfinished.rename(out)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="recipes/nano.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("keys", nargs="*", metavar="KEY=VALUE", help="keys of the recipe to change")
-    parser.add_argument("--corpus", type=Path, help="folder that dsv4 train corpus made (default: corpus)")
-    parser.add_argument(
-        "--budget", choices=sorted(BUDGETS), default="cpu", help="size of the run (default: %(default)s)"
-    )
-    parser.add_argument("--seconds", type=float, help="training time instead of the budget's")
-    parser.add_argument("--steps", type=int, help="a fixed number of steps instead of a time")
-    parser.add_argument("--run-dir", type=Path, default=ROOT / "runs" / "nano", help="folder of the run's state")
-    parser.add_argument("--out", type=Path, help="model folder to write (default: model in --run-dir)")
-    parser.add_argument("--base-only", action="store_true", help="stop after the base")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --run-dir")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that prepare batches")
-    parser.add_argument("--print-config", action="store_true", help="print the whole recipe, and train nothing")
-    return parser
 
 
 if __name__ == "__main__":

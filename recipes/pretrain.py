@@ -1,12 +1,5 @@
 """Train a model on text, or on shards of it, as a recipe says: from scratch, or on from a model folder.
 
-    python recipes/pretrain.py data.text=docs stages.0.steps=20 --run-dir runs/text --out runs/text/model
-    python recipes/pretrain.py model.start=nano data.text=docs stages.0.steps=20 --run-dir runs/more
-    python recipes/pretrain.py model.start=nano lora.rank=16 data.text=docs stages.0.steps=20 --run-dir runs/lora
-    python recipes/pretrain.py recipe.toml model.layers=4 optimizer.rate=1e-3 --print-config
-    python recipes/pretrain.py --resume --run-dir runs/text
-    torchrun --nproc-per-node 4 -m dsv4 train pretrain recipe.toml parallel.data=2 parallel.expert=2
-
 A recipe is a TOML file; KEY=VALUE changes one of its keys, or a default. --print-config prints all keys, as a recipe.
 --resume continues a run that was killed or stopped from its last saved step, to the same bits, on the same data. On
 other ranks it takes their parallel.* keys: the losses are then the same but for rounding.
@@ -31,6 +24,7 @@ import torch.distributed as dist
 from rich.console import Console
 
 from dsv4.checkpoint.atomic import DiskFullError, new_file
+from dsv4.commands.recipe_flags import parse
 from dsv4.config import ModelConfig
 from dsv4.data.augment import Rates
 from dsv4.data.records import find_sources
@@ -73,7 +67,7 @@ SEED_STEP = 1_000_003  # between the seeds of stages, each of which takes the do
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the recipe; 0 when the model folder is written."""
-    options = _parser().parse_args(arguments)
+    options = parse("pretrain", arguments)
     try:
         if options.print_config:
             print(write_recipe(given_recipe(options.recipe).resolve()), end="")
@@ -83,6 +77,13 @@ def main(arguments: list[str] | None = None) -> int:
     except RunStoppedError as stopped:
         print(f"{stopped}; to go on: dsv4 train pretrain --resume --run-dir {options.run_dir}", file=sys.stderr)
         return EXIT_STATUS
+    except KeyboardInterrupt:
+        if (options.run_dir / "state.pt").exists() and not launched():
+            print(
+                f"\nto go on from the last save: dsv4 train pretrain --resume --run-dir {options.run_dir}",
+                file=sys.stderr,
+            )
+        raise
     except STOPPED as error:
         raise SystemExit(f"training stopped: {error}") from error
     except RuntimeError as error:
@@ -110,13 +111,14 @@ def _train(options: argparse.Namespace, rank: int) -> int:
     run_dir: Path = options.run_dir
     out: Path = options.out or run_dir / "model"
     console = Console(quiet=rank > 0)
-    if options.resume:
-        recipe = resume_run(run_dir, options.recipe)
-    elif not launched():
-        recipe = new_run(given_recipe(options.recipe), run_dir, console)
-    else:
+    recipe = resume_run(run_dir, options.recipe) if options.resume else given_recipe(options.recipe)
+    check_ranks(recipe)
+    check_device(recipe.run.device)
+    if not options.resume and not launched():
+        recipe = new_run(recipe, run_dir, console)
+    elif not options.resume:
         if rank == 0:
-            new_run(given_recipe(options.recipe), run_dir, console)
+            new_run(recipe, run_dir, console)
         dist.barrier()
         recipe = resume_run(run_dir, [])
     trainer = make_trainer(recipe, run_dir, options.workers, console)
@@ -151,6 +153,27 @@ def given_recipe(words: list[str]) -> PretrainRecipe:
         raise ValueError(f"recipes {', '.join(files)}; allowed: one, and KEY=VALUE")
     path = Path(files[0]) if files else None
     return read_recipe(PretrainRecipe, path, [word for word in words if "=" in word])
+
+
+def check_ranks(recipe: PretrainRecipe) -> None:
+    """ValueError unless the processes that were started are the recipe's ranks."""
+    degrees = recipe.parallel.degrees()
+    if launched():
+        degrees.check(int(os.environ["WORLD_SIZE"]), degrees.expert, degrees.pipeline)
+    elif degrees.ranks > 1:
+        raise ValueError(f"the recipe is for {degrees.ranks} ranks: start it by torchrun --nproc-per-node")
+
+
+def check_device(name: str) -> None:
+    """ValueError if torch knows no such device or this machine has none."""
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        raise ValueError(f"run.device is {name!r}; allowed: cpu, cuda") from error
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"run.device is {name!r}; allowed: cpu, cuda")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"run.device is {name!r}, but torch finds no CUDA device here")
 
 
 def new_run(recipe: PretrainRecipe, run_dir: Path, console: Console) -> PretrainRecipe:
@@ -212,6 +235,7 @@ def resume_run(run_dir: Path, words: list[str]) -> PretrainRecipe:
         raise ValueError(f"--resume: {run_dir} holds no run (no data.json)")
     begun = read_recipe(PretrainRecipe, run_dir / "recipe.toml")
     recipe = read_recipe(PretrainRecipe, run_dir / "recipe.toml", words)
+    recipe.check_ranks(ModelConfig.from_pretrained(run_dir), recipe.stages)
     for stage in recipe.stages:
         before, now = stage.size(begun.processes), stage.size(recipe.processes)
         if (before.tokens * before.last, before.tokens * before.first) != (
@@ -333,6 +357,7 @@ def make_model(
 
 def make_trainer(recipe: PretrainRecipe, run_dir: Path, workers: int, console: Console) -> Trainer:
     """Build model, optimizer and data of the run, at the step saved in `run_dir`."""
+    check_ranks(recipe)
     run, optimizing, loss = recipe.run, recipe.optimizer, recipe.loss
     torch.manual_seed(run.seed)
     generator = torch.Generator().manual_seed(run.seed)
@@ -376,24 +401,9 @@ def make_trainer(recipe: PretrainRecipe, run_dir: Path, workers: int, console: C
             keep_gathered=recipe.parallel.keep_gathered,
             layers=recipe.parallel.stages,
         )  # fmt: skip
-    if degrees.ranks > 1:
-        raise ValueError(f"the recipe is for {degrees.ranks} ranks: start it by torchrun --nproc-per-node")
     adapters = "adamw_no_decay" if recipe.lora.optimizer == "adamw" else "muon"
     optimizer = MuonAdamW(model, config, **chosen, adapters=adapters)
     return Trainer(model, optimizer, stages, settings, plan, run_dir, console, speed=speed, tensorboard=run.tensorboard)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="recipes/pretrain.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("recipe", nargs="*", metavar="RECIPE|KEY=VALUE", help="a TOML file, and keys to change")
-    parser.add_argument("--print-config", action="store_true", help="print the whole recipe, and train nothing")
-    parser.add_argument("--run-dir", type=Path, default=Path("runs/pretrain"), help="folder of the run's state")
-    parser.add_argument("--out", type=Path, help="model folder to write (default: model in --run-dir)")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --run-dir")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that prepare batches")
-    return parser
 
 
 if __name__ == "__main__":

@@ -1,14 +1,11 @@
 """Provoke a loss spike in a tiny model and show the way out: detection, rollback, Anticipatory Routing, a sane end.
 
-    python recipes/spike_drill.py --run-dir runs/drill
-
 After --hurt-at steps the weights of one routed expert of every block are multiplied, an outlier as those that the
 DeepSeek-V4 report ties to spikes; the saved states do not have it. The folder then holds metrics.jsonl, to be read.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from dataclasses import dataclass, replace
@@ -18,6 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from dsv4.commands.recipe_flags import parse
 from dsv4.config import ModelConfig
 from dsv4.model.transformer import Transformer
 from dsv4.training.loop import Stage, Trainer, TrainSettings
@@ -103,13 +101,7 @@ def drill(run_dir: Path, steps: int, hurt_at: int, factor: float, delay: int, co
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the drill and say what happened; 1 if the run did not get out of the spike."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run-dir", type=Path, default=Path("runs/drill"), help="a new folder")
-    parser.add_argument("--steps", type=int, default=45)
-    parser.add_argument("--hurt-at", type=int, default=27, metavar="STEP")
-    parser.add_argument("--factor", type=float, default=300.0, help="of the expert's weights (default: %(default)s)")
-    parser.add_argument("--delay", type=int, default=1, help="of Anticipatory Routing (default: %(default)s)")
-    options = parser.parse_args(arguments)
+    options = parse("spike_drill", arguments)
     if options.run_dir.exists():
         raise SystemExit(f"--run-dir: {options.run_dir} exists; give a new folder")
     console = Console()

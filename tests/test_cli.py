@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dsv4.cli import build_parser, main
+from dsv4.commands.recipe_flags import PARSERS, parse
 from dsv4.config import ModelConfig
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +27,7 @@ def dsv4(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("command", ["", "inspect", "plan", "serve", "usage", "migrate"])
+@pytest.mark.parametrize("command", ["", "inspect", "plan", "serve", "usage", "migrate", "train", "train nano"])
 def test_help_is_quick_and_has_examples(command: str) -> None:
     arguments = [*command.split(), "--help"]
     best = 9.0
@@ -56,6 +57,27 @@ def test_examples_parse(command: str, capsys: pytest.CaptureFixture[str]) -> Non
     assert examples
     for example in examples:
         assert build_parser().parse_args(shlex.split(example)).command == command
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_examples_of_a_recipe_parse(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    import shlex
+
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", name, "--help"])
+    examples = re.findall(rf"^  dsv4 train {name}(.*)$", capsys.readouterr().out, flags=re.M)
+    assert examples
+    for example in examples:
+        parse(name, shlex.split(example))
+
+
+def test_every_recipe_has_a_parser() -> None:
+    assert set(PARSERS) == {path.stem for path in (ROOT / "recipes").glob("*.py")}
+
+
+def test_a_recipes_words_and_flags_come_in_any_order() -> None:
+    options = parse("pretrain", ["recipe.toml", "--run-dir", "runs/text", "model.layers=2"])
+    assert options.recipe == ["recipe.toml", "model.layers=2"]
 
 
 PUBLISHED = {
@@ -138,6 +160,8 @@ def test_errors_are_one_line(
         ("data inspect x --ouut", "data inspect: error: no option --ouut. See dsv4 data inspect --help"),
         ("serve --port many", "serve: error: argument --port: invalid int value: 'many'. See dsv4 serve --help"),
         ("chat --temperature 9", "chat: error: argument --temperature: it is '9'; allowed: [0, 2]. See dsv4 "),
+        ("train pretrain --run-di x", "train pretrain: error: no option --run-di; did you mean --run-dir? See dsv4 "),
+        ("train demo --steps 0", "train demo: error: argument --steps: '0'; allowed: a whole number, 1 or more. See "),
         ("usage --by", "usage: error: argument --by: expected one argument. See dsv4 usage --help"),
     ],
 )  # fmt: skip
@@ -159,7 +183,7 @@ def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]
         assert capsys.readouterr().err == f"dsv4: error: {error}\n"
 
 
-def test_a_recipes_and_the_evaluations_help_are_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_and_the_evaluation_get_the_rest_of_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
     for command in ("train", "bench"):
         monkeypatch.setattr(
@@ -167,14 +191,14 @@ def test_a_recipes_and_the_evaluations_help_are_their_own(monkeypatch: pytest.Mo
         )
     monkeypatch.setattr("dsv4.commands.eval.run", lambda options: asked.append([options.command, *options.arguments]))
     for arguments in (
-        ["train", "nano", "--help"],
+        ["train", "nano", "--resume", "data.scale=1"],
         ["bench", "engine", "-h", "x"],
         ["eval", "--help"],
         ["eval", "nano", "-h"],
     ):
         assert main(arguments) == 0
     assert asked == [
-        ["recipes", "nano", "--help"],
+        ["recipes", "nano", "--resume", "data.scale=1"],
         ["benchmarks", "engine", "-h", "x"],
         ["eval", "--help"],
         ["eval", "nano", "-h"],

@@ -156,7 +156,7 @@ def figure(row: Row | None) -> str:
 
 
 def ahead(ours: Row, theirs: Row) -> float:
-    """How many times better: more of a rate, less of a time or of memory."""
+    """Ratio by which ours is better: more of a rate, less of a time or of memory."""
     ratio = ours.median / theirs.median
     return ratio if ours.measure in RATES else 1 / ratio
 

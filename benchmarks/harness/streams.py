@@ -201,7 +201,7 @@ def grown(row: Row) -> float:
 
 
 def _fault(heard: Heard | None, expected: str) -> str | None:
-    """What is wrong with an answer, None if nothing is."""
+    """The fault of an answer, None if it has none."""
     if heard is None:
         return "it has vanished"
     if heard.failure is not None:

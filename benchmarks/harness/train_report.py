@@ -12,8 +12,9 @@ THEIRS = "transformers"
 
 def command(run: Run) -> str:
     if run.scenario == "train nano":
-        return "`dsv4 bench train nano --before CHECKOUT`"
-    return f"`dsv4 bench train{' --busy' if run.settings['busy'] else ''}`"
+        return "`dsv4 bench train nano --corpus CORPUS --before CHECKOUT`"
+    busy, policy = run.settings["busy"], run.settings.get("recompute", "none")
+    return f"`dsv4 bench train{' --busy' if busy else ''}{f' --recompute {policy}' if policy != 'none' else ''}`"
 
 
 def lines(run: Run) -> list[str]:

@@ -21,6 +21,7 @@ from benchmarks.harness.random_checkpoint import write_random_values
 from benchmarks.harness.results import Row, Run
 from benchmarks.harness.training_parts import REST, floors, muon_operations, operations
 from benchmarks.harness.turns import in_turns
+from dsv4.analysis.activations import Recompute
 from dsv4.config import ModelConfig
 
 GRADIENT, STEP, PEAK, PART = "forward and backward", "whole step", "peak memory", "part"
@@ -32,7 +33,7 @@ class TrainRounds:
     """Settings of a comparison of training.
 
     shapes: of forward and backward; step: shape and number of the micro-batches of a whole step, or None. busy: rates
-    per processor second in place of wall time.
+    per processor second in place of wall time. recompute: activation checkpointing of our contenders.
     """
 
     config: ModelConfig
@@ -44,6 +45,7 @@ class TrainRounds:
     busy: bool
     scratch: Path
     ceilings: tuple[int, int] = (256, 2048)
+    recompute: Recompute = "none"
 
     def measure(self, show: Callable[[str], object]) -> Run:
         folder = self.scratch / "train"
@@ -60,7 +62,7 @@ class TrainRounds:
             show(f"{STEP}, {self.step[1]} x {label(self.step[0])}")
             found += self._shape(folder, *self.step, True, ceilings, matrices)
         names = {str(a * b): label((a, b)) for a, b in self.shapes}
-        settings: dict[str, Any] = {"busy": self.busy, "shapes": names}
+        settings: dict[str, Any] = {"busy": self.busy, "shapes": names, "recompute": self.recompute}
         if self.step is not None:
             settings["step"] = f"{self.step[1]} micro-batches of {label(self.step[0])}"
         return Run("train slice", found, ceilings, settings, threads=self.threads)
@@ -89,7 +91,7 @@ class TrainRounds:
                 return tokens / (took.busy if self.busy else took.wall)
 
             for name, process in processes.items():
-                process.call(trainers.load, name, folder)
+                process.call(trainers.load, name, folder, self.recompute)
                 take(name, -1)  # the first one also reserves memory
             rates = in_turns({name: partial(take, name) for name in taken}, self.rounds)
             peaks = {name: float(found[-1].peak) for name, found in taken.items()}
@@ -155,8 +157,8 @@ def train_nano(checkout: Path, steps: int, arguments: Sequence[str]) -> float:
         done = subprocess.run(
             [*command, "--out", str(out), *arguments], cwd=checkout, capture_output=True, text=True, check=False
         )
-        metrics = run / "metrics.jsonl"
-        if done.returncode or not metrics.is_file():
+        metrics = next(run.rglob("metrics.jsonl"), None)  # of the base; older recipes have one part
+        if done.returncode or metrics is None:
             raise BenchmarkError(f"{' '.join(command)} in {checkout.name} failed: {done.stderr.strip()[-500:]}")
         lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     return median(line["tokens_per_second"] for line in lines[1:] or lines)

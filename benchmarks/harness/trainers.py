@@ -13,6 +13,7 @@ from torch import Tensor
 
 from benchmarks.harness.process import peak_bytes
 from benchmarks.harness.training_parts import timed_parts
+from dsv4.analysis.activations import Recompute
 
 TRANSFORMERS = "transformers"
 PRECISIONS = {"dsv4": "fp32", "dsv4 bf16": "bf16", "dsv4 fp8": "fp8"}  # of each contender of ours
@@ -43,13 +44,15 @@ class Contender(Protocol):
 
 
 class Dsv4:
-    def __init__(self, folder: Path, precision: str) -> None:
+    def __init__(self, folder: Path, precision: str, recompute: Recompute) -> None:
         import dsv4
         from dsv4.training.memory import keep_freed_memory
         from dsv4.training.optim import MuonAdamW
 
         keep_freed_memory()
-        self.model, self.precision = dsv4.load(folder, weights="widened").requires_grad_(), precision
+        self.model = dsv4.load(folder, weights="widened").requires_grad_()
+        self.precision = precision
+        self.recompute: Recompute = recompute
         fast = torch.cpu.get_capabilities().get("avx512_bf16", False)
         dtype = torch.bfloat16 if fast else torch.float32
         self.optimizer = MuonAdamW(self.model, self.model.config, compute_dtype=dtype)
@@ -60,7 +63,7 @@ class Dsv4:
 
         self.optimizer.zero_grad()
         packed = [pack_batch(_Documents(ids.tolist()), self.model.device) for ids in batches]
-        work = Work(0, 0, LossWeights(), False, cast("Any", self.precision))
+        work = Work(0, 0, LossWeights(), False, cast("Any", self.precision), recompute=self.recompute)
         return compute_gradient(self.model, packed, work).losses.next_token
 
     def update(self) -> None:
@@ -98,10 +101,11 @@ class Transformers:
 _contenders: dict[str, Contender] = {}  # of this process
 
 
-def load(name: str, folder: Path) -> None:
-    """Load a contender in its process."""
+def load(name: str, folder: Path, recompute: Recompute = "none") -> None:
+    """Load a contender in its process; recompute: activation checkpointing of ours."""
     with torch.inference_mode(False):
-        _contenders[name] = Transformers(folder) if name == TRANSFORMERS else Dsv4(folder, PRECISIONS[name])
+        ours = name in PRECISIONS
+        _contenders[name] = Dsv4(folder, PRECISIONS[name], recompute) if ours else Transformers(folder)
 
 
 def run(name: str, shape: tuple[int, int], micro_batches: int, updates: bool, seed: int, parts: bool = False) -> Took:

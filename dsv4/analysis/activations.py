@@ -45,7 +45,7 @@ class LayerActivations:
 
 
 def layer_activations(config: ModelConfig, layer: int) -> LayerActivations:
-    """What layer `layer` keeps; MTP blocks follow the main layers."""
+    """Activations that layer `layer` keeps; MTP blocks follow the main layers."""
     d, c, ql, heads = config.hidden_size, config.head_dim, config.q_lora_rank, config.num_attention_heads
     kind, k, streams = config.compression(layer), config.num_experts_per_tok, config.hc_mult
     attention = d + 2 * ql + 3 * heads * c + 2 * c + config.o_groups * config.o_lora_rank + config.qk_rope_head_dim

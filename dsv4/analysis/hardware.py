@@ -1,16 +1,23 @@
 """Machines that training is planned for: memory, dense product rates, bandwidths. Per GPU, decimal units.
 
-Sources: NVIDIA's data sheets of H100 SXM, H200 SXM and DGX B200, AMD's of the Instinct MI300X; rates without sparsity,
-which data sheets double. `link` is one direction of NVLink or Infinity Fabric; `network` a 400 Gbit/s adapter per GPU,
-as in DGX systems.
+Rates are those without sparsity, which data sheets often double. `link` is one direction of all of a GPU's NVLinks or
+Infinity Fabric links; `network` a 400 Gbit/s adapter per GPU. Sources, vendors' tables as others quote them:
+
+- H100 SXM: https://glennklockwood.com/garden/processors/h100, from NVIDIA's white paper.
+- H200 SXM: the H100's processor, with 141 GB at 4.8 TB/s: https://www.aiminingco.com/gpu/h200/specs.
+- B200 of an HGX board at 1,000 W: https://glennklockwood.com/garden/processors/B200, from NVIDIA's brief. 180 GB as in
+  systems delivered: https://brent-newsom-nvidia.github.io/AIPS-Boom/wiki/NVIDIA-DGX-B200. PyTorch measured a bus of
+  7.7 TB/s in place of the 8 given: https://github.com/pytorch/ao/pull/4002.
+- MI300X: BF16, FP8, memory: https://raw.githubusercontent.com/alpharomercoma/MI300X-vs-H200 (REPORT.md,
+  METHODOLOGY.md); links: https://www.emergentmind.com/topics/amd-mi300x-gpu; FP32 from 304 units at 2.1 GHz with 256
+  operations each per cycle.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-Precision = Literal["fp32", "bf16", "fp8"]
+from dsv4.analysis.precision import Precision
 
 EFFICIENCY = 0.35
 """Share of the dense BF16 rate that a run reaches. DeepSeek-V3's report has 2.664M H800 hours for 14.8T tokens of 37B
@@ -50,13 +57,13 @@ MACHINES = {
     for machine in (
         Machine("H100", 80e9, 66.9e12, 989.4e12, 1978.9e12, 3.35e12, 450e9),
         Machine("H200", 141e9, 66.9e12, 989.4e12, 1978.9e12, 4.8e12, 450e9),
-        Machine("B200", 180e9, 75e12, 2250e12, 4500e12, 8e12, 900e9),
+        Machine("B200", 180e9, 80e12, 2250e12, 4500e12, 8e12, 900e9),
         Machine("MI300X", 192e9, 163.4e12, 1307.4e12, 2614.9e12, 5.3e12, 448e9),
     )
 }
 
 CPU_EFFICIENCY = 0.5
-"""Share of the rate of large fp32 products that steps on a CPU reach, nano's size and batches: docs/training.md."""
+"""Assumed share of the rate of large fp32 products that steps on a CPU reach; two runs beside it: docs/training.md."""
 
 
 def cpu(memory: float, rate: float) -> Machine:

@@ -50,7 +50,7 @@ class Degrees:
 
 @dataclass(frozen=True)
 class Setting:
-    """What does not change over the plan's choices."""
+    """Inputs of a plan that its choices leave alone."""
 
     config: ModelConfig
     machine: Machine

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsv4.analysis.activations import POLICIES
 from dsv4.analysis.hardware import MACHINES
+from dsv4.analysis.precision import PRECISIONS
 from dsv4.commands.options import add_command
 from dsv4.presets import PRESETS
 
@@ -33,11 +34,11 @@ def add(commands: Any) -> None:
     recipe = f"a recipe in TOML, or a preset ({', '.join(PRESETS)}) with the published run's stages"
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help=recipe)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of the recipe to change")
-    parser.add_argument("--gpus", type=_count, default=1, metavar="N", help="default: %(default)s")
+    parser.add_argument("--gpus", type=_count, default=None, metavar="N", help="default: the recipe's ranks, or 1")
     parser.add_argument(
         "--device", choices=[*MACHINES, CPU], default="H100", help="default: %(default)s; cpu: this machine's"
     )
-    parser.add_argument("--precision", choices=["fp32", "bf16", "fp8"], default="bf16", help="default: %(default)s")
+    parser.add_argument("--precision", choices=PRECISIONS, default=None, help="default: the recipe's, or else bf16")
     for name, ranks in (
         ("data", "that share parameters (FSDP) and take rows of their own"),
         ("expert", "that share the experts, among those of data and context"),
@@ -51,7 +52,7 @@ def add(commands: Any) -> None:
     share = "share of the product rate that a run reaches (default: the device's)"
     parser.add_argument("--efficiency", type=_share, default=None, metavar="SHARE", help=share)
     price = "US dollars per GPU and hour (default: the device's)"
-    parser.add_argument("--price", type=float, default=None, metavar="DOLLARS", help=price)
+    parser.add_argument("--price", type=_price, default=None, metavar="DOLLARS", help=price)
     check = "compare a run of recipes/pretrain.py on a processor with its prediction"
     parser.add_argument("--check", type=Path, default=None, metavar="RUN_DIR", help=check)
     parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
@@ -109,6 +110,16 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"it is {text!r}; allowed: 1 or more")
     return int(text)
+
+
+def _price(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"it is {text!r}; allowed: 0 or more")
+    return value
 
 
 def _share(text: str) -> float:

@@ -33,8 +33,11 @@ _GRADIENT_FLOOR = FP8_MAX * 2.0**-126  # least amax of a tile of gradients, whic
 @dataclass
 class _Choice:
     precision: Precision
-    # Rounded weights by (address, shape, version) of the memory, which the context's user keeps alive.
-    weights: dict[tuple[int, torch.Size, int], Tensor] = field(default_factory=dict)
+    # Rounded weights by the tensor that they are (a part of), held here so that its id stays its own. An address would
+    # not do: sharded weights are gathered anew for each block, at addresses that another block's weights had before.
+    weights: dict[tuple[int, int, tuple[int, ...], tuple[int, ...], int], tuple[Tensor, Tensor]] = field(
+        default_factory=dict
+    )
 
 
 _choice: ContextVar[_Choice | None] = ContextVar("precision", default=None)
@@ -91,10 +94,11 @@ def forward_weights(weight: Tensor) -> Tensor:
         return weight
     if isinstance(weight, StoredWeight):
         return _pack(widened(weight), choice.precision)
-    key = (weight.data_ptr(), weight.shape, weight._version)
+    owner = weight if weight._base is None else weight._base
+    key = (id(owner), int(weight.storage_offset()), tuple(weight.shape), weight.stride(), weight._version)
     if key not in choice.weights:
-        choice.weights[key] = _pack(weight.detach(), choice.precision)
-    return choice.weights[key]
+        choice.weights[key] = owner, _pack(weight.detach(), choice.precision)
+    return choice.weights[key][1]
 
 
 def pack_bf16(weight: Tensor) -> Tensor:

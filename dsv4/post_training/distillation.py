@@ -126,7 +126,7 @@ class DistillationRun(PolicyRun):
         optimizer.zero_grad()
         sums = {domain: _Sums() for domain in by_domain}
         answers = sum(map(len, by_domain.values()))
-        with stored_weights(model, fp4_scores=False) if settings.quantized else nullcontext():
+        with stored_weights(model, indexers=False) if settings.quantized else nullcontext():
             for domain, rollouts in by_domain.items():
                 weight = self.teachers.teachers[domain].weight / sum(len(one.token_ids) for one in rollouts)
                 place = 0

@@ -14,13 +14,16 @@ from rich.console import Console
 from dsv4.data.stable_hash import stable_hash
 from dsv4.engine import LLM, SamplingParams
 from dsv4.model.transformer import Transformer
+from dsv4.post_training.episodes.environment import EpisodeLimits, EpisodeProblem
+from dsv4.post_training.episodes.sampling import sample_episodes
+from dsv4.post_training.episodes.trajectory import TrajectoryFiles
 from dsv4.post_training.grpo import advantages
 from dsv4.post_training.learner import Judged, LearnerSettings, Update, update, with_reference
 from dsv4.post_training.policy_run import LoopSettings, PolicyRun, StepFigures
 from dsv4.post_training.problems import Problem, ProblemSource
 from dsv4.post_training.replay import ReplaySettings, record_choices
 from dsv4.post_training.rewards import Reward, RewardSettings, judge
-from dsv4.post_training.rollouts import Rollout, sample_rollouts
+from dsv4.post_training.rollouts import Sampled, sample_rollouts
 from dsv4.post_training.rubric_judge import RubricJudge
 from dsv4.post_training.served_policy import ServedPolicy
 from dsv4.training.optim import MuonAdamW
@@ -37,6 +40,7 @@ class GRPORunSettings:
     resample: int = 3  # rounds of new prompts at most, in place of groups whose rewards are equal
     sampling: SamplingParams = field(default_factory=SamplingParams)  # temperature and filters
     replay: ReplaySettings = field(default_factory=ReplaySettings)
+    episodes: EpisodeLimits = field(default_factory=EpisodeLimits)
 
     def __post_init__(self) -> None:
         for name in ("mini_batches", "resample"):
@@ -57,7 +61,7 @@ class Group:
     """Rollouts of one problem and their rewards; those without a reward are left out."""
 
     problem: Problem
-    rollouts: list[Rollout]
+    rollouts: list[Sampled]
     rewards: list[Reward]
 
     @property
@@ -110,13 +114,18 @@ class GRPORun(PolicyRun):
 
     def step(self, rate: float) -> StepFigures:
         started = time.perf_counter()
+        self._files = TrajectoryFiles(self.run_dir / "episodes")
         with self.policy.serving() as llm:
             asked = list(self._groups(llm))
         if self.rubric_judge is not None:
             self.rubric_judge.follow(self.policy.model)
         sampling = time.perf_counter() - started
+        for group in asked:
+            if not group.informative:
+                for rollout in group.rollouts:
+                    rollout.release()
         updates = list(self._update([group for group in asked if group.informative], rate))
-        tokens = sum(len(rollout.token_ids) for group in asked for rollout in group.rollouts)
+        tokens = sum(rollout.num_tokens for group in asked for rollout in group.rollouts)
         figures = {"sampling_seconds": round(sampling, 3)} | _sampling_figures(asked) | _update_figures(updates)
         if updates:
             figures |= self._replay_figures(updates[0])
@@ -146,19 +155,48 @@ class GRPORun(PolicyRun):
         first, problems, prompts = self.take_problems(llm, count)
         params = replace(self.settings.params, max_tokens=self.loop.max_tokens)
         seed = stable_hash("rollouts", self.loop.seed, first) >> 2
-        rollouts = sample_rollouts(llm, prompts, self.settings.group_size, params, seed)
-        rollouts = record_choices(self.policy.model, rollouts, self.settings.learner.micro_tokens, self.settings.replay)
+        rollouts = self._sample(llm, problems, prompts, params, seed)
         rewards = judge(rollouts, problems, self.settings.rewards, self.rubric_judge)
         for error in sorted({reward.error for reward in rewards if reward.error is not None}):
             self.console.print(f"{error}; its rollouts are left out", highlight=False)
-        pairs = [list[tuple[Rollout, Reward]]() for _ in problems]
+        pairs = [list[tuple[Sampled, Reward]]() for _ in problems]
         for rollout, reward in zip(rollouts, rewards, strict=True):
             if reward.error is None:
                 pairs[rollout.prompt].append((rollout, reward))
+            else:
+                rollout.release()
         return [
             Group(problem, [rollout for rollout, _ in judged], [reward for _, reward in judged])
             for problem, judged in zip(problems, pairs, strict=True)
         ]
+
+    def _sample(
+        self, llm: LLM, problems: Sequence[Problem], prompts: Sequence[list[int]], params: SamplingParams, seed: int
+    ) -> list[Sampled]:
+        """Answers to each problem; whole episodes of those with an environment."""
+        size = self.settings.group_size
+        goals = [(place, problem) for place, problem in enumerate(problems) if isinstance(problem, EpisodeProblem)]
+        asked = [place for place in range(len(problems)) if place not in dict(goals)]
+        found: list[Sampled] = []
+        if asked:
+            answers = sample_rollouts(llm, [prompts[place] for place in asked], size, params, seed)
+            answers = record_choices(
+                self.policy.model, answers, self.settings.learner.micro_tokens, self.settings.replay
+            )
+            found += [replace(answer, prompt=asked[answer.prompt]) for answer in answers]
+        if goals:
+            self._check_episodes(params)
+            params = replace(params, logprobs_mode="raw_logprobs")
+            found += sample_episodes(llm, goals, size, params, seed, self.settings.episodes, self._files)
+        return found
+
+    def _check_episodes(self, params: SamplingParams) -> None:
+        """ValueError for settings that episodes do not go with."""
+        replay = self.settings.replay
+        if (params.temperature, params.top_p, params.top_k, params.min_p) != (1.0, 1.0, 0, 0.0):
+            raise ValueError("sampling has a temperature or filters, and a problem is an episode; allowed: neither")
+        if replay.routing or replay.indexer:
+            raise ValueError("keep_routing or keep_indexer is set, and a problem is an episode; allowed: neither")
 
     def _update(self, groups: Sequence[Group], rate: float) -> Iterator[Update]:
         """Update in mini-batches of shuffled rollouts."""
@@ -174,7 +212,10 @@ class GRPORun(PolicyRun):
         Random(stable_hash("mini-batches", self.loop.seed, self.position.step)).shuffle(batch)
         size = max(1, -(-len(batch) // settings.mini_batches))
         for start in range(0, len(batch), size):
-            yield update(self.policy.model, self.optimizer, batch[start : start + size], rate, settings.learner)
+            mini_batch = batch[start : start + size]
+            yield update(self.policy.model, self.optimizer, mini_batch, rate, settings.learner)
+            for judged in mini_batch:
+                judged.rollout.release()
 
 
 def _sampling_figures(groups: Sequence[Group]) -> dict[str, Any]:
@@ -184,7 +225,7 @@ def _sampling_figures(groups: Sequence[Group]) -> dict[str, Any]:
     return {
         "reward": sum(reward.value for reward in rewards) / count,
         "accuracy": sum(reward.correct for reward in rewards) / count,
-        "answer_tokens": sum(len(rollout.token_ids) for rollout in rollouts) / count,
+        "answer_tokens": sum(rollout.num_tokens for rollout in rollouts) / count,
         "unfinished": sum(not rollout.finished for rollout in rollouts) / count,
         "groups": len(groups),
         "informative": sum(group.informative for group in groups),

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,23 +15,25 @@ from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.transformer import Transformer
 from dsv4.post_training.grpo import GRPOSettings, Objective, grpo_loss
 from dsv4.post_training.replay import replaying
-from dsv4.post_training.rollouts import Rollout, answer_log_probabilities, packed
+from dsv4.post_training.rollouts import Sampled, answer_log_probabilities, packed
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.qat import stored_weights
+
+S = TypeVar("S", bound=Sampled)
 
 
 @dataclass(frozen=True)
 class Judged:
     """A rollout and its advantage; `reference` are its tokens' log-probabilities under the reference policy."""
 
-    rollout: Rollout
+    rollout: Sampled
     advantage: float
     reference: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
 class LearnerSettings:
-    """How mini-batches become updates."""
+    """Settings of the updates by mini-batches."""
 
     objective: GRPOSettings
     micro_tokens: int = 8192  # most tokens of a forward; a longer rollout is one by itself
@@ -71,12 +74,12 @@ def update(
     optimizer.zero_grad()
     found: list[tuple[int, float, Objective]] = []
     routing = indexer = 0
-    with stored_weights(model, fp4_scores=False) if settings.quantized else nullcontext():
+    with stored_weights(model, indexers=False) if settings.quantized else nullcontext():
         place = 0
         for rollouts in packed((judged.rollout for judged in batch), settings.micro_tokens):
             aux = replaying(rollouts, model.device)
             objective = _objective(model, batch[place : place + len(rollouts)], len(batch), settings, aux)
-            found.append((sum(len(rollout.token_ids) for rollout in rollouts), *objective))
+            found.append((sum(rollout.num_tokens for rollout in rollouts), *objective))
             routing, indexer = routing + aux.expert_differences, indexer + aux.entry_differences
             place += len(rollouts)
     norm = optimizer.gradient_norm()
@@ -107,7 +110,7 @@ def _objective(
     objective = grpo_loss(
         log_p,
         _laid(log_p, (judged.rollout.log_probabilities for judged in micro)),
-        [len(judged.rollout.token_ids) for judged in micro],
+        [judged.rollout.num_tokens for judged in micro],
         [judged.advantage for judged in micro],
         settings.objective,
         None if micro[0].reference is None else _laid(log_p, (judged.reference or () for judged in micro)),
@@ -125,10 +128,10 @@ def _laid(like: Tensor, parts: Iterable[Sequence[float]]) -> Tensor:
 
 
 @torch.no_grad()
-def with_reference(reference: Transformer, rollouts: Sequence[Rollout], tokens: int) -> list[tuple[float, ...]]:
+def with_reference(reference: Transformer, rollouts: Sequence[Sampled], tokens: int) -> list[tuple[float, ...]]:
     """Log-probabilities of each rollout's tokens under a frozen reference policy."""
     found: list[tuple[float, ...]] = []
     for micro in packed(rollouts, tokens):
         log_p = answer_log_probabilities(reference, micro)
-        found += [tuple(part.tolist()) for part in log_p.split([len(rollout.token_ids) for rollout in micro])]
+        found += [tuple(part.tolist()) for part in log_p.split([rollout.num_tokens for rollout in micro])]
     return found

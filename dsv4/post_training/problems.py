@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import Random
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from deepseek_recipe import Conversation
 
@@ -31,6 +31,21 @@ class Problem(Protocol):
     def reward(self, answer: str) -> float:
         """Reward of the text after the thinking, tool calls in their markup; 1.0 for a right answer, else 0.0."""
         ...
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A reward and the reason for it in words."""
+
+    value: float
+    reason: str
+
+
+@runtime_checkable
+class ExplainedProblem(Problem, Protocol):
+    """A problem that says why an answer has its reward."""
+
+    def explain(self, answer: str) -> Explained: ...
 
 
 class ProblemSource(Protocol):

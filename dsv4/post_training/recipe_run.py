@@ -1,4 +1,4 @@
-"""Runs of the recipes of post-training: command line, the run's folder, the policy that is trained, its export."""
+"""Runs of the recipes of post-training: the run's folder, the policy that is trained, its export."""
 
 from __future__ import annotations
 
@@ -30,23 +30,6 @@ NOT_TOKENIZER = {"config.json", "model.safetensors.index.json"}  # of a model fo
 Start = Callable[[R, ServedPolicy, argparse.Namespace, Console], PolicyRun]
 
 
-def make_parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """Parser with the arguments that all have: MODEL, KEY=VALUE, --out, --run-dir, --resume, --print-config."""
-    parser = argparse.ArgumentParser(
-        prog=f"dsv4 train {name}",
-        description=description,
-        epilog=f"examples:\n{examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("model", help="model folder to start from, or owner/name")
-    parser.add_argument("recipe", nargs="*", metavar="RECIPE|KEY=VALUE", help="a TOML file, and keys to change")
-    parser.add_argument("--out", type=Path, help="model folder to write (default: model in --run-dir)")
-    parser.add_argument("--run-dir", type=Path, default=Path("runs") / name, help="folder of the run's state")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --run-dir")
-    parser.add_argument("--print-config", action="store_true", help="print the whole recipe, and train nothing")
-    return parser
-
-
 def run_recipe(name: str, schema: type[R], options: argparse.Namespace, start: Start[R]) -> int:
     """Run a recipe from its command line; 0 when the model folder is written, 143 after a SIGTERM."""
     console = Console()
@@ -59,12 +42,15 @@ def run_recipe(name: str, schema: type[R], options: argparse.Namespace, start: S
             return 0
         recipe.problems.source()  # names what is wrong before the run's folder is made
         folder = resolve_model(options.model)
-        _check_run(run_dir, options, recipe, folder)
+        _check_run(run_dir, options, folder)
         policy = make_policy(recipe, folder)
         run = start(recipe, policy, options, console)
+        if not options.resume:
+            _note_run(run_dir, recipe, folder)  # now that nothing given was wrong
         run.run()
     except RunStoppedError as stopped:
-        print(f"{stopped}; to go on: dsv4 train {name} {options.model} --resume --run-dir {run_dir}", file=sys.stderr)
+        words = [options.model, *(f"--teacher {teacher}" for teacher in getattr(options, "teacher", []))]
+        print(f"{stopped}; to go on: dsv4 train {name} {' '.join(words)} --resume --run-dir {run_dir}", file=sys.stderr)
         return EXIT_STATUS
     except (ValueError, OSError, DiskFullError, UpdateError, StateError, MemoryError) as error:
         raise SystemExit(f"training stopped: {error}") from error
@@ -117,17 +103,19 @@ def _recipe(schema: type[R], options: argparse.Namespace) -> R:
     return read_recipe(schema, Path(files[0]) if files else None, [word for word in words if "=" in word])
 
 
-def _check_run(run_dir: Path, options: argparse.Namespace, recipe: PolicyRecipe, folder: Path) -> None:
-    """Note the run's recipe and model; a run is never overwritten, nor resumed with another model."""
-    recipe_file, model_file = run_dir / RECIPE, run_dir / MODEL
+def _check_run(run_dir: Path, options: argparse.Namespace, folder: Path) -> None:
+    """A run is never overwritten, nor resumed with another model."""
     if options.resume:
-        began = model_file.read_text(encoding="utf-8").strip()
+        began = (run_dir / MODEL).read_text(encoding="utf-8").strip()
         if began != str(folder.resolve()):
             raise ValueError(f"--resume: the run in {run_dir} began with {began}, not with {folder}")
-        return
-    if recipe_file.exists():
+    elif (run_dir / RECIPE).exists():
         raise ValueError(f"{run_dir} already holds a run; pass --resume to go on with it, or another --run-dir")
+
+
+def _note_run(run_dir: Path, recipe: PolicyRecipe, folder: Path) -> None:
+    """Write the run's model and recipe, the recipe last: a folder with it holds a run."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    for path, text in ((model_file, f"{folder.resolve()}\n"), (recipe_file, write_recipe(recipe))):
+    for path, text in ((run_dir / MODEL, f"{folder.resolve()}\n"), (run_dir / RECIPE, write_recipe(recipe))):
         with new_file(path) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -11,12 +11,14 @@ from dsv4.config import ModelConfig
 from dsv4.engine import SamplingParams
 from dsv4.model.transformer import Transformer
 from dsv4.post_training.distillation import DistillationSettings, Estimate
+from dsv4.post_training.domains.registry import DomainProblems, MixedProblems
+from dsv4.post_training.episodes.environment import EpisodeLimits
 from dsv4.post_training.grpo import AdvantageScale, GRPOSettings
 from dsv4.post_training.grpo_run import GRPORunSettings
 from dsv4.post_training.learner import LearnerSettings
 from dsv4.post_training.length_penalty import OverlengthPenalty
 from dsv4.post_training.policy_run import LoopSettings
-from dsv4.post_training.problems import TaskProblems
+from dsv4.post_training.problems import ProblemSource, TaskProblems
 from dsv4.post_training.replay import ReplaySettings
 from dsv4.post_training.rewards import RewardSettings
 from dsv4.training.optim import MuonAdamW
@@ -30,23 +32,34 @@ NotNegative = Annotated[float, Field(ge=0.0)]
 
 
 class ProblemsSection(Section):
-    """Verifiable tasks that are asked; each as often as the others, or by `weights` of the same length."""
+    """Tasks and domains that are asked; each as often as the others, or by weights of the same length."""
 
     tasks: tuple[str, ...] = ()
-    weights: tuple[float, ...] = ()
-    thinking: bool | None = None  # left out: as each task's questions have it
+    weights: tuple[float, ...] = ()  # of the tasks
+    domains: tuple[str, ...] = ()
+    domain_weights: tuple[float, ...] = ()
+    thinking: bool | None = None  # left out: as each task's or domain's problems have it
     seed: int = 1
 
     @model_validator(mode="after")
     def _check(self) -> ProblemsSection:
-        if self.weights and len(self.weights) != len(self.tasks):
-            raise ValueError(f"{len(self.weights)} weights for {len(self.tasks)} tasks; allowed: none, or one each")
+        for what, weights, names in (
+            ("tasks", self.weights, self.tasks), ("domains", self.domain_weights, self.domains)
+        ):  # fmt: skip
+            if weights and len(weights) != len(names):
+                raise ValueError(f"{len(weights)} weights for {len(names)} {what}; allowed: none, or one each")
         return self
 
-    def source(self) -> TaskProblems:
-        """The problems. ValueError for an unknown task, or none."""
+    def source(self) -> ProblemSource:
+        """The problems. ValueError for an unknown task or domain, none at all, or a domain that lacks what it needs."""
         weights = self.weights or (1.0,) * len(self.tasks)
-        return TaskProblems(dict(zip(self.tasks, weights, strict=True)), self.seed, self.thinking)
+        named = self.domain_weights or (1.0,) * len(self.domains)
+        chosen = dict(zip(self.domains, named, strict=True))
+        domains = DomainProblems(chosen, self.seed, self.thinking) if chosen else None
+        if domains is not None and not self.tasks:
+            return domains
+        tasks = TaskProblems(dict(zip(self.tasks, weights, strict=True)), self.seed, self.thinking)
+        return tasks if domains is None else MixedProblems(tasks, domains)
 
 
 class OptimizerSection(Section):
@@ -100,7 +113,7 @@ class RunSection(Section):
 
 
 class PolicyRecipe(Section):
-    """What GRPO and distillation share."""
+    """Keys that GRPO and distillation share."""
 
     problems: ProblemsSection = ProblemsSection()
     optimizer: OptimizerSection = OptimizerSection()
@@ -137,12 +150,22 @@ class RewardSection(Section):
     window: Annotated[int, Field(ge=0)] = 0  # 0: sampling.max_tokens
 
 
+class EpisodesSection(Section):
+    """Limits of episodes with tools; sampling.max_tokens is of one turn."""
+
+    turns: Count = 8
+    tokens: Count = 8192
+    calls: Count = 8
+    at_once: Count = 64
+
+
 class GRPORecipe(PolicyRecipe):
     """A GRPO run."""
 
     sampling: RolloutSection = RolloutSection()
     objective: ObjectiveSection = ObjectiveSection()
     reward: RewardSection = RewardSection()
+    episodes: EpisodesSection = EpisodesSection()
 
     def settings(self) -> GRPORunSettings:
         """Settings of the run. ValueError for a length penalty without room."""
@@ -158,12 +181,14 @@ class GRPORecipe(PolicyRecipe):
             ),
             run.micro_tokens, self.optimizer.grad_clip, run.quantized, run.balance, run.indexer,
         )  # fmt: skip
+        one = self.episodes
+        episodes = EpisodeLimits(one.turns, one.tokens, one.calls, at_once=one.at_once)
         rewards = RewardSettings(reward.unfinished, length=penalty)
-        one = self.sampling
+        drawn = self.sampling
         return GRPORunSettings(
             learner, rewards, objective.group_size, objective.mini_batches, objective.resample,
-            SamplingParams(temperature=one.temperature, top_p=one.top_p, top_k=one.top_k, min_p=one.min_p),
-            ReplaySettings(objective.keep_routing, objective.keep_indexer, objective.keep_sampling_mask),
+            SamplingParams(temperature=drawn.temperature, top_p=drawn.top_p, top_k=drawn.top_k, min_p=drawn.min_p),
+            ReplaySettings(objective.keep_routing, objective.keep_indexer, objective.keep_sampling_mask), episodes,
         )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from dsv4.model.backend import ReferenceBackend
 from dsv4.model.batch import RaggedBatch
 from dsv4.model.choices import Choices, document_choices, laid_entries, laid_experts, noted_choices
 from dsv4.model.transformer import Transformer
-from dsv4.post_training.rollouts import Rollout, packed
+from dsv4.post_training.rollouts import Rollout, Sampled, packed
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def record_choices(
     return found
 
 
-def replaying(rollouts: Sequence[Rollout], device: torch.device) -> AuxLosses:
+def replaying(rollouts: Sequence[Sampled], device: torch.device) -> AuxLosses:
     """Auxiliary losses of a forward over the rollouts' documents, laid end to end, that replays what is recorded."""
     recorded = [rollout.choices for rollout in rollouts if rollout.choices is not None]
     if not recorded:
@@ -65,6 +65,6 @@ def replaying(rollouts: Sequence[Rollout], device: torch.device) -> AuxLosses:
     if len(recorded) < len(rollouts):
         missing = len(rollouts) - len(recorded)
         raise ValueError(f"{missing} of {len(rollouts)} rollouts have no recorded choices; allowed: all or none")
-    lengths = [len(rollout.document) for rollout in rollouts]
+    lengths = [rollout.num_document for rollout in rollouts]
     entries = laid_entries(recorded, lengths, device)
     return AuxLosses(laid_experts(recorded, device), entries=entries, compare=True)

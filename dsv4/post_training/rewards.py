@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dsv4.post_training.problems import Problem, answer_of
-from dsv4.post_training.rollouts import Rollout
+from dsv4.post_training.episodes.trajectory import Trajectory
+from dsv4.post_training.problems import ExplainedProblem, Problem, answer_of
+from dsv4.post_training.rollouts import Sampled
 from dsv4.post_training.rubric import RubricQuestion, Verdict
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ LengthReward = Callable[[int], float]  # tokens of the answer, thinking included
 
 @dataclass(frozen=True)
 class RewardSettings:
-    """What a reward adds up from, besides the problem's own."""
+    """Terms of a reward besides the problem's own."""
 
     unfinished: float = 0.0  # of an answer that is cut off, or whose thinking never ends; in place of the problem's
     judge_cut_off: bool = False  # an answer that is cut off is judged as it stands
@@ -32,10 +33,11 @@ class Reward:
     value: float
     correct: bool
     error: str | None = None
+    reason: str = ""  # of the value, where the problem says one
 
 
 def judge(
-    rollouts: Sequence[Rollout],
+    rollouts: Sequence[Sampled],
     problems: Sequence[Problem],
     settings: RewardSettings | None = None,
     rubric_judge: RubricJudge | None = None,
@@ -54,29 +56,37 @@ def judge(
         verdicts = {place: score for (place, _), score in zip(by_rubric, scores, strict=True)}
     rewards: list[Reward] = []
     for place, rollout in enumerate(rollouts):
-        extra = settings.length(len(rollout.token_ids)) if settings.length is not None else 0.0
+        extra = settings.length(rollout.num_tokens) if settings.length is not None else 0.0
         answer = answers[place]
+        if isinstance(rollout, Trajectory) and rollout.error is not None:
+            rewards.append(Reward(0.0, False, rollout.error))
+            continue
         if answer is None:
             rewards.append(Reward(settings.unfinished + extra, correct=False))
             continue
-        found = verdicts[place] if place in verdicts else _verdict(problems[rollout.prompt], answer)
+        found = verdicts[place] if place in verdicts else _verdict(problems[rollout.prompt], answer, rollout)
         if found.value is None:
             rewards.append(Reward(0.0, False, found.error))
         else:
-            rewards.append(Reward(found.value + extra, correct=found.value >= 1.0))
+            rewards.append(Reward(found.value + extra, found.value >= 1.0, reason=found.reason))
     return rewards
 
 
-def _answer(rollout: Rollout, problem: Problem, settings: RewardSettings) -> str | None:
+def _answer(rollout: Sampled, problem: Problem, settings: RewardSettings) -> str | None:
     """The answer to judge; None if there is none."""
-    return answer_of(rollout.text, problem.thinking) if rollout.finished or settings.judge_cut_off else None
+    judged = rollout.finished or (settings.judge_cut_off and not isinstance(rollout, Trajectory))
+    return answer_of(rollout.text, problem.thinking) if judged else None
 
 
-def _verdict(problem: Problem, answer: str) -> Verdict:
+def _verdict(problem: Problem, answer: str, rollout: Sampled) -> Verdict:
     try:
-        value = problem.reward(answer)
+        if isinstance(rollout, Trajectory):
+            explained = rollout.outcome  # of its environment, at its end
+        else:
+            explained = problem.explain(answer) if isinstance(problem, ExplainedProblem) else None
+        value = problem.reward(answer) if explained is None else explained.value
     except Exception as error:  # a reward is the user's code: the run goes on without this rollout
         return Verdict(None, f"the reward of {problem.domain} raised {type(error).__name__}: {error}")
     if value - value != 0.0:  # infinite, or no number
         return Verdict(None, f"the reward of {problem.domain} is {value}; allowed: a finite number")
-    return Verdict(value)
+    return Verdict(value, reason="" if explained is None else explained.reason)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -40,6 +41,68 @@ class Rollout:
         """Prompt and answer."""
         return self.prompt_token_ids + self.token_ids
 
+    @property
+    def num_tokens(self) -> int:
+        """Sampled tokens."""
+        return len(self.token_ids)
+
+    @property
+    def num_document(self) -> int:
+        return len(self.prompt_token_ids) + len(self.token_ids)
+
+    @property
+    def places(self) -> Sequence[int]:
+        """Places of the sampled tokens in the document."""
+        return range(len(self.prompt_token_ids), self.num_document)
+
+    def release(self) -> None:
+        """Nothing: a rollout is small."""
+
+
+class Sampled(Protocol):
+    """A document of which some tokens were sampled: a rollout, or a whole episode. `release` drops its arrays."""
+
+    @property
+    def prompt(self) -> int: ...
+
+    @property
+    def document(self) -> Sequence[int]: ...
+
+    @property
+    def places(self) -> Sequence[int]: ...
+
+    @property
+    def token_ids(self) -> Sequence[int]: ...
+
+    @property
+    def log_probabilities(self) -> Sequence[float]: ...
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    @property
+    def num_document(self) -> int: ...
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def finished(self) -> bool: ...
+
+    @property
+    def temperature(self) -> float: ...
+
+    @property
+    def sampling_masks(self) -> Sequence[bytes]: ...
+
+    @property
+    def choices(self) -> Choices | None: ...
+
+    def release(self) -> None: ...
+
+
+S = TypeVar("S", bound=Sampled)
+
 
 def sample_rollouts(
     llm: LLM, prompts: Sequence[Sequence[int]], group_size: int, params: SamplingParams, seed: int
@@ -62,7 +125,7 @@ def sample_rollouts(
             tuple(output.prompt_token_ids),
             tuple(output.token_ids),
             tuple(output.logprobs),
-            _text(llm, output.token_ids),
+            answer_text(llm, output.token_ids),
             output.finish_reason == "stop",
             1.0 if raw else params.temperature,
             tuple(output.sampling_masks),
@@ -72,7 +135,7 @@ def sample_rollouts(
     ]
 
 
-def _text(llm: LLM, token_ids: Sequence[int]) -> str:
+def answer_text(llm: LLM, token_ids: Sequence[int]) -> str:
     """Text of an answer, special tokens included, without the end of the sentence."""
     if llm.tokenizer is None:
         return ""
@@ -80,20 +143,19 @@ def _text(llm: LLM, token_ids: Sequence[int]) -> str:
     return llm.tokenizer.decode(ids[:-1] if ids and ids[-1] in llm.config.eos_token_ids else ids)
 
 
-def answer_rows(rollouts: Sequence[Rollout]) -> tuple[Tensor, Tensor]:
-    """Of the rollouts' documents laid end to end: rows after which an answer's token comes, and those tokens; int64."""
+def answer_rows(rollouts: Sequence[Sampled]) -> tuple[Tensor, Tensor]:
+    """Of the documents laid end to end: rows after which a sampled token comes, and those tokens; int64."""
     rows: list[int] = []
     start = 0
     for rollout in rollouts:
-        first = start + len(rollout.prompt_token_ids) - 1
-        rows.extend(range(first, first + len(rollout.token_ids)))
-        start += len(rollout.document)
+        rows.extend(start + place - 1 for place in rollout.places)
+        start += rollout.num_document
     tokens = [token for rollout in rollouts for token in rollout.token_ids]
     return torch.tensor(rows), torch.tensor(tokens)
 
 
 def answer_hidden(
-    model: Transformer, rollouts: Sequence[Rollout], aux: AuxLosses | None = None
+    model: Transformer, rollouts: Sequence[Sampled], aux: AuxLosses | None = None
 ) -> tuple[Tensor, Tensor]:
     """Hidden states fp32 [n, d] that predict the answers' tokens, and those tokens int64 [n]; a training forward."""
     batch = RaggedBatch.pack([rollout.document for rollout in rollouts], device=model.device)
@@ -102,7 +164,7 @@ def answer_hidden(
     return model.head_input(take_rows(streams, rows)), tokens
 
 
-def answer_log_probabilities(model: Transformer, rollouts: Sequence[Rollout], aux: AuxLosses | None = None) -> Tensor:
+def answer_log_probabilities(model: Transformer, rollouts: Sequence[Sampled], aux: AuxLosses | None = None) -> Tensor:
     """log p of every answer's tokens, laid end to end, fp32 [n], of the distribution that each rollout's are of.
 
     Differentiable where the model takes gradients. ValueError for rollouts of several temperatures.
@@ -116,22 +178,22 @@ def answer_log_probabilities(model: Transformer, rollouts: Sequence[Rollout], au
     return token_log_probabilities(hidden, model.head.matrix, tokens, temperatures.pop(), kept)
 
 
-def sampling_masks(rollouts: Sequence[Rollout], vocab: int) -> Tensor | None:
+def sampling_masks(rollouts: Sequence[Sampled], vocab: int) -> Tensor | None:
     """Masks of the answers' tokens, laid end to end, uint8 [n, ceil(vocab / 8)]; None if no rollout has any."""
     if not any(rollout.sampling_masks for rollout in rollouts):
         return None
     width = -(-vocab // 8)
     every = bytes([255]) * width
-    masks = [mask for rollout in rollouts for mask in rollout.sampling_masks or [every] * len(rollout.token_ids)]
+    masks = [mask for rollout in rollouts for mask in rollout.sampling_masks or [every] * rollout.num_tokens]
     return torch.frombuffer(bytearray(b"".join(masks)), dtype=torch.uint8).view(-1, width)
 
 
-def packed(rollouts: Iterable[Rollout], tokens: int) -> list[list[Rollout]]:
+def packed(rollouts: Iterable[S], tokens: int) -> list[list[S]]:
     """Consecutive rollouts of at most `tokens` tokens with their prompts; one that is longer is alone."""
-    found: list[list[Rollout]] = []
+    found: list[list[S]] = []
     room = 0
     for rollout in rollouts:
-        size = len(rollout.document)
+        size = rollout.num_document
         if not found or size > room:
             found.append([])
             room = tokens

@@ -92,6 +92,7 @@ class Verdict:
 
     value: float | None
     error: str | None = None
+    reason: str = ""  # of the value, where there is one
 
 
 def judge_prompts(problems: Sequence[RubricQuestion], answers: Sequence[str]) -> list[Conversation]:

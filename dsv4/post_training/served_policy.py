@@ -32,7 +32,7 @@ class ServedPolicy:
         """
         model = self.model
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        with stored_weights(model, fp4_scores=False) if self.quantized else nullcontext():
+        with stored_weights(model, indexers=False) if self.quantized else nullcontext():
             model.freeze()
             try:
                 if self._llm is None:

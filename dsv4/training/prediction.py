@@ -27,10 +27,11 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class Choice:
-    """What the command line asks for; None is chosen, per stage."""
+    """Wishes of the command line. None: the recipe's if it has one; else bf16, as many GPUs as the recipe has ranks,
+    and degrees and policy chosen per stage."""
 
-    gpus: int = 1
-    precision: Precision = "bf16"
+    gpus: int | None = None
+    precision: Precision | None = None
     recompute: Recompute | None = None
     data: int | None = None
     expert: int | None = None
@@ -100,7 +101,7 @@ def recipe_to_plan(name: str, overrides: Sequence[str]) -> PretrainRecipe:
 
 def stage_shapes(recipe: PretrainRecipe) -> list[StageShape]:
     """Stages of a resolved recipe. Documents count as long as the recipe allows."""
-    return [_shape(stage, recipe.run.replicas) for stage in recipe.stages]
+    return [_shape(stage, recipe.processes) for stage in recipe.stages]
 
 
 def _shape(stage: StageSection, replicas: int) -> StageShape:
@@ -113,9 +114,19 @@ def _shape(stage: StageSection, replicas: int) -> StageShape:
 
 def plan_run(recipe: PretrainRecipe, machine: Machine, choice: Choice) -> RunPlan:
     """Predict a resolved recipe. ValueError if the given degrees do not go with it."""
+    degrees = recipe.parallel.degrees()
     setting = _setting(recipe, recipe.model.config(), machine, choice)
     policy = choice.recompute or (recipe.run.recompute if recipe.run.recompute != "none" else None)
-    given = {name: getattr(choice, name) for name in ("data", "expert", "context", "pipeline")}
+    given: dict[str, int | None] = {name: getattr(choice, name) for name in ("data", "expert", "context", "pipeline")}
+    if degrees.ranks > 1 and not any(
+        given.values()
+    ):  # data counts the expert ranks here, which have batches of their own
+        given = {
+            "data": degrees.batches,
+            "expert": degrees.expert,
+            "context": degrees.context,
+            "pipeline": degrees.pipeline,
+        }
     plans = [choose_stage(setting, shape, policy, **given) for shape in stage_shapes(recipe)]
     return RunPlan(setting, tuple(plans), machine.price if choice.price is None else choice.price)
 
@@ -125,6 +136,8 @@ def plan_here(recipe: PretrainRecipe, config: ModelConfig, rate: float, memory: 
 
     rate: products per second of all replicas together.
     """
+    if recipe.parallel.degrees().ranks > 1:
+        raise ValueError("the recipe has several ranks; on a CPU allowed: one process or run.replicas")
     replicas = recipe.run.replicas
     machine = cpu(memory, rate / replicas)
     setting = _setting(recipe, config, machine, Choice(replicas, "fp32"))
@@ -137,8 +150,8 @@ def _setting(recipe: PretrainRecipe, config: ModelConfig, machine: Machine, choi
     return Setting(
         config,
         machine,
-        choice.gpus,
-        choice.precision,
+        choice.gpus or recipe.parallel.degrees().ranks,
+        choice.precision or (recipe.run.precision if "precision" in recipe.run.model_fields_set else "bf16"),
         quantized=recipe.run.quantized_share > 0,
         mtp=recipe.loss.mtp > 0,
         efficiency=machine.efficiency if choice.efficiency is None else choice.efficiency,

@@ -14,11 +14,11 @@ from dsv4.analysis.precision import Precision
 from dsv4.analysis.training_flops import Phase
 from dsv4.config import ModelConfig, nano_path
 from dsv4.model_folder import resolve_model
-from dsv4.parallel.degrees import Degrees
 from dsv4.presets import PRESETS
 from dsv4.training.batch_size import BatchSize
 from dsv4.training.ladder import rungs
 from dsv4.training.lora_settings import DEFAULT_TARGETS, AdapterOptimizer, LoraSettings
+from dsv4.training.parallel_section import ParallelSection
 from dsv4.training.recipe import Section
 from dsv4.training.spikes import SpikeSettings, Statistic
 from dsv4.training.stability_settings import AfterLast, Anticipate, StabilitySettings
@@ -177,20 +177,6 @@ class RunSection(Section):
     tensorboard: bool = False
 
 
-class ParallelSection(Section):
-    """Ranks per dimension of the mesh (parallel/mesh.py), whose product torchrun starts; all 1: one process."""
-
-    pipeline: Count = 1
-    data: Count = 1
-    context: Count = 1
-    expert: Count = 1
-    stages: tuple[Count, ...] = ()  # main layers of each stage of the pipeline; left out: stages of about equal cost
-    keep_gathered: bool = False  # a block's parameters from its forward to its backward
-
-    def degrees(self) -> Degrees:
-        return Degrees(self.pipeline, self.data, self.context, self.expert)
-
-
 class StabilitySection(Section):
     """Answer to loss spikes: rollbacks, and Anticipatory Routing after them. Without `rollback` the rest is unused."""
 
@@ -304,6 +290,14 @@ class PretrainRecipe(Section):
         """Processes with batches of their own."""
         return self.run.replicas * self.parallel.degrees().batches
 
+    def check_ranks(self, config: ModelConfig, stages: Iterable[StageSection]) -> None:
+        """ValueError if the model, or a setting of the run, does not go with the ranks of `parallel`."""
+        alone = [f"attention {s.attention!r} of stage {s.name!r}" for s in stages if s.attention != "sparse"]
+        alone += [f"run.replicas {self.run.replicas}"] if self.run.replicas > 1 else []
+        alone += ["stability.rollback"] if self.stability.rollback else []
+        alone += ["lora.rank"] if self.lora.rank is not None else []
+        self.parallel.check(config, alone)
+
     def resolve(self) -> PretrainRecipe:
         """The same run with every key of the model and every stage written out.
 
@@ -322,6 +316,7 @@ class PretrainRecipe(Section):
             if stage.attention == "warmup" and not config.has_indexer:
                 raise ValueError(f"stage {stage.name!r}: no layer of the model has an indexer to warm up")
         self.lora.check(self.model, config, self.run, stages)
+        self.check_ranks(config, stages)
         update: dict[str, Any] = {
             "model": self.model.resolve(config),
             "stages": tuple(stages),

@@ -37,25 +37,25 @@ def as_stored(name: str, weight: Tensor) -> Tensor:
 
 
 @contextmanager
-def stored_weights(model: nn.Module, fp4_scores: bool = True) -> Iterator[None]:
+def stored_weights(model: nn.Module, indexers: bool = True) -> Iterator[None]:
     """Context in which the model's parameters hold their stored values, and indexers score in FP4; on exit the masters
     return, bit for bit.
 
-    fp4_scores=False: indexers score in the model's numerics, as an engine that serves them does.
-    An indexer whose width is no power of two, which the published numerics cannot rotate, stays as it is.
+    `indexers` False leaves indexers to the model's numerics, as an engine that serves the model does. An indexer whose
+    width is no power of two, which the published numerics cannot rotate, stays as it is.
     """
     masters = [(name, p, p.data) for name, p in model.named_parameters() if stored_dtype(name) in _ROUNDED]
-    indexers = [m for m in model.modules() if isinstance(m, Indexer) and not m.quantizes and m.width.bit_count() == 1]
-    indexers = indexers if fp4_scores else []
+    exact = [m for m in model.modules() if isinstance(m, Indexer) and not m.quantizes and m.width.bit_count() == 1]
+    rounded = exact if indexers else []
     try:
-        for indexer in indexers:
+        for indexer in rounded:
             indexer.quantizes = True
         with torch.no_grad():
             for name, parameter, master in masters:
                 parameter.data = as_stored(name, master)
         yield
     finally:
-        for indexer in indexers:
+        for indexer in rounded:
             indexer.quantizes = False
         for _, parameter, master in masters:
             parameter.data = master

@@ -24,12 +24,13 @@ from dsv4.kernels import backends
 
 def test_contenders_take_turns_and_the_run_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     contenders = ("dsv4 bf16", "transformers")
-    options = ["--quick", "--no-gate", "--threads", "1", "--busy", "--results", str(tmp_path), "--contenders"]
-    assert train.main([*options, *contenders]) == 0
+    options = ["--quick", "--no-gate", "--threads", "1", "--busy", "--results", str(tmp_path)]
+    assert train.main([*options, "--recompute", "blocks", "--contenders", *contenders]) == 0
     printed = capsys.readouterr().out
     assert "tokens per processor second" in printed and "UNGATED" in printed
     (file,) = tmp_path.glob("*.jsonl")
     (run,) = read(file)
+    assert run.settings["recompute"] == "blocks"
     for measure, tokens in ((train_rounds.GRADIENT, 32), (train_rounds.STEP, 48)):
         for name in contenders:
             row, peak = (run.find(name, what, tokens) for what in (measure, f"{train_rounds.PEAK}, {measure}"))
@@ -42,6 +43,7 @@ def test_contenders_take_turns_and_the_run_is_reported(tmp_path: Path, capsys: p
     file.unlink()
     append(tmp_path / "this.jsonl", run)
     page = report.document(tmp_path)
+    assert "`dsv4 bench train --busy --recompute blocks`" in page
     assert "### train slice" in page and "| forward and backward, 2 x 16 " in page and "optimizer" in page
 
 
@@ -53,6 +55,8 @@ def test_contenders_compute_the_same_next_token_loss(tmp_path: Path) -> None:
         losses.append(trainers.run(name, (2, 24), 2, True, 3).loss)
     assert losses[1:] == pytest.approx(losses[:1] * 3, rel=2e-2)
     assert losses[3] == pytest.approx(losses[0], rel=1e-3)
+    trainers.load("dsv4", tmp_path / "model", "blocks")
+    assert trainers.run("dsv4", (2, 24), 2, True, 3).loss == losses[0]
     assert len(trainers.matrices(tmp_path / "model")) > 100
 
 

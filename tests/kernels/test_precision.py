@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsv4.kernels.cross_entropy import cross_entropy
 from dsv4.kernels.grouped_linear import grouped_linear
@@ -153,3 +154,15 @@ def test_cuda_multiplies_the_same_numbers() -> None:
     x, weight, pull = (t.detach().cuda() for t in leaves(100, 300, 70))
     got = run_linear("bf16", x.requires_grad_(), weight.requires_grad_(), pull)
     check_products("bf16", x.detach().cpu(), weight.detach().cpu(), pull.cpu(), tuple(t.cpu() for t in got))
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp8"])
+def test_another_weight_in_the_same_memory_is_rounded_anew(name: Precision) -> None:
+    """As FSDP gathers one block's weights where another's were."""
+    memory = np.ones((8, 16), dtype=np.float32)
+    x = torch.ones(3, 16)
+    with precision(name):
+        first = linear(x, nn.Parameter(torch.from_numpy(memory)))
+        memory[:] = 2.0
+        second = linear(x, nn.Parameter(torch.from_numpy(memory)))
+    assert torch.equal(second, 2 * first)

@@ -37,13 +37,15 @@ def settings(**changes: Any) -> TrainSettings:
     return TrainSettings(Schedule(0.002, 2, 0.5, 0.1), quantized_share=0.34, save_every=2, **changes)
 
 
-def main(run_dir: Path, degrees: dict[str, int], micro_batches: int, stop_after: int | None) -> None:
+def main(
+    run_dir: Path, degrees: dict[str, int], micro_batches: int, stop_after: int | None, changes: dict[str, Any]
+) -> None:
     torch.set_num_threads(1)
     with process_group(timeout=120):
         model, _ = make_model()
         trainer = RankTrainer(
             model, {"compute_dtype": torch.float32}, [Stage("all", 1.0, UnevenBatches())],
-            settings(micro_batches=micro_batches), FixedPlan(STEPS), run_dir, Degrees(**degrees), quiet=True,
+            settings(micro_batches=micro_batches, **changes), FixedPlan(STEPS), run_dir, Degrees(**degrees), quiet=True,
         )  # fmt: skip
         trainer.run(stop_after)
         whole = trainer.gather_model()
@@ -53,4 +55,10 @@ def main(run_dir: Path, degrees: dict[str, int], micro_batches: int, stop_after:
 
 if __name__ == "__main__":
     options = json.loads(sys.argv[1])
-    main(Path(options["run_dir"]), options["degrees"], options["micro_batches"], options["stop_after"])
+    main(
+        Path(options["run_dir"]),
+        options["degrees"],
+        options["micro_batches"],
+        options["stop_after"],
+        options["changes"],
+    )

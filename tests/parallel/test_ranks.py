@@ -23,8 +23,19 @@ ROOT = Path(__file__).parents[2]
 LOSSES = ("loss", "mtp_loss", "balance_loss", "indexer_loss", "grad_norm")
 
 
-def train(run_dir: Path, ranks: int, micro_batches: int, stop_after: int | None = None, **degrees: int) -> None:
-    options = {"run_dir": str(run_dir), "degrees": degrees, "micro_batches": micro_batches, "stop_after": stop_after}
+def train(
+    run_dir: Path,
+    ranks: int,
+    micro_batches: int,
+    stop_after: int | None = None,
+    changes: dict[str, Any] | None = None,
+    **degrees: int,
+) -> None:
+    """changes: of the run's TrainSettings."""
+    options = {
+        "run_dir": str(run_dir), "degrees": degrees, "micro_batches": micro_batches, "stop_after": stop_after,
+        "changes": changes or {},
+    }  # fmt: skip
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     ended = subprocess.run(
         [*command, "-m", "tests.parallel.rank_program", json.dumps(options)],
@@ -45,11 +56,11 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
     return torch.load(run_dir / "whole.pt")
 
 
-def train_alone(run_dir: Path, micro_batches: int) -> list[dict[str, Any]]:
+def train_alone(run_dir: Path, micro_batches: int, **changes: Any) -> list[dict[str, Any]]:
     model, _ = make_model()
     optimizer = MuonAdamW(model, model.config, compute_dtype=torch.float32)
     stages = [Stage("all", 1.0, UnevenBatches())]
-    chosen = settings(micro_batches=micro_batches)
+    chosen = settings(micro_batches=micro_batches, **changes)
     Trainer(model, optimizer, stages, chosen, FixedPlan(STEPS), run_dir, quiet=True).run()
     return records(run_dir)
 
@@ -85,9 +96,33 @@ def test_two_ranks_with_halved_experts_train_as_one_process(tmp_path: Path) -> N
     ],
 )
 def test_ranks_train_as_one_process(ranks: int, micro_batches: int, degrees: dict[str, int], tmp_path: Path) -> None:
-    train(tmp_path / "ranks", ranks, micro_batches, **degrees)
+    train(tmp_path / "ranks", ranks, micro_batches, None, None, **degrees)
     all_batches = ranks // degrees.get("context", 1) // degrees.get("pipeline", 1) * micro_batches
     assert_same_losses(records(tmp_path / "ranks"), train_alone(tmp_path / "alone", all_batches))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ranks", "micro_batches", "degrees", "changes"),
+    [
+        (2, 2, {"data": 2}, {"precision": "bf16"}),
+        (2, 3, {"pipeline": 2}, {"precision": "fp8"}),
+        (2, 2, {"data": 2}, {"recompute": "blocks"}),
+        (2, 1, {"expert": 2}, {"recompute": "experts"}),
+        (2, 2, {"context": 2}, {"recompute": "attention"}),
+        (2, 3, {"pipeline": 2}, {"recompute": "blocks"}),
+    ],
+)
+def test_ranks_with_a_precision_or_recomputation_train_as_one_process(
+    ranks: int, micro_batches: int, degrees: dict[str, int], changes: dict[str, Any], tmp_path: Path
+) -> None:
+    """Rounding amplifies differences of later steps, whose weights differ in their last bits already."""
+    train(tmp_path / "ranks", ranks, micro_batches, None, changes, **degrees)
+    all_batches = ranks // degrees.get("context", 1) // degrees.get("pipeline", 1) * micro_batches
+    alone = train_alone(tmp_path / "alone", all_batches, **changes)
+    for step, (got, want) in enumerate(zip(records(tmp_path / "ranks"), alone, strict=True)):
+        rounded = "precision" in changes and step > 0
+        assert got["loss"] == pytest.approx(want["loss"], rel=1e-3 if rounded else 1e-6), step
 
 
 @pytest.mark.slow

@@ -75,7 +75,7 @@ def test_replay_of_what_was_recorded_changes_no_bit(params: SamplingParams) -> N
     policy, _ = small_policy()
     model = policy.model
     rollouts = sampled(policy, params)
-    with stored_weights(model, fp4_scores=False):
+    with stored_weights(model, indexers=False):
         without, free = gradients(model, rollouts, AuxLosses())
         aux = replaying(rollouts, model.device)
         kept, replayed = gradients(model, rollouts, aux)
@@ -185,7 +185,7 @@ def test_probabilities_of_the_kept_tokens_sum_to_1() -> None:
         for token in mask.nonzero().flatten().tolist():  # each kept token in place of the one that was drawn
             other = replace(one, token_ids=(*one.token_ids[:place], token))
             other = replace(other, sampling_masks=one.sampling_masks[: place + 1])
-            with stored_weights(model, fp4_scores=False), torch.no_grad():
+            with stored_weights(model, indexers=False), torch.no_grad():
                 total[place] += answer_log_probabilities(model, [other])[-1].exp()
         if place == 4:
             break

@@ -79,6 +79,14 @@ def test_the_config_is_printed_as_a_recipe(folder: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().out == path.read_text()
 
 
+def test_a_call_that_was_wrong_leaves_no_run(folder: Path, tmp_path: Path) -> None:
+    words = [str(folder), TASKS, "--run-dir", str(tmp_path / "run")]
+    for teachers, message in (([], "no teachers"), (["--teacher", "default=none"], "no such folder")):
+        with pytest.raises(SystemExit, match=message):
+            distill.main([*words, *teachers])
+        assert not (tmp_path / "run" / "recipe.toml").exists()
+
+
 @pytest.mark.parametrize("text", ["gcd", "=x", "gcd="])
 def test_a_teacher_that_is_none_is_named(text: str) -> None:
     with pytest.raises(ValueError, match="allowed: DOMAIN=FOLDER or DOMAIN=FOLDER:WEIGHT"):

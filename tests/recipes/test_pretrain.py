@@ -207,3 +207,37 @@ def dsv4_data(*arguments: str) -> int:
     from dsv4.cli import main as cli
 
     return cli(["data", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["parallel.data=2"], "for 2 ranks: start it by torchrun"),
+        (["parallel.expert=7"], "divisors of the"),
+        (["parallel.pipeline=99"], "up to the"),
+        (["parallel.stages=[1, 2]"], "numbers that add up"),
+        (["parallel.data=2", "run.replicas=2"], "run.replicas 2 on 2 ranks"),
+        (["parallel.context=2", "stability.rollback=true"], "stability.rollback on 2 ranks"),
+        (["parallel.data=2", "model.start=nano", "lora.rank=4"], "lora.rank on 2 ranks"),
+        (["parallel.pipeline=2", "stages.0.attention=dense", "stages.0.steps=2"], "attention 'dense' of stage"),
+    ],
+)
+def test_ranks_and_settings_of_one_process_are_refused(words: list[str], said: str) -> None:
+    recipe = read_recipe(PretrainRecipe, None, words)
+    if said.startswith("for"):
+        checks = runpy.run_path(str(RECIPE))["check_ranks"]
+        with pytest.raises(ValueError, match=said):
+            checks(recipe)
+    else:
+        with pytest.raises(ValueError, match=said):
+            recipe.resolve()
+
+
+@pytest.mark.parametrize(("device", "said"), [("gpu", "allowed: cpu, cuda"), ("cuda", "finds no CUDA device")])
+def test_devices_that_are_not_here_are_refused(
+    device: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, main: Any
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match=said):
+        main([f"run.device={device}", "data.text=docs", "--run-dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from dsv4.config import nano_path
 from dsv4.engine import LLM, SamplingParams
 from dsv4.post_training.recipe_run import tokenizer_files
 from dsv4.training.export import export_model
-from recipes import sft
+from recipes import pretrain, sft
 from tests.post_training.small_policy import small_policy
 
 
@@ -41,6 +42,16 @@ def test_the_dry_run_shows_samples_and_refusals(folder: Path, talks: Path, capsy
     assert sft.main([str(folder), str(talks), "--dry-run", "1"]) == 0
     output = " ".join(capsys.readouterr().out.split())
     assert "messages[1]" in output and ":9: no JSON" in output and "9 samples" in output and "1 refused" in output
+
+
+def test_the_printed_config_makes_no_run(
+    folder: Path, talks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert sft.main([str(folder), str(talks), "--print-config", "--run-dir", str(run)]) == 0
+    assert not run.exists()
+    recipe = tomllib.loads(capsys.readouterr().out)
+    assert recipe["data"]["shards"] == [str(run / "samples")] and recipe["stages"][0]["name"] == "sft"
 
 
 def test_it_trains_resumes_and_is_served(folder: Path, talks: Path, tmp_path: Path) -> None:
@@ -76,3 +87,16 @@ def test_wrong_input_is_named(folder: Path, talks: Path, tmp_path: Path) -> None
     ):
         with pytest.raises(SystemExit, match=message):
             sft.main([*words, "--run-dir", str(tmp_path / "run")])
+
+
+def test_an_interrupted_run_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> int:
+        (tmp_path / "state.pt").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pretrain, "_train", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.main(["--resume", "--run-dir", str(tmp_path)])
+    assert f"dsv4 train pretrain --resume --run-dir {tmp_path}" in capsys.readouterr().err

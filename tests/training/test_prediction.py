@@ -18,7 +18,7 @@ from dsv4.kernels import backends
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.training.gradient import pack_batch
 from dsv4.training.losses import LossWeights, compute_losses
-from dsv4.training.prediction import Choice, check_run, plan_run, recipe_to_plan
+from dsv4.training.prediction import Choice, check_run, plan_here, plan_run, recipe_to_plan
 from dsv4.training.pretrain_recipe import PretrainRecipe
 from dsv4.training.recipe import read_recipe, write_recipe
 
@@ -103,3 +103,15 @@ def test_the_command_plans_for_gpus_and_for_this_machine(capsys: pytest.CaptureF
     assert main(["plan"]) == 2
     assert main(["plan", "nano", "stages.0.step=3"]) == 2
     assert "the nearest key is stages.0.steps" in capsys.readouterr().err
+
+
+def test_ranks_and_precision_of_a_recipe_are_planned(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text('[run]\nprecision = "fp8"\n[parallel]\ndata = 2\nexpert = 2\n[[stages]]\nsteps = 10\n')
+    recipe = recipe_to_plan(str(path), [])
+    plan = plan_run(recipe, MACHINES["H100"], Choice())
+    (stage,) = plan.stages
+    assert (plan.setting.gpus, plan.setting.precision) == (4, "fp8")
+    assert (stage.degrees.data, stage.degrees.expert, stage.shape.batch_tokens) == (4, 2, 4 * 4096)
+    with pytest.raises(ValueError, match="several ranks"):
+        plan_here(recipe, recipe.model.config(), 1e9, 1e9)

@@ -165,7 +165,7 @@ def _named(root: Path, paths: Sequence[Path], texts: Iterator[list[str]]) -> Ite
 
 
 def _read_state(path: Path, chain: str) -> Made | None:
-    """What an earlier call made of a package, if the packages before it were the same."""
+    """The result of an earlier call for a package, if the packages before it were the same."""
     if not path.is_file():
         return None
     try:

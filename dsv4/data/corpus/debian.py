@@ -14,8 +14,6 @@ from pathlib import Path
 
 from dsv4.checkpoint.atomic import new_file
 
-MIRROR = "http://deb.debian.org/debian"
-SUITE = "trixie"
 _BLOCK = 1 << 18
 _TIMEOUT = 60  # seconds
 

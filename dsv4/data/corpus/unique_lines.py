@@ -20,7 +20,7 @@ class SeenLines:
         self._new: set[int] = set()
 
     def clean(self, text: str, whole: bool) -> str:
-        """What is new in a text; "" for less than LEAST_TEXT characters. A `whole` text is kept or left out."""
+        """The new lines of a text; "" for less than LEAST_TEXT characters. A `whole` text is kept or left out."""
         text = text.encode("utf-8", "replace").decode()  # no half surrogate pairs
         kept = (text if self._is_new(text) else "") if whole else self._unique(text)
         return kept if sum(len(line.strip()) for line in kept.split("\n")) >= LEAST_TEXT else ""

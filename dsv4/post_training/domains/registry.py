@@ -1,0 +1,73 @@
+"""All domains by name, and a source of problems from a mixture of domains and tasks."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from random import Random
+from typing import TYPE_CHECKING
+
+from dsv4.data.stable_hash import stable_hash
+from dsv4.post_training.problems import Problem, TaskProblems
+
+if TYPE_CHECKING:
+    from dsv4.data.tasks import Split
+    from dsv4.post_training.domains.domain import Domain
+
+DOMAINS: dict[str, tuple[str, str]] = {  # name -> module and class, imported where they are asked for
+    "code": ("dsv4.post_training.domains.code", "Code"),
+    "instructions": ("dsv4.post_training.domains.instructions", "InstructionFollowing"),
+    "mathematics": ("dsv4.post_training.domains.mathematics", "Mathematics"),
+    "terminal": ("dsv4.post_training.domains.agent", "Terminal"),
+    "tools": ("dsv4.post_training.domains.agent", "Tools"),
+}
+
+
+@functools.cache
+def open_domain(name: str, thinking: bool | None = None) -> Domain:
+    """The domain of a name; `thinking` None leaves the mode to it. ValueError if there is none of the name."""
+    if name not in DOMAINS:
+        raise ValueError(f"unknown domain {name}; allowed: {', '.join(sorted(DOMAINS))}")
+    module, kind = DOMAINS[name]
+    made = getattr(import_module(module), kind)
+    return made() if thinking is None else made(thinking=thinking)
+
+
+@dataclass(frozen=True)
+class DomainProblems:
+    """Problems of domains, `weights` by name. ValueError for an unknown one, or one that lacks what it needs."""
+
+    weights: Mapping[str, float]
+    seed: int = 1
+    thinking: bool | None = None
+    split: Split = "train"
+    _names: tuple[str, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.weights:
+            raise ValueError(f"no domains; allowed: {', '.join(sorted(DOMAINS))}")
+        for name, weight in self.weights.items():
+            if not weight > 0.0:
+                raise ValueError(f"the weight of domain {name} is {weight}; allowed: more than 0")
+            open_domain(name).prepare()
+        object.__setattr__(self, "_names", tuple(sorted(self.weights)))
+
+    def problem(self, number: int, /) -> Problem:
+        rng = Random(stable_hash("domain problem", self.seed, number))
+        name = rng.choices(self._names, [self.weights[name] for name in self._names])[0]
+        return open_domain(name, self.thinking).problem(self.seed, number, self.split)
+
+
+@dataclass(frozen=True)
+class MixedProblems:
+    """Problems of tasks and of domains, in the ratio of their weights."""
+
+    tasks: TaskProblems
+    domains: DomainProblems
+
+    def problem(self, number: int, /) -> Problem:
+        ours, theirs = sum(self.domains.weights.values()), sum(self.tasks.weights.values())
+        mixed = Random(stable_hash("mixed problem", self.domains.seed, number)).random() * (ours + theirs) < ours
+        return self.domains.problem(number) if mixed else self.tasks.problem(number)

@@ -1,0 +1,1 @@
+"""Long episodes: many turns with tools, sampled by the engine, trained as one sample each."""

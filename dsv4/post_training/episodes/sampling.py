@@ -1,0 +1,180 @@
+"""Episodes by the engine, many at once: a turn's tokens stay as they were sampled, and results go behind them."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from deepseek_recipe import AssistantMessage, Conversation, Message, ToolCall, ToolDefinition, ToolMessage, UserMessage
+
+from dsv4.data.stable_hash import stable_hash
+from dsv4.engine import LLM, SamplingParams
+from dsv4.engine.outputs import RequestOutput
+from dsv4.post_training.episodes.environment import Environment, EpisodeLimits, EpisodeProblem
+from dsv4.post_training.episodes.trajectory import Trajectory, TrajectoryFiles
+from dsv4.post_training.problems import Explained, answer_of
+from dsv4.post_training.rollouts import answer_text
+from dsv4.tokenizer.prompts import PromptEncoder
+from dsv4.tokenizer.special import EOS
+
+UNREADABLE = "The tool calls could not be read."
+_ANY = ToolDefinition("tool", "", {"type": "object", "properties": {}})
+
+
+@dataclass
+class _Episode:
+    """An episode in progress."""
+
+    goal: int
+    problem: EpisodeProblem
+    environment: Environment
+    seed: int
+    tokens: array[int]
+    log_probabilities: array[float] = field(default_factory=lambda: array("f"))
+    spans: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    calls: int = 0
+    text: str = ""
+    finished: bool = False
+    error: str | None = None
+
+
+def sample_episodes(
+    llm: LLM,
+    problems: Sequence[tuple[int, EpisodeProblem]],
+    group_size: int,
+    params: SamplingParams,
+    seed: int,
+    limits: EpisodeLimits,
+    files: TrajectoryFiles,
+) -> list[Trajectory]:
+    """`group_size` episodes of each (number, goal), in their order. The same seed gives the same tokens.
+
+    `params.max_tokens` is of a turn. Environments of `limits.at_once` episodes are open at a time. ValueError for a
+    goal that does not fit the model's context.
+    """
+    waiting = _begin(llm, problems, group_size, seed)
+    order: list[tuple[int, int]] = []
+    found: dict[tuple[int, int], Trajectory] = {}
+    active: list[_Episode] = []
+    try:
+        while True:
+            while len(active) < limits.at_once and (new := next(waiting, None)) is not None:
+                order.append((new.goal, new.seed))
+                active.append(new)
+            if not active:
+                return [found[key] for key in order]
+            _turns(llm, active, params, limits)
+            for episode in [episode for episode in active if _ended(llm, episode, limits)]:
+                active.remove(episode)
+                found[episode.goal, episode.seed] = _closed(episode, files)
+    finally:
+        for episode in active:
+            episode.environment.close()
+
+
+def _begin(llm: LLM, problems: Sequence[tuple[int, EpisodeProblem]], group_size: int, seed: int) -> Iterator[_Episode]:
+    for goal, problem in problems:
+        assert llm.prompts is not None, "episodes are in text"
+        tokens = llm.prompts.encode(problem.prompt())
+        if len(tokens) >= llm.max_model_len:
+            raise ValueError(
+                f"{problem.key!r} has {len(tokens)} tokens; allowed: fewer than the context's {llm.max_model_len}"
+            )
+        for place in range(group_size):
+            own = stable_hash("episode", seed, goal, place) >> 2
+            yield _Episode(goal, problem, problem.environment(), own, array("i", tokens))
+
+
+def _ended(llm: LLM, episode: _Episode, limits: EpisodeLimits) -> bool:
+    full = len(episode.tokens) >= llm.max_model_len or len(episode.log_probabilities) >= limits.tokens
+    return episode.finished or episode.error is not None or len(episode.spans) >= limits.turns or full or _cut(episode)
+
+
+def _cut(episode: _Episode) -> bool:
+    """True if the last turn was cut off: nothing was appended behind its tokens."""
+    return bool(episode.spans) and episode.spans[-1][1] == len(episode.tokens)
+
+
+def _turns(llm: LLM, active: Sequence[_Episode], params: SamplingParams, limits: EpisodeLimits) -> None:
+    """One turn of each episode."""
+    wanted = [
+        replace(
+            params, n=1, logprobs=True, seed=stable_hash("turn", episode.seed, len(episode.spans)) >> 2,
+            max_tokens=min(
+                params.max_tokens or limits.tokens, limits.tokens - len(episode.log_probabilities),
+                llm.max_model_len - len(episode.tokens),
+            ),
+        )
+        for episode in active
+    ]  # fmt: skip
+    outputs = llm.generate([episode.tokens.tolist() for episode in active], wanted)
+    for episode, output in zip(active, outputs, strict=True):
+        _take_turn(llm, episode, output, limits)
+
+
+def _take_turn(llm: LLM, episode: _Episode, output: RequestOutput, limits: EpisodeLimits) -> None:
+    """Append a turn's tokens as sampled; then, if it calls tools, their results and the beginning of the next turn."""
+    from dsv4.data.tasks import parse_tool_calls  # needs the tasks' package
+
+    start = len(episode.tokens)
+    episode.tokens.extend(output.token_ids)
+    episode.log_probabilities.extend(output.logprobs)
+    episode.spans.append((start, len(episode.tokens)))
+    episode.text = answer_text(llm, output.token_ids)
+    if output.finish_reason != "stop":
+        return
+    calls = parse_tool_calls(answer_of(episode.text, episode.problem.thinking) or "")
+    if calls == []:
+        episode.finished = True
+        return
+    try:
+        results = None if calls is None else [_result(episode, call, limits) for call in calls[: limits.calls]]
+    except Exception as error:  # an environment is the user's code: the run goes on without this episode
+        episode.error = f"the environment of {episode.problem.domain} raised {type(error).__name__}: {error}"
+        return
+    if calls is not None and results is not None and len(calls) > limits.calls:
+        results.append(f"{len(calls)} calls; only the first {limits.calls} were made")
+    assert llm.prompts is not None
+    episode.tokens.extend(continuation(llm.prompts, results, episode.problem.thinking))
+
+
+def _result(episode: _Episode, call: dict, limits: EpisodeLimits) -> str:
+    episode.calls += 1
+    text = episode.environment.call(call["name"], call["arguments"])
+    return text if len(text) <= limits.result else f"{text[: limits.result]}... (cut)"
+
+
+def continuation(prompts: PromptEncoder, results: Sequence[str] | None, thinking: bool) -> list[int]:
+    """Tokens between two turns: tools' results, or without them a word on unreadable calls; the next turn's beginning.
+
+    They are those of the whole conversation's prompt, and need nothing that came before.
+    """
+    calls = [ToolCall(str(place), "tool", "{}") for place in range(len(results or ()))]
+    messages: list[Message] = [UserMessage("x"), AssistantMessage("", "" if thinking else None, calls or None)]
+    if results:
+        messages += [ToolMessage(text, call.id) for text, call in zip(results, calls, strict=True)]
+    else:
+        messages.append(UserMessage(UNREADABLE))
+    rendered = prompts.render(Conversation(messages, thinking_mode=thinking, tools=[_ANY]))
+    begin = next(stop for start, stop in reversed(rendered.special_ranges) if rendered.prompt[start:stop] == EOS)
+    ranges = [(start - begin, stop - begin) for start, stop in rendered.special_ranges if start >= begin]
+    return prompts.tokenizer.encode_rendered(rendered.prompt[begin:], ranges)
+
+
+def _closed(episode: _Episode, files: TrajectoryFiles) -> Trajectory:
+    """The episode as a sample, without what follows its last sampled token; its environment is closed."""
+    outcome: Explained | None = None
+    try:
+        answer = answer_of(episode.text, episode.problem.thinking)
+        if episode.finished and answer is not None:
+            outcome = episode.environment.outcome(answer)
+    except Exception as error:  # the user's code, too
+        episode.error = f"the environment of {episode.problem.domain} raised {type(error).__name__}: {error}"
+    finally:
+        episode.environment.close()
+    end = episode.spans[-1][1]
+    return Trajectory(
+        episode.goal, tuple(episode.spans), end, episode.text, episode.finished, len(episode.spans), episode.calls,
+        outcome, episode.error, files.write(episode.tokens[:end], episode.log_probabilities),
+    )  # fmt: skip

@@ -1,0 +1,94 @@
+"""Trajectories: episodes as samples, whose metadata is in memory and whose arrays are on disk until they are used."""
+
+from __future__ import annotations
+
+import shutil
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dsv4.post_training.problems import Explained
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One episode as one sample: its tokens, of which those in `spans` were sampled, and their log-probabilities.
+
+    Arrays are read from `file` each time; after `release` they are gone, and the rest remains.
+    """
+
+    prompt: int  # number of its goal, which its group shares
+    spans: tuple[tuple[int, int], ...]  # of the document, start and stop
+    num_document: int
+    text: str  # of the last turn
+    finished: bool  # False: ended by a limit
+    turns: int
+    calls: int
+    outcome: Explained | None  # None if it is not finished, or its environment was lost
+    error: str | None
+    file: Path
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(stop - start for start, stop in self.spans)
+
+    @property
+    def places(self) -> list[int]:
+        return [place for start, stop in self.spans for place in range(start, stop)]
+
+    @property
+    def document(self) -> list[int]:
+        return self._read("document").tolist()
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self._read("document")[self.places].tolist()
+
+    @property
+    def log_probabilities(self) -> list[float]:
+        return self._read("log_probabilities").tolist()
+
+    @property
+    def temperature(self) -> float:
+        """Of its log-probabilities: an episode is sampled at 1, without filters."""
+        return 1.0
+
+    @property
+    def sampling_masks(self) -> tuple[bytes, ...]:
+        return ()
+
+    @property
+    def choices(self) -> None:
+        """Choices of an episode are not recorded."""
+        return None
+
+    def release(self) -> None:
+        """Remove the arrays; again is allowed."""
+        self.file.unlink(missing_ok=True)
+
+    def _read(self, name: str) -> np.ndarray:
+        with np.load(self.file) as arrays:
+            return arrays[name]
+
+
+class TrajectoryFiles:
+    """Folder of trajectories' arrays; what an earlier process left in it is removed."""
+
+    def __init__(self, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        self.folder, self._count = folder, 0
+
+    def write(self, document: Sequence[int], log_probabilities: array[float]) -> Path:
+        """Write the arrays of one trajectory to a new file."""
+        path = self.folder / f"{self._count}.npz"
+        self._count += 1
+        np.savez(
+            path,
+            document=np.asarray(document, dtype=np.int32),
+            log_probabilities=np.asarray(log_probabilities, dtype=np.float32),
+        )
+        return path

@@ -1,0 +1,54 @@
+"""Mathematics: grouped tasks; other forms of the right number count, expressions do not."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from dsv4 import notices
+from dsv4.data.tasks import split_of
+from dsv4.post_training.domains import mathematics
+from dsv4.post_training.domains.mathematics import NUMBERS, Mathematics, MathProblem, same_number
+
+
+def test_problems_are_pure_split_and_right_by_their_own_answers() -> None:
+    domain, tasks = Mathematics(), set[str]()
+    for split in ("train", "eval"):
+        for number in range(40):
+            one = domain.problem(1, number, split)
+            assert isinstance(one, MathProblem) and one.domain == "mathematics"
+            assert split_of(one.key) == split
+            assert one.reward(one.example.answer) == 1.0 and one.reward("no idea") == 0.0
+            tasks.add(one.task)
+    assert domain.problem(1, 3) == domain.problem(1, 3)
+    assert tasks == set(NUMBERS)
+    assert Mathematics(thinking=True).problem(1, 3).thinking
+
+
+@pytest.mark.parametrize("answer", ["7", "7.0", "x = 7", "\\boxed{7}", "$7$", "The answer is 7", "The answer is 7."])
+def test_other_forms_of_a_number(answer: str) -> None:
+    pytest.importorskip("math_verify")
+    assert same_number("7", answer)
+    assert not same_number("8", answer) and not same_number("-7", answer)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["3+4", "14/2", "8-1", "7 or 8", "-7", "- 7", "7!", "\\sqrt{49}", "9^9^9^9", "", "seven", "7" * 300, "-(7)", "x-7",
+     "7%", "7i"],
+)  # fmt: skip
+def test_expressions_and_other_answers_do_not_count(answer: str) -> None:
+    assert not same_number("7", answer)
+
+
+def test_without_math_verify_it_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(mathematics, "find_spec", lambda _: None)
+    monkeypatch.setattr(notices, "_told", set())
+    mathematics._verifier.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        Mathematics().prepare()
+        Mathematics().prepare()
+    assert len([line for line in caplog.messages if "math-verify" in line]) == 1
+    assert not same_number("7", "7.0")
+    mathematics._verifier.cache_clear()

@@ -1,0 +1,212 @@
+"""Episodes: sampled tokens stay, training has the sampler's bits over all turns, arrays go after use."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from deepseek_recipe import AssistantMessage, Conversation, ToolCall, ToolMessage, UserMessage
+
+from dsv4.config import nano_path
+from dsv4.data.tasks import split_of
+from dsv4.engine import SamplingParams
+from dsv4.kernels import backends
+from dsv4.post_training.domains.agent import Terminal, ToolProblem, Tools
+from dsv4.post_training.domains.tool_environment import SHELL, TOOLS, Goal, ShellEnvironment, calculate
+from dsv4.post_training.episodes.environment import EpisodeLimits
+from dsv4.post_training.episodes.sampling import UNREADABLE, continuation, sample_episodes
+from dsv4.post_training.episodes.trajectory import TrajectoryFiles
+from dsv4.post_training.grpo import GRPOSettings
+from dsv4.post_training.grpo_run import GRPORun, GRPORunSettings
+from dsv4.post_training.learner import LearnerSettings
+from dsv4.post_training.policy_run import LoopSettings
+from dsv4.post_training.problems import Explained
+from dsv4.post_training.rewards import RewardSettings, judge
+from dsv4.post_training.rollouts import answer_log_probabilities
+from dsv4.post_training.sandbox.substrates import missing
+from dsv4.post_training.served_policy import ServedPolicy
+from dsv4.tokenizer.prompts import PromptEncoder
+from dsv4.training.optim import MuonAdamW
+from dsv4.training.qat import stored_weights
+from dsv4.training.schedule import Schedule
+
+from .small_policy import has_digit, small_policy
+
+PARAMS = SamplingParams(max_tokens=12)
+
+
+class Scripted:
+    """An engine that says scripted turns."""
+
+    max_model_len = 2048
+
+    def __init__(self, turns: list[list[int]]) -> None:
+        self.prompts = PromptEncoder.from_pretrained(nano_path())
+        self.tokenizer, self.config = self.prompts.tokenizer, SimpleNamespace(eos_token_ids=(1,))
+        self.turns, self.seen = turns, list[list[int]]()
+
+    def generate(self, prompts: list[list[int]], params: list[SamplingParams]) -> list[Any]:
+        self.seen += prompts
+        turn = self.turns[len(self.seen) - 1]
+        return [SimpleNamespace(token_ids=turn, logprobs=[-0.5] * len(turn), finish_reason="stop")]
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_tokens_are_those_of_the_conversation_and_the_goal_is_checked(tmp_path: Path, thinking: bool) -> None:
+    goal = Goal(keys={"pens": "42"}, answer="done")
+    problem = ToolProblem("Set the key pens to 6 * 7.", goal, {}, {}, "tools", thinking=thinking)
+    prompts = PromptEncoder.from_pretrained(nano_path())
+    steps = [("calculate", {"expression": "6 * 7"}, "42"), ("set", {"key": "pens", "value": "42"}, "ok")]
+    messages, turns, after = [UserMessage(problem.question)], [], []
+    for place, (name, arguments, result) in enumerate(steps):
+        before = prompts.encode(Conversation(messages, thinking_mode=thinking, tools=list(TOOLS)))
+        call = ToolCall(str(place), name, json.dumps(arguments))
+        messages += [AssistantMessage("", "so" if thinking else None, [call]), ToolMessage(result, call.id)]
+        after = prompts.encode(Conversation(messages, thinking_mode=thinking, tools=list(TOOLS)))
+        between = continuation(prompts, [result], thinking)
+        assert after[: len(before)] == before and after[-len(between) :] == between
+        turns.append(after[len(before) : -len(between)])
+    last = prompts.tokenizer.encode("done")
+    think_end = prompts.encode(Conversation([UserMessage("x")], thinking_mode=False))[-1:]
+    llm = Scripted([*turns, [*(think_end if thinking else []), *last, 1]])
+    (found,) = sample_episodes(llm, [(3, problem)], 1, PARAMS, 1, EpisodeLimits(), TrajectoryFiles(tmp_path / "e"))  # pyright: ignore
+    assert found.finished and (found.prompt, found.turns, found.calls, found.error) == (3, 3, 2, None)
+    assert found.outcome == Explained(1.0, "the goal is reached")
+    assert found.document == after + llm.turns[-1]
+    assert found.token_ids == [token for turn in llm.turns for token in turn]
+    assert found.num_tokens == len(found.token_ids) == len(found.log_probabilities)
+    assert [llm.seen[n + 1][: len(llm.seen[n])] == llm.seen[n] for n in range(2)] == [True, True]
+    (reward,) = judge([found], {3: problem}, RewardSettings())  # pyright: ignore
+    assert (reward.value, reward.correct) == (1.0, True)
+
+
+class Counted:
+    """A goal that the random policy reaches with a digit; what it did is in `log`."""
+
+    domain, thinking = "counted", False
+
+    def __init__(self, number: int, log: list[str], fails: bool = False) -> None:
+        self.key, self.log, self.fails = str(number), log, fails
+
+    def prompt(self) -> Conversation:
+        return Conversation([UserMessage(f"Say {self.key}")], thinking_mode=False, tools=[SHELL])
+
+    def reward(self, answer: str) -> float:
+        raise AssertionError("an episode's environment gives its reward")
+
+    def environment(self) -> Counted:
+        self.log.append("open")
+        return self
+
+    def call(self, name: str, arguments: dict[str, Any]) -> str:
+        if self.fails:
+            raise OSError("the environment is lost")
+        return f"result of {name}"
+
+    def outcome(self, answer: str) -> Explained:
+        return Explained(has_digit(answer), "digits")
+
+    def close(self) -> None:
+        self.log.append("close")
+
+
+@pytest.fixture
+def chatty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every text that has no digit calls a tool, so that a random policy takes several turns."""
+    call = {"name": "run", "arguments": {"command": "x"}}
+    monkeypatch.setattr("dsv4.data.tasks.parse_tool_calls", lambda text: [] if has_digit(text) else [call])
+
+
+def roomy_policy() -> tuple[ServedPolicy, MuonAdamW]:
+    """The small policy with a context that the tools' descriptions fit in."""
+    policy, optimizer = small_policy()
+    return ServedPolicy(policy.model, nano_path(), max_num_seqs=16, max_model_len=640), optimizer
+
+
+def stopping(vocab: int) -> SamplingParams:
+    return replace(PARAMS, stop_token_ids=tuple(range(2, vocab, 4)))
+
+
+@pytest.mark.usefixtures("chatty")
+def test_training_has_the_samplers_bits_over_whole_episodes(tmp_path: Path) -> None:
+    policy, _ = roomy_policy()
+    log: list[str] = []
+    goals = [(place, Counted(place, log)) for place in range(3)]
+    params = stopping(policy.model.config.vocab_size)
+    limits = EpisodeLimits(turns=4, tokens=40, at_once=4)
+    with policy.serving() as llm:
+        found = sample_episodes(llm, goals, 3, params, 1, limits, TrajectoryFiles(tmp_path / "a"))
+        again = sample_episodes(llm, goals, 3, params, 1, replace(limits, at_once=2), TrajectoryFiles(tmp_path / "b"))
+    assert log.count("open") == log.count("close") == 18
+    assert [one.prompt for one in found] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert [one.document for one in found] == [one.document for one in again]  # however many run at once
+    assert max(one.turns for one in found) > 1 and all(one.num_tokens <= 40 for one in found)
+    if backends.native_module() is not None:
+        with stored_weights(policy.model, indexers=False):
+            log_p = answer_log_probabilities(policy.model, found)
+        assert log_p.requires_grad
+        assert torch.equal(log_p.detach(), torch.tensor([x for one in found for x in one.log_probabilities]))
+    found[0].release()
+    found[0].release()
+    assert not found[0].file.exists() and found[0].num_tokens > 0
+
+
+@pytest.mark.usefixtures("chatty")
+def test_groups_of_episodes_train_and_leave_no_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, optimizer = roomy_policy()
+    log: list[str] = []
+    goals: Any = SimpleNamespace(problem=lambda number: Counted(number, log, fails=number == 1))
+    loop = LoopSettings(steps=2, schedule=Schedule(0.01, 0, 0.0), prompts=3, max_tokens=12, save_every=2)
+    limits = EpisodeLimits(turns=3)
+    params = stopping(policy.model.config.vocab_size)
+    settings = GRPORunSettings(
+        LearnerSettings(GRPOSettings(kl=0.0)), RewardSettings(), 4, 2, 2, sampling=params, episodes=limits
+    )
+    run = GRPORun(policy, optimizer, goals, loop, settings, tmp_path, quiet=True)
+    run.run()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 and sum(line["updates"] for line in lines) > 0
+    if backends.native_module() is not None:
+        assert {line["train_serve_difference"] for line in lines if line["updates"]} == {0.0}
+    assert log.count("open") == log.count("close") and not list((tmp_path / "episodes").iterdir())
+
+
+def test_unreadable_calls_are_answered_in_words() -> None:
+    prompts = PromptEncoder.from_pretrained(nano_path())
+    assert UNREADABLE in prompts.tokenizer.decode(continuation(prompts, None, False))
+
+
+def test_goals_are_pure_split_and_not_reached_by_doing_nothing() -> None:
+    for domain in (Tools(), Terminal()):
+        for split in ("train", "eval"):
+            problems = [domain.problem(1, number, split) for number in range(60)]
+            assert {split_of(one.key) for one in problems} == {split}
+            assert all(one.reward("") == 0.0 for one in problems)
+        assert domain.problem(1, 5) == domain.problem(1, 5)
+
+
+def test_tools_answer_mistakes_in_words() -> None:
+    environment = ToolProblem("", Goal(), {"a": "text"}, {"k": "1"}, "tools").environment()
+    assert environment.call("read_file", {"name": "a"}) == "text"
+    assert environment.call("read_file", {"file": "a"}) == "read_file takes name"
+    assert environment.call("fly", {}) == "no tool fly"
+    assert environment.call("get", {"key": "x"}) == "no key x"
+    assert environment.call("write_file", {"name": "b", "text": "x" * 5000}).startswith("refused")
+    assert [calculate(text) for text in ("(1 + 2) * 3", "7 / 2", "-4")] == ["9", "3.5", "-4"]
+    for text in ("9 ** 9", "1 / 0", "x", "", "1e999", "(" * 300, "__import__('os')", "999999999999 * 9"):
+        assert calculate(text).startswith("cannot be calculated"), text
+
+
+@pytest.mark.skipif(missing("namespaces") is not None, reason=str(missing("namespaces")))
+def test_the_shell_is_a_sandbox() -> None:
+    environment = ShellEnvironment(Goal(files={"b.txt": "a\nb"}), {"a.txt": "b\na\n"})
+    assert environment.outcome("").value == 0.0
+    assert "exit code 1" in environment.call("run", {"command": "exit 1"})
+    environment.call("run", {"command": "sort a.txt > b.txt"})
+    assert environment.outcome("").value == 1.0
+    environment.close()
