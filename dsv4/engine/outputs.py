@@ -11,11 +11,12 @@ Alternatives = tuple[tuple[int, float], ...]  # (token id, log-probability), lik
 
 @dataclass(frozen=True, slots=True)
 class SampledToken:
-    """One sampled token. `logprob` and `alternatives` are filled only when the request asked for them."""
+    """One sampled token. `logprob`, `alternatives` and `mask` are filled only when the request asked for them."""
 
     token_id: int
     logprob: float | None = None
     alternatives: Alternatives = ()
+    mask: bytes | None = None  # tokens that could be drawn, a bit per token of the vocabulary (kernels/sampling)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,9 @@ class RequestOutput:
     `token_ids` holds every sampled token, the end-of-sentence token too; `text` leaves that token out and ends before
     a matched stop string. `logprobs[i]` and `top_logprobs[i]` belong to `token_ids[i]`, `prompt_logprobs[i]` to
     `prompt_token_ids[i]`, the first of them None; all are empty unless requested. `prompt_top_logprobs` has
-    the prompt's alternatives, as many as `top_logprobs`.
+    the prompt's alternatives, as many as `top_logprobs`. `sampling_masks[i]` are the tokens that could be drawn for
+    `token_ids[i]`, a bit per token of the vocabulary, the first token's the lowest of the first byte; empty unless
+    logprobs_mode is "processed_logprobs" and a filter or a constraint may forbid tokens.
     """
 
     prompt_token_ids: list[int]
@@ -84,6 +87,7 @@ class RequestOutput:
     timings: Timings | None = None  # None until its first token
     prompt_logprobs: list[float | None] = field(default_factory=list["float | None"])
     prompt_top_logprobs: list[Alternatives] = field(default_factory=list[Alternatives])
+    sampling_masks: list[bytes] = field(default_factory=list[bytes])
     others: list[RequestOutput] = field(default_factory=list["RequestOutput"])  # outputs 1 to n - 1 of the prompt
 
     @property

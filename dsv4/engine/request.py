@@ -161,6 +161,8 @@ class Request:
             if token.logprob is not None:
                 logprobs.append(token.logprob)
                 alternatives.append(token.alternatives)
+            if token.mask is not None:
+                output.sampling_masks.append(token.mask)
             text += self._take(token.token_id)
             if self.finished:
                 text += self._flush_text()

@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from dsv4.engine.logits import LogitsProcessor, process_logits
 from dsv4.engine.outputs import SampledToken
 from dsv4.engine.sampling_params import SamplingParams
-from dsv4.kernels.sampling import draw_token, likeliest_token
+from dsv4.kernels.sampling import draw_token, kept_tokens, likeliest_token, pack_mask
 
 _MASK64 = (1 << 64) - 1
 
@@ -68,8 +69,25 @@ def _sample_row(logits: Tensor, request: SampleRequest) -> SampledToken:
         )
     if not params.wants_logprobs:
         return SampledToken(token_id)
-    logprobs = model_logits.log_softmax(dim=-1)
-    return SampledToken(token_id, float(logprobs[token_id]), most_likely(logprobs, params.num_alternatives))
+    logprobs, mask = _log_probabilities(model_logits, logits, request)
+    return SampledToken(token_id, float(logprobs[token_id]), most_likely(logprobs, params.num_alternatives), mask)
+
+
+def _log_probabilities(model_logits: Tensor, logits: Tensor, request: SampleRequest) -> tuple[Tensor, bytes | None]:
+    """(log-probabilities [vocab] as logprobs_mode asks for them, mask of the tokens that can be drawn if it asks).
+
+    model_logits: those before the processors; logits: those after them.
+    """
+    params = request.params
+    processed = params.logprobs_mode == "processed_logprobs"
+    row = logits if processed else model_logits
+    if params.logprobs_mode != "raw_logprobs" and params.temperature != 1.0:
+        row = row / params.temperature
+    if not processed or not (params.truncates or request.allowed is not None):
+        return row.log_softmax(dim=-1), None
+    filters = params.temperature, params.top_k, params.top_p, params.min_p
+    kept = kept_tokens(logits, *filters, request.allowed)
+    return row.masked_fill(~kept, -torch.inf).log_softmax(dim=-1), pack_mask(kept)
 
 
 def most_likely(logprobs: Tensor, count: int) -> tuple[tuple[int, float], ...]:

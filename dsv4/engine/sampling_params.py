@@ -6,10 +6,12 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 from dsv4.text import check_text
 from dsv4.tools import Tool, ToolChoice, check_tools
+
+LogprobsMode = Literal["raw_logprobs", "tempered_logprobs", "processed_logprobs"]
 
 MAX_SEED = 2**63 - 1
 CONSTRAINTS = ("json_schema", "json_object", "regex", "choice", "grammar")  # fields; at most one is set
@@ -21,7 +23,9 @@ class SamplingParams:
     """One request's sampling and stopping rules; a bad value raises ValueError naming it and what is allowed.
 
     The order is logit_bias, presence_penalty and frequency_penalty, the constraint (see logits.py), temperature, top_k,
-    top_p, min_p (see sampler.py). Log-probabilities are those of the model before any of them.
+    top_p, min_p (see sampler.py). Log-probabilities are those of the model before any of them; those of the tokens that
+    are sampled may also be taken after temperature (logprobs_mode "tempered_logprobs"), or of the distribution that
+    is drawn from ("processed_logprobs"): after all of them, and the output has the tokens kept, `sampling_masks`.
 
     A constraint (one of json_schema, json_object, regex, choice, grammar) holds for the whole output: the text is one
     that it allows, unless the request is cut off (finish reason "length"). The request ends where nothing but the end
@@ -43,6 +47,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()  # end like the end-of-sentence token does
     ignore_eos: bool = False
     logprobs: bool | int = False  # True: of the sampled tokens; an int: that many alternatives a token as well
+    logprobs_mode: LogprobsMode = "raw_logprobs"
     prompt_logprobs: bool = False  # of the prompt's tokens
     n: int = 1  # outputs of one prompt; output i is the same whatever n is
     presence_penalty: float = 0.0  # subtracted from the logits of tokens that the output has
@@ -70,6 +75,13 @@ class SamplingParams:
             _check_int("seed", self.seed, 0, MAX_SEED)
         if not isinstance(self.logprobs, bool):
             _check_int("logprobs", self.logprobs, 0, None)
+        if self.logprobs_mode not in get_args(LogprobsMode):
+            allowed = ", ".join(get_args(LogprobsMode))
+            raise ValueError(f"SamplingParams.logprobs_mode is {self.logprobs_mode!r}; allowed: {allowed}")
+        if self.logprobs_mode != "raw_logprobs" and self.temperature == 0.0:
+            raise ValueError(
+                f"SamplingParams.logprobs_mode is {self.logprobs_mode} at temperature 0; allowed: raw_logprobs"
+            )
         if not isinstance(self.stop, (str, tuple, list, type(None))):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"SamplingParams.stop is {self.stop!r}; allowed: a string, a list of strings or None")
         if self.cache_salt is not None and (not isinstance(self.cache_salt, str) or not self.cache_salt):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -155,6 +167,11 @@ class SamplingParams:
     @property
     def wants_logprobs(self) -> bool:
         return self.logprobs is not False
+
+    @property
+    def truncates(self) -> bool:
+        """True if top_k, top_p or min_p may forbid a token."""
+        return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
 
     @property
     def num_alternatives(self) -> int:

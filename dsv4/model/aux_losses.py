@@ -1,4 +1,4 @@
-"""Side outputs of a training forward: expert loads, balance loss, indexer's loss, clamped values; and its routing."""
+"""Side outputs of a training forward: loads, losses of router and indexer, clamped values; and its given choices."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ class AuxLosses:
 
     routing: experts of each token, int64 [T, k] ascending, by module name ("layers.3.ffn"): layers named there run
     these instead of their router's choice. The weights of the experts are the router's.
+    entries: compressed entries of each token, int64 [T, index_topk] ascending with -1 last (kernels/indexer), by module
+    name ("layers.2.attn"): indexers named there have chosen these.
+    compare: counts what of `routing` and `entries` this forward would have chosen otherwise, in `expert_differences`
+    and `entry_differences`.
     loads: tokens per expert of each score-routed layer, int64 [E], by module name.
     clamps: with count_clamps, by module name of every MoE, int64 [3]: gates and ups that the SwiGLU clamp changed in
     routed and shared experts, and the number of values, gates and ups together.
@@ -25,8 +29,12 @@ class AuxLosses:
         routing: Mapping[str, Tensor] | None = None,
         count_clamps: bool = False,
         layers: tuple[int, int] | None = None,
+        entries: Mapping[str, Tensor] | None = None,
+        compare: bool = False,
     ) -> None:
         self.routing, self.count_clamps, self.layers = routing or {}, count_clamps, layers
+        self.entries, self.compare = entries or {}, compare
+        self.expert_differences, self.entry_differences = 0, 0
         self.clamps: dict[str, Tensor] = {}
         self.loads: dict[str, Tensor] = {}
         self._balance: list[Tensor] = []
@@ -51,6 +59,13 @@ class AuxLosses:
     def indexer_loss(self) -> Tensor:
         """Mean over CSA layers of KL(main attention over entries || indexer), scalar (0 if no layer reported)."""
         return _mean(self._indexer, self.layers[1] if self.layers else None)
+
+
+def count_differences(given: Tensor, own: Tensor) -> int:
+    """Numbers of `given` [T, k] that are not in the same row of `own` [T, k]; negative ones are none."""
+    own = own.sort(-1).values
+    place = torch.searchsorted(own, given.contiguous()).clamp(max=own.shape[1] - 1)
+    return int(((own.gather(1, place) != given) & (given >= 0)).sum())
 
 
 def _mean(losses: list[Tensor], count: int | None) -> Tensor:

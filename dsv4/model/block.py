@@ -56,7 +56,7 @@ class Block(nn.Module):
         super().__init__()
         self.config, self.index, self.ratio = config, index, config.compress_ratios[index]
         d, s = config.hidden_size, config.hc_mult
-        self.attn = Attention(config, self.ratio, quantize)
+        self.attn = Attention(config, f"{name}.attn", self.ratio, quantize)
         self.ffn = MoE(config, f"{name}.ffn", index < config.num_hash_layers, quantize)
         self.attn_norm = RMSNorm(d, config.rms_norm_eps)
         self.ffn_norm = RMSNorm(d, config.rms_norm_eps)

@@ -17,7 +17,8 @@ from dsv4.kernels.grouped_linear import grouped_linear
 from dsv4.kernels.quant import fake_quant_fp8
 from dsv4.kernels.router import route_by_score, route_by_token
 from dsv4.kernels.swiglu import clamped_swiglu, count_clamped
-from dsv4.model.aux_losses import AuxLosses
+from dsv4.kernels.topk import top_k_lowest_index
+from dsv4.model.aux_losses import AuxLosses, count_differences
 from dsv4.model.layout import Layout
 from dsv4.model.linear import Linear, linear_fp32
 
@@ -118,6 +119,9 @@ class MoE(nn.Module):
         chosen = aux.routing.get(self.name) if aux is not None else None
         watcher = partial(aux.add_clamps, self.name) if aux is not None and aux.count_clamps else None
         weights, index, scores = self.gate(x, token_ids, chosen)
+        if aux is not None and aux.compare and chosen is not None and self.gate.bias is not None:
+            own = top_k_lowest_index(scores.detach() + self.gate.bias, chosen.shape[1])
+            aux.expert_differences += count_differences(chosen, own)
         dispatch = Dispatch(index)
         counts = torch.bincount(index.flatten(), minlength=self.config.n_routed_experts)
         sizes = counts.tolist()

@@ -23,11 +23,11 @@ from dsv4.data.stable_hash import stable_hash
 from dsv4.engine import SamplingParams
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.post_training.kl import reverse_kl
-from dsv4.post_training.learner import UpdateError, packed
+from dsv4.post_training.learner import UpdateError
 from dsv4.post_training.policy import token_log_probabilities
 from dsv4.post_training.policy_run import LoopSettings, PolicyRun, StepFigures
 from dsv4.post_training.problems import ProblemSource
-from dsv4.post_training.rollouts import Rollout, answer_hidden, sample_rollouts
+from dsv4.post_training.rollouts import Rollout, answer_hidden, packed, sample_rollouts
 from dsv4.post_training.served_policy import ServedPolicy
 from dsv4.post_training.teachers import Teachers
 from dsv4.training.optim import MuonAdamW

@@ -21,6 +21,7 @@ from dsv4.post_training.grpo import advantages
 from dsv4.post_training.learner import Judged, LearnerSettings, Update, update, with_reference
 from dsv4.post_training.policy_run import LoopSettings, PolicyRun, StepFigures
 from dsv4.post_training.problems import Problem, ProblemSource
+from dsv4.post_training.replay import ReplaySettings, record_choices
 from dsv4.post_training.rewards import Reward, RewardSettings, judge
 from dsv4.post_training.rollouts import Sampled, sample_rollouts
 from dsv4.post_training.rubric_judge import RubricJudge
@@ -37,6 +38,8 @@ class GRPORunSettings:
     group_size: int = 8
     mini_batches: int = 2  # updates per step
     resample: int = 3  # rounds of new prompts at most, in place of groups whose rewards are equal
+    sampling: SamplingParams = field(default_factory=SamplingParams)  # temperature and filters
+    replay: ReplaySettings = field(default_factory=ReplaySettings)
     episodes: EpisodeLimits = field(default_factory=EpisodeLimits)
 
     def __post_init__(self) -> None:
@@ -45,6 +48,12 @@ class GRPORunSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
         if self.group_size < 2:
             raise ValueError(f"group_size is {self.group_size}; allowed: 2 or more, for an advantage is within a group")
+        _ = self.params  # which checks the temperature
+
+    @property
+    def params(self) -> SamplingParams:
+        """Parameters of the rollouts; log-probabilities are of the distribution that training computes them of."""
+        return replace(self.sampling, logprobs_mode=self.replay.logprobs_mode)
 
 
 @dataclass(frozen=True)
@@ -118,7 +127,18 @@ class GRPORun(PolicyRun):
         updates = list(self._update([group for group in asked if group.informative], rate))
         tokens = sum(rollout.num_tokens for group in asked for rollout in group.rollouts)
         figures = {"sampling_seconds": round(sampling, 3)} | _sampling_figures(asked) | _update_figures(updates)
+        if updates:
+            figures |= self._replay_figures(updates[0])
         return StepFigures(figures, tokens)
+
+    def _replay_figures(self, first: Update) -> dict[str, int]:
+        """Recorded choices that training would not have made, in the first update, whose weights sampled."""
+        replay, figures = self.settings.replay, dict[str, int]()
+        if replay.routing:
+            figures["routing_differences"] = first.routing_differences
+        if replay.indexer:
+            figures["indexer_differences"] = first.indexer_differences
+        return figures
 
     def _groups(self, llm: LLM) -> Iterator[Group]:
         """Groups of this step: until `prompts` of them are informative, or the rounds are used up."""
@@ -133,7 +153,7 @@ class GRPORun(PolicyRun):
     def _ask(self, llm: LLM, count: int) -> list[Group]:
         """Ask the next `count` problems, each `group_size` times."""
         first, problems, prompts = self.take_problems(llm, count)
-        params = SamplingParams(max_tokens=self.loop.max_tokens)
+        params = replace(self.settings.params, max_tokens=self.loop.max_tokens)
         seed = stable_hash("rollouts", self.loop.seed, first) >> 2
         rollouts = self._sample(llm, problems, prompts, params, seed)
         rewards = judge(rollouts, problems, self.settings.rewards, self.rubric_judge)
@@ -160,10 +180,23 @@ class GRPORun(PolicyRun):
         found: list[Sampled] = []
         if asked:
             answers = sample_rollouts(llm, [prompts[place] for place in asked], size, params, seed)
+            answers = record_choices(
+                self.policy.model, answers, self.settings.learner.micro_tokens, self.settings.replay
+            )
             found += [replace(answer, prompt=asked[answer.prompt]) for answer in answers]
         if goals:
+            self._check_episodes(params)
+            params = replace(params, logprobs_mode="raw_logprobs")
             found += sample_episodes(llm, goals, size, params, seed, self.settings.episodes, self._files)
         return found
+
+    def _check_episodes(self, params: SamplingParams) -> None:
+        """ValueError for settings that episodes do not go with."""
+        replay = self.settings.replay
+        if (params.temperature, params.top_p, params.top_k, params.min_p) != (1.0, 1.0, 0, 0.0):
+            raise ValueError("sampling has a temperature or filters, and a problem is an episode; allowed: neither")
+        if replay.routing or replay.indexer:
+            raise ValueError("keep_routing or keep_indexer is set, and a problem is an episode; allowed: neither")
 
     def _update(self, groups: Sequence[Group], rate: float) -> Iterator[Update]:
         """Update in mini-batches of shuffled rollouts."""

@@ -14,7 +14,8 @@ from torch import Tensor
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.transformer import Transformer
 from dsv4.post_training.grpo import GRPOSettings, Objective, grpo_loss
-from dsv4.post_training.rollouts import Sampled, answer_log_probabilities
+from dsv4.post_training.replay import replaying
+from dsv4.post_training.rollouts import Sampled, answer_log_probabilities, packed
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.qat import stored_weights
 
@@ -58,6 +59,8 @@ class Update:
     clipped: float
     dropped: int
     largest_difference: float
+    routing_differences: int  # recorded choices of experts that this forward would not have made
+    indexer_differences: int  # and of entries
 
 
 class UpdateError(RuntimeError):
@@ -70,11 +73,14 @@ def update(
     """One step of the optimizer on a mini-batch. UpdateError, with the weights unchanged, if a number is not finite."""
     optimizer.zero_grad()
     found: list[tuple[int, float, Objective]] = []
+    routing = indexer = 0
     with stored_weights(model, indexers=False) if settings.quantized else nullcontext():
         place = 0
         for rollouts in packed((judged.rollout for judged in batch), settings.micro_tokens):
-            objective = _objective(model, batch[place : place + len(rollouts)], len(batch), settings)
+            aux = replaying(rollouts, model.device)
+            objective = _objective(model, batch[place : place + len(rollouts)], len(batch), settings, aux)
             found.append((sum(rollout.num_tokens for rollout in rollouts), *objective))
+            routing, indexer = routing + aux.expert_differences, indexer + aux.entry_differences
             place += len(rollouts)
     norm = optimizer.gradient_norm()
     loss = sum(value for _, value, _ in found)
@@ -91,14 +97,15 @@ def update(
         clipped=sum(count * objective.clipped for count, _, objective in found) / tokens,
         dropped=sum(objective.dropped for _, _, objective in found),
         largest_difference=max(objective.largest_difference for _, _, objective in found),
+        routing_differences=routing,
+        indexer_differences=indexer,
     )
 
 
 def _objective(
-    model: Transformer, micro: Sequence[Judged], answers: int, settings: LearnerSettings
+    model: Transformer, micro: Sequence[Judged], answers: int, settings: LearnerSettings, aux: AuxLosses
 ) -> tuple[float, Objective]:
     """Forward and backward of a micro-batch of a mini-batch of `answers`: its share of the loss, and the objective."""
-    aux = AuxLosses()
     log_p = answer_log_probabilities(model, [judged.rollout for judged in micro], aux=aux)
     objective = grpo_loss(
         log_p,
@@ -118,20 +125,6 @@ def _objective(
 def _laid(like: Tensor, parts: Iterable[Sequence[float]]) -> Tensor:
     """Numbers laid end to end as a tensor like another."""
     return torch.tensor([number for part in parts for number in part], dtype=like.dtype, device=like.device)
-
-
-def packed(rollouts: Iterable[S], tokens: int) -> list[list[S]]:
-    """Consecutive rollouts of at most `tokens` tokens with their prompts; one that is longer is alone."""
-    found: list[list[S]] = []
-    room = 0
-    for rollout in rollouts:
-        size = rollout.num_document
-        if not found or size > room:
-            found.append([])
-            room = tokens
-        found[-1].append(rollout)
-        room -= size
-    return found
 
 
 @torch.no_grad()

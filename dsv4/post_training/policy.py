@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dsv4.kernels.linear import linear
+from dsv4.kernels.sampling import unpack_masks
 from dsv4.post_training.head_gradient import HeadGradient, row_chunks
 
 CHUNK = 1024  # tokens whose logits are in memory at a time
@@ -24,18 +25,27 @@ def token_log_probabilities(
 ) -> Tensor:
     """log p(token) fp32 [n] of `token_ids` int64 [n] after hidden states [n, d] under a head [V, d].
 
-    `kept` bool [n, V]: the tokens that the sampler could draw (Keep Sampling Mask); the others have probability 0.
-    None: all. At temperature 1 without a mask, on one device, the bits are those of the engine's `logprobs`.
-    Differentiable in hidden and head. ValueError for a temperature that is not above 0, or a token that is not kept.
+    `kept` bool [n, V], or a bit per token, uint8 [n, ceil(V / 8)] (kernels/sampling): the tokens that the sampler could
+    draw (Keep Sampling Mask); the others have probability 0. None: all. On one device, the bits are those of the
+    engine's `logprobs` at that temperature. Differentiable in hidden and head. ValueError for a temperature that is not
+    above 0, or a token that is not kept.
     """
     if not temperature > 0.0:
         raise ValueError(f"temperature is {temperature}; allowed: more than 0")
-    if kept is not None and not bool(kept.gather(1, token_ids.unsqueeze(1)).all()):
-        place = int((~kept.gather(1, token_ids.unsqueeze(1))).squeeze(1).nonzero()[0])
+    if kept is not None and not bool((drawable := _drawable(kept, token_ids)).all()):
+        place = int((~drawable).nonzero()[0])
         raise ValueError(
             f"token {int(token_ids[place])} at place {place} was sampled, but its sampling mask forbids it"
         )
     return _TokenLogProbabilities.apply(hidden, head, token_ids, temperature, kept, chunk)
+
+
+def _drawable(kept: Tensor, token_ids: Tensor) -> Tensor:
+    """bool [n]: True where the mask keeps the token."""
+    if kept.dtype == torch.bool:
+        return kept.gather(1, token_ids.unsqueeze(1)).squeeze(1)
+    words = kept.gather(1, (token_ids // 8).unsqueeze(1)).squeeze(1).long()
+    return (words >> (token_ids % 8)) & 1 == 1
 
 
 def _log_softmax(hidden: Tensor, head: Tensor, temperature: float, kept: Tensor | None) -> Tensor:
@@ -43,7 +53,8 @@ def _log_softmax(hidden: Tensor, head: Tensor, temperature: float, kept: Tensor 
     if temperature != 1.0:
         logits = logits / temperature
     if kept is not None:
-        logits = logits.masked_fill(~kept, -torch.inf)
+        mask = kept if kept.dtype == torch.bool else unpack_masks(kept, logits.shape[1])
+        logits = logits.masked_fill(~mask, -torch.inf)
     return logits.log_softmax(-1)
 
 

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field, model_validator
 
 from dsv4.config import ModelConfig
+from dsv4.engine import SamplingParams
 from dsv4.model.transformer import Transformer
 from dsv4.post_training.distillation import DistillationSettings, Estimate
 from dsv4.post_training.domains.registry import DomainProblems, MixedProblems
@@ -18,6 +19,7 @@ from dsv4.post_training.learner import LearnerSettings
 from dsv4.post_training.length_penalty import OverlengthPenalty
 from dsv4.post_training.policy_run import LoopSettings
 from dsv4.post_training.problems import ProblemSource, TaskProblems
+from dsv4.post_training.replay import ReplaySettings
 from dsv4.post_training.rewards import RewardSettings
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.recipe import Section
@@ -88,6 +90,15 @@ class SamplingSection(Section):
     max_model_len: Count = 2048
 
 
+class RolloutSection(SamplingSection):
+    """Sampling of rollouts: how tokens are drawn, too."""
+
+    temperature: Positive = 1.0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0  # 0: no limit
+    min_p: Share = 0.0
+
+
 class RunSection(Section):
     steps: Count = 100
     seed: int = 1
@@ -125,6 +136,9 @@ class ObjectiveSection(Section):
     unbiased_kl: bool = True
     off_policy_bound: Positive | None = 0.5
     advantage_scale: AdvantageScale = "none"
+    keep_routing: bool = False
+    keep_indexer: bool = False
+    keep_sampling_mask: bool = True
 
 
 class RewardSection(Section):
@@ -148,6 +162,7 @@ class EpisodesSection(Section):
 class GRPORecipe(PolicyRecipe):
     """A GRPO run."""
 
+    sampling: RolloutSection = RolloutSection()
     objective: ObjectiveSection = ObjectiveSection()
     reward: RewardSection = RewardSection()
     episodes: EpisodesSection = EpisodesSection()
@@ -169,9 +184,12 @@ class GRPORecipe(PolicyRecipe):
         one = self.episodes
         episodes = EpisodeLimits(one.turns, one.tokens, one.calls, at_once=one.at_once)
         rewards = RewardSettings(reward.unfinished, length=penalty)
+        drawn = self.sampling
         return GRPORunSettings(
-            learner, rewards, objective.group_size, objective.mini_batches, objective.resample, episodes
-        )
+            learner, rewards, objective.group_size, objective.mini_batches, objective.resample,
+            SamplingParams(temperature=drawn.temperature, top_p=drawn.top_p, top_k=drawn.top_k, min_p=drawn.min_p),
+            ReplaySettings(objective.keep_routing, objective.keep_indexer, objective.keep_sampling_mask), episodes,
+        )  # fmt: skip
 
 
 class DistillationSection(Section):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,13 +13,18 @@ from dsv4.engine import LLM, SamplingParams
 from dsv4.kernels.gather import take_rows
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.batch import RaggedBatch
+from dsv4.model.choices import Choices
 from dsv4.model.transformer import Transformer
 from dsv4.post_training.policy import token_log_probabilities
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """One sampled answer: its tokens (the end-of-sentence token too) and each one's log-probability in the engine."""
+    """One sampled answer: its tokens (the end-of-sentence token too) and each one's log-probability in the engine.
+
+    The log-probabilities are those at `temperature`, of the tokens that `sampling_masks` keep: a bit per token of the
+    vocabulary for each token of the answer (kernels/sampling), or empty: all tokens.
+    """
 
     prompt: int  # number of its prompt, which its group shares
     prompt_token_ids: tuple[int, ...]
@@ -27,6 +32,9 @@ class Rollout:
     log_probabilities: tuple[float, ...]
     text: str
     finished: bool  # False: cut off at max_tokens
+    temperature: float = 1.0
+    sampling_masks: tuple[bytes, ...] = ()
+    choices: Choices | None = field(default=None, compare=False, repr=False)  # None: not recorded
 
     @property
     def document(self) -> tuple[int, ...]:
@@ -81,13 +89,32 @@ class Sampled(Protocol):
     @property
     def finished(self) -> bool: ...
 
+    @property
+    def temperature(self) -> float: ...
+
+    @property
+    def sampling_masks(self) -> Sequence[bytes]: ...
+
+    @property
+    def choices(self) -> Choices | None: ...
+
     def release(self) -> None: ...
+
+
+S = TypeVar("S", bound=Sampled)
 
 
 def sample_rollouts(
     llm: LLM, prompts: Sequence[Sequence[int]], group_size: int, params: SamplingParams, seed: int
 ) -> list[Rollout]:
-    """`group_size` answers to each prompt, in the order of the prompts. The same seed gives the same tokens."""
+    """`group_size` answers to each prompt, in the order of the prompts. The same seed gives the same tokens.
+
+    `params.logprobs_mode` says of which distribution the log-probabilities are. ValueError if that is changed by a bias
+    or penalties, which training does not know.
+    """
+    raw = params.logprobs_mode == "raw_logprobs"
+    if not raw and (params.logit_bias or params.presence_penalty or params.frequency_penalty):
+        raise ValueError(f"logprobs_mode is {params.logprobs_mode} with a bias or penalties; allowed: raw_logprobs")
     wanted = [
         replace(params, n=group_size, seed=seed + place * group_size, logprobs=True) for place in range(len(prompts))
     ]
@@ -100,6 +127,8 @@ def sample_rollouts(
             tuple(output.logprobs),
             answer_text(llm, output.token_ids),
             output.finish_reason == "stop",
+            1.0 if raw else params.temperature,
+            tuple(output.sampling_masks),
         )
         for place, first in enumerate(outputs)
         for output in first.outputs
@@ -135,9 +164,39 @@ def answer_hidden(
     return model.head_input(take_rows(streams, rows)), tokens
 
 
-def answer_log_probabilities(
-    model: Transformer, rollouts: Sequence[Sampled], temperature: float = 1.0, aux: AuxLosses | None = None
-) -> Tensor:
-    """log p of every answer's tokens, laid end to end, fp32 [n]; differentiable where the model takes gradients."""
+def answer_log_probabilities(model: Transformer, rollouts: Sequence[Sampled], aux: AuxLosses | None = None) -> Tensor:
+    """log p of every answer's tokens, laid end to end, fp32 [n], of the distribution that each rollout's are of.
+
+    Differentiable where the model takes gradients. ValueError for rollouts of several temperatures.
+    """
+    temperatures = {rollout.temperature for rollout in rollouts}
+    if len(temperatures) > 1:
+        raise ValueError(f"rollouts have temperatures {sorted(temperatures)}; allowed: one in a batch")
     hidden, tokens = answer_hidden(model, rollouts, aux)
-    return token_log_probabilities(hidden, model.head.matrix, tokens, temperature)
+    kept = sampling_masks(rollouts, len(model.head.matrix))
+    kept = None if kept is None else kept.to(model.device)
+    return token_log_probabilities(hidden, model.head.matrix, tokens, temperatures.pop(), kept)
+
+
+def sampling_masks(rollouts: Sequence[Sampled], vocab: int) -> Tensor | None:
+    """Masks of the answers' tokens, laid end to end, uint8 [n, ceil(vocab / 8)]; None if no rollout has any."""
+    if not any(rollout.sampling_masks for rollout in rollouts):
+        return None
+    width = -(-vocab // 8)
+    every = bytes([255]) * width
+    masks = [mask for rollout in rollouts for mask in rollout.sampling_masks or [every] * rollout.num_tokens]
+    return torch.frombuffer(bytearray(b"".join(masks)), dtype=torch.uint8).view(-1, width)
+
+
+def packed(rollouts: Iterable[S], tokens: int) -> list[list[S]]:
+    """Consecutive rollouts of at most `tokens` tokens with their prompts; one that is longer is alone."""
+    found: list[list[S]] = []
+    room = 0
+    for rollout in rollouts:
+        size = rollout.num_document
+        if not found or size > room:
+            found.append([])
+            room = tokens
+        found[-1].append(rollout)
+        room -= size
+    return found

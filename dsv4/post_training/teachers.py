@@ -19,8 +19,7 @@ from torch import Tensor
 from dsv4.checkpoint import load_model
 from dsv4.checkpoint.atomic import new_file
 from dsv4.checkpoint.folder import Checkpoint
-from dsv4.post_training.learner import packed
-from dsv4.post_training.rollouts import Rollout, answer_hidden
+from dsv4.post_training.rollouts import Rollout, answer_hidden, packed
 
 HEAD = "head.weight"
 

@@ -69,8 +69,8 @@ def _run_again(forward: Callable[..., Tensor], part: nn.Module, given: tuple[Any
 
 def _uncounted(argument: Any) -> Any:
     if isinstance(argument, AuxLosses):
-        return AuxLosses(argument.routing)
+        return AuxLosses(argument.routing, entries=argument.entries)
     if isinstance(argument, ForwardContext) and argument.aux is not None:
         argument = copy(argument)
-        argument.aux = AuxLosses(argument.aux.routing)
+        argument.aux = AuxLosses(argument.aux.routing, entries=argument.aux.entries)
     return argument

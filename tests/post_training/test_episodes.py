@@ -163,9 +163,10 @@ def test_groups_of_episodes_train_and_leave_no_arrays(tmp_path: Path, monkeypatc
     goals: Any = SimpleNamespace(problem=lambda number: Counted(number, log, fails=number == 1))
     loop = LoopSettings(steps=2, schedule=Schedule(0.01, 0, 0.0), prompts=3, max_tokens=12, save_every=2)
     limits = EpisodeLimits(turns=3)
-    settings = GRPORunSettings(LearnerSettings(GRPOSettings(kl=0.0)), RewardSettings(), 4, 2, 2, limits)
     params = stopping(policy.model.config.vocab_size)
-    monkeypatch.setattr("dsv4.post_training.grpo_run.SamplingParams", lambda max_tokens: params)
+    settings = GRPORunSettings(
+        LearnerSettings(GRPOSettings(kl=0.0)), RewardSettings(), 4, 2, 2, sampling=params, episodes=limits
+    )
     run = GRPORun(policy, optimizer, goals, loop, settings, tmp_path, quiet=True)
     run.run()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -40,7 +40,7 @@ def test_log_probabilities_of_rollouts_have_the_samplers_bits(numerics: str) -> 
     assert len(rollouts) == 6 and len({r.token_ids for r in rollouts}) == 6
     assert all(torch.equal(p, masters[name]) for name, p in model.named_parameters())
     assert not model.frozen and model.head.weight.requires_grad
-    with stored_weights(model):
+    with stored_weights(model, indexers=False):
         log_p = answer_log_probabilities(model, rollouts, aux=AuxLosses())
     assert log_p.requires_grad
     sampled = torch.tensor([x for rollout in rollouts for x in rollout.log_probabilities])

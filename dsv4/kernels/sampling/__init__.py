@@ -20,6 +20,7 @@ multiples of 2^-35 of the largest, which are exact in any order.
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from dsv4.kernels import backends
@@ -46,4 +47,24 @@ def likeliest_token(logits: Tensor, allowed: np.ndarray | None = None) -> int:
     return op.likeliest_token(logits, allowed)
 
 
-__all__ = ["draw_token", "likeliest_token"]
+def kept_tokens(
+    logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float, allowed: np.ndarray | None = None
+) -> Tensor:
+    """Tokens that `draw_token` may return, bool [vocab]: the same set for all rungs, so computed by the reference."""
+    if allowed is not None:
+        logits = reference.mask_tokens(logits, allowed)
+    return reference.kept_tokens(logits, temperature, top_k, top_p, min_p) & (logits > -torch.inf)
+
+
+def pack_mask(kept: Tensor) -> bytes:
+    """A mask bool [vocab] as ceil(vocab / 8) bytes, token 0 in the lowest bit of the first."""
+    return np.packbits(kept.cpu().numpy(), bitorder="little").tobytes()
+
+
+def unpack_masks(packed: Tensor, vocab: int) -> Tensor:
+    """Masks of `pack_mask`, uint8 [n, bytes], as bool [n, vocab]."""
+    bits = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    return ((packed.unsqueeze(-1) >> bits) & 1).flatten(-2)[..., :vocab].bool()
+
+
+__all__ = ["draw_token", "kept_tokens", "likeliest_token", "pack_mask", "unpack_masks"]

@@ -23,7 +23,7 @@ from dsv4.kernels.quant import fake_quant_bf16, fake_quant_fp8
 from dsv4.kernels.rope import rotate, rotation
 from dsv4.model.attention.compressor import Compressor, store_entries
 from dsv4.model.attention.indexer import Indexer
-from dsv4.model.aux_losses import AuxLosses
+from dsv4.model.aux_losses import AuxLosses, count_differences
 from dsv4.model.layout import Layout
 from dsv4.model.linear import Linear
 from dsv4.model.norm import RMSNorm
@@ -45,9 +45,9 @@ class Attended:
 class Attention(nn.Module):
     """Window attention, plus compressed entries where the layer's ratio is 4 (CSA) or 128 (HCA)."""
 
-    def __init__(self, config: ModelConfig, ratio: int, quantize: bool) -> None:
+    def __init__(self, config: ModelConfig, name: str, ratio: int, quantize: bool) -> None:
         super().__init__()
-        self.config, self.ratio, self.quantize = config, ratio, quantize
+        self.config, self.name, self.ratio, self.quantize = config, name, ratio, quantize
         d, H, D, rank = config.hidden_size, config.num_attention_heads, config.head_dim, config.q_lora_rank
         self.attn_sink = nn.Parameter(torch.empty(H))
         self.wq_a = Linear(d, rank, quantize)
@@ -60,6 +60,7 @@ class Attention(nn.Module):
         self.compressor = Compressor(config, D, ratio) if ratio else None
         self.indexer = Indexer(config, quantize) if COMPRESSION_KINDS[ratio].has_indexer else None
         self.watcher: Callable[[Attended], None] | None = None  # told of each forward, which keeps what it computes
+        self.choice_watcher: Callable[[Tensor | None], None] | None = None  # told of the entries that are chosen
 
     def forward(self, x: Tensor, layout: Layout, rope: Rope, cache: LayerCache | None, aux: AuxLosses | None) -> Tensor:
         """Normed layer input x [T, d] -> [T, d]. Appends to the cache, if given."""
@@ -130,7 +131,9 @@ class Attention(nn.Module):
         index = self._index(x, q_latent, tiles, layout, rope, cache, wanted)
         chosen, scores = None, []
         if index is not None and top_k:
-            chosen, scores = select_entries(*index, tiles, top_k, watcher is not None)
+            chosen, scores = self._select(index, tiles, top_k, aux, watcher is not None)
+            if self.choice_watcher is not None:
+                self.choice_watcher(chosen)
         if watcher is not None:
             assert not learns, "a watched layer does not learn"
             o, seen = attend_watched(q, keys, tiles, self.attn_sink, chosen)
@@ -170,6 +173,21 @@ class Attention(nn.Module):
         made = self.indexer.rotate_and_quantize(made) if made is not None else None
         keys = store_entries(made, layout, self.ratio, state, x, self.indexer.width)
         return (*self.indexer.queries(x, q_latent, *rope.tokens), keys) if needed else None
+
+    def _select(
+        self, index: tuple[Tensor, Tensor, EntryView], tiles: Tiles, top_k: int, aux: AuxLosses | None, watched: bool
+    ) -> tuple[Tensor | None, list[Tensor | None]]:
+        """As select_entries; the entries that `aux` has for this layer stand in place of the indexer's choice."""
+        given = aux.entries.get(self.name) if aux is not None else None
+        if aux is None or given is None or watched:
+            return select_entries(*index, tiles, top_k, watched)
+        if not any(group.sparse for group in tiles.groups):
+            return None, []
+        if aux.compare:
+            own, _ = select_entries(*index, tiles, top_k)
+            assert own is not None, "sparse tiles have a choice"
+            aux.entry_differences += count_differences(given, own)
+        return given, []
 
     def _project(self, o: Tensor) -> Tensor:
         """o [T, H, D] -> [T, d]: each group of heads to its own o_lora_rank channels, then all to the hidden size."""

@@ -51,6 +51,20 @@ class Trajectory:
     def log_probabilities(self) -> list[float]:
         return self._read("log_probabilities").tolist()
 
+    @property
+    def temperature(self) -> float:
+        """Of its log-probabilities: an episode is sampled at 1, without filters."""
+        return 1.0
+
+    @property
+    def sampling_masks(self) -> tuple[bytes, ...]:
+        return ()
+
+    @property
+    def choices(self) -> None:
+        """Choices of an episode are not recorded."""
+        return None
+
     def release(self) -> None:
         """Remove the arrays; again is allowed."""
         self.file.unlink(missing_ok=True)

@@ -65,6 +65,11 @@ class NewRequest:
     def __post_init__(self) -> None:
         if self.params.get("seed") is None:
             raise ValueError("a request of the queue needs a seed: another worker must draw the same tokens")
+        if self.params.get("logprobs_mode") == "processed_logprobs":
+            raise ValueError(
+                "logprobs_mode is processed_logprobs, but the queue's log keeps no sampling masks; allowed: "
+                "raw_logprobs, tempered_logprobs"
+            )
 
 
 @dataclass(frozen=True)
