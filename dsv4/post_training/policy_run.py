@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 
 from dsv4.checkpoint.atomic import clear_folder
-from dsv4.engine import LLM
 from dsv4.post_training.problems import Problem, ProblemSource
+from dsv4.post_training.rollouts import Sampler
 from dsv4.post_training.served_policy import ServedPolicy
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.report import Report
@@ -113,13 +113,17 @@ class PolicyRun(ABC):
     def save(self) -> None:
         save_state(self.state_path, self.policy.model, self.optimizer, self.position)
 
-    def take_problems(self, llm: LLM, count: int) -> tuple[int, list[Problem], list[list[int]]]:
+    def take_problems(self, llm: Sampler, count: int) -> tuple[int, list[Problem], list[list[int]]]:
         """The next `count` problems: the number of the first, the problems, their prompts as token ids."""
-        assert llm.prompts is not None, "problems are asked in text"
         first = self.position.problems
         self.position.problems += count
+        return first, *self.problems_from(llm, first, count)
+
+    def problems_from(self, sampler: Sampler, first: int, count: int) -> tuple[list[Problem], list[list[int]]]:
+        """`count` problems from number `first` on, and their prompts as token ids."""
+        assert sampler.prompts is not None, "problems are asked in text"
         problems = [self.problems.problem(number) for number in range(first, first + count)]
-        return first, problems, [llm.prompts.encode(problem.prompt()) for problem in problems]
+        return problems, [sampler.prompts.encode(problem.prompt()) for problem in problems]
 
     def _logged_step(self, report: Report) -> None:
         loop, position = self.loop, self.position

@@ -18,6 +18,7 @@ from dsv4.model_folder import resolve_model
 from dsv4.post_training.learner import UpdateError
 from dsv4.post_training.policy_run import PolicyRun
 from dsv4.post_training.recipes import PolicyRecipe
+from dsv4.post_training.rollout_service.tables import ServiceError
 from dsv4.post_training.served_policy import ServedPolicy
 from dsv4.training.export import export_model
 from dsv4.training.recipe import read_recipe, write_recipe
@@ -41,7 +42,7 @@ def run_recipe(name: str, schema: type[R], options: argparse.Namespace, start: S
             print(write_recipe(recipe), end="")
             return 0
         recipe.problems.source()  # names what is wrong before the run's folder is made
-        folder = resolve_model(options.model)
+        folder = options.model = resolve_model(options.model)
         _check_run(run_dir, options, folder)
         policy = make_policy(recipe, folder)
         run = start(recipe, policy, options, console)
@@ -52,7 +53,7 @@ def run_recipe(name: str, schema: type[R], options: argparse.Namespace, start: S
         words = [options.model, *(f"--teacher {teacher}" for teacher in getattr(options, "teacher", []))]
         print(f"{stopped}; to go on: dsv4 train {name} {' '.join(words)} --resume --run-dir {run_dir}", file=sys.stderr)
         return EXIT_STATUS
-    except (ValueError, OSError, DiskFullError, UpdateError, StateError, MemoryError) as error:
+    except (ValueError, OSError, DiskFullError, UpdateError, StateError, ServiceError, MemoryError) as error:
         raise SystemExit(f"training stopped: {error}") from error
     export_model(policy.model, tokenizer_files(folder, run_dir), out)
     console.print(f"model folder: {out}", highlight=False)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
+from rich.console import Console
 
 from dsv4.config import ModelConfig
 from dsv4.engine import SamplingParams
@@ -21,6 +23,9 @@ from dsv4.post_training.policy_run import LoopSettings
 from dsv4.post_training.problems import ProblemSource, TaskProblems
 from dsv4.post_training.replay import ReplaySettings
 from dsv4.post_training.rewards import RewardSettings
+from dsv4.post_training.rollout_service.launchers import LauncherName, ProcessLauncher
+from dsv4.post_training.rollout_service.process import WorkerPlan
+from dsv4.post_training.rollout_service.service import RolloutService, ServiceSettings, run_name, worker_threads
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.recipe import Section
 from dsv4.training.schedule import Schedule
@@ -29,6 +34,7 @@ Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NotNegative = Annotated[float, Field(ge=0.0)]
+MAX_STALLED = 5  # workers that may end on a rollout without a further token of it
 
 
 class ProblemsSection(Section):
@@ -159,6 +165,44 @@ class EpisodesSection(Section):
     at_once: Count = 64
 
 
+class ServiceSection(Section):
+    """Sampling by workers in processes of their own, from a durable queue; without workers, the run's own engine.
+
+    `sampling.max_num_seqs` is of each worker.
+    """
+
+    workers: Annotated[int, Field(ge=0)] = 0
+    url: str | None = None  # of the queue's database; left out: an SQLite file in the run's folder
+    max_staleness: Annotated[int, Field(ge=0)] = 0  # updates of the workers' weights; 0: synchronous
+    launcher: LauncherName = "process"
+    address: str = "local"  # of the Ray cluster
+    threads: Annotated[int, Field(ge=0)] = 0  # of a worker; 0: this machine's processors shared among them
+    lease_seconds: Positive = 60.0  # that a worker may be silent
+    silence_seconds: Positive = 600.0  # that the learner waits for a token of any worker
+    max_deaths: Count = 10  # of workers, without a token in between
+
+    @model_validator(mode="after")
+    def _check(self) -> ServiceSection:
+        if self.max_staleness and not self.workers:
+            raise ValueError(f"max_staleness is {self.max_staleness} without workers; allowed: 0, or workers")
+        return self
+
+    def service(self, recipe: GRPORecipe, folder: Path, run_dir: Path, console: Console) -> RolloutService | None:
+        """The service of a run of the model in `folder`; None without workers. ServiceError for a queue that cannot be
+        used, ClusterError for a Ray cluster."""
+        if not self.workers:
+            return None
+        place = (run_dir / "service").absolute()
+        plan = WorkerPlan(
+            "", run_name(place), self.url or f"sqlite:///{place / 'queue.db'}", str(place / "weights"), str(folder),
+            recipe.run.numerics, recipe.run.quantized, recipe.run.device, recipe.sampling.max_num_seqs,
+            recipe.sampling.max_model_len, self.lease_seconds, MAX_STALLED, self.workers,
+        )  # fmt: skip
+        threads = self.threads or worker_threads(self.workers)
+        settings = ServiceSettings(self.workers, self.max_staleness, self.max_deaths, self.silence_seconds)
+        return RolloutService(plan, settings, ProcessLauncher(place, threads), console)
+
+
 class GRPORecipe(PolicyRecipe):
     """A GRPO run."""
 
@@ -166,6 +210,7 @@ class GRPORecipe(PolicyRecipe):
     objective: ObjectiveSection = ObjectiveSection()
     reward: RewardSection = RewardSection()
     episodes: EpisodesSection = EpisodesSection()
+    service: ServiceSection = ServiceSection()
 
     def settings(self) -> GRPORunSettings:
         """Settings of the run. ValueError for a length penalty without room."""

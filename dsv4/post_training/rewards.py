@@ -58,7 +58,7 @@ def judge(
     for place, rollout in enumerate(rollouts):
         extra = settings.length(rollout.num_tokens) if settings.length is not None else 0.0
         answer = answers[place]
-        if isinstance(rollout, Trajectory) and rollout.error is not None:
+        if rollout.error is not None:
             rewards.append(Reward(0.0, False, rollout.error))
             continue
         if answer is None:

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 from deepseek_recipe import AssistantMessage, Conversation, Message, ToolCall, ToolDefinition, ToolMessage, UserMessage
 
 from dsv4.data.stable_hash import stable_hash
-from dsv4.engine import LLM, SamplingParams
+from dsv4.engine import SamplingParams
 from dsv4.engine.outputs import RequestOutput
 from dsv4.post_training.episodes.environment import Environment, EpisodeLimits, EpisodeProblem
 from dsv4.post_training.episodes.trajectory import Trajectory, TrajectoryFiles
 from dsv4.post_training.problems import Explained, answer_of
-from dsv4.post_training.rollouts import answer_text
+from dsv4.post_training.rollouts import DrawnBy, Sampler, answer_text, drawn_by
 from dsv4.tokenizer.prompts import PromptEncoder
 from dsv4.tokenizer.special import EOS
 
@@ -37,10 +37,11 @@ class _Episode:
     text: str = ""
     finished: bool = False
     error: str | None = None
+    drawn_by: DrawnBy = ()
 
 
 def sample_episodes(
-    llm: LLM,
+    llm: Sampler,
     problems: Sequence[tuple[int, EpisodeProblem]],
     group_size: int,
     params: SamplingParams,
@@ -73,7 +74,9 @@ def sample_episodes(
             episode.environment.close()
 
 
-def _begin(llm: LLM, problems: Sequence[tuple[int, EpisodeProblem]], group_size: int, seed: int) -> Iterator[_Episode]:
+def _begin(
+    llm: Sampler, problems: Sequence[tuple[int, EpisodeProblem]], group_size: int, seed: int
+) -> Iterator[_Episode]:
     for goal, problem in problems:
         assert llm.prompts is not None, "episodes are in text"
         tokens = llm.prompts.encode(problem.prompt())
@@ -86,7 +89,7 @@ def _begin(llm: LLM, problems: Sequence[tuple[int, EpisodeProblem]], group_size:
             yield _Episode(goal, problem, problem.environment(), own, array("i", tokens))
 
 
-def _ended(llm: LLM, episode: _Episode, limits: EpisodeLimits) -> bool:
+def _ended(llm: Sampler, episode: _Episode, limits: EpisodeLimits) -> bool:
     full = len(episode.tokens) >= llm.max_model_len or len(episode.log_probabilities) >= limits.tokens
     return episode.finished or episode.error is not None or len(episode.spans) >= limits.turns or full or _cut(episode)
 
@@ -96,7 +99,7 @@ def _cut(episode: _Episode) -> bool:
     return bool(episode.spans) and episode.spans[-1][1] == len(episode.tokens)
 
 
-def _turns(llm: LLM, active: Sequence[_Episode], params: SamplingParams, limits: EpisodeLimits) -> None:
+def _turns(llm: Sampler, active: Sequence[_Episode], params: SamplingParams, limits: EpisodeLimits) -> None:
     """One turn of each episode."""
     wanted = [
         replace(
@@ -113,7 +116,7 @@ def _turns(llm: LLM, active: Sequence[_Episode], params: SamplingParams, limits:
         _take_turn(llm, episode, output, limits)
 
 
-def _take_turn(llm: LLM, episode: _Episode, output: RequestOutput, limits: EpisodeLimits) -> None:
+def _take_turn(llm: Sampler, episode: _Episode, output: RequestOutput, limits: EpisodeLimits) -> None:
     """Append a turn's tokens as sampled; then, if it calls tools, their results and the beginning of the next turn."""
     from dsv4.data.tasks import parse_tool_calls  # needs the tasks' package
 
@@ -121,7 +124,10 @@ def _take_turn(llm: LLM, episode: _Episode, output: RequestOutput, limits: Episo
     episode.tokens.extend(output.token_ids)
     episode.log_probabilities.extend(output.logprobs)
     episode.spans.append((start, len(episode.tokens)))
+    episode.drawn_by += drawn_by(output)
     episode.text = answer_text(llm, output.token_ids)
+    if output.finish_reason == "abort":
+        episode.error = f"a turn failed: {output.stop_reason}"
     if output.finish_reason != "stop":
         return
     calls = parse_tool_calls(answer_of(episode.text, episode.problem.thinking) or "")
@@ -176,5 +182,5 @@ def _closed(episode: _Episode, files: TrajectoryFiles) -> Trajectory:
     end = episode.spans[-1][1]
     return Trajectory(
         episode.goal, tuple(episode.spans), end, episode.text, episode.finished, len(episode.spans), episode.calls,
-        outcome, episode.error, files.write(episode.tokens[:end], episode.log_probabilities),
+        outcome, episode.error, files.write(episode.tokens[:end], episode.log_probabilities), episode.drawn_by,
     )  # fmt: skip

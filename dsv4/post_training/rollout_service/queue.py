@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sql
+from sqlalchemy.exc import SQLAlchemyError
 
 from dsv4.post_training.rollout_service.tables import (
     DONE,
@@ -106,7 +107,7 @@ class RolloutQueue:
         if not lease_seconds > 0.0:
             raise ValueError(f"lease_seconds is {lease_seconds}; allowed: more than 0")
         self.lease_seconds, self.max_stalled, self.name, self._clock = lease_seconds, max_stalled, run, clock
-        self._place, self._engine = shown(url), database(url)
+        self.place, self._engine = shown(url), database(url)
         with self._begin() as connection:
             METADATA.create_all(connection)
 
@@ -283,9 +284,9 @@ class RolloutQueue:
         try:
             with engine.begin() as connection:
                 yield connection
-        except sql.exc.SQLAlchemyError as error:
+        except SQLAlchemyError as error:
             cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-            raise ServiceError(f"the rollout queue {self._place} cannot be used: {cause}") from error
+            raise ServiceError(f"the rollout queue {self.place} cannot be used: {cause}") from error
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import sqlalchemy as sql
 from sqlalchemy import BigInteger, Column, Float, ForeignKey, Integer, LargeBinary, MetaData, Table, Text, event
+from sqlalchemy.exc import ArgumentError
 
 WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
 METADATA = MetaData()
@@ -48,7 +49,7 @@ def shown(url: str) -> str:
     """A database's URL without its password."""
     try:
         return sql.make_url(url).render_as_string(hide_password=True)
-    except sql.exc.ArgumentError:
+    except ArgumentError:
         return url
 
 
@@ -61,7 +62,7 @@ def database(url: str) -> sql.Engine:
         if parsed.get_backend_name() not in ("sqlite", "postgresql"):
             raise ServiceError(f"the rollout queue {shown(url)} is no database; allowed: {_ALLOWED}")
         engine = sql.create_engine(parsed, pool_pre_ping=True)
-    except (sql.exc.ArgumentError, ModuleNotFoundError) as error:
+    except (ArgumentError, ModuleNotFoundError) as error:
         raise ServiceError(f"the rollout queue {shown(url)} cannot be used: {error}; allowed: {_ALLOWED}") from error
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _set_up_sqlite)

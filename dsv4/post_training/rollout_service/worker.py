@@ -75,7 +75,9 @@ class RolloutWorker:
     def _admit(self, leases: list[Lease]) -> None:
         for lease in leases:
             try:
-                self._add(lease, [SampledToken(one.token_id, one.log_probability, mask=one.mask) for one in lease.tokens])
+                self._add(
+                    lease, [SampledToken(one.token_id, one.log_probability, mask=one.mask) for one in lease.tokens]
+                )
             except (ValueError, TypeError) as error:  # of the request: a retry would fail as well
                 self.queue.write([Step(lease, len(lease.tokens), error=str(error))])
 
