@@ -252,9 +252,9 @@ def _trainer(clock: Clock) -> Any:
             self.start_step(False)
 
         def never_end(self) -> None:
-            """Sample every answer to its greatest length: no token ends it, in generation and in the masks."""
-            self.eos_token_ids = [-1]
-            self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = None
+            """Sample every answer to its greatest length: the token that ends one is none of the vocabulary."""
+            self.eos_token_ids = [len(self.processing_class)]
+            self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = self.eos_token_ids
 
         def start_step(self, watched: bool) -> None:
             self.watched, self.sampling, self.difference, self.tokens = watched, 0.0, 0.0, 0

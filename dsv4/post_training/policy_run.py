@@ -14,6 +14,7 @@ from dsv4.checkpoint.atomic import clear_folder
 from dsv4.post_training.problems import Problem, ProblemSource
 from dsv4.post_training.rollouts import Sampler
 from dsv4.post_training.served_policy import ServedPolicy
+from dsv4.training.memory import keep_freed_memory
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.report import Report
 from dsv4.training.schedule import Schedule
@@ -97,6 +98,7 @@ class PolicyRun(ABC):
         loop, position = self.loop, self.position
         last = loop.steps if stop_after is None else min(loop.steps, stop_after)
         metrics = self.run_dir / "metrics.jsonl"
+        keep_freed_memory()
         with Report(metrics, position.step, self.console, self.quiet) as report, StopOnSigterm() as stop:
             while position.step < last and not stop.requested:
                 self._logged_step(report)
