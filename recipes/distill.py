@@ -29,7 +29,7 @@ def start(
     teachers = dict(map(read_teacher, options.teacher))
     config, run = policy.model.config, recipe.run
     return DistillationRun(
-        policy, recipe.optimizer.optimizer(policy.model, config), recipe.problems.source(),
+        policy, recipe.optimizer.optimizer(policy.model, config), recipe.source(),
         Teachers(teachers, options.run_dir / "hidden", config.vocab_size, run.numerics), recipe.loop(),
         recipe.settings(), options.run_dir, console,
     )  # fmt: skip

@@ -15,6 +15,7 @@ from dsv4.checkpoint import load_model
 from dsv4.checkpoint.atomic import DiskFullError, new_file
 from dsv4.model.transformer import Transformer
 from dsv4.model_folder import resolve_model
+from dsv4.post_training.efforts import check_ladder
 from dsv4.post_training.learner import UpdateError
 from dsv4.post_training.policy_run import PolicyRun
 from dsv4.post_training.recipes import PolicyRecipe
@@ -41,8 +42,9 @@ def run_recipe(name: str, schema: type[R], options: argparse.Namespace, start: S
         if options.print_config:
             print(write_recipe(recipe), end="")
             return 0
-        recipe.problems.source()  # names what is wrong before the run's folder is made
+        recipe.source()  # names what is wrong before the run's folder is made
         folder = options.model = resolve_model(options.model)
+        check_ladder(folder, recipe.problems.efforts)
         _check_run(run_dir, options, folder)
         policy = make_policy(recipe, folder)
         run = start(recipe, policy, options, console)
