@@ -33,7 +33,7 @@ TIMES = {
     *("stale_share", "worker_deaths"),
 }
 _processes = multiprocessing.get_context("forkserver")  # whose children need not import torch
-_processes.set_forkserver_preload(["recipes.grpo", "recipes.distill", "dsv4.data.tasks"])
+_processes.set_forkserver_preload(["recipes.grpo", "recipes.distill", "dsv4.data.tasks", "torch._dynamo"])
 
 
 @pytest.fixture(scope="module")
