@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the step in progress is finished and saved; helper processes leave the end to the main process."""
+"""SIGTERM and Ctrl-C: the step in progress is finished and saved; helper processes leave the end to the main one."""
 
 from __future__ import annotations
 
