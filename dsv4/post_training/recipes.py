@@ -200,7 +200,12 @@ class ServiceSection(Section):
         )  # fmt: skip
         threads = self.threads or worker_threads(self.workers)
         settings = ServiceSettings(self.workers, self.max_staleness, self.max_deaths, self.silence_seconds)
-        return RolloutService(plan, settings, ProcessLauncher(place, threads), console)
+        launcher = ProcessLauncher(place, threads)
+        if self.launcher == "ray":
+            from dsv4.post_training.rollout_service.ray_launcher import RayLauncher
+
+            launcher = RayLauncher(self.address, self.workers, threads, recipe.run.device.startswith("cuda"))
+        return RolloutService(plan, settings, launcher, console)
 
 
 class GRPORecipe(PolicyRecipe):
