@@ -15,6 +15,7 @@ from rich.console import Console
 from dsv4.data.stable_hash import stable_hash
 from dsv4.engine import SamplingParams
 from dsv4.model.transformer import Transformer
+from dsv4.post_training.efforts import window_of
 from dsv4.post_training.episodes.environment import EpisodeLimits, EpisodeProblem
 from dsv4.post_training.episodes.sampling import sample_episodes
 from dsv4.post_training.episodes.trajectory import TrajectoryFiles
@@ -256,7 +257,8 @@ class GRPORun(PolicyRun):
         asked = [place for place in range(len(problems)) if place not in dict(goals)]
         found: list[Sampled] = []
         if asked:
-            answers = sample_rollouts(llm, [prompts[place] for place in asked], size, params, seed)
+            windows = [window_of(problems[place], self.loop.max_tokens) for place in asked]
+            answers = sample_rollouts(llm, [prompts[place] for place in asked], size, params, seed, windows)
             answers = record_choices(
                 self.policy.model, answers, self.settings.learner.micro_tokens, self.settings.replay
             )
