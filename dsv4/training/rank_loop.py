@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 
+from dsv4.analysis.degrees import Degrees
 from dsv4.model.transformer import Transformer
 from dsv4.parallel.checkpoint import Checkpoints
-from dsv4.parallel.degrees import Degrees
 from dsv4.parallel.expert import split_experts
 from dsv4.parallel.fsdp import gather_model, shard_model
 from dsv4.parallel.mesh import make_mesh

@@ -10,8 +10,8 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
+from dsv4.analysis.degrees import Degrees
 from dsv4.model.transformer import Transformer
-from dsv4.parallel.degrees import Degrees
 from dsv4.parallel.fsdp import gather_all
 from dsv4.parallel.mesh import batch_rank
 from dsv4.training.attention_phase import AttentionPhase

@@ -6,8 +6,8 @@ from dataclasses import astuple
 
 import torch
 
+from dsv4.analysis.degrees import Degrees
 from dsv4.model.batch import RaggedBatch
-from dsv4.parallel.degrees import Degrees
 from dsv4.parallel.mesh import batch_rank, make_mesh
 from dsv4.training.attention_phase import AttentionPhase
 from dsv4.training.balance import update_router_biases

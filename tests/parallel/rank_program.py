@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dsv4.parallel.degrees import Degrees
+from dsv4.analysis.degrees import Degrees
 from dsv4.parallel.mesh import process_group
 from dsv4.training.loop import Stage, TrainSettings
 from dsv4.training.plan import FixedPlan
