@@ -16,10 +16,10 @@ from dsv4.parallel.fsdp import gather_all
 from dsv4.parallel.mesh import batch_rank
 from dsv4.training.attention_phase import AttentionPhase
 from dsv4.training.gradient import BatchSource, Result, Routing, Work, compute_gradient
-from dsv4.training.helper import Place, Reader
 from dsv4.training.parts import Parts, cut_batches, sum_step_counts
 from dsv4.training.sharded_optim import ShardedMuonAdamW
 from dsv4.training.stages import compute_stage_gradient
+from dsv4.training.step_batches import Place, Reader
 
 T = TypeVar("T")
 
