@@ -17,6 +17,7 @@ from dsv4.parallel.mesh import batch_rank
 from dsv4.training.attention_phase import AttentionPhase
 from dsv4.training.gradient import BatchSource, Result, Routing, Work, compute_gradient
 from dsv4.training.parts import Parts, cut_batches, sum_step_counts
+from dsv4.training.replicated_optim import ReplicatedMuonAdamW
 from dsv4.training.sharded_optim import ShardedMuonAdamW
 from dsv4.training.stages import compute_stage_gradient
 from dsv4.training.step_batches import Place, Reader
@@ -30,7 +31,7 @@ class Ranks:
     def __init__(
         self,
         model: Transformer,
-        optimizer: ShardedMuonAdamW,
+        optimizer: ShardedMuonAdamW | ReplicatedMuonAdamW,
         sources: Sequence[BatchSource],
         parts: Parts,
         degrees: Degrees,
@@ -49,10 +50,8 @@ class Ranks:
     def gradient(self, work: Work) -> list[Result]:
         """Leave the step's gradient with the optimizer; return each rank's share of the losses, in rank order.
 
-        ValueError, on all ranks, if no micro-batch of the step has a target, or if the phase is not sparse.
+        ValueError, on all ranks, if no micro-batch of the step has a target.
         """
-        if work.attention != "sparse":
-            raise ValueError(f"attention {work.attention!r} on several ranks; allowed: 'sparse'")
         batches = cut_batches(self._parts, self._reader.read(work))
         totals = sum_step_counts(self._parts, batches)
         if not totals.targets:
