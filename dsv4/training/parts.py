@@ -7,14 +7,14 @@ differ in `pipeline` and `context` alone; it cuts them itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from dsv4.config import ModelConfig
 from dsv4.model.transformer import Transformer
-from dsv4.parallel.context import cut_batch
+from dsv4.parallel.context import cut_batch, even_cut
 from dsv4.parallel.pipeline import balance_layers, end_group, keep_stage, place_of
 from dsv4.parallel.sums import sum_numbers
 from dsv4.training.gradient import MicroBatch, sum_counts
@@ -71,16 +71,16 @@ def place_rank(model: Transformer, mesh: DeviceMesh, sizes: Sequence[int] = ()) 
 
 
 def cut_batches(parts: Parts, batches: Sequence[MicroBatch]) -> list[MicroBatch]:
-    """This rank's parts of whole micro-batches. ValueError if these have routing from before: it is of whole ones."""
+    """This rank's parts of whole micro-batches, and of the routing that these have from before."""
     group = parts.mesh.get_group("context")
     if group.size() == 1:
         return list(batches)
     found: list[MicroBatch] = []
     for whole in batches:
-        if whole.routing:
-            raise ValueError("micro-batches with routing from before cannot be cut over a context dimension")
         batch, mask = cut_batch(whole.batch, whole.mask, group)
-        found.append(replace(whole, batch=batch, mask=mask, counts=count_parts(batch, mask)))
+        first, last = even_cut(whole.batch.num_tokens, group.size())[group.rank() :][:2]
+        routing = {name: experts[first:last] for name, experts in whole.routing.items()}
+        found.append(MicroBatch(batch, mask, count_parts(batch, mask), routing))
     return found
 
 

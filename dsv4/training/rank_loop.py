@@ -20,6 +20,7 @@ from dsv4.parallel.checkpoint import Checkpoints
 from dsv4.parallel.expert import split_experts
 from dsv4.parallel.fsdp import gather_model, shard_model
 from dsv4.parallel.mesh import make_mesh
+from dsv4.training.kept_checkpoints import KeptCheckpoints
 from dsv4.training.loop import NonFiniteLossError, Stage, Trainer, TrainSettings
 from dsv4.training.lora import adapter_pairs
 from dsv4.training.optim import MuonAdamW
@@ -31,6 +32,8 @@ from dsv4.training.replicated_optim import ReplicatedMuonAdamW
 from dsv4.training.report import Report
 from dsv4.training.sharded_optim import ShardedMuonAdamW
 from dsv4.training.speed import SpeedMeter
+from dsv4.training.spikes import Spike
+from dsv4.training.stability import Kept, Stability
 from dsv4.training.state import RunPosition
 from dsv4.training.stopping import RunStoppedError, StopOnSigterm
 
@@ -63,10 +66,11 @@ class RankTrainer(Trainer):
 
         ValueError if the degrees do not fit ranks, model or settings.
         """
-        if settings.replicas > 1 or settings.stability is not None:
-            raise ValueError(
-                "run.replicas and stability.rollback are of one process; allowed on several ranks: neither"
-            )
+        stability = settings.stability
+        if settings.replicas > 1:
+            raise ValueError(f"run.replicas {settings.replicas} on several ranks; allowed: 1")
+        if stability is not None and stability.anticipate != "never" and degrees.pipeline > 1:
+            raise ValueError(f"stability.anticipate {stability.anticipate!r} with a pipeline; allowed: 'never'")
         degrees.check(dist.get_world_size(), model.config.n_routed_experts, model.config.num_hidden_layers)
         self.degrees, self.mesh = degrees, make_mesh(degrees, model.device.type)
         adapted = any(map(is_adapter, model.state_dict()))
@@ -74,7 +78,7 @@ class RankTrainer(Trainer):
             raise ValueError(f"adapters with parallel degree expert {degrees.expert}; allowed: 1")
         self.parts = place_rank(model, self.mesh, layers)
         self.sharded = self._replicate(model, optimizer) if adapted else self._shard(model, optimizer, keep_gathered)
-        self.checkpoints = Checkpoints(run_dir / "checkpoints")
+        self.checkpoints = Checkpoints(run_dir / "checkpoints", stability.keep if stability else 0)
         self._saved = -1  # step of the checkpoint begun last
         # Of the optimizer the loop itself uses what both kinds have; the rest is in the methods below.
         one = cast(MuonAdamW, self.sharded)
@@ -91,18 +95,26 @@ class RankTrainer(Trainer):
 
     def _resume(self) -> None:
         path = self.checkpoints.latest()
-        if path is None:
-            return
-        tensors = self.sharded.state()
+        if path is not None:
+            self._go_back(path)
+            self._saved = self.progress.step
+            self._check_stage(path)
+
+    def _go_back(self, path: Path) -> None:
         rng = f"rng.{dist.get_rank()}"
-        found = self.checkpoints.load(path, tensors)
+        found, common = self.checkpoints.load(path, self.sharded.state())
         random = found.pop("rng")
         if len(random) == dist.get_world_size():  # another number of ranks starts with random states of its own
             torch.set_rng_state(torch.tensor(list(bytes.fromhex(random[rng])), dtype=torch.uint8))
         self.sharded.loaded(found.pop("updates"))
-        self.progress = RunPosition(**found)
-        self._saved = self.progress.step
-        self._check_stage(path)
+        self.progress, self._saved = RunPosition(**found, **common), -1
+
+    def _kept(self, count: int) -> Kept:
+        return KeptCheckpoints(self.checkpoints)
+
+    def _roll_back(self, stability: Stability, spike: Spike, report: Report, took: float) -> bool:
+        self.checkpoints.finish()
+        return super()._roll_back(stability, spike, report, took)
 
     def _report(self) -> Report:
         return super()._report() if dist.get_rank() == 0 else cast(Report, nullcontext(_Silence()))
@@ -142,9 +154,12 @@ class RankTrainer(Trainer):
         self._saved = self.progress.step
         states: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(states, bytes(torch.get_rng_state().tolist()).hex())
-        position = asdict(self.progress) | {"updates": self.sharded.updates}
+        position = asdict(self.progress) | {"updates": dict(self.sharded.updates)}
         position["rng"] = {f"rng.{rank}": state for rank, state in enumerate(states)}
-        self.checkpoints.start(self.progress.step, self.sharded.state(copies=False), position)
+        del position["stability"]  # whose routing is of tensors
+        common = {"stability": self.stability.state()} if self.stability else {}
+        suspected = self.stability is not None and self.stability.suspects
+        self.checkpoints.start(self.progress.step, self.sharded.state(copies=False), position, common, suspected)
 
     def gather_model(self) -> Transformer:
         """The whole model, on every rank."""

@@ -53,9 +53,14 @@ class Reader:
     def anticipate(self, model: Transformer, request: Anticipation) -> dict[int, Routing]:
         """Routing of this process's batches of a later step, by batch number."""
         work = request.work
+        routing = predict_routing(model, self.ahead(work), work)
+        return dict(zip(self.place.numbers(work.step, work.size), routing, strict=True))
+
+    def ahead(self, work: Work) -> list[MicroBatch]:
+        """Batches of this or a later step, kept until then."""
         key = work.stage, work.step
         batches = self._ahead[key] = self._ahead.get(key) or self._pack(work)
-        return dict(zip(self.place.numbers(work.step, work.size), predict_routing(model, batches, work), strict=True))
+        return batches
 
     def _pack(self, work: Work) -> list[MicroBatch]:
         numbers = self.place.numbers(work.step, work.size)

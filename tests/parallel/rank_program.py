@@ -14,14 +14,17 @@ import torch
 
 from dsv4.analysis.degrees import Degrees
 from dsv4.model.transformer import Transformer
+from dsv4.parallel.fsdp import local_part
 from dsv4.parallel.mesh import process_group
 from dsv4.training.attention_phase import AttentionPhase
-from dsv4.training.loop import Stage, TrainSettings
+from dsv4.training.loop import Stage, Trainer, TrainSettings
 from dsv4.training.lora import add_adapters
 from dsv4.training.lora_settings import LoraSettings
 from dsv4.training.plan import FixedPlan
 from dsv4.training.rank_loop import RankTrainer
 from dsv4.training.schedule import Schedule
+from dsv4.training.spikes import SpikeSettings
+from dsv4.training.stability_settings import StabilitySettings
 
 from ..training.tiny_training import Rows, draw_documents, make_model
 
@@ -40,6 +43,9 @@ class UnevenBatches:
 
 def settings(**changes: Any) -> TrainSettings:
     chosen: dict[str, Any] = {"quantized_share": 0.34, "save_every": 2} | changes
+    if "stability" in chosen:
+        spikes = SpikeSettings(window=8, fewest=3, patience=1)
+        chosen["stability"] = StabilitySettings(spikes, margin=1, anticipate_steps=2) if chosen["stability"] else None
     return TrainSettings(Schedule(0.002, 2, 0.5, 0.1), **chosen)
 
 
@@ -57,6 +63,11 @@ def make_start(lora: str | None) -> tuple[Transformer, dict[str, Any]]:
     return model, {"compute_dtype": torch.float32, "adapters": lora or "adamw_no_decay"}
 
 
+def hurt(trainer: Trainer) -> None:
+    """Multiply the head's weights, which no state on disk has."""
+    local_part(trainer.model.head.weight).mul_(30.0)
+
+
 def main(
     run_dir: Path,
     degrees: dict[str, int],
@@ -65,8 +76,9 @@ def main(
     changes: dict[str, Any],
     phases: list[AttentionPhase],
     lora: str | None,
+    hurt_at: int | None,
 ) -> None:
-    """lora: optimizer of adapters; None: every parameter is trained."""
+    """lora: optimizer of adapters; None: every parameter is trained. hurt_at: step before which weights are damaged."""
     torch.set_num_threads(1)
     with process_group(timeout=120):
         model, optimizer = make_start(lora)
@@ -74,6 +86,9 @@ def main(
             model, optimizer, make_stages(phases),
             settings(micro_batches=micro_batches, **changes), FixedPlan(STEPS), run_dir, Degrees(**degrees), quiet=True,
         )  # fmt: skip
+        if hurt_at is not None:
+            trainer.run(hurt_at)
+            hurt(trainer)
         trainer.run(stop_after)
         if lora:
             pairs = trainer.gather_adapters().items()

@@ -19,7 +19,7 @@ from dsv4.training.loop import Trainer
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.plan import FixedPlan
 
-from .rank_program import STEPS, make_stages, make_start, settings
+from .rank_program import STEPS, hurt, make_stages, make_start, settings
 
 ROOT = Path(__file__).parents[2]
 LOSSES = ("loss", "mtp_loss", "balance_loss", "indexer_loss", "grad_norm")
@@ -33,13 +33,14 @@ def train(
     changes: dict[str, Any] | None = None,
     phases: Sequence[AttentionPhase] = ("sparse",),
     lora: str | None = None,
+    hurt_at: int | None = None,
     *,
     degrees: dict[str, int],
 ) -> None:
     """changes: of the run's TrainSettings."""
     options = {
         "run_dir": str(run_dir), "degrees": degrees, "micro_batches": micro_batches, "stop_after": stop_after,
-        "changes": changes or {}, "phases": phases, "lora": lora,
+        "changes": changes or {}, "phases": phases, "lora": lora, "hurt_at": hurt_at,
     }  # fmt: skip
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     ended = subprocess.run(
@@ -67,16 +68,21 @@ def train_alone(
     phases: Sequence[AttentionPhase] = ("sparse",),
     lora: str | None = None,
     changes: dict[str, Any] | None = None,
+    hurt_at: int | None = None,
 ) -> list[dict[str, Any]]:
     model, chosen_optimizer = make_start(lora)
     optimizer = MuonAdamW(model, model.config, **chosen_optimizer)
     chosen = settings(micro_batches=micro_batches, **(changes or {}))
-    Trainer(model, optimizer, make_stages(phases), chosen, FixedPlan(STEPS), run_dir, quiet=True).run()
+    trainer = Trainer(model, optimizer, make_stages(phases), chosen, FixedPlan(STEPS), run_dir, quiet=True)
+    if hurt_at is not None:
+        trainer.run(hurt_at)
+        hurt(trainer)
+    trainer.run()
     return records(run_dir)
 
 
-def assert_same_losses(found: list[dict[str, Any]], want: list[dict[str, Any]]) -> None:
-    assert [record["step"] for record in found] == list(range(STEPS))
+def assert_same_losses(found: list[dict[str, Any]], want: list[dict[str, Any]], first: int = 0) -> None:
+    assert [record["step"] for record in found] == list(range(first, STEPS))
     for got, expected in zip(found, want, strict=True):
         assert got["targets"] == expected["targets"] and got["tokens"] == expected["tokens"]
         assert got["loss"] == pytest.approx(expected["loss"], rel=1e-6), got["step"]
@@ -133,6 +139,38 @@ def test_ranks_train_adapters_as_one_process(
     assert_same_losses(records(tmp_path / "whole"), alone)
     want, found = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert len(want) > 10 and all(torch.equal(found[name], want[name]) for name in want)
+
+
+ROLLBACK: dict[str, Any] = {"stability": True, "quantized_share": 0.0}
+
+
+def assert_same_rollback(found: list[dict[str, Any]], want: list[dict[str, Any]]) -> None:
+    """Weights damaged before step 4: back to step 2, and on with Anticipatory Routing up to step 6."""
+    (event,) = [record for record in found if record.get("event") == "rollback"]
+    assert (event["step"], event["to"], event["anticipatory_until"]) == (4, 2, 6)
+    assert_same_losses([record for record in found if record.get("attempt") == 1], want[-4:], first=2)
+    assert [record["anticipatory"] for record in found[-4:]] == [True] * 4
+
+
+def test_two_ranks_roll_back_as_one_process(tmp_path: Path) -> None:
+    train(tmp_path / "ranks", 2, 1, changes=ROLLBACK, hurt_at=4, degrees={"data": 2})
+    assert_same_rollback(records(tmp_path / "ranks"), train_alone(tmp_path / "alone", 2, changes=ROLLBACK, hurt_at=4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("degrees", [{"expert": 2}, {"context": 2}, {"data": 2, "context": 2}])
+def test_ranks_roll_back_as_one_process(degrees: dict[str, int], tmp_path: Path) -> None:
+    """And resumed within Anticipatory Routing, whose choices the checkpoint has, they have the same bits."""
+    ranks = math.prod(degrees.values())
+    train(tmp_path / "whole", ranks, 2, changes=ROLLBACK, hurt_at=4, degrees=degrees)
+    train(tmp_path / "parts", ranks, 2, stop_after=5, changes=ROLLBACK, hurt_at=4, degrees=degrees)
+    train(tmp_path / "parts", ranks, 2, changes=ROLLBACK, degrees=degrees)
+    batches = 2 * ranks // degrees.get("context", 1)
+    alone = train_alone(tmp_path / "alone", batches, changes=ROLLBACK, hurt_at=4)
+    for name in ("whole", "parts"):
+        assert_same_rollback(records(tmp_path / name), alone)
+    want, found = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(found[name], want[name]) for name in want)
 
 
 @pytest.mark.slow
