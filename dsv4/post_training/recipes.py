@@ -132,12 +132,25 @@ class RunSection(Section):
     train_router: bool = False  # False: router weights keep their values
 
 
+class EpisodesSection(Section):
+    """Limits of episodes with tools; sampling.max_tokens is of one turn."""
+
+    turns: Count = 8
+    tokens: Count = 8192
+    calls: Count = 8
+    at_once: Count = 64
+
+    def limits(self) -> EpisodeLimits:
+        return EpisodeLimits(self.turns, self.tokens, self.calls, at_once=self.at_once)
+
+
 class PolicyRecipe(Section):
     """Keys that GRPO and distillation share."""
 
     problems: ProblemsSection = ProblemsSection()
     optimizer: OptimizerSection = OptimizerSection()
     sampling: SamplingSection = SamplingSection()
+    episodes: EpisodesSection = EpisodesSection()
     run: RunSection = RunSection()
 
     def modes(self) -> tuple[EffortMode, ...]:
@@ -178,15 +191,6 @@ class RewardSection(Section):
     window: Annotated[int, Field(ge=0)] = 0  # 0: sampling.max_tokens
 
 
-class EpisodesSection(Section):
-    """Limits of episodes with tools; sampling.max_tokens is of one turn."""
-
-    turns: Count = 8
-    tokens: Count = 8192
-    calls: Count = 8
-    at_once: Count = 64
-
-
 class ServiceSection(Section):
     """Sampling by workers in processes of their own, from a durable queue; without workers, the run's own engine.
 
@@ -222,7 +226,12 @@ class ServiceSection(Section):
         )  # fmt: skip
         threads = self.threads or worker_threads(self.workers)
         settings = ServiceSettings(self.workers, self.max_staleness, self.max_deaths, self.silence_seconds)
-        return RolloutService(plan, settings, ProcessLauncher(place, threads), console)
+        launcher = ProcessLauncher(place, threads)
+        if self.launcher == "ray":
+            from dsv4.post_training.rollout_service.ray_launcher import RayLauncher
+
+            launcher = RayLauncher(self.address, self.workers, threads, recipe.run.device.startswith("cuda"))
+        return RolloutService(plan, settings, launcher, console)
 
 
 class GRPORecipe(PolicyRecipe):
@@ -231,7 +240,6 @@ class GRPORecipe(PolicyRecipe):
     sampling: RolloutSection = RolloutSection()
     objective: ObjectiveSection = ObjectiveSection()
     reward: RewardSection = RewardSection()
-    episodes: EpisodesSection = EpisodesSection()
     efforts: EffortsSection = EffortsSection()
     service: ServiceSection = ServiceSection()
 
@@ -261,14 +269,13 @@ class GRPORecipe(PolicyRecipe):
             ),
             run.micro_tokens, self.optimizer.grad_clip, run.quantized, run.balance, run.indexer,
         )  # fmt: skip
-        one = self.episodes
-        episodes = EpisodeLimits(one.turns, one.tokens, one.calls, at_once=one.at_once)
         rewards = RewardSettings(reward.unfinished, length=penalty)
         drawn = self.sampling
         return GRPORunSettings(
             learner, rewards, objective.group_size, objective.mini_batches, objective.resample,
             SamplingParams(temperature=drawn.temperature, top_p=drawn.top_p, top_k=drawn.top_k, min_p=drawn.min_p),
-            ReplaySettings(objective.keep_routing, objective.keep_indexer, objective.keep_sampling_mask), episodes,
+            ReplaySettings(objective.keep_routing, objective.keep_indexer, objective.keep_sampling_mask),
+            self.episodes.limits(),
         )  # fmt: skip
 
 
@@ -287,5 +294,5 @@ class DistillRecipe(PolicyRecipe):
         one, run = self.distillation, self.run
         return DistillationSettings(
             one.samples, one.estimate, one.kl_chunk, run.micro_tokens, self.optimizer.grad_clip, run.quantized,
-            run.balance, run.indexer,
+            run.balance, run.indexer, self.episodes.limits(),
         )  # fmt: skip
