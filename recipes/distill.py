@@ -31,7 +31,7 @@ def start(
     teachers = teachers_of_run(options)
     config, run = policy.model.config, recipe.run
     return DistillationRun(
-        policy, recipe.optimizer.optimizer(policy.model, config), recipe.problems.source(),
+        policy, recipe.optimizer.optimizer(policy.model, config), recipe.source(),
         Teachers(teachers, options.run_dir / "hidden", config.vocab_size, run.numerics), recipe.loop(),
         recipe.settings(), options.run_dir, console,
     )  # fmt: skip

@@ -39,7 +39,7 @@ from dsv4.training.export import export_adapter, export_model
 from dsv4.training.gradient import BatchSource
 from dsv4.training.hash_routing import count_tokens, install_tables
 from dsv4.training.loop import NonFiniteLossError, Stage, Trainer, TrainSettings
-from dsv4.training.lora import load_adapted
+from dsv4.training.lora import adapter_pairs, load_adapted
 from dsv4.training.losses import LossWeights
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.plan import FixedPlan
@@ -124,9 +124,8 @@ def _train(options: argparse.Namespace, rank: int) -> int:
             recipe = resume_run(run_dir, [])
         trainer = make_trainer(recipe, run_dir, options.workers, console)
     trainer.run()
-    model = trainer.gather_model() if isinstance(trainer, RankTrainer) else trainer.model
+    _export(trainer, recipe, run_dir, out, console)
     if rank == 0:
-        _export(model, recipe, run_dir, out, console)
         picture = draw_run(run_dir)
         if picture is not None:
             console.print(f"losses: {picture}", highlight=False)
@@ -135,14 +134,19 @@ def _train(options: argparse.Namespace, rank: int) -> int:
     return 0
 
 
-def _export(model: Transformer, recipe: PretrainRecipe, run_dir: Path, out: Path, console: Console) -> None:
-    """Write the model folder, and first the adapter of a run that trained one."""
-    lora = recipe.lora.settings
+def _export(trainer: Trainer, recipe: PretrainRecipe, run_dir: Path, out: Path, console: Console) -> None:
+    """Write the model folder, and first the adapter of a run that trained one; of several ranks, the first writes."""
+    lora, ranks = recipe.lora.settings, trainer if isinstance(trainer, RankTrainer) else None
+    first = ranks is None or dist.get_rank() == 0
     if lora is None:
-        export_model(model, run_dir / "tokenizer", out)
+        model = trainer.model if ranks is None else ranks.gather_model()
+        if first:
+            export_model(model, run_dir / "tokenizer", out)
     else:
         assert recipe.model.start is not None
-        export_adapter(model, lora, Path(recipe.model.start), run_dir / "adapter", out)
+        pairs = adapter_pairs(trainer.model) if ranks is None else ranks.gather_adapters()
+        if first:
+            export_adapter(pairs, lora, Path(recipe.model.start), run_dir / "adapter", out)
         console.print(f"adapter: {run_dir / 'adapter'}", highlight=False)
     console.print(f"model folder: {out}", highlight=False)
 
@@ -236,7 +240,7 @@ def resume_run(run_dir: Path, words: list[str]) -> PretrainRecipe:
         raise ValueError(f"--resume: {run_dir} holds no run (no data.json)")
     begun = read_recipe(PretrainRecipe, run_dir / "recipe.toml")
     recipe = read_recipe(PretrainRecipe, run_dir / "recipe.toml", words)
-    recipe.check_ranks(ModelConfig.from_pretrained(run_dir), recipe.stages)
+    recipe.check_ranks(ModelConfig.from_pretrained(run_dir))
     for stage in recipe.stages:
         before, now = stage.size(begun.processes), stage.size(recipe.processes)
         if (before.tokens * before.last, before.tokens * before.first) != (
@@ -389,6 +393,7 @@ def make_trainer(recipe: PretrainRecipe, run_dir: Path, workers: int, console: C
         "momentum": optimizing.momentum,
         "weight_decay": optimizing.weight_decay,
         "compute_dtype": torch.bfloat16 if native else torch.float32,
+        "adapters": "adamw_no_decay" if recipe.lora.optimizer == "adamw" else "muon",
     }
     device = torch.device(run.device)
     # Its operations are those of training every parameter, which adapters do not do.
@@ -402,8 +407,7 @@ def make_trainer(recipe: PretrainRecipe, run_dir: Path, workers: int, console: C
             keep_gathered=recipe.parallel.keep_gathered,
             layers=recipe.parallel.stages,
         )  # fmt: skip
-    adapters = "adamw_no_decay" if recipe.lora.optimizer == "adamw" else "muon"
-    optimizer = MuonAdamW(model, config, **chosen, adapters=adapters)
+    optimizer = MuonAdamW(model, config, **chosen)
     return Trainer(model, optimizer, stages, settings, plan, run_dir, console, speed=speed, tensorboard=run.tensorboard)
 
 

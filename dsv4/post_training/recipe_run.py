@@ -16,6 +16,7 @@ from dsv4.checkpoint import load_model
 from dsv4.checkpoint.atomic import DiskFullError, kept_if_whole, new_file
 from dsv4.model.transformer import Transformer
 from dsv4.model_folder import resolve_model
+from dsv4.post_training.efforts import check_ladder
 from dsv4.post_training.learner import UpdateError
 from dsv4.post_training.policy_run import PolicyRun
 from dsv4.post_training.recipes import PolicyRecipe
@@ -42,10 +43,11 @@ def run_recipe(name: str, schema: type[R], options: argparse.Namespace, start: S
         if options.print_config:
             print(write_recipe(recipe), end="")
             return 0
-        recipe.problems.source()  # names what is wrong before the run's folder is made
+        recipe.source()  # names what is wrong before the run's folder is made
         folder = options.model = _begun(run_dir, options) if options.resume else resolve_model(options.model)
         if not options.resume and (run_dir / RECIPE).exists():
             raise ValueError(f"{run_dir} already holds a run; pass --resume to go on with it, or another --run-dir")
+        check_ladder(folder, recipe.problems.efforts)
         policy = make_policy(recipe, folder)
         with nullcontext() if options.resume else kept_if_whole(run_dir):
             run = start(recipe, policy, options, console)

@@ -10,8 +10,9 @@ from statistics import median
 from typing import Any
 
 from dsv4.analysis.activations import Recompute
+from dsv4.analysis.degrees import DIMENSIONS, Degrees
 from dsv4.analysis.hardware import Machine, Precision, cpu
-from dsv4.analysis.training_memory import Degrees, Setting, StageShape
+from dsv4.analysis.training_memory import Setting, StageShape
 from dsv4.analysis.training_plan import StagePlan, choose_stage, plan_stage
 from dsv4.config import ModelConfig
 from dsv4.presets import PRESETS
@@ -120,16 +121,9 @@ def plan_run(recipe: PretrainRecipe, machine: Machine, choice: Choice) -> RunPla
     degrees = recipe.parallel.degrees()
     setting = _setting(recipe, recipe.model.config(), machine, choice)
     policy = choice.recompute or (recipe.run.recompute if recipe.run.recompute != "none" else None)
-    given: dict[str, int | None] = {name: getattr(choice, name) for name in ("data", "expert", "context", "pipeline")}
-    if degrees.ranks > 1 and not any(
-        given.values()
-    ):  # data counts the expert ranks here, which have batches of their own
-        given = {
-            "data": degrees.batches,
-            "expert": degrees.expert,
-            "context": degrees.context,
-            "pipeline": degrees.pipeline,
-        }
+    given: dict[str, int | None] = {name: getattr(choice, name) for name in DIMENSIONS}
+    if degrees.ranks > 1 and not any(given.values()):
+        given |= asdict(degrees)
     plans = [choose_stage(setting, shape, policy, **given) for shape in stage_shapes(recipe)]
     return RunPlan(setting, tuple(plans), machine.price if choice.price is None else choice.price)
 

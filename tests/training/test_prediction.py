@@ -114,6 +114,6 @@ def test_ranks_and_precision_of_a_recipe_are_planned(tmp_path: Path) -> None:
     plan = plan_run(recipe, MACHINES["H100"], Choice())
     (stage,) = plan.stages
     assert (plan.setting.gpus, plan.setting.precision) == (4, "fp8")
-    assert (stage.degrees.data, stage.degrees.expert, stage.shape.batch_tokens) == (4, 2, 4 * 4096)
+    assert (stage.degrees.data, stage.degrees.expert, stage.shape.batch_tokens) == (2, 2, 4 * 4096)
     with pytest.raises(ValueError, match="several ranks"):
         plan_here(recipe, recipe.model.config(), 1e9, 1e9)
