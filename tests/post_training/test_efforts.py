@@ -61,10 +61,10 @@ def test_modes_have_windows_and_penalties_of_their_own() -> None:
 
 
 def test_scalar_budgets_are_the_other_form() -> None:
-    found = modes_of(
-        "sampling.max_tokens=200", 'efforts.penalty="budget"', "efforts.norm=0.5", "efforts.high.budget=60"
-    )
-    for effort, budget in (("low", 50), ("high", 60), ("max", 100)):
+    keys = ("sampling.max_tokens=200", 'efforts.penalty="budget"', "efforts.norm=0.5", "efforts.high.budget=60")
+    found = modes_of(*keys)
+    budgets: dict[Effort, int] = {"low": 50, "high": 60, "max": 100}
+    for effort, budget in budgets.items():
         penalty = found[effort].penalty
         assert penalty is not None
         for tokens in (1, 70, 200):
