@@ -10,7 +10,7 @@ _YOUNG_OBJECTS = 20_000  # between two collections; Python's 700 are those of a 
 def keep_what_is_loaded() -> None:
     """Exempts all present objects, those of imported modules first of all, from collection, and collects less often.
 
-    Collections took a sixth of a server's time: each token makes objects that are counted, hardly any of them in cycles.
+    Collections took a sixth of a server's time: each token makes objects that are counted, hardly any are in cycles.
     """
     gc.collect()
     gc.freeze()

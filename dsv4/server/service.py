@@ -152,8 +152,11 @@ class ChatService:
     def count_tokens(self, wire_format: WireFormat, body: bytes, key: str | None = None) -> int:
         """Number of tokens of the rendered prompt. Raises RequestError as `prepare` does, but never for its length."""
         request = wire_format.read(body, self.options)
-        served = self.models.find(request.model)
-        return request.count_tokens(served.conversation_of(key, self._salt(request, key)))
+        return request.count_tokens(self.conversation(request, key))
+
+    def conversation(self, request: WireRequest, key: str | None) -> ConversationModel:
+        """Makes the prompt of a request of this key: with the turns that are remembered for it."""
+        return self.models.find(request.model).conversation_of(key, self._salt(request, key))
 
     def _salt(self, request: WireRequest, key: str | None) -> str | None:
         return cache_salt(self._sharing, key, request.user, request.cache_salt)
