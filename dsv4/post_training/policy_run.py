@@ -19,7 +19,7 @@ from dsv4.training.optim import MuonAdamW
 from dsv4.training.report import Report
 from dsv4.training.schedule import Schedule
 from dsv4.training.state import load_state, save_state
-from dsv4.training.stopping import RunStoppedError, StopOnSigterm
+from dsv4.training.stopping import StopOnSignal
 
 STATE = "state.pt"
 
@@ -93,23 +93,20 @@ class PolicyRun(ABC):
     def run(self, stop_after: int | None = None) -> PolicyPosition:
         """Train to the last step, or until `stop_after` steps are done; saves the state at the end.
 
-        RunStoppedError, with the state saved, if the process got SIGTERM meanwhile.
+        RunStoppedError, with the state saved, if the process got SIGTERM or Ctrl-C meanwhile.
         """
         loop, position = self.loop, self.position
         last = loop.steps if stop_after is None else min(loop.steps, stop_after)
         metrics = self.run_dir / "metrics.jsonl"
         keep_freed_memory()
-        with Report(metrics, position.step, self.console, self.quiet) as report, StopOnSigterm() as stop:
+        with Report(metrics, position.step, self.console, self.quiet) as report, StopOnSignal() as stop:
             while position.step < last and not stop.requested:
                 self._logged_step(report)
                 if position.step % loop.save_every == 0:
                     self.save()
         self.save()
         if stop.requested and position.step < loop.steps:
-            raise RunStoppedError(
-                f"stopped by SIGTERM after step {position.step} of {loop.steps}; the state is saved in "
-                f"{self.state_path}"
-            )
+            raise stop.error(position.step, loop.steps, self.state_path)
         return position
 
     def save(self) -> None:
