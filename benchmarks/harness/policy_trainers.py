@@ -325,9 +325,9 @@ _contenders: dict[str, Contender] = {}  # of this process
 
 
 def load(name: str, folder: Path, scratch: Path, shape: Shape, busy: bool, packages: Path | None) -> None:
-    """Load a contender in its process, with its run in `scratch`, which is emptied. busy: seconds are of processor time.
+    """Load a contender in its process, with its run in `scratch`, which is emptied.
 
-    packages: TRL's.
+    busy: seconds are of processor time. packages: TRL's.
     """
     rmtree(scratch, ignore_errors=True)
     clock = process_time if busy else perf_counter
