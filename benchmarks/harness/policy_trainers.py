@@ -152,7 +152,8 @@ class PlainAdamW:
     def step(self, rate: float, grad_scale: float) -> None:
         for group in self._adamw.param_groups:
             group["lr"] = rate
-        torch._foreach_mul_(self._gradients(), grad_scale)
+        for gradient in self._gradients():
+            gradient.mul_(grad_scale)
         self._adamw.step()
 
     def state_dict(self) -> dict[str, Any]:
