@@ -22,6 +22,7 @@ from dsv4.post_training.problems import ProblemSource, TaskProblems
 from dsv4.post_training.replay import ReplaySettings
 from dsv4.post_training.rewards import RewardSettings
 from dsv4.training.optim import MuonAdamW
+from dsv4.training.plan import UNPLANNED
 from dsv4.training.recipe import Section
 from dsv4.training.schedule import Schedule
 
@@ -101,6 +102,7 @@ class RolloutSection(SamplingSection):
 
 class RunSection(Section):
     steps: Count = 100
+    seconds: Positive | None = None  # length of the run in place of `steps`
     seed: int = 1
     device: str = "cpu"
     numerics: Literal["float", "shipped"] = "float"
@@ -122,8 +124,10 @@ class PolicyRecipe(Section):
 
     def loop(self) -> LoopSettings:
         sampling, run = self.sampling, self.run
-        schedule = self.optimizer.schedule(run.steps)
-        return LoopSettings(run.steps, schedule, sampling.prompts, sampling.max_tokens, run.save_every, run.seed)
+        schedule = self.optimizer.schedule(run.steps if run.seconds is None else UNPLANNED)
+        return LoopSettings(
+            run.steps, schedule, sampling.prompts, sampling.max_tokens, run.save_every, run.seed, run.seconds
+        )
 
 
 class ObjectiveSection(Section):
