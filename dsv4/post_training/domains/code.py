@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from deepseek_recipe import Conversation, UserMessage
 
-from dsv4.post_training.domains.domain import Domain
+from dsv4.post_training.domains.domain import Domain, Level
 from dsv4.post_training.domains.programs import draw_program
 from dsv4.post_training.problems import Explained
 from dsv4.post_training.sandbox.interface import SandboxError
@@ -37,6 +37,7 @@ class CodeProblem:
     key: str
     question: str
     solution: str  # the reference implementation
+    reasoning: str
     tests: tuple[CallTest, ...]
     partial: bool = False
     thinking: bool = False
@@ -67,6 +68,7 @@ class Code(Domain):
     name: ClassVar[str] = "code"
     partial: bool = False
     thinking: bool = False
+    level: Level = "standard"
 
     def prepare(self) -> None:
         reason = missing("namespaces")
@@ -90,7 +92,8 @@ class Code(Domain):
             for place, (one, value) in enumerate(zip(hidden, values, strict=True), 1)
         )
         solution = f"def {signature}:\n    return {program.expression}\n"
-        return CodeProblem(f"code {program.words}", question, solution, tests, self.partial, self.thinking)
+        reasoning = f"{program.words}: {program.expression}"
+        return CodeProblem(f"code {program.words}", question, solution, reasoning, tests, self.partial, self.thinking)
 
 
 def program_of(answer: str) -> str:

@@ -14,7 +14,7 @@ from deepseek_recipe import Conversation, UserMessage
 
 from dsv4.data.tasks.words import CITIES, COLOURS, FIRST_NAMES, ITEMS
 from dsv4.post_training.domains.constraints import GROUPS, Constraint, constraints_of
-from dsv4.post_training.domains.domain import Domain
+from dsv4.post_training.domains.domain import Domain, Level
 from dsv4.post_training.problems import Explained
 
 MOST = 3  # constraints of a question
@@ -32,6 +32,11 @@ class Instructions:
     partial: bool = False
     thinking: bool = False
     domain: str = "instructions"
+
+    @property
+    def reasoning(self) -> str:
+        """The constraints in short, one per line."""
+        return "\n".join(one.note for one in self.constraints)
 
     def prompt(self) -> Conversation:
         return Conversation([UserMessage(self.question)], thinking_mode=self.thinking)
@@ -54,6 +59,7 @@ class InstructionFollowing(Domain):
     name: ClassVar[str] = "instructions"
     partial: bool = False
     thinking: bool = False
+    level: Level = "standard"
 
     def draw(self, rng: Random) -> Instructions | None:
         if rng.random() < 0.2:
