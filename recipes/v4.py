@@ -28,7 +28,7 @@ from dsv4.post_training.domains.registry import open_domain
 from dsv4.post_training.domains.solutions import write_conversations
 from dsv4.post_training.recipe_run import tokenizer_files
 from dsv4.post_training.stage_run import Stage, StageLog, run_stages
-from dsv4.post_training.v4_recipe import DOMAINS, V4Recipe, read_v4_recipe
+from dsv4.post_training.v4_recipe import DOMAINS, SpecialistSection, V4Recipe, read_v4_recipe
 from dsv4.post_training.v4_run import RunFolders, tokens_of
 from dsv4.training.export import export_model
 from dsv4.training.recipe import Section, read_recipe, write_recipe
@@ -182,8 +182,9 @@ class V4Run:
         return command("nano", words)
 
     def _write_data(self, domain: str) -> str:
-        count = getattr(self.recipe.specialists, domain).conversations
-        write_conversations(domain, self.folders.data(domain), count, self.recipe.seed)
+        section: SpecialistSection = getattr(self.recipe.specialists, domain)
+        path, count = self.folders.data(domain), section.conversations
+        write_conversations(domain, path, count, self.recipe.seed, efforts=section.efforts)
         return f"{count:,} conversations of {domain}"
 
     def _fine_tune(self, domain: str) -> str:

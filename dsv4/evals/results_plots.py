@@ -123,7 +123,7 @@ def _draw(draw: Callable[[Any], None]) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    settings = {"svg.fonttype": "none", "svg.hashsalt": "dsv4", "font.size": 9, "font.family": "sans-serif"}
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "dsv4", "font.size": 9, "font.family": "sans-serif"}
     with rc_context({**settings, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
         FigureCanvasSVG(figure)

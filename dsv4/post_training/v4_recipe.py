@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field, model_validator
 
 from dsv4.analysis.precision import Precision
+from dsv4.data.tasks import Effort
 from dsv4.post_training.recipes import Count, DistillRecipe, GRPORecipe, PolicyRecipe, Positive, Share
 from dsv4.training.nano_recipe import NanoRecipe
 from dsv4.training.recipe import Section, read_recipe
@@ -72,6 +73,7 @@ class SpecialistSection(Section):
     """A domain: its conversations, then GRPO on its problems; `weight` is its teacher's in distillation."""
 
     conversations: Count = 4000
+    efforts: tuple[Effort, ...] = ()  # of the conversations that think; none: as each problem has it
     weight: Positive = 1.0
     sft: FineTuningSection = FineTuningSection()
     grpo: GRPORecipe = GRPORecipe()
@@ -94,7 +96,7 @@ class EvaluationSection(Section):
     max_tokens: Count = 512  # of an answer, or of a turn of an episode
     seed: int = 1
     effort_domain: str = "mathematics"
-    efforts: tuple[str, ...] = ("low", "high", "max")
+    efforts: tuple[Effort, ...] = ("low", "high", "max")
 
     @model_validator(mode="after")
     def _check(self) -> EvaluationSection:

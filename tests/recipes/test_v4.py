@@ -63,9 +63,7 @@ def weights(model: Path) -> bytes:
 def test_it_ends_with_results_and_a_killed_run_has_the_same_bits(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(
-        "recipes.pretrain.draw_run", lambda run_dir: None
-    )  # whose pictures take long
+    monkeypatch.setattr("recipes.pretrain.draw_run", lambda run_dir: None)  # whose pictures take long
     run, out = tmp_path / "run", tmp_path / "model"
     assert v4.main(["--base-model", str(base), *keys(), "--run-dir", str(run), "--out", str(out)]) == 0
     assert f"stage 1 of {len(stage_names(run)) + 1}" not in capsys.readouterr().out  # the base is there already
