@@ -70,7 +70,7 @@ class TimePlan:
         return next((total for made, total in reversed(self.entries) if made <= step), UNPLANNED)
 
     def observe(self, step: int, elapsed: float, freeze: bool) -> None:
-        if freeze:
+        if freeze and self.entries:  # without a plan yet, a rate that decays from the first step is still unplanned
             return
         if self._mark is None:  # the first step allocates and warms up, so it is left out of the speed
             if step >= 1:
