@@ -23,9 +23,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from dsv4.analysis.degrees import Degrees
 from dsv4.config import ModelConfig
 from dsv4.model.transformer import Transformer
-from dsv4.parallel.degrees import Degrees
 from dsv4.parallel.expert import split_experts
 from dsv4.parallel.fsdp import shard_model
 from dsv4.parallel.mesh import make_mesh, process_group

@@ -11,15 +11,15 @@ from typing import Any
 from rich.console import Console
 
 from dsv4.checkpoint.atomic import clear_folder
-from dsv4.engine import LLM
 from dsv4.post_training.problems import Problem, ProblemSource
+from dsv4.post_training.rollouts import Sampler
 from dsv4.post_training.served_policy import ServedPolicy
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.plan import UNPLANNED, FixedPlan, Plan, TimePlan
 from dsv4.training.report import Report
 from dsv4.training.schedule import Schedule
 from dsv4.training.state import load_state, save_state
-from dsv4.training.stopping import RunStoppedError, StopOnSigterm
+from dsv4.training.stopping import StopOnSignal
 
 STATE = "state.pt"
 CALIBRATION_STEPS = 4  # of a budget of time: a step here samples, which takes as long as many of pre-training
@@ -98,21 +98,18 @@ class PolicyRun(ABC):
     def run(self, stop_after: int | None = None) -> PolicyPosition:
         """Train to the last step, or until `stop_after` steps are done; saves the state at the end.
 
-        RunStoppedError, with the state saved, if the process got SIGTERM meanwhile.
+        RunStoppedError, with the state saved, if the process got SIGTERM or Ctrl-C meanwhile.
         """
         loop, position = self.loop, self.position
         metrics = self.run_dir / "metrics.jsonl"
-        with Report(metrics, position.step, self.console, self.quiet) as report, StopOnSigterm() as stop:
+        with Report(metrics, position.step, self.console, self.quiet) as report, StopOnSignal() as stop:
             while not self.finished and not stop.requested and (stop_after is None or position.step < stop_after):
                 self._logged_step(report)
                 if position.step % loop.save_every == 0:
                     self.save()
         self.save()
         if stop.requested and not self.finished:
-            planned = "" if self._total >= UNPLANNED else f" of {self._total}"
-            raise RunStoppedError(
-                f"stopped by SIGTERM after step {position.step}{planned}; the state is saved in {self.state_path}"
-            )
+            raise stop.error(position.step, self._total, self.state_path)
         return position
 
     @property
@@ -127,13 +124,17 @@ class PolicyRun(ABC):
     def save(self) -> None:
         save_state(self.state_path, self.policy.model, self.optimizer, self.position)
 
-    def take_problems(self, llm: LLM, count: int) -> tuple[int, list[Problem], list[list[int]]]:
+    def take_problems(self, llm: Sampler, count: int) -> tuple[int, list[Problem], list[list[int]]]:
         """The next `count` problems: the number of the first, the problems, their prompts as token ids."""
-        assert llm.prompts is not None, "problems are asked in text"
         first = self.position.problems
         self.position.problems += count
+        return first, *self.problems_from(llm, first, count)
+
+    def problems_from(self, sampler: Sampler, first: int, count: int) -> tuple[list[Problem], list[list[int]]]:
+        """`count` problems from number `first` on, and their prompts as token ids."""
+        assert sampler.prompts is not None, "problems are asked in text"
         problems = [self.problems.problem(number) for number in range(first, first + count)]
-        return first, problems, [llm.prompts.encode(problem.prompt()) for problem in problems]
+        return problems, [sampler.prompts.encode(problem.prompt()) for problem in problems]
 
     def _logged_step(self, report: Report) -> None:
         loop, position = self.loop, self.position

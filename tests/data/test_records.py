@@ -92,6 +92,16 @@ def test_errors_name_the_place(tmp_path: Path) -> None:
         find_sources([str(tmp_path / "x.tar")])
 
 
+def test_tables_may_hold_conversations_as_json(tmp_path: Path) -> None:
+    columns = {"messages": [json.dumps(CHAT["messages"])], "tools": [json.dumps([{"type": "function"}])]}
+    parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
+    (record,) = find_sources([str(tmp_path)])[0].records()
+    assert record == {"messages": CHAT["messages"], "tools": [{"type": "function"}]}
+    parquet.write_table(pa.table({"messages": ["hello"]}), tmp_path / "a.parquet")
+    with pytest.raises(RecordError, match=r"row 0: 'messages' is a text that is no JSON"):
+        list(find_sources([str(tmp_path)])[0].records())
+
+
 def test_datasets_of_the_hub_library_are_read(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_dict({"text": ["a", "b", "c"]}).save_to_disk(str(tmp_path / "saved"))

@@ -12,7 +12,7 @@ from dsv4.engine import LLM
 from dsv4.evals import domain_scores
 from dsv4.evals.domain_scores import DomainScore, evaluate_domain, held_out_problems
 from dsv4.post_training.domains.solutions import solved
-from dsv4.post_training.efforts import with_effort
+from dsv4.post_training.efforts import EffortMode, with_effort
 from dsv4.post_training.episodes.environment import EpisodeProblem
 from dsv4.post_training.episodes.sampling import continuation
 from dsv4.tokenizer.loss_mask import encode_training
@@ -102,7 +102,7 @@ def test_problems_are_distinct_and_held_out(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_an_effort_changes_the_prompt_alone() -> None:
     problem = held_out_problems("tools", 1, thinking=True)[0]
-    asked = with_effort(problem, "max")
+    asked = with_effort(problem, EffortMode("max"))
     prompt = asked.prompt()
     assert prompt.reasoning_effort == "max" and problem.prompt().reasoning_effort is None
     assert [tool.name for tool in prompt.tools] == [tool.name for tool in problem.prompt().tools]

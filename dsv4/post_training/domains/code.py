@@ -12,7 +12,7 @@ from typing import ClassVar
 from deepseek_recipe import Conversation, UserMessage
 
 from dsv4.post_training.domains.domain import Domain, Level
-from dsv4.post_training.domains.programs import draw_program
+from dsv4.post_training.domains.programs import draw_program, of_numbers
 from dsv4.post_training.problems import Explained
 from dsv4.post_training.sandbox.interface import SandboxError
 from dsv4.post_training.sandbox.limits import MIB, Limits
@@ -63,7 +63,7 @@ class CodeProblem:
 
 @dataclass(frozen=True)
 class Code(Domain):
-    """Functions of numbers, lists and texts, of one expression each."""
+    """Functions of numbers, lists and texts, of one expression each. Easy: of numbers alone."""
 
     name: ClassVar[str] = "code"
     partial: bool = False
@@ -76,7 +76,8 @@ class Code(Domain):
             raise ValueError(f"domain code runs answers in a sandbox, and there is none here: {reason}")
 
     def draw(self, rng: Random) -> CodeProblem | None:
-        program, name = draw_program(rng), rng.choice(NAMES)
+        program = of_numbers(rng) if self.level == "easy" else draw_program(rng)
+        name = rng.choice(NAMES)
         inputs = Random(program.expression)
         shown, *hidden = (program.inputs(inputs) for _ in range(TESTS + 1))
         values = [program.value(one) for one in hidden]

@@ -15,7 +15,7 @@ from dsv4.evals.domain_scores import held_out_problems
 from dsv4.post_training.domains.domain import Level
 from dsv4.post_training.domains.registry import DOMAINS, open_domain
 from dsv4.post_training.domains.solutions import CHECK, write_conversations
-from dsv4.post_training.efforts import with_effort
+from dsv4.post_training.efforts import EffortMode, with_effort
 from dsv4.post_training.episodes.environment import EpisodeProblem
 from dsv4.post_training.sandbox.substrates import missing
 from dsv4.post_training.sft_samples import Sample, read_samples
@@ -72,7 +72,7 @@ def test_they_are_trained_on_as_they_are_asked(tmp_path: Path, prompts: PromptEn
         path = tmp_path / f"{ladder}-{domain}-{len(efforts)}.jsonl"
         for number, record in enumerate(written(path, domain, 20, thinking=True, efforts=efforts)):
             problem = open_domain(domain, True).problem(1, number)
-            asked = with_effort(problem, record["reasoning_effort"]) if efforts else problem
+            asked = with_effort(problem, EffortMode(record["reasoning_effort"])) if efforts else problem
             first = record | {"messages": record["messages"][:2]}
             assert prompts.encode(read_conversation(first)[0]) == prompts.encode(asked.prompt())
 
