@@ -113,7 +113,7 @@ class File:
             raise RecordError(f"{self.path}: no Parquet file: {error}") from error
         with file:
             known = file.schema_arrow.names
-            columns = [name for name in (self.column, _MESSAGES, "tools") if name in known]
+            columns = [name for name in (self.column, _MESSAGES, "tools", "reasoning_effort") if name in known]
             first = 0
             for group in range(file.metadata.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows

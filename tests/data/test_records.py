@@ -41,12 +41,13 @@ def write_files(folder: Path) -> dict[str, list[Record]]:
     (folder / "e.txt.bz2").write_bytes(bz2.compress(b"packed"))
     rows = [f"row {n}" for n in range(10)]
     parquet.write_table(pa.table({"text": rows, "other": rows}), folder / "f.parquet", row_group_size=3)
-    parquet.write_table(pa.table({"messages": [CHAT["messages"]]}), folder / "g.parquet")
+    parquet.write_table(pa.table({"messages": [CHAT["messages"]], "reasoning_effort": ["max"]}), folder / "g.parquet")
     (folder / ".hidden.txt").write_text("no")
     (folder / "picture.png").write_text("no")
     return {
         "a.md": ["# é"], "c.jsonl": ["one", CHAT, "three"], "d.jsonl.gz": ["one", CHAT, "three"],
-        "deep/b.txt": ["second\nfile"], "e.txt.bz2": ["packed"], "f.parquet": rows, "g.parquet": [CHAT],
+        "deep/b.txt": ["second\nfile"], "e.txt.bz2": ["packed"], "f.parquet": rows,
+        "g.parquet": [CHAT | {"reasoning_effort": "max"}],
     }  # fmt: skip
 
 
