@@ -20,7 +20,7 @@ from rich.console import Console
 from dsv4.checkpoint.atomic import DiskFullError, new_file, new_folder
 from dsv4.commands.recipe_flags import parse
 from dsv4.evals.results_page import write_page
-from dsv4.evals.v4_results import collect_record, collect_results, evaluate_efforts, evaluate_model
+from dsv4.evals.v4_results import collect_record, collect_results, evaluate_model, write_efforts
 from dsv4.model_folder import resolve_model
 from dsv4.parallel.mesh import launched
 from dsv4.post_training.averaging import average_models
@@ -30,9 +30,10 @@ from dsv4.post_training.recipe_run import tokenizer_files
 from dsv4.post_training.stage_run import Stage, StageLog, run_stages
 from dsv4.post_training.v4_recipe import DOMAINS, SpecialistSection, V4Recipe, read_v4_recipe
 from dsv4.post_training.v4_run import RunFolders, tokens_of
+from dsv4.tokenizer.prompts import write_effort_ladder
 from dsv4.training.export import export_model
 from dsv4.training.recipe import Section, read_recipe, write_recipe
-from dsv4.training.stopping import EXIT_STATUS, RunStoppedError
+from dsv4.training.stopping import RunStoppedError
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for the other recipes, also where this file is run by its path
@@ -68,7 +69,10 @@ def main(arguments: list[str] | None = None) -> int:
         ship(run.folders, out)
     except RunStoppedError as stopped:
         print(f"{stopped}; to go on: dsv4 train v4 --resume --run-dir {run_dir}", file=sys.stderr)
-        return EXIT_STATUS
+        return stopped.status
+    except KeyboardInterrupt:
+        print(f"\nto go on: dsv4 train v4 --resume --run-dir {run_dir}", file=sys.stderr)
+        raise
     except (ValueError, OSError, DiskFullError, MemoryError) as error:
         raise SystemExit(f"training stopped: {error}") from error
     console.print(f"model folder: {out}\nresults: {out / 'results.html'}", highlight=False)
@@ -142,6 +146,7 @@ class V4Run:
         found = [
             Stage("base", folders.base, budget.of("base"), self._base),
             Stage("sft", folders.sft, budget.of("sft"), self._sft),
+            Stage("start", folders.start, 0.0, self._begin),
         ]
         for domain in DOMAINS:
             found.append(Stage(f"data.{domain}", folders.data(domain), 0.0, lambda d=domain: self._write_data(d)))
@@ -181,10 +186,18 @@ class V4Run:
             words = ["--resume", *(flag for flag in flags if flag == "--base-only"), *place]
         return command("nano", words)
 
+    def _begin(self) -> str:
+        """The model to begin with, its levels of reasoning told apart by their prompts."""
+        source = self.folders.sft if self.recipe.start == "sft" else self.folders.base
+        with new_folder(self.folders.start, overwrite=False) as unfinished:
+            shutil.copytree(source, unfinished, dirs_exist_ok=True)
+            write_effort_ladder(unfinished, self.recipe.ladder)
+        return f"copy of {source} with the effort ladder {self.recipe.ladder}"
+
     def _write_data(self, domain: str) -> str:
         section: SpecialistSection = getattr(self.recipe.specialists, domain)
         path, count = self.folders.data(domain), section.conversations
-        write_conversations(domain, path, count, self.recipe.seed, efforts=section.efforts)
+        write_conversations(domain, path, count, self.recipe.seed, section.thinking, section.efforts, self.recipe.level)
         return f"{count:,} conversations of {domain}"
 
     def _fine_tune(self, domain: str) -> str:
@@ -204,7 +217,7 @@ class V4Run:
         return f"mean of the weights of {len(folders)} specialists"
 
     def _distill(self) -> str:
-        folders, words = self.folders, [str(self._start)]
+        folders, words = self.folders, [str(self.folders.start)]
         for domain, section in self.recipe.specialists.items():
             words += ["--teacher", f"{domain}={folders.specialist(domain)}:{section.weight:g}"]
         return self._train_policy(
@@ -220,28 +233,31 @@ class V4Run:
 
     def _evaluate(self, name: str) -> str:
         folder, section = self.folders.models()[name], self.recipe.evaluation
-        evaluate_model(folder, DOMAINS, section, self.folders.scores(name), self.recipe.device)
+        evaluate_model(folder, self.recipe, self.folders.scores(name))
         return f"{section.questions} questions of each domain to {folder}"
 
     def _evaluate_efforts(self) -> str:
-        evaluate_efforts(self.folders.student, self.recipe.evaluation, self.folders.efforts, self.recipe.device)
+        write_efforts(self.folders.student, self.recipe, self.folders.efforts)
         return f"questions of {self.recipe.evaluation.effort_domain} to {self.folders.student} at each level"
 
     def _write_results(self) -> str:
-        folders, recipe = self.folders, self.recipe
-        results = collect_results(folders, recipe.evaluation, recipe.device)
-        page = write_page(results, collect_record(folders, self.log.times, recipe.evaluation))
+        folders = self.folders
+        results = collect_results(folders, self.recipe)
+        page = write_page(results, collect_record(folders, self.log.times))
         for path, text in ((folders.page, page), (folders.results, results.model_dump_json(indent=2) + "\n")):
             with new_file(path) as temporary:
                 temporary.write_text(text, encoding="utf-8")
         return "results.json, results.html"
 
-    @property
-    def _start(self) -> Path:
-        return self.folders.sft if self.recipe.start == "sft" else self.folders.base
-
     def _train_sft(self, data: list[Path], words: list[str], run_dir: Path) -> str:
-        words = [str(self._start), *map(str, data), *words, f"run.seed={self.recipe.seed}", "--run-dir", str(run_dir)]
+        words = [
+            str(self.folders.start),
+            *map(str, data),
+            *words,
+            f"run.seed={self.recipe.seed}",
+            "--run-dir",
+            str(run_dir),
+        ]
         if not (run_dir / "data.json").exists():
             return command("sft", words)
         command("sft", ["--resume", "--run-dir", str(run_dir)])
@@ -251,7 +267,7 @@ class V4Run:
         words = [*model, *recipe, "--run-dir", str(run_dir)]
         if not (run_dir / "recipe.toml").exists():
             return command(name, words)
-        command(name, [*model, "--resume", "--run-dir", str(run_dir)])
+        command(name, ["--resume", "--run-dir", str(run_dir)])
         return shown(name, words)
 
     def _write(self, name: str, section: Section) -> str:
@@ -269,8 +285,8 @@ def command(name: str, words: list[str]) -> str:
         status = MAINS[name](words)
     except SystemExit as error:
         raise ValueError(str(error.code).removeprefix("training stopped: ")) from error
-    if status == EXIT_STATUS:
-        raise RunStoppedError(f"stopped by SIGTERM in dsv4 train {name}")
+    if status:
+        raise RunStoppedError(f"stopped in dsv4 train {name}", status)
     return shown(name, words)
 
 

@@ -14,6 +14,12 @@ from dsv4.training.report import format_seconds
 
 Rows = Sequence[Mapping[str, Any]]
 
+NOTES = {
+    "Before and after": "The base, its sft, the domain's specialist, the student, and two other ways to one model: the "
+    "mean of the specialists' weights, and one run on all their conversations, of as many tokens as specialists and "
+    "student had.",
+    "The student against its teachers": "Domains in which the teacher answered nothing right have no bar.",
+}
 STYLE = """\
 :root { color-scheme: light; --ink: #1d2329; --soft: #5b6670; --line: #dfe3e7; --good: #2e7d4f; --bad: #b3401f; }
 * { box-sizing: border-box; }
@@ -126,7 +132,8 @@ def _plots(results: Results, run: RunRecord) -> Iterable[str]:
         figures.append(("KL in distillation", results_plots.kl_curves(run.student)))
     yield '<div class="plots">'
     for title, svg in figures:
-        yield f'<section><h2>{title}</h2><div class="scroll">{svg}</div></section>'
+        note = f"<p>{NOTES[title]}</p>" if title in NOTES else ""
+        yield f'<section><h2>{title}</h2>{note}<div class="scroll">{svg}</div></section>'
     yield "</div>"
 
 

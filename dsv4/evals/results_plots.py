@@ -76,13 +76,14 @@ def student_bars(results: Results) -> str:
 
     def draw(axes: Any) -> None:
         names, values = list(shares), [100 * share for share in shares.values()]
-        bars = axes.bar(names, values, 0.55, color=[COLORS[5] if name == "mean" else COLORS[0] for name in names])
+        bars = axes.bar(names, values, 0.45, color=[COLORS[5] if name == "mean" else COLORS[0] for name in names])
         axes.bar_label(bars, fmt="%.0f %%", padding=2)
         axes.axhline(100 * STUDENT_SHARE, color=COLORS[1], linestyle="--", linewidth=1.2)
         axes.text(
             1.0, 100 * STUDENT_SHARE, f" {100 * STUDENT_SHARE:.0f} %", color=COLORS[1], va="center",
             transform=axes.get_yaxis_transform(),
         )  # fmt: skip
+        axes.set_xlim(-0.6, len(names) - 0.4)
         axes.set_ylim(0, max([115.0, *(1.12 * value for value in values)]))
         axes.set_ylabel("of the teacher's rate, %")
 
@@ -111,6 +112,7 @@ def _curves(axes: Any, runs: Mapping[str, Rows], key: str, label: str) -> None:
         color = COLORS[place % len(COLORS)]
         axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
         axes.plot(steps, smooth(values, 0.1), color=color, label=name)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("step")
     axes.set_ylabel(label)
     axes.set_ylim(bottom=0)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from dsv4.analysis.precision import Precision
 from dsv4.data.tasks import Effort
+from dsv4.post_training.domains.domain import Level
 from dsv4.post_training.recipes import Count, DistillRecipe, GRPORecipe, PolicyRecipe, Positive, Share
+from dsv4.tokenizer.prompts import Ladder
 from dsv4.training.nano_recipe import NanoRecipe
 from dsv4.training.recipe import Section, read_recipe
 
@@ -70,11 +72,20 @@ class FineTuningSection(Section):
 
 
 class SpecialistSection(Section):
-    """A domain: its conversations, then GRPO on its problems; `weight` is its teacher's in distillation."""
+    """A domain: its conversations, then GRPO on its problems; `weight` is its teacher's in distillation.
+
+    `efforts`: the domain's problems are asked with one of them, and with thinking; none: as each problem has it.
+    """
 
     conversations: Count = 4000
-    efforts: tuple[Effort, ...] = ()  # of the conversations that think; none: as each problem has it
+    efforts: tuple[Effort, ...] = ()
     weight: Positive = 1.0
+
+    @property
+    def thinking(self) -> bool | None:
+        """Mode of the domain's problems; None leaves it to them."""
+        return True if self.efforts else None
+
     sft: FineTuningSection = FineTuningSection()
     grpo: GRPORecipe = GRPORecipe()
 
@@ -108,14 +119,16 @@ class EvaluationSection(Section):
 class V4Recipe(Section):
     """A whole run. `base_model`, `sft_model`: model folders in place of the base and of its sft.
 
-    `start`: the model that specialists, the student and the comparisons begin with.
+    `start`: the model that specialists, the student and the comparisons begin with; `ladder`: its prompts of efforts.
     """
 
     device: str = "cpu"
     seed: int = 1
     base_model: str | None = None
     sft_model: str | None = None
-    start: Annotated[str, Field(pattern="^(base|sft)$")] = "sft"
+    start: Literal["base", "sft"] = "sft"
+    ladder: Ladder = "0731"
+    level: Level = "standard"  # of the domains' problems
     budget: BudgetSection = BudgetSection()
     nano: NanoRecipe = NanoRecipe()
     specialists: SpecialistsSection = SpecialistsSection()
@@ -131,9 +144,13 @@ class V4Recipe(Section):
             sft = section.sft
             if sft.seconds is None and sft.steps is None:
                 sft = sft.model_copy(update={"seconds": budget.of("specialist_sft") / count})
-            grpo = self._policy(section.grpo, budget.of("specialist_grpo") / count, (name,))
+            efforts = {"efforts": section.efforts}
+            grpo = self._policy(section.grpo, budget.of("specialist_grpo") / count, (name,), efforts)
             specialists[name] = section.model_copy(update={"sft": sft, "grpo": grpo})
-        student = self._policy(self.student, budget.of("student"), DOMAINS)
+        thinkers = {name: section.efforts for name, section in self.specialists.items() if section.efforts}
+        efforts = {"efforts": tuple({effort: None for found in thinkers.values() for effort in found})}
+        efforts |= {"effort_domains": tuple(thinkers)}
+        student = self._policy(self.student, budget.of("student"), DOMAINS, efforts)
         return self.model_copy(
             update={
                 "nano": self._nano(),
@@ -158,7 +175,7 @@ class V4Recipe(Section):
             update |= {"seconds": budget.of("sft")}
         return nano.model_copy(update=update)
 
-    def _policy(self, recipe: P, seconds: float, domains: tuple[str, ...]) -> P:
+    def _policy(self, recipe: P, seconds: float, domains: tuple[str, ...], efforts: dict[str, Any]) -> P:
         """Recipe of GRPO or of distillation; a length, problems or a device that it gives stay."""
         run, problems = recipe.run, recipe.problems
         update: dict[str, Any] = {"device": self.device}
@@ -167,7 +184,9 @@ class V4Recipe(Section):
         if "seed" not in run.model_fields_set:
             update["seed"] = self.seed
         if not problems.domains and not problems.tasks:
-            problems = problems.model_copy(update={"domains": domains, "seed": self.seed})
+            problems = problems.model_copy(
+                update={"domains": domains, "seed": self.seed, "level": self.level, **efforts}
+            )
         return recipe.model_copy(update={"run": run.model_copy(update=update), "problems": problems})
 
 

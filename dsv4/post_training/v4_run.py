@@ -34,6 +34,11 @@ class RunFolders:
     def sft(self) -> Path:
         return self.given_sft or self.nano / "sft" / "model"
 
+    @property
+    def start(self) -> Path:
+        """The model that specialists, the student and the comparisons begin with."""
+        return self.run_dir / "start" / "model"
+
     def data(self, domain: str) -> Path:
         """Conversations of a domain."""
         return self.run_dir / "data" / f"{domain}.jsonl"

@@ -81,7 +81,7 @@ def test_it_ends_with_results_and_a_killed_run_has_the_same_bits(
         (policy_run.PolicyRun, "_logged_step", lambda: (again / "specialists/code/grpo/state.pt").exists()),
         (v4, "average_models", lambda: True),
         (policy_run.PolicyRun, "_logged_step", lambda: (again / "student/state.pt").exists()),
-        (v4, "evaluate_efforts", lambda: True),
+        (v4, "write_efforts", lambda: True),
     ]
     for owner, name, is_time in kills:
         with monkeypatch.context() as patch:
@@ -205,8 +205,8 @@ def test_the_base_is_trained_first_and_its_sft_by_going_on(tmp_path: Path, monke
 def test_a_stopped_stage_ends_the_run_with_its_status(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(v4.MAINS, "nano", lambda words: v4.EXIT_STATUS)
+    monkeypatch.setitem(v4.MAINS, "nano", lambda words: 143)
     run = tmp_path / "run"
-    assert v4.main(["--base-model", str(base), *keys(), "--run-dir", str(run)]) == v4.EXIT_STATUS
+    assert v4.main(["--base-model", str(base), *keys(), "--run-dir", str(run)]) == 143
     assert f"to go on: dsv4 train v4 --resume --run-dir {run}" in capsys.readouterr().err
     assert stage_names(run) == ["sft"]
