@@ -25,6 +25,7 @@ from dsv4.engine import SamplingParams
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.post_training.asking import Episodes, ask
 from dsv4.post_training.episodes.environment import EpisodeLimits
+from dsv4.post_training.episodes.trajectory import TrajectoryFiles
 from dsv4.post_training.kl import reverse_kl
 from dsv4.post_training.learner import UpdateError
 from dsv4.post_training.policy import token_log_probabilities
@@ -97,7 +98,7 @@ class DistillationRun(PolicyRun):
             first, problems, prompts = self.take_problems(llm, self.loop.prompts)
             params = SamplingParams(max_tokens=self.loop.max_tokens)
             seed = stable_hash("distillation", self.loop.seed, first) >> 2
-            episodes = Episodes(settings.episodes, self.run_dir / "episodes")
+            episodes = Episodes(settings.episodes, TrajectoryFiles(self.run_dir / "episodes"))
             samples = ask(llm, problems, prompts, settings.samples, params, seed, episodes)
         sampling = time.perf_counter() - started
         by_domain = self._by_domain(samples, problems)
