@@ -24,9 +24,9 @@ from dsv4.post_training.rollout_service.tables import ServiceError
 from dsv4.post_training.rollouts import Rollout
 
 from ..usage.conftest import postgres_server  # noqa: F401  # a fixture
+from .goals import Counted
 from .service_run import SETTINGS, make_run, make_service, metrics, same, small_folder
 from .small_policy import TextProblem, has_digit
-from .test_episodes import Counted, chatty  # noqa: F401  # a fixture
 
 TIMES = {"seconds", "tokens_per_second", "sampling_seconds", "staleness", "staleness_max", "stale_share"}
 TIMES.add("worker_deaths")
@@ -53,17 +53,20 @@ def test_a_synchronous_service_gives_the_bits_of_a_run_without_it(folder: Path, 
         service = make_service(tmp_path, folder, workers=1)
         run = make_run(tmp_path, folder, service, filtered.settings)
 
-        def kill(service=service) -> None:
-            while not killed:
-                time.sleep(0.05)
-                if service.queue.num_tokens() > 20:
+        ended = threading.Event()
+
+        def kill(service=service, ended=ended) -> None:
+            while not killed and not ended.wait(0.01):
+                if service.queue.num_tokens():
                     killed.append(service.processes()[0].pid)  # type: ignore[attr-defined]
                     os.kill(killed[0], signal.SIGKILL)
 
         thread = threading.Thread(target=kill)
         thread.start()
         run.run(stop)
+        ended.set()
         thread.join()
+    assert killed
     assert same(run, filtered)
     lines = [{k: v for k, v in line.items() if k not in TIMES} for line in metrics(tmp_path)]
     assert lines == [{k: v for k, v in line.items() if k not in TIMES} for line in metrics(filtered.run_dir)]
