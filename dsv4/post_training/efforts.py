@@ -82,6 +82,19 @@ class EffortProblems:
         return with_effort(self.source.problem(number), mode)
 
 
+@dataclass(frozen=True)
+class SomeEfforts:
+    """The problems of `plain`; of `domains`, those that `efforts` has under the same numbers."""
+
+    plain: ProblemSource
+    efforts: EffortProblems
+    domains: tuple[str, ...]
+
+    def problem(self, number: int, /) -> Problem:
+        problem = self.plain.problem(number)
+        return self.efforts.problem(number) if problem.domain in self.domains else problem
+
+
 def with_effort(problem: Problem, mode: EffortMode) -> EffortProblem:
     """The problem, asked with an effort."""
     return EffortGoal(problem, mode) if isinstance(problem, EpisodeProblem) else EffortProblem(problem, mode)
