@@ -26,9 +26,10 @@ def start(recipe: GRPORecipe, policy: ServedPolicy, options: argparse.Namespace,
     if recipe.objective.kl:
         reference = load_model(options.model, device=recipe.run.device, numerics=recipe.run.numerics)
     optimizer = recipe.optimizer.optimizer(policy.model, policy.model.config)
+    service = recipe.service.service(recipe, options.model, options.run_dir, console)
     return GRPORun(
-        policy, optimizer, recipe.problems.source(), recipe.loop(), recipe.settings(), options.run_dir, reference,
-        console=console,
+        policy, optimizer, recipe.source(), recipe.loop(), recipe.settings(), options.run_dir, reference,
+        console=console, service=service,
     )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ from dsv4.training.plots import draw_run
 from dsv4.training.pretrain_recipe import PretrainRecipe
 from dsv4.training.recipe import read_recipe, write_recipe
 from dsv4.training.sources import TASKS, MixtureSource
-from dsv4.training.stopping import EXIT_STATUS, RunStoppedError
+from dsv4.training.stopping import RunStoppedError
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for recipes.pretrain, also where this file is run by its path
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
             run_part(recipe, part, run_dir, options.workers, console)
     except RunStoppedError as stopped:
         print(f"{stopped}; to go on: dsv4 train nano --resume --run-dir {run_dir}", file=sys.stderr)
-        return EXIT_STATUS
+        return stopped.status
     except STOPPED as error:
         raise SystemExit(f"training stopped: {error}") from error
     copy_model(run_dir / part / "model", out)

@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 
-from dsv4.checkpoint.atomic import DiskFullError, new_file
+from dsv4.checkpoint.atomic import DiskFullError, kept_if_whole, new_file
 from dsv4.commands.recipe_flags import parse
 from dsv4.config import ModelConfig
 from dsv4.data.augment import Rates
@@ -55,7 +55,7 @@ from dsv4.training.speed import SpeedMeter, product_rate
 from dsv4.training.stability import SpikeError
 from dsv4.training.start import fingerprint, load_start
 from dsv4.training.state import StateError
-from dsv4.training.stopping import EXIT_STATUS, RunStoppedError
+from dsv4.training.stopping import RunStoppedError
 
 COUNTED_BATCHES = 8  # batches counted for the token frequencies of the hash-routed layers
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
@@ -66,8 +66,8 @@ STOPPED = (
 SEED_STEP = 1_000_003  # between the seeds of stages, each of which takes the documents in an order of its own
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the recipe; 0 when the model folder is written."""
+def main(arguments: list[str] | None = None, name: str = "pretrain") -> int:
+    """Run the recipe; 0 when the model folder is written. `name`: of the recipe in messages on how to go on."""
     options = parse("pretrain", arguments)
     try:
         if options.print_config:
@@ -76,12 +76,12 @@ def main(arguments: list[str] | None = None) -> int:
         with _ranks(options) as rank:
             return _train(options, rank)
     except RunStoppedError as stopped:
-        print(f"{stopped}; to go on: dsv4 train pretrain --resume --run-dir {options.run_dir}", file=sys.stderr)
-        return EXIT_STATUS
+        print(f"{stopped}; to go on: dsv4 train {name} --resume --run-dir {options.run_dir}", file=sys.stderr)
+        return stopped.status
     except KeyboardInterrupt:
         if (options.run_dir / "state.pt").exists() and not launched():
             print(
-                f"\nto go on from the last save: dsv4 train pretrain --resume --run-dir {options.run_dir}",
+                f"\nto go on from the last save: dsv4 train {name} --resume --run-dir {options.run_dir}",
                 file=sys.stderr,
             )
         raise
@@ -115,10 +115,11 @@ def _train(options: argparse.Namespace, rank: int) -> int:
     recipe = resume_run(run_dir, options.recipe) if options.resume else given_recipe(options.recipe)
     check_ranks(recipe)
     check_device(recipe.run.device)
-    if not options.resume:
-        given = recipe
-        recipe = on_first_rank("new_run", lambda: new_run(given, run_dir, console))
-    trainer = make_trainer(recipe, run_dir, options.workers, console)
+    with nullcontext() if options.resume or rank else kept_if_whole(run_dir):
+        if not options.resume:
+            given = recipe
+            recipe = on_first_rank("new_run", lambda: new_run(given, run_dir, console))
+        trainer = make_trainer(recipe, run_dir, options.workers, console)
     trainer.run()
     _export(trainer, recipe, run_dir, out, console)
     if rank == 0:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -47,11 +48,32 @@ def main(arguments: list[str] | None = None) -> int:
     if options.resume:
         if options.model or options.words:
             raise SystemExit("training stopped: --resume goes on with the run's own model, data and keys")
-        return pretrain.main([*place, "--resume"])
+        return pretrain.main([*place, "--resume"], "sft")
     if options.model is None:
         raise SystemExit("training stopped: no model; give the folder of one, and data")
     console = Console(quiet=int(os.environ.get("RANK", "0")) > 0)
     data = [word for word in options.words if "=" not in word]
+    with nullcontext() if console.quiet else samples_of_a_run(options):
+        return run_samples(options, place, data, console)
+
+
+@contextmanager
+def samples_of_a_run(options: argparse.Namespace) -> Iterator[None]:
+    """Context that a run begins in: if it fails before there is one, the samples made for it are removed."""
+    run_dir: Path = options.run_dir
+    new = not run_dir.exists()
+    try:
+        yield
+    finally:
+        if run_dir.is_dir() and not (run_dir / "data.json").exists():
+            shutil.rmtree(run_dir / SAMPLES, ignore_errors=True)
+            if new and not any(run_dir.iterdir()):
+                run_dir.rmdir()
+
+
+def run_samples(options: argparse.Namespace, place: list[str], data: list[str], console: Console) -> int:
+    """Write the samples and train on them."""
+    run_dir: Path = options.run_dir
     try:
         folder = resolve_model(options.model)
         prompts = PromptEncoder.from_pretrained(folder)
@@ -76,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
     if any(word.startswith("lora.") for word in overrides):
         keys["run.quantized_share"] = "0.0"  # adapters are beside the stored matrices, not in them
     show = ["--print-config"] if options.print_config else []
-    return pretrain.main([*(f"{key}={value}" for key, value in keys.items()), *overrides, *place, *show])
+    return pretrain.main([*(f"{key}={value}" for key, value in keys.items()), *overrides, *place, *show], "sft")
 
 
 def write_samples(turns: list[TurnSource], folder: Path, options: argparse.Namespace) -> Counts:

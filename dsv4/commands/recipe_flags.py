@@ -39,13 +39,14 @@ dsv4 train sft --resume --run-dir runs/sft"""
 GRPO = "Train a model by GRPO on verifiable tasks: rollouts by the engine, rewards by each task's scorer."
 GRPO_EXAMPLES = """\
 dsv4 train grpo models/nano problems.tasks='["gcd", "number_sorting"]' run.steps=20 --run-dir runs/grpo
-dsv4 train grpo models/nano --resume --run-dir runs/grpo
+dsv4 train grpo models/nano problems.tasks='["gcd"]' service.workers=2 service.max_staleness=1 --run-dir runs/many
+dsv4 train grpo --resume --run-dir runs/grpo
 dsv4 train grpo models/nano problems.tasks='["gcd"]' --print-config"""
 
 DISTILL = "Distil teachers into a student on the student's own samples: full-vocabulary reverse KL, token by token."
 DISTILL_EXAMPLES = """\
 dsv4 train distill models/nano --teacher gcd=runs/gcd/model --teacher default=models/nano problems.tasks='["gcd"]'
-dsv4 train distill models/nano --teacher default=runs/gcd/model --resume --run-dir runs/distill
+dsv4 train distill --resume --run-dir runs/distill
 dsv4 train distill models/nano --teacher default=runs/gcd/model --print-config"""
 
 NANO = """\
@@ -125,7 +126,7 @@ def sft_parser() -> CommandParser:
 
 def grpo_parser() -> CommandParser:
     parser = _new_parser("grpo", GRPO, GRPO_EXAMPLES)
-    parser.add_argument("model", help="model folder to start from, or owner/name")
+    parser.add_argument("model", nargs="?", help="model folder to start from, or owner/name; none with --resume")
     _add_keys(parser)
     _add_run(parser, Path("runs/grpo"))
     return parser
@@ -133,7 +134,7 @@ def grpo_parser() -> CommandParser:
 
 def distill_parser() -> CommandParser:
     parser = _new_parser("distill", DISTILL, DISTILL_EXAMPLES)
-    parser.add_argument("model", help="model folder to start from, or owner/name")
+    parser.add_argument("model", nargs="?", help="model folder to start from, or owner/name; none with --resume")
     _add_keys(parser)
     _add_run(parser, Path("runs/distill"))
     teacher = "teacher of a task's questions, or of all others (default); may be given many times"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
 
-import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from dsv4.parallel.mesh import launched
 
@@ -26,7 +26,7 @@ def on_first_rank(name: str, work: Callable[[], T]) -> T:
     """
     if not launched():
         return work()
-    store, rank, _ = next(dist.rendezvous("env://", timeout=LONGEST))
+    store, rank, _ = next(rendezvous("env://", timeout=LONGEST))
     key = f"first_rank/{name}"
     if rank > 0:
         store.wait([key], LONGEST)

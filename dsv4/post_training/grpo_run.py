@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 
 from dsv4.data.stable_hash import stable_hash
-from dsv4.engine import LLM, SamplingParams
+from dsv4.engine import SamplingParams
 from dsv4.model.transformer import Transformer
+from dsv4.post_training.asking import Episodes, ask
 from dsv4.post_training.episodes.environment import EpisodeLimits, EpisodeProblem
-from dsv4.post_training.episodes.sampling import sample_episodes
 from dsv4.post_training.episodes.trajectory import TrajectoryFiles
+from dsv4.post_training.groups import Asked, Group, sampling_figures, update_figures
 from dsv4.post_training.grpo import advantages
 from dsv4.post_training.learner import Judged, LearnerSettings, Update, update, with_reference
-from dsv4.post_training.policy_run import LoopSettings, PolicyRun, StepFigures
+from dsv4.post_training.policy_run import LoopSettings, PolicyPosition, PolicyRun, StepFigures
 from dsv4.post_training.problems import Problem, ProblemSource
 from dsv4.post_training.replay import ReplaySettings, record_choices
 from dsv4.post_training.rewards import Reward, RewardSettings, judge
-from dsv4.post_training.rollouts import Sampled, sample_rollouts
+from dsv4.post_training.rollout_service.lookahead import Lookahead
+from dsv4.post_training.rollout_service.sampler import ServiceSampler
+from dsv4.post_training.rollout_service.service import RolloutService
+from dsv4.post_training.rollout_service.staleness import staleness
+from dsv4.post_training.rollouts import Sampled, Sampler
 from dsv4.post_training.rubric_judge import RubricJudge
 from dsv4.post_training.served_policy import ServedPolicy
 from dsv4.training.optim import MuonAdamW
@@ -56,24 +62,11 @@ class GRPORunSettings:
         return replace(self.sampling, logprobs_mode=self.replay.logprobs_mode)
 
 
-@dataclass(frozen=True)
-class Group:
-    """Rollouts of one problem and their rewards; those without a reward are left out."""
-
-    problem: Problem
-    rollouts: list[Sampled]
-    rewards: list[Reward]
-
-    @property
-    def informative(self) -> bool:
-        """True if the rewards differ: else every advantage is 0."""
-        return len({reward.value for reward in self.rewards}) > 1
-
-
 class GRPORun(PolicyRun):
     """Trains a policy by GRPO. `reference`: a frozen policy that the KL is to; needed unless its weight is 0.
 
-    `rubric_judge`: judges rubric questions; it follows the policy, a step behind.
+    `rubric_judge`: judges rubric questions; it follows the policy, a step behind. `service`: samples, in place of an
+    engine of this process; with a `max_staleness` above 0 while the policy trains.
     """
 
     stage = "grpo"
@@ -90,14 +83,40 @@ class GRPORun(PolicyRun):
         rubric_judge: RubricJudge | None = None,
         console: Console | None = None,
         quiet: bool = False,
+        service: RolloutService | None = None,
     ) -> None:
         if settings.learner.objective.kl and reference is None:
             raise ValueError(f"kl is {settings.learner.objective.kl}, but there is no reference policy; allowed: 0")
         super().__init__(policy, optimizer, problems, loop, run_dir, console, quiet)
-        self.settings, self.reference, self.rubric_judge = settings, reference, rubric_judge
+        self.settings, self.reference, self.rubric_judge, self.service = settings, reference, rubric_judge, service
+        self._ahead: Lookahead[Asked] | None = None
+        self._files: TrajectoryFiles | None = None
+        if service is not None and service.settings.max_staleness and self._records:
+            raise ValueError(
+                "keep_routing or keep_indexer is set with service.max_staleness above 0: the weights that sampled are "
+                "gone when choices are recorded; allowed: neither, or 0"
+            )
 
         if rubric_judge is not None and self.position.step:
             rubric_judge.load(self._judge_path())
+
+    @property
+    def _records(self) -> bool:
+        """True if choices of rollouts are recorded, by the weights that sampled them."""
+        return self.settings.replay.routing or self.settings.replay.indexer
+
+    def run(self, stop_after: int | None = None) -> PolicyPosition:
+        """As in PolicyRun; workers of a service work meanwhile."""
+        if self.service is None:
+            return super().run(stop_after)
+        with self.service.running(self.position.problems, self.position.step):
+            if ahead := self.service.settings.max_staleness:
+                self._ahead = Lookahead(self.position.problems, (ahead + 1) * self.loop.prompts)
+            try:
+                return super().run(stop_after)
+            finally:
+                if self._ahead is not None:
+                    self._ahead.close()
 
     def save(self) -> None:
         """Write the state; first the judge's weights, of whose files only that of the last state stays."""
@@ -108,15 +127,18 @@ class GRPORun(PolicyRun):
         for path in self.run_dir.glob("judge-*.safetensors"):
             if path != judge:
                 path.unlink()
+        if self.service is not None:
+            self.service.queue.keep(self.position.problems)  # the state has learned from the others
 
     def _judge_path(self) -> Path:
         return self.run_dir / f"judge-{self.position.step}.safetensors"
 
     def step(self, rate: float) -> StepFigures:
         started = time.perf_counter()
-        self._files = TrajectoryFiles(self.run_dir / "episodes")
-        with self.policy.serving() as llm:
-            asked = list(self._groups(llm))
+        if self._files is None or self._ahead is None:
+            self._files = TrajectoryFiles(self.run_dir / "episodes")
+        with self._sampling() as sampler:
+            asked = list(self._groups(sampler))
         if self.rubric_judge is not None:
             self.rubric_judge.follow(self.policy.model)
         sampling = time.perf_counter() - started
@@ -126,10 +148,36 @@ class GRPORun(PolicyRun):
                     rollout.release()
         updates = list(self._update([group for group in asked if group.informative], rate))
         tokens = sum(rollout.num_tokens for group in asked for rollout in group.rollouts)
-        figures = {"sampling_seconds": round(sampling, 3)} | _sampling_figures(asked) | _update_figures(updates)
+        figures = {"sampling_seconds": round(sampling, 3)} | sampling_figures(asked) | update_figures(updates)
         if updates:
             figures |= self._replay_figures(updates[0])
+        if self.service is not None:
+            figures |= self._service_figures(self.service, asked)
+        if figures.get("staleness_max") and updates:  # then it is not the difference of two computations
+            figures["log_ratio_max"] = figures.pop("train_serve_difference")
         return StepFigures(figures, tokens)
+
+    @contextmanager
+    def _sampling(self) -> Iterator[Callable[[int], Sampler]]:
+        """Context in which problems are asked: gives the sampler of a call of problems, by the number of the first."""
+        service, model = self.service, self.policy.model
+        if service is None:
+            with self.policy.serving() as llm:
+                yield lambda first: llm
+            return
+        service.publish(self.position.step, model)
+        with self.policy.serving() if self._records else nullcontext():
+            yield lambda first: ServiceSampler(service, model.config, first)
+
+    def _service_figures(self, service: RolloutService, asked: Sequence[Group]) -> dict[str, Any]:
+        found = staleness((rollout for group in asked for rollout in group.rollouts), self.position.step)
+        count = max(1, sum(len(group.rollouts) for group in asked))
+        return {
+            "staleness": found.mean,
+            "staleness_max": found.largest,
+            "stale_share": sum(len(group.rollouts) for group in asked if group.stale) / count,
+            "worker_deaths": service.num_deaths,
+        }
 
     def _replay_figures(self, first: Update) -> dict[str, int]:
         """Recorded choices that training would not have made, in the first update, whose weights sampled."""
@@ -140,55 +188,78 @@ class GRPORun(PolicyRun):
             figures["indexer_differences"] = first.indexer_differences
         return figures
 
-    def _groups(self, llm: LLM) -> Iterator[Group]:
+    def _groups(self, sampler: Callable[[int], Sampler]) -> Iterator[Group]:
         """Groups of this step: until `prompts` of them are informative, or the rounds are used up."""
         wanted = self.loop.prompts
         for _ in range(self.settings.resample):
-            groups = self._ask(llm, wanted)
+            groups = self._judged(self._next(sampler, wanted))
             yield from groups
             wanted -= sum(group.informative for group in groups)
             if wanted <= 0:
                 return
 
-    def _ask(self, llm: LLM, count: int) -> list[Group]:
-        """Ask the next `count` problems, each `group_size` times."""
-        first, problems, prompts = self.take_problems(llm, count)
+    def _next(self, sampler: Callable[[int], Sampler], count: int) -> Asked:
+        """The next `count` problems, each asked `group_size` times; asked earlier, if a service samples ahead.
+
+        At most as many are asked ahead as the steps up to the bound on staleness use: each of these steps, as far as
+        the run has them, takes `prompts` or more, and this one at least `count` more.
+        """
+        first = self.position.problems
+        self.position.problems += count
+        if self._ahead is None:
+            return self._ask(sampler(first), first, count)
+        assert self.service is not None
+
+        def prepare(number: int) -> Callable[[], Asked]:
+            chosen = sampler(number)  # with the weights of now
+            return lambda: self._ask(chosen, number, 1)
+
+        steps = min(self.service.settings.max_staleness, self.loop.steps - self.position.step - 1)
+        self._ahead.fill(steps * self.loop.prompts + count, prepare)
+        asked = self._ahead.take(count)
+        rollouts = [
+            replace(cast(Any, rollout), prompt=place) for place, one in enumerate(asked) for rollout in one.rollouts
+        ]
+        return Asked([problem for one in asked for problem in one.problems], rollouts)
+
+    def _ask(self, sampler: Sampler, first: int, count: int) -> Asked:
+        """Ask `count` problems from number `first` on, each `group_size` times."""
+        problems, prompts = self.problems_from(sampler, first, count)
         params = replace(self.settings.params, max_tokens=self.loop.max_tokens)
         seed = stable_hash("rollouts", self.loop.seed, first) >> 2
-        rollouts = self._sample(llm, problems, prompts, params, seed)
-        rewards = judge(rollouts, problems, self.settings.rewards, self.rubric_judge)
+        return Asked(problems, self._sample(sampler, problems, prompts, params, seed))
+
+    def _judged(self, asked: Asked) -> list[Group]:
+        """Groups of rollouts with rewards."""
+        rewards = judge(asked.rollouts, asked.problems, self.settings.rewards, self.rubric_judge)
         for error in sorted({reward.error for reward in rewards if reward.error is not None}):
             self.console.print(f"{error}; its rollouts are left out", highlight=False)
-        pairs = [list[tuple[Sampled, Reward]]() for _ in problems]
-        for rollout, reward in zip(rollouts, rewards, strict=True):
+        pairs = [list[tuple[Sampled, Reward]]() for _ in asked.problems]
+        for rollout, reward in zip(asked.rollouts, rewards, strict=True):
             if reward.error is None:
                 pairs[rollout.prompt].append((rollout, reward))
             else:
                 rollout.release()
-        return [
-            Group(problem, [rollout for rollout, _ in judged], [reward for _, reward in judged])
-            for problem, judged in zip(problems, pairs, strict=True)
-        ]
+        bound = None if self.service is None else self.service.settings.max_staleness
+        groups: list[Group] = []
+        for problem, judged in zip(asked.problems, pairs, strict=True):
+            rollouts = [rollout for rollout, _ in judged]
+            stale = bound is not None and staleness(rollouts, self.position.step).largest > bound
+            groups.append(Group(problem, rollouts, [reward for _, reward in judged], stale))
+        return groups
 
     def _sample(
-        self, llm: LLM, problems: Sequence[Problem], prompts: Sequence[list[int]], params: SamplingParams, seed: int
+        self, llm: Sampler, problems: Sequence[Problem], prompts: Sequence[list[int]], params: SamplingParams, seed: int
     ) -> list[Sampled]:
         """Answers to each problem; whole episodes of those with an environment."""
-        size = self.settings.group_size
-        goals = [(place, problem) for place, problem in enumerate(problems) if isinstance(problem, EpisodeProblem)]
-        asked = [place for place in range(len(problems)) if place not in dict(goals)]
-        found: list[Sampled] = []
-        if asked:
-            answers = sample_rollouts(llm, [prompts[place] for place in asked], size, params, seed)
-            answers = record_choices(
-                self.policy.model, answers, self.settings.learner.micro_tokens, self.settings.replay
-            )
-            found += [replace(answer, prompt=asked[answer.prompt]) for answer in answers]
-        if goals:
+        settings = self.settings
+        if any(isinstance(problem, EpisodeProblem) for problem in problems):
             self._check_episodes(params)
             params = replace(params, logprobs_mode="raw_logprobs")
-            found += sample_episodes(llm, goals, size, params, seed, self.settings.episodes, self._files)
-        return found
+        assert self._files is not None, "made by each step, or by the first"
+        episodes = Episodes(settings.episodes, self._files)
+        found = ask(llm, problems, prompts, settings.group_size, params, seed, episodes)
+        return record_choices(self.policy.model, found, settings.learner.micro_tokens, settings.replay)
 
     def _check_episodes(self, params: SamplingParams) -> None:
         """ValueError for settings that episodes do not go with."""
@@ -216,33 +287,3 @@ class GRPORun(PolicyRun):
             yield update(self.policy.model, self.optimizer, mini_batch, rate, settings.learner)
             for judged in mini_batch:
                 judged.rollout.release()
-
-
-def _sampling_figures(groups: Sequence[Group]) -> dict[str, Any]:
-    rewards = [reward for group in groups for reward in group.rewards]
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    count = max(1, len(rewards))
-    return {
-        "reward": sum(reward.value for reward in rewards) / count,
-        "accuracy": sum(reward.correct for reward in rewards) / count,
-        "answer_tokens": sum(rollout.num_tokens for rollout in rollouts) / count,
-        "unfinished": sum(not rollout.finished for rollout in rollouts) / count,
-        "groups": len(groups),
-        "informative": sum(group.informative for group in groups),
-    }
-
-
-def _update_figures(updates: Sequence[Update]) -> dict[str, Any]:
-    """Figures of a step's updates. train_serve_difference is the first one's, whose weights sampled the rollouts."""
-    if not updates:
-        return {"loss": 0.0, "grad_norm": 0.0, "kl": 0.0, "clipped": 0.0, "dropped": 0, "updates": 0}
-    mean = 1 / len(updates)
-    return {
-        "loss": mean * sum(one.loss for one in updates),
-        "grad_norm": mean * sum(one.grad_norm for one in updates),
-        "kl": mean * sum(one.kl for one in updates),
-        "clipped": mean * sum(one.clipped for one in updates),
-        "dropped": sum(one.dropped for one in updates),
-        "updates": len(updates),
-        "train_serve_difference": updates[0].largest_difference,
-    }

@@ -11,14 +11,14 @@ from typing import Any
 from rich.console import Console
 
 from dsv4.checkpoint.atomic import clear_folder
-from dsv4.engine import LLM
 from dsv4.post_training.problems import Problem, ProblemSource
+from dsv4.post_training.rollouts import Sampler
 from dsv4.post_training.served_policy import ServedPolicy
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.report import Report
 from dsv4.training.schedule import Schedule
 from dsv4.training.state import load_state, save_state
-from dsv4.training.stopping import RunStoppedError, StopOnSigterm
+from dsv4.training.stopping import StopOnSignal
 
 STATE = "state.pt"
 
@@ -92,34 +92,35 @@ class PolicyRun(ABC):
     def run(self, stop_after: int | None = None) -> PolicyPosition:
         """Train to the last step, or until `stop_after` steps are done; saves the state at the end.
 
-        RunStoppedError, with the state saved, if the process got SIGTERM meanwhile.
+        RunStoppedError, with the state saved, if the process got SIGTERM or Ctrl-C meanwhile.
         """
         loop, position = self.loop, self.position
         last = loop.steps if stop_after is None else min(loop.steps, stop_after)
         metrics = self.run_dir / "metrics.jsonl"
-        with Report(metrics, position.step, self.console, self.quiet) as report, StopOnSigterm() as stop:
+        with Report(metrics, position.step, self.console, self.quiet) as report, StopOnSignal() as stop:
             while position.step < last and not stop.requested:
                 self._logged_step(report)
                 if position.step % loop.save_every == 0:
                     self.save()
         self.save()
         if stop.requested and position.step < loop.steps:
-            raise RunStoppedError(
-                f"stopped by SIGTERM after step {position.step} of {loop.steps}; the state is saved in "
-                f"{self.state_path}"
-            )
+            raise stop.error(position.step, loop.steps, self.state_path)
         return position
 
     def save(self) -> None:
         save_state(self.state_path, self.policy.model, self.optimizer, self.position)
 
-    def take_problems(self, llm: LLM, count: int) -> tuple[int, list[Problem], list[list[int]]]:
+    def take_problems(self, llm: Sampler, count: int) -> tuple[int, list[Problem], list[list[int]]]:
         """The next `count` problems: the number of the first, the problems, their prompts as token ids."""
-        assert llm.prompts is not None, "problems are asked in text"
         first = self.position.problems
         self.position.problems += count
+        return first, *self.problems_from(llm, first, count)
+
+    def problems_from(self, sampler: Sampler, first: int, count: int) -> tuple[list[Problem], list[list[int]]]:
+        """`count` problems from number `first` on, and their prompts as token ids."""
+        assert sampler.prompts is not None, "problems are asked in text"
         problems = [self.problems.problem(number) for number in range(first, first + count)]
-        return first, problems, [llm.prompts.encode(problem.prompt()) for problem in problems]
+        return problems, [sampler.prompts.encode(problem.prompt()) for problem in problems]
 
     def _logged_step(self, report: Report) -> None:
         loop, position = self.loop, self.position

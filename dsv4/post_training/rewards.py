@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dsv4.post_training.efforts import penalty_of
 from dsv4.post_training.episodes.trajectory import Trajectory
 from dsv4.post_training.problems import ExplainedProblem, Problem, answer_of
 from dsv4.post_training.rollouts import Sampled
@@ -19,7 +20,7 @@ LengthReward = Callable[[int], float]  # tokens of the answer, thinking included
 
 @dataclass(frozen=True)
 class RewardSettings:
-    """Terms of a reward besides the problem's own."""
+    """Terms of a reward besides the problem's own and that of its effort."""
 
     unfinished: float = 0.0  # of an answer that is cut off, or whose thinking never ends; in place of the problem's
     judge_cut_off: bool = False  # an answer that is cut off is judged as it stands
@@ -57,8 +58,9 @@ def judge(
     rewards: list[Reward] = []
     for place, rollout in enumerate(rollouts):
         extra = settings.length(rollout.num_tokens) if settings.length is not None else 0.0
+        extra += penalty_of(problems[rollout.prompt], rollout.num_tokens)
         answer = answers[place]
-        if isinstance(rollout, Trajectory) and rollout.error is not None:
+        if rollout.error is not None:
             rewards.append(Reward(0.0, False, rollout.error))
             continue
         if answer is None:

@@ -9,13 +9,46 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from dsv4.engine import LLM, SamplingParams
+from dsv4.config import ModelConfig
+from dsv4.engine import SamplingParams
+from dsv4.engine.outputs import RequestOutput
 from dsv4.kernels.gather import take_rows
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.batch import RaggedBatch
 from dsv4.model.choices import Choices
 from dsv4.model.transformer import Transformer
 from dsv4.post_training.policy import token_log_probabilities
+from dsv4.tokenizer import Tokenizer
+from dsv4.tokenizer.prompts import PromptEncoder
+
+DrawnBy = tuple[tuple[int, int], ...]  # (version of the weights, tokens that they drew), in their order
+
+
+class Sampler(Protocol):
+    """Who samples: an engine (`LLM`), or a service of several."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def max_model_len(self) -> int: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
+
+    @property
+    def prompts(self) -> PromptEncoder | None: ...
+
+    def generate(
+        self, prompts: list[list[int]], sampling_params: Sequence[SamplingParams], /
+    ) -> list[RequestOutput]: ...
+
+
+@dataclass
+class DrawnOutput(RequestOutput):
+    """An output whose tokens were drawn by weights of known versions."""
+
+    drawn_by: DrawnBy = ()
 
 
 @dataclass(frozen=True)
@@ -35,6 +68,8 @@ class Rollout:
     temperature: float = 1.0
     sampling_masks: tuple[bytes, ...] = ()
     choices: Choices | None = field(default=None, compare=False, repr=False)  # None: not recorded
+    drawn_by: DrawnBy = ()  # empty: all by the weights of now
+    error: str | None = None  # in words, if it could not be sampled to its end
 
     @property
     def document(self) -> tuple[int, ...]:
@@ -98,6 +133,12 @@ class Sampled(Protocol):
     @property
     def choices(self) -> Choices | None: ...
 
+    @property
+    def drawn_by(self) -> DrawnBy: ...
+
+    @property
+    def error(self) -> str | None: ...
+
     def release(self) -> None: ...
 
 
@@ -105,18 +146,26 @@ S = TypeVar("S", bound=Sampled)
 
 
 def sample_rollouts(
-    llm: LLM, prompts: Sequence[Sequence[int]], group_size: int, params: SamplingParams, seed: int
+    llm: Sampler,
+    prompts: Sequence[Sequence[int]],
+    group_size: int,
+    params: SamplingParams,
+    seed: int,
+    windows: Sequence[int] | None = None,
 ) -> list[Rollout]:
     """`group_size` answers to each prompt, in the order of the prompts. The same seed gives the same tokens.
 
+    `windows`: most tokens of an answer by prompt, in place of `params.max_tokens`.
     `params.logprobs_mode` says of which distribution the log-probabilities are. ValueError if that is changed by a bias
     or penalties, which training does not know.
     """
     raw = params.logprobs_mode == "raw_logprobs"
     if not raw and (params.logit_bias or params.presence_penalty or params.frequency_penalty):
         raise ValueError(f"logprobs_mode is {params.logprobs_mode} with a bias or penalties; allowed: raw_logprobs")
+    most = [params.max_tokens] * len(prompts) if windows is None else windows
     wanted = [
-        replace(params, n=group_size, seed=seed + place * group_size, logprobs=True) for place in range(len(prompts))
+        replace(params, n=group_size, seed=seed + place * group_size, logprobs=True, max_tokens=tokens)
+        for place, tokens in enumerate(most)
     ]
     outputs = llm.generate([list(prompt) for prompt in prompts], wanted)
     return [
@@ -129,13 +178,20 @@ def sample_rollouts(
             output.finish_reason == "stop",
             1.0 if raw else params.temperature,
             tuple(output.sampling_masks),
+            drawn_by=drawn_by(output),
+            error=f"a rollout failed: {output.stop_reason}" if output.finish_reason == "abort" else None,
         )
         for place, first in enumerate(outputs)
         for output in first.outputs
     ]
 
 
-def answer_text(llm: LLM, token_ids: Sequence[int]) -> str:
+def drawn_by(output: RequestOutput) -> DrawnBy:
+    """Versions of the weights that drew an output's tokens; empty if there is one version only, that of now."""
+    return output.drawn_by if isinstance(output, DrawnOutput) else ()
+
+
+def answer_text(llm: Sampler, token_ids: Sequence[int]) -> str:
     """Text of an answer, special tokens included, without the end of the sentence."""
     if llm.tokenizer is None:
         return ""

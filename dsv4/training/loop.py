@@ -34,7 +34,7 @@ from dsv4.training.spikes import Spike
 from dsv4.training.stability import Kept, Stability, describe_rollback
 from dsv4.training.stability_settings import StabilitySettings
 from dsv4.training.state import RunPosition, StateError, load_state, save_state
-from dsv4.training.stopping import RunStoppedError, StopOnSigterm
+from dsv4.training.stopping import StopOnSignal
 
 if TYPE_CHECKING:
     from dsv4.model.transformer import Transformer
@@ -147,10 +147,10 @@ class Trainer:
     def run(self, stop_after: int | None = None) -> RunPosition:
         """Train to the end of the plan, or until `stop_after` steps of the run are done; saves the state at the end.
 
-        RunStoppedError, with the state saved, if the process got SIGTERM meanwhile.
+        RunStoppedError, with the state saved, if the process got SIGTERM or Ctrl-C meanwhile.
         """
         keep_freed_memory()
-        with self._report() as report, self._processes() as replicas, StopOnSigterm() as stop:
+        with self._report() as report, self._processes() as replicas, StopOnSignal() as stop:
             if self.stability and self.progress.step not in self.stability.kept.steps():
                 self.save()  # a state to go back to; kept before, unless this is a new run or one killed while saving
             while not (self.finished or self._stops(stop)) and (stop_after is None or self.progress.step < stop_after):
@@ -159,10 +159,8 @@ class Trainer:
                     self.save()
         self.save()
         if stop.requested and not self.finished:
-            raise RunStoppedError(
-                f"stopped by SIGTERM after step {self.progress.step} of {self.plan.total(self.progress.step)}; the "
-                f"state is saved in {self.state_path}"
-            )
+            step = self.progress.step
+            raise stop.error(step, self.plan.total(step), self.state_path)
         return self.progress
 
     def _report(self) -> Report:
@@ -181,7 +179,7 @@ class Trainer:
             self.model, self.optimizer, sources, settings.replicas, settings.threads, settings.micro_batches
         )
 
-    def _stops(self, stop: StopOnSigterm) -> bool:
+    def _stops(self, stop: StopOnSignal) -> bool:
         """True if the run is to end before its next step."""
         return stop.requested
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -96,7 +97,9 @@ def recipe_to_plan(name: str, overrides: Sequence[str]) -> PretrainRecipe:
         defaults = [word for word in published if word.partition("=")[0] not in given]
         return read_recipe(PretrainRecipe, None, [f"model.base={name}", *defaults, *overrides]).resolve()
     if not Path(name).is_file():
-        raise ValueError(f"{name!r} is no file; allowed: a recipe in TOML, or one of {', '.join(PRESETS)}")
+        close = difflib.get_close_matches(name, PRESETS, n=1)
+        meant = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f"{name!r} is no file; allowed: a recipe in TOML, or one of {', '.join(PRESETS)}{meant}")
     return read_recipe(PretrainRecipe, Path(name), overrides).resolve()
 
 

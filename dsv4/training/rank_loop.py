@@ -35,7 +35,7 @@ from dsv4.training.speed import SpeedMeter
 from dsv4.training.spikes import Spike
 from dsv4.training.stability import Kept, Stability
 from dsv4.training.state import RunPosition
-from dsv4.training.stopping import RunStoppedError, StopOnSigterm
+from dsv4.training.stopping import RunStoppedError, StopOnSignal
 
 
 class RankTrainer(Trainer):
@@ -123,7 +123,7 @@ class RankTrainer(Trainer):
         sources = [stage.source for stage in self.stages]
         return Ranks(self.model, self.sharded, sources, self.parts, self.degrees, self.settings.micro_batches)
 
-    def _stops(self, stop: StopOnSigterm) -> bool:
+    def _stops(self, stop: StopOnSignal) -> bool:
         flag = torch.tensor(int(stop.requested))
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         stop.requested = bool(flag)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +14,16 @@ import torch
 from dsv4.config import nano_path
 from dsv4.kernels import backends
 from dsv4.post_training.distillation import DistillationRun, DistillationSettings
+from dsv4.post_training.episodes.environment import EpisodeLimits
+from dsv4.post_training.episodes.sampling import sample_episodes
+from dsv4.post_training.episodes.trajectory import Trajectory
+from dsv4.post_training.learner import UpdateError
 from dsv4.post_training.policy_run import LoopSettings
 from dsv4.post_training.teachers import Teacher, Teachers
 from dsv4.training.export import export_model
 from dsv4.training.schedule import Schedule
 
+from .goals import Counted, roomy_policy, stopping
 from .small_policy import TextProblem, has_digit, small_policy
 
 LOOP = LoopSettings(steps=3, schedule=Schedule(0.005, 0, 0.0), prompts=4, max_tokens=12, save_every=1)
@@ -99,3 +106,45 @@ def test_a_domain_without_a_teacher_is_named(tmp_path: Path, folders: dict[str, 
 def test_another_vocabulary_is_an_error(tmp_path: Path, folders: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match="the student of 77; allowed: the same tokenizer"):
         Teachers({"default": Teacher(folders["words"])}, tmp_path, 77)
+
+
+class Goals:
+    """Goals that the random policy reaches with a digit; number 1 loses its environment."""
+
+    def problem(self, number: int, /) -> Counted:
+        return Counted(number, [], fails=number == 1)
+
+
+@pytest.mark.usefixtures("chatty")
+def test_whole_episodes_are_distilled_on_their_sampled_tokens(
+    tmp_path: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, optimizer = roomy_policy()
+    vocab = policy.model.config.vocab_size
+    asked: list[list[Trajectory]] = []
+
+    def noted(*arguments: Any) -> list[Any]:
+        asked.append(sample_episodes(*arguments))
+        return list(asked[-1])
+
+    monkeypatch.setattr("dsv4.post_training.distillation.SamplingParams", lambda max_tokens: stopping(vocab))
+    monkeypatch.setattr("dsv4.post_training.asking.sample_episodes", noted)
+    settings = replace(SETTINGS, micro_tokens=2000, episodes=EpisodeLimits(turns=3))
+    teachers = Teachers({"default": Teacher(folders["student"])}, tmp_path / "hidden", vocab)
+    run = DistillationRun(policy, optimizer, Goals(), teachers, replace(LOOP, steps=1), settings, tmp_path, quiet=True)
+    run.run()
+    (line,) = metrics(tmp_path)
+    (episodes,) = asked
+    assert any(one.error for one in episodes) and max(one.turns for one in episodes) > 1
+    kept = [one for one in episodes if one.error is None]
+    assert line["answer_tokens"] * len(episodes) == sum(one.num_tokens for one in kept)
+    assert not list((tmp_path / "episodes").iterdir())
+    if backends.native_module() is not None:
+        assert line["kl"] == line["grad_norm"] == line["train_serve_difference"] == 0.0
+
+
+def test_a_step_without_any_sample_says_why(tmp_path: Path, folders: dict[str, Path]) -> None:
+    run = make_run(tmp_path, folders)
+    lost = SimpleNamespace(error="the environment raised OSError", num_tokens=3)
+    with pytest.raises(UpdateError, match="all 1 samples failed, the last with: the environment raised OSError"):
+        run._by_domain([lost], [])  # pyright: ignore

@@ -93,6 +93,7 @@ def test_wrong_input_is_named(folder: Path, talks: Path, tmp_path: Path) -> None
     ):
         with pytest.raises(SystemExit, match=message):
             sft.main([*words, "--run-dir", str(tmp_path / "run")])
+        assert not (tmp_path / "run").exists()
 
 
 def test_an_interrupted_run_says_how_to_go_on(
@@ -104,8 +105,23 @@ def test_an_interrupted_run_says_how_to_go_on(
 
     monkeypatch.setattr(pretrain, "_train", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        pretrain.main(["--resume", "--run-dir", str(tmp_path)])
-    assert f"dsv4 train pretrain --resume --run-dir {tmp_path}" in capsys.readouterr().err
+        sft.main(["--resume", "--run-dir", str(tmp_path)])
+    assert f"dsv4 train sft --resume --run-dir {tmp_path}" in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_begin_leaves_what_was_there(
+    folder: Path, talks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError("too large a model")
+
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "notes").touch()
+    monkeypatch.setattr(pretrain, "make_model", fail)
+    with pytest.raises(SystemExit, match="too large a model"):
+        sft.main([str(folder), str(talks), "--run-dir", str(run)])
+    assert [path.name for path in run.iterdir()] == ["notes"]
 
 
 @pytest.mark.slow

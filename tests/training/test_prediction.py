@@ -63,6 +63,8 @@ def test_presets_are_the_published_runs() -> None:
     assert found["cost"] == pytest.approx(3 * found["gpu_hours"])
     with pytest.raises(ValueError, match="'big' is no file; allowed: a recipe in TOML, or one of flash, pro"):
         recipe_to_plan("big", [])
+    with pytest.raises(ValueError, match="; did you mean flash\\?"):
+        recipe_to_plan("fash", [])
 
 
 def write_run(folder: Path, seconds: float) -> None:

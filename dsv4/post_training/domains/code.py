@@ -11,8 +11,8 @@ from typing import ClassVar
 
 from deepseek_recipe import Conversation, UserMessage
 
-from dsv4.post_training.domains.domain import Domain
-from dsv4.post_training.domains.programs import draw_program
+from dsv4.post_training.domains.domain import Domain, Level
+from dsv4.post_training.domains.programs import draw_program, of_numbers
 from dsv4.post_training.problems import Explained
 from dsv4.post_training.sandbox.interface import SandboxError
 from dsv4.post_training.sandbox.limits import MIB, Limits
@@ -37,6 +37,7 @@ class CodeProblem:
     key: str
     question: str
     solution: str  # the reference implementation
+    reasoning: str
     tests: tuple[CallTest, ...]
     partial: bool = False
     thinking: bool = False
@@ -62,19 +63,21 @@ class CodeProblem:
 
 @dataclass(frozen=True)
 class Code(Domain):
-    """Functions of numbers, lists and texts, of one expression each."""
+    """Functions of numbers, lists and texts, of one expression each. Easy: of numbers alone."""
 
     name: ClassVar[str] = "code"
     partial: bool = False
     thinking: bool = False
+    level: Level = "standard"
 
     def prepare(self) -> None:
-        reason = missing("namespaces")
+        reason = missing()
         if reason is not None:
             raise ValueError(f"domain code runs answers in a sandbox, and there is none here: {reason}")
 
     def draw(self, rng: Random) -> CodeProblem | None:
-        program, name = draw_program(rng), rng.choice(NAMES)
+        program = of_numbers(rng) if self.level == "easy" else draw_program(rng)
+        name = rng.choice(NAMES)
         inputs = Random(program.expression)
         shown, *hidden = (program.inputs(inputs) for _ in range(TESTS + 1))
         values = [program.value(one) for one in hidden]
@@ -90,7 +93,8 @@ class Code(Domain):
             for place, (one, value) in enumerate(zip(hidden, values, strict=True), 1)
         )
         solution = f"def {signature}:\n    return {program.expression}\n"
-        return CodeProblem(f"code {program.words}", question, solution, tests, self.partial, self.thinking)
+        reasoning = f"{program.words}: {program.expression}"
+        return CodeProblem(f"code {program.words}", question, solution, reasoning, tests, self.partial, self.thinking)
 
 
 def program_of(answer: str) -> str:

@@ -110,6 +110,13 @@ class Constraint:
         said = kind.wording.format(*parts)
         return re.sub(r"\b1 (word|sentence|line|item|time)s\b", r"1 \1", said)
 
+    @property
+    def note(self) -> str:
+        """The constraint in short: `words: 5`, `lower`, `json: name, age`."""
+        value = ", ".join(json.loads(str(self.value))["required"]) if self.kind == "json" else self.value
+        kind = self.kind.replace("_", " ")
+        return kind if value is None else f"{kind}: {value}"
+
     def holds(self, text: str) -> bool:
         """True if a text fulfills it; no empty text does."""
         value = json.loads(str(self.value)) if self.kind == "json" else self.value

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from random import Random
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from dsv4.data.stable_hash import stable_hash
 from dsv4.data.tasks import Split, split_of
 from dsv4.post_training.problems import Problem
 
+Level = Literal["standard", "easy"]  # easy: what a model of some ten million parameters can learn in minutes
+LEVELS: tuple[Level, ...] = ("standard", "easy")
 DRAWS = 10_000  # of a candidate until one is of the wanted split
 
 

@@ -14,10 +14,12 @@ from deepseek_recipe import Conversation, UserMessage
 
 from dsv4.data.tasks.words import CITIES, COLOURS, FIRST_NAMES, ITEMS
 from dsv4.post_training.domains.constraints import GROUPS, Constraint, constraints_of
-from dsv4.post_training.domains.domain import Domain
+from dsv4.post_training.domains.domain import Domain, Level
 from dsv4.post_training.problems import Explained
 
-MOST = 3  # constraints of a question
+MOST, MOST_EASY = 3, 2  # constraints of a question
+EASY = {"include", "starts", "ends", "lower", "upper", "quoted", "bullets"}  # kinds that need no counting of words
+MOST_SENTENCES = 3
 VERBS = ("likes", "has", "sees", "wants", "sells", "finds")
 
 
@@ -32,6 +34,11 @@ class Instructions:
     partial: bool = False
     thinking: bool = False
     domain: str = "instructions"
+
+    @property
+    def reasoning(self) -> str:
+        """The constraints in short, one per line."""
+        return "\n".join(one.note for one in self.constraints)
 
     def prompt(self) -> Conversation:
         return Conversation([UserMessage(self.question)], thinking_mode=self.thinking)
@@ -49,19 +56,24 @@ class Instructions:
 
 @dataclass(frozen=True)
 class InstructionFollowing(Domain):
-    """Short texts under constraints."""
+    """Short texts under constraints. Easy: one sentence or list under one or two constraints of EASY."""
 
     name: ClassVar[str] = "instructions"
     partial: bool = False
     thinking: bool = False
+    level: Level = "standard"
 
     def draw(self, rng: Random) -> Instructions | None:
-        if rng.random() < 0.2:
+        easy = self.level == "easy"
+        if not easy and rng.random() < 0.2:
             subject, solution, constraints = _object(rng)
         else:
-            subject, solution = _text(rng)
+            subject, solution = _text(rng, 1 if easy else MOST_SENTENCES)
             avoided = rng.choice([item for item in ITEMS if item not in solution.lower()])
-            constraints = _chosen(constraints_of(solution, avoided, rng), rng)
+            candidates = constraints_of(solution, avoided, rng)
+            if easy:
+                candidates = [one for one in candidates if one.kind in EASY]
+            constraints = _chosen(candidates, rng, MOST_EASY if easy else MOST)
         if not constraints:
             return None
         request = rng.choice(("Write about {}.", "Write something about {}.", "Tell me about {}.")).format(subject)
@@ -72,30 +84,30 @@ class InstructionFollowing(Domain):
         )
 
 
-def _chosen(candidates: list[Constraint], rng: Random) -> tuple[Constraint, ...]:
-    """One to MOST constraints, at most one of each group."""
+def _chosen(candidates: list[Constraint], rng: Random, most: int) -> tuple[Constraint, ...]:
+    """One to `most` constraints, at most one of each group."""
     rng.shuffle(candidates)
     found: list[Constraint] = []
-    size = rng.randint(1, MOST)
+    size = rng.randint(1, most)
     for one in candidates:
         if len(found) < size and not any({one.kind, other.kind} <= group for other in found for group in GROUPS):
             found.append(one)
     return tuple(found)
 
 
-def _text(rng: Random) -> tuple[str, str]:
-    """A subject, and sentences or a list about it."""
+def _text(rng: Random, sentences: int) -> tuple[str, str]:
+    """A subject, and at most so many sentences about it, or a list."""
     name = rng.choice(FIRST_NAMES)
     if rng.random() < 0.3:
         items = rng.sample(ITEMS, rng.randint(2, 5))
         return name, "\n".join(f"- {item}" for item in items)
-    sentences = [
+    written = [
         f"{name} {rng.choice(VERBS)} {rng.choice(COLOURS)} {rng.choice(ITEMS)}"
         + rng.choice(("", f" in {rng.choice(CITIES)}", f" and {rng.choice(ITEMS)}"))
         + rng.choice("..!")
-        for _ in range(rng.randint(1, 3))
+        for _ in range(rng.randint(1, sentences))
     ]
-    text = " ".join(sentences)
+    text = " ".join(written)
     style = rng.random()
     if style < 0.2:
         text = text.lower()

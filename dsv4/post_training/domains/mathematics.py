@@ -19,7 +19,7 @@ from deepseek_recipe import Conversation
 
 from dsv4.data.tasks import TASKS, Example
 from dsv4.notices import warn_once
-from dsv4.post_training.domains.domain import Domain
+from dsv4.post_training.domains.domain import Domain, Level
 from dsv4.post_training.problems import Explained
 
 NUMBERS = ("chain_sum", "basic_arithmetic", "simple_equations", "gcd", "count_bits", "school_mathematics")
@@ -66,6 +66,7 @@ class Mathematics(Domain):
     name: ClassVar[str] = "mathematics"
     tasks: tuple[str, ...] = NUMBERS
     thinking: bool | None = None
+    level: Level = "standard"
 
     def prepare(self) -> None:
         if find_spec("math_verify") is None:

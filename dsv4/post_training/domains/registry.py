@@ -14,7 +14,7 @@ from dsv4.post_training.problems import Problem, TaskProblems
 
 if TYPE_CHECKING:
     from dsv4.data.tasks import Split
-    from dsv4.post_training.domains.domain import Domain
+    from dsv4.post_training.domains.domain import Domain, Level
 
 DOMAINS: dict[str, tuple[str, str]] = {  # name -> module and class, imported where they are asked for
     "code": ("dsv4.post_training.domains.code", "Code"),
@@ -26,13 +26,13 @@ DOMAINS: dict[str, tuple[str, str]] = {  # name -> module and class, imported wh
 
 
 @functools.cache
-def open_domain(name: str, thinking: bool | None = None) -> Domain:
+def open_domain(name: str, thinking: bool | None = None, level: Level = "standard") -> Domain:
     """The domain of a name; `thinking` None leaves the mode to it. ValueError if there is none of the name."""
     if name not in DOMAINS:
         raise ValueError(f"unknown domain {name}; allowed: {', '.join(sorted(DOMAINS))}")
     module, kind = DOMAINS[name]
     made = getattr(import_module(module), kind)
-    return made() if thinking is None else made(thinking=thinking)
+    return made(level=level) if thinking is None else made(thinking=thinking, level=level)
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class DomainProblems:
     seed: int = 1
     thinking: bool | None = None
     split: Split = "train"
+    level: Level = "standard"
     _names: tuple[str, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -51,13 +52,13 @@ class DomainProblems:
         for name, weight in self.weights.items():
             if not weight > 0.0:
                 raise ValueError(f"the weight of domain {name} is {weight}; allowed: more than 0")
-            open_domain(name).prepare()
+            open_domain(name, self.thinking, self.level).prepare()
         object.__setattr__(self, "_names", tuple(sorted(self.weights)))
 
     def problem(self, number: int, /) -> Problem:
         rng = Random(stable_hash("domain problem", self.seed, number))
         name = rng.choices(self._names, [self.weights[name] for name in self._names])[0]
-        return open_domain(name, self.thinking).problem(self.seed, number, self.split)
+        return open_domain(name, self.thinking, self.level).problem(self.seed, number, self.split)
 
 
 @dataclass(frozen=True)

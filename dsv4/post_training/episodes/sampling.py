@@ -9,12 +9,13 @@ from dataclasses import dataclass, field, replace
 from deepseek_recipe import AssistantMessage, Conversation, Message, ToolCall, ToolDefinition, ToolMessage, UserMessage
 
 from dsv4.data.stable_hash import stable_hash
-from dsv4.engine import LLM, SamplingParams
+from dsv4.engine import SamplingParams
 from dsv4.engine.outputs import RequestOutput
+from dsv4.post_training.efforts import window_of
 from dsv4.post_training.episodes.environment import Environment, EpisodeLimits, EpisodeProblem
 from dsv4.post_training.episodes.trajectory import Trajectory, TrajectoryFiles
 from dsv4.post_training.problems import Explained, answer_of
-from dsv4.post_training.rollouts import answer_text
+from dsv4.post_training.rollouts import DrawnBy, Sampler, answer_text, drawn_by
 from dsv4.tokenizer.prompts import PromptEncoder
 from dsv4.tokenizer.special import EOS
 
@@ -30,6 +31,7 @@ class _Episode:
     problem: EpisodeProblem
     environment: Environment
     seed: int
+    most: int  # tokens that are sampled
     tokens: array[int]
     log_probabilities: array[float] = field(default_factory=lambda: array("f"))
     spans: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
@@ -37,10 +39,11 @@ class _Episode:
     text: str = ""
     finished: bool = False
     error: str | None = None
+    drawn_by: DrawnBy = ()
 
 
 def sample_episodes(
-    llm: LLM,
+    llm: Sampler,
     problems: Sequence[tuple[int, EpisodeProblem]],
     group_size: int,
     params: SamplingParams,
@@ -50,10 +53,10 @@ def sample_episodes(
 ) -> list[Trajectory]:
     """`group_size` episodes of each (number, goal), in their order. The same seed gives the same tokens.
 
-    `params.max_tokens` is of a turn. Environments of `limits.at_once` episodes are open at a time. ValueError for a
-    goal that does not fit the model's context.
+    `params.max_tokens` is of a turn; an effort's window is of the episode. Environments of `limits.at_once` episodes
+    are open at a time. ValueError for a goal that does not fit the model's context.
     """
-    waiting = _begin(llm, problems, group_size, seed)
+    waiting = _begin(llm, problems, group_size, seed, limits)
     order: list[tuple[int, int]] = []
     found: dict[tuple[int, int], Trajectory] = {}
     active: list[_Episode] = []
@@ -73,7 +76,9 @@ def sample_episodes(
             episode.environment.close()
 
 
-def _begin(llm: LLM, problems: Sequence[tuple[int, EpisodeProblem]], group_size: int, seed: int) -> Iterator[_Episode]:
+def _begin(
+    llm: Sampler, problems: Sequence[tuple[int, EpisodeProblem]], group_size: int, seed: int, limits: EpisodeLimits
+) -> Iterator[_Episode]:
     for goal, problem in problems:
         assert llm.prompts is not None, "episodes are in text"
         tokens = llm.prompts.encode(problem.prompt())
@@ -83,11 +88,12 @@ def _begin(llm: LLM, problems: Sequence[tuple[int, EpisodeProblem]], group_size:
             )
         for place in range(group_size):
             own = stable_hash("episode", seed, goal, place) >> 2
-            yield _Episode(goal, problem, problem.environment(), own, array("i", tokens))
+            most = window_of(problem, limits.tokens)
+            yield _Episode(goal, problem, problem.environment(), own, most, array("i", tokens))
 
 
-def _ended(llm: LLM, episode: _Episode, limits: EpisodeLimits) -> bool:
-    full = len(episode.tokens) >= llm.max_model_len or len(episode.log_probabilities) >= limits.tokens
+def _ended(llm: Sampler, episode: _Episode, limits: EpisodeLimits) -> bool:
+    full = len(episode.tokens) >= llm.max_model_len or len(episode.log_probabilities) >= episode.most
     return episode.finished or episode.error is not None or len(episode.spans) >= limits.turns or full or _cut(episode)
 
 
@@ -96,13 +102,13 @@ def _cut(episode: _Episode) -> bool:
     return bool(episode.spans) and episode.spans[-1][1] == len(episode.tokens)
 
 
-def _turns(llm: LLM, active: Sequence[_Episode], params: SamplingParams, limits: EpisodeLimits) -> None:
+def _turns(llm: Sampler, active: Sequence[_Episode], params: SamplingParams, limits: EpisodeLimits) -> None:
     """One turn of each episode."""
     wanted = [
         replace(
             params, n=1, logprobs=True, seed=stable_hash("turn", episode.seed, len(episode.spans)) >> 2,
             max_tokens=min(
-                params.max_tokens or limits.tokens, limits.tokens - len(episode.log_probabilities),
+                params.max_tokens or episode.most, episode.most - len(episode.log_probabilities),
                 llm.max_model_len - len(episode.tokens),
             ),
         )
@@ -113,7 +119,7 @@ def _turns(llm: LLM, active: Sequence[_Episode], params: SamplingParams, limits:
         _take_turn(llm, episode, output, limits)
 
 
-def _take_turn(llm: LLM, episode: _Episode, output: RequestOutput, limits: EpisodeLimits) -> None:
+def _take_turn(llm: Sampler, episode: _Episode, output: RequestOutput, limits: EpisodeLimits) -> None:
     """Append a turn's tokens as sampled; then, if it calls tools, their results and the beginning of the next turn."""
     from dsv4.data.tasks import parse_tool_calls  # needs the tasks' package
 
@@ -121,7 +127,10 @@ def _take_turn(llm: LLM, episode: _Episode, output: RequestOutput, limits: Episo
     episode.tokens.extend(output.token_ids)
     episode.log_probabilities.extend(output.logprobs)
     episode.spans.append((start, len(episode.tokens)))
+    episode.drawn_by += drawn_by(output)
     episode.text = answer_text(llm, output.token_ids)
+    if output.finish_reason == "abort":
+        episode.error = f"a turn failed: {output.stop_reason}"
     if output.finish_reason != "stop":
         return
     calls = parse_tool_calls(answer_of(episode.text, episode.problem.thinking) or "")
@@ -176,5 +185,5 @@ def _closed(episode: _Episode, files: TrajectoryFiles) -> Trajectory:
     end = episode.spans[-1][1]
     return Trajectory(
         episode.goal, tuple(episode.spans), end, episode.text, episode.finished, len(episode.spans), episode.calls,
-        outcome, episode.error, files.write(episode.tokens[:end], episode.log_probabilities),
+        outcome, episode.error, files.write(episode.tokens[:end], episode.log_probabilities), episode.drawn_by,
     )  # fmt: skip

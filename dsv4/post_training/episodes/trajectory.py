@@ -6,11 +6,13 @@ import shutil
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 
 from dsv4.post_training.problems import Explained
+from dsv4.post_training.rollouts import DrawnBy
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Trajectory:
     outcome: Explained | None  # None if it is not finished, or its environment was lost
     error: str | None
     file: Path
+    drawn_by: DrawnBy = ()
 
     @property
     def num_tokens(self) -> int:
@@ -80,12 +83,11 @@ class TrajectoryFiles:
     def __init__(self, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        self.folder, self._count = folder, 0
+        self.folder, self._numbers = folder, count()
 
     def write(self, document: Sequence[int], log_probabilities: array[float]) -> Path:
-        """Write the arrays of one trajectory to a new file."""
-        path = self.folder / f"{self._count}.npz"
-        self._count += 1
+        """Write the arrays of one trajectory to a new file; any number of threads may."""
+        path = self.folder / f"{next(self._numbers)}.npz"
         np.savez(
             path,
             document=np.asarray(document, dtype=np.int32),

@@ -11,47 +11,43 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sql
-from sqlalchemy import Column, Float, ForeignKey, Integer, MetaData, Table, Text, event
+from sqlalchemy.exc import SQLAlchemyError
 
-WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
-_METADATA = MetaData()
-REQUESTS = Table(
-    "rollout_requests", _METADATA,
-    Column("id", Integer, primary_key=True),
-    Column("batch", Integer, nullable=False, index=True),
-    Column("prompt", Integer, nullable=False),  # number of its prompt in the batch
-    Column("prompt_token_ids", Text, nullable=False),
-    Column("params", Text, nullable=False),
-    Column("status", Text, nullable=False, index=True),
-    Column("attempt", Integer, nullable=False),  # number of leases so far: the latest alone may write
-    Column("stalled", Integer, nullable=False),  # leases since its last token
-    Column("leased_until", Float, nullable=False),
-    Column("worker", Text),
-    Column("finish_reason", Text),
-    Column("error", Text),
-)  # fmt: skip
-TOKENS = Table(
-    "rollout_tokens", _METADATA,
-    Column("request", Integer, ForeignKey(REQUESTS.c.id), primary_key=True),
-    Column("position", Integer, primary_key=True),
-    Column("token_id", Integer, nullable=False),
-    Column("log_probability", Float, nullable=False),
-    Column("version", Integer, nullable=False),
-)  # fmt: skip
+from dsv4.post_training.rollout_service.tables import (
+    DONE,
+    FAILED,
+    METADATA,
+    REQUESTS,
+    RUNNING,
+    TOKENS,
+    WAITING,
+    ServiceError,
+    database,
+    pack_mask,
+    shown,
+    unpack_mask,
+)
+
+_ENDED = REQUESTS.c.status.in_((DONE, FAILED))
 
 
 @dataclass(frozen=True)
 class LoggedToken:
-    """One generated token: `version` is that of the weights that drew it."""
+    """One generated token: `version` is that of the weights that drew it.
+
+    `mask`: tokens that could be drawn, a bit per token of the vocabulary; None: all.
+    """
 
     token_id: int
     log_probability: float
     version: int
+    mask: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -65,11 +61,6 @@ class NewRequest:
     def __post_init__(self) -> None:
         if self.params.get("seed") is None:
             raise ValueError("a request of the queue needs a seed: another worker must draw the same tokens")
-        if self.params.get("logprobs_mode") == "processed_logprobs":
-            raise ValueError(
-                "logprobs_mode is processed_logprobs, but the queue's log keeps no sampling masks; allowed: "
-                "raw_logprobs, tempered_logprobs"
-            )
 
 
 @dataclass(frozen=True)
@@ -98,7 +89,9 @@ class RolloutQueue:
     """The queue at `url`: sqlite:///FILE or postgresql://...; any number of processes may open it.
 
     `lease_seconds`: how long a worker may be silent. `max_stalled`: workers that may end on a request without a further
-    token, before it fails: the request may be what ends them. `clock`: seconds, the same for all processes.
+    token, before it fails: the request may be what ends them. `clock`: seconds, the same for all processes. `run`:
+    whose requests these are; runs that share a database see their own alone. ServiceError, in words, wherever the
+    database does not answer.
     """
 
     def __init__(
@@ -107,44 +100,58 @@ class RolloutQueue:
         lease_seconds: float = 30.0,
         max_stalled: int = 5,
         clock: Callable[[], float] = time.time,
+        run: str = "",
     ) -> None:
         if max_stalled < 1:
             raise ValueError(f"max_stalled is {max_stalled}; allowed: 1 or more")
         if not lease_seconds > 0.0:
             raise ValueError(f"lease_seconds is {lease_seconds}; allowed: more than 0")
-        self.lease_seconds, self.max_stalled, self._clock = lease_seconds, max_stalled, clock
-        self._engine = sql.create_engine(url, pool_pre_ping=True)
-        if self._engine.dialect.name == "sqlite":
-            event.listen(self._engine, "connect", _set_up_sqlite)
-            event.listen(self._engine, "begin", _begin_immediate)
-        _METADATA.create_all(self._engine)
+        self.lease_seconds, self.max_stalled, self.name, self._clock = lease_seconds, max_stalled, run, clock
+        self.place, self._engine = shown(url), database(url)
+        with self._begin() as connection:
+            METADATA.create_all(connection)
 
     def close(self) -> None:
         self._engine.dispose()
 
-    def add(self, batch: int, requests: Iterable[NewRequest]) -> None:
-        """Queue the requests of a batch, all or none. ValueError if the batch was queued before."""
+    def add(self, batch: int, requests: Iterable[NewRequest], problem: int = 0, version: int = 0) -> None:
+        """Queue the requests of a batch, all or none. ValueError if the batch was queued before.
+
+        `version`: of the oldest weights that may work on them. `problem`: number of the first problem that they are of.
+        """
         rows = [
             {
-                "batch": batch, "prompt": request.prompt, "prompt_token_ids": json.dumps(request.prompt_token_ids),
-                "params": json.dumps(dict(request.params)), "status": WAITING, "attempt": 0, "stalled": 0,
-                "leased_until": 0.0,
+                "run": self.name, "problem": problem, "version": version, "batch": batch, "prompt": request.prompt,
+                "prompt_token_ids": json.dumps(request.prompt_token_ids), "params": json.dumps(dict(request.params)),
+                "status": WAITING, "attempt": 0, "stalled": 0, "leased_until": 0.0,
             }
             for request in requests
         ]  # fmt: skip
-        with self._engine.begin() as connection:
-            known = sql.select(sql.func.count()).where(REQUESTS.c.batch == batch)
-            if connection.execute(known).scalar_one():
+        with self._begin() as connection:
+            if self._count(connection, REQUESTS.c.batch == batch):
                 raise ValueError(f"batch {batch} is in the queue already")
             connection.execute(REQUESTS.insert(), rows)
 
-    def lease(self, worker: str, count: int) -> list[Lease]:
-        """Take up to `count` requests that wait, or whose worker has been silent for too long, oldest first."""
+    def known(self, batch: int) -> bool:
+        """True if a batch is in the queue."""
+        with self._begin(reads=True) as connection:
+            return self._count(connection, REQUESTS.c.batch == batch) > 0
+
+    def lease(self, worker: str, count: int, version: int | None = None, workers: int = 1) -> list[Lease]:
+        """Take up to `count` requests that wait, or whose worker has been silent for too long, oldest first.
+
+        `version`: that of the worker's weights; requests that need newer ones are left. `workers`: the number among
+        which the requests are divided: one takes its share of them, rounded up.
+        """
         now = self._clock()
         free = (REQUESTS.c.status == WAITING) | ((REQUESTS.c.status == RUNNING) & (REQUESTS.c.leased_until < now))
-        chosen = sql.select(REQUESTS).where(free).order_by(REQUESTS.c.id).limit(count).with_for_update(skip_locked=True)
-        with self._engine.begin() as connection:
-            found = connection.execute(chosen).all()
+        if version is not None:
+            free = free & (REQUESTS.c.version <= version)
+        with self._begin() as connection:
+            if workers > 1:
+                count = min(count, -(-self._count(connection, free) // workers))
+            chosen = sql.select(REQUESTS).where(REQUESTS.c.run == self.name, free).order_by(REQUESTS.c.id).limit(count)
+            found = connection.execute(chosen.with_for_update(skip_locked=True)).all()
             for row in found:
                 if row.stalled >= self.max_stalled:
                     error = f"{row.stalled} workers ended on it without a further token, the last was {row.worker}"
@@ -172,7 +179,7 @@ class RolloutQueue:
         Nothing of those is written. The leases of the others are renewed.
         """
         now = self._clock()
-        with self._engine.begin() as connection:
+        with self._begin() as connection:
             ids = [step.lease.id for step in steps]
             chosen = sql.select(REQUESTS.c.id, REQUESTS.c.attempt).where(REQUESTS.c.id.in_(ids)).with_for_update()
             held = {row.id: row.attempt for row in connection.execute(chosen)}
@@ -180,7 +187,7 @@ class RolloutQueue:
             rows = [
                 {
                     "request": step.lease.id, "position": step.position + place, "token_id": token.token_id,
-                    "log_probability": token.log_probability, "version": token.version,
+                    "log_probability": token.log_probability, "version": token.version, "mask": pack_mask(token.mask),
                 }
                 for step in ours
                 for place, token in enumerate(step.tokens)
@@ -200,15 +207,19 @@ class RolloutQueue:
 
     def unfinished(self, batch: int) -> int:
         """Requests of a batch that have not ended."""
-        ended = REQUESTS.c.status.in_((DONE, FAILED))
-        query = sql.select(sql.func.count()).where(REQUESTS.c.batch == batch, ~ended)
-        with self._engine.begin() as connection:
-            return connection.execute(query).scalar_one()
+        with self._begin(reads=True) as connection:
+            return self._count(connection, REQUESTS.c.batch == batch, ~_ENDED)
+
+    def open_batches(self) -> set[int]:
+        """Batches with requests that have not ended."""
+        query = sql.select(REQUESTS.c.batch).where(REQUESTS.c.run == self.name, ~_ENDED).distinct()
+        with self._begin(reads=True) as connection:
+            return set(connection.execute(query).scalars())
 
     def finished(self, batch: int) -> list[Finished]:
         """Requests of a batch that have ended, in the order in which they were queued."""
-        query = sql.select(REQUESTS).where(REQUESTS.c.batch == batch, REQUESTS.c.status.in_((DONE, FAILED)))
-        with self._engine.begin() as connection:
+        query = sql.select(REQUESTS).where(REQUESTS.c.run == self.name, REQUESTS.c.batch == batch, _ENDED)
+        with self._begin(reads=True) as connection:
             rows = connection.execute(query.order_by(REQUESTS.c.id)).all()
             logged = _tokens(connection, [row.id for row in rows])
         return [
@@ -219,12 +230,63 @@ class RolloutQueue:
             for row in rows
         ]  # fmt: skip
 
+    def num_tokens(self) -> int:
+        """Tokens in the log."""
+        query = sql.select(sql.func.count()).select_from(TOKENS.join(REQUESTS)).where(REQUESTS.c.run == self.name)
+        with self._begin(reads=True) as connection:
+            return connection.execute(query).scalar_one()
+
+    def silent_workers(self) -> set[str]:
+        """Workers that hold a request, and have not written for `lease_seconds`."""
+        late = (REQUESTS.c.status == RUNNING) & (REQUESTS.c.leased_until < self._clock())
+        query = sql.select(REQUESTS.c.worker).where(REQUESTS.c.run == self.name, late).distinct()
+        with self._begin(reads=True) as connection:
+            return set(connection.execute(query).scalars())
+
+    def release(self, worker: str | None = None) -> None:
+        """Let others go on at once with the requests of a worker that has ended; None: of all workers of the run.
+
+        What such a worker should write after that is refused. After all have ended, none counts as stalled.
+        """
+        values: dict[str, Any] = {"status": WAITING, "attempt": REQUESTS.c.attempt + 1}
+        held = (REQUESTS.c.run == self.name) & (REQUESTS.c.status == RUNNING)
+        if worker is not None:
+            held = held & (REQUESTS.c.worker == worker)
+        else:
+            values["stalled"] = 0
+        with self._begin() as connection:
+            connection.execute(REQUESTS.update().where(held).values(values))
+
     def remove(self, batch: int) -> None:
         """Forget a batch, once its rollouts were learned from."""
-        ids = sql.select(REQUESTS.c.id).where(REQUESTS.c.batch == batch)
-        with self._engine.begin() as connection:
+        self._remove(REQUESTS.c.batch == batch)
+
+    def keep(self, first: int, version: int | None = None) -> None:
+        """Forget the requests of problems before number `first`, and those that need weights newer than `version`."""
+        gone = REQUESTS.c.problem < first
+        self._remove(gone if version is None else gone | (REQUESTS.c.version > version))
+
+    def _remove(self, which: sql.ColumnElement[bool]) -> None:
+        which = which & (REQUESTS.c.run == self.name)
+        ids = sql.select(REQUESTS.c.id).where(which)
+        with self._begin() as connection:
             connection.execute(TOKENS.delete().where(TOKENS.c.request.in_(ids)))
-            connection.execute(REQUESTS.delete().where(REQUESTS.c.batch == batch))
+            connection.execute(REQUESTS.delete().where(which))
+
+    def _count(self, connection: sql.Connection, *which: sql.ColumnElement[bool]) -> int:
+        query = sql.select(sql.func.count()).select_from(REQUESTS).where(REQUESTS.c.run == self.name, *which)
+        return connection.execute(query).scalar_one()
+
+    @contextmanager
+    def _begin(self, reads: bool = False) -> Generator[sql.Connection]:
+        """A transaction; `reads`: one that only reads, which waits for no writer."""
+        engine = self._engine.execution_options(dsv4_reads=True) if reads else self._engine
+        try:
+            with engine.begin() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+            raise ServiceError(f"the rollout queue {self.place} cannot be used: {cause}") from error
 
 
 @dataclass(frozen=True)
@@ -245,16 +307,5 @@ def _tokens(connection: sql.Connection, ids: Sequence[int]) -> dict[int, list[Lo
     for row in connection.execute(query):
         tokens = found.setdefault(row.request, [])
         assert row.position == len(tokens), "tokens are logged without gaps"
-        tokens.append(LoggedToken(row.token_id, row.log_probability, row.version))
+        tokens.append(LoggedToken(row.token_id, row.log_probability, row.version, unpack_mask(row.mask)))
     return found
-
-
-def _set_up_sqlite(connection: Any, _: object) -> None:
-    """A write-ahead log, each transaction durable when it returns; others wait for a writer."""
-    connection.isolation_level = None  # transactions are begun by `_begin_immediate`
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000"):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _begin_immediate(connection: sql.Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")

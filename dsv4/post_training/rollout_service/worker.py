@@ -26,12 +26,13 @@ class _Running:
 class RolloutWorker:
     """Works on the queue until it is told to stop; may die at any point.
 
-    `version`: of the engine's weights. With `use` a worker goes over to new weights in the middle of its requests:
-    their caches are computed again, their tokens stay, and each token has the version that drew it.
+    `version`: of the engine's weights; it takes no request that needs newer ones. `workers`: the number of those that
+    share the queue. With `use` a worker goes over to new weights in the middle of its requests: their caches are
+    computed again, their tokens stay, and each token has the version that drew it.
     """
 
-    def __init__(self, name: str, queue: RolloutQueue, llm: LLM, version: int = 0) -> None:
-        self.name, self.queue, self.version = name, queue, version
+    def __init__(self, name: str, queue: RolloutQueue, llm: LLM, version: int = 0, workers: int = 1) -> None:
+        self.name, self.queue, self.version, self.workers = name, queue, version, workers
         self.room = llm.engine_config.max_num_seqs
         self._llm = llm
         self._running: dict[int, _Running] = {}
@@ -45,7 +46,8 @@ class RolloutWorker:
     def step(self) -> bool:
         """Lease what there is room for, compute one step of the engine, log it; False if there was nothing to do."""
         if len(self._running) < self.room:
-            self._admit(self.queue.lease(self.name, self.room - len(self._running)))
+            room = self.room - len(self._running)
+            self._admit(self.queue.lease(self.name, room, self.version, self.workers))
         if not self._running:
             return False
         core = self._llm.core
@@ -59,12 +61,13 @@ class RolloutWorker:
         return True
 
     def use(self, llm: LLM, version: int) -> None:
-        """Go on with other weights; nothing that was sampled is lost."""
+        """Go on with other weights, of another engine or of this one; nothing that was sampled is lost."""
         for running in self._running.values():
             self._llm.core.abort(running.request)
         leases = [running.lease for running in self._running.values()]
         tokens = [tuple(_sampled(running.request)) for running in self._running.values()]
         self._running.clear()
+        llm.reset_prefix_cache()
         self._llm, self.version = llm, version
         for lease, sampled in zip(leases, tokens, strict=True):
             self._add(lease, sampled)
@@ -72,7 +75,9 @@ class RolloutWorker:
     def _admit(self, leases: list[Lease]) -> None:
         for lease in leases:
             try:
-                self._add(lease, [SampledToken(one.token_id, one.log_probability) for one in lease.tokens])
+                self._add(
+                    lease, [SampledToken(one.token_id, one.log_probability, mask=one.mask) for one in lease.tokens]
+                )
             except (ValueError, TypeError) as error:  # of the request: a retry would fail as well
                 self.queue.write([Step(lease, len(lease.tokens), error=str(error))])
 
@@ -94,9 +99,10 @@ class RolloutWorker:
         if event is None:
             return Step(running.lease, position)
         running.logged += len(event.token_ids)
+        masks = running.request.output.sampling_masks[position:] or [None] * len(event.token_ids)
         tokens = [
-            LoggedToken(token, log_p, self.version)
-            for token, log_p in zip(event.token_ids, event.logprobs, strict=True)
+            LoggedToken(token, log_p, self.version, mask)
+            for token, log_p, mask in zip(event.token_ids, event.logprobs, masks, strict=True)
         ]
         if event.finish_reason == "abort":
             return Step(running.lease, position, tokens, error=f"aborted: {running.request.output.stop_reason}")
@@ -105,4 +111,8 @@ class RolloutWorker:
 
 def _sampled(request: Request) -> list[SampledToken]:
     output = request.output
-    return [SampledToken(token, log_p) for token, log_p in zip(output.token_ids, output.logprobs, strict=True)]
+    masks = output.sampling_masks or [None] * len(output.token_ids)
+    return [
+        SampledToken(token, log_p, mask=mask)
+        for token, log_p, mask in zip(output.token_ids, output.logprobs, masks, strict=True)
+    ]

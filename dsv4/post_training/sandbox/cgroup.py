@@ -16,6 +16,7 @@ MOUNT = Path("/sys/fs/cgroup")
 NEEDED = {"memory", "pids"}
 OWN_MEMORY = 64 * MIB  # of supervisor, launcher and bubblewrap
 OWN_PROCESSES = 8
+MACHINE_MEMORY, MACHINE_THREADS = 256 * MIB, 64  # of the hypervisor itself
 PERIOD = 100_000  # microseconds
 
 
@@ -56,6 +57,11 @@ class ControlGroup:
         cores = max(1.0, limits.processor_seconds / limits.wall_seconds)
         self._write("cpu.max", f"{int(cores * PERIOD)} {PERIOD}")
 
+    def limit_machine(self, memory_bytes: int) -> None:
+        """Limits of a virtual machine with so much memory: its threads are not the command's processes."""
+        self._write("memory.max", memory_bytes + MACHINE_MEMORY)
+        self._write("pids.max", MACHINE_THREADS)
+
     @classmethod
     def make(cls, limits: Limits, parent: Path | None = None) -> Self | None:
         parent = parent or delegated()
@@ -81,14 +87,7 @@ class ControlGroup:
 
     def amend(self, outcome: dict[str, Any], before: dict[str, int]) -> None:
         """Add to a command's outcome what the group saw since `before`."""
-        now = self.events()
-        reached = set(outcome["reached"])
-        if now.get("memory.events", 0) > before.get("memory.events", 0):
-            reached.add("memory_bytes")
-            outcome["killed_by"] = outcome["killed_by"] or ("memory" if outcome["signal"] else None)
-        if now.get("pids.events", 0) > before.get("pids.events", 0):
-            reached.add("processes")
-        outcome["reached"] = sorted(reached)
+        amend(outcome, before, self.events())
 
     def remove(self) -> None:
         """End what still runs in the group, and remove it."""
@@ -100,3 +99,14 @@ class ControlGroup:
                 return
             except OSError:
                 time.sleep(0.02)
+
+
+def amend(outcome: dict[str, Any], before: dict[str, int], now: dict[str, int]) -> None:
+    """Add to a command's outcome what a group saw between two counts of its events."""
+    reached = set(outcome["reached"])
+    if now.get("memory.events", 0) > before.get("memory.events", 0):
+        reached.add("memory_bytes")
+        outcome["killed_by"] = outcome["killed_by"] or ("memory" if outcome["signal"] else None)
+    if now.get("pids.events", 0) > before.get("pids.events", 0):
+        reached.add("processes")
+    outcome["reached"] = sorted(reached)

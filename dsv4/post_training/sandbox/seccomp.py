@@ -7,6 +7,7 @@ program can go on and say what happened; calls of a foreign architecture end the
 import errno
 import platform
 import struct
+from typing import Any
 
 # name -> number on x86-64, number on arm64; None where an architecture has no such call
 REFUSED: dict[str, tuple[int | None, int | None]] = {
@@ -84,6 +85,12 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
 }
 NEWEST = 462  # mseal, Linux 6.10; later calls are unknown here and do not exist for a command
 
+# Calls with which bubblewrap makes a command's own namespaces; the filter of each command refuses them again.
+TO_BUILD = {
+    *("mount", "umount2", "pivot_root", "chroot", "unshare", "setns", "open_tree", "move_mount", "mount_setattr"),
+    *("sethostname", "setdomainname"),
+}
+
 ALLOW, ERROR, KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
 LOAD, JUMP_EQUAL, JUMP_GREATER_EQUAL, JUMP_ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 NUMBER, ARCHITECTURE, FIRST_ARGUMENT, SECOND_ARGUMENT = 0, 4, 16, 24  # offsets in struct seccomp_data, little endian
@@ -149,3 +156,16 @@ def seccomp_filter(machine: str | None = None) -> bytes:
         _instruction(RETURN, ALLOW),
     ]
     return b"".join(program)
+
+
+def engine_profile() -> dict[str, Any]:
+    """Profile for a container engine, in its JSON format: around the supervisor, which still has to make cells."""
+    names = [name for name in REFUSED if name not in TO_BUILD]
+    return {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "archMap": [
+            {"architecture": "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86", "SCMP_ARCH_X32"]},
+            {"architecture": "SCMP_ARCH_AARCH64", "subArchitectures": ["SCMP_ARCH_ARM"]},
+        ],
+        "syscalls": [{"names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": errno.EPERM}],
+    }

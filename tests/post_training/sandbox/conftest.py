@@ -18,10 +18,14 @@ import psutil
 import pytest
 
 from dsv4.post_training.sandbox import namespaces, seccomp
+from dsv4.post_training.sandbox.container import ContainerSandbox
 from dsv4.post_training.sandbox.interface import Snapshot
 from dsv4.post_training.sandbox.limits import MIB, Limits
+from dsv4.post_training.sandbox.microvm import MicrovmSandbox
 from dsv4.post_training.sandbox.namespaces import NamespaceSandbox
 from dsv4.post_training.sandbox.result import Reason, Result
+from dsv4.post_training.sandbox.substrates import missing
+from dsv4.post_training.sandbox.supervised import SupervisedSandbox
 
 SMALL = Limits(
     wall_seconds=30,
@@ -82,9 +86,30 @@ def possible() -> None:
         pytest.skip(f"no sandbox of namespaces: {reason}")
 
 
+KINDS: dict[str, type[SupervisedSandbox]] = {
+    kind.name: kind for kind in (NamespaceSandbox, ContainerSandbox, MicrovmSandbox)
+}
+
+
+@pytest.fixture(
+    scope="session",
+    params=[
+        "namespaces",
+        pytest.param("container", marks=pytest.mark.container),
+        pytest.param("microvm", marks=pytest.mark.microvm),
+    ],
+)
+def kind(request: pytest.FixtureRequest) -> type[SupervisedSandbox]:
+    """Each substrate that this machine has; `-m container` and `-m microvm` ask for the two that are not the default."""
+    reason = missing(request.param)
+    if reason:
+        pytest.skip(f"no sandbox of {request.param}: {reason}")
+    return KINDS[request.param]
+
+
 @pytest.fixture(scope="module")
-def sandbox() -> Iterator[NamespaceSandbox]:
-    with NamespaceSandbox(SMALL) as made:
+def sandbox(kind: type[SupervisedSandbox]) -> Iterator[SupervisedSandbox]:
+    with kind(SMALL) as made:  # pyright: ignore[reportCallIssue]
         yield made
 
 
@@ -132,14 +157,21 @@ class Outside:
             "mask": os.umask(os.umask(0o022)),
         }
 
-    def assert_unharmed(self, sandbox: NamespaceSandbox) -> None:
+    def assert_unharmed(self, sandbox: SupervisedSandbox) -> None:
         assert self.look() == self.state
         for listener in (self.server, self.unix):
             with pytest.raises(BlockingIOError):
                 listener.accept()
-        inside = psutil.Process(sandbox._process.pid).children(recursive=True)
+        inside = inner_processes(sandbox)
         assert len(inside) <= TRUSTED, [process.cmdline() for process in inside]
         assert all("bwrap" in str(found) or "sandbox.inside" in str(found) for found in map(words, inside) if found)
+
+
+def inner_processes(sandbox: SupervisedSandbox) -> list[psutil.Process]:
+    """Processes of a sandbox as the machine sees them: none of a virtual machine's, which is one process."""
+    assert sandbox._process is not None
+    top = sandbox.root_process() if isinstance(sandbox, ContainerSandbox) else sandbox._process.pid
+    return psutil.Process(top).children(recursive=True)
 
 
 def words(process: psutil.Process) -> list[str]:
@@ -150,14 +182,14 @@ def words(process: psutil.Process) -> list[str]:
 
 
 @pytest.fixture
-def run_attack(sandbox: NamespaceSandbox, outside: Outside) -> Callable[[Attack], Result]:
+def run_attack(sandbox: SupervisedSandbox, outside: Outside) -> Callable[[Attack], Result]:
     def run(attack: Attack) -> Result:
         if attack.limits is not SMALL:
-            with NamespaceSandbox(attack.limits) as own:
+            with type(sandbox)(attack.limits) as own:  # pyright: ignore[reportCallIssue]
                 return attempt(attack, own)
         return attempt(attack, sandbox)
 
-    def attempt(attack: Attack, box: NamespaceSandbox) -> Result:
+    def attempt(attack: Attack, box: SupervisedSandbox) -> Result:
         prelude = PRELUDE.format(
             numbers=json.dumps(numbers()),
             secret=str(outside.secret),

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 
 from dsv4.post_training.sandbox.interface import SandboxError
-from dsv4.post_training.sandbox.namespaces import NamespaceSandbox
 from dsv4.post_training.sandbox.result import Result
+from dsv4.post_training.sandbox.supervised import SupervisedSandbox
 from tests.post_training.sandbox.conftest import EMPTY, Attack, Outside
 
 ATTACKS = {
@@ -191,7 +191,7 @@ TRAPS = {
 
 
 @pytest.mark.parametrize("name", TRAPS)
-def test_get_refuses_a_trap(name: str, sandbox: NamespaceSandbox) -> None:
+def test_get_refuses_a_trap(name: str, sandbox: SupervisedSandbox) -> None:
     command, path, reason = TRAPS[name]
     sandbox.restore(EMPTY)
     sandbox.exec(command)
@@ -199,7 +199,7 @@ def test_get_refuses_a_trap(name: str, sandbox: NamespaceSandbox) -> None:
         sandbox.get(path, limit=1_000_000)
 
 
-def test_put_writes_through_no_link(sandbox: NamespaceSandbox, outside: Outside) -> None:
+def test_put_writes_through_no_link(sandbox: SupervisedSandbox, outside: Outside) -> None:
     sandbox.restore(EMPTY)
     sandbox.exec(
         "ln -s /proc/self/fd/1 a; touch x; ln x hard; mkfifo pipe; ln -s /tmp folder; mkdir full; touch full/x"
@@ -216,7 +216,7 @@ def test_put_writes_through_no_link(sandbox: NamespaceSandbox, outside: Outside)
     outside.assert_unharmed(sandbox)
 
 
-def test_names_that_confuse_come_back_as_they_were(sandbox: NamespaceSandbox) -> None:
+def test_names_that_confuse_come_back_as_they_were(sandbox: SupervisedSandbox) -> None:
     sandbox.restore(EMPTY)
     program = r"""
 import os
@@ -249,7 +249,7 @@ os.mkfifo("pipe")
     assert sandbox.snapshot().digest == snapshot.digest
 
 
-def test_depth_beyond_the_length_of_paths_is_kept_and_cleared(sandbox: NamespaceSandbox) -> None:
+def test_depth_beyond_the_length_of_paths_is_kept_and_cleared(sandbox: SupervisedSandbox) -> None:
     sandbox.restore(EMPTY)
     program = "import os\nfor _ in range(150): os.mkdir('d' * 200); os.chdir('d' * 200)\nopen('bottom', 'w').close()"
     assert sandbox.exec([sandbox.python, "-c", program]).ok
@@ -261,7 +261,7 @@ def test_depth_beyond_the_length_of_paths_is_kept_and_cleared(sandbox: Namespace
     assert sandbox.exec("ls -A").stdout == b""
 
 
-def test_servers_within_the_sandbox_work(sandbox: NamespaceSandbox) -> None:
+def test_servers_within_the_sandbox_work(sandbox: SupervisedSandbox) -> None:
     program = """
 import socket, threading
 server = socket.create_server(("127.0.0.1", 0))

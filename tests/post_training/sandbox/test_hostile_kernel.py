@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from dsv4.post_training.sandbox.inside import landlock
-from dsv4.post_training.sandbox.namespaces import NamespaceSandbox
 from dsv4.post_training.sandbox.result import Result
 from dsv4.post_training.sandbox.seccomp import MACHINES, NEWEST, REFUSED, seccomp_filter
+from dsv4.post_training.sandbox.supervised import SupervisedSandbox
 from tests.post_training.sandbox.conftest import Attack, numbers
 
 ROOT = Path(__file__).parents[3]
@@ -222,6 +222,6 @@ def test_a_machine_without_a_table_is_named() -> None:
         seccomp_filter("riscv64")
 
 
-def test_rest_has_no_capability_and_no_other_process(sandbox: NamespaceSandbox) -> None:
+def test_rest_has_no_capability_and_no_other_process(sandbox: SupervisedSandbox) -> None:
     lines = sandbox.exec("grep -E 'Cap(Prm|Eff|Bnd|Amb)|Seccomp:|NoNewPrivs' /proc/self/status").text.split()
     assert lines[1::2] == ["0" * 16] * 4 + ["1", "2"]

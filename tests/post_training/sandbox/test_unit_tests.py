@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dsv4.post_training.sandbox.namespaces import NamespaceSandbox
+from dsv4.post_training.sandbox.supervised import SupervisedSandbox
 from dsv4.post_training.sandbox.unit_tests import (
     AssertionTest,
     CallTest,
@@ -35,12 +35,12 @@ def reasons(score: Score) -> list[str]:
     return [outcome.reason for outcome in score.outcomes]
 
 
-def test_a_right_program_passes_every_kind_of_test(sandbox: NamespaceSandbox) -> None:
+def test_a_right_program_passes_every_kind_of_test(sandbox: SupervisedSandbox) -> None:
     score = run_unit_tests(sandbox, GOOD, TESTS)
     assert score.passed and score.fraction == 1.0 and reasons(score) == ["passed"] * 3
 
 
-def test_a_wrong_program_fails_with_expected_and_got(sandbox: NamespaceSandbox) -> None:
+def test_a_wrong_program_fails_with_expected_and_got(sandbox: SupervisedSandbox) -> None:
     score = run_unit_tests(sandbox, GOOD.replace("a + b", "a - b"), TESTS)
     assert score.fraction == 0.0
     assert reasons(score) == [
@@ -69,14 +69,14 @@ def test_a_wrong_program_fails_with_expected_and_got(sandbox: NamespaceSandbox) 
         ("\ud800", "SyntaxError|unexpected character"),
     ],
 )
-def test_a_bad_program_fails_every_test_with_a_reason(sandbox: NamespaceSandbox, program: str, reason: str) -> None:
+def test_a_bad_program_fails_every_test_with_a_reason(sandbox: SupervisedSandbox, program: str, reason: str) -> None:
     score = run_unit_tests(sandbox, program, TESTS, timeout=0.7 if "while True: pass" in program else None)
     assert score.fraction == 0.0, reasons(score)
     for text in reasons(score):
         assert pytest.raises(AssertionError, match=reason).matches(AssertionError(text)), text
 
 
-def test_programs_keep_their_helpers_and_globals(sandbox: NamespaceSandbox) -> None:
+def test_programs_keep_their_helpers_and_globals(sandbox: SupervisedSandbox) -> None:
     program = """
 import functools
 MEMO = {}
@@ -96,14 +96,14 @@ def run(n):
     assert run_unit_tests(sandbox, program, tests).passed
 
 
-def test_one_tests_files_do_not_reach_the_next(sandbox: NamespaceSandbox) -> None:
+def test_one_tests_files_do_not_reach_the_next(sandbox: SupervisedSandbox) -> None:
     program = "import os\ndef seen():\n    try: return os.path.exists('mark')\n    finally: open('mark', 'w').close()"
     score = run_unit_tests(sandbox, program, [CallTest(str(i), "seen", [], False) for i in range(3)])
     assert score.passed, reasons(score)
     assert b"mark" not in sandbox.exec("ls").stdout
 
 
-def test_tests_need_names_of_their_own_and_one_at_least(sandbox: NamespaceSandbox) -> None:
+def test_tests_need_names_of_their_own_and_one_at_least(sandbox: SupervisedSandbox) -> None:
     with pytest.raises(ValueError, match="no tests"):
         run_unit_tests(sandbox, GOOD, [])
     with pytest.raises(ValueError, match="not unique"):

@@ -4,6 +4,7 @@ import ctypes
 import os
 import resource
 import struct
+import sys
 from typing import Any
 
 from dsv4.post_training.sandbox.inside import files, frames, landlock, tree
@@ -47,7 +48,7 @@ class Supervisor:
         self.cell = Cell(self.filter)
 
     def serve(self) -> None:
-        frames.send(1, {"landlock": landlock.version()})
+        frames.send(1, {"landlock": landlock.version(), "python": sys.executable})
         while (message := frames.receive(0)) is not None:
             request, body = message
             try:

@@ -1,0 +1,114 @@
+"""Scores of a model in the domains: greedy answers, or whole episodes with tools, on the held-out split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from dsv4.data.tasks import Effort
+from dsv4.engine import LLM, SamplingParams
+from dsv4.evals.intervals import wilson
+from dsv4.post_training.domains.domain import Level
+from dsv4.post_training.domains.registry import open_domain
+from dsv4.post_training.efforts import EffortMode, with_effort
+from dsv4.post_training.episodes.environment import EpisodeLimits, EpisodeProblem
+from dsv4.post_training.episodes.sampling import sample_episodes
+from dsv4.post_training.episodes.trajectory import TrajectoryFiles
+from dsv4.post_training.problems import Problem
+from dsv4.post_training.rewards import judge
+from dsv4.post_training.rollouts import Sampled, sample_rollouts
+
+COUNT, MAX_TOKENS = 100, 512
+BATCH = 64  # problems per call of the engine
+REPEATS = 50  # draws per wanted problem, at most, until all are distinct
+
+
+@dataclass(frozen=True)
+class DomainScore:
+    """Counts of one domain: right answers, problems, sampled tokens."""
+
+    correct: int
+    asked: int
+    tokens: int
+
+    @property
+    def rate(self) -> float:
+        return self.correct / self.asked if self.asked else 0.0
+
+    @property
+    def mean_tokens(self) -> float:
+        return self.tokens / self.asked if self.asked else 0.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson 95 % interval of the rate."""
+        return wilson(self.correct, self.asked)
+
+
+def evaluate_domain(
+    model: str | Path | LLM,
+    domain: str,
+    count: int = COUNT,
+    seed: int = 1,
+    thinking: bool | None = None,
+    effort: Effort | None = None,
+    max_tokens: int = MAX_TOKENS,
+    level: Level = "standard",
+    limits: EpisodeLimits | None = None,
+) -> DomainScore:
+    """Score of a model on `count` problems of a domain's held-out split, none twice; fewer if the domain has fewer.
+
+    `thinking` None leaves the mode to the problems; `effort` None the effort. `max_tokens`: of an answer, or of one
+    turn of an episode. ValueError for an unknown domain, or one that lacks what it needs.
+    """
+    llm = model if isinstance(model, LLM) else LLM(model, max_num_seqs=32)
+    problems = held_out_problems(domain, count, seed, thinking, level)
+    if effort is not None:
+        problems = [with_effort(problem, EffortMode(effort)) for problem in problems]
+    correct = tokens = 0
+    for rollouts, asked in _answers(llm, problems, max_tokens, limits or EpisodeLimits()):
+        correct += sum(reward.correct for reward in judge(rollouts, asked))
+        tokens += sum(rollout.num_tokens for rollout in rollouts)
+        for rollout in rollouts:
+            rollout.release()
+    return DomainScore(correct, len(problems), tokens)
+
+
+def held_out_problems(
+    domain: str, count: int, seed: int = 1, thinking: bool | None = None, level: Level = "standard"
+) -> list[Problem]:
+    """The first `count` distinct problems of a domain's held-out split, in REPEATS draws each at most."""
+    opened = open_domain(domain, thinking, level)
+    opened.prepare()
+    found: dict[str, Problem] = {}
+    for number in range(count * REPEATS):
+        if len(found) == count:
+            break
+        problem = opened.problem(seed, number, "eval")
+        found.setdefault(problem.key, problem)
+    return list(found.values())
+
+
+def _answers(
+    llm: LLM, problems: Sequence[Problem], max_tokens: int, limits: EpisodeLimits
+) -> Iterator[tuple[list[Sampled], Sequence[Problem]]]:
+    """Greedy answers, or episodes, of BATCH problems at a time, with the problems."""
+    if llm.prompts is None:
+        raise ValueError("the model has no tokenizer; problems are asked in text")
+    params = SamplingParams(temperature=0.0, max_tokens=max_tokens)
+    with TemporaryDirectory() as folder:
+        files = TrajectoryFiles(Path(folder) / "episodes")
+        for start in range(0, len(problems), BATCH):
+            asked = problems[start : start + BATCH]
+            goals = [(place, problem) for place, problem in enumerate(asked) if isinstance(problem, EpisodeProblem)]
+            plain = [place for place, problem in enumerate(asked) if not isinstance(problem, EpisodeProblem)]
+            found: list[Sampled] = []
+            if plain:
+                prompts = [llm.prompts.encode(asked[place].prompt()) for place in plain]
+                answers = sample_rollouts(llm, prompts, 1, params, 0)
+                found += [replace(answer, prompt=plain[answer.prompt]) for answer in answers]
+            if goals:
+                found += sample_episodes(llm, goals, 1, params, 0, limits, files)
+            yield found, asked

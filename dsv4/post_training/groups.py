@@ -1,0 +1,80 @@
+"""Groups of rollouts with their rewards, and the figures of a step's groups and updates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dsv4.post_training.efforts import EFFORTS, EffortProblem
+from dsv4.post_training.learner import Update
+from dsv4.post_training.problems import Problem
+from dsv4.post_training.rewards import Reward
+from dsv4.post_training.rollouts import Sampled
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Problems and the rollouts of each, whose `prompt` is the problem's place."""
+
+    problems: list[Problem]
+    rollouts: list[Sampled]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rollouts of one problem and their rewards; those without a reward are left out."""
+
+    problem: Problem
+    rollouts: list[Sampled]
+    rewards: list[Reward]
+    stale: bool = False  # older than is allowed
+
+    @property
+    def informative(self) -> bool:
+        """True if the rewards differ: else every advantage is 0. Stale rollouts are not trained on."""
+        return not self.stale and len({reward.value for reward in self.rewards}) > 1
+
+
+def sampling_figures(groups: Sequence[Group]) -> dict[str, Any]:
+    """Figures of a step's rollouts, for the log."""
+    rewards = [reward for group in groups for reward in group.rewards]
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    count = max(1, len(rewards))
+    return {
+        "reward": sum(reward.value for reward in rewards) / count,
+        "accuracy": sum(reward.correct for reward in rewards) / count,
+        "answer_tokens": sum(rollout.num_tokens for rollout in rollouts) / count,
+        "unfinished": sum(not rollout.finished for rollout in rollouts) / count,
+        "groups": len(groups),
+        "informative": sum(group.informative for group in groups),
+    } | _by_effort(groups)
+
+
+def _by_effort(groups: Sequence[Group]) -> dict[str, float]:
+    """Accuracy and tokens of each effort that was asked."""
+    found: dict[str, float] = {}
+    for effort in EFFORTS:
+        chosen = [one for one in groups if isinstance(one.problem, EffortProblem) and one.problem.mode.effort == effort]
+        correct = [reward.correct for group in chosen for reward in group.rewards]
+        tokens = [rollout.num_tokens for group in chosen for rollout in group.rollouts]
+        if tokens:
+            found[f"accuracy_{effort}"] = sum(correct) / len(correct)
+            found[f"answer_tokens_{effort}"] = sum(tokens) / len(tokens)
+    return found
+
+
+def update_figures(updates: Sequence[Update]) -> dict[str, Any]:
+    """Figures of a step's updates. train_serve_difference is the first one's, whose weights sampled the rollouts."""
+    if not updates:
+        return {"loss": 0.0, "grad_norm": 0.0, "kl": 0.0, "clipped": 0.0, "dropped": 0, "updates": 0}
+    mean = 1 / len(updates)
+    return {
+        "loss": mean * sum(one.loss for one in updates),
+        "grad_norm": mean * sum(one.grad_norm for one in updates),
+        "kl": mean * sum(one.kl for one in updates),
+        "clipped": mean * sum(one.clipped for one in updates),
+        "dropped": sum(one.dropped for one in updates),
+        "updates": len(updates),
+        "train_serve_difference": updates[0].largest_difference,
+    }

@@ -1,0 +1,96 @@
+"""Solved problems: each is right by its own domain, of the training split, and read by fine-tuning as it is asked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dsv4.config import nano_path
+from dsv4.data.encoding import read_conversation
+from dsv4.data.records import find_sources
+from dsv4.data.tasks import split_of
+from dsv4.evals.domain_scores import held_out_problems
+from dsv4.post_training.domains.domain import Level
+from dsv4.post_training.domains.registry import DOMAINS, open_domain
+from dsv4.post_training.domains.solutions import CHECK, write_conversations
+from dsv4.post_training.efforts import EffortMode, with_effort
+from dsv4.post_training.episodes.environment import EpisodeProblem
+from dsv4.post_training.sandbox.substrates import missing
+from dsv4.post_training.sft_samples import Sample, read_samples
+from dsv4.tokenizer.prompts import PromptEncoder
+
+NEEDS_SANDBOX = {"code", "terminal"}
+
+
+@pytest.fixture(scope="module")
+def prompts() -> PromptEncoder:
+    return PromptEncoder.from_pretrained(nano_path())
+
+
+def written(path: Path, domain: str, count: int, **options) -> list[dict]:
+    write_conversations(domain, path, count, **options)
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("level", ["standard", "easy"])
+@pytest.mark.parametrize("domain", sorted(DOMAINS))
+@pytest.mark.parametrize("thinking", [True, False])
+def test_conversations_are_right_and_of_the_training_split(
+    tmp_path: Path, prompts: PromptEncoder, domain: str, thinking: bool, level: Level
+) -> None:
+    if domain in NEEDS_SANDBOX and missing("namespaces") is not None:
+        pytest.skip(str(missing("namespaces")))
+    count = 6 if domain in NEEDS_SANDBOX else 40
+    records = written(tmp_path / "talks.jsonl", domain, count, thinking=thinking, level=level)
+    held_out = {one.key for one in held_out_problems(domain, 40, 1, thinking, level)}
+    for number, record in enumerate(records):
+        problem = open_domain(domain, thinking, level).problem(1, number)
+        assert split_of(problem.key) == "train" and problem.key not in held_out
+        last = record["messages"][-1]
+        assert ("reasoning_content" in last) == thinking
+        if not isinstance(problem, EpisodeProblem):
+            assert problem.reward(last["content"]) == 1.0, record
+            continue
+        environment = problem.environment()  # the calls as written, once more
+        results = iter([one["content"] for one in record["messages"] if one["role"] == "tool"])
+        for call in [call for one in record["messages"] for call in one.get("tool_calls", ())]:
+            arguments = json.loads(call["function"]["arguments"])
+            assert environment.call(call["function"]["name"], arguments) == next(results)
+        assert environment.outcome(last["content"]).value == 1.0
+        environment.close()
+    samples = list(read_samples(find_sources([str(tmp_path)]), prompts))
+    assert len(samples) == len(records) and all(isinstance(sample, Sample) for sample in samples)
+
+
+@pytest.mark.parametrize("ladder", ["preview", "0731"])
+def test_they_are_trained_on_as_they_are_asked(tmp_path: Path, prompts: PromptEncoder, ladder: str) -> None:
+    """The prompt of fine-tuning has the tokens of the prompt of rollouts, with an effort and without."""
+    prompts = PromptEncoder(prompts.tokenizer, ladder)
+    for domain, efforts in (("mathematics", ()), ("mathematics", ("low", "high", "max")), ("tools", ("max",))):
+        path = tmp_path / f"{ladder}-{domain}-{len(efforts)}.jsonl"
+        for number, record in enumerate(written(path, domain, 20, thinking=True, efforts=efforts)):
+            problem = open_domain(domain, True).problem(1, number)
+            asked = with_effort(problem, EffortMode(record["reasoning_effort"])) if efforts else problem
+            first = record | {"messages": record["messages"][:2]}
+            assert prompts.encode(read_conversation(first)[0]) == prompts.encode(asked.prompt())
+
+
+def test_efforts_have_reasoning_of_all_lengths(tmp_path: Path) -> None:
+    records = written(tmp_path / "a.jsonl", "mathematics", 60, thinking=True, efforts=("low", "max"))
+    written_by = {effort: [one for one in records if one["reasoning_effort"] == effort] for effort in ("low", "max")}
+    low, most = (
+        sum(len(one["messages"][-1]["reasoning_content"]) for one in found) / len(found)
+        for found in written_by.values()
+    )
+    assert low < most
+    found = {(one["reasoning_effort"], CHECK in one["messages"][-1]["reasoning_content"]) for one in records}
+    assert found == {("low", True), ("low", False), ("max", True), ("max", False)}
+    assert records == written(tmp_path / "b.jsonl", "mathematics", 60, thinking=True, efforts=("low", "max"))
+
+
+def test_an_unknown_domain_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="unknown domain poetry; allowed: code"):
+        write_conversations("poetry", tmp_path / "a.jsonl", 1)
+    assert not list(tmp_path.iterdir())

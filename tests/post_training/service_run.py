@@ -1,0 +1,90 @@
+"""GRPO runs of the small model over a rollout service with workers in processes of their own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from dsv4.checkpoint import load_model
+from dsv4.config import nano_path
+from dsv4.post_training.grpo import GRPOSettings
+from dsv4.post_training.grpo_run import GRPORun, GRPORunSettings
+from dsv4.post_training.learner import LearnerSettings
+from dsv4.post_training.policy_run import LoopSettings
+from dsv4.post_training.recipe_run import tokenizer_files
+from dsv4.post_training.rewards import RewardSettings
+from dsv4.post_training.rollout_service.launchers import Launcher, ProcessLauncher
+from dsv4.post_training.rollout_service.process import WorkerPlan
+from dsv4.post_training.rollout_service.service import RolloutService, ServiceSettings
+from dsv4.post_training.served_policy import ServedPolicy
+from dsv4.training.export import export_model
+from dsv4.training.optim import MuonAdamW
+from dsv4.training.schedule import Schedule
+
+from .small_policy import TextProblems, has_digit, small_policy
+
+LOOP = LoopSettings(steps=3, schedule=Schedule(0.05, 0, 0.0), prompts=2, max_tokens=6, save_every=1)
+SETTINGS = GRPORunSettings(
+    LearnerSettings(GRPOSettings(kl=0.0)), RewardSettings(judge_cut_off=True), group_size=4, mini_batches=2
+)
+
+
+def small_folder(root: Path) -> Path:
+    """A folder with the small model."""
+    export_model(small_policy()[0].model, tokenizer_files(nano_path(), root), root / "model")
+    return root / "model"
+
+
+def make_service(
+    run_dir: Path,
+    folder: Path,
+    launcher: Launcher | None = None,
+    url: str | None = None,
+    lease_seconds: float = 60.0,
+    max_model_len: int = 256,
+    **settings: Any,
+) -> RolloutService:
+    place = run_dir / "service"
+    place.mkdir(parents=True, exist_ok=True)
+    plan = WorkerPlan(
+        "", run_dir.name, url or f"sqlite:///{place / 'queue.db'}", str(place / "weights"), str(folder), "float", True,
+        "cpu", max_num_seqs=16, max_model_len=max_model_len, lease_seconds=lease_seconds, max_stalled=5,
+        workers=settings.setdefault("workers", 2),
+    )  # fmt: skip
+    return RolloutService(plan, ServiceSettings(**settings), launcher or ProcessLauncher(place, 1), Console())
+
+
+def make_run(
+    run_dir: Path,
+    folder: Path,
+    service: RolloutService | None = None,
+    settings: GRPORunSettings = SETTINGS,
+    problems: Any = None,
+    max_model_len: int = 256,
+    **loop: Any,
+) -> GRPORun:
+    model = load_model(folder, weights="widened").requires_grad_()
+    policy = ServedPolicy(model, folder, max_num_seqs=16, max_model_len=max_model_len)
+    optimizer = MuonAdamW(model, model.config)
+    return GRPORun(
+        policy, optimizer, problems or TextProblems(has_digit), replace(LOOP, **loop), settings, run_dir, quiet=True,
+        service=service,
+    )  # fmt: skip
+
+
+def weights(run: GRPORun) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in run.policy.model.named_parameters()}
+
+
+def same(left: GRPORun, right: GRPORun) -> bool:
+    others = weights(right)
+    return all(torch.equal(p, others[name]) for name, p in weights(left).items())
+
+
+def metrics(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
