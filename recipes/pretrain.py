@@ -33,6 +33,7 @@ from dsv4.data.shards import Index, hash_file
 from dsv4.data.tokenizing import ShardWriter
 from dsv4.model.transformer import Transformer
 from dsv4.model_folder import resolve_model
+from dsv4.parallel.first_rank import on_first_rank
 from dsv4.parallel.mesh import launched, process_group
 from dsv4.tokenizer import Tokenizer
 from dsv4.training.export import export_adapter, export_model
@@ -116,13 +117,9 @@ def _train(options: argparse.Namespace, rank: int) -> int:
     check_ranks(recipe)
     check_device(recipe.run.device)
     with nullcontext() if options.resume or rank else kept_if_whole(run_dir):
-        if not options.resume and not launched():
-            recipe = new_run(recipe, run_dir, console)
-        elif not options.resume:
-            if rank == 0:
-                new_run(recipe, run_dir, console)
-            dist.barrier()
-            recipe = resume_run(run_dir, [])
+        if not options.resume:
+            given = recipe
+            recipe = on_first_rank("new_run", lambda: new_run(given, run_dir, console))
         trainer = make_trainer(recipe, run_dir, options.workers, console)
     trainer.run()
     _export(trainer, recipe, run_dir, out, console)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +19,8 @@ from dsv4.training.export import export_model
 from dsv4.training.plan import CALIBRATION_STEPS
 from recipes import pretrain, sft
 from tests.post_training.small_policy import small_policy
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +130,19 @@ def test_a_run_that_cannot_begin_leaves_what_was_there(
     with pytest.raises(SystemExit, match="too large a model"):
         sft.main([str(folder), str(talks), "--run-dir", str(run)])
     assert [path.name for path in run.iterdir()] == ["notes"]
+
+
+@pytest.mark.slow
+def test_one_of_two_ranks_writes_the_samples(folder: Path, talks: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dsv4"]
+    words = ["train", "sft", str(folder), str(talks), "--max-tokens", "128", "--run-dir", str(tmp_path / "run")]
+    keys = ["stages.0.row_tokens=128", "parallel.data=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    arguments: dict[str, Any] = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, "timeout": 500}
+    ended = subprocess.run([*command, *words, *keys], **arguments)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert ended.stdout.count("9 samples") == 1
+    assert (tmp_path / "run" / "model" / "config.json").is_file()
+    talks.write_text("{oops\n")
+    ended = subprocess.run([*command, *words[:-1], str(tmp_path / "other"), *keys], **arguments)
+    assert ended.returncode != 0 and "rank 0 stopped: " in ended.stderr and "no records" in ended.stderr
