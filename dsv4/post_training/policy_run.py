@@ -14,6 +14,7 @@ from dsv4.checkpoint.atomic import clear_folder
 from dsv4.post_training.problems import Problem, ProblemSource
 from dsv4.post_training.rollouts import Sampler
 from dsv4.post_training.served_policy import ServedPolicy
+from dsv4.training.memory import keep_freed_memory
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.plan import UNPLANNED, FixedPlan, Plan, TimePlan
 from dsv4.training.report import Report
@@ -102,6 +103,7 @@ class PolicyRun(ABC):
         """
         loop, position = self.loop, self.position
         metrics = self.run_dir / "metrics.jsonl"
+        keep_freed_memory()
         with Report(metrics, position.step, self.console, self.quiet) as report, StopOnSignal() as stop:
             while not self.finished and not stop.requested and (stop_after is None or position.step < stop_after):
                 self._logged_step(report)
