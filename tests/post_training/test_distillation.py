@@ -176,4 +176,4 @@ def test_a_step_without_any_sample_says_why(tmp_path: Path, folders: dict[str, P
     run = make_run(tmp_path, folders)
     lost = SimpleNamespace(error="the environment raised OSError", num_tokens=3)
     with pytest.raises(UpdateError, match="all 1 samples failed, the last with: the environment raised OSError"):
-        run._by_domain([lost], [])  # pyright: ignore
+        run.by_domain([lost], [])  # pyright: ignore
