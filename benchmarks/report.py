@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.harness import serving_plot, serving_report, train_report
+from benchmarks.harness import serving_plot, serving_report
 from benchmarks.harness.plot import plot_contexts
 from benchmarks.harness.process import ROOT
 from benchmarks.harness.report import lines, table
@@ -87,6 +87,8 @@ COMPARED = (("decode", 0), ("decode", 16384), ("prefill", 2048), ("prefill", 819
 
 def document(results: Path) -> str:
     """Markdown document of all processors with results."""
+    from benchmarks.harness import train_report  # which imports torch
+
     runs = {file.stem: newest(read(file)) for file in sorted(results.glob("*.jsonl"))}
     runs = {name: found for name, found in runs.items() if found}
     parts = [HEAD, *overview(runs), "", SERVING, TRAINING, others()]

@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 
-from dsv4.checkpoint.atomic import DiskFullError, new_file
+from dsv4.checkpoint.atomic import DiskFullError, kept_if_whole, new_file
 from dsv4.commands.recipe_flags import parse
 from dsv4.config import ModelConfig
 from dsv4.data.augment import Rates
@@ -114,7 +114,7 @@ def _train(options: argparse.Namespace, rank: int) -> int:
     recipe = resume_run(run_dir, options.recipe) if options.resume else given_recipe(options.recipe)
     check_ranks(recipe)
     check_device(recipe.run.device)
-    with nullcontext() if options.resume or rank else whole_or_absent(run_dir):
+    with nullcontext() if options.resume or rank else kept_if_whole(run_dir):
         if not options.resume and not launched():
             recipe = new_run(recipe, run_dir, console)
         elif not options.resume:
@@ -149,20 +149,6 @@ def _export(trainer: Trainer, recipe: PretrainRecipe, run_dir: Path, out: Path, 
             export_adapter(pairs, lora, Path(recipe.model.start), run_dir / "adapter", out)
         console.print(f"adapter: {run_dir / 'adapter'}", highlight=False)
     console.print(f"model folder: {out}", highlight=False)
-
-
-@contextmanager
-def whole_or_absent(run_dir: Path) -> Iterator[None]:
-    """Context in which a new run's folder is made: if that fails, what it has put there is removed."""
-    before = set(run_dir.iterdir()) if run_dir.is_dir() else None
-    try:
-        yield
-    except BaseException:
-        for path in set(run_dir.iterdir()) - (before or set()) if run_dir.is_dir() else ():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        if before is None and run_dir.is_dir():
-            run_dir.rmdir()
-        raise
 
 
 def given_recipe(words: list[str]) -> PretrainRecipe:

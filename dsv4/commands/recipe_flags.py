@@ -39,6 +39,7 @@ dsv4 train sft --resume --run-dir runs/sft"""
 GRPO = "Train a model by GRPO on verifiable tasks: rollouts by the engine, rewards by each task's scorer."
 GRPO_EXAMPLES = """\
 dsv4 train grpo models/nano problems.tasks='["gcd", "number_sorting"]' run.steps=20 --run-dir runs/grpo
+dsv4 train grpo models/nano problems.tasks='["gcd"]' service.workers=2 service.max_staleness=1 --run-dir runs/many
 dsv4 train grpo --resume --run-dir runs/grpo
 dsv4 train grpo models/nano problems.tasks='["gcd"]' --print-config"""
 

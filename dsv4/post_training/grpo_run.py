@@ -201,8 +201,8 @@ class GRPORun(PolicyRun):
     def _next(self, sampler: Callable[[int], Sampler], count: int) -> Asked:
         """The next `count` problems, each asked `group_size` times; asked earlier, if a service samples ahead.
 
-        At most as many are asked ahead as the steps up to the bound on staleness use: each of these steps takes
-        `prompts` or more, and this one at least `count` more.
+        At most as many are asked ahead as the steps up to the bound on staleness use: each of these steps, as far as
+        the run has them, takes `prompts` or more, and this one at least `count` more.
         """
         first = self.position.problems
         self.position.problems += count
@@ -214,7 +214,8 @@ class GRPORun(PolicyRun):
             chosen = sampler(number)  # with the weights of now
             return lambda: self._ask(chosen, number, 1)
 
-        self._ahead.fill(self.service.settings.max_staleness * self.loop.prompts + count, prepare)
+        steps = min(self.service.settings.max_staleness, self.loop.steps - self.position.step - 1)
+        self._ahead.fill(steps * self.loop.prompts + count, prepare)
         asked = self._ahead.take(count)
         rollouts = [
             replace(cast(Any, rollout), prompt=place) for place, one in enumerate(asked) for rollout in one.rollouts

@@ -6,13 +6,14 @@ import argparse
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
 
 from dsv4.checkpoint import load_model
-from dsv4.checkpoint.atomic import DiskFullError, new_file
+from dsv4.checkpoint.atomic import DiskFullError, kept_if_whole, new_file
 from dsv4.model.transformer import Transformer
 from dsv4.model_folder import resolve_model
 from dsv4.post_training.efforts import check_ladder
@@ -48,9 +49,10 @@ def run_recipe(name: str, schema: type[R], options: argparse.Namespace, start: S
             raise ValueError(f"{run_dir} already holds a run; pass --resume to go on with it, or another --run-dir")
         check_ladder(folder, recipe.problems.efforts)
         policy = make_policy(recipe, folder)
-        run = start(recipe, policy, options, console)
-        if not options.resume:
-            _note_run(run_dir, recipe, folder, getattr(options, "notes", {}))  # now that nothing given was wrong
+        with nullcontext() if options.resume else kept_if_whole(run_dir):
+            run = start(recipe, policy, options, console)
+            if not options.resume:
+                _note_run(run_dir, recipe, folder, getattr(options, "notes", {}))  # now that nothing given was wrong
         run.run()
     except RunStoppedError as stopped:
         print(f"{stopped}; to go on: dsv4 train {name} --resume --run-dir {run_dir}", file=sys.stderr)

@@ -44,8 +44,8 @@ def test_actors_give_the_bits_of_a_run_without_them(
 
     def kill() -> None:
         while not killed and run.position.step < 3:
-            time.sleep(0.05)
-            if service.queue.num_tokens() > 20 and (found := actors()):
+            time.sleep(0.01)
+            if service.queue.num_tokens() and (found := actors()):
                 killed.append(found[0].pid)
                 found[0].kill()
 

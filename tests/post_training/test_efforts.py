@@ -21,7 +21,8 @@ from dsv4.post_training.efforts import (
     window_of,
     with_effort,
 )
-from dsv4.post_training.grpo import GRPOSettings
+from dsv4.post_training.groups import Group
+from dsv4.post_training.grpo import GRPOSettings, advantages
 from dsv4.post_training.grpo_run import GRPORun, GRPORunSettings
 from dsv4.post_training.learner import LearnerSettings
 from dsv4.post_training.policy_run import LoopSettings
@@ -61,10 +62,10 @@ def test_modes_have_windows_and_penalties_of_their_own() -> None:
 
 
 def test_scalar_budgets_are_the_other_form() -> None:
-    found = modes_of(
-        "sampling.max_tokens=200", 'efforts.penalty="budget"', "efforts.norm=0.5", "efforts.high.budget=60"
-    )
-    for effort, budget in (("low", 50), ("high", 60), ("max", 100)):
+    keys = ("sampling.max_tokens=200", 'efforts.penalty="budget"', "efforts.norm=0.5", "efforts.high.budget=60")
+    found = modes_of(*keys)
+    budgets: dict[Effort, int] = {"low": 50, "high": 60, "max": 100}
+    for effort, budget in budgets.items():
         penalty = found[effort].penalty
         assert penalty is not None
         for tokens in (1, 70, 200):
@@ -100,6 +101,23 @@ def test_rewards_have_the_penalty_of_the_problem_s_effort() -> None:
     assert [one.correct for one in found] == [True, True, False]
     assert (window_of(asked[0], 64), window_of(asked[0], 4), window_of(asked[1], 64)) == (10, 4, 64)
     assert penalty_of(asked[1], 3) == 0.0
+
+
+def test_low_prefers_the_shorter_of_two_right_answers_and_max_leaves_both_alone() -> None:
+    found = modes_of("sampling.max_tokens=64")
+    cases: list[tuple[Effort, tuple[int, int]]] = [("low", (4, 12)), ("max", (4, 31)), ("max", (4, 48))]
+    for effort, lengths in cases:
+        problem = with_effort(TextProblem(1, has_digit), found[effort])
+        rollouts = [Rollout(0, (1,), (2,) * n, (0.0,) * n, "7", True) for n in lengths]
+        rewards = judge(rollouts, [problem])
+        gains = advantages([one.value for one in rewards], [0, 0], "none")
+        assert all(one.correct for one in rewards)
+        if lengths == (4, 31):  # max is free up to half of its window
+            assert not Group(problem, list(rollouts), rewards).informative and list(gains) == [0.0, 0.0]
+        else:
+            assert gains[0] > 0.0 > gains[1]
+        wrong = judge([Rollout(0, (1,), (2,), (0.0,), "a", True)], [problem])[0]
+        assert min(one.value for one in rewards) > wrong.value  # long and right is above short and wrong
 
 
 def test_a_run_samples_within_each_window_and_says_what_each_effort_does(tmp_path: Path) -> None:

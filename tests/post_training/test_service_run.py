@@ -8,10 +8,13 @@ import threading
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from dsv4.engine import SamplingParams
+from dsv4.post_training.episodes.environment import EpisodeLimits
 from dsv4.post_training.groups import Asked
 from dsv4.post_training.replay import ReplaySettings
 from dsv4.post_training.rollout_service.process import WorkerPlan
@@ -21,6 +24,7 @@ from dsv4.post_training.rollout_service.tables import ServiceError
 from dsv4.post_training.rollouts import Rollout
 
 from ..usage.conftest import postgres_server  # noqa: F401  # a fixture
+from .goals import Counted
 from .service_run import SETTINGS, make_run, make_service, metrics, same, small_folder
 from .small_policy import TextProblem, has_digit
 
@@ -43,23 +47,26 @@ def filtered(tmp_path_factory: pytest.TempPathFactory, folder: Path):
 
 
 def test_a_synchronous_service_gives_the_bits_of_a_run_without_it(folder: Path, filtered, tmp_path: Path) -> None:
-    """With sampling masks; one worker is killed in the middle, and the learner stops and goes on."""
+    """With sampling masks; the worker is killed in the middle, and the learner stops and goes on."""
     killed: list[int] = []
-    for stop, workers in ((2, 2), (None, 1)):
-        service = make_service(tmp_path, folder, workers=workers)
+    for stop in (2, None):
+        service = make_service(tmp_path, folder, workers=1)
         run = make_run(tmp_path, folder, service, filtered.settings)
 
-        def kill(service=service) -> None:
-            while not killed:
-                time.sleep(0.05)
-                if service.queue.num_tokens() > 20:
+        ended = threading.Event()
+
+        def kill(service=service, ended=ended) -> None:
+            while not killed and not ended.wait(0.01):
+                if service.queue.num_tokens():
                     killed.append(service.processes()[0].pid)  # type: ignore[attr-defined]
                     os.kill(killed[0], signal.SIGKILL)
 
         thread = threading.Thread(target=kill)
         thread.start()
         run.run(stop)
+        ended.set()
         thread.join()
+    assert killed
     assert same(run, filtered)
     lines = [{k: v for k, v in line.items() if k not in TIMES} for line in metrics(tmp_path)]
     assert lines == [{k: v for k, v in line.items() if k not in TIMES} for line in metrics(filtered.run_dir)]
@@ -76,6 +83,29 @@ def test_an_asynchronous_run_learns_from_what_is_at_most_as_old_as_allowed(folde
         assert (line["staleness_max"] > 0) == (line["staleness"] > 0.0)
         assert line["staleness_max"] == 0 or "train_serve_difference" not in line
     assert sum(line["updates"] for line in lines) > 2
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("chatty")
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_episodes_go_through_the_service(ahead: int, folder: Path, tmp_path: Path) -> None:
+    """Their environments stay with the learner. Synchronously, the bits are those of a run without the service."""
+    log: list[str] = []
+    goals = SimpleNamespace(problem=lambda number: Counted(number, log))
+    settings = replace(
+        SETTINGS, sampling=SamplingParams(stop_token_ids=tuple(range(2, 500, 4))), episodes=EpisodeLimits(turns=3)
+    )
+    options: dict[str, Any] = {"settings": settings, "problems": goals, "max_model_len": 640}
+    service = make_service(tmp_path / "run", folder, workers=2, max_staleness=ahead, max_model_len=640)
+    run = make_run(tmp_path / "run", folder, service, **options)
+    run.run()
+    lines = metrics(tmp_path / "run")
+    assert sum(line["updates"] for line in lines) > 0 and {line["staleness_max"] for line in lines} <= {0, ahead}
+    if ahead == 0:
+        local = make_run(tmp_path / "local", folder, **options)
+        local.run()
+        assert same(run, local)
+        assert not list((tmp_path / "run" / "episodes").iterdir()) and log.count("open") == log.count("close")
 
 
 def rollout(place: int, *drawn_by: tuple[int, int]) -> Rollout:

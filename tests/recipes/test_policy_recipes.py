@@ -99,7 +99,10 @@ def test_a_call_that_was_wrong_leaves_no_run(folder: Path, tmp_path: Path) -> No
     for teachers, message in (([], "no teachers"), (["--teacher", "default=none"], "no such folder")):
         with pytest.raises(SystemExit, match=message):
             distill.main([*words, *teachers])
-        assert not (tmp_path / "run" / "recipe.toml").exists()
+        assert not (tmp_path / "run").exists()
+    with pytest.raises(SystemExit, match="the rollout queue nothing cannot be used"):
+        grpo.main([*words, "service.workers=1", "service.url=nothing"])
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("text", ["gcd", "=x", "gcd="])

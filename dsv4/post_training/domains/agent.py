@@ -140,7 +140,7 @@ class Terminal(Domain):
     level: Level = "standard"
 
     def prepare(self) -> None:
-        reason = missing("namespaces")
+        reason = missing()
         if reason is not None:
             raise ValueError(f"domain terminal runs commands in a sandbox, and there is none here: {reason}")
 

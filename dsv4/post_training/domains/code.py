@@ -74,7 +74,7 @@ class Code(Domain):
     level: Level = "standard"
 
     def prepare(self) -> None:
-        reason = missing("namespaces")
+        reason = missing()
         if reason is not None:
             raise ValueError(f"domain code runs answers in a sandbox, and there is none here: {reason}")
 

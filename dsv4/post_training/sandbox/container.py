@@ -25,6 +25,9 @@ from dsv4.post_training.sandbox.trusted import code_folder, interpreter
 LABEL = "dsv4-sandbox"
 END_SECONDS = 20.0  # for podman to see the end of a container and to remove it
 HIERARCHY = Path("/sys/fs/cgroup")
+# Samples end a command at its limit. The control group is the bound behind them: when it is reached the kernel may end
+# the supervisor too, where the memory is shared or page tables, so it must be out of reach within a few samples.
+SLACK = 256 << 20
 MOST = {"nofile": 4096, "nproc": 4096}  # per process; the command's own are lower
 
 
@@ -110,7 +113,7 @@ class ContainerSandbox(SupervisedSandbox):
         """Options of the limits that the container as a whole keeps."""
         limits = self.limits
         options: list[str] = []
-        memory = limits.memory_bytes + limits.disk_bytes + OWN_MEMORY
+        memory = limits.memory_bytes + limits.disk_bytes + OWN_MEMORY + SLACK
         cores = max(1.0, limits.processor_seconds / limits.wall_seconds)
         if "memory" in controllers():
             options += [f"--memory={memory}", f"--memory-swap={memory}"]

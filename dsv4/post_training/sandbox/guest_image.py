@@ -34,6 +34,7 @@ PROGRAMS = """
 LEFT_OUT = {"test", "tests", "idlelib", "tkinter", "lib2to3", "ensurepip", "turtledemo", "dist-packages"}
 LEFT_OUT_TOO = {"site-packages", "pydoc_data"}
 LARGEST = 2 << 30
+BOOT = Path("/boot")
 
 
 class Archive:
@@ -101,7 +102,7 @@ class Archive:
 
 def kernel() -> tuple[Path, str]:
     """A kernel of the machine that has, or has modules for, the devices of a guest; and its version."""
-    found = sorted(Path("/boot").glob("vmlinuz-*"), key=lambda path: ("cloud" in path.name, path.stat().st_mtime))
+    found = sorted(BOOT.glob("vmlinuz-*"), key=lambda path: ("cloud" in path.name, path.stat().st_mtime))
     for path in reversed(found):
         version = path.name.removeprefix("vmlinuz-")
         if os.access(path, os.R_OK) and Path("/lib/modules", version, "modules.dep").exists():
@@ -207,8 +208,10 @@ def write(file: BinaryIO, image: str | None, version: str) -> None:
 def built(image: str | None = None) -> Path:
     """Archive of an image's folder, or of this machine's programs; shared by processes of one user."""
     _, version = kernel()
-    key = repr((code_folder(), version, image, image and os.stat(image).st_mtime_ns))
+    key = repr((code_folder(), version, image))
     path = Path(f"{code_folder()}-guest-{hashlib.sha256(key.encode()).hexdigest()[:8]}.cpio")
+    if image is not None and not os.path.isdir(image):
+        raise SandboxError(f"image {image!r} is not a folder; a virtual machine's is the root of its files")
     if image is None and path.exists() and path.stat().st_uid == os.getuid():
         return path
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:

@@ -23,6 +23,7 @@ from dsv4.post_training.sandbox.seccomp import seccomp_filter
 logger = logging.getLogger("dsv4")
 
 GRACE_SECONDS = 30.0  # for the supervisor's own work, on a machine under load
+SHOWN = 1500  # characters from each end of what a lost sandbox has said
 ENVIRONMENT = {"PATH": PATH, "HOME": "/work", "LANG": "C.UTF-8", "TMPDIR": "/tmp"}
 RESERVED = ("/work/", "/tmp/", "/dev/", "/proc/", f"{TREE}/", f"{CODE}/", "//")
 UNUSED_USERS = (61184, 65519)  # systemd's range for users without an account
@@ -133,7 +134,7 @@ class SupervisedSandbox(Sandbox):
         if reply is None:
             self._end()
             self._errors.seek(0)
-            said = self._errors.read().decode(errors="replace").strip()[-2000:]
+            said = shortened(self._errors.read().decode(errors="replace").strip())
             self.close()
             raise SandboxError(f"the sandbox was lost: {said or f'no answer within {seconds:g} s'}")
         if "refused" in reply[0]:
@@ -159,7 +160,7 @@ class SupervisedSandbox(Sandbox):
             "timeout": seconds,
         }
         before = self._events()
-        outcome, output = self._ask(request, stdin, seconds + self.slowness * GRACE_SECONDS)
+        outcome, output = self._ask(request, stdin, self.slowness * (seconds + GRACE_SECONDS))
         self._amend(outcome, before)
         split = outcome["split"]
         return result_from(outcome, output[:split], output[split:])
@@ -182,6 +183,11 @@ class SupervisedSandbox(Sandbox):
         self._closed = True
         self._end()
         self._errors.close()
+
+
+def shortened(text: str) -> str:
+    """Beginning and end of a long text: the cause of a loss is first, and the loss last."""
+    return text if len(text) <= 2 * SHOWN else f"{text[:SHOWN]}\n...\n{text[-SHOWN:]}"
 
 
 @functools.cache

@@ -15,17 +15,19 @@ from dsv4.post_training.sandbox.interface import Sandbox, SandboxError
 from dsv4.post_training.sandbox.namespaces import NamespaceSandbox
 from dsv4.post_training.sandbox.replay import DivergenceError, InterruptedCommand, RecordedSandbox
 from dsv4.post_training.sandbox.result import Result
+from dsv4.post_training.sandbox.supervised import SupervisedSandbox
 from tests.post_training.sandbox.conftest import EMPTY, SMALL
 
 
-class Counting(NamespaceSandbox):
+def counting(kind: type[SupervisedSandbox], ran: dict[str, int]) -> SupervisedSandbox:
     """Sandbox that counts how often each command ran."""
 
-    ran: dict[str, int]
+    class Counting(kind):
+        def exec(self, command, **options) -> Result:  # type: ignore[no-untyped-def]
+            ran[str(command)] = ran.get(str(command), 0) + 1
+            return super().exec(command, **options)
 
-    def exec(self, command, **options) -> Result:  # type: ignore[no-untyped-def]
-        self.ran[str(command)] = self.ran.get(str(command), 0) + 1
-        return super().exec(command, **options)
+    return Counting(SMALL)  # pyright: ignore[reportCallIssue]
 
 
 class Preempted(BaseException):
@@ -38,14 +40,14 @@ def ran() -> dict[str, int]:
 
 
 @pytest.fixture
-def session(tmp_path: Path, ran: dict[str, int]) -> Iterator[Callable[..., RecordedSandbox]]:
+def session(
+    tmp_path: Path, ran: dict[str, int], kind: type[SupervisedSandbox]
+) -> Iterator[Callable[..., RecordedSandbox]]:
     """Opens sessions on one log, as processes one after another would."""
     opened: list[RecordedSandbox] = []
 
     def make() -> Sandbox:
-        made = Counting(SMALL)
-        made.ran = ran
-        return made
+        return counting(kind, ran)
 
     def start(**options) -> RecordedSandbox:  # type: ignore[no-untyped-def]
         for old in opened:

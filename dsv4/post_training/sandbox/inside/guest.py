@@ -60,7 +60,10 @@ def channel() -> int:
     deadline = time.monotonic() + PORT_SECONDS
     while time.monotonic() < deadline:
         for name in os.listdir(PORTS) if PORTS.is_dir() else []:
-            port = os.open(f"/dev/{name}", os.O_RDWR)
+            try:
+                port = os.open(f"/dev/{name}", os.O_RDWR)
+            except OSError:  # it is being made
+                continue
             poll = select.poll()
             poll.register(port, select.POLLIN | select.POLLOUT)
             if not any(event & select.POLLHUP for _, event in poll.poll(100)):
@@ -86,4 +89,3 @@ def main() -> None:
         pass
     sys.stderr.flush()
     libc.reboot(POWER_OFF)
-

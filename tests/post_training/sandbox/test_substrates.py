@@ -1,0 +1,171 @@
+"""Choice of a substrate, what each says that is missing, images, and what is left after a crash."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dsv4.post_training.sandbox import container, guest_image, microvm
+from dsv4.post_training.sandbox.container import ContainerSandbox
+from dsv4.post_training.sandbox.interface import SandboxError
+from dsv4.post_training.sandbox.microvm import MicrovmSandbox
+from dsv4.post_training.sandbox.namespaces import NamespaceSandbox
+from dsv4.post_training.sandbox.substrates import SUBSTRATES, chosen, missing, open_sandbox
+from dsv4.post_training.sandbox.supervised import SupervisedSandbox
+from tests.post_training.sandbox.conftest import KINDS, SMALL, Outside
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_the_substrate_is_the_callers_then_the_environments_then_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DSV4_SANDBOX", raising=False)
+    assert chosen() == "namespaces" and chosen("container") == "container"
+    monkeypatch.setenv("DSV4_SANDBOX", "container")
+    assert chosen() == "container" and chosen("namespaces") == "namespaces"
+    with open_sandbox("namespaces", SMALL) as box:
+        assert isinstance(box, NamespaceSandbox)
+    monkeypatch.setenv("DSV4_SANDBOX", "docker")
+    with pytest.raises(ValueError, match="'docker' in DSV4_SANDBOX; known are namespaces, container, microvm"):
+        open_sandbox()
+    assert {*SUBSTRATES} == {*KINDS}
+
+
+def test_namespaces_have_no_image() -> None:
+    with pytest.raises(ValueError, match="image is 'debian'; namespaces have none"):
+        open_sandbox("namespaces", image="debian")
+
+
+MISSING: dict[str, tuple[Callable[[], object], str]] = {
+    "podman": (ContainerSandbox, r"podman is missing \(Debian: apt-get install podman\)"),
+    "qemu": (MicrovmSandbox, r"qemu-system-x86_64 is missing \(Debian: apt-get install qemu-system-x86\)"),
+}
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_a_missing_program_is_named_with_its_package(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    make, message = MISSING[name]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    container.controllers.cache_clear()
+    with pytest.raises(SandboxError, match=message):
+        make()
+
+
+def test_a_missing_kernel_and_kvm_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(microvm, "hypervisor", lambda: "qemu")
+    monkeypatch.setattr(microvm, "KVM", tmp_path / "kvm")
+    monkeypatch.setenv("DSV4_SANDBOX_EMULATE", "0")
+    with pytest.raises(SandboxError, match="kvm is missing; DSV4_SANDBOX_EMULATE=1 emulates a machine, which is slow"):
+        MicrovmSandbox()
+    monkeypatch.setenv("DSV4_SANDBOX_EMULATE", "yes")
+    with pytest.raises(ValueError, match="DSV4_SANDBOX_EMULATE is 'yes'"):
+        MicrovmSandbox()
+    monkeypatch.setattr(guest_image, "BOOT", tmp_path)
+    with pytest.raises(SandboxError, match="no kernel .*apt-get install linux-image-cloud-amd64"):
+        guest_image.kernel()
+
+
+def test_a_guest_that_does_not_start_is_an_error_with_the_way_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With a program that says nothing in place of qemu."""
+    (tmp_path / "root").write_bytes(b"")
+    monkeypatch.setattr(guest_image, "built", lambda image: tmp_path / "root")
+    monkeypatch.setattr(guest_image, "kernel", lambda: (tmp_path, "0"))
+    monkeypatch.setattr(microvm, "KVM", tmp_path / "root")
+    (tmp_path / "root").chmod(0o666)
+    monkeypatch.setattr(microvm, "KVM_SECONDS", 0.5)
+    monkeypatch.setattr(microvm, "hypervisor", lambda: "qemu")
+    monkeypatch.setattr(MicrovmSandbox, "_command", lambda *_: ["sleep", "60"])
+    monkeypatch.delenv("DSV4_SANDBOX_EMULATE", raising=False)
+    with pytest.raises(SandboxError, match="no guest started with .*DSV4_SANDBOX_EMULATE=1.*no answer within 0.5 s"):
+        MicrovmSandbox()
+
+
+@pytest.mark.parametrize("name", ["container", "microvm"])
+def test_another_substrate_runs_a_command(name: str, outside: Outside) -> None:
+    reason = missing(name)  # type: ignore[arg-type]
+    if reason:
+        pytest.skip(f"no sandbox of {name}: {reason}")
+    with open_sandbox(name, SMALL, readable={"/opt/shown": str(outside.shown)}) as box:  # type: ignore[arg-type]
+        box.put("in", b"x")
+        result = box.exec("cat /opt/shown/file in; echo y >/opt/shown/new; id -u; ls /root /home")
+        assert result.stdout == b"seenx1000\n", result
+        assert isinstance(box, SupervisedSandbox)
+        outside.assert_unharmed(box)
+
+
+def containers() -> str:
+    command = [container.engine(), "ps", "--all", "--filter", "label=dsv4-sandbox", "--format", "{{.Names}}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.container
+def test_no_container_is_left_by_an_owner_that_was_killed(kind: type[SupervisedSandbox]) -> None:
+    if kind is not ContainerSandbox:
+        pytest.skip("of containers only")
+    code = "from dsv4.post_training.sandbox.container import ContainerSandbox as C\nbox = C()\nprint(box._name, flush=True)"
+    for command in ("sleep 300", "python3 -c 'while True: pass'"):
+        owner = subprocess.Popen(
+            [sys.executable, "-c", f"{code}\nbox.exec({command!r})"], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        assert owner.stdout is not None
+        name = owner.stdout.readline().strip()
+        assert name in containers()
+        owner.kill()
+        owner.wait()
+        owner.stdout.close()
+        deadline = time.monotonic() + 60
+        while name in containers():
+            assert time.monotonic() < deadline, f"{name} is left"
+            time.sleep(0.2)
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Root of an image: this machine's Python and programs, and a mark."""
+    if shutil.which("cpio") is None:
+        pytest.skip("cpio is missing")
+    folder = tmp_path_factory.mktemp("image")
+    with open(guest_image.built(), "rb") as archive:
+        subprocess.run(["cpio", "-id", "--quiet"], stdin=archive, cwd=folder, check=True)
+    shutil.rmtree(folder / "run")
+    shutil.rmtree(folder / "lib" / "dsv4-modules")
+    (folder / "init").unlink()
+    (folder / "usr" / "mark").write_text("of the image")
+    return folder
+
+
+@pytest.mark.container
+def test_a_container_of_an_image(root: Path) -> None:
+    if reason := missing("container"):
+        pytest.skip(reason)
+    name = f"localhost/dsv4-sandbox-test-{os.getpid()}"
+    with subprocess.Popen(["tar", "-C", str(root), "-c", "."], stdout=subprocess.PIPE) as packed:
+        command = [container.engine(), "import", "--quiet", "-", name]
+        subprocess.run(command, stdin=packed.stdout, check=True, capture_output=True)
+    try:
+        with open_sandbox("container", SMALL, image=name) as box:
+            assert box.exec("cat /usr/mark; echo x >/usr/mark").stdout == b"of the image"
+            assert box.exec([box.python, "-c", "print(1)"]).stdout == b"1\n"
+        with pytest.raises(SandboxError, match="no-such-image"):
+            open_sandbox("container", SMALL, image="localhost/no-such-image")
+    finally:
+        subprocess.run([container.engine(), "rmi", "--force", name], capture_output=True, check=True)
+
+
+@pytest.mark.microvm
+def test_a_virtual_machine_of_an_image(root: Path) -> None:
+    if reason := missing("microvm"):
+        pytest.skip(reason)
+    with open_sandbox("microvm", SMALL, image=str(root)) as box:
+        assert box.exec("cat /usr/mark; echo x >/usr/mark").stdout == b"of the image"
+        assert box.exec([box.python, "-c", "print(1)"]).stdout == b"1\n"
+    with pytest.raises(SandboxError, match="image .* is not a folder"):
+        open_sandbox("microvm", SMALL, image=str(root / "nothing"))
