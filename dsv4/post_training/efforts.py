@@ -12,7 +12,7 @@ from deepseek_recipe import Conversation
 from dsv4.data.stable_hash import stable_hash
 from dsv4.data.tasks import Effort
 from dsv4.post_training.episodes.environment import Environment, EpisodeProblem
-from dsv4.post_training.problems import Explained, ExplainedProblem, Problem, ProblemSource
+from dsv4.post_training.problems import Explained, ExplainedProblem, ParallelProblem, Problem, ProblemSource
 from dsv4.tokenizer.prompts import LADDER_KEY, LADDERS, effort_ladder, with_messages
 
 EFFORTS: tuple[Effort, ...] = ("low", "high", "max")
@@ -46,6 +46,10 @@ class EffortProblem:
     @property
     def thinking(self) -> bool:
         return self.inner.thinking
+
+    @property
+    def parallel(self) -> bool:
+        return isinstance(self.inner, ParallelProblem) and self.inner.parallel
 
     def prompt(self) -> Conversation:
         asked = self.inner.prompt()
