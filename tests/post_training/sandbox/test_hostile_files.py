@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 
 from dsv4.post_training.sandbox.interface import SandboxError
-from dsv4.post_training.sandbox.supervised import SupervisedSandbox
 from dsv4.post_training.sandbox.result import Result
+from dsv4.post_training.sandbox.supervised import SupervisedSandbox
 from tests.post_training.sandbox.conftest import EMPTY, Attack, Outside
 
 ATTACKS = {

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from dsv4.post_training.sandbox.inside import landlock
-from dsv4.post_training.sandbox.supervised import SupervisedSandbox
 from dsv4.post_training.sandbox.result import Result
 from dsv4.post_training.sandbox.seccomp import MACHINES, NEWEST, REFUSED, seccomp_filter
+from dsv4.post_training.sandbox.supervised import SupervisedSandbox
 from tests.post_training.sandbox.conftest import Attack, numbers
 
 ROOT = Path(__file__).parents[3]
