@@ -1,4 +1,4 @@
-"""Root file system of a virtual machine, as the archive that a Linux kernel unpacks at its start (cpio, format newc)."""
+"""Root files of a virtual machine, as the archive that a Linux kernel unpacks at its start (cpio, format newc)."""
 
 import functools
 import hashlib
@@ -13,9 +13,9 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
-from dsv4.post_training.sandbox.inside.cell import CODE, program
+from dsv4.post_training.sandbox.inside.cell import CODE, PATH, program
 from dsv4.post_training.sandbox.interface import SandboxError
 from dsv4.post_training.sandbox.trusted import code_folder, interpreter
 
@@ -154,8 +154,10 @@ PROGRAMS = [
     "xz",
     "zcat",
 ]
-LEFT_OUT = {"test", "tests", "idlelib", "tkinter", "lib2to3", "ensurepip", "turtledemo", "dist-packages"}
-LEFT_OUT_TOO = {"site-packages", "pydoc_data"}
+LEFT_OUT = {
+    *("test", "tests", "idlelib", "tkinter", "lib2to3", "ensurepip", "turtledemo", "pydoc_data"),
+    *("dist-packages", "site-packages", f"config-{platform.machine()}"),
+}
 LARGEST = 2 << 30
 BOOT = Path("/boot")
 
@@ -163,7 +165,7 @@ BOOT = Path("/boot")
 class Archive:
     """Archive being written; folders above an entry are made with it."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._number = 0
         self._made: set[str] = set()
@@ -294,7 +296,7 @@ def add_machine(archive: Archive) -> None:
     archive.copy(python)
     for name in ("python3", "python"):
         archive.link(f"{os.path.dirname(python)}/{name}", os.path.basename(python))
-    archive.tree(library, library, LEFT_OUT | LEFT_OUT_TOO | {f"config-{platform.machine()}"})
+    archive.tree(library, library, LEFT_OUT)
     for path in ("/etc/ld.so.cache", "/etc/ld.so.conf"):
         if os.path.exists(path):
             archive.copy(path)
@@ -309,21 +311,21 @@ def _copy_chain(archive: Archive, path: str) -> None:
         archive.copy(path)
 
 
-def write(file: BinaryIO, image: str | None, version: str) -> None:
+def write(file: IO[bytes], image: str | None, version: str) -> None:
+    """Archive with the inner code, the modules that a guest loads, and the program that the kernel starts."""
     archive = Archive(file)
     for name in ("proc", "sys", "dev", "tmp", "etc", "work"):
         archive.folder(name)
     if image is None:
         add_machine(archive)
-        python = interpreter()
+        first = interpreter()
     else:
         archive.tree(image, "/")
-        python = "/usr/bin/env -S python3"
+        first = f"/usr/bin/env -S PATH={PATH} python3"
     archive.tree(code_folder(), CODE)
     for name, data in modules(version).items():
-        archive.file(f"lib/dsv4-modules/{name}" if image is None else f"dsv4-modules/{name}", data)
-    flags, _, run = program("guest")[:2], None, program("guest")[-1]
-    archive.file("init", f"#!{python} {''.join(flags).replace('-I-S', '-IS')}\n{run}\n".encode(), 0o755)
+        archive.file(f"run/dsv4-modules/{name}", data)
+    archive.file("init", f"#!{first} -IS\n{program('guest')[-1]}\n".encode(), 0o755)
     archive.close()
 
 
