@@ -1,4 +1,4 @@
-"""`dsv4 bench grpo`: GRPO steps beside TRL's GRPOTrainer on nano, in turns: rollouts, updates, memory, train = serve."""
+"""`dsv4 bench grpo`: GRPO steps beside TRL's GRPOTrainer on nano, in turns: rollouts, updates, memory."""
 
 from __future__ import annotations
 

@@ -42,8 +42,9 @@ from dsv4.training.hash_routing import count_tokens, install_tables
 from dsv4.training.loop import NonFiniteLossError, Stage, Trainer, TrainSettings
 from dsv4.training.lora import adapter_pairs, load_adapted
 from dsv4.training.losses import LossWeights
+from dsv4.training.nano_recipe import step_flops
 from dsv4.training.optim import MuonAdamW
-from dsv4.training.plan import FixedPlan
+from dsv4.training.plan import FixedPlan, TimePlan
 from dsv4.training.plots import draw_run
 from dsv4.training.pretrain_recipe import PretrainRecipe, StageSection
 from dsv4.training.rank_loop import RankTrainer
@@ -340,6 +341,16 @@ def make_stages(recipe: PretrainRecipe, run_dir: Path, config: ModelConfig, work
     return stages, sum(steps)
 
 
+def make_plan(recipe: PretrainRecipe, steps: int, config: ModelConfig, run_dir: Path) -> FixedPlan | TimePlan:
+    """Plan of a run of `steps` steps, or of a budget of seconds."""
+    seconds = recipe.run.seconds
+    if seconds is None:
+        return FixedPlan(steps)
+    if launched():
+        raise ValueError(f"run.seconds is {seconds} in a run of many ranks, whose clocks differ; allowed: left out")
+    return TimePlan(run_dir / "plan.json", seconds, step_flops(recipe, config))
+
+
 def make_model(
     recipe: PretrainRecipe, config: ModelConfig, run_dir: Path, source: BatchSource, generator: torch.Generator
 ) -> Transformer:
@@ -397,7 +408,7 @@ def make_trainer(recipe: PretrainRecipe, run_dir: Path, workers: int, console: C
     speed = None
     if recipe.lora.rank is None:
         speed = SpeedMeter(config, device, product_rate(device, processes=recipe.processes))
-    plan, degrees = FixedPlan(steps), recipe.parallel.degrees()
+    plan, degrees = make_plan(recipe, steps, config, run_dir), recipe.parallel.degrees()
     if launched():
         return RankTrainer(
             model, chosen, stages, settings, plan, run_dir, degrees, console, speed=speed, tensorboard=run.tensorboard,

@@ -37,10 +37,13 @@ def lines(run: Run) -> list[str]:
     for peer in ours:
         cells += [_difference(apart[peer]), ""]
     rows.append([*cells, _difference(apart.get(TRL))])
+    if (even := apart.get(f"{TRL}, even")) is not None:
+        rows.append(["the same, prompts of one length", *("" for _ in cells[1:]), _difference(even)])
     note = (
         f"{MUON}: as `dsv4 train grpo` runs, stored FP4 and FP8 weights, Muon. With adamw: fp32 weights and AdamW, as "
         "TRL. Difference: the largest of a log-probability between sampling and the first update, in the first step. "
-        f"Floor: operations at {run.ceilings['fp32_flop_per_s'] / 1e9:.0f} GFLOP/s in fp32. Peaks are of whole processes."
+        f"Floor: operations at {run.ceilings['fp32_flop_per_s'] / 1e9:.0f} GFLOP/s in fp32, Muon's at the faster rate. "
+        "Peaks are of whole processes."
     )
     return [about, "", *table(["", *(cell for peer in ours for cell in (peer, "ahead")), TRL], rows), "", note, ""]
 

@@ -14,6 +14,7 @@ from benchmarks.harness.machine import Ceilings, measure_ceilings, prefill_flops
 from benchmarks.harness.policy_trainers import ADAMW, MUON, TRL, Shape, Took
 from benchmarks.harness.process import BenchmarkError, Process
 from benchmarks.harness.results import Row, Run
+from benchmarks.harness.sums import EVEN
 from benchmarks.harness.training_parts import muon_operations
 from benchmarks.harness.turns import in_turns
 from dsv4.analysis.flops import decode_flops
@@ -66,6 +67,11 @@ class GrpoRounds:
                 process.call(policy_trainers.load, name, folder, place, self.shape, self.busy, self.packages)
                 differences[name] = process.call(policy_trainers.run, name, 0, True).difference
             in_turns({name: partial(take, name) for name in taken}, self.rounds)
+            if TRL in processes:
+                show(f"{TRL}, prompts of one length")
+                number = EVEN // self.shape.prompts + 1
+                even: Took = processes[TRL].call(policy_trainers.run, TRL, number, True)
+                differences[f"{TRL}, even"] = even.difference
             prompt = processes[self.contenders[0]].call(prompt_tokens, self.shape, self.rounds)
         config = ModelConfig.from_pretrained(nano_path())
         rows: list[Row] = []

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import rmtree
 from time import perf_counter, process_time
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -81,10 +82,13 @@ class Dsv4:
         from dsv4.training.schedule import Schedule
 
         model = dsv4.load(folder, weights="widened").requires_grad_()
+        model.mtp.requires_grad_(False)
         if not adamw:
             freeze_router(model)
         fast = torch.cpu.get_capabilities().get("avx512_bf16", False)
-        muon = MuonAdamW(model, model.config, compute_dtype=torch.bfloat16 if fast else torch.float32)
+        optimizer: Any = PlainAdamW(model)
+        if not adamw:
+            optimizer = MuonAdamW(model, model.config, compute_dtype=torch.bfloat16 if fast else torch.float32)
         policy = ServedPolicy(
             model, folder, quantized=not adamw, max_num_seqs=shape.answers, max_model_len=1024 + shape.tokens
         )
@@ -94,7 +98,6 @@ class Dsv4:
             sampling=SamplingParams(ignore_eos=True),
         )  # fmt: skip
         loop = LoopSettings(10**6, Schedule(RATE, 0, 0.0), shape.prompts, shape.tokens, save_every=10**6)
-        optimizer = cast("MuonAdamW", PlainAdamW(model)) if adamw else muon
         self._run = _clocked(clock)(policy, optimizer, Sums(), loop, settings, scratch, quiet=True)
 
     def step(self, number: int, watched: bool) -> Took:
@@ -252,9 +255,9 @@ def _trainer(clock: Clock) -> Any:
             self.start_step(False)
 
         def never_end(self) -> None:
-            """Sample every answer to its greatest length: no token ends it, in generation and in the masks."""
-            self.eos_token_ids = [-1]
-            self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = None
+            """Sample every answer to its greatest length: the token that ends one is none of the vocabulary."""
+            self.eos_token_ids = [len(self.processing_class)]
+            self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = self.eos_token_ids
 
         def start_step(self, watched: bool) -> None:
             self.watched, self.sampling, self.difference, self.tokens = watched, 0.0, 0.0, 0
@@ -322,7 +325,11 @@ _contenders: dict[str, Contender] = {}  # of this process
 
 
 def load(name: str, folder: Path, scratch: Path, shape: Shape, busy: bool, packages: Path | None) -> None:
-    """Load a contender in its process. busy: seconds are of processor time. packages: TRL's."""
+    """Load a contender in its process, with its run in `scratch`, which is emptied.
+
+    busy: seconds are of processor time. packages: TRL's.
+    """
+    rmtree(scratch, ignore_errors=True)
     clock = process_time if busy else perf_counter
     with torch.inference_mode(False), torch.enable_grad():
         if name == TRL:

@@ -8,6 +8,8 @@ from zlib import crc32
 
 from deepseek_recipe import Conversation, UserMessage
 
+EVEN = 10**6  # from this number on, all prompts have one length
+
 
 def reward_of(text: str) -> float:
     """A number in [0, 1) that any change of the text changes, so that every group is trained on."""
@@ -28,7 +30,8 @@ class Sum:
 
     def prompt(self) -> Conversation:
         random = Random(self.number)
-        terms = ", ".join(str(random.randrange(1000)) for _ in range(random.randint(4, 24)))
+        count = 12 if self.number >= EVEN else random.randint(4, 24)
+        terms = ", ".join(str(random.randrange(100, 1000)) for _ in range(count))
         return Conversation([UserMessage(f"What is the sum of {terms}?")], thinking_mode=False)
 
     def reward(self, answer: str) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,14 +94,9 @@ class DistillationRun(PolicyRun):
 
     def step(self, rate: float) -> StepFigures:
         settings, started = self.settings, time.perf_counter()
-        with self.policy.serving() as llm:
-            first, problems, prompts = self.take_problems(llm, self.loop.prompts)
-            params = SamplingParams(max_tokens=self.loop.max_tokens)
-            seed = stable_hash("distillation", self.loop.seed, first) >> 2
-            episodes = Episodes(settings.episodes, TrajectoryFiles(self.run_dir / "episodes"))
-            samples = ask(llm, problems, prompts, settings.samples, params, seed, episodes)
+        samples, problems = self.sample()
         sampling = time.perf_counter() - started
-        by_domain = self._by_domain(samples, problems)
+        by_domain = self.by_domain(samples, problems)
         self.teachers.store(by_domain, settings.micro_tokens)
         teaching = time.perf_counter() - started - sampling
         sums, norm = self._update(by_domain, rate)
@@ -125,7 +120,17 @@ class DistillationRun(PolicyRun):
             tokens,
         )
 
-    def _by_domain(self, samples: Sequence[Sampled], problems: Sequence[Problem]) -> dict[str, list[Sampled]]:
+    def sample(self) -> tuple[list[Sampled], list[Problem]]:
+        """The student's samples of the next problems, and the problems."""
+        settings = self.settings
+        with self.policy.serving() as llm:
+            first, problems, prompts = self.take_problems(llm, self.loop.prompts)
+            params = SamplingParams(max_tokens=self.loop.max_tokens)
+            seed = stable_hash("distillation", self.loop.seed, first) >> 2
+            episodes = Episodes(settings.episodes, TrajectoryFiles(self.run_dir / "episodes"))
+            return ask(llm, problems, prompts, settings.samples, params, seed, episodes), problems
+
+    def by_domain(self, samples: Sequence[Sampled], problems: Sequence[Problem]) -> dict[str, list[Sampled]]:
         """Samples by their teacher's domain, in its order, so that a head is loaded once; without those that failed.
 
         UpdateError if all failed.
@@ -143,8 +148,20 @@ class DistillationRun(PolicyRun):
 
     def _update(self, by_domain: dict[str, list[Sampled]], rate: float) -> tuple[dict[str, _Sums], float]:
         """One step of the optimizer; the sums of each domain and the gradient's norm."""
-        model, optimizer, settings = self.policy.model, self.optimizer, self.settings
+        optimizer, settings = self.optimizer, self.settings
         optimizer.zero_grad()
+        sums = self.add_gradient(by_domain)
+        norm, loss = optimizer.gradient_norm(), sum(one.loss for one in sums.values())
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            optimizer.zero_grad()
+            raise UpdateError(f"loss {loss}, gradient norm {norm}: not finite; nothing was updated")
+        optimizer.step(rate, min(1.0, settings.grad_clip / (norm + 1e-6)))
+        optimizer.zero_grad()
+        return sums, norm
+
+    def add_gradient(self, by_domain: Mapping[str, Sequence[Sampled]]) -> dict[str, _Sums]:
+        """Add the loss's gradient to the parameters'; the sums of each domain. Its teacher has stored hidden states."""
+        model, settings = self.policy.model, self.settings
         sums = {domain: _Sums() for domain in by_domain}
         answers = sum(map(len, by_domain.values()))
         with stored_weights(model, indexers=False) if settings.quantized else nullcontext():
@@ -155,13 +172,7 @@ class DistillationRun(PolicyRun):
                     places = range(place, place + len(micro))
                     place += len(micro)
                     self._add_gradient(domain, micro, places, weight, len(micro) / answers, sums[domain])
-        norm, loss = optimizer.gradient_norm(), sum(one.loss for one in sums.values())
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            optimizer.zero_grad()
-            raise UpdateError(f"loss {loss}, gradient norm {norm}: not finite; nothing was updated")
-        optimizer.step(rate, min(1.0, settings.grad_clip / (norm + 1e-6)))
-        optimizer.zero_grad()
-        return sums, norm
+        return sums
 
     def _add_gradient(
         self, domain: str, micro: Sequence[Sampled], places: Sequence[int], weight: float, share: float, sums: _Sums

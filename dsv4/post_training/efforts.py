@@ -12,7 +12,7 @@ from deepseek_recipe import Conversation
 from dsv4.data.stable_hash import stable_hash
 from dsv4.data.tasks import Effort
 from dsv4.post_training.episodes.environment import Environment, EpisodeProblem
-from dsv4.post_training.problems import Explained, ExplainedProblem, Problem, ProblemSource
+from dsv4.post_training.problems import Explained, ExplainedProblem, ParallelProblem, Problem, ProblemSource
 from dsv4.tokenizer.prompts import LADDER_KEY, LADDERS, effort_ladder, with_messages
 
 EFFORTS: tuple[Effort, ...] = ("low", "high", "max")
@@ -47,6 +47,10 @@ class EffortProblem:
     def thinking(self) -> bool:
         return self.inner.thinking
 
+    @property
+    def parallel(self) -> bool:
+        return isinstance(self.inner, ParallelProblem) and self.inner.parallel
+
     def prompt(self) -> Conversation:
         asked = self.inner.prompt()
         return with_messages(asked, asked.messages, reasoning_effort=self.mode.effort)
@@ -80,6 +84,19 @@ class EffortProblems:
     def problem(self, number: int, /) -> EffortProblem:
         mode = Random(stable_hash("effort", self.seed, number)).choice(self.modes)
         return with_effort(self.source.problem(number), mode)
+
+
+@dataclass(frozen=True)
+class SomeEfforts:
+    """The problems of `plain`; of `domains`, those that `efforts` has under the same numbers."""
+
+    plain: ProblemSource
+    efforts: EffortProblems
+    domains: tuple[str, ...]
+
+    def problem(self, number: int, /) -> Problem:
+        problem = self.plain.problem(number)
+        return self.efforts.problem(number) if problem.domain in self.domains else problem
 
 
 def with_effort(problem: Problem, mode: EffortMode) -> EffortProblem:

@@ -68,6 +68,7 @@ def make_policy(recipe: PolicyRecipe, folder: Path) -> ServedPolicy:
     """The model to train, and the engine that serves it."""
     run, sampling = recipe.run, recipe.sampling
     model = load_model(folder, device=run.device, numerics=run.numerics, weights="widened").requires_grad_()
+    model.mtp.requires_grad_(False)  # no loss reaches it: gradients of zero would be orthogonalized, and saved
     if not run.train_router:
         freeze_router(model)
     return ServedPolicy(

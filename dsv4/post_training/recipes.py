@@ -17,7 +17,7 @@ from dsv4.post_training.distillation import DistillationSettings, Estimate
 from dsv4.post_training.domains.domain import Level
 from dsv4.post_training.domains.registry import DomainProblems, MixedProblems
 from dsv4.post_training.effort_keys import EffortsSection
-from dsv4.post_training.efforts import EffortMode, EffortProblems
+from dsv4.post_training.efforts import EffortMode, EffortProblems, SomeEfforts
 from dsv4.post_training.episodes.environment import EpisodeLimits
 from dsv4.post_training.grpo import AdvantageScale, GRPOSettings
 from dsv4.post_training.grpo_run import GRPORunSettings
@@ -31,6 +31,7 @@ from dsv4.post_training.rollout_service.launchers import LauncherName, ProcessLa
 from dsv4.post_training.rollout_service.process import WorkerPlan
 from dsv4.post_training.rollout_service.service import RolloutService, ServiceSettings, run_name, worker_threads
 from dsv4.training.optim import MuonAdamW
+from dsv4.training.plan import UNPLANNED
 from dsv4.training.recipe import Section
 from dsv4.training.schedule import Schedule
 
@@ -44,7 +45,7 @@ MAX_STALLED = 5  # workers that may end on a rollout without a further token of 
 class ProblemsSection(Section):
     """Tasks and domains that are asked; each as often as the others, or by weights of the same length.
 
-    `efforts`: each problem is asked with one of them, and with thinking.
+    `efforts`: each problem is asked with one of them, and with thinking; with `effort_domains`, those of them alone.
     """
 
     tasks: tuple[str, ...] = ()
@@ -54,6 +55,7 @@ class ProblemsSection(Section):
     level: Level = "standard"  # of the domains' problems
     thinking: bool | None = None  # left out: as each task's or domain's problems have it
     efforts: tuple[Effort, ...] = ()
+    effort_domains: tuple[str, ...] = ()  # left out: all
     seed: int = 1
 
     @model_validator(mode="after")
@@ -71,7 +73,8 @@ class ProblemsSection(Section):
         """The problems, asked with `modes` if there are any. ValueError for an unknown task or domain, none at all, or
         a domain that lacks what it needs."""
         if modes:
-            return EffortProblems(self.model_copy(update={"thinking": True}).source(), modes, self.seed)
+            asked = EffortProblems(self.model_copy(update={"thinking": True}).source(), modes, self.seed)
+            return SomeEfforts(self.source(), asked, self.effort_domains) if self.effort_domains else asked
         weights = self.weights or (1.0,) * len(self.tasks)
         named = self.domain_weights or (1.0,) * len(self.domains)
         chosen = dict(zip(self.domains, named, strict=True))
@@ -121,6 +124,7 @@ class RolloutSection(SamplingSection):
 
 class RunSection(Section):
     steps: Count = 100
+    seconds: Positive | None = None  # length of the run in place of `steps`
     seed: int = 1
     device: str = "cpu"
     numerics: Literal["float", "shipped"] = "float"
@@ -163,8 +167,10 @@ class PolicyRecipe(Section):
 
     def loop(self) -> LoopSettings:
         sampling, run = self.sampling, self.run
-        schedule = self.optimizer.schedule(run.steps)
-        return LoopSettings(run.steps, schedule, sampling.prompts, sampling.max_tokens, run.save_every, run.seed)
+        schedule = self.optimizer.schedule(run.steps if run.seconds is None else UNPLANNED)
+        return LoopSettings(
+            run.steps, schedule, sampling.prompts, sampling.max_tokens, run.save_every, run.seed, run.seconds
+        )
 
 
 class ObjectiveSection(Section):

@@ -167,6 +167,7 @@ class LoraSection(Section):
 
 class RunSection(Section):
     seed: int = 1
+    seconds: Annotated[float, Field(gt=0.0)] | None = None  # length of the run; the stages' are then its shares
     replicas: Count = 1
     device: str = "cpu"
     save_every: Count = 100

@@ -19,6 +19,7 @@ def test_every_subject_is_listed() -> None:
         "engine",
         "serving",
         "train",
+        "grpo",
         "lora",  # these two print, and record nothing
         "ranks",
     }

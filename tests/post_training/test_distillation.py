@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from dsv4.config import nano_path
 from dsv4.kernels import backends
@@ -75,6 +77,33 @@ def test_the_student_approaches_both_teachers(estimate: str, tmp_path: Path, fol
     assert set(lines[0]["kl_by_teacher"]) == {"numbers", "words"}
     if backends.native_module() is not None:
         assert max(line["train_serve_difference"] for line in lines) == 0.0
+
+
+def test_teachers_are_hidden_states_and_one_head_each_with_its_weight(
+    tmp_path: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path, folders, replace(LOOP, steps=1), replace(SETTINGS, micro_tokens=30))
+    run.teachers.teachers["numbers"] = Teacher(folders["numbers"], 3.0)
+    asked: list[str] = []
+    made: list[weakref.ref[torch.Tensor]] = []
+    plain = run.teachers.head
+
+    def noted(domain: str) -> torch.Tensor:
+        head = plain(domain)
+        asked.append(domain)
+        made.append(weakref.ref(head))
+        assert len({id(one) for ref in made if (one := ref()) is not None}) == 1, "two heads are in memory"
+        return head
+
+    monkeypatch.setattr(run.teachers, "head", noted)
+    run.run()
+    assert len(asked) > 2 and asked == sorted(asked) and set(asked) == {"numbers", "words"}
+    (line,) = metrics(tmp_path)
+    kl, width = line["kl_by_teacher"], run.policy.model.config.hidden_size
+    assert line["loss"] == pytest.approx(3.0 * kl["numbers"] + kl["words"], rel=1e-5)
+    for domain in kl:
+        with safe_open(tmp_path / "hidden" / f"{domain}.safetensors", "pt") as file:
+            assert {file.get_slice(name).get_shape()[1] for name in file.keys()} == {width}  # noqa: SIM118
 
 
 def test_a_teacher_equal_to_the_student_moves_nothing(tmp_path: Path, folders: dict[str, Path]) -> None:
@@ -147,4 +176,4 @@ def test_a_step_without_any_sample_says_why(tmp_path: Path, folders: dict[str, P
     run = make_run(tmp_path, folders)
     lost = SimpleNamespace(error="the environment raised OSError", num_tokens=3)
     with pytest.raises(UpdateError, match="all 1 samples failed, the last with: the environment raised OSError"):
-        run._by_domain([lost], [])  # pyright: ignore
+        run.by_domain([lost], [])  # pyright: ignore

@@ -13,6 +13,7 @@ from tests.post_training.small_policy import small_policy
 
 pytest.importorskip("reasoning_gym")
 from dsv4.config import nano_path
+from dsv4.post_training.policy_run import CALIBRATION_STEPS
 from dsv4.post_training.recipe_run import tokenizer_files
 from recipes import distill, grpo
 
@@ -49,6 +50,17 @@ def test_grpo_runs_and_its_model_is_served(folder: Path, tmp_path: Path) -> None
     assert grpo.main(["--resume", "--run-dir", str(tmp_path / "run"), "--out", str(tmp_path / "again")]) == 0
     files = [sorted((tmp_path / name).glob("*.safetensors"))[0].read_bytes() for name in ("out", "again")]
     assert files[0] == files[1]
+
+
+def test_a_budget_of_seconds_becomes_steps_that_a_resumed_run_keeps(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = [*SHORT[1:], "run.seconds=0.01", "objective.group_size=2", "objective.resample=1", "run.steps=2"]
+    assert grpo.main([str(folder), TASKS, *words, "--run-dir", str(run)]) == 0
+    assert [line["step"] for line in metrics(run)] == [*range(CALIBRATION_STEPS + 1)]  # the least after the first plan
+    assert metrics(run)[-1]["tokens"] >= metrics(run)[0]["tokens"] > 0
+    before = (run / "model" / "model-00001-of-00001.safetensors").read_bytes()
+    assert grpo.main([str(folder), "--resume", "--run-dir", str(run)]) == 0
+    assert (run / "model" / "model-00001-of-00001.safetensors").read_bytes() == before
 
 
 def test_distillation_runs_and_its_model_is_served(folder: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from dsv4.config import nano_path
 from dsv4.engine import LLM, SamplingParams
 from dsv4.post_training.recipe_run import tokenizer_files
 from dsv4.training.export import export_model
+from dsv4.training.plan import CALIBRATION_STEPS
 from recipes import pretrain, sft
 from tests.post_training.small_policy import small_policy
 
@@ -72,6 +73,13 @@ def test_it_trains_resumes_and_is_served(folder: Path, talks: Path, tmp_path: Pa
         sft.main(words)
     assert sft.main(["--resume", "--run-dir", str(run), "--out", str(tmp_path / "again")]) == 0
     assert (tmp_path / "again" / "config.json").is_file()
+
+
+def test_a_budget_of_seconds_is_the_length_of_a_run(folder: Path, talks: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = [str(folder), str(talks), "--max-tokens", "128", "stages.0.row_tokens=128", "run.seconds=0.01"]
+    assert sft.main([*words, "--run-dir", str(run)]) == 0
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == CALIBRATION_STEPS + 1
 
 
 def test_lora_keys_work(folder: Path, talks: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import functools
 import re
+import threading
 from dataclasses import dataclass
 from random import Random
 from typing import ClassVar
@@ -27,6 +28,7 @@ LIMITS = Limits(
     wall_seconds=SECONDS, processor_seconds=SECONDS, memory_bytes=256 * MIB, processes=16, disk_bytes=16 * MIB
 )
 NAMES = ("f", "solve", "compute", "answer", "run")
+_ONE_POOL = threading.Lock()
 _FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL)
 
 
@@ -42,6 +44,7 @@ class CodeProblem:
     partial: bool = False
     thinking: bool = False
     domain: str = "code"
+    parallel: ClassVar[bool] = True
 
     def prompt(self) -> Conversation:
         return Conversation([UserMessage(self.question)], thinking_mode=self.thinking)
@@ -103,9 +106,14 @@ def program_of(answer: str) -> str:
     return found[1] if found else answer
 
 
-@functools.cache
 def sandboxes() -> Pool:
     """Sandboxes that stand ready for this process's rewards, closed at its end."""
+    with _ONE_POOL:  # rewards come from several threads
+        return _pool()
+
+
+@functools.cache
+def _pool() -> Pool:
     pool = Pool(functools.partial(open_sandbox, limits=LIMITS))
     atexit.register(pool.close)
     return pool

@@ -17,9 +17,7 @@ from dsv4.post_training.domains.constraints import GROUPS, Constraint, constrain
 from dsv4.post_training.domains.domain import Domain, Level
 from dsv4.post_training.problems import Explained
 
-MOST, MOST_EASY = 3, 2  # constraints of a question
-EASY = {"include", "starts", "ends", "lower", "upper", "quoted", "bullets"}  # kinds that need no counting of words
-MOST_SENTENCES = 3
+MOST = 3  # constraints of a question
 VERBS = ("likes", "has", "sees", "wants", "sells", "finds")
 
 
@@ -56,7 +54,7 @@ class Instructions:
 
 @dataclass(frozen=True)
 class InstructionFollowing(Domain):
-    """Short texts under constraints. Easy: one sentence or list under one or two constraints of EASY."""
+    """Short texts under constraints. Easy: one sentence or list under one constraint, without counting of words."""
 
     name: ClassVar[str] = "instructions"
     partial: bool = False
@@ -64,16 +62,14 @@ class InstructionFollowing(Domain):
     level: Level = "standard"
 
     def draw(self, rng: Random) -> Instructions | None:
-        easy = self.level == "easy"
-        if not easy and rng.random() < 0.2:
+        if self.level == "easy":
+            subject, solution, constraints = _easy(rng)
+        elif rng.random() < 0.2:
             subject, solution, constraints = _object(rng)
         else:
-            subject, solution = _text(rng, 1 if easy else MOST_SENTENCES)
+            subject, solution = _text(rng)
             avoided = rng.choice([item for item in ITEMS if item not in solution.lower()])
-            candidates = constraints_of(solution, avoided, rng)
-            if easy:
-                candidates = [one for one in candidates if one.kind in EASY]
-            constraints = _chosen(candidates, rng, MOST_EASY if easy else MOST)
+            constraints = _chosen(constraints_of(solution, avoided, rng), rng)
         if not constraints:
             return None
         request = rng.choice(("Write about {}.", "Write something about {}.", "Tell me about {}.")).format(subject)
@@ -84,30 +80,49 @@ class InstructionFollowing(Domain):
         )
 
 
-def _chosen(candidates: list[Constraint], rng: Random, most: int) -> tuple[Constraint, ...]:
-    """One to `most` constraints, at most one of each group."""
+def _chosen(candidates: list[Constraint], rng: Random) -> tuple[Constraint, ...]:
+    """One to MOST constraints, at most one of each group."""
     rng.shuffle(candidates)
     found: list[Constraint] = []
-    size = rng.randint(1, most)
+    size = rng.randint(1, MOST)
     for one in candidates:
         if len(found) < size and not any({one.kind, other.kind} <= group for other in found for group in GROUPS):
             found.append(one)
     return tuple(found)
 
 
-def _text(rng: Random, sentences: int) -> tuple[str, str]:
-    """A subject, and at most so many sentences about it, or a list."""
+def _easy(rng: Random) -> tuple[str, str, tuple[Constraint, ...]]:
+    """A subject, a sentence or a list about it, and the constraint that made it so."""
+    name, color, item = rng.choice(FIRST_NAMES), rng.choice(COLOURS), rng.choice(ITEMS)
+    sentence = f"{name} {rng.choice(VERBS)} {color} {item}."
+    listed = rng.sample(ITEMS, rng.randint(2, 5))
+    text, constraint = rng.choice(
+        (
+            (sentence, Constraint("include", item)),
+            (sentence, Constraint("starts", name.lower())),
+            (sentence, Constraint("ends", f"{color} {item}.")),
+            (sentence.lower(), Constraint("lower")),
+            (sentence.upper(), Constraint("upper")),
+            (f'"{sentence}"', Constraint("quoted")),
+            ("\n".join(f"- {one}" for one in listed), Constraint("bullets", len(listed))),
+        )
+    )
+    return name, text, (constraint,)
+
+
+def _text(rng: Random) -> tuple[str, str]:
+    """A subject, and sentences or a list about it."""
     name = rng.choice(FIRST_NAMES)
     if rng.random() < 0.3:
         items = rng.sample(ITEMS, rng.randint(2, 5))
         return name, "\n".join(f"- {item}" for item in items)
-    written = [
+    sentences = [
         f"{name} {rng.choice(VERBS)} {rng.choice(COLOURS)} {rng.choice(ITEMS)}"
         + rng.choice(("", f" in {rng.choice(CITIES)}", f" and {rng.choice(ITEMS)}"))
         + rng.choice("..!")
-        for _ in range(rng.randint(1, sentences))
+        for _ in range(rng.randint(1, 3))
     ]
-    text = " ".join(written)
+    text = " ".join(sentences)
     style = rng.random()
     if style < 0.2:
         text = text.lower()

@@ -87,7 +87,7 @@ class ContainerSandbox(SupervisedSandbox):
     """
 
     name = "container"
-    start_seconds = 120.0
+    start_seconds: float = 120.0
 
     def __init__(
         self, limits: Limits | None = None, *, readable: Mapping[str, str] | None = None, image: str | None = None
@@ -167,7 +167,7 @@ class ContainerSandbox(SupervisedSandbox):
             # podman passes descriptor 3 on. Its own streams are not the sandbox's: they would go through its monitor.
             return subprocess.Popen(
                 ["sh", "-c", 'exec "$@" 3<&0 </dev/null', "sh", *command],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=self._errors,
                 stderr=self._errors,
                 cwd="/",

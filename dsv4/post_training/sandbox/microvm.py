@@ -74,8 +74,8 @@ class MicrovmSandbox(SupervisedSandbox):
             if self._emulated or "was lost" not in str(error):
                 raise
             raise SandboxError(
-                f"no guest started with {KVM}, as in virtual machines that do not nest; {EMULATE}=1 emulates a machine, "
-                f"which is slow ({error})"
+                f"no guest started with {KVM}, as in virtual machines that do not nest; "
+                f"{EMULATE}=1 emulates a machine, which is slow ({error})"
             ) from None
         finally:
             self._folder.cleanup()  # the guest has unpacked it

@@ -51,8 +51,8 @@ class SupervisedSandbox(Sandbox):
     """A subclass starts the supervisor, as `_process`, and gives two descriptors to talk to it."""
 
     name: ClassVar[str]
-    start_seconds: ClassVar[float] = 60.0
-    slowness: ClassVar[float] = 1.0  # of the inside's own work, beside the machine's
+    start_seconds: float = 60.0
+    slowness: float = 1.0  # of the inside's own work, beside the machine's
 
     def __init__(self, limits: Limits | None, readable: Mapping[str, str] | None) -> None:
         for path in readable or {}:

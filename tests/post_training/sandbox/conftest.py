@@ -100,7 +100,7 @@ KINDS: dict[str, type[SupervisedSandbox]] = {
     ],
 )
 def kind(request: pytest.FixtureRequest) -> type[SupervisedSandbox]:
-    """Each substrate that this machine has; `-m container` and `-m microvm` ask for the two that are not the default."""
+    """Each substrate that this machine has; `-m container` and `-m microvm` ask for those beside namespaces."""
     reason = missing(request.param)
     if reason:
         pytest.skip(f"no sandbox of {request.param}: {reason}")

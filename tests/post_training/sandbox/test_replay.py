@@ -6,8 +6,9 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,17 +18,6 @@ from dsv4.post_training.sandbox.replay import DivergenceError, InterruptedComman
 from dsv4.post_training.sandbox.result import Result
 from dsv4.post_training.sandbox.supervised import SupervisedSandbox
 from tests.post_training.sandbox.conftest import EMPTY, SMALL
-
-
-def counting(kind: type[SupervisedSandbox], ran: dict[str, int]) -> SupervisedSandbox:
-    """Sandbox that counts how often each command ran."""
-
-    class Counting(kind):
-        def exec(self, command, **options) -> Result:  # type: ignore[no-untyped-def]
-            ran[str(command)] = ran.get(str(command), 0) + 1
-            return super().exec(command, **options)
-
-    return Counting(SMALL)  # pyright: ignore[reportCallIssue]
 
 
 class Preempted(BaseException):
@@ -47,7 +37,14 @@ def session(
     opened: list[RecordedSandbox] = []
 
     def make() -> Sandbox:
-        return counting(kind, ran)
+        made = kind(SMALL)  # pyright: ignore[reportCallIssue]
+
+        def counted(command: Sequence[str] | str, **options: Any) -> Result:
+            ran[str(command)] = ran.get(str(command), 0) + 1
+            return run(command, **options)
+
+        run, made.exec = made.exec, counted  # type: ignore[method-assign]
+        return made
 
     def start(**options) -> RecordedSandbox:  # type: ignore[no-untyped-def]
         for old in opened:
@@ -109,7 +106,7 @@ def cut_off_within(box: RecordedSandbox, command: str, monkeypatch: pytest.Monke
         raise Preempted
 
     with monkeypatch.context() as patch:
-        patch.setattr(Counting, "exec", dies)
+        patch.setattr(box._made(), "exec", dies)
         with pytest.raises(Preempted):
             box.exec(command, idempotent=idempotent)
 

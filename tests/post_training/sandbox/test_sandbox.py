@@ -25,6 +25,11 @@ from dsv4.post_training.sandbox.supervised import SupervisedSandbox
 from tests.post_training.sandbox.conftest import EMPTY, SMALL, Outside, inner_processes, words
 
 
+def pid_of(box: SupervisedSandbox) -> int:
+    assert box._process is not None
+    return box._process.pid
+
+
 def assert_gone(family: list[psutil.Process]) -> None:
     """Every process of a sandbox ends; as a zombie it may wait for the machine's process 1."""
 
@@ -72,7 +77,7 @@ def test_usage_is_measured(sandbox: SupervisedSandbox) -> None:
 
 def test_a_lost_sandbox_says_so_and_leaves_nothing() -> None:
     with NamespaceSandbox(SMALL) as box:
-        family = psutil.Process(box._process.pid).children(recursive=True)
+        family = psutil.Process(pid_of(box)).children(recursive=True)
         assert family
         os.kill(family[-1].pid if len(family) == 1 else family[1].pid, signal.SIGKILL)  # the supervisor
         with pytest.raises(SandboxError, match="the sandbox was lost"):
@@ -147,6 +152,7 @@ def test_folders_of_the_machine_can_be_shown(outside: Outside) -> None:
     with open_sandbox(limits=SMALL, readable={"/opt/shown": str(outside.shown)}) as box:
         result = box.exec("cat /opt/shown/file; echo x >/opt/shown/new; echo x >>/opt/shown/file; ls /opt/shown")
         assert result.stdout == b"seenfile\n"
+        assert isinstance(box, NamespaceSandbox)
         outside.assert_unharmed(box)
     for path in ("/work", "/work/x", "/tmp/x", "/", "/opt/../work", "relative/../x"):
         with pytest.raises(ValueError, match="cannot name a folder inside"):
@@ -308,6 +314,6 @@ def test_a_command_joins_the_control_group_before_it_starts(monkeypatch: pytest.
     monkeypatch.setattr(cgroup.ControlGroup, "make", lambda limits: made)
     with NamespaceSandbox(SMALL) as box:
         assert box.exec("id -u").stdout == b"1000\n"
-        assert int((made.path / "cgroup.procs").read_text()) == box._process.pid
+        assert int((made.path / "cgroup.procs").read_text()) == pid_of(box)
         if os.getuid() == 0:
-            assert psutil.Process(box._process.pid).uids().real in range(*supervised.UNUSED_USERS)
+            assert psutil.Process(pid_of(box)).uids().real in range(*supervised.UNUSED_USERS)

@@ -1,6 +1,9 @@
 """Scores of programs by unit tests in a sandbox."""
 
+import os
 import re
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -132,12 +135,19 @@ def test_equality_of_answers(value: object, wanted: object, tolerance: float, eq
     assert same(value, wanted, tolerance) == equal
 
 
-def test_the_code_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_code_of_the_page_runs_as_a_program(kind: type[SupervisedSandbox], tmp_path: Path) -> None:
+    """Over the substrate that the environment names, from a folder of its own, as a reader would run it."""
     text = (Path(__file__).parents[3] / "docs" / "sandbox.md").read_text(encoding="utf-8")
-    names: dict[str, object] = {}
     parts = re.findall(r"\n\n((?:    .*\n|\n(?=    ))+)", text)
     assert len(parts) == 3
-    for part in parts:
-        exec(textwrap.dedent(part), names)
-    assert capsys.readouterr().out == "45\n exit code 0\n1.0 ['passed', 'passed', 'passed']\n"
-    assert names["result"].stdout == b"a\nb\n"  # type: ignore[attr-defined]
+    program = tmp_path / "page.py"
+    program.write_text("\n".join(map(textwrap.dedent, parts)) + "\nprint(sorted(result.text.split()))\n")
+    done = subprocess.run(
+        [sys.executable, program.name],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "DSV4_SANDBOX": kind.name},
+    )
+    assert done.stdout == "45\n exit code 0\n1.0 ['passed', 'passed', 'passed']\n['a', 'b']\n", done.stderr

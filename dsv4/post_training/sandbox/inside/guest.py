@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dsv4.post_training.sandbox.inside.entrance import USER, enter
 
-MODULES = Path("/lib/dsv4-modules")
+MODULES = Path("/run/dsv4-modules")
 READABLE = Path("/run/readable.json")  # paths that commands may read beside the system
 PORTS = Path("/sys/class/virtio-ports")
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_MOVE, MS_REC = 2, 4, 8, 4096, 8192, 16384
