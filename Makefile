@@ -8,6 +8,7 @@
 # make sanitize      the native kernels' tests under address and undefined-behaviour sanitizers
 # make llama-bench   build llama.cpp's benchmark, and the tool that tests compare GGUF files with, into LLAMA
 # make llama-server  build llama.cpp's server, for dsv4 bench serving (ten minutes more)
+# make trl      install TRL into build/trl, for dsv4 bench grpo
 # Variables: MODEL=folder TEXT=folder PORT=8000 HOST=127.0.0.1 PYTHON=python3 VENV=.venv WORKERS=2 ARGS="more arguments"
 #            LLAMA=~/.cache/dsv4/llama.cpp
 
@@ -21,13 +22,14 @@ WORKERS ?= 2
 CONSTRAINTS ?= -c constraints.txt
 ARGS ?=
 CLUSTER ?= build/cluster
+TRL ?= build/trl
 LLAMA ?= $(HOME)/.cache/dsv4/llama.cpp
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
 extra = $(BIN)/python scripts/extra.py $(1) | $(PIP) --requirement /dev/stdin
 
-.PHONY: help setup serve chat train-demo test check test-clients test-cluster bench sanitize llama-bench llama-server
+.PHONY: help setup serve chat train-demo test check test-clients test-cluster bench sanitize llama-bench llama-server trl
 .DEFAULT_GOAL := help
 
 help:
@@ -95,6 +97,18 @@ llama-bench: $(VENV)/.python
 
 llama-server: $(VENV)/.python
 	@sh scripts/llama_cpp.sh $(BIN)/python "$(LLAMA)" $(WORKERS) llama-server
+
+trl: $(TRL)/.trl
+	@echo "$(abspath $(TRL))"
+
+# An environment of its own; torch and transformers are those of VENV, so that the contenders have the same.
+$(TRL)/.trl: $(VENV)/.bench
+	@echo "make: installing TRL into $(TRL)"
+	@$(PYTHON) -m venv $(TRL)
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		>$(TRL)/lib/python$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')/site-packages/dsv4.pth
+	@$(TRL)/bin/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) "trl==1.16.0"
+	@touch $@
 
 # Only what runs native code in the process itself: the rest of the tests would take an hour under sanitizers.
 SANITIZED := $(filter-out %/test_backends.py %/test_native_layout.py,$(wildcard tests/kernels/test_*.py)) \

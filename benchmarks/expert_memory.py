@@ -10,14 +10,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.harness.process import Process
-from benchmarks.harness.random_checkpoint import write_random_checkpoint
 from benchmarks.harness.residency import drop_files, resident_bytes
 from benchmarks.harness.scenarios import FLASH_WIDTH, TINY
 from benchmarks.harness.turns import at_least_one
-from dsv4.checkpoint.expert_memory import ExpertMemory, ExpertStats, limit_experts
-from dsv4.checkpoint.shards import Shards
+
+if TYPE_CHECKING:
+    from dsv4.checkpoint.expert_memory import ExpertMemory, ExpertStats
 
 # One hash layer, one CSA and one HCA layer: 10.8 GB, of which 10.3 GB are 768 routed experts.
 SHAPE = replace(FLASH_WIDTH, num_hidden_layers=3, num_hash_layers=1, compress_ratios=(0, 4, 128))
@@ -47,6 +48,7 @@ def run(folder: Path, share: float | None, prompt: int, steps: int) -> Figures:
     import torch
 
     from dsv4.checkpoint import load_model
+    from dsv4.checkpoint.expert_memory import ExpertStats, limit_experts
 
     model = load_model(folder, check_values=False)
     memory: ExpertMemory | None = None
@@ -139,6 +141,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--threads", type=at_least_one, default=2, metavar="N", help="default: %(default)s")
     add("--quick", action="store_true", help="a tiny model: does it run?")
     options = parser.parse_args(argv)
+    from benchmarks.harness.random_checkpoint import write_random_checkpoint  # after the help, as it imports torch
+    from dsv4.checkpoint.shards import Shards
+
     with tempfile.TemporaryDirectory(prefix="dsv4-bench-") as temporary:
         folder = options.folder or Path(temporary) / "model"
         with Process("dsv4", options.threads) as process:

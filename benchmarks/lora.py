@@ -22,7 +22,6 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.harness.process import ROOT
-from benchmarks.harness.random_checkpoint import write_random_checkpoint
 from benchmarks.harness.scenarios import SLICE
 from benchmarks.harness.turns import at_least_one, in_turns, line
 from dsv4.config import nano_path
@@ -106,6 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.contender is not None:
         print(json.dumps(measure(options.contender, options.folder, options.tokens, options.rank, options.steps)))
         return 0
+    from benchmarks.harness.random_checkpoint import write_random_checkpoint  # after the help, as it imports torch
+
     with tempfile.TemporaryDirectory() as scratch:
         folder = nano_path()
         if options.model == "slice":

@@ -1,7 +1,7 @@
 """Seconds per training step on two gloo ranks against two replicas that share memory, step by step in turns.
 
-    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 benchmarks/ranks.py
-    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 benchmarks/ranks.py --hidden 512 --experts 16 --rounds 5
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m dsv4 bench ranks
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m dsv4 bench ranks --hidden 512 --experts 16 --rounds 5
 
 The model is nano, or nano with other sizes; a step is one row of random tokens per process. Of each kind the median
 wall time and the median processor time of all its processes: on a shared machine the latter is the steadier figure,
@@ -11,98 +11,15 @@ though it counts the waiting of neither.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import os
-import statistics
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
-
-import torch
-import torch.distributed as dist
+from dataclasses import replace
 
 from dsv4.config import ModelConfig
-from dsv4.model.transformer import Transformer
-from dsv4.parallel.degrees import Degrees
-from dsv4.parallel.expert import split_experts
-from dsv4.parallel.fsdp import shard_model
-from dsv4.parallel.mesh import make_mesh, process_group
-from dsv4.training.gradient import Work
-from dsv4.training.losses import LossWeights
-from dsv4.training.optim import MuonAdamW
-from dsv4.training.parts import Parts
-from dsv4.training.processes import Processes
-from dsv4.training.ranks import Ranks
-from dsv4.training.replicas import Replicas
-from dsv4.training.sharded_optim import ShardedMuonAdamW
-
-TICKS = os.sysconf("SC_CLK_TCK")
-
-
-@dataclass(frozen=True)
-class RandomRow:
-    documents: list[list[int]]
-    loss_masks: list[list[int]]
-
-
-@dataclass(frozen=True)
-class RandomRows:
-    """Batches of one document of random tokens."""
-
-    tokens: int
-    vocab: int
-
-    def batch(self, step: int, /) -> RandomRow:
-        generator = torch.Generator().manual_seed(step)
-        document = torch.randint(0, self.vocab, (self.tokens,), generator=generator).tolist()
-        return RandomRow([document], [[1] * self.tokens])
-
-
-def make_model(config: ModelConfig) -> Transformer:
-    model = Transformer(config)
-    model.init_weights(torch.Generator().manual_seed(1))
-    return model
-
-
-def make_ranks(config: ModelConfig, source: RandomRows, degrees: Degrees, keep_gathered: bool = False) -> Processes:
-    model, mesh = make_model(config), make_mesh(degrees)
-    split_experts(model, mesh["expert"])
-    shard_model(model, mesh, keep_gathered)
-    optimizer = ShardedMuonAdamW(model, mesh, compute_dtype=torch.float32)
-    return Ranks(model, optimizer, [source], Parts(mesh, None), degrees)
-
-
-def busy_seconds() -> float:
-    """Processor time of this process and its live children."""
-    total = time.process_time()
-    for child in multiprocessing.active_children():
-        fields = Path(f"/proc/{child.pid}/stat").read_text().rsplit(") ", 1)[1].split()
-        total += (int(fields[11]) + int(fields[12])) / TICKS
-    return total
-
-
-def run_step(processes: Processes, step: int) -> None:
-    processes.gradient(Work(0, step, LossWeights(), quantized=False))
-    processes.update(1e-4, 1.0)
-
-
-def measure(step: Callable[[], None], everywhere: bool) -> tuple[float, float]:
-    """(wall seconds, processor seconds of all processes) of a step; rank 0 alone runs one that is not everywhere."""
-    dist.barrier()
-    started, busy = time.perf_counter(), busy_seconds()
-    if everywhere or dist.get_rank() == 0:
-        step()
-    own = torch.tensor(busy_seconds() - busy, dtype=torch.float64)
-    dist.barrier()
-    took = time.perf_counter() - started
-    dist.all_reduce(own)
-    return took, float(own)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="dsv4 bench ranks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     nano = ModelConfig.preset("nano")
     parser.add_argument("--hidden", type=int, default=nano.hidden_size)
     parser.add_argument("--layers", type=int, default=nano.num_hidden_layers)
@@ -116,40 +33,14 @@ def main() -> None:
         nano, hidden_size=options.hidden, n_routed_experts=options.experts, num_hidden_layers=layers,
         compress_ratios=ratios, num_hash_layers=min(layers, nano.num_hash_layers),
     )  # fmt: skip
+    import torch
+
+    from benchmarks.harness.rank_steps import compare  # after the help, as these import torch
+    from dsv4.parallel.mesh import process_group
+
     torch.set_num_threads(1)
     with process_group():
         compare(config, options.tokens, options.rounds)
-
-
-def compare(config: ModelConfig, tokens: int, rounds: int) -> None:
-    source = RandomRows(tokens, config.vocab_size)
-    model = make_model(config)
-    first = dist.get_rank() == 0
-    optimizer = MuonAdamW(model, config, compute_dtype=torch.float32)
-    kinds: dict[str, Processes] = {
-        "data=2": make_ranks(config, source, Degrees(data=2)),
-        "data=2, gathered once": make_ranks(config, source, Degrees(data=2), keep_gathered=True),
-        "expert=2": make_ranks(config, source, Degrees(expert=2)),
-    }
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ("replicas", *kinds)}
-    with Replicas(model, optimizer, [source], 2 if first else 1) as replicas:
-        for number in range(rounds + 1):
-            for name in found:
-                step = partial(run_step, kinds.get(name, replicas), number)
-                result = measure(step, name in kinds)
-                if number:  # the first round warms up
-                    found[name].append(result)
-            if first:
-                print(f"round {number}: {[results[-1:] for results in found.values()]}", flush=True)
-    if not first:
-        return
-    size = sum(parameter.numel() for parameter in model.parameters())
-    print(
-        f"{size / 1e6:.1f} M parameters, {tokens} tokens per process and step, {rounds} rounds, load {os.getloadavg()}"
-    )
-    for name, results in found.items():
-        wall, busy = (statistics.median(column) for column in zip(*results, strict=True))
-        print(f"{name:21} {2 * tokens / wall:8.1f} tok/s  {wall:7.2f} s wall  {busy:7.2f} s processor per step")
 
 
 if __name__ == "__main__":

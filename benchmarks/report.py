@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.harness import serving_plot, serving_report, train_report
+from benchmarks.harness import serving_plot, serving_report
 from benchmarks.harness.plot import plot_contexts
 from benchmarks.harness.process import ROOT
 from benchmarks.harness.report import lines, table
@@ -45,6 +45,15 @@ TRAINING = """## Training
 
 Contenders have the same random weights, shapes and tokens, and a process each per shape. dsv4 computes its whole loss,
 with those of the routers and the indexers, transformers the next token's.
+
+## Post-training
+
+- `dsv4 bench grpo --trl "$(make trl | tail -n 1)"`, 15 minutes: steps of GRPO on nano beside TRL's GRPOTrainer with
+  transformers' generation: rollouts, updates, memory. `--busy` counts processor time.
+
+Contenders have the same prompts, group size, objective and updates, and sample the same number of tokens: no answer
+ends early. A step is in memory as one batch per update. TRL's loss for the router is off, which DeepSeek V4's config in
+transformers lacks a field for.
 """
 OTHERS = """## Other subjects
 
@@ -87,6 +96,8 @@ COMPARED = (("decode", 0), ("decode", 16384), ("prefill", 2048), ("prefill", 819
 
 def document(results: Path) -> str:
     """Markdown document of all processors with results."""
+    from benchmarks.harness import grpo_report, train_report  # which import torch
+
     runs = {file.stem: newest(read(file)) for file in sorted(results.glob("*.jsonl"))}
     runs = {name: found for name, found in runs.items() if found}
     parts = [HEAD, *overview(runs), "", SERVING, TRAINING, others()]
@@ -108,6 +119,10 @@ def document(results: Path) -> str:
         for run in (found[name] for name in train_report.SCENARIOS if name in found):
             told = f"{train_report.command(run)}, commit {run.commit}, {run.time[:10]}."
             parts += [f"### {run.scenario}\n", told, *train_report.lines(run)]
+        if grpo_report.SCENARIO in found:
+            run = found[grpo_report.SCENARIO]
+            told = f"{grpo_report.command(run)}, commit {run.commit}, {run.time[:10]}."
+            parts += [f"### {run.scenario}\n", told, *grpo_report.lines(run)]
     return "\n".join(parts).rstrip() + "\n"
 
 

@@ -26,7 +26,7 @@ SUBJECTS = {
     "agent": "20 turns behind 38,000 tokens of system prompt and tools, with the prefix cache and without",
     "streams": "500 streams for 10 minutes, slow and vanishing clients among them: answers, memory, cost of HTTP",
 }
-MODELS = ("nano", "slice")
+MODELS = ("nano", "slice", "large")
 LEVELS = (1, 8, 32, 128)
 EPILOG = f"""subjects:
 {chr(10).join(f"  {name:8} {about}" for name, about in SUBJECTS.items())}
@@ -52,9 +52,9 @@ def run(options: argparse.Namespace, scratch: Path, console: Console) -> None:
 
 def _load(options: argparse.Namespace, scratch: Path) -> Measure:
     from benchmarks.harness.load_rounds import LoadRounds, loads, with_vocabulary
-    from benchmarks.harness.scenarios import SCENARIOS, quick
+    from benchmarks.harness.scenarios import SERVED, quick
 
-    scenario = with_vocabulary(quick(SCENARIOS[options.model]) if options.quick else SCENARIOS[options.model])
+    scenario = with_vocabulary(quick(SERVED[options.model]) if options.quick else SERVED[options.model])
     asked = loads(options.levels, options.quick)
     others = (options.llama_server, not options.without_transformers, options.longest)
     return LoadRounds(scenario, asked, options.rounds or 3, options.threads, scratch, *others).measure
@@ -88,9 +88,9 @@ def _folder(options: argparse.Namespace, scratch: Path) -> Path:
     """Folder of the model's weights, which are written first where they are random."""
     from benchmarks.harness.contenders import write_weights
     from benchmarks.harness.load_rounds import with_vocabulary
-    from benchmarks.harness.scenarios import SCENARIOS, quick
+    from benchmarks.harness.scenarios import SERVED, quick
 
-    scenario = with_vocabulary(quick(SCENARIOS[options.model]) if options.quick else SCENARIOS[options.model])
+    scenario = with_vocabulary(quick(SERVED[options.model]) if options.quick else SERVED[options.model])
     place = scratch / f"serving-{options.model}"
     folders, _ = write_weights(replace(scenario, peers={"dsv4": {}}), place, options.threads, False, True)
     return folders["dsv4"]
@@ -104,7 +104,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = new_parser("serving", "Measure dsv4's server, and compare it with others at the same weights.", EPILOG)
     add = parser.add_argument
     add("subject", choices=SUBJECTS, metavar="SUBJECT", help="of those below")
-    add("--model", choices=MODELS, default="nano", help="default: %(default)s; slice: 120M random parameters")
+    add(
+        "--model",
+        choices=MODELS,
+        default="nano",
+        help="default: %(default)s; random: slice 121M parameters, large 554M",
+    )
     add("--llama-server", type=Path, metavar="PATH", help="llama.cpp's llama-server (make llama-server)")
     add("--without-llama", action="store_true", help="load: leave llama-server out")
     add("--without-transformers", action="store_true", help="load: leave `transformers serve` out")

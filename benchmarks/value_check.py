@@ -11,14 +11,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from benchmarks.harness.random_checkpoint import write_random_checkpoint
 from benchmarks.harness.scenarios import FLASH_WIDTH
 from benchmarks.harness.turns import at_least_one, in_turns, line
 from dsv4.analysis.inventory import LAYOUTS, tensor_inventory
-from dsv4.checkpoint import load_model
-from dsv4.checkpoint.folder import Checkpoint
-from dsv4.checkpoint.values import check_values
-from dsv4.kernels import backends
 
 SHAPE = replace(FLASH_WIDTH, n_routed_experts=24, vocab_size=16384)
 BUFFER_BYTES = 1 << 20
@@ -48,6 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--random", choices=LAYOUTS, help="make MODEL of random weights, some GB, if it is not there")
     parser.add_argument("--rounds", type=at_least_one, default=3, metavar="N", help="default: %(default)s")
     options = parser.parse_args(argv)
+    from benchmarks.harness.random_checkpoint import write_random_checkpoint  # after the help, as it imports torch
+    from dsv4.checkpoint import load_model
+    from dsv4.checkpoint.folder import Checkpoint
+    from dsv4.checkpoint.values import check_values
+    from dsv4.kernels import backends
+
     if options.random and not options.folder.exists():
         experts = "fp8" if options.random == "official-base" else "fp4"
         write_random_checkpoint(replace(SHAPE, expert_dtype=experts), options.folder, 1, options.random)

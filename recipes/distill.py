@@ -16,6 +16,8 @@ from dsv4.post_training.recipes import DistillRecipe
 from dsv4.post_training.served_policy import ServedPolicy
 from dsv4.post_training.teachers import Teacher, Teachers
 
+TEACHERS = "teachers.txt"  # of a run's folder
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the recipe; 0 when the model folder is written."""
@@ -26,13 +28,31 @@ def start(
     recipe: DistillRecipe, policy: ServedPolicy, options: argparse.Namespace, console: Console
 ) -> DistillationRun:
     """The run, at the step saved in its folder."""
-    teachers = dict(map(read_teacher, options.teacher))
+    teachers = teachers_of_run(options)
     config, run = policy.model.config, recipe.run
     return DistillationRun(
-        policy, recipe.optimizer.optimizer(policy.model, config), recipe.problems.source(),
+        policy, recipe.optimizer.optimizer(policy.model, config), recipe.source(),
         Teachers(teachers, options.run_dir / "hidden", config.vocab_size, run.numerics), recipe.loop(),
         recipe.settings(), options.run_dir, console,
     )  # fmt: skip
+
+
+def teachers_of_run(options: argparse.Namespace) -> dict[str, Teacher]:
+    """Teachers of the command line; of a run that goes on, those that it began with. ValueError if they differ."""
+    given = dict(map(read_teacher, options.teacher))
+    path: Path = options.run_dir / TEACHERS
+    if options.resume and path.exists():
+        began = dict(map(read_teacher, path.read_text(encoding="utf-8").splitlines()))
+        if given and noted(given) != noted(began):
+            raise ValueError(f"--resume: the run in {options.run_dir} began with --teacher {' '.join(noted(began))}")
+        return began
+    options.notes = {TEACHERS: "".join(f"{line}\n" for line in noted(given))}
+    return given
+
+
+def noted(teachers: dict[str, Teacher]) -> list[str]:
+    """Teachers as arguments that mean the same in any folder."""
+    return [f"{domain}={teacher.folder.resolve()}:{teacher.weight!r}" for domain, teacher in sorted(teachers.items())]
 
 
 def read_teacher(text: str) -> tuple[str, Teacher]:

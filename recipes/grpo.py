@@ -28,7 +28,7 @@ def start(recipe: GRPORecipe, policy: ServedPolicy, options: argparse.Namespace,
     optimizer = recipe.optimizer.optimizer(policy.model, policy.model.config)
     service = recipe.service.service(recipe, options.model, options.run_dir, console)
     return GRPORun(
-        policy, optimizer, recipe.problems.source(), recipe.loop(), recipe.settings(), options.run_dir, reference,
+        policy, optimizer, recipe.source(), recipe.loop(), recipe.settings(), options.run_dir, reference,
         console=console, service=service,
     )  # fmt: skip
 

@@ -1,6 +1,8 @@
 """Train the nano model from scratch: data, base (pre-training), sft (conversations), model folder.
 
-recipes/nano.toml is the recipe; KEY=VALUE changes one of its keys. --corpus is a folder that `dsv4 train corpus` made.
+recipes/nano.toml is the recipe unless another is given; KEY=VALUE changes one of its keys. --corpus is a folder that
+`dsv4 train corpus` made.
+--base-model leaves out the base: the sft goes on from that model; data.corpus='' then trains it on the tasks alone.
 --resume continues a killed run from its last saved step, to the same bits; `timeout 3h` or SIGTERM ends a part of a
 long run with its state saved. The run's folder keeps data/ (tokenizer, questions, shards), base/ and sft/, each with
 its state, metrics, losses.png and model folder; the sft's is copied to --out.
@@ -18,26 +20,27 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from dsv4.checkpoint.atomic import new_file
+from dsv4.checkpoint.atomic import new_file, new_folder
 from dsv4.commands.recipe_flags import parse
 from dsv4.config import ModelConfig
 from dsv4.data.nano.build import NanoData, haystack_part
 from dsv4.evals.held_out import HeldOut
+from dsv4.model_folder import resolve_model
 from dsv4.parallel.mesh import launched
 from dsv4.training.export import export_model
 from dsv4.training.loop import Stage, Trainer
-from dsv4.training.nano_recipe import PARTS, NanoRecipe, step_flops
+from dsv4.training.nano_recipe import NanoRecipe, step_flops
 from dsv4.training.plan import FixedPlan, TimePlan
 from dsv4.training.plots import draw_run
 from dsv4.training.pretrain_recipe import PretrainRecipe
 from dsv4.training.recipe import read_recipe, write_recipe
 from dsv4.training.sources import TASKS, MixtureSource
-from dsv4.training.stopping import EXIT_STATUS, RunStoppedError
+from dsv4.training.stopping import RunStoppedError
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for recipes.pretrain, also where this file is run by its path
 
-from recipes.pretrain import STOPPED, make_trainer, new_run, resume_run  # noqa: E402
+from recipes.pretrain import STOPPED, TOKENIZER_FILES, make_trainer, new_run, resume_run  # noqa: E402
 
 CURVE_STEPS = 200
 RECIPE = ROOT / "recipes" / "nano.toml"
@@ -59,18 +62,27 @@ def main(arguments: list[str] | None = None) -> int:
         if options.print_config:
             print(write_recipe(recipe), end="")
             return 0
-        data = NanoData(Path(recipe.data.corpus), run_dir / "data", recipe.data.seed, recipe.data.scale)
+        if recipe.data.corpus:
+            data = NanoData(Path(recipe.data.corpus), run_dir / "data", recipe.data.seed, recipe.data.scale)
+        elif recipe.sft.model.start is None:
+            raise ValueError("the base is trained on a corpus, and there is none; give --corpus")
+        else:
+            data = None
         if not options.resume:
             save_recipe(recipe, run_dir)
-        data.make(lambda text: console.print(text, highlight=False))
-        for part in PARTS[: 1 if options.base_only else 2]:
+        if recipe.sft.model.start is not None:
+            copy_tokenizer(Path(recipe.sft.model.start), run_dir / "data" / "tokenizer")
+        if data is not None:
+            data.make(lambda text: console.print(text, highlight=False))
+        parts = recipe.parts[:1] if options.base_only else recipe.parts
+        for part in parts:
             run_part(recipe, part, run_dir, options.workers, console)
     except RunStoppedError as stopped:
         print(f"{stopped}; to go on: dsv4 train nano --resume --run-dir {run_dir}", file=sys.stderr)
-        return EXIT_STATUS
+        return stopped.status
     except STOPPED as error:
         raise SystemExit(f"training stopped: {error}") from error
-    copy_model(run_dir / part / "model", out)
+    copy_model(run_dir / parts[-1] / "model", out)
     console.print(f"model folder: {out}", highlight=False)
     return 0
 
@@ -87,7 +99,21 @@ def given_recipe(options: argparse.Namespace) -> NanoRecipe:
     keys += [f"data.corpus={options.corpus.absolute()}"] if options.corpus else []
     keys += [f"seconds={options.seconds}"] if options.seconds else []
     keys += [f"steps={options.steps}"] if options.steps else []
-    return read_recipe(NanoRecipe, RECIPE, keys)
+    files = [word for word in keys if "=" not in word]
+    if len(files) > 1:
+        raise ValueError(f"recipes {', '.join(files)}; allowed: one, and KEY=VALUE")
+    recipe = read_recipe(NanoRecipe, Path(files[0]) if files else RECIPE, [word for word in keys if "=" in word])
+    return recipe if options.base_model is None else recipe.start_from(resolve_model(options.base_model))
+
+
+def copy_tokenizer(model: Path, folder: Path) -> None:
+    """The tokenizer of a model in place of one that is made from the corpus."""
+    if folder.is_dir():
+        return
+    with new_folder(folder, overwrite=False) as unfinished:
+        for name in TOKENIZER_FILES:
+            if (model / name).is_file():
+                shutil.copyfile(model / name, unfinished / name)
 
 
 def save_recipe(recipe: NanoRecipe, run_dir: Path) -> None:
@@ -121,7 +147,7 @@ def run_part(recipe: NanoRecipe, part: str, run_dir: Path, workers: int, console
     trainer = make_trainer(found, folder, workers, console)
     trainer.stages = choose_losses(trainer.stages, "all" if part == "base" else "mask")
     trainer.plan = make_plan(recipe, part, found, folder)
-    if part == "sft" and not trainer.state_path.exists():
+    if part == "sft" and found.model.start is None and not trainer.state_path.exists():
         saved = torch.load(run_dir / "base" / "state.pt", map_location="cpu", weights_only=True)
         trainer.model.load_state_dict(saved["model"])
     console.print(f"{part}: {' '.join(stage.name for stage in found.stages)}", highlight=False)

@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 
-from dsv4.checkpoint.atomic import DiskFullError, new_file
+from dsv4.checkpoint.atomic import DiskFullError, kept_if_whole, new_file
 from dsv4.commands.recipe_flags import parse
 from dsv4.config import ModelConfig
 from dsv4.data.augment import Rates
@@ -33,16 +33,18 @@ from dsv4.data.shards import Index, hash_file
 from dsv4.data.tokenizing import ShardWriter
 from dsv4.model.transformer import Transformer
 from dsv4.model_folder import resolve_model
+from dsv4.parallel.first_rank import on_first_rank
 from dsv4.parallel.mesh import launched, process_group
 from dsv4.tokenizer import Tokenizer
 from dsv4.training.export import export_adapter, export_model
 from dsv4.training.gradient import BatchSource
 from dsv4.training.hash_routing import count_tokens, install_tables
 from dsv4.training.loop import NonFiniteLossError, Stage, Trainer, TrainSettings
-from dsv4.training.lora import load_adapted
+from dsv4.training.lora import adapter_pairs, load_adapted
 from dsv4.training.losses import LossWeights
+from dsv4.training.nano_recipe import step_flops
 from dsv4.training.optim import MuonAdamW
-from dsv4.training.plan import FixedPlan
+from dsv4.training.plan import FixedPlan, TimePlan
 from dsv4.training.plots import draw_run
 from dsv4.training.pretrain_recipe import PretrainRecipe, StageSection
 from dsv4.training.rank_loop import RankTrainer
@@ -54,7 +56,7 @@ from dsv4.training.speed import SpeedMeter, product_rate
 from dsv4.training.stability import SpikeError
 from dsv4.training.start import fingerprint, load_start
 from dsv4.training.state import StateError
-from dsv4.training.stopping import EXIT_STATUS, RunStoppedError
+from dsv4.training.stopping import RunStoppedError
 
 COUNTED_BATCHES = 8  # batches counted for the token frequencies of the hash-routed layers
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
@@ -65,8 +67,8 @@ STOPPED = (
 SEED_STEP = 1_000_003  # between the seeds of stages, each of which takes the documents in an order of its own
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the recipe; 0 when the model folder is written."""
+def main(arguments: list[str] | None = None, name: str = "pretrain") -> int:
+    """Run the recipe; 0 when the model folder is written. `name`: of the recipe in messages on how to go on."""
     options = parse("pretrain", arguments)
     try:
         if options.print_config:
@@ -75,12 +77,12 @@ def main(arguments: list[str] | None = None) -> int:
         with _ranks(options) as rank:
             return _train(options, rank)
     except RunStoppedError as stopped:
-        print(f"{stopped}; to go on: dsv4 train pretrain --resume --run-dir {options.run_dir}", file=sys.stderr)
-        return EXIT_STATUS
+        print(f"{stopped}; to go on: dsv4 train {name} --resume --run-dir {options.run_dir}", file=sys.stderr)
+        return stopped.status
     except KeyboardInterrupt:
         if (options.run_dir / "state.pt").exists() and not launched():
             print(
-                f"\nto go on from the last save: dsv4 train pretrain --resume --run-dir {options.run_dir}",
+                f"\nto go on from the last save: dsv4 train {name} --resume --run-dir {options.run_dir}",
                 file=sys.stderr,
             )
         raise
@@ -114,18 +116,14 @@ def _train(options: argparse.Namespace, rank: int) -> int:
     recipe = resume_run(run_dir, options.recipe) if options.resume else given_recipe(options.recipe)
     check_ranks(recipe)
     check_device(recipe.run.device)
-    if not options.resume and not launched():
-        recipe = new_run(recipe, run_dir, console)
-    elif not options.resume:
-        if rank == 0:
-            new_run(recipe, run_dir, console)
-        dist.barrier()
-        recipe = resume_run(run_dir, [])
-    trainer = make_trainer(recipe, run_dir, options.workers, console)
+    with nullcontext() if options.resume or rank else kept_if_whole(run_dir):
+        if not options.resume:
+            given = recipe
+            recipe = on_first_rank("new_run", lambda: new_run(given, run_dir, console))
+        trainer = make_trainer(recipe, run_dir, options.workers, console)
     trainer.run()
-    model = trainer.gather_model() if isinstance(trainer, RankTrainer) else trainer.model
+    _export(trainer, recipe, run_dir, out, console)
     if rank == 0:
-        _export(model, recipe, run_dir, out, console)
         picture = draw_run(run_dir)
         if picture is not None:
             console.print(f"losses: {picture}", highlight=False)
@@ -134,14 +132,19 @@ def _train(options: argparse.Namespace, rank: int) -> int:
     return 0
 
 
-def _export(model: Transformer, recipe: PretrainRecipe, run_dir: Path, out: Path, console: Console) -> None:
-    """Write the model folder, and first the adapter of a run that trained one."""
-    lora = recipe.lora.settings
+def _export(trainer: Trainer, recipe: PretrainRecipe, run_dir: Path, out: Path, console: Console) -> None:
+    """Write the model folder, and first the adapter of a run that trained one; of several ranks, the first writes."""
+    lora, ranks = recipe.lora.settings, trainer if isinstance(trainer, RankTrainer) else None
+    first = ranks is None or dist.get_rank() == 0
     if lora is None:
-        export_model(model, run_dir / "tokenizer", out)
+        model = trainer.model if ranks is None else ranks.gather_model()
+        if first:
+            export_model(model, run_dir / "tokenizer", out)
     else:
         assert recipe.model.start is not None
-        export_adapter(model, lora, Path(recipe.model.start), run_dir / "adapter", out)
+        pairs = adapter_pairs(trainer.model) if ranks is None else ranks.gather_adapters()
+        if first:
+            export_adapter(pairs, lora, Path(recipe.model.start), run_dir / "adapter", out)
         console.print(f"adapter: {run_dir / 'adapter'}", highlight=False)
     console.print(f"model folder: {out}", highlight=False)
 
@@ -235,7 +238,7 @@ def resume_run(run_dir: Path, words: list[str]) -> PretrainRecipe:
         raise ValueError(f"--resume: {run_dir} holds no run (no data.json)")
     begun = read_recipe(PretrainRecipe, run_dir / "recipe.toml")
     recipe = read_recipe(PretrainRecipe, run_dir / "recipe.toml", words)
-    recipe.check_ranks(ModelConfig.from_pretrained(run_dir), recipe.stages)
+    recipe.check_ranks(ModelConfig.from_pretrained(run_dir))
     for stage in recipe.stages:
         before, now = stage.size(begun.processes), stage.size(recipe.processes)
         if (before.tokens * before.last, before.tokens * before.first) != (
@@ -338,6 +341,16 @@ def make_stages(recipe: PretrainRecipe, run_dir: Path, config: ModelConfig, work
     return stages, sum(steps)
 
 
+def make_plan(recipe: PretrainRecipe, steps: int, config: ModelConfig, run_dir: Path) -> FixedPlan | TimePlan:
+    """Plan of a run of `steps` steps, or of a budget of seconds."""
+    seconds = recipe.run.seconds
+    if seconds is None:
+        return FixedPlan(steps)
+    if launched():
+        raise ValueError(f"run.seconds is {seconds} in a run of many ranks, whose clocks differ; allowed: left out")
+    return TimePlan(run_dir / "plan.json", seconds, step_flops(recipe, config))
+
+
 def make_model(
     recipe: PretrainRecipe, config: ModelConfig, run_dir: Path, source: BatchSource, generator: torch.Generator
 ) -> Transformer:
@@ -388,21 +401,21 @@ def make_trainer(recipe: PretrainRecipe, run_dir: Path, workers: int, console: C
         "momentum": optimizing.momentum,
         "weight_decay": optimizing.weight_decay,
         "compute_dtype": torch.bfloat16 if native else torch.float32,
+        "adapters": "adamw_no_decay" if recipe.lora.optimizer == "adamw" else "muon",
     }
     device = torch.device(run.device)
     # Its operations are those of training every parameter, which adapters do not do.
     speed = None
     if recipe.lora.rank is None:
         speed = SpeedMeter(config, device, product_rate(device, processes=recipe.processes))
-    plan, degrees = FixedPlan(steps), recipe.parallel.degrees()
+    plan, degrees = make_plan(recipe, steps, config, run_dir), recipe.parallel.degrees()
     if launched():
         return RankTrainer(
             model, chosen, stages, settings, plan, run_dir, degrees, console, speed=speed, tensorboard=run.tensorboard,
             keep_gathered=recipe.parallel.keep_gathered,
             layers=recipe.parallel.stages,
         )  # fmt: skip
-    adapters = "adamw_no_decay" if recipe.lora.optimizer == "adamw" else "muon"
-    optimizer = MuonAdamW(model, config, **chosen, adapters=adapters)
+    optimizer = MuonAdamW(model, config, **chosen)
     return Trainer(model, optimizer, stages, settings, plan, run_dir, console, speed=speed, tensorboard=run.tensorboard)
 
 

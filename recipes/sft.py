@@ -6,9 +6,11 @@ The run is that of `dsv4 train pretrain` with other defaults, so its keys work h
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,8 +18,10 @@ from rich.console import Console
 
 from dsv4.commands.recipe_flags import parse
 from dsv4.data.records import find_sources
+from dsv4.data.shards import Counts
 from dsv4.data.tokenizing import ShardWriter
 from dsv4.model_folder import resolve_model
+from dsv4.parallel.first_rank import on_first_rank
 from dsv4.post_training.sft_preview import show_samples
 from dsv4.post_training.sft_samples import TurnSource, read_samples
 from dsv4.tokenizer.prompts import PromptEncoder
@@ -44,11 +48,32 @@ def main(arguments: list[str] | None = None) -> int:
     if options.resume:
         if options.model or options.words:
             raise SystemExit("training stopped: --resume goes on with the run's own model, data and keys")
-        return pretrain.main([*place, "--resume"])
+        return pretrain.main([*place, "--resume"], "sft")
     if options.model is None:
         raise SystemExit("training stopped: no model; give the folder of one, and data")
-    console = Console()
+    console = Console(quiet=int(os.environ.get("RANK", "0")) > 0)
     data = [word for word in options.words if "=" not in word]
+    with nullcontext() if console.quiet else samples_of_a_run(options):
+        return run_samples(options, place, data, console)
+
+
+@contextmanager
+def samples_of_a_run(options: argparse.Namespace) -> Iterator[None]:
+    """Context that a run begins in: if it fails before there is one, the samples made for it are removed."""
+    run_dir: Path = options.run_dir
+    new = not run_dir.exists()
+    try:
+        yield
+    finally:
+        if run_dir.is_dir() and not (run_dir / "data.json").exists():
+            shutil.rmtree(run_dir / SAMPLES, ignore_errors=True)
+            if new and not any(run_dir.iterdir()):
+                run_dir.rmdir()
+
+
+def run_samples(options: argparse.Namespace, place: list[str], data: list[str], console: Console) -> int:
+    """Write the samples and train on them."""
+    run_dir: Path = options.run_dir
     try:
         folder = resolve_model(options.model)
         prompts = PromptEncoder.from_pretrained(folder)
@@ -63,20 +88,23 @@ def main(arguments: list[str] | None = None) -> int:
         if (run_dir / "data.json").exists() and not options.print_config:
             raise ValueError(f"{run_dir} already holds a run; pass --resume to go on with it, or another --run-dir")
         turns = [TurnSource(source, prompts, options.max_tokens) for source in sources]
-        with shard_folder(options) as shards:
-            index = ShardWriter(turns, folder, shards).run()
+        counts = on_first_rank("samples", lambda: write_samples(turns, folder, options))
     except (ValueError, OSError) as error:
         raise SystemExit(f"training stopped: {error}") from error
-    console = Console(stderr=options.print_config)  # whose output is a recipe
-    console.print(
-        f"{index.counts.documents:,} samples, {index.counts.tokens:,} tokens; refusals: --dry-run 0", highlight=False
-    )
-    keys = run_keys(folder, run_dir / SAMPLES, options, options.epochs * index.counts.tokens)
+    told = console if not options.print_config else Console(stderr=True)  # whose output is a recipe
+    told.print(f"{counts.documents:,} samples, {counts.tokens:,} tokens; refusals: --dry-run 0", highlight=False)
+    keys = run_keys(folder, run_dir / SAMPLES, options, options.epochs * counts.tokens)
     overrides = [word for word in options.words if "=" in word]
     if any(word.startswith("lora.") for word in overrides):
         keys["run.quantized_share"] = "0.0"  # adapters are beside the stored matrices, not in them
     show = ["--print-config"] if options.print_config else []
-    return pretrain.main([*(f"{key}={value}" for key, value in keys.items()), *overrides, *place, *show])
+    return pretrain.main([*(f"{key}={value}" for key, value in keys.items()), *overrides, *place, *show], "sft")
+
+
+def write_samples(turns: list[TurnSource], folder: Path, options: argparse.Namespace) -> Counts:
+    """Write the run's shards; their samples and tokens."""
+    with shard_folder(options) as shards:
+        return ShardWriter(turns, folder, shards).run().counts
 
 
 @contextmanager

@@ -98,18 +98,22 @@ def test_every_command_of_a_page_parses(page: str, command: str, monkeypatch: py
         parse(options.recipe, options.arguments)
     elif options.command == "eval":
         pytest.importorskip("reasoning_gym")
+        from dsv4.commands import eval as command_line
         from dsv4.commands.terminal import eval as program
+        from dsv4.commands.terminal import eval_domains
 
         class Parsed(Exception):
             pass
 
-        def evaluate(*_: Any) -> None:
+        def evaluate(*_: Any, **__: Any) -> None:
             raise Parsed
 
         monkeypatch.setattr(program, "evaluate", evaluate)
         monkeypatch.setattr(program, "resolve_model", Path)
+        monkeypatch.setattr(eval_domains, "LLM", evaluate)
+        monkeypatch.setattr(eval_domains, "resolve_model", lambda _: Path())
         with pytest.raises(Parsed):
-            program.main(options.arguments)
+            command_line.run(options)
 
 
 def test_the_pages_have_commands() -> None:

@@ -17,6 +17,11 @@ SLICE = ModelConfig(
     compress_ratios=(0, 0, 4, 128, 4, 128, 4, 128), index_n_heads=8, index_head_dim=64, index_topk=64,
     n_routed_experts=32, num_experts_per_tok=4, moe_intermediate_size=256, routed_scaling_factor=1.5,
 )  # fmt: skip
+# The same kinds of layers, more of them and wider: 554M parameters, about 145M of them used per token.
+LARGE = replace(
+    SLICE, hidden_size=1024, num_hidden_layers=10, compress_ratios=(0, 0, 4, 128, 4, 128, 4, 128, 4, 128),
+    num_attention_heads=16, q_lora_rank=512, o_groups=4, moe_intermediate_size=512, num_experts_per_tok=6,
+)  # fmt: skip
 # The same kinds of layers, small enough for a test. With fewer index heads most entries would tie at a score of 0.
 TINY = replace(
     SLICE, vocab_size=96, hidden_size=64, num_hidden_layers=3, num_hash_layers=1,
@@ -99,6 +104,8 @@ _TABLE = (
     ),
 )  # fmt: skip
 SCENARIOS = {scenario.name: scenario for scenario in _TABLE}
+_LARGE = Scenario("large", "of every kind of layer, random codes, FP4 and FP8", "codes", LARGE, {"dsv4": {}})
+SERVED = {name: SCENARIOS[name] for name in ("nano", "slice")} | {"large": _LARGE}  # by `dsv4 bench serving`
 
 
 def quick(scenario: Scenario) -> Scenario:

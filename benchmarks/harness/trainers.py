@@ -134,11 +134,12 @@ def _take(contender: Contender, batches: Sequence[Tensor], updates: bool, parts:
 
 
 def matrices(folder: Path) -> list[tuple[int, int]]:
-    """Shapes of the independent matrices that Muon orthogonalizes in the model of a folder."""
+    """Shapes of the independent matrices that Muon orthogonalizes in the main model of a folder."""
     import dsv4
     from dsv4.training.optim import split_parameters
 
     model = dsv4.load(folder, weights="widened").requires_grad_()
+    model.mtp.requires_grad_(False)
     widths = {name: parameter.shape[-1] for name, parameter in model.named_parameters()}
     rules = split_parameters(model.named_parameters(), model.config)
     return [(rows, widths[rule.name]) for rule in rules if rule.kind == "muon" for rows in rule.rows]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 
 from dsv4.analysis.activations import Recompute, head_activations, layer_activations
+from dsv4.analysis.degrees import Degrees
 from dsv4.analysis.hardware import Machine, Precision
 from dsv4.analysis.training_flops import Phase
 from dsv4.analysis.training_weights import Weights, weights_by_part
@@ -31,21 +32,6 @@ class StageShape:
     batch_tokens: int
     steps: int
     tokens: int
-
-
-@dataclass(frozen=True)
-class Degrees:
-    """Ranks along each dimension. Expert ranks are among those of data and context."""
-
-    data: int = 1
-    expert: int = 1
-    context: int = 1
-    pipeline: int = 1
-
-    @property
-    def shards(self) -> int:
-        """Ranks that share the parameters of a pipeline stage."""
-        return self.data * self.context
 
 
 @dataclass(frozen=True)

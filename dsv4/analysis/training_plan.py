@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from dsv4.analysis.activations import POLICIES, Recompute
+from dsv4.analysis.degrees import Degrees
 from dsv4.analysis.flops import decode_flops
 from dsv4.analysis.hardware import Precision
 from dsv4.analysis.training_flops import training_flops
 from dsv4.analysis.training_memory import (
     WEIGHT_BYTES,
-    Degrees,
     Memory,
     Setting,
     StageShape,
@@ -56,8 +56,9 @@ class StagePlan:
 
 def plan_stage(setting: Setting, shape: StageShape, degrees: Degrees, recompute: Recompute) -> StagePlan:
     """Predict a stage for given degrees. ValueError if they are not allowed."""
-    _check(setting, shape, degrees)
-    micro = -(-shape.batch_tokens // (shape.row_tokens * degrees.data))
+    config = setting.config
+    degrees.check(setting.gpus, config.n_routed_experts, config.num_hidden_layers)
+    micro = -(-shape.batch_tokens // (shape.row_tokens * degrees.batches))
     memory = max(
         (rank_memory(setting, shape, degrees, recompute, place, micro) for place in range(degrees.pipeline)),
         key=lambda memory: memory.total,
@@ -91,8 +92,8 @@ def choose_stage(
         words = ", ".join(f"{name} {value}" for name, value in given.items() if value is not None) or "any degrees"
         rows = shape.batch_tokens // shape.row_tokens
         raise ValueError(
-            f"stage {shape.name!r} cannot be cut for {setting.gpus} GPUs with {words}: data times context times "
-            f"pipeline must be the GPUs, data at most the {rows} rows of a step, pipeline at most the "
+            f"stage {shape.name!r} cannot be cut for {setting.gpus} GPUs with {words}: data x expert x context x "
+            f"pipeline must be the GPUs, data x expert at most the {rows} rows of a step, pipeline at most the "
             f"{setting.config.num_hidden_layers} layers"
         )
     return best
@@ -107,14 +108,12 @@ def _candidates(setting: Setting, shape: StageShape, given: dict[str, int | None
     most_context = max(1, shape.row_tokens // SHORTEST_SLICE)
     for pipeline in _allowed(given.get("pipeline"), _divisors(setting.gpus, min(config.num_hidden_layers, 64))):
         for context in _allowed(given.get("context"), _divisors(setting.gpus // pipeline, most_context)):
-            data = setting.gpus // (pipeline * context)
-            if given.get("data") not in (None, data) or data > rows or data * context * pipeline != setting.gpus:
-                continue
-            shards = data * context
-            experts = [1] if setting.shared_weights else _divisors(shards, config.n_routed_experts)
+            batches = setting.gpus // (pipeline * context)
+            experts = [1] if setting.shared_weights else _divisors(batches, config.n_routed_experts)
             for expert in _allowed(given.get("expert"), experts):
-                if shards % expert == 0 and config.n_routed_experts % expert == 0:
-                    yield Degrees(data, expert, context, pipeline)
+                degrees = Degrees(pipeline, given.get("data") or max(1, batches // expert), context, expert)
+                if degrees.ranks == setting.gpus and degrees.batches <= rows and config.n_routed_experts % expert == 0:
+                    yield degrees
 
 
 def _allowed(given: int | None, choices: list[int]) -> list[int]:
@@ -123,21 +122,6 @@ def _allowed(given: int | None, choices: list[int]) -> list[int]:
 
 def _divisors(number: int, most: int) -> list[int]:
     return [n for n in range(1, min(number, most) + 1) if number % n == 0]
-
-
-def _check(setting: Setting, shape: StageShape, degrees: Degrees) -> None:
-    ranks = degrees.data * degrees.context * degrees.pipeline
-    if ranks != setting.gpus:
-        raise ValueError(f"data {degrees.data} times context {degrees.context} times pipeline {degrees.pipeline} is "
-                         f"{ranks}; allowed: the number of GPUs, {setting.gpus}")  # fmt: skip
-    if degrees.shards % degrees.expert or setting.config.n_routed_experts % degrees.expert:
-        raise ValueError(
-            f"expert is {degrees.expert}; allowed: divisors of data times context, {degrees.shards}, and of the "
-            f"{setting.config.n_routed_experts} experts"
-        )
-    if degrees.pipeline > setting.config.num_hidden_layers:
-        raise ValueError(f"pipeline is {degrees.pipeline}; allowed: at most the {setting.config.num_hidden_layers} "
-                         "layers")  # fmt: skip
 
 
 def _product(setting: Setting) -> Precision:

@@ -77,6 +77,20 @@ def new_folder(target: Path, overwrite: bool) -> Generator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
+@contextmanager
+def kept_if_whole(folder: Path) -> Generator[None]:
+    """Context in which a folder is filled: on an error what was put there is removed, and the folder if it is new."""
+    before = set(folder.iterdir()) if folder.is_dir() else None
+    try:
+        yield
+    except BaseException:
+        for path in set(folder.iterdir()) - (before or set()) if folder.is_dir() else ():
+            _remove(path)
+        if before is None and folder.is_dir():
+            folder.rmdir()
+        raise
+
+
 def check_space(target: Path, num_bytes: int) -> None:
     """DiskFullError if `num_bytes` more do not fit beside `target`."""
     place = next(folder for folder in target.absolute().parents if folder.is_dir())

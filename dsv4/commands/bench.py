@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from dsv4.commands.options import add_command
-from dsv4.commands.scripts import run_script
+from dsv4.commands.scripts import run_script, script_names
 
 
 def add(commands: Any) -> None:
@@ -17,7 +17,9 @@ def add(commands: Any) -> None:
         "run a benchmark of this repository",
         "dsv4 bench engine --help\ndsv4 bench report",
     )
-    parser.add_argument("benchmark", nargs="?", metavar="BENCHMARK", help="a file of benchmarks/, without .py")
+    names = ", ".join(script_names("benchmarks"))
+    text = f"{names}: files of benchmarks/; --help behind it shows its flags"
+    parser.add_argument("benchmark", nargs="?", metavar="BENCHMARK", help=text)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the benchmark")
 
 

@@ -1,4 +1,4 @@
-"""`dsv4 data`: tokenize text for training, look into the result."""
+"""`dsv4 data`: tokenize text for training, look into the result, write solved problems."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from typing import Any
 
 from dsv4.commands.options import add_command
 
+EFFORTS, LEVELS = ("low", "high", "max"), ("standard", "easy")
+
 
 def add(commands: Any) -> None:
     parser = add_command(
         commands,
         "data",
         run,
-        "tokenize text for training, and check the result",
+        "tokenize text for training, check the result, write solved problems to fine-tune on",
         "dsv4 data tokenize texts/ --out shards\n"
         "dsv4 data tokenize 'web/*.parquet' chats.jsonl --model deepseek-ai/DeepSeek-V4-Flash --out shards\n"
-        "dsv4 data inspect shards",
+        "dsv4 data inspect shards\n"
+        "dsv4 data solutions code --count 2000 --out code.jsonl",
     )
     actions = parser.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
     tokenize = actions.add_parser("tokenize", help="text, JSONL and Parquet to shards", description=_TOKENIZE)
@@ -36,7 +39,18 @@ def add(commands: Any) -> None:
     )
     inspect = actions.add_parser("inspect", help="check every shard and print the counts")
     inspect.add_argument("folder", type=Path, help="folder of shards")
-    for action in (tokenize, inspect):
+    solutions = actions.add_parser("solutions", help="solved problems of a domain as JSONL", description=_SOLUTIONS)
+    solutions.add_argument("domain", metavar="DOMAIN", help="mathematics, code, instructions, tools or terminal")
+    solutions.add_argument("--count", type=_count, default=1000, metavar="N", help="default: %(default)s")
+    solutions.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSONL file of conversations")
+    solutions.add_argument("--seed", type=int, default=1, metavar="N", help="default: %(default)s")
+    thinking = "with or without thinking (default: as the domain's problems have it)"
+    solutions.add_argument("--thinking", action=argparse.BooleanOptionalAction, help=thinking)
+    efforts = "efforts of the conversations with thinking, whose reasoning then has several lengths"
+    solutions.add_argument("--efforts", nargs="+", choices=EFFORTS, default=[], help=efforts)
+    level = "easy: what a model of some ten million parameters can learn (default: %(default)s)"
+    solutions.add_argument("--level", choices=LEVELS, default=LEVELS[0], help=level)
+    for action in (tokenize, inspect, solutions):
         action.set_defaults(parser=action)
 
 
@@ -44,8 +58,24 @@ _TOKENIZE = """Tokenize text, JSONL and Parquet files, or a Hugging Face dataset
 a text, or a conversation: an object with "messages" whose last one is the assistant's. A killed call goes on where it
 was when it is called again."""
 
+_SOLUTIONS = """Write solved problems of a domain's training split as conversations in OpenAI's message format, a line
+each, for `dsv4 train sft`. Results of tool calls come from the domain's tools."""
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number}; allowed: 1 or more")
+    return number
+
 
 def run(options: argparse.Namespace) -> None:
+    if options.action == "solutions":
+        from dsv4.commands.terminal.solutions import write_solutions
+
+        given = (options.count, options.seed, options.thinking, options.efforts, options.level)
+        write_solutions(options.domain, options.out, *given)
+        return
     from dsv4.commands.terminal import data
 
     if options.action == "tokenize":

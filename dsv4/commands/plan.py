@@ -41,7 +41,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--precision", choices=PRECISIONS, default=None, help="default: the recipe's, or else bf16")
     for name, ranks in (
         ("data", "that share parameters (FSDP) and take rows of their own"),
-        ("expert", "that share the experts, among those of data and context"),
+        ("expert", "that share the experts and take rows of their own"),
         ("context", "that share a row"),
         ("pipeline", "that share the layers"),
     ):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dsv4.commands.options import CommandParser
 
-BUDGETS = ("cpu", "gpu")  # of nano
+BUDGETS = ("cpu", "gpu")  # of nano and v4
 MIRROR, SUITE = "http://deb.debian.org/debian", "trixie"
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,13 +39,14 @@ dsv4 train sft --resume --run-dir runs/sft"""
 GRPO = "Train a model by GRPO on verifiable tasks: rollouts by the engine, rewards by each task's scorer."
 GRPO_EXAMPLES = """\
 dsv4 train grpo models/nano problems.tasks='["gcd", "number_sorting"]' run.steps=20 --run-dir runs/grpo
-dsv4 train grpo models/nano --resume --run-dir runs/grpo
+dsv4 train grpo models/nano problems.tasks='["gcd"]' service.workers=2 service.max_staleness=1 --run-dir runs/many
+dsv4 train grpo --resume --run-dir runs/grpo
 dsv4 train grpo models/nano problems.tasks='["gcd"]' --print-config"""
 
 DISTILL = "Distil teachers into a student on the student's own samples: full-vocabulary reverse KL, token by token."
 DISTILL_EXAMPLES = """\
 dsv4 train distill models/nano --teacher gcd=runs/gcd/model --teacher default=models/nano problems.tasks='["gcd"]'
-dsv4 train distill models/nano --teacher default=runs/gcd/model --resume --run-dir runs/distill
+dsv4 train distill --resume --run-dir runs/distill
 dsv4 train distill models/nano --teacher default=runs/gcd/model --print-config"""
 
 NANO = """\
@@ -62,6 +63,20 @@ dsv4 train nano --corpus corpus --budget gpu
 dsv4 train nano --corpus corpus --steps 6 --run-dir runs/try --out runs/try/model data.scale=0.01
 dsv4 train nano --corpus corpus base.optimizer.rate=2e-3 --print-config
 dsv4 train nano --resume --run-dir runs/nano"""
+
+V4 = """\
+The whole recipe: base, sft, four specialists, one student by on-policy distillation, comparisons, results.
+
+recipes/v4.toml is the recipe, beside recipes/nano.toml for its base; KEY=VALUE changes one of its keys. Its budget is 6
+hours on 2 cores, or 30 minutes on one data-centre GPU. --base-model and --sft-model take a model folder in place of
+training one. Every stage is a command of its own, and is skipped when its result stands: --resume goes on with a run
+that was killed, to the same bits. --out has the student in the official layout, results.json and results.html."""
+V4_EXAMPLES = """\
+dsv4 train v4 --corpus corpus --run-dir runs/v4 --out runs/v4/model
+dsv4 train v4 --base-model models/nano budget.seconds=1800 --run-dir runs/short
+dsv4 train v4 --base-model runs/nano/base/model --sft-model runs/nano/sft/model --run-dir runs/students
+dsv4 train v4 --corpus corpus specialists.code.grpo.objective.group_size=16 --print-config
+dsv4 train v4 --resume --run-dir runs/v4"""
 
 CORPUS = """\
 Build a training corpus from Debian's documentation packages, with a data card.
@@ -125,7 +140,7 @@ def sft_parser() -> CommandParser:
 
 def grpo_parser() -> CommandParser:
     parser = _new_parser("grpo", GRPO, GRPO_EXAMPLES)
-    parser.add_argument("model", help="model folder to start from, or owner/name")
+    parser.add_argument("model", nargs="?", help="model folder to start from, or owner/name; none with --resume")
     _add_keys(parser)
     _add_run(parser, Path("runs/grpo"))
     return parser
@@ -133,7 +148,7 @@ def grpo_parser() -> CommandParser:
 
 def distill_parser() -> CommandParser:
     parser = _new_parser("distill", DISTILL, DISTILL_EXAMPLES)
-    parser.add_argument("model", help="model folder to start from, or owner/name")
+    parser.add_argument("model", nargs="?", help="model folder to start from, or owner/name; none with --resume")
     _add_keys(parser)
     _add_run(parser, Path("runs/distill"))
     teacher = "teacher of a task's questions, or of all others (default); may be given many times"
@@ -143,14 +158,27 @@ def distill_parser() -> CommandParser:
 
 def nano_parser() -> CommandParser:
     parser = _new_parser("nano", NANO, NANO_EXAMPLES)
-    parser.add_argument("keys", nargs="*", metavar="KEY=VALUE", help="keys of the recipe to change")
+    words = "a TOML file in place of recipes/nano.toml, and keys to change"
+    parser.add_argument("keys", nargs="*", metavar="RECIPE|KEY=VALUE", help=words)
     parser.add_argument("--corpus", type=Path, help="folder that dsv4 train corpus made (default: corpus)")
     parser.add_argument("--budget", choices=BUDGETS, default="cpu", help="size of the run (default: %(default)s)")
     parser.add_argument("--seconds", type=float, help="training time instead of the budget's")
     parser.add_argument("--steps", type=int, help="a fixed number of steps instead of a time")
     _add_run(parser, ROOT / "runs" / "nano")
+    parser.add_argument("--base-model", metavar="FOLDER", help="leave out the base: the sft goes on from this model")
     parser.add_argument("--base-only", action="store_true", help="stop after the base")
     _add_workers(parser)
+    return parser
+
+
+def v4_parser() -> CommandParser:
+    parser = _new_parser("v4", V4, V4_EXAMPLES)
+    _add_keys(parser)
+    parser.add_argument("--corpus", type=Path, help="folder that dsv4 train corpus made (default: corpus)")
+    parser.add_argument("--budget", choices=BUDGETS, default="cpu", help="size of the run (default: %(default)s)")
+    parser.add_argument("--base-model", metavar="FOLDER", help="model in place of the base; its sft goes on from it")
+    parser.add_argument("--sft-model", metavar="FOLDER", help="model in place of the sft; with --base-model")
+    _add_run(parser, Path("runs/v4"))
     return parser
 
 
@@ -197,6 +225,7 @@ PARSERS: dict[str, Callable[[], CommandParser]] = {
     "grpo": grpo_parser,
     "distill": distill_parser,
     "nano": nano_parser,
+    "v4": v4_parser,
     "corpus": corpus_parser,
     "plot": plot_parser,
     "demo": demo_parser,

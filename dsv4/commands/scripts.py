@@ -7,12 +7,18 @@ import sys
 from pathlib import Path
 
 
+def script_names(folder: str) -> list[str]:
+    """Names of a checkout's scripts in folder/; none outside of a checkout."""
+    root = Path(__file__).resolve().parents[2] / folder
+    return sorted(path.stem for path in root.glob("*.py") if not path.stem.startswith("_"))
+
+
 def run_script(folder: str, name: str | None, arguments: list[str]) -> None:
     """Run folder/name.py of the checkout as __main__ with `arguments` as its command line."""
     root = Path(__file__).resolve().parents[2] / folder
     if not root.is_dir():
         raise ValueError(f"no {folder}/ at {root}; it comes with the repository, not with the installed package")
-    scripts = sorted(path.stem for path in root.glob("*.py") if not path.stem.startswith("_"))
+    scripts = script_names(folder)
     if name is None:
         raise ValueError(f"give the name of one of {folder}/: {', '.join(scripts)}")
     if name not in scripts:

@@ -34,7 +34,7 @@ _BEGINNINGS = (*OPENINGS, THINK_END)
 _LONGEST = max(map(len, _BEGINNINGS)) - 1
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Token:
     """One sampled token, its text, and its log-probabilities if requested."""
 
@@ -72,6 +72,9 @@ class ToolMarkup:
 
     def push(self, token: Token) -> list[Token | Text]:
         """Adds a token; returns the items that are now certain."""
+        if not (self._held or self._in_block or "<" in token.text):  # most tokens: no tag begins in them
+            self._end = (self._end + token.text)[-_LONGEST:]
+            return [token]
         self._held.append(token)
         self._tail += token.text
         out: list[Token | Text] = []

@@ -6,6 +6,7 @@ StatefulDataLoader keeps the state of iterators; here the state is one number, a
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from itertools import count
 from multiprocessing import current_process
@@ -57,11 +58,17 @@ class Prefetch:
             sampler=_From(number),
             num_workers=self._workers,
             collate_fn=_unchanged,
+            worker_init_fn=_leave_interrupts,
             prefetch_factor=1,
             # Forking a process that runs torch's threads can hang.
             multiprocessing_context="spawn",
         )
         return iter(loader)
+
+
+def _leave_interrupts(worker: int) -> None:
+    """Ctrl-C goes to all processes of a terminal; the main one says when these end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Groups(Dataset[Any]):

@@ -113,7 +113,7 @@ class File:
             raise RecordError(f"{self.path}: no Parquet file: {error}") from error
         with file:
             known = file.schema_arrow.names
-            columns = [name for name in (self.column, _MESSAGES, "tools") if name in known]
+            columns = [name for name in (self.column, _MESSAGES, "tools", "reasoning_effort") if name in known]
             first = 0
             for group in range(file.metadata.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
@@ -255,11 +255,22 @@ def _decode(data: bytes, place: str) -> str:
         raise RecordError(f"{place}: byte {error.start} is not UTF-8") from error
 
 
+def _parsed(value: Any, name: str, place: str) -> Any:
+    """A value, or what its JSON says if it is a text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise RecordError(f"{place}: {name!r} is a text that is no JSON: {error}") from error
+
+
 def _record(values: dict[str, Any], column: str, place: str) -> Record:
-    """The text in `column`, else the conversation of an object with messages."""
+    """The text in `column`, else the conversation of an object with messages, which a table may hold as JSON."""
     text = values.get(column)
     if isinstance(text, str):
         return text
+    values = values | {name: _parsed(values[name], name, place) for name in (_MESSAGES, "tools") if name in values}
     if isinstance(values.get(_MESSAGES), list):
         return values
     raise RecordError(f"{place}: no text in {column!r} and no list in {_MESSAGES!r}; it has {sorted(values)}")

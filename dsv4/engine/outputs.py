@@ -19,7 +19,7 @@ class SampledToken:
     mask: bytes | None = None  # tokens that could be drawn, a bit per token of the vocabulary (kernels/sampling)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which would triple the time to make one: there is one per token
 class Timings:
     """Durations of a request so far, in seconds of the monotonic clock, and its token counts."""
 
@@ -45,7 +45,7 @@ class ProgressEvent:
     prefill_seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen, as Timings
 class TokenEvent:
     """New tokens of one request. `text` may lag behind the tokens (half a character, a possible stop string)."""
 

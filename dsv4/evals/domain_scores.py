@@ -12,7 +12,7 @@ from dsv4.engine import LLM, SamplingParams
 from dsv4.evals.intervals import wilson
 from dsv4.post_training.domains.domain import Level
 from dsv4.post_training.domains.registry import open_domain
-from dsv4.post_training.efforts import with_effort
+from dsv4.post_training.efforts import EffortMode, with_effort
 from dsv4.post_training.episodes.environment import EpisodeLimits, EpisodeProblem
 from dsv4.post_training.episodes.sampling import sample_episodes
 from dsv4.post_training.episodes.trajectory import TrajectoryFiles
@@ -66,7 +66,7 @@ def evaluate_domain(
     llm = model if isinstance(model, LLM) else LLM(model, max_num_seqs=32)
     problems = held_out_problems(domain, count, seed, thinking, level)
     if effort is not None:
-        problems = [with_effort(problem, effort) for problem in problems]
+        problems = [with_effort(problem, EffortMode(effort)) for problem in problems]
     correct = tokens = 0
     for rollouts, asked in _answers(llm, problems, max_tokens, limits or EpisodeLimits()):
         correct += sum(reward.correct for reward in judge(rollouts, asked))

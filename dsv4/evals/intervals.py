@@ -20,3 +20,11 @@ def wilson(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
     low = 0.0 if successes == 0 else max(0.0, centre - half)
     high = 1.0 if successes == trials else min(1.0, centre + half)
     return low, high
+
+
+def difference(first: tuple[int, int], second: tuple[int, int], z: float = Z95) -> tuple[float, float]:
+    """Interval of the first rate minus the second, each (successes, trials), by Newcombe from Wilson intervals."""
+    (low1, high1), (low2, high2) = wilson(*first, z), wilson(*second, z)
+    rate1, rate2 = (successes / trials if trials else 0.5 for successes, trials in (first, second))
+    gap = rate1 - rate2
+    return gap - math.hypot(rate1 - low1, high2 - rate2), gap + math.hypot(high1 - rate1, rate2 - low2)

@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -22,62 +23,94 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from dsv4.checkpoint.atomic import sync_folder
 
 KEPT = 2  # checkpoints: the last one, and the one before
+SUSPECTED, COMMON = "suspected", "common.pt"  # files of a checkpoint
 _NAME = re.compile(r"step-(\d+)")
 
 
 class Checkpoints:
     """Checkpoints of one run in `folder`, which all ranks see. Every method is called by all ranks together."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, kept: int = 0) -> None:
+        """kept: checkpoints without a suspicion that stay besides the last ones."""
+        self.folder, self._kept = folder, kept
         # Of its own: it writes while other collectives run.
         self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
-        self._pending: tuple[Future[Any], Path, Path, dict[str, Any]] | None = None
+        self._pending: tuple[Future[Any], int, dict[str, Any], dict[str, Any]] | None = None
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step}"
+
+    def steps(self) -> list[int]:
+        """Steps of the whole checkpoints, ascending."""
+        return sorted(int(m[1]) for path in self.folder.glob("step-*") if (m := _NAME.fullmatch(path.name)))
+
+    def unsuspected(self) -> list[int]:
+        """Steps of the last `kept` checkpoints without a suspicion, ascending."""
+        found = [step for step in self.steps() if not (self.path(step) / SUSPECTED).exists()]
+        return found[-self._kept :] if self._kept else []
 
     def latest(self) -> Path | None:
         """The last whole checkpoint."""
-        found = {int(m[1]): path for path in self.folder.glob("step-*") if (m := _NAME.fullmatch(path.name))}
-        return found[max(found)] if found else None
+        steps = self.steps()
+        return self.path(steps[-1]) if steps else None
 
-    def start(self, step: int, tensors: Mapping[str, Tensor], position: dict[str, Any]) -> None:
-        """Copy `tensors` and begin to write them; this rank's, of which no other rank has a whole one by that name."""
+    def start(
+        self,
+        step: int,
+        tensors: Mapping[str, Tensor],
+        position: dict[str, Any],
+        common: Mapping[str, Any] | None = None,
+        suspected: bool = False,
+    ) -> None:
+        """Copy `tensors` and begin to write them; this rank's, of which no other rank has a whole one by that name.
+
+        position: numbers and texts, as JSON; common: the same on all ranks, tensors too; suspected: none to keep.
+        """
         self.finish()
-        path = self.folder / f"step-{step}"
         temporary = self.folder / f"writing-{step}"
         if dist.get_rank() == 0:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
+            if suspected:
+                (temporary / SUSPECTED).touch()
         dist.barrier(self._group)
         future = async_save(dict(tensors), checkpoint_id=temporary, process_group=self._group)
-        self._pending = cast("Future[Any]", future), temporary, path, position
+        self._pending = cast("Future[Any]", future), step, position, dict(common or {})
 
     def finish(self) -> None:
         """Wait until the checkpoint begun last is whole, and remove those that are no longer kept."""
         if self._pending is None:
             return
-        future, temporary, path, position = self._pending
+        future, step, position, common = self._pending
         self._pending = None
+        path, temporary, old = self.path(step), self.folder / f"writing-{step}", self.folder / f"old-{step}"
         future.result()
         dist.barrier(self._group)
         if dist.get_rank() == 0:
             (temporary / "position.json").write_text(json.dumps(position), encoding="utf-8")
+            if common:
+                torch.save(common, temporary / COMMON)
             sync_folder(temporary)
-            if path.exists():
-                shutil.rmtree(path)
+            if path.exists():  # of before a rollback
+                path.rename(old)
             temporary.rename(path)
             sync_folder(self.folder)
-            steps = sorted(int(m[1]) for p in self.folder.glob("step-*") if (m := _NAME.fullmatch(p.name)))
-            for old in steps[:-KEPT]:
-                shutil.rmtree(self.folder / f"step-{old}")
+            shutil.rmtree(old, ignore_errors=True)
+            for other in set(self.steps()[:-KEPT]) - set(self.unsuspected()):
+                shutil.rmtree(self.path(other))
         dist.barrier(self._group)
 
-    def load(self, path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Read this rank's `tensors` from a checkpoint in place; its position. ValueError if it is damaged."""
+    def load(self, path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read this rank's `tensors` from a checkpoint in place; its position, and what is common.
+
+        ValueError if it is damaged.
+        """
         try:
             position = json.loads((path / "position.json").read_text(encoding="utf-8"))
             load(dict(tensors), checkpoint_id=path, process_group=self._group)
+            common = torch.load(path / COMMON, weights_only=True) if (path / COMMON).exists() else {}
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise ValueError(
                 f"{path} is damaged or of another model ({error}); remove it to go on from another"
             ) from error
-        return position
+        return position, common

@@ -58,6 +58,12 @@ def gather_all(model: nn.Module) -> None:
         module.unshard()
 
 
+def release_all(model: nn.Module) -> None:
+    """Keep this rank's parts alone again, after a forward without a backward: the next one gathers what is then new."""
+    for module in sharded_modules(model):
+        module.reshard()
+
+
 def local_part(parameter: Tensor) -> Tensor:
     """This rank's part of a sharded parameter, or the parameter itself; not copied."""
     return cast(DTensor, parameter)._local_tensor if isinstance(parameter, DTensor) else parameter.detach()

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from dsv4.parallel.degrees import DIMENSIONS, Degrees
+from dsv4.analysis.degrees import DIMENSIONS, Degrees
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 TIMEOUT_SECONDS = 600.0  # of a collective whose other ranks do not come

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -44,15 +44,3 @@ def sum_numbers(values: Sequence[float], group: dist.ProcessGroup, device: torch
     total = torch.tensor(values, dtype=torch.float64, device=device if device.type != "mps" else "cpu")
     dist.all_reduce(total, group=group)
     return total.tolist()
-
-
-def sum_counts_by_name(
-    counts: Mapping[str, Tensor], group: dist.ProcessGroup, device: torch.device
-) -> dict[str, Tensor]:
-    """Sums over the ranks of int64 tensors that all ranks have under the same names and in the same shapes."""
-    if not counts:
-        return {}
-    flat = torch.cat([counts[name].flatten() for name in counts]).to(device)
-    dist.all_reduce(flat, group=group)
-    parts = flat.cpu().split([count.numel() for count in counts.values()])
-    return {name: part.view_as(count) for (name, count), part in zip(counts.items(), parts, strict=True)}

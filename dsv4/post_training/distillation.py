@@ -2,16 +2,17 @@
 
     loss = sum over teachers of w_i * mean over the tokens of its samples of KL(student || teacher)
 
-over the full vocabulary; or, as the report's rejected alternative for comparison, the sampled-token estimate.
+over the full vocabulary; or, as the report's rejected alternative for comparison, the sampled-token estimate. A
+problem with an environment is asked in a whole episode, whose sampled tokens count: not the results of its tools.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -22,12 +23,15 @@ from torch import Tensor
 from dsv4.data.stable_hash import stable_hash
 from dsv4.engine import SamplingParams
 from dsv4.model.aux_losses import AuxLosses
+from dsv4.post_training.asking import Episodes, ask
+from dsv4.post_training.episodes.environment import EpisodeLimits
+from dsv4.post_training.episodes.trajectory import TrajectoryFiles
 from dsv4.post_training.kl import reverse_kl
 from dsv4.post_training.learner import UpdateError
 from dsv4.post_training.policy import token_log_probabilities
 from dsv4.post_training.policy_run import LoopSettings, PolicyRun, StepFigures
-from dsv4.post_training.problems import ProblemSource
-from dsv4.post_training.rollouts import Rollout, answer_hidden, packed, sample_rollouts
+from dsv4.post_training.problems import Problem, ProblemSource
+from dsv4.post_training.rollouts import Sampled, answer_hidden, packed
 from dsv4.post_training.served_policy import ServedPolicy
 from dsv4.post_training.teachers import Teachers
 from dsv4.training.optim import MuonAdamW
@@ -48,6 +52,7 @@ class DistillationSettings:
     quantized: bool = True
     balance: float = 1e-4
     indexer: float = 1.0
+    episodes: EpisodeLimits = field(default_factory=EpisodeLimits)
 
     def __post_init__(self) -> None:
         for name in ("samples", "kl_chunk", "micro_tokens"):
@@ -89,19 +94,14 @@ class DistillationRun(PolicyRun):
 
     def step(self, rate: float) -> StepFigures:
         settings, started = self.settings, time.perf_counter()
-        with self.policy.serving() as llm:
-            first, problems, prompts = self.take_problems(llm, self.loop.prompts)
-            params = SamplingParams(max_tokens=self.loop.max_tokens)
-            seed = stable_hash("distillation", self.loop.seed, first) >> 2
-            rollouts = sample_rollouts(llm, prompts, settings.samples, params, seed)
+        samples, problems = self.sample()
         sampling = time.perf_counter() - started
-        by_domain: dict[str, list[Rollout]] = {}
-        for rollout in rollouts:
-            by_domain.setdefault(self.teachers.domain_of(problems[rollout.prompt].domain), []).append(rollout)
-        by_domain = dict(sorted(by_domain.items()))  # by teacher, so that a head is loaded once
+        by_domain = self.by_domain(samples, problems)
         self.teachers.store(by_domain, settings.micro_tokens)
         teaching = time.perf_counter() - started - sampling
         sums, norm = self._update(by_domain, rate)
+        for sample in samples:
+            sample.release()
         figures = {domain: float(one.kl / one.tokens) for domain, one in sums.items()}
         tokens = sum(one.tokens for one in sums.values())
         return StepFigures(
@@ -111,8 +111,8 @@ class DistillationRun(PolicyRun):
                 "kl": sum(one.kl for one in sums.values()) / tokens,
                 "kl_by_teacher": figures,
                 "grad_norm": norm,
-                "answer_tokens": tokens / len(rollouts),
-                "unfinished": sum(not rollout.finished for rollout in rollouts) / len(rollouts),
+                "answer_tokens": tokens / len(samples),
+                "unfinished": sum(not sample.finished for sample in samples) / len(samples),
                 "train_serve_difference": max(one.difference for one in sums.values()),
                 "sampling_seconds": round(sampling, 3),
                 "teaching_seconds": round(teaching, 3),
@@ -120,20 +120,37 @@ class DistillationRun(PolicyRun):
             tokens,
         )
 
-    def _update(self, by_domain: dict[str, list[Rollout]], rate: float) -> tuple[dict[str, _Sums], float]:
+    def sample(self) -> tuple[list[Sampled], list[Problem]]:
+        """The student's samples of the next problems, and the problems."""
+        settings = self.settings
+        with self.policy.serving() as llm:
+            first, problems, prompts = self.take_problems(llm, self.loop.prompts)
+            params = SamplingParams(max_tokens=self.loop.max_tokens)
+            seed = stable_hash("distillation", self.loop.seed, first) >> 2
+            episodes = Episodes(settings.episodes, TrajectoryFiles(self.run_dir / "episodes"))
+            return ask(llm, problems, prompts, settings.samples, params, seed, episodes), problems
+
+    def by_domain(self, samples: Sequence[Sampled], problems: Sequence[Problem]) -> dict[str, list[Sampled]]:
+        """Samples by their teacher's domain, in its order, so that a head is loaded once; without those that failed.
+
+        UpdateError if all failed.
+        """
+        found: dict[str, list[Sampled]] = {}
+        for error in sorted({sample.error for sample in samples if sample.error is not None}):
+            self.console.print(f"{error}; its samples are left out", highlight=False)
+        for sample in samples:
+            if sample.error is None and sample.num_tokens:
+                domain = self.teachers.domain_of(problems[sample.prompt].domain)
+                found.setdefault(domain, []).append(sample)
+        if not found:
+            raise UpdateError(f"all {len(samples)} samples failed, the last with: {samples[-1].error}")
+        return dict(sorted(found.items()))
+
+    def _update(self, by_domain: dict[str, list[Sampled]], rate: float) -> tuple[dict[str, _Sums], float]:
         """One step of the optimizer; the sums of each domain and the gradient's norm."""
-        model, optimizer, settings = self.policy.model, self.optimizer, self.settings
+        optimizer, settings = self.optimizer, self.settings
         optimizer.zero_grad()
-        sums = {domain: _Sums() for domain in by_domain}
-        answers = sum(map(len, by_domain.values()))
-        with stored_weights(model, indexers=False) if settings.quantized else nullcontext():
-            for domain, rollouts in by_domain.items():
-                weight = self.teachers.teachers[domain].weight / sum(len(one.token_ids) for one in rollouts)
-                place = 0
-                for micro in packed(rollouts, settings.micro_tokens):
-                    places = range(place, place + len(micro))
-                    place += len(micro)
-                    self._add_gradient(domain, micro, places, weight, len(micro) / answers, sums[domain])
+        sums = self.add_gradient(by_domain)
         norm, loss = optimizer.gradient_norm(), sum(one.loss for one in sums.values())
         if not (math.isfinite(loss) and math.isfinite(norm)):
             optimizer.zero_grad()
@@ -142,8 +159,23 @@ class DistillationRun(PolicyRun):
         optimizer.zero_grad()
         return sums, norm
 
+    def add_gradient(self, by_domain: Mapping[str, Sequence[Sampled]]) -> dict[str, _Sums]:
+        """Add the loss's gradient to the parameters'; the sums of each domain. Its teacher has stored hidden states."""
+        model, settings = self.policy.model, self.settings
+        sums = {domain: _Sums() for domain in by_domain}
+        answers = sum(map(len, by_domain.values()))
+        with stored_weights(model, indexers=False) if settings.quantized else nullcontext():
+            for domain, rollouts in by_domain.items():
+                weight = self.teachers.teachers[domain].weight / sum(one.num_tokens for one in rollouts)
+                place = 0
+                for micro in packed(rollouts, settings.micro_tokens):
+                    places = range(place, place + len(micro))
+                    place += len(micro)
+                    self._add_gradient(domain, micro, places, weight, len(micro) / answers, sums[domain])
+        return sums
+
     def _add_gradient(
-        self, domain: str, micro: Sequence[Rollout], places: Sequence[int], weight: float, share: float, sums: _Sums
+        self, domain: str, micro: Sequence[Sampled], places: Sequence[int], weight: float, share: float, sums: _Sums
     ) -> None:
         """Forward and backward of one micro-batch of a teacher's samples."""
         model, settings, aux = self.policy.model, self.settings, AuxLosses()

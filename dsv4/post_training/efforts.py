@@ -1,23 +1,39 @@
-"""Problems asked with a reasoning effort."""
+"""Effort modes: problems asked with a reasoning effort, each effort with a window and a length penalty of its own."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from random import Random
 
 from deepseek_recipe import Conversation
 
+from dsv4.data.stable_hash import stable_hash
 from dsv4.data.tasks import Effort
 from dsv4.post_training.episodes.environment import Environment, EpisodeProblem
-from dsv4.post_training.problems import Explained, ExplainedProblem, Problem
-from dsv4.tokenizer.prompts import with_messages
+from dsv4.post_training.problems import Explained, ExplainedProblem, ParallelProblem, Problem, ProblemSource
+from dsv4.tokenizer.prompts import LADDER_KEY, LADDERS, effort_ladder, with_messages
+
+EFFORTS: tuple[Effort, ...] = ("low", "high", "max")
+Penalty = Callable[[int], float]  # sampled tokens, thinking included -> reward, 0 or less
+
+
+@dataclass(frozen=True)
+class EffortMode:
+    """An effort, the most tokens of its answers (of a whole episode), and its length penalty; None: without."""
+
+    effort: Effort
+    window: int | None = None
+    penalty: Penalty | None = None
 
 
 @dataclass(frozen=True)
 class EffortProblem:
-    """A problem that is asked with an effort; its rewards are the problem's."""
+    """A problem that is asked with an effort; its rewards are the problem's, before the mode's penalty."""
 
     inner: Problem
-    effort: Effort
+    mode: EffortMode
 
     @property
     def domain(self) -> str:
@@ -31,9 +47,13 @@ class EffortProblem:
     def thinking(self) -> bool:
         return self.inner.thinking
 
+    @property
+    def parallel(self) -> bool:
+        return isinstance(self.inner, ParallelProblem) and self.inner.parallel
+
     def prompt(self) -> Conversation:
         asked = self.inner.prompt()
-        return with_messages(asked, asked.messages, reasoning_effort=self.effort)
+        return with_messages(asked, asked.messages, reasoning_effort=self.mode.effort)
 
     def reward(self, answer: str) -> float:
         return self.inner.reward(answer)
@@ -53,6 +73,56 @@ class EffortGoal(EffortProblem):
         return self.inner.environment()
 
 
-def with_effort(problem: Problem, effort: Effort) -> EffortProblem:
+@dataclass(frozen=True)
+class EffortProblems:
+    """The problems of a source, each asked with one of the modes, drawn by its number."""
+
+    source: ProblemSource
+    modes: tuple[EffortMode, ...]
+    seed: int = 1
+
+    def problem(self, number: int, /) -> EffortProblem:
+        mode = Random(stable_hash("effort", self.seed, number)).choice(self.modes)
+        return with_effort(self.source.problem(number), mode)
+
+
+@dataclass(frozen=True)
+class SomeEfforts:
+    """The problems of `plain`; of `domains`, those that `efforts` has under the same numbers."""
+
+    plain: ProblemSource
+    efforts: EffortProblems
+    domains: tuple[str, ...]
+
+    def problem(self, number: int, /) -> Problem:
+        problem = self.plain.problem(number)
+        return self.efforts.problem(number) if problem.domain in self.domains else problem
+
+
+def with_effort(problem: Problem, mode: EffortMode) -> EffortProblem:
     """The problem, asked with an effort."""
-    return EffortGoal(problem, effort) if isinstance(problem, EpisodeProblem) else EffortProblem(problem, effort)
+    return EffortGoal(problem, mode) if isinstance(problem, EpisodeProblem) else EffortProblem(problem, mode)
+
+
+def window_of(problem: Problem, most: int) -> int:
+    """Most tokens of an answer: `most`, or fewer by the problem's effort."""
+    window = problem.mode.window if isinstance(problem, EffortProblem) else None
+    return most if window is None else min(most, window)
+
+
+def penalty_of(problem: Problem, tokens: int) -> float:
+    """Reward, 0 or less, of an answer of `tokens` tokens by the problem's effort."""
+    penalty = problem.mode.penalty if isinstance(problem, EffortProblem) else None
+    return 0.0 if penalty is None else penalty(tokens)
+
+
+def check_ladder(folder: Path, efforts: Sequence[Effort]) -> None:
+    """ValueError if two of the efforts have the same prompt under a model folder's ladder."""
+    ladder = effort_ladder(folder)
+    rendered = {effort: LADDERS[ladder][effort] for effort in efforts}
+    alike = [effort for effort in efforts if list(rendered.values()).count(rendered[effort]) > 1]
+    if alike:
+        raise ValueError(
+            f"efforts {' and '.join(alike)} have the same prompt under the ladder {ladder} of {folder}; "
+            f'"{LADDER_KEY}": "0731" in its generation_config.json tells them apart'
+        )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dsv4.post_training.efforts import EFFORTS, EffortProblem
 from dsv4.post_training.learner import Update
 from dsv4.post_training.problems import Problem
 from dsv4.post_training.rewards import Reward
@@ -47,7 +48,20 @@ def sampling_figures(groups: Sequence[Group]) -> dict[str, Any]:
         "unfinished": sum(not rollout.finished for rollout in rollouts) / count,
         "groups": len(groups),
         "informative": sum(group.informative for group in groups),
-    }
+    } | _by_effort(groups)
+
+
+def _by_effort(groups: Sequence[Group]) -> dict[str, float]:
+    """Accuracy and tokens of each effort that was asked."""
+    found: dict[str, float] = {}
+    for effort in EFFORTS:
+        chosen = [one for one in groups if isinstance(one.problem, EffortProblem) and one.problem.mode.effort == effort]
+        correct = [reward.correct for group in chosen for reward in group.rewards]
+        tokens = [rollout.num_tokens for group in chosen for rollout in group.rollouts]
+        if tokens:
+            found[f"accuracy_{effort}"] = sum(correct) / len(correct)
+            found[f"answer_tokens_{effort}"] = sum(tokens) / len(tokens)
+    return found
 
 
 def update_figures(updates: Sequence[Update]) -> dict[str, Any]:

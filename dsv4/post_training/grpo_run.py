@@ -15,8 +15,8 @@ from rich.console import Console
 from dsv4.data.stable_hash import stable_hash
 from dsv4.engine import SamplingParams
 from dsv4.model.transformer import Transformer
+from dsv4.post_training.asking import Episodes, ask
 from dsv4.post_training.episodes.environment import EpisodeLimits, EpisodeProblem
-from dsv4.post_training.episodes.sampling import sample_episodes
 from dsv4.post_training.episodes.trajectory import TrajectoryFiles
 from dsv4.post_training.groups import Asked, Group, sampling_figures, update_figures
 from dsv4.post_training.grpo import advantages
@@ -29,7 +29,7 @@ from dsv4.post_training.rollout_service.lookahead import Lookahead
 from dsv4.post_training.rollout_service.sampler import ServiceSampler
 from dsv4.post_training.rollout_service.service import RolloutService
 from dsv4.post_training.rollout_service.staleness import staleness
-from dsv4.post_training.rollouts import Sampled, Sampler, sample_rollouts
+from dsv4.post_training.rollouts import Sampled, Sampler
 from dsv4.post_training.rubric_judge import RubricJudge
 from dsv4.post_training.served_policy import ServedPolicy
 from dsv4.training.optim import MuonAdamW
@@ -201,8 +201,8 @@ class GRPORun(PolicyRun):
     def _next(self, sampler: Callable[[int], Sampler], count: int) -> Asked:
         """The next `count` problems, each asked `group_size` times; asked earlier, if a service samples ahead.
 
-        At most as many are asked ahead as the steps up to the bound on staleness use: each of these steps takes
-        `prompts` or more, and this one at least `count` more.
+        At most as many are asked ahead as the steps up to the bound on staleness use: each of these steps, as far as
+        the run has them, takes `prompts` or more, and this one at least `count` more.
         """
         first = self.position.problems
         self.position.problems += count
@@ -214,7 +214,8 @@ class GRPORun(PolicyRun):
             chosen = sampler(number)  # with the weights of now
             return lambda: self._ask(chosen, number, 1)
 
-        self._ahead.fill(self.service.settings.max_staleness * self.loop.prompts + count, prepare)
+        steps = min(self.service.settings.max_staleness, self.loop.steps - self.position.step - 1)
+        self._ahead.fill(steps * self.loop.prompts + count, prepare)
         asked = self._ahead.take(count)
         rollouts = [
             replace(cast(Any, rollout), prompt=place) for place, one in enumerate(asked) for rollout in one.rollouts
@@ -251,22 +252,14 @@ class GRPORun(PolicyRun):
         self, llm: Sampler, problems: Sequence[Problem], prompts: Sequence[list[int]], params: SamplingParams, seed: int
     ) -> list[Sampled]:
         """Answers to each problem; whole episodes of those with an environment."""
-        size = self.settings.group_size
-        goals = [(place, problem) for place, problem in enumerate(problems) if isinstance(problem, EpisodeProblem)]
-        asked = [place for place in range(len(problems)) if place not in dict(goals)]
-        found: list[Sampled] = []
-        if asked:
-            answers = sample_rollouts(llm, [prompts[place] for place in asked], size, params, seed)
-            answers = record_choices(
-                self.policy.model, answers, self.settings.learner.micro_tokens, self.settings.replay
-            )
-            found += [replace(answer, prompt=asked[answer.prompt]) for answer in answers]
-        if goals:
+        settings = self.settings
+        if any(isinstance(problem, EpisodeProblem) for problem in problems):
             self._check_episodes(params)
             params = replace(params, logprobs_mode="raw_logprobs")
-            assert self._files is not None, "made by each step, or by the first"
-            found += sample_episodes(llm, goals, size, params, seed, self.settings.episodes, self._files)
-        return found
+        assert self._files is not None, "made by each step, or by the first"
+        episodes = Episodes(settings.episodes, self._files)
+        found = ask(llm, problems, prompts, settings.group_size, params, seed, episodes)
+        return record_choices(self.policy.model, found, settings.learner.micro_tokens, settings.replay)
 
     def _check_episodes(self, params: SamplingParams) -> None:
         """ValueError for settings that episodes do not go with."""

@@ -14,18 +14,21 @@ from dsv4.checkpoint.atomic import clear_folder
 from dsv4.post_training.problems import Problem, ProblemSource
 from dsv4.post_training.rollouts import Sampler
 from dsv4.post_training.served_policy import ServedPolicy
+from dsv4.training.memory import keep_freed_memory
 from dsv4.training.optim import MuonAdamW
+from dsv4.training.plan import UNPLANNED, FixedPlan, Plan, TimePlan
 from dsv4.training.report import Report
 from dsv4.training.schedule import Schedule
 from dsv4.training.state import load_state, save_state
-from dsv4.training.stopping import RunStoppedError, StopOnSigterm
+from dsv4.training.stopping import StopOnSignal
 
 STATE = "state.pt"
+CALIBRATION_STEPS = 4  # of a budget of time: a step here samples, which takes as long as many of pre-training
 
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """Length of a run, its rate, and what a step samples."""
+    """Length of a run, its rate, and what a step samples. `seconds`: a budget of time in place of `steps`."""
 
     steps: int
     schedule: Schedule
@@ -33,6 +36,7 @@ class LoopSettings:
     max_tokens: int = 512  # of an answer
     save_every: int = 10
     seed: int = 1
+    seconds: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "prompts", "max_tokens", "save_every"):
@@ -78,6 +82,9 @@ class PolicyRun(ABC):
         self.position = PolicyPosition()
         run_dir.mkdir(parents=True, exist_ok=True)
         clear_folder(run_dir)
+        self.plan: Plan = FixedPlan(loop.steps)
+        if loop.seconds is not None:
+            self.plan = TimePlan(run_dir / "plan.json", loop.seconds, calibration=CALIBRATION_STEPS)
         if self.state_path.exists():
             self.position = load_state(self.state_path, policy.model, optimizer, PolicyPosition)
 
@@ -92,23 +99,29 @@ class PolicyRun(ABC):
     def run(self, stop_after: int | None = None) -> PolicyPosition:
         """Train to the last step, or until `stop_after` steps are done; saves the state at the end.
 
-        RunStoppedError, with the state saved, if the process got SIGTERM meanwhile.
+        RunStoppedError, with the state saved, if the process got SIGTERM or Ctrl-C meanwhile.
         """
         loop, position = self.loop, self.position
-        last = loop.steps if stop_after is None else min(loop.steps, stop_after)
         metrics = self.run_dir / "metrics.jsonl"
-        with Report(metrics, position.step, self.console, self.quiet) as report, StopOnSigterm() as stop:
-            while position.step < last and not stop.requested:
+        keep_freed_memory()
+        with Report(metrics, position.step, self.console, self.quiet) as report, StopOnSignal() as stop:
+            while not self.finished and not stop.requested and (stop_after is None or position.step < stop_after):
                 self._logged_step(report)
                 if position.step % loop.save_every == 0:
                     self.save()
         self.save()
-        if stop.requested and position.step < loop.steps:
-            raise RunStoppedError(
-                f"stopped by SIGTERM after step {position.step} of {loop.steps}; the state is saved in "
-                f"{self.state_path}"
-            )
+        if stop.requested and not self.finished:
+            raise stop.error(position.step, self._total, self.state_path)
         return position
+
+    @property
+    def finished(self) -> bool:
+        return self.position.step >= self._total
+
+    @property
+    def _total(self) -> int:
+        """Steps of the run as planned now."""
+        return self.plan.total(self.position.step)
 
     def save(self) -> None:
         save_state(self.state_path, self.policy.model, self.optimizer, self.position)
@@ -128,7 +141,7 @@ class PolicyRun(ABC):
     def _logged_step(self, report: Report) -> None:
         loop, position = self.loop, self.position
         started, step = time.perf_counter(), position.step
-        rate = loop.schedule.rate(step, loop.steps)
+        rate = loop.schedule.rate(step, self._total)
         done = self.step(rate)
         took = time.perf_counter() - started
         position.step, position.tokens, position.seconds = (
@@ -136,8 +149,10 @@ class PolicyRun(ABC):
             position.tokens + done.tokens,
             position.seconds + took,
         )
+        self.plan.observe(position.step, position.seconds, freeze=loop.schedule.in_decay(step, self._total))
         metrics = {
-            "step": step, "stage": self.stage, "lr": rate, "seconds": round(position.seconds, 3),
-            "tokens_per_second": done.tokens / took,
+            "step": step, "stage": self.stage, "lr": rate, "tokens": position.tokens,
+            "seconds": round(position.seconds, 3), "tokens_per_second": done.tokens / took,
         } | done.figures  # fmt: skip
-        report.step(metrics, loop.steps, True, (loop.steps - position.step) * position.seconds / position.step)
+        total = self._total
+        report.step(metrics, total, total < UNPLANNED, (total - position.step) * position.seconds / position.step)

@@ -48,6 +48,14 @@ class ExplainedProblem(Problem, Protocol):
     def explain(self, answer: str) -> Explained: ...
 
 
+@runtime_checkable
+class ParallelProblem(ExplainedProblem, Protocol):
+    """A problem that may judge several answers at once, in threads: its judging waits for other processes."""
+
+    @property
+    def parallel(self) -> bool: ...
+
+
 class ProblemSource(Protocol):
     """Problems by number: the same problem for the same number, so that a run resumes without a record of them."""
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
 
 from dsv4.checkpoint import load_model
-from dsv4.checkpoint.atomic import DiskFullError, new_file
+from dsv4.checkpoint.atomic import DiskFullError, kept_if_whole, new_file
 from dsv4.model.transformer import Transformer
 from dsv4.model_folder import resolve_model
+from dsv4.post_training.efforts import check_ladder
 from dsv4.post_training.learner import UpdateError
 from dsv4.post_training.policy_run import PolicyRun
 from dsv4.post_training.recipes import PolicyRecipe
@@ -23,7 +25,7 @@ from dsv4.post_training.served_policy import ServedPolicy
 from dsv4.training.export import export_model
 from dsv4.training.recipe import read_recipe, write_recipe
 from dsv4.training.state import StateError
-from dsv4.training.stopping import EXIT_STATUS, RunStoppedError
+from dsv4.training.stopping import RunStoppedError
 
 R = TypeVar("R", bound=PolicyRecipe)
 RECIPE, MODEL = "recipe.toml", "model.txt"
@@ -32,7 +34,7 @@ Start = Callable[[R, ServedPolicy, argparse.Namespace, Console], PolicyRun]
 
 
 def run_recipe(name: str, schema: type[R], options: argparse.Namespace, start: Start[R]) -> int:
-    """Run a recipe from its command line; 0 when the model folder is written, 143 after a SIGTERM."""
+    """Run a recipe from its command line; 0 when the model folder is written, 143 after a SIGTERM, 130 after Ctrl-C."""
     console = Console()
     run_dir: Path = options.run_dir
     out: Path = options.out or run_dir / "model"
@@ -41,18 +43,20 @@ def run_recipe(name: str, schema: type[R], options: argparse.Namespace, start: S
         if options.print_config:
             print(write_recipe(recipe), end="")
             return 0
-        recipe.problems.source()  # names what is wrong before the run's folder is made
-        folder = options.model = resolve_model(options.model)
-        _check_run(run_dir, options, folder)
+        recipe.source()  # names what is wrong before the run's folder is made
+        folder = options.model = _begun(run_dir, options) if options.resume else resolve_model(options.model)
+        if not options.resume and (run_dir / RECIPE).exists():
+            raise ValueError(f"{run_dir} already holds a run; pass --resume to go on with it, or another --run-dir")
+        check_ladder(folder, recipe.problems.efforts)
         policy = make_policy(recipe, folder)
-        run = start(recipe, policy, options, console)
-        if not options.resume:
-            _note_run(run_dir, recipe, folder)  # now that nothing given was wrong
+        with nullcontext() if options.resume else kept_if_whole(run_dir):
+            run = start(recipe, policy, options, console)
+            if not options.resume:
+                _note_run(run_dir, recipe, folder, getattr(options, "notes", {}))  # now that nothing given was wrong
         run.run()
     except RunStoppedError as stopped:
-        words = [options.model, *(f"--teacher {teacher}" for teacher in getattr(options, "teacher", []))]
-        print(f"{stopped}; to go on: dsv4 train {name} {' '.join(words)} --resume --run-dir {run_dir}", file=sys.stderr)
-        return EXIT_STATUS
+        print(f"{stopped}; to go on: dsv4 train {name} --resume --run-dir {run_dir}", file=sys.stderr)
+        return stopped.status
     except (ValueError, OSError, DiskFullError, UpdateError, StateError, ServiceError, MemoryError) as error:
         raise SystemExit(f"training stopped: {error}") from error
     export_model(policy.model, tokenizer_files(folder, run_dir), out)
@@ -64,6 +68,7 @@ def make_policy(recipe: PolicyRecipe, folder: Path) -> ServedPolicy:
     """The model to train, and the engine that serves it."""
     run, sampling = recipe.run, recipe.sampling
     model = load_model(folder, device=run.device, numerics=run.numerics, weights="widened").requires_grad_()
+    model.mtp.requires_grad_(False)  # no loss reaches it: gradients of zero would be orthogonalized, and saved
     if not run.train_router:
         freeze_router(model)
     return ServedPolicy(
@@ -91,6 +96,8 @@ def tokenizer_files(folder: Path, run_dir: Path) -> Path:
 
 def _recipe(schema: type[R], options: argparse.Namespace) -> R:
     words: Sequence[str] = options.recipe
+    if options.model is not None and "=" in options.model and not Path(options.model).exists():
+        words, options.model = [options.model, *words], None  # the model was left out
     if options.resume:
         if words:
             raise ValueError(f"--resume goes on with the run's own recipe; without {' '.join(words)}")
@@ -98,25 +105,25 @@ def _recipe(schema: type[R], options: argparse.Namespace) -> R:
         if not path.is_file():
             raise ValueError(f"--resume: {options.run_dir} holds no run (no {RECIPE})")
         return read_recipe(schema, path)
+    if options.model is None:
+        raise ValueError("no model; give the folder of one before all keys")
     files = [word for word in words if "=" not in word]
     if len(files) > 1:
         raise ValueError(f"recipes {', '.join(files)}; allowed: one, and KEY=VALUE")
     return read_recipe(schema, Path(files[0]) if files else None, [word for word in words if "=" in word])
 
 
-def _check_run(run_dir: Path, options: argparse.Namespace, folder: Path) -> None:
-    """A run is never overwritten, nor resumed with another model."""
-    if options.resume:
-        began = (run_dir / MODEL).read_text(encoding="utf-8").strip()
-        if began != str(folder.resolve()):
-            raise ValueError(f"--resume: the run in {run_dir} began with {began}, not with {folder}")
-    elif (run_dir / RECIPE).exists():
-        raise ValueError(f"{run_dir} already holds a run; pass --resume to go on with it, or another --run-dir")
+def _begun(run_dir: Path, options: argparse.Namespace) -> Path:
+    """The model that a run began with. ValueError if another is given."""
+    began = Path((run_dir / MODEL).read_text(encoding="utf-8").strip())
+    if options.model is not None and (given := resolve_model(options.model)).resolve() != began:
+        raise ValueError(f"--resume: the run in {run_dir} began with {began}, not with {given}")
+    return resolve_model(began)
 
 
-def _note_run(run_dir: Path, recipe: PolicyRecipe, folder: Path) -> None:
-    """Write the run's model and recipe, the recipe last: a folder with it holds a run."""
+def _note_run(run_dir: Path, recipe: PolicyRecipe, folder: Path, notes: Mapping[str, str]) -> None:
+    """Write the run's model, what else it was given, and its recipe, the recipe last: a folder with it holds a run."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    for path, text in ((run_dir / MODEL, f"{folder.resolve()}\n"), (run_dir / RECIPE, write_recipe(recipe))):
-        with new_file(path) as temporary:
+    for name, text in {MODEL: f"{folder.resolve()}\n", **notes, RECIPE: write_recipe(recipe)}.items():
+        with new_file(run_dir / name) as temporary:
             temporary.write_text(text, encoding="utf-8")

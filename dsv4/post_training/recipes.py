@@ -10,10 +10,14 @@ from pydantic import Field, model_validator
 from rich.console import Console
 
 from dsv4.config import ModelConfig
+from dsv4.data.tasks import Effort
 from dsv4.engine import SamplingParams
 from dsv4.model.transformer import Transformer
 from dsv4.post_training.distillation import DistillationSettings, Estimate
+from dsv4.post_training.domains.domain import Level
 from dsv4.post_training.domains.registry import DomainProblems, MixedProblems
+from dsv4.post_training.effort_keys import EffortsSection
+from dsv4.post_training.efforts import EffortMode, EffortProblems, SomeEfforts
 from dsv4.post_training.episodes.environment import EpisodeLimits
 from dsv4.post_training.grpo import AdvantageScale, GRPOSettings
 from dsv4.post_training.grpo_run import GRPORunSettings
@@ -27,6 +31,7 @@ from dsv4.post_training.rollout_service.launchers import LauncherName, ProcessLa
 from dsv4.post_training.rollout_service.process import WorkerPlan
 from dsv4.post_training.rollout_service.service import RolloutService, ServiceSettings, run_name, worker_threads
 from dsv4.training.optim import MuonAdamW
+from dsv4.training.plan import UNPLANNED
 from dsv4.training.recipe import Section
 from dsv4.training.schedule import Schedule
 
@@ -38,13 +43,19 @@ MAX_STALLED = 5  # workers that may end on a rollout without a further token of 
 
 
 class ProblemsSection(Section):
-    """Tasks and domains that are asked; each as often as the others, or by weights of the same length."""
+    """Tasks and domains that are asked; each as often as the others, or by weights of the same length.
+
+    `efforts`: each problem is asked with one of them, and with thinking; with `effort_domains`, those of them alone.
+    """
 
     tasks: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()  # of the tasks
     domains: tuple[str, ...] = ()
     domain_weights: tuple[float, ...] = ()
+    level: Level = "standard"  # of the domains' problems
     thinking: bool | None = None  # left out: as each task's or domain's problems have it
+    efforts: tuple[Effort, ...] = ()
+    effort_domains: tuple[str, ...] = ()  # left out: all
     seed: int = 1
 
     @model_validator(mode="after")
@@ -54,14 +65,20 @@ class ProblemsSection(Section):
         ):  # fmt: skip
             if weights and len(weights) != len(names):
                 raise ValueError(f"{len(weights)} weights for {len(names)} {what}; allowed: none, or one each")
+        if self.efforts and self.thinking is False:
+            raise ValueError(f"efforts {', '.join(self.efforts)} without thinking; allowed: thinking=true, or left out")
         return self
 
-    def source(self) -> ProblemSource:
-        """The problems. ValueError for an unknown task or domain, none at all, or a domain that lacks what it needs."""
+    def source(self, modes: tuple[EffortMode, ...] = ()) -> ProblemSource:
+        """The problems, asked with `modes` if there are any. ValueError for an unknown task or domain, none at all, or
+        a domain that lacks what it needs."""
+        if modes:
+            asked = EffortProblems(self.model_copy(update={"thinking": True}).source(), modes, self.seed)
+            return SomeEfforts(self.source(), asked, self.effort_domains) if self.effort_domains else asked
         weights = self.weights or (1.0,) * len(self.tasks)
         named = self.domain_weights or (1.0,) * len(self.domains)
         chosen = dict(zip(self.domains, named, strict=True))
-        domains = DomainProblems(chosen, self.seed, self.thinking) if chosen else None
+        domains = DomainProblems(chosen, self.seed, self.thinking, level=self.level) if chosen else None
         if domains is not None and not self.tasks:
             return domains
         tasks = TaskProblems(dict(zip(self.tasks, weights, strict=True)), self.seed, self.thinking)
@@ -107,6 +124,7 @@ class RolloutSection(SamplingSection):
 
 class RunSection(Section):
     steps: Count = 100
+    seconds: Positive | None = None  # length of the run in place of `steps`
     seed: int = 1
     device: str = "cpu"
     numerics: Literal["float", "shipped"] = "float"
@@ -118,18 +136,41 @@ class RunSection(Section):
     train_router: bool = False  # False: router weights keep their values
 
 
+class EpisodesSection(Section):
+    """Limits of episodes with tools; sampling.max_tokens is of one turn."""
+
+    turns: Count = 8
+    tokens: Count = 8192
+    calls: Count = 8
+    at_once: Count = 64
+
+    def limits(self) -> EpisodeLimits:
+        return EpisodeLimits(self.turns, self.tokens, self.calls, at_once=self.at_once)
+
+
 class PolicyRecipe(Section):
     """Keys that GRPO and distillation share."""
 
     problems: ProblemsSection = ProblemsSection()
     optimizer: OptimizerSection = OptimizerSection()
     sampling: SamplingSection = SamplingSection()
+    episodes: EpisodesSection = EpisodesSection()
     run: RunSection = RunSection()
+
+    def modes(self) -> tuple[EffortMode, ...]:
+        """Modes of the efforts that are asked."""
+        return tuple(map(EffortMode, self.problems.efforts))
+
+    def source(self) -> ProblemSource:
+        """The problems, asked with the efforts. ValueError as of `ProblemsSection.source`."""
+        return self.problems.source(self.modes())
 
     def loop(self) -> LoopSettings:
         sampling, run = self.sampling, self.run
-        schedule = self.optimizer.schedule(run.steps)
-        return LoopSettings(run.steps, schedule, sampling.prompts, sampling.max_tokens, run.save_every, run.seed)
+        schedule = self.optimizer.schedule(run.steps if run.seconds is None else UNPLANNED)
+        return LoopSettings(
+            run.steps, schedule, sampling.prompts, sampling.max_tokens, run.save_every, run.seed, run.seconds
+        )
 
 
 class ObjectiveSection(Section):
@@ -148,21 +189,12 @@ class ObjectiveSection(Section):
 
 
 class RewardSection(Section):
-    """Length penalty of an effort mode: linear from `free` tokens to `window`, where it is `length`; 0: none."""
+    """Length penalty of all answers: linear from `free` tokens to `window`, where it is `length`; 0: none."""
 
     unfinished: float = 0.0
     length: NotNegative = 0.0
     free: Annotated[int, Field(ge=0)] = 0
     window: Annotated[int, Field(ge=0)] = 0  # 0: sampling.max_tokens
-
-
-class EpisodesSection(Section):
-    """Limits of episodes with tools; sampling.max_tokens is of one turn."""
-
-    turns: Count = 8
-    tokens: Count = 8192
-    calls: Count = 8
-    at_once: Count = 64
 
 
 class ServiceSection(Section):
@@ -200,7 +232,12 @@ class ServiceSection(Section):
         )  # fmt: skip
         threads = self.threads or worker_threads(self.workers)
         settings = ServiceSettings(self.workers, self.max_staleness, self.max_deaths, self.silence_seconds)
-        return RolloutService(plan, settings, ProcessLauncher(place, threads), console)
+        launcher = ProcessLauncher(place, threads)
+        if self.launcher == "ray":
+            from dsv4.post_training.rollout_service.ray_launcher import RayLauncher
+
+            launcher = RayLauncher(self.address, self.workers, threads, recipe.run.device.startswith("cuda"))
+        return RolloutService(plan, settings, launcher, console)
 
 
 class GRPORecipe(PolicyRecipe):
@@ -209,8 +246,20 @@ class GRPORecipe(PolicyRecipe):
     sampling: RolloutSection = RolloutSection()
     objective: ObjectiveSection = ObjectiveSection()
     reward: RewardSection = RewardSection()
-    episodes: EpisodesSection = EpisodesSection()
+    efforts: EffortsSection = EffortsSection()
     service: ServiceSection = ServiceSection()
+
+    @model_validator(mode="after")
+    def _check(self) -> GRPORecipe:
+        if self.reward.length and self.problems.efforts and self.efforts.penalty != "none":
+            raise ValueError(
+                f"reward.length is {self.reward.length} with efforts, which have penalties of their own; "
+                "allowed: one of the two"
+            )
+        return self
+
+    def modes(self) -> tuple[EffortMode, ...]:
+        return self.efforts.modes(self.problems.efforts, self.sampling.max_tokens)
 
     def settings(self) -> GRPORunSettings:
         """Settings of the run. ValueError for a length penalty without room."""
@@ -226,14 +275,13 @@ class GRPORecipe(PolicyRecipe):
             ),
             run.micro_tokens, self.optimizer.grad_clip, run.quantized, run.balance, run.indexer,
         )  # fmt: skip
-        one = self.episodes
-        episodes = EpisodeLimits(one.turns, one.tokens, one.calls, at_once=one.at_once)
         rewards = RewardSettings(reward.unfinished, length=penalty)
         drawn = self.sampling
         return GRPORunSettings(
             learner, rewards, objective.group_size, objective.mini_batches, objective.resample,
             SamplingParams(temperature=drawn.temperature, top_p=drawn.top_p, top_k=drawn.top_k, min_p=drawn.min_p),
-            ReplaySettings(objective.keep_routing, objective.keep_indexer, objective.keep_sampling_mask), episodes,
+            ReplaySettings(objective.keep_routing, objective.keep_indexer, objective.keep_sampling_mask),
+            self.episodes.limits(),
         )  # fmt: skip
 
 
@@ -252,5 +300,5 @@ class DistillRecipe(PolicyRecipe):
         one, run = self.distillation, self.run
         return DistillationSettings(
             one.samples, one.estimate, one.kl_chunk, run.micro_tokens, self.optimizer.grad_clip, run.quantized,
-            run.balance, run.indexer,
+            run.balance, run.indexer, self.episodes.limits(),
         )  # fmt: skip

@@ -36,15 +36,16 @@ class ReplaySettings:
 
 @torch.no_grad()
 def record_choices(
-    model: Transformer, rollouts: Sequence[Rollout], tokens: int, settings: ReplaySettings
-) -> list[Rollout]:
+    model: Transformer, rollouts: Sequence[Sampled], tokens: int, settings: ReplaySettings
+) -> list[Sampled]:
     """The rollouts with the choices that `settings` keeps, of a model that has the weights that sampled them.
 
-    One forward over every document, at most `tokens` tokens at a time; none if no such choice is kept.
+    One forward over every document, at most `tokens` tokens at a time; none if no such choice is kept. Episodes are
+    not recorded: none may be among them then.
     """
     if not (settings.routing or settings.indexer):
         return list(rollouts)
-    found: list[Rollout] = []
+    found: list[Sampled] = []
     for micro in packed(rollouts, tokens):
         batch = RaggedBatch.pack([rollout.document for rollout in micro], device=model.device)
         with noted_choices(model) as notes:
@@ -53,6 +54,7 @@ def record_choices(
             micro, document_choices(notes, batch.lengths.tolist(), model.config.index_topk), strict=True
         ):
             kept = Choices(choices.experts if settings.routing else {}, choices.entries if settings.indexer else {})
+            assert isinstance(rollout, Rollout)
             found.append(replace(rollout, choices=kept))
     return found
 

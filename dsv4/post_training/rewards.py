@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dsv4.post_training.efforts import penalty_of
 from dsv4.post_training.episodes.trajectory import Trajectory
-from dsv4.post_training.problems import ExplainedProblem, Problem, answer_of
+from dsv4.post_training.problems import ExplainedProblem, ParallelProblem, Problem, answer_of
 from dsv4.post_training.rollouts import Sampled
 from dsv4.post_training.rubric import RubricQuestion, Verdict
 
@@ -19,11 +22,16 @@ LengthReward = Callable[[int], float]  # tokens of the answer, thinking included
 
 @dataclass(frozen=True)
 class RewardSettings:
-    """Terms of a reward besides the problem's own."""
+    """Terms of a reward besides the problem's own and that of its effort."""
 
     unfinished: float = 0.0  # of an answer that is cut off, or whose thinking never ends; in place of the problem's
     judge_cut_off: bool = False  # an answer that is cut off is judged as it stands
     length: LengthReward | None = None
+    threads: int = 0  # that judge answers of problems that run programs; 0: one per processor
+
+    def __post_init__(self) -> None:
+        if self.threads < 0:
+            raise ValueError(f"threads is {self.threads}; allowed: 0 (one per processor), or more")
 
 
 @dataclass(frozen=True)
@@ -45,18 +53,12 @@ def judge(
     """Reward of each rollout by the problem of its prompt; of rubric questions by the judge, all at once."""
     settings = settings or RewardSettings()
     answers = [_answer(rollout, problems[rollout.prompt], settings) for rollout in rollouts]
-    asked = [(place, problems[rollout.prompt]) for place, rollout in enumerate(rollouts) if answers[place] is not None]
-    by_rubric = [(place, problem) for place, problem in asked if isinstance(problem, RubricQuestion)]
-    verdicts: dict[int, Verdict] = {}
-    if by_rubric:
-        if rubric_judge is None:
-            raise ValueError(f"{by_rubric[0][1].key} is judged by a rubric, but there is no judge; give one")
-        texts = [answers[place] or "" for place, _ in by_rubric]
-        scores = rubric_judge.scores([problem for _, problem in by_rubric], texts)
-        verdicts = {place: score for (place, _), score in zip(by_rubric, scores, strict=True)}
+    verdicts = _by_rubric(rollouts, problems, answers, rubric_judge)
+    verdicts |= _verdicts(rollouts, problems, answers, settings.threads)
     rewards: list[Reward] = []
     for place, rollout in enumerate(rollouts):
         extra = settings.length(rollout.num_tokens) if settings.length is not None else 0.0
+        extra += penalty_of(problems[rollout.prompt], rollout.num_tokens)
         answer = answers[place]
         if rollout.error is not None:
             rewards.append(Reward(0.0, False, rollout.error))
@@ -64,7 +66,7 @@ def judge(
         if answer is None:
             rewards.append(Reward(settings.unfinished + extra, correct=False))
             continue
-        found = verdicts[place] if place in verdicts else _verdict(problems[rollout.prompt], answer, rollout)
+        found = verdicts[place]
         if found.value is None:
             rewards.append(Reward(0.0, False, found.error))
         else:
@@ -75,7 +77,45 @@ def judge(
 def _answer(rollout: Sampled, problem: Problem, settings: RewardSettings) -> str | None:
     """The answer to judge; None if there is none."""
     judged = rollout.finished or (settings.judge_cut_off and not isinstance(rollout, Trajectory))
-    return answer_of(rollout.text, problem.thinking) if judged else None
+    return answer_of(rollout.text, problem.thinking) if judged and rollout.error is None else None
+
+
+def _by_rubric(
+    rollouts: Sequence[Sampled],
+    problems: Sequence[Problem],
+    answers: Sequence[str | None],
+    rubric_judge: RubricJudge | None,
+) -> dict[int, Verdict]:
+    """Verdicts on the answers to rubric questions, by place."""
+    asked = [
+        (place, problem, answer)
+        for place, answer in enumerate(answers)
+        if answer is not None and isinstance(problem := problems[rollouts[place].prompt], RubricQuestion)
+    ]
+    if not asked:
+        return {}
+    if rubric_judge is None:
+        raise ValueError(f"{asked[0][1].key} is judged by a rubric, but there is no judge; give one")
+    places, questions, texts = zip(*asked, strict=True)
+    return dict(zip(places, rubric_judge.scores(questions, texts), strict=True))
+
+
+def _verdicts(
+    rollouts: Sequence[Sampled], problems: Sequence[Problem], answers: Sequence[str | None], threads: int
+) -> dict[int, Verdict]:
+    """Verdicts of the problems themselves, by place: of those that run programs in threads, of the rest one by one."""
+    asked = [
+        (place, problems[rollouts[place].prompt], answer, rollouts[place])
+        for place, answer in enumerate(answers)
+        if answer is not None and not isinstance(problems[rollouts[place].prompt], RubricQuestion)
+    ]
+    parallel = [one for one in asked if isinstance(one[1], ParallelProblem) and one[1].parallel]
+    found: dict[int, Verdict] = {}
+    if parallel:
+        with ThreadPoolExecutor(threads or os.cpu_count() or 1, thread_name_prefix="rewards") as pool:
+            verdicts = pool.map(lambda one: _verdict(*one[1:]), parallel)
+            found = {one[0]: verdict for one, verdict in zip(parallel, verdicts, strict=True)}
+    return found | {one[0]: _verdict(*one[1:]) for one in asked if one[0] not in found}
 
 
 def _verdict(problem: Problem, answer: str, rollout: Sampled) -> Verdict:

@@ -146,18 +146,26 @@ S = TypeVar("S", bound=Sampled)
 
 
 def sample_rollouts(
-    llm: Sampler, prompts: Sequence[Sequence[int]], group_size: int, params: SamplingParams, seed: int
+    llm: Sampler,
+    prompts: Sequence[Sequence[int]],
+    group_size: int,
+    params: SamplingParams,
+    seed: int,
+    windows: Sequence[int] | None = None,
 ) -> list[Rollout]:
     """`group_size` answers to each prompt, in the order of the prompts. The same seed gives the same tokens.
 
+    `windows`: most tokens of an answer by prompt, in place of `params.max_tokens`.
     `params.logprobs_mode` says of which distribution the log-probabilities are. ValueError if that is changed by a bias
     or penalties, which training does not know.
     """
     raw = params.logprobs_mode == "raw_logprobs"
     if not raw and (params.logit_bias or params.presence_penalty or params.frequency_penalty):
         raise ValueError(f"logprobs_mode is {params.logprobs_mode} with a bias or penalties; allowed: raw_logprobs")
+    most = [params.max_tokens] * len(prompts) if windows is None else windows
     wanted = [
-        replace(params, n=group_size, seed=seed + place * group_size, logprobs=True) for place in range(len(prompts))
+        replace(params, n=group_size, seed=seed + place * group_size, logprobs=True, max_tokens=tokens)
+        for place, tokens in enumerate(most)
     ]
     outputs = llm.generate([list(prompt) for prompt in prompts], wanted)
     return [

@@ -19,7 +19,7 @@ from torch import Tensor
 from dsv4.checkpoint import load_model
 from dsv4.checkpoint.atomic import new_file
 from dsv4.checkpoint.folder import Checkpoint
-from dsv4.post_training.rollouts import Rollout, answer_hidden, packed
+from dsv4.post_training.rollouts import Sampled, answer_hidden, packed
 
 HEAD = "head.weight"
 
@@ -60,7 +60,7 @@ class Teachers:
         return found
 
     @torch.no_grad()
-    def store(self, by_domain: Mapping[str, Sequence[Rollout]], micro_tokens: int) -> None:
+    def store(self, by_domain: Mapping[str, Sequence[Sampled]], micro_tokens: int) -> None:
         """Compute each teacher's hidden states of its rollouts, one teacher after the other, and write them."""
         shutil.rmtree(self.cache, ignore_errors=True)
         self.cache.mkdir(parents=True)
@@ -70,7 +70,7 @@ class Teachers:
             parts: list[Tensor] = []
             for micro in packed(rollouts, micro_tokens):
                 hidden, _ = answer_hidden(model, micro)
-                parts += hidden.split([len(rollout.token_ids) for rollout in micro])
+                parts += hidden.split([rollout.num_tokens for rollout in micro])
             with new_file(self._file(domain)) as temporary:
                 save_file({str(place): part.contiguous() for place, part in enumerate(parts)}, temporary)
 

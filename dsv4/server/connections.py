@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import time
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from dsv4.server.request_log import new_id_headers
 Phase = Literal["idle", "head", "body", "answer"]
 
 _UNSENT_BYTES = 65536  # of an answer in the kernel's buffer before the server notices that the client does not read
+MAX_HEAD_BYTES = 65536  # of a request: its line and its headers
+_HEAD_END = re.compile(rb"\r?\n\r?\n")
 _STALLED_SECONDS = 2.0  # a connection whose body has paused this long may be closed to make room
 
 
@@ -108,6 +111,9 @@ class ClientConnection(H11Protocol):
         self.last_seen = time.monotonic()
         self._last_data = self._clock.seconds
         self._received += len(data)
+        if before in ("idle", "head") and self._head_bytes(data) > MAX_HEAD_BYTES:
+            self._refuse(431, f"The head of the request has more than {MAX_HEAD_BYTES} bytes")
+            return
         super().data_received(data)
         self._look_for_a_head()
         if self.phase != before:
@@ -152,6 +158,12 @@ class ClientConnection(H11Protocol):
     @property
     def _is_new(self) -> bool:
         return cast(object, self.cycle) is None
+
+    def _head_bytes(self, data: bytes) -> int:
+        """Bytes of the head that has begun, with these; the body is not counted where the head ends in them."""
+        known = self.conn.trailing_data[0]
+        end = _HEAD_END.search(known[-3:] + data)
+        return len(known) + (len(data) if end is None else end.start())
 
     def _look_for_a_head(self) -> None:
         self._has_head_part = self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0])

@@ -143,10 +143,12 @@ class EventStream(Answer):
         await self.emit(self._job.wire_format.last_words(), more=False)
 
     async def fail(self, error: Exception) -> None:
-        wire_format = self._job.wire_format
-        if not isinstance(error, RequestError):
+        wire_format, told = self._job.wire_format, RequestError.from_engine(error)
+        if told is None:
             logger.error("%s %s failed", wire_format.name, self._job.id, exc_info=error)
-        told = RequestError.from_engine(error) or RequestError(500, str(error))
+            told = RequestError(500, str(error))
+        elif told is not error:  # of the engine, which has logged it: hundreds of streams may end at once
+            logger.error("%s %s failed: %s", wire_format.name, self._job.id, error)
         await self.emit(wire_format.failure(told, self._job.reader).encode(), more=False)
 
 

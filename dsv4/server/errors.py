@@ -25,12 +25,13 @@ _KINDS = {
     413: ("request_too_large", "request_too_large"),
     415: ("invalid_request_error", "unsupported_media_type"),
     429: ("rate_limit_error", "rate_limit_reached"),
+    431: ("request_too_large", "request_header_fields_too_large"),
     500: ("internal_error", "internal_error"),
     503: ("service_unavailable", "service_unavailable"),
 }
 
 # Statuses of requests that fail again however often they are sent.
-_LASTING = frozenset({400, 401, 403, 404, 405, 413, 415, 422})
+_LASTING = frozenset({400, 401, 403, 404, 405, 413, 415, 422, 431})
 
 
 class RequestError(Exception):

@@ -17,6 +17,8 @@ from dsv4.engine.interface import Engine
 from dsv4.engine.process.client import EngineCrashedError
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.server.drain import Drain
+from dsv4.server.errors import retry_after
+from dsv4.server.loading_app import RETRY_SECONDS
 from dsv4.server.openapi import operation
 from dsv4.server.schemas import Health
 from dsv4.server.served_models import ServedModels
@@ -99,7 +101,7 @@ def health_router(models: ServedModels, drain: Drain) -> APIRouter:
             state["models"] = found = await deep_check.run(seconds)
             bad = [model["status"] for model in found.values() if model["status"] not in ("ok", "busy")]
             state["status"] = bad[0] if bad else "ok"
-        return JSONResponse(state, 200 if state["status"] == "ok" else 503)
+        return _answer(state)
 
     @router.get("/health", **_OPERATION)
     async def health(
@@ -111,8 +113,7 @@ def health_router(models: ServedModels, drain: Drain) -> APIRouter:
         """
         if deep_wanted:
             return await deep(seconds)
-        state = shallow()
-        return JSONResponse(state, 200 if state["status"] == "ok" else 503)
+        return _answer(shallow())
 
     @router.get("/health/deep", **_OPERATION)
     async def deep_health(
@@ -130,3 +131,10 @@ def health_router(models: ServedModels, drain: Drain) -> APIRouter:
         return Response(status_code=200)
 
     return router
+
+
+def _answer(state: dict[str, Any]) -> JSONResponse:
+    """200, or 503, with Retry-After where the server will take requests again."""
+    if state["status"] == "ok":
+        return JSONResponse(state)
+    return JSONResponse(state, 503, retry_after(RETRY_SECONDS) if state["status"] == "restarting" else None)

@@ -52,7 +52,7 @@ class Meter:
         self._arrived = datetime.now(UTC)
         self._started = time.monotonic()
         self._reasons = [end_of_reasoning is not None] * len(num_prompt_tokens)
-        self._tokens: Tokens | None = None
+        self._hit = self._miss = self._output = self._reasoning = 0
         self._finish_reason: str | None = None
 
     def _take(self, tokens: int, key: str | None) -> None:
@@ -62,22 +62,27 @@ class Meter:
     def count(self, event: TokenEvent, place: int = 0) -> None:
         """Adds the tokens of an event of answer `place`."""
         self._take(len(event.token_ids), self._client.key)
-        tokens, prompt = self._tokens or Tokens(), self._num_prompt_tokens[place]
+        prompt = self._num_prompt_tokens[place]
         if prompt:
-            tokens += Tokens(event.cached_tokens, prompt - event.cached_tokens)
+            self._hit += event.cached_tokens
+            self._miss += prompt - event.cached_tokens
             self._num_prompt_tokens[place] = 0
-        reasoning = 0
         if self._reasons[place]:
             end = self._end_of_reasoning
             self._reasons[place] = end not in event.token_ids
-            reasoning = len(event.token_ids) if self._reasons[place] else event.token_ids.index(cast(int, end))
-        self._tokens = tokens + Tokens(output=len(event.token_ids), reasoning=reasoning)
+            self._reasoning += len(event.token_ids) if self._reasons[place] else event.token_ids.index(cast(int, end))
+        self._output += len(event.token_ids)
         self._finish_reason = event.finish_reason
+
+    @property
+    def tokens(self) -> Tokens:
+        """Of the events so far."""
+        return Tokens(self._hit, self._miss, self._output, self._reasoning)
 
     @property
     def official_cost(self) -> OfficialCost | None:
         """Of the tokens so far, at the prices of the job's beginning; None without a price then."""
-        return official_cost(self._client.model, self._arrived, self._tokens or Tokens())
+        return official_cost(self._client.model, self._arrived, self.tokens)
 
     def __enter__(self) -> Meter:
         return self
@@ -95,7 +100,7 @@ class Meter:
             self._ledger.add(self._record(reason))
 
     def _record(self, finish_reason: str) -> UsageRecord:
-        tokens, client = self._tokens or Tokens(), self._client
+        tokens, client = self.tokens, self._client
         return UsageRecord(
             time=time_text(self._arrived),
             request_id=self._request_id,

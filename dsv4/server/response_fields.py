@@ -12,6 +12,7 @@ from dsv4.server.unchecked_json import Json, json_objects
 from dsv4.server.wishes import invalid, unavailable
 
 SEALED = "reasoning.encrypted_content"
+LOGPROBS = "message.output_text.logprobs"
 
 
 def check_fields(request: Json) -> None:

@@ -26,7 +26,7 @@ from dsv4.server.paths import OPENAI_BASES, under
 from dsv4.server.recipe_format import RecipeFormat, RecipeRequest, Request
 from dsv4.server.response_context import new_items, stored_context, with_ids
 from dsv4.server.response_events import Asked, ResponseEvent, ResponseReader, WholeResponse
-from dsv4.server.response_fields import check_fields, reported_fields, wants_sealed
+from dsv4.server.response_fields import LOGPROBS, check_fields, reported_fields, wants_sealed
 from dsv4.server.response_items import as_items, read_items
 from dsv4.server.response_store import OwnResponses
 from dsv4.server.response_tools import as_functions, chosen, flattened, without_refused_strict
@@ -75,6 +75,8 @@ class Responses(RecipeFormat):
         strip_context_suffix(request)
         read_max_tokens(request, "max_output_tokens")
         _read_switches(request)
+        if LOGPROBS in (request.get("include") or []) and request.get("top_logprobs") is None:
+            request["top_logprobs"] = 0
         before = stored_context(request, self._own)
         if before or isinstance(request.get("input"), list):
             request["input"] = read_items([*before, *new_items(request, self._own)], offset=len(before))

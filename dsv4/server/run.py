@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsv4.engine.config import EngineConfig
+from dsv4.engine.garbage import keep_what_is_loaded
 from dsv4.options import check_keywords, pick_keywords, takes_options
 from dsv4.server.config import ServerConfig
 from dsv4.server.listening import address, bind, is_loopback
@@ -85,6 +86,7 @@ def serve(model: str | Path | Sequence[str | Path] | None = None, **options: Any
                 close_all(engines)
                 raise
             announce(engines, address(listening))
+            keep_what_is_loaded()
             return engines
 
         loading = Loading(load, on_failure=server.stop)

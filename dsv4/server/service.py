@@ -152,8 +152,11 @@ class ChatService:
     def count_tokens(self, wire_format: WireFormat, body: bytes, key: str | None = None) -> int:
         """Number of tokens of the rendered prompt. Raises RequestError as `prepare` does, but never for its length."""
         request = wire_format.read(body, self.options)
-        served = self.models.find(request.model)
-        return request.count_tokens(served.conversation_of(key, self._salt(request, key)))
+        return request.count_tokens(self.conversation(request, key))
+
+    def conversation(self, request: WireRequest, key: str | None) -> ConversationModel:
+        """Makes the prompt of a request of this key: with the turns that are remembered for it."""
+        return self.models.find(request.model).conversation_of(key, self._salt(request, key))
 
     def _salt(self, request: WireRequest, key: str | None) -> str | None:
         return cache_salt(self._sharing, key, request.user, request.cache_salt)
@@ -164,35 +167,34 @@ class ChatService:
         Closing the generator stops the generation, as does an answer that is complete before its tokens end.
         """
         model, reports = job.request.model, job.request.reports
-        async with contextlib.aclosing(self._run(job)) as items:
-            async for item in items:
-                if isinstance(item, ProgressEvent):
-                    yield Event(progress_chunk(job.id, model, item))
-                    continue
-                event = job.wire_format.event(item)
-                if reports.timings_per_token:
-                    event = Event(with_report(event.data, job.timings, job.meter.official_cost), event.name)
-                yield event
+        with job.meter:
+            async with contextlib.aclosing(self._run(job)) as items:
+                async for item in items:
+                    if isinstance(item, ProgressEvent):
+                        yield Event(progress_chunk(job.id, model, item))
+                        continue
+                    event = job.wire_format.event(item)
+                    if reports.timings_per_token:
+                        event = Event(with_report(event.data, job.timings, job.meter.official_cost), event.name)
+                    yield event
         if reports.any and job.timings is not None:
             yield Event(final_chunk(job.id, model, job.timings, job.meter.official_cost))
 
     async def whole(self, job: Job) -> str:
         """Runs a job to its end; returns the format's response object as JSON."""
         answer = job.request.whole_answer(job.turn, job.id)
-        async with contextlib.aclosing(self._run(job)) as items:
-            async for item in items:
-                if not isinstance(item, ProgressEvent):
-                    answer.accumulate(item)
+        with job.meter:
+            async with contextlib.aclosing(self._run(job)) as items:
+                async for item in items:
+                    if not isinstance(item, ProgressEvent):
+                        answer.accumulate(item)
         text = answer.to_json()
         return with_report(text, job.timings, job.meter.official_cost) if job.request.reports.any else text
 
-    async def _run(self, job: Job) -> AsyncGenerator[Chunk | ProgressEvent, None]:
-        """Runs a job; yields the chunks of its answers as they come, after progress events if requested."""
+    def _run(self, job: Job) -> AsyncGenerator[Chunk | ProgressEvent, None]:
+        """Chunks of a job's answers as they come, after progress events if requested."""
         parts = [self._run_part(part, job.meter, place) for place, part in enumerate(job.parts)]
-        with job.meter:
-            async with contextlib.aclosing(parts[0] if len(parts) == 1 else merged(parts)) as items:
-                async for item in items:
-                    yield item
+        return parts[0] if len(parts) == 1 else merged(parts)
 
     async def _run_part(self, part: Part, meter: Meter, place: int) -> AsyncGenerator[Chunk | ProgressEvent, None]:
         async with contextlib.aclosing(part.events) as events:

@@ -18,6 +18,7 @@ from dsv4.server.pydantic_refusals import read_json_object, validated
 from dsv4.server.requests import read_body
 from dsv4.server.served_models import ServedModel
 from dsv4.server.service import ChatService
+from dsv4.server.users import key_of
 from dsv4.server.wishes import invalid, refuse_wishes
 
 PATHS = ("/tokenize", "/v1/tokenize")
@@ -63,7 +64,8 @@ def tokenization_router(service: ChatService) -> APIRouter:
     router = APIRouter()
 
     async def tokenize_request(request: Request) -> JSONResponse:
-        answer = await service.threads.run(partial(tokenize, service), await read_body(request))
+        work = partial(tokenize, service, key=key_of(request.scope) or None)
+        answer = await service.threads.run(work, await read_body(request))
         return JSONResponse(answer.model_dump())
 
     async def detokenize_request(request: Request) -> JSONResponse:
@@ -79,8 +81,11 @@ def tokenization_router(service: ChatService) -> APIRouter:
     return router
 
 
-def tokenize(service: ChatService, body: bytes) -> TokenizeAnswer:
-    """Token ids of a request's prompt, of any length. RequestError 400 names what is wrong."""
+def tokenize(service: ChatService, body: bytes, key: str | None = None) -> TokenizeAnswer:
+    """Token ids of a request's prompt, of any length: what a chat of the same key reads.
+
+    RequestError 400 names what is wrong.
+    """
     request = read_json_object(body)
     fields = validated(TokenizeBody, request)
     served = service.find(fields.model)
@@ -95,7 +100,7 @@ def tokenize(service: ChatService, body: bytes) -> TokenizeAnswer:
             tokens.insert(0, served.engine.llm.config.bos_token_id)
     else:
         chat = CHAT.read(json.dumps(request | {"model": fields.model or served.name}).encode(), service.options)
-        tokens = chat.prompt_token_ids(served.conversation)
+        tokens = chat.prompt_token_ids(service.conversation(chat, key))
     texts = [_text(served, token) for token in tokens] if fields.return_token_strs else None
     limit = served.conversation.max_model_len
     return TokenizeAnswer(count=len(tokens), max_model_len=limit, tokens=tokens, token_strs=texts)

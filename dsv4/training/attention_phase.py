@@ -17,7 +17,7 @@ from dsv4.analysis.training_flops import Phase
 from dsv4.model.attention.indexer import Indexer
 
 AttentionPhase = Phase
-PHASES: tuple[str, ...] = get_args(AttentionPhase)
+PHASES: tuple[AttentionPhase, ...] = get_args(AttentionPhase)
 
 
 def trains(phase: AttentionPhase, name: str) -> bool:

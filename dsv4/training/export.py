@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from dsv4.checkpoint import convert, save_model, stored_format
+from dsv4.checkpoint.adapter_files import Pair
 from dsv4.model.transformer import Transformer
 from dsv4.training.lora import save_adapter
 from dsv4.training.lora_settings import LoraSettings
@@ -23,10 +25,10 @@ def export_model(model: Transformer, tokenizer_folder: Path, out: Path) -> None:
     unfinished.rename(out)
 
 
-def export_adapter(model: Transformer, settings: LoraSettings, start: Path, adapter: Path, out: Path) -> None:
-    """Write the adapters of `model` to the folder `adapter`, and the folder `start` with them merged in to `out`.
+def export_adapter(pairs: Mapping[str, Pair], settings: LoraSettings, start: Path, adapter: Path, out: Path) -> None:
+    """Write adapters, by name of the matrix, to the folder `adapter`; the folder `start` with them merged in to `out`.
 
     `out` has the formats of `start`, and whatever lies in it besides the weights.
     """
-    save_adapter(model, settings, str(start), adapter)
+    save_adapter(pairs, settings, str(start), adapter)
     convert(start, out, format=stored_format(start), overwrite=True, adapter=adapter)

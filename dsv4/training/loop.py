@@ -20,6 +20,7 @@ from dsv4.training.attention_phase import AttentionPhase
 from dsv4.training.balance import clamped_shares, load_imbalance, update_router_biases
 from dsv4.training.batch_size import BatchSize
 from dsv4.training.gradient import BatchSource, Result, Work, sum_results
+from dsv4.training.kept_states import KeptStates
 from dsv4.training.losses import LossWeights, not_finite
 from dsv4.training.memory import keep_freed_memory
 from dsv4.training.optim import MuonAdamW
@@ -30,10 +31,10 @@ from dsv4.training.report import Report
 from dsv4.training.schedule import Schedule
 from dsv4.training.speed import SpeedMeter
 from dsv4.training.spikes import Spike
-from dsv4.training.stability import Stability, describe_rollback
+from dsv4.training.stability import Kept, Stability, describe_rollback
 from dsv4.training.stability_settings import StabilitySettings
 from dsv4.training.state import RunPosition, StateError, load_state, save_state
-from dsv4.training.stopping import RunStoppedError, StopOnSigterm
+from dsv4.training.stopping import StopOnSignal
 
 if TYPE_CHECKING:
     from dsv4.model.transformer import Transformer
@@ -114,7 +115,15 @@ class Trainer:
         self._resume()
         self.stability: Stability | None = None
         if settings.stability is not None:
-            self.stability = Stability(settings.stability, run_dir / "kept", self.progress.stability)
+            self.stability = Stability(settings.stability, self._kept(settings.stability.keep), self.progress.stability)
+
+    def _kept(self, count: int) -> Kept:
+        """The last `count` states to roll back to."""
+        return KeptStates(self.run_dir / "kept", count)
+
+    def _go_back(self, path: Path) -> None:
+        """Take the state in `path` in place of the present one."""
+        self.progress = load_state(path, self.model, self.optimizer)
 
     def _resume(self) -> None:
         """Go on from the state in the run's folder, if there is one."""
@@ -138,10 +147,10 @@ class Trainer:
     def run(self, stop_after: int | None = None) -> RunPosition:
         """Train to the end of the plan, or until `stop_after` steps of the run are done; saves the state at the end.
 
-        RunStoppedError, with the state saved, if the process got SIGTERM meanwhile.
+        RunStoppedError, with the state saved, if the process got SIGTERM or Ctrl-C meanwhile.
         """
         keep_freed_memory()
-        with self._report() as report, self._processes() as replicas, StopOnSigterm() as stop:
+        with self._report() as report, self._processes() as replicas, StopOnSignal() as stop:
             if self.stability and self.progress.step not in self.stability.kept.steps():
                 self.save()  # a state to go back to; kept before, unless this is a new run or one killed while saving
             while not (self.finished or self._stops(stop)) and (stop_after is None or self.progress.step < stop_after):
@@ -150,10 +159,8 @@ class Trainer:
                     self.save()
         self.save()
         if stop.requested and not self.finished:
-            raise RunStoppedError(
-                f"stopped by SIGTERM after step {self.progress.step} of {self.plan.total(self.progress.step)}; the "
-                f"state is saved in {self.state_path}"
-            )
+            step = self.progress.step
+            raise stop.error(step, self.plan.total(step), self.state_path)
         return self.progress
 
     def _report(self) -> Report:
@@ -172,7 +179,7 @@ class Trainer:
             self.model, self.optimizer, sources, settings.replicas, settings.threads, settings.micro_batches
         )
 
-    def _stops(self, stop: StopOnSigterm) -> bool:
+    def _stops(self, stop: StopOnSignal) -> bool:
         """True if the run is to end before its next step."""
         return stop.requested
 
@@ -253,7 +260,7 @@ class Trainer:
             return False
         seconds, attempt = self.progress.seconds + took, stability.rollbacks
         self.optimizer.zero_grad()
-        self.progress = load_state(path, self.model, self.optimizer)
+        self._go_back(path)
         self.progress.seconds = seconds  # a budget of time goes on
         step = self.progress.step
         stability.went_back(spike, step, self.progress.stability)

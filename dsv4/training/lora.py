@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -123,6 +123,6 @@ def adapter_pairs(model: Transformer) -> dict[str, Pair]:
     return pairs
 
 
-def save_adapter(model: Transformer, settings: LoraSettings, base: str, folder: Path) -> None:
-    """Write the adapters of `model`, trained on the model `base`, to `folder` as PEFT does."""
-    write_adapter(adapter_pairs(model), settings.rank, settings.alpha, base, folder)
+def save_adapter(pairs: Mapping[str, Pair], settings: LoraSettings, base: str, folder: Path) -> None:
+    """Write adapters that were trained on the model `base`, by name of the matrix, to `folder` as PEFT does."""
+    write_adapter(pairs, settings.rank, settings.alpha, base, folder)

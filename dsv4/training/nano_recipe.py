@@ -9,14 +9,17 @@ from pydantic import Field
 
 from dsv4.analysis.training_flops import training_flops
 from dsv4.config import ModelConfig
-from dsv4.training.pretrain_recipe import PretrainRecipe, StageSection
+from dsv4.training.pretrain_recipe import ModelSection, PretrainRecipe, StageSection
 from dsv4.training.recipe import Section
 
 PARTS = ("base", "sft")
 
 
 class NanoDataSection(Section):
-    """The corpus, and the share of its haystacks and of the tokenizer's sample that are made."""
+    """The corpus, and the share of its haystacks and of the tokenizer's sample that are made.
+
+    An empty name is no corpus: the sft of a model that was given is then on the tasks alone.
+    """
 
     corpus: str = "corpus"
     seed: int = 1
@@ -36,20 +39,31 @@ class NanoRecipe(Section):
     def part(self, name: str, data: Path) -> PretrainRecipe:
         """Pre-training recipe of a part, with the tokenizer and the shards of the data in folder `data`."""
         recipe: PretrainRecipe = getattr(self, name)
-        stages = tuple(
-            stage.model_copy(update={"shards": tuple(f"{data / 'shards'}/{shard}" for shard in stage.shards)})
-            for stage in recipe.stages
-        )
+        shards = [tuple(f"{data / 'shards'}/{shard}" for shard in stage.shards) for stage in recipe.stages]
+        updates = [{"shards": found} if self.data.corpus else {"shards": (), "tasks": 1.0} for found in shards]
+        stages = tuple(stage.model_copy(update=update) for stage, update in zip(recipe.stages, updates, strict=True))
         found = recipe.data.model_copy(update={"tokenizer": str(data / "tokenizer")})
         return recipe.model_copy(update={"data": found, "stages": stages})
 
     def part_seconds(self, name: str) -> float:
         """Budget of a part."""
+        if self.parts == (name,):
+            return self.seconds
         return self.seconds * (self.sft_share if name == "sft" else 1 - self.sft_share)
+
+    def start_from(self, model: Path) -> NanoRecipe:
+        """The same without the base: the sft goes on from a model folder."""
+        sft = self.sft.model_copy(update={"model": ModelSection(start=str(model.absolute()))})
+        return self.model_copy(update={"sft": sft})
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Parts that are trained."""
+        return PARTS if self.sft.model.start is None else PARTS[1:]
 
     def part_steps(self, name: str) -> int | None:
         """Steps of a part, None if time decides."""
-        if self.steps is None or name == "base":
+        if self.steps is None or name == "base" or self.parts == (name,):
             return self.steps
         return max(1, round(self.steps * self.sft_share))
 

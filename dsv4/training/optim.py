@@ -223,10 +223,15 @@ class MuonAdamW:
         state = self._adamw.state[self.parameters[name]]
         return state["exp_avg"], state["exp_avg_sq"]
 
-    def start_adamw(self, steps: int = 0) -> None:
-        """Set AdamW's number of steps, which debiases its moments; missing moments become zeros, as in a first step."""
+    def start_adamw(self, updates: Mapping[AttentionPhase, int] | None = None) -> None:
+        """Set AdamW's steps, which debias its moments, to a run's `updates` by phase; None: a run that begins.
+
+        Missing moments become zeros, as in a first step.
+        """
+        names = {id(parameter): name for name, parameter in self.parameters.items()}
         for parameter in (p for group in self._adamw.param_groups for p in group["params"]):
-            state = self._adamw.state[parameter]
+            state, name = self._adamw.state[parameter], names[id(parameter)]
+            steps = sum(count for phase, count in (updates or {}).items() if trains(phase, name))
             state["step"] = torch.tensor(float(steps))
             for kind in ("exp_avg", "exp_avg_sq"):
                 state.setdefault(kind, torch.zeros_like(parameter))

@@ -7,8 +7,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from dsv4.analysis.degrees import Degrees
 from dsv4.config import ModelConfig
-from dsv4.parallel.degrees import Degrees
 from dsv4.training.recipe import Section
 
 Count = Annotated[int, Field(ge=1)]

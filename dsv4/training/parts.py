@@ -1,4 +1,4 @@
-"""One rank's gradient in a step on a device mesh: its part of each micro-batch, through its stage of the model.
+"""One rank's part of a step on a device mesh: of the layers, and of each micro-batch.
 
 A rank has the whole micro-batches of its `data` (and `expert`) coordinate, which is the same data for all ranks that
 differ in `pipeline` and `context` alone; it cuts them itself.
@@ -7,19 +7,19 @@ differ in `pipeline` and `context` alone; it cuts them itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from dsv4.config import ModelConfig
 from dsv4.model.transformer import Transformer
-from dsv4.parallel.context import cut_batch
+from dsv4.parallel.context import cut_batch, even_cut
 from dsv4.parallel.pipeline import balance_layers, end_group, keep_stage, place_of
-from dsv4.parallel.sums import sum_counts_by_name, sum_gradients, sum_numbers
-from dsv4.training.gradient import MicroBatch, Result, Work, compute_gradient, sum_counts
-from dsv4.training.losses import Counts, Losses, count_parts
-from dsv4.training.stages import Pipeline, compute_stage_gradient, gradient_norm
+from dsv4.parallel.sums import sum_numbers
+from dsv4.training.gradient import MicroBatch, sum_counts
+from dsv4.training.losses import Counts, count_parts
+from dsv4.training.stages import Pipeline
 
 SAME_LAYERS = ("data", "context", "expert")  # dimensions of a mesh whose ranks hold the same layers
 
@@ -71,16 +71,16 @@ def place_rank(model: Transformer, mesh: DeviceMesh, sizes: Sequence[int] = ()) 
 
 
 def cut_batches(parts: Parts, batches: Sequence[MicroBatch]) -> list[MicroBatch]:
-    """This rank's parts of whole micro-batches. ValueError if these have routing from before: it is of whole ones."""
+    """This rank's parts of whole micro-batches, and of the routing that these have from before."""
     group = parts.mesh.get_group("context")
     if group.size() == 1:
         return list(batches)
     found: list[MicroBatch] = []
     for whole in batches:
-        if whole.routing:
-            raise ValueError("micro-batches with routing from before cannot be cut over a context dimension")
         batch, mask = cut_batch(whole.batch, whole.mask, group)
-        found.append(replace(whole, batch=batch, mask=mask, counts=count_parts(batch, mask)))
+        first, last = even_cut(whole.batch.num_tokens, group.size())[group.rank() :][:2]
+        routing = {name: experts[first:last] for name, experts in whole.routing.items()}
+        found.append(MicroBatch(batch, mask, count_parts(batch, mask), routing))
     return found
 
 
@@ -90,43 +90,3 @@ def sum_step_counts(parts: Parts, batches: Sequence[MicroBatch]) -> Counts:
     for group in parts.groups():
         counts = sum_numbers(counts, group, batches[0].mask.device)
     return Counts(*(round(count) for count in counts))
-
-
-def compute_part_gradient(model: Transformer, parts: Parts, batches: Sequence[MicroBatch], work: Work) -> Result:
-    """Leave this rank's share of the step's gradient on the parameters of its layers; return its share of the results.
-
-    batches: whole micro-batches. Shares add up over SAME_LAYERS: `sum_over_layers`, or whatever shards the parameters.
-    ValueError if the step holds no target.
-    """
-    own = cut_batches(parts, batches)
-    totals = sum_step_counts(parts, own)
-    if not totals.targets:
-        raise ValueError("the step holds no target: every masked-in token is the first of its document")
-    if parts.pipeline is None:
-        return compute_gradient(model, own, work, totals)
-    return compute_stage_gradient(model, parts.pipeline, own, work, totals)
-
-
-def sum_over_layers(model: Transformer, parts: Parts) -> None:
-    """Add up the gradients of the ranks that hold the same layers, where parameters are replicated."""
-    for group in parts.groups():
-        sum_gradients(model.parameters(), group)
-
-
-def sum_part_results(parts: Parts, result: Result, model: Transformer) -> Result:
-    """The step's losses, tokens and document pieces of all ranks; loads and clamps of this rank's layers."""
-    loads, clamps, device = result.loads, result.clamps, model.device
-    numbers = [*astuple(result.losses), float(result.tokens)]
-    for group in parts.groups():
-        loads, clamps = sum_counts_by_name(loads, group, device), sum_counts_by_name(clamps, group, device)
-        numbers = sum_numbers(numbers, group, device)
-    if parts.pipeline is not None:
-        numbers = sum_numbers(numbers, parts.pipeline.group, device)
-    next_token, accuracy, mtp, balance, indexer, targets, tokens = numbers
-    losses = Losses(next_token, accuracy, mtp, balance, indexer, round(targets))
-    return replace(result, losses=losses, loads=loads, clamps=clamps, tokens=round(tokens))
-
-
-def norm_over_stages(model: Transformer, parts: Parts, own: float) -> float:
-    """L2 norm of the gradients of all layers, `own` that of this rank's."""
-    return own if parts.pipeline is None else gradient_norm(model, own, parts.pipeline)

@@ -47,15 +47,21 @@ class TimePlan:
     """Plan with a budget of `seconds`: total steps from the measured speed.
 
     `costs` are (share of the steps, relative cost of a step) of the run's stages: the time left counts the steps of
-    later stages at their own cost. The speed is measured after CALIBRATION_STEPS steps and again every REPLAN_EVERY
+    later stages at their own cost. The speed is measured after `calibration` steps and again every REPLAN_EVERY
     steps until the learning rate decays. Every total is written to `path` at once and never recomputed, so that a
-    resumed run repeats its steps to the same bits.
+    resumed run repeats its steps to the same bits. `calibration`: steps before the first measurement, 2 or more.
     """
 
-    def __init__(self, path: Path, seconds: float, costs: Sequence[tuple[float, float]] = ((1.0, 1.0),)) -> None:
+    def __init__(
+        self,
+        path: Path,
+        seconds: float,
+        costs: Sequence[tuple[float, float]] = ((1.0, 1.0),),
+        calibration: int = CALIBRATION_STEPS,
+    ) -> None:
         if not seconds > 0:
             raise ValueError(f"a run of {seconds} seconds; allowed: more than 0")
-        self.path, self.seconds, self._costs = path, seconds, tuple(costs)
+        self.path, self.seconds, self._costs, self._calibration = path, seconds, tuple(costs), calibration
         # (step of the measurement, total steps of the run from then on)
         self.entries: list[tuple[int, int]] = _read_plan(path) if path.exists() else []
         self._mark: tuple[int, float] | None = None
@@ -64,14 +70,15 @@ class TimePlan:
         return next((total for made, total in reversed(self.entries) if made <= step), UNPLANNED)
 
     def observe(self, step: int, elapsed: float, freeze: bool) -> None:
-        if freeze:
+        if freeze and self.entries:  # without a plan yet, a rate that decays from the first step is still unplanned
             return
         if self._mark is None:  # the first step allocates and warms up, so it is left out of the speed
             if step >= 1:
                 self._mark = (step, elapsed)
             return
         since, at = self._mark
-        due = step == CALIBRATION_STEPS or (step > CALIBRATION_STEPS and step % REPLAN_EVERY == 0)
+        first = self._calibration
+        due = step == first or (step > first and step % REPLAN_EVERY == 0)
         if not due or step <= since or (self.entries and self.entries[-1][0] >= step):
             return
         self.entries.append((step, self._find_total(step, elapsed, (elapsed - at) / (step - since), since)))

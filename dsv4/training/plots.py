@@ -71,9 +71,9 @@ def _draw_losses(axes: Any, rows: Rows) -> None:
     axes.legend()
 
 
-def smooth(values: Sequence[float]) -> list[float]:
-    """Mean of each value and those before it in a window of SMOOTHED_STEPS of all."""
-    width = max(1, round(len(values) * SMOOTHED_STEPS))
+def smooth(values: Sequence[float], share: float = SMOOTHED_STEPS) -> list[float]:
+    """Mean of each value and those before it in a window of a `share` of all."""
+    width = max(1, round(len(values) * share))
     windows = (values[max(0, end - width) : end] for end in range(1, len(values) + 1))
     return [sum(window) / len(window) for window in windows]
 

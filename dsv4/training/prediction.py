@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -9,8 +10,9 @@ from statistics import median
 from typing import Any
 
 from dsv4.analysis.activations import Recompute
+from dsv4.analysis.degrees import DIMENSIONS, Degrees
 from dsv4.analysis.hardware import Machine, Precision, cpu
-from dsv4.analysis.training_memory import Degrees, Setting, StageShape
+from dsv4.analysis.training_memory import Setting, StageShape
 from dsv4.analysis.training_plan import StagePlan, choose_stage, plan_stage
 from dsv4.config import ModelConfig
 from dsv4.presets import PRESETS
@@ -95,7 +97,9 @@ def recipe_to_plan(name: str, overrides: Sequence[str]) -> PretrainRecipe:
         defaults = [word for word in published if word.partition("=")[0] not in given]
         return read_recipe(PretrainRecipe, None, [f"model.base={name}", *defaults, *overrides]).resolve()
     if not Path(name).is_file():
-        raise ValueError(f"{name!r} is no file; allowed: a recipe in TOML, or one of {', '.join(PRESETS)}")
+        close = difflib.get_close_matches(name, PRESETS, n=1)
+        meant = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f"{name!r} is no file; allowed: a recipe in TOML, or one of {', '.join(PRESETS)}{meant}")
     return read_recipe(PretrainRecipe, Path(name), overrides).resolve()
 
 
@@ -117,16 +121,9 @@ def plan_run(recipe: PretrainRecipe, machine: Machine, choice: Choice) -> RunPla
     degrees = recipe.parallel.degrees()
     setting = _setting(recipe, recipe.model.config(), machine, choice)
     policy = choice.recompute or (recipe.run.recompute if recipe.run.recompute != "none" else None)
-    given: dict[str, int | None] = {name: getattr(choice, name) for name in ("data", "expert", "context", "pipeline")}
-    if degrees.ranks > 1 and not any(
-        given.values()
-    ):  # data counts the expert ranks here, which have batches of their own
-        given = {
-            "data": degrees.batches,
-            "expert": degrees.expert,
-            "context": degrees.context,
-            "pipeline": degrees.pipeline,
-        }
+    given: dict[str, int | None] = {name: getattr(choice, name) for name in DIMENSIONS}
+    if degrees.ranks > 1 and not any(given.values()):
+        given |= asdict(degrees)
     plans = [choose_stage(setting, shape, policy, **given) for shape in stage_shapes(recipe)]
     return RunPlan(setting, tuple(plans), machine.price if choice.price is None else choice.price)
 

@@ -167,6 +167,7 @@ class LoraSection(Section):
 
 class RunSection(Section):
     seed: int = 1
+    seconds: Annotated[float, Field(gt=0.0)] | None = None  # length of the run; the stages' are then its shares
     replicas: Count = 1
     device: str = "cpu"
     save_every: Count = 100
@@ -290,12 +291,12 @@ class PretrainRecipe(Section):
         """Processes with batches of their own."""
         return self.run.replicas * self.parallel.degrees().batches
 
-    def check_ranks(self, config: ModelConfig, stages: Iterable[StageSection]) -> None:
+    def check_ranks(self, config: ModelConfig) -> None:
         """ValueError if the model, or a setting of the run, does not go with the ranks of `parallel`."""
-        alone = [f"attention {s.attention!r} of stage {s.name!r}" for s in stages if s.attention != "sparse"]
-        alone += [f"run.replicas {self.run.replicas}"] if self.run.replicas > 1 else []
-        alone += ["stability.rollback"] if self.stability.rollback else []
-        alone += ["lora.rank"] if self.lora.rank is not None else []
+        alone = [f"run.replicas {self.run.replicas}"] if self.run.replicas > 1 else []
+        if self.stability.rollback and self.stability.anticipate != "never" and self.parallel.pipeline > 1:
+            alone += [f"stability.anticipate {self.stability.anticipate!r} with parallel.pipeline"]
+        alone += ["lora.rank and parallel.expert"] if self.lora.rank and self.parallel.expert > 1 else []
         self.parallel.check(config, alone)
 
     def resolve(self) -> PretrainRecipe:
@@ -316,7 +317,7 @@ class PretrainRecipe(Section):
             if stage.attention == "warmup" and not config.has_indexer:
                 raise ValueError(f"stage {stage.name!r}: no layer of the model has an indexer to warm up")
         self.lora.check(self.model, config, self.run, stages)
-        self.check_ranks(config, stages)
+        self.check_ranks(config)
         update: dict[str, Any] = {
             "model": self.model.resolve(config),
             "stages": tuple(stages),

@@ -12,29 +12,37 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 
+from dsv4.analysis.degrees import Degrees
+from dsv4.checkpoint.adapter_files import Pair
+from dsv4.model.lora import is_adapter
 from dsv4.model.transformer import Transformer
 from dsv4.parallel.checkpoint import Checkpoints
-from dsv4.parallel.degrees import Degrees
 from dsv4.parallel.expert import split_experts
 from dsv4.parallel.fsdp import gather_model, shard_model
 from dsv4.parallel.mesh import make_mesh
+from dsv4.training.kept_checkpoints import KeptCheckpoints
 from dsv4.training.loop import NonFiniteLossError, Stage, Trainer, TrainSettings
+from dsv4.training.lora import adapter_pairs
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.parts import place_rank
 from dsv4.training.plan import Plan
 from dsv4.training.processes import Processes
 from dsv4.training.ranks import Ranks
+from dsv4.training.replicated_optim import ReplicatedMuonAdamW
 from dsv4.training.report import Report
 from dsv4.training.sharded_optim import ShardedMuonAdamW
 from dsv4.training.speed import SpeedMeter
+from dsv4.training.spikes import Spike
+from dsv4.training.stability import Kept, Stability
 from dsv4.training.state import RunPosition
-from dsv4.training.stopping import RunStoppedError, StopOnSigterm
+from dsv4.training.stopping import RunStoppedError, StopOnSignal
 
 
 class RankTrainer(Trainer):
     """Trainer on one rank of a process group; all ranks build one from the same arguments and run it together.
 
-    `model`, whole on every rank, is sharded in place. Only rank 0 reports. The state is in `run_dir`/checkpoints.
+    `model`, whole on every rank, is sharded in place; one with adapters is cut into a pipeline's stages alone. Only
+    rank 0 reports. The state is in `run_dir`/checkpoints.
     """
 
     def __init__(
@@ -58,37 +66,55 @@ class RankTrainer(Trainer):
 
         ValueError if the degrees do not fit ranks, model or settings.
         """
-        if settings.replicas > 1 or settings.stability is not None:
-            raise ValueError(
-                "run.replicas and stability.rollback are of one process; allowed on several ranks: neither"
-            )
+        stability = settings.stability
+        if settings.replicas > 1:
+            raise ValueError(f"run.replicas {settings.replicas} on several ranks; allowed: 1")
+        if stability is not None and stability.anticipate != "never" and degrees.pipeline > 1:
+            raise ValueError(f"stability.anticipate {stability.anticipate!r} with a pipeline; allowed: 'never'")
         degrees.check(dist.get_world_size(), model.config.n_routed_experts, model.config.num_hidden_layers)
         self.degrees, self.mesh = degrees, make_mesh(degrees, model.device.type)
+        adapted = any(map(is_adapter, model.state_dict()))
+        if adapted and degrees.expert > 1:
+            raise ValueError(f"adapters with parallel degree expert {degrees.expert}; allowed: 1")
         self.parts = place_rank(model, self.mesh, layers)
-        split_experts(model, self.mesh["expert"])
-        shard_model(model, self.mesh, keep_gathered)
-        copies = self.parts.pipeline.place.copies if self.parts.pipeline is not None else frozenset()
-        self.sharded = ShardedMuonAdamW(model, self.mesh, copies, **optimizer)
-        self.checkpoints = Checkpoints(run_dir / "checkpoints")
+        self.sharded = self._replicate(model, optimizer) if adapted else self._shard(model, optimizer, keep_gathered)
+        self.checkpoints = Checkpoints(run_dir / "checkpoints", stability.keep if stability else 0)
         self._saved = -1  # step of the checkpoint begun last
         # Of the optimizer the loop itself uses what both kinds have; the rest is in the methods below.
         one = cast(MuonAdamW, self.sharded)
         super().__init__(model, one, stages, settings, plan, run_dir, console, quiet, speed, tensorboard)
 
+    def _replicate(self, model: Transformer, settings: dict[str, Any]) -> ReplicatedMuonAdamW:
+        return ReplicatedMuonAdamW(model, self.parts, **settings)
+
+    def _shard(self, model: Transformer, settings: dict[str, Any], keep_gathered: bool) -> ShardedMuonAdamW:
+        split_experts(model, self.mesh["expert"])
+        shard_model(model, self.mesh, keep_gathered)
+        copies = self.parts.pipeline.place.copies if self.parts.pipeline is not None else frozenset()
+        return ShardedMuonAdamW(model, self.mesh, copies, **settings)
+
     def _resume(self) -> None:
         path = self.checkpoints.latest()
-        if path is None:
-            return
-        tensors = self.sharded.state()
+        if path is not None:
+            self._go_back(path)
+            self._saved = self.progress.step
+            self._check_stage(path)
+
+    def _go_back(self, path: Path) -> None:
         rng = f"rng.{dist.get_rank()}"
-        found = self.checkpoints.load(path, tensors)
+        found, common = self.checkpoints.load(path, self.sharded.state())
         random = found.pop("rng")
         if len(random) == dist.get_world_size():  # another number of ranks starts with random states of its own
             torch.set_rng_state(torch.tensor(list(bytes.fromhex(random[rng])), dtype=torch.uint8))
         self.sharded.loaded(found.pop("updates"))
-        self.progress = RunPosition(**found)
-        self._saved = self.progress.step
-        self._check_stage(path)
+        self.progress, self._saved = RunPosition(**found, **common), -1
+
+    def _kept(self, count: int) -> Kept:
+        return KeptCheckpoints(self.checkpoints)
+
+    def _roll_back(self, stability: Stability, spike: Spike, report: Report, took: float) -> bool:
+        self.checkpoints.finish()
+        return super()._roll_back(stability, spike, report, took)
 
     def _report(self) -> Report:
         return super()._report() if dist.get_rank() == 0 else cast(Report, nullcontext(_Silence()))
@@ -97,7 +123,7 @@ class RankTrainer(Trainer):
         sources = [stage.source for stage in self.stages]
         return Ranks(self.model, self.sharded, sources, self.parts, self.degrees, self.settings.micro_batches)
 
-    def _stops(self, stop: StopOnSigterm) -> bool:
+    def _stops(self, stop: StopOnSignal) -> bool:
         flag = torch.tensor(int(stop.requested))
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         stop.requested = bool(flag)
@@ -128,13 +154,25 @@ class RankTrainer(Trainer):
         self._saved = self.progress.step
         states: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(states, bytes(torch.get_rng_state().tolist()).hex())
-        position = asdict(self.progress) | {"updates": self.progress.step}
+        position = asdict(self.progress) | {"updates": dict(self.sharded.updates)}
         position["rng"] = {f"rng.{rank}": state for rank, state in enumerate(states)}
-        self.checkpoints.start(self.progress.step, self.sharded.state(copies=False), position)
+        del position["stability"]  # whose routing is of tensors
+        common = {"stability": self.stability.state()} if self.stability else {}
+        suspected = self.stability is not None and self.stability.suspects
+        self.checkpoints.start(self.progress.step, self.sharded.state(copies=False), position, common, suspected)
 
     def gather_model(self) -> Transformer:
         """The whole model, on every rank."""
         return gather_model(self.model, self.mesh)
+
+    def gather_adapters(self) -> dict[str, Pair]:
+        """The adapters of all stages by name of the matrix, on every rank."""
+        pairs = adapter_pairs(self.model)
+        if self.parts.pipeline is None:
+            return pairs
+        stages: list[dict[str, Pair] | None] = [None] * self.degrees.pipeline
+        dist.all_gather_object(stages, pairs, group=self.parts.pipeline.group)
+        return {name: pair for stage in stages if stage is not None for name, pair in stage.items()}
 
 
 class _Silence:

@@ -8,18 +8,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 
+from dsv4.analysis.degrees import Degrees
 from dsv4.model.transformer import Transformer
-from dsv4.parallel.degrees import Degrees
-from dsv4.parallel.fsdp import gather_all
+from dsv4.parallel.fsdp import gather_all, release_all
 from dsv4.parallel.mesh import batch_rank
+from dsv4.training.anticipatory import predict_routing
 from dsv4.training.attention_phase import AttentionPhase
 from dsv4.training.gradient import BatchSource, Result, Routing, Work, compute_gradient
-from dsv4.training.helper import Place, Reader
 from dsv4.training.parts import Parts, cut_batches, sum_step_counts
+from dsv4.training.replicated_optim import ReplicatedMuonAdamW
 from dsv4.training.sharded_optim import ShardedMuonAdamW
 from dsv4.training.stages import compute_stage_gradient
+from dsv4.training.step_batches import Place, Reader
 
 T = TypeVar("T")
 
@@ -30,7 +33,7 @@ class Ranks:
     def __init__(
         self,
         model: Transformer,
-        optimizer: ShardedMuonAdamW,
+        optimizer: ShardedMuonAdamW | ReplicatedMuonAdamW,
         sources: Sequence[BatchSource],
         parts: Parts,
         degrees: Degrees,
@@ -49,10 +52,8 @@ class Ranks:
     def gradient(self, work: Work) -> list[Result]:
         """Leave the step's gradient with the optimizer; return each rank's share of the losses, in rank order.
 
-        ValueError, on all ranks, if no micro-batch of the step has a target, or if the phase is not sparse.
+        ValueError, on all ranks, if no micro-batch of the step has a target.
         """
-        if work.attention != "sparse":
-            raise ValueError(f"attention {work.attention!r} on several ranks; allowed: 'sparse'")
         batches = cut_batches(self._parts, self._reader.read(work))
         totals = sum_step_counts(self._parts, batches)
         if not totals.targets:
@@ -73,7 +74,17 @@ class Ranks:
         return self._place.all_numbers(work.step, work.size)
 
     def anticipate(self, work: Work) -> dict[int, Routing]:
-        raise ValueError("rollbacks with Anticipatory Routing need run.replicas; allowed on several ranks: none")
+        """Routing of all batches of this or a later step with the parameters of now, by batch number, on every rank."""
+        batches = cut_batches(self._parts, self._reader.ahead(work))
+        if work.quantized:
+            gather_all(self.model)
+        own = predict_routing(self.model, batches, work)
+        release_all(self.model)
+        parts: dict[int, list[Routing]] = {}
+        for numbered in _gather(dict(zip(self._place.numbers(work.step, work.size), own, strict=True))):
+            for number, routing in numbered.items():  # context ranks have parts of a batch, in the order of ranks
+                parts.setdefault(number, []).append(routing)
+        return {number: {name: torch.cat([p[name] for p in of]) for name in of[0]} for number, of in parts.items()}
 
     def update(self, rate: float, scale: float, attention: AttentionPhase = "sparse") -> None:
         """Step all parameters, each rank its own."""

@@ -37,6 +37,8 @@ def read_recipe(schema: type[S], path: Path | None, overrides: Sequence[str] = (
     place = str(path) if path is not None else "recipe"
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8")) if path is not None else {}
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise RecipeError(f"{path}: no such file; allowed: a recipe in TOML, and KEY=VALUE") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not valid TOML: {error}") from error
     for override in overrides:

@@ -26,9 +26,10 @@ from dsv4.model.transformer import Transformer
 from dsv4.training.anticipatory import Anticipation
 from dsv4.training.attention_phase import AttentionPhase
 from dsv4.training.gradient import BatchSource, MicroBatch, Result, Routing, Work, compute_gradient, sum_counts
-from dsv4.training.helper import Failure, OtherSideEndedError, Place, Reader, Shared, Update, receive, send, serve
+from dsv4.training.helper import Failure, OtherSideEndedError, Shared, Update, receive, send, serve
 from dsv4.training.losses import Counts
 from dsv4.training.optim import MuonAdamW
+from dsv4.training.step_batches import Place, Reader
 
 SHARED_MEMORY = Path("/dev/shm")
 END_SECONDS = 20.0  # grace period for a helper to exit

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from dsv4.model.transformer import Transformer
 from dsv4.parallel.fsdp import local_part
 from dsv4.parallel.mesh import dense_mesh
 from dsv4.parallel.zero import Matrix, WholeMatrices, assign_owners, newton_schulz_cost
-from dsv4.training.attention_phase import AttentionPhase
+from dsv4.training.attention_phase import PHASES, AttentionPhase
 from dsv4.training.optim import MuonAdamW, parameter_rule
 
 
@@ -66,6 +66,7 @@ class ShardedMuonAdamW:
         self._inner = MuonAdamW(_Named({n: nn.Parameter(t) for n, t in own.items()}), model.config, **settings)
         self._own = self._inner.parameters
         self._inner.start_adamw()
+        self.updates: dict[AttentionPhase, int] = dict.fromkeys(PHASES, 0)  # done, by phase
 
     def collect(self) -> None:
         """Bring the gradients that the backward left in parts to the tensors that this rank steps."""
@@ -90,6 +91,7 @@ class ShardedMuonAdamW:
     def step(self, lr: float, grad_scale: float = 1.0, attention: AttentionPhase = "sparse") -> None:
         """As MuonAdamW.step, on every rank's part."""
         self._inner.step(lr, grad_scale, attention=attention)
+        self.updates[attention] += 1
         self._give_back()
 
     def _give_back(self) -> None:
@@ -114,7 +116,7 @@ class ShardedMuonAdamW:
     def state(self, copies: bool = True) -> dict[str, Tensor]:
         """This rank's tensors of the run's state by name, not copied: whole matrices, or parts with their place.
 
-        copies: with those that another stage of the pipeline has too.
+        copies: with those that another rank, of another stage of the pipeline, has too.
         """
         found: dict[str, Tensor] = {f"model.{name}": tensor.detach() for name, tensor in self._fixed.items()}
         for name, own in self._own.items():
@@ -143,9 +145,10 @@ class ShardedMuonAdamW:
         each = -(-count // parameter.device_mesh.size())
         return self._first_expert * count + min(count, rank * each)
 
-    def loaded(self, steps: int) -> None:
-        """Go on after `state()`'s tensors were read from a checkpoint, `steps` updates after the run's begin."""
-        self._inner.start_adamw(steps)
+    def loaded(self, updates: Mapping[AttentionPhase, int]) -> None:
+        """Go on after `state()`'s tensors were read from a checkpoint that was written after these `updates`."""
+        self.updates = dict(updates)
+        self._inner.start_adamw(self.updates)
         self._give_back()
 
 

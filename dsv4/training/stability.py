@@ -6,11 +6,10 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from dsv4.training.anticipatory import RoutingAhead
 from dsv4.training.gradient import Routing, Work
-from dsv4.training.kept_states import KeptStates
 from dsv4.training.processes import Processes
 from dsv4.training.spikes import Spike, SpikeDetector
 from dsv4.training.stability_settings import StabilitySettings
@@ -29,12 +28,23 @@ class _Incident:
     rollbacks: int = 1
 
 
+class Kept(Protocol):
+    """States of the run that it may go back to (kept_states.py, kept_checkpoints.py)."""
+
+    def steps(self) -> list[int]: ...
+
+    def path(self, step: int) -> Path: ...
+
+    def keep(self, state: Path, step: int) -> None: ...
+
+    def drop_after(self, step: int) -> None: ...
+
+
 class Stability:
     """Watches a run's steps and chooses the state to go back to. `state()` is saved with the run."""
 
-    def __init__(self, settings: StabilitySettings, folder: Path, state: Mapping[str, Any]) -> None:
-        self.settings = settings
-        self.kept = KeptStates(folder, settings.keep)
+    def __init__(self, settings: StabilitySettings, kept: Kept, state: Mapping[str, Any]) -> None:
+        self.settings, self.kept = settings, kept
         self.rollbacks = 0  # of the whole run
         self.incident: _Incident | None = None
         self.until = 0  # step at which Anticipatory Routing ends
@@ -60,9 +70,14 @@ class Stability:
         mode = self.settings.anticipate
         return mode == "always" or (mode == "after_rollback" and step < self.until)
 
+    @property
+    def suspects(self) -> bool:
+        """True if a spike may have begun: a state saved now is none to go back to."""
+        return self.detector.high_since is not None
+
     def keep(self, saved: Path, step: int) -> None:
         """Keep the state just saved at `step`, unless a spike may have begun."""
-        if self.detector.high_since is None:
+        if not self.suspects:
             self.kept.keep(saved, step)
 
     def route_ahead(self, steps: range, make_work: Callable[[int], Work], replicas: Processes) -> dict[int, Routing]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from dsv4.kernels.precision import precision
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.transformer import Transformer
 from dsv4.parallel.pipeline import StagePlace, run_stages, with_loss
-from dsv4.parallel.sums import sum_gradients, sum_numbers
+from dsv4.parallel.sums import sum_gradients
 from dsv4.training.attention_phase import attention_phase
 from dsv4.training.gradient import MicroBatch, Result, Work, sum_results
 from dsv4.training.losses import Counts, Losses, auxiliary_losses, losses_of_streams
@@ -78,11 +77,3 @@ def compute_stage_gradient(
     if pipeline.ends is not None and pipeline.ends.size() > 1 and config.num_nextn_predict_layers:
         sum_gradients([model.embed.weight], pipeline.ends)
     return sum_results(results)
-
-
-def gradient_norm(model: Transformer, own: float, pipeline: Pipeline) -> float:
-    """L2 norm of the gradients of all stages, of which this one's is `own`; the embedding counts once."""
-    square = own**2
-    if pipeline.place.last and not pipeline.place.first and model.embed.weight.grad is not None:
-        square -= float(model.embed.weight.grad.norm()) ** 2
-    return math.sqrt(max(0.0, sum_numbers([square], pipeline.group, model.device)[0]))

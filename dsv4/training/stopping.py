@@ -1,39 +1,58 @@
-"""SIGTERM: a run ends after the step in progress, with its state saved, and says so by its exit status."""
+"""SIGTERM and Ctrl-C: a run ends after the step in progress, with its state saved, and says so by its exit status."""
 
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-EXIT_STATUS = 128 + signal.SIGTERM  # as of a process that the signal ended, so that schedulers start it again
+_NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
 
 class RunStoppedError(Exception):
-    """A run was asked to stop, and its state is saved."""
+    """A run was asked to stop, and its state is saved. `status`: of the process, as if the signal had ended it, so
+    that schedulers start it again."""
+
+    def __init__(self, message: str, status: int = 128 + signal.SIGTERM) -> None:
+        super().__init__(message)
+        self.status = status
 
 
-class StopOnSigterm:
-    """Notes SIGTERM in `requested` instead of ending the process. Use as a context manager.
+class StopOnSignal:
+    """Notes SIGTERM or Ctrl-C in `requested` instead of ending the process. Use as a context manager.
 
-    A second SIGTERM ends the process at once. Outside the main thread, where Python has no signal handlers, nothing is
-    noted.
+    A second one ends the process at once. Outside the main thread, where Python has no signal handlers, nothing is
+    noted. `reason` is the signal's name; on a rank that did not get it itself, SIGTERM.
     """
 
     def __init__(self) -> None:
         self.requested = False
-        self._before: Any = None
+        self._number = signal.SIGTERM
+        self._before: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> StopOnSigterm:
+    @property
+    def reason(self) -> str:
+        return _NAMES[self._number]
+
+    def error(self, step: int, steps: int, place: object) -> RunStoppedError:
+        """The error that ends a run which was stopped after `step` of `steps`, with its state in `place`."""
+        text = f"stopped by {self.reason} after step {step} of {steps}; the state is saved in {place}"
+        return RunStoppedError(text, 128 + self._number)
+
+    def __enter__(self) -> StopOnSignal:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._note)
+            self._before = {number: signal.signal(number, self._note) for number in _NAMES}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+        self.requested, self._number = True, signal.Signals(number)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if number == signal.SIGINT:
+            print("\nCtrl-C: ending after the step in progress; once more ends at once", file=sys.stderr, flush=True)

@@ -34,8 +34,10 @@ void on_bus_error(int signal, siginfo_t* info, void* context) {
         before.sa_sigaction(signal, info, context);
     else if (before.sa_handler != SIG_DFL && before.sa_handler != SIG_IGN)
         before.sa_handler(signal);
-    else
-        sigaction(SIGBUS, &before, nullptr);  // the instruction then runs again and ends the process
+    else {
+        sigaction(SIGBUS, &before, nullptr);    // the instruction then runs again and ends the process
+        if (info->si_code <= 0) raise(signal);  // sent by a process: there is no instruction that would fail again
+    }
 }
 
 }  // namespace

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 
 from dsv4.analysis.activations import POLICIES, layer_activations
+from dsv4.analysis.degrees import Degrees
 from dsv4.analysis.hardware import MACHINES, Precision, cpu
 from dsv4.analysis.parameters import count_parameters
 from dsv4.analysis.training_flops import training_flops
-from dsv4.analysis.training_memory import Degrees, Setting, StageShape, rank_memory
+from dsv4.analysis.training_memory import Setting, StageShape, rank_memory
 from dsv4.analysis.training_plan import choose_stage, plan_stage
 from dsv4.analysis.training_weights import optimizer_flops, weights_by_part
 from dsv4.config import ModelConfig
@@ -48,7 +49,7 @@ def test_muons_operations_are_those_of_its_matrices() -> None:
 
 
 def test_sharded_memory_is_a_share_and_policies_keep_less() -> None:
-    one, many = (plan_stage(setting(n), SHORT, Degrees(data=n, expert=n), "none").memory for n in (1, 64))
+    one, many = (plan_stage(setting(n), SHORT, Degrees(expert=n), "none").memory for n in (1, 64))
     for kind in ("masters", "gradients", "momenta"):
         assert getattr(one, kind) == pytest.approx(64 * getattr(many, kind))
     assert one.activations == many.activations  # a rank's row
@@ -64,7 +65,7 @@ def test_a_pipeline_splits_layers_and_waits() -> None:
     assert split.micro_batches == 512
     assert split.memory.masters == pytest.approx(flat.memory.masters, rel=0.2)  # as many shards in all
     # The first rank has four micro-batches in flight, of a quarter of the layers each.
-    first, whole = (rank_memory(setting(8), SHORT, Degrees(8 // p, 1, 1, p), "blocks", 0, 512) for p in (4, 1))
+    first, whole = (rank_memory(setting(8), SHORT, Degrees(pipeline=p, data=8 // p), "blocks", 0, 512) for p in (4, 1))
     assert first.activations == pytest.approx(whole.activations, rel=0.2)
 
 
@@ -84,7 +85,7 @@ def test_chosen_degrees_fit_and_given_ones_stay() -> None:
     for shape in (SHORT, LONG):
         plan = choose_stage(setting(512), shape)
         degrees = plan.degrees
-        assert plan.fits and degrees.data * degrees.context * degrees.pipeline == 512
+        assert plan.fits and degrees.ranks == 512
     assert degrees.context > 1  # no single GPU holds a row of 1M tokens
     given = choose_stage(setting(512), SHORT, "blocks", pipeline=4, expert=8)
     assert (given.degrees.pipeline, given.degrees.expert, given.recompute) == (4, 8, "blocks")
@@ -102,9 +103,9 @@ def test_replicas_of_one_machine_share_weights() -> None:
 @pytest.mark.parametrize(
     "degrees, words",
     [
-        (Degrees(data=3), "is 3; allowed: the number of GPUs, 8"),
-        (Degrees(data=8, expert=3), "expert is 3; allowed: divisors of data times context, 8, and of the 256 experts"),
-        (Degrees(pipeline=64), "allowed: the number of GPUs"),
+        (Degrees(data=3), "make 3 ranks; allowed: as many as there are, 8"),
+        (Degrees(data=2, expert=6), "make 12 ranks; allowed: as many as there are, 8"),
+        (Degrees(pipeline=64), "make 64 ranks"),
     ],
 )
 def test_degrees_that_do_not_go_together_are_named(degrees: Degrees, words: str) -> None:

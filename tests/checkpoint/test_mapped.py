@@ -173,3 +173,16 @@ def test_a_file_cut_short_ends_the_process_with_a_last_line_that_names_it(work: 
     assert done.stderr.splitlines()[-1].startswith(
         f"dsv4: the process ends (SIGBUS): {file.resolve()} is mapped into it"
     )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system does not say where files are mapped")
+def test_a_sent_signal_ends_a_process_that_watches_its_mapped_files() -> None:
+    code = """
+import os, signal, dsv4
+from dsv4.config import nano_path
+model = dsv4.load(nano_path())
+os.kill(os.getpid(), signal.SIGBUS)
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, timeout=SECONDS, check=False)
+    assert done.returncode == -signal.SIGBUS

@@ -60,6 +60,10 @@ class Run:
         """Sends the signal of Ctrl-C."""
         os.killpg(self.process.pid, signal.SIGINT)
 
+    def end(self) -> None:
+        """Ends an agent that has not heeded Ctrl-C."""
+        os.killpg(self.process.pid, signal.SIGTERM)
+
 
 class Outside(socketserver.ThreadingTCPServer):
     """Proxy for everything but loopback: it refuses, and notes what was asked for."""

@@ -41,12 +41,13 @@ def write_files(folder: Path) -> dict[str, list[Record]]:
     (folder / "e.txt.bz2").write_bytes(bz2.compress(b"packed"))
     rows = [f"row {n}" for n in range(10)]
     parquet.write_table(pa.table({"text": rows, "other": rows}), folder / "f.parquet", row_group_size=3)
-    parquet.write_table(pa.table({"messages": [CHAT["messages"]]}), folder / "g.parquet")
+    parquet.write_table(pa.table({"messages": [CHAT["messages"]], "reasoning_effort": ["max"]}), folder / "g.parquet")
     (folder / ".hidden.txt").write_text("no")
     (folder / "picture.png").write_text("no")
     return {
         "a.md": ["# é"], "c.jsonl": ["one", CHAT, "three"], "d.jsonl.gz": ["one", CHAT, "three"],
-        "deep/b.txt": ["second\nfile"], "e.txt.bz2": ["packed"], "f.parquet": rows, "g.parquet": [CHAT],
+        "deep/b.txt": ["second\nfile"], "e.txt.bz2": ["packed"], "f.parquet": rows,
+        "g.parquet": [CHAT | {"reasoning_effort": "max"}],
     }  # fmt: skip
 
 
@@ -90,6 +91,16 @@ def test_errors_name_the_place(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_text("no")
     with pytest.raises(RecordError, match=r"x\.tar: files that end in \.txt"):
         find_sources([str(tmp_path / "x.tar")])
+
+
+def test_tables_may_hold_conversations_as_json(tmp_path: Path) -> None:
+    columns = {"messages": [json.dumps(CHAT["messages"])], "tools": [json.dumps([{"type": "function"}])]}
+    parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
+    (record,) = find_sources([str(tmp_path)])[0].records()
+    assert record == {"messages": CHAT["messages"], "tools": [{"type": "function"}]}
+    parquet.write_table(pa.table({"messages": ["hello"]}), tmp_path / "a.parquet")
+    with pytest.raises(RecordError, match=r"row 0: 'messages' is a text that is no JSON"):
+        list(find_sources([str(tmp_path)])[0].records())
 
 
 def test_datasets_of_the_hub_library_are_read(tmp_path: Path) -> None:

@@ -117,14 +117,14 @@ def test_any_batch_is_a_function_of_its_number(paths: tuple[Path, Path], tokeniz
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_ranks_share_the_same_sequence(paths: tuple[Path, Path], tokenizer_folder: Path, ranks: int) -> None:
-    """A step's 4 batches are dealt to the ranks in order, as training/helper.py:Place does."""
-    helper = pytest.importorskip("dsv4.training.helper")
+    """A step's 4 batches are dealt to the ranks in order, as training/step_batches.py:Place does."""
+    step_batches = pytest.importorskip("dsv4.training.step_batches")
     expected = source(tokenizer_folder, paths)
     readers = [source(tokenizer_folder, paths) for _ in range(ranks)]
     for step in range(5):
         dealt: list[TokenBatch] = []
         for rank, reader in enumerate(readers):
-            dealt += map(reader.batch, helper.Place(rank, ranks, 4 // ranks).numbers(step))
+            dealt += map(reader.batch, step_batches.Place(rank, ranks, 4 // ranks).numbers(step))
         assert dealt == [expected.batch(number) for number in range(4 * step, 4 * step + 4)]
 
 

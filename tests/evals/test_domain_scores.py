@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from dsv4 import cli
 from dsv4.data.encoding import read_conversation
 from dsv4.data.tasks import split_of
 from dsv4.engine import LLM
 from dsv4.evals import domain_scores
 from dsv4.evals.domain_scores import DomainScore, evaluate_domain, held_out_problems
+from dsv4.evals.effort_scores import evaluate_efforts, to_results, tokens_rise
 from dsv4.post_training.domains.solutions import solved
-from dsv4.post_training.efforts import with_effort
+from dsv4.post_training.efforts import EffortMode, with_effort
 from dsv4.post_training.episodes.environment import EpisodeProblem
 from dsv4.post_training.episodes.sampling import continuation
+from dsv4.post_training.rollouts import Rollout
 from dsv4.tokenizer.loss_mask import encode_training
 from tests.post_training.small_policy import small_policy
 
@@ -102,9 +107,49 @@ def test_problems_are_distinct_and_held_out(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_an_effort_changes_the_prompt_alone() -> None:
     problem = held_out_problems("tools", 1, thinking=True)[0]
-    asked = with_effort(problem, "max")
+    asked = with_effort(problem, EffortMode("max"))
     prompt = asked.prompt()
     assert prompt.reasoning_effort == "max" and problem.prompt().reasoning_effort is None
     assert [tool.name for tool in prompt.tools] == [tool.name for tool in problem.prompt().tools]
     assert (asked.key, asked.domain, asked.thinking) == (problem.key, problem.domain, True)
     assert isinstance(asked, EpisodeProblem) and asked.environment() is not asked.environment()
+
+
+def test_efforts_are_scored_on_the_same_problems(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str | None, tuple[str, ...]]] = []
+
+    def answers(llm, problems, max_tokens, limits):
+        asked.append((problems[0].prompt().reasoning_effort, tuple(problem.key for problem in problems)))
+        rights = {"low": 1, "high": 2, "max": 2}[problems[0].mode.effort]
+        yield (
+            [
+                Rollout(
+                    place, (1,), (2,) * (3 * rights), (0.0,), f"</think>{problem.inner.example.answer}", place < rights
+                )
+                for place, problem in enumerate(problems)
+            ],
+            problems,
+        )
+
+    monkeypatch.setattr(domain_scores, "_answers", answers)
+    scores = evaluate_efforts(llm, "mathematics", 4)
+    assert [effort for effort, _ in asked] == ["low", "high", "max"] and len({keys for _, keys in asked}) == 1
+    assert to_results(scores) == {
+        "low": {"accuracy": 0.25, "tokens": 3.0},
+        "high": {"accuracy": 0.5, "tokens": 6.0},
+        "max": {"accuracy": 0.5, "tokens": 6.0},
+    }
+    assert tokens_rise(scores)
+    assert not tokens_rise(scores | {"low": DomainScore(1, 4, 100)})
+
+
+def test_the_commands_write_and_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "solved.jsonl"
+    assert cli.main(["data", "solutions", "tools", "--count", "2", "--level", "easy", "--out", str(out)]) == 0
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(records) == 2 and all(record["tools"] for record in records)
+    capsys.readouterr()
+    keys = ["--domains", "mathematics", "--n", "2", "--efforts", "low", "max", "--max-tokens", "8", "--json"]
+    assert cli.main(["eval", "domains", *keys]) == 0
+    found = json.loads(capsys.readouterr().out)["scores"]
+    assert [(one["effort"], one["asked"]) for one in found] == [("low", 2), ("max", 2)]

@@ -10,11 +10,12 @@ from torch import nn
 
 from dsv4.model.batch import RaggedBatch
 from dsv4.parallel.context import cut_batch
-from dsv4.parallel.sums import sum_counts_by_name, sum_gradients, sum_numbers
+from dsv4.parallel.sums import sum_gradients, sum_numbers
 from dsv4.training.attention_phase import AttentionPhase
 from dsv4.training.gradient import MicroBatch, Work, compute_gradient
 from dsv4.training.losses import Counts, LossWeights, count_parts
 from tests.model.tiny import random_model, tiny_config
+from tests.parallel.replicated import sum_counts_by_name
 
 
 def gradients(model: nn.Module) -> dict[str, torch.Tensor]:

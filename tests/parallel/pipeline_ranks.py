@@ -6,22 +6,17 @@ from dataclasses import astuple
 
 import torch
 
+from dsv4.analysis.degrees import Degrees
 from dsv4.model.batch import RaggedBatch
-from dsv4.parallel.degrees import Degrees
 from dsv4.parallel.mesh import batch_rank, make_mesh
 from dsv4.training.attention_phase import AttentionPhase
 from dsv4.training.balance import update_router_biases
 from dsv4.training.gradient import MicroBatch, Work, compute_gradient
 from dsv4.training.losses import LossWeights, count_parts
 from dsv4.training.optim import MuonAdamW
-from dsv4.training.parts import (
-    compute_part_gradient,
-    norm_over_stages,
-    place_rank,
-    sum_over_layers,
-    sum_part_results,
-)
+from dsv4.training.parts import place_rank
 from tests.model.tiny import random_model, tiny_config
+from tests.parallel.replicated import compute_part_gradient, norm_over_stages, sum_over_layers, sum_part_results
 
 WEIGHTS = LossWeights(0.3, 0.5, 1.0)
 

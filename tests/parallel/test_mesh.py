@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from dsv4.parallel.degrees import Degrees
+from dsv4.analysis.degrees import Degrees
 from dsv4.parallel.mesh import launched, process_group
 
 
 def test_degrees_must_make_the_number_of_ranks() -> None:
     Degrees(data=2, expert=2).check(4, 8, 4)
-    with pytest.raises(ValueError, match="3 ranks were started, but .*data 2.* make 4"):
+    with pytest.raises(ValueError, match="data 2.* make 4 ranks; allowed: as many as there are, 3"):
         Degrees(data=2, expert=2).check(3, 8, 4)
 
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from dsv4.training.loop import Stage, Trainer
+from dsv4.training.attention_phase import AttentionPhase
+from dsv4.training.loop import Trainer
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.plan import FixedPlan
 
-from ..training.tiny_training import make_model
-from .rank_program import STEPS, UnevenBatches, settings
+from .rank_program import STEPS, hurt, make_stages, make_start, settings
 
 ROOT = Path(__file__).parents[2]
 LOSSES = ("loss", "mtp_loss", "balance_loss", "indexer_loss", "grad_norm")
@@ -29,12 +31,16 @@ def train(
     micro_batches: int,
     stop_after: int | None = None,
     changes: dict[str, Any] | None = None,
-    **degrees: int,
+    phases: Sequence[AttentionPhase] = ("sparse",),
+    lora: str | None = None,
+    hurt_at: int | None = None,
+    *,
+    degrees: dict[str, int],
 ) -> None:
     """changes: of the run's TrainSettings."""
     options = {
         "run_dir": str(run_dir), "degrees": degrees, "micro_batches": micro_batches, "stop_after": stop_after,
-        "changes": changes or {},
+        "changes": changes or {}, "phases": phases, "lora": lora, "hurt_at": hurt_at,
     }  # fmt: skip
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     ended = subprocess.run(
@@ -56,17 +62,27 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
     return torch.load(run_dir / "whole.pt")
 
 
-def train_alone(run_dir: Path, micro_batches: int, **changes: Any) -> list[dict[str, Any]]:
-    model, _ = make_model()
-    optimizer = MuonAdamW(model, model.config, compute_dtype=torch.float32)
-    stages = [Stage("all", 1.0, UnevenBatches())]
-    chosen = settings(micro_batches=micro_batches, **changes)
-    Trainer(model, optimizer, stages, chosen, FixedPlan(STEPS), run_dir, quiet=True).run()
+def train_alone(
+    run_dir: Path,
+    micro_batches: int,
+    phases: Sequence[AttentionPhase] = ("sparse",),
+    lora: str | None = None,
+    changes: dict[str, Any] | None = None,
+    hurt_at: int | None = None,
+) -> list[dict[str, Any]]:
+    model, chosen_optimizer = make_start(lora)
+    optimizer = MuonAdamW(model, model.config, **chosen_optimizer)
+    chosen = settings(micro_batches=micro_batches, **(changes or {}))
+    trainer = Trainer(model, optimizer, make_stages(phases), chosen, FixedPlan(STEPS), run_dir, quiet=True)
+    if hurt_at is not None:
+        trainer.run(hurt_at)
+        hurt(trainer)
+    trainer.run()
     return records(run_dir)
 
 
-def assert_same_losses(found: list[dict[str, Any]], want: list[dict[str, Any]]) -> None:
-    assert [record["step"] for record in found] == list(range(STEPS))
+def assert_same_losses(found: list[dict[str, Any]], want: list[dict[str, Any]], first: int = 0) -> None:
+    assert [record["step"] for record in found] == list(range(first, STEPS))
     for got, expected in zip(found, want, strict=True):
         assert got["targets"] == expected["targets"] and got["tokens"] == expected["tokens"]
         assert got["loss"] == pytest.approx(expected["loss"], rel=1e-6), got["step"]
@@ -74,9 +90,102 @@ def assert_same_losses(found: list[dict[str, Any]], want: list[dict[str, Any]]) 
             assert got[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-7), (got["step"], name)
 
 
-def test_two_ranks_with_halved_experts_train_as_one_process(tmp_path: Path) -> None:
-    train(tmp_path / "ranks", 2, 1, expert=2)
-    assert_same_losses(records(tmp_path / "ranks"), train_alone(tmp_path / "alone", 2))
+STAGES: tuple[AttentionPhase, ...] = ("dense", "warmup", "sparse")
+
+
+def test_two_ranks_with_halved_experts_train_every_phase_as_one_process(tmp_path: Path) -> None:
+    train(tmp_path / "ranks", 2, 1, phases=STAGES, degrees={"expert": 2})
+    assert_same_losses(records(tmp_path / "ranks"), train_alone(tmp_path / "alone", 2, STAGES))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ranks", "micro_batches", "degrees"),
+    [
+        (2, 1, {"data": 2}),
+        (2, 2, {"context": 2}),
+        (2, 3, {"pipeline": 2}),
+        (4, 2, {"pipeline": 2, "data": 2}),
+    ],
+)
+def test_ranks_train_every_phase_as_one_process(
+    ranks: int, micro_batches: int, degrees: dict[str, int], tmp_path: Path
+) -> None:
+    train(tmp_path / "ranks", ranks, micro_batches, phases=STAGES, degrees=degrees)
+    all_batches = ranks // degrees.get("context", 1) // degrees.get("pipeline", 1) * micro_batches
+    assert_same_losses(records(tmp_path / "ranks"), train_alone(tmp_path / "alone", all_batches, STAGES))
+
+
+# As the recipe of such a run sets them: router biases and stored values stay as they are.
+LORA: dict[str, Any] = {"quantized_share": 0.0, "balance_speed": 0.0}
+
+
+def test_two_ranks_train_adapters_as_one_process(tmp_path: Path) -> None:
+    train(tmp_path / "ranks", 2, 1, changes=LORA, lora="adamw_no_decay", degrees={"data": 2})
+    alone = train_alone(tmp_path / "alone", 2, lora="adamw_no_decay", changes=LORA)
+    assert_same_losses(records(tmp_path / "ranks"), alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("micro_batches", "degrees", "optimizer"),
+    [(2, {"context": 2}, "muon"), (3, {"pipeline": 2}, "adamw_no_decay"), (2, {"pipeline": 2, "data": 2}, "muon")],
+)
+def test_ranks_train_adapters_as_one_process(
+    micro_batches: int, degrees: dict[str, int], optimizer: str, tmp_path: Path
+) -> None:
+    """And resumed on the same ranks they have the same bits."""
+    ranks = math.prod(degrees.values())
+    for name, ends in (("whole", (None,)), ("parts", (3, None))):
+        for end in ends:
+            train(tmp_path / name, ranks, micro_batches, end, LORA, lora=optimizer, degrees=degrees)
+    alone = train_alone(tmp_path / "alone", degrees.get("data", 1) * micro_batches, lora=optimizer, changes=LORA)
+    assert_same_losses(records(tmp_path / "whole"), alone)
+    want, found = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert len(want) > 10 and all(torch.equal(found[name], want[name]) for name in want)
+
+
+ROLLBACK: dict[str, Any] = {"stability": True, "quantized_share": 0.0}
+
+
+def assert_same_rollback(found: list[dict[str, Any]], want: list[dict[str, Any]]) -> None:
+    """Weights damaged before step 4: back to step 2, and on with Anticipatory Routing up to step 6."""
+    (event,) = [record for record in found if record.get("event") == "rollback"]
+    assert (event["step"], event["to"], event["anticipatory_until"]) == (4, 2, 6)
+    assert_same_losses([record for record in found if record.get("attempt") == 1], want[-4:], first=2)
+    assert [record["anticipatory"] for record in found[-4:]] == [True] * 4
+
+
+def test_two_ranks_roll_back_as_one_process(tmp_path: Path) -> None:
+    train(tmp_path / "ranks", 2, 1, changes=ROLLBACK, hurt_at=4, degrees={"data": 2})
+    assert_same_rollback(records(tmp_path / "ranks"), train_alone(tmp_path / "alone", 2, changes=ROLLBACK, hurt_at=4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("degrees", [{"expert": 2}, {"context": 2}, {"data": 2, "context": 2}])
+def test_ranks_roll_back_as_one_process(degrees: dict[str, int], tmp_path: Path) -> None:
+    """And resumed within Anticipatory Routing, whose choices the checkpoint has, they have the same bits."""
+    ranks = math.prod(degrees.values())
+    train(tmp_path / "whole", ranks, 2, changes=ROLLBACK, hurt_at=4, degrees=degrees)
+    train(tmp_path / "parts", ranks, 2, stop_after=5, changes=ROLLBACK, hurt_at=4, degrees=degrees)
+    train(tmp_path / "parts", ranks, 2, changes=ROLLBACK, degrees=degrees)
+    batches = 2 * ranks // degrees.get("context", 1)
+    alone = train_alone(tmp_path / "alone", batches, changes=ROLLBACK, hurt_at=4)
+    for name in ("whole", "parts"):
+        assert_same_rollback(records(tmp_path / name), alone)
+    want, found = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(found[name], want[name]) for name in want)
+
+
+@pytest.mark.slow
+def test_a_run_resumed_after_its_warmup_has_the_same_bits(tmp_path: Path) -> None:
+    """AdamW's parameters of the indexer have taken other steps than the rest."""
+    train(tmp_path / "whole", 2, 1, phases=STAGES, degrees={"data": 2})
+    train(tmp_path / "parts", 2, 1, stop_after=4, phases=STAGES, degrees={"data": 2})
+    train(tmp_path / "parts", 2, 1, phases=STAGES, degrees={"data": 2})
+    want = weights(tmp_path / "whole")
+    for name, tensor in weights(tmp_path / "parts").items():
+        assert torch.equal(tensor, want[name]), name
 
 
 @pytest.mark.slow
@@ -84,6 +193,7 @@ def test_two_ranks_with_halved_experts_train_as_one_process(tmp_path: Path) -> N
     ("ranks", "micro_batches", "degrees"),
     [
         (2, 2, {"data": 2}),
+        (2, 1, {"expert": 2}),
         (4, 1, {"data": 4}),
         (4, 1, {"expert": 4}),
         (4, 1, {"data": 2, "expert": 2}),
@@ -96,7 +206,7 @@ def test_two_ranks_with_halved_experts_train_as_one_process(tmp_path: Path) -> N
     ],
 )
 def test_ranks_train_as_one_process(ranks: int, micro_batches: int, degrees: dict[str, int], tmp_path: Path) -> None:
-    train(tmp_path / "ranks", ranks, micro_batches, None, None, **degrees)
+    train(tmp_path / "ranks", ranks, micro_batches, None, None, degrees=degrees)
     all_batches = ranks // degrees.get("context", 1) // degrees.get("pipeline", 1) * micro_batches
     assert_same_losses(records(tmp_path / "ranks"), train_alone(tmp_path / "alone", all_batches))
 
@@ -117,9 +227,9 @@ def test_ranks_with_a_precision_or_recomputation_train_as_one_process(
     ranks: int, micro_batches: int, degrees: dict[str, int], changes: dict[str, Any], tmp_path: Path
 ) -> None:
     """Rounding amplifies differences of later steps, whose weights differ in their last bits already."""
-    train(tmp_path / "ranks", ranks, micro_batches, None, changes, **degrees)
+    train(tmp_path / "ranks", ranks, micro_batches, None, changes, degrees=degrees)
     all_batches = ranks // degrees.get("context", 1) // degrees.get("pipeline", 1) * micro_batches
-    alone = train_alone(tmp_path / "alone", all_batches, **changes)
+    alone = train_alone(tmp_path / "alone", all_batches, changes=changes)
     for step, (got, want) in enumerate(zip(records(tmp_path / "ranks"), alone, strict=True)):
         rounded = "precision" in changes and step > 0
         assert got["loss"] == pytest.approx(want["loss"], rel=1e-3 if rounded else 1e-6), step
@@ -127,19 +237,19 @@ def test_ranks_with_a_precision_or_recomputation_train_as_one_process(
 
 @pytest.mark.slow
 def test_a_resumed_run_has_the_same_bits_and_other_ranks_the_same_losses(tmp_path: Path) -> None:
-    train(tmp_path / "whole", 2, 2, data=2)
-    train(tmp_path / "parts", 2, 2, stop_after=3, data=2)
-    train(tmp_path / "parts", 2, 2, data=2)
+    train(tmp_path / "whole", 2, 2, degrees={"data": 2})
+    train(tmp_path / "parts", 2, 2, stop_after=3, degrees={"data": 2})
+    train(tmp_path / "parts", 2, 2, degrees={"data": 2})
     want = weights(tmp_path / "whole")
     for name, tensor in weights(tmp_path / "parts").items():
         assert torch.equal(tensor, want[name]), name
-    train(tmp_path / "others", 2, 2, stop_after=3, data=2)
-    train(tmp_path / "others", 4, 1, data=2, expert=2)
+    train(tmp_path / "others", 2, 2, stop_after=3, degrees={"data": 2})
+    train(tmp_path / "others", 4, 1, degrees={"data": 2, "expert": 2})
     assert_same_losses(records(tmp_path / "others"), records(tmp_path / "whole"))
 
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_other_stages_and_parts(tmp_path: Path) -> None:
-    train(tmp_path / "ranks", 2, 2, stop_after=3, pipeline=2)
-    train(tmp_path / "ranks", 2, 2, context=2)
+    train(tmp_path / "ranks", 2, 2, stop_after=3, degrees={"pipeline": 2})
+    train(tmp_path / "ranks", 2, 2, degrees={"context": 2})
     assert_same_losses(records(tmp_path / "ranks"), train_alone(tmp_path / "alone", 2))

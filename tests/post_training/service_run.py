@@ -41,13 +41,19 @@ def small_folder(root: Path) -> Path:
 
 
 def make_service(
-    run_dir: Path, folder: Path, launcher: Launcher | None = None, url: str | None = None, **settings: Any
+    run_dir: Path,
+    folder: Path,
+    launcher: Launcher | None = None,
+    url: str | None = None,
+    lease_seconds: float = 60.0,
+    max_model_len: int = 256,
+    **settings: Any,
 ) -> RolloutService:
     place = run_dir / "service"
     place.mkdir(parents=True, exist_ok=True)
     plan = WorkerPlan(
         "", run_dir.name, url or f"sqlite:///{place / 'queue.db'}", str(place / "weights"), str(folder), "float", True,
-        "cpu", max_num_seqs=16, max_model_len=256, lease_seconds=60.0, max_stalled=5,
+        "cpu", max_num_seqs=16, max_model_len=max_model_len, lease_seconds=lease_seconds, max_stalled=5,
         workers=settings.setdefault("workers", 2),
     )  # fmt: skip
     return RolloutService(plan, ServiceSettings(**settings), launcher or ProcessLauncher(place, 1), Console())
@@ -59,10 +65,11 @@ def make_run(
     service: RolloutService | None = None,
     settings: GRPORunSettings = SETTINGS,
     problems: Any = None,
+    max_model_len: int = 256,
     **loop: Any,
 ) -> GRPORun:
     model = load_model(folder, weights="widened").requires_grad_()
-    policy = ServedPolicy(model, folder, max_num_seqs=16, max_model_len=256)
+    policy = ServedPolicy(model, folder, max_num_seqs=16, max_model_len=max_model_len)
     optimizer = MuonAdamW(model, model.config)
     return GRPORun(
         policy, optimizer, problems or TextProblems(has_digit), replace(LOOP, **loop), settings, run_dir, quiet=True,

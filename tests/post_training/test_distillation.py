@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from dsv4.config import nano_path
 from dsv4.kernels import backends
 from dsv4.post_training.distillation import DistillationRun, DistillationSettings
+from dsv4.post_training.episodes.environment import EpisodeLimits
+from dsv4.post_training.episodes.sampling import sample_episodes
+from dsv4.post_training.episodes.trajectory import Trajectory
+from dsv4.post_training.learner import UpdateError
 from dsv4.post_training.policy_run import LoopSettings
 from dsv4.post_training.teachers import Teacher, Teachers
 from dsv4.training.export import export_model
 from dsv4.training.schedule import Schedule
 
+from .goals import Counted, roomy_policy, stopping
 from .small_policy import TextProblem, has_digit, small_policy
 
 LOOP = LoopSettings(steps=3, schedule=Schedule(0.005, 0, 0.0), prompts=4, max_tokens=12, save_every=1)
@@ -70,6 +79,33 @@ def test_the_student_approaches_both_teachers(estimate: str, tmp_path: Path, fol
         assert max(line["train_serve_difference"] for line in lines) == 0.0
 
 
+def test_teachers_are_hidden_states_and_one_head_each_with_its_weight(
+    tmp_path: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path, folders, replace(LOOP, steps=1), replace(SETTINGS, micro_tokens=30))
+    run.teachers.teachers["numbers"] = Teacher(folders["numbers"], 3.0)
+    asked: list[str] = []
+    made: list[weakref.ref[torch.Tensor]] = []
+    plain = run.teachers.head
+
+    def noted(domain: str) -> torch.Tensor:
+        head = plain(domain)
+        asked.append(domain)
+        made.append(weakref.ref(head))
+        assert len({id(one) for ref in made if (one := ref()) is not None}) == 1, "two heads are in memory"
+        return head
+
+    monkeypatch.setattr(run.teachers, "head", noted)
+    run.run()
+    assert len(asked) > 2 and asked == sorted(asked) and set(asked) == {"numbers", "words"}
+    (line,) = metrics(tmp_path)
+    kl, width = line["kl_by_teacher"], run.policy.model.config.hidden_size
+    assert line["loss"] == pytest.approx(3.0 * kl["numbers"] + kl["words"], rel=1e-5)
+    for domain in kl:
+        with safe_open(tmp_path / "hidden" / f"{domain}.safetensors", "pt") as file:
+            assert {file.get_slice(name).get_shape()[1] for name in file.keys()} == {width}  # noqa: SIM118
+
+
 def test_a_teacher_equal_to_the_student_moves_nothing(tmp_path: Path, folders: dict[str, Path]) -> None:
     """The teacher's folder holds the stored values, with which the student's forward computes."""
     same = {"numbers": folders["student"], "words": folders["student"]}
@@ -99,3 +135,45 @@ def test_a_domain_without_a_teacher_is_named(tmp_path: Path, folders: dict[str, 
 def test_another_vocabulary_is_an_error(tmp_path: Path, folders: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match="the student of 77; allowed: the same tokenizer"):
         Teachers({"default": Teacher(folders["words"])}, tmp_path, 77)
+
+
+class Goals:
+    """Goals that the random policy reaches with a digit; number 1 loses its environment."""
+
+    def problem(self, number: int, /) -> Counted:
+        return Counted(number, [], fails=number == 1)
+
+
+@pytest.mark.usefixtures("chatty")
+def test_whole_episodes_are_distilled_on_their_sampled_tokens(
+    tmp_path: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, optimizer = roomy_policy()
+    vocab = policy.model.config.vocab_size
+    asked: list[list[Trajectory]] = []
+
+    def noted(*arguments: Any) -> list[Any]:
+        asked.append(sample_episodes(*arguments))
+        return list(asked[-1])
+
+    monkeypatch.setattr("dsv4.post_training.distillation.SamplingParams", lambda max_tokens: stopping(vocab))
+    monkeypatch.setattr("dsv4.post_training.asking.sample_episodes", noted)
+    settings = replace(SETTINGS, micro_tokens=2000, episodes=EpisodeLimits(turns=3))
+    teachers = Teachers({"default": Teacher(folders["student"])}, tmp_path / "hidden", vocab)
+    run = DistillationRun(policy, optimizer, Goals(), teachers, replace(LOOP, steps=1), settings, tmp_path, quiet=True)
+    run.run()
+    (line,) = metrics(tmp_path)
+    (episodes,) = asked
+    assert any(one.error for one in episodes) and max(one.turns for one in episodes) > 1
+    kept = [one for one in episodes if one.error is None]
+    assert line["answer_tokens"] * len(episodes) == sum(one.num_tokens for one in kept)
+    assert not list((tmp_path / "episodes").iterdir())
+    if backends.native_module() is not None:
+        assert line["kl"] == line["grad_norm"] == line["train_serve_difference"] == 0.0
+
+
+def test_a_step_without_any_sample_says_why(tmp_path: Path, folders: dict[str, Path]) -> None:
+    run = make_run(tmp_path, folders)
+    lost = SimpleNamespace(error="the environment raised OSError", num_tokens=3)
+    with pytest.raises(UpdateError, match="all 1 samples failed, the last with: the environment raised OSError"):
+        run.by_domain([lost], [])  # pyright: ignore

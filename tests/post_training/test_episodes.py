@@ -17,7 +17,7 @@ from dsv4.data.tasks import split_of
 from dsv4.engine import SamplingParams
 from dsv4.kernels import backends
 from dsv4.post_training.domains.agent import Terminal, ToolProblem, Tools
-from dsv4.post_training.domains.tool_environment import SHELL, TOOLS, Goal, ShellEnvironment, calculate
+from dsv4.post_training.domains.tool_environment import TOOLS, Goal, ShellEnvironment, calculate
 from dsv4.post_training.episodes.environment import EpisodeLimits
 from dsv4.post_training.episodes.sampling import UNREADABLE, continuation, sample_episodes
 from dsv4.post_training.episodes.trajectory import TrajectoryFiles
@@ -29,15 +29,11 @@ from dsv4.post_training.problems import Explained
 from dsv4.post_training.rewards import RewardSettings, judge
 from dsv4.post_training.rollouts import answer_log_probabilities
 from dsv4.post_training.sandbox.substrates import missing
-from dsv4.post_training.served_policy import ServedPolicy
 from dsv4.tokenizer.prompts import PromptEncoder
-from dsv4.training.optim import MuonAdamW
 from dsv4.training.qat import stored_weights
 from dsv4.training.schedule import Schedule
 
-from .small_policy import has_digit, small_policy
-
-PARAMS = SamplingParams(max_tokens=12)
+from .goals import PARAMS, Counted, roomy_policy, stopping
 
 
 class Scripted:
@@ -83,53 +79,6 @@ def test_tokens_are_those_of_the_conversation_and_the_goal_is_checked(tmp_path: 
     assert [llm.seen[n + 1][: len(llm.seen[n])] == llm.seen[n] for n in range(2)] == [True, True]
     (reward,) = judge([found], {3: problem}, RewardSettings())  # pyright: ignore
     assert (reward.value, reward.correct) == (1.0, True)
-
-
-class Counted:
-    """A goal that the random policy reaches with a digit; what it did is in `log`."""
-
-    domain, thinking = "counted", False
-
-    def __init__(self, number: int, log: list[str], fails: bool = False) -> None:
-        self.key, self.log, self.fails = str(number), log, fails
-
-    def prompt(self) -> Conversation:
-        return Conversation([UserMessage(f"Say {self.key}")], thinking_mode=False, tools=[SHELL])
-
-    def reward(self, answer: str) -> float:
-        raise AssertionError("an episode's environment gives its reward")
-
-    def environment(self) -> Counted:
-        self.log.append("open")
-        return self
-
-    def call(self, name: str, arguments: dict[str, Any]) -> str:
-        if self.fails:
-            raise OSError("the environment is lost")
-        return f"result of {name}"
-
-    def outcome(self, answer: str) -> Explained:
-        return Explained(has_digit(answer), "digits")
-
-    def close(self) -> None:
-        self.log.append("close")
-
-
-@pytest.fixture
-def chatty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every text that has no digit calls a tool, so that a random policy takes several turns."""
-    call = {"name": "run", "arguments": {"command": "x"}}
-    monkeypatch.setattr("dsv4.data.tasks.parse_tool_calls", lambda text: [] if has_digit(text) else [call])
-
-
-def roomy_policy() -> tuple[ServedPolicy, MuonAdamW]:
-    """The small policy with a context that the tools' descriptions fit in."""
-    policy, optimizer = small_policy()
-    return ServedPolicy(policy.model, nano_path(), max_num_seqs=16, max_model_len=640), optimizer
-
-
-def stopping(vocab: int) -> SamplingParams:
-    return replace(PARAMS, stop_token_ids=tuple(range(2, vocab, 4)))
 
 
 @pytest.mark.usefixtures("chatty")

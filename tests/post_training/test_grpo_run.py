@@ -9,12 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from dsv4.config import nano_path
 from dsv4.kernels import backends
 from dsv4.post_training.grpo import GRPOSettings
 from dsv4.post_training.grpo_run import GRPORun, GRPORunSettings
 from dsv4.post_training.learner import LearnerSettings
 from dsv4.post_training.policy_run import LoopSettings
+from dsv4.post_training.recipe_run import make_policy
+from dsv4.post_training.recipes import GRPORecipe
 from dsv4.post_training.rewards import RewardSettings
+from dsv4.training.optim import MuonAdamW
 from dsv4.training.schedule import Schedule
 
 from .small_policy import TextProblems, has_digit, small_policy
@@ -64,6 +68,26 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     assert [{k: v for k, v in line.items() if k not in drop} for line in metrics(tmp_path / "parts")] == [
         {k: v for k, v in line.items() if k not in drop} for line in metrics(tmp_path / "whole")
     ]
+
+
+def test_frozen_mtp_blocks_change_no_bit_of_the_others(tmp_path: Path) -> None:
+    one = replace(LOOP, steps=1)
+    whole = make_run(tmp_path / "whole", one)
+    policy, _ = small_policy()
+    policy.model.mtp.requires_grad_(False)
+    optimizer = MuonAdamW(policy.model, policy.model.config)
+    frozen = GRPORun(policy, optimizer, TextProblems(has_digit), one, SETTINGS, tmp_path / "frozen", quiet=True)
+    before = weights(frozen)
+    whole.run()
+    frozen.run()
+    for name, weight in weights(frozen).items():
+        assert torch.equal(weight, before[name] if name.startswith("mtp.") else weights(whole)[name]), name
+
+
+def test_the_recipe_trains_neither_routers_nor_mtp_blocks() -> None:
+    model = make_policy(GRPORecipe(), nano_path()).model
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained and not any(name.startswith("mtp.") or name.endswith("gate.weight") for name in trained)
 
 
 def test_equal_rewards_update_nothing_and_are_asked_again(tmp_path: Path) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -73,6 +77,34 @@ def test_only_a_chunk_of_logits_is_ever_made(monkeypatch: pytest.MonkeyPatch) ->
     hidden, *rest = heads(13)
     reverse_kl(hidden.requires_grad_(), *rest, chunk=4).sum().backward()
     assert max(sizes) == 4 and sum(sizes) == 13 * 4  # student and teacher, forward and backward
+
+
+def resident_growth(run: Callable[[], object]) -> int:
+    """Bytes by which the process's peak of resident memory grows in `run`."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is that of now
+    before = peak()
+    run()
+    return peak() - before
+
+
+def peak() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak of memory cannot be measured")
+def test_memory_does_not_grow_with_tokens_times_vocabulary() -> None:
+    tokens, vocab = 1024, 32768
+    whole_logits = 4 * tokens * vocab
+    hidden, head = torch.randn(tokens, 8).requires_grad_(), torch.randn(vocab, 8).requires_grad_()
+    teacher = (hidden.detach() + 1, head.detach())
+
+    def run(chunk: int) -> None:
+        reverse_kl(hidden, head, *teacher, chunk=chunk).sum().backward()
+
+    run(64)  # gradients are there
+    assert resident_growth(lambda: run(64)) < whole_logits / 2
+    assert resident_growth(lambda: run(tokens)) > whole_logits  # which the measure sees
 
 
 def test_bfloat16_arguments_get_gradients_of_their_type() -> None:

@@ -27,7 +27,6 @@ from dsv4.post_training.learner import Judged, LearnerSettings, update
 from dsv4.post_training.policy_run import LoopSettings
 from dsv4.post_training.replay import ReplaySettings, record_choices, replaying
 from dsv4.post_training.rewards import RewardSettings
-from dsv4.post_training.rollout_service.queue import NewRequest
 from dsv4.post_training.rollouts import Rollout, answer_log_probabilities, sample_rollouts, sampling_masks
 from dsv4.post_training.served_policy import ServedPolicy
 from dsv4.training.qat import stored_weights
@@ -218,8 +217,6 @@ def test_what_training_cannot_replay_is_refused() -> None:
         SamplingParams(logprobs_mode="all")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="tempered_logprobs at temperature 0; allowed: raw_logprobs"):
         SamplingParams(logprobs_mode="tempered_logprobs", temperature=0.0)
-    with pytest.raises(ValueError, match="the queue's log keeps no sampling masks"):
-        NewRequest(0, (1,), {"seed": 1, "logprobs_mode": "processed_logprobs"})
     policy, _ = small_policy()
     with policy.serving() as llm, pytest.raises(ValueError, match="processed_logprobs with a bias or penalties"):
         sample_rollouts(llm, [[1]], 1, replace(FILTERED, logit_bias={3: 1.0}, logprobs_mode="processed_logprobs"), 1)

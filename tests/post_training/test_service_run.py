@@ -6,14 +6,27 @@ import os
 import signal
 import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from dsv4.engine import SamplingParams
+from dsv4.post_training.episodes.environment import EpisodeLimits
+from dsv4.post_training.groups import Asked
+from dsv4.post_training.replay import ReplaySettings
+from dsv4.post_training.rollout_service.process import WorkerPlan
+from dsv4.post_training.rollout_service.queue import LoggedToken, NewRequest, RolloutQueue, Step
+from dsv4.post_training.rollout_service.staleness import Staleness, staleness
+from dsv4.post_training.rollout_service.tables import ServiceError
+from dsv4.post_training.rollouts import Rollout
 
+from ..usage.conftest import postgres_server  # noqa: F401  # a fixture
+from .goals import Counted
 from .service_run import SETTINGS, make_run, make_service, metrics, same, small_folder
+from .small_policy import TextProblem, has_digit
 
 TIMES = {"seconds", "tokens_per_second", "sampling_seconds", "staleness", "staleness_max", "stale_share"}
 TIMES.add("worker_deaths")
@@ -34,23 +47,26 @@ def filtered(tmp_path_factory: pytest.TempPathFactory, folder: Path):
 
 
 def test_a_synchronous_service_gives_the_bits_of_a_run_without_it(folder: Path, filtered, tmp_path: Path) -> None:
-    """With sampling masks; one worker is killed in the middle, and the learner stops and goes on."""
+    """With sampling masks; the worker is killed in the middle, and the learner stops and goes on."""
     killed: list[int] = []
     for stop in (2, None):
-        service = make_service(tmp_path, folder)
+        service = make_service(tmp_path, folder, workers=1)
         run = make_run(tmp_path, folder, service, filtered.settings)
 
-        def kill(service=service) -> None:
-            while not killed:
-                time.sleep(0.05)
-                if service.queue.num_tokens() > 20:
+        ended = threading.Event()
+
+        def kill(service=service, ended=ended) -> None:
+            while not killed and not ended.wait(0.01):
+                if service.queue.num_tokens():
                     killed.append(service.processes()[0].pid)  # type: ignore[attr-defined]
                     os.kill(killed[0], signal.SIGKILL)
 
         thread = threading.Thread(target=kill)
         thread.start()
         run.run(stop)
+        ended.set()
         thread.join()
+    assert killed
     assert same(run, filtered)
     lines = [{k: v for k, v in line.items() if k not in TIMES} for line in metrics(tmp_path)]
     assert lines == [{k: v for k, v in line.items() if k not in TIMES} for line in metrics(filtered.run_dir)]
@@ -58,12 +74,140 @@ def test_a_synchronous_service_gives_the_bits_of_a_run_without_it(folder: Path, 
 
 
 def test_an_asynchronous_run_learns_from_what_is_at_most_as_old_as_allowed(folder: Path, tmp_path: Path) -> None:
-    run = make_run(tmp_path, folder, make_service(tmp_path, folder, workers=1, max_staleness=1), steps=6, save_every=3)
+    run = make_run(tmp_path, folder, make_service(tmp_path, folder, workers=1, max_staleness=1), steps=4, save_every=3)
     run.run()
     lines = metrics(tmp_path)
-    assert len(lines) == 6 and {line["staleness_max"] for line in lines} <= {0, 1}
+    assert len(lines) == 4 and {line["staleness_max"] for line in lines} <= {0, 1}
     assert {line["stale_share"] for line in lines} == {0.0}
     for line in lines:
         assert (line["staleness_max"] > 0) == (line["staleness"] > 0.0)
         assert line["staleness_max"] == 0 or "train_serve_difference" not in line
-    assert sum(line["updates"] for line in lines) > 3
+    assert sum(line["updates"] for line in lines) > 2
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("chatty")
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_episodes_go_through_the_service(ahead: int, folder: Path, tmp_path: Path) -> None:
+    """Their environments stay with the learner. Synchronously, the bits are those of a run without the service."""
+    log: list[str] = []
+    goals = SimpleNamespace(problem=lambda number: Counted(number, log))
+    settings = replace(
+        SETTINGS, sampling=SamplingParams(stop_token_ids=tuple(range(2, 500, 4))), episodes=EpisodeLimits(turns=3)
+    )
+    options: dict[str, Any] = {"settings": settings, "problems": goals, "max_model_len": 640}
+    service = make_service(tmp_path / "run", folder, workers=2, max_staleness=ahead, max_model_len=640)
+    run = make_run(tmp_path / "run", folder, service, **options)
+    run.run()
+    lines = metrics(tmp_path / "run")
+    assert sum(line["updates"] for line in lines) > 0 and {line["staleness_max"] for line in lines} <= {0, ahead}
+    if ahead == 0:
+        local = make_run(tmp_path / "local", folder, **options)
+        local.run()
+        assert same(run, local)
+        assert not list((tmp_path / "run" / "episodes").iterdir()) and log.count("open") == log.count("close")
+
+
+def rollout(place: int, *drawn_by: tuple[int, int]) -> Rollout:
+    return Rollout(0, (1,), (2, 3), (-1.0, -1.0), "no" if place else "1", False, drawn_by=drawn_by)
+
+
+def test_groups_with_older_tokens_than_allowed_are_not_trained_on(folder: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path, folder, make_service(tmp_path, folder, max_staleness=2))
+    run.position.step = 5
+    problem = TextProblem(0, has_digit)
+    for oldest, stale in ((5, False), (3, False), (2, True), (7, False), (8, True)):  # 7: of a step that was lost
+        drawn = [rollout(0, (oldest, 1), (5, 1)), rollout(1, (5, 2))]
+        (group,) = run._judged(Asked([problem], list(drawn)))
+        assert (group.stale, group.informative) == (stale, not stale)
+        assert staleness(drawn, 5) == Staleness(abs(5 - oldest), abs(5 - oldest), 4)
+
+
+@dataclass
+class Ending:
+    """Workers that have ended when one looks, or never do anything."""
+
+    how: str | None
+    started: list[str] = field(default_factory=list)
+    killed: int = 0
+
+    def start(self, plan: WorkerPlan, place: int) -> Ending:
+        self.started.append(plan.name)
+        return self
+
+    def ended(self) -> str | None:
+        return self.how
+
+    def kill(self) -> None:
+        self.killed += 1
+
+    def close(self) -> None:
+        self.how = None
+
+
+def test_workers_that_end_at_once_end_the_run_in_words(folder: Path, tmp_path: Path) -> None:
+    launcher = Ending("ended with status 1 (no memory; worker-0.log)")
+    service = make_service(tmp_path, folder, launcher, max_deaths=3)
+    with pytest.raises(ServiceError, match=r"have ended 3 times without a token in between; the last ended with .*no"):
+        make_run(tmp_path, folder, service).run()
+    assert len(launcher.started) == 4
+
+
+def test_workers_that_do_nothing_are_ended_and_then_the_run_in_words(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dsv4.post_training.rollout_service.service.LOOK_SECONDS", 0.1)
+    launcher = Ending(None)
+    service = make_service(tmp_path, folder, launcher, workers=1, silence_seconds=3.0, lease_seconds=0.2)
+    leased = threading.Thread(target=lambda: (time.sleep(1.0), service.queue.lease(launcher.started[0], 4)))
+    leased.start()
+    with pytest.raises(ServiceError, match=r"no rollout worker has written a token for . s; the queue is sqlite:"):
+        make_run(tmp_path, folder, service).run()
+    leased.join()
+    assert launcher.killed > 1 and "was silent for 0.2 s and is ended" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("postgresql://me:secret@127.0.0.1:1/x", r"postgresql://me:\*\*\*@127.0.0.1:1/x cannot be used: connection"),
+        ("mysql://here/x", r"mysql://here/x .*allowed: sqlite:///FILE, or postgresql://"),
+        ("nothing", "nothing cannot be used: .*allowed: sqlite:///FILE"),
+        ("sqlite:////no/such/folder/q.db", "q.db cannot be used: unable to open database file"),
+    ],
+)
+def test_a_queue_that_cannot_be_reached_is_named(url: str, message: str, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ServiceError, match=message):
+        make_service(tmp_path, folder, url=url)
+
+
+def test_choices_are_not_recorded_by_weights_that_are_gone(folder: Path, tmp_path: Path) -> None:
+    service = make_service(tmp_path, folder, max_staleness=1)
+    with pytest.raises(ValueError, match="keep_routing or keep_indexer is set with service.max_staleness above 0"):
+        make_run(tmp_path, folder, service, replace(SETTINGS, replay=ReplaySettings(routing=True)))
+
+
+@pytest.mark.parametrize("place", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def test_runs_share_a_database_and_masks_come_back(place: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    url = f"sqlite:///{tmp_path / 'q.db'}"
+    if place == "postgres":
+        url = f"postgresql://dsv4@/postgres?host={request.getfixturevalue('postgres_server')}"
+    names = [f"{tmp_path}-{name}" for name in "ab"]
+    one, other = (RolloutQueue(url, run=name) for name in names)
+    asked = [NewRequest(0, (1, 2), {"seed": 1}), NewRequest(1, (3,), {"seed": 2})]
+    for problem, queue in ((0, one), (3, other)):
+        queue.add(2**62, asked, problem, version=problem)
+    assert other.lease("early", 9, version=2) == []  # its weights are too old
+    (lease,) = one.lease("w", 9, version=2, workers=2)  # half of them
+    tokens = [LoggedToken(5, -0.1, 2, bytes(range(200))), LoggedToken(6, -0.2, 2)]
+    assert one.write([Step(lease, 0, tokens, "stop")]) == set() and one.num_tokens() == 2 and other.num_tokens() == 0
+    assert one.finished(2**62)[0].tokens == tuple(tokens) and one.open_batches() == {2**62}
+    (rest,) = one.lease("w", 9)
+    one.release("w")
+    assert one.write([Step(rest, 0, [LoggedToken(1, -1.0, 0)])]) == {rest.id}  # it was given to others
+    assert one.lease("v", 9)[0].id == rest.id
+    one.keep(1)
+    other.keep(1, version=2)  # asked with later weights, before the run was taken back
+    assert not one.known(2**62) and not other.known(2**62)
+    one.close()
+    other.close()

@@ -13,6 +13,7 @@ from tests.post_training.small_policy import small_policy
 
 pytest.importorskip("reasoning_gym")
 from dsv4.config import nano_path
+from dsv4.post_training.policy_run import CALIBRATION_STEPS
 from dsv4.post_training.recipe_run import tokenizer_files
 from recipes import distill, grpo
 
@@ -46,6 +47,20 @@ def test_grpo_runs_and_its_model_is_served(folder: Path, tmp_path: Path) -> None
         grpo.main([*words, "--run-dir", str(tmp_path / "run")])
     with pytest.raises(SystemExit, match="began with .*, not with"):
         grpo.main([str(nano_path()), "--resume", "--run-dir", str(tmp_path / "run")])
+    assert grpo.main(["--resume", "--run-dir", str(tmp_path / "run"), "--out", str(tmp_path / "again")]) == 0
+    files = [sorted((tmp_path / name).glob("*.safetensors"))[0].read_bytes() for name in ("out", "again")]
+    assert files[0] == files[1]
+
+
+def test_a_budget_of_seconds_becomes_steps_that_a_resumed_run_keeps(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = [*SHORT[1:], "run.seconds=0.01", "objective.group_size=2", "objective.resample=1", "run.steps=2"]
+    assert grpo.main([str(folder), TASKS, *words, "--run-dir", str(run)]) == 0
+    assert [line["step"] for line in metrics(run)] == [*range(CALIBRATION_STEPS + 1)]  # the least after the first plan
+    assert metrics(run)[-1]["tokens"] >= metrics(run)[0]["tokens"] > 0
+    before = (run / "model" / "model-00001-of-00001.safetensors").read_bytes()
+    assert grpo.main([str(folder), "--resume", "--run-dir", str(run)]) == 0
+    assert (run / "model" / "model-00001-of-00001.safetensors").read_bytes() == before
 
 
 def test_distillation_runs_and_its_model_is_served(folder: Path, tmp_path: Path) -> None:
@@ -53,6 +68,10 @@ def test_distillation_runs_and_its_model_is_served(folder: Path, tmp_path: Path)
     assert distill.main([*words, "--run-dir", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
     assert set(metrics(tmp_path / "run")[0]["kl_by_teacher"]) <= {"gcd", "default"}
     assert serves(tmp_path / "out")
+    resume = ["--resume", "--run-dir", str(tmp_path / "run"), "--out", str(tmp_path / "again")]
+    with pytest.raises(SystemExit, match="began with --teacher default=.*nano.*:1.0 gcd=.*:2.0"):
+        distill.main([*resume, "--teacher", f"default={folder}"])
+    assert distill.main(resume) == 0
 
 
 @pytest.mark.parametrize(
@@ -64,11 +83,19 @@ def test_distillation_runs_and_its_model_is_served(folder: Path, tmp_path: Path)
         (["problems.tasks=['gcd']", "problems.weights=[1.0, 2.0]"], "2 weights for 1 tasks"),
         ([TASKS, "reward.length=1.0", "reward.free=600"], "free is 600; allowed: 0 to window - 1, 511"),
         (["--resume"], "holds no run"),
+        (["none.toml"], "none.toml: no such file; allowed: a recipe in TOML"),
+        ([TASKS, "service.max_staleness=1"], "max_staleness is 1 without workers"),
     ],
 )
 def test_wrong_input_is_named(words: list[str], message: str, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=message):
         grpo.main([str(folder), *words, "--run-dir", str(tmp_path / "run")])
+
+
+def test_a_run_without_a_model_is_named(tmp_path: Path) -> None:
+    for words in ([], [TASKS]):
+        with pytest.raises(SystemExit, match="no model; give the folder of one before all keys"):
+            grpo.main([*words, "--run-dir", str(tmp_path / "run")])
 
 
 def test_the_config_is_printed_as_a_recipe(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -84,7 +111,10 @@ def test_a_call_that_was_wrong_leaves_no_run(folder: Path, tmp_path: Path) -> No
     for teachers, message in (([], "no teachers"), (["--teacher", "default=none"], "no such folder")):
         with pytest.raises(SystemExit, match=message):
             distill.main([*words, *teachers])
-        assert not (tmp_path / "run" / "recipe.toml").exists()
+        assert not (tmp_path / "run").exists()
+    with pytest.raises(SystemExit, match="the rollout queue nothing cannot be used"):
+        grpo.main([*words, "service.workers=1", "service.url=nothing"])
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("text", ["gcd", "=x", "gcd="])

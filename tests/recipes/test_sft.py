@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,8 +16,11 @@ from dsv4.config import nano_path
 from dsv4.engine import LLM, SamplingParams
 from dsv4.post_training.recipe_run import tokenizer_files
 from dsv4.training.export import export_model
+from dsv4.training.plan import CALIBRATION_STEPS
 from recipes import pretrain, sft
 from tests.post_training.small_policy import small_policy
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +75,13 @@ def test_it_trains_resumes_and_is_served(folder: Path, talks: Path, tmp_path: Pa
     assert (tmp_path / "again" / "config.json").is_file()
 
 
+def test_a_budget_of_seconds_is_the_length_of_a_run(folder: Path, talks: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = [str(folder), str(talks), "--max-tokens", "128", "stages.0.row_tokens=128", "run.seconds=0.01"]
+    assert sft.main([*words, "--run-dir", str(run)]) == 0
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == CALIBRATION_STEPS + 1
+
+
 def test_lora_keys_work(folder: Path, talks: Path, tmp_path: Path) -> None:
     words = [str(folder), str(talks), "lora.rank=2", "--max-tokens", "128", "--run-dir", str(tmp_path / "run")]
     assert sft.main([*words, "stages.0.row_tokens=128"]) == 0
@@ -87,6 +101,7 @@ def test_wrong_input_is_named(folder: Path, talks: Path, tmp_path: Path) -> None
     ):
         with pytest.raises(SystemExit, match=message):
             sft.main([*words, "--run-dir", str(tmp_path / "run")])
+        assert not (tmp_path / "run").exists()
 
 
 def test_an_interrupted_run_says_how_to_go_on(
@@ -98,5 +113,36 @@ def test_an_interrupted_run_says_how_to_go_on(
 
     monkeypatch.setattr(pretrain, "_train", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        pretrain.main(["--resume", "--run-dir", str(tmp_path)])
-    assert f"dsv4 train pretrain --resume --run-dir {tmp_path}" in capsys.readouterr().err
+        sft.main(["--resume", "--run-dir", str(tmp_path)])
+    assert f"dsv4 train sft --resume --run-dir {tmp_path}" in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_begin_leaves_what_was_there(
+    folder: Path, talks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError("too large a model")
+
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "notes").touch()
+    monkeypatch.setattr(pretrain, "make_model", fail)
+    with pytest.raises(SystemExit, match="too large a model"):
+        sft.main([str(folder), str(talks), "--run-dir", str(run)])
+    assert [path.name for path in run.iterdir()] == ["notes"]
+
+
+@pytest.mark.slow
+def test_one_of_two_ranks_writes_the_samples(folder: Path, talks: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dsv4"]
+    words = ["train", "sft", str(folder), str(talks), "--max-tokens", "128", "--run-dir", str(tmp_path / "run")]
+    keys = ["stages.0.row_tokens=128", "parallel.data=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    arguments: dict[str, Any] = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, "timeout": 500}
+    ended = subprocess.run([*command, *words, *keys], **arguments)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert ended.stdout.count("9 samples") == 1
+    assert (tmp_path / "run" / "model" / "config.json").is_file()
+    talks.write_text("{oops\n")
+    ended = subprocess.run([*command, *words[:-1], str(tmp_path / "other"), *keys], **arguments)
+    assert ended.returncode != 0 and "rank 0 stopped: " in ended.stderr and "no records" in ended.stderr

@@ -136,6 +136,22 @@ def test_invalid_http_gets_an_error_of_the_usual_shape(server) -> None:
     assert json.loads(answer.split(b"\r\n\r\n")[1])["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize("end", [b"\r\n\r\n", b""], ids=["whole", "not whole"])
+def test_a_head_of_more_than_64_kib_is_refused_at_once(server, end: bytes) -> None:
+    with connected(server.url, HEAD + b"X-Large: " + b"x" * 70_000 + end) as large:
+        answer = everything(large)
+    assert answer.startswith(b"HTTP/1.1 431 ") and b"more than 65536 bytes" in answer
+
+
+def test_a_long_body_does_not_count_as_head(server) -> None:
+    body = json.dumps(BODY | {"max_tokens": 1, "user": "x" * 200_000}).encode()
+    for line_end in (b"\r\n", b"\n"):
+        head = HEAD.replace(b"\r\n", line_end) + b"Connection: close" + line_end
+        head += b"Content-Length: %d" % len(body) + 2 * line_end
+        with connected(server.url, head + body) as connection:
+            assert everything(connection).startswith(b"HTTP/1.1 200 ")
+
+
 def test_a_full_server_makes_room_by_closing_idle_connections(model, serve) -> None:
     with serve(model, max_connections=4) as served, contextlib.ExitStack() as stack:
         idle = [stack.enter_context(connected(served.url)) for _ in range(4)]

@@ -87,6 +87,13 @@ def test_max_output_tokens_leaves_an_incomplete_response(server, streamed: bool)
     assert (answer.output_text, answer.output[-1].status, answer.usage.output_tokens) == ("gh", "incomplete", 9)
 
 
+def test_log_probabilities_that_include_names_are_there(server) -> None:
+    server.model.reply = "</think>ab"
+    answer = output(server, False, include=["message.output_text.logprobs"])
+    (part,) = answer.output[-1].content
+    assert "".join(token.token for token in part.logprobs) == "ab" and part.logprobs[0].top_logprobs == []
+
+
 @STREAMED
 def test_a_tools_loop_is_exact(server, streamed: bool) -> None:
     """Without stored responses: the next prompt begins with the last one and all that the model wrote."""

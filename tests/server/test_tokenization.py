@@ -8,6 +8,8 @@ import pytest
 
 from dsv4.tokenizer.special import BOS
 
+from .responses_api import markup
+
 USER = {"role": "user", "content": "the cat é"}
 
 
@@ -44,6 +46,21 @@ def test_messages_are_the_prompt_of_their_chat(server) -> None:
         status, answer = post(server, "/tokenize", messages=[USER], **fields)
         assert (status, answer["tokens"]) == (200, server.model.prompts[-1])
         assert answer["count"] == len(answer["tokens"])
+
+
+def test_messages_are_counted_with_the_turns_that_the_server_remembers(server) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+    server.model.reply = "I think.</think>" + markup("f")
+    fields = {"model": "tiny", "tools": [tool]}
+    _, called = post(server, "/v1/chat/completions", messages=[USER], **fields)
+    (call,) = called["choices"][0]["message"]["tool_calls"]
+    turn = {"role": "assistant", "content": "", "tool_calls": [call]}  # its reasoning is not sent back
+    messages = [USER, turn, {"role": "tool", "tool_call_id": call["id"], "content": "4"}]
+    post(server, "/v1/chat/completions", messages=messages, **fields)
+    read = server.model.prompts[-1]
+    status, answer = post(server, "/tokenize", messages=messages, **fields)
+    assert (status, answer["tokens"]) == (200, read)
+    assert "I think." in server.engine.llm.tokenizer.decode(read)
 
 
 @pytest.mark.parametrize(

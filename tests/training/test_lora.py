@@ -128,7 +128,7 @@ def test_a_merged_model_has_the_adapted_one_s_logits(targets: tuple[str, ...], b
     settings = LoraSettings(rank=3, alpha=6.0, targets=targets)
     model = load_adapted(base, settings, torch.device("cpu"), generator())
     fill(model)
-    save_adapter(model, settings, "base", tmp_path / "adapter")
+    save_adapter(adapter_pairs(model), settings, "base", tmp_path / "adapter")
     convert(base, tmp_path / "merged", "fp32", adapter=tmp_path / "adapter")
     merged, adapted = logits(load_model(tmp_path / "merged")), logits(model)
     torch.testing.assert_close(merged, adapted, rtol=1e-4, atol=1e-4 * float(adapted.abs().max()))
@@ -139,7 +139,7 @@ def test_a_merge_rounds_the_adapted_matrices_alone(base: Path, tmp_path: Path) -
     settings = LoraSettings(rank=2, targets=("layers.1.ffn.*",))
     model = load_adapted(base, settings, torch.device("cpu"), generator())
     fill(model)
-    save_adapter(model, settings, "base", tmp_path / "adapter")
+    save_adapter(adapter_pairs(model), settings, "base", tmp_path / "adapter")
     errors = convert(base, tmp_path / "merged", "official", adapter=tmp_path / "adapter")
     assert 0 < max(error.relative_rms for error in errors.values()) < 0.2
     changed = Adapter(tmp_path / "adapter", CONFIG).names

@@ -63,6 +63,8 @@ def test_presets_are_the_published_runs() -> None:
     assert found["cost"] == pytest.approx(3 * found["gpu_hours"])
     with pytest.raises(ValueError, match="'big' is no file; allowed: a recipe in TOML, or one of flash, pro"):
         recipe_to_plan("big", [])
+    with pytest.raises(ValueError, match="; did you mean flash\\?"):
+        recipe_to_plan("fash", [])
 
 
 def write_run(folder: Path, seconds: float) -> None:
@@ -112,6 +114,6 @@ def test_ranks_and_precision_of_a_recipe_are_planned(tmp_path: Path) -> None:
     plan = plan_run(recipe, MACHINES["H100"], Choice())
     (stage,) = plan.stages
     assert (plan.setting.gpus, plan.setting.precision) == (4, "fp8")
-    assert (stage.degrees.data, stage.degrees.expert, stage.shape.batch_tokens) == (4, 2, 4 * 4096)
+    assert (stage.degrees.data, stage.degrees.expert, stage.shape.batch_tokens) == (2, 2, 4 * 4096)
     with pytest.raises(ValueError, match="several ranks"):
         plan_here(recipe, recipe.model.config(), 1e9, 1e9)

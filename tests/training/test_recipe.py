@@ -71,6 +71,11 @@ def test_a_file_that_is_no_toml_is_named(tmp_path: Path) -> None:
         read(path=tmp_path / "bad.toml")
 
 
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="none.toml: no such file; allowed: a recipe in TOML"):
+        read(path=tmp_path / "none.toml")
+
+
 @pytest.mark.parametrize("base", PRESETS)
 def test_a_resolved_recipe_reads_back_to_itself(base: str, tmp_path: Path) -> None:
     recipe = read(f"model.base={base}", "ladder.tokens=10_000_000", "run.replicas=2").resolve()

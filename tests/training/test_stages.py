@@ -13,12 +13,12 @@ from torch import Tensor
 from dsv4.training.attention_phase import PHASES, AttentionPhase, attention_phase, trains
 from dsv4.training.batch_size import BatchSize
 from dsv4.training.gradient import Work, compute_gradient, pack_batch, sum_results
-from dsv4.training.helper import Place
 from dsv4.training.loop import Stage, Trainer, TrainSettings
 from dsv4.training.losses import LossWeights
 from dsv4.training.plan import FixedPlan
 from dsv4.training.replicas import Replicas
 from dsv4.training.schedule import Schedule
+from dsv4.training.step_batches import Place
 
 from .tiny_training import Rows, draw_documents, make_model
 

@@ -21,7 +21,8 @@ from dsv4.model_folder import model_name, resolve_model
 
 DESCRIPTION = (
     "Score a model on task questions that training never saw: greedy answers through the engine, batched. With --data "
-    "and --corpus also on open questions, definitions, held-out packages and haystacks."
+    "and --corpus also on open questions, definitions, held-out packages and haystacks. Problems of the domains: "
+    "dsv4 eval domains."
 )
 
 

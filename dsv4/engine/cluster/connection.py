@@ -54,14 +54,14 @@ class Cluster:
     ClusterError if Ray is not installed, nothing answers, or this machine is no part of the cluster.
     """
 
-    def __init__(self, address: str, num_cpus: int) -> None:
+    def __init__(self, address: str, num_cpus: int, serve: bool = True) -> None:
         """`address`: host:port, "auto" for the cluster that runs on this machine, or "local" for a new one of it with
-        `num_cpus`, which ends with this process."""
+        `num_cpus`, which ends with this process. `serve`: start Ray Serve, which replicas need."""
         self.is_local = address == LOCAL
         self._holders = 0
         self._lock = threading.Lock()
-        self._ray = ray_module("ray", self.is_local)
-        self._serve = ray_module("ray.serve")
+        self.ray = ray_module("ray", self.is_local)
+        self._serve = ray_module("ray.serve") if serve else None
         self._ended = threading.Event()
         if not self.is_local:
             _check_answers(address)
@@ -80,12 +80,12 @@ class Cluster:
         try:
             self._connect(address, num_cpus)
         except BaseException as error:
-            self._ray.shutdown()
+            self.ray.shutdown()
             connected.set_exception(error)
             return
         connected.set_result(None)
         self._ended.wait()
-        self._ray.shutdown()
+        self.ray.shutdown()
 
     def _connect(self, address: str, num_cpus: int) -> None:
         for name in ("ray", "ray.serve"):
@@ -99,8 +99,9 @@ class Cluster:
                 "runtime_env": {"env_vars": {"PYTHONPATH": _python_path()}},
             }
         with _kept_handler(signal.SIGTERM):
-            self._ray.init(**options, configure_logging=False)
-        self._serve.start(proxy_location="Disabled", logging_config=_LOGGING)
+            self.ray.init(**options, configure_logging=False)
+        if self._serve is not None:
+            self._serve.start(proxy_location="Disabled", logging_config=_LOGGING)
 
     def hold(self) -> Cluster:
         with self._lock:
@@ -118,7 +119,7 @@ class Cluster:
 
     def share(self, num_engines: int) -> int:
         """CPUs of each of several engines if they have the whole cluster; at least 1, at most those of any machine."""
-        nodes: list[dict[str, Any]] = self._ray.nodes()
+        nodes: list[dict[str, Any]] = self.ray.nodes()
         cpus = [node["Resources"].get("CPU", 0.0) for node in nodes if node["Alive"]]
         smallest = min((count for count in cpus if count), default=1.0)
         return max(1, int(min(sum(cpus) // num_engines, smallest)))
@@ -128,6 +129,7 @@ class Cluster:
 
         Takes over the replicas that a server which was killed has left. ClusterError if Ray does not start them.
         """
+        assert self._serve is not None, "this connection is for actors alone"
         config, router = plan.config, ray_module("dsv4.engine.cluster.router").PrefixRouter
         on_gpu = config.device.startswith("cuda")
         routing = ray_module("ray.serve.config").RequestRouterConfig(
@@ -159,11 +161,11 @@ class Cluster:
 
     def remove(self, name: str) -> None:
         """Ends the replicas of a model; those of a cluster of this process end with it."""
-        if not self.is_local:
+        if not self.is_local and self._serve is not None:
             self._serve.delete(application_name(name), _blocking=False)
 
     def _warn_of_room(self, plan: ReplicaPlan, on_gpu: bool) -> None:
-        there: dict[str, float] = self._ray.cluster_resources()
+        there: dict[str, float] = self.ray.cluster_resources()
         wanted = {"CPU": plan.num_replicas * plan.threads, "GPU": plan.num_replicas * int(on_gpu)}
         for kind, number in wanted.items():
             if number > there.get(kind, 0):

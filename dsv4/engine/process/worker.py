@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from dsv4.engine.async_engine import AsyncEngine
 from dsv4.engine.errors import EngineError, QueueFullError, QueueTimeoutError
+from dsv4.engine.garbage import keep_what_is_loaded
 from dsv4.engine.listeners import Item
 from dsv4.engine.llm import LLM
 from dsv4.engine.process.messages import (
@@ -91,6 +92,7 @@ class Worker:
             return 1
         engine.after_step = self._send_step
         self._engine = engine
+        keep_what_is_loaded()
         self._link.send(Ready(ModelFacts.of(llm)))
         while not engine.join(_STATE_SECONDS):
             self._send_state()

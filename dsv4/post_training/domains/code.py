@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import functools
 import re
+import threading
 from dataclasses import dataclass
 from random import Random
 from typing import ClassVar
@@ -12,7 +13,7 @@ from typing import ClassVar
 from deepseek_recipe import Conversation, UserMessage
 
 from dsv4.post_training.domains.domain import Domain, Level
-from dsv4.post_training.domains.programs import draw_program
+from dsv4.post_training.domains.programs import draw_program, of_numbers
 from dsv4.post_training.problems import Explained
 from dsv4.post_training.sandbox.interface import SandboxError
 from dsv4.post_training.sandbox.limits import MIB, Limits
@@ -27,6 +28,7 @@ LIMITS = Limits(
     wall_seconds=SECONDS, processor_seconds=SECONDS, memory_bytes=256 * MIB, processes=16, disk_bytes=16 * MIB
 )
 NAMES = ("f", "solve", "compute", "answer", "run")
+_ONE_POOL = threading.Lock()
 _FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL)
 
 
@@ -42,6 +44,7 @@ class CodeProblem:
     partial: bool = False
     thinking: bool = False
     domain: str = "code"
+    parallel: ClassVar[bool] = True
 
     def prompt(self) -> Conversation:
         return Conversation([UserMessage(self.question)], thinking_mode=self.thinking)
@@ -63,7 +66,7 @@ class CodeProblem:
 
 @dataclass(frozen=True)
 class Code(Domain):
-    """Functions of numbers, lists and texts, of one expression each."""
+    """Functions of numbers, lists and texts, of one expression each. Easy: of numbers alone."""
 
     name: ClassVar[str] = "code"
     partial: bool = False
@@ -76,7 +79,8 @@ class Code(Domain):
             raise ValueError(f"domain code runs answers in a sandbox, and there is none here: {reason}")
 
     def draw(self, rng: Random) -> CodeProblem | None:
-        program, name = draw_program(rng), rng.choice(NAMES)
+        program = of_numbers(rng) if self.level == "easy" else draw_program(rng)
+        name = rng.choice(NAMES)
         inputs = Random(program.expression)
         shown, *hidden = (program.inputs(inputs) for _ in range(TESTS + 1))
         values = [program.value(one) for one in hidden]
@@ -102,9 +106,14 @@ def program_of(answer: str) -> str:
     return found[1] if found else answer
 
 
-@functools.cache
 def sandboxes() -> Pool:
     """Sandboxes that stand ready for this process's rewards, closed at its end."""
+    with _ONE_POOL:  # rewards come from several threads
+        return _pool()
+
+
+@functools.cache
+def _pool() -> Pool:
     pool = Pool(functools.partial(open_sandbox, limits=LIMITS))
     atexit.register(pool.close)
     return pool

@@ -54,7 +54,7 @@ class Instructions:
 
 @dataclass(frozen=True)
 class InstructionFollowing(Domain):
-    """Short texts under constraints."""
+    """Short texts under constraints. Easy: one sentence or list under one constraint, without counting of words."""
 
     name: ClassVar[str] = "instructions"
     partial: bool = False
@@ -62,7 +62,9 @@ class InstructionFollowing(Domain):
     level: Level = "standard"
 
     def draw(self, rng: Random) -> Instructions | None:
-        if rng.random() < 0.2:
+        if self.level == "easy":
+            subject, solution, constraints = _easy(rng)
+        elif rng.random() < 0.2:
             subject, solution, constraints = _object(rng)
         else:
             subject, solution = _text(rng)
@@ -87,6 +89,25 @@ def _chosen(candidates: list[Constraint], rng: Random) -> tuple[Constraint, ...]
         if len(found) < size and not any({one.kind, other.kind} <= group for other in found for group in GROUPS):
             found.append(one)
     return tuple(found)
+
+
+def _easy(rng: Random) -> tuple[str, str, tuple[Constraint, ...]]:
+    """A subject, a sentence or a list about it, and the constraint that made it so."""
+    name, color, item = rng.choice(FIRST_NAMES), rng.choice(COLOURS), rng.choice(ITEMS)
+    sentence = f"{name} {rng.choice(VERBS)} {color} {item}."
+    listed = rng.sample(ITEMS, rng.randint(2, 5))
+    text, constraint = rng.choice(
+        (
+            (sentence, Constraint("include", item)),
+            (sentence, Constraint("starts", name.lower())),
+            (sentence, Constraint("ends", f"{color} {item}.")),
+            (sentence.lower(), Constraint("lower")),
+            (sentence.upper(), Constraint("upper")),
+            (f'"{sentence}"', Constraint("quoted")),
+            ("\n".join(f"- {one}" for one in listed), Constraint("bullets", len(listed))),
+        )
+    )
+    return name, text, (constraint,)
 
 
 def _text(rng: Random) -> tuple[str, str]:

@@ -27,10 +27,11 @@ class Program:
 
 def draw_program(rng: Random) -> Program:
     """One of numbers, of a list, or of a text."""
-    return rng.choice((_of_numbers, _of_list, _of_text))(rng)
+    return rng.choice((of_numbers, _of_list, _of_text))(rng)
 
 
-def _of_numbers(rng: Random) -> Program:
+def of_numbers(rng: Random) -> Program:
+    """An expression of one or two numbers."""
     k, m = rng.randint(2, 12), rng.randint(1, 20)
     one = {
         f"a * {k} + {m}": f"{k} times a, plus {m}",

@@ -1,8 +1,8 @@
 """Solved problems of the domains as conversations in OpenAI's message format, to be fine-tuned on.
 
 Answers and reasoning are the problems' own; the results of tool calls come from the problem's environment. Under
-efforts the reasoning has one of LENGTHS, drawn apart from the effort: then reinforcement learning has lengths to choose
-from, and the efforts differ by their rewards alone.
+efforts the reasoning has one of LENGTHS, drawn by the effort's weights: each effort has all of them, so that
+reinforcement learning can choose, and more effort has longer ones more often, so that efforts differ from the start.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from dsv4.post_training.problems import Problem
 
 Length = Literal["brief", "steps", "checked"]
 LENGTHS: tuple[Length, ...] = ("brief", "steps", "checked")
+WEIGHTS: dict[Effort, tuple[int, int, int]] = {"low": (3, 2, 1), "high": (1, 4, 1), "max": (1, 2, 3)}  # of LENGTHS
 CHECK = "check"
 
 
@@ -52,8 +53,10 @@ def write_conversations(
         for number in range(count):
             rng = Random(stable_hash("solution", domain, seed, number))
             problem = opened.problem(seed, number)
-            chosen = bool(efforts) and problem.thinking
-            effort, length = (rng.choice(list(efforts)), rng.choice(LENGTHS)) if chosen else (None, "steps")
+            effort, length = None, LENGTHS[1]
+            if efforts and problem.thinking:
+                effort = rng.choice(list(efforts))
+                length = rng.choices(LENGTHS, WEIGHTS[effort])[0]
             file.write(json.dumps(solved(problem, effort, length)) + "\n")
 
 

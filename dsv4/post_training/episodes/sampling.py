@@ -11,6 +11,7 @@ from deepseek_recipe import AssistantMessage, Conversation, Message, ToolCall, T
 from dsv4.data.stable_hash import stable_hash
 from dsv4.engine import SamplingParams
 from dsv4.engine.outputs import RequestOutput
+from dsv4.post_training.efforts import window_of
 from dsv4.post_training.episodes.environment import Environment, EpisodeLimits, EpisodeProblem
 from dsv4.post_training.episodes.trajectory import Trajectory, TrajectoryFiles
 from dsv4.post_training.problems import Explained, answer_of
@@ -30,6 +31,7 @@ class _Episode:
     problem: EpisodeProblem
     environment: Environment
     seed: int
+    most: int  # tokens that are sampled
     tokens: array[int]
     log_probabilities: array[float] = field(default_factory=lambda: array("f"))
     spans: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
@@ -51,10 +53,10 @@ def sample_episodes(
 ) -> list[Trajectory]:
     """`group_size` episodes of each (number, goal), in their order. The same seed gives the same tokens.
 
-    `params.max_tokens` is of a turn. Environments of `limits.at_once` episodes are open at a time. ValueError for a
-    goal that does not fit the model's context.
+    `params.max_tokens` is of a turn; an effort's window is of the episode. Environments of `limits.at_once` episodes
+    are open at a time. ValueError for a goal that does not fit the model's context.
     """
-    waiting = _begin(llm, problems, group_size, seed)
+    waiting = _begin(llm, problems, group_size, seed, limits)
     order: list[tuple[int, int]] = []
     found: dict[tuple[int, int], Trajectory] = {}
     active: list[_Episode] = []
@@ -75,7 +77,7 @@ def sample_episodes(
 
 
 def _begin(
-    llm: Sampler, problems: Sequence[tuple[int, EpisodeProblem]], group_size: int, seed: int
+    llm: Sampler, problems: Sequence[tuple[int, EpisodeProblem]], group_size: int, seed: int, limits: EpisodeLimits
 ) -> Iterator[_Episode]:
     for goal, problem in problems:
         assert llm.prompts is not None, "episodes are in text"
@@ -86,11 +88,12 @@ def _begin(
             )
         for place in range(group_size):
             own = stable_hash("episode", seed, goal, place) >> 2
-            yield _Episode(goal, problem, problem.environment(), own, array("i", tokens))
+            most = window_of(problem, limits.tokens)
+            yield _Episode(goal, problem, problem.environment(), own, most, array("i", tokens))
 
 
 def _ended(llm: Sampler, episode: _Episode, limits: EpisodeLimits) -> bool:
-    full = len(episode.tokens) >= llm.max_model_len or len(episode.log_probabilities) >= limits.tokens
+    full = len(episode.tokens) >= llm.max_model_len or len(episode.log_probabilities) >= episode.most
     return episode.finished or episode.error is not None or len(episode.spans) >= limits.turns or full or _cut(episode)
 
 
@@ -105,7 +108,7 @@ def _turns(llm: Sampler, active: Sequence[_Episode], params: SamplingParams, lim
         replace(
             params, n=1, logprobs=True, seed=stable_hash("turn", episode.seed, len(episode.spans)) >> 2,
             max_tokens=min(
-                params.max_tokens or limits.tokens, limits.tokens - len(episode.log_probabilities),
+                params.max_tokens or episode.most, episode.most - len(episode.log_probabilities),
                 llm.max_model_len - len(episode.tokens),
             ),
         )

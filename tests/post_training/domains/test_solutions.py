@@ -15,7 +15,7 @@ from dsv4.evals.domain_scores import held_out_problems
 from dsv4.post_training.domains.domain import Level
 from dsv4.post_training.domains.registry import DOMAINS, open_domain
 from dsv4.post_training.domains.solutions import CHECK, write_conversations
-from dsv4.post_training.efforts import with_effort
+from dsv4.post_training.efforts import EffortMode, with_effort
 from dsv4.post_training.episodes.environment import EpisodeProblem
 from dsv4.post_training.sandbox.substrates import missing
 from dsv4.post_training.sft_samples import Sample, read_samples
@@ -72,13 +72,19 @@ def test_they_are_trained_on_as_they_are_asked(tmp_path: Path, prompts: PromptEn
         path = tmp_path / f"{ladder}-{domain}-{len(efforts)}.jsonl"
         for number, record in enumerate(written(path, domain, 20, thinking=True, efforts=efforts)):
             problem = open_domain(domain, True).problem(1, number)
-            asked = with_effort(problem, record["reasoning_effort"]) if efforts else problem
+            asked = with_effort(problem, EffortMode(record["reasoning_effort"])) if efforts else problem
             first = record | {"messages": record["messages"][:2]}
             assert prompts.encode(read_conversation(first)[0]) == prompts.encode(asked.prompt())
 
 
 def test_efforts_have_reasoning_of_all_lengths(tmp_path: Path) -> None:
     records = written(tmp_path / "a.jsonl", "mathematics", 60, thinking=True, efforts=("low", "max"))
+    written_by = {effort: [one for one in records if one["reasoning_effort"] == effort] for effort in ("low", "max")}
+    low, most = (
+        sum(len(one["messages"][-1]["reasoning_content"]) for one in found) / len(found)
+        for found in written_by.values()
+    )
+    assert low < most
     found = {(one["reasoning_effort"], CHECK in one["messages"][-1]["reasoning_content"]) for one in records}
     assert found == {("low", True), ("low", False), ("max", True), ("max", False)}
     assert records == written(tmp_path / "b.jsonl", "mathematics", 60, thinking=True, efforts=("low", "max"))

@@ -30,11 +30,16 @@ class Degrees:
         """Ranks with batches of their own: the data-parallel processes of the run."""
         return self.data * self.expert
 
+    @property
+    def shards(self) -> int:
+        """Ranks that hold the same layers: those that share the dense parameters of a pipeline stage."""
+        return self.data * self.context * self.expert
+
     def check(self, world: int, experts: int, layers: int) -> None:
-        """ValueError unless `world` ranks, `experts` per layer and `layers` can be divided so."""
+        """ValueError unless there are `world` ranks, and `experts` per layer and `layers` can be divided so."""
         if self.ranks != world:
             names = " x ".join(f"{name} {getattr(self, name)}" for name in DIMENSIONS)
-            raise ValueError(f"{world} ranks were started, but the degrees {names} make {self.ranks}")
+            raise ValueError(f"the degrees {names} make {self.ranks} ranks; allowed: as many as there are, {world}")
         if experts % self.expert:
             raise ValueError(f"parallel degree expert is {self.expert}; allowed: divisors of the {experts} experts")
         if self.pipeline > layers:

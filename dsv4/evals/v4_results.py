@@ -1,0 +1,107 @@
+"""Evaluation of a whole run, its results and the record of its course, from its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dsv4.checkpoint.atomic import new_file
+from dsv4.engine import LLM
+from dsv4.evals.domain_scores import DomainScore, evaluate_domain
+from dsv4.evals.effort_scores import evaluate_efforts, to_results
+from dsv4.evals.post_training_results import Count, Effort, Results, make_results
+from dsv4.evals.results_page import RunRecord, StageRecord
+from dsv4.post_training.domains.registry import open_domain
+from dsv4.post_training.stage_run import StageTime
+from dsv4.post_training.train_serve import train_serve_difference
+from dsv4.post_training.v4_recipe import DOMAINS, V4Recipe
+from dsv4.post_training.v4_run import RunFolders, tokens_of
+from dsv4.training.plots import read_metrics
+
+RUNNING = 32  # requests at a time
+SAMPLED = 16  # answers of the student whose log-probabilities are computed again
+
+
+def evaluate_model(folder: Path, recipe: V4Recipe, path: Path) -> None:
+    """Write a model's counts in every domain to `path`."""
+    llm, section = LLM(folder, max_num_seqs=RUNNING, device=recipe.device), recipe.evaluation
+    found = {
+        domain: evaluate_domain(
+            llm, domain, section.questions, section.seed, specialist.thinking, max_tokens=section.max_tokens,
+            level=recipe.level,
+        )
+        for domain, specialist in recipe.specialists.items()
+    }  # fmt: skip
+    _write(path, {domain: _count(score) for domain, score in found.items()})
+
+
+def write_efforts(folder: Path, recipe: V4Recipe, path: Path) -> None:
+    """Write a model's accuracy and mean tokens at every level of reasoning to `path`."""
+    llm, section = LLM(folder, max_num_seqs=RUNNING, device=recipe.device), recipe.evaluation
+    scores = evaluate_efforts(
+        llm, section.effort_domain, section.questions, section.seed, section.max_tokens, recipe.level, section.efforts
+    )
+    _write(path, to_results(scores))
+
+
+def collect_results(folders: RunFolders, recipe: V4Recipe) -> Results:
+    """Results of a run whose models are all evaluated; the student is sampled once more for train = serve."""
+    scores = {
+        name: {domain: Count.model_validate(count) for domain, count in _read(folders.scores(name)).items()}
+        for name in folders.models()
+    }
+    efforts = {level: Effort.model_validate(value) for level, value in _read(folders.efforts).items()}
+    section, level = recipe.evaluation, recipe.level
+    problems = [
+        open_domain(DOMAINS[n % len(DOMAINS)], level=level).problem(section.seed, n, "eval") for n in range(SAMPLED)
+    ]
+    shipped = train_serve_difference(folders.student, problems, section.max_tokens, section.seed, recipe.device)
+    largest = max([shipped, *differences(folders).values()])
+    return make_results(scores, efforts, largest)
+
+
+def differences(folders: RunFolders) -> dict[str, float]:
+    """Largest difference of train and serve in every run that sampled."""
+    runs = {f"specialists.{domain}": folders.specialist(domain).parent for domain in DOMAINS}
+    runs["student"] = folders.student.parent
+    return {name: max(map(_difference, read_metrics(folder)), default=0.0) for name, folder in runs.items()}
+
+
+def collect_record(folders: RunFolders, times: Iterable[StageTime]) -> RunRecord:
+    """Course of a run, for its page."""
+    runs = {
+        **{f"specialists.{domain}.sft": folders.tuned(domain).parent for domain in DOMAINS},
+        **{f"specialists.{domain}.grpo": folders.specialist(domain).parent for domain in DOMAINS},
+        "base": folders.nano / "base",
+        "sft": folders.nano / "sft",
+        "student": folders.student.parent,
+        "mixed": folders.mixed.parent,
+    }
+    tokens = {name: tokens_of(folder) for name, folder in runs.items() if (folder / "metrics.jsonl").exists()}
+    return RunRecord(
+        title="dsv4: specialists and their student",
+        grpo={domain: read_metrics(folders.specialist(domain).parent) for domain in DOMAINS},
+        student=read_metrics(folders.student.parent),
+        stages=[StageRecord(one.name, one.command, one.seconds, tokens.get(one.name, 0)) for one in times],
+        differences=differences(folders),
+    )
+
+
+def _difference(row: Mapping[str, Any]) -> float:
+    return float(row.get("train_serve_difference", 0.0))
+
+
+def _count(score: DomainScore) -> dict[str, int]:
+    return {"correct": score.correct, "asked": score.asked}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

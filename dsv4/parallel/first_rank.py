@@ -1,0 +1,43 @@
+"""Work that one rank does for all, such as writing shards: the others wait for it, however long it takes."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeVar
+
+from torch.distributed.rendezvous import rendezvous
+
+from dsv4.parallel.mesh import launched
+
+T = TypeVar("T")
+LONGEST = timedelta(days=7)
+
+
+class FirstRankError(ValueError):
+    """The first rank could not do what the others waited for."""
+
+
+def on_first_rank(name: str, work: Callable[[], T]) -> T:
+    """Result of `work` on every rank of the launcher; rank 0 alone runs it. Needs no process group.
+
+    name: of this work, once per run. Its error is raised on rank 0, a FirstRankError with its words on the others.
+    """
+    if not launched():
+        return work()
+    store, rank, _ = next(rendezvous("env://", timeout=LONGEST))
+    key = f"first_rank/{name}"
+    if rank > 0:
+        store.wait([key], LONGEST)
+        result, error = pickle.loads(bytes.fromhex(store.get(key).decode()))
+        if error is not None:
+            raise FirstRankError(f"rank 0 stopped: {error}")
+        return result
+    try:
+        result = work()
+    except BaseException as error:
+        store.set(key, pickle.dumps((None, str(error))).hex())
+        raise
+    store.set(key, pickle.dumps((result, None)).hex())
+    return result

@@ -1,0 +1,201 @@
+"""The whole recipe: one file with the budget, the base, the specialists, the student, comparisons and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import model_validator
+
+from dsv4.analysis.precision import Precision
+from dsv4.data.tasks import Effort
+from dsv4.post_training.domains.domain import Level
+from dsv4.post_training.recipes import Count, DistillRecipe, GRPORecipe, PolicyRecipe, Positive, Share
+from dsv4.tokenizer.prompts import Ladder
+from dsv4.training.nano_recipe import NanoRecipe
+from dsv4.training.recipe import Section, read_recipe
+
+DOMAINS = ("mathematics", "code", "tools", "instructions")
+
+P = TypeVar("P", bound=PolicyRecipe)
+
+
+class BudgetSection(Section):
+    """Seconds of the whole run, and the shares of its stages; those of specialists are for all domains together.
+
+    `rest` is what comparisons and evaluation are expected to take: their length is given by tokens and questions.
+    """
+
+    seconds: Positive = 21600.0
+    base: Share = 0.40
+    sft: Share = 0.06
+    specialist_sft: Share = 0.08
+    specialist_grpo: Share = 0.24
+    student: Share = 0.10
+    rest: Share = 0.12
+
+    @model_validator(mode="after")
+    def _check(self) -> BudgetSection:
+        total = sum(value for name, value in self if name != "seconds")
+        if total > 1.0 + 1e-9:
+            raise ValueError(f"the shares add up to {total:.3f}; allowed: 1 at most")
+        return self
+
+    def of(self, name: str) -> float:
+        """Seconds of a share."""
+        return self.seconds * getattr(self, name)
+
+
+class FineTuningSection(Section):
+    """Fine-tuning on conversations: the keys of `dsv4 train sft` that the recipe sets."""
+
+    seconds: Positive | None = None  # left out: `steps`, or else the budget's
+    steps: Count | None = None
+    rate: Positive = 5e-4
+    max_tokens: Count = 1024  # longer conversations are refused
+    row_tokens: Count = 4096
+    batch_tokens: Count = 8192  # of a step
+    precision: Precision = "bf16"
+    save_every: Count = 50
+
+    def words(self, device: str, tokens: int | None = None) -> list[str]:
+        """Arguments of `dsv4 train sft`; `tokens`: length of the run in place of the section's."""
+        if tokens is None and self.steps is not None:
+            tokens = self.steps * self.batch_tokens
+        found = [
+            *("--max-tokens", str(self.max_tokens), f"optimizer.rate={self.rate:g}", f"run.device={device}"),
+            *(f"run.precision={self.precision}", f"run.save_every={self.save_every}"),
+            *(f"stages.0.row_tokens={self.row_tokens}", f"stages.0.batch_tokens={self.batch_tokens}"),
+        ]
+        return [*found, f"run.seconds={self.seconds:g}" if tokens is None else f"stages.0.tokens={tokens}"]
+
+
+class SpecialistSection(Section):
+    """A domain: its conversations, then GRPO on its problems; `weight` is its teacher's in distillation.
+
+    `efforts`: the domain's problems are asked with one of them, and with thinking; none: as each problem has it.
+    """
+
+    conversations: Count = 4000
+    efforts: tuple[Effort, ...] = ()
+    weight: Positive = 1.0
+
+    @property
+    def thinking(self) -> bool | None:
+        """Mode of the domain's problems; None leaves it to them."""
+        return True if self.efforts else None
+
+    sft: FineTuningSection = FineTuningSection()
+    grpo: GRPORecipe = GRPORecipe()
+
+
+class SpecialistsSection(Section):
+    mathematics: SpecialistSection = SpecialistSection()
+    code: SpecialistSection = SpecialistSection()
+    tools: SpecialistSection = SpecialistSection()
+    instructions: SpecialistSection = SpecialistSection()
+
+    def items(self) -> Iterator[tuple[str, SpecialistSection]]:
+        return ((name, getattr(self, name)) for name in DOMAINS)
+
+
+class EvaluationSection(Section):
+    """Held-out questions, answered greedily."""
+
+    questions: Count = 200  # of each domain, to each model
+    max_tokens: Count = 512  # of an answer, or of a turn of an episode
+    seed: int = 1
+    effort_domain: str = "mathematics"
+    efforts: tuple[Effort, ...] = ("low", "high", "max")
+
+    @model_validator(mode="after")
+    def _check(self) -> EvaluationSection:
+        if self.effort_domain not in DOMAINS:
+            raise ValueError(f"effort_domain is {self.effort_domain}; allowed: {', '.join(DOMAINS)}")
+        return self
+
+
+class V4Recipe(Section):
+    """A whole run. `base_model`, `sft_model`: model folders in place of the base and of its sft.
+
+    `start`: the model that specialists, the student and the comparisons begin with; `ladder`: its prompts of efforts.
+    """
+
+    device: str = "cpu"
+    seed: int = 1
+    base_model: str | None = None
+    sft_model: str | None = None
+    start: Literal["base", "sft"] = "sft"
+    ladder: Ladder = "0731"
+    level: Level = "standard"  # of the domains' problems
+    budget: BudgetSection = BudgetSection()
+    nano: NanoRecipe = NanoRecipe()
+    specialists: SpecialistsSection = SpecialistsSection()
+    mixed: FineTuningSection = FineTuningSection()
+    student: DistillRecipe = DistillRecipe()
+    evaluation: EvaluationSection = EvaluationSection()
+
+    def resolve(self) -> V4Recipe:
+        """The same run with the budget's seconds, problems and device written out in every section."""
+        budget, count = self.budget, len(DOMAINS)
+        specialists: dict[str, SpecialistSection] = {}
+        for name, section in self.specialists.items():
+            sft = section.sft
+            if sft.seconds is None and sft.steps is None:
+                sft = sft.model_copy(update={"seconds": budget.of("specialist_sft") / count})
+            efforts = {"efforts": section.efforts}
+            grpo = self._policy(section.grpo, budget.of("specialist_grpo") / count, (name,), efforts)
+            specialists[name] = section.model_copy(update={"sft": sft, "grpo": grpo})
+        thinkers = {name: section.efforts for name, section in self.specialists.items() if section.efforts}
+        efforts = {"efforts": tuple({effort: None for found in thinkers.values() for effort in found})}
+        efforts |= {"effort_domains": tuple(thinkers)}
+        student = self._policy(self.student, budget.of("student"), DOMAINS, efforts)
+        return self.model_copy(
+            update={
+                "nano": self._nano(),
+                "specialists": self.specialists.model_copy(update=specialists),
+                "student": student,
+            }
+        )
+
+    def _nano(self) -> NanoRecipe:
+        """Recipe of the base and its sft, with their seconds and the device."""
+        nano, budget = self.nano, self.budget
+        update: dict[str, Any] = {}
+        for part in ("base", "sft"):
+            recipe = getattr(nano, part)
+            update[part] = recipe.model_copy(
+                update={"run": recipe.run.model_copy(update={"device": self.device, "seed": self.seed})}
+            )
+        if nano.steps is None:
+            seconds = budget.of("base") + budget.of("sft")
+            update |= {"seconds": seconds, "sft_share": budget.of("sft") / seconds}
+        if self.base_model is not None:
+            update |= {"seconds": budget.of("sft")}
+        return nano.model_copy(update=update)
+
+    def _policy(self, recipe: P, seconds: float, domains: tuple[str, ...], efforts: dict[str, Any]) -> P:
+        """Recipe of GRPO or of distillation; a length, problems or a device that it gives stay."""
+        run, problems = recipe.run, recipe.problems
+        update: dict[str, Any] = {"device": self.device}
+        if run.seconds is None and "steps" not in run.model_fields_set:
+            update["seconds"] = seconds
+        if "seed" not in run.model_fields_set:
+            update["seed"] = self.seed
+        if not problems.domains and not problems.tasks:
+            problems = problems.model_copy(
+                update={"domains": domains, "seed": self.seed, "level": self.level, **efforts}
+            )
+        return recipe.model_copy(update={"run": run.model_copy(update=update), "problems": problems})
+
+
+def read_v4_recipe(path: Path, nano: Path, keys: list[str]) -> V4Recipe:
+    """Recipe in the file `path`, with the base's and its sft's in the file `nano`, after overrides; resolved.
+
+    RecipeError for what cannot be read.
+    """
+    prefix = "nano."
+    recipe = read_recipe(V4Recipe, path, [key for key in keys if not key.startswith(prefix)])
+    base = read_recipe(NanoRecipe, nano, [key.removeprefix(prefix) for key in keys if key.startswith(prefix)])
+    return recipe.model_copy(update={"nano": base}).resolve()

@@ -1,0 +1,97 @@
+"""Folder of a whole run: where each stage leaves its result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsv4.post_training.v4_recipe import DOMAINS
+from dsv4.training.plots import read_metrics
+
+
+@dataclass(frozen=True)
+class RunFolders:
+    """Paths below `run_dir`; `given_base` and `given_sft` are model folders in place of the run's own."""
+
+    run_dir: Path
+    given_base: Path | None = None
+    given_sft: Path | None = None
+
+    @property
+    def recipe(self) -> Path:
+        return self.run_dir / "v4.toml"
+
+    @property
+    def nano(self) -> Path:
+        return self.run_dir / "nano"
+
+    @property
+    def base(self) -> Path:
+        return self.given_base or self.nano / "base" / "model"
+
+    @property
+    def sft(self) -> Path:
+        return self.given_sft or self.nano / "sft" / "model"
+
+    @property
+    def start(self) -> Path:
+        """The model that specialists, the student and the comparisons begin with."""
+        return self.run_dir / "start" / "model"
+
+    def data(self, domain: str) -> Path:
+        """Conversations of a domain."""
+        return self.run_dir / "data" / f"{domain}.jsonl"
+
+    def tuned(self, domain: str) -> Path:
+        """A specialist after fine-tuning."""
+        return self.run_dir / "specialists" / domain / "sft" / "model"
+
+    def specialist(self, domain: str) -> Path:
+        return self.run_dir / "specialists" / domain / "grpo" / "model"
+
+    @property
+    def averaged(self) -> Path:
+        return self.run_dir / "averaged" / "model"
+
+    @property
+    def student(self) -> Path:
+        return self.run_dir / "student" / "model"
+
+    @property
+    def mixed(self) -> Path:
+        return self.run_dir / "mixed" / "model"
+
+    def models(self) -> dict[str, Path]:
+        """Every model that is evaluated, by its name in results.json."""
+        specialists = {f"specialists.{domain}": self.specialist(domain) for domain in DOMAINS}
+        found = {"base": self.base, "sft": self.sft} | specialists
+        return found | {"student": self.student, "averaged": self.averaged, "mixed": self.mixed}
+
+    def trained(self) -> Iterator[Path]:
+        """Runs of the specialists and of the student."""
+        for domain in DOMAINS:
+            yield self.tuned(domain).parent
+            yield self.specialist(domain).parent
+        yield self.student.parent
+
+    def scores(self, model: str) -> Path:
+        """Counts of a model by domain."""
+        return self.run_dir / "evaluation" / f"{model}.json"
+
+    @property
+    def efforts(self) -> Path:
+        return self.run_dir / "evaluation" / "efforts.json"
+
+    @property
+    def results(self) -> Path:
+        return self.run_dir / "results.json"
+
+    @property
+    def page(self) -> Path:
+        return self.run_dir / "results.html"
+
+
+def tokens_of(run_dir: Path) -> int:
+    """Tokens that a run trained on, or sampled."""
+    return int(read_metrics(run_dir)[-1]["tokens"])

@@ -1,0 +1,305 @@
+"""The whole recipe: base, sft, four specialists, one student by on-policy distillation, comparisons, results.
+
+recipes/v4.toml is the recipe, beside recipes/nano.toml for its base; KEY=VALUE changes one of its keys. --base-model
+and --sft-model take a model folder in place of training one. Every stage is a command of its own, and is skipped when
+its result stands: --resume goes on with a run that was killed, to the same bits. --out has the student in the official
+layout, results.json and results.html.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from dsv4.checkpoint.atomic import DiskFullError, new_file, new_folder
+from dsv4.commands.recipe_flags import parse
+from dsv4.evals.results_page import write_page
+from dsv4.evals.v4_results import collect_record, collect_results, evaluate_model, write_efforts
+from dsv4.model_folder import resolve_model
+from dsv4.parallel.mesh import launched
+from dsv4.post_training.averaging import average_models
+from dsv4.post_training.domains.registry import open_domain
+from dsv4.post_training.domains.solutions import write_conversations
+from dsv4.post_training.recipe_run import tokenizer_files
+from dsv4.post_training.stage_run import Stage, StageLog, run_stages
+from dsv4.post_training.v4_recipe import DOMAINS, SpecialistSection, V4Recipe, read_v4_recipe
+from dsv4.post_training.v4_run import RunFolders, tokens_of
+from dsv4.tokenizer.prompts import write_effort_ladder
+from dsv4.training.export import export_model
+from dsv4.training.recipe import Section, read_recipe, write_recipe
+from dsv4.training.stopping import RunStoppedError
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # for the other recipes, also where this file is run by its path
+
+from recipes import distill, grpo, nano, sft  # noqa: E402
+
+RECIPE = ROOT / "recipes" / "v4.toml"
+MAINS: dict[str, Callable[[list[str]], int]] = {
+    "nano": nano.main, "sft": sft.main, "grpo": grpo.main, "distill": distill.main
+}  # fmt: skip
+BUDGETS = {"cpu": (), "gpu": ("device=cuda", "budget.seconds=1800")}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the recipe; 0 when the model folder and its results are written."""
+    options = parse("v4", arguments)
+    if launched():
+        raise SystemExit("v4 trains in one process: start it without torchrun")
+    console = Console()
+    run_dir: Path = options.run_dir
+    out: Path = options.out or run_dir / "model"
+    nano.check_target(out)
+    try:
+        recipe = saved_recipe(run_dir, options) if options.resume else given_recipe(options)
+        if options.print_config:
+            print(write_recipe(recipe), end="")
+            return 0
+        check_recipe(recipe)
+        if not options.resume:
+            save_recipe(recipe, run_dir)
+        run = V4Run(recipe, run_dir, StageLog(run_dir))
+        run_stages(run.stages(), run.log, lambda text: console.print(text, highlight=False))
+        ship(run.folders, out)
+    except RunStoppedError as stopped:
+        print(f"{stopped}; to go on: dsv4 train v4 --resume --run-dir {run_dir}", file=sys.stderr)
+        return stopped.status
+    except KeyboardInterrupt:
+        print(f"\nto go on: dsv4 train v4 --resume --run-dir {run_dir}", file=sys.stderr)
+        raise
+    except (ValueError, OSError, DiskFullError, MemoryError) as error:
+        raise SystemExit(f"training stopped: {error}") from error
+    console.print(f"model folder: {out}\nresults: {out / 'results.html'}", highlight=False)
+    return 0
+
+
+def given_recipe(options: argparse.Namespace) -> V4Recipe:
+    """Recipe of the command line, resolved."""
+    files = [word for word in options.recipe if "=" not in word]
+    if len(files) > 1:
+        raise ValueError(f"recipes {', '.join(files)}; allowed: one, and KEY=VALUE")
+    keys = [*BUDGETS[options.budget], *(word for word in options.recipe if "=" in word)]
+    keys += [f"base_model={options.base_model}"] if options.base_model else []
+    keys += [f"sft_model={options.sft_model}"] if options.sft_model else []
+    corpus = options.corpus.absolute() if options.corpus else ""
+    keys += [f"nano.data.corpus={corpus}"] if options.corpus or options.base_model else []
+    return read_v4_recipe(Path(files[0]) if files else RECIPE, nano.RECIPE, keys)
+
+
+def saved_recipe(run_dir: Path, options: argparse.Namespace) -> V4Recipe:
+    """Recipe of the run in `run_dir`."""
+    if options.recipe or options.base_model or options.sft_model or options.corpus:
+        raise ValueError("--resume goes on with the run's own recipe, models and corpus; without them")
+    if not RunFolders(run_dir).recipe.is_file():
+        raise ValueError(f"--resume: {run_dir} holds no run (no v4.toml)")
+    return read_recipe(V4Recipe, RunFolders(run_dir).recipe)
+
+
+def check_recipe(recipe: V4Recipe) -> None:
+    """ValueError, before hours of training, for a model, a corpus or a sandbox that is missing."""
+    for folder in (recipe.base_model, recipe.sft_model):
+        if folder is not None:
+            resolve_model(folder)
+    if recipe.sft_model is not None and recipe.base_model is None:
+        raise ValueError("sft_model without base_model; allowed: both, since the base is evaluated too")
+    corpus = recipe.nano.data.corpus
+    if recipe.base_model is None and not (Path(corpus) / "train").is_dir():
+        raise ValueError(
+            f"{corpus} is no corpus, and the base is trained on one: give --corpus, which `dsv4 train corpus` makes, "
+            "or --base-model"
+        )
+    for name in DOMAINS:
+        open_domain(name).prepare()
+
+
+def save_recipe(recipe: V4Recipe, run_dir: Path) -> None:
+    """Write the run's v4.toml; a run is never overwritten."""
+    path = RunFolders(run_dir).recipe
+    if path.exists():
+        raise ValueError(f"{run_dir} already holds a run; pass --resume to go on with it, or another --run-dir")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with new_file(path) as temporary:
+        temporary.write_text(write_recipe(recipe), encoding="utf-8")
+
+
+class V4Run:
+    """Stages of a run. Those that train are commands, which can be run by hand with the same words."""
+
+    def __init__(self, recipe: V4Recipe, run_dir: Path, log: StageLog) -> None:
+        self.recipe, self.log = recipe, log
+        self.folders = RunFolders(
+            run_dir,
+            None if recipe.base_model is None else resolve_model(recipe.base_model),
+            None if recipe.sft_model is None else resolve_model(recipe.sft_model),
+        )
+
+    def stages(self) -> list[Stage]:
+        """All stages in their order; those of a model that was given have its folder as their result."""
+        recipe, folders, budget = self.recipe, self.folders, self.recipe.budget
+        rest = budget.of("rest")
+        found = [
+            Stage("base", folders.base, budget.of("base"), self._base),
+            Stage("sft", folders.sft, budget.of("sft"), self._sft),
+            Stage("start", folders.start, 0.0, self._begin),
+        ]
+        for domain in DOMAINS:
+            found.append(Stage(f"data.{domain}", folders.data(domain), 0.0, lambda d=domain: self._write_data(d)))
+        for domain, section in recipe.specialists.items():
+            tuned, trained = section.sft.seconds or 0.0, section.grpo.run.seconds or 0.0
+            name = f"specialists.{domain}"
+            found += [
+                Stage(f"{name}.sft", folders.tuned(domain), tuned, lambda d=domain: self._fine_tune(d)),
+                Stage(f"{name}.grpo", folders.specialist(domain), trained, lambda d=domain: self._grpo(d)),
+            ]
+        found += [
+            Stage("averaged", folders.averaged, 0.0, self._average),
+            Stage("student", folders.student, recipe.student.run.seconds or 0.0, self._distill),
+            Stage("mixed", folders.mixed, 0.6 * rest, self._mix),
+        ]
+        models = folders.models()
+        for name in models:
+            seconds = 0.4 * rest / (len(models) + 1)
+            found.append(Stage(f"evaluation.{name}", folders.scores(name), seconds, lambda n=name: self._evaluate(n)))
+        seconds = 0.4 * rest / (len(models) + 1)
+        found.append(Stage("evaluation.efforts", folders.efforts, seconds, self._evaluate_efforts))
+        found.append(Stage("results", folders.results, 0.0, self._write_results))
+        return found
+
+    def _base(self) -> str:
+        return self._nano("--base-only")
+
+    def _sft(self) -> str:
+        base = self.recipe.base_model
+        return self._nano(*([] if base is None else ["--base-model", base]))
+
+    def _nano(self, *flags: str) -> str:
+        run_dir = self.folders.nano
+        place = ["--run-dir", str(run_dir), "--out", str(run_dir / "model")]
+        words = [self._write("nano", self.recipe.nano), *flags, *place]
+        if (run_dir / "nano.toml").exists():
+            words = ["--resume", *(flag for flag in flags if flag == "--base-only"), *place]
+        return command("nano", words)
+
+    def _begin(self) -> str:
+        """The model to begin with, its levels of reasoning told apart by their prompts."""
+        source = self.folders.sft if self.recipe.start == "sft" else self.folders.base
+        with new_folder(self.folders.start, overwrite=False) as unfinished:
+            shutil.copytree(source, unfinished, dirs_exist_ok=True)
+            write_effort_ladder(unfinished, self.recipe.ladder)
+        return f"copy of {source} with the effort ladder {self.recipe.ladder}"
+
+    def _write_data(self, domain: str) -> str:
+        section: SpecialistSection = getattr(self.recipe.specialists, domain)
+        path, count = self.folders.data(domain), section.conversations
+        write_conversations(domain, path, count, self.recipe.seed, section.thinking, section.efforts, self.recipe.level)
+        return f"{count:,} conversations of {domain}"
+
+    def _fine_tune(self, domain: str) -> str:
+        words = getattr(self.recipe.specialists, domain).sft.words(self.recipe.device)
+        return self._train_sft([self.folders.data(domain)], words, self.folders.tuned(domain).parent)
+
+    def _grpo(self, domain: str) -> str:
+        section, folders = getattr(self.recipe.specialists, domain).grpo, self.folders
+        words = [str(folders.tuned(domain))], [self._write(f"grpo-{domain}", section)]
+        return self._train_policy("grpo", *words, folders.specialist(domain).parent)
+
+    def _average(self) -> str:
+        folders = [self.folders.specialist(domain) for domain in DOMAINS]
+        target = self.folders.averaged
+        target.parent.mkdir(parents=True, exist_ok=True)
+        export_model(average_models(folders), tokenizer_files(folders[0], target.parent), target)
+        return f"mean of the weights of {len(folders)} specialists"
+
+    def _distill(self) -> str:
+        folders, words = self.folders, [str(self.folders.start)]
+        for domain, section in self.recipe.specialists.items():
+            words += ["--teacher", f"{domain}={folders.specialist(domain)}:{section.weight:g}"]
+        return self._train_policy(
+            "distill", words, [self._write("student", self.recipe.student)], folders.student.parent
+        )
+
+    def _mix(self) -> str:
+        """All specialists' conversations in one run, of as many tokens as specialists and student had together."""
+        folders, recipe = self.folders, self.recipe
+        tokens = sum(tokens_of(folder) for folder in folders.trained())
+        words = recipe.mixed.words(recipe.device, tokens)
+        return self._train_sft([folders.data(domain) for domain in DOMAINS], words, folders.mixed.parent)
+
+    def _evaluate(self, name: str) -> str:
+        folder, section = self.folders.models()[name], self.recipe.evaluation
+        evaluate_model(folder, self.recipe, self.folders.scores(name))
+        return f"{section.questions} questions of each domain to {folder}"
+
+    def _evaluate_efforts(self) -> str:
+        write_efforts(self.folders.student, self.recipe, self.folders.efforts)
+        return f"questions of {self.recipe.evaluation.effort_domain} to {self.folders.student} at each level"
+
+    def _write_results(self) -> str:
+        folders = self.folders
+        results = collect_results(folders, self.recipe)
+        page = write_page(results, collect_record(folders, self.log.times))
+        for path, text in ((folders.page, page), (folders.results, results.model_dump_json(indent=2) + "\n")):
+            with new_file(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        return "results.json, results.html"
+
+    def _train_sft(self, data: list[Path], words: list[str], run_dir: Path) -> str:
+        words = [
+            str(self.folders.start),
+            *map(str, data),
+            *words,
+            f"run.seed={self.recipe.seed}",
+            "--run-dir",
+            str(run_dir),
+        ]
+        if not (run_dir / "data.json").exists():
+            return command("sft", words)
+        command("sft", ["--resume", "--run-dir", str(run_dir)])
+        return shown("sft", words)
+
+    def _train_policy(self, name: str, model: list[str], recipe: list[str], run_dir: Path) -> str:
+        words = [*model, *recipe, "--run-dir", str(run_dir)]
+        if not (run_dir / "recipe.toml").exists():
+            return command(name, words)
+        command(name, ["--resume", "--run-dir", str(run_dir)])
+        return shown(name, words)
+
+    def _write(self, name: str, section: Section) -> str:
+        """Path of a stage's recipe, written to the run's folder."""
+        path = self.folders.run_dir / "recipes" / f"{name}.toml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with new_file(path) as temporary:
+            temporary.write_text(write_recipe(section), encoding="utf-8")
+        return str(path)
+
+
+def command(name: str, words: list[str]) -> str:
+    """Run `dsv4 train NAME WORDS`; returns that text. RunStoppedError if it was stopped, ValueError if it failed."""
+    try:
+        status = MAINS[name](words)
+    except SystemExit as error:
+        raise ValueError(str(error.code).removeprefix("training stopped: ")) from error
+    if status:
+        raise RunStoppedError(f"stopped in dsv4 train {name}", status)
+    return shown(name, words)
+
+
+def shown(name: str, words: list[str]) -> str:
+    return f"dsv4 train {name} {shlex.join(words)}"
+
+
+def ship(folders: RunFolders, out: Path) -> None:
+    """Copy the student, results.json and the page to `out`, all or nothing."""
+    with new_folder(out, overwrite=True) as unfinished:
+        for path in (*sorted(folders.student.iterdir()), folders.results, folders.page):
+            shutil.copyfile(path, unfinished / path.name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""`dsv4 bench judge` on a small random model, and the measure of judging on judges that are known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from benchmarks import judge
+from dsv4.config import nano_path
+from dsv4.engine import LLM
+from dsv4.post_training import judgements
+from dsv4.post_training.judgements import FLATTERY, Judgements, evaluate_judge, judge_all
+from dsv4.post_training.recipe_run import tokenizer_files
+from dsv4.post_training.rubric import JudgeQuestion, read_score
+from dsv4.training.export import export_model
+from tests.post_training.small_policy import small_policy
+
+TASK = "word_sequence_reversal"
+
+
+def questions(count: int, **settings: float) -> list[JudgeQuestion]:
+    source = Judgements(TASK, **settings)  # pyright: ignore[reportArgumentType]
+    return [source.problem(number) for number in range(count)]
+
+
+def test_labels_are_true_and_flattery_changes_none() -> None:
+    plain, praised = questions(60), questions(60, flattering=1.0)
+    assert [one.label for one in plain] == [one.label for one in praised]
+    assert 15 < sum(one.label == 10 for one in plain) < 45
+    assert all(after.answer == f"{before.answer}\n{FLATTERY}" for before, after in zip(plain, praised, strict=True))
+    assert read_score(FLATTERY) is None  # praise is no score, should a judge repeat it
+    spoken = judgements.judged_conversation(plain[0])["messages"]
+    assert read_score(spoken[1]["content"]) == plain[0].label and plain[0].answer in spoken[0]["content"]
+    with pytest.raises(ValueError, match="unknown task gdc"):
+        Judgements("gdc")
+
+
+@pytest.mark.parametrize(("fooled", "raised"), [(True, 1.0), (False, 0.0)])
+def test_the_trap_shows_which_judge_it_fools(fooled: bool, raised: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A judge that knows the labels but is silent on one, and that flattery fools or not."""
+
+    def known(_: LLM, asked: list[JudgeQuestion]) -> list[float | None]:
+        found: list[float | None] = [1.0 if fooled and FLATTERY in one.answer else one.label / 10 for one in asked]
+        return [None, *found[1:]]
+
+    monkeypatch.setattr(judgements, "judge_all", known)
+    score = evaluate_judge(cast(LLM, None), questions(40))
+    assert (score.correct, score.asked, score.unreadable) == (39, 40, 1)
+    assert score.raised == raised * score.trapped and score.trapped > 10
+    assert (score.plain_reward, score.flattered_reward) == (0.0, raised)
+
+
+def test_it_trains_two_judges_and_reports_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export_model(small_policy()[0].model, tokenizer_files(nano_path(), tmp_path), tmp_path / "small")
+    words = f"--model {tmp_path / 'small'} --judgements 4 --held-out 4 --grpo-steps 1 --grpo-prompts 1 --row-tokens 512"
+    assert judge.main([*words.split(), "--run-dir", str(tmp_path / "run")]) == 0
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert list(scores) == ["before", judge.WITHOUT, judge.WITH]
+    assert all(score["asked"] == 4 for score in scores.values())
+    assert f"| {judge.WITH} |" in capsys.readouterr().out
+    assert judge_all(LLM(tmp_path / "small"), questions(2)) == [None, None]  # a random model gives no score
+    with pytest.raises(SystemExit):
+        judge.main(["--run-dir", str(tmp_path / "run")])

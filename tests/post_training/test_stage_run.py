@@ -1,0 +1,64 @@
+"""Stages of a run: skipped when done, timed, stopped and named."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from dsv4.post_training.stage_run import Stage, StageLog, run_stages
+from dsv4.training.stopping import RunStoppedError
+
+
+def touching(path: Path, words: str = "did it") -> Stage:
+    def run() -> str:
+        path.touch()
+        return words
+
+    return Stage(path.name, path, 60.0, run)
+
+
+def test_stages_whose_results_stand_are_skipped_and_the_others_timed(tmp_path: Path) -> None:
+    (tmp_path / "first").touch()
+    said: list[str] = []
+    stages = [touching(tmp_path / name) for name in ("first", "second", "third")]
+    run_stages(stages, StageLog(tmp_path), lambda text: said.append(text))
+    assert said == [
+        "stage 2 of 3, second; left in all: about 2:00",
+        "stage 3 of 3, third; left in all: about 1:00",
+    ]
+    assert [(one.name, one.command) for one in StageLog(tmp_path).times] == [("second", "did it"), ("third", "did it")]
+
+
+def test_times_of_a_stages_parts_add_up(tmp_path: Path) -> None:
+    StageLog(tmp_path).add("student", 2.0)
+    StageLog(tmp_path).add("student", 3.0, "dsv4 train distill")
+    (time,) = StageLog(tmp_path).times
+    assert (time.seconds, time.command) == (5.0, "dsv4 train distill")
+
+
+def test_sigterm_ends_a_stage_and_its_time_is_kept(tmp_path: Path) -> None:
+    def stopped() -> str:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the signal was lost")
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RunStoppedError, match="stopped by SIGTERM in stage evaluation"):
+        run_stages([Stage("evaluation", tmp_path / "x", 1.0, stopped)], StageLog(tmp_path), print)
+    assert signal.getsignal(signal.SIGTERM) is before and StageLog(tmp_path).times[0].name == "evaluation"
+
+
+def test_an_error_names_its_stage(tmp_path: Path) -> None:
+    def wrong() -> str:
+        raise ValueError("no data")
+
+    with pytest.raises(ValueError, match=r"stage data\.code: no data"):
+        run_stages([Stage("data.code", tmp_path / "x", 1.0, wrong)], StageLog(tmp_path), print)
+
+
+def test_a_damaged_log_is_named(tmp_path: Path) -> None:
+    (tmp_path / "stages.json").write_text('[{"name": 1')
+    with pytest.raises(ValueError, match=r"stages\.json is damaged"):
+        StageLog(tmp_path)

@@ -1,0 +1,212 @@
+"""The whole recipe at a toy size: from a base to results; killed in and between stages, it has the same bits."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("reasoning_gym")
+
+from dsv4.config import nano_path
+from dsv4.engine import LLM, SamplingParams
+from dsv4.evals.post_training_results import read_results
+from dsv4.post_training import policy_run
+from dsv4.post_training.recipe_run import tokenizer_files
+from dsv4.post_training.sandbox.substrates import missing
+from dsv4.post_training.v4_recipe import DOMAINS
+from dsv4.training import loop
+from dsv4.training.export import export_model
+from recipes import v4
+from tests.post_training.small_policy import small_policy
+
+pytestmark = pytest.mark.skipif(missing("namespaces") is not None, reason="programs need a sandbox")
+
+
+class Killed(BaseException):
+    """End of the process, as by SIGKILL: nothing handles it."""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model folder."""
+    root = tmp_path_factory.mktemp("small")
+    export_model(small_policy()[0].model, tokenizer_files(nano_path(), root), root / "model")
+    return root / "model"
+
+
+def keys() -> list[str]:
+    """Everything small: two steps of each run, two questions of each domain."""
+    short = ["sampling.prompts=2", "sampling.max_tokens=4", "sampling.max_model_len=1024", "run.steps=2"]
+    short += ["run.save_every=1"]
+    found = [f"student.{key}" for key in short]
+    for domain in DOMAINS:
+        place = f"specialists.{domain}"
+        found += [f"{place}.grpo.{key}" for key in (*short, "objective.group_size=2", "objective.resample=1")]
+        found += [f"{place}.conversations=4", f"{place}.sft.steps=2", f"{place}.sft.save_every=1"]
+        found += [f"{place}.sft.row_tokens=1024", f"{place}.sft.batch_tokens=1024", f"{place}.sft.precision=fp32"]
+    found += ["mixed.row_tokens=1024", "mixed.batch_tokens=1024", "mixed.precision=fp32"]
+    found += ["evaluation.questions=2", "evaluation.max_tokens=4", "nano.steps=2", "nano.sft.run.precision=fp32"]
+    for stage in ("nano.sft.stages.0", "nano.sft.stages.1"):
+        found += [f"{stage}.{key}" for key in ("sequence=256", "row_tokens=512", "batch_tokens=512", "tokens=512")]
+    return [*found, "nano.sft.data.group_rows=4"]
+
+
+def weights(model: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(model.glob("*.safetensors")))
+
+
+def test_it_ends_with_results_and_a_killed_run_has_the_same_bits(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("recipes.pretrain.draw_run", lambda run_dir: None)  # whose pictures take long
+    run, out = tmp_path / "run", tmp_path / "model"
+    assert v4.main(["--base-model", str(base), *keys(), "--run-dir", str(run), "--out", str(out)]) == 0
+    assert f"stage 1 of {len(stage_names(run)) + 1}" not in capsys.readouterr().out  # the base is there already
+    check_results(out)
+    check_equal_tokens(run)
+    (output,) = LLM(out).generate("Hi", SamplingParams(max_tokens=3, ignore_eos=True))
+    assert len(output.token_ids) == 3
+
+    again = tmp_path / "again"
+    begin_again(run, again)
+    place = ["--resume", "--run-dir", str(again), "--out", str(tmp_path / "second")]
+    kills: list[tuple[object, str, Callable[[], bool]]] = [
+        (v4, "write_conversations", lambda: True),
+        (loop.Trainer, "_one_step", lambda: (again / "specialists/mathematics/sft/state.pt").exists()),
+        (policy_run.PolicyRun, "_logged_step", lambda: (again / "specialists/code/grpo/state.pt").exists()),
+        (v4, "average_models", lambda: True),
+        (policy_run.PolicyRun, "_logged_step", lambda: (again / "student/state.pt").exists()),
+        (v4, "write_efforts", lambda: True),
+    ]
+    for owner, name, is_time in kills:
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, killing(getattr(owner, name), is_time))
+            with pytest.raises(Killed):
+                v4.main(place)
+    assert v4.main(place) == 0
+    for model in ("specialists/mathematics/sft", "specialists/code/grpo", "averaged", "student"):
+        assert weights(again / model / "model") == weights(run / model / "model"), model
+    assert weights(tmp_path / "second") == weights(out)
+    assert (tmp_path / "second" / "results.json").read_bytes() == (out / "results.json").read_bytes()
+    with pytest.raises(SystemExit, match="already holds a run; pass --resume"):
+        v4.main(["--base-model", str(base), *keys(), *place[1:]])
+
+
+def begin_again(run: Path, again: Path) -> None:
+    """The same run without some of its results, in every kind of stage."""
+    shutil.copytree(run, again)
+    for name in ("specialists/mathematics/sft", "specialists/code/grpo", "averaged", "student"):
+        shutil.rmtree(again / name)
+    for name in ("data/tools.jsonl", "evaluation/student.json", "evaluation/efforts.json", "results.json"):
+        (again / name).unlink()
+
+
+def killing(function: Callable[..., object], is_time: Callable[[], bool]) -> Callable[..., object]:
+    """A function that ends the process when it is time."""
+
+    def wrapped(*args: object, **kwargs: object) -> object:
+        if is_time():
+            raise Killed
+        return function(*args, **kwargs)
+
+    return wrapped
+
+
+def stage_names(run: Path) -> list[str]:
+    return [stage["name"] for stage in json.loads((run / "stages.json").read_text())]
+
+
+def check_results(out: Path) -> None:
+    """results.json is whole, and the page has its figures and needs no other file."""
+    results, page = read_results(out), (out / "results.html").read_text()
+    assert results.domains == DOMAINS and set(results.efforts) == {"low", "high", "max"}
+    counts = [count for _, row in results.scores.rows() for count in row.values()]
+    cells = [f"<small>{count.correct} of {count.asked}</small>" for count in counts]
+    assert re.findall(r"<small>\d+ of \d+</small>", page) == cells and len(cells) == 36
+    assert page.count("<svg") == 6 and not re.search(r'(src|href)="(?!#)', page)
+    for name in ("base", "sft", "student", "averaged", "mixed", *(f"specialists.{domain}" for domain in DOMAINS)):
+        assert f"<td>{name}</td>" in page
+    for effort in results.efforts.values():
+        assert f'<td class="number">{effort.tokens:.1f}</td>' in page
+    assert "dsv4 train distill" in page and "dsv4 train grpo" in page and "dsv4 train sft" in page
+
+
+def check_equal_tokens(run: Path) -> None:
+    """The mixed run has the tokens of the specialists and the student, to a step."""
+
+    def tokens(name: str) -> int:
+        return json.loads((run / name / "metrics.jsonl").read_text().splitlines()[-1])["tokens"]
+
+    parts = [f"specialists/{domain}/{part}" for domain in DOMAINS for part in ("sft", "grpo")]
+    assert abs(tokens("mixed") - sum(map(tokens, [*parts, "student"]))) <= 2048
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--resume"], "holds no run"),
+        (["--resume", "budget.seconds=1"], "--resume goes on with the run's own recipe"),
+        (["budget.second=1"], "budget.second is unknown; the nearest key is budget.seconds"),
+        (["budget.base=0.9"], "the shares add up to 1.500; allowed: 1 at most"),
+        (["nano.second=1"], "second is unknown; the nearest key is seconds"),
+        (["evaluation.effort_domain=chess"], "effort_domain is chess; allowed: mathematics"),
+        (["--base-model", "none"], "'none' is no folder here"),
+        (["--sft-model", str(nano_path())], "sft_model without base_model"),
+        (["--corpus", "none"], "none is no corpus"),
+    ],
+)
+def test_wrong_input_is_named(words: list[str], message: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(SystemExit, match=message):
+        v4.main([*words, "--run-dir", str(run)])
+    assert not run.exists()
+
+
+def test_the_config_is_whole_and_shares_out_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    import tomllib
+
+    assert v4.main(["--budget", "gpu", "budget.seconds=1000", "--print-config"]) == 0
+    recipe = tomllib.loads(capsys.readouterr().out)
+    assert recipe["nano"]["seconds"] == pytest.approx(460) and recipe["nano"]["base"]["run"]["device"] == "cuda"
+    assert recipe["specialists"]["code"]["grpo"]["run"]["seconds"] == pytest.approx(60)
+    assert recipe["specialists"]["code"]["grpo"]["problems"]["domains"] == ["code"]
+    assert recipe["specialists"]["tools"]["sft"]["seconds"] == pytest.approx(20)
+    assert recipe["student"]["run"]["device"] == "cuda" and recipe["student"]["problems"]["domains"] == list(DOMAINS)
+
+
+def test_the_base_is_trained_first_and_its_sft_by_going_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus, called = tmp_path / "corpus", list[list[str]]()
+    (corpus / "train").mkdir(parents=True)
+
+    def train(words: list[str]) -> int:
+        called.append(words)
+        run = tmp_path / "run" / "nano"
+        for path in (run / "nano.toml", run / ("sft" if "--resume" in words else "base") / "model" / "config.json"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        return 0
+
+    def stop(*_: object) -> None:
+        raise Killed
+
+    monkeypatch.setitem(v4.MAINS, "nano", train)
+    monkeypatch.setattr(v4, "write_conversations", stop)
+    with pytest.raises(Killed):
+        v4.main(["--corpus", str(corpus), "--run-dir", str(tmp_path / "run")])
+    assert "--base-only" in called[0] and called[0][0].endswith("recipes/nano.toml")
+    assert called[1][0] == "--resume" and "--base-only" not in called[1]
+
+
+def test_a_stopped_stage_ends_the_run_with_its_status(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(v4.MAINS, "nano", lambda words: 143)
+    run = tmp_path / "run"
+    assert v4.main(["--base-model", str(base), *keys(), "--run-dir", str(run)]) == 143
+    assert f"to go on: dsv4 train v4 --resume --run-dir {run}" in capsys.readouterr().err
+    assert stage_names(run) == ["sft"]
