@@ -137,7 +137,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with open(guest_image.built(), "rb") as archive:
         subprocess.run(["cpio", "-id", "--quiet"], stdin=archive, cwd=folder, check=True)
     shutil.rmtree(folder / "run")
-    shutil.rmtree(folder / "lib" / "dsv4-modules")
     (folder / "init").unlink()
     (folder / "usr" / "mark").write_text("of the image")
     return folder
