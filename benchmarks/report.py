@@ -84,6 +84,12 @@ SUBJECTS = {
         "decode speed and reads with 50, 25 and 10 % of the experts in memory",
         "checkpoints.md",
     ),
+    "distill": (
+        "an hour",
+        "distillation beside the sampled token, one mixed run and averaged weights, at equal tokens",
+        "post-training.md",
+    ),
+    "judge": ("half an hour", "judging before and after training, and answers that flatter", "post-training.md"),
     "latency": ("2 minutes", "small requests beside a large one: tokenizing, reading, steps", "request.md"),
     "value_check FOLDER": (
         "5 minutes",
