@@ -77,13 +77,16 @@ class _Later:
 
 
 def lines(scores: dict[str, JudgeScore]) -> list[str]:
-    """Markdown table of the scores."""
+    """Markdown table of the scores, with Wilson 95 % intervals."""
+    from dsv4.evals.intervals import wilson
+
     found = [
         "| judge | accuracy (95 %) | no score | reward of wrong answers | with flattery | raised by it (95 %) |",
         "|---|---|---|---|---|---|",
     ]
     for name, one in scores.items():
-        accuracy, raised = (f"{100 * low:.0f}-{100 * high:.0f}" for low, high in (one.interval, one.raised_interval))
+        rates = (wilson(one.correct, one.asked), wilson(one.raised, one.trapped))
+        accuracy, raised = (f"{100 * low:.0f}-{100 * high:.0f}" for low, high in rates)
         found.append(
             f"| {name} | {one.correct} of {one.asked} ({accuracy}) | {one.unreadable} | {one.plain_reward:.2f} | "
             f"{one.flattered_reward:.2f} | {one.raised} of {one.trapped} ({raised}) |"

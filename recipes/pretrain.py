@@ -116,6 +116,7 @@ def _train(options: argparse.Namespace, rank: int) -> int:
     recipe = resume_run(run_dir, options.recipe) if options.resume else given_recipe(options.recipe)
     check_ranks(recipe)
     check_device(recipe.run.device)
+    check_output(out)
     with nullcontext() if options.resume or rank else kept_if_whole(run_dir):
         if not options.resume:
             given = recipe
@@ -165,6 +166,13 @@ def check_ranks(recipe: PretrainRecipe) -> None:
         degrees.check(int(os.environ["WORLD_SIZE"]), degrees.expert, degrees.pipeline)
     elif degrees.ranks > 1:
         raise ValueError(f"the recipe is for {degrees.ranks} ranks: start it by torchrun --nproc-per-node")
+
+
+def check_output(out: Path) -> None:
+    """OSError, before a run and not at its end, if the model folder could not be written."""
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    if not os.access(folder, os.W_OK):
+        raise OSError(f"the model folder {out} cannot be written: no right to write in {folder}; give another --out")
 
 
 def check_device(name: str) -> None:

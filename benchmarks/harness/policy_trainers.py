@@ -152,7 +152,8 @@ class PlainAdamW:
     def step(self, rate: float, grad_scale: float) -> None:
         for group in self._adamw.param_groups:
             group["lr"] = rate
-        torch._foreach_mul_(self._gradients(), grad_scale)
+        for gradient in self._gradients():
+            gradient.mul_(grad_scale)
         self._adamw.step()
 
     def state_dict(self) -> dict[str, Any]:
@@ -235,7 +236,7 @@ class Prompts:
 
 def _trainer(clock: Clock) -> Any:
     """GRPOTrainer with the seconds of the last call of `train`, and what it asked and sampled."""
-    from transformers import TrainerCallback
+    from transformers import PrinterCallback, TrainerCallback
     from trl import GRPOTrainer  # pyright: ignore
 
     class Clock(TrainerCallback):
@@ -252,6 +253,7 @@ def _trainer(clock: Clock) -> Any:
             super().__init__(*arguments, **named)
             self.times = Clock()
             self.add_callback(self.times)
+            self.remove_callback(PrinterCallback)
             self.start_step(False)
 
         def never_end(self) -> None:

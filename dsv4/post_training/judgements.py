@@ -10,7 +10,6 @@ from typing import Any
 from dsv4.data.stable_hash import stable_hash
 from dsv4.data.tasks import TASKS, Split
 from dsv4.engine import LLM, SamplingParams
-from dsv4.evals.intervals import wilson
 from dsv4.post_training.rollouts import answer_text
 from dsv4.post_training.rubric import MAX_SCORE, JudgeQuestion, verdict
 
@@ -78,16 +77,6 @@ class JudgeScore:
     trapped: int
     plain_reward: float  # mean reward of the wrong answers; a judgement without a score counts as 0
     flattered_reward: float  # of the same answers with flattery
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson 95 % interval of the accuracy."""
-        return wilson(self.correct, self.asked)
-
-    @property
-    def raised_interval(self) -> tuple[float, float]:
-        """Wilson 95 % interval of the share of wrong answers that flattery raises."""
-        return wilson(self.raised, self.trapped)
 
 
 def evaluate_judge(llm: LLM, questions: Sequence[JudgeQuestion]) -> JudgeScore:

@@ -10,7 +10,7 @@ import pytest
 
 from dsv4 import cli
 from dsv4.data.encoding import read_conversation
-from dsv4.data.tasks import split_of
+from dsv4.data.tasks import Effort, split_of
 from dsv4.engine import LLM
 from dsv4.evals import domain_scores
 from dsv4.evals.domain_scores import DomainScore, evaluate_domain, held_out_problems
@@ -140,7 +140,8 @@ def test_efforts_are_scored_on_the_same_problems(llm: LLM, monkeypatch: pytest.M
         "max": {"accuracy": 0.5, "tokens": 6.0},
     }
     assert tokens_rise(scores)
-    assert not tokens_rise(scores | {"low": DomainScore(1, 4, 100)})
+    longest: dict[Effort, DomainScore] = {**scores, "low": DomainScore(1, 4, 100)}
+    assert not tokens_rise(longest)
 
 
 def test_the_commands_write_and_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -132,6 +132,18 @@ def test_a_run_that_cannot_begin_leaves_what_was_there(
     assert [path.name for path in run.iterdir()] == ["notes"]
 
 
+def test_an_output_that_cannot_be_written_is_refused_before_the_run(
+    folder: Path, talks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_only = tmp_path / "read-only"
+    read_only.mkdir()
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != read_only and allowed(path, mode))
+    words = [str(folder), str(talks), "--run-dir", str(tmp_path / "run"), "--out", str(read_only / "a" / "model")]
+    with pytest.raises(SystemExit, match=f"no right to write in {read_only}; give another --out"):
+        sft.main(words)
+
+
 @pytest.mark.slow
 def test_one_of_two_ranks_writes_the_samples(folder: Path, talks: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dsv4"]

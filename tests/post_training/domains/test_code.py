@@ -71,7 +71,7 @@ def test_a_hung_program_has_reward_0_and_the_run_goes_on(monkeypatch: pytest.Mon
 
 
 def test_a_missing_sandbox_is_an_error_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(code, "missing", lambda _: "bubblewrap is not installed")
+    monkeypatch.setattr(code, "missing", lambda *_: "bubblewrap is not installed")
     with pytest.raises(ValueError, match="domain code .* bubblewrap is not installed"):
         ProblemsSection(domains=("code",)).source()
 

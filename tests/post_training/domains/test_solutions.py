@@ -40,8 +40,8 @@ def written(path: Path, domain: str, count: int, **options) -> list[dict]:
 def test_conversations_are_right_and_of_the_training_split(
     tmp_path: Path, prompts: PromptEncoder, domain: str, thinking: bool, level: Level
 ) -> None:
-    if domain in NEEDS_SANDBOX and missing("namespaces") is not None:
-        pytest.skip(str(missing("namespaces")))
+    if domain in NEEDS_SANDBOX and missing() is not None:
+        pytest.skip(str(missing()))
     count = 6 if domain in NEEDS_SANDBOX else 40
     records = written(tmp_path / "talks.jsonl", domain, count, thinking=thinking, level=level)
     held_out = {one.key for one in held_out_problems(domain, 40, 1, thinking, level)}
