@@ -214,7 +214,7 @@ class GRPORun(PolicyRun):
             chosen = sampler(number)  # with the weights of now
             return lambda: self._ask(chosen, number, 1)
 
-        steps = min(self.service.settings.max_staleness, self.loop.steps - self.position.step - 1)
+        steps = min(self.service.settings.max_staleness, self._total - self.position.step - 1)
         self._ahead.fill(steps * self.loop.prompts + count, prepare)
         asked = self._ahead.take(count)
         rollouts = [

@@ -17,6 +17,7 @@ from dsv4.engine import SamplingParams
 from dsv4.post_training.episodes.environment import EpisodeLimits
 from dsv4.post_training.groups import Asked
 from dsv4.post_training.replay import ReplaySettings
+from dsv4.post_training.rollout_service.lookahead import Lookahead
 from dsv4.post_training.rollout_service.process import WorkerPlan
 from dsv4.post_training.rollout_service.queue import LoggedToken, NewRequest, RolloutQueue, Step
 from dsv4.post_training.rollout_service.staleness import Staleness, staleness
@@ -121,6 +122,19 @@ def test_groups_with_older_tokens_than_allowed_are_not_trained_on(folder: Path, 
         (group,) = run._judged(Asked([problem], list(drawn)))
         assert (group.stale, group.informative) == (stale, not stale)
         assert staleness(drawn, 5) == Staleness(abs(5 - oldest), abs(5 - oldest), 4)
+
+
+def test_a_run_with_a_budget_of_seconds_samples_ahead_beyond_the_steps_of_its_recipe(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path, folder, make_service(tmp_path, folder, max_staleness=1), steps=1, seconds=600.0)
+    monkeypatch.setattr(run, "_ask", lambda _, first, count: Asked([TextProblem(first, has_digit)], [rollout(0)]))
+    run._ahead, run.position.step = Lookahead(0, 4), 3
+    for numbers in ([0, 1], [2, 3]):
+        asked = run._next(lambda first: SimpleNamespace(), 2)  # type: ignore[arg-type, return-value]
+        assert [problem.number for problem in asked.problems] == numbers  # type: ignore[attr-defined]
+    assert run._ahead._next == 6  # those of the next step too
+    run._ahead.close()
 
 
 @dataclass
