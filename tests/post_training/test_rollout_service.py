@@ -122,6 +122,17 @@ def test_a_worker_that_lost_its_lease_writes_nothing(tmp_path: Path) -> None:
     assert [token.token_id for token in one.tokens] == [5, 6]
 
 
+def test_a_lease_of_a_request_that_is_gone_is_none_of_a_later_request(tmp_path: Path) -> None:
+    queue = RolloutQueue(f"sqlite:///{tmp_path / 'q.db'}")
+    queue.add(1, requests(1))
+    (old,) = queue.lease("old", 4)
+    queue.remove(1)
+    queue.add(2, requests(1))
+    (new,) = queue.lease("new", 4)
+    assert queue.write([Step(old, 0, [LoggedToken(9, -2.0, 0)], "stop")]) == {old.id}
+    assert queue.finished(2) == [] and queue.write([Step(new, 0)]) == set()
+
+
 def test_a_request_that_ends_its_workers_fails_in_words(tmp_path: Path) -> None:
     clock = Clock()
     queue = RolloutQueue(f"sqlite:///{tmp_path / 'q.db'}", max_stalled=3, clock=clock)

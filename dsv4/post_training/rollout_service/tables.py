@@ -28,6 +28,7 @@ REQUESTS = Table(
     Column("worker", Text),
     Column("finish_reason", Text),
     Column("error", Text),
+    sqlite_autoincrement=True,  # no id is used again: a worker that has slept may still hold a lease of it
 )  # fmt: skip
 TOKENS = Table(
     "rollout_tokens", METADATA,
