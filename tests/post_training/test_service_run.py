@@ -22,12 +22,13 @@ from dsv4.post_training.rollout_service.process import WorkerPlan
 from dsv4.post_training.rollout_service.queue import LoggedToken, NewRequest, RolloutQueue, Step
 from dsv4.post_training.rollout_service.staleness import Staleness, staleness
 from dsv4.post_training.rollout_service.tables import ServiceError
+from dsv4.post_training.rollout_service.weights import PublishedWeights
 from dsv4.post_training.rollouts import Rollout
 
 from ..usage.conftest import postgres_server  # noqa: F401  # a fixture
 from .goals import Counted
 from .service_run import SETTINGS, make_run, make_service, metrics, same, small_folder
-from .small_policy import TextProblem, has_digit
+from .small_policy import TextProblem, has_digit, small_policy
 
 TIMES = {"seconds", "tokens_per_second", "sampling_seconds", "staleness", "staleness_max", "stale_share"}
 TIMES.add("worker_deaths")
@@ -157,6 +158,15 @@ class Ending:
 
     def close(self) -> None:
         self.how = None
+
+
+def test_workers_of_a_run_that_was_taken_back_see_no_later_weights(folder: Path, tmp_path: Path) -> None:
+    published = PublishedWeights(tmp_path / "service" / "weights")
+    model = small_policy()[0].model
+    for latest, seen in ((7, None), (5, 5)):
+        published.publish(latest, model)
+        with make_service(tmp_path, folder, Ending(None)).running(0, 5):
+            assert published.latest() == seen
 
 
 def test_workers_that_end_at_once_end_the_run_in_words(folder: Path, tmp_path: Path) -> None:

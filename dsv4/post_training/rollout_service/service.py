@@ -73,8 +73,10 @@ class RolloutService:
         """Context in which the workers work. The run goes on with problem `first` and the weights `version`.
 
         Requests of earlier problems are forgotten, as are those that were asked with later weights, before the run was
-        taken back to its saved state. The others go on from their logs.
+        taken back to its saved state; so are such weights, before a worker draws from them. The others go on from
+        their logs.
         """
+        self._weights.keep(version)
         self.queue.keep(first, version)
         self.queue.release()
         watcher = threading.Thread(target=self._watch, name="dsv4-rollout-service", daemon=True)

@@ -37,6 +37,11 @@ class PublishedWeights:
         for other in self._versions() - {version}:
             self._path(other).unlink(missing_ok=True)
 
+    def keep(self, version: int) -> None:
+        """Remove weights later than `version`: those of a run that is taken back to a saved step."""
+        for later in (other for other in self._versions() if other > version):
+            self._path(later).unlink(missing_ok=True)
+
     def latest(self) -> int | None:
         """The latest version; None before the first."""
         return max(self._versions(), default=None)
