@@ -116,6 +116,7 @@ def test_a_worker_that_lost_its_lease_writes_nothing(tmp_path: Path) -> None:
     clock.now = 60.0
     (new,) = queue.lease("new", 4)
     assert new.tokens == (LoggedToken(5, -1.0, 0),) and new.attempt == 2
+    assert queue.silent_workers() == {"old"}  # it may hang, and holds nothing that would show it
     assert queue.write([Step(old, 1, [LoggedToken(9, -2.0, 0)], "stop")]) == {old.id}
     assert queue.write([Step(new, 1, [LoggedToken(6, -1.5, 0)], "stop")]) == set()
     (one,) = queue.finished(1)

@@ -162,6 +162,7 @@ class RolloutQueue:
                 values = {
                     "status": RUNNING, "worker": worker, "attempt": row.attempt + 1, "stalled": row.stalled + 1,
                     "leased_until": now + self.lease_seconds,
+                    "lost_by": row.worker if row.status == RUNNING else row.lost_by,
                 }  # fmt: skip
                 connection.execute(REQUESTS.update().where(REQUESTS.c.id == row.id).values(values))
             logged = _tokens(connection, [row.id for row in rows])
@@ -237,11 +238,12 @@ class RolloutQueue:
             return connection.execute(query).scalar_one()
 
     def silent_workers(self) -> set[str]:
-        """Workers that hold a request, and have not written for `lease_seconds`."""
+        """Workers that did not write for `lease_seconds` while they held a request, others' now or still theirs."""
         late = (REQUESTS.c.status == RUNNING) & (REQUESTS.c.leased_until < self._clock())
-        query = sql.select(REQUESTS.c.worker).where(REQUESTS.c.run == self.name, late).distinct()
+        holders = sql.select(REQUESTS.c.worker).where(REQUESTS.c.run == self.name, late)
+        losers = sql.select(REQUESTS.c.lost_by).where(REQUESTS.c.run == self.name, REQUESTS.c.lost_by.is_not(None))
         with self._begin(reads=True) as connection:
-            return set(connection.execute(query).scalars())
+            return set(connection.execute(holders.union(losers)).scalars())
 
     def release(self, worker: str | None = None) -> None:
         """Let others go on at once with the requests of a worker that has ended; None: of all workers of the run.

@@ -26,6 +26,7 @@ REQUESTS = Table(
     Column("stalled", Integer, nullable=False),  # leases since its last token
     Column("leased_until", Float, nullable=False),
     Column("worker", Text),
+    Column("lost_by", Text),  # the worker that was silent until another took the request over; the latest one
     Column("finish_reason", Text),
     Column("error", Text),
     sqlite_autoincrement=True,  # no id is used again: a worker that has slept may still hold a lease of it
