@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -183,11 +182,22 @@ def test_workers_that_do_nothing_are_ended_and_then_the_run_in_words(
     monkeypatch.setattr("dsv4.post_training.rollout_service.service.LOOK_SECONDS", 0.1)
     launcher = Ending(None)
     service = make_service(tmp_path, folder, launcher, workers=1, silence_seconds=3.0, lease_seconds=0.2)
-    leased = threading.Thread(target=lambda: (time.sleep(1.0), service.queue.lease(launcher.started[0], 4)))
+    run, ended = make_run(tmp_path, folder, service), threading.Event()
+
+    def lease() -> None:
+        while not ended.wait(0.05) and not (launcher.started and service.queue.lease(launcher.started[0], 4)):
+            pass
+
+    leased = threading.Thread(target=lease)
     leased.start()
-    with pytest.raises(ServiceError, match=r"no rollout worker has written a token for . s; the queue is sqlite:"):
-        make_run(tmp_path, folder, service).run()
-    leased.join()
+    try:
+        with pytest.raises(
+            ServiceError, match=r"no rollout worker has written a token for \d+ s; the queue is sqlite:"
+        ):
+            run.run()
+    finally:
+        ended.set()
+        leased.join()
     assert launcher.killed > 1 and "was silent for 0.2 s and is ended" in capsys.readouterr().out
 
 
