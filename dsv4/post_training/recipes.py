@@ -45,7 +45,8 @@ MAX_STALLED = 5  # workers that may end on a rollout without a further token of 
 class ProblemsSection(Section):
     """Tasks and domains that are asked; each as often as the others, or by weights of the same length.
 
-    `efforts`: each problem is asked with one of them, and with thinking; with `effort_domains`, those of them alone.
+    `efforts`: each problem is asked with one of them, and with thinking; with `effort_domains`, problems of these tasks
+    and domains alone.
     """
 
     tasks: tuple[str, ...] = ()
@@ -65,6 +66,12 @@ class ProblemsSection(Section):
         ):  # fmt: skip
             if weights and len(weights) != len(names):
                 raise ValueError(f"{len(weights)} weights for {len(names)} {what}; allowed: none, or one each")
+        unasked = sorted({*self.effort_domains} - {*self.tasks, *self.domains})
+        if unasked:
+            allowed = ", ".join((*self.tasks, *self.domains))
+            raise ValueError(f"effort_domains has {', '.join(unasked)}, which is not asked; allowed: {allowed}")
+        if self.effort_domains and not self.efforts:
+            raise ValueError(f"effort_domains is {', '.join(self.effort_domains)} without efforts; allowed: none")
         if self.efforts and self.thinking is False:
             raise ValueError(f"efforts {', '.join(self.efforts)} without thinking; allowed: thinking=true, or left out")
         return self

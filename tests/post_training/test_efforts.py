@@ -85,6 +85,10 @@ def test_recipes_ask_with_efforts_and_refuse_what_contradicts_them() -> None:
     assert read_recipe(GRPORecipe, None, [TASKS]).source().problem(3).prompt().reasoning_effort
     with pytest.raises(ValueError, match="efforts low, high, max without thinking"):
         read_recipe(GRPORecipe, None, [TASKS, ALL, "problems.thinking=false"])
+    with pytest.raises(ValueError, match="effort_domains has gdc, which is not asked; allowed: gcd"):
+        read_recipe(GRPORecipe, None, [TASKS, ALL, 'problems.effort_domains=["gdc"]'])
+    with pytest.raises(ValueError, match="effort_domains is gcd without efforts"):
+        read_recipe(GRPORecipe, None, [TASKS, 'problems.effort_domains=["gcd"]'])
     with pytest.raises(ValueError, match=r"reward.length is 0.1 with efforts"):
         read_recipe(GRPORecipe, None, [TASKS, ALL, "reward.length=0.1"])
     with pytest.raises(ValueError, match="problems.efforts.0"):
