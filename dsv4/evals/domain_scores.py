@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from dsv4.data.tasks import Effort
 from dsv4.engine import LLM, SamplingParams
 from dsv4.evals.intervals import wilson
+from dsv4.post_training.asking import Episodes, ask
 from dsv4.post_training.domains.domain import Level
 from dsv4.post_training.domains.registry import open_domain
 from dsv4.post_training.efforts import EffortMode, with_effort
-from dsv4.post_training.episodes.environment import EpisodeLimits, EpisodeProblem
-from dsv4.post_training.episodes.sampling import sample_episodes
+from dsv4.post_training.episodes.environment import EpisodeLimits
 from dsv4.post_training.episodes.trajectory import TrajectoryFiles
 from dsv4.post_training.problems import Problem
 from dsv4.post_training.rewards import judge
-from dsv4.post_training.rollouts import Sampled, sample_rollouts
+from dsv4.post_training.rollouts import Sampled
 
 COUNT, MAX_TOKENS = 100, 512
 BATCH = 64  # problems per call of the engine
@@ -102,13 +102,5 @@ def _answers(
         files = TrajectoryFiles(Path(folder) / "episodes")
         for start in range(0, len(problems), BATCH):
             asked = problems[start : start + BATCH]
-            goals = [(place, problem) for place, problem in enumerate(asked) if isinstance(problem, EpisodeProblem)]
-            plain = [place for place, problem in enumerate(asked) if not isinstance(problem, EpisodeProblem)]
-            found: list[Sampled] = []
-            if plain:
-                prompts = [llm.prompts.encode(asked[place].prompt()) for place in plain]
-                answers = sample_rollouts(llm, prompts, 1, params, 0)
-                found += [replace(answer, prompt=plain[answer.prompt]) for answer in answers]
-            if goals:
-                found += sample_episodes(llm, goals, 1, params, 0, limits, files)
-            yield found, asked
+            prompts = [llm.prompts.encode(problem.prompt()) for problem in asked]
+            yield ask(llm, asked, prompts, 1, params, 0, Episodes(limits, files)), asked
