@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from dsv4.data.tasks import Effort
 from dsv4.engine import LLM, SamplingParams
 from dsv4.evals.intervals import wilson
+from dsv4.notices import warn_once
 from dsv4.post_training.asking import Episodes, ask
 from dsv4.post_training.domains.domain import Level
 from dsv4.post_training.domains.registry import open_domain
@@ -61,7 +62,8 @@ def evaluate_domain(
     """Score of a model on `count` problems of a domain's held-out split, none twice; fewer if the domain has fewer.
 
     `thinking` None leaves the mode to the problems; `effort` None the effort. `max_tokens`: of an answer, or of one
-    turn of an episode. ValueError for an unknown domain, or one that lacks what it needs.
+    turn of an episode. An answer that cannot be judged counts as wrong, with a warning. ValueError for an unknown
+    domain, or one that lacks what it needs.
     """
     llm = model if isinstance(model, LLM) else LLM(model, max_num_seqs=32)
     problems = held_out_problems(domain, count, seed, thinking, level)
@@ -69,7 +71,11 @@ def evaluate_domain(
         problems = [with_effort(problem, EffortMode(effort)) for problem in problems]
     correct = tokens = 0
     for rollouts, asked in _answers(llm, problems, max_tokens, limits or EpisodeLimits()):
-        correct += sum(reward.correct for reward in judge(rollouts, asked))
+        rewards = judge(rollouts, asked)
+        correct += sum(reward.correct for reward in rewards)
+        for reward in rewards:
+            if reward.error is not None:
+                warn_once(f"{reward.error}; such answers of {domain} count as wrong")
         tokens += sum(rollout.num_tokens for rollout in rollouts)
         for rollout in rollouts:
             rollout.release()

@@ -16,9 +16,11 @@ from dsv4.evals import domain_scores
 from dsv4.evals.domain_scores import DomainScore, evaluate_domain, held_out_problems
 from dsv4.evals.effort_scores import evaluate_efforts, to_results, tokens_rise
 from dsv4.post_training.domains.solutions import solved
+from dsv4.post_training.domains.tool_environment import ToolEnvironment
 from dsv4.post_training.efforts import EffortMode, with_effort
 from dsv4.post_training.episodes.environment import EpisodeProblem
 from dsv4.post_training.episodes.sampling import continuation
+from dsv4.post_training.problems import Explained
 from dsv4.post_training.rollouts import Rollout
 from dsv4.tokenizer.loss_mask import encode_training
 from tests.post_training.small_policy import small_policy
@@ -89,6 +91,19 @@ def test_episodes_are_followed_to_their_end(llm: LLM) -> None:
                 prompt = prompt + written + continuation(llm.prompts, [result], False)
     score = evaluate_domain(ScriptedLLM(llm, table), "tools", 6)
     assert (score.correct, score.asked) == (4, 6)
+
+
+def test_answers_that_cannot_be_judged_are_said(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lost(self: ToolEnvironment, answer: str) -> Explained:
+        raise OSError("no sandbox is left")
+
+    monkeypatch.setattr(ToolEnvironment, "outcome", lost)
+    monkeypatch.setattr("dsv4.notices._told", set())
+    assert evaluate_domain(ScriptedLLM(llm, {}), "tools", 3).correct == 0
+    (warning,) = caplog.messages
+    assert "raised OSError: no sandbox is left; such answers of tools count as wrong" in warning
 
 
 def test_a_model_answers_greedily_with_an_effort(llm: LLM) -> None:
