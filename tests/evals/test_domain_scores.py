@@ -169,3 +169,5 @@ def test_the_commands_write_and_score(tmp_path: Path, capsys: pytest.CaptureFixt
     assert cli.main(["eval", "domains", *keys]) == 0
     found = json.loads(capsys.readouterr().out)["scores"]
     assert [(one["effort"], one["asked"]) for one in found] == [("low", 2), ("max", 2)]
+    assert cli.main(["eval", "domains", "--domains", "mathematics", "--efforts", "low", "high"]) == 2
+    assert "efforts low and high have the same prompt under the ladder preview" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from dsv4.evals.domain_scores import MAX_TOKENS, DomainScore, evaluate_domain
 from dsv4.model_folder import model_name, resolve_model
 from dsv4.post_training.domains.domain import LEVELS
 from dsv4.post_training.domains.registry import DOMAINS
-from dsv4.post_training.efforts import EFFORTS
+from dsv4.post_training.efforts import EFFORTS, check_ladder
 
 DESCRIPTION = "Score a model on problems of the domains that training never saw: greedy answers, or whole episodes."
 
@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.n < 1:
         parser.error(f"--n is {options.n}; allowed: 1 or more")
     model = resolve_model(options.model)
+    check_ladder(model, options.efforts)
     llm = LLM(model, max_num_seqs=32, device=options.device)
     thinking = True if options.thinking or options.efforts else None
     rows = [
