@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from dsv4.commands.options import add_command
+from dsv4.commands.options import add_command, count
 
 EFFORTS, LEVELS = ("low", "high", "max"), ("standard", "easy")
 
@@ -41,7 +41,7 @@ def add(commands: Any) -> None:
     inspect.add_argument("folder", type=Path, help="folder of shards")
     solutions = actions.add_parser("solutions", help="solved problems of a domain as JSONL", description=_SOLUTIONS)
     solutions.add_argument("domain", metavar="DOMAIN", help="mathematics, code, instructions, tools or terminal")
-    solutions.add_argument("--count", type=_count, default=1000, metavar="N", help="default: %(default)s")
+    solutions.add_argument("--count", type=count, default=1000, metavar="N", help="default: %(default)s")
     solutions.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSONL file of conversations")
     solutions.add_argument("--seed", type=int, default=1, metavar="N", help="default: %(default)s")
     thinking = "with or without thinking (default: as the domain's problems have it)"
@@ -60,13 +60,6 @@ was when it is called again."""
 
 _SOLUTIONS = """Write solved problems of a domain's training split as conversations in OpenAI's message format, a line
 each, for `dsv4 train sft`. Results of tool calls come from the domain's tools."""
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number}; allowed: 1 or more")
-    return number
 
 
 def run(options: argparse.Namespace) -> None:

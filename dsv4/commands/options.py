@@ -124,6 +124,18 @@ def size(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def number(text: str, least: int = 0) -> int:
+    """A whole number of a flag's value; the name and the error are argparse's."""
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: a whole number, {least} or more")
+    return int(text)
+
+
+def count(text: str) -> int:
+    """A whole number above 0 of a flag's value."""
+    return number(text, 1)
+
+
 def pick_flags(options: argparse.Namespace, *configs: type) -> dict[str, Any]:
     """Parsed values of the flags that `add_flags` made, by option name."""
     names = [known.name for config in configs for known in options_of(config)]

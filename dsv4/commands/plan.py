@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dsv4.analysis.activations import POLICIES
 from dsv4.analysis.hardware import MACHINES
 from dsv4.analysis.precision import PRECISIONS
-from dsv4.commands.options import add_command
+from dsv4.commands.options import add_command, count
 from dsv4.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def add(commands: Any) -> None:
     recipe = f"a recipe in TOML, or a preset ({', '.join(PRESETS)}) with the published run's stages"
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help=recipe)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of the recipe to change")
-    parser.add_argument("--gpus", type=_count, default=None, metavar="N", help="default: the recipe's ranks, or 1")
+    parser.add_argument("--gpus", type=count, default=None, metavar="N", help="default: the recipe's ranks, or 1")
     parser.add_argument(
         "--device", choices=[*MACHINES, CPU], default="H100", help="default: %(default)s; cpu: this machine's"
     )
@@ -46,7 +46,7 @@ def add(commands: Any) -> None:
         ("pipeline", "that share the layers"),
     ):
         text = f"ranks {ranks} (default: chosen per stage)"
-        parser.add_argument(f"--{name}", type=_count, default=None, metavar="N", help=text)
+        parser.add_argument(f"--{name}", type=count, default=None, metavar="N", help=text)
     policy = "activation checkpointing (default: the recipe's, or chosen per stage if that is none)"
     parser.add_argument("--recompute", choices=POLICIES, default=None, help=policy)
     share = "share of the product rate that a run reaches (default: the device's)"
@@ -104,12 +104,6 @@ def _rate_here(processes: int) -> float:
 def _memory_here() -> float:
     """Bytes of this machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"it is {text!r}; allowed: 1 or more")
-    return int(text)
 
 
 def _price(text: str) -> float:

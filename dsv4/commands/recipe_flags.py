@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dsv4.commands.options import CommandParser
+from dsv4.commands.options import CommandParser, count, number
 
 BUDGETS = ("cpu", "gpu")  # of nano and v4
 MIRROR, SUITE = "http://deb.debian.org/debian", "trixie"
@@ -129,11 +129,11 @@ def sft_parser() -> CommandParser:
     parser = _new_parser("sft", SFT, SFT_EXAMPLES)
     parser.add_argument("model", nargs="?", help="model folder to start from, or owner/name")
     parser.add_argument("words", nargs="*", metavar="DATA|KEY=VALUE", help="files or folders; keys of the recipe")
-    parser.add_argument("--epochs", type=_count, default=1, metavar="N", help="passes over the data (default: 1)")
+    parser.add_argument("--epochs", type=count, default=1, metavar="N", help="passes over the data (default: 1)")
     longest = "longer samples are refused (default: 4096)"
-    parser.add_argument("--max-tokens", type=_count, default=4096, metavar="N", help=longest)
+    parser.add_argument("--max-tokens", type=count, default=4096, metavar="N", help=longest)
     dry = "show N samples and what is refused; train nothing"
-    parser.add_argument("--dry-run", type=_number, metavar="N", help=dry)
+    parser.add_argument("--dry-run", type=number, metavar="N", help=dry)
     _add_run(parser, Path("runs/sft"))
     return parser
 
@@ -201,7 +201,7 @@ def plot_parser() -> CommandParser:
 def demo_parser() -> CommandParser:
     parser = _new_parser("demo", DEMO, DEMO_EXAMPLES)
     parser.add_argument("texts", nargs="?", type=Path, default=ROOT / "docs", help="folder of text (default: docs/)")
-    parser.add_argument("--steps", type=_count, default=150, help="default: %(default)s")
+    parser.add_argument("--steps", type=count, default=150, help="default: %(default)s")
     parser.add_argument("--prompt", default="The model ", help="beginning of the sample (default: %(default)r)")
     parser.add_argument("--run-dir", type=Path, help="folder of the run (default: a new one, runs/demo)")
     parser.add_argument("--serve", action="store_true", help="serve the model when it is trained")
@@ -258,13 +258,3 @@ def _add_run(parser: argparse.ArgumentParser, run_dir: Path) -> None:
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that prepare batches")
-
-
-def _number(text: str, least: int = 0) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text!r}; allowed: a whole number, {least} or more")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    return _number(text, 1)

@@ -9,9 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dsv4.commands.options import CommandParser
+from dsv4.commands.options import CommandParser, count
 from dsv4.engine import LLM
-from dsv4.evals.domain_scores import MAX_TOKENS, DomainScore, evaluate_domain
+from dsv4.evals.domain_scores import COUNT, MAX_TOKENS, DomainScore, evaluate_domain
 from dsv4.model_folder import model_name, resolve_model
 from dsv4.post_training.domains.domain import LEVELS
 from dsv4.post_training.domains.registry import DOMAINS
@@ -26,18 +26,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", help="model folder, or owner/name[@revision] (default: the embedded nano model)")
     names = sorted(DOMAINS)
     parser.add_argument("--domains", nargs="+", choices=names, default=names, metavar="DOMAIN", help=", ".join(names))
-    parser.add_argument("--n", type=int, default=100, help="problems per domain (default: %(default)s)")
+    parser.add_argument("--n", type=count, default=COUNT, help="problems per domain (default: %(default)s)")
     parser.add_argument("--level", choices=LEVELS, default=LEVELS[0], help="default: %(default)s")
     parser.add_argument("--efforts", nargs="+", choices=EFFORTS, default=[], help="with thinking, at each of these")
     parser.add_argument("--thinking", action="store_true", help="with thinking (default: as the problems have it)")
-    parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help="of an answer (default: %(default)s)")
+    parser.add_argument("--max-tokens", type=count, default=MAX_TOKENS, help="of an answer (default: %(default)s)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         parser.refuse(unknown)
-    if options.n < 1:
-        parser.error(f"--n is {options.n}; allowed: 1 or more")
     model = resolve_model(options.model)
     check_ladder(model, options.efforts)
     llm = LLM(model, max_num_seqs=32, device=options.device)
