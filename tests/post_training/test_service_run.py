@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
+import subprocess
 import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from dsv4.engine import SamplingParams
 from dsv4.post_training.episodes.environment import EpisodeLimits
 from dsv4.post_training.groups import Asked
 from dsv4.post_training.replay import ReplaySettings
+from dsv4.post_training.rollout_service.launchers import WorkerProcess
 from dsv4.post_training.rollout_service.lookahead import Lookahead
 from dsv4.post_training.rollout_service.process import WorkerPlan
 from dsv4.post_training.rollout_service.queue import LoggedToken, NewRequest, RolloutQueue, Step
@@ -174,6 +177,15 @@ def test_workers_that_end_at_once_end_the_run_in_words(folder: Path, tmp_path: P
     with pytest.raises(ServiceError, match=r"have ended 3 times without a token in between; the last ended with .*no"):
         make_run(tmp_path, folder, service).run()
     assert len(launcher.started) == 4
+
+
+def test_a_worker_that_takes_long_to_end_holds_up_nothing() -> None:
+    def wait(seconds: float) -> None:
+        raise subprocess.TimeoutExpired("worker", seconds)
+
+    worker = object.__new__(WorkerProcess)
+    worker._process = SimpleNamespace(kill=lambda: None, stdin=io.BytesIO(), wait=wait)  # type: ignore[assignment]
+    worker.kill()
 
 
 def test_workers_that_do_nothing_are_ended_and_then_the_run_in_words(

@@ -76,7 +76,8 @@ class WorkerProcess:
     def kill(self) -> None:
         self._process.kill()
         self._close_input()
-        self._process.wait(_END_SECONDS)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # the system still frees its memory; it runs no more
+            self._process.wait(_END_SECONDS)
 
     def _close_input(self) -> None:
         assert self._process.stdin is not None
