@@ -25,7 +25,7 @@ DrawnBy = tuple[tuple[int, int], ...]  # (version of the weights, tokens that th
 
 
 class Sampler(Protocol):
-    """Who samples: an engine (`LLM`), or a service of several."""
+    """Source of answers: an engine (`LLM`), or a service of several."""
 
     @property
     def config(self) -> ModelConfig: ...

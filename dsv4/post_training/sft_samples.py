@@ -79,7 +79,7 @@ def _samples(entry: Entry, encoder: RecordEncoder, max_tokens: int | None) -> It
 
 
 def _problem(record: Record | RecordError) -> str | None:
-    """Why a record is no conversation to train on, None if it is one."""
+    """Reason not to train on a record; None if it is a conversation to train on."""
     if isinstance(record, RecordError):
         return str(record)
     if isinstance(record, str):

@@ -1,4 +1,4 @@
-"""Whether training computes of a served model's answers what its engine did: the largest difference, measured."""
+"""Largest difference between log-probabilities of the engine and of training, on a served model's answers."""
 
 from __future__ import annotations
 

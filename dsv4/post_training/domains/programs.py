@@ -21,7 +21,7 @@ class Program:
     inputs: Callable[[Random], list[Any]]
 
     def value(self, inputs: list[Any]) -> Any:
-        """What the function returns. The expression is one of this module's."""
+        """Result of the function. The expression is one of this module's."""
         return eval(self.expression, {}, dict(zip(self.arguments, inputs, strict=True)))
 
 

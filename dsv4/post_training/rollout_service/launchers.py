@@ -21,7 +21,7 @@ class Launched(Protocol):
     """A started worker."""
 
     def ended(self) -> str | None:
-        """How it has ended, in words; None while it lives."""
+        """Its end in words; None while it lives."""
         ...
 
     def kill(self) -> None:

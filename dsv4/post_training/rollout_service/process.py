@@ -27,7 +27,7 @@ from dsv4.post_training.served_policy import ServedPolicy
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """All that a worker needs to know; JSON on the way to it."""
+    """Settings of a worker; JSON on the way to it."""
 
     name: str
     run: str  # whose requests it works on
