@@ -134,6 +134,22 @@ def test_a_lease_of_a_request_that_is_gone_is_none_of_a_later_request(tmp_path: 
     assert queue.finished(2) == [] and queue.write([Step(new, 0)]) == set()
 
 
+def test_a_worker_takes_its_own_requests_back_after_a_silence(tmp_path: Path) -> None:
+    clock, asked, llm = Clock(), requests(2), small_llm()
+    want = whole(llm, asked)
+    queue = RolloutQueue(f"sqlite:///{tmp_path / 'q.db'}", clock=clock)
+    queue.add(1, asked)
+    worker = RolloutWorker("w", queue, llm)
+    for _ in range(5):
+        worker.step()
+    clock.now += 31.0  # it has loaded weights, say
+    worker.step()
+    assert len(llm.core.scheduler.running) + len(llm.core.scheduler.waiting) == 2  # none is computed twice
+    assert queue.silent_workers() == set()
+    worker.run(lambda: not queue.unfinished(1))
+    assert drawn(queue.finished(1)) == want
+
+
 def test_a_request_that_ends_its_workers_fails_in_words(tmp_path: Path) -> None:
     clock = Clock()
     queue = RolloutQueue(f"sqlite:///{tmp_path / 'q.db'}", max_stalled=3, clock=clock)

@@ -162,7 +162,7 @@ class RolloutQueue:
                 values = {
                     "status": RUNNING, "worker": worker, "attempt": row.attempt + 1, "stalled": row.stalled + 1,
                     "leased_until": now + self.lease_seconds,
-                    "lost_by": row.worker if row.status == RUNNING else row.lost_by,
+                    "lost_by": row.worker if row.status == RUNNING and row.worker != worker else row.lost_by,
                 }  # fmt: skip
                 connection.execute(REQUESTS.update().where(REQUESTS.c.id == row.id).values(values))
             logged = _tokens(connection, [row.id for row in rows])

@@ -74,6 +74,8 @@ class RolloutWorker:
 
     def _admit(self, leases: list[Lease]) -> None:
         for lease in leases:
+            if (before := self._running.pop(lease.id, None)) is not None:  # its own, of which the lease had ended
+                self._llm.core.abort(before.request)
             try:
                 self._add(
                     lease, [SampledToken(one.token_id, one.log_probability, mask=one.mask) for one in lease.tokens]
