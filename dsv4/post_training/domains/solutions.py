@@ -20,7 +20,7 @@ from dsv4.data.stable_hash import stable_hash
 from dsv4.data.tasks import Effort
 from dsv4.post_training.domains.agent import ToolProblem
 from dsv4.post_training.domains.code import CodeProblem
-from dsv4.post_training.domains.domain import Level
+from dsv4.post_training.domains.domain import Domain, Level
 from dsv4.post_training.domains.instructions import Instructions
 from dsv4.post_training.domains.mathematics import MathProblem
 from dsv4.post_training.domains.registry import open_domain
@@ -52,12 +52,18 @@ def write_conversations(
     with new_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for number in range(count):
             rng = Random(stable_hash("solution", domain, seed, number))
-            problem = opened.problem(seed, number)
+            problem = problem_to_solve(opened, seed, number)
             effort, length = None, LENGTHS[1]
             if efforts and problem.thinking:
                 effort = rng.choice(list(efforts))
                 length = rng.choices(LENGTHS, WEIGHTS[effort])[0]
             file.write(json.dumps(solved(problem, effort, length)) + "\n")
+
+
+def problem_to_solve(domain: Domain, seed: int, number: int) -> Problem:
+    """A problem of the training split: another one than runs with this seed ask under this number, so that
+    reinforcement learning does not begin with the problems whose solutions were fine-tuned on."""
+    return domain.problem(stable_hash("solutions", seed), number)
 
 
 def solved(problem: Problem, effort: Effort | None = None, length: Length = "steps") -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dsv4.data.tasks import split_of
 from dsv4.evals.domain_scores import held_out_problems
 from dsv4.post_training.domains.domain import Level
 from dsv4.post_training.domains.registry import DOMAINS, open_domain
-from dsv4.post_training.domains.solutions import CHECK, write_conversations
+from dsv4.post_training.domains.solutions import CHECK, problem_to_solve, write_conversations
 from dsv4.post_training.efforts import EffortMode, with_effort
 from dsv4.post_training.episodes.environment import EpisodeProblem
 from dsv4.post_training.sandbox.substrates import missing
@@ -46,7 +46,7 @@ def test_conversations_are_right_and_of_the_training_split(
     records = written(tmp_path / "talks.jsonl", domain, count, thinking=thinking, level=level)
     held_out = {one.key for one in held_out_problems(domain, 40, 1, thinking, level)}
     for number, record in enumerate(records):
-        problem = open_domain(domain, thinking, level).problem(1, number)
+        problem = problem_to_solve(open_domain(domain, thinking, level), 1, number)
         assert split_of(problem.key) == "train" and problem.key not in held_out
         last = record["messages"][-1]
         assert ("reasoning_content" in last) == thinking
@@ -71,7 +71,7 @@ def test_they_are_trained_on_as_they_are_asked(tmp_path: Path, prompts: PromptEn
     for domain, efforts in (("mathematics", ()), ("mathematics", ("low", "high", "max")), ("tools", ("max",))):
         path = tmp_path / f"{ladder}-{domain}-{len(efforts)}.jsonl"
         for number, record in enumerate(written(path, domain, 20, thinking=True, efforts=efforts)):
-            problem = open_domain(domain, True).problem(1, number)
+            problem = problem_to_solve(open_domain(domain, True), 1, number)
             asked = with_effort(problem, EffortMode(record["reasoning_effort"])) if efforts else problem
             first = record | {"messages": record["messages"][:2]}
             assert prompts.encode(read_conversation(first)[0]) == prompts.encode(asked.prompt())
@@ -88,6 +88,12 @@ def test_efforts_have_reasoning_of_all_lengths(tmp_path: Path) -> None:
     found = {(one["reasoning_effort"], CHECK in one["messages"][-1]["reasoning_content"]) for one in records}
     assert found == {("low", True), ("low", False), ("max", True), ("max", False)}
     assert records == written(tmp_path / "b.jsonl", "mathematics", 60, thinking=True, efforts=("low", "max"))
+
+
+def test_runs_of_the_same_seed_ask_other_problems() -> None:
+    domain = open_domain("tools")
+    alike = sum(problem_to_solve(domain, 1, number).key == domain.problem(1, number).key for number in range(40))
+    assert alike < 5  # some goals are drawn often
 
 
 def test_an_unknown_domain_is_named(tmp_path: Path) -> None:
