@@ -92,6 +92,8 @@ class ContainerSandbox(SupervisedSandbox):
     def __init__(
         self, limits: Limits | None = None, *, readable: Mapping[str, str] | None = None, image: str | None = None
     ) -> None:
+        if image is not None and (not image or image.startswith("-")):
+            raise ValueError(f"image is {image!r}; allowed: an image's name, which podman would not take for an option")
         self._image = image
         self._name = f"dsv4-sandbox-{os.getpid()}-{secrets.token_hex(8)}"
         self._folder = tempfile.TemporaryDirectory(prefix="dsv4-sandbox-", ignore_cleanup_errors=True)

@@ -40,6 +40,12 @@ def test_namespaces_have_no_image() -> None:
         open_sandbox("namespaces", image="debian")
 
 
+@pytest.mark.parametrize("image", ["--privileged", "-v/:/host", ""])
+def test_an_image_is_never_an_option_of_podman(image: str) -> None:
+    with pytest.raises(ValueError, match="allowed: an image's name"):
+        open_sandbox("container", image=image)
+
+
 MISSING: dict[str, tuple[Callable[[], object], str]] = {
     "podman": (ContainerSandbox, r"podman is missing \(Debian: apt-get install podman\)"),
     "qemu": (MicrovmSandbox, r"qemu-system-x86_64 is missing \(Debian: apt-get install qemu-system-x86\)"),
