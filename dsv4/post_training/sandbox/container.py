@@ -20,7 +20,7 @@ from dsv4.post_training.sandbox.interface import SandboxError
 from dsv4.post_training.sandbox.limits import Limits
 from dsv4.post_training.sandbox.seccomp import engine_profile
 from dsv4.post_training.sandbox.supervised import UNUSED_USERS, SupervisedSandbox, trial
-from dsv4.post_training.sandbox.trusted import code_folder, interpreter
+from dsv4.post_training.sandbox.trusted import check_own, code_folder, interpreter
 
 LABEL = "dsv4-sandbox"
 END_SECONDS = 20.0  # for podman to see the end of a container and to remove it
@@ -61,19 +61,21 @@ def controllers() -> frozenset[str]:
 def root_folder() -> str:
     """Root of a container without an image: the machine's links into /usr, and empty folders to mount on."""
     made = Path(code_folder() + "-root")
-    for name in ("usr", "etc", "proc", "dev", "sys", "run/sandbox", "tmp", "work"):
-        (made / name).mkdir(parents=True, exist_ok=True)
-        (made / name).chmod(0o755)
+    made.mkdir(0o755, exist_ok=True)
+    check_own(made)  # or another user's links in it would have their targets' modes changed, and be mounted on
+    for name in ("", "usr", "etc", "proc", "dev", "sys", "run", "run/sandbox", "tmp", "work"):
+        (made / name).mkdir(exist_ok=True)
+        (made / name).chmod(0o755)  # whatever this process's mask is
     for name in ("bin", "sbin", "lib", "lib32", "lib64"):
-        if os.path.islink(f"/{name}") and not (made / name).is_symlink():
-            (made / name).symlink_to(os.readlink(f"/{name}"))
-    made.chmod(0o755)
+        if os.path.islink(f"/{name}"):
+            with contextlib.suppress(FileExistsError):
+                (made / name).symlink_to(os.readlink(f"/{name}"))
     return str(made)
 
 
 def profile() -> str:
     """File with the engine's seccomp profile."""
-    path = Path(code_folder() + "-seccomp.json")
+    path = Path(code_folder(), "seccomp.json")  # where no other user can put a link in its place
     part = path.with_suffix(f".{os.getpid()}")
     part.write_text(json.dumps(engine_profile()))
     part.replace(path)

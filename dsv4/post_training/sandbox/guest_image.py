@@ -213,9 +213,9 @@ def built(image: str | None = None) -> Path:
     path = Path(f"{code_folder()}-guest-{hashlib.sha256(key.encode()).hexdigest()[:8]}.cpio")
     if image is not None and not os.path.isdir(image):
         raise SandboxError(f"image {image!r} is not a folder; a virtual machine's is the root of its files")
-    if image is None and path.exists() and path.stat().st_uid == os.getuid():
+    if image is None and path.is_file() and path.lstat().st_uid == os.getuid():
         return path
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix="dsv4-sandbox-", delete=False) as file:
         try:
             write(file, image, version)
             if file.tell() > LARGEST:

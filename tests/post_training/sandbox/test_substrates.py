@@ -46,6 +46,24 @@ def test_an_image_is_never_an_option_of_podman(image: str) -> None:
         open_sandbox("container", image=image)
 
 
+def test_the_root_of_containers_is_trusted_only_if_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(container, "code_folder", lambda: str(tmp_path / "code"))
+    mask = os.umask(0o077)
+    made = [Path(container.root_folder()) for _ in range(2)]
+    os.umask(mask)
+    folders = [path for path in (made[0], *made[1].rglob("*")) if not path.is_symlink()]
+    assert made[0] / "run" / "sandbox" in folders and {path.stat().st_mode & 0o777 for path in folders} == {0o755}
+    made[0].rename(tmp_path / "elsewhere")
+    private = tmp_path / "private"
+    private.mkdir(0o700)
+    made[0].mkdir()
+    made[0].joinpath("usr").symlink_to(private)
+    made[0].chmod(0o777)
+    with pytest.raises(SandboxError, match="is not this user's own folder"):
+        container.root_folder()
+    assert private.stat().st_mode & 0o777 == 0o700
+
+
 MISSING: dict[str, tuple[Callable[[], object], str]] = {
     "podman": (ContainerSandbox, r"podman is missing \(Debian: apt-get install podman\)"),
     "qemu": (MicrovmSandbox, r"qemu-system-x86_64 is missing \(Debian: apt-get install qemu-system-x86\)"),
