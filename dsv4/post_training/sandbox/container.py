@@ -19,7 +19,7 @@ from dsv4.post_training.sandbox.inside.cell import CODE, program
 from dsv4.post_training.sandbox.interface import SandboxError
 from dsv4.post_training.sandbox.limits import Limits
 from dsv4.post_training.sandbox.seccomp import engine_profile
-from dsv4.post_training.sandbox.supervised import UNUSED_USERS, SupervisedSandbox, trial
+from dsv4.post_training.sandbox.supervised import SupervisedSandbox, trial, unused_user
 from dsv4.post_training.sandbox.trusted import check_own, code_folder, interpreter
 
 LABEL = "dsv4-sandbox"
@@ -145,7 +145,7 @@ class ContainerSandbox(SupervisedSandbox):
             *("--volume", f"{code_folder()}:{CODE}:ro"),
         ]
         if os.getuid() == 0:
-            user = UNUSED_USERS[0] + secrets.randbelow(UNUSED_USERS[1] - UNUSED_USERS[0] + 1)
+            user = unused_user()
             options += [f"--user={user}:{user}"]
         for inside, path in self._readable.items():
             options += ["--volume", f"{os.path.realpath(path)}:{inside}:ro"]

@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -183,6 +184,11 @@ class SupervisedSandbox(Sandbox):
         self._closed = True
         self._end()
         self._errors.close()
+
+
+def unused_user() -> int:
+    """Number of a user without an account, another one for each sandbox that root starts."""
+    return UNUSED_USERS[0] + secrets.randbelow(UNUSED_USERS[1] - UNUSED_USERS[0] + 1)
 
 
 def shortened(text: str) -> str:

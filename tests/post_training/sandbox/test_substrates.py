@@ -95,10 +95,15 @@ def test_a_missing_kernel_and_kvm_are_named(monkeypatch: pytest.MonkeyPatch, tmp
         guest_image.kernel()
 
 
-def test_a_guest_that_does_not_start_is_an_error_with_the_way_out(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """With a program that says nothing in place of qemu."""
+@pytest.fixture
+def silent_guest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[os.stat_result]:
+    """A program that says nothing in place of qemu; what the folder of the guest's root was when it started."""
+    found: list[os.stat_result] = []
+
+    def command(box: MicrovmSandbox, root: Path, console: int) -> list[str]:
+        found.append(root.parent.stat())
+        return ["sleep", "60"]
+
     (tmp_path / "root").write_bytes(b"")
     monkeypatch.setattr(guest_image, "built", lambda image: tmp_path / "root")
     monkeypatch.setattr(guest_image, "kernel", lambda: (tmp_path, "0"))
@@ -106,10 +111,24 @@ def test_a_guest_that_does_not_start_is_an_error_with_the_way_out(
     (tmp_path / "root").chmod(0o666)
     monkeypatch.setattr(microvm, "KVM_SECONDS", 0.5)
     monkeypatch.setattr(microvm, "hypervisor", lambda: "qemu")
-    monkeypatch.setattr(MicrovmSandbox, "_command", lambda *_: ["sleep", "60"])
+    monkeypatch.setattr(MicrovmSandbox, "_command", command)
     monkeypatch.delenv("DSV4_SANDBOX_EMULATE", raising=False)
+    return found
+
+
+@pytest.mark.usefixtures("silent_guest")
+def test_a_guest_that_does_not_start_is_an_error_with_the_way_out() -> None:
     with pytest.raises(SandboxError, match="no guest started with .*DSV4_SANDBOX_EMULATE=1.*no answer within 0.5 s"):
         MicrovmSandbox()
+
+
+def test_the_copy_of_what_a_guest_may_read_is_closed_to_other_users(
+    silent_guest: list[os.stat_result], outside: Outside
+) -> None:
+    with pytest.raises(SandboxError, match="no answer"):
+        MicrovmSandbox(readable={"/opt/shown": str(outside.shown)})
+    (folder,) = silent_guest
+    assert folder.st_mode & 0o777 == 0o700 and (folder.st_uid != 0 or os.getuid() != 0)
 
 
 @pytest.mark.parametrize("name", ["container", "microvm"])
