@@ -1,5 +1,6 @@
 """Choice of a substrate, what each says that is missing, images, and what is left after a crash."""
 
+import io
 import os
 import shutil
 import subprocess
@@ -129,6 +130,59 @@ def test_the_copy_of_what_a_guest_may_read_is_closed_to_other_users(
         MicrovmSandbox(readable={"/opt/shown": str(outside.shown)})
     (folder,) = silent_guest
     assert folder.st_mode & 0o777 == 0o700 and (folder.st_uid != 0 or os.getuid() != 0)
+
+
+def entries(archive: bytes) -> dict[str, tuple[int, bytes]]:
+    """Name -> mode and contents of an archive of format newc."""
+    found: dict[str, tuple[int, bytes]] = {}
+    place = 0
+    while True:
+        fields = [int(archive[at : at + 8], 16) for at in range(place + 6, place + 110, 8)]
+        name = archive[place + 110 : place + 110 + fields[11] - 1].decode()
+        start = place + (110 + fields[11] + 3) // 4 * 4
+        if name == "TRAILER!!!":
+            return found
+        assert name not in found
+        found[name] = fields[1], archive[start : start + fields[6]]
+        place = start + (fields[6] + 3) // 4 * 4
+
+
+def test_an_images_own_first_program_does_not_replace_the_guests(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(guest_image, "modules", lambda version: {})
+    image = tmp_path / "image"
+    inner = Path("run/sandbox/dsv4/post_training/sandbox/inside/guest.py")
+    (image / inner).parent.mkdir(parents=True)
+    for name in (inner, Path("init"), Path("mark")):
+        (image / name).write_text("of the image")
+        (image / name).chmod(0o644)
+    file = io.BytesIO()
+    guest_image.write(file, str(image), "0")
+    found = entries(file.getvalue())
+    assert found["mark"][1] == b"of the image"
+    assert found["init"][1].startswith(b"#!") and b"def main" in found[str(inner)][1]
+
+
+def test_a_guest_may_read_what_its_owner_shows_and_root_shows_nothing_closed(tmp_path: Path) -> None:
+    root = os.getuid() == 0
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "program").write_bytes(b"1")
+    (tmp_path / "closed" / "file").write_bytes(b"2")
+    for path, mode in ((tmp_path / "program", 0o4755 if root else 0o700), (tmp_path, 0o755 if root else 0o700)):
+        path.chmod(mode)
+    for path, mode in ((tmp_path / "closed" / "file", 0o644), (tmp_path / "closed", 0o700)):
+        path.chmod(mode)
+    (tmp_path / "secret").write_bytes(b"3")
+    (tmp_path / "secret").chmod(0o600)
+    (tmp_path / "link").symlink_to("nothing")
+    file = io.BytesIO()
+    archive = guest_image.Archive(file)
+    archive.tree(str(tmp_path), "/shown")
+    archive.close()
+    found = {name.removeprefix("shown/"): mode & 0o7777 for name, (mode, _) in entries(file.getvalue()).items()}
+    closed = {} if root else {"closed": 0o755, "closed/file": 0o644, "secret": 0o644}
+    assert found == {"shown": 0o755, "program": 0o755, "link": 0o777} | closed
 
 
 @pytest.mark.parametrize("name", ["container", "microvm"])
