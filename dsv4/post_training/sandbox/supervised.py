@@ -29,23 +29,15 @@ ENVIRONMENT = {"PATH": PATH, "HOME": "/work", "LANG": "C.UTF-8", "TMPDIR": "/tmp
 RESERVED = ("/work/", "/tmp/", "/dev/", "/proc/", f"{TREE}/", f"{CODE}/", "//")
 UNUSED_USERS = (61184, 65519)  # systemd's range for users without an account
 
-_starter: ThreadPoolExecutor | None = None
 
-
-def _start_thread() -> ThreadPoolExecutor:
+def _new_starter() -> None:
     """One thread that lives as long as the process: a sandbox's first process ends with the thread that started it."""
     global _starter
-    if _starter is None:
-        _starter = ThreadPoolExecutor(1, thread_name_prefix="sandbox")
-    return _starter
+    _starter = ThreadPoolExecutor(1, thread_name_prefix="sandbox")
 
 
-def _forget_thread() -> None:
-    global _starter
-    _starter = None
-
-
-os.register_at_fork(after_in_child=_forget_thread)
+_new_starter()
+os.register_at_fork(after_in_child=_new_starter)
 
 
 class SupervisedSandbox(Sandbox):
@@ -68,7 +60,7 @@ class SupervisedSandbox(Sandbox):
         #: Layer -> how it is held on this machine.
         self.layers: dict[str, str] = {}
         try:
-            self._process = _start_thread().submit(self._start).result()
+            self._process = _starter.submit(self._start).result()
             settings = {"limits": asdict(self.limits), "readable": list(self._readable)}
             ready, _ = self._ask(settings, seccomp_filter(), self.start_seconds)
             self.python = ready["python"]
