@@ -49,8 +49,9 @@ class SupervisedSandbox(Sandbox):
 
     def __init__(self, limits: Limits | None, readable: Mapping[str, str] | None) -> None:
         for path in readable or {}:
-            if os.path.normpath(path) != path or f"{path}/".startswith(RESERVED):
-                raise ValueError(f"{path!r} cannot name a folder inside: neither / nor beneath {', '.join(RESERVED)}")
+            if not path.startswith("/") or os.path.normpath(path) != path or f"{path}/".startswith(RESERVED):
+                allowed = f"absolute ones, neither / nor beneath {', '.join(RESERVED)}"
+                raise ValueError(f"{path!r} cannot name a folder inside; allowed: {allowed}")
         self.limits = limits or Limits()
         self._readable = dict(readable or {})
         self._lock = threading.Lock()
