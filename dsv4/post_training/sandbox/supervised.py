@@ -18,7 +18,7 @@ from dsv4.post_training.sandbox.inside import frames
 from dsv4.post_training.sandbox.inside.cell import CODE, PATH, TREE
 from dsv4.post_training.sandbox.interface import GET_LIMIT, Sandbox, SandboxError, Snapshot
 from dsv4.post_training.sandbox.limits import Limits
-from dsv4.post_training.sandbox.result import Result, result_from
+from dsv4.post_training.sandbox.result import Result, printable, result_from
 from dsv4.post_training.sandbox.seccomp import seccomp_filter
 
 logger = logging.getLogger("dsv4")
@@ -128,7 +128,7 @@ class SupervisedSandbox(Sandbox):
         if reply is None:
             self._end()
             self._errors.seek(0)
-            said = shortened(self._errors.read().decode(errors="replace").strip())
+            said = shortened(printable(self._errors.read()).strip())  # of a guest's console, which may be hostile
             self.close()
             raise SandboxError(f"the sandbox was lost: {said or f'no answer within {seconds:g} s'}")
         if "refused" in reply[0]:
