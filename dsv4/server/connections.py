@@ -194,9 +194,10 @@ class ClientConnection(H11Protocol):
 
     def _error(self, status: int, message: str) -> bytes:
         # In the default format: the path may not have arrived yet.
-        body = json.dumps(format_of("").error_body(RequestError(status, message))).encode()
+        error = RequestError(status, message)
+        body = json.dumps(format_of("").error_body(error)).encode()
         headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
-        headers += new_id_headers()
+        headers += [*error.response_headers().items(), *new_id_headers()]
         events = [h11.Response(status_code=status, headers=headers), h11.Data(data=body), h11.EndOfMessage()]
         return b"".join(self.conn.send(event) or b"" for event in events)
 

@@ -141,6 +141,7 @@ def test_a_head_of_more_than_64_kib_is_refused_at_once(server, end: bytes) -> No
     with connected(server.url, HEAD + b"X-Large: " + b"x" * 70_000 + end) as large:
         answer = everything(large)
     assert answer.startswith(b"HTTP/1.1 431 ") and b"more than 65536 bytes" in answer
+    assert b"\r\nx-should-retry: false\r\n" in answer
 
 
 def test_a_large_head_behind_another_request_is_refused(server, monkeypatch: pytest.MonkeyPatch) -> None:
