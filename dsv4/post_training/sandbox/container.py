@@ -96,6 +96,9 @@ class ContainerSandbox(SupervisedSandbox):
     ) -> None:
         if image is not None and (not image or image.startswith("-")):
             raise ValueError(f"image is {image!r}; allowed: an image's name, which podman would not take for an option")
+        for inside, path in (readable or {}).items():
+            if ":" in inside + os.path.realpath(path):
+                raise ValueError(f"{inside!r} for {path!r} has a colon; podman ends a volume's path with it")
         self._image = image
         self._name = f"dsv4-sandbox-{os.getpid()}-{secrets.token_hex(8)}"
         self._folder = tempfile.TemporaryDirectory(prefix="dsv4-sandbox-", ignore_cleanup_errors=True)

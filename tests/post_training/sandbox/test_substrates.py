@@ -47,6 +47,12 @@ def test_an_image_is_never_an_option_of_podman(image: str) -> None:
         open_sandbox("container", image=image)
 
 
+def test_a_path_that_podman_would_cut_is_refused(tmp_path: Path) -> None:
+    for inside, path in (("/opt/x:rw", tmp_path), ("/opt/x", tmp_path / "a:b")):
+        with pytest.raises(ValueError, match="has a colon"):
+            open_sandbox("container", readable={inside: str(path)})
+
+
 def test_the_root_of_containers_is_trusted_only_if_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(container, "code_folder", lambda: str(tmp_path / "code"))
     mask = os.umask(0o077)
