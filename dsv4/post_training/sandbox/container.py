@@ -103,10 +103,13 @@ class ContainerSandbox(SupervisedSandbox):
         self._name = f"dsv4-sandbox-{os.getpid()}-{secrets.token_hex(8)}"
         self._folder = tempfile.TemporaryDirectory(prefix="dsv4-sandbox-", ignore_cleanup_errors=True)
         self._channel: socket.socket | None = None
+        self.root_process = 0  # number of the container's first process, on the machine
         self._files: dict[str, Path] = {}
         super().__init__(limits, readable)
 
     def _held(self, ready: dict[str, Any]) -> dict[str, str]:
+        self.root_process = int(Path(self._folder.name, "pid").read_text())
+        self._folder.cleanup()  # now, or an owner that is killed leaves it behind
         groups = "memory" in controllers() and "pids" in controllers()
         self._files = self._event_files() if groups else {}
         mounts = "the machine's /usr" if self._image is None else f"image {self._image}"
@@ -187,14 +190,10 @@ class ContainerSandbox(SupervisedSandbox):
         assert self._channel is not None
         return self._channel.fileno(), self._channel.fileno()
 
-    def root_process(self) -> int:
-        """Number of the container's first process, on the machine."""
-        return int(Path(self._folder.name, "pid").read_text())
-
     def _event_files(self) -> dict[str, Path]:
         """Files in which the kernel counts processes ended for memory, and forks refused."""
         found: dict[str, Path] = {}
-        for line in Path(f"/proc/{self.root_process()}/cgroup").read_text().splitlines():
+        for line in Path(f"/proc/{self.root_process}/cgroup").read_text().splitlines():
             _, names, path = line.split(":", 2)
             for controller, file in (("memory", "memory.oom_control"), ("pids", "pids.events")):
                 if controller in names.split(","):

@@ -5,8 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -209,15 +210,27 @@ def containers() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder for temporary files that other users can enter, unlike pytest's."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
 @pytest.mark.container
-def test_no_container_is_left_by_an_owner_that_was_killed() -> None:
+def test_no_container_and_no_folder_is_left_by_an_owner_that_was_killed(open_folder: Path) -> None:
     if reason := missing("container"):
         pytest.skip(reason)
     code = "from dsv4.post_training.sandbox.container import ContainerSandbox\n"
     code += "box = ContainerSandbox()\nprint(box._name, flush=True)"
     for command in ("sleep 300", "python3 -c 'while True: pass'"):
         owner = subprocess.Popen(
-            [sys.executable, "-c", f"{code}\nbox.exec({command!r})"], stdout=subprocess.PIPE, text=True, cwd=ROOT
+            [sys.executable, "-c", f"{code}\nbox.exec({command!r})"],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | {"TMPDIR": str(open_folder)},
         )
         assert owner.stdout is not None
         name = owner.stdout.readline().strip()
@@ -229,6 +242,8 @@ def test_no_container_is_left_by_an_owner_that_was_killed() -> None:
         while name in containers():
             assert time.monotonic() < deadline, f"{name} is left"
             time.sleep(0.2)
+    shared = f"dsv4-sandbox-{os.getuid()}-"  # by all of this user's processes
+    assert [path.name for path in open_folder.iterdir() if not path.name.startswith(shared)] == []
 
 
 @pytest.fixture(scope="session")
