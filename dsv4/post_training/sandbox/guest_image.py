@@ -117,13 +117,19 @@ def shown_mode(mode: int) -> int:
 
 
 def kernel() -> tuple[Path, str]:
-    """A kernel of the machine that has, or has modules for, the devices of a guest; and its version."""
+    """A kernel of the machine that has, or has modules for, the devices of a guest; and its version.
+
+    Root's hypervisor runs as another user, who has to be able to read it.
+    """
     found = sorted(BOOT.glob("vmlinuz-*"), key=lambda path: ("cloud" in path.name, path.stat().st_mtime))
     for path in reversed(found):
         version = path.name.removeprefix("vmlinuz-")
-        if os.access(path, os.R_OK) and Path("/lib/modules", version, "modules.dep").exists():
+        if may_be_shown(str(path)) and Path("/lib/modules", version, "modules.dep").exists():
             return path, version
-    raise SandboxError("no kernel for a virtual machine in /boot (Debian: apt-get install linux-image-cloud-amd64)")
+    raise SandboxError(
+        "no kernel for a virtual machine in /boot (Debian: apt-get install linux-image-cloud-amd64), "
+        "or none that its user may read (Ubuntu: chmod 644 /boot/vmlinuz-*)"
+    )
 
 
 def modules(version: str) -> dict[str, bytes]:

@@ -99,6 +99,8 @@ def test_a_missing_kernel_and_kvm_are_named(monkeypatch: pytest.MonkeyPatch, tmp
     with pytest.raises(ValueError, match="DSV4_SANDBOX_EMULATE is 'yes'"):
         MicrovmSandbox()
     monkeypatch.setattr(guest_image, "BOOT", tmp_path)
+    for modules in Path("/lib/modules").glob("*/modules.dep"):
+        (tmp_path / f"vmlinuz-{modules.parent.name}").touch(0o000)
     with pytest.raises(SandboxError, match="no kernel .*apt-get install linux-image-cloud-amd64"):
         guest_image.kernel()
 
