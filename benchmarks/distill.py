@@ -19,12 +19,10 @@ EPILOG = """examples:
 
 def lines(found: Comparison) -> list[str]:
     """Markdown tables: right answers with Wilson 95 % intervals, and the noise of the gradients."""
-    from dsv4.evals.intervals import wilson
-
     made = [f"| model | tokens | {' | '.join(found.tasks)} | mean |", "|---" * (len(found.tasks) + 3) + "|"]
     for name, correct in found.correct.items():
-        cells = [_rate(correct[task], found.asked, wilson) for task in found.tasks]
-        cells.append(_rate(sum(correct.values()), found.asked * len(found.tasks), wilson))
+        cells = [_rate(correct[task], found.asked) for task in found.tasks]
+        cells.append(_rate(sum(correct.values()), found.asked * len(found.tasks)))
         made.append(f"| {name} | {found.tokens.get(name, '')} | {' | '.join(cells)} |")
     made += ["", "| gradient | norm² of its mean | variance | variance / norm² |", "|---|---|---|---|"]
     for estimate, noise in found.noise.items():
@@ -32,8 +30,10 @@ def lines(found: Comparison) -> list[str]:
     return made
 
 
-def _rate(correct: int, asked: int, interval: object) -> str:
-    low, high = interval(correct, asked)  # pyright: ignore[reportCallIssue]
+def _rate(correct: int, asked: int) -> str:
+    from dsv4.evals.intervals import wilson
+
+    low, high = wilson(correct, asked)
     return f"{100 * correct / asked:.0f} % ({100 * low:.0f}-{100 * high:.0f})"
 
 

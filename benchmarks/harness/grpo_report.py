@@ -11,7 +11,8 @@ SCENARIO = "grpo"
 
 
 def command(run: Run) -> str:
-    return f'`dsv4 bench grpo{" --busy" if run.settings["busy"] else ""} --trl "$(make trl | tail -n 1)"`'
+    trl = ' --trl "$(make trl | tail -n 1)"' if any(row.peer == TRL for row in run.rows) else ""
+    return f"`dsv4 bench grpo{' --busy' if run.settings['busy'] else ''}{trl}`"
 
 
 def lines(run: Run) -> list[str]:

@@ -111,13 +111,17 @@ class ClientConnection(H11Protocol):
         self.last_seen = time.monotonic()
         self._last_data = self._clock.seconds
         self._received += len(data)
-        if before in ("idle", "head") and self._head_bytes(data) > MAX_HEAD_BYTES:
-            self._refuse(431, f"The head of the request has more than {MAX_HEAD_BYTES} bytes")
-            return
         super().data_received(data)
         self._look_for_a_head()
         if self.phase != before:
             self._since, self._received = self._clock.seconds, 0
+
+    def handle_events(self) -> None:
+        """Refuses a head that is too large, one that came behind another request too."""
+        if self.conn.their_state is h11.IDLE and self._head_is_too_large():
+            self._refuse(431, f"The head of the request has more than {MAX_HEAD_BYTES} bytes")
+        else:
+            super().handle_events()
 
     def on_response_complete(self) -> None:
         self.last_seen = time.monotonic()
@@ -159,11 +163,13 @@ class ClientConnection(H11Protocol):
     def _is_new(self) -> bool:
         return cast(object, self.cycle) is None
 
-    def _head_bytes(self, data: bytes) -> int:
-        """Bytes of the head that has begun, with these; the body is not counted where the head ends in them."""
-        known = self.conn.trailing_data[0]
-        end = _HEAD_END.search(known[-3:] + data)
-        return len(known) + (len(data) if end is None else end.start())
+    def _head_is_too_large(self) -> bool:
+        """True if what has come begins with a head over the limit, whole or not; a body behind it does not count."""
+        come = self.conn.trailing_data[0]
+        if len(come) <= MAX_HEAD_BYTES:
+            return False
+        end = _HEAD_END.search(come)
+        return end is None or end.start() > MAX_HEAD_BYTES
 
     def _look_for_a_head(self) -> None:
         self._has_head_part = self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0])
@@ -188,9 +194,10 @@ class ClientConnection(H11Protocol):
 
     def _error(self, status: int, message: str) -> bytes:
         # In the default format: the path may not have arrived yet.
-        body = json.dumps(format_of("").error_body(RequestError(status, message))).encode()
+        error = RequestError(status, message)
+        body = json.dumps(format_of("").error_body(error)).encode()
         headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
-        headers += new_id_headers()
+        headers += [*error.response_headers().items(), *new_id_headers()]
         events = [h11.Response(status_code=status, headers=headers), h11.Data(data=body), h11.EndOfMessage()]
         return b"".join(self.conn.send(event) or b"" for event in events)
 

@@ -81,12 +81,13 @@ def serve(model: str | Path | Sequence[str | Path] | None = None, **options: Any
         def load() -> list[Engine]:
             engines = load_engines(models, config, engine_config)
             try:
-                app.app = _make_app(engines, config, is_loopback(listening), drain, responses, ledger)
+                made = _make_app(engines, config, is_loopback(listening), drain, responses, ledger)
             except BaseException:
                 close_all(engines)
                 raise
+            keep_what_is_loaded()  # before requests come: they would wait for it, and what is theirs be kept too
+            app.app = made
             announce(engines, address(listening))
-            keep_what_is_loaded()
             return engines
 
         loading = Loading(load, on_failure=server.stop)

@@ -28,6 +28,7 @@ def test_a_run_without_trl_is_recorded(tmp_path: Path, capsys: pytest.CaptureFix
     assert "UNGATED" in capsys.readouterr().out
     (file,) = tmp_path.glob("*.jsonl")
     (run,) = read(file)
+    assert grpo_report.command(run) == "`dsv4 bench grpo --busy`"
     for name in grpo.OURS:
         for what in (ROLLOUTS, UPDATES, TOGETHER):
             assert _row(run, name, what).median > 0 and _row(run, name, what).floor > 0
@@ -63,7 +64,7 @@ def test_a_recorded_run_is_on_the_page(tmp_path: Path) -> None:
     run.hardware = {"cpu": "x", "isa": "y", "cores": 2}
     append(tmp_path / "this.jsonl", run)
     page = report.document(tmp_path)
-    assert "### grpo" in page and "| rollouts " in page and "10.00" in page
+    assert "### grpo" in page and "dsv4 bench grpo --trl" in page and "| rollouts " in page and "10.00" in page
     assert "5.0e-01" in page and "6.0e-06" in page
 
 

@@ -141,6 +141,15 @@ def test_a_head_of_more_than_64_kib_is_refused_at_once(server, end: bytes) -> No
     with connected(server.url, HEAD + b"X-Large: " + b"x" * 70_000 + end) as large:
         answer = everything(large)
     assert answer.startswith(b"HTTP/1.1 431 ") and b"more than 65536 bytes" in answer
+    assert b"\r\nx-should-retry: false\r\n" in answer
+
+
+def test_a_large_head_behind_another_request_is_refused(server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dsv4.server.connections.MAX_HEAD_BYTES", 1000)  # both requests come in one piece
+    first = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with connected(server.url, first + HEAD + b"X-Large: " + b"x" * 2000 + b"\r\n\r\n") as both:
+        answer = everything(both)
+    assert answer.startswith(b"HTTP/1.1 200 ") and b"HTTP/1.1 431 " in answer
 
 
 def test_a_long_body_does_not_count_as_head(server) -> None:

@@ -19,8 +19,8 @@ from dsv4.post_training.sandbox.inside.cell import CODE, program
 from dsv4.post_training.sandbox.interface import SandboxError
 from dsv4.post_training.sandbox.limits import Limits
 from dsv4.post_training.sandbox.seccomp import engine_profile
-from dsv4.post_training.sandbox.supervised import UNUSED_USERS, SupervisedSandbox, trial
-from dsv4.post_training.sandbox.trusted import code_folder, interpreter
+from dsv4.post_training.sandbox.supervised import SupervisedSandbox, trial, unused_user
+from dsv4.post_training.sandbox.trusted import check_own, code_folder, interpreter
 
 LABEL = "dsv4-sandbox"
 END_SECONDS = 20.0  # for podman to see the end of a container and to remove it
@@ -61,19 +61,21 @@ def controllers() -> frozenset[str]:
 def root_folder() -> str:
     """Root of a container without an image: the machine's links into /usr, and empty folders to mount on."""
     made = Path(code_folder() + "-root")
-    for name in ("usr", "etc", "proc", "dev", "sys", "run/sandbox", "tmp", "work"):
-        (made / name).mkdir(parents=True, exist_ok=True)
-        (made / name).chmod(0o755)
+    made.mkdir(0o755, exist_ok=True)
+    check_own(made)  # or another user's links in it would have their targets' modes changed, and be mounted on
+    for name in ("", "usr", "etc", "proc", "dev", "sys", "run", "run/sandbox", "tmp", "work"):
+        (made / name).mkdir(exist_ok=True)
+        (made / name).chmod(0o755)  # whatever this process's mask is
     for name in ("bin", "sbin", "lib", "lib32", "lib64"):
-        if os.path.islink(f"/{name}") and not (made / name).is_symlink():
-            (made / name).symlink_to(os.readlink(f"/{name}"))
-    made.chmod(0o755)
+        if os.path.islink(f"/{name}"):
+            with contextlib.suppress(FileExistsError):
+                (made / name).symlink_to(os.readlink(f"/{name}"))
     return str(made)
 
 
 def profile() -> str:
     """File with the engine's seccomp profile."""
-    path = Path(code_folder() + "-seccomp.json")
+    path = Path(code_folder(), "seccomp.json")  # where no other user can put a link in its place
     part = path.with_suffix(f".{os.getpid()}")
     part.write_text(json.dumps(engine_profile()))
     part.replace(path)
@@ -92,14 +94,22 @@ class ContainerSandbox(SupervisedSandbox):
     def __init__(
         self, limits: Limits | None = None, *, readable: Mapping[str, str] | None = None, image: str | None = None
     ) -> None:
+        if image is not None and (not image or image.startswith("-")):
+            raise ValueError(f"image is {image!r}; allowed: an image's name, which podman would not take for an option")
+        for inside, path in (readable or {}).items():
+            if ":" in inside + os.path.realpath(path):
+                raise ValueError(f"{inside!r} for {path!r} has a colon; podman ends a volume's path with it")
         self._image = image
         self._name = f"dsv4-sandbox-{os.getpid()}-{secrets.token_hex(8)}"
         self._folder = tempfile.TemporaryDirectory(prefix="dsv4-sandbox-", ignore_cleanup_errors=True)
         self._channel: socket.socket | None = None
+        self.root_process = 0  # number of the container's first process, on the machine
         self._files: dict[str, Path] = {}
         super().__init__(limits, readable)
 
     def _held(self, ready: dict[str, Any]) -> dict[str, str]:
+        self.root_process = int(Path(self._folder.name, "pid").read_text())
+        self._folder.cleanup()  # now, or an owner that is killed leaves it behind
         groups = "memory" in controllers() and "pids" in controllers()
         self._files = self._event_files() if groups else {}
         mounts = "the machine's /usr" if self._image is None else f"image {self._image}"
@@ -141,7 +151,7 @@ class ContainerSandbox(SupervisedSandbox):
             *("--volume", f"{code_folder()}:{CODE}:ro"),
         ]
         if os.getuid() == 0:
-            user = UNUSED_USERS[0] + secrets.randbelow(UNUSED_USERS[1] - UNUSED_USERS[0] + 1)
+            user = unused_user()
             options += [f"--user={user}:{user}"]
         for inside, path in self._readable.items():
             options += ["--volume", f"{os.path.realpath(path)}:{inside}:ro"]
@@ -180,14 +190,10 @@ class ContainerSandbox(SupervisedSandbox):
         assert self._channel is not None
         return self._channel.fileno(), self._channel.fileno()
 
-    def root_process(self) -> int:
-        """Number of the container's first process, on the machine."""
-        return int(Path(self._folder.name, "pid").read_text())
-
     def _event_files(self) -> dict[str, Path]:
         """Files in which the kernel counts processes ended for memory, and forks refused."""
         found: dict[str, Path] = {}
-        for line in Path(f"/proc/{self.root_process()}/cgroup").read_text().splitlines():
+        for line in Path(f"/proc/{self.root_process}/cgroup").read_text().splitlines():
             _, names, path = line.split(":", 2)
             for controller, file in (("memory", "memory.oom_control"), ("pids", "pids.events")):
                 if controller in names.split(","):

@@ -84,15 +84,17 @@ class Archive:
         found = os.lstat(source)
         if stat.S_ISLNK(found.st_mode):
             self.link(path or source, os.readlink(source))
-        elif stat.S_ISREG(found.st_mode) and os.access(source, os.R_OK):
-            self.file(path or source, Path(source).read_bytes(), stat.S_IMODE(found.st_mode) & 0o755)
+        elif stat.S_ISREG(found.st_mode) and may_be_shown(source):
+            self.file(path or source, Path(source).read_bytes(), shown_mode(found.st_mode))
 
     def tree(self, source: str, path: str, left_out: Iterable[str] = ()) -> None:
         """A folder of the machine, without the names that are left out."""
         for top, folders, files in os.walk(source):
-            folders[:] = sorted(set(folders).difference(left_out))
+            folders[:] = sorted(
+                name for name in set(folders).difference(left_out) if may_be_shown(os.path.join(top, name))
+            )
             inside = os.path.normpath(os.path.join(path, os.path.relpath(top, source)))
-            self.folder(inside, stat.S_IMODE(os.stat(top).st_mode) & 0o755)
+            self.folder(inside, shown_mode(os.stat(top).st_mode))
             for name in sorted(files) + [name for name in folders if os.path.islink(os.path.join(top, name))]:
                 self.copy(os.path.join(top, name), os.path.join(inside, name))
 
@@ -101,14 +103,33 @@ class Archive:
         self._file.write(bytes(-self._file.tell() % 512))
 
 
+def may_be_shown(path: str) -> bool:
+    """True if this user may read a file; for root, who may read all, if every user may. True for links."""
+    found = os.lstat(path)
+    if stat.S_ISLNK(found.st_mode):
+        return True
+    return bool(found.st_mode & stat.S_IROTH) if os.getuid() == 0 else os.access(path, os.R_OK)
+
+
+def shown_mode(mode: int) -> int:
+    """Mode in a guest, where commands are not the owner: its rights for all, writing for the owner alone."""
+    return (mode >> 6 & 0o7) * 0o111 & 0o755
+
+
 def kernel() -> tuple[Path, str]:
-    """A kernel of the machine that has, or has modules for, the devices of a guest; and its version."""
+    """A kernel of the machine that has, or has modules for, the devices of a guest; and its version.
+
+    Root's hypervisor runs as another user, who has to be able to read it.
+    """
     found = sorted(BOOT.glob("vmlinuz-*"), key=lambda path: ("cloud" in path.name, path.stat().st_mtime))
     for path in reversed(found):
         version = path.name.removeprefix("vmlinuz-")
-        if os.access(path, os.R_OK) and Path("/lib/modules", version, "modules.dep").exists():
+        if may_be_shown(str(path)) and Path("/lib/modules", version, "modules.dep").exists():
             return path, version
-    raise SandboxError("no kernel for a virtual machine in /boot (Debian: apt-get install linux-image-cloud-amd64)")
+    raise SandboxError(
+        "no kernel for a virtual machine in /boot (Debian: apt-get install linux-image-cloud-amd64), "
+        "or none that its user may read (Ubuntu: chmod 644 /boot/vmlinuz-*)"
+    )
 
 
 def modules(version: str) -> dict[str, bytes]:
@@ -192,16 +213,15 @@ def write(file: IO[bytes], image: str | None, version: str) -> None:
     archive = Archive(file)
     for name in ("proc", "sys", "dev", "tmp", "etc", "work"):
         archive.folder(name)
-    if image is None:
-        add_machine(archive)
-        first = interpreter()
-    else:
-        archive.tree(image, "/")
-        first = f"/usr/bin/env -S PATH={PATH} python3"
     archive.tree(code_folder(), CODE)
     for name, data in modules(version).items():
         archive.file(f"run/dsv4-modules/{name}", data)
+    first = interpreter() if image is None else f"/usr/bin/env -S PATH={PATH} python3"
     archive.file("init", f"#!{first} -IS\n{program('guest')[-1]}\n".encode(), 0o755)
+    if image is None:
+        add_machine(archive)
+    else:
+        archive.tree(image, "/")  # last: of two entries of a name the first holds, and images have an /init too
     archive.close()
 
 
@@ -209,13 +229,13 @@ def write(file: IO[bytes], image: str | None, version: str) -> None:
 def built(image: str | None = None) -> Path:
     """Archive of an image's folder, or of this machine's programs; shared by processes of one user."""
     _, version = kernel()
-    key = repr((code_folder(), version, image))
+    key = repr((code_folder(), version, image, Path(__file__).read_bytes()))
     path = Path(f"{code_folder()}-guest-{hashlib.sha256(key.encode()).hexdigest()[:8]}.cpio")
     if image is not None and not os.path.isdir(image):
         raise SandboxError(f"image {image!r} is not a folder; a virtual machine's is the root of its files")
-    if image is None and path.exists() and path.stat().st_uid == os.getuid():
+    if image is None and path.is_file() and path.lstat().st_uid == os.getuid():
         return path
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix="dsv4-sandbox-", delete=False) as file:
         try:
             write(file, image, version)
             if file.tell() > LARGEST:
@@ -223,7 +243,7 @@ def built(image: str | None = None) -> Path:
         except BaseException:
             os.unlink(file.name)
             raise
-    os.chmod(file.name, 0o644)
+    os.chmod(file.name, 0o644 if os.getuid() == 0 else 0o600)  # root's hypervisor runs as another user
     os.rename(file.name, path)
     return path
 

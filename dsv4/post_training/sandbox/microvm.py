@@ -4,7 +4,6 @@ import functools
 import logging
 import math
 import os
-import secrets
 import shutil
 import subprocess
 import tempfile
@@ -17,7 +16,7 @@ from dsv4.post_training.sandbox.cgroup import ControlGroup
 from dsv4.post_training.sandbox.inside.cell import PATH
 from dsv4.post_training.sandbox.interface import SandboxError
 from dsv4.post_training.sandbox.limits import MIB, Limits
-from dsv4.post_training.sandbox.supervised import UNUSED_USERS, SupervisedSandbox, trial
+from dsv4.post_training.sandbox.supervised import SupervisedSandbox, trial, unused_user
 
 logger = logging.getLogger("dsv4")
 
@@ -116,11 +115,13 @@ class MicrovmSandbox(SupervisedSandbox):
         hypervisor()
         if not self._emulated and not KVM.exists():
             raise SandboxError(f"{KVM} is missing; {EMULATE}=1 emulates a machine, which is slow")
+        user = unused_user() if os.getuid() == 0 else None
         root = guest_image.built(self._image)
         if self._readable:
             own = Path(self._folder.name, "root")
-            os.chmod(self._folder.name, 0o755)
             guest_image.with_readable(root, self._readable, own)
+            if user is not None:
+                os.chown(self._folder.name, user, user)  # a folder that only its owner and root enter
             root = own
         self._root_bytes = root.stat().st_size
         self._group = ControlGroup.make(self.limits)
@@ -129,8 +130,8 @@ class MicrovmSandbox(SupervisedSandbox):
         console = os.open(f"/proc/self/fd/{self._errors.fileno()}", os.O_WRONLY | os.O_APPEND)
         # Ends with its owner; what a guest that took over its kernel writes to the console has an end, too.
         command = ["prlimit", f"--fsize={CONSOLE_BYTES}", "--core=0", "setpriv", "--pdeathsig=KILL", "--no-new-privs"]
-        if os.getuid() == 0:
-            command += self._unprivileged()
+        if user is not None:
+            command += self._unprivileged(user)
         command += self._command(root, console)
         if self._group is not None:
             command = self._group.entering(command)
@@ -148,9 +149,8 @@ class MicrovmSandbox(SupervisedSandbox):
         finally:
             os.close(console)
 
-    def _unprivileged(self) -> list[str]:
+    def _unprivileged(self, user: int) -> list[str]:
         """Options of setpriv for a user without an account, who may open /dev/kvm where it is needed."""
-        user = UNUSED_USERS[0] + secrets.randbelow(UNUSED_USERS[1] - UNUSED_USERS[0] + 1)
         options = [f"--reuid={user}", f"--regid={user}"]
         if self._emulated:
             return [*options, "--clear-groups"]

@@ -2,7 +2,6 @@
 
 import functools
 import os
-import secrets
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from dsv4.post_training.sandbox.inside.cell import PATH, program
 from dsv4.post_training.sandbox.inside.entrance import arguments, prefix_of
 from dsv4.post_training.sandbox.interface import SandboxError
 from dsv4.post_training.sandbox.limits import Limits
-from dsv4.post_training.sandbox.supervised import UNUSED_USERS, SupervisedSandbox, trial
+from dsv4.post_training.sandbox.supervised import SupervisedSandbox, trial, unused_user
 from dsv4.post_training.sandbox.trusted import code_folder, interpreter
 
 
@@ -49,7 +48,7 @@ class NamespaceSandbox(SupervisedSandbox):
         command = [found, *arguments(code_folder(), self._readable)[1:], python, *program("supervisor")]
         user = group = groups = None
         if os.getuid() == 0:
-            user = UNUSED_USERS[0] + secrets.randbelow(UNUSED_USERS[1] - UNUSED_USERS[0] + 1)
+            user = unused_user()
             if self._group is None:
                 group, groups = user, list[int]()
             else:

@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from dsv4.post_training.sandbox.inside import frames
 from dsv4.post_training.sandbox.inside.cell import CODE, PATH, TREE
 from dsv4.post_training.sandbox.interface import GET_LIMIT, Sandbox, SandboxError, Snapshot
 from dsv4.post_training.sandbox.limits import Limits
-from dsv4.post_training.sandbox.result import Result, result_from
+from dsv4.post_training.sandbox.result import Result, printable, result_from
 from dsv4.post_training.sandbox.seccomp import seccomp_filter
 
 logger = logging.getLogger("dsv4")
@@ -28,23 +29,15 @@ ENVIRONMENT = {"PATH": PATH, "HOME": "/work", "LANG": "C.UTF-8", "TMPDIR": "/tmp
 RESERVED = ("/work/", "/tmp/", "/dev/", "/proc/", f"{TREE}/", f"{CODE}/", "//")
 UNUSED_USERS = (61184, 65519)  # systemd's range for users without an account
 
-_starter: ThreadPoolExecutor | None = None
 
-
-def _start_thread() -> ThreadPoolExecutor:
+def _new_starter() -> None:
     """One thread that lives as long as the process: a sandbox's first process ends with the thread that started it."""
     global _starter
-    if _starter is None:
-        _starter = ThreadPoolExecutor(1, thread_name_prefix="sandbox")
-    return _starter
+    _starter = ThreadPoolExecutor(1, thread_name_prefix="sandbox")
 
 
-def _forget_thread() -> None:
-    global _starter
-    _starter = None
-
-
-os.register_at_fork(after_in_child=_forget_thread)
+_new_starter()
+os.register_at_fork(after_in_child=_new_starter)
 
 
 class SupervisedSandbox(Sandbox):
@@ -56,8 +49,9 @@ class SupervisedSandbox(Sandbox):
 
     def __init__(self, limits: Limits | None, readable: Mapping[str, str] | None) -> None:
         for path in readable or {}:
-            if os.path.normpath(path) != path or f"{path}/".startswith(RESERVED):
-                raise ValueError(f"{path!r} cannot name a folder inside: neither / nor beneath {', '.join(RESERVED)}")
+            if not path.startswith("/") or os.path.normpath(path) != path or f"{path}/".startswith(RESERVED):
+                allowed = f"absolute ones, neither / nor beneath {', '.join(RESERVED)}"
+                raise ValueError(f"{path!r} cannot name a folder inside; allowed: {allowed}")
         self.limits = limits or Limits()
         self._readable = dict(readable or {})
         self._lock = threading.Lock()
@@ -67,7 +61,7 @@ class SupervisedSandbox(Sandbox):
         #: Layer -> how it is held on this machine.
         self.layers: dict[str, str] = {}
         try:
-            self._process = _start_thread().submit(self._start).result()
+            self._process = _starter.submit(self._start).result()
             settings = {"limits": asdict(self.limits), "readable": list(self._readable)}
             ready, _ = self._ask(settings, seccomp_filter(), self.start_seconds)
             self.python = ready["python"]
@@ -134,7 +128,7 @@ class SupervisedSandbox(Sandbox):
         if reply is None:
             self._end()
             self._errors.seek(0)
-            said = shortened(self._errors.read().decode(errors="replace").strip())
+            said = shortened(printable(self._errors.read()).strip())  # of a guest's console, which may be hostile
             self.close()
             raise SandboxError(f"the sandbox was lost: {said or f'no answer within {seconds:g} s'}")
         if "refused" in reply[0]:
@@ -183,6 +177,11 @@ class SupervisedSandbox(Sandbox):
         self._closed = True
         self._end()
         self._errors.close()
+
+
+def unused_user() -> int:
+    """Number of a user without an account, another one for each sandbox that root starts."""
+    return UNUSED_USERS[0] + secrets.randbelow(UNUSED_USERS[1] - UNUSED_USERS[0] + 1)
 
 
 def shortened(text: str) -> str:

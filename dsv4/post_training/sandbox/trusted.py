@@ -51,7 +51,12 @@ def code_folder() -> str:
             made.rename(shared)
         except OSError:  # another process was first
             shutil.rmtree(made)
-    found = shared.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise SandboxError(f"{shared} is not this user's own folder; remove it")
+    check_own(shared)
     return str(shared)
+
+
+def check_own(folder: Path) -> None:
+    """SandboxError if a folder at a name that others can guess is a link, another user's, or open to their writes."""
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise SandboxError(f"{folder} is not this user's own folder; remove it")

@@ -170,7 +170,7 @@ class Outside:
 def inner_processes(sandbox: SupervisedSandbox) -> list[psutil.Process]:
     """Processes of a sandbox as the machine sees them: none of a virtual machine's, which is one process."""
     assert sandbox._process is not None
-    top = sandbox.root_process() if isinstance(sandbox, ContainerSandbox) else sandbox._process.pid
+    top = sandbox.root_process if isinstance(sandbox, ContainerSandbox) else sandbox._process.pid
     return psutil.Process(top).children(recursive=True)
 
 

@@ -154,7 +154,7 @@ def test_folders_of_the_machine_can_be_shown(outside: Outside) -> None:
         assert result.stdout == b"seenfile\n"
         assert isinstance(box, NamespaceSandbox)
         outside.assert_unharmed(box)
-    for path in ("/work", "/work/x", "/tmp/x", "/", "/opt/../work", "relative/../x"):
+    for path in ("/work", "/work/x", "/tmp/x", "/", "/opt/../work", "relative", "../etc"):
         with pytest.raises(ValueError, match="cannot name a folder inside"):
             open_sandbox(limits=SMALL, readable={path: str(outside.shown)})
 
