@@ -44,6 +44,7 @@ RECIPE = ROOT / "recipes" / "v4.toml"
 MAINS: dict[str, Callable[[list[str]], int]] = {
     "nano": nano.main, "sft": sft.main, "grpo": grpo.main, "distill": distill.main
 }  # fmt: skip
+MIXED_SHARE = 0.7  # of the budget's `rest`, as far as it can be foretold; evaluation takes what is left
 BUDGETS = {"cpu": (), "gpu": ("device=cuda", "budget.seconds=1800")}
 
 
@@ -160,13 +161,12 @@ class V4Run:
         found += [
             Stage("averaged", folders.averaged, 0.0, self._average),
             Stage("student", folders.student, recipe.student.run.seconds or 0.0, self._distill),
-            Stage("mixed", folders.mixed, 0.6 * rest, self._mix),
+            Stage("mixed", folders.mixed, MIXED_SHARE * rest, self._mix),
         ]
         models = folders.models()
+        seconds = (1.0 - MIXED_SHARE) * rest / (len(models) + 1)
         for name in models:
-            seconds = 0.4 * rest / (len(models) + 1)
             found.append(Stage(f"evaluation.{name}", folders.scores(name), seconds, lambda n=name: self._evaluate(n)))
-        seconds = 0.4 * rest / (len(models) + 1)
         found.append(Stage("evaluation.efforts", folders.efforts, seconds, self._evaluate_efforts))
         found.append(Stage("results", folders.results, 0.0, self._write_results))
         return found

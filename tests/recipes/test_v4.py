@@ -152,7 +152,9 @@ def check_equal_tokens(run: Path) -> None:
         (["--resume"], "holds no run"),
         (["--resume", "budget.seconds=1"], "--resume goes on with the run's own recipe"),
         (["budget.second=1"], "budget.second is unknown; the nearest key is budget.seconds"),
-        (["budget.base=0.9"], "the shares add up to 1.500; allowed: 1 at most"),
+        (["budget.base=0.9"], "the shares add up to 1.525; allowed: 1 at most"),
+        (["budget.sft=0"], "budget.sft is 0; allowed: more, or sft_model"),
+        (["budget.student=0"], "budget.student is 0: Input should be greater than 0"),
         (["nano.second=1"], "second is unknown; the nearest key is seconds"),
         (["evaluation.effort_domain=chess"], "effort_domain is chess; allowed: mathematics"),
         (["--base-model", "none"], "'none' is no folder here"),
@@ -172,11 +174,29 @@ def test_the_config_is_whole_and_shares_out_the_budget(capsys: pytest.CaptureFix
 
     assert v4.main(["--budget", "gpu", "budget.seconds=1000", "--print-config"]) == 0
     recipe = tomllib.loads(capsys.readouterr().out)
-    assert recipe["nano"]["seconds"] == pytest.approx(460) and recipe["nano"]["base"]["run"]["device"] == "cuda"
-    assert recipe["specialists"]["code"]["grpo"]["run"]["seconds"] == pytest.approx(60)
+    assert recipe["nano"]["seconds"] == pytest.approx(400) and recipe["nano"]["sft_share"] == pytest.approx(0.15)
+    assert recipe["nano"]["base"]["run"]["device"] == "cuda"
+    assert recipe["specialists"]["code"]["grpo"]["run"]["seconds"] == pytest.approx(65)
     assert recipe["specialists"]["code"]["grpo"]["problems"]["domains"] == ["code"]
-    assert recipe["specialists"]["tools"]["sft"]["seconds"] == pytest.approx(20)
+    assert recipe["specialists"]["code"]["sft"]["steps"] == 60 and "seconds" not in recipe["specialists"]["code"]["sft"]
+    assert recipe["specialists"]["tools"]["sft"]["seconds"] == pytest.approx(55 / 3)
     assert recipe["student"]["run"]["device"] == "cuda" and recipe["student"]["problems"]["domains"] == list(DOMAINS)
+
+
+def test_the_time_of_a_given_model_goes_to_the_other_stages(capsys: pytest.CaptureFixture[str]) -> None:
+    import tomllib
+
+    shares: list[dict[str, float]] = []
+    for words in ([], ["--base-model", "b"], ["--base-model", "b", "--sft-model", "s"]):
+        assert v4.main([*words, "--print-config"]) == 0
+        recipe = tomllib.loads(capsys.readouterr().out)
+        shares.append(recipe["budget"])
+        seconds = shares[-1].pop("seconds")
+        assert sum(shares[-1].values()) == pytest.approx(sum(shares[0].values()))
+        assert recipe["student"]["run"]["seconds"] == pytest.approx(seconds * shares[-1]["student"])
+    whole, based, tuned = shares
+    assert based["base"] == 0.0 and tuned["sft"] == 0.0 and tuned["student"] > based["student"] > whole["student"]
+    assert based["sft"] / whole["sft"] == pytest.approx(based["rest"] / whole["rest"])
 
 
 def test_the_base_is_trained_first_and_its_sft_by_going_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
