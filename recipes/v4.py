@@ -196,8 +196,8 @@ class V4Run:
 
     def _write_data(self, domain: str) -> str:
         section: SpecialistSection = getattr(self.recipe.specialists, domain)
-        path, count = self.folders.data(domain), section.conversations
-        write_conversations(domain, path, count, self.recipe.seed, section.thinking, section.efforts, self.recipe.level)
+        path, count, recipe = self.folders.data(domain), section.conversations, self.recipe
+        write_conversations(domain, path, count, recipe.data_seed, section.thinking, section.efforts, recipe.level)
         return f"{count:,} conversations of {domain}"
 
     def _fine_tune(self, domain: str) -> str:

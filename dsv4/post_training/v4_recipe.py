@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from dsv4.analysis.precision import Precision
+from dsv4.data.stable_hash import stable_hash
 from dsv4.data.tasks import Effort
 from dsv4.post_training.domains.domain import Level
 from dsv4.post_training.recipes import Count, DistillRecipe, GRPORecipe, PolicyRecipe, Positive, Share
@@ -153,6 +154,11 @@ class V4Recipe(Section):
     mixed: FineTuningSection = FineTuningSection()
     student: DistillRecipe = DistillRecipe()
     evaluation: EvaluationSection = EvaluationSection()
+
+    @property
+    def data_seed(self) -> int:
+        """Seed of the conversations, another than the problems': GRPO is to ask what fine-tuning has not answered."""
+        return stable_hash("conversations", self.seed)
 
     def resolve(self) -> V4Recipe:
         """The same run with the budget's seconds, problems and device written out in every section."""

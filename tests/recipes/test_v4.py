@@ -18,6 +18,7 @@ from dsv4.evals.post_training_results import read_results
 from dsv4.post_training import policy_run
 from dsv4.post_training.recipe_run import tokenizer_files
 from dsv4.post_training.sandbox.substrates import missing
+from dsv4.post_training.stage_run import StageLog
 from dsv4.post_training.v4_recipe import DOMAINS
 from dsv4.training import loop
 from dsv4.training.export import export_model
@@ -197,6 +198,18 @@ def test_the_time_of_a_given_model_goes_to_the_other_stages(capsys: pytest.Captu
     whole, based, tuned = shares
     assert based["base"] == 0.0 and tuned["sft"] == 0.0 and tuned["student"] > based["student"] > whole["student"]
     assert based["sft"] / whole["sft"] == pytest.approx(based["rest"] / whole["rest"])
+
+
+def test_grpo_asks_other_problems_than_fine_tuning_has_answered(tmp_path: Path) -> None:
+    words = ["specialists.instructions.conversations=30", 'nano.data.corpus=""']
+    recipe = v4.read_v4_recipe(v4.RECIPE, v4.nano.RECIPE, words)
+    stages = v4.V4Run(recipe, tmp_path, StageLog(tmp_path)).stages()
+    next(stage for stage in stages if stage.name == "data.instructions").run()
+    lines = (tmp_path / "data" / "instructions.jsonl").read_text(encoding="utf-8").splitlines()
+    answered = [json.loads(line)["messages"][-2]["content"] for line in lines]
+    source = recipe.specialists.instructions.grpo.source()
+    asked = [str(source.problem(number).prompt().messages[-1].content) for number in range(30)]
+    assert len(answered) == 30 and len(set(asked) & set(answered)) <= 3  # by chance, of some thousands
 
 
 def test_the_base_is_trained_first_and_its_sft_by_going_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
