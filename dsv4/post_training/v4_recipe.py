@@ -20,6 +20,7 @@ from dsv4.training.recipe import Section, read_recipe
 DOMAINS = ("mathematics", "code", "tools", "instructions")
 
 P = TypeVar("P", bound=PolicyRecipe)
+S = TypeVar("S", bound=Section)
 PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
@@ -195,9 +196,7 @@ class V4Recipe(Section):
         update: dict[str, Any] = {}
         for part in ("base", "sft"):
             recipe = getattr(nano, part)
-            update[part] = recipe.model_copy(
-                update={"run": recipe.run.model_copy(update={"device": self.device, "seed": self.seed})}
-            )
+            update[part] = recipe.model_copy(update={"run": self._run(recipe.run)})
         if nano.steps is None:
             seconds = {part: budget.of(part) for part in ("base", "sft") if part not in self._given()}
             if not all(seconds.values()):
@@ -211,17 +210,23 @@ class V4Recipe(Section):
 
     def _policy(self, recipe: P, seconds: float, domains: tuple[str, ...], efforts: dict[str, Any]) -> P:
         """Recipe of GRPO or of distillation; a length, problems or a device that it gives stay."""
-        run, problems = recipe.run, recipe.problems
-        update: dict[str, Any] = {"device": self.device}
+        run, problems = self._run(recipe.run), recipe.problems
         if run.seconds is None and "steps" not in run.model_fields_set:
-            update["seconds"] = seconds
-        if "seed" not in run.model_fields_set:
-            update["seed"] = self.seed
+            run = run.model_copy(update={"seconds": seconds})
         if not problems.domains and not problems.tasks:
-            problems = problems.model_copy(
-                update={"domains": domains, "seed": self.seed, "level": self.level, **efforts}
-            )
-        return recipe.model_copy(update={"run": run.model_copy(update=update), "problems": problems})
+            problems = _filled(problems, {"domains": domains, "seed": self.seed, "level": self.level, **efforts})
+        return recipe.model_copy(update={"run": run, "problems": problems})
+
+    def _run(self, run: S) -> S:
+        """A section `run` with the device and the seed of the whole, unless it gives its own."""
+        return _filled(run, {"device": self.device, "seed": self.seed})
+
+
+def _filled(section: S, values: dict[str, Any]) -> S:
+    """The section with values of keys that it does not give itself."""
+    return section.model_copy(
+        update={key: value for key, value in values.items() if key not in section.model_fields_set}
+    )
 
 
 def read_v4_recipe(path: Path, nano: Path, keys: list[str]) -> V4Recipe:

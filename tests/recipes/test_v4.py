@@ -200,6 +200,17 @@ def test_the_time_of_a_given_model_goes_to_the_other_stages(capsys: pytest.Captu
     assert based["sft"] / whole["sft"] == pytest.approx(based["rest"] / whole["rest"])
 
 
+def test_keys_that_a_section_gives_stay() -> None:
+    words = ["device=cuda", "seed=7", "nano.base.run.device=cpu", "nano.sft.run.seed=3", "student.run.device=cpu"]
+    words += ["specialists.code.grpo.problems.level=standard", "specialists.code.grpo.problems.seed=5"]
+    recipe = v4.read_v4_recipe(v4.RECIPE, v4.nano.RECIPE, words)
+    runs = recipe.nano.base.run, recipe.nano.sft.run, recipe.student.run, recipe.specialists.tools.grpo.run
+    assert [run.device for run in runs] == ["cpu", "cuda", "cpu", "cuda"]
+    assert [run.seed for run in runs] == [7, 3, 7, 7]
+    problems = recipe.specialists.code.grpo.problems
+    assert (problems.domains, problems.level, problems.seed) == (("code",), "standard", 5)
+
+
 def test_grpo_asks_other_problems_than_fine_tuning_has_answered(tmp_path: Path) -> None:
     words = ["specialists.instructions.conversations=30", 'nano.data.corpus=""']
     recipe = v4.read_v4_recipe(v4.RECIPE, v4.nano.RECIPE, words)
