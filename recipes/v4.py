@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.print_config:
             print(write_recipe(recipe), end="")
             return 0
-        check_recipe(recipe)
+        recipe = check_recipe(recipe)
         if not options.resume:
             save_recipe(recipe, run_dir)
         run = V4Run(recipe, run_dir, StageLog(run_dir))
@@ -102,11 +102,20 @@ def saved_recipe(run_dir: Path, options: argparse.Namespace) -> V4Recipe:
     return read_recipe(V4Recipe, RunFolders(run_dir).recipe)
 
 
-def check_recipe(recipe: V4Recipe) -> None:
-    """ValueError, before hours of training, for a model, a corpus or a sandbox that is missing."""
-    for folder in (recipe.base_model, recipe.sft_model):
-        if folder is not None:
-            resolve_model(folder)
+def check_recipe(recipe: V4Recipe) -> V4Recipe:
+    """The recipe with whole paths of its models, so that a run is resumed from any folder.
+
+    ValueError, before hours of training, for a model, a corpus or a sandbox that is missing.
+    """
+    models: dict[str, str] = {}
+    for key in ("base_model", "sft_model"):
+        name: str | None = getattr(recipe, key)
+        if name is None:
+            continue
+        folder = resolve_model(name).absolute()
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{key} is {name}, which is no model folder (no config.json)")
+        models[key] = str(folder)
     if recipe.sft_model is not None and recipe.base_model is None:
         raise ValueError("sft_model without base_model; allowed: both, since the base is evaluated too")
     corpus = recipe.nano.data.corpus
@@ -117,6 +126,7 @@ def check_recipe(recipe: V4Recipe) -> None:
         )
     for name in DOMAINS:
         open_domain(name).prepare()
+    return recipe.model_copy(update=models)
 
 
 def save_recipe(recipe: V4Recipe, run_dir: Path) -> None:
@@ -136,8 +146,8 @@ class V4Run:
         self.recipe, self.log = recipe, log
         self.folders = RunFolders(
             run_dir,
-            None if recipe.base_model is None else resolve_model(recipe.base_model),
-            None if recipe.sft_model is None else resolve_model(recipe.sft_model),
+            None if recipe.base_model is None else Path(recipe.base_model),
+            None if recipe.sft_model is None else Path(recipe.sft_model),
         )
 
     def stages(self) -> list[Stage]:

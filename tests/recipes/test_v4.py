@@ -159,6 +159,8 @@ def check_equal_tokens(run: Path) -> None:
         (["nano.second=1"], "second is unknown; the nearest key is seconds"),
         (["evaluation.effort_domain=chess"], "effort_domain is chess; allowed: mathematics"),
         (["--base-model", "none"], "'none' is no folder here"),
+        (["--base-model", "runs/none/model"], "base_model is runs/none/model, which is no model folder"),
+        (["--base-model", str(nano_path()), "--sft-model", "x/y/z"], "sft_model is x/y/z, which is no model folder"),
         (["--sft-model", str(nano_path())], "sft_model without base_model"),
         (["--corpus", "none"], "none is no corpus"),
     ],
@@ -250,7 +252,10 @@ def test_a_stopped_stage_ends_the_run_with_its_status(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(v4.MAINS, "nano", lambda words: 143)
+    monkeypatch.chdir(base.parent)
     run = tmp_path / "run"
-    assert v4.main(["--base-model", str(base), *keys(), "--run-dir", str(run)]) == 143
+    assert v4.main(["--base-model", f"./{base.name}", *keys(), "--run-dir", str(run)]) == 143
     assert f"to go on: dsv4 train v4 --resume --run-dir {run}" in capsys.readouterr().err
     assert stage_names(run) == ["sft"]
+    monkeypatch.chdir(tmp_path)
+    assert v4.main(["--resume", "--run-dir", str(run)]) == 143  # and not an error for the model, from any folder
