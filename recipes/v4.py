@@ -19,6 +19,7 @@ from rich.console import Console
 
 from dsv4.checkpoint.atomic import DiskFullError, new_file, new_folder
 from dsv4.commands.recipe_flags import parse
+from dsv4.evals.post_training_results import write_results
 from dsv4.evals.results_page import write_page
 from dsv4.evals.v4_results import collect_record, collect_results, evaluate_model, write_efforts
 from dsv4.model_folder import resolve_model
@@ -254,9 +255,9 @@ class V4Run:
         folders = self.folders
         results = collect_results(folders, self.recipe)
         page = write_page(results, collect_record(folders, self.log.times))
-        for path, text in ((folders.page, page), (folders.results, results.model_dump_json(indent=2) + "\n")):
-            with new_file(path) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+        with new_file(folders.page) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+        write_results(results, folders.results)  # last: the stage's result
         return "results.json, results.html"
 
     def _train_sft(self, data: list[Path], words: list[str], run_dir: Path) -> str:
