@@ -1,4 +1,4 @@
-"""Whether training computes of a served model's answers what its engine did: the largest difference, measured."""
+"""Largest difference between the log-probabilities that training computes of served answers and the engine's own."""
 
 from __future__ import annotations
 
