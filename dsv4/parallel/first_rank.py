@@ -6,12 +6,14 @@ import functools
 import pickle
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from torch.distributed import Store
 from torch.distributed.rendezvous import rendezvous
 
 from dsv4.parallel.mesh import launched
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
 T = TypeVar("T")
 LONGEST = timedelta(days=7)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from dsv4.parallel.checkpoint import Checkpoints
 
@@ -20,7 +21,7 @@ class Killed(BaseException):
 @pytest.fixture
 def checkpoints(tmp_path: Path) -> Iterator[Checkpoints]:
     """Those of a run of one rank, in this process."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     try:
         yield Checkpoints(tmp_path / "checkpoints", 3)
     finally:
