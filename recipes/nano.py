@@ -95,6 +95,8 @@ def check_target(out: Path) -> None:
 
 def given_recipe(options: argparse.Namespace) -> NanoRecipe:
     """Recipe of the command line."""
+    if options.base_only and options.base_model is not None:
+        raise ValueError("--base-only and --base-model, which leaves out the base; allowed: one of them")
     keys = [*BUDGETS[options.budget], *options.keys]
     keys += [f"data.corpus={options.corpus.absolute()}"] if options.corpus else []
     keys += [f"seconds={options.seconds}"] if options.seconds else []

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from dsv4.checkpoint.atomic import DiskFullError, new_file, new_folder
 from dsv4.commands.recipe_flags import parse
+from dsv4.evals.post_training_results import write_results
 from dsv4.evals.results_page import write_page
 from dsv4.evals.v4_results import collect_record, collect_results, evaluate_model, write_efforts
 from dsv4.model_folder import resolve_model
@@ -44,6 +45,7 @@ RECIPE = ROOT / "recipes" / "v4.toml"
 MAINS: dict[str, Callable[[list[str]], int]] = {
     "nano": nano.main, "sft": sft.main, "grpo": grpo.main, "distill": distill.main
 }  # fmt: skip
+MIXED_SHARE = 0.7  # of the budget's `rest`, as far as it can be foretold; evaluation takes what is left
 BUDGETS = {"cpu": (), "gpu": ("device=cuda", "budget.seconds=1800")}
 
 
@@ -61,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.print_config:
             print(write_recipe(recipe), end="")
             return 0
-        check_recipe(recipe)
+        recipe = check_recipe(recipe)
         if not options.resume:
             save_recipe(recipe, run_dir)
         run = V4Run(recipe, run_dir, StageLog(run_dir))
@@ -101,11 +103,20 @@ def saved_recipe(run_dir: Path, options: argparse.Namespace) -> V4Recipe:
     return read_recipe(V4Recipe, RunFolders(run_dir).recipe)
 
 
-def check_recipe(recipe: V4Recipe) -> None:
-    """ValueError, before hours of training, for a model, a corpus or a sandbox that is missing."""
-    for folder in (recipe.base_model, recipe.sft_model):
-        if folder is not None:
-            resolve_model(folder)
+def check_recipe(recipe: V4Recipe) -> V4Recipe:
+    """The recipe with whole paths of its models, so that a run is resumed from any folder.
+
+    ValueError, before hours of training, for a model, a corpus or a sandbox that is missing.
+    """
+    models: dict[str, str] = {}
+    for key in ("base_model", "sft_model"):
+        name: str | None = getattr(recipe, key)
+        if name is None:
+            continue
+        folder = resolve_model(name).absolute()
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{key} is {name}, which is no model folder (no config.json)")
+        models[key] = str(folder)
     if recipe.sft_model is not None and recipe.base_model is None:
         raise ValueError("sft_model without base_model; allowed: both, since the base is evaluated too")
     corpus = recipe.nano.data.corpus
@@ -116,6 +127,7 @@ def check_recipe(recipe: V4Recipe) -> None:
         )
     for name in DOMAINS:
         open_domain(name).prepare()
+    return recipe.model_copy(update=models)
 
 
 def save_recipe(recipe: V4Recipe, run_dir: Path) -> None:
@@ -135,8 +147,8 @@ class V4Run:
         self.recipe, self.log = recipe, log
         self.folders = RunFolders(
             run_dir,
-            None if recipe.base_model is None else resolve_model(recipe.base_model),
-            None if recipe.sft_model is None else resolve_model(recipe.sft_model),
+            None if recipe.base_model is None else Path(recipe.base_model),
+            None if recipe.sft_model is None else Path(recipe.sft_model),
         )
 
     def stages(self) -> list[Stage]:
@@ -160,13 +172,12 @@ class V4Run:
         found += [
             Stage("averaged", folders.averaged, 0.0, self._average),
             Stage("student", folders.student, recipe.student.run.seconds or 0.0, self._distill),
-            Stage("mixed", folders.mixed, 0.6 * rest, self._mix),
+            Stage("mixed", folders.mixed, MIXED_SHARE * rest, self._mix),
         ]
         models = folders.models()
+        seconds = (1.0 - MIXED_SHARE) * rest / (len(models) + 1)
         for name in models:
-            seconds = 0.4 * rest / (len(models) + 1)
             found.append(Stage(f"evaluation.{name}", folders.scores(name), seconds, lambda n=name: self._evaluate(n)))
-        seconds = 0.4 * rest / (len(models) + 1)
         found.append(Stage("evaluation.efforts", folders.efforts, seconds, self._evaluate_efforts))
         found.append(Stage("results", folders.results, 0.0, self._write_results))
         return found
@@ -196,8 +207,8 @@ class V4Run:
 
     def _write_data(self, domain: str) -> str:
         section: SpecialistSection = getattr(self.recipe.specialists, domain)
-        path, count = self.folders.data(domain), section.conversations
-        write_conversations(domain, path, count, self.recipe.seed, section.thinking, section.efforts, self.recipe.level)
+        path, count, recipe = self.folders.data(domain), section.conversations, self.recipe
+        write_conversations(domain, path, count, recipe.data_seed, section.thinking, section.efforts, recipe.level)
         return f"{count:,} conversations of {domain}"
 
     def _fine_tune(self, domain: str) -> str:
@@ -244,9 +255,9 @@ class V4Run:
         folders = self.folders
         results = collect_results(folders, self.recipe)
         page = write_page(results, collect_record(folders, self.log.times))
-        for path, text in ((folders.page, page), (folders.results, results.model_dump_json(indent=2) + "\n")):
-            with new_file(path) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+        with new_file(folders.page) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+        write_results(results, folders.results)  # last: the stage's result
         return "results.json, results.html"
 
     def _train_sft(self, data: list[Path], words: list[str], run_dir: Path) -> str:

@@ -1,4 +1,4 @@
-"""Confidence interval of a rate."""
+"""Confidence intervals of a rate, and of the difference of two."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ class Results(_Table):
         return all(before < after for before, after in pairwise(tokens))
 
     def findings(self) -> Iterator[tuple[bool, str]]:
-        """What a run should show: True if it does, and the figures in words."""
+        """Aims of a run, each True if it is reached, with its figures in words."""
         for domain, (low, high) in self.gains().items():
             yield low > 0, f"specialist of {domain} minus sft: {100 * low:+.1f} to {100 * high:+.1f} points"
         share = self.student_share

@@ -38,7 +38,7 @@ def answer_tokens(runs: Mapping[str, Rows]) -> str:
 
 
 def domain_bars(results: Results) -> str:
-    """Rates by domain of the base, the sft, the domain's specialist and the student, with 95 % intervals."""
+    """Rates by domain of every model, of the specialists the domain's own, with 95 % intervals."""
     scores = results.scores
     shown: dict[str, list[Count]] = {
         "base": [scores.base[d] for d in results.domains],
@@ -115,7 +115,7 @@ def _curves(axes: Any, runs: Mapping[str, Rows], key: str, label: str) -> None:
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("step")
     axes.set_ylabel(label)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))  # rewards with penalties are below 0
     axes.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.16))
 
 

@@ -83,7 +83,7 @@ class Checkpoints:
             return
         future, step, position, common = self._pending
         self._pending = None
-        path, temporary, old = self.path(step), self.folder / f"writing-{step}", self.folder / f"old-{step}"
+        path, temporary = self.path(step), self.folder / f"writing-{step}"
         future.result()
         dist.barrier(self._group)
         if dist.get_rank() == 0:
@@ -91,14 +91,30 @@ class Checkpoints:
             if common:
                 torch.save(common, temporary / COMMON)
             sync_folder(temporary)
-            if path.exists():  # of before a rollback
-                path.rename(old)
+            old = self._set_aside(step) if path.exists() else None  # of before a rollback
             temporary.rename(path)
             sync_folder(self.folder)
-            shutil.rmtree(old, ignore_errors=True)
+            if old is not None:
+                shutil.rmtree(old)
             for other in set(self.steps()[:-KEPT]) - set(self.unsuspected()):
-                shutil.rmtree(self.path(other))
+                shutil.rmtree(self._set_aside(other))
         dist.barrier(self._group)
+
+    def drop_after(self, step: int) -> None:
+        """Remove the checkpoints of later steps, the last one first."""
+        self.finish()
+        dist.barrier(self._group)  # all ranks have read what they need of them
+        if dist.get_rank() == 0:
+            for later in reversed(self.steps()):
+                if later > step:
+                    shutil.rmtree(self._set_aside(later))
+        dist.barrier(self._group)
+
+    def _set_aside(self, step: int) -> Path:
+        """Rename a checkpoint, so that one that is removed in part counts no more; what a killed run left goes."""
+        old = self.folder / f"old-{step}"
+        shutil.rmtree(old, ignore_errors=True)
+        return self.path(step).rename(old)
 
     def load(self, path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Read this rank's `tensors` from a checkpoint in place; its position, and what is common.

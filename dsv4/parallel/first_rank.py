@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from torch.distributed.rendezvous import rendezvous
 
 from dsv4.parallel.mesh import launched
 
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
 T = TypeVar("T")
 LONGEST = timedelta(days=7)
+
+
+@functools.cache
+def _meet() -> tuple[Store, int]:
+    """Store of the launcher's ranks, and this one's number.
+
+    Kept as long as the process: if no launcher holds the store, rank 0 does, and the others read it after its work.
+    """
+    store, rank, _ = next(rendezvous("env://", timeout=LONGEST))
+    return store, rank
 
 
 class FirstRankError(ValueError):
@@ -26,7 +40,7 @@ def on_first_rank(name: str, work: Callable[[], T]) -> T:
     """
     if not launched():
         return work()
-    store, rank, _ = next(rendezvous("env://", timeout=LONGEST))
+    store, rank = _meet()
     key = f"first_rank/{name}"
     if rank > 0:
         store.wait([key], LONGEST)

@@ -88,16 +88,25 @@ def run_stages(stages: Sequence[Stage], log: StageLog, say: Callable[[str], obje
 
 @contextmanager
 def stopping_at_sigterm(what: str) -> Generator[None]:
-    """Context in which SIGTERM raises RunStoppedError, but for loops inside that save their state first."""
+    """Context in which SIGTERM raises RunStoppedError, but for loops inside that save their state first.
+
+    Nothing inside that handles an Exception, as the judging of an answer does, takes it for its own.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise RunStoppedError(f"stopped by SIGTERM in stage {what}")
+        raise _Stopped
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
+    except _Stopped:
+        raise RunStoppedError(f"stopped by SIGTERM in stage {what}") from None
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+class _Stopped(BaseException):
+    """SIGTERM came."""

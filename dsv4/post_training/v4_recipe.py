@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from dsv4.analysis.precision import Precision
+from dsv4.data.stable_hash import stable_hash
 from dsv4.data.tasks import Effort
 from dsv4.post_training.domains.domain import Level
 from dsv4.post_training.recipes import Count, DistillRecipe, GRPORecipe, PolicyRecipe, Positive, Share
@@ -19,25 +20,28 @@ from dsv4.training.recipe import Section, read_recipe
 DOMAINS = ("mathematics", "code", "tools", "instructions")
 
 P = TypeVar("P", bound=PolicyRecipe)
+S = TypeVar("S", bound=Section)
+PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 class BudgetSection(Section):
     """Seconds of the whole run, and the shares of its stages; those of specialists are for all domains together.
 
-    `rest` is what comparisons and evaluation are expected to take: their length is given by tokens and questions.
+    `rest` is what comparisons and evaluation are expected to take: their length is given by tokens and questions. What
+    the shares leave of 1 is for data, starts and exports, which no stage counts.
     """
 
     seconds: Positive = 21600.0
-    base: Share = 0.40
+    base: Share = 0.34
     sft: Share = 0.06
-    specialist_sft: Share = 0.08
-    specialist_grpo: Share = 0.24
-    student: Share = 0.10
+    specialist_sft: PositiveShare = 0.055
+    specialist_grpo: PositiveShare = 0.26
+    student: PositiveShare = 0.13
     rest: Share = 0.12
 
     @model_validator(mode="after")
     def _check(self) -> BudgetSection:
-        total = sum(value for name, value in self if name != "seconds")
+        total = sum(self._shares().values())
         if total > 1.0 + 1e-9:
             raise ValueError(f"the shares add up to {total:.3f}; allowed: 1 at most")
         return self
@@ -46,18 +50,34 @@ class BudgetSection(Section):
         """Seconds of a share."""
         return self.seconds * getattr(self, name)
 
+    def without(self, left_out: Sequence[str]) -> BudgetSection:
+        """The same seconds for the other stages alone: each gets as much more as its share."""
+        shares = self._shares()
+        factor = sum(shares.values()) / sum(share for name, share in shares.items() if name not in left_out)
+        return self.model_copy(
+            update={name: 0.0 if name in left_out else share * factor for name, share in shares.items()}
+        )
+
+    def _shares(self) -> dict[str, float]:
+        return {name: value for name, value in self if name != "seconds"}
+
 
 class FineTuningSection(Section):
     """Fine-tuning on conversations: the keys of `dsv4 train sft` that the recipe sets."""
 
     seconds: Positive | None = None  # left out: `steps`, or else the budget's
     steps: Count | None = None
-    rate: Positive = 5e-4
+    rate: Positive = 1e-3
     max_tokens: Count = 1024  # longer conversations are refused
     row_tokens: Count = 4096
-    batch_tokens: Count = 8192  # of a step
+    batch_tokens: Count = 4096  # of a step
     precision: Precision = "bf16"
     save_every: Count = 50
+
+    @property
+    def has_length(self) -> bool:
+        """True if the section gives its length itself."""
+        return self.seconds is not None or self.steps is not None
 
     def words(self, device: str, tokens: int | None = None) -> list[str]:
         """Arguments of `dsv4 train sft`; `tokens`: length of the run in place of the section's."""
@@ -136,16 +156,22 @@ class V4Recipe(Section):
     student: DistillRecipe = DistillRecipe()
     evaluation: EvaluationSection = EvaluationSection()
 
+    @property
+    def data_seed(self) -> int:
+        """Seed of the conversations, another than the problems': GRPO is to ask what fine-tuning has not answered."""
+        return stable_hash("conversations", self.seed)
+
     def resolve(self) -> V4Recipe:
         """The same run with the budget's seconds, problems and device written out in every section."""
-        budget, count = self.budget, len(DOMAINS)
+        budget = self.budget.without(self._given())
+        tuning = [name for name, section in self.specialists.items() if not section.sft.has_length]
         specialists: dict[str, SpecialistSection] = {}
         for name, section in self.specialists.items():
             sft = section.sft
-            if sft.seconds is None and sft.steps is None:
-                sft = sft.model_copy(update={"seconds": budget.of("specialist_sft") / count})
+            if name in tuning:
+                sft = sft.model_copy(update={"seconds": budget.of("specialist_sft") / len(tuning)})
             efforts = {"efforts": section.efforts}
-            grpo = self._policy(section.grpo, budget.of("specialist_grpo") / count, (name,), efforts)
+            grpo = self._policy(section.grpo, budget.of("specialist_grpo") / len(DOMAINS), (name,), efforts)
             specialists[name] = section.model_copy(update={"sft": sft, "grpo": grpo})
         thinkers = {name: section.efforts for name, section in self.specialists.items() if section.efforts}
         efforts = {"efforts": tuple({effort: None for found in thinkers.values() for effort in found})}
@@ -153,41 +179,54 @@ class V4Recipe(Section):
         student = self._policy(self.student, budget.of("student"), DOMAINS, efforts)
         return self.model_copy(
             update={
-                "nano": self._nano(),
+                "budget": budget,
+                "nano": self._nano(budget),
                 "specialists": self.specialists.model_copy(update=specialists),
                 "student": student,
             }
         )
 
-    def _nano(self) -> NanoRecipe:
-        """Recipe of the base and its sft, with their seconds and the device."""
-        nano, budget = self.nano, self.budget
+    def _given(self) -> list[str]:
+        """Stages that a model folder stands for."""
+        return [name for name in ("base", "sft") if getattr(self, f"{name}_model") is not None]
+
+    def _nano(self, budget: BudgetSection) -> NanoRecipe:
+        """Recipe of the base and its sft, with their seconds and the device. ValueError for one without seconds."""
+        nano = self.nano
         update: dict[str, Any] = {}
         for part in ("base", "sft"):
             recipe = getattr(nano, part)
-            update[part] = recipe.model_copy(
-                update={"run": recipe.run.model_copy(update={"device": self.device, "seed": self.seed})}
-            )
+            update[part] = recipe.model_copy(update={"run": self._run(recipe.run)})
         if nano.steps is None:
-            seconds = budget.of("base") + budget.of("sft")
-            update |= {"seconds": seconds, "sft_share": budget.of("sft") / seconds}
-        if self.base_model is not None:
-            update |= {"seconds": budget.of("sft")}
+            seconds = {part: budget.of(part) for part in ("base", "sft") if part not in self._given()}
+            if not all(seconds.values()):
+                part = min(seconds, key=lambda name: seconds[name])
+                raise ValueError(f"budget.{part} is 0; allowed: more, or {part}_model")
+            if seconds:
+                update["seconds"] = sum(seconds.values())
+            if "base" in seconds and "sft" in seconds:
+                update["sft_share"] = seconds["sft"] / update["seconds"]
         return nano.model_copy(update=update)
 
     def _policy(self, recipe: P, seconds: float, domains: tuple[str, ...], efforts: dict[str, Any]) -> P:
         """Recipe of GRPO or of distillation; a length, problems or a device that it gives stay."""
-        run, problems = recipe.run, recipe.problems
-        update: dict[str, Any] = {"device": self.device}
+        run, problems = self._run(recipe.run), recipe.problems
         if run.seconds is None and "steps" not in run.model_fields_set:
-            update["seconds"] = seconds
-        if "seed" not in run.model_fields_set:
-            update["seed"] = self.seed
+            run = run.model_copy(update={"seconds": seconds})
         if not problems.domains and not problems.tasks:
-            problems = problems.model_copy(
-                update={"domains": domains, "seed": self.seed, "level": self.level, **efforts}
-            )
-        return recipe.model_copy(update={"run": run.model_copy(update=update), "problems": problems})
+            problems = _filled(problems, {"domains": domains, "seed": self.seed, "level": self.level, **efforts})
+        return recipe.model_copy(update={"run": run, "problems": problems})
+
+    def _run(self, run: S) -> S:
+        """A section `run` with the device and the seed of the whole, unless it gives its own."""
+        return _filled(run, {"device": self.device, "seed": self.seed})
+
+
+def _filled(section: S, values: dict[str, Any]) -> S:
+    """The section with values of keys that it does not give itself."""
+    return section.model_copy(
+        update={key: value for key, value in values.items() if key not in section.model_fields_set}
+    )
 
 
 def read_v4_recipe(path: Path, nano: Path, keys: list[str]) -> V4Recipe:

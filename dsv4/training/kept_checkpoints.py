@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
-
-import torch.distributed as dist
 
 from dsv4.parallel.checkpoint import Checkpoints
 
@@ -28,9 +25,4 @@ class KeptCheckpoints:
 
     def drop_after(self, step: int) -> None:
         """Remove the checkpoints of later steps: the run has left the way that led to them."""
-        dist.barrier()  # all ranks have made their choice
-        if dist.get_rank() == 0:
-            for later in self._checkpoints.steps():
-                if later > step:
-                    shutil.rmtree(self.path(later))
-        dist.barrier()
+        self._checkpoints.drop_after(step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from dsv4.evals.intervals import difference
 from dsv4.evals.post_training_results import Count, Effort, Results, make_results, read_results, write_results
 from dsv4.evals.results_page import RunRecord, StageRecord, write_page
+from dsv4.evals.results_plots import reward_curves
 
 DOMAINS = ("mathematics", "code")
 
@@ -90,6 +92,12 @@ def test_the_page_stands_alone_and_escapes_what_it_shows() -> None:
     assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     )
+
+
+def test_rewards_below_zero_are_in_the_picture() -> None:
+    runs = {"mathematics": [{"step": step, "reward": (step - 2) / 4} for step in range(5)]}
+    shown = re.findall(r">([−\d.]+)</text>", reward_curves(runs))
+    assert min(float(text.replace("−", "-")) for text in shown) < -0.3
 
 
 def test_a_page_of_nothing_right_is_drawn() -> None:

@@ -117,6 +117,12 @@ def test_resuming_nothing_is_refused(recipe, tmp_path: Path) -> None:
         recipe(["--resume", "--run-dir", str(tmp_path / "none"), "--out", str(tmp_path / "out")])
 
 
+def test_a_base_alone_and_a_given_base_are_refused(recipe, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="--base-only and --base-model, which leaves out the base"):
+        recipe(["--base-only", "--base-model", "nano", "--run-dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_that_is_no_model_is_not_written_over(recipe, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     run = tmp_path / "run"

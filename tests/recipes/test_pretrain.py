@@ -217,9 +217,8 @@ def dsv4_data(*arguments: str) -> int:
         (["parallel.pipeline=99"], "up to the"),
         (["parallel.stages=[1, 2]"], "numbers that add up"),
         (["parallel.data=2", "run.replicas=2"], "run.replicas 2 on 2 ranks"),
-        (["parallel.context=2", "stability.rollback=true"], "stability.rollback on 2 ranks"),
-        (["parallel.data=2", "model.start=nano", "lora.rank=4"], "lora.rank on 2 ranks"),
-        (["parallel.pipeline=2", "stages.0.attention=dense", "stages.0.steps=2"], "attention 'dense' of stage"),
+        (["parallel.pipeline=2", "stability.rollback=true"], "stability.anticipate 'after_rollback' with parallel.pip"),
+        (["parallel.expert=2", "model.start=nano", "lora.rank=4"], "lora.rank and parallel.expert on 2 ranks"),
     ],
 )
 def test_ranks_and_settings_of_one_process_are_refused(words: list[str], said: str) -> None:

@@ -18,6 +18,7 @@ from dsv4.evals.post_training_results import read_results
 from dsv4.post_training import policy_run
 from dsv4.post_training.recipe_run import tokenizer_files
 from dsv4.post_training.sandbox.substrates import missing
+from dsv4.post_training.stage_run import StageLog
 from dsv4.post_training.v4_recipe import DOMAINS
 from dsv4.training import loop
 from dsv4.training.export import export_model
@@ -152,10 +153,14 @@ def check_equal_tokens(run: Path) -> None:
         (["--resume"], "holds no run"),
         (["--resume", "budget.seconds=1"], "--resume goes on with the run's own recipe"),
         (["budget.second=1"], "budget.second is unknown; the nearest key is budget.seconds"),
-        (["budget.base=0.9"], "the shares add up to 1.500; allowed: 1 at most"),
+        (["budget.base=0.9"], "the shares add up to 1.525; allowed: 1 at most"),
+        (["budget.sft=0"], "budget.sft is 0; allowed: more, or sft_model"),
+        (["budget.student=0"], "budget.student is 0: Input should be greater than 0"),
         (["nano.second=1"], "second is unknown; the nearest key is seconds"),
         (["evaluation.effort_domain=chess"], "effort_domain is chess; allowed: mathematics"),
         (["--base-model", "none"], "'none' is no folder here"),
+        (["--base-model", "runs/none/model"], "base_model is runs/none/model, which is no model folder"),
+        (["--base-model", str(nano_path()), "--sft-model", "x/y/z"], "sft_model is x/y/z, which is no model folder"),
         (["--sft-model", str(nano_path())], "sft_model without base_model"),
         (["--corpus", "none"], "none is no corpus"),
     ],
@@ -172,11 +177,52 @@ def test_the_config_is_whole_and_shares_out_the_budget(capsys: pytest.CaptureFix
 
     assert v4.main(["--budget", "gpu", "budget.seconds=1000", "--print-config"]) == 0
     recipe = tomllib.loads(capsys.readouterr().out)
-    assert recipe["nano"]["seconds"] == pytest.approx(460) and recipe["nano"]["base"]["run"]["device"] == "cuda"
-    assert recipe["specialists"]["code"]["grpo"]["run"]["seconds"] == pytest.approx(60)
+    assert recipe["nano"]["seconds"] == pytest.approx(400) and recipe["nano"]["sft_share"] == pytest.approx(0.15)
+    assert recipe["nano"]["base"]["run"]["device"] == "cuda"
+    assert recipe["specialists"]["code"]["grpo"]["run"]["seconds"] == pytest.approx(65)
     assert recipe["specialists"]["code"]["grpo"]["problems"]["domains"] == ["code"]
-    assert recipe["specialists"]["tools"]["sft"]["seconds"] == pytest.approx(20)
+    assert recipe["specialists"]["code"]["sft"]["steps"] == 60 and "seconds" not in recipe["specialists"]["code"]["sft"]
+    assert recipe["specialists"]["tools"]["sft"]["seconds"] == pytest.approx(55 / 3)
     assert recipe["student"]["run"]["device"] == "cuda" and recipe["student"]["problems"]["domains"] == list(DOMAINS)
+
+
+def test_the_time_of_a_given_model_goes_to_the_other_stages(capsys: pytest.CaptureFixture[str]) -> None:
+    import tomllib
+
+    shares: list[dict[str, float]] = []
+    for words in ([], ["--base-model", "b"], ["--base-model", "b", "--sft-model", "s"]):
+        assert v4.main([*words, "--print-config"]) == 0
+        recipe = tomllib.loads(capsys.readouterr().out)
+        shares.append(recipe["budget"])
+        seconds = shares[-1].pop("seconds")
+        assert sum(shares[-1].values()) == pytest.approx(sum(shares[0].values()))
+        assert recipe["student"]["run"]["seconds"] == pytest.approx(seconds * shares[-1]["student"])
+    whole, based, tuned = shares
+    assert based["base"] == 0.0 and tuned["sft"] == 0.0 and tuned["student"] > based["student"] > whole["student"]
+    assert based["sft"] / whole["sft"] == pytest.approx(based["rest"] / whole["rest"])
+
+
+def test_keys_that_a_section_gives_stay() -> None:
+    words = ["device=cuda", "seed=7", "nano.base.run.device=cpu", "nano.sft.run.seed=3", "student.run.device=cpu"]
+    words += ["specialists.code.grpo.problems.level=standard", "specialists.code.grpo.problems.seed=5"]
+    recipe = v4.read_v4_recipe(v4.RECIPE, v4.nano.RECIPE, words)
+    runs = recipe.nano.base.run, recipe.nano.sft.run, recipe.student.run, recipe.specialists.tools.grpo.run
+    assert [run.device for run in runs] == ["cpu", "cuda", "cpu", "cuda"]
+    assert [run.seed for run in runs] == [7, 3, 7, 7]
+    problems = recipe.specialists.code.grpo.problems
+    assert (problems.domains, problems.level, problems.seed) == (("code",), "standard", 5)
+
+
+def test_grpo_asks_other_problems_than_fine_tuning_has_answered(tmp_path: Path) -> None:
+    words = ["specialists.instructions.conversations=30", 'nano.data.corpus=""']
+    recipe = v4.read_v4_recipe(v4.RECIPE, v4.nano.RECIPE, words)
+    stages = v4.V4Run(recipe, tmp_path, StageLog(tmp_path)).stages()
+    next(stage for stage in stages if stage.name == "data.instructions").run()
+    lines = (tmp_path / "data" / "instructions.jsonl").read_text(encoding="utf-8").splitlines()
+    answered = [json.loads(line)["messages"][-2]["content"] for line in lines]
+    source = recipe.specialists.instructions.grpo.source()
+    asked = [str(source.problem(number).prompt().messages[-1].content) for number in range(30)]
+    assert len(answered) == 30 and len(set(asked) & set(answered)) <= 3  # by chance, of some thousands
 
 
 def test_the_base_is_trained_first_and_its_sft_by_going_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +252,10 @@ def test_a_stopped_stage_ends_the_run_with_its_status(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(v4.MAINS, "nano", lambda words: 143)
+    monkeypatch.chdir(base.parent)
     run = tmp_path / "run"
-    assert v4.main(["--base-model", str(base), *keys(), "--run-dir", str(run)]) == 143
+    assert v4.main(["--base-model", f"./{base.name}", *keys(), "--run-dir", str(run)]) == 143
     assert f"to go on: dsv4 train v4 --resume --run-dir {run}" in capsys.readouterr().err
     assert stage_names(run) == ["sft"]
+    monkeypatch.chdir(tmp_path)
+    assert v4.main(["--resume", "--run-dir", str(run)]) == 143  # and not an error for the model, from any folder
