@@ -33,12 +33,16 @@ MODEL = "dsv4-nano"
 
 @dataclass
 class Script:
-    """One answer: pieces of reasoning and text, `pause` seconds before each; or a status with an error text."""
+    """One answer: pieces of reasoning and text, `pause` seconds before each; or a status with an error text.
+
+    `held`: the second and later pieces of the text wait until it is set.
+    """
 
     answer: list[str] = field(default_factory=list)
     thinking: list[str] = field(default_factory=list)
     calls: list[dict[str, Any]] = field(default_factory=list)  # pieces of tool calls, after the text
     pause: float = 0.0
+    held: threading.Event | None = None
     finish: str = "stop"
     status: int = 200
     error: str = ""
@@ -46,6 +50,10 @@ class Script:
     headers: dict[str, str] = field(default_factory=dict)  # of an error
     progress: list[dict[str, Any]] = field(default_factory=list)  # fields of the chunks before the answer
     milliseconds: float = 20.0  # per token, by the engine's clock
+
+    def holds(self, chunk: dict[str, Any]) -> bool:
+        later = any(choice["delta"].get("content") in self.answer[1:] for choice in chunk.get("choices", []))
+        return later and self.held is not None and not self.held.is_set()
 
     def timings(self, tokens: int) -> dict[str, Any]:
         spent = (tokens - 1) * self.milliseconds
@@ -146,6 +154,8 @@ class Mock:
             yield ": keep-alive\n\n"
             for chunk in script.chunks():
                 await asyncio.sleep(script.pause)
+                while script.holds(chunk):
+                    await asyncio.sleep(0.02)
                 yield f"data: {json.dumps(chunk | {'id': self.answer_id})}\n\n"
             if not script.cut:
                 yield f"data: {json.dumps(script.last())}\n\ndata: [DONE]\n\n"

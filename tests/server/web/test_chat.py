@@ -1,6 +1,7 @@
 """The chat page: asking, thinking, stopping, versions, several chats, and request fields of the switches."""
 
 import re
+import threading
 from typing import Any
 
 import pytest
@@ -11,10 +12,12 @@ MODEL = "dsv4-nano"
 
 def test_answer_streams_as_markdown_with_figures(tab: Any) -> None:
     pieces = ["Sum: **4", "2**", "\n\n```python\nprint(1)", "\n```\n\n| a | b |\n|---|--:|\n| 1 | 2 |"]
-    tab.ask("What is 40 + 2?", pieces, pause=0.15)
+    seen = threading.Event()
+    tab.ask("What is 40 + 2?", pieces, held=seen)
     # Unclosed emphasis is drawn closed for now.
     expect(tab.answer().locator(".answer strong")).to_have_text("4")
     assert tab.answer().get_attribute("data-status") == "streaming"
+    seen.set()
     answer = tab.wait("done")
     assert answer.locator(".answer strong").inner_text() == "42"
     assert answer.locator("figure.code pre").inner_text() == "print(1)"
