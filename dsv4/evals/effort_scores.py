@@ -30,9 +30,3 @@ def evaluate_efforts(
 def to_results(scores: Mapping[Effort, DomainScore]) -> dict[str, dict[str, Any]]:
     """`efforts` of results.json: accuracy and mean tokens by level."""
     return {effort: {"accuracy": score.rate, "tokens": score.mean_tokens} for effort, score in scores.items()}
-
-
-def tokens_rise(scores: Mapping[Effort, DomainScore]) -> bool:
-    """True if more effort never means fewer tokens."""
-    means = [scores[effort].mean_tokens for effort in EFFORTS if effort in scores]
-    return means == sorted(means)
