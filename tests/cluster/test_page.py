@@ -146,3 +146,5 @@ def test_errors_of_loading_are_those_of_a_local_engine(cluster: Cluster, tmp_pat
         ClusterEngine(cluster, plan)
     assert str(found.value) == str(wanted.value) and not isinstance(found.value, ClusterError)
     assert isinstance(found.value, (CheckpointError, ValueError, OSError))
+    assert cluster._serve is not None
+    until(lambda: "dsv4-broken" not in cluster._serve.status().applications)  # so that it holds no CPU

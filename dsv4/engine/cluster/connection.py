@@ -160,8 +160,8 @@ class Cluster:
             raise ClusterError(f"the replicas of {plan.name} cannot be started: {error}") from error
 
     def remove(self, name: str) -> None:
-        """Ends the replicas of a model; those of a cluster of this process end with it."""
-        if not self.is_local and self._serve is not None:
+        """Ends the replicas of a model; with the last holder of a cluster of this process the cluster ends them."""
+        if self._serve is not None and not (self.is_local and self._holders <= 1):
             self._serve.delete(application_name(name), _blocking=False)
 
     def _warn_of_room(self, plan: ReplicaPlan, on_gpu: bool) -> None:
