@@ -6,6 +6,7 @@ StatefulDataLoader keeps the state of iterators; here the state is one number, a
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from itertools import count
@@ -58,7 +59,7 @@ class Prefetch:
             sampler=_From(number),
             num_workers=self._workers,
             collate_fn=_unchanged,
-            worker_init_fn=_leave_interrupts,
+            worker_init_fn=_leave_group,
             prefetch_factor=1,
             # Forking a process that runs torch's threads can hang.
             multiprocessing_context="spawn",
@@ -66,8 +67,9 @@ class Prefetch:
         return iter(loader)
 
 
-def _leave_interrupts(worker: int) -> None:
-    """Ctrl-C goes to all processes of a terminal; the main one says when these end."""
+def _leave_group(worker: int) -> None:
+    """Leave the main process's group, to which terminals, torchrun and timeout send signals; it says when this ends."""
+    os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

@@ -150,14 +150,14 @@ class Trainer:
         RunStoppedError, with the state saved, if the process got SIGTERM or Ctrl-C meanwhile.
         """
         keep_freed_memory()
-        with self._report() as report, self._processes() as replicas, StopOnSignal() as stop:
+        with self._report() as report, self._processes() as replicas, self._stop() as stop:
             if self.stability and self.progress.step not in self.stability.kept.steps():
                 self.save()  # a state to go back to; kept before, unless this is a new run or one killed while saving
             while not (self.finished or self._stops(stop)) and (stop_after is None or self.progress.step < stop_after):
                 self._one_step(report, replicas)
                 if self.progress.step % self.settings.save_every == 0:
                     self.save()
-        self.save()
+            self._save_last()
         if stop.requested and not self.finished:
             step = self.progress.step
             raise stop.error(step, self.plan.total(step), self.state_path)
@@ -179,9 +179,16 @@ class Trainer:
             self.model, self.optimizer, sources, settings.replicas, settings.threads, settings.micro_batches
         )
 
+    def _stop(self) -> StopOnSignal:
+        return StopOnSignal()
+
     def _stops(self, stop: StopOnSignal) -> bool:
         """True if the run is to end before its next step."""
         return stop.requested
+
+    def _save_last(self) -> None:
+        """Save as the run ends, before its signal handlers go."""
+        self.save()
 
     def save(self) -> None:
         """Write the whole state of the run. NonFiniteLossError, with nothing written, if a parameter is not finite."""

@@ -35,7 +35,7 @@ from dsv4.training.speed import SpeedMeter
 from dsv4.training.spikes import Spike
 from dsv4.training.stability import Kept, Stability
 from dsv4.training.state import RunPosition
-from dsv4.training.stopping import RunStoppedError, StopOnSignal
+from dsv4.training.stopping import StopOnSignal
 
 
 class RankTrainer(Trainer):
@@ -123,6 +123,12 @@ class RankTrainer(Trainer):
         sources = [stage.source for stage in self.stages]
         return Ranks(self.model, self.sharded, sources, self.parts, self.degrees, self.settings.micro_batches)
 
+    def _stop(self) -> StopOnSignal:
+        # A rank gets a signal more than once: of a scheduler that signals all processes, and of torchrun, which passes
+        # on its own, sends SIGTERM at a second Ctrl-C, and again once another rank has ended. If one rank ended at the
+        # second, none would have the checkpoint.
+        return StopOnSignal(ends_at_second=False)
+
     def _stops(self, stop: StopOnSignal) -> bool:
         flag = torch.tensor(int(stop.requested))
         dist.all_reduce(flag, dist.ReduceOp.MAX)
@@ -133,15 +139,9 @@ class RankTrainer(Trainer):
     def state_path(self) -> Path:
         return self.run_dir / "checkpoints"
 
-    def run(self, stop_after: int | None = None) -> RunPosition:
-        """As in Trainer; the last checkpoint is whole when it ends, also by RunStoppedError."""
-        try:
-            position = super().run(stop_after)
-        except RunStoppedError:
-            self.checkpoints.finish()
-            raise
+    def _save_last(self) -> None:
+        super()._save_last()
         self.checkpoints.finish()
-        return position
 
     def save(self) -> None:
         """Begin a checkpoint, which is whole after one of the next steps. NonFiniteLossError as in Trainer."""

@@ -23,18 +23,24 @@ class RunStoppedError(Exception):
 class StopOnSignal:
     """Notes SIGTERM or Ctrl-C in `requested` instead of ending the process. Use as a context manager.
 
-    A second one ends the process at once. Outside the main thread, where Python has no signal handlers, nothing is
-    noted. `reason` is the signal's name; on a rank that did not get it itself, SIGTERM.
+    A second one ends the process at once, or changes nothing if `ends_at_second` is False. Outside the main thread,
+    where Python has no signal handlers, nothing is noted. `reason` is the first signal's name; on a rank that did not
+    get it itself, SIGTERM.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ends_at_second: bool = True) -> None:
         self.requested = False
-        self._number = signal.SIGTERM
+        self._ends_at_second = ends_at_second
+        self._first: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     @property
     def reason(self) -> str:
         return _NAMES[self._number]
+
+    @property
+    def _number(self) -> signal.Signals:
+        return self._first or signal.SIGTERM
 
     def error(self, step: int, steps: int, place: object) -> RunStoppedError:
         """The error that ends a run which was stopped after `step` of `steps`, with its state in `place`."""
@@ -51,8 +57,12 @@ class StopOnSignal:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.requested, self._number = True, signal.Signals(number)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self._first is not None:
+            return
+        self.requested, self._first = True, signal.Signals(number)
+        if self._ends_at_second:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         if number == signal.SIGINT:
-            print("\nCtrl-C: ending after the step in progress; once more ends at once", file=sys.stderr, flush=True)
+            then = "; once more ends at once" if self._ends_at_second else ""
+            print(f"\nCtrl-C: ending after the step in progress{then}", file=sys.stderr, flush=True)

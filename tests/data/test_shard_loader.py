@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from collections import Counter
 from collections.abc import Iterator
@@ -142,6 +143,16 @@ def test_a_failing_worker_is_an_error_here() -> None:
     assert ahead.group(4) == 4  # from the start again
     with pytest.raises(ValueError, match="-1 workers"):
         Prefetch(Failing(), -1)
+
+
+def test_a_worker_is_not_in_the_group_that_signals_go_to() -> None:
+    assert Prefetch(Grouped(), 1).group(0) != Grouped().group(0)
+
+
+class Grouped:
+    def group(self, number: int) -> int:
+        """The process group."""
+        return os.getpgrp()
 
 
 class Failing:

@@ -45,7 +45,7 @@ def start(run_dir: Path, arguments: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*command, "train", "pretrain", *arguments, "--run-dir", str(run_dir)],
         cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
-        text=True,
+        text=True, start_new_session=True,
     )  # fmt: skip
 
 
@@ -57,23 +57,38 @@ def wait_for_step(run_dir: Path, step: int) -> None:
     raise AssertionError(f"step {step} was not reached")
 
 
+def last_step(run_dir: Path) -> int:
+    """The last step in the log."""
+    return json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+
+
 def steps(run_dir: Path) -> list[int]:
     """Steps of the whole checkpoints."""
     return sorted(int(path.name.removeprefix("step-")) for path in (run_dir / "checkpoints").glob("step-*"))
 
 
-def worker(launcher: int) -> int:
-    """Id of the launcher's last worker process."""
-    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    return max(map(int, children))
+def workers(launcher: int) -> list[int]:
+    """Ids of the launcher's worker processes."""
+    return sorted(map(int, Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()))
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc")
+def wait_for_saving(run_dir: Path) -> None:
+    for _ in range(20000):
+        if any((run_dir / "checkpoints").glob("writing-*")):
+            return
+        time.sleep(0.005)
+    raise AssertionError("no checkpoint was begun")
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc")
+
+
+@needs_proc
 def test_a_killed_rank_ends_the_others_with_the_last_checkpoint_whole(words: list[str], tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     running = start(run_dir, words)
     wait_for_step(run_dir, 5)
-    os.kill(worker(running.pid), signal.SIGKILL)
+    os.kill(workers(running.pid)[-1], signal.SIGKILL)
     _, said = running.communicate(timeout=200)
     assert running.returncode != 0
     assert "training stopped on rank 0: another rank ended" in said and "--resume" in said, said[-3000:]
@@ -94,5 +109,39 @@ def test_sigterm_saves_the_step_in_progress(words: list[str], tmp_path: Path) ->
     running.terminate()
     _, said = running.communicate(timeout=200)
     assert "stopped by SIGTERM after step" in said and "--resume" in said, said[-3000:]
-    done = [json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    assert steps(run_dir) == [done[-1] + 1]
+    assert steps(run_dir) == [last_step(run_dir) + 1]
+
+
+def test_a_second_ctrl_c_while_saving_leaves_the_checkpoint_whole(words: list[str], tmp_path: Path) -> None:
+    """torchrun's ranks are in sessions of their own: it passes the first on, and sends them SIGTERM at the second."""
+    run_dir = tmp_path / "run"
+    running = start(run_dir, [*words, "run.save_every=1000"])
+    wait_for_step(run_dir, 3)
+    os.killpg(running.pid, signal.SIGINT)
+    wait_for_saving(run_dir)
+    os.killpg(running.pid, signal.SIGINT)
+    _, said = running.communicate(timeout=200)
+    assert "stopped by Ctrl-C after step" in said and "--resume" in said, said[-3000:]
+    saved = last_step(run_dir) + 1
+    assert steps(run_dir) == [saved]
+
+    going_on = start(run_dir, ["--resume"])
+    wait_for_step(run_dir, saved + 1)
+    going_on.terminate()
+    going_on.communicate(timeout=200)
+    assert steps(run_dir)[-1] > saved
+
+
+@needs_proc
+def test_sigterm_to_every_process_saves_the_step_in_progress(words: list[str], tmp_path: Path) -> None:
+    """As a scheduler sends it: a rank gets it again from torchrun."""
+    run_dir = tmp_path / "run"
+    running = start(run_dir, [*words, "run.save_every=1000"])
+    wait_for_step(run_dir, 3)
+    for rank in workers(running.pid):
+        os.kill(rank, signal.SIGTERM)
+    wait_for_saving(run_dir)
+    running.terminate()
+    _, said = running.communicate(timeout=200)
+    assert "stopped by SIGTERM after step" in said, said[-3000:]
+    assert steps(run_dir) == [last_step(run_dir) + 1]

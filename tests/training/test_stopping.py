@@ -75,6 +75,14 @@ def test_a_second_ctrl_c_ends_at_once() -> None:
         raise AssertionError("a second one is not noted")
 
 
+def test_later_signals_leave_a_rank_to_its_saving(capsys: pytest.CaptureFixture[str]) -> None:
+    with StopOnSignal(ends_at_second=False) as stop:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+            assert stop.requested and stop.reason == "Ctrl-C"
+    assert capsys.readouterr().err == "\nCtrl-C: ending after the step in progress\n"
+
+
 def test_a_second_sigterm_ends_the_process() -> None:
     with StopOnSignal() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
