@@ -95,7 +95,7 @@ class Results(_Table):
 
     scores: Scores
     efforts: dict[str, Effort]
-    train_serve_max_difference: NotNegative
+    train_serve_max_difference: NotNegative | None  # None: not measured in every run
 
     @property
     def domains(self) -> tuple[Domain, ...]:
@@ -131,7 +131,8 @@ class Results(_Table):
             shown = ", ".join(f"{level} {effort.tokens:.0f}" for level, effort in self.efforts.items())
             yield self.efforts_are_ordered, f"mean tokens grow with the effort: {shown}"
         largest = self.train_serve_max_difference
-        yield largest == 0.0, f"largest difference of a log-probability, trained and served: {largest:g}"
+        words = "not measured in every run" if largest is None else f"{largest:g}"
+        yield largest == 0.0, f"largest difference of a log-probability, trained and served: {words}"
 
 
 def read_results(path: Path) -> Results:
@@ -152,7 +153,7 @@ def write_results(results: Results, path: Path) -> None:
 
 
 def make_results(
-    scores: Mapping[str, Mapping[Domain, Count]], efforts: Mapping[str, Effort], train_serve: float
+    scores: Mapping[str, Mapping[Domain, Count]], efforts: Mapping[str, Effort], train_serve: float | None
 ) -> Results:
     """Results from rows by model, whose names are `base`, `sft`, `specialists.DOMAIN`, ...; ValueError if one lacks."""
     prefix = "specialists."

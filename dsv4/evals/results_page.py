@@ -52,13 +52,13 @@ class StageRecord:
 @dataclass(frozen=True)
 class RunRecord:
     """Course of a run for its page: metrics of each specialist's GRPO and of distillation, stages, largest
-    differences of train and serve by run."""
+    differences of train and serve by run, None where they were not measured."""
 
     title: str
     grpo: Mapping[str, Rows] = field(default_factory=dict[str, Rows])
     student: Rows = ()
     stages: Sequence[StageRecord] = ()
-    differences: Mapping[str, float] = field(default_factory=dict[str, float])
+    differences: Mapping[str, float | None] = field(default_factory=dict[str, float | None])
 
 
 def write_page(results: Results, run: RunRecord) -> str:
@@ -74,7 +74,7 @@ def write_page(results: Results, run: RunRecord) -> str:
         "<h2>Trained and served</h2>",
         "<p>Largest difference between the log-probability that training computed of a sampled token and that of the "
         "engine which sampled it.</p>",
-        _table(("run", "difference"), ((name, f"{value:g}") for name, value in run.differences.items())),
+        _table(("run", "difference"), _differences(run.differences)),
         "<h2>Stages</h2>",
         f"<p>{format_seconds(sum(one.seconds for one in run.stages))} in all. Seconds are wall time, without those of "
         "a part that was killed; tokens are those trained on, or sampled.</p>",
@@ -147,6 +147,10 @@ def _efforts(results: Results) -> Iterable[str]:
         ("level", "right", "mean tokens"),
         ((name, f"{100 * one.accuracy:.1f} %", f"{one.tokens:.1f}") for name, one in results.efforts.items()),
     )
+
+
+def _differences(found: Mapping[str, float | None]) -> Iterable[tuple[str, str]]:
+    return ((name, "not measured" if value is None else f"{value:g}") for name, value in found.items())
 
 
 def _stages(stages: Sequence[StageRecord]) -> str:

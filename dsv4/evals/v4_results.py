@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +58,21 @@ def collect_results(folders: RunFolders, recipe: V4Recipe) -> Results:
         open_domain(DOMAINS[n % len(DOMAINS)], level=level).problem(section.seed, n, "eval") for n in range(SAMPLED)
     ]
     shipped = train_serve_difference(folders.student, problems, section.max_tokens, section.seed, recipe.device)
-    largest = max([shipped, *differences(folders).values()])
-    return make_results(scores, efforts, largest)
+    return make_results(scores, efforts, largest([shipped, *differences(folders).values()]))
 
 
-def differences(folders: RunFolders) -> dict[str, float]:
-    """Largest difference of train and serve in every run that sampled."""
+def largest(found: Iterable[float | None]) -> float | None:
+    """Largest of measured values; None if one was not measured, for it might be larger."""
+    values = list(found)
+    measured = [value for value in values if value is not None]
+    return max(measured) if measured and len(measured) == len(values) else None
+
+
+def differences(folders: RunFolders) -> dict[str, float | None]:
+    """Largest difference of train and serve in every run that sampled; None if no step of it was measured."""
     runs = {f"specialists.{domain}": folders.specialist(domain).parent for domain in DOMAINS}
     runs["student"] = folders.student.parent
-    return {name: max(map(_difference, read_metrics(folder)), default=0.0) for name, folder in runs.items()}
+    return {name: max(_measured(read_metrics(folder)), default=None) for name, folder in runs.items()}
 
 
 def collect_record(folders: RunFolders, times: Iterable[StageTime]) -> RunRecord:
@@ -89,8 +95,9 @@ def collect_record(folders: RunFolders, times: Iterable[StageTime]) -> RunRecord
     )
 
 
-def _difference(row: Mapping[str, Any]) -> float:
-    return float(row.get("train_serve_difference", 0.0))
+def _measured(rows: Iterable[Mapping[str, Any]]) -> Iterator[float]:
+    """Differences of the steps that have one: those with updates, and no token of older weights."""
+    return (float(row["train_serve_difference"]) for row in rows if "train_serve_difference" in row)
 
 
 def _count(score: DomainScore) -> dict[str, int]:

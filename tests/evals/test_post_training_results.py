@@ -13,6 +13,9 @@ from dsv4.evals.intervals import difference
 from dsv4.evals.post_training_results import Count, Effort, Results, make_results, read_results, write_results
 from dsv4.evals.results_page import RunRecord, StageRecord, write_page
 from dsv4.evals.results_plots import reward_curves
+from dsv4.evals.v4_results import differences, largest
+from dsv4.post_training.v4_recipe import DOMAINS as V4_DOMAINS
+from dsv4.post_training.v4_run import RunFolders
 
 DOMAINS = ("mathematics", "code")
 
@@ -26,7 +29,7 @@ def rows(**changed: int) -> dict[str, dict[str, Count]]:
     return found
 
 
-def results(efforts: dict[str, Effort] | None = None, difference: float = 0.0, **changed: int) -> Results:
+def results(efforts: dict[str, Effort] | None = None, difference: float | None = 0.0, **changed: int) -> Results:
     return make_results(rows(**changed), efforts or {}, difference)
 
 
@@ -92,6 +95,31 @@ def test_the_page_stands_alone_and_escapes_what_it_shows() -> None:
     assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     )
+
+
+def test_a_difference_that_no_step_has_is_not_measured(tmp_path: Path) -> None:
+    """GRPO logs none in a step without updates, or with tokens of older weights; that is no difference of 0."""
+    folders = RunFolders(tmp_path)
+    rows = {folders.student.parent: [{"step": 0, "train_serve_difference": 0.0}]}
+    rows |= {folders.specialist(domain).parent: [{"step": 0, "log_ratio_max": 0.1}] for domain in V4_DOMAINS}
+    rows[folders.specialist("code").parent] = [{"step": 0, "train_serve_difference": 0.25}, {"step": 1}]
+    for folder, lines in rows.items():
+        folder.mkdir(parents=True)
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = differences(folders)
+    unmeasured = {f"specialists.{domain}": None for domain in V4_DOMAINS if domain != "code"}
+    assert found == unmeasured | {"specialists.code": 0.25, "student": 0.0}
+    assert largest(found.values()) is None and largest([0.25, 0.0]) == 0.25
+
+    made = results(difference=None)
+    write_results(made, tmp_path / "results.json")
+    assert json.loads((tmp_path / "results.json").read_text())["train_serve_max_difference"] is None
+    assert read_results(tmp_path) == made
+    good, words = list(made.findings())[-1]
+    assert not good and words.endswith("not measured in every run")
+    page = write_page(made, RunRecord("A run", differences={"a": None, "b": 0.0}))
+    cells = re.findall(r'<tr><td class="number">([ab])</td><td class="number">(.*?)</td></tr>', page)
+    assert cells == [("a", "not measured"), ("b", "0")]
 
 
 def test_rewards_below_zero_are_in_the_picture() -> None:

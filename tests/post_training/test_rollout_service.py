@@ -199,6 +199,30 @@ def test_new_weights_in_the_middle_keep_the_tokens_and_mark_the_versions(tmp_pat
         assert [token.token_id for token in one.tokens[:first]] == tokens[:first]
 
 
+def test_tokens_of_weights_that_a_run_has_lost_are_drawn_again(tmp_path: Path) -> None:
+    """A run is taken back to version 3: its next version 4 is not the one that drew the token of that number."""
+    queue = RolloutQueue(f"sqlite:///{tmp_path / 'q.db'}")
+    queue.add(1, requests(5), version=3)
+    queue.add(2, requests(1), version=4)
+    leases = queue.lease("w", 5, version=4)
+    old, lost = [LoggedToken(5, -1.0, 3), LoggedToken(6, -1.0, 3)], LoggedToken(7, -1.0, 4)
+    late = LoggedToken(8, -1.0, 3)  # of a worker that was slow to take the new weights: behind a token of these
+    logged = [(old, "stop"), ([*old, lost], "stop"), ([*old, lost, late], "stop"), ([*old, lost], None), ([lost], None)]
+    queue.write([Step(lease, 0, tokens, end) for lease, (tokens, end) in zip(leases, logged, strict=True)])
+    other = RolloutQueue(f"sqlite:///{tmp_path / 'q.db'}", run="other")
+    other.add(1, requests(1))
+    other.write([Step(other.lease("o", 1)[0], 0, [lost], "stop")])
+
+    queue.take_back(3)
+    assert not queue.known(2) and queue.unfinished(1) == 4 and [one.prompt for one in queue.finished(1)] == [0]
+    assert queue.write([Step(lease, 3, [lost]) for lease in leases[1:]]) == {lease.id for lease in leases[1:]}
+    again = queue.lease("v", 5, version=3)
+    assert [list(lease.tokens) for lease in again] == [old, old, old, []]
+    queue.write([Step(lease, len(lease.tokens), [LoggedToken(9, -1.0, 4)], "stop") for lease in again])
+    assert [one.finish_reason for one in queue.finished(1)] == ["stop"] * 5
+    assert other.finished(1)[0].tokens == (lost,)
+
+
 def _work(url: str) -> None:
     RolloutWorker(f"process {os.getpid()}", RolloutQueue(url, lease_seconds=1.0), small_llm()).run(lambda: False)
 

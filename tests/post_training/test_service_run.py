@@ -120,11 +120,11 @@ def test_groups_with_older_tokens_than_allowed_are_not_trained_on(folder: Path, 
     run = make_run(tmp_path, folder, make_service(tmp_path, folder, max_staleness=2))
     run.position.step = 5
     problem = TextProblem(0, has_digit)
-    for oldest, stale in ((5, False), (3, False), (2, True), (7, False), (8, True)):  # 7: of a step that was lost
+    for oldest, stale in ((5, False), (3, False), (2, True)):
         drawn = [rollout(0, (oldest, 1), (5, 1)), rollout(1, (5, 2))]
         (group,) = run._judged(Asked([problem], list(drawn)))
         assert (group.stale, group.informative) == (stale, not stale)
-        assert staleness(drawn, 5) == Staleness(abs(5 - oldest), abs(5 - oldest), 4)
+        assert staleness(drawn, 5) == Staleness(5 - oldest, 5 - oldest, 4)
 
 
 def test_answers_come_in_the_order_in_which_they_were_asked() -> None:
@@ -266,7 +266,7 @@ def test_runs_share_a_database_and_masks_come_back(place: str, tmp_path: Path, r
     assert one.write([Step(rest, 0, [LoggedToken(1, -1.0, 0)])]) == {rest.id}  # it was given to others
     assert one.lease("v", 9)[0].id == rest.id
     one.keep(1)
-    other.keep(1, version=2)  # asked with later weights, before the run was taken back
+    other.take_back(version=2)  # asked with later weights, before that
     assert not one.known(2**62) and not other.known(2**62)
     one.close()
     other.close()

@@ -97,7 +97,9 @@ class Code(Domain):
         )
         solution = f"def {signature}:\n    return {program.expression}\n"
         reasoning = f"{program.words}: {program.expression}"
-        return CodeProblem(f"code {program.words}", question, solution, reasoning, tests, self.partial, self.thinking)
+        return CodeProblem(
+            f"code {program.behavior}", question, solution, reasoning, tests, self.partial, self.thinking
+        )
 
 
 def program_of(answer: str) -> str:

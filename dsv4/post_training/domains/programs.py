@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, cached_property
 from random import Random
 from typing import Any
 
+from dsv4.data.stable_hash import stable_hash
+
 WORDS = ("apple", "tree", "river", "stone", "Moon", "green", "hello", "Paris", "lamp", "eleven", "Otto", "banana")
 LETTERS = "aeilnorst"
+PROBES = 200  # inputs that tell programs apart
 
 
 @dataclass(frozen=True)
@@ -18,11 +21,21 @@ class Program:
     arguments: tuple[str, ...]
     expression: str
     words: str
-    inputs: Callable[[Random], list[Any]]
+
+    def inputs(self, rng: Random) -> list[Any]:
+        """Arguments of one call."""
+        return _inputs(self.arguments, rng)
 
     def value(self, inputs: list[Any]) -> Any:
         """Result of the function. The expression is one of this module's."""
         return eval(self.expression, {}, dict(zip(self.arguments, inputs, strict=True)))
+
+    @cached_property
+    def behavior(self) -> int:
+        """Hash of what it returns for PROBES inputs: that of every program that does the same, however written."""
+        code = compile(self.expression, "<program>", "eval")
+        values = [eval(code, {}, dict(zip(self.arguments, one, strict=True))) for one in _probes(self.arguments)]
+        return stable_hash("behavior", *self.arguments, repr(values))
 
 
 def draw_program(rng: Random) -> Program:
@@ -59,7 +72,7 @@ def of_numbers(rng: Random) -> Program:
     }
     table, names = rng.choice(((one, ("a",)), (two, ("a", "b"))))
     expression = rng.choice(sorted(table))
-    return Program(names, expression, table[expression], lambda inputs: [inputs.randint(0, 40) for _ in names])
+    return Program(names, expression, table[expression])
 
 
 def _of_list(rng: Random) -> Program:
@@ -91,9 +104,7 @@ def _of_list(rng: Random) -> Program:
             (listed, f"a list of {said}"),
         )
     )
-    return Program(
-        ("xs",), expression, words, lambda inputs: [[inputs.randint(0, 20) for _ in range(inputs.randint(0, 8))]]
-    )
+    return Program(("xs",), expression, words)
 
 
 def _of_text(rng: Random) -> Program:
@@ -125,7 +136,25 @@ def _of_text(rng: Random) -> Program:
     if not taken or rng.random() < 0.4:
         end, said = rng.choice(ends)
         expression, words = end.format(_closed(expression)), said.format(words)
-    return Program(("s",), expression, words, lambda inputs: [" ".join(inputs.choices(WORDS, k=inputs.randint(1, 4)))])
+    return Program(("s",), expression, words)
+
+
+def _inputs(arguments: tuple[str, ...], rng: Random) -> list[Any]:
+    """A list, a text, or a number per argument, as the arguments' names say."""
+    match arguments:
+        case ("xs",):
+            return [[rng.randint(0, 20) for _ in range(rng.randint(0, 8))]]
+        case ("s",):
+            return [" ".join(rng.choices(WORDS, k=rng.randint(1, 4)))]
+        case _:
+            return [rng.randint(0, 40) for _ in arguments]
+
+
+@cache
+def _probes(arguments: tuple[str, ...]) -> list[list[Any]]:
+    """PROBES inputs, the same in every process."""
+    rng = Random("probes")
+    return [_inputs(arguments, rng) for _ in range(PROBES)]
 
 
 def _closed(expression: str) -> str:

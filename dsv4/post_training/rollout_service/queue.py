@@ -263,10 +263,32 @@ class RolloutQueue:
         """Forget a batch, once its rollouts were learned from."""
         self._remove(REQUESTS.c.batch == batch)
 
-    def keep(self, first: int, version: int | None = None) -> None:
-        """Forget the requests of problems before number `first`, and those that need weights newer than `version`."""
-        gone = REQUESTS.c.problem < first
-        self._remove(gone if version is None else gone | (REQUESTS.c.version > version))
+    def keep(self, first: int) -> None:
+        """Forget the requests of problems before number `first`."""
+        self._remove(REQUESTS.c.problem < first)
+
+    def take_back(self, version: int) -> None:
+        """Forget what weights later than `version` drew: the run has lost them, and will give their versions to others.
+
+        A request that needs such weights goes as a whole. One with tokens of them waits again, cut before the first:
+        those behind it have it as their context.
+        """
+        self._remove(REQUESTS.c.version > version)
+        lost = (
+            sql.select(TOKENS.c.request, sql.func.min(TOKENS.c.position).label("position"))
+            .select_from(TOKENS.join(REQUESTS))
+            .where(REQUESTS.c.run == self.name, TOKENS.c.version > version)
+            .group_by(TOKENS.c.request)
+        )
+        with self._begin() as connection:
+            for row in connection.execute(lost).all():
+                behind = (TOKENS.c.request == row.request) & (TOKENS.c.position >= row.position)
+                connection.execute(TOKENS.delete().where(behind))
+                values = {
+                    "status": WAITING, "attempt": REQUESTS.c.attempt + 1, "stalled": 0, "finish_reason": None,
+                    "error": None,
+                }  # fmt: skip
+                connection.execute(REQUESTS.update().where(REQUESTS.c.id == row.request).values(values))
 
     def _remove(self, which: sql.ColumnElement[bool]) -> None:
         which = which & (REQUESTS.c.run == self.name)

@@ -72,13 +72,14 @@ class RolloutService:
     def running(self, first: int, version: int) -> Generator[None]:
         """Context in which the workers work. The run goes on with problem `first` and the weights `version`.
 
-        Requests of earlier problems are forgotten, as are those that were asked with later weights, before the run was
-        taken back to its saved state; so are such weights, before a worker draws from them. The others go on from
-        their logs.
+        Requests of earlier problems are forgotten, as are later weights, those of before the run was taken back to its
+        saved state, and every token that they drew: the run gives their versions to other weights. Requests go on from
+        what is left of their logs.
         """
         self._weights.keep(version)
-        self.queue.keep(first, version)
+        self.queue.keep(first)
         self.queue.release()
+        self.queue.take_back(version)
         watcher = threading.Thread(target=self._watch, name="dsv4-rollout-service", daemon=True)
         watcher.start()
         try:

@@ -22,11 +22,8 @@ class Staleness:
 
 
 def staleness(rollouts: Iterable[Sampled], version: int) -> Staleness:
-    """Staleness of rollouts for a learner with the weights `version`.
-
-    Weights of a later version than that are from before the run was taken back to a saved step: as many updates away.
-    """
-    drawn = [(abs(version - drawer), count) for rollout in rollouts for drawer, count in rollout.drawn_by]
+    """Staleness of rollouts for a learner with the weights `version`, which no token is later than."""
+    drawn = [(version - drawer, count) for rollout in rollouts for drawer, count in rollout.drawn_by]
     return Staleness(
         max((age for age, _ in drawn), default=0),
         sum(age * count for age, count in drawn),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 
 from dsv4.data.tasks import Split, split_of
 from dsv4.post_training.domains import code
 from dsv4.post_training.domains.code import Code, CodeProblem
+from dsv4.post_training.domains.programs import Program
 from dsv4.post_training.domains.registry import DomainProblems
 from dsv4.post_training.recipes import ProblemsSection
 from dsv4.post_training.rewards import RewardSettings, judge
@@ -28,6 +31,30 @@ def test_problems_are_pure_and_splits_share_no_key() -> None:
     assert {split_of(one.key) for one in train} == {"train"} and {split_of(one.key) for one in evaluated} == {"eval"}
     assert not {one.key for one in train} & {one.key for one in evaluated}
     assert len({one.key for one in train}) > 100
+
+
+def test_programs_that_do_the_same_share_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that commute, sums in another form: else one of a pair may be held out, the other trained on."""
+
+    def key(arguments: tuple[str, ...], expression: str) -> str:
+        program = Program(arguments, expression, expression)
+        monkeypatch.setattr(code, "draw_program", lambda _: program)
+        found = Code().draw(Random(1))
+        assert found is not None
+        return found.key
+
+    pairs = [
+        (("s",), "s.upper()[::-1]", "s[::-1].upper()"),
+        (("s",), "len(s[::-1].split())", "len(s.split())"),
+        (("a",), "(a + 3) * 4", "a * 4 + 12"),
+        (("a", "b"), "max(a, b) + 2", "max(b, a) + 2"),
+        (("xs",), "[x * 3 for x in xs][:2]", "[x * 3 for x in xs[:2]]"),
+        (("xs",), "sum(xs)", "sum(reversed(xs))"),
+    ]
+    for arguments, one, other in pairs:
+        assert key(arguments, one) == key(arguments, other), (one, other)
+    assert len({key(arguments, one) for arguments, one, _ in pairs}) == len(pairs)
+    assert key(("a",), "a > 20") != key(("a",), "a > 21")
 
 
 def test_references_return_what_the_tests_expect() -> None:
