@@ -14,7 +14,8 @@ import pytest
 
 from dsv4.config import nano_path
 from dsv4.engine import LLM, SamplingParams
-from dsv4.post_training.rollout_service.queue import Finished, LoggedToken, NewRequest, RolloutQueue, Step
+from dsv4.post_training.rollout_service.queue import RolloutQueue
+from dsv4.post_training.rollout_service.records import Finished, LoggedToken, NewRequest, Step
 from dsv4.post_training.rollout_service.worker import RolloutWorker
 
 from .small_policy import small_policy

@@ -21,7 +21,8 @@ from dsv4.post_training.replay import ReplaySettings
 from dsv4.post_training.rollout_service.launchers import WorkerProcess
 from dsv4.post_training.rollout_service.lookahead import Lookahead
 from dsv4.post_training.rollout_service.process import WorkerPlan
-from dsv4.post_training.rollout_service.queue import LoggedToken, NewRequest, RolloutQueue, Step
+from dsv4.post_training.rollout_service.queue import RolloutQueue
+from dsv4.post_training.rollout_service.records import LoggedToken, NewRequest, Step
 from dsv4.post_training.rollout_service.staleness import Staleness, staleness
 from dsv4.post_training.rollout_service.tables import ServiceError
 from dsv4.post_training.rollout_service.weights import PublishedWeights

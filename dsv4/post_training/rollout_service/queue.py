@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sql
 from sqlalchemy.exc import SQLAlchemyError
 
+from dsv4.post_training.rollout_service.records import Finished, Lease, LoggedToken, NewRequest, Step
 from dsv4.post_training.rollout_service.tables import (
     DONE,
     FAILED,
@@ -35,54 +35,6 @@ from dsv4.post_training.rollout_service.tables import (
 )
 
 _ENDED = REQUESTS.c.status.in_((DONE, FAILED))
-
-
-@dataclass(frozen=True)
-class LoggedToken:
-    """One generated token: `version` is that of the weights that drew it.
-
-    `mask`: tokens that could be drawn, a bit per token of the vocabulary; None: all.
-    """
-
-    token_id: int
-    log_probability: float
-    version: int
-    mask: bytes | None = None
-
-
-@dataclass(frozen=True)
-class NewRequest:
-    """A request to ask: `prompt` numbers the prompts of a batch. `params` are keywords of SamplingParams, seed too."""
-
-    prompt: int
-    prompt_token_ids: tuple[int, ...]
-    params: Mapping[str, Any]
-
-    def __post_init__(self) -> None:
-        if self.params.get("seed") is None:
-            raise ValueError("a request of the queue needs a seed: another worker must draw the same tokens")
-
-
-@dataclass(frozen=True)
-class Lease:
-    """A request that a worker may work on until `leased_until`, with the tokens that it has so far."""
-
-    id: int
-    attempt: int
-    prompt_token_ids: tuple[int, ...]
-    params: dict[str, Any]
-    tokens: tuple[LoggedToken, ...]
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A request that has ended: its tokens, or the error in words that ended it."""
-
-    prompt: int
-    prompt_token_ids: tuple[int, ...]
-    tokens: tuple[LoggedToken, ...]
-    finish_reason: str | None
-    error: str | None
 
 
 class RolloutQueue:
@@ -311,17 +263,6 @@ class RolloutQueue:
         except SQLAlchemyError as error:
             cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
             raise ServiceError(f"the rollout queue {self.place} cannot be used: {cause}") from error
-
-
-@dataclass(frozen=True)
-class Step:
-    """New tokens of a leased request, from output position `position` on, and its end, if it has ended."""
-
-    lease: Lease
-    position: int
-    tokens: Sequence[LoggedToken] = ()
-    finish_reason: str | None = None
-    error: str | None = None
 
 
 def _tokens(connection: sql.Connection, ids: Sequence[int]) -> dict[int, list[LoggedToken]]:

@@ -11,7 +11,7 @@ from dsv4.data.stable_hash import stable_hash
 from dsv4.engine import SamplingParams
 from dsv4.engine.outputs import RequestOutput
 from dsv4.engine.sampler import output_seed
-from dsv4.post_training.rollout_service.queue import Finished, NewRequest
+from dsv4.post_training.rollout_service.records import Finished, NewRequest
 from dsv4.post_training.rollout_service.service import RolloutService
 from dsv4.post_training.rollouts import DrawnOutput
 from dsv4.tokenizer import Tokenizer

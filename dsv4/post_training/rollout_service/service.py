@@ -17,7 +17,8 @@ from dsv4.checkpoint.atomic import new_file
 from dsv4.model.transformer import Transformer
 from dsv4.post_training.rollout_service.launchers import Launched, Launcher
 from dsv4.post_training.rollout_service.process import WorkerPlan
-from dsv4.post_training.rollout_service.queue import Finished, NewRequest, RolloutQueue
+from dsv4.post_training.rollout_service.queue import RolloutQueue
+from dsv4.post_training.rollout_service.records import Finished, NewRequest
 from dsv4.post_training.rollout_service.tables import ServiceError
 from dsv4.post_training.rollout_service.weights import PublishedWeights
 from dsv4.tokenizer.prompts import PromptEncoder

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from dsv4.engine import LLM, SamplingParams
 from dsv4.engine.outputs import SampledToken, TokenEvent
 from dsv4.engine.request import Request
-from dsv4.post_training.rollout_service.queue import Lease, LoggedToken, RolloutQueue, Step
+from dsv4.post_training.rollout_service.queue import RolloutQueue
+from dsv4.post_training.rollout_service.records import Lease, LoggedToken, Step
 
 IDLE_SECONDS = 0.2  # between two looks at an empty queue
 
