@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache, cached_property
 from random import Random
+from types import CodeType
 from typing import Any
 
 from dsv4.data.stable_hash import stable_hash
@@ -28,14 +29,16 @@ class Program:
 
     def value(self, inputs: list[Any]) -> Any:
         """Result of the function. The expression is one of this module's."""
-        return eval(self.expression, {}, dict(zip(self.arguments, inputs, strict=True)))
+        return eval(self._code, {}, dict(zip(self.arguments, inputs, strict=True)))
 
-    @cached_property
+    @property
     def behavior(self) -> int:
         """Hash of what it returns for PROBES inputs: that of every program that does the same, however written."""
-        code = compile(self.expression, "<program>", "eval")
-        values = [eval(code, {}, dict(zip(self.arguments, one, strict=True))) for one in _probes(self.arguments)]
-        return stable_hash("behavior", *self.arguments, repr(values))
+        return stable_hash("behavior", *self.arguments, repr(list(map(self.value, _probes(self.arguments)))))
+
+    @cached_property
+    def _code(self) -> CodeType:
+        return compile(self.expression, "<program>", "eval")
 
 
 def draw_program(rng: Random) -> Program:
