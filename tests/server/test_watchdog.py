@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,13 @@ from .scripted_model import ScriptedModel
 from .test_engine_process import CHAT, HANG, LONG, SHORT, alive, collect, engine_of, run, until
 
 FATAL = "doom"
+
+
+def freeze(pid: int) -> None:
+    """Stops a process; returns once none of its threads runs any more."""
+    os.kill(pid, signal.SIGSTOP)
+    tasks = Path(f"/proc/{pid}/task")
+    until(lambda: all((task / "stat").read_text().rpartition(")")[2].split()[0] == "T" for task in tasks.iterdir()))
 
 
 def ask(url: str, text: str, **fields: Any) -> httpx.Response:
@@ -57,11 +65,29 @@ def test_a_process_that_hears_nothing_is_a_crash(folder: Path) -> None:
     """Stopped before a request is sent: the caller waits for its validation."""
     with engine_of(partial(scripted_llm, folder, {}), stuck_seconds=1.0) as engine:
         assert engine.pid is not None
-        os.kill(engine.pid, signal.SIGSTOP)
+        freeze(engine.pid)
         with pytest.raises(EngineError, match="sent nothing for 1 s with 1 calls open and was killed"):
             engine.stream([3, 4], SHORT)
         until(lambda: engine.healthy)
         assert run(collect(engine, [3, 4]))
+
+
+def test_a_process_that_hears_nothing_does_not_hold_up_the_end(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("dsv4.engine.process.client.CLOSE_SECONDS", 0.5)
+    with engine_of(partial(scripted_llm, folder, {})) as engine:
+        pid = engine.pid
+        assert pid is not None
+        freeze(pid)
+        closing = threading.Thread(target=engine.close, daemon=True)
+        closing.start()
+        closing.join(HANG)
+        ended = not closing.is_alive()
+        if not ended:
+            os.kill(pid, signal.SIGCONT)  # else the end of this test would wait too
+        assert ended and not alive(pid)
+    assert "did not end within 0.5 s and is killed" in caplog.text
 
 
 def test_an_engine_that_moves_or_rests_is_left_alone(folder: Path) -> None:

@@ -27,6 +27,8 @@ from dsv4.model.token_trace import TokenTrace
 
 METRICS_SECONDS = 5.0  # that a look at the metrics waits for the process
 
+CLOSE_SECONDS = 60.0  # for the running step and what the process writes at its end
+
 logger = logging.getLogger("dsv4.engine")
 
 
@@ -150,13 +152,20 @@ class EngineProcess:
         self.running_child()
 
     def close(self) -> None:
-        """Ends the process after its running step; unfinished requests get EngineError. Again: does nothing."""
+        """Ends the process after its running step; unfinished requests get EngineError. Again: does nothing.
+
+        Kills it after CLOSE_SECONDS: a process that is stopped, or hangs, never hears that it should end.
+        """
         with self._lock:
             self._closed = True
             child = self._starting
         self._closing.set()
         if child is not None:
             child.send(Close())
+            self._supervisor.join(CLOSE_SECONDS)
+            if self._supervisor.is_alive():
+                logger.warning("the engine process did not end within %g s and is killed", CLOSE_SECONDS)
+                child.kill("did not end when the engine was closed")
         self._supervisor.join()
 
     def running_child(self) -> Child:
