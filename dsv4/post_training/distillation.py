@@ -107,7 +107,6 @@ class DistillationRun(PolicyRun):
         return StepFigures(
             {
                 "loss": sum(one.loss for one in sums.values()),
-                "accuracy": 0.0,
                 "kl": sum(one.kl for one in sums.values()) / tokens,
                 "kl_by_teacher": figures,
                 "grad_norm": norm,

@@ -65,9 +65,12 @@ def _by_effort(groups: Sequence[Group]) -> dict[str, float]:
 
 
 def update_figures(updates: Sequence[Update]) -> dict[str, Any]:
-    """Figures of a step's updates. train_serve_difference is the first one's, whose weights sampled the rollouts."""
+    """Figures of a step's updates, without any there is nothing measured but their number.
+
+    train_serve_difference is the first one's, whose weights sampled the rollouts.
+    """
     if not updates:
-        return {"loss": 0.0, "grad_norm": 0.0, "kl": 0.0, "clipped": 0.0, "dropped": 0, "updates": 0}
+        return {"updates": 0}
     mean = 1 / len(updates)
     return {
         "loss": mean * sum(one.loss for one in updates),

@@ -154,5 +154,4 @@ class PolicyRun(ABC):
             "step": step, "stage": self.stage, "lr": rate, "tokens": position.tokens,
             "seconds": round(position.seconds, 3), "tokens_per_second": done.tokens / took,
         } | done.figures  # fmt: skip
-        total = self._total
-        report.step(metrics, total, total < UNPLANNED, (total - position.step) * position.seconds / position.step)
+        report.step(metrics, self._total, self._total < UNPLANNED)

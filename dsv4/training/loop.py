@@ -245,7 +245,7 @@ class Trainer:
         if settings.count_clamps:
             metrics["clamped"] = clamped_shares(result.clamps)
         total = self.plan.total(progress.step)
-        report.step(metrics, total, total < UNPLANNED, (total - progress.step) * progress.seconds / progress.step)
+        report.step(metrics, total, total < UNPLANNED)
 
     def _work(self, step: int, total: int) -> Work:
         """Forward and backward of this or a later step."""

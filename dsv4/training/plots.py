@@ -1,4 +1,4 @@
-"""Picture of a run: losses, learning rate and speed over the tokens seen, from its metrics.jsonl."""
+"""Picture of a run: losses, rewards, learning rate and speed over the tokens seen, from its metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ from typing import Any
 Rows = Sequence[dict[str, Any]]
 
 LOSSES = {"loss": "next token", "mtp_loss": "MTP", "indexer_loss": "indexer"}
+FIGURES = {
+    "reward": "mean reward",
+    "kl": "KL per token",
+    "answer_tokens": "tokens of an answer",
+    "lr": "learning rate",
+    "tokens_per_second": "tokens per second",
+}
 SMOOTHED_STEPS = 1 / 50  # of the run: the window of the running mean
 
 
@@ -39,16 +46,17 @@ def draw_run(run_dir: Path, picture: Path | None = None) -> Path | None:
     from matplotlib.figure import Figure
 
     picture = picture or run_dir / "losses.png"
-    figure = Figure(figsize=(13.0, 4.2), layout="constrained")
+    shown = [key for key in FIGURES if any(key in row for row in rows)]
+    figure = Figure(figsize=(4.3 * (1 + len(shown)), 4.2), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 3)
+    panels = figure.subplots(1, 1 + len(shown))
     _draw_losses(panels[0], rows)
-    tokens = [row["tokens"] for row in rows]
-    for axes, key, label in ((panels[1], "lr", "learning rate"), (panels[2], "tokens_per_second", "tokens per second")):
-        axes.plot(tokens, [row[key] for row in rows], color="tab:blue")
-        axes.set_title(label, fontsize=11)
-    panels[2].set_ylim(bottom=0)
+    for axes, key in zip(panels[1:], shown, strict=True):
+        axes.plot(*_points(rows, key), color="tab:blue")
+        axes.set_title(FIGURES[key], fontsize=11)
     for axes in panels:
+        if all(min(line.get_ydata()) >= 0 for line in axes.lines):  # rewards with penalties are below
+            axes.set_ylim(bottom=0)
         for row in _stage_starts(rows)[1:]:
             axes.axvline(row["tokens"], color="gray", linestyle=":", linewidth=1)
         axes.set_xlabel("tokens")
@@ -59,16 +67,21 @@ def draw_run(run_dir: Path, picture: Path | None = None) -> Path | None:
 
 
 def _draw_losses(axes: Any, rows: Rows) -> None:
-    """Losses that are not zero throughout: every step faintly, and a running mean."""
-    tokens = [row["tokens"] for row in rows]
+    """Losses that were measured and are not zero throughout: every step faintly, and a running mean."""
     for number, (key, label) in enumerate(LOSSES.items()):
-        values = [row[key] for row in rows]
+        tokens, values = _points(rows, key)
         if any(values):
             axes.plot(tokens, values, color=f"C{number}", alpha=0.25, linewidth=0.8)
             axes.plot(tokens, smooth(values), color=f"C{number}", label=label)
     axes.set_title("loss", fontsize=11)
-    axes.set_ylim(bottom=0)
-    axes.legend()
+    if axes.lines:
+        axes.legend()
+
+
+def _points(rows: Rows, key: str) -> tuple[list[float], list[float]]:
+    """Tokens and values of the steps that measured a figure."""
+    measured = [row for row in rows if key in row]
+    return [row["tokens"] for row in measured], [row[key] for row in measured]
 
 
 def smooth(values: Sequence[float], share: float = SMOOTHED_STEPS) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,6 +15,8 @@ from dsv4.checkpoint.atomic import new_file, space_in_words
 from dsv4.training.tensorboard import open_writer, write_metrics
 
 PLAIN_LINE_EVERY = 20
+PACE_STEPS = 50
+SHOWN = {"loss": "loss", "accuracy": "acc"}
 
 
 def format_seconds(seconds: float) -> str:
@@ -42,6 +45,23 @@ def _machine_note(metrics: dict[str, Any]) -> str:
     return f"MFU {metrics['mfu']:.1%}  {metrics['peak_memory_bytes'] / 1e9:.1f} GB  "
 
 
+class Pace:
+    """Time left by the last PACE_STEPS steps: what an earlier process or a busier hour took does not count."""
+
+    def __init__(self) -> None:
+        self._marks: deque[tuple[int, float]] = deque(maxlen=PACE_STEPS + 1)
+
+    def time_left(self, done: int, seconds: float, total: int) -> str:
+        """As format_seconds; "?" after the first step. `seconds`: that the run's `done` steps have taken."""
+        if self._marks and done <= self._marks[-1][0]:
+            self._marks.clear()  # the run went back
+        self._marks.append((done, seconds))
+        first, since = self._marks[0]
+        if done == first:
+            return format_seconds(0.0) if done >= total else "?"
+        return format_seconds((total - done) * (seconds - since) / (done - first))
+
+
 class Report:
     """Appends one JSON line per step to `path` and shows progress on the terminal. Use as a context manager.
 
@@ -68,6 +88,7 @@ class Report:
             temporary.write_text(kept, encoding="utf-8")
         self._writer = open_writer(path.parent / "tensorboard", first_step) if tensorboard else None
         self._file = path.open("ab", buffering=0)  # unbuffered: close() has nothing to write after an error
+        self._pace = Pace()
         self._bar: Progress | None = None
         self._task: Any = None
 
@@ -95,17 +116,21 @@ class Report:
         if not self.quiet:
             self.console.print(words, highlight=False)
 
-    def step(self, metrics: dict[str, Any], total_steps: int, planned: bool, seconds_left: float) -> None:
-        """Record one step; `metrics` must hold stage, step, loss, accuracy and tokens_per_second."""
+    def step(self, metrics: dict[str, Any], total_steps: int, planned: bool) -> None:
+        """Record one step; `metrics` must hold stage, step, lr, seconds (of the run so far) and tokens_per_second.
+
+        What a step did not measure is not in its metrics, and not on the terminal.
+        """
         with space_in_words(self._path):
             self._file.write((json.dumps(metrics) + "\n").encode())
         if self._writer is not None:
             write_metrics(self._writer, metrics)
         done = metrics["step"] + 1
-        left = format_seconds(seconds_left) if planned else "?"
+        left = self._pace.time_left(done, metrics["seconds"], total_steps) if planned else "?"
+        measured = "".join(f"{word} {metrics[key]:.3f}  " for key, word in SHOWN.items() if key in metrics)
         note = (
-            f"loss {metrics['loss']:.3f}  acc {metrics['accuracy']:.3f}  lr {metrics['lr']:.2e}  "
-            f"{metrics['tokens_per_second']:.0f} tok/s  {_machine_note(metrics)}left {left}"
+            f"{measured}lr {metrics['lr']:.2e}  {metrics['tokens_per_second']:.0f} tok/s  {_machine_note(metrics)}"
+            f"left {left}"
         )
         if self._bar:
             total = total_steps if planned else None

@@ -34,6 +34,18 @@ def test_a_run_is_drawn_even_if_a_kill_cut_its_last_line(tmp_path: Path) -> None
     assert (run / "losses.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_run_of_rewards_is_drawn_without_what_a_step_did_not_measure(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    always = {"stage": "grpo", "lr": 1e-3, "reward": -0.1, "tokens_per_second": 9.0}
+    rows = [
+        always | {"step": step, "tokens": 100 * (step + 1)} | ({"loss": -0.2, "kl": 0.1} if step % 2 else {})
+        for step in range(10)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    picture = draw_run(tmp_path)
+    assert picture is not None and picture.read_bytes().startswith(b"\x89PNG")
+
+
 def test_of_steps_run_again_after_a_rollback_the_last_attempt_counts(tmp_path: Path) -> None:
     again = [{"step": 99, "event": "rollback", "to": 98}, {"step": 98, "loss": 7.0}, {"step": 99, "loss": 8.0}]
     rows = read_metrics(write_run(tmp_path / "run", "".join(json.dumps(row) + "\n" for row in again)))
