@@ -55,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments[0].startswith("-") and arguments[0] not in names:
         parser.error(f"no command {arguments[0]}{nearest(arguments[0], names)}")
     options, unknown = parser.parse_known_args(arguments)
+    if "overrides" in options:  # argparse takes words that are behind a flag for unknown
+        options.overrides += [word for word in unknown if _is_override(word)]
+        unknown = [word for word in unknown if not _is_override(word)]
     if unknown and options.command == "eval":  # eval parses its own arguments
         options.arguments = unknown + options.arguments
     elif unknown:
@@ -85,6 +88,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _is_override(word: str) -> bool:
+    """True for KEY=VALUE."""
+    return "=" in word and not word.startswith("-")
 
 
 def build_parser() -> CommandParser:

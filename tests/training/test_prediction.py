@@ -98,11 +98,14 @@ def test_the_command_plans_for_gpus_and_for_this_machine(capsys: pytest.CaptureF
     assert main(["plan", "flash", "--gpus", "1024", "--expert", "64"]) == 0
     assert "sparse-1048576" in capsys.readouterr().out
     stage = ["stages.0.steps=3", "run.recompute=blocks"]
-    assert main(["plan", "nano", *stage, "--device", CPU, "--json"]) == 0
+    assert main(["plan", "nano", stage[0], "--device", CPU, "--json", stage[1]]) == 0  # around flags
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert (found["machine"]["name"], found["steps"], found["precision"]) == ("cpu", 3, "fp32")
     assert found["stages"][0]["recompute"] == "blocks" and found["cost"] == 0
     assert main(["plan"]) == 2
+    with pytest.raises(SystemExit):
+        main(["plan", "nano", "--device", CPU, "word"])
+    assert "unexpected argument 'word'" in capsys.readouterr().err
     assert main(["plan", "nano", "stages.0.step=3"]) == 2
     assert "the nearest key is stages.0.steps" in capsys.readouterr().err
 
