@@ -269,5 +269,8 @@ def test_runs_share_a_database_and_masks_come_back(place: str, tmp_path: Path, r
     one.keep(1)
     other.take_back(version=2)  # asked with later weights, before that
     assert not one.known(2**62) and not other.known(2**62)
-    one.close()
-    other.close()
+    orphans, workers = (RolloutQueue(url, run=names[0], learner=one.new_learner()) for _ in range(2))
+    one.add(2**61, asked, problem=5)
+    assert orphans.lease("w", 9) == [] and len(workers.lease("w", 9)) == 2  # its learner was killed, and goes on
+    for queue in (one, other, orphans, workers):
+        queue.close()

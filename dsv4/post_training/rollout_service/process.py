@@ -42,6 +42,7 @@ class WorkerPlan:
     lease_seconds: float
     max_stalled: int
     workers: int  # that share the queue
+    learner: int | None = None  # whose worker it is, of RolloutQueue.new_learner
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -49,7 +50,7 @@ class WorkerPlan:
 
 def work(plan: WorkerPlan, until: Callable[[], bool] = lambda: False) -> None:
     """Work on the queue until `until()`, each token with the latest published weights."""
-    queue = RolloutQueue(plan.url, plan.lease_seconds, plan.max_stalled, run=plan.run)
+    queue = RolloutQueue(plan.url, plan.lease_seconds, plan.max_stalled, run=plan.run, learner=plan.learner)
     weights, worker = PublishedWeights(Path(plan.weights)), None
     policy = _policy(plan)
     while not until():

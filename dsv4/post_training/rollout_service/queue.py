@@ -25,6 +25,7 @@ from dsv4.post_training.rollout_service.tables import (
     METADATA,
     REQUESTS,
     RUNNING,
+    RUNS,
     TOKENS,
     WAITING,
     ServiceError,
@@ -42,8 +43,8 @@ class RolloutQueue:
 
     `lease_seconds`: how long a worker may be silent. `max_stalled`: workers that may end on a request without a further
     token, before it fails: the request may be what ends them. `clock`: seconds, the same for all processes. `run`:
-    whose requests these are; runs that share a database see their own alone. ServiceError, in words, wherever the
-    database does not answer.
+    whose requests these are; runs that share a database see their own alone. `learner`: whose worker this is, of
+    `new_learner`; None: any. ServiceError, in words, wherever the database does not answer.
     """
 
     def __init__(
@@ -53,18 +54,34 @@ class RolloutQueue:
         max_stalled: int = 5,
         clock: Callable[[], float] = time.time,
         run: str = "",
+        learner: int | None = None,
     ) -> None:
         if max_stalled < 1:
             raise ValueError(f"max_stalled is {max_stalled}; allowed: 1 or more")
         if not lease_seconds > 0.0:
             raise ValueError(f"lease_seconds is {lease_seconds}; allowed: more than 0")
         self.lease_seconds, self.max_stalled, self.name, self._clock = lease_seconds, max_stalled, run, clock
+        self.learner = learner
         self.place, self._engine = shown(url), database(url)
         with self._begin() as connection:
             METADATA.create_all(connection)
 
     def close(self) -> None:
         self._engine.dispose()
+
+    def new_learner(self) -> int:
+        """Number of the learner that goes on with the run. Workers of earlier ones take no request from now on.
+
+        They may live for a moment yet, with weights that the run has lost.
+        """
+        row = RUNS.c.run == self.name
+        with self._begin() as connection:
+            before = connection.execute(sql.select(RUNS.c.learner).where(row).with_for_update()).scalar()
+            if before is None:
+                connection.execute(RUNS.insert().values(run=self.name, learner=1))
+                return 1
+            connection.execute(RUNS.update().where(row).values(learner=before + 1))
+            return before + 1
 
     def add(self, batch: int, requests: Iterable[NewRequest], problem: int = 0, version: int = 0) -> None:
         """Queue the requests of a batch, all or none. ValueError if the batch was queued before.
@@ -92,6 +109,7 @@ class RolloutQueue:
     def lease(self, worker: str, count: int, version: int | None = None, workers: int = 1) -> list[Lease]:
         """Take up to `count` requests that wait, or whose worker has been silent for too long, oldest first.
 
+        None for the worker of an earlier learner.
         `version`: that of the worker's weights; requests that need newer ones are left. `workers`: the number among
         which the requests are divided: one takes its share of them, rounded up.
         """
@@ -100,6 +118,8 @@ class RolloutQueue:
         if version is not None:
             free = free & (REQUESTS.c.version <= version)
         with self._begin() as connection:
+            if not self._is_current(connection):
+                return []
             if workers > 1:
                 count = min(count, -(-self._count(connection, free) // workers))
             chosen = sql.select(REQUESTS).where(REQUESTS.c.run == self.name, free).order_by(REQUESTS.c.id).limit(count)
@@ -248,6 +268,13 @@ class RolloutQueue:
         with self._begin() as connection:
             connection.execute(TOKENS.delete().where(TOKENS.c.request.in_(ids)))
             connection.execute(REQUESTS.delete().where(which))
+
+    def _is_current(self, connection: sql.Connection) -> bool:
+        """True unless this is the queue of an earlier learner's worker; the next learner waits for the transaction."""
+        if self.learner is None:
+            return True
+        query = sql.select(RUNS.c.learner).where(RUNS.c.run == self.name).with_for_update(read=True)
+        return connection.execute(query).scalar() == self.learner
 
     def _count(self, connection: sql.Connection, *which: sql.ColumnElement[bool]) -> int:
         query = sql.select(sql.func.count()).select_from(REQUESTS).where(REQUESTS.c.run == self.name, *which)

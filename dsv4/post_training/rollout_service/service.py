@@ -77,6 +77,8 @@ class RolloutService:
         saved state, and every token that they drew: the run gives their versions to other weights. Requests go on from
         what is left of their logs.
         """
+        # First of all: workers of a killed learner may live for a moment, and take requests with lost weights.
+        self._plan = replace(self._plan, learner=self.queue.new_learner())
         self._weights.keep(version)
         self.queue.keep(first)
         self.queue.release()

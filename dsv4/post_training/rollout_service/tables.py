@@ -31,6 +31,11 @@ REQUESTS = Table(
     Column("error", Text),
     sqlite_autoincrement=True,  # no id is used again: a worker that has slept may still hold a lease of it
 )  # fmt: skip
+RUNS = Table(
+    "rollout_runs", METADATA,
+    Column("run", Text, primary_key=True),
+    Column("learner", Integer, nullable=False),  # number of its learner, one more whenever the run goes on
+)  # fmt: skip
 TOKENS = Table(
     "rollout_tokens", METADATA,
     Column("request", Integer, ForeignKey(REQUESTS.c.id), primary_key=True),
