@@ -32,7 +32,8 @@ EPILOG = f"""subjects:
 examples:
   dsv4 bench train
   dsv4 bench train --busy --rounds 1 --shapes 2x512 --no-step --no-gate
-  git worktree add before 719d903 && dsv4 bench train nano --corpus corpus --before before"""
+  git worktree add before 719d903 && make -C before .venv/.test
+  dsv4 bench train nano --corpus corpus --before before"""
 
 
 def run(options: argparse.Namespace, scratch: Path, console: Console) -> None:
@@ -79,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--busy", action="store_true", help="rates per processor second, for a machine that others use too")
     add("--recompute", choices=POLICIES, default="none", metavar="POLICY",
         help=f"activation checkpointing of ours: {', '.join(POLICIES)}; default: %(default)s")  # fmt: skip
-    add("--before", type=Path, metavar="DIR", help="nano: a checkout of an older commit, with its kernels built")
+    add("--before", type=Path, metavar="DIR", help="nano: a checkout of an older commit with its own .venv")
     add("--steps", type=at_least_one, default=8, metavar="N", help="nano: of a round; default: %(default)s")
     add("--corpus", type=Path, metavar="DIR", help="nano: a folder that `dsv4 train corpus` made")
     add("--recipe", default="--base-only data.scale=0.01", metavar="ARGS",

@@ -153,7 +153,7 @@ def train_nano(checkout: Path, steps: int, arguments: Sequence[str]) -> float:
     """Median tokens per second of the recipe's steps in a checkout, but for the first one."""
     with TemporaryDirectory() as folder:
         run, out = Path(folder) / "run", Path(folder) / "model"
-        command = [sys.executable, "-m", "dsv4", "train", "nano", "--steps", str(steps), "--run-dir", str(run)]
+        command = [python_of(checkout), "-m", "dsv4", "train", "nano", "--steps", str(steps), "--run-dir", str(run)]
         done = subprocess.run(
             [*command, "--out", str(out), *arguments], cwd=checkout, capture_output=True, text=True, check=False
         )
@@ -162,3 +162,13 @@ def train_nano(checkout: Path, steps: int, arguments: Sequence[str]) -> float:
             raise BenchmarkError(f"{' '.join(command)} in {checkout.name} failed: {done.stderr.strip()[-500:]}")
         lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     return median(line["tokens_per_second"] for line in lines[1:] or lines)
+
+
+def python_of(checkout: Path) -> str:
+    """Interpreter of a checkout's own environment: this one's imports the package of this checkout wherever it runs."""
+    if checkout == ROOT:
+        return sys.executable
+    python = checkout.absolute() / ".venv" / "bin" / "python"
+    if not python.exists():
+        raise BenchmarkError(f"{python} is missing; to make it: make -C {checkout} .venv/.test")
+    return str(python)

@@ -85,10 +85,19 @@ def test_nano_reads_the_rates_of_a_run(monkeypatch: pytest.MonkeyPatch, tmp_path
         return type("Done", (), {"returncode": 0, "stderr": ""})
 
     monkeypatch.setattr(train_rounds.subprocess, "run", ran)
+    with pytest.raises(train_rounds.BenchmarkError, match=f"make -C {tmp_path} .venv/.test"):
+        train_rounds.NanoRounds(tmp_path, 4, 2, []).measure(lambda text: None)
+    seen.clear()
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.touch()
     run = train_rounds.NanoRounds(tmp_path, 4, 2, ["--precision", "bf16"]).measure(lambda text: None)
     assert [row.samples for row in run.rows] == [[400.0, 400.0]] * 2
     assert {cwd for _, cwd in seen} == {train_rounds.ROOT, tmp_path} and len(seen) == 4
     assert [command[-2:] == ["--precision", "bf16"] for command, cwd in seen] == [cwd != tmp_path for _, cwd in seen]
+    assert {(command[0], cwd) for command, cwd in seen} == {
+        (sys.executable, train_rounds.ROOT), (str(python), tmp_path)
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("wrong", ["0x4", "4", "4x"])
