@@ -179,7 +179,7 @@ class Transformer(nn.Module):
             cache.advance(batch.slots, batch.lengths)
         return streams
 
-    def run_stage(self, batch: RaggedBatch, streams: Tensor | None, aux: AuxLosses) -> Tensor:
+    def run_stage(self, batch: RaggedBatch, streams: Tensor | None, aux: AuxLosses | None = None) -> Tensor:
         """Streams [T, hc_mult, d] after the layers that this model has, as one stage of a pipeline in training.
 
         `streams` are those of the stage before; None: the embedding's.

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from dsv4.model.moe import MoE
 from dsv4.model.transformer import Transformer
 from dsv4.training.gradient import MicroBatch, Routing, Work, step_numerics
 from dsv4.training.losses import following_ids
+from dsv4.training.stages import Pipeline
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,33 @@ def _predict_one(model: Transformer, data: MicroBatch, work: Work) -> Routing:
         if work.weights.mtp and len(model.mtp):
             model.mtp_forward(streams, following_ids(data.batch), data.batch)
     return routing
+
+
+@torch.no_grad()
+def predict_stage_routing(
+    model: Transformer, pipeline: Pipeline, batches: Sequence[MicroBatch], work: Work
+) -> list[Routing]:
+    """As `predict_routing`, of the layers of this rank's stage. All ranks of the pipeline call it."""
+    place, found = pipeline.place, list[Routing]()
+    with step_numerics(model, work, whole=False):
+        for data in batches:
+            streams = None if place.first else _received(model, pipeline, data.batch.num_tokens)
+            with _recorded(model) as routing:
+                streams = model.run_stage(data.batch, streams)
+                if not place.last:
+                    dist.send(streams.contiguous(), group=pipeline.group, group_dst=place.index + 1)
+                elif work.weights.mtp and len(model.mtp):
+                    model.mtp_forward(streams, following_ids(data.batch), data.batch)
+            found.append(routing)
+    return found
+
+
+def _received(model: Transformer, pipeline: Pipeline, tokens: int) -> Tensor:
+    """Streams [tokens, hc_mult, d] of the stage before."""
+    shape = (tokens, model.config.hc_mult, model.config.hidden_size)
+    streams = torch.empty(shape, dtype=model.dtype, device=model.device)
+    dist.recv(streams, group=pipeline.group, group_src=pipeline.place.index - 1)
+    return streams
 
 
 @contextmanager

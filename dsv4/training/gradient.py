@@ -118,10 +118,10 @@ def compute_gradient(
 
 
 @contextmanager
-def step_numerics(model: Transformer, work: Work) -> Iterator[None]:
-    """Context of the forwards of a step: stored weights, attention, precision."""
+def step_numerics(model: Transformer, work: Work, whole: bool = True) -> Iterator[None]:
+    """Context of the forwards of a step: stored weights, attention, precision. whole: False for a pipeline's stage."""
     stored = stored_weights(model) if work.quantized else nullcontext()
-    with stored, attention_phase(model, work.attention), precision(work.precision):
+    with stored, attention_phase(model, work.attention, whole), precision(work.precision):
         yield
 
 

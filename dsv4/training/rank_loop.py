@@ -69,8 +69,6 @@ class RankTrainer(Trainer):
         stability = settings.stability
         if settings.replicas > 1:
             raise ValueError(f"run.replicas {settings.replicas} on several ranks; allowed: 1")
-        if stability is not None and stability.anticipate != "never" and degrees.pipeline > 1:
-            raise ValueError(f"stability.anticipate {stability.anticipate!r} with a pipeline; allowed: 'never'")
         degrees.check(dist.get_world_size(), model.config.n_routed_experts, model.config.num_hidden_layers)
         self.degrees, self.mesh = degrees, make_mesh(degrees, model.device.type)
         adapted = any(map(is_adapter, model.state_dict()))

@@ -10,12 +10,13 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from dsv4.analysis.degrees import Degrees
 from dsv4.model.transformer import Transformer
 from dsv4.parallel.fsdp import gather_all, release_all
 from dsv4.parallel.mesh import batch_rank
-from dsv4.training.anticipatory import predict_routing
+from dsv4.training.anticipatory import predict_routing, predict_stage_routing
 from dsv4.training.attention_phase import AttentionPhase
 from dsv4.training.gradient import BatchSource, Result, Routing, Work, compute_gradient
 from dsv4.training.parts import Parts, cut_batches, sum_step_counts
@@ -78,13 +79,19 @@ class Ranks:
         batches = cut_batches(self._parts, self._reader.ahead(work))
         if work.quantized:
             gather_all(self.model)
-        own = predict_routing(self.model, batches, work)
+        pipeline = self._parts.pipeline
+        if pipeline is None:
+            own = predict_routing(self.model, batches, work)
+        else:
+            own = predict_stage_routing(self.model, pipeline, batches, work)
         release_all(self.model)
-        parts: dict[int, list[Routing]] = {}
+        parts: dict[int, dict[str, list[Tensor]]] = {}
         for numbered in _gather(dict(zip(self._place.numbers(work.step, work.size), own, strict=True))):
-            for number, routing in numbered.items():  # context ranks have parts of a batch, in the order of ranks
-                parts.setdefault(number, []).append(routing)
-        return {number: {name: torch.cat([p[name] for p in of]) for name in of[0]} for number, of in parts.items()}
+            for number, routing in numbered.items():
+                layers = parts.setdefault(number, {})  # of each stage some, cut over the context ranks in their order
+                for name, chosen in routing.items():
+                    layers.setdefault(name, []).append(chosen)
+        return {number: {name: torch.cat(of) for name, of in layers.items()} for number, layers in parts.items()}
 
     def update(self, rate: float, scale: float, attention: AttentionPhase = "sparse") -> None:
         """Step all parameters, each rank its own."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -11,15 +10,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dsv4.config import COMPRESSION_KINDS, ModelConfig
-from dsv4.kernels.precision import precision
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.transformer import Transformer
 from dsv4.parallel.pipeline import StagePlace, run_stages, with_loss
 from dsv4.parallel.sums import sum_gradients
-from dsv4.training.attention_phase import attention_phase
-from dsv4.training.gradient import MicroBatch, Result, Work, sum_results
+from dsv4.training.gradient import MicroBatch, Result, Work, step_numerics, sum_results
 from dsv4.training.losses import Counts, Losses, auxiliary_losses, losses_of_streams
-from dsv4.training.qat import stored_weights
 from dsv4.training.recompute import recomputing
 
 
@@ -70,9 +66,7 @@ def compute_stage_gradient(
 
     config = model.config
     shape = torch.empty(1, config.hc_mult, config.hidden_size, dtype=model.dtype, device=model.device)
-    phase = attention_phase(model, work.attention, whole=False)
-    stored = stored_weights(model) if work.quantized else nullcontext()
-    with stored, phase, precision(work.precision), recomputing(model, work.recompute):
+    with step_numerics(model, work, whole=False), recomputing(model, work.recompute):
         run_stages(place, pipeline.group, [data.batch.num_tokens for data in batches], shape, compute)
     if pipeline.ends is not None and pipeline.ends.size() > 1 and config.num_nextn_predict_layers:
         sum_gradients([model.embed.weight], pipeline.ends)

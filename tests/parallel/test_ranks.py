@@ -162,14 +162,17 @@ def test_two_ranks_roll_back_as_one_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("degrees", [{"expert": 2}, {"context": 2}, {"data": 2, "context": 2}])
+@pytest.mark.parametrize(
+    "degrees",
+    [{"expert": 2}, {"context": 2}, {"data": 2, "context": 2}, {"pipeline": 2}, {"pipeline": 2, "context": 2}],
+)
 def test_ranks_roll_back_as_one_process(degrees: dict[str, int], tmp_path: Path) -> None:
     """And resumed within Anticipatory Routing, whose choices the checkpoint has, they have the same bits."""
     ranks = math.prod(degrees.values())
     train(tmp_path / "whole", ranks, 2, changes=ROLLBACK, hurt_at=4, degrees=degrees)
     train(tmp_path / "parts", ranks, 2, stop_after=5, changes=ROLLBACK, hurt_at=4, degrees=degrees)
     train(tmp_path / "parts", ranks, 2, changes=ROLLBACK, degrees=degrees)
-    batches = 2 * ranks // degrees.get("context", 1)
+    batches = 2 * ranks // degrees.get("context", 1) // degrees.get("pipeline", 1)
     alone = train_alone(tmp_path / "alone", batches, changes=ROLLBACK, hurt_at=4)
     for name in ("whole", "parts"):
         assert_same_rollback(records(tmp_path / name), alone)
