@@ -296,7 +296,6 @@ class PretrainRecipe(Section):
         alone = [f"run.replicas {self.run.replicas}"] if self.run.replicas > 1 else []
         if self.stability.rollback and self.stability.anticipate != "never" and self.parallel.pipeline > 1:
             alone += [f"stability.anticipate {self.stability.anticipate!r} with parallel.pipeline"]
-        alone += ["lora.rank and parallel.expert"] if self.lora.rank and self.parallel.expert > 1 else []
         self.parallel.check(config, alone)
 
     def resolve(self) -> PretrainRecipe:
