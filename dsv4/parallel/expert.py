@@ -10,9 +10,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from dsv4.kernels.stored import StoredStack
+from dsv4.model.lora import LoraExperts
 from dsv4.model.moe import ClampWatcher, Experts, MoE
 
 
@@ -45,14 +48,28 @@ class ParallelExperts(Experts):
         self.total = experts.w1.shape[0]
         self.count = self.total // self.ranks
         self.first = mesh.get_local_rank() * self.count
-        for name, weight in experts.named_parameters():
-            own = weight.detach()[self.first : self.first + self.count].clone()
-            setattr(self, name, nn.Parameter(own, requires_grad=weight.requires_grad))
+        for name, weight in experts.named_parameters(recurse=False):
+            setattr(self, name, self._own(weight))
+
+    def _own(self, stack: nn.Parameter) -> nn.Parameter:
+        """This rank's part of a stack [E, ...]: a copy, or the stored matrices as they are."""
+        last = self.first + self.count
+        if isinstance(stack, StoredStack):
+            own = StoredStack(stack.matrices[self.first : last])
+        else:
+            own = stack.detach()[self.first : last].clone()
+        return nn.Parameter(own, requires_grad=stack.requires_grad)
 
     def forward(self, x: Tensor, sizes: list[int], weights: Tensor, watcher: ClampWatcher | None = None) -> Tensor:
         mine = torch.tensor(sizes, device=x.device).view(self.ranks, self.count)
-        theirs = torch.empty_like(mine)  # rows from each rank for each expert of this one
+        mine = F.pad(mine, (0, 1), value=int(x.requires_grad))
+        theirs = torch.empty_like(mine)
         dist.all_to_all_single(theirs, mine, group=self.group)
+        if bool(theirs[:, -1].any()):
+            # With few adapters before this layer, rows of short documents may depend on none: all ranks of the group
+            # run the exchanges of the backward, or none.
+            x, weights = (rows if rows.requires_grad else rows.detach().requires_grad_() for rows in (x, weights))
+        mine, theirs = mine[:, :-1], theirs[:, :-1]  # rows for each rank's experts; rows from each rank for each here
         sent, received = mine.sum(1).tolist(), theirs.sum(1).tolist()
         expert = torch.arange(self.count, device=x.device).repeat(self.ranks).repeat_interleave(theirs.flatten())
         order = expert.argsort(stable=True)  # by expert, then by sender, then as sent
@@ -62,6 +79,16 @@ class ParallelExperts(Experts):
         scales = _Permute.apply(_Exchange.apply(weights, sent, received, self.group), order, back)
         out = super().forward(rows, theirs.sum(0).tolist(), scales, watcher)
         return _Exchange.apply(_Permute.apply(out, back, order), received, sent, self.group)  # pyright: ignore[reportReturnType]
+
+
+class ParallelLoraExperts(ParallelExperts, LoraExperts):
+    """This rank's part of a layer's experts with adapters, of the base and of the adapters."""
+
+    def __init__(self, experts: LoraExperts, mesh: DeviceMesh) -> None:
+        super().__init__(experts, mesh)
+        self.scale = experts.scale
+        self.lora_A = nn.ParameterDict({name: self._own(stack) for name, stack in experts.lora_A.items()})
+        self.lora_B = nn.ParameterDict({name: self._own(stack) for name, stack in experts.lora_B.items()})
 
 
 class _Permute(torch.autograd.Function):
@@ -83,4 +110,6 @@ def split_experts(model: nn.Module, mesh: DeviceMesh) -> None:
         return
     for module in model.modules():
         if isinstance(module, MoE):
-            module.experts = ParallelExperts(module.experts, mesh)
+            experts = module.experts
+            adapted = isinstance(experts, LoraExperts)
+            module.experts = ParallelLoraExperts(experts, mesh) if adapted else ParallelExperts(experts, mesh)

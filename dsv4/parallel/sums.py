@@ -1,8 +1,9 @@
-"""Sums over the ranks of a group, in a fixed order on each backend: gradients and numbers."""
+"""Sums over the ranks of a group, in a fixed order on each backend: gradients and numbers; objects of all ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 BUCKET_ELEMENTS = 1 << 24
+T = TypeVar("T")
 
 
 def sum_gradients(parameters: Iterable[Tensor], group: dist.ProcessGroup) -> None:
@@ -44,3 +46,10 @@ def sum_numbers(values: Sequence[float], group: dist.ProcessGroup, device: torch
     total = torch.tensor(values, dtype=torch.float64, device=device if device.type != "mps" else "cpu")
     dist.all_reduce(total, group=group)
     return total.tolist()
+
+
+def gather_objects(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+    """`value` of every rank of a group, in rank order; None: of all ranks."""
+    found: list[T | None] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(found, value, group=group)
+    return found  # pyright: ignore[reportReturnType]

@@ -130,7 +130,7 @@ def _compute_one(model: Transformer, data: MicroBatch, work: Work, totals: Count
     routing = {name: index.to(device, torch.int64) for name, index in data.routing.items()}
     aux = AuxLosses(routing, work.count_clamps)
     total, losses = compute_losses(model, data.batch, data.mask, work.weights, aux, totals)
-    if total.requires_grad:  # not so for a batch without targets in a model without routers
+    if total.requires_grad:  # not so for a batch without targets where the head alone learns
         total.backward()
     loads, clamps = ({name: count.cpu() for name, count in counts.items()} for counts in (aux.loads, aux.clamps))
     return Result(losses, loads, data.batch.num_tokens, tuple(data.batch.lengths.tolist()), clamps)

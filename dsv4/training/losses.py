@@ -152,7 +152,9 @@ def losses_of_streams(
     """As `compute_losses`, from the streams [T, hc_mult, d] after the last main layer."""
     zero = torch.zeros((), device=streams.device)
     rows, targets = batch_targets(batch, mask, 1)
-    next_token = accuracy = mtp = zero
+    accuracy = mtp = zero
+    # No rows are a part of the loss too: experts may be divided over processes, which all run each exchange's backward.
+    next_token = take_rows(streams, rows[:0]).sum()
     if len(rows):
         loss, predicted = model.cross_entropy(take_rows(streams, rows), targets)
         next_token = loss / totals.targets
@@ -164,6 +166,7 @@ def losses_of_streams(
         mtp_streams = model.mtp_forward(streams, following_ids(batch), batch, aux=aux)
         ends.append(mtp_streams)
         rows, targets = batch_targets(batch, mask, 2)
+        mtp = take_rows(mtp_streams, rows[:0]).sum()
         if len(rows):
             loss, _ = model.cross_entropy(take_rows(mtp_streams, rows), targets, depth=0)
             mtp = loss / totals.mtp_targets

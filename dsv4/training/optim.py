@@ -6,7 +6,7 @@ model/parameters.py lists each parameter's optimizer and the independent matrice
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -195,9 +195,10 @@ class MuonAdamW:
         for parameter in self.parameters.values():
             parameter.grad = None
 
-    def gradient_norm(self) -> float:
-        """L2 norm of all gradients together, before any scaling."""
-        gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+    def gradient_norm(self, names: Container[str] | None = None) -> float:
+        """L2 norm of all gradients together, before any scaling; with `names`, of these parameters'."""
+        named = self.parameters.items()
+        gradients = {n: p.grad for n, p in named if p.grad is not None and (names is None or n in names)}
         if not gradients:
             return 0.0
         # Per matrix, as the checkpoint has them: no bit depends on how tensors are stacked. And without zeros: an idle

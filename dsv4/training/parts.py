@@ -21,7 +21,8 @@ from dsv4.training.gradient import MicroBatch, sum_counts
 from dsv4.training.losses import Counts, count_parts
 from dsv4.training.stages import Pipeline
 
-SAME_LAYERS = ("data", "context", "expert")  # dimensions of a mesh whose ranks hold the same layers
+# Dimensions of a mesh whose ranks hold the same layers; of these, those whose ranks hold the same experts too.
+SAME_LAYERS, SAME_EXPERTS = ("data", "context", "expert"), ("data", "context")
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,9 @@ class Parts:
     mesh: DeviceMesh
     pipeline: Pipeline | None
 
-    def groups(self) -> list[dist.ProcessGroup]:
-        """Groups of more than one rank along the dimensions whose ranks hold the same layers."""
-        names = [name for name in self.mesh.mesh_dim_names or () if name in SAME_LAYERS]
-        groups = [self.mesh.get_group(name) for name in names]
+    def groups(self, dimensions: Sequence[str] = SAME_LAYERS) -> list[dist.ProcessGroup]:
+        """Groups of more than one rank along `dimensions`, by default those whose ranks hold the same layers."""
+        groups = [self.mesh.get_group(name) for name in dimensions]
         return [group for group in groups if group.size() > 1]
 
 

@@ -294,7 +294,6 @@ class PretrainRecipe(Section):
     def check_ranks(self, config: ModelConfig) -> None:
         """ValueError if the model, or a setting of the run, does not go with the ranks of `parallel`."""
         alone = [f"run.replicas {self.run.replicas}"] if self.run.replicas > 1 else []
-        alone += ["lora.rank and parallel.expert"] if self.lora.rank and self.parallel.expert > 1 else []
         self.parallel.check(config, alone)
 
     def resolve(self) -> PretrainRecipe:

@@ -20,6 +20,7 @@ from dsv4.parallel.checkpoint import Checkpoints
 from dsv4.parallel.expert import split_experts
 from dsv4.parallel.fsdp import gather_model, shard_model
 from dsv4.parallel.mesh import make_mesh
+from dsv4.parallel.sums import gather_objects
 from dsv4.training.kept_checkpoints import KeptCheckpoints
 from dsv4.training.loop import NonFiniteLossError, Stage, Trainer, TrainSettings
 from dsv4.training.lora import adapter_pairs
@@ -41,8 +42,8 @@ from dsv4.training.stopping import StopOnSignal
 class RankTrainer(Trainer):
     """Trainer on one rank of a process group; all ranks build one from the same arguments and run it together.
 
-    `model`, whole on every rank, is sharded in place; one with adapters is cut into a pipeline's stages alone. Only
-    rank 0 reports. The state is in `run_dir`/checkpoints.
+    `model`, whole on every rank, is sharded in place; one with adapters is cut into a pipeline's stages and the ranks'
+    experts alone. Only rank 0 reports. The state is in `run_dir`/checkpoints.
     """
 
     def __init__(
@@ -72,8 +73,6 @@ class RankTrainer(Trainer):
         degrees.check(dist.get_world_size(), model.config.n_routed_experts, model.config.num_hidden_layers)
         self.degrees, self.mesh = degrees, make_mesh(degrees, model.device.type)
         adapted = any(map(is_adapter, model.state_dict()))
-        if adapted and degrees.expert > 1:
-            raise ValueError(f"adapters with parallel degree expert {degrees.expert}; allowed: 1")
         self.parts = place_rank(model, self.mesh, layers)
         self.sharded = self._replicate(model, optimizer) if adapted else self._shard(model, optimizer, keep_gathered)
         self.checkpoints = Checkpoints(run_dir / "checkpoints", stability.keep if stability else 0)
@@ -83,6 +82,7 @@ class RankTrainer(Trainer):
         super().__init__(model, one, stages, settings, plan, run_dir, console, quiet, speed, tensorboard)
 
     def _replicate(self, model: Transformer, settings: dict[str, Any]) -> ReplicatedMuonAdamW:
+        split_experts(model, self.mesh["expert"])
         return ReplicatedMuonAdamW(model, self.parts, **settings)
 
     def _shard(self, model: Transformer, settings: dict[str, Any], keep_gathered: bool) -> ShardedMuonAdamW:
@@ -150,8 +150,7 @@ class RankTrainer(Trainer):
         if self._saved == self.progress.step:
             return
         self._saved = self.progress.step
-        states: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(states, bytes(torch.get_rng_state().tolist()).hex())
+        states = gather_objects(bytes(torch.get_rng_state().tolist()).hex())
         position = asdict(self.progress) | {"updates": dict(self.sharded.updates)}
         position["rng"] = {f"rng.{rank}": state for rank, state in enumerate(states)}
         del position["stability"]  # whose routing is of tensors
@@ -164,13 +163,16 @@ class RankTrainer(Trainer):
         return gather_model(self.model, self.mesh)
 
     def gather_adapters(self) -> dict[str, Pair]:
-        """The adapters of all stages by name of the matrix, on every rank."""
+        """The adapters of all stages and experts by name of the matrix, on every rank."""
         pairs = adapter_pairs(self.model)
+        if self.degrees.expert > 1:
+            parts = gather_objects(pairs, self.mesh.get_group("expert"))
+            for name in pairs:
+                if name.rpartition(".")[0].endswith(".experts"):
+                    pairs[name] = Pair(*(torch.cat(both) for both in zip(*(part[name] for part in parts), strict=True)))
         if self.parts.pipeline is None:
             return pairs
-        stages: list[dict[str, Pair] | None] = [None] * self.degrees.pipeline
-        dist.all_gather_object(stages, pairs, group=self.parts.pipeline.group)
-        return {name: pair for stage in stages if stage is not None for name, pair in stage.items()}
+        return {name: p for stage in gather_objects(pairs, self.parts.pipeline.group) for name, p in stage.items()}
 
 
 class _Silence:

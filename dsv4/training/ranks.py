@@ -6,16 +6,15 @@ Its interface is that of Replicas; every rank runs the same loop and takes the s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from dsv4.analysis.degrees import Degrees
 from dsv4.model.transformer import Transformer
 from dsv4.parallel.fsdp import gather_all, release_all
 from dsv4.parallel.mesh import batch_rank
+from dsv4.parallel.sums import gather_objects
 from dsv4.training.anticipatory import predict_routing, predict_stage_routing
 from dsv4.training.attention_phase import AttentionPhase
 from dsv4.training.gradient import BatchSource, Result, Routing, Work, compute_gradient
@@ -24,8 +23,6 @@ from dsv4.training.replicated_optim import ReplicatedMuonAdamW
 from dsv4.training.sharded_optim import ShardedMuonAdamW
 from dsv4.training.stages import compute_stage_gradient
 from dsv4.training.step_batches import Place, Reader
-
-T = TypeVar("T")
 
 
 class Ranks:
@@ -68,7 +65,7 @@ class Ranks:
         else:
             result = compute_stage_gradient(self.model, pipeline, batches, work, totals)
         self.optimizer.collect()
-        return _gather(result)
+        return gather_objects(result)
 
     def numbers(self, work: Work) -> range:
         """Numbers of all batches of a step."""
@@ -86,7 +83,7 @@ class Ranks:
             own = predict_stage_routing(self.model, pipeline, batches, work)
         release_all(self.model)
         parts: dict[int, dict[str, list[Tensor]]] = {}
-        for numbered in _gather(dict(zip(self._place.numbers(work.step, work.size), own, strict=True))):
+        for numbered in gather_objects(dict(zip(self._place.numbers(work.step, work.size), own, strict=True))):
             for number, routing in numbered.items():
                 layers = parts.setdefault(number, {})  # of each stage some, cut over the context ranks in their order
                 for name, chosen in routing.items():
@@ -96,10 +93,3 @@ class Ranks:
     def update(self, rate: float, scale: float, attention: AttentionPhase = "sparse") -> None:
         """Step all parameters, each rank its own."""
         self.optimizer.step(rate, scale, attention)
-
-
-def _gather(value: T) -> list[T]:
-    """`value` of every rank, in rank order."""
-    found: list[T | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, value)
-    return found  # pyright: ignore[reportReturnType]

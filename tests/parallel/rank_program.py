@@ -54,12 +54,14 @@ def make_stages(phases: Sequence[AttentionPhase]) -> list[Stage]:
     return [Stage(phase, 1.0 / len(phases), UnevenBatches(), phase) for phase in phases]
 
 
-def make_start(lora: str | None) -> tuple[Transformer, dict[str, Any]]:
+TARGETS = ("attention", "experts", "shared_experts", "head")
+
+
+def make_start(lora: str | None, targets: Sequence[str] = TARGETS) -> tuple[Transformer, dict[str, Any]]:
     """Model and optimizer settings of a run; lora: optimizer of adapters, None: every parameter is trained."""
     model, _ = make_model()
     if lora is not None:
-        targets = ("attention", "experts", "shared_experts", "head")
-        add_adapters(model, LoraSettings(3, 6.0, targets), torch.Generator().manual_seed(5))
+        add_adapters(model, LoraSettings(3, 6.0, tuple(targets)), torch.Generator().manual_seed(5))
     return model, {"compute_dtype": torch.float32, "adapters": lora or "adamw_no_decay"}
 
 
@@ -77,11 +79,12 @@ def main(
     phases: list[AttentionPhase],
     lora: str | None,
     hurt_at: int | None,
+    targets: Sequence[str],
 ) -> None:
     """lora: optimizer of adapters; None: every parameter is trained. hurt_at: step before which weights are damaged."""
     torch.set_num_threads(1)
     with process_group(timeout=120):
-        model, optimizer = make_start(lora)
+        model, optimizer = make_start(lora, targets)
         trainer = RankTrainer(
             model, optimizer, make_stages(phases),
             settings(micro_batches=micro_batches, **changes), FixedPlan(STEPS), run_dir, Degrees(**degrees), quiet=True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,12 +15,16 @@ from typing import Any
 import pytest
 import torch
 
+from dsv4.checkpoint import load_model, save_model
+from dsv4.checkpoint.adapter_files import Pair
 from dsv4.training.attention_phase import AttentionPhase
+from dsv4.training.export import export_adapter
 from dsv4.training.loop import Trainer
+from dsv4.training.lora_settings import LoraSettings
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.plan import FixedPlan
 
-from .rank_program import STEPS, hurt, make_stages, make_start, settings
+from .rank_program import STEPS, TARGETS, hurt, make_stages, make_start, settings
 
 ROOT = Path(__file__).parents[2]
 LOSSES = ("loss", "mtp_loss", "balance_loss", "indexer_loss", "grad_norm")
@@ -34,6 +39,7 @@ def train(
     phases: Sequence[AttentionPhase] = ("sparse",),
     lora: str | None = None,
     hurt_at: int | None = None,
+    targets: Sequence[str] = TARGETS,
     *,
     degrees: dict[str, int],
 ) -> None:
@@ -41,6 +47,7 @@ def train(
     options = {
         "run_dir": str(run_dir), "degrees": degrees, "micro_batches": micro_batches, "stop_after": stop_after,
         "changes": changes or {}, "phases": phases, "lora": lora, "hurt_at": hurt_at,
+        "targets": targets,
     }  # fmt: skip
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     ended = subprocess.run(
@@ -69,8 +76,9 @@ def train_alone(
     lora: str | None = None,
     changes: dict[str, Any] | None = None,
     hurt_at: int | None = None,
+    targets: Sequence[str] = TARGETS,
 ) -> list[dict[str, Any]]:
-    model, chosen_optimizer = make_start(lora)
+    model, chosen_optimizer = make_start(lora, targets)
     optimizer = MuonAdamW(model, model.config, **chosen_optimizer)
     chosen = settings(micro_batches=micro_batches, **(changes or {}))
     trainer = Trainer(model, optimizer, make_stages(phases), chosen, FixedPlan(STEPS), run_dir, quiet=True)
@@ -129,7 +137,15 @@ def test_two_ranks_train_adapters_as_one_process(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("micro_batches", "degrees", "optimizer"),
-    [(2, {"context": 2}, "muon"), (3, {"pipeline": 2}, "adamw_no_decay"), (2, {"pipeline": 2, "data": 2}, "muon")],
+    [
+        (2, {"context": 2}, "muon"),
+        (3, {"pipeline": 2}, "adamw_no_decay"),
+        (2, {"pipeline": 2, "data": 2}, "muon"),
+        (1, {"expert": 2}, "muon"),
+        (1, {"expert": 2, "data": 2}, "adamw_no_decay"),
+        (2, {"expert": 2, "pipeline": 2}, "muon"),
+        (1, {"expert": 2, "context": 2}, "adamw_no_decay"),
+    ],
 )
 def test_ranks_train_adapters_as_one_process(
     micro_batches: int, degrees: dict[str, int], optimizer: str, tmp_path: Path
@@ -139,10 +155,49 @@ def test_ranks_train_adapters_as_one_process(
     for name, ends in (("whole", (None,)), ("parts", (3, None))):
         for end in ends:
             train(tmp_path / name, ranks, micro_batches, end, LORA, lora=optimizer, degrees=degrees)
-    alone = train_alone(tmp_path / "alone", degrees.get("data", 1) * micro_batches, lora=optimizer, changes=LORA)
+    batches = degrees.get("data", 1) * degrees.get("expert", 1) * micro_batches
+    alone = train_alone(tmp_path / "alone", batches, lora=optimizer, changes=LORA)
     assert_same_losses(records(tmp_path / "whole"), alone)
     want, found = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert len(want) > 10 and all(torch.equal(found[name], want[name]) for name in want)
+
+
+@pytest.mark.parametrize("targets", [TARGETS, ["experts"]])
+def test_two_ranks_with_halved_experts_train_adapters_as_one_process(targets: list[str], tmp_path: Path) -> None:
+    degrees, lora = {"expert": 2}, "adamw_no_decay"
+    train(tmp_path / "ranks", 2, 1, None, LORA, lora=lora, targets=targets, degrees=degrees)
+    alone = train_alone(tmp_path / "alone", 2, lora=lora, changes=LORA, targets=targets)
+    assert_same_losses(records(tmp_path / "ranks"), alone)
+
+
+@pytest.mark.slow
+def test_adapters_go_on_with_other_parts_of_the_experts(tmp_path: Path) -> None:
+    """And in one process; the files of the last are those of a run without stops."""
+    for ranks, micro_batches, end in ((2, 2, 2), (4, 1, 4), (1, 4, None)):
+        degrees = {"expert": ranks}
+        train(tmp_path / "ranks", ranks, micro_batches, end, LORA, lora="muon", degrees=degrees)
+    assert_same_losses(records(tmp_path / "ranks"), train_alone(tmp_path / "alone", 4, lora="muon", changes=LORA))
+
+
+@pytest.mark.slow
+def test_ranks_with_halved_experts_export_the_adapters_of_one_process(tmp_path: Path) -> None:
+    train(tmp_path / "ranks", 2, 1, 3, LORA, lora="muon", degrees={"expert": 2})
+    train(tmp_path / "one", 1, 2, 3, LORA, lora="muon", degrees={})
+    model, _ = make_start(None)
+    save_model(model, model.config, tmp_path / "base", format="transformers")
+    found: list[dict[str, torch.Tensor]] = []
+    for run in ("ranks", "one"):
+        whole = weights(tmp_path / run)
+        pairs = {name[:-2]: Pair(whole[name], whole[f"{name[:-2]}.B"]) for name in whole if name.endswith(".A")}
+        out = tmp_path / f"{run}-merged"
+        export_adapter(pairs, LoraSettings(3, 6.0, TARGETS), tmp_path / "base", tmp_path / f"{run}-adapter", out)
+        found.append(load_model(out, weights="widened").state_dict())
+    got, want = found
+    assert got.keys() == want.keys()
+    for name, tensor in want.items():
+        torch.testing.assert_close(got[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+        if re.search(r"layers\.\d+\.ffn\.experts\.w", name):  # every expert has learnt
+            assert all((tensor != model.state_dict()[name]).flatten(1).any(1))
 
 
 ROLLBACK: dict[str, Any] = {"stability": True, "quantized_share": 0.0}

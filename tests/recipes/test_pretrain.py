@@ -218,7 +218,6 @@ def dsv4_data(*arguments: str) -> int:
         (["parallel.stages=[1, 2]"], "numbers that add up"),
         (["parallel.data=2", "run.replicas=2"], "run.replicas 2 on 2 ranks"),
         (["parallel.pipeline=2", "stability.rollback=true"], "stability.anticipate 'after_rollback' with parallel.pip"),
-        (["parallel.expert=2", "model.start=nano", "lora.rank=4"], "lora.rank and parallel.expert on 2 ranks"),
     ],
 )
 def test_ranks_and_settings_of_one_process_are_refused(words: list[str], said: str) -> None:
@@ -230,6 +229,12 @@ def test_ranks_and_settings_of_one_process_are_refused(words: list[str], said: s
     else:
         with pytest.raises(ValueError, match=said):
             recipe.resolve()
+
+
+def test_adapters_go_with_ranks_of_every_kind() -> None:
+    words = [f"parallel.{name}=2" for name in ("data", "context", "pipeline", "expert")]
+    recipe = read_recipe(PretrainRecipe, None, [*words, "model.start=nano", "lora.rank=4"]).resolve()
+    assert recipe.parallel.degrees().ranks == 16 and recipe.lora.rank == 4
 
 
 @pytest.mark.parametrize(("device", "said"), [("gpu", "allowed: cpu, cuda"), ("cuda", "finds no CUDA device")])
