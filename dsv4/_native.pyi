@@ -152,7 +152,9 @@ def rotation(inv_freq: list[float], positions: Any, cos: Any, sin: Any) -> None:
 def rotate(x: Any, cos: Any, sin: Any) -> None:
     """As dsv4.kernels.rope, rows of x [n, width] in place by cos and sin [n, pairs]."""
 
-# Training: forwards over whole sequences, without a cache, and gradients. lengths: int64 [N], tokens of each sequence.
+# Training: forwards over sequences, without a cache, and gradients. lengths, starts: int64 [N], tokens and first
+# position of each. kv, score and keys have, before a sequence's own rows, those of its last tokens before `start`: as
+# many as there are, up to 127 keys, up to a compressor's state less one projection.
 
 def rms_norm_gradient(x: Any, weight: Any, eps: float, dy: Any, dx: Any, d_weight: Any) -> None: ...
 def swiglu_gradient(
@@ -173,23 +175,24 @@ def hc_post_gradient(
 def hc_head(streams: Any, fn: Any, scale: Any, base: Any, norm_eps: float, eps: float, x: Any) -> None:
     """Read-out x [n, d] of streams [n, s, d], not normed."""
 
-def compress_batch(ratio: int, kv: Any, score: Any, lengths: Any, entries: Any) -> None:
-    """Entries of all closed windows, from kv and score [tokens, total], ape included."""
+def compress_batch(ratio: int, kv: Any, score: Any, lengths: Any, starts: Any, entries: Any) -> None:
+    """Entries of all windows that close, from kv and score [rows, total], ape included."""
 
 def compress_gradient(
-    ratio: int, kv: Any, score: Any, lengths: Any, d_entries: Any, d_kv: Any, d_score: Any
+    ratio: int, kv: Any, score: Any, lengths: Any, starts: Any, d_entries: Any, d_kv: Any, d_score: Any
 ) -> None: ...
 def attend_batch(
-    q: Any, keys: Any, entries: Any, chosen: Any, ratio: int, lengths: Any, sink: Any, o: Any, probs: Any = None
-) -> None:
+    q: Any, keys: Any, entries: Any, chosen: Any, ratio: int, lengths: Any, starts: Any, sink: Any,
+    o: Any, probs: Any = None,
+) -> None:  # fmt: skip
     """Attention of scaled q [T, H, D]; probs [T, k] get the entries' probabilities, added over the heads."""
 
 def attend_gradient(
-    q: Any, keys: Any, entries: Any, chosen: Any, ratio: int, lengths: Any, sink: Any,
+    q: Any, keys: Any, entries: Any, chosen: Any, ratio: int, lengths: Any, starts: Any, sink: Any,
     d_o: Any, d_q: Any, d_keys: Any, d_entries: Any, d_sink: Any,
 ) -> None: ...  # fmt: skip
 def index_loss(
-    q: Any, weights: Any, keys: Any, chosen: Any, probs: Any, lengths: Any, losses: Any,
+    q: Any, weights: Any, keys: Any, chosen: Any, probs: Any, lengths: Any, starts: Any, losses: Any,
     d_q: Any = None, d_weights: Any = None, d_keys: Any = None,
 ) -> None:  # fmt: skip
     """Losses [T] as in dsv4.kernels.index_loss, and the gradients of their sum."""

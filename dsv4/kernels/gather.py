@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,6 +14,22 @@ from torch.autograd.function import once_differentiable
 def take_rows(rows: Tensor, index: Tensor) -> Tensor:
     """rows [n, ...] at int64 index [...] -> [..., *rows.shape[1:]]. On CPUs rows[index] has a far slower gradient."""
     return F.embedding(index, rows.flatten(1)).view(*index.shape, *rows.shape[1:])
+
+
+def with_earlier(rings: Tensor, rows: Tensor, lengths: np.ndarray, starts: np.ndarray) -> Tensor:
+    """rows [T, width] of sequences end to end, each after the rows of its last earlier tokens, `size` - 1 at most.
+
+    rings [n, size, width], of the first n sequences: position p in row p % size. The result depends on every ring, even
+    on one of which no row is read.
+    """
+    size, parts, done = rings.shape[1], [], 0
+    for ring, first, start in zip(rings, np.cumsum(lengths) - lengths, starts, strict=False):
+        if first > done:
+            parts.append(rows[done:first])
+            done = first
+        places = np.arange(max(0, start - size + 1), start) % size
+        parts.append(take_rows(ring, torch.from_numpy(places).to(ring.device)))
+    return torch.cat((*parts, rows[done:] if done else rows))
 
 
 class Dispatch:

@@ -1,6 +1,7 @@
 // Views of a model, its cache and a batch: pointers into tensors that Python owns. Names are the checkpoint's.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -32,6 +33,16 @@ inline const CompressionKind* compression_kind(int64_t ratio) {
         if (kind.ratio == ratio) return &kind;
     return nullptr;
 }
+
+// Sequences of `lengths` tokens from positions `starts` on, laid end to end; as in training/. What is read of earlier
+// tokens, keys and projections, lies before the sequence's own rows: that of the last `most`, or of all if they are fewer.
+struct Sequences {
+    const int64_t *lengths, *starts;
+    int64_t count;
+
+    int64_t end(int64_t s) const { return starts[s] + lengths[s]; }
+    int64_t earlier(int64_t s, int64_t most) const { return std::min(starts[s], most); }
+};
 
 struct Rows {
     float* data;

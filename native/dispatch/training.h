@@ -36,26 +36,25 @@ inline TrainingOps training_ops() {
     to.hc_head = read_out_streams;
     to.compress = [](const CompressionKind& kind, const Sequences& s, const float* kv, const float* score,
                      int64_t total, int64_t width,
-                     float* entries) { compress_batch({kind, kv, score, total, width, s.lengths, s.count}, entries); };
+                     float* entries) { compress_batch({kind, kv, score, total, width, s}, entries); };
     to.compress_gradient = [](const CompressionKind& kind, const Sequences& s, const float* kv, const float* score,
                               int64_t total, int64_t width, const float* d_entries, float* d_kv, float* d_score) {
-        compress_gradient({kind, kv, score, total, width, s.lengths, s.count}, d_entries, d_kv, d_score);
+        compress_gradient({kind, kv, score, total, width, s}, d_entries, d_kv, d_score);
     };
     to.attend = [](const AttentionSizes& a, const Sequences& s, const float* q, const float* keys, const float* entries,
                    const int32_t* chosen, const float* sink, float* o, float* probs) {
-        attend_batch({q, keys, entries, chosen, sink, s.lengths, s.count, a.kind, a.heads, a.width, a.top_k}, o, probs);
+        attend_batch({q, keys, entries, chosen, sink, s, a.kind, a.heads, a.width, a.top_k}, o, probs);
     };
     to.attend_gradient = [](const AttentionSizes& a, const Sequences& s, const float* q, const float* keys,
                             const float* entries, const int32_t* chosen, const float* sink, const float* d_o,
                             float* d_q, float* d_keys, float* d_entries, float* d_sink) {
-        attention_gradient({q, keys, entries, chosen, sink, s.lengths, s.count, a.kind, a.heads, a.width, a.top_k}, d_o,
-                           d_q, d_keys, d_entries, d_sink);
+        attention_gradient({q, keys, entries, chosen, sink, s, a.kind, a.heads, a.width, a.top_k}, d_o, d_q, d_keys,
+                           d_entries, d_sink);
     };
     to.index_loss = [](const AttentionSizes& a, const Sequences& s, const float* q, const float* weights,
                        const float* keys, const int32_t* chosen, const float* probs, float* losses, float* d_q,
                        float* d_weights, float* d_keys) {
-        index_losses({q, weights, keys, chosen, probs, s.lengths, s.count, a.heads, a.width, a.top_k}, losses,
-                     {d_q, d_weights, d_keys});
+        index_losses({q, weights, keys, chosen, probs, s, a.heads, a.width, a.top_k}, losses, {d_q, d_weights, d_keys});
     };
     to.cross_entropy = [](const float* x, int64_t n, const Weight& head, const int64_t* targets, float* losses,
                           int64_t* predicted, float* dx, float* d_head,

@@ -5,12 +5,6 @@
 
 namespace dsv4 {
 
-// Sequences from position 0 on, laid end to end; as in training/.
-struct Sequences {
-    const int64_t* lengths;
-    int64_t count;
-};
-
 struct AttentionSizes {
     CompressionKind kind;
     int64_t heads, width, top_k;

@@ -89,26 +89,23 @@ inline std::vector<AttentionTask> attention_tasks(const Ubatch& u, bool together
     return tasks;
 }
 
-// Attention of every token into o [n, H, D], rotated back. q [n, H, D] is rotated and scaled; kv [n, D] are the keys of
-// the ubatch's tokens, entries those of each segment, none without compression. probs [n, index_topk], unless null: the
-// entries' probabilities, added over the heads; then a task has all heads.
-inline void attend_segments(Ubatch& u, const Layer& layer, const LayerCache& cache,
-                            const std::vector<AttentionTask>& tasks, const std::vector<Entries>& entries, float* q,
-                            const float* kv, const int32_t* selected, float* o, float* probs) {
+// Attention of every token into o [n, H, D], rotated back. q [n, H, D] is rotated and scaled; window(segment, first,
+// last, to) appends the keys of positions [first, last); entries are those of each segment, none without compression.
+// probs [n, index_topk], unless null: the entries' probabilities, added over the heads; then a task has all heads.
+template <class Window>
+inline void attend_segments(Ubatch& u, const Layer& layer, Window&& window, const std::vector<AttentionTask>& tasks,
+                            const std::vector<Entries>& entries, float* q, const int32_t* selected, float* o,
+                            float* probs) {
     const Config& c = u.model.config;
     int64_t H = c.num_attention_heads, D = c.head_dim, pairs = c.qk_rope_head_dim / 2, kind = layer.kind.ratio ? 1 : 0;
     parallel(static_cast<int64_t>(tasks.size()), [&](int64_t number, int) {
         const AttentionTask& task = tasks[static_cast<size_t>(number)];
         const Segment& s = *task.s;
         int64_t start = s.start + task.i, row = s.first + task.i;
-        float* decoded = cache.window.format.kind == RowKind::f32 ? nullptr : scratch(Scratch::window_keys, WINDOW * D);
         thread_local AttentionKeys keys;
         keys.window_start = std::max<int64_t>(0, start - WINDOW + 1);
         keys.window.clear();
-        for (int64_t p = keys.window_start; p < start + task.count; ++p)
-            keys.window.push_back(p >= s.start ? kv + (s.first + p - s.start) * D
-                                               : read_row(cache.window, s.slot * WINDOW + p % WINDOW,
-                                                          decoded ? decoded + p % WINDOW * D : nullptr));
+        window(s, keys.window_start, start + task.count, keys.window);
         keys.entries = layer.kind.ratio ? &entries[static_cast<size_t>(task.s - u.segments.data())] : nullptr;
         keys.ratio = layer.kind.ratio;
         keys.top_k = layer.kind.has_indexer ? c.index_topk : 0;
@@ -122,7 +119,7 @@ inline void attend_segments(Ubatch& u, const Layer& layer, const LayerCache& cac
     });
 }
 
-// attend_segments of a ubatch, its entries read from the cache.
+// attend_segments of a ubatch, whose tokens have the keys kv [n, D]; earlier keys and the entries are the cache's.
 inline void attend_ubatch(Ubatch& u, const Layer& layer, const LayerCache& cache, float* q, const float* kv,
                           const int32_t* selected, float* o) {
     const std::vector<AttentionTask> tasks = attention_tasks(u, false);
@@ -131,7 +128,15 @@ inline void attend_ubatch(Ubatch& u, const Layer& layer, const LayerCache& cache
     if (layer.kind.ratio)
         for (const Segment& s : u.segments)
             entries.push_back(entries_of_segment(u, layer, cache.main.entries, s, split));
-    attend_segments(u, layer, cache, tasks, entries, q, kv, selected, o, nullptr);
+    auto window = [&](const Segment& s, int64_t first, int64_t last, std::vector<const float*>& to) {
+        const int64_t D = u.model.config.head_dim;
+        float* decoded = cache.window.format.kind == RowKind::f32 ? nullptr : scratch(Scratch::window_keys, WINDOW * D);
+        for (int64_t p = first; p < last; ++p)
+            to.push_back(p >= s.start ? kv + (s.first + p - s.start) * D
+                                      : read_row(cache.window, s.slot * WINDOW + p % WINDOW,
+                                                 decoded ? decoded + p % WINDOW * D : nullptr));
+    };
+    attend_segments(u, layer, window, tasks, entries, q, selected, o, nullptr);
 }
 
 // Projections of a ubatch's tokens; null where the layer has no such projection.

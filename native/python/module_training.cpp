@@ -1,4 +1,4 @@
-// Bindings of the kernels of training (dispatch/training_ops.h): forwards over whole sequences, without a cache, and the
+// Bindings of the kernels of training (dispatch/training_ops.h): forwards over sequences, without a cache, and the
 // gradients of the operations.
 #include <nanobind/stl/optional.h>
 
@@ -137,19 +137,30 @@ void hc_head(MutableFloats streams, MutableFloats fn, MutableFloats scale, Mutab
     training().hc_head(c, site, streams.data(), size_of(streams, 0), x.data());
 }
 
-// Checks that the lengths add up to the tokens; `entries` gets the number of entries.
-Sequences sequences_of(const Longs& lengths, int64_t tokens, int64_t ratio, int64_t& entries) {
-    int64_t total = 0;
-    entries = 0;
-    expect(lengths, {static_cast<int64_t>(lengths.size())}, "lengths");
-    for (size_t i = 0; i < lengths.size(); ++i) {
-        const int64_t length = lengths.data()[i];
-        if (length < 1) wrong("lengths: " + std::to_string(length) + "; allowed are 1 or more");
-        total += length;
-        entries += ratio ? length / ratio : 0;
+// Sequences of `lengths` tokens from positions `starts` on, checked.
+Sequences sequences_of(const Longs& lengths, const Longs& starts) {
+    const Sequences sequences{lengths.data(), starts.data(), static_cast<int64_t>(lengths.size())};
+    expect(lengths, {sequences.count}, "lengths");
+    expect(starts, {sequences.count}, "starts");
+    for (int64_t s = 0; s < sequences.count; ++s) {
+        if (sequences.lengths[s] < 1)
+            wrong("lengths: " + std::to_string(sequences.lengths[s]) + "; allowed are 1 or more");
+        if (sequences.starts[s] < 0)
+            wrong("starts: " + std::to_string(sequences.starts[s]) + "; allowed are 0 or more");
     }
-    if (total != tokens) wrong("lengths add up to " + std::to_string(total) + ", expected " + std::to_string(tokens));
-    return {lengths.data(), static_cast<int64_t>(lengths.size())};
+    return sequences;
+}
+
+// Tokens of all sequences, with up to `most` earlier ones of each.
+int64_t count_rows(const Sequences& sequences, int64_t most) {
+    int64_t rows = 0;
+    for (int64_t s = 0; s < sequences.count; ++s) rows += sequences.earlier(s, most) + sequences.lengths[s];
+    return rows;
+}
+
+void expect_rows(const Sequences& sequences, int64_t most, int64_t rows) {
+    const int64_t total = count_rows(sequences, most);
+    if (total != rows) wrong("lengths add up to " + std::to_string(total) + ", expected " + std::to_string(rows));
 }
 
 CompressionKind kind_of(int64_t ratio) {
@@ -158,36 +169,38 @@ CompressionKind kind_of(int64_t ratio) {
     return *kind;
 }
 
-// Sizes of a compression, checked: kv and score [tokens, total], entries [., width].
+// Sizes of a compression, checked: kv and score [rows, total], entries [., width] of the windows that close.
 struct Compression {
     CompressionKind kind;
     Sequences sequences;
     int64_t total, width;
 
     Compression(int64_t ratio, const MutableFloats& kv, const MutableFloats& score, const Longs& lengths,
-                const MutableFloats& entries)
-        : kind(kind_of(ratio)) {
+                const Longs& starts, const MutableFloats& entries)
+        : kind(kind_of(ratio)), sequences(sequences_of(lengths, starts)) {
         expect_dimensions(kv, 2, "kv");
         total = size_of(kv, 1);
         if (!ratio || total < 1 || (kind.overlap && total % 2))
             wrong("kv: " + std::to_string(total) + " channels; allowed are 1 or more, an even number with ratio 4");
         width = kind.overlap ? total / 2 : total;
-        int64_t count;
-        sequences = sequences_of(lengths, size_of(kv, 0), ratio, count);
+        expect_rows(sequences, kind.state_tokens() - 1, size_of(kv, 0));
+        int64_t count = 0;
+        for (int64_t s = 0; s < sequences.count; ++s) count += sequences.end(s) / ratio - sequences.starts[s] / ratio;
         expect(score, {size_of(kv, 0), total}, "score");
         expect(entries, {count, width}, "entries");
     }
 };
 
-void compress_batch(int64_t ratio, MutableFloats kv, MutableFloats score, const Longs& lengths, MutableFloats entries) {
-    const Compression c(ratio, kv, score, lengths, entries);
+void compress_batch(int64_t ratio, MutableFloats kv, MutableFloats score, const Longs& lengths, const Longs& starts,
+                    MutableFloats entries) {
+    const Compression c(ratio, kv, score, lengths, starts, entries);
     Computing now;
     training().compress(c.kind, c.sequences, kv.data(), score.data(), c.total, c.width, entries.data());
 }
 
-void compress_gradient(int64_t ratio, MutableFloats kv, MutableFloats score, const Longs& lengths,
+void compress_gradient(int64_t ratio, MutableFloats kv, MutableFloats score, const Longs& lengths, const Longs& starts,
                        MutableFloats d_entries, MutableFloats d_kv, MutableFloats d_score) {
-    const Compression c(ratio, kv, score, lengths, d_entries);
+    const Compression c(ratio, kv, score, lengths, starts, d_entries);
     expect(d_kv, {size_of(kv, 0), c.total}, "d_kv");
     expect(d_score, {size_of(kv, 0), c.total}, "d_score");
     Computing now;
@@ -203,7 +216,7 @@ std::vector<int32_t> picks_of(const Longs& chosen, const Sequences& sequences, c
     int64_t row = 0;
     for (int64_t s = 0; s < sequences.count; ++s)
         for (int64_t t = 0; t < sequences.lengths[s]; ++t, ++row) {
-            const int64_t visible = (t + 1) / sizes.kind.ratio;
+            const int64_t visible = (sequences.starts[s] + t + 1) / sizes.kind.ratio;
             for (int64_t i = 0; visible > k && i < k; ++i) {
                 const int64_t pick = chosen.data()[row * k + i];
                 if (pick < 0 || pick >= visible)
@@ -214,23 +227,26 @@ std::vector<int32_t> picks_of(const Longs& chosen, const Sequences& sequences, c
     return picks;
 }
 
-// Inputs of attention, checked: q [tokens, heads, width], keys [tokens, width], entries [., width], chosen [tokens, k].
+// Inputs of attention, checked: q [tokens, heads, width], keys [rows, width] of the tokens and earlier ones, entries
+// [., width], chosen [tokens, k].
 struct Attending {
     AttentionSizes sizes;
     Sequences sequences;
     std::vector<int32_t> picks;
 
     Attending(const MutableFloats& q, const MutableFloats* keys, const MutableFloats& entries, const Longs& chosen,
-              int64_t ratio, const Longs& lengths) {
+              int64_t ratio, const Longs& lengths, const Longs& starts)
+        : sequences(sequences_of(lengths, starts)) {
         expect_dimensions(q, 3, "q");
         expect_dimensions(chosen, 2, "chosen");
         const int64_t tokens = size_of(q, 0);
         sizes = {kind_of(ratio), size_of(q, 1), size_of(q, 2), static_cast<int64_t>(chosen.shape(1))};
         for (int64_t size : {tokens, sizes.heads, sizes.width, sizes.top_k})
             if (size < 1) wrong("tokens, heads, channels or k: allowed are 1 or more");
-        int64_t count;
-        sequences = sequences_of(lengths, tokens, ratio, count);
-        if (keys) expect(*keys, {tokens, sizes.width}, "keys");
+        expect_rows(sequences, 0, tokens);
+        int64_t count = 0;
+        for (int64_t s = 0; ratio && s < sequences.count; ++s) count += sequences.end(s) / ratio;
+        if (keys) expect(*keys, {count_rows(sequences, WINDOW - 1), sizes.width}, "keys");
         expect(entries, {count, sizes.width}, "entries");
         expect(chosen, {tokens, sizes.top_k}, "chosen");
         picks = picks_of(chosen, sequences, sizes);
@@ -238,8 +254,8 @@ struct Attending {
 };
 
 void attend_batch(MutableFloats q, MutableFloats keys, MutableFloats entries, const Longs& chosen, int64_t ratio,
-                  const Longs& lengths, MutableFloats sink, MutableFloats o, const Maybe& probs) {
-    const Attending in(q, &keys, entries, chosen, ratio, lengths);
+                  const Longs& lengths, const Longs& starts, MutableFloats sink, MutableFloats o, const Maybe& probs) {
+    const Attending in(q, &keys, entries, chosen, ratio, lengths, starts);
     const int64_t tokens = size_of(q, 0);
     expect(sink, {in.sizes.heads}, "sink");
     expect(o, {tokens, in.sizes.heads, in.sizes.width}, "o");
@@ -251,14 +267,14 @@ void attend_batch(MutableFloats q, MutableFloats keys, MutableFloats entries, co
 }
 
 void attend_gradient(MutableFloats q, MutableFloats keys, MutableFloats entries, const Longs& chosen, int64_t ratio,
-                     const Longs& lengths, MutableFloats sink, MutableFloats d_o, MutableFloats d_q,
-                     MutableFloats d_keys, MutableFloats d_entries, MutableFloats d_sink) {
-    const Attending in(q, &keys, entries, chosen, ratio, lengths);
+                     const Longs& lengths, const Longs& starts, MutableFloats sink, MutableFloats d_o,
+                     MutableFloats d_q, MutableFloats d_keys, MutableFloats d_entries, MutableFloats d_sink) {
+    const Attending in(q, &keys, entries, chosen, ratio, lengths, starts);
     const int64_t tokens = size_of(q, 0), heads = in.sizes.heads, width = in.sizes.width;
     expect(sink, {heads}, "sink");
     expect(d_o, {tokens, heads, width}, "d_o");
     expect(d_q, {tokens, heads, width}, "d_q");
-    expect(d_keys, {tokens, width}, "d_keys");
+    expect(d_keys, {size_of(keys, 0), width}, "d_keys");
     expect(d_entries, {size_of(entries, 0), width}, "d_entries");
     expect(d_sink, {heads}, "d_sink");
     Computing now;
@@ -267,9 +283,9 @@ void attend_gradient(MutableFloats q, MutableFloats keys, MutableFloats entries,
 }
 
 void index_loss(MutableFloats q, MutableFloats weights, MutableFloats keys, const Longs& chosen, MutableFloats probs,
-                const Longs& lengths, MutableFloats losses, const Maybe& d_q, const Maybe& d_weights,
-                const Maybe& d_keys) {
-    const Attending in(q, nullptr, keys, chosen, CSA.ratio, lengths);
+                const Longs& lengths, const Longs& starts, MutableFloats losses, const Maybe& d_q,
+                const Maybe& d_weights, const Maybe& d_keys) {
+    const Attending in(q, nullptr, keys, chosen, CSA.ratio, lengths, starts);
     const int64_t tokens = size_of(q, 0), heads = in.sizes.heads, width = in.sizes.width;
     expect(weights, {tokens, heads}, "weights");
     expect(probs, {tokens, in.sizes.top_k}, "probs");
@@ -342,18 +358,21 @@ void define_training(nb::module_& m) {
     m.def("hc_head", &hc_head, nb::arg("streams"), nb::arg("fn"), nb::arg("scale"), nb::arg("base"),
           nb::arg("norm_eps"), nb::arg("eps"), nb::arg("x").noconvert());
     m.def("compress_batch", &compress_batch, nb::arg("ratio"), nb::arg("kv"), nb::arg("score"), nb::arg("lengths"),
-          nb::arg("entries").noconvert());
+          nb::arg("starts"), nb::arg("entries").noconvert());
     m.def("compress_gradient", &compress_gradient, nb::arg("ratio"), nb::arg("kv"), nb::arg("score"),
-          nb::arg("lengths"), nb::arg("d_entries"), nb::arg("d_kv").noconvert(), nb::arg("d_score").noconvert());
+          nb::arg("lengths"), nb::arg("starts"), nb::arg("d_entries"), nb::arg("d_kv").noconvert(),
+          nb::arg("d_score").noconvert());
     m.def("attend_batch", &attend_batch, nb::arg("q"), nb::arg("keys"), nb::arg("entries"), nb::arg("chosen"),
-          nb::arg("ratio"), nb::arg("lengths"), nb::arg("sink"), nb::arg("o").noconvert(),
+          nb::arg("ratio"), nb::arg("lengths"), nb::arg("starts"), nb::arg("sink"), nb::arg("o").noconvert(),
           nb::arg("probs").noconvert().none() = none);
     m.def("attend_gradient", &attend_gradient, nb::arg("q"), nb::arg("keys"), nb::arg("entries"), nb::arg("chosen"),
-          nb::arg("ratio"), nb::arg("lengths"), nb::arg("sink"), nb::arg("d_o"), nb::arg("d_q").noconvert(),
-          nb::arg("d_keys").noconvert(), nb::arg("d_entries").noconvert(), nb::arg("d_sink").noconvert());
+          nb::arg("ratio"), nb::arg("lengths"), nb::arg("starts"), nb::arg("sink"), nb::arg("d_o"),
+          nb::arg("d_q").noconvert(), nb::arg("d_keys").noconvert(), nb::arg("d_entries").noconvert(),
+          nb::arg("d_sink").noconvert());
     m.def("index_loss", &index_loss, nb::arg("q"), nb::arg("weights"), nb::arg("keys"), nb::arg("chosen"),
-          nb::arg("probs"), nb::arg("lengths"), nb::arg("losses").noconvert(), nb::arg("d_q").noconvert().none() = none,
-          nb::arg("d_weights").noconvert().none() = none, nb::arg("d_keys").noconvert().none() = none);
+          nb::arg("probs"), nb::arg("lengths"), nb::arg("starts"), nb::arg("losses").noconvert(),
+          nb::arg("d_q").noconvert().none() = none, nb::arg("d_weights").noconvert().none() = none,
+          nb::arg("d_keys").noconvert().none() = none);
     m.def("cross_entropy", &cross_entropy, nb::arg("x"), nb::arg("weight"), nb::arg("targets"),
           nb::arg("losses").noconvert(), nb::arg("predicted").noconvert(), nb::arg("dx").noconvert().none() = none,
           nb::arg("d_weight").noconvert().none() = none, nb::arg("bf16") = false);

@@ -1,4 +1,4 @@
-// Attention of whole sequences laid end to end, without a cache, and its gradient.
+// Attention of sequences laid end to end, without a cache, and its gradient.
 //
 // The forward is inference's. The gradient computes scores and probabilities anew, a block of neighbouring tokens at a
 // time; with p the probabilities, k the keys and dO the gradient of the output, a score's gradient is
@@ -16,11 +16,12 @@
 namespace dsv4::DSV4_ISA {
 
 struct AttentionBatch {
-    const float *q, *keys, *entries;  // q [T, heads, width], scaled; own keys [T, width]; entries [., width]
-    const int32_t* chosen;            // [T, top_k], read for tokens that see more than top_k entries
-    const float* sink;                // [heads]
-    const int64_t* lengths;
-    int64_t sequences;
+    // q [T, heads, width], scaled; keys [., width], of each sequence those of up to WINDOW - 1 earlier tokens and its own;
+    // entries [., width].
+    const float *q, *keys, *entries;
+    const int32_t* chosen;  // [T, top_k], read for tokens that see more than top_k entries
+    const float* sink;      // [heads]
+    Sequences sequences;
     CompressionKind kind;
     int64_t heads, width, top_k;
 
@@ -39,21 +40,29 @@ inline void attend_batch(const AttentionBatch& in, float* o, float* probs) {
     layer.kind = in.kind;
     layer.attn_sink = in.sink;
     const Cache cache;
-    const LayerCache no_cache;
     Ubatch u{model, cache, 0, {}, {}, {}, {}, {}, {}};
     std::vector<Entries> entries;
-    int64_t entry = 0;
-    for (int64_t s = 0; s < in.sequences; ++s) {
-        u.segments.push_back({u.n, in.lengths[s], 0, 0});
-        u.n += in.lengths[s];
+    std::vector<const float*> keys;  // of each segment's first token
+    int64_t entry = 0, key = 0;
+    for (int64_t s = 0; s < in.sequences.count; ++s) {
+        const int64_t length = in.sequences.lengths[s];
+        u.segments.push_back({u.n, length, in.sequences.starts[s], 0});
+        u.n += length;
+        key += in.sequences.earlier(s, WINDOW - 1);
+        keys.push_back(in.keys + key * in.width);
+        key += length;
         if (!in.kind.ratio) continue;
         entries.emplace_back(float_rows(in.entries, in.width), cache, 0, in.kind.ratio);
         entries.back().decoded = in.entries + entry * in.width;
-        entry += in.lengths[s] / in.kind.ratio;
+        entry += in.sequences.end(s) / in.kind.ratio;
     }
+    auto window = [&](const Segment& s, int64_t first, int64_t last, std::vector<const float*>& to) {
+        const float* own = keys[static_cast<size_t>(&s - u.segments.data())];
+        for (int64_t p = first; p < last; ++p) to.push_back(own + (p - s.start) * in.width);
+    };
     if (probs) std::fill_n(probs, u.n * in.top_k, 0.0f);
-    attend_segments(u, layer, no_cache, attention_tasks(u, probs != nullptr), entries, const_cast<float*>(in.q),
-                    in.keys, in.chosen, o, probs);
+    attend_segments(u, layer, window, attention_tasks(u, probs != nullptr), entries, const_cast<float*>(in.q),
+                    in.chosen, o, probs);
 }
 
 inline V held(V x, int lanes, V other) { return lanes == LANES ? x : select((1u << lanes) - 1u, x, other); }
@@ -133,8 +142,8 @@ class AttentionGradient {
         reserve();
 
         std::vector<const float*> window, shared;
-        const float* keys = in_.keys + (row_ - start_) * D;
-        for (int64_t i = 0; i < window_; ++i) window.push_back(keys + (window_start + i) * D);
+        const float* keys = in_.keys + (chunk_.key_row - chunk_.start + window_start) * D;
+        for (int64_t i = 0; i < window_; ++i) window.push_back(keys + i * D);
         for (int64_t e = 0; e < shared_; ++e) shared.push_back(entry(e));
         score(0, rows_, window, 0);
         score(0, dense * H, shared, window_columns_);
@@ -241,10 +250,10 @@ class AttentionGradient {
     std::vector<const float*> queries_, pulls_;
 };
 
-// d_q [T, heads, width] of the scaled queries, d_keys [T, width], d_entries [., width] and d_sink [heads].
+// d_q [T, heads, width] of the scaled queries, d_keys and d_entries [., width] and d_sink [heads].
 inline void attention_gradient(const AttentionBatch& in, const float* d_o, float* d_q, float* d_keys, float* d_entries,
                                float* d_sink) {
-    KeyShares shares(in.lengths, in.sequences, in.kind.ratio, in.width, true);
+    KeyShares shares(in.sequences, in.kind.ratio, in.width, true);
     std::vector<float> sinks(shares.chunks.size() * static_cast<size_t>(in.heads));
     shares.run([&](const Chunk& chunk, int64_t number) {
         AttentionGradient(in, chunk, d_o, d_q, sinks.data() + number * in.heads).run();

@@ -1,4 +1,4 @@
-// Compression of whole sequences laid end to end, without a cache, and its gradient.
+// Compression of sequences laid end to end, without a cache, and its gradient.
 #pragma once
 
 #include <vector>
@@ -8,13 +8,15 @@
 
 namespace dsv4::DSV4_ISA {
 
-// One layer's projections kv and score [tokens, total], ape included, of sequences that begin at position 0.
+// One layer's projections kv and score [rows, total], ape included: of each sequence those of up to state_tokens - 1
+// earlier tokens, which its first window may reach, and its own.
 struct CompressorBatch {
     CompressionKind kind;
     const float *kv, *score;
     int64_t total, width;  // channels per token, per entry
-    const int64_t* lengths;
-    int64_t sequences;
+    Sequences sequences;
+
+    int64_t earlier(int64_t s) const { return sequences.earlier(s, kind.state_tokens() - 1); }
 };
 
 // Calls f(slots, row, entry) for each closed window: row(k) is the offset in kv of slot k's channels, -1 before the
@@ -22,14 +24,18 @@ struct CompressorBatch {
 template <class F>
 inline void for_each_window(const CompressorBatch& in, F&& f) {
     struct Window {
-        int64_t first_row, number, entry;  // of the sequence; of the window in it; of the entry
+        int64_t origin, number, entry;  // row of the sequence's position 0, perhaps negative; window in it; entry
     };
     std::vector<Window> windows;
-    int64_t row = 0;
-    for (int64_t s = 0; s < in.sequences; row += in.lengths[s++])
-        for (int64_t w = 0; w < in.lengths[s] / in.kind.ratio; ++w)
-            windows.push_back({row, w, static_cast<int64_t>(windows.size())});
     const int64_t ratio = in.kind.ratio, slots = in.kind.state_tokens();
+    int64_t row = 0;
+    for (int64_t s = 0; s < in.sequences.count; ++s) {
+        const int64_t start = in.sequences.starts[s];
+        row += in.earlier(s);
+        for (int64_t w = start / ratio; w < in.sequences.end(s) / ratio; ++w)
+            windows.push_back({row - start, w, static_cast<int64_t>(windows.size())});
+        row += in.sequences.lengths[s];
+    }
     for_each_row(static_cast<int64_t>(windows.size()), [&](int64_t i) {
         const Window& window = windows[static_cast<size_t>(i)];
         f(
@@ -39,7 +45,7 @@ inline void for_each_window(const CompressorBatch& in, F&& f) {
                 // With overlap the first half of the channels comes from the window before, the second from this one.
                 return position < 0
                            ? -1
-                           : (window.first_row + position) * in.total + (slots > ratio && k >= ratio ? in.width : 0);
+                           : (window.origin + position) * in.total + (slots > ratio && k >= ratio ? in.width : 0);
             },
             window.entry);
     });
@@ -59,12 +65,12 @@ inline void compress_batch(const CompressorBatch& in, float* entries) {
     });
 }
 
-// d_kv and d_score [tokens, total], zero where a channel is in no closed window. Each channel of a token is in one
+// d_kv and d_score [rows, total], zero where a channel is in no closed window. Each channel of a token is in one
 // window at most, so no two windows write to the same place.
 inline void compress_gradient(const CompressorBatch& in, const float* d_entries, float* d_kv, float* d_score) {
-    int64_t tokens = 0;
-    for (int64_t s = 0; s < in.sequences; ++s) tokens += in.lengths[s];
-    for_each_rows(tokens, [&](int64_t first, int64_t last) {
+    int64_t rows = 0;
+    for (int64_t s = 0; s < in.sequences.count; ++s) rows += in.earlier(s) + in.sequences.lengths[s];
+    for_each_rows(rows, [&](int64_t first, int64_t last) {
         std::fill(d_kv + first * in.total, d_kv + last * in.total, 0.0f);
         std::fill(d_score + first * in.total, d_score + last * in.total, 0.0f);
     });

@@ -12,13 +12,13 @@
 
 namespace dsv4::DSV4_ISA {
 
-// Sequences from position 0 on, laid end to end. A token that sees more than k entries reads those chosen, others all.
+// A token that sees more than k entries reads those chosen, others all.
 struct IndexLossBatch {
     const float *q, *weights, *keys;  // [T, heads, width], [T, heads], index keys [., width]
     const int32_t* chosen;            // [T, k]
     const float* probs;               // [T, k], of the entries that a token reads, in order; need not add up to 1
-    const int64_t* lengths;
-    int64_t sequences, heads, width, k;
+    Sequences sequences;
+    int64_t heads, width, k;
 
     int64_t visible(int64_t position) const { return (position + 1) / CSA.ratio; }
     bool sparse(int64_t position) const { return visible(position) > k; }
@@ -162,7 +162,7 @@ class IndexLoss {
 
 // losses [T], and the gradients of their sum.
 inline void index_losses(const IndexLossBatch& in, float* losses, const IndexLossGradients& to) {
-    KeyShares shares(in.lengths, in.sequences, CSA.ratio, in.width, false);
+    KeyShares shares(in.sequences, CSA.ratio, in.width, false);
     shares.run([&](const Chunk& chunk, int64_t) { IndexLoss(in, chunk, losses, to).run(); });
     if (to.q) shares.add_up(nullptr, to.keys);
 }

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from dsv4.config import COMPRESSION_KINDS
+from dsv4.config import COMPRESSION_KINDS, WINDOW
 from dsv4.kernels import backends
 from dsv4.kernels.attention import ENTRY_CHUNK, EntryView, KeyView, StoredRows, Tiles, attend
 from dsv4.kernels.compressor import Windows, compress
@@ -24,14 +25,20 @@ from dsv4.kernels.quant import fake_quant_fp4, fake_quant_fp8
 from dsv4.kernels.rope import rotate, rotation
 from dsv4.kernels.router import route_by_score, route_by_token
 from dsv4.kernels.swiglu import clamped_swiglu
-from dsv4.model.batch import RaggedBatch
+from dsv4.model.batch import Part, RaggedBatch
 from dsv4.model.layout import Layout
 
-from .tools import noise, same
+from .tools import noise, poisoned, same
 
 CPU = torch.device("cpu")
 # Around the lengths at which windows of 4 and 128 tokens close, and several chunks of 64 tokens.
 DOCUMENTS = [(1,), (3, 1), (4, 5, 7), (127, 128, 129), (36, 37, 300), (259, 2, 66, 512)]
+# Parts of a batch: first position, and tokens of each document. Only the first one goes on from earlier processes.
+PARTS = [
+    (0, (5, 1)), (1, (1,)), (3, (1, 4)), (4, (5,)), (5, (300, 66)), (127, (1, 129)), (128, (128, 3)), (129, (2, 66, 5)),
+    (300, (1,)), (300, (70, 127)),
+]  # fmt: skip
+BATCHES = [(None, lengths) for lengths in DOCUMENTS] + PARTS
 
 
 class Comparison:
@@ -85,15 +92,30 @@ def comparison(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> Comparison:
 
 @dataclass(frozen=True)
 class Documents:
-    """A batch of documents without a cache, in a layer of one ratio; top_k: entries per token, 0 without an indexer."""
+    """A batch of documents without a cache, in a layer of one ratio; top_k: entries per token, 0 without an indexer.
 
+    start: None, or the batch is a part of another, and its first document begins at this position.
+    """
+
+    start: int | None
     lengths: tuple[int, ...]
     ratio: int
     top_k: int = 0
 
     @property
     def layout(self) -> Layout:
-        return Layout(RaggedBatch.pack([[0] * n for n in self.lengths]), None, CPU)
+        batch = RaggedBatch.pack([[0] * n for n in self.lengths])
+        if self.start is not None:
+            batch = replace(batch, starts=self.starts, part=cast(Part, object()))
+        return Layout(batch, None, CPU)
+
+    @property
+    def starts(self) -> np.ndarray:
+        return np.array([self.start or 0] + [0] * (len(self.lengths) - 1))
+
+    @property
+    def ends(self) -> np.ndarray:
+        return self.starts + self.lengths
 
     @property
     def tokens(self) -> int:
@@ -101,7 +123,20 @@ class Documents:
 
     @property
     def entries(self) -> int:
-        return sum(n // self.ratio for n in self.lengths) if self.ratio else 0
+        return int((self.ends // self.ratio).sum()) if self.ratio else 0
+
+    @property
+    def closing(self) -> int:
+        """Windows that close in the batch."""
+        return self.entries - int((self.starts // self.ratio).sum())
+
+    def received(self, size: int, *widths: int) -> list[Tensor]:
+        """Rows of `size` earlier tokens that a part gets from other processes; none of a whole batch."""
+        return [noise(1, size, width, seed=70 + i) for i, width in enumerate(widths) if self.start is not None]
+
+    def keys(self, layout: Layout, new: Tensor, entries: Tensor, *ring: Tensor) -> KeyView:
+        view = self.view(layout, entries) if self.ratio else None
+        return KeyView(new, layout.batch, StoredRows(ring[0]) if ring else None, layout.slots, view)
 
     def tiles(self, layout: Layout) -> Tiles:
         return layout.tiles(self.ratio, self.top_k, 1 << 20)
@@ -109,6 +144,14 @@ class Documents:
     def view(self, layout: Layout, entries: Tensor) -> EntryView:
         pool = torch.cat((entries, entries.new_zeros(ENTRY_CHUNK, entries.shape[1])))
         return EntryView(StoredRows(pool), self.ratio, layout.batch, None)
+
+    def windows(self, layout: Layout, *state: Tensor) -> Windows:
+        """The windows that close; state: kv and score of earlier tokens."""
+        where, (kv, score) = layout.compression(self.ratio), state or (None, None)
+        return Windows(
+            self.ratio, layout.batch, layout.positions, where.source, kv, score, where.state_slots, where.state_row,
+            where.state_token, writes_state=not state,
+        )  # fmt: skip
 
     def chosen(self, layout: Layout) -> Tensor | None:
         """A choice by random scores."""
@@ -119,47 +162,53 @@ class Documents:
         return select_entries(*queries, keys, self.tiles(layout), self.top_k)[0]
 
 
-@pytest.mark.parametrize("documents", DOCUMENTS)
+@pytest.mark.parametrize(("start", "lengths"), BATCHES)
 @pytest.mark.parametrize(
     ("ratio", "top_k", "heads", "width"), [(0, 0, 3, 20), (128, 0, 5, 24), (4, 8, 3, 40), (4, 8, 70, 16)]
 )
 def test_attention(
-    comparison: Comparison, documents: tuple[int, ...], ratio: int, top_k: int, heads: int, width: int
+    comparison: Comparison,
+    start: int | None,
+    lengths: tuple[int, ...],
+    ratio: int,
+    top_k: int,
+    heads: int,
+    width: int,
 ) -> None:
-    case = Documents(documents, ratio, top_k)
+    case = Documents(start, lengths, ratio, top_k)
     layout = case.layout
     chosen = case.chosen(layout)
 
-    def run(q: Tensor, new: Tensor, sink: Tensor, entries: Tensor) -> list[Tensor]:
-        view = case.view(layout, entries) if ratio else None
-        keys = KeyView(new, layout.batch, None, layout.slots, view)
-        return [attend(q, keys, case.tiles(layout), sink, chosen)[0]]
+    def run(q: Tensor, new: Tensor, sink: Tensor, entries: Tensor, *ring: Tensor) -> list[Tensor]:
+        return [attend(q, case.keys(layout, new, entries, *ring), case.tiles(layout), sink, chosen)[0]]
 
     leaves = [noise(case.tokens, heads, width), noise(case.tokens, width, seed=1), noise(heads, seed=2)]
-    comparison.check(run, [*leaves, noise(case.entries, width, seed=3)])
+    comparison.check(run, [*leaves, noise(case.entries, width, seed=3), *case.received(WINDOW, width)])
 
 
 def test_attention_with_a_large_sink_and_large_scores(comparison: Comparison) -> None:
-    case = Documents((200,), 4, 8)
+    case = Documents(None, (200,), 4, 8)
     layout = case.layout
     chosen = case.chosen(layout)
 
     def run(q: Tensor, new: Tensor, sink: Tensor, entries: Tensor) -> list[Tensor]:
-        keys = KeyView(new, layout.batch, None, layout.slots, case.view(layout, entries))
-        return [attend(q, keys, case.tiles(layout), sink, chosen)[0]]
+        return [attend(q, case.keys(layout, new, entries), case.tiles(layout), sink, chosen)[0]]
 
     leaves = [noise(200, 2, 16, scale=30.0), noise(200, 16, seed=1), torch.tensor([90.0, -90.0])]
     comparison.check(run, [*leaves, noise(case.entries, 16, seed=3)], 1e-4)
 
 
-@pytest.mark.parametrize("documents", DOCUMENTS)
-@pytest.mark.parametrize(("heads", "width"), [(3, 20), (70, 16)])
-def test_index_loss(comparison: Comparison, documents: tuple[int, ...], heads: int, width: int) -> None:
-    case = Documents(documents, 4, 8)
+@pytest.mark.parametrize(("start", "lengths"), BATCHES)
+@pytest.mark.parametrize(("top_k", "heads", "width"), [(8, 3, 20), (8, 70, 16), (0, 3, 20)])
+def test_index_loss(
+    comparison: Comparison, start: int | None, lengths: tuple[int, ...], top_k: int, heads: int, width: int
+) -> None:
+    """With no top_k the tokens read all entries, as in the first phases of training."""
+    case = Documents(start, lengths, 4, top_k)
     layout = case.layout
     chosen, tiles = case.chosen(layout), case.tiles(layout)
-    view = case.view(layout, noise(case.entries, 16, seed=3))
-    keys = KeyView(noise(case.tokens, 16, seed=1), layout.batch, None, layout.slots, view)
+    entries = noise(case.entries, 16, seed=3)
+    keys = case.keys(layout, noise(case.tokens, 16, seed=1), entries, *case.received(WINDOW, 16))
     with torch.no_grad():
         _, probs = attend(noise(case.tokens, 2, 16), keys, tiles, noise(2), chosen, keep_probs=True)
     assert probs is not None
@@ -172,14 +221,15 @@ def test_index_loss(comparison: Comparison, documents: tuple[int, ...], heads: i
     comparison.check(run, [*leaves, noise(case.entries, width, seed=2)], 5e-5)
 
 
-@pytest.mark.parametrize("documents", DOCUMENTS)
+@pytest.mark.parametrize(("start", "lengths"), BATCHES)
+@pytest.mark.parametrize("top_k", [8, 0])
 def test_probabilities_of_the_entries(
-    kernels: Any, documents: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    kernels: Any, start: int | None, lengths: tuple[int, ...], top_k: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case = Documents(documents, 4, 8)
+    case = Documents(start, lengths, 4, top_k)
     layout = case.layout
-    view = case.view(layout, noise(case.entries, 16, seed=3))
-    keys = KeyView(noise(case.tokens, 16, seed=1), layout.batch, None, layout.slots, view)
+    entries = noise(case.entries, 16, seed=3)
+    keys = case.keys(layout, noise(case.tokens, 16, seed=1), entries, *case.received(WINDOW, 16))
     inputs = noise(case.tokens, 3, 16), keys, case.tiles(layout), noise(3), case.chosen(layout), True
     out, got = attend(*inputs)
     assert torch.equal(out, attend(*inputs[:-1])[0])
@@ -189,24 +239,54 @@ def test_probabilities_of_the_entries(
     assert (got - want).abs().max() <= 1e-6 * 3
 
 
-@pytest.mark.parametrize("documents", DOCUMENTS)
+@pytest.mark.parametrize(("start", "lengths"), BATCHES)
 @pytest.mark.parametrize(("ratio", "width"), [(4, 20), (128, 33)])
-def test_compressor(comparison: Comparison, documents: tuple[int, ...], ratio: int, width: int) -> None:
-    case, kind = Documents(documents, ratio), COMPRESSION_KINDS[ratio]
+def test_compressor(
+    comparison: Comparison, start: int | None, lengths: tuple[int, ...], ratio: int, width: int
+) -> None:
+    case, kind = Documents(start, lengths, ratio), COMPRESSION_KINDS[ratio]
     layout = case.layout
-    where, total = layout.compression(ratio), kind.channels(width)
-    windows = Windows(
-        ratio, layout.batch, layout.positions, where.source, None, None, where.state_slots, where.state_row,
-        where.state_token,
-    )  # fmt: skip
+    total = kind.channels(width)
 
-    def run(kv: Tensor, score: Tensor, ape: Tensor) -> list[Tensor]:
-        made = compress(kv, score, ape, windows)
-        assert (made is None) == (case.entries == 0)
+    def run(kv: Tensor, score: Tensor, ape: Tensor, *state: Tensor) -> list[Tensor]:
+        made = compress(kv, score, ape, case.windows(layout, *state))
+        assert (made is None) == (case.closing == 0)
         return [made] if made is not None else [kv * 0]
 
     leaves = [noise(case.tokens, total), noise(case.tokens, total, seed=1), noise(ratio, total, seed=2)]
-    comparison.check(run, leaves)
+    comparison.check(run, [*leaves, *case.received(kind.state_tokens, total, total)])
+
+
+@pytest.mark.parametrize("start", [1, 3, 4, 5, 127, 128, 129, 299])
+@pytest.mark.parametrize(("ratio", "top_k"), [(0, 0), (128, 0), (4, 8), (4, 0)])
+def test_a_part_has_the_bits_of_the_whole_document(kernels: Any, start: int, ratio: int, top_k: int) -> None:
+    """Attention, probabilities and compression; hidden places of the received rows are not read."""
+    case, part = Documents(None, (300,), ratio, top_k), Documents(start, (300 - start,), ratio, top_k)
+    layout, own = case.layout, part.layout
+    q, keys, sink = noise(300, 3, 16), noise(300, 16, seed=1), noise(3, seed=2)
+    entries, chosen, learns = noise(case.entries, 16, seed=3), case.chosen(layout), ratio == 4
+
+    def ring(rows: Tensor, size: int) -> Tensor:
+        places = torch.arange(max(0, start - size + 1), start)
+        received = poisoned(1, size, rows.shape[1])
+        received[0, places % size] = rows[places]
+        return received
+
+    whole = attend(q, case.keys(layout, keys, entries), case.tiles(layout), sink, chosen, learns)
+    view = part.keys(own, keys[start:], entries, ring(keys, WINDOW))
+    picks = chosen[start:] if chosen is not None else None
+    o, probs = attend(q[start:], view, part.tiles(own), sink, picks, learns)
+    assert torch.equal(o, whole[0][start:])
+    assert probs is None or (whole[1] is not None and torch.equal(probs, whole[1][start:]))
+    if not ratio:
+        return
+    total, slots = COMPRESSION_KINDS[ratio].channels(16), COMPRESSION_KINDS[ratio].state_tokens
+    kv, score, ape = noise(300, total, seed=4), noise(300, total, seed=5), noise(ratio, total, seed=6)
+    made = compress(kv, score, ape, case.windows(layout))
+    state = ring(kv, slots), ring(score + ape[torch.arange(300) % ratio], slots)
+    rest = compress(kv[start:], score[start:], ape, part.windows(own, *state))
+    assert made is not None and (rest is None) == (len(made) == start // ratio)
+    assert rest is None or torch.equal(rest, made[start // ratio :])
 
 
 @dataclass(frozen=True)
@@ -307,9 +387,13 @@ def test_cross_entropy_of_no_rows(comparison: Comparison) -> None:
 def test_wrong_arguments_are_errors(kernels: Any) -> None:
     with pytest.raises(ValueError, match=r"target 5: allowed are 0 to 4"):
         cross_entropy(noise(1, 4), noise(5, 4), torch.tensor([5]))
-    x, lengths = noise(3, 8), torch.tensor([4])
+    x, lengths, starts = noise(3, 8), np.array([4]), np.array([0])
     with pytest.raises(ValueError, match="lengths add up to 4, expected 3"):
-        kernels.compress_batch(128, x, x, lengths.numpy(), torch.empty(0, 8))
+        kernels.compress_batch(128, x, x, lengths, starts, torch.empty(0, 8))
     q, none = noise(8, 1, 4), torch.full((8, 1), -1)
     with pytest.raises(ValueError, match="chosen entry -1: allowed are 0 to 1"):
-        kernels.attend_batch(q, noise(8, 4), noise(2, 4), none, 4, torch.tensor([8]).numpy(), noise(1), noise(8, 1, 4))
+        kernels.attend_batch(q, noise(8, 4), noise(2, 4), none, 4, 2 * lengths, starts, noise(1), noise(8, 1, 4))
+    with pytest.raises(ValueError, match=r"keys: shape \[8, 4\], expected \[11, 4\]"):
+        kernels.attend_batch(q, noise(8, 4), noise(0, 4), none, 0, 2 * lengths, starts + 3, noise(1), noise(8, 1, 4))
+    with pytest.raises(ValueError, match="starts: -1; allowed are 0 or more"):
+        kernels.compress_batch(128, x, x, lengths, starts - 1, torch.empty(0, 8))

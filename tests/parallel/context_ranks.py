@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import astuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from dsv4.kernels import attention, backends, compressor, index_loss
 from dsv4.model.batch import RaggedBatch
 from dsv4.parallel.context import cut_batch
 from dsv4.parallel.sums import sum_gradients, sum_numbers
@@ -25,12 +27,23 @@ def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
+def refuse_reference() -> None:
+    """With the native kernels, let the reference of what reads earlier tokens fail in this process."""
+
+    def refused(*_: Any) -> None:
+        raise AssertionError("a part of a batch has left the native kernels")
+
+    if backends.name() == "native":
+        attention.reference.attend = compressor.reference.compress = index_loss.reference.index_loss = refused
+
+
 def compare(
     cases: list[tuple[list[int], list[int] | None, AttentionPhase]], numerics: str = "float", seed: int = 1
 ) -> list[tuple[float, float, tuple[float, str]]]:
     """Per case (lengths, cut, phase): deviations from one process: losses, all gradients together, the worst one."""
     group = dist.group.WORLD
     assert group is not None
+    refuse_reference()
     config = tiny_config(schedule=(4, 128, 0, 4), num_nextn_predict_layers=1, num_hash_layers=1)
     model = random_model(config, seed, numerics).requires_grad_()
     generator = torch.Generator().manual_seed(seed)

@@ -2,7 +2,8 @@
 
 Contract. Letters: T tokens, H heads, D head width (keys are also the values), k entries chosen by the indexer.
   q [T, H, D], rotated, not scaled;
-  keys a KeyView (views.py): the batch's own keys, the rings of earlier keys, the pool of entries, nothing gathered;
+  keys a KeyView (views.py): the batch's own keys, the rings of earlier keys, a cache's or received from other processes
+  with a gradient, the pool of entries, nothing gathered;
   tiles: the reference's cut of the batch; other kernels ignore it;
   sink fp32 [H]: a logit, not scaled, that takes probability and adds no value;
   chosen int64 [T, k] ascending, padded with -1: the entries that a token reads if it sees more than k of them (a token

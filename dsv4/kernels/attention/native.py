@@ -1,5 +1,5 @@
 """Attention on the native kernels, fp32 on the CPU: without a cache in one call, with its gradient; else sequence by
-sequence."""
+sequence. A sequence's earlier keys, received from other processes, lie before its own."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from dsv4.config import WINDOW
 from dsv4.kernels import backends, cpu
 from dsv4.kernels.attention.views import KeyView
+from dsv4.kernels.gather import with_earlier
 
 
 def attend(
@@ -23,9 +24,12 @@ def attend(
     if keys.cached:
         assert not keep_probs
         return _attend_cached(q, keys, sink, picks), None
-    pool = keys.entries.pool.rows if keys.entries is not None else keys.new.new_zeros(0, keys.new.shape[1])
-    op = _Attend.apply if backends.records(q, keys.new, pool, sink) else _attend
-    return op(q, keys.new, pool, sink, keys, picks, keep_probs)
+    rows, batch = keys.new, keys.batch
+    if keys.ring is not None:
+        rows = with_earlier(keys.ring.take(keys.slots), rows, batch.lengths, batch.starts)
+    pool = keys.entries.pool.rows if keys.entries is not None else rows.new_zeros(0, rows.shape[1])
+    op = _Attend.apply if backends.records(q, rows, pool, sink) else _attend
+    return op(q, rows, pool, sink, keys, picks, keep_probs)
 
 
 def every_entry(keys: KeyView, tokens: int) -> Tensor:
@@ -33,25 +37,26 @@ def every_entry(keys: KeyView, tokens: int) -> Tensor:
     return torch.full((1, 1), -1).expand(tokens, keys.most_chosen)
 
 
-def _shape(keys: KeyView) -> tuple[int, np.ndarray]:
-    """(Tokens per entry, 0 without entries; tokens of each sequence)."""
-    return keys.entries.ratio if keys.entries is not None else 0, keys.batch.lengths
+Shape = tuple[int, np.ndarray, np.ndarray]  # tokens per entry, 0 without entries; length and start of each sequence
 
 
-def _inputs(
-    q: Tensor, new: Tensor, pool: Tensor, sink: Tensor, picks: Tensor, ratio: int, lengths: np.ndarray
-) -> tuple[Any, ...]:
-    """Arguments of the kernels: scaled queries, keys, entries, the choice, ratio, lengths, sink."""
-    entries = int((lengths // ratio).sum()) if ratio else 0
+def _shape(keys: KeyView) -> Shape:
+    return keys.entries.ratio if keys.entries is not None else 0, keys.batch.lengths, keys.batch.starts
+
+
+def _inputs(q: Tensor, rows: Tensor, pool: Tensor, sink: Tensor, picks: Tensor, shape: Shape) -> tuple[Any, ...]:
+    """Arguments of the kernels: scaled queries, keys, entries, the choice, the shape, sink."""
+    ratio, lengths, starts = shape
+    entries = int(((starts + lengths) // ratio).sum()) if ratio else 0
     scaled = (q.detach() * q.shape[2] ** -0.5).contiguous()
-    rows = (new.detach().contiguous(), pool.detach()[:entries].contiguous(), picks.contiguous())
-    return scaled, *rows, ratio, lengths, sink.detach()
+    keys = (rows.detach().contiguous(), pool.detach()[:entries].contiguous())
+    return scaled, *keys, picks.contiguous(), *shape, sink.detach()
 
 
 def _attend(
-    q: Tensor, new: Tensor, pool: Tensor, sink: Tensor, keys: KeyView, picks: Tensor, keep_probs: bool
+    q: Tensor, rows: Tensor, pool: Tensor, sink: Tensor, keys: KeyView, picks: Tensor, keep_probs: bool
 ) -> tuple[Tensor, Tensor | None]:
-    inputs = _inputs(q, new, pool, sink, picks, *_shape(keys))
+    inputs = _inputs(q, rows, pool, sink, picks, _shape(keys))
     out = torch.empty_like(inputs[0])
     probs = out.new_empty(picks.shape) if keep_probs else None
     cpu.kernels().attend_batch(*inputs, out, probs)
@@ -61,11 +66,11 @@ def _attend(
 class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, new: Tensor, pool: Tensor, sink: Tensor, keys: KeyView, picks: Tensor, keep_probs: bool
+        ctx: Any, q: Tensor, rows: Tensor, pool: Tensor, sink: Tensor, keys: KeyView, picks: Tensor, keep_probs: bool
     ) -> tuple[Tensor, Tensor | None]:
-        out, probs = _attend(q, new, pool, sink, keys, picks, keep_probs)
-        ctx.save_for_backward(q, new, pool, sink, picks)
-        ctx.ratio, ctx.lengths = _shape(keys)
+        out, probs = _attend(q, rows, pool, sink, keys, picks, keep_probs)
+        ctx.save_for_backward(q, rows, pool, sink, picks)
+        ctx.shape = _shape(keys)
         if probs is not None:
             ctx.mark_non_differentiable(probs)
         return out, probs
@@ -73,12 +78,12 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
-        q, new, pool, sink, picks = ctx.saved_tensors
-        inputs = _inputs(q, new, pool, sink, picks, ctx.ratio, ctx.lengths)
-        d_q, d_new, d_sink = (torch.empty_like(t) for t in (inputs[0], inputs[1], inputs[6]))
+        q, rows, pool, sink, picks = ctx.saved_tensors
+        inputs = _inputs(q, rows, pool, sink, picks, ctx.shape)
+        d_q, d_rows, d_sink = (torch.empty_like(t) for t in (inputs[0], inputs[1], inputs[-1]))
         d_pool = torch.zeros_like(pool)
-        cpu.kernels().attend_gradient(*inputs, grad.contiguous(), d_q, d_new, d_pool[: len(inputs[2])], d_sink)
-        return d_q.mul_(q.shape[2] ** -0.5), d_new, d_pool, d_sink, None, None, None
+        cpu.kernels().attend_gradient(*inputs, grad.contiguous(), d_q, d_rows, d_pool[: len(inputs[2])], d_sink)
+        return d_q.mul_(q.shape[2] ** -0.5), d_rows, d_pool, d_sink, None, None, None
 
 
 def _attend_cached(q: Tensor, keys: KeyView, sink: Tensor, picks: Tensor) -> Tensor:

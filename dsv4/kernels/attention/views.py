@@ -97,7 +97,8 @@ class KeyView:
     @property
     def cached(self) -> bool:
         """True if earlier keys or the entries are a cache's."""
-        return self.ring is not None or (self.entries is not None and self.entries.block_table is not None)
+        ring, entries = self.ring, self.entries
+        return (ring is not None and ring.fresh is None) or (entries is not None and entries.block_table is not None)
 
 
 @dataclass(frozen=True)

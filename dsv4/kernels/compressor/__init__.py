@@ -20,9 +20,10 @@ from dsv4.kernels.compressor.views import Windows
 def compress(kv: Tensor, score: Tensor, ape: Tensor, windows: Windows) -> Tensor | None:
     """Entries [windows, width] from the projections kv, score [T, total]; writes the state."""
     inputs, state = (kv, score, ape), (windows.state_kv, windows.state_score)
-    native_here = backends.uses_native("compressor", *inputs, *state) and windows.writes_state
-    # With a state the native rung has no gradient.
-    op = native if native_here and not (windows.state_kv is not None and backends.records(*inputs)) else reference
+    # With a state that it writes the native rung has no gradient.
+    stored = windows.state_kv is not None and windows.writes_state
+    native_here = backends.uses_native("compressor", *inputs, *state) and not (stored and backends.records(*inputs))
+    op = native if native_here else reference
     return op.compress(kv, score, ape, windows)
 
 

@@ -1,5 +1,5 @@
 """Compression on the native kernels, fp32 on the CPU: without a cache in one call, with its gradient; else sequence by
-sequence."""
+sequence. Rows of earlier tokens that other processes hold lie before a sequence's own."""
 
 from __future__ import annotations
 
@@ -12,34 +12,39 @@ from torch.autograd.function import once_differentiable
 
 from dsv4.kernels import backends, cpu
 from dsv4.kernels.compressor.views import Windows
-from dsv4.kernels.gather import take_rows
+from dsv4.kernels.gather import take_rows, with_earlier
 
 
 def compress(kv: Tensor, score: Tensor, ape: Tensor, windows: Windows) -> Tensor | None:
     """Entries [windows, width] from the projections kv, score [T, total]; writes the state."""
-    if windows.state_kv is not None and windows.state_score is not None:
-        return _continue(kv, score, ape, windows, windows.state_kv, windows.state_score)
+    state_kv, state_score = windows.state_kv, windows.state_score
+    if windows.writes_state and state_kv is not None and state_score is not None:
+        return _continue(kv, score, ape, windows, state_kv, state_score)
     if not windows.source.shape[0]:
         return None
     score = score + take_rows(ape, windows.positions % windows.ratio)
+    if state_kv is not None and state_score is not None:
+        slots, sequences = windows.state_slots, (windows.batch.lengths, windows.batch.starts)
+        kv = with_earlier(take_rows(state_kv, slots), kv, *sequences)
+        score = with_earlier(take_rows(state_score, slots), score, *sequences)
     return (_Pool.apply if backends.records(kv, score) else _pool)(kv, score, windows)
 
 
 def _pool(kv: Tensor, score: Tensor, windows: Windows) -> Tensor:
     width = kv.shape[1] // 2 if windows.overlap else kv.shape[1]
     entries = kv.new_empty(windows.source.shape[0], width)
-    inputs = (kv.detach().contiguous(), score.detach().contiguous(), windows.batch.lengths)
+    inputs = (kv.detach().contiguous(), score.detach().contiguous(), windows.batch.lengths, windows.batch.starts)
     cpu.kernels().compress_batch(windows.ratio, *inputs, entries)
     return entries
 
 
 class _Pool(torch.autograd.Function):
-    """Entries from kv and score, ape included, of sequences from position 0 on."""
+    """Entries from kv and score, ape included, of sequences' earlier tokens and their own."""
 
     @staticmethod
     def forward(ctx: Any, kv: Tensor, score: Tensor, windows: Windows) -> Tensor:
         ctx.save_for_backward(kv, score)
-        ctx.ratio, ctx.lengths = windows.ratio, windows.batch.lengths
+        ctx.ratio, ctx.sequences = windows.ratio, (windows.batch.lengths, windows.batch.starts)
         return _pool(kv, score, windows)
 
     @staticmethod
@@ -47,7 +52,7 @@ class _Pool(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         kv, score = (t.contiguous() for t in ctx.saved_tensors)
         d_kv, d_score = torch.empty_like(kv), torch.empty_like(score)
-        cpu.kernels().compress_gradient(ctx.ratio, kv, score, ctx.lengths, grad.contiguous(), d_kv, d_score)
+        cpu.kernels().compress_gradient(ctx.ratio, kv, score, *ctx.sequences, grad.contiguous(), d_kv, d_score)
         return d_kv, d_score, None
 
 

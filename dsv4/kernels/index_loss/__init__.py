@@ -19,8 +19,7 @@ def index_loss(
     q: Tensor, weights: Tensor, keys: EntryView, tiles: Tiles, chosen: Tensor | None, probs: Tensor
 ) -> Tensor:
     """Sum over tokens of KL(attention over the entries || indexer), scalar."""
-    whole = keys.block_table is None and not keys.batch.starts.any()
-    if whole and backends.uses_native("index_loss", q, weights, keys.pool.fresh, probs):
+    if keys.block_table is None and backends.uses_native("index_loss", q, weights, keys.pool.fresh, probs):
         return native.index_loss(q, weights, keys, chosen, probs)
     return reference.index_loss(q, weights, keys, tiles, chosen, probs)
 

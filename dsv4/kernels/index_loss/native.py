@@ -26,13 +26,13 @@ def _run(
     q: Tensor, weights: Tensor, pool: Tensor, keys: EntryView, picks: Tensor, probs: Tensor, with_gradients: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """(the sum of the losses, its gradients with respect to q, weights and pool)."""
-    lengths = keys.batch.lengths
-    count = int((lengths // keys.ratio).sum())
+    lengths, starts = keys.batch.lengths, keys.batch.starts
+    count = int(((starts + lengths) // keys.ratio).sum())
     q, weights, pool = q.detach().contiguous(), weights.detach().contiguous(), pool.detach().contiguous()
     losses = q.new_empty(len(q))
     grads = [torch.empty_like(q), torch.empty_like(weights), torch.zeros_like(pool)] if with_gradients else []
     into = [*grads[:2], grads[2][:count]] if with_gradients else [None] * 3
-    inputs = (q, weights, pool[:count], picks.contiguous(), probs.contiguous(), lengths)
+    inputs = (q, weights, pool[:count], picks.contiguous(), probs.contiguous(), lengths, starts)
     cpu.kernels().index_loss(*inputs, losses, *into)
     # The kernel's relu takes NaN for zero; the loss must show it.
     return total(losses) + 0.0 * q.sum(), grads
