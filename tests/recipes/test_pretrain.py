@@ -217,7 +217,6 @@ def dsv4_data(*arguments: str) -> int:
         (["parallel.pipeline=99"], "up to the"),
         (["parallel.stages=[1, 2]"], "numbers that add up"),
         (["parallel.data=2", "run.replicas=2"], "run.replicas 2 on 2 ranks"),
-        (["parallel.pipeline=2", "stability.rollback=true"], "stability.anticipate 'after_rollback' with parallel.pip"),
     ],
 )
 def test_ranks_and_settings_of_one_process_are_refused(words: list[str], said: str) -> None:
@@ -231,8 +230,10 @@ def test_ranks_and_settings_of_one_process_are_refused(words: list[str], said: s
             recipe.resolve()
 
 
-def test_adapters_go_with_ranks_of_every_kind() -> None:
+def test_adapters_and_rollbacks_go_with_ranks_of_every_kind() -> None:
     words = [f"parallel.{name}=2" for name in ("data", "context", "pipeline", "expert")]
+    rolled_back = read_recipe(PretrainRecipe, None, [*words, "stability.rollback=true"]).resolve()
+    assert rolled_back.stability.anticipate == "after_rollback"
     recipe = read_recipe(PretrainRecipe, None, [*words, "model.start=nano", "lora.rank=4"]).resolve()
     assert recipe.parallel.degrees().ranks == 16 and recipe.lora.rank == 4
 
