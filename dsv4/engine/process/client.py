@@ -267,8 +267,8 @@ class EngineProcess:
             child.fail(EngineError("the engine is closed"))
             return None
         self._suspects.blame()
-        child.fail(error)
         logger.error("%s", error)
+        child.fail(error)
         if pause is not None:
             self.num_restarts += 1
         return pause
