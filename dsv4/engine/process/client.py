@@ -26,7 +26,6 @@ from dsv4.engine.sampling_params import SamplingParams
 from dsv4.model.token_trace import TokenTrace
 
 METRICS_SECONDS = 5.0  # that a look at the metrics waits for the process
-
 CLOSE_SECONDS = 60.0  # for the running step and what the process writes at its end
 
 logger = logging.getLogger("dsv4.engine")
