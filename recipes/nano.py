@@ -44,8 +44,12 @@ from recipes.pretrain import STOPPED, TOKENIZER_FILES, make_trainer, new_run, re
 
 CURVE_STEPS = 200
 RECIPE = ROOT / "recipes" / "nano.toml"
-# The GPU run sees many more tokens.
-BUDGETS = {"cpu": (), "gpu": ("seconds=1200", "base.run.device=cuda", "sft.run.device=cuda")}
+# One process, with memory to keep all that the backward reads.
+ON_GPU = (
+    *("base.run.device=cuda", "base.run.replicas=1", "base.stages.4.recompute=none"),
+    *("sft.run.device=cuda", "sft.run.replicas=1", "sft.stages.1.recompute=none"),
+)
+BUDGETS = {"cpu": (), "gpu": ("seconds=1200", *ON_GPU)}  # the GPU run sees many more tokens
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -343,6 +343,7 @@ def make_stages(recipe: PretrainRecipe, run_dir: Path, config: ModelConfig, work
             stage.attention,
             stage.size(replicas),
             stage.rate,
+            stage.recompute,
         )
         for number, (stage, count) in enumerate(zip(recipe.stages, steps, strict=True))
     ]

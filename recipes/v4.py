@@ -46,7 +46,10 @@ MAINS: dict[str, Callable[[list[str]], int]] = {
     "nano": nano.main, "sft": sft.main, "grpo": grpo.main, "distill": distill.main
 }  # fmt: skip
 MIXED_SHARE = 0.7  # of the budget's `rest`, as far as it can be foretold; evaluation takes what is left
-BUDGETS = {"cpu": (), "gpu": ("device=cuda", "budget.seconds=1800")}
+BUDGETS = {
+    "cpu": (),
+    "gpu": ("device=cuda", "budget.seconds=1800", *(f"nano.{key}" for key in nano.ON_GPU)),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -50,6 +50,7 @@ class Stage:
     attention: AttentionPhase = "sparse"
     size: BatchSize | None = None  # of a batch; None: TrainSettings.micro_batches
     rate: float | None = None  # constant learning rate; None: the run's schedule
+    recompute: Recompute | None = None  # None: TrainSettings.recompute
 
 
 @dataclass(frozen=True)
@@ -257,7 +258,7 @@ class Trainer:
         quantized = step >= total * (1 - settings.quantized_share)
         return Work(
             number, step - start, weights, quantized, settings.precision, stage.attention, stage.size,
-            settings.count_clamps, settings.recompute,
+            settings.count_clamps, settings.recompute if stage.recompute is None else stage.recompute,
         )  # fmt: skip
 
     def _roll_back(self, stability: Stability, spike: Spike, report: Report, took: float) -> bool:

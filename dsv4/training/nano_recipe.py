@@ -31,7 +31,7 @@ class NanoRecipe(Section):
 
     seconds: Annotated[float, Field(gt=0.0)] = 21600.0
     steps: Annotated[int, Field(ge=1)] | None = None
-    sft_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.12
+    sft_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.14
     data: NanoDataSection = NanoDataSection()
     base: PretrainRecipe = PretrainRecipe()
     sft: PretrainRecipe = PretrainRecipe()

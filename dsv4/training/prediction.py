@@ -120,11 +120,12 @@ def plan_run(recipe: PretrainRecipe, machine: Machine, choice: Choice) -> RunPla
     """Predict a resolved recipe. ValueError if the given degrees do not go with it."""
     degrees = recipe.parallel.degrees()
     setting = _setting(recipe, recipe.model.config(), machine, choice)
-    policy = choice.recompute or (recipe.run.recompute if recipe.run.recompute != "none" else None)
+    policies = [choice.recompute or (None if own == "none" else own) for own in _policies(recipe)]
     given: dict[str, int | None] = {name: getattr(choice, name) for name in DIMENSIONS}
     if degrees.ranks > 1 and not any(given.values()):
         given |= asdict(degrees)
-    plans = [choose_stage(setting, shape, policy, **given) for shape in stage_shapes(recipe)]
+    shapes = zip(stage_shapes(recipe), policies, strict=True)
+    plans = [choose_stage(setting, shape, policy, **given) for shape, policy in shapes]
     return RunPlan(setting, tuple(plans), machine.price if choice.price is None else choice.price)
 
 
@@ -139,8 +140,14 @@ def plan_here(recipe: PretrainRecipe, config: ModelConfig, rate: float, memory: 
     machine = cpu(memory, rate / replicas)
     setting = _setting(recipe, config, machine, Choice(replicas, "fp32"))
     setting = replace(setting, shared_weights=True)
-    plans = [plan_stage(setting, s, Degrees(data=replicas), recipe.run.recompute) for s in stage_shapes(recipe)]
+    shapes = zip(stage_shapes(recipe), _policies(recipe), strict=True)
+    plans = [plan_stage(setting, shape, Degrees(data=replicas), policy) for shape, policy in shapes]
     return RunPlan(setting, tuple(plans), machine.price)
+
+
+def _policies(recipe: PretrainRecipe) -> list[Recompute]:
+    """What every stage runs again: its own `recompute`, or else the run's."""
+    return [recipe.run.recompute if stage.recompute is None else stage.recompute for stage in recipe.stages]
 
 
 def _setting(recipe: PretrainRecipe, config: ModelConfig, machine: Machine, choice: Choice) -> Setting:

@@ -225,6 +225,7 @@ class StageSection(Section):
     ramp_from: Annotated[int, Field(ge=0)] = 0  # tokens of the first step; 0: `batch_tokens`, no ramp
     ramp_tokens: Annotated[int, Field(ge=0)] = 0  # tokens over which a step grows to `batch_tokens`
     rate: Annotated[float, Field(gt=0.0)] | None = None  # constant learning rate; left out: the schedule's
+    recompute: Recompute | None = None  # left out: the run's
     shards: Texts = ()
     tasks: Annotated[float, Field(ge=0.0)] | None = None
 

@@ -33,7 +33,7 @@ def keys() -> list[str]:
     stages = [*(f"base.stages.{n}" for n in range(5)), "sft.stages.0", "sft.stages.1"]
     found += [f"{stage}.{row}" for stage in stages for row in ROWS]
     found += ["base.stages.0.ramp_from=0", "base.stages.0.ramp_tokens=0", "data.scale=0.001"]
-    return [*found, "base.data.group_rows=4", "sft.data.group_rows=4"]
+    return [*found, *(f"{part}.{key}" for part in ("base", "sft") for key in ("data.group_rows=4", "run.replicas=1"))]
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from rich.console import Console
 
 import dsv4
 from dsv4.model_folder import nano_path
+from dsv4.training import gradient
 from dsv4.training.pretrain_recipe import PretrainRecipe
 from dsv4.training.recipe import read_recipe
 
@@ -150,7 +151,9 @@ def test_shards_with_shares_and_changed_data(main: Any, model: Path, texts: Path
             main([f"model.base={model}", *wrong, "--run-dir", str(tmp_path / "new")])
 
 
-def test_all_phases_of_a_recipe_file_in_one_run(main: Any, model: Path, texts: Path, tmp_path: Path) -> None:
+def test_all_phases_of_a_recipe_file_in_one_run(
+    main: Any, model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(
         f'''
@@ -180,14 +183,19 @@ def test_all_phases_of_a_recipe_file_in_one_run(main: Any, model: Path, texts: P
         sequence = 128
         row_tokens = 128
         steps = 2
+        recompute = "blocks"
         '''
     )
+    policies: list[str] = []
+    recomputing = gradient.recomputing
+    monkeypatch.setattr(gradient, "recomputing", lambda m, policy: policies.append(policy) or recomputing(m, policy))
     run = tmp_path / "run"
     assert main([str(recipe), "optimizer.rate=1e-3", "--run-dir", str(run)]) == 0
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["stage"] for row in rows] == ["short"] * 4 + ["warm"] + ["long"] * 2
     assert [row["indexer_loss"] > 0 for row in rows] == [False] * 4 + [True] * 3
     assert rows[4]["lr"] == 2e-3
+    assert policies == ["none"] * 5 + ["blocks"] * 2
     taken = [row["tokens"] - before for row, before in zip(rows, [0, *(row["tokens"] for row in rows)], strict=False)]
     assert taken[0] <= 64 < taken[3] <= 128
     assert json.loads((run / "model" / "config.json").read_text())["num_hidden_layers"] == 3

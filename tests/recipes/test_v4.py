@@ -54,7 +54,7 @@ def keys() -> list[str]:
     found += ["evaluation.questions=2", "evaluation.max_tokens=4", "nano.steps=2", "nano.sft.run.precision=fp32"]
     for stage in ("nano.sft.stages.0", "nano.sft.stages.1"):
         found += [f"{stage}.{key}" for key in ("sequence=256", "row_tokens=512", "batch_tokens=512", "tokens=512")]
-    return [*found, "nano.sft.data.group_rows=4"]
+    return [*found, "nano.sft.data.group_rows=4", "nano.sft.run.replicas=1"]
 
 
 def weights(model: Path) -> bytes:
@@ -178,7 +178,9 @@ def test_the_config_is_whole_and_shares_out_the_budget(capsys: pytest.CaptureFix
     assert v4.main(["--budget", "gpu", "budget.seconds=1000", "--print-config"]) == 0
     recipe = tomllib.loads(capsys.readouterr().out)
     assert recipe["nano"]["seconds"] == pytest.approx(400) and recipe["nano"]["sft_share"] == pytest.approx(0.15)
-    assert recipe["nano"]["base"]["run"]["device"] == "cuda"
+    for part in (recipe["nano"]["base"], recipe["nano"]["sft"]):
+        assert (part["run"]["device"], part["run"]["replicas"]) == ("cuda", 1)
+        assert all(stage.get("recompute", "none") == "none" for stage in part["stages"])
     assert recipe["specialists"]["code"]["grpo"]["run"]["seconds"] == pytest.approx(65)
     assert recipe["specialists"]["code"]["grpo"]["problems"]["domains"] == ["code"]
     assert recipe["specialists"]["code"]["sft"]["steps"] == 60 and "seconds" not in recipe["specialists"]["code"]["sft"]

@@ -102,6 +102,8 @@ def test_the_command_plans_for_gpus_and_for_this_machine(capsys: pytest.CaptureF
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert (found["machine"]["name"], found["steps"], found["precision"]) == ("cpu", 3, "fp32")
     assert found["stages"][0]["recompute"] == "blocks" and found["cost"] == 0
+    assert main(["plan", "nano", *stage, "stages.0.recompute=experts", "--device", CPU, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["stages"][0]["recompute"] == "experts"
     assert main(["plan"]) == 2
     with pytest.raises(SystemExit):
         main(["plan", "nano", "--device", CPU, "word"])
