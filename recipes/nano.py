@@ -1,11 +1,11 @@
-"""Train the nano model from scratch: data, base (pre-training), sft (conversations), model folder.
+"""Train the nano model from scratch: data, base (pre-training), mid (recall), sft (conversations), model folder.
 
 recipes/nano.toml is the recipe unless another is given; KEY=VALUE changes one of its keys. --corpus is a folder that
 `dsv4 train corpus` made.
---base-model leaves out the base: the sft goes on from that model; data.corpus='' then trains it on the tasks alone.
+--base-model leaves out base and mid: the sft goes on from that model; data.corpus='' then trains it on the tasks alone.
 --resume continues a killed run from its last saved step, to the same bits; `timeout 3h` or SIGTERM ends a part of a
-long run with its state saved. The run's folder keeps data/ (tokenizer, questions, shards), base/ and sft/, each with
-its state, metrics, losses.png and model folder; the sft's is copied to --out.
+long run with its state saved. The run's folder keeps data/ (tokenizer, questions, shards), base/, mid/ and sft/, each
+with its state, metrics, losses.png and model folder; the sft's is copied to --out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rich.console import Console
 from dsv4.checkpoint.atomic import new_file, new_folder
 from dsv4.commands.recipe_flags import parse
 from dsv4.config import ModelConfig
-from dsv4.data.nano.build import NanoData, haystack_part
+from dsv4.data.nano.build import NanoData, haystack_part, recall_part
 from dsv4.evals.held_out import HeldOut
 from dsv4.model_folder import resolve_model
 from dsv4.parallel.mesh import launched
@@ -47,6 +47,7 @@ RECIPE = ROOT / "recipes" / "nano.toml"
 # One process, with memory to keep all that the backward reads.
 ON_GPU = (
     *("base.run.device=cuda", "base.run.replicas=1", "base.stages.4.recompute=none"),
+    *("mid.run.device=cuda", "mid.run.replicas=1", "mid.stages.4.recompute=none"),
     *("sft.run.device=cuda", "sft.run.replicas=1", "sft.stages.1.recompute=none"),
 )
 BUDGETS = {"cpu": (), "gpu": ("seconds=1200", *ON_GPU)}  # the GPU run sees many more tokens
@@ -78,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
             copy_tokenizer(Path(recipe.sft.model.start), run_dir / "data" / "tokenizer")
         if data is not None:
             data.make(lambda text: console.print(text, highlight=False))
-        parts = recipe.parts[:1] if options.base_only else recipe.parts
+        parts = recipe.parts[:-1] if options.base_only else recipe.parts
         for part in parts:
             run_part(recipe, part, run_dir, options.workers, console)
     except RunStoppedError as stopped:
@@ -151,10 +152,11 @@ def run_part(recipe: NanoRecipe, part: str, run_dir: Path, workers: int, console
     else:
         found = new_run(recipe.part(part, (run_dir / "data").absolute()), folder, console)
     trainer = make_trainer(found, folder, workers, console)
-    trainer.stages = choose_losses(trainer.stages, "all" if part == "base" else "mask")
+    trainer.stages = choose_losses(trainer.stages, "mask" if part == "sft" else "all")
     trainer.plan = make_plan(recipe, part, found, folder)
-    if part == "sft" and found.model.start is None and not trainer.state_path.exists():
-        saved = torch.load(run_dir / "base" / "state.pt", map_location="cpu", weights_only=True)
+    if part != recipe.parts[0] and not trainer.state_path.exists():
+        before = recipe.parts[recipe.parts.index(part) - 1]
+        saved = torch.load(run_dir / before / "state.pt", map_location="cpu", weights_only=True)
         trainer.model.load_state_dict(saved["model"])
     console.print(f"{part}: {' '.join(stage.name for stage in found.stages)}", highlight=False)
     train(trainer, Path(recipe.data.corpus), folder, console)
@@ -190,7 +192,7 @@ def make_plan(recipe: NanoRecipe, part: str, found: PretrainRecipe, folder: Path
 
 def choose_losses(stages: Sequence[Stage], loss: str) -> list[Stage]:
     """Stages whose haystacks and tasks have loss on every token, "all", or on what the assistant says, "mask"."""
-    haystacks = haystack_part(0).rstrip("0")
+    haystacks = tuple(name(0).rstrip("0") for name in (haystack_part, recall_part))
     found: list[Stage] = []
     for stage in stages:
         source = stage.source

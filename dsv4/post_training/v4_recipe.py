@@ -14,7 +14,7 @@ from dsv4.data.tasks import Effort
 from dsv4.post_training.domains.domain import Level
 from dsv4.post_training.recipes import Count, DistillRecipe, GRPORecipe, PolicyRecipe, Positive, Share
 from dsv4.tokenizer.prompts import Ladder
-from dsv4.training.nano_recipe import NanoRecipe
+from dsv4.training.nano_recipe import PARTS, NanoRecipe
 from dsv4.training.recipe import Section, read_recipe
 
 DOMAINS = ("mathematics", "code", "tools", "instructions")
@@ -194,7 +194,7 @@ class V4Recipe(Section):
         """Recipe of the base and its sft, with their seconds and the device. ValueError for one without seconds."""
         nano = self.nano
         update: dict[str, Any] = {}
-        for part in ("base", "sft"):
+        for part in PARTS:
             recipe = getattr(nano, part)
             update[part] = recipe.model_copy(update={"run": self._run(recipe.run)})
         if nano.steps is None:
@@ -205,7 +205,9 @@ class V4Recipe(Section):
             if seconds:
                 update["seconds"] = sum(seconds.values())
             if "base" in seconds and "sft" in seconds:
-                update["sft_share"] = seconds["sft"] / update["seconds"]
+                share = seconds["sft"] / update["seconds"]
+                mid = nano.mid_share / (1 - nano.sft_share) * (1 - share)
+                update |= {"sft_share": share, "mid_share": mid}
         return nano.model_copy(update=update)
 
     def _policy(self, recipe: P, seconds: float, domains: tuple[str, ...], efforts: dict[str, Any]) -> P:

@@ -28,7 +28,7 @@ class RunFolders:
 
     @property
     def base(self) -> Path:
-        return self.given_base or self.nano / "base" / "model"
+        return self.given_base or self.nano / "mid" / "model"
 
     @property
     def sft(self) -> Path:

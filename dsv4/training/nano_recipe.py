@@ -1,18 +1,18 @@
-"""The nano recipe: one file with the data, the budget, and a pre-training recipe each for the base and for its sft."""
+"""The nano recipe: one file with the data, the budget, and a pre-training recipe each for base, mid-training and sft."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dsv4.analysis.training_flops import training_flops
 from dsv4.config import ModelConfig
 from dsv4.training.pretrain_recipe import ModelSection, PretrainRecipe, StageSection
 from dsv4.training.recipe import Section
 
-PARTS = ("base", "sft")
+PARTS = ("base", "mid", "sft")  # each goes on from the one before
 
 
 class NanoDataSection(Section):
@@ -27,14 +27,25 @@ class NanoDataSection(Section):
 
 
 class NanoRecipe(Section):
-    """A whole run. `steps`: of the base and, by `sft_share`, of its sft, in place of the budget of `seconds`."""
+    """A whole run. `mid_share` and `sft_share`: of `seconds`, the base's being the rest.
+
+    `steps`: of the base, in place of a budget; the other parts have as many more or fewer as their shares say.
+    """
 
     seconds: Annotated[float, Field(gt=0.0)] = 21600.0
     steps: Annotated[int, Field(ge=1)] | None = None
-    sft_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.14
+    mid_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.18
+    sft_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.30
     data: NanoDataSection = NanoDataSection()
     base: PretrainRecipe = PretrainRecipe()
+    mid: PretrainRecipe = PretrainRecipe()
     sft: PretrainRecipe = PretrainRecipe()
+
+    @model_validator(mode="after")
+    def _check(self) -> NanoRecipe:
+        if self.mid_share + self.sft_share >= 1:
+            raise ValueError(f"mid_share is {self.mid_share}, sft_share {self.sft_share}; allowed: less than 1 together")
+        return self
 
     def part(self, name: str, data: Path) -> PretrainRecipe:
         """Pre-training recipe of a part, with the tokenizer and the shards of the data in folder `data`."""
@@ -47,25 +58,27 @@ class NanoRecipe(Section):
 
     def part_seconds(self, name: str) -> float:
         """Budget of a part."""
-        if self.parts == (name,):
-            return self.seconds
-        return self.seconds * (self.sft_share if name == "sft" else 1 - self.sft_share)
+        return self.seconds if self.parts == (name,) else self.seconds * self._share(name)
 
     def start_from(self, model: Path) -> NanoRecipe:
-        """The same without the base: the sft goes on from a model folder."""
+        """The same without what comes before the sft, which goes on from a model folder."""
         sft = self.sft.model_copy(update={"model": ModelSection(start=str(model.absolute()))})
         return self.model_copy(update={"sft": sft})
 
     @property
     def parts(self) -> tuple[str, ...]:
         """Parts that are trained."""
-        return PARTS if self.sft.model.start is None else PARTS[1:]
+        return PARTS if self.sft.model.start is None else PARTS[-1:]
 
     def part_steps(self, name: str) -> int | None:
         """Steps of a part, None if time decides."""
         if self.steps is None or name == "base" or self.parts == (name,):
             return self.steps
-        return max(1, round(self.steps * self.sft_share))
+        return max(1, round(self.steps * self._share(name) / self._share("base")))
+
+    def _share(self, name: str) -> float:
+        shares = {"mid": self.mid_share, "sft": self.sft_share}
+        return shares.get(name, 1 - sum(shares.values()))
 
 
 def step_flops(recipe: PretrainRecipe, config: ModelConfig) -> list[tuple[float, float]]:

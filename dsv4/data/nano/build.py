@@ -25,6 +25,11 @@ LEAST_COUNT = 5  # of a word in the word list
 NEEDLE_WORDS = 400
 # Longest haystack in tokens -> (conversations, facts and questions in each).
 HAYSTACKS = {512: (6000, 6), 2048: (1600, 10), 4096: (1100, 14), 32768: (300, 32)}
+# Most tokens of a document -> documents in which much can be looked up: haystacks full of facts, and repeated passages.
+RECALLS = {512: 5000, 2048: 1600, 4096: 900, 32768: 160}
+FACT_TOKENS = 48  # of a haystack full of facts, for each fact with its question
+MOST_FACTS = 200
+PASSAGE = 160  # characters of a passage
 FILLERS = ("prose", "manuals", "programming")
 FILLER_TEXTS = 12
 QUESTIONS = "questions"
@@ -38,11 +43,16 @@ def haystack_part(tokens: int) -> str:
     return f"needles-{tokens}"
 
 
+def recall_part(tokens: int) -> str:
+    """Name of the part with documents of at most `tokens` tokens in which much can be looked up."""
+    return f"recall-{tokens}"
+
+
 class NanoData:
     """Files below `folder`, each made once: a killed call goes on with those that are missing.
 
     tokenizer/, words.txt, entries.jsonl, questions/PART.jsonl, shards/PART: a part for each group of the corpus, its
-    held-out packages (`validation`), the definitions and each length of haystacks.
+    held-out packages (`validation`), the definitions, each length of haystacks and of documents full of facts.
     """
 
     def __init__(self, corpus: Path, folder: Path, seed: int = 1, scale: float = 1.0) -> None:
@@ -75,6 +85,11 @@ class NanoData:
                     tokens, count, questions, words
                 ),
             )
+        for tokens, number in RECALLS.items():
+            count = max(2, round(number * self._scale))
+            self._write_questions(
+                recall_part(tokens), lambda tokens=tokens, count=count: self._recalls(tokens, count, words)
+            )
         for part, paths in self.parts().items():
             folder = self.folder / "shards" / part
             if not (folder / "index.json").exists():
@@ -87,7 +102,7 @@ class NanoData:
         found = {group.name: [group] for group in sorted(train.iterdir()) if any(group.glob("*.jsonl"))}
         if any((self.corpus / "validation").glob("*/*.jsonl")):
             found["validation"] = [self.corpus / "validation"]
-        questions = [DEFINITIONS, *map(haystack_part, HAYSTACKS)]
+        questions = [DEFINITIONS, *map(haystack_part, HAYSTACKS), *map(recall_part, RECALLS)]
         return found | {part: [self._questions_path(part)] for part in questions}
 
     def _entries(self, say: Say) -> list[Entry]:
@@ -124,8 +139,23 @@ class NanoData:
             kept = fill(lines, max(room, 100), lambda line: len(tokenizer.encode(line)))
             yield conversation(random, kept, words, questions)
 
-    def _lines(self, tokens: int) -> Iterator[str]:
-        """Lines of the corpus to hide facts in: of one text in FILLER_TEXTS, others for every length; over and over."""
+    def _recalls(self, tokens: int, count: int, words: list[str]) -> Iterator[dict[str, Any]]:
+        """Documents of `tokens` / 2 to `tokens` tokens: by turns a haystack full of facts, and passages that repeat."""
+        tokenizer = Tokenizer.from_pretrained(self.tokenizer)
+        random = Random(stable_hash("recalls", self._seed, tokens))
+        lines = self._lines(tokens, PASSAGE)
+        for number in range(count):
+            room = random.randint(tokens // 2, tokens)
+            facts = min(room // FACT_TOKENS, MOST_FACTS, len(words) // 2)
+            room = room - 40 * facts if number % 2 == 0 else room // 2
+            kept = fill(lines, max(room, 100), lambda line: len(tokenizer.encode(line)))
+            yield conversation(random, kept, words, facts) if number % 2 == 0 else {"text": repeat(random, kept)}
+
+    def _lines(self, tokens: int, most: int = 400) -> Iterator[str]:
+        """Lines of the corpus to hide facts in, of at most `most` characters, over and over.
+
+        Of one text in FILLER_TEXTS, others for every length.
+        """
         paths = [path for group in FILLERS for path in sorted((self.corpus / "train" / group).glob("*.jsonl"))]
         one_in = FILLER_TEXTS
         while True:
@@ -134,7 +164,7 @@ class NanoData:
                 for number, text in enumerate(texts(path)):
                     if stable_hash(tokens, path.name, number) % one_in == 0:
                         found = True
-                        yield from split_lines(iter([text]))
+                        yield from split_lines(iter([text]), most)
             if not found and one_in == 1:
                 raise ValueError(f"{self.corpus} has no texts of {', '.join(FILLERS)} to hide facts in")
             if not found:  # a small corpus

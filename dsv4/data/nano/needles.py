@@ -1,4 +1,4 @@
-"""Haystacks: texts of the corpus with short facts hidden in them, and questions about the facts at their end."""
+"""Long texts to look things up in: haystacks, with facts and questions about them, and passages that come twice."""
 
 from __future__ import annotations
 
@@ -77,6 +77,11 @@ def conversation(random: Random, lines: Sequence[str], words: Sequence[str], que
     return {"messages": messages}
 
 
+def repeat(random: Random, lines: Sequence[str]) -> str:
+    """Text of `lines` and of the same lines in another order: each can be foretold once it has begun again."""
+    return "\n".join([*lines, *random.sample(lines, len(lines))])
+
+
 def haystack(random: Random, lines: Sequence[str], words: Sequence[str], depth: float) -> Haystack:
     """A test: one fact at `depth`, OTHERS at random depths, and a question about the first."""
     needles = draw_needles(random, words, 1 + OTHERS)
@@ -96,10 +101,10 @@ def fill(lines: Iterator[str], tokens: int, count: Count) -> list[str]:
         found.append(line)
 
 
-def split_lines(documents: Iterator[str]) -> Iterator[str]:
-    """Lines of documents that are not blank, the long ones cut at 400 characters."""
+def split_lines(documents: Iterator[str], most: int = 400) -> Iterator[str]:
+    """Lines of documents that are not blank, the long ones cut at `most` characters."""
     for text in documents:
         for line in text.splitlines():
-            for start in range(0, len(line), 400):
-                if line[start : start + 400].strip():
-                    yield line[start : start + 400]
+            for start in range(0, len(line), most):
+                if line[start : start + most].strip():
+                    yield line[start : start + most]
