@@ -15,10 +15,19 @@ pytest.importorskip("reasoning_gym")
 sys.path.insert(0, str(Path(__file__).parent))
 from nano_corpus import NOUNS, write_corpus
 
-from dsv4.data.nano.build import HAYSTACKS, NanoData, haystack_part, load_entries, load_words, needle_words
+from dsv4.data.nano.build import (
+    HAYSTACKS,
+    RECALLS,
+    NanoData,
+    haystack_part,
+    load_entries,
+    load_words,
+    needle_words,
+    recall_part,
+)
 from dsv4.data.nano.definitions import TESTED, TRAINED, training_questions, unseen_question
 from dsv4.data.nano.entries import count_words, read_entries
-from dsv4.data.nano.needles import conversation, draw_needles, haystack, hide
+from dsv4.data.nano.needles import conversation, draw_needles, haystack, hide, repeat
 from dsv4.data.shards import ShardFolder
 from dsv4.tokenizer import Tokenizer
 
@@ -70,14 +79,20 @@ def test_turns_of_a_haystack_ask_about_each_fact_once() -> None:
     assert len(set(answers)) == 4 and all(answer in messages[0]["content"] for answer in answers)
 
 
+def test_repeated_passages_come_in_another_order() -> None:
+    lines = [f"line {n}" for n in range(20)]
+    text = repeat(Random(4), lines).splitlines()
+    assert text[:20] == lines and sorted(text[20:]) == sorted(lines) and text[20:] != lines
+
+
 def test_a_corpus_becomes_shards_and_is_not_made_again(corpus: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("dsv4.data.nano.tokenizer.task_texts", lambda: iter(["a word"]))
     data = NanoData(corpus, tmp_path / "data", scale=0.001)
     data.make()
     tokenizer = Tokenizer.from_pretrained(data.tokenizer)
-    for tokens in HAYSTACKS:
-        shards = ShardFolder(tmp_path / "data" / "shards" / haystack_part(tokens))
-        assert all(tokens // 4 <= length <= tokens for length in shards.lengths.tolist()), tokens
+    for tokens, part in [(n, haystack_part(n)) for n in HAYSTACKS] + [(n, recall_part(n)) for n in RECALLS]:
+        shards = ShardFolder(tmp_path / "data" / "shards" / part)
+        assert all(tokens // 4 <= length <= tokens for length in shards.lengths.tolist()), (part, shards.lengths.tolist())
     text = tokenizer.decode(ShardFolder(tmp_path / "data" / "shards" / haystack_part(512)).document(0)[0].tolist())
     assert "<｜User｜>" in text and " of " in text
     assert {"chapter", "they"} <= load_words(tmp_path / "data")

@@ -13,6 +13,7 @@ import torch
 pytest.importorskip("reasoning_gym")
 
 import dsv4
+from dsv4.training.nano_recipe import PARTS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from nano_corpus import write_corpus
@@ -23,17 +24,17 @@ SMALL = {
     "o_lora_rank": 16, "index_n_heads": 2, "index_topk": 8, "n_routed_experts": 4, "moe_intermediate_size": 16,
     "compress_ratios": "[0, 4, 128, 0]",
 }  # fmt: skip
-SHARDS = 'shards=["prose=0.3", "definitions=0.2", "needles-512=0.3"]'
+SHARDS = 'shards=["prose=0.3", "definitions=0.2", "recall-512=0.3"]'
 ROWS = ["sequence=256", "row_tokens=512", "batch_tokens=512", SHARDS]
 
 
 def keys() -> list[str]:
     """Overrides that keep the recipe's stages and make everything small."""
-    found = [f"{part}.model.{key}={value}" for part in ("base", "sft") for key, value in SMALL.items()]
-    stages = [*(f"base.stages.{n}" for n in range(5)), "sft.stages.0", "sft.stages.1"]
+    found = [f"{part}.model.{key}={value}" for part in PARTS for key, value in SMALL.items()]
+    stages = [f"{part}.stages.{n}" for part in PARTS for n in range(2 if part == "sft" else 5)]
     found += [f"{stage}.{row}" for stage in stages for row in ROWS]
     found += ["base.stages.0.ramp_from=0", "base.stages.0.ramp_tokens=0", "data.scale=0.001"]
-    return [*found, *(f"{part}.{key}" for part in ("base", "sft") for key in ("data.group_rows=4", "run.replicas=1"))]
+    return [*found, *(f"{part}.{key}" for part in PARTS for key in ("data.group_rows=4", "run.replicas=1"))]
 
 
 @pytest.fixture
@@ -59,7 +60,8 @@ def test_every_stage_runs_and_the_sft_goes_on_from_the_base(recipe, corpus: Path
                 "--steps",
                 "12",
                 *common,
-                "sft_share=0.2",
+                "mid_share=0.3",
+                "sft_share=0.1",
                 "sft.stages.0.tokens=1000",
                 "sft.stages.1.tokens=1000",
                 *keys(),
@@ -72,10 +74,12 @@ def test_every_stage_runs_and_the_sft_goes_on_from_the_base(recipe, corpus: Path
     assert {entry["stage"] for entry in metrics} >= {"dense-512", "dense-2048", "sparse-4096", "sparse-32768"}
     tuned = [json.loads(line) for line in (run / "sft" / "metrics.jsonl").read_text().splitlines()]
     assert [entry["stage"] for entry in tuned] == ["sft", "sft-32768"]
+    recalled = [json.loads(line) for line in (run / "mid" / "metrics.jsonl").read_text().splitlines()]
+    assert {entry["stage"] for entry in recalled} >= {"dense-512", "dense-2048", "sparse-4096", "sparse-32768"}
     learned = [sum(row["targets"] for row in rows) / rows[-1]["tokens"] for rows in (metrics, tuned)]
     assert learned[0] > 0.8 and learned[1] < learned[0] - 0.15  # the sft learns what the assistant says
     assert (run / "base" / "held_out.jsonl").read_text().count("bits_per_byte") == 1
-    base, model = dsv4.load(run / "base" / "model"), dsv4.load(out)
+    base, model = dsv4.load(run / "mid" / "model"), dsv4.load(out)
     logits = model(torch.tensor([[0, 5, 6]]))
     assert logits.shape == (1, 3, model.config.vocab_size) and bool(logits.isfinite().all())
     distance = (base.embed.weight - model.embed.weight).abs().mean() / base.embed.weight.abs().mean()
@@ -92,14 +96,14 @@ def test_every_stage_runs_and_the_sft_goes_on_from_the_base(recipe, corpus: Path
 def test_the_whole_recipe_keeps_the_limits() -> None:
     """Its model's folder has at most 25 MB; every shard that a stage names is made; shares and contexts are right."""
     from dsv4.analysis.inventory import checkpoint_bytes
-    from dsv4.data.nano.build import DEFINITIONS, HAYSTACKS, haystack_part
+    from dsv4.data.nano.build import DEFINITIONS, HAYSTACKS, RECALLS, haystack_part, recall_part
     from dsv4.training.nano_recipe import NanoRecipe
     from dsv4.training.recipe import read_recipe
 
     whole = read_recipe(NanoRecipe, RECIPE.with_suffix(".toml"))
     groups = {"dictionaries", "prose", "manuals", "programming", "code", "mathematics"}
-    known = groups | {DEFINITIONS, *map(haystack_part, HAYSTACKS)}
-    for part in (whole.base, whole.sft):
+    known = groups | {DEFINITIONS, *map(haystack_part, HAYSTACKS), *map(recall_part, RECALLS)}
+    for part in (whole.base, whole.mid, whole.sft):
         resolved = part.resolve()
         assert checkpoint_bytes(resolved.model.config()) < 24e6  # the tokenizer and the index have 0.7 MB more
         for stage in resolved.stages:
@@ -107,7 +111,7 @@ def test_the_whole_recipe_keeps_the_limits() -> None:
             assert set(shares) <= known
             tasks = part.data.tasks if stage.tasks is None else stage.tasks
             assert sum(map(float, shares.values())) + tasks == pytest.approx(1, abs=0.011)
-    assert whole.base.model == whole.sft.model
+    assert whole.base.model == whole.mid.model == whole.sft.model
     assert [stage.attention for stage in whole.base.stages] == ["dense", "dense", "warmup", "sparse", "sparse"]
     assert whole.base.stages[-1].sequence == whole.sft.stages[-1].sequence == max(HAYSTACKS)
 

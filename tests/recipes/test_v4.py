@@ -178,7 +178,8 @@ def test_the_config_is_whole_and_shares_out_the_budget(capsys: pytest.CaptureFix
     assert v4.main(["--budget", "gpu", "budget.seconds=1000", "--print-config"]) == 0
     recipe = tomllib.loads(capsys.readouterr().out)
     assert recipe["nano"]["seconds"] == pytest.approx(400) and recipe["nano"]["sft_share"] == pytest.approx(0.15)
-    for part in (recipe["nano"]["base"], recipe["nano"]["sft"]):
+    assert recipe["nano"]["mid_share"] == pytest.approx(0.85 * 0.18 / 0.7)
+    for part in (recipe["nano"][name] for name in ("base", "mid", "sft")):
         assert (part["run"]["device"], part["run"]["replicas"]) == ("cuda", 1)
         assert all(stage.get("recompute", "none") == "none" for stage in part["stages"])
     assert recipe["specialists"]["code"]["grpo"]["run"]["seconds"] == pytest.approx(65)
@@ -234,7 +235,7 @@ def test_the_base_is_trained_first_and_its_sft_by_going_on(tmp_path: Path, monke
     def train(words: list[str]) -> int:
         called.append(words)
         run = tmp_path / "run" / "nano"
-        for path in (run / "nano.toml", run / ("sft" if "--resume" in words else "base") / "model" / "config.json"):
+        for path in (run / "nano.toml", run / ("sft" if "--resume" in words else "mid") / "model" / "config.json"):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
         return 0

@@ -13,7 +13,7 @@ from typing import Any
 from dsv4.checkpoint.atomic import new_file
 from dsv4.data.nano.definitions import training_questions
 from dsv4.data.nano.entries import Entry, count_words, read_entries, texts
-from dsv4.data.nano.needles import conversation, fill, split_lines
+from dsv4.data.nano.needles import ROOM, conversation, fill, repeat, split_lines
 from dsv4.data.nano.tokenizer import train_nano_tokenizer
 from dsv4.data.records import find_sources
 from dsv4.data.stable_hash import stable_hash
@@ -27,7 +27,7 @@ NEEDLE_WORDS = 400
 HAYSTACKS = {512: (6000, 6), 2048: (1600, 10), 4096: (1100, 14), 32768: (300, 32)}
 # Most tokens of a document -> documents in which much can be looked up: haystacks full of facts, and repeated passages.
 RECALLS = {512: 5000, 2048: 1600, 4096: 900, 32768: 160}
-FACT_TOKENS = 48  # of a haystack full of facts, for each fact with its question
+FACTS_SHARE = 0.8  # of the tokens of a haystack full of facts: the facts, the questions and the answers
 MOST_FACTS = 200
 PASSAGE = 160  # characters of a passage
 FILLERS = ("prose", "manuals", "programming")
@@ -143,11 +143,11 @@ class NanoData:
         """Documents of `tokens` / 2 to `tokens` tokens: by turns a haystack full of facts, and passages that repeat."""
         tokenizer = Tokenizer.from_pretrained(self.tokenizer)
         random = Random(stable_hash("recalls", self._seed, tokens))
-        lines = self._lines(tokens, PASSAGE)
+        lines, cost = self._lines(tokens, PASSAGE), fact_tokens(tokenizer, words)
         for number in range(count):
             room = random.randint(tokens // 2, tokens)
-            facts = min(room // FACT_TOKENS, MOST_FACTS, len(words) // 2)
-            room = room - 40 * facts if number % 2 == 0 else room // 2
+            facts = min(int(FACTS_SHARE * room / cost), MOST_FACTS, len(words) // 2)
+            room = int(room - cost * facts) if number % 2 == 0 else room // 2 + ROOM
             kept = fill(lines, max(room, 100), lambda line: len(tokenizer.encode(line)))
             yield conversation(random, kept, words, facts) if number % 2 == 0 else {"text": repeat(random, kept)}
 
@@ -194,6 +194,13 @@ def load_words(folder: Path) -> frozenset[str]:
 def needle_words(entries: list[Entry]) -> list[str]:
     """Words to hide: the most frequent nouns of 4 to 7 letters."""
     return [entry.term for entry in entries if entry.kind == "noun" and 4 <= len(entry.term) <= 7][:NEEDLE_WORDS]
+
+
+def fact_tokens(tokenizer: Tokenizer, words: list[str]) -> float:
+    """Tokens of a fact with its question and its answer in a conversation, in the mean."""
+    count = len(words) // 2
+    messages = conversation(Random(0), [], words, count)["messages"]
+    return sum(len(tokenizer.encode(message["content"])) + 2 for message in messages) / count  # 2: the role's token, ends
 
 
 def count_parts(folder: Path) -> Counter[str]:

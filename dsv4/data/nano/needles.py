@@ -12,7 +12,7 @@ from reasoning_gym.cognition.needle_data import NAMES
 KINDS = ("secret word", "password", "code word", "lucky word", "favourite word")
 OTHERS = 3  # facts besides the one asked about, in the test
 _ASKED = ("What is the {} of {}?", "Tell me the {} of {}.", "Which word is the {} of {}?")
-_ROOM = 64  # tokens kept for the template and a question
+ROOM = 64  # tokens kept for the template and a question
 
 Count = Callable[[str], int]  # tokens of a text
 
@@ -92,7 +92,7 @@ def haystack(random: Random, lines: Sequence[str], words: Sequence[str], depth: 
 def fill(lines: Iterator[str], tokens: int, count: Count) -> list[str]:
     """Take lines of together at most `tokens` tokens, less the room for a question; StopIteration at their end."""
     found: list[str] = []
-    left = tokens - _ROOM
+    left = tokens - ROOM
     while True:
         line = next(lines)
         left -= count(line) + 1
