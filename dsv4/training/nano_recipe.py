@@ -1,4 +1,4 @@
-"""The nano recipe: one file with the data, the budget, and a pre-training recipe each for base, mid-training and sft."""
+"""The nano recipe: the data, the budget, and a pre-training recipe each for base, mid-training and sft."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class NanoRecipe(Section):
     @model_validator(mode="after")
     def _check(self) -> NanoRecipe:
         if self.mid_share + self.sft_share >= 1:
-            raise ValueError(f"mid_share is {self.mid_share}, sft_share {self.sft_share}; allowed: less than 1 together")
+            raise ValueError(f"mid_share is {self.mid_share}, sft_share {self.sft_share}; allowed: below 1 together")
         return self
 
     def part(self, name: str, data: Path) -> PretrainRecipe:

@@ -91,8 +91,8 @@ def test_a_corpus_becomes_shards_and_is_not_made_again(corpus: Path, tmp_path: P
     data.make()
     tokenizer = Tokenizer.from_pretrained(data.tokenizer)
     for tokens, part in [(n, haystack_part(n)) for n in HAYSTACKS] + [(n, recall_part(n)) for n in RECALLS]:
-        shards = ShardFolder(tmp_path / "data" / "shards" / part)
-        assert all(tokens // 4 <= length <= tokens for length in shards.lengths.tolist()), (part, shards.lengths.tolist())
+        lengths = ShardFolder(tmp_path / "data" / "shards" / part).lengths.tolist()
+        assert all(tokens // 4 <= length <= tokens for length in lengths), (part, lengths)
     text = tokenizer.decode(ShardFolder(tmp_path / "data" / "shards" / haystack_part(512)).document(0)[0].tolist())
     assert "<｜User｜>" in text and " of " in text
     assert {"chapter", "they"} <= load_words(tmp_path / "data")

@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 
 import dsv4
+from dsv4.analysis.activations import Recompute
 from dsv4.model_folder import nano_path
 from dsv4.training import gradient
 from dsv4.training.pretrain_recipe import PretrainRecipe
@@ -186,7 +187,7 @@ def test_all_phases_of_a_recipe_file_in_one_run(
         recompute = "blocks"
         '''
     )
-    policies: list[str] = []
+    policies: list[Recompute] = []
     recomputing = gradient.recomputing
     monkeypatch.setattr(gradient, "recomputing", lambda m, policy: policies.append(policy) or recomputing(m, policy))
     run = tmp_path / "run"

@@ -200,7 +200,8 @@ def fact_tokens(tokenizer: Tokenizer, words: list[str]) -> float:
     """Tokens of a fact with its question and its answer in a conversation, in the mean."""
     count = len(words) // 2
     messages = conversation(Random(0), [], words, count)["messages"]
-    return sum(len(tokenizer.encode(message["content"])) + 2 for message in messages) / count  # 2: the role's token, ends
+    ends = 2  # the role's token, the end of a turn
+    return sum(len(tokenizer.encode(message["content"])) + ends for message in messages) / count
 
 
 def count_parts(folder: Path) -> Counter[str]:
