@@ -189,7 +189,12 @@ def test_all_phases_of_a_recipe_file_in_one_run(
     )
     policies: list[Recompute] = []
     recomputing = gradient.recomputing
-    monkeypatch.setattr(gradient, "recomputing", lambda m, policy: policies.append(policy) or recomputing(m, policy))
+
+    def spy(model: torch.nn.Module, policy: Recompute) -> Any:
+        policies.append(policy)
+        return recomputing(model, policy)
+
+    monkeypatch.setattr(gradient, "recomputing", spy)
     run = tmp_path / "run"
     assert main([str(recipe), "optimizer.rate=1e-3", "--run-dir", str(run)]) == 0
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
