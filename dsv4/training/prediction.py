@@ -120,7 +120,9 @@ def plan_run(recipe: PretrainRecipe, machine: Machine, choice: Choice) -> RunPla
     """Predict a resolved recipe. ValueError if the given degrees do not go with it."""
     degrees = recipe.parallel.degrees()
     setting = _setting(recipe, recipe.model.config(), machine, choice)
-    policies = [choice.recompute or (None if own == "none" else own) for own in _policies(recipe)]
+    policies: list[Recompute | None] = [
+        choice.recompute or (None if own == "none" else own) for own in _policies(recipe)
+    ]
     given: dict[str, int | None] = {name: getattr(choice, name) for name in DIMENSIONS}
     if degrees.ranks > 1 and not any(given.values()):
         given |= asdict(degrees)
