@@ -3,7 +3,7 @@
 recipes/v4.toml is the recipe, beside recipes/nano.toml for its base; KEY=VALUE changes one of its keys. --base-model
 and --sft-model take a model folder in place of training one. Every stage is a command of its own, and is skipped when
 its result stands: --resume goes on with a run that was killed, to the same bits. --out has the student in the official
-layout, results.json and results.html.
+layout, a README.md, results.json and results.html.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from rich.console import Console
 
 from dsv4.checkpoint.atomic import DiskFullError, new_file, new_folder
 from dsv4.commands.recipe_flags import parse
-from dsv4.evals.post_training_results import write_results
+from dsv4.config import ModelConfig
+from dsv4.evals.post_training_results import read_results, write_results
+from dsv4.evals.results_card import write_card
 from dsv4.evals.results_page import write_page
 from dsv4.evals.v4_results import collect_record, collect_results, evaluate_model, write_efforts
 from dsv4.model_folder import resolve_model
@@ -309,10 +311,12 @@ def shown(name: str, words: list[str]) -> str:
 
 
 def ship(folders: RunFolders, out: Path) -> None:
-    """Copy the student, results.json and the page to `out`, all or nothing."""
+    """Copy the student, results.json and the page to `out`, with a README.md; all or nothing."""
+    card = write_card(ModelConfig.from_pretrained(folders.student), read_results(folders.results), folders.command)
     with new_folder(out, overwrite=True) as unfinished:
         for path in (*sorted(folders.student.iterdir()), folders.results, folders.page):
             shutil.copyfile(path, unfinished / path.name)
+        (unfinished / "README.md").write_text(card, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ from dsv4.data.nano.build import count_parts
 from dsv4.data.tasks import TASKS
 from dsv4.evals.held_out import read_curve
 from dsv4.evals.nano_suite import SuiteReport
+from dsv4.evals.post_training_results import RESULTS, read_results
 from dsv4.evals.results import MODES, Score, pooled, to_markdown
+from dsv4.evals.results_card import describe_results
 from dsv4.training.nano_recipe import PARTS, NanoRecipe
 from dsv4.training.plots import read_metrics
 from dsv4.training.recipe import read_recipe
@@ -50,7 +52,7 @@ no digits. Definitions: one of four, the right one and three of other terms of i
 not in training. Bits per byte: pieces of 32,768 tokens; xz has each package as a whole. Haystacks: lines of held-out
 packages, one fact asked about and three others.
 
-## Training
+{post_training}## Training
 
 {training}
 {pictures}
@@ -78,6 +80,9 @@ dsv4 eval nano --model models/nano --n {examples} --data runs/nano/data --corpus
     --card runs/nano"""
 
 
+CURVE_ROWS = 12  # of a part's curve, about
+
+
 def write_model_card(folder: Path, scores: Sequence[Score], run_dir: Path, suite: SuiteReport) -> None:
     """Write `folder`/README.md, and copies of the run's pictures, from the scores and the folder of the run."""
     config = ModelConfig.from_pretrained(folder)
@@ -98,9 +103,10 @@ def write_model_card(folder: Path, scores: Sequence[Score], run_dir: Path, suite
         unfinished=sum(score.unfinished for score in scores),
         answers=sum(pooled(scores, mode).examples for mode in MODES),
         suite=suite.to_markdown(),
+        post_training=describe_post_training(folder),
         training=describe_training(recipe, run_dir),
         pictures=_copy_pictures(run_dir, folder),
-        curve=describe_curve(run_dir / "base" / "held_out.jsonl"),
+        curve=describe_curve(run_dir),
         data=_data_table(run_dir / "data"),
         packages=_packages(Path(recipe.data.corpus) / "card.json"),
         commands=COMMANDS.format(examples=examples),
@@ -141,21 +147,32 @@ def describe_training(recipe: NanoRecipe, run_dir: Path) -> str:
     return "\n".join(lines) + f"\n\nMuon for matrices, AdamW for the rest. {'; '.join(settings)}.\n"
 
 
-def describe_curve(path: Path) -> str:
-    """Markdown table of the held-out packages' bits per byte over the base's training; nothing without a curve."""
-    rows = read_curve(path)
-    if not rows:
+def describe_curve(run_dir: Path) -> str:
+    """Markdown table of the held-out packages' bits per byte over training; nothing without a curve."""
+    curves = {part: read_curve(run_dir / part / "held_out.jsonl") for part in PARTS}
+    found = {part: rows for part, rows in curves.items() if rows}
+    if not found:
         return ""
-    names = list(rows[0]["bits_per_byte"])
-    lines = [f"| tokens | {' | '.join(names)} |", "| --- " * (len(names) + 1) + "|"]
-    for row in rows[:: max(1, len(rows) // 12)] + ([rows[-1]] if len(rows) > 12 else []):
-        cells = [f"{row['bits_per_byte'][name]:.3f}" for name in names]
-        lines.append(f"| {row['tokens']:,} | {' | '.join(cells)} |")
+    names = list(next(iter(found.values()))[0]["bits_per_byte"])
+    lines = [f"| part | tokens | {' | '.join(names)} |", "| --- " * (len(names) + 2) + "|"]
+    for part, rows in found.items():
+        apart = max(1, len(rows) // CURVE_ROWS)
+        for row in [*rows[:-1:apart], rows[-1]]:
+            cells = [f"{row['bits_per_byte'][name]:.3f}" for name in names]
+            lines.append(f"| {part} | {row['tokens']:,} | {' | '.join(cells)} |")
     return (
         "Bits per byte of samples of held-out packages in training, pieces of 4,096 tokens:\n\n"
         + "\n".join(lines)
         + "\n"
     )
+
+
+def describe_post_training(folder: Path) -> str:
+    """Markdown section of a student's results; nothing for a model that is none."""
+    if not (folder / RESULTS).exists():
+        return ""
+    results = describe_results(read_results(folder))
+    return f"## Post-training\n\nOne student of four specialists (`dsv4 train v4`).\n\n{results}\n"
 
 
 def _copy_pictures(run_dir: Path, folder: Path) -> str:

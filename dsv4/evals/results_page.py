@@ -77,7 +77,8 @@ def write_page(results: Results, run: RunRecord) -> str:
         _table(("run", "difference"), _differences(run.differences)),
         "<h2>Stages</h2>",
         f"<p>{format_seconds(sum(one.seconds for one in run.stages))} in all. Seconds are wall time, without those of "
-        "a part that was killed; tokens are those trained on, or sampled.</p>",
+        "a part that was killed; tokens are those trained on, or sampled. RUN is the run's folder; BASE and SFT are "
+        "models that were given.</p>",
         _stages(run.stages),
     ]
     body = "\n".join(parts)

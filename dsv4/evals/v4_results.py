@@ -90,7 +90,10 @@ def collect_record(folders: RunFolders, times: Iterable[StageTime]) -> RunRecord
         title="dsv4: specialists and their student",
         grpo={domain: read_metrics(folders.specialist(domain).parent) for domain in DOMAINS},
         student=read_metrics(folders.student.parent),
-        stages=[StageRecord(one.name, one.command, one.seconds, tokens.get(one.name, 0)) for one in times],
+        stages=[
+            StageRecord(one.name, folders.without_place(one.command), one.seconds, tokens.get(one.name, 0))
+            for one in times
+        ],
         differences=differences(folders),
     )
 

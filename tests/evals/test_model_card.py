@@ -7,10 +7,12 @@ from pathlib import Path
 
 from dsv4.config import ModelConfig
 from dsv4.evals.definitions import Choices
-from dsv4.evals.model_card import write_model_card
+from dsv4.evals.model_card import describe_post_training, write_model_card
 from dsv4.evals.nano_suite import SuiteReport
 from dsv4.evals.needles import Cell
+from dsv4.evals.post_training_results import Count, Effort, make_results, write_results
 from dsv4.evals.results import Score
+from dsv4.evals.results_card import write_card
 from dsv4.training.nano_recipe import NanoRecipe
 from dsv4.training.recipe import write_recipe
 
@@ -42,7 +44,12 @@ def test_card_holds_scores_sizes_stages_data_and_commands(tmp_path: Path) -> Non
     card = (model / "README.md").read_text()
     for line in (
         *("| gcd | 75 % (41-93) | 25 % (7-59) | 10 |", "2.5 MB", "1 of 16 answers", "| base | dense-512 | 2 | 2,000 |"),
-        *("0.02 | 2.5000 |", "| sft | sft | 1 | 3,000 | 0.03 | 1.2500 |", "| 2,000 | 1.500 |", "| prose | 1,234,567 |"),
+        *(
+            "0.02 | 2.5000 |",
+            "| sft | sft | 1 | 3,000 | 0.03 | 1.2500 |",
+            "| base | 2,000 | 1.500 |",
+            "| prose | 1,234,567 |",
+        ),
         *(
             "| faq | 1.2 | validation | 4,321 | GPL-2 |",
             "dsv4 train nano --corpus corpus",
@@ -52,3 +59,17 @@ def test_card_holds_scores_sizes_stages_data_and_commands(tmp_path: Path) -> Non
     ):
         assert line in card, line
     assert (model / "base-losses.png").read_bytes() == b"picture"
+    assert "## Post-training" not in card
+
+
+def test_card_of_a_student_has_the_results_of_its_run(tmp_path: Path) -> None:
+    """Both cards: that of `dsv4 train v4`, and the section of nano's."""
+    names = ("base", "sft", "specialists.code", "student", "averaged", "mixed")
+    scores = {name: {"code": Count(correct=8 if name == "sft" else 60, asked=80)} for name in names}
+    results = make_results(scores, {"low": Effort(accuracy=0.5, tokens=20.25)}, None)
+    write_results(results, tmp_path / "results.json")
+    card = write_card(ModelConfig.preset("nano"), results, "dsv4 train v4 --run-dir runs/v4")
+    for text in (card, describe_post_training(tmp_path)):
+        assert "- reached: specialist of code minus sft: +5" in text and "- **missed**: largest difference" in text
+        assert "| sft | 10.0 % (5-19), 8 of 80 |" in text and "| low | 50.0 % | 20.2 |" in text
+    assert "dsv4 train v4 --run-dir runs/v4\n" in card and card.startswith("---\nlicense: mit\n")

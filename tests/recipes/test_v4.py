@@ -134,6 +134,10 @@ def check_results(out: Path) -> None:
         assert f"<td>{name}</td>" in page
     for effort in results.efforts.values():
         assert f'<td class="number">{effort.tokens:.1f}</td>' in page
+    card = (out / "README.md").read_text()
+    assert all(f"{count.correct} of {count.asked}" in card for count in counts)
+    assert "dsv4 train v4 --base-model BASE --run-dir runs/v4" in card
+    assert str(out.parent) not in page + card
     assert "dsv4 train distill" in page and "dsv4 train grpo" in page and "dsv4 train sft" in page
 
 

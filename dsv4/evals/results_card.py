@@ -1,0 +1,65 @@
+"""Markdown of a post-training run's results, and the README.md of a model folder that has only those."""
+
+from __future__ import annotations
+
+from dsv4.analysis.parameters import count_parameters
+from dsv4.config import ModelConfig
+from dsv4.evals.post_training_results import Count, Results
+
+CARD = """\
+---
+license: mit
+library_name: dsv4
+---
+# dsv4: one student of four specialists
+
+A language model of DeepSeek V4's architecture: {total:.1f} million parameters, {active:.1f} million active per token,
+{vocab:,} tokens, weights in the official layout (FP4 experts, FP8 projections). `dsv4 train v4` made it: a base,
+fine-tuned, then specialists by SFT and GRPO, then this student by on-policy distillation. Run it with
+`dsv4 run` or `dsv4 serve`, and this folder as the model.
+
+## Results
+
+{results}
+## Recipe
+
+```
+{commands}
+```
+"""
+
+
+def describe_results(results: Results) -> str:
+    """Aims with their figures, then the scores of all models and the levels of reasoning, as Markdown."""
+    lines = [f"- {'reached' if good else '**missed**'}: {words}" for good, words in results.findings()]
+    lines += ["", f"| model | {' | '.join(results.domains)} |", "| --- " * (1 + len(results.domains)) + "|"]
+    lines += [
+        f"| {name} | {' | '.join(_cell(row[domain]) for domain in results.domains)} |"
+        for name, row in results.scores.rows()
+    ]
+    if results.efforts:
+        lines += ["", "| level of reasoning | right | mean tokens |", "| --- | --- | --- |"]
+        lines += [
+            f"| {name} | {100 * one.accuracy:.1f} % | {one.tokens:.1f} |" for name, one in results.efforts.items()
+        ]
+    return (
+        "Held-out questions, answered greedily; 95 % intervals in brackets. `results.html` has the plots and the "
+        "command of every stage.\n\n" + "\n".join(lines) + "\n"
+    )
+
+
+def write_card(config: ModelConfig, results: Results, commands: str) -> str:
+    """README.md of a student: what it is, its results, the commands that made it."""
+    counts = count_parameters(config)
+    return CARD.format(
+        total=counts.total_with_mtp / 1e6,
+        active=counts.active / 1e6,
+        vocab=config.vocab_size,
+        results=describe_results(results),
+        commands=commands,
+    )
+
+
+def _cell(count: Count) -> str:
+    low, high = count.interval
+    return f"{100 * count.rate:.1f} % ({100 * low:.0f}-{100 * high:.0f}), {count.correct} of {count.asked}"
