@@ -182,7 +182,7 @@ def test_the_config_is_whole_and_shares_out_the_budget(capsys: pytest.CaptureFix
     assert v4.main(["--budget", "gpu", "budget.seconds=1000", "--print-config"]) == 0
     recipe = tomllib.loads(capsys.readouterr().out)
     assert recipe["nano"]["seconds"] == pytest.approx(400) and recipe["nano"]["sft_share"] == pytest.approx(0.15)
-    assert recipe["nano"]["mid_share"] == pytest.approx(0.85 * 0.18 / 0.7)
+    assert recipe["nano"]["mid_share"] == pytest.approx(0.85 * 0.26 / 0.73)
     for part in (recipe["nano"][name] for name in ("base", "mid", "sft")):
         assert (part["run"]["device"], part["run"]["replicas"]) == ("cuda", 1)
         assert all(stage.get("recompute", "none") == "none" for stage in part["stages"])
