@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -416,7 +417,9 @@ def make_trainer(recipe: PretrainRecipe, run_dir: Path, workers: int, console: C
     # Its operations are those of training every parameter, which adapters do not do.
     speed = None
     if recipe.lora.rank is None:
-        speed = SpeedMeter(config, device, product_rate(device, processes=recipe.processes))
+        on_gpu = device.type != "cpu" and run.precision != "fp32"
+        dtype = torch.bfloat16 if on_gpu else torch.float32  # fp32 on a CPU, on whose rate `dsv4 plan` is calibrated
+        speed = SpeedMeter(config, device, partial(product_rate, device, dtype, recipe.processes))
     plan, degrees = make_plan(recipe, steps, config, run_dir), recipe.parallel.degrees()
     if launched():
         return RankTrainer(

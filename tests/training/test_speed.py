@@ -36,7 +36,7 @@ def train(folder: Path, steps: int = 1, **options: Any) -> list[dict[str, Any]]:
     settings = TrainSettings(Schedule(peak=0.02, warmup_steps=1))
     Trainer(
         model, optimizer, [Stage("only", 1.0, Documents())], settings, FixedPlan(steps), folder,
-        speed=SpeedMeter(CONFIG, CPU, 1e12), **options,
+        speed=SpeedMeter(CONFIG, CPU, lambda: 1e12), **options,
     ).run()  # fmt: skip
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -57,6 +57,16 @@ def test_the_product_rate_is_of_this_machine() -> None:
     assert 1e8 < one < 1e14
     assert 0.2 < two / (2 * one) < 5
     assert peak_memory(CPU) > 50e6
+
+
+def test_a_rate_that_was_measured_too_low_is_measured_again() -> None:
+    """Under load at first; later measurements that are no better change nothing."""
+    rates = iter((1e9, 4e9, 2e9))
+    meter = SpeedMeter(CONFIG, CPU, lambda: next(rates))
+    flops = training_flops(CONFIG, (30, 9), "sparse", False)
+    assert meter.measure((30, 9), "sparse", False, flops / 5e8)["mfu"] == 0.5
+    assert meter.measure((30, 9), "sparse", False, flops / 2e9)["mfu"] == 0.5
+    assert meter.measure((30, 9), "sparse", False, flops / 6e9)["mfu"] > 1 and meter.rate == 4e9
 
 
 class FakeWriter:
