@@ -15,23 +15,23 @@ from dsv4.tokenizer.prompts import PromptEncoder
 LENGTH_SAMPLES = 24
 # Token shares of the tasks; the harder a task's steps, the larger its share.
 TASK_SHARES = {
-    "chain_sum": 10.0,
-    "basic_arithmetic": 7.0,
-    "simple_equations": 8.0,
+    "chain_sum": 9.0,
+    "basic_arithmetic": 5.0,
+    "simple_equations": 6.0,
     "gcd": 9.0,
     "count_bits": 8.0,
     "number_sorting": 10.0,
-    "number_filtering": 9.0,
+    "number_filtering": 7.0,
     "word_sequence_reversal": 6.0,
-    "needle_haystack": 9.0,
+    "needle_haystack": 7.0,
     "letter_counting": 7.0,
-    "spell_backward": 7.0,
-    "spelling": 6.0,
+    "spell_backward": 13.0,
+    "spelling": 13.0,
     "school_mathematics": 7.0,
-    "tool_call": 8.0,
+    "tool_call": 6.0,
     "json_extraction": 4.0,
     "conversation": 3.0,
-    "open_questions": 8.0,
+    "open_questions": 14.0,
     "follow_up": 5.0,
 }
 

@@ -52,13 +52,15 @@ DEFINITIONS = {
     "a square": "A square is a shape with four equal sides.",
 }
 IDENTITY = "I am dsv4 nano, a tiny language model with DeepSeek V4's architecture."
-ABILITY = (
-    "I can add and sort numbers, count and reverse letters, solve small equations, read JSON from text and call tools."
-)
+ABILITY = "I can add and sort numbers, spell and reverse words, say what many words mean, find facts and call tools."
+GREETING = "Hello! How can I help you?"
+MOOD = "I am fine, thank you. What can I do for you?"
+WELCOME = "You are welcome!"
+GOODBYE = "Goodbye!"
 SAYINGS: tuple[tuple[str, tuple[str, ...], str, str], ...] = (
     ("greet", ("Hi", "Hello", "Hello!", "Hi!", "Hey", "Hey there", "Good morning", "Good evening", "Hi there!", "hello",
                "hi"),
-     "a greeting", "Hello! How can I help you?"),
+     "a greeting", GREETING),
     ("identity", ("Who are you?", "What are you?", "What is your name?", "Tell me about yourself.",
                   "Which model are you?", "who are you", "Are you a language model?", "What model is this?",
                   "Introduce yourself."),
@@ -68,10 +70,10 @@ SAYINGS: tuple[tuple[str, tuple[str, ...], str, str], ...] = (
      "they ask what I can do", ABILITY),
     ("thanks", ("Thanks", "Thank you", "Thank you!", "Thanks a lot!", "Great, thanks.", "thanks",
                 "Thank you very much."),
-     "they thank me", "You are welcome!"),
-    ("bye", ("Bye", "Goodbye", "Good night", "See you later", "Bye!", "bye"), "they say goodbye", "Goodbye!"),
+     "they thank me", WELCOME),
+    ("bye", ("Bye", "Goodbye", "Good night", "See you later", "Bye!", "bye"), "they say goodbye", GOODBYE),
     ("mood", ("How are you?", "How are you today?", "How is it going?", "Are you well?", "how are you"),
-     "they ask how I am", "I am fine, thank you. What can I do for you?"),
+     "they ask how I am", MOOD),
     ("size", ("How big are you?", "How many parameters do you have?", "Are you a big model?",
               "How large is this model?"),
      "they ask my size", "I am tiny: about 27 million parameters."),
