@@ -31,9 +31,9 @@ class RunFolders:
 
     def without_place(self, command: str) -> str:
         """A stage's command with RUN, BASE and SFT in place of this machine's paths."""
-        for name, folder in (("BASE", self.given_base), ("SFT", self.given_sft), ("RUN", self.run_dir)):
+        for name, folder in (("BASE", self.given_base), ("SFT", self.given_sft)):
             command = command.replace(str(folder), name) if folder else command
-        return command
+        return command.replace(f"{self.run_dir}/", "RUN/")
 
     @property
     def nano(self) -> Path:
