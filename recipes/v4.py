@@ -236,6 +236,8 @@ class V4Run:
         folders, words = self.folders, [str(self.folders.start)]
         for domain, section in self.recipe.specialists.items():
             words += ["--teacher", f"{domain}={folders.specialist(domain)}:{section.weight:g}"]
+        if self.recipe.student.problems.tasks:
+            words += ["--teacher", f"default={folders.start}:{self.recipe.general.weight:g}"]
         return self._train_policy(
             "distill", words, [self._write("student", self.recipe.student)], folders.student.parent
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -54,21 +55,22 @@ def evaluate_domain(
     count: int = COUNT,
     seed: int = 1,
     thinking: bool | None = None,
-    effort: Effort | None = None,
+    efforts: Sequence[Effort] = (),
     max_tokens: int = MAX_TOKENS,
     level: Level = "standard",
     limits: EpisodeLimits | None = None,
 ) -> DomainScore:
     """Score of a model on `count` problems of a domain's held-out split, none twice; fewer if the domain has fewer.
 
-    `thinking` None leaves the mode to the problems; `effort` None the effort. `max_tokens`: of an answer, or of one
-    turn of an episode. An answer that cannot be judged counts as wrong, with a warning. ValueError for an unknown
-    domain, or one that lacks what it needs.
+    `thinking` None leaves the mode to the problems. `efforts`: in turns; none: as the problems have it. `max_tokens`:
+    of an answer, or of one turn of an episode. An answer that cannot be judged counts as wrong, with a warning.
+    ValueError for an unknown domain, or one that lacks what it needs.
     """
     llm = model if isinstance(model, LLM) else LLM(model, max_num_seqs=32)
     problems = held_out_problems(domain, count, seed, thinking, level)
-    if effort is not None:
-        problems = [with_effort(problem, EffortMode(effort)) for problem in problems]
+    if efforts:
+        modes = cycle(map(EffortMode, efforts))
+        problems = [with_effort(problem, next(modes)) for problem in problems]
     correct = tokens = 0
     for rollouts, asked in _answers(llm, problems, max_tokens, limits or EpisodeLimits()):
         rewards = judge(rollouts, asked)

@@ -24,7 +24,7 @@ def evaluate_efforts(
 ) -> dict[Effort, DomainScore]:
     """Score of each effort on the same `count` problems, all with thinking. Arguments are `evaluate_domain`'s."""
     llm = model if isinstance(model, LLM) else LLM(model, max_num_seqs=32)
-    return {effort: evaluate_domain(llm, domain, count, seed, True, effort, max_tokens, level) for effort in efforts}
+    return {effort: evaluate_domain(llm, domain, count, seed, True, (effort,), max_tokens, level) for effort in efforts}
 
 
 def to_results(scores: Mapping[Effort, DomainScore]) -> dict[str, dict[str, Any]]:

@@ -29,8 +29,8 @@ def evaluate_model(folder: Path, recipe: V4Recipe, path: Path) -> None:
     llm, section = LLM(folder, max_num_seqs=RUNNING, device=recipe.device), recipe.evaluation
     found = {
         domain: evaluate_domain(
-            llm, domain, section.questions, section.seed, specialist.thinking, max_tokens=section.max_tokens,
-            level=recipe.level,
+            llm, domain, section.questions, section.seed, specialist.thinking, specialist.efforts, section.max_tokens,
+            recipe.level,
         )
         for domain, specialist in recipe.specialists.items()
     }  # fmt: skip

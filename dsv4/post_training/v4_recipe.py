@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from dsv4.analysis.precision import Precision
 from dsv4.data.stable_hash import stable_hash
-from dsv4.data.tasks import Effort
+from dsv4.data.tasks import TASKS, Effort
 from dsv4.post_training.domains.domain import Level
 from dsv4.post_training.recipes import Count, DistillRecipe, GRPORecipe, PolicyRecipe, Positive, Share
 from dsv4.tokenizer.prompts import Ladder
@@ -120,6 +120,22 @@ class SpecialistsSection(Section):
         return ((name, getattr(self, name)) for name in DOMAINS)
 
 
+class GeneralSection(Section):
+    """Tasks of no specialist that the student is asked too, their teacher the model that it began with: it keeps what
+    that can do."""
+
+    tasks: tuple[str, ...] = tuple(TASKS)
+    share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3  # of the student's problems
+    weight: Positive = 1.0  # of that teacher
+
+    def problems(self) -> dict[str, Any]:
+        """Tasks and their weights beside domains of weight 1 each."""
+        if not self.share or not self.tasks:
+            return {}
+        weight = len(DOMAINS) * self.share / (1.0 - self.share) / len(self.tasks)
+        return {"tasks": self.tasks, "weights": (weight,) * len(self.tasks)}
+
+
 class EvaluationSection(Section):
     """Held-out questions, answered greedily."""
 
@@ -153,6 +169,7 @@ class V4Recipe(Section):
     nano: NanoRecipe = NanoRecipe()
     specialists: SpecialistsSection = SpecialistsSection()
     mixed: FineTuningSection = FineTuningSection()
+    general: GeneralSection = GeneralSection()
     student: DistillRecipe = DistillRecipe()
     evaluation: EvaluationSection = EvaluationSection()
 
@@ -175,8 +192,8 @@ class V4Recipe(Section):
             specialists[name] = section.model_copy(update={"sft": sft, "grpo": grpo})
         thinkers = {name: section.efforts for name, section in self.specialists.items() if section.efforts}
         efforts = {"efforts": tuple({effort: None for found in thinkers.values() for effort in found})}
-        efforts |= {"effort_domains": tuple(thinkers)}
-        student = self._policy(self.student, budget.of("student"), DOMAINS, efforts)
+        asked = efforts | {"effort_domains": tuple(thinkers)} | self.general.problems()
+        student = self._policy(self.student, budget.of("student"), DOMAINS, asked)
         return self.model_copy(
             update={
                 "budget": budget,
@@ -210,13 +227,13 @@ class V4Recipe(Section):
                 update |= {"sft_share": share, "mid_share": mid}
         return nano.model_copy(update=update)
 
-    def _policy(self, recipe: P, seconds: float, domains: tuple[str, ...], efforts: dict[str, Any]) -> P:
+    def _policy(self, recipe: P, seconds: float, domains: tuple[str, ...], asked: dict[str, Any]) -> P:
         """Recipe of GRPO or of distillation; a length, problems or a device that it gives stay."""
         run, problems = self._run(recipe.run), recipe.problems
         if run.seconds is None and "steps" not in run.model_fields_set:
             run = run.model_copy(update={"seconds": seconds})
         if not problems.domains and not problems.tasks:
-            problems = _filled(problems, {"domains": domains, "seed": self.seed, "level": self.level, **efforts})
+            problems = _filled(problems, {"domains": domains, "seed": self.seed, "level": self.level, **asked})
         return recipe.model_copy(update={"run": run, "problems": problems})
 
     def _run(self, run: S) -> S:

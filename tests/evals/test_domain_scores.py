@@ -107,8 +107,20 @@ def test_answers_that_cannot_be_judged_are_said(
 
 
 def test_a_model_answers_greedily_with_an_effort(llm: LLM) -> None:
-    one, same = (evaluate_domain(llm, "mathematics", 3, thinking=True, effort="max", max_tokens=4) for _ in range(2))
+    one, same = (
+        evaluate_domain(llm, "mathematics", 3, thinking=True, efforts=("max",), max_tokens=4) for _ in range(2)
+    )
     assert one == same == DomainScore(0, 3, 12)
+
+
+def test_efforts_are_asked_in_turns(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+    monkeypatch.setattr(
+        domain_scores, "_answers",
+        lambda llm, problems, *_: asked.extend(problem.prompt().reasoning_effort for problem in problems) or [],
+    )  # fmt: skip
+    evaluate_domain(llm, "mathematics", 4, thinking=True, efforts=("low", "high", "max"))
+    assert asked == ["low", "high", "max", "low"]
 
 
 def test_problems_are_distinct_and_held_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -220,6 +220,25 @@ def test_keys_that_a_section_gives_stay() -> None:
     assert (problems.domains, problems.level, problems.seed) == (("code",), "standard", 5)
 
 
+def test_the_student_keeps_what_the_start_can_do_with_it_as_the_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setitem(v4.MAINS, "distill", lambda words: commands.append(words) or 0)
+    for words, teachers in (([], 5), (["general.share=0"], 4)):
+        recipe = v4.read_v4_recipe(v4.RECIPE, v4.nano.RECIPE, [*words, "general.weight=0.5"])
+        problems = recipe.student.problems
+        assert problems.domains == DOMAINS and problems.effort_domains == ("mathematics",)
+        if problems.tasks:
+            asked = [recipe.student.source().problem(number).domain for number in range(600)]
+            assert {*asked} > {*DOMAINS, "conversation", "school_mathematics"}
+            assert 0.25 < sum(domain not in DOMAINS for domain in asked) / len(asked) < 0.35
+        run = v4.V4Run(recipe, tmp_path, StageLog(tmp_path))
+        next(stage for stage in run.stages() if stage.name == "student").run()
+        assert commands[-1].count("--teacher") == teachers
+        assert (f"default={run.folders.start}:0.5" in commands[-1]) == bool(problems.tasks)
+
+
 def test_grpo_asks_other_problems_than_fine_tuning_has_answered(tmp_path: Path) -> None:
     words = ["specialists.instructions.conversations=30", 'nano.data.corpus=""']
     recipe = v4.read_v4_recipe(v4.RECIPE, v4.nano.RECIPE, words)

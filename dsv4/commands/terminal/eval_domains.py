@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     thinking = True if options.thinking or options.efforts else None
     rows = [
         (domain, effort, evaluate_domain(
-            llm, domain, options.n, 1, thinking, effort, options.max_tokens, options.level
+            llm, domain, options.n, 1, thinking, (effort,) if effort else (), options.max_tokens, options.level
         ))
         for domain in options.domains
         for effort in options.efforts or [None]

@@ -131,7 +131,7 @@ class SimpleEquations(GymTask):
 
     def make_dataset(self) -> FastSimpleEquations:
         """Make the dataset of the gym's equations that does not build sympy expressions."""
-        return FastSimpleEquations(SimpleEquationsConfig(size=1, seed=0, **self.settings))
+        return FastSimpleEquations(SimpleEquationsConfig(size=1, seed=0, **self._settings))
 
     def draft(self, rng: Random) -> Draft | None:
         """Draw an equation; the steps move the constant, then divide."""

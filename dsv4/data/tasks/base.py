@@ -167,16 +167,20 @@ class Task(ABC):
 
 
 class GymTask(Task):
-    """A task whose questions and scorer come from a reasoning-gym dataset (or one with its `score_answer`)."""
+    """A task whose questions and scorer come from a reasoning-gym dataset (or one with its `score_answer`).
+
+    `settings` are the dataset's at the task's `difficulty`; arguments replace some of them.
+    """
 
     settings: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self) -> None:
+    def __init__(self, **changed: Any) -> None:
+        self._settings = self.settings | changed
         self._dataset: Any = None
 
     def make_dataset(self) -> Any:
-        """Make the reasoning-gym dataset of this task's name with `settings`; `entry` draws by random index."""
-        return reasoning_gym.create_dataset(self.name, size=1, seed=0, **self.settings)
+        """Make the reasoning-gym dataset of this task's name; `entry` draws by random index."""
+        return reasoning_gym.create_dataset(self.name, size=1, seed=0, **self._settings)
 
     @property
     def dataset(self) -> Any:

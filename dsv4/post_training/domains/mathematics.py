@@ -1,4 +1,6 @@
-"""Mathematics: the verifiable tasks with numbers. A right number in another form counts where math-verify is there.
+"""Mathematics: the verifiable tasks with longer numbers and more of them than the tasks themselves have.
+
+A right number in another form counts where math-verify is there.
 
 An expression that is left to the reader is no answer: "3+4*2" equals the answer of its own question. So another form
 holds one number, and nothing is computed with it.
@@ -17,12 +19,29 @@ from typing import ClassVar
 
 from deepseek_recipe import Conversation
 
-from dsv4.data.tasks import TASKS, Example
+from dsv4.data.tasks import TASKS, Example, GymTask, Task
+from dsv4.data.tasks.arithmetic import BasicArithmetic, ChainSum, CountBits, Gcd, SimpleEquations
 from dsv4.notices import warn_once
 from dsv4.post_training.domains.domain import Domain, Level
 from dsv4.post_training.problems import Explained
 
-NUMBERS = ("chain_sum", "basic_arithmetic", "simple_equations", "gcd", "count_bits", "school_mathematics")
+WIDER: dict[Level, dict[type[GymTask], dict[str, int]]] = {  # settings by level, where they are not the task's own
+    "easy": {
+        ChainSum: {"min_terms": 3, "max_terms": 4, "max_digits": 3},
+        BasicArithmetic: {"min_terms": 3, "max_terms": 5, "max_digits": 2},
+        SimpleEquations: {"max_value": 40},
+        Gcd: {"max_value": 120},
+        CountBits: {"min_n": 64, "max_n": 8191},
+    },
+    "standard": {
+        ChainSum: {"min_terms": 3, "max_terms": 8, "max_digits": 5},
+        BasicArithmetic: {"min_terms": 3, "max_terms": 8, "max_digits": 3},
+        SimpleEquations: {"max_value": 199},
+        Gcd: {"max_value": 1000},
+        CountBits: {"min_n": 64, "max_n": 1_000_000},
+    },
+}
+NUMBERS = (*(kind.name for kind in WIDER["easy"]), "school_mathematics")
 LONGEST = 200  # characters of an answer in another form
 _NUMBER = re.compile(r"(?<!\w)-?\d+(?:\.\d+)?(?:/\d+)?(?![\w%])")
 _COMPUTED = re.compile(r"[-+*^!/(%\d]|\\(?!boxed\b)\w+")  # beside the number
@@ -74,8 +93,15 @@ class Mathematics(Domain):
 
     def draw(self, rng: Random) -> MathProblem | None:
         task = rng.choice(self.tasks)
-        example = TASKS[task].sample(rng.getrandbits(40), rng.choice(("train", "eval")))
+        example = at_level(task, self.level).sample(rng.getrandbits(40), rng.choice(("train", "eval")))
         return MathProblem(task, example if self.thinking is None else example.with_thinking(self.thinking))
+
+
+@functools.cache
+def at_level(name: str, level: Level) -> Task:
+    """The task of a name, with the settings of a level."""
+    wider = {kind.name: kind(**settings) for kind, settings in WIDER[level].items()}
+    return wider.get(name) or TASKS[name]
 
 
 def same_number(wanted: str, answer: str) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import pytest
 
 from dsv4 import notices
 from dsv4.data.tasks import split_of
 from dsv4.post_training.domains import mathematics
+from dsv4.post_training.domains.domain import LEVELS, Level
 from dsv4.post_training.domains.mathematics import NUMBERS, Mathematics, MathProblem, same_number
 
 
@@ -24,6 +26,17 @@ def test_problems_are_pure_split_and_right_by_their_own_answers() -> None:
     assert domain.problem(1, 3) == domain.problem(1, 3)
     assert tasks == set(NUMBERS)
     assert Mathematics(thinking=True).problem(1, 3).thinking
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_numbers_are_longer_than_those_of_the_tasks(level: Level) -> None:
+    largest = {"easy": (120, 999), "standard": (1000, 99_999)}[level]
+    for task, bound, own in zip(("gcd", "chain_sum"), largest, (40, 99), strict=True):
+        domain = Mathematics(tasks=(task,), level=level)
+        problems = [domain.problem(2, number, "eval") for number in range(30)]
+        assert own < max(int(number) for problem in problems for number in re.findall(r"\d+", problem.key)) <= bound
+        for problem in problems:
+            assert isinstance(problem, MathProblem) and problem.reward(problem.example.answer) == 1.0
 
 
 @pytest.mark.parametrize("answer", ["7", "7.0", "x = 7", "\\boxed{7}", "$7$", "The answer is 7", "The answer is 7."])
