@@ -23,7 +23,13 @@ from dsv4.config import ModelConfig
 from dsv4.evals.post_training_results import read_results, write_results
 from dsv4.evals.results_card import write_card
 from dsv4.evals.results_page import write_page
-from dsv4.evals.v4_results import collect_record, collect_results, evaluate_model, write_efforts
+from dsv4.evals.v4_results import (
+    collect_record,
+    collect_results,
+    evaluate_fine_tuned,
+    evaluate_model,
+    write_efforts,
+)
 from dsv4.model_folder import resolve_model
 from dsv4.parallel.mesh import launched
 from dsv4.post_training.averaging import average_models
@@ -180,9 +186,10 @@ class V4Run:
             Stage("mixed", folders.mixed, MIXED_SHARE * rest, self._mix),
         ]
         models = folders.models()
-        seconds = (1.0 - MIXED_SHARE) * rest / (len(models) + 1)
+        seconds = (1.0 - MIXED_SHARE) * rest / (len(models) + 2)
         for name in models:
             found.append(Stage(f"evaluation.{name}", folders.scores(name), seconds, lambda n=name: self._evaluate(n)))
+        found.append(Stage("evaluation.fine_tuned", folders.fine_tuned, seconds, self._evaluate_fine_tuned))
         found.append(Stage("evaluation.efforts", folders.efforts, seconds, self._evaluate_efforts))
         found.append(Stage("results", folders.results, 0.0, self._write_results))
         return found
@@ -253,6 +260,10 @@ class V4Run:
         folder, section = self.folders.models()[name], self.recipe.evaluation
         evaluate_model(folder, self.recipe, self.folders.scores(name))
         return f"{section.questions} questions of each domain to {folder}"
+
+    def _evaluate_fine_tuned(self) -> str:
+        evaluate_fine_tuned(self.folders, self.recipe)
+        return f"{self.recipe.evaluation.questions} questions to each specialist before its GRPO"
 
     def _evaluate_efforts(self) -> str:
         write_efforts(self.folders.student, self.recipe, self.folders.efforts)

@@ -96,6 +96,7 @@ class Results(_Table):
     scores: Scores
     efforts: dict[str, Effort]
     train_serve_max_difference: NotNegative | None  # None: not measured in every run
+    fine_tuned: Row = {}  # each specialist before its GRPO, in its own domain
 
     @property
     def domains(self) -> tuple[Domain, ...]:
@@ -113,11 +114,21 @@ class Results(_Table):
         teachers = sum(scores.specialists[d][d].rate for d in self.domains) / count
         return sum(scores.student[d].rate for d in self.domains) / count / teachers if teachers else None
 
+    def of_grpo(self) -> Iterator[tuple[Domain, Count, Count, tuple[float, float]]]:
+        """Each domain, its specialist's counts in it before GRPO and after, and the interval of the difference."""
+        for domain, before in self.fine_tuned.items():
+            after = self.scores.specialists[domain][domain]
+            yield domain, before, after, after.better_than(before)
+
     @property
     def efforts_are_ordered(self) -> bool:
         """True if each level, in their order, takes more tokens than the one before."""
-        tokens = [effort.tokens for effort in self.efforts.values()]
-        return all(before < after for before, after in pairwise(tokens))
+        return all(before.tokens < after.tokens for before, after in pairwise(self.efforts.values()))
+
+    @property
+    def efforts_pay(self) -> bool:
+        """True if each level, in their order, is right as often as the one before, or more often."""
+        return all(before.accuracy <= after.accuracy for before, after in pairwise(self.efforts.values()))
 
     def findings(self) -> Iterator[tuple[bool, str]]:
         """Aims of a run, each True if it is reached, with its figures in words."""
@@ -130,6 +141,8 @@ class Results(_Table):
         if self.efforts:
             shown = ", ".join(f"{level} {effort.tokens:.0f}" for level, effort in self.efforts.items())
             yield self.efforts_are_ordered, f"mean tokens grow with the effort: {shown}"
+            rates = ", ".join(f"{level} {100 * effort.accuracy:.1f} %" for level, effort in self.efforts.items())
+            yield self.efforts_pay, f"right answers do not fall with it: {rates}"
         largest = self.train_serve_max_difference
         words = "not measured in every run" if largest is None else f"{largest:g}"
         yield largest == 0.0, f"largest difference of a log-probability, trained and served: {words}"
@@ -153,7 +166,10 @@ def write_results(results: Results, path: Path) -> None:
 
 
 def make_results(
-    scores: Mapping[str, Mapping[Domain, Count]], efforts: Mapping[str, Effort], train_serve: float | None
+    scores: Mapping[str, Mapping[Domain, Count]],
+    efforts: Mapping[str, Effort],
+    train_serve: float | None,
+    fine_tuned: Mapping[Domain, Count] | None = None,
 ) -> Results:
     """Results from rows by model, whose names are `base`, `sft`, `specialists.DOMAIN`, ...; ValueError if one lacks."""
     prefix = "specialists."
@@ -161,4 +177,9 @@ def make_results(
     table["specialists"] = {
         name.removeprefix(prefix): dict(row) for name, row in scores.items() if name.startswith(prefix)
     }
-    return Results(scores=Scores.model_validate(table), efforts=dict(efforts), train_serve_max_difference=train_serve)
+    return Results(
+        scores=Scores.model_validate(table),
+        efforts=dict(efforts),
+        train_serve_max_difference=train_serve,
+        fine_tuned=dict(fine_tuned or {}),
+    )

@@ -30,13 +30,19 @@ fine-tuned, then specialists by SFT and GRPO, then this student by on-policy dis
 
 
 def describe_results(results: Results) -> str:
-    """Aims with their figures, then the scores of all models and the levels of reasoning, as Markdown."""
+    """Markdown: aims with their figures, the scores of all models, what GRPO added, the levels of reasoning."""
     lines = [f"- {'reached' if good else '**missed**'}: {words}" for good, words in results.findings()]
     lines += ["", f"| model | {' | '.join(results.domains)} |", "| --- " * (1 + len(results.domains)) + "|"]
     lines += [
         f"| {name} | {' | '.join(_cell(row[domain]) for domain in results.domains)} |"
         for name, row in results.scores.rows()
     ]
+    if results.fine_tuned:
+        lines += ["", "| specialist | fine-tuned | after GRPO | difference, points |", "| --- | --- | --- | --- |"]
+        lines += [
+            f"| {domain} | {_cell(before)} | {_cell(after)} | {100 * low:+.1f} to {100 * high:+.1f} |"
+            for domain, before, after, (low, high) in results.of_grpo()
+        ]
     if results.efforts:
         lines += ["", "| level of reasoning | right | mean tokens |", "| --- | --- | --- |"]
         lines += [

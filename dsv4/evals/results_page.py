@@ -69,6 +69,7 @@ def write_page(results: Results, run: RunRecord) -> str:
         _findings(results),
         "<h2>Every model in every domain</h2>",
         _scores(results),
+        *_grpo(results),
         *_plots(results, run),
         *_efforts(results),
         "<h2>Trained and served</h2>",
@@ -116,6 +117,20 @@ def _scores(results: Results) -> str:
         )
         lines.append(f"<tr><td>{escape(name)}</td>{cells}</tr>")
     return f'<div class="scroll"><table>\n{chr(10).join(lines)}\n</table></div>'
+
+
+def _grpo(results: Results) -> Iterable[str]:
+    if not results.fine_tuned:
+        return
+    yield "<h2>What GRPO added</h2>"
+    yield "<p>Each specialist in its own domain, after fine-tuning and after GRPO.</p>"
+    lines = ["<tr><th>domain</th><th>fine-tuned</th><th>after GRPO</th><th>difference, points</th></tr>"]
+    lines += [
+        f'<tr><td>{escape(domain)}</td><td class="number">{shown(before)}</td><td class="number">{shown(after)}</td>'
+        f'<td class="number">{100 * low:+.1f} to {100 * high:+.1f}</td></tr>'
+        for domain, before, after, (low, high) in results.of_grpo()
+    ]
+    yield f'<div class="scroll"><table>\n{chr(10).join(lines)}\n</table></div>'
 
 
 def _plots(results: Results, run: RunRecord) -> Iterable[str]:

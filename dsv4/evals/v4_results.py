@@ -26,15 +26,25 @@ SAMPLED = 16  # answers of the student whose log-probabilities are computed agai
 
 def evaluate_model(folder: Path, recipe: V4Recipe, path: Path) -> None:
     """Write a model's counts in every domain to `path`."""
-    llm, section = LLM(folder, max_num_seqs=RUNNING, device=recipe.device), recipe.evaluation
-    found = {
-        domain: evaluate_domain(
-            llm, domain, section.questions, section.seed, specialist.thinking, specialist.efforts, section.max_tokens,
-            recipe.level,
-        )
-        for domain, specialist in recipe.specialists.items()
-    }  # fmt: skip
-    _write(path, {domain: _count(score) for domain, score in found.items()})
+    llm = LLM(folder, max_num_seqs=RUNNING, device=recipe.device)
+    _write(path, {domain: _count(_score(llm, domain, recipe)) for domain in DOMAINS})
+
+
+def evaluate_fine_tuned(folders: RunFolders, recipe: V4Recipe) -> None:
+    """Write the counts of each specialist before its GRPO, in its own domain."""
+    found: dict[str, dict[str, int]] = {}
+    for domain in DOMAINS:
+        llm = LLM(folders.tuned(domain), max_num_seqs=RUNNING, device=recipe.device)
+        found[domain] = _count(_score(llm, domain, recipe))
+    _write(folders.fine_tuned, found)
+
+
+def _score(llm: LLM, domain: str, recipe: V4Recipe) -> DomainScore:
+    section, specialist = recipe.evaluation, getattr(recipe.specialists, domain)
+    return evaluate_domain(
+        llm, domain, section.questions, section.seed, specialist.thinking, specialist.efforts, section.max_tokens,
+        recipe.level,
+    )  # fmt: skip
 
 
 def write_efforts(folder: Path, recipe: V4Recipe, path: Path) -> None:
@@ -58,7 +68,8 @@ def collect_results(folders: RunFolders, recipe: V4Recipe) -> Results:
         open_domain(DOMAINS[n % len(DOMAINS)], level=level).problem(section.seed, n, "eval") for n in range(SAMPLED)
     ]
     shipped = train_serve_difference(folders.student, problems, section.max_tokens, section.seed, recipe.device)
-    return make_results(scores, efforts, largest([shipped, *differences(folders).values()]))
+    tuned = {domain: Count.model_validate(count) for domain, count in _read(folders.fine_tuned).items()}
+    return make_results(scores, efforts, largest([shipped, *differences(folders).values()]), tuned)
 
 
 def largest(found: Iterable[float | None]) -> float | None:

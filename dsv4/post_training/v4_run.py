@@ -93,6 +93,11 @@ class RunFolders:
         return self.run_dir / "evaluation" / f"{model}.json"
 
     @property
+    def fine_tuned(self) -> Path:
+        """Counts of the specialists before their GRPO, each in its own domain."""
+        return self.run_dir / "evaluation" / "fine_tuned.json"
+
+    @property
     def efforts(self) -> Path:
         return self.run_dir / "evaluation" / "efforts.json"
 

@@ -11,6 +11,7 @@ import pytest
 
 from dsv4.evals.intervals import difference
 from dsv4.evals.post_training_results import Count, Effort, Results, make_results, read_results, write_results
+from dsv4.evals.results_card import describe_results
 from dsv4.evals.results_page import RunRecord, StageRecord, write_page
 from dsv4.evals.results_plots import reward_curves
 from dsv4.evals.v4_results import differences, largest
@@ -37,7 +38,7 @@ def test_it_is_written_and_read_with_the_keys_of_its_contract(tmp_path: Path) ->
     made = results({"low": Effort(accuracy=0.5, tokens=20.0)})
     write_results(made, tmp_path / "results.json")
     raw: dict[str, Any] = json.loads((tmp_path / "results.json").read_text())
-    assert set(raw) == {"scores", "efforts", "train_serve_max_difference"}
+    assert set(raw) == {"scores", "efforts", "train_serve_max_difference", "fine_tuned"}
     assert set(raw["scores"]) == {"base", "sft", "specialists", "student", "averaged", "mixed"}
     assert raw["scores"]["specialists"]["code"]["code"] == {"correct": 80, "asked": 100}
     assert raw["efforts"] == {"low": {"accuracy": 0.5, "tokens": 20.0}}
@@ -77,9 +78,12 @@ def test_findings_say_what_a_run_shows() -> None:
     made["sft"]["code"] = Count(correct=79, asked=100)
     levels = {"low": Effort(accuracy=0.5, tokens=20.0), "high": Effort(accuracy=0.6, tokens=19.0)}
     found = list(make_results(made, levels, 0.0).findings())
-    assert [good for good, _ in found] == [True, False, True, False, True]
+    assert [good for good, _ in found] == [True, False, True, False, True, True]
+    assert found[4][1] == "right answers do not fall with it: low 50.0 %, high 60.0 %"
     assert "specialist of mathematics minus sft: +16.9 to" in found[0][1]
     assert "student: 98.8 % of the mean" in found[2][1]
+    levels["max"] = Effort(accuracy=0.59, tokens=25.0)
+    assert not next(good for good, words in make_results(made, levels, 0.0).findings() if words.startswith("right"))
     assert not next(good for good, words in results(student=70).findings() if words.startswith("student"))
     assert not list(results(difference=1e-7).findings())[-1][0]
 
@@ -95,6 +99,19 @@ def test_the_page_stands_alone_and_escapes_what_it_shows() -> None:
     assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     )
+
+
+def test_page_and_card_show_what_grpo_added() -> None:
+    plain = results()
+    before = {domain: Count(correct=60, asked=100) for domain in DOMAINS}
+    made = make_results(rows(), {}, 0.0, before)
+    assert [(domain, round(100 * low, 1)) for domain, _, _, (low, _) in made.of_grpo()] == [
+        ("mathematics", 7.3), ("code", 7.3)
+    ]  # fmt: skip
+    page, card = write_page(made, RunRecord("A run")), describe_results(made)
+    assert "What GRPO added" in page and '<td class="number">+7.3 to +31.9</td>' in page
+    assert re.search(r"\| code \| 60\.0 % .*, 60 of 100 \| 80\.0 % .* \| \+7\.3 to \+31\.9 \|", card)
+    assert "GRPO added" not in write_page(plain, RunRecord("A run")) and "fine-tuned" not in describe_results(plain)
 
 
 def test_a_difference_that_no_step_has_is_not_measured(tmp_path: Path) -> None:

@@ -127,8 +127,10 @@ def check_results(out: Path) -> None:
     results, page = read_results(out), (out / "results.html").read_text()
     assert results.domains == DOMAINS and set(results.efforts) == {"low", "high", "max"}
     counts = [count for _, row in results.scores.rows() for count in row.values()]
+    assert tuple(results.fine_tuned) == DOMAINS
+    counts += [count for _, before, after, _ in results.of_grpo() for count in (before, after)]
     cells = [f"<small>{count.correct} of {count.asked}</small>" for count in counts]
-    assert re.findall(r"<small>\d+ of \d+</small>", page) == cells and len(cells) == 36
+    assert re.findall(r"<small>\d+ of \d+</small>", page) == cells and len(cells) == 44
     assert page.count("<svg") == 6 and not re.search(r'(src|href)="(?!#)', page)
     for name in ("base", "sft", "student", "averaged", "mixed", *(f"specialists.{domain}" for domain in DOMAINS)):
         assert f"<td>{name}</td>" in page
