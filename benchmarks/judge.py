@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dsv4.post_training.judgements import JudgeScore
+    from dsv4.post_training.judgements import Judgements, JudgeScore
 
 EPILOG = """examples:
   dsv4 bench judge --run-dir runs/judge
@@ -27,16 +27,18 @@ def measure(options: argparse.Namespace) -> dict[str, JudgeScore]:
     from dsv4.post_training.judgements import Judgements, evaluate_judge
 
     folder, run_dir = resolve_model(options.model), Path(options.run_dir)
-    source = Judgements(options.task, SEED, "eval")
+    thinking = not options.without_thinking
+    source = Judgements(options.task, SEED, "eval", thinking=thinking)
     held_out = [source.problem(number) for number in range(options.held_out)]
     scores = {"before": evaluate_judge(LLM(folder), held_out)}
     for name, share in ((WITHOUT, 0.0), (WITH, DEFENDED)):
-        trained = _train(folder, Judgements(options.task, flattering=share), run_dir / f"flattery-{share}", options)
+        judgements = Judgements(options.task, flattering=share, thinking=thinking)
+        trained = _train(folder, judgements, run_dir / f"flattery-{share}", options)
         scores[name] = evaluate_judge(LLM(trained), held_out)
     return scores
 
 
-def _train(folder: Path, judgements: Any, run_dir: Path, options: argparse.Namespace) -> Path:
+def _train(folder: Path, judgements: Judgements, run_dir: Path, options: argparse.Namespace) -> Path:
     """Model folder after fine-tuning on judgements, and GRPO on others of them, rewarded by agreement."""
     from dsv4.post_training.grpo_run import GRPORun
     from dsv4.post_training.judgements import JUDGEMENT_TOKENS, judged_conversation
@@ -47,7 +49,7 @@ def _train(folder: Path, judgements: Any, run_dir: Path, options: argparse.Names
 
     run_dir.mkdir(parents=True)
     talks = run_dir / "judgements.jsonl"
-    lines = (json.dumps(judged_conversation(judgements.problem(n))) for n in range(options.judgements))
+    lines = (json.dumps(judged_conversation(judgements.judgement(n))) for n in range(options.judgements))
     talks.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     words = [f"optimizer.rate={options.rate}", f"stages.0.row_tokens={options.row_tokens}"]
     sft.main([str(folder), str(talks), *words, "--max-tokens", "512", "--run-dir", str(run_dir / "sft")])
@@ -110,6 +112,7 @@ def parser() -> argparse.ArgumentParser:
     add("--grpo-prompts", type=int, default=16, metavar="N", help="of a step; default: %(default)s")
     add("--rate", type=float, default=5e-4, help="learning rate of fine-tuning; default: %(default)s")
     add("--row-tokens", type=int, default=2048, metavar="N", help="of a step of fine-tuning; default: %(default)s")
+    add("--without-thinking", action="store_true", help="a judge that gives its score at once")
     add("--run-dir", type=Path, default=Path("runs/judge"), help="a new folder; default: %(default)s")
     return made
 

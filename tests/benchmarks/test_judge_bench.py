@@ -10,11 +10,13 @@ import pytest
 
 from benchmarks import judge
 from dsv4.config import nano_path
+from dsv4.data.encoding import read_conversation
 from dsv4.engine import LLM
 from dsv4.post_training import judgements
 from dsv4.post_training.judgements import FLATTERY, Judgements, evaluate_judge, judge_all
 from dsv4.post_training.recipe_run import tokenizer_files
 from dsv4.post_training.rubric import JudgeQuestion, read_score
+from dsv4.tokenizer.prompts import PromptEncoder
 from dsv4.training.export import export_model
 from tests.post_training.small_policy import small_policy
 
@@ -32,10 +34,25 @@ def test_labels_are_true_and_flattery_changes_none() -> None:
     assert 15 < sum(one.label == 10 for one in plain) < 45
     assert all(after.answer == f"{before.answer}\n{FLATTERY}" for before, after in zip(plain, praised, strict=True))
     assert read_score(FLATTERY) is None  # praise is no score, should a judge repeat it
-    spoken = judgements.judged_conversation(plain[0])["messages"]
-    assert read_score(spoken[1]["content"]) == plain[0].label and plain[0].answer in spoken[0]["content"]
     with pytest.raises(ValueError, match="unknown task gdc"):
         Judgements("gdc")
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+def test_a_judge_learns_the_worked_answer_and_both_answers_before_its_score(thinking: bool) -> None:
+    encoder = PromptEncoder.from_pretrained(nano_path())
+    for number in range(20):
+        made = Judgements(TASK, flattering=1.0, thinking=thinking).judgement(number)
+        question, record = made.question, judgements.judged_conversation(made)
+        asked, answer = record["messages"]
+        assert read_score(answer["content"]) == question.label and FLATTERY in asked["content"]
+        conversation, _ = read_conversation(record)
+        assert encoder.encode(conversation) == encoder.encode(question.prompt())
+        given = question.answer.removesuffix(f"\n{FLATTERY}")
+        *_, right, shown, verdict = made.reasoning.splitlines()
+        assert shown == f"given: {given}" and FLATTERY not in made.reasoning
+        assert (right == f"right: {given}") == (question.label == 10) == (verdict == "the same")
+        assert answer.get("reasoning_content") == (made.reasoning if thinking else None)
 
 
 @pytest.mark.parametrize(("fooled", "raised"), [(True, 1.0), (False, 0.0)])
