@@ -116,7 +116,7 @@ def _scores(results: Results) -> str:
             for domain in results.domains
         )
         lines.append(f"<tr><td>{escape(name)}</td>{cells}</tr>")
-    return f'<div class="scroll"><table>\n{chr(10).join(lines)}\n</table></div>'
+    return _scrolling(lines)
 
 
 def _grpo(results: Results) -> Iterable[str]:
@@ -130,7 +130,7 @@ def _grpo(results: Results) -> Iterable[str]:
         f'<td class="number">{100 * low:+.1f} to {100 * high:+.1f}</td></tr>'
         for domain, before, after, (low, high) in results.of_grpo()
     ]
-    yield f'<div class="scroll"><table>\n{chr(10).join(lines)}\n</table></div>'
+    yield _scrolling(lines)
 
 
 def _plots(results: Results, run: RunRecord) -> Iterable[str]:
@@ -177,10 +177,15 @@ def _stages(stages: Sequence[StageRecord]) -> str:
         f"<td><code>{escape(one.command)}</code></td></tr>"
         for one in stages
     ]
+    return _scrolling(lines)
+
+
+def _scrolling(lines: Sequence[str]) -> str:
+    """A table of rows, which scrolls where the page is narrow."""
     return f'<div class="scroll"><table>\n{chr(10).join(lines)}\n</table></div>'
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = ["<tr>" + "".join(f"<th>{escape(head)}</th>" for head in heads) + "</tr>"]
     lines += ["<tr>" + "".join(f'<td class="number">{escape(cell)}</td>' for cell in row) + "</tr>" for row in rows]
-    return f'<div class="scroll"><table>\n{chr(10).join(lines)}\n</table></div>'
+    return _scrolling(lines)
