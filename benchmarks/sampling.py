@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.harness.turns import at_least_one, in_turns, line
 
-NANO_VOCAB, FLASH_VOCAB = 1280, 129_280
+NANO_VOCAB, FLASH_VOCAB = 8192, 129_280
 SPREAD = 3.0  # standard deviation of the logits
 FILTERS = {
     "": (0, 1.0, 0.0),

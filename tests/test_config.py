@@ -110,7 +110,8 @@ IGNORED: dict[str, Any] = {
     **dict.fromkeys(("moe_layer_freq", "ep_size", "hidden_sizes"), 1),
     "n_group": 8,
     "topk_group": 4,
-    **dict.fromkeys(("num_local_experts", "qk_nope_head_dim"), 32),
+    "num_local_experts": 30,
+    "qk_nope_head_dim": 32,
     "tokenizer_class": "PreTrainedTokenizerFast",
     "ignored_layers": ["head"],
     "aux_loss_alpha": 0.001,
@@ -221,11 +222,11 @@ WRONG_VALUES = [
     ({"n_shared_experts": 2}, "n_shared_experts = 2 is not allowed; allowed: 1: V4 has one shared expert"),
     ({"num_hash_layers": 7}, "num_hash_layers = 7 is not allowed; allowed: 0 to num_hidden_layers = 6"),
     ({"o_groups": 3}, "o_groups = 3 is not allowed; allowed: a divisor of num_attention_heads = 4"),
-    ({"num_experts_per_tok": 33}, "num_experts_per_tok = 33 is not allowed; allowed: 1 to n_routed_experts = 32"),
+    ({"num_experts_per_tok": 31}, "num_experts_per_tok = 31 is not allowed; allowed: 1 to n_routed_experts = 30"),
     ({"head_dim": 16}, "qk_rope_head_dim = 32 is not allowed; allowed: up to head_dim = 16"),
     ({"qk_rope_head_dim": 63}, "qk_rope_head_dim = 63 is not allowed; allowed: an even number"),
     ({"index_head_dim": 16}, "qk_rope_head_dim = 32 is not allowed; allowed: up to index_head_dim = 16"),
-    ({"eos_token_id": 1280}, "eos_token_id = 1280 is not allowed; allowed: 0 to vocab_size - 1 = 1279"),
+    ({"eos_token_id": 8192}, "eos_token_id = 8192 is not allowed; allowed: 0 to vocab_size - 1 = 8191"),
     ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling: type 'linear'"),
     ({"rope_scaling": {"type": "yarn", "factor": 16}}, "rope_scaling.original_max_position_embeddings is missing"),
     ({"rope_scaling": {**nano()["rope_scaling"], "mscale": 1.0}}, "rope_scaling.mscale = 1.0 is not supported"),
@@ -255,7 +256,7 @@ WRONG_VALUES = [
         {"rope_parameters": {"main": {"rope_theta": 1e4}, "compress": {"rope_theta": 4e4}}},
         "compress_rope_theta = 160000.0",
     ),
-    ({"num_local_experts": 16}, "n_routed_experts = 32 contradicts num_local_experts, which says 16"),
+    ({"num_local_experts": 16}, "n_routed_experts = 30 contradicts num_local_experts, which says 16"),
     ({"qkv_bias": True}, "qkv_bias = True is not supported; allowed: False, or no such key"),
     ({"final_logit_softcapping": 30.0}, "final_logit_softcapping = 30.0 is not supported"),
     ({"rope_interleave": False}, "rope_interleave = False is not supported; allowed: True"),
@@ -263,8 +264,8 @@ WRONG_VALUES = [
     ({"qk_nope_head_dim": 64}, "qk_nope_head_dim = 64 is not supported; allowed: 32"),
     ({"first_k_dense_replace": 1}, "first_k_dense_replace = 1: this is a DeepSeek V2 or V3 model"),
     ({"vision_config": {}}, "vision_config = {}: this is a vision model"),
-    ({"eos_token_id": []}, "eos_token_id = () is not allowed; allowed: 0 to vocab_size - 1 = 1279, or a list"),
-    ({"eos_token_id": [1, 1280]}, "eos_token_id = (1, 1280) is not allowed"),
+    ({"eos_token_id": []}, "eos_token_id = () is not allowed; allowed: 0 to vocab_size - 1 = 8191, or a list"),
+    ({"eos_token_id": [1, 8192]}, "eos_token_id = (1, 8192) is not allowed"),
     ({"eos_token_id": [True]}, "eos_token_id = (True,) is not allowed"),
     ({"engram_layers": [1]}, "engram_layers = [1]: this is V4.1"),
     ({"kv_lora_rank": 512}, "kv_lora_rank = 512: this is a DeepSeek V2 or V3 model"),
@@ -295,8 +296,8 @@ def test_missing_keys_are_named() -> None:
 
 
 def test_a_wrong_value_is_refused_at_construction_too() -> None:
-    with pytest.raises(ValueError, match="num_experts_per_tok = 33"):
-        replace(ModelConfig.preset("nano"), num_experts_per_tok=33)
+    with pytest.raises(ValueError, match="num_experts_per_tok = 31"):
+        replace(ModelConfig.preset("nano"), num_experts_per_tok=31)
     with pytest.raises(ValueError, match="rope_scaling = {}"):
         replace(ModelConfig.preset("nano"), rope_scaling={})  # type: ignore[arg-type]
 

@@ -173,8 +173,8 @@ def test_nano_s_vocabulary(tmp_path: Path) -> None:
     export_gguf(nano_path(), tmp_path / "nano.gguf")
     tokens, types = (key(tmp_path / "nano.gguf", f"tokenizer.ggml.{name}") for name in ("tokens", "token_type"))
     tokenizer = Tokenizer.from_file(str(nano_path() / "tokenizer.json"))
-    assert tokens == [tokenizer.id_to_token(token) for token in range(1280)]
-    assert (types[0], types[20], types[1279]) == (3, 1, 4)
+    assert tokens == [tokenizer.id_to_token(token) for token in range(8192)]
+    assert (types[0], types[18], types[8191]) == (3, 4, 1)
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +297,7 @@ def nano_with(tmp_path: Path) -> Path:
         ("dropout", 0.1, "model.dropout = None, as GGUF requires; found 0.1"),
         ("lstrip", True, "added token '<｜begin▁of▁sentence｜>': lstrip = False, as GGUF requires; found True"),
         ("invert", True, "pre_tokenizer.invert = False, as GGUF requires; found True"),
-        ("id", 1280, "token numbers from 0 to 1279; found 1280 of 'extra'"),
+        ("id", 8192, "token numbers from 0 to 8191; found 8192 of 'extra'"),
     ],
     ids=lambda value: value if isinstance(value, str) and " " not in value else "",
 )
@@ -402,7 +402,7 @@ def test_llama_cpp_computes_nano(tmp_path: Path) -> None:
     export_gguf(nano_path(), tmp_path / "nano.gguf")
     model = load_model(nano_path())
     for length in (5, 150, 700, 3000):
-        ids = random_ids(1280, length)
+        ids = random_ids(8192, length)
         expected = model(ids[None])[0]
         exact, shipped = (
             (logits(tmp_path / name, ids) - expected).abs().amax(1) / expected.abs().max()

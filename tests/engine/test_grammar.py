@@ -195,7 +195,7 @@ def test_drafts_get_masks_of_their_own_and_the_state_comes_back(llm) -> None:
 
 def test_drafts_over_the_beginning_leave_no_trace(compiler) -> None:
     constraint = compiler.compile(SamplingParams(regex="ab", grammar_after=(7,)))
-    a = next(token for token in range(1280) if compiler._tokenizer.token_bytes(token) == b"a")
+    a = next(token for token in range(8192) if compiler._tokenizer.token_bytes(token) == b"a")
     constraint.advance(3)
     (reasoning,) = constraint.masks()
     eos, special = compiler.eos_token_ids[0], compiler._tokenizer.special_tokens
@@ -265,7 +265,7 @@ def test_right_and_wrong_drafts_give_the_same_answer(llm, seed: int, monkeypatch
             done = len(chunk.request.output.token_ids)
             drafts = list(plain.token_ids[done : done + 3])
             if done % 2 and len(drafts) == 3:
-                drafts[1] = (drafts[1] + 1) % 1280
+                drafts[1] = (drafts[1] + 1) % 8192
             if not chunk.num_samples:
                 drafts = []
             chunks.append(ScheduledChunk(chunk.request, chunk.start, chunk.stop, tuple(drafts)))

@@ -11,7 +11,7 @@ from dsv4.engine import LLM, SamplingParams, core
 from dsv4.engine.step import ScheduledChunk
 
 SCORED = SamplingParams(max_tokens=3, temperature=0.0, prompt_logprobs=True, logprobs=True, ignore_eos=True)
-PROMPT = torch.randint(99, 1280, (331,), generator=torch.Generator().manual_seed(3)).tolist()
+PROMPT = torch.randint(99, 8192, (331,), generator=torch.Generator().manual_seed(3)).tolist()
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from dsv4.post_training.problems import Explained
 from dsv4.post_training.served_policy import ServedPolicy
 from dsv4.training.optim import MuonAdamW
 
-from .small_policy import has_digit, small_policy
+from .small_policy import has_f, small_policy
 
 PARAMS = SamplingParams(max_tokens=12)
 
@@ -43,7 +43,7 @@ class Counted:
         return f"result of {name}"
 
     def outcome(self, answer: str) -> Explained:
-        return Explained(has_digit(answer), "digits")
+        return Explained(has_f(answer), "an f")
 
     def close(self) -> None:
         self.log.append("close")

@@ -26,7 +26,7 @@ from dsv4.training.export import export_model
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.schedule import Schedule
 
-from .small_policy import TextProblems, has_digit, small_policy
+from .small_policy import TextProblems, has_f, small_policy
 
 LOOP = LoopSettings(steps=3, schedule=Schedule(0.05, 0, 0.0), prompts=2, max_tokens=6, save_every=1)
 SETTINGS = GRPORunSettings(
@@ -72,7 +72,7 @@ def make_run(
     policy = ServedPolicy(model, folder, max_num_seqs=16, max_model_len=max_model_len)
     optimizer = MuonAdamW(model, model.config)
     return GRPORun(
-        policy, optimizer, problems or TextProblems(has_digit), replace(LOOP, **loop), settings, run_dir, quiet=True,
+        policy, optimizer, problems or TextProblems(has_f), replace(LOOP, **loop), settings, run_dir, quiet=True,
         service=service,
     )  # fmt: skip
 

@@ -56,6 +56,6 @@ class TextProblems:
         return TextProblem(number, self.judged)
 
 
-def has_digit(text: str) -> float:
+def has_f(text: str) -> float:
     """Reward that the random model gets for about a third of its answers."""
-    return float(any(letter.isdigit() for letter in text))
+    return float("f" in text)

@@ -34,7 +34,7 @@ from dsv4.tokenizer.prompts import PromptEncoder, write_effort_ladder
 from dsv4.training.recipe import read_recipe
 from dsv4.training.schedule import Schedule
 
-from .small_policy import TextProblem, TextProblems, has_digit, small_policy
+from .small_policy import TextProblem, TextProblems, has_f, small_policy
 
 TASKS = 'problems.tasks=["gcd"]'
 ALL = 'problems.efforts=["low", "high", "max"]'
@@ -97,8 +97,8 @@ def test_recipes_ask_with_efforts_and_refuse_what_contradicts_them() -> None:
 
 def test_rewards_have_the_penalty_of_the_problem_s_effort() -> None:
     mode = EffortMode("low", 10, lambda tokens: -0.1 * tokens)
-    asked = [with_effort(TextProblem(1, has_digit), mode), TextProblem(1, has_digit)]
-    rollouts = [Rollout(place, (1,), (2, 2, 2), (0.0,) * 3, "7", True) for place in (0, 1)]
+    asked = [with_effort(TextProblem(1, has_f), mode), TextProblem(1, has_f)]
+    rollouts = [Rollout(place, (1,), (2, 2, 2), (0.0,) * 3, "if", True) for place in (0, 1)]
     cut_off = replace(rollouts[0], finished=False)
     found = judge([*rollouts, cut_off], asked, RewardSettings(unfinished=-0.5))
     assert [one.value for one in found] == pytest.approx([0.7, 1.0, -0.8])
@@ -111,8 +111,8 @@ def test_low_prefers_the_shorter_of_two_right_answers_and_max_leaves_both_alone(
     found = modes_of("sampling.max_tokens=64")
     cases: list[tuple[Effort, tuple[int, int]]] = [("low", (4, 12)), ("max", (4, 31)), ("max", (4, 48))]
     for effort, lengths in cases:
-        problem = with_effort(TextProblem(1, has_digit), found[effort])
-        rollouts = [Rollout(0, (1,), (2,) * n, (0.0,) * n, "7", True) for n in lengths]
+        problem = with_effort(TextProblem(1, has_f), found[effort])
+        rollouts = [Rollout(0, (1,), (2,) * n, (0.0,) * n, "if", True) for n in lengths]
         rewards = judge(rollouts, [problem])
         gains = advantages([one.value for one in rewards], [0, 0], "none")
         assert all(one.correct for one in rewards)
@@ -128,7 +128,7 @@ def test_a_run_samples_within_each_window_and_says_what_each_effort_does(tmp_pat
     policy, optimizer = small_policy()
     modes = (EffortMode("low", 3, lambda tokens: -0.1 * tokens), EffortMode("max", 7))
     run = GRPORun(
-        policy, optimizer, EffortProblems(TextProblems(has_digit), modes),
+        policy, optimizer, EffortProblems(TextProblems(has_f), modes),
         LoopSettings(steps=1, schedule=Schedule(0.01, 0, 0.0), prompts=8, max_tokens=6),
         GRPORunSettings(
             LearnerSettings(GRPOSettings(kl=0.0)), RewardSettings(judge_cut_off=True), group_size=2, resample=1

@@ -21,7 +21,7 @@ from dsv4.post_training.rewards import RewardSettings
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.schedule import Schedule
 
-from .small_policy import TextProblems, has_digit, small_policy
+from .small_policy import TextProblems, has_f, small_policy
 
 LOOP = LoopSettings(steps=3, schedule=Schedule(0.05, 0, 0.0), prompts=2, max_tokens=6, save_every=1)
 SETTINGS = GRPORunSettings(
@@ -29,7 +29,7 @@ SETTINGS = GRPORunSettings(
 )
 
 
-def make_run(run_dir: Path, loop: LoopSettings = LOOP, judged=has_digit, settings=SETTINGS) -> GRPORun:
+def make_run(run_dir: Path, loop: LoopSettings = LOOP, judged=has_f, settings=SETTINGS) -> GRPORun:
     policy, optimizer = small_policy()
     return GRPORun(policy, optimizer, TextProblems(judged), loop, settings, run_dir, quiet=True)
 
@@ -44,7 +44,7 @@ def weights(run: GRPORun) -> dict[str, torch.Tensor]:
 
 def test_the_reward_rises_and_training_computes_what_the_engine_sampled(tmp_path: Path) -> None:
     run = make_run(
-        tmp_path, replace(LOOP, steps=10, prompts=4), settings=replace(SETTINGS, group_size=8, mini_batches=1)
+        tmp_path, replace(LOOP, steps=16, prompts=4), settings=replace(SETTINGS, group_size=8, mini_batches=1)
     )
     run.run()
     lines = metrics(tmp_path)
@@ -76,7 +76,7 @@ def test_frozen_mtp_blocks_change_no_bit_of_the_others(tmp_path: Path) -> None:
     policy, _ = small_policy()
     policy.model.mtp.requires_grad_(False)
     optimizer = MuonAdamW(policy.model, policy.model.config)
-    frozen = GRPORun(policy, optimizer, TextProblems(has_digit), one, SETTINGS, tmp_path / "frozen", quiet=True)
+    frozen = GRPORun(policy, optimizer, TextProblems(has_f), one, SETTINGS, tmp_path / "frozen", quiet=True)
     before = weights(frozen)
     whole.run()
     frozen.run()
@@ -103,7 +103,7 @@ def test_a_reward_that_raises_costs_its_rollouts_alone(tmp_path: Path, capsys: p
     def judged(text: str) -> float:
         if "a" in text:
             raise ZeroDivisionError("no unit tests")
-        return has_digit(text)
+        return has_f(text)
 
     run = make_run(tmp_path, replace(LOOP, steps=2, prompts=4), judged)
     run.run()
@@ -128,6 +128,6 @@ def test_the_kl_to_the_reference_starts_at_zero(tmp_path: Path) -> None:
     reference.model.freeze()
     settings = replace(SETTINGS, learner=LearnerSettings(GRPOSettings(kl=0.1), quantized=False))
     policy.quantized = False
-    GRPORun(policy, optimizer, TextProblems(has_digit), LOOP, settings, tmp_path, reference.model, quiet=True).run()
+    GRPORun(policy, optimizer, TextProblems(has_f), LOOP, settings, tmp_path, reference.model, quiet=True).run()
     lines = metrics(tmp_path)
     assert lines[0]["updates"] == 2 and lines[-1]["kl"] > 0.0

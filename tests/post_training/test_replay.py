@@ -32,7 +32,7 @@ from dsv4.post_training.served_policy import ServedPolicy
 from dsv4.training.qat import stored_weights
 from dsv4.training.schedule import Schedule
 
-from .small_policy import TextProblems, has_digit, small_policy
+from .small_policy import TextProblems, has_f, small_policy
 
 ALL = ReplaySettings(routing=True, indexer=True)
 FILTERED = SamplingParams(temperature=0.7, top_p=0.9, top_k=20, min_p=0.01)
@@ -237,7 +237,7 @@ def test_a_run_says_how_many_choices_differed(tmp_path: Path) -> None:
         LearnerSettings(GRPOSettings(kl=0.0)), RewardSettings(judge_cut_off=True), group_size=4,
         sampling=FILTERED, replay=ALL,
     )  # fmt: skip
-    GRPORun(policy, optimizer, TextProblems(has_digit), loop, settings, tmp_path, quiet=True).run()
+    GRPORun(policy, optimizer, TextProblems(has_f), loop, settings, tmp_path, quiet=True).run()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     asked = [line for line in lines if line["updates"]]
     assert asked and all(line["routing_differences"] == line["indexer_differences"] == 0 for line in asked)

@@ -31,7 +31,7 @@ from dsv4.post_training.rollouts import Rollout
 from ..usage.conftest import postgres_server  # noqa: F401  # a fixture
 from .goals import Counted
 from .service_run import SETTINGS, make_run, make_service, metrics, same, small_folder
-from .small_policy import TextProblem, has_digit, small_policy
+from .small_policy import TextProblem, has_f, small_policy
 
 TIMES = {"seconds", "tokens_per_second", "sampling_seconds", "staleness", "staleness_max", "stale_share"}
 TIMES.add("worker_deaths")
@@ -114,13 +114,13 @@ def test_episodes_go_through_the_service(ahead: int, folder: Path, tmp_path: Pat
 
 
 def rollout(place: int, *drawn_by: tuple[int, int]) -> Rollout:
-    return Rollout(0, (1,), (2, 3), (-1.0, -1.0), "no" if place else "1", False, drawn_by=drawn_by)
+    return Rollout(0, (1,), (2, 3), (-1.0, -1.0), "no" if place else "if", False, drawn_by=drawn_by)
 
 
 def test_groups_with_older_tokens_than_allowed_are_not_trained_on(folder: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path, folder, make_service(tmp_path, folder, max_staleness=2))
     run.position.step = 5
-    problem = TextProblem(0, has_digit)
+    problem = TextProblem(0, has_f)
     for oldest, stale in ((5, False), (3, False), (2, True)):
         drawn = [rollout(0, (oldest, 1), (5, 1)), rollout(1, (5, 2))]
         (group,) = run._judged(Asked([problem], list(drawn)))
@@ -145,7 +145,7 @@ def test_a_run_with_a_budget_of_seconds_samples_ahead_beyond_the_steps_of_its_re
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(tmp_path, folder, make_service(tmp_path, folder, max_staleness=1), steps=1, seconds=600.0)
-    monkeypatch.setattr(run, "_ask", lambda _, first, count: Asked([TextProblem(first, has_digit)], [rollout(0)]))
+    monkeypatch.setattr(run, "_ask", lambda _, first, count: Asked([TextProblem(first, has_f)], [rollout(0)]))
     run._ahead, run.position.step = Lookahead(0, 4), 3
     for numbers in ([0, 1], [2, 3]):
         asked = run._next(lambda first: SimpleNamespace(), 2)  # type: ignore[arg-type, return-value]

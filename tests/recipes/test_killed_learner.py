@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("small")
     model = small_policy()[0].model
     with torch.no_grad():
-        model.head.weight[1] *= 12.0  # the end-of-sentence token
+        model.head.weight[1] *= 80.0  # the end-of-sentence token
     export_model(model, tokenizer_files(nano_path(), root), root / "model")
     return root / "model"
 

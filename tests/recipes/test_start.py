@@ -145,7 +145,7 @@ def test_adapters_resume_to_the_same_bits(main: Any, folders: dict[str, Path], t
     [
         (["model.base=nano"], "start and base; allowed: one of them"),
         (["model.layers=2"], "start and layers; allowed: one of them"),
-        (["model.hidden_size=64"], r"embed.weight would be and is, in .*official, \[1280, 64\] and \[1280, 32\]"),
+        (["model.hidden_size=64"], r"embed.weight would be and is, in .*official, \[8192, 64\] and \[8192, 32\]"),
         (["model.num_nextn_predict_layers=0", "model.compress_ratios=[0,4,128]"], "absent"),
         (["data.tokenizer=other"], "other is another tokenizer than that of .*official"),
         (["lora.rank=2", "run.replicas=2"], "lora.rank and run.replicas 2; allowed: 1"),

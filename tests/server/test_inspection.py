@@ -44,7 +44,7 @@ def test_an_answer_is_inspected_token_by_token(nano: Served) -> None:
     usage = answer["usage"]
     assert (found["prompt_tokens"], found["answer_tokens"]) == (usage["prompt_tokens"], usage["completion_tokens"])
     assert len(found["pieces"]) == usage["total_tokens"] and words in "".join(found["pieces"])
-    assert found["layers"] == ["swa", "swa", "csa", "hca", "csa", "hca"] and found["num_experts"] == 32
+    assert found["layers"] == ["swa", "swa", "csa", "hca", "csa", "hca"] and found["num_experts"] == 30
     assert found["accepted_drafts"] == [] and found["num_draft_tokens"] == found["num_accepted_tokens"] == 0
     position = found["prompt_tokens"] - 1  # its last token, after which the answer's first one was chosen
     trace = http.get(f"/inspect/{answer['id']}/{position}").json()

@@ -124,7 +124,7 @@ def test_queue_and_prompt_of_the_real_engine_are_shown_and_stopped_at_once(
     with serve(model, max_num_seqs=1, max_model_len=65536) as served:
         tab = open_tab(served.url + "/")
         expect(tab.page.locator("#model")).to_have_text(served.engine.llm.name)
-        tab.ask("the cat sat " * 4000)
+        tab.ask("the cat sat " * 16_000)
         note = tab.answer().locator(".wait-note")
         expect(note).to_contain_text("Reading")
         tab.page.get_by_role("button", name="New chat").first.click()
