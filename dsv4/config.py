@@ -109,7 +109,10 @@ class ModelConfig:
         """A published shape (flash, pro, flash-base, pro-base) or the embedded model's (nano)."""
         if name not in PRESETS:
             raise ValueError(f"preset {name!r} is unknown; allowed: {', '.join(PRESETS)}")
-        return cls(**PRESETS[name])
+        values = dict(PRESETS[name])
+        if "rope_scaling" in values:
+            values["rope_scaling"] = YarnScaling(**values["rope_scaling"])
+        return cls(**values)
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], place: str | Path = "config.json") -> ModelConfig:

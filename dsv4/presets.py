@@ -51,6 +51,8 @@ _NANO: dict[str, Any] = {
     "moe_intermediate_size": 128,
     "compress_ratios": (0, 0, 4, 128, 4, 128, 0),
     "routed_scaling_factor": 1.5,
+    # Most of its training has 4,096 tokens; V4's 65,536 would leave the angles of longer texts to chance.
+    "rope_scaling": {"factor": 32.0, "original_max_position_embeddings": 4096},
 }
 
 # Keyword arguments of ModelConfig; fields that a preset leaves out have their default, the same in Flash and Pro.

@@ -1,11 +1,11 @@
-"""Train the nano model from scratch: data, base (pre-training), mid (recall), sft (conversations), model folder.
+"""Train the nano model from scratch: data, base (pre-training), mid (recall), sft (conversations), long (32K tokens).
 
 recipes/nano.toml is the recipe unless another is given; KEY=VALUE changes one of its keys. --corpus is a folder that
 `dsv4 train corpus` made.
 --base-model leaves out base and mid: the sft goes on from that model; data.corpus='' then trains it on the tasks alone.
 --resume continues a killed run from its last saved step, to the same bits; `timeout 3h` or SIGTERM ends a part of a
-long run with its state saved. The run's folder keeps data/ (tokenizer, questions, shards), base/, mid/ and sft/, each
-with its state, metrics, losses.png and model folder; the sft's is copied to --out.
+long run with its state saved. The run's folder keeps data/ (tokenizer, questions, shards), base/, mid/, sft/ and long/,
+each with its state, metrics, losses.png and model folder; the last one's is copied to --out.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ ON_GPU = (
     *("base.run.device=cuda", "base.run.replicas=1", "base.stages.4.recompute=none"),
     *("mid.run.device=cuda", "mid.run.replicas=1", "mid.stages.4.recompute=none"),
     *("sft.run.device=cuda", "sft.run.replicas=1", "sft.stages.1.recompute=none"),
+    *("long.run.device=cuda", "long.run.replicas=1", "long.stages.0.recompute=none"),
 )
 BUDGETS = {"cpu": (), "gpu": ("seconds=1200", *ON_GPU)}  # the GPU run sees many more tokens
 
@@ -79,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
             copy_tokenizer(Path(recipe.sft.model.start), run_dir / "data" / "tokenizer")
         if data is not None:
             data.make(lambda text: console.print(text, highlight=False))
-        parts = recipe.parts[:-1] if options.base_only else recipe.parts
+        parts = recipe.parts[: recipe.parts.index("sft")] if options.base_only else recipe.parts
         for part in parts:
             run_part(recipe, part, run_dir, options.workers, console)
     except RunStoppedError as stopped:
@@ -152,7 +153,7 @@ def run_part(recipe: NanoRecipe, part: str, run_dir: Path, workers: int, console
     else:
         found = new_run(recipe.part(part, (run_dir / "data").absolute()), folder, console)
     trainer = make_trainer(found, folder, workers, console)
-    trainer.stages = choose_losses(trainer.stages, "mask" if part == "sft" else "all")
+    trainer.stages = choose_losses(trainer.stages, "mask" if part in ("sft", "long") else "all")
     trainer.plan = make_plan(recipe, part, found, folder)
     if part != recipe.parts[0] and not trainer.state_path.exists():
         before = recipe.parts[recipe.parts.index(part) - 1]

@@ -203,7 +203,8 @@ class V4Run:
 
     def _nano(self, *flags: str) -> str:
         run_dir = self.folders.nano
-        place = ["--run-dir", str(run_dir), "--out", str(run_dir / "model")]
+        out = run_dir / ("base-model" if "--base-only" in flags else "model")  # the sft has ended if model is there
+        place = ["--run-dir", str(run_dir), "--out", str(out)]
         words = [self._write("nano", self.recipe.nano), *flags, *place]
         if (run_dir / "nano.toml").exists():
             words = ["--resume", *(flag for flag in flags if flag == "--base-only"), *place]

@@ -223,8 +223,9 @@ class V4Recipe(Section):
                 update["seconds"] = sum(seconds.values())
             if "base" in seconds and "sft" in seconds:
                 share = seconds["sft"] / update["seconds"]
-                mid = nano.mid_share / (1 - nano.sft_share) * (1 - share)
-                update |= {"sft_share": share, "mid_share": mid}
+                before = nano.sft_share + nano.long_share
+                tuned = {name: getattr(nano, name) / before * share for name in ("sft_share", "long_share")}
+                update |= {"mid_share": nano.mid_share / (1 - before) * (1 - share), **tuned}
         return nano.model_copy(update=update)
 
     def _policy(self, recipe: P, seconds: float, domains: tuple[str, ...], asked: dict[str, Any]) -> P:

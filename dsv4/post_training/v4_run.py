@@ -45,7 +45,7 @@ class RunFolders:
 
     @property
     def sft(self) -> Path:
-        return self.given_sft or self.nano / "sft" / "model"
+        return self.given_sft or self.nano / "model"
 
     @property
     def start(self) -> Path:

@@ -1,4 +1,4 @@
-"""The nano recipe: the data, the budget, and a pre-training recipe each for base, mid-training and sft."""
+"""The nano recipe: the data, the budget, and a pre-training recipe each for base, mid, sft and long."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dsv4.config import ModelConfig
 from dsv4.training.pretrain_recipe import ModelSection, PretrainRecipe, StageSection
 from dsv4.training.recipe import Section
 
-PARTS = ("base", "mid", "sft")  # each goes on from the one before
+PARTS = ("base", "mid", "sft", "long")  # each goes on from the one before
 
 
 class NanoDataSection(Section):
@@ -27,24 +27,27 @@ class NanoDataSection(Section):
 
 
 class NanoRecipe(Section):
-    """A whole run. `mid_share` and `sft_share`: of `seconds`, the base's being the rest.
+    """A whole run. `mid_share`, `sft_share` and `long_share`: of `seconds`, the base's being the rest.
 
-    `steps`: of the base, in place of a budget; the other parts have as many more or fewer as their shares say.
+    `steps`: of the first part, in place of a budget; the others have as many more or fewer as their shares say.
     """
 
     seconds: Annotated[float, Field(gt=0.0)] = 21600.0
     steps: Annotated[int, Field(ge=1)] | None = None
     mid_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.18
     sft_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.30
+    long_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.04
     data: NanoDataSection = NanoDataSection()
     base: PretrainRecipe = PretrainRecipe()
     mid: PretrainRecipe = PretrainRecipe()
     sft: PretrainRecipe = PretrainRecipe()
+    long: PretrainRecipe = PretrainRecipe()
 
     @model_validator(mode="after")
     def _check(self) -> NanoRecipe:
-        if self.mid_share + self.sft_share >= 1:
-            raise ValueError(f"mid_share is {self.mid_share}, sft_share {self.sft_share}; allowed: below 1 together")
+        if sum(self._later.values()) >= 1:
+            found = ", ".join(f"{name}_share is {share}" for name, share in self._later.items())
+            raise ValueError(f"{found}; allowed: below 1 together")
         return self
 
     def part(self, name: str, data: Path) -> PretrainRecipe:
@@ -58,7 +61,7 @@ class NanoRecipe(Section):
 
     def part_seconds(self, name: str) -> float:
         """Budget of a part."""
-        return self.seconds if self.parts == (name,) else self.seconds * self._share(name)
+        return self.seconds * self._share(name) / sum(self._share(part) for part in self.parts)
 
     def start_from(self, model: Path) -> NanoRecipe:
         """The same without what comes before the sft, which goes on from a model folder."""
@@ -67,18 +70,23 @@ class NanoRecipe(Section):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Parts that are trained."""
-        return PARTS if self.sft.model.start is None else PARTS[-1:]
+        """Parts that are trained: from the sft on if it has a start, without long where no corpus has long texts."""
+        first = 0 if self.sft.model.start is None else PARTS.index("sft")
+        return PARTS[first:] if self.data.corpus else ("sft",)
 
     def part_steps(self, name: str) -> int | None:
         """Steps of a part, None if time decides."""
-        if self.steps is None or name == "base" or self.parts == (name,):
-            return self.steps
-        return max(1, round(self.steps * self._share(name) / self._share("base")))
+        if self.steps is None:
+            return None
+        return max(1, round(self.steps * self._share(name) / self._share(self.parts[0])))
 
     def _share(self, name: str) -> float:
-        shares = {"mid": self.mid_share, "sft": self.sft_share}
-        return shares.get(name, 1 - sum(shares.values()))
+        return self._later.get(name, 1 - sum(self._later.values()))
+
+    @property
+    def _later(self) -> dict[str, float]:
+        """Shares of what follows the base."""
+        return {"mid": self.mid_share, "sft": self.sft_share, "long": self.long_share}
 
 
 def step_flops(recipe: PretrainRecipe, config: ModelConfig) -> list[tuple[float, float]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 pytest.importorskip("reasoning_gym")
 
 import dsv4
+from dsv4.config import ModelConfig
 from dsv4.training.nano_recipe import PARTS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
@@ -24,6 +26,7 @@ SMALL = {
     "o_lora_rank": 16, "index_n_heads": 2, "index_topk": 8, "n_routed_experts": 4, "moe_intermediate_size": 16,
     "compress_ratios": "[0, 4, 128, 0]",
 }  # fmt: skip
+STAGES = {"base": 5, "mid": 5, "sft": 2, "long": 1}
 SHARDS = 'shards=["prose=0.3", "definitions=0.2", "recall-512=0.3"]'
 ROWS = ["sequence=256", "row_tokens=512", "batch_tokens=512", SHARDS]
 
@@ -31,7 +34,7 @@ ROWS = ["sequence=256", "row_tokens=512", "batch_tokens=512", SHARDS]
 def keys() -> list[str]:
     """Overrides that keep the recipe's stages and make everything small."""
     found = [f"{part}.model.{key}={value}" for part in PARTS for key, value in SMALL.items()]
-    stages = [f"{part}.stages.{n}" for part in PARTS for n in range(2 if part == "sft" else 5)]
+    stages = [f"{part}.stages.{n}" for part in PARTS for n in range(STAGES[part])]
     found += [f"{stage}.{row}" for stage in stages for row in ROWS]
     found += ["base.stages.0.ramp_from=0", "base.stages.0.ramp_tokens=0", "data.scale=0.001"]
     return [*found, *(f"{part}.{key}" for part in PARTS for key in ("data.group_rows=4", "run.replicas=1"))]
@@ -62,6 +65,7 @@ def test_every_stage_runs_and_the_sft_goes_on_from_the_base(recipe, corpus: Path
                 *common,
                 "mid_share=0.3",
                 "sft_share=0.1",
+                "long_share=0.1",
                 "sft.stages.0.tokens=1000",
                 "sft.stages.1.tokens=1000",
                 *keys(),
@@ -74,6 +78,16 @@ def test_every_stage_runs_and_the_sft_goes_on_from_the_base(recipe, corpus: Path
     assert {entry["stage"] for entry in metrics} >= {"dense-512", "dense-2048", "sparse-4096", "sparse-32768"}
     tuned = [json.loads(line) for line in (run / "sft" / "metrics.jsonl").read_text().splitlines()]
     assert [entry["stage"] for entry in tuned] == ["sft", "sft-32768"]
+    stretched = [json.loads(line) for line in (run / "long" / "metrics.jsonl").read_text().splitlines()]
+    assert {entry["stage"] for entry in stretched} == {"long-32768"}
+    configs = {part: ModelConfig.from_pretrained(run / part / "model") for part in ("base", "mid", "sft", "long")}
+    assert {part: config.rope_scaling.original_max_position_embeddings for part, config in configs.items()} == {
+        "base": 65536,
+        "mid": 65536,
+        "sft": 65536,
+        "long": 4096,
+    }
+    assert ModelConfig.from_pretrained(out) == configs["long"]
     recalled = [json.loads(line) for line in (run / "mid" / "metrics.jsonl").read_text().splitlines()]
     assert {entry["stage"] for entry in recalled} >= {"dense-512", "dense-2048", "sparse-4096", "sparse-32768"}
     learned = [sum(row["targets"] for row in rows) / rows[-1]["tokens"] for rows in (metrics, tuned)]
@@ -103,7 +117,7 @@ def test_the_whole_recipe_keeps_the_limits() -> None:
     whole = read_recipe(NanoRecipe, RECIPE.with_suffix(".toml"))
     groups = {"dictionaries", "prose", "manuals", "programming", "code", "mathematics"}
     known = groups | {DEFINITIONS, *map(haystack_part, HAYSTACKS), *map(recall_part, RECALLS)}
-    for part in (whole.base, whole.mid, whole.sft):
+    for part in (whole.base, whole.mid, whole.sft, whole.long):
         resolved = part.resolve()
         assert checkpoint_bytes(resolved.model.config()) < 24e6  # the tokenizer and the index have 0.7 MB more
         for stage in resolved.stages:
@@ -112,8 +126,12 @@ def test_the_whole_recipe_keeps_the_limits() -> None:
             tasks = part.data.tasks if stage.tasks is None else stage.tasks
             assert sum(map(float, shares.values())) + tasks == pytest.approx(1, abs=0.011)
     assert whole.base.model == whole.mid.model == whole.sft.model
+    assert whole.long.model.config() == ModelConfig.preset("nano")
+    plain = replace(whole.sft.model.config(), rope_scaling=ModelConfig.preset("nano").rope_scaling)
+    assert plain == ModelConfig.preset("nano")
     assert [stage.attention for stage in whole.base.stages] == ["dense", "dense", "warmup", "sparse", "sparse"]
     assert whole.base.stages[-1].sequence == whole.sft.stages[-1].sequence == max(HAYSTACKS)
+    assert whole.long.stages[0].sequence == max(HAYSTACKS)
 
 
 def test_resuming_nothing_is_refused(recipe, tmp_path: Path) -> None:

@@ -183,9 +183,10 @@ def test_the_config_is_whole_and_shares_out_the_budget(capsys: pytest.CaptureFix
 
     assert v4.main(["--budget", "gpu", "budget.seconds=1000", "--print-config"]) == 0
     recipe = tomllib.loads(capsys.readouterr().out)
-    assert recipe["nano"]["seconds"] == pytest.approx(400) and recipe["nano"]["sft_share"] == pytest.approx(0.15)
-    assert recipe["nano"]["mid_share"] == pytest.approx(0.85 * 0.26 / 0.73)
-    for part in (recipe["nano"][name] for name in ("base", "mid", "sft")):
+    nano = recipe["nano"]
+    assert nano["seconds"] == pytest.approx(400) and nano["mid_share"] == pytest.approx(0.85 * 0.26 / 0.69)
+    assert nano["sft_share"] == pytest.approx(0.15 * 27 / 31) and nano["long_share"] == pytest.approx(0.15 * 4 / 31)
+    for part in (nano[name] for name in ("base", "mid", "sft", "long")):
         assert (part["run"]["device"], part["run"]["replicas"]) == ("cuda", 1)
         assert all(stage.get("recompute", "none") == "none" for stage in part["stages"])
     assert recipe["specialists"]["code"]["grpo"]["run"]["seconds"] == pytest.approx(65)
@@ -260,7 +261,7 @@ def test_the_base_is_trained_first_and_its_sft_by_going_on(tmp_path: Path, monke
     def train(words: list[str]) -> int:
         called.append(words)
         run = tmp_path / "run" / "nano"
-        for path in (run / "nano.toml", run / ("sft" if "--resume" in words else "mid") / "model" / "config.json"):
+        for path in (run / "nano.toml", run / ("" if "--resume" in words else "mid") / "model" / "config.json"):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
         return 0
