@@ -74,7 +74,7 @@ that was killed, to the same bits. --out has the student in the official layout,
 V4_EXAMPLES = """\
 dsv4 train v4 --corpus corpus --run-dir runs/v4 --out runs/v4/model
 dsv4 train v4 --base-model models/nano budget.seconds=1800 --run-dir runs/short
-dsv4 train v4 --base-model runs/nano/mid/model --sft-model runs/nano/sft/model --run-dir runs/students
+dsv4 train v4 --base-model runs/nano/mid/model --sft-model runs/nano/model --run-dir runs/students
 dsv4 train v4 --corpus corpus specialists.code.grpo.objective.group_size=16 --print-config
 dsv4 train v4 --resume --run-dir runs/v4"""
 

@@ -74,7 +74,7 @@ The texts are of Debian's documentation packages; they are not part of this repo
 {tasks}"""
 COMMANDS = """\
 dsv4 train corpus --out corpus
-dsv4 train nano --corpus corpus --run-dir runs/nano --out models/nano
+dsv4 train nano --corpus corpus{length} --run-dir runs/nano --out models/nano
 dsv4 train nano --resume --run-dir runs/nano --out models/nano
 dsv4 eval nano --model models/nano --n {examples} --data runs/nano/data --corpus corpus --ledger runs/nano/eval.jsonl \\
     --card runs/nano"""
@@ -109,7 +109,7 @@ def write_model_card(folder: Path, scores: Sequence[Score], run_dir: Path, suite
         curve=describe_curve(run_dir),
         data=_data_table(run_dir / "data"),
         packages=_packages(Path(recipe.data.corpus) / "card.json"),
-        commands=COMMANDS.format(examples=examples),
+        commands=COMMANDS.format(examples=examples, length=f" --steps {recipe.steps}" if recipe.steps else ""),
         tasks="".join(f"- {name}: {task.difficulty}\n" for name, task in TASKS.items()),
     )
     with new_file(folder / "README.md") as temporary:
