@@ -27,6 +27,7 @@ from dsv4.evals.v4_results import (
     collect_record,
     collect_results,
     evaluate_fine_tuned,
+    evaluate_general,
     evaluate_model,
     write_efforts,
 )
@@ -180,16 +181,21 @@ class V4Run:
                 Stage(f"{name}.sft", folders.tuned(domain), tuned, lambda d=domain: self._fine_tune(d)),
                 Stage(f"{name}.grpo", folders.specialist(domain), trained, lambda d=domain: self._grpo(d)),
             ]
+        if recipe.general.asked:
+            seconds = recipe.general.grpo.run.seconds or 0.0
+            found.append(Stage("general.grpo", folders.general, seconds, self._grpo_general))
         found += [
             Stage("averaged", folders.averaged, 0.0, self._average),
             Stage("student", folders.student, recipe.student.run.seconds or 0.0, self._distill),
             Stage("mixed", folders.mixed, MIXED_SHARE * rest, self._mix),
         ]
         models = folders.models()
-        seconds = (1.0 - MIXED_SHARE) * rest / (len(models) + 2)
+        seconds = (1.0 - MIXED_SHARE) * rest / (len(models) + 2 + recipe.general.asked)
         for name in models:
             found.append(Stage(f"evaluation.{name}", folders.scores(name), seconds, lambda n=name: self._evaluate(n)))
         found.append(Stage("evaluation.fine_tuned", folders.fine_tuned, seconds, self._evaluate_fine_tuned))
+        if recipe.general.asked:
+            found.append(Stage("evaluation.general", folders.general_scores, seconds, self._evaluate_general))
         found.append(Stage("evaluation.efforts", folders.efforts, seconds, self._evaluate_efforts))
         found.append(Stage("results", folders.results, 0.0, self._write_results))
         return found
@@ -233,6 +239,10 @@ class V4Run:
         words = [str(folders.tuned(domain))], [self._write(f"grpo-{domain}", section)]
         return self._train_policy("grpo", *words, folders.specialist(domain).parent)
 
+    def _grpo_general(self) -> str:
+        words = [str(self.folders.start)], [self._write("grpo-general", self.recipe.general.grpo)]
+        return self._train_policy("grpo", *words, self.folders.general.parent)
+
     def _average(self) -> str:
         folders = [self.folders.specialist(domain) for domain in DOMAINS]
         target = self.folders.averaged
@@ -244,8 +254,8 @@ class V4Run:
         folders, words = self.folders, [str(self.folders.start)]
         for domain, section in self.recipe.specialists.items():
             words += ["--teacher", f"{domain}={folders.specialist(domain)}:{section.weight:g}"]
-        if self.recipe.student.problems.tasks:
-            words += ["--teacher", f"default={folders.start}:{self.recipe.general.weight:g}"]
+        if self.recipe.general.asked:
+            words += ["--teacher", f"default={folders.general}:{self.recipe.general.weight:g}"]
         return self._train_policy(
             "distill", words, [self._write("student", self.recipe.student)], folders.student.parent
         )
@@ -265,6 +275,10 @@ class V4Run:
     def _evaluate_fine_tuned(self) -> str:
         evaluate_fine_tuned(self.folders, self.recipe)
         return f"{self.recipe.evaluation.questions} questions to each specialist before its GRPO"
+
+    def _evaluate_general(self) -> str:
+        evaluate_general(self.folders, self.recipe)
+        return f"questions of {len(self.recipe.general.tasks)} tasks to the start, their teacher and the student"
 
     def _evaluate_efforts(self) -> str:
         write_efforts(self.folders.student, self.recipe, self.folders.efforts)

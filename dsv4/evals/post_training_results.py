@@ -97,6 +97,14 @@ class Results(_Table):
     efforts: dict[str, Effort]
     train_serve_max_difference: NotNegative | None  # None: not measured in every run
     fine_tuned: Row = {}  # each specialist before its GRPO, in its own domain
+    general: dict[str, dict[str, Count]] = {}  # tasks of no specialist: start, teacher, student; by mode
+
+    @model_validator(mode="after")
+    def _check(self) -> Results:
+        names, modes = list(self.general), {tuple(row) for row in self.general.values()}
+        if names and (names != ["start", "teacher", "student"] or len(modes) != 1):
+            raise ValueError(f"general has {names}; allowed: start, teacher and student, with the same modes")
+        return self
 
     @property
     def domains(self) -> tuple[Domain, ...]:
@@ -143,6 +151,12 @@ class Results(_Table):
             yield self.efforts_are_ordered, f"mean tokens grow with the effort: {shown}"
             rates = ", ".join(f"{level} {100 * effort.accuracy:.1f} %" for level, effort in self.efforts.items())
             yield self.efforts_pay, f"right answers do not fall with it: {rates}"
+        for mode, start in self.general.get("start", {}).items():
+            low, high = self.general["student"][mode].better_than(start)
+            yield (
+                high >= 0,
+                f"student minus start in the general tasks, {mode}: {100 * low:+.1f} to {100 * high:+.1f} points",
+            )
         largest = self.train_serve_max_difference
         words = "not measured in every run" if largest is None else f"{largest:g}"
         yield largest == 0.0, f"largest difference of a log-probability, trained and served: {words}"
@@ -170,6 +184,7 @@ def make_results(
     efforts: Mapping[str, Effort],
     train_serve: float | None,
     fine_tuned: Mapping[Domain, Count] | None = None,
+    general: Mapping[str, Mapping[str, Count]] | None = None,
 ) -> Results:
     """Results from rows by model, whose names are `base`, `sft`, `specialists.DOMAIN`, ...; ValueError if one lacks."""
     prefix = "specialists."
@@ -182,4 +197,5 @@ def make_results(
         efforts=dict(efforts),
         train_serve_max_difference=train_serve,
         fine_tuned=dict(fine_tuned or {}),
+        general={name: dict(row) for name, row in (general or {}).items()},
     )

@@ -43,6 +43,12 @@ def describe_results(results: Results) -> str:
             f"| {domain} | {_cell(before)} | {_cell(after)} | {100 * low:+.1f} to {100 * high:+.1f} |"
             for domain, before, after, (low, high) in results.of_grpo()
         ]
+    if results.general:
+        modes = list(results.general["start"])
+        lines += ["", f"| general tasks | {' | '.join(modes)} |", "| --- " * (1 + len(modes)) + "|"]
+        lines += [
+            f"| {name} | {' | '.join(_cell(row[mode]) for mode in modes)} |" for name, row in results.general.items()
+        ]
     if results.efforts:
         lines += ["", "| level of reasoning | right | mean tokens |", "| --- | --- | --- |"]
         lines += [

@@ -70,6 +70,7 @@ def write_page(results: Results, run: RunRecord) -> str:
         "<h2>Every model in every domain</h2>",
         _scores(results),
         *_grpo(results),
+        *_general(results),
         *_plots(results, run),
         *_efforts(results),
         "<h2>Trained and served</h2>",
@@ -130,6 +131,19 @@ def _grpo(results: Results) -> Iterable[str]:
         f'<td class="number">{100 * low:+.1f} to {100 * high:+.1f}</td></tr>'
         for domain, before, after, (low, high) in results.of_grpo()
     ]
+    yield _scrolling(lines)
+
+
+def _general(results: Results) -> Iterable[str]:
+    if not results.general:
+        return
+    yield "<h2>General tasks</h2>"
+    yield "<p>Tasks of no specialist: the model that all began with, their teacher after GRPO on them, the student.</p>"
+    modes = list(results.general["start"])
+    lines = ["<tr><th>model</th>" + "".join(f"<th>{escape(mode)}</th>" for mode in modes) + "</tr>"]
+    for name, row in results.general.items():
+        cells = "".join(f'<td class="number">{shown(row[mode])}</td>' for mode in modes)
+        lines.append(f"<tr><td>{escape(name)}</td>{cells}</tr>")
     yield _scrolling(lines)
 
 

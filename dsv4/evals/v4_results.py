@@ -12,7 +12,9 @@ from dsv4.engine import LLM
 from dsv4.evals.domain_scores import DomainScore, evaluate_domain
 from dsv4.evals.effort_scores import evaluate_efforts, to_results
 from dsv4.evals.post_training_results import Count, Effort, Results, make_results
+from dsv4.evals.results import MODES, pooled
 from dsv4.evals.results_page import RunRecord, StageRecord
+from dsv4.evals.runner import answer_all, questions, summarise
 from dsv4.post_training.domains.registry import open_domain
 from dsv4.post_training.stage_run import StageTime
 from dsv4.post_training.train_serve import train_serve_difference
@@ -39,6 +41,18 @@ def evaluate_fine_tuned(folders: RunFolders, recipe: V4Recipe) -> None:
     _write(folders.fine_tuned, found)
 
 
+def evaluate_general(folders: RunFolders, recipe: V4Recipe) -> None:
+    """Write the counts of the start, of its teacher and of the student on the general tasks, in each mode."""
+    tasks, section = recipe.general.tasks, recipe.evaluation
+    found: dict[str, dict[str, dict[str, int]]] = {}
+    for name, folder in (("start", folders.start), ("teacher", folders.general), ("student", folders.student)):
+        llm = LLM(folder, max_num_seqs=RUNNING, device=recipe.device)
+        asked = questions(tasks, MODES, max(1, section.questions // len(tasks)))
+        sums = [pooled(summarise(answer_all(llm, asked, section.max_tokens)), mode) for mode in MODES]
+        found[name] = {score.mode: {"correct": score.correct, "asked": score.examples} for score in sums}
+    _write(folders.general_scores, found)
+
+
 def _score(llm: LLM, domain: str, recipe: V4Recipe) -> DomainScore:
     section, specialist = recipe.evaluation, getattr(recipe.specialists, domain)
     return evaluate_domain(
@@ -58,18 +72,16 @@ def write_efforts(folder: Path, recipe: V4Recipe, path: Path) -> None:
 
 def collect_results(folders: RunFolders, recipe: V4Recipe) -> Results:
     """Results of a run whose models are all evaluated; the student is sampled once more for train = serve."""
-    scores = {
-        name: {domain: Count.model_validate(count) for domain, count in _read(folders.scores(name)).items()}
-        for name in folders.models()
-    }
+    scores = _counts({name: _read(folders.scores(name)) for name in folders.models()})
     efforts = {level: Effort.model_validate(value) for level, value in _read(folders.efforts).items()}
     section, level = recipe.evaluation, recipe.level
     problems = [
         open_domain(DOMAINS[n % len(DOMAINS)], level=level).problem(section.seed, n, "eval") for n in range(SAMPLED)
     ]
     shipped = train_serve_difference(folders.student, problems, section.max_tokens, section.seed, recipe.device)
-    tuned = {domain: Count.model_validate(count) for domain, count in _read(folders.fine_tuned).items()}
-    return make_results(scores, efforts, largest([shipped, *differences(folders).values()]), tuned)
+    tuned = _counts({"": _read(folders.fine_tuned)})[""]
+    general = _counts(_read(folders.general_scores)) if recipe.general.asked else {}
+    return make_results(scores, efforts, largest([shipped, *differences(folders).values()]), tuned, general)
 
 
 def largest(found: Iterable[float | None]) -> float | None:
@@ -81,9 +93,7 @@ def largest(found: Iterable[float | None]) -> float | None:
 
 def differences(folders: RunFolders) -> dict[str, float | None]:
     """Largest difference of train and serve in every run that sampled; None if no step of it was measured."""
-    runs = {f"specialists.{domain}": folders.specialist(domain).parent for domain in DOMAINS}
-    runs["student"] = folders.student.parent
-    return {name: max(_measured(read_metrics(folder)), default=None) for name, folder in runs.items()}
+    return {name: max(_measured(read_metrics(run)), default=None) for name, run in folders.sampled().items()}
 
 
 def collect_record(folders: RunFolders, times: Iterable[StageTime]) -> RunRecord:
@@ -91,6 +101,7 @@ def collect_record(folders: RunFolders, times: Iterable[StageTime]) -> RunRecord
     runs = {
         **{f"specialists.{domain}.sft": folders.tuned(domain).parent for domain in DOMAINS},
         **{f"specialists.{domain}.grpo": folders.specialist(domain).parent for domain in DOMAINS},
+        "general.grpo": folders.general.parent,
         "base": folders.nano / "base",
         "sft": folders.nano / "sft",
         "student": folders.student.parent,
@@ -99,7 +110,11 @@ def collect_record(folders: RunFolders, times: Iterable[StageTime]) -> RunRecord
     tokens = {name: tokens_of(folder) for name, folder in runs.items() if (folder / "metrics.jsonl").exists()}
     return RunRecord(
         title="dsv4: specialists and their student",
-        grpo={domain: read_metrics(folders.specialist(domain).parent) for domain in DOMAINS},
+        grpo={
+            name.removeprefix("specialists."): read_metrics(run)
+            for name, run in folders.sampled().items()
+            if name != "student"
+        },
         student=read_metrics(folders.student.parent),
         stages=[
             StageRecord(one.name, folders.without_place(one.command), one.seconds, tokens.get(one.name, 0))
@@ -112,6 +127,10 @@ def collect_record(folders: RunFolders, times: Iterable[StageTime]) -> RunRecord
 def _measured(rows: Iterable[Mapping[str, Any]]) -> Iterator[float]:
     """Differences of the steps that have one: those with updates, and no token of older weights."""
     return (float(row["train_serve_difference"]) for row in rows if "train_serve_difference" in row)
+
+
+def _counts(table: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Count]]:
+    return {name: {key: Count.model_validate(count) for key, count in row.items()} for name, row in table.items()}
 
 
 def _count(score: DomainScore) -> dict[str, int]:

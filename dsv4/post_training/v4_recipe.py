@@ -27,8 +27,9 @@ PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
 class BudgetSection(Section):
     """Seconds of the whole run, and the shares of its stages; those of specialists are for all domains together.
 
-    `rest` is what comparisons and evaluation are expected to take: their length is given by tokens and questions. What
-    the shares leave of 1 is for data, starts and exports, which no stage counts.
+    `specialist_grpo` is for the general tasks too. `rest` is what comparisons and evaluation are expected to take:
+    their length is given by tokens and questions. What the shares leave of 1 is for data, starts and exports, which no
+    stage counts.
     """
 
     seconds: Positive = 21600.0
@@ -121,16 +122,23 @@ class SpecialistsSection(Section):
 
 
 class GeneralSection(Section):
-    """Tasks of no specialist that the student is asked too, their teacher the model that it began with: it keeps what
-    that can do."""
+    """Tasks of no specialist that the student is asked too, their teacher the model that it began with, after GRPO.
+
+    So it keeps what that can do, and gains what GRPO adds. A share of 0 leaves both out.
+    """
 
     tasks: tuple[str, ...] = tuple(TASKS)
     share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3  # of the student's problems
     weight: Positive = 1.0  # of that teacher
+    grpo: GRPORecipe = GRPORecipe()
+
+    @property
+    def asked(self) -> bool:
+        return bool(self.share and self.tasks)
 
     def problems(self) -> dict[str, Any]:
         """Tasks and their weights beside domains of weight 1 each."""
-        if not self.share or not self.tasks:
+        if not self.asked:
             return {}
         weight = len(DOMAINS) * self.share / (1.0 - self.share) / len(self.tasks)
         return {"tasks": self.tasks, "weights": (weight,) * len(self.tasks)}
@@ -183,22 +191,25 @@ class V4Recipe(Section):
         budget = self.budget.without(self._given())
         tuning = [name for name, section in self.specialists.items() if not section.sft.has_length]
         specialists: dict[str, SpecialistSection] = {}
+        seconds = budget.of("specialist_grpo") / (len(DOMAINS) + self.general.asked)
         for name, section in self.specialists.items():
             sft = section.sft
             if name in tuning:
                 sft = sft.model_copy(update={"seconds": budget.of("specialist_sft") / len(tuning)})
             efforts = {"efforts": section.efforts}
-            grpo = self._policy(section.grpo, budget.of("specialist_grpo") / len(DOMAINS), (name,), efforts)
+            grpo = self._policy(section.grpo, seconds, (name,), efforts)
             specialists[name] = section.model_copy(update={"sft": sft, "grpo": grpo})
         thinkers = {name: section.efforts for name, section in self.specialists.items() if section.efforts}
         efforts = {"efforts": tuple({effort: None for found in thinkers.values() for effort in found})}
         asked = efforts | {"effort_domains": tuple(thinkers)} | self.general.problems()
         student = self._policy(self.student, budget.of("student"), DOMAINS, asked)
+        general = self._policy(self.general.grpo, seconds, (), {"tasks": self.general.tasks})
         return self.model_copy(
             update={
                 "budget": budget,
                 "nano": self._nano(budget),
                 "specialists": self.specialists.model_copy(update=specialists),
+                "general": self.general.model_copy(update={"grpo": general}),
                 "student": student,
             }
         )

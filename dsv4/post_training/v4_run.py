@@ -64,6 +64,11 @@ class RunFolders:
         return self.run_dir / "specialists" / domain / "grpo" / "model"
 
     @property
+    def general(self) -> Path:
+        """Teacher of the tasks of no specialist."""
+        return self.run_dir / "general" / "grpo" / "model"
+
+    @property
     def averaged(self) -> Path:
         return self.run_dir / "averaged" / "model"
 
@@ -82,11 +87,16 @@ class RunFolders:
         return found | {"student": self.student, "averaged": self.averaged, "mixed": self.mixed}
 
     def trained(self) -> Iterator[Path]:
-        """Runs of the specialists and of the student."""
+        """Runs of the specialists, of the general teacher if there is one, and of the student."""
         for domain in DOMAINS:
             yield self.tuned(domain).parent
-            yield self.specialist(domain).parent
-        yield self.student.parent
+        yield from self.sampled().values()
+
+    def sampled(self) -> dict[str, Path]:
+        """Runs that sample, by their names on the page."""
+        found = {f"specialists.{domain}": self.specialist(domain).parent for domain in DOMAINS}
+        found |= {"general": self.general.parent} if self.general.is_dir() else {}
+        return found | {"student": self.student.parent}
 
     def scores(self, model: str) -> Path:
         """Counts of a model by domain."""
@@ -96,6 +106,11 @@ class RunFolders:
     def fine_tuned(self) -> Path:
         """Counts of the specialists before their GRPO, each in its own domain."""
         return self.run_dir / "evaluation" / "fine_tuned.json"
+
+    @property
+    def general_scores(self) -> Path:
+        """Counts on the general tasks of the start, its teacher and the student."""
+        return self.run_dir / "evaluation" / "general.json"
 
     @property
     def efforts(self) -> Path:

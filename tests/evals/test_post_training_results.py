@@ -38,7 +38,7 @@ def test_it_is_written_and_read_with_the_keys_of_its_contract(tmp_path: Path) ->
     made = results({"low": Effort(accuracy=0.5, tokens=20.0)})
     write_results(made, tmp_path / "results.json")
     raw: dict[str, Any] = json.loads((tmp_path / "results.json").read_text())
-    assert set(raw) == {"scores", "efforts", "train_serve_max_difference", "fine_tuned"}
+    assert set(raw) == {"scores", "efforts", "train_serve_max_difference", "fine_tuned", "general"}
     assert set(raw["scores"]) == {"base", "sft", "specialists", "student", "averaged", "mixed"}
     assert raw["scores"]["specialists"]["code"]["code"] == {"correct": 80, "asked": 100}
     assert raw["efforts"] == {"low": {"accuracy": 0.5, "tokens": 20.0}}
@@ -53,6 +53,10 @@ def test_it_is_written_and_read_with_the_keys_of_its_contract(tmp_path: Path) ->
         (lambda raw: raw["scores"]["base"]["code"].update(asked=0), "greater than or equal to 1"),
         (lambda raw: raw["scores"]["sft"].pop("code"), r"sft has domains \['mathematics'\]; allowed: those of the"),
         (lambda raw: raw["scores"]["specialists"].pop("code"), r"specialists are \['mathematics'\]; allowed: one of"),
+        (
+            lambda raw: raw.update(general={"start": {}}),
+            r"general has \['start'\]; allowed: start, teacher and student",
+        ),
         (lambda raw: raw.update(extra=1), "Extra inputs are not permitted"),
         (lambda raw: raw.update(train_serve_max_difference=-1.0), "greater than or equal to 0"),
     ],
@@ -112,6 +116,17 @@ def test_page_and_card_show_what_grpo_added() -> None:
     assert "What GRPO added" in page and '<td class="number">+7.3 to +31.9</td>' in page
     assert re.search(r"\| code \| 60\.0 % .*, 60 of 100 \| 80\.0 % .* \| \+7\.3 to \+31\.9 \|", card)
     assert "GRPO added" not in write_page(plain, RunRecord("A run")) and "fine-tuned" not in describe_results(plain)
+
+
+def test_page_and_card_show_the_general_tasks() -> None:
+    rates = {"start": 60, "teacher": 90, "student": 80}
+    counts = {name: {"thinking": Count(correct=rate, asked=100)} for name, rate in rates.items()}
+    made = make_results(rows(), {}, 0.0, general=counts)
+    assert "general tasks, thinking: +7.3 to +31.9 points" in " ".join(words for _, words in made.findings())
+    page, card = write_page(made, RunRecord(title="run")), describe_results(made)
+    assert "<td>teacher</td>" in page and "90 of 100" in page and "| teacher | 90.0 % (83-94), 90 of 100 |" in card
+    lost = make_results(rows(), {}, 0.0, general=counts | {"student": {"thinking": Count(correct=30, asked=100)}})
+    assert [good for good, words in lost.findings() if "general tasks" in words] == [False]
 
 
 def test_a_difference_that_no_step_has_is_not_measured(tmp_path: Path) -> None:

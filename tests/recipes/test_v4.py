@@ -50,6 +50,7 @@ def keys() -> list[str]:
         found += [f"{place}.grpo.{key}" for key in (*short, "objective.group_size=2", "objective.resample=1")]
         found += [f"{place}.conversations=4", f"{place}.sft.steps=2", f"{place}.sft.save_every=1"]
         found += [f"{place}.sft.row_tokens=1024", f"{place}.sft.batch_tokens=1024", f"{place}.sft.precision=fp32"]
+    found += [f"general.grpo.{key}" for key in (*short, "objective.group_size=2", "objective.resample=1")]
     found += ["mixed.row_tokens=1024", "mixed.batch_tokens=1024", "mixed.precision=fp32"]
     found += ["evaluation.questions=2", "evaluation.max_tokens=4", "nano.steps=2", "nano.sft.run.precision=fp32"]
     for stage in ("nano.sft.stages.0", "nano.sft.stages.1"):
@@ -129,8 +130,10 @@ def check_results(out: Path) -> None:
     counts = [count for _, row in results.scores.rows() for count in row.values()]
     assert tuple(results.fine_tuned) == DOMAINS
     counts += [count for _, before, after, _ in results.of_grpo() for count in (before, after)]
+    assert [*results.general] == ["start", "teacher", "student"]
+    counts += [count for row in results.general.values() for count in row.values()]
     cells = [f"<small>{count.correct} of {count.asked}</small>" for count in counts]
-    assert re.findall(r"<small>\d+ of \d+</small>", page) == cells and len(cells) == 44
+    assert re.findall(r"<small>\d+ of \d+</small>", page) == cells and len(cells) == 50
     assert page.count("<svg") == 6 and not re.search(r'(src|href)="(?!#)', page)
     for name in ("base", "sft", "student", "averaged", "mixed", *(f"specialists.{domain}" for domain in DOMAINS)):
         assert f"<td>{name}</td>" in page
@@ -144,13 +147,13 @@ def check_results(out: Path) -> None:
 
 
 def check_equal_tokens(run: Path) -> None:
-    """The mixed run has the tokens of the specialists and the student, to a step."""
+    """The mixed run has the tokens of all teachers and the student, to a step."""
 
     def tokens(name: str) -> int:
         return json.loads((run / name / "metrics.jsonl").read_text().splitlines()[-1])["tokens"]
 
     parts = [f"specialists/{domain}/{part}" for domain in DOMAINS for part in ("sft", "grpo")]
-    assert abs(tokens("mixed") - sum(map(tokens, [*parts, "student"]))) <= 2048
+    assert abs(tokens("mixed") - sum(map(tokens, [*parts, "general/grpo", "student"]))) <= 2048
 
 
 @pytest.mark.parametrize(
@@ -223,7 +226,7 @@ def test_keys_that_a_section_gives_stay() -> None:
     assert (problems.domains, problems.level, problems.seed) == (("code",), "standard", 5)
 
 
-def test_the_student_keeps_what_the_start_can_do_with_it_as_the_teacher(
+def test_the_student_keeps_and_gains_by_a_teacher_of_the_general_tasks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commands: list[list[str]] = []
@@ -239,7 +242,11 @@ def test_the_student_keeps_what_the_start_can_do_with_it_as_the_teacher(
         run = v4.V4Run(recipe, tmp_path, StageLog(tmp_path))
         next(stage for stage in run.stages() if stage.name == "student").run()
         assert commands[-1].count("--teacher") == teachers
-        assert (f"default={run.folders.start}:0.5" in commands[-1]) == bool(problems.tasks)
+        assert (f"default={run.folders.general}:0.5" in commands[-1]) == bool(problems.tasks)
+        assert any(stage.name == "general.grpo" for stage in run.stages()) == bool(problems.tasks)
+        seconds = recipe.specialists.code.grpo.run.seconds or 0.0
+        assert seconds * teachers == pytest.approx(recipe.budget.of("specialist_grpo"))
+        assert not problems.tasks or recipe.general.grpo.run.seconds == seconds
 
 
 def test_grpo_asks_other_problems_than_fine_tuning_has_answered(tmp_path: Path) -> None:
