@@ -48,14 +48,20 @@ def is_correct(answered: Answered) -> bool:
     return answer is not None and TASKS[answered.example.task].score(answered.example, answer) >= 1.0
 
 
-def questions(tasks: Sequence[str], modes: Sequence[str], examples: int, first_seed: int = 0) -> list[Example]:
-    """Evaluation questions: `examples` seeds from `first_seed` on per task, each in every mode."""
+def questions(
+    tasks: Sequence[str], modes: Sequence[str], examples: int, first_seed: int = 0, reworded: bool = False
+) -> list[Example]:
+    """Evaluation questions: `examples` seeds from `first_seed` on per task, each in every mode.
+
+    `reworded`: in wordings that training never has, of the tasks that have any.
+    """
     unknown = sorted(set(tasks) - set(TASKS))
     if unknown:
         raise ValueError(f"unknown tasks {', '.join(unknown)}; allowed: {', '.join(sorted(TASKS))}")
     return [
-        TASKS[name].sample(seed, split="eval").with_thinking(mode == MODES[0])
+        TASKS[name].sample(seed, "eval", reworded).with_thinking(mode == MODES[0])
         for name in tasks
+        if TASKS[name].reworded or not reworded
         for mode in modes
         for seed in range(first_seed, first_seed + examples)
     ]
@@ -108,10 +114,14 @@ def evaluate(
     max_tokens: int = MAX_TOKENS,
     device: str = "cpu",
     console: Console | None = None,
+    reworded: bool = False,
 ) -> tuple[list[Score], list[Answered]]:
-    """Score `model` on `examples` questions per task and mode; returns (scores, every answer)."""
+    """Score `model` on `examples` questions per task and mode; returns (scores, every answer).
+
+    `reworded`: as in `questions`.
+    """
     llm = model if isinstance(model, LLM) else LLM(model, device=device, max_num_seqs=32)
-    asked = questions(list(tasks or TASKS), modes, examples)
+    asked = questions(list(tasks or TASKS), modes, examples, reworded=reworded)
     with Progress(console=console, transient=True) if console is not None else nullcontext() as bar:
         if isinstance(bar, Progress):
             task = bar.add_task("answering", total=len(asked))

@@ -8,6 +8,7 @@ from random import Random
 import pytest
 from reasoning_gym.algebra.simple_equations import SimpleEquationsConfig, SimpleEquationsDataset
 
+from dsv4.data.stable_hash import stable_hash
 from dsv4.data.tasks import TASKS, GymTask, parse_tool_calls, split_of
 from dsv4.data.tasks.arithmetic import FastSimpleEquations
 from dsv4.data.tasks.base import Example
@@ -166,3 +167,28 @@ def test_a_task_that_finds_no_question_says_so(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(type(TASKS["gcd"]), "draft", lambda self, rng: None if isinstance(rng, Random) else 1)
     with pytest.raises(RuntimeError, match="gcd"):
         TASKS["gcd"].sample(0)
+
+
+@pytest.mark.parametrize("name", sorted(name for name, task in TASKS.items() if task.reworded))
+def test_other_wordings_ask_the_same_and_some_are_kept_from_training(name: str) -> None:
+    task = TASKS[name]
+    own = 0
+    for seed in range(400):
+        example, rng = task.sample(seed), Random(stable_hash(name, seed, "train"))
+        draft = task.draft(rng)
+        while draft is None or draft.key != example.key:
+            draft = task.draft(rng)
+        own += example.question == draft.question
+        assert example.question in (draft.question, *draft.wordings.train)
+        assert not {draft.question, *draft.wordings.train} & {*draft.wordings.held_out}
+    assert 0.57 < own / 400 < 0.73
+    for seed in range(50):
+        plain, other = task.sample(seed, "eval"), task.sample(seed, "eval", reworded=True)
+        assert plain == dataclasses.replace(other, messages=plain.messages) and plain.question != other.question
+        values = re.findall(r"\d+", plain.key if name != "number_sorting" else plain.question)
+        assert set(values) <= set(re.findall(r"\d+", other.question))
+
+
+def test_a_task_of_one_wording_says_so() -> None:
+    with pytest.raises(ValueError, match="task json_extraction has no other wordings"):
+        TASKS["json_extraction"].sample(1, "eval", reworded=True)

@@ -36,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--n", type=int, default=100, help="questions per task and mode (default: %(default)s)")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help=f"only these of {', '.join(TASKS)}")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument(
+        "--reworded", action="store_true", help="ask the tasks in wordings that training never has, where they have any"
+    )
     parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
@@ -64,7 +67,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     scores, answers = [], []
     if "tasks" in parts:
         scores, answers = evaluate(
-            model, options.n, options.tasks, options.modes, options.max_tokens, options.device, console
+            model,
+            options.n,
+            options.tasks,
+            options.modes,
+            options.max_tokens,
+            options.device,
+            console,
+            options.reworded,
         )
     suite = SuiteReport()
     if options.data and options.corpus:
@@ -73,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         suite = run_suite(model, parts, given, lambda text: console.print(text, highlight=False))
     settings = {"model": model_name(model), "examples": options.n, "max_tokens": options.max_tokens, "greedy": True}
+    settings |= {"reworded": True} if options.reworded else {}
     report = json.dumps(to_json(scores, settings) | {"suite": suite.to_json()}, indent=2)
     if options.card:
         write_model_card(model, scores, options.card, suite)

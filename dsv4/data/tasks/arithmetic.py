@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from reasoning_gym.algebra.simple_equations import SimpleEquationsConfig, SimpleEquationsDataset
 
+from dsv4.data.tasks import wordings
 from dsv4.data.tasks.base import Draft, GymTask
 from dsv4.data.tasks.steps import add_steps, operation_steps, subtract_steps
 
@@ -18,6 +19,7 @@ class ChainSum(GymTask):
     """`State the final answer to the following arithmetic problem: 47 + 38 - 12 =`."""
 
     name = "chain_sum"
+    reworded = True
     difficulty: ClassVar[dict[str, Any]] = {
         "terms": (2, 3),
         "digits": (1, 2),
@@ -36,13 +38,16 @@ class ChainSum(GymTask):
                 return None
             lines += steps
             total = total + int(term) if op == "+" else total - int(term)
-        return Draft(" ".join(parts), entry["question"], entry["answer"], "\n".join(lines), entry)
+        expression = " ".join(parts)
+        others = wordings.EXPRESSION.of(it=expression)
+        return Draft(expression, entry["question"], entry["answer"], "\n".join(lines), entry, wordings=others)
 
 
 class BasicArithmetic(GymTask):
     """`Calculate (3 + 4) * 2.`, operators + - * and parentheses."""
 
     name = "basic_arithmetic"
+    reworded = True
     difficulty: ClassVar[dict[str, Any]] = {
         "terms": (2, 3),
         "digits": 1,
@@ -70,7 +75,8 @@ class BasicArithmetic(GymTask):
         value = _evaluate(ast.parse(expression, mode="eval").body, lines)
         if value is None or str(value) != entry["answer"]:
             return None
-        return Draft(expression, entry["question"], entry["answer"], "\n".join(lines), entry)
+        others = wordings.EXPRESSION.of(it=expression)
+        return Draft(expression, entry["question"], entry["answer"], "\n".join(lines), entry, wordings=others)
 
 
 def _evaluate(node: ast.expr, lines: list[str]) -> int | None:
@@ -123,6 +129,7 @@ class SimpleEquations(GymTask):
     """`Solve for x: 3*x + 4 = 19`."""
 
     name = "simple_equations"
+    reworded = True
     difficulty: ClassVar[dict[str, Any]] = {"terms": 2, "values": (1, 9), "operators": "+ - *", "coefficient_up_to": 9}
     settings: ClassVar[dict[str, Any]] = {"min_terms": 2, "max_terms": 2, "min_value": 1, "max_value": 9}
     _form = re.compile(
@@ -154,8 +161,10 @@ class SimpleEquations(GymTask):
             lines.append(f"{v}={value}/{a}={value // a}")
         else:
             lines.append(f"{v}={value}")
-        key = entry["metadata"]["equation"].replace(v, "x")
-        return Draft(key, entry["question"], entry["answer"], "\n".join(lines), entry)
+        equation = entry["metadata"]["equation"]
+        others = wordings.EQUATION.of(it=equation, v=v)
+        key = equation.replace(v, "x")
+        return Draft(key, entry["question"], entry["answer"], "\n".join(lines), entry, wordings=others)
 
     def _move(self, left: str, b: int, c: int, subtract: bool, plus: bool = False) -> tuple[list[str], int]:
         """Steps that isolate `left`, and its value: b - left = c (subtract), left + b = c (plus) or left - b = c."""
@@ -179,6 +188,7 @@ class Gcd(GymTask):
     """
 
     name = "gcd"
+    reworded = True
     difficulty: ClassVar[dict[str, Any]] = {"numbers": 2, "values": (1, 40)}
     settings: ClassVar[dict[str, Any]] = {"min_numbers": 2, "max_numbers": 2, "min_value": 1, "max_value": 40}
 
@@ -197,13 +207,15 @@ class Gcd(GymTask):
             if wide[at] == d:
                 break
         assert d == gcd(a, b)
-        return Draft(f"{small} {large}", entry["question"], entry["answer"], "\n".join(lines), entry)
+        others = wordings.GCD.of(a=a, b=b)
+        return Draft(f"{small} {large}", entry["question"], entry["answer"], "\n".join(lines), entry, wordings=others)
 
 
 class CountBits(GymTask):
     """`How many 1 bits are there in the binary representation of the number 45?`; a step: number, lowest bit, count."""
 
     name = "count_bits"
+    reworded = True
     difficulty: ClassVar[dict[str, Any]] = {"n": (1, 511)}
     settings: ClassVar[dict[str, Any]] = {"min_n": 1, "max_n": 511}
 
@@ -215,7 +227,9 @@ class CountBits(GymTask):
             ones += n % 2
             lines.append(f"{n} {n % 2} {ones}")
             n //= 2
-        return Draft(str(entry["metadata"]["number"]), entry["question"], entry["answer"], "\n".join(lines), entry)
+        number = str(entry["metadata"]["number"])
+        others = wordings.COUNT_BITS.of(n=number)
+        return Draft(number, entry["question"], entry["answer"], "\n".join(lines), entry, wordings=others)
 
 
 ARITHMETIC: tuple[type[GymTask], ...] = (ChainSum, BasicArithmetic, SimpleEquations, Gcd, CountBits)

@@ -19,6 +19,7 @@ from deepseek_recipe import (
 )
 
 from dsv4.data.stable_hash import stable_hash
+from dsv4.data.tasks.wordings import NO_OTHERS, Wordings
 
 Split = Literal["train", "eval"]
 Effort = Literal["low", "high", "max"]
@@ -27,6 +28,7 @@ EVAL_SHARE = 5  # one question in EVAL_SHARE belongs to the evaluation split
 THINKING_SHARE = 2 / 3
 HIGH_EFFORT_SHARE = 0.025
 MAX_EFFORT_SHARE = 0.015
+REWORDED_SHARE = 0.35  # of the training questions that have other wordings
 
 
 def split_of(key: str) -> Split:
@@ -50,6 +52,7 @@ class Draft:
     tools: tuple[dict[str, Any], ...] = ()
     tool_calls: tuple[dict[str, Any], ...] = ()
     system: str = ""
+    wordings: Wordings = NO_OTHERS
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,7 @@ class Task(ABC):
     name: str
     group: str = "reasoning"
     letterwise: bool = False
+    reworded: ClassVar[bool] = False  # True if its questions have other wordings
     difficulty: ClassVar[dict[str, Any]]
 
     @abstractmethod
@@ -134,8 +138,12 @@ class Task(ABC):
     def score(self, example: Example, answer_text: str) -> float:
         """Score the model's text after its thinking: 1.0 for a right answer, else 0.0."""
 
-    def sample(self, seed: int, split: Split = "train") -> Example:
-        """Return the example that (task, seed, split) determines."""
+    def sample(self, seed: int, split: Split = "train", reworded: bool = False) -> Example:
+        """Return the example that (task, seed, split) determines.
+
+        `reworded`: in a wording that training never has; ValueError for a task without any. A share of the training
+        questions has the wordings of training.
+        """
         rng = Random(stable_hash(self.name, seed, split))
         for _ in range(10_000):
             draft = self.draft(rng)
@@ -150,7 +158,8 @@ class Task(ABC):
         elif level < MAX_EFFORT_SHARE + HIGH_EFFORT_SHARE:
             effort = "high"
         system = ({"role": "system", "content": draft.system},) if draft.system else ()
-        last = () if not draft.question else ({"role": "user", "content": draft.question},)
+        question = self._worded(draft, seed, split, reworded)
+        last = () if not question else ({"role": "user", "content": question},)
         return Example(
             task=self.name,
             key=draft.key,
@@ -164,6 +173,17 @@ class Task(ABC):
             entry=draft.entry,
             letterwise=self.letterwise,
         )
+
+    def _worded(self, draft: Draft, seed: int, split: Split, reworded: bool) -> str:
+        """The question in the task's own words, or in others."""
+        rng = Random(stable_hash("wording", self.name, seed, split))
+        if reworded:
+            if not draft.wordings.held_out:
+                raise ValueError(f"task {self.name} has no other wordings")
+            return rng.choice(draft.wordings.held_out)
+        if split == "train" and draft.wordings.train and rng.random() < REWORDED_SHARE:
+            return rng.choice(draft.wordings.train)
+        return draft.question
 
 
 class GymTask(Task):

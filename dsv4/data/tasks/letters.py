@@ -3,6 +3,7 @@
 from random import Random
 from typing import Any, ClassVar
 
+from dsv4.data.tasks import wordings
 from dsv4.data.tasks.base import Draft, Example, GymTask, Task
 
 
@@ -10,6 +11,7 @@ class LetterCounting(GymTask):
     """`How many times does the letter "h" appear in the text: "hundred"?`; steps: each letter and the count so far."""
 
     name = "letter_counting"
+    reworded = True
     difficulty: ClassVar[dict[str, Any]] = {"words": (1, 2), "letters_in_all": (3, 10), "case": "lower"}
     settings: ClassVar[dict[str, Any]] = {"min_words": 1, "max_words": 2}
 
@@ -28,7 +30,8 @@ class LetterCounting(GymTask):
                 line += f"{c}{count}"
             lines.append(line)
         key = f"{letter} {' '.join(span)}"
-        return Draft(key, entry["question"], entry["answer"], "\n".join(lines), entry)
+        others = wordings.LETTER_COUNT.of(c=letter, it=" ".join(span))
+        return Draft(key, entry["question"], entry["answer"], "\n".join(lines), entry, wordings=others)
 
 
 class SpellBackward(GymTask):
@@ -36,6 +39,7 @@ class SpellBackward(GymTask):
 
     name = "spell_backward"
     letterwise = True
+    reworded = True
     difficulty: ClassVar[dict[str, Any]] = {"letters": (3, 5), "case": "lower"}
     settings: ClassVar[dict[str, Any]] = {"min_word_len": 3, "max_word_len": 5}
 
@@ -47,7 +51,8 @@ class SpellBackward(GymTask):
             return None
         places = [f"{c}{i}" for i, c in enumerate(word, 1)]
         reasoning = "".join(places) + "\n" + "".join(reversed(places))
-        return Draft(word, entry["question"], entry["answer"], reasoning, entry)
+        others = wordings.BACKWARD.of(it=word)
+        return Draft(word, entry["question"], entry["answer"], reasoning, entry, wordings=others)
 
 
 class Spelling(Task):

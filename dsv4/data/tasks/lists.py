@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from reasoning_gym.cognition.needle_data import NAMES, SUBJECTS, VERBS
 from reasoning_gym.cognition.needle_haystack import generate_unique_triplets
 
+from dsv4.data.tasks import wordings
 from dsv4.data.tasks.base import Draft, Example, GymTask
 
 
@@ -19,6 +20,7 @@ class NumberSorting(GymTask):
     """
 
     name = "number_sorting"
+    reworded = True
     difficulty: ClassVar[dict[str, Any]] = {"numbers": (3, 5), "values": (0, 99), "decimals": 0}
     settings: ClassVar[dict[str, Any]] = {
         "min_numbers": 3,
@@ -41,7 +43,9 @@ class NumberSorting(GymTask):
         for number in left:
             answer = sorted([*answer, number], reverse=direction == "descending")
             lines.append(f"{number}: {' '.join(map(str, answer))}")
-        return Draft(question, question, ", ".join(map(str, answer)), "\n".join(lines), entry)
+        others = wordings.DESCENDING if direction == "descending" else wordings.ASCENDING
+        others = others.of(it=", ".join(map(str, left)))
+        return Draft(question, question, ", ".join(map(str, answer)), "\n".join(lines), entry, wordings=others)
 
     def normalize(self, answer_text: str) -> str:
         """Turn `3, 14` into the gym's `['3', '14']`; leave anything else as it is."""
@@ -108,6 +112,7 @@ class WordSequenceReversal(GymTask):
     """`Reverse this list of words: go, acute, word` (our template, without the gym's preamble)."""
 
     name = "word_sequence_reversal"
+    reworded = True
     difficulty: ClassVar[dict[str, Any]] = {"words": (3, 5), "letters": (1, 6), "case": "lower"}
     settings: ClassVar[dict[str, Any]] = {"min_words": 3, "max_words": 5}
 
@@ -121,7 +126,8 @@ class WordSequenceReversal(GymTask):
         numbered = [f"{i}{word}" for i, word in enumerate(words, 1)]
         question = f"Reverse this list of words: {', '.join(words)}"
         reasoning = "\n".join([*numbered, *reversed(numbered)])
-        return Draft(question, question, entry["answer"], reasoning, entry)
+        others = wordings.REVERSAL.of(it=", ".join(words))
+        return Draft(question, question, entry["answer"], reasoning, entry, wordings=others)
 
 
 class NeedleHaystack(GymTask):
