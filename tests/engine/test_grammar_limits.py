@@ -32,7 +32,7 @@ def end_of(constraint: Constraint, tokens: list[int], right: int, wrong: int) ->
 
 def test_a_limit_of_states_does_not_depend_on_drafts(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables of the lexer grow with each mask until a limit ends the output: at the same place with drafts."""
-    monkeypatch.setattr(grammar, "LIMITS", LLParserLimits(max_lexer_states=40))
+    monkeypatch.setattr(grammar, "LIMITS", LLParserLimits(max_lexer_states=80))
     params = SamplingParams(regex=r"(a|b)*a(a|b){9}c")
     assert llm.tokenizer is not None
     tokenizer = llm.tokenizer
