@@ -19,7 +19,10 @@ STREAM_BYTES = 4  # per number of the residual streams, in every precision
 
 @dataclass(frozen=True)
 class LayerActivations:
-    """Numbers per token that one layer keeps, by part; `streams` are those of its two mHC sites."""
+    """Numbers per token that one layer keeps, by part; `streams` are those of its first mHC site.
+
+    Those of the second are written again in the backward (model/rewritten.py).
+    """
 
     streams: int
     sites: int  # what mHC keeps besides: outputs of attention and experts, mixes
@@ -30,7 +33,7 @@ class LayerActivations:
     def kept(self, policy: Recompute, number_bytes: int) -> int:
         """Bytes per token kept until the backward."""
         if policy == "blocks":
-            return self.streams // 2 * STREAM_BYTES
+            return self.streams * STREAM_BYTES
         attention = self.width if policy in ("attention", "sublayers") else self.attention
         experts = self.width if policy in ("experts", "sublayers") else self.experts
         return self.streams * STREAM_BYTES + (self.sites + attention + experts) * number_bytes
@@ -38,7 +41,7 @@ class LayerActivations:
     def again(self, policy: Recompute, number_bytes: int) -> int:
         """Bytes per token of the largest part while it runs again."""
         if policy == "blocks":
-            return self.kept("none", number_bytes)
+            return self.kept("none", number_bytes) + self.streams * STREAM_BYTES
         parts = {"attention": self.attention, "experts": self.experts}
         parts["sublayers"] = max(parts.values())
         return parts.get(policy, 0) * number_bytes
@@ -58,7 +61,7 @@ def layer_activations(config: ModelConfig, layer: int) -> LayerActivations:
     mi = config.moe_intermediate_size
     experts = d + k * (d + 3 * mi) + 3 * k + 3 * config.n_routed_experts + 3 * mi * config.n_shared_experts
     return LayerActivations(
-        streams=2 * streams * d,
+        streams=streams * d,
         sites=2 * (d + (2 + streams) * streams + streams),
         attention=attention,
         experts=experts,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,7 @@ from dsv4.model.layout import Layout
 from dsv4.model.linear import Linear
 from dsv4.model.moe import MoE
 from dsv4.model.norm import RMSNorm
+from dsv4.model.rewritten import RewrittenStreams
 
 
 class ForwardContext:
@@ -62,6 +65,7 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(d, config.rms_norm_eps)
         self.hc_attn_fn, self.hc_attn_base, self.hc_attn_scale = hc_parameters(config, s * (2 + s), 3)
         self.hc_ffn_fn, self.hc_ffn_base, self.hc_ffn_scale = hc_parameters(config, s * (2 + s), 3)
+        self.keeps_streams = False  # True: those between the sub-layers are kept for the backward
 
     def forward(self, streams: Tensor, ctx: ForwardContext) -> Tensor:
         """streams [T, hc_mult, d] -> the same shape."""
@@ -69,11 +73,15 @@ class Block(nn.Module):
         site = self.hc_attn_fn, self.hc_attn_scale, self.hc_attn_base
         x, post, comb = hc_pre(streams, *site, self.attn_norm.weight, c)
         y = self.attn(x, ctx.layout, ctx.rope(self.ratio), ctx.layer_cache(self.index), ctx.aux)
-        streams = hc_post(y, streams, post, comb)
+        written = hc_post(y, streams, post, comb)
+        forgets = written.requires_grad and not self.keeps_streams
+        between = RewrittenStreams(written, y, streams, post, comb) if forgets else None
         site = self.hc_ffn_fn, self.hc_ffn_scale, self.hc_ffn_base
-        x, post, comb = hc_pre(streams, *site, self.ffn_norm.weight, c)
+        with between.unkept() if between else nullcontext():
+            x, post, comb = hc_pre(written, *site, self.ffn_norm.weight, c)
         y = self.ffn(x, ctx.token_ids, ctx.layout, ctx.aux)
-        return hc_post(y, streams, post, comb)
+        with between.unkept() if between else nullcontext():
+            return hc_post(y, written, post, comb)
 
 
 class MTPBlock(Block):

@@ -38,10 +38,14 @@ def recomputing(model: nn.Module, policy: Recompute) -> Generator[None]:
     try:
         for part in parts:
             part.forward = partial(_checkpointed, part.forward, part)
+            if isinstance(part, Block):
+                part.keeps_streams = True  # until the backward runs it again, when all of it is kept for a moment
         yield
     finally:
         for part in parts:
             del part.forward  # the class's own again
+            if isinstance(part, Block):
+                part.keeps_streams = False
 
 
 def _checkpointed(forward: Callable[..., Tensor], part: nn.Module, *arguments: Any) -> Tensor:
