@@ -21,7 +21,8 @@ STREAM_BYTES = 4  # per number of the residual streams, in every precision
 class LayerActivations:
     """Numbers per token that one layer keeps, by part; `streams` are those of its first mHC site.
 
-    Those of the second are written again in the backward (model/rewritten.py).
+    The backward computes those of the second again, the experts' gathered inputs and SwiGLU's outputs too
+    (model/recomputed.py).
     """
 
     streams: int
@@ -59,7 +60,7 @@ def layer_activations(config: ModelConfig, layer: int) -> LayerActivations:
         attention += index_heads * (width + 1) + 2 * kind.channels(width) + 2 * width // kind.ratio
         attention += 2 * config.index_topk  # int64
     mi = config.moe_intermediate_size
-    experts = d + k * (d + 3 * mi) + 3 * k + 3 * config.n_routed_experts + 3 * mi * config.n_shared_experts
+    experts = d + k * 2 * mi + 3 * k + 3 * config.n_routed_experts + 2 * mi * config.n_shared_experts
     return LayerActivations(
         streams=streams * d,
         sites=2 * (d + (2 + streams) * streams + streams),

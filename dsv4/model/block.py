@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +16,7 @@ from dsv4.model.layout import Layout
 from dsv4.model.linear import Linear
 from dsv4.model.moe import MoE
 from dsv4.model.norm import RMSNorm
-from dsv4.model.rewritten import RewrittenStreams
+from dsv4.model.recomputed import KEPT, Recomputed
 
 
 class ForwardContext:
@@ -74,13 +72,15 @@ class Block(nn.Module):
         x, post, comb = hc_pre(streams, *site, self.attn_norm.weight, c)
         y = self.attn(x, ctx.layout, ctx.rope(self.ratio), ctx.layer_cache(self.index), ctx.aux)
         written = hc_post(y, streams, post, comb)
-        forgets = written.requires_grad and not self.keeps_streams
-        between = RewrittenStreams(written, y, streams, post, comb) if forgets else None
+        between = KEPT
+        if written.requires_grad and not self.keeps_streams:
+            wrote = y.detach(), streams.detach(), post.detach(), comb.detach()  # which hc_post keeps
+            between = Recomputed(written, lambda: hc_post(*wrote))
         site = self.hc_ffn_fn, self.hc_ffn_scale, self.hc_ffn_base
-        with between.unkept() if between else nullcontext():
+        with between.unkept():
             x, post, comb = hc_pre(written, *site, self.ffn_norm.weight, c)
         y = self.ffn(x, ctx.token_ids, ctx.layout, ctx.aux)
-        with between.unkept() if between else nullcontext():
+        with between.unkept():
             return hc_post(y, written, post, comb)
 
 

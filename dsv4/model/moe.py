@@ -21,6 +21,7 @@ from dsv4.kernels.topk import top_k_lowest_index
 from dsv4.model.aux_losses import AuxLosses, count_differences
 from dsv4.model.layout import Layout
 from dsv4.model.linear import Linear, linear_fp32
+from dsv4.model.recomputed import KEPT, Kept, Recomputed
 
 ClampWatcher = Callable[[Tensor], None]  # takes the counts of count_clamped
 
@@ -40,7 +41,20 @@ class Expert(nn.Module):
         gate, up = self.w1(x), self.w3(x)
         if watcher is not None:
             watcher(count_clamped(gate, up, self.limit))
-        return self.w2(clamped_swiglu(gate, up, self.limit))
+        h, between = _activate(gate, up, self.limit)
+        with between.unkept():
+            return self.w2(h)
+
+
+def _activate(
+    gate: Tensor, up: Tensor, limit: float, weights: Tensor | None = None
+) -> tuple[Tensor, Recomputed | Kept]:
+    """SwiGLU, which the backward computes again from what its own gradient keeps."""
+    h = clamped_swiglu(gate, up, limit, weights)
+    if not h.requires_grad:
+        return h, KEPT
+    inputs = gate.detach(), up.detach(), limit, None if weights is None else weights.detach()
+    return h, Recomputed(h, lambda: clamped_swiglu(*inputs))
 
 
 class Experts(nn.Module):
@@ -61,10 +75,11 @@ class Experts(nn.Module):
         gate, up = self.product("w1", x, sizes), self.product("w3", x, sizes)
         if watcher is not None:
             watcher(count_clamped(gate, up, self.limit))
-        h = clamped_swiglu(gate, up, self.limit, weights)
+        h, between = _activate(gate, up, self.limit, weights)
         if self.quantize:
             h = fake_quant_fp8(h, FP8_BLOCK)
-        return self.product("w2", h, sizes)
+        with between.unkept():
+            return self.product("w2", h, sizes)
 
     def product(self, name: str, x: Tensor, sizes: list[int]) -> Tensor:
         """Rows of each expert times its matrix of the stack `name`, transposed."""
@@ -126,7 +141,12 @@ class MoE(nn.Module):
         counts = torch.bincount(index.flatten(), minlength=self.config.n_routed_experts)
         sizes = counts.tolist()
         self.load += np.array(sizes)
-        rows = self.experts(dispatch.sort(x), sizes, dispatch.sort_slots(weights).unsqueeze(-1), watcher)
+        inputs, gathered = dispatch.sort(x), KEPT
+        if inputs.requires_grad:
+            tokens = x.detach()  # which the shared expert keeps
+            gathered = Recomputed(inputs, lambda: dispatch.sort(tokens))
+        with gathered.unkept():
+            rows = self.experts(inputs, sizes, dispatch.sort_slots(weights).unsqueeze(-1), watcher)
         # A token's experts are added in slot order, ascending after top-k.
         out = dispatch.add_slots(self.shared_experts(x, watcher).float(), rows.float())
         if aux is not None and self.gate.bias is not None:
