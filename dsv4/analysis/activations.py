@@ -21,8 +21,8 @@ STREAM_BYTES = 4  # per number of the residual streams, in every precision
 class LayerActivations:
     """Numbers per token that one layer keeps, by part; `streams` are those of its first mHC site.
 
-    The backward computes those of the second again, the experts' gathered inputs and SwiGLU's outputs too
-    (model/recomputed.py).
+    The backward computes those of the second again, the rotated queries, the experts' gathered inputs and SwiGLU's
+    outputs too (model/recomputed.py).
     """
 
     streams: int
@@ -52,7 +52,7 @@ def layer_activations(config: ModelConfig, layer: int) -> LayerActivations:
     """Activations that layer `layer` keeps; MTP blocks follow the main layers."""
     d, c, ql, heads = config.hidden_size, config.head_dim, config.q_lora_rank, config.num_attention_heads
     kind, k, streams = config.compression(layer), config.num_experts_per_tok, config.hc_mult
-    attention = d + 2 * ql + 3 * heads * c + 2 * c + config.o_groups * config.o_lora_rank + config.qk_rope_head_dim
+    attention = d + 2 * ql + 2 * heads * c + 3 * c + config.o_groups * config.o_lora_rank + config.qk_rope_head_dim
     if kind.ratio:
         attention += 2 * kind.channels(c) + 3 * c // kind.ratio
     if kind.has_indexer:

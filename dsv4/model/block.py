@@ -16,7 +16,7 @@ from dsv4.model.layout import Layout
 from dsv4.model.linear import Linear
 from dsv4.model.moe import MoE
 from dsv4.model.norm import RMSNorm
-from dsv4.model.recomputed import KEPT, Recomputed
+from dsv4.model.recomputed import recomputed
 
 
 class ForwardContext:
@@ -63,7 +63,6 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(d, config.rms_norm_eps)
         self.hc_attn_fn, self.hc_attn_base, self.hc_attn_scale = hc_parameters(config, s * (2 + s), 3)
         self.hc_ffn_fn, self.hc_ffn_base, self.hc_ffn_scale = hc_parameters(config, s * (2 + s), 3)
-        self.keeps_streams = False  # True: those between the sub-layers are kept for the backward
 
     def forward(self, streams: Tensor, ctx: ForwardContext) -> Tensor:
         """streams [T, hc_mult, d] -> the same shape."""
@@ -72,10 +71,8 @@ class Block(nn.Module):
         x, post, comb = hc_pre(streams, *site, self.attn_norm.weight, c)
         y = self.attn(x, ctx.layout, ctx.rope(self.ratio), ctx.layer_cache(self.index), ctx.aux)
         written = hc_post(y, streams, post, comb)
-        between = KEPT
-        if written.requires_grad and not self.keeps_streams:
-            wrote = y.detach(), streams.detach(), post.detach(), comb.detach()  # which hc_post keeps
-            between = Recomputed(written, lambda: hc_post(*wrote))
+        wrote = y.detach(), streams.detach(), post.detach(), comb.detach()  # which hc_post keeps
+        between = recomputed(written, lambda: hc_post(*wrote))
         site = self.hc_ffn_fn, self.hc_ffn_scale, self.hc_ffn_base
         with between.unkept():
             x, post, comb = hc_pre(written, *site, self.ffn_norm.weight, c)

@@ -21,7 +21,7 @@ from dsv4.kernels.topk import top_k_lowest_index
 from dsv4.model.aux_losses import AuxLosses, count_differences
 from dsv4.model.layout import Layout
 from dsv4.model.linear import Linear, linear_fp32
-from dsv4.model.recomputed import KEPT, Kept, Recomputed
+from dsv4.model.recomputed import Kept, Recomputed, recomputed
 
 ClampWatcher = Callable[[Tensor], None]  # takes the counts of count_clamped
 
@@ -51,10 +51,8 @@ def _activate(
 ) -> tuple[Tensor, Recomputed | Kept]:
     """SwiGLU, which the backward computes again from what its own gradient keeps."""
     h = clamped_swiglu(gate, up, limit, weights)
-    if not h.requires_grad:
-        return h, KEPT
     inputs = gate.detach(), up.detach(), limit, None if weights is None else weights.detach()
-    return h, Recomputed(h, lambda: clamped_swiglu(*inputs))
+    return h, recomputed(h, lambda: clamped_swiglu(*inputs))
 
 
 class Experts(nn.Module):
@@ -141,10 +139,8 @@ class MoE(nn.Module):
         counts = torch.bincount(index.flatten(), minlength=self.config.n_routed_experts)
         sizes = counts.tolist()
         self.load += np.array(sizes)
-        inputs, gathered = dispatch.sort(x), KEPT
-        if inputs.requires_grad:
-            tokens = x.detach()  # which the shared expert keeps
-            gathered = Recomputed(inputs, lambda: dispatch.sort(tokens))
+        inputs, tokens = dispatch.sort(x), x.detach()  # the shared expert keeps x
+        gathered = recomputed(inputs, lambda: dispatch.sort(tokens))
         with gathered.unkept():
             rows = self.experts(inputs, sizes, dispatch.sort_slots(weights).unsqueeze(-1), watcher)
         # A token's experts are added in slot order, ascending after top-k.

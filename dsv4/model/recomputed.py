@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 
 import torch
 from torch import Size, Tensor
@@ -45,10 +46,26 @@ class Recomputed:
 
 
 class Kept:
-    """In place of a Recomputed where no gradient is recorded, or where the tensor is to be kept."""
+    """In place of a Recomputed where no gradient is recorded, or where all is kept."""
 
     def unkept(self) -> AbstractContextManager[object]:
         return nullcontext()
 
 
 KEPT = Kept()
+_all_is_kept: ContextVar[bool] = ContextVar("all_is_kept", default=False)
+
+
+def recomputed(tensor: Tensor, make: Callable[[], Tensor]) -> Recomputed | Kept:
+    """The tensor's Recomputed, if a gradient is recorded and `keeping_all` has not been entered."""
+    return Recomputed(tensor, make) if tensor.requires_grad and not _all_is_kept.get() else KEPT
+
+
+@contextmanager
+def keeping_all() -> Generator[None]:
+    """Nothing is a Recomputed here: inside activation checkpointing, whose hooks ours would hide tensors from."""
+    token = _all_is_kept.set(True)
+    try:
+        yield
+    finally:
+        _all_is_kept.reset(token)

@@ -21,6 +21,7 @@ from dsv4.model.attention import Attention
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.block import Block, ForwardContext
 from dsv4.model.moe import MoE
+from dsv4.model.recomputed import keeping_all
 
 _PARTS: dict[Recompute, tuple[type[nn.Module], ...]] = {
     "none": (),
@@ -38,14 +39,10 @@ def recomputing(model: nn.Module, policy: Recompute) -> Generator[None]:
     try:
         for part in parts:
             part.forward = partial(_checkpointed, part.forward, part)
-            if isinstance(part, Block):
-                part.keeps_streams = True  # until the backward runs it again, when all of it is kept for a moment
         yield
     finally:
         for part in parts:
             del part.forward  # the class's own again
-            if isinstance(part, Block):
-                part.keeps_streams = False
 
 
 def _checkpointed(forward: Callable[..., Tensor], part: nn.Module, *arguments: Any) -> Tensor:
@@ -54,7 +51,8 @@ def _checkpointed(forward: Callable[..., Tensor], part: nn.Module, *arguments: A
     def run(*given: Any) -> Tensor:
         nonlocal runs
         runs += 1
-        return forward(*given) if runs == 1 else _run_again(forward, part, given)
+        with keeping_all():
+            return forward(*given) if runs == 1 else _run_again(forward, part, given)
 
     result = checkpoint(run, *arguments, use_reentrant=False, preserve_rng_state=False)
     assert isinstance(result, Tensor)

@@ -27,6 +27,7 @@ from dsv4.model.aux_losses import AuxLosses, count_differences
 from dsv4.model.layout import Layout
 from dsv4.model.linear import Linear
 from dsv4.model.norm import RMSNorm
+from dsv4.model.recomputed import Kept, Recomputed, recomputed
 from dsv4.model.rope import inverse_frequencies
 
 PAIR_BUDGET = 1 << 23  # (query head row, key) pairs of one group: 32 MB of fp32 scores
@@ -65,7 +66,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, layout: Layout, rope: Rope, cache: LayerCache | None, aux: AuxLosses | None) -> Tensor:
         """Normed layer input x [T, d] -> [T, d]. Appends to the cache, if given."""
         cos, sin = rope.tokens
-        q, q_latent = self.queries(x, rope)
+        q, q_latent, between = self.queries(x, rope)
         kv = self._quantize_kv(rotate(self.kv_norm(self.wkv(x)), cos, sin))
         if cache is not None:
             kv = cache.format.round(kv)
@@ -73,19 +74,25 @@ class Attention(nn.Module):
         if layout.batch.part is not None:
             ring = StoredRows(layout.batch.part.earlier(WINDOW, kv)[0])
         keys = KeyView(kv, layout.batch, ring, layout.slots, None)
-        o = self._attend(x, q, q_latent, keys, layout, rope, cache, aux)
+        with between.unkept():
+            o = self._attend(x, q, q_latent, keys, layout, rope, cache, aux)
         if cache is not None:
             row, token = layout.ring_write
             cache.write_window(row, kv.detach()[token])
         return self._project(rotate(o, cos.unsqueeze(1), -sin.unsqueeze(1)))
 
-    def queries(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
-        """(rotated queries [T, H, D], what they and the indexer's are made of [T, q_lora_rank])."""
+    def queries(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Recomputed | Kept]:
+        """(rotated queries [T, H, D], what they and the indexer's are made of [T, q_lora_rank], how q is kept)."""
         H, D = self.config.num_attention_heads, self.config.head_dim
         cos, sin = rope.tokens
         q_latent = self.q_norm(self.wq_a(x))
-        q = rms_norm(self.wq_b(q_latent).view(-1, H, D), self.config.rms_norm_eps)
-        return rotate(q, cos.unsqueeze(1), sin.unsqueeze(1)), q_latent
+        raw = self.wq_b(q_latent).view(-1, H, D)
+
+        def rotated(raw: Tensor) -> Tensor:
+            return rotate(rms_norm(raw, self.config.rms_norm_eps), cos.unsqueeze(1), sin.unsqueeze(1))
+
+        q, kept = rotated(raw), raw.detach()  # which the norm keeps
+        return q, q_latent, recomputed(q, lambda: rotated(kept))
 
     @property
     def _learns(self) -> bool:
