@@ -192,7 +192,8 @@ def test_the_config_is_whole_and_shares_out_the_budget(capsys: pytest.CaptureFix
     for part in (nano[name] for name in ("base", "mid", "sft", "long")):
         assert (part["run"]["device"], part["run"]["replicas"]) == ("cuda", 1)
         assert all(stage.get("recompute", "none") == "none" for stage in part["stages"])
-    assert recipe["specialists"]["code"]["grpo"]["run"]["seconds"] == pytest.approx(65)
+    assert recipe["specialists"]["code"]["grpo"]["run"]["seconds"] == pytest.approx(52)
+    assert recipe["general"]["grpo"]["run"]["seconds"] == pytest.approx(52)
     assert recipe["specialists"]["code"]["grpo"]["problems"]["domains"] == ["code"]
     assert recipe["specialists"]["code"]["sft"]["steps"] == 60 and "seconds" not in recipe["specialists"]["code"]["sft"]
     assert recipe["specialists"]["tools"]["sft"]["seconds"] == pytest.approx(55 / 3)
