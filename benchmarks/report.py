@@ -19,7 +19,7 @@ HEAD = """# Benchmarks
 Written by `dsv4 bench report` from `benchmarks/results/`. Each table is one run of the command beside it, with
 contenders in turns. Machines are virtual, with neighbours: ratios within a run say more than figures of two runs. A
 figure without ± was measured once. The floor of a figure is the best that the machine allows, by its own ceilings,
-which the same run measured.
+which the same run measured. Runs before 29 November 2026 have the former nano, of 18.8M parameters.
 """
 SERVING = """## Serving
 

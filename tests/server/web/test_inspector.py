@@ -15,7 +15,8 @@ from tests.server.conftest import Served, serving
 from .conftest import Tab
 from .test_accessibility import violations
 
-LONG = "\n".join(f"Day {day}: we walked {day * 3} km." for day in range(60)) + "\nWhat is 12 + 30?"
+DAYS = [f"Day {day}: we walked {day * 3} km." for day in range(60)]
+LONG = "\n".join([*DAYS[:30], "The secret word of Anna is river.", *DAYS[30:]]) + "\n\nWhat is the secret word of Anna?"
 
 
 @pytest.fixture(scope="module")
