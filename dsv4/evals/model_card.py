@@ -140,9 +140,11 @@ def describe_training(recipe: NanoRecipe, run_dir: Path) -> str:
             lines.append(f"| {part} | {stage} | {len(steps)} | {last['tokens']:,} | {hours:.2f} | {loss:.4f} |")
         found = getattr(recipe, part)
         decay, stored = 100 * found.optimizer.decay_fraction, 100 * found.run.quantized_share
+        scaling = found.model.config().rope_scaling
+        reach = f", YaRN for more than {scaling.original_max_position_embeddings:,} tokens" if scaling else ""
         settings.append(
             f"{part}: peak rate {found.optimizer.rate:g}, the last {decay:.0f} % of the steps decay, the last "
-            f"{stored:.0f} % are trained with the stored FP4/FP8 values, seed {found.run.seed}"
+            f"{stored:.0f} % are trained with the stored FP4/FP8 values, seed {found.run.seed}{reach}"
         )
     return "\n".join(lines) + f"\n\nMuon for matrices, AdamW for the rest. {'; '.join(settings)}.\n"
 
