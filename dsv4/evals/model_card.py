@@ -140,7 +140,8 @@ def describe_training(recipe: NanoRecipe, run_dir: Path) -> str:
             lines.append(f"| {part} | {stage} | {len(steps)} | {last['tokens']:,} | {hours:.2f} | {loss:.4f} |")
         found = getattr(recipe, part)
         decay, stored = 100 * found.optimizer.decay_fraction, 100 * found.run.quantized_share
-        scaling = found.model.config().rope_scaling
+        trained = run_dir / part / "config.json"  # the recipe's preset may be another by now
+        scaling = ModelConfig.from_pretrained(trained).rope_scaling if trained.is_file() else None
         reach = f", YaRN for more than {scaling.original_max_position_embeddings:,} tokens" if scaling else ""
         settings.append(
             f"{part}: peak rate {found.optimizer.rate:g}, the last {decay:.0f} % of the steps decay, the last "
