@@ -71,8 +71,7 @@ class Block(nn.Module):
         x, post, comb = hc_pre(streams, *site, self.attn_norm.weight, c)
         y = self.attn(x, ctx.layout, ctx.rope(self.ratio), ctx.layer_cache(self.index), ctx.aux)
         written = hc_post(y, streams, post, comb)
-        wrote = y.detach(), streams.detach(), post.detach(), comb.detach()  # which hc_post keeps
-        between = recomputed(written, lambda: hc_post(*wrote))
+        between = recomputed(written, hc_post, y, streams, post, comb)  # hc_post's gradient keeps them
         site = self.hc_ffn_fn, self.hc_ffn_scale, self.hc_ffn_base
         with between.unkept():
             x, post, comb = hc_pre(written, *site, self.ffn_norm.weight, c)

@@ -51,8 +51,7 @@ def _activate(
 ) -> tuple[Tensor, Recomputed | Kept]:
     """SwiGLU, which the backward computes again from what its own gradient keeps."""
     h = clamped_swiglu(gate, up, limit, weights)
-    inputs = gate.detach(), up.detach(), limit, None if weights is None else weights.detach()
-    return h, recomputed(h, lambda: clamped_swiglu(*inputs))
+    return h, recomputed(h, clamped_swiglu, gate, up, limit, weights)
 
 
 class Experts(nn.Module):
@@ -139,8 +138,8 @@ class MoE(nn.Module):
         counts = torch.bincount(index.flatten(), minlength=self.config.n_routed_experts)
         sizes = counts.tolist()
         self.load += np.array(sizes)
-        inputs, tokens = dispatch.sort(x), x.detach()  # the shared expert keeps x
-        gathered = recomputed(inputs, lambda: dispatch.sort(tokens))
+        inputs = dispatch.sort(x)
+        gathered = recomputed(inputs, dispatch.sort, x)  # the shared expert keeps x
         with gathered.unkept():
             rows = self.experts(inputs, sizes, dispatch.sort_slots(weights).unsqueeze(-1), watcher)
         # A token's experts are added in slot order, ascending after top-k.

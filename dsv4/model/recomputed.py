@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Size, Tensor
@@ -56,9 +57,12 @@ KEPT = Kept()
 _all_is_kept: ContextVar[bool] = ContextVar("all_is_kept", default=False)
 
 
-def recomputed(tensor: Tensor, make: Callable[[], Tensor]) -> Recomputed | Kept:
-    """The tensor's Recomputed, if a gradient is recorded and `keeping_all` has not been entered."""
-    return Recomputed(tensor, make) if tensor.requires_grad and not _all_is_kept.get() else KEPT
+def recomputed(tensor: Tensor, function: Callable[..., Tensor], *inputs: Any) -> Recomputed | Kept:
+    """Recomputed of tensor = function(*inputs), if a gradient is recorded and `keeping_all` has not been entered."""
+    if not tensor.requires_grad or _all_is_kept.get():
+        return KEPT
+    kept = [value.detach() if isinstance(value, Tensor) else value for value in inputs]
+    return Recomputed(tensor, lambda: function(*kept))
 
 
 @contextmanager

@@ -91,8 +91,8 @@ class Attention(nn.Module):
         def rotated(raw: Tensor) -> Tensor:
             return rotate(rms_norm(raw, self.config.rms_norm_eps), cos.unsqueeze(1), sin.unsqueeze(1))
 
-        q, kept = rotated(raw), raw.detach()  # which the norm keeps
-        return q, q_latent, recomputed(q, lambda: rotated(kept))
+        q = rotated(raw)
+        return q, q_latent, recomputed(q, rotated, raw)  # the norm keeps raw
 
     @property
     def _learns(self) -> bool:
