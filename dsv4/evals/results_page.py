@@ -31,7 +31,7 @@ svg { display: block; width: 100%; height: auto; } .plots { display: grid; gap: 
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .875rem; }
 th, td { padding: .35rem .6rem .35rem 0; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 600; white-space: nowrap; } td.number { white-space: nowrap; font-variant-numeric: tabular-nums; }
-td.own { font-weight: 600; } small { color: var(--soft); } code { font-size: .8rem; overflow-wrap: anywhere; }
+td b { font-weight: 600; } small { color: var(--soft); } code { font-size: .8rem; overflow-wrap: anywhere; }
 ul { list-style: none; padding: 0; margin: .75rem 0; } li { padding: .15rem 0 .15rem 1.6rem; text-indent: -1.6rem; }
 li b { display: inline-block; width: 1.6rem; text-indent: 0; } 
 .yes b { color: var(--good); } .no b { color: var(--bad); }
@@ -109,15 +109,14 @@ def _findings(results: Results) -> str:
 
 
 def _scores(results: Results) -> str:
-    heads = "".join(f"<th>{escape(name)}</th>" for name in ("model", *results.domains))
-    lines = [f"<tr>{heads}</tr>"]
-    for name, row in results.scores.rows():
-        cells = "".join(
-            f'<td class="number{" own" if name == f"specialists.{domain}" else ""}">{shown(row[domain])}</td>'
-            for domain in results.domains
-        )
-        lines.append(f"<tr><td>{escape(name)}</td>{cells}</tr>")
-    return _scrolling(lines)
+    def cell(model: str, domain: str, count: Count) -> str:
+        return f"<b>{shown(count)}</b>" if model == f"specialists.{domain}" else shown(count)
+
+    rows = (
+        (escape(name), *(cell(name, domain, row[domain]) for domain in results.domains))
+        for name, row in results.scores.rows()
+    )
+    return _table(("model", *results.domains), rows)
 
 
 def _grpo(results: Results) -> Iterable[str]:
@@ -125,13 +124,11 @@ def _grpo(results: Results) -> Iterable[str]:
         return
     yield "<h2>What GRPO added</h2>"
     yield "<p>Each specialist in its own domain, after fine-tuning and after GRPO.</p>"
-    lines = ["<tr><th>domain</th><th>fine-tuned</th><th>after GRPO</th><th>difference, points</th></tr>"]
-    lines += [
-        f'<tr><td>{escape(domain)}</td><td class="number">{shown(before)}</td><td class="number">{shown(after)}</td>'
-        f'<td class="number">{100 * low:+.1f} to {100 * high:+.1f}</td></tr>'
+    rows = (
+        (escape(domain), shown(before), shown(after), f"{100 * low:+.1f} to {100 * high:+.1f}")
         for domain, before, after, (low, high) in results.of_grpo()
-    ]
-    yield _scrolling(lines)
+    )
+    yield _table(("domain", "fine-tuned", "after GRPO", "difference, points"), rows)
 
 
 def _general(results: Results) -> Iterable[str]:
@@ -140,11 +137,8 @@ def _general(results: Results) -> Iterable[str]:
     yield "<h2>General tasks</h2>"
     yield "<p>Tasks of no specialist: the model that all began with, their teacher after GRPO on them, the student.</p>"
     modes = list(results.general["start"])
-    lines = ["<tr><th>model</th>" + "".join(f"<th>{escape(mode)}</th>" for mode in modes) + "</tr>"]
-    for name, row in results.general.items():
-        cells = "".join(f'<td class="number">{shown(row[mode])}</td>' for mode in modes)
-        lines.append(f"<tr><td>{escape(name)}</td>{cells}</tr>")
-    yield _scrolling(lines)
+    rows = ((escape(name), *(shown(row[mode]) for mode in modes)) for name, row in results.general.items())
+    yield _table(("model", *modes), rows)
 
 
 def _plots(results: Results, run: RunRecord) -> Iterable[str]:
@@ -175,12 +169,12 @@ def _efforts(results: Results) -> Iterable[str]:
         yield f'<div class="plots"><div class="scroll">{results_plots.effort_curve(results)}</div></div>'
     yield _table(
         ("level", "right", "mean tokens"),
-        ((name, f"{100 * one.accuracy:.1f} %", f"{one.tokens:.1f}") for name, one in results.efforts.items()),
+        ((escape(name), f"{100 * one.accuracy:.1f} %", f"{one.tokens:.1f}") for name, one in results.efforts.items()),
     )
 
 
 def _differences(found: Mapping[str, float | None]) -> Iterable[tuple[str, str]]:
-    return ((name, "not measured" if value is None else f"{value:g}") for name, value in found.items())
+    return ((escape(name), "not measured" if value is None else f"{value:g}") for name, value in found.items())
 
 
 def _stages(stages: Sequence[StageRecord]) -> str:
@@ -200,6 +194,9 @@ def _scrolling(lines: Sequence[str]) -> str:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of heads and rows; a row is a name and figures, both HTML."""
     lines = ["<tr>" + "".join(f"<th>{escape(head)}</th>" for head in heads) + "</tr>"]
-    lines += ["<tr>" + "".join(f'<td class="number">{escape(cell)}</td>' for cell in row) + "</tr>" for row in rows]
+    for name, *figures in rows:
+        cells = "".join(f'<td class="number">{figure}</td>' for figure in figures)
+        lines.append(f"<tr><td>{name}</td>{cells}</tr>")
     return _scrolling(lines)

@@ -150,7 +150,7 @@ def test_a_difference_that_no_step_has_is_not_measured(tmp_path: Path) -> None:
     good, words = list(made.findings())[-1]
     assert not good and words.endswith("not measured in every run")
     page = write_page(made, RunRecord("A run", differences={"a": None, "b": 0.0}))
-    cells = re.findall(r'<tr><td class="number">([ab])</td><td class="number">(.*?)</td></tr>', page)
+    cells = re.findall(r'<tr><td>([ab])</td><td class="number">(.*?)</td></tr>', page)
     assert cells == [("a", "not measured"), ("b", "0")]
 
 
