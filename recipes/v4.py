@@ -3,7 +3,7 @@
 recipes/v4.toml is the recipe, beside recipes/nano.toml for its base; KEY=VALUE changes one of its keys. --base-model
 and --sft-model take a model folder in place of training one. Every stage is a command of its own, and is skipped when
 its result stands: --resume goes on with a run that was killed, to the same bits. --out has the student in the official
-layout, a README.md, results.json and results.html.
+layout, a README.md, results.json, results.html and v4.toml.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ from dsv4.post_training.averaging import average_models
 from dsv4.post_training.domains.registry import open_domain
 from dsv4.post_training.domains.solutions import write_conversations
 from dsv4.post_training.recipe_run import tokenizer_files
+from dsv4.post_training.run_origin import read_origin, record_origin
 from dsv4.post_training.stage_run import Stage, StageLog, run_stages
+from dsv4.post_training.v4_command import repeated_command, show_command, without_paths
 from dsv4.post_training.v4_recipe import DOMAINS, SpecialistSection, V4Recipe, read_v4_recipe
 from dsv4.post_training.v4_run import RunFolders, tokens_of
 from dsv4.tokenizer.prompts import write_effort_ladder
@@ -78,9 +80,10 @@ def main(arguments: list[str] | None = None) -> int:
         recipe = check_recipe(recipe)
         if not options.resume:
             save_recipe(recipe, run_dir)
+        record_origin(run_dir, recipe.device, None if options.resume else show_command(options.recipe, vars(options)))
         run = V4Run(recipe, run_dir, StageLog(run_dir))
         run_stages(run.stages(), run.log, lambda text: console.print(text, highlight=False))
-        ship(run.folders, out)
+        ship(run, out)
     except RunStoppedError as stopped:
         print(f"{stopped}; to go on: dsv4 train v4 --resume --run-dir {run_dir}", file=sys.stderr)
         return stopped.status
@@ -287,11 +290,16 @@ class V4Run:
     def _write_results(self) -> str:
         folders = self.folders
         results = collect_results(folders, self.recipe)
-        page = write_page(results, collect_record(folders, self.log.times))
+        page = write_page(results, collect_record(folders, self.log.times, *self.made_by()))
         with new_file(folders.page) as temporary:
             temporary.write_text(page, encoding="utf-8")
         write_results(results, folders.results)  # last: the stage's result
         return "results.json, results.html"
+
+    def made_by(self) -> tuple[str, list[str]]:
+        """The command of the run, and its seed, code and machine."""
+        origin = read_origin(self.folders.run_dir)
+        return origin.command or repeated_command(self.recipe), [f"seed {self.recipe.seed}", *origin.lines]
 
     def _train_sft(self, data: list[Path], words: list[str], run_dir: Path) -> str:
         words = [
@@ -338,13 +346,15 @@ def shown(name: str, words: list[str]) -> str:
     return f"dsv4 train {name} {shlex.join(words)}"
 
 
-def ship(folders: RunFolders, out: Path) -> None:
-    """Copy the student, results.json and the page to `out`, with a README.md; all or nothing."""
-    card = write_card(ModelConfig.from_pretrained(folders.student), read_results(folders.results), folders.command)
+def ship(run: V4Run, out: Path) -> None:
+    """Copy the student, results.json and the page to `out`, with a README.md and the recipe; all or nothing."""
+    folders = run.folders
+    card = write_card(ModelConfig.from_pretrained(folders.student), read_results(folders.results), *run.made_by())
     with new_folder(out, overwrite=True) as unfinished:
         for path in (*sorted(folders.student.iterdir()), folders.results, folders.page):
             shutil.copyfile(path, unfinished / path.name)
         (unfinished / "README.md").write_text(card, encoding="utf-8")
+        (unfinished / folders.recipe.name).write_text(write_recipe(without_paths(run.recipe)), encoding="utf-8")
 
 
 if __name__ == "__main__":

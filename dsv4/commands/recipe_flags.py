@@ -70,7 +70,8 @@ The whole recipe: base, sft, four specialists, one student by on-policy distilla
 recipes/v4.toml is the recipe, beside recipes/nano.toml for its base; KEY=VALUE changes one of its keys. Its budget is 6
 hours on 2 cores, or 30 minutes on one data-centre GPU. --base-model and --sft-model take a model folder in place of
 training one. Every stage is a command of its own, and is skipped when its result stands: --resume goes on with a run
-that was killed, to the same bits. --out has the student in the official layout, results.json and results.html."""
+that was killed, to the same bits. --out has the student in the official layout, results.json, results.html
+and v4.toml."""
 V4_EXAMPLES = """\
 dsv4 train v4 --corpus corpus --run-dir runs/v4 --out runs/v4/model
 dsv4 train v4 --base-model models/nano budget.seconds=1800 --run-dir runs/short

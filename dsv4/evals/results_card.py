@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dsv4.analysis.parameters import count_parameters
 from dsv4.config import ModelConfig
 from dsv4.evals.post_training_results import Count, Results
@@ -15,8 +17,8 @@ library_name: dsv4
 
 A language model of DeepSeek V4's architecture: {total:.1f} million parameters, {active:.1f} million active per token,
 {vocab:,} tokens, weights in the official layout (FP4 experts, FP8 projections). `dsv4 train v4` made it: a base,
-fine-tuned, then specialists by SFT and GRPO, then this student by on-policy distillation. Run it with
-`dsv4 run` or `dsv4 serve`, and this folder as the model.
+fine-tuned, then specialists by SFT and GRPO, then this student by on-policy distillation. In this folder, `dsv4 chat .`
+talks to it, and `dsv4 serve .` serves it.
 
 ## Results
 
@@ -24,8 +26,11 @@ fine-tuned, then specialists by SFT and GRPO, then this student by on-policy dis
 ## Recipe
 
 ```
-{commands}
+{command}
 ```
+
+Made with {made_by}. `v4.toml` has all keys of the run; BASE, SFT and `corpus` stand for
+folders that were given.
 """
 
 
@@ -60,15 +65,16 @@ def describe_results(results: Results) -> str:
     )
 
 
-def write_card(config: ModelConfig, results: Results, commands: str) -> str:
-    """README.md of a student: what it is, its results, the commands that made it."""
+def write_card(config: ModelConfig, results: Results, command: str, made_by: Sequence[str]) -> str:
+    """README.md of a student: what it is, its results, the command that made it; by what seed, code and machine."""
     counts = count_parameters(config)
     return CARD.format(
         total=counts.total_with_mtp / 1e6,
         active=counts.active / 1e6,
         vocab=config.vocab_size,
         results=describe_results(results),
-        commands=commands,
+        command=command,
+        made_by="; ".join(made_by),
     )
 
 

@@ -52,13 +52,16 @@ class StageRecord:
 @dataclass(frozen=True)
 class RunRecord:
     """Course of a run for its page: metrics of each specialist's GRPO and of distillation, stages, largest
-    differences of train and serve by run, None where they were not measured."""
+    differences of train and serve by run, None where they were not measured; the command of the whole run, and its
+    seed, code and machine in words."""
 
     title: str
     grpo: Mapping[str, Rows] = field(default_factory=dict[str, Rows])
     student: Rows = ()
     stages: Sequence[StageRecord] = ()
     differences: Mapping[str, float | None] = field(default_factory=dict[str, float | None])
+    command: str = ""
+    made_by: Sequence[str] = ()
 
 
 def write_page(results: Results, run: RunRecord) -> str:
@@ -66,6 +69,7 @@ def write_page(results: Results, run: RunRecord) -> str:
     parts = [
         f"<h1>{escape(run.title)}</h1>",
         "<p>Every figure is of held-out questions, answered greedily; intervals are of 95 %.</p>",
+        *_made(run),
         _findings(results),
         "<h2>Every model in every domain</h2>",
         _scores(results),
@@ -98,6 +102,11 @@ def shown(count: Count) -> str:
         f"{100 * count.rate:.1f} % <small>({100 * low:.0f} to {100 * high:.0f})</small><br>"
         f"<small>{count.correct} of {count.asked}</small>"
     )
+
+
+def _made(run: RunRecord) -> Iterable[str]:
+    if run.command:
+        yield f"<p>Made by <code>{escape(run.command)}</code> with {escape('; '.join(run.made_by))}.</p>"
 
 
 def _findings(results: Results) -> str:

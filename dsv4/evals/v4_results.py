@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +96,10 @@ def differences(folders: RunFolders) -> dict[str, float | None]:
     return {name: max(_measured(read_metrics(run)), default=None) for name, run in folders.sampled().items()}
 
 
-def collect_record(folders: RunFolders, times: Iterable[StageTime]) -> RunRecord:
-    """Course of a run, for its page."""
+def collect_record(
+    folders: RunFolders, times: Iterable[StageTime], command: str = "", made_by: Sequence[str] = ()
+) -> RunRecord:
+    """Course of a run, for its page; its command, and its seed, code and machine in words."""
     runs = {
         **{f"specialists.{domain}.sft": folders.tuned(domain).parent for domain in DOMAINS},
         **{f"specialists.{domain}.grpo": folders.specialist(domain).parent for domain in DOMAINS},
@@ -121,6 +123,8 @@ def collect_record(folders: RunFolders, times: Iterable[StageTime]) -> RunRecord
             for one in times
         ],
         differences=differences(folders),
+        command=command,
+        made_by=made_by,
     )
 
 

@@ -263,9 +263,11 @@ def _filled(section: S, values: dict[str, Any]) -> S:
 def read_v4_recipe(path: Path, nano: Path, keys: list[str]) -> V4Recipe:
     """Recipe in the file `path`, with the base's and its sft's in the file `nano`, after overrides; resolved.
 
-    RecipeError for what cannot be read.
+    A file that has them itself, as the one that a run writes, needs no other. RecipeError for what cannot be read.
     """
     prefix = "nano."
     recipe = read_recipe(V4Recipe, path, [key for key in keys if not key.startswith(prefix)])
+    if "nano" in recipe.model_fields_set:
+        return read_recipe(V4Recipe, path, keys).resolve()
     base = read_recipe(NanoRecipe, nano, [key.removeprefix(prefix) for key in keys if key.startswith(prefix)])
     return recipe.model_copy(update={"nano": base}).resolve()

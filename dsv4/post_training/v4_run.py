@@ -22,13 +22,6 @@ class RunFolders:
     def recipe(self) -> Path:
         return self.run_dir / "v4.toml"
 
-    @property
-    def command(self) -> str:
-        """The command of the whole run, as anyone would give it anywhere."""
-        given = {"base": self.given_base, "sft": self.given_sft}
-        models = "".join(f" --{name}-model {name.upper()}" for name, folder in given.items() if folder)
-        return f"dsv4 train v4{models or ' --corpus corpus'} --run-dir runs/v4"
-
     def without_place(self, command: str) -> str:
         """A stage's command with RUN, BASE and SFT in place of this machine's paths."""
         for name, folder in (("BASE", self.given_base), ("SFT", self.given_sft)):

@@ -68,8 +68,11 @@ def test_card_of_a_student_has_the_results_of_its_run(tmp_path: Path) -> None:
     scores = {name: {"code": Count(correct=8 if name == "sft" else 60, asked=80)} for name in names}
     results = make_results(scores, {"low": Effort(accuracy=0.5, tokens=20.25)}, None)
     write_results(results, tmp_path / "results.json")
-    card = write_card(ModelConfig.preset("nano"), results, "dsv4 train v4 --run-dir runs/v4")
+    card = write_card(
+        ModelConfig.preset("nano"), results, "dsv4 train v4 --run-dir runs/v4", ["seed 1", "dsv4 0.1.0, on a machine"]
+    )
     for text in (card, describe_post_training(tmp_path)):
         assert "- reached: specialist of code minus sft: +5" in text and "- **missed**: largest difference" in text
         assert "| sft | 10.0 % (5-19), 8 of 80 |" in text and "| low | 50.0 % | 20.2 |" in text
+    assert "Made with seed 1; dsv4 0.1.0, on a machine." in card
     assert "dsv4 train v4 --run-dir runs/v4\n" in card and card.startswith("---\nlicense: mit\n")

@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable
+from html import escape
+from io import StringIO
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("reasoning_gym")
 
+import dsv4
+from dsv4.cli import build_parser, main
 from dsv4.config import nano_path
 from dsv4.engine import LLM, SamplingParams
 from dsv4.evals.post_training_results import read_results
+from dsv4.model_folder import resolve_model
 from dsv4.post_training import policy_run
 from dsv4.post_training.recipe_run import tokenizer_files
+from dsv4.post_training.run_origin import ORIGIN, describe_code, describe_machine, read_origin, record_origin
 from dsv4.post_training.sandbox.substrates import missing
 from dsv4.post_training.stage_run import StageLog
-from dsv4.post_training.v4_recipe import DOMAINS
+from dsv4.post_training.v4_command import repeated_command, show_command
+from dsv4.post_training.v4_recipe import DOMAINS, V4Recipe
 from dsv4.training import loop
 from dsv4.training.export import export_model
+from dsv4.training.recipe import read_recipe
 from recipes import v4
 from tests.post_training.small_policy import small_policy
+from tests.readme_commands import arguments, commands
 
 pytestmark = pytest.mark.skipif(missing("namespaces") is not None, reason="programs need a sandbox")
 
@@ -70,6 +80,8 @@ def test_it_ends_with_results_and_a_killed_run_has_the_same_bits(
     assert v4.main(["--base-model", str(base), *keys(), "--run-dir", str(run), "--out", str(out)]) == 0
     assert f"stage 1 of {len(stage_names(run)) + 1}" not in capsys.readouterr().out  # the base is there already
     check_results(out)
+    with monkeypatch.context() as patch:
+        check_commands(out, tmp_path, patch, capsys)
     check_equal_tokens(run)
     (output,) = LLM(out).generate("Hi", SamplingParams(max_tokens=3, ignore_eos=True))
     assert len(output.token_ids) == 3
@@ -141,9 +153,34 @@ def check_results(out: Path) -> None:
         assert f'<td class="number">{effort.tokens:.1f}</td>' in page
     card = (out / "README.md").read_text()
     assert all(f"{count.correct} of {count.asked}" in card for count in counts)
-    assert "dsv4 train v4 --base-model BASE --run-dir runs/v4" in card
-    assert str(out.parent) not in page + card
+    command = shlex.join(["dsv4", "train", "v4", "--budget", "cpu", "--base-model", "BASE", *keys()])
+    assert f"\n{command} --run-dir runs/v4\n" in card and escape(command) in page
+    made_by = f"seed 1; {describe_code()}, on {describe_machine('cpu')}."
+    assert made_by in card and made_by in page and "core" in made_by
+    assert str(out.parent) not in page + card + (out / "v4.toml").read_text()
     assert "dsv4 train distill" in page and "dsv4 train grpo" in page and "dsv4 train sft" in page
+
+
+def check_commands(
+    out: Path, anywhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The card's commands run: in the model's folder, and to the recipe beside them; so does that recipe alone."""
+    found = [arguments(command) for command in commands((out / "README.md").read_text())]
+    assert [words[0] for words in found] == ["chat", "serve", "train", "train"]
+    found.append(["train", *shlex.split(repeated_command(read_recipe(V4Recipe, out / "v4.toml")))[2:]])
+    for words in found:
+        options = build_parser().parse_args(words)
+        monkeypatch.chdir(anywhere if words[0] == "train" else out)
+        if words[0] == "chat":
+            monkeypatch.setattr("sys.stdin", StringIO("/exit\n"))
+            assert main(words) == 0 and "model is here" in capsys.readouterr().out
+        elif words[0] == "serve":
+            assert [resolve_model(name).resolve() for name in options.model] == [out]
+        else:
+            (anywhere / "v4.toml").write_bytes((out / "v4.toml").read_bytes())
+            assert v4.main([*options.arguments, "--print-config"]) == 0
+            printed = capsys.readouterr().out
+            assert printed == (out / "v4.toml").read_text() or not options.arguments
 
 
 def check_equal_tokens(run: Path) -> None:
@@ -296,3 +333,26 @@ def test_a_stopped_stage_ends_the_run_with_its_status(
     assert stage_names(run) == ["sft"]
     monkeypatch.chdir(tmp_path)
     assert v4.main(["--resume", "--run-dir", str(run)]) == 143  # and not an error for the model, from any folder
+
+
+def test_the_command_is_shown_as_it_was_given_without_paths() -> None:
+    options = v4.parse("v4", ["/a/b.toml", "--budget", "gpu", "--corpus", "/c", "seed=2", "sft_model=/d e"])
+    shown = show_command(options.recipe, vars(options))
+    assert shown == "dsv4 train v4 --corpus corpus --budget gpu b.toml seed=2 sft_model=SFT --run-dir runs/v4"
+    assert "nano.data.corpus=" in show_command(['nano.data.corpus=""'], {})
+
+
+def test_a_part_of_a_run_on_another_machine_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = "dsv4.post_training.run_origin"
+    first = record_origin(tmp_path, "cpu", "dsv4 train v4")
+    assert record_origin(tmp_path, "cpu") == read_origin(tmp_path) == first and len(first.parts) == 1
+    monkeypatch.setattr(f"{module}.describe_machine", lambda device: f"another with {device}")
+    assert record_origin(tmp_path, "cuda").lines == [*first.lines, f"{describe_code()}, on another with cuda"]
+    monkeypatch.setattr(f"{module}.__file__", str(tmp_path / "a" / "b" / "run_origin.py"))
+    assert describe_code() == f"dsv4 {dsv4.__version__}"  # where the package is no checkout of its own
+    (tmp_path / ORIGIN).write_text("{}")
+    with pytest.raises(ValueError, match="origin.json is damaged"):
+        read_origin(tmp_path)
+    (tmp_path / ORIGIN).unlink()
+    before, after = record_origin(tmp_path, "cpu").lines  # of a run that began without a record
+    assert "not recorded" in before and "another with cpu" in after
