@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from dsv4.commands.options import add_command, count
+from dsv4.commands.options import add_command, count, effort
 
-EFFORTS, LEVELS = ("low", "high", "max"), ("standard", "easy")
+LEVELS = ("standard", "easy")
 
 
 def add(commands: Any) -> None:
@@ -46,8 +46,9 @@ def add(commands: Any) -> None:
     solutions.add_argument("--seed", type=int, default=1, metavar="N", help="default: %(default)s")
     thinking = "with or without thinking (default: as the domain's problems have it)"
     solutions.add_argument("--thinking", action=argparse.BooleanOptionalAction, help=thinking)
-    efforts = "efforts of the conversations with thinking, whose reasoning then has several lengths"
-    solutions.add_argument("--efforts", nargs="+", choices=EFFORTS, default=[], help=efforts)
+    efforts = "efforts of the conversations with thinking, whose reasoning then has several lengths: "
+    efforts += "low, high, max, budgets of 1 to 100, or 1-100"
+    solutions.add_argument("--efforts", nargs="+", type=effort, default=[], metavar="EFFORT", help=efforts)
     level = "easy: what a model of some ten million parameters can learn (default: %(default)s)"
     solutions.add_argument("--level", choices=LEVELS, default=LEVELS[0], help=level)
     for action in (tokenize, inspect, solutions):

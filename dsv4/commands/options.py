@@ -74,6 +74,16 @@ def add_sampling(parser: argparse.ArgumentParser, max_tokens: int) -> None:
     parser.add_argument("--seed", type=int, default=None, help="the same seed gives the same text")
 
 
+def effort(text: str) -> str | int:
+    """A level of reasoning, a budget, or a range of budgets."""
+    from dsv4.post_training.effort_names import read_effort
+
+    try:
+        return read_effort(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _temperature(text: str) -> float:
     """A temperature in the API's range."""
     try:

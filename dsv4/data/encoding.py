@@ -11,7 +11,7 @@ import numpy as np
 
 from dsv4.data.records import Record
 from dsv4.tokenizer.loss_mask import encode_training
-from dsv4.tokenizer.prompts import PromptEncoder
+from dsv4.tokenizer.prompts import PromptEncoder, with_budget
 from dsv4.tokenizer.special import BOS, EOS
 
 _MODEL = "training"  # name of the model in the requests that a conversation is read from
@@ -51,6 +51,11 @@ class RecordEncoder:
 
     def _conversation(self, record: dict[str, Any]) -> Encoded:
         conversation, target = read_conversation(record)
+        if isinstance(record.get("reasoning_effort"), int) and self._prompts.ladder != "scalar":
+            raise ValueError(
+                f"reasoning_effort is {record['reasoning_effort']}, a number, and the model's ladder of efforts is "
+                f"{self._prompts.ladder}; allowed: a level, or the ladder scalar"
+            )
         ids, mask = encode_training(self._prompts, conversation, target)
         said = [message.get("content") or "" for message in record["messages"]]
         return Encoded(np.array(ids, np.uint32), np.array(mask, np.uint8), sum(len(text.encode()) for text in said))
@@ -59,7 +64,8 @@ class RecordEncoder:
 def read_conversation(record: dict[str, Any]) -> tuple[recipe.Conversation, recipe.AssistantMessage]:
     """Split a Chat Completions request whose last message is the assistant's into the prompt and the answer.
 
-    Thinking mode is on if any assistant's message has reasoning_content. ValueError names what is wrong.
+    Thinking mode is on if any assistant's message has reasoning_content. `reasoning_effort` may be a number too, a
+    budget of 1 to 100. ValueError names what is wrong.
     """
     messages = [_without_nulls(message) for message in record["messages"]]
     if not messages or messages[-1].get("role") != "assistant":
@@ -71,8 +77,13 @@ def read_conversation(record: dict[str, Any]) -> tuple[recipe.Conversation, reci
         "messages": messages[:-1],
         "thinking": {"type": "enabled" if thinks else "disabled"},
     }
+    budget: object = request.get("reasoning_effort")
+    if isinstance(budget, int):
+        del request["reasoning_effort"]
     options = recipe.ConversionOptions().with_model_alias(_MODEL, recipe.ModelVersion.DeepseekV4Pro)
     conversation = recipe.ChatCompletionRequest(request).convert(options).conversation
+    if isinstance(budget, int):
+        conversation = with_budget(conversation, budget)
     calls = [
         recipe.ToolCall(call.get("id", ""), call["function"]["name"], call["function"]["arguments"])
         for call in last.get("tool_calls", ())

@@ -8,13 +8,13 @@ from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from dsv4.data.tasks import Effort
 from dsv4.engine import LLM, SamplingParams
 from dsv4.evals.intervals import wilson
 from dsv4.notices import warn_once
 from dsv4.post_training.asking import Episodes, ask
 from dsv4.post_training.domains.domain import Level
 from dsv4.post_training.domains.registry import open_domain
+from dsv4.post_training.effort_names import asked_efforts
 from dsv4.post_training.efforts import EffortMode, with_effort
 from dsv4.post_training.episodes.environment import EpisodeLimits
 from dsv4.post_training.episodes.trajectory import TrajectoryFiles
@@ -55,7 +55,7 @@ def evaluate_domain(
     count: int = COUNT,
     seed: int = 1,
     thinking: bool | None = None,
-    efforts: Sequence[Effort] = (),
+    efforts: Sequence[str | int] = (),
     max_tokens: int = MAX_TOKENS,
     level: Level = "standard",
     limits: EpisodeLimits | None = None,
@@ -69,7 +69,7 @@ def evaluate_domain(
     llm = model if isinstance(model, LLM) else LLM(model, max_num_seqs=32)
     problems = held_out_problems(domain, count, seed, thinking, level)
     if efforts:
-        modes = cycle(map(EffortMode, efforts))
+        modes = cycle(map(EffortMode, asked_efforts(efforts)))
         problems = [with_effort(problem, next(modes)) for problem in problems]
     correct = tokens = 0
     for rollouts, asked in _answers(llm, problems, max_tokens, limits or EpisodeLimits()):

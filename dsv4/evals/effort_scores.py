@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dsv4.data.tasks import Effort
 from dsv4.engine import LLM
 from dsv4.evals.domain_scores import COUNT, MAX_TOKENS, DomainScore, evaluate_domain
 from dsv4.post_training.domains.domain import Level
-from dsv4.post_training.efforts import EFFORTS
+from dsv4.post_training.effort_names import EFFORTS, Asked, asked_efforts
 
 
 def evaluate_efforts(
@@ -20,13 +19,16 @@ def evaluate_efforts(
     seed: int = 1,
     max_tokens: int = MAX_TOKENS,
     level: Level = "standard",
-    efforts: Sequence[Effort] = EFFORTS,
-) -> dict[Effort, DomainScore]:
+    efforts: Sequence[str | int] = EFFORTS,
+) -> dict[Asked, DomainScore]:
     """Score of each effort on the same `count` problems, all with thinking. Arguments are `evaluate_domain`'s."""
     llm = model if isinstance(model, LLM) else LLM(model, max_num_seqs=32)
-    return {effort: evaluate_domain(llm, domain, count, seed, True, (effort,), max_tokens, level) for effort in efforts}
+    return {
+        effort: evaluate_domain(llm, domain, count, seed, True, (effort,), max_tokens, level)
+        for effort in asked_efforts(efforts)
+    }
 
 
-def to_results(scores: Mapping[Effort, DomainScore]) -> dict[str, dict[str, Any]]:
-    """`efforts` of results.json: accuracy and mean tokens by level."""
-    return {effort: {"accuracy": score.rate, "tokens": score.mean_tokens} for effort, score in scores.items()}
+def to_results(scores: Mapping[Asked, DomainScore]) -> dict[str, dict[str, Any]]:
+    """`efforts` of results.json: accuracy and mean tokens by level or budget."""
+    return {str(effort): {"accuracy": score.rate, "tokens": score.mean_tokens} for effort, score in scores.items()}

@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dsv4.data.tasks import Effort
+from dsv4.post_training.effort_names import Asked, asked_efforts
 from dsv4.post_training.efforts import EffortMode
-from dsv4.post_training.length_penalty import MAX_BUDGET, MIN_BUDGET, BudgetPenalty, OverlengthPenalty
+from dsv4.post_training.length_penalty import BudgetPenalty, OverlengthPenalty
+from dsv4.tokenizer.effort_number import MAX_BUDGET, MIN_BUDGET
 from dsv4.training.recipe import Section
 
 Window = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -20,7 +21,7 @@ PenaltyForm = Literal["mode", "budget", "none"]
 
 class ModeSection(Section):
     """One mode: its window as a share of sampling.max_tokens; its penalty, `length` at the window, and 0 up to `free`,
-    a share of the window; its scalar budget, for that form."""
+    a share of the window; the budget that it stands for in V4.1's form."""
 
     window: Window
     free: Free
@@ -47,7 +48,10 @@ class MaxSection(ModeSection):
 
 
 class EffortsSection(Section):
-    """The modes of problems.efforts, and the form of their penalties: a mode's, or V4.1's by scalar budgets."""
+    """The formulation of problems.efforts: modes with windows and penalties of their own, or V4.1's budgets.
+
+    `budget`: the prompt has the budget's number, by which answers are penalized; all have the same window.
+    """
 
     penalty: PenaltyForm = "mode"
     low: LowSection = LowSection()
@@ -58,16 +62,19 @@ class EffortsSection(Section):
     tau: Annotated[float, Field(gt=0.0)] = 50.0
     cap: Annotated[float, Field(gt=0.0)] = 0.5
 
-    def modes(self, efforts: Sequence[Effort], max_tokens: int) -> tuple[EffortMode, ...]:
+    def modes(self, efforts: Sequence[str | int], max_tokens: int) -> tuple[EffortMode, ...]:
         """The modes of the efforts, where an answer has at most `max_tokens` tokens."""
-        return tuple(self._mode(effort, max_tokens) for effort in efforts)
+        return tuple(self._mode(effort, max_tokens) for effort in asked_efforts(efforts))
 
-    def _mode(self, effort: Effort, max_tokens: int) -> EffortMode:
+    def _mode(self, effort: Asked, max_tokens: int) -> EffortMode:
+        if self.penalty == "budget":
+            budget: int = effort if isinstance(effort, int) else getattr(self, effort).budget
+            scalar = BudgetPenalty(self.norm * max_tokens, self.k0, self.tau, self.cap)
+            return EffortMode(budget, penalty=lambda tokens: scalar.reward(tokens, budget))
+        if isinstance(effort, int):
+            return EffortMode(effort)
         one: ModeSection = getattr(self, effort)
         window = max(1, round(one.window * max_tokens))
         if self.penalty == "none":
             return EffortMode(effort, window)
-        if self.penalty == "mode":
-            return EffortMode(effort, window, OverlengthPenalty(window, int(one.free * window), one.length).reward)
-        scalar = BudgetPenalty(self.norm * max_tokens, self.k0, self.tau, self.cap)
-        return EffortMode(effort, window, lambda tokens: scalar.reward(tokens, one.budget))
+        return EffortMode(effort, window, OverlengthPenalty(window, int(one.free * window), one.length).reward)

@@ -1,4 +1,4 @@
-"""Effort modes: problems asked with a reasoning effort, each effort with a window and a length penalty of its own."""
+"""Problems asked with a reasoning effort: a mode with a window and a length penalty of its own, or a scalar budget."""
 
 from __future__ import annotations
 
@@ -10,22 +10,32 @@ from random import Random
 from deepseek_recipe import Conversation
 
 from dsv4.data.stable_hash import stable_hash
-from dsv4.data.tasks import Effort
+from dsv4.post_training.effort_names import EFFORTS, Asked
 from dsv4.post_training.episodes.environment import Environment, EpisodeProblem
 from dsv4.post_training.problems import Explained, ExplainedProblem, ParallelProblem, Problem, ProblemSource
-from dsv4.tokenizer.prompts import LADDER_KEY, LADDERS, effort_ladder, with_messages
+from dsv4.tokenizer.effort_number import MAX_BUDGET, NUMBERS
+from dsv4.tokenizer.prompts import LADDER_KEY, LADDERS, effort_ladder, with_budget, with_messages
 
-EFFORTS: tuple[Effort, ...] = ("low", "high", "max")
+BAND = 25  # budgets that a log sums up
+BANDS = (*EFFORTS, *(f"{first}-{first + BAND - 1}" for first in range(1, MAX_BUDGET, BAND)))
 Penalty = Callable[[int], float]  # sampled tokens, thinking included -> reward, 0 or less
 
 
 @dataclass(frozen=True)
 class EffortMode:
-    """An effort, the most tokens of its answers (of a whole episode), and its length penalty; None: without."""
+    """A level or a budget, the most tokens of its answers (of a whole episode), its length penalty; None: without."""
 
-    effort: Effort
+    effort: Asked
     window: int | None = None
     penalty: Penalty | None = None
+
+    @property
+    def band(self) -> str:
+        """The level, or the range of budgets, under which logs have it: one of BANDS."""
+        if not isinstance(self.effort, int):
+            return self.effort
+        first = (self.effort - 1) // BAND * BAND + 1
+        return f"{first}-{first + BAND - 1}"
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,8 @@ class EffortProblem:
 
     def prompt(self) -> Conversation:
         asked = self.inner.prompt()
+        if isinstance(self.mode.effort, int):
+            return with_budget(asked, self.mode.effort)
         return with_messages(asked, asked.messages, reasoning_effort=self.mode.effort)
 
     def reward(self, answer: str) -> float:
@@ -116,13 +128,17 @@ def penalty_of(problem: Problem, tokens: int) -> float:
     return 0.0 if penalty is None else penalty(tokens)
 
 
-def check_ladder(folder: Path, efforts: Sequence[Effort]) -> None:
-    """ValueError if two of the efforts have the same prompt under a model folder's ladder."""
+def check_ladder(folder: Path, efforts: Sequence[Asked]) -> None:
+    """ValueError if efforts have the same prompt under a model folder's ladder, or budgets have none there."""
     ladder = effort_ladder(folder)
-    rendered = {effort: LADDERS[ladder][effort] for effort in efforts}
+    scalar = f'"{LADDER_KEY}": "scalar" in its generation_config.json'
+    if ladder != "scalar" and any(isinstance(effort, int) for effort in efforts):
+        raise ValueError(f"efforts are budgets, and the ladder of {folder} is {ladder}; allowed: {scalar}")
+    levels = NUMBERS if ladder == "scalar" else LADDERS[ladder]
+    rendered = {effort: effort if isinstance(effort, int) else levels[effort] for effort in efforts}
     alike = [effort for effort in efforts if list(rendered.values()).count(rendered[effort]) > 1]
     if alike:
         raise ValueError(
-            f"efforts {' and '.join(alike)} have the same prompt under the ladder {ladder} of {folder}; "
+            f"efforts {' and '.join(map(str, alike))} have the same prompt under the ladder {ladder} of {folder}; "
             f'"{LADDER_KEY}": "0731" in its generation_config.json tells them apart'
         )

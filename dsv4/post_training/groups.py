@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dsv4.post_training.efforts import EFFORTS, EffortProblem
+from dsv4.post_training.efforts import BANDS, EffortProblem
 from dsv4.post_training.learner import Update
 from dsv4.post_training.problems import Problem
 from dsv4.post_training.rewards import Reward
@@ -52,10 +52,10 @@ def sampling_figures(groups: Sequence[Group]) -> dict[str, Any]:
 
 
 def _by_effort(groups: Sequence[Group]) -> dict[str, float]:
-    """Accuracy and tokens of each effort that was asked."""
+    """Accuracy and tokens of each level, or range of budgets, that was asked."""
     found: dict[str, float] = {}
-    for effort in EFFORTS:
-        chosen = [one for one in groups if isinstance(one.problem, EffortProblem) and one.problem.mode.effort == effort]
+    for effort in BANDS:
+        chosen = [one for one in groups if isinstance(one.problem, EffortProblem) and one.problem.mode.band == effort]
         correct = [reward.correct for group in chosen for reward in group.rewards]
         tokens = [rollout.num_tokens for group in chosen for rollout in group.rollouts]
         if tokens:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-MIN_BUDGET, MAX_BUDGET = 1, 100
+from dsv4.tokenizer.effort_number import MIN_BUDGET, check_budget
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,4 @@ class BudgetPenalty:
 
     def reward(self, tokens: int, budget: int) -> float:
         """Reward, 0 or less, of an answer of `tokens` tokens under a budget of 1 to 100."""
-        if not MIN_BUDGET <= budget <= MAX_BUDGET:
-            raise ValueError(f"budget is {budget}; allowed: {MIN_BUDGET} to {MAX_BUDGET}")
-        return -min(self.cap, self.k0 * math.exp(-(budget - MIN_BUDGET) / self.tau) * tokens / self.norm)
+        return -min(self.cap, self.k0 * math.exp(-(check_budget(budget) - MIN_BUDGET) / self.tau) * tokens / self.norm)

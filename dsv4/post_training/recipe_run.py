@@ -47,7 +47,7 @@ def run_recipe(name: str, schema: type[R], options: argparse.Namespace, start: S
         folder = options.model = _begun(run_dir, options) if options.resume else resolve_model(options.model)
         if not options.resume and (run_dir / RECIPE).exists():
             raise ValueError(f"{run_dir} already holds a run; pass --resume to go on with it, or another --run-dir")
-        check_ladder(folder, recipe.problems.efforts)
+        check_ladder(folder, [mode.effort for mode in recipe.modes()])
         policy = make_policy(recipe, folder)
         with nullcontext() if options.resume else kept_if_whole(run_dir):
             run = start(recipe, policy, options, console)

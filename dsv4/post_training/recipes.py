@@ -10,13 +10,13 @@ from pydantic import Field, model_validator
 from rich.console import Console
 
 from dsv4.config import ModelConfig
-from dsv4.data.tasks import Effort
 from dsv4.engine import SamplingParams
 from dsv4.model.transformer import Transformer
 from dsv4.post_training.distillation import DistillationSettings, Estimate
 from dsv4.post_training.domains.domain import Level
 from dsv4.post_training.domains.registry import DomainProblems, MixedProblems
 from dsv4.post_training.effort_keys import EffortsSection
+from dsv4.post_training.effort_names import EffortName, asked_efforts, has_budgets
 from dsv4.post_training.efforts import EffortMode, EffortProblems, SomeEfforts
 from dsv4.post_training.episodes.environment import EpisodeLimits
 from dsv4.post_training.grpo import AdvantageScale, GRPOSettings
@@ -45,8 +45,8 @@ MAX_STALLED = 5  # workers that may end on a rollout without a further token of 
 class ProblemsSection(Section):
     """Tasks and domains that are asked; each as often as the others, or by weights of the same length.
 
-    `efforts`: each problem is asked with one of them, and with thinking; with `effort_domains`, problems of these tasks
-    and domains alone.
+    `efforts`: each problem is asked with one of them, and with thinking: levels, budgets of 1 to 100, or "1-100" for
+    all of these. With `effort_domains`, problems of these tasks and domains alone.
     """
 
     tasks: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ class ProblemsSection(Section):
     domain_weights: tuple[float, ...] = ()
     level: Level = "standard"  # of the domains' problems
     thinking: bool | None = None  # left out: as each task's or domain's problems have it
-    efforts: tuple[Effort, ...] = ()
+    efforts: tuple[EffortName, ...] = ()
     effort_domains: tuple[str, ...] = ()  # left out: all
     seed: int = 1
 
@@ -73,7 +73,8 @@ class ProblemsSection(Section):
         if self.effort_domains and not self.efforts:
             raise ValueError(f"effort_domains is {', '.join(self.effort_domains)} without efforts; allowed: none")
         if self.efforts and self.thinking is False:
-            raise ValueError(f"efforts {', '.join(self.efforts)} without thinking; allowed: thinking=true, or left out")
+            names = ", ".join(map(str, self.efforts))
+            raise ValueError(f"efforts {names} without thinking; allowed: thinking=true, or left out")
         return self
 
     def source(self, modes: tuple[EffortMode, ...] = ()) -> ProblemSource:
@@ -166,7 +167,7 @@ class PolicyRecipe(Section):
 
     def modes(self) -> tuple[EffortMode, ...]:
         """Modes of the efforts that are asked."""
-        return tuple(map(EffortMode, self.problems.efforts))
+        return tuple(map(EffortMode, asked_efforts(self.problems.efforts)))
 
     def source(self) -> ProblemSource:
         """The problems, asked with the efforts. ValueError as of `ProblemsSection.source`."""
@@ -263,6 +264,8 @@ class GRPORecipe(PolicyRecipe):
                 f"reward.length is {self.reward.length} with efforts, which have penalties of their own; "
                 "allowed: one of the two"
             )
+        if self.efforts.penalty == "mode" and has_budgets(self.problems.efforts):
+            raise ValueError("efforts.penalty is mode, and problems.efforts has budgets; allowed: budget, none")
         return self
 
     def modes(self) -> tuple[EffortMode, ...]:

@@ -10,8 +10,9 @@ from pydantic import Field, model_validator
 
 from dsv4.analysis.precision import Precision
 from dsv4.data.stable_hash import stable_hash
-from dsv4.data.tasks import TASKS, Effort
+from dsv4.data.tasks import TASKS
 from dsv4.post_training.domains.domain import Level
+from dsv4.post_training.effort_names import EFFORTS, EffortName, has_budgets
 from dsv4.post_training.recipes import Count, DistillRecipe, GRPORecipe, PolicyRecipe, Positive, Share
 from dsv4.tokenizer.prompts import Ladder
 from dsv4.training.nano_recipe import PARTS, NanoRecipe
@@ -19,6 +20,7 @@ from dsv4.training.recipe import Section, read_recipe
 
 DOMAINS = ("mathematics", "code", "tools", "instructions")
 
+CURVE = (1, 25, 50, 75, 100)  # budgets at which a student of budgets is evaluated
 P = TypeVar("P", bound=PolicyRecipe)
 S = TypeVar("S", bound=Section)
 PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -99,7 +101,7 @@ class SpecialistSection(Section):
     """
 
     conversations: Count = 4000
-    efforts: tuple[Effort, ...] = ()
+    efforts: tuple[EffortName, ...] = ()
     weight: Positive = 1.0
 
     @property
@@ -151,7 +153,7 @@ class EvaluationSection(Section):
     max_tokens: Count = 512  # of an answer, or of a turn of an episode
     seed: int = 1
     effort_domain: str = "mathematics"
-    efforts: tuple[Effort, ...] = ("low", "high", "max")
+    efforts: tuple[EffortName, ...] = EFFORTS
 
     @model_validator(mode="after")
     def _check(self) -> EvaluationSection:
@@ -181,6 +183,18 @@ class V4Recipe(Section):
     student: DistillRecipe = DistillRecipe()
     evaluation: EvaluationSection = EvaluationSection()
 
+    @model_validator(mode="after")
+    def _check(self) -> V4Recipe:
+        asked = {f"specialists.{name}": one.efforts for name, one in self.specialists.items()}
+        for name, efforts in (asked | {"evaluation": self.evaluation.efforts}).items():
+            if has_budgets(efforts) and self.ladder != "scalar":
+                raise ValueError(f"{name}.efforts has budgets, and ladder is {self.ladder}; allowed: scalar")
+        for name, one in self.specialists.items():
+            given = one.grpo.efforts
+            if has_budgets(one.efforts) and given.penalty == "mode" and "penalty" in given.model_fields_set:
+                raise ValueError(f"specialists.{name}.grpo.efforts.penalty is mode with budgets; allowed: budget, none")
+        return self
+
     @property
     def data_seed(self) -> int:
         """Seed of the conversations, another than the problems': GRPO is to ask what fine-tuning has not answered."""
@@ -198,11 +212,16 @@ class V4Recipe(Section):
                 sft = sft.model_copy(update={"seconds": budget.of("specialist_sft") / len(tuning)})
             efforts = {"efforts": section.efforts}
             grpo = self._policy(section.grpo, seconds, (name,), efforts)
+            if has_budgets(section.efforts):
+                grpo = grpo.model_copy(update={"efforts": _filled(grpo.efforts, {"penalty": "budget"})})
             specialists[name] = section.model_copy(update={"sft": sft, "grpo": grpo})
         thinkers = {name: section.efforts for name, section in self.specialists.items() if section.efforts}
         efforts = {"efforts": tuple({effort: None for found in thinkers.values() for effort in found})}
         asked = efforts | {"effort_domains": tuple(thinkers)} | self.general.problems()
         student = self._policy(self.student, budget.of("student"), DOMAINS, asked)
+        evaluation = self.evaluation
+        if any(map(has_budgets, thinkers.values())):
+            evaluation = _filled(evaluation, {"efforts": CURVE})
         general = self._policy(self.general.grpo, seconds, (), {"tasks": self.general.tasks})
         return self.model_copy(
             update={
@@ -211,6 +230,7 @@ class V4Recipe(Section):
                 "specialists": self.specialists.model_copy(update=specialists),
                 "general": self.general.model_copy(update={"grpo": general}),
                 "student": student,
+                "evaluation": evaluation,
             }
         )
 

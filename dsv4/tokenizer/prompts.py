@@ -8,6 +8,9 @@ A ladder maps a reasoning effort to the instruction before the conversation. dee
     xhigh       "Absolute maximum"        "Absolute maximum"
     max         "Absolute maximum"        "Beyond maximum"
 
+The ladder `scalar`, of models that are trained so, has V4.1's numbers in their place (effort_number.py): those of the
+levels, or the one with which the system text begins.
+
 The folder's generation_config.json holds the ladder as "reasoning_effort_ladder". Without the key it is preview:
 nothing in a config tells July's models from June's, which expect April's prompts, and the later ladder would
 put the strongest instruction that June's models know before every ordinary request.
@@ -25,10 +28,11 @@ from deepseek_recipe import (
     SystemMessage,
 )
 
+from dsv4.tokenizer.effort_number import NUMBERS, check_budget, numbered
 from dsv4.tokenizer.long_integers import LongIntegers, Rendered
 from dsv4.tokenizer.tokenizer import Tokenizer
 
-Ladder = Literal["preview", "0731"]
+Ladder = Literal["preview", "0731", "scalar"]
 ReasoningEffort = Literal["low", "high", "xhigh", "max"]
 LADDER_KEY = "reasoning_effort_ladder"
 DEFAULT_LADDER: Ladder = "preview"
@@ -36,6 +40,7 @@ DEFAULT_LADDER: Ladder = "preview"
 LADDERS: dict[str, dict[str | None, ReasoningEffort]] = {
     "preview": {None: "low", "low": "low", "high": "low", "xhigh": "high", "max": "high"},
     "0731": {None: "low", "low": "low", "high": "high", "xhigh": "high", "max": "max"},
+    "scalar": dict.fromkeys((None, "low", "high", "xhigh", "max"), "low"),  # no instruction: a number
 }
 
 
@@ -102,6 +107,11 @@ def with_messages(conversation: Conversation, messages: list[Message], **changed
     return Conversation(messages, **kept | changed)
 
 
+def with_budget(conversation: Conversation, budget: int) -> Conversation:
+    """The conversation with V4.1's line of a budget of 1 to 100. ValueError for one out of range."""
+    return with_messages(conversation, numbered(conversation.messages, check_budget(budget)))
+
+
 class PromptEncoder:
     """Renders and encodes conversations for one model folder.
 
@@ -133,9 +143,12 @@ class PromptEncoder:
 
     def _adapted(self, conversation: Conversation, integers: LongIntegers) -> Conversation:
         thinking, without_tools = conversation.thinking_mode, conversation.tool_choice == "none"
+        messages = conversation.messages
+        if thinking and self.ladder == "scalar":
+            messages = numbered(messages, NUMBERS[conversation.reasoning_effort])
         return with_messages(
             conversation,
-            [integers.hide(_adapted_message(known, thinking, without_tools)) for known in conversation.messages],
+            [integers.hide(_adapted_message(known, thinking, without_tools)) for known in messages],
             tools=[] if without_tools else conversation.tools,
             reasoning_effort=LADDERS[self.ladder][conversation.reasoning_effort],
         )

@@ -22,6 +22,7 @@ from dsv4.post_training.episodes.environment import EpisodeProblem
 from dsv4.post_training.episodes.sampling import continuation
 from dsv4.post_training.problems import Explained
 from dsv4.post_training.rollouts import Rollout
+from dsv4.post_training.v4_recipe import CURVE
 from dsv4.tokenizer.loss_mask import encode_training
 from tests.post_training.small_policy import small_policy
 
@@ -168,6 +169,22 @@ def test_efforts_are_scored_on_the_same_problems(llm: LLM, monkeypatch: pytest.M
     }
 
 
+def test_the_curve_of_budgets_is_of_the_same_problems(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def answers(llm, problems, max_tokens, limits):
+        asked.append(tuple(problem.key for problem in problems))
+        assert len({problem.mode.effort for problem in problems}) == 1
+        assert all(f"Effort: {one.mode.effort} (" in one.prompt().messages[0].content for one in problems)
+        tokens = (2,) * problems[0].mode.effort
+        yield [Rollout(n, (1,), tokens, (0.0,), "</think>no", True) for n in range(len(problems))], problems
+
+    monkeypatch.setattr(domain_scores, "_answers", answers)
+    found = to_results(evaluate_efforts(llm, "mathematics", 4, efforts=CURVE))
+    assert {name: one["tokens"] for name, one in found.items()} == {"1": 1, "25": 25, "50": 50, "75": 75, "100": 100}
+    assert len(asked) == 5 and len({*asked}) == 1
+
+
 def test_the_commands_write_and_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "solved.jsonl"
     assert cli.main(["data", "solutions", "tools", "--count", "2", "--level", "easy", "--out", str(out)]) == 0
@@ -180,3 +197,8 @@ def test_the_commands_write_and_score(tmp_path: Path, capsys: pytest.CaptureFixt
     assert [(one["effort"], one["asked"]) for one in found] == [("low", 2), ("max", 2)]
     assert cli.main(["eval", "domains", "--domains", "mathematics", "--efforts", "low", "high"]) == 2
     assert "efforts low and high have the same prompt under the ladder preview" in capsys.readouterr().err
+    assert cli.main(["eval", "domains", "--domains", "mathematics", "--efforts", "25", "75"]) == 2
+    assert "efforts are budgets, and the ladder of" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["data", "solutions", "mathematics", "--efforts", "101", "--out", str(out)])
+    assert "effort is '101'; allowed: low, high, max, a budget of 1 to 100" in capsys.readouterr().err

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from dsv4.config import nano_path
-from dsv4.data.tasks import Effort
+from dsv4.post_training.effort_names import EFFORTS, Asked, asked_efforts
 from dsv4.post_training.efforts import (
-    EFFORTS,
     EffortMode,
+    EffortProblem,
     EffortProblems,
     check_ladder,
     penalty_of,
@@ -38,9 +38,10 @@ from .small_policy import TextProblem, TextProblems, has_f, small_policy
 
 TASKS = 'problems.tasks=["gcd"]'
 ALL = 'problems.efforts=["low", "high", "max"]'
+BUDGETS = ('problems.efforts=["1-100"]', "efforts.penalty=budget")
 
 
-def modes_of(*keys: str) -> dict[Effort, EffortMode]:
+def modes_of(*keys: str) -> dict[Asked, EffortMode]:
     return {mode.effort: mode for mode in read_recipe(GRPORecipe, None, [TASKS, ALL, *keys]).modes()}
 
 
@@ -61,18 +62,66 @@ def test_modes_have_windows_and_penalties_of_their_own() -> None:
             assert mode.penalty(tokens) == pytest.approx(restated(tokens, *wanted[effort])), (effort, tokens)
 
 
+def restated_scalar(tokens: int, budget: int, norm: float) -> float:
+    """V4.1's penalty, its factor falling by 1/50 of itself per budget: e^(1/50) as a power."""
+    return -min(0.5, 0.5 * (math.e ** (1 / 50)) ** (1 - budget) * tokens / norm)
+
+
 def test_scalar_budgets_are_the_other_form() -> None:
-    keys = ("sampling.max_tokens=200", 'efforts.penalty="budget"', "efforts.norm=0.5", "efforts.high.budget=60")
-    found = modes_of(*keys)
-    budgets: dict[Effort, int] = {"low": 50, "high": 60, "max": 100}
-    for effort, budget in budgets.items():
-        penalty = found[effort].penalty
-        assert penalty is not None
+    keys = ("sampling.max_tokens=200", "efforts.norm=0.5")
+    levels = modes_of(*keys, "efforts.penalty=budget", "efforts.high.budget=60")  # which stand for their budgets
+    drawn = modes_of(*keys, *BUDGETS)
+    assert list(levels) == [50, 60, 100] and list(drawn) == list(range(1, 101))
+    for budget, mode in (levels | drawn).items():
+        assert mode.effort == budget and isinstance(budget, int) and mode.window is None and mode.penalty is not None
         for tokens in (1, 70, 200):
-            wanted = -min(0.5, 0.5 * math.exp(-(budget - 1) / 50) * tokens / 100)
-            assert penalty(tokens) == pytest.approx(wanted)
+            assert mode.penalty(tokens) == pytest.approx(restated_scalar(tokens, budget, 100.0)), (budget, tokens)
     none = modes_of('efforts.penalty="none"')
     assert all(mode.penalty is None for mode in none.values()) and none["low"].window == 128
+    some = modes_of('problems.efforts=[5, "20-21"]', "efforts.penalty=none")
+    assert list(some.values()) == [EffortMode(5), EffortMode(20), EffortMode(21)]
+
+
+def test_budgets_are_drawn_evenly_and_each_prompt_has_its_number(tmp_path: Path) -> None:
+    recipe = read_recipe(GRPORecipe, None, [TASKS, *BUDGETS])
+    source, prompts = recipe.source(), PromptEncoder.from_pretrained(nano_path())
+    prompts = PromptEncoder(prompts.tokenizer, "scalar")
+    problems = [source.problem(number) for number in range(1000)]
+    drawn = [problem.mode.effort for problem in problems if isinstance(problem, EffortProblem)]
+    assert {*drawn} == {*range(1, 101)} and max(drawn.count(budget) for budget in {*drawn}) < 30
+    for problem, budget in zip(problems[:20], drawn, strict=False):
+        assert f"Reasoning Effort: {budget} (range 1-100," in prompts.render(problem.prompt()).prompt
+    student = read_recipe(DistillRecipe, None, [TASKS, BUDGETS[0]]).source()
+    assert [student.problem(n).prompt().messages[0].content for n in range(9)] == [
+        problem.prompt().messages[0].content for problem in problems[:9]
+    ]
+    assert [EffortMode(budget).band for budget in (1, 25, 26, 100)] == ["1-25", "1-25", "26-50", "76-100"]
+
+
+@pytest.mark.parametrize("effort", [0, 101, "0-5", "50-20", "1-101", "medium", -3])
+def test_other_efforts_are_refused_in_words(effort: str | int) -> None:
+    message = f"problems.efforts.0 is {effort!r}: effort is {effort!r}; allowed: low, high, max, a budget of 1 to 100"
+    with pytest.raises(ValueError, match=message):
+        read_recipe(GRPORecipe, None, [TASKS, f"problems.efforts=[{json.dumps(effort)}]"])
+    with pytest.raises(ValueError, match="efforts.penalty is mode, and problems.efforts has budgets"):
+        read_recipe(GRPORecipe, None, [TASKS, BUDGETS[0]])
+
+
+def test_a_small_budget_prefers_the_shorter_of_two_right_answers_more_than_a_large_one() -> None:
+    """Advantages are within the answers to one problem under one budget; restated from its numbers."""
+    modes = modes_of("sampling.max_tokens=64", *BUDGETS)
+    gains: dict[int, float] = {}
+    for budget in (1, 25, 75, 100):
+        problem = with_effort(TextProblem(1, has_f), modes[budget])
+        rollouts = [Rollout(0, (1,), (2,) * n, (0.0,) * n, "if", True) for n in (8, 32)]
+        rewards = judge(rollouts, [problem])
+        found = advantages([one.value for one in rewards], [0, 0], "none")
+        half = (restated_scalar(8, budget, 64.0) - restated_scalar(32, budget, 64.0)) / 2
+        assert list(found) == pytest.approx([half, -half])
+        gains[budget] = half
+        wrong = judge([Rollout(0, (1,), (2,), (0.0,), "a", True)], [problem])[0]
+        assert min(one.value for one in rewards) > wrong.value
+    assert gains[1] > gains[25] > gains[75] > gains[100] > 0.0
 
 
 def test_recipes_ask_with_efforts_and_refuse_what_contradicts_them() -> None:
@@ -109,7 +158,7 @@ def test_rewards_have_the_penalty_of_the_problem_s_effort() -> None:
 
 def test_low_prefers_the_shorter_of_two_right_answers_and_max_leaves_both_alone() -> None:
     found = modes_of("sampling.max_tokens=64")
-    cases: list[tuple[Effort, tuple[int, int]]] = [("low", (4, 12)), ("max", (4, 31)), ("max", (4, 48))]
+    cases: list[tuple[Asked, tuple[int, int]]] = [("low", (4, 12)), ("max", (4, 31)), ("max", (4, 48))]
     for effort, lengths in cases:
         problem = with_effort(TextProblem(1, has_f), found[effort])
         rollouts = [Rollout(0, (1,), (2,) * n, (0.0,) * n, "if", True) for n in lengths]
@@ -141,6 +190,29 @@ def test_a_run_samples_within_each_window_and_says_what_each_effort_does(tmp_pat
     assert "accuracy_low" in line and "answer_tokens_high" not in line
 
 
+def test_a_run_of_budgets_has_one_window_and_one_budget_in_a_group(tmp_path: Path) -> None:
+    policy, optimizer = small_policy()
+    modes = tuple(modes_of("sampling.max_tokens=6", "problems.efforts=[1, 100]", "efforts.penalty=budget").values())
+    run = GRPORun(
+        policy, optimizer, EffortProblems(TextProblems(has_f), modes),
+        LoopSettings(steps=1, schedule=Schedule(0.01, 0, 0.0), prompts=8, max_tokens=6),
+        GRPORunSettings(
+            LearnerSettings(GRPOSettings(kl=0.0)), RewardSettings(judge_cut_off=True), group_size=2, resample=1
+        ),
+        tmp_path, quiet=True,
+    )  # fmt: skip
+    run.run()
+    line = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert line["answer_tokens_1-25"] == line["answer_tokens_76-100"] == 6.0
+    assert "accuracy_1-25" in line and "answer_tokens_26-50" not in line
+    rewards = {"1-25": restated_scalar(6, 1, 6.0), "76-100": restated_scalar(6, 100, 6.0)}
+    asked = map(run.problems.problem, range(8))
+    counts = [problem.mode.band for problem in asked if isinstance(problem, EffortProblem)]
+    penalty = sum(rewards[band] for band in counts) / len(counts)
+    right = sum(line[f"accuracy_{band}"] * counts.count(band) for band in rewards) / len(counts)
+    assert line["reward"] == pytest.approx(right + penalty)
+
+
 def test_efforts_that_read_alike_are_refused(tmp_path: Path) -> None:
     for path in nano_path().glob("*.json"):
         shutil.copy(path, tmp_path)
@@ -152,3 +224,9 @@ def test_efforts_that_read_alike_are_refused(tmp_path: Path) -> None:
     prompts = PromptEncoder.from_pretrained(tmp_path)
     problem = TaskProblems({"gcd": 1.0}, thinking=True).problem(1)
     assert len({prompts.render(with_effort(problem, EffortMode(one)).prompt()).prompt for one in EFFORTS}) == 3
+    with pytest.raises(ValueError, match=r"efforts are budgets, and the ladder of .* is 0731; allowed: .*scalar"):
+        check_ladder(tmp_path, (50, 60))
+    write_effort_ladder(tmp_path, "scalar")
+    check_ladder(tmp_path, (*EFFORTS, *asked_efforts(["1-49"])))
+    with pytest.raises(ValueError, match=r"efforts high and 75 have the same prompt"):
+        check_ladder(tmp_path, (*EFFORTS, 75))

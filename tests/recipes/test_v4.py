@@ -23,11 +23,12 @@ from dsv4.evals.post_training_results import read_results
 from dsv4.model_folder import resolve_model
 from dsv4.post_training import policy_run
 from dsv4.post_training.recipe_run import tokenizer_files
+from dsv4.post_training.recipes import GRPORecipe
 from dsv4.post_training.run_origin import ORIGIN, describe_code, describe_machine, read_origin, record_origin
 from dsv4.post_training.sandbox.substrates import missing
 from dsv4.post_training.stage_run import StageLog
 from dsv4.post_training.v4_command import repeated_command, show_command
-from dsv4.post_training.v4_recipe import DOMAINS, V4Recipe
+from dsv4.post_training.v4_recipe import CURVE, DOMAINS, V4Recipe
 from dsv4.training import loop
 from dsv4.training.export import export_model
 from dsv4.training.recipe import read_recipe
@@ -203,6 +204,19 @@ def check_equal_tokens(run: Path) -> None:
         (["budget.sft=0"], "budget.sft is 0; allowed: more, or sft_model"),
         (["budget.student=0"], "budget.student is 0: Input should be greater than 0"),
         (["nano.second=1"], "second is unknown; the nearest key is seconds"),
+        (
+            ['specialists.code.efforts=["1-100"]'],
+            "specialists.code.efforts has budgets, and ladder is 0731; allowed: sc",
+        ),
+        (["evaluation.efforts=[25]"], "evaluation.efforts has budgets, and ladder is 0731; allowed: scalar"),
+        (
+            ["ladder=scalar", "specialists.code.efforts=[5]", "specialists.code.grpo.efforts.penalty=mode"],
+            "specialists.code.grpo.efforts.penalty is mode with budgets; allowed: budget, none",
+        ),
+        (
+            ["specialists.code.efforts=[101]"],
+            "specialists.code.efforts.0 is 101: effort is 101; allowed: low, high, max",
+        ),
         (["evaluation.effort_domain=chess"], "effort_domain is chess; allowed: mathematics"),
         (["--base-model", "none"], "'none' is no folder here"),
         (["--base-model", "runs/none/model"], "base_model is runs/none/model, which is no model folder"),
@@ -285,6 +299,19 @@ def test_the_student_keeps_and_gains_by_a_teacher_of_the_general_tasks(
         seconds = recipe.specialists.code.grpo.run.seconds or 0.0
         assert seconds * teachers == pytest.approx(recipe.budget.of("specialist_grpo"))
         assert not problems.tasks or recipe.general.grpo.run.seconds == seconds
+
+
+def test_budgets_go_from_a_specialist_to_its_grpo_the_student_and_the_curve() -> None:
+    words = ["ladder=scalar", 'specialists.mathematics.efforts=["1-100"]']
+    recipe = v4.read_v4_recipe(v4.RECIPE, v4.nano.RECIPE, words)
+    grpo = recipe.specialists.mathematics.grpo
+    assert grpo.efforts.penalty == "budget" and [mode.effort for mode in grpo.modes()] == list(range(1, 101))
+    assert GRPORecipe.model_validate(grpo.model_dump()) == grpo  # as its stage reads it
+    assert recipe.student.problems.efforts == ("1-100",) and recipe.evaluation.efforts == CURVE
+    assert read_recipe(V4Recipe, None, words[:1]).evaluation.efforts == ("low", "high", "max")
+    modes = v4.read_v4_recipe(v4.RECIPE, v4.nano.RECIPE, [])
+    assert modes.specialists.mathematics.grpo.efforts.penalty == "mode"
+    assert modes.evaluation.efforts == modes.specialists.mathematics.efforts == ("low", "high", "max")
 
 
 def test_grpo_asks_other_problems_than_fine_tuning_has_answered(tmp_path: Path) -> None:

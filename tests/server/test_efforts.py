@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,20 +18,21 @@ ABSOLUTE, BEYOND = "Reasoning Effort: Absolute maximum", "Beyond maximum"
 USER = [{"role": "user", "content": "x"}]
 CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
 OFF = "off"
-EFFORTS: dict[str | None, tuple[str, str]] = {  # of the request -> what the preview and the later ladder make of it
-    None: ("", ABSOLUTE),
-    "minimal": ("", ""),
-    "low": ("", ""),
-    "medium": ("", ABSOLUTE),
-    "high": ("", ABSOLUTE),
-    "xhigh": (ABSOLUTE, ABSOLUTE),
-    "max": (ABSOLUTE, BEYOND),
-    "ultra": (ABSOLUTE, BEYOND),
-    "none": (OFF, OFF),
+LADDERS = ("preview", "0731", "scalar")
+EFFORTS: dict[str | None, tuple[str, str, str]] = {  # of the request -> what each ladder makes of it
+    None: ("", ABSOLUTE, "75"),
+    "minimal": ("", "", "50"),
+    "low": ("", "", "50"),
+    "medium": ("", ABSOLUTE, "75"),
+    "high": ("", ABSOLUTE, "75"),
+    "xhigh": (ABSOLUTE, ABSOLUTE, "75"),
+    "max": (ABSOLUTE, BEYOND, "100"),
+    "ultra": (ABSOLUTE, BEYOND, "100"),
+    "none": (OFF, OFF, OFF),
 }
 
 
-@pytest.fixture(scope="module", params=["preview", "0731"])
+@pytest.fixture(scope="module", params=LADDERS)
 def ladder(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -52,9 +54,12 @@ def instruction(served: Served, path: str, body: dict[str, Any]) -> str:
     assert answer.status_code == 200, answer.text
     prompt = served.engine.llm.tokenizer.decode(served.model.prompts[-1])  # type: ignore[union-attr]
     if prompt.endswith("<｜Assistant｜></think>"):
-        assert "Absolute maximum" not in prompt and BEYOND not in prompt
+        assert "Reasoning Effort" not in prompt and BEYOND not in prompt
         return OFF
     assert prompt.endswith("<｜Assistant｜><think>")
+    if number := re.match(r"<｜begin▁of▁sentence｜>Reasoning Effort: (\d+) \(range 1-100", prompt):
+        assert prompt.count("Reasoning Effort") == 1
+        return number[1]
     found = [text for text in ("Absolute maximum", BEYOND) if text in prompt]
     assert len(found) <= 1
     return {(): "", ("Absolute maximum",): ABSOLUTE, (BEYOND,): BEYOND}[tuple(found)]
@@ -63,7 +68,7 @@ def instruction(served: Served, path: str, body: dict[str, Any]) -> str:
 @pytest.mark.parametrize("effort", EFFORTS, ids=str)
 @pytest.mark.parametrize("path", [CHAT, "/chat/completions", "/beta/chat/completions", "/beta/v1/chat/completions"])
 def test_every_effort_of_chat_completions(efforts: Served, ladder: str, path: str, effort: str | None) -> None:
-    expected = EFFORTS[effort][ladder == "0731"]
+    expected = EFFORTS[effort][LADDERS.index(ladder)]
     assert instruction(efforts, path, {"reasoning_effort": effort}) == expected
     if effort is not None:
         assert instruction(efforts, path, {"chat_template_kwargs": {"reasoning_effort": effort}}) == expected
@@ -74,19 +79,29 @@ def test_every_effort_of_chat_completions(efforts: Served, ladder: str, path: st
 @pytest.mark.parametrize("effort", EFFORTS, ids=str)
 @pytest.mark.parametrize("path", [RESPONSES, "/beta/v1/responses"])
 def test_every_effort_of_responses(efforts: Served, ladder: str, path: str, effort: str | None) -> None:
-    expected = EFFORTS[effort][ladder == "0731"]
+    expected = EFFORTS[effort][LADDERS.index(ladder)]
     assert instruction(efforts, path, {"reasoning": {"effort": effort}}) == expected
 
 
 @pytest.mark.parametrize("effort", ["low", "medium", "high", "xhigh", "max", None])
 @pytest.mark.parametrize("path", ["/anthropic/v1/messages", MESSAGES])
 def test_every_effort_of_messages(efforts: Served, ladder: str, path: str, effort: str | None) -> None:
-    expected = EFFORTS[effort][ladder == "0731"]
+    expected = EFFORTS[effort][LADDERS.index(ladder)]
     config = {"output_config": {"effort": effort}}
     for thinking in ({"type": "adaptive"}, {"type": "enabled", "budget_tokens": 1024}, {"type": "enabled"}, None):
         body = config | ({} if thinking is None else {"thinking": thinking})
         assert instruction(efforts, path, body) == expected, thinking
     assert instruction(efforts, path, config | {"thinking": {"type": "disabled"}}) == OFF
+
+
+@pytest.mark.parametrize("ladder", ["scalar"], indirect=True)
+def test_a_budget_between_the_levels_is_asked_by_the_system_text(efforts: Served, ladder: str) -> None:
+    """No API has a field for it."""
+    line = "Reasoning Effort: 7 (range 1-100, the higher the value, the more thorough the reasoning)"
+    system = [{"role": "system", "content": line}]
+    assert instruction(efforts, CHAT, {"messages": system + USER, "reasoning_effort": "max"}) == "7"
+    assert instruction(efforts, MESSAGES, {"system": f"{line}\n\nBe brief."}) == "7"
+    assert instruction(efforts, RESPONSES, {"instructions": line}) == "7"
 
 
 @pytest.mark.parametrize(

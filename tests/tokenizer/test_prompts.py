@@ -13,7 +13,7 @@ from deepseek_recipe import (
 )
 
 from dsv4.tokenizer import Tokenizer
-from dsv4.tokenizer.prompts import PromptEncoder, effort_ladder, write_effort_ladder
+from dsv4.tokenizer.prompts import PromptEncoder, effort_ladder, with_budget, write_effort_ladder
 from dsv4.tokenizer.special import END_THINK, USER
 
 ADD = ToolDefinition("add", "Add.", {"type": "object"})
@@ -45,6 +45,38 @@ def test_each_ladder_has_its_own_effort_instructions(
     assert ABSOLUTE not in plain and BEYOND not in plain
 
 
+@pytest.mark.parametrize(("effort", "number"), [(None, 75), ("low", 50), ("high", 75), ("xhigh", 75), ("max", 100)])
+def test_the_scalar_ladder_has_the_numbers_of_deepseeks_encoder(
+    tokenizer: Tokenizer, effort: str | None, number: int
+) -> None:
+    """The prompt is V4.1's without its token of a system turn, which V4 has not."""
+    encoder, official = PromptEncoder(tokenizer, "scalar"), recipe.DeepseekV41Encoding()
+    for system in ([], [SystemMessage("Be brief.")]):
+        asked = Conversation([*system, UserMessage("hi")], reasoning_effort=effort)
+        found = encoder.render(asked)
+        assert found.prompt == official.render_conversation(asked).prompt.replace("<｜System｜>", "")
+        assert f"Reasoning Effort: {number} (range" in found.prompt
+        assert encoder.render(with_budget(asked, number)) == found
+    plain = Conversation([UserMessage("hi")], reasoning_effort=effort, thinking_mode=False)
+    assert encoder.render(plain) == PromptEncoder(tokenizer).render(plain)
+
+
+def test_a_budget_of_the_system_text_is_the_prompts(tokenizer: Tokenizer) -> None:
+    encoder, user = PromptEncoder(tokenizer, "scalar"), UserMessage("hi")
+    asked = with_budget(Conversation([SystemMessage("Be brief."), user], tools=[ADD], reasoning_effort="max"), 7)
+    prompt = encoder.render(asked).prompt
+    line = "Reasoning Effort: 7 (range 1-100, the higher the value, the more thorough the reasoning)\n\n"
+    assert prompt.count("Reasoning Effort") == 1 and f"{line}Be brief." in prompt and "Available Tool Schemas" in prompt
+    for text in (line.strip(), f"{line}\n\nBe brief."):  # as a client may write it
+        found = encoder.render(Conversation([SystemMessage(text), user], reasoning_effort="low")).prompt
+        assert found.count("Reasoning Effort") == 1 and line in found and "\n\n\n" not in found
+    quoted = Conversation([SystemMessage(f"Say: {line}"), user], reasoning_effort="low")
+    assert "Reasoning Effort: 50" in encoder.render(quoted).prompt
+    for budget in (0, 101):
+        with pytest.raises(ValueError, match=f"budget is {budget}; allowed: 1 to 100"):
+            with_budget(asked, budget)
+
+
 def test_the_ladder_is_a_property_of_the_folder(tmp_path: Path) -> None:
     assert effort_ladder(tmp_path) == "preview"
     (tmp_path / "generation_config.json").write_text('{"temperature": 0.5}')
@@ -53,7 +85,7 @@ def test_the_ladder_is_a_property_of_the_folder(tmp_path: Path) -> None:
     assert effort_ladder(tmp_path) == "preview"
     assert '"temperature": 0.5' in (tmp_path / "generation_config.json").read_text()
     (tmp_path / "generation_config.json").write_text('{"reasoning_effort_ladder": "april"}')
-    with pytest.raises(ValueError, match=r"generation_config.json.*'april'.*0731, preview"):
+    with pytest.raises(ValueError, match=r"generation_config.json.*'april'.*0731, preview, scalar"):
         effort_ladder(tmp_path)
 
 

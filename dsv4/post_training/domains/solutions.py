@@ -17,18 +17,19 @@ from deepseek_recipe import Message, ToolDefinition
 
 from dsv4.checkpoint.atomic import new_file
 from dsv4.data.stable_hash import stable_hash
-from dsv4.data.tasks import Effort
 from dsv4.post_training.domains.agent import ToolProblem
 from dsv4.post_training.domains.code import CodeProblem
 from dsv4.post_training.domains.domain import Domain, Level
 from dsv4.post_training.domains.instructions import Instructions
 from dsv4.post_training.domains.mathematics import MathProblem
 from dsv4.post_training.domains.registry import open_domain
+from dsv4.post_training.effort_names import Asked, asked_efforts
 from dsv4.post_training.problems import Problem
+from dsv4.tokenizer.effort_number import MAX_BUDGET, MIN_BUDGET
 
 Length = Literal["brief", "steps", "checked"]
 LENGTHS: tuple[Length, ...] = ("brief", "steps", "checked")
-WEIGHTS: dict[Effort, tuple[int, int, int]] = {"low": (3, 2, 1), "high": (1, 4, 1), "max": (1, 2, 3)}  # of LENGTHS
+WEIGHTS = {"low": (3.0, 2.0, 1.0), "high": (1.0, 4.0, 1.0), "max": (1.0, 2.0, 3.0)}  # of LENGTHS
 CHECK = "check"
 
 
@@ -38,7 +39,7 @@ def write_conversations(
     count: int,
     seed: int = 1,
     thinking: bool | None = None,
-    efforts: Sequence[Effort] = (),
+    efforts: Sequence[str | int] = (),
     level: Level = "standard",
 ) -> None:
     """Write `count` solved problems of a domain's training split to `path`, a conversation per line.
@@ -55,9 +56,17 @@ def write_conversations(
             problem = problem_to_solve(opened, seed, number)
             effort, length = None, LENGTHS[1]
             if efforts and problem.thinking:
-                effort = rng.choice(list(efforts))
-                length = rng.choices(LENGTHS, WEIGHTS[effort])[0]
+                effort = rng.choice(asked_efforts(efforts))
+                length = rng.choices(LENGTHS, length_weights(effort))[0]
             file.write(json.dumps(solved(problem, effort, length)) + "\n")
+
+
+def length_weights(effort: Asked) -> tuple[float, float, float]:
+    """Weights of LENGTHS; those of budgets go from low's at the smallest to max's at the largest."""
+    if not isinstance(effort, int):
+        return WEIGHTS[effort]
+    more = 2.0 * (effort - MIN_BUDGET) / (MAX_BUDGET - MIN_BUDGET)
+    return 3.0 - more, 2.0, 1.0 + more
 
 
 def problem_to_solve(domain: Domain, seed: int, number: int) -> Problem:
@@ -66,7 +75,7 @@ def problem_to_solve(domain: Domain, seed: int, number: int) -> Problem:
     return domain.problem(stable_hash("solutions", seed), number)
 
 
-def solved(problem: Problem, effort: Effort | None = None, length: Length = "steps") -> dict[str, Any]:
+def solved(problem: Problem, effort: Asked | None = None, length: Length = "steps") -> dict[str, Any]:
     """A problem and its right answer. `effort` None: the prompt's own. ValueError for one without a solution."""
     prompt = problem.prompt()
     record: dict[str, Any] = {"messages": [_prompt_message(message) for message in prompt.messages]}

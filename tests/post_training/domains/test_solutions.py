@@ -14,7 +14,7 @@ from dsv4.data.tasks import split_of
 from dsv4.evals.domain_scores import held_out_problems
 from dsv4.post_training.domains.domain import Level
 from dsv4.post_training.domains.registry import DOMAINS, open_domain
-from dsv4.post_training.domains.solutions import CHECK, problem_to_solve, write_conversations
+from dsv4.post_training.domains.solutions import CHECK, length_weights, problem_to_solve, write_conversations
 from dsv4.post_training.efforts import EffortMode, with_effort
 from dsv4.post_training.episodes.environment import EpisodeProblem
 from dsv4.post_training.sandbox.substrates import missing
@@ -64,11 +64,13 @@ def test_conversations_are_right_and_of_the_training_split(
     assert len(samples) == len(records) and all(isinstance(sample, Sample) for sample in samples)
 
 
-@pytest.mark.parametrize("ladder", ["preview", "0731"])
+@pytest.mark.parametrize("ladder", ["preview", "0731", "scalar"])
 def test_they_are_trained_on_as_they_are_asked(tmp_path: Path, prompts: PromptEncoder, ladder: str) -> None:
     """The prompt of fine-tuning has the tokens of the prompt of rollouts, with an effort and without."""
     prompts = PromptEncoder(prompts.tokenizer, ladder)
-    for domain, efforts in (("mathematics", ()), ("mathematics", ("low", "high", "max")), ("tools", ("max",))):
+    cases = [("mathematics", ()), ("mathematics", ("low", "high", "max")), ("tools", ("max",))]
+    cases += [("mathematics", ("1-100",)), ("tools", (7,))] if ladder == "scalar" else []
+    for domain, efforts in cases:
         path = tmp_path / f"{ladder}-{domain}-{len(efforts)}.jsonl"
         for number, record in enumerate(written(path, domain, 20, thinking=True, efforts=efforts)):
             problem = problem_to_solve(open_domain(domain, True), 1, number)
@@ -88,6 +90,15 @@ def test_efforts_have_reasoning_of_all_lengths(tmp_path: Path) -> None:
     found = {(one["reasoning_effort"], CHECK in one["messages"][-1]["reasoning_content"]) for one in records}
     assert found == {("low", True), ("low", False), ("max", True), ("max", False)}
     assert records == written(tmp_path / "b.jsonl", "mathematics", 60, thinking=True, efforts=("low", "max"))
+
+
+def test_larger_budgets_have_longer_reasoning_more_often(tmp_path: Path, prompts: PromptEncoder) -> None:
+    records = written(tmp_path / "a.jsonl", "mathematics", 300, thinking=True, efforts=("1-100",))
+    halves = [[one for one in records if (one["reasoning_effort"] > 50) == large] for large in (False, True)]
+    small, large = (sum(len(one["messages"][-1]["reasoning_content"]) for one in half) / len(half) for half in halves)
+    assert small < large and length_weights(1) == length_weights("low") and length_weights(100) == length_weights("max")
+    refused = [one for one in read_samples(find_sources([str(tmp_path)]), prompts) if not isinstance(one, Sample)]
+    assert len(refused) == 300 and "a number, and the model's ladder of efforts is preview" in refused[0].reason
 
 
 def test_runs_of_the_same_seed_ask_other_problems() -> None:
