@@ -120,6 +120,8 @@ def judge_all(llm: LLM, questions: Sequence[JudgeQuestion]) -> list[float | None
     prompts = [llm.prompts.encode(question.prompt()) for question in questions]
     outputs = llm.generate(prompts, SamplingParams(max_tokens=JUDGEMENT_TOKENS, temperature=0.0))
     return [
-        verdict(question, answer_text(llm, output.token_ids), output.finish_reason == "stop").value
+        verdict(
+            question.key, question.thinking, answer_text(llm, output.token_ids), output.finish_reason == "stop"
+        ).value
         for question, output in zip(questions, outputs, strict=True)
     ]

@@ -55,15 +55,15 @@ def test_judging_is_rewarded_by_agreement() -> None:
 
 
 def test_nonsense_of_the_judge_is_an_error_in_words() -> None:
-    assert verdict(ASKED, "Score: 5", True).value == 0.5
+    assert verdict("r1", False, "Score: 5", True).value == 0.5
     for text, finished in (("blah", True), ("Score: 5", False)):
-        found = verdict(ASKED, text, finished)
+        found = verdict("r1", False, text, finished)
         assert found.value is None and found.error is not None and "gave no score from 0 to 10" in found.error
 
 
 def test_a_rubric_without_a_judge_is_an_error() -> None:
     rollout = Rollout(0, (1,), (2,), (-1.0,), "Hello", True)
-    with pytest.raises(ValueError, match="r1 is judged by a rubric, but there is no judge"):
+    with pytest.raises(ValueError, match=r"r1 is judged by a rubric, .*; give GRPORun\(rubric_judge="):
         judge([rollout], [ASKED])
 
 
