@@ -166,9 +166,10 @@ def judged_files(tmp_path: Path, question: str = "Say f") -> list[str]:
     row = {"prompt": question, "rubric": RUBRIC, "answer": "f", "thinking": False}
     labelled = [{"question": "Say f", "answer": "f", "label": "good"}, {"question": "f", "answer": "g", "label": "bad"}]
     data = write_rows(tmp_path / "p.jsonl", [row, row | {"rubric": "An f."}])
+    judgements = write_rows(tmp_path / "j.jsonl", labelled)
     return [
-        f"problems.data={data}", f"judge.data={write_rows(tmp_path / 'j.jsonl', labelled)}", "judge.thinking=false",
-        "judge.max_tokens=4", "objective.group_size=4", "objective.resample=1", "sampling.prompts=6", *SHORT,
+        *SHORT, f"problems.data={data}", f"judge.data={judgements}", "judge.thinking=false", "judge.max_tokens=4",
+        "objective.group_size=4", "objective.resample=1", "sampling.prompts=6",
     ]  # fmt: skip
 
 
