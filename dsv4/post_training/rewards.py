@@ -75,9 +75,17 @@ def judge(
         asked, by_rubric, known = unwrapped(problems[rollout.prompt]), None, None
         if isinstance(asked, RubricQuestion):
             by_rubric = found.value
-            known = None if asked.known is None else asked.known(answer)
+            known = _known(asked, answer)
         rewards.append(Reward(found.value + extra, found.value >= 1.0, None, found.reason, by_rubric, known))
     return rewards
+
+
+def _known(problem: RubricQuestion, answer: str) -> float | None:
+    """The true reward; None where none is known."""
+    try:
+        return None if problem.known is None else problem.known(answer)
+    except Exception:  # a check of the user's answer: it is a figure of the log, not a reward
+        return None
 
 
 def _answer(rollout: Sampled, problem: Problem, settings: RewardSettings) -> str | None:
