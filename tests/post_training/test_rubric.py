@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -77,7 +78,7 @@ class Mixed:
 
 def make_run(run_dir: Path) -> GRPORun:
     policy, optimizer = small_policy()
-    options = {"max_num_seqs": 8, "max_model_len": 256}
+    options: dict[str, Any] = {"max_num_seqs": 8, "max_model_len": 256}
     rubric_judge = RubricJudge(policy.model, nano_path(), max_tokens=4, **options)
     loop = LoopSettings(steps=2, schedule=Schedule(0.02, 0, 0.0), prompts=2, max_tokens=4, save_every=1)
     settings = GRPORunSettings(LearnerSettings(GRPOSettings(kl=0.0)), RewardSettings(judge_cut_off=True), group_size=2)
