@@ -89,7 +89,11 @@ SUBJECTS = {
         "distillation beside the sampled token, one mixed run and averaged weights, at equal tokens",
         "post-training.md",
     ),
-    "judge": ("half an hour", "judging before and after training, and answers that flatter", "post-training.md"),
+    "judge": (
+        "an hour",
+        "judging before and after training, answers that flatter, and a policy that pleases its judge",
+        "post-training.md",
+    ),
     "latency": ("2 minutes", "small requests beside a large one: tokenizing, reading, steps", "request.md"),
     "value_check FOLDER": (
         "5 minutes",

@@ -1,4 +1,4 @@
-"""Train a model by GRPO on verifiable tasks: rollouts by the engine, rewards by each task's scorer."""
+"""Train a model by GRPO: rollouts by the engine, rewards by scorers, known answers, or the model as a judge."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def start(recipe: GRPORecipe, policy: ServedPolicy, options: argparse.Namespace,
     service = recipe.service.service(recipe, options.model, options.run_dir, console)
     return GRPORun(
         policy, optimizer, recipe.source(), recipe.loop(), recipe.settings(), options.run_dir, reference,
-        console=console, service=service,
+        recipe.rubric_judge(policy.model, options.model), console=console, service=service,
     )  # fmt: skip
 
 

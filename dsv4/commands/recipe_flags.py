@@ -36,9 +36,14 @@ dsv4 train sft models/nano talks.jsonl --epochs 2 --run-dir runs/sft --out runs/
 dsv4 train sft models/nano data/ lora.rank=16 optimizer.rate=1e-3 --run-dir runs/lora
 dsv4 train sft --resume --run-dir runs/sft"""
 
-GRPO = "Train a model by GRPO on verifiable tasks: rollouts by the engine, rewards by each task's scorer."
+GRPO = """\
+Train a model by GRPO: rollouts by the engine, rewards by tasks' scorers, known answers, or the model as a judge.
+
+problems.data=FILE has problems of your own, a row each: `prompt` or `messages`, and `answer` or `rubric`. Rows with a
+rubric are judged by the model itself; judge.data=FILE has labelled judgements from which it learns to judge."""
 GRPO_EXAMPLES = """\
 dsv4 train grpo models/nano problems.tasks='["gcd", "number_sorting"]' run.steps=20 --run-dir runs/grpo
+dsv4 train grpo models/nano problems.data=problems.jsonl judge.data=judgements.jsonl --run-dir runs/own
 dsv4 train grpo models/nano problems.tasks='["gcd"]' service.workers=2 service.max_staleness=1 --run-dir runs/many
 dsv4 train grpo --resume --run-dir runs/grpo
 dsv4 train grpo models/nano problems.tasks='["gcd"]' --print-config"""

@@ -72,18 +72,7 @@ def read_conversation(record: dict[str, Any]) -> tuple[recipe.Conversation, reci
         raise ValueError("a conversation ends with a message of the assistant, the answer to train on")
     last = messages[-1]
     thinks = any(message.get("reasoning_content") for message in messages)
-    request = _without_nulls(record) | {
-        "model": _MODEL,
-        "messages": messages[:-1],
-        "thinking": {"type": "enabled" if thinks else "disabled"},
-    }
-    budget: object = request.get("reasoning_effort")
-    if isinstance(budget, int):
-        del request["reasoning_effort"]
-    options = recipe.ConversionOptions().with_model_alias(_MODEL, recipe.ModelVersion.DeepseekV4Pro)
-    conversation = recipe.ChatCompletionRequest(request).convert(options).conversation
-    if isinstance(budget, int):
-        conversation = with_budget(conversation, budget)
+    conversation = read_prompt(record | {"messages": messages[:-1]}, thinks)
     calls = [
         recipe.ToolCall(call.get("id", ""), call["function"]["name"], call["function"]["arguments"])
         for call in last.get("tool_calls", ())
@@ -91,6 +80,20 @@ def read_conversation(record: dict[str, Any]) -> tuple[recipe.Conversation, reci
     return conversation, recipe.AssistantMessage(
         last.get("content") or "", last.get("reasoning_content") if thinks else None, calls or None
     )
+
+
+def read_prompt(record: dict[str, Any], thinking: bool) -> recipe.Conversation:
+    """Conversation of a Chat Completions request, which awaits an answer. ValueError names what is wrong."""
+    request = _without_nulls(record) | {
+        "model": _MODEL,
+        "messages": [_without_nulls(message) for message in record["messages"]],
+        "thinking": {"type": "enabled" if thinking else "disabled"},
+    }
+    options = recipe.ConversionOptions().with_model_alias(_MODEL, recipe.ModelVersion.DeepseekV4Pro)
+    try:
+        return recipe.ChatCompletionRequest(request).convert(options).conversation
+    except recipe.ConversionError as error:  # which is no ValueError
+        raise ValueError(str(error)) from error
 
 
 def _without_nulls(values: dict[str, Any]) -> dict[str, Any]:

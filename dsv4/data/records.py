@@ -1,4 +1,4 @@
-"""Records of text, JSONL and Parquet files and of Hugging Face datasets: plain texts and conversations, in order.
+"""Records of text, JSONL and Parquet files and of Hugging Face datasets: texts, conversations or whole rows, in order.
 
 Files are read in sorted order and records in the order of the file, so a record has one number for good. Compressed
 files (.gz, .bz2, .zst) are read as what they hold.
@@ -15,7 +15,7 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-Record = str | dict[str, Any]  # a text, or a conversation: an object with "messages"
+Record = str | dict[str, Any]  # a text, or a conversation: an object with "messages"; or any row as an object
 
 HUB_PREFIX = "hf:"
 _COMPRESSED = (".gz", ".bz2", ".zst")
@@ -69,7 +69,7 @@ class File:
 
     path: Path
     name: str
-    column: str = "text"
+    column: str | None = "text"  # None: records are rows, with all that they have
 
     @property
     def size(self) -> int:
@@ -88,6 +88,8 @@ class File:
             yield from self._rows(start)
         elif kind in _JSON_LINES:
             yield from self._lines(start)
+        elif self.column is None:
+            raise RecordError(f"{self.path}: a text; rows are allowed, of {', '.join((*_JSON_LINES, '.parquet'))}")
         elif start == 0:
             with _open(self.path) as handle:
                 text = handle.read()
@@ -113,7 +115,8 @@ class File:
             raise RecordError(f"{self.path}: no Parquet file: {error}") from error
         with file:
             known = file.schema_arrow.names
-            columns = [name for name in (self.column, _MESSAGES, "tools", "reasoning_effort") if name in known]
+            wanted = known if self.column is None else (self.column, _MESSAGES, "tools", "reasoning_effort")
+            columns = [name for name in wanted if name in known]
             first = 0
             for group in range(file.metadata.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
@@ -131,7 +134,7 @@ class HubDataset:
     """A dataset of the `datasets` library: its name or a folder of save_to_disk, its split and revision."""
 
     path: str
-    column: str = "text"
+    column: str | None = "text"
 
     @property
     def name(self) -> str:
@@ -167,11 +170,11 @@ class HubDataset:
         return datasets.load_dataset(repository, split=split or "train", revision=revision or None)
 
 
-def find_sources(patterns: Iterable[str], column: str = "text") -> list[Source]:
+def find_sources(patterns: Iterable[str], column: str | None = "text") -> list[Source]:
     """Sources of files, folders (searched for the known suffixes), globs and `hf:` names, without duplicates.
 
-    Files are sorted by path within each pattern. RecordError for a pattern that matches nothing, or a file of another
-    kind.
+    `column`: of the texts; None: records are whole rows. Files are sorted by path within each pattern. RecordError for
+    a pattern that matches nothing, or a file of another kind.
     """
     found: dict[str, Source] = {}
     for pattern in patterns:
@@ -236,7 +239,7 @@ def _entry(place: str, read: Callable[[str], Record]) -> Entry:
         return Entry(place, error)
 
 
-def _line(line: bytes, column: str, place: str) -> Record:
+def _line(line: bytes, column: str | None, place: str) -> Record:
     """The record of a line of JSON."""
     text = _decode(line, place)
     try:
@@ -265,12 +268,15 @@ def _parsed(value: Any, name: str, place: str) -> Any:
         raise RecordError(f"{place}: {name!r} is a text that is no JSON: {error}") from error
 
 
-def _record(values: dict[str, Any], column: str, place: str) -> Record:
-    """The text in `column`, else the conversation of an object with messages, which a table may hold as JSON."""
-    text = values.get(column)
+def _record(values: dict[str, Any], column: str | None, place: str) -> Record:
+    """The text in `column`, else the conversation of an object with messages, which a table may hold as JSON.
+
+    Without a `column` the object itself.
+    """
+    text = None if column is None else values.get(column)
     if isinstance(text, str):
         return text
     values = values | {name: _parsed(values[name], name, place) for name in (_MESSAGES, "tools") if name in values}
-    if isinstance(values.get(_MESSAGES), list):
+    if column is None or isinstance(values.get(_MESSAGES), list):
         return values
     raise RecordError(f"{place}: no text in {column!r} and no list in {_MESSAGES!r}; it has {sorted(values)}")

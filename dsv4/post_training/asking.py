@@ -11,7 +11,7 @@ from dsv4.post_training.episodes.environment import EpisodeLimits, EpisodeProble
 from dsv4.post_training.episodes.sampling import sample_episodes
 from dsv4.post_training.episodes.trajectory import TrajectoryFiles
 from dsv4.post_training.problems import Problem
-from dsv4.post_training.rollouts import Sampled, Sampler, sample_rollouts
+from dsv4.post_training.rollouts import Rollout, Sampled, Sampler, sample_rollouts, too_long
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,21 @@ def ask(
 ) -> list[Sampled]:
     """`samples` samples of each problem, each with the problem's place; first those of problems without environment.
 
-    An answer has at most `params.max_tokens` tokens, or those of its problem's effort. The same seed gives the same
-    tokens.
+    Those of a problem whose prompt is too long have an error, and no tokens. An answer has at most `params.max_tokens`
+    tokens, or those of its problem's effort. The same seed gives the same tokens.
     """
-    goals = [(place, problem) for place, problem in enumerate(problems) if isinstance(problem, EpisodeProblem)]
-    asked = sorted(set(range(len(problems))) - {place for place, _ in goals})
-    found: list[Sampled] = []
+    limit = sampler.max_model_len
+    rooms = [limit - isinstance(problem, EpisodeProblem) for problem in problems]  # a prompt that fills gets a token
+    fitting = [place for place, room in enumerate(rooms) if len(prompts[place]) <= room]
+    goals = [(place, problem) for place in fitting if isinstance(problem := problems[place], EpisodeProblem)]
+    asked = sorted({*fitting} - {place for place, _ in goals})
+    found: list[Sampled] = [
+        Rollout(
+            place, (), (), (), "", finished=False,
+            error=f"the prompt of {problems[place].key} {too_long(prompts[place], rooms[place])}",
+        )
+        for place in sorted({*range(len(problems))} - {*fitting}) for _ in range(samples)
+    ]  # fmt: skip
     if asked:
         windows = [window_of(problems[place], params.max_tokens) for place in asked]
         answers = sample_rollouts(sampler, [prompts[place] for place in asked], samples, params, seed, windows)

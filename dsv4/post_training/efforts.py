@@ -116,6 +116,11 @@ def with_effort(problem: Problem, mode: EffortMode) -> EffortProblem:
     return EffortGoal(problem, mode) if isinstance(problem, EpisodeProblem) else EffortProblem(problem, mode)
 
 
+def unwrapped(problem: Problem) -> Problem:
+    """The problem itself, without its effort."""
+    return problem.inner if isinstance(problem, EffortProblem) else problem
+
+
 def window_of(problem: Problem, most: int) -> int:
     """Most tokens of an answer: `most`, or fewer by the problem's effort."""
     window = problem.mode.window if isinstance(problem, EffortProblem) else None

@@ -11,6 +11,7 @@ from dsv4.post_training.learner import Update
 from dsv4.post_training.problems import Problem
 from dsv4.post_training.rewards import Reward
 from dsv4.post_training.rollouts import Sampled
+from dsv4.post_training.rubric import JudgeQuestion
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Group:
     rollouts: list[Sampled]
     rewards: list[Reward]
     stale: bool = False  # older than is allowed
+    left_out: int = 0  # rollouts without a reward
 
     @property
     def informative(self) -> bool:
@@ -41,14 +43,42 @@ def sampling_figures(groups: Sequence[Group]) -> dict[str, Any]:
     rewards = [reward for group in groups for reward in group.rewards]
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     count = max(1, len(rewards))
-    return {
-        "reward": sum(reward.value for reward in rewards) / count,
-        "accuracy": sum(reward.correct for reward in rewards) / count,
-        "answer_tokens": sum(rollout.num_tokens for rollout in rollouts) / count,
-        "unfinished": sum(not rollout.finished for rollout in rollouts) / count,
-        "groups": len(groups),
-        "informative": sum(group.informative for group in groups),
-    } | _by_effort(groups)
+    return (
+        {
+            "reward": sum(reward.value for reward in rewards) / count,
+            "accuracy": sum(reward.correct for reward in rewards) / count,
+            "answer_tokens": sum(rollout.num_tokens for rollout in rollouts) / count,
+            "unfinished": sum(not rollout.finished for rollout in rollouts) / count,
+            "groups": len(groups),
+            "informative": sum(group.informative for group in groups),
+            "left_out": sum(group.left_out for group in groups),
+        }
+        | _by_effort(groups)
+        | _by_judge(groups, rewards)
+    )
+
+
+def _by_judge(groups: Sequence[Group], rewards: Sequence[Reward]) -> dict[str, float]:
+    """Figures of the generative reward model.
+
+    judge_reward: the judge's mean reward. known_reward: the mean true reward of the answers where one is known, and
+    judge_excess: by how much the judge's is higher on the same answers; it grows where a policy learns to please the
+    judge and not to be right. judging: mean agreement with the labels of labelled judgements.
+    """
+    found: dict[str, float] = {}
+    by_rubric = [reward.by_rubric for reward in rewards if reward.by_rubric is not None]
+    if by_rubric:
+        found["judge_reward"] = sum(by_rubric) / len(by_rubric)
+    both = [(one.by_rubric, one.known) for one in rewards if one.by_rubric is not None and one.known is not None]
+    if both:
+        found["known_reward"] = sum(known for _, known in both) / len(both)
+        found["judge_excess"] = sum(judged - known for judged, known in both) / len(both)
+    labelled = [
+        reward.value for group in groups if isinstance(group.problem, JudgeQuestion) for reward in group.rewards
+    ]
+    if labelled:
+        found["judging"] = sum(labelled) / len(labelled)
+    return found
 
 
 def _by_effort(groups: Sequence[Group]) -> dict[str, float]:

@@ -34,6 +34,8 @@ from dsv4.post_training.rubric_judge import RubricJudge
 from dsv4.post_training.served_policy import ServedPolicy
 from dsv4.training.optim import MuonAdamW
 
+SHOWN_ERRORS = 5  # of a round's rewards
+
 
 @dataclass(frozen=True)
 class GRPORunSettings:
@@ -232,8 +234,11 @@ class GRPORun(PolicyRun):
     def _judged(self, asked: Asked) -> list[Group]:
         """Groups of rollouts with rewards."""
         rewards = judge(asked.rollouts, asked.problems, self.settings.rewards, self.rubric_judge)
-        for error in sorted({reward.error for reward in rewards if reward.error is not None}):
+        errors = sorted({reward.error for reward in rewards if reward.error is not None})
+        for error in errors[:SHOWN_ERRORS]:
             self.console.print(f"{error}; its rollouts are left out", highlight=False)
+        if len(errors) > SHOWN_ERRORS:
+            self.console.print(f"{len(errors) - SHOWN_ERRORS} other errors, whose rollouts are left out")
         pairs = [list[tuple[Sampled, Reward]]() for _ in asked.problems]
         for rollout, reward in zip(asked.rollouts, rewards, strict=True):
             if reward.error is None:
@@ -243,9 +248,9 @@ class GRPORun(PolicyRun):
         bound = None if self.service is None else self.service.settings.max_staleness
         groups: list[Group] = []
         for problem, judged in zip(asked.problems, pairs, strict=True):
-            rollouts = [rollout for rollout, _ in judged]
+            rollouts, left_out = [rollout for rollout, _ in judged], self.settings.group_size - len(judged)
             stale = bound is not None and staleness(rollouts, self.position.step).largest > bound
-            groups.append(Group(problem, rollouts, [reward for _, reward in judged], stale))
+            groups.append(Group(problem, rollouts, [reward for _, reward in judged], stale, left_out))
         return groups
 
     def _sample(

@@ -83,6 +83,23 @@ def judged_conversation(judgement: Judgement) -> dict[str, Any]:
     return record
 
 
+def labelled_row(question: JudgeQuestion) -> dict[str, Any]:
+    """A judgement as a row of judge.data."""
+    return {
+        "question": question.question,
+        "answer": question.answer,
+        "rubric": question.rubric,
+        "label": question.label,
+    }
+
+
+def answered_question(task: str, seed: int, number: int) -> dict[str, Any]:
+    """A question of a task as a row of problems.data: judged by the rubric, with the right answer to compare with."""
+    rng = Random(stable_hash("judged question", task, seed, number))
+    example = TASKS[task].sample(rng.getrandbits(40)).with_thinking(False)
+    return {"prompt": example.question, "rubric": RUBRIC, "answer": example.answer, "thinking": False}
+
+
 @dataclass(frozen=True)
 class JudgeScore:
     """A judge on held-out judgements. `raised`: wrong answers to which flattery gives a higher score, of `trapped`."""
@@ -120,6 +137,8 @@ def judge_all(llm: LLM, questions: Sequence[JudgeQuestion]) -> list[float | None
     prompts = [llm.prompts.encode(question.prompt()) for question in questions]
     outputs = llm.generate(prompts, SamplingParams(max_tokens=JUDGEMENT_TOKENS, temperature=0.0))
     return [
-        verdict(question, answer_text(llm, output.token_ids), output.finish_reason == "stop").value
+        verdict(
+            question.key, question.thinking, answer_text(llm, output.token_ids), output.finish_reason == "stop"
+        ).value
         for question, output in zip(questions, outputs, strict=True)
     ]

@@ -16,6 +16,7 @@ from dsv4.checkpoint import load_model
 from dsv4.checkpoint.atomic import DiskFullError, kept_if_whole, new_file
 from dsv4.model.transformer import Transformer
 from dsv4.model_folder import resolve_model
+from dsv4.post_training.data_problems import digests
 from dsv4.post_training.efforts import check_ladder
 from dsv4.post_training.learner import UpdateError
 from dsv4.post_training.policy_run import PolicyRun
@@ -28,7 +29,7 @@ from dsv4.training.state import StateError
 from dsv4.training.stopping import RunStoppedError
 
 R = TypeVar("R", bound=PolicyRecipe)
-RECIPE, MODEL = "recipe.toml", "model.txt"
+RECIPE, MODEL, DATA = "recipe.toml", "model.txt", "data.txt"
 NOT_TOKENIZER = {"config.json", "model.safetensors.index.json"}  # of a model folder's JSON files
 Start = Callable[[R, ServedPolicy, argparse.Namespace, Console], PolicyRun]
 
@@ -44,6 +45,7 @@ def run_recipe(name: str, schema: type[R], options: argparse.Namespace, start: S
             print(write_recipe(recipe), end="")
             return 0
         recipe.source()  # names what is wrong before the run's folder is made
+        data = _data_notes(recipe, run_dir, options.resume)
         folder = options.model = _begun(run_dir, options) if options.resume else resolve_model(options.model)
         if not options.resume and (run_dir / RECIPE).exists():
             raise ValueError(f"{run_dir} already holds a run; pass --resume to go on with it, or another --run-dir")
@@ -52,7 +54,9 @@ def run_recipe(name: str, schema: type[R], options: argparse.Namespace, start: S
         with nullcontext() if options.resume else kept_if_whole(run_dir):
             run = start(recipe, policy, options, console)
             if not options.resume:
-                _note_run(run_dir, recipe, folder, getattr(options, "notes", {}))  # now that nothing given was wrong
+                _note_run(
+                    run_dir, recipe, folder, getattr(options, "notes", {}) | data
+                )  # now that nothing given was wrong
         run.run()
     except RunStoppedError as stopped:
         print(f"{stopped}; to go on: dsv4 train {name} --resume --run-dir {run_dir}", file=sys.stderr)
@@ -121,9 +125,21 @@ def _begun(run_dir: Path, options: argparse.Namespace) -> Path:
     return resolve_model(began)
 
 
+def _data_notes(recipe: PolicyRecipe, run_dir: Path, resume: bool) -> dict[str, str]:
+    """Digests of the user's files, for the run's folder. ValueError if a run that goes on began with other ones."""
+    if not recipe.files():
+        return {}
+    found, path = digests(recipe.files()), run_dir / DATA
+    if resume and path.read_text(encoding="utf-8") != found:
+        changed = sorted({*found.splitlines()} - {*path.read_text(encoding="utf-8").splitlines()})
+        names = ", ".join(line.partition(" ")[2] for line in changed)
+        raise ValueError(f"--resume: {names or DATA} changed since the run in {run_dir} began; allowed: the same rows")
+    return {DATA: found}
+
+
 def _note_run(run_dir: Path, recipe: PolicyRecipe, folder: Path, notes: Mapping[str, str]) -> None:
     """Write the run's model, what else it was given, and its recipe, the recipe last: a folder with it holds a run."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    for name, text in {MODEL: f"{folder.resolve()}\n", **notes, RECIPE: write_recipe(recipe)}.items():
+    for name, text in {MODEL: f"{folder.resolve()}\n", **notes, RECIPE: write_recipe(recipe.placed())}.items():
         with new_file(run_dir / name) as temporary:
             temporary.write_text(text, encoding="utf-8")

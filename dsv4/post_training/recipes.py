@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from rich.console import Console
 
 from dsv4.config import ModelConfig
+from dsv4.data.stable_hash import stable_hash
 from dsv4.engine import SamplingParams
 from dsv4.model.transformer import Transformer
+from dsv4.post_training.answer_checks import Check
+from dsv4.post_training.data_problems import DataProblem, Files, Rows, absolute, read_problems
 from dsv4.post_training.distillation import DistillationSettings, Estimate
 from dsv4.post_training.domains.domain import Level
-from dsv4.post_training.domains.registry import DomainProblems, MixedProblems
+from dsv4.post_training.domains.registry import DomainProblems, mixed
 from dsv4.post_training.effort_keys import EffortsSection
 from dsv4.post_training.effort_names import EffortName, asked_efforts, has_budgets
 from dsv4.post_training.efforts import EffortMode, EffortProblems, SomeEfforts
 from dsv4.post_training.episodes.environment import EpisodeLimits
 from dsv4.post_training.grpo import AdvantageScale, GRPOSettings
 from dsv4.post_training.grpo_run import GRPORunSettings
+from dsv4.post_training.judge_keys import JudgeSection
 from dsv4.post_training.learner import LearnerSettings
 from dsv4.post_training.length_penalty import OverlengthPenalty
 from dsv4.post_training.policy_run import LoopSettings
@@ -30,6 +34,8 @@ from dsv4.post_training.rewards import RewardSettings
 from dsv4.post_training.rollout_service.launchers import LauncherName, ProcessLauncher
 from dsv4.post_training.rollout_service.process import WorkerPlan
 from dsv4.post_training.rollout_service.service import RolloutService, ServiceSettings, run_name, worker_threads
+from dsv4.post_training.rubric import RubricQuestion
+from dsv4.post_training.rubric_judge import RubricJudge
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.plan import UNPLANNED
 from dsv4.training.recipe import Section
@@ -43,10 +49,11 @@ MAX_STALLED = 5  # workers that may end on a rollout without a further token of 
 
 
 class ProblemsSection(Section):
-    """Tasks and domains that are asked; each as often as the others, or by weights of the same length.
+    """Tasks, domains and the user's own problems that are asked; each as often as the others, or by weights.
 
-    `efforts`: each problem is asked with one of them, and with thinking: levels, budgets of 1 to 100, or "1-100" for
-    all of these. With `effort_domains`, problems of these tasks and domains alone.
+    `data`: files whose rows are problems (post_training/data_problems.py). `efforts`: each problem is asked with one of
+    them, and with thinking: levels, budgets of 1 to 100, or "1-100" for all of these. With `effort_domains`, problems
+    of these tasks and domains alone.
     """
 
     tasks: tuple[str, ...] = ()
@@ -54,7 +61,10 @@ class ProblemsSection(Section):
     domains: tuple[str, ...] = ()
     domain_weights: tuple[float, ...] = ()
     level: Level = "standard"  # of the domains' problems
-    thinking: bool | None = None  # left out: as each task's or domain's problems have it
+    data: Files = ()
+    data_weight: Positive = 1.0
+    check: Check = "exact"  # of rows without their own
+    thinking: bool | None = None  # left out: as each task's, domain's or row's problems have it
     efforts: tuple[EffortName, ...] = ()
     effort_domains: tuple[str, ...] = ()  # left out: all
     seed: int = 1
@@ -66,10 +76,8 @@ class ProblemsSection(Section):
         ):  # fmt: skip
             if weights and len(weights) != len(names):
                 raise ValueError(f"{len(weights)} weights for {len(names)} {what}; allowed: none, or one each")
-        unasked = sorted({*self.effort_domains} - {*self.tasks, *self.domains})
-        if unasked:
-            allowed = ", ".join((*self.tasks, *self.domains))
-            raise ValueError(f"effort_domains has {', '.join(unasked)}, which is not asked; allowed: {allowed}")
+        if not self.data:
+            self._check_effort_domains(set())
         if self.effort_domains and not self.efforts:
             raise ValueError(f"effort_domains is {', '.join(self.effort_domains)} without efforts; allowed: none")
         if self.efforts and self.thinking is False:
@@ -77,20 +85,46 @@ class ProblemsSection(Section):
             raise ValueError(f"efforts {names} without thinking; allowed: thinking=true, or left out")
         return self
 
-    def source(self, modes: tuple[EffortMode, ...] = ()) -> ProblemSource:
-        """The problems, asked with `modes` if there are any. ValueError for an unknown task or domain, none at all, or
-        a domain that lacks what it needs."""
+    def _check_effort_domains(self, rows: set[str]) -> None:
+        """ValueError for an effort_domain that is no task, no domain, and not of the domains of `rows`."""
+        allowed = (*self.tasks, *self.domains, *sorted(rows))
+        unasked = sorted({*self.effort_domains} - {*allowed})
+        if unasked:
+            raise ValueError(
+                f"effort_domains has {', '.join(unasked)}, which is not asked; allowed: {', '.join(allowed)}"
+            )
+
+    def source(self, modes: tuple[EffortMode, ...] = (), rewarded: bool = True) -> ProblemSource:
+        """The problems, asked with `modes` if there are any. ValueError for an unknown task or domain, none at all, a
+        domain that lacks what it needs, or files without a problem; not `rewarded`: a prompt is one."""
         if modes:
-            asked = EffortProblems(self.model_copy(update={"thinking": True}).source(), modes, self.seed)
-            return SomeEfforts(self.source(), asked, self.effort_domains) if self.effort_domains else asked
-        weights = self.weights or (1.0,) * len(self.tasks)
-        named = self.domain_weights or (1.0,) * len(self.domains)
-        chosen = dict(zip(self.domains, named, strict=True))
-        domains = DomainProblems(chosen, self.seed, self.thinking, level=self.level) if chosen else None
-        if domains is not None and not self.tasks:
-            return domains
-        tasks = TaskProblems(dict(zip(self.tasks, weights, strict=True)), self.seed, self.thinking)
-        return tasks if domains is None else MixedProblems(tasks, domains)
+            thinking = self.model_copy(update={"thinking": True})
+            asked = EffortProblems(thinking.source(rewarded=rewarded), modes, self.seed)
+            return SomeEfforts(self.source((), rewarded), asked, self.effort_domains) if self.effort_domains else asked
+        parts: list[tuple[ProblemSource, float]] = []
+        if self.domains:
+            chosen = dict(zip(self.domains, self.domain_weights or (1.0,) * len(self.domains), strict=True))
+            parts.append((DomainProblems(chosen, self.seed, self.thinking, level=self.level), sum(chosen.values())))
+        if self.tasks or not (self.domains or self.data):
+            tasks = dict(zip(self.tasks, self.weights or (1.0,) * len(self.tasks), strict=True))
+            parts.append((TaskProblems(tasks, self.seed, self.thinking), sum(tasks.values())))
+        if self.data:
+            rows = self.rows(rewarded)
+            self._check_effort_domains({row.domain for row in rows})
+            parts.append((Rows(rows, self.seed), self.data_weight))
+        return mixed(parts, self.seed)
+
+    def rows(self, rewarded: bool = True) -> tuple[DataProblem | RubricQuestion, ...]:
+        """Problems of the files; none without files."""
+        return read_problems(self.data, self.check, self.thinking, rewarded) if self.data else ()
+
+    @property
+    def total_weight(self) -> float:
+        """Of all that is asked."""
+        tasks, domains = (sum(weights or (1.0,) * len(names)) for weights, names in (
+            (self.weights, self.tasks), (self.domain_weights, self.domains)
+        ))  # fmt: skip
+        return tasks + domains + (self.data_weight if self.data else 0.0)
 
 
 class OptimizerSection(Section):
@@ -172,6 +206,15 @@ class PolicyRecipe(Section):
     def source(self) -> ProblemSource:
         """The problems, asked with the efforts. ValueError as of `ProblemsSection.source`."""
         return self.problems.source(self.modes())
+
+    def files(self) -> tuple[str, ...]:
+        """Files of the user that the run reads."""
+        return self.problems.data
+
+    def placed(self) -> Self:
+        """The recipe with files that mean the same in any folder."""
+        problems = self.problems.model_copy(update={"data": absolute(self.problems.data)})
+        return self.model_copy(update={"problems": problems})
 
     def loop(self) -> LoopSettings:
         sampling, run = self.sampling, self.run
@@ -255,6 +298,7 @@ class GRPORecipe(PolicyRecipe):
     objective: ObjectiveSection = ObjectiveSection()
     reward: RewardSection = RewardSection()
     efforts: EffortsSection = EffortsSection()
+    judge: JudgeSection = JudgeSection()
     service: ServiceSection = ServiceSection()
 
     @model_validator(mode="after")
@@ -270,6 +314,31 @@ class GRPORecipe(PolicyRecipe):
 
     def modes(self) -> tuple[EffortMode, ...]:
         return self.efforts.modes(self.problems.efforts, self.sampling.max_tokens)
+
+    def source(self) -> ProblemSource:
+        """The problems, and labelled judgements, which are asked without efforts, as the judge is."""
+        if not self.judge.data:
+            return super().source()
+        problems, seed = self.problems, self.problems.seed
+        parts = [(super().source(), problems.total_weight)] if problems.total_weight else []
+        other = stable_hash("judgements", seed)  # a draw of its own: the problems may be a mixture, too
+        return mixed([*parts, (Rows(self.judge.judgements(), seed), self.judge.weight)], other)
+
+    def files(self) -> tuple[str, ...]:
+        return self.problems.data + self.judge.data
+
+    def placed(self) -> Self:
+        return super().placed().model_copy(update={"judge": self.judge.placed()})
+
+    def rubric_judge(self, policy: Transformer, folder: Path) -> RubricJudge | None:
+        """Judge of the run's rubric questions, with the policy's weights of now; None without such questions."""
+        if not any(isinstance(row, RubricQuestion) for row in self.problems.rows()):
+            return None
+        run, sampling = self.run, self.sampling
+        return RubricJudge(
+            policy, folder, self.judge.max_tokens, run.quantized, self.judge.thinking,
+            max_num_seqs=sampling.max_num_seqs, max_model_len=sampling.max_model_len, device=run.device,
+        )  # fmt: skip
 
     def settings(self) -> GRPORunSettings:
         """Settings of the run. ValueError for a length penalty without room."""
@@ -305,6 +374,10 @@ class DistillRecipe(PolicyRecipe):
     """A distillation run; its teachers are arguments of the command."""
 
     distillation: DistillationSection = DistillationSection()
+
+    def source(self) -> ProblemSource:
+        """As of PolicyRecipe; rows need no answer, for teachers judge them."""
+        return self.problems.source(self.modes(), rewarded=False)
 
     def settings(self) -> DistillationSettings:
         one, run = self.distillation, self.run

@@ -41,12 +41,12 @@ def record_choices(
     """The rollouts with the choices that `settings` keeps, of a model that has the weights that sampled them.
 
     One forward over every document, at most `tokens` tokens at a time; none if no such choice is kept. Episodes are
-    not recorded: none may be among them then.
+    not recorded: none may be among them then. Rollouts that failed come first, as they are.
     """
     if not (settings.routing or settings.indexer):
         return list(rollouts)
-    found: list[Sampled] = []
-    for micro in packed(rollouts, tokens):
+    found = [rollout for rollout in rollouts if rollout.error is not None]
+    for micro in packed((rollout for rollout in rollouts if rollout.error is None), tokens):
         batch = RaggedBatch.pack([rollout.document for rollout in micro], device=model.device)
         with noted_choices(model) as notes:
             ReferenceBackend(model).run(batch, None)

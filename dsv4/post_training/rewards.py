@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dsv4.post_training.efforts import penalty_of
+from dsv4.post_training.efforts import penalty_of, unwrapped
 from dsv4.post_training.episodes.trajectory import Trajectory
 from dsv4.post_training.problems import ExplainedProblem, ParallelProblem, Problem, answer_of
 from dsv4.post_training.rollouts import Sampled
@@ -42,6 +42,8 @@ class Reward:
     correct: bool
     error: str | None = None
     reason: str = ""  # of the value, where the problem says one
+    by_rubric: float | None = None  # the judge's share of the value, of rubric questions
+    known: float | None = None  # and the true reward beside it, where one is known
 
 
 def judge(
@@ -69,9 +71,21 @@ def judge(
         found = verdicts[place]
         if found.value is None:
             rewards.append(Reward(0.0, False, found.error))
-        else:
-            rewards.append(Reward(found.value + extra, found.value >= 1.0, reason=found.reason))
+            continue
+        asked, by_rubric, known = unwrapped(problems[rollout.prompt]), None, None
+        if isinstance(asked, RubricQuestion):
+            by_rubric = found.value
+            known = _known(asked, answer)
+        rewards.append(Reward(found.value + extra, found.value >= 1.0, None, found.reason, by_rubric, known))
     return rewards
+
+
+def _known(problem: RubricQuestion, answer: str) -> float | None:
+    """The true reward; None where none is known."""
+    try:
+        return None if problem.known is None else problem.known(answer)
+    except Exception:  # a check of the user's answer: it is a figure of the log, not a reward
+        return None
 
 
 def _answer(rollout: Sampled, problem: Problem, settings: RewardSettings) -> str | None:
@@ -90,12 +104,14 @@ def _by_rubric(
     asked = [
         (place, problem, answer)
         for place, answer in enumerate(answers)
-        if answer is not None and isinstance(problem := problems[rollouts[place].prompt], RubricQuestion)
+        if answer is not None and isinstance(problem := unwrapped(problems[rollouts[place].prompt]), RubricQuestion)
     ]
     if not asked:
         return {}
     if rubric_judge is None:
-        raise ValueError(f"{asked[0][1].key} is judged by a rubric, but there is no judge; give one")
+        raise ValueError(
+            f"{asked[0][1].key} is judged by a rubric, but there is no judge; give GRPORun(rubric_judge=...)"
+        )
     places, questions, texts = zip(*asked, strict=True)
     return dict(zip(places, rubric_judge.scores(questions, texts), strict=True))
 
@@ -107,7 +123,7 @@ def _verdicts(
     asked = [
         (place, problems[rollouts[place].prompt], answer, rollouts[place])
         for place, answer in enumerate(answers)
-        if answer is not None and not isinstance(problems[rollouts[place].prompt], RubricQuestion)
+        if answer is not None and not isinstance(unwrapped(problems[rollouts[place].prompt]), RubricQuestion)
     ]
     parallel = [one for one in asked if isinstance(one[1], ParallelProblem) and one[1].parallel]
     found: dict[int, Verdict] = {}

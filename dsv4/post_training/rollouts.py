@@ -186,6 +186,11 @@ def sample_rollouts(
     ]
 
 
+def too_long(prompt: Sequence[int], room: int) -> str:
+    """That a prompt is too long for a context that has room for `room` tokens of it, in words."""
+    return f"has {len(prompt)} tokens; allowed by max_model_len: {room}"
+
+
 def drawn_by(output: RequestOutput) -> DrawnBy:
     """Versions of the weights that drew an output's tokens; empty if there is one version only, that of now."""
     return output.drawn_by if isinstance(output, DrawnOutput) else ()

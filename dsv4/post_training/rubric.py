@@ -8,12 +8,12 @@ model can learn to write and a parser reads without doubt.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from deepseek_recipe import Conversation, UserMessage
 
-from dsv4.post_training.problems import Problem, answer_of
+from dsv4.post_training.problems import answer_of
 
 MAX_SCORE = 10
 _SCORE = re.compile(r"\s*score\s*:\s*(-?\d+)\s*", re.IGNORECASE)
@@ -22,20 +22,25 @@ _MARK = "====="
 
 @dataclass(frozen=True)
 class RubricQuestion:
-    """A question without a checkable answer: its answers are judged by the rubric."""
+    """A question whose answers are judged by the rubric. `asked`: the prompt; None: the question alone.
+
+    `known`: the true reward of an answer, where one is known. It is logged beside the judge's, never learned from.
+    """
 
     key: str
     question: str
     rubric: str
     domain: str = "rubric"
     thinking: bool = True
+    asked: Conversation | None = field(default=None, compare=False)
+    known: Callable[[str], float] | None = field(default=None, compare=False)
 
     def prompt(self) -> Conversation:
-        return Conversation([UserMessage(self.question)], thinking_mode=self.thinking)
+        return self.asked or Conversation([UserMessage(self.question)], thinking_mode=self.thinking)
 
     def reward(self, answer: str) -> float:
         """Never called: `RubricJudge.scores` gives the rewards of a whole step at once."""
-        raise TypeError(f"{self.key}: a rubric question is judged by the model, in GRPORun(judge=...)")
+        raise TypeError(f"{self.key}: a rubric question is judged by the model, in GRPORun(rubric_judge=...)")
 
 
 @dataclass(frozen=True)
@@ -95,19 +100,14 @@ class Verdict:
     reason: str = ""  # of the value, where there is one
 
 
-def judge_prompts(problems: Sequence[RubricQuestion], answers: Sequence[str]) -> list[Conversation]:
-    """Judge prompts of answers to rubric questions."""
-    return [
-        judge_prompt(problem.question, answer, problem.rubric, problem.thinking)
-        for problem, answer in zip(problems, answers, strict=True)
-    ]
+def verdict(key: str, thinking: bool, text: str, finished: bool) -> Verdict:
+    """Verdict on an answer to `key`, in the text of a judge; nonsense is an error and no score.
 
-
-def verdict(problem: Problem, text: str, finished: bool) -> Verdict:
-    """Verdict in the text of a judge, thinking included; nonsense is an error and no score."""
-    answer = answer_of(text, problem.thinking) if finished else None
+    `thinking`: the text begins with the judge's.
+    """
+    answer = answer_of(text, thinking) if finished else None
     score = None if answer is None else read_score(answer)
     if score is None:
         shown = text.strip()[-60:]
-        return Verdict(None, f"the judge of {problem.key} gave no score from 0 to {MAX_SCORE}: ...{shown!r}")
+        return Verdict(None, f"the judge of {key} gave no score from 0 to {MAX_SCORE}: ...{shown!r}")
     return Verdict(score / MAX_SCORE)

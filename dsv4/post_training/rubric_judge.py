@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from dsv4.checkpoint.atomic import new_file
 from dsv4.engine import LLM, SamplingParams
 from dsv4.model.transformer import Transformer
-from dsv4.post_training.rubric import RubricQuestion, Verdict, judge_prompts, verdict
+from dsv4.post_training.rollouts import answer_text, too_long
+from dsv4.post_training.rubric import RubricQuestion, Verdict, judge_prompt, verdict
 from dsv4.training.qat import as_stored
 from dsv4.training.state import StateError
 
@@ -20,13 +21,19 @@ from dsv4.training.state import StateError
 class RubricJudge:
     """Judges with the weights that the policy had a step ago, so that all answers of a step have the same judge.
 
-    `quantized`: as the policy is served. Options are those of `LLM`.
+    `quantized`: as the policy is served; `thinking`: before a score. Options are those of `LLM`.
     """
 
     def __init__(
-        self, policy: Transformer, tokenizer: Path, max_tokens: int = 256, quantized: bool = True, **options: Any
+        self,
+        policy: Transformer,
+        tokenizer: Path,
+        max_tokens: int = 256,
+        quantized: bool = True,
+        thinking: bool = True,
+        **options: Any,
     ) -> None:
-        self.max_tokens, self.quantized = max_tokens, quantized
+        self.max_tokens, self.quantized, self.thinking = max_tokens, quantized, thinking
         with torch.device(policy.device):
             self._model = Transformer(policy.config, policy.numerics)
         self._model.load_state_dict(policy.state_dict())
@@ -58,16 +65,21 @@ class RubricJudge:
         self._model.freeze()
 
     def scores(self, problems: Sequence[RubricQuestion], answers: Sequence[str]) -> list[Verdict]:
-        """Verdict on each answer, greedily decoded."""
-        if not problems:
-            return []
-        assert self.llm.prompts is not None and self.llm.tokenizer is not None, "questions are judged in text"
-        prompts = [self.llm.prompts.encode(prompt) for prompt in judge_prompts(problems, answers)]
-        outputs = self.llm.generate(list(prompts), SamplingParams(max_tokens=self.max_tokens, temperature=0.0))
-        found: list[Verdict] = []
-        for problem, output in zip(problems, outputs, strict=True):
-            ids = list(output.token_ids)
-            if ids and ids[-1] in self.llm.config.eos_token_ids:
-                ids.pop()
-            found.append(verdict(problem, self.llm.tokenizer.decode(ids), output.finish_reason == "stop"))
+        """Verdict on each answer, greedily decoded; an error for one whose judge prompt is too long."""
+        llm = self.llm
+        assert llm.prompts is not None, "questions are judged in text"
+        prompts = [
+            llm.prompts.encode(judge_prompt(problem.question, answer, problem.rubric, self.thinking))
+            for problem, answer in zip(problems, answers, strict=True)
+        ]
+        fitting = [place for place, prompt in enumerate(prompts) if len(prompt) <= llm.max_model_len]
+        params = SamplingParams(max_tokens=self.max_tokens, temperature=0.0)
+        outputs = llm.generate([prompts[place] for place in fitting], params) if fitting else []
+        found = [
+            Verdict(None, f"the judge's prompt for {problem.key} {too_long(prompt, llm.max_model_len)}")
+            for problem, prompt in zip(problems, prompts, strict=True)
+        ]
+        for place, output in zip(fitting, outputs, strict=True):
+            text, finished = answer_text(llm, output.token_ids), output.finish_reason == "stop"
+            found[place] = verdict(problems[place].key, self.thinking, text, finished)
         return found

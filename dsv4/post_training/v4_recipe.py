@@ -264,7 +264,7 @@ class V4Recipe(Section):
         run, problems = self._run(recipe.run), recipe.problems
         if run.seconds is None and "steps" not in run.model_fields_set:
             run = run.model_copy(update={"seconds": seconds})
-        if not problems.domains and not problems.tasks:
+        if not problems.domains and not problems.tasks and not problems.data:
             problems = _filled(problems, {"domains": domains, "seed": self.seed, "level": self.level, **asked})
         return recipe.model_copy(update={"run": run, "problems": problems})
 

@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from dsv4.checkpoint import load_model
 from dsv4.config import nano_path
 from dsv4.kernels import backends
+from dsv4.post_training import grpo_run
 from dsv4.post_training.grpo import GRPOSettings
 from dsv4.post_training.grpo_run import GRPORun, GRPORunSettings
-from dsv4.post_training.learner import LearnerSettings
+from dsv4.post_training.learner import LearnerSettings, Update, update
 from dsv4.post_training.policy_run import LoopSettings
-from dsv4.post_training.recipe_run import make_policy
+from dsv4.post_training.recipe_run import make_policy, tokenizer_files
 from dsv4.post_training.recipes import GRPORecipe
 from dsv4.post_training.rewards import RewardSettings
+from dsv4.post_training.served_policy import ServedPolicy
+from dsv4.training.export import export_model
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.schedule import Schedule
 
@@ -122,12 +127,26 @@ def test_a_kl_needs_a_reference(tmp_path: Path) -> None:
         make_run(tmp_path, settings=settings)
 
 
-def test_the_kl_to_the_reference_starts_at_zero(tmp_path: Path) -> None:
-    policy, optimizer = small_policy()
-    reference, _ = small_policy()
-    reference.model.freeze()
-    settings = replace(SETTINGS, learner=LearnerSettings(GRPOSettings(kl=0.1), quantized=False))
-    policy.quantized = False
-    GRPORun(policy, optimizer, TextProblems(has_f), LOOP, settings, tmp_path, reference.model, quiet=True).run()
-    lines = metrics(tmp_path)
-    assert lines[0]["updates"] == 2 and lines[-1]["kl"] > 0.0
+@pytest.mark.parametrize("quantized", [False, True])
+def test_the_kl_to_the_reference_starts_at_zero(
+    quantized: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The KL of each update: that of the first is of the weights that the reference has, as they are served."""
+    export_model(small_policy()[0].model, tokenizer_files(nano_path(), tmp_path), tmp_path / "model")
+    reference = load_model(tmp_path / "model")
+    served = load_model(tmp_path / "model", weights="widened").requires_grad_()
+    policy = ServedPolicy(served, nano_path(), quantized, max_num_seqs=16, max_model_len=256)
+    settings = replace(SETTINGS, learner=LearnerSettings(GRPOSettings(kl=0.1), quantized=quantized))
+    kls: list[float] = []
+
+    def noted(*given: Any) -> Update:
+        done = update(*given)
+        kls.append(done.kl)
+        return done
+
+    monkeypatch.setattr(grpo_run, "update", noted)
+    optimizer = MuonAdamW(served, served.config)
+    GRPORun(policy, optimizer, TextProblems(has_f), LOOP, settings, tmp_path, reference, quiet=True).run()
+    assert metrics(tmp_path)[0]["updates"] == 2
+    assert kls[0] == 0.0 if backends.native_module() is not None else kls[0] < 1e-9
+    assert min(kls[1:]) > 1e-6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,15 +56,15 @@ def test_judging_is_rewarded_by_agreement() -> None:
 
 
 def test_nonsense_of_the_judge_is_an_error_in_words() -> None:
-    assert verdict(ASKED, "Score: 5", True).value == 0.5
+    assert verdict("r1", False, "Score: 5", True).value == 0.5
     for text, finished in (("blah", True), ("Score: 5", False)):
-        found = verdict(ASKED, text, finished)
+        found = verdict("r1", False, text, finished)
         assert found.value is None and found.error is not None and "gave no score from 0 to 10" in found.error
 
 
 def test_a_rubric_without_a_judge_is_an_error() -> None:
     rollout = Rollout(0, (1,), (2,), (-1.0,), "Hello", True)
-    with pytest.raises(ValueError, match="r1 is judged by a rubric, but there is no judge"):
+    with pytest.raises(ValueError, match=r"r1 is judged by a rubric, .*; give GRPORun\(rubric_judge="):
         judge([rollout], [ASKED])
 
 
@@ -77,7 +78,7 @@ class Mixed:
 
 def make_run(run_dir: Path) -> GRPORun:
     policy, optimizer = small_policy()
-    options = {"max_num_seqs": 8, "max_model_len": 256}
+    options: dict[str, Any] = {"max_num_seqs": 8, "max_model_len": 256}
     rubric_judge = RubricJudge(policy.model, nano_path(), max_tokens=4, **options)
     loop = LoopSettings(steps=2, schedule=Schedule(0.02, 0, 0.0), prompts=2, max_tokens=4, save_every=1)
     settings = GRPORunSettings(LearnerSettings(GRPOSettings(kl=0.0)), RewardSettings(judge_cut_off=True), group_size=2)

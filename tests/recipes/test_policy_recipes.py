@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from dsv4.engine import LLM, SamplingParams
 from dsv4.training.export import export_model
@@ -13,8 +15,14 @@ from tests.post_training.small_policy import small_policy
 
 pytest.importorskip("reasoning_gym")
 from dsv4.config import nano_path
+from dsv4.post_training import recipe_run, recipes, rubric_judge
 from dsv4.post_training.policy_run import CALIBRATION_STEPS
 from dsv4.post_training.recipe_run import tokenizer_files
+from dsv4.post_training.rewards import RewardSettings
+from dsv4.post_training.rubric import JudgeQuestion, Verdict
+from dsv4.post_training.rubric_judge import RubricJudge
+from dsv4.post_training.served_policy import ServedPolicy
+from dsv4.training.qat import as_stored
 from recipes import distill, grpo
 
 SHORT = ("run.steps=2", "sampling.prompts=2", "sampling.max_tokens=5", "sampling.max_model_len=512", "run.save_every=1")
@@ -85,11 +93,44 @@ def test_distillation_runs_and_its_model_is_served(folder: Path, tmp_path: Path)
         (["--resume"], "holds no run"),
         (["none.toml"], "none.toml: no such file; allowed: a recipe in TOML"),
         ([TASKS, "service.max_staleness=1"], "max_staleness is 1 without workers"),
+        (["problems.data=none.jsonl"], "none.jsonl: no such file"),
+        ([TASKS, "problems.check=regex"], "problems.check is 'regex': Input should be 'exact' or 'math'"),
     ],
 )
 def test_wrong_input_is_named(words: list[str], message: str, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=message):
         grpo.main([str(folder), *words, "--run-dir", str(tmp_path / "run")])
+
+
+def write_rows(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_problems_of_a_file_are_trained_on_and_belong_to_the_run(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt that is too long costs its rollouts alone; a run goes on from any folder, on the same rows."""
+    short, long = {"prompt": "Say 1", "answer": "1"}, {"prompt": "1 " * 600, "answer": "1"}
+    run = tmp_path / "run"
+    write_rows(tmp_path / "p.jsonl", [short, long])
+    monkeypatch.chdir(tmp_path)
+    assert grpo.main([str(folder), "problems.data=p.jsonl", *SHORT, "objective.resample=1", "--run-dir", str(run)]) == 0
+    told = "".join(capsys.readouterr().out.split())
+    assert "thepromptofp.jsonl:2has1204tokens;allowedbymax_model_len:512;itsrolloutsareleftout" in told
+    assert [(line["step"], line["left_out"]) for line in metrics(run)] == [(0, 8), (1, 8)]
+    monkeypatch.chdir("/")
+    assert grpo.main(["--resume", "--run-dir", str(run)]) == 0
+    write_rows(tmp_path / "p.jsonl", [short])
+    with pytest.raises(SystemExit, match=r"--resume: p\.jsonl changed since the run in .*; allowed: the same rows"):
+        grpo.main(["--resume", "--run-dir", str(run)])
+
+
+def test_prompts_of_a_file_are_distilled_on(folder: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "p.jsonl", [{"prompt": "Say 1", "domain": "mine"}, {"prompt": "1 " * 600}])
+    words = [str(folder), "--teacher", f"mine={folder}", "--teacher", f"default={folder}", f"problems.data={data}"]
+    assert distill.main([*words, *SHORT, "--run-dir", str(tmp_path / "run")]) == 0
+    assert set(metrics(tmp_path / "run")[0]["kl_by_teacher"]) == {"mine"}
 
 
 def test_a_run_without_a_model_is_named(tmp_path: Path) -> None:
@@ -115,6 +156,75 @@ def test_a_call_that_was_wrong_leaves_no_run(folder: Path, tmp_path: Path) -> No
     with pytest.raises(SystemExit, match="the rollout queue nothing cannot be used"):
         grpo.main([*words, "service.workers=1", "service.url=nothing"])
     assert not (tmp_path / "run").exists()
+
+
+RUBRIC = "Right answer: 10. Wrong answer: 0."
+
+
+def judged_files(tmp_path: Path, question: str = "Say f") -> list[str]:
+    """Keys of a run of rubric questions, with a known answer, and labelled judgements."""
+    row = {"prompt": question, "rubric": RUBRIC, "answer": "f", "thinking": False}
+    labelled = [{"question": "Say f", "answer": "f", "label": "good"}, {"question": "f", "answer": "g", "label": "bad"}]
+    data = write_rows(tmp_path / "p.jsonl", [row, row | {"rubric": "An f."}])
+    judgements = write_rows(tmp_path / "j.jsonl", labelled)
+    return [
+        *SHORT, f"problems.data={data}", f"judge.data={judgements}", "judge.thinking=false", "judge.max_tokens=4",
+        "objective.group_size=4", "objective.resample=1", "sampling.prompts=6",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def half_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random model ends no answer: those that are cut off are judged too."""
+    monkeypatch.setattr(recipes, "RewardSettings", partial(RewardSettings, judge_cut_off=True))
+
+
+def test_the_recipe_judges_by_the_policy_of_a_step_ago_and_trains_it_to_judge(
+    folder: Path, tmp_path: Path, half_answers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The judge's texts are the small model's own; only how a score is read from them is another."""
+    judges: list[RubricJudge] = []
+    heads: list[tuple[torch.Tensor, torch.Tensor]] = []
+    scores = RubricJudge.scores
+
+    def noted(self: RubricJudge, problems: list, answers: list) -> list[Verdict]:
+        judges.append(self)
+        heads.append((self._model.head.weight.clone(), policies[0].model.head.weight.detach().clone()))
+        return scores(self, problems, answers)
+
+    policies: list[ServedPolicy] = []
+    made = recipe_run.make_policy
+    monkeypatch.setattr(recipe_run, "make_policy", lambda *given: policies.append(made(*given)) or policies[0])
+    monkeypatch.setattr(RubricJudge, "scores", noted)
+    monkeypatch.setattr(rubric_judge, "verdict", lambda key, thinking, text, finished: Verdict(len({*text}) % 11 / 10))
+    monkeypatch.setattr(JudgeQuestion, "reward", lambda self, answer: len({*answer}) % 11 / 10)
+    words = [str(folder), *judged_files(tmp_path), "optimizer.rate=0.05", "optimizer.warmup_steps=0", "run.steps=3"]
+    assert grpo.main([*words, "--run-dir", str(tmp_path / "run")]) == 0
+    lines = metrics(tmp_path / "run")
+    assert all(line["updates"] and line["left_out"] == 0 for line in lines)
+    assert {"judge_reward", "known_reward", "judge_excess", "judging"} <= {*lines[0]}
+    for line in lines:
+        assert line["judge_excess"] == pytest.approx(line["judge_reward"] - line["known_reward"])
+    (judge,) = {*judges}
+    assert (judge.max_tokens, judge.thinking, judge.quantized) == (4, False, True)
+    (first, begun), (second, after), (third, _) = heads
+    served = as_stored("head.weight", begun)
+    assert torch.equal(first, served) and torch.equal(second, served)  # of the policy before its first update
+    assert torch.equal(third, as_stored("head.weight", after)) and not torch.equal(third, second)
+
+
+@pytest.mark.parametrize("question", ["Say f", "f " * 480])
+def test_a_judge_without_a_score_or_without_room_costs_its_rollouts_alone(
+    folder: Path, tmp_path: Path, half_answers: None, capsys: pytest.CaptureFixture[str], question: str
+) -> None:
+    """A random model's judgements are nonsense; and a question may fit the policy's context but not the judge's."""
+    words = [str(folder), *judged_files(tmp_path, question), "run.steps=1"]
+    assert grpo.main([*words, "--run-dir", str(tmp_path / "run")]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    wanted = "gave no score from 0 to 10" if question == "Say f" else "tokens; allowed by max_model_len: 512"
+    assert wanted in told and "left out" in told
+    (line,) = metrics(tmp_path / "run")
+    assert line["left_out"] > 0 and line["left_out"] % 4 == 0 and "judge_reward" not in line and "judging" in line
 
 
 @pytest.mark.parametrize("text", ["gcd", "=x", "gcd="])

@@ -43,7 +43,7 @@ WIDER: dict[Level, dict[type[GymTask], dict[str, int]]] = {  # settings by level
 }
 NUMBERS = (*(kind.name for kind in WIDER["easy"]), "school_mathematics")
 LONGEST = 200  # characters of an answer in another form
-_NUMBER = re.compile(r"(?<!\w)-?\d+(?:\.\d+)?(?:/\d+)?(?![\w%])")
+NUMBER = re.compile(r"(?<!\w)-?\d+(?:\.\d+)?(?:/\d+)?(?![\w%])")
 _COMPUTED = re.compile(r"[-+*^!/(%\d]|\\(?!boxed\b)\w+")  # beside the number
 
 
@@ -106,8 +106,8 @@ def at_level(name: str, level: Level) -> Task:
 
 def same_number(wanted: str, answer: str) -> bool:
     """True if an answer's one number is the wanted one: `7.0`, `x = 7`, `\\boxed{7}`. False without math-verify."""
-    found = _NUMBER.findall(answer)
-    if not _NUMBER.fullmatch(wanted.strip()) or len(answer) > LONGEST or len(found) != 1:
+    found = NUMBER.findall(answer)
+    if not NUMBER.fullmatch(wanted.strip()) or len(answer) > LONGEST or len(found) != 1:
         return False
     if "/" in found[0] and "/" not in wanted:
         return False

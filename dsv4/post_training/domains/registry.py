@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from random import Random
 from typing import TYPE_CHECKING
 
 from dsv4.data.stable_hash import stable_hash
-from dsv4.post_training.problems import Problem, TaskProblems
+from dsv4.post_training.problems import Problem, ProblemSource
 
 if TYPE_CHECKING:
     from dsv4.data.tasks import Split
@@ -63,12 +63,21 @@ class DomainProblems:
 
 @dataclass(frozen=True)
 class MixedProblems:
-    """Problems of tasks and of domains, in the ratio of their weights."""
+    """Problems of several sources, in the ratio of their weights."""
 
-    tasks: TaskProblems
-    domains: DomainProblems
+    parts: tuple[tuple[ProblemSource, float], ...]
+    seed: int = 1
 
     def problem(self, number: int, /) -> Problem:
-        ours, theirs = sum(self.domains.weights.values()), sum(self.tasks.weights.values())
-        mixed = Random(stable_hash("mixed problem", self.domains.seed, number)).random() * (ours + theirs) < ours
-        return self.domains.problem(number) if mixed else self.tasks.problem(number)
+        total = sum(weight for _, weight in self.parts)
+        drawn = Random(stable_hash("mixed problem", self.seed, number)).random() * total
+        for source, weight in self.parts:
+            if drawn < weight:
+                return source.problem(number)
+            drawn -= weight
+        return self.parts[-1][0].problem(number)  # rounding
+
+
+def mixed(parts: Sequence[tuple[ProblemSource, float]], seed: int) -> ProblemSource:
+    """The problems of the sources by their weights; of one source, its own."""
+    return parts[0][0] if len(parts) == 1 else MixedProblems(tuple(parts), seed)
