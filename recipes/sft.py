@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 
 from dsv4.commands.recipe_flags import parse
-from dsv4.data.records import find_sources
+from dsv4.data.records import MESSAGES, find_sources
 from dsv4.data.shards import Counts
 from dsv4.data.tokenizing import ShardWriter
 from dsv4.model_folder import resolve_model
@@ -77,7 +77,7 @@ def run_samples(options: argparse.Namespace, place: list[str], data: list[str], 
     try:
         folder = resolve_model(options.model)
         prompts = PromptEncoder.from_pretrained(folder)
-        sources = find_sources(data)
+        sources = find_sources(data, MESSAGES)
         if not sources:
             raise ValueError("no data; give files or folders of conversations (.jsonl, .parquet)")
         if options.dry_run is not None:

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from dsv4.config import nano_path
-from dsv4.data.records import find_sources
+from dsv4.data.records import MESSAGES, find_sources
 from dsv4.post_training.sft_preview import TRAINED, colored, show_samples
 from dsv4.post_training.sft_samples import Refusal, Sample, read_samples
 from dsv4.tokenizer.prompts import PromptEncoder
@@ -95,6 +95,112 @@ def test_refusals_name_the_line_and_the_reason(tmp_path: Path, prompts: PromptEn
         strict=True,
     ):
         assert words in reason
+
+
+def tool(parameters: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "weather", "parameters": parameters}}
+
+
+def call(**function: Any) -> dict[str, Any]:
+    return CALL | {"function": CALL["function"] | function}
+
+
+RESULT = {"role": "tool", "tool_call_id": "c1", "content": "sunny"}
+PICTURE = {"type": "image_url", "image_url": {"url": "x"}}
+# A row, and words of its refusal.
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"messages": [user("Hi"), RESULT, assistant("a")]}, "must be a response to a preceding message with 'tool_calls'"),
+    ({"messages": [user("Hi"), assistant("a")], "tools": [tool({"type": "objekt"})]}, "Invalid schema for function"),
+    ({"messages": [user("Hi"), assistant("a")], "tools": {"a": 1}}, "tools: invalid type: map"),
+    ({"messages": [{"role": "user", "content": [PICTURE]}, assistant("a")]}, "image (messages[0].content[0])"),
+    ({"messages": [{"role": "user", "content": 3}, assistant("a")]}, "messages[0].content: content should be a string"),
+    ({"messages": [user("Hi"), assistant("", tool_calls=["x"])]}, "messages[1].tool_calls[0]: invalid type: string"),
+    ({"messages": [user("Hi"), assistant("", tool_calls="x")]}, "messages[1].tool_calls: invalid type: string"),
+    ({"messages": [user("Hi"), assistant("", tool_calls=[call(arguments="[1]")])]}, "arguments: '[1]'; a JSON object"),
+    ({"messages": [user("Hi"), assistant("", tool_calls=[call(arguments={})])]}, "arguments: invalid type: map"),
+    (
+        {"messages": [user("Hi"), assistant("", tool_calls=[call(arguments="no")]), RESULT, assistant("a")]},
+        "messages[1].tool_calls[0].function.arguments: 'no'; a JSON object is allowed",
+    ),
+    ({"messages": [user("Hi"), assistant("a", 5)]}, "messages[1].reasoning_content: invalid type: integer"),
+    ({"messages": [user("Hi"), assistant("a", reasoning={})]}, "messages[1].reasoning: dict; a text is allowed"),
+    ({"messages": [user("Hi"), assistant("a", weight=0)]}, "messages[1].weight: 0; 1 is allowed"),
+    ({"messages": [user("Hi"), assistant("a", function_call={})]}, "messages[1].function_call: calls are allowed in"),
+    ({"messages": [user("Hi"), assistant("a")], "functions": [1]}, "declare functions in `tools`"),
+    ({"messages": [user("Hi"), assistant("a")], "system": "Be."}, "send a message of the role system"),
+    (
+        {"messages": [user("Hi"), assistant("a", "b")], "reasoning_effort": "most"},
+        "unknown variant `most`, expected one of",
+    ),
+    ({"messages": [user("Hi"), assistant("a", "b")], "reasoning_effort": "none"}, "reasoning_effort is none, but"),
+    ({"messages": [user("Hi"), assistant("a"), "x"]}, "objects with a role"),
+    ({"messages": [user("\ud800"), assistant("a")]}, "messages[0].content holds bytes or escapes that are no text"),
+]
+
+
+def test_every_bad_row_is_refused_in_words(tmp_path: Path, prompts: PromptEncoder) -> None:
+    items = read(tmp_path, prompts, *(row for row, _ in REFUSED), '{"messages": ' + "[" * 100_000)
+    for number, (item, (_, words)) in enumerate(zip(items, [*REFUSED, ({}, "no JSON")], strict=True), 1):
+        assert isinstance(item, Refusal) and item.place.endswith(f"talks.jsonl:{number}"), item
+        assert words in item.reason, item.reason
+
+
+def test_a_fault_of_earlier_messages_is_said_once(tmp_path: Path, prompts: PromptEncoder) -> None:
+    turns = [user("Hi"), assistant("a", "b")]
+    first, refused, last = read(tmp_path, prompts, {"messages": [*turns, RESULT, turns[1], *turns, *turns]}, "{no json")
+    assert isinstance(first, Sample) and isinstance(refused, Refusal) and isinstance(last, Refusal)
+    assert refused.reason.startswith("messages[3]: ") and "(messages[2])" in refused.reason
+    assert last.place.endswith(":2")
+
+
+def test_rows_are_read_as_the_api_reads_them(tmp_path: Path, prompts: PromptEncoder) -> None:
+    parts = [{"type": "text", "text": "Hi"}, {"type": "text", "text": "there"}]
+    same: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        (
+            {"messages": [{"role": "user", "content": parts}, assistant("a")]},
+            {"messages": [user("Hi\n\nthere"), assistant("a")]},
+        ),
+        (
+            {"messages": [user("Hi"), {"role": "assistant", "content": "a", "reasoning": "hm"}]},
+            {"messages": [user("Hi"), assistant("a", "hm")]},
+        ),
+        (
+            {"messages": [{"role": "developer", "content": "Be."}, user("Hi"), assistant("a", tool_calls=[])]},
+            {"messages": [{"role": "system", "content": "Be."}, user("Hi"), assistant("a")]},
+        ),
+        (
+            {"messages": [user("Hi"), assistant("a", "hm")], "reasoning_effort": "ultra", "prompt": "of another tool"},
+            {"messages": [user("Hi"), assistant("a", "hm")], "reasoning_effort": "max"},
+        ),
+        (
+            {"messages": [user("Hi"), assistant("", tool_calls=[{"type": "function", "function": CALL["function"]}])]},
+            {"messages": [user("Hi"), assistant("", tool_calls=[CALL])]},
+        ),
+    ]
+    for given, meant in same:
+        one, other = read(tmp_path, prompts, given, meant)
+        assert isinstance(one, Sample) and isinstance(other, Sample), (one, other)
+        assert one.encoded.ids.tolist() == other.encoded.ids.tolist()
+        assert one.encoded.mask is not None and other.encoded.mask is not None
+        assert one.encoded.mask.tolist() == other.encoded.mask.tolist()
+
+
+def test_calls_without_declared_tools_are_a_sample_per_turn(tmp_path: Path, prompts: PromptEncoder) -> None:
+    """Their prompt drops earlier thinking, as that of any conversation without tools."""
+    messages = [user("Rome?"), assistant("", "ask", tool_calls=[CALL]), RESULT, assistant("Sunny.", "it said so")]
+    for more in ({}, {"tools": [WEATHER], "tool_choice": "none"}):
+        first, second = read(tmp_path, prompts, {"messages": messages, **more})
+        assert isinstance(first, Sample) and isinstance(second, Sample)
+        assert trained(first, prompts).startswith("ask</think>")
+        assert trained(second, prompts).startswith("it said so</think>Sunny.")
+
+
+def test_a_row_with_a_text_beside_its_messages_is_a_conversation_here(tmp_path: Path, prompts: PromptEncoder) -> None:
+    row = {"text": "<rendered>", "messages": [user("Hi"), assistant("a")]}
+    (refused,) = read(tmp_path, prompts, row)
+    assert isinstance(refused, Refusal) and "name one: --column text or --column messages" in refused.reason
+    (sample,) = read_samples(find_sources([str(tmp_path)], MESSAGES), prompts)
+    assert isinstance(sample, Sample) and "rendered" not in prompts.tokenizer.decode(sample.encoded.ids.tolist())
 
 
 def test_the_dry_run_colors_the_tokens_with_loss(tmp_path: Path, prompts: PromptEncoder) -> None:
