@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from dsv4.config import nano_path
 from dsv4.data.records import MESSAGES, find_sources
-from dsv4.post_training.sft_preview import TRAINED, colored, show_samples
+from dsv4.post_training.sft_preview import SPECIAL, TRAINED, colored, listed, marked, show_samples
 from dsv4.post_training.sft_samples import Refusal, Sample, read_samples
 from dsv4.tokenizer.prompts import PromptEncoder
 
@@ -203,14 +204,61 @@ def test_a_row_with_a_text_beside_its_messages_is_a_conversation_here(tmp_path: 
     assert isinstance(sample, Sample) and "rendered" not in prompts.tokenizer.decode(sample.encoded.ids.tolist())
 
 
-def test_the_dry_run_colors_the_tokens_with_loss(tmp_path: Path, prompts: PromptEncoder) -> None:
-    talk = {"messages": [user("Hi é"), assistant("Hellö")]}
-    items = read(tmp_path, prompts, talk, "{no json")
-    console = Console(file=io.StringIO(), width=100)
-    assert show_samples(items, prompts.tokenizer, console, shown=1) == (1, 1)
-    output = console.file.getvalue().replace("\n", "")  # pyright: ignore[reportAttributeAccessIssue]
-    assert "Hellö" in output and "talks.jsonl:2: no JSON" in output and "1 samples" in output
-    assert isinstance(items[0], Sample)
-    text = colored(items[0], prompts.tokenizer)
-    green = "".join(text.plain[span.start : span.end] for span in text.spans if span.style == TRAINED)
-    assert "Hellö" in green and "Hi" not in green
+def shown(items: list[Sample | Refusal], prompts: PromptEncoder, **more: Any) -> str:
+    terminal = more.pop("terminal", False)
+    console = Console(
+        file=io.StringIO(), width=40, force_terminal=terminal, color_system="standard" if terminal else None
+    )
+    show_samples(items, prompts.tokenizer, console, **more)
+    return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_the_dry_run_colors_the_tokens_with_loss(
+    tmp_path: Path, prompts: PromptEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    (sample,) = read(tmp_path, prompts, {"messages": [user("Hi é"), assistant("Hellö \U0001f9ff\nyou")]})
+    assert isinstance(sample, Sample)
+    text = colored(sample, prompts.tokenizer)
+    spans = [(str(span.style).removesuffix(f" {SPECIAL}"), text.plain[span.start : span.end]) for span in text.spans]
+    assert len(spans) == len(sample.encoded.ids)  # every token is seen, those of a part of a character too
+    assert all(one != other for (one, _), (other, _) in pairwise(spans))
+    green = "".join(piece for style, piece in spans if style in TRAINED)
+    assert r"Hell\xc3ö" in green and "↵\n" in green and "Hi" not in green and r"\xf0" in green
+    assert "\x1b[30;42m" in shown([sample], prompts, shown=1, terminal=True)
+
+
+def test_the_dry_run_without_color_has_marks(
+    tmp_path: Path, prompts: PromptEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (sample,) = read(tmp_path, prompts, {"messages": [user("Hi there"), assistant("Hello you")]})
+    assert isinstance(sample, Sample)
+    mark = marked(sample, prompts.tokenizer).plain
+    assert mark.replace("⟦", "").replace("⟧", "").replace("┊", "") == prompts.tokenizer.decode(
+        sample.encoded.ids.tolist()
+    )
+    begin, end = mark.index("⟦"), mark.index("⟧")
+    assert mark[begin + 1 : end].replace("┊", "") == trained(sample, prompts) and end == len(mark) - 1
+    assert mark[begin:end].count("┊") == sample.encoded.targets - 1
+    assert mark in shown([sample], prompts, shown=1)
+    monkeypatch.setenv("NO_COLOR", "1")
+    output = shown([sample], prompts, shown=1, terminal=True)
+    assert mark in output and "[30;42m" not in output
+
+
+def test_the_dry_run_lists_ids(tmp_path: Path, prompts: PromptEncoder) -> None:
+    (sample,) = read(tmp_path, prompts, {"messages": [user("Hi"), assistant("Hello")]})
+    assert isinstance(sample, Sample) and sample.encoded.mask is not None
+    lines = [line.split(maxsplit=1) for line in listed(sample, prompts.tokenizer).plain.splitlines()]
+    assert [int(number) for number, _ in lines] == sample.encoded.ids.tolist()
+    assert [rest.startswith("+") for _, rest in lines] == (sample.encoded.mask == 1).tolist()
+    assert listed(sample, prompts.tokenizer).plain in shown([sample], prompts, shown=1, ids=True)
+
+
+def test_the_dry_run_says_how_to_see_all_refusals(tmp_path: Path, prompts: PromptEncoder) -> None:
+    items = read(tmp_path, prompts, {"messages": [user("Hi"), assistant("Hello")]}, *["{no json"] * 3)
+    output = shown(items, prompts, shown=1, refused=2)
+    assert "talks.jsonl:3: no JSON" in output and "talks.jsonl:4" not in output
+    assert "... and 1 more refused; --dry-run 0 lists all" in output and "1 samples" in output
+    output = shown(items, prompts, shown=0, refused=None)
+    assert "talks.jsonl:4: no JSON" in output and "more refused" not in output
