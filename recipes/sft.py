@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 
 from dsv4.commands.recipe_flags import parse
-from dsv4.data.records import find_sources
+from dsv4.data.records import MESSAGES, find_sources
 from dsv4.data.shards import Counts
 from dsv4.data.tokenizing import ShardWriter
 from dsv4.model_folder import resolve_model
@@ -49,6 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.model or options.words:
             raise SystemExit("training stopped: --resume goes on with the run's own model, data and keys")
         return pretrain.main([*place, "--resume"], "sft")
+    if options.ids and options.dry_run is None:
+        raise SystemExit("training stopped: --ids shows the tokens of a dry run; give --dry-run N too")
     if options.model is None:
         raise SystemExit("training stopped: no model; give the folder of one, and data")
     console = Console(quiet=int(os.environ.get("RANK", "0")) > 0)
@@ -77,13 +79,14 @@ def run_samples(options: argparse.Namespace, place: list[str], data: list[str], 
     try:
         folder = resolve_model(options.model)
         prompts = PromptEncoder.from_pretrained(folder)
-        sources = find_sources(data)
+        sources = find_sources(data, MESSAGES)
         if not sources:
             raise ValueError("no data; give files or folders of conversations (.jsonl, .parquet)")
         if options.dry_run is not None:
-            samples, _ = show_samples(
-                read_samples(sources, prompts, options.max_tokens), prompts.tokenizer, console, options.dry_run
-            )
+            items = read_samples(sources, prompts, options.max_tokens)
+            shown: int = options.dry_run
+            refused = 20 if shown else None  # --dry-run 0 is for these
+            samples, _ = show_samples(items, prompts.tokenizer, console, shown, refused, options.ids)
             return 0 if samples else 1
         if (run_dir / "data.json").exists() and not options.print_config:
             raise ValueError(f"{run_dir} already holds a run; pass --resume to go on with it, or another --run-dir")

@@ -32,7 +32,9 @@ def add(commands: Any) -> None:
         "--model", metavar="MODEL", help="model folder whose tokenizer is used (default: the embedded nano model)"
     )
     tokenize.add_argument(
-        "--column", default="text", metavar="NAME", help="column or key of the text (default: %(default)s)"
+        "--column",
+        metavar="NAME",
+        help="column or key of the text, or messages (default: text, or messages without it)",
     )
     tokenize.add_argument(
         "--shard-tokens", type=int, default=1 << 24, metavar="N", help="tokens per shard (default: %(default)s)"

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import deepseek_recipe as recipe
 import numpy as np
 
-from dsv4.data.records import Record
+from dsv4.conversation.tool_arguments import read_object
+from dsv4.data.records import CONVERSATION, MESSAGES, Record
+from dsv4.server.chat_completions import CHAT
+from dsv4.server.errors import RequestError
+from dsv4.server.unchecked_json import json_objects
 from dsv4.tokenizer.loss_mask import encode_training
-from dsv4.tokenizer.prompts import PromptEncoder, with_budget
+from dsv4.tokenizer.prompts import PromptEncoder, with_budget, with_messages
 from dsv4.tokenizer.special import BOS, EOS
 
 _MODEL = "training"  # name of the model in the requests that a conversation is read from
+_OPTIONS = recipe.ConversionOptions().with_model_alias(_MODEL, recipe.ModelVersion.DeepseekV4Pro)
 
 
 @dataclass(frozen=True)
@@ -57,45 +63,102 @@ class RecordEncoder:
                 f"{self._prompts.ladder}; allowed: a level, or the ladder scalar"
             )
         ids, mask = encode_training(self._prompts, conversation, target)
-        said = [message.get("content") or "" for message in record["messages"]]
-        return Encoded(np.array(ids, np.uint32), np.array(mask, np.uint8), sum(len(text.encode()) for text in said))
+        said = sum(len(message.content.encode()) for message in (*conversation.messages, target))
+        return Encoded(np.array(ids, np.uint32), np.array(mask, np.uint8), said)
 
 
 def read_conversation(record: dict[str, Any]) -> tuple[recipe.Conversation, recipe.AssistantMessage]:
     """Split a Chat Completions request whose last message is the assistant's into the prompt and the answer.
 
-    Thinking mode is on if any assistant's message has reasoning_content. `reasoning_effort` may be a number too, a
-    budget of 1 to 100. ValueError names what is wrong.
+    It is read as the API server reads it. Thinking mode is on if a message of the assistant has reasoning.
+    `reasoning_effort` may be a number too, a budget of 1 to 100. ValueError names what is wrong, with its place.
     """
-    messages = [_without_nulls(message) for message in record["messages"]]
+    messages = [_adapted(message, f"messages[{place}]") for place, message in enumerate(record[MESSAGES])]
     if not messages or messages[-1].get("role") != "assistant":
         raise ValueError("a conversation ends with a message of the assistant, the answer to train on")
-    last = messages[-1]
-    thinks = any(message.get("reasoning_content") for message in messages)
-    conversation = read_prompt(record | {"messages": messages[:-1]}, thinks)
-    calls = [
-        recipe.ToolCall(call.get("id", ""), call["function"]["name"], call["function"]["arguments"])
-        for call in last.get("tool_calls", ())
-    ]
-    return conversation, recipe.AssistantMessage(
-        last.get("content") or "", last.get("reasoning_content") if thinks else None, calls or None
-    )
+    thinks = any(has_reasoning(message) for message in messages)
+    if thinks and record.get("reasoning_effort") == "none":
+        raise ValueError("reasoning_effort is none, but a message has reasoning: leave one of them out")
+    answered = _answered(messages[-1])
+    conversation = _converted(record, [*messages[:-1], *answered], thinks)
+    _check_arguments(messages)
+    end = len(conversation.messages) - len(answered)
+    target = cast(recipe.AssistantMessage, conversation.messages[end])
+    return with_messages(conversation, conversation.messages[:end]), target
 
 
 def read_prompt(record: dict[str, Any], thinking: bool) -> recipe.Conversation:
     """Conversation of a Chat Completions request, which awaits an answer. ValueError names what is wrong."""
-    request = _without_nulls(record) | {
+    messages = [_adapted(message, f"messages[{place}]") for place, message in enumerate(record[MESSAGES])]
+    conversation = _converted(record, messages, thinking)
+    _check_arguments(messages)
+    return conversation
+
+
+def has_reasoning(message: dict[str, Any]) -> bool:
+    """True for a message of the assistant with reasoning, under either of its names."""
+    return message.get("role") == "assistant" and bool(message.get("reasoning_content") or message.get("reasoning"))
+
+
+def _converted(record: dict[str, Any], messages: list[dict[str, Any]], thinking: bool) -> recipe.Conversation:
+    """The conversation of a request. ValueError with the API's words: every refusal of a conversation comes by here."""
+    request = {name: record[name] for name in CONVERSATION if record.get(name) is not None} | {
         "model": _MODEL,
-        "messages": [_without_nulls(message) for message in record["messages"]],
+        "messages": messages,
         "thinking": {"type": "enabled" if thinking else "disabled"},
     }
-    options = recipe.ConversionOptions().with_model_alias(_MODEL, recipe.ModelVersion.DeepseekV4Pro)
+    budget: object = request.get("reasoning_effort")
+    if isinstance(budget, int):
+        del request["reasoning_effort"]
     try:
-        return recipe.ChatCompletionRequest(request).convert(options).conversation
-    except recipe.ConversionError as error:  # which is no ValueError
-        raise ValueError(str(error)) from error
+        conversation = CHAT.read(json.dumps(request).encode(), _OPTIONS).converted.conversation
+    except RequestError as error:
+        raise ValueError(error.message) from error
+    except (TypeError, RecursionError) as error:  # a table's date or bytes; too deep
+        raise ValueError(f"no JSON: {error}") from error
+    return with_budget(conversation, budget) if isinstance(budget, int) else conversation
 
 
-def _without_nulls(values: dict[str, Any]) -> dict[str, Any]:
-    """The set values: Parquet gives every struct every key."""
-    return {key: value for key, value in values.items() if value is not None}
+def _adapted(message: object, place: str) -> dict[str, Any]:
+    """A message for the API, which refuses an empty list of calls and overlooks some fields.
+
+    ValueError for a field that it would overlook, and that changes what is to be learned.
+    """
+    if not isinstance(message, dict):
+        raise ValueError(f"{place}: {type(message).__name__}; messages are objects with a role")
+    fields = cast("dict[str, Any]", message)
+    if fields.get("role") == "assistant":
+        if not isinstance(fields.get("reasoning"), (str, type(None))):
+            raise ValueError(f"{place}.reasoning: {type(fields['reasoning']).__name__}; a text is allowed")
+        if fields.get("function_call") is not None:
+            raise ValueError(f"{place}.function_call: calls are allowed in tool_calls")
+        if fields.get("weight") not in (None, 1):
+            raise ValueError(f"{place}.weight: {fields['weight']!r}; 1 is allowed, every answer is trained on")
+    return {name: value for name, value in fields.items() if name != "tool_calls" or value != []}
+
+
+def _answered(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    """An answer as the API reads it in a history: its calls have ids, and empty results after it."""
+    calls: object = answer.get("tool_calls")
+    if not isinstance(calls, list):
+        return [answer]
+    named: list[object] = [
+        {**call, "id": call.get("id") or f"answer-{number}"} if isinstance(call, dict) else call
+        for number, call in enumerate(cast("list[object]", calls))
+    ]
+    results = [{"role": "tool", "tool_call_id": call["id"], "content": ""} for call in json_objects(named)]
+    return [answer | {"tool_calls": named}, *results]
+
+
+def _check_arguments(messages: list[dict[str, Any]]) -> None:
+    """ValueError for a call in valid messages whose arguments the model could not write."""
+    for place, message in enumerate(messages):
+        calls = message.get("tool_calls") if message.get("role") == "assistant" else None
+        for number, call in enumerate(calls or ()):
+            arguments: str = call["function"]["arguments"]
+            if read_object(arguments) is None:
+                shown = arguments if len(arguments) <= 80 else f"{arguments[:80]}..."
+                raise ValueError(
+                    f"messages[{place}].tool_calls[{number}].function.arguments: {shown!r}; a JSON object is allowed, "
+                    'with names without any of "<> and line breaks'
+                )

@@ -22,7 +22,10 @@ _COMPRESSED = (".gz", ".bz2", ".zst")
 _JSON_LINES = (".jsonl", ".ndjson")
 _TEXT = (".txt", ".md", ".rst", ".text")
 SUFFIXES = (*_TEXT, *_JSON_LINES, ".parquet")
-_MESSAGES = "messages"
+TEXT, MESSAGES = "text", "messages"
+ROWS = "*"  # for a column: a record is a whole row
+# Keys of a conversation that its prompt depends on; the last two are refused, as by the API.
+CONVERSATION = (MESSAGES, "tools", "tool_choice", "reasoning_effort", "response_format", "functions", "system")
 
 
 class RecordError(ValueError):
@@ -69,7 +72,7 @@ class File:
 
     path: Path
     name: str
-    column: str | None = "text"  # None: records are rows, with all that they have
+    column: str | None = None
 
     @property
     def size(self) -> int:
@@ -77,7 +80,7 @@ class File:
 
     def digest(self) -> str:
         with self.path.open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
+            return hashlib.file_digest(handle, "sha256").hexdigest() + _of_column(self.column)
 
     def records(self, start: int = 0) -> Iterator[Record]:
         return _raising(self.entries(start))
@@ -115,17 +118,22 @@ class File:
             raise RecordError(f"{self.path}: no Parquet file: {error}") from error
         with file:
             known = file.schema_arrow.names
-            wanted = known if self.column is None else (self.column, _MESSAGES, "tools", "reasoning_effort")
+            wanted = known if self.column == ROWS else dict.fromkeys((self.column or TEXT, *CONVERSATION))
             columns = [name for name in wanted if name in known]
             first = 0
             for group in range(file.metadata.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
                 if first + rows > start:
-                    table = file.read_row_group(group, columns=columns)
+                    try:
+                        table = file.read_row_group(group, columns=columns)
+                    except (pyarrow.ArrowException, OSError) as error:
+                        raise RecordError(f"{self.path}, rows from {first + 1}: {error}") from error
                     for row in range(max(0, start - first), rows):
-                        values = {name: table.column(name)[row].as_py() for name in columns}
-                        place = f"{self.path}, row {first + row}"
-                        yield _entry(place, lambda where, values=values: _record(values, self.column, where))
+
+                        def read(where: str, row: int = row, table: Any = table) -> Record:
+                            return _row({name: table.column(name)[row] for name in columns}, self.column, where)
+
+                        yield _entry(f"{self.path}, row {first + row + 1}", read)
                 first += rows
 
 
@@ -134,7 +142,7 @@ class HubDataset:
     """A dataset of the `datasets` library: its name or a folder of save_to_disk, its split and revision."""
 
     path: str
-    column: str | None = "text"
+    column: str | None = None
 
     @property
     def name(self) -> str:
@@ -145,7 +153,7 @@ class HubDataset:
         return int(getattr(self._load(), "dataset_size", None) or 0)
 
     def digest(self) -> str:
-        return hashlib.sha256(self._load()._fingerprint.encode()).hexdigest()
+        return hashlib.sha256(self._load()._fingerprint.encode()).hexdigest() + _of_column(self.column)
 
     def records(self, start: int = 0) -> Iterator[Record]:
         return _raising(self.entries(start))
@@ -153,8 +161,8 @@ class HubDataset:
     def entries(self, start: int = 0) -> Iterator[Entry]:
         dataset = self._load()
         for number in range(start, len(dataset)):
-            row = dataset[number]
-            yield _entry(f"{self.name}, row {number}", lambda where, row=row: _record(row, self.column, where))
+            row = _without_nulls(dataset[number])
+            yield _entry(f"{self.name}, row {number + 1}", lambda where, row=row: _record(row, self.column, where))
 
     def _load(self) -> Any:
         """The whole dataset, memory-mapped. `owner/name@revision:split`; without a split, "train"."""
@@ -170,11 +178,12 @@ class HubDataset:
         return datasets.load_dataset(repository, split=split or "train", revision=revision or None)
 
 
-def find_sources(patterns: Iterable[str], column: str | None = "text") -> list[Source]:
+def find_sources(patterns: Iterable[str], column: str | None = None) -> list[Source]:
     """Sources of files, folders (searched for the known suffixes), globs and `hf:` names, without duplicates.
 
-    `column`: of the texts; None: records are whole rows. Files are sorted by path within each pattern. RecordError for
-    a pattern that matches nothing, or a file of another kind.
+    column: where a record's text is, MESSAGES for conversations only, ROWS for rows with all that they have; None:
+    "text", of which no record may have both. Files are sorted by path within each pattern. RecordError for a pattern that matches nothing, or a file of another
+    kind.
     """
     found: dict[str, Source] = {}
     for pattern in patterns:
@@ -239,16 +248,40 @@ def _entry(place: str, read: Callable[[str], Record]) -> Entry:
         return Entry(place, error)
 
 
+def _of_column(column: str | None) -> str:
+    """What a digest says of a column that was named."""
+    return "" if column is None else f", column {column}"
+
+
 def _line(line: bytes, column: str | None, place: str) -> Record:
     """The record of a line of JSON."""
     text = _decode(line, place)
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"{place}: no JSON: {error}") from error
     if not isinstance(value, dict):
         raise RecordError(f"{place}: {type(value).__name__}; a JSON object is allowed")
     return _record(cast("dict[str, Any]", value), column, place)
+
+
+def _row(cells: dict[str, Any], column: str | None, place: str) -> Record:
+    """The record of a table's row."""
+    try:
+        values = {name: cell.as_py() for name, cell in cells.items()}
+    except (ValueError, OverflowError) as error:
+        raise RecordError(f"{place}: a value that cannot be read: {error}") from error
+    return _record(_without_nulls(values), column, place)
+
+
+def _without_nulls(value: Any) -> Any:
+    """A table's value without null members of objects, at any depth: a column gives each row the keys of all rows."""
+    if isinstance(value, dict):
+        fields = cast("dict[str, Any]", value)
+        return {name: _without_nulls(inner) for name, inner in fields.items() if inner is not None}
+    if isinstance(value, list):
+        return [_without_nulls(inner) for inner in cast("list[Any]", value)]
+    return value
 
 
 def _decode(data: bytes, place: str) -> str:
@@ -264,19 +297,28 @@ def _parsed(value: Any, name: str, place: str) -> Any:
         return value
     try:
         return json.loads(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"{place}: {name!r} is a text that is no JSON: {error}") from error
 
 
 def _record(values: dict[str, Any], column: str | None, place: str) -> Record:
     """The text in `column`, else the conversation of an object with messages, which a table may hold as JSON.
 
-    Without a `column` the object itself.
+    The object itself for ROWS.
     """
-    text = None if column is None else values.get(column)
+    text = values.get(column or TEXT) if column not in (MESSAGES, ROWS) else None
+    if column is None and values.get(MESSAGES):
+        if text:
+            raise RecordError(
+                f"{place}: both {TEXT!r} and {MESSAGES!r}; name one: --column {TEXT} or --column {MESSAGES}"
+            )
+        text = None
     if isinstance(text, str):
         return text
-    values = values | {name: _parsed(values[name], name, place) for name in (_MESSAGES, "tools") if name in values}
-    if column is None or isinstance(values.get(_MESSAGES), list):
+    values = values | {name: _parsed(values[name], name, place) for name in (MESSAGES, "tools") if name in values}
+    if column == ROWS or isinstance(values.get(MESSAGES), list):
         return values
-    raise RecordError(f"{place}: no text in {column!r} and no list in {_MESSAGES!r}; it has {sorted(values)}")
+    wanted = f"no list in {MESSAGES!r}"
+    if column != MESSAGES:
+        wanted = f"no text in {column or TEXT!r} and {wanted}"
+    raise RecordError(f"{place}: {wanted}; it has {sorted(values)}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dsv4.checkpoint.atomic import clear_folder
 from dsv4.data.encoding import Encoded, RecordEncoder
-from dsv4.data.records import Record, RecordError, Source
+from dsv4.data.records import MESSAGES, Entry, Record, RecordError, Source
 from dsv4.data.shards import (
     FORMAT,
     INDEX,
@@ -30,6 +30,7 @@ from dsv4.tokenizer.prompts import PromptEncoder
 SHARD_TOKENS = 1 << 24  # 32 MB of uint16
 _BATCH_CHARACTERS = 1 << 20  # text encoded at once
 
+_Document = tuple[str, Record]  # place and record
 Progress = Callable[[str, int, int], None]  # name of the source, bytes done (estimated), bytes in all
 
 
@@ -115,8 +116,8 @@ class ShardWriter:
             source = self._sources[number]
             first = start[1] if number == start[0] else 0
             read = 0
-            for place, records in _batches(source.records(first), first):
-                for offset, encoded in enumerate(self._encode(records, source.name, place)):
+            for place, documents in _batches(source.entries(first), first):
+                for offset, encoded in enumerate(self._encode(documents)):
                     yield encoded, (number, place + offset + 1)
                     read += encoded.num_bytes
                 if progress:
@@ -124,15 +125,15 @@ class ShardWriter:
             if progress:
                 progress(source.name, sum(sizes[: number + 1]), sum(sizes))
 
-    def _encode(self, records: list[Record], name: str, place: int) -> list[Encoded]:
+    def _encode(self, documents: list[_Document]) -> list[Encoded]:
         try:
-            return self._encoder.encode(records)
+            return self._encoder.encode([record for _, record in documents])
         except ValueError:
-            for offset, record in enumerate(records):  # one by one, to name the record
+            for place, record in documents:  # one by one, to name the record
                 try:
                     self._encoder.encode([record])
                 except ValueError as error:
-                    raise RecordError(f"{name}, record {place + offset}: {error}") from error
+                    raise RecordError(f"{place}: {error}") from error
             raise
 
     def _path(self, number: int) -> Path:
@@ -148,13 +149,16 @@ class ShardWriter:
         return ShardEntry(path.name, path.stat().st_size, hash_file(path), counts)
 
 
-def _batches(records: Iterator[Record], first: int) -> Iterator[tuple[int, list[Record]]]:
-    """Records grouped by size, each group with the number of its first."""
-    group: list[Record] = []
+def _batches(entries: Iterator[Entry], first: int) -> Iterator[tuple[int, list[_Document]]]:
+    """Records grouped by size, each group with the number of its first. The first RecordError is raised."""
+    group: list[_Document] = []
     size = 0
-    for record in records:
-        group.append(record)
-        size += len(record) if isinstance(record, str) else sum(len(str(m)) for m in record["messages"])
+    for entry in entries:
+        record = entry.record
+        if isinstance(record, RecordError):
+            raise record
+        group.append((entry.place, record))
+        size += len(record) if isinstance(record, str) else sum(len(str(m)) for m in record[MESSAGES])
         if size >= _BATCH_CHARACTERS:
             yield first, group
             first, group, size = first + len(group), [], 0

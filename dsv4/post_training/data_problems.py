@@ -13,7 +13,7 @@ from deepseek_recipe import Conversation
 from pydantic import BeforeValidator
 
 from dsv4.data.encoding import read_prompt
-from dsv4.data.records import HUB_PREFIX, RecordError, find_sources
+from dsv4.data.records import HUB_PREFIX, ROWS, RecordError, find_sources
 from dsv4.data.stable_hash import stable_hash
 from dsv4.notices import warn_once
 from dsv4.post_training.answer_checks import CHECKS, Check, check_answer, check_available
@@ -97,7 +97,7 @@ def _stamps(files: Sequence[str]) -> tuple[tuple[str, int], ...]:
 
 def digests(files: Iterable[str]) -> str:
     """A line for each file, with what changes when its rows do."""
-    return "".join(f"{source.digest()} {source.name}\n" for source in find_sources(files, column=None))
+    return "".join(f"{source.digest()} {source.name}\n" for source in find_sources(files, ROWS))
 
 
 def absolute(files: Iterable[str]) -> tuple[str, ...]:
@@ -108,7 +108,7 @@ def absolute(files: Iterable[str]) -> tuple[str, ...]:
 def _read(files: Sequence[str], read: Callable[[dict[str, Any], str], P]) -> tuple[P, ...]:
     found: list[P] = []
     refused: list[str] = []
-    for source in find_sources(files, column=None):
+    for source in find_sources(files, ROWS):
         for entry in source.entries():
             row = entry.record
             if isinstance(row, RecordError):

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from dsv4.data.encoding import Encoded, RecordEncoder
+from dsv4.data.encoding import Encoded, RecordEncoder, has_reasoning
 from dsv4.data.records import Entry, Record, RecordError, Source
 from dsv4.tokenizer.prompts import PromptEncoder
 
@@ -39,8 +39,8 @@ def split_turns(record: dict[str, Any]) -> list[dict[str, Any]]:
     """The conversations, each ending with an assistant's message, that are the samples of one."""
     messages = record["messages"]
     answers = [place for place, message in enumerate(messages) if message.get("role") == "assistant"]
-    thinks = any(messages[place].get("reasoning_content") for place in answers)
-    tools = bool(record.get("tools")) or any(message.get("role") == "tool" for message in messages)
+    thinks = any(has_reasoning(messages[place]) for place in answers)
+    tools = bool(record.get("tools")) and record.get("tool_choice") != "none"  # as the prompt has them
     ends = answers if thinks and not tools else answers[-1:]
     return [record | {"messages": messages[: end + 1]} for end in ends]
 
@@ -62,18 +62,22 @@ def _samples(entry: Entry, encoder: RecordEncoder, max_tokens: int | None) -> It
         yield Refusal(entry.place, problem.removeprefix(f"{entry.place}: "))
         return
     assert isinstance(record, dict)
-    for turn in split_turns(record):
+    turns = split_turns(record)
+    said = ""
+    for turn in turns:
         number = len(turn["messages"]) - 1
+        sample = f"messages[{number}]: " if len(turns) > 1 else ""
         try:
             (encoded,) = encoder.encode([turn])
-        except (ValueError, KeyError, TypeError) as error:  # deepseek-recipe's, too
-            words = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-            yield Refusal(entry.place, f"messages[{number}]: {words}")
+        except ValueError as error:
+            if str(error) != said:  # later turns have the faults of earlier messages
+                yield Refusal(entry.place, f"{sample}{error}")
+            said = str(error)
             continue
         if not encoded.targets:
-            yield Refusal(entry.place, f"messages[{number}]: no token has loss")
+            yield Refusal(entry.place, f"{sample}no token has loss")
         elif max_tokens is not None and len(encoded.ids) > max_tokens:
-            yield Refusal(entry.place, f"messages[{number}]: {len(encoded.ids)} tokens; allowed: {max_tokens}")
+            yield Refusal(entry.place, f"{sample}{len(encoded.ids)} tokens; allowed: {max_tokens}")
         else:
             yield Sample(entry.place, number, encoded, turn)
 
@@ -112,11 +116,11 @@ class TurnSource:
         return f"{self.source.digest()} in samples of at most {self.max_tokens} tokens"
 
     def records(self, start: int = 0) -> Iterator[Record]:
-        samples = read_samples([self.source], self.prompts, self.max_tokens)
-        records = (item.record for item in samples if isinstance(item, Sample))
-        return itertools.islice(records, start, None)
+        return (sample.record for sample in self._samples(start))
 
     def entries(self, start: int = 0) -> Iterator[Entry]:
-        return (
-            Entry(f"{self.name}, sample {place}", record) for place, record in enumerate(self.records(start), start)
-        )
+        return (Entry(f"{sample.place}, messages[{sample.turn}]", sample.record) for sample in self._samples(start))
+
+    def _samples(self, start: int) -> Iterator[Sample]:
+        samples = read_samples([self.source], self.prompts, self.max_tokens)
+        return itertools.islice((item for item in samples if isinstance(item, Sample)), start, None)

@@ -13,7 +13,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from dsv4.data.encoding import RecordEncoder, read_conversation
-from dsv4.data.records import Record, RecordError, find_sources
+from dsv4.data.records import MESSAGES, Record, RecordError, find_sources
 from dsv4.tokenizer import Tokenizer
 from dsv4.tokenizer.prompts import PromptEncoder
 from dsv4.tokenizer.special import ASSISTANT, BOS, EOS
@@ -99,8 +99,73 @@ def test_tables_may_hold_conversations_as_json(tmp_path: Path) -> None:
     (record,) = find_sources([str(tmp_path)])[0].records()
     assert record == {"messages": CHAT["messages"], "tools": [{"type": "function"}]}
     parquet.write_table(pa.table({"messages": ["hello"]}), tmp_path / "a.parquet")
-    with pytest.raises(RecordError, match=r"row 0: 'messages' is a text that is no JSON"):
+    with pytest.raises(RecordError, match=r"row 1: 'messages' is a text that is no JSON"):
         list(find_sources([str(tmp_path)])[0].records())
+
+
+def native_rows() -> list[dict[str, Any]]:
+    """Conversations whose tools and messages have different keys, at every depth."""
+    parameters: list[dict[str, Any]] = [
+        {"type": "object", "properties": {"city": {"type": "string", "enum": ["Rome", "Oslo"]}}, "required": ["city"]},
+        {"type": "object", "properties": {"a": {"type": "integer", "minimum": 1}, "b": {"type": "integer"}}},
+        {"type": "object", "properties": {}},
+    ]
+    tools = [{"type": "function", "function": {"name": f"f{n}", "parameters": p}} for n, p in enumerate(parameters)]
+    tools[1]["function"]["description"] = "adds"
+    call = {"id": "c", "type": "function", "function": {"name": "f1", "arguments": '{"a": 1, "b": 2}'}}
+    messages = [
+        {"role": "user", "content": "1+2?"},
+        {"role": "assistant", "content": "", "reasoning_content": "add", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "3"},
+        {"role": "assistant", "content": "3", "reasoning_content": "done"},
+    ]
+    return [{"messages": messages, "tools": tools}, {"messages": messages[:2], "tools": tools[1:]}, CHAT]
+
+
+def test_native_columns_are_read_as_their_json(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    rows = native_rows()
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "b.parquet")
+    lines, table = find_sources([str(tmp_path)])
+    assert list(table.records()) == list(lines.records()) == rows
+    encoder = RecordEncoder(PromptEncoder(tokenizer))
+    for one, other in zip(encoder.encode(list(lines.records())), encoder.encode(list(table.records())), strict=True):
+        assert one.ids.tolist() == other.ids.tolist()
+
+
+def test_nulls_of_json_are_kept(tmp_path: Path) -> None:
+    schema = {"properties": {"a": {"enum": [None, 1], "default": None}}}
+    rows = [{"messages": CHAT["messages"], "tools": [schema]}]
+    (tmp_path / "a.jsonl").write_text(json.dumps(rows[0]))
+    columns = {name: [json.dumps(value)] for name, value in rows[0].items()}
+    parquet.write_table(pa.table(columns), tmp_path / "b.parquet")
+    for source in find_sources([str(tmp_path)]):
+        assert list(source.records()) == rows
+
+
+def test_a_column_decides_between_a_text_and_messages(tmp_path: Path) -> None:
+    rows = [CHAT | {"text": "rendered"}, CHAT | {"text": ""}, {"text": "plain", "messages": []}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    both, chat, plain = (entry.record for entry in find_sources([str(tmp_path)])[0].entries())
+    assert isinstance(both, RecordError) and str(both).endswith("a.jsonl:1: both 'text' and 'messages'; name one: "
+        "--column text or --column messages")  # fmt: skip
+    assert chat == rows[1] and plain == "plain"
+    (texts,), (talks,) = (find_sources([str(tmp_path)], column) for column in ("text", MESSAGES))
+    assert list(texts.records()) == ["rendered", "", "plain"] and list(talks.records()) == rows
+    assert len({texts.digest(), talks.digest(), find_sources([str(tmp_path)])[0].digest()}) == 3
+
+
+def test_values_of_a_table_that_are_no_json_are_named(tmp_path: Path) -> None:
+    bad = pa.array([b"\xff"], pa.binary()).view(pa.string())
+    parquet.write_table(pa.table({"text": pa.concat_arrays([pa.array(["a"]), bad])}), tmp_path / "a.parquet")
+    fine, broken = (entry.record for entry in find_sources([str(tmp_path)])[0].entries())
+    assert (
+        fine == "a"
+        and isinstance(broken, RecordError)
+        and "a.parquet, row 2: a value that cannot be read" in str(broken)
+    )
+    with pytest.raises(ValueError, match="no JSON: Object of type bytes"):
+        read_conversation({"messages": [{"role": "user", "content": b"x"}, {"role": "assistant", "content": "y"}]})
 
 
 def test_datasets_of_the_hub_library_are_read(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from dsv4.tokenizer.special import BOS, EOS
 from .test_records import write_files
 
 SHARD_TOKENS = 30
+TOOL_RESULT = {"role": "tool", "tool_call_id": "c", "content": "r"}
 
 
 @pytest.fixture
@@ -134,8 +136,26 @@ def test_damaged_and_foreign_shards_are_errors_with_their_name(
 
 def test_a_bad_record_is_named(texts: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
     (texts / "z.jsonl").write_text('{"text": "fine"}\n{"messages": [{"role": "user", "content": "no answer"}]}\n')
-    with pytest.raises(ValueError, match=r"z\.jsonl, record 1: a conversation ends with a message of the assistant"):
+    with pytest.raises(ValueError, match=r"z\.jsonl:2: a conversation ends with a message of the assistant"):
         writer(texts, tokenizer_folder, tmp_path / "out").run()
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ({"messages": ["x"]}, "messages[0]: str; messages are objects with a role"),
+        ({"messages": [{"role": "user", "content": 3}, {"role": "assistant", "content": "a"}]}, "messages[0].content"),
+        ({"messages": [TOOL_RESULT, {"role": "assistant", "content": "a"}]}, "role 'tool' must be a response"),
+        ({"text": "\ud800"}, "half of a surrogate pair"),
+    ],
+)
+def test_the_command_refuses_a_bad_record_in_one_line(
+    record: dict[str, Any], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "z.jsonl").write_text('{"text": "fine"}\n\n' + json.dumps(record))
+    assert main(["data", "tokenize", str(tmp_path / "z.jsonl"), "--out", str(tmp_path / "out")]) != 0
+    told = capsys.readouterr().err
+    assert "z.jsonl:3: " in told and words in told and "Traceback" not in told
 
 
 def test_folders_pickle_and_large_vocabularies_take_four_bytes(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import pytest
 from rich.console import Console
 
 from dsv4.config import nano_path
-from dsv4.data.records import find_sources
-from dsv4.post_training.sft_preview import TRAINED, colored, show_samples
+from dsv4.data.records import MESSAGES, find_sources
+from dsv4.post_training.sft_preview import SPECIAL, TRAINED, colored, listed, marked, show_samples
 from dsv4.post_training.sft_samples import Refusal, Sample, read_samples
 from dsv4.tokenizer.prompts import PromptEncoder
 
@@ -97,14 +98,167 @@ def test_refusals_name_the_line_and_the_reason(tmp_path: Path, prompts: PromptEn
         assert words in reason
 
 
-def test_the_dry_run_colors_the_tokens_with_loss(tmp_path: Path, prompts: PromptEncoder) -> None:
-    talk = {"messages": [user("Hi é"), assistant("Hellö")]}
-    items = read(tmp_path, prompts, talk, "{no json")
-    console = Console(file=io.StringIO(), width=100)
-    assert show_samples(items, prompts.tokenizer, console, shown=1) == (1, 1)
-    output = console.file.getvalue().replace("\n", "")  # pyright: ignore[reportAttributeAccessIssue]
-    assert "Hellö" in output and "talks.jsonl:2: no JSON" in output and "1 samples" in output
-    assert isinstance(items[0], Sample)
-    text = colored(items[0], prompts.tokenizer)
-    green = "".join(text.plain[span.start : span.end] for span in text.spans if span.style == TRAINED)
-    assert "Hellö" in green and "Hi" not in green
+def tool(parameters: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "weather", "parameters": parameters}}
+
+
+def call(**function: Any) -> dict[str, Any]:
+    return CALL | {"function": CALL["function"] | function}
+
+
+RESULT = {"role": "tool", "tool_call_id": "c1", "content": "sunny"}
+PICTURE = {"type": "image_url", "image_url": {"url": "x"}}
+# A row, and words of its refusal.
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"messages": [user("Hi"), RESULT, assistant("a")]}, "must be a response to a preceding message with 'tool_calls'"),
+    ({"messages": [user("Hi"), assistant("a")], "tools": [tool({"type": "objekt"})]}, "Invalid schema for function"),
+    ({"messages": [user("Hi"), assistant("a")], "tools": {"a": 1}}, "tools: invalid type: map"),
+    ({"messages": [{"role": "user", "content": [PICTURE]}, assistant("a")]}, "image (messages[0].content[0])"),
+    ({"messages": [{"role": "user", "content": 3}, assistant("a")]}, "messages[0].content: content should be a string"),
+    ({"messages": [user("Hi"), assistant("", tool_calls=["x"])]}, "messages[1].tool_calls[0]: invalid type: string"),
+    ({"messages": [user("Hi"), assistant("", tool_calls="x")]}, "messages[1].tool_calls: invalid type: string"),
+    ({"messages": [user("Hi"), assistant("", tool_calls=[call(arguments="[1]")])]}, "arguments: '[1]'; a JSON object"),
+    ({"messages": [user("Hi"), assistant("", tool_calls=[call(arguments={})])]}, "arguments: invalid type: map"),
+    (
+        {"messages": [user("Hi"), assistant("", tool_calls=[call(arguments="no")]), RESULT, assistant("a")]},
+        "messages[1].tool_calls[0].function.arguments: 'no'; a JSON object is allowed",
+    ),
+    ({"messages": [user("Hi"), assistant("a", 5)]}, "messages[1].reasoning_content: invalid type: integer"),
+    ({"messages": [user("Hi"), assistant("a", reasoning={})]}, "messages[1].reasoning: dict; a text is allowed"),
+    ({"messages": [user("Hi"), assistant("a", weight=0)]}, "messages[1].weight: 0; 1 is allowed"),
+    ({"messages": [user("Hi"), assistant("a", function_call={})]}, "messages[1].function_call: calls are allowed in"),
+    ({"messages": [user("Hi"), assistant("a")], "functions": [1]}, "declare functions in `tools`"),
+    ({"messages": [user("Hi"), assistant("a")], "system": "Be."}, "send a message of the role system"),
+    (
+        {"messages": [user("Hi"), assistant("a", "b")], "reasoning_effort": "most"},
+        "unknown variant `most`, expected one of",
+    ),
+    ({"messages": [user("Hi"), assistant("a", "b")], "reasoning_effort": "none"}, "reasoning_effort is none, but"),
+    ({"messages": [user("Hi"), assistant("a"), "x"]}, "objects with a role"),
+    ({"messages": [user("\ud800"), assistant("a")]}, "messages[0].content holds bytes or escapes that are no text"),
+]
+
+
+def test_every_bad_row_is_refused_in_words(tmp_path: Path, prompts: PromptEncoder) -> None:
+    items = read(tmp_path, prompts, *(row for row, _ in REFUSED), '{"messages": ' + "[" * 100_000)
+    for number, (item, (_, words)) in enumerate(zip(items, [*REFUSED, ({}, "no JSON")], strict=True), 1):
+        assert isinstance(item, Refusal) and item.place.endswith(f"talks.jsonl:{number}"), item
+        assert words in item.reason, item.reason
+
+
+def test_a_fault_of_earlier_messages_is_said_once(tmp_path: Path, prompts: PromptEncoder) -> None:
+    turns = [user("Hi"), assistant("a", "b")]
+    first, refused, last = read(tmp_path, prompts, {"messages": [*turns, RESULT, turns[1], *turns, *turns]}, "{no json")
+    assert isinstance(first, Sample) and isinstance(refused, Refusal) and isinstance(last, Refusal)
+    assert refused.reason.startswith("messages[3]: ") and "(messages[2])" in refused.reason
+    assert last.place.endswith(":2")
+
+
+def test_rows_are_read_as_the_api_reads_them(tmp_path: Path, prompts: PromptEncoder) -> None:
+    parts = [{"type": "text", "text": "Hi"}, {"type": "text", "text": "there"}]
+    same: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        (
+            {"messages": [{"role": "user", "content": parts}, assistant("a")]},
+            {"messages": [user("Hi\n\nthere"), assistant("a")]},
+        ),
+        (
+            {"messages": [user("Hi"), {"role": "assistant", "content": "a", "reasoning": "hm"}]},
+            {"messages": [user("Hi"), assistant("a", "hm")]},
+        ),
+        (
+            {"messages": [{"role": "developer", "content": "Be."}, user("Hi"), assistant("a", tool_calls=[])]},
+            {"messages": [{"role": "system", "content": "Be."}, user("Hi"), assistant("a")]},
+        ),
+        (
+            {"messages": [user("Hi"), assistant("a", "hm")], "reasoning_effort": "ultra", "prompt": "of another tool"},
+            {"messages": [user("Hi"), assistant("a", "hm")], "reasoning_effort": "max"},
+        ),
+        (
+            {"messages": [user("Hi"), assistant("", tool_calls=[{"type": "function", "function": CALL["function"]}])]},
+            {"messages": [user("Hi"), assistant("", tool_calls=[CALL])]},
+        ),
+    ]
+    for given, meant in same:
+        one, other = read(tmp_path, prompts, given, meant)
+        assert isinstance(one, Sample) and isinstance(other, Sample), (one, other)
+        assert one.encoded.ids.tolist() == other.encoded.ids.tolist()
+        assert one.encoded.mask is not None and other.encoded.mask is not None
+        assert one.encoded.mask.tolist() == other.encoded.mask.tolist()
+
+
+def test_calls_without_declared_tools_are_a_sample_per_turn(tmp_path: Path, prompts: PromptEncoder) -> None:
+    """Their prompt drops earlier thinking, as that of any conversation without tools."""
+    messages = [user("Rome?"), assistant("", "ask", tool_calls=[CALL]), RESULT, assistant("Sunny.", "it said so")]
+    for more in ({}, {"tools": [WEATHER], "tool_choice": "none"}):
+        first, second = read(tmp_path, prompts, {"messages": messages, **more})
+        assert isinstance(first, Sample) and isinstance(second, Sample)
+        assert trained(first, prompts).startswith("ask</think>")
+        assert trained(second, prompts).startswith("it said so</think>Sunny.")
+
+
+def test_a_row_with_a_text_beside_its_messages_is_a_conversation_here(tmp_path: Path, prompts: PromptEncoder) -> None:
+    row = {"text": "<rendered>", "messages": [user("Hi"), assistant("a")]}
+    (refused,) = read(tmp_path, prompts, row)
+    assert isinstance(refused, Refusal) and "name one: --column text or --column messages" in refused.reason
+    (sample,) = read_samples(find_sources([str(tmp_path)], MESSAGES), prompts)
+    assert isinstance(sample, Sample) and "rendered" not in prompts.tokenizer.decode(sample.encoded.ids.tolist())
+
+
+def shown(items: list[Sample | Refusal], prompts: PromptEncoder, **more: Any) -> str:
+    terminal = more.pop("terminal", False)
+    console = Console(
+        file=io.StringIO(), width=40, force_terminal=terminal, color_system="standard" if terminal else None
+    )
+    show_samples(items, prompts.tokenizer, console, **more)
+    return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_the_dry_run_colors_the_tokens_with_loss(
+    tmp_path: Path, prompts: PromptEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    (sample,) = read(tmp_path, prompts, {"messages": [user("Hi é"), assistant("Hellö \U0001f9ff\nyou")]})
+    assert isinstance(sample, Sample)
+    text = colored(sample, prompts.tokenizer)
+    spans = [(str(span.style).removesuffix(f" {SPECIAL}"), text.plain[span.start : span.end]) for span in text.spans]
+    assert len(spans) == len(sample.encoded.ids)  # every token is seen, those of a part of a character too
+    assert all(one != other for (one, _), (other, _) in pairwise(spans))
+    green = "".join(piece for style, piece in spans if style in TRAINED)
+    assert r"Hell\xc3ö" in green and "↵\n" in green and "Hi" not in green and r"\xf0" in green
+    assert "\x1b[30;42m" in shown([sample], prompts, shown=1, terminal=True)
+
+
+def test_the_dry_run_without_color_has_marks(
+    tmp_path: Path, prompts: PromptEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (sample,) = read(tmp_path, prompts, {"messages": [user("Hi there"), assistant("Hello you")]})
+    assert isinstance(sample, Sample)
+    mark = marked(sample, prompts.tokenizer).plain
+    assert mark.replace("⟦", "").replace("⟧", "").replace("┊", "") == prompts.tokenizer.decode(
+        sample.encoded.ids.tolist()
+    )
+    begin, end = mark.index("⟦"), mark.index("⟧")
+    assert mark[begin + 1 : end].replace("┊", "") == trained(sample, prompts) and end == len(mark) - 1
+    assert mark[begin:end].count("┊") == sample.encoded.targets - 1
+    assert mark in shown([sample], prompts, shown=1)
+    monkeypatch.setenv("NO_COLOR", "1")
+    output = shown([sample], prompts, shown=1, terminal=True)
+    assert mark in output and "[30;42m" not in output
+
+
+def test_the_dry_run_lists_ids(tmp_path: Path, prompts: PromptEncoder) -> None:
+    (sample,) = read(tmp_path, prompts, {"messages": [user("Hi"), assistant("Hello")]})
+    assert isinstance(sample, Sample) and sample.encoded.mask is not None
+    lines = [line.split(maxsplit=1) for line in listed(sample, prompts.tokenizer).plain.splitlines()]
+    assert [int(number) for number, _ in lines] == sample.encoded.ids.tolist()
+    assert [rest.startswith("+") for _, rest in lines] == (sample.encoded.mask == 1).tolist()
+    assert listed(sample, prompts.tokenizer).plain in shown([sample], prompts, shown=1, ids=True)
+
+
+def test_the_dry_run_says_how_to_see_all_refusals(tmp_path: Path, prompts: PromptEncoder) -> None:
+    items = read(tmp_path, prompts, {"messages": [user("Hi"), assistant("Hello")]}, *["{no json"] * 3)
+    output = shown(items, prompts, shown=1, refused=2)
+    assert "talks.jsonl:3: no JSON" in output and "talks.jsonl:4" not in output
+    assert "... and 1 more refused; --dry-run 0 lists all" in output and "1 samples" in output
+    output = shown(items, prompts, shown=0, refused=None)
+    assert "talks.jsonl:4: no JSON" in output and "more refused" not in output

@@ -16,7 +16,7 @@ from dsv4.hub import fetch_settings, hub_name
 from dsv4.model_folder import resolve_model
 
 
-def tokenize(sources: Sequence[str], model: str | None, out: Path, column: str, shard_tokens: int) -> None:
+def tokenize(sources: Sequence[str], model: str | None, out: Path, column: str | None, shard_tokens: int) -> None:
     """Tokenize sources into `out` with the tokenizer of `model`."""
     name = None if model is None else hub_name(model)
     folder = resolve_model(model) if name is None else fetch_settings(name)  # no weights for a tokenizer
