@@ -222,7 +222,7 @@ def test_a_judge_without_a_score_or_without_room_costs_its_rollouts_alone(
     assert grpo.main([*words, "--run-dir", str(tmp_path / "run")]) == 0
     told = " ".join(capsys.readouterr().out.split())
     wanted = "gave no score from 0 to 10" if question == "Say f" else "tokens; allowed by max_model_len: 512"
-    assert wanted in told and "left out" in told
+    assert wanted in told and "left out" in told and ("the judge's prompt for" in told) == (question != "Say f")
     (line,) = metrics(tmp_path / "run")
     assert line["left_out"] > 0 and line["left_out"] % 4 == 0 and "judge_reward" not in line and "judging" in line
 
