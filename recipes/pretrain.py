@@ -39,6 +39,7 @@ from dsv4.parallel.mesh import launched, process_group
 from dsv4.tokenizer import Tokenizer
 from dsv4.training.export import export_adapter, export_model
 from dsv4.training.gradient import BatchSource
+from dsv4.training.handover import has_state
 from dsv4.training.hash_routing import count_tokens, install_tables
 from dsv4.training.loop import NonFiniteLossError, Stage, Trainer, TrainSettings
 from dsv4.training.lora import adapter_pairs, load_adapted
@@ -81,7 +82,7 @@ def main(arguments: list[str] | None = None, name: str = "pretrain") -> int:
         print(f"{stopped}; to go on: dsv4 train {name} --resume --run-dir {options.run_dir}", file=sys.stderr)
         return stopped.status
     except KeyboardInterrupt:
-        if (options.run_dir / "state.pt").exists() and not launched():
+        if has_state(options.run_dir) and not launched():
             print(
                 f"\nto go on from the last save: dsv4 train {name} --resume --run-dir {options.run_dir}",
                 file=sys.stderr,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -18,13 +19,89 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import async_save
+from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 from dsv4.checkpoint.atomic import sync_folder
 
 KEPT = 2  # checkpoints: the last one, and the one before
 SUSPECTED, COMMON = "suspected", "common.pt"  # files of a checkpoint
 _NAME = re.compile(r"step-(\d+)")
+
+
+def whole_steps(folder: Path) -> list[int]:
+    """Steps of the whole checkpoints in a folder, ascending."""
+    return sorted(int(m[1]) for path in folder.glob("step-*") if (m := _NAME.fullmatch(path.name)))
+
+
+def read_checkpoint(
+    path: Path, tensors: Mapping[str, Tensor], group: dist.ProcessGroup | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read this rank's `tensors` from a checkpoint in place; its position, and what is common.
+
+    group: of the ranks that read together; None: one process alone. ValueError if the checkpoint is damaged.
+    """
+    try:
+        position = json.loads((path / "position.json").read_text(encoding="utf-8"))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as one process means it
+            load(dict(tensors), checkpoint_id=path, process_group=group, no_dist=group is None)
+        common = torch.load(path / COMMON, weights_only=True) if (path / COMMON).exists() else {}
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged or of another model ({error}); remove it to go on from another") from error
+    return position, common
+
+
+def write_checkpoint(
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    position: dict[str, Any],
+    common: Mapping[str, Any],
+    suspected: bool,
+) -> None:
+    """Write a whole checkpoint from one process alone; arguments as of Checkpoints.start."""
+    temporary = _new_folder(folder, step, suspected)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        save(dict(tensors), checkpoint_id=temporary, no_dist=True)
+    _publish(folder, step, position, common)
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove all checkpoints in a folder, the last one first, and the folder."""
+    for step in reversed(whole_steps(folder)):
+        shutil.rmtree(_set_aside(folder / f"step-{step}"))
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _new_folder(folder: Path, step: int, suspected: bool) -> Path:
+    temporary = folder / f"writing-{step}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    if suspected:
+        (temporary / SUSPECTED).touch()
+    return temporary
+
+
+def _publish(folder: Path, step: int, position: dict[str, Any], common: Mapping[str, Any]) -> None:
+    """Rename a checkpoint whose tensors are written."""
+    path, temporary = folder / f"step-{step}", folder / f"writing-{step}"
+    (temporary / "position.json").write_text(json.dumps(position), encoding="utf-8")
+    if common:
+        torch.save(dict(common), temporary / COMMON)
+    sync_folder(temporary)
+    old = _set_aside(path) if path.exists() else None  # of before a rollback
+    temporary.rename(path)
+    sync_folder(folder)
+    if old is not None:
+        shutil.rmtree(old)
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename a checkpoint, so that one that is removed in part counts no more; what a killed run left goes."""
+    old = path.with_name(path.name.replace("step", "old"))
+    shutil.rmtree(old, ignore_errors=True)
+    return path.rename(old)
 
 
 class Checkpoints:
@@ -42,7 +119,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps of the whole checkpoints, ascending."""
-        return sorted(int(m[1]) for path in self.folder.glob("step-*") if (m := _NAME.fullmatch(path.name)))
+        return whole_steps(self.folder)
 
     def unsuspected(self) -> list[int]:
         """Steps of the last `kept` checkpoints without a suspicion, ascending."""
@@ -69,10 +146,7 @@ class Checkpoints:
         self.finish()
         temporary = self.folder / f"writing-{step}"
         if dist.get_rank() == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            if suspected:
-                (temporary / SUSPECTED).touch()
+            _new_folder(self.folder, step, suspected)
         dist.barrier(self._group)
         future = async_save(dict(tensors), checkpoint_id=temporary, process_group=self._group)
         self._pending = cast("Future[Any]", future), step, position, dict(common or {})
@@ -83,21 +157,12 @@ class Checkpoints:
             return
         future, step, position, common = self._pending
         self._pending = None
-        path, temporary = self.path(step), self.folder / f"writing-{step}"
         future.result()
         dist.barrier(self._group)
         if dist.get_rank() == 0:
-            (temporary / "position.json").write_text(json.dumps(position), encoding="utf-8")
-            if common:
-                torch.save(common, temporary / COMMON)
-            sync_folder(temporary)
-            old = self._set_aside(step) if path.exists() else None  # of before a rollback
-            temporary.rename(path)
-            sync_folder(self.folder)
-            if old is not None:
-                shutil.rmtree(old)
+            _publish(self.folder, step, position, common)
             for other in set(self.steps()[:-KEPT]) - set(self.unsuspected()):
-                shutil.rmtree(self._set_aside(other))
+                shutil.rmtree(_set_aside(self.path(other)))
         dist.barrier(self._group)
 
     def drop_after(self, step: int) -> None:
@@ -107,26 +172,9 @@ class Checkpoints:
         if dist.get_rank() == 0:
             for later in reversed(self.steps()):
                 if later > step:
-                    shutil.rmtree(self._set_aside(later))
+                    shutil.rmtree(_set_aside(self.path(later)))
         dist.barrier(self._group)
 
-    def _set_aside(self, step: int) -> Path:
-        """Rename a checkpoint, so that one that is removed in part counts no more; what a killed run left goes."""
-        old = self.folder / f"old-{step}"
-        shutil.rmtree(old, ignore_errors=True)
-        return self.path(step).rename(old)
-
     def load(self, path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Read this rank's `tensors` from a checkpoint in place; its position, and what is common.
-
-        ValueError if it is damaged.
-        """
-        try:
-            position = json.loads((path / "position.json").read_text(encoding="utf-8"))
-            load(dict(tensors), checkpoint_id=path, process_group=self._group)
-            common = torch.load(path / COMMON, weights_only=True) if (path / COMMON).exists() else {}
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise ValueError(
-                f"{path} is damaged or of another model ({error}); remove it to go on from another"
-            ) from error
-        return position, common
+        """As read_checkpoint."""
+        return read_checkpoint(path, tensors, self._group)

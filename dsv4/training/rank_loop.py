@@ -21,6 +21,7 @@ from dsv4.parallel.expert import split_experts
 from dsv4.parallel.fsdp import gather_model, shard_model
 from dsv4.parallel.mesh import make_mesh
 from dsv4.parallel.sums import gather_objects
+from dsv4.training.handover import CHECKPOINTS, take_state
 from dsv4.training.kept_checkpoints import KeptCheckpoints
 from dsv4.training.loop import NonFiniteLossError, Stage, Trainer, TrainSettings
 from dsv4.training.lora import adapter_pairs
@@ -43,7 +44,7 @@ class RankTrainer(Trainer):
     """Trainer on one rank of a process group; all ranks build one from the same arguments and run it together.
 
     `model`, whole on every rank, is sharded in place; one with adapters is cut into a pipeline's stages and the ranks'
-    experts alone. Only rank 0 reports. The state is in `run_dir`/checkpoints.
+    experts alone. Only rank 0 reports. The state is in `run_dir`/checkpoints; what one process saved goes there.
     """
 
     def __init__(
@@ -73,9 +74,10 @@ class RankTrainer(Trainer):
         degrees.check(dist.get_world_size(), model.config.n_routed_experts, model.config.num_hidden_layers)
         self.degrees, self.mesh = degrees, make_mesh(degrees, model.device.type)
         adapted = any(map(is_adapter, model.state_dict()))
+        _take_state(run_dir, model, optimizer)
         self.parts = place_rank(model, self.mesh, layers)
         self.sharded = self._replicate(model, optimizer) if adapted else self._shard(model, optimizer, keep_gathered)
-        self.checkpoints = Checkpoints(run_dir / "checkpoints", stability.keep if stability else 0)
+        self.checkpoints = Checkpoints(run_dir / CHECKPOINTS, stability.keep if stability else 0)
         self._saved = -1  # step of the checkpoint begun last
         # Of the optimizer the loop itself uses what both kinds have; the rest is in the methods below.
         one = cast(MuonAdamW, self.sharded)
@@ -135,7 +137,7 @@ class RankTrainer(Trainer):
 
     @property
     def state_path(self) -> Path:
-        return self.run_dir / "checkpoints"
+        return self.run_dir / CHECKPOINTS
 
     def _save_last(self) -> None:
         super()._save_last()
@@ -173,6 +175,19 @@ class RankTrainer(Trainer):
         if self.parts.pipeline is None:
             return pairs
         return {name: p for stage in gather_objects(pairs, self.parts.pipeline.group) for name, p in stage.items()}
+
+
+def _take_state(run_dir: Path, model: Transformer, optimizer: dict[str, Any]) -> None:
+    """Let rank 0 take the state that one process has saved; its error is raised on all ranks."""
+    error: ValueError | OSError | None = None
+    if dist.get_rank() == 0:
+        try:
+            take_state(run_dir, model, optimizer)
+        except (ValueError, OSError) as raised:
+            error = raised
+    error = gather_objects(error)[0]
+    if error is not None:
+        raise error
 
 
 class _Silence:
