@@ -18,6 +18,7 @@ from dsv4.model.lora import is_adapter
 from dsv4.model.transformer import Transformer
 from dsv4.parallel.checkpoint import Checkpoints
 from dsv4.parallel.expert import split_experts
+from dsv4.parallel.first_rank import first_of_group
 from dsv4.parallel.fsdp import gather_model, shard_model
 from dsv4.parallel.mesh import make_mesh
 from dsv4.parallel.sums import gather_objects
@@ -35,7 +36,7 @@ from dsv4.training.report import Report
 from dsv4.training.sharded_optim import ShardedMuonAdamW
 from dsv4.training.speed import SpeedMeter
 from dsv4.training.spikes import Spike
-from dsv4.training.stability import Kept, Stability
+from dsv4.training.stability import Kept, SpikeError, Stability
 from dsv4.training.state import RunPosition
 from dsv4.training.stopping import StopOnSignal
 
@@ -74,7 +75,7 @@ class RankTrainer(Trainer):
         degrees.check(dist.get_world_size(), model.config.n_routed_experts, model.config.num_hidden_layers)
         self.degrees, self.mesh = degrees, make_mesh(degrees, model.device.type)
         adapted = any(map(is_adapter, model.state_dict()))
-        _take_state(run_dir, model, optimizer)
+        first_of_group(lambda: take_state(run_dir, model, optimizer))
         self.parts = place_rank(model, self.mesh, layers)
         self.sharded = self._replicate(model, optimizer) if adapted else self._shard(model, optimizer, keep_gathered)
         self.checkpoints = Checkpoints(run_dir / CHECKPOINTS, stability.keep if stability else 0)
@@ -92,6 +93,14 @@ class RankTrainer(Trainer):
         shard_model(model, self.mesh, keep_gathered)
         copies = self.parts.pipeline.place.copies if self.parts.pipeline is not None else frozenset()
         return ShardedMuonAdamW(model, self.mesh, copies, **settings)
+
+    def run(self, stop_after: int | None = None) -> RunPosition:
+        """As Trainer.run."""
+        try:
+            return super().run(stop_after)
+        except (NonFiniteLossError, SpikeError):  # on all ranks, which can still write together
+            self.checkpoints.finish()
+            raise
 
     def _resume(self) -> None:
         path = self.checkpoints.latest()
@@ -175,19 +184,6 @@ class RankTrainer(Trainer):
         if self.parts.pipeline is None:
             return pairs
         return {name: p for stage in gather_objects(pairs, self.parts.pipeline.group) for name, p in stage.items()}
-
-
-def _take_state(run_dir: Path, model: Transformer, optimizer: dict[str, Any]) -> None:
-    """Let rank 0 take the state that one process has saved; its error is raised on all ranks."""
-    error: ValueError | OSError | None = None
-    if dist.get_rank() == 0:
-        try:
-            take_state(run_dir, model, optimizer)
-        except (ValueError, OSError) as raised:
-            error = raised
-    error = gather_objects(error)[0]
-    if error is not None:
-        raise error
 
 
 class _Silence:
