@@ -190,6 +190,11 @@ class Checkpoints:
         future = async_save(dict(tensors), storage_writer=_Writer(temporary), process_group=self._group)
         self._pending = cast("Future[Any]", future), step, position, dict(common or {})
 
+    @property
+    def writing(self) -> bool:
+        """True while this rank, which may be ahead of others, writes."""
+        return self._pending is not None and not self._pending[0].done()
+
     def finish(self) -> None:
         """Wait until the checkpoint begun last is whole, and remove those that are no longer kept.
 

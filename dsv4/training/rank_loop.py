@@ -139,9 +139,11 @@ class RankTrainer(Trainer):
         return StopOnSignal(ends_at_second=False)
 
     def _stops(self, stop: StopOnSignal) -> bool:
-        flag = torch.tensor(int(stop.requested))
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
-        stop.requested = bool(flag)
+        flags = torch.tensor([stop.requested, self.checkpoints.writing], dtype=torch.int32)
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        stop.requested, writing = map(bool, flags.tolist())
+        if not writing:
+            self.checkpoints.finish()
         return stop.requested
 
     @property
@@ -153,7 +155,10 @@ class RankTrainer(Trainer):
         self.checkpoints.finish()
 
     def save(self) -> None:
-        """Begin a checkpoint, which is whole after one of the next steps. NonFiniteLossError as in Trainer."""
+        """Begin a checkpoint, which is whole before the first step that all ranks begin after they have written it.
+
+        NonFiniteLossError as in Trainer.
+        """
         if not self.sharded.finite():
             raise NonFiniteLossError(
                 f"after step {self.progress.step - 1} a parameter is not finite; nothing was saved"
