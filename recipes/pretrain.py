@@ -279,7 +279,7 @@ def check_tokenizer(recipe: PretrainRecipe, source: Path) -> None:
 
 def check_start(recipe: PretrainRecipe, run_dir: Path) -> None:
     """ValueError if the run still needs the weights that it began with, and they are others now."""
-    if recipe.model.start is None or (recipe.lora.rank is None and (run_dir / "state.pt").exists()):
+    if recipe.model.start is None or (recipe.lora.rank is None and has_state(run_dir)):
         return
     began = json.loads((run_dir / "start.json").read_text(encoding="utf-8"))["fingerprint"]
     if fingerprint(Path(recipe.model.start)) != began:
@@ -369,7 +369,7 @@ def make_model(
     start, lora, device = recipe.model.start, recipe.lora.settings, torch.device(recipe.run.device)
     if start is not None and lora is not None:
         return load_adapted(Path(start), lora, device, generator)
-    if start is not None and not (run_dir / "state.pt").exists():
+    if start is not None and not has_state(run_dir):
         return load_start(Path(start), config, device)
     model = Transformer(config)
     if start is None:
