@@ -262,6 +262,7 @@ def test_a_run_resumed_after_its_warmup_has_the_same_bits(tmp_path: Path) -> Non
         (2, 3, {"pipeline": 2}),
         (4, 2, {"pipeline": 2, "context": 2}),
         (4, 2, {"pipeline": 2, "data": 2}),
+        (4, 1, {"pipeline": 2, "expert": 2}),
     ],
 )
 def test_ranks_train_as_one_process(ranks: int, micro_batches: int, degrees: dict[str, int], tmp_path: Path) -> None:
