@@ -420,7 +420,7 @@ def make_trainer(recipe: PretrainRecipe, run_dir: Path, workers: int, console: C
     if recipe.lora.rank is None:
         on_gpu = device.type != "cpu" and run.precision != "fp32"
         dtype = torch.bfloat16 if on_gpu else torch.float32  # fp32 on a CPU, on whose rate `dsv4 plan` is calibrated
-        speed = SpeedMeter(config, device, partial(product_rate, device, dtype, recipe.processes))
+        speed = SpeedMeter(config, device, partial(product_rate, device, dtype, recipe.all_processes))
     plan, degrees = make_plan(recipe, steps, config, run_dir), recipe.parallel.degrees()
     if launched():
         return RankTrainer(
