@@ -245,7 +245,10 @@ class MuonAdamW:
             if "step" in state:
                 steps["warmup" if trains("warmup", name) else "dense"] = int(state["step"])
         both = min(steps.values(), default=0)
-        return {"sparse": both, "dense": 0, "warmup": 0} | {phase: count - both for phase, count in steps.items()}
+        found: dict[AttentionPhase, int] = {"sparse": both, "dense": 0, "warmup": 0}
+        for phase, count in steps.items():
+            found[phase] = count - both
+        return found
 
     def share_momenta(self, momenta: Sequence[Tensor]) -> None:
         """Use the tensors `momenta`, in the order of another optimizer's `momenta()`, as the momenta."""

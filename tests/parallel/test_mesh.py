@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -35,7 +37,7 @@ def test_without_a_launcher_the_error_names_torchrun(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(("device", "kinds"), [("cpu", {"cpu"}), ("cuda", {"cpu", "cuda"})])
 def test_groups_also_reduce_what_is_on_the_host(device: str, kinds: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """nccl alone would refuse the loop's numbers. No GPU is asked for anything here."""
-    chosen: list[str] = []
+    chosen: list[Any] = []
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("LOCAL_RANK", "3")
@@ -44,6 +46,6 @@ def test_groups_also_reduce_what_is_on_the_host(device: str, kinds: set[str], mo
     monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
     with process_group(device) as own:
         assert own == torch.device("cpu" if device == "cpu" else "cuda:3")
-    backends = dist.BackendConfig(dist.Backend(chosen[0])).get_device_backend_map()
+    backends = dist.BackendConfig(chosen[0]).get_device_backend_map()
     assert backends["cpu"] == "gloo" and kinds <= backends.keys()
     assert device == "cpu" or backends["cuda"] == "nccl"
