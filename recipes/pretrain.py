@@ -39,6 +39,7 @@ from dsv4.parallel.mesh import launched, process_group
 from dsv4.tokenizer import Tokenizer
 from dsv4.training.export import export_adapter, export_model
 from dsv4.training.gradient import BatchSource
+from dsv4.training.handover import has_state
 from dsv4.training.hash_routing import count_tokens, install_tables
 from dsv4.training.loop import NonFiniteLossError, Stage, Trainer, TrainSettings
 from dsv4.training.lora import adapter_pairs, load_adapted
@@ -81,7 +82,7 @@ def main(arguments: list[str] | None = None, name: str = "pretrain") -> int:
         print(f"{stopped}; to go on: dsv4 train {name} --resume --run-dir {options.run_dir}", file=sys.stderr)
         return stopped.status
     except KeyboardInterrupt:
-        if (options.run_dir / "state.pt").exists() and not launched():
+        if has_state(options.run_dir) and not launched():
             print(
                 f"\nto go on from the last save: dsv4 train {name} --resume --run-dir {options.run_dir}",
                 file=sys.stderr,
@@ -278,7 +279,7 @@ def check_tokenizer(recipe: PretrainRecipe, source: Path) -> None:
 
 def check_start(recipe: PretrainRecipe, run_dir: Path) -> None:
     """ValueError if the run still needs the weights that it began with, and they are others now."""
-    if recipe.model.start is None or (recipe.lora.rank is None and (run_dir / "state.pt").exists()):
+    if recipe.model.start is None or (recipe.lora.rank is None and has_state(run_dir)):
         return
     began = json.loads((run_dir / "start.json").read_text(encoding="utf-8"))["fingerprint"]
     if fingerprint(Path(recipe.model.start)) != began:
@@ -368,7 +369,7 @@ def make_model(
     start, lora, device = recipe.model.start, recipe.lora.settings, torch.device(recipe.run.device)
     if start is not None and lora is not None:
         return load_adapted(Path(start), lora, device, generator)
-    if start is not None and not (run_dir / "state.pt").exists():
+    if start is not None and not has_state(run_dir):
         return load_start(Path(start), config, device)
     model = Transformer(config)
     if start is None:
@@ -419,7 +420,7 @@ def make_trainer(recipe: PretrainRecipe, run_dir: Path, workers: int, console: C
     if recipe.lora.rank is None:
         on_gpu = device.type != "cpu" and run.precision != "fp32"
         dtype = torch.bfloat16 if on_gpu else torch.float32  # fp32 on a CPU, on whose rate `dsv4 plan` is calibrated
-        speed = SpeedMeter(config, device, partial(product_rate, device, dtype, recipe.processes))
+        speed = SpeedMeter(config, device, partial(product_rate, device, dtype, recipe.all_processes))
     plan, degrees = make_plan(recipe, steps, config, run_dir), recipe.parallel.degrees()
     if launched():
         return RankTrainer(

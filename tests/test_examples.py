@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dsv4.commands.recipe_flags import parse
 from dsv4.kernels import backends
 
 ROOT = Path(__file__).parents[1]
@@ -59,3 +61,45 @@ def test_an_example_runs_and_prints(path: Path, tmp_path: Path) -> None:
 def test_a_client_gets_its_answer(path: Path, server: str, tmp_path: Path) -> None:
     code = path.read_text(encoding="utf-8").replace(URL, server)
     assert "42" in run(code, tmp_path)
+
+
+SLURM = ROOT / "examples" / "pretrain.slurm"
+BEGIN, OWN = (
+    ["recipe.toml", "parallel.data=2", "optimizer.rate=1e-3", "--out", "models/a", "--workers=2"],
+    "run.device=cuda",
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "restarts", "whole", "want"),
+    [
+        (BEGIN, 0, False, [OWN, *BEGIN]),
+        (BEGIN, 1, False, [OWN, *BEGIN]),  # ended before there was a run
+        (BEGIN, 1, True, ["--resume", "parallel.data=2", "--out", "models/a", "--workers=2"]),
+        (["--resume"], 0, True, ["--resume"]),
+        (["--resume", "parallel.data=4"], 2, True, ["--resume", "parallel.data=4"]),
+    ],
+)
+def test_the_slurm_job_begins_and_resumes(
+    words: list[str], restarts: int, whole: bool, want: list[str], tmp_path: Path
+) -> None:
+    """Under programs that stand in for SLURM's: the words that each rank gets, which its own parser takes."""
+    (tmp_path / "scontrol").write_text("#!/bin/sh\nprintf 'node%s\\n' 1 2\n")
+    (tmp_path / "srun").write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    for name in ("scontrol", "srun"):
+        (tmp_path / name).chmod(0o755)
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    if whole:
+        (run_dir / "data.json").touch()
+    job = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "7", "RUN_DIR": str(run_dir)}
+    job |= {"SLURM_RESTART_COUNT": str(restarts)} if restarts else {}
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", str(SLURM), *words], env=job | path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    launcher, arguments = said[: said.index("pretrain") + 1], said[said.index("pretrain") + 1 :]
+    assert launcher[:5] == ["torchrun", "--nnodes", "2", "--nproc-per-node", "8"] and "node1:29500" in launcher
+    assert arguments == [*want, "--run-dir", str(run_dir)]
+    options = parse("pretrain", arguments)
+    assert options.run_dir == run_dir and options.resume == ("--resume" in want)

@@ -7,24 +7,142 @@ whole one. A checkpoint holds tensors by name, whole or as parts: another number
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import async_save
+from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
-from dsv4.checkpoint.atomic import sync_folder
+from dsv4.checkpoint.atomic import space_in_words, sync_folder
+from dsv4.parallel.first_rank import first_of_group
 
 KEPT = 2  # checkpoints: the last one, and the one before
 SUSPECTED, COMMON = "suspected", "common.pt"  # files of a checkpoint
 _NAME = re.compile(r"step-(\d+)")
+
+
+def whole_steps(folder: Path) -> list[int]:
+    """Steps of the whole checkpoints in a folder, ascending."""
+    return sorted(int(m[1]) for path in folder.glob("step-*") if (m := _NAME.fullmatch(path.name)))
+
+
+class _Writer(FileSystemWriter):
+    """torch's writer, whose error for lack of space is a DiskFullError: its cause does not reach other ranks."""
+
+    def write_data(self, *arguments: Any, **named: Any) -> Any:
+        with space_in_words(_place(Path(self.path))):
+            return super().write_data(*arguments, **named)
+
+    def finish(self, *arguments: Any, **named: Any) -> None:
+        with space_in_words(_place(Path(self.path))):
+            super().finish(*arguments, **named)
+
+
+def _place(temporary: Path) -> Path:
+    """Path of a checkpoint that is being written, once it is whole."""
+    return temporary.with_name(temporary.name.replace("writing", "step"))
+
+
+@contextmanager
+def _first_cause() -> Iterator[None]:
+    """Raise the error of the first rank that has one in place of torch's, which is no Exception."""
+    try:
+        yield
+    except CheckpointException as error:
+        cause, _ = error.failures[min(error.failures)]
+        raise cause from None
+
+
+def read_checkpoint(
+    path: Path, tensors: Mapping[str, Tensor], group: dist.ProcessGroup | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read this rank's `tensors` from a checkpoint in place; its position, and what is common.
+
+    group: of the ranks that read together; None: one process alone. ValueError if the checkpoint is damaged.
+    """
+    try:
+        position = json.loads((path / "position.json").read_text(encoding="utf-8"))
+        with warnings.catch_warnings(), _first_cause():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as one process means it
+            load(dict(tensors), checkpoint_id=path, process_group=group, no_dist=group is None)
+        common = torch.load(path / COMMON, weights_only=True) if (path / COMMON).exists() else {}
+    except (OSError, ValueError, RuntimeError, LookupError, EOFError, pickle.UnpicklingError) as error:
+        words = str(error) or type(error).__name__
+        raise ValueError(f"{path} is damaged or of another model ({words}); remove it to go on from another") from error
+    return position, common
+
+
+def write_checkpoint(
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    position: dict[str, Any],
+    common: Mapping[str, Any],
+    suspected: bool,
+) -> None:
+    """Write a whole checkpoint from one process alone; arguments as of Checkpoints.start."""
+    temporary = _new_folder(folder, step, suspected)
+    try:
+        with warnings.catch_warnings(), _first_cause():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            save(dict(tensors), storage_writer=_Writer(temporary), no_dist=True)
+        _publish(folder, step, position, common)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove all checkpoints in a folder, the last one first, and the folder."""
+    for step in reversed(whole_steps(folder)):
+        shutil.rmtree(_set_aside(folder / f"step-{step}"))
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _new_folder(folder: Path, step: int, suspected: bool) -> Path:
+    """Folder to write a checkpoint to, the only one: what a killed run left goes."""
+    temporary = folder / f"writing-{step}"
+    for left in folder.glob("writing-*"):
+        shutil.rmtree(left)
+    temporary.mkdir(parents=True)
+    if suspected:
+        (temporary / SUSPECTED).touch()
+    return temporary
+
+
+def _publish(folder: Path, step: int, position: dict[str, Any], common: Mapping[str, Any]) -> None:
+    """Rename a checkpoint whose tensors are written."""
+    path, temporary = folder / f"step-{step}", folder / f"writing-{step}"
+    with space_in_words(path):
+        (temporary / "position.json").write_text(json.dumps(position), encoding="utf-8")
+        if common:
+            with (temporary / COMMON).open("wb") as handle:
+                torch.save(dict(common), handle)  # given a path, its error would not say why writing failed
+        sync_folder(temporary)
+    old = _set_aside(path) if path.exists() else None  # of before a rollback
+    temporary.rename(path)
+    sync_folder(folder)
+    if old is not None:
+        shutil.rmtree(old)
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename a checkpoint, so that one that is removed in part counts no more; what a killed run left goes."""
+    old = path.with_name(path.name.replace("step", "old"))
+    shutil.rmtree(old, ignore_errors=True)
+    return path.rename(old)
 
 
 class Checkpoints:
@@ -42,7 +160,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps of the whole checkpoints, ascending."""
-        return sorted(int(m[1]) for path in self.folder.glob("step-*") if (m := _NAME.fullmatch(path.name)))
+        return whole_steps(self.folder)
 
     def unsuspected(self) -> list[int]:
         """Steps of the last `kept` checkpoints without a suspicion, ascending."""
@@ -68,37 +186,38 @@ class Checkpoints:
         """
         self.finish()
         temporary = self.folder / f"writing-{step}"
-        if dist.get_rank() == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            if suspected:
-                (temporary / SUSPECTED).touch()
-        dist.barrier(self._group)
-        future = async_save(dict(tensors), checkpoint_id=temporary, process_group=self._group)
+        first_of_group(lambda: _new_folder(self.folder, step, suspected), self._group)
+        future = async_save(dict(tensors), storage_writer=_Writer(temporary), process_group=self._group)
         self._pending = cast("Future[Any]", future), step, position, dict(common or {})
 
+    @property
+    def writing(self) -> bool:
+        """True while this rank, which may be ahead of others, writes."""
+        return self._pending is not None and not self._pending[0].done()
+
     def finish(self) -> None:
-        """Wait until the checkpoint begun last is whole, and remove those that are no longer kept."""
+        """Wait until the checkpoint begun last is whole, and remove those that are no longer kept.
+
+        If it could not be written, the error is raised on all ranks; what there is of it goes, and the rest stays.
+        """
         if self._pending is None:
             return
         future, step, position, common = self._pending
         self._pending = None
-        path, temporary = self.path(step), self.folder / f"writing-{step}"
-        future.result()
-        dist.barrier(self._group)
-        if dist.get_rank() == 0:
-            (temporary / "position.json").write_text(json.dumps(position), encoding="utf-8")
-            if common:
-                torch.save(common, temporary / COMMON)
-            sync_folder(temporary)
-            old = self._set_aside(step) if path.exists() else None  # of before a rollback
-            temporary.rename(path)
-            sync_folder(self.folder)
-            if old is not None:
-                shutil.rmtree(old)
+
+        def publish() -> None:
+            _publish(self.folder, step, position, common)
             for other in set(self.steps()[:-KEPT]) - set(self.unsuspected()):
-                shutil.rmtree(self._set_aside(other))
-        dist.barrier(self._group)
+                shutil.rmtree(_set_aside(self.path(other)))
+
+        try:
+            with _first_cause():
+                future.result()  # fails on all ranks if on one
+            first_of_group(publish, self._group)
+        except Exception:
+            if dist.get_rank() == 0:
+                shutil.rmtree(self.folder / f"writing-{step}", ignore_errors=True)
+            raise
 
     def drop_after(self, step: int) -> None:
         """Remove the checkpoints of later steps, the last one first."""
@@ -107,26 +226,9 @@ class Checkpoints:
         if dist.get_rank() == 0:
             for later in reversed(self.steps()):
                 if later > step:
-                    shutil.rmtree(self._set_aside(later))
+                    shutil.rmtree(_set_aside(self.path(later)))
         dist.barrier(self._group)
 
-    def _set_aside(self, step: int) -> Path:
-        """Rename a checkpoint, so that one that is removed in part counts no more; what a killed run left goes."""
-        old = self.folder / f"old-{step}"
-        shutil.rmtree(old, ignore_errors=True)
-        return self.path(step).rename(old)
-
     def load(self, path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Read this rank's `tensors` from a checkpoint in place; its position, and what is common.
-
-        ValueError if it is damaged.
-        """
-        try:
-            position = json.loads((path / "position.json").read_text(encoding="utf-8"))
-            load(dict(tensors), checkpoint_id=path, process_group=self._group)
-            common = torch.load(path / COMMON, weights_only=True) if (path / COMMON).exists() else {}
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise ValueError(
-                f"{path} is damaged or of another model ({error}); remove it to go on from another"
-            ) from error
-        return position, common
+        """As read_checkpoint."""
+        return read_checkpoint(path, tensors, self._group)

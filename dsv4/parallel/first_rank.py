@@ -8,9 +8,11 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
+import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from dsv4.parallel.mesh import launched
+from dsv4.parallel.sums import gather_objects
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -55,3 +57,16 @@ def on_first_rank(name: str, work: Callable[[], T]) -> T:
         raise
     store.set(key, pickle.dumps((result, None)).hex())
     return result
+
+
+def first_of_group(work: Callable[[], object], group: dist.ProcessGroup | None = None) -> None:
+    """Run `work` on rank 0 while the others of a process group wait; its error is raised on all of them."""
+    error: Exception | None = None
+    if dist.get_rank() == 0:
+        try:
+            work()
+        except Exception as raised:
+            error = raised
+    error = gather_objects(error, group)[0]
+    if error is not None:
+        raise error

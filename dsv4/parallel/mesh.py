@@ -38,7 +38,8 @@ def process_group(device: str = "cpu", timeout: float = TIMEOUT_SECONDS) -> Iter
     if own.type == "cuda":
         own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(own)
-    backend = "nccl" if own.type == "cuda" else "gloo"
+    # With GPUs gloo too: flags and numbers of the loop are on the host, which nccl does not reduce.
+    backend = "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     try:
         yield own

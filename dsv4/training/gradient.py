@@ -70,7 +70,7 @@ class Result:
     losses: Losses
     loads: dict[str, Tensor]
     tokens: int
-    lengths: tuple[int, ...] = ()  # of the documents
+    lengths: tuple[int, ...] = ()  # of the documents; of one that is cut over ranks once, and whole
     clamps: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -133,7 +133,13 @@ def _compute_one(model: Transformer, data: MicroBatch, work: Work, totals: Count
     if total.requires_grad:  # not so for a batch without targets where the head alone learns
         total.backward()
     loads, clamps = ({name: count.cpu() for name, count in counts.items()} for counts in (aux.loads, aux.clamps))
-    return Result(losses, loads, data.batch.num_tokens, tuple(data.batch.lengths.tolist()), clamps)
+    return Result(losses, loads, data.batch.num_tokens, begun_lengths(data.batch), clamps)
+
+
+def begun_lengths(batch: RaggedBatch) -> tuple[int, ...]:
+    """Lengths of the documents that begin in a batch; of those that go on in other ranks' parts, the whole length."""
+    lengths = batch.lengths if batch.part is None else batch.part.document_lengths[batch.starts == 0]
+    return tuple(lengths.tolist())
 
 
 def sum_results(results: Sequence[Result]) -> Result:

@@ -20,6 +20,7 @@ from dsv4.training.attention_phase import AttentionPhase
 from dsv4.training.balance import clamped_shares, load_imbalance, update_router_biases
 from dsv4.training.batch_size import BatchSize
 from dsv4.training.gradient import BatchSource, Result, Work, sum_results
+from dsv4.training.handover import KEPT, STATE, take_checkpoint
 from dsv4.training.kept_states import KeptStates
 from dsv4.training.losses import LossWeights, not_finite
 from dsv4.training.memory import keep_freed_memory
@@ -120,7 +121,7 @@ class Trainer:
 
     def _kept(self, count: int) -> Kept:
         """The last `count` states to roll back to."""
-        return KeptStates(self.run_dir / "kept", count)
+        return KeptStates(self.run_dir / KEPT, count)
 
     def _go_back(self, path: Path) -> None:
         """Take the state in `path` in place of the present one."""
@@ -129,6 +130,7 @@ class Trainer:
     def _resume(self) -> None:
         """Go on from the state in the run's folder, if there is one."""
         clear_folder(self.run_dir)
+        take_checkpoint(self.run_dir, self.model, self.optimizer)
         if self.state_path.exists():
             self.progress = load_state(self.state_path, self.model, self.optimizer)
             self._check_stage(self.state_path)
@@ -139,7 +141,7 @@ class Trainer:
 
     @property
     def state_path(self) -> Path:
-        return self.run_dir / "state.pt"
+        return self.run_dir / STATE
 
     @property
     def finished(self) -> bool:

@@ -237,6 +237,19 @@ class MuonAdamW:
             for kind in ("exp_avg", "exp_avg_sq"):
                 state.setdefault(kind, torch.zeros_like(parameter))
 
+    def updates(self) -> dict[AttentionPhase, int]:
+        """Updates by phase that add up to AdamW's steps of now, from which `start_adamw` sets them again."""
+        steps: dict[AttentionPhase, int] = {}  # of what the phase trains, those of `sparse` among them
+        for name, parameter in self.parameters.items():
+            state = self._adamw.state.get(parameter, {})
+            if "step" in state:
+                steps["warmup" if trains("warmup", name) else "dense"] = int(state["step"])
+        both = min(steps.values(), default=0)
+        found: dict[AttentionPhase, int] = {"sparse": both, "dense": 0, "warmup": 0}
+        for phase, count in steps.items():
+            found[phase] = count - both
+        return found
+
     def share_momenta(self, momenta: Sequence[Tensor]) -> None:
         """Use the tensors `momenta`, in the order of another optimizer's `momenta()`, as the momenta."""
         self._momenta = dict(zip(self._momenta, momenta, strict=True))

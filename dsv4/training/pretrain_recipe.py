@@ -292,6 +292,11 @@ class PretrainRecipe(Section):
         """Processes with batches of their own."""
         return self.run.replicas * self.parallel.degrees().batches
 
+    @property
+    def all_processes(self) -> int:
+        """Processes that compute."""
+        return self.run.replicas * self.parallel.degrees().ranks
+
     def check_ranks(self, config: ModelConfig) -> None:
         """ValueError if the model, or a setting of the run, does not go with the ranks of `parallel`."""
         alone = [f"run.replicas {self.run.replicas}"] if self.run.replicas > 1 else []

@@ -18,9 +18,11 @@ from dsv4.model.lora import is_adapter
 from dsv4.model.transformer import Transformer
 from dsv4.parallel.checkpoint import Checkpoints
 from dsv4.parallel.expert import split_experts
+from dsv4.parallel.first_rank import first_of_group
 from dsv4.parallel.fsdp import gather_model, shard_model
 from dsv4.parallel.mesh import make_mesh
 from dsv4.parallel.sums import gather_objects
+from dsv4.training.handover import CHECKPOINTS, take_state
 from dsv4.training.kept_checkpoints import KeptCheckpoints
 from dsv4.training.loop import NonFiniteLossError, Stage, Trainer, TrainSettings
 from dsv4.training.lora import adapter_pairs
@@ -34,7 +36,7 @@ from dsv4.training.report import Report
 from dsv4.training.sharded_optim import ShardedMuonAdamW
 from dsv4.training.speed import SpeedMeter
 from dsv4.training.spikes import Spike
-from dsv4.training.stability import Kept, Stability
+from dsv4.training.stability import Kept, SpikeError, Stability
 from dsv4.training.state import RunPosition
 from dsv4.training.stopping import StopOnSignal
 
@@ -43,7 +45,7 @@ class RankTrainer(Trainer):
     """Trainer on one rank of a process group; all ranks build one from the same arguments and run it together.
 
     `model`, whole on every rank, is sharded in place; one with adapters is cut into a pipeline's stages and the ranks'
-    experts alone. Only rank 0 reports. The state is in `run_dir`/checkpoints.
+    experts alone. Only rank 0 reports. The state is in `run_dir`/checkpoints; what one process saved goes there.
     """
 
     def __init__(
@@ -73,9 +75,10 @@ class RankTrainer(Trainer):
         degrees.check(dist.get_world_size(), model.config.n_routed_experts, model.config.num_hidden_layers)
         self.degrees, self.mesh = degrees, make_mesh(degrees, model.device.type)
         adapted = any(map(is_adapter, model.state_dict()))
+        first_of_group(lambda: take_state(run_dir, model, optimizer))
         self.parts = place_rank(model, self.mesh, layers)
         self.sharded = self._replicate(model, optimizer) if adapted else self._shard(model, optimizer, keep_gathered)
-        self.checkpoints = Checkpoints(run_dir / "checkpoints", stability.keep if stability else 0)
+        self.checkpoints = Checkpoints(run_dir / CHECKPOINTS, stability.keep if stability else 0)
         self._saved = -1  # step of the checkpoint begun last
         # Of the optimizer the loop itself uses what both kinds have; the rest is in the methods below.
         one = cast(MuonAdamW, self.sharded)
@@ -90,6 +93,14 @@ class RankTrainer(Trainer):
         shard_model(model, self.mesh, keep_gathered)
         copies = self.parts.pipeline.place.copies if self.parts.pipeline is not None else frozenset()
         return ShardedMuonAdamW(model, self.mesh, copies, **settings)
+
+    def run(self, stop_after: int | None = None) -> RunPosition:
+        """As Trainer.run."""
+        try:
+            return super().run(stop_after)
+        except (NonFiniteLossError, SpikeError):  # on all ranks, which can still write together
+            self.checkpoints.finish()
+            raise
 
     def _resume(self) -> None:
         path = self.checkpoints.latest()
@@ -128,21 +139,26 @@ class RankTrainer(Trainer):
         return StopOnSignal(ends_at_second=False)
 
     def _stops(self, stop: StopOnSignal) -> bool:
-        flag = torch.tensor(int(stop.requested))
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
-        stop.requested = bool(flag)
+        flags = torch.tensor([stop.requested, self.checkpoints.writing], dtype=torch.int32)
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        stop.requested, writing = map(bool, flags.tolist())
+        if not writing:
+            self.checkpoints.finish()
         return stop.requested
 
     @property
     def state_path(self) -> Path:
-        return self.run_dir / "checkpoints"
+        return self.run_dir / CHECKPOINTS
 
     def _save_last(self) -> None:
         super()._save_last()
         self.checkpoints.finish()
 
     def save(self) -> None:
-        """Begin a checkpoint, which is whole after one of the next steps. NonFiniteLossError as in Trainer."""
+        """Begin a checkpoint, which is whole before the first step that all ranks begin after they have written it.
+
+        NonFiniteLossError as in Trainer.
+        """
         if not self.sharded.finite():
             raise NonFiniteLossError(
                 f"after step {self.progress.step - 1} a parameter is not finite; nothing was saved"

@@ -83,7 +83,7 @@ class ShardedMuonAdamW:
         square = self._inner.gradient_norm() ** 2
         copied = (self._own[name].grad for name in self._copies if name in self._own)
         square -= sum(float(grad.norm()) ** 2 for grad in copied if grad is not None)
-        own = torch.tensor(max(0.0, square), dtype=torch.float64)
+        own = torch.tensor(square, dtype=torch.float64).clamp(min=0.0)  # NaN stays, for which max() has no order
         every = [torch.empty_like(own) for _ in range(dist.get_world_size())]
         dist.all_gather(every, own)
         return float(torch.stack(every).sum().sqrt())

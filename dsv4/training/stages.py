@@ -14,7 +14,7 @@ from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.transformer import Transformer
 from dsv4.parallel.pipeline import StagePlace, run_stages, with_loss
 from dsv4.parallel.sums import sum_gradients
-from dsv4.training.gradient import MicroBatch, Result, Work, step_numerics, sum_results
+from dsv4.training.gradient import MicroBatch, Result, Work, begun_lengths, step_numerics, sum_results
 from dsv4.training.losses import Counts, Losses, auxiliary_losses, losses_of_streams
 from dsv4.training.recompute import recomputing
 
@@ -60,7 +60,7 @@ def compute_stage_gradient(
             out = with_loss(out, loss)
             losses = Losses(0.0, 0.0, 0.0, float(balance.detach()), float(indexer.detach()), 0)
         loads, clamps = ({name: count.cpu() for name, count in counts.items()} for counts in (aux.loads, aux.clamps))
-        tokens, lengths = (data.batch.num_tokens, tuple(data.batch.lengths.tolist())) if place.last else (0, ())
+        tokens, lengths = (data.batch.num_tokens, begun_lengths(data.batch)) if place.last else (0, ())
         results[number] = Result(losses, loads, tokens, lengths, clamps)
         return out
 

@@ -69,10 +69,7 @@ def load_state(path: Path, model: nn.Module, optimizer: MuonAdamW, position: typ
     expected: dict[str, Any] = {"model": run_tensors(model), "optimizer": optimizer.state_dict()}
     for part, want in expected.items():
         _check_same(path, dict(_tensors(state.get(part), part)), dict(_tensors(want, part)))
-    progress = state.get("progress")
-    names = [field.name for field in fields(position)]
-    if not isinstance(progress, dict) or set(progress) != set(names):
-        raise StateError(f"{path}: progress is {progress!r}; expected {', '.join(names)}")
+    found = _position(path, state, position)
     try:
         optimizer.load_state_dict(state["optimizer"])
     except ValueError as error:
@@ -81,7 +78,12 @@ def load_state(path: Path, model: nn.Module, optimizer: MuonAdamW, position: typ
     torch.set_rng_state(state["rng"])
     if "cuda_rng" in state:
         torch.cuda.set_rng_state_all(state["cuda_rng"])
-    return position(**progress)
+    return found
+
+
+def read_position(path: Path) -> RunPosition:
+    """Position of the run in a saved state, whose tensors stay unread. StateError if it is damaged."""
+    return _position(path, _read(path, tensors=False), RunPosition)
 
 
 def run_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -90,13 +92,22 @@ def run_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if is_adapter(name)} or tensors
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Read a state file and check the CRC of every member, which torch.load does not."""
+def _position(path: Path, state: Mapping[str, Any], position: type[Position]) -> Position:
+    progress = state.get("progress")
+    names = [field.name for field in fields(position)]
+    if not isinstance(progress, dict) or set(progress) != set(names):
+        raise StateError(f"{path}: progress is {progress!r}; expected {', '.join(names)}")
+    return position(**progress)
+
+
+def _read(path: Path, tensors: bool = True) -> dict[str, Any]:
+    """Read a state file and check the CRC of every member, which torch.load does not; without `tensors` their bytes
+    are neither read nor checked."""
     again = "remove it to start the run again from its first step"
     try:
         with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-        state = torch.load(path, map_location="cpu", weights_only=True) if broken is None else None
+            broken = archive.testzip() if tensors else None
+        state = None if broken else torch.load(path, map_location="cpu", weights_only=True, mmap=not tensors)
     except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise StateError(
             f"{path} is damaged or no state of a run ({error or type(error).__name__}); {again}"

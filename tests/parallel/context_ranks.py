@@ -12,7 +12,7 @@ from torch import nn
 from dsv4.kernels import attention, backends, compressor, index_loss
 from dsv4.model.batch import RaggedBatch
 from dsv4.parallel.context import cut_batch
-from dsv4.parallel.sums import sum_gradients, sum_numbers
+from dsv4.parallel.sums import gather_objects, sum_gradients, sum_numbers
 from dsv4.training.attention_phase import AttentionPhase
 from dsv4.training.gradient import MicroBatch, Work, compute_gradient
 from dsv4.training.losses import Counts, LossWeights, count_parts
@@ -67,6 +67,7 @@ def compare(
         parts = zip(sum_numbers(astuple(result.losses), group, torch.device("cpu")), astuple(whole.losses), strict=True)
         losses = max(abs(got - want) / max(1.0, abs(want)) for got, want in parts)
         loads = sum_counts_by_name(result.loads, group, torch.device("cpu"))
+        assert [n for part in gather_objects(result.lengths, group) for n in part] == lengths
         assert all(bool((loads[name] == whole.loads[name]).all()) for name in whole.loads)
         size = float(torch.cat([gradient.flatten() for gradient in want.values()]).norm())
         error = torch.cat([(got[name] - want[name]).flatten() for name in want]).norm()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,14 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
+from dsv4.analysis.degrees import Degrees
 from dsv4.parallel.checkpoint import Checkpoints
+from dsv4.training.loop import Stage
+from dsv4.training.plan import FixedPlan
+from dsv4.training.rank_loop import RankTrainer
+
+from ..training.tiny_training import Rows
+from .rank_program import UnevenBatches, make_start, settings
 
 
 class Killed(BaseException):
@@ -19,13 +27,18 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def checkpoints(tmp_path: Path) -> Iterator[Checkpoints]:
-    """Those of a run of one rank, in this process."""
+def one_rank() -> Iterator[None]:
+    """A process group of this process alone."""
     dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     try:
-        yield Checkpoints(tmp_path / "checkpoints", 3)
+        yield
     finally:
         dist.destroy_process_group()
+
+
+@pytest.fixture
+def checkpoints(one_rank: None, tmp_path: Path) -> Checkpoints:
+    return Checkpoints(tmp_path / "checkpoints", 3)
 
 
 def save(checkpoints: Checkpoints, step: int, value: float) -> None:
@@ -63,3 +76,22 @@ def test_what_a_killed_run_set_aside_does_not_stop_a_later_one(checkpoints: Chec
     save(checkpoints, 2, 2.0)
     assert load(checkpoints, 2) == 2.0 and checkpoints.steps() == [2]
     assert not (checkpoints.folder / "old-2").exists()
+
+
+def test_a_checkpoint_counts_once_it_is_written_and_not_only_at_the_next(one_rank: None, tmp_path: Path) -> None:
+    found: dict[int, list[int]] = {}
+
+    class Watching(UnevenBatches):
+        def batch(self, step: int, /) -> Rows:
+            found[step] = trainer.checkpoints.steps()
+            while trainer.checkpoints.writing:
+                time.sleep(0.01)
+            return super().batch(step)
+
+    model, optimizer = make_start(None)
+    trainer = RankTrainer(
+        model, optimizer, [Stage("only", 1.0, Watching())], settings(save_every=3), FixedPlan(6), tmp_path, Degrees(),
+        quiet=True,
+    )  # fmt: skip
+    trainer.run(5)
+    assert found[4] == [3]

@@ -77,6 +77,7 @@ def train_alone(
     changes: dict[str, Any] | None = None,
     hurt_at: int | None = None,
     targets: Sequence[str] = TARGETS,
+    stop_after: int | None = None,
 ) -> list[dict[str, Any]]:
     model, chosen_optimizer = make_start(lora, targets)
     optimizer = MuonAdamW(model, model.config, **chosen_optimizer)
@@ -85,7 +86,7 @@ def train_alone(
     if hurt_at is not None:
         trainer.run(hurt_at)
         hurt(trainer)
-    trainer.run()
+    trainer.run(stop_after)
     return records(run_dir)
 
 
@@ -261,6 +262,7 @@ def test_a_run_resumed_after_its_warmup_has_the_same_bits(tmp_path: Path) -> Non
         (2, 3, {"pipeline": 2}),
         (4, 2, {"pipeline": 2, "context": 2}),
         (4, 2, {"pipeline": 2, "data": 2}),
+        (4, 1, {"pipeline": 2, "expert": 2}),
     ],
 )
 def test_ranks_train_as_one_process(ranks: int, micro_batches: int, degrees: dict[str, int], tmp_path: Path) -> None:
@@ -311,3 +313,23 @@ def test_a_run_goes_on_with_other_stages_and_parts(tmp_path: Path) -> None:
     train(tmp_path / "ranks", 2, 2, stop_after=3, degrees={"pipeline": 2})
     train(tmp_path / "ranks", 2, 2, degrees={"context": 2})
     assert_same_losses(records(tmp_path / "ranks"), train_alone(tmp_path / "alone", 2))
+
+
+def test_a_run_goes_on_between_one_process_and_ranks(tmp_path: Path) -> None:
+    """Through all phases, whose steps AdamW counts apart: the losses of a run without stops."""
+    want = train_alone(tmp_path / "alone", 2, STAGES)
+    train_alone(tmp_path / "moved", 2, STAGES, stop_after=3)
+    train(tmp_path / "moved", 2, 1, stop_after=5, phases=STAGES, degrees={"data": 2})
+    assert not (tmp_path / "moved" / "state.pt").exists()
+    assert_same_losses(train_alone(tmp_path / "moved", 2, STAGES), want)
+    assert not (tmp_path / "moved" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", ["muon", "adamw_no_decay"])
+def test_adapters_go_on_between_one_process_and_ranks(lora: str, tmp_path: Path) -> None:
+    want = train_alone(tmp_path / "alone", 2, lora=lora, changes=LORA)
+    train(tmp_path / "moved", 2, 1, 2, LORA, lora=lora, degrees={"expert": 2})
+    train_alone(tmp_path / "moved", 2, lora=lora, changes=LORA, stop_after=4)
+    train(tmp_path / "moved", 2, 1, None, LORA, lora=lora, degrees={"expert": 2})
+    assert_same_losses(records(tmp_path / "moved"), want)

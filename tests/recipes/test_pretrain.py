@@ -108,6 +108,23 @@ def test_replicas_see_the_batches_of_one_process(main: Any, model: Path, texts: 
         assert one == pytest.approx(two, rel=1e-5)
 
 
+def test_all_ranks_count_in_the_rate_of_the_machine(
+    model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which MFU divides by: also those of a pipeline and of parts, which have no batches of their own."""
+    recipe, console = runpy.run_path(str(RECIPE)), Console(quiet=True)
+    keys = [f"model.base={model}", f"data.text={texts}", "stages.0.steps=1", *SIZE]
+    keys += [f"parallel.{dimension}=2" for dimension in ("data", "pipeline", "context")]
+    run = recipe["new_run"](read_recipe(PretrainRecipe, None, keys), tmp_path, console)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    asked: list[int] = []
+    names = recipe["make_trainer"].__globals__
+    monkeypatch.setitem(names, "product_rate", lambda device, dtype, processes: asked.append(processes) or 1.0)
+    monkeypatch.setitem(names, "RankTrainer", lambda *_, **__: None)
+    recipe["make_trainer"](run, tmp_path, 0, console)
+    assert asked == [8]
+
+
 def test_a_spike_rolls_the_run_back(model: Path, texts: Path, tmp_path: Path) -> None:
     recipe = runpy.run_path(str(RECIPE))
     keys = [f"model.base={model}", f"data.text={texts}", "stages.0.steps=14", *SIZE, "run.count_clamps=true"]

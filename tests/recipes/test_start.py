@@ -18,6 +18,7 @@ from dsv4.cli import main as cli
 from dsv4.config import nano_path
 from dsv4.model.batch import RaggedBatch
 from dsv4.model.transformer import Transformer
+from dsv4.training.handover import take_state
 from dsv4.training.pretrain_recipe import PretrainRecipe
 from dsv4.training.recipe import read_recipe
 
@@ -92,21 +93,25 @@ def test_a_run_goes_on_from_the_weights_of_any_layout(
     assert trained.config.num_nextn_predict_layers == (0 if layout == "without_mtp" else 1)
 
 
+@pytest.mark.parametrize("saved", ["state.pt", "checkpoints"])
 def test_a_run_that_started_from_a_model_goes_on_without_it(
-    main: Any, folders: dict[str, Path], tmp_path: Path
+    saved: str, main: Any, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Every parameter is in its state. A key that keeps the tensors' shapes may differ from the start's."""
+    """Every parameter is in its state, of ranks too. A key may differ from the start's if it keeps tensors' shapes."""
     words = [f"data.text={folders['texts']}", "stages.0.steps=2", "model.index_topk=4", *SIZE]
     start = tmp_path / "start"
     convert(folders["official"], start, "official")
     assert main([f"model.start={start}", *words, "--run-dir", str(tmp_path / "straight")]) == 0
     assert main([f"model.start={start}", *words, "stages.0.steps=1", "--run-dir", str(tmp_path / "cut")]) == 0
+    if saved == "checkpoints":
+        take_state(tmp_path / "cut", Transformer(dsv4.ModelConfig.from_pretrained(tmp_path / "cut")), {})
+    assert (tmp_path / "cut" / saved).exists()
     recipe = tmp_path / "cut" / "recipe.toml"
     recipe.write_text((tmp_path / "straight" / "recipe.toml").read_text())
     for path in start.glob("*.safetensors"):
         path.write_bytes(b"")
     assert main(["--resume", "--run-dir", str(tmp_path / "cut")]) == 0
-    assert [row["step"] for row in rows(tmp_path / "cut")] == [0, 1]
+    assert [row["loss"] for row in rows(tmp_path / "cut")] == [row["loss"] for row in rows(tmp_path / "straight")]
     assert dsv4.load(tmp_path / "cut" / "model").config.index_topk == 4
 
 
