@@ -109,10 +109,10 @@ def stage_shapes(recipe: PretrainRecipe) -> list[StageShape]:
 
 
 def _shape(stage: StageSection, replicas: int) -> StageShape:
-    size, steps = stage.size(replicas), stage.num_steps(replicas)
+    size = stage.size(replicas)
     return StageShape(
-        stage.name, stage.attention, stage.sequence, stage.row_tokens, size.last * size.tokens, steps,
-        size.before(steps) * size.tokens,
+        stage.name, stage.attention, stage.sequence, stage.row_tokens, size.last * size.tokens,
+        stage.num_steps(replicas), stage.num_tokens(replicas),
     )  # fmt: skip
 
 
