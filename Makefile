@@ -44,7 +44,7 @@ chat: $(VENV)/.run
 	@$(BIN)/dsv4 chat $(MODEL) $(ARGS)
 
 train-demo: $(VENV)/.train
-	@$(BIN)/dsv4 train demo "$(TEXT)" $(ARGS)
+	@$(BIN)/dsv4 train demo "$(TEXT)" --port $(PORT) $(ARGS)
 
 test: $(VENV)/.test
 	@command -v bwrap >/dev/null || echo "make: no bubblewrap, so the sandbox's tests are skipped (Debian: apt-get install bubblewrap)"

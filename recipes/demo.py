@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"\nserve it:     dsv4 serve {model}\nlet it write: dsv4 generate {options.prompt!r} --model {model}")
     if options.serve:
         sys.stdout.flush()
-        os.execv(sys.executable, [sys.executable, "-m", "dsv4", "serve", str(model)])
+        os.execv(sys.executable, [sys.executable, "-m", "dsv4", "serve", str(model), "--port", str(options.port)])
     return 0
 
 

@@ -13,7 +13,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -38,9 +38,8 @@ from dsv4.parallel.first_rank import on_first_rank
 from dsv4.parallel.mesh import launched, process_group
 from dsv4.tokenizer import Tokenizer
 from dsv4.training.export import export_adapter, export_model
-from dsv4.training.gradient import BatchSource
 from dsv4.training.handover import has_state
-from dsv4.training.hash_routing import count_tokens, install_tables
+from dsv4.training.hash_routing import install_tables
 from dsv4.training.loop import NonFiniteLossError, Stage, Trainer, TrainSettings
 from dsv4.training.lora import adapter_pairs, load_adapted
 from dsv4.training.losses import LossWeights
@@ -59,8 +58,8 @@ from dsv4.training.stability import SpikeError
 from dsv4.training.start import fingerprint, load_start
 from dsv4.training.state import StateError
 from dsv4.training.stopping import RunStoppedError
+from dsv4.training.token_counts import keep_counts, read_counts
 
-COUNTED_BATCHES = 8  # batches counted for the token frequencies of the hash-routed layers
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 STOPPED = (
     *(ValueError, OSError, DiskFullError, MemoryError),
@@ -363,9 +362,9 @@ def make_plan(recipe: PretrainRecipe, steps: int, config: ModelConfig, run_dir: 
 
 
 def make_model(
-    recipe: PretrainRecipe, config: ModelConfig, run_dir: Path, source: BatchSource, generator: torch.Generator
+    recipe: PretrainRecipe, config: ModelConfig, run_dir: Path, stages: list[Stage], generator: torch.Generator
 ) -> Transformer:
-    """The model as the run begins, on its device; if all its parameters are saved, without the weights of a start."""
+    """The model as the run begins, on its device; if its state is saved, without the weights or tables of a start."""
     start, lora, device = recipe.model.start, recipe.lora.settings, torch.device(recipe.run.device)
     if start is not None and lora is not None:
         return load_adapted(Path(start), lora, device, generator)
@@ -374,9 +373,20 @@ def make_model(
     model = Transformer(config)
     if start is None:
         model.init_weights(generator)
-        install_tables(model, count_tokens(source, config.vocab_size, COUNTED_BATCHES), generator)
+        if config.num_hash_layers and not (run_dir / "state.pt").exists():
+            install_tables(model, token_counts(recipe, config, run_dir, stages), generator)
     model.to(device)
     return model
+
+
+def token_counts(recipe: PretrainRecipe, config: ModelConfig, run_dir: Path, stages: list[Stage]) -> Sequence[float]:
+    """Occurrences of each token id that the run is to see, counted by its first rank as it begins."""
+    counted: list[tuple[MixtureSource, float]] = []
+    for stage, section in zip(stages, recipe.stages, strict=True):
+        assert isinstance(stage.source, MixtureSource)
+        counted.append((stage.source, section.num_tokens(recipe.processes)))
+    on_first_rank("token_counts", lambda: keep_counts(run_dir, counted, config.vocab_size))
+    return read_counts(run_dir).tolist()
 
 
 def make_trainer(recipe: PretrainRecipe, run_dir: Path, workers: int, console: Console) -> Trainer:
@@ -387,7 +397,7 @@ def make_trainer(recipe: PretrainRecipe, run_dir: Path, workers: int, console: C
     generator = torch.Generator().manual_seed(run.seed)
     config = ModelConfig.from_pretrained(run_dir)
     stages, steps = make_stages(recipe, run_dir, config, workers)
-    model = make_model(recipe, config, run_dir, stages[0].source, generator)
+    model = make_model(recipe, config, run_dir, stages, generator)
     settings = TrainSettings(
         Schedule(
             optimizing.rate,

@@ -19,7 +19,7 @@ from benchmarks.harness.machine import Ceilings, measure_ceilings
 from benchmarks.harness.process import ROOT, BenchmarkError, Process
 from benchmarks.harness.random_checkpoint import write_random_values
 from benchmarks.harness.results import Row, Run
-from benchmarks.harness.training_parts import REST, floors, muon_operations, operations
+from benchmarks.harness.training_parts import MUON, REST, floors, muon_operations, operations
 from benchmarks.harness.turns import in_turns
 from dsv4.analysis.activations import Recompute
 from dsv4.config import ModelConfig
@@ -80,7 +80,7 @@ class TrainRounds:
         tokens, what = shape[0] * shape[1] * micro_batches, STEP if updates else GRADIENT
         work = operations(self.config, [shape[1]] * shape[0] * micro_batches)
         if updates:
-            work["optimizer"] = muon_operations(matrices), 1.0
+            work[MUON] = muon_operations(matrices), 1.0
         taken: dict[str, list[trainers.Took]] = {name: [] for name in self.contenders}
         with ExitStack() as stack:
             processes = {name: stack.enter_context(Process(name.split()[0], self.threads)) for name in taken}

@@ -24,6 +24,7 @@ PARTS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 GROUPED = ("input_gradients", "weight_gradients")
 REST = "other"  # torch and Python
+MUON = "optimizer"
 MUON_STEPS = 10
 
 
@@ -107,7 +108,7 @@ def muon_operations(shapes: Sequence[tuple[int, int]]) -> float:
 
 
 def floors(parts: dict[str, tuple[float, float]], ceilings: dict[str, float], bf16: bool) -> dict[str, float]:
-    """Seconds of each part at the machine's product rates, of all its cores."""
+    """Seconds of each part at the machine's product rates, of all its cores; Muon multiplies BF16 in any precision."""
     fp32, fast = ceilings["fp32_flop_per_s"], max(ceilings["bf16_flop_per_s"], ceilings["fp32_flop_per_s"])
-    share = {name: rounded if bf16 else 0.0 for name, (_, rounded) in parts.items()}
+    share = {name: rounded if bf16 or name == MUON else 0.0 for name, (_, rounded) in parts.items()}
     return {name: flops * (share[name] / fast + (1 - share[name]) / fp32) for name, (flops, _) in parts.items()}

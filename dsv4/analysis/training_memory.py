@@ -1,8 +1,9 @@
 """Memory of a training run per rank, predicted from its config, its batches, the machine and its parallel degrees.
 
-Parameters, gradients and momenta are fp32 and sharded over all ranks of a pipeline stage (FSDP); the compute copies of
-two layers are gathered at a time, with a rank's share of the experts. Activations are those of the native kernels
-(activations.py), for as many micro-batches as a pipeline stage has in flight.
+Parameters, gradients and momenta are fp32 and sharded over all ranks of a pipeline stage (FSDP). In fp32, two layers
+are gathered at a time, with a rank's share of the experts, and what is outside of the layers for the whole step; all of
+them with quantization-aware training. What `run.precision` rounds is kept whole until the step's end. Activations are
+those of the native kernels (activations.py), for as many micro-batches as a pipeline stage has in flight.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dsv4.analysis.training_weights import Weights, weights_by_part
 from dsv4.config import ModelConfig
 
 NUMBER_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp8": 2}  # of activations; FP8 products read a cast copy
-WEIGHT_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp8": 1}  # of the copy that products read
+ROUNDED_BYTES = 2  # per weight that products multiply in BF16 or FP8, whose numbers are BF16's too
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Setting:
     quantized: bool  # quantization-aware training at the end
     mtp: bool
     efficiency: float
+    keep_gathered: bool = False  # layers stay gathered from their forward to their backward
+    rounds: bool = False  # products multiply rounded weights, though all else is predicted in fp32
     shared_weights: bool = False  # the ranks are processes of one machine that share parameters and momenta
 
 
@@ -52,7 +55,7 @@ class Setting:
 class Memory:
     """Bytes per rank by kind."""
 
-    weights: float  # copies that products read; in fp32 the masters themselves
+    weights: float  # gathered, and rounded ones that products read; in fp32 on one rank the masters themselves
     masters: float
     gradients: float
     momenta: float
@@ -76,10 +79,14 @@ def rank_memory(
     shards = 1 if setting.shared_weights else degrees.shards
     number, tokens = NUMBER_BYTES[precision], shape.row_tokens / degrees.context
     masters = 4 * weights.total / shards
-    # Two layers' compute copies at a time where parameters are sharded, all of them where they are not.
-    per_layer = (weights.dense + weights.experts / degrees.expert) / len(layers)
-    gathered = 2 * per_layer if shards > 1 else float(weights.total)
-    copies = WEIGHT_BYTES[precision] * gathered if precision != "fp32" or shards > 1 else 0.0
+    whole, outside = weights.on_rank(degrees.expert), _outside(config, degrees, place)
+    per_layer = (whole.total - outside) / len(layers)
+    copies = 0.0
+    if shards > 1:
+        all_gathered = setting.quantized or setting.keep_gathered
+        copies = 4.0 * (whole.total if all_gathered else min(whole.total, outside + 2 * per_layer))
+    if precision != "fp32" or setting.rounds:
+        copies += ROUNDED_BYTES * whole.rounded
     in_flight = min(degrees.pipeline - place, micro)
     kept, largest = _kept(config, layers, recompute, number)
     activations, working = in_flight * tokens * kept, float(tokens * largest)
@@ -94,12 +101,20 @@ def rank_memory(
         masters=masters,
         gradients=4 * weights.total / shards * (2 if setting.shared_weights and setting.gpus > 1 else 1),  # and a sum
         momenta=4 * (weights.total + weights.adamw) / shards,
-        quantized=4 * weights.quantized / shards if setting.quantized else 0.0,
+        quantized=4.0 * whole.quantized if setting.quantized else 0.0,
         activations=activations,
         working=working,
-        buffers=exchanged + (4 * per_layer if shards > 1 else 0.0),
+        buffers=exchanged + (4 * (per_layer + outside) if shards > 1 else 0.0),
         runtime=setting.machine.runtime,
     )
+
+
+def _outside(config: ModelConfig, degrees: Degrees, place: int) -> int:
+    """Parameters of a rank that FSDP holds in the root's group: embedding, head, MTP blocks without their experts."""
+    layers, weights = stage_parts(config, degrees.pipeline, place)
+    by_part = weights_by_part(config)
+    main = sum((by_part[f"layers.{layer}"] for layer in layers if layer < config.num_hidden_layers), Weights())
+    return weights.dense - main.dense
 
 
 @lru_cache(maxsize=4096)

@@ -16,7 +16,6 @@ from dsv4.analysis.flops import decode_flops
 from dsv4.analysis.hardware import Precision
 from dsv4.analysis.training_flops import training_flops
 from dsv4.analysis.training_memory import (
-    WEIGHT_BYTES,
     Memory,
     Setting,
     StageShape,
@@ -161,14 +160,15 @@ def _communication(setting: Setting, shape: StageShape, degrees: Degrees, micro:
     """Seconds per step: gathers and reductions of parameters, exchanges of tokens among expert ranks."""
     if setting.shared_weights:
         return 0.0
-    config, number = setting.config, WEIGHT_BYTES[setting.precision]
+    config = setting.config
     _, weights = stage_parts(config, degrees.pipeline, 0)
     seconds = 0.0
     if degrees.shards > 1:
         held = weights.dense + weights.experts / degrees.expert
         share = (degrees.shards - 1) / degrees.shards
-        # Gathered for the forward and the backward of each micro-batch; gradients are reduced in fp32, once.
-        seconds += share * held * (2 * number * micro + 4) / setting.machine.bandwidth(degrees.shards)
+        # In fp32, for each micro-batch: gathered for the forward and again for the backward, and gradients reduced.
+        times = 2 if setting.keep_gathered else 3
+        seconds += share * held * 4 * times * micro / setting.machine.bandwidth(degrees.shards)
     if degrees.expert > 1:
         tokens = micro * shape.row_tokens / degrees.context * config.num_hidden_layers / degrees.pipeline
         moved = tokens * config.num_experts_per_tok * config.hidden_size * 2 * 4 * (1 - 1 / degrees.expert)

@@ -11,7 +11,8 @@ from dsv4.config import ModelConfig
 
 ADAMW = ("embed", "head", "norms")  # components; its few vectors besides are left out here
 NEWTON_SCHULZ_STEPS = 10
-QUANTIZED = ("I8", "F8_E4M3")  # stored dtypes that quantization-aware training imitates
+ROUNDED = ("I8", "F8_E4M3")  # stored dtypes of the weights that `run.precision` rounds
+QUANTIZED = (*ROUNDED, "BF16")  # stored dtypes that quantization-aware training imitates
 
 
 @dataclass(frozen=True)
@@ -21,16 +22,24 @@ class Weights:
     dense: int = 0  # all but routed experts
     experts: int = 0
     adamw: int = 0  # of these, those with two moments
-    quantized: int = 0  # of these, those stored as FP8 or FP4
+    rounded: int = 0  # of these, those stored as FP8 or FP4
+    quantized: int = 0  # of these, those stored in 16 bits or fewer
 
     @property
     def total(self) -> int:
         return self.dense + self.experts
 
+    def on_rank(self, expert: int) -> Weights:
+        """Whole parameters of a rank that holds one of `expert` parts of the experts, all of which are rounded."""
+        others = self.experts - self.experts // expert
+        return Weights(
+            self.dense, self.experts - others, self.adamw, self.rounded - others, self.quantized - others
+        )  # fmt: skip
+
     def __add__(self, other: Weights) -> Weights:
         return Weights(
             self.dense + other.dense, self.experts + other.experts, self.adamw + other.adamw,
-            self.quantized + other.quantized,
+            self.rounded + other.rounded, self.quantized + other.quantized,
         )  # fmt: skip
 
 
@@ -46,6 +55,7 @@ def weights_by_part(config: ModelConfig) -> dict[str, Weights]:
             dense=0 if expert else spec.parameters,
             experts=spec.parameters if expert else 0,
             adamw=spec.parameters if spec.component in ADAMW else 0,
+            rounded=spec.parameters if spec.dtype in ROUNDED else 0,
             quantized=spec.parameters if spec.dtype in QUANTIZED else 0,
         )
         name = _part(spec)

@@ -213,6 +213,7 @@ def demo_parser() -> CommandParser:
     parser.add_argument("--prompt", default="The model ", help="beginning of the sample (default: %(default)r)")
     parser.add_argument("--run-dir", type=Path, help="folder of the run (default: a new one, runs/demo)")
     parser.add_argument("--serve", action="store_true", help="serve the model when it is trained")
+    parser.add_argument("--port", type=int, default=8000, help="of the server (default: %(default)s)")
     return parser
 
 

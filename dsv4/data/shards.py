@@ -226,6 +226,10 @@ class ShardFolder:
         shard, row = self._shards[place], number - int(self._first[place])
         return shard.ids[shard.offsets[row] : shard.offsets[row + 1]], shard.mask_of(row)
 
+    def token_arrays(self) -> list[np.ndarray]:
+        """Ids of all documents of each shard: views of the mapped files."""
+        return [shard.ids for shard in self._shards]
+
     def check_tokenizer(self, sha256: str) -> None:
         """ShardError if the documents were encoded with another tokenizer."""
         if self.index.tokenizer_sha256 != sha256:

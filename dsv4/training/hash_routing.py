@@ -7,13 +7,10 @@ loaded experts, which makes the expected load even.
 from __future__ import annotations
 
 import heapq
-from collections import Counter
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-
-from dsv4.training.gradient import BatchSource
 
 
 def balanced_table(counts: Sequence[float], experts: int, per_token: int, generator: torch.Generator) -> Tensor:
@@ -44,12 +41,3 @@ def install_tables(model: torch.nn.Module, counts: Sequence[float], generator: t
         if name.endswith("gate.tid2eid"):
             experts = model.get_parameter(name.replace("tid2eid", "weight")).shape[0]
             buffer.copy_(balanced_table(counts, experts, buffer.shape[1], generator))
-
-
-def count_tokens(source: BatchSource, vocab_size: int, batches: int) -> list[int]:
-    """Occurrences of each token id in the first `batches` batches of a source."""
-    counts: Counter[int] = Counter()
-    for number in range(batches):
-        for document in source.batch(number).documents:
-            counts.update(document)
-    return [counts[token] for token in range(vocab_size)]

@@ -109,10 +109,10 @@ def stage_shapes(recipe: PretrainRecipe) -> list[StageShape]:
 
 
 def _shape(stage: StageSection, replicas: int) -> StageShape:
-    size, steps = stage.size(replicas), stage.num_steps(replicas)
+    size = stage.size(replicas)
     return StageShape(
-        stage.name, stage.attention, stage.sequence, stage.row_tokens, size.last * size.tokens, steps,
-        size.before(steps) * size.tokens,
+        stage.name, stage.attention, stage.sequence, stage.row_tokens, size.last * size.tokens,
+        stage.num_steps(replicas), stage.num_tokens(replicas),
     )  # fmt: skip
 
 
@@ -141,7 +141,7 @@ def plan_here(recipe: PretrainRecipe, config: ModelConfig, rate: float, memory: 
     replicas = recipe.run.replicas
     machine = cpu(memory, rate / replicas)
     setting = _setting(recipe, config, machine, Choice(replicas, "fp32"))
-    setting = replace(setting, shared_weights=True)
+    setting = replace(setting, rounds=recipe.run.precision != "fp32", shared_weights=True)
     shapes = zip(stage_shapes(recipe), _policies(recipe), strict=True)
     plans = [plan_stage(setting, shape, Degrees(data=replicas), policy) for shape, policy in shapes]
     return RunPlan(setting, tuple(plans), machine.price)
@@ -160,6 +160,7 @@ def _setting(recipe: PretrainRecipe, config: ModelConfig, machine: Machine, choi
         choice.precision or (recipe.run.precision if "precision" in recipe.run.model_fields_set else "bf16"),
         quantized=recipe.run.quantized_share > 0,
         mtp=recipe.loss.mtp > 0,
+        keep_gathered=recipe.parallel.keep_gathered,
         efficiency=machine.efficiency if choice.efficiency is None else choice.efficiency,
     )
 

@@ -258,6 +258,11 @@ class StageSection(Section):
         """Steps of the stage."""
         return self.steps if self.steps is not None else self.size(replicas).steps(self.tokens or 0)
 
+    def num_tokens(self, replicas: int) -> int:
+        """Tokens of the stage's full rows."""
+        size = self.size(replicas)
+        return size.before(self.num_steps(replicas)) * size.tokens
+
 
 class LadderSection(Section):
     """The report's stages in place of `stages`, for a run of `tokens` and a final `context`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from dsv4.analysis.degrees import Degrees
 from dsv4.analysis.hardware import MACHINES, Precision, cpu
 from dsv4.analysis.parameters import count_parameters
 from dsv4.analysis.training_flops import training_flops
-from dsv4.analysis.training_memory import Setting, StageShape, rank_memory
+from dsv4.analysis.training_memory import Memory, Setting, StageShape, rank_memory
 from dsv4.analysis.training_plan import choose_stage, plan_stage
 from dsv4.analysis.training_weights import optimizer_flops, weights_by_part
 from dsv4.config import ModelConfig
@@ -59,6 +60,30 @@ def test_sharded_memory_is_a_share_and_policies_keep_less() -> None:
     assert layer.kept("blocks", 2) == 4 * FLASH.hc_mult * FLASH.hidden_size
 
 
+def test_ranks_hold_what_is_gathered_rounded_and_stored_and_reduce_every_micro_batch() -> None:
+    degrees, parts = Degrees(data=2, expert=4), weights_by_part(FLASH)
+    dense, experts = (sum(getattr(part, kind) for part in parts.values()) for kind in ("dense", "experts"))
+
+    def memory(**changes: Any) -> Memory:
+        return plan_stage(replace(setting(8, precision="fp32"), **changes), SHORT, degrees, "blocks").memory
+
+    whole = dense + experts // 4  # a rank's share of the experts, gathered over the two ranks that hold the same
+    assert memory(keep_gathered=True).weights == memory(quantized=True).weights == 4 * whole
+    outside = dense - sum(parts[f"layers.{layer}"].dense for layer in range(FLASH.num_hidden_layers))
+    layers = FLASH.num_hidden_layers + FLASH.num_nextn_predict_layers
+    assert memory().weights == pytest.approx(4 * (outside + 2 * (whole - outside) / layers))
+    rounded = sum(part.rounded for part in parts.values()) - experts + experts // 4
+    assert 0.5 * whole < rounded < whole
+    assert memory(precision="bf16").weights == memory(precision="fp8").weights == memory().weights + 2 * rounded
+    stored = memory(quantized=True).quantized
+    assert 0.9 * 4 * whole < stored <= 4 * whole
+    twice = replace(SHORT, batch_tokens=2 * SHORT.batch_tokens)
+    once, double = (plan_stage(setting(8), shape, Degrees(data=8), "blocks") for shape in (SHORT, twice))
+    assert double.communication == pytest.approx(2 * once.communication)
+    kept = plan_stage(replace(setting(8), keep_gathered=True), SHORT, Degrees(data=8), "blocks")
+    assert kept.communication == pytest.approx(2 / 3 * once.communication)
+
+
 def test_a_pipeline_splits_layers_and_waits() -> None:
     flat, split = (plan_stage(setting(8), SHORT, Degrees(data=8 // p, pipeline=p), "blocks") for p in (1, 4))
     assert flat.bubble == 0 and split.bubble == pytest.approx(3 / (split.micro_batches + 3))
@@ -82,11 +107,10 @@ def test_time_is_the_models_operations_at_the_rate_reached() -> None:
 
 
 def test_chosen_degrees_fit_and_given_ones_stay() -> None:
-    for shape in (SHORT, LONG):
-        plan = choose_stage(setting(512), shape)
-        degrees = plan.degrees
-        assert plan.fits and degrees.ranks == 512
-    assert degrees.context > 1  # no single GPU holds a row of 1M tokens
+    assert choose_stage(setting(512), SHORT).fits
+    plan = choose_stage(setting(512), LONG)
+    assert plan.degrees.ranks == 512 and plan.degrees.context > 1
+    assert not plan.fits  # four rows are for four expert ranks at most, whose rounded weights are whole
     given = choose_stage(setting(512), SHORT, "blocks", pipeline=4, expert=8)
     assert (given.degrees.pipeline, given.degrees.expert, given.recompute) == (4, 8, "blocks")
     assert not choose_stage(setting(1), SHORT).fits

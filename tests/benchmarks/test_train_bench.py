@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ belongs to the
 
 from benchmarks import report, train
 from benchmarks.harness import train_rounds, trainers
+from benchmarks.harness.machine import measure_ceilings
 from benchmarks.harness.random_checkpoint import write_random_values
 from benchmarks.harness.results import append, read
 from benchmarks.harness.scenarios import SLICE, TINY
@@ -69,8 +71,22 @@ def test_operations_of_the_parts_are_those_of_training(config: object) -> None:
     ceilings = {"fp32_flop_per_s": 1e9, "bf16_flop_per_s": 2e9}
     plain, rounded = floors(parts, ceilings, False), floors(parts, ceilings, True)
     assert rounded["experts"] == plain["experts"] / 2 and rounded["attention"] == plain["attention"]
+    muon = {"optimizer": (4e9, 1.0)}
+    assert floors(muon, ceilings, False) == floors(muon, ceilings, True) == {"optimizer": 2.0}
     assert plain["projections"] / 2 < rounded["projections"] < plain["projections"]
     assert muon_operations([(2, 3), (3, 2)]) == 2 * 10 * (2 * 2 * 3 + 2 * 2 * 2 + 2 * 2 * 2 * 3)
+
+
+def test_the_fp32_rate_is_that_of_the_faster_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    product = torch.mm
+
+    def slow(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.05)
+        return product(a, b)
+
+    monkeypatch.setattr(torch, "mm", slow)
+    found = measure_ceilings(1, 128)
+    assert found["bf16_flop_per_s"] < 2 * 128**3 / 0.05 < found["fp32_flop_per_s"]
 
 
 def test_nano_reads_the_rates_of_a_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

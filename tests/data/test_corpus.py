@@ -22,7 +22,14 @@ from rich.console import Console
 
 from dsv4.data.corpus import debian, formats
 from dsv4.data.corpus.build import Wanted, choose_files, ordered
-from dsv4.data.corpus.debian import DownloadError, fetch_package, read_index, read_licences
+from dsv4.data.corpus.debian import (
+    DownloadError,
+    borrowed_licences,
+    copyright_files,
+    fetch_package,
+    read_index,
+    read_licences,
+)
 from dsv4.data.corpus.formats import read_documents, sample_archive
 from dsv4.data.corpus.unique_lines import SeenLines
 
@@ -136,6 +143,41 @@ def test_licences_are_read_from_both_kinds_of_copyright_files() -> None:
     assert read_licences("Files: *\nLicense: MIT\n text\n\nFiles: a\nLicense:  GPL-2+  \n") == ["GPL-2+", "MIT"]
     assert read_licences("see /usr/share/common-licenses/GPL-3. It is public domain.") == ["GPL-3", "public-domain"]
     assert read_licences("all mine") == ["see its copyright file"]
+    assert read_licences("Format: x\nLicense: BSD-3-Clause and Expat\n text") == ["BSD-3-Clause and Expat"]
+
+
+BSD = "Redistribution and use in source and binary forms, with or without\nmodification, are permitted provided that: "
+PROVIDED = "THIS SOFTWARE IS PROVIDED AS IS, AND NOBODY IS LIABLE FOR ANY DAMAGES, EVEN IF TOLD OF SUCH DAMAGE."
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("License:\n\nPSF LICENSE AGREEMENT FOR PYTHON 3.13\n", ["PSF-2.0"]),
+        (f"License: {BSD} 1. 2. {PROVIDED}", ["BSD-2-Clause"]),
+        (f"License: {BSD} 3. Neither the name of X may be used to endorse it. {PROVIDED}", ["BSD-3-Clause"]),
+        (f"{BSD} 3. All advertising materials must say so. {PROVIDED}", ["BSD-4-Clause"]),
+        (f"{BSD} 1. 2. {PROVIDED} {BSD} 3. Neither the name of X. {PROVIDED}", ["BSD-2-Clause", "BSD-3-Clause"]),
+        ("License: Permission  is  hereby granted,  free of charge, to any person\nobtaining a copy of this software",
+         ["MIT"]),
+        ("License: This software is provided 'as-is', without any express or implied\nwarranty.", ["Zlib"]),
+        ("License: Permission to use, copy, modify, and distribute this software for any\npurpose with or without fee",
+         ["ISC"]),
+        ("License: Permission to use, copy, modify, and distribute this software and its\ndocumentation", ["HPND"]),
+        ("Permission to make and distribute verbatim copies of\n this document provided the copyright notice",
+         ["Verbatim-copies"]),
+        ("License: GPL-2+\nLicense: By obtaining, using, and/or copying this software", ["GPL-2+"]),
+    ],
+)  # fmt: skip
+def test_licences_in_prose_are_named_by_their_words(text: str, names: list[str]) -> None:
+    assert read_licences(text) == names
+
+
+def test_documents_of_another_package_have_its_copyright(tmp_path: Path) -> None:
+    (tmp_path / "usr/share/doc").mkdir(parents=True)
+    (tmp_path / "usr/share/doc/manpages-dev").symlink_to("manpages")
+    assert list(copyright_files(tmp_path)) == []
+    assert borrowed_licences(tmp_path) == ["see the copyright file of manpages"]
 
 
 class Mirror(ThreadingHTTPServer):

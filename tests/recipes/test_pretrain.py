@@ -224,6 +224,38 @@ def test_all_phases_of_a_recipe_file_in_one_run(
     assert json.loads((run / "model" / "config.json").read_text())["num_hidden_layers"] == 3
 
 
+def test_a_ladder_trains_dense_then_the_indexer_then_sparse_on_longer_documents(model: Path, tmp_path: Path) -> None:
+    for number in range(8):
+        (tmp_path / f"{number}.txt").write_text(" ".join(f"Line {line} of text {number}." for line in range(150)))
+    words = [
+        *(f"model.base={model}", f"data.text={tmp_path}/*.txt", "data.group_rows=4", "optimizer.warmup_steps=1"),
+        *("data.fill_in_middle=0", "data.split_merged=0"),
+        *("ladder.tokens=20480", "ladder.context=512", "ladder.batch_tokens=8192", "run.quantized_share=0"),
+        *("ladder.dense=0.4", "ladder.warmup=0.2", "ladder.longest=0.2", "ladder.ramp_from=0.5"),
+    ]
+    recipe, run, console = runpy.run_path(str(RECIPE)), tmp_path / "run", Console(quiet=True)
+    made = recipe["new_run"](read_recipe(PretrainRecipe, None, words), run, console)
+    trainer = recipe["make_trainer"](made, run, 0, console)
+    names = {True: set(), False: set()}  # parameters of indexers, and all others
+    for name, _ in trainer.model.named_parameters():
+        names[".indexer." in name].add(name)
+    stages, changed = [], []
+    for stop in (2, 3, 4, 5):
+        before = {name: tensor.clone() for name, tensor in trainer.model.named_parameters()}
+        trainer.run(stop)
+        stages.append(trainer.progress.stage)
+        found = {name for name, tensor in trainer.model.named_parameters() if not torch.equal(tensor, before[name])}
+        changed.append([bool(found & names[kind]) for kind in (True, False)])
+    assert trainer.finished and stages == [0, 1, 2, 3]
+    assert changed == [[False, True], [True, False], [True, True], [True, True]]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["stage"] for row in rows] == ["dense-256"] * 2 + ["warmup", "sparse-256", "sparse-512"]
+    assert [row["indexer_loss"] > 0 for row in rows] == [False, False, True, True, True]
+    assert rows[0]["tokens"] <= 4096 < rows[1]["tokens"] - rows[0]["tokens"] and rows[2]["lr"] == 1e-3
+    longest = [max(map(len, stage.source.batch(0).documents)) for stage in trainer.stages]
+    assert longest == [256, 256, 256, 512]
+
+
 def test_a_printed_config_is_a_recipe_of_the_same_run(main: Any, model: Path, tmp_path: Path, capsys: Any) -> None:
     words = [f"model.base={model}", "ladder.tokens=1000000", "ladder.context=16384", "--print-config"]
     assert main(words) == 0

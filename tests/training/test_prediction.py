@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dsv4.analysis.activations import head_activations, layer_activations
 from dsv4.analysis.hardware import MACHINES
+from dsv4.analysis.training_weights import weights_by_part
 from dsv4.cli import main
 from dsv4.commands.plan import CPU
 from dsv4.kernels import backends
@@ -66,7 +67,8 @@ def test_presets_are_the_published_runs() -> None:
     assert {stage.batch_tokens for stage in recipe.stages} == {75497472}
     plan = plan_run(recipe, MACHINES["H200"], Choice(gpus=1024, price=3.0))
     found = plan.to_dict()
-    assert found["fits"] and found["tokens"] == pytest.approx(1e12, rel=1e-3)
+    assert [stage["fits"] for stage in found["stages"]] == [True, True, True, True, False]
+    assert not found["fits"] and found["tokens"] == pytest.approx(1e12, rel=1e-3)
     assert found["cost"] == pytest.approx(3 * found["gpu_hours"])
     with pytest.raises(ValueError, match="'big' is no file; allowed: a recipe in TOML, or one of flash, pro"):
         recipe_to_plan("big", [])
@@ -127,5 +129,11 @@ def test_ranks_and_precision_of_a_recipe_are_planned(tmp_path: Path) -> None:
     (stage,) = plan.stages
     assert (plan.setting.gpus, plan.setting.precision) == (4, "fp8")
     assert (stage.degrees.data, stage.degrees.expert, stage.shape.batch_tokens) == (2, 2, 4 * 4096)
+    fp32, bf16 = (
+        plan_here(read_recipe(PretrainRecipe, None, words).resolve(), CONFIG, 1e9, 1e9).stages[0].memory
+        for words in (["stages.0.steps=1"], ["stages.0.steps=1", "run.precision=bf16"])
+    )
+    rounded = sum(part.rounded for part in weights_by_part(CONFIG).values())
+    assert (fp32.weights, bf16.weights, bf16.activations) == (0, 2 * rounded, fp32.activations)
     with pytest.raises(ValueError, match="several ranks"):
         plan_here(recipe, recipe.model.config(), 1e9, 1e9)

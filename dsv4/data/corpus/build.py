@@ -16,7 +16,15 @@ from pathlib import Path
 import numpy as np
 
 from dsv4.checkpoint.atomic import new_file
-from dsv4.data.corpus.debian import DebianPackage, copyright_files, fetch_package, read_licences, unpack, write_text
+from dsv4.data.corpus.debian import (
+    DebianPackage,
+    borrowed_licences,
+    copyright_files,
+    fetch_package,
+    read_licences,
+    unpack,
+    write_text,
+)
 from dsv4.data.corpus.formats import is_whole, read_documents, sample_archive
 from dsv4.data.corpus.unique_lines import SeenLines
 
@@ -106,6 +114,7 @@ class Builder:
             unpack(archive, root)
             copyrights = "\n\n".join(path.read_text("utf-8", "replace") for path in copyright_files(root))
             write_text(self._folder / "licences" / f"{wanted.name}.txt", copyrights)
+            licences = (not copyrights and borrowed_licences(root)) or read_licences(copyrights)
             documents, before, after = self._write(wanted, root)
         finally:
             shutil.rmtree(root, ignore_errors=True)
@@ -113,7 +122,7 @@ class Builder:
             sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
         return Made(
             wanted.name, package.version, wanted.group, "validation" if wanted.held_out else "train", wanted.file,
-            package.filename, package.size, package.sha256, read_licences(copyrights), documents, before, after, sha256,
+            package.filename, package.size, package.sha256, licences, documents, before, after, sha256,
         )  # fmt: skip
 
     def _write(self, wanted: Wanted, root: Path) -> tuple[int, int, int]:

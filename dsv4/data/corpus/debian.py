@@ -87,26 +87,54 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def read_licences(copyright_text: str) -> list[str]:
-    """Short names of the licences in a debian/copyright file; those it names in prose if it is not machine-readable."""
+    """Names of the licences in a debian/copyright file: its short ones if it is machine-readable (DEP-5), else the SPDX
+    or common-licenses names of those whose words are in it."""
     fields = re.findall(r"^License: *(\S.*)$", copyright_text, flags=re.M)
-    if fields:
+    if fields and re.search(r"^Format:", copyright_text, flags=re.M):
         return sorted({" ".join(field.split()) for field in fields})
-    common = re.findall(r"/usr/share/common-licenses/([A-Za-z0-9.+-]*[A-Za-z0-9+])", copyright_text)
-    named = [name for name, words in _NAMED.items() if re.search(words, copyright_text, flags=re.I)]
-    return sorted({*common, *named}) or ["see its copyright file"]
+    short = [field.strip() for field in fields if _SHORT_NAME.fullmatch(field.strip())]
+    text = " ".join(copyright_text.split())
+    common = re.findall(r"/usr/share/common-licenses/([A-Za-z0-9.+-]*[A-Za-z0-9+])", text)
+    named = [name for name, words in _NAMED.items() if re.search(words, text, flags=re.I)]
+    return sorted({*short, *common, *named}) or ["see its copyright file"]
 
 
+# A field without spaces, or licences joined by and, or, with.
+_SHORT_NAME = re.compile(r"[A-Za-z0-9.+-]+(,? (and|or|with|exception|[A-Z0-9][A-Za-z0-9.+-]*))*")
+
+_BSD = r"Redistribution and use in source and binary forms, with or without modification, are permitted"
 _NAMED = {
     "public-domain": r"public[ -]domain",
     "GFDL": r"GNU Free Documentation License",
     "WordNet": r"WordNet.*(software|database)",
     "PostgreSQL": r"PostgreSQL (Licen[sc]e|Database Management System)",
+    "PSF-2.0": r"PSF LICENSE AGREEMENT FOR PYTHON|PYTHON SOFTWARE FOUNDATION LICENSE",
+    "BSD-4-Clause": _BSD + r"(?:(?!Redistribution and use).)*?All advertising materials",
+    "BSD-3-Clause": _BSD
+    + r"(?:(?!Redistribution and use|advertising materials).)*?(?:Neither the names?|endorse or promote)",
+    "BSD-2-Clause": _BSD
+    + r"(?:(?!Redistribution and use|Neither the name|endorse or promote|advertising).)*?(?:IS|ARE) PROVIDED "
+    r"(?:(?!Redistribution and use|Neither the name|endorse or promote|advertising).)*?(?:SUCH DAMAGE|$)",
+    "MIT": r"Permission is hereby granted, free of charge, to any person obtaining a copy of this software",
+    "ISC": r"Permission to use, copy, modify, and(/or)? distribute this software for any purpose with or without fee",
+    "HPND": r"Permission to use, copy, modify, and distribute this software and its documentation",
+    "Zlib": r"This software is provided 'as-is', without any express or implied warranty",
+    "Apache-2.0": r"Apache License,? Version 2\.0",
+    "CC-BY-SA-3.0": r"Creative Commons Attribution[- ]Share ?Alike 3\.0",
+    "MPL-2.0": r"Mozilla Public License,? (v\. ?|version )2\.0",
+    "Verbatim-copies": r"make and distribute verbatim copies of this (document|manual) provided the copyright notice",
 }
 
 
 def copyright_files(folder: Path) -> Iterator[Path]:
     """The copyright files of an unpacked package."""
     return iter(sorted(path for path in (folder / "usr/share/doc").glob("*/copyright") if path.is_file()))
+
+
+def borrowed_licences(folder: Path) -> list[str]:
+    """Where the copyright file is of an unpacked package whose documents are another's: a link to that one's folder."""
+    links = sorted(path.readlink().name for path in (folder / "usr/share/doc").glob("*") if path.is_symlink())
+    return [f"see the copyright file of {name}" for name in links]
 
 
 def _continue(url: str, part: Path) -> None:
