@@ -180,7 +180,8 @@ class DistillationRun(PolicyRun):
         model, settings, aux = self.policy.model, self.settings, AuxLosses()
         hidden, tokens = answer_hidden(model, micro, aux)
         teacher = (self.teachers.hidden(domain, places), self.teachers.head(domain))
-        sampled = torch.tensor([number for rollout in micro for number in rollout.log_probabilities])
+        drawn = [number for rollout in micro for number in rollout.log_probabilities]
+        sampled = torch.tensor(drawn, device=model.device)
         if settings.estimate == "full":
             kl = reverse_kl(hidden, model.head.matrix, *teacher, chunk=settings.kl_chunk)
             objective = kl.sum()
