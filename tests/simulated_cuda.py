@@ -6,7 +6,7 @@ and indices; NumPy arrays of its tensors. Time, memory and rounding are the CPU'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 # Operations whose other tensors may be on the CPU.
 _ACROSS = {"aten::copy_", "aten::_to_copy", "aten::index.Tensor"}
-_ON_DEVICE: Any = None  # the reading of a tensor's own device
 
 
 class CudaTensor(torch.Tensor):
@@ -193,7 +192,7 @@ class _Moves(TorchFunctionMode):
 
 
 def _places(value: Any) -> bool:
-    return isinstance(value, torch.device | Tensor) or (isinstance(value, str) and value.split(":")[0] in ("cpu", "cuda"))
+    return isinstance(value, torch.device | Tensor) or _is(value, "cpu") or _is(value, "cuda")
 
 
 def _types(value: Any) -> bool:

@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from dsv4.analysis.activations import Recompute
 from dsv4.data.stable_hash import stable_hash
 from dsv4.engine import SamplingParams
 from dsv4.model.aux_losses import AuxLosses
@@ -36,6 +37,7 @@ from dsv4.post_training.served_policy import ServedPolicy
 from dsv4.post_training.teachers import Teachers
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.qat import stored_weights
+from dsv4.training.recompute import recomputing
 
 Estimate = Literal["full", "sampled"]
 
@@ -53,6 +55,7 @@ class DistillationSettings:
     balance: float = 1e-4
     indexer: float = 1.0
     episodes: EpisodeLimits = field(default_factory=EpisodeLimits)
+    recompute: Recompute = "none"  # activation checkpointing: training/recompute.py
 
     def __post_init__(self) -> None:
         for name in ("samples", "kl_chunk", "micro_tokens"):
@@ -163,7 +166,8 @@ class DistillationRun(PolicyRun):
         model, settings = self.policy.model, self.settings
         sums = {domain: _Sums() for domain in by_domain}
         answers = sum(map(len, by_domain.values()))
-        with stored_weights(model, indexers=False) if settings.quantized else nullcontext():
+        stored = stored_weights(model, indexers=False) if settings.quantized else nullcontext()
+        with stored, recomputing(model, settings.recompute):
             for domain, rollouts in by_domain.items():
                 weight = self.teachers.teachers[domain].weight / sum(one.num_tokens for one in rollouts)
                 place = 0

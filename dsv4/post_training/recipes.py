@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from rich.console import Console
 
+from dsv4.analysis.activations import Recompute
 from dsv4.config import ModelConfig
 from dsv4.data.tasks import Effort
 from dsv4.engine import SamplingParams
@@ -138,21 +139,23 @@ class RunSection(Section):
     quantized: bool = True  # sampling and training compute with the stored (FP4, FP8) weight values
     save_every: Count = 10
     micro_tokens: Count = 8192
+    recompute: Recompute = "none"  # parts of the model that run again in the backward
     balance: NotNegative = 1e-4
     indexer: NotNegative = 1.0
     train_router: bool = False  # False: router weights keep their values
 
 
 class EpisodesSection(Section):
-    """Limits of episodes with tools; sampling.max_tokens is of one turn."""
+    """Limits of episodes with tools; sampling.max_tokens is of one turn, sampling.max_model_len of the whole."""
 
     turns: Count = 8
-    tokens: Count = 8192
+    tokens: Count | None = None  # that are sampled; left out: as many as the context holds
     calls: Count = 8
     at_once: Count = 64
 
-    def limits(self) -> EpisodeLimits:
-        return EpisodeLimits(self.turns, self.tokens, self.calls, at_once=self.at_once)
+    def limits(self, context: int) -> EpisodeLimits:
+        """The limits within `context` tokens of an episode, its prompt and results included."""
+        return EpisodeLimits(self.turns, self.tokens or context, self.calls, at_once=self.at_once)
 
 
 class PolicyRecipe(Section):
@@ -280,7 +283,7 @@ class GRPORecipe(PolicyRecipe):
                 objective.clip_low, objective.clip_high, objective.kl, objective.unbiased_kl,
                 objective.off_policy_bound, objective.advantage_scale,
             ),
-            run.micro_tokens, self.optimizer.grad_clip, run.quantized, run.balance, run.indexer,
+            run.micro_tokens, self.optimizer.grad_clip, run.quantized, run.balance, run.indexer, run.recompute,
         )  # fmt: skip
         rewards = RewardSettings(reward.unfinished, length=penalty)
         drawn = self.sampling
@@ -288,7 +291,7 @@ class GRPORecipe(PolicyRecipe):
             learner, rewards, objective.group_size, objective.mini_batches, objective.resample,
             SamplingParams(temperature=drawn.temperature, top_p=drawn.top_p, top_k=drawn.top_k, min_p=drawn.min_p),
             ReplaySettings(objective.keep_routing, objective.keep_indexer, objective.keep_sampling_mask),
-            self.episodes.limits(),
+            self.episodes.limits(drawn.max_model_len),
         )  # fmt: skip
 
 
@@ -307,5 +310,5 @@ class DistillRecipe(PolicyRecipe):
         one, run = self.distillation, self.run
         return DistillationSettings(
             one.samples, one.estimate, one.kl_chunk, run.micro_tokens, self.optimizer.grad_clip, run.quantized,
-            run.balance, run.indexer, self.episodes.limits(),
+            run.balance, run.indexer, self.episodes.limits(self.sampling.max_model_len), run.recompute,
         )  # fmt: skip
