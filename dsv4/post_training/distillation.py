@@ -120,6 +120,7 @@ class DistillationRun(PolicyRun):
                 "teaching_seconds": round(teaching, 3),
             },
             tokens,
+            sum(sample.num_document for chosen in by_domain.values() for sample in chosen),
         )
 
     def sample(self) -> tuple[list[Sampled], list[Problem]]:
