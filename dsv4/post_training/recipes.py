@@ -239,6 +239,7 @@ class ServiceSection(Section):
             "", run_name(place), self.url or f"sqlite:///{place / 'queue.db'}", str(place / "weights"), str(folder),
             recipe.run.numerics, recipe.run.quantized, recipe.run.device, recipe.sampling.max_num_seqs,
             recipe.sampling.max_model_len, self.lease_seconds, MAX_STALLED, self.workers,
+            silence_seconds=self.silence_seconds,
         )  # fmt: skip
         threads = self.threads or worker_threads(self.workers)
         settings = ServiceSettings(self.workers, self.max_staleness, self.max_deaths, self.silence_seconds)
