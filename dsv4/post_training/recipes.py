@@ -229,7 +229,7 @@ class ServiceSection(Section):
             raise ValueError(f"max_staleness is {self.max_staleness} without workers; allowed: 0, or workers")
         return self
 
-    def service(self, recipe: GRPORecipe, folder: Path, run_dir: Path, console: Console) -> RolloutService | None:
+    def service(self, recipe: PolicyRecipe, folder: Path, run_dir: Path, console: Console) -> RolloutService | None:
         """The service of a run of the model in `folder`; None without workers. ServiceError for a queue that cannot be
         used, ClusterError for a Ray cluster."""
         if not self.workers:
@@ -306,6 +306,16 @@ class DistillRecipe(PolicyRecipe):
     """A distillation run; its teachers are arguments of the command."""
 
     distillation: DistillationSection = DistillationSection()
+    service: ServiceSection = ServiceSection()
+
+    @model_validator(mode="after")
+    def _check(self) -> DistillRecipe:
+        if self.service.max_staleness:
+            raise ValueError(
+                f"service.max_staleness is {self.service.max_staleness} in distillation, which samples with the "
+                "weights of now; allowed: 0"
+            )
+        return self
 
     def settings(self) -> DistillationSettings:
         one, run = self.distillation, self.run
