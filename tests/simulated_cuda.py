@@ -31,9 +31,9 @@ class CudaTensor(torch.Tensor):
     def __new__(cls, held: Tensor) -> CudaTensor:
         assert type(held) is Tensor or type(held) is torch.nn.Parameter, type(held)
         held = held.detach()
-        found = torch.Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
+        found = torch.Tensor._make_wrapper_subclass(
             cls, held.shape, strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
-            device="meta",
+            device=torch.device("meta"),
         )  # fmt: skip
         found.held = held
         return found
@@ -86,7 +86,7 @@ class CudaTensor(torch.Tensor):
     def __repr__(self) -> str:
         return f"CudaTensor({self.held!r})"
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType]
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -206,6 +206,13 @@ def simulated_cuda() -> Generator[None]:
     Inference mode is no_grad here: torch allows no wrappers of its tensors.
     """
     with MonkeyPatch.context() as patch, _Factories(), _Moves():
+        run_backward = torch.autograd._engine_run_backward  # pyright: ignore[reportPrivateImportUsage]
+
+        def backward(*args: Any, **kwargs: Any) -> Any:
+            with _Moves():  # which torch leaves for the call; functions in Python make tensors in it
+                return run_backward(*args, **kwargs)
+
+        patch.setattr(torch.autograd, "_engine_run_backward", backward)
         patch.setattr(torch.inference_mode, "__enter__", _enter)
         patch.setattr(torch.inference_mode, "__exit__", _leave)
         yield
