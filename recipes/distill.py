@@ -32,8 +32,9 @@ def start(
     config, run = policy.model.config, recipe.run
     return DistillationRun(
         policy, recipe.optimizer.optimizer(policy.model, config), recipe.source(),
-        Teachers(teachers, options.run_dir / "hidden", config.vocab_size, run.numerics), recipe.loop(),
+        Teachers(teachers, options.run_dir / "hidden", config.vocab_size, run.numerics, run.device), recipe.loop(),
         recipe.settings(), options.run_dir, console,
+        service=recipe.service.service(recipe, options.model, options.run_dir, console),
     )  # fmt: skip
 
 

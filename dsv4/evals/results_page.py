@@ -41,7 +41,7 @@ li b { display: inline-block; width: 1.6rem; text-indent: 0; }
 
 @dataclass(frozen=True)
 class StageRecord:
-    """A stage of the run: its command or what it did, wall-clock seconds, tokens that it trained on or sampled."""
+    """A stage of the run: its command or what it did, wall-clock seconds, tokens that its training saw."""
 
     name: str
     command: str
@@ -83,8 +83,8 @@ def write_page(results: Results, run: RunRecord) -> str:
         _table(("run", "difference"), _differences(run.differences)),
         "<h2>Stages</h2>",
         f"<p>{format_seconds(sum(one.seconds for one in run.stages))} in all. Seconds are wall time, without those of "
-        "a part that was killed; tokens are those trained on, or sampled. RUN is the run's folder; BASE and SFT are "
-        "models that were given.</p>",
+        "a part that was killed; tokens are those that training saw, with prompts. RUN is the run's folder; BASE and "
+        "SFT are models that were given.</p>",
         _stages(run.stages),
     ]
     body = "\n".join(parts)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from dsv4.analysis.activations import Recompute
 from dsv4.data.stable_hash import stable_hash
 from dsv4.engine import SamplingParams
 from dsv4.model.aux_losses import AuxLosses
@@ -29,13 +30,16 @@ from dsv4.post_training.episodes.trajectory import TrajectoryFiles
 from dsv4.post_training.kl import reverse_kl
 from dsv4.post_training.learner import UpdateError
 from dsv4.post_training.policy import token_log_probabilities
-from dsv4.post_training.policy_run import LoopSettings, PolicyRun, StepFigures
+from dsv4.post_training.policy_run import LoopSettings, PolicyPosition, PolicyRun, StepFigures
 from dsv4.post_training.problems import Problem, ProblemSource
-from dsv4.post_training.rollouts import Sampled, answer_hidden, packed
+from dsv4.post_training.rollout_service.sampler import ServiceSampler
+from dsv4.post_training.rollout_service.service import RolloutService
+from dsv4.post_training.rollouts import Sampled, Sampler, answer_hidden, packed
 from dsv4.post_training.served_policy import ServedPolicy
 from dsv4.post_training.teachers import Teachers
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.qat import stored_weights
+from dsv4.training.recompute import recomputing
 
 Estimate = Literal["full", "sampled"]
 
@@ -53,6 +57,7 @@ class DistillationSettings:
     balance: float = 1e-4
     indexer: float = 1.0
     episodes: EpisodeLimits = field(default_factory=EpisodeLimits)
+    recompute: Recompute = "none"  # activation checkpointing: training/recompute.py
 
     def __post_init__(self) -> None:
         for name in ("samples", "kl_chunk", "micro_tokens"):
@@ -73,7 +78,10 @@ class _Sums:
 
 
 class DistillationRun(PolicyRun):
-    """Trains a student on its own samples towards the teachers of their domains."""
+    """Trains a student on its own samples towards the teachers of their domains.
+
+    `service`: samples, in place of an engine of this process; without staleness.
+    """
 
     stage = "distill"
 
@@ -88,9 +96,21 @@ class DistillationRun(PolicyRun):
         run_dir: Path,
         console: Console | None = None,
         quiet: bool = False,
+        service: RolloutService | None = None,
     ) -> None:
         super().__init__(policy, optimizer, problems, loop, run_dir, console, quiet)
-        self.teachers, self.settings = teachers, settings
+        self.teachers, self.settings, self.service = teachers, settings, service
+
+    def run(self, stop_after: int | None = None) -> PolicyPosition:
+        """As in PolicyRun; workers of a service work meanwhile."""
+        service, position = self.service, self.position
+        with nullcontext() if service is None else service.running(position.problems, position.step):
+            return super().run(stop_after)
+
+    def save(self) -> None:
+        super().save()
+        if self.service is not None:
+            self.service.queue.keep(self.position.problems)  # the state has learned from the others
 
     def step(self, rate: float) -> StepFigures:
         settings, started = self.settings, time.perf_counter()
@@ -117,17 +137,28 @@ class DistillationRun(PolicyRun):
                 "teaching_seconds": round(teaching, 3),
             },
             tokens,
+            sum(sample.num_document for chosen in by_domain.values() for sample in chosen),
         )
 
     def sample(self) -> tuple[list[Sampled], list[Problem]]:
         """The student's samples of the next problems, and the problems."""
         settings = self.settings
-        with self.policy.serving() as llm:
+        with self._sampling() as llm:
             first, problems, prompts = self.take_problems(llm, self.loop.prompts)
             params = SamplingParams(max_tokens=self.loop.max_tokens)
             seed = stable_hash("distillation", self.loop.seed, first) >> 2
             episodes = Episodes(settings.episodes, TrajectoryFiles(self.run_dir / "episodes"))
             return ask(llm, problems, prompts, settings.samples, params, seed, episodes), problems
+
+    @contextmanager
+    def _sampling(self) -> Iterator[Sampler]:
+        """Context in which problems are asked: gives the sampler of the next ones."""
+        if self.service is None:
+            with self.policy.serving() as llm:
+                yield llm
+            return
+        self.service.publish(self.position.step, self.policy.model)
+        yield ServiceSampler(self.service, self.policy.model.config, self.position.problems)
 
     def by_domain(self, samples: Sequence[Sampled], problems: Sequence[Problem]) -> dict[str, list[Sampled]]:
         """Samples by their teacher's domain, in its order, so that a head is loaded once; without those that failed.
@@ -163,7 +194,8 @@ class DistillationRun(PolicyRun):
         model, settings = self.policy.model, self.settings
         sums = {domain: _Sums() for domain in by_domain}
         answers = sum(map(len, by_domain.values()))
-        with stored_weights(model, indexers=False) if settings.quantized else nullcontext():
+        stored = stored_weights(model, indexers=False) if settings.quantized else nullcontext()
+        with stored, recomputing(model, settings.recompute):
             for domain, rollouts in by_domain.items():
                 weight = self.teachers.teachers[domain].weight / sum(one.num_tokens for one in rollouts)
                 place = 0
@@ -180,7 +212,8 @@ class DistillationRun(PolicyRun):
         model, settings, aux = self.policy.model, self.settings, AuxLosses()
         hidden, tokens = answer_hidden(model, micro, aux)
         teacher = (self.teachers.hidden(domain, places), self.teachers.head(domain))
-        sampled = torch.tensor([number for rollout in micro for number in rollout.log_probabilities])
+        drawn = [number for rollout in micro for number in rollout.log_probabilities]
+        sampled = torch.tensor(drawn, device=model.device)
         if settings.estimate == "full":
             kl = reverse_kl(hidden, model.head.matrix, *teacher, chunk=settings.kl_chunk)
             objective = kl.sum()

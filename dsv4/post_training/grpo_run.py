@@ -148,7 +148,9 @@ class GRPORun(PolicyRun):
             if not group.informative:
                 for rollout in group.rollouts:
                     rollout.release()
-        updates = list(self._update([group for group in asked if group.informative], rate))
+        learned = [group for group in asked if group.informative]
+        updates = list(self._update(learned, rate))
+        trained = sum(rollout.num_document for group in learned for rollout in group.rollouts)
         tokens = sum(rollout.num_tokens for group in asked for rollout in group.rollouts)
         figures = {"sampling_seconds": round(sampling, 3)} | sampling_figures(asked) | update_figures(updates)
         if updates:
@@ -157,7 +159,7 @@ class GRPORun(PolicyRun):
             figures |= self._service_figures(self.service, asked)
         if figures.get("staleness_max") and updates:  # then it is not the difference of two computations
             figures["log_ratio_max"] = figures.pop("train_serve_difference")
-        return StepFigures(figures, tokens)
+        return StepFigures(figures, tokens, trained)
 
     @contextmanager
     def _sampling(self) -> Iterator[Callable[[int], Sampler]]:

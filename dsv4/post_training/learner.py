@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from dsv4.analysis.activations import Recompute
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.transformer import Transformer
 from dsv4.post_training.grpo import GRPOSettings, Objective, grpo_loss
@@ -18,6 +19,7 @@ from dsv4.post_training.replay import replaying
 from dsv4.post_training.rollouts import Sampled, answer_log_probabilities, packed
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.qat import stored_weights
+from dsv4.training.recompute import recomputing
 
 S = TypeVar("S", bound=Sampled)
 
@@ -41,6 +43,7 @@ class LearnerSettings:
     quantized: bool = True  # the forward computes with the stored values, as the engine did
     balance: float = 1e-4  # weight of the router's balance loss
     indexer: float = 1.0  # weight of the indexer's loss
+    recompute: Recompute = "none"  # activation checkpointing: training/recompute.py
 
     def __post_init__(self) -> None:
         if self.micro_tokens < 1:
@@ -74,7 +77,8 @@ def update(
     optimizer.zero_grad()
     found: list[tuple[int, float, Objective]] = []
     routing = indexer = 0
-    with stored_weights(model, indexers=False) if settings.quantized else nullcontext():
+    stored = stored_weights(model, indexers=False) if settings.quantized else nullcontext()
+    with stored, recomputing(model, settings.recompute):
         place = 0
         for rollouts in packed((judged.rollout for judged in batch), settings.micro_tokens):
             aux = replaying(rollouts, model.device)

@@ -56,10 +56,14 @@ class PolicyPosition:
 
 @dataclass(frozen=True)
 class StepFigures:
-    """A step's figures for the log, and the tokens that it sampled."""
+    """A step's figures for the log, the tokens that it sampled, and those that the forwards of its updates saw.
+
+    These are prompts, answers and tools' results of the documents that were trained on.
+    """
 
     figures: dict[str, Any]
     tokens: int
+    trained_tokens: int
 
 
 class PolicyRun(ABC):
@@ -152,6 +156,7 @@ class PolicyRun(ABC):
         self.plan.observe(position.step, position.seconds, freeze=loop.schedule.in_decay(step, self._total))
         metrics = {
             "step": step, "stage": self.stage, "lr": rate, "tokens": position.tokens,
-            "seconds": round(position.seconds, 3), "tokens_per_second": done.tokens / took,
+            "trained_tokens": done.trained_tokens, "seconds": round(position.seconds, 3),
+            "tokens_per_second": done.tokens / took,
         } | done.figures  # fmt: skip
         report.step(metrics, self._total, self._total < UNPLANNED)

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from rich.console import Console
 
+from dsv4.analysis.activations import Recompute
 from dsv4.config import ModelConfig
 from dsv4.data.stable_hash import stable_hash
 from dsv4.engine import SamplingParams
@@ -173,21 +174,23 @@ class RunSection(Section):
     quantized: bool = True  # sampling and training compute with the stored (FP4, FP8) weight values
     save_every: Count = 10
     micro_tokens: Count = 8192
+    recompute: Recompute = "none"  # parts of the model that run again in the backward
     balance: NotNegative = 1e-4
     indexer: NotNegative = 1.0
     train_router: bool = False  # False: router weights keep their values
 
 
 class EpisodesSection(Section):
-    """Limits of episodes with tools; sampling.max_tokens is of one turn."""
+    """Limits of episodes with tools; sampling.max_tokens is of one turn, sampling.max_model_len of the whole."""
 
     turns: Count = 8
-    tokens: Count = 8192
+    tokens: Count | None = None  # that are sampled; left out: as many as the context holds
     calls: Count = 8
     at_once: Count = 64
 
-    def limits(self) -> EpisodeLimits:
-        return EpisodeLimits(self.turns, self.tokens, self.calls, at_once=self.at_once)
+    def limits(self, context: int) -> EpisodeLimits:
+        """The limits within `context` tokens of an episode, its prompt and results included."""
+        return EpisodeLimits(self.turns, self.tokens or context, self.calls, at_once=self.at_once)
 
 
 class PolicyRecipe(Section):
@@ -270,7 +273,7 @@ class ServiceSection(Section):
             raise ValueError(f"max_staleness is {self.max_staleness} without workers; allowed: 0, or workers")
         return self
 
-    def service(self, recipe: GRPORecipe, folder: Path, run_dir: Path, console: Console) -> RolloutService | None:
+    def service(self, recipe: PolicyRecipe, folder: Path, run_dir: Path, console: Console) -> RolloutService | None:
         """The service of a run of the model in `folder`; None without workers. ServiceError for a queue that cannot be
         used, ClusterError for a Ray cluster."""
         if not self.workers:
@@ -280,6 +283,7 @@ class ServiceSection(Section):
             "", run_name(place), self.url or f"sqlite:///{place / 'queue.db'}", str(place / "weights"), str(folder),
             recipe.run.numerics, recipe.run.quantized, recipe.run.device, recipe.sampling.max_num_seqs,
             recipe.sampling.max_model_len, self.lease_seconds, MAX_STALLED, self.workers,
+            silence_seconds=self.silence_seconds,
         )  # fmt: skip
         threads = self.threads or worker_threads(self.workers)
         settings = ServiceSettings(self.workers, self.max_staleness, self.max_deaths, self.silence_seconds)
@@ -352,7 +356,7 @@ class GRPORecipe(PolicyRecipe):
                 objective.clip_low, objective.clip_high, objective.kl, objective.unbiased_kl,
                 objective.off_policy_bound, objective.advantage_scale,
             ),
-            run.micro_tokens, self.optimizer.grad_clip, run.quantized, run.balance, run.indexer,
+            run.micro_tokens, self.optimizer.grad_clip, run.quantized, run.balance, run.indexer, run.recompute,
         )  # fmt: skip
         rewards = RewardSettings(reward.unfinished, length=penalty)
         drawn = self.sampling
@@ -360,7 +364,7 @@ class GRPORecipe(PolicyRecipe):
             learner, rewards, objective.group_size, objective.mini_batches, objective.resample,
             SamplingParams(temperature=drawn.temperature, top_p=drawn.top_p, top_k=drawn.top_k, min_p=drawn.min_p),
             ReplaySettings(objective.keep_routing, objective.keep_indexer, objective.keep_sampling_mask),
-            self.episodes.limits(),
+            self.episodes.limits(drawn.max_model_len),
         )  # fmt: skip
 
 
@@ -374,6 +378,16 @@ class DistillRecipe(PolicyRecipe):
     """A distillation run; its teachers are arguments of the command."""
 
     distillation: DistillationSection = DistillationSection()
+    service: ServiceSection = ServiceSection()
+
+    @model_validator(mode="after")
+    def _check(self) -> DistillRecipe:
+        if self.service.max_staleness:
+            raise ValueError(
+                f"service.max_staleness is {self.service.max_staleness} in distillation, which samples with the "
+                "weights of now; allowed: 0"
+            )
+        return self
 
     def source(self) -> ProblemSource:
         """As of PolicyRecipe; rows need no answer, for teachers judge them."""
@@ -383,5 +397,5 @@ class DistillRecipe(PolicyRecipe):
         one, run = self.distillation, self.run
         return DistillationSettings(
             one.samples, one.estimate, one.kl_chunk, run.micro_tokens, self.optimizer.grad_clip, run.quantized,
-            run.balance, run.indexer, self.episodes.limits(),
+            run.balance, run.indexer, self.episodes.limits(self.sampling.max_model_len), run.recompute,
         )  # fmt: skip

@@ -37,12 +37,18 @@ class Teacher:
 
 
 class Teachers:
-    """Teachers by domain. `cache` is a folder for the hidden states of the step in progress; it is emptied by each."""
+    """Teachers by domain. `cache` is a folder for the hidden states of the step in progress; it is emptied by each.
 
-    def __init__(self, teachers: Mapping[str, Teacher], cache: Path, vocab_size: int, numerics: str = "float") -> None:
+    `device`: the student's, where they compute, and where what they say comes.
+    """
+
+    def __init__(
+        self, teachers: Mapping[str, Teacher], cache: Path, vocab_size: int, numerics: str = "float",
+        device: torch.device | str = "cpu",
+    ) -> None:  # fmt: skip
         if not teachers:
             raise ValueError("no teachers; allowed: one or more, by domain")
-        self.teachers, self.cache, self.numerics = dict(teachers), cache, numerics
+        self.teachers, self.cache, self.numerics, self.device = dict(teachers), cache, numerics, device
         self._resident: tuple[str, Tensor] | None = None  # the one head in memory
         for domain, teacher in self.teachers.items():
             with Checkpoint(teacher.folder) as checkpoint:
@@ -66,25 +72,25 @@ class Teachers:
         self.cache.mkdir(parents=True)
         self._resident = None
         for domain, rollouts in by_domain.items():
-            model = load_model(self.teachers[domain].folder, numerics=self.numerics)
+            model = load_model(self.teachers[domain].folder, device=self.device, numerics=self.numerics)
             parts: list[Tensor] = []
             for micro in packed(rollouts, micro_tokens):
                 hidden, _ = answer_hidden(model, micro)
-                parts += hidden.split([rollout.num_tokens for rollout in micro])
+                parts += hidden.cpu().split([rollout.num_tokens for rollout in micro])
             with new_file(self._file(domain)) as temporary:
                 save_file({str(place): part.contiguous() for place, part in enumerate(parts)}, temporary)
 
     def hidden(self, domain: str, places: Sequence[int]) -> Tensor:
         """Hidden states [n, d] of the rollouts `places` of a domain, laid end to end."""
         with safe_open(self._file(domain), "pt") as file:
-            return torch.cat([file.get_tensor(str(place)) for place in places])
+            return torch.cat([file.get_tensor(str(place)) for place in places]).to(self.device)
 
     def head(self, domain: str) -> Tensor:
         """Head [V, d] of a teacher, in fp32. It replaces the one in memory: sort samples by teacher."""
         if self._resident is None or self._resident[0] != domain:
             self._resident = None
             with Checkpoint(self.teachers[domain].folder) as checkpoint:
-                self._resident = (domain, checkpoint.parameter(HEAD).float().clone())
+                self._resident = (domain, checkpoint.parameter(HEAD, self.device).float().clone())
         return self._resident[1]
 
     def _file(self, domain: str) -> Path:

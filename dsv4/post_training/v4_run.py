@@ -119,5 +119,13 @@ class RunFolders:
 
 
 def tokens_of(run_dir: Path) -> int:
-    """Tokens that a run trained on, or sampled."""
-    return int(read_metrics(run_dir)[-1]["tokens"])
+    """Tokens that the training forwards of a run saw, prompts and tools' results included.
+
+    A run that samples logs them step by step; of steps without that figure, which an older version wrote, those that
+    they sampled count. Other runs log the sum alone.
+    """
+    total = before = 0
+    for row in read_metrics(run_dir):
+        total += row.get("trained_tokens", row["tokens"] - before)
+        before = row["tokens"]
+    return total

@@ -15,6 +15,7 @@ from safetensors import safe_open
 
 from dsv4.config import nano_path
 from dsv4.kernels import backends
+from dsv4.model.batch import RaggedBatch
 from dsv4.post_training.distillation import DistillationRun, DistillationSettings
 from dsv4.post_training.episodes.environment import EpisodeLimits
 from dsv4.post_training.episodes.sampling import sample_episodes
@@ -23,6 +24,7 @@ from dsv4.post_training.learner import UpdateError
 from dsv4.post_training.policy_run import LoopSettings
 from dsv4.post_training.served_policy import ServedPolicy
 from dsv4.post_training.teachers import Teacher, Teachers
+from dsv4.post_training.v4_run import tokens_of
 from dsv4.training.export import export_model
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.schedule import Schedule
@@ -123,6 +125,23 @@ def test_a_teacher_equal_to_the_student_moves_nothing(tmp_path: Path, folders: d
     (line,) = metrics(tmp_path)
     if backends.native_module() is not None:
         assert line["kl"] == 0.0 and line["grad_norm"] == 0.0
+
+
+def test_trained_tokens_are_those_that_the_student_saw(
+    tmp_path: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path, folders, replace(LOOP, steps=1))
+    seen: list[int] = []
+    plain = run.policy.model.forward_ragged
+
+    def noted(batch: RaggedBatch, *args: Any, **options: Any) -> Any:
+        seen.append(batch.num_tokens)
+        return plain(batch, *args, **options)
+
+    monkeypatch.setattr(run.policy.model, "forward_ragged", noted)
+    run.run()
+    (line,) = metrics(tmp_path)
+    assert line["trained_tokens"] == sum(seen) == tokens_of(tmp_path) > line["tokens"]
 
 
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, folders: dict[str, Path]) -> None:

@@ -13,6 +13,7 @@ import torch
 from dsv4.checkpoint import load_model
 from dsv4.config import nano_path
 from dsv4.kernels import backends
+from dsv4.model.batch import RaggedBatch
 from dsv4.post_training import grpo_run
 from dsv4.post_training.grpo import GRPOSettings
 from dsv4.post_training.grpo_run import GRPORun, GRPORunSettings
@@ -22,6 +23,7 @@ from dsv4.post_training.recipe_run import make_policy, tokenizer_files
 from dsv4.post_training.recipes import GRPORecipe
 from dsv4.post_training.rewards import RewardSettings
 from dsv4.post_training.served_policy import ServedPolicy
+from dsv4.post_training.v4_run import tokens_of
 from dsv4.training.export import export_model
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.schedule import Schedule
@@ -73,6 +75,22 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     assert [{k: v for k, v in line.items() if k not in drop} for line in metrics(tmp_path / "parts")] == [
         {k: v for k, v in line.items() if k not in drop} for line in metrics(tmp_path / "whole")
     ]
+
+
+def test_trained_tokens_are_those_that_the_updates_saw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all groups: prompts and answers of those that were learned from."""
+    run = make_run(tmp_path, replace(LOOP, steps=2, prompts=3))
+    seen: list[int] = []
+    plain = run.policy.model.forward_ragged
+
+    def noted(batch: RaggedBatch, *args: Any, **options: Any) -> Any:
+        seen.append(batch.num_tokens)
+        return plain(batch, *args, **options)
+
+    monkeypatch.setattr(run.policy.model, "forward_ragged", noted)
+    run.run()
+    assert sum(line["trained_tokens"] for line in metrics(tmp_path)) == sum(seen) == tokens_of(tmp_path) > 0
+    assert all(line["trained_tokens"] == 0 for line in metrics(tmp_path) if not line["updates"])
 
 
 def test_frozen_mtp_blocks_change_no_bit_of_the_others(tmp_path: Path) -> None:

@@ -14,14 +14,20 @@ import pytest
 
 from dsv4.config import nano_path
 from dsv4.engine import LLM, SamplingParams
+from dsv4.model.transformer import Transformer
+from dsv4.post_training.recipe_run import tokenizer_files
+from dsv4.post_training.rollout_service.process import WorkerPlan, work
 from dsv4.post_training.rollout_service.queue import RolloutQueue
 from dsv4.post_training.rollout_service.records import Finished, LoggedToken, NewRequest, Step
+from dsv4.post_training.rollout_service.weights import PublishedWeights
 from dsv4.post_training.rollout_service.worker import RolloutWorker
+from dsv4.training.export import export_model
 
 from .small_policy import small_policy
 
 LENGTHS = (5, 33, 130)
 TOKENS = 40
+LEASE = 1.0
 
 
 def small_llm(**options: int) -> LLM:
@@ -198,6 +204,39 @@ def test_new_weights_in_the_middle_keep_the_tokens_and_mark_the_versions(tmp_pat
         assert versions == sorted(versions) and set(versions) == {1, 2} and len(versions) == TOKENS
         first = versions.count(1)
         assert [token.token_id for token in one.tokens[:first]] == tokens[:first]
+
+
+def test_a_worker_that_takes_long_over_new_weights_is_not_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its leases are renewed meanwhile, but not without end."""
+    model, url = small_policy()[0].model, f"sqlite:///{tmp_path / 'q.db'}"
+    export_model(model, tokenizer_files(nano_path(), tmp_path), tmp_path / "model")
+    weights, queue = PublishedWeights(tmp_path / "weights"), RolloutQueue(url, LEASE, run="r")
+    queue.add(1, requests(2))
+    plan = WorkerPlan(
+        "w", "r", url, str(weights.folder), str(tmp_path / "model"), "float", True, "cpu", 4, 512, LEASE, 5, 1,
+        silence_seconds=3 * LEASE,
+    )  # fmt: skip
+    plain, silent = PublishedWeights.load, list[set[str]]()
+
+    def slow(published: PublishedWeights, version: int, into: Transformer) -> bool:
+        if version == 2:
+            for leases in (2, 4):
+                time.sleep(leases * LEASE)
+                silent.append(queue.silent_workers())
+        return plain(published, version, into)
+
+    def until() -> bool:
+        if weights.latest() == 1 and queue.num_tokens() > 4:
+            weights.publish(2, model)
+        return bool(silent) and not queue.unfinished(1)
+
+    monkeypatch.setattr(PublishedWeights, "load", slow)
+    weights.publish(1, model)
+    work(plan, until)
+    assert silent == [set(), {"w"}]
+    assert {token.version for one in queue.finished(1) for token in one.tokens} == {1, 2}
 
 
 def test_tokens_of_weights_that_a_run_has_lost_are_drawn_again(tmp_path: Path) -> None:

@@ -13,25 +13,32 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from dsv4.engine import SamplingParams
+from dsv4.post_training.distillation import DistillationRun, DistillationSettings
 from dsv4.post_training.episodes.environment import EpisodeLimits
 from dsv4.post_training.groups import Asked
+from dsv4.post_training.policy_run import LoopSettings
+from dsv4.post_training.recipes import DistillRecipe, ServiceSection
 from dsv4.post_training.replay import ReplaySettings
 from dsv4.post_training.rollout_service.launchers import WorkerProcess
 from dsv4.post_training.rollout_service.lookahead import Lookahead
 from dsv4.post_training.rollout_service.process import WorkerPlan
 from dsv4.post_training.rollout_service.queue import RolloutQueue
 from dsv4.post_training.rollout_service.records import LoggedToken, NewRequest, Step
+from dsv4.post_training.rollout_service.service import RolloutService
 from dsv4.post_training.rollout_service.staleness import Staleness, staleness
 from dsv4.post_training.rollout_service.tables import ServiceError
 from dsv4.post_training.rollout_service.weights import PublishedWeights
 from dsv4.post_training.rollouts import Rollout
+from dsv4.post_training.teachers import Teacher, Teachers
+from dsv4.training.schedule import Schedule
 
 from ..usage.conftest import postgres_server  # noqa: F401  # a fixture
 from .goals import Counted
 from .service_run import SETTINGS, make_run, make_service, metrics, same, small_folder
-from .small_policy import TextProblem, has_f, small_policy
+from .small_policy import TextProblem, TextProblems, has_f, small_policy
 
 TIMES = {"seconds", "tokens_per_second", "sampling_seconds", "staleness", "staleness_max", "stale_share"}
 TIMES.add("worker_deaths")
@@ -274,3 +281,25 @@ def test_runs_share_a_database_and_masks_come_back(place: str, tmp_path: Path, r
     assert orphans.lease("w", 9) == [] and len(workers.lease("w", 9)) == 2  # its learner was killed, and goes on
     for queue in (one, other, orphans, workers):
         queue.close()
+
+
+def test_distillation_samples_by_the_service_to_the_same_bits(folder: Path, tmp_path: Path) -> None:
+    def made(place: Path, service: RolloutService | None) -> DistillationRun:
+        policy, optimizer = small_policy()
+        with torch.no_grad():
+            policy.model.norm.weight.mul_(2.0)  # not the teacher, of which there would be nothing to learn
+        teachers = Teachers({"default": Teacher(folder)}, place / "hidden", policy.model.config.vocab_size)
+        loop = LoopSettings(2, Schedule(0.05, 0, 0.0), prompts=2, max_tokens=6, save_every=1)
+        settings = DistillationSettings(samples=2)
+        return DistillationRun(
+            policy, optimizer, TextProblems(has_f), teachers, loop, settings, place, quiet=True, service=service
+        )
+
+    alone = made(tmp_path / "alone", None)
+    served = made(tmp_path / "served", make_service(tmp_path / "served", folder, workers=1))
+    alone.run()
+    served.run()
+    want = dict(alone.policy.model.named_parameters())
+    assert all(torch.equal(p, want[name]) for name, p in served.policy.model.named_parameters())
+    with pytest.raises(ValueError, match="max_staleness is 1 in distillation"):
+        DistillRecipe(service=ServiceSection(workers=1, max_staleness=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dsv4.post_training.stage_run import Stage, StageLog, run_stages
+from dsv4.post_training.v4_run import tokens_of
 from dsv4.training.stopping import RunStoppedError
 
 
@@ -65,3 +67,11 @@ def test_a_damaged_log_is_named(tmp_path: Path) -> None:
     (tmp_path / "stages.json").write_text('[{"name": 1')
     with pytest.raises(ValueError, match=r"stages\.json is damaged"):
         StageLog(tmp_path)
+
+
+def test_tokens_of_a_run_that_an_older_version_began(tmp_path: Path) -> None:
+    """Its first steps have the sum of the sampled tokens alone."""
+    rows: list[dict[str, int]] = [{"step": 0, "tokens": 10}, {"step": 1, "tokens": 25}]
+    rows.append({"step": 2, "tokens": 30, "trained_tokens": 100})
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert tokens_of(tmp_path) == 25 + 100

@@ -29,6 +29,7 @@ from dsv4.post_training.sandbox.substrates import missing
 from dsv4.post_training.stage_run import StageLog
 from dsv4.post_training.v4_command import repeated_command, show_command
 from dsv4.post_training.v4_recipe import CURVE, DOMAINS, V4Recipe
+from dsv4.post_training.v4_run import tokens_of
 from dsv4.training import loop
 from dsv4.training.export import export_model
 from dsv4.training.recipe import read_recipe
@@ -188,7 +189,7 @@ def check_equal_tokens(run: Path) -> None:
     """The mixed run has the tokens of all teachers and the student, to a step."""
 
     def tokens(name: str) -> int:
-        return json.loads((run / name / "metrics.jsonl").read_text().splitlines()[-1])["tokens"]
+        return tokens_of(run / name)
 
     parts = [f"specialists/{domain}/{part}" for domain in DOMAINS for part in ("sft", "grpo")]
     assert abs(tokens("mixed") - sum(map(tokens, [*parts, "general/grpo", "student"]))) <= 2048

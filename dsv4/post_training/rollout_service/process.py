@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -43,6 +44,7 @@ class WorkerPlan:
     max_stalled: int
     workers: int  # that share the queue
     learner: int | None = None  # whose worker it is, of RolloutQueue.new_learner
+    silence_seconds: float = 600.0  # that it may take to go over to new weights
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -54,14 +56,16 @@ def work(plan: WorkerPlan, until: Callable[[], bool] = lambda: False) -> None:
     weights, worker = PublishedWeights(Path(plan.weights)), None
     policy = _policy(plan)
     while not until():
-        version = weights.latest()
-        if version is None or not weights.load(version, policy.model):
-            time.sleep(IDLE_SECONDS)
-            continue
-        with policy.serving() as llm:
-            if worker is None:
-                worker = RolloutWorker(plan.name, queue, llm, version, plan.workers)
-            worker.use(llm, version)
+        with ExitStack() as served:
+            with nullcontext() if worker is None else worker.keeping_leases(plan.silence_seconds):
+                version = weights.latest()
+                if version is None or not weights.load(version, policy.model):
+                    time.sleep(IDLE_SECONDS)
+                    continue
+                llm = served.enter_context(policy.serving())
+                if worker is None:
+                    worker = RolloutWorker(plan.name, queue, llm, version, plan.workers)
+                worker.use(llm, version)
             worker.run(lambda seen=version: until() or weights.latest() != seen, IDLE_SECONDS / 4)
     queue.close()
 

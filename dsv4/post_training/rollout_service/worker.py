@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from dsv4.engine import LLM, SamplingParams
@@ -11,6 +13,7 @@ from dsv4.engine.outputs import SampledToken, TokenEvent
 from dsv4.engine.request import Request
 from dsv4.post_training.rollout_service.queue import RolloutQueue
 from dsv4.post_training.rollout_service.records import Lease, LoggedToken, Step
+from dsv4.post_training.rollout_service.tables import ServiceError
 
 IDLE_SECONDS = 0.2  # between two looks at an empty queue
 
@@ -60,6 +63,27 @@ class RolloutWorker:
                 core.abort(running.request)
                 del self._running[running.lease.id]
         return True
+
+    @contextmanager
+    def keeping_leases(self, seconds: float) -> Generator[None]:
+        """Context without a step of the engine, in which a thread renews the leases, for `seconds` at most."""
+        steps = [Step(running.lease, running.logged) for running in self._running.values()]
+        left, end = threading.Event(), time.monotonic() + seconds
+
+        def renew() -> None:
+            while steps and time.monotonic() < end:
+                with suppress(ServiceError):  # the next step says so, if the queue does not answer then either
+                    self.queue.write(steps)
+                if left.wait(self.queue.lease_seconds / 4):
+                    return
+
+        thread = threading.Thread(target=renew, name="dsv4-leases", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            left.set()
+            thread.join()
 
     def use(self, llm: LLM, version: int) -> None:
         """Go on with other weights, of another engine or of this one; nothing that was sampled is lost."""
