@@ -185,6 +185,8 @@ class EngineCore:
         if sampling:
             sampled = sample(output.logits, [row for chunk in sampling for row in chunk.sample_requests()])
             events = self._append(sampling, sampled, time.monotonic())
+        if self.runner.recorder is not None and output.notes is not None:
+            self.runner.recorder.take(chunks, output.notes)
         if self.speculator is not None and output.streams is not None:
             self.speculator.take_in(chunks, output.streams)
         manager.store_places(chunk.request for chunk in chunks)
