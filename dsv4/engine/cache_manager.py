@@ -157,7 +157,7 @@ class CacheManager:
                 self.prefixes.take(request.slot, match.memory.entry)
                 request.prefix = match.memory.entry
                 if self.recorder is not None:
-                    self.recorder.begin(request, match.memory.entry)
+                    self.recorder.begin(request.choices, match.memory.entry)
         if request.scheduled_time is None:  # not one that gave way before it computed anything
             request.output.cached_tokens = request.num_computed_tokens
         if self.disk is not None:
@@ -277,7 +277,7 @@ class CacheManager:
             self.before_snapshot(request)
         entry = self.prefixes.store(request.slot, request.tokens, request.params.cache_salt)
         if self.recorder is not None:
-            self.recorder.store(request, entry)
+            self.recorder.store(request.choices, entry)
         if self.disk is not None:
             pages = self._pages.pages_of(request.slot)
             self.disk.store(self._lookup(self.disk, request), request.num_computed_tokens, pages, entry)

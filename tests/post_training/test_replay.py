@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dsv4.config import ModelConfig, nano_path
-from dsv4.engine import SamplingParams
+from dsv4.engine import LLM, SamplingParams
 from dsv4.kernels import backends
 from dsv4.kernels.sampling import unpack_masks
 from dsv4.model.attention import attention
@@ -35,6 +35,7 @@ from dsv4.post_training.served_policy import ServedPolicy
 from dsv4.training.qat import stored_weights
 from dsv4.training.schedule import Schedule
 
+from ..model.tiny import random_model, tiny_config
 from .small_policy import TextProblems, has_f, small_policy
 
 ALL = ReplaySettings(routing=True, indexer=True)
@@ -172,6 +173,53 @@ def test_other_weights_keep_the_choices_of_the_rollout(part: str, monkeypatch: p
     assert replayed.keys() == want.keys()
     assert all(close(replayed[name], expected) for name, expected in want.items())
     assert not all(close(unkept[name], expected) for name, expected in want.items())
+
+
+@native
+@pytest.mark.parametrize("engine", ["native", "reference"])
+def test_training_on_other_kernels_keeps_the_engines_choices(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two experts are so much alike that rounding decides between them, and between what later layers then choose."""
+    config = tiny_config(schedule=(0, 4, 4, 128), index_topk=4, num_experts_per_tok=1)
+    model = random_model(config).requires_grad_()
+    for block in cast("list[Block]", list(model.layers)):
+        if block.ffn.gate.bias is not None:
+            gate, noise = block.ffn.gate.weight.data, torch.randn(config.hidden_size, generator=torch.Generator())
+            gate[1] = gate[0] * (1 + 3e-7 * noise)
+            block.ffn.gate.bias.data[:2] = 5.0
+
+    @contextmanager
+    def kernels(name: str) -> Iterator[None]:
+        with monkeypatch.context() as patch:
+            if name == "reference":
+                patch.setattr(backends, "native_module", lambda: None)
+            yield
+
+    prompts, params = [[5, 7, 9], list(range(3, 93)), [11] * 130], SamplingParams(max_tokens=5, ignore_eos=True)
+    with kernels(engine):
+        llm = LLM(model, **ALL.engine_options, max_num_batched_tokens=50)
+        assert model.backend.name == engine
+        rollouts = sample_rollouts(llm, prompts, 2, params, seed=1)
+        model.requires_grad_()
+        _, want = gradients(model, rollouts, replaying(rollouts, model))
+    with kernels("reference" if engine == "native" else "native"):
+        with noted(model, rollouts) as notes:
+            _, free = gradients(model, rollouts, AuxLosses())
+        aux = replaying(rollouts, model)
+        with noted(model, rollouts) as replay:
+            _, kept = gradients(model, rollouts, aux)
+    assert aux.expert_differences > 0
+    start, differ = 0, [False, False]
+    for rollout in rollouts:
+        stop = start + rollout.num_document - 1
+        for kind, (mine, own, used) in enumerate(
+            zip(recorded(rollout), (notes.experts, notes.entries), (replay.experts, replay.entries), strict=True)
+        ):
+            assert np.array_equal(mine, taken(used)[start:stop].numpy())
+            differ[kind] |= not np.array_equal(mine, taken(own)[start:stop].numpy())
+        start = stop + 1
+    assert differ == [True, True]
+    assert all(close(kept[name], expected) for name, expected in want.items())
+    assert not all(close(free[name], expected) for name, expected in want.items())
 
 
 def taken(notes: Tensor | None) -> Tensor:
