@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -97,16 +98,13 @@ class TrajectoryFiles:
         choices: Choices | None = None,
     ) -> Path:
         """Write the arrays of one trajectory to a new file; any number of threads may."""
-        further: dict[str, np.ndarray | None] = {
+        arrays: dict[str, Any] = {
+            "document": np.asarray(document, dtype=np.int32),
+            "log_probabilities": np.asarray(log_probabilities, dtype=np.float32),
             "masks": np.frombuffer(b"".join(masks), np.uint8).reshape(len(masks), -1) if masks else None,
             "experts": None if choices is None else choices.experts,
             "entries": None if choices is None else choices.entries,
         }
         path = self.folder / f"{next(self._numbers)}.npz"
-        np.savez(
-            path,
-            document=np.asarray(document, dtype=np.int32),
-            log_probabilities=np.asarray(log_probabilities, dtype=np.float32),
-            **{name: values for name, values in further.items() if values is not None},
-        )
+        np.savez(path, **{name: values for name, values in arrays.items() if values is not None})
         return path
