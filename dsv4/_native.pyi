@@ -75,11 +75,12 @@ def forward(
 
 def forward_to_logits(
     model: Model, cache: Cache, token_ids: Any, lengths: Any, starts: Any, slots: Any, rows: Any, logits: Any,
-    streams: Any = None,
+    streams: Any = None, experts: Any = None, entries: Any = None,
 ) -> None:  # fmt: skip
     """The main layers over a ragged batch, appending to the cache, then logits [n, vocab] of rows [n], ascending.
 
-    streams [T, hc_mult, d] gets those of all tokens."""
+    streams [T, hc_mult, d] gets those of all tokens. experts int16 [T, score-routed layers, k] and entries int32
+    [T, layers with an indexer, index_topk] get their choices; entries of tokens that read all stay as they are."""
 
 def mtp_forward(
     model: Model, cache: Cache, next_token_ids: Any, lengths: Any, starts: Any, slots: Any, depth: int, streams: Any

@@ -17,6 +17,7 @@ from dsv4.cache import NO_MATCH, Cache, PrefixCache, PrefixMatch
 from dsv4.cache.disk import DiskLookup, DiskMatch
 from dsv4.cache.pages import pages_for
 from dsv4.config import PAGE_TOKENS
+from dsv4.engine.choices import ChoiceRecorder
 from dsv4.engine.config import EngineConfig
 from dsv4.engine.disk_prefixes import DiskPrefixes
 from dsv4.engine.metrics import Metric, counter, gauge, labelled
@@ -71,6 +72,7 @@ class CacheManager:
         self._running: dict[int, Request] = {}  # by slot
         self._matches: dict[Request, tuple[int, PrefixMatch]] = {}  # of waiting requests, with the prefixes' version
         self.before_snapshot: Callable[[Request], None] | None = None  # lets the MTP block read what the row holds
+        self.recorder: ChoiceRecorder | None = None  # of what was chosen for the tokens that stored prefixes hold
         self._saved: dict[Request, int] = {}  # bytes that are kept of requests that gave way
         self._unsound: set[int] = set()  # rows that a failed step may have left half-written
 
@@ -154,6 +156,8 @@ class CacheManager:
                 assert self.prefixes is not None
                 self.prefixes.take(request.slot, match.memory.entry)
                 request.prefix = match.memory.entry
+                if self.recorder is not None:
+                    self.recorder.begin(request.choices, match.memory.entry)
         if request.scheduled_time is None:  # not one that gave way before it computed anything
             request.output.cached_tokens = request.num_computed_tokens
         if self.disk is not None:
@@ -272,6 +276,8 @@ class CacheManager:
         if self.before_snapshot is not None:
             self.before_snapshot(request)
         entry = self.prefixes.store(request.slot, request.tokens, request.params.cache_salt)
+        if self.recorder is not None:
+            self.recorder.store(request.choices, entry)
         if self.disk is not None:
             pages = self._pages.pages_of(request.slot)
             self.disk.store(self._lookup(self.disk, request), request.num_computed_tokens, pages, entry)

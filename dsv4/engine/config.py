@@ -163,6 +163,12 @@ class EngineConfig:
         metavar="K",
         group=ENGINE,
     )
+    enable_return_routed_experts: bool = option(
+        False, "give the experts of every token with an output, for replay in training", commands=()
+    )
+    enable_return_indexer_topk: bool = option(
+        False, "give the compressed entries that every token reads with an output", commands=()
+    )
     num_pages: int | None = option(
         None,
         "pages of 128 tokens that all requests share (default: as many as full ones need, or as memory holds)",
@@ -231,6 +237,12 @@ class EngineConfig:
             raise ValueError(
                 f"cache_dir is {str(self.cache_dir)!r} and enable_prefix_caching False; allowed is one of them"
             )
+        for name in ("enable_return_routed_experts", "enable_return_indexer_topk"):
+            if getattr(self, name) and self.cache_dir is not None:
+                raise ValueError(
+                    f"{name} is True and cache_dir {str(self.cache_dir)!r}, where prefixes are without their choices;"
+                    " allowed is one of them"
+                )
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(
                 f"max_num_batched_tokens is {self.max_num_batched_tokens}; it must be at least max_num_seqs"

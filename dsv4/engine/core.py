@@ -26,6 +26,7 @@ from dsv4.engine.sampling_params import MAX_SEED, SamplingParams
 from dsv4.engine.scheduler import Scheduler
 from dsv4.engine.speculative import Speculator
 from dsv4.engine.step import ScheduledChunk
+from dsv4.model.choices import ChoiceNotes
 
 CHECK_SECONDS = 1.0  # between two looks at the files of the weights
 DISK_SECONDS = 0.1  # that a step waits for prefixes from the disk at most, where it has nothing else to do
@@ -185,6 +186,8 @@ class EngineCore:
         if sampling:
             sampled = sample(output.logits, [row for chunk in sampling for row in chunk.sample_requests()])
             events = self._append(sampling, sampled, time.monotonic())
+        if output.notes is not None:
+            _record_choices(output.notes, chunks)
         if self.speculator is not None and output.streams is not None:
             self.speculator.take_in(chunks, output.streams)
         manager.store_places(chunk.request for chunk in chunks)
@@ -268,6 +271,19 @@ def _score_prompts(logits: Tensor, chunks: list[ScheduledChunk]) -> None:
                 scores.append(float(logprobs[target]))
                 alternatives.append(most_likely(logprobs, chunk.request.params.num_alternatives))
             chunk.request.add_prompt_logprobs(first, scores, alternatives)
+
+
+def _record_choices(notes: ChoiceNotes, chunks: list[ScheduledChunk]) -> None:
+    """Gives requests the choices of their computed tokens, and the outputs of those that have ended all of them."""
+    found, first = notes.choices(), 0
+    for chunk in chunks:
+        request = chunk.request
+        computed = request.num_computed_tokens - chunk.start  # without drafts that do not stand
+        request.choices.add(chunk.start, found[first : first + computed])
+        first += chunk.num_tokens
+        if request.finished:
+            whole = request.choices.part(0, request.choices.length)
+            request.output.routed_experts, request.output.indexer_topk = whole.experts, whole.entries
 
 
 def _check_logits(logits: Tensor, sampling: list[ScheduledChunk]) -> None:

@@ -18,6 +18,7 @@ from dsv4.checkpoint.mapped import mapped_files
 from dsv4.config import WINDOW
 from dsv4.engine.cache_manager import CacheManager
 from dsv4.engine.cache_size import CacheSize, cache_size
+from dsv4.engine.choices import new_recorder
 from dsv4.engine.config import EngineConfig, WindowPolicy
 from dsv4.engine.core import CoreLimits, EngineCore
 from dsv4.engine.disk_prefixes import DiskPrefixes
@@ -66,6 +67,8 @@ class LLM:
     the background: `flush` waits for that, as do `close` and the end of the process.
 
     `speculate`: tokens that the MTP block may draft per step; tokens and log-probabilities stay the same.
+    `enable_return_routed_experts`, `enable_return_indexer_topk`: outputs of `generate` have what each token's forward
+    chose (`RequestOutput`).
     """
 
     @takes_options(EngineConfig)
@@ -112,7 +115,8 @@ class LLM:
         if speculator is not None:
             manager.before_snapshot = speculator.before_snapshot
         scheduler = Scheduler(config, manager)
-        runner = ModelRunner(model, cache, torch.device(config.device), keep_streams=speculator is not None)
+        recorder = manager.recorder = new_recorder(model, config)
+        runner = ModelRunner(model, cache, torch.device(config.device), speculator is not None, recorder)
         limits = CoreLimits(
             self.config.vocab_size,
             self.config.eos_token_ids,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+
 FinishReason = Literal["stop", "length", "abort"]
 Alternatives = tuple[tuple[int, float], ...]  # (token id, log-probability), likeliest first, ties by lower id
 
@@ -71,6 +73,11 @@ class RequestOutput:
     the prompt's alternatives, as many as `top_logprobs`. `sampling_masks[i]` are the tokens that could be drawn for
     `token_ids[i]`, a bit per token of the vocabulary, the first token's the lowest of the first byte; empty unless
     logprobs_mode is "processed_logprobs" and a filter or a constraint may forbid tokens.
+
+    `routed_experts` int16 [tokens, score-routed layers, num_experts_per_tok] and `indexer_topk` int32 [tokens, layers
+    with an indexer, index_topk] are what the forwards chose for every token of prompt and output but the last, which
+    none has computed; `indexer_topk` is -1 where a token reads all entries. Of an output that ended by itself, where
+    the engine's enable_return_routed_experts and enable_return_indexer_topk ask for them.
     """
 
     prompt_token_ids: list[int]
@@ -88,6 +95,8 @@ class RequestOutput:
     prompt_logprobs: list[float | None] = field(default_factory=list["float | None"])
     prompt_top_logprobs: list[Alternatives] = field(default_factory=list[Alternatives])
     sampling_masks: list[bytes] = field(default_factory=list[bytes])
+    routed_experts: np.ndarray | None = None
+    indexer_topk: np.ndarray | None = None
     others: list[RequestOutput] = field(default_factory=list["RequestOutput"])  # outputs 1 to n - 1 of the prompt
 
     @property

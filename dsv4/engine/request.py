@@ -26,6 +26,7 @@ from dsv4.engine.outputs import (
 )
 from dsv4.engine.sampling_params import SamplingParams
 from dsv4.engine.stop_strings import StopMatcher
+from dsv4.model.choices import RecordedChoices
 
 
 class TextDecoder(Protocol):
@@ -90,6 +91,7 @@ class Request:
     arrival_time: float = field(default_factory=time.monotonic)
     scheduled_time: float | None = None  # when the first step that computes a part of it began
     first_token_time: float | None = None
+    choices: RecordedChoices = field(default_factory=RecordedChoices)  # where they are recorded
     output: RequestOutput = field(init=False)
     output_counts: Counter[int] = field(init=False)  # of the output's tokens, kept where there are processors
     _stops: StopMatcher = field(init=False)

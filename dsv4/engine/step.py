@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dsv4.engine.request import Request
 from dsv4.engine.sampler import SampleRequest
+from dsv4.model.choices import ChoiceNotes
 
 
 @dataclass(slots=True, eq=False)
@@ -69,3 +70,4 @@ class StepOutput:
     logits: Tensor  # fp32 [n, vocab]
     streams: Tensor | None = None  # [tokens of the batch, hc_mult, d], where the runner keeps them
     prompt_logits: Tensor | None = None  # fp32 [rows that score, vocab]; None where none do
+    notes: ChoiceNotes | None = None  # of all tokens of the batch, where choices are recorded

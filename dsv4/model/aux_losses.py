@@ -12,9 +12,9 @@ class AuxLosses:
     """Collector of side outputs: pass one to a forward, and the modules add to it.
 
     routing: experts of each token, int64 [T, k] ascending, by module name ("layers.3.ffn"): layers named there run
-    these instead of their router's choice. The weights of the experts are the router's.
+    these instead of their router's choice, which rows of -1 leave. The weights of the experts are the router's.
     entries: compressed entries of each token, int64 [T, index_topk] ascending with -1 last (kernels/indexer), by module
-    name ("layers.2.attn"): indexers named there have chosen these.
+    name ("layers.2.attn"): indexers named there have chosen these. A row of -1 leaves the choice to the indexer.
     compare: counts what of `routing` and `entries` this forward would have chosen otherwise, in `expert_differences`
     and `entry_differences`.
     loads: tokens per expert of each score-routed layer, int64 [E], by module name.

@@ -21,6 +21,7 @@ from dsv4.kernels.precision import current, precision
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.batch import RaggedBatch
 from dsv4.model.block import ForwardContext, MTPBlock
+from dsv4.model.choices import ChoiceNotes, noting
 from dsv4.model.linear import Linear, linear_fp32
 from dsv4.model.norm import RMSNorm
 
@@ -68,9 +69,17 @@ class Backend(Protocol):
         ...
 
     def next_token_logits(
-        self, batch: RaggedBatch, cache: Cache | None, rows: np.ndarray, keep_streams: bool = False
+        self,
+        batch: RaggedBatch,
+        cache: Cache | None,
+        rows: np.ndarray,
+        keep_streams: bool = False,
+        notes: ChoiceNotes | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Same bits as `read_out(run(batch, cache)[rows])`, rows int64 [n], ascending; and, if kept, run's streams."""
+        """Same bits as `read_out(run(batch, cache)[rows])`, rows int64 [n], ascending; and, if kept, run's streams.
+
+        `notes` get what the layers choose.
+        """
         ...
 
 
@@ -151,9 +160,15 @@ class ReferenceBackend:
         return site.norm(x.float())
 
     def next_token_logits(
-        self, batch: RaggedBatch, cache: Cache | None, rows: np.ndarray, keep_streams: bool = False
+        self,
+        batch: RaggedBatch,
+        cache: Cache | None,
+        rows: np.ndarray,
+        keep_streams: bool = False,
+        notes: ChoiceNotes | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        streams = self.run(batch, cache)
+        with nullcontext() if notes is None else noting(self.model.config, self.model.layers, notes):
+            streams = self.run(batch, cache)
         read = streams
         if len(rows) < batch.num_tokens:
             read = streams[torch.from_numpy(rows).to(streams.device)]

@@ -101,10 +101,14 @@ class Gate(nn.Module):
     def forward(self, x: Tensor, token_ids: Tensor, chosen: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """x [T, d], token_ids [T] -> (weights fp32 [T, k], expert index [T, k], scores fp32 [T, E]).
 
-        chosen: experts int64 [T, k] in place of the router's choice.
+        chosen: experts int64 [T, k] in place of the router's choice; rows of -1 leave it.
         """
         logits, scale = linear_fp32(x, self.weight), self.config.routed_scaling_factor
         if chosen is not None:  # a table by row in place of one by token id
+            free = chosen[:, :1] < 0
+            if self.bias is not None and bool(free.any()):
+                own = route_by_score(logits.detach(), self.bias, self.config.num_experts_per_tok, scale)[1]
+                chosen = torch.where(free, own, chosen)
             return route_by_token(logits, chosen, torch.arange(len(chosen), device=chosen.device), scale)
         if self.tid2eid is not None:
             return route_by_token(logits, self.tid2eid, token_ids, scale)

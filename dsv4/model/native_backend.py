@@ -25,6 +25,7 @@ from dsv4.kernels.stored import StoredStack, StoredTensor
 from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.backend import EXPERT_MEMORY, Backend, Definition, ReferenceBackend
 from dsv4.model.batch import RaggedBatch
+from dsv4.model.choices import ChoiceNotes
 from dsv4.model.lora import is_adapter
 from dsv4.model.moe import expert_loads
 from dsv4.model.parameters import is_layer_product, module_name
@@ -139,16 +140,24 @@ class NativeBackend:
         return self._reference.cross_entropy(streams, targets, depth)
 
     def next_token_logits(
-        self, batch: RaggedBatch, cache: Cache | None, rows: np.ndarray, keep_streams: bool = False
+        self,
+        batch: RaggedBatch,
+        cache: Cache | None,
+        rows: np.ndarray,
+        keep_streams: bool = False,
+        notes: ChoiceNotes | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         config = self.config
         logits = torch.empty(len(rows), config.vocab_size, dtype=torch.float32, device="cpu")
         inputs = self._inputs(batch, cache, batch.token_ids)
-        if not keep_streams:
-            self.kernels.forward_to_logits(self.handle, *inputs, rows, _array(logits))
-            return logits, None
-        streams = torch.empty(batch.num_tokens, config.hc_mult, config.hidden_size, dtype=torch.float32, device="cpu")
-        self.kernels.forward_to_logits(self.handle, *inputs, rows, _array(logits), _array(streams))
+        streams = None
+        if keep_streams:
+            streams = torch.empty(
+                batch.num_tokens, config.hc_mult, config.hidden_size, dtype=torch.float32, device="cpu"
+            )
+        noted = () if notes is None else (notes.experts, notes.entries)
+        outputs = (None if tensor is None else _array(tensor) for tensor in (logits, streams, *noted))
+        self.kernels.forward_to_logits(self.handle, *inputs, rows, *outputs)
         return logits, streams
 
     def _inputs(self, batch: RaggedBatch, cache: Cache | None, token_ids: Tensor) -> tuple[Any, ...]:

@@ -17,6 +17,7 @@ from dsv4.model.aux_losses import AuxLosses
 from dsv4.model.backend import Backend, ReferenceBackend
 from dsv4.model.batch import RaggedBatch
 from dsv4.model.block import Block, MTPBlock, hc_parameters
+from dsv4.model.choices import ChoiceNotes
 from dsv4.model.initialization import init_weights
 from dsv4.model.linear import Linear
 from dsv4.model.moe import Gate
@@ -188,25 +189,35 @@ class Transformer(nn.Module):
         return ReferenceBackend(self).run(batch, None, aux, streams)
 
     def next_token_logits(
-        self, batch: RaggedBatch, cache: Cache | None = None, rows: np.ndarray | None = None
+        self,
+        batch: RaggedBatch,
+        cache: Cache | None = None,
+        rows: np.ndarray | None = None,
+        notes: ChoiceNotes | None = None,
     ) -> Tensor:
         """Logits fp32 [n, vocab] after the batch's tokens `rows`, int64 [n] ascending; None: after every token.
 
         Same bits as `logits(forward_ragged(batch, cache)[rows])`, without keeping all streams: an engine's step.
+        `notes` get the experts and entries that each token of the batch runs and reads.
         ValueError, before anything is written, as in `forward_ragged`, and if rows do not ascend or are out of range.
         """
-        return self._read_rows(batch, cache, rows, keep_streams=False)[0]
+        return self._read_rows(batch, cache, rows, keep_streams=False, notes=notes)[0]
 
     def next_token_logits_and_streams(
-        self, batch: RaggedBatch, cache: Cache | None, rows: np.ndarray
+        self, batch: RaggedBatch, cache: Cache | None, rows: np.ndarray, notes: ChoiceNotes | None = None
     ) -> tuple[Tensor, Tensor]:
         """Same bits as `next_token_logits`, and the streams [T, hc_mult, d] of all tokens, for the MTP block."""
-        logits, streams = self._read_rows(batch, cache, rows, keep_streams=True)
+        logits, streams = self._read_rows(batch, cache, rows, keep_streams=True, notes=notes)
         assert streams is not None
         return logits, streams
 
     def _read_rows(
-        self, batch: RaggedBatch, cache: Cache | None, rows: np.ndarray | None, keep_streams: bool
+        self,
+        batch: RaggedBatch,
+        cache: Cache | None,
+        rows: np.ndarray | None,
+        keep_streams: bool,
+        notes: ChoiceNotes | None,
     ) -> tuple[Tensor, Tensor | None]:
         before = -1
         for i, row in enumerate(() if rows is None else rows.tolist()):
@@ -216,7 +227,7 @@ class Transformer(nn.Module):
             before = row
         _reserve(batch, cache, self.numerics)
         rows = np.arange(batch.num_tokens) if rows is None else rows
-        logits, streams = self.backend.next_token_logits(batch, cache, rows, keep_streams)
+        logits, streams = self.backend.next_token_logits(batch, cache, rows, keep_streams, notes)
         if cache is not None:
             cache.advance(batch.slots, batch.lengths)
         return logits, streams

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
@@ -16,14 +16,14 @@ from dsv4.data.stable_hash import stable_hash
 from dsv4.engine import SamplingParams
 from dsv4.model.transformer import Transformer
 from dsv4.post_training.asking import Episodes, ask
-from dsv4.post_training.episodes.environment import EpisodeLimits, EpisodeProblem
+from dsv4.post_training.episodes.environment import EpisodeLimits
 from dsv4.post_training.episodes.trajectory import TrajectoryFiles
 from dsv4.post_training.groups import Asked, Group, sampling_figures, update_figures
 from dsv4.post_training.grpo import advantages
 from dsv4.post_training.learner import Judged, LearnerSettings, Update, update, with_reference
 from dsv4.post_training.policy_run import LoopSettings, PolicyPosition, PolicyRun, StepFigures
 from dsv4.post_training.problems import Problem, ProblemSource
-from dsv4.post_training.replay import ReplaySettings, record_choices
+from dsv4.post_training.replay import ReplaySettings
 from dsv4.post_training.rewards import Reward, RewardSettings, judge
 from dsv4.post_training.rollout_service.lookahead import Lookahead
 from dsv4.post_training.rollout_service.sampler import ServiceSampler
@@ -93,19 +93,9 @@ class GRPORun(PolicyRun):
         self.settings, self.reference, self.rubric_judge, self.service = settings, reference, rubric_judge, service
         self._ahead: Lookahead[Asked] | None = None
         self._files: TrajectoryFiles | None = None
-        if service is not None and service.settings.max_staleness and self._records:
-            raise ValueError(
-                "keep_routing or keep_indexer is set with service.max_staleness above 0: the weights that sampled are "
-                "gone when choices are recorded; allowed: neither, or 0"
-            )
-
+        (policy if service is None else service).set_options(**settings.replay.engine_options)
         if rubric_judge is not None and self.position.step:
             rubric_judge.load(self._judge_path())
-
-    @property
-    def _records(self) -> bool:
-        """True if choices of rollouts are recorded, by the weights that sampled them."""
-        return self.settings.replay.routing or self.settings.replay.indexer
 
     def run(self, stop_after: int | None = None) -> PolicyPosition:
         """As in PolicyRun; workers of a service work meanwhile."""
@@ -170,8 +160,7 @@ class GRPORun(PolicyRun):
                 yield lambda first: llm
             return
         service.publish(self.position.step, model)
-        with self.policy.serving() if self._records else nullcontext():
-            yield lambda first: ServiceSampler(service, model.config, first)
+        yield lambda first: ServiceSampler(service, model.config, first)
 
     def _service_figures(self, service: RolloutService, asked: Sequence[Group]) -> dict[str, Any]:
         found = staleness((rollout for group in asked for rollout in group.rollouts), self.position.step)
@@ -184,7 +173,7 @@ class GRPORun(PolicyRun):
         }
 
     def _replay_figures(self, first: Update) -> dict[str, int]:
-        """Recorded choices that training would not have made, in the first update, whose weights sampled."""
+        """Recorded choices that the first update's weights would not have made."""
         replay, figures = self.settings.replay, dict[str, int]()
         if replay.routing:
             figures["routing_differences"] = first.routing_differences
@@ -260,21 +249,9 @@ class GRPORun(PolicyRun):
     ) -> list[Sampled]:
         """Answers to each problem; whole episodes of those with an environment."""
         settings = self.settings
-        if any(isinstance(problem, EpisodeProblem) for problem in problems):
-            self._check_episodes(params)
-            params = replace(params, logprobs_mode="raw_logprobs")
         assert self._files is not None, "made by each step, or by the first"
         episodes = Episodes(settings.episodes, self._files)
-        found = ask(llm, problems, prompts, settings.group_size, params, seed, episodes)
-        return record_choices(self.policy.model, found, settings.learner.micro_tokens, settings.replay)
-
-    def _check_episodes(self, params: SamplingParams) -> None:
-        """ValueError for settings that episodes do not go with."""
-        replay = self.settings.replay
-        if (params.temperature, params.top_p, params.top_k, params.min_p) != (1.0, 1.0, 0, 0.0):
-            raise ValueError("sampling has a temperature or filters, and a problem is an episode; allowed: neither")
-        if replay.routing or replay.indexer:
-            raise ValueError("keep_routing or keep_indexer is set, and a problem is an episode; allowed: neither")
+        return ask(llm, problems, prompts, settings.group_size, params, seed, episodes)
 
     def _update(self, groups: Sequence[Group], rate: float) -> Iterator[Update]:
         """Update in mini-batches of shuffled rollouts."""

@@ -81,7 +81,7 @@ def update(
     with stored, recomputing(model, settings.recompute):
         place = 0
         for rollouts in packed((judged.rollout for judged in batch), settings.micro_tokens):
-            aux = replaying(rollouts, model.device)
+            aux = replaying(rollouts, model)
             objective = _objective(model, batch[place : place + len(rollouts)], len(batch), settings, aux)
             found.append((sum(rollout.num_tokens for rollout in rollouts), *objective))
             routing, indexer = routing + aux.expert_differences, indexer + aux.entry_differences

@@ -1,24 +1,19 @@
 """Replay of a rollout's discrete choices in training: experts, compressed entries, sampling mask (V3.2, V4).
 
-The sampling mask comes from the sampler itself. Experts and entries are recorded by one more forward over the finished
-documents, with the weights that sampled them: no result depends on how a sequence is cut into steps, so on CPUs these
-are the engine's choices, whatever chunks, cached prefixes and preemptions it had.
+All three come from the engine that sampled: experts and entries as its steps' forwards chose them (engine/choices.py),
+whatever device, chunks, cached prefixes, preemptions and other workers it had.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-
-import torch
+from dataclasses import dataclass
 
 from dsv4.engine.sampling_params import LogprobsMode
 from dsv4.model.aux_losses import AuxLosses
-from dsv4.model.backend import ReferenceBackend
-from dsv4.model.batch import RaggedBatch
-from dsv4.model.choices import Choices, document_choices, laid_entries, laid_experts, noted_choices
+from dsv4.model.choices import laid_choices
 from dsv4.model.transformer import Transformer
-from dsv4.post_training.rollouts import Rollout, Sampled, packed
+from dsv4.post_training.rollouts import Sampled
 
 
 @dataclass(frozen=True)
@@ -33,40 +28,24 @@ class ReplaySettings:
     def logprobs_mode(self) -> LogprobsMode:
         return "processed_logprobs" if self.sampling_mask else "tempered_logprobs"
 
+    @property
+    def engine_options(self) -> dict[str, bool]:
+        """Options of the engine that samples."""
+        return {"enable_return_routed_experts": self.routing, "enable_return_indexer_topk": self.indexer}
 
-@torch.no_grad()
-def record_choices(
-    model: Transformer, rollouts: Sequence[Sampled], tokens: int, settings: ReplaySettings
-) -> list[Sampled]:
-    """The rollouts with the choices that `settings` keeps, of a model that has the weights that sampled them.
 
-    One forward over every document, at most `tokens` tokens at a time; none if no such choice is kept. Episodes are
-    not recorded: none may be among them then. Rollouts that failed come first, as they are.
+def replaying(rollouts: Sequence[Sampled], model: Transformer) -> AuxLosses:
+    """Auxiliary losses of a forward over the rollouts' documents, laid end to end, that replays what is recorded.
+
+    A document's last token, which no engine has computed, runs what the model chooses now.
     """
-    if not (settings.routing or settings.indexer):
-        return list(rollouts)
-    found = [rollout for rollout in rollouts if rollout.error is not None]
-    for micro in packed((rollout for rollout in rollouts if rollout.error is None), tokens):
-        batch = RaggedBatch.pack([rollout.document for rollout in micro], device=model.device)
-        with noted_choices(model) as notes:
-            ReferenceBackend(model).run(batch, None)
-        for rollout, choices in zip(
-            micro, document_choices(notes, batch.lengths.tolist(), model.config.index_topk), strict=True
-        ):
-            kept = Choices(choices.experts if settings.routing else {}, choices.entries if settings.indexer else {})
-            assert isinstance(rollout, Rollout)
-            found.append(replace(rollout, choices=kept))
-    return found
-
-
-def replaying(rollouts: Sequence[Sampled], device: torch.device) -> AuxLosses:
-    """Auxiliary losses of a forward over the rollouts' documents, laid end to end, that replays what is recorded."""
-    recorded = [rollout.choices for rollout in rollouts if rollout.choices is not None]
+    choices = [rollout.choices for rollout in rollouts]
+    recorded = [one for one in choices if one is not None]
     if not recorded:
         return AuxLosses()
     if len(recorded) < len(rollouts):
         missing = len(rollouts) - len(recorded)
         raise ValueError(f"{missing} of {len(rollouts)} rollouts have no recorded choices; allowed: all or none")
     lengths = [rollout.num_document for rollout in rollouts]
-    entries = laid_entries(recorded, lengths, device)
-    return AuxLosses(laid_experts(recorded, device), entries=entries, compare=True)
+    experts, entries = laid_choices(model.config, recorded, lengths, model.device)
+    return AuxLosses(experts, entries=entries, compare=True)

@@ -67,7 +67,7 @@ class Rollout:
     finished: bool  # False: cut off at max_tokens
     temperature: float = 1.0
     sampling_masks: tuple[bytes, ...] = ()
-    choices: Choices | None = field(default=None, compare=False, repr=False)  # None: not recorded
+    choices: Choices | None = field(default=None, compare=False, repr=False)  # of all tokens but the last
     drawn_by: DrawnBy = ()  # empty: all by the weights of now
     error: str | None = None  # in words, if it could not be sampled to its end
 
@@ -178,6 +178,7 @@ def sample_rollouts(
             output.finish_reason == "stop",
             1.0 if raw else params.temperature,
             tuple(output.sampling_masks),
+            choices=choices_of(output),
             drawn_by=drawn_by(output),
             error=f"a rollout failed: {output.stop_reason}" if output.finish_reason == "abort" else None,
         )
@@ -189,6 +190,13 @@ def sample_rollouts(
 def too_long(prompt: Sequence[int], room: int) -> str:
     """That a prompt is too long for a context that has room for `room` tokens of it, in words."""
     return f"has {len(prompt)} tokens; allowed by max_model_len: {room}"
+
+
+def choices_of(output: RequestOutput) -> Choices | None:
+    """Experts and entries that the engine has recorded with an output; None if neither."""
+    if output.routed_experts is None and output.indexer_topk is None:
+        return None
+    return Choices(output.routed_experts, output.indexer_topk)
 
 
 def drawn_by(output: RequestOutput) -> DrawnBy:

@@ -24,6 +24,11 @@ class ServedPolicy:
         self._folder, self._options = tokenizer, options
         self._llm: LLM | None = None
 
+    def set_options(self, **options: Any) -> None:
+        """Further options of `LLM`, for the engine that serves from now on."""
+        self._options |= options
+        self._llm = None
+
     @contextmanager
     def serving(self) -> Iterator[LLM]:
         """Context in which the model is frozen and the engine serves it; afterwards it can be trained again.

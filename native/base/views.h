@@ -194,6 +194,19 @@ struct Batch {
     int64_t sequences;
 };
 
+// Where a forward of the main layers notes what they choose for each token; null: nowhere. A token's rows are one behind
+// the other, layer by layer. Rows of tokens that read all their entries stay as they are.
+struct ChoiceNotes {
+    int16_t* experts = nullptr;                      // [T, score-routed layers, num_experts_per_tok]
+    int32_t* entries = nullptr;                      // [T, layers with an indexer, index_topk]
+    int64_t experts_stride = 0, entries_stride = 0;  // numbers per token
+
+    ChoiceNotes from_token(int64_t t) const {
+        return {experts ? experts + t * experts_stride : nullptr, entries ? entries + t * entries_stride : nullptr,
+                experts_stride, entries_stride};
+    }
+};
+
 // Sampling parameters. Kept tokens: the top_k likeliest (0: all), of those the shortest prefix, likeliest first, whose
 // share reaches top_p, of those the ones at least min_p times as likely as the likeliest. Temperature 0: the likeliest.
 struct Sampling {

@@ -7,7 +7,8 @@
 namespace dsv4 {
 
 struct Ops {
-    void (*forward)(const Model&, const Cache&, const Batch&, int64_t first, int64_t last, bool embed, float* streams);
+    void (*forward)(const Model&, const Cache&, const Batch&, int64_t first, int64_t last, bool embed, float* streams,
+                    const ChoiceNotes&);
     void (*fuse_mtp_input)(const Model&, int64_t depth, const int64_t* next_token_ids, int64_t n, float* streams);
     // Read-out of streams [n, s, d]: hc_head, norm, head -> logits [n, vocab].
     void (*head)(const Model&, const Readout&, const float* streams, int64_t n, float* logits);

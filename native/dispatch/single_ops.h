@@ -12,7 +12,7 @@ struct SingleUbatch {
     Model model;
     std::vector<int64_t> pages;
     Cache cache;
-    Ubatch ubatch{model, cache, 0, {}, {}, {}, {}, {}, {}};
+    Ubatch ubatch{model, cache, 0, {}, {}, {}, {}, {}, {}, {}};
 
     SingleUbatch(const Config& config, int64_t start, int64_t n)
         : pages(static_cast<size_t>((start + n) / PAGE_TOKENS + 1)) {

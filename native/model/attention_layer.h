@@ -256,6 +256,16 @@ inline void project_output(Ubatch& u, const Layer& layer, float* o, float* y) {
     products(&down, 1, n);
 }
 
+// Notes the entries that each token of the ubatch attends to, [n, index_topk]; null: all tokens read all entries.
+inline void note_entries(Ubatch& u, const int32_t* selected) {
+    const int64_t k = u.model.config.index_topk;
+    for (const Segment& s : u.segments)
+        for (int64_t i = 0; selected && i < s.count; ++i)
+            if ((s.start + i + 1) / CSA.ratio > k)
+                std::copy_n(selected + (s.first + i) * k, k, u.notes.entries + (s.first + i) * u.notes.entries_stride);
+    u.notes.entries += k;
+}
+
 // y [n, d] = attention of the normed input x [n, d].
 inline void attention(Ubatch& u, const Layer& layer, const LayerCache& cache, float* x, float* y) {
     const Config& c = u.model.config;
@@ -265,6 +275,7 @@ inline void attention(Ubatch& u, const Layer& layer, const LayerCache& cache, fl
     thread_local std::vector<int32_t> memory;
     const int32_t* selected =
         layer.kind.has_indexer ? select_ubatch_entries(u, layer, cache, in.latent, in.head_weights, memory) : nullptr;
+    if (layer.kind.has_indexer && u.notes.entries) note_entries(u, selected);
     float* o = u.buffers.get(u.n * c.num_attention_heads * c.head_dim);
     attend_ubatch(u, layer, cache, q, in.kv, selected, o);
     store_window(u, cache, in.kv);

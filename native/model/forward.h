@@ -75,6 +75,11 @@ inline void feed_forward(Ubatch& u, int64_t l, float* x, float* y) {
         swiglu(gate + row * width, up + row * width, width, static_cast<float>(c.swiglu_limit), 1.0f);
         round_input(c, gate + row * width, width);
     });
+    if (!layer.tid2eid && u.notes.experts) {
+        for (int64_t row = 0; row < n; ++row)
+            std::copy_n(experts + row * k, k, u.notes.experts + row * u.notes.experts_stride);
+        u.notes.experts += k;
+    }
     run_experts({layer, c, quantized_x, n, experts, weights, hidden, rows}, u.model.residency, l,
                 {{gate, width}, &layer.shared.w2, {y, d}});
     for_each_row(n, [&](int64_t row) {
@@ -181,16 +186,17 @@ inline void fuse_mtp_input(const Model& model, int64_t depth, const int64_t* nex
 }
 
 // Runs layers [first, last) over a batch. streams [T, s, d] are updated in place; with `embed` they are first filled
-// from the embedding.
+// from the embedding. With notes, `first` is 0.
 inline void forward(const Model& model, const Cache& cache, const Batch& batch, int64_t first, int64_t last, bool embed,
-                    float* streams) {
+                    float* streams, const ChoiceNotes& notes) {
     const int64_t width = model.config.hc_mult * model.config.hidden_size;
     thread_local Buffers buffers;
-    Ubatch u{model, cache, 0, {}, {}, {}, {}, {}, {}};
+    Ubatch u{model, cache, 0, {}, {}, {}, {}, {}, {}, {}};
     std::swap(u.buffers, buffers);
     BatchPosition at;
     while (at.sequence < batch.sequences) {
         fill_ubatch(u, batch, at);
+        u.notes = notes.from_token(at.token - u.n);
         float* rows = streams + (at.token - u.n) * width;
         if (model.residency) read_ahead(model, u.token_ids, first, last);
         prepare_rows(u, embed ? rows : nullptr);

@@ -33,6 +33,7 @@ struct Ubatch {
     std::vector<int64_t> token_ids, positions;
     std::vector<float> cos[2], sin[2];  // [n, pairs]: 0 for window-only layers, 1 for compressed ones
     Buffers buffers;
+    ChoiceNotes notes;  // of its first token in the layer that comes next
 };
 
 // Calls f(first, last) for all rows of a ubatch, several rows per task.

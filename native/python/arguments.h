@@ -21,6 +21,8 @@ using Floats = nb::ndarray<const float, nb::device::cpu>;
 using MutableFloats = nb::ndarray<float, nb::device::cpu, nb::c_contig>;
 using Bytes = nb::ndarray<const uint8_t, nb::device::cpu>;
 using MutableBytes = nb::ndarray<uint8_t, nb::device::cpu, nb::c_contig>;
+using MutableShorts = nb::ndarray<int16_t, nb::device::cpu, nb::c_contig>;
+using MutableInts = nb::ndarray<int32_t, nb::device::cpu, nb::c_contig>;
 using Longs = nb::ndarray<const int64_t, nb::device::cpu, nb::c_contig>;
 using MutableLongs = nb::ndarray<int64_t, nb::device::cpu, nb::c_contig>;
 

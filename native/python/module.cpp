@@ -59,7 +59,7 @@ void forward(const NativeModel& model, const NativeCache& cache, const Longs& to
     Batch batch = checked(model, cache, token_ids, lengths, starts, slots, first, last);
     expect(streams, {static_cast<int64_t>(token_ids.size()), c.hc_mult, c.hidden_size}, "streams");
     Computing now;
-    ops().forward(model.model, cache.cache, batch, first, last, embed, streams.data());
+    ops().forward(model.model, cache.cache, batch, first, last, embed, streams.data(), {});
 }
 
 // Runs an MTP block: streams [T, s, d] are those of the main model, with the ids that follow, then the block's own.
@@ -73,7 +73,7 @@ void mtp_forward(const NativeModel& model, const NativeCache& cache, const Longs
     expect(streams, {tokens, c.hc_mult, c.hidden_size}, "streams");
     Computing now;
     ops().fuse_mtp_input(model.model, depth, batch.token_ids, tokens, streams.data());
-    ops().forward(model.model, cache.cache, batch, layer, layer + 1, false, streams.data());
+    ops().forward(model.model, cache.cache, batch, layer, layer + 1, false, streams.data(), {});
 }
 
 void head(const NativeModel& model, const std::string& prefix, MutableFloats streams, MutableFloats logits) {
@@ -87,10 +87,33 @@ void head(const NativeModel& model, const std::string& prefix, MutableFloats str
     ops().head(model.model, readout, streams.data(), n, logits.data());
 }
 
-// Runs the embedding and the main layers, then the head on some rows of the batch. kept [T, s, d]: gets the streams.
+// Notes in arrays of a batch's choices, as ChoiceNotes has them; each may be none.
+ChoiceNotes checked_notes(const Model& model, int64_t tokens, std::optional<MutableShorts>& experts,
+                          std::optional<MutableInts>& entries) {
+    const Config& c = model.config;
+    int64_t routed = 0, indexed = 0;
+    for (int64_t l = 0; l < c.num_hidden_layers; ++l) {
+        routed += !model.layers[static_cast<size_t>(l)].tid2eid;
+        indexed += model.layers[static_cast<size_t>(l)].kind.has_indexer;
+    }
+    ChoiceNotes notes{nullptr, nullptr, routed * c.num_experts_per_tok, indexed * c.index_topk};
+    if (experts) {
+        expect(*experts, {tokens, routed, c.num_experts_per_tok}, "experts");
+        notes.experts = experts->data();
+    }
+    if (entries) {
+        expect(*entries, {tokens, indexed, c.index_topk}, "entries");
+        notes.entries = entries->data();
+    }
+    return notes;
+}
+
+// Runs the embedding and the main layers, then the head on some rows of the batch. kept [T, s, d]: gets the streams;
+// experts, entries: get the choices.
 void forward_to_logits(const NativeModel& model, const NativeCache& cache, const Longs& token_ids, const Longs& lengths,
                        const Longs& starts, const Longs& slots, const Longs& rows, MutableFloats logits,
-                       std::optional<MutableFloats> kept) {
+                       std::optional<MutableFloats> kept, std::optional<MutableShorts> experts,
+                       std::optional<MutableInts> entries) {
     const Config& c = model.model.config;
     Batch batch = checked(model, cache, token_ids, lengths, starts, slots, 0, c.num_hidden_layers);
     int64_t tokens = static_cast<int64_t>(token_ids.size()), n = static_cast<int64_t>(rows.size());
@@ -101,13 +124,14 @@ void forward_to_logits(const NativeModel& model, const NativeCache& cache, const
                   std::to_string(tokens - 1) + ", each more than the one before");
     expect(logits, {n, c.vocab_size}, "logits");
     if (kept) expect(*kept, {tokens, c.hc_mult, c.hidden_size}, "streams");
+    const ChoiceNotes notes = checked_notes(model.model, tokens, experts, entries);
     const Readout& readout = model.readout("");
     Computing now;
     const int64_t wide = c.hc_mult * c.hidden_size;
     std::unique_ptr<float[]> own, picked;
     if (!kept) own = std::make_unique_for_overwrite<float[]>(static_cast<size_t>(tokens * wide));
     float *streams = kept ? kept->data() : own.get(), *read = streams;
-    ops().forward(model.model, cache.cache, batch, 0, c.num_hidden_layers, true, streams);
+    ops().forward(model.model, cache.cache, batch, 0, c.num_hidden_layers, true, streams, notes);
     if (n < tokens) {  // in place, unless the streams are kept
         if (kept) picked = std::make_unique_for_overwrite<float[]>(static_cast<size_t>(n * wide));
         if (kept) read = picked.get();
@@ -179,7 +203,8 @@ NB_MODULE(_native, m) {
     m.def("head", &head, nb::arg("model"), nb::arg("prefix"), nb::arg("streams"), nb::arg("logits").noconvert());
     m.def("forward_to_logits", &forward_to_logits, nb::arg("model"), nb::arg("cache"), nb::arg("token_ids"),
           nb::arg("lengths"), nb::arg("starts"), nb::arg("slots"), nb::arg("rows"), nb::arg("logits").noconvert(),
-          nb::arg("streams").noconvert().none() = nb::none());
+          nb::arg("streams").noconvert().none() = nb::none(), nb::arg("experts").noconvert().none() = nb::none(),
+          nb::arg("entries").noconvert().none() = nb::none());
     m.def("mtp_forward", &mtp_forward, nb::arg("model"), nb::arg("cache"), nb::arg("next_token_ids"),
           nb::arg("lengths"), nb::arg("starts"), nb::arg("slots"), nb::arg("depth"), nb::arg("streams").noconvert());
     define_ops(m);

@@ -40,7 +40,7 @@ inline void attend_batch(const AttentionBatch& in, float* o, float* probs) {
     layer.kind = in.kind;
     layer.attn_sink = in.sink;
     const Cache cache;
-    Ubatch u{model, cache, 0, {}, {}, {}, {}, {}, {}};
+    Ubatch u{model, cache, 0, {}, {}, {}, {}, {}, {}, {}};
     std::vector<Entries> entries;
     std::vector<const float*> keys;  // of each segment's first token
     int64_t entry = 0, key = 0;

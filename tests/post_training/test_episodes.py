@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from deepseek_recipe import AssistantMessage, Conversation, ToolCall, ToolMessage, UserMessage
@@ -15,7 +16,10 @@ from deepseek_recipe import AssistantMessage, Conversation, ToolCall, ToolMessag
 from dsv4.config import nano_path
 from dsv4.data.tasks import split_of
 from dsv4.engine import SamplingParams
+from dsv4.engine.outputs import RequestOutput
 from dsv4.kernels import backends
+from dsv4.model.batch import RaggedBatch
+from dsv4.model.choices import ChoiceNotes
 from dsv4.post_training.domains.agent import Terminal, ToolProblem, Tools
 from dsv4.post_training.domains.tool_environment import TOOLS, Goal, ShellEnvironment, calculate
 from dsv4.post_training.episodes.environment import EpisodeLimits
@@ -26,6 +30,7 @@ from dsv4.post_training.grpo_run import GRPORun, GRPORunSettings
 from dsv4.post_training.learner import LearnerSettings
 from dsv4.post_training.policy_run import LoopSettings
 from dsv4.post_training.problems import Explained
+from dsv4.post_training.replay import ReplaySettings, replaying
 from dsv4.post_training.rewards import RewardSettings, judge
 from dsv4.post_training.rollouts import answer_log_probabilities
 from dsv4.post_training.sandbox.substrates import missing
@@ -49,7 +54,7 @@ class Scripted:
     def generate(self, prompts: list[list[int]], params: list[SamplingParams]) -> list[Any]:
         self.seen += prompts
         turn = self.turns[len(self.seen) - 1]
-        return [SimpleNamespace(token_ids=turn, logprobs=[-0.5] * len(turn), finish_reason="stop")]
+        return [RequestOutput(prompts[0], turn, logprobs=[-0.5] * len(turn), finish_reason="stop")]
 
 
 @pytest.mark.parametrize("thinking", [False, True])
@@ -100,9 +105,40 @@ def test_training_has_the_samplers_bits_over_whole_episodes(tmp_path: Path) -> N
             log_p = answer_log_probabilities(policy.model, found)
         assert log_p.requires_grad
         assert torch.equal(log_p.detach(), torch.tensor([x for one in found for x in one.log_probabilities]))
+    assert not any(one.sampling_masks for one in found) and {one.choices for one in found} == {None}
     found[0].release()
     found[0].release()
     assert not found[0].file.exists() and found[0].num_tokens > 0
+
+
+@pytest.mark.usefixtures("chatty")
+def test_episodes_have_the_masks_and_choices_of_all_their_turns(tmp_path: Path) -> None:
+    policy, _ = roomy_policy()
+    policy.set_options(enable_return_routed_experts=True, enable_return_indexer_topk=True)
+    params = replace(
+        stopping(policy.model.config.vocab_size), temperature=0.8, top_k=9, logprobs_mode="processed_logprobs"
+    )
+    goals = [(place, Counted(place, [])) for place in range(2)]
+    with policy.serving() as llm:
+        found = sample_episodes(llm, goals, 2, params, 1, EpisodeLimits(turns=3), TrajectoryFiles(tmp_path / "a"))
+        model = policy.model
+        for one in found:
+            notes = ChoiceNotes.of(model.config, one.num_document, model.device)
+            model.next_token_logits(RaggedBatch.pack([one.document]), notes=notes)
+            want, got = notes.choices()[:-1], one.choices
+            assert got is not None and np.array_equal(got.experts, want.experts)  # pyright: ignore[reportArgumentType]
+            assert np.array_equal(got.entries, want.entries)  # pyright: ignore[reportArgumentType]
+    assert max(one.turns for one in found) > 1
+    for one in found:
+        masks = [np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little") for mask in one.sampling_masks]
+        assert one.temperature == 0.8 and len(masks) == one.num_tokens and {mask.sum() for mask in masks} == {9}
+        assert all(mask[token] for mask, token in zip(masks, one.token_ids, strict=True))
+    if backends.native_module() is not None:
+        aux = replaying(found, policy.model)
+        with stored_weights(policy.model, indexers=False):
+            log_p = answer_log_probabilities(policy.model, found, aux=aux)
+        assert (aux.expert_differences, aux.entry_differences) == (0, 0)
+        assert torch.equal(log_p.detach(), torch.tensor([x for one in found for x in one.log_probabilities]))
 
 
 @pytest.mark.usefixtures("chatty")
@@ -112,9 +148,9 @@ def test_groups_of_episodes_train_and_leave_no_arrays(tmp_path: Path, monkeypatc
     goals: Any = SimpleNamespace(problem=lambda number: Counted(number, log, fails=number == 1))
     loop = LoopSettings(steps=2, schedule=Schedule(0.01, 0, 0.0), prompts=3, max_tokens=12, save_every=2)
     limits = EpisodeLimits(turns=3)
-    params = stopping(policy.model.config.vocab_size)
+    params = replace(stopping(policy.model.config.vocab_size), temperature=0.9, top_p=0.95)
     settings = GRPORunSettings(
-        LearnerSettings(GRPOSettings(kl=0.0)), RewardSettings(), 4, 2, 2, sampling=params, episodes=limits
+        LearnerSettings(GRPOSettings(kl=0.0)), RewardSettings(), 4, 2, 2, params, ReplaySettings(True, True), limits
     )
     run = GRPORun(policy, optimizer, goals, loop, settings, tmp_path, quiet=True)
     run.run()
@@ -122,6 +158,8 @@ def test_groups_of_episodes_train_and_leave_no_arrays(tmp_path: Path, monkeypatc
     assert len(lines) == 2 and sum(line["updates"] for line in lines) > 0
     if backends.native_module() is not None:
         assert {line["train_serve_difference"] for line in lines if line["updates"]} == {0.0}
+        assert {line["routing_differences"] for line in lines if line["updates"]} == {0}
+        assert {line["indexer_differences"] for line in lines if line["updates"]} == {0}
     assert log.count("open") == log.count("close") and not list((tmp_path / "episodes").iterdir())
 
 

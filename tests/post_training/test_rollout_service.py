@@ -9,11 +9,16 @@ import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import pytest
 
 from dsv4.config import nano_path
 from dsv4.engine import LLM, SamplingParams
+from dsv4.model.batch import RaggedBatch
+from dsv4.model.block import Block
+from dsv4.model.choices import ChoiceNotes, Choices
 from dsv4.model.transformer import Transformer
 from dsv4.post_training.recipe_run import tokenizer_files
 from dsv4.post_training.rollout_service.process import WorkerPlan, work
@@ -30,7 +35,7 @@ TOKENS = 40
 LEASE = 1.0
 
 
-def small_llm(**options: int) -> LLM:
+def small_llm(**options: bool) -> LLM:
     return LLM(small_policy()[0].model, folder=nano_path(), max_num_seqs=4, max_model_len=512, **options)
 
 
@@ -190,20 +195,35 @@ def test_new_weights_in_the_middle_keep_the_tokens_and_mark_the_versions(tmp_pat
     queue = RolloutQueue(f"sqlite:///{tmp_path / 'q.db'}")
     asked = requests(3)
     queue.add(1, asked)
-    llm = small_llm()
+    record = {"enable_return_routed_experts": True, "enable_return_indexer_topk": True}
+    llm = small_llm(**record)
     want = whole(llm, asked)
     worker = RolloutWorker("w", queue, llm, version=1)
     for _ in range(12):
         worker.step()
     other = small_policy()[0].model
     other.head.weight.data.mul_(3.0)
-    worker.use(LLM(other, folder=nano_path(), max_num_seqs=4, max_model_len=512), version=2)
+    for block in other.layers:
+        cast(Block, block).ffn.gate.weight.data.neg_()
+        cast(Block, block).attn.wkv.weight.data.neg_()
+    later = LLM(other, folder=nano_path(), max_num_seqs=4, max_model_len=512, **record)
+    worker.use(later, version=2)
     worker.run(lambda: not queue.unfinished(1))
     for one, (tokens, _) in zip(queue.finished(1), want, strict=True):
         versions = [token.version for token in one.tokens]
         assert versions == sorted(versions) and set(versions) == {1, 2} and len(versions) == TOKENS
         first = versions.count(1)
         assert [token.token_id for token in one.tokens[:first]] == tokens[:first]
+        kept = Choices.joined([token.choices for token in one.tokens if token.choices is not None])
+        document = [*one.prompt_token_ids, *(token.token_id for token in one.tokens)][:-1]
+        place = len(one.prompt_token_ids) + first - 1  # of the first token that the new weights drew from
+        for part, drawer in ((slice(0, place), llm), (slice(place, None), later)):  # each from whom it was drawn by
+            notes = ChoiceNotes.of(other.config, len(document), other.device)
+            model = cast(Transformer, drawer.core.runner.model)
+            model.next_token_logits(RaggedBatch.pack([document]), notes=notes)
+            mine, its = kept[part], notes.choices()[part]
+            assert np.array_equal(mine.experts, its.experts)  # pyright: ignore[reportArgumentType]
+            assert np.array_equal(mine.entries, its.entries)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_worker_that_takes_long_over_new_weights_is_not_silent(

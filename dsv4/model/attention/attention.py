@@ -138,7 +138,7 @@ class Attention(nn.Module):
         index = self._index(x, q_latent, tiles, layout, rope, cache, wanted)
         chosen, scores = None, []
         if index is not None and top_k:
-            chosen, scores = self._select(index, tiles, top_k, aux, watcher is not None)
+            chosen, scores = self._select(index, tiles, layout, top_k, aux, watcher is not None)
             if self.choice_watcher is not None:
                 self.choice_watcher(chosen)
         if watcher is not None:
@@ -182,7 +182,13 @@ class Attention(nn.Module):
         return (*self.indexer.queries(x, q_latent, *rope.tokens), keys) if needed else None
 
     def _select(
-        self, index: tuple[Tensor, Tensor, EntryView], tiles: Tiles, top_k: int, aux: AuxLosses | None, watched: bool
+        self,
+        index: tuple[Tensor, Tensor, EntryView],
+        tiles: Tiles,
+        layout: Layout,
+        top_k: int,
+        aux: AuxLosses | None,
+        watched: bool,
     ) -> tuple[Tensor | None, list[Tensor | None]]:
         """As select_entries; the entries that `aux` has for this layer stand in place of the indexer's choice."""
         given = aux.entries.get(self.name) if aux is not None else None
@@ -190,10 +196,13 @@ class Attention(nn.Module):
             return select_entries(*index, tiles, top_k, watched)
         if not any(group.sparse for group in tiles.groups):
             return None, []
-        if aux.compare:
+        free = (given[:, 0] < 0) & ((layout.positions + 1) // self.ratio > top_k)
+        if aux.compare or bool(free.any()):
             own, _ = select_entries(*index, tiles, top_k)
             assert own is not None, "sparse tiles have a choice"
-            aux.entry_differences += count_differences(given, own)
+            if aux.compare:
+                aux.entry_differences += count_differences(given, own)
+            given = torch.where(free.unsqueeze(1), own, given)
         return given, []
 
     def _project(self, o: Tensor) -> Tensor:

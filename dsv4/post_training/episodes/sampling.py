@@ -11,11 +11,12 @@ from deepseek_recipe import AssistantMessage, Conversation, Message, ToolCall, T
 from dsv4.data.stable_hash import stable_hash
 from dsv4.engine import SamplingParams
 from dsv4.engine.outputs import RequestOutput
+from dsv4.model.choices import RecordedChoices
 from dsv4.post_training.efforts import window_of
 from dsv4.post_training.episodes.environment import Environment, EpisodeLimits, EpisodeProblem
 from dsv4.post_training.episodes.trajectory import Trajectory, TrajectoryFiles
 from dsv4.post_training.problems import Explained, answer_of
-from dsv4.post_training.rollouts import DrawnBy, Sampler, answer_text, drawn_by
+from dsv4.post_training.rollouts import DrawnBy, Sampler, answer_text, choices_of, drawn_by
 from dsv4.tokenizer.prompts import PromptEncoder
 from dsv4.tokenizer.special import EOS
 
@@ -40,6 +41,8 @@ class _Episode:
     finished: bool = False
     error: str | None = None
     drawn_by: DrawnBy = ()
+    masks: list[bytes] = field(default_factory=list[bytes])
+    choices: RecordedChoices = field(default_factory=RecordedChoices)
 
 
 def sample_episodes(
@@ -53,9 +56,11 @@ def sample_episodes(
 ) -> list[Trajectory]:
     """`group_size` episodes of each (number, goal), in their order. The same seed gives the same tokens.
 
-    `params.max_tokens` is of a turn; an effort's window is of the episode. Environments of `limits.at_once` episodes
-    are open at a time. ValueError for a goal that does not fit the model's context.
+    `params.max_tokens` is of a turn; an effort's window is of the episode. A position has the choices of the turn that
+    computed it first. Environments of `limits.at_once` episodes are open at a time. ValueError for a goal that does not
+    fit the model's context.
     """
+    temperature = 1.0 if params.logprobs_mode == "raw_logprobs" else params.temperature
     waiting = _begin(llm, problems, group_size, seed, limits)
     order: list[tuple[int, int]] = []
     found: dict[tuple[int, int], Trajectory] = {}
@@ -70,7 +75,7 @@ def sample_episodes(
             _turns(llm, active, params, limits)
             for episode in [episode for episode in active if _ended(llm, episode, limits)]:
                 active.remove(episode)
-                found[episode.goal, episode.seed] = _closed(episode, files)
+                found[episode.goal, episode.seed] = _closed(episode, files, temperature)
     finally:
         for episode in active:
             episode.environment.close()
@@ -128,6 +133,9 @@ def _take_turn(llm: Sampler, episode: _Episode, output: RequestOutput, limits: E
     episode.log_probabilities.extend(output.logprobs)
     episode.spans.append((start, len(episode.tokens)))
     episode.drawn_by += drawn_by(output)
+    episode.masks.extend(output.sampling_masks)
+    if (choices := choices_of(output)) is not None:
+        episode.choices.add(0, choices)
     episode.text = answer_text(llm, output.token_ids)
     if output.finish_reason == "abort":
         episode.error = f"a turn failed: {output.stop_reason}"
@@ -171,7 +179,7 @@ def continuation(prompts: PromptEncoder, results: Sequence[str] | None, thinking
     return prompts.tokenizer.encode_rendered(rendered.prompt[begin:], ranges)
 
 
-def _closed(episode: _Episode, files: TrajectoryFiles) -> Trajectory:
+def _closed(episode: _Episode, files: TrajectoryFiles, temperature: float) -> Trajectory:
     """The episode as a sample, without what follows its last sampled token; its environment is closed."""
     outcome: Explained | None = None
     try:
@@ -182,8 +190,10 @@ def _closed(episode: _Episode, files: TrajectoryFiles) -> Trajectory:
         episode.error = f"the environment of {episode.problem.domain} raised {type(error).__name__}: {error}"
     finally:
         episode.environment.close()
-    end = episode.spans[-1][1]
+    end, recorded = episode.spans[-1][1], episode.choices
+    choices = recorded.part(0, recorded.length) if recorded.length else None
+    file = files.write(episode.tokens[:end], episode.log_probabilities, episode.masks, choices)
     return Trajectory(
         episode.goal, tuple(episode.spans), end, episode.text, episode.finished, len(episode.spans), episode.calls,
-        outcome, episode.error, files.write(episode.tokens[:end], episode.log_probabilities), episode.drawn_by,
+        outcome, episode.error, file, episode.drawn_by, temperature,
     )  # fmt: skip

@@ -45,6 +45,8 @@ class WorkerPlan:
     workers: int  # that share the queue
     learner: int | None = None  # whose worker it is, of RolloutQueue.new_learner
     silence_seconds: float = 600.0  # that it may take to go over to new weights
+    enable_return_routed_experts: bool = False  # options of its engine, for the log
+    enable_return_indexer_topk: bool = False
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -74,8 +76,12 @@ def _policy(plan: WorkerPlan) -> ServedPolicy:
     folder = Path(plan.model)
     with torch.device(plan.device):
         model = Transformer(ModelConfig.from_pretrained(folder), plan.numerics)
-    options = {"max_num_seqs": plan.max_num_seqs, "max_model_len": plan.max_model_len, "device": plan.device}
-    return ServedPolicy(model.requires_grad_(), folder, plan.quantized, **options)
+    return ServedPolicy(
+        model.requires_grad_(), folder, plan.quantized, max_num_seqs=plan.max_num_seqs,
+        max_model_len=plan.max_model_len, device=plan.device,
+        enable_return_routed_experts=plan.enable_return_routed_experts,
+        enable_return_indexer_topk=plan.enable_return_indexer_topk,
+    )  # fmt: skip
 
 
 def main() -> None:

@@ -30,8 +30,10 @@ from dsv4.post_training.rollout_service.tables import (
     WAITING,
     ServiceError,
     database,
+    pack_choices,
     pack_mask,
     shown,
+    unpack_choices,
     unpack_mask,
 )
 
@@ -161,6 +163,7 @@ class RolloutQueue:
                 {
                     "request": step.lease.id, "position": step.position + place, "token_id": token.token_id,
                     "log_probability": token.log_probability, "version": token.version, "mask": pack_mask(token.mask),
+                    "choices": pack_choices(token.choices),
                 }
                 for step in ours
                 for place, token in enumerate(step.tokens)
@@ -299,5 +302,6 @@ def _tokens(connection: sql.Connection, ids: Sequence[int]) -> dict[int, list[Lo
     for row in connection.execute(query):
         tokens = found.setdefault(row.request, [])
         assert row.position == len(tokens), "tokens are logged without gaps"
-        tokens.append(LoggedToken(row.token_id, row.log_probability, row.version, unpack_mask(row.mask)))
+        mask, choices = unpack_mask(row.mask), unpack_choices(row.choices)
+        tokens.append(LoggedToken(row.token_id, row.log_probability, row.version, mask, choices))
     return found

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from dsv4.model.choices import Choices
 
 
 @dataclass(frozen=True)
 class LoggedToken:
     """One generated token: `version` is that of the weights that drew it.
 
-    `mask`: tokens that could be drawn, a bit per token of the vocabulary; None: all.
+    `mask`: tokens that could be drawn, a bit per token of the vocabulary; None: all. `choices`: of the forward that it
+    was drawn from, for the token before it, or for the whole prompt if it is the first; None: not recorded.
     """
 
     token_id: int
     log_probability: float
     version: int
     mask: bytes | None = None
+    choices: Choices | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dsv4.data.stable_hash import stable_hash
 from dsv4.engine import SamplingParams
 from dsv4.engine.outputs import RequestOutput
 from dsv4.engine.sampler import output_seed
+from dsv4.model.choices import Choices
 from dsv4.post_training.rollout_service.records import Finished, NewRequest
 from dsv4.post_training.rollout_service.service import RolloutService
 from dsv4.post_training.rollouts import DrawnOutput
@@ -34,8 +35,10 @@ class ServiceSampler:
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling_params: Sequence[SamplingParams]
     ) -> list[RequestOutput]:
-        """As `LLM.generate`: the same tokens, log-probabilities and masks. A request that failed is an abort, with the
-        reason. ValueError for parameters without a seed."""
+        """As `LLM.generate`: the same tokens, log-probabilities, masks and choices.
+
+        A request that failed is an abort, with the reason. ValueError for parameters without a seed.
+        """
         requests = [
             NewRequest(place, tuple(prompt), _keywords(params, index))
             for place, (prompt, params) in enumerate(zip(prompts, sampling_params, strict=True))
@@ -67,6 +70,10 @@ def _output(one: Finished) -> RequestOutput:
     found.token_ids = [token.token_id for token in one.tokens]
     found.logprobs = [token.log_probability for token in one.tokens]
     found.sampling_masks = [token.mask for token in one.tokens if token.mask is not None]
+    recorded = [token.choices for token in one.tokens if token.choices is not None]
+    if recorded:
+        choices = Choices.joined(recorded)
+        found.routed_experts, found.indexer_topk = choices.experts, choices.entries
     if one.error is not None:
         found.finish_reason, found.stop_reason = "abort", one.error
     else:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -68,6 +69,10 @@ class RolloutService:
         self._error: Exception | None = None
         self._closing = threading.Event()
         self._silence = _Silence()
+
+    def set_options(self, **options: Any) -> None:
+        """Change the plan of the workers that are started from now on."""
+        self._plan = replace(self._plan, **options)
 
     @contextmanager
     def running(self, first: int, version: int) -> Generator[None]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import zlib
+from io import BytesIO
 from typing import Any
 
+import numpy as np
 import sqlalchemy as sql
 from sqlalchemy import BigInteger, Column, Float, ForeignKey, Integer, LargeBinary, MetaData, Table, Text, event
 from sqlalchemy.exc import ArgumentError
+
+from dsv4.model.choices import Choices
 
 WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
 METADATA = MetaData()
@@ -44,6 +48,7 @@ TOKENS = Table(
     Column("log_probability", Float(53), nullable=False),
     Column("version", Integer, nullable=False),
     Column("mask", LargeBinary),  # tokens that could be drawn, a bit each, compressed; none: all
+    Column("choices", LargeBinary),  # of the forward that it was drawn from, compressed; none: not recorded
 )  # fmt: skip
 _ALLOWED = "sqlite:///FILE, or postgresql://USER@HOST/DATABASE"
 
@@ -85,6 +90,25 @@ def pack_mask(mask: bytes | None) -> bytes | None:
 def unpack_mask(stored: bytes | None) -> bytes | None:
     """A stored sampling mask."""
     return None if stored is None else zlib.decompress(stored)
+
+
+def pack_choices(choices: Choices | None) -> bytes | None:
+    """Experts and entries as they are stored."""
+    if choices is None:
+        return None
+    buffer = BytesIO()
+    for part in (choices.experts, choices.entries):
+        np.save(buffer, np.empty(0, np.int8) if part is None else part, allow_pickle=False)
+    return zlib.compress(buffer.getvalue(), 1)
+
+
+def unpack_choices(stored: bytes | None) -> Choices | None:
+    """Stored experts and entries."""
+    if stored is None:
+        return None
+    buffer = BytesIO(zlib.decompress(stored))
+    parts = [np.load(buffer, allow_pickle=False) for _ in range(2)]
+    return Choices(*(None if part.dtype == np.int8 else part for part in parts))
 
 
 def _set_up_sqlite(connection: Any, _: object) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from dsv4.engine import LLM, SamplingParams
 from dsv4.engine.outputs import SampledToken, TokenEvent
 from dsv4.engine.request import Request
+from dsv4.model.choices import Choices
 from dsv4.post_training.rollout_service.queue import RolloutQueue
 from dsv4.post_training.rollout_service.records import Lease, LoggedToken, Step
 from dsv4.post_training.rollout_service.tables import ServiceError
@@ -90,29 +91,30 @@ class RolloutWorker:
         for running in self._running.values():
             self._llm.core.abort(running.request)
         leases = [running.lease for running in self._running.values()]
-        tokens = [tuple(_sampled(running.request)) for running in self._running.values()]
+        tokens = [_sampled(running.request) for running in self._running.values()]
+        choices = [_recorded(running.request) for running in self._running.values()]
         self._running.clear()
         llm.reset_prefix_cache()
         self._llm, self.version = llm, version
-        for lease, sampled in zip(leases, tokens, strict=True):
-            self._add(lease, sampled)
+        for lease, sampled, recorded in zip(leases, tokens, choices, strict=True):
+            self._add(lease, sampled, recorded)
 
     def _admit(self, leases: list[Lease]) -> None:
         for lease in leases:
             if (before := self._running.pop(lease.id, None)) is not None:  # its own, of which the lease had ended
                 self._llm.core.abort(before.request)
             try:
-                self._add(
-                    lease, [SampledToken(one.token_id, one.log_probability, mask=one.mask) for one in lease.tokens]
-                )
+                sampled = [SampledToken(one.token_id, one.log_probability, mask=one.mask) for one in lease.tokens]
+                self._add(lease, sampled, [one.choices for one in lease.tokens if one.choices is not None])
             except (ValueError, TypeError) as error:  # of the request: a retry would fail as well
                 self.queue.write([Step(lease, len(lease.tokens), error=str(error))])
 
-    def _add(self, lease: Lease, sampled: list[SampledToken] | tuple[SampledToken, ...]) -> None:
+    def _add(self, lease: Lease, sampled: list[SampledToken], choices: Sequence[Choices]) -> None:
         params = replace(SamplingParams(**lease.params), logprobs=True)
         request = self._llm.core.new_request(list(lease.prompt_token_ids), params)
         if sampled:
-            request.append(list(sampled), time.monotonic())
+            request.append(sampled, time.monotonic())
+            request.choices.add(0, *choices)
         running = _Running(lease, request, len(sampled))
         if request.finished:  # its last token was logged, its end was not
             self.queue.write([Step(lease, len(sampled), finish_reason=request.output.finish_reason)])
@@ -127,13 +129,26 @@ class RolloutWorker:
             return Step(running.lease, position)
         running.logged += len(event.token_ids)
         masks = running.request.output.sampling_masks[position:] or [None] * len(event.token_ids)
+        choices = [_drawn_from(running.request, position + place) for place in range(len(event.token_ids))]
         tokens = [
-            LoggedToken(token, log_p, self.version, mask)
-            for token, log_p, mask in zip(event.token_ids, event.logprobs, masks, strict=True)
+            LoggedToken(token, log_p, self.version, mask, drawn_from)
+            for token, log_p, mask, drawn_from in zip(event.token_ids, event.logprobs, masks, choices, strict=True)
         ]
         if event.finish_reason == "abort":
             return Step(running.lease, position, tokens, error=f"aborted: {running.request.output.stop_reason}")
         return Step(running.lease, position, tokens, event.finish_reason)
+
+
+def _drawn_from(request: Request, position: int) -> Choices | None:
+    """Choices of the tokens behind which the output token `position` comes, and no earlier one; None: not recorded."""
+    stop = len(request.prompt_token_ids) + position
+    return request.choices.part(stop - 1 if position else 0, stop) if request.choices.length else None
+
+
+def _recorded(request: Request) -> Sequence[Choices]:
+    """Choices of the tokens that others were drawn behind; of a prompt that is read in part, none."""
+    known = request.num_tokens - 1 if request.output.token_ids and request.choices.length else 0
+    return request.choices.seal(known) if known else ()
 
 
 def _sampled(request: Request) -> list[SampledToken]:
