@@ -11,7 +11,7 @@ from typing import Any
 from deepseek_recipe import ToolDefinition
 
 from dsv4.post_training.problems import Explained
-from dsv4.post_training.sandbox.interface import Sandbox, SandboxError
+from dsv4.post_training.sandbox.interface import Sandbox, SandboxRefusal
 from dsv4.post_training.sandbox.limits import MIB, Limits
 from dsv4.post_training.sandbox.substrates import open_sandbox
 
@@ -109,7 +109,7 @@ class ShellEnvironment:
             return self._files.get(name)
         try:
             return self._sandbox.get(name, limit=LONGEST).decode(errors="replace").strip()
-        except SandboxError:  # no such file, or what is no file
+        except SandboxRefusal:  # no such file, or what is no file; a sandbox that was lost raises
             return None
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from dsv4.post_training.sandbox.interface import GET_LIMIT, Sandbox, SandboxError, Snapshot
+from dsv4.post_training.sandbox.interface import GET_LIMIT, Sandbox, SandboxError, SandboxRefusal, Snapshot
 from dsv4.post_training.sandbox.limits import Limits
 from dsv4.post_training.sandbox.log import SessionLog, SnapshotFolder, Step
 from dsv4.post_training.sandbox.result import Result, Usage, result_from
@@ -165,12 +165,12 @@ class RecordedSandbox(Sandbox):
         if step.ended is None:
             try:
                 answer = {"data": base64.b64encode(self._sandbox().get(path, limit=limit)).decode()}
-            except SandboxError as error:
+            except SandboxRefusal as error:
                 answer = {"refused": str(error)}
             self._log.end(step, answer)
         assert step.ended is not None
         if "refused" in step.ended:
-            raise SandboxError(step.ended["refused"])
+            raise SandboxRefusal(step.ended["refused"])
         return base64.b64decode(step.ended["data"])
 
     def snapshot(self) -> Snapshot:
@@ -193,12 +193,12 @@ class RecordedSandbox(Sandbox):
         if step.ended is None:
             try:
                 action(self._sandbox())
-            except SandboxError as error:
+            except SandboxRefusal as error:
                 self._log.end(step, {"refused": str(error)})
                 raise
             self._log.end(step, {})
         elif "refused" in step.ended:
-            raise SandboxError(step.ended["refused"])
+            raise SandboxRefusal(step.ended["refused"])
         else:
             self._repeat(action)
 
