@@ -32,6 +32,7 @@ from dsv4.post_training.sandbox.substrates import missing
 from dsv4.tokenizer.prompts import PromptEncoder
 from dsv4.training.qat import stored_weights
 from dsv4.training.schedule import Schedule
+from tests.post_training.sandbox.conftest import lose
 
 from .goals import PARAMS, Counted, roomy_policy, stopping
 
@@ -188,7 +189,7 @@ def test_an_episode_whose_sandbox_is_lost_is_left_out(tmp_path: Path, when: str)
     class Losing(Scripted):
         def generate(self, prompts: list[list[int]], params: list[SamplingParams]) -> list[Any]:
             if len(self.seen) == len(self.turns) - (1 if when.startswith("before the goal") else 2):
-                opened[0]._sandbox._process.kill()  # type: ignore[union-attr]  # pyright: ignore
+                lose(opened[0]._sandbox)  # type: ignore[arg-type]  # pyright: ignore
             return super().generate(prompts, params)
 
     goal = Goal(files={"a.txt": "a"})

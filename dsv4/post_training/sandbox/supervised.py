@@ -107,7 +107,7 @@ class SupervisedSandbox(Sandbox):
         self._process.kill()
 
     def _ask(self, request: dict[str, Any], body: bytes, seconds: float) -> tuple[dict[str, Any], bytes]:
-        """Reply to a request. SandboxRefusal where it is refused; SandboxError where none comes: the sandbox is lost."""
+        """Reply to a request. SandboxRefusal where it is refused, SandboxError where none comes: then it is lost."""
         with self._lock:
             if self._closed:
                 raise SandboxError("the sandbox is closed")

@@ -23,7 +23,7 @@ from dsv4.post_training.sandbox.unit_tests import (
     run_unit_tests,
     same,
 )
-from tests.post_training.sandbox.conftest import SMALL
+from tests.post_training.sandbox.conftest import SMALL, lose
 
 GOOD = """
 def add(a, b):
@@ -54,7 +54,7 @@ def test_a_sandbox_that_is_lost_before_the_answer_is_read_is_no_wrong_answer(mon
 
         def runs_and_loses(*args: Any, **options: Any) -> Result:
             result = run(*args, **options)
-            box._interrupt()
+            lose(box)
             return result
 
         monkeypatch.setattr(box, "exec", runs_and_loses)
