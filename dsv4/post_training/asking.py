@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from dsv4.engine import SamplingParams
 from dsv4.post_training.efforts import window_of
@@ -16,10 +17,11 @@ from dsv4.post_training.rollouts import Rollout, Sampled, Sampler, sample_rollou
 
 @dataclass(frozen=True)
 class Episodes:
-    """Limits of episodes, and the files of their arrays."""
+    """Limits of episodes, the files of their arrays, and the folder of their environments' logs; None: no logs."""
 
     limits: EpisodeLimits
     files: TrajectoryFiles
+    logs: Path | None = None
 
 
 def ask(
@@ -53,5 +55,5 @@ def ask(
         answers = sample_rollouts(sampler, [prompts[place] for place in asked], samples, params, seed, windows)
         found += [replace(answer, prompt=asked[answer.prompt]) for answer in answers]
     if goals:
-        found += sample_episodes(sampler, goals, samples, params, seed, episodes.limits, episodes.files)
+        found += sample_episodes(sampler, goals, samples, params, seed, episodes.limits, episodes.files, episodes.logs)
     return found

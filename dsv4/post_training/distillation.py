@@ -147,7 +147,7 @@ class DistillationRun(PolicyRun):
             first, problems, prompts = self.take_problems(llm, self.loop.prompts)
             params = SamplingParams(max_tokens=self.loop.max_tokens)
             seed = stable_hash("distillation", self.loop.seed, first) >> 2
-            episodes = Episodes(settings.episodes, TrajectoryFiles(self.run_dir / "episodes"))
+            episodes = Episodes(settings.episodes, TrajectoryFiles(self.run_dir / "episodes"), self.sessions.of(first))
             return ask(llm, problems, prompts, settings.samples, params, seed, episodes), problems
 
     @contextmanager

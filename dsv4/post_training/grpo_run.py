@@ -220,7 +220,7 @@ class GRPORun(PolicyRun):
         problems, prompts = self.problems_from(sampler, first, count)
         params = replace(self.settings.params, max_tokens=self.loop.max_tokens)
         seed = stable_hash("rollouts", self.loop.seed, first) >> 2
-        return Asked(problems, self._sample(sampler, problems, prompts, params, seed))
+        return Asked(problems, self._sample(sampler, problems, prompts, params, seed, self.sessions.of(first)))
 
     def _judged(self, asked: Asked) -> list[Group]:
         """Groups of rollouts with rewards."""
@@ -245,12 +245,18 @@ class GRPORun(PolicyRun):
         return groups
 
     def _sample(
-        self, llm: Sampler, problems: Sequence[Problem], prompts: Sequence[list[int]], params: SamplingParams, seed: int
+        self,
+        llm: Sampler,
+        problems: Sequence[Problem],
+        prompts: Sequence[list[int]],
+        params: SamplingParams,
+        seed: int,
+        logs: Path,
     ) -> list[Sampled]:
-        """Answers to each problem; whole episodes of those with an environment."""
+        """Answers to each problem; whole episodes of those with an environment, which log to a folder."""
         settings = self.settings
         assert self._files is not None, "made by each step, or by the first"
-        episodes = Episodes(settings.episodes, self._files)
+        episodes = Episodes(settings.episodes, self._files, logs)
         return ask(llm, problems, prompts, settings.group_size, params, seed, episodes)
 
     def _update(self, groups: Sequence[Group], rate: float) -> Iterator[Update]:

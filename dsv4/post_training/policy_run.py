@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from dsv4.checkpoint.atomic import clear_folder
+from dsv4.post_training.episodes.sessions import SessionLogs
 from dsv4.post_training.problems import Problem, ProblemSource
 from dsv4.post_training.rollouts import Sampler
 from dsv4.post_training.served_policy import ServedPolicy
@@ -84,6 +85,7 @@ class PolicyRun(ABC):
         self.policy, self.optimizer, self.problems, self.loop = policy, optimizer, problems, loop
         self.run_dir, self.console, self.quiet = run_dir, console or Console(), quiet
         self.position = PolicyPosition()
+        self.sessions = SessionLogs(run_dir / "sessions")
         run_dir.mkdir(parents=True, exist_ok=True)
         clear_folder(run_dir)
         self.plan: Plan = FixedPlan(loop.steps)
@@ -128,7 +130,9 @@ class PolicyRun(ABC):
         return self.plan.total(self.position.step)
 
     def save(self) -> None:
+        """Write the state, behind which the run goes on; then remove what it no longer asks for again."""
         save_state(self.state_path, self.policy.model, self.optimizer, self.position)
+        self.sessions.keep(self.position.problems)
 
     def take_problems(self, llm: Sampler, count: int) -> tuple[int, list[Problem], list[list[int]]]:
         """The next `count` problems: the number of the first, the problems, their prompts as token ids."""

@@ -37,8 +37,11 @@ from dsv4.post_training.sandbox.substrates import missing
 from dsv4.tokenizer.prompts import PromptEncoder
 from dsv4.training.qat import stored_weights
 from dsv4.training.schedule import Schedule
+from tests.post_training.sandbox.conftest import lose
 
 from .goals import PARAMS, Counted, roomy_policy, stopping
+
+needs_sandbox = pytest.mark.skipif(missing("namespaces") is not None, reason=str(missing("namespaces")))
 
 
 class Scripted:
@@ -55,6 +58,21 @@ class Scripted:
         self.seen += prompts
         turn = self.turns[len(self.seen) - 1]
         return [RequestOutput(prompts[0], turn, logprobs=[-0.5] * len(turn), finish_reason="stop")]
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn of a text that begins with $ runs it in the shell; any other is the answer."""
+
+    def calls(text: str) -> list[dict[str, Any]]:
+        return [{"name": "run", "arguments": {"command": text[1:]}}] if text.startswith("$") else []
+
+    monkeypatch.setattr("dsv4.data.tasks.parse_tool_calls", calls)
+
+
+def typed_turns(*texts: str) -> list[list[int]]:
+    tokenizer = PromptEncoder.from_pretrained(nano_path()).tokenizer
+    return [[*tokenizer.encode(text), 1] for text in texts]
 
 
 @pytest.mark.parametrize("thinking", [False, True])
@@ -189,7 +207,7 @@ def test_tools_answer_mistakes_in_words() -> None:
         assert calculate(text).startswith("cannot be calculated"), text
 
 
-@pytest.mark.skipif(missing("namespaces") is not None, reason=str(missing("namespaces")))
+@needs_sandbox
 def test_the_shell_is_a_sandbox() -> None:
     environment = ShellEnvironment(Goal(files={"b.txt": "a\nb"}), {"a.txt": "b\na\n"})
     assert environment.outcome("").value == 0.0
@@ -197,3 +215,28 @@ def test_the_shell_is_a_sandbox() -> None:
     environment.call("run", {"command": "sort a.txt > b.txt"})
     assert environment.outcome("").value == 1.0
     environment.close()
+
+
+@needs_sandbox
+@pytest.mark.usefixtures("typed")
+@pytest.mark.parametrize("when", ["before the goal is looked at", "before a call"])
+def test_an_episode_whose_sandbox_is_lost_is_left_out(tmp_path: Path, when: str) -> None:
+    """It may have reached its goal: a reward of 0 would be learned from."""
+    opened: list[ShellEnvironment] = []
+
+    class Losing(Scripted):
+        def generate(self, prompts: list[list[int]], params: list[SamplingParams]) -> list[Any]:
+            if len(self.seen) == len(self.turns) - (1 if when.startswith("before the goal") else 2):
+                lose(opened[0]._sandbox)  # type: ignore[arg-type]  # pyright: ignore
+            return super().generate(prompts, params)
+
+    goal = Goal(files={"a.txt": "a"})
+    problem = SimpleNamespace(
+        key="x", domain="terminal", thinking=False, reward=lambda answer: 0.0,
+        prompt=ToolProblem("Write a", goal, {}, {}, "terminal", shell=True).prompt,
+        environment=lambda: opened.append(ShellEnvironment(goal, {})) or opened[0],
+    )  # fmt: skip
+    llm = Losing(typed_turns("$ echo a > a.txt", "$ true", "Done."))
+    (found,) = sample_episodes(llm, [(0, problem)], 1, PARAMS, 1, EpisodeLimits(), TrajectoryFiles(tmp_path / "e"))  # pyright: ignore
+    (reward,) = judge([found], [problem])  # type: ignore[list-item]  # pyright: ignore
+    assert reward.error is not None and "terminal raised SandboxError: the sandbox was lost" in reward.error

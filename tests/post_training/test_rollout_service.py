@@ -8,11 +8,13 @@ import random
 import signal
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import pytest
+import sqlalchemy as sql
 
 from dsv4.config import nano_path
 from dsv4.engine import LLM, SamplingParams
@@ -24,10 +26,12 @@ from dsv4.post_training.recipe_run import tokenizer_files
 from dsv4.post_training.rollout_service.process import WorkerPlan, work
 from dsv4.post_training.rollout_service.queue import RolloutQueue
 from dsv4.post_training.rollout_service.records import Finished, LoggedToken, NewRequest, Step
+from dsv4.post_training.rollout_service.tables import REQUESTS
 from dsv4.post_training.rollout_service.weights import PublishedWeights
 from dsv4.post_training.rollout_service.worker import RolloutWorker
 from dsv4.training.export import export_model
 
+from ..usage.conftest import postgres_server  # noqa: F401  # a fixture
 from .small_policy import small_policy
 
 LENGTHS = (5, 33, 130)
@@ -35,8 +39,9 @@ TOKENS = 40
 LEASE = 1.0
 
 
-def small_llm(**options: bool) -> LLM:
-    return LLM(small_policy()[0].model, folder=nano_path(), max_num_seqs=4, max_model_len=512, **options)
+def small_llm(max_num_seqs: int = 4, **options: bool) -> LLM:
+    model = small_policy()[0].model
+    return LLM(model, folder=nano_path(), max_num_seqs=max_num_seqs, max_model_len=512, **options)
 
 
 def requests(count: int = 6, tokens: int = TOKENS) -> list[NewRequest]:
@@ -76,8 +81,8 @@ def test_requests_killed_200_times_have_the_tokens_of_whole_ones(tmp_path: Path)
     kills = 0
     while queue.unfinished(1):
         worker = RolloutWorker(f"w{kills}", queue, llm)
-        before = _num_logged(queue)
-        while _num_logged(queue) < before + 2 and worker.step():
+        before = queue.num_tokens()
+        while queue.num_tokens() < before + 2 and worker.step():
             pass
         llm.core.abort_all()  # the process is gone, and with it what the engine held
         llm.core.reset_prefix_cache()
@@ -88,33 +93,42 @@ def test_requests_killed_200_times_have_the_tokens_of_whole_ones(tmp_path: Path)
     assert {one.finish_reason for one in queue.finished(1)} == {"length"}
 
 
-def test_starting_again_from_scratch_favors_short_answers() -> None:
-    """Geometric lengths, a kill per token with probability h: the mean of restarts is that of length-weighted luck."""
-    rng = random.Random(1)
-    stop, hazard = 0.1, 0.1
+def test_starting_again_from_scratch_favors_short_answers(tmp_path: Path) -> None:
+    """A worker that may die behind every token: with the log lengths are those of nobody's death, without it shorter.
 
-    def restarted() -> int:
-        while True:
-            length = 0
-            while True:
-                length += 1
-                if rng.random() < stop:
-                    return length
-                if rng.random() < hazard:
-                    break  # all of it is lost
+    An end and a death have probability 0.1 each: the expected length is 10, and 5.3 of what starts again. A seed that
+    stays would give the same answer again; a restart draws another.
+    """
+    llm, rng = small_llm(max_num_seqs=16), random.Random(1)
+    ends = tuple(range(4, llm.config.vocab_size, 10))
 
-    def logged() -> int:
-        length = 0
-        while True:
-            length += 1
-            if rng.random() < stop:
-                return length  # a kill loses nothing
+    def asked(number: int, seed: int) -> NewRequest:
+        return NewRequest(number, (3, 4, 5 + number), {"max_tokens": 100, "seed": seed, "stop_token_ids": ends})
 
-    count = 4000
-    from_scratch = sum(restarted() for _ in range(count)) / count
-    from_log = sum(logged() for _ in range(count)) / count
-    assert from_log == pytest.approx(1 / stop, rel=0.06)
-    assert from_scratch == pytest.approx(1 / (1 - (1 - stop) * (1 - hazard)), rel=0.06)  # 5.3 in place of 10
+    def lengths(keeps_log: bool, hazard: float) -> list[int]:
+        clock, count, restarts = Clock(), 96, 0
+        queue = RolloutQueue(f"sqlite:///{tmp_path / f'{keeps_log}-{hazard}.db'}", max_stalled=1000, clock=clock)
+        for number in range(count):
+            queue.add(number, [asked(number, number)])
+        worker = RolloutWorker("w0", queue, llm)
+        while worker.step():
+            if rng.random() >= hazard:
+                continue
+            llm.core.abort_all()
+            llm.core.reset_prefix_cache()
+            clock.now += 31.0
+            if not keeps_log:
+                for number in queue.open_batches():
+                    restarts += 1
+                    queue.remove(number)
+                    queue.add(number, [asked(number, count + restarts)])
+            worker = RolloutWorker(f"w{clock.now}", queue, llm)
+        return [len(one.tokens) for number in range(count) for one in queue.finished(number)]
+
+    whole = lengths(True, 0.0)
+    assert len(whole) == 96 and 8.0 < sum(whole) / 96 < 12.0
+    assert lengths(True, 0.1) == whole
+    assert 4.0 < sum(lengths(False, 0.1)) / 96 < 7.0
 
 
 def test_a_worker_that_lost_its_lease_writes_nothing(tmp_path: Path) -> None:
@@ -283,6 +297,14 @@ def test_tokens_of_weights_that_a_run_has_lost_are_drawn_again(tmp_path: Path) -
     assert other.finished(1)[0].tokens == (lost,)
 
 
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database, in which runs are apart by their names."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'q.db'}"
+    return f"postgresql://dsv4@/postgres?host={request.getfixturevalue('postgres_server')}"
+
+
 def _work(url: str) -> None:
     RolloutWorker(f"process {os.getpid()}", RolloutQueue(url, lease_seconds=1.0), small_llm()).run(lambda: False)
 
@@ -297,8 +319,8 @@ def test_real_processes_may_be_killed(tmp_path: Path) -> None:
     while queue.unfinished(1):
         process = context.Process(target=_work, args=(url,))
         process.start()
-        logged = _num_logged(queue)
-        while process.is_alive() and _num_logged(queue) < logged + 60 and queue.unfinished(1):
+        logged = queue.num_tokens()
+        while process.is_alive() and queue.num_tokens() < logged + 60 and queue.unfinished(1):
             time.sleep(0.02)
         assert process.pid is not None and process.is_alive(), "a worker ends by being killed alone"
         os.kill(process.pid, signal.SIGKILL)
@@ -308,6 +330,34 @@ def test_real_processes_may_be_killed(tmp_path: Path) -> None:
     assert killed >= 2
 
 
-def _num_logged(queue: RolloutQueue) -> int:
-    with queue._engine.begin() as connection:
-        return connection.exec_driver_sql("SELECT count(*) FROM rollout_tokens").scalar_one()
+def test_workers_that_contend_for_requests_get_each_once(url: str, tmp_path: Path) -> None:
+    queues = [RolloutQueue(url, run=str(tmp_path)) for _ in range(4)]
+    queues[0].add(1, requests(40))
+
+    def take(place: int) -> list[int]:
+        found: list[int] = []
+        while leases := queues[place].lease(f"w{place}", 3):
+            found += [lease.id for lease in leases]
+        return found
+
+    with ThreadPoolExecutor(4) as pool:
+        taken = [number for found in pool.map(take, range(4)) for number in found]
+    taken += [lease.id for lease in queues[0].lease("rest", 40)]  # one who found all locked has ended
+    assert len(taken) == len(set(taken)) == 40
+    for queue in queues:
+        queue.close()
+
+
+@pytest.mark.postgres
+def test_a_worker_does_not_wait_for_requests_that_another_is_taking(postgres_server: str, tmp_path: Path) -> None:  # noqa: F811
+    """SQLite has one writer at a time; PostgreSQL skips rows that are locked."""
+    one, other = (RolloutQueue(f"postgresql://dsv4@/postgres?host={postgres_server}", run=str(tmp_path)) for _ in "ab")
+    one.add(1, requests(3))
+    mine = sql.select(REQUESTS.c.id).where(REQUESTS.c.run == one.name).order_by(REQUESTS.c.id).limit(2)
+    with one._begin() as connection:
+        held = set(connection.execute(mine.with_for_update()).scalars())
+        (lease,) = other.lease("w", 3)  # would wait for ever
+        assert len(held) == 2 and lease.id not in held
+    assert {lease.id for lease in other.lease("w", 3)} == held
+    for queue in (one, other):
+        queue.close()

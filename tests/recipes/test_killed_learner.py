@@ -1,16 +1,23 @@
-"""`dsv4 train grpo` and `distill` killed at random points end with the bits of runs that nobody has disturbed."""
+"""`dsv4 train grpo`, `distill` and `sft` killed at random points end with the bits of runs that nobody has disturbed.
+
+An asynchronous run, whose bits depend on time, ends too, and loses no rollout.
+"""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import random
 import signal
 import time
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy as sql
 import torch
 
 from dsv4.training.export import export_model
@@ -18,8 +25,12 @@ from tests.post_training.small_policy import small_policy
 
 pytest.importorskip("reasoning_gym")
 from dsv4.config import nano_path
+from dsv4.post_training.groups import Asked, Group
+from dsv4.post_training.grpo_run import GRPORun
 from dsv4.post_training.recipe_run import tokenizer_files
-from recipes import distill, grpo
+from dsv4.post_training.rollout_service.queue import RolloutQueue
+from dsv4.post_training.rollout_service.tables import REQUESTS, TOKENS
+from recipes import distill, grpo, sft
 
 STEPS = 4
 SHORT = (
@@ -33,7 +44,9 @@ TIMES = {
     *("stale_share", "worker_deaths"),
 }
 _processes = multiprocessing.get_context("forkserver")  # whose children need not import torch
-_processes.set_forkserver_preload(["recipes.grpo", "recipes.distill", "dsv4.data.tasks", "torch._dynamo"])
+_processes.set_forkserver_preload(
+    ["recipes.grpo", "recipes.distill", "recipes.sft", "dsv4.data.tasks", "torch._dynamo"]
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +60,32 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "model"
 
 
+def noted_grpo(words: list[str]) -> int:
+    """`dsv4 train grpo` that notes in `used` which rollouts each step learns from."""
+    judged, run_dir = GRPORun._judged, Path(words[-1])
+
+    def noted(self: GRPORun, asked: Asked) -> list[Group]:
+        last = self.position.problems
+        rollouts = [[one.prompt, list(one.token_ids), list(one.drawn_by)] for one in asked.rollouts]
+        note = {"process": os.getpid(), "step": self.position.step, "first": last - len(asked.problems), "last": last}
+        with (run_dir / "used").open("a") as file:
+            file.write(json.dumps(note | {"rollouts": rollouts}) + "\n")
+        return judged(self, asked)
+
+    GRPORun._judged = noted  # type: ignore[method-assign]
+    return grpo.main(words)
+
+
+MAINS: dict[str, Callable[[list[str]], int]] = {
+    "grpo": grpo.main, "distill": distill.main, "sft": sft.main, "noted grpo": noted_grpo,
+}  # fmt: skip
+
+
 def start(recipe: str, words: list[str], run_dir: Path) -> BaseProcess:
     """The command in a process: the run's first call, or the one that goes on with it."""
-    begun = (run_dir / "recipe.toml").exists()
+    begun = (run_dir / ("data.json" if recipe == "sft" else "recipe.toml")).exists()
     chosen = ["--resume"] if begun else words
-    process = _processes.Process(
-        target={"grpo": grpo, "distill": distill}[recipe].main, args=([*chosen, "--run-dir", str(run_dir)],)
-    )
+    process = _processes.Process(target=MAINS[recipe], args=([*chosen, "--run-dir", str(run_dir)],))
     process.start()
     return process
 
@@ -75,6 +107,17 @@ def kill_at_random(recipe: str, words: list[str], run_dir: Path, kills: int, sec
         at.add(len(lines(run_dir)))
     finish(start(recipe, words, run_dir))
     return at
+
+
+def kill_at_step(recipe: str, words: list[str], run_dir: Path, step: int, wait: float) -> None:
+    """Kill a run `wait` seconds after it has done `step` steps."""
+    process = start(recipe, words, run_dir)
+    while process.is_alive() and len(lines(run_dir)) < step:
+        time.sleep(0.002)
+    time.sleep(wait)
+    process.kill()
+    process.join(HANG)
+    assert process.exitcode == -signal.SIGKILL
 
 
 def lines(run_dir: Path) -> list[dict]:
@@ -105,6 +148,85 @@ def test_a_killed_grpo_run_ends_with_the_same_bits(folder: Path, tmp_path: Path)
 def test_a_killed_distillation_ends_with_the_same_bits(folder: Path, tmp_path: Path) -> None:
     words = [str(folder), "--teacher", f"gcd={folder}", "--teacher", f"default={nano_path()}", *SHORT]
     check("distill", words, tmp_path, kills=2)
+
+
+@pytest.mark.slow
+def test_killed_fine_tuning_ends_with_the_same_bits(folder: Path, tmp_path: Path) -> None:
+    talks, rng = tmp_path / "talks.jsonl", random.Random(1)
+    pairs = [[{"role": "user", "content": f"Say {n}"}, {"role": "assistant", "content": str(n)}] for n in range(8)]
+    talks.write_text("".join(json.dumps({"messages": pair}) + "\n" for pair in pairs))
+    words = [str(folder), str(talks), "--max-tokens", "128", "--epochs", "16", "run.save_every=2"]
+    words += ["stages.0.row_tokens=128", "stages.0.batch_tokens=128"]
+    finish(start("sft", words, tmp_path / "whole"))
+    steps = len(lines(tmp_path / "whole"))
+    assert steps >= 8
+    for step in sorted(rng.sample(range(1, steps - 3), 2)):
+        kill_at_step("sft", words, tmp_path / "killed", step, 0.0)
+    finish(start("sft", words, tmp_path / "killed"))
+    for run in ("whole", "killed"):
+        assert [line["step"] for line in lines(tmp_path / run)] == list(range(steps))
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert model_bytes(tmp_path / "killed") == model_bytes(tmp_path / "whole")
+
+
+def losses(run_dir: Path) -> list[tuple[float, float]]:
+    return [(line["loss"], line["grad_norm"]) for line in lines(run_dir)]
+
+
+@pytest.mark.slow
+def test_a_killed_asynchronous_run_uses_each_rollout_once_and_loses_none(folder: Path, tmp_path: Path) -> None:
+    run, rng = tmp_path / "run", random.Random(1)
+    words = [str(folder), *SHORT, *BY_LENGTH, "service.workers=1", "service.max_staleness=1"]
+    logged: list[dict[int, list[list[tuple[int, int]]]]] = []
+    for step in (1, 2):
+        kill_at_step("noted grpo", words, run, step, rng.random() * 0.2)
+        logged.append(in_queue(run))
+    finish(start("noted grpo", words, run))
+    assert [line["step"] for line in lines(run)] == list(range(STEPS))
+
+    notes: list[dict[str, Any]] = [json.loads(line) for line in (run / "used").read_text().splitlines()]
+    used: dict[int, list[dict[str, Any]]] = {}  # step -> what it has learned from, in the run that ended
+    for note in notes:
+        known = used.setdefault(note["step"], [])
+        if known and known[0]["process"] != note["process"]:
+            known.clear()
+        known.append(note)
+    asked = [number for step in range(STEPS) for note in used[step] for number in range(note["first"], note["last"])]
+    assert asked == list(range(len(asked)))
+    drawn: dict[int, list[list[int]]] = {number: [] for number in asked}
+    for step in range(STEPS):
+        for note in used[step]:
+            for place, tokens, versions in note["rollouts"]:
+                drawn[note["first"] + place].append(tokens)
+                assert all(step - 1 <= version <= step for version, _ in versions)
+    assert {len(answers) for answers in drawn.values()} == {4}
+
+    processes = list(dict.fromkeys(note["process"] for note in notes))
+    for kept, process in zip(logged, processes[1:], strict=True):
+        begun = next(note for note in notes if note["process"] == process)
+        known_tokens = 0
+        for number, answers in kept.items():
+            for answer in answers if number >= begun["first"] else []:
+                prefix = [token for token, version in answer if version <= begun["step"]]
+                known_tokens += len(prefix)
+                assert any(tokens[: len(prefix)] == prefix for tokens in drawn[number])
+        assert known_tokens > 0, "nothing was sampled ahead"
+
+
+def in_queue(run_dir: Path) -> dict[int, list[list[tuple[int, int]]]]:
+    """Tokens and versions in the log of a killed run, for each problem."""
+    name = (run_dir / "service" / "run").read_text().strip()
+    queue = RolloutQueue(f"sqlite:///{run_dir / 'service' / 'queue.db'}", run=name)
+    query = sql.select(REQUESTS.c.problem, TOKENS.c.request, TOKENS.c.token_id, TOKENS.c.version)
+    found: dict[int, dict[int, list[tuple[int, int]]]] = {}
+    with queue._begin(reads=True) as connection:
+        rows = connection.execute(
+            query.select_from(TOKENS.join(REQUESTS)).order_by(TOKENS.c.request, TOKENS.c.position)
+        )
+        for row in rows:
+            found.setdefault(row.problem, {}).setdefault(row.request, []).append((row.token_id, row.version))
+    queue.close()
+    return {problem: list(answers.values()) for problem, answers in found.items()}
 
 
 @pytest.mark.slow

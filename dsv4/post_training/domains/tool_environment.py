@@ -6,18 +6,24 @@ import ast
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from deepseek_recipe import ToolDefinition
 
 from dsv4.post_training.problems import Explained
-from dsv4.post_training.sandbox.interface import Sandbox, SandboxError
+from dsv4.post_training.sandbox.interface import Sandbox, SandboxError, SandboxRefusal
 from dsv4.post_training.sandbox.limits import MIB, Limits
+from dsv4.post_training.sandbox.replay import DivergenceError, RecordedSandbox
 from dsv4.post_training.sandbox.substrates import open_sandbox
 
 MOST_ENTRIES, LONGEST = 64, 4096  # of files and of keys; characters of each
 LARGEST = 10**12  # number of the calculator
-LIMITS = Limits(wall_seconds=5, processor_seconds=5, memory_bytes=128 * MIB, processes=16, disk_bytes=8 * MIB)
+LIMITS = Limits(
+    wall_seconds=5, processor_seconds=5, memory_bytes=128 * MIB, processes=16, disk_bytes=8 * MIB,
+    output_bytes=64 << 10,  # of which a turn gets some thousand characters, and all of which a log has
+)  # fmt: skip
+T = TypeVar("T")
 
 
 def _tool(name: str, description: str, *parameters: str) -> ToolDefinition:
@@ -75,22 +81,37 @@ class ToolEnvironment:
 
 
 class ShellEnvironment:
-    """A shell in a sandbox of its own, which is opened by the first call."""
+    """A shell in a sandbox of its own, which is opened by the first call.
+
+    With a log, commands that have ended in an earlier process are answered from it, and the file tree is as they left
+    it. One that was cut off runs again from the tree before it: all that it can have changed is gone with its sandbox.
+    """
 
     def __init__(self, goal: Goal, files: dict[str, str]) -> None:
         self.goal, self._files = goal, dict(files)
         self._sandbox: Sandbox | None = None
+        self._log: Path | None = None
+        self._told: list[tuple[str, str]] = []  # commands of the episode and their results
+
+    def log_to(self, path: Path) -> None:
+        self._log = path
 
     def call(self, name: str, arguments: dict[str, Any]) -> str:
         if name != "run":
             return f"no tool {name}"
         if set(arguments) != {"command"}:
             return "run takes command"
-        result = self._opened().exec(str(arguments["command"]).replace("\0", ""))
-        return "\n".join(part for part in (result.text.strip(), result.describe()) if part)
+        command = str(arguments["command"]).replace("\0", "")
+        text = self._do(lambda sandbox: _ran(sandbox, command))
+        self._told.append((command, text))
+        return text
 
     def outcome(self, answer: str) -> Explained:
         return _outcome(self.goal, self._read, {}.get, answer)
+
+    def finish(self) -> None:
+        if isinstance(self._sandbox, RecordedSandbox):
+            self._sandbox.finish()
 
     def close(self) -> None:
         if self._sandbox is not None:
@@ -99,18 +120,47 @@ class ShellEnvironment:
 
     def _opened(self) -> Sandbox:
         if self._sandbox is None:
-            self._sandbox = open_sandbox(limits=LIMITS)
+            self._sandbox = _made() if self._log is None else RecordedSandbox(_made, self._log, interrupted="again")
             for name, text in self._files.items():
                 self._sandbox.put(name, text.encode())
         return self._sandbox
+
+    def _do(self, action: Callable[[Sandbox], T]) -> T:
+        """Do an action in the sandbox. If the log goes another way here, it is given up."""
+        try:
+            return action(self._opened())
+        except DivergenceError:  # other weights have drawn the rest of the episode, or this machine computes otherwise
+            return action(self._begun_again())
+
+    def _begun_again(self) -> Sandbox:
+        """A new sandbox with a new log, after the same commands. SandboxError if one has another result there."""
+        assert self._log is not None
+        self.finish()
+        self.close()
+        self._log.unlink()
+        sandbox = self._opened()
+        for command, text in self._told:
+            if _ran(sandbox, command) != text:
+                raise SandboxError(f"the log of {command!r} is lost, and it gives another result when it runs again")
+        return sandbox
 
     def _read(self, name: str) -> str | None:
         if self._sandbox is None:
             return self._files.get(name)
         try:
-            return self._sandbox.get(name, limit=LONGEST).decode(errors="replace").strip()
-        except SandboxError:  # no such file, or what is no file
+            found = self._do(lambda sandbox: sandbox.get(name, limit=LONGEST))
+        except SandboxRefusal:  # no such file, or what is no file; a sandbox that was lost raises
             return None
+        return found.decode(errors="replace").strip()
+
+
+def _made() -> Sandbox:
+    return open_sandbox(limits=LIMITS)
+
+
+def _ran(sandbox: Sandbox, command: str) -> str:
+    result = sandbox.exec(command)
+    return "\n".join(part for part in (result.text.strip(), result.describe()) if part)
 
 
 def _outcome(goal: Goal, file: Callable[[str], str | None], key: Callable[[str], str | None], answer: str) -> Explained:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from dsv4.post_training.problems import Explained, Problem
@@ -21,6 +22,19 @@ class Environment(Protocol):
 
     def close(self) -> None:
         """Give back what the environment holds."""
+        ...
+
+
+@runtime_checkable
+class LoggedEnvironment(Environment, Protocol):
+    """An environment with a log: calls of an episode that was cut off are answered from it, and not made again."""
+
+    def log_to(self, path: Path) -> None:
+        """Log to a file, and go on from what is in it. Called before all else; the file is of this episode alone."""
+        ...
+
+    def finish(self) -> None:
+        """Keep of the log what answers the same calls: the episode is over, and no other call comes."""
         ...
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from deepseek_recipe import AssistantMessage, Conversation, Message, ToolCall, ToolDefinition, ToolMessage, UserMessage
 
@@ -13,7 +14,12 @@ from dsv4.engine import SamplingParams
 from dsv4.engine.outputs import RequestOutput
 from dsv4.model.choices import RecordedChoices
 from dsv4.post_training.efforts import window_of
-from dsv4.post_training.episodes.environment import Environment, EpisodeLimits, EpisodeProblem
+from dsv4.post_training.episodes.environment import (
+    Environment,
+    EpisodeLimits,
+    EpisodeProblem,
+    LoggedEnvironment,
+)
 from dsv4.post_training.episodes.trajectory import Trajectory, TrajectoryFiles
 from dsv4.post_training.problems import Explained, answer_of
 from dsv4.post_training.rollouts import DrawnBy, Sampler, answer_text, choices_of, drawn_by
@@ -53,15 +59,17 @@ def sample_episodes(
     seed: int,
     limits: EpisodeLimits,
     files: TrajectoryFiles,
+    logs: Path | None = None,
 ) -> list[Trajectory]:
     """`group_size` episodes of each (number, goal), in their order. The same seed gives the same tokens.
 
     `params.max_tokens` is of a turn; an effort's window is of the episode. A position has the choices of the turn that
-    computed it first. Environments of `limits.at_once` episodes are open at a time. ValueError for a goal that does not
-    fit the model's context.
+    computed it first. Environments of `limits.at_once` episodes are open at a time. `logs`: folder of their logs, where
+    episodes of an earlier process with the same seeds are gone on with. ValueError for a goal that does not fit the
+    model's context.
     """
     temperature = 1.0 if params.logprobs_mode == "raw_logprobs" else params.temperature
-    waiting = _begin(llm, problems, group_size, seed, limits)
+    waiting = _begin(llm, problems, group_size, seed, limits, logs)
     order: list[tuple[int, int]] = []
     found: dict[tuple[int, int], Trajectory] = {}
     active: list[_Episode] = []
@@ -82,7 +90,12 @@ def sample_episodes(
 
 
 def _begin(
-    llm: Sampler, problems: Sequence[tuple[int, EpisodeProblem]], group_size: int, seed: int, limits: EpisodeLimits
+    llm: Sampler,
+    problems: Sequence[tuple[int, EpisodeProblem]],
+    group_size: int,
+    seed: int,
+    limits: EpisodeLimits,
+    logs: Path | None,
 ) -> Iterator[_Episode]:
     for goal, problem in problems:
         assert llm.prompts is not None, "episodes are in text"
@@ -94,7 +107,10 @@ def _begin(
         for place in range(group_size):
             own = stable_hash("episode", seed, goal, place) >> 2
             most = window_of(problem, limits.tokens)
-            yield _Episode(goal, problem, problem.environment(), own, most, array("i", tokens))
+            environment = problem.environment()
+            if logs is not None and isinstance(environment, LoggedEnvironment):
+                environment.log_to(logs / f"{own:x}.jsonl")
+            yield _Episode(goal, problem, environment, own, most, array("i", tokens))
 
 
 def _ended(llm: Sampler, episode: _Episode, limits: EpisodeLimits) -> bool:
@@ -186,6 +202,8 @@ def _closed(episode: _Episode, files: TrajectoryFiles, temperature: float) -> Tr
         answer = answer_of(episode.text, episode.problem.thinking)
         if episode.finished and answer is not None:
             outcome = episode.environment.outcome(answer)
+        if isinstance(episode.environment, LoggedEnvironment):
+            episode.environment.finish()
     except Exception as error:  # the user's code, too
         episode.error = f"the environment of {episode.problem.domain} raised {type(error).__name__}: {error}"
     finally:

@@ -17,6 +17,10 @@ class SandboxError(Exception):
     """A sandbox cannot be made, was lost, or refuses a request of the caller."""
 
 
+class SandboxRefusal(SandboxError):
+    """A sandbox that goes on refuses one request, such as to read a file that is not there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """File tree of a sandbox (/work and /tmp) as an archive; equal trees have equal digests."""
@@ -50,11 +54,11 @@ class Sandbox(ABC):
 
     @abstractmethod
     def put(self, path: str, data: bytes, *, mode: int = 0o644) -> None:
-        """Write a file, making its folders. SandboxError where the path leaves /work, or the disk limit is reached."""
+        """Write a file, making its folders. SandboxRefusal where the path leaves /work, or at the disk limit."""
 
     @abstractmethod
     def get(self, path: str, *, limit: int = GET_LIMIT) -> bytes:
-        """Contents of a regular file of at most `limit` bytes. SandboxError for a link, a device, a pipe, no file."""
+        """Contents of a regular file of at most `limit` bytes. SandboxRefusal for a link, a device, a pipe, no file."""
 
     @abstractmethod
     def snapshot(self) -> Snapshot: ...

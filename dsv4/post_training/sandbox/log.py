@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,9 @@ class SnapshotFolder:
             return (self.path / digest).read_bytes()
         except FileNotFoundError:
             raise SandboxError(f"snapshot {digest} is missing in {self.path}") from None
+
+    def clear(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def remove(self, digest: str) -> None:
         (self.path / digest).unlink(missing_ok=True)

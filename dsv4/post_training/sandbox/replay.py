@@ -1,7 +1,8 @@
 """Sandbox session that survives preemption: recorded steps are answered from the log, and then it goes on live.
 
-A command that is not idempotent never runs twice. Its log record comes before it, and its result with a snapshot of the
-file tree after it; a later session restores that snapshot. Idempotent steps after the last snapshot run again.
+A command that is not idempotent never runs again once its end is known. Its log record comes before it, and its result
+with a snapshot of the file tree after it; a later session restores that snapshot. Idempotent steps after the last
+snapshot run again.
 """
 
 import base64
@@ -12,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from dsv4.post_training.sandbox.interface import GET_LIMIT, Sandbox, SandboxError, Snapshot
+from dsv4.post_training.sandbox.interface import GET_LIMIT, Sandbox, SandboxError, SandboxRefusal, Snapshot
 from dsv4.post_training.sandbox.limits import Limits
 from dsv4.post_training.sandbox.log import SessionLog, SnapshotFolder, Step
 from dsv4.post_training.sandbox.result import Result, Usage, result_from
@@ -31,12 +32,13 @@ class InterruptedCommand(SandboxError):
 class RecordedSandbox(Sandbox):
     """Sandbox with a log. `make` is called once there is something to run.
 
-    `interrupted` says how a command whose end is not known is answered: by an InterruptedCommand error, or by a result
-    with killed_by "interrupted", from which the session goes on with the file tree from before the command.
+    `interrupted` says how a command whose end is not known is answered: by an InterruptedCommand error; by a result
+    with killed_by "interrupted", from which the session goes on with the file tree from before the command; or by
+    running it again from that tree, for commands that cannot have changed anything outside of the sandbox they ran in.
     """
 
     def __init__(
-        self, make: Callable[[], Sandbox], path: Path, *, interrupted: Literal["error", "report"] = "error"
+        self, make: Callable[[], Sandbox], path: Path, *, interrupted: Literal["error", "report", "again"] = "error"
     ) -> None:
         self._make = make
         self._interrupted = interrupted
@@ -121,7 +123,8 @@ class RecordedSandbox(Sandbox):
             else:
                 self._rest_on(step.ended["snapshot"])
             return _decoded(step.ended["result"])
-        if step.earlier and not idempotent:  # the earlier session ended within the command
+        cut_off = step.earlier and not idempotent  # the earlier session ended within the command
+        if cut_off and self._interrupted != "again":
             if self._interrupted == "error":
                 self._next -= 1
                 raise InterruptedCommand(
@@ -165,12 +168,12 @@ class RecordedSandbox(Sandbox):
         if step.ended is None:
             try:
                 answer = {"data": base64.b64encode(self._sandbox().get(path, limit=limit)).decode()}
-            except SandboxError as error:
+            except SandboxRefusal as error:
                 answer = {"refused": str(error)}
             self._log.end(step, answer)
         assert step.ended is not None
         if "refused" in step.ended:
-            raise SandboxError(step.ended["refused"])
+            raise SandboxRefusal(step.ended["refused"])
         return base64.b64decode(step.ended["data"])
 
     def snapshot(self) -> Snapshot:
@@ -193,14 +196,18 @@ class RecordedSandbox(Sandbox):
         if step.ended is None:
             try:
                 action(self._sandbox())
-            except SandboxError as error:
+            except SandboxRefusal as error:
                 self._log.end(step, {"refused": str(error)})
                 raise
             self._log.end(step, {})
         elif "refused" in step.ended:
-            raise SandboxError(step.ended["refused"])
+            raise SandboxRefusal(step.ended["refused"])
         else:
             self._repeat(action)
+
+    def finish(self) -> None:
+        """Remove all snapshots: the log still answers the steps that it has, and the session does not go on."""
+        self._folder.clear()
 
     def close(self) -> None:
         if self._live is not None:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from dsv4.post_training.sandbox.inside import frames
 from dsv4.post_training.sandbox.inside.cell import CODE, PATH, TREE
-from dsv4.post_training.sandbox.interface import GET_LIMIT, Sandbox, SandboxError, Snapshot
+from dsv4.post_training.sandbox.interface import GET_LIMIT, Sandbox, SandboxError, SandboxRefusal, Snapshot
 from dsv4.post_training.sandbox.limits import Limits
 from dsv4.post_training.sandbox.result import Result, printable, result_from
 from dsv4.post_training.sandbox.seccomp import seccomp_filter
@@ -107,7 +107,7 @@ class SupervisedSandbox(Sandbox):
         self._process.kill()
 
     def _ask(self, request: dict[str, Any], body: bytes, seconds: float) -> tuple[dict[str, Any], bytes]:
-        """Reply to a request. SandboxError where it is refused, or none comes in time; then the sandbox is lost."""
+        """Reply to a request. SandboxRefusal where it is refused, SandboxError where none comes: then it is lost."""
         with self._lock:
             if self._closed:
                 raise SandboxError("the sandbox is closed")
@@ -132,7 +132,7 @@ class SupervisedSandbox(Sandbox):
             self.close()
             raise SandboxError(f"the sandbox was lost: {said or f'no answer within {seconds:g} s'}")
         if "refused" in reply[0]:
-            raise SandboxError(reply[0]["refused"])
+            raise SandboxRefusal(reply[0]["refused"])
         return reply
 
     def exec(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dsv4.post_training.sandbox.interface import Sandbox, SandboxError
+from dsv4.post_training.sandbox.interface import Sandbox, SandboxRefusal
 from dsv4.post_training.sandbox.result import Result, printable
 
 PROGRAM, DRIVER, ANSWER = "program.py", "driver.py", "answer.json"
@@ -142,7 +142,7 @@ def _call(sandbox: Sandbox, test: CallTest, timeout: float | None) -> str | None
         return _failure(result)
     try:
         value = json.loads(sandbox.get(ANSWER, limit=sandbox.limits.output_bytes))
-    except (SandboxError, ValueError, RecursionError) as error:
+    except (SandboxRefusal, ValueError, RecursionError) as error:
         return f"no answer: {error}"
     wanted = json.loads(json.dumps(test.expected))
     if same(value, wanted, test.tolerance):

@@ -174,6 +174,15 @@ def inner_processes(sandbox: SupervisedSandbox) -> list[psutil.Process]:
     return psutil.Process(top).children(recursive=True)
 
 
+def lose(sandbox: SupervisedSandbox) -> None:
+    """End all processes of a sandbox, as the machine does that runs out of memory."""
+    assert sandbox._process is not None
+    inside = inner_processes(sandbox)
+    sandbox._process.kill()
+    sandbox._process.wait()
+    psutil.wait_procs(inside)
+
+
 def words(process: psutil.Process) -> list[str]:
     try:
         return process.cmdline()

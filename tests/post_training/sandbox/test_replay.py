@@ -135,6 +135,24 @@ def test_a_command_cut_off_is_not_run_again_unless_it_is_idempotent(
     assert ran["cat file"] == ran["echo one >file"] == 1
 
 
+def test_a_command_cut_off_runs_again_from_the_tree_before_it_where_it_may(
+    session: Callable[..., RecordedSandbox], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = session(interrupted="again")
+    box.exec("echo one >file")
+    cut_off_within(box, "echo two >>file; cat file", monkeypatch, idempotent=False)
+    for _ in range(2):  # the second time from the log
+        box = session(interrupted="again")
+        box.exec("echo one >file")
+        assert box.exec("echo two >>file; cat file").stdout == b"one\ntwo\n"
+    box.finish()
+    box = session(interrupted="again")
+    box.exec("echo one >file")
+    assert box.exec("echo two >>file; cat file").stdout == b"one\ntwo\n"
+    with pytest.raises(SandboxError, match="snapshot .* is missing"):
+        box.exec("cat file")
+
+
 def test_a_line_cut_off_while_written_is_forgotten(
     session: Callable[..., RecordedSandbox], tmp_path: Path, ran: dict[str, int]
 ) -> None:

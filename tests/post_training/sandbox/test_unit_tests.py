@@ -6,9 +6,13 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from dsv4.post_training.sandbox.interface import SandboxError
+from dsv4.post_training.sandbox.namespaces import NamespaceSandbox
+from dsv4.post_training.sandbox.result import Result
 from dsv4.post_training.sandbox.supervised import SupervisedSandbox
 from dsv4.post_training.sandbox.unit_tests import (
     AssertionTest,
@@ -19,6 +23,7 @@ from dsv4.post_training.sandbox.unit_tests import (
     run_unit_tests,
     same,
 )
+from tests.post_training.sandbox.conftest import SMALL, lose
 
 GOOD = """
 def add(a, b):
@@ -41,6 +46,20 @@ def reasons(score: Score) -> list[str]:
 def test_a_right_program_passes_every_kind_of_test(sandbox: SupervisedSandbox) -> None:
     score = run_unit_tests(sandbox, GOOD, TESTS)
     assert score.passed and score.fraction == 1.0 and reasons(score) == ["passed"] * 3
+
+
+def test_a_sandbox_that_is_lost_before_the_answer_is_read_is_no_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    with NamespaceSandbox(SMALL) as box:
+        run = box.exec
+
+        def runs_and_loses(*args: Any, **options: Any) -> Result:
+            result = run(*args, **options)
+            lose(box)
+            return result
+
+        monkeypatch.setattr(box, "exec", runs_and_loses)
+        with pytest.raises(SandboxError, match="the sandbox was lost"):
+            run_unit_tests(box, GOOD, TESTS[1:2])
 
 
 def test_a_wrong_program_fails_with_expected_and_got(sandbox: SupervisedSandbox) -> None:
