@@ -10,14 +10,18 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 
 from dsv4.config import nano_path
+from dsv4.data.shards import ShardFolder
 from dsv4.engine import LLM, SamplingParams
 from dsv4.post_training.recipe_run import tokenizer_files
 from dsv4.training.export import export_model
 from dsv4.training.plan import CALIBRATION_STEPS
 from recipes import pretrain, sft
+from tests.data.test_records import native_rows
 from tests.post_training.small_policy import small_policy
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +53,10 @@ def test_the_dry_run_shows_samples_and_refusals(folder: Path, talks: Path, capsy
     assert sft.main([str(folder), str(talks), "--dry-run", "1"]) == 0
     output = " ".join(capsys.readouterr().out.split())
     assert "messages[1]" in output and ":9: no JSON" in output and "9 samples" in output and "1 refused" in output
+    talks.write_text("{oops\n" * 21)
+    for words in ("0", "1 --ids"):
+        assert sft.main([str(folder), str(talks), "--dry-run", *words.split()]) == 1
+        assert (":21: no JSON" in capsys.readouterr().out) == (words == "0")
 
 
 def test_the_printed_config_makes_no_run(
@@ -75,6 +83,22 @@ def test_it_trains_resumes_and_is_served(folder: Path, talks: Path, tmp_path: Pa
     assert (tmp_path / "again" / "config.json").is_file()
 
 
+def test_a_table_with_native_columns_trains_as_its_json_lines(folder: Path, tmp_path: Path) -> None:
+    rows = native_rows()
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    documents: list[list[tuple[list[int], list[int]]]] = []
+    for name in ("a.jsonl", "a.parquet"):
+        run = tmp_path / f"run-{name}"
+        words = [str(folder), str(tmp_path / name), "--max-tokens", "1024", "stages.0.row_tokens=1024"]
+        assert sft.main([*words, "--run-dir", str(run)]) == 0
+        assert (run / "model" / "config.json").is_file() and (run / "metrics.jsonl").read_text()
+        shards = ShardFolder(run / "samples")
+        pairs = [shards.document(number) for number in range(len(shards))]
+        documents.append([(ids.tolist(), [] if mask is None else mask.tolist()) for ids, mask in pairs])
+    assert documents[0] == documents[1] and len(documents[0]) == 3
+
+
 def test_a_budget_of_seconds_is_the_length_of_a_run(folder: Path, talks: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = [str(folder), str(talks), "--max-tokens", "128", "stages.0.row_tokens=128", "run.seconds=0.01"]
@@ -97,6 +121,7 @@ def test_wrong_input_is_named(folder: Path, talks: Path, tmp_path: Path) -> None
         ([str(folder), str(tmp_path / "none.jsonl")], "no such file or folder"),
         ([str(folder), str(empty)], "no records"),
         ([str(folder), str(talks), "optimizer.rat=1"], "the nearest key is optimizer.rate"),
+        ([str(folder), str(talks), "--ids"], "--ids shows the tokens of a dry run"),
         ([str(folder), "--resume"], "--resume goes on with the run's own model"),
     ):
         with pytest.raises(SystemExit, match=message):
