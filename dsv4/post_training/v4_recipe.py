@@ -37,10 +37,10 @@ class BudgetSection(Section):
     seconds: Positive = 21600.0
     base: Share = 0.34
     sft: Share = 0.06
-    specialist_sft: PositiveShare = 0.055
-    specialist_grpo: PositiveShare = 0.26
-    student: PositiveShare = 0.13
-    rest: Share = 0.12
+    specialist_sft: PositiveShare = 0.06
+    specialist_grpo: PositiveShare = 0.17
+    student: PositiveShare = 0.105
+    rest: Share = 0.225
 
     @model_validator(mode="after")
     def _check(self) -> BudgetSection:
@@ -97,12 +97,14 @@ class FineTuningSection(Section):
 class SpecialistSection(Section):
     """A domain: its conversations, then GRPO on its problems; `weight` is its teacher's in distillation.
 
+    `time`: its part of the specialists' seconds, beside the others'.
     `efforts`: the domain's problems are asked with one of them, and with thinking; none: as each problem has it.
     """
 
     conversations: Count = 4000
     efforts: tuple[EffortName, ...] = ()
     weight: Positive = 1.0
+    time: Positive = 1.0
 
     @property
     def thinking(self) -> bool | None:
@@ -132,6 +134,7 @@ class GeneralSection(Section):
     tasks: tuple[str, ...] = tuple(TASKS)
     share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3  # of the student's problems
     weight: Positive = 1.0  # of that teacher
+    time: Positive = 1.0  # as a specialist's
     grpo: GRPORecipe = GRPORecipe()
 
     @property
@@ -203,15 +206,17 @@ class V4Recipe(Section):
     def resolve(self) -> V4Recipe:
         """The same run with the budget's seconds, problems and device written out in every section."""
         budget = self.budget.without(self._given())
-        tuning = [name for name, section in self.specialists.items() if not section.sft.has_length]
+        tuning = {name: one.time for name, one in self.specialists.items() if not one.sft.has_length}
         specialists: dict[str, SpecialistSection] = {}
-        seconds = budget.of("specialist_grpo") / (len(DOMAINS) + self.general.asked)
+        times = sum(one.time for _, one in self.specialists.items()) + self.general.asked * self.general.time
+        second = budget.of("specialist_grpo") / times  # of GRPO, for a `time` of 1
         for name, section in self.specialists.items():
             sft = section.sft
             if name in tuning:
-                sft = sft.model_copy(update={"seconds": budget.of("specialist_sft") / len(tuning)})
+                part = section.time / sum(tuning.values())
+                sft = sft.model_copy(update={"seconds": budget.of("specialist_sft") * part})
             efforts = {"efforts": section.efforts}
-            grpo = self._policy(section.grpo, seconds, (name,), efforts)
+            grpo = self._policy(section.grpo, second * section.time, (name,), efforts)
             if has_budgets(section.efforts):
                 grpo = grpo.model_copy(update={"efforts": _filled(grpo.efforts, {"penalty": "budget"})})
             specialists[name] = section.model_copy(update={"sft": sft, "grpo": grpo})
@@ -222,7 +227,7 @@ class V4Recipe(Section):
         evaluation = self.evaluation
         if any(map(has_budgets, thinkers.values())):
             evaluation = _filled(evaluation, {"efforts": CURVE})
-        general = self._policy(self.general.grpo, seconds, (), {"tasks": self.general.tasks})
+        general = self._policy(self.general.grpo, second * self.general.time, (), {"tasks": self.general.tasks})
         return self.model_copy(
             update={
                 "budget": budget,

@@ -10,7 +10,7 @@ from reasoning_gym.algebra.simple_equations import SimpleEquationsConfig, Simple
 
 from dsv4.data.tasks import wordings
 from dsv4.data.tasks.base import Draft, GymTask
-from dsv4.data.tasks.steps import add_steps, operation_steps, subtract_steps
+from dsv4.data.tasks.steps import add_steps, divide_steps, operation_steps, subtract_steps
 
 _OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*"}
 
@@ -158,6 +158,7 @@ class SimpleEquations(GymTask):
         else:
             lines, value = [], c
         if a > 1:
+            lines += divide_steps(value, a) if value >= 10 * a else []
             lines.append(f"{v}={value}/{a}={value // a}")
         else:
             lines.append(f"{v}={value}")

@@ -39,6 +39,24 @@ def subtract_steps(a: int, b: int) -> list[str]:
     return [*lines, f"{a}-{b}={a - b}"]
 
 
+def divide_steps(a: int, b: int) -> list[str]:
+    """Write a / b for b from 1 to 9 and a quotient of several digits, from the left: digits, their quotient, the rest.
+
+    232/8
+    23/8=2 7
+    72/8=9 0
+    """
+    if not 1 <= b <= 9 or a < 10 * b:
+        raise ValueError(f"divide_steps({a}, {b}): b is from 1 to 9, and a at least 10 times as large")
+    lines, rest = [f"{a}/{b}"], 0
+    for digit in str(a):
+        part = 10 * rest + int(digit)
+        if part >= b or len(lines) > 1:
+            lines.append(f"{part}/{b}={part // b} {part % b}")
+        rest = part % b
+    return lines
+
+
 def operation_steps(a: int, op: str, b: int) -> list[str] | None:
     """Write a op b for op in + - *; None if the steps would not stay small.
 

@@ -29,7 +29,7 @@ from dsv4.tokenizer.effort_number import MAX_BUDGET, MIN_BUDGET
 
 Length = Literal["brief", "steps", "checked"]
 LENGTHS: tuple[Length, ...] = ("brief", "steps", "checked")
-WEIGHTS = {"low": (3.0, 2.0, 1.0), "high": (1.0, 4.0, 1.0), "max": (1.0, 2.0, 3.0)}  # of LENGTHS
+WEIGHTS = {"low": (6.0, 3.0, 1.0), "high": (2.0, 7.0, 1.0), "max": (1.0, 3.0, 6.0)}  # of LENGTHS
 CHECK = "check"
 
 
@@ -65,8 +65,11 @@ def length_weights(effort: Asked) -> tuple[float, float, float]:
     """Weights of LENGTHS; those of budgets go from low's at the smallest to max's at the largest."""
     if not isinstance(effort, int):
         return WEIGHTS[effort]
-    more = 2.0 * (effort - MIN_BUDGET) / (MAX_BUDGET - MIN_BUDGET)
-    return 3.0 - more, 2.0, 1.0 + more
+    share = (effort - MIN_BUDGET) / (MAX_BUDGET - MIN_BUDGET)
+    brief, steps, checked = (
+        low + share * (most - low) for low, most in zip(WEIGHTS["low"], WEIGHTS["max"], strict=True)
+    )
+    return brief, steps, checked
 
 
 def problem_to_solve(domain: Domain, seed: int, number: int) -> Problem:

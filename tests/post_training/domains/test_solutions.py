@@ -80,7 +80,7 @@ def test_they_are_trained_on_as_they_are_asked(tmp_path: Path, prompts: PromptEn
 
 
 def test_efforts_have_reasoning_of_all_lengths(tmp_path: Path) -> None:
-    records = written(tmp_path / "a.jsonl", "mathematics", 60, thinking=True, efforts=("low", "max"))
+    records = written(tmp_path / "a.jsonl", "mathematics", 200, thinking=True, efforts=("low", "max"))
     written_by = {effort: [one for one in records if one["reasoning_effort"] == effort] for effort in ("low", "max")}
     low, most = (
         sum(len(one["messages"][-1]["reasoning_content"]) for one in found) / len(found)
@@ -89,7 +89,7 @@ def test_efforts_have_reasoning_of_all_lengths(tmp_path: Path) -> None:
     assert low < most
     found = {(one["reasoning_effort"], CHECK in one["messages"][-1]["reasoning_content"]) for one in records}
     assert found == {("low", True), ("low", False), ("max", True), ("max", False)}
-    assert records == written(tmp_path / "b.jsonl", "mathematics", 60, thinking=True, efforts=("low", "max"))
+    assert records == written(tmp_path / "b.jsonl", "mathematics", 200, thinking=True, efforts=("low", "max"))
 
 
 def test_larger_budgets_have_longer_reasoning_more_often(tmp_path: Path, prompts: PromptEncoder) -> None:
