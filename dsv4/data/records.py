@@ -91,7 +91,7 @@ class File:
             yield from self._rows(start)
         elif kind in _JSON_LINES:
             yield from self._lines(start)
-        elif self.column is None:
+        elif self.column == ROWS:
             raise RecordError(f"{self.path}: a text; rows are allowed, of {', '.join((*_JSON_LINES, '.parquet'))}")
         elif start == 0:
             with _open(self.path) as handle:
@@ -250,7 +250,7 @@ def _entry(place: str, read: Callable[[str], Record]) -> Entry:
 
 def _of_column(column: str | None) -> str:
     """What a digest says of a column that was named."""
-    return "" if column is None else f", column {column}"
+    return "" if column in (None, ROWS) else f", column {column}"
 
 
 def _line(line: bytes, column: str | None, place: str) -> Record:

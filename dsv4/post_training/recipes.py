@@ -14,14 +14,12 @@ from dsv4.config import ModelConfig
 from dsv4.data.stable_hash import stable_hash
 from dsv4.engine import SamplingParams
 from dsv4.model.transformer import Transformer
-from dsv4.post_training.answer_checks import Check
-from dsv4.post_training.data_problems import DataProblem, Files, Rows, absolute, read_problems
+from dsv4.post_training.data_problems import Rows, absolute
 from dsv4.post_training.distillation import DistillationSettings, Estimate
-from dsv4.post_training.domains.domain import Level
-from dsv4.post_training.domains.registry import DomainProblems, mixed
+from dsv4.post_training.domains.registry import mixed
 from dsv4.post_training.effort_keys import EffortsSection
-from dsv4.post_training.effort_names import EffortName, asked_efforts, has_budgets
-from dsv4.post_training.efforts import EffortMode, EffortProblems, SomeEfforts
+from dsv4.post_training.effort_names import asked_efforts, has_budgets
+from dsv4.post_training.efforts import EffortMode
 from dsv4.post_training.episodes.environment import EpisodeLimits
 from dsv4.post_training.grpo import AdvantageScale, GRPOSettings
 from dsv4.post_training.grpo_run import GRPORunSettings
@@ -29,7 +27,8 @@ from dsv4.post_training.judge_keys import JudgeSection
 from dsv4.post_training.learner import LearnerSettings
 from dsv4.post_training.length_penalty import OverlengthPenalty
 from dsv4.post_training.policy_run import LoopSettings
-from dsv4.post_training.problems import ProblemSource, TaskProblems
+from dsv4.post_training.problem_keys import ProblemsSection
+from dsv4.post_training.problems import ProblemSource
 from dsv4.post_training.replay import ReplaySettings
 from dsv4.post_training.rewards import RewardSettings
 from dsv4.post_training.rollout_service.launchers import LauncherName, ProcessLauncher
@@ -47,85 +46,6 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NotNegative = Annotated[float, Field(ge=0.0)]
 MAX_STALLED = 5  # workers that may end on a rollout without a further token of it
-
-
-class ProblemsSection(Section):
-    """Tasks, domains and the user's own problems that are asked; each as often as the others, or by weights.
-
-    `data`: files whose rows are problems (post_training/data_problems.py). `efforts`: each problem is asked with one of
-    them, and with thinking: levels, budgets of 1 to 100, or "1-100" for all of these. With `effort_domains`, problems
-    of these tasks and domains alone.
-    """
-
-    tasks: tuple[str, ...] = ()
-    weights: tuple[float, ...] = ()  # of the tasks
-    domains: tuple[str, ...] = ()
-    domain_weights: tuple[float, ...] = ()
-    level: Level = "standard"  # of the domains' problems
-    data: Files = ()
-    data_weight: Positive = 1.0
-    check: Check = "exact"  # of rows without their own
-    thinking: bool | None = None  # left out: as each task's, domain's or row's problems have it
-    efforts: tuple[EffortName, ...] = ()
-    effort_domains: tuple[str, ...] = ()  # left out: all
-    seed: int = 1
-
-    @model_validator(mode="after")
-    def _check(self) -> ProblemsSection:
-        for what, weights, names in (
-            ("tasks", self.weights, self.tasks), ("domains", self.domain_weights, self.domains)
-        ):  # fmt: skip
-            if weights and len(weights) != len(names):
-                raise ValueError(f"{len(weights)} weights for {len(names)} {what}; allowed: none, or one each")
-        if not self.data:
-            self._check_effort_domains(set())
-        if self.effort_domains and not self.efforts:
-            raise ValueError(f"effort_domains is {', '.join(self.effort_domains)} without efforts; allowed: none")
-        if self.efforts and self.thinking is False:
-            names = ", ".join(map(str, self.efforts))
-            raise ValueError(f"efforts {names} without thinking; allowed: thinking=true, or left out")
-        return self
-
-    def _check_effort_domains(self, rows: set[str]) -> None:
-        """ValueError for an effort_domain that is no task, no domain, and not of the domains of `rows`."""
-        allowed = (*self.tasks, *self.domains, *sorted(rows))
-        unasked = sorted({*self.effort_domains} - {*allowed})
-        if unasked:
-            raise ValueError(
-                f"effort_domains has {', '.join(unasked)}, which is not asked; allowed: {', '.join(allowed)}"
-            )
-
-    def source(self, modes: tuple[EffortMode, ...] = (), rewarded: bool = True) -> ProblemSource:
-        """The problems, asked with `modes` if there are any. ValueError for an unknown task or domain, none at all, a
-        domain that lacks what it needs, or files without a problem; not `rewarded`: a prompt is one."""
-        if modes:
-            thinking = self.model_copy(update={"thinking": True})
-            asked = EffortProblems(thinking.source(rewarded=rewarded), modes, self.seed)
-            return SomeEfforts(self.source((), rewarded), asked, self.effort_domains) if self.effort_domains else asked
-        parts: list[tuple[ProblemSource, float]] = []
-        if self.domains:
-            chosen = dict(zip(self.domains, self.domain_weights or (1.0,) * len(self.domains), strict=True))
-            parts.append((DomainProblems(chosen, self.seed, self.thinking, level=self.level), sum(chosen.values())))
-        if self.tasks or not (self.domains or self.data):
-            tasks = dict(zip(self.tasks, self.weights or (1.0,) * len(self.tasks), strict=True))
-            parts.append((TaskProblems(tasks, self.seed, self.thinking), sum(tasks.values())))
-        if self.data:
-            rows = self.rows(rewarded)
-            self._check_effort_domains({row.domain for row in rows})
-            parts.append((Rows(rows, self.seed), self.data_weight))
-        return mixed(parts, self.seed)
-
-    def rows(self, rewarded: bool = True) -> tuple[DataProblem | RubricQuestion, ...]:
-        """Problems of the files; none without files."""
-        return read_problems(self.data, self.check, self.thinking, rewarded) if self.data else ()
-
-    @property
-    def total_weight(self) -> float:
-        """Of all that is asked."""
-        tasks, domains = (sum(weights or (1.0,) * len(names)) for weights, names in (
-            (self.weights, self.tasks), (self.domain_weights, self.domains)
-        ))  # fmt: skip
-        return tasks + domains + (self.data_weight if self.data else 0.0)
 
 
 class OptimizerSection(Section):
