@@ -14,12 +14,12 @@ from dsv4.model_folder import resolve_model
 from dsv4.post_training.averaging import average_models
 from dsv4.post_training.distillation import DistillationRun, Estimate
 from dsv4.post_training.gradient_noise import ESTIMATES, Noise, gradient_noise
+from dsv4.post_training.problem_keys import ProblemsSection
 from dsv4.post_training.recipe_run import make_policy, tokenizer_files
 from dsv4.post_training.recipes import (
     DistillationSection,
     DistillRecipe,
     OptimizerSection,
-    ProblemsSection,
     RunSection,
     SamplingSection,
 )

@@ -121,6 +121,7 @@ def test_all_ranks_count_in_the_rate_of_the_machine(
     names = recipe["make_trainer"].__globals__
     monkeypatch.setitem(names, "product_rate", lambda device, dtype, processes: asked.append(processes) or 1.0)
     monkeypatch.setitem(names, "RankTrainer", lambda *_, **__: None)
+    monkeypatch.setitem(names, "on_first_rank", lambda name, work: work())
     recipe["make_trainer"](run, tmp_path, 0, console)
     assert asked == [8]
 

@@ -11,7 +11,7 @@ from dsv4.post_training.domains import code
 from dsv4.post_training.domains.code import Code, CodeProblem
 from dsv4.post_training.domains.programs import Program
 from dsv4.post_training.domains.registry import DomainProblems
-from dsv4.post_training.recipes import ProblemsSection
+from dsv4.post_training.problem_keys import ProblemsSection
 from dsv4.post_training.rewards import RewardSettings, judge
 from dsv4.post_training.rollouts import Rollout
 from dsv4.post_training.sandbox.substrates import missing
