@@ -187,8 +187,11 @@ class V4Run:
         if recipe.general.asked:
             seconds = recipe.general.grpo.run.seconds or 0.0
             found.append(Stage("general.grpo", folders.general, seconds, self._grpo_general))
+        found.append(Stage("averaged", folders.averaged, 0.0, self._average))
+        if recipe.student_sft.has_length:
+            seconds = recipe.student_sft.seconds or 0.0
+            found.append(Stage("student.sft", folders.student_tuned, seconds, self._fine_tune_student))
         found += [
-            Stage("averaged", folders.averaged, 0.0, self._average),
             Stage("student", folders.student, recipe.student.run.seconds or 0.0, self._distill),
             Stage("mixed", folders.mixed, MIXED_SHARE * rest, self._mix),
         ]
@@ -253,8 +256,14 @@ class V4Run:
         export_model(average_models(folders), tokenizer_files(folders[0], target.parent), target)
         return f"mean of the weights of {len(folders)} specialists"
 
+    def _fine_tune_student(self) -> str:
+        data = [self.folders.data(domain) for domain in DOMAINS]
+        words = self.recipe.student_sft.words(self.recipe.device)
+        return self._train_sft(data, words, self.folders.student_tuned.parent)
+
     def _distill(self) -> str:
-        folders, words = self.folders, [str(self.folders.start)]
+        folders = self.folders
+        words = [str(folders.student_tuned if self.recipe.student_sft.has_length else folders.start)]
         for domain, section in self.recipe.specialists.items():
             words += ["--teacher", f"{domain}={folders.specialist(domain)}:{section.weight:g}"]
         if self.recipe.general.asked:

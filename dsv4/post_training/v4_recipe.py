@@ -39,8 +39,9 @@ class BudgetSection(Section):
     sft: Share = 0.06
     specialist_sft: PositiveShare = 0.06
     specialist_grpo: PositiveShare = 0.17
+    student_sft: Share = 0.03
     student: PositiveShare = 0.105
-    rest: Share = 0.225
+    rest: Share = 0.215
 
     @model_validator(mode="after")
     def _check(self) -> BudgetSection:
@@ -169,6 +170,8 @@ class V4Recipe(Section):
     """A whole run. `base_model`, `sft_model`: model folders in place of the base and of its sft.
 
     `start`: the model that specialists, the student and the comparisons begin with; `ladder`: its prompts of efforts.
+    `student_sft`: fine-tuning of the student on all specialists' conversations before distillation; without a length of
+    its own and a share of the budget there is none.
     """
 
     device: str = "cpu"
@@ -183,6 +186,7 @@ class V4Recipe(Section):
     specialists: SpecialistsSection = SpecialistsSection()
     mixed: FineTuningSection = FineTuningSection()
     general: GeneralSection = GeneralSection()
+    student_sft: FineTuningSection = FineTuningSection()
     student: DistillRecipe = DistillRecipe()
     evaluation: EvaluationSection = EvaluationSection()
 
@@ -223,6 +227,9 @@ class V4Recipe(Section):
         thinkers = {name: section.efforts for name, section in self.specialists.items() if section.efforts}
         efforts = {"efforts": tuple({effort: None for found in thinkers.values() for effort in found})}
         asked = efforts | {"effort_domains": tuple(thinkers)} | self.general.problems()
+        student_sft = self.student_sft
+        if budget.student_sft and not student_sft.has_length:
+            student_sft = student_sft.model_copy(update={"seconds": budget.of("student_sft")})
         student = self._policy(self.student, budget.of("student"), DOMAINS, asked)
         evaluation = self.evaluation
         if any(map(has_budgets, thinkers.values())):
@@ -234,6 +241,7 @@ class V4Recipe(Section):
                 "nano": self._nano(budget),
                 "specialists": self.specialists.model_copy(update=specialists),
                 "general": self.general.model_copy(update={"grpo": general}),
+                "student_sft": student_sft,
                 "student": student,
                 "evaluation": evaluation,
             }

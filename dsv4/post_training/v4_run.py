@@ -66,6 +66,11 @@ class RunFolders:
         return self.run_dir / "averaged" / "model"
 
     @property
+    def student_tuned(self) -> Path:
+        """The student before distillation, if it is fine-tuned."""
+        return self.run_dir / "student_sft" / "model"
+
+    @property
     def student(self) -> Path:
         return self.run_dir / "student" / "model"
 
@@ -83,6 +88,8 @@ class RunFolders:
         """Runs of the specialists, of the general teacher if there is one, and of the student."""
         for domain in DOMAINS:
             yield self.tuned(domain).parent
+        if self.student_tuned.is_dir():
+            yield self.student_tuned.parent
         yield from self.sampled().values()
 
     def sampled(self) -> dict[str, Path]:

@@ -63,7 +63,9 @@ def keys() -> list[str]:
         found += [f"{place}.conversations=4", f"{place}.sft.steps=2", f"{place}.sft.save_every=1"]
         found += [f"{place}.sft.row_tokens=1024", f"{place}.sft.batch_tokens=1024", f"{place}.sft.precision=fp32"]
     found += [f"general.grpo.{key}" for key in (*short, "objective.group_size=2", "objective.resample=1")]
-    found += ["mixed.row_tokens=1024", "mixed.batch_tokens=1024", "mixed.precision=fp32"]
+    for name in ("mixed", "student_sft"):
+        found += [f"{name}.row_tokens=1024", f"{name}.batch_tokens=1024", f"{name}.precision=fp32"]
+    found += ["student_sft.steps=2", "student_sft.save_every=1"]
     found += ["evaluation.questions=2", "evaluation.max_tokens=4", "nano.steps=2", "nano.sft.run.precision=fp32"]
     for stage in ("nano.sft.stages.0", "nano.sft.stages.1"):
         found += [f"{stage}.{key}" for key in ("sequence=256", "row_tokens=512", "batch_tokens=512", "tokens=512")]
@@ -192,7 +194,7 @@ def check_equal_tokens(run: Path) -> None:
         return tokens_of(run / name)
 
     parts = [f"specialists/{domain}/{part}" for domain in DOMAINS for part in ("sft", "grpo")]
-    assert abs(tokens("mixed") - sum(map(tokens, [*parts, "general/grpo", "student"]))) <= 2048
+    assert abs(tokens("mixed") - sum(map(tokens, [*parts, "general/grpo", "student_sft", "student"]))) <= 2048
 
 
 @pytest.mark.parametrize(
@@ -201,7 +203,7 @@ def check_equal_tokens(run: Path) -> None:
         (["--resume"], "holds no run"),
         (["--resume", "budget.seconds=1"], "--resume goes on with the run's own recipe"),
         (["budget.second=1"], "budget.second is unknown; the nearest key is budget.seconds"),
-        (["budget.base=0.9"], "the shares add up to 1.520; allowed: 1 at most"),
+        (["budget.base=0.9"], "the shares add up to 1.540; allowed: 1 at most"),
         (["budget.sft=0"], "budget.sft is 0; allowed: more, or sft_model"),
         (["budget.student=0"], "budget.student is 0: Input should be greater than 0"),
         (["nano.second=1"], "second is unknown; the nearest key is seconds"),
@@ -250,6 +252,7 @@ def test_the_config_is_whole_and_shares_out_the_budget(capsys: pytest.CaptureFix
     assert recipe["specialists"]["code"]["grpo"]["problems"]["domains"] == ["code"]
     assert recipe["specialists"]["code"]["sft"]["steps"] == 60 and "seconds" not in recipe["specialists"]["code"]["sft"]
     assert recipe["specialists"]["tools"]["sft"]["seconds"] == pytest.approx(60 / 5)
+    assert recipe["student_sft"]["seconds"] == pytest.approx(30)
     assert recipe["student"]["run"]["device"] == "cuda" and recipe["student"]["problems"]["domains"] == list(DOMAINS)
 
 
