@@ -43,7 +43,7 @@ class ScriptedLLM(LLM):
             ids = self.table.get(prompt) or [*self.tokenizer.encode("."), self.tokenizer.eos_token_id]
             one = SimpleNamespace(
                 prompt_token_ids=prompt, token_ids=ids, logprobs=[0.0] * len(ids), finish_reason="stop",
-                sampling_masks=[],
+                sampling_masks=[], routed_experts=None, indexer_topk=None,
             )  # fmt: skip
             outputs.append(SimpleNamespace(**vars(one), outputs=[one]))
         return outputs
