@@ -23,7 +23,7 @@ from dsv4.data.tokenizing import ShardWriter
 from dsv4.model_folder import resolve_model
 from dsv4.parallel.first_rank import on_first_rank
 from dsv4.post_training.sft_preview import show_samples
-from dsv4.post_training.sft_samples import TurnSource, read_samples
+from dsv4.post_training.sft_samples import Refusal, TurnSource, read_samples
 from dsv4.tokenizer.prompts import PromptEncoder
 from recipes import pretrain
 
@@ -91,11 +91,14 @@ def run_samples(options: argparse.Namespace, place: list[str], data: list[str], 
         if (run_dir / "data.json").exists() and not options.print_config:
             raise ValueError(f"{run_dir} already holds a run; pass --resume to go on with it, or another --run-dir")
         turns = [TurnSource(source, prompts, options.max_tokens) for source in sources]
-        counts = on_first_rank("samples", lambda: write_samples(turns, folder, options))
+        counts, refusals = on_first_rank("samples", lambda: write_samples(turns, folder, options))
     except (ValueError, OSError) as error:
         raise SystemExit(f"training stopped: {error}") from error
     told = console if not options.print_config else Console(stderr=True)  # whose output is a recipe
-    told.print(f"{counts.documents:,} samples, {counts.tokens:,} tokens; refusals: --dry-run 0", highlight=False)
+    told.print(f"{counts.documents:,} samples, {counts.tokens:,} tokens; {len(refusals):,} refused", highlight=False)
+    if refusals:
+        first = f"refused {refusals[0].place}: {refusals[0].reason}"
+        told.print(f"{first}; --dry-run 0 lists all", style="red", markup=False, highlight=False)
     keys = run_keys(folder, run_dir / SAMPLES, options, options.epochs * counts.tokens)
     overrides = [word for word in options.words if "=" in word]
     if any(word.startswith("lora.") for word in overrides):
@@ -104,10 +107,11 @@ def run_samples(options: argparse.Namespace, place: list[str], data: list[str], 
     return pretrain.main([*(f"{key}={value}" for key, value in keys.items()), *overrides, *place, *show], "sft")
 
 
-def write_samples(turns: list[TurnSource], folder: Path, options: argparse.Namespace) -> Counts:
-    """Write the run's shards; their samples and tokens."""
+def write_samples(turns: list[TurnSource], folder: Path, options: argparse.Namespace) -> tuple[Counts, list[Refusal]]:
+    """Write the run's shards; their samples and tokens, and what was refused."""
     with shard_folder(options) as shards:
-        return ShardWriter(turns, folder, shards).run().counts
+        counts = ShardWriter(turns, folder, shards).run().counts
+    return counts, [refusal for source in turns for refusal in source.refusals]
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dsv4.data.encoding import Encoded, RecordEncoder, has_reasoning
@@ -98,11 +98,12 @@ def _problem(record: Record | RecordError) -> str | None:
 
 @dataclass(frozen=True)
 class TurnSource:
-    """The samples of a source as records, for the writer of shards; what cannot be trained on is left out."""
+    """The samples of a source as records, for the writer of shards; what cannot be trained on goes to `refusals`."""
 
     source: Source
     prompts: PromptEncoder
     max_tokens: int
+    refusals: list[Refusal] = field(default_factory=list[Refusal], compare=False)
 
     @property
     def name(self) -> str:
@@ -122,5 +123,12 @@ class TurnSource:
         return (Entry(f"{sample.place}, messages[{sample.turn}]", sample.record) for sample in self._samples(start))
 
     def _samples(self, start: int) -> Iterator[Sample]:
-        samples = read_samples([self.source], self.prompts, self.max_tokens)
-        return itertools.islice((item for item in samples if isinstance(item, Sample)), start, None)
+        return itertools.islice(self._read(), start, None)
+
+    def _read(self) -> Iterator[Sample]:
+        self.refusals.clear()
+        for item in read_samples([self.source], self.prompts, self.max_tokens):
+            if isinstance(item, Sample):
+                yield item
+            else:
+                self.refusals.append(item)

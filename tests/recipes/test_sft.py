@@ -69,10 +69,14 @@ def test_the_printed_config_makes_no_run(
     assert recipe["data"]["shards"] == [str(run / "samples")] and recipe["stages"][0]["name"] == "sft"
 
 
-def test_it_trains_resumes_and_is_served(folder: Path, talks: Path, tmp_path: Path) -> None:
+def test_it_trains_resumes_and_is_served(
+    folder: Path, talks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run, short = tmp_path / "run", ["stages.0.row_tokens=128", "run.save_every=1"]
     words = [str(folder), str(talks), *short, "--max-tokens", "128", "--epochs", "2", "--run-dir", str(run)]
     assert sft.main(words) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "9 samples" in said and "; 1 refused refused" in said and ":9: no JSON" in said
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert lines and all(line["stage"] == "sft" for line in lines)
     (output,) = LLM(run / "model").generate("Hi", SamplingParams(max_tokens=3, ignore_eos=True))
