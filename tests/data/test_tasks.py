@@ -3,6 +3,7 @@ import json
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -10,7 +11,7 @@ from reasoning_gym.algebra.simple_equations import SimpleEquationsConfig, Simple
 
 from dsv4.data.stable_hash import stable_hash
 from dsv4.data.tasks import TASKS, GymTask, parse_tool_calls, split_of
-from dsv4.data.tasks.arithmetic import FastSimpleEquations
+from dsv4.data.tasks.arithmetic import BasicArithmetic, ChainSum, FastSimpleEquations, SimpleEquations
 from dsv4.data.tasks.base import Example
 
 NAMES = sorted(TASKS)
@@ -192,3 +193,30 @@ def test_other_wordings_ask_the_same_and_some_are_kept_from_training(name: str) 
 def test_a_task_of_one_wording_says_so() -> None:
     with pytest.raises(ValueError, match="task json_extraction has no other wordings"):
         TASKS["json_extraction"].sample(1, "eval", reworded=True)
+
+
+def test_steps_of_long_expressions_say_what_is_left() -> None:
+    """An expression, from which the reasoning goes on, has the value of the whole."""
+    chains = ChainSum(min_terms=3, max_terms=8, max_digits=3)
+    for task in (chains, BasicArithmetic(min_terms=3, max_terms=6, max_digits=2)):
+        left = 0
+        for number in range(200):
+            example = task.sample(number, "train")
+            for line in example.reasoning.split("\n"):
+                if "=" not in line and len(re.findall(r"\d+", line)) > 2:
+                    assert eval(line) == int(example.answer), example.reasoning
+                    left += 1
+        assert left > 100
+
+
+def test_an_equation_is_stated_again_before_a_long_division() -> None:
+    task, divisions = SimpleEquations(max_value=40), 0
+    for number in range(100):
+        example = task.sample(number, "train")
+        lines = example.reasoning.split("\n")
+        for before, line in pairwise(lines):
+            if found := re.fullmatch(r"(\d+)/(\d)", line):
+                assert re.fullmatch(rf"{found[2]}\*[a-z]={found[1]}", before)
+                assert lines[-1].endswith(f"={line}={example.answer}")
+                divisions += 1
+    assert divisions > 20

@@ -13,6 +13,7 @@ from dsv4.data.tasks.base import Draft, GymTask
 from dsv4.data.tasks.steps import add_steps, divide_steps, operation_steps, subtract_steps
 
 _OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*"}
+REST = 2  # operations that are left: with as many or more, a step is followed by what is left, to go on from
 
 
 class ChainSum(GymTask):
@@ -32,12 +33,16 @@ class ChainSum(GymTask):
         entry = self.entry(rng)
         parts = entry["metadata"]["expression"].split(" ")
         total, lines = int(parts[0]), []
-        for op, term in zip(parts[1::2], parts[2::2], strict=True):
-            steps = operation_steps(total, op, int(term))
+        for place in range(1, len(parts), 2):
+            op, term = parts[place], int(parts[place + 1])
+            steps = operation_steps(total, op, term)
             if steps is None:
                 return None
             lines += steps
-            total = total + int(term) if op == "+" else total - int(term)
+            total = total + term if op == "+" else total - term
+            left = parts[place + 2 :]
+            if len(left) >= 2 * REST:
+                lines.append("".join([str(total), *left]))
         expression = " ".join(parts)
         others = wordings.EXPRESSION.of(it=expression)
         return Draft(expression, entry["question"], entry["answer"], "\n".join(lines), entry, wordings=others)
@@ -71,30 +76,36 @@ class BasicArithmetic(GymTask):
         expression = entry["metadata"]["expression"]
         if re.search(r"(^|[(*+-] ?)-", expression):
             return None
-        lines: list[str] = []
-        value = _evaluate(ast.parse(expression, mode="eval").body, lines)
-        if value is None or str(value) != entry["answer"]:
+        lines = _evaluation(expression)
+        if lines is None or lines[-1].rpartition("=")[2] != entry["answer"]:
             return None
         others = wordings.EXPRESSION.of(it=expression)
         return Draft(expression, entry["question"], entry["answer"], "\n".join(lines), entry, wordings=others)
 
 
-def _evaluate(node: ast.expr, lines: list[str]) -> int | None:
-    """Evaluate an expression tree, appending each operation's steps to `lines`; None if one does not stay small."""
-    if isinstance(node, ast.Constant):
-        assert isinstance(node.value, int)
-        return node.value
-    if not isinstance(node, ast.BinOp):
-        return None
-    left, right = _evaluate(node.left, lines), _evaluate(node.right, lines)
-    if left is None or right is None:
-        return None
-    op = _OPERATORS[type(node.op)]
-    steps = operation_steps(left, op, right)
-    if steps is None:
-        return None
-    lines += steps
-    return {"+": left + right, "-": left - right, "*": left * right}[op]
+def _evaluation(expression: str) -> list[str] | None:
+    """Write an expression's operations, left before right; None if one does not stay small."""
+    tree, lines = ast.parse(expression, mode="eval").body, list[str]()
+    while isinstance(tree, ast.BinOp):
+        node, above = tree, None
+        while operands := [side for side in (node.left, node.right) if isinstance(side, ast.BinOp)]:
+            node, above = operands[0], node
+        left, right = (ast.literal_eval(side) for side in (node.left, node.right))
+        op = _OPERATORS[type(node.op)]
+        steps = operation_steps(left, op, right)
+        if steps is None:
+            return None
+        lines += steps
+        value = ast.Constant({"+": left + right, "-": left - right, "*": left * right}[op])
+        if above is None:
+            return lines
+        if above.left is node:
+            above.left = value
+        else:
+            above.right = value
+        if sum(isinstance(part, ast.BinOp) for part in ast.walk(tree)) >= REST:
+            lines.append(ast.unparse(tree).replace(" ", ""))
+    return lines or None
 
 
 class FastSimpleEquations(SimpleEquationsDataset):
@@ -158,7 +169,7 @@ class SimpleEquations(GymTask):
         else:
             lines, value = [], c
         if a > 1:
-            lines += divide_steps(value, a) if value >= 10 * a else []
+            lines += [f"{left}={value}", *divide_steps(value, a)] if value >= 10 * a else []
             lines.append(f"{v}={value}/{a}={value // a}")
         else:
             lines.append(f"{v}={value}")
