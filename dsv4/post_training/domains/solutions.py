@@ -1,8 +1,8 @@
 """Solved problems of the domains as conversations in OpenAI's message format, to be fine-tuned on.
 
 Answers and reasoning are the problems' own; the results of tool calls come from the problem's environment. Under
-efforts the reasoning has one of LENGTHS, drawn by the effort's weights: each effort has all of them, so that
-reinforcement learning can choose, and more effort has longer ones more often, so that efforts differ from the start.
+efforts the reasoning has one of LENGTHS, drawn by the effort's weights: each effort has two of them, so that
+reinforcement learning can choose, and low the last line often, so that efforts differ from the start.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dsv4.tokenizer.effort_number import MAX_BUDGET, MIN_BUDGET
 
 Length = Literal["brief", "steps", "checked"]
 LENGTHS: tuple[Length, ...] = ("brief", "steps", "checked")
-WEIGHTS = {"low": (6.0, 3.0, 1.0), "high": (2.0, 7.0, 1.0), "max": (1.0, 3.0, 6.0)}  # of LENGTHS
+WEIGHTS = {"low": (6.0, 4.0, 0.0), "high": (1.0, 9.0, 0.0), "max": (0.0, 9.0, 1.0)}  # of LENGTHS
 CHECK = "check"
 
 
