@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -14,7 +14,7 @@ from dsv4.notices import warn_once
 from dsv4.post_training.asking import Episodes, ask
 from dsv4.post_training.domains.domain import Level
 from dsv4.post_training.domains.registry import open_domain
-from dsv4.post_training.effort_names import asked_efforts
+from dsv4.post_training.effort_names import Asked, asked_efforts
 from dsv4.post_training.efforts import EffortMode, with_effort
 from dsv4.post_training.episodes.environment import EpisodeLimits
 from dsv4.post_training.episodes.trajectory import TrajectoryFiles
@@ -59,17 +59,19 @@ def evaluate_domain(
     max_tokens: int = MAX_TOKENS,
     level: Level = "standard",
     limits: EpisodeLimits | None = None,
+    windows: Mapping[Asked, int | None] | None = None,
 ) -> DomainScore:
     """Score of a model on `count` problems of a domain's held-out split, none twice; fewer if the domain has fewer.
 
     `thinking` None leaves the mode to the problems. `efforts`: in turns; none: as the problems have it. `max_tokens`:
-    of an answer, or of one turn of an episode. An answer that cannot be judged counts as wrong, with a warning.
+    of an answer, or of one turn of an episode. `windows`: most tokens under an effort, of a whole episode. An answer
+    that cannot be judged counts as wrong, with a warning.
     ValueError for an unknown domain, or one that lacks what it needs.
     """
     llm = model if isinstance(model, LLM) else LLM(model, max_num_seqs=32)
     problems = held_out_problems(domain, count, seed, thinking, level)
     if efforts:
-        modes = cycle(map(EffortMode, asked_efforts(efforts)))
+        modes = cycle([EffortMode(effort, (windows or {}).get(effort)) for effort in asked_efforts(efforts)])
         problems = [with_effort(problem, next(modes)) for problem in problems]
     correct = tokens = 0
     for rollouts, asked in _answers(llm, problems, max_tokens, limits or EpisodeLimits()):

@@ -20,11 +20,12 @@ def evaluate_efforts(
     max_tokens: int = MAX_TOKENS,
     level: Level = "standard",
     efforts: Sequence[str | int] = EFFORTS,
+    windows: Mapping[Asked, int | None] | None = None,
 ) -> dict[Asked, DomainScore]:
     """Score of each effort on the same `count` problems, all with thinking. Arguments are `evaluate_domain`'s."""
     llm = model if isinstance(model, LLM) else LLM(model, max_num_seqs=32)
     return {
-        effort: evaluate_domain(llm, domain, count, seed, True, (effort,), max_tokens, level)
+        effort: evaluate_domain(llm, domain, count, seed, True, (effort,), max_tokens, level, windows=windows)
         for effort in asked_efforts(efforts)
     }
 

@@ -55,6 +55,7 @@ def describe_results(results: Results) -> str:
             f"| {name} | {' | '.join(_cell(row[mode]) for mode in modes)} |" for name, row in results.general.items()
         ]
     if results.efforts:
+        lines += ["", "Each level of reasoning has the window of tokens that its reinforcement learning had:"]
         lines += ["", "| level of reasoning | right | mean tokens |", "| --- | --- | --- |"]
         lines += [
             f"| {name} | {100 * one.accuracy:.1f} % | {one.tokens:.1f} |" for name, one in results.efforts.items()

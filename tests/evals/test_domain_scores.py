@@ -169,6 +169,11 @@ def test_efforts_are_scored_on_the_same_problems(llm: LLM, monkeypatch: pytest.M
     }
 
 
+def test_an_effort_has_its_window(llm: LLM) -> None:
+    scores = evaluate_efforts(llm, "mathematics", 3, max_tokens=9, efforts=("low", "max"), windows={"low": 2})
+    assert scores["low"].mean_tokens <= 2 < scores["max"].mean_tokens
+
+
 def test_the_curve_of_budgets_is_of_the_same_problems(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, ...]] = []
 
