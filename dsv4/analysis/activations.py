@@ -63,9 +63,8 @@ class LayerActivations:
         waiting = sites + attention if block else 0  # run again with the experts, needed after them
         stream = self.streams * STREAM_BYTES
         if self.indexer is not None:
-            attended = (
-                number_bytes * self.attention_gradients + self.lists
-            )  # queries and outputs, in place of gradients
+            # As many queries and outputs as there would be gradients of them.
+            attended = number_bytes * self.attention_gradients + self.lists
             return 2 * stream + max(attended, number_bytes * experts)
         return max(
             2 * stream + number_bytes * (waiting + experts + self.expert_gradients),
@@ -107,8 +106,7 @@ def layer_activations(
         fused=(streams + 2) * d if layer >= config.num_hidden_layers else 0,
         queries=heads * c,
         gathered=k * (d + mi) + config.n_shared_experts * mi,
-        attention_gradients=d
-        + 4 * heads * c,  # of the output, before and after its rotation, and of queries; scaled ones
+        attention_gradients=d + 4 * heads * c,  # of outputs, rotated and not, and of queries; scaled queries
         expert_gradients=d + k * (3 * d + mi),  # of the output; of an expert's input by both products and their sum
         lists=lists,
         indexer=indexer if phase == "warmup" else None,
