@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dsv4.analysis.training_memory import Memory
-from dsv4.analysis.training_plan import StagePlan
+from dsv4.analysis.training_plan import MOST_DOUBLINGS, StagePlan
 from dsv4.training.parts_plan import PartsPlan
 from dsv4.training.prediction import Comparison, RunPlan
 
@@ -34,7 +34,7 @@ def print_plan(name: str, plan: RunPlan, console: Console | None = None) -> None
             have = setting.machine.memory
             console.print(
                 f"[red]{stage.shape.name} does not fit[/red]: {_bytes(stage.memory.total)} of {_bytes(have)} per rank"
-                f"{_elsewhere(stage, larger)}",
+                f"{_elsewhere(plan, larger)}",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -85,10 +85,10 @@ def _total(stages: Sequence[StagePlan], plan: RunPlan | PartsPlan) -> str:
     return f"{tokens:.3g} tokens: {_time(plan.seconds)}, {hours:,.1f} GPU hours, ${plan.cost:,.0f} at ${price:g} each"
 
 
-def _elsewhere(stage: StagePlan, larger: StagePlan | None) -> str:
+def _elsewhere(plan: RunPlan, larger: StagePlan | None) -> str:
     if larger is not None:
         return f"; it fits on {larger.degrees.ranks:,} ({_ranks(larger)})"
-    return f"; its steps have {stage.asked_rows:,} rows, which bounds data x expert"
+    return f"; nor on {plan.setting.gpus << MOST_DOUBLINGS:,} with these settings" if plan.larger else ""
 
 
 def _ranks(plan: StagePlan) -> str:
