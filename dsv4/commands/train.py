@@ -9,7 +9,6 @@ from typing import Any
 from dsv4.commands.options import add_command
 from dsv4.commands.recipe_flags import PARSERS, parse
 from dsv4.commands.scripts import run_script
-from dsv4.training.memory import restart_merging_blocks
 
 EXAMPLES = """\
 dsv4 train demo
@@ -31,5 +30,7 @@ def run(options: argparse.Namespace) -> None:
     if options.recipe in PARSERS:
         parse(options.recipe, options.arguments)  # help and refusals before the recipe imports torch
     if sys.argv[1:2] == ["train"]:  # a process of its own, and not a caller of `main`
+        from dsv4.training.memory import restart_merging_blocks
+
         restart_merging_blocks()
     run_script("recipes", options.recipe, options.arguments)

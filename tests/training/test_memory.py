@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from dsv4.cli import main
 from dsv4.training.memory import TUNABLES, merging_blocks
 
 
@@ -28,3 +29,13 @@ def test_a_process_starts_anew_once_with_its_own_command_line() -> None:
     command = [sys.executable, "-c", code, "train", "a b"]
     done = subprocess.run(command, input="word", capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["begins", "begins", "glibc.malloc.tcache_count=0 ['train', 'a b'] word"]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone has these settings")
+def test_the_train_command_starts_anew_unless_it_is_called_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[str] = []
+    monkeypatch.setattr("os.execve", lambda path, words, environment: found.append(environment[TUNABLES]))
+    monkeypatch.delenv(TUNABLES, raising=False)
+    assert main(["train", "nobody"]) == 2 and not found
+    monkeypatch.setattr(sys, "argv", ["dsv4", "train", "nobody"])
+    assert main(["train", "nobody"]) == 2 and found == ["glibc.malloc.tcache_count=0"]
