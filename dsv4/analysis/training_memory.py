@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from functools import lru_cache
 
-from dsv4.analysis.activations import Recompute, head_activations, layer_activations
+from dsv4.analysis.activations import Recompute, head_activations, layer_activations, received_rows
 from dsv4.analysis.degrees import Degrees
 from dsv4.analysis.hardware import Machine, Precision
 from dsv4.analysis.training_flops import Phase
@@ -61,7 +61,7 @@ class Memory:
     momenta: float
     quantized: float  # stored values beside the masters, with quantization-aware training
     activations: float
-    working: float  # a layer that runs again and gradients of its activations, the head's gradient
+    working: float  # what the largest layer's backward runs again, its gradients, the head's gradient
     buffers: float  # of communication
     runtime: float
 
@@ -88,13 +88,16 @@ def rank_memory(
     if precision != "fp32" or setting.rounds:
         copies += ROUNDED_BYTES * whole.rounded
     in_flight = min(degrees.pipeline - place, micro)
-    kept, largest = _kept(config, layers, recompute, number)
-    activations, working = in_flight * tokens * kept, float(tokens * largest)
-    if place == degrees.pipeline - 1:
+    reads = 0  # read-outs with a gradient
+    if place == degrees.pipeline - 1 and shape.phase != "warmup":
         reads = 1 + (config.num_nextn_predict_layers if setting.mtp else 0)
-        per_token, besides = head_activations(config, number)
-        activations += reads * tokens * per_token
-        working += reads * besides
+    per_token, besides = head_activations(config, number)
+    kept, most = _kept(config, layers, recompute, number, shape.phase, shape.sequence, per_token, reads)
+    activations, working = in_flight * tokens * kept, float(tokens * most) + reads * besides
+    if degrees.context > 1:
+        received = [received_bytes(setting, shape, degrees, layer) for layer in layers]
+        activations += in_flight * sum(received) if recompute in ("none", "experts") else 0.0
+        working += 2 * max(received)  # with their gradients
     exchanged = tokens * config.num_experts_per_tok * config.hidden_size * number * 2 if degrees.expert > 1 else 0.0
     return Memory(
         weights=copies,
@@ -109,6 +112,12 @@ def rank_memory(
     )
 
 
+def received_bytes(setting: Setting, shape: StageShape, degrees: Degrees, layer: int) -> float:
+    """Bytes that the last rank of a context dimension gets of earlier ones in a layer's forward, for a micro-batch."""
+    rows = received_rows(setting.config, layer, shape.sequence)
+    return (1 - 1 / degrees.context) * NUMBER_BYTES[setting.precision] * rows
+
+
 def _outside(config: ModelConfig, degrees: Degrees, place: int) -> int:
     """Parameters of a rank that FSDP holds in the root's group: embedding, head, MTP blocks without their experts."""
     layers, weights = stage_parts(config, degrees.pipeline, place)
@@ -118,11 +127,30 @@ def _outside(config: ModelConfig, degrees: Degrees, place: int) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _kept(config: ModelConfig, layers: tuple[int, ...], recompute: Recompute, number_bytes: int) -> tuple[int, int]:
-    """Bytes per token that these layers keep, and those of the largest while it runs its backward."""
-    each = [layer_activations(config, layer) for layer in layers]
-    largest = max(one.again(recompute, number_bytes) + one.kept("none", number_bytes) for one in each)
-    return sum(one.kept(recompute, number_bytes) for one in each), largest
+def _kept(
+    config: ModelConfig,
+    layers: tuple[int, ...],
+    recompute: Recompute,
+    number_bytes: int,
+    phase: Phase,
+    sequence: int,
+    read_out: int,
+    reads: int,
+) -> tuple[int, int]:
+    """Bytes per token that these layers and `reads` read-outs keep, and those besides at the backward's peak.
+
+    By then it has freed what was kept behind the layer that it is in: that of the layers, and of their read-outs. An
+    MTP block's backward comes before the main model's read-out's.
+    """
+    each = [layer_activations(config, layer, phase, sequence) for layer in layers]
+    kept = [one.kept(recompute, number_bytes) for one in each]
+    peaks: list[int] = []
+    for i, one in enumerate(each):
+        read_outs = min(reads, max(0, layers[i] - config.num_hidden_layers + 1))  # of the layers before
+        held = sum(kept[: i + 1]) + read_outs * read_out
+        peaks.append(held + one.working(recompute, number_bytes))
+    total = sum(kept) + reads * read_out
+    return total, max(0, max(peaks) - total)
 
 
 @lru_cache(maxsize=4096)

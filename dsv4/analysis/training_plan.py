@@ -7,7 +7,7 @@ the longer of its computation and its communication, which overlap, and the bubb
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from dsv4.analysis.activations import POLICIES, Recompute
@@ -20,19 +20,23 @@ from dsv4.analysis.training_memory import (
     Setting,
     StageShape,
     rank_memory,
+    received_bytes,
     stage_parts,
 )
 from dsv4.analysis.training_weights import optimizer_flops
 
 USABLE = 0.92  # of the memory: the rest is lost between allocations
 SHORTEST_SLICE = 4096  # tokens of a row that a context rank has at least, where the plan chooses
+MOST_ROUNDING = 0.25  # of a step's rows, so that each rank with rows of its own has as many
+MOST_DOUBLINGS = 5  # of the GPUs, in search of some on which a stage fits
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """Prediction for one stage; memory is that of its fullest rank."""
+    """Prediction for one stage; memory is that of its fullest rank. The shape's steps are whole rows of every rank."""
 
     shape: StageShape
+    asked_rows: int  # of a step in the recipe
     degrees: Degrees
     recompute: Recompute
     micro_batches: int  # per rank and step
@@ -57,7 +61,15 @@ def plan_stage(setting: Setting, shape: StageShape, degrees: Degrees, recompute:
     """Predict a stage for given degrees. ValueError if they are not allowed."""
     config = setting.config
     degrees.check(setting.gpus, config.n_routed_experts, config.num_hidden_layers)
-    micro = -(-shape.batch_tokens // (shape.row_tokens * degrees.batches))
+    asked, micro = _rows(shape), _micro_batches(shape, degrees.batches)
+    if micro is None:
+        raise ValueError(
+            f"stage {shape.name!r}: data {degrees.data} x expert {degrees.expert}; allowed: as many as the {asked} "
+            f"rows of a step can be dealt to, each as many, with at most {MOST_ROUNDING:.0%} more or fewer rows"
+        )
+    if (rows := micro * degrees.batches) != asked:
+        steps = max(1, round(shape.steps * asked / rows))
+        shape = replace(shape, batch_tokens=rows * shape.row_tokens, steps=steps)
     memory = max(
         (rank_memory(setting, shape, degrees, recompute, place, micro) for place in range(degrees.pipeline)),
         key=lambda memory: memory.total,
@@ -70,7 +82,7 @@ def plan_stage(setting: Setting, shape: StageShape, degrees: Degrees, recompute:
     bubble = waiting / (micro + waiting)
     step = max(computation, communication := _communication(setting, shape, degrees, micro)) / (1 - bubble)
     return StagePlan(
-        shape, degrees, recompute, micro, memory, memory.total <= USABLE * setting.machine.memory, computation,
+        shape, asked, degrees, recompute, micro, memory, memory.total <= USABLE * setting.machine.memory, computation,
         communication, bubble, flops / (step * setting.gpus * setting.machine.rate(_product(setting))),
     )  # fmt: skip
 
@@ -89,21 +101,48 @@ def choose_stage(
                 best = plan
     if best is None:
         words = ", ".join(f"{name} {value}" for name, value in given.items() if value is not None) or "any degrees"
-        rows = shape.batch_tokens // shape.row_tokens
         raise ValueError(
             f"stage {shape.name!r} cannot be cut for {setting.gpus} GPUs with {words}: data x expert x context x "
-            f"pipeline must be the GPUs, data x expert at most the {rows} rows of a step, pipeline at most the "
-            f"{setting.config.num_hidden_layers} layers"
+            f"pipeline must be the GPUs, data x expert must share the {_rows(shape)} rows of a step evenly, a context "
+            f"rank needs {SHORTEST_SLICE} tokens, pipeline at most the {setting.config.num_hidden_layers} layers"
         )
     return best
 
 
+def enlarge_stage(
+    setting: Setting, shape: StageShape, recompute: Recompute | None = None, **given: int | None
+) -> StagePlan | None:
+    """The plan on the fewest GPUs, doubled from those of the setting, on which the stage fits; None if on none tried.
+
+    Found fast: with the policy that keeps least, unless one is given.
+    """
+    for doubling in range(1, MOST_DOUBLINGS + 1):
+        larger = replace(setting, gpus=setting.gpus << doubling)
+        for degrees in _candidates(larger, shape, given):
+            plan = plan_stage(larger, shape, degrees, recompute or "blocks")
+            if plan.fits:
+                return choose_stage(larger, shape, recompute, **given)
+    return None
+
+
+def _micro_batches(shape: StageShape, batches: int) -> int | None:
+    """Rows per step of each rank that has its own; None if the step would have to change too much."""
+    rows = _rows(shape)
+    micro = max(1, round(rows / batches))
+    return micro if abs(micro * batches - rows) <= MOST_ROUNDING * rows else None
+
+
+def _rows(shape: StageShape) -> int:
+    """Micro-batches of a step, all ranks' together."""
+    return max(1, shape.batch_tokens // shape.row_tokens)
+
+
 def _order(plan: StagePlan) -> tuple[bool, float, float]:
-    return (not plan.fits, round(plan.step_seconds, 9) if plan.fits else 0.0, plan.memory.total)
+    return (not plan.fits, round(plan.seconds, 9) if plan.fits else 0.0, plan.memory.total)
 
 
 def _candidates(setting: Setting, shape: StageShape, given: dict[str, int | None]) -> Iterator[Degrees]:
-    config, rows = setting.config, max(1, shape.batch_tokens // shape.row_tokens)
+    config = setting.config
     most_context = max(1, shape.row_tokens // SHORTEST_SLICE)
     for pipeline in _allowed(given.get("pipeline"), _divisors(setting.gpus, min(config.num_hidden_layers, 64))):
         for context in _allowed(given.get("context"), _divisors(setting.gpus // pipeline, most_context)):
@@ -111,7 +150,8 @@ def _candidates(setting: Setting, shape: StageShape, given: dict[str, int | None
             experts = [1] if setting.shared_weights else _divisors(batches, config.n_routed_experts)
             for expert in _allowed(given.get("expert"), experts):
                 degrees = Degrees(pipeline, given.get("data") or max(1, batches // expert), context, expert)
-                if degrees.ranks == setting.gpus and degrees.batches <= rows and config.n_routed_experts % expert == 0:
+                divides = degrees.ranks == setting.gpus and config.n_routed_experts % expert == 0
+                if divides and _micro_batches(shape, degrees.batches) is not None:
                     yield degrees
 
 
@@ -157,7 +197,8 @@ def _flops(setting: Setting, shape: StageShape, recompute: Recompute) -> tuple[f
 
 
 def _communication(setting: Setting, shape: StageShape, degrees: Degrees, micro: int) -> float:
-    """Seconds per step: gathers and reductions of parameters, exchanges of tokens among expert ranks."""
+    """Seconds per step: gathers and reductions of parameters, exchanges of tokens among expert ranks, of entries among
+    context ranks."""
     if setting.shared_weights:
         return 0.0
     config = setting.config
@@ -173,4 +214,9 @@ def _communication(setting: Setting, shape: StageShape, degrees: Degrees, micro:
         tokens = micro * shape.row_tokens / degrees.context * config.num_hidden_layers / degrees.pipeline
         moved = tokens * config.num_experts_per_tok * config.hidden_size * 2 * 4 * (1 - 1 / degrees.expert)
         seconds += moved / setting.machine.bandwidth(degrees.expert)
+    if degrees.context > 1:
+        layers, _ = stage_parts(config, degrees.pipeline, 0)
+        received = sum(received_bytes(setting, shape, degrees, layer) for layer in layers)
+        # There for the forward and for what runs again, and back as gradients.
+        seconds += 3 * micro * received / setting.machine.bandwidth(degrees.context * degrees.expert)
     return seconds

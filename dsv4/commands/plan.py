@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,8 @@ from dsv4.commands.options import add_command, count
 from dsv4.presets import PRESETS
 
 if TYPE_CHECKING:
-    from dsv4.training.prediction import Choice
+    from dsv4.training.prediction import Choice, RunPlan
+    from dsv4.training.pretrain_recipe import PretrainRecipe
 
 CPU = "cpu"
 
@@ -29,6 +31,7 @@ def add(commands: Any) -> None:
         "dsv4 plan flash --gpus 2048\n"
         "dsv4 plan pro --gpus 2048 --device B200 --precision fp8 --expert 64 --json\n"
         "dsv4 plan recipes/stages.toml run.recompute=blocks --device cpu\n"
+        "dsv4 plan recipes/nano.toml --device cpu\n"
         "dsv4 plan --check runs/text",
     )
     recipe = f"a recipe in TOML, or a preset ({', '.join(PRESETS)}) with the published run's stages"
@@ -60,7 +63,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from dsv4.commands import plan_tables
-    from dsv4.training import prediction
+    from dsv4.training import parts_plan, prediction
 
     if options.check is not None:
         if options.recipe is not None:
@@ -73,15 +76,27 @@ def run(options: argparse.Namespace) -> None:
         return
     if options.recipe is None:
         raise ValueError(f"give a recipe, or one of {', '.join(PRESETS)}; or --check RUN_DIR")
-    recipe = prediction.recipe_to_plan(options.recipe, options.overrides)
-    if options.device == CPU:
-        plan = prediction.plan_here(recipe, recipe.model.config(), _rate_here(recipe.run.replicas), _memory_here())
-    else:
-        plan = prediction.plan_run(recipe, MACHINES[options.device], _choice(options))
+    if parts_plan.has_parts(options.recipe):
+        parts = parts_plan.plan_parts(options.recipe, options.overrides, partial(_plan, options=options))
+        if options.json:
+            print(json.dumps({"recipe": options.recipe, **parts.to_dict()}, indent=2))
+        else:
+            plan_tables.print_parts(options.recipe, parts)
+        return
+    plan = _plan(prediction.recipe_to_plan(options.recipe, options.overrides), options)
     if options.json:
         print(json.dumps({"recipe": options.recipe, **plan.to_dict()}, indent=2))
     else:
         plan_tables.print_plan(options.recipe, plan)
+
+
+def _plan(recipe: PretrainRecipe, options: argparse.Namespace) -> RunPlan:
+    from dsv4.training import prediction
+
+    if options.device == CPU:
+        rate, memory = _rate_here(recipe.run.replicas), _memory_here()
+        return prediction.plan_here(recipe, recipe.model.config(), rate, memory)
+    return prediction.plan_run(recipe, MACHINES[options.device], _choice(options))
 
 
 def _choice(options: argparse.Namespace) -> Choice:
@@ -92,6 +107,7 @@ def _choice(options: argparse.Namespace) -> Choice:
     return Choice(**{field.name: getattr(options, field.name) for field in fields(Choice)})
 
 
+@cache  # one measurement for all parts
 def _rate_here(processes: int) -> float:
     """Products per second of this machine's processor."""
     import torch

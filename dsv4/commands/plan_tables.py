@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from itertools import zip_longest
 
 from rich.console import Console
 from rich.table import Table
 
 from dsv4.analysis.training_memory import Memory
+from dsv4.analysis.training_plan import MOST_DOUBLINGS, StagePlan
+from dsv4.training.parts_plan import PartsPlan
 from dsv4.training.prediction import Comparison, RunPlan
+
+DIMENSIONS_IN_ORDER = "ranks: data/expert/context/pipeline"
 
 
 def print_plan(name: str, plan: RunPlan, console: Console | None = None) -> None:
@@ -22,31 +27,83 @@ def print_plan(name: str, plan: RunPlan, console: Console | None = None) -> None
     )
     console.print(_stages(plan))
     console.print(_memory(plan))
-    tokens = sum(stage.shape.tokens for stage in plan.stages)
-    console.print(
-        f"{tokens:.3g} tokens: {_time(plan.seconds)}, {plan.gpu_hours:,.1f} GPU hours, "
-        f"${plan.gpu_hours * plan.price:,.0f} at ${plan.price:g} each",
-        highlight=False,
-    )
-    for stage in plan.stages:
+    console.print(_total(plan.stages, plan), highlight=False)
+    _print_rounded(plan.stages, console)
+    for stage, larger in zip_longest(plan.stages, plan.larger):
         if not stage.fits:
             have = setting.machine.memory
             console.print(
-                f"[red]{stage.shape.name} does not fit[/red]: {_bytes(stage.memory.total)} of {_bytes(have)} per rank",
+                f"[red]{stage.shape.name} does not fit[/red]: {_bytes(stage.memory.total)} of {_bytes(have)} per rank"
+                f"{_elsewhere(plan, larger)}",
                 highlight=False,
+                soft_wrap=True,
             )
+
+
+def print_parts(name: str, plan: PartsPlan, console: Console | None = None) -> None:
+    """Print the plans of a recipe's parts as one table, with the memory of each stage's fullest rank."""
+    console = console or Console()
+    settings = [part.setting for part in plan.parts.values()]
+    kinds = dict.fromkeys(f"{one.gpus} x {one.machine.name}, {one.precision}" for one in settings)
+    console.print(f"[bold]{name}[/bold] on {'; '.join(kinds)}")
+    table = _table("Parts", "stage", "tokens", "ranks d/e/c/p", "recompute", "s/step", "memory", "time")
+    for part, own in plan.parts.items():
+        for stage in own.stages:
+            memory = _bytes(stage.memory.total)
+            table.add_row(
+                f"{part} {stage.shape.name}", f"{stage.shape.tokens / 1e6:,.1f}M", _ranks(stage), stage.recompute,
+                f"{stage.step_seconds:,.3g}", memory if stage.fits else f"[red]{memory}[/red]", _time(stage.seconds),
+            )  # fmt: skip
+        table.add_row(f"[bold]{part}[/bold]", *[""] * 5, f"[bold]{_time(own.seconds)}[/bold]")
+        table.add_section()
+    table.add_row("[bold]all[/bold]", *[""] * 5, f"[bold]{_time(plan.seconds)}[/bold]")
+    table.caption = DIMENSIONS_IN_ORDER
+    console.print(table)
+    console.print(_total([stage for own in plan.parts.values() for stage in own.stages], plan), highlight=False)
+    share = plan.budget / plan.seconds
+    hours = f"{_hours(plan.seconds)} in all; the recipe's budget of {_hours(plan.budget)} is {share:.2g} of that"
+    console.print(hours, highlight=False, soft_wrap=True)
+
+
+def _print_rounded(stages: Sequence[StagePlan], console: Console) -> None:
+    """Name the stages whose steps have other rows than the recipe's, which the run has to be told."""
+    for stage in stages:
+        batch = stage.shape.batch_tokens
+        if batch != stage.asked_rows * stage.shape.row_tokens:
+            console.print(
+                f"{stage.shape.name}: batch_tokens={batch} in place of {stage.asked_rows} rows, so that "
+                f"{stage.degrees.batches} ranks have {stage.micro_batches} each",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+
+def _total(stages: Sequence[StagePlan], plan: RunPlan | PartsPlan) -> str:
+    tokens = sum(stage.shape.tokens for stage in stages)
+    hours = plan.gpu_hours
+    price = plan.cost / hours if hours else 0.0
+    return f"{tokens:.3g} tokens: {_time(plan.seconds)}, {hours:,.1f} GPU hours, ${plan.cost:,.0f} at ${price:g} each"
+
+
+def _elsewhere(plan: RunPlan, larger: StagePlan | None) -> str:
+    if larger is not None:
+        return f"; it fits on {larger.degrees.ranks:,} ({_ranks(larger)})"
+    return f"; nor on {plan.setting.gpus << MOST_DOUBLINGS:,} with these settings" if plan.larger else ""
+
+
+def _ranks(plan: StagePlan) -> str:
+    degrees = plan.degrees
+    return f"{degrees.data}/{degrees.expert}/{degrees.context}/{degrees.pipeline}"
 
 
 def _stages(plan: RunPlan) -> Table:
     table = _table("Stages", "stage", "steps", "ranks d/e/c/p", "recompute", "s/step", "MFU", "time")
     for stage in plan.stages:
-        degrees = stage.degrees
         table.add_row(
-            stage.shape.name, f"{stage.shape.steps:,}",
-            f"{degrees.data}/{degrees.expert}/{degrees.context}/{degrees.pipeline}", stage.recompute,
-            f"{stage.step_seconds:,.3g}", f"{stage.mfu:.1%}", _time(stage.seconds),
+            stage.shape.name, f"{stage.shape.steps:,}", _ranks(stage), stage.recompute, f"{stage.step_seconds:,.3g}",
+            f"{stage.mfu:.1%}", _time(stage.seconds),
         )  # fmt: skip
-    table.caption = "ranks: data/expert/context/pipeline"
+    table.caption = DIMENSIONS_IN_ORDER
     return table
 
 
@@ -83,6 +140,10 @@ def _table(title: str, *columns: str) -> Table:
 
 def _bytes(number: float) -> str:
     return f"{number / 1e9:,.2f} GB"
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:,.{1 if seconds >= 360 else 3}f} hours"
 
 
 def _time(seconds: float) -> str:

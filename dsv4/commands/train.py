@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 from dsv4.commands.options import add_command
@@ -28,4 +29,8 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     if options.recipe in PARSERS:
         parse(options.recipe, options.arguments)  # help and refusals before the recipe imports torch
+    if sys.argv[1:2] == ["train"]:  # a process of its own, and not a caller of `main`
+        from dsv4.training.memory import restart_merging_blocks
+
+        restart_merging_blocks()
     run_script("recipes", options.recipe, options.arguments)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,7 +14,7 @@ from dsv4.analysis.activations import Recompute
 from dsv4.analysis.degrees import DIMENSIONS, Degrees
 from dsv4.analysis.hardware import Machine, Precision, cpu
 from dsv4.analysis.training_memory import Setting, StageShape
-from dsv4.analysis.training_plan import StagePlan, choose_stage, plan_stage
+from dsv4.analysis.training_plan import StagePlan, choose_stage, enlarge_stage, plan_stage
 from dsv4.config import ModelConfig
 from dsv4.presets import PRESETS
 from dsv4.training.plots import read_metrics
@@ -45,11 +46,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """Prediction of a whole run."""
+    """Prediction of a whole run. `larger`: plans on more GPUs of stages that do not fit, None of others."""
 
     setting: Setting
     stages: tuple[StagePlan, ...]
     price: float
+    larger: tuple[StagePlan | None, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -59,6 +61,14 @@ class RunPlan:
     def gpu_hours(self) -> float:
         return self.setting.gpus * self.seconds / 3600
 
+    @property
+    def cost(self) -> float:
+        return self.gpu_hours * self.price
+
+    @property
+    def fits(self) -> bool:
+        return all(stage.fits for stage in self.stages)
+
     def to_dict(self) -> dict[str, Any]:
         """The plan as one object for JSON."""
         setting = self.setting
@@ -67,24 +77,28 @@ class RunPlan:
             "gpus": setting.gpus,
             "precision": setting.precision,
             "efficiency": setting.efficiency,
-            "stages": [_stage_dict(stage) for stage in self.stages],
-            "fits": all(stage.fits for stage in self.stages),
+            "stages": [
+                _stage_dict(stage) | {"fits_on": larger and asdict(larger.degrees) | {"gpus": larger.degrees.ranks}}
+                for stage, larger in zip_longest(self.stages, self.larger)
+            ],
+            "fits": self.fits,
             "peak_memory_bytes": round(max(stage.memory.total for stage in self.stages)),
             "steps": sum(stage.shape.steps for stage in self.stages),
             "tokens": sum(stage.shape.tokens for stage in self.stages),
             "seconds": self.seconds,
             "gpu_hours": self.gpu_hours,
             "price_per_gpu_hour": self.price,
-            "cost": self.gpu_hours * self.price,
+            "cost": self.cost,
         }
 
 
 def _stage_dict(plan: StagePlan) -> dict[str, Any]:
     memory = {name: round(value) for name, value in asdict(plan.memory).items()}
     return {
-        **asdict(plan.shape), "degrees": asdict(plan.degrees), "recompute": plan.recompute,
-        "micro_batches": plan.micro_batches, "memory_bytes": memory | {"total": round(plan.memory.total)},
-        "fits": plan.fits, "seconds_per_step": plan.step_seconds, "computation_seconds": plan.computation,
+        **asdict(plan.shape), "recipe_rows_per_step": plan.asked_rows, "degrees": asdict(plan.degrees),
+        "recompute": plan.recompute, "micro_batches": plan.micro_batches,
+        "memory_bytes": memory | {"total": round(plan.memory.total)}, "fits": plan.fits,
+        "seconds_per_step": plan.step_seconds, "computation_seconds": plan.computation,
         "communication_seconds": plan.communication, "bubble": plan.bubble, "mfu": plan.mfu, "seconds": plan.seconds,
     }  # fmt: skip
 
@@ -126,9 +140,13 @@ def plan_run(recipe: PretrainRecipe, machine: Machine, choice: Choice) -> RunPla
     given: dict[str, int | None] = {name: getattr(choice, name) for name in DIMENSIONS}
     if degrees.ranks > 1 and not any(given.values()):
         given |= asdict(degrees)
-    shapes = zip(stage_shapes(recipe), policies, strict=True)
-    plans = [choose_stage(setting, shape, policy, **given) for shape, policy in shapes]
-    return RunPlan(setting, tuple(plans), machine.price if choice.price is None else choice.price)
+    shapes = list(zip(stage_shapes(recipe), policies, strict=True))
+    plans = tuple(choose_stage(setting, shape, policy, **given) for shape, policy in shapes)
+    larger = tuple(
+        None if plan.fits else enlarge_stage(setting, shape, policy, **given)
+        for plan, (shape, policy) in zip(plans, shapes, strict=True)
+    )
+    return RunPlan(setting, plans, machine.price if choice.price is None else choice.price, larger)
 
 
 def plan_here(recipe: PretrainRecipe, config: ModelConfig, rate: float, memory: float) -> RunPlan:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 
-from dsv4.analysis.activations import POLICIES, layer_activations
+from dsv4.analysis.activations import POLICIES, layer_activations, received_rows
 from dsv4.analysis.degrees import Degrees
 from dsv4.analysis.hardware import MACHINES, Precision, cpu
 from dsv4.analysis.parameters import count_parameters
 from dsv4.analysis.training_flops import training_flops
 from dsv4.analysis.training_memory import Memory, Setting, StageShape, rank_memory
-from dsv4.analysis.training_plan import choose_stage, plan_stage
+from dsv4.analysis.training_plan import choose_stage, enlarge_stage, plan_stage
 from dsv4.analysis.training_weights import optimizer_flops, weights_by_part
 from dsv4.config import ModelConfig
 
@@ -104,6 +105,48 @@ def test_time_is_the_models_operations_at_the_rate_reached() -> None:
     assert again.mfu < plan.mfu
     fp8 = plan_stage(setting(1, FLASH, "fp8"), SHORT, Degrees(), "none")
     assert fp8.computation < plan_stage(setting(1), SHORT, Degrees(), "none").computation
+
+
+def test_context_ranks_share_the_activations_of_a_row_and_receive_its_entries() -> None:
+    """More of them hold fewer tokens each; the last one gets the others' entries and index keys."""
+    two, four = (plan_stage(setting(4, NANO), LONG, Degrees(context=n, data=4 // n), "blocks").memory for n in (2, 4))
+    assert four.activations == pytest.approx(two.activations / 2)
+    entries = {4: 64 + 32, 128: 64}  # channels of a CSA layer's, index keys too, and of an HCA layer's
+    for layer, ratio in enumerate(NANO.compress_ratios[:4]):
+        assert received_rows(NANO, layer, 1 << 20) == ((1 << 20) // ratio * entries[ratio] if ratio else 0)
+    tokens = (1 << 20) * sum(one.kept("none", 2) for one in map(partial(layer_activations, NANO), range(7)))
+    streams = 4 * NANO.hc_mult * NANO.hidden_size + 4 * NANO.hidden_size  # that a read-out keeps
+    received = sum(received_rows(NANO, layer, 1 << 20) for layer in range(7))
+    kept = plan_stage(setting(4, NANO), LONG, Degrees(context=4), "none").memory.activations
+    assert kept == pytest.approx((tokens + (1 << 21) * streams) / 4 + 3 / 4 * 2 * received)
+    alone, cut = (plan_stage(setting(4, NANO), LONG, Degrees(context=n, data=4 // n), "blocks") for n in (1, 4))
+    assert cut.communication > alone.communication
+
+
+def test_a_step_is_whole_rows_of_every_rank() -> None:
+    """As training has it (StageSection.size): a plan says so where the recipe's rows are not."""
+    with pytest.raises(
+        ValueError, match="stage 'long': data 1 x expert 8; allowed: as many as the 4 rows of a step can"
+    ):
+        plan_stage(setting(8), LONG, Degrees(expert=8), "none")
+    with pytest.raises(ValueError, match="data x expert must share the 4 rows of a step evenly"):
+        choose_stage(setting(8), LONG, expert=8)
+    many = replace(LONG, batch_tokens=72 << 20, tokens=720 << 20)
+    plan = plan_stage(setting(64), many, Degrees(expert=64), "blocks")
+    assert (plan.micro_batches, plan.shape.batch_tokens, plan.asked_rows, plan.shape.steps) == (1, 64 << 20, 72, 11)
+    assert plan.seconds == pytest.approx(plan.step_seconds * 720 / 64)
+    exact = plan_stage(setting(64), many, Degrees(expert=8, context=8), "blocks")
+    assert (exact.shape, exact.micro_batches) == (many, 9)
+
+
+def test_more_gpus_are_named_on_which_a_stage_fits() -> None:
+    """Four rows leave four expert ranks, so that stages of a pipeline and parts of a row are many."""
+    h200 = replace(setting(512), machine=MACHINES["H200"])
+    plan = enlarge_stage(h200, LONG)
+    assert plan is not None and plan.fits and plan.degrees.ranks in (1024, 2048, 4096)
+    assert plan.degrees.context >= 32 and plan.degrees.batches <= 4
+    assert not choose_stage(replace(h200, gpus=plan.degrees.ranks // 2), LONG).fits
+    assert enlarge_stage(h200, LONG, pipeline=1, context=1) is None
 
 
 def test_chosen_degrees_fit_and_given_ones_stay() -> None:
