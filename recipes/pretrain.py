@@ -140,19 +140,19 @@ def _export(trainer: Trainer, recipe: PretrainRecipe, run_dir: Path, out: Path, 
     """Write the model folder, and first the adapter of a run that trained one; of several ranks, the first writes."""
     lora, ranks = recipe.lora.settings, trainer if isinstance(trainer, RankTrainer) else None
     first = ranks is None or dist.get_rank() == 0
-    if lora is None and ranks is None:
-        export_model(trainer.model, run_dir / "tokenizer", out)
-    elif lora is None and ranks is not None:
-        tensors = ranks.gather_tensors()
-        if first:
-            export_tensors(tensors, trainer.model.config, run_dir / "tokenizer", out)
-        deque(tensors, maxlen=0)  # the other ranks send theirs
-    else:
+    if lora is not None:
         assert recipe.model.start is not None
         pairs = adapter_pairs(trainer.model) if ranks is None else ranks.gather_adapters()
         if first:
             export_adapter(pairs, lora, Path(recipe.model.start), run_dir / "adapter", out)
         console.print(f"adapter: {run_dir / 'adapter'}", highlight=False)
+    elif ranks is None:
+        export_model(trainer.model, run_dir / "tokenizer", out)
+    else:
+        tensors = ranks.gather_tensors()
+        if first:
+            export_tensors(tensors, trainer.model.config, run_dir / "tokenizer", out)
+        deque(tensors, maxlen=0)  # the other ranks send theirs
     console.print(f"model folder: {out}", highlight=False)
 
 

@@ -90,9 +90,11 @@ def save_tensors(
         _check_tensor(spec, tensor, target)
         return _encode(group, tensor, target)
 
-    _write(target, config, format, format, encode, {}, max_shard_bytes, overwrite)
-    for name, _ in stream:
-        raise CheckpointError(target, "no more tensors in this model", "one to save", name)
+    def check_end() -> None:
+        for name, _ in stream:
+            raise CheckpointError(target, "no more tensors in this model", "one to save", name)
+
+    _write(target, config, format, format, encode, {}, max_shard_bytes, overwrite, check_source=check_end)
 
 
 def convert(

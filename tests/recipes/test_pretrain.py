@@ -18,6 +18,7 @@ from rich.console import Console
 
 import dsv4
 from dsv4.analysis.activations import Recompute
+from dsv4.model.stacks import native_tensors
 from dsv4.model_folder import nano_path
 from dsv4.training import gradient
 from dsv4.training.pretrain_recipe import PretrainRecipe
@@ -106,6 +107,20 @@ def test_replicas_see_the_batches_of_one_process(main: Any, model: Path, texts: 
         assert main([*common, *arguments]) == 0
     for one, two in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
         assert one == pytest.approx(two, rel=1e-5)
+
+
+def test_ranks_draw_the_values_of_one_process(model: Path, texts: Path, tmp_path: Path) -> None:
+    """Tables of hash routing too, one by one, to the bit."""
+    recipe, console = runpy.run_path(str(RECIPE)), Console(quiet=True)
+    keys = [f"model.base={model}", f"data.text={texts}", "stages.0.steps=1", *SIZE]
+    run = recipe["new_run"](read_recipe(PretrainRecipe, None, keys), tmp_path, console)
+    config = dsv4.ModelConfig.from_pretrained(tmp_path)
+    begin = run, config, tmp_path, recipe["make_stages"](run, tmp_path, config, 0)[0]
+    want = native_tensors(recipe["make_model"](*begin, torch.Generator().manual_seed(5)))
+    found = dict(recipe["make_values"](*begin, torch.Generator().manual_seed(5))(want))
+    assert found.keys() == want.keys()
+    for name, tensor in want.items():
+        assert torch.equal(found[name], tensor), name
 
 
 def test_all_ranks_count_in_the_rate_of_the_machine(
