@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import signal
 import subprocess
@@ -121,6 +122,20 @@ def test_ranks_draw_the_values_of_one_process(model: Path, texts: Path, tmp_path
     assert found.keys() == want.keys()
     for name, tensor in want.items():
         assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.slow
+def test_ranks_train_and_export_as_one_process(main: Any, model: Path, texts: Path, tmp_path: Path) -> None:
+    common = [f"model.base={model}", f"data.text={texts}", "stages.0.steps=2", "stages.0.batch_tokens=256", *SIZE]
+    assert main([*common, "--run-dir", str(tmp_path / "one")]) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(RECIPE)]
+    command += [*common, "parallel.expert=2", "--run-dir", str(tmp_path / "two")]
+    subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, timeout=550)
+    for one, two in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
+        assert one[:2] == pytest.approx(two[:2], rel=1e-6)
+        assert one[2] == pytest.approx(two[2], rel=1e-4)
+    files = [sorted(path.name for path in (tmp_path / name / "model").iterdir()) for name in ("one", "two")]
+    assert files[0] == files[1] and dsv4.load(tmp_path / "two" / "model").config.hidden_size == 32
 
 
 def test_all_ranks_count_in_the_rate_of_the_machine(
