@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -36,8 +37,9 @@ from dsv4.model.transformer import Transformer
 from dsv4.model_folder import resolve_model
 from dsv4.parallel.first_rank import on_first_rank
 from dsv4.parallel.mesh import launched, process_group
+from dsv4.parallel.pieces import Values
 from dsv4.tokenizer import Tokenizer
-from dsv4.training.export import export_adapter, export_model
+from dsv4.training.export import export_adapter, export_model, export_tensors
 from dsv4.training.handover import has_state
 from dsv4.training.hash_routing import install_tables
 from dsv4.training.loop import NonFiniteLossError, Stage, Trainer, TrainSettings
@@ -55,7 +57,7 @@ from dsv4.training.schedule import Schedule
 from dsv4.training.sources import TASKS, MixtureSource, PartPaths
 from dsv4.training.speed import SpeedMeter, product_rate
 from dsv4.training.stability import SpikeError
-from dsv4.training.start import fingerprint, load_start
+from dsv4.training.start import declare_model, drawn_values, fingerprint, folder_values, load_start
 from dsv4.training.state import StateError
 from dsv4.training.stopping import RunStoppedError
 from dsv4.training.token_counts import keep_counts, read_counts
@@ -138,16 +140,19 @@ def _export(trainer: Trainer, recipe: PretrainRecipe, run_dir: Path, out: Path, 
     """Write the model folder, and first the adapter of a run that trained one; of several ranks, the first writes."""
     lora, ranks = recipe.lora.settings, trainer if isinstance(trainer, RankTrainer) else None
     first = ranks is None or dist.get_rank() == 0
-    if lora is None:
-        model = trainer.model if ranks is None else ranks.gather_model()
-        if first:
-            export_model(model, run_dir / "tokenizer", out)
-    else:
+    if lora is not None:
         assert recipe.model.start is not None
         pairs = adapter_pairs(trainer.model) if ranks is None else ranks.gather_adapters()
         if first:
             export_adapter(pairs, lora, Path(recipe.model.start), run_dir / "adapter", out)
         console.print(f"adapter: {run_dir / 'adapter'}", highlight=False)
+    elif ranks is None:
+        export_model(trainer.model, run_dir / "tokenizer", out)
+    else:
+        tensors = ranks.gather_tensors()
+        if first:
+            export_tensors(tensors, trainer.model.config, run_dir / "tokenizer", out)
+        deque(tensors, maxlen=0)  # the other ranks send theirs
     console.print(f"model folder: {out}", highlight=False)
 
 
@@ -364,10 +369,15 @@ def make_plan(recipe: PretrainRecipe, steps: int, config: ModelConfig, run_dir: 
 def make_model(
     recipe: PretrainRecipe, config: ModelConfig, run_dir: Path, stages: list[Stage], generator: torch.Generator
 ) -> Transformer:
-    """The model as the run begins, on its device; if its state is saved, without the weights or tables of a start."""
+    """The model as the run begins, on its device; if its state is saved, without the weights or tables of a start.
+
+    On ranks that train every parameter it is on the meta device, without its values.
+    """
     start, lora, device = recipe.model.start, recipe.lora.settings, torch.device(recipe.run.device)
     if start is not None and lora is not None:
         return load_adapted(Path(start), lora, device, generator)
+    if launched():
+        return declare_model(config)
     if start is not None and not has_state(run_dir):
         return load_start(Path(start), config, device)
     model = Transformer(config)
@@ -377,6 +387,18 @@ def make_model(
             install_tables(model, token_counts(recipe, config, run_dir, stages), generator)
     model.to(device)
     return model
+
+
+def make_values(
+    recipe: PretrainRecipe, config: ModelConfig, run_dir: Path, stages: list[Stage], generator: torch.Generator
+) -> Values | None:
+    """The values of make_model's model, for the pieces of ranks that train every parameter."""
+    if recipe.lora.rank is not None:
+        return None
+    if recipe.model.start is not None:
+        return folder_values(Path(recipe.model.start))
+    counts = partial(token_counts, recipe, config, run_dir, stages) if config.num_hash_layers else None
+    return drawn_values(config, generator, counts)
 
 
 def token_counts(recipe: PretrainRecipe, config: ModelConfig, run_dir: Path, stages: list[Stage]) -> Sequence[float]:
@@ -436,7 +458,8 @@ def make_trainer(recipe: PretrainRecipe, run_dir: Path, workers: int, console: C
         return RankTrainer(
             model, chosen, stages, settings, plan, run_dir, degrees, console, speed=speed, tensorboard=run.tensorboard,
             keep_gathered=recipe.parallel.keep_gathered,
-            layers=recipe.parallel.stages,
+            layers=recipe.parallel.stages, device=device,
+            values=make_values(recipe, config, run_dir, stages, generator),
         )  # fmt: skip
     optimizer = MuonAdamW(model, config, **chosen)
     return Trainer(model, optimizer, stages, settings, plan, run_dir, console, speed=speed, tensorboard=run.tensorboard)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import torch
@@ -20,16 +20,24 @@ from dsv4.model.stacks import official_tensors
 from dsv4.model.transformer import Transformer
 
 
-def iter_float_tensors(path: str | Path, *, check_values: bool = True) -> Iterator[tuple[str, Tensor]]:
+def iter_float_tensors(
+    path: str | Path, *, names: Container[str] | None = None, check_values: bool = True
+) -> Iterator[tuple[str, Tensor]]:
     """Official parameters and tables of a folder, dequantized, one at a time; each is valid until the next.
 
-    check_values: CheckpointError at the first tensor with NaN or infinity.
+    names: of those to read; None: all. check_values: CheckpointError at the first tensor with NaN or infinity, and at a
+    table with a number that is no expert's.
     """
     with Checkpoint(path) as checkpoint:
         for spec in tensor_inventory(checkpoint.config, "fp32"):
+            if names is not None and spec.name not in names:
+                continue
+            tensor = checkpoint.parameter(spec.name)
             if check_values:
                 values.check_values(checkpoint, spec.name)
-            yield spec.name, checkpoint.parameter(spec.name)
+                if spec.dtype == "I64":
+                    check_expert_ids(tensor, checkpoint, spec.name)
+            yield spec.name, tensor
 
 
 def load_model(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -52,7 +52,7 @@ def save_model(
     _check_format(format)
     tensors = official_tensors(model.state_dict() if isinstance(model, nn.Module) else model)
     target = Path(path)
-    _check_tensors(tensors, config, target)
+    _check_names(tensors, config, target)
     # Present on a loaded model; see reading.py.
     scales: LoadedScales | dict[str, Tensor] = getattr(model, LOADED_SCALES, {})
     plain: StorageLayout = "bf16" if tensors["embed.weight"].dtype == torch.bfloat16 else "fp32"
@@ -67,6 +67,34 @@ def save_model(
         return _encode(group, tensor, target, keep)
 
     _write(target, config, format, plain, encode, {}, max_shard_bytes, overwrite)
+
+
+def save_tensors(
+    tensors: Iterable[tuple[str, Tensor]],
+    config: ModelConfig,
+    path: str | Path,
+    format: StorageLayout = "official",
+    *,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    overwrite: bool = False,
+) -> None:
+    """As save_model, of tensors by official name that come one at a time, in the order of `tensor_inventory`."""
+    target, stream = Path(path), iter(tensors)
+    expected = {spec.name: spec for spec in tensor_inventory(config, "fp32")}
+
+    def encode(group: Group) -> list[Tensor]:
+        name, tensor = next(stream, (None, None))
+        spec = expected[group[0].name]
+        if tensor is None or name != spec.name:
+            raise CheckpointError(target, "the tensors of the model in their order", f"{name} in its place", spec.name)
+        _check_tensor(spec, tensor, target)
+        return _encode(group, tensor, target)
+
+    def check_end() -> None:
+        for name, _ in stream:
+            raise CheckpointError(target, "no more tensors in this model", "one to save", name)
+
+    _write(target, config, format, format, encode, {}, max_shard_bytes, overwrite, check_source=check_end)
 
 
 def convert(
@@ -129,19 +157,26 @@ def _check_format(format: str) -> None:
         raise ValueError(f"format {format!r} is unknown; allowed: {', '.join(FORMATS)}")
 
 
-def _check_tensors(tensors: Mapping[str, Tensor], config: ModelConfig, target: Path) -> None:
+def _check_names(tensors: Mapping[str, Tensor], config: ModelConfig, target: Path) -> None:
+    """CheckpointError unless `tensors` are those of the model, of the right shape and kind; names the first."""
     expected = {spec.name: spec for spec in tensor_inventory(config, "fp32")}
     for name, spec in expected.items():
-        wanted = f"{'int64' if spec.dtype == 'I64' else 'float'} {list(spec.shape)}"
         if name not in tensors:
-            raise CheckpointError(target, wanted, "no such tensor to save", name)
-        tensor = tensors[name]
-        right_dtype = tensor.dtype == torch.int64 if spec.dtype == "I64" else tensor.dtype.is_floating_point
-        if tuple(tensor.shape) != spec.shape or not right_dtype:
-            raise CheckpointError(target, wanted, f"{tensor.dtype} {list(tensor.shape)}", name)
+            raise CheckpointError(target, _wanted(spec), "no such tensor to save", name)
+        _check_tensor(spec, tensors[name], target)
     for name in tensors:
         if name not in expected:
             raise CheckpointError(target, "no tensor of that name in this model", "one to save", name)
+
+
+def _check_tensor(spec: TensorSpec, tensor: Tensor, target: Path) -> None:
+    right_dtype = tensor.dtype == torch.int64 if spec.dtype == "I64" else tensor.dtype.is_floating_point
+    if tuple(tensor.shape) != spec.shape or not right_dtype:
+        raise CheckpointError(target, _wanted(spec), f"{tensor.dtype} {list(tensor.shape)}", spec.name)
+
+
+def _wanted(spec: TensorSpec) -> str:
+    return f"{'int64' if spec.dtype == 'I64' else 'float'} {list(spec.shape)}"
 
 
 def _encode(group: Group, tensor: Tensor, place: Path, keep: Tensor | None = None) -> list[Tensor]:

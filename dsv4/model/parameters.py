@@ -128,3 +128,9 @@ def module_name(official: str) -> tuple[str, int | None]:
     """Official name -> (the module's name, the expert's index in the stack or None)."""
     expert = _EXPERT.match(official)
     return (f"{expert[1]}.{expert[3]}", int(expert[2])) if expert else (official, None)
+
+
+def matrix_name(stack: str, expert: int) -> str:
+    """Official name of an expert's matrix in a stack of the module."""
+    experts, _, matrix = stack.rpartition(".")
+    return f"{experts}.{expert}.{matrix}.weight"

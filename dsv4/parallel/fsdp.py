@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
@@ -69,6 +68,14 @@ def local_part(parameter: Tensor) -> Tensor:
     return cast(DTensor, parameter)._local_tensor if isinstance(parameter, DTensor) else parameter.detach()
 
 
+def first_row(parameter: Tensor) -> int:
+    """Index, along the first dimension of a sharded parameter, at which this rank's part of it begins."""
+    if not isinstance(parameter, DTensor):
+        return 0
+    mesh, rows = parameter.device_mesh, parameter.shape[0]
+    return min(rows, mesh.get_local_rank() * -(-rows // mesh.size()))
+
+
 class _Touch(torch.autograd.Function):
     """x, and a gradient of zero for every parameter: ranks must agree on the parameters that they reduce."""
 
@@ -99,22 +106,3 @@ def _touch_parameters(module: nn.Module, owner: nn.Module, without: set[int] | N
         module.register_forward_pre_hook(before)
     else:
         module.register_forward_hook(after)
-
-
-def gather_model(model: Transformer, mesh: DeviceMesh) -> Transformer:
-    """A model of its own with the whole of every parameter, on each rank; called by all together."""
-    group, ranks = mesh.get_group("expert"), mesh["expert"].size()
-    state: dict[str, Tensor] = dict(model.named_buffers())
-    for name, parameter in model.named_parameters():
-        whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-        if ".experts." in name and ranks > 1:
-            parts = [torch.empty_like(whole) for _ in range(ranks)]
-            dist.all_gather(parts, whole.contiguous(), group=group)
-            whole = torch.cat(parts)
-        state[name] = whole.detach()
-    stages: list[dict[str, Tensor] | None] = [None] * mesh["pipeline"].size()
-    dist.all_gather_object(stages, state, group=mesh.get_group("pipeline"))
-    state = {name: tensor for stage in stages if stage is not None for name, tensor in stage.items()}
-    found = Transformer(model.config, model.numerics)
-    found.load_state_dict(state)
-    return found

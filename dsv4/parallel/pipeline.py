@@ -89,6 +89,10 @@ class Elsewhere(nn.Module):
         super().__init__()
         self.weight = like.detach().new_empty(0)  # its device and dtype
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Elsewhere:
+        self.weight = fn(self.weight)
+        return super()._apply(fn, recurse)
+
     def forward(self, streams: Tensor, ctx: object) -> Tensor:
         return streams
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from dsv4.checkpoint import convert, save_model, stored_format
+from torch import Tensor
+
+from dsv4.checkpoint import convert, save_model, save_tensors, stored_format
 from dsv4.checkpoint.adapter_files import Pair
+from dsv4.config import ModelConfig
 from dsv4.model.transformer import Transformer
 from dsv4.training.lora import save_adapter
 from dsv4.training.lora_settings import LoraSettings
@@ -15,10 +18,21 @@ from dsv4.training.lora_settings import LoraSettings
 
 def export_model(model: Transformer, tokenizer_folder: Path, out: Path) -> None:
     """Write the model in the official FP4/FP8 layout and the tokenizer's files to `out`, all or nothing."""
+    _export(lambda folder: save_model(model, model.config, folder), tokenizer_folder, out)
+
+
+def export_tensors(
+    tensors: Iterable[tuple[str, Tensor]], config: ModelConfig, tokenizer_folder: Path, out: Path
+) -> None:
+    """As export_model, of a model whose tensors come one at a time, as save_tensors takes them."""
+    _export(lambda folder: save_tensors(tensors, config, folder), tokenizer_folder, out)
+
+
+def _export(save: Callable[[Path], None], tokenizer_folder: Path, out: Path) -> None:
     unfinished = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_model(model, model.config, unfinished, format="official")
+    save(unfinished)
     for path in sorted(tokenizer_folder.iterdir()):
         shutil.copy2(path, unfinished / path.name)
     shutil.rmtree(out, ignore_errors=True)

@@ -3,6 +3,7 @@ one of the later step counts."""
 
 from __future__ import annotations
 
+import copy
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -67,10 +68,13 @@ def take_checkpoint(run_dir: Path, model: Transformer, optimizer: MuonAdamW) -> 
 def take_state(run_dir: Path, model: Transformer, settings: dict[str, Any]) -> None:
     """Write the state of one process, if there is one, as a checkpoint that any ranks read, in its place.
 
-    settings: of the optimizer. The whole `model` takes it. StateError if it is damaged or of another model.
+    settings: of the optimizer. The whole `model` takes it, or a copy of one on the meta device, in memory. StateError
+    if it is damaged or of another model.
     """
     if not (run_dir / STATE).exists():
         return
+    if model.device.type == "meta":
+        model = copy.deepcopy(model).to_empty(device="cpu")
     if _state_step(run_dir) > max(whole_steps(run_dir / CHECKPOINTS), default=-1):
         optimizer = MuonAdamW(model, model.config, **settings)
         with torch.random.fork_rng(devices=[]):

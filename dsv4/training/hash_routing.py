@@ -7,7 +7,7 @@ loaded experts, which makes the expected load even.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -35,9 +35,17 @@ def balanced_table(counts: Sequence[float], experts: int, per_token: int, genera
     return table
 
 
-def install_tables(model: torch.nn.Module, counts: Sequence[float], generator: torch.Generator) -> None:
-    """Fill every `tid2eid` buffer of `model` with its own balanced table."""
+def balanced_tables(
+    model: torch.nn.Module, counts: Sequence[float], generator: torch.Generator
+) -> Iterator[tuple[str, Tensor]]:
+    """(name, balanced table of its own) of every `tid2eid` buffer of `model`."""
     for name, buffer in model.named_buffers():
         if name.endswith("gate.tid2eid"):
             experts = model.get_parameter(name.replace("tid2eid", "weight")).shape[0]
-            buffer.copy_(balanced_table(counts, experts, buffer.shape[1], generator))
+            yield name, balanced_table(counts, experts, buffer.shape[1], generator)
+
+
+def install_tables(model: torch.nn.Module, counts: Sequence[float], generator: torch.Generator) -> None:
+    """Fill every `tid2eid` buffer of `model` with its balanced table."""
+    for name, table in balanced_tables(model, counts, generator):
+        model.get_buffer(name).copy_(table)

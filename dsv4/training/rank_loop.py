@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from rich.console import Console
+from torch import Tensor
 
 from dsv4.analysis.degrees import Degrees
 from dsv4.checkpoint.adapter_files import Pair
@@ -19,10 +20,11 @@ from dsv4.model.transformer import Transformer
 from dsv4.parallel.checkpoint import Checkpoints
 from dsv4.parallel.expert import split_experts
 from dsv4.parallel.first_rank import first_of_group
-from dsv4.parallel.fsdp import gather_model, shard_model
+from dsv4.parallel.fsdp import shard_model
 from dsv4.parallel.mesh import make_mesh
+from dsv4.parallel.pieces import Values, fill_pieces, gather_tensors
 from dsv4.parallel.sums import gather_objects
-from dsv4.training.handover import CHECKPOINTS, take_state
+from dsv4.training.handover import CHECKPOINTS, has_state, take_state
 from dsv4.training.kept_checkpoints import KeptCheckpoints
 from dsv4.training.loop import NonFiniteLossError, Stage, Trainer, TrainSettings
 from dsv4.training.lora import adapter_pairs
@@ -44,8 +46,9 @@ from dsv4.training.stopping import StopOnSignal
 class RankTrainer(Trainer):
     """Trainer on one rank of a process group; all ranks build one from the same arguments and run it together.
 
-    `model`, whole on every rank, is sharded in place; one with adapters is cut into a pipeline's stages and the ranks'
-    experts alone. Only rank 0 reports. The state is in `run_dir`/checkpoints; what one process saved goes there.
+    `model` is sharded in place. It is on the meta device, and each rank then fills its pieces with `values`, or it is
+    whole on every rank. One with adapters is whole, and cut into a pipeline's stages and the ranks' experts alone.
+    Only rank 0 reports. The state is in `run_dir`/checkpoints; what one process saved goes there.
     """
 
     def __init__(
@@ -63,9 +66,12 @@ class RankTrainer(Trainer):
         tensorboard: bool = False,
         keep_gathered: bool = False,
         layers: Sequence[int] = (),
+        device: torch.device | str = "cpu",
+        values: Values | None = None,
     ) -> None:
         """optimizer: keyword arguments of MuonAdamW; keep_gathered: as in shard_model; layers: main layers of each
-        pipeline stage, empty: stages of about equal cost.
+        pipeline stage, empty: stages of about equal cost. device: of this rank. values: of a run without a state; None:
+        `model` has them.
 
         ValueError if the degrees do not fit ranks, model or settings.
         """
@@ -73,26 +79,26 @@ class RankTrainer(Trainer):
         if settings.replicas > 1:
             raise ValueError(f"run.replicas {settings.replicas} on several ranks; allowed: 1")
         degrees.check(dist.get_world_size(), model.config.n_routed_experts, model.config.num_hidden_layers)
-        self.degrees, self.mesh = degrees, make_mesh(degrees, model.device.type)
+        self.degrees, self.mesh = degrees, make_mesh(degrees, torch.device(device).type)
         adapted = any(map(is_adapter, model.state_dict()))
         first_of_group(lambda: take_state(run_dir, model, optimizer))
         self.parts = place_rank(model, self.mesh, layers)
-        self.sharded = self._replicate(model, optimizer) if adapted else self._shard(model, optimizer, keep_gathered)
+        split_experts(model, self.mesh["expert"])
+        if adapted:
+            self.sharded = ReplicatedMuonAdamW(model, self.parts, **optimizer)
+        else:
+            shard_model(model, self.mesh, keep_gathered)
+            if values is not None:
+                model.to_empty(device=device)
+                if not has_state(run_dir):
+                    fill_pieces(model, self.mesh, values)
+            copies = self.parts.pipeline.place.copies if self.parts.pipeline is not None else frozenset()
+            self.sharded = ShardedMuonAdamW(model, self.mesh, copies, **optimizer)
         self.checkpoints = Checkpoints(run_dir / CHECKPOINTS, stability.keep if stability else 0)
         self._saved = -1  # step of the checkpoint begun last
         # Of the optimizer the loop itself uses what both kinds have; the rest is in the methods below.
         one = cast(MuonAdamW, self.sharded)
         super().__init__(model, one, stages, settings, plan, run_dir, console, quiet, speed, tensorboard)
-
-    def _replicate(self, model: Transformer, settings: dict[str, Any]) -> ReplicatedMuonAdamW:
-        split_experts(model, self.mesh["expert"])
-        return ReplicatedMuonAdamW(model, self.parts, **settings)
-
-    def _shard(self, model: Transformer, settings: dict[str, Any], keep_gathered: bool) -> ShardedMuonAdamW:
-        split_experts(model, self.mesh["expert"])
-        shard_model(model, self.mesh, keep_gathered)
-        copies = self.parts.pipeline.place.copies if self.parts.pipeline is not None else frozenset()
-        return ShardedMuonAdamW(model, self.mesh, copies, **settings)
 
     def run(self, stop_after: int | None = None) -> RunPosition:
         """As Trainer.run."""
@@ -174,9 +180,9 @@ class RankTrainer(Trainer):
         suspected = self.stability is not None and self.stability.suspects
         self.checkpoints.start(self.progress.step, self.sharded.state(copies=False), position, common, suspected)
 
-    def gather_model(self) -> Transformer:
-        """The whole model, on every rank."""
-        return gather_model(self.model, self.mesh)
+    def gather_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The model's tensors one at a time, as parallel/pieces.py:gather_tensors."""
+        return gather_tensors(self.model, self.mesh)
 
     def gather_adapters(self) -> dict[str, Pair]:
         """The adapters of all stages and experts by name of the matrix, on every rank."""

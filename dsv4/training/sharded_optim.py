@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from dsv4.model.parameters import row_of
 from dsv4.model.transformer import Transformer
-from dsv4.parallel.fsdp import local_part
+from dsv4.parallel.fsdp import first_row, local_part
 from dsv4.parallel.mesh import dense_mesh
 from dsv4.parallel.zero import Matrix, WholeMatrices, assign_owners, newton_schulz_cost
 from dsv4.training.attention_phase import PHASES, AttentionPhase
@@ -139,11 +139,7 @@ class ShardedMuonAdamW:
     def _expert_offset(self, name: str) -> int:
         """Number in its layer of the first expert that this rank steps."""
         parameter = self._sharded[name]
-        if not isinstance(parameter, DTensor):
-            return 0
-        count, rank = parameter.shape[0], parameter.device_mesh.get_local_rank()
-        each = -(-count // parameter.device_mesh.size())
-        return self._first_expert * count + min(count, rank * each)
+        return self._first_expert * parameter.shape[0] + first_row(parameter)
 
     def loaded(self, updates: Mapping[AttentionPhase, int]) -> None:
         """Go on after `state()`'s tensors were read from a checkpoint that was written after these `updates`."""

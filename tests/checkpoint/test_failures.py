@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import dsv4
-from dsv4.checkpoint import CheckpointError, convert, load_model, read_config, save_model
+from dsv4.checkpoint import CheckpointError, convert, iter_float_tensors, load_model, read_config, save_model
 from dsv4.config import ModelConfig
 
 WQ_A = "layers.1.attn.wq_a.weight"
@@ -310,6 +310,8 @@ def test_a_hash_table_with_an_invalid_expert_is_refused(tiny: Any, tiny_config: 
     source.stored[TABLE][66, 1] = 5
     folder = source.write(tmp_path / "model")
     fails(folder, shard_of(folder, TABLE), TABLE, "expert numbers from 0 to 4", "5")
+    with pytest.raises(CheckpointError, match="expert numbers from 0 to 4"):
+        list(iter_float_tensors(folder, names={TABLE}))
 
 
 def test_tensors_of_another_config_are_counted_and_named(official_folder: Path) -> None:

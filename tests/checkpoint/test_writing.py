@@ -12,7 +12,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from dsv4.analysis import checkpoint_bytes, tensor_inventory
-from dsv4.checkpoint import FORMATS, convert, iter_float_tensors, load_model, read_config, save_model
+from dsv4.checkpoint import (
+    FORMATS,
+    CheckpointError,
+    convert,
+    iter_float_tensors,
+    load_model,
+    read_config,
+    save_model,
+    save_tensors,
+)
 from dsv4.config import ModelConfig
 
 OFFICIAL_NAMES = ["official", "official-base", "bf16", "fp32"]
@@ -46,6 +55,34 @@ def test_write_read_write_gives_the_same_bytes(
     assert contents(tmp_path / "first") == contents(tmp_path / "second")
     convert(tmp_path / "first", tmp_path / "third", format, max_shard_bytes=300_000)
     assert contents(tmp_path / "first") == contents(tmp_path / "third")
+
+
+@pytest.mark.parametrize("layout", OFFICIAL_NAMES)
+def test_tensors_that_come_one_at_a_time_make_the_same_files(
+    layout: Any, trained: dict[str, torch.Tensor], tiny_config: ModelConfig, tmp_path: Path
+) -> None:
+    save_model(trained, tiny_config, tmp_path / "whole", layout, max_shard_bytes=300_000)
+    stream = ((spec.name, trained[spec.name]) for spec in tensor_inventory(tiny_config, "fp32"))
+    save_tensors(stream, tiny_config, tmp_path / "stream", layout, max_shard_bytes=300_000)
+    assert contents(tmp_path / "stream") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda tensors: tensors[:-1], "head.weight.*found None in its place"),
+        (lambda tensors: tensors[::-1], "embed.weight.*found head.weight in its place"),
+        (lambda tensors: [*tensors, tensors[0]], "embed.weight.*no more tensors"),
+        (lambda tensors: [(tensors[0][0], tensors[0][1][1:]), *tensors[1:]], "embed.weight.*expected float"),
+    ],
+)
+def test_other_tensors_than_the_models_in_their_order_are_refused(
+    change: Any, said: str, trained: dict[str, torch.Tensor], tiny_config: ModelConfig, tmp_path: Path
+) -> None:
+    tensors = [(spec.name, trained[spec.name]) for spec in tensor_inventory(tiny_config, "fp32")]
+    with pytest.raises(CheckpointError, match=said):
+        save_tensors(change(tensors), tiny_config, tmp_path / "model")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("layout", OFFICIAL_NAMES)

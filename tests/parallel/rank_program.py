@@ -25,8 +25,9 @@ from dsv4.training.rank_loop import RankTrainer
 from dsv4.training.schedule import Schedule
 from dsv4.training.spikes import SpikeSettings
 from dsv4.training.stability_settings import StabilitySettings
+from dsv4.training.start import declare_model, drawn_values
 
-from ..training.tiny_training import Rows, draw_documents, make_model
+from ..training.tiny_training import CONFIG, SEED, Rows, draw_documents, make_model
 
 STEPS = 6
 
@@ -85,9 +86,12 @@ def main(
     torch.set_num_threads(1)
     with process_group(timeout=120):
         model, optimizer = make_start(lora, targets)
+        # One process draws the same values for the whole model.
+        values = drawn_values(CONFIG, torch.Generator().manual_seed(SEED)) if lora is None else None
         trainer = RankTrainer(
-            model, optimizer, make_stages(phases),
+            model if values is None else declare_model(CONFIG), optimizer, make_stages(phases),
             settings(micro_batches=micro_batches, **changes), FixedPlan(STEPS), run_dir, Degrees(**degrees), quiet=True,
+            values=values,
         )  # fmt: skip
         if hurt_at is not None:
             trainer.run(hurt_at)
@@ -97,7 +101,7 @@ def main(
             pairs = trainer.gather_adapters().items()
             whole = {f"{name}.{part}": tensor for name, pair in pairs for part, tensor in zip("AB", pair, strict=True)}
         else:
-            whole = trainer.gather_model().state_dict()
+            whole = dict(trainer.gather_tensors())
         if os.environ["RANK"] == "0":
             torch.save(whole, run_dir / "whole.pt")
 

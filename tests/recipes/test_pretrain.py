@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from rich.console import Console
 
 import dsv4
 from dsv4.analysis.activations import Recompute
+from dsv4.model.stacks import native_tensors
 from dsv4.model_folder import nano_path
 from dsv4.training import gradient
 from dsv4.training.pretrain_recipe import PretrainRecipe
@@ -106,6 +108,34 @@ def test_replicas_see_the_batches_of_one_process(main: Any, model: Path, texts: 
         assert main([*common, *arguments]) == 0
     for one, two in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
         assert one == pytest.approx(two, rel=1e-5)
+
+
+def test_ranks_draw_the_values_of_one_process(model: Path, texts: Path, tmp_path: Path) -> None:
+    """Tables of hash routing too, one by one, to the bit."""
+    recipe, console = runpy.run_path(str(RECIPE)), Console(quiet=True)
+    keys = [f"model.base={model}", f"data.text={texts}", "stages.0.steps=1", *SIZE]
+    run = recipe["new_run"](read_recipe(PretrainRecipe, None, keys), tmp_path, console)
+    config = dsv4.ModelConfig.from_pretrained(tmp_path)
+    begin = run, config, tmp_path, recipe["make_stages"](run, tmp_path, config, 0)[0]
+    want = native_tensors(recipe["make_model"](*begin, torch.Generator().manual_seed(5)))
+    found = dict(recipe["make_values"](*begin, torch.Generator().manual_seed(5))(want))
+    assert found.keys() == want.keys()
+    for name, tensor in want.items():
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.slow
+def test_ranks_train_and_export_as_one_process(main: Any, model: Path, texts: Path, tmp_path: Path) -> None:
+    common = [f"model.base={model}", f"data.text={texts}", "stages.0.steps=2", "stages.0.batch_tokens=256", *SIZE]
+    assert main([*common, "--run-dir", str(tmp_path / "one")]) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(RECIPE)]
+    command += [*common, "parallel.expert=2", "--run-dir", str(tmp_path / "two")]
+    subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, timeout=550)
+    for one, two in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
+        assert one[:2] == pytest.approx(two[:2], rel=1e-6)
+        assert one[2] == pytest.approx(two[2], rel=1e-4)
+    files = [sorted(path.name for path in (tmp_path / name / "model").iterdir()) for name in ("one", "two")]
+    assert files[0] == files[1] and dsv4.load(tmp_path / "two" / "model").config.hidden_size == 32
 
 
 def test_all_ranks_count_in_the_rate_of_the_machine(

@@ -17,10 +17,12 @@ from dsv4.checkpoint.adapter_files import Adapter
 from dsv4.cli import main as cli
 from dsv4.config import nano_path
 from dsv4.model.batch import RaggedBatch
+from dsv4.model.stacks import native_tensors
 from dsv4.model.transformer import Transformer
 from dsv4.training.handover import take_state
 from dsv4.training.pretrain_recipe import PretrainRecipe
 from dsv4.training.recipe import read_recipe
+from dsv4.training.start import folder_values, load_start
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "pretrain.py"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
@@ -91,6 +93,16 @@ def test_a_run_goes_on_from_the_weights_of_any_layout(
     assert first["loss"] == pytest.approx(losses / targets, rel=1e-5)
     trained = dsv4.load(run / "model")
     assert trained.config.num_nextn_predict_layers == (0 if layout == "without_mtp" else 1)
+
+
+@pytest.mark.parametrize("layout", ["official", "official-base", "without_mtp"])
+def test_ranks_read_the_weights_that_they_keep(layout: str, folders: dict[str, Path]) -> None:
+    """With the bits of a model loaded whole."""
+    folder = folders[layout]
+    want = native_tensors(load_start(folder, dsv4.ModelConfig.from_pretrained(folder), torch.device("cpu")))
+    kept = {name for name in want if not name.startswith("layers.1.")}
+    found = {name: value.float() for name, value in folder_values(folder)(kept)}
+    assert found.keys() == kept and all(torch.equal(found[name], want[name].float()) for name in kept)
 
 
 @pytest.mark.parametrize("saved", ["state.pt", "checkpoints"])

@@ -11,7 +11,7 @@ from dsv4.config import ModelConfig
 from dsv4.model.transformer import Transformer
 from dsv4.training.optim import MuonAdamW
 
-VOCAB = 50
+VOCAB, SEED = 50, 2
 CONFIG = replace(
     ModelConfig.preset("nano"), vocab_size=VOCAB, hidden_size=32, num_hidden_layers=3, num_hash_layers=1,
     num_attention_heads=2, head_dim=64, q_lora_rank=16, o_groups=2, o_lora_rank=16, index_n_heads=2, index_topk=8,
@@ -19,7 +19,7 @@ CONFIG = replace(
 )  # fmt: skip
 
 
-def make_model(seed: int = 2, **changes: Any) -> tuple[Transformer, MuonAdamW]:
+def make_model(seed: int = SEED, **changes: Any) -> tuple[Transformer, MuonAdamW]:
     config = replace(CONFIG, **changes)
     model = Transformer(config)
     model.init_weights(torch.Generator().manual_seed(seed))
