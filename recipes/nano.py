@@ -161,18 +161,25 @@ def run_part(recipe: NanoRecipe, part: str, run_dir: Path, workers: int, console
         trainer.model.load_state_dict(saved["model"])
     console.print(f"{part}: {' '.join(stage.name for stage in found.stages)}", highlight=False)
     train(trainer, Path(recipe.data.corpus), folder, console)
-    export_model(trainer.model, folder / "tokenizer", folder / "model")
     draw_run(folder)
+    export_model(trainer.model, folder / "tokenizer", folder / "model")  # last: it says that the part has ended
 
 
 def train(trainer: Trainer, corpus: Path, folder: Path, console: Console) -> None:
     """Run to the end; every CURVE_STEPS steps, count the bits per byte of held-out packages, outside the run's time."""
     held_out = HeldOut(corpus, folder / "tokenizer", folder / "held_out.jsonl") if has_held_out(corpus) else None
-    while not trainer.finished:
-        trainer.run((trainer.progress.step // CURVE_STEPS + 1) * CURVE_STEPS)
+
+    def measure() -> None:
         if held_out is not None:
             bits = held_out.measure(trainer.model, trainer.progress.step, trainer.progress.tokens)
             console.print(f"held-out packages: {bits:.3f} bits per byte", highlight=False)
+
+    step = trainer.progress.step
+    if step and (trainer.finished or step % CURVE_STEPS == 0) and held_out is not None and not held_out.has(step):
+        measure()  # the run was killed between its save and this
+    while not trainer.finished:
+        trainer.run((trainer.progress.step // CURVE_STEPS + 1) * CURVE_STEPS)
+        measure()
     if held_out is not None:
         held_out.draw(folder / "held_out.png")
 

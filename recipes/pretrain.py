@@ -126,11 +126,9 @@ def _train(options: argparse.Namespace, rank: int) -> int:
             recipe = on_first_rank("new_run", lambda: new_run(given, run_dir, console))
         trainer = make_trainer(recipe, run_dir, options.workers, console)
     trainer.run()
+    if rank == 0 and (picture := draw_run(run_dir)) is not None:  # first: a run with a model folder has ended
+        console.print(f"losses: {picture}", highlight=False)
     _export(trainer, recipe, run_dir, out, console)
-    if rank == 0:
-        picture = draw_run(run_dir)
-        if picture is not None:
-            console.print(f"losses: {picture}", highlight=False)
     if launched():
         dist.barrier()
     return 0
@@ -231,13 +229,10 @@ def new_run(recipe: PretrainRecipe, run_dir: Path, console: Console) -> Pretrain
         console.print(f"text: {writer.run().counts.tokens:,} tokens", highlight=False)
     folders = {folder for stage in recipe.stages for folder in stage_shards(recipe, stage, run_dir)}
     prints = {folder: Index.read(Path(folder)).fingerprint for folder in sorted(folders)}
-    texts = {
-        "config.json": json.dumps(config.to_dict(), indent=2) + "\n",
-        "recipe.toml": write_recipe(recipe),
-        "data.json": json.dumps(prints, indent=2) + "\n",
-    }
+    texts = {"config.json": json.dumps(config.to_dict(), indent=2) + "\n", "recipe.toml": write_recipe(recipe)}
     if recipe.model.start is not None:
         texts["start.json"] = json.dumps({"fingerprint": fingerprint(Path(recipe.model.start))}) + "\n"
+    texts["data.json"] = json.dumps(prints, indent=2) + "\n"  # last: a folder with it holds a run
     for name, text in texts.items():
         with new_file(run_dir / name) as temporary:
             temporary.write_text(text, encoding="utf-8")

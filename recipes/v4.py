@@ -12,7 +12,7 @@ import argparse
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -78,9 +78,10 @@ def main(arguments: list[str] | None = None) -> int:
             print(write_recipe(recipe), end="")
             return 0
         recipe = check_recipe(recipe)
-        if not options.resume:
-            save_recipe(recipe, run_dir)
-        record_origin(run_dir, recipe.device, None if options.resume else show_command(options.recipe, vars(options)))
+        if options.resume:
+            record_origin(run_dir, recipe.device)
+        else:
+            begin_run(recipe, run_dir, show_command(options.recipe, vars(options)))
         run = V4Run(recipe, run_dir, StageLog(run_dir))
         run_stages(run.stages(), run.log, lambda text: console.print(text, highlight=False))
         ship(run, out)
@@ -145,12 +146,13 @@ def check_recipe(recipe: V4Recipe) -> V4Recipe:
     return recipe.model_copy(update=models)
 
 
-def save_recipe(recipe: V4Recipe, run_dir: Path) -> None:
-    """Write the run's v4.toml; a run is never overwritten."""
+def begin_run(recipe: V4Recipe, run_dir: Path, command: str) -> None:
+    """Write the run's origin, then its v4.toml: a folder with it holds a run, which is never overwritten."""
     path = RunFolders(run_dir).recipe
     if path.exists():
         raise ValueError(f"{run_dir} already holds a run; pass --resume to go on with it, or another --run-dir")
     run_dir.mkdir(parents=True, exist_ok=True)
+    record_origin(run_dir, recipe.device, command)
     with new_file(path) as temporary:
         temporary.write_text(write_recipe(recipe), encoding="utf-8")
 
@@ -206,62 +208,63 @@ class V4Run:
         found.append(Stage("results", folders.results, 0.0, self._write_results))
         return found
 
-    def _base(self) -> str:
+    def _base(self) -> Iterator[str]:
         return self._nano("--base-only")
 
-    def _sft(self) -> str:
+    def _sft(self) -> Iterator[str]:
         base = self.recipe.base_model
         return self._nano(*([] if base is None else ["--base-model", base]))
 
-    def _nano(self, *flags: str) -> str:
+    def _nano(self, *flags: str) -> Iterator[str]:
+        """The base, or the sft, which goes on in the base's run if it has no other model to begin with."""
         run_dir = self.folders.nano
         out = run_dir / ("base-model" if "--base-only" in flags else "model")  # the sft has ended if model is there
         place = ["--run-dir", str(run_dir), "--out", str(out)]
-        words = [self._write("nano", self.recipe.nano), *flags, *place]
-        if (run_dir / "nano.toml").exists():
-            words = ["--resume", *(flag for flag in flags if flag == "--base-only"), *place]
-        return command("nano", words)
+        begin = [self._write("nano", self.recipe.nano), *flags, *place]
+        go_on = ["--resume", *(flag for flag in flags if flag == "--base-only"), *place]
+        yield shown("nano", begin if flags else go_on)
+        command("nano", go_on if (run_dir / "nano.toml").exists() else begin)
 
-    def _begin(self) -> str:
+    def _begin(self) -> Iterator[str]:
         """The model to begin with, its levels of reasoning told apart by their prompts."""
         source = self.folders.sft if self.recipe.start == "sft" else self.folders.base
+        yield f"copy of {source} with the effort ladder {self.recipe.ladder}"
         with new_folder(self.folders.start, overwrite=False) as unfinished:
             shutil.copytree(source, unfinished, dirs_exist_ok=True)
             write_effort_ladder(unfinished, self.recipe.ladder)
-        return f"copy of {source} with the effort ladder {self.recipe.ladder}"
 
-    def _write_data(self, domain: str) -> str:
+    def _write_data(self, domain: str) -> Iterator[str]:
         section: SpecialistSection = getattr(self.recipe.specialists, domain)
         path, count, recipe = self.folders.data(domain), section.conversations, self.recipe
+        yield f"{count:,} conversations of {domain}"
         write_conversations(domain, path, count, recipe.data_seed, section.thinking, section.efforts, recipe.level)
-        return f"{count:,} conversations of {domain}"
 
-    def _fine_tune(self, domain: str) -> str:
+    def _fine_tune(self, domain: str) -> Iterator[str]:
         words = getattr(self.recipe.specialists, domain).sft.words(self.recipe.device)
         return self._train_sft([self.folders.data(domain)], words, self.folders.tuned(domain).parent)
 
-    def _grpo(self, domain: str) -> str:
+    def _grpo(self, domain: str) -> Iterator[str]:
         section, folders = getattr(self.recipe.specialists, domain).grpo, self.folders
         words = [str(folders.tuned(domain))], [self._write(f"grpo-{domain}", section)]
         return self._train_policy("grpo", *words, folders.specialist(domain).parent)
 
-    def _grpo_general(self) -> str:
+    def _grpo_general(self) -> Iterator[str]:
         words = [str(self.folders.start)], [self._write("grpo-general", self.recipe.general.grpo)]
         return self._train_policy("grpo", *words, self.folders.general.parent)
 
-    def _average(self) -> str:
+    def _average(self) -> Iterator[str]:
         folders = [self.folders.specialist(domain) for domain in DOMAINS]
         target = self.folders.averaged
+        yield f"mean of the weights of {len(folders)} specialists"
         target.parent.mkdir(parents=True, exist_ok=True)
         export_model(average_models(folders), tokenizer_files(folders[0], target.parent), target)
-        return f"mean of the weights of {len(folders)} specialists"
 
-    def _fine_tune_student(self) -> str:
+    def _fine_tune_student(self) -> Iterator[str]:
         data = [self.folders.data(domain) for domain in DOMAINS]
         words = self.recipe.student_sft.words(self.recipe.device)
         return self._train_sft(data, words, self.folders.student_tuned.parent)
 
-    def _distill(self) -> str:
+    def _distill(self) -> Iterator[str]:
         folders = self.folders
         words = [str(folders.student_tuned if self.recipe.student_sft.has_length else folders.start)]
         for domain, section in self.recipe.specialists.items():
@@ -272,64 +275,51 @@ class V4Run:
             "distill", words, [self._write("student", self.recipe.student)], folders.student.parent
         )
 
-    def _mix(self) -> str:
+    def _mix(self) -> Iterator[str]:
         """All specialists' conversations in one run, of as many tokens as specialists and student had together."""
         folders, recipe = self.folders, self.recipe
         tokens = sum(tokens_of(folder) for folder in folders.trained())
         words = recipe.mixed.words(recipe.device, tokens)
         return self._train_sft([folders.data(domain) for domain in DOMAINS], words, folders.mixed.parent)
 
-    def _evaluate(self, name: str) -> str:
+    def _evaluate(self, name: str) -> Iterator[str]:
         folder, section = self.folders.models()[name], self.recipe.evaluation
+        yield f"{section.questions} questions of each domain to {folder}"
         evaluate_model(folder, self.recipe, self.folders.scores(name))
-        return f"{section.questions} questions of each domain to {folder}"
 
-    def _evaluate_fine_tuned(self) -> str:
+    def _evaluate_fine_tuned(self) -> Iterator[str]:
+        yield f"{self.recipe.evaluation.questions} questions to each specialist before its GRPO"
         evaluate_fine_tuned(self.folders, self.recipe)
-        return f"{self.recipe.evaluation.questions} questions to each specialist before its GRPO"
 
-    def _evaluate_general(self) -> str:
+    def _evaluate_general(self) -> Iterator[str]:
+        yield f"questions of {len(self.recipe.general.tasks)} tasks to the start, their teacher and the student"
         evaluate_general(self.folders, self.recipe)
-        return f"questions of {len(self.recipe.general.tasks)} tasks to the start, their teacher and the student"
 
-    def _evaluate_efforts(self) -> str:
+    def _evaluate_efforts(self) -> Iterator[str]:
+        yield f"questions of {self.recipe.evaluation.effort_domain} to {self.folders.student} at each level"
         write_efforts(self.folders.student, self.recipe, self.folders.efforts)
-        return f"questions of {self.recipe.evaluation.effort_domain} to {self.folders.student} at each level"
 
-    def _write_results(self) -> str:
+    def _write_results(self) -> Iterator[str]:
+        yield "results.json, results.html"
         folders = self.folders
         results = collect_results(folders, self.recipe)
-        page = write_page(results, collect_record(folders, self.log.times, *self.made_by()))
+        times = [one for one in self.log.times if one.name != "results"]  # whose time is not known yet
+        page = write_page(results, collect_record(folders, times, *self.made_by()))
         with new_file(folders.page) as temporary:
             temporary.write_text(page, encoding="utf-8")
         write_results(results, folders.results)  # last: the stage's result
-        return "results.json, results.html"
 
     def made_by(self) -> tuple[str, list[str]]:
         """The command of the run, and its seed, code and machine."""
         origin = read_origin(self.folders.run_dir)
         return origin.command or repeated_command(self.recipe), [f"seed {self.recipe.seed}", *origin.lines]
 
-    def _train_sft(self, data: list[Path], words: list[str], run_dir: Path) -> str:
-        words = [
-            str(self.folders.start),
-            *map(str, data),
-            *words,
-            f"run.seed={self.recipe.seed}",
-            "--run-dir",
-            str(run_dir),
-        ]
-        if not (run_dir / "data.json").exists():
-            return command("sft", words)
-        command("sft", ["--resume", "--run-dir", str(run_dir)])
-        return shown("sft", words)
+    def _train_sft(self, data: list[Path], words: list[str], run_dir: Path) -> Iterator[str]:
+        given = [str(self.folders.start), *map(str, data), *words, f"run.seed={self.recipe.seed}"]
+        return trained("sft", given, run_dir, "data.json")
 
-    def _train_policy(self, name: str, model: list[str], recipe: list[str], run_dir: Path) -> str:
-        words = [*model, *recipe, "--run-dir", str(run_dir)]
-        if not (run_dir / "recipe.toml").exists():
-            return command(name, words)
-        command(name, ["--resume", "--run-dir", str(run_dir)])
-        return shown(name, words)
+    def _train_policy(self, name: str, model: list[str], recipe: list[str], run_dir: Path) -> Iterator[str]:
+        return trained(name, [*model, *recipe], run_dir, "recipe.toml")
 
     def _write(self, name: str, section: Section) -> str:
         """Path of a stage's recipe, written to the run's folder."""
@@ -340,15 +330,21 @@ class V4Run:
         return str(path)
 
 
-def command(name: str, words: list[str]) -> str:
-    """Run `dsv4 train NAME WORDS`; returns that text. RunStoppedError if it was stopped, ValueError if it failed."""
+def trained(name: str, words: list[str], run_dir: Path, begun: str) -> Iterator[str]:
+    """Give `dsv4 train NAME WORDS` as text and run it, or go on with its run, whose folder then has a file `begun`."""
+    place = ["--run-dir", str(run_dir)]
+    yield shown(name, [*words, *place])
+    command(name, [*(["--resume"] if (run_dir / begun).exists() else words), *place])
+
+
+def command(name: str, words: list[str]) -> None:
+    """Run `dsv4 train NAME WORDS`. RunStoppedError if it was stopped, ValueError if it failed."""
     try:
         status = MAINS[name](words)
     except SystemExit as error:
         raise ValueError(str(error.code).removeprefix("training stopped: ")) from error
     if status:
         raise RunStoppedError(f"stopped in dsv4 train {name}", status)
-    return shown(name, words)
 
 
 def shown(name: str, words: list[str]) -> str:

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from dsv4.checkpoint.atomic import new_file
 from dsv4.evals.bits_per_byte import XZ_PRESET, held_out_texts, text_bits
 from dsv4.model.transformer import Transformer
 from dsv4.tokenizer import Tokenizer
@@ -31,8 +32,13 @@ class HeldOut:
         }
         rows = [row for row in read_curve(self._path) if row["step"] < step]
         rows.append({"step": step, "tokens": tokens, "bits_per_byte": bits})
-        self._path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        with new_file(self._path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         return sum(bits.values()) / len(bits)
+
+    def has(self, step: int) -> bool:
+        """True if the curve has a point after `step` steps."""
+        return any(row["step"] == step for row in read_curve(self._path))
 
     def xz(self) -> dict[str, float]:
         """Bits per byte that `xz -9` needs for each whole package, which helps it: it finds what was said before."""

@@ -204,6 +204,16 @@ def drawn_by(output: RequestOutput) -> DrawnBy:
     return output.drawn_by if isinstance(output, DrawnOutput) else ()
 
 
+def joined_runs(runs: Iterable[tuple[int, int]]) -> DrawnBy:
+    """(version, tokens) in their order, neighbours of one version as one."""
+    found: list[tuple[int, int]] = []
+    for version, tokens in runs:
+        if found and found[-1][0] == version:
+            tokens += found.pop()[1]
+        found.append((version, tokens))
+    return tuple(found)
+
+
 def answer_text(llm: Sampler, token_ids: Sequence[int]) -> str:
     """Text of an answer, special tokens included, without the end of the sentence."""
     if llm.tokenizer is None:

@@ -6,7 +6,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,13 +23,14 @@ LOG = "stages.json"
 class Stage:
     """A part of a run. `result` is what it leaves behind, whole or not at all; `seconds` what it is expected to take.
 
-    `run` does it and returns its command, or what it did in words.
+    `run` gives its command, or what it does in words, and then does it: the log has that text whenever the result
+    stands.
     """
 
     name: str
     result: Path
     seconds: float
-    run: Callable[[], str]
+    run: Callable[[], Iterator[str]]
 
 
 @dataclass(frozen=True)
@@ -75,14 +76,15 @@ def run_stages(stages: Sequence[Stage], log: StageLog, say: Callable[[str], obje
             continue
         left = sum(one.seconds for one in stages[number - 1 :] if not one.result.exists())
         say(f"stage {number} of {len(stages)}, {stage.name}; left in all: about {format_seconds(left)}")
-        started, command = time.perf_counter(), ""
+        started = time.perf_counter()
         try:
             with stopping_at_sigterm(stage.name):
-                command = stage.run()
+                for command in stage.run():
+                    log.add(stage.name, 0.0, command)
         except ValueError as error:
             raise ValueError(f"stage {stage.name}: {error}") from error
         finally:
-            log.add(stage.name, time.perf_counter() - started, command)
+            log.add(stage.name, time.perf_counter() - started)
         assert stage.result.exists(), f"{stage.name} left no {stage.result}"
 
 

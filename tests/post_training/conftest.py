@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from ..usage.conftest import postgres_server  # noqa: F401  # a fixture
 from .small_policy import has_f
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def queue_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database for rollout queues; in PostgreSQL's, runs are apart by their names."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'queue.db'}"
+    return f"postgresql://dsv4@/postgres?host={request.getfixturevalue('postgres_server')}"
 
 
 @pytest.fixture

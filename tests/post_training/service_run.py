@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ from dsv4.post_training.policy_run import LoopSettings
 from dsv4.post_training.recipe_run import tokenizer_files
 from dsv4.post_training.rewards import RewardSettings
 from dsv4.post_training.rollout_service.launchers import Launcher, ProcessLauncher
-from dsv4.post_training.rollout_service.process import WorkerPlan
+from dsv4.post_training.rollout_service.process import WorkerPlan, work
 from dsv4.post_training.rollout_service.service import RolloutService, ServiceSettings
 from dsv4.post_training.served_policy import ServedPolicy
 from dsv4.training.export import export_model
 from dsv4.training.optim import MuonAdamW
 from dsv4.training.schedule import Schedule
 
+from ..forked import FORKED
 from .small_policy import TextProblems, has_f, small_policy
 
 LOOP = LoopSettings(steps=3, schedule=Schedule(0.05, 0, 0.0), prompts=2, max_tokens=6, save_every=1)
@@ -38,6 +40,44 @@ def small_folder(root: Path) -> Path:
     """A folder with the small model."""
     export_model(small_policy()[0].model, tokenizer_files(nano_path(), root), root / "model")
     return root / "model"
+
+
+def _work(plan: WorkerPlan) -> None:
+    torch.set_num_threads(1)
+    work(plan)
+
+
+class ForkedWorker:
+    """A worker in a process that is forked where all imports are done; `killed` gets its process if SIGKILL ends it."""
+
+    def __init__(self, plan: WorkerPlan, killed: set[int]) -> None:
+        self._process, self._killed = FORKED.Process(target=_work, args=(plan,), daemon=True), killed
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    def ended(self) -> str | None:
+        status = self._process.exitcode
+        if status == -signal.SIGKILL:
+            self._killed.add(self.pid)
+        return None if status is None else f"ended with status {status}"
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+
+class ForkedLauncher:
+    """Starts workers that are there in no time; `killed`: processes of those that SIGKILL has ended."""
+
+    def __init__(self) -> None:
+        self.killed = set[int]()
+
+    def start(self, plan: WorkerPlan, place: int) -> ForkedWorker:
+        return ForkedWorker(plan, self.killed)
+
+    def close(self) -> None:
+        """Nothing: the server that forks them is for other tests too."""
 
 
 def make_service(

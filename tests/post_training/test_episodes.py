@@ -126,7 +126,7 @@ def test_training_has_the_samplers_bits_over_whole_episodes(tmp_path: Path) -> N
     assert not any(one.sampling_masks for one in found) and {one.choices for one in found} == {None}
     found[0].release()
     found[0].release()
-    assert not found[0].file.exists() and found[0].num_tokens > 0
+    assert not found[0].streams.folder.exists() and found[0].num_tokens > 0
 
 
 @pytest.mark.usefixtures("chatty")

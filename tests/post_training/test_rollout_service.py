@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
@@ -31,7 +30,7 @@ from dsv4.post_training.rollout_service.weights import PublishedWeights
 from dsv4.post_training.rollout_service.worker import RolloutWorker
 from dsv4.training.export import export_model
 
-from ..usage.conftest import postgres_server  # noqa: F401  # a fixture
+from ..forked import FORKED
 from .small_policy import small_policy
 
 LENGTHS = (5, 33, 130)
@@ -297,14 +296,6 @@ def test_tokens_of_weights_that_a_run_has_lost_are_drawn_again(tmp_path: Path) -
     assert other.finished(1)[0].tokens == (lost,)
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A database, in which runs are apart by their names."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'q.db'}"
-    return f"postgresql://dsv4@/postgres?host={request.getfixturevalue('postgres_server')}"
-
-
 def _work(url: str) -> None:
     RolloutWorker(f"process {os.getpid()}", RolloutQueue(url, lease_seconds=1.0), small_llm()).run(lambda: False)
 
@@ -314,10 +305,9 @@ def test_real_processes_may_be_killed(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'q.db'}"
     queue = RolloutQueue(url, lease_seconds=1.0)
     queue.add(1, asked)
-    context = multiprocessing.get_context("spawn")
     killed = 0
     while queue.unfinished(1):
-        process = context.Process(target=_work, args=(url,))
+        process = FORKED.Process(target=_work, args=(url,))
         process.start()
         logged = queue.num_tokens()
         while process.is_alive() and queue.num_tokens() < logged + 60 and queue.unfinished(1):
@@ -330,8 +320,8 @@ def test_real_processes_may_be_killed(tmp_path: Path) -> None:
     assert killed >= 2
 
 
-def test_workers_that_contend_for_requests_get_each_once(url: str, tmp_path: Path) -> None:
-    queues = [RolloutQueue(url, run=str(tmp_path)) for _ in range(4)]
+def test_workers_that_contend_for_requests_get_each_once(queue_url: str, tmp_path: Path) -> None:
+    queues = [RolloutQueue(queue_url, run=str(tmp_path)) for _ in range(4)]
     queues[0].add(1, requests(40))
 
     def take(place: int) -> list[int]:
@@ -349,7 +339,7 @@ def test_workers_that_contend_for_requests_get_each_once(url: str, tmp_path: Pat
 
 
 @pytest.mark.postgres
-def test_a_worker_does_not_wait_for_requests_that_another_is_taking(postgres_server: str, tmp_path: Path) -> None:  # noqa: F811
+def test_a_worker_does_not_wait_for_requests_that_another_is_taking(postgres_server: str, tmp_path: Path) -> None:
     """SQLite has one writer at a time; PostgreSQL skips rows that are locked."""
     one, other = (RolloutQueue(f"postgresql://dsv4@/postgres?host={postgres_server}", run=str(tmp_path)) for _ in "ab")
     one.add(1, requests(3))

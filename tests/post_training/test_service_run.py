@@ -36,7 +36,6 @@ from dsv4.post_training.rollouts import Rollout
 from dsv4.post_training.teachers import Teacher, Teachers
 from dsv4.training.schedule import Schedule
 
-from ..usage.conftest import postgres_server  # noqa: F401  # a fixture
 from .goals import Counted
 from .service_run import SETTINGS, make_run, make_service, metrics, same, small_folder
 from .small_policy import TextProblem, TextProblems, has_f, small_policy
@@ -253,13 +252,9 @@ def test_a_queue_that_cannot_be_reached_is_named(url: str, message: str, folder:
         make_service(tmp_path, folder, url=url)
 
 
-@pytest.mark.parametrize("place", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
-def test_runs_share_a_database_and_masks_come_back(place: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    url = f"sqlite:///{tmp_path / 'q.db'}"
-    if place == "postgres":
-        url = f"postgresql://dsv4@/postgres?host={request.getfixturevalue('postgres_server')}"
+def test_runs_share_a_database_and_masks_come_back(queue_url: str, tmp_path: Path) -> None:
     names = [f"{tmp_path}-{name}" for name in "ab"]
-    one, other = (RolloutQueue(url, run=name) for name in names)
+    one, other = (RolloutQueue(queue_url, run=name) for name in names)
     asked = [NewRequest(0, (1, 2), {"seed": 1}), NewRequest(1, (3,), {"seed": 2})]
     for problem, queue in ((0, one), (3, other)):
         queue.add(2**62, asked, problem, version=problem)
@@ -275,7 +270,7 @@ def test_runs_share_a_database_and_masks_come_back(place: str, tmp_path: Path, r
     one.keep(1)
     other.take_back(version=2)  # asked with later weights, before that
     assert not one.known(2**62) and not other.known(2**62)
-    orphans, workers = (RolloutQueue(url, run=names[0], learner=one.new_learner()) for _ in range(2))
+    orphans, workers = (RolloutQueue(queue_url, run=names[0], learner=one.new_learner()) for _ in range(2))
     one.add(2**61, asked, problem=5)
     assert orphans.lease("w", 9) == [] and len(workers.lease("w", 9)) == 2  # its learner was killed, and goes on
     for queue in (one, other, orphans, workers):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import time
@@ -26,13 +25,12 @@ from dsv4.post_training.sandbox.interface import SandboxError
 from dsv4.post_training.sandbox.substrates import missing
 from dsv4.post_training.sandbox.supervised import SupervisedSandbox
 
+from ..forked import FORKED
 from .goals import Counted
 from .service_run import SETTINGS, make_run, metrics, small_folder
 from .small_policy import has_f
 
 pytestmark = pytest.mark.skipif(missing("namespaces") is not None, reason=str(missing("namespaces")))
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["tests.post_training.test_session_logs"])
 COMMAND = "date +%N >>log; wc -l <log"
 TIMES = {"seconds", "tokens_per_second", "sampling_seconds"}
 
@@ -79,7 +77,7 @@ def num_ran(run_dir: Path) -> int:
 def run_in_a_process(folder: Path, run_dir: Path, is_time: Callable[[], bool] | None = None) -> None:
     """The run to its end, or to a SIGKILL."""
     run_dir.mkdir(exist_ok=True)
-    process = _processes.Process(target=train, args=(folder, run_dir))
+    process = FORKED.Process(target=train, args=(folder, run_dir))
     process.start()
     while is_time is not None and process.is_alive() and not is_time():
         time.sleep(0.002)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,9 @@ from dsv4.training.stopping import RunStoppedError
 
 
 def touching(path: Path, words: str = "did it") -> Stage:
-    def run() -> str:
+    def run() -> Iterator[str]:
+        yield words
         path.touch()
-        return words
 
     return Stage(path.name, path, 60.0, run)
 
@@ -42,7 +43,8 @@ def test_times_of_a_stages_parts_add_up(tmp_path: Path) -> None:
 
 
 def test_sigterm_ends_a_stage_and_its_time_is_kept(tmp_path: Path) -> None:
-    def stopped() -> str:
+    def stopped() -> Iterator[str]:
+        yield "evaluates"
         try:
             os.kill(os.getpid(), signal.SIGTERM)
         except Exception as error:  # as around a reward
@@ -55,8 +57,23 @@ def test_sigterm_ends_a_stage_and_its_time_is_kept(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) is before and StageLog(tmp_path).times[0].name == "evaluation"
 
 
+def test_the_command_is_in_the_log_before_the_result_stands(tmp_path: Path) -> None:
+    """A run that is killed between them goes on with the next stage."""
+    stage = touching(tmp_path / "student", "dsv4 train distill")
+    noted: list[str] = []
+
+    def run() -> Iterator[str]:
+        for command in stage.run():
+            yield command
+            noted.extend(one.command for one in StageLog(tmp_path).times)
+
+    run_stages([Stage(stage.name, stage.result, 1.0, run)], StageLog(tmp_path), print)
+    assert noted == ["dsv4 train distill"]
+
+
 def test_an_error_names_its_stage(tmp_path: Path) -> None:
-    def wrong() -> str:
+    def wrong() -> Iterator[str]:
+        yield "writes conversations"
         raise ValueError("no data")
 
     with pytest.raises(ValueError, match=r"stage data\.code: no data"):

@@ -6,7 +6,6 @@ An asynchronous run, whose bits depend on time, ends too, and loses no rollout.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -21,6 +20,7 @@ import sqlalchemy as sql
 import torch
 
 from dsv4.training.export import export_model
+from tests.forked import FORKED, HANG, end_behind_a_write, kill_behind_each_write
 from tests.post_training.small_policy import small_policy
 
 pytest.importorskip("reasoning_gym")
@@ -38,15 +38,10 @@ SHORT = (
     "sampling.max_model_len=512", "optimizer.rate=0.01", "problems.tasks=['gcd', 'number_sorting']",
 )  # fmt: skip
 BY_LENGTH = ("objective.group_size=4", "reward.length=1.0", "reward.free=0")  # rewards that differ for random answers
-HANG = 300.0
 TIMES = {
     *("seconds", "tokens_per_second", "sampling_seconds", "teaching_seconds", "staleness", "staleness_max"),
     *("stale_share", "worker_deaths"),
 }
-_processes = multiprocessing.get_context("forkserver")  # whose children need not import torch
-_processes.set_forkserver_preload(
-    ["recipes.grpo", "recipes.distill", "recipes.sft", "dsv4.data.tasks", "torch._dynamo"]
-)
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +76,16 @@ MAINS: dict[str, Callable[[list[str]], int]] = {
 }  # fmt: skip
 
 
-def start(recipe: str, words: list[str], run_dir: Path) -> BaseProcess:
-    """The command in a process: the run's first call, or the one that goes on with it."""
+def start(recipe: str, words: list[str], run_dir: Path, noted: Path | None = None) -> BaseProcess:
+    """The command in a process: the run's first call, or the one that goes on with it.
+
+    `noted`: it ends behind its first write that is not noted there.
+    """
     begun = (run_dir / ("data.json" if recipe == "sft" else "recipe.toml")).exists()
     chosen = ["--resume"] if begun else words
-    process = _processes.Process(target=MAINS[recipe], args=([*chosen, "--run-dir", str(run_dir)],))
+    command = MAINS[recipe], [*chosen, "--run-dir", str(run_dir)]
+    target, *arguments = command if noted is None else (end_behind_a_write, *command, noted)
+    process = FORKED.Process(target=target, args=arguments)
     process.start()
     return process
 
@@ -150,13 +150,37 @@ def test_a_killed_distillation_ends_with_the_same_bits(folder: Path, tmp_path: P
     check("distill", words, tmp_path, kills=2)
 
 
-@pytest.mark.slow
-def test_killed_fine_tuning_ends_with_the_same_bits(folder: Path, tmp_path: Path) -> None:
-    talks, rng = tmp_path / "talks.jsonl", random.Random(1)
+def fine_tuning(folder: Path, tmp_path: Path, epochs: int) -> list[str]:
+    """Words of `dsv4 train sft` on short conversations, of which two to four are a step."""
+    talks = tmp_path / "talks.jsonl"
     pairs = [[{"role": "user", "content": f"Say {n}"}, {"role": "assistant", "content": str(n)}] for n in range(8)]
     talks.write_text("".join(json.dumps({"messages": pair}) + "\n" for pair in pairs))
-    words = [str(folder), str(talks), "--max-tokens", "128", "--epochs", "16", "run.save_every=2"]
-    words += ["stages.0.row_tokens=128", "stages.0.batch_tokens=128"]
+    words = [str(folder), str(talks), "--max-tokens", "128", "--epochs", str(epochs), "run.save_every=2"]
+    return [*words, "stages.0.row_tokens=128", "stages.0.batch_tokens=128"]
+
+
+@pytest.mark.parametrize(
+    "recipe", ["sft", *(pytest.param(name, marks=pytest.mark.slow) for name in ("grpo", "distill"))]
+)
+def test_a_run_killed_behind_each_of_its_writes_ends_with_the_same_bits(
+    recipe: str, folder: Path, tmp_path: Path
+) -> None:
+    """Of all that a run writes, each file was the last that it wrote before SIGKILL."""
+    words = {
+        "sft": fine_tuning(folder, tmp_path, epochs=2), "grpo": [str(folder), *SHORT, *BY_LENGTH],
+        "distill": [str(folder), "--teacher", f"default={nano_path()}", *SHORT],
+    }[recipe]  # fmt: skip
+    finish(start(recipe, words, tmp_path / "whole"))
+    killed, noted = tmp_path / "killed", tmp_path / "noted"
+    kills = kill_behind_each_write(lambda: start(recipe, words, killed, noted))
+    written = [Path(line).name for line in noted.read_text().splitlines()]
+    assert kills == len(written) >= 5 and {"recipe.toml", "metrics.jsonl", "state.pt", "model"} <= {*written}
+    assert losses(killed) == losses(tmp_path / "whole") and model_bytes(killed) == model_bytes(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_killed_fine_tuning_ends_with_the_same_bits(folder: Path, tmp_path: Path) -> None:
+    words, rng = fine_tuning(folder, tmp_path, epochs=16), random.Random(1)
     finish(start("sft", words, tmp_path / "whole"))
     steps = len(lines(tmp_path / "whole"))
     assert steps >= 8
@@ -169,8 +193,8 @@ def test_killed_fine_tuning_ends_with_the_same_bits(folder: Path, tmp_path: Path
     assert model_bytes(tmp_path / "killed") == model_bytes(tmp_path / "whole")
 
 
-def losses(run_dir: Path) -> list[tuple[float, float]]:
-    return [(line["loss"], line["grad_norm"]) for line in lines(run_dir)]
+def losses(run_dir: Path) -> list[tuple[float | None, float | None]]:
+    return [(line.get("loss"), line.get("grad_norm")) for line in lines(run_dir)]
 
 
 @pytest.mark.slow

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import runpy
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from rich.console import Console
 
 pytest.importorskip("reasoning_gym")
 
 import dsv4
 from dsv4.config import ModelConfig
 from dsv4.training.nano_recipe import PARTS
+from recipes import nano
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from nano_corpus import write_corpus
@@ -105,6 +108,41 @@ def test_every_stage_runs_and_the_sft_goes_on_from_the_base(recipe, corpus: Path
     before = (out / "config.json").stat().st_ctime_ns
     assert recipe(["--resume", *common]) == 0  # nothing left to train: the folder is written again
     assert (out / "config.json").stat().st_ctime_ns > before
+
+
+@dataclass
+class Counting:
+    """A trainer of 450 steps that does nothing in them."""
+
+    progress: SimpleNamespace
+    model: None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.progress.step == 450
+
+    def run(self, stop_after: int) -> None:
+        self.progress.step = min(450, stop_after)
+
+
+@pytest.mark.parametrize(
+    ("step", "known", "measured"),
+    [(0, [], [200, 400, 450]), (200, [200], [400, 450]), (200, [], [200, 400, 450]), (150, [], [200, 400, 450]),
+     (450, [], [450]), (450, [450], [])],
+)  # fmt: skip
+def test_a_point_of_the_held_out_curve_that_a_kill_prevented_is_measured(
+    step: int, known: list[int], measured: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[int] = []
+    curve = SimpleNamespace(
+        has=lambda step: step in known, measure=lambda model, step, tokens: found.append(step) or 1.0,
+        draw=lambda picture: None,
+    )  # fmt: skip
+    monkeypatch.setattr(nano, "has_held_out", lambda corpus: True)
+    monkeypatch.setattr(nano, "HeldOut", lambda *paths: curve)
+    trainer = Counting(SimpleNamespace(step=step, tokens=0))
+    nano.train(trainer, tmp_path, tmp_path, Console(quiet=True))  # type: ignore[arg-type]  # pyright: ignore
+    assert found == measured
 
 
 def test_the_whole_recipe_keeps_the_limits() -> None:

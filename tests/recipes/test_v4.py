@@ -6,6 +6,8 @@ import json
 import re
 import shlex
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from html import escape
 from io import StringIO
@@ -22,7 +24,6 @@ from dsv4.engine import LLM, SamplingParams
 from dsv4.evals.post_training_results import read_results
 from dsv4.model_folder import resolve_model
 from dsv4.post_training import policy_run
-from dsv4.post_training.recipe_run import tokenizer_files
 from dsv4.post_training.recipes import GRPORecipe
 from dsv4.post_training.run_origin import ORIGIN, describe_code, describe_machine, read_origin, record_origin
 from dsv4.post_training.sandbox.substrates import missing
@@ -31,11 +32,12 @@ from dsv4.post_training.v4_command import repeated_command, show_command
 from dsv4.post_training.v4_recipe import CURVE, DOMAINS, V4Recipe
 from dsv4.post_training.v4_run import tokens_of
 from dsv4.training import loop
-from dsv4.training.export import export_model
 from dsv4.training.recipe import read_recipe
 from recipes import v4
-from tests.post_training.small_policy import small_policy
+from tests.forked import FORKED
 from tests.readme_commands import arguments, commands
+
+from .small_v4 import keys, small_base, without_pictures
 
 pytestmark = pytest.mark.skipif(missing("namespaces") is not None, reason="programs need a sandbox")
 
@@ -46,30 +48,7 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model folder."""
-    root = tmp_path_factory.mktemp("small")
-    export_model(small_policy()[0].model, tokenizer_files(nano_path(), root), root / "model")
-    return root / "model"
-
-
-def keys() -> list[str]:
-    """Everything small: two steps of each run, two questions of each domain."""
-    short = ["sampling.prompts=2", "sampling.max_tokens=4", "sampling.max_model_len=1024", "run.steps=2"]
-    short += ["run.save_every=1"]
-    found = [f"student.{key}" for key in short]
-    for domain in DOMAINS:
-        place = f"specialists.{domain}"
-        found += [f"{place}.grpo.{key}" for key in (*short, "objective.group_size=2", "objective.resample=1")]
-        found += [f"{place}.conversations=4", f"{place}.sft.steps=2", f"{place}.sft.save_every=1"]
-        found += [f"{place}.sft.row_tokens=1024", f"{place}.sft.batch_tokens=1024", f"{place}.sft.precision=fp32"]
-    found += [f"general.grpo.{key}" for key in (*short, "objective.group_size=2", "objective.resample=1")]
-    for name in ("mixed", "student_sft"):
-        found += [f"{name}.row_tokens=1024", f"{name}.batch_tokens=1024", f"{name}.precision=fp32"]
-    found += ["student_sft.steps=2", "student_sft.save_every=1"]
-    found += ["evaluation.questions=2", "evaluation.max_tokens=4", "nano.steps=2", "nano.sft.run.precision=fp32"]
-    for stage in ("nano.sft.stages.0", "nano.sft.stages.1"):
-        found += [f"{stage}.{key}" for key in ("sequence=256", "row_tokens=512", "batch_tokens=512", "tokens=512")]
-    return [*found, "nano.sft.data.group_rows=4", "nano.sft.run.replicas=1"]
+    return small_base(tmp_path_factory.mktemp("small"))
 
 
 def weights(model: Path) -> bytes:
@@ -106,6 +85,7 @@ def test_it_ends_with_results_and_a_killed_run_has_the_same_bits(
             patch.setattr(owner, name, killing(getattr(owner, name), is_time))
             with pytest.raises(Killed):
                 v4.main(place)
+    kill_in_the_student(place, again)
     assert v4.main(place) == 0
     for model in ("specialists/mathematics/sft", "specialists/code/grpo", "averaged", "student"):
         assert weights(again / model / "model") == weights(run / model / "model"), model
@@ -113,6 +93,18 @@ def test_it_ends_with_results_and_a_killed_run_has_the_same_bits(
     assert (tmp_path / "second" / "results.json").read_bytes() == (out / "results.json").read_bytes()
     with pytest.raises(SystemExit, match="already holds a run; pass --resume"):
         v4.main(["--base-model", str(base), *keys(), *place[1:]])
+
+
+def kill_in_the_student(place: list[str], run: Path) -> None:
+    """SIGKILL ends a run at some moment of the distillation, or a little later."""
+    shutil.rmtree(run / "student")
+    process = FORKED.Process(target=without_pictures, args=(place,))
+    process.start()
+    while process.is_alive() and not (run / "student" / "state.pt").exists():
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 def begin_again(run: Path, again: Path) -> None:
@@ -133,6 +125,11 @@ def killing(function: Callable[..., object], is_time: Callable[[], bool]) -> Cal
         return function(*args, **kwargs)
 
     return wrapped
+
+
+def run_stage(run: v4.V4Run, name: str) -> None:
+    for _ in next(stage for stage in run.stages() if stage.name == name).run():
+        pass
 
 
 def stage_names(run: Path) -> list[str]:
@@ -297,7 +294,7 @@ def test_the_student_keeps_and_gains_by_a_teacher_of_the_general_tasks(
             assert {*asked} > {*DOMAINS, "conversation", "school_mathematics"}
             assert 0.25 < sum(domain not in DOMAINS for domain in asked) / len(asked) < 0.35
         run = v4.V4Run(recipe, tmp_path, StageLog(tmp_path))
-        next(stage for stage in run.stages() if stage.name == "student").run()
+        run_stage(run, "student")
         assert commands[-1].count("--teacher") == teachers
         assert (f"default={run.folders.general}:0.5" in commands[-1]) == bool(problems.tasks)
         assert any(stage.name == "general.grpo" for stage in run.stages()) == bool(problems.tasks)
@@ -322,8 +319,7 @@ def test_budgets_go_from_a_specialist_to_its_grpo_the_student_and_the_curve() ->
 def test_grpo_asks_other_problems_than_fine_tuning_has_answered(tmp_path: Path) -> None:
     words = ["specialists.instructions.conversations=30", 'nano.data.corpus=""']
     recipe = v4.read_v4_recipe(v4.RECIPE, v4.nano.RECIPE, words)
-    stages = v4.V4Run(recipe, tmp_path, StageLog(tmp_path)).stages()
-    next(stage for stage in stages if stage.name == "data.instructions").run()
+    run_stage(v4.V4Run(recipe, tmp_path, StageLog(tmp_path)), "data.instructions")
     lines = (tmp_path / "data" / "instructions.jsonl").read_text(encoding="utf-8").splitlines()
     answered = [json.loads(line)["messages"][-2]["content"] for line in lines]
     source = recipe.specialists.instructions.grpo.source()

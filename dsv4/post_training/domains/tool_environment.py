@@ -15,6 +15,7 @@ from dsv4.post_training.problems import Explained
 from dsv4.post_training.sandbox.interface import Sandbox, SandboxError, SandboxRefusal
 from dsv4.post_training.sandbox.limits import MIB, Limits
 from dsv4.post_training.sandbox.replay import DivergenceError, RecordedSandbox
+from dsv4.post_training.sandbox.result import Result
 from dsv4.post_training.sandbox.substrates import open_sandbox
 
 MOST_ENTRIES, LONGEST = 64, 4096  # of files and of keys; characters of each
@@ -91,7 +92,6 @@ class ShellEnvironment:
         self.goal, self._files = goal, dict(files)
         self._sandbox: Sandbox | None = None
         self._log: Path | None = None
-        self._told: list[tuple[str, str]] = []  # commands of the episode and their results
 
     def log_to(self, path: Path) -> None:
         self._log = path
@@ -102,9 +102,7 @@ class ShellEnvironment:
         if set(arguments) != {"command"}:
             return "run takes command"
         command = str(arguments["command"]).replace("\0", "")
-        text = self._do(lambda sandbox: _ran(sandbox, command))
-        self._told.append((command, text))
-        return text
+        return self._do(lambda sandbox: _shown(sandbox.exec(command)))
 
     def outcome(self, answer: str) -> Explained:
         return _outcome(self.goal, self._read, {}.get, answer)
@@ -134,13 +132,14 @@ class ShellEnvironment:
 
     def _begun_again(self) -> Sandbox:
         """A new sandbox with a new log, after the same commands. SandboxError if one has another result there."""
-        assert self._log is not None
+        assert self._log is not None and isinstance(self._sandbox, RecordedSandbox)
+        told = self._sandbox.told()
         self.finish()
         self.close()
         self._log.unlink()
         sandbox = self._opened()
-        for command, text in self._told:
-            if _ran(sandbox, command) != text:
+        for command, result in told:
+            if _shown(sandbox.exec(command)) != _shown(result):
                 raise SandboxError(f"the log of {command!r} is lost, and it gives another result when it runs again")
         return sandbox
 
@@ -158,8 +157,7 @@ def _made() -> Sandbox:
     return open_sandbox(limits=LIMITS)
 
 
-def _ran(sandbox: Sandbox, command: str) -> str:
-    result = sandbox.exec(command)
+def _shown(result: Result) -> str:
     return "\n".join(part for part in (result.text.strip(), result.describe()) if part)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deepseek_recipe import AssistantMessage, Conversation, Message, ToolCall, ToolDefinition, ToolMessage, UserMessage
@@ -12,7 +11,6 @@ from deepseek_recipe import AssistantMessage, Conversation, Message, ToolCall, T
 from dsv4.data.stable_hash import stable_hash
 from dsv4.engine import SamplingParams
 from dsv4.engine.outputs import RequestOutput
-from dsv4.model.choices import RecordedChoices
 from dsv4.post_training.efforts import window_of
 from dsv4.post_training.episodes.environment import (
     Environment,
@@ -20,9 +18,10 @@ from dsv4.post_training.episodes.environment import (
     EpisodeProblem,
     LoggedEnvironment,
 )
+from dsv4.post_training.episodes.streams import EpisodeStreams
 from dsv4.post_training.episodes.trajectory import Trajectory, TrajectoryFiles
 from dsv4.post_training.problems import Explained, answer_of
-from dsv4.post_training.rollouts import DrawnBy, Sampler, answer_text, choices_of, drawn_by
+from dsv4.post_training.rollouts import DrawnBy, Sampler, answer_text, choices_of, drawn_by, joined_runs
 from dsv4.tokenizer.prompts import PromptEncoder
 from dsv4.tokenizer.special import EOS
 
@@ -32,23 +31,32 @@ _ANY = ToolDefinition("tool", "", {"type": "object", "properties": {}})
 
 @dataclass
 class _Episode:
-    """An episode in progress."""
+    """An episode in progress. What grows with its turns is in `streams`."""
 
     goal: int
     problem: EpisodeProblem
     environment: Environment
     seed: int
     most: int  # tokens that are sampled
-    tokens: array[int]
-    log_probabilities: array[float] = field(default_factory=lambda: array("f"))
-    spans: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    streams: EpisodeStreams
+    end: int = 0  # of the last turn's tokens in the document
     calls: int = 0
     text: str = ""
     finished: bool = False
     error: str | None = None
     drawn_by: DrawnBy = ()
-    masks: list[bytes] = field(default_factory=list[bytes])
-    choices: RecordedChoices = field(default_factory=RecordedChoices)
+
+    @property
+    def num_document(self) -> int:
+        return self.streams.lengths["document"]
+
+    @property
+    def num_sampled(self) -> int:
+        return self.streams.lengths["log_probabilities"]
+
+    @property
+    def turns(self) -> int:
+        return self.streams.lengths["spans"]
 
 
 def sample_episodes(
@@ -69,7 +77,7 @@ def sample_episodes(
     model's context.
     """
     temperature = 1.0 if params.logprobs_mode == "raw_logprobs" else params.temperature
-    waiting = _begin(llm, problems, group_size, seed, limits, logs)
+    waiting = _begin(llm, problems, group_size, seed, limits, files, logs)
     order: list[tuple[int, int]] = []
     found: dict[tuple[int, int], Trajectory] = {}
     active: list[_Episode] = []
@@ -83,7 +91,7 @@ def sample_episodes(
             _turns(llm, active, params, limits)
             for episode in [episode for episode in active if _ended(llm, episode, limits)]:
                 active.remove(episode)
-                found[episode.goal, episode.seed] = _closed(episode, files, temperature)
+                found[episode.goal, episode.seed] = _closed(episode, temperature)
     finally:
         for episode in active:
             episode.environment.close()
@@ -95,6 +103,7 @@ def _begin(
     group_size: int,
     seed: int,
     limits: EpisodeLimits,
+    files: TrajectoryFiles,
     logs: Path | None,
 ) -> Iterator[_Episode]:
     for goal, problem in problems:
@@ -110,32 +119,34 @@ def _begin(
             environment = problem.environment()
             if logs is not None and isinstance(environment, LoggedEnvironment):
                 environment.log_to(logs / f"{own:x}.jsonl")
-            yield _Episode(goal, problem, environment, own, most, array("i", tokens))
+            streams = files.new()
+            streams.append("document", tokens)
+            yield _Episode(goal, problem, environment, own, most, streams)
 
 
 def _ended(llm: Sampler, episode: _Episode, limits: EpisodeLimits) -> bool:
-    full = len(episode.tokens) >= llm.max_model_len or len(episode.log_probabilities) >= episode.most
-    return episode.finished or episode.error is not None or len(episode.spans) >= limits.turns or full or _cut(episode)
+    full = episode.num_document >= llm.max_model_len or episode.num_sampled >= episode.most
+    return episode.finished or episode.error is not None or episode.turns >= limits.turns or full or _cut(episode)
 
 
 def _cut(episode: _Episode) -> bool:
     """True if the last turn was cut off: nothing was appended behind its tokens."""
-    return bool(episode.spans) and episode.spans[-1][1] == len(episode.tokens)
+    return episode.end == episode.num_document
 
 
 def _turns(llm: Sampler, active: Sequence[_Episode], params: SamplingParams, limits: EpisodeLimits) -> None:
     """One turn of each episode."""
     wanted = [
         replace(
-            params, n=1, logprobs=True, seed=stable_hash("turn", episode.seed, len(episode.spans)) >> 2,
+            params, n=1, logprobs=True, seed=stable_hash("turn", episode.seed, episode.turns) >> 2,
             max_tokens=min(
-                params.max_tokens or episode.most, episode.most - len(episode.log_probabilities),
-                llm.max_model_len - len(episode.tokens),
+                params.max_tokens or episode.most, episode.most - episode.num_sampled,
+                llm.max_model_len - episode.num_document,
             ),
         )
         for episode in active
     ]  # fmt: skip
-    outputs = llm.generate([episode.tokens.tolist() for episode in active], wanted)
+    outputs = llm.generate([episode.streams.read("document").tolist() for episode in active], wanted)
     for episode, output in zip(active, outputs, strict=True):
         _take_turn(llm, episode, output, limits)
 
@@ -144,14 +155,15 @@ def _take_turn(llm: Sampler, episode: _Episode, output: RequestOutput, limits: E
     """Append a turn's tokens as sampled; then, if it calls tools, their results and the beginning of the next turn."""
     from dsv4.data.tasks import parse_tool_calls  # needs the tasks' package
 
-    start = len(episode.tokens)
-    episode.tokens.extend(output.token_ids)
-    episode.log_probabilities.extend(output.logprobs)
-    episode.spans.append((start, len(episode.tokens)))
-    episode.drawn_by += drawn_by(output)
-    episode.masks.extend(output.sampling_masks)
+    streams, start = episode.streams, episode.num_document
+    streams.append("document", output.token_ids)
+    streams.append("log_probabilities", output.logprobs)
+    episode.end = episode.num_document
+    streams.append("spans", [(start, episode.end)])
+    streams.append_masks(output.sampling_masks)
     if (choices := choices_of(output)) is not None:
-        episode.choices.add(0, choices)
+        streams.append_choices(choices)
+    episode.drawn_by = joined_runs((*episode.drawn_by, *drawn_by(output)))
     episode.text = answer_text(llm, output.token_ids)
     if output.finish_reason == "abort":
         episode.error = f"a turn failed: {output.stop_reason}"
@@ -169,7 +181,7 @@ def _take_turn(llm: Sampler, episode: _Episode, output: RequestOutput, limits: E
     if calls is not None and results is not None and len(calls) > limits.calls:
         results.append(f"{len(calls)} calls; only the first {limits.calls} were made")
     assert llm.prompts is not None
-    episode.tokens.extend(continuation(llm.prompts, results, episode.problem.thinking))
+    streams.append("document", continuation(llm.prompts, results, episode.problem.thinking))
 
 
 def _result(episode: _Episode, call: dict, limits: EpisodeLimits) -> str:
@@ -195,7 +207,7 @@ def continuation(prompts: PromptEncoder, results: Sequence[str] | None, thinking
     return prompts.tokenizer.encode_rendered(rendered.prompt[begin:], ranges)
 
 
-def _closed(episode: _Episode, files: TrajectoryFiles, temperature: float) -> Trajectory:
+def _closed(episode: _Episode, temperature: float) -> Trajectory:
     """The episode as a sample, without what follows its last sampled token; its environment is closed."""
     outcome: Explained | None = None
     try:
@@ -208,10 +220,7 @@ def _closed(episode: _Episode, files: TrajectoryFiles, temperature: float) -> Tr
         episode.error = f"the environment of {episode.problem.domain} raised {type(error).__name__}: {error}"
     finally:
         episode.environment.close()
-    end, recorded = episode.spans[-1][1], episode.choices
-    choices = recorded.part(0, recorded.length) if recorded.length else None
-    file = files.write(episode.tokens[:end], episode.log_probabilities, episode.masks, choices)
     return Trajectory(
-        episode.goal, tuple(episode.spans), end, episode.text, episode.finished, len(episode.spans), episode.calls,
-        outcome, episode.error, file, episode.drawn_by, temperature,
+        episode.goal, episode.end, episode.text, episode.finished, episode.calls, outcome, episode.error,
+        episode.streams, episode.drawn_by, temperature,
     )  # fmt: skip

@@ -14,7 +14,7 @@ from dsv4.engine.sampler import output_seed
 from dsv4.model.choices import Choices
 from dsv4.post_training.rollout_service.records import Finished, NewRequest
 from dsv4.post_training.rollout_service.service import RolloutService
-from dsv4.post_training.rollouts import DrawnOutput
+from dsv4.post_training.rollouts import DrawnOutput, joined_runs
 from dsv4.tokenizer import Tokenizer
 from dsv4.tokenizer.prompts import PromptEncoder
 
@@ -66,7 +66,7 @@ def _keywords(params: SamplingParams, index: int) -> dict[str, Any]:
 
 
 def _output(one: Finished) -> RequestOutput:
-    found = DrawnOutput(list(one.prompt_token_ids), drawn_by=_runs([token.version for token in one.tokens]))
+    found = DrawnOutput(list(one.prompt_token_ids), drawn_by=joined_runs((token.version, 1) for token in one.tokens))
     found.token_ids = [token.token_id for token in one.tokens]
     found.logprobs = [token.log_probability for token in one.tokens]
     found.sampling_masks = [token.mask for token in one.tokens if token.mask is not None]
@@ -79,14 +79,3 @@ def _output(one: Finished) -> RequestOutput:
     else:
         found.finish_reason = "stop" if one.finish_reason == "stop" else "length"
     return found
-
-
-def _runs(versions: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """(version, number of tokens) in their order."""
-    found: list[tuple[int, int]] = []
-    for version in versions:
-        if found and found[-1][0] == version:
-            found[-1] = (version, found[-1][1] + 1)
-        else:
-            found.append((version, 1))
-    return tuple(found)

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shutil
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ class Step:
 
 
 class SessionLog:
-    """Steps of a log file, which one process at a time may hold open.
+    """Steps of a log file, which one process at a time may hold open. They are read when they are asked for.
 
     A last line that was cut off while it was written is removed: what it told of had not been answered yet.
     """
@@ -41,51 +42,73 @@ class SessionLog:
         except BlockingIOError:
             self._file.close()
             raise SandboxError(f"{path} is in use by another session") from None
+        self._size = 0  # of the file, in whole lines
+        self._places = array("q")  # of each step's begin and end in the file; -1 without an end
         try:
-            self.steps = self._recover()
+            self._recover()
         except BaseException:
             self._file.close()
             raise
+        self._earlier = len(self)
 
-    def _recover(self) -> list[Step]:
-        self._file.seek(0)
-        content = self._file.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            self._file.truncate(len(whole))
+    def _recover(self) -> None:
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    break
+                self._take(number, line)
+                self._size += len(line)
+        if self._size < self.path.stat().st_size:
+            self._file.truncate(self._size)
             os.fsync(self._file.fileno())
-        if not whole:
+        if not self._size:
             self._append({"version": VERSION})
             _sync_folder(self.path.parent)
-            return []
-        steps: list[Step] = []
-        for number, line in enumerate(whole.splitlines(), 1):
-            try:
-                record = json.loads(line)
-                if number == 1:
-                    if record["version"] != VERSION:
-                        raise SandboxError(f"{self.path} has version {record['version']}; this reads {VERSION}")
-                elif record["event"] == "began":
-                    steps.append(Step(record["sequence"], record, earlier=True))
-                else:
-                    steps[record["sequence"]].ended = record
-            except (KeyError, IndexError, TypeError, ValueError) as error:
-                raise SandboxError(f"{self.path}, line {number}: not a record of a session: {error!r}") from None
-        return steps
+
+    def _take(self, number: int, line: bytes) -> None:
+        """Note the place of a record."""
+        try:
+            record = json.loads(line)
+            if number == 1:
+                if record["version"] != VERSION:
+                    raise SandboxError(f"{self.path} has version {record['version']}; this reads {VERSION}")
+            elif record["event"] == "began":
+                self._places.extend((self._size, -1))
+            else:
+                self._places[2 * record["sequence"] + 1] = self._size
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise SandboxError(f"{self.path}, line {number}: not a record of a session: {error!r}") from None
+
+    def __len__(self) -> int:
+        """Number of steps."""
+        return len(self._places) // 2
+
+    def step(self, number: int) -> Step:
+        """A step as the file has it."""
+        began, ended = self._places[2 * number : 2 * number + 2]
+        return Step(number, self._read(began), self._read(ended) if ended >= 0 else None, number < self._earlier)
 
     def begin(self, request: dict[str, Any]) -> Step:
-        step = Step(len(self.steps), {"event": "began", "sequence": len(self.steps), **request})
-        self._append(step.began)
-        self.steps.append(step)
+        step = Step(len(self), {"event": "began", "sequence": len(self), **request})
+        self._places.extend((self._append(step.began), -1))
         return step
 
     def end(self, step: Step, outcome: dict[str, Any]) -> None:
         step.ended = {"event": "ended", "sequence": step.sequence, **outcome}
-        self._append(step.ended)
+        self._places[2 * step.sequence + 1] = self._append(step.ended)
 
-    def _append(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record).encode() + b"\n")
+    def _append(self, record: dict[str, Any]) -> int:
+        """Write a record; its place in the file."""
+        line, place = json.dumps(record).encode() + b"\n", self._size
+        self._file.write(line)
         os.fsync(self._file.fileno())
+        self._size += len(line)
+        return place
+
+    def _read(self, place: int) -> dict[str, Any]:
+        with self.path.open("rb") as file:
+            file.seek(place)
+            return json.loads(file.readline())
 
     def close(self) -> None:
         self._file.close()

@@ -53,7 +53,7 @@ class RecordedSandbox(Sandbox):
 
     @property
     def replaying(self) -> bool:
-        return self._next < len(self._log.steps)
+        return self._next < len(self._log)
 
     @property
     def limits(self) -> Limits:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -80,6 +80,15 @@ class RecordedSandbox(Sandbox):
             self._settled = True
         return live
 
+    def told(self) -> list[tuple[str, Result]]:
+        """Commands of this session, as they were asked, and their results."""
+        steps = (self._log.step(number) for number in range(self._next))
+        return [
+            (step.began["asked"], _decoded(step.ended["result"]))
+            for step in steps
+            if step.began["do"] == "exec" and step.ended is not None
+        ]
+
     def _step(self, do: str, asked: str, details: Mapping[str, object], idempotent: bool) -> Step:
         """Next step: of the log, where the same was asked then, or a new one. DivergenceError where it differs."""
         text = json.dumps([do, asked, details], sort_keys=True)
@@ -88,7 +97,7 @@ class RecordedSandbox(Sandbox):
             self._sandbox()  # what cannot be started is not begun either
             self._next += 1
             return self._log.begin({"do": do, "asked": asked, "hash": digest, "idempotent": idempotent})
-        step = self._log.steps[self._next]
+        step = self._log.step(self._next)
         if (step.began["hash"], step.began["idempotent"]) != (digest, idempotent):
             same = step.began["asked"] == asked and step.began["do"] == do
             raise DivergenceError(
