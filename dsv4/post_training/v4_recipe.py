@@ -35,13 +35,13 @@ class BudgetSection(Section):
     """
 
     seconds: Positive = 21600.0
-    base: Share = 0.34
+    base: Share = 0.3
     sft: Share = 0.06
     specialist_sft: PositiveShare = 0.06
-    specialist_grpo: PositiveShare = 0.17
-    student_sft: Share = 0.03
-    student: PositiveShare = 0.105
-    rest: Share = 0.215
+    specialist_grpo: PositiveShare = 0.15
+    student_sft: Share = 0.08
+    student: PositiveShare = 0.12
+    rest: Share = 0.21
 
     @model_validator(mode="after")
     def _check(self) -> BudgetSection:

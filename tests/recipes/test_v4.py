@@ -200,7 +200,7 @@ def check_equal_tokens(run: Path) -> None:
         (["--resume"], "holds no run"),
         (["--resume", "budget.seconds=1"], "--resume goes on with the run's own recipe"),
         (["budget.second=1"], "budget.second is unknown; the nearest key is budget.seconds"),
-        (["budget.base=0.9"], "the shares add up to 1.540; allowed: 1 at most"),
+        (["budget.base=0.9"], "the shares add up to 1.580; allowed: 1 at most"),
         (["budget.sft=0"], "budget.sft is 0; allowed: more, or sft_model"),
         (["budget.student=0"], "budget.student is 0: Input should be greater than 0"),
         (["nano.second=1"], "second is unknown; the nearest key is seconds"),
@@ -238,18 +238,21 @@ def test_the_config_is_whole_and_shares_out_the_budget(capsys: pytest.CaptureFix
     assert v4.main(["--budget", "gpu", "budget.seconds=1000", "--print-config"]) == 0
     recipe = tomllib.loads(capsys.readouterr().out)
     nano = recipe["nano"]
-    assert nano["seconds"] == pytest.approx(400) and nano["mid_share"] == pytest.approx(0.85 * 0.26 / 0.69)
-    assert nano["sft_share"] == pytest.approx(0.15 * 27 / 31) and nano["long_share"] == pytest.approx(0.15 * 4 / 31)
+    sft = 1 / 6  # of the seconds of base and sft
+    assert nano["seconds"] == pytest.approx(360) and nano["mid_share"] == pytest.approx((1 - sft) * 0.26 / 0.69)
+    assert nano["sft_share"] == pytest.approx(sft * 27 / 31) and nano["long_share"] == pytest.approx(sft * 4 / 31)
     for part in (nano[name] for name in ("base", "mid", "sft", "long")):
         assert (part["run"]["device"], part["run"]["replicas"]) == ("cuda", 1)
         assert all(stage.get("recompute", "none") == "none" for stage in part["stages"])
-    assert recipe["specialists"]["code"]["grpo"]["run"]["seconds"] == pytest.approx(170 / 7)
-    assert recipe["specialists"]["mathematics"]["grpo"]["run"]["seconds"] == pytest.approx(3 * 170 / 7)
-    assert recipe["general"]["grpo"]["run"]["seconds"] == pytest.approx(170 / 7)
+    assert recipe["specialists"]["code"]["grpo"]["run"]["seconds"] == pytest.approx(150 / 7)
+    assert recipe["specialists"]["mathematics"]["grpo"]["run"]["seconds"] == pytest.approx(3 * 150 / 7)
+    assert recipe["general"]["grpo"]["run"]["seconds"] == pytest.approx(150 / 7)
     assert recipe["specialists"]["code"]["grpo"]["problems"]["domains"] == ["code"]
-    assert recipe["specialists"]["code"]["sft"]["steps"] == 60 and "seconds" not in recipe["specialists"]["code"]["sft"]
+    assert (
+        recipe["specialists"]["code"]["sft"]["steps"] == 100 and "seconds" not in recipe["specialists"]["code"]["sft"]
+    )
     assert recipe["specialists"]["tools"]["sft"]["seconds"] == pytest.approx(60 / 5)
-    assert recipe["student_sft"]["seconds"] == pytest.approx(30)
+    assert recipe["student_sft"]["seconds"] == pytest.approx(80)
     assert recipe["student"]["run"]["device"] == "cuda" and recipe["student"]["problems"]["domains"] == list(DOMAINS)
 
 
