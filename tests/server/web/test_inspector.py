@@ -90,6 +90,37 @@ def test_an_answer_that_the_server_has_forgotten_says_so(tab: Any) -> None:
     expect(tab.wait("done", 1).get_by_role("button", name="Inspect answer")).to_be_hidden()
 
 
+def test_a_long_answer_is_drawn_about_the_chosen_token(tab: Any) -> None:
+    def traced(position: int) -> dict[str, Any]:
+        return {"position": position, "layers": [], "next_tokens": [], "cache_bytes": {"window": 0}}
+
+    pieces = [f" {place}" for place in range(5000)]
+    shape = {"window": 128, "layers": [], "index_topk": 1, "num_experts": 1, "experts_per_token": 1}
+    drafts = {"accepted_drafts": [], "num_draft_tokens": 0, "num_accepted_tokens": 0}
+    counts = {"prompt_tokens": 1000, "cached_tokens": 0, "answer_tokens": 4000}
+    answer = {"id": "long", "pieces": pieces, **shape, **drafts, **counts}
+    tab.page.route("**/inspect/*", lambda route: route.fulfill(json=answer))
+    tab.page.route("**/inspect/*/*", lambda route: route.fulfill(json=traced(int(route.request.url.split("/")[-1]))))
+    tab.mock.answer_id = "long"
+    tab.ask("hi", ["there"])
+    tab.wait("done").get_by_role("button", name="Inspect answer").click()
+    panel = tab.page.get_by_role("complementary", name="Inspector")
+    chosen = panel.locator(".token.chosen")
+    expect(chosen).to_have_attribute("data-at", "1000")
+    expect(panel.locator("#inspector-note")).to_contain_text("Token 1,001 of 5,000, written by the model")
+    assert panel.locator(".inspector-cut").all_inner_texts() == [
+        "250 earlier tokens are not drawn.",
+        "3,250 later tokens are not drawn.",
+    ]
+    panel.locator(".token[data-at='1749']").click()
+    panel.locator("#inspector-text").focus()
+    tab.page.keyboard.press("ArrowRight")
+    expect(chosen).to_have_attribute("data-at", "1750")
+    expect(panel.locator(".token").first).to_have_attribute("data-at", "1000")
+    expect(panel.locator(".token.written").first).to_have_attribute("data-at", "1000")
+    expect(panel.locator("#inspector-note")).to_contain_text("Token 1,751 of 5,000")
+
+
 @pytest.mark.parametrize("tab", [{"viewport": {"width": 390, "height": 844}}], indirect=True)
 def test_the_panel_covers_a_phone(tab: Any) -> None:
     tab.mock.answer_id = "gone"

@@ -6,7 +6,7 @@ import { bytes, count } from "./figures.js";
 import { layerRows, nextTokens } from "./layers.js";
 import { drawable, heatOf, meanHeat, scaleOf } from "./trace.js";
 
-const DRAWN = 1500; // most tokens drawn as text, the last ones
+const DRAWN = 1500; // most tokens drawn as text, those about the chosen one
 const PAUSE = 120; // ms without another choice before a token is traced
 
 let answer = null; // {id, pieces, ...} of the server
@@ -50,8 +50,7 @@ export async function openInspector(id) {
   say("Reading the answer's tokens");
   await attempt(async (signal) => {
     answer = await inspectAnswer(id, signal);
-    drawText();
-    choose(answer.prompt_tokens);
+    choose(Math.min(answer.prompt_tokens, answer.pieces.length - 1));
   });
 }
 
@@ -90,23 +89,27 @@ function say(text, failed = false) {
   note.classList.toggle("failed", failed);
 }
 
-function drawText() {
+/** Draws the text of DRAWN tokens about position `middle`, all of a shorter sequence. */
+function drawText(middle) {
   const { pieces, prompt_tokens: prompt, accepted_drafts: accepted } = answer;
   const drafted = new Set(accepted);
-  first = Math.max(0, pieces.length - DRAWN);
-  tokens = pieces.slice(first).map((piece, i) => {
+  first = Math.max(0, Math.min(middle - DRAWN / 2, pieces.length - DRAWN));
+  tokens = pieces.slice(first, first + DRAWN).map((piece, i) => {
     const at = first + i;
     const written = at >= prompt;
     const name = `token${written ? " written" : ""}${drafted.has(at - prompt) ? " drafted" : ""}`;
     return h("span", { class: name, dataset: { at } }, drawable(piece).replace(/\n/g, "⏎\n") || "·");
   });
-  const hidden = first ? h("p", { class: "inspector-cut" }, `${count(first)} earlier tokens are not drawn.`) : null;
-  byId("inspector-text").replaceChildren(...(hidden ? [hidden] : []), ...tokens);
+  const cut = (hidden, which) =>
+    hidden ? [h("p", { class: "inspector-cut" }, `${count(hidden)} ${which} tokens are not drawn.`)] : [];
+  const after = pieces.length - first - tokens.length;
+  byId("inspector-text").replaceChildren(...cut(first, "earlier"), ...tokens, ...cut(after, "later"));
 }
 
 function choose(at) {
-  if (!answer || at < Math.max(first, 1) || at >= answer.pieces.length) return;
+  if (!answer || at < 1 || at >= answer.pieces.length) return;
   tokens[chosen - first]?.classList.remove("chosen");
+  if (!tokens[at - first]) drawText(at);
   chosen = at;
   const token = tokens[at - first];
   token.classList.add("chosen");
