@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -55,14 +57,9 @@ packages, one fact asked about and three others.
 {post_training}## Training
 
 {training}
-{pictures}
-{curve}
 ## Data
 
 {data}
-The texts are of Debian's documentation packages; they are not part of this repository.
-
-{packages}
 ## Commands
 
 ```
@@ -72,24 +69,45 @@ The texts are of Debian's documentation packages; they are not part of this repo
 ## Difficulty of the tasks
 
 {tasks}"""
+DATA = """\
+{parts}
+The texts are of Debian's documentation packages; they are not part of this repository.
+
+{packages}"""
 COMMANDS = """\
 dsv4 train corpus --out corpus
 dsv4 train nano --corpus corpus{length} --run-dir runs/nano --out models/nano
 dsv4 train nano --resume --run-dir runs/nano --out models/nano
+"""
+EVALUATION = """\
 dsv4 eval nano --model models/nano --n {examples} --data runs/nano/data --corpus corpus --ledger runs/nano/eval.jsonl \\
-    --card runs/nano"""
-
-
+    --card {source}"""
+SECTION = re.compile(r"^## (Training|Data|Commands|Recipe)\n\n(.*?)\n(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+PICTURE = re.compile(r"!\[[^]]*\]\(([^)/]+)\)")
 CURVE_ROWS = 12  # of a part's curve, about
 
 
-def write_model_card(folder: Path, scores: Sequence[Score], run_dir: Path, suite: SuiteReport) -> None:
-    """Write `folder`/README.md, and copies of the run's pictures, from the scores and the folder of the run."""
+@dataclass(frozen=True)
+class Origin:
+    """What a card says of how a model came to be, in Markdown."""
+
+    training: str
+    data: str
+    commands: str  # without that of the evaluation
+
+
+def write_model_card(folder: Path, scores: Sequence[Score], source: Path, suite: SuiteReport) -> None:
+    """Write `folder`/README.md, and copies of the training's pictures, from the scores and `source`.
+
+    `source` is the folder of nano's run, or the card of a model that `folder`'s was trained from (`dsv4 train v4`):
+    its sections on training, data and commands hold for both. ValueError if that card lacks one.
+    """
     config = ModelConfig.from_pretrained(folder)
     counts = count_parameters(config)
-    recipe = read_recipe(NanoRecipe, run_dir / "nano.toml")
+    origin = _of_card(source, folder) if source.is_file() else _of_run(source, folder)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     examples = max((score.examples for score in scores), default=0)
+    evaluation = EVALUATION.format(examples=examples, source="README.md" if source.is_file() else "runs/nano")
     text = CARD.format(
         hc=config.hc_mult,
         total=counts.total_with_mtp / 1e6,
@@ -104,16 +122,38 @@ def write_model_card(folder: Path, scores: Sequence[Score], run_dir: Path, suite
         answers=sum(pooled(scores, mode).examples for mode in MODES),
         suite=suite.to_markdown(),
         post_training=describe_post_training(folder),
-        training=describe_training(recipe, run_dir),
-        pictures=_copy_pictures(run_dir, folder),
-        curve=describe_curve(run_dir),
-        data=_data_table(run_dir / "data"),
-        packages=_packages(Path(recipe.data.corpus) / "card.json"),
-        commands=COMMANDS.format(examples=examples, length=f" --steps {recipe.steps}" if recipe.steps else ""),
+        training=origin.training,
+        data=origin.data,
+        commands=origin.commands + evaluation,
         tasks="".join(f"- {name}: {task.difficulty}\n" for name, task in TASKS.items()),
     )
     with new_file(folder / "README.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _of_run(run_dir: Path, folder: Path) -> Origin:
+    recipe = read_recipe(NanoRecipe, run_dir / "nano.toml")
+    parts = [describe_training(recipe, run_dir), _copy_pictures(run_dir, folder), describe_curve(run_dir)]
+    data = DATA.format(parts=_data_table(run_dir / "data"), packages=_packages(Path(recipe.data.corpus) / "card.json"))
+    length = f" --steps {recipe.steps}" if recipe.steps else ""
+    return Origin("\n".join(parts), data, COMMANDS.format(length=length))
+
+
+def _of_card(card: Path, folder: Path) -> Origin:
+    sections = _sections(card)
+    for name in ("Training", "Data", "Commands"):
+        if name not in sections:
+            raise ValueError(f"{card} has no section {name}; wanted is the card of a trained model")
+    if card.parent.resolve() != folder.resolve():
+        for name in PICTURE.findall(sections["Training"]):
+            shutil.copyfile(card.parent / name, folder / name)
+    commands = sections["Commands"].removeprefix("```\n").removesuffix("\n```\n")
+    return Origin(sections["Training"], sections["Data"], commands.partition("dsv4 eval nano")[0])
+
+
+def _sections(card: Path) -> dict[str, str]:
+    """Text of a card's sections on how the model came to be, by their titles."""
+    return dict(SECTION.findall(card.read_text(encoding="utf-8"))) if card.is_file() else {}
 
 
 def mean_over_tasks(scores: Sequence[Score], mode: str) -> float:
@@ -175,7 +215,9 @@ def describe_post_training(folder: Path) -> str:
     if not (folder / RESULTS).exists():
         return ""
     results = describe_results(read_results(folder))
-    return f"## Post-training\n\nOne student of four specialists (`dsv4 train v4`).\n\n{results}\n"
+    recipe = _sections(folder / "README.md").get("Recipe")  # the card that `dsv4 train v4` wrote, or one of before
+    made = f"## Recipe\n\n{recipe.rstrip()}\n\n" if recipe else ""
+    return f"## Post-training\n\nOne student of four specialists (`dsv4 train v4`).\n\n{results}\n{made}"
 
 
 def _copy_pictures(run_dir: Path, folder: Path) -> str:

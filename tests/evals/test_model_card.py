@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+
+import pytest
 
 from dsv4.config import ModelConfig
 from dsv4.evals.definitions import Choices
@@ -61,6 +64,16 @@ def test_card_holds_scores_sizes_stages_data_and_commands(tmp_path: Path) -> Non
     assert (model / "base-losses.png").read_bytes() == b"picture"
     assert "## Post-training" not in card
 
+    student = tmp_path / "student"  # trained from that model: the card of one is the source of the other's
+    student.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copyfile(model / name, student / name)
+    write_model_card(student, scores, model / "README.md", suite)
+    assert (student / "README.md").read_text() == card.replace("--card runs/nano", "--card README.md")
+    assert (student / "base-losses.png").read_bytes() == b"picture"
+    with pytest.raises(ValueError, match="has no section Training"):
+        write_model_card(student, scores, run / "nano.toml", suite)
+
 
 def test_card_of_a_student_has_the_results_of_its_run(tmp_path: Path) -> None:
     """Both cards: that of `dsv4 train v4`, and the section of nano's."""
@@ -74,5 +87,7 @@ def test_card_of_a_student_has_the_results_of_its_run(tmp_path: Path) -> None:
     for text in (card, describe_post_training(tmp_path)):
         assert "- reached: specialist of code minus sft: +5" in text and "- **missed**: largest difference" in text
         assert "| sft | 10.0 % (5-19), 8 of 80 |" in text and "| low | 50.0 % | 20.2 |" in text
+    (tmp_path / "README.md").write_text(card)
+    assert describe_post_training(tmp_path).endswith("\n" + card[card.index("## Recipe") :] + "\n")
     assert "Made with seed 1; dsv4 0.1.0, on a machine." in card
     assert "dsv4 train v4 --run-dir runs/v4\n" in card and card.startswith("---\nlicense: mit\n")
