@@ -15,17 +15,22 @@ from deepseek_recipe import Conversation, UserMessage
 from dsv4.post_training.domains.domain import Domain, Level
 from dsv4.post_training.domains.programs import draw_program, of_numbers
 from dsv4.post_training.problems import Explained
+from dsv4.post_training.sandbox.calls import run_calls
 from dsv4.post_training.sandbox.interface import SandboxError
 from dsv4.post_training.sandbox.limits import MIB, Limits
 from dsv4.post_training.sandbox.pool import Pool
 from dsv4.post_training.sandbox.substrates import missing, open_sandbox
-from dsv4.post_training.sandbox.unit_tests import CallTest, Score, run_unit_tests
+from dsv4.post_training.sandbox.unit_tests import CallTest, Score
 
 TESTS = 5
 LONGEST = 20_000  # characters of a program
 SECONDS = 5.0  # per test
 LIMITS = Limits(
-    wall_seconds=SECONDS, processor_seconds=SECONDS, memory_bytes=256 * MIB, processes=16, disk_bytes=16 * MIB
+    wall_seconds=(TESTS + 1) * SECONDS,
+    processor_seconds=(TESTS + 1) * SECONDS,
+    memory_bytes=256 * MIB,
+    processes=16,
+    disk_bytes=16 * MIB,
 )
 NAMES = ("f", "solve", "compute", "answer", "run")
 _ONE_POOL = threading.Lock()
@@ -126,7 +131,7 @@ def scored(program: str, tests: tuple[CallTest, ...], pool: Pool, again: int = 1
     for left in range(again, -1, -1):
         try:
             with pool.take() as sandbox:
-                return run_unit_tests(sandbox, program, tests, timeout=SECONDS)
+                return run_calls(sandbox, program, tests, timeout=SECONDS)
         except SandboxError:
             if not left:
                 raise

@@ -123,11 +123,11 @@ def run_unit_tests(sandbox: Sandbox, program: str, tests: Sequence[UnitTest], *,
 def _output(sandbox: Sandbox, test: OutputTest, timeout: float | None) -> str | None:
     result = sandbox.exec([sandbox.python, PROGRAM], stdin=test.stdin.encode(), timeout=timeout)
     if not result.ok:
-        return _failure(result)
+        return failure(result)
     if result.stdout_bytes > len(result.stdout):
         return result.describe()
     wanted, got = _lines(test.stdout), _lines(result.stdout.decode(errors="replace"))
-    return None if got == wanted else f"wrong output: expected {_shown(wanted)}, got {_shown(got)}"
+    return None if got == wanted else f"wrong output: expected {shown(wanted)}, got {shown(got)}"
 
 
 def _lines(text: str) -> list[str]:
@@ -139,15 +139,20 @@ def _call(sandbox: Sandbox, test: CallTest, timeout: float | None) -> str | None
     sandbox.put(DRIVER, CALL.encode())
     result = sandbox.exec([sandbox.python, DRIVER], stdin=json.dumps(order).encode(), timeout=timeout)
     if not result.ok:
-        return _failure(result)
+        return failure(result)
     try:
         value = json.loads(sandbox.get(ANSWER, limit=sandbox.limits.output_bytes))
     except (SandboxRefusal, ValueError, RecursionError) as error:
         return f"no answer: {error}"
+    return compared(value, test)
+
+
+def compared(value: Any, test: CallTest) -> str | None:
+    """Reason why a call's JSON value is not the expected one; None if it is."""
     wanted = json.loads(json.dumps(test.expected))
     if same(value, wanted, test.tolerance):
         return None
-    return f"wrong answer: expected {_shown(wanted)}, got {_shown(value)}"
+    return f"wrong answer: expected {shown(wanted)}, got {shown(value)}"
 
 
 def same(value: Any, wanted: Any, tolerance: float) -> bool:
@@ -171,15 +176,17 @@ def _assertions(sandbox: Sandbox, test: AssertionTest, timeout: float | None) ->
     sandbox.put(DRIVER, ASSERTIONS.encode())
     result = sandbox.exec([sandbox.python, DRIVER], stdin=f"{test.code}\n{token}".encode(), timeout=timeout)
     if not result.ok:
-        return _failure(result)
+        return failure(result)
     return None if result.stdout.endswith(token.encode()) else "the program ended before the assertions did"
 
 
-def _failure(result: Result) -> str:
+def failure(result: Result) -> str:
+    """How a command failed, and the last line that it wrote to standard error."""
     lines = printable(result.stderr).strip().splitlines()
-    return result.describe() + (f": {_shown(lines[-1])}" if lines else "")
+    return result.describe() + (f": {shown(lines[-1])}" if lines else "")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value in a reason, cut if it is long."""
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= SHOWN else text[:SHOWN] + "..."

@@ -93,7 +93,7 @@ def test_a_hung_program_has_reward_0_and_the_run_goes_on(monkeypatch: pytest.Mon
     texts = ["while True: pass", one.solution]
     rollouts = [Rollout(0, (1,), (2,), (0.0,), text, True) for text in texts]
     hung, right = judge(rollouts, [one], RewardSettings())
-    assert (hung.value, hung.error) == (0.0, None) and "over its limit" in hung.reason
+    assert (hung.value, hung.error) == (0.0, None) and "no answer within" in hung.reason
     assert right.value == 1.0 and right.correct
 
 

@@ -1,0 +1,98 @@
+"""Scores of programs by calls that share a command."""
+
+from dataclasses import replace
+
+import pytest
+
+from dsv4.post_training.sandbox.calls import run_calls
+from dsv4.post_training.sandbox.namespaces import NamespaceSandbox
+from dsv4.post_training.sandbox.result import Result
+from dsv4.post_training.sandbox.supervised import SupervisedSandbox
+from dsv4.post_training.sandbox.unit_tests import CallTest
+from tests.post_training.sandbox.conftest import SMALL
+
+TESTS = [CallTest(f"test {number}", "f", [number], 2 * number) for number in range(4)]
+
+
+def reasons(sandbox: SupervisedSandbox, program: str, timeout: float = 5.0) -> list[str]:
+    return [outcome.reason for outcome in run_calls(sandbox, program, TESTS, timeout=timeout).outcomes]
+
+
+def test_a_right_program_passes_and_leaves_nothing(sandbox: SupervisedSandbox) -> None:
+    sandbox.put("kept", b"1")
+    assert run_calls(sandbox, "def f(x):\n    return 2 * x\n", TESTS, timeout=5.0).passed
+    assert sandbox.exec("ls").stdout == b"kept\n"
+    sandbox.exec("rm kept")
+
+
+def test_each_call_loads_the_program_anew(sandbox: SupervisedSandbox) -> None:
+    assert reasons(sandbox, "seen = []\ndef f(x):\n    seen.append(x)\n    return len(seen)\n") == [
+        f"wrong answer: expected {wanted}, got 1" for wanted in (0, 2, 4, 6)
+    ]
+
+
+def test_one_call_that_fails_fails_alone(sandbox: SupervisedSandbox) -> None:
+    found = reasons(sandbox, "def f(x):\n    return [0, 2, 4][x]\n")
+    assert found == ["passed", "passed", "passed", "exit code 1: IndexError: list index out of range"]
+    found = reasons(sandbox, "import os\ndef f(x):\n    if x == 1: os.kill(os.getpid(), 11)\n    return 2 * x\n")
+    assert found == ["passed", "ended by signal 11", "passed", "passed"]
+    found = reasons(sandbox, "def f(x):\n    while x == 2: pass\n    return 2 * x\n", timeout=0.5)
+    assert found == ["passed", "passed", "no answer within 0.5 s", "passed"]
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("def f(:", "exit code 1: SyntaxError"),
+        ("x = 1", "exit code 1: KeyError: 'f'"),
+        ("import os; os._exit(0)", "no answer"),
+        ("import sys; sys.exit(3)", "exit code 3"),
+        ("x = bytearray(1 << 40)", "exit code 1: MemoryError"),
+        ("def f(x): return object()", "not JSON serializable"),
+        ("def f(x): return 2 * x + 1", "wrong answer: expected"),
+        ("def f(x): return True", "wrong answer: expected"),
+        ("import os\nfor n in range(4): open(f'answer.json.{n}', 'w').write('[')\nos._exit(0)", "no answer"),
+        ("import os, signal; os.kill(os.getppid(), signal.SIGKILL); signal.pause()", "ended by SIGKILL"),
+        ("import os; os.write(os.open(f'/proc/{os.getppid()}/fd/1', 1), b'0\\n' * 9); os._exit(0)", "no answer|exit"),
+        ("\ud800", "SyntaxError"),
+    ],
+)
+def test_a_bad_program_fails_every_call_with_a_reason(sandbox: SupervisedSandbox, program: str, reason: str) -> None:
+    for text in reasons(sandbox, program):
+        assert pytest.raises(AssertionError, match=reason).matches(AssertionError(text)), text
+
+
+def test_processes_of_a_call_end_with_it(sandbox: SupervisedSandbox) -> None:
+    program = (
+        "import os, time\n"
+        "def f(x):\n"
+        "    if not os.fork():\n"
+        "        time.sleep(0.3)\n"
+        "        open(f'answer.json.{x}', 'w').write('7')\n"
+        "        os._exit(0)\n"
+        "    if x == 3: time.sleep(0.6)\n"
+        "    return 2 * x\n"
+    )
+    assert reasons(sandbox, program)[:3] == ["passed"] * 3
+
+
+def test_the_whole_ends_at_the_sandboxs_limit() -> None:
+    with NamespaceSandbox(replace(SMALL, wall_seconds=1.0)) as box:
+        found = reasons(box, "import time\ndef f(x):\n    time.sleep(60 * x)\n    return 0\n", timeout=60.0)
+        limit = "ended by the sandbox: wall time over its limit; limits reached: wall_seconds"
+        assert found == ["passed", *[limit] * 3]
+
+
+def test_one_command_runs_all_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    with NamespaceSandbox(SMALL) as box:
+        ran: list[Result] = []
+        run = box.exec
+
+        def counted(*arguments: object, **options: object) -> Result:
+            ran.append(run(*arguments, **options))  # pyright: ignore[reportArgumentType]
+            return ran[-1]
+
+        monkeypatch.setattr(box, "exec", counted)
+        assert run_calls(box, "def f(x):\n    return 2 * x\n", TESTS, timeout=5.0).passed and len(ran) == 1
+        with pytest.raises(ValueError, match="no tests"):
+            run_calls(box, "", [], timeout=5.0)
